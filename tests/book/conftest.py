@@ -1,0 +1,88 @@
+"""The built book and a browser for it; a run that must have both says so with BOOK_REQUIRED=1."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from tools import ROOT
+from tools.chapters import pages
+
+HTML = ROOT / "_build" / "html"
+HARMLESS = ("THEBE_JS_URL",)  # the stock theme loads sphinx-thebe twice
+LOCAL = ("file:", "data:", "blob:", "about:")
+
+
+def absent(what: str) -> None:
+    """Skip for want of ``what``, or fail where it is required."""
+    (pytest.fail if os.environ.get("BOOK_REQUIRED") else pytest.skip)(what)
+
+
+@pytest.fixture(scope="session")
+def html() -> Path:
+    """The folder of the built pages."""
+    if not (HTML / "index.html").exists():
+        absent("the book is not built; run `make book` first")
+    return HTML
+
+
+@pytest.fixture(scope="session")
+def browser(html):
+    """Headless Chromium, as Debian packages it."""
+    program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if program is None:
+        absent("Chromium is not installed, so pages were not opened; `apt-get install chromium` brings it")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as driver:
+        yield driver.chromium.launch(executable_path=program, args=["--no-sandbox", "--disable-gpu"])
+
+
+@dataclass
+class Visit:
+    """A page that was opened, with what it asked for and complained about."""
+
+    page: object
+    outside: list[str] = field(default_factory=list)
+    complaints: list[str] = field(default_factory=list)
+
+    def heard(self, message: str) -> None:
+        if not any(known in message for known in HARMLESS):
+            self.complaints.append(message)
+
+
+@pytest.fixture(scope="module")
+def visit(browser, html) -> Iterator:
+    """A function that opens a page of the contents, once for each width and colour scheme; nothing outside is let through."""
+    opened: dict[tuple, Visit] = {}
+
+    def open_page(name: Path, width: int = 1200, scheme: str = "light") -> Visit:
+        if (name, width, scheme) not in opened:
+            opened[name, width, scheme] = _open(browser, html / f"{name}.html", width, scheme)
+        return opened[name, width, scheme]
+
+    yield open_page
+    for seen in opened.values():
+        seen.page.context.close()
+
+
+def _open(browser, file: Path, width: int, scheme: str) -> Visit:
+    page = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme).new_page()
+    seen = Visit(page)
+    page.on("request", lambda request: None if request.url.startswith(LOCAL) else seen.outside.append(request.url))
+    page.on("pageerror", lambda error: seen.heard(str(error)))
+    page.on("console", lambda message: seen.heard(message.text) if message.type == "error" else None)
+    page.goto(file.as_uri(), wait_until="load")
+    if page.locator('script[type="application/vnd.jupyter.widget-view+json"]').count():
+        page.wait_for_selector(".jupyter-widgets", timeout=60_000)
+    page.wait_for_function("!window.MathJax?.startup?.promise || window.MathJax.startup.promise.then(() => true)", timeout=60_000)
+    return seen
+
+
+def pytest_generate_tests(metafunc):
+    """Run a test that takes ``name`` once for each page of the contents."""
+    if "name" in metafunc.fixturenames:
+        metafunc.parametrize("name", pages(), ids=str)

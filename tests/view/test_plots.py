@@ -1,0 +1,108 @@
+"""Figures show what they were given, look the same twice, and leave nothing open."""
+
+import io
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.colors import to_rgb
+from PIL import Image
+
+from xlvlms_tutorial.view import plots
+
+
+@pytest.fixture(autouse=True)
+def clean():
+    with plt.rc_context():
+        plots.theme()
+        yield
+    plt.close("all")
+
+
+@pytest.fixture
+def table():
+    return pd.DataFrame({"value": [0.9, 0.5], "low": [0.8, 0.4], "high": [0.95, 0.65]}, index=["colour", "count"])
+
+
+def test_theme_sets_an_opaque_light_ground_and_the_colour_blind_palette():
+    assert min(to_rgb(plt.rcParams["figure.facecolor"])) > 0.9
+    first = plt.rcParams["axes.prop_cycle"].by_key()["color"][0]
+    assert to_rgb(first) == pytest.approx(to_rgb("#0173b2"), abs=0.005)
+
+
+def test_intervals_draws_each_row_where_its_numbers_are(table):
+    ax = plots.intervals(table, xlabel="share", xlim=(0, 1))
+    assert list(ax.lines[0].get_xdata()) == [0.9, 0.5]
+    ends = [segment[:, 0] for segment in ax.collections[0].get_segments()]
+    assert np.allclose(ends, [[0.8, 0.95], [0.4, 0.65]])
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["colour", "count"]
+    assert (ax.get_xlabel(), ax.get_xlim()) == ("share", (0, 1))
+
+
+def test_intervals_puts_the_first_row_on_top_and_a_number_to_beat_as_a_line(table):
+    ax = plots.intervals(table, reference=0.25)
+    bottom, top = ax.get_ylim()
+    assert bottom > top
+    assert list(ax.lines[-1].get_xdata()) == [0.25, 0.25]
+
+
+def test_intervals_ticks_a_series_by_name_and_leaves_out_what_it_lacks(table):
+    ax = plots.intervals(table, reference=pd.Series({"count": 0.3, "side": 0.5}))
+    ticks = ax.lines[-1]
+    assert np.array_equal(ticks.get_xdata(), [np.nan, 0.3], equal_nan=True)
+    assert list(ticks.get_ydata()) == [0, 1]
+
+
+def test_intervals_uses_the_axes_it_is_given(table):
+    _, ax = plt.subplots()
+    assert plots.intervals(table, ax=ax) is ax
+
+
+def test_lines_draws_each_column_over_the_index():
+    frame = pd.DataFrame({"image": [1.0, 10.0, 100.0], "answer": [2.0, 3.0, 4.0]}).rename_axis("layer")
+    ax = plots.lines(frame, ylabel="norm", log=True)
+    assert [list(line.get_ydata()) for line in ax.lines[:2]] == [[1, 10, 100], [2, 3, 4]]
+    assert (ax.get_xlabel(), ax.get_ylabel(), ax.get_yscale()) == ("layer", "norm", "log")
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["image", "answer"]
+    assert ax.lines[0].get_linestyle() != ax.lines[1].get_linestyle()
+
+
+def test_gallery_shows_every_picture_with_its_caption():
+    images = [Image.new("RGB", (8, 8), (n, 0, 0)) for n in range(5)]
+    figure = plots.gallery(images, [f"caption {n}" for n in range(5)], columns=2)
+    filled = [ax for ax in figure.axes if ax.images]
+    assert [ax.get_title() for ax in filled] == [f"caption {n}" for n in range(5)]
+    assert [int(ax.images[0].get_array()[0, 0, 0]) for ax in filled] == list(range(5))
+
+
+def test_lens_writes_the_words_with_layer_0_at_the_bottom():
+    values = np.array([[0.1, 0.9], [0.4, 1.0]])
+    figure = plots.lens(values, [[" a", "$b"], ["c", "longer than ten"]], ["x", "y"])
+    (ax,) = figure.axes
+    assert [text.get_text() for text in ax.texts] == ["a", r"\$b", "c", "longer th"]
+    assert np.array_equal(ax.images[0].get_array(), values)
+    bottom, top = ax.get_ylim()
+    assert bottom < top
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["0", "1"]
+
+
+@pytest.mark.parametrize(("word", "shown"), [(" the ", "the"), ("\n", "\\n"), ("\u4e2d\u6587", "\u00b7\u00b7"), ("caf\u00e9", "caf\u00e9")])
+def test_printable_keeps_what_the_font_can_draw(word, shown):
+    assert plots.printable(word) == shown
+
+
+def test_png_gives_the_same_bytes_twice_and_closes_the_figure(table):
+    first = plots.png(plots.intervals(table).figure)
+    second = plots.png(plots.intervals(table).figure)
+    assert first == second
+    assert not plt.get_fignums()
+    assert Image.open(io.BytesIO(first)).format == "PNG"
+
+
+@pytest.mark.parametrize(
+    ("text", "letters", "expected"),
+    [("one two three", 7, "one two\nthree"), ("incomprehensible", 5, "incomprehensible"), ("", 5, ""), ("a b", 80, "a b")],
+)
+def test_wrapped_breaks_between_words_only(text, letters, expected):
+    assert plots.wrapped(text, letters) == expected

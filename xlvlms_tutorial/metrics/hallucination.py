@@ -1,0 +1,88 @@
+"""Objects that a model sees and that are not there: asked for (POPE) and told of unasked (CHAIR)."""
+
+from collections.abc import Collection, Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike
+
+from xlvlms_tutorial.errors import EstimateError, LengthError
+from xlvlms_tutorial.metrics.answers import group_labels, yes_or_no
+from xlvlms_tutorial.metrics.captions import names
+from xlvlms_tutorial.metrics.uncertainty import proportion, share
+
+
+def pope(table: pd.DataFrame, groups: ArrayLike | None = None, seed: int = 0) -> pd.DataFrame:
+    """Presence questions scored as by POPE (Li et al. 2023, arXiv 2305.10355), for each stratum of negatives and overall.
+
+    Takes an :func:`~xlvlms_tutorial.metrics.answers.answer_table`. Columns: accuracy and yes_ratio, each with _low and _high;
+    precision, recall and f1 of "yes" (NaN where undefined); unclear, the share of answers that are neither yes nor no; n. Unlike the
+    authors' script, which reads every answer without "no" or "not" as yes, an unclear answer is not a yes and is never correct.
+
+    Raises
+    ------
+    EstimateError
+        If the table has no presence question.
+    LengthError
+        If ``groups`` (one label a row of the table) has another length.
+    """
+    asked = (table["type"] == "presence").to_numpy() if len(table) else np.zeros(0, bool)
+    if not asked.any():
+        raise EstimateError("presence questions", "none", "a table with one presence question or more")
+    labels, rows = group_labels(table, groups)[asked], table[asked]
+    strata = [s for s in rows["stratum"].unique() if isinstance(s, str)]
+    parts = {s: (rows["stratum"] == s).to_numpy() for s in strata} | {"overall": slice(None)}
+    scores = {name: _scores(rows[part], labels[part], seed) for name, part in parts.items()}
+    return pd.DataFrame(list(scores.values()), index=pd.Index(scores, name="stratum"))
+
+
+def _scores(rows: pd.DataFrame, labels: pd.Series, seed: int) -> dict[str, float]:
+    told = rows["prediction"].map(yes_or_no)
+    yes, present = (told == "yes").to_numpy(), (rows["answer"] == "yes").to_numpy()
+    hits, said, there = (int(which.sum()) for which in (yes & present, yes, present))
+    accuracy, ratio = share(rows["correct"].to_numpy(), labels, seed=seed), share(yes, labels, seed=seed)
+    return {
+        "accuracy": accuracy.value, "accuracy_low": accuracy.low, "accuracy_high": accuracy.high,
+        "precision": _ratio(hits, said), "recall": _ratio(hits, there), "f1": _ratio(2 * hits, said + there),
+        "yes_ratio": ratio.value, "yes_ratio_low": ratio.low, "yes_ratio_high": ratio.high,
+        "unclear": float(told.isna().mean()), "n": len(rows),
+    }  # fmt: skip
+
+
+def chair(
+    captions: Sequence[str], present: Sequence[Collection[str]], vocabulary: Sequence[str] | Mapping[str, Sequence[str]], seed: int = 0
+) -> pd.DataFrame:
+    """Hallucinated objects in captions (Rohrbach et al. 2018, arXiv 1809.02156): rows CHAIR_i and CHAIR_s; value, low, high, n.
+
+    CHAIR_i is the share of named objects that are absent (n objects, each counted once a caption), CHAIR_s the share of captions that
+    name an absent object (n captions). ``vocabulary`` lists the objects that count, or maps each to its synonyms. Where no
+    caption names an object, CHAIR_i is undefined: NaN with n = 0.
+
+    Raises
+    ------
+    EstimateError
+        If there are no captions, or an object present is not in the vocabulary.
+    LengthError
+        If there are not as many sets of objects as captions.
+    """
+    if len(captions) != len(present):
+        raise LengthError(captions=len(captions), present=len(present))
+    words = vocabulary if isinstance(vocabulary, Mapping) else dict.fromkeys(vocabulary, ())
+    unknown = sorted(set().union(*present) - set(words))
+    if unknown:
+        raise EstimateError("objects present", ", ".join(unknown), "words of the vocabulary, or the vocabulary widened by these")
+    named = [{word for word, others in words.items() if any(names(told, w) for w in (word, *others))} for told in captions]
+    absent = [(len(objects - set(there)), len(objects)) for objects, there in zip(named, present, strict=True)]
+    rows = {"CHAIR_i": _chair_i(np.array(absent), seed), "CHAIR_s": proportion([wrong > 0 for wrong, _ in absent]).asdict()}
+    return pd.DataFrame(list(rows.values()), index=pd.Index(rows, name="metric"))
+
+
+def _chair_i(counts: np.ndarray, seed: int) -> dict[str, float]:
+    if counts.size == 0 or counts[:, 1].sum() == 0:
+        return {"value": np.nan, "low": np.nan, "high": np.nan, "n": 0}
+    mentions = np.concatenate([[True] * bad + [False] * (total - bad) for bad, total in counts])
+    return share(mentions, np.repeat(np.arange(len(counts)), counts[:, 1]), seed=seed).asdict()
+
+
+def _ratio(part: int, whole: int) -> float:
+    return float(part / whole) if whole else np.nan

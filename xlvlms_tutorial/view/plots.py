@@ -1,0 +1,137 @@
+"""The book's figures: one theme, colours that colour-blind readers tell apart, a light ground that reads in the dark too."""
+
+import io
+from collections.abc import Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
+from PIL import Image
+
+GROUND = "#fbfaf7"  # opaque, so that black text stays readable on a dark page
+INK = "#22292d"
+ACCENT = "#17809a"
+MUTED = "#8a949b"
+
+
+def theme() -> None:
+    """Set the one look of all figures: seaborn's colour-blind palette on a light, opaque ground. Every function here calls it."""
+    rc = {
+        "figure.facecolor": GROUND, "axes.facecolor": GROUND, "savefig.facecolor": GROUND, "figure.dpi": 110, "savefig.dpi": 110,
+        "figure.figsize": (6.4, 3.6), "figure.constrained_layout.use": True, "axes.titlelocation": "left", "axes.titleweight": "bold",
+        "axes.titlesize": "medium", "text.color": INK, "axes.labelcolor": INK, "xtick.color": INK, "ytick.color": INK,
+        "axes.spines.top": False, "axes.spines.right": False,
+    }  # fmt: skip
+    sns.set_theme(style="ticks", palette="colorblind", rc=rc)
+
+
+def intervals(
+    table: pd.DataFrame,
+    reference: pd.Series | float | int | None = None,
+    xlabel: str = "",
+    xlim: tuple[float | int, float | int] | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """Draw one dot and one interval for each row of ``table``, first row on top.
+
+    ``table`` has the columns ``value``, ``low`` and ``high`` and the names of the rows in its index. ``reference`` is
+    what the values must beat: a number draws a dashed line, a series with the same names a tick in each row it has.
+    """
+    ax = _axes(ax, height=0.9 + 0.36 * len(table))
+    rows = np.arange(len(table))
+    value = table["value"].to_numpy(float)
+    reach = np.abs(np.stack([value - table["low"].to_numpy(float), table["high"].to_numpy(float) - value]))
+    ax.errorbar(value, rows, xerr=reach, fmt="o", color=ACCENT, ecolor=MUTED, elinewidth=2, capsize=0)
+    ax.set_yticks(rows, [str(name) for name in table.index])
+    ax.set(ylim=(len(table) - 0.5, -0.5), xlabel=xlabel, xlim=xlim)
+    if isinstance(reference, pd.Series):
+        ax.plot(reference.reindex(table.index).to_numpy(float), rows, "|", color=INK, markersize=14, markeredgewidth=2)
+    elif reference is not None:
+        ax.axvline(reference, color=MUTED, linestyle="--", linewidth=1, zorder=0)
+    return ax
+
+
+def lines(table: pd.DataFrame, ylabel: str = "", log: bool = False, ax: Axes | None = None) -> Axes:
+    """Draw one line for each column of ``table`` over its index, told apart by dashes as well as by colour."""
+    ax = _axes(ax)
+    sns.lineplot(data=table, ax=ax)
+    ax.set(xlabel=table.index.name or "", ylabel=ylabel)
+    if log:
+        ax.set_yscale("log")
+    ax.legend(frameon=False, title=table.columns.name)
+    return ax
+
+
+def gallery(images: Sequence[Image.Image], captions: Sequence[str], columns: int = 4, width: float = 6.8) -> Figure:
+    """Draw pictures in rows of ``columns`` with a caption under each; ``width`` is that of the figure in inches."""
+    theme()
+    columns = min(columns, len(images))
+    letters = max(12, int(width / columns * 13))
+    texts = [wrapped(caption, letters) for caption in captions]
+    side, below = width / columns, 0.18 + 0.16 * max(text.count("\n") + 1 for text in texts)
+    rows = -(-len(images) // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(width, rows * (side + below)), squeeze=False, layout="none")
+    share = below / (side + below) / rows
+    figure.subplots_adjust(left=0.01, right=0.99, top=1 - 0.01 / rows, bottom=share, hspace=below / side, wspace=0.05)
+    for ax in axes.flat:
+        ax.axis("off")
+    for ax, image, text in zip(axes.flat, images, texts, strict=False):
+        ax.imshow(image)
+        ax.set_title(text, y=-0.05, va="top", fontsize=8.5, fontweight="normal", loc="center")
+    return figure
+
+
+def lens(values: ArrayLike, words: Sequence[Sequence[str]], columns: Sequence[str], rows: Sequence[object] | None = None) -> Figure:
+    """Draw a map with the word of each cell written in it: layer 0 at the bottom, positions from left to right.
+
+    ``values`` are probabilities between 0 and 1 of shape (layers, positions), ``words`` has the same shape; ``columns``
+    names the positions and ``rows`` the layers (their numbers by default).
+    """
+    theme()
+    values = np.asarray(values, float)
+    names = range(len(values)) if rows is None else rows
+    figure, ax = plt.subplots(figsize=(1.2 + 0.72 * values.shape[1], 1.0 + 0.24 * len(values)))
+    ax.imshow(values, cmap="crest", vmin=0, vmax=1, aspect="auto", origin="lower")
+    for (row, column), value in np.ndenumerate(values):
+        colour = "white" if value > 0.4 else INK
+        ax.text(column, row, printable(words[row][column])[:9], ha="center", va="center", fontsize=7, color=colour)
+    ax.set_xticks(range(len(columns)), [printable(word) for word in columns], rotation=45, ha="right")
+    ax.set_yticks(range(len(values)), [str(name) for name in names], fontsize=8)
+    ax.set_ylabel("layer")
+    ax.tick_params(length=0)
+    sns.despine(ax=ax, left=True, bottom=True)
+    return figure
+
+
+def png(figure: Figure) -> bytes:
+    """The figure as a PNG file, the same bytes each time; closes the figure, so that a notebook does not show it twice."""
+    with io.BytesIO() as buffer:
+        figure.savefig(buffer, format="png", metadata={"Software": None})
+        plt.close(figure)
+        return buffer.getvalue()
+
+
+def wrapped(text: str, letters: int) -> str:
+    """The text broken between words into lines of at most ``letters``; a longer word keeps its own line."""
+    broken = [""]
+    for word in text.split():
+        if broken[-1] and len(broken[-1]) + 1 + len(word) > letters:
+            broken.append(word)
+        else:
+            broken[-1] = f"{broken[-1]} {word}".strip()
+    return "\n".join(broken)
+
+
+def printable(word: str) -> str:
+    """A token as matplotlib's font can draw it: no space around, line breaks visible, foreign scripts as a dot, no maths."""
+    shown = word.strip(" ").replace("\n", "\\n").replace("$", r"\$")
+    return "".join(letter if " " <= letter < "\u0250" else "\u00b7" for letter in shown)
+
+
+def _axes(ax: Axes | None, height: float = 3.6) -> Axes:
+    theme()
+    return plt.subplots(figsize=(6.4, height))[1] if ax is None else ax
