@@ -28,7 +28,7 @@ $(STAMP): requirements.txt requirements-models.txt pyproject.toml
 install: $(STAMP)
 
 book: $(STAMP)
-	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-2} $(PY) -m tools.build
+	TQDM_DISABLE=1 OMP_NUM_THREADS=$${OMP_NUM_THREADS:-2} $(PY) -m tools.build
 
 # Two workers of one thread each; a file stays on one worker, since a notebook's cells share a kernel.
 test: lint
@@ -41,7 +41,7 @@ lint: $(STAMP)
 	$(VENV)/bin/lint-imports --no-cache
 
 pairs: $(STAMP)
-	$(PY) -m tools.pair $(if $(ALL),--all)
+	TQDM_DISABLE=1 $(PY) -m tools.pair $(if $(ALL),--all)
 
 pocket: $(STAMP)
 	$(PY) -m xlvlms_tutorial.reproduce.train

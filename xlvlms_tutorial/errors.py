@@ -162,3 +162,10 @@ class StateError(XlvlmsError, ValueError):
     def __init__(self, layer: int) -> None:
         advice = "load the model in float32 or bfloat16 and check its inputs"
         super().__init__(f"the residual stream holds NaN or infinite values, first at layer {layer}; {advice}.")
+
+
+class FramesError(XlvlmsError, ValueError):
+    """Frames and labels of a widget do not go together."""
+
+    def __init__(self, problem: str, allowed: str) -> None:
+        super().__init__(f"{problem}; {allowed}.")

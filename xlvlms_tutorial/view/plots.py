@@ -94,11 +94,11 @@ def lens(values: ArrayLike, words: Sequence[Sequence[str]], columns: Sequence[st
     theme()
     values = np.asarray(values, float)
     names = range(len(values)) if rows is None else rows
-    figure, ax = plt.subplots(figsize=(1.2 + 0.72 * values.shape[1], 1.0 + 0.24 * len(values)))
-    ax.imshow(values, cmap="crest", vmin=0, vmax=1, aspect="auto", origin="lower")
+    figure, ax = plt.subplots(figsize=(1.0 + 0.6 * values.shape[1], 1.0 + 0.22 * len(values)))
+    ax.imshow(values, cmap=sns.light_palette(ACCENT, as_cmap=True), vmin=0, vmax=1, aspect="auto", origin="lower")
     for (row, column), value in np.ndenumerate(values):
-        colour = "white" if value > 0.4 else INK
-        ax.text(column, row, printable(words[row][column])[:9], ha="center", va="center", fontsize=7, color=colour)
+        colour = "white" if value > 0.6 else INK
+        ax.text(column, row, printable(words[row][column])[:9], ha="center", va="center", fontsize=7.5, color=colour)
     ax.set_xticks(range(len(columns)), [printable(word) for word in columns], rotation=45, ha="right")
     ax.set_yticks(range(len(values)), [str(name) for name in names], fontsize=8)
     ax.set_ylabel("layer")

@@ -10,18 +10,11 @@ from ipywidgets import Widget
 from matplotlib.figure import Figure
 from PIL import Image
 
-from xlvlms_tutorial.errors import XlvlmsError
+from xlvlms_tutorial.errors import FramesError
 from xlvlms_tutorial.view.plots import png
 
 Frame = Figure | Image.Image | bytes | str
 CONTROLS = ("slider", "dropdown")
-
-
-class FramesError(XlvlmsError, ValueError):
-    """Frames and labels of a widget do not go together."""
-
-    def __init__(self, problem: str, allowed: str) -> None:
-        super().__init__(f"{problem}; {allowed}.")
 
 
 class Html(str):
