@@ -1,4 +1,4 @@
-.PHONY: help install book test lint pairs pocket clean
+.PHONY: help install book test bench lint pairs pocket clean
 SHELL := /bin/bash
 # The first Python that runs: a version manager may put names on the path that answer nothing.
 PYTHON ?= $(shell for p in python3.11 python3.12 python3; do $$p -c '' 2>/dev/null && echo $$p && break; done)
@@ -14,6 +14,7 @@ export TRANSFORMERS_NO_ADVISORY_WARNINGS := 1
 help:
 	@echo "make book    build the book into _build/html"
 	@echo "make test    lint, unit tests, then every chapter against its checked outputs"
+	@echo "make bench   measure what is promised of speed and memory (ONLY=name: one of capture, steering, skipping, storing; QUICK=1: a trial)"
 	@echo "make pairs   rewrite the notebooks paired with the chapters (ALL=1: run every one of them again)"
 	@echo "make pocket  train the connectors that the package ships (one to two hours on two cores)"
 
@@ -35,6 +36,10 @@ test: lint
 	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 --dist loadfile tests
 	OMP_NUM_THREADS=1 TQDM_DISABLE=1 XLVLMS_CLAIMS=$(CURDIR)/_build/test-claims $(PY) -m pytest -q -n 2 --dist loadfile --nbval-lax --nbval-current-env \
 		--nbval-sanitize-with tests/sanitize.cfg book
+
+# ONLY reaches the shell as a variable of the environment, which make sets; it is never pasted into the command line.
+bench: $(STAMP)
+	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-2} $(PY) -m benchmarks $(if $(QUICK),--quick) $${ONLY:+-- "$$ONLY"}
 
 lint: $(STAMP)
 	$(PY) -m ruff check .

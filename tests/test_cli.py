@@ -23,7 +23,7 @@ def xlvlms(*arguments):
 @pytest.fixture
 def fake_model(monkeypatch, fake_vlm, samples):
     """Puts a model that says yes, and samples of its own, in the place of the real ones."""
-    monkeypatch.setattr("xlvlms_tutorial.models.vlm.load", lambda name: fake_vlm(lambda image, text: "yes"))
+    monkeypatch.setattr("xlvlms_tutorial.models.loading.load", lambda name: fake_vlm(lambda image, text: "yes"))
     monkeypatch.setattr("xlvlms_tutorial.data.load_samples", lambda dataset, n, seed: samples(n))
 
 

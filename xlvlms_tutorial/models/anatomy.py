@@ -1,14 +1,28 @@
-"""The parts of a vision-language model that the chapters name: decoder blocks, final norm, unembedding."""
+"""The parts of a vision-language model that the chapters name, found by rule in any architecture of transformers."""
 
-from torch import nn
+from dataclasses import dataclass
 
-from xlvlms_tutorial.errors import AnatomyError
+from torch import Tensor, nn
 
-_BLOCK_LISTS = ("layers", "h", "blocks")
-_FINAL_NORMS = ("norm", "final_layer_norm", "ln_f", "norm_f", "final_layernorm")
+from xlvlms_tutorial.errors import AnatomyError, SelectionError
+
+_BLOCK_LISTS = ("layers", "block", "h", "blocks")
+_FINAL_NORMS = ("norm", "final_layer_norm", "ln_f", "norm_f", "final_layernorm", "layer_norm", "embedding_norm")
+_ATTENTION = ("self_attn", "cross_attn", "linear_attn", "attn", "attention", "mixer")
+_MLP = ("mlp", "feed_forward", "ffn", "block_sparse_moe", "moe", "fc2")
+_FIRST_NORMS = ("input_layernorm", "self_attn_layer_norm", "attn_norm", "ln_1", "operator_norm")
+# Gemma 3 norms the attention's output under the usual name of the second norm, so its own second norm is asked for first
+_SECOND_NORMS = ("pre_feedforward_layernorm", "post_attention_layernorm", "final_layer_norm", "ff_norm", "ln_2", "ffn_norm")
+_LAST_LINEARS = ("down_proj", "ff_out", "fc2", "c_proj", "w2", "dense_4h_to_h", "o_proj")
+_CONNECTORS = ("multi_modal_projector", "connector", "language_projection", "merger", "aligner")
+_TOWERS = ("vision_tower", "visual", "vision_model", "audio_tower")
+
+PLACES = ("attention_input", "attention", "middle", "mlp_input", "mlp_hidden", "mlp", "block")
+MODALITIES = ("image", "video", "audio")
 
 
-def _child(module: nn.Module, names: tuple[str, ...]) -> nn.Module | None:
+def child(module: nn.Module, names: tuple[str, ...]) -> nn.Module | None:
+    """The first of a module's children that has one of the names, or None."""
     return next((c for n in names if isinstance(c := getattr(module, n, None), nn.Module)), None)
 
 
@@ -21,34 +35,179 @@ def decoder(model: nn.Module) -> nn.Module:
         If no list of decoder blocks is found.
     """
     found = model.get_decoder()
-    # BLIP-2 and others answer with a whole causal language model: ask it again until it answers with itself
-    while (inner := found.get_decoder() if hasattr(found, "get_decoder") else found) is not found:
-        found = inner
-    found = found if _child(found, _BLOCK_LISTS) is not None else _child(found, ("model", "decoder", "transformer"))
-    if found is None or _child(found, _BLOCK_LISTS) is None:
-        raise AnatomyError("decoder blocks", type(model).__name__, _BLOCK_LISTS)
-    return found
+    # BLIP-2 and others answer with a whole causal language model: go on until an answer names itself and holds the blocks
+    while found is not None:
+        inner = found.get_decoder() if hasattr(found, "get_decoder") else found
+        if inner is not found:
+            found = inner
+        elif child(found, _BLOCK_LISTS) is not None:
+            return found
+        else:
+            found = child(found, ("model", "decoder", "transformer"))
+    raise AnatomyError("decoder blocks", type(model).__name__, _BLOCK_LISTS)
 
 
 def decoder_blocks(model: nn.Module) -> nn.ModuleList:
     """The decoder blocks in order; block ``l`` (from 1) writes layer ``l`` of the residual stream."""
-    return _child(decoder(model), _BLOCK_LISTS)
+    return child(decoder(model), _BLOCK_LISTS)
 
 
-def final_norm(model: nn.Module) -> nn.Module:
-    """The norm between the last residual stream and the unembedding.
+def attention(block: nn.Module) -> nn.Module:
+    """A block's attention (in Mllama's cross-attention blocks, the attention to the picture).
 
     Raises
     ------
     AnatomyError
-        If the decoder has none under a known name.
+        If the block has none under a known name.
     """
-    norm = _child(decoder(model), _FINAL_NORMS)
-    if norm is None:
-        raise AnatomyError("final norm", type(model).__name__, _FINAL_NORMS)
-    return norm
+    return _need(child(block, _ATTENTION), "attention", block, _ATTENTION)
+
+
+def mlp(block: nn.Module) -> nn.Module:
+    """The module whose output is what a block's MLP adds to the residual stream (in OPT its last linear map).
+
+    Raises
+    ------
+    AnatomyError
+        If the block has none under a known name.
+    """
+    return _need(child(block, _MLP), "MLP", block, _MLP)
+
+
+def mlp_entry(block: nn.Module) -> nn.Module:
+    """The module that receives the MLP's input: the MLP itself, or in OPT its first linear map."""
+    return child(block, ("fc1",)) if child(block, _MLP[:-1]) is None else mlp(block)
+
+
+def mlp_exit(block: nn.Module) -> nn.Module:
+    """The last linear map of a block's MLP, whose input is the MLP's hidden layer (under LoRA, its adapted form).
+
+    Raises
+    ------
+    AnatomyError
+        If there is none under a known name (mixtures of experts have several).
+    """
+    inside = mlp(block)
+    found = inside if isinstance(getattr(inside, "base_layer", inside), nn.Linear) else child(inside, _LAST_LINEARS)
+    return _need(found, "last linear map of the MLP", block, _LAST_LINEARS)
+
+
+def first_norm(block: nn.Module) -> nn.Module:
+    """The norm before a block's attention.
+
+    Raises
+    ------
+    AnatomyError
+        If the block has none under a known name.
+    """
+    return _need(child(block, _FIRST_NORMS), "norm before the attention", block, _FIRST_NORMS)
+
+
+def second_norm(block: nn.Module) -> nn.Module:
+    """The norm before a block's MLP.
+
+    Raises
+    ------
+    AnatomyError
+        If the block has none under a known name.
+    """
+    return _need(child(block, _SECOND_NORMS), "norm before the MLP", block, _SECOND_NORMS)
+
+
+def final_norm(model: nn.Module) -> nn.Module | None:
+    """The norm between the last residual stream and the unembedding, or None in decoders whose blocks end with a norm (OPT-350m)."""
+    return child(decoder(model), _FINAL_NORMS)
 
 
 def unembedding(model: nn.Module) -> nn.Module:
-    """The linear map from the normed residual stream to one logit a word of the vocabulary."""
-    return model.get_output_embeddings()
+    """The linear map from the normed residual stream to one logit a word of the vocabulary.
+
+    Raises
+    ------
+    AnatomyError
+        If the model has none.
+    """
+    return _need(model.get_output_embeddings(), "unembedding", model, ("get_output_embeddings()",))
+
+
+def tower(model: nn.Module, modality: str = "image") -> nn.Module | None:
+    """The encoder of pictures or of sounds, or None where a model has none for this modality (videos go through the pictures' one)."""
+    found = model.get_encoder("audio" if modality == "audio" else "image")
+    if found is not model and isinstance(found, nn.Module):
+        return found
+    inside = getattr(model, "model", model)
+    names = _TOWERS[-1:] if modality == "audio" else _TOWERS[:-1]
+    return child(inside, names) or child(model, names)
+
+
+def connector(model: nn.Module) -> nn.Module | None:
+    """The map from a tower's output to the language model's width (in Qwen-VL it sits inside the tower), or None."""
+    inside = getattr(model, "model", model)
+    places = (inside, model, *(t for m in ("image", "audio") if (t := tower(model, m)) is not None))
+    return next((found for place in places if (found := child(place, _CONNECTORS)) is not None), None)
+
+
+def cross_attention_layers(model: nn.Module) -> frozenset[int]:
+    """Layers (from 1) whose attention looks at the picture instead of the sequence; empty in all but Mllama's kind."""
+    return frozenset(k + 1 for k in getattr(model.config.get_text_config(decoder=True), "cross_attention_layers", None) or ())
+
+
+def placeholders(model: nn.Module) -> dict[str, int]:
+    """The ids that stand in ``input_ids`` for one visual (video, audio) token each; none where pictures enter by cross-attention."""
+    if cross_attention_layers(model):
+        return {}
+    ids = {name: getattr(model.config, f"{name}_token_id", None) for name in MODALITIES}
+    return {name: token for name, token in ids.items() if token is not None}
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where a state is read: a module, and whether it is its input or its output."""
+
+    module: nn.Module
+    side: str
+
+
+def site(block: nn.Module, place: str = "block") -> Site:
+    r"""Where the states of a place inside a block are read.
+
+    With :math:`a = \mathrm{attention}(\mathrm{LN}_1 x)`, :math:`m = W_2\,\phi(\mathrm{LN}_2(x + a))`: ``attention_input`` is
+    :math:`\mathrm{LN}_1 x`, ``attention`` :math:`a`, ``middle`` :math:`x + a`, ``mlp_input`` :math:`\mathrm{LN}_2(x + a)`,
+    ``mlp_hidden`` :math:`\phi(\cdot)`, ``mlp`` :math:`m` and ``block`` :math:`x + a + m` (Shukor and Cord, 2024, name these
+    LN1, SA, X+SA, LN2, FC1, FC2, X+FC2).
+
+    Raises
+    ------
+    SelectionError
+        If the place is unknown.
+    AnatomyError
+        If the block has no such part.
+    """
+    found = {
+        "attention_input": lambda: Site(first_norm(block), "output"),
+        "attention": lambda: Site(attention(block), "output"),
+        "middle": lambda: Site(second_norm(block), "input"),
+        "mlp_input": lambda: Site(second_norm(block), "output"),
+        "mlp_hidden": lambda: Site(mlp_exit(block), "input"),
+        "mlp": lambda: Site(mlp(block), "output"),
+        "block": lambda: Site(block, "output"),
+    }
+    if place not in found:
+        raise SelectionError(f"unknown place {place!r} in a block", f"allowed: {', '.join(PLACES)}")
+    return found[place]()
+
+
+def states_of(output: Tensor | tuple) -> Tensor:
+    """The states among what a module returns (some return them with attention weights in a tuple)."""
+    return output[0] if isinstance(output, tuple) else output
+
+
+def with_states(output: Tensor | tuple, states: Tensor) -> Tensor | tuple:
+    """What a module returned, with other states in their place."""
+    return (states, *output[1:]) if isinstance(output, tuple) else states
+
+
+def _need(found: nn.Module | None, part: str, where: nn.Module, known: tuple[str, ...]) -> nn.Module:
+    if found is None:
+        raise AnatomyError(part, type(where).__name__, known)
+    return found

@@ -1,37 +1,53 @@
-"""One door to vision-language models: ``load(name)`` gives a :class:`VLM`, whatever stands behind the name."""
+"""A vision-language model with its processor: prompts, batches, spans, forward, generation, unembedding."""
 
-from collections.abc import Sequence
-from pathlib import Path
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from inspect import signature, unwrap
 
 import pandas as pd
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, BatchFeature
+from transformers.utils import ModelOutput
 
 from xlvlms_tutorial.data.samples import as_image
-from xlvlms_tutorial.errors import ArchitectureError, HubError, PromptError, UnknownModelError
+from xlvlms_tutorial.errors import DeviceMemoryError, InputsError, PromptError
 from xlvlms_tutorial.models import anatomy
+from xlvlms_tutorial.models.processors import padding_first
+from xlvlms_tutorial.models.spans import SPANS, Batch, decode, label
 
-EMBEDDED = ("pocket-llava",)
-ARCHITECTURES = ("llava",)  # model types that pass the contract tests
-SPANS = ("image", "question", "answer", "template", "padding")
+# Left out, these change positions or masks without an error: Qwen2.5-VL then answers with one-dimensional positions
+_TYPE_IDS = ("mm_token_type_ids", "token_type_ids")
 
 
 class VLM:
-    """A vision-language model with its processor: prompts, batches, generation, spans, unembedding."""
+    """A vision-language model with its processor: prompts, batches, spans, forward, generation, unembedding.
 
-    def __init__(self, model: torch.nn.Module, processor: object, name: str) -> None:
-        self.model, self.processor, self.name = model, processor, name
-        self.tokenizer = processor.tokenizer
-        self.tokenizer.padding_side = "left"  # generation continues each row at its right end
+    ``model`` is the transformers model itself, of whatever class; ``blocks`` are its decoder blocks. A processor is needed
+    only by what takes pictures and texts; inputs made elsewhere go through :meth:`prepare`.
+    """
+
+    def __init__(self, model: torch.nn.Module, processor: object | None, name: str, revision: str | None = None) -> None:
+        self.model, self.processor, self.name, self.revision = model, processor, name, revision
+        self.tokenizer = getattr(processor, "tokenizer", None)
+        if self.tokenizer is not None:
+            self.tokenizer.padding_side = "left"  # generation continues each row at its right end
         self.blocks = anatomy.decoder_blocks(model)
+        self.checks: pd.DataFrame | None = None  # of an architecture outside the table: the self-checks that it passed
+        self.running: Batch | None = None  # what goes through the model now: interventions and captures ask where its spans are
+        self.edits: dict[int, list] = {}  # interventions on each layer, in the order in which they were entered
+        self.active: list[str] = []  # the interventions that hold now, with their arguments
+        self.folded: Counter[int] = Counter()  # how many vectors are folded into the biases of each layer
+        self.bypassed: Counter[int] = Counter()  # how many interventions replace the work of each block
 
     @property
     def device(self) -> torch.device:
-        """Where the model's weights are."""
-        return self.model.device
+        """Where the model's weights are, or are brought to when they are offloaded."""
+        home = self.model.device
+        return home if home.type != "meta" else torch.device(self.model.get_input_embeddings()._hf_hook.execution_device)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -44,12 +60,29 @@ class VLM:
         return len(self.blocks)
 
     @property
+    def width(self) -> int:
+        """Width d of the residual stream."""
+        return self.model.config.get_text_config(decoder=True).hidden_size
+
+    @cached_property
+    def placeholders(self) -> dict[str, int]:
+        """The id that stands in ``input_ids`` for one visual, video or audio token; empty where pictures enter by cross-attention."""
+        return anatomy.placeholders(self.model)
+
+    @property
     def image_token_id(self) -> int:
         """The id that stands in ``input_ids`` for one visual token."""
         return self.model.config.image_token_id
 
-    def prompt(self, text: str, answer: str | None = None, image: bool = True) -> str:
-        """The chat-formatted prompt for a text about a picture, with its answer when one is given.
+    @cached_property
+    def accepts(self) -> frozenset[str]:
+        """The arguments that the model's ``forward`` takes by name."""
+        return frozenset(signature(self.model.forward).parameters)
+
+    def prompt(self, text: str, answer: str | None = None, media: Sequence[str] = ("image",)) -> str:
+        """The chat-formatted prompt for a text about a picture (or ``video``, ``audio``), with its answer when one is given.
+
+        Models without a chat template get the text as it is.
 
         Raises
         ------
@@ -58,12 +91,17 @@ class VLM:
         """
         if not isinstance(text, str) or not text.strip():
             raise PromptError(text)
-        parts = [{"type": "image"}] * image + [{"type": "text", "text": text}]
+        if getattr(self.processor, "chat_template", None) is None:
+            return text + (f" {answer}" if answer else "")
+        parts = [{"type": kind} for kind in media] + [{"type": "text", "text": text}]
         chat = self.processor.apply_chat_template([{"role": "user", "content": parts}], add_generation_prompt=True)
         return chat + (answer or "")
 
-    def batch(self, images: Sequence[object] | None, texts: Sequence[str], answers: Sequence[str] | None = None) -> BatchFeature:
-        """Model inputs for pictures and texts, left-padded: ``input_ids`` and ``attention_mask`` (b, t), ``pixel_values``.
+    def batch(
+        self, images: Sequence[object] | None, texts: Sequence[str], answers: Sequence[str] | None = None,
+        videos: Sequence[object] | None = None, audio: Sequence[object] | None = None,
+    ) -> Batch:  # fmt: skip
+        """Model inputs for pictures (videos, sounds) and texts, left-padded: ``input_ids``, ``attention_mask`` (b, t) and their ``spans``.
 
         Raises
         ------
@@ -72,16 +110,72 @@ class VLM:
         ImageError
             If something given as a picture is none.
         """
-        answers = list(answers) if answers is not None else [None] * len(texts)
-        counts = {len(texts), len(answers)} | ({len(images)} if images is not None else set())
+        media = {"image": images, "video": videos, "audio": audio}
+        media = {name: given for name, given in media.items() if given is not None}
+        counts = {len(texts), *(len(given) for given in (*media.values(), answers) if given is not None)}
         if len(counts) != 1 or not texts:
-            raise PromptError(f"{len(texts)} texts, {len(answers)} answers, {len(images or ())} pictures")
-        prompts = [self.prompt(text, answer, image=images is not None) for text, answer in zip(texts, answers, strict=True)]
-        pictures = [as_image(picture) for picture in images] if images is not None else None
-        inputs = self.processor(images=pictures, text=prompts, return_tensors="pt", padding=True)
-        return inputs.to(self.device, self.dtype)
+            told = ", ".join(f"{len(given)} {name}s" for name, given in media.items()) or "no pictures"
+            raise PromptError(f"{len(texts)} texts, {len(answers or ())} answers, {told}")
+        after = answers is not None and "suffix" in _text_options(self.processor)  # PaliGemma ends the prompt itself
+        told = [None] * len(texts) if answers is None or after else answers
+        prompts = [self.prompt(text, answer, tuple(media)) for text, answer in zip(texts, told, strict=True)]
+        given = {"images": [[as_image(picture)] for picture in images]} if images is not None else {}
+        given |= {name: list(media[kind]) for kind, name in (("video", "videos"), ("audio", "audio")) if kind in media}
+        given |= {"suffix": list(answers)} if after else {}
+        inputs = self.processor(text=prompts, return_tensors="pt", padding=True, **given)
+        inputs.pop("labels", None)
+        batch = Batch(dict(padding_first(inputs))).to(self.device, self.dtype)
+        batch.spans = label(batch, self.placeholders, self.tokenizer, texts, answers)
+        return batch
+
+    def prepare(self, inputs: Mapping[str, object], spans: Int[Tensor, "b t"] | None = None) -> Batch:
+        """A batch of inputs made elsewhere, left-padded. ``spans`` indexes ``SPANS``; by default every word counts as question."""
+        batch = Batch(dict(inputs)).to(self.device, self.dtype)
+        batch.spans = label(batch, self.placeholders) if spans is None else spans.to(self.device)
+        return batch
+
+    @contextmanager
+    def run(self, batch: Batch) -> Iterator[None]:
+        """Let hooks know, while the model runs, which batch it is and where its spans are.
+
+        Raises
+        ------
+        InputsError
+            If the batch lacks token type ids without which the model would silently use wrong positions or masks.
+        DeviceMemoryError
+            If the device runs out of memory, with what to lower.
+        """
+        lacking = [name for name in _TYPE_IDS if name in self.accepts and name not in batch]
+        if lacking and any((batch["input_ids"] == token).any() for token in self.placeholders.values()):
+            raise InputsError(lacking)
+        before, self.running = self.running, batch
+        try:
+            yield
+        except torch.OutOfMemoryError as cause:
+            raise DeviceMemoryError(len(batch["input_ids"]), self.dtype) from cause
+        finally:
+            self.running = before
+
+    @torch.no_grad()  # not inference_mode: its tensors could never be trained on
+    def forward(self, batch: Batch, logits: bool = True, **options: object) -> ModelOutput:
+        """One pass over a batch; ``logits=False`` computes those of the last position only, where the model can."""
+        if not logits and "logits_to_keep" in self.accepts:
+            options = {"logits_to_keep": 1, **options}
+        with self.run(batch):
+            return self.model(**batch, **options)
 
     @torch.no_grad()
+    def generate_ids(self, batch: Batch, max_new_tokens: int = 32, **options: object) -> Int[Tensor, "b new"]:
+        """The ids generated after a batch's prompts, greedily unless ``options`` of transformers' ``generate`` say otherwise."""
+        # compiled generation ignores hooks that are registered later
+        options = {"do_sample": False, "disable_compile": True, "pad_token_id": self._pad, **options}
+        with self.run(batch):
+            ids = self.model.generate(**batch, max_new_tokens=max_new_tokens, **options)
+        given = batch["input_ids"].repeat_interleave(len(ids) // len(batch["input_ids"]), dim=0)
+        length = given.shape[1]
+        echoed = ids.shape[1] >= length and torch.equal(ids[:, :length], given)
+        return ids[:, length:] if echoed else ids
+
     def generate(self, images: Sequence[object] | None, texts: Sequence[str], max_new_tokens: int = 32,
                  batch_size: int = 16, progress: bool = False) -> list[str]:  # fmt: skip
         """Greedy answers to texts about pictures, one a pair, stripped of special tokens."""
@@ -89,10 +183,8 @@ class VLM:
         starts = range(0, len(texts), batch_size)
         for start in tqdm(starts, desc="generate", unit="batch", leave=False) if progress else starts:
             part = slice(start, start + batch_size)
-            inputs = self.batch(images[part] if images is not None else None, texts[part])
-            # compiled generation ignores hooks that are registered later
-            ids = self.model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False, disable_compile=True)
-            found += self.tokenizer.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+            batch = self.batch(images[part] if images is not None else None, texts[part])
+            found += self.tokenizer.batch_decode(self.generate_ids(batch, max_new_tokens), skip_special_tokens=True)
         return [text.strip() for text in found]
 
     def spans(self, images: Sequence[object] | None, texts: Sequence[str], answers: Sequence[str] | None = None) -> pd.DataFrame:
@@ -100,75 +192,54 @@ class VLM:
 
         ``question`` is the text asked, ``answer`` the text after the assistant's mark, ``template`` the chat's own marks.
         """
-        inputs = self.batch(images, texts, answers)
-        rows = []
-        for sample, (ids, mask) in enumerate(zip(inputs["input_ids"].tolist(), inputs["attention_mask"].tolist(), strict=True)):
-            n_answer = len(self.tokenizer(answers[sample], add_special_tokens=False).input_ids) if answers else 0
-            question = self.tokenizer(texts[sample], add_special_tokens=False).input_ids
-            kinds = _kinds(ids, mask, question, n_answer, self.image_token_id)
-            tokens = [self.tokenizer.decode([i]) for i in ids]
-            rows += [(sample, p, i, t, k) for p, (i, t, k) in enumerate(zip(ids, tokens, kinds, strict=True))]
-        return pd.DataFrame(rows, columns=["sample", "position", "token_id", "token", "span"])
+        batch = self.batch(images, texts, answers)
+        kinds = [SPANS[k] for k in batch.spans.flatten().tolist()]
+        table = pd.DataFrame({"token_id": batch["input_ids"].flatten().tolist(), "span": kinds})
+        length = batch.spans.shape[1]
+        names = {token: decode(self.tokenizer, [token]) for token in table["token_id"].unique().tolist()}
+        table.insert(0, "sample", table.index // length)
+        table.insert(1, "position", table.index % length)
+        table.insert(3, "token", table["token_id"].map(names))
+        return table
 
     @torch.no_grad()
     def unembed(self, states: Float[Tensor, "*n d"], norm: bool = True) -> Float[Tensor, "*n vocabulary"]:
         r"""Logits of the next token read off a state of the residual stream, :math:`W_U \, \mathrm{norm}(h)` (the logit lens)."""
-        states = states.to(self.device, self.dtype)
-        states = anatomy.final_norm(self.model)(states) if norm else states
-        return anatomy.unembedding(self.model)(states).float()
+        decoder, head = anatomy.decoder(self.model), anatomy.unembedding(self.model)
+        home = next(head.parameters()).device
+        # modules are called and their weights never read: those of an offloaded model are nowhere until then
+        states = states.to("cpu" if home.type == "meta" else home, self.dtype)
+        final = anatomy.final_norm(self.model)
+        states = final(states) if norm and final is not None else states
+        project = getattr(decoder, "project_out", None)
+        logits = head(project(states) if project is not None else states).float()
+        rules = self._logit_rules
+        if (cap := rules.get("final_logit_softcapping")) is not None:
+            logits = torch.tanh(logits / cap) * cap
+        return logits * rules.get("logit_scale", 1) / rules.get("logits_scaling", 1)
+
+    @cached_property
+    def _logit_rules(self) -> dict[str, float]:
+        """What the model itself does to its logits. LLaVA's classes do nothing, even around a language model whose config asks for it."""
+        head, text = anatomy.unembedding(self.model), self.model.config.get_text_config(decoder=True)
+        owner = next(module for module in self.model.modules() if any(part is head for part in module.children()))
+        code = unwrap(type(owner).forward).__code__
+        asked = {name: getattr(text, name, None) for name in ("final_logit_softcapping", "logit_scale", "logits_scaling")}
+        return {name: value for name, value in asked.items() if value is not None and name in (*code.co_names, *code.co_consts)}
 
     def token_ids(self, word: str) -> Int[Tensor, "k"]:
         """The ids of a word as it stands inside a sentence (with its leading space)."""
         return torch.tensor(self.tokenizer(f" {word}", add_special_tokens=False).input_ids)
 
-
-def _kinds(ids: list[int], mask: list[int], question: list[int], n_answer: int, image_id: int) -> list[str]:
-    end = len(ids) - n_answer
-    kinds = ["padding" if not m else "image" if i == image_id else "template" for i, m in zip(ids, mask, strict=True)]
-    kinds[end:] = ["answer"] * n_answer
-    for start in range(end - len(question), -1, -1):  # the last occurrence: chat templates stand before the question
-        if ids[start : start + len(question)] == question:
-            kinds[start : start + len(question)] = ["question"] * len(question)
-            break
-    return kinds
+    @property
+    def _pad(self) -> int | None:
+        config = self.model.generation_config
+        end = config.eos_token_id
+        own = getattr(self.tokenizer, "pad_token_id", None)
+        return next((k for k in (config.pad_token_id, own, end[0] if isinstance(end, list) else end) if k is not None), None)
 
 
-def load(name: str = "pocket-llava", device: str = "auto", dtype: str | torch.dtype = "auto", revision: str | None = None) -> VLM:
-    """Load a vision-language model: an embedded one, a folder, or an id of the Hugging Face hub ("owner/name").
-
-    ``device`` "auto" takes CUDA where there is one; ``dtype`` "auto" is float32 on CPU, bfloat16 or float16 on CUDA.
-    ``revision`` is the hub's revision, or for pocket LLaVA a step of its training such as "step-0400".
-
-    Raises
-    ------
-    UnknownModelError
-        If the name is none of the three.
-    ArchitectureError
-        If the architecture has not passed the contract tests.
-    HubError
-        If the hub cannot be reached and the model is not in its cache.
-    """
-    device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    if dtype == "auto":
-        dtype = torch.float32 if device == "cpu" else torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
-    dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
-    if name in EMBEDDED:
-        from xlvlms_tutorial.pocket.build import build
-
-        model, processor = build(revision=revision, dtype=dtype)
-    elif Path(name).is_dir() or name.count("/") == 1:
-        model, processor = _from_hub(name, dtype, revision)
-    else:
-        raise UnknownModelError(name, EMBEDDED)
-    return VLM(model.to(device).eval().requires_grad_(False), processor, name)
-
-
-def _from_hub(name: str, dtype: torch.dtype, revision: str | None) -> tuple[torch.nn.Module, object]:
-    try:
-        config = AutoConfig.from_pretrained(name, revision=revision)
-        if config.model_type not in ARCHITECTURES:
-            raise ArchitectureError(config.model_type, ARCHITECTURES)
-        model = AutoModelForImageTextToText.from_pretrained(name, revision=revision, dtype=dtype)
-        return model, AutoProcessor.from_pretrained(name, revision=revision)
-    except OSError as cause:
-        raise HubError(name) from cause
+def _text_options(processor: object) -> frozenset[str]:
+    kwargs = getattr(processor, "valid_processor_kwargs", None)
+    text = getattr(kwargs, "__annotations__", {}).get("text_kwargs")
+    return frozenset(getattr(text, "__annotations__", {}))

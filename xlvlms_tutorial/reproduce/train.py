@@ -3,7 +3,7 @@
 import json
 
 from xlvlms_tutorial.data import load_samples
-from xlvlms_tutorial.models.vlm import load
+from xlvlms_tutorial.models.loading import load
 from xlvlms_tutorial.pocket.build import WEIGHTS
 from xlvlms_tutorial.pocket.runs import train_image_connector
 from xlvlms_tutorial.pocket.training import Recipe

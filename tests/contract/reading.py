@@ -1,0 +1,136 @@
+"""Contract checks of what is read: parts, positions, states and logits."""
+
+import torch
+from torch import Tensor
+
+from tests.contract.reference import GENERATION, Case, agree
+from xlvlms_tutorial.errors import InputsError, SpanError
+from xlvlms_tutorial.models import anatomy
+from xlvlms_tutorial.states.intervene import add
+from xlvlms_tutorial.states.reading import read, reading
+
+
+def parts(case: Case) -> None:
+    vlm, config = case.vlm, case.vlm.model.config.get_text_config(decoder=True)
+    assert vlm.n_layers == len(vlm.blocks) == config.num_hidden_layers == 3 and vlm.width == config.hidden_size == 32
+    inside = list(anatomy.decoder(vlm.model).modules())
+    for block in vlm.blocks:
+        for find in (anatomy.attention, anatomy.mlp, anatomy.mlp_exit, anatomy.first_norm, anatomy.second_norm):
+            assert any(find(block) is module for module in block.modules())
+    assert any(anatomy.final_norm(vlm.model) is module for module in inside)
+    assert anatomy.unembedding(vlm.model).weight.shape[1] == vlm.width
+    heard = case.modality == "audio"
+    tower, connector = anatomy.tower(vlm.model, "audio" if heard else "image"), anatomy.connector(vlm.model)
+    assert sum(p.numel() for p in tower.parameters()) > 0 and sum(p.numel() for p in connector.parameters()) > 0
+    assert not {id(m) for m in tower.modules()} & {id(m) for m in inside}
+    assert not heard or anatomy.tower(vlm.model, "image") is None
+
+
+def spans(case: Case) -> str | None:
+    if case.modality is None:
+        return _no_positions(case)
+    given: list[Tensor] = []
+
+    def keep(module: torch.nn.Module, args: tuple, kwargs: dict) -> None:
+        given.append(kwargs["inputs_embeds"])
+
+    hook = anatomy.decoder(case.vlm.model).register_forward_pre_hook(keep, with_kwargs=True)
+    try:
+        case.vlm.forward(case.batch)
+    finally:
+        hook.remove()
+    table = case.vlm.model.get_input_embeddings()
+    rows = getattr(table, "num_embeddings", 208)  # Molmo2 holds its 200 words and 8 special tokens in two tables
+    with torch.no_grad():
+        measured = (given[0] != table(case.batch["input_ids"].clamp(max=rows - 1))).any(-1)
+    assert measured.any() and torch.equal(measured, case.batch.mask(case.modality))
+    return None
+
+
+def _no_positions(case: Case) -> str:
+    vlm = case.vlm
+    for ask in (lambda: case.batch.mask("image"), lambda: read(vlm, case.batch, 1, positions="image"), lambda: _steered(case)):
+        try:
+            ask()
+        except SpanError as error:
+            assert "image" in str(error) and "question" in str(error)
+        else:
+            raise AssertionError("image positions of a model that has none are no SpanError")
+    assert vlm.placeholders == {} and anatomy.cross_attention_layers(vlm.model)
+    return "none, and says so"
+
+
+def _steered(case: Case) -> None:
+    with add(case.vlm, torch.ones(case.vlm.width), 1, positions="image"):
+        case.vlm.forward(case.batch)
+
+
+def states_forward(case: Case) -> None:
+    vlm = case.vlm
+    output = vlm.forward(case.batch, output_hidden_states=True)
+    recorded = getattr(output, "language_model_outputs", output).hidden_states
+    ours = read(vlm, case.batch, "all")
+    assert len(recorded) == vlm.n_layers + 1 == len(ours)
+    for layer in range(vlm.n_layers):
+        assert torch.equal(ours[layer, "block"], recorded[layer]), f"layer {layer}"
+    with torch.no_grad():
+        last = anatomy.final_norm(vlm.model)(ours[vlm.n_layers, "block"])
+    assert torch.equal(last, recorded[-1]), "final norm of the last layer"
+
+
+def states_generate(case: Case) -> None:
+    vlm = case.vlm
+    with reading(vlm, "all") as ours:
+        vlm.generate_ids(case.batch, **GENERATION)
+    with vlm.run(case.batch), torch.no_grad():
+        told = {"output_hidden_states": True, "return_dict_in_generate": True, "do_sample": False, "disable_compile": True}
+        recorded = vlm.model.generate(**case.batch, **GENERATION, **told).hidden_states
+    assert len(recorded) == len(ours[1, "block"]) == GENERATION["max_new_tokens"]
+    for step, layers in enumerate(recorded):
+        for layer in range(vlm.n_layers):
+            assert torch.equal(ours[layer, "block"][step], layers[layer]), f"layer {layer}, step {step}"
+        with torch.no_grad():
+            last = anatomy.final_norm(vlm.model)(ours[vlm.n_layers, "block"][step])
+        assert torch.equal(last, layers[-1]), f"final norm of the last layer, step {step}"
+
+
+def unembedding(case: Case) -> None:
+    vlm = case.vlm
+    logits = vlm.forward(case.batch).logits
+    agree(vlm.unembed(read(vlm, case.batch, vlm.n_layers)[vlm.n_layers, "block"]), logits, "unembedding of the last layer")
+
+
+def type_ids(case: Case) -> str | None:
+    """What would change positions or masks without an error when it is left out, is asked for."""
+    needed = {"mm_token_type_ids", "token_type_ids"} & set(case.batch)
+    if not needed:
+        return "needs none"
+    lacking = type(case.batch)({key: value for key, value in case.batch.items() if key not in needed})
+    lacking.spans = case.batch.spans
+    for run in (case.vlm.forward, case.vlm.generate_ids):
+        try:
+            run(lacking)
+        except InputsError as error:
+            assert all(name in str(error) for name in needed)
+        else:
+            raise AssertionError(f"runs without {needed}")
+    return None
+
+
+def recorder_order(case: Case) -> None:
+    """Transformers' recorder, which stays once it is installed, sees what interventions did that came later."""
+    vlm, vector = case.vlm, torch.linspace(-1, 1, case.vlm.width)
+
+    def recorded() -> tuple[Tensor, ...]:
+        output = vlm.forward(case.batch, output_hidden_states=True)
+        return getattr(output, "language_model_outputs", output).hidden_states
+
+    before = recorded()
+    for layer in range(vlm.n_layers):
+        with add(vlm, vector, layer):
+            agree(recorded()[layer], before[layer] + vector, f"recorded layer {layer}")
+    with add(vlm, vector, vlm.n_layers):
+        after = recorded()[-1]
+    with torch.no_grad():
+        expected = anatomy.final_norm(vlm.model)(read(vlm, case.batch, vlm.n_layers)[vlm.n_layers, "block"] + vector)
+    agree(after, expected, "recorded last layer")

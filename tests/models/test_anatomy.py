@@ -1,0 +1,146 @@
+"""Parts of models by name, against where each class of transformers keeps them."""
+
+import pytest
+import torch
+import transformers as hf
+from torch import nn
+
+from tests.zoo import MODELS, build
+from xlvlms_tutorial.errors import AnatomyError, SelectionError
+from xlvlms_tutorial.models import anatomy
+
+# decoder, its list of blocks, final norm, tower, connector, as paths from the model
+PATHS = {
+    "llava": ("model.language_model", "layers", "norm", "model.vision_tower", "model.multi_modal_projector"),
+    "llava_next": ("model.language_model", "layers", "norm", "model.vision_tower", "model.multi_modal_projector"),
+    "qwen2_vl": ("model.language_model", "layers", "norm", "model.visual", "model.visual.merger"),
+    "qwen3_vl": ("model.language_model", "layers", "norm", "model.visual", "model.visual.merger"),
+    "idefics2": ("model.text_model", "layers", "norm", "model.vision_model", "model.connector"),
+    "smolvlm": ("model.text_model", "layers", "norm", "model.vision_model", "model.connector"),
+    "gemma3": ("model.language_model", "layers", "norm", "model.vision_tower", "model.multi_modal_projector"),
+    "mllama": ("model.language_model", "layers", "norm", "model.vision_model", "model.multi_modal_projector"),
+    "blip2": ("language_model.model.decoder", "layers", "final_layer_norm", "vision_model", "language_projection"),
+    "instructblip": ("language_model.model", "layers", "norm", "vision_model", "language_projection"),
+}
+
+
+@pytest.fixture(scope="module")
+def models():
+    return {name: build(name)[0] for name in MODELS}
+
+
+@pytest.mark.parametrize("name", PATHS)
+def test_parts_are_where_the_class_keeps_them(models, name):
+    model, (decoder, blocks, norm, tower, connector) = models[name], PATHS[name]
+    assert anatomy.decoder(model) is model.get_submodule(decoder)
+    assert anatomy.decoder_blocks(model) is model.get_submodule(f"{decoder}.{blocks}")
+    assert anatomy.final_norm(model) is model.get_submodule(f"{decoder}.{norm}")
+    assert anatomy.tower(model) is model.get_submodule(tower)
+    assert anatomy.connector(model) is model.get_submodule(connector)
+    assert anatomy.unembedding(model) is model.get_output_embeddings()
+
+
+def test_the_tower_of_a_model_that_hears(models):
+    model = models["qwen2_audio"]
+    assert anatomy.tower(model, "audio") is model.get_submodule("model.audio_tower")
+    assert anatomy.tower(model, "image") is None
+    assert anatomy.connector(model) is model.get_submodule("model.multi_modal_projector")
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_block_has_every_place(models, name):
+    blocks = anatomy.decoder_blocks(models[name])
+    assert len(blocks) == 3
+    for block in blocks:
+        inside = set(block.modules())
+        for place in anatomy.PLACES:
+            site = anatomy.site(block, place)
+            assert site.module in inside and site.side in ("input", "output")
+
+
+def attribute(block: nn.Module, *names: str) -> list[nn.Module]:
+    return [getattr(block, name) for name in names]
+
+
+def test_places_of_a_llama_block(models):
+    block = anatomy.decoder_blocks(models["llava"])[0]
+    first, attention, second, mlp = attribute(block, "input_layernorm", "self_attn", "post_attention_layernorm", "mlp")
+    places = {place: anatomy.site(block, place) for place in anatomy.PLACES}
+    assert places == {
+        "attention_input": anatomy.Site(first, "output"), "attention": anatomy.Site(attention, "output"),
+        "middle": anatomy.Site(second, "input"), "mlp_input": anatomy.Site(second, "output"),
+        "mlp_hidden": anatomy.Site(mlp.down_proj, "input"), "mlp": anatomy.Site(mlp, "output"), "block": anatomy.Site(block, "output"),
+    }  # fmt: skip
+    assert anatomy.mlp_entry(block) is mlp
+
+
+def test_gemma_norms_the_attentions_output_under_the_name_of_the_second_norm(models):
+    block = anatomy.decoder_blocks(models["gemma3"])[0]
+    assert anatomy.second_norm(block) is block.pre_feedforward_layernorm is not block.post_attention_layernorm
+
+
+def test_an_opt_block_keeps_its_mlp_in_two_maps(models):
+    block = anatomy.decoder_blocks(models["blip2"])[0]
+    assert (anatomy.mlp(block), anatomy.mlp_entry(block), anatomy.mlp_exit(block)) == (block.fc2, block.fc1, block.fc2)
+    assert anatomy.second_norm(block) is block.final_layer_norm
+
+
+def test_mllamas_second_block_looks_at_the_picture(models):
+    model = models["mllama"]
+    blocks = anatomy.decoder_blocks(model)
+    assert anatomy.cross_attention_layers(model) == {2}
+    assert [anatomy.attention(block) is getattr(block, "cross_attn", None) for block in blocks] == [False, True, False]
+    assert anatomy.placeholders(model) == {}
+
+
+def test_placeholders_come_from_the_config(models):
+    assert anatomy.placeholders(models["llava"]) == {"image": 190}
+    assert anatomy.placeholders(models["qwen2_vl"]) == {"image": 190, "video": 191}
+    assert anatomy.placeholders(models["qwen2_audio"]) == {"audio": 192}
+    assert all(anatomy.cross_attention_layers(model) == frozenset() for name, model in models.items() if name != "mllama")
+
+
+def test_a_decoder_whose_blocks_end_with_a_norm_has_no_final_one():
+    config = hf.OPTConfig(hidden_size=32, ffn_dim=32, num_hidden_layers=1, num_attention_heads=2, vocab_size=40, do_layer_norm_before=False)
+    assert anatomy.final_norm(hf.OPTForCausalLM(config)) is None
+
+
+class Nothing(nn.Module):
+    """A model, or a block, without any part."""
+
+    def get_decoder(self) -> nn.Module:
+        return self
+
+
+def test_a_model_without_decoder_blocks_names_what_was_looked_for():
+    with pytest.raises(AnatomyError, match="no decoder blocks found in Nothing; looked for layers, block, h, blocks"):
+        anatomy.decoder_blocks(Nothing())
+    lost = Nothing()
+    lost.get_decoder = lambda: None
+    with pytest.raises(AnatomyError, match="decoder blocks"):
+        anatomy.decoder(lost)
+
+
+@pytest.mark.parametrize("place", [place for place in anatomy.PLACES if place != "block"])
+def test_a_block_without_a_part_names_what_was_looked_for(place):
+    with pytest.raises(AnatomyError, match="found in Nothing; looked for"):
+        anatomy.site(Nothing(), place)
+
+
+def test_a_mixture_of_experts_has_no_single_last_map():
+    block = Nothing()
+    block.mlp = Nothing()
+    with pytest.raises(AnatomyError, match="last linear map of the MLP"):
+        anatomy.mlp_exit(block)
+
+
+def test_an_unknown_place_lists_the_known(models):
+    with pytest.raises(SelectionError, match="unknown place 'heart' in a block; allowed: attention_input, attention, middle"):
+        anatomy.site(anatomy.decoder_blocks(models["llava"])[0], "heart")
+
+
+def test_states_are_taken_from_and_put_back_into_what_modules_return():
+    states, other, weights = torch.zeros(1, 2, 3), torch.ones(1, 2, 3), torch.eye(2)
+    assert anatomy.states_of(states) is states and anatomy.states_of((states, weights)) is states
+    assert anatomy.with_states(states, other) is other
+    assert anatomy.with_states((states, weights), other) == (other, weights)

@@ -1,0 +1,267 @@
+"""Processors load from folders as hub models look, with or without torchvision, and the traps of their inputs are known."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import transformers as hf
+from PIL import Image
+from transformers.models.smolvlm import processing_smolvlm
+
+from tests.zoo import MODELS, SUPPRESS, build
+from tests.zoo_processors import PROCESSORS, save, save_processor, tokenizer
+from xlvlms_tutorial.errors import LoadError
+from xlvlms_tutorial.models import processors
+from xlvlms_tutorial.models.processors import NoVideoProcessor, load_processor, padding_first
+
+WITH_VIDEO = ("llava_next_video", "llava_onevision", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "smolvlm", "internvl")
+QWEN = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+QUESTIONS = ("What colour is the key on the grass?", "Describe the picture.")
+SIZES = ((40, 60), (90, 50))
+
+
+@pytest.fixture(autouse=True)
+def without_torchvision(monkeypatch):
+    """Where it is installed, it is not looked at; and the package that SmolVLM needs for videos is there."""
+    monkeypatch.setattr(processors, "is_torchvision_available", lambda: False)
+    monkeypatch.setattr(processing_smolvlm, "num2words", str)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """The folder of a tiny model, written once."""
+    folders: dict[str, Path] = {}
+
+    def folder(name: str) -> Path:
+        if name not in folders:
+            folders[name] = save(name, tmp_path_factory.mktemp(name))
+        return folders[name]
+
+    return folder
+
+
+def picture(row: int) -> Image.Image:
+    pixels = np.random.default_rng(row).integers(0, 255, (*SIZES[row], 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+def inputs(processor, name: str, rows=(0, 1)) -> hf.BatchFeature:
+    kind = "audio" if name == "qwen2_audio" else "image"
+    texts = ["<image>" * (name == "paligemma") + QUESTIONS[row] for row in rows]
+    if processor.chat_template is not None:
+        said = [[{"role": "user", "content": [{"type": kind}, {"type": "text", "text": QUESTIONS[row]}]}] for row in rows]
+        texts = [processor.apply_chat_template(turns, add_generation_prompt=True) for turns in said]
+    if kind == "audio":
+        clips = [np.random.default_rng(row).standard_normal(16000 - 4000 * row) for row in rows]
+        return processor(text=texts, audio=clips, sampling_rate=16000, return_tensors="pt", padding=True)
+    return processor(text=texts, images=[[picture(row)] for row in rows], return_tensors="pt", padding=True)
+
+
+def first_logits(model, batch) -> torch.Tensor:
+    settings = {"max_new_tokens": 1, "do_sample": False, "suppress_tokens": SUPPRESS}
+    return model.generate(**batch, **settings, output_logits=True, return_dict_in_generate=True).logits[0]
+
+
+def features(model, batch) -> int:
+    """Rows that the model makes of all pictures."""
+    takes = ("pixel_values", "image_sizes", "image_grid_thw", "pixel_attention_mask", "qformer_input_ids", "qformer_attention_mask")
+    with torch.no_grad():
+        made = model.get_image_features(**{key: batch[key] for key in takes if key in batch}).pooler_output
+    made = made if isinstance(made, (list, tuple)) else [made]
+    return sum(part.flatten(0, -2).shape[0] for part in made)
+
+
+def test_all_models_but_one_have_a_processor_here():
+    assert set(MODELS) - set(PROCESSORS) == {"molmo2"}  # its image processor exists only for torchvision
+
+
+@pytest.mark.parametrize("name", WITH_VIDEO)
+def test_a_processor_with_videos_loads_as_its_own_class(saved, name):
+    processor = load_processor(saved(name))
+    assert isinstance(processor, getattr(hf, json.loads((saved(name) / "processor_config.json").read_text())["processor_class"]))
+    assert isinstance(processor.video_processor, NoVideoProcessor)
+
+
+@pytest.mark.parametrize("name", [name for name in PROCESSORS if name not in ("mllama", "qwen2_audio")])
+def test_there_are_as_many_placeholders_as_features(saved, name):
+    model, _ = build(name)
+    batch = inputs(load_processor(saved(name)), name)
+    placeholders = batch["input_ids"] == model.config.image_token_id
+    assert int(placeholders.sum()) == features(model, batch) > 0
+    assert placeholders.any(1).all()
+
+
+def test_mllama_has_one_placeholder_for_each_picture_and_a_mask_for_the_cross_attention(saved):
+    model, _ = build("mllama")
+    batch = inputs(load_processor(saved("mllama")), "mllama")
+    assert (batch["input_ids"] == model.config.image_token_id).sum(1).tolist() == [1, 1]
+    seen = batch["cross_attention_mask"][:, :, 0, 0].bool()
+    after = (batch["input_ids"] == model.config.image_token_id).cumsum(1).bool()
+    assert torch.equal(seen, after)
+
+
+@pytest.mark.parametrize("name", PROCESSORS)
+def test_a_row_of_a_batch_equals_the_row_alone(saved, name):
+    model, _ = build(name)
+    processor = load_processor(saved(name))
+    together = padding_first(inputs(processor, name))
+    for row in range(2):
+        alone = inputs(processor, name, (row,))
+        with torch.no_grad():
+            forward = model(**alone).logits[0, -1], model(**together).logits[row, -1]
+        torch.testing.assert_close(*forward, atol=1e-3, rtol=1e-3)
+        torch.testing.assert_close(first_logits(model, alone)[0], first_logits(model, together)[row], atol=1e-3, rtol=1e-3)
+
+
+def test_instructblip_counts_the_padding_between_picture_and_words(saved):
+    model, _ = build("instructblip")
+    batch = inputs(load_processor(saved("instructblip")), "instructblip")
+    assert batch["attention_mask"][1].tolist() == [1] * 4 + [0] * 5 + [1] * 4  # the trap that padding_first is for
+    moved = padding_first(batch)
+    assert moved["attention_mask"][1].tolist() == [0] * 5 + [1] * 8
+    assert moved["input_ids"][1].tolist()[5:] == batch["input_ids"][1][batch["attention_mask"][1] == 1].tolist()
+    with torch.no_grad():
+        difference = model(**batch).logits[1, -1] - model(**moved).logits[1, -1]
+    assert difference.abs().max() > 0.1
+
+
+def test_the_q_former_reads_its_question_from_the_left(saved):
+    processor = load_processor(saved("instructblip"))
+    processor.tokenizer.padding_side = "left"  # for generation
+    assert inputs(processor, "instructblip")["qformer_attention_mask"][1].tolist() == [1] * 4 + [0] * 5
+    genuine = inputs(hf.AutoProcessor.from_pretrained(saved("instructblip")), "instructblip")
+    assert genuine["qformer_attention_mask"][1].tolist() == [0] * 5 + [1] * 4  # what transformers makes of these files
+
+
+@pytest.mark.parametrize("name", QWEN)
+def test_qwen_inputs_tell_pictures_from_text(saved, name):
+    model, _ = build(name)
+    batch = inputs(load_processor(saved(name)), name)
+    assert torch.equal(batch["mm_token_type_ids"] == 1, batch["input_ids"] == model.config.image_token_id)
+
+
+@pytest.mark.parametrize("name", QWEN)
+def test_generation_without_token_types_silently_gives_other_logits(saved, name):
+    model, _ = build(name)
+    batch = inputs(load_processor(saved(name)), name)
+    right = first_logits(model, batch)
+    del batch["mm_token_type_ids"]
+    assert (first_logits(model, batch) - right).abs().max() > 0.01
+
+
+def test_qwen2_5_forward_without_token_types_silently_gives_other_logits_where_its_kin_raise(saved):
+    for name in QWEN:
+        model, _ = build(name)
+        batch = inputs(load_processor(saved(name)), name)
+        with torch.no_grad():
+            right = model(**batch).logits
+            del batch["mm_token_type_ids"]
+            if name == "qwen2_5_vl":
+                assert (model(**batch).logits - right)[:, -1].abs().max() > 0.01
+            else:
+                with pytest.raises(ValueError, match="mm_token_type_ids"):
+                    model(**batch)
+
+
+@pytest.mark.parametrize("name", WITH_VIDEO)
+def test_a_video_is_refused(saved, name):
+    processor = load_processor(saved(name))
+    clip = np.zeros((4, 56, 56, 3), dtype=np.uint8)
+    with pytest.raises(LoadError, match="torchvision"):
+        processor(text=[f"{processor.video_token} Describe"], videos=[clip], return_tensors="pt")
+
+
+@pytest.mark.parametrize("name", WITH_VIDEO)
+def test_a_video_in_a_chat_is_refused(saved, name):
+    chat = [{"role": "user", "content": [{"type": "video", "path": "clip.mp4"}, {"type": "text", "text": "Describe"}]}]
+    with pytest.raises(LoadError, match="torchvision"):
+        load_processor(saved(name)).apply_chat_template(chat, tokenize=True, return_dict=True)
+
+
+@pytest.mark.parametrize("name", WITH_VIDEO)
+def test_a_chat_with_a_picture_is_tokenised_in_one_step_as_in_two(saved, name):
+    processor = load_processor(saved(name))
+    chat = [{"role": "user", "content": [{"type": "image", "image": picture(0)}, {"type": "text", "text": QUESTIONS[0]}]}]
+    settings = {"add_generation_prompt": True, "tokenize": True, "return_dict": True, "return_tensors": "pt"}
+    one = processor.apply_chat_template(chat, **settings)
+    two = inputs(processor, name, (0,))
+    assert one["input_ids"].tolist() == two["input_ids"].tolist()
+    assert torch.equal(one["pixel_values"], two["pixel_values"])
+
+
+def test_where_torchvision_is_installed_the_auto_class_decides(saved, monkeypatch):
+    monkeypatch.setattr(processors, "is_torchvision_available", lambda: True)
+    assert type(load_processor(saved("llava"))) is hf.LlavaProcessor
+
+
+@pytest.mark.parametrize("name", WITH_VIDEO)
+def test_saving_and_loading_again_changes_nothing(saved, name, tmp_path):
+    processor = load_processor(saved(name))
+    build(name)[0].config.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    again = load_processor(tmp_path)
+    one, other = inputs(processor, name), inputs(again, name)
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_the_video_settings_of_the_model_survive(tmp_path):
+    told = {"video_processor_type": "Qwen2VLVideoProcessor", "merge_size": 2, "temporal_patch_size": 2, "fps": 2}
+    save_processor("qwen2_vl", tmp_path)
+    (tmp_path / "video_preprocessor_config.json").write_text(json.dumps(told))
+    processor = load_processor(tmp_path)
+    assert (processor.video_processor.merge_size, processor.video_processor.fps) == (2, 2)
+    processor.save_pretrained(tmp_path / "again")
+    assert json.loads((tmp_path / "again" / "processor_config.json").read_text())["video_processor"] == told
+
+
+def test_the_class_is_found_by_the_model_where_no_file_names_it(tmp_path):
+    save_processor("qwen2_5_vl", tmp_path)
+    (tmp_path / "processor_config.json").unlink()
+    build("qwen2_5_vl")[0].config.save_pretrained(tmp_path)
+    assert isinstance(load_processor(tmp_path), hf.Qwen2_5_VLProcessor)
+
+
+def test_a_missing_package_is_named_with_the_next_step(saved, monkeypatch):
+    monkeypatch.setattr(processing_smolvlm, "num2words", None)
+    with pytest.raises(LoadError, match="pip install num2words and load again"):
+        load_processor(saved("smolvlm"))
+
+
+@pytest.mark.skipif(hf.utils.is_torchvision_available(), reason="torchvision is installed")
+def test_a_processor_that_needs_torchvision_for_pictures_is_refused(tmp_path):
+    tokenizer({}).save_pretrained(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({"image_processor_type": "Molmo2ImageProcessor"}))
+    (tmp_path / "processor_config.json").write_text(json.dumps({"processor_class": "Molmo2Processor"}))
+    build("molmo2")[0].config.save_pretrained(tmp_path)
+    with pytest.raises(LoadError, match="pip install torchvision"):
+        load_processor(tmp_path)
+
+
+def test_a_model_of_text_alone_has_no_processor(tmp_path):
+    hf.LlamaConfig().save_pretrained(tmp_path)
+    tokenizer({}).save_pretrained(tmp_path)
+    with pytest.raises(LoadError, match="holds no processor"):
+        load_processor(tmp_path)
+
+
+def test_a_damaged_file_is_not_taken_for_a_missing_package(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "nothing we know"}')
+    with pytest.raises(ValueError, match="nothing we know") as caught:
+        load_processor(tmp_path)
+    assert not isinstance(caught.value, LoadError)
+
+
+def test_offline_an_absent_model_is_not_looked_for():
+    with pytest.raises(OSError, match="cached"):
+        load_processor("nobody/has-this", local_files_only=True)
+
+
+def test_the_revision_and_the_permission_reach_transformers(monkeypatch):
+    asked = []
+    monkeypatch.setattr(processors, "_load", lambda name, options: asked.append((name, options)))
+    with pytest.raises(LoadError):
+        load_processor("a/b", revision="v2", trust_remote_code=True)
+    assert asked == [("a/b", {"local_files_only": False, "trust_remote_code": True, "revision": "v2"})]

@@ -1,0 +1,179 @@
+"""What stands where: words in generated ids, whatever pieces a tokenizer cuts them into, and the kinds of positions of a prompt."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from tests.tiny import tiny_tokenizer
+from xlvlms_tutorial.errors import SpanError
+from xlvlms_tutorial.models.spans import SPANS, Batch, decode, find_words, label, token_slice
+
+LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.,?'-"
+PIECES = ["▁dog", "▁do", "▁cat", "tle", "▁hot", "▁red", "▁a", "ing", "▁Dog"]
+
+
+def pieces_tokenizer(prepend: str = "first") -> PreTrainedTokenizerFast:
+    """Like LLaMA's: a bare space is a piece, and stands before digits and rare words; "always" puts one after special tokens too."""
+    special = ["<pad>", "<unk>", "<s>", "</s>"]
+    vocabulary = [(piece, 0.0) for piece in special] + [("▁", -2.0)] + [(piece, -3.0) for piece in PIECES]
+    raw = Tokenizer(models.Unigram(vocabulary + [(letter, -9.0) for letter in LETTERS], unk_id=1, byte_fallback=False))
+    raw.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=prepend)
+    raw.decoder = decoders.Metaspace(prepend_scheme=prepend)
+    raw.add_special_tokens(special)
+    return PreTrainedTokenizerFast(tokenizer_object=raw, pad_token="<pad>", unk_token="<unk>", bos_token="<s>", eos_token="</s>")
+
+
+@pytest.fixture(scope="module")
+def pieces():
+    return pieces_tokenizer()
+
+
+def ids_of(tokenizer, text):
+    return tokenizer(text, add_special_tokens=False).input_ids
+
+
+def tokens_of(tokenizer, text):
+    return tokenizer.convert_ids_to_tokens(ids_of(tokenizer, text))
+
+
+def test_the_tokenizer_of_these_tests_cuts_as_llama_does(pieces):
+    assert tokens_of(pieces, "a 1 dog") == ["▁a", "▁", "1", "▁dog"]
+    assert tokens_of(pieces, "cattle") == ["▁cat", "tle"]
+    assert decode(pieces, ids_of(pieces, "a 1 dog in a hotdog")) == "a 1 dog in a hotdog"
+
+
+@pytest.mark.parametrize(
+    ("text", "words", "expected"),
+    [
+        ("a 1 dog", ["dog"], (3, "dog")),
+        ("dog", ["dog"], (0, "dog")),
+        ("a zebra", ["zoo"], None),  # both begin with a bare space, as all words that are no piece
+        ("a 3", ["1"], None),  # the first piece of "1" is the bare space, which stands before 3 too
+        ("a 3 or 1", ["1"], (7, "1")),
+        ("a 13", ["1"], None),
+        ("a 13", ["3"], None),
+        ("cattle", ["cat"], None),  # the first piece of cattle is that of cat
+        ("cattle and a cat", ["cat"], (6, "cat")),
+        ("cattle", ["cattle"], (0, "cattle")),
+        ("a zebra", ["zebra"], (2, "zebra")),  # the first piece that holds a letter of it
+        ("a Dog", ["dog"], (1, "dog")),
+        ("a dog", ["DOG"], (1, "DOG")),
+        ("a dog.", ["dog"], (1, "dog")),
+        ("a hot dog", ["hot dog"], (1, "hot dog")),
+        ("a hotdog", ["hot dog"], None),
+        ("a hot  dog", ["hot dog"], (1, "hot dog")),
+        ("a hot dog", ["dog", "hot"], (1, "hot")),
+        ("a hot dog", ["hot", "hot dog"], (1, "hot dog")),  # of two at one place the longer
+        ("a dog", ["cat", "dog"], (1, "dog")),
+        ("dogs", ["dog"], None),
+        ("a dog's", ["dog"], (1, "dog")),
+        ("a c.t", ["c?t"], None),  # a word is no pattern
+        ("what ?", ["?"], (6, "?")),
+    ],
+)
+def test_words_are_found_whole_at_their_first_piece(pieces, text, words, expected):
+    assert find_words(pieces, ids_of(pieces, text), words) == expected
+
+
+def test_the_index_is_that_of_the_first_piece(pieces):
+    ids = ids_of(pieces, "a 3 or 1 zebra")
+    for word in ("3", "or", "1", "zebra"):
+        at, _ = find_words(pieces, ids, [word])
+        rest = decode(pieces, ids[at:]).strip()
+        assert rest.startswith(word)
+        assert not decode(pieces, ids[at + 1 :]).strip().startswith(word)
+
+
+def test_nothing_is_found_in_no_ids(pieces):
+    assert find_words(pieces, [], ["dog"]) is None
+
+
+@given(st.lists(st.sampled_from(["a", "dog", "cattle", "1", "31", "hot", "zebra", "reding"]), min_size=1, max_size=8))
+def test_any_word_is_found_at_its_own_tokens(words):
+    tokenizer = pieces_tokenizer()
+    ids = ids_of(tokenizer, " ".join(words))
+    for word in set(words):
+        # the oracle: the tokens of all that stands before the first occurrence
+        before = words[: words.index(word)]
+        expected = len(ids_of(tokenizer, " ".join(before))) if before else 0
+        at, found = find_words(tokenizer, ids, [word])
+        assert found == word
+        # a bare space may count to the word before or to the word
+        assert at == expected or tokenizer.convert_ids_to_tokens(ids)[expected:at] == ["▁"]
+
+
+@given(st.data())
+def test_a_slice_of_characters_is_the_tokens_that_hold_them(data):
+    tokenizer = pieces_tokenizer()
+    text = " ".join(data.draw(st.lists(st.sampled_from(["dog", "cattle", "1", "red", "xyz"]), min_size=1, max_size=6)))
+    ids = ids_of(tokenizer, text)
+    start = data.draw(st.integers(0, len(text) - 1))
+    end = data.draw(st.integers(start + 1, len(text)))
+    ends = [len(decode(tokenizer, ids[: k + 1])) for k in range(len(ids))]
+    holding = [k for k in range(len(ids)) if ends[k] > start and (ends[k - 1] if k else 0) < end]
+    part = token_slice(tokenizer, ids, start, end)
+    assert list(range(part.start, part.stop)) == holding
+
+
+def test_an_accent_that_the_tokenizer_takes_away_is_found_as_the_text_has_it(pieces):
+    plain = pieces_tokenizer()
+    plain.backend_tokenizer.normalizer = normalizers.Sequence([normalizers.NFD(), normalizers.StripAccents()])
+    assert find_words(plain, ids_of(plain, "a café"), ["cafe"])[1] == "cafe"
+
+
+def prompt(*rows):
+    tokenizer = tiny_tokenizer()
+    made = tokenizer(list(rows), padding=True, return_tensors="pt")
+    return tokenizer, dict(made)
+
+
+def named(spans):
+    return [SPANS[k] for k in spans.tolist()]
+
+
+def test_labels_of_a_prompt_with_an_answer():
+    tokenizer, inputs = prompt("user <image> <image> Is there a key ? assistant yes", "user <image> What colour ? assistant red")
+    placeholders = {"image": tokenizer.convert_tokens_to_ids("<image>")}
+    spans = label(inputs, placeholders, tokenizer, ["Is there a key ?", "What colour ?"], ["yes", "red"])
+    assert named(spans[0]) == ["template", "image", "image", *["question"] * 5, "template", "answer"]
+    assert named(spans[1]) == [*["padding"] * 3, "template", "image", *["question"] * 3, "template", "answer"]
+
+
+def test_without_questions_every_word_counts_as_question():
+    tokenizer, inputs = prompt("user <image> What colour ?")
+    spans = label(inputs, {"image": tokenizer.convert_tokens_to_ids("<image>")})
+    assert named(spans[0]) == ["question", "image", "question", "question", "question"]
+
+
+def test_the_last_occurrence_is_the_question():
+    tokenizer, inputs = prompt("Is there a key ? user Is there a key ? assistant no")
+    spans = label(inputs, {}, tokenizer, ["Is there a key ?"], ["no"])
+    assert named(spans[0]) == ["template"] * 6 + ["question"] * 5 + ["template", "answer"]
+
+
+def batch_of(*rows):
+    batch = Batch({})
+    batch.spans = torch.tensor([[SPANS.index(name) for name in row] for row in rows])
+    return batch
+
+
+def test_a_mask_is_where_any_of_the_kinds_is():
+    batch = batch_of(["padding", "image", "question"], ["image", "image", "template"])
+    assert batch.mask("image").tolist() == [[False, True, False], [True, True, False]]
+    assert batch.mask("image", "question").tolist() == [[False, True, True], [True, True, False]]
+
+
+def test_a_kind_that_a_sample_lacks_is_refused_with_what_there_is():
+    batch = batch_of(["image", "question"], ["question", "question"])
+    with pytest.raises(SpanError, match=r"1 of 2 samples have none \(in this batch: 1\); there are: image, question"):
+        batch.mask("image")
+    with pytest.raises(SpanError, match="unknown kind"):
+        batch.mask("picture")
+
+
+def test_predicting_positions_start_at_the_last_of_the_prompt():
+    batch = batch_of(["template", "question", "answer", "answer"], ["padding", "question", "template", "answer"])
+    assert batch.predicting.tolist() == [[False, True, True, True], [False, False, True, True]]

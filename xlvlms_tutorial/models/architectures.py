@@ -1,0 +1,46 @@
+"""The architectures that pass the contract tests."""
+
+from dataclasses import dataclass
+
+import pandas as pd
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """An architecture that passes the contract tests: its name, what it takes beside text, and what to know about it."""
+
+    name: str
+    modalities: tuple[str, ...] = ("image",)
+    note: str = ""
+
+
+_BOTH = ("image", "video")
+_TYPES = "needs token type ids, which its processor makes"
+
+# By the model_type that a model's config.json names
+ARCHITECTURES: dict[str, Architecture] = {
+    "llava": Architecture("LLaVA-1.5"),
+    "llava_next": Architecture("LLaVA-NeXT", note="the newlines after rows of a tile count as image positions"),
+    "llava_onevision": Architecture("LLaVA-OneVision", _BOTH, "the newlines after rows of a tile count as image positions"),
+    "llava_next_video": Architecture("LLaVA-NeXT-Video", _BOTH),
+    "qwen2_vl": Architecture("Qwen2-VL", _BOTH, _TYPES),
+    "qwen2_5_vl": Architecture("Qwen2.5-VL", _BOTH, _TYPES),
+    "qwen3_vl": Architecture("Qwen3-VL", _BOTH, f"{_TYPES}; visual features are added again after each of the first blocks"),
+    "idefics2": Architecture("Idefics2"),
+    "idefics3": Architecture("Idefics3"),
+    "smolvlm": Architecture("SmolVLM", _BOTH),
+    "paligemma": Architecture("PaliGemma", note=f"{_TYPES}; the prompt sees itself in both directions"),
+    "internvl": Architecture("InternVL", _BOTH),
+    "gemma3": Architecture("Gemma 3", note=f"{_TYPES}; a picture's tokens see each other in both directions"),
+    "molmo2": Architecture("Molmo2", _BOTH, f"{_TYPES}; visual features are added to the placeholders' embeddings"),
+    "blip-2": Architecture("BLIP-2", note="with OPT; T5 has an encoder of its own and is not supported"),
+    "instructblip": Architecture("InstructBLIP", note="with Vicuna; T5 has an encoder of its own and is not supported"),
+    "mllama": Architecture("Llama 3.2 Vision", note="pictures enter by cross-attention: no image positions in the sequence"),
+    "qwen2_audio": Architecture("Qwen2-Audio", ("audio",)),
+}
+
+
+def architectures() -> pd.DataFrame:
+    """The architectures that pass the contract tests: columns model_type, name, takes (beside text) and note."""
+    rows = [(kind, known.name, ", ".join(known.modalities), known.note) for kind, known in ARCHITECTURES.items()]
+    return pd.DataFrame(rows, columns=["model_type", "name", "takes", "note"])

@@ -1,0 +1,196 @@
+"""Self-checks of a loaded model: that it really has the parts, positions and states that the chapters rely on."""
+
+from collections.abc import Callable
+
+import pandas as pd
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from transformers.utils import ModelOutput
+
+from xlvlms_tutorial.errors import AnatomyError
+from xlvlms_tutorial.models import anatomy
+from xlvlms_tutorial.models.spans import SPANS, Batch
+from xlvlms_tutorial.models.vlm import VLM
+
+NEW_TOKENS = 5
+# Largest difference that rounding explains, as a share of the largest value; half precision keeps 8 to 11 bits
+_ROUNDING = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
+
+Outcome = tuple[bool, str]
+
+
+def self_check(vlm: VLM, batch: Batch) -> pd.DataFrame:
+    """Run every check on one batch that holds a picture (video, sound): columns check, passed, detail.
+
+    A check that raises has failed, and its detail is the error. The batch may be made by hand (:meth:`VLM.prepare`), so that a model
+    without a processor can be checked too.
+    """
+    rows = [(name, *_outcome(check, vlm, batch)) for name, check in CHECKS.items()]
+    return pd.DataFrame(rows, columns=["check", "passed", "detail"])
+
+
+def blocks_counted(vlm: VLM, batch: Batch) -> Outcome:
+    """There are as many decoder blocks as the config says."""
+    told = vlm.model.config.get_text_config(decoder=True).num_hidden_layers
+    return vlm.n_layers == told, f"{vlm.n_layers} blocks found, the config says {told}"
+
+
+def parts_found(vlm: VLM, batch: Batch) -> Outcome:
+    """Each block has an attention, an MLP and their norms."""
+    for block in vlm.blocks:
+        for part in (anatomy.attention, anatomy.mlp, anatomy.first_norm, anatomy.second_norm):
+            part(block)
+    return True, f"attention, MLP and the norms before them in each of {vlm.n_layers} blocks"
+
+
+def ends_found(vlm: VLM, batch: Batch) -> Outcome:
+    """There is an unembedding, and the final norm has a known name or there is none."""
+    norm, head = anatomy.final_norm(vlm.model), anatomy.unembedding(vlm.model)
+    return head is not None, " and ".join("none" if part is None else type(part).__name__ for part in (norm, head))
+
+
+def spans_measured(vlm: VLM, batch: Batch) -> Outcome:
+    """Visual (video, audio) positions are those whose embedding, as given to the decoder, is not the embedding of its token."""
+    if anatomy.cross_attention_layers(vlm.model):
+        return True, "skipped: pictures enter by cross-attention, not in the sequence"
+    labelled = torch.isin(batch.spans.cpu(), torch.tensor([SPANS.index(name) for name in anatomy.MODALITIES]))
+    given: list[Tensor] = []
+
+    def keep(_: nn.Module, args: tuple, named: dict) -> None:
+        given.append(named["inputs_embeds"])
+
+    hook = anatomy.decoder(vlm.model).register_forward_pre_hook(keep, with_kwargs=True)
+    try:
+        vlm.forward(batch, logits=False)
+    finally:
+        hook.remove()
+    table = vlm.model.get_input_embeddings()
+    rows = getattr(table, "num_embeddings", None)
+    # some placeholders lie behind the vocabulary and have no embedding of their own
+    ids = batch["input_ids"] if rows is None else batch["input_ids"].clamp(max=rows - 1)
+    with torch.no_grad():
+        measured = (given[0] != table(ids).to(given[0])).any(dim=-1).cpu()
+    wrong = (measured != labelled).sum().item()
+    found = f"{labelled.sum()} positions labelled, {measured.sum()} measured, {wrong} differ"
+    return wrong == 0 and bool(measured.any()), found
+
+
+def states_recorded(vlm: VLM, batch: Batch) -> Outcome:
+    """Block l < L gives ``hidden_states[l]``, block 1 gets ``hidden_states[0]``, and the final norm of what block L gives is the last."""
+    hooked, output = _states(vlm, batch, output_hidden_states=True)
+    output = getattr(output, "language_model_outputs", output)  # BLIP-2
+    norm = anatomy.final_norm(vlm.model)
+    with torch.no_grad():
+        expected = [*hooked[:-1], hooked[-1] if norm is None else norm(hooked[-1])]
+    if len(output.hidden_states) != len(expected):
+        return False, f"{len(output.hidden_states)} hidden states for {vlm.n_layers} blocks"
+    words = _words(batch)
+    apart = [_apart(a[words], b[words]) for a, b in zip(expected, output.hidden_states, strict=True)]
+    wrong = [layer for layer, share in enumerate(apart) if not share <= _rounding(vlm)]  # NaN is wrong too
+    return not wrong, f"layer {wrong[0]} differs by {apart[wrong[0]]:.1e}" if wrong else f"largest difference {max(apart):.1e}"
+
+
+def logits_unembedded(vlm: VLM, batch: Batch) -> Outcome:
+    """The unembedding of what leaves the last block is the logits."""
+    hooked, output = _states(vlm, batch)
+    words = _words(batch)
+    apart = _apart(vlm.unembed(hooked[-1])[words], output.logits[words])
+    return apart <= _rounding(vlm), f"largest difference {apart:.1e}"
+
+
+def cache_equal(vlm: VLM, batch: Batch) -> Outcome:
+    """Greedy tokens are the same with a KV cache as without one (two tokens within rounding count as the same)."""
+    cached, _ = _greedy(vlm, batch, use_cache=True)
+    plain, logits = _greedy(vlm, batch, use_cache=False)
+    for row in range(len(plain)):
+        for step in (cached[row] != plain[row]).nonzero().flatten()[:1].tolist():
+            scores = logits[row, step]
+            gap = (scores[plain[row, step]] - scores[cached[row, step]]).abs() / scores[scores.isfinite()].abs().max()
+            if gap > _rounding(vlm):
+                return False, f"sample {row}: tokens differ from new token {step + 1} on, {cached[row].tolist()} and {plain[row].tolist()}"
+    return True, f"{NEW_TOKENS} tokens"
+
+
+def block_in_path(vlm: VLM, batch: Batch) -> Outcome:
+    """The logits change when a block's output is replaced by its input."""
+    number = min(2, vlm.n_layers)
+    before = vlm.forward(batch).logits
+
+    def bypass(_: nn.Module, args: tuple, named: dict, output: Tensor | tuple) -> Tensor | tuple:
+        return anatomy.with_states(output, args[0] if args else named["hidden_states"])
+
+    # first of all hooks: the model's own must see what the bypass leaves
+    hook = vlm.blocks[number - 1].register_forward_hook(bypass, with_kwargs=True, prepend=True)
+    try:
+        after = vlm.forward(batch).logits
+    finally:
+        hook.remove()
+    apart = _apart(after[_words(batch)], before[_words(batch)])
+    return apart > 0, f"without block {number} logits differ by {apart:.1e}"
+
+
+CHECKS: dict[str, Callable[[VLM, Batch], Outcome]] = {
+    "blocks counted": blocks_counted,
+    "parts of each block": parts_found,
+    "final norm and unembedding": ends_found,
+    "spans": spans_measured,
+    "states": states_recorded,
+    "logits": logits_unembedded,
+    "generation": cache_equal,
+    "block bypass": block_in_path,
+}
+
+
+def _rounding(vlm: VLM) -> float:
+    return _ROUNDING.get(vlm.dtype, _ROUNDING[torch.bfloat16])
+
+
+def _outcome(check: Callable[[VLM, Batch], Outcome], vlm: VLM, batch: Batch) -> Outcome:
+    try:
+        return check(vlm, batch)
+    except Exception as error:  # whatever an unknown model raises is what the table has to say about it
+        return False, f"{type(error).__name__}: {str(error).strip().split(chr(10))[0]}"
+
+
+def _states(vlm: VLM, batch: Batch, **options: object) -> tuple[list[Float[Tensor, "b t d"]], ModelOutput]:
+    """States of layers 0 to L as the blocks get and give them in one forward, and what the model returns."""
+    states: dict[int, Tensor] = {}
+
+    def enter(_: nn.Module, args: tuple, named: dict) -> None:
+        states[0] = args[0] if args else named["hidden_states"]
+
+    def leave(layer: int, output: Tensor | tuple) -> None:
+        states[layer] = anatomy.states_of(output)
+
+    hooks = [vlm.blocks[0].register_forward_pre_hook(enter, with_kwargs=True)]
+    for layer, block in enumerate(vlm.blocks, 1):
+        hooks.append(block.register_forward_hook(lambda _, args, output, layer=layer: leave(layer, output)))
+    try:
+        output = vlm.forward(batch, **options)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if silent := sorted(set(range(vlm.n_layers + 1)) - set(states)):
+        raise AnatomyError(f"state of layer {silent[0]} in a forward", type(vlm.model).__name__, ("blocks that the model runs",))
+    return [states[layer] for layer in range(vlm.n_layers + 1)], output
+
+
+def _greedy(vlm: VLM, batch: Batch, use_cache: bool) -> tuple[Int[Tensor, "b new"], Float[Tensor, "b new vocabulary"]]:
+    """The new tokens, and the logits that each was chosen by."""
+    # no picture would fill a placeholder that the model writes itself
+    options = {"max_new_tokens": NEW_TOKENS, "min_new_tokens": NEW_TOKENS, "suppress_tokens": sorted(vlm.placeholders.values()) or None}
+    options |= {"do_sample": False, "disable_compile": True, "return_dict_in_generate": True, "output_logits": True}
+    with vlm.run(batch), torch.no_grad():
+        made = vlm.model.generate(**batch, use_cache=use_cache, **options)
+    return made.sequences[:, -NEW_TOKENS:], torch.stack(made.logits, dim=1).float()
+
+
+def _words(batch: Batch) -> Bool[Tensor, "b t"]:
+    """Every position but padding, whose states mean nothing."""
+    return batch.spans != SPANS.index("padding")
+
+
+def _apart(a: Float[Tensor, "n d"], b: Float[Tensor, "n d"]) -> float:
+    """The largest difference, as a share of the largest value."""
+    return ((a.float() - b.float()).abs().max() / b.float().abs().max()).item()

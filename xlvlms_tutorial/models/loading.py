@@ -1,0 +1,285 @@
+"""One door to vision-language models: ``load(name)`` gives a :class:`VLM`, whatever stands behind the name."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from huggingface_hub import constants
+from huggingface_hub.errors import StrictDataclassError
+from PIL import Image
+from safetensors import SafetensorError
+from transformers import (
+    CONFIG_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoModelForMultimodalLM,
+    BitsAndBytesConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    ProcessorMixin,
+)
+from transformers.utils import cached_file, is_bitsandbytes_available, is_peft_available
+
+from xlvlms_tutorial.errors import ArchitectureError, HubError, LoadError, SelfCheckError, UnknownModelError, XlvlmsError
+from xlvlms_tutorial.models.architectures import ARCHITECTURES
+from xlvlms_tutorial.models.architectures import architectures as architectures
+from xlvlms_tutorial.models.checks import self_check
+from xlvlms_tutorial.models.devices import number_format, place
+from xlvlms_tutorial.models.processors import load_processor
+from xlvlms_tutorial.models.vlm import VLM
+
+EMBEDDED = ("pocket-llava",)
+QUANTISED = ("8bit", "4bit")
+# What transformers, peft and safetensors raise at files that are damaged, of another version, or not theirs
+_FAILURES = (ValueError, TypeError, KeyError, AttributeError, RuntimeError, ImportError, SafetensorError, StrictDataclassError)
+_SMALLER = "load in bfloat16, with quantise='8bit' or '4bit', or with device='balanced' where there are several GPUs"
+
+
+def load(
+    name: str | os.PathLike = "pocket-llava", device: str | torch.device = "auto", dtype: str | torch.dtype = "auto",
+    revision: str | None = None, *, quantise: str | None = None, adapter: str | os.PathLike | None = None, offline: bool = False,
+    allow_untested: bool = False, trust_remote_code: bool = False,
+) -> VLM:  # fmt: skip
+    """Load a vision-language model: an embedded one, a folder, or an id of the Hugging Face hub ("owner/name").
+
+    Parameters
+    ----------
+    device
+        "auto" takes CUDA where there is one; any device of torch; or "balanced", which spreads the blocks over all GPUs.
+    dtype
+        "auto" is float32 on CPU, bfloat16 on a GPU, and float16 on a GPU without bfloat16.
+    revision
+        The hub's revision, or for pocket LLaVA a step of its training such as "step-0450".
+    quantise
+        "8bit" or "4bit" (nf4): the linear maps' weights, by bitsandbytes (Dettmers et al., 2022 and 2023).
+    adapter
+        Folder or hub id of a LoRA adapter (peft). The model keeps its class: ``vlm.model.disable_adapters()`` turns it off.
+    offline
+        Only what is on this machine: folders, and the hub's cache.
+    allow_untested
+        Load an architecture outside :func:`architectures` too, if it passes the self-checks; they are then in ``vlm.checks``.
+    trust_remote_code
+        Run code that the model's authors put beside its weights.
+
+    Raises
+    ------
+    UnknownModelError
+        If the name is none of the three.
+    ArchitectureError
+        If the architecture has not passed the contract tests, and ``allow_untested`` is not given.
+    SelfCheckError
+        If an architecture outside the table fails its self-checks.
+    HubError
+        If the hub cannot be reached and the model is not in its cache.
+    RevisionError
+        If pocket LLaVA has no such training step.
+    LoadError
+        If device, dtype, quantisation, adapter or weights are not to be had in this way.
+    """
+    name, placed = os.fspath(name), place(device)
+    number = number_format(dtype, placed)
+    if quantise not in (None, *QUANTISED):
+        raise LoadError(f"quantise={quantise!r}", f"allowed: None, {', '.join(map(repr, QUANTISED))}")
+    known = name in EMBEDDED
+    with _no_network(offline):
+        if known:
+            vlm = _embedded(name, placed, number, revision, quantise)
+        elif os.path.isdir(name) or name.count("/") == 1:
+            source = _Source(name, revision, offline, trust_remote_code).pinned()
+            config = source.config(allow_untested)
+            known = _tested(config)
+            model = source.model(config, _options(config, placed, number, quantise))
+            vlm = VLM(model, source.processor(), name, source.revision)
+        else:
+            raise UnknownModelError(name, EMBEDDED)
+        if adapter is not None:
+            add_adapter(vlm.model, adapter, offline)
+    vlm.model.eval().requires_grad_(False)
+    vlm.checks = None if known else _checked(vlm)
+    return vlm
+
+
+@contextmanager
+def _no_network(wanted: bool) -> Iterator[None]:
+    # local_files_only is not enough: transformers asks the hub for adapters, and the hub's library for a list of its own
+    before = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = before or wanted
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Where a model's files come from."""
+
+    name: str
+    revision: str | None
+    offline: bool
+    trust_remote_code: bool
+
+    @property
+    def folder(self) -> bool:
+        """Whether the files lie in a folder, and not in the hub's cache."""
+        return os.path.isdir(self.name)
+
+    @property
+    def options(self) -> dict[str, object]:
+        """What every ``from_pretrained`` is told. False for remote code is said too: left out, transformers asks at the terminal."""
+        named = {} if self.revision is None else {"revision": self.revision}
+        return named | {"local_files_only": self.offline, "trust_remote_code": self.trust_remote_code}
+
+    def pinned(self) -> "_Source":
+        """The same at the commit that the revision stands for now, so that all files are of one state, and records name it."""
+        if self.revision is not None and self.folder:
+            raise LoadError(f"revision {self.revision!r} of the folder {self.name!r}", "folders have no revisions: leave it out")
+        with self.reading("configuration"):
+            file = Path(cached_file(self.name, "config.json", revision=self.revision, local_files_only=self.offline))
+        return self if self.folder else replace(self, revision=file.parent.name)
+
+    def config(self, allow_untested: bool) -> PreTrainedConfig:
+        """The model's configuration, if its architecture is one that may be loaded."""
+        with self.reading("configuration"):
+            # the type first: transformers cannot make a configuration of a type that it does not know
+            kind = str(PreTrainedConfig.get_config_dict(self.name, **self.options)[0].get("model_type"))
+            if kind not in ARCHITECTURES and not allow_untested:
+                raise ArchitectureError(kind, tuple(ARCHITECTURES))
+            if kind not in CONFIG_MAPPING and not self.trust_remote_code:
+                advice = "upgrade transformers, or read the code that the model may bring and load with trust_remote_code=True"
+                raise LoadError(f"{self.name!r} is of a type that transformers does not know ({kind!r})", advice)
+            config = AutoConfig.from_pretrained(self.name, **self.options)
+        if not _tested(config) and not allow_untested:
+            raise ArchitectureError(f"{kind} with {config.get_text_config(decoder=True).model_type}", tuple(ARCHITECTURES))
+        return config
+
+    def model(self, config: PreTrainedConfig, options: dict[str, object]) -> PreTrainedModel:
+        """The model with its weights."""
+        # safetensors only: other files are pickles, which can run code when they are read
+        options = {"config": config, "use_safetensors": True, "output_loading_info": True} | self.options | options
+        with self.reading("weights"):
+            model, info = _auto_class(self.name, config).from_pretrained(self.name, **options)
+        if lacking := sorted(info["missing_keys"]):
+            # transformers fills them with random numbers and goes on
+            told = f"{self.name!r} lacks {len(lacking)} of its weights, such as {lacking[0]}"
+            raise LoadError(told, "download it again, or save the whole model")
+        return model
+
+    def processor(self) -> ProcessorMixin:
+        """The model's processor."""
+        with self.reading("processor"):
+            return load_processor(self.name, self.revision, self.offline, self.trust_remote_code)
+
+    @contextmanager
+    def reading(self, part: str) -> Iterator[None]:
+        """Say in this package's errors what transformers raises while it reads a part."""
+        try:
+            yield
+        except XlvlmsError:
+            raise
+        except torch.OutOfMemoryError as cause:
+            raise LoadError(f"{self.name!r} does not fit into the memory of the device", _SMALLER) from cause
+        except OSError as cause:
+            if part == "weights" and self.pickled(cause):
+                told = f"{self.name!r} has no weights in safetensors"
+                raise LoadError(told, "load it where you trust its files; save_pretrained writes safetensors") from cause
+            raise (_unreadable(f"the {part} of {self.name!r}", cause) if self.folder else HubError(self.name)) from cause
+        except _FAILURES as cause:
+            raise _unreadable(f"the {part} of {self.name!r}", cause) from cause
+
+    def pickled(self, cause: OSError) -> bool:
+        """Whether there are no weights in safetensors, rather than none to be had now."""
+        if self.folder:
+            return not any(Path(self.name).glob("*.safetensors"))
+        return "with `safetensors`" in str(cause) and not constants.HF_HUB_OFFLINE
+
+
+def _tested(config: PreTrainedConfig) -> bool:
+    # BLIP-2 around T5 has its pictures in an encoder of the language model: the contract tests do not reach it
+    return config.model_type in ARCHITECTURES and not config.get_text_config(decoder=True).is_encoder_decoder
+
+
+def _auto_class(name: str, config: PreTrainedConfig) -> type:
+    remote = getattr(config, "auto_map", None) or {}
+    for auto in (AutoModelForImageTextToText, AutoModelForMultimodalLM):
+        if type(config) in auto._model_mapping or auto.__name__ in remote:
+            return auto
+    if AutoModelForCausalLM.__name__ in remote:  # what older remote code calls itself
+        return AutoModelForCausalLM
+    raise LoadError(f"{name!r} is a {config.model_type!r}, which answers no questions about pictures", "give a vision-language model")
+
+
+def _options(config: PreTrainedConfig, placed: torch.device | str, number: torch.dtype, quantise: str | None) -> dict[str, object]:
+    options = {"dtype": number, "device_map": placed if placed == "balanced" else {"": placed}}
+    if quantise is None:
+        return options
+    if getattr(config, "quantization_config", None) is not None:
+        raise LoadError(f"quantise={quantise!r} of weights that are quantised already", "leave quantise out")
+    if not is_bitsandbytes_available():
+        raise LoadError(f"quantise={quantise!r} needs bitsandbytes, which is not installed", "pip install bitsandbytes and load again")
+    if quantise == "8bit":
+        return options | {"quantization_config": BitsAndBytesConfig(load_in_8bit=True)}
+    nf4 = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True, "bnb_4bit_compute_dtype": number}
+    return options | {"quantization_config": BitsAndBytesConfig(load_in_4bit=True, **nf4)}
+
+
+def _embedded(name: str, placed: torch.device | str, number: torch.dtype, revision: str | None, quantise: str | None) -> VLM:
+    if quantise is not None or placed == "balanced":
+        raise LoadError(f"{name} is small already", "load it without quantise, on one device")
+    from xlvlms_tutorial.pocket.build import build  # the wheels behind it are asked for only here
+
+    model, processor = build(revision=revision, dtype=number)
+    return VLM(model.to(placed), processor, name, revision)
+
+
+def add_adapter(model: PreTrainedModel, adapter: str | os.PathLike, offline: bool = False) -> None:
+    """Add a LoRA adapter (Hu et al., 2021) to a model, in place, from a folder or the hub.
+
+    Raises
+    ------
+    LoadError
+        If peft is not installed, the adapter's files are not to be had, or its weights do not fit the model.
+    """
+    adapter = os.fspath(adapter)
+    if not is_peft_available():
+        raise LoadError(f"adapter {adapter!r} needs peft, which is not installed", "pip install peft and load again")
+    for file in ("adapter_config.json", "adapter_model.safetensors"):
+        try:
+            cached_file(adapter, file, local_files_only=offline)
+        except OSError as cause:
+            advice = "give a folder, or a hub id, with what peft's save_pretrained writes"
+            raise LoadError(f"adapter {adapter!r} has no {file} that can be had", advice) from cause
+    try:
+        info = model.load_adapter(adapter, local_files_only=offline, use_safetensors=True)
+    except (OSError, *_FAILURES) as cause:
+        raise _unreadable(f"adapter {adapter!r}", cause) from cause
+    if wrong := sorted({*info.missing_keys, *info.unexpected_keys}):
+        # transformers only logs it, and answers as if there were no adapter
+        told = f"adapter {adapter!r} does not fit {type(model).__name__}: {len(wrong)} weights have no counterpart, such as {wrong[0]}"
+        raise LoadError(told, "give an adapter that was trained on this model")
+
+
+def _unreadable(what: str, cause: Exception) -> LoadError:
+    reason = " ".join(str(cause).split())[:300]
+    return LoadError(f"{what} cannot be loaded ({type(cause).__name__}: {reason})", "correct what it names and load again")
+
+
+def _checked(vlm: VLM) -> pd.DataFrame:
+    kind = vlm.model.config.model_type
+    pictures = hasattr(vlm.processor, "image_processor")
+    given = {"images": [Image.new("RGB", (224, 224), (128, 128, 128))]} if pictures else {"images": None, "audio": [np.zeros(16000)]}
+    try:
+        batch = vlm.batch(texts=["What is this?"], **given)
+    except (OSError, LookupError, *_FAILURES) as cause:
+        raise SelfCheckError(kind, [("inputs from its processor", cause)]) from cause
+    table = self_check(vlm, batch)
+    failed = table.loc[~table["passed"], ["check", "detail"]]
+    if len(failed):
+        raise SelfCheckError(kind, list(failed.itertuples(index=False, name=None)))
+    return table

@@ -1,0 +1,132 @@
+"""Load a model's processor, also where torchvision is missing: pictures then go through PIL, and only videos are refused."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NoReturn
+
+import torch
+import transformers
+from torch import Tensor
+from transformers import AutoConfig, AutoFeatureExtractor, AutoImageProcessor, AutoProcessor, AutoTokenizer, BatchFeature, ProcessorMixin
+from transformers.utils import PushToHubMixin, is_torchvision_available
+from transformers.video_processing_utils import BaseVideoProcessor
+
+from xlvlms_tutorial.errors import LoadError
+
+# Packages that some processors want and this one does not require, as their error messages name them.
+OPTIONAL = ("num2words", "torchvision", "sentencepiece", "tiktoken", "protobuf", "librosa")
+PARTS = {"tokenizer": AutoTokenizer, "image_processor": AutoImageProcessor, "feature_extractor": AutoFeatureExtractor}
+
+ALONG_THE_SEQUENCE = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids", "labels", "cross_attention_mask")
+
+
+class NoVideoProcessor(PushToHubMixin):
+    """Stands where a video processor needs torchvision: keeps the settings, so that saving loses nothing, and refuses every video."""
+
+    model_input_names: tuple[str, ...] = ()  # it makes no inputs
+    _auto_class = None  # ProcessorMixin.save_pretrained asks every part for it
+
+    def __init__(self, settings: dict[str, object]) -> None:
+        self.settings = settings
+        # processors read these before they know whether there is a video
+        self.num_frames, self.fps = settings.get("num_frames") or 0, settings.get("fps") or 0
+        self.merge_size, self.temporal_patch_size = settings.get("merge_size") or 1, settings.get("temporal_patch_size") or 1
+
+    def to_dict(self) -> dict[str, object]:
+        """The settings as they were loaded."""
+        return dict(self.settings)
+
+    def fetch_videos(self, *_: object, **__: object) -> NoReturn:
+        """Refuse a video.
+
+        Raises
+        ------
+        LoadError
+            Always.
+        """
+        raise LoadError("a video was given, and torchvision is not installed", "give pictures, or pip install torchvision and load again")
+
+    __call__ = fetch_videos
+
+
+class _WithoutVideo:
+    """Mixed into a processor class: lets the stand-in pass the check of the parts' classes, which wants a genuine video processor."""
+
+    def check_argument_for_proper_class(self, argument_name: str, argument: object) -> object:
+        if isinstance(argument, NoVideoProcessor):
+            return NoVideoProcessor
+        return super().check_argument_for_proper_class(argument_name, argument)
+
+
+def _class_of(name: str | Path, files: dict[str, object], options: dict[str, object]) -> type | None:
+    """The processor class that the files name, else the one that belongs to the model's config; None if it is not transformers' own."""
+    named = getattr(transformers, str(files.get("processor_class")), None)
+    return named or transformers.PROCESSOR_MAPPING.get(type(AutoConfig.from_pretrained(name, **options)), None)
+
+
+def _video_settings(name: str | Path, options: dict[str, object]) -> dict[str, object]:
+    settings, _ = BaseVideoProcessor.get_video_processor_dict(name, **options)
+    # older models have no file for videos, and transformers reads the pictures' instead: those settings are not ours to save
+    return {} if "image_processor_type" in settings else settings
+
+
+def _load(name: str | Path, options: dict[str, object]) -> object:
+    if is_torchvision_available():
+        return AutoProcessor.from_pretrained(name, **options)
+    files, _ = ProcessorMixin.get_processor_dict(name, **options)
+    genuine = _class_of(name, files, options)
+    if genuine is None or "video_processor" not in genuine.get_attributes():
+        return AutoProcessor.from_pretrained(name, **options)
+    reduced = type(genuine.__name__, (_WithoutVideo, genuine), {"__module__": genuine.__module__, "__doc__": genuine.__doc__})
+    no_video = NoVideoProcessor(_video_settings(name, options))
+    wanted = genuine.get_attributes()  # in the order of the constructor
+    parts = [no_video if part == "video_processor" else PARTS[part].from_pretrained(name, **options) for part in wanted]
+    return reduced.from_args_and_dict(parts, files)
+
+
+def load_processor(
+    name: str | Path, revision: str | None = None, local_files_only: bool = False, trust_remote_code: bool = False
+) -> ProcessorMixin:
+    """The processor of a hub model or of a folder, from ``AutoProcessor``.
+
+    Video processors of transformers need torchvision. Where it is not installed, the same processor class is put together from the
+    tokenizer and the image processor that computes with PIL; a :class:`NoVideoProcessor` takes the third place. The token ids are the
+    same; pixel values differ from torchvision's by at most one grey level.
+
+    Raises
+    ------
+    LoadError
+        If a package is missing that this processor needs also for pictures, or there is no processor.
+    """
+    options = {"local_files_only": local_files_only, "trust_remote_code": trust_remote_code}
+    if revision is not None:
+        options["revision"] = revision
+    try:
+        processor = _load(name, options)
+    except (ImportError, ValueError) as error:  # transformers raises either where a package is missing
+        told = str(error).strip().split("\n")[0]
+        package = next((known for known in OPTIONAL if known in told.lower()), None)
+        if package is None and isinstance(error, ValueError):
+            raise
+        advice = f"pip install {package} and load again" if package else "install what it names and load again"
+        raise LoadError(f"the processor of {str(name)!r} needs a package that is not installed ({told})", advice) from error
+    if not isinstance(processor, ProcessorMixin):
+        found = f"{str(name)!r} holds no processor (transformers found only {type(processor).__name__})"
+        raise LoadError(found, "give a model that takes pictures, or save its processor beside it")
+    if hasattr(processor, "qformer_tokenizer"):
+        # InstructBLIP hands the side its files name on to the Q-Former, a BERT that counts positions from the left: padded on the left,
+        # the shorter rows of a batch get other visual tokens than alone.
+        processor.tokenizer.init_kwargs.pop("padding_side", None)
+        processor.qformer_tokenizer.padding_side = "right"
+    return processor
+
+
+def padding_first(inputs: Mapping[str, Tensor]) -> BatchFeature:
+    """The same inputs with every row's padding before its first token.
+
+    BLIP-2's and InstructBLIP's processors pad the text alone and put the visual tokens before it, so that the padding lies between
+    picture and words. A decoder with rotary positions then counts the gap, and a row's logits depend on its neighbours.
+    """
+    order = (inputs["attention_mask"] != 0).int().argsort(dim=1, stable=True)
+    rows = torch.arange(len(order), device=order.device)[:, None]
+    return BatchFeature({name: value[rows, order] if name in ALONG_THE_SEQUENCE else value for name, value in inputs.items()})

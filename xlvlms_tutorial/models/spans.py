@@ -1,0 +1,127 @@
+"""Which positions of a sequence are the picture, the question, the answer, and which are padding."""
+
+import re
+from collections.abc import Mapping, Sequence
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+from transformers import BatchFeature, PreTrainedTokenizerBase
+
+from xlvlms_tutorial.errors import SpanError
+
+SPANS = ("template", "image", "video", "audio", "question", "answer", "padding")
+
+
+class Batch(BatchFeature):
+    """Model inputs that know what stands at each position: ``spans`` (b, t) holds the index into ``SPANS``."""
+
+    spans: Int[Tensor, "b t"]
+
+    def mask(self, *names: str) -> Bool[Tensor, "b t"]:
+        """Where positions of these kinds are.
+
+        Raises
+        ------
+        SpanError
+            If a kind is unknown, or some sample has no position of any of these kinds.
+        """
+        for name in names:
+            if name not in SPANS:
+                raise SpanError(name, "unknown kind", SPANS)
+        mask = torch.isin(self.spans, torch.tensor([SPANS.index(name) for name in names], device=self.spans.device))
+        without = (~mask.any(dim=1)).nonzero().flatten().tolist()
+        if without:
+            found = [SPANS[k] for k in self.spans.unique().tolist()]
+            which = ", ".join(map(str, without[:5])) + (", ..." if len(without) > 5 else "")
+            reason = f"{len(without)} of {len(mask)} samples have none (in this batch: {which})"
+            raise SpanError(" or ".join(names), reason, found)
+        return mask
+
+    @property
+    def predicting(self) -> Bool[Tensor, "b t"]:
+        """The positions whose states predict the answer's tokens and what comes after: from the prompt's last position on."""
+        answer = self.spans == SPANS.index("answer")
+        before = torch.roll(answer, -1, dims=1)
+        before[:, -1] = True  # the end predicts what comes next; with left padding it is the last column
+        return before | answer
+
+
+def label(
+    inputs: Mapping, placeholders: Mapping[str, int], tokenizer: PreTrainedTokenizerBase | None = None,
+    questions: Sequence[str] | None = None, answers: Sequence[str | None] | None = None,
+) -> Int[Tensor, "b t"]:  # fmt: skip
+    """The index into ``SPANS`` of every position.
+
+    Pictures, videos and sounds are where their placeholder ids stand. Questions and answers are looked up in the decoded
+    prompt; without ``questions`` every word counts as question.
+    """
+    ids = inputs["input_ids"]
+    spans = torch.full_like(ids, SPANS.index("template" if questions is not None else "question"))
+    for name, token in reversed(placeholders.items()):
+        spans[ids == token] = SPANS.index(name)
+    mask = inputs.get("attention_mask")
+    if mask is not None:
+        spans[mask == 0] = SPANS.index("padding")
+    for row, question in enumerate(questions or ()):
+        words = (spans[row] == SPANS.index("template")).nonzero().flatten()
+        answer = (answers or ())[row] if answers is not None else None
+        for name, part in _parts(tokenizer, ids[row, words].tolist(), question, answer).items():
+            spans[row, words[part]] = SPANS.index(name)
+    return spans
+
+
+def _parts(tokenizer: PreTrainedTokenizerBase, ids: list[int], question: str, answer: str | None) -> dict[str, slice]:
+    text, parts = decode(tokenizer, ids), {}
+    end = len(text)
+    for name, wanted in (("answer", answer), ("question", question)):
+        if wanted is None or not wanted.strip():
+            continue
+        # a tokenizer may normalise: then the text stands in the prompt as its own tokens decode
+        forms = (wanted.strip(), decode(tokenizer, tokenizer(wanted, add_special_tokens=False).input_ids).strip())
+        for form in forms:
+            # the last occurrence: a system prompt may hold the same words, and stands before
+            if (start := text.rfind(form, 0, end)) >= 0:
+                parts[name] = token_slice(tokenizer, ids, start, start + len(form))
+                end = start
+                break
+    return parts
+
+
+def decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
+    """The text of ids as they are, special tokens included."""
+    return tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+
+def token_slice(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], start: int, end: int) -> slice:
+    """The tokens that hold the characters ``start`` to ``end`` of the decoded text.
+
+    By bisection over the lengths of decoded beginnings, so a sequence of t tokens is decoded about 2 log t times.
+    """
+
+    def first(enough: int) -> int:  # the fewest tokens whose text has this many characters
+        low, high = 0, len(ids)
+        while low < high:
+            middle = (low + high) // 2
+            low, high = (low, middle) if len(decode(tokenizer, ids[:middle])) >= enough else (middle + 1, high)
+        return low
+
+    return slice(first(start + 1) - 1, first(end))
+
+
+def find_words(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], words: Sequence[str]) -> tuple[int, str] | None:
+    """The first token of the first of these words (or phrases) in the text of ids, and which word it is; None where there is none.
+
+    Whole words only, in any case, whatever pieces they are cut into: looking for the id of a first piece instead finds every
+    word that begins with it, and in SentencePiece vocabularies every bare space.
+    """
+    text = decode(tokenizer, ids)
+    found = []
+    for word in words:
+        pattern = r"\s+".join(map(re.escape, word.split()))
+        if match := re.search(rf"(?<!\w){pattern}(?!\w)", text, re.IGNORECASE):
+            found.append((match.start(), -len(match[0]), word, match.end()))
+    if not found:
+        return None
+    start, _, word, end = min(found)
+    return token_slice(tokenizer, ids, start, end).start, word

@@ -1,0 +1,212 @@
+"""Leave out blocks, MLPs or attentions, or run them side by side, with caches that stay correct; what is skipped is not computed."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+from torch import Tensor, nn
+
+from xlvlms_tutorial.errors import InterventionError
+from xlvlms_tutorial.models import anatomy
+from xlvlms_tutorial.models.vlm import VLM
+from xlvlms_tutorial.states.active import recorded
+from xlvlms_tutorial.states.override import Clock, Layers, checked_layers, copy_cache, overridden, pad_cache, refuse_folded
+
+PARTS = ("block", "mlp", "attention")
+SCOPES = ("prefill", "decode", "both")
+CACHES = ("own", "previous")
+
+
+@recorded
+@contextmanager
+def skip(vlm: VLM, layers: Layers, part: str = "block", scope: str = "both", cache: str = "own") -> Iterator[None]:
+    """Skip blocks, or their MLPs or attentions, in the prefill, in decode steps or in both (Shukor and Cord, 2024, Skipping Computations).
+
+    A skipped block hands on what it was given, a skipped MLP or attention adds nothing. Where decode steps run a block that the
+    prefill skipped, they find in its cache its ``own`` keys and values, for which its attention still runs in the prefill (exact: only
+    the outputs are bypassed), or those of the ``previous`` block, which costs nothing (as the authors' code does; block 1 has no
+    previous one and keeps its own).
+
+    Raises
+    ------
+    LayerError
+        If a layer is out of range.
+    InterventionError
+        If part, scope or cache has another value than those named.
+    FoldError
+        If a vector is folded into a block or MLP that would be skipped.
+    """
+    for name, value, allowed in (("part", part, PARTS), ("scope", scope, SCOPES), ("cache", cache, CACHES)):
+        if value not in allowed:
+            raise InterventionError(f"unknown {name} {value!r}", f"allowed: {', '.join(allowed)}")
+    chosen, clock = checked_layers(vlm, layers), Clock(vlm)
+    if part != "attention":
+        refuse_folded(vlm, chosen, "skipping")
+    make = {"block": _no_block, "mlp": _no_mlp, "attention": _no_attention}[part]
+    forwards: dict[nn.Module, Callable] = {}
+    for layer in chosen:
+        keeps = _Keeps(vlm, layer, scope, cache == "previous" and part == "block", clock)
+        forwards |= {module: _scoped(scope, clock, function) for module, function in make(vlm, layer, keeps).items()}
+    with clock.ticking(), overridden(forwards), _bypassed(vlm, chosen if part != "attention" else []):
+        yield
+
+
+@recorded
+@contextmanager
+def parallel(vlm: VLM, layers: Layers, norm: str = "first") -> Iterator[None]:
+    r"""Run a block's MLP beside its attention instead of after it.
+
+    The block's output is :math:`x + \mathrm{attention}(\mathrm{LN}_1 x) + \mathrm{MLP}(\mathrm{LN} x)`, where ``norm`` says which of
+    the block's two norms the MLP's input goes through: the ``first``, shared with the attention (as the authors' code does), or
+    the ``second``, its own. No work goes, only depth.
+
+    Raises
+    ------
+    LayerError
+        If a layer is out of range.
+    InterventionError
+        If ``norm`` is neither.
+    """
+    if norm not in ("first", "second"):
+        raise InterventionError(f"unknown norm {norm!r}", "allowed: first, second")
+    forwards, hooks = {}, []
+    try:
+        for layer in checked_layers(vlm, layers):
+            block, seen = vlm.blocks[layer - 1], {}
+            # LN1's output goes into the MLP, or LN1's input, which is the block's, into LN2
+            hooks.append(anatomy.first_norm(block).register_forward_hook(_keeper(seen, norm)))
+            entry = anatomy.mlp_entry(block) if norm == "first" else anatomy.second_norm(block)
+            forwards[entry] = lambda original, given, seen=seen: original(seen["states"].reshape(given.shape))
+        with overridden(forwards):
+            yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@recorded
+@contextmanager
+def parallel_pairs(vlm: VLM, layers: Layers, combine: str = "mean") -> Iterator[None]:
+    r"""Run block l and block l + 1 on the same input.
+
+    The pair's output is the ``mean`` of theirs, or (``sum``) :math:`x + f_l(x) + f_{l+1}(x)`, where ``f`` is what a block adds.
+    ``layers`` names the first block of each pair. Each block keeps the keys and values of its own.
+
+    Raises
+    ------
+    LayerError
+        If a pair is out of range.
+    InterventionError
+        If pairs overlap or ``combine`` is neither.
+    FoldError
+        If a vector is folded into a block of a pair.
+    """
+    if combine not in ("mean", "sum"):
+        raise InterventionError(f"unknown combine {combine!r}", "allowed: mean, sum")
+    firsts = checked_layers(vlm, layers)
+    both = checked_layers(vlm, [layer + k for layer in firsts for k in (0, 1)])
+    if len(set(both)) < len(both):
+        raise InterventionError(f"pairs that overlap, starting at {firsts}", "give first blocks at least two apart")
+    refuse_folded(vlm, both, "running blocks in pairs")
+    forwards: dict[nn.Module, Callable] = {}
+    for layer in firsts:
+        seen: dict[str, Tensor] = {}
+
+        def leading(original: Callable, *args: object, seen: dict = seen, **kwargs: object) -> Tensor | tuple:
+            seen["states"] = _states(args, kwargs)
+            return original(*args, **kwargs)
+
+        def following(original: Callable, *args: object, seen: dict = seen, **kwargs: object) -> Tensor | tuple:
+            if "states" not in seen:  # the first was left out, as cross-attention is without a picture
+                return original(*args, **kwargs)
+            first, start = _states(args, kwargs), seen.pop("states")
+            output = original(start, *args[1:], **{k: v for k, v in kwargs.items() if k != "hidden_states"})
+            second = anatomy.states_of(output)
+            return anatomy.with_states(output, (first + second) / 2 if combine == "mean" else first + second - start)
+
+        forwards |= {vlm.blocks[layer - 1]: leading, vlm.blocks[layer]: following}
+    with overridden(forwards), _bypassed(vlm, both):
+        yield
+
+
+class _Keeps:
+    """Whether a skipped block's cache must hold keys and values that later steps will read, and how it gets them."""
+
+    def __init__(self, vlm: VLM, layer: int, scope: str, previous: bool, clock: Clock) -> None:
+        cross = anatomy.cross_attention_layers(vlm.model)
+        self.index, self.scope, self.clock = layer - 1, scope, clock
+        self.cross = layer in cross
+        self.previous = previous and not {layer, layer - 1} & cross
+
+    def must_run(self, states: Tensor, kwargs: dict) -> bool:
+        """Bring the cache in order; True if the attention itself has to run for that."""
+        cache = kwargs.get("past_key_values")
+        if cache is None:
+            return False
+        # a cross-attention block whose cache stays empty would be left out by the model for the rest of the generation
+        needed = not self.clock.decoding and (self.scope == "prefill" or self.cross)
+        if not needed:
+            if not self.cross:
+                pad_cache(cache, self.index, states)
+            return False
+        return not (self.previous and copy_cache(cache, self.index, states.shape[1]))
+
+
+def _no_block(vlm: VLM, layer: int, keeps: _Keeps) -> dict[nn.Module, Callable]:
+    block = vlm.blocks[layer - 1]
+
+    def forward(original: Callable, *args: object, **kwargs: object) -> Tensor | tuple:
+        states = _states(args, kwargs)
+        if not keeps.must_run(states, kwargs):
+            return states
+        with overridden(_no_mlp(vlm, layer, keeps)):
+            return anatomy.with_states(original(*args, **kwargs), states)
+
+    return {block: forward}
+
+
+def _no_mlp(vlm: VLM, layer: int, keeps: _Keeps) -> dict[nn.Module, Callable]:
+    block = vlm.blocks[layer - 1]
+    entry, exit_ = anatomy.mlp_entry(block), anatomy.mlp(block)
+    forwards = {exit_: lambda original, states: states.new_zeros(*states.shape[:-1], vlm.width)}
+    if entry is not exit_:
+        forwards[entry] = lambda original, states: states.new_zeros(*states.shape[:-1], entry.out_features)
+    return forwards
+
+
+def _no_attention(vlm: VLM, layer: int, keeps: _Keeps) -> dict[nn.Module, Callable]:
+    def forward(original: Callable, *args: object, **kwargs: object) -> tuple:
+        states = _states(args, kwargs)
+        if keeps.must_run(states, kwargs):
+            original(*args, **kwargs)
+        return states.new_zeros(*states.shape[:-1], vlm.width), None
+
+    return {anatomy.attention(vlm.blocks[layer - 1]): forward}
+
+
+def _scoped(scope: str, clock: Clock, function: Callable) -> Callable:
+    def forward(original: Callable, *args: object, **kwargs: object) -> Tensor | tuple:
+        if scope == ("prefill" if clock.decoding else "decode"):
+            return original(*args, **kwargs)
+        return function(original, *args, **kwargs)
+
+    return forward
+
+
+def _states(args: Sequence, kwargs: dict) -> Tensor:
+    return args[0] if args else kwargs["hidden_states"]
+
+
+def _keeper(seen: dict[str, Tensor], norm: str) -> Callable:
+    def keep(module: nn.Module, args: tuple, output: Tensor) -> None:
+        seen["states"] = output if norm == "first" else args[0]
+
+    return keep
+
+
+@contextmanager
+def _bypassed(vlm: VLM, layers: Sequence[int]) -> Iterator[None]:
+    vlm.bypassed.update(layers)
+    try:
+        yield
+    finally:
+        vlm.bypassed.subtract(layers)
