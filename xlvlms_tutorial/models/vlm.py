@@ -159,16 +159,15 @@ class VLM:
     @torch.no_grad()  # not inference_mode: its tensors could never be trained on
     def forward(self, batch: Batch, logits: bool = True, **options: object) -> ModelOutput:
         """One pass over a batch; ``logits=False`` computes those of the last position only, where the model can."""
-        if not logits and "logits_to_keep" in self.accepts:
-            options = {"logits_to_keep": 1, **options}
         with self.run(batch):
+            options = options if logits else {**self._last_logits, **options}
             return self.model(**batch, **options)
 
     @torch.no_grad()
     def generate_ids(self, batch: Batch, max_new_tokens: int = 32, **options: object) -> Int[Tensor, "b new"]:
         """The ids generated after a batch's prompts, greedily unless ``options`` of transformers' ``generate`` say otherwise."""
         # compiled generation ignores hooks that are registered later
-        options = {"do_sample": False, "disable_compile": True, "pad_token_id": self._pad, **options}
+        options = {"do_sample": False, "disable_compile": True, "pad_token_id": self._pad, **self._last_logits, **options}
         with self.run(batch):
             ids = self.model.generate(**batch, max_new_tokens=max_new_tokens, **options)
         given = batch["input_ids"].repeat_interleave(len(ids) // len(batch["input_ids"]), dim=0)
@@ -217,6 +216,11 @@ class VLM:
         if (cap := rules.get("final_logit_softcapping")) is not None:
             logits = torch.tanh(logits / cap) * cap
         return logits * rules.get("logit_scale", 1) / rules.get("logits_scaling", 1)
+
+    @property
+    def _last_logits(self) -> dict[str, Tensor]:
+        # transformers' own logits_to_keep=1 cuts a view, for which a CPU copies the unembedding once a row (four times slower in bfloat16)
+        return {"logits_to_keep": torch.tensor([-1])} if "logits_to_keep" in self.accepts else {}
 
     @cached_property
     def _logit_rules(self) -> dict[str, float]:

@@ -62,7 +62,10 @@ def lines(table: pd.DataFrame, ylabel: str = "", log: bool = False, ax: Axes | N
     ax.set(xlabel=table.index.name or "", ylabel=ylabel)
     if log:
         ax.set_yscale("log")
-    ax.legend(frameon=False, title=table.columns.name)
+    if table.shape[1] > 1:
+        ax.legend(frameon=False, title=table.columns.name)
+    else:
+        ax.get_legend().remove()  # one line needs no name beside the axis's
     return ax
 
 
