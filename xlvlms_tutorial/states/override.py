@@ -84,11 +84,16 @@ class Edit:
                 raise InterventionError(f"unknown positions {positions!r}", f"allowed: {', '.join(POSITIONS)}, or a mask (b, t)")
         self.vlm, self.change, self.positions, self.gate, self.adds = vlm, change, positions, gate, adds
         self.clock = Clock(vlm)
+        named = () if isinstance(positions, Tensor) else positions
+        self._everywhere = "all" in named
+        self._goes_on = bool({"all", "last", "generated", "answer"} & set(named))  # whether it holds for what is generated too
         self._open: Tensor | None = None  # the gate as decided at the prefill
 
     def __call__(self, states: Float[Tensor, "b t d"]) -> Float[Tensor, "b t d"]:
         """The states after the change."""
         self.clock.reached = True
+        if self.clock.decoding and not self._goes_on:
+            return states
         where = self._where(states)
         if self.gate is not None:
             opened = self._opened(states)[:, None]
@@ -100,16 +105,12 @@ class Edit:
         return torch.where(where[..., None], self.change(states), states)
 
     def _where(self, states: Tensor) -> Tensor | None:
-        if not isinstance(self.positions, Tensor) and "all" in self.positions:
+        if self._everywhere or self.clock.decoding:
             return None
-        batch, length = states.shape[:2]
-        generated = isinstance(self.positions, tuple) and bool({"last", "generated", "answer"} & set(self.positions))
-        if self.clock.decoding:
-            return None if generated else states.new_zeros(batch, 1, dtype=torch.bool)
-        mask = self._prompt_mask(states)
-        mask = fit(mask, batch, "positions")
+        mask = fit(self._prompt_mask(states), len(states), "positions")
         # without a cache every step sees the whole sequence: what follows the prompt has been generated
-        return nn.functional.pad(mask, (0, length - mask.shape[1]), value=generated) if mask.shape[1] < length else mask
+        missing = states.shape[1] - mask.shape[1]
+        return nn.functional.pad(mask, (0, missing), value=self._goes_on) if missing > 0 else mask
 
     def _prompt_mask(self, states: Tensor) -> Bool[Tensor, "b t"]:
         if isinstance(self.positions, Tensor):
