@@ -414,6 +414,7 @@ def adapter(tmp_path_factory):
 def test_an_adapter_gives_what_peft_gives_and_can_be_turned_off(saved, adapter, vlm):
     folder, expected = adapter
     adapted = load(saved, device="cpu", adapter=folder)
+    assert adapted.name == f"{saved} + {folder}"  # what is captured tells the two apart
     assert type(adapted.model) is hf.LlavaForConditionalGeneration and adapted.n_layers == 3
     torch.testing.assert_close(logits(adapted), expected)
     assert not torch.allclose(expected, logits(vlm), atol=1e-3)
@@ -427,6 +428,7 @@ def test_an_adapter_on_quantised_weights(wide, tmp_path):
     trained(model, tmp_path)
     quantised = load(wide, device="cpu", quantise="8bit")
     adapted = load(wide, device="cpu", quantise="8bit", adapter=tmp_path)
+    assert adapted.name == f"{wide} + {tmp_path} + 8bit"
     assert not torch.allclose(logits(adapted), logits(quantised), atol=1e-3)
     adapted.model.disable_adapters()
     assert torch.equal(logits(adapted), logits(quantised))

@@ -100,6 +100,8 @@ def load(
             raise UnknownModelError(name, EMBEDDED)
         if adapter is not None:
             add_adapter(vlm.model, adapter, offline)
+    # the name goes into what is captured: states of other weights must not be taken for the plain model's
+    vlm.name = " + ".join([name, *(os.fspath(extra) for extra in (adapter, quantise) if extra is not None)])
     vlm.model.eval().requires_grad_(False)
     vlm.checks = None if known else _checked(vlm)
     return vlm
