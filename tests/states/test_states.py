@@ -141,6 +141,8 @@ def test_differences_are_found_in_depth_and_versions_do_not_count():
 
 def test_representation_says_how_much_of_what():
     assert repr(states_of(range(1000))) == "States(1,000 rows, layers 0 3, block mlp, float32, 0.1 MB)"
+    many = States({(layer, "block"): torch.zeros(1, 2) for layer in range(3, 7)}, states_of(range(1)).table, {})
+    assert repr(many) == "States(1 rows, layers 3 to 6, block, float32, 0.0 MB)"
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -68,7 +68,10 @@ class States:
 
     def __repr__(self) -> str:
         kinds = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in self.tensors.values()})
-        layers, size = " ".join(map(str, self.layers)), sum(tensor.nbytes for tensor in self.tensors.values()) / 1e6
+        first, last = self.layers[0], self.layers[-1]
+        run = len(self.layers) > 2 and self.layers == list(range(first, last + 1))
+        layers = f"{first} to {last}" if run else " ".join(map(str, self.layers))
+        size = sum(tensor.nbytes for tensor in self.tensors.values()) / 1e6
         return f"States({len(self):,} rows, layers {layers}, {' '.join(self.places)}, {' '.join(kinds)}, {size:,.1f} MB)"
 
     @property
