@@ -14,9 +14,9 @@ export TRANSFORMERS_NO_ADVISORY_WARNINGS := 1
 help:
 	@echo "make book    build the book into _build/html"
 	@echo "make test    lint, unit tests, then every chapter against its checked outputs"
-	@echo "make bench   measure what is promised of speed and memory (ONLY=name: one of capture, steering, skipping, storing; QUICK=1: a trial)"
+	@echo "make bench   measure what is promised of speed and memory (ONLY=name: one of capture, steering, skipping, storing, alignment, vocabulary, subnetworks; QUICK=1: a trial)"
 	@echo "make pairs   rewrite the notebooks paired with the chapters (ALL=1: run every one of them again)"
-	@echo "make pocket  train the connectors that the package ships (one to two hours on two cores)"
+	@echo "make pocket  train the connectors that the package ships (about three hours on two cores); RUN=audio makes one of them"
 
 $(STAMP): requirements.txt requirements-models.txt pyproject.toml
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
@@ -49,7 +49,7 @@ pairs: $(STAMP)
 	TQDM_DISABLE=1 $(PY) -m tools.pair $(if $(ALL),--all)
 
 pocket: $(STAMP)
-	$(PY) -m xlvlms_tutorial.reproduce.train
+	$(PY) -m xlvlms_tutorial.reproduce.train $(RUN)
 
 clean:
 	rm -rf _build assets/vendor

@@ -1,9 +1,17 @@
-"""Run the benchmarks: ``python -m benchmarks [capture | skipping | steering | storing]``; without a name all of them."""
+"""Run the benchmarks: ``python -m benchmarks NAME``, one of ``SCRIPTS``; without a name all of them."""
 
-from benchmarks import capture, skipping, steering, storing
+from benchmarks import alignment, capture, skipping, steering, storing, subnetworks, vocabulary
 from benchmarks.command import start
 
-SCRIPTS = {"capture": capture.measure, "steering": steering.measure, "skipping": skipping.measure, "storing": storing.measure}
+SCRIPTS = {
+    "capture": capture.measure,
+    "steering": steering.measure,
+    "skipping": skipping.measure,
+    "storing": storing.measure,
+    "alignment": alignment.measure,
+    "vocabulary": vocabulary.measure,
+    "subnetworks": subnetworks.measure,
+}
 
 if __name__ == "__main__":
     start(SCRIPTS)

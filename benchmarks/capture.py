@@ -11,8 +11,9 @@ from benchmarks.command import start
 from benchmarks.harness import Goal, Report, Way, always, count, ratio, timed
 from benchmarks.memory import peak_bytes
 from benchmarks.subjects import Subject, batch_of, decoder_inputs, subjects
+from xlvlms_tutorial.data import PROMPTS
 from xlvlms_tutorial.models import anatomy
-from xlvlms_tutorial.states.capture import PROMPT, capture
+from xlvlms_tutorial.states.capture import capture
 from xlvlms_tutorial.states.reading import reading
 
 ROUNDS, LONG_ROUNDS = 15, 7  # the long ones take all samples through the model
@@ -84,7 +85,9 @@ def today(subject: Subject, n: int) -> list[list[torch.Tensor]]:
     for k in range(n):
         if made is None:
             sample = subject.samples[k]
-            inputs = vlm.processor(text=[vlm.prompt(PROMPT)], images=[sample.image], return_tensors="pt").to(vlm.device, vlm.dtype)
+            inputs = vlm.processor(text=[vlm.prompt(PROMPTS["image"])], images=[sample.image], return_tensors="pt").to(
+                vlm.device, vlm.dtype
+            )
         else:
             inputs = made
         states = vlm.model(**inputs, output_hidden_states=True).hidden_states

@@ -18,12 +18,11 @@ from transformers import (
 )
 
 from benchmarks.harness import CPU, Report
-from xlvlms_tutorial.data import Sample, load_samples
+from xlvlms_tutorial.data import PROMPTS, Sample, load_samples
 from xlvlms_tutorial.models import anatomy
 from xlvlms_tutorial.models.loading import load
 from xlvlms_tutorial.models.spans import Batch
 from xlvlms_tutorial.models.vlm import VLM
-from xlvlms_tutorial.states.capture import PROMPT
 
 N_SAMPLES = 64
 N_WORDS = 32  # words around the picture in inputs made by hand, about as many as in a question with its template
@@ -71,7 +70,7 @@ class Subject:
 
 def batch_of(vlm: VLM, samples: Sequence[Sample]) -> Batch:
     """Inputs as ``capture`` prepares them."""
-    return vlm.batch([sample.image for sample in samples], [PROMPT] * len(samples))
+    return vlm.batch([sample.image for sample in samples], [PROMPTS["image"]] * len(samples))
 
 
 def subjects(report: Report) -> Iterator[Subject]:

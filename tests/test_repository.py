@@ -145,7 +145,7 @@ def test_requirements_are_pinned_and_torch_comes_first():
 
 def test_weight_wheels_carry_hashes():
     lines = [line for line in (ROOT / "requirements-models.txt").read_text().splitlines() if line and not line.startswith("#")]
-    assert len(lines) == 4
+    assert len(lines) == 5
     assert all(re.fullmatch(r"[\w-]+==[\w.]+ --hash=sha256:[0-9a-f]{64}", line) for line in lines)
 
 

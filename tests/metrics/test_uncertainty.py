@@ -1,11 +1,23 @@
+from itertools import permutations
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import binomtest
+from scipy.stats import binomtest, pearsonr, spearmanr
 
 from xlvlms_tutorial.errors import EstimateError, LengthError
-from xlvlms_tutorial.metrics.uncertainty import Estimate, bootstrap, difference, proportion, share
+from xlvlms_tutorial.metrics.uncertainty import (
+    Estimate,
+    bootstrap,
+    correlation,
+    difference,
+    interval,
+    permutation_p,
+    proportion,
+    resampled_shares,
+    share,
+)
 
 trials = st.lists(st.booleans(), min_size=1, max_size=60)
 numbers = st.lists(st.floats(-100, 100), min_size=2, max_size=30)
@@ -164,3 +176,117 @@ def test_an_estimate_must_be_consistent(numbers):
 
 def test_an_estimate_reads_well():
     assert str(Estimate(0.931, 0.91, 0.95, 100)) == "0.93 [0.91, 0.95]"
+
+
+THEIRS = {"pearson": pearsonr, "spearman": spearmanr}
+kinds = pytest.mark.parametrize("kind", THEIRS)
+
+
+def points(n, seed=0, slope=1.0):
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=n)
+    return x, slope * x + rng.normal(size=n)
+
+
+@kinds
+def test_correlation_agrees_with_scipy_and_a_plain_bootstrap(kind):
+    x, y = points(15)
+    y[3] = y[7]  # ranks with ties
+    ours = correlation(x, y, kind, n_resamples=300, seed=2)
+    assert ours.value == pytest.approx(THEIRS[kind](x, y).statistic)
+    drawn = [THEIRS[kind](x[draw], y[draw]).statistic for draw in np.random.default_rng(2).integers(15, size=(300, 15))]
+    assert (ours.low, ours.high) == pytest.approx(tuple(np.quantile(drawn, [0.025, 0.975])))
+    assert ours.n == 15
+
+
+@kinds
+@given(st.integers(4, 12), st.integers(0, 99), st.floats(0.1, 50), st.floats(-10, 10))
+def test_correlation_is_symmetric_keeps_under_scaling_and_turns_with_the_sign(kind, n, seed, scale, shift):
+    x, y = points(n, seed)
+    ours, again = correlation(x, y, kind, n_resamples=100), correlation(y, scale * x + shift, kind, n_resamples=100)
+    assert (again.value, again.low, again.high) == pytest.approx((ours.value, ours.low, ours.high))
+    assert correlation(x, -y, kind, n_resamples=100).value == pytest.approx(-ours.value)
+    assert -1 <= ours.low <= ours.value <= ours.high <= 1
+
+
+@kinds
+def test_points_on_a_line_correlate_perfectly(kind):
+    found = correlation(np.arange(8), 3 - 2.5 * np.arange(8), kind)
+    assert (found.value, found.low, found.high) == pytest.approx((-1, -1, -1))
+
+
+def test_ranks_see_what_a_line_does_not():
+    x = np.arange(1.0, 9)
+    assert correlation(x, x**6, "spearman").value == pytest.approx(1)
+    assert correlation(x, x**6).value < 0.9
+
+
+def test_resamples_without_spread_are_left_out():
+    found = correlation([0, 0, 0, 0, 1, 1], [0, 1, 0, 1, 0, 1], n_resamples=500)
+    assert -1 <= found.low < found.value < found.high <= 1
+    with pytest.raises(EstimateError, match="undefined on"):
+        correlation([0, 0, 0, 1], [0, 1, 0, 0], n_resamples=500)  # more than half of the resamples are without one of the ones
+
+
+@kinds
+@pytest.mark.parametrize("n", [4, 6])
+def test_permutations_of_few_points_are_all_tried(kind, n):
+    x, y = points(n, seed=5)
+    found = abs(THEIRS[kind](x, y).statistic)
+    every = [abs(THEIRS[kind](x, np.array(order)).statistic) for order in permutations(y)]
+    assert permutation_p(x, y, kind) == pytest.approx(np.mean(np.array(every) >= found - 1e-9))
+
+
+@kinds
+def test_permutations_of_more_points_are_drawn_and_agree_with_theory(kind):
+    x, y = points(25, slope=0.4)
+    ours, theirs = permutation_p(x, y, kind), THEIRS[kind](x, y).pvalue
+    assert ours == pytest.approx(theirs, abs=4 * np.sqrt(theirs / 10_000) + 2e-3)
+    assert permutation_p(*points(40, slope=5), kind, n_permutations=2000) == pytest.approx(1 / 2001)
+    assert permutation_p(x, y, kind, seed=1) == permutation_p(x, y, kind, seed=1)
+
+
+def test_p_values_without_correlation_are_spread_evenly():
+    found = [permutation_p(*points(6, seed, slope=0)) for seed in range(200)]
+    assert 0.4 < np.mean(found) < 0.6
+    assert 0.01 < np.mean(np.array(found) < 0.1) < 0.2
+
+
+@pytest.mark.parametrize("function", [correlation, permutation_p])
+@pytest.mark.parametrize(
+    ("x", "y", "told"),
+    [
+        ([1, 2, 3], [1, 2, 4], "found 3, x and y varying by 2.0, 3.0"),
+        ([1, 2, 3, 4], [5, 5, 5, 5], "varying by 3.0, 0.0"),
+        ([1, 2, 3, np.nan], [1, 2, 3, 4], "1 of 4 NaN"),
+        ([], [], "no values"),
+        ([[1, 2], [3, 4]], [1, 2], "shape"),
+    ],
+)
+def test_what_cannot_be_correlated_raises(function, x, y, told):
+    with pytest.raises(EstimateError, match=told):
+        function(x, y)
+
+
+def test_choices_of_a_correlation_are_checked():
+    x, y = points(5)
+    for function in (correlation, permutation_p):
+        with pytest.raises(EstimateError, match="pearson or spearman"):
+            function(x, y, kind="kendall")
+        with pytest.raises(LengthError, match="x: 5, y: 4"):
+            function(x, y[:4])
+    with pytest.raises(EstimateError, match="1,000 or more"):
+        permutation_p(x, y, n_permutations=999)
+
+
+def test_shares_of_resamples_give_the_bootstrap_of_a_mean():
+    values = np.random.default_rng(0).normal(size=30)
+    shares = resampled_shares(30, 500, seed=4)
+    assert shares.shape == (500, 30)
+    np.testing.assert_allclose(shares.sum(axis=1), 1)
+    ours, theirs = interval(values.mean(), shares @ values, 30), bootstrap(values, n_resamples=500, seed=4)
+    assert (ours.value, ours.low, ours.high, ours.n) == pytest.approx((theirs.value, theirs.low, theirs.high, theirs.n))
+    with pytest.raises(EstimateError, match="2 or more"):
+        resampled_shares(1)
+    with pytest.raises(EstimateError, match="100 or more"):
+        resampled_shares(5, 10)

@@ -484,8 +484,8 @@ def pocket(monkeypatch, vlm):
     """Stands where pocket LLaVA is built; keeps what was asked."""
     asked = []
 
-    def build(revision, dtype):
-        asked.append((revision, dtype))
+    def build(name, revision, dtype):
+        asked.append((name, revision, dtype))
         made = tiny_llava()
         return made.model.to(dtype), made.processor
 
@@ -495,10 +495,23 @@ def pocket(monkeypatch, vlm):
 
 def test_pocket_llava_is_built_at_a_step_in_a_format_and_takes_an_adapter(pocket, adapter):
     vlm = load(device="cpu", dtype="bfloat16", revision="step-0450")
-    assert pocket == [("step-0450", torch.bfloat16)]
+    assert pocket == [("pocket-llava", "step-0450", torch.bfloat16)]
     assert (vlm.name, vlm.revision, vlm.dtype) == ("pocket-llava", "step-0450", torch.bfloat16)
     adapted = load(device="cpu", adapter=adapter[0])
     torch.testing.assert_close(logits(adapted), adapter[1])
+
+
+@pytest.mark.parametrize("name", loading.EMBEDDED)
+def test_each_embedded_model_is_built_by_its_name(pocket, name):
+    vlm = load(name, device="cpu")
+    assert pocket == [(name, None, torch.float32)] and vlm.name == name
+    with pytest.raises(LoadError, match=f"{name} is small already"):
+        load(name, quantise="8bit")
+
+
+def test_an_unknown_name_lists_the_embedded_models():
+    with pytest.raises(UnknownModelError, match="pocket-llava or pocket-llava-video or .*pocket-llava-patches, a folder"):
+        load("pocket-llava-smell")
 
 
 def test_pocket_llava_has_only_the_steps_that_are_shipped():

@@ -10,11 +10,13 @@ import transformers as hf
 from PIL import Image
 from transformers.models.smolvlm import processing_smolvlm
 
+from tests.tiny import tiny_llava
+from tests.tiny_pocket import tiny_processor
 from tests.zoo import MODELS, SUPPRESS, build
 from tests.zoo_processors import PROCESSORS, save, save_processor, tokenizer
 from xlvlms_tutorial.errors import LoadError
 from xlvlms_tutorial.models import processors
-from xlvlms_tutorial.models.processors import NoVideoProcessor, load_processor, padding_first
+from xlvlms_tutorial.models.processors import NoVideoProcessor, load_processor, padding_first, reads
 
 WITH_VIDEO = ("llava_next_video", "llava_onevision", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "smolvlm", "internvl")
 QWEN = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
@@ -163,6 +165,18 @@ def test_qwen2_5_forward_without_token_types_silently_gives_other_logits_where_i
             else:
                 with pytest.raises(ValueError, match="mm_token_type_ids"):
                     model(**batch)
+
+
+@pytest.mark.parametrize("name", PROCESSORS)
+def test_what_a_processor_reads_is_what_it_has_a_part_for(saved, name):
+    expected = ("audio",) if name == "qwen2_audio" else ("image", "video") if name in WITH_VIDEO else ("image",)
+    assert reads(load_processor(saved(name))) == expected
+
+
+def test_a_processor_may_say_itself_what_it_reads():
+    assert reads(tiny_llava().processor) == ("image",)
+    assert reads(tiny_processor(("video", "audio"))) == ("video", "audio")
+    assert reads(object()) == ()
 
 
 @pytest.mark.parametrize("name", WITH_VIDEO)

@@ -1,16 +1,19 @@
 """A model with its processor: prompts, batches, spans, forward, generation, unembedding; on tiny models."""
 
+import numpy as np
 import pytest
 import torch
 import transformers as hf
 from PIL import Image
 
 from tests.tiny import tiny_llava
+from tests.tiny_pocket import tiny_reader
 from tests.zoo import MODELS, SUPPRESS, build, padded
 from tests.zoo.inputs import IMAGE, VOCABULARY
 from tests.zoo.models import TEXT, clip, siglip
 from tests.zoo_processors import save
-from xlvlms_tutorial.errors import DeviceMemoryError, ImageError, InputsError, PromptError, SpanError
+from xlvlms_tutorial.data import load_samples
+from xlvlms_tutorial.errors import DeviceMemoryError, ImageError, InputsError, ModalityError, PromptError, SelectionError, SpanError
 from xlvlms_tutorial.models import anatomy
 from xlvlms_tutorial.models.loading import load
 from xlvlms_tutorial.models.spans import SPANS, Batch, label
@@ -191,6 +194,56 @@ def test_sounds_are_batched_like_pictures(tmp_path):
     batch = vlm.batch(None, [QUESTION, "Is there a key ?"], audio=[torch.zeros(16000).numpy()] * 2)
     assert {"audio", "question", "template", "padding"} == {*names(batch), *names(batch, 1)}
     assert len(vlm.generate_ids(batch, 2)) == 2
+
+
+@pytest.fixture(scope="module")
+def reader():
+    return tiny_reader()
+
+
+@pytest.mark.parametrize(("dataset", "kind", "n"), [("scenes", "image", 4), ("clips", "video", 16), ("sounds", "audio", 4)])
+def test_clips_and_sounds_in_the_place_of_a_picture_are_named_after_what_was_given(reader, dataset, kind, n):
+    texts = [QUESTION, "Is there a key ?"]
+    samples = load_samples(dataset, n=2)
+    batch = reader.batch_of(samples, texts, ["red", "yes"])
+    for row in (0, 1):
+        kinds = names(batch, row)
+        assert kinds.count(kind) == n and {"image", "video", "audio"} & set(kinds) == {kind}
+        assert (kinds.count("question"), kinds.count("answer"), kinds.count("padding")) == (6 - row, 1, row)
+    at = batch.mask(kind)
+    assert (batch["input_ids"][at] == reader.placeholders["image"]).all() and at.sum() == 2 * n
+    assert reader.forward(batch).logits.isfinite().all()
+
+
+@pytest.mark.parametrize("dataset", ["clips", "sounds"])
+def test_a_sample_is_batched_as_what_it_shows(reader, dataset):
+    samples, texts = load_samples(dataset, n=3), [QUESTION, "Is there a key ?", "Describe the picture ."]
+    shown = {{"clips": "videos", "sounds": "audio"}[dataset]: [sample.content for sample in samples]}
+    one, other = reader.batch_of(samples, texts), reader.batch(None, texts, **shown)
+    assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+    assert torch.equal(one.spans, other.spans)
+    alone = [reader.generate(None, [text], 4, **{k: [v[i]] for k, v in shown.items()})[0] for i, text in enumerate(texts)]
+    assert reader.generate(None, texts, 4, batch_size=2, **shown) == alone
+
+
+def test_samples_of_several_modalities_are_refused(reader):
+    mixed = [load_samples(dataset, n=1)[0] for dataset in ("scenes", "sounds")]
+    with pytest.raises(SelectionError, match="samples of modality image, audio; give samples of one"):
+        reader.batch_of(mixed, [QUESTION] * 2)
+
+
+def test_what_a_model_does_not_read_is_refused(vlm, reader):
+    clip, sound = [PICTURE] * 2, np.zeros(32_000, np.float32)
+    with pytest.raises(ModalityError, match="'tiny-llava' does not read video; it reads text and image. Next: load a model that does"):
+        vlm.batch(None, [QUESTION], videos=[clip])
+    with pytest.raises(ModalityError, match="does not read audio"):
+        vlm.generate(None, [QUESTION], audio=[sound])
+    with pytest.raises(ModalityError, match="does not read image; it reads text and video, audio.*'pocket-llava' for pictures"):
+        tiny_reader(reads=("video", "audio")).batch([PICTURE], [QUESTION])
+    with pytest.raises(PromptError, match="pictures and sounds"):
+        reader.batch([PICTURE], [QUESTION], audio=[sound])
+    with pytest.raises(PromptError, match="2 texts, 0 answers, 1 videos"):
+        reader.batch(None, [QUESTION] * 2, videos=[clip])
 
 
 @pytest.mark.parametrize("text", ["", "   "])

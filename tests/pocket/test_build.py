@@ -6,11 +6,15 @@ import torch
 from transformers import LlavaForConditionalGeneration
 
 from xlvlms_tutorial import load
-from xlvlms_tutorial.errors import RevisionError
+from xlvlms_tutorial.data import PROMPTS, load_samples
+from xlvlms_tutorial.errors import ModalityError, RevisionError
 from xlvlms_tutorial.models.anatomy import decoder_blocks
+from xlvlms_tutorial.models.spans import SPANS
+from xlvlms_tutorial.models.vlm import VLM
 from xlvlms_tutorial.pocket import build, language, world
 from xlvlms_tutorial.pocket.runs import calibrated_tower, dialogue, pixels
 from xlvlms_tutorial.pocket.training import Mix, pack
+from xlvlms_tutorial.pocket.variants import Variant
 
 SCENES = world.scenes(8, "test")
 
@@ -43,12 +47,43 @@ def test_the_tower_names_the_obvious_in_photographs():
 
 def test_processor_and_training_see_the_same_pixels_and_tokens(vlm):
     images = [world.render(scene) for scene in SCENES[:2]]
-    texts = ["What colour is the key?", language.CAPTION_PROMPT]
+    texts = ["What colour is the key?", PROMPTS["image"]]
     inputs = vlm.batch(images, texts)
     assert torch.allclose(inputs["pixel_values"], pixels(images), atol=1e-5)
     packed = pack([[(texts[1], "A frog.")]], vlm.tokenizer, vlm.image_token_id, 16)
     whole = vlm.batch(images[:1], texts[1:], ["A frog.<|im_end|>"])
     assert packed.input_ids[0].tolist() == whole["input_ids"][0].tolist()
+
+
+@pytest.fixture(scope="module")
+def untaught():
+    """A model of all modalities whose connector is as it was initialised."""
+    made = build.build(variant=Variant("none", reads=tuple(PROMPTS)), dtype=torch.bfloat16)
+    return VLM(*made, "untaught")
+
+
+def test_a_variant_is_built_without_its_connector(vlm, untaught):
+    frozen, projector = (m.model.model.language_model.norm.weight for m in (vlm, untaught)), "linear_2.weight"
+    assert torch.equal(*(weight.bfloat16() for weight in frozen))
+    own, shipped = (m.model.model.multi_modal_projector.state_dict()[projector].bfloat16() for m in (untaught, vlm))
+    assert own.isfinite().all() and not torch.equal(own, shipped)
+
+
+@pytest.mark.parametrize(("dataset", "kind", "n"), [("scenes", "image", 16), ("clips", "video", 64), ("sounds", "audio", 16)])
+def test_a_clip_takes_64_positions_and_a_sound_16_and_both_are_called_what_they_are(untaught, dataset, kind, n):
+    samples = load_samples(dataset, n=2)
+    batch = untaught.batch_of(samples, [PROMPTS[kind]] * 2)
+    assert (batch.spans == SPANS.index(kind)).sum(dim=1).tolist() == [n, n]
+    assert (batch["input_ids"] == untaught.image_token_id).sum().item() == 2 * n
+    logits = untaught.forward(batch, logits=False).logits
+    assert logits.isfinite().all() and not torch.equal(logits[0], logits[1])
+
+
+@pytest.mark.parametrize(("dataset", "kind"), [("clips", "video"), ("sounds", "audio")])
+def test_the_model_of_pictures_names_what_to_load_for_clips_and_sounds(vlm, dataset, kind):
+    told = f"'pocket-llava' does not read {kind}; it reads text and image.*'pocket-llava-{kind}' for {dataset}"
+    with pytest.raises(ModalityError, match=told):
+        vlm.batch_of(load_samples(dataset, n=1), [PROMPTS[kind]])
 
 
 def test_fused_tower_gives_the_same_tokens():
@@ -81,7 +116,7 @@ def test_a_dialogue_is_one_caption_then_questions():
     rng = np.random.default_rng(0)
     for scene in SCENES:
         told = dialogue(scene, rng, Mix(1, 1, 4, 2))
-        assert told[0][0] == language.CAPTION_PROMPT and told[0][1] in language.captions(scene)
+        assert told[0][0] == PROMPTS["image"] and told[0][1] in language.captions(scene)
         assert sum(answer in ("yes", "no") for _, answer in told[1:]) == 4 and len(told) == 7
         assert all(answer in ("yes", "no") for _, answer in dialogue(scene, rng, Mix(1, 0, 5, 0)))
 
@@ -104,7 +139,7 @@ def test_the_record_says_how_the_weights_were_made():
 
 def test_it_describes_and_answers(vlm):
     images = [world.render(scene) for scene in SCENES]
-    captions = vlm.generate(images, [language.CAPTION_PROMPT] * len(images))
+    captions = vlm.generate(images, [PROMPTS["image"]] * len(images))
     assert sum(scene.subject in text for scene, text in zip(SCENES, captions, strict=True)) >= 7
     asked = [(image, q) for image, scene in zip(images, SCENES, strict=True) for q in language.questions(scene)]
     answers = vlm.generate([image for image, _ in asked], [q.text for _, q in asked], max_new_tokens=5)

@@ -1,11 +1,13 @@
 """Packing, the loss, resuming: against single rows, and against an uninterrupted run."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
 
 from tests.tiny import tiny_llava
-from xlvlms_tutorial.pocket.training import Mix, Packed, Recipe, encode_pictures, loss_of, pack, scale_projector, train
+from xlvlms_tutorial.pocket.training import Mix, Packed, Recipe, _cosine, encode_pictures, loss_of, pack, scale_projector, train
 
 TEXTS = [("What colour is the key ?", "red"), ("Is there a woman ?", "yes"), ("Describe the picture .", "a woman on the grass .")]
 SMALL = Recipe(steps=6, restart=4, batch_size=2, warmup=2, save_at=(0, 3), mixes=(Mix(6, 1, 0, 0),))
@@ -111,3 +113,12 @@ def test_tokens_are_encoded_once(tmp_path):
     again = encode_pictures(Tower(), iter([]), 6, tmp_path / "tokens.npy")
     assert calls == [2, 2, 2] and first.shape == (6, 4, 3) and np.array_equal(first, again)
     assert first[4].min() == 2.0
+
+
+def test_the_rate_rises_again_at_each_restart_to_two_fifths_and_falls_to_nothing_before():
+    recipe = Recipe(steps=30, restart=10, again=(20,), warmup=2)
+    rate = [_cosine(step, recipe) for step in range(30)]
+    assert rate[10] == rate[20] == pytest.approx(0.4)
+    assert max(rate[9], rate[19], rate[29]) < 0.03
+    assert all(a > b for start in (2, 10, 20) for a, b in itertools.pairwise(rate[start : start + 8]))
+    assert rate[:20] == [_cosine(step, Recipe(steps=20, restart=10, warmup=2)) for step in range(20)]

@@ -2,19 +2,21 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
+from xlvlms_tutorial.data import PROMPTS, load_samples
 from xlvlms_tutorial.data.samples import Sample
-from xlvlms_tutorial.errors import EstimateError, ImageError, LengthError
+from xlvlms_tutorial.errors import EstimateError, ImageError, LengthError, SelectionError
 from xlvlms_tutorial.metrics.uncertainty import bootstrap, proportion
-from xlvlms_tutorial.reproduce.evaluate import CAPTION_PROMPT, evaluate
+from xlvlms_tutorial.reproduce.evaluate import evaluate
 
 
 def truthful(image, text):
     """Right about everything but the place of every third picture and the bush."""
     number = image.getpixel((0, 0))[0]
     place = "sand" if number % 3 == 0 else "snow"
-    if text == CAPTION_PROMPT:
+    if text == PROMPTS["image"]:
         return f"A robot walks in the {place} near a red key." if number % 2 else f"A frog in the {place} near a rock."
     return {"What colour is the key?": "Red."}.get(text, "yes")
 
@@ -43,7 +45,7 @@ def test_questions_are_resampled_by_scene(fake_vlm, samples):
 def test_answers_and_captions_stay_with_their_samples(fake_vlm, samples):
     vlm = fake_vlm(lambda image, text: f"{image.getpixel((0, 0))[0]} {text}")
     report = evaluate(vlm, samples(70), progress=False)
-    assert report.captions["caption"].tolist() == [f"{i} {CAPTION_PROMPT}" for i in range(70)]
+    assert report.captions["caption"].tolist() == [f"{i} {PROMPTS['image']}" for i in range(70)]
     for row in report.answers.itertuples():
         assert row.prediction == f"{row.sample[1:]} {row.question}"
     assert len(vlm.calls) == 6  # three parts of at most 32 scenes, captions and answers
@@ -69,6 +71,48 @@ def test_pictures_without_questions_or_truth_are_only_captioned(fake_vlm, sample
     assert report.summary().empty
     asked = evaluate(fake_vlm(truthful), [Sample(s.id, s.source, (), s.questions) for s in samples(3)], progress=False)
     assert asked.summary()["metric"].str.startswith("caption").sum() == 0
+
+
+def known(sample):
+    """The bytes of what a sample shows, by which a fake model can tell it."""
+    content = sample.content
+    return content.tobytes() if isinstance(content, np.ndarray) else b"".join(frame.tobytes() for frame in content)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "kind", "factors"),
+    [("clips", "video", ["subject", "action", "item", "colour", "place"]), ("sounds", "audio", ["sound", "loudness", "background"])],
+)
+def test_clips_and_sounds_are_captioned_and_asked_like_scenes(fake_vlm, dataset, kind, factors):
+    """A model that knows every other sample and says nothing about the rest."""
+    drawn = load_samples(dataset, n=4)
+    by_content = {known(sample): (k, sample) for k, sample in enumerate(drawn)}
+
+    def say(content, text):
+        k, sample = by_content[known(Sample("x", lambda: content, modality=kind))]
+        if k % 2:
+            return "nothing"
+        return sample.captions[0] if text == PROMPTS[kind] else next(q.answer for q in sample.questions if q.text == text)
+
+    report = evaluate(fake_vlm(say), drawn, progress=False, dataset=dataset)
+    assert report.captions.columns.tolist() == ["sample", "caption", *factors]
+    assert report.captions["sample"].tolist() == [sample.id for sample in drawn]
+    for factor in factors:
+        has = [sample.truth[factor] is not None for sample in drawn]
+        named = [bool(k % 2 == 0) if told else None for k, told in enumerate(has)]
+        assert [None if pd.isna(value) else bool(value) for value in report.captions[factor]] == named
+    assert len(report.answers) == sum(len(sample.questions) for sample in drawn)
+    even = report.answers["sample"].isin([sample.id for sample in drawn[::2]])
+    assert (report.answers["correct"].astype(bool) == even).all()
+    metrics = report.summary().set_index("metric")["value"]
+    expected = {"clips": ("caption/action", "qa/action"), "sounds": ("caption/sound", "qa/sound")}[dataset]
+    assert metrics[list(expected)].tolist() == [0.5, 0.5] and metrics["caption/all"] == 0.5
+
+
+def test_samples_of_several_modalities_are_refused(fake_vlm):
+    mixed = [load_samples(dataset, n=1)[0] for dataset in ("scenes", "sounds")]
+    with pytest.raises(SelectionError, match="samples of modality image, audio"):
+        evaluate(fake_vlm(lambda content, text: "yes"), mixed, progress=False)
 
 
 def test_one_scene_is_enough(fake_vlm, samples):

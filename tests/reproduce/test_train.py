@@ -1,27 +1,67 @@
-"""The measured metrics land in the record beside the weights."""
+"""The measured metrics land in the record beside the weights, and only runs of the table are made."""
 
 import json
 
 import pandas as pd
+import pytest
 
+from xlvlms_tutorial.data import DATASETS
+from xlvlms_tutorial.errors import RevisionError
+from xlvlms_tutorial.pocket.variants import VARIANTS
 from xlvlms_tutorial.reproduce import train
 
+READ_BY = {"scenes": "image", "composition": "image", "clips": "video", "sounds": "audio"}
 
-def test_measure_writes_metrics_into_the_record_and_keeps_the_rest(tmp_path, monkeypatch):
-    (tmp_path / "image").mkdir()
-    (tmp_path / "image" / "training.json").write_text('{"run": "image", "recipe": {"steps": 3}}')
-    asked = []
 
-    class Report:
-        def summary(self):
-            return pd.DataFrame([{"metric": "qa/overall", "value": 0.123456, "low": 0.1, "high": float("nan"), "n": 7}])
+class Report:
+    def summary(self):
+        return pd.DataFrame([{"metric": "qa/overall", "value": 0.123456, "low": 0.1, "high": float("nan"), "n": 7}])
 
+
+@pytest.fixture
+def made(tmp_path, monkeypatch):
+    """A folder of weights without any; what is loaded and asked for is kept."""
+    kept = {"loaded": [], "asked": [], "trained": [], "folder": tmp_path}
+    for run in train.RUNS:
+        (tmp_path / run).mkdir()
+        (tmp_path / run / "training.json").write_text(json.dumps({"run": run, "recipe": {"steps": 3}}))
     monkeypatch.setattr(train, "WEIGHTS", tmp_path)
-    monkeypatch.setattr(train, "load", lambda name, dtype: (name, dtype))
-    monkeypatch.setattr(train, "load_samples", lambda dataset, n: asked.append((dataset, n)))
+    monkeypatch.setattr(train, "load", lambda name, dtype: kept["loaded"].append((name, dtype)))
+    monkeypatch.setattr(train, "load_samples", lambda dataset, n: kept["asked"].append((dataset, n)))
     monkeypatch.setattr(train, "evaluate", lambda vlm, samples, dataset, batch_size: Report())
+    monkeypatch.setattr(train, "train_connector", kept["trained"].append)
+    return kept
+
+
+def test_measure_writes_metrics_into_the_record_and_keeps_the_rest(made):
     metrics = train.measure()
-    written = json.loads((tmp_path / "image" / "training.json").read_text())
+    written = json.loads((made["folder"] / "image" / "training.json").read_text())
     assert written["recipe"] == {"steps": 3} and written["metrics"] == metrics
-    assert asked == [("scenes", 500), ("composition", 200)]
+    assert made["loaded"] == [("pocket-llava", "float32")]
+    assert made["asked"] == [("scenes", 500), ("composition", 200)]
     assert metrics["scenes"] == [{"metric": "qa/overall", "value": 0.1235, "low": 0.1, "high": None, "n": 7}]
+
+
+@pytest.mark.parametrize(("name", "variant"), VARIANTS.items())
+def test_each_run_is_measured_with_its_model_on_what_it_reads(made, name, variant):
+    metrics = train.measure(variant.run)
+    assert made["loaded"] == [(name, "float32")]
+    assert dict(made["asked"]) == train.MEASURED_ON[variant.run] and list(metrics) == [dataset for dataset, _ in made["asked"]]
+    assert {READ_BY[dataset] for dataset in metrics} == set(variant.reads) and set(metrics) <= set(DATASETS)
+    others = [json.loads((made["folder"] / run / "training.json").read_text()) for run in train.RUNS if run != variant.run]
+    assert not any("metrics" in record for record in others)
+
+
+def test_the_runs_asked_for_are_trained_and_measured_and_without_any_all(made):
+    train.main(["audio", "video"])
+    assert made["trained"] == ["audio", "video"]
+    assert [name for name, _ in made["loaded"]] == ["pocket-llava-audio", "pocket-llava-video"]
+    made["trained"].clear()
+    train.main([])
+    assert made["trained"] == list(train.RUNS)
+
+
+def test_an_unknown_run_is_refused_before_anything_is_trained(made):
+    with pytest.raises(RevisionError, match="'smell'.*image, video, audio, joint, encoder-lite0"):
+        train.main(["image", "smell"])
+    assert made["trained"] == made["loaded"] == []

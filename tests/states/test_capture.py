@@ -12,6 +12,8 @@ from PIL import Image
 from tests import tiny
 from tests.models.test_spans import pieces_tokenizer
 from tests.tiny import tiny_llava
+from tests.tiny_pocket import tiny_reader
+from xlvlms_tutorial.data import load_samples
 from xlvlms_tutorial.errors import (
     DeviceMemoryError,
     LayerError,
@@ -300,9 +302,7 @@ def test_a_generated_word_is_captured_where_it_is_predicted(speller, six):
 def test_a_given_word_is_captured_where_it_is_predicted(speller, samples, answer, words, pieces, word):
     answers = ["a zebra", answer, "cattle"] if "zebra" not in words and "Zebra" not in words else ["a 3", answer, "cattle"]
     found = interest(speller, samples(3), words, answers=answers)
-    assert found.table.to_dict("records") == [
-        {"sample": 1, "id": "s1", "text": answer, "word": word, "token_index": len(pieces) - 1}
-    ]
+    assert found.table.to_dict("records") == [{"sample": 1, "id": "s1", "text": answer, "word": word, "token_index": len(pieces) - 1}]
     batch = speller.batch([samples(3)[1].image], ["a 1 dog s1 ?"], [answer])
     at = batch.mask("answer")[0].nonzero().flatten()[len(pieces) - 1]
     assert speller.tokenizer.convert_ids_to_tokens(batch["input_ids"][0, at - len(pieces) + 1 : at + 1]) == pieces
@@ -366,11 +366,11 @@ def test_an_interrupted_capture_goes_on_where_it_was(vlm, samples, tmp_path, mon
     whole = capture(vlm, seven, (1, 3), **options)
     made, plain = [], vlm.batch
 
-    def batch(images, *rest):
+    def batch(images, texts, answers):
         made.append(len(images))
         if len(made) == 4:
             raise KeyboardInterrupt
-        return plain(images, *rest)
+        return plain(images, texts, answers)
 
     monkeypatch.setattr(vlm, "batch", batch)
     with pytest.raises(KeyboardInterrupt):
@@ -539,6 +539,40 @@ def test_provenance_says_how_all_was_made(vlm, six):
     assert set(found["versions"]) == {"torch", "transformers", "xlvlms_tutorial"}
     assert all(re.fullmatch("[0-9a-f]{64}", found[name]) for name in ("ids_sha256", "prompts_sha256"))
     assert json.loads(json.dumps(found)) == found
+
+
+@pytest.mark.parametrize(
+    ("dataset", "kind", "prompt"),
+    [("scenes", "image", "Describe the picture."), ("clips", "video", "Describe the video."), ("sounds", "audio", "Describe the sound.")],
+)
+def test_clips_and_sounds_are_captured_and_asked_for_as_what_they_are(dataset, kind, prompt):
+    vlm, samples = lively(tiny_reader()), load_samples(dataset, n=3)
+    found = capture(vlm, samples, (0, 2), span=kind, batch_size=2)
+    assert found.provenance["prompt"] == prompt and found.provenance["selection"] == {"span": [kind]}
+    for i, sample in enumerate(samples):
+        batch = vlm.batch_of([sample], [prompt])
+        stream = residual_stream(vlm, batch)[:, 0]
+        for layer in (0, 2):
+            assert torch.allclose(found[layer][i], stream[layer][batch.mask(kind)[0]].mean(0), atol=1e-5)
+    assert not torch.allclose(found[2][0], found[2][1], atol=1e-3)
+    rows = capture(vlm, samples, 2, span=kind, reduce=None)
+    assert len(rows) == 3 * (16 if kind == "video" else 4) and set(rows.table["span"]) == {kind}
+    told = capture(vlm, samples, 2, span=kind, max_new_tokens=3, prompt="What is this ?")
+    assert told.provenance["prompt"] == "What is this ?" and told.provenance["prompts_sha256"] != found.provenance["prompts_sha256"]
+
+
+def test_spans_that_these_samples_do_not_have_are_refused():
+    vlm = tiny_reader()
+    with pytest.raises(SpanError, match="'image': 2 of 2 samples have none"):
+        capture(vlm, load_samples("clips", n=2), 1, span="image")
+    with pytest.raises(SpanError, match="'video': this model takes none"):
+        capture(vlm, load_samples("sounds", n=2), 1, span="video")
+
+
+def test_samples_of_several_modalities_are_not_captured_together():
+    mixed = [load_samples(dataset, n=1)[0] for dataset in ("clips", "sounds")]
+    with pytest.raises(SelectionError, match="samples of modality video, audio"):
+        capture(tiny_reader(), mixed, 1, positions=-1)
 
 
 def test_progress_is_counted_in_samples(vlm, six, capsys, tmp_path):

@@ -106,3 +106,34 @@ def test_png_gives_the_same_bytes_twice_and_closes_the_figure(table):
 )
 def test_wrapped_breaks_between_words_only(text, letters, expected):
     assert plots.wrapped(text, letters) == expected
+
+
+def layers(name):
+    return pd.DataFrame({"layer": [0, 1, 2], "value": [1.0, 2, 3], "low": [0.5, 1, 2], "high": [2.0, 3, 4], "kind": name})
+
+
+def test_profile_draws_a_line_and_a_band_for_each_group():
+    ax = plots.profile(pd.concat([layers("image"), layers("text")]), group="kind", reference=1.5, ylabel="cosine")
+    assert [list(line.get_ydata()) for line in ax.lines[:2]] == [[1, 2, 3]] * 2
+    assert len(ax.collections) == 2 and ax.lines[0].get_linestyle() != ax.lines[1].get_linestyle()
+    band = ax.collections[0].get_paths()[0].vertices
+    assert (band[:, 1].min(), band[:, 1].max()) == (0.5, 4)
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["image", "text"]
+    assert (ax.get_xlabel(), ax.get_ylabel(), ax.lines[2].get_ydata()[0]) == ("layer", "cosine", 1.5)
+
+
+def test_profile_of_one_line_has_no_legend():
+    assert plots.profile(layers("image")).get_legend() is None
+
+
+def test_points_are_where_they_were_put_in_the_colours_of_their_labels():
+    ax = plots.points([[0, 1], [2, 3], [4, 5]], ["image", "text", "image"], ["P", "T", "P"])
+    assert ax.collections[0].get_offsets().tolist() == [[0, 1], [2, 3], [4, 5]]
+    colours = ax.collections[0].get_facecolors()
+    assert np.allclose(colours[0], colours[2]) and not np.allclose(colours[0], colours[1])
+    assert plots.points([[0, 1], [1, 1]], ["a", "b"], legend=False).get_legend() is None
+
+
+def test_matrix_writes_each_number_and_leaves_nan_empty():
+    ax = plots.matrix(pd.DataFrame([[0.123, np.nan], [0.5, 1]], index=["a", "b"], columns=["c", "d"]))
+    assert [text.get_text() for text in ax.texts if text.get_text()] == ["0.12", "0.50", "1.00"]

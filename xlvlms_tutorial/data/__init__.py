@@ -1,11 +1,11 @@
 """Datasets by name, each as a list of :class:`~xlvlms_tutorial.data.samples.Sample`."""
 
-from xlvlms_tutorial.data.samples import Question, Sample
+from xlvlms_tutorial.data.samples import PROMPTS, Question, Sample, media
 from xlvlms_tutorial.errors import DatasetError
 
-DATASETS = ("scenes", "composition")
+DATASETS = ("scenes", "composition", "clips", "sounds")
 
-__all__ = ["DATASETS", "Question", "Sample", "load_samples"]
+__all__ = ["DATASETS", "PROMPTS", "Question", "Sample", "load_samples", "media"]
 
 
 def load_samples(dataset: str = "scenes", n: int = 100, split: str = "test", seed: int = 0) -> list[Sample]:
@@ -18,8 +18,9 @@ def load_samples(dataset: str = "scenes", n: int = 100, split: str = "test", see
     SceneError
         If the split is unknown or ``n`` is below 1.
     """
-    from xlvlms_tutorial.data.pocket import scene_samples
+    from xlvlms_tutorial.data.pocket import clip_samples, scene_samples, sound_samples
 
     if dataset not in DATASETS:
         raise DatasetError(dataset, DATASETS)
-    return scene_samples(n, "composition" if dataset == "composition" else split, seed)
+    drawn = {"clips": clip_samples, "sounds": sound_samples}.get(dataset, scene_samples)
+    return drawn(n, "composition" if dataset == "composition" else split, seed)

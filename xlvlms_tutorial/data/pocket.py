@@ -1,23 +1,45 @@
-"""The embedded world as samples: "scenes" (unseen scenes of the training distribution) and "composition" (held-out combinations)."""
+"""The embedded world as samples: scenes (unseen, or held-out combinations), clips and sounds."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 
-from PIL import Image
-
-from xlvlms_tutorial.data.samples import Sample
-from xlvlms_tutorial.pocket import language, world
+from xlvlms_tutorial.data.samples import Question, Sample
+from xlvlms_tutorial.pocket import clips, language, sounds, world
 
 
 def scene_samples(n: int, split: str = "test", seed: int = 0) -> list[Sample]:
     """``n`` scenes of a split with five captions, every question and the factors as truth; pictures are drawn when asked for."""
-    return [_sample(scene, f"{split}-{seed}-{k:05d}") for k, scene in enumerate(world.scenes(n, split, seed))]
+    drawn = enumerate(world.scenes(n, split, seed))
+    return [
+        _sample(f"{split}-{seed}-{k:05d}", "image", _later(world.render, scene), language.captions(scene), language.questions(scene), scene)
+        for k, scene in drawn
+    ]
 
 
-def _sample(scene: world.Scene, name: str) -> Sample:
-    factors = {factor: value for factor, value in asdict(scene).items() if factor in world.FACTORS}
-    return Sample(name, _drawing(scene), tuple(language.captions(scene)), tuple(language.questions(scene)), factors)
+def clip_samples(n: int, split: str = "test", seed: int = 0) -> list[Sample]:
+    """``n`` clips of a split, as :func:`scene_samples`; the truth also holds direction and speed."""
+    return [
+        _sample(f"clip-{split}-{seed}-{k:05d}", "video", _later(clips.render_clip, clip), clips.clip_captions(clip),
+                clips.clip_questions(clip), clip.scene, {"direction": clip.direction, "speed": clip.speed})
+        for k, clip in enumerate(clips.clips(n, split, seed))
+    ]  # fmt: skip
 
 
-def _drawing(scene: world.Scene) -> Callable[[], Image.Image]:
-    return lambda: world.render(scene)
+def sound_samples(n: int, split: str = "test", seed: int = 0) -> list[Sample]:
+    """``n`` sounds of a split: two seconds at 16 kHz, with captions, questions and what was mixed as truth."""
+    found = []
+    for k, sound in enumerate(sounds.sounds(n, split, seed)):
+        truth = {"sound": sound.name, "loudness": sound.loudness, "background": sound.background, "recording": sound.recording}
+        told, asked = tuple(sounds.sound_captions(sound)), tuple(sounds.sound_questions(sound))
+        found.append(Sample(f"sound-{split}-{seed}-{k:05d}", _later(sounds.waveform, sound), told, asked, truth, "audio"))
+    return found
+
+
+def _sample(name: str, kind: str, source: Callable[[], object], told: Iterable[str], asked: Iterable[Question], scene: world.Scene,
+            more: dict[str, object] | None = None) -> Sample:  # fmt: skip
+    factors = {factor: value for factor, value in asdict(scene).items() if factor in world.FACTORS} | (more or {})
+    return Sample(name, source, tuple(told), tuple(asked), factors, kind)
+
+
+def _later(draw: Callable, record: object) -> Callable[[], object]:
+    return lambda: draw(record)

@@ -1,12 +1,16 @@
-"""One record for every dataset: a picture, what references say about it, questions with answers, and the truth where it is known."""
+"""One record for every dataset: a picture, clip or sound, what references say of it, questions with answers, and the truth where known."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from xlvlms_tutorial.errors import ImageError
+from xlvlms_tutorial.errors import ImageError, SelectionError
+
+# What a sample is asked to be described by, for each modality
+PROMPTS = {"image": "Describe the picture.", "video": "Describe the video.", "audio": "Describe the sound."}
 
 
 @dataclass(frozen=True)
@@ -22,13 +26,32 @@ class Question:
 
 @dataclass(frozen=True)
 class Sample:
-    """A picture with its references. ``source`` is a picture, a file or a function that draws it, opened when asked for."""
+    """A picture, clip or sound with its references.
+
+    ``source`` is a picture or its file, a clip's list of frames, a sound's samples (1-d array), or a function that makes it when
+    asked for; ``modality`` says which: "image", "video" or "audio".
+    """
 
     id: str
-    source: Image.Image | Path | Callable[[], Image.Image]
+    source: Image.Image | Path | Sequence[Image.Image] | np.ndarray | Callable[[], object]
     captions: tuple[str, ...] = ()
     questions: tuple[Question, ...] = ()
     truth: Mapping[str, object] = field(default_factory=dict)
+    modality: str = "image"
+
+    @property
+    def content(self) -> Image.Image | list[Image.Image] | np.ndarray:
+        """The picture in RGB, the clip's frames in RGB, or the sound's samples.
+
+        Raises
+        ------
+        ImageError
+            If a picture or a frame cannot be read.
+        """
+        made = self.source() if callable(self.source) else self.source
+        if self.modality == "image":
+            return as_image(made)
+        return [as_image(frame) for frame in made] if self.modality == "video" else np.asarray(made)
 
     @property
     def image(self) -> Image.Image:
@@ -37,7 +60,7 @@ class Sample:
         Raises
         ------
         ImageError
-            If the source cannot be read as a picture.
+            If the source cannot be read as a picture, as that of a clip or a sound.
         """
         return as_image(self.source() if callable(self.source) else self.source)
 
@@ -59,3 +82,18 @@ def as_image(source: object) -> Image.Image:
             return picture.convert("RGB")
     except (UnidentifiedImageError, OSError) as cause:
         raise ImageError(source) from cause
+
+
+def media(samples: Sequence[Sample]) -> dict[str, list]:
+    """What samples show, under the name by which processors take it: images, videos or audio.
+
+    Raises
+    ------
+    SelectionError
+        If the samples are of different modalities, or of one that is not known.
+    """
+    kinds = list(dict.fromkeys(sample.modality for sample in samples))
+    names = {"image": "images", "video": "videos", "audio": "audio"}
+    if len(kinds) != 1 or kinds[0] not in names:
+        raise SelectionError(f"samples of modality {', '.join(kinds) or 'none'}", f"give samples of one of {', '.join(names)} at a time")
+    return {names[kinds[0]]: [sample.content for sample in samples]}

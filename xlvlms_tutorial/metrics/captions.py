@@ -8,7 +8,7 @@ import pandas as pd
 
 from xlvlms_tutorial.errors import LengthError
 
-CAPTION_FACTORS = ("subject", "action", "item", "colour", "place")
+CAPTION_FACTORS = ("subject", "action", "item", "colour", "place", "sound", "loudness", "background")  # of scenes and clips, of sounds
 
 _IRREGULAR = {"man": "men", "woman": "women", "child": "children", "person": "people", "mouse": "mice"}
 _VERB = re.compile(r"(\w*[aeiouy]\w*)ing")  # walking, not king or string

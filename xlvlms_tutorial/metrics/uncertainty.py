@@ -2,11 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import permutations
 from math import isfinite, sqrt
 from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import ArrayLike
+from scipy.stats import rankdata
 
 from xlvlms_tutorial.errors import EstimateError, LengthError
 
@@ -78,7 +80,7 @@ def bootstrap(
     rows = _checked(values)
     labels = _labels(groups, len(rows))
     drawn = _resamples(rows, labels, statistic, n_resamples, seed)
-    return _percentile(float(statistic(rows)), drawn, len(rows), level)
+    return interval(float(statistic(rows)), drawn, len(rows), level)
 
 
 def share(successes: ArrayLike, groups: ArrayLike | None = None, level: float = 0.95, n_resamples: int = 2000, seed: int = 0) -> Estimate:
@@ -134,7 +136,73 @@ def difference(
         drawn = _resamples(first, labels_a, np.mean, n_resamples, seed) - _resamples(second, labels_b, np.mean, n_resamples, seed + 1)
     else:
         drawn = _joint(first, second, labels_a, labels_b, n_resamples, seed)
-    return _percentile(value, drawn, n, level)
+    return interval(value, drawn, n, level)
+
+
+def correlation(x: ArrayLike, y: ArrayLike, kind: str = "pearson", level: float = 0.95, n_resamples: int = 2000, seed: int = 0) -> Estimate:
+    """Correlation of ``x`` ``(n,)`` with ``y`` ``(n,)``, "pearson" or "spearman", with the percentile bootstrap interval over points.
+
+    Resamples are ranked anew, ties sharing the mean rank; those in which one side has no spread are left out.
+
+    Raises
+    ------
+    EstimateError, LengthError
+        If there are fewer than 4 points, a value is not finite, one side is constant, the kind is unknown, or lengths differ.
+    """
+    first, second = _points(x, y, kind)
+    draws = [np.arange(len(first))[None], *_draws(len(first), n_resamples, seed)]
+    value, *drawn = np.concatenate([_correlated(first[draw], second[draw], kind) for draw in draws])
+    return interval(float(value), np.array(drawn), len(first), level)
+
+
+def permutation_p(x: ArrayLike, y: ArrayLike, kind: str = "pearson", n_permutations: int = 10_000, seed: int = 0) -> float:
+    """Two-sided p-value of a correlation: the share of orders of ``y`` ``(n,)`` whose correlation with ``x`` is at least as far from 0.
+
+    All orders are tried for 7 points or fewer, else so many random ones and the one that was found: p = (1 + hits) / (1 + tried).
+
+    Raises
+    ------
+    EstimateError, LengthError
+        As :func:`correlation`, or if fewer than 1,000 permutations are asked for.
+    """
+    first, second = (rankdata(side) if kind == "spearman" else side for side in _points(x, y, kind))
+    if n_permutations < 1000:
+        raise EstimateError("n_permutations", n_permutations, "1,000 or more")
+    numbers, extra = np.arange(len(first)), int(len(first) > 7)
+    orders = np.random.default_rng(seed).permuted(np.tile(numbers, (n_permutations, 1)), axis=1) if extra else [*permutations(numbers)]
+    products = np.abs((second - second.mean())[np.vstack([numbers, orders])] @ (first - first.mean()))
+    hits = (products[1:] >= products[0] * (1 - 1e-9)).sum()  # orders that tie with the one found differ from it by rounding
+    return float((extra + hits) / (extra + len(orders)))
+
+
+def resampled_shares(n: int, n_resamples: int = 2000, seed: int = 0) -> np.ndarray:
+    """How much of each resample each of n cases is, ``(n_resamples, n)``, rows that sum to 1: for statistics that are matrix products.
+
+    Raises
+    ------
+    EstimateError
+        If there are fewer than 2 cases or 100 resamples.
+    """
+    draw = np.concatenate(_draws(n, n_resamples, seed))
+    return np.bincount((draw + n * np.arange(n_resamples)[:, None]).ravel(), minlength=draw.size).reshape(draw.shape) / n
+
+
+def interval(value: float, drawn: np.ndarray, n: int, level: float = 0.95) -> Estimate:
+    """A statistic of n observations with the percentile interval of its resamples ``(r,)``, widened where needed to contain it.
+
+    Raises
+    ------
+    EstimateError
+        If the value is not finite, or more than half of the resamples are NaN, which means undefined.
+    """
+    if not 0 < level < 1:
+        raise EstimateError("level", level, "a number between 0 and 1, such as 0.95")
+    defined = drawn[np.isfinite(drawn)]
+    if not isfinite(value) or 2 * len(defined) < len(drawn):
+        found = f"{value} on the data, undefined on {len(drawn) - len(defined)} of {len(drawn)} resamples"
+        raise EstimateError("the statistic", found, "a statistic defined on the data and on most resamples")
+    low, high = np.quantile(defined, [(1 - level) / 2, (1 + level) / 2])
+    return Estimate(value, min(value, float(low)), max(value, float(high)), n)
 
 
 def _checked(values: ArrayLike, flat: bool = False) -> np.ndarray:
@@ -212,12 +280,21 @@ def _joint(a: np.ndarray, b: np.ndarray, labels_a: np.ndarray, labels_b: np.ndar
     return np.concatenate(drawn)
 
 
-def _percentile(value: float, drawn: np.ndarray, n: int, level: float) -> Estimate:
-    if not 0 < level < 1:
-        raise EstimateError("level", level, "a number between 0 and 1, such as 0.95")
-    defined = drawn[np.isfinite(drawn)]
-    if not isfinite(value) or 2 * len(defined) < len(drawn):
-        found = f"{value} on the data, undefined on {len(drawn) - len(defined)} of {len(drawn)} resamples"
-        raise EstimateError("the statistic", found, "a statistic defined on the data and on most resamples")
-    low, high = np.quantile(defined, [(1 - level) / 2, (1 + level) / 2])
-    return Estimate(value, min(value, float(low)), max(value, float(high)), n)
+def _points(x: ArrayLike, y: ArrayLike, kind: str) -> tuple[np.ndarray, np.ndarray]:
+    first, second = _checked(x, flat=True), _checked(y, flat=True)
+    if kind not in ("pearson", "spearman"):
+        raise EstimateError("kind of correlation", repr(kind), "pearson or spearman")
+    if len(first) != len(second):
+        raise LengthError(x=len(first), y=len(second))
+    if len(first) < 4 or np.ptp(first) == 0 or np.ptp(second) == 0:
+        raise EstimateError("points", f"{len(first)}, x and y varying by {np.ptp(first)}, {np.ptp(second)}", "4 or more, varying in both")
+    return first, second
+
+
+def _correlated(x: np.ndarray, y: np.ndarray, kind: str) -> np.ndarray:
+    """Correlation of each row of x (r, n) with the same row of y; NaN where one has no spread."""
+    flat = (np.ptp(x, axis=1) == 0) | (np.ptp(y, axis=1) == 0)
+    x, y = (rankdata(side, axis=1) for side in (x, y)) if kind == "spearman" else (x, y)
+    x, y = (side - side.mean(axis=1, keepdims=True) for side in (x, y))
+    x, y = (side / np.where(flat, 1, np.linalg.norm(side, axis=1))[:, None] for side in (x, y))
+    return np.where(flat, np.nan, np.clip((x * y).sum(axis=1), -1, 1))

@@ -34,7 +34,10 @@ from xlvlms_tutorial.models.devices import number_format, place
 from xlvlms_tutorial.models.processors import load_processor
 from xlvlms_tutorial.models.vlm import VLM
 
-EMBEDDED = ("pocket-llava",)
+EMBEDDED = (
+    "pocket-llava", "pocket-llava-video", "pocket-llava-audio", "pocket-llava-joint",
+    "pocket-llava-lite0", "pocket-llava-lite2", "pocket-llava-random", "pocket-llava-patches",
+)  # fmt: skip
 QUANTISED = ("8bit", "4bit")
 # What transformers, peft and safetensors raise at files that are damaged, of another version, or not theirs
 _FAILURES = (ValueError, TypeError, KeyError, AttributeError, RuntimeError, ImportError, SafetensorError, StrictDataclassError)
@@ -236,7 +239,7 @@ def _embedded(name: str, placed: torch.device | str, number: torch.dtype, revisi
         raise LoadError(f"{name} is small already", "load it without quantise, on one device")
     from xlvlms_tutorial.pocket.build import build  # the wheels behind it are asked for only here
 
-    model, processor = build(revision=revision, dtype=number)
+    model, processor = build(name, revision, number)
     return VLM(model.to(placed), processor, name, revision)
 
 

@@ -130,3 +130,11 @@ def padding_first(inputs: Mapping[str, Tensor]) -> BatchFeature:
     order = (inputs["attention_mask"] != 0).int().argsort(dim=1, stable=True)
     rows = torch.arange(len(order), device=order.device)[:, None]
     return BatchFeature({name: value[rows, order] if name in ALONG_THE_SEQUENCE else value for name, value in inputs.items()})
+
+
+def reads(processor: object) -> tuple[str, ...]:
+    """The modalities that a processor takes beside text: what it says itself, or those for which it has a part."""
+    if (said := getattr(processor, "reads", None)) is not None:
+        return tuple(said)
+    parts = {"image": ("image_processor",), "video": ("video_processor",), "audio": ("feature_extractor", "audio_processor")}
+    return tuple(kind for kind, names in parts.items() if any(getattr(processor, name, None) is not None for name in names))

@@ -13,10 +13,10 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers.utils import ModelOutput
 
-from xlvlms_tutorial.data.samples import as_image
-from xlvlms_tutorial.errors import DeviceMemoryError, InputsError, PromptError
+from xlvlms_tutorial.data.samples import Sample, as_image, media
+from xlvlms_tutorial.errors import DeviceMemoryError, InputsError, ModalityError, PromptError
 from xlvlms_tutorial.models import anatomy
-from xlvlms_tutorial.models.processors import padding_first
+from xlvlms_tutorial.models.processors import padding_first, reads
 from xlvlms_tutorial.models.spans import SPANS, Batch, decode, label
 
 # Left out, these change positions or masks without an error: Qwen2.5-VL then answers with one-dimensional positions
@@ -107,26 +107,46 @@ class VLM:
         ------
         PromptError
             If a text is empty, or pictures, texts and answers are not equally many.
+        ModalityError
+            If the model does not read pictures, videos or sounds, whichever is given.
         ImageError
             If something given as a picture is none.
         """
-        media = {"image": images, "video": videos, "audio": audio}
-        media = {name: given for name, given in media.items() if given is not None}
-        counts = {len(texts), *(len(given) for given in (*media.values(), answers) if given is not None)}
+        shown = {"image": images, "video": videos, "audio": audio}
+        shown = {name: given for name, given in shown.items() if given is not None}
+        counts = {len(texts), *(len(given) for given in (*shown.values(), answers) if given is not None)}
         if len(counts) != 1 or not texts:
-            told = ", ".join(f"{len(given)} {name}s" for name, given in media.items()) or "no pictures"
+            told = ", ".join(f"{len(given)} {name}s" for name, given in shown.items()) or "no pictures"
             raise PromptError(f"{len(texts)} texts, {len(answers or ())} answers, {told}")
         after = answers is not None and "suffix" in _text_options(self.processor)  # PaliGemma ends the prompt itself
         told = [None] * len(texts) if answers is None or after else answers
-        prompts = [self.prompt(text, answer, tuple(media)) for text, answer in zip(texts, told, strict=True)]
+        known = reads(self.processor)
+        if unread := [kind for kind in shown if kind not in known]:
+            raise ModalityError(unread[0], self.name, known, getattr(self.processor, "advice", "load a model that does"))
+        prompts = [self.prompt(text, answer, tuple(shown)) for text, answer in zip(texts, told, strict=True)]
         given = {"images": [[as_image(picture)] for picture in images]} if images is not None else {}
-        given |= {name: list(media[kind]) for kind, name in (("video", "videos"), ("audio", "audio")) if kind in media}
+        given |= {name: list(shown[kind]) for kind, name in (("video", "videos"), ("audio", "audio")) if kind in shown}
         given |= {"suffix": list(answers)} if after else {}
         inputs = self.processor(text=prompts, return_tensors="pt", padding=True, **given)
         inputs.pop("labels", None)
         batch = Batch(dict(padding_first(inputs))).to(self.device, self.dtype)
-        batch.spans = label(batch, self.placeholders, self.tokenizer, texts, answers)
+        batch.spans = label(batch, self._named(tuple(shown)), self.tokenizer, texts, answers)
         return batch
+
+    def batch_of(self, samples: Sequence[Sample], texts: Sequence[str], answers: Sequence[str] | None = None) -> Batch:
+        """Model inputs for what samples show, pictures, clips or sounds, and texts about them; raises as :meth:`batch` does.
+
+        Raises
+        ------
+        SelectionError
+            If the samples are of different modalities.
+        """
+        return self.batch(**({"images": None} | media(samples)), texts=texts, answers=answers)
+
+    def _named(self, shown: tuple[str, ...]) -> dict[str, int]:
+        # a model that takes clips or sounds in the place of a picture marks them with the picture's id: they are named after what was given
+        known = self.placeholders
+        return {shown[0]: known["image"]} if len(shown) == 1 and "image" in known and shown[0] not in known else known
 
     def prepare(self, inputs: Mapping[str, object], spans: Int[Tensor, "b t"] | None = None) -> Batch:
         """A batch of inputs made elsewhere, left-padded. ``spans`` indexes ``SPANS``; by default every word counts as question."""
@@ -175,14 +195,17 @@ class VLM:
         echoed = ids.shape[1] >= length and torch.equal(ids[:, :length], given)
         return ids[:, length:] if echoed else ids
 
-    def generate(self, images: Sequence[object] | None, texts: Sequence[str], max_new_tokens: int = 32,
-                 batch_size: int = 16, progress: bool = False) -> list[str]:  # fmt: skip
-        """Greedy answers to texts about pictures, one a pair, stripped of special tokens."""
+    def generate(
+        self, images: Sequence[object] | None, texts: Sequence[str], max_new_tokens: int = 32, batch_size: int = 16,
+        progress: bool = False, videos: Sequence[object] | None = None, audio: Sequence[object] | None = None,
+    ) -> list[str]:  # fmt: skip
+        """Greedy answers to texts about pictures (videos, sounds), one a pair, stripped of special tokens; raises as :meth:`batch` does."""
         found: list[str] = []
         starts = range(0, len(texts), batch_size)
         for start in tqdm(starts, desc="generate", unit="batch", leave=False) if progress else starts:
             part = slice(start, start + batch_size)
-            batch = self.batch(images[part] if images is not None else None, texts[part])
+            shown = {"images": images, "videos": videos, "audio": audio}
+            batch = self.batch(**{name: given if given is None else given[part] for name, given in shown.items()}, texts=texts[part])
             found += self.tokenizer.batch_decode(self.generate_ids(batch, max_new_tokens), skip_special_tokens=True)
         return [text.strip() for text in found]
 
@@ -215,7 +238,8 @@ class VLM:
         rules = self._logit_rules
         if (cap := rules.get("final_logit_softcapping")) is not None:
             logits = torch.tanh(logits / cap) * cap
-        return logits * rules.get("logit_scale", 1) / rules.get("logits_scaling", 1)
+        scale = rules.get("logit_scale", 1) / rules.get("logits_scaling", 1)
+        return logits if scale == 1 else logits * scale  # a product with 1 would copy all of them
 
     @property
     def _last_logits(self) -> dict[str, Tensor]:

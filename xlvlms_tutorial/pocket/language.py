@@ -1,6 +1,5 @@
 """What can be said about a scene: captions, captions in a style, questions with their answers. All follow from the record."""
 
-
 import numpy as np
 
 from xlvlms_tutorial.data.samples import Question

@@ -13,6 +13,8 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+PATCHES = "patches"  # in place of a backbone: the pixels themselves
+
 
 class TowerConfig(PretrainedConfig):
     """Shape of the tower: the backbone, the blocks whose outputs are joined, and the grid of visual tokens (a side)."""
@@ -35,7 +37,8 @@ class Tower(PreTrainedModel):
 
     def __init__(self, config: TowerConfig) -> None:
         super().__init__(config)
-        self.net = EfficientNet.from_name(config.backbone, image_size=config.image_size)
+        raw = config.backbone == PATCHES
+        self.net = nn.Identity() if raw else EfficientNet.from_name(config.backbone, image_size=config.image_size)
         for module in self.net.modules():
             if isinstance(module, nn.ReLU6):
                 module.inplace = True  # a third faster: nobody reads the value before
@@ -46,17 +49,24 @@ class Tower(PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         """Keep the backbone's own initialisation."""
 
-    def forward(self, pixel_values: Float[Tensor, "b 3 h w"], **kwargs: object) -> BaseModelOutputWithPooling:
+    def forward(self, pixel_values: Float[Tensor, "b *frames 3 h w"], **kwargs: object) -> BaseModelOutputWithPooling:
         """Visual tokens of pictures: ``last_hidden_state`` is (b, grid * grid, hidden_size), row by row from the top left.
 
-        ``pixel_values`` are (value - 127) / 128 for values of 0 to 255.
+        ``pixel_values`` are (value - 127) / 128 for values of 0 to 255. Those of a clip (b, frames, 3, h, w) give the tokens of its
+        frames one after the other, (b, frames * grid * grid, hidden_size).
         """
+        pictures = pixel_values.flatten(0, -4)
         # two pictures' maps fit into a CPU's cache, more do not: in pairs a batch takes half the time
-        parts = pixel_values.split(2) if pixel_values.device.type == "cpu" else (pixel_values,)
+        parts = pictures.split(2) if pixel_values.device.type == "cpu" else (pictures,)
         tokens = torch.cat([self._tokens(part) for part in parts])
+        tokens = tokens.reshape(len(pixel_values), -1, tokens.shape[-1])
         return BaseModelOutputWithPooling(last_hidden_state=tokens, pooler_output=tokens.mean(1), hidden_states=(tokens,))
 
     def _tokens(self, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b n d"]:
+        if self.config.backbone == PATCHES:  # every fourth pixel's neighbourhood, 16 x 16 of them a token
+            small = nn.functional.avg_pool2d(pixels, 4)
+            tokens = nn.functional.pixel_unshuffle(small, small.shape[-1] // self.config.grid).flatten(2).transpose(1, 2)
+            return (tokens - self.mean) / self.std
         cells = 2 * self.config.grid
         maps = [nn.functional.adaptive_avg_pool2d(m, cells) for m in self._stages(pixels)]
         tokens = nn.functional.pixel_unshuffle(torch.cat(maps, dim=1), 2).flatten(2).transpose(1, 2)
@@ -74,6 +84,8 @@ class Tower(PreTrainedModel):
 
     def fuse(self) -> "Tower":
         """Fold each batch norm into its convolution, for encoding many pictures: the same tokens to 1e-3, a third faster."""
+        if self.config.backbone == PATCHES:
+            return self
         _fuse(self.net, "_conv_stem", "_bn0")
         for block in self.net._blocks:
             for convolution, norm in (("_expand_conv", "_bn0"), ("_depthwise_conv", "_bn1"), ("_project_conv", "_bn2")):

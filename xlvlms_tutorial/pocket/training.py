@@ -10,6 +10,7 @@ import math
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from time import perf_counter
 
@@ -42,11 +43,12 @@ class Recipe:
 
     The frozen language model cannot tell "yes" from "no" even when the words are given; mixed with captions from the start, presence
     stays at chance. Asked alone for a while, once the pictures speak the model's language, it is learnt in fifty steps and kept. After
-    ``restart`` the rate rises once more, to two fifths, for captions.
+    ``restart`` the rate rises once more, to two fifths, for captions, and so it does at each step of ``again``.
     """
 
     steps: int = 1350
     restart: int = 1200
+    again: tuple[int, ...] = ()
     batch_size: int = 12
     learning_rate: float = 2e-3
     warmup: int = 50
@@ -108,7 +110,9 @@ def loss_of(model: nn.Module, tokens: Float[Tensor, "b n d"], packed: Packed) ->
     first = int((ids[0] != model.config.image_token_id).int().argmin())
     embeddings[:, first : first + visual.shape[1]] = visual.to(embeddings.dtype)
     states = language(
-        inputs_embeds=embeddings, attention_mask=packed.mask.to(model.device), position_ids=packed.position_ids.to(model.device),
+        inputs_embeds=embeddings,
+        attention_mask=packed.mask.to(model.device),
+        position_ids=packed.position_ids.to(model.device),
         use_cache=False,
     ).last_hidden_state
     wanted = packed.labels[:, 1:].to(model.device)
@@ -179,8 +183,9 @@ def train(
 
 
 def _cosine(step: int, recipe: Recipe) -> float:
-    if step >= recipe.restart:  # one warm restart, at two fifths of the rate
-        return 0.2 * (1 + math.cos(math.pi * (step - recipe.restart) / (recipe.steps - recipe.restart)))
+    for began, ends in pairwise((recipe.restart, *recipe.again, recipe.steps)):  # warm restarts, at two fifths of the rate
+        if began <= step < ends:
+            return 0.2 * (1 + math.cos(math.pi * (step - began) / (ends - began)))
     return min(1.0, (step + 1) / recipe.warmup) * 0.5 * (1 + math.cos(math.pi * step / recipe.restart))
 
 

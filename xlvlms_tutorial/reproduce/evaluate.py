@@ -1,4 +1,4 @@
-"""One evaluation for every model: what its captions name, what it answers, what it says yes to. Pictures and words only."""
+"""One evaluation for every model: what its captions name, what it answers, what it says yes to. Only what is shown, and words."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -9,7 +9,7 @@ import pandas as pd
 from PIL import Image
 from tqdm.auto import tqdm
 
-from xlvlms_tutorial.data.samples import Question, Sample
+from xlvlms_tutorial.data.samples import PROMPTS, Question, Sample, media
 from xlvlms_tutorial.errors import EstimateError, LengthError
 from xlvlms_tutorial.metrics.answers import COLUMNS, accuracy_by_type, answer_table
 from xlvlms_tutorial.metrics.captions import CAPTION_FACTORS, caption_attributes
@@ -17,21 +17,21 @@ from xlvlms_tutorial.metrics.hallucination import pope
 from xlvlms_tutorial.metrics.uncertainty import proportion
 from xlvlms_tutorial.reproduce.records import as_json, versions, write_json
 
-CAPTION_PROMPT = "Describe the picture."
 CAPTION_TOKENS, ANSWER_TOKENS = 48, 16
-SCENES_AT_ONCE = 32  # pictures held open at a time
+SCENES_AT_ONCE = 32  # samples held open at a time
 
 
 @runtime_checkable
 class Generator(Protocol):
-    """What a model must offer to be evaluated: a name, and greedy generation from pictures and texts."""
+    """What a model must offer to be evaluated: a name, and greedy generation from texts and pictures (or ``videos``, ``audio``)."""
 
     name: str
 
     def generate(
-        self, images: Sequence[Image.Image], texts: Sequence[str], max_new_tokens: int = 32, batch_size: int = 16, progress: bool = False
-    ) -> list[str]:
-        """One text for each pair of a picture and a text."""
+        self, images: Sequence[Image.Image] | None, texts: Sequence[str], max_new_tokens: int = 32, batch_size: int = 16,
+        progress: bool = False, **shown: Sequence[object],
+    ) -> list[str]:  # fmt: skip
+        """One text for each pair of a picture, clip or sound and a text."""
         ...
 
 
@@ -105,9 +105,12 @@ class Report:
 
 
 def evaluate(
-    vlm: Generator, samples: Sequence[Sample], seed: int = 0, progress: bool = True, dataset: str = "", batch_size: int = 16
-) -> Report:
-    """Caption every sample and ask it all its questions, with greedy decoding; ``seed`` is that of the bootstrap.
+    vlm: Generator, samples: Sequence[Sample], seed: int = 0, progress: bool = True, dataset: str = "", batch_size: int = 16,
+    caption_tokens: int = CAPTION_TOKENS, answer_tokens: int = ANSWER_TOKENS,
+) -> Report:  # fmt: skip
+    """Caption every scene, clip or sound and ask all its questions, with greedy decoding; ``seed`` is that of the bootstrap.
+
+    Captions and answers are cut after so many tokens: a model that has learnt nothing never ends by itself.
 
     Raises
     ------
@@ -115,6 +118,8 @@ def evaluate(
         If there are no samples, or two samples share an id.
     LengthError
         If the model returns another number of texts than asked.
+    SelectionError
+        If samples of several modalities are mixed.
     ImageError
         If a picture cannot be read.
     """
@@ -123,10 +128,10 @@ def evaluate(
         raise EstimateError("samples", f"{len(ids)} samples with {len(set(ids))} ids", "one sample or more, each with its own id")
     told: list[str] = []
     answered: list[pd.DataFrame] = [pd.DataFrame(columns=["sample", *COLUMNS])]
-    with tqdm(total=len(samples), disable=not progress, unit="scene", desc=f"evaluating {vlm.name}") as bar:
+    with tqdm(total=len(samples), disable=not progress, unit="sample", desc=f"evaluating {vlm.name}") as bar:
         for start in range(0, len(samples), SCENES_AT_ONCE):
             part = samples[start : start + SCENES_AT_ONCE]
-            captions, answers = _ask(vlm, part, batch_size)
+            captions, answers = _ask(vlm, part, batch_size, caption_tokens, answer_tokens)
             told += captions
             answered.append(answers)
             bar.update(len(part))
@@ -136,22 +141,24 @@ def evaluate(
     return Report(vlm.name, dataset, seed, table, answers)
 
 
-def _ask(vlm: Generator, samples: Sequence[Sample], batch_size: int) -> tuple[list[str], pd.DataFrame]:
+def _ask(
+    vlm: Generator, samples: Sequence[Sample], batch_size: int, caption_tokens: int, answer_tokens: int
+) -> tuple[list[str], pd.DataFrame]:
     """Captions of a few samples, and the answers to all their questions."""
-    images = {sample.id: sample.image for sample in samples}
-    asked: list[tuple[str, Question]] = [(sample.id, question) for sample in samples for question in sample.questions]
-    captions = _generate(vlm, list(images.values()), [CAPTION_PROMPT] * len(images), CAPTION_TOKENS, batch_size)
-    texts = [question.text for _, question in asked]
-    answers = _generate(vlm, [images[name] for name, _ in asked], texts, ANSWER_TOKENS, batch_size)
+    (name, shown), *_ = media(samples).items()
+    asked: list[tuple[int, Question]] = [(k, question) for k, sample in enumerate(samples) for question in sample.questions]
+    captions = _generate(vlm, name, shown, [PROMPTS[sample.modality] for sample in samples], caption_tokens, batch_size)
+    answers = _generate(vlm, name, [shown[k] for k, _ in asked], [question.text for _, question in asked], answer_tokens, batch_size)
     table = answer_table(answers, [question for _, question in asked])
-    table.insert(0, "sample", [name for name, _ in asked])
+    table.insert(0, "sample", [samples[k].id for k, _ in asked])
     return captions, table
 
 
-def _generate(vlm: Generator, images: list[Image.Image], texts: list[str], tokens: int, batch_size: int) -> list[str]:
+def _generate(vlm: Generator, name: str, shown: list[object], texts: list[str], tokens: int, batch_size: int) -> list[str]:
     if not texts:
         return []
-    generated = vlm.generate(images, texts, max_new_tokens=tokens, batch_size=batch_size, progress=False)
+    given = {"images": None} | {name: shown}
+    generated = vlm.generate(**given, texts=texts, max_new_tokens=tokens, batch_size=batch_size, progress=False)
     if len(generated) != len(texts):
         raise LengthError(asked=len(texts), generated=len(generated))
     return [text.strip() for text in generated]

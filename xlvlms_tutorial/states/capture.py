@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from transformers import BatchFeature
 
 import xlvlms_tutorial
-from xlvlms_tutorial.data.samples import Sample
+from xlvlms_tutorial.data.samples import PROMPTS, Sample
 from xlvlms_tutorial.errors import LengthError, SelectionError, SpanError, StateError, TokenOfInterestError
 from xlvlms_tutorial.models.spans import Batch
 from xlvlms_tutorial.models.vlm import VLM
@@ -26,14 +26,13 @@ from xlvlms_tutorial.states.rows import Rows, Selection, of_forward, of_generati
 from xlvlms_tutorial.states.states import WHOLE_BLOCK, Key, States
 from xlvlms_tutorial.states.store import Store, dealt, shard_plan
 
-PROMPT = "Describe the picture."
 _NUMBERS = ("sample", "position", "token_index")
 
 
 def capture(
     vlm: VLM, samples: Iterable[Sample], layers: Layers, *, places: Places = (WHOLE_BLOCK,),
     span: str | Sequence[str] | None = None, positions: int | str | Sequence[int] | None = None, words: str | Sequence[str] | None = None,
-    reduce: str | None = "mean", prompt: str | Callable[[Sample], str] = PROMPT,
+    reduce: str | None = "mean", prompt: str | Callable[[Sample], str] | None = None,
     answers: Sequence[str] | Callable[[Sample], str] | None = None, max_new_tokens: int | None = None,
     dtype: torch.dtype = torch.float32, batch_size: int = 16, store: str | Path | None = None, shard_size: int = 64,
     seed: int | None = None, progress: bool = False,
@@ -45,7 +44,7 @@ def capture(
     first of these words or phrases in an answer, one row for each sample that has one. ``reduce`` "mean" or "last" gives one row a sample,
     None one a position. Answers are given (``answers``, read in one forward) or generated greedily (``max_new_tokens``); then
     "answer" is where generated tokens were fed back, hence without the last one, and all else is in the prompt. Without
-    generation a forward ends after the last wanted layer.
+    generation a forward ends after the last wanted layer. Without ``prompt`` the model is asked to describe what a sample shows.
 
     With ``store`` the states go to a folder, ``shard_size`` samples a file. Run again after a kill it goes on, and makes damaged
     shards anew. Under ``accelerate launch`` each process makes its share; one that ends before the others returns the states of
@@ -67,7 +66,10 @@ def capture(
         If answers and samples are not equally many, or the device is full.
     """
     asked = Selection.of(layers, places, span, positions, words, reduce, dtype)
-    job = _Job(vlm, list(samples), asked, prompt, answers, max_new_tokens, batch_size)
+    samples = list(samples)
+    if prompt is None:  # samples of several modalities are refused where they are batched
+        prompt = PROMPTS.get(samples[0].modality, PROMPTS["image"]) if samples else ""
+    job = _Job(vlm, samples, asked, prompt, answers, max_new_tokens, batch_size)
     provenance = job.provenance(prompt, seed)
     if store is not None:
         plan = shard_plan(len(job.samples), shard_size)
@@ -163,7 +165,7 @@ class _Job:
     def _rows(self, part: range) -> Rows:
         cut = slice(part.start, part.stop)
         answers = None if self.answers is None else self.answers[cut]
-        batch = self.vlm.batch([sample.image for sample in self.samples[cut]], self.prompts[cut], answers)
+        batch = self.vlm.batch_of(self.samples[cut], self.prompts[cut], answers)
         if self.max_new_tokens is None:
             rows = of_forward(self.vlm, batch, answers, self.asked)
         else:

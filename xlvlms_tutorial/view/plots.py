@@ -69,6 +69,72 @@ def lines(table: pd.DataFrame, ylabel: str = "", log: bool = False, ax: Axes | N
     return ax
 
 
+def profile(
+    table: pd.DataFrame, group: str | None = None, x: str = "layer", reference: float | int | None = None, ylabel: str = "",
+    xlabel: str = "", ax: Axes | None = None,
+) -> Axes:  # fmt: skip
+    """Draw ``value`` over ``x`` with its interval as a band, one line for each value of the column ``group``.
+
+    ``table`` has the columns ``value``, ``low`` and ``high``; lines are told apart by dashes and markers as well as by colour.
+    ``reference`` draws a dashed level.
+    """
+    ax = _axes(ax)
+    parts = [("", table)] if group is None else list(table.groupby(group, sort=False, observed=True))
+    colours = sns.color_palette("colorblind", len(parts))
+    for number, (name, part) in enumerate(parts):
+        at, colour = part[x].to_numpy(float), colours[number]
+        ax.fill_between(at, part["low"].to_numpy(float), part["high"].to_numpy(float), color=colour, alpha=0.2, linewidth=0)
+        style = ("-", "--", "-.", ":")[number % 4]
+        ax.plot(at, part["value"], style, color=colour, marker="osD^vP"[number % 6], markersize=3, label=str(name))
+    if reference is not None:
+        ax.axhline(reference, color=MUTED, linestyle="--", linewidth=1, zorder=0)
+    ax.set(xlabel=xlabel or x, ylabel=ylabel)
+    if group is not None:
+        ax.legend(frameon=False, title=None, fontsize="small")
+    return ax
+
+
+def points(
+    places: ArrayLike, labels: Sequence[object], styles: Sequence[object] | None = None, legend: bool = True, ax: Axes | None = None
+) -> Axes:
+    """Draw a map of points (n, 2), such as one of t-SNE: colour by ``labels``, marker by ``styles``; the axes of such maps mean nothing."""
+    ax = _axes(ax, height=4.2)
+    places = np.asarray(places, float)
+    sns.scatterplot(
+        x=places[:, 0], y=places[:, 1], hue=list(labels), style=styles if styles is None else list(styles), s=26, linewidth=0.3, ax=ax
+    )
+    ax.set(xticks=[], yticks=[], xlabel="", ylabel="")
+    if legend:
+        sns.move_legend(ax, "center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize="small")
+    else:
+        ax.get_legend().remove()
+    return ax
+
+
+def matrix(
+    table: pd.DataFrame, decimals: int = 2, vmin: float | int | None = None, vmax: float | int | None = None, ax: Axes | None = None
+) -> Axes:
+    """Draw a table of numbers as a map with each number written in its cell; cells that are NaN stay empty."""
+    ax = _axes(ax, height=1.2 + 0.42 * len(table))
+    colours = sns.light_palette(ACCENT, as_cmap=True)
+    sns.heatmap(
+        table.astype(float),
+        annot=True,
+        fmt=f".{decimals}f",
+        cmap=colours,
+        vmin=vmin,
+        vmax=vmax,
+        cbar=False,
+        ax=ax,
+        linewidths=1,
+        linecolor=GROUND,
+    )
+    ax.set(xlabel=table.columns.name or "", ylabel=table.index.name or "")
+    ax.tick_params(length=0)
+    ax.set_yticklabels(ax.get_yticklabels(), rotation=0)
+    return ax
+
+
 def gallery(images: Sequence[Image.Image], captions: Sequence[str], columns: int = 4, width: float = 6.8) -> Figure:
     """Draw pictures in rows of ``columns`` with a caption under each; ``width`` is that of the figure in inches."""
     theme()

@@ -63,7 +63,7 @@ def picture_html(image: Image.Image, alt: str, width: int = 256) -> Html:
 def picture_card(image: Image.Image, caption: str, answers: Sequence[tuple[str, str, str]], alt: str = "") -> Html:
     """A picture beside what a model says about it: its caption, then question, answer and a note (empty when all is well)."""
     rows = "".join(
-        f'<tr{" class=wrong" if note else ""}><td>{escape(question)}</td><td>{escape(answer)}</td><td>{escape(note)}</td></tr>'
+        f"<tr{' class=wrong' if note else ''}><td>{escape(question)}</td><td>{escape(answer)}</td><td>{escape(note)}</td></tr>"
         for question, answer, note in answers
     )
     shown = picture_html(image, alt or f"The picture that the model calls: {caption}", width=224)
@@ -94,7 +94,7 @@ def _runs(tokens: list[str], spans: list[str]) -> list[tuple[str, str]]:
     shown: list[tuple[str, str]] = []
     count = 0
     for number, (text, span) in enumerate(zip(tokens, spans, strict=True)):
-        if span not in ("image", "padding"):
+        if span not in ("image", "video", "audio", "padding"):
             shown.append((text, span))
             continue
         count += 1

@@ -1,0 +1,130 @@
+"""Vocabulary: entropies and divergences of many tokens in bounded memory, and the mean over all pairs without any one pair.
+
+Today's way is the softmax of all tokens kept in memory, and a loop over pairs.
+"""
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from benchmarks.command import start
+from benchmarks.harness import Goal, Report, always, count, ratio, timed
+from benchmarks.memory import peak_bytes
+from benchmarks.subjects import Subject, subjects
+from xlvlms_tutorial.methods.vocabulary import contrast, divergence, entropy, mean_distribution
+from xlvlms_tutorial.models.spans import SPANS
+from xlvlms_tutorial.states.reading import read
+from xlvlms_tutorial.states.states import States
+
+ROUNDS = 7
+GB = 1e9
+
+
+def measure(report: Report) -> None:
+    """All promises about distributions over the vocabulary."""
+    options = report.options
+    sizes = {"tokens": options.pick(10_000, 200), "part": options.pick(1000, 50), "pairs": options.pick(128, 8)}
+    report.setting |= sizes | {"rounds": options.rounds(ROUNDS)}
+    for subject in subjects(report):
+        about(report, subject, *sizes.values())
+
+
+def about(report: Report, subject: Subject, n: int, part: int, pairs: int) -> None:
+    """All promises about one model."""
+    states = tokens(subject, n)
+    memory(report, subject, states, part)
+    against_today(report, subject, states[:part])
+    all_pairs(report, subject, states, pairs)
+
+
+def tokens(subject: Subject, n: int) -> Tensor:
+    """So many states (n, d) of all layers of real inputs, in random order."""
+    one = subject.batch(1)
+    size = -(-n // (one["input_ids"].shape[1] * (subject.vlm.n_layers + 1))) + 1  # one more, for what is padding
+    batch = subject.batch(size)
+    kept = torch.cat(list(read(subject.vlm, batch, "all", positions=batch.spans != SPANS.index("padding")).values()))
+    return kept[torch.randperm(len(kept), generator=torch.Generator().manual_seed(0))[:n]]
+
+
+def memory(report: Report, subject: Subject, states: Tensor, part: int) -> None:
+    """What is needed beyond the states, for all tokens; of today's way for a part of them."""
+    vlm, n, device = subject.vlm, len(states), subject.device
+    other, eighths, sides = states.roll(1, 0), states.split(n // 8)[:2], as_sides(states, n // 16)
+    calls = {
+        f"the entropies of {n:,} tokens": lambda: entropy(vlm, states),
+        f"the divergences of {n:,} tokens from others": lambda: divergence(vlm, states, other),
+        f"the divergences of all pairs of {n // 8:,} and {n // 8:,} tokens": lambda: divergence(vlm, *eighths, pairs="all"),
+        f"the mean distribution of {n:,} tokens": lambda: mean_distribution(vlm, states),
+        f"the mean divergence over all pairs of {n // 2:,} and {n // 2:,} tokens": lambda: contrast(vlm, *sides, 0, n_tokens=None),
+    }
+    for told, call in calls.items():
+        report.promise(f"peak extra memory, in GB: {told}", count(peak_bytes(call, device) / GB), Goal("<=", 1))
+    held = peak_bytes(lambda: entropy_held(subject, states[:part]), device)
+    report.tell(f"peak extra memory, in GB: the entropies of {part:,} tokens, all held (today's way)", count(held / GB))
+
+
+def against_today(report: Report, subject: Subject, states: Tensor) -> None:
+    """Entropies and matched divergences of as many tokens as today's way can hold."""
+    other = states.roll(1, 0)
+    ways = {
+        "entropy": always(lambda: entropy(subject.vlm, states)),
+        "entropy held": always(lambda: entropy_held(subject, states)),
+        "divergence": always(lambda: divergence(subject.vlm, states, other)),
+        "divergence held": always(lambda: divergence_held(subject, states, other)),
+        "unembedding": always(lambda: logits_alone(subject, states)),
+    }
+    seconds = timed(ways, report.options.rounds(ROUNDS), subject.device, label="tokens")
+    told = f"of {len(states):,} tokens, all held in memory (today's way), over ours"
+    report.promise(f"the entropies {told}", ratio(seconds, "entropy held", "entropy"), Goal(">=", 1))
+    report.promise(f"the divergences {told}", ratio(seconds, "divergence held", "divergence"), Goal(">=", 1))
+    report.tell("the entropies over the bare logits, in the same chunks", ratio(seconds, "entropy", "unembedding"))
+
+
+def all_pairs(report: Report, subject: Subject, states: Tensor, pairs: int) -> None:
+    """Every token of one side against every token of the other."""
+    p, q = states[:pairs], states[pairs : 2 * pairs]
+    ways = {
+        "ours": always(lambda: divergence(subject.vlm, p, q, pairs="all")),
+        "mean": always(lambda: contrast(subject.vlm, *as_sides(states[: 2 * pairs], 4), 0, n_tokens=None)),
+        "loop": always(lambda: divergence_looped(subject, p, q)),
+    }
+    seconds = timed(ways, report.options.rounds(ROUNDS), subject.device, label="pairs")
+    told = f"all pairs of {pairs} and {pairs} tokens, one token after the other (today's way), over"
+    report.promise(f"{told} ours", ratio(seconds, "loop", "ours"), Goal(">=", 4))
+    report.promise(f"{told} the mean by layer with its null and intervals", ratio(seconds, "loop", "mean"), Goal(">=", 4))
+
+
+def as_sides(states: Tensor, samples: int) -> tuple[States, States]:
+    """The two halves of the states as perceptual and textual tokens of so many samples."""
+    half = len(states) // 2
+    number = torch.arange(half).remainder(samples).tolist()
+    table = pd.DataFrame({"sample": number, "id": [f"s{k}" for k in number]})
+    return tuple(States({(0, "block"): part}, table, {}) for part in (states[:half], states[half : 2 * half]))
+
+
+def entropy_held(subject: Subject, states: Tensor) -> Tensor:
+    """Entropies from the probabilities of all tokens at once, as published code has them."""
+    p = subject.vlm.unembed(states).softmax(dim=-1)
+    return -(p * p.log()).nan_to_num(0, 0, 0).sum(dim=-1)
+
+
+def divergence_held(subject: Subject, states: Tensor, other: Tensor) -> Tensor:
+    """Divergences from the probabilities of all tokens at once."""
+    p, q = (subject.vlm.unembed(side).softmax(dim=-1) for side in (states, other))
+    return (p * (p / q).log()).nan_to_num(0, 0, 0).sum(dim=-1)
+
+
+def divergence_looped(subject: Subject, states: Tensor, other: Tensor) -> Tensor:
+    """Divergences of each token from all tokens of the other side."""
+    p, q = (subject.vlm.unembed(side).softmax(dim=-1) for side in (states, other))
+    return torch.stack([(row * (row / q).log()).nan_to_num(0, 0, 0).sum(dim=-1) for row in p])
+
+
+def logits_alone(subject: Subject, states: Tensor) -> None:
+    """The logits alone, in chunks that are thrown away."""
+    for chunk in states.split(340):
+        subject.vlm.unembed(chunk)
+
+
+if __name__ == "__main__":
+    start({"vocabulary": measure})

@@ -1,0 +1,64 @@
+"""LLaVA's processor for the pocket models: pictures as they are, clips as four of their frames, sounds as log-mel pictures."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image
+from transformers import BatchFeature, LlavaProcessor
+
+from xlvlms_tutorial.data.samples import as_image
+from xlvlms_tutorial.errors import PromptError
+from xlvlms_tutorial.pocket.sounds import log_mel
+
+FRAMES_SEEN = 4  # of a clip's frames, evenly from the first to the last
+
+
+class PocketProcessor(LlavaProcessor):
+    """LLaVA's processor that also takes clips and sounds; whatever is given stands where the picture's placeholder is.
+
+    ``reads`` names what the connector behind it was trained on: "image", "video", "audio". A model refuses the rest.
+    """
+
+    reads: tuple[str, ...] = ("image",)
+    advice = "load 'pocket-llava' for pictures, 'pocket-llava-video' for clips, 'pocket-llava-audio' for sounds, or 'pocket-llava-joint'"
+
+    def __call__(self, images: Sequence[object] | None = None, text: Sequence[str] | None = None, videos: Sequence[object] | None = None,
+                 audio: Sequence[object] | None = None, **kwargs: object) -> BatchFeature:  # fmt: skip
+        """Model inputs for texts about pictures, clips (each a sequence of frames) or sounds (each 32,000 samples at 16 kHz).
+
+        Raises
+        ------
+        PromptError
+            If texts are about more than one kind of thing.
+        ImageError, SceneError
+            If a frame is no picture, or a sound is not two seconds of finite samples.
+        """
+        given = [kind for kind, value in (("pictures", images), ("videos", videos), ("sounds", audio)) if value is not None]
+        if len(given) > 1:
+            raise PromptError(" and ".join(given))
+        if videos is not None:
+            return self._clips(videos, text, **kwargs)
+        if audio is not None:
+            images = [[log_mel(np.asarray(wave))] for wave in audio]
+        return super().__call__(images=images, text=text, **kwargs)
+
+    def _clips(self, videos: Sequence[Sequence[object]], text: Sequence[str], **kwargs: object) -> BatchFeature:
+        frames = [frame for video in videos for frame in seen(video)]
+        inputs = super().__call__(images=[[frame] for frame in frames], text=[self.image_token] * len(frames), **kwargs)
+        pixels = inputs["pixel_values"]
+        each = self.replace_image_token({"pixel_values": pixels}, 0) * FRAMES_SEEN
+        long = [prompt.replace(self.image_token, each) for prompt in text]
+        words = self.tokenizer(long, **kwargs)
+        return BatchFeature({**words, "pixel_values": pixels.reshape(len(videos), FRAMES_SEEN, *pixels.shape[1:])})
+
+
+def seen(frames: Sequence[object]) -> list[Image.Image]:
+    """The frames of a clip that the model sees, evenly from the first to the last; a shorter clip repeats some.
+
+    Raises
+    ------
+    ImageError
+        If there are no frames, or one is no picture.
+    """
+    at = np.linspace(0, len(frames) - 1, FRAMES_SEEN).round().astype(int) if len(frames) else [0]
+    return [as_image(frames[k] if len(frames) else None) for k in at]

@@ -1,0 +1,25 @@
+"""The embedded models: one frozen language model behind connectors trained for one modality, for all three, or for other encoders."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A connector that is shipped: the training run it comes from, the encoder before it, what it was trained to read."""
+
+    run: str
+    encoder: str = "lite0"
+    reads: tuple[str, ...] = ("image",)
+
+
+VARIANTS = {
+    "pocket-llava": Variant("image"),
+    "pocket-llava-video": Variant("video", reads=("video",)),
+    "pocket-llava-audio": Variant("audio", reads=("audio",)),
+    "pocket-llava-joint": Variant("joint", reads=("image", "video", "audio")),
+    # four encoders with one short recipe, for comparison with each other
+    "pocket-llava-lite0": Variant("encoder-lite0", "lite0"),
+    "pocket-llava-lite2": Variant("encoder-lite2", "lite2"),
+    "pocket-llava-random": Variant("encoder-random", "random"),
+    "pocket-llava-patches": Variant("encoder-patches", "patches"),
+}
