@@ -8,7 +8,8 @@ import pandas as pd
 
 from xlvlms_tutorial.errors import LengthError
 
-CAPTION_FACTORS = ("subject", "action", "item", "colour", "place", "sound", "loudness", "background")  # of scenes and clips, of sounds
+CAPTION_FACTORS = ("subject", "action", "item", "colour", "place")
+SOUND_FACTORS = ("sound", "loudness", "background")
 
 _IRREGULAR = {"man": "men", "woman": "women", "child": "children", "person": "people", "mouse": "mice"}
 _VERB = re.compile(r"(\w*[aeiouy]\w*)ing")  # walking, not king or string

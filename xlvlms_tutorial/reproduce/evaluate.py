@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 from xlvlms_tutorial.data.samples import PROMPTS, Question, Sample, media
 from xlvlms_tutorial.errors import EstimateError, LengthError
 from xlvlms_tutorial.metrics.answers import COLUMNS, accuracy_by_type, answer_table
-from xlvlms_tutorial.metrics.captions import CAPTION_FACTORS, caption_attributes
+from xlvlms_tutorial.metrics.captions import CAPTION_FACTORS, SOUND_FACTORS, caption_attributes
 from xlvlms_tutorial.metrics.hallucination import pope
 from xlvlms_tutorial.metrics.uncertainty import proportion
 from xlvlms_tutorial.reproduce.records import as_json, versions, write_json
@@ -135,7 +135,7 @@ def evaluate(
             told += captions
             answered.append(answers)
             bar.update(len(part))
-    factors = [factor for factor in CAPTION_FACTORS if any(sample.truth.get(factor) is not None for sample in samples)]
+    factors = [factor for factor in (*CAPTION_FACTORS, *SOUND_FACTORS) if any(sample.truth.get(factor) is not None for sample in samples)]
     table = pd.DataFrame({"sample": ids, "caption": told}).join(caption_attributes(told, [sample.truth for sample in samples], factors))
     answers = pd.concat([part for part in answered if len(part)] or answered, ignore_index=True)
     return Report(vlm.name, dataset, seed, table, answers)
