@@ -14,9 +14,9 @@ export TRANSFORMERS_NO_ADVISORY_WARNINGS := 1
 help:
 	@echo "make book    build the book into _build/html"
 	@echo "make test    lint, unit tests, then every chapter against its checked outputs"
-	@echo "make bench   measure what is promised of speed and memory (ONLY=name: one of capture, steering, skipping, storing, alignment, vocabulary, subnetworks; QUICK=1: a trial)"
+	@echo "make bench   measure what is promised of speed and memory (ONLY=name: one of capture, steering, skipping, storing, alignment, vocabulary, subnetworks, concepts, grounding; QUICK=1: a trial)"
 	@echo "make pairs   rewrite the notebooks paired with the chapters (ALL=1: run every one of them again)"
-	@echo "make pocket  train the connectors that the package ships (about three hours on two cores); RUN=audio makes one of them"
+	@echo "make pocket  train the connectors and the scorer that the package ships (about three hours on two cores); RUN=audio makes one of them"
 
 $(STAMP): requirements.txt requirements-models.txt pyproject.toml
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
@@ -38,7 +38,9 @@ test: lint
 		--nbval-sanitize-with tests/sanitize.cfg book
 
 # ONLY reaches the shell as a variable of the environment, which make sets; it is never pasted into the command line.
+# overcomplete is only measured against, without what it needs for pictures; where it cannot be had, a row of the results says so.
 bench: $(STAMP)
+	-@$(PY) -m pip install -q --no-deps overcomplete==0.3.0
 	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-2} $(PY) -m benchmarks $(if $(QUICK),--quick) $${ONLY:+-- "$$ONLY"}
 
 lint: $(STAMP)

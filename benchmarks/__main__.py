@@ -1,6 +1,6 @@
 """Run the benchmarks: ``python -m benchmarks NAME``, one of ``SCRIPTS``; without a name all of them."""
 
-from benchmarks import alignment, capture, skipping, steering, storing, subnetworks, vocabulary
+from benchmarks import alignment, capture, concepts, grounding, skipping, steering, storing, subnetworks, vocabulary
 from benchmarks.command import start
 
 SCRIPTS = {
@@ -11,6 +11,8 @@ SCRIPTS = {
     "alignment": alignment.measure,
     "vocabulary": vocabulary.measure,
     "subnetworks": subnetworks.measure,
+    "concepts": concepts.measure,
+    "grounding": grounding.measure,
 }
 
 if __name__ == "__main__":

@@ -58,6 +58,7 @@ EXAMPLES = {
     "EstimateError": ("the bootstrap", "1 case or group", "2 or more: the spread between cases is what it measures"),
     "ActivationsError": ("the states hold NaN or infinite values", "keep them in float32 or bfloat16, and check the inputs"),
     "ComparisonError": ("vocabularies", 49152, 32000, "compare distributions over the words of one model"),
+    "WordListError": ("no word of the vocabulary passes the filter", "lower min_frequency or min_length, or give other words"),
     "ClaimError": ("IMA-99", ("IMA-1", "IMA-2", "IMA-3")),
     "RecordError": ("VLM-1.json", "not a record of a measurement (KeyError: 'value')"),
     "OutputError": ("report.json", "Permission denied"),

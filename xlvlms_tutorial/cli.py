@@ -26,6 +26,9 @@ CHAPTERS = (  # name, memory, time on two CPU cores with the embedded model
     ("vocabulary", "2.1 GB", "under 2 minutes"),
     ("alignment-score", "2.6 GB", "under 2 minutes"),
     ("subnetworks", "2.3 GB", "under 2 minutes"),
+    ("concepts", "1.4 GB", "under 2 minutes"),
+    ("grounding", "1.8 GB", "under 2 minutes"),
+    ("explain", "1.8 GB", "under 2 minutes"),
     ("models", "1.2 GB", "under 1 minute"),
 )
 

@@ -197,12 +197,12 @@ class SelectionError(XlvlmsError, ValueError):
 
 
 class TokenOfInterestError(XlvlmsError, LookupError):
-    """The words of interest were never generated."""
+    """The words of interest are in no answer or caption."""
 
     def __init__(self, words: object, n_samples: int, instead: object) -> None:
         told = ", ".join(f"{word!r} ({count})" for word, count in instead) or "nothing"
         advice = "choose one of these, give more samples, or raise the number of new tokens"
-        super().__init__(f"{', '.join(map(repr, words))}: in 0 of {n_samples} samples; generated instead: {told}. Next: {advice}.")
+        super().__init__(f"{', '.join(map(repr, words))}: in 0 of {n_samples} samples; said instead: {told}. Next: {advice}.")
 
 
 class DeviceMemoryError(XlvlmsError, MemoryError):
@@ -287,3 +287,7 @@ class ComparisonError(XlvlmsError, ValueError):
 
     def __init__(self, what: str, one: object, other: object, advice: str) -> None:
         super().__init__(f"{what} differ: {one!s} and {other!s}; {advice}.")
+
+
+class WordListError(XlvlmsError, ValueError):
+    """A list of words, or what a filter leaves of a vocabulary, is empty."""

@@ -5,8 +5,8 @@ import pytest
 from PIL import Image
 
 from xlvlms_tutorial import load_samples
-from xlvlms_tutorial.data.samples import PROMPTS, Sample, as_image, media
-from xlvlms_tutorial.errors import DatasetError, ImageError, SceneError, SelectionError
+from xlvlms_tutorial.data.samples import PROMPTS, Sample, as_image, media, mentioning
+from xlvlms_tutorial.errors import DatasetError, ImageError, SceneError, SelectionError, TokenOfInterestError
 from xlvlms_tutorial.pocket import clips, sounds, world
 
 DRAWN = {"scenes": "images", "composition": "images", "clips": "videos", "sounds": "audio"}
@@ -128,3 +128,27 @@ def test_unknown_datasets_and_splits_list_what_there_is():
         load_samples("scenes", split="dev")
     with pytest.raises(SceneError, match="1 or more"):
         load_samples("scenes", n=0)
+
+
+def told(*captions):
+    return [Sample(str(k), Image.new("RGB", (4, 4)), lines) for k, lines in enumerate(captions)]
+
+
+def test_samples_that_mention_a_word_have_it_whole_in_some_caption():
+    samples = told(("Cattle rest.", "A cat sleeps."), ("Cattle rest.",), ("The CAT!", "A dog."), ("A hot  dog.",), ())
+    ids = lambda words, n=None: [sample.id for sample in mentioning(samples, words, n)]
+    assert ids("cat") == ["0", "2"]
+    assert ids("cat", 1) == ["0"]
+    assert ids(["hot dog", "cat"]) == ["0", "2", "3"]
+    assert [s.truth["subject"] for s in mentioning(load_samples("scenes", n=60), "frog", 3)] == ["frog"] * 3
+
+
+def test_words_in_no_caption_are_told_with_those_that_are():
+    with pytest.raises(TokenOfInterestError, match=r"'c.t': in 0 of 2 samples; said instead: 'a' \(2\), 'cat' \(1\), 'dog' \(1\)"):
+        mentioning(told(("A cat.",), ("A dog.",)), "c.t")
+
+
+@pytest.mark.parametrize(("words", "n"), [([], None), ("", None), (["cat", " "], None), ("cat", 0)])
+def test_no_words_and_no_samples_cannot_be_asked_for(words, n):
+    with pytest.raises(SelectionError, match="give words or phrases"):
+        mentioning(told(("A cat.",)), words, n)

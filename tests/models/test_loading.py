@@ -322,7 +322,7 @@ NO_SAFETENSORS = "owner/model does not appear to have a file named model.safeten
 )
 def test_a_hub_model_of_pickles_is_told_from_one_that_is_not_to_be_had(monkeypatch, said, offline, error):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
-    source = loading._Source("owner/model", None, offline, False)
+    source = loading.Source("owner/model", None, offline, False)
     with pytest.raises(error, match="'owner/model'"), source.reading("weights"):
         raise OSError(said)
 

@@ -75,13 +75,16 @@ def test_the_tokenizer_of_these_tests_cuts_as_llama_does(pieces):
     ],
 )
 def test_words_are_found_whole_at_their_first_piece(pieces, text, words, expected):
-    assert find_words(pieces, ids_of(pieces, text), words) == expected
+    found = find_words(pieces, ids_of(pieces, text), words)
+    assert (found and (found[0].start, found[1])) == expected
 
 
 def test_the_index_is_that_of_the_first_piece(pieces):
     ids = ids_of(pieces, "a 3 or 1 zebra")
     for word in ("3", "or", "1", "zebra"):
-        at, _ = find_words(pieces, ids, [word])
+        part, _ = find_words(pieces, ids, [word])
+        assert decode(pieces, ids[part]).strip() == word
+        at = part.start
         rest = decode(pieces, ids[at:]).strip()
         assert rest.startswith(word)
         assert not decode(pieces, ids[at + 1 :]).strip().startswith(word)
@@ -99,8 +102,9 @@ def test_any_word_is_found_at_its_own_tokens(words):
         # the oracle: the tokens of all that stands before the first occurrence
         before = words[: words.index(word)]
         expected = len(ids_of(tokenizer, " ".join(before))) if before else 0
-        at, found = find_words(tokenizer, ids, [word])
-        assert found == word
+        part, found = find_words(tokenizer, ids, [word])
+        assert (found, decode(tokenizer, ids[part]).strip()) == (word, word)
+        at = part.start
         # a bare space may count to the word before or to the word
         assert at == expected or tokenizer.convert_ids_to_tokens(ids)[expected:at] == ["▁"]
 

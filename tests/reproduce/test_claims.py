@@ -12,7 +12,7 @@ from xlvlms_tutorial.metrics.uncertainty import Estimate
 from xlvlms_tutorial.reproduce import claims
 from xlvlms_tutorial.reproduce.claims import CLAIMS, claim, gather, merge, record, verdict
 
-COUNTS = {"IMA": 12, "SKIP": 6, "COX": 6, "SHIFT": 4, "STEER": 7, "VLM": 1}
+COUNTS = {"IMA": 12, "SKIP": 6, "COX": 7, "SHIFT": 4, "STEER": 7, "VLM": 1}
 RUN = {"model": "pocket-llava", "dataset": "scenes", "seeds": 0}
 
 

@@ -22,7 +22,7 @@ class Report:
 def made(tmp_path, monkeypatch):
     """A folder of weights without any; what is loaded and asked for is kept."""
     kept = {"loaded": [], "asked": [], "trained": [], "folder": tmp_path}
-    for run in train.RUNS:
+    for run in (*train.RUNS, train.SCORER):
         (tmp_path / run).mkdir()
         (tmp_path / run / "training.json").write_text(json.dumps({"run": run, "recipe": {"steps": 3}}))
     monkeypatch.setattr(train, "WEIGHTS", tmp_path)
@@ -30,6 +30,9 @@ def made(tmp_path, monkeypatch):
     monkeypatch.setattr(train, "load_samples", lambda dataset, n: kept["asked"].append((dataset, n)))
     monkeypatch.setattr(train, "evaluate", lambda vlm, samples, dataset, batch_size: Report())
     monkeypatch.setattr(train, "train_connector", kept["trained"].append)
+    monkeypatch.setattr(train, "load_scorer", lambda dtype: kept["loaded"].append(("pocket-scorer", dtype)))
+    monkeypatch.setattr(train, "preferences", lambda scorer, samples: Report().summary())
+    monkeypatch.setattr(train, "train_scorer", lambda: kept["trained"].append("scorer"))
     return kept
 
 
@@ -58,7 +61,16 @@ def test_the_runs_asked_for_are_trained_and_measured_and_without_any_all(made):
     assert [name for name, _ in made["loaded"]] == ["pocket-llava-audio", "pocket-llava-video"]
     made["trained"].clear()
     train.main([])
-    assert made["trained"] == list(train.RUNS)
+    assert made["trained"] == [*train.RUNS, "scorer"]
+
+
+def test_the_scorer_is_trained_and_measured_by_its_own_measures(made):
+    train.main(["scorer"])
+    assert (made["trained"], made["loaded"]) == (["scorer"], [("pocket-scorer", "float32")])
+    assert dict(made["asked"]) == train.MEASURED_ON["scorer"]
+    written = json.loads((made["folder"] / "scorer" / "training.json").read_text())
+    assert list(written["metrics"]) == list(train.MEASURED_ON["scorer"]) and written["recipe"] == {"steps": 3}
+    assert written["metrics"]["scenes"] == [{"metric": "qa/overall", "value": 0.1235, "low": 0.1, "high": None, "n": 7}]
 
 
 def test_an_unknown_run_is_refused_before_anything_is_trained(made):

@@ -282,7 +282,8 @@ def test_a_generated_word_is_captured_where_it_is_predicted(speller, six):
         for row, token, best in zip(found.table.itertuples(), found.table["token_index"], said.tolist(), strict=True):
             batch = speller.batch([six[row.sample].image], [f"a 1 dog {row.id} ?"])
             ids = speller.generate_ids(batch, 8)[0].tolist()
-            assert (token, word) == find_words(speller.tokenizer, ids, [word])
+            at, same = find_words(speller.tokenizer, ids, [word])
+            assert (token, word) == (at.start, same)
             assert best == ids[token]
             starts[min(token, 1)] += 1
     assert starts[0] and starts[1]  # first tokens, which the prompt predicts, and later ones
@@ -312,8 +313,40 @@ def test_a_given_word_is_captured_where_it_is_predicted(speller, samples, answer
     assert found.provenance["samples_with_word"] == 1
 
 
+@pytest.mark.parametrize(("answer", "word", "last"), [("a 3 dog 1", "1", 5), ("a hot Dog", "hot dog", 2), ("cattle", "cattle", 1)])
+def test_a_given_word_is_captured_at_its_last_piece(speller, samples, answer, word, last):
+    found = interest(speller, samples(3), word, answers=["a zebra", answer, "zebra"], at="token")
+    assert found.table[["sample", "word", "token_index"]].to_numpy().tolist() == [[1, word, last]]
+    batch = speller.batch([samples(3)[1].image], ["a 1 dog s1 ?"], [answer])
+    at = batch.mask("answer")[0].nonzero().flatten()[last]
+    stream = residual_stream(speller, batch)
+    assert all(torch.allclose(found[layer][0], stream[layer, 0, at], atol=1e-5) for layer in range(4))
+    assert found.provenance["selection"] == {"words": [word], "at": "token"}
+
+
+def test_a_generated_word_is_captured_at_its_last_piece_unless_it_was_never_fed(speller, six):
+    """Layer 0 at a word's last piece is that piece's embedding; a word that ends the answer was not fed back and has no row."""
+    told = {"max_new_tokens": 8, "batch_size": 4}
+    texts = speller.generate([sample.image for sample in six], [f"a 1 dog {sample.id} ?" for sample in six], 8)
+    embedding, left_out = speller.model.get_input_embeddings().weight, 0
+    for word in sorted({word for text in texts for word in re.findall(r"\w+", text)}):
+        predicting = interest(speller, six, word, **told)
+        try:
+            found = interest(speller, six, word, at="token", **told)
+        except TokenOfInterestError:
+            left_out += len(predicting)
+            continue
+        left_out += len(predicting) - len(found)
+        for row, state in zip(found.table.itertuples(), found[0], strict=True):
+            batch = speller.batch([six[row.sample].image], [f"a 1 dog {row.id} ?"])
+            ids = speller.generate_ids(batch, 8)[0].tolist()
+            assert row.token_index == find_words(speller.tokenizer, ids, [word])[0].stop - 1 < 7
+            assert torch.allclose(state, embedding[ids[row.token_index]], atol=1e-5)
+    assert left_out > 0
+
+
 def test_words_of_the_question_are_not_looked_for(speller, samples):
-    with pytest.raises(TokenOfInterestError, match=r"'dog': in 0 of 3 samples; generated instead: 'a' \(2\), 'cattle' \(1\)"):
+    with pytest.raises(TokenOfInterestError, match=r"'dog': in 0 of 3 samples; said instead: 'a' \(2\), 'cattle' \(1\)"):
         interest(speller, samples(3), "dog", answers=["a", "cattle", "a"])
 
 
@@ -334,7 +367,7 @@ def test_words_never_generated_are_told_with_those_that_were(vlm, six, tmp_path)
     told = re.escape(", ".join(f"{word!r} ({count})" for word, count in common))
     options = {"words": ["unicorn", "centaur"], "prompt": ask, "max_new_tokens": 4, "batch_size": 4}
     for store in (None, tmp_path, tmp_path):  # in the second run all is in the store, and it looks again at the first batch
-        with pytest.raises(TokenOfInterestError, match="'unicorn', 'centaur': in 0 of 6 samples; generated instead: '") as caught:
+        with pytest.raises(TokenOfInterestError, match="'unicorn', 'centaur': in 0 of 6 samples; said instead: '") as caught:
             capture(vlm, six, 1, store=store, shard_size=2, **options)
         assert store is not None or re.search(told, str(caught.value))
 
@@ -596,6 +629,8 @@ def test_progress_is_counted_in_samples(vlm, six, capsys, tmp_path):
         ({"words": [], "max_new_tokens": 3}, "words is empty"),
         ({"words": ["red", " "], "max_new_tokens": 3}, "none of them empty"),
         ({"words": "red"}, "words without answers"),
+        ({"words": "red", "max_new_tokens": 3, "at": "end"}, "at='end'; allowed: 'predicting', 'token', with words"),
+        ({"span": "image", "at": "token"}, "at='token' without words; allowed: 'predicting', 'token', with words"),
         ({"span": "image", "answers": ["no"] * 6, "max_new_tokens": 3}, "answers and max_new_tokens given"),
         ({"span": "image", "reduce": "sum"}, "unknown reduction 'sum'"),
         ({"span": "image", "dtype": torch.int8}, "cannot be kept as torch.int8"),

@@ -9,6 +9,7 @@ import pytest
 from matplotlib.colors import to_rgb
 from PIL import Image
 
+from xlvlms_tutorial.errors import ActivationsError, LengthError
 from xlvlms_tutorial.view import plots
 
 
@@ -66,6 +67,11 @@ def test_lines_draws_each_column_over_the_index():
     assert (ax.get_xlabel(), ax.get_ylabel(), ax.get_yscale()) == ("layer", "norm", "log")
     assert [text.get_text() for text in ax.get_legend().get_texts()] == ["image", "answer"]
     assert ax.lines[0].get_linestyle() != ax.lines[1].get_linestyle()
+
+
+def test_a_gallery_with_a_caption_too_few_is_refused():
+    with pytest.raises(LengthError, match="images: 2, captions: 1"):
+        plots.gallery([Image.new("RGB", (4, 4))] * 2, ["one"])
 
 
 def test_gallery_shows_every_picture_with_its_caption():
@@ -137,3 +143,51 @@ def test_points_are_where_they_were_put_in_the_colours_of_their_labels():
 def test_matrix_writes_each_number_and_leaves_nan_empty():
     ax = plots.matrix(pd.DataFrame([[0.123, np.nan], [0.5, 1]], index=["a", "b"], columns=["c", "d"]))
     assert [text.get_text() for text in ax.texts if text.get_text()] == ["0.12", "0.50", "1.00"]
+
+
+def pixels(ax):
+    """What was drawn in the axes, (height, width, 3)."""
+    ax.set_position([0, 0, 1, 1])
+    ax.figure.set_layout_engine("none")
+    ax.figure.canvas.draw()
+    return np.asarray(ax.figure.canvas.buffer_rgba())[..., :3].astype(float)
+
+
+def test_heat_tints_cells_by_sign_and_magnitude_where_they_are():
+    values = np.array([[0.0, 2.0], [-2.0, 1.0]])
+    _, ax = plt.subplots(figsize=(2, 2))
+    shown = pixels(plots.heat(Image.new("RGB", (10, 10), (120, 200, 40)), values, ax))
+    side = len(shown) // 2
+    cells = np.array([[shown[r : r + side, c : c + side].mean(axis=(0, 1)) for c in (0, side)] for r in (0, side)])
+    redness = cells[..., 0] - cells[..., 2]
+    assert abs(redness[0, 0]) < 2 and redness[1, 0] < -50
+    assert redness[0, 1] > 1.6 * redness[1, 1] > 50
+
+
+def test_heat_of_nothing_shows_the_picture_and_vmax_sets_the_scale():
+    picture, zeros = Image.new("RGB", (4, 6)), np.zeros((3, 2))
+    assert not plots.heat(picture, zeros).images[1].get_alpha().any()
+    weak = plots.heat(picture, zeros + 0.1, alpha=0.5, vmax=0.4)
+    assert np.allclose(weak.images[1].get_alpha(), 0.125)
+    assert np.allclose(plots.heat(picture, zeros + 9, alpha=0.5, vmax=0.4).images[1].get_alpha(), 0.5)
+    assert [list(image.get_extent()) for image in weak.images] == [[0, 4, 6, 0]] * 2
+
+
+def test_heats_share_one_scale_and_keep_their_captions():
+    images, maps = [Image.new("RGB", (8, 8))] * 3, [np.eye(2) * size for size in (1, 2, -4)]
+    figure = plots.heats(images, maps, ["a", "b", "c"], columns=2)
+    filled = [ax for ax in figure.axes if ax.images]
+    assert [ax.get_title() for ax in filled] == ["a", "b", "c"]
+    strongest = np.array([ax.images[1].get_alpha().max() for ax in filled])
+    assert np.allclose(strongest / strongest[2], [0.25, 0.5, 1])
+
+
+def test_heat_refuses_what_has_no_cells():
+    picture = Image.new("RGB", (4, 4))
+    for values in ([1.0, 2.0], [[np.nan]], np.empty((0, 2))):
+        with pytest.raises(ActivationsError, match="finite numbers"):
+            plots.heat(picture, values)
+    with pytest.raises(LengthError, match="maps: 1"):
+        plots.heats([picture] * 2, [np.eye(2)], ["a", "b"])
+    with pytest.raises(ActivationsError, match="no maps"):
+        plots.heats([], [], [])

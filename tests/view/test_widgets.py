@@ -2,14 +2,17 @@
 
 import base64
 import io
+import re
 
 import ipywidgets
 import matplotlib.pyplot as plt
+import numpy as np
 import pytest
 from ipywidgets.widgets.widget_link import Link
 from PIL import Image
 
-from xlvlms_tutorial.view.widgets import FramesError, Html, picture_card, picture_html, stack, token_strip
+from xlvlms_tutorial.errors import FramesError
+from xlvlms_tutorial.view.widgets import Html, concept_card, explorer, picture_card, picture_html, stack, thumbnails, token_strip
 
 HTML = ["<b>one</b>", "<b>two</b>", "<b>three</b>"]
 
@@ -86,7 +89,7 @@ def test_without_stack_the_kernel_changes_the_frame(monkeypatch):
     monkeypatch.delattr(ipywidgets, "Stack")
     slider, shown = stack(HTML, "abc", "frame").children
     slider.index = 2
-    assert "three" in shown.value
+    assert ["three" in part.value for part in shown.children] == [True]
 
 
 @pytest.mark.parametrize(
@@ -138,3 +141,174 @@ def test_token_strip_tints_by_weight_and_shows_the_picture():
 def test_token_strip_refuses_spans_that_do_not_fit():
     with pytest.raises(ValueError, match="zip"):
         token_strip(["a", "b"], ["image"])
+
+
+NAMES = ["token", "layer", "concept"]
+KEYS = [("cat", 5, 0), ("cat", 5, 1), ("cat", 9, 0), ("cat", 9, 1), ("cat", 9, 2), ("dog", 5, 0), ("dog", 5, 1), ("dog", 9, 0)]
+TREE = {key: f"<b>{key}</b>" for key in KEYS}
+
+
+def shown(widget):
+    """The path of labels that a reader sees, and the frame at its end, following stacks as the browser does."""
+    path = []
+    while isinstance(widget, ipywidgets.VBox):
+        head, widget = widget.children
+        path.append(head.label if hasattr(head, "options") else head.value)
+        if isinstance(widget, ipywidgets.Stack):
+            widget = widget.children[widget.selected_index]
+    return path, widget.value
+
+
+def controls(widget):
+    """The controls that a reader sees, from the top."""
+    found = []
+    while isinstance(widget, ipywidgets.VBox):
+        head, widget = widget.children
+        found += [head] if hasattr(head, "options") else []
+        widget = widget.children[widget.selected_index] if isinstance(widget, ipywidgets.Stack) else widget
+    return found
+
+
+def follow(links):
+    """Do in the kernel what the links do in a browser."""
+    for link in links:
+        (control, one), (target, other) = link.source, link.target
+        control.observe(lambda change, target=target, other=other: setattr(target, other, change["new"]), names=one)
+
+
+def test_explorer_reaches_every_frame_through_its_own_branch(links):
+    tree = explorer(TREE, NAMES)
+    follow(links)
+    for key in KEYS:
+        for level, label in enumerate(map(str, key)):
+            for control in controls(tree)[level : level + 1]:
+                control.index = [text for text, _ in control.options].index(label)
+        path, frame = shown(tree)
+        assert frame == f'<div class="frame"><b>{key}</b></div>'
+        assert [text.split(": ")[-1] for text in path] == list(map(str, key))
+
+
+def test_explorer_has_dropdowns_above_a_slider_and_no_control_without_a_choice(links):
+    tree = explorer(TREE, NAMES, start=("dog", 9, 0))
+    assert [type(control) for control in controls(tree)] == [ipywidgets.Dropdown, ipywidgets.Dropdown]
+    assert shown(tree) == (["dog", "9", "concept: 0"], "<div class=\"frame\"><b>('dog', 9, 0)</b></div>")
+    controls_of_cat = controls(explorer(TREE, NAMES))
+    assert [type(control) for control in controls_of_cat] == [ipywidgets.Dropdown, ipywidgets.Dropdown, ipywidgets.SelectionSlider]
+
+
+def test_branches_that_offer_the_same_share_a_control(links):
+    tree = explorer(TREE, NAMES, start=("cat", 9, 1))
+    follow(links)
+    token, layer, _ = controls(tree)
+    token.index = 1
+    assert controls(tree)[1] is layer
+    assert shown(tree)[0] == ["dog", "9", "concept: 0"]
+
+
+def test_explorer_starts_where_it_is_told_and_at_the_first_key_by_default():
+    assert shown(explorer(TREE, NAMES))[0] == ["cat", "5", "0"]
+    assert shown(explorer(TREE, NAMES, start=("cat", 9, 2)))[0] == ["cat", "9", "2"]
+
+
+def test_explorer_of_one_level_is_a_slider_and_pictures_have_words():
+    tree = explorer({("red",): Image.new("RGB", (2, 2)), ("blue",): Image.new("RGB", (2, 2))}, ["colour"], start=("blue",))
+    (slider,) = controls(tree)
+    assert isinstance(slider, ipywidgets.SelectionSlider)
+    assert 'alt="colour: blue"' in shown(tree)[1]
+
+
+def test_explorer_puts_the_style_into_the_same_output_once():
+    style, tree = explorer(TREE, NAMES, style="<style>.x{}</style>").children
+    assert (style.value, style.layout.display) == ("<style>.x{}</style>", "none")
+    assert shown(tree)[0] == ["cat", "5", "0"]
+
+
+def test_frames_share_layout_and_style():
+    parts = explorer({(n,): str(n) for n in range(9)}, ["n"]).children[1].children
+    assert len({part.layout for part in parts}) == len({part.style for part in parts}) == 1
+
+
+def test_explorer_without_stack_is_moved_by_the_kernel(monkeypatch):
+    monkeypatch.delattr(ipywidgets, "Stack")
+    token, branch = explorer(TREE, NAMES).children
+    token.index = 1
+    layer, below = branch.children[0].children
+    layer.index = 1
+    assert "('dog', 9, 0)" in below.children[0].children[1].value
+
+
+@pytest.mark.parametrize(
+    ("frames", "options", "words"),
+    [
+        ({}, {}, "0 frame"),
+        ({("a", 1, 2): "x"}, {}, "2 or more"),
+        ({("a", 1, 2): "x", ("a", 1): "y"}, {}, r"\('a', 1\) for 3 names"),
+        (TREE, {"start": ("cat", 5, 7)}, "start="),
+    ],
+)
+def test_explorer_refuses_keys_that_make_no_tree(frames, options, words):
+    with pytest.raises(FramesError, match=words):
+        explorer(frames, NAMES, **options)
+
+
+def scenes(count, size=(64, 48)):
+    return {f"s{n}": Image.effect_noise(size, 20 + n).convert("RGB") for n in range(count)}
+
+
+def test_thumbnails_are_embedded_once_however_often_they_are_shown():
+    style, tags = thumbnails(scenes(3), size=32)
+    many = style + "".join(tags.values()) * 50
+    assert many.count("data:image/webp") == 3
+    assert max(map(len, tags.values())) < 100 < len(style) // 3
+    for tag in tags.values():
+        name = re.search(r"thumb (t[0-9a-f]{10})", tag).group(1)
+        assert style.count(f".{name}{{width:32px;height:24px;") == 1
+
+
+def test_equal_pictures_share_their_bytes_and_names_follow_from_content():
+    picture, other = scenes(2).values()
+    style, tags = thumbnails([picture, other, picture.copy()], alt=["one", 'a "second"', "third"])
+    assert style.count("base64,") == 2
+    assert re.sub("one", "third", tags[0]) == tags[2]
+    assert 'aria-label="a &quot;second&quot;"' in tags[1]
+    assert thumbnails([picture], alt=["one"])[1][0] == tags[0]
+    assert 'aria-label="s1"' in thumbnails(scenes(2))[1]["s1"]
+
+
+def test_thumbnails_keep_the_picture():
+    style, _ = thumbnails([Image.new("RGBA", (40, 40), (250, 20, 30, 255))], size=16)
+    data = base64.b64decode(re.search(r"base64,([^)]*)", style).group(1))
+    shown = Image.open(io.BytesIO(data))
+    assert (shown.format, shown.size) == ("WEBP", (16, 16))
+    assert shown.getpixel((8, 8)) == pytest.approx((250, 20, 30), abs=8)
+
+
+def test_thumbnails_refuse_what_is_no_picture():
+    picture = Image.new("RGB", (4, 4))
+    for images, options in (({}, {}), ([picture], {"alt": []}), ([picture], {"size": 0}), ([picture], {"quality": 0})):
+        with pytest.raises(FramesError, match="allowed|give one"):
+            thumbnails(images, **options)
+
+
+def test_concept_card_weighs_words_relative_to_the_largest():
+    card = concept_card(
+        "concept <3>", {"snow": 4, "<b>": np.float32(1)}, facts={"place": np.float32(0.25), "samples": 31, "norm": 12.5}, note="a & b"
+    )
+    assert re.findall(r"--weight:([\d.]+)\"[^>]*>([^<]+)<", card) == [("1.00", "snow"), ("0.25", "&lt;b&gt;"), ("0.250", "0.25")]
+    assert "concept &lt;3&gt;" in card and "a &amp; b" in card
+    assert "<td>31</td>" in card and "<td>12.5</td>" in card
+    assert "thumbs" not in card
+
+
+def test_concept_card_shows_pictures_and_words_without_weights():
+    _, tags = thumbnails(scenes(2))
+    card = concept_card("c", ["dog", "dog"], list(tags.values()))
+    assert card.count('class="thumb ') == 2
+    assert card.count('title="" style="--weight:0.00">dog<') == 2
+    assert "no words" in concept_card("c", []) and "<table" not in card
+
+
+@pytest.mark.parametrize("weight", [-1, float("nan"), float("inf")])
+def test_concept_card_refuses_weights_that_are_no_weights(weight):
+    with pytest.raises(FramesError, match="0 or more"):
+        concept_card("c", {"dog": 1, "cat": weight})

@@ -1,11 +1,11 @@
 """Datasets by name, each as a list of :class:`~xlvlms_tutorial.data.samples.Sample`."""
 
-from xlvlms_tutorial.data.samples import PROMPTS, Question, Sample, media
+from xlvlms_tutorial.data.samples import PROMPTS, Question, Sample, media, mentioning
 from xlvlms_tutorial.errors import DatasetError
 
 DATASETS = ("scenes", "composition", "clips", "sounds")
 
-__all__ = ["DATASETS", "PROMPTS", "Question", "Sample", "load_samples", "media"]
+__all__ = ["DATASETS", "PROMPTS", "Question", "Sample", "load_samples", "media", "mentioning"]
 
 
 def load_samples(dataset: str = "scenes", n: int = 100, split: str = "test", seed: int = 0) -> list[Sample]:

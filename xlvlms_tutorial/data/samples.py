@@ -1,13 +1,15 @@
 """One record for every dataset: a picture, clip or sound, what references say of it, questions with answers, and the truth where known."""
 
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from xlvlms_tutorial.errors import ImageError, SelectionError
+from xlvlms_tutorial.errors import ImageError, SelectionError, TokenOfInterestError
 
 # What a sample is asked to be described by, for each modality
 PROMPTS = {"image": "Describe the picture.", "video": "Describe the video.", "audio": "Describe the sound."}
@@ -97,3 +99,26 @@ def media(samples: Sequence[Sample]) -> dict[str, list]:
     if len(kinds) != 1 or kinds[0] not in names:
         raise SelectionError(f"samples of modality {', '.join(kinds) or 'none'}", f"give samples of one of {', '.join(names)} at a time")
     return {names[kinds[0]]: [sample.content for sample in samples]}
+
+
+def mentioning(samples: Iterable[Sample], words: str | Sequence[str], n: int | None = None) -> list[Sample]:
+    """The samples, at most ``n``, with one of these words (or phrases) in a reference caption: whole words, in any case.
+
+    Raises
+    ------
+    SelectionError
+        If there are no words, one is empty, or n is below 1.
+    TokenOfInterestError
+        If no caption has one of the words, with the words that captions have most often.
+    """
+    samples, words = list(samples), [words] if isinstance(words, str) else list(words)
+    if not words or not all(isinstance(word, str) and word.strip() for word in words) or (n is not None and n < 1):
+        raise SelectionError(f"words {words!r}, n {n!r}", "give words or phrases, none of them empty, and n of 1 or more")
+    phrases = "|".join(r"\s+".join(map(re.escape, word.split())) for word in words)
+    pattern = re.compile(rf"(?<!\w)(?:{phrases})(?!\w)", re.IGNORECASE)
+    found = [sample for sample in samples if any(map(pattern.search, sample.captions))]
+    if not found:
+        heard = Counter(word for sample in samples for caption in sample.captions for word in set(re.findall(r"\w+", caption.lower())))
+        most = sorted(heard.items(), key=lambda item: (-item[1], item[0]))[:10]
+        raise TokenOfInterestError(words, len(samples), most)
+    return found[:n]

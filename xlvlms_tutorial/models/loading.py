@@ -90,11 +90,11 @@ def load(
     if quantise not in (None, *QUANTISED):
         raise LoadError(f"quantise={quantise!r}", f"allowed: None, {', '.join(map(repr, QUANTISED))}")
     known = name in EMBEDDED
-    with _no_network(offline):
+    with no_network(offline):
         if known:
             vlm = _embedded(name, placed, number, revision, quantise)
         elif os.path.isdir(name) or name.count("/") == 1:
-            source = _Source(name, revision, offline, trust_remote_code).pinned()
+            source = Source(name, revision, offline, trust_remote_code).pinned()
             config = source.config(allow_untested)
             known = _tested(config)
             model = source.model(config, _options(config, placed, number, quantise))
@@ -111,7 +111,8 @@ def load(
 
 
 @contextmanager
-def _no_network(wanted: bool) -> Iterator[None]:
+def no_network(wanted: bool) -> Iterator[None]:
+    """Ask nothing of the hub, if that is wanted."""
     # local_files_only is not enough: transformers asks the hub for adapters, and the hub's library for a list of its own
     before = constants.HF_HUB_OFFLINE
     constants.HF_HUB_OFFLINE = before or wanted
@@ -122,7 +123,7 @@ def _no_network(wanted: bool) -> Iterator[None]:
 
 
 @dataclass(frozen=True)
-class _Source:
+class Source:
     """Where a model's files come from."""
 
     name: str
@@ -141,7 +142,7 @@ class _Source:
         named = {} if self.revision is None else {"revision": self.revision}
         return named | {"local_files_only": self.offline, "trust_remote_code": self.trust_remote_code}
 
-    def pinned(self) -> "_Source":
+    def pinned(self) -> "Source":
         """The same at the commit that the revision stands for now, so that all files are of one state, and records name it."""
         if self.revision is not None and self.folder:
             raise LoadError(f"revision {self.revision!r} of the folder {self.name!r}", "folders have no revisions: leave it out")

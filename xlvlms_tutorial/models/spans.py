@@ -109,8 +109,8 @@ def token_slice(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], start: i
     return slice(first(start + 1) - 1, first(end))
 
 
-def find_words(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], words: Sequence[str]) -> tuple[int, str] | None:
-    """The first token of the first of these words (or phrases) in the text of ids, and which word it is; None where there is none.
+def find_words(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], words: Sequence[str]) -> tuple[slice, str] | None:
+    """The tokens of the first of these words (or phrases) in the text of ids, and which word it is; None where there is none.
 
     Whole words only, in any case, whatever pieces they are cut into: looking for the id of a first piece instead finds every
     word that begins with it, and in SentencePiece vocabularies every bare space.
@@ -124,4 +124,4 @@ def find_words(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], words: Se
     if not found:
         return None
     start, _, word, end = min(found)
-    return token_slice(tokenizer, ids, start, end).start, word
+    return token_slice(tokenizer, ids, start, end), word

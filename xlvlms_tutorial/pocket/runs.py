@@ -117,7 +117,7 @@ def train_connector(name: str) -> dict:
     recipe, kinds = run.recipe, run.variant.reads
     folder, tower = cache_dir() / "training" / name, calibrated_tower(run.variant.encoder).fuse()
     records = {kind: MATERIAL[kind].draw(recipe.n_scenes) for kind in kinds}
-    tokens = {kind: _tokens(tower, run.variant.encoder, kind, records[kind]) for kind in kinds}
+    tokens = {kind: visual_tokens(tower, run.variant.encoder, kind, records[kind]) for kind in kinds}
     torch.manual_seed(recipe.seed)
     model, processor = build.build(dtype=torch.bfloat16, variant=run.variant)
     projector = model.model.multi_modal_projector.float().requires_grad_(True)
@@ -138,7 +138,7 @@ def train_connector(name: str) -> dict:
     return _write_record(result, name)
 
 
-def _tokens(tower: Tower, encoder: str, kind: str, records: list, size: int = 50) -> np.ndarray:
+def visual_tokens(tower: Tower, encoder: str, kind: str, records: list, size: int = 50) -> np.ndarray:
     """The tower's tokens of all records, from the cache where they are there."""
 
     def pictures() -> Iterator[Tensor]:

@@ -4,32 +4,47 @@ import json
 import sys
 from collections.abc import Sequence
 
+import pandas as pd
+
 from xlvlms_tutorial.data import load_samples
 from xlvlms_tutorial.errors import RevisionError
 from xlvlms_tutorial.models.loading import load
+from xlvlms_tutorial.models.scorers import load_scorer
 from xlvlms_tutorial.pocket.build import WEIGHTS
 from xlvlms_tutorial.pocket.runs import RUNS, train_connector
+from xlvlms_tutorial.pocket.scorer import RUN as SCORER
+from xlvlms_tutorial.pocket.scorer_training import train_scorer
 from xlvlms_tutorial.pocket.variants import VARIANTS
 from xlvlms_tutorial.reproduce.evaluate import evaluate
+from xlvlms_tutorial.reproduce.scoring import preferences
 
 MEASURED_ON = {
     "image": {"scenes": 500, "composition": 200}, "video": {"clips": 120}, "audio": {"sounds": 160},
     "joint": {"scenes": 50, "clips": 50, "sounds": 50},
-} | {run: {"scenes": 50} for run in RUNS if run.startswith("encoder-")}  # fmt: skip
+} | {run: {"scenes": 50} for run in RUNS if run.startswith("encoder-")} | {SCORER: {"scenes": 500, "composition": 200}}  # fmt: skip
 
 
 def measure(run: str = "image") -> dict:
-    """Evaluate a shipped connector in float32 and write its metrics, with intervals, into the run's record."""
-    name = next(name for name, variant in VARIANTS.items() if variant.run == run)
-    vlm, file = load(name, dtype="float32"), WEIGHTS / run / "training.json"
-    record, metrics = json.loads(file.read_text()), {}
-    for dataset, n in MEASURED_ON[run].items():
-        summary = evaluate(vlm, load_samples(dataset, n=n), dataset=dataset, batch_size=32).summary().astype(object)
-        summary = summary.where(summary.notna(), None)
-        metrics[dataset] = [{k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()} for row in summary.to_dict("records")]
-    record["metrics"] = metrics
-    file.write_text(json.dumps(record, indent=1) + "\n")
+    """Evaluate a shipped connector, or the scorer, in float32 and write its metrics, with intervals, into the run's record."""
+    if run == SCORER:
+        scorer = load_scorer(dtype="float32")
+        tables = {dataset: preferences(scorer, load_samples(dataset, n=n)) for dataset, n in MEASURED_ON[run].items()}
+    else:
+        vlm = load(next(name for name, variant in VARIANTS.items() if variant.run == run), dtype="float32")
+        tables = {
+            dataset: evaluate(vlm, load_samples(dataset, n=n), dataset=dataset, batch_size=32).summary()
+            for dataset, n in MEASURED_ON[run].items()
+        }
+    file = WEIGHTS / run / "training.json"
+    metrics = {dataset: _rows(table) for dataset, table in tables.items()}
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"metrics": metrics}, indent=1) + "\n")
     return metrics
+
+
+def _rows(table: pd.DataFrame) -> list[dict]:
+    plain = table.astype(object)
+    rows = plain.where(plain.notna(), None).to_dict("records")
+    return [{key: round(value, 4) if isinstance(value, float) else value for key, value in row.items()} for row in rows]
 
 
 def main(asked: Sequence[str]) -> None:
@@ -40,11 +55,12 @@ def main(asked: Sequence[str]) -> None:
     RevisionError
         If there is no such run.
     """
+    known = [*RUNS, SCORER]
     for run in asked:
-        if run not in RUNS:
-            raise RevisionError(run, list(RUNS))
-    for run in asked or RUNS:
-        train_connector(run)
+        if run not in known:
+            raise RevisionError(run, known)
+    for run in asked or known:
+        train_connector(run) if run != SCORER else train_scorer()
         measure(run)
 
 

@@ -32,7 +32,7 @@ _NUMBERS = ("sample", "position", "token_index")
 def capture(
     vlm: VLM, samples: Iterable[Sample], layers: Layers, *, places: Places = (WHOLE_BLOCK,),
     span: str | Sequence[str] | None = None, positions: int | str | Sequence[int] | None = None, words: str | Sequence[str] | None = None,
-    reduce: str | None = "mean", prompt: str | Callable[[Sample], str] | None = None,
+    at: str = "predicting", reduce: str | None = "mean", prompt: str | Callable[[Sample], str] | None = None,
     answers: Sequence[str] | Callable[[Sample], str] | None = None, max_new_tokens: int | None = None,
     dtype: torch.dtype = torch.float32, batch_size: int = 16, store: str | Path | None = None, shard_size: int = 64,
     seed: int | None = None, progress: bool = False,
@@ -41,7 +41,8 @@ def capture(
 
     Exactly one says where: ``span`` ("image", "question", "answer", ... or several), ``positions`` ("all", or numbers: 0 is a
     sample's first token and -1 its last), or ``words``, the token of interest: the state that predicts the first piece of the
-    first of these words or phrases in an answer, one row for each sample that has one. ``reduce`` "mean" or "last" gives one row a sample,
+    first of these words or phrases in an answer, one row for each sample that has one (with ``at="token"`` the state at the
+    word's last piece, which predicts what follows). ``reduce`` "mean" or "last" gives one row a sample,
     None one a position. Answers are given (``answers``, read in one forward) or generated greedily (``max_new_tokens``); then
     "answer" is where generated tokens were fed back, hence without the last one, and all else is in the prompt. Without
     generation a forward ends after the last wanted layer. Without ``prompt`` the model is asked to describe what a sample shows.
@@ -65,7 +66,7 @@ def capture(
     LengthError, DeviceMemoryError
         If answers and samples are not equally many, or the device is full.
     """
-    asked = Selection.of(layers, places, span, positions, words, reduce, dtype)
+    asked = Selection.of(layers, places, span, positions, words, reduce, dtype, at)
     samples = list(samples)
     if prompt is None:  # samples of several modalities are refused where they are batched
         prompt = PROMPTS.get(samples[0].modality, PROMPTS["image"]) if samples else ""

@@ -15,6 +15,7 @@ from xlvlms_tutorial.models.vlm import VLM
 from xlvlms_tutorial.states.reading import REDUCTIONS, Layers, Places, computed, read, reading, span_mask
 from xlvlms_tutorial.states.states import FORMATS, Key
 
+SIDES = ("predicting", "token")  # of a word: the position before it, which predicts it, and that of its last piece
 ANSWER, PADDING = SPANS.index("answer"), SPANS.index("padding")
 
 
@@ -37,16 +38,17 @@ class Selection:
     words: tuple[str, ...] | None
     reduce: str | None
     dtype: torch.dtype
+    at: str = "predicting"
 
     @staticmethod
     def of(layers: Layers, places: Places, span: str | Sequence[str] | None, positions: int | str | Sequence[int] | None,
-           words: str | Sequence[str] | None, reduce: str | None, dtype: torch.dtype) -> "Selection":  # fmt: skip
+           words: str | Sequence[str] | None, reduce: str | None, dtype: torch.dtype, at: str = "predicting") -> "Selection":  # fmt: skip
         """The selection in one form.
 
         Raises
         ------
         SelectionError
-            If not exactly one of span, positions and words is given, or it is empty, or reduction or number format is unknown.
+            If not exactly one of span, positions and words is given, or it is empty, or reduction, number format or ``at`` is unknown.
         """
         given = {"span": span, "positions": positions, "words": words}
         named = [name for name, value in given.items() if value is not None]
@@ -58,9 +60,13 @@ class Selection:
             raise SelectionError(f"states cannot be kept as {dtype}", f"allowed: {', '.join(map(str, FORMATS))}")
         if isinstance(positions, str) and positions != "all":
             raise SelectionError(f"unknown positions {positions!r}", 'give numbers, or "all"; kinds of positions go into span')
-        at = positions if isinstance(positions, str) else _tuple(positions)
+        if at not in SIDES or (at != SIDES[0] and words is None):
+            why = " without words" if at in SIDES else ""
+            raise SelectionError(f"at={at!r}{why}", f"allowed: {', '.join(map(repr, SIDES))}, with words")
+        where = positions if isinstance(positions, str) else _tuple(positions)
         layers = layers if isinstance(layers, str) else tuple(layers if isinstance(layers, Iterable) else [layers])
-        found = Selection(layers, _tuple(places), _tuple(span), at, _tuple(words), None if words is not None else reduce, dtype)
+        reduce = None if words is not None else reduce
+        found = Selection(layers, _tuple(places), _tuple(span), where, _tuple(words), reduce, dtype, at)
         if any(value is not None and not len(value) for value in (found.spans, found.positions, found.words)):
             raise SelectionError(f"{named[0]} is empty", "name at least one")
         if not all(isinstance(word, str) and word.strip() for word in found.words or ()):
@@ -71,6 +77,7 @@ class Selection:
     def described(self) -> dict[str, object]:
         """What was selected, for the provenance."""
         given = {"span": self.spans, "positions": self.positions, "words": self.words}
+        given["at"] = None if self.at == SIDES[0] else self.at
         return {name: value for name, value in given.items() if value is not None}
 
     def mask(self, vlm: VLM, batch: Batch) -> Bool[Tensor, "b t"]:
@@ -114,10 +121,11 @@ def of_forward(vlm: VLM, batch: Batch, answers: list[str] | None, asked: Selecti
         return Rows(columns, kept, answers or [])
     parts = [row.nonzero().flatten() for row in batch.mask("answer")]
     ids = [row[at].tolist() for row, at in zip(batch["input_ids"], parts, strict=True)]
-    columns = _hits(vlm.tokenizer, ids, asked.words)
+    columns = _hits(vlm.tokenizer, ids, asked, batch.spans.shape[1])
     mask = torch.zeros_like(batch.spans, dtype=torch.bool)
+    before = int(asked.at == SIDES[0])  # the position before a token predicts it
     for row, token in zip(columns["row"], columns["token_index"], strict=True):
-        mask[row, parts[row][token] - 1] = True  # the position before a token predicts it
+        mask[row, parts[row][token] - before] = True
     return Rows(columns, read(vlm, batch, asked.layers, asked.places, mask, dtype=asked.dtype), answers)
 
 
@@ -142,11 +150,12 @@ def of_generation(vlm: VLM, batch: Batch, max_new_tokens: int, asked: Selection)
 
 def _of_words(vlm: VLM, batch: Batch, max_new_tokens: int, asked: Selection) -> Rows:
     with reading(vlm, asked.layers, asked.places, "last", dtype=asked.dtype) as found:
-        ids, _ = _generated(vlm, batch, max_new_tokens)
-    columns = _hits(vlm.tokenizer, ids, asked.words)
-    at = list(zip(columns["row"], columns["token_index"], strict=True))
-    # the prompt's last position predicts token 0, and the step that is fed token k - 1 predicts token k
-    tensors = {key: torch.cat([steps[0][:0, 0], *(steps[token][row] for row, token in at)]) for key, steps in computed(found).items()}
+        ids, longest = _generated(vlm, batch, max_new_tokens)
+    after = int(asked.at == SIDES[1])
+    # the prompt's last position predicts token 0, the step that is fed token k - 1 predicts token k, and the last one is never fed
+    columns = _hits(vlm.tokenizer, ids, asked, longest - after)
+    at = [(row, token + after) for row, token in zip(columns["row"], columns["token_index"], strict=True)]
+    tensors = {key: torch.cat([steps[0][:0, 0], *(steps[step][row] for row, step in at)]) for key, steps in computed(found).items()}
     return Rows(columns, tensors, _texts(vlm, ids))
 
 
@@ -195,10 +204,11 @@ def _texts(vlm: VLM, ids: list[list[int]]) -> list[str]:
     return [text.strip() for text in vlm.tokenizer.batch_decode(ids, skip_special_tokens=True)]
 
 
-def _hits(tokenizer: PreTrainedTokenizerBase, ids: list[list[int]], words: tuple[str, ...]) -> dict[str, list]:
-    """Where the words stand in the answers: columns row, word, token_index, for the samples that have one."""
-    found = [(row, *hit) for row, tokens in enumerate(ids) if (hit := find_words(tokenizer, tokens, words))]
-    return {"row": [row for row, _, _ in found], "word": [hit for _, _, hit in found], "token_index": [at for _, at, _ in found]}
+def _hits(tokenizer: PreTrainedTokenizerBase, ids: list[list[int]], asked: Selection, end: int) -> dict[str, list]:
+    """Where the words stand in the answers, before token ``end``: columns row, word, token_index (first piece, or last)."""
+    hits = [(row, find_words(tokenizer, tokens, asked.words)) for row, tokens in enumerate(ids)]
+    found = [(row, hit[1], hit[0].start if asked.at == SIDES[0] else hit[0].stop - 1) for row, hit in hits if hit]
+    return {name: [hit[k] for hit in found if hit[2] < end] for k, name in enumerate(("row", "word", "token_index"))}
 
 
 def _positions(vlm: VLM, batch: Batch, mask: Bool[Tensor, "b t"]) -> dict[str, list]:

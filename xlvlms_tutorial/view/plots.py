@@ -8,14 +8,18 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 from PIL import Image
+
+from xlvlms_tutorial.errors import ActivationsError, LengthError
 
 GROUND = "#fbfaf7"  # opaque, so that black text stays readable on a dark page
 INK = "#22292d"
 ACCENT = "#17809a"
 MUTED = "#8a949b"
+HEAT = ListedColormap(["#0a5ad6", "#d62a0a"])  # below and above 0
 
 
 def theme() -> None:
@@ -136,21 +140,65 @@ def matrix(
 
 
 def gallery(images: Sequence[Image.Image], captions: Sequence[str], columns: int = 4, width: float = 6.8) -> Figure:
-    """Draw pictures in rows of ``columns`` with a caption under each; ``width`` is that of the figure in inches."""
-    theme()
-    columns = min(columns, len(images))
-    letters = max(12, int(width / columns * 13))
-    texts = [wrapped(caption, letters) for caption in captions]
-    side, below = width / columns, 0.18 + 0.16 * max(text.count("\n") + 1 for text in texts)
-    rows = -(-len(images) // columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(width, rows * (side + below)), squeeze=False, layout="none")
-    share = below / (side + below) / rows
-    figure.subplots_adjust(left=0.01, right=0.99, top=1 - 0.01 / rows, bottom=share, hspace=below / side, wspace=0.05)
-    for ax in axes.flat:
-        ax.axis("off")
-    for ax, image, text in zip(axes.flat, images, texts, strict=False):
+    """Draw pictures in rows of ``columns`` with a caption under each; ``width`` is that of the figure in inches.
+
+    Raises
+    ------
+    LengthError
+        If there are not as many captions as pictures.
+    """
+    if len(images) != len(captions):
+        raise LengthError(images=len(images), captions=len(captions))
+    figure, places = _places(captions, columns, width)
+    for ax, image in zip(places, images, strict=True):
         ax.imshow(image)
-        ax.set_title(text, y=-0.05, va="top", fontsize=8.5, fontweight="normal", loc="center")
+    return figure
+
+
+def heat(image: Image.Image, values: ArrayLike, ax: Axes | None = None, alpha: float | int = 0.75, vmax: float | int | None = None) -> Axes:
+    """Draw the values of the image tokens, (rows, columns), over the picture: the further from 0, the more a cell is tinted.
+
+    Values above 0 are red and those below 0 blue. The tint of a cell is as opaque as its share of ``vmax`` (the largest magnitude by
+    default), up to ``alpha``; the picture is drawn grey, so that no colour of its own is taken for a value.
+
+    Raises
+    ------
+    ActivationsError
+        If values are not a table of finite numbers.
+    """
+    values, ax = _cells(values), _axes(ax)
+    top = float(vmax or np.abs(values).max() or 1)
+    opacity = alpha * np.clip(np.abs(values) / top, 0, 1)
+    extent = (0, image.width, image.height, 0)
+    ax.imshow(image.convert("L"), cmap="gray", vmin=-128, vmax=255, extent=extent)  # no darker than grey, on which tints show
+    ax.imshow(np.sign(values), cmap=HEAT, vmin=-1, vmax=1, alpha=opacity, extent=extent, interpolation="nearest")
+    ax.axis("off")
+    return ax
+
+
+def heats(
+    images: Sequence[Image.Image], maps: Sequence[ArrayLike], captions: Sequence[str], columns: int = 4, width: float = 6.8,
+    vmax: float | int | None = None,
+) -> Figure:  # fmt: skip
+    """Draw a heat map over each picture as :func:`heat` does, in rows as :func:`gallery` does, all on one scale.
+
+    ``vmax`` is the magnitude of the strongest tint, by default the largest of all maps, so that pictures can be compared.
+
+    Raises
+    ------
+    LengthError
+        If there are not as many maps and captions as pictures.
+    ActivationsError
+        As :func:`heat`, or if there are none.
+    """
+    if not len(images) == len(maps) == len(captions):
+        raise LengthError(images=len(images), maps=len(maps), captions=len(captions))
+    if not len(maps):
+        raise ActivationsError("no maps", "give one or more, each with its picture and caption")
+    top = vmax or max(float(np.abs(_cells(values)).max()) for values in maps)
+    figure, places = _places(captions, columns, width)
+    for ax, image, values in zip(places, images, maps, strict=True):
+        heat(image, values, ax, vmax=top)
     return figure
 
 
@@ -199,6 +247,31 @@ def printable(word: str) -> str:
     """A token as matplotlib's font can draw it: no space around, line breaks visible, foreign scripts as a dot, no maths."""
     shown = word.strip(" ").replace("\n", "\\n").replace("$", r"\$")
     return "".join(letter if " " <= letter < "\u0250" else "\u00b7" for letter in shown)
+
+
+def _places(captions: Sequence[str], columns: int, width: float) -> tuple[Figure, list[Axes]]:
+    """A figure with a place for a picture above each caption."""
+    theme()
+    columns = min(columns, len(captions))
+    letters = max(12, int(width / columns * 13))
+    texts = [wrapped(caption, letters) for caption in captions]
+    side, below = width / columns, 0.18 + 0.16 * max(text.count("\n") + 1 for text in texts)
+    rows = -(-len(captions) // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(width, rows * (side + below)), squeeze=False, layout="none")
+    share = below / (side + below) / rows
+    figure.subplots_adjust(left=0.01, right=0.99, top=1 - 0.01 / rows, bottom=share, hspace=below / side, wspace=0.05)
+    for ax in axes.flat:
+        ax.axis("off")
+    for ax, text in zip(axes.flat, texts, strict=False):
+        ax.set_title(text, y=-0.05, va="top", fontsize=8.5, fontweight="normal", loc="center")
+    return figure, list(axes.flat)[: len(texts)]
+
+
+def _cells(values: ArrayLike) -> np.ndarray:
+    cells = np.asarray(values, float)
+    if cells.ndim != 2 or not cells.size or not np.isfinite(cells).all():
+        raise ActivationsError(f"values of shape {cells.shape} for a picture", "give (rows, columns) of finite numbers")
+    return cells
 
 
 def _axes(ax: Axes | None, height: float = 3.6) -> Axes:

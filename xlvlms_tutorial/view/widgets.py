@@ -1,8 +1,6 @@
 """Widgets that move in the built page: control and frames are joined in the browser, so no kernel is needed."""
 
-import base64
-import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from html import escape
 
 import ipywidgets
@@ -11,17 +9,13 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from xlvlms_tutorial.errors import FramesError
+from xlvlms_tutorial.view.cards import Html, concept_card, picture_card, picture_html, png_html, thumbnails, token_strip
 from xlvlms_tutorial.view.plots import png
+
+__all__ = ["Html", "concept_card", "explorer", "picture_card", "picture_html", "stack", "thumbnails", "token_strip"]
 
 Frame = Figure | Image.Image | bytes | str
 CONTROLS = ("slider", "dropdown")
-
-
-class Html(str):
-    """HTML that a notebook shows as it is, and that can be a frame of a widget."""
-
-    def _repr_html_(self) -> str:
-        return str(self)
 
 
 def stack(
@@ -47,66 +41,33 @@ def stack(
     labels = [str(label) for label in (range(len(frames)) if labels is None else labels)]
     alt = [f"{description}: {label}" for label in labels] if alt is None else list(alt)
     _check(len(frames), len(labels), len(alt), start, control)
-    parts = [ipywidgets.HTML(_frame(frame, words)) for frame, words in zip(frames, alt, strict=True)]
+    parts = _parts(frames, alt)
     chooser = _chooser(labels, description, start, control)
     head = ipywidgets.HBox([chooser, _player(chooser, len(parts))]) if play else chooser
     return ipywidgets.VBox([head, _joined(chooser, parts)])
 
 
-def picture_html(image: Image.Image, alt: str, width: int = 256) -> Html:
-    """A picture as HTML, ``width`` pixels wide on a page that has the room."""
-    with io.BytesIO() as buffer:
-        image.save(buffer, format="png")
-        return _img(buffer.getvalue(), alt, f' style="width:{width}px"')
+def explorer(
+    frames: Mapping[tuple[Hashable, ...], Frame], names: Sequence[str], start: tuple[Hashable, ...] | None = None, style: str = ""
+) -> Widget:
+    """Show one of many frames, chosen level by level: a dropdown for every level of the keys but the last, a slider for the last.
 
+    ``frames`` maps keys such as (token, layer, concept) to frames as of :func:`stack`, in the order of the choices; ``names`` are the
+    levels' names and ``start`` the key shown first. Branches may differ in what they offer. Those that offer the same labels share one
+    control, so that a layer stays chosen when the token changes; a level with one label shows it without a control. ``style`` is HTML
+    put into the same output once, such as the pictures of :func:`thumbnails`.
 
-def picture_card(image: Image.Image, caption: str, answers: Sequence[tuple[str, str, str]], alt: str = "") -> Html:
-    """A picture beside what a model says about it: its caption, then question, answer and a note (empty when all is well)."""
-    rows = "".join(
-        f"<tr{' class=wrong' if note else ''}><td>{escape(question)}</td><td>{escape(answer)}</td><td>{escape(note)}</td></tr>"
-        for question, answer, note in answers
-    )
-    shown = picture_html(image, alt or f"The picture that the model calls: {caption}", width=224)
-    return Html(f'<div class="card-row">{shown}<div><p class="told">{escape(caption)}</p><table class="answers">{rows}</table></div></div>')
-
-
-def token_strip(
-    tokens: Iterable[str],
-    spans: Iterable[str] | None = None,
-    weights: Iterable[float | int] | None = None,
-    picture: Image.Image | None = None,
-) -> Html:
-    """Tokens in a row: tinted by the span they belong to (runs of image tokens drawn together) or by a weight between 0 and 1.
-
-    ``picture`` is shown above them.
+    Raises
+    ------
+    FramesError
+        If there are fewer than two frames, a key has not as many parts as there are names, or ``start`` is no key.
     """
-    tokens = list(tokens)
-    if spans is not None:
-        chips = "".join(_chip(text, f"span-{escape(span)}", span) for text, span in _runs(tokens, list(spans)))
-    else:
-        weights = [0.0] * len(tokens) if weights is None else [float(w) for w in weights]
-        chips = "".join(_chip(text, "weighed", f"{w:.2f}", f' style="--weight:{w:.3f}"') for text, w in zip(tokens, weights, strict=True))
-    above = picture_html(picture, "The picture that the tokens describe", width=160) if picture is not None else ""
-    return Html(f'<div class="tokens">{above}<p>{chips}</p></div>')
-
-
-def _runs(tokens: list[str], spans: list[str]) -> list[tuple[str, str]]:
-    shown: list[tuple[str, str]] = []
-    count = 0
-    for number, (text, span) in enumerate(zip(tokens, spans, strict=True)):
-        if span not in ("image", "video", "audio", "padding"):
-            shown.append((text, span))
-            continue
-        count += 1
-        if number + 1 == len(spans) or spans[number + 1] != span:
-            shown.append((f"{span} \u00d7 {count}", span))
-            count = 0
-    return shown
-
-
-def _chip(text: str, kind: str, title: str, style: str = "") -> str:
-    shown = escape(text.replace("\n", "\u21b5")) or "&nbsp;"
-    return f'<span class="token {kind}" title="{escape(title)}"{style}>{shown}</span> '
+    keys = list(frames)
+    _check_keys(keys, len(names), start)
+    alt = [", ".join(f"{name}: {label}" for name, label in zip(names, key, strict=True)) for key in keys]
+    leaves = list(zip(keys, _parts(list(frames.values()), alt), strict=True))
+    tree = _branch(leaves, list(names), start or keys[0], {})
+    return ipywidgets.VBox([ipywidgets.HTML(style, layout={"display": "none"}), tree]) if style else tree
 
 
 def _check(frames: int, labels: int, texts: int, start: int, control: str) -> None:
@@ -122,17 +83,46 @@ def _check(frames: int, labels: int, texts: int, start: int, control: str) -> No
         raise FramesError(f"control={control!r}", f"allowed: {', '.join(CONTROLS)}")
 
 
+def _check_keys(keys: list[tuple], levels: int, start: tuple | None) -> None:
+    if len(keys) < 2:
+        raise FramesError(f"{len(keys)} frame(s) were given", "a widget needs 2 or more")
+    if wrong := [key for key in keys if len(key) != levels]:
+        raise FramesError(f"key {wrong[0]!r} for {levels} names", "give tuples with one part for each name")
+    if start is not None and start not in keys:
+        raise FramesError(f"start={start!r} is not a key", f"allowed: {', '.join(map(repr, keys[:3]))}, ...")
+
+
+def _parts(frames: Sequence[Frame], alt: Sequence[str]) -> list[Widget]:
+    parts = [ipywidgets.HTML(_frame(frames[0], alt[0]))]
+    shared = {"layout": parts[0].layout, "style": parts[0].style}  # two models for all frames instead of two for each
+    return parts + [ipywidgets.HTML(_frame(frame, words), **shared) for frame, words in zip(frames[1:], alt[1:], strict=True)]
+
+
+def _branch(leaves: list[tuple[tuple, Widget]], names: list[str], start: tuple, choosers: dict[tuple, Widget]) -> Widget:
+    """The control of the first level above the branches of the next; ``choosers`` holds the controls made so far."""
+    if not names:
+        return leaves[0][1]
+    groups: dict[Hashable, list[tuple[tuple, Widget]]] = {}
+    for key, leaf in leaves:
+        groups.setdefault(key[0], []).append((key[1:], leaf))
+    parts = [_branch(group, names[1:], start[1:], choosers) for group in groups.values()]
+    labels = tuple(map(str, groups))
+    if len(parts) == 1:
+        return ipywidgets.VBox([ipywidgets.HTML(f"{escape(names[0])}: {escape(labels[0])}"), parts[0]])
+    first = list(groups).index(start[0]) if start[0] in groups else 0
+    if (len(names), labels) not in choosers:
+        choosers[len(names), labels] = _chooser(list(labels), names[0], first, "dropdown" if len(names) > 1 else "slider")
+    chooser = choosers[len(names), labels]
+    return ipywidgets.VBox([chooser, _joined(chooser, parts)])
+
+
 def _frame(frame: Frame, alt: str) -> str:
     if isinstance(frame, str):
         return f'<div class="frame">{frame}</div>'
     if isinstance(frame, Figure):
         frame = png(frame)
-    shown = picture_html(frame, alt, frame.width) if isinstance(frame, Image.Image) else _img(frame, alt)
+    shown = picture_html(frame, alt, frame.width) if isinstance(frame, Image.Image) else png_html(frame, alt)
     return f'<div class="frame">{shown}</div>'
-
-
-def _img(data: bytes, alt: str, style: str = "") -> Html:
-    return Html(f'<img alt="{escape(alt)}"{style} src="data:image/png;base64,{base64.b64encode(data).decode()}">')
 
 
 def _chooser(labels: list[str], description: str, start: int, control: str) -> Widget:
@@ -156,6 +146,6 @@ def _joined(chooser: Widget, parts: list[Widget]) -> Widget:
         ipywidgets.jslink((chooser, "index"), (shown, "selected_index"))
         return shown
     # ipywidgets 7, which hosted notebooks still have, knows no Stack: there a kernel is at hand to change the frame.
-    shown = ipywidgets.HTML(parts[chooser.index].value)
-    chooser.observe(lambda change: setattr(shown, "value", parts[change["new"]].value), names="index")
+    shown = ipywidgets.VBox([parts[chooser.index]])
+    chooser.observe(lambda change: setattr(shown, "children", (parts[change["new"]],)), names="index")
     return shown

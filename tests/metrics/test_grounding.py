@@ -1,0 +1,219 @@
+"""Scores of grounding agree with plain loops in float64, with closed forms, and refuse what has no score."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from xlvlms_tutorial.errors import ActivationsError, ComparisonError, LengthError, SelectionError, WordListError
+from xlvlms_tutorial.metrics import grounding
+from xlvlms_tutorial.metrics.grounding import bert_score, bert_scores, clip_score, overlap, top_scores
+
+
+def normals(*shape, seed=0):
+    return np.random.default_rng(seed).normal(size=shape)
+
+
+def texts(count, seed, longest=7, width=5):
+    rng = np.random.default_rng(seed)
+    return [rng.normal(size=(rng.integers(1, longest + 1), width)) + 0.8 for _ in range(count)]
+
+
+def looped(candidate, reference):
+    """Precision, recall and F1 of one pair, one cosine at a time."""
+    cosine = lambda a, b: sum(x * y for x, y in zip(a, b, strict=True)) / (sum(x * x for x in a) * sum(y * y for y in b)) ** 0.5
+    precision = np.mean([max(cosine(a, b) for b in reference) for a in candidate])
+    recall = np.mean([max(cosine(a, b) for a in candidate) for b in reference])
+    return precision, recall, 2 * precision * recall / (precision + recall) if min(precision, recall) > 0 else 0.0
+
+
+def test_clip_score_is_w_times_the_positive_part_of_the_cosine():
+    images, words = normals(6, 4), normals(3, 4, seed=1)
+    expected = [[2.5 * max(a @ b / np.sqrt((a @ a) * (b @ b)), 0) for b in words] for a in images]
+    assert np.allclose(clip_score(images, words), expected, atol=1e-14)
+    assert (clip_score(images, words) == 0).any()
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 99), st.floats(0.01, 100), st.floats(0.5, 5))
+def test_clip_score_ignores_lengths_and_lies_between_0_and_w(seed, factor, w):
+    images, words = normals(4, 3, seed=seed), normals(5, 3, seed=seed + 100)
+    found = clip_score(factor * images, words, w)
+    assert np.allclose(found, clip_score(images, words / factor, w))
+    assert found.min() >= 0 and found.max() <= w
+    assert np.allclose(np.diag(clip_score(images, images, w)), w)
+
+
+def test_clip_score_takes_tensors_and_keeps_their_precision():
+    images, words = torch.tensor(normals(3, 4)), torch.tensor(normals(2, 4, seed=1))
+    exact = clip_score(images, words)
+    assert exact.dtype == np.float64
+    assert clip_score(images.float(), words.float()).dtype == np.float32
+    assert np.allclose(clip_score(images.bfloat16(), words), exact, atol=0.05)
+
+
+@pytest.mark.parametrize("bad", [np.zeros((1, 4)), np.full((1, 4), np.nan), np.full((1, 4), np.inf), np.empty((0, 4))])
+def test_embeddings_without_a_direction_are_refused(bad):
+    with pytest.raises(ActivationsError, match="image embeddings"):
+        clip_score(bad, normals(2, 4))
+    with pytest.raises(ActivationsError, match="text embeddings"):
+        clip_score(normals(2, 4), bad)
+    with pytest.raises(ActivationsError, match="tokens of candidates|token embeddings of candidates|candidate 0"):
+        bert_scores([bad], [normals(2, 4)])
+
+
+def test_spaces_of_different_widths_are_refused():
+    with pytest.raises(ComparisonError, match="4 and 5"):
+        clip_score(normals(2, 4), normals(2, 5))
+    with pytest.raises(ComparisonError, match="4 and 5"):
+        bert_scores([normals(2, 4)], [normals(2, 5)])
+    with pytest.raises(ComparisonError, match="widths of candidates"):
+        bert_scores([normals(2, 4), normals(2, 5)], [normals(2, 4)])
+
+
+@pytest.mark.parametrize("w", [0, -1.0, np.inf, np.nan])
+def test_clip_score_refuses_a_weight_that_is_not_positive(w):
+    with pytest.raises(SelectionError, match="2.5"):
+        clip_score(normals(2, 4), normals(2, 4), w)
+
+
+@pytest.mark.parametrize("block", [2**20, 40, 1])
+def test_bert_score_agrees_with_a_loop_over_tokens(monkeypatch, block):
+    monkeypatch.setattr(grounding, "_BLOCK", block)
+    ours, theirs = texts(9, 0), texts(9, 1)
+    expected = [looped(a, b) for a, b in zip(ours, theirs, strict=True)]
+    table = bert_score(ours, theirs)
+    assert list(table.columns) == ["precision", "recall", "f1"]
+    assert np.allclose(table.to_numpy(), expected, atol=1e-14)
+
+
+@pytest.mark.parametrize("block", [2**20, 40, 1])
+def test_bert_scores_agree_with_a_loop_over_pairs(monkeypatch, block):
+    monkeypatch.setattr(grounding, "_BLOCK", block)
+    ours, theirs = texts(8, 2), texts(11, 3)
+    expected = [[looped(a, b)[2] for b in theirs] for a in ours]
+    assert np.allclose(bert_scores(ours, theirs), expected, atol=1e-14)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 999))
+def test_bert_score_of_a_text_with_itself_is_1_and_sides_swap(seed):
+    ours, theirs = texts(4, seed), texts(4, seed + 1000)
+    assert np.allclose(bert_score(ours, [text[::-1].copy() for text in ours]), 1)
+    one, other = bert_score(ours, theirs), bert_score(theirs, ours)
+    assert np.allclose(one[["precision", "recall", "f1"]], other[["recall", "precision", "f1"]])
+    assert np.allclose(bert_scores(ours, theirs), bert_scores(theirs, ours).T)
+    assert np.allclose(np.diag(bert_scores(ours, theirs)), one["f1"])
+
+
+def test_bert_score_in_single_precision_and_from_tensors():
+    ours, theirs = texts(5, 4), texts(5, 5)
+    single = bert_scores([torch.tensor(text).float() for text in ours], [torch.tensor(text).float() for text in theirs])
+    assert single.dtype == np.float32
+    assert np.allclose(single, bert_scores(ours, theirs), atol=1e-5)
+
+
+def test_opposite_texts_have_an_f1_of_0():
+    ours = [np.array([[1.0, 0.1]])]
+    table = bert_score(ours, [-ours[0]])
+    assert table.loc[0].tolist() == pytest.approx([-1, -1, 0])
+    assert bert_scores(ours, [-ours[0]])[0, 0] == 0
+
+
+def test_several_references_give_the_largest_or_the_mean():
+    ours, theirs = texts(2, 6), texts(3, 7)
+    single = np.array([looped(ours[0], theirs[0]), looped(ours[0], theirs[1]), looped(ours[1], theirs[2])])
+    references = [theirs[:2], theirs[2]]
+    assert np.allclose(bert_score(ours, references), [single[:2].max(axis=0), single[2]])
+    assert np.allclose(bert_score(ours, references, best="mean"), [single[:2].mean(axis=0), single[2]])
+
+
+def test_baseline_maps_itself_to_0_and_keeps_1():
+    ours, theirs = texts(3, 8), texts(3, 9)
+    plain, scaled = bert_score(ours, theirs), bert_score(ours, theirs, baseline=0.25)
+    assert np.allclose(scaled, (plain - 0.25) / 0.75)
+    assert np.allclose(np.diag(bert_scores(ours, theirs, baseline=0.25)), scaled["f1"])
+    assert np.allclose(bert_score(ours, ours, baseline=0.25), 1)
+
+
+@pytest.mark.parametrize("options", [{"baseline": 1}, {"baseline": np.nan}, {"baseline": -2.0}, {"best": "median"}])
+def test_unknown_options_of_bert_score_are_refused(options):
+    with pytest.raises(SelectionError, match="allowed"):
+        bert_score(texts(2, 0), texts(2, 1), **options)
+
+
+def test_texts_that_do_not_go_together_are_refused():
+    with pytest.raises(LengthError, match="candidates: 2, references: 3"):
+        bert_score(texts(2, 0), texts(3, 1))
+    with pytest.raises(ActivationsError, match="no reference"):
+        bert_score(texts(2, 0), [texts(1, 1), []])
+    with pytest.raises(ActivationsError, match="no candidates"):
+        bert_scores([], texts(1, 1))
+    with pytest.raises(ActivationsError, match=r"reference 1 has shape \(5,\)"):
+        bert_scores(texts(1, 0), [np.ones((1, 5)), np.ones(5)])
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.lists(st.sampled_from("abcdef"), min_size=1), min_size=2, max_size=6))
+def test_overlap_agrees_with_its_definition(lists):
+    sets = [set(words) for words in lists]
+    expected = [np.mean([len(a & b) / len(a) for j, b in enumerate(sets) if j != i]) for i, a in enumerate(sets)]
+    found = overlap(dict(enumerate(lists)))
+    assert np.allclose(found, expected)
+    table = pd.DataFrame([(k, word) for k, words in enumerate(lists) for word in words], columns=["concept", "word"])
+    assert overlap(table).equals(found)
+
+
+def test_overlap_keeps_the_order_of_concepts_and_counts_duplicates_once():
+    found = overlap({7: ["dog", "dog", "cat"], 2: ["dog"], 5: ["bus"]})
+    assert found.to_dict() == {7: 0.25, 2: 0.5, 5: 0.0}
+    assert (list(found.index), found.index.name, found.name) == ([7, 2, 5], "concept", "overlap")
+
+
+@pytest.mark.parametrize("words", [{0: ["a"], 1: []}, {0: ["a"], 1: "dog"}, {0: ["a"], 1: [""]}, {0: ["a"], 1: [None]}])
+def test_overlap_refuses_concepts_without_words(words):
+    with pytest.raises(WordListError, match="word"):
+        overlap(words)
+
+
+def test_overlap_needs_two_concepts():
+    with pytest.raises(SelectionError, match="2 concepts"):
+        overlap({0: ["a"]})
+
+
+def test_top_scores_agree_with_a_loop():
+    codes, scores = normals(12, 9), normals(12, 9, seed=1)
+    for row, code, score in zip(top_scores(codes, scores).itertuples(), codes, scores, strict=True):
+        chosen = sorted(range(9), key=lambda k: -abs(code[k]))[:5]
+        values = sorted((score[k] for k in chosen), reverse=True)
+        assert (row.top_1, row.first, row.active) == (values[0], score[chosen[0]], 5)
+        assert row.top_3 == pytest.approx(np.mean(values[:3]))
+
+
+def test_random_scores_profit_from_the_choice_but_not_first():
+    found = top_scores(normals(4000, 20), normals(4000, 20, seed=1)).mean()
+    assert found["top_1"] > 1 > found["top_3"] > 0.5
+    assert abs(found["first"]) < 0.06
+
+
+def test_top_scores_say_how_many_concepts_are_active():
+    found = top_scores(np.array([[0, 2.0, 0, -3.0]]), np.array([[0.1, 0.2, 0.3, 0.4]]), n_concepts=3)
+    assert found.loc[0].to_dict() == pytest.approx({"top_1": 0.4, "top_3": 0.7 / 3, "first": 0.4, "active": 2})
+
+
+def test_top_scores_refuse_what_has_no_answer():
+    good = np.ones((2, 4))
+    with pytest.raises(ComparisonError, match=r"\(2, 4\) and \(2, 3\)"):
+        top_scores(good, good[:, :3], 3)
+    with pytest.raises(SelectionError, match="3 to 4"):
+        top_scores(good, good)
+    with pytest.raises(SelectionError, match="n_concepts=2"):
+        top_scores(good, good, 2)
+    with pytest.raises(ActivationsError, match="1 of 2 samples"):
+        top_scores(good * [[1], [0]], good, 3)
+    with pytest.raises(ActivationsError, match="scores: 8 of 8"):
+        top_scores(good, good * np.nan, 3)
+    with pytest.raises(ActivationsError, match="codes of shape"):
+        top_scores(np.empty((0, 4)), good, 3)

@@ -1,0 +1,159 @@
+"""Pieces of HTML for pages and for frames of widgets: pictures, cards, tokens in a row, concepts."""
+
+import base64
+import hashlib
+import io
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from html import escape
+from math import inf
+from numbers import Integral, Real
+
+from PIL import Image
+
+from xlvlms_tutorial.errors import FramesError
+
+
+class Html(str):
+    """HTML that a notebook shows as it is, and that can be a frame of a widget."""
+
+    def _repr_html_(self) -> str:
+        return str(self)
+
+
+def picture_html(image: Image.Image, alt: str, width: int = 256) -> Html:
+    """A picture as HTML, ``width`` pixels wide on a page that has the room."""
+    with io.BytesIO() as buffer:
+        image.save(buffer, format="png")
+        return png_html(buffer.getvalue(), alt, f' style="width:{width}px"')
+
+
+def png_html(data: bytes, alt: str, style: str = "") -> Html:
+    """The bytes of a PNG file as HTML; ``style`` is more of the tag's attributes."""
+    return Html(f'<img alt="{escape(alt)}"{style} src="data:image/png;base64,{base64.b64encode(data).decode()}">')
+
+
+def picture_card(image: Image.Image, caption: str, answers: Sequence[tuple[str, str, str]], alt: str = "") -> Html:
+    """A picture beside what a model says about it: its caption, then question, answer and a note (empty when all is well)."""
+    rows = "".join(
+        f"<tr{' class=wrong' if note else ''}><td>{escape(question)}</td><td>{escape(answer)}</td><td>{escape(note)}</td></tr>"
+        for question, answer, note in answers
+    )
+    shown = picture_html(image, alt or f"The picture that the model calls: {caption}", width=224)
+    return Html(f'<div class="card-row">{shown}<div><p class="told">{escape(caption)}</p><table class="answers">{rows}</table></div></div>')
+
+
+def token_strip(
+    tokens: Iterable[str],
+    spans: Iterable[str] | None = None,
+    weights: Iterable[float | int] | None = None,
+    picture: Image.Image | None = None,
+) -> Html:
+    """Tokens in a row: tinted by the span they belong to (runs of image tokens drawn together) or by a weight between 0 and 1.
+
+    ``picture`` is shown above them.
+    """
+    tokens = list(tokens)
+    if spans is not None:
+        chips = "".join(_chip(text, f"span-{escape(span)}", span) for text, span in _runs(tokens, list(spans)))
+    else:
+        weights = [0.0] * len(tokens) if weights is None else [float(w) for w in weights]
+        chips = "".join(_chip(text, "weighed", f"{w:.2f}", f' style="--weight:{w:.3f}"') for text, w in zip(tokens, weights, strict=True))
+    above = picture_html(picture, "The picture that the tokens describe", width=160) if picture is not None else ""
+    return Html(f'<div class="tokens">{above}<p>{chips}</p></div>')
+
+
+def thumbnails(
+    images: Mapping[Hashable, Image.Image] | Sequence[Image.Image], size: int = 96, quality: int = 80, alt: Sequence[str] | None = None
+) -> tuple[Html, dict[Hashable, Html]]:
+    """Small pictures that may be shown many times and are embedded once: the style that holds them, and a short tag for each key.
+
+    The style must be in the same output as the tags: give it to :func:`explorer`, or put it in front of a frame. Pictures become WebP
+    files with the longer side ``size`` pixels long; keys of a sequence are its numbers; ``alt`` says what each shows, its key by default.
+
+    Raises
+    ------
+    FramesError
+        If there are no pictures, alternative texts too many or too few, or size or quality (1 to 100) make no picture.
+    """
+    named = dict(images) if isinstance(images, Mapping) else dict(enumerate(images))
+    texts = list(map(str, named)) if alt is None else list(alt)
+    if not named or len(texts) != len(named):
+        raise FramesError(f"{len(texts)} alternative texts for {len(named)} pictures", "give one picture or more, and one text for each")
+    if size < 1 or not 1 <= quality <= 100:
+        raise FramesError(f"size={size}, quality={quality}", "allowed: 1 pixel or more, 1 to 100")
+    made = [_class(image, size, quality) for image in named.values()]
+    rules = "".join(dict(made).values())  # one rule for each content: equal pictures share it
+    tags = {
+        key: Html(f'<span class="thumb {name}" role="img" aria-label="{escape(text)}"></span>')
+        for key, (name, _), text in zip(named, made, texts, strict=True)
+    }
+    look = "display:inline-block;margin:2px;border-radius:4px;background-size:cover;print-color-adjust:exact"
+    return Html(f"<style>.thumb{{{look}}}{rules}</style>"), tags
+
+
+def concept_card(
+    title: str, words: Mapping[str, Real] | Sequence[str], pictures: Sequence[str] = (), facts: Mapping[str, object] | None = None,
+    note: str = "",
+) -> Html:  # fmt: skip
+    """A concept: its words, pictures (tags of :func:`thumbnails`), and facts, such as the share of pictures in which each factor holds.
+
+    Words with weights of 0 or more are larger and darker the more they weigh, relative to the largest. A fact that is a float between 0
+    and 1 is drawn as a bar behind its number.
+
+    Raises
+    ------
+    FramesError
+        If a weight is negative, NaN or infinite.
+    """
+    weights = {str(word): float(weight) for word, weight in words.items()} if isinstance(words, Mapping) else {}
+    if not all(0 <= weight < inf for weight in weights.values()):
+        raise FramesError(f"weights {list(weights.values())} of words", "allowed: finite numbers of 0 or more")
+    largest = max(weights.values(), default=0) or 1
+    chips = "".join(
+        _chip(word, "weighed", f"{weights[word]:.3g}" if weights else "", f' style="--weight:{weights.get(word, 0) / largest:.2f}"')
+        for word in words
+    )
+    parts = [f'<p class="name">{escape(title)}</p><p class="words">{chips or "no words"}</p>']
+    parts += [f'<div class="thumbs">{"".join(pictures)}</div>'] if pictures else []
+    parts += [f'<table class="answers">{"".join(map(_fact, facts, facts.values()))}</table>'] if facts else []
+    parts += [f'<p class="note">{escape(note)}</p>'] if note else []
+    return Html(f'<div class="concept">{"".join(parts)}</div>')
+
+
+def _runs(tokens: list[str], spans: list[str]) -> list[tuple[str, str]]:
+    shown: list[tuple[str, str]] = []
+    count = 0
+    for number, (text, span) in enumerate(zip(tokens, spans, strict=True)):
+        if span not in ("image", "video", "audio", "padding"):
+            shown.append((text, span))
+            continue
+        count += 1
+        if number + 1 == len(spans) or spans[number + 1] != span:
+            shown.append((f"{span} \u00d7 {count}", span))
+            count = 0
+    return shown
+
+
+def _chip(text: str, kind: str, title: str, style: str = "") -> str:
+    shown = escape(text.replace("\n", "\u21b5")) or "&nbsp;"
+    return f'<span class="token {kind}" title="{escape(title)}"{style}>{shown}</span> '
+
+
+def _class(image: Image.Image, size: int, quality: int) -> tuple[str, str]:
+    """A name that follows from the picture's content, and the rule of style that draws it."""
+    width, height = (max(1, round(side * size / max(image.size))) for side in image.size)
+    with io.BytesIO() as buffer:
+        image.convert("RGB").resize((width, height), Image.Resampling.LANCZOS).save(buffer, format="webp", quality=quality, method=6)
+        data = buffer.getvalue()
+    name = f"t{hashlib.sha256(data).hexdigest()[:10]}"
+    picture = f"url(data:image/webp;base64,{base64.b64encode(data).decode()})"
+    return name, f".{name}{{width:{width}px;height:{height}px;background-image:{picture}}}"
+
+
+def _fact(name: str, value: object) -> str:
+    fractional = isinstance(value, Real) and not isinstance(value, Integral)  # numpy's numbers too
+    if fractional and 0 <= value <= 1:
+        cell = f'<td class="bar" style="--weight:{value:.3f}">{value:.2f}</td>'
+    else:
+        cell = f"<td>{escape(f'{value:.3g}' if fractional else str(value))}</td>"
+    return f"<tr><td>{escape(str(name))}</td>{cell}</tr>"
