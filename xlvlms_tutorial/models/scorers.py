@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from inspect import signature
 from typing import Protocol, runtime_checkable
 
@@ -195,13 +196,13 @@ def load_text_encoder(
         If the model is not an encoder of text alone, or device, dtype or weights are not to be had in this way.
     """
     name, placed = os.fspath(name), _one_device(device)
-    number, home = number_format(dtype, placed), name
+    number, home, bars = number_format(dtype, placed), name, nullcontext()
     if name == MINILM:
         _no_revision(name, revision)
-        from xlvlms_tutorial.pocket.assets import text_encoder_folder
+        from xlvlms_tutorial.pocket import assets, build
 
-        home = os.fspath(text_encoder_folder())
-    with no_network(offline):
+        home, bars = os.fspath(assets.text_encoder_folder()), build.silence()
+    with no_network(offline), bars:
         source = _source(home, revision, offline, (MINILM,))
         config = _config(source, _reads_text, "is no encoder of text alone", "give a model such as BERT or RoBERTa")
         if layer is not None and layer not in range(config.num_hidden_layers + 1):
