@@ -1,6 +1,7 @@
-"""Steering: what a vector added at every position costs in generation, as a hook and folded into a bias.
+"""Steering: what a vector added at every position costs in generation, as a hook and folded into a bias, and what sweeps over layers cost.
 
-Today's way is a forward hook that makes a mask of positions anew in every step and moves the vector each time.
+Today's way is a forward hook that makes a mask of positions anew in every step and moves the vector each time, and one pass through the
+model for each layer of a sweep.
 """
 
 from collections.abc import Iterator
@@ -10,13 +11,19 @@ import torch
 from torch import Tensor
 
 from benchmarks.command import start
-from benchmarks.harness import Goal, Report, median, ratio, timed, within
+from benchmarks.harness import Goal, Report, Way, always, median, ratio, timed, within
 from benchmarks.subjects import Subject, subjects
+from xlvlms_tutorial.methods.steering import SteeringVectors
+from xlvlms_tutorial.methods.steering_sweep import Run, fast_layers, first_ids
 from xlvlms_tutorial.models import anatomy
+from xlvlms_tutorial.models.spans import Batch
 from xlvlms_tutorial.models.vlm import VLM
 from xlvlms_tutorial.states.intervene import add, fold
+from xlvlms_tutorial.states.reading import reading
 
-ROUNDS = 15
+ROUNDS, SWEEP_ROUNDS = 15, 7  # a sweep takes many passes
+N_LAYERS = 10
+DEPTHS, STRENGTHS = (0.25, 0.5, 0.75, 1.0), (1.0, 2.0)
 
 
 def measure(report: Report) -> None:
@@ -24,8 +31,10 @@ def measure(report: Report) -> None:
     options = report.options
     size, tokens = options.pick(8, 2), options.pick(32, 4)
     report.setting |= {"batch_size": size, "new_tokens": tokens, "positions": "all", "rounds": options.rounds(ROUNDS)}
+    report.setting |= {"rounds of sweeps": options.rounds(SWEEP_ROUNDS)}
     for subject in subjects(report):
         about(report, subject, size, tokens)
+        sweeps(report, subject, size)
 
 
 def about(report: Report, subject: Subject, size: int, tokens: int) -> None:
@@ -51,6 +60,41 @@ def about(report: Report, subject: Subject, size: int, tokens: int) -> None:
     report.tell("generation with a hook that makes its mask in every step (today's way), over plain", ratio(seconds, "today", "plain"))
     report.tell("plain generation over itself (noise of the machine)", ratio(seconds, "again", "plain"))
     report.tell("milliseconds for a token of a plain generation, prefill included", median([1000 * s / tokens for s in seconds["plain"]]))
+
+
+def sweeps(report: Report, subject: Subject, size: int) -> None:
+    """Vectors of many layers, and the first tokens that they lead to at some layers and strengths."""
+    vlm, batch = subject.vlm, subject.batch(size)
+    layers = sorted({round(k * vlm.n_layers / N_LAYERS) for k in range(1, N_LAYERS + 1)})
+    ways: dict[str, Way] = {"together": always(lambda: mean_differences(vlm, batch, layers))}
+    ways["one by one"] = always(lambda: [mean_differences(vlm, batch, [layer]) for layer in layers])
+    seconds = timed(ways, report.options.rounds(SWEEP_ROUNDS), subject.device, label="vectors")
+    told = f"vectors of {len(layers)} layers from one pass, over a pass for each layer"
+    report.promise(told, ratio(seconds, "together", "one by one"), Goal("<=", 0.15))
+    runs = runs_of(vlm, sorted({subject.layer(depth) for depth in DEPTHS}))
+    fast = fast_layers(vlm, batch, {run.layer for run in runs})
+    ways = {
+        "fast": always(lambda: list(first_ids(vlm, batch, runs, "all", fast))),
+        "whole": always(lambda: list(first_ids(vlm, batch, runs))),
+    }
+    seconds = timed(ways, report.options.rounds(SWEEP_ROUNDS), subject.device, label="first tokens")
+    told = f"first tokens steered in {len(runs)} ways, from the states of {len(fast)} layers, over whole forwards"
+    report.tell(told, ratio(seconds, "fast", "whole"))
+
+
+def mean_differences(vlm: VLM, batch: Batch, layers: list[int]) -> dict[int, Tensor]:
+    """For each layer the mean state of the batch's first half minus that of the other, at the prompts' last positions, from one pass."""
+    with reading(vlm, layers, positions="last", dtype=torch.float32) as found:
+        vlm.forward(batch, logits=False, use_cache=False)
+    half = len(batch["input_ids"]) // 2
+    return {layer: (states[:half].mean(dim=0) - states[half:].mean(dim=0))[0] for (layer, _), (states,) in found.items()}
+
+
+def runs_of(vlm: VLM, layers: list[int]) -> list[Run]:
+    """Random vectors at these layers, each at two strengths."""
+    drawn = torch.Generator().manual_seed(0)
+    vectors = SteeringVectors({layer: torch.randn(vlm.width, generator=drawn) for layer in layers}, {"model": vlm.name})
+    return [Run(None, vectors, layer, strength) for layer in layers for strength in STRENGTHS]
 
 
 @contextmanager

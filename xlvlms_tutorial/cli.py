@@ -29,6 +29,9 @@ CHAPTERS = (  # name, memory, time on two CPU cores with the embedded model
     ("concepts", "1.4 GB", "under 2 minutes"),
     ("grounding", "1.8 GB", "under 2 minutes"),
     ("explain", "1.8 GB", "under 2 minutes"),
+    ("shift", "2.4 GB", "under 3 minutes"),
+    ("steering-answers", "1.8 GB", "under 3 minutes"),
+    ("steering-style", "1.8 GB", "under 3 minutes"),
     ("models", "1.2 GB", "under 1 minute"),
 )
 

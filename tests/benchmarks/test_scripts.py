@@ -101,6 +101,19 @@ def test_steering_is_measured(subject, report):
     assert not any(block._forward_hooks for block in subject.vlm.blocks)
 
 
+def test_sweeps_are_measured(subject, report):
+    steering.sweeps(report, subject, 2)
+    assert len(names(report)) == 1 and len(report.findings) == 2
+    assert not any(block._forward_hooks for block in subject.vlm.blocks)
+
+
+def test_vectors_of_several_layers_are_those_of_one_at_a_time(subject):
+    vlm, batch = subject.vlm, subject.batch(4)
+    together = steering.mean_differences(vlm, batch, [1, 2, 4])
+    for layer in (1, 2, 4):
+        torch.testing.assert_close(together[layer], steering.mean_differences(vlm, batch, [layer])[layer])
+
+
 def test_todays_hook_steers_like_ours(subject):
     vlm, batch = subject.vlm, subject.batch(2)
     vector = torch.randn(vlm.width, generator=torch.Generator().manual_seed(0))

@@ -152,3 +152,14 @@ def test_words_in_no_caption_are_told_with_those_that_are():
 def test_no_words_and_no_samples_cannot_be_asked_for(words, n):
     with pytest.raises(SelectionError, match="give words or phrases"):
         mentioning(told(("A cat.",)), words, n)
+
+
+@pytest.mark.parametrize("style", ["place", "colour", "mood"])
+def test_styled_scenes_are_the_same_pictures_with_one_caption(style):
+    plain, styled = load_samples("scenes", n=5), load_samples(f"scenes-{style}", n=5)
+    assert [sample.id for sample in styled] == [sample.id for sample in plain]
+    assert all(one.truth == other.truth and one.questions == other.questions for one, other in zip(plain, styled, strict=True))
+    assert plain[0].image.tobytes() == styled[0].image.tobytes()
+    assert all(len(sample.captions) == 1 for sample in styled)
+    begins = {"place": "A wide place of ", "colour": "Under a", "mood": "What a "}[style]
+    assert all(sample.captions[0].startswith(begins) for sample in styled)

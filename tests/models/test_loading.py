@@ -17,7 +17,7 @@ from tests.tiny import tiny_llava
 from tests.zoo import build
 from tests.zoo_processors import save
 from xlvlms_tutorial.errors import ArchitectureError, HubError, LoadError, RevisionError, SelfCheckError, UnknownModelError
-from xlvlms_tutorial.models import loading
+from xlvlms_tutorial.models import adapters, loading
 from xlvlms_tutorial.models.loading import ARCHITECTURES, load
 
 PICTURE = Image.new("RGB", (40, 30), (200, 30, 30))
@@ -471,7 +471,7 @@ def test_an_adapter_that_is_nowhere_is_refused(saved, tmp_path):
 
 
 def test_without_peft_an_adapter_is_refused(monkeypatch, saved, adapter):
-    monkeypatch.setattr(loading, "is_peft_available", lambda: False)
+    monkeypatch.setattr(adapters, "is_peft_available", lambda: False)
     with pytest.raises(LoadError, match="pip install peft"):
         load(saved, adapter=adapter[0])
 

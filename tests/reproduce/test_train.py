@@ -33,6 +33,8 @@ def made(tmp_path, monkeypatch):
     monkeypatch.setattr(train, "load_scorer", lambda dtype: kept["loaded"].append(("pocket-scorer", dtype)))
     monkeypatch.setattr(train, "preferences", lambda scorer, samples: Report().summary())
     monkeypatch.setattr(train, "train_scorer", lambda: kept["trained"].append("scorer"))
+    monkeypatch.setattr(train, "train_adapter", kept["trained"].append)
+    monkeypatch.setattr(train, "measure_adapter", lambda name: None)
     return kept
 
 
@@ -61,7 +63,7 @@ def test_the_runs_asked_for_are_trained_and_measured_and_without_any_all(made):
     assert [name for name, _ in made["loaded"]] == ["pocket-llava-audio", "pocket-llava-video"]
     made["trained"].clear()
     train.main([])
-    assert made["trained"] == [*train.RUNS, "scorer"]
+    assert made["trained"] == [*train.RUNS, "scorer", *train.RECIPES]
 
 
 def test_the_scorer_is_trained_and_measured_by_its_own_measures(made):

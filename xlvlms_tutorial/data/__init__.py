@@ -3,13 +3,15 @@
 from xlvlms_tutorial.data.samples import PROMPTS, Question, Sample, media, mentioning
 from xlvlms_tutorial.errors import DatasetError
 
-DATASETS = ("scenes", "composition", "clips", "sounds")
+DATASETS = ("scenes", "composition", "clips", "sounds", "scenes-place", "scenes-colour", "scenes-mood")
 
 __all__ = ["DATASETS", "PROMPTS", "Question", "Sample", "load_samples", "media", "mentioning"]
 
 
 def load_samples(dataset: str = "scenes", n: int = 100, split: str = "test", seed: int = 0) -> list[Sample]:
     """The first ``n`` samples of a dataset's split; the same seed gives the same samples.
+
+    "scenes-place", "scenes-colour" and "scenes-mood" are the pictures of "scenes", each with one caption in that style.
 
     Raises
     ------
@@ -23,4 +25,5 @@ def load_samples(dataset: str = "scenes", n: int = 100, split: str = "test", see
     if dataset not in DATASETS:
         raise DatasetError(dataset, DATASETS)
     drawn = {"clips": clip_samples, "sounds": sound_samples}.get(dataset, scene_samples)
-    return drawn(n, "composition" if dataset == "composition" else split, seed)
+    style = {"style": dataset.partition("-")[2]} if dataset.startswith("scenes-") else {}
+    return drawn(n, "composition" if dataset == "composition" else split, seed, **style)

@@ -7,12 +7,12 @@ from xlvlms_tutorial.data.samples import Question, Sample
 from xlvlms_tutorial.pocket import clips, language, sounds, world
 
 
-def scene_samples(n: int, split: str = "test", seed: int = 0) -> list[Sample]:
-    """``n`` scenes of a split with five captions, every question and the factors as truth; pictures are drawn when asked for."""
-    drawn = enumerate(world.scenes(n, split, seed))
+def scene_samples(n: int, split: str = "test", seed: int = 0, style: str | None = None) -> list[Sample]:
+    """``n`` scenes of a split with five captions (or one in a style), questions and the factors as truth; pictures are drawn on demand."""
+    tell = language.captions if style is None else lambda scene: [language.styled_caption(scene, style)]
     return [
-        _sample(f"{split}-{seed}-{k:05d}", "image", _later(world.render, scene), language.captions(scene), language.questions(scene), scene)
-        for k, scene in drawn
+        _sample(f"{split}-{seed}-{k:05d}", "image", _later(world.render, scene), tell(scene), language.questions(scene), scene)
+        for k, scene in enumerate(world.scenes(n, split, seed))
     ]
 
 

@@ -7,12 +7,12 @@ from functools import lru_cache
 import pandas as pd
 
 from xlvlms_tutorial.errors import LengthError
+from xlvlms_tutorial.metrics.styles import STYLE_WORDS, forms, style_rate
+
+__all__ = ["CAPTION_FACTORS", "SOUND_FACTORS", "STYLE_WORDS", "caption_attributes", "names", "style_rate"]
 
 CAPTION_FACTORS = ("subject", "action", "item", "colour", "place")
 SOUND_FACTORS = ("sound", "loudness", "background")
-
-_IRREGULAR = {"man": "men", "woman": "women", "child": "children", "person": "people", "mouse": "mice"}
-_VERB = re.compile(r"(\w*[aeiouy]\w*)ing")  # walking, not king or string
 
 
 def names(caption: str, word: str) -> bool:
@@ -49,21 +49,10 @@ def _named(caption: str, truth: Mapping[str, object], factor: str) -> bool | Non
 
 @lru_cache(maxsize=4096)
 def _pattern(word: str, before: str | None = None) -> re.Pattern[str]:
-    forms = _forms(word.lower()) if before is None else [f"{re.escape(word.lower())}\\s+{form}" for form in _forms(before.lower())]
-    return re.compile(rf"\b(?:{'|'.join(forms)})\b", re.IGNORECASE)
+    told = [_spaced(form) for form in forms(word)] if before is None else [f"{_spaced(word)}\\s+{_spaced(form)}" for form in forms(before)]
+    return re.compile(rf"\b(?:{'|'.join(told)})\b", re.IGNORECASE)
 
 
-def _forms(word: str) -> list[str]:
-    """Regular expressions of a word and its plural or present; English spelling decides between -s, -es and -ies."""
-    stem = _VERB.fullmatch(word)
-    forms = [word, _IRREGULAR[word]] if word in _IRREGULAR else [word, *_third_person(word)]
-    if stem:
-        roots = [stem[1], f"{stem[1]}e"] + ([stem[1][:-1]] if stem[1][-1:] == stem[1][-2:-1] else [])  # walk, ride, run
-        forms += [form for root in roots for form in (root, *_third_person(root))]
-    return [r"\s+".join(re.escape(part) for part in form.split()) for form in forms]
-
-
-def _third_person(word: str) -> list[str]:
-    if re.search(r"(s|x|z|ch|sh|o)$", word):
-        return [f"{word}es", f"{word}s"] if word.endswith("o") else [f"{word}es"]
-    return [f"{word}s", f"{word[:-1]}ies"] if re.search(r"[^aeiou]y$", word) else [f"{word}s"]
+def _spaced(form: str) -> str:
+    """A regular expression of a form, any white space between its words."""
+    return r"\s+".join(map(re.escape, form.split()))

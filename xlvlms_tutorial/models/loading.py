@@ -10,9 +10,7 @@ import numpy as np
 import pandas as pd
 import torch
 from huggingface_hub import constants
-from huggingface_hub.errors import StrictDataclassError
 from PIL import Image
-from safetensors import SafetensorError
 from transformers import (
     CONFIG_MAPPING,
     AutoConfig,
@@ -24,13 +22,15 @@ from transformers import (
     PreTrainedModel,
     ProcessorMixin,
 )
-from transformers.utils import cached_file, is_bitsandbytes_available, is_peft_available
+from transformers.utils import cached_file, is_bitsandbytes_available
 
 from xlvlms_tutorial.errors import ArchitectureError, HubError, LoadError, SelfCheckError, UnknownModelError, XlvlmsError
+from xlvlms_tutorial.models.adapters import add_adapter
 from xlvlms_tutorial.models.architectures import ARCHITECTURES
 from xlvlms_tutorial.models.architectures import architectures as architectures
 from xlvlms_tutorial.models.checks import self_check
 from xlvlms_tutorial.models.devices import number_format, place
+from xlvlms_tutorial.models.failures import FAILURES, unreadable
 from xlvlms_tutorial.models.processors import load_processor
 from xlvlms_tutorial.models.vlm import VLM
 
@@ -39,8 +39,6 @@ EMBEDDED = (
     "pocket-llava-lite0", "pocket-llava-lite2", "pocket-llava-random", "pocket-llava-patches",
 )  # fmt: skip
 QUANTISED = ("8bit", "4bit")
-# What transformers, peft and safetensors raise at files that are damaged, of another version, or not theirs
-_FAILURES = (ValueError, TypeError, KeyError, AttributeError, RuntimeError, ImportError, SafetensorError, StrictDataclassError)
 _SMALLER = "load in bfloat16, with quantise='8bit' or '4bit', or with device='balanced' where there are several GPUs"
 
 
@@ -62,7 +60,8 @@ def load(
     quantise
         "8bit" or "4bit" (nf4): the linear maps' weights, by bitsandbytes (Dettmers et al., 2022 and 2023).
     adapter
-        Folder or hub id of a LoRA adapter (peft). The model keeps its class: ``vlm.model.disable_adapters()`` turns it off.
+        Folder or hub id of a LoRA adapter (peft), or for pocket LLaVA "pocket-place", "pocket-colour" or "pocket-mood", also at a step
+        of its training ("pocket-place@step-0040"). The model keeps its class: ``vlm.model.disable_adapters()`` turns it off.
     offline
         Only what is on this machine: folders, and the hub's cache.
     allow_untested
@@ -81,7 +80,7 @@ def load(
     HubError
         If the hub cannot be reached and the model is not in its cache.
     RevisionError
-        If pocket LLaVA has no such training step.
+        If pocket LLaVA, or an adapter of it, has no such training step.
     LoadError
         If device, dtype, quantisation, adapter or weights are not to be had in this way.
     """
@@ -102,7 +101,7 @@ def load(
         else:
             raise UnknownModelError(name, EMBEDDED)
         if adapter is not None:
-            add_adapter(vlm.model, adapter, offline)
+            add_adapter(vlm.model, adapter, name, offline)
     # the name goes into what is captured: states of other weights must not be taken for the plain model's
     vlm.name = " + ".join([name, *(os.fspath(extra) for extra in (adapter, quantise) if extra is not None)])
     vlm.model.eval().requires_grad_(False)
@@ -195,9 +194,9 @@ class Source:
             if part == "weights" and self.pickled(cause):
                 told = f"{self.name!r} has no weights in safetensors"
                 raise LoadError(told, "load it where you trust its files; save_pretrained writes safetensors") from cause
-            raise (_unreadable(f"the {part} of {self.name!r}", cause) if self.folder else HubError(self.name)) from cause
-        except _FAILURES as cause:
-            raise _unreadable(f"the {part} of {self.name!r}", cause) from cause
+            raise (unreadable(f"the {part} of {self.name!r}", cause) if self.folder else HubError(self.name)) from cause
+        except FAILURES as cause:
+            raise unreadable(f"the {part} of {self.name!r}", cause) from cause
 
     def pickled(self, cause: OSError) -> bool:
         """Whether there are no weights in safetensors, rather than none to be had now."""
@@ -244,45 +243,13 @@ def _embedded(name: str, placed: torch.device | str, number: torch.dtype, revisi
     return VLM(model.to(placed), processor, name, revision)
 
 
-def add_adapter(model: PreTrainedModel, adapter: str | os.PathLike, offline: bool = False) -> None:
-    """Add a LoRA adapter (Hu et al., 2021) to a model, in place, from a folder or the hub.
-
-    Raises
-    ------
-    LoadError
-        If peft is not installed, the adapter's files are not to be had, or its weights do not fit the model.
-    """
-    adapter = os.fspath(adapter)
-    if not is_peft_available():
-        raise LoadError(f"adapter {adapter!r} needs peft, which is not installed", "pip install peft and load again")
-    for file in ("adapter_config.json", "adapter_model.safetensors"):
-        try:
-            cached_file(adapter, file, local_files_only=offline)
-        except OSError as cause:
-            advice = "give a folder, or a hub id, with what peft's save_pretrained writes"
-            raise LoadError(f"adapter {adapter!r} has no {file} that can be had", advice) from cause
-    try:
-        info = model.load_adapter(adapter, local_files_only=offline, use_safetensors=True)
-    except (OSError, *_FAILURES) as cause:
-        raise _unreadable(f"adapter {adapter!r}", cause) from cause
-    if wrong := sorted({*info.missing_keys, *info.unexpected_keys}):
-        # transformers only logs it, and answers as if there were no adapter
-        told = f"adapter {adapter!r} does not fit {type(model).__name__}: {len(wrong)} weights have no counterpart, such as {wrong[0]}"
-        raise LoadError(told, "give an adapter that was trained on this model")
-
-
-def _unreadable(what: str, cause: Exception) -> LoadError:
-    reason = " ".join(str(cause).split())[:300]
-    return LoadError(f"{what} cannot be loaded ({type(cause).__name__}: {reason})", "correct what it names and load again")
-
-
 def _checked(vlm: VLM) -> pd.DataFrame:
     kind = vlm.model.config.model_type
     pictures = hasattr(vlm.processor, "image_processor")
     given = {"images": [Image.new("RGB", (224, 224), (128, 128, 128))]} if pictures else {"images": None, "audio": [np.zeros(16000)]}
     try:
         batch = vlm.batch(texts=["What is this?"], **given)
-    except (OSError, LookupError, *_FAILURES) as cause:
+    except (OSError, LookupError, *FAILURES) as cause:
         raise SelfCheckError(kind, [("inputs from its processor", cause)]) from cause
     table = self_check(vlm, batch)
     failed = table.loc[~table["passed"], ["check", "detail"]]

@@ -32,6 +32,22 @@ def revisions(run: str = "image") -> list[str]:
     return sorted(file.stem for file in (WEIGHTS / run).glob("step-*.safetensors"))
 
 
+def adapter_folder(name: str) -> Path:
+    """The folder of a shipped LoRA adapter: "pocket-place" (the last step) or "pocket-place@step-0040".
+
+    Raises
+    ------
+    RevisionError
+        If the adapter has no such step, with those it has.
+    """
+    run, _, step = name.partition("@")
+    known = sorted(folder.name for folder in (WEIGHTS / run).glob("step-*"))
+    step = step or (known[-1] if known else None)
+    if step not in known:
+        raise RevisionError(name, [f"{run}@{step}" for step in known])
+    return WEIGHTS / run / step
+
+
 def training_record(run: str = "image") -> dict:
     """How the run's connector was trained: seed, data, steps, loss, metrics."""
     return json.loads((WEIGHTS / run / "training.json").read_text())

@@ -5,7 +5,6 @@ branch of its own: branches see the picture and themselves, not each other (a bl
 Checkpoints resume a killed run; the record beside the weights says how they were made.
 """
 
-import json
 import math
 import os
 from collections.abc import Callable, Iterable, Sequence
@@ -17,10 +16,10 @@ from time import perf_counter
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm.auto import tqdm
+
+from xlvlms_tutorial.resume import keep, resumed
 
 SAVE_EVERY = 50  # steps between checkpoints that resume
 
@@ -161,7 +160,7 @@ def train(
     ``batch`` draws the tower's tokens and the packed texts of one step. Returns the losses and the seconds a step.
     """
     optimiser = torch.optim.AdamW(parameters.values(), lr=recipe.learning_rate, weight_decay=0.0)
-    history = _resume(folder, parameters, optimiser)
+    history = resumed(folder, parameters, optimiser)
     start = len(history)
     bar = tqdm(range(start, recipe.steps), initial=start, total=recipe.steps, desc="train", unit="step")
     for step in bar:
@@ -177,7 +176,7 @@ def train(
         history.append({"step": step, "loss": round(loss.item(), 4), "seconds": round(perf_counter() - began, 2)})
         bar.set_postfix(loss=f"{loss.item():.3f}")
         if (step + 1) % SAVE_EVERY == 0 or step + 1 == recipe.steps:
-            _save(folder, parameters, optimiser, history)
+            keep(folder, parameters, optimiser, history)
     export(f"step-{recipe.steps:04d}")
     return {"recipe": asdict(recipe), "history": history}
 
@@ -187,26 +186,3 @@ def _cosine(step: int, recipe: Recipe) -> float:
         if began <= step < ends:
             return 0.2 * (1 + math.cos(math.pi * (step - began) / (ends - began)))
     return min(1.0, (step + 1) / recipe.warmup) * 0.5 * (1 + math.cos(math.pi * step / recipe.restart))
-
-
-def _save(folder: Path, parameters: dict[str, nn.Parameter], optimiser: torch.optim.Optimizer, history: list[dict]) -> None:
-    state = {name: p.detach().clone() for name, p in parameters.items()}
-    for name, p in parameters.items():
-        state |= {f"{name}/{key}": value.clone() for key, value in optimiser.state[p].items()}
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file(state, folder / "new.safetensors", metadata={"history": json.dumps(history)})
-    os.replace(folder / "new.safetensors", folder / "checkpoint.safetensors")  # one file, swapped at once: a kill never leaves halves
-
-
-def _resume(folder: Path, parameters: dict[str, nn.Parameter], optimiser: torch.optim.Optimizer) -> list[dict]:
-    file = folder / "checkpoint.safetensors"
-    if not file.exists():
-        return []
-    state = load_file(file)
-    with safe_open(file, "pt") as opened:
-        history = json.loads(opened.metadata()["history"])
-    with torch.no_grad():
-        for name, p in parameters.items():
-            p.copy_(state[name])
-            optimiser.state[p] = {key: state[f"{name}/{key}"] for key in ("step", "exp_avg", "exp_avg_sq")}
-    return history

@@ -15,6 +15,7 @@ from xlvlms_tutorial.pocket.runs import RUNS, train_connector
 from xlvlms_tutorial.pocket.scorer import RUN as SCORER
 from xlvlms_tutorial.pocket.scorer_training import train_scorer
 from xlvlms_tutorial.pocket.variants import VARIANTS
+from xlvlms_tutorial.reproduce.adapters import RECIPES, measure_adapter, train_adapter
 from xlvlms_tutorial.reproduce.evaluate import evaluate
 from xlvlms_tutorial.reproduce.scoring import preferences
 
@@ -55,11 +56,15 @@ def main(asked: Sequence[str]) -> None:
     RevisionError
         If there is no such run.
     """
-    known = [*RUNS, SCORER]
+    known = [*RUNS, SCORER, *RECIPES]
     for run in asked:
         if run not in known:
             raise RevisionError(run, known)
     for run in asked or known:
+        if run in RECIPES:
+            train_adapter(run)
+            measure_adapter(run)
+            continue
         train_connector(run) if run != SCORER else train_scorer()
         measure(run)
 

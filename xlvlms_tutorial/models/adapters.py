@@ -1,0 +1,52 @@
+"""LoRA adapters on a loaded model, by peft: the shipped ones by name, others from a folder or the hub."""
+
+import os
+
+from transformers import PreTrainedModel
+from transformers.utils import cached_file, is_peft_available, logging
+
+from xlvlms_tutorial.errors import LoadError
+from xlvlms_tutorial.models.failures import FAILURES, unreadable
+
+SHIPPED = ("pocket-place", "pocket-colour", "pocket-mood")
+BASE = "pocket-llava"
+
+
+def add_adapter(model: PreTrainedModel, adapter: str | os.PathLike, name: str = "", offline: bool = False) -> None:
+    """Add a LoRA adapter (Hu et al., 2021) to the model ``name``, in place: a shipped one by its name, or from a folder or the hub.
+
+    Raises
+    ------
+    LoadError
+        If peft is not installed, the adapter's files are not to be had, or it was trained on another model.
+    RevisionError
+        If a shipped adapter has no such step.
+    """
+    adapter = os.fspath(adapter)
+    if not is_peft_available():
+        raise LoadError(f"adapter {adapter!r} needs peft, which is not installed", "pip install peft and load again")
+    if adapter.partition("@")[0] in SHIPPED:
+        if name != BASE:
+            raise LoadError(f"adapter {adapter!r} on {name!r}", f"it was trained on {BASE}: load that, or train one with fine_tune")
+        from xlvlms_tutorial.pocket.build import adapter_folder  # the wheels behind it are asked for only here
+
+        adapter = str(adapter_folder(adapter))
+    for file in ("adapter_config.json", "adapter_model.safetensors"):
+        try:
+            cached_file(adapter, file, local_files_only=offline)
+        except OSError as cause:
+            advice = "give a folder, or a hub id, with what peft's save_pretrained writes"
+            raise LoadError(f"adapter {adapter!r} has no {file} that can be had", advice) from cause
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()  # of what takes a tenth of a second
+    try:
+        info = model.load_adapter(adapter, local_files_only=offline, use_safetensors=True)
+    except (OSError, *FAILURES) as cause:
+        raise unreadable(f"adapter {adapter!r}", cause) from cause
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+    if wrong := sorted({*info.missing_keys, *info.unexpected_keys}):
+        # transformers only logs it, and answers as if there were no adapter
+        told = f"adapter {adapter!r} does not fit {type(model).__name__}: {len(wrong)} weights have no counterpart, such as {wrong[0]}"
+        raise LoadError(told, "give an adapter that was trained on this model")

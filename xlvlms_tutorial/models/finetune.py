@@ -1,0 +1,150 @@
+"""Fine-tune a vision-language model towards other answers with LoRA (Hu et al., 2021), by peft, and keep the steps on the way."""
+
+import math
+import re
+from collections.abc import Callable, Iterable, Sequence
+from copy import copy
+from pathlib import Path
+from time import perf_counter
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+from transformers.utils import is_peft_available
+
+from xlvlms_tutorial.data.samples import PROMPTS, Sample
+from xlvlms_tutorial.errors import LoadError, SelectionError
+from xlvlms_tutorial.models.vlm import VLM
+from xlvlms_tutorial.resume import keep, resumed
+
+RESUME_EVERY = 50  # steps between the files from which a killed run goes on
+TARGETS = ("q_proj", "v_proj")
+_PREFIX = "base_model.model."  # by which peft marks its weights in a file
+
+
+def fine_tune(
+    vlm: VLM, samples: Iterable[Sample], answers: Sequence[str] | Callable[[Sample], str] | None = None, *, prompt: str | None = None,
+    steps: int = 200, batch_size: int = 16, learning_rate: float = 1e-3, rank: int = 4, targets: Sequence[str] = TARGETS,
+    seed: int = 0, folder: str | Path | None = None, save_at: Sequence[int] = (), progress: bool = False,
+) -> pd.DataFrame:  # fmt: skip
+    r"""Train a LoRA of the language model's blocks, in place, and return a row a step: step, loss (nats a token), seconds.
+
+    The model gives ``answers`` (by default the first caption of each sample) to ``prompt`` (by default the one that asks for a
+    description): :math:`W + \frac{2 r}{r} B A` for the linear maps whose names end in ``targets``, everything else frozen, AdamW with
+    ten steps of warmup and a cosine to 0. ``vlm.model.disable_adapters()`` gives the model as it was. With ``folder`` the adapter goes to
+    ``folder/step-0050`` and the like, at the steps of ``save_at`` and at the end, in float16; ``load(..., adapter=...)`` takes it from
+    there, and a killed run goes on.
+
+    Raises
+    ------
+    LoadError
+        If peft is not installed, or the model has an adapter already.
+    SelectionError
+        If there are no samples, as many answers as samples are not given, a number is below 1, or no linear map has such a name.
+    """
+    samples = list(samples)
+    told = _answers(samples, answers)
+    for name, number in (("steps", steps), ("batch_size", batch_size), ("rank", rank)):
+        if number < 1:
+            raise SelectionError(f"{name} is {number}", "give at least 1")
+    parameters = _add(vlm, rank, targets, seed)
+    optimiser = torch.optim.AdamW(parameters.values(), lr=learning_rate, weight_decay=0.0)
+    folder = None if folder is None else Path(folder)
+    history = [] if folder is None else resumed(folder, parameters, optimiser)
+    asked = prompt or PROMPTS.get(samples[0].modality, PROMPTS["image"])
+    for step in tqdm(range(len(history), steps), desc="fine-tune", unit="step", leave=False, disable=not progress):
+        began = perf_counter()
+        rows = np.random.default_rng([seed, step]).choice(len(samples), min(batch_size, len(samples)), replace=False)
+        rate = min(1.0, (step + 1) / 10) * 0.5 * (1 + math.cos(math.pi * step / steps))
+        optimiser.param_groups[0]["lr"] = learning_rate * rate
+        loss = loss_of(vlm, [samples[row] for row in rows], asked, [told[row] for row in rows])
+        optimiser.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters.values(), 1.0)
+        optimiser.step()
+        history.append({"step": step + 1, "loss": loss.item(), "seconds": perf_counter() - began})
+        if folder is not None and (step + 1 in save_at or step + 1 == steps):
+            save_adapter(vlm, folder / f"step-{step + 1:04d}")
+        if folder is not None and (step + 1) % RESUME_EVERY == 0:
+            keep(folder, parameters, optimiser, history)
+    for weight in parameters.values():
+        weight.requires_grad_(False)
+    vlm.name += f" + LoRA of {steps} steps, seed {seed}"  # states captured from here on are not the plain model's
+    return pd.DataFrame(history)
+
+
+def loss_of(vlm: VLM, samples: Sequence[Sample], prompt: str, answers: Sequence[str]) -> Float[Tensor, ""]:
+    """Mean cross-entropy, in nats a token, of answers and their end, given what the samples show and the prompt."""
+    end = vlm.model.generation_config.eos_token_id
+    mark = vlm.tokenizer.convert_ids_to_tokens(end[0] if isinstance(end, list) else end)
+    batch = vlm.batch_of(samples, [prompt] * len(samples), [answer + mark for answer in answers])
+    ids, wanted = batch["input_ids"], batch.mask("answer")
+    first = int(wanted.any(dim=0).int().argmax())  # the unembedding is a fifth of the work: only where an answer may stand
+    kept = {"logits_to_keep": ids.shape[1] - first + 1} if "logits_to_keep" in vlm.accepts else {}
+    with vlm.run(batch):
+        logits = vlm.model(**batch, **kept).logits
+    length = logits.shape[1] - 1
+    where = wanted[:, -length:]
+    return nn.functional.cross_entropy(logits[:, :-1][where].float(), ids[:, -length:][where])
+
+
+def save_adapter(vlm: VLM, folder: str | Path) -> Path:
+    """Write the model's adapter to a folder as peft does, in float16, and return the folder.
+
+    Raises
+    ------
+    LoadError
+        If the model has no adapter.
+    """
+    folder = Path(folder)
+    if not getattr(vlm.model, "peft_config", None):
+        raise LoadError("a model without adapter", "call fine_tune first, or load it with adapter=...")
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {_PREFIX + name: weight.detach().half().cpu().contiguous() for name, weight in vlm.model.get_adapter_state_dict().items()}
+    save_file(state, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    config = copy(vlm.model.peft_config["default"])  # in the model's own, peft would ask the hub for what the name stands for
+    config.base_model_name_or_path = vlm.name.partition(" + ")[0]
+    config.save_pretrained(folder)
+    return folder
+
+
+def _answers(samples: list[Sample], answers: Sequence[str] | Callable[[Sample], str] | None) -> list[str]:
+    if not samples:
+        raise SelectionError("no samples", "give at least one")
+    if answers is None:
+        if bare := [sample.id for sample in samples if not sample.captions]:
+            raise SelectionError(f"{len(bare)} samples without a caption, such as {bare[0]!r}", "give the answers to train on")
+        return [sample.captions[0] for sample in samples]
+    told = [answers(sample) for sample in samples] if callable(answers) else list(answers)
+    if len(told) != len(samples) or not all(isinstance(text, str) and text.strip() for text in told):
+        raise SelectionError(f"{len(told)} answers for {len(samples)} samples", "give one text for each, none of them empty")
+    return told
+
+
+def _add(vlm: VLM, rank: int, targets: Sequence[str], seed: int) -> dict[str, nn.Parameter]:
+    if not is_peft_available():
+        raise LoadError("fine-tuning needs peft, which is not installed", "pip install peft and try again")
+    if getattr(vlm.model, "peft_config", None):
+        raise LoadError(f"{vlm.name!r} has an adapter already", "load the model again without one")
+    from peft import LoraConfig
+
+    names = {id(module): name for name, module in vlm.model.named_modules()}
+    inside = {name for block in vlm.blocks for name, module in block.named_modules() if isinstance(module, nn.Linear)}
+    if not any(name.split(".")[-1] in targets for name in inside):
+        known = sorted({name.split(".")[-1] for name in inside})
+        raise SelectionError(f"targets {tuple(targets)!r}", f"the blocks' linear maps are {', '.join(known)}")
+    stack = names[id(vlm.blocks[0])].rpartition(".")[0]
+    pattern = rf"{re.escape(stack)}\.\d+\..*?({'|'.join(map(re.escape, targets))})"
+    torch.manual_seed(seed)  # of the first of the two factors; the second starts at 0
+    vlm.model.add_adapter(LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=pattern))
+    # the factors learn in float32, whatever the format of the frozen weights
+    parameters = {name: weight for name, weight in vlm.model.named_parameters() if "lora_" in name}
+    for weight in parameters.values():
+        weight.data = weight.data.float()
+        weight.requires_grad_(True)
+    vlm.model.eval()
+    return parameters

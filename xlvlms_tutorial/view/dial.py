@@ -1,0 +1,97 @@
+"""The steering dial: pictures, and beneath each what a model says about it at the setting that a slider chooses."""
+
+import re
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from html import escape
+
+from ipywidgets import Widget
+from PIL import Image
+
+from xlvlms_tutorial.errors import FramesError
+from xlvlms_tutorial.metrics.styles import forms
+from xlvlms_tutorial.view.cards import Html, thumbnails
+from xlvlms_tutorial.view.widgets import explorer
+
+# What the dial needs where the book's style sheet is not at hand (a notebook); colours are the style sheet's.
+_LAYOUT = (
+    "<style>.dial{{display:flex;flex-wrap:wrap;gap:.8rem 1rem;align-items:flex-start;line-height:1.4}}"
+    ".dial>div{{flex:0 1 {size}px;min-width:8rem}}.dial>div>p{{margin:.2rem 0;overflow-wrap:anywhere}}"
+    ".dial .thumb{{max-width:100%}}</style>"
+)
+
+
+def dial(
+    images: Sequence[Image.Image],
+    told: Mapping[Hashable, Sequence[str]],
+    highlight: Mapping[str, Iterable[str]] | Iterable[str] = (),
+    names: Sequence[str] = ("strength",),
+    start: Hashable | None = None,
+    asked: Sequence[str] | None = None,
+    alt: Sequence[str] | None = None,
+    size: int = 160,
+) -> Widget:
+    """Show what a model says about each picture at one of several settings, such as strengths of steering, chosen by a slider.
+
+    ``told`` maps settings, in the order of the slider, to the captions or answers of all ``images``. A setting is a label, or a tuple with
+    a part for each of ``names``: ("layer", "strength") gives a dropdown of layers above the slider. Words of ``highlight`` are marked,
+    whole and in the forms of :func:`metrics.styles.forms`; a mapping such as ``STYLE_WORDS`` gives each kind of word a colour of its own,
+    three at most. ``start`` is the setting shown first, ``asked`` a question (or the truth) above each text, ``alt`` says what each
+    picture shows. Pictures are ``size`` pixels long and embedded once, however many settings there are.
+
+    Raises
+    ------
+    FramesError
+        If there are fewer than two settings, not one text for each picture, more than three kinds of words, a setting has not as many
+        parts as there are names, or ``start`` is no setting.
+    """
+    kinds = highlight if isinstance(highlight, Mapping) else {"": [highlight] if isinstance(highlight, str) else highlight}
+    _check(len(images), told, asked, len(kinds))
+    style, tags = thumbnails(images, size, alt=[f"picture {k + 1}" for k in range(len(images))] if alt is None else alt)
+    pattern = _pattern(kinds)
+    marks = [f'<mark class="kind-{number}" title="{escape(kind)}">' for number, kind in enumerate(kinds)]
+    above = [""] * len(images) if asked is None else [f'<p class="asked">{escape(text)}</p>' for text in asked]
+    frames = {
+        _key(setting): "".join(
+            f'<div>{tag}{line}<p class="told">{_marked(text, pattern, marks)}</p></div>'
+            for tag, line, text in zip(tags.values(), above, texts, strict=True)
+        )
+        for setting, texts in told.items()
+    }
+    frames = {key: Html(f'<div class="dial">{cards}</div>') for key, cards in frames.items()}
+    return explorer(frames, names, None if start is None else _key(start), style=style + _LAYOUT.format(size=size))
+
+
+def _check(images: int, told: Mapping[Hashable, Sequence[str]], asked: Sequence[str] | None, kinds: int) -> None:
+    if len(told) < 2:
+        raise FramesError(f"{len(told)} setting(s) of the dial", "a dial needs 2 or more")
+    wrong = [(f"setting {key!r}", texts) for key, texts in told.items() if isinstance(texts, str) or len(texts) != images]
+    if asked is not None and (isinstance(asked, str) or len(asked) != images):
+        wrong.append(("asked", asked))
+    if wrong:
+        found = "one text" if isinstance(wrong[0][1], str) else f"{len(wrong[0][1])} text(s)"
+        raise FramesError(f"{wrong[0][0]} has {found} for {images} picture(s)", "give a list with one text for each picture")
+    if kinds > 3:
+        raise FramesError(f"{kinds} kinds of words to highlight", "allowed: 3 or fewer")
+
+
+def _key(setting: Hashable) -> tuple[Hashable, ...]:
+    return setting if isinstance(setting, tuple) else (setting,)
+
+
+def _pattern(kinds: Mapping[str, Iterable[str]]) -> re.Pattern[str] | None:
+    """What finds every form of the words, with a group for each kind; a word of two kinds has the first."""
+    groups = []
+    for listed in kinds.values():
+        found = {form for word in listed for form in forms(" ".join(word.split()))}
+        told = sorted(found, key=lambda form: (-len(form), form))  # the longest first: "traffic lights" before "traffic light"
+        groups.append("|".join(r"\s+".join(map(re.escape, form.split())) for form in told) or "(?!)")
+    return re.compile(rf"\b(?:{'|'.join(f'({group})' for group in groups)})\b", re.IGNORECASE) if groups else None
+
+
+def _marked(text: str, pattern: re.Pattern[str] | None, tags: Sequence[str]) -> str:
+    """The text as HTML, escaped, with its words in the tags of their kinds."""
+    parts, end = [], 0
+    for found in pattern.finditer(text) if pattern else ():
+        parts += [escape(text[end : found.start()]), tags[found.lastindex - 1], escape(found[0]), "</mark>"]
+        end = found.end()
+    return "".join([*parts, escape(text[end:])])
