@@ -21,14 +21,17 @@ _SCALE = 10.0
 
 
 def cider(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> tuple[Float64[np.ndarray, "n"], float]:
-    """CIDEr-D of each caption, 0 to 10, and their mean, the corpus value (Vedantam et al. 2015, section 6).
+    r"""CIDEr-D of each caption, 0 to 10, and their mean, the corpus value (Vedantam et al. 2015, section 6).
 
     With g_n(c) the counts of the n-grams of caption c, each weighted by log N - log(df) where df is the number of images, of N, whose
     references have the n-gram, and l the length in words, the score of candidate c with references r_1 ... r_m is
 
-        10 / 4  sum_n  1 / m  sum_j  exp(-(l(c) - l(r_j))^2 / (2 * 6^2))  min(g_n(c), g_n(r_j)) . g_n(r_j) / (|g_n(c)| |g_n(r_j)|)
+    .. math::
 
-    over n = 1 to 4. Captions shorter than n words have no n-grams and contribute 0 there, and the value depends on the set that is scored,
+        \frac{10}{4} \sum_{n=1}^{4} \frac{1}{m} \sum_j e^{-(l(c) - l(r_j))^2 / (2 \cdot 6^2)} \,
+        \frac{\min(g_n(c), g_n(r_j)) \cdot g_n(r_j)}{\lVert g_n(c) \rVert \, \lVert g_n(r_j) \rVert}
+
+    Captions shorter than n words have no n-grams and contribute 0 there, and the value depends on the set that is scored,
     since df counts the references given here.
 
     Raises

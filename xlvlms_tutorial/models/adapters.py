@@ -1,5 +1,7 @@
 """LoRA adapters on a loaded model, by peft: the shipped ones by name, others from a folder or the hub."""
 
+import importlib
+import logging as messages
 import os
 
 from transformers import PreTrainedModel
@@ -40,6 +42,7 @@ def add_adapter(model: PreTrainedModel, adapter: str | os.PathLike, name: str = 
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()  # of what takes a tenth of a second
     try:
+        import_peft()
         info = model.load_adapter(adapter, local_files_only=offline, use_safetensors=True)
     except (OSError, *FAILURES) as cause:
         raise unreadable(f"adapter {adapter!r}", cause) from cause
@@ -50,3 +53,14 @@ def add_adapter(model: PreTrainedModel, adapter: str | os.PathLike, name: str = 
         # transformers only logs it, and answers as if there were no adapter
         told = f"adapter {adapter!r} does not fit {type(model).__name__}: {len(wrong)} weights have no counterpart, such as {wrong[0]}"
         raise LoadError(told, "give an adapter that was trained on this model")
+
+
+def import_peft() -> None:
+    """Import peft. Where bitsandbytes is installed it comes along, and its warning of a kernel for 4-bit weights is held back."""
+    noisy = messages.getLogger("bitsandbytes.backends.cpu.ops")
+    before = noisy.level
+    noisy.setLevel(messages.ERROR)
+    try:
+        importlib.import_module("peft")
+    finally:
+        noisy.setLevel(before)

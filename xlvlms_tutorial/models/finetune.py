@@ -18,6 +18,7 @@ from transformers.utils import is_peft_available
 
 from xlvlms_tutorial.data.samples import PROMPTS, Sample
 from xlvlms_tutorial.errors import LoadError, SelectionError
+from xlvlms_tutorial.models.adapters import import_peft
 from xlvlms_tutorial.models.vlm import VLM
 from xlvlms_tutorial.resume import keep, resumed
 
@@ -130,6 +131,7 @@ def _add(vlm: VLM, rank: int, targets: Sequence[str], seed: int) -> dict[str, nn
         raise LoadError("fine-tuning needs peft, which is not installed", "pip install peft and try again")
     if getattr(vlm.model, "peft_config", None):
         raise LoadError(f"{vlm.name!r} has an adapter already", "load the model again without one")
+    import_peft()
     from peft import LoraConfig
 
     names = {id(module): name for name, module in vlm.model.named_modules()}
