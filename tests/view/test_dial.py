@@ -112,3 +112,8 @@ def test_questions_stand_above_and_alternative_texts_are_taken():
 def test_what_does_not_go_together_is_refused(told, options, problem):
     with pytest.raises(FramesError, match=problem):
         dial(PICTURES, told, **options)
+
+
+def test_settings_with_the_same_texts_are_different_frames():
+    shown = frames(dial(PICTURES, {1: ["same"] * 2, 2: ["same"] * 2}))
+    assert texts(shown[0]) == texts(shown[1]) and str(shown[0]) != str(shown[1])

@@ -57,7 +57,10 @@ def dial(
         )
         for setting, texts in told.items()
     }
-    frames = {key: Html(f'<div class="dial">{cards}</div>') for key, cards in frames.items()}
+    # the setting is in the frame too: two settings with the same texts are still two frames
+    frames = {
+        key: Html(f'<div class="dial" data-setting="{escape(", ".join(map(str, key)))}">{cards}</div>') for key, cards in frames.items()
+    }
     return explorer(frames, names, None if start is None else _key(start), style=style + _LAYOUT.format(size=size))
 
 
