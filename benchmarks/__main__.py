@@ -1,6 +1,6 @@
 """Run the benchmarks: ``python -m benchmarks NAME``, one of ``SCRIPTS``; without a name all of them."""
 
-from benchmarks import alignment, capture, concepts, grounding, skipping, steering, storing, subnetworks, vocabulary
+from benchmarks import alignment, capture, concepts, grounding, pruning, skipping, steering, storing, subnetworks, vocabulary
 from benchmarks.command import start
 
 SCRIPTS = {
@@ -13,6 +13,7 @@ SCRIPTS = {
     "subnetworks": subnetworks.measure,
     "concepts": concepts.measure,
     "grounding": grounding.measure,
+    "pruning": pruning.measure,
 }
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 from tqdm.auto import tqdm
 
+from xlvlms_tutorial.metrics.timing import no_collection
 from xlvlms_tutorial.metrics.uncertainty import Estimate, bootstrap
 from xlvlms_tutorial.reproduce.records import versions, write_json
 
@@ -175,7 +176,7 @@ def timed(ways: dict[str, Way], repeats: int, device: torch.device = CPU, warm_u
           clock: Callable[[], float] = time.perf_counter, label: str = "") -> dict[str, list[float]]:  # fmt: skip
     """Seconds of each way in each round. In every other round the ways run in reverse, so that none is always first."""
     names, seconds = list(ways), {name: [] for name in ways}
-    with tqdm(total=(warm_up + repeats) * len(names), desc=label, leave=False, unit="run") as bar, _no_collection():
+    with tqdm(total=(warm_up + repeats) * len(names), desc=label, leave=False, unit="run") as bar, no_collection():
         for number in range(-warm_up, repeats):
             for name in names if number % 2 == 0 else names[::-1]:
                 found = _once(ways[name], device, clock)
@@ -193,21 +194,6 @@ def _once(way: Way, device: torch.device, clock: Callable[[], float]) -> float:
         call()
         _wait(device)
         return clock() - start
-
-
-@contextmanager
-def _no_collection() -> Iterator[None]:
-    """No garbage is collected while a call is timed: by chance it would fall on one side or the other."""
-    was_on = gc.isenabled()
-    gc.collect()
-    gc.disable()
-    gc.freeze()  # what is there already need not be looked through before each call
-    try:
-        yield
-    finally:
-        gc.unfreeze()
-        if was_on:
-            gc.enable()
 
 
 def _wait(device: torch.device) -> None:

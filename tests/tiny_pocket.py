@@ -16,9 +16,8 @@ def tiny_processor(reads: tuple[str, ...] = EVERYTHING) -> PocketProcessor:
     pictures = CLIPImageProcessorPil(size={"height": 32, "width": 32}, do_center_crop=False)
     processor = PocketProcessor(
         image_processor=pictures, tokenizer=tiny_tokenizer(), patch_size=16, vision_feature_select_strategy="full", image_token="<image>",
-        chat_template=TEMPLATE.replace("p['type'] == 'image'", f"p['type'] in {EVERYTHING}"),
+        chat_template=TEMPLATE.replace("p['type'] == 'image'", f"p['type'] in {EVERYTHING}"), reads=reads,
     )  # fmt: skip
-    processor.reads = reads
     return processor
 
 

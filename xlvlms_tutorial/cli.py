@@ -32,6 +32,9 @@ CHAPTERS = (  # name, memory, time on two CPU cores with the embedded model
     ("shift", "2.4 GB", "under 3 minutes"),
     ("steering-answers", "1.8 GB", "under 3 minutes"),
     ("steering-style", "1.8 GB", "under 3 minutes"),
+    ("skipping", "2.4 GB", "under 3 minutes"),
+    ("skip-training", "2.4 GB", "under 3 minutes"),
+    ("pruning", "2.8 GB", "under 3 minutes"),
     ("models", "1.2 GB", "under 1 minute"),
 )
 

@@ -58,6 +58,27 @@ def test_every_block_has_every_place(models, name):
             assert site.module in inside and site.side in ("input", "output")
 
 
+@pytest.mark.parametrize("name", MODELS)
+def test_parts_by_the_work_they_do(models, name):
+    parts = anatomy.parts(models[name])
+    assert list(parts) == ["tower", "connector", "attention", "mlp", "unembedding"]
+    blocks = anatomy.decoder_blocks(models[name])
+    for part in ("attention", "mlp"):
+        owners = [{k for k, block in enumerate(blocks) if module in set(block.modules())} for module in parts[part]]
+        assert all(len(owner) == 1 for owner in owners) and set.union(*owners) == {0, 1, 2}
+    maps = {module for block in blocks for module in block.modules() if isinstance(module, nn.Linear)}
+    named = {module for part in ("attention", "mlp") for top in parts[part] for module in top.modules()}
+    assert maps <= named  # all products of the blocks have a part
+    assert parts["unembedding"] == [models[name].get_output_embeddings()]
+
+
+def test_parts_of_opt_and_of_a_model_that_hears(models):
+    block = anatomy.decoder_blocks(models["blip2"])[0]
+    assert anatomy.parts(models["blip2"])["mlp"][:2] == [block.fc1, block.fc2]
+    audio = models["qwen2_audio"]
+    assert anatomy.parts(audio)["tower"] == [audio.get_submodule("model.audio_tower")]
+
+
 def attribute(block: nn.Module, *names: str) -> list[nn.Module]:
     return [getattr(block, name) for name in names]
 

@@ -15,6 +15,7 @@ from xlvlms_tutorial.errors import LoadError, SelectionError
 from xlvlms_tutorial.models import finetune
 from xlvlms_tutorial.models.adapters import add_adapter
 from xlvlms_tutorial.models.finetune import fine_tune, loss_of, save_adapter
+from xlvlms_tutorial.states.intervene import skip
 
 COLOURS = ("red", "blue", "yellow")
 SAMPLES = [
@@ -138,6 +139,30 @@ def test_answers_may_be_given_one_by_one_or_by_a_function():
     assert torch.equal(logits(one), logits(other))
 
 
+def test_the_connector_is_trained_through_what_is_left_out_and_loads_again(tmp_path):
+    vlm = tiny_llava()
+    before = logits(vlm)
+    with skip(vlm, [1]):
+        history = tuned(vlm, targets="connector", rank=8, folder=tmp_path)
+        told = logits(vlm)
+    assert history["loss"].iloc[-3:].mean() < history["loss"].iloc[:3].mean()
+    moved = [name for name, weight in vlm.model.named_parameters() if "lora_B" in name and weight.abs().sum() > 0]
+    assert moved and all("multi_modal_projector" in name for name in moved)
+    assert not any("lora" in name for name, _ in vlm.blocks.named_parameters())
+    again = tiny_llava()
+    assert torch.equal(logits(again), before)
+    add_adapter(again.model, tmp_path / "step-0012")
+    with skip(again, [1]):
+        assert torch.allclose(logits(again), told, atol=0.02)  # kept in half precision
+
+
+def test_a_model_without_linear_maps_before_its_blocks_has_no_connector_to_train():
+    vlm = tiny_llava()
+    vlm.model.model.multi_modal_projector = torch.nn.Identity()
+    with pytest.raises(SelectionError, match="no linear maps between tower and blocks"):
+        tuned(vlm, targets="connector")
+
+
 def test_half_precision_models_learn_in_float32():
     vlm = tiny_llava()
     vlm.model.to(torch.bfloat16)
@@ -155,7 +180,7 @@ def test_half_precision_models_learn_in_float32():
         (SAMPLES, None, {"steps": 0}, "steps is 0"),
         (SAMPLES, None, {"rank": 0}, "rank is 0"),
         (SAMPLES, None, {"batch_size": 0}, "batch_size is 0"),
-        (SAMPLES, None, {"targets": ("w_q",)}, "linear maps are down_proj, gate_proj, k_proj"),
+        (SAMPLES, None, {"targets": ("w_q",)}, "linear maps down_proj, gate_proj, k_proj"),
     ],
 )
 def test_what_cannot_be_trained_is_refused(samples, answers, options, match):

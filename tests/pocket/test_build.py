@@ -1,10 +1,15 @@
 """Pocket LLaVA itself: genuine class, right tower, the same tokens in training and in use."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from transformers import LlavaForConditionalGeneration
 
+from tests.tiny_pocket import tiny_reader
 from xlvlms_tutorial import load
 from xlvlms_tutorial.data import PROMPTS, load_samples
 from xlvlms_tutorial.errors import ModalityError, RevisionError
@@ -144,3 +149,18 @@ def test_it_describes_and_answers(vlm):
     asked = [(image, q) for image, scene in zip(images, SCENES, strict=True) for q in language.questions(scene)]
     answers = vlm.generate([image for image, _ in asked], [q.text for _, q in asked], max_new_tokens=5)
     assert np.mean([q.answer == answer for (_, q), answer in zip(asked, answers, strict=True)]) > 0.8
+
+
+def test_a_saved_pocket_model_loads_again_in_a_process_that_knows_nothing_of_it(tmp_path):
+    made = tiny_reader(reads=("video", "audio"))
+    made.model.save_pretrained(tmp_path / "model")
+    made.processor.save_pretrained(tmp_path / "model")
+    script = (
+        "import sys; from xlvlms_tutorial import load; assert 'xlvlms_tutorial.pocket.tower' not in sys.modules;"
+        "vlm = load(sys.argv[1]); print(vlm.processor.reads, type(vlm.processor).__name__, vlm.processor.patch_size)"
+    )
+    told = subprocess.run([sys.executable, "-c", script, str(tmp_path / "model")], capture_output=True, text=True, check=True)
+    assert told.stdout.strip().endswith("('video', 'audio') PocketProcessor 16")
+    again, clip = load(tmp_path / "model", device="cpu"), [Image.new("RGB", (32, 32), (40 * k, 9, 9)) for k in range(4)]
+    batch = made.batch(None, ["Describe the clip ."], videos=[clip])
+    torch.testing.assert_close(again.forward(batch).logits, made.forward(batch).logits)

@@ -1,10 +1,12 @@
 """The training runs: what a connector is shown and told of each modality, and a whole run of a few steps on a tiny model."""
 
 import json
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from tests.tiny_pocket import tiny_reader
 from xlvlms_tutorial.data import PROMPTS
@@ -64,6 +66,27 @@ def test_runs_of_all_modalities_start_from_the_connector_of_another(ships):
         assert all(torch.equal(weight, begun[key]) for key, weight in build.connector_state(name).items())  # the rate is 0
     shapes = {file.stem: np.load(file).shape for file in (ships / "cache" / "training" / "tokens").iterdir()}
     assert shapes == {f"lite0-{kind}-4": (4, 4 * LOOKS[kind], 48) for kind in MATERIAL}
+
+
+def test_a_compact_run_keeps_its_change_in_eight_bits_and_is_trained_through_what_is_given(ships, monkeypatch):
+    train_connector("first")
+    begun, seen, plain = build.connector_state("first"), [], build.save_change
+    monkeypatch.setitem(runs.RUNS, "small", Run(runs.RUNS["first"].recipe, Variant("small"), start=("first", None), compact=True))
+    monkeypatch.setattr(build, "save_change", lambda state, start, file: seen.append(state) or plain(state, start, file))
+
+    @contextmanager
+    def through(model, processor):
+        seen.append(model.config._attn_implementation)
+        yield
+
+    train_connector("small", through)
+    assert seen[0] == "eager" and build.revisions("small") == ["step-0000", "step-0003"]
+    kept, file = build.connector_state("small"), ships / "weights" / "small" / "step-0003.safetensors"
+    assert load_file(file)["linear_1.weight"].dtype == torch.int8
+    for name, weight in seen[-1].items():
+        change, error = (weight - begun[name]).abs(), (kept[name] - weight).abs()
+        assert change.max() > 0 and error.max() <= change.max() / 200
+    assert file.stat().st_size < 0.6 * (ships / "weights" / "first" / "step-0003.safetensors").stat().st_size + 500
 
 
 @KINDS

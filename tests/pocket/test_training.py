@@ -38,6 +38,13 @@ def test_packed_loss_is_that_of_single_rows(vlm):
     assert loss_of(vlm.model, tokens, together).item() == pytest.approx(np.mean(single), abs=1e-5)
 
 
+def test_attention_in_python_gives_the_same_loss(vlm):
+    tokens, packed = torch.randn(2, 4, 16, generator=torch.Generator().manual_seed(1)), packed_of(vlm, [TEXTS, TEXTS[:1]])
+    fused = loss_of(vlm.model, tokens, packed).item()
+    vlm.model.set_attn_implementation("eager")
+    assert loss_of(vlm.model, tokens, packed).item() == pytest.approx(fused, abs=1e-5)
+
+
 def test_loss_is_that_of_the_model_itself(vlm):
     """Oracle: transformers' own forward with the same picture through its own tower and projector."""
     inputs = vlm.batch([np_image()], [TEXTS[0][0]], ["red<|im_end|>"])

@@ -35,6 +35,18 @@ def test_every_metric_has_its_value_and_interval(fake_vlm, samples):
     assert table.loc["presence/overall/precision", "value"] == 0.5
 
 
+def test_the_scores_of_each_sample_average_to_what_it_named_and_answered(fake_vlm, samples):
+    report = evaluate(fake_vlm(truthful), samples(40), progress=False)
+    scores = report.scores()
+    assert scores.index.tolist() == report.captions["sample"].tolist()
+    named = report.captions.set_index("sample").drop(columns="caption")
+    for sample, row in named.iterrows():
+        told = [bool(value) for value in row if not pd.isna(value)]
+        assert scores.loc[sample, "caption"] == pytest.approx(np.mean(told))
+        answers = report.answers[report.answers["sample"] == sample]
+        assert scores.loc[sample, "answer"] == pytest.approx(answers["correct"].mean())
+
+
 def test_questions_are_resampled_by_scene(fake_vlm, samples):
     report = evaluate(fake_vlm(truthful), samples(40), seed=5, progress=False)
     expected = bootstrap(report.answers["correct"], report.answers["sample"], seed=5)

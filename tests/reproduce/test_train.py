@@ -1,14 +1,18 @@
 """The measured metrics land in the record beside the weights, and only runs of the table are made."""
 
 import json
+from contextlib import nullcontext
+from unittest.mock import MagicMock
 
 import pandas as pd
 import pytest
 
 from xlvlms_tutorial.data import DATASETS
 from xlvlms_tutorial.errors import RevisionError
+from xlvlms_tutorial.models.vlm import VLM
 from xlvlms_tutorial.pocket.variants import VARIANTS
 from xlvlms_tutorial.reproduce import train
+from xlvlms_tutorial.reproduce.compressed import COMPRESSED
 
 READ_BY = {"scenes": "image", "composition": "image", "clips": "video", "sounds": "audio"}
 
@@ -21,15 +25,17 @@ class Report:
 @pytest.fixture
 def made(tmp_path, monkeypatch):
     """A folder of weights without any; what is loaded and asked for is kept."""
-    kept = {"loaded": [], "asked": [], "trained": [], "folder": tmp_path}
+    kept = {"loaded": [], "asked": [], "trained": [], "through": [], "connectors": [], "folder": tmp_path}
     for run in (*train.RUNS, train.SCORER):
         (tmp_path / run).mkdir()
         (tmp_path / run / "training.json").write_text(json.dumps({"run": run, "recipe": {"steps": 3}}))
     monkeypatch.setattr(train, "WEIGHTS", tmp_path)
-    monkeypatch.setattr(train, "load", lambda name, dtype: kept["loaded"].append((name, dtype)))
+    monkeypatch.setattr(train, "load", lambda name, dtype: kept["loaded"].append((name, dtype)) or MagicMock(spec=VLM, model=MagicMock()))
+    monkeypatch.setattr(train, "through", lambda run, vlm: kept["through"].append(run) or nullcontext())
+    monkeypatch.setattr(train, "connector_state", kept["connectors"].append)
     monkeypatch.setattr(train, "load_samples", lambda dataset, n: kept["asked"].append((dataset, n)))
     monkeypatch.setattr(train, "evaluate", lambda vlm, samples, dataset, batch_size: Report())
-    monkeypatch.setattr(train, "train_connector", kept["trained"].append)
+    monkeypatch.setattr(train, "train_connector", lambda run, through: kept["trained"].append(run))
     monkeypatch.setattr(train, "load_scorer", lambda dtype: kept["loaded"].append(("pocket-scorer", dtype)))
     monkeypatch.setattr(train, "preferences", lambda scorer, samples: Report().summary())
     monkeypatch.setattr(train, "train_scorer", lambda: kept["trained"].append("scorer"))
@@ -50,11 +56,18 @@ def test_measure_writes_metrics_into_the_record_and_keeps_the_rest(made):
 @pytest.mark.parametrize(("name", "variant"), VARIANTS.items())
 def test_each_run_is_measured_with_its_model_on_what_it_reads(made, name, variant):
     metrics = train.measure(variant.run)
-    assert made["loaded"] == [(name, "float32")]
+    assert made["loaded"] == [(name, "bfloat16" if variant.run in COMPRESSED else "float32")]
     assert dict(made["asked"]) == train.MEASURED_ON[variant.run] and list(metrics) == [dataset for dataset, _ in made["asked"]]
     assert {READ_BY[dataset] for dataset in metrics} == set(variant.reads) and set(metrics) <= set(DATASETS)
     others = [json.loads((made["folder"] / run / "training.json").read_text()) for run in train.RUNS if run != variant.run]
     assert not any("metrics" in record for record in others)
+
+
+def test_further_seeds_are_measured_with_their_own_connector_and_through_what_they_were_trained_with(made):
+    train.measure("skipped-2")
+    assert (made["loaded"], made["connectors"], made["through"]) == ([("pocket-llava", "bfloat16")], ["skipped-2"], ["skipped-2"])
+    train.measure("skipped")
+    assert made["loaded"][-1] == ("pocket-llava-skipped", "bfloat16") and made["connectors"] == ["skipped-2"]
 
 
 def test_the_runs_asked_for_are_trained_and_measured_and_without_any_all(made):

@@ -5,12 +5,12 @@ texts or for a task, and how many of them are the same, is compared after Shukor
 where a weight is kept.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from math import floor
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from xlvlms_tutorial.errors import ActivationsError, ComparisonError, SelectionError
@@ -23,6 +23,8 @@ __all__ = [
     "Calibration", "Masks", "calibrate", "calibrate_on", "fingerprint", "independent_iou", "linear_maps", "magnitude", "overlap",
     "overlap_by_map", "random_masks", "scores", "wanda",
 ]  # fmt: skip
+
+Score = Callable[[Key, nn.Module], Tensor]
 
 
 def scores(vlm: VLM, calibration: Calibration, layer: int, name: str) -> Float[Tensor, "rows columns"]:
@@ -57,8 +59,8 @@ def wanda(vlm: VLM, calibration: Calibration, sparsity: float, layers: Layers | 
     ActivationsError
         If a linear map saw no token, or a score is NaN or infinite.
     """
-    mark = _require_fitting(vlm, calibration)
-    return _masks(vlm, lambda key, module: _importance(module, calibration.norms(*key)), sparsity, mark, layers)
+    score, mark = scorer(vlm, calibration)
+    return _masks(vlm, score, sparsity, mark, layers)
 
 
 def magnitude(vlm: VLM, sparsity: float, per: str = "row", layers: Layers | None = None) -> Masks:
@@ -73,7 +75,8 @@ def magnitude(vlm: VLM, sparsity: float, per: str = "row", layers: Layers | None
     """
     if per not in ("row", "matrix"):
         raise SelectionError(f"magnitude per {per!r}", "allowed: 'row', 'matrix'")
-    return _masks(vlm, lambda key, module: _rows(module), sparsity, fingerprint(vlm), layers, whole=per == "matrix")
+    score, mark = scorer(vlm, "magnitude")
+    return _masks(vlm, score, sparsity, mark, layers, whole=per == "matrix")
 
 
 def random_masks(vlm: VLM, sparsity: float, seed: int) -> Masks:
@@ -84,36 +87,77 @@ def random_masks(vlm: VLM, sparsity: float, seed: int) -> Masks:
     SelectionError
         If the sparsity is not in [0, 1), or a linear map is quantised, adapted or offloaded.
     """
+    score, mark = scorer(vlm, "random", seed)
+    return _masks(vlm, score, sparsity, mark)
+
+
+def scorer(vlm: VLM, by: Calibration | str, seed: int = 0) -> tuple[Score, str]:
+    """What gives the scores (out, in) of a linear map: Wanda's where ``by`` is a calibration, "magnitude" or "random"; and the fingerprint.
+
+    Raises
+    ------
+    SelectionError
+        If ``by`` is something else, or a linear map is quantised, adapted or offloaded.
+    ComparisonError
+        If the calibration is of other weights.
+    """
+    if isinstance(by, Calibration):
+        mark = _require_fitting(vlm, by)
+        return lambda key, module: _importance(module, by.norms(*key)), mark
+    if by not in ("magnitude", "random"):
+        raise SelectionError(f"scores by {by!r}", "allowed: a Calibration, 'magnitude', 'random'")
     generator = torch.Generator().manual_seed(seed)
     drawn = lambda key, module: torch.rand(turned(module, module.weight).shape, generator=generator)
-    return _masks(vlm, drawn, sparsity, fingerprint(vlm))
+    return drawn if by == "random" else lambda key, module: _rows(module), fingerprint(vlm)
 
 
-def _masks(
-    vlm: VLM, score: Callable[[Key, nn.Module], Tensor], sparsity: float, mark: str, layers: Layers | None = None, whole: bool = False
-) -> Masks:
-    """Masks from the scores (out, in) of each linear map, one map at a time."""
-    if not 0 <= sparsity < 1:
-        raise SelectionError(f"sparsity {sparsity}", "give the share of weights to drop: 0 or more, and below 1")
+def chosen_maps(vlm: VLM, layers: Layers | None) -> list[Key]:
+    """The linear maps of some layers, or of all.
+
+    Raises
+    ------
+    SelectionError, LayerError
+        If no layer is given, or one is none of the model's; or as :func:`~xlvlms_tutorial.methods.calibration.linear_maps`.
+    """
     chosen = range(1, vlm.n_layers + 1) if layers is None else checked_layers(vlm, layers)
     if not chosen:
         raise SelectionError("no layers", "give one or more, or None for all")
-    bits, shapes = {}, {}
-    for key, module in linear_maps(vlm).items():
-        if key[0] not in chosen:
-            continue
-        found = score(key, module)
+    return [key for key in linear_maps(vlm) if key[0] in chosen]
+
+
+def masks_of(vlm: VLM, keys: Iterable[Key], score: Score, choose: Callable[[Key, Tensor], Tensor], mark: str) -> Masks:
+    """Masks by what ``choose`` keeps of the scores (out, in) of each linear map, one map at a time.
+
+    Raises
+    ------
+    ActivationsError
+        If a score is NaN or infinite.
+    """
+    maps, bits, shapes = linear_maps(vlm), {}, {}
+    for key in keys:
+        found = score(key, maps[key])
         if not torch.isfinite(found).all():
             raise ActivationsError(f"NaN or infinite scores in layer {key[0]} {key[1]}", "look for damaged weights")
-        keep = kept(found.reshape(1, -1) if whole else found, sparsity).reshape(found.shape)
-        bits[key], shapes[key] = packed(turned(module, keep)), tuple(module.weight.shape)
+        bits[key], shapes[key] = packed(turned(maps[key], choose(key, found))), tuple(maps[key].weight.shape)
     return Masks(bits, shapes, vlm.name, mark)
+
+
+def _masks(vlm: VLM, score: Score, sparsity: float, mark: str, layers: Layers | None = None, whole: bool = False) -> Masks:
+    """Masks that drop the same share of each row, or (``whole``) of each matrix."""
+    if not 0 <= sparsity < 1:
+        raise SelectionError(f"sparsity {sparsity}", "give the share of weights to drop: 0 or more, and below 1")
+    choose = lambda key, found: kept(found.reshape(1, -1) if whole else found, sparsity).reshape(found.shape)
+    return masks_of(vlm, chosen_maps(vlm, layers), score, choose, mark)
 
 
 def kept(found: Float[Tensor, "rows columns"], sparsity: float) -> Bool[Tensor, "rows columns"]:
     r"""Where a row's scores are not among its :math:`\lfloor s \cdot columns \rfloor` lowest; of equal ones the first are dropped."""
-    n = floor(sparsity * found.shape[1] + 1e-9)  # 0.29 * 100 is 28.999...
-    if not n:
+    return without_lowest(found, floor(sparsity * found.shape[1] + 1e-9))  # 0.29 * 100 is 28.999...
+
+
+def without_lowest(found: Float[Tensor, "rows columns"], n: int | Int[Tensor, "rows"]) -> Bool[Tensor, "rows columns"]:
+    """Where a row's scores are not among its n lowest, with one n for all rows or one a row; of equal ones the first are dropped."""
+    if isinstance(n, int) and not n:
         return torch.ones_like(found, dtype=torch.bool)
     limit = _smallest(found, n)
     keep = found > limit
@@ -121,15 +165,21 @@ def kept(found: Float[Tensor, "rows columns"], sparsity: float) -> Bool[Tensor, 
     if len(tied):
         some, edge = found[tied], limit[tied]
         equal, below = some == edge, (some < edge).count_nonzero(dim=1)
-        keep[tied] |= equal & (equal.cumsum(dim=1) > (n - below)[:, None])
+        due = (n if isinstance(n, int) else n[tied]) - below
+        keep[tied] |= equal & (equal.cumsum(dim=1) > due[:, None])
     return keep
 
 
-def _smallest(found: Float[Tensor, "rows columns"], n: int) -> Float[Tensor, "rows 1"]:
-    """The n-th smallest score of each row."""
-    if found.device.type == "cpu":  # several times faster than PyTorch's
-        return torch.from_numpy(np.partition(found.numpy(), n - 1, axis=1)[:, n - 1 : n].copy())
-    return torch.kthvalue(found, n, dim=1, keepdim=True).values
+def _smallest(found: Float[Tensor, "rows columns"], n: int | Int[Tensor, "rows"]) -> Float[Tensor, "rows 1"]:
+    """The n-th smallest score of each row; below all of them where n is 0."""
+    on_cpu = found.device.type == "cpu"  # where NumPy is several times faster
+    if isinstance(n, int):
+        if on_cpu:
+            return torch.from_numpy(np.partition(found.numpy(), n - 1, axis=1)[:, n - 1 : n].copy())
+        return torch.kthvalue(found, n, dim=1, keepdim=True).values
+    ordered = torch.from_numpy(np.sort(found.numpy(), axis=1)) if on_cpu else found.sort(dim=1).values
+    limit = ordered.gather(1, (n - 1).clamp(min=0)[:, None])
+    return limit.masked_fill((n == 0)[:, None], -torch.inf)
 
 
 def _importance(module: nn.Module, norms: Float[Tensor, "d_in"]) -> Float[Tensor, "out d_in"]:

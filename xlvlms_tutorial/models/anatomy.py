@@ -147,6 +147,28 @@ def connector(model: nn.Module) -> nn.Module | None:
     return next((found for place in places if (found := child(place, _CONNECTORS)) is not None), None)
 
 
+def parts(model: nn.Module) -> dict[str, list[nn.Module]]:
+    """The modules of a model by the part of the work they do: tower, connector, attention, mlp and unembedding, those that it has.
+
+    ``attention`` and ``mlp`` are those of all decoder blocks. A connector may lie inside a tower.
+
+    Raises
+    ------
+    AnatomyError
+        If a block has no attention or MLP under a known name.
+    """
+    blocks = decoder_blocks(model)
+    found = {
+        "tower": [tower(model, modality) for modality in ("image", "audio")],
+        "connector": [connector(model)],
+        "attention": [attention(block) for block in blocks],
+        "mlp": [part for block in blocks for part in (mlp_entry(block), mlp(block))],
+        "unembedding": [unembedding(model)],
+    }
+    held = {name: list(dict.fromkeys(module for module in modules if module is not None)) for name, modules in found.items()}
+    return {name: modules for name, modules in held.items() if modules}
+
+
 def cross_attention_layers(model: nn.Module) -> frozenset[int]:
     """Layers (from 1) whose attention looks at the picture instead of the sequence; empty in all but Mllama's kind."""
     return frozenset(k + 1 for k in getattr(model.config.get_text_config(decoder=True), "cross_attention_layers", None) or ())

@@ -18,6 +18,7 @@ from transformers.utils import is_peft_available
 
 from xlvlms_tutorial.data.samples import PROMPTS, Sample
 from xlvlms_tutorial.errors import LoadError, SelectionError
+from xlvlms_tutorial.models import anatomy
 from xlvlms_tutorial.models.adapters import import_peft
 from xlvlms_tutorial.models.vlm import VLM
 from xlvlms_tutorial.resume import keep, resumed
@@ -29,16 +30,17 @@ _PREFIX = "base_model.model."  # by which peft marks its weights in a file
 
 def fine_tune(
     vlm: VLM, samples: Iterable[Sample], answers: Sequence[str] | Callable[[Sample], str] | None = None, *, prompt: str | None = None,
-    steps: int = 200, batch_size: int = 16, learning_rate: float = 1e-3, rank: int = 4, targets: Sequence[str] = TARGETS,
+    steps: int = 200, batch_size: int = 16, learning_rate: float = 1e-3, rank: int = 4, targets: Sequence[str] | str = TARGETS,
     seed: int = 0, folder: str | Path | None = None, save_at: Sequence[int] = (), progress: bool = False,
 ) -> pd.DataFrame:  # fmt: skip
-    r"""Train a LoRA of the language model's blocks, in place, and return a row a step: step, loss (nats a token), seconds.
+    r"""Train a LoRA of the language model's blocks, or the connector, in place; returns a row a step: step, loss (nats a token), seconds.
 
     The model gives ``answers`` (by default the first caption of each sample) to ``prompt`` (by default the one that asks for a
-    description): :math:`W + \frac{2 r}{r} B A` for the linear maps whose names end in ``targets``, everything else frozen, AdamW with
-    ten steps of warmup and a cosine to 0. ``vlm.model.disable_adapters()`` gives the model as it was. With ``folder`` the adapter goes to
-    ``folder/step-0050`` and the like, at the steps of ``save_at`` and at the end, in float16; ``load(..., adapter=...)`` takes it from
-    there, and a killed run goes on.
+    description): :math:`W + \frac{2 r}{r} B A` for the linear maps whose names end in ``targets``, or with "connector" for those of
+    the map from the tower to the language model; everything else is frozen. What is left out meanwhile, as in
+    ``with skip(vlm, layers):``, is trained through. AdamW with ten steps of warmup and a cosine to 0.
+    ``vlm.model.disable_adapters()`` gives the model as it was. With ``folder`` the adapter goes to ``folder/step-0050`` and the like,
+    at the steps of ``save_at`` and at the end, in float16; ``load(..., adapter=...)`` takes it from there, and a killed run goes on.
 
     Raises
     ------
@@ -134,13 +136,7 @@ def _add(vlm: VLM, rank: int, targets: Sequence[str], seed: int) -> dict[str, nn
     import_peft()
     from peft import LoraConfig
 
-    names = {id(module): name for name, module in vlm.model.named_modules()}
-    inside = {name for block in vlm.blocks for name, module in block.named_modules() if isinstance(module, nn.Linear)}
-    if not any(name.split(".")[-1] in targets for name in inside):
-        known = sorted({name.split(".")[-1] for name in inside})
-        raise SelectionError(f"targets {tuple(targets)!r}", f"the blocks' linear maps are {', '.join(known)}")
-    stack = names[id(vlm.blocks[0])].rpartition(".")[0]
-    pattern = rf"{re.escape(stack)}\.\d+\..*?({'|'.join(map(re.escape, targets))})"
+    pattern = _connector_pattern(vlm) if targets == "connector" else _blocks_pattern(vlm, targets)
     torch.manual_seed(seed)  # of the first of the two factors; the second starts at 0
     vlm.model.add_adapter(LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=pattern))
     # the factors learn in float32, whatever the format of the frozen weights
@@ -150,3 +146,24 @@ def _add(vlm: VLM, rank: int, targets: Sequence[str], seed: int) -> dict[str, nn
         weight.requires_grad_(True)
     vlm.model.eval()
     return parameters
+
+
+def _blocks_pattern(vlm: VLM, targets: Sequence[str]) -> str:
+    names = {id(module): name for name, module in vlm.model.named_modules()}
+    inside = {name for block in vlm.blocks for name, module in block.named_modules() if isinstance(module, nn.Linear)}
+    if not any(name.split(".")[-1] in targets for name in inside):
+        known = sorted({name.split(".")[-1] for name in inside})
+        raise SelectionError(f"targets {targets!r}", f"'connector', or some of the blocks' linear maps {', '.join(known)}")
+    stack = names[id(vlm.blocks[0])].rpartition(".")[0]
+    return rf"{re.escape(stack)}\.\d+\..*?({'|'.join(map(re.escape, targets))})"
+
+
+def _connector_pattern(vlm: VLM) -> str:
+    connector = anatomy.connector(vlm.model)
+    own = {id(module) for module in connector.modules() if isinstance(module, nn.Linear)} if connector is not None else ()
+    names = [name for name, module in vlm.model.named_modules() if id(module) in own]
+    if not names:
+        raise SelectionError(
+            f"targets 'connector' of {vlm.name!r}, which has no linear maps between tower and blocks", "name those of blocks"
+        )
+    return "|".join(map(re.escape, names))

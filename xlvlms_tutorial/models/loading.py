@@ -1,5 +1,6 @@
 """One door to vision-language models: ``load(name)`` gives a :class:`VLM`, whatever stands behind the name."""
 
+import importlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -37,6 +38,7 @@ from xlvlms_tutorial.models.vlm import VLM
 EMBEDDED = (
     "pocket-llava", "pocket-llava-video", "pocket-llava-audio", "pocket-llava-joint",
     "pocket-llava-lite0", "pocket-llava-lite2", "pocket-llava-random", "pocket-llava-patches",
+    "pocket-llava-skipped", "pocket-llava-pruned", "pocket-llava-short",
 )  # fmt: skip
 QUANTISED = ("8bit", "4bit")
 _SMALLER = "load in bfloat16, with quantise='8bit' or '4bit', or with device='balanced' where there are several GPUs"
@@ -153,7 +155,10 @@ class Source:
         """The model's configuration, if its architecture is one that may be loaded."""
         with self.reading("configuration"):
             # the type first: transformers cannot make a configuration of a type that it does not know
-            kind = str(PreTrainedConfig.get_config_dict(self.name, **self.options)[0].get("model_type"))
+            told = PreTrainedConfig.get_config_dict(self.name, **self.options)[0]
+            kind = str(told.get("model_type"))
+            if (told.get("vision_config") or {}).get("model_type") == "pocket_tower":
+                importlib.import_module("xlvlms_tutorial.pocket.processor")  # a saved pocket model: registers its parts
             if kind not in ARCHITECTURES and not allow_untested:
                 raise ArchitectureError(kind, tuple(ARCHITECTURES))
             if kind not in CONFIG_MAPPING and not self.trust_remote_code:

@@ -6,7 +6,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoTokenizer, CLIPImageProcessorPil, LlavaConfig, LlavaForConditionalGeneration
 from transformers.utils import logging
 
@@ -65,7 +66,27 @@ def connector_state(run: str = "image", revision: str | None = None) -> dict[str
     revision = revision or (known[-1] if known else None)
     if revision not in known:
         raise RevisionError(revision, known)
-    return {name: weight.float() for name, weight in load_file(WEIGHTS / run / f"{revision}.safetensors").items()}
+    file = WEIGHTS / run / f"{revision}.safetensors"
+    stored = {name: weight.float() for name, weight in load_file(file).items()}
+    with safe_open(file, "pt") as opened:
+        start = (opened.metadata() or {}).get("start")
+    if start is None:
+        return stored
+    changes = {name: weight * stored.get(f"{name}.scale", 1) for name, weight in stored.items() if not name.endswith(".scale")}
+    return {name: weight + changes[name] for name, weight in connector_state(start).items()}
+
+
+def save_change(state: dict[str, torch.Tensor], start: tuple[str, str | None], file: Path) -> None:
+    """Write what training changed in the connector of another run: matrices in eight bits with a scale for each row, half of fp16."""
+    stored = {}
+    for name, before in connector_state(*start).items():
+        change = state[name].detach().float().cpu() - before
+        if change.ndim == 1:
+            stored[name] = change.half()
+            continue
+        scale = change.abs().amax(dim=1, keepdim=True).clamp(min=1e-12) / 127
+        stored[name], stored[f"{name}.scale"] = (change / scale).round().to(torch.int8), scale
+    save_file(stored, file, metadata={"start": start[0]})
 
 
 def pocket_config(folder: Path, tower: TowerConfig | None = None) -> LlavaConfig:
@@ -86,9 +107,8 @@ def pocket_processor(folder: Path, tower: TowerConfig | None = None, reads: tupl
     pictures = CLIPImageProcessorPil(size=side, do_center_crop=False, image_mean=[127 / 255] * 3, image_std=[128 / 255] * 3)
     processor = PocketProcessor(
         image_processor=pictures, tokenizer=tokenizer, patch_size=tower.patch_size, vision_feature_select_strategy="full",
-        image_token=PLACEHOLDER, chat_template=CHAT_TEMPLATE,
+        image_token=PLACEHOLDER, chat_template=CHAT_TEMPLATE, reads=reads,
     )  # fmt: skip
-    processor.reads = reads
     return processor
 
 

@@ -4,11 +4,12 @@ from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image
-from transformers import BatchFeature, LlavaProcessor
+from transformers import AutoProcessor, BatchFeature, LlavaProcessor
 
 from xlvlms_tutorial.data.samples import as_image
 from xlvlms_tutorial.errors import PromptError
 from xlvlms_tutorial.pocket.sounds import log_mel
+from xlvlms_tutorial.pocket.tower import TowerConfig
 
 FRAMES_SEEN = 4  # of a clip's frames, evenly from the first to the last
 
@@ -17,10 +18,21 @@ class PocketProcessor(LlavaProcessor):
     """LLaVA's processor that also takes clips and sounds; whatever is given stands where the picture's placeholder is.
 
     ``reads`` names what the connector behind it was trained on: "image", "video", "audio". A model refuses the rest.
+    Importing this module registers it for AutoProcessor, so that a saved model loads again.
     """
 
-    reads: tuple[str, ...] = ("image",)
     advice = "load 'pocket-llava' for pictures, 'pocket-llava-video' for clips, 'pocket-llava-audio' for sounds, or 'pocket-llava-joint'"
+
+    def __init__(
+        self, image_processor: object = None, tokenizer: object = None, patch_size: int | None = None,
+        vision_feature_select_strategy: str | None = None, chat_template: str | None = None, image_token: str = "<image>",
+        num_additional_image_tokens: int = 0, reads: Sequence[str] = ("image",), **kwargs: object,
+    ) -> None:  # fmt: skip
+        super().__init__(
+            image_processor, tokenizer, patch_size, vision_feature_select_strategy, chat_template, image_token,
+            num_additional_image_tokens, **kwargs,
+        )  # fmt: skip
+        self.reads = tuple(reads)
 
     def __call__(self, images: Sequence[object] | None = None, text: Sequence[str] | None = None, videos: Sequence[object] | None = None,
                  audio: Sequence[object] | None = None, **kwargs: object) -> BatchFeature:  # fmt: skip
@@ -62,3 +74,6 @@ def seen(frames: Sequence[object]) -> list[Image.Image]:
     """
     at = np.linspace(0, len(frames) - 1, FRAMES_SEEN).round().astype(int) if len(frames) else [0]
     return [as_image(frames[k] if len(frames) else None) for k in at]
+
+
+AutoProcessor.register(TowerConfig, PocketProcessor)

@@ -5,6 +5,8 @@ and each 2 x 2 cells become one token, so nothing of the 8 x 8 map is averaged a
 the tower with AutoConfig and AutoModel.
 """
 
+from collections.abc import Sequence
+
 import torch
 from efficientnet_lite_pytorch import EfficientNet
 from jaxtyping import Float
@@ -21,7 +23,7 @@ class TowerConfig(PretrainedConfig):
 
     model_type = "pocket_tower"
 
-    def __init__(self, backbone: str = "efficientnet-lite0", blocks: tuple[int, ...] = (4, 15), image_size: int = 256,
+    def __init__(self, backbone: str = "efficientnet-lite0", blocks: Sequence[int] = (4, 15), image_size: int = 256,
                  grid: int = 4, hidden_size: int = 1440, **kwargs: object) -> None:  # fmt: skip
         super().__init__(**kwargs)
         self.backbone, self.blocks, self.image_size = backbone, list(blocks), image_size

@@ -110,7 +110,7 @@ def loss_of(model: nn.Module, tokens: Float[Tensor, "b n d"], packed: Packed) ->
     embeddings[:, first : first + visual.shape[1]] = visual.to(embeddings.dtype)
     states = language(
         inputs_embeds=embeddings,
-        attention_mask=packed.mask.to(model.device),
+        attention_mask=_added(packed.mask, embeddings),
         position_ids=packed.position_ids.to(model.device),
         use_cache=False,
     ).last_hidden_state
@@ -119,6 +119,11 @@ def loss_of(model: nn.Module, tokens: Float[Tensor, "b n d"], packed: Packed) ->
     each = nn.functional.cross_entropy(model.lm_head(states[:, :-1][kept]).float(), wanted[kept], reduction="none")
     weights = packed.weights[:, 1:].to(model.device)[kept]
     return (weights * each).sum() / weights.sum()
+
+
+def _added(mask: Bool[Tensor, "b 1 t t"], like: Tensor) -> Float[Tensor, "b 1 t t"]:
+    """The mask as what is added to attention scores: transformers' own attention, in Python, knows no other kind."""
+    return torch.zeros(mask.shape, dtype=like.dtype, device=like.device).masked_fill_(~mask.to(like.device), torch.finfo(like.dtype).min)
 
 
 @torch.no_grad()

@@ -22,4 +22,8 @@ VARIANTS = {
     "pocket-llava-lite2": Variant("encoder-lite2", "lite2"),
     "pocket-llava-random": Variant("encoder-random", "random"),
     "pocket-llava-patches": Variant("encoder-patches", "patches"),
+    # connectors trained through a language model with less work: what has to be left out with them is in methods, not in them
+    "pocket-llava-skipped": Variant("skipped"),
+    "pocket-llava-pruned": Variant("pruned"),
+    "pocket-llava-short": Variant("short"),
 }

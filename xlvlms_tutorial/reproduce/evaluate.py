@@ -59,6 +59,16 @@ class Report:
         rows = [*self._caption_rows(), *self._answer_rows(), *self._presence_rows()]
         return pd.DataFrame(rows, columns=["metric", "value", "low", "high", "n"])
 
+    def scores(self) -> pd.DataFrame:
+        """One row a sample, by its id: caption, the share of its known factors that the caption names, and answer, that of right answers.
+
+        NaN where nothing is known or asked; the mean over samples, and differences between models on the same samples, come from here.
+        """
+        known = self.captions.drop(columns=["caption"]).set_index("sample").astype("Float64")
+        right = self.answers.astype({"correct": float}).groupby("sample")["correct"].mean()
+        table = pd.DataFrame({"caption": known.mean(axis=1).astype(float), "answer": right.reindex(known.index)})
+        return table.rename_axis("sample")
+
     def _caption_rows(self) -> Iterator[dict[str, object]]:
         factors = self.captions.drop(columns=["sample", "caption"])
         known = factors[factors.notna().any(axis=1)]

@@ -3,43 +3,64 @@
 import json
 import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from functools import partial
 
 import pandas as pd
+from torch import nn
 
 from xlvlms_tutorial.data import load_samples
 from xlvlms_tutorial.errors import RevisionError
 from xlvlms_tutorial.models.loading import load
 from xlvlms_tutorial.models.scorers import load_scorer
-from xlvlms_tutorial.pocket.build import WEIGHTS
+from xlvlms_tutorial.models.vlm import VLM
+from xlvlms_tutorial.pocket.build import WEIGHTS, connector_state
 from xlvlms_tutorial.pocket.runs import RUNS, train_connector
 from xlvlms_tutorial.pocket.scorer import RUN as SCORER
 from xlvlms_tutorial.pocket.scorer_training import train_scorer
 from xlvlms_tutorial.pocket.variants import VARIANTS
 from xlvlms_tutorial.reproduce.adapters import RECIPES, measure_adapter, train_adapter
+from xlvlms_tutorial.reproduce.compressed import COMPRESSED, through
 from xlvlms_tutorial.reproduce.evaluate import evaluate
 from xlvlms_tutorial.reproduce.scoring import preferences
 
 MEASURED_ON = {
     "image": {"scenes": 500, "composition": 200}, "video": {"clips": 120}, "audio": {"sounds": 160},
     "joint": {"scenes": 50, "clips": 50, "sounds": 50},
-} | {run: {"scenes": 50} for run in RUNS if run.startswith("encoder-")} | {SCORER: {"scenes": 500, "composition": 200}}  # fmt: skip
+} | {run: {"scenes": 50} for run in RUNS if run.startswith("encoder-")} | {SCORER: {"scenes": 500, "composition": 200}} | {
+    run: {"scenes": 100} for run in COMPRESSED
+}  # fmt: skip
 
 
 def measure(run: str = "image") -> dict:
-    """Evaluate a shipped connector, or the scorer, in float32 and write its metrics, with intervals, into the run's record."""
+    """Evaluate a connector, or the scorer, and write its metrics, with intervals, into the run's record."""
     if run == SCORER:
         scorer = load_scorer(dtype="float32")
         tables = {dataset: preferences(scorer, load_samples(dataset, n=n)) for dataset, n in MEASURED_ON[run].items()}
     else:
-        vlm = load(next(name for name, variant in VARIANTS.items() if variant.run == run), dtype="float32")
-        tables = {
-            dataset: evaluate(vlm, load_samples(dataset, n=n), dataset=dataset, batch_size=32).summary()
-            for dataset, n in MEASURED_ON[run].items()
-        }
+        vlm = _loaded(run)
+        with through(run, vlm):
+            tables = {
+                dataset: evaluate(vlm, load_samples(dataset, n=n), dataset=dataset, batch_size=32).summary()
+                for dataset, n in MEASURED_ON[run].items()
+            }
     file = WEIGHTS / run / "training.json"
     metrics = {dataset: _rows(table) for dataset, table in tables.items()}
     file.write_text(json.dumps(json.loads(file.read_text()) | {"metrics": metrics}, indent=1) + "\n")
     return metrics
+
+
+def _through(run: str, model: nn.Module, processor: object) -> AbstractContextManager:
+    return through(run, VLM(model, processor, run))
+
+
+def _loaded(run: str) -> VLM:
+    shipped = {variant.run: name for name, variant in VARIANTS.items()}
+    # those trained through a bfloat16 language model with less work are measured through the same
+    vlm = load(shipped.get(run, "pocket-llava"), dtype="bfloat16" if run in COMPRESSED else "float32")
+    if run not in shipped:  # other seeds, of which only the records are
+        vlm.model.model.multi_modal_projector.load_state_dict(connector_state(run))
+    return vlm
 
 
 def _rows(table: pd.DataFrame) -> list[dict]:
@@ -65,7 +86,7 @@ def main(asked: Sequence[str]) -> None:
             train_adapter(run)
             measure_adapter(run)
             continue
-        train_connector(run) if run != SCORER else train_scorer()
+        train_scorer() if run == SCORER else train_connector(run, partial(_through, run) if run in COMPRESSED else None)
         measure(run)
 
 

@@ -1,7 +1,7 @@
 """Leave out blocks, MLPs or attentions, or run them side by side, with caches that stay correct; what is skipped is not computed."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 from torch import Tensor, nn
 
@@ -14,6 +14,8 @@ from xlvlms_tutorial.states.override import Clock, Layers, checked_layers, copy_
 PARTS = ("block", "mlp", "attention")
 SCOPES = ("prefill", "decode", "both")
 CACHES = ("own", "previous")
+NORMS = ("first", "second")
+COMBINES = ("mean", "sum")
 
 
 @recorded
@@ -35,9 +37,7 @@ def skip(vlm: VLM, layers: Layers, part: str = "block", scope: str = "both", cac
     FoldError
         If a vector is folded into a block or MLP that would be skipped.
     """
-    for name, value, allowed in (("part", part, PARTS), ("scope", scope, SCOPES), ("cache", cache, CACHES)):
-        if value not in allowed:
-            raise InterventionError(f"unknown {name} {value!r}", f"allowed: {', '.join(allowed)}")
+    _known(part=(part, PARTS), scope=(scope, SCOPES), cache=(cache, CACHES))
     chosen, clock = checked_layers(vlm, layers), Clock(vlm)
     if part != "attention":
         refuse_folded(vlm, chosen, "skipping")
@@ -46,13 +46,13 @@ def skip(vlm: VLM, layers: Layers, part: str = "block", scope: str = "both", cac
     for layer in chosen:
         keeps = _Keeps(vlm, layer, scope, cache == "previous" and part == "block", clock)
         forwards |= {module: _scoped(scope, clock, function) for module, function in make(vlm, layer, keeps).items()}
-    with clock.ticking(), overridden(forwards), _bypassed(vlm, chosen if part != "attention" else []):
+    with clock.ticking(), overridden(forwards), bypassing(vlm, chosen if part != "attention" else []):
         yield
 
 
 @recorded
 @contextmanager
-def parallel(vlm: VLM, layers: Layers, norm: str = "first") -> Iterator[None]:
+def parallel(vlm: VLM, layers: Layers, norm: str = "first", scope: str = "both") -> Iterator[None]:
     r"""Run a block's MLP beside its attention instead of after it.
 
     The block's output is :math:`x + \mathrm{attention}(\mathrm{LN}_1 x) + \mathrm{MLP}(\mathrm{LN} x)`, where ``norm`` says which of
@@ -64,28 +64,29 @@ def parallel(vlm: VLM, layers: Layers, norm: str = "first") -> Iterator[None]:
     LayerError
         If a layer is out of range.
     InterventionError
-        If ``norm`` is neither.
+        If ``norm`` or ``scope`` has another value than those named.
     """
-    if norm not in ("first", "second"):
-        raise InterventionError(f"unknown norm {norm!r}", "allowed: first, second")
-    forwards, hooks = {}, []
-    try:
-        for layer in checked_layers(vlm, layers):
+    _known(norm=(norm, NORMS), scope=(scope, SCOPES))
+    chosen, clock = checked_layers(vlm, layers), Clock(vlm)
+    forwards: dict[nn.Module, Callable] = {}
+    with clock.ticking(), ExitStack() as stack:
+        for layer in chosen:
             block, seen = vlm.blocks[layer - 1], {}
             # LN1's output goes into the MLP, or LN1's input, which is the block's, into LN2
-            hooks.append(anatomy.first_norm(block).register_forward_hook(_keeper(seen, norm)))
-            entry = anatomy.mlp_entry(block) if norm == "first" else anatomy.second_norm(block)
-            forwards[entry] = lambda original, given, seen=seen: original(seen["states"].reshape(given.shape))
-        with overridden(forwards):
-            yield
-    finally:
-        for hook in hooks:
-            hook.remove()
+            stack.callback(anatomy.first_norm(block).register_forward_hook(_keeper(seen, norm)).remove)
+            if norm == "first":  # by a hook: whatever replaces the MLP's forward may give it some of the positions only
+                hook = anatomy.mlp_entry(block).register_forward_pre_hook(_giver(seen, scope, clock), prepend=True)
+                stack.callback(hook.remove)
+            else:
+                own = lambda original, given, seen=seen: original(seen.pop("states").reshape(given.shape))
+                forwards[anatomy.second_norm(block)] = _scoped(scope, clock, own)
+        stack.enter_context(overridden(forwards))
+        yield
 
 
 @recorded
 @contextmanager
-def parallel_pairs(vlm: VLM, layers: Layers, combine: str = "mean") -> Iterator[None]:
+def parallel_pairs(vlm: VLM, layers: Layers, combine: str = "mean", scope: str = "both") -> Iterator[None]:
     r"""Run block l and block l + 1 on the same input.
 
     The pair's output is the ``mean`` of theirs, or (``sum``) :math:`x + f_l(x) + f_{l+1}(x)`, where ``f`` is what a block adds.
@@ -96,13 +97,12 @@ def parallel_pairs(vlm: VLM, layers: Layers, combine: str = "mean") -> Iterator[
     LayerError
         If a pair is out of range.
     InterventionError
-        If pairs overlap or ``combine`` is neither.
+        If pairs overlap, or ``combine`` or ``scope`` has another value than those named.
     FoldError
         If a vector is folded into a block of a pair.
     """
-    if combine not in ("mean", "sum"):
-        raise InterventionError(f"unknown combine {combine!r}", "allowed: mean, sum")
-    firsts = checked_layers(vlm, layers)
+    _known(combine=(combine, COMBINES), scope=(scope, SCOPES))
+    firsts, clock = checked_layers(vlm, layers), Clock(vlm)
     both = checked_layers(vlm, [layer + k for layer in firsts for k in (0, 1)])
     if len(set(both)) < len(both):
         raise InterventionError(f"pairs that overlap, starting at {firsts}", "give first blocks at least two apart")
@@ -123,8 +123,9 @@ def parallel_pairs(vlm: VLM, layers: Layers, combine: str = "mean") -> Iterator[
             second = anatomy.states_of(output)
             return anatomy.with_states(output, (first + second) / 2 if combine == "mean" else first + second - start)
 
-        forwards |= {vlm.blocks[layer - 1]: leading, vlm.blocks[layer]: following}
-    with overridden(forwards), _bypassed(vlm, both):
+        pair = {vlm.blocks[layer - 1]: leading, vlm.blocks[layer]: following}
+        forwards |= {block: _scoped(scope, clock, function) for block, function in pair.items()}
+    with clock.ticking(), overridden(forwards), bypassing(vlm, both):
         yield
 
 
@@ -183,9 +184,19 @@ def _no_attention(vlm: VLM, layer: int, keeps: _Keeps) -> dict[nn.Module, Callab
     return {anatomy.attention(vlm.blocks[layer - 1]): forward}
 
 
+def _known(**given: tuple[str, Sequence[str]]) -> None:
+    for name, (value, allowed) in given.items():
+        if value not in allowed:
+            raise InterventionError(f"unknown {name} {value!r}", f"allowed: {', '.join(allowed)}")
+
+
+def _outside(scope: str, clock: Clock) -> bool:
+    return scope == ("prefill" if clock.decoding else "decode")
+
+
 def _scoped(scope: str, clock: Clock, function: Callable) -> Callable:
     def forward(original: Callable, *args: object, **kwargs: object) -> Tensor | tuple:
-        if scope == ("prefill" if clock.decoding else "decode"):
+        if _outside(scope, clock):
             return original(*args, **kwargs)
         return function(original, *args, **kwargs)
 
@@ -203,8 +214,17 @@ def _keeper(seen: dict[str, Tensor], norm: str) -> Callable:
     return keep
 
 
+def _giver(seen: dict[str, Tensor], scope: str, clock: Clock) -> Callable:
+    def give(module: nn.Module, args: tuple) -> tuple:
+        states = seen.pop("states")
+        return args if _outside(scope, clock) else (states.reshape(args[0].shape),)
+
+    return give
+
+
 @contextmanager
-def _bypassed(vlm: VLM, layers: Sequence[int]) -> Iterator[None]:
+def bypassing(vlm: VLM, layers: Sequence[int]) -> Iterator[None]:
+    """Let nothing be folded into these layers meanwhile, whose work may not be done."""
     vlm.bypassed.update(layers)
     try:
         yield

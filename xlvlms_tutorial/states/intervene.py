@@ -29,8 +29,11 @@ from xlvlms_tutorial.states.override import (
     refuse_folded,
     unedited,
 )
+from xlvlms_tutorial.states.partial import skip_mlp_tokens
 
-__all__ = ["add", "edit", "fold", "mask_weights", "parallel", "parallel_pairs", "project_out", "replace", "skip"]
+__all__ = [
+    "add", "edit", "fold", "mask_weights", "parallel", "parallel_pairs", "project_out", "replace", "skip", "skip_mlp_tokens",
+]  # fmt: skip
 
 
 @recorded

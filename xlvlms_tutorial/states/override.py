@@ -55,6 +55,7 @@ class Clock:
     def __init__(self, vlm: VLM) -> None:
         self.decoding = False
         self.reached = False  # whether this call of the decoder has come to what its owner does
+        self.shape = (0, 0)  # rows and positions of this call: OPT's MLP puts all positions in one row
         self._decoder = anatomy.decoder(vlm.model)
 
     @contextmanager
@@ -70,7 +71,7 @@ class Clock:
         given = kwargs.get("inputs_embeds")
         given = given if given is not None else kwargs.get("input_ids", args[0] if args else None)
         cache = kwargs.get("past_key_values")
-        self.reached = False
+        self.reached, self.shape = False, tuple(given.shape[:2])
         self.decoding = given.shape[1] == 1 and cache is not None and int(cache.get_seq_length()) > 0
 
 

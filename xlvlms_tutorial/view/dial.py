@@ -45,14 +45,14 @@ def dial(
         parts as there are names, or ``start`` is no setting.
     """
     kinds = highlight if isinstance(highlight, Mapping) else {"": [highlight] if isinstance(highlight, str) else highlight}
-    _check(len(images), told, asked, len(kinds))
+    check_texts(len(images), told, asked, len(kinds))
     style, tags = thumbnails(images, size, alt=[f"picture {k + 1}" for k in range(len(images))] if alt is None else alt)
-    pattern = _pattern(kinds)
+    pattern = word_pattern(kinds)
     marks = [f'<mark class="kind-{number}" title="{escape(kind)}">' for number, kind in enumerate(kinds)]
     above = [""] * len(images) if asked is None else [f'<p class="asked">{escape(text)}</p>' for text in asked]
     frames = {
-        _key(setting): "".join(
-            f'<div>{tag}{line}<p class="told">{_marked(text, pattern, marks)}</p></div>'
+        frame_key(setting): "".join(
+            f'<div>{tag}{line}<p class="told">{marked(text, pattern, marks)}</p></div>'
             for tag, line, text in zip(tags.values(), above, texts, strict=True)
         )
         for setting, texts in told.items()
@@ -61,10 +61,17 @@ def dial(
     frames = {
         key: Html(f'<div class="dial" data-setting="{escape(", ".join(map(str, key)))}">{cards}</div>') for key, cards in frames.items()
     }
-    return explorer(frames, names, None if start is None else _key(start), style=style + _LAYOUT.format(size=size))
+    return explorer(frames, names, None if start is None else frame_key(start), style=style + _LAYOUT.format(size=size))
 
 
-def _check(images: int, told: Mapping[Hashable, Sequence[str]], asked: Sequence[str] | None, kinds: int) -> None:
+def check_texts(images: int, told: Mapping[Hashable, Sequence[str]], asked: Sequence[str] | None, kinds: int) -> None:
+    """Stop texts that do not go with the pictures.
+
+    Raises
+    ------
+    FramesError
+        If there are fewer than two settings, a setting has not one text for each picture, or there are more than three kinds of words.
+    """
     if len(told) < 2:
         raise FramesError(f"{len(told)} setting(s) of the dial", "a dial needs 2 or more")
     wrong = [(f"setting {key!r}", texts) for key, texts in told.items() if isinstance(texts, str) or len(texts) != images]
@@ -77,11 +84,12 @@ def _check(images: int, told: Mapping[Hashable, Sequence[str]], asked: Sequence[
         raise FramesError(f"{kinds} kinds of words to highlight", "allowed: 3 or fewer")
 
 
-def _key(setting: Hashable) -> tuple[Hashable, ...]:
+def frame_key(setting: Hashable) -> tuple[Hashable, ...]:
+    """A setting as the explorer wants it, a tuple."""
     return setting if isinstance(setting, tuple) else (setting,)
 
 
-def _pattern(kinds: Mapping[str, Iterable[str]]) -> re.Pattern[str] | None:
+def word_pattern(kinds: Mapping[str, Iterable[str]]) -> re.Pattern[str] | None:
     """What finds every form of the words, with a group for each kind; a word of two kinds has the first."""
     groups = []
     for listed in kinds.values():
@@ -91,7 +99,7 @@ def _pattern(kinds: Mapping[str, Iterable[str]]) -> re.Pattern[str] | None:
     return re.compile(rf"\b(?:{'|'.join(f'({group})' for group in groups)})\b", re.IGNORECASE) if groups else None
 
 
-def _marked(text: str, pattern: re.Pattern[str] | None, tags: Sequence[str]) -> str:
+def marked(text: str, pattern: re.Pattern[str] | None, tags: Sequence[str]) -> str:
     """The text as HTML, escaped, with its words in the tags of their kinds."""
     parts, end = [], 0
     for found in pattern.finditer(text) if pattern else ():

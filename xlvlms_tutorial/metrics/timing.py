@@ -1,0 +1,237 @@
+"""What a call takes of the machine that runs it: time in interleaved rounds, memory, and energy where the device reports it."""
+
+import gc
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from xlvlms_tutorial.errors import EstimateError, SelectionError
+from xlvlms_tutorial.metrics.uncertainty import bootstrap
+
+POWERCAP = Path("/sys/class/powercap")
+Device = str | torch.device | None
+
+
+def measure_time(
+    ways: Mapping[str, Callable[[], object]], rounds: int = 7, warm_up: int = 1, device: Device = None, progress: bool = False,
+    clock: Callable[[], float] = time.perf_counter,
+) -> pd.DataFrame:  # fmt: skip
+    """Wall time in seconds of several ways of doing something; columns way, round, seconds, a row for each run, as they ran.
+
+    Every round runs each way once, every other round in reverse, so that what the machine does meanwhile falls on all of them alike;
+    ``warm_up`` rounds come first and are not kept. A CUDA ``device`` is waited for on both sides of the clock, and no garbage is
+    collected while it runs. :func:`time_ratios` and :func:`time_medians` give the numbers with their intervals.
+
+    Raises
+    ------
+    SelectionError
+        If there are no ways, ``rounds`` is below 1 or ``warm_up`` below 0.
+    """
+    if not ways or rounds < 1 or warm_up < 0:
+        allowed = "give 1 way or more, 1 round or more, and 0 or more to warm up"
+        raise SelectionError(f"{len(ways)} ways, rounds={rounds}, warm_up={warm_up}", allowed)
+    names, rows = list(ways), []
+    wait = _waiter(device)
+    with tqdm(total=(warm_up + rounds) * len(names), leave=False, unit="run", disable=not progress) as bar, no_collection():
+        for number in range(-warm_up, rounds):
+            for name in names if number % 2 == 0 else names[::-1]:
+                rows.append((name, number, _once(ways[name], wait, clock)))
+                bar.update()
+    return pd.DataFrame([row for row in rows if row[1] >= 0], columns=["way", "round", "seconds"])
+
+
+def time_medians(times: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
+    """Median seconds of each way over the rounds of :func:`measure_time`; columns value, low, high, n, rows by way.
+
+    The interval is the 95 % bootstrap interval of the median over rounds.
+
+    Raises
+    ------
+    EstimateError
+        If there are fewer than two rounds, or a way was not timed in each.
+    """
+    seconds = _rounds(times)
+    return _estimates({way: seconds[way].to_numpy() for way in seconds}, seed)
+
+
+def time_ratios(times: pd.DataFrame, to: str, seed: int = 0) -> pd.DataFrame:
+    """Time of each way over that of the way ``to``; columns value, low, high, n, rows by way.
+
+    The value is the median over rounds of the ratio within a round, which cancels what slows a whole round; the interval is its 95 %
+    bootstrap interval over rounds.
+
+    Raises
+    ------
+    SelectionError
+        If no way is called ``to``.
+    EstimateError
+        If there are fewer than two rounds, a way was not timed in each, or ``to`` took no time.
+    """
+    seconds = _rounds(times)
+    if to not in seconds:
+        raise SelectionError(f"no way is called {to!r}", f"allowed: {', '.join(map(repr, seconds))}")
+    if not (seconds[to] > 0).all():
+        raise EstimateError(f"seconds of {to!r}", seconds[to].min(), "more than 0; let each way do more")
+    return _estimates({way: (seconds[way] / seconds[to]).to_numpy() for way in seconds}, seed)
+
+
+def memory_of(model: nn.Module) -> int:
+    """Bytes that a model's parameters and buffers occupy, storage that several of them share counted once.
+
+    A masked model occupies as much as the dense one, a cut one less. Compressed tensors (2:4, quantised) count what they keep inside.
+
+    Raises
+    ------
+    EstimateError
+        If a tensor is on the meta device (offloaded weights) or its layout has no storage of its own.
+    """
+    found: dict[tuple[torch.device, int], int] = {}
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        for inner in _inner(tensor):
+            if inner.is_meta or inner.layout != torch.strided:
+                raise EstimateError(f"memory of {name}", f"{inner.layout} on {inner.device}", "strided tensors that are loaded on a device")
+            storage = inner.untyped_storage()
+            if storage.nbytes():
+                found[storage.device, storage.data_ptr()] = storage.nbytes()
+    return sum(found.values())
+
+
+def peak_memory(call: Callable[[], object], device: Device = None) -> int | None:
+    """Bytes that a call allocates at its peak on a CUDA device, beyond what was allocated before.
+
+    None elsewhere: what a process occupies on a CPU says what the allocator keeps, not what the call needed. There the call is not run.
+    """
+    if device is None or torch.device(device).type != "cuda":
+        return None
+    gc.collect()
+    torch.cuda.synchronize(device)
+    before = torch.cuda.memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    call()
+    torch.cuda.synchronize(device)
+    return torch.cuda.max_memory_allocated(device) - before
+
+
+def energy(call: Callable[[], object], device: Device = None, powercap: str | Path = POWERCAP) -> float | None:
+    """Joules that the device takes while a call runs, or None where it does not report them; then the call is not run.
+
+    A CUDA device is asked through NVML (the package ``nvidia-ml-py``), a CPU through Linux's ``powercap`` folder, which usually only root
+    may read. Both meters count all that runs on the device and advance in steps of some milliseconds: let the call take a second or more
+    on a quiet machine.
+
+    Raises
+    ------
+    EstimateError
+        If the meter did not advance during the call.
+    """
+    cuda = device is not None and torch.device(device).type == "cuda"
+    meters = _gpu_meters(torch.device(device)) if cuda else _cpu_meters(Path(powercap))
+    if not meters:
+        return None
+    wait = _waiter(device)
+    wait()
+    before = [read() for read, _ in meters]
+    call()
+    wait()
+    # a meter that has wrapped around shows less than before
+    used = sum((read() - start) % wrap for start, (read, wrap) in zip(before, meters, strict=True))
+    if used <= 0:
+        raise EstimateError("energy of the call", "0 J", "a call that takes longer than the meter's step; repeat it inside the call")
+    return used
+
+
+def _once(call: Callable[[], object], wait: Callable[[], None], clock: Callable[[], float]) -> float:
+    gc.collect()
+    wait()
+    start = clock()
+    call()
+    wait()
+    return clock() - start
+
+
+def _waiter(device: Device) -> Callable[[], None]:
+    """What waits for the device: kernels on CUDA run on after the call has returned."""
+    if device is None or torch.device(device).type != "cuda":
+        return lambda: None
+    return lambda: torch.cuda.synchronize(device)
+
+
+@contextmanager
+def no_collection() -> Iterator[None]:
+    """No garbage is collected while the clock runs: by chance it would fall on one way or another."""
+    was_on = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    gc.freeze()  # what is there already need not be looked through before each call
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+        if was_on:
+            gc.enable()
+
+
+def _rounds(times: pd.DataFrame) -> pd.DataFrame:
+    """Seconds by round (rows) and way (columns, in the order of the table)."""
+    if wanted := {"way", "round", "seconds"} - set(times):
+        raise EstimateError("table of times", f"no column {', '.join(sorted(wanted))}", "the table of measure_time")
+    counts = times.groupby(["round", "way"]).size()
+    rounds, ways = times["round"].nunique(), times["way"].unique()
+    if rounds < 2 or len(counts) != rounds * len(ways) or (counts != 1).any():
+        found = f"{len(times)} times of {len(ways)} way(s) in {rounds} round(s)"
+        raise EstimateError("times", found, "2 rounds or more, with each way once in every round")
+    return times.pivot(index="round", columns="way", values="seconds")[ways]
+
+
+def _estimates(values: dict[str, np.ndarray], seed: int) -> pd.DataFrame:
+    rows = [bootstrap(found, statistic=np.median, seed=seed).asdict() for found in values.values()]
+    return pd.DataFrame(rows, index=pd.Index(values, name="way"))
+
+
+def _inner(tensor: Tensor) -> list[Tensor]:
+    """The tensors that hold the data of one that wraps others, or itself."""
+    if not hasattr(tensor, "__tensor_flatten__"):
+        return [tensor]
+    names, _ = tensor.__tensor_flatten__()
+    return [part for name in names for part in _inner(getattr(tensor, name))]
+
+
+def _cpu_meters(folder: Path) -> list[tuple[Callable[[], float], float]]:
+    """What reads the joules of each processor, and where its meter starts again; none unless all can be read."""
+    # intel-rapl:0:1 is part of intel-rapl:0, psys holds all packages, and intel-rapl-mmio shows one of them again
+    zones = [zone for zone in sorted(folder.glob("intel-rapl:*")) if zone.name.count(":") == 1]
+    found = []
+    for zone in zones:
+        try:
+            if not (zone / "name").read_text(encoding="utf-8").startswith("package"):
+                continue
+            read = lambda zone=zone: int((zone / "energy_uj").read_text(encoding="utf-8")) / 1e6
+            read()
+            found.append((read, (int((zone / "max_energy_range_uj").read_text(encoding="utf-8")) + 1) / 1e6))
+        except OSError:  # only root may read: the device does not report
+            return []
+    return found
+
+
+def _gpu_meters(device: torch.device) -> list[tuple[Callable[[], float], float]]:
+    if find_spec("pynvml") is None:
+        return []
+    import pynvml
+
+    pynvml.nvmlInit()
+    # NVML numbers devices in an order of its own
+    handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(device).uuid}")
+    read = lambda: pynvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1e3
+    try:
+        read()
+    except pynvml.NVMLError_NotSupported:
+        return []
+    return [(read, float("inf"))]

@@ -1,0 +1,47 @@
+"""What is left out of pocket LLaVA's language model while connectors of its own are trained through it, and when they are measured."""
+
+from contextlib import AbstractContextManager, nullcontext
+
+from xlvlms_tutorial.data import load_samples
+from xlvlms_tutorial.methods.calibration import Calibration, calibrate
+from xlvlms_tutorial.methods.masks import Masks
+from xlvlms_tutorial.methods.pruning import alpha_subnet
+from xlvlms_tutorial.methods.subnetworks import wanda
+from xlvlms_tutorial.models.loading import load
+from xlvlms_tutorial.models.vlm import VLM
+from xlvlms_tutorial.states.intervene import mask_weights, skip
+
+# half of the 30 blocks: those whose absence, one at a time, costs the language model least on plain text, few of them neighbours
+SKIPPED = (4, 5, 6, 7, 8, 10, 13, 15, 17, 19, 21, 23, 26, 27, 28)
+REMOVED = tuple(range(14, 29))  # a shallow language model: the first 13 blocks and the last 2
+COMPRESSED = ("skipped", "skipped-1", "skipped-2", "pruned", "pruned-1", "pruned-2", "short")
+TASKS = {"scenes": "pocket-llava", "clips": "pocket-llava-video", "sounds": "pocket-llava-audio"}
+TASK_SPARSITY = 0.605  # at which the masks of the six tasks below share 30 % of the weights
+
+
+def task_calibrations(n: int = 16) -> dict[str, Calibration]:
+    """Calibrations of one language model on six tasks: captions of, and answers about, ``n`` pictures, clips and sounds for training."""
+    found = {}
+    for dataset, name in TASKS.items():
+        vlm, samples = load(name, dtype="float32"), load_samples(dataset, n=n, split="train")
+        found[f"{dataset}, captions"] = calibrate(vlm, samples, answers=lambda sample: sample.captions[0])
+        asked = {"prompt": lambda sample: sample.questions[0].text, "answers": lambda sample: sample.questions[0].answer}
+        found[f"{dataset}, answers"] = calibrate(vlm, samples, **asked)
+    return found
+
+
+def shared_mask(vlm: VLM, n: int = 16, sparsity: float = TASK_SPARSITY) -> Masks:
+    """The alpha-SubNet of the six tasks: the weights that all of them keep (Shukor and Cord, 2024, arXiv 2405.16700)."""
+    return alpha_subnet(wanda(vlm, calibration, sparsity) for calibration in task_calibrations(n).values())
+
+
+def through(run: str, vlm: VLM) -> AbstractContextManager:
+    """What a connector of this run is trained and used with: the blocks skipped, or the weights masked, of its language model."""
+    kind = run.partition("-")[0]
+    layers = {"skipped": SKIPPED, "short": REMOVED}
+    if kind in layers:
+        return skip(vlm, layers[kind])
+    if kind == "pruned":
+        # the masks are of float32 weights, and hold for the same weights in any format
+        return mask_weights(vlm, shared_mask(load("pocket-llava", dtype="float32")).tensors(vlm))
+    return nullcontext()
