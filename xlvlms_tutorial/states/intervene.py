@@ -173,14 +173,13 @@ def mask_weights(vlm: VLM, masks: Mapping[str, Bool[Tensor, "out in"]]) -> Itera
     try:
         with torch.no_grad():
             for weight, mask in pairs:
-                gone = ~mask.to(weight.device)
-                saved.append((weight, gone, weight[gone]))
-                weight.masked_fill_(gone, 0)
+                saved.append((weight, weight.clone()))  # a copy is faster than gathering what goes, and takes no more with its mask
+                weight.masked_fill_(~mask.to(weight.device), 0)
         yield
     finally:
         with torch.no_grad():
-            for weight, gone, values in reversed(saved):
-                weight[gone] = values
+            for weight, before in reversed(saved):
+                weight.copy_(before)
 
 
 @contextmanager
