@@ -1,6 +1,6 @@
 """Run the benchmarks: ``python -m benchmarks NAME``, one of ``SCRIPTS``; without a name all of them."""
 
-from benchmarks import alignment, capture, concepts, grounding, pruning, skipping, steering, storing, subnetworks, vocabulary
+from benchmarks import alignment, capture, concepts, grounding, pruning, reliability, skipping, steering, storing, subnetworks, vocabulary
 from benchmarks.command import start
 
 SCRIPTS = {
@@ -14,6 +14,7 @@ SCRIPTS = {
     "concepts": concepts.measure,
     "grounding": grounding.measure,
     "pruning": pruning.measure,
+    "reliability": reliability.measure,
 }
 
 if __name__ == "__main__":

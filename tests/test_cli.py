@@ -1,14 +1,17 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from xlvlms_tutorial import cli
-from xlvlms_tutorial.errors import SceneError
+from xlvlms_tutorial.errors import RunError, SceneError
 from xlvlms_tutorial.metrics.uncertainty import Estimate
+from xlvlms_tutorial.reproduce.batch import EXPERIMENTS, Options
 from xlvlms_tutorial.reproduce.claims import CLAIMS, FOLDER_VARIABLE, record
+from xlvlms_tutorial.reproduce.results import Gathered
 
 
 @pytest.fixture(autouse=True)
@@ -86,6 +89,113 @@ def test_claims_as_json_to_a_file_and_to_standard_output(tmp_path):
     printed = json.loads(xlvlms("claims", "--json", "-").stdout)
     assert json.loads(path.read_text()) == printed
     assert [entry["id"] for entry in printed] == list(CLAIMS)
+
+
+def test_claims_take_the_results_of_a_batch_or_a_run(monkeypatch):
+    asked = []
+    here = record("IMA-5", Estimate(-0.2, -0.3, -0.1, 50), model="pocket-llava", dataset="scenes", seeds=0)
+    there = here | {"model": "a/b", "value": 0.2, "low": 0.1, "high": 0.3}
+    monkeypatch.setattr("xlvlms_tutorial.reproduce.results.measurements", lambda path: asked.append(path) or [here, there])
+    result = xlvlms("claims", "--from", "one", "--from", "two", "--json", "-")
+    assert result.exit_code == 0, result.output
+    found = [(entry["model"], entry["verdict"]) for entry in json.loads(result.stdout) if entry["id"] == "IMA-5"]
+    assert asked == ["one", "two"] and found == [("pocket-llava", "refuted"), ("a/b", "confirmed")]
+
+
+def test_claims_from_what_is_no_result_is_code_2(tmp_path):
+    result = xlvlms("claims", "--from", str(tmp_path / "absent"))
+    assert result.exit_code == 2 and "absent" in result.stderr
+
+
+@pytest.fixture
+def fake_run(monkeypatch, tmp_path):
+    """Keeps what a chapter would be run with."""
+    kept = []
+    monkeypatch.chdir(tmp_path)
+
+    def run_chapter(chapter, out, parameters, **options):
+        kept.append((chapter, str(out), parameters, options))
+        return tmp_path / "results.json"
+
+    monkeypatch.setattr("xlvlms_tutorial.reproduce.run.run_chapter", run_chapter)
+    return kept
+
+
+def test_run_reads_values_as_yaml_does(fake_run, tmp_path):
+    given = ["n_samples=20", "model=llava-hf/llava-1.5-7b-hf", "share=0.5", "fast=true", "layers=[1, 2]", "text=a=b", "word='3'", "none="]
+    result = xlvlms("run", "outside", *(part for pair in given for part in ("-p", pair)), "--out", "there", "--chapters", "mine")
+    assert result.exit_code == 0 and result.output == f"written: {tmp_path / 'results.json'}\n"
+    ((chapter, out, parameters, options),) = fake_run
+    assert (chapter, out, options["folder"]) == ("outside", "there", "mine")
+    assert parameters == {
+        "n_samples": 20, "model": "llava-hf/llava-1.5-7b-hf", "share": 0.5, "fast": True, "layers": [1, 2], "text": "a=b", "word": "3",
+        "none": None,
+    }  # fmt: skip
+
+
+def test_run_has_a_folder_of_its_own_by_default(fake_run, tmp_path):
+    assert xlvlms("run", "book/outside.md").exit_code == 0
+    assert fake_run[0][1] == str(tmp_path / "_build" / "runs" / "outside")
+
+
+@pytest.mark.parametrize("pair", ["n_samples", "=3", "n_samples=[1", "a=1 -p a=2"])
+def test_run_refuses_what_is_no_parameter(fake_run, pair):
+    result = xlvlms("run", "outside", *(part for one in pair.split(" -p ") for part in ("-p", one)))
+    assert result.exit_code == 2 and result.stderr.startswith("xlvlms: -p ") and not fake_run
+
+
+def test_run_tells_failure_from_wrong_input(monkeypatch, tmp_path):
+    assert xlvlms("run", "outsid").exit_code == 2
+
+    def fail(*_, **__):
+        raise RunError("chapter 'outside' failed in cell [3]", "the traceback is in failure.json")
+
+    monkeypatch.setattr("xlvlms_tutorial.reproduce.run.run_chapter", fail)
+    result = xlvlms("run", "outside", "--out", str(tmp_path))
+    assert result.exit_code == 1
+    assert result.stderr == "xlvlms: chapter 'outside' failed in cell [3]; the traceback is in failure.json.\n"
+
+
+@pytest.mark.parametrize(("states", "code"), [({"a": "done"}, 0), ({"a": "done", "b": "failed"}, 1)])
+def test_reproduce_says_what_is_done_and_what_is_not(monkeypatch, tmp_path, states, code):
+    asked = []
+    found = Gathered(states, problems={name: "ValueError: why" for name, state in states.items() if state != "done"})
+    monkeypatch.setattr("xlvlms_tutorial.reproduce.batch.reproduce", lambda *given, **_: asked.append(given) or found)
+    arguments = ["grid.yaml", "--profile", "slurm", "--cores", "3", "--gpus", "2", "--out", str(tmp_path), "--chapters", "mine"]
+    result = xlvlms("reproduce", *arguments)
+    assert result.exit_code == code
+    ((experiments, out, options, embedded),) = asked
+    assert (experiments, out, options) == (
+        "grid.yaml",
+        tmp_path,
+        Options("slurm", 3, 2, Path("mine"), False),
+    ) and "pocket-llava" in embedded
+    assert f"1 of {len(states)} runs done; written: {tmp_path / 'report.md'}" in result.output
+    assert ("failed: b: ValueError: why" in result.stderr) == bool(code)
+    dry = xlvlms("reproduce", "grid.yaml", "--dry-run")
+    assert dry.exit_code == 0 and "no results written (dry run)" in dry.output
+
+
+def test_a_missing_package_is_named_with_how_to_install_it(monkeypatch):
+    monkeypatch.setattr(cli, "find_spec", lambda name: None if name == "papermill" else True)
+    for command in (("run", "outside"), ("reproduce",)):
+        result = xlvlms(*command)
+        assert result.exit_code == 2
+        assert result.stderr == "xlvlms: papermill not installed; run pip install 'xlvlms-tutorial[reproduce]', and try again.\n"
+
+
+def test_reproduce_runs_the_grid_of_the_repository_by_default(monkeypatch, tmp_path):
+    asked = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("xlvlms_tutorial.reproduce.batch.reproduce", lambda *given, **_: asked.append(given) or Gathered())
+    assert xlvlms("reproduce").exit_code == 0
+    assert asked[0][:2] == (EXPERIMENTS, tmp_path / "_build" / "reproduce") and EXPERIMENTS.exists()
+
+
+@pytest.mark.parametrize("wrong", [["absent.yaml"], ["--cores", "0"], ["--gpus", "-1"], ["--profile", "moon"]])
+def test_reproduce_refuses_wrong_input_with_code_2(wrong, tmp_path):
+    assert xlvlms("reproduce", "--out", str(tmp_path / "out"), *wrong).exit_code == 2
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_error_of_the_package_is_one_line_and_code_2(monkeypatch, tmp_path):

@@ -53,6 +53,7 @@ EXAMPLES = {
     "InterventionError": ("vector of shape (768,)", "the residual stream has width 576"),
     "FoldError": (12, "a vector is folded into its bias, which skipping would silently undo or change"),
     "DatasetError": ("scene", ("scenes", "composition", "clips", "sounds")),
+    "AnnotationError": ("captions.json: image 17 has no 'file_name'", "give every image an 'id' and the 'file_name' of its picture"),
     "SceneError": ("place", "beach", ("grass", "sand", "snow", "stone", "dirt")),
     "LengthError": {"predictions": 63, "questions": 64},
     "EstimateError": ("the bootstrap", "1 case or group", "2 or more: the spread between cases is what it measures"),
@@ -62,6 +63,7 @@ EXAMPLES = {
     "ClaimError": ("IMA-99", ("IMA-1", "IMA-2", "IMA-3")),
     "RecordError": ("VLM-1.json", "not a record of a measurement (KeyError: 'value')"),
     "OutputError": ("report.json", "Permission denied"),
+    "RunError": ("_build/reproduce is in use by another grid", "wait until it ends, or give another folder with --out"),
     "FramesError": ("1 frame(s) were given", "a widget needs 2 or more"),
 }
 

@@ -11,12 +11,12 @@ from pathlib import Path
 import yaml
 
 from tools import ROOT
-from tools.chapters import config
+from tools.chapters import config, notebooks
+from tools.execute import BUILD, CLAIMS, QUIET, fill, locked
 from tools.fetch_assets import fetch
 from xlvlms_tutorial.reproduce.claims import merge
+from xlvlms_tutorial.reproduce.results import measurements
 
-BUILD = ROOT / "_build"
-CLAIMS = BUILD / "claims"
 OFFLINE = {
     "mathjax_path": "vendor/mathjax/tex-mml-chtml.js",
     "nb_ipywidgets_js": {"vendor/widgets/require.js": {}, "paths.js": {}, "vendor/widgets/embed-amd.js": {}},
@@ -40,12 +40,12 @@ def fingerprint() -> str:
 def refresh_cache() -> None:
     """Forget cached outputs when the package or its pins changed: the cache itself looks at cells only."""
     stamp, now = BUILD / "fingerprint.txt", fingerprint()
-    if not stamp.exists() or stamp.read_text() != now:
-        shutil.rmtree(BUILD / ".jupyter_cache", ignore_errors=True)
-        shutil.rmtree(BUILD / ".doctrees", ignore_errors=True)
-        shutil.rmtree(CLAIMS, ignore_errors=True)  # records live and die with the outputs of the pages that made them
-    BUILD.mkdir(exist_ok=True)
-    stamp.write_text(now)
+    with locked():
+        if not stamp.exists() or stamp.read_text() != now:
+            shutil.rmtree(BUILD / ".jupyter_cache", ignore_errors=True)
+            shutil.rmtree(BUILD / ".doctrees", ignore_errors=True)
+            shutil.rmtree(CLAIMS, ignore_errors=True)  # records live and die with the outputs of the pages that made them
+        stamp.write_text(now)
 
 
 def write_config(offline: bool) -> Path:
@@ -64,12 +64,15 @@ def main() -> int:
     if not offline:
         print("npm is missing or cannot fetch: pages will load MathJax and widgets from their servers")
     refresh_cache()
+    if failed := fill(notebooks()):
+        print(f"pages that failed: {', '.join(failed)}")
+        return 1
     book = Path(sys.executable).with_name("jupyter-book")
     command = [str(book), "build", str(ROOT), "--config", str(write_config(offline)), "-W", "-n", "--keep-going"]
-    quiet = {"TQDM_DISABLE": "1", "XLVLMS_CLAIMS": str(CLAIMS)}  # no progress bars on pages
-    built = subprocess.run(command, cwd=ROOT, stdin=subprocess.DEVNULL, env=os.environ | quiet, check=False).returncode
+    built = subprocess.run(command, cwd=ROOT, stdin=subprocess.DEVNULL, env=os.environ | QUIET, check=False).returncode
     if built == 0:
-        merge(CLAIMS, BUILD / "claims.json")
+        batch = BUILD / "reproduce"
+        merge(CLAIMS, BUILD / "claims.json", measurements(batch) if batch.exists() else ())
     return built
 
 

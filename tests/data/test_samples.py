@@ -5,8 +5,8 @@ import pytest
 from PIL import Image
 
 from xlvlms_tutorial import load_samples
-from xlvlms_tutorial.data.samples import PROMPTS, Sample, as_image, media, mentioning
-from xlvlms_tutorial.errors import DatasetError, ImageError, SceneError, SelectionError, TokenOfInterestError
+from xlvlms_tutorial.data.samples import PROMPTS, Sample, as_image, both_mention, media, mentioning
+from xlvlms_tutorial.errors import DatasetError, ImageError, LengthError, SceneError, SelectionError, TokenOfInterestError
 from xlvlms_tutorial.pocket import clips, sounds, world
 
 DRAWN = {"scenes": "images", "composition": "images", "clips": "videos", "sounds": "audio"}
@@ -122,8 +122,9 @@ def test_content_of_a_file_frames_and_samples(tmp_path):
 
 
 def test_unknown_datasets_and_splits_list_what_there_is():
-    with pytest.raises(DatasetError, match="scenes, composition, clips, sounds"):
-        load_samples("coco")
+    for wrong in ("scene", "no/such/folder", "coc-mood"):
+        with pytest.raises(DatasetError, match="scenes, composition, clips, sounds.* coco, vqav2, gqa, pope, .*or a folder"):
+            load_samples(wrong)
     with pytest.raises(SceneError, match="validation"):
         load_samples("scenes", split="dev")
     with pytest.raises(SceneError, match="1 or more"):
@@ -150,8 +151,21 @@ def test_words_in_no_caption_are_told_with_those_that_are():
 
 @pytest.mark.parametrize(("words", "n"), [([], None), ("", None), (["cat", " "], None), ("cat", 0)])
 def test_no_words_and_no_samples_cannot_be_asked_for(words, n):
-    with pytest.raises(SelectionError, match="give words or phrases"):
+    with pytest.raises(SelectionError, match="give words or phrases|give 1 or more"):
         mentioning(told(("A cat.",)), words, n)
+
+
+def test_the_papers_filter_takes_the_word_in_prediction_and_any_reference():
+    samples = told(("Cattle rest.", "A cat sleeps."), ("Cattle rest.",), ("The CAT!",), ("A dog.",), ("A hot  dog.",))
+    predictions = ["a cat", "a cat", "cattle and a catfish", "a cat", "One hot dog."]
+    assert both_mention(samples, predictions, "cat") == [0]
+    assert both_mention(samples, predictions, ["cat", "hot dog"]) == [0, 4]
+    with pytest.raises(TokenOfInterestError, match=r"'dog': in 0 of 1 samples; said instead: 'a' \(1\), 'cat' \(1\)"):
+        both_mention(samples[3:4], ["a cat"], "dog")
+    with pytest.raises(LengthError, match="samples: 5, predictions: 1"):
+        both_mention(samples, ["a cat"], "cat")
+    with pytest.raises(SelectionError, match="give words"):
+        both_mention(samples, predictions, [""])
 
 
 @pytest.mark.parametrize("style", ["place", "colour", "mood"])

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from scipy.stats import entropy
 from sklearn.metrics import adjusted_mutual_info_score, mutual_info_score
 
+from xlvlms_tutorial.data.samples import Sample
 from xlvlms_tutorial.errors import ActivationsError, EstimateError, LengthError, SelectionError
 from xlvlms_tutorial.metrics import truth
 from xlvlms_tutorial.metrics.truth import agreement, track
@@ -204,3 +205,34 @@ def test_agreement_refuses_what_gives_no_number(monkeypatch):
     whole = agreement(labels, factor, n_resamples=400)
     monkeypatch.setattr(truth, "_BLOCK", 20_000)
     assert agreement(labels, factor, n_resamples=400).value == whole.value
+
+
+def test_informative_factors_are_those_that_can_be_asked_about():
+    table = pd.DataFrame({
+        "action": ["walk", "sit", "walk", None, "sit", "walk"], "place": ["beach"] * 6, "colour": list("abcdef"), "time": [None] * 6,
+        "side": ["left", "right", None, None, None, None],
+    })  # fmt: skip
+    kept = truth.informative(table)
+    assert list(kept) == ["action", "side"] and kept["action"].equals(table["action"])
+    assert list(truth.informative({"a": [1, 1, 2], "b": [1, 1, 1]})) == ["a"]
+    codes = np.random.default_rng(0).uniform(size=(6, 2))
+    assert set(track(codes, kept, n_permutations=100)["factor"]) == {"action", "side"}
+    for names in (["colour"], ["place", "time"], []):
+        with pytest.raises(EstimateError, match="a factor with at least 2 different values that repeat"):
+            truth.informative(table[names])
+
+
+def captioned(text, **known):
+    return Sample(text, [], (text, "zebra"), truth=known)
+
+
+def test_words_that_are_not_said_often_give_way_to_what_samples_show():
+    bare = Sample("bare", [])
+    samples = [captioned("A woman with a red bus.", subject="bus", item="car"), captioned("The bus and the WOMAN."), captioned("nothing")]
+    samples += [captioned("A hot dog, a bus, and a car.", subject="hot dog", item="bus"), captioned("two cars", subject="car"), bare]
+    assert truth.spoken(samples, ["woman", "bus"], least=2) == ["woman", "bus"]
+    assert truth.spoken(samples, ["woman", "frog", "robot"], least=2) == ["woman", "bus"]  # "cars" is another word
+    assert truth.spoken(samples, ["woman", "frog", "robot"], least=1) == ["woman", "bus", "car"]
+    assert truth.spoken(samples, ["hot dog", "zebra"], least=1) == ["hot dog", "bus"]  # a word of a second caption is not said
+    with pytest.raises(SelectionError, match=r"fewer than 5 of 5 samples say 'frog'.*they say 'bus' \(3\), "):
+        truth.spoken(samples, ["frog"], least=5)

@@ -13,7 +13,7 @@ class FakeCuda:
     def __init__(self, monkeypatch, gpus: int, bf16: bool = True) -> None:
         monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
         monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
-        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: bf16)
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: bf16 or including_emulation)
 
 
 @pytest.mark.parametrize(("bf16", "wanted"), [(True, torch.bfloat16), (False, torch.float16)])
@@ -39,3 +39,12 @@ def test_the_devices_of_the_machine_are_listed(monkeypatch):
     FakeCuda(monkeypatch, 2)
     with pytest.raises(LoadError, match="device 'tpu' cannot be used .* this machine has: auto, cpu, cuda:0, cuda:1, balanced"):
         devices.place("tpu")
+
+
+def test_processes_that_are_launched_together_take_a_gpu_each(monkeypatch):
+    FakeCuda(monkeypatch, 2)
+    taken = []
+    for rank in ("0", "1", "2"):
+        monkeypatch.setenv("LOCAL_RANK", rank)
+        taken.append(devices.place("auto").index)
+    assert taken == [0, 1, 0]

@@ -1,14 +1,16 @@
 """The shipped adapters: their records, their doors, what they are refused on; and that training and measuring write what they say."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
 from tests.tiny import tiny_llava
-from xlvlms_tutorial.data import load_samples
-from xlvlms_tutorial.errors import LoadError, RevisionError
+from xlvlms_tutorial.data import load_samples, write_coco
+from xlvlms_tutorial.errors import LoadError, RevisionError, SelectionError
+from xlvlms_tutorial.metrics.styles import style_rate
 from xlvlms_tutorial.models import adapters as door
 from xlvlms_tutorial.models.loading import load
 from xlvlms_tutorial.pocket.build import WEIGHTS, adapter_folder, training_record
@@ -102,3 +104,62 @@ def test_a_shipped_adapter_moves_the_model_and_can_be_turned_off():
     assert not torch.allclose(one, other, atol=1)
     tuned.model.disable_adapters()
     assert torch.equal(tuned.forward(batch).logits, one)
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory):
+    """Twelve scenes as a folder of photographs, whose captions speak of colours and places, and in two of moods."""
+    folder = tmp_path_factory.mktemp("photographs")
+    scenes = load_samples("scenes", n=12)
+    told = [("A happy woman.", *scene.captions) if k < 2 else scene.captions for k, scene in enumerate(scenes)]
+    write_coco([replace(scene, captions=tuple(texts)) for scene, texts in zip(scenes, told, strict=True)], folder)
+    return folder
+
+
+def test_the_shipped_adapters_are_those_of_pocket_llava_with_the_steps_there_are():
+    found = adapters.style_adapters("pocket-llava", "scenes", ["mood", "place"], "nowhere")
+    assert list(found) == ["mood", "place"] and found["mood"] == adapters.StyleAdapter("pocket-mood", {160: "pocket-mood@step-0160"})
+    assert list(found["place"].steps) == [10, 20, 40, 80, 160]
+    for name in (*found["mood"].steps.values(), *found["place"].steps.values()):
+        assert adapter_folder(name).is_dir()
+
+
+def test_an_adapter_that_is_given_is_taken_as_it_is():
+    found = adapters.style_adapters("pocket-llava", "scenes", ["mood", "place"], "nowhere", given="mine")
+    assert found["mood"] == adapters.StyleAdapter("mine", {}) and found["place"].final == "pocket-place"
+    found = adapters.style_adapters("some/model", "nothing", ["place"], "nowhere", given={"place": "owner/name"})
+    assert found == {"place": adapters.StyleAdapter("owner/name", {})}
+    with pytest.raises(SelectionError, match="no style 'noise'.*place, colour, mood"):
+        adapters.style_adapters("pocket-llava", "scenes", ["noise"], "nowhere")
+
+
+def test_lessons_have_a_caption_with_words_of_the_style(photographs):
+    told = adapters.lessons(photographs, "place", without=[load_samples(str(photographs), n=1)[0].id])
+    assert len(told) == 11 and all(len(sample.captions) == 1 for sample in told)
+    assert (style_rate([sample.captions[0] for sample in told], "place") > 0).all()
+    assert [sample.captions for sample in adapters.lessons(photographs, "mood")] == [("A happy woman.",)] * 2
+    embedded = adapters.lessons("scenes", "mood", adapters.LoraRecipe(n_scenes=3, seed=1))
+    assert embedded[0].captions == load_samples("scenes-mood", n=3, split="train", seed=1)[0].captions and len(embedded) == 3
+
+
+def test_styles_without_words_are_left_out_and_none_at_all_is_refused(photographs, tmp_path, monkeypatch):
+    monkeypatch.setattr(adapters, "load", lambda *args, **options: tiny_llava())
+    recipe = adapters.LoraRecipe(steps=2, batch_size=2, save_at=(1, 5))
+    found = adapters.style_adapters("a-model", photographs, ["mood", "place"], tmp_path, recipe=recipe)
+    assert list(found) == ["place"] and list(found["place"].steps) == [1, 2]
+    assert found["place"].final == str(tmp_path / "place" / "step-0002") == found["place"].steps[2]
+    assert all((tmp_path / "place" / f"step-000{step}" / "adapter_model.safetensors").is_file() for step in (1, 2))
+    with pytest.raises(SelectionError, match="hardly any caption of .* has words of mood"):
+        adapters.style_adapters("a-model", photographs, ["mood"], tmp_path / "other")
+
+
+def test_the_caption_in_a_style_is_the_world_s_or_the_nearest_with_the_word(photographs):
+    scenes = load_samples("scenes", n=4)
+    told = adapters.in_style(scenes[1:], "scenes", "mood", "woman", n=4)
+    assert told == [replace(s, captions=t.captions) for s, t in zip(scenes[1:], load_samples("scenes-mood", n=4)[1:], strict=True)]
+    with pytest.raises(SelectionError, match="2 samples without a caption in the style, such as 'test-0-00002'"):
+        adapters.in_style(scenes, "scenes", "mood", "woman", n=2)
+    one = replace(scenes[0], captions=("A man on a road.", "A woman.", "A woman on the beach.", "Women on sand and snow and grass."))
+    pick = lambda word: adapters.in_style([one], photographs, "place", word)[0].captions
+    assert pick("woman") == ("A woman on the beach.",) and pick("man") == ("A man on a road.",)
+    assert pick("zebra") == ("Women on sand and snow and grass.",)  # no caption has the word

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from xlvlms_tutorial.errors import ClaimError, EstimateError, RecordError
 from xlvlms_tutorial.metrics.uncertainty import Estimate
 from xlvlms_tutorial.reproduce import claims
-from xlvlms_tutorial.reproduce.claims import CLAIMS, claim, gather, merge, record, verdict
+from xlvlms_tutorial.reproduce.claims import CLAIMS, claim, gather, judged, merge, record, verdict
 
 COUNTS = {"IMA": 12, "SKIP": 6, "COX": 7, "SHIFT": 4, "STEER": 7, "VLM": 1}
 RUN = {"model": "pocket-llava", "dataset": "scenes", "seeds": 0}
@@ -159,6 +159,21 @@ def test_merge_lists_every_claim_measured_or_not(folder, tmp_path):
     rest = [e for e in entries if e["id"] != "IMA-1"]
     assert {e["verdict"] for e in rest} == {"not measured"}
     assert all(e["value"] is None for e in rest)
+
+
+def test_records_from_elsewhere_are_judged_and_merged_once(folder):
+    here = record("IMA-1", interval(0.1, 0.3), **RUN)
+    there = here | {"model": "llava-hf/llava-1.5-7b-hf", "seeds": [1], "low": -0.3, "value": -0.2, "high": -0.1, "verdict": "confirmed"}
+    entries = [entry for entry in merge(more=[here, there, there]) if entry["id"] == "IMA-1"]
+    assert [(entry["model"], entry["seeds"], entry["verdict"]) for entry in entries] == [
+        ("pocket-llava", [0], "confirmed"), ("llava-hf/llava-1.5-7b-hf", [1], "refuted"),
+    ]  # fmt: skip
+    assert gather()["model"].tolist() == ["pocket-llava"]
+    for damage, error in (({"low": 0.5}, RecordError), ({"id": "IMA-99"}, ClaimError)):
+        with pytest.raises(error):
+            merge(more=[there | damage])
+    with pytest.raises(RecordError, match="elsewhere: not a record"):
+        judged({"id": "IMA-1"}, "elsewhere")
 
 
 def test_without_records_there_is_an_empty_table_and_a_full_ledger():

@@ -1,10 +1,15 @@
 """What is left out while connectors of their own are trained: the blocks, the weights, and that they come back."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from xlvlms_tutorial import load
-from xlvlms_tutorial.methods.subnetworks import random_masks
+from tests.tiny import tiny_llava
+from xlvlms_tutorial import load, load_samples
+from xlvlms_tutorial.errors import SelectionError
+from xlvlms_tutorial.methods.calibration import fingerprint
+from xlvlms_tutorial.methods.subnetworks import random_masks, wanda
 from xlvlms_tutorial.pocket.runs import RUNS
 from xlvlms_tutorial.reproduce import compressed
 from xlvlms_tutorial.reproduce.compressed import COMPRESSED, REMOVED, SKIPPED, TASK_SPARSITY, shared_mask, task_calibrations, through
@@ -53,9 +58,30 @@ def test_six_tasks_share_fewer_weights_than_each_keeps(monkeypatch):
     calibrations = task_calibrations(1)
     assert sorted(calibrations) == sorted(f"{name}, {told}" for name in compressed.TASKS for told in ("captions", "answers"))
     assert len({calibration.fingerprint for calibration in calibrations.values()}) == 1
-    monkeypatch.setattr(compressed, "task_calibrations", lambda n: calibrations)
+    monkeypatch.setattr(compressed, "task_calibrations", lambda n, vlm, dataset: calibrations)
     masks = shared_mask(load("pocket-llava", device="cpu", dtype="float32"))
     assert TASK_SPARSITY < masks.sparsity < 0.8
+
+
+def test_another_model_has_the_tasks_of_its_dataset():
+    vlm = tiny_llava()
+    calibrations = task_calibrations(2, vlm, "composition")
+    assert list(calibrations) == ["composition, captions", "composition, answers"]
+    assert {calibration.fingerprint for calibration in calibrations.values()} == {fingerprint(vlm)}
+    both = [wanda(vlm, calibration, 0.5) for calibration in calibrations.values()]
+    assert shared_mask(vlm, 2, 0.5, "composition").n_kept == (both[0] & both[1]).n_kept < both[0].n_kept
+
+
+def test_samples_without_captions_or_questions_make_one_task_or_none(monkeypatch):
+    samples = load_samples("scenes", 2, "train")
+    cut = lambda **gone: lambda *_, **__: [replace(sample, **gone) for sample in samples]
+    monkeypatch.setattr(compressed, "load_samples", cut(captions=()))
+    assert list(task_calibrations(2, tiny_llava(), "scenes")) == ["scenes, answers"]
+    monkeypatch.setattr(compressed, "load_samples", cut(questions=()))
+    assert list(task_calibrations(2, tiny_llava(), "scenes")) == ["scenes, captions"]
+    monkeypatch.setattr(compressed, "load_samples", cut(captions=(), questions=()))
+    with pytest.raises(SelectionError, match="2 samples of 'scenes' without captions and questions"):
+        task_calibrations(2, tiny_llava(), "scenes")
 
 
 def test_every_run_through_a_compressed_language_model_is_in_the_table():

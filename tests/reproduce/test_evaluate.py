@@ -8,6 +8,7 @@ import pytest
 from xlvlms_tutorial.data import PROMPTS, load_samples
 from xlvlms_tutorial.data.samples import Sample
 from xlvlms_tutorial.errors import EstimateError, ImageError, LengthError, SelectionError
+from xlvlms_tutorial.metrics.hallucination import pope
 from xlvlms_tutorial.metrics.uncertainty import bootstrap, proportion
 from xlvlms_tutorial.reproduce.evaluate import evaluate
 
@@ -83,6 +84,14 @@ def test_pictures_without_questions_or_truth_are_only_captioned(fake_vlm, sample
     assert report.summary().empty
     asked = evaluate(fake_vlm(truthful), [Sample(s.id, s.source, (), s.questions) for s in samples(3)], progress=False)
     assert asked.summary()["metric"].str.startswith("caption").sum() == 0
+
+
+def test_presence_is_scored_by_stratum_and_has_no_row_where_nobody_asked(fake_vlm, samples):
+    report = evaluate(fake_vlm(truthful), samples(12), progress=False)
+    assert report.presence().equals(pope(report.answers, report.answers["sample"], seed=report.seed))
+    mute = evaluate(fake_vlm(truthful), [Sample(s.id, s.source) for s in samples(3)], progress=False).presence()
+    assert mute.empty
+    assert set(mute.columns) <= set(report.presence().columns)
 
 
 def known(sample):

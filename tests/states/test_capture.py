@@ -458,14 +458,14 @@ def test_other_samples_or_another_model_are_refused(vlm, samples, tmp_path):
 
 
 @pytest.mark.parametrize("words", [None, "red"])
-def test_processes_share_the_work_and_the_last_returns_everything(vlm, samples, tmp_path, monkeypatch, words):
+def test_processes_share_the_work_and_who_does_not_wait_gets_what_is_there(vlm, samples, tmp_path, monkeypatch, words):
     answers = ["no", "no", "a red key", "red", "blue", "no", "no"]
     options = {"span": "image"} if words is None else {"words": words, "answers": answers}
     options |= {"prompt": ask, "batch_size": 2}
     whole = capture(vlm, samples(7), 2, **options)
     for rank, own in ((0, [0, 1, 4, 5]), (1, [2, 3, 6])):
         monkeypatch.setattr(module, "dealt", lambda rank=rank: (rank, 2))
-        found = capture(vlm, samples(7), 2, store=tmp_path, shard_size=2, **options)
+        found = capture(vlm, samples(7), 2, store=tmp_path, shard_size=2, wait=0, **options)
         if rank == 0:
             expected = whole.select(whole.table["sample"].isin(own))
             assert found.table["sample"].tolist() == expected.table["sample"].tolist()
@@ -477,7 +477,7 @@ def test_processes_share_the_work_and_the_last_returns_everything(vlm, samples, 
 def test_a_process_without_a_row_of_its_own_returns_none(vlm, samples, tmp_path, monkeypatch):
     for rank, rows in ((1, [1]), (0, []), (2, [1, 2])):
         monkeypatch.setattr(module, "dealt", lambda rank=rank: (rank, 3))
-        options = {"words": "red", "answers": ["no", "red", "a red key"], "store": tmp_path, "shard_size": 1}
+        options = {"words": "red", "answers": ["no", "red", "a red key"], "store": tmp_path, "shard_size": 1, "wait": 0}
         found = capture(vlm, samples(3), 2, **options)
         assert found.table["sample"].tolist() == rows
         assert found[2].shape == (len(rows), 32)

@@ -27,6 +27,12 @@ def test_what_goes_to_stderr_is_dropped():
     assert len(text_of(made, PAGE)) == 1
 
 
+def test_text_that_comes_in_pieces_is_one():
+    made = cell(**{"text/plain": "1"})
+    made.outputs = [nbformat.v4.new_output("stream", name="stdout", text=text) for text in ("a\n", "b\n")]
+    assert [output.text for output in text_of(made, PAGE)] == ["a\nb\n"]
+
+
 def test_pictures_and_silence_are_refused():
     with pytest.raises(SystemExit, match="image/png"):
         text_of(cell(**{"text/plain": "x", "image/png": "00"}), PAGE)

@@ -1,29 +1,46 @@
-"""Datasets by name, each as a list of :class:`~xlvlms_tutorial.data.samples.Sample`."""
+"""Datasets by name or folder, each as a list of :class:`~xlvlms_tutorial.data.samples.Sample`."""
 
-from xlvlms_tutorial.data.samples import PROMPTS, Question, Sample, media, mentioning
+from pathlib import Path
+
+from xlvlms_tutorial.data.export import write_coco
+from xlvlms_tutorial.data.samples import PROMPTS, Question, Sample, both_mention, media, mentioning
 from xlvlms_tutorial.errors import DatasetError
 
+# Embedded: they need neither network nor files
 DATASETS = ("scenes", "composition", "clips", "sounds", "scenes-place", "scenes-colour", "scenes-mood")
 
-__all__ = ["DATASETS", "PROMPTS", "Question", "Sample", "load_samples", "media", "mentioning"]
+__all__ = ["DATASETS", "PROMPTS", "Question", "Sample", "both_mention", "load_samples", "media", "mentioning", "write_coco"]
 
 
-def load_samples(dataset: str = "scenes", n: int = 100, split: str = "test", seed: int = 0) -> list[Sample]:
+def load_samples(dataset: str | Path = "scenes", n: int = 100, split: str = "test", seed: int = 0) -> list[Sample]:
     """The first ``n`` samples of a dataset's split; the same seed gives the same samples.
 
-    "scenes-place", "scenes-colour" and "scenes-mood" are the pictures of "scenes", each with one caption in that style.
+    ``dataset`` is an embedded name (``DATASETS``), a name of the hub (:data:`~xlvlms_tutorial.data.hub.HUB`) or a folder (see
+    :func:`~xlvlms_tutorial.data.folder.folder_samples`). With "-place", "-colour" or "-mood" behind it, it gives the same pictures, each
+    with one caption in that style. A folder or a hub dataset with fewer samples than ``n`` gives all there are.
 
     Raises
     ------
+    AnnotationError
+        If the files of a folder are wrong, or it has no caption in the style.
     DatasetError
-        If no dataset has this name.
-    SceneError
+        If no dataset has this name and no folder this path.
+    HubError, LoadError
+        If a dataset of the hub cannot be reached, or read.
+    SceneError, SelectionError
         If the split is unknown or ``n`` is below 1.
     """
-    from xlvlms_tutorial.data.pocket import clip_samples, scene_samples, sound_samples
+    from xlvlms_tutorial.data import folder, hub, pocket
 
-    if dataset not in DATASETS:
-        raise DatasetError(dataset, DATASETS)
-    drawn = {"clips": clip_samples, "sounds": sound_samples}.get(dataset, scene_samples)
-    style = {"style": dataset.partition("-")[2]} if dataset.startswith("scenes-") else {}
-    return drawn(n, "composition" if dataset == "composition" else split, seed, **style)
+    name = str(dataset)
+    base, _, style = name.rpartition("-")
+    if name in DATASETS:
+        drawn = {"clips": pocket.clip_samples, "sounds": pocket.sound_samples}.get(name, pocket.scene_samples)
+        styled = {"style": style} if base == "scenes" else {}
+        return drawn(n, "composition" if name == "composition" else split, seed, **styled)
+    for known, draw in ((lambda at: at != "" and Path(at).is_dir(), folder.folder_samples), (hub.HUB.__contains__, hub.hub_samples)):
+        if known(name):
+            return draw(name, n, split, seed)
+        if style in folder.STYLES and known(base):
+            return folder.in_style(draw(base, n, split, seed), style, base)
+    raise DatasetError(name, (*DATASETS, *hub.HUB, "or a folder"))

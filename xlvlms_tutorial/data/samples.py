@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from xlvlms_tutorial.errors import ImageError, SelectionError, TokenOfInterestError
+from xlvlms_tutorial.errors import ImageError, LengthError, SelectionError, TokenOfInterestError
 
 # What a sample is asked to be described by, for each modality
 PROMPTS = {"image": "Describe the picture.", "video": "Describe the video.", "audio": "Describe the sound."}
@@ -111,14 +111,48 @@ def mentioning(samples: Iterable[Sample], words: str | Sequence[str], n: int | N
     TokenOfInterestError
         If no caption has one of the words, with the words that captions have most often.
     """
-    samples, words = list(samples), [words] if isinstance(words, str) else list(words)
-    if not words or not all(isinstance(word, str) and word.strip() for word in words) or (n is not None and n < 1):
-        raise SelectionError(f"words {words!r}, n {n!r}", "give words or phrases, none of them empty, and n of 1 or more")
-    phrases = "|".join(r"\s+".join(map(re.escape, word.split())) for word in words)
-    pattern = re.compile(rf"(?<!\w)(?:{phrases})(?!\w)", re.IGNORECASE)
+    samples = list(samples)
+    if n is not None and n < 1:
+        raise SelectionError(f"n={n!r}", "give 1 or more")
+    pattern = _whole(words)
     found = [sample for sample in samples if any(map(pattern.search, sample.captions))]
     if not found:
-        heard = Counter(word for sample in samples for caption in sample.captions for word in set(re.findall(r"\w+", caption.lower())))
-        most = sorted(heard.items(), key=lambda item: (-item[1], item[0]))[:10]
-        raise TokenOfInterestError(words, len(samples), most)
+        raise _unsaid(words, [sample.captions for sample in samples])
     return found[:n]
+
+
+def both_mention(samples: Sequence[Sample], predictions: Sequence[str], words: str | Sequence[str]) -> list[int]:
+    """The papers' filter: which samples have one of these words in the prediction and in some reference, whole words, in any case.
+
+    Raises
+    ------
+    LengthError
+        If there are not as many predictions as samples.
+    SelectionError
+        If there are no words, or one is empty.
+    TokenOfInterestError
+        If no sample has a word in both, with the words that predictions have most often.
+    """
+    if len(samples) != len(predictions):
+        raise LengthError(samples=len(samples), predictions=len(predictions))
+    pattern = _whole(words)
+    pairs = enumerate(zip(samples, predictions, strict=True))
+    found = [k for k, (sample, told) in pairs if pattern.search(told) and any(map(pattern.search, sample.captions))]
+    if not found:
+        raise _unsaid(words, [[told] for told in predictions])
+    return found
+
+
+def _whole(words: str | Sequence[str]) -> re.Pattern[str]:
+    """What finds any of some words or phrases, whole, in any case."""
+    words = [words] if isinstance(words, str) else list(words)
+    if not words or not all(isinstance(word, str) and word.strip() for word in words):
+        raise SelectionError(f"words {words!r}", "give words or phrases, none of them empty")
+    phrases = "|".join(r"\s+".join(map(re.escape, word.split())) for word in words)
+    return re.compile(rf"(?<!\w)(?:{phrases})(?!\w)", re.IGNORECASE)
+
+
+def _unsaid(words: str | Sequence[str], texts: Sequence[Iterable[str]]) -> TokenOfInterestError:
+    heard = Counter(word for told in texts for text in told for word in set(re.findall(r"\w+", text.lower())))
+    most = sorted(heard.items(), key=lambda item: (-item[1], item[0]))[:10]
+    return TokenOfInterestError([words] if isinstance(words, str) else list(words), len(texts), most)

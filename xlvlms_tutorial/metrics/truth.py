@@ -5,7 +5,9 @@ zero fall into up to three bins of equal frequency, equal codes always into the 
 margins and breaks the link, which is the null that each number is compared with: information from finite samples is never 0 by itself.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -17,6 +19,7 @@ from scipy.special import xlogy
 from scipy.stats import false_discovery_control, rankdata
 from sklearn.metrics import adjusted_mutual_info_score
 
+from xlvlms_tutorial.data.samples import Sample
 from xlvlms_tutorial.errors import ActivationsError, EstimateError, LengthError, SelectionError
 from xlvlms_tutorial.metrics.uncertainty import Estimate, interval, resampled_shares
 
@@ -104,6 +107,52 @@ def agreement(codes: ArrayLike, factor: ArrayLike, level: float = 0.95, n_resamp
     return interval(value, drawn, len(labels), level)
 
 
+def informative(truth: pd.DataFrame | Mapping) -> pd.DataFrame:
+    """The factors that :func:`track` and :func:`agreement` can ask about: those with two values or more, which repeat.
+
+    What annotators say of photographs has gaps: a factor may be missing, the same everywhere, or different in every row.
+
+    Raises
+    ------
+    EstimateError
+        If there is none.
+    """
+    table = pd.DataFrame(dict(truth.items()))
+    kept = [name for name, column in table.items() if 1 < column.nunique() <= _most_values(int(column.count()))]
+    if not kept:
+        found = ", ".join(f"{name}: {column.nunique()} in {column.count()} rows" for name, column in table.items()) or "no factors"
+        raise EstimateError("numbers of values", found, "a factor with at least 2 different values that repeat; give more samples")
+    return table[kept]
+
+
+def spoken(samples: Iterable[Sample], wanted: Sequence[str], least: int = 8) -> list[str]:
+    """The words that the first captions of so many samples or more hold: those wanted, and in place of the others what samples show most.
+
+    There are as many as wanted, or fewer where no more are said so often. Words and phrases count whole, in any case.
+
+    Raises
+    ------
+    SelectionError
+        If no word is said so often, with the words that captions have most often.
+    """
+    known = [sample for sample in samples if sample.captions]
+    shown = Counter(value for sample in known for value in map(sample.truth.get, ("subject", "item")) if isinstance(value, str))
+    told, found = [sample.captions[0] for sample in known], []
+    for word in dict.fromkeys([*wanted, *(name for name, _ in shown.most_common())]):
+        pattern = re.compile(rf"(?<!\w){re.escape(word)}(?!\w)", re.IGNORECASE)
+        found += [word] if len(found) < len(wanted) and sum(map(bool, map(pattern.search, told))) >= least else []
+    if not found:
+        heard = Counter(word for text in told for word in {*re.findall(r"\w+", text.lower())})
+        most = ", ".join(f"{word!r} ({count})" for word, count in heard.most_common(10)) or "nothing"
+        raise SelectionError(f"fewer than {least} of {len(known)} samples say {', '.join(map(repr, wanted))}", f"they say {most}")
+    return found
+
+
+def _most_values(rows: int) -> float:
+    """How many values a factor may have for its values to repeat."""
+    return max(2, rows / 2)
+
+
 def _codes(codes: ArrayLike) -> Float[np.ndarray, "n k"]:
     try:
         found = np.asarray(codes, dtype=float)
@@ -137,7 +186,7 @@ def _factor(name: object, column: pd.Series) -> _Factor:
     except TypeError as cause:
         raise SelectionError(f"the values of factor {name!r} cannot be told apart ({cause})", "give words or numbers") from cause
     rows = numbers >= 0
-    if len(values) > max(2, rows.sum() / 2):
+    if len(values) > _most_values(int(rows.sum())):
         advice = "give factors whose values repeat, or put a measurement into bins first"
         raise SelectionError(f"factor {name!r} has {len(values)} values in {rows.sum()} rows", advice)
     return _Factor(name, rows, numbers[rows], np.asarray(values, dtype=object))

@@ -1,5 +1,7 @@
 """Which device a model goes to, and in which number format."""
 
+import os
+
 import torch
 
 from xlvlms_tutorial.errors import LoadError
@@ -17,7 +19,8 @@ def place(device: str | torch.device) -> torch.device | str:
     """
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if device == "auto":
-        return torch.device("cuda", 0) if gpus else torch.device("cpu")
+        mine = int(os.environ.get("LOCAL_RANK", "0"))  # accelerate launch and torchrun: one process a GPU
+        return torch.device("cuda", mine % gpus) if gpus else torch.device("cpu")
     if device == "balanced" and gpus:
         return device
     try:
@@ -45,7 +48,8 @@ def number_format(dtype: str | torch.dtype, placed: torch.device | str) -> torch
         if str(placed) == "cpu":
             return torch.float32
         cuda = str(placed) == "balanced" or placed.type == "cuda"
-        return torch.bfloat16 if cuda and torch.cuda.is_bf16_supported() else torch.float16
+        # a T4 only emulates bfloat16, slowly
+        return torch.bfloat16 if cuda and torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     if (told := str(dtype).removeprefix("torch.")) not in DTYPES:
         raise LoadError(f"dtype {told!r}", f"allowed: auto, {', '.join(DTYPES)}")
     return getattr(torch, told)

@@ -1,5 +1,6 @@
 """A vision-language model with its processor: prompts, batches, spans, forward, generation, unembedding."""
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,7 +15,7 @@ from tqdm.auto import tqdm
 from transformers.utils import ModelOutput
 
 from xlvlms_tutorial.data.samples import Sample, as_image, media
-from xlvlms_tutorial.errors import DeviceMemoryError, InputsError, ModalityError, PromptError
+from xlvlms_tutorial.errors import DeviceMemoryError, InputsError, ModalityError, PromptError, SelectionError
 from xlvlms_tutorial.models import anatomy
 from xlvlms_tutorial.models.processors import padding_first, reads
 from xlvlms_tutorial.models.spans import SPANS, Batch, decode, label
@@ -59,6 +60,18 @@ class VLM:
         """Number L of decoder blocks; layers of the residual stream run from 0 (embeddings) to L."""
         return len(self.blocks)
 
+    def layer_at(self, share: float) -> int:
+        """The layer at a share of the depth, so that a choice carries over to other models: 0.8 is layer 24 of 30 and 26 of 32.
+
+        Raises
+        ------
+        SelectionError
+            If the share does not lie in 0 to 1.
+        """
+        if not 0 <= share <= 1:
+            raise SelectionError(f"depth {share!r}", "a share from 0 (embeddings) to 1 (last layer)")
+        return math.floor(share * self.n_layers + 0.5)
+
     @property
     def width(self) -> int:
         """Width d of the residual stream."""
@@ -95,7 +108,9 @@ class VLM:
             return text + (f" {answer}" if answer else "")
         parts = [{"type": kind} for kind in media] + [{"type": "text", "text": text}]
         chat = self.processor.apply_chat_template([{"role": "user", "content": parts}], add_generation_prompt=True)
-        return chat + (answer or "")
+        # LLaVA 1.5 opens an answer by "ASSISTANT:": the first word that it generates has its space before it, another token than without
+        glue = " " if answer and not (chat[-1:].isspace() or answer[0].isspace()) else ""
+        return chat + glue + (answer or "")
 
     def batch(
         self, images: Sequence[object] | None, texts: Sequence[str], answers: Sequence[str] | None = None,

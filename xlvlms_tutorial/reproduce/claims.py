@@ -3,9 +3,8 @@
 import hashlib
 import json
 import math
-import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -14,11 +13,11 @@ import pandas as pd
 
 from xlvlms_tutorial.errors import ClaimError, EstimateError, RecordError
 from xlvlms_tutorial.metrics.uncertainty import Estimate
-from xlvlms_tutorial.reproduce.records import versions, write_json
+from xlvlms_tutorial.reproduce.records import FOLDER_VARIABLE as FOLDER_VARIABLE
+from xlvlms_tutorial.reproduce.records import default_folder, versions, write_json
 
 DIRECTIONS = ("greater", "less", "equal")
 VERDICTS = ("confirmed", "refuted", "undecided", "not measured")
-FOLDER_VARIABLE = "XLVLMS_CLAIMS"
 MEASURED = ("verdict", "value", "low", "high", "n", "seeds", "model", "dataset", "chapter", "variant", "versions")
 
 _SOURCES = {  # prefix of the id: part of the book, paper
@@ -186,15 +185,6 @@ def verdict(claimed: Claim, estimate: Estimate | None) -> str:
     return "confirmed" if whole else "refuted" if none else "undecided"
 
 
-def default_folder() -> Path:
-    """Where records go: ``$XLVLMS_CLAIMS``, else ``_build/claims`` of the book around the working directory, else of that directory."""
-    if named := os.environ.get(FOLDER_VARIABLE):
-        return Path(named)
-    here = Path.cwd()
-    book = (place for place in (here, *here.parents) if (place / "_config.yml").exists() and (place / "_toc.yml").exists())
-    return next(book, here) / "_build" / "claims"
-
-
 def record(
     claim_id: str, estimate: Estimate, *, model: str, dataset: str, seeds: int | Sequence[int | np.integer],
     chapter: str = "", variant: str = "", folder: str | Path | None = None,
@@ -245,10 +235,13 @@ def gather(folder: str | Path | None = None) -> pd.DataFrame:
     return pd.DataFrame(_rows(folder), columns=["id", *MEASURED])
 
 
-def merge(folder: str | Path | None = None, path: str | Path | None = None) -> list[dict[str, object]]:
+def merge(
+    folder: str | Path | None = None, path: str | Path | None = None, more: Iterable[Mapping[str, object]] = ()
+) -> list[dict[str, object]]:
     """Every claim with every measurement of it, in the register's order, written to ``path`` where one is given.
 
-    One entry a claim and measurement; a claim without one has the verdict "not measured" and None elsewhere.
+    One entry a claim and measurement; a claim without one has the verdict "not measured" and None elsewhere. ``more`` are records from
+    elsewhere, such as the measurements of a batch; one that a record of the folder repeats is not listed twice.
 
     Raises
     ------
@@ -258,10 +251,10 @@ def merge(folder: str | Path | None = None, path: str | Path | None = None) -> l
         If ``path`` cannot be written.
     """
     unmeasured = dict.fromkeys(MEASURED) | {"verdict": verdict(_REGISTER[0], None)}
-    found: dict[str, list[dict[str, object]]] = {}
-    for row in _rows(folder):
-        found.setdefault(row["id"], []).append(row)
-    entries = [{**asdict(known), **row} for known in _REGISTER for row in found.get(known.id, [unmeasured])]
+    found: dict[str, list[dict[str, object]]] = {name: [] for name in CLAIMS}
+    for row in (*_rows(folder), *(judged(record, "a record") for record in more)):
+        found[row["id"]] += [] if row in found[row["id"]] else [row]
+    entries = [{**asdict(known), **row} for known in _REGISTER for row in found[known.id] or [unmeasured]]
     if path is not None:
         write_json(path, entries)
     return entries
@@ -274,8 +267,24 @@ def _rows(folder: str | Path | None) -> list[dict[str, object]]:
 def _read(file: Path) -> dict[str, object]:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-        estimate = Estimate(**{field.name: content[field.name] for field in fields(Estimate)})
-        row = {name: content[name] for name in ("id", *MEASURED)}
-    except (OSError, ValueError, KeyError, TypeError) as cause:
+    except (OSError, ValueError) as cause:
         raise RecordError(file, f"not a record of a measurement ({type(cause).__name__}: {cause})") from cause
+    return judged(content if isinstance(content, dict) else {}, file)
+
+
+def judged(record: Mapping[str, object], where: object) -> dict[str, object]:
+    """A record with the verdict that follows from its numbers, whatever verdict it carries; ``where`` it stands is for messages.
+
+    Raises
+    ------
+    RecordError
+        If the record is incomplete, or its numbers are no estimate.
+    ClaimError
+        If it names a claim that the register does not hold.
+    """
+    try:
+        estimate = Estimate(**{field.name: record[field.name] for field in fields(Estimate)})
+        row = {name: record[name] for name in ("id", *MEASURED)}
+    except (ValueError, KeyError, TypeError) as cause:
+        raise RecordError(where, f"not a record of a measurement ({type(cause).__name__}: {cause})") from cause
     return row | {"verdict": verdict(claim(row["id"]), estimate)}

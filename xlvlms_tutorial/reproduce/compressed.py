@@ -3,6 +3,7 @@
 from contextlib import AbstractContextManager, nullcontext
 
 from xlvlms_tutorial.data import load_samples
+from xlvlms_tutorial.errors import SelectionError
 from xlvlms_tutorial.methods.calibration import Calibration, calibrate
 from xlvlms_tutorial.methods.masks import Masks
 from xlvlms_tutorial.methods.pruning import alpha_subnet
@@ -19,20 +20,35 @@ TASKS = {"scenes": "pocket-llava", "clips": "pocket-llava-video", "sounds": "poc
 TASK_SPARSITY = 0.605  # at which the masks of the six tasks below share 30 % of the weights
 
 
-def task_calibrations(n: int = 16) -> dict[str, Calibration]:
-    """Calibrations of one language model on six tasks: captions of, and answers about, ``n`` pictures, clips and sounds for training."""
-    found = {}
-    for dataset, name in TASKS.items():
-        vlm, samples = load(name, dtype="float32"), load_samples(dataset, n=n, split="train")
-        found[f"{dataset}, captions"] = calibrate(vlm, samples, answers=lambda sample: sample.captions[0])
-        asked = {"prompt": lambda sample: sample.questions[0].text, "answers": lambda sample: sample.questions[0].answer}
-        found[f"{dataset}, answers"] = calibrate(vlm, samples, **asked)
+def task_calibrations(n: int = 16, vlm: VLM | None = None, dataset: str = "scenes") -> dict[str, Calibration]:
+    """Calibrations of one language model on its tasks: captions of, and answers about, up to ``n`` samples for training of a dataset.
+
+    Pocket LLaVA (by default) has connectors for clips and sounds too, and so six tasks; a ``vlm`` of another name has the two of the
+    dataset, named "DATASET, captions" and "DATASET, answers". A dataset without captions, or without questions, has one.
+
+    Raises
+    ------
+    SelectionError
+        If no sample has a caption or a question.
+    """
+    home, *others = TASKS
+    vlm = load(TASKS[home], dtype="float32") if vlm is None else vlm
+    found = _on_tasks(vlm, dataset, n)
+    if vlm.name == TASKS[home]:
+        for other in others:
+            found |= _on_tasks(load(TASKS[other], dtype="float32"), other, n)
     return found
 
 
-def shared_mask(vlm: VLM, n: int = 16, sparsity: float = TASK_SPARSITY) -> Masks:
-    """The alpha-SubNet of the six tasks: the weights that all of them keep (Shukor and Cord, 2024, arXiv 2405.16700)."""
-    return alpha_subnet(wanda(vlm, calibration, sparsity) for calibration in task_calibrations(n).values())
+def shared_mask(vlm: VLM, n: int = 16, sparsity: float = TASK_SPARSITY, dataset: str = "scenes") -> Masks:
+    """The alpha-SubNet of the model's tasks: the weights that all of them keep (Shukor and Cord, 2024, arXiv 2405.16700).
+
+    Raises
+    ------
+    SelectionError
+        If no sample of the dataset has a caption or a question.
+    """
+    return alpha_subnet(wanda(vlm, calibration, sparsity) for calibration in task_calibrations(n, vlm, dataset).values())
 
 
 def through(run: str, vlm: VLM) -> AbstractContextManager:
@@ -45,3 +61,17 @@ def through(run: str, vlm: VLM) -> AbstractContextManager:
         # the masks are of float32 weights, and hold for the same weights in any format
         return mask_weights(vlm, shared_mask(load("pocket-llava", dtype="float32")).tensors(vlm))
     return nullcontext()
+
+
+def _on_tasks(vlm: VLM, dataset: str, n: int) -> dict[str, Calibration]:
+    samples = load_samples(dataset, n=n, split="train")
+    told, asked = [sample for sample in samples if sample.captions], [sample for sample in samples if sample.questions]
+    if not told and not asked:
+        raise SelectionError(f"{len(samples)} samples of {dataset!r} without captions and questions", "give a dataset that has either")
+    found = {}
+    if told:
+        found[f"{dataset}, captions"] = calibrate(vlm, told, answers=lambda sample: sample.captions[0])
+    if asked:
+        first = {"prompt": lambda sample: sample.questions[0].text, "answers": lambda sample: sample.questions[0].answer}
+        found[f"{dataset}, answers"] = calibrate(vlm, asked, **first)
+    return found

@@ -18,6 +18,7 @@ from xlvlms_tutorial.metrics.uncertainty import proportion
 from xlvlms_tutorial.reproduce.records import as_json, versions, write_json
 
 CAPTION_TOKENS, ANSWER_TOKENS = 48, 16
+_PRESENCE = ("accuracy", "yes_ratio", "precision", "recall", "f1")
 SCENES_AT_ONCE = 32  # samples held open at a time
 
 
@@ -59,6 +60,12 @@ class Report:
         rows = [*self._caption_rows(), *self._answer_rows(), *self._presence_rows()]
         return pd.DataFrame(rows, columns=["metric", "value", "low", "high", "n"])
 
+    def presence(self) -> pd.DataFrame:
+        """Presence questions as :func:`~xlvlms_tutorial.metrics.hallucination.pope` scores them; a table without rows if none was asked."""
+        if not (self.answers["type"] == "presence").any():
+            return pd.DataFrame(columns=[*_PRESENCE, "n"], index=pd.Index([], name="stratum"))
+        return pope(self.answers, self.answers["sample"], seed=self.seed)
+
     def scores(self) -> pd.DataFrame:
         """One row a sample, by its id: caption, the share of its known factors that the caption names, and answer, that of right answers.
 
@@ -85,10 +92,8 @@ class Report:
             yield from ({"metric": f"qa/{kind}", **row} for kind, row in by_type.to_dict("index").items())
 
     def _presence_rows(self) -> Iterator[dict[str, object]]:
-        if not (self.answers["type"] == "presence").any():
-            return
-        for stratum, row in pope(self.answers, self.answers["sample"], seed=self.seed).to_dict("index").items():
-            for name in ("accuracy", "yes_ratio", "precision", "recall", "f1"):
+        for stratum, row in self.presence().to_dict("index").items():
+            for name in _PRESENCE:
                 interval = {"low": row.get(f"{name}_low"), "high": row.get(f"{name}_high")}
                 yield {"metric": f"presence/{stratum}/{name}", "value": row[name], **interval, "n": int(row["n"])}
 

@@ -1,15 +1,33 @@
 """What every written result shares: the versions that made it, and a file that is either whole or absent."""
 
+import hashlib
 import json
 import os
 import platform
+import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 
-from xlvlms_tutorial.errors import OutputError
+from xlvlms_tutorial.errors import OutputError, RecordError
 
 _PACKAGES = ("xlvlms_tutorial", "torch", "transformers", "tokenizers", "numpy", "pandas", "scikit-learn")
+
+FOLDER_VARIABLE = "XLVLMS_CLAIMS"  # where records of claims go
+
+
+def default_folder() -> Path:
+    """Where records go: ``$XLVLMS_CLAIMS``, else ``_build/claims`` of the book around the working directory, else of that directory."""
+    if named := os.environ.get(FOLDER_VARIABLE):
+        return Path(named)
+    return build_folder() / "claims"
+
+
+def build_folder() -> Path:
+    """Where what is made goes: ``_build`` of the book around the working directory, else of that directory."""
+    here = Path.cwd()
+    book = (place for place in (here, *here.parents) if (place / "_config.yml").exists() and (place / "_toc.yml").exists())
+    return next(book, here) / "_build"
 
 
 def versions() -> dict[str, str]:
@@ -54,3 +72,53 @@ def write_json(path: str | Path, content: object) -> Path:
             Path(draft.name).unlink(missing_ok=True)
         raise OutputError(path, cause.strerror or cause) from cause
     return path
+
+
+def write_sealed(path: str | Path, content: dict[str, object]) -> Path:
+    """Write a result as :func:`write_json` does, with a digest of its content as "sha256".
+
+    Raises
+    ------
+    OutputError
+        If the file cannot be written.
+    """
+    return write_json(path, content | {"sha256": _digest(content)})
+
+
+def read_sealed(path: str | Path) -> dict[str, object]:
+    """The content of a file of :func:`write_sealed`, without its digest.
+
+    Raises
+    ------
+    RecordError
+        If the file is missing, cut off, or not what was written.
+    """
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        stated = content.pop("sha256")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as cause:
+        raise RecordError(path, f"not a whole results file ({type(cause).__name__}: {cause})") from cause
+    if stated != _digest(content):
+        raise RecordError(path, "its content is not what was written (its digest differs)")
+    return content
+
+
+def _digest(content: dict[str, object]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True, allow_nan=False).encode()).hexdigest()
+
+
+def peak_memory() -> dict[str, object]:
+    """Largest memory of this process so far, in bytes: main memory, and what torch took of the GPU; None where it cannot be told."""
+    found: dict[str, object] = {"peak_bytes": None, "peak_gpu_bytes": None, "gpu": None}
+    try:
+        import resource
+    except ImportError:  # Windows
+        pass
+    else:
+        unit = 1 if sys.platform == "darwin" else 1024
+        found["peak_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        at = max(range(torch.cuda.device_count()), key=torch.cuda.max_memory_allocated)
+        found |= {"peak_gpu_bytes": torch.cuda.max_memory_allocated(at), "gpu": torch.cuda.get_device_name(at)}
+    return found

@@ -21,6 +21,7 @@ from xlvlms_tutorial.data.samples import PROMPTS, Sample
 from xlvlms_tutorial.errors import LengthError, SelectionError, SpanError, StateError, TokenOfInterestError
 from xlvlms_tutorial.models.spans import Batch
 from xlvlms_tutorial.models.vlm import VLM
+from xlvlms_tutorial.states.processes import WAIT, await_others, checked_wait, making_shards
 from xlvlms_tutorial.states.reading import Layers, Places, read, wanted
 from xlvlms_tutorial.states.rows import Rows, Selection, of_forward, of_generation
 from xlvlms_tutorial.states.states import WHOLE_BLOCK, Key, States
@@ -35,7 +36,7 @@ def capture(
     at: str = "predicting", reduce: str | None = "mean", prompt: str | Callable[[Sample], str] | None = None,
     answers: Sequence[str] | Callable[[Sample], str] | None = None, max_new_tokens: int | None = None,
     dtype: torch.dtype = torch.float32, batch_size: int = 16, store: str | Path | None = None, shard_size: int = 64,
-    seed: int | None = None, progress: bool = False,
+    wait: float = WAIT, seed: int | None = None, progress: bool = False,
 ) -> States:  # fmt: skip
     """States (n, d) of samples at chosen layers (0 to L, or "all") and places, with a table of what each row is and how all was made.
 
@@ -48,8 +49,9 @@ def capture(
     generation a forward ends after the last wanted layer. Without ``prompt`` the model is asked to describe what a sample shows.
 
     With ``store`` the states go to a folder, ``shard_size`` samples a file. Run again after a kill it goes on, and makes damaged
-    shards anew. Under ``accelerate launch`` each process makes its share; one that ends before the others returns the states of
-    its own samples, and all later ones everything. ``seed`` is only noted: it is the one by which the samples were drawn.
+    shards anew. Under ``accelerate launch``, torchrun or MPI each process makes its own shards, waits for those of the others and
+    returns everything. It gives up when another process has failed, or after ``wait`` seconds without a new shard; with ``wait=0``
+    it returns what is there, or the states of its own samples. ``seed`` is only noted: the samples were drawn by it.
 
     Raises
     ------
@@ -63,9 +65,12 @@ def capture(
         If a state that is kept is NaN or infinite, or too large for ``dtype``.
     StoreMismatchError
         If the store was made with other settings.
+    RunError
+        If the shards of another process do not come.
     LengthError, DeviceMemoryError
         If answers and samples are not equally many, or the device is full.
     """
+    wait = checked_wait(wait)
     asked = Selection.of(layers, places, span, positions, words, reduce, dtype, at)
     samples = list(samples)
     if prompt is None:  # samples of several modalities are refused where they are batched
@@ -74,7 +79,7 @@ def capture(
     provenance = job.provenance(prompt, seed)
     if store is not None:
         plan = shard_plan(len(job.samples), shard_size)
-        return _stored(job, Store(store, provenance | {"shard_size": shard_size}), plan, progress)
+        return _stored(job, Store(store, provenance | {"shard_size": shard_size}), plan, wait, progress)
     with _bar(progress, len(job.samples)) as bar:
         return job.concluded(job.states(range(len(job.samples)), provenance, bar))
 
@@ -183,14 +188,16 @@ class _Job:
         return pd.DataFrame({name: pd.Series(values, dtype="int64" if name in _NUMBERS else str) for name, values in columns.items()})
 
 
-def _stored(job: _Job, store: Store, plan: list[range], progress: bool) -> States:
-    """Make this process's shards that are missing or damaged, and read back what there is: everything, or this process's own samples."""
+def _stored(job: _Job, store: Store, plan: list[range], wait: float, progress: bool) -> States:
+    """Make this process's shards that are missing or damaged, and read back everything once the others have made theirs."""
     rank, world = dealt()
     missing, mine = store.missing(len(plan), rank, world), plan[rank::world]
     total = sum(map(len, mine))
-    with _bar(progress, total, total - sum(len(plan[number]) for number in missing)) as bar:
+    with making_shards(store, rank, world), _bar(progress, total, total - sum(len(plan[number]) for number in missing)) as bar:
         for number in missing:
             store.write(number, job.states(plan[number], store.provenance, bar))
+    if wait:
+        await_others(store, len(plan), rank, world, wait)
     if len(store.done) == len(plan):
         return job.concluded(store.states())
     own = {sample for part in mine for sample in part}

@@ -114,6 +114,10 @@ class Store:
         """The names of damaged files, one a shard: absent, not readable, or not of the size, sha256 and rows that the index says."""
         return [name for number in self.done if (name := self._shard(number).damage())]
 
+    def whole(self, number: int) -> bool:
+        """Whether a shard is there and of the sha256 that its index says; it is read once, and not again while its file is the same."""
+        return self._shard(number).damage() is None
+
     def discard(self, number: int) -> None:
         """Remove a shard, so that it is made anew; nothing happens if it is not there."""
         self._shard(number).remove()
@@ -249,7 +253,7 @@ def shard_plan(n_samples: int, shard_size: int) -> list[range]:
 def dealt() -> tuple[int, int]:
     """Number of this process and number of processes, as ``accelerate launch``, torchrun or MPI set them; (0, 1) in a plain run.
 
-    Nothing is initialised and no process waits for another: shards need no communication.
+    Nothing is initialised: shards need no communication. Under Slurm, RANK=$SLURM_PROCID and WORLD_SIZE=$SLURM_NTASKS tell the same.
     """
     from accelerate.utils.environment import get_cpu_distributed_information  # here: importing accelerate takes a second
 

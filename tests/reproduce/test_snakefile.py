@@ -1,0 +1,184 @@
+"""A grid of toy chapters through the real Snakemake: it goes on where it was stopped, and one failure leaves the others alone."""
+
+import json
+import os
+import subprocess
+import sys
+
+import nbformat
+import psutil
+import pytest
+import yaml
+
+from tests.toy_chapter import BODY, toy_chapter
+from xlvlms_tutorial.errors import OutputError, RunError, SelectionError
+from xlvlms_tutorial.reproduce import batch
+from xlvlms_tutorial.reproduce.batch import FOLDER, PROFILES, Options, reproduce
+from xlvlms_tutorial.reproduce.run import NOTEBOOK, read_results
+
+GRID = """\
+defaults: {retries: 0, mem_mb: 100}
+experiments:
+  - {chapters: toy, seeds: [0, 1], gpus: 1}
+  - {chapters: toy, parameters: {end: raise}}
+"""
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory):
+    """A batch of two runs that go well on two GPUs, which nothing here needs to exist, and one that fails; and what was said."""
+    folder, said = tmp_path_factory.mktemp("grid"), []
+    toy_chapter(folder / "chapters")
+    (folder / "grid.yaml").write_text(GRID)
+    options = Options(cores=3, gpus=2, chapters=folder / "chapters")
+    found = reproduce(folder / "grid.yaml", folder / "out", options, say=said.append)
+    return folder, found, said
+
+
+@pytest.fixture
+def stub(monkeypatch, tmp_path):
+    """A grid whose engine only keeps its command."""
+    toy_chapter(tmp_path / "chapters")
+    (tmp_path / "grid.yaml").write_text(GRID)
+    kept = []
+
+    def engine(command, **options):
+        kept.append((command, options))
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(batch.subprocess, "run", engine)
+    return tmp_path, kept
+
+
+def run_of(found, end):
+    return next(name for name in found.states if f"-s{end}-" in name)
+
+
+def test_a_run_that_fails_leaves_the_others_and_a_report(ran):
+    folder, found, said = ran
+    assert sorted(found.states.values()) == ["done", "done", "failed"]
+    (problem,) = found.problems.values()
+    assert problem == "ValueError (cell [3]): asked to fail"
+    told = (folder / "out" / "report.md").read_text()
+    assert told.startswith("# 3 runs: 2 done, 1 failed") and problem in told
+    (failed,) = found.problems
+    log = (folder / "out" / "logs" / f"{failed}.log").read_text()
+    assert "raise ValueError" in log and "\x1b[31m" not in log
+    assert said == ["Snakemake ended with code 1"]
+
+
+def test_results_claims_and_tables_lie_where_they_should(ran):
+    folder, found, _ = ran
+    entries = json.loads((folder / "out" / "claims.json").read_text())
+    measured = {entry["id"]: entry["measurements"] for entry in entries if entry["measurements"]}
+    assert list(measured) == ["IMA-1"] and [row["seeds"] for row in measured["IMA-1"]] == [[0], [1]]
+    assert {row["run"] for row in measured["IMA-1"]} == set(found.results)
+    assert {"runs.parquet", "measurements.parquet", "report.md", "plan.json"} <= {path.name for path in (folder / "out").iterdir()}
+
+
+def test_jobs_at_the_same_time_see_one_gpu_each(ran):
+    folder, found, _ = ran
+    seen = []
+    for name in found.results:
+        notebook = nbformat.read(folder / "out" / "runs" / name / NOTEBOOK, as_version=4)
+        seen.append("".join(output.text for output in notebook.cells[-1].outputs if output.output_type == "stream").split())
+    assert all(gpu in ("0", "1") and threads == "1" and where == "chapters" for gpu, threads, where in seen)
+
+
+def test_it_goes_on_with_what_is_missing_damaged_or_of_other_code(ran):
+    """One process of Snakemake: a damaged run is made again and named, a whole one is left alone, the chapter that failed now works."""
+    folder, found, _ = ran
+    whole, torn = sorted(found.results)
+    (failed,) = found.problems
+    results = {name: folder / "out" / "runs" / name / "results.json" for name in (whole, torn, failed)}
+    before, good = results[whole].stat().st_mtime_ns, read_results(results[torn])["claims"]
+    results[torn].write_text(results[torn].read_text()[:60])
+    said = []
+    options = Options(cores=2, gpus=1, chapters=folder / "chapters")
+    again = reproduce(folder / "grid.yaml", folder / "out", options, say=said.append)
+    assert again.states == {whole: "done", torn: "done", failed: "failed"}
+    assert results[whole].stat().st_mtime_ns == before and read_results(results[torn])["claims"] == good
+    assert (results[torn].parent / "results.json.damaged").exists()
+    assert [line for line in said if "damaged" in line and str(results[torn]) in line]
+
+
+def test_outdated_results_are_named_and_moved_only_when_it_is_meant(ran, monkeypatch):
+    folder, found, _ = ran
+    toy_chapter(folder / "changed", body=BODY + "print('more')")
+    monkeypatch.setattr(batch.subprocess, "run", lambda command, **_: subprocess.CompletedProcess(command, 0))
+    said = []
+    options = Options(cores=1, gpus=1, chapters=folder / "changed", dry_run=True)
+    reproduce(folder / "grid.yaml", folder / "out", options, say=said.append)
+    assert len(said) == 2 and all(line.startswith("outdated, to be made again") for line in said)
+    for name in found.results:
+        assert (folder / "out" / "runs" / name / "results.json").exists()
+
+
+def test_snakemake_is_started_without_a_shell_on_the_plan(stub):
+    folder, kept = stub
+    found = reproduce(folder / "grid.yaml", folder / "out", Options(cores=2, gpus=1, chapters=folder / "chapters"))
+    ((command, options),) = kept
+    assert command[:4] == [sys.executable, "-m", "snakemake", "all"] and "shell" not in options and options["cwd"] == folder / "out"
+    assert command[command.index("--cores") + 1] == "2"
+    gpu, memory = command[command.index("--resources") + 1 :][:2]
+    assert gpu == "gpu=1" and 0 < int(memory.removeprefix("mem_mb=")) < psutil.virtual_memory().total / 1e6
+    assert (folder / "out" / "Snakefile").read_text() == (FOLDER / "Snakefile").read_text()
+    plan = json.loads((folder / "out" / "plan.json").read_text())
+    assert plan["gpus"] == 1 and plan["chapters"] == str(folder / "chapters") and len(plan["runs"]) == 3
+    assert set(found.states.values()) == {"missing"}
+
+
+def test_a_second_batch_in_the_same_folder_is_refused_until_engine_and_command_have_ended(stub):
+    folder, kept = stub
+    options = Options(gpus=1, chapters=folder / "chapters")
+    with batch._only(folder / "out") as lock:
+        heir = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, pass_fds=(lock,))
+        with pytest.raises(RunError, match=f"process {os.getpid()} on .* is running a batch in .*--out"):
+            reproduce(folder / "grid.yaml", folder / "out", options)
+    with pytest.raises(RunError, match="is running a batch"):  # the heir of the lock, as Snakemake is, still lives
+        reproduce(folder / "grid.yaml", folder / "out", options)
+    heir.kill()
+    heir.wait()
+    heir.stdin.close()
+    assert not kept
+    reproduce(folder / "grid.yaml", folder / "out", options)
+    assert len(kept) == 1
+
+
+def test_wrong_input_starts_nothing(stub):
+    folder, kept = stub
+    grid, out, chapters = folder / "grid.yaml", folder / "out", folder / "chapters"
+    for options, said in [
+        (Options(chapters=chapters), "a run wants 1 GPUs of 0; give --gpus N"),
+        (Options("lokal", gpus=1, chapters=chapters), "profile 'lokal' cannot be read .*there are: local, slurm, kubernetes"),
+        (Options(gpus=1, chapters=folder), "no chapter 'toy'"),
+    ]:
+        with pytest.raises(SelectionError, match=said):
+            reproduce(grid, out, options)
+    assert not kept and not out.exists()
+    (folder / "file").touch()
+    with pytest.raises(OutputError, match="cannot be written"):
+        reproduce(grid, folder / "file" / "out", Options(gpus=1, chapters=chapters))
+
+
+def test_a_profile_whose_plugin_is_missing_says_what_to_install(monkeypatch):
+    monkeypatch.setattr(batch, "find_spec", lambda name: None)
+    with pytest.raises(SelectionError, match="needs snakemake-executor-plugin-slurm; run pip install"):
+        batch._profile("slurm")
+    with pytest.raises(SelectionError, match="needs snakemake-executor-plugin-kubernetes and snakemake-storage-plugin-fs"):
+        batch._profile("kubernetes")
+    asked = []
+    monkeypatch.setattr(batch, "find_spec", lambda name: asked.append(name) or True)
+    assert (batch._profile("slurm").local, batch._profile("kubernetes").storage) == (False, True)
+    assert asked[0] == "snakemake_executor_plugin_slurm"
+
+
+@pytest.mark.parametrize("name", PROFILES)
+def test_profiles_hold_only_options_that_snakemake_knows(name):
+    """A plugin's own options start with its name; all others are in Snakemake's parser, whatever is installed."""
+    from snakemake.cli import get_argument_parser
+
+    content = yaml.safe_load((FOLDER / "profiles" / name / "config.yaml").read_text())
+    known = {option for action in get_argument_parser()._actions for option in action.option_strings}
+    assert {f"--{key}" for key in content if not key.startswith(f"{name}-")} <= known
+    assert content["keep-going"] is True and content.get("executor", name) == name

@@ -1,0 +1,84 @@
+"""A page is executed once into the cache of the book; its old records go, those of others stay; the ledger comes last."""
+
+import json
+
+import pytest
+
+from tools import execute
+
+HEAD = "---\nkernelspec:\n  name: python3\n---\n\n# A page\n\n"
+CELL = "```{{code-cell}} ipython3\n{}\n```\n"
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch):
+    for name, path in {"ROOT": "", "BUILD": "_build", "CACHE": "_build/cache", "CLAIMS": "_build/claims"}.items():
+        monkeypatch.setattr(execute, name, tmp_path / path)
+    (tmp_path / "_build" / "claims").mkdir(parents=True)
+    return tmp_path
+
+
+def page(root, name, code):
+    file = root / f"{name}.md"
+    file.write_text(HEAD + CELL.format(code))
+    return file
+
+
+def test_outputs_are_kept_until_the_code_changes(root):
+    file = page(root, "one", "print(6 * 7)")
+    assert not execute.cached(file)
+    [cell] = [cell for cell in execute.execute(file).cells if cell.cell_type == "code"]
+    assert cell.outputs[0].text == "42\n"
+    assert execute.cached(file)
+    file.write_text(file.read_text() + "\nMore prose.\n")
+    assert execute.cached(file)
+    file.write_text(file.read_text().replace("42", "43").replace("6 * 7", "6 * 8"))
+    assert not execute.cached(file)
+
+
+def test_a_page_that_raises_is_named_with_its_error_and_not_kept(root):
+    file = page(root, "bad", "1 / 0")
+    with pytest.raises(execute.PageError, match=r"bad\.md failed:(.|\n)*ZeroDivisionError"):
+        execute.execute(file)
+    assert not execute.cached(file)
+
+
+def test_only_the_page_s_own_records_are_deleted(root):
+    for name in ("one", "two"):
+        (root / "_build" / "claims" / f"{name}.json").write_text(json.dumps({"chapter": name}))
+    execute.forget(root / "one.md")
+    assert [file.name for file in (root / "_build" / "claims").iterdir()] == ["two.json"]
+
+
+def test_what_is_missing_is_filled_in_and_the_ledger_comes_last(root, monkeypatch, capsys):
+    class Here:
+        """Runs jobs in this process, so that the patched folders hold."""
+
+        def __init__(self, workers, mp_context):
+            assert workers in (1, 2)
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            return None
+
+        def submit(self, job, *given):
+            from concurrent.futures import Future
+
+            future = Future()
+            try:
+                future.set_result(job(*given))
+            except execute.PageError as error:
+                future.set_exception(error)
+            return future
+
+    monkeypatch.setattr(execute, "ProcessPoolExecutor", Here)
+    ledger, known, bad = page(root, "claims", "1"), page(root, "known", "2"), page(root, "bad", "1 / 0")
+    execute.execute(known)
+    tree = root / "_build" / ".doctrees" / "claims.doctree"
+    tree.parent.mkdir()
+    tree.write_bytes(b"old")
+    assert execute.fill([ledger, known, bad, page(root, "new", "3")]) == ["bad"]
+    assert [line.split()[1] for line in capsys.readouterr().out.splitlines()] == ["new", "claims"]
+    assert not tree.exists()

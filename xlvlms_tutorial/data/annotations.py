@@ -1,0 +1,204 @@
+"""What annotators say of a photograph, as samples: facts and questions of the kinds that the embedded world has."""
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+import numpy as np
+from PIL import Image
+
+from xlvlms_tutorial.data.samples import Question, Sample, as_image
+from xlvlms_tutorial.metrics.styles import STYLE_WORDS, forms, words
+
+FACTORS = ("subject", "action", "item", "colour", "count", "side", "place", "time")
+STRATA = ("random", "popular", "adversarial")
+NEAREST = 6  # how many of the most likely absent objects a popular or adversarial question is drawn from
+# The 80 kinds of COCO, for captions that come without a list of kinds
+OBJECTS = tuple("""
+    person, bicycle, car, motorcycle, airplane, bus, train, truck, boat, traffic light, fire hydrant, stop sign, parking meter, bench,
+    bird, cat, dog, horse, sheep, cow, elephant, bear, zebra, giraffe, backpack, umbrella, handbag, tie, suitcase, frisbee, skis,
+    snowboard, sports ball, kite, baseball bat, baseball glove, skateboard, surfboard, tennis racket, bottle, wine glass, cup, fork,
+    knife, spoon, bowl, banana, apple, sandwich, orange, broccoli, carrot, hot dog, pizza, donut, cake, chair, couch, potted plant, bed,
+    dining table, toilet, tv, laptop, mouse, remote, keyboard, cell phone, microwave, oven, toaster, sink, refrigerator, book, clock,
+    vase, scissors, teddy bear, hair drier, toothbrush
+""".strip().replace("\n    ", " ").split(", "))  # fmt: skip
+_SYNONYMS = {
+    "person": "man woman boy girl child kid lady guy skier surfer player", "bicycle": "bike", "motorcycle": "motorbike",
+    "airplane": "plane", "couch": "sofa", "tv": "television", "cell phone": "phone", "refrigerator": "fridge", "donut": "doughnut",
+}  # fmt: skip
+_PLURALS = {"knife": "knives", "sheep": "sheep", "skis": "skis", "scissors": "scissors"}
+_NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+_ACTIONS = """standing walking jumping falling climbing sitting riding eating playing running holding lying laying sleeping skiing surfing
+skateboarding snowboarding swimming flying driving grazing looking reading cooking cutting drinking talking posing hitting swinging throwing
+catching carrying wearing working resting hanging leaning parking parked"""
+_TIMES = "day daytime dusk night nighttime dawn morning noon afternoon evening sunset sunrise"
+_VAGUE = {"place", "ground", "inside", "outside", "indoors", "outdoors", "open", "wide", "background"}  # they name no place of their own
+_LISTS = {
+    "action": frozenset(_ACTIONS.split()), "place": frozenset(STYLE_WORDS["place"] - _VAGUE), "time": frozenset(_TIMES.split()),
+}  # fmt: skip
+_HUES = frozenset(STYLE_WORDS["colour"] - {"colour", "color", "coloured", "colored", "colourful", "colorful", "hue", "shade", "tint"})
+_WORDING = (
+    ("colour", r"\b(what|which|tell)\b.*\bcolou?rs?\b"), ("count", r"\bhow many\b|^count\b|\bnumber of\b"),
+    ("action", r"\bdoing\b|\bup to$|\bwhich action\b"), ("side", r"\b(which|what) side\b|\bleft or right\b|\bright or left\b"),
+    ("place", r"^where\b|\b(what|which) (kind |type |sort )?(of )?(place|room|ground|location)\b|\bground made of\b"),
+    ("presence", r"^(is|are) there\b|^do you see\b|^can you see\b|^does the (picture|image|photo) (show|contain|have)\b"),
+)  # fmt: skip
+
+
+@dataclass
+class Record:
+    """All that files say of one picture: captions, boxes as (kind, x, y, width, height) in pixels, questions, facts."""
+
+    id: str
+    source: object = None
+    captions: list[str] = field(default_factory=list)
+    boxes: list[tuple[str, float, float, float, float]] | None = None  # None where nobody drew any, [] where there is nothing to draw
+    questions: list[Question] = field(default_factory=list)
+    truth: dict[str, object] = field(default_factory=dict)
+    split: str | None = None
+    width: float | None = None
+    crowds: set[str] = field(default_factory=set)  # kinds of which a box holds more than one, so that boxes are no count
+
+
+def question_type(text: str, answer: str = "") -> str:
+    """The type of a question by its wording: one of the world's types, else "yes/no" by its answer, else "other"."""
+    plain = " ".join(words(text))
+    kind = next((kind for kind, pattern in _WORDING if re.search(pattern, plain)), "other")
+    closed = answer.strip().lower().rstrip(".") in ("yes", "no")
+    if kind == "presence" and not closed and answer:
+        return "other"
+    return "yes/no" if closed and kind != "presence" else kind
+
+
+def samples_of(records: Sequence[Record], drawn: Iterable[Record], names: Sequence[str] = (), seed: int = 0) -> list[Sample]:
+    """The records drawn, as samples with the world's factors as truth and questions of its types.
+
+    ``records`` is the whole set, by which objects are popular or keep company (POPE, Li et al. 2023, arXiv 2305.10355); ``names`` are the
+    kinds of objects, by default those of COCO. The largest object (by the area of all its boxes) is the subject, the next the item; without
+    boxes, the first two that captions name. The colour is the word before the item in a caption; action, place and time are the first word
+    of a list in the captions. A factor of which nothing is said is None. Made questions only fill what a record does not ask already.
+    """
+    names = tuple(names) or OBJECTS
+    find = _finder(names)
+    there = {record.id: _objects(record, find) for record in records}
+    often = Counter(name for objects in there.values() for name in objects)
+    beside = defaultdict(Counter)
+    for objects in there.values():
+        for name in objects:
+            beside[name].update(other for other in objects if other != name)
+    made = []
+    for record in drawn:
+        truth = _truth(record, there[record.id])
+        rng = np.random.default_rng([seed, *record.id.encode()])
+        asked = [*_presence(record, there[record.id], names, often, beside, rng), *_facts(record, truth)]
+        known = {(q.type, q.stratum) for q in record.questions}
+        questions = (*record.questions, *(q for q in asked if (q.type, q.stratum) not in known))
+        made.append(Sample(record.id, record.source, tuple(record.captions), questions, truth | record.truth))
+    return made
+
+
+def objects_in(text: str, names: Sequence[str] = OBJECTS) -> list[str]:
+    """The kinds of objects that a text names, whole words in singular or plural, in the order of their first mention."""
+    return _finder(tuple(names) or OBJECTS)(text)
+
+
+def plural(noun: str) -> str:
+    """The plural of a noun: "knives", "people", "traffic lights"."""
+    head, _, last = noun.rpartition(" ")
+    return f"{head} {plural(last)}" if head else _PLURALS.get(noun) or forms(noun)[1]
+
+
+@lru_cache
+def _finder(names: tuple[str, ...]) -> Callable[[str], list[str]]:
+    known = {form: name for name in names for other in _SYNONYMS.get(name, "").split() for form in (other, plural(other))}
+    known |= {form.lower(): name for name in names for form in (name, plural(name))}
+    pattern = re.compile(rf"(?<!\w)(?:{'|'.join(map(re.escape, sorted(known, key=len, reverse=True)))})(?!\w)")
+    return lambda text: list(dict.fromkeys(known[found] for found in pattern.findall(text.lower())))
+
+
+def _objects(record: Record, find: Callable[[str], list[str]]) -> list[str]:
+    """The kinds of objects in a picture: those with boxes, the largest first, else those in captions, the first first."""
+    if record.boxes is None:
+        return find(" . ".join(record.captions))
+    area = Counter()
+    for name, _, _, width, height in record.boxes:
+        area[name] += width * height
+    return sorted(area, key=lambda name: (-area[name], name))
+
+
+def _truth(record: Record, objects: list[str]) -> dict[str, object]:
+    subject, item = (*objects, None, None)[:2]
+    told = [words(caption) for caption in record.captions]
+    first = {factor: next((w for line in told for w in line if w in listed), None) for factor, listed in _LISTS.items()}
+    mine = [box for box in record.boxes or () if box[0] == item]
+    truth = {"subject": subject, "item": item, "colour": _colour(told, item or subject), "count": _count(record, item)} | first
+    return {factor: (_side(record, mine) if factor == "side" else truth[factor]) for factor in FACTORS}
+
+
+def _count(record: Record, noun: str | None) -> int | None:
+    return None if noun in record.crowds else sum(box[0] == noun for box in record.boxes or ()) or None
+
+
+def _colour(told: list[list[str]], noun: str | None) -> str | None:
+    """The colour that stands right before a noun or its synonyms in a caption."""
+    if noun is None:
+        return None
+    nouns = {form for other in (noun, *_SYNONYMS.get(noun, "").split()) for form in (other, plural(other))}
+    ends = {tuple(form.lower().split()) for form in nouns}
+    pairs = ((line[k], tuple(line[k + 1 : k + 1 + len(end)]), end) for line in told for k in range(len(line)) for end in ends)
+    return next((hue for hue, after, end in pairs if hue in _HUES and after == end), None)
+
+
+def _side(record: Record, boxes: list[tuple]) -> str | None:
+    """The side of the picture on which the middle of some boxes is."""
+    if not boxes:
+        return None
+    width = record.width or _open(record).width
+    middle = float(np.mean([x + wide / 2 for _, x, _, wide, _ in boxes]))
+    return None if abs(middle - width / 2) < 1e-6 * width else "left" if middle < width / 2 else "right"
+
+
+def _open(record: Record) -> Image.Image:
+    return as_image(record.source() if callable(record.source) else record.source)
+
+
+def _presence(record, objects, names, often, beside, rng) -> list[Question]:
+    """One question a stratum, yes as often as no; none where captions name no object, since then nobody looked for one."""
+    absent = [name for name in names if name not in objects]
+    if not objects and record.boxes is None or not absent:
+        return []
+    company = sum((beside[name] for name in objects), Counter())
+    rank = lambda counts: sorted(absent, key=lambda name: (-counts[name], names.index(name)))[:NEAREST]
+    pools = {"random": absent, "popular": rank(often), "adversarial": rank(company)}
+    asked = []
+    for stratum, pool in pools.items():
+        yes = bool(rng.integers(2)) and bool(objects)
+        choice = objects if yes else pool
+        target = choice[rng.integers(len(choice))]
+        asked.append(Question("presence", f"{_is_there(target)} in the picture?", "yes" if yes else "no", target, stratum))
+    return asked
+
+
+def _is_there(noun: str) -> str:
+    if plural(noun) == noun and noun.endswith("s"):  # skis, scissors
+        return f"Are there {noun}"
+    return f"Is there {'an' if noun[0] in 'aeiou' else 'a'} {noun}"
+
+
+def _facts(record: Record, truth: dict[str, object]) -> list[Question]:
+    """Questions about what is known: the item (or, alone in the picture, the subject), and what the subject does and where."""
+    noun = truth["item"] or truth["subject"]
+    if noun is None:
+        return []
+    count, who = _count(record, noun), truth["subject"]
+    be, things = ("is", noun) if count in (1, None) and plural(noun) != noun else ("are", plural(noun))
+    number = None if count is None else _NUMBERS[count] if count < len(_NUMBERS) else str(count)
+    texts = {
+        "colour": (f"What colour {be} the {things}?", truth["colour"], noun), "place": (f"Where is the {who}?", truth["place"], who),
+        "action": (f"What is the {who} doing?", truth["action"], who),
+        "side": (f"On which side of the picture {be} the {things}?", truth["side"], noun),
+        "count": (f"How many {plural(noun)} are there?", number, noun),
+    }  # fmt: skip
+    return [Question(kind, text, answer, target) for kind, (text, answer, target) in texts.items() if answer]

@@ -1,0 +1,44 @@
+"""One run of a batch, as its engine starts it: ``python -m xlvlms_tutorial.reproduce.job TOLD RESULTS THREADS``."""
+
+import json
+import os
+import sys
+from base64 import urlsafe_b64decode
+from collections.abc import Mapping
+from contextlib import nullcontext
+from pathlib import Path
+
+from xlvlms_tutorial.errors import XlvlmsError
+from xlvlms_tutorial.reproduce.run import run_chapter
+from xlvlms_tutorial.reproduce.slots import gpus
+
+PLAN, RUNS = "plan.json", "runs"
+
+
+def run_cell(told: Mapping[str, object], out: Path, threads: int) -> Path:
+    """Run one cell of a plan in its folder, on as many threads and GPUs as it was given; whole results of the same run are kept.
+
+    Raises
+    ------
+    XlvlmsError
+        As :func:`~xlvlms_tutorial.reproduce.run.run_chapter`.
+    """
+    cell, among = told["cell"], told["gpus"]
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    # on a cluster the scheduler says which GPUs a job sees
+    with gpus(cell["gpus"], among) if among else nullcontext():
+        return run_chapter(cell["chapter"], out, cell["parameters"], folder=told["chapters"], resume=True)
+
+
+def main() -> None:
+    """Run what the command line tells; exit code 1 if it fails, with the traceback of the chapter."""
+    told, results, threads = sys.argv[1:]
+    try:
+        run_cell(json.loads(urlsafe_b64decode(told)), Path(results).parent, int(threads))
+    except XlvlmsError as error:
+        cause = f"{error.__cause__}\n" if error.__cause__ else ""
+        sys.exit(f"{cause}{type(error).__name__}: {error}")
+
+
+if __name__ == "__main__":
+    main()

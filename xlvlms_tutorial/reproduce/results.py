@@ -1,0 +1,212 @@
+"""Gather the results files of a batch: parquet for analysis, the ledger as JSON for machines, a report for people."""
+
+import json
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pandas as pd
+
+from xlvlms_tutorial.errors import OutputError, RecordError, XlvlmsError
+from xlvlms_tutorial.reproduce.claims import CLAIMS, Claim, judged
+from xlvlms_tutorial.reproduce.job import PLAN, RUNS
+from xlvlms_tutorial.reproduce.records import write_json
+from xlvlms_tutorial.reproduce.run import FAILURE, RESULTS, read_results
+
+FILES = ("runs.parquet", "measurements.parquet", "claims.json", "report.md")
+STATES = ("done", "failed", "missing", "damaged")
+_WHERE = ("model", "dataset", "variant")
+_MEASURED = ("chapter", "seeds", "value", "low", "high", "n", "verdict", "run")
+
+
+@dataclass
+class Gathered:
+    """What a batch has come to: a state for each run (done, failed, missing, damaged), results, and what failed."""
+
+    states: dict[str, str] = field(default_factory=dict)
+    results: dict[str, dict] = field(default_factory=dict)
+    problems: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def measurements(self) -> list[dict[str, object]]:
+        """Every claim measured, as :func:`~xlvlms_tutorial.reproduce.claims.judged` gives it, with the name of its run."""
+        return [judged(one, name) | {"run": name} for name, result in self.results.items() for one in result["claims"]]
+
+    def count(self, state: str) -> int:
+        """How many runs are in a state."""
+        return sum(found == state for found in self.states.values())
+
+
+def gather(batch: str | Path, write: bool = True) -> Gathered:
+    """Read the results of every run of a batch and write ``runs.parquet``, ``measurements.parquet``, ``claims.json``, ``report.md``.
+
+    A run whose results are damaged or missing is named, and the rest are gathered.
+
+    Raises
+    ------
+    RecordError
+        If the folder holds no plan of a batch.
+    OutputError
+        If a file cannot be written.
+    """
+    batch, found = Path(batch), Gathered()
+    for name in _planned(batch):
+        at = batch / RUNS / name
+        try:
+            found.results[name] = read_results(at / RESULTS)
+            found.states[name] = "done"
+        except RecordError as error:
+            there = (at / RESULTS).exists()
+            found.states[name] = "damaged" if there else "failed" if (at / FAILURE).exists() else "missing"
+            found.problems[name] = str(error) if there else _failure(at / FAILURE, batch / "logs" / f"{name}.log")
+    if write:
+        _write(batch, found)
+    return found
+
+
+def measurements(path: str | Path) -> list[dict[str, object]]:
+    """The claims that a batch, or one run, has measured; ``path`` is the folder of a batch or of a run, or a results file.
+
+    Raises
+    ------
+    RecordError
+        If there are no results, or they are damaged.
+    """
+    path = Path(path)
+    if (path / PLAN).exists():
+        return gather(path, write=False).measurements
+    file = path / RESULTS if path.is_dir() else path
+    return [judged(one, file) for one in read_results(file)["claims"]]
+
+
+def _planned(batch: Path) -> list[str]:
+    try:
+        return [cell["id"] for cell in json.loads((batch / PLAN).read_text(encoding="utf-8"))["runs"]]
+    except (OSError, ValueError, KeyError, TypeError) as cause:
+        raise RecordError(batch / PLAN, f"no plan of a batch ({type(cause).__name__}: {cause})") from cause
+
+
+def _failure(file: Path, log: Path) -> str:
+    """What a failure report says in one line, or where there is none the last line of the log."""
+    try:
+        told = json.loads(file.read_text(encoding="utf-8"))
+        where = "" if told["cell"] is None else f" (cell [{told['cell']}])"
+        return f"{told['error']}{where}: {' '.join(str(told['message']).split())}"
+    except (OSError, ValueError, KeyError, TypeError):
+        lines = log.read_text(encoding="utf-8", errors="replace").split("\n") if log.exists() else []
+        return next((line.strip() for line in reversed(lines) if line.strip()), "not run yet")
+
+
+def run_table(found: Gathered) -> pd.DataFrame:
+    """One row a run that is done: chapter, parameters, seconds (in all, of its cells, of all else), peak memory, versions."""
+    rows = []
+    for name, result in found.results.items():
+        given = {key: result["parameters"][key] for key in ("model", "dataset", "seed", "n_samples") if key in result["parameters"]}
+        seconds = result["seconds"] | {"overhead": round(result["seconds"]["total"] - result["seconds"]["cells"], 3)}
+        told = {"run": name, "chapter": result["chapter"], **given, "parameters": json.dumps(result["parameters"])}
+        told |= {f"seconds_{key}": value for key, value in seconds.items()} | result["memory"]
+        told |= {key: result[key] for key in ("started", "commit", "code")}
+        rows.append(told | result["machine"] | {"versions": json.dumps(result["versions"]), "claims": len(result["claims"])})
+    return pd.DataFrame(rows)
+
+
+def pooled(verdicts: Iterable[str]) -> str:
+    """One verdict for several: theirs if they agree, "undecided" if not, "not measured" if there are none."""
+    said = set(verdicts)
+    return said.pop() if len(said) == 1 else "undecided" if said else "not measured"
+
+
+def summary(measurements: Iterable[Mapping[str, object]]) -> pd.DataFrame:
+    """The verdict of each claim on each model, dataset and variant over all seeds: columns id, model, dataset, variant, verdict, n.
+
+    "confirmed" if all ``n`` measurements confirm, "refuted" if all refute, else "undecided".
+    """
+    columns = ["id", *_WHERE, "verdict"]
+    table = pd.DataFrame(measurements, columns=columns)
+    grouped = table.groupby(["id", *_WHERE], sort=False)["verdict"]
+    return grouped.agg(verdict=pooled, n="size").reset_index()
+
+
+def ledger(measurements: Iterable[Mapping[str, object]]) -> list[dict[str, object]]:
+    """Every claim of the register for machines: what is claimed, the verdict by model over all measurements, and these."""
+    found: dict[str, list[Mapping[str, object]]] = {}
+    for one in measurements:
+        found.setdefault(str(one["id"]), []).append(one)
+    return [_entry(claimed, found.get(claimed.id, [])) for claimed in CLAIMS.values()]
+
+
+def _entry(claimed: Claim, measured: list[Mapping[str, object]]) -> dict[str, object]:
+    models = dict.fromkeys(str(one["model"]) for one in measured)
+    by_model = {model: pooled([str(one["verdict"]) for one in measured if one["model"] == model]) for model in models}
+    source = {"paper": claimed.paper, "where": claimed.where}
+    told = {"id": claimed.id, "statement": claimed.statement, "source": source, "metric": claimed.metric, "rival": claimed.rival}
+    told |= {"direction": claimed.direction, "null": claimed.null, "margin": claimed.margin, "test": claimed.test}
+    verdict = pooled([str(one["verdict"]) for one in measured])
+    rows = [{name: one.get(name) for name in (*_WHERE, *_MEASURED)} for one in measured]
+    return told | {"verdict": verdict, "by_model": by_model, "measurements": rows}
+
+
+def _write(batch: Path, found: Gathered) -> None:
+    measured = found.measurements
+    table = pd.DataFrame([one | {"versions": json.dumps(one["versions"])} for one in measured])
+    _parquet(run_table(found), batch / "runs.parquet")
+    _parquet(table, batch / "measurements.parquet")
+    write_json(batch / "claims.json", ledger(measured))
+    _text(report(found), batch / "report.md")
+
+
+def _parquet(table: pd.DataFrame, path: Path) -> None:
+    draft = path.with_name(f".{path.name}")
+    try:
+        table.to_parquet(draft, index=False)
+        draft.replace(path)
+    except OSError as cause:
+        raise OutputError(path, cause.strerror or cause) from cause
+
+
+def _text(text: str, path: Path) -> None:
+    draft = path.with_name(f".{path.name}")
+    try:
+        draft.write_text(text, encoding="utf-8")
+        draft.replace(path)
+    except OSError as cause:
+        raise OutputError(path, cause.strerror or cause) from cause
+
+
+def report(found: Gathered) -> str:
+    """The batch in words, as Markdown: how many runs are done, what went wrong where, times, and verdicts by model."""
+    counts = ", ".join(f"{count} {state}" for state in STATES if (count := found.count(state)))
+    parts = [f"# {len(found.states)} runs: {counts or 'none'}"]
+    if found.problems:
+        told = [f"- `{name}` {found.states[name]}: {problem}" for name, problem in found.problems.items()]
+        parts += ["## Not done", "\n".join(told), f"Tracebacks: `{RUNS}/RUN/{FAILURE}`, the notebook beside it; logs: `logs/RUN.log`."]
+    if found.results:
+        parts += ["## Times and memory", _table(_times(run_table(found)))]
+    if found.measurements:
+        parts += ["## Verdicts over seeds", _table(summary(found.measurements))]
+    return "\n\n".join(parts) + "\n"
+
+
+def _times(table: pd.DataFrame) -> pd.DataFrame:
+    names = {"seconds_total": "seconds", "seconds_cells": "in cells", "seconds_overhead": "overhead"}
+    memory = (table["peak_bytes"].astype(float) / 1e9).round(2)
+    return table[["run", *names]].rename(columns=names).assign(**{"peak GB": memory})
+
+
+def _table(table: pd.DataFrame) -> str:
+    lines = [list(map(str, table.columns)), ["---"] * len(table.columns), *table.astype(str).to_numpy().tolist()]
+    return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines)
+
+
+def main() -> None:
+    """Gather the batch in the folder that the command line names; exit code 1 unless all of its runs are done."""
+    try:
+        found = gather(sys.argv[1])
+    except XlvlmsError as error:
+        sys.exit(f"{type(error).__name__}: {error}")
+    sys.exit(int(bool(found.problems)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,72 @@
+"""GPUs of one machine as slots: a job holds a lock on each that it uses, so that no two jobs, of any batch, share one."""
+
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from xlvlms_tutorial.errors import SelectionError
+
+VARIABLE = "CUDA_VISIBLE_DEVICES"
+PAUSE = 2.0  # seconds between two looks for a free GPU
+
+
+def devices(number: int) -> list[str]:
+    """The names of the first ``number`` GPUs, of those that ``CUDA_VISIBLE_DEVICES`` lists where it is set.
+
+    Raises
+    ------
+    SelectionError
+        If it lists fewer.
+    """
+    if (listed := os.environ.get(VARIABLE)) is None:
+        return [str(k) for k in range(number)]
+    names = [name.strip() for name in listed.split(",") if name.strip()]
+    if len(names) < number:
+        raise SelectionError(f"{number} GPUs asked for, but {VARIABLE}={listed!r}", f"give {len(names)} or fewer, or set it to more")
+    return names[:number]
+
+
+@contextmanager
+def gpus(wanted: int, among: int, folder: Path | None = None) -> Iterator[str]:
+    """Hold ``wanted`` of ``among`` GPUs, waiting until they are free, with ``CUDA_VISIBLE_DEVICES`` set to them; yields its value.
+
+    None are seen where none are wanted. The locks lie in ``folder``, by default one for this user on this machine; the operating
+    system lets go of them when their holder is killed.
+
+    Raises
+    ------
+    SelectionError
+        If more are wanted than there are.
+    """
+    names, before = devices(among), os.environ.get(VARIABLE)
+    if wanted > among:
+        raise SelectionError(f"{wanted} GPUs wanted of {among}", "give a number of GPUs that this machine has")
+    folder = folder or Path(tempfile.gettempdir()) / f"xlvlms-gpus-{os.getuid() if hasattr(os, 'getuid') else ''}"
+    folder.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as held:
+        while len(taken := _take(names, wanted, folder, held)) < wanted:
+            held.close()  # never hold some while waiting for others: two such jobs would wait for each other
+            time.sleep(PAUSE)
+        os.environ[VARIABLE] = ",".join(taken)
+        try:
+            yield os.environ[VARIABLE]
+        finally:
+            os.environ.pop(VARIABLE) if before is None else os.environ.update({VARIABLE: before})
+
+
+def _take(names: list[str], wanted: int, folder: Path, held: ExitStack) -> list[str]:
+    taken: list[str] = []
+    for name in names:
+        if len(taken) == wanted:
+            break
+        try:
+            held.enter_context(FileLock(folder / f"{name}.lock", timeout=0))
+        except Timeout:
+            continue
+        taken.append(name)
+    return taken
