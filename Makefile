@@ -16,7 +16,7 @@ help:
 	@echo "make test    lint, unit tests, then every chapter against its checked outputs"
 	@echo "make bench   measure what is promised of speed and memory (ONLY=name: one of capture, steering, skipping, storing, alignment, vocabulary, subnetworks, concepts, grounding, pruning, reliability; QUICK=1: a trial)"
 	@echo "make pairs   rewrite the notebooks paired with the chapters (ALL=1: run every one of them again)"
-	@echo "make reproduce  run a small grid of chapters on the embedded model into _build/reproduce (ten minutes on two cores); goes on where it was stopped"
+	@echo "make reproduce  run a small grid of chapters on the embedded model into _build/reproduce (eight minutes on two cores); goes on where it was stopped"
 	@echo "make pocket  train the connectors and the scorer that the package ships (about three hours on two cores); RUN=audio makes one of them"
 
 $(STAMP): requirements.txt requirements-models.txt pyproject.toml
