@@ -2,8 +2,9 @@
 
 import json
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -150,25 +151,17 @@ def _entry(claimed: Claim, measured: list[Mapping[str, object]]) -> dict[str, ob
 def _write(batch: Path, found: Gathered) -> None:
     measured = found.measurements
     table = pd.DataFrame([one | {"versions": json.dumps(one["versions"])} for one in measured])
-    _parquet(run_table(found), batch / "runs.parquet")
-    _parquet(table, batch / "measurements.parquet")
+    for name, rows in (("runs", run_table(found)), ("measurements", table)):
+        _whole(batch / f"{name}.parquet", partial(rows.to_parquet, index=False))
     write_json(batch / "claims.json", ledger(measured))
-    _text(report(found), batch / "report.md")
+    _whole(batch / "report.md", lambda draft: draft.write_text(report(found), encoding="utf-8"))
 
 
-def _parquet(table: pd.DataFrame, path: Path) -> None:
+def _whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Write a file under another name, and put it into its place at once."""
     draft = path.with_name(f".{path.name}")
     try:
-        table.to_parquet(draft, index=False)
-        draft.replace(path)
-    except OSError as cause:
-        raise OutputError(path, cause.strerror or cause) from cause
-
-
-def _text(text: str, path: Path) -> None:
-    draft = path.with_name(f".{path.name}")
-    try:
-        draft.write_text(text, encoding="utf-8")
+        write(draft)
         draft.replace(path)
     except OSError as cause:
         raise OutputError(path, cause.strerror or cause) from cause
