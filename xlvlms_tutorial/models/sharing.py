@@ -1,0 +1,85 @@
+"""Answers to several texts about one picture: what their prompts have in common runs through the model once."""
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from xlvlms_tutorial.models.spans import Batch
+
+if TYPE_CHECKING:
+    from xlvlms_tutorial.models.vlm import VLM
+
+# Interventions that treat all positions alike, so that a prompt may run in two parts
+_ALIKE = ("skip", "parallel", "parallel_pairs", "mask_weights")
+
+
+def shareable(vlm: "VLM") -> bool:
+    """Whether prompts of this model may run in two parts now: a LLaVA, with nothing in force that depends on positions."""
+    if vlm.model.config.model_type != "llava":
+        return False
+    if vlm.active:
+        return all(name.partition("(")[0] in _ALIKE for name in vlm.active)
+    # a user's hooks may count calls or positions; transformers' own, by which it collects outputs, do not
+    hooks = (hook for module in vlm.model.modules() for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values()))
+    return all(getattr(hook, "__module__", "").startswith("transformers.") for hook in hooks)
+
+
+def by_picture(images: Sequence[object], batch_size: int) -> Iterator[list[int]]:
+    """The numbers of the texts, those about one picture together, in batches."""
+    first: dict[int, int] = {}
+    for number, image in enumerate(images):
+        first.setdefault(id(image), number)
+    order = sorted(range(len(images)), key=lambda number: (first[id(images[number])], number))
+    for start in range(0, len(order), batch_size):
+        yield order[start : start + batch_size]
+
+
+def generate_shared(vlm: "VLM", batch: Batch, images: Sequence[object], max_new_tokens: int) -> Int[Tensor, "b new"]:
+    """The ids that ``vlm.generate_ids`` gives for a batch, whose rows show ``images``; equal pictures run once.
+
+    The prompts of a LLaVA begin alike up to the end of the picture. This beginning runs once a picture, and its keys and values serve
+    every text about it. The numbers agree with those of whole prompts up to rounding. ``None`` in ``images`` says that nothing is to
+    be shared.
+    """
+    pictures = {id(image): row for row, image in enumerate(images)}  # a row that shows each picture
+    length = 0 if any(image is None for image in images) or len(pictures) == len(images) else _common(batch)
+    if not length:
+        return vlm.generate_ids(batch, max_new_tokens)
+    numbers = {picture: number for number, picture in enumerate(pictures)}
+    of_row = torch.tensor([numbers[id(image)] for image in images], device=vlm.device)
+    start = _without_padding(batch, 0)[:length]
+    begin = vlm.prepare({
+        "input_ids": start.expand(len(pictures), -1),
+        "attention_mask": torch.ones(len(pictures), length, dtype=torch.long),
+        "pixel_values": batch["pixel_values"][list(pictures.values())],
+    })  # fmt: skip
+    cache = vlm.forward(begin, logits=False, use_cache=True).past_key_values
+    cache.batch_select_indices(of_row)
+    return vlm.generate_ids(_continued(vlm, batch, start), max_new_tokens, past_key_values=cache)
+
+
+def _continued(vlm: "VLM", batch: Batch, start: Int[Tensor, "length"]) -> Batch:
+    """The same prompts with their padding after the common beginning, as their keys and values lie in the cache."""
+    rows, columns = batch["input_ids"].shape
+    ids, mask = torch.zeros(rows, columns, dtype=torch.long), torch.zeros(rows, columns, dtype=torch.long)
+    ids[:, : len(start)], mask[:, : len(start)] = start.cpu(), 1
+    for row in range(rows):
+        rest = _without_padding(batch, row)[len(start) :]
+        ids[row, columns - len(rest) :], mask[row, columns - len(rest) :] = rest.cpu(), 1
+    return vlm.prepare({"input_ids": ids, "attention_mask": mask})
+
+
+def _common(batch: Batch) -> int:
+    """How many ids all prompts share from their beginning, at least the whole picture and not a whole prompt; 0 where there are none."""
+    prompts = [_without_padding(batch, row).tolist() for row in range(len(batch["input_ids"]))]
+    shortest = min(map(len, prompts)) - 1
+    same = next((k for k in range(shortest) if len({prompt[k] for prompt in prompts}) > 1), shortest)
+    pictures = [k for k, kind in enumerate(batch.spans[0][batch["attention_mask"][0] == 1].tolist()) if kind == 1]
+    return same if pictures and same > pictures[-1] else 0
+
+
+def _without_padding(batch: Batch, row: int) -> Int[Tensor, "t"]:
+    return batch["input_ids"][row][batch["attention_mask"][row] == 1]
