@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from xlvlms_tutorial.errors import ClaimError, EstimateError, RecordError
 from xlvlms_tutorial.metrics.uncertainty import Estimate
-from xlvlms_tutorial.reproduce import claims
-from xlvlms_tutorial.reproduce.claims import CLAIMS, claim, gather, judged, merge, record, verdict
+from xlvlms_tutorial.reproduce import claims, spread
+from xlvlms_tutorial.reproduce.claims import CLAIMS, claim, gather, judged, merge, record, sentence, verdict
 
 COUNTS = {"IMA": 12, "SKIP": 6, "COX": 7, "SHIFT": 4, "STEER": 7, "VLM": 1}
 RUN = {"model": "pocket-llava", "dataset": "scenes", "seeds": 0}
@@ -212,3 +212,29 @@ def test_a_damaged_record_is_named(folder, damage):
     file.write_text(damage if damage is not None else file.read_text().replace('"low": 0.1', '"low": 0.9'))
     with pytest.raises(RecordError, match=re.escape(file.name)):
         gather()
+
+
+def test_a_verdict_that_another_processor_would_change_is_undecided_between_machines(folder, monkeypatch, tmp_path):
+    key = {"model": "pocket-llava", "dataset": "scenes", "seeds": [0], "chapter": "alignment", "variant": "layer 1"}
+    here, there = Estimate(0.2, 0.05, 0.3, 40), Estimate(0.2, -0.01, 0.29, 40)
+    alone = record("IMA-1", here, folder=folder, **key)
+    assert alone["verdict"] == "confirmed" and not alone["between_machines"]
+    file = tmp_path / "spread.json"
+    file.write_text(json.dumps({spread.name_of({"id": "IMA-1", **key}): [here.asdict(), there.asdict()]}))
+    monkeypatch.setattr(spread, "FILE", file)
+    for one in (here, there):  # the same words whichever processor this is
+        joined = record("IMA-1", one, folder=folder, **key)
+        assert (joined["verdict"], joined["low"], joined["high"]) == ("undecided", -0.01, 0.3)
+        assert joined["alone"] == [one.low, one.high]
+        assert sentence(joined).startswith("IMA-1 undecided between machines: 0.2 [-0.01, 0.3]")
+    [row] = gather(folder).to_dict("records")
+    assert row["verdict"] == "undecided" and row["between_machines"]
+    more = record("IMA-1", Estimate(0.2, 0.05, 0.3, 80), folder=folder, **key)
+    assert more["verdict"] == "confirmed"  # measured on other samples: what moved then says nothing on these
+
+
+def test_what_moves_by_rounding_only_is_not_a_spread():
+    one = Estimate(0.2, 0.1, 0.3, 40)
+    assert not spread.moved([one, Estimate(0.2001, 0.1001, 0.3, 40)])
+    assert spread.moved([one, Estimate(0.2, 0.09, 0.3, 40)])
+    assert spread.joined(one, []) == one

@@ -13,12 +13,14 @@ import pandas as pd
 
 from xlvlms_tutorial.errors import ClaimError, EstimateError, RecordError
 from xlvlms_tutorial.metrics.uncertainty import Estimate
+from xlvlms_tutorial.reproduce import spread
 from xlvlms_tutorial.reproduce.records import FOLDER_VARIABLE as FOLDER_VARIABLE
 from xlvlms_tutorial.reproduce.records import default_folder, versions, write_json
 
 DIRECTIONS = ("greater", "less", "equal")
 VERDICTS = ("confirmed", "refuted", "undecided", "not measured")
 MEASURED = ("verdict", "value", "low", "high", "n", "seeds", "model", "dataset", "chapter", "variant", "versions")
+BETWEEN = "between_machines"  # whether processors of other kinds, each by itself, would give another verdict
 
 _SOURCES = {  # prefix of the id: part of the book, paper
     "IMA": ("I Alignment", "arXiv 2405.16700, Implicit Multimodal Alignment: On the Generalization of Frozen LLMs to Multimodal Inputs"),
@@ -191,6 +193,9 @@ def record(
 ) -> dict[str, object]:  # fmt: skip
     """Write one measurement of a claim, and return it with its verdict.
 
+    Where runs as on other processors gave this measurement other intervals, its interval is joined with theirs, and a verdict that
+    one of them alone would change is called undecided between machines (:mod:`~xlvlms_tutorial.reproduce.spread`).
+
     Claim, chapter, model, dataset, seeds and variant (a layer, a task, a setting) make up its name: the same run again replaces
     its own record and no other.
 
@@ -209,7 +214,13 @@ def record(
     if not model or not dataset or not numbers:
         raise RecordError(f"record of {claim_id}", f"model={model!r}, dataset={dataset!r}, seeds={numbers} must all be given")
     key = {"id": claim_id, "chapter": chapter, "model": model, "dataset": dataset, "seeds": numbers, "variant": variant}
-    written = {**key, **estimate.asdict(), "verdict": verdict(claimed, estimate), "versions": versions()}
+    known = spread.of(key, estimate)
+    wide = spread.joined(estimate, known)
+    alone = {verdict(claimed, one) for one in (estimate, *known)}
+    written = {
+        **key, **wide.asdict(), "verdict": verdict(claimed, wide), BETWEEN: alone != {verdict(claimed, wide)},
+        "alone": [float(estimate.low), float(estimate.high)], "versions": versions(),
+    }  # fmt: skip
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:12]
     slug = re.sub(r"[^A-Za-z0-9.]+", "-", f"{claim_id}-{model}-{dataset}")[:80]
     write_json(Path(folder or default_folder()) / f"{slug}-{digest}.json", written)
@@ -219,7 +230,8 @@ def record(
 def sentence(measured: dict[str, object]) -> str:
     """One line on a measurement: "IMA-1 confirmed: 0.31 [0.28, 0.34], claimed > 0"."""
     value, low, high = (f"{measured[name]:.3g}" for name in ("value", "low", "high"))
-    return f"{measured['id']} {measured['verdict']}: {value} [{low}, {high}], claimed {claim(measured['id']).test}"
+    between = " between machines" if measured.get(BETWEEN) else ""
+    return f"{measured['id']} {measured['verdict']}{between}: {value} [{low}, {high}], claimed {claim(measured['id']).test}"
 
 
 def gather(folder: str | Path | None = None) -> pd.DataFrame:
@@ -232,7 +244,7 @@ def gather(folder: str | Path | None = None) -> pd.DataFrame:
     ClaimError
         If a record names a claim that the register does not hold.
     """
-    return pd.DataFrame(_rows(folder), columns=["id", *MEASURED])
+    return pd.DataFrame(_rows(folder), columns=["id", *MEASURED, BETWEEN])
 
 
 def merge(
@@ -250,7 +262,7 @@ def merge(
     OutputError
         If ``path`` cannot be written.
     """
-    unmeasured = dict.fromkeys(MEASURED) | {"verdict": verdict(_REGISTER[0], None)}
+    unmeasured = dict.fromkeys(MEASURED) | {"verdict": verdict(_REGISTER[0], None), BETWEEN: False}
     found: dict[str, list[dict[str, object]]] = {name: [] for name in CLAIMS}
     for row in (*_rows(folder), *(judged(record, "a record") for record in more)):
         found[row["id"]] += [] if row in found[row["id"]] else [row]
@@ -287,4 +299,5 @@ def judged(record: Mapping[str, object], where: object) -> dict[str, object]:
         row = {name: record[name] for name in ("id", *MEASURED)}
     except (ValueError, KeyError, TypeError) as cause:
         raise RecordError(where, f"not a record of a measurement ({type(cause).__name__}: {cause})") from cause
-    return row | {"verdict": verdict(claim(row["id"]), estimate)}
+    between = {BETWEEN: bool(record.get(BETWEEN, False))}  # results of earlier versions do not say it
+    return row | {"verdict": verdict(claim(row["id"]), estimate)} | between

@@ -112,8 +112,9 @@ def _entry(claimed: Claim, rows: list[Entry], link: str) -> str:
 def _row(entry: Entry) -> str:
     value, low, high = (f"{entry[name]:.3g}" for name in ("value", "low", "high"))
     seeds = ", ".join(map(str, entry["seeds"]))
+    between = " between machines" if entry.get("between_machines") else ""
     cells = (entry["model"], entry["dataset"], entry["variant"] or "", f"{value} [{low}, {high}]", entry["n"], seeds)
-    return f"<tr>{''.join(f'<td>{escape(str(cell))}</td>' for cell in cells)}<td>{_sign(str(entry['verdict']))}</td></tr>"
+    return f"<tr>{''.join(f'<td>{escape(str(cell))}</td>' for cell in cells)}<td>{_sign(str(entry['verdict']))}{between}</td></tr>"
 
 
 def _sign(verdict: str, count: int = 1) -> str:
