@@ -1,6 +1,8 @@
 """The shipped adapters: their records, their doors, what they are refused on; and that training and measuring write what they say."""
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -15,6 +17,11 @@ from xlvlms_tutorial.models import adapters as door
 from xlvlms_tutorial.models.loading import load
 from xlvlms_tutorial.pocket.build import WEIGHTS, adapter_folder, training_record
 from xlvlms_tutorial.reproduce import adapters, train
+
+
+def test_the_module_leaves_peft_to_import_peft_which_holds_back_a_warning():
+    code = f"import sys, {adapters.__name__}; sys.exit('peft' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 @pytest.mark.parametrize("name", door.SHIPPED)

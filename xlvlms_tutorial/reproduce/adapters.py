@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import peft
 import torch
 import transformers
 
@@ -56,7 +55,7 @@ class StyleAdapter:
 def style_adapters(
     model: str | os.PathLike, dataset: str | Path, styles: Sequence[str], folder: str | Path, *,
     given: Mapping[str, str] | str | os.PathLike | None = None,
-    recipe: LoraRecipe | None = None, without: Collection[str] = (), dtype: str = "bfloat16",
+    recipe: LoraRecipe | None = None, without: Collection[str] = (), dtype: str = "auto",
 ) -> dict[str, StyleAdapter]:  # fmt: skip
     """An adapter of the model for each style: the one given, the shipped one of pocket LLaVA, or one trained here.
 
@@ -150,6 +149,8 @@ def train_adapter(name: str, progress: bool = True) -> dict:
         seed=recipe.seed, folder=WEIGHTS / name, save_at=recipe.save_at, progress=progress,
     )  # fmt: skip
     (WEIGHTS / name / FILE).unlink(missing_ok=True)
+    import peft  # loaded by now, without its warnings: see import_peft
+
     record = {
         "run": name,
         "base": BASE,
