@@ -41,7 +41,10 @@ def cache_dir() -> Path:
         if folder.startswith("~"):
             raise CacheFolderError(chosen, "no home folder is known that ~ could stand for", CACHE_VARIABLE)
         return Path(folder).absolute()
-    usual = Path(platformdirs.user_cache_dir("xlvlms"))
+    try:
+        usual = Path(platformdirs.user_cache_dir("xlvlms"))
+    except RuntimeError:  # what newer versions say where older ones leave a ~
+        usual = Path("~")
     return usual if _has_home(usual) else _without_home(Path(tempfile.gettempdir()) / f"xlvlms-{_user()}")
 
 
