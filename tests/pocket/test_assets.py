@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 from safetensors import SafetensorError
+from tqdm.auto import tqdm
 
 from xlvlms_tutorial.errors import (
     CacheFolderError,
@@ -210,6 +211,40 @@ def test_nothing_is_shown_where_bars_are_unwanted(index, monkeypatch, capfd, val
     monkeypatch.setenv("TQDM_DISABLE", value)
     assert asset_path("xlvlms-fake-wheel", "model/w.bin").read_bytes() == WEIGHTS
     assert capfd.readouterr() == ("", "")
+
+
+SHOWING = """
+from tqdm.auto import tqdm
+from xlvlms_tutorial.pocket.cache import hushed, say
+say("first use")
+with hushed():
+    list(tqdm(range(3)))
+print("done")
+"""
+
+
+def test_a_notebook_shows_nothing_where_bars_are_unwanted(monkeypatch):
+    from nbclient import NotebookClient
+    from nbformat.v4 import new_code_cell, new_notebook
+
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    shown = {}
+    for value in ("1", "0"):
+        monkeypatch.setenv("TQDM_DISABLE", value)
+        notebook = new_notebook(cells=[new_code_cell(SHOWING)])
+        NotebookClient(notebook, timeout=120, kernel_name="python3").execute()
+        shown[value] = notebook.cells[0].outputs
+    assert [(output.name, output.text) for output in shown["1"]] == [("stdout", "done\n")]
+    assert len(shown["0"]) > 1 and "first use" in str(shown["0"])
+
+
+def test_bars_of_libraries_are_back_after_the_hush(monkeypatch, capsys):
+    monkeypatch.setenv("TQDM_DISABLE", "1")
+    before = tqdm.__init__
+    with pytest.raises(KeyError), cache.hushed():
+        assert tqdm.__init__ is not before
+        raise KeyError
+    assert tqdm.__init__ is before
 
 
 @pytest.fixture
