@@ -484,6 +484,41 @@ def test_a_disk_that_fills_up_during_the_conversion_is_told_and_nothing_is_left(
     assert [p.name for p in own_cache.rglob("*") if p.suffix != ".lock"] == []
 
 
+FILLING = """
+import os, subprocess, sys
+from pathlib import Path
+import torch
+from safetensors.torch import save_file
+from xlvlms_tutorial.errors import CacheSpaceError
+from xlvlms_tutorial.pocket import conversion
+
+disk = Path(sys.argv[1])
+subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", disk], check=True)
+os.environ["XLVLMS_CACHE"] = str(disk / "cache")
+conversion._BYTES = 1000  # the disk fills up later, by others
+conversion.convert = lambda source, target: save_file({"weights": torch.zeros(numbers)}, target / "model.safetensors")
+numbers = 1_000_000
+try:
+    conversion.converted_folder("c0ffee" * 10, lambda: disk)
+except CacheSpaceError as error:
+    assert "XLVLMS_CACHE" in str(error), error
+assert [path.name for path in (disk / "cache").rglob("*") if path.suffix != ".lock"] == []
+numbers = 100
+assert (conversion.converted_folder("c0ffee" * 10, lambda: disk) / "model.safetensors").exists()
+print("filled, freed and converted")
+"""
+
+
+def test_a_disk_that_is_really_full_holds_nothing_half_made(tmp_path):
+    spaces = ["unshare", "--map-root-user", "--mount"]  # a disk of its own, for this process alone
+    trial = [*spaces, "mount", "-t", "tmpfs", "tmpfs", tmp_path]
+    if not shutil.which("unshare") or subprocess.run(trial, check=False, capture_output=True).returncode:
+        pytest.skip("this system lets no process mount a small disk of its own")
+    filling = [*spaces, sys.executable, "-c", FILLING, tmp_path]
+    done = subprocess.run(filling, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=False, capture_output=True, encoding="utf-8")
+    assert done.stdout.endswith("filled, freed and converted\n"), done.stderr
+
+
 def test_a_build_left_by_a_killed_process_is_removed(source, own_cache):
     folder, _ = converted(source)
     shutil.rmtree(folder)
