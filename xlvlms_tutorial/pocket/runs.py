@@ -198,5 +198,5 @@ def _write_record(result: dict, name: str) -> dict:
         "seconds_total": round(float(np.sum(seconds))),
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__, "python": platform.python_version()},
     }
-    (build.WEIGHTS / name / "training.json").write_text(json.dumps(record, indent=1) + "\n")
+    (build.WEIGHTS / name / "training.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     return record

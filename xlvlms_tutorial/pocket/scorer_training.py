@@ -141,5 +141,5 @@ def _record(recipe: ScorerRecipe, losses: list[float], seconds: dict, found: dic
         "seconds_total": sum(seconds.values()),
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__, "python": platform.python_version()},
     }
-    (build.WEIGHTS / RUN / "training.json").write_text(json.dumps(record, indent=1) + "\n")
+    (build.WEIGHTS / RUN / "training.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     return record

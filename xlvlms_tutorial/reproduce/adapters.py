@@ -160,7 +160,7 @@ def train_adapter(name: str, progress: bool = True) -> dict:
         "seconds_per_step": round(float(np.median(history["seconds"])), 2),
         "versions": {module.__name__: module.__version__ for module in (torch, transformers, peft)} | {"python": platform.python_version()},
     }
-    (WEIGHTS / name / "training.json").write_text(json.dumps(record, indent=1) + "\n")
+    (WEIGHTS / name / "training.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     return record
 
 
@@ -180,7 +180,7 @@ def measure_adapter(name: str) -> list[dict]:
     """Measure what an adapter's captions speak of, against the base's, in float32, and write it into the run's record."""
     table = style_changes(name).reset_index().round(4).to_dict("records")
     file = adapter_folder(name).parent / "training.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"style_rates": table}, indent=1) + "\n")
+    file.write_text(json.dumps(json.loads(file.read_text(encoding="utf-8")) | {"style_rates": table}, indent=1) + "\n", encoding="utf-8")
     return table
 
 

@@ -207,7 +207,7 @@ def _commit(file: Path) -> str | None:
     """The commit of the checkout that holds a file, with "-dirty" where tracked files were changed; None outside of one."""
     command = ["git", "-C", str(file.parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
-        found = subprocess.run(command, check=False, capture_output=True, text=True, timeout=30)
+        found = subprocess.run(command, check=False, capture_output=True, encoding="utf-8", errors="replace", timeout=30)
     except (OSError, subprocess.TimeoutExpired):
         return None
     return found.stdout.strip() or None

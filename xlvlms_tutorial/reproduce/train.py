@@ -46,7 +46,7 @@ def measure(run: str = "image") -> dict:
             }
     file = WEIGHTS / run / "training.json"
     metrics = {dataset: _rows(table) for dataset, table in tables.items()}
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"metrics": metrics}, indent=1) + "\n")
+    file.write_text(json.dumps(json.loads(file.read_text(encoding="utf-8")) | {"metrics": metrics}, indent=1) + "\n", encoding="utf-8")
     return metrics
 
 
