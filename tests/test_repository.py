@@ -167,10 +167,12 @@ def test_the_api_page_lists_every_public_module():
 
 def test_workflows_run_what_the_readme_says():
     workflows = {path.stem: yaml.safe_load(path.read_text()) for path in (ROOT / ".github/workflows").glob("*.yml")}
-    steps = [step.get("run", "") for step in workflows["test"]["jobs"]["test"]["steps"]]
-    assert "bash .ci/run" in steps
+    steps = {name: [step.get("run", "") for step in job["steps"]] for name, job in workflows["test"]["jobs"].items()}
+    assert "bash .ci/run" in steps["test"]
+    assert "bash .ci/newest" in steps["newest"]
+    assert any("bash .ci/newest --unbounded" in step.get("run", "") for step in workflows["weekly"]["jobs"]["unbounded"]["steps"])
     ci = (ROOT / ".ci/run").read_text()
-    assert "\nmake test\nmake book\n" in ci
+    assert re.findall(r"^part make (\w+)$", ci, re.M) == ["install", "test", "newest", "book"]
     readme = (ROOT / "README.md").read_text()
     assert "make book" in readme
     assert "make test" in readme
