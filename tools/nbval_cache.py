@@ -8,6 +8,7 @@ once for its test and for the book. A page whose checked cells differ is kept to
 
 import os
 from collections.abc import Iterator
+from difflib import ndiff
 from pathlib import Path
 from time import perf_counter
 
@@ -20,7 +21,10 @@ from nbval.plugin import IPyNbFile
 from tools import chapters, execute
 
 # The pages that take longest, in this order: two workers end at about the same time when these come first. The ledger comes last.
-LONG = ("shift", "concepts", "grounding", "explain", "alignment-score", "steering-style", "vocabulary", "steering-answers", "skip-training")
+LONG = (
+    "alignment", "skipping", "shift", "pruning", "steering-answers", "steering-style", "alignment-score", "explain", "skip-training",
+    "grounding", "concepts",
+)  # fmt: skip
 PATIENCE = 60  # seconds between two messages of a cell that has ended: pictures come late from a busy machine
 
 
@@ -126,3 +130,12 @@ def pytest_runtest_call(item: pytest.Item) -> None:
         if recorder.begun > recorder.ended:
             pytest.skip("an earlier cell of this page raised")
         recorder.begin(item.cell_num)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_assertrepr_compare(left: object, right: object) -> list[str] | None:
+    """Both texts, line by line; pytest's own account marks what is new as missing here, since nbval asks in the other order."""
+    if not (isinstance(left, str) and isinstance(right, str)):
+        return None
+    lines = ndiff(left.splitlines(), right.splitlines())
+    return ["- in the paired notebook, + shown now:", *(line.rstrip("\n") for line in lines)]

@@ -70,7 +70,7 @@ def test_another_digit_fails_with_both_texts_and_is_kept_for_the_pair(root, run)
     file = page(root, "2", CHECKED.format("'share 0.31'"), "3", shown=["share 0.32\n", ""])
     said = run()
     said.assert_outcomes(passed=2, failed=1)
-    said.stdout.re_match_lines([".*Cell outputs differ", ".*share 0.32", ".*share 0.31"])
+    said.stdout.re_match_lines([".*Cell outputs differ", " *- in the paired notebook, . shown now:", " *- share 0.32", r" *\+ share 0.31"])
     assert outputs(file)[1][0].text == "share 0.31\n"
 
 
