@@ -9,6 +9,7 @@ import nbformat
 import pytest
 import yaml
 
+from tests.conftest import SLOW
 from tools import ROOT
 from tools.chapters import ADDRESS_MARK, FIRST_CELL, PARAMETERS, address, chapters, config, notebooks, pages, read
 from tools.first_cell import BLOCK, with_first_cell
@@ -156,6 +157,11 @@ def test_the_package_asks_for_lower_bounds_only_and_every_one_is_pinned():
         assert re.fullmatch(r"[\w-]+>=[\d.]+", wanted), wanted
         assert wanted.split(">=")[0] in pinned
     assert "urls" not in project
+
+
+def test_what_is_called_slow_is_there():
+    for file, _, name in (entry.partition("::") for entry in SLOW):
+        assert f"def {name}" in (ROOT / file).read_text(), file
 
 
 def test_the_api_page_lists_every_public_module():
