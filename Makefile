@@ -1,10 +1,12 @@
-.PHONY: help install book test bench lint pairs pocket reproduce clean
+.PHONY: help install book test check newest bench lint pairs pocket reproduce clean
 SHELL := /bin/bash
 # The first Python that runs: a version manager may put names on the path that answer nothing.
 PYTHON ?= $(shell for p in python3.11 python3.12 python3; do $$p -c '' 2>/dev/null && echo $$p && break; done)
 VENV := .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
+# One for each folder of weights: what was converted into one is not in another.
+FETCHED := $(VENV)/.fetched-$(shell printf %s "$$XLVLMS_CACHE" | cksum | cut -d' ' -f1)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_NO_INPUT := 1
 export TOKENIZERS_PARALLELISM := false
@@ -13,9 +15,12 @@ export TRANSFORMERS_NO_ADVISORY_WARNINGS := 1
 
 help:
 	@echo "make book    build the book into _build/html"
-	@echo "make test    lint, unit tests, then every chapter against its checked outputs"
+	@echo "make install the environment in .venv, the models converted; goes on where it was stopped"
+	@echo "make test    lint, unit tests, chapters on other models, then every page against its checked outputs; tells the time of each part"
+	@echo "make check   lint and the unit tests that are quick: some five minutes, for those who change code"
+	@echo "make newest  the quick tests in an environment of their own with the newest versions that pyproject.toml allows"
 	@echo "make bench   measure what is promised of speed and memory (ONLY=name: one of capture, steering, skipping, storing, alignment, vocabulary, subnetworks, concepts, grounding, pruning, reliability; QUICK=1: a trial)"
-	@echo "make pairs   rewrite the notebooks paired with the chapters (ALL=1: run every one of them again)"
+	@echo "make pairs   rewrite the notebooks paired with the chapters (ALL=1: also where only outputs have changed); what the tests ran is not run again"
 	@echo "make reproduce  run a small grid of chapters on the embedded model into _build/reproduce (eight minutes on two cores); goes on where it was stopped"
 	@echo "make pocket  train the connectors and the scorer that the package ships (about three hours on two cores); RUN=audio makes one of them"
 
@@ -27,34 +32,42 @@ $(STAMP): requirements.txt requirements-models.txt pyproject.toml
 	$(PY) -m pip install -q --no-deps -e .
 	touch $@
 
-install: $(STAMP)
+# Here, where a bar and a path are in place; on a page they would not be.
+$(FETCHED): $(STAMP)
+	$(PY) -m xlvlms_tutorial fetch
+	touch $@
 
-book: $(STAMP)
+install: $(FETCHED)
+
+book: $(FETCHED)
 	TQDM_DISABLE=1 OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(PY) -m tools.build
 
-# Two workers of one thread each. Tests that share what is dear to make lie in one file, and a file stays on one worker.
-# The chapters come last, one at a time a worker: what they show is kept, and the book is built from it.
-test: lint
-	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 --dist loadfile --ignore=tests/chapters tests
-	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 --maxschedchunk=1 tests/chapters
+# What the pages show is kept, and the book is built from it. PARTS="lint pages" runs some of the parts.
+test: $(FETCHED)
+	@$(PY) -m tools.test $${PARTS:-}
+
+check: $(FETCHED)
+	@$(PY) -m tools.test lint quick
+
+newest:
+	PYTHON="$(PYTHON)" bash .ci/newest
 
 # ONLY reaches the shell as a variable of the environment, which make sets; it is never pasted into the command line.
 # overcomplete is only measured against, without what it needs for pictures; where it cannot be had, a row of the results says so.
-bench: $(STAMP)
+bench: $(FETCHED)
 	-@$(PY) -m pip install -q --no-deps overcomplete==0.3.0
 	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-2} $(PY) -m benchmarks $(if $(QUICK),--quick) $${ONLY:+-- "$$ONLY"}
 
 lint: $(STAMP)
-	$(PY) -m ruff check .
-	$(VENV)/bin/lint-imports --no-cache
+	@$(PY) -m tools.test lint
 
-pairs: $(STAMP)
-	TQDM_DISABLE=1 $(PY) -m tools.pair $(if $(ALL),--all)
+pairs: $(FETCHED)
+	TQDM_DISABLE=1 OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(PY) -m tools.pair $(if $(ALL),--all)
 
 pocket: $(STAMP)
 	$(PY) -m xlvlms_tutorial.reproduce.train $(RUN)
 
-reproduce: $(STAMP)
+reproduce: $(FETCHED)
 	$(PY) -m xlvlms_tutorial reproduce reproduce/experiments.yaml --cores 2 --out _build/reproduce
 
 clean:

@@ -9,6 +9,7 @@ import nbformat
 import pytest
 import yaml
 
+from tests.conftest import SLOW
 from tools import ROOT
 from tools.chapters import ADDRESS_MARK, FIRST_CELL, PARAMETERS, address, chapters, config, notebooks, pages, read
 from tools.first_cell import BLOCK, with_first_cell
@@ -158,6 +159,11 @@ def test_the_package_asks_for_lower_bounds_only_and_every_one_is_pinned():
     assert "urls" not in project
 
 
+def test_what_is_called_slow_is_there():
+    for file, _, name in (entry.partition("::") for entry in SLOW):
+        assert f"def {name}" in (ROOT / file).read_text(), file
+
+
 def test_the_api_page_lists_every_public_module():
     listed = set(re.findall(r"automodule:: ([\w.]+)", (ROOT / "book/reference/api.md").read_text()))
     package = ROOT / "xlvlms_tutorial"
@@ -167,10 +173,12 @@ def test_the_api_page_lists_every_public_module():
 
 def test_workflows_run_what_the_readme_says():
     workflows = {path.stem: yaml.safe_load(path.read_text()) for path in (ROOT / ".github/workflows").glob("*.yml")}
-    steps = [step.get("run", "") for step in workflows["test"]["jobs"]["test"]["steps"]]
-    assert "bash .ci/run" in steps
+    steps = {name: [step.get("run", "") for step in job["steps"]] for name, job in workflows["test"]["jobs"].items()}
+    assert "bash .ci/run" in steps["test"]
+    assert "bash .ci/newest" in steps["newest"]
+    assert any("bash .ci/newest --unbounded" in step.get("run", "") for step in workflows["weekly"]["jobs"]["unbounded"]["steps"])
     ci = (ROOT / ".ci/run").read_text()
-    assert "\nmake test\nmake book\n" in ci
+    assert re.findall(r"^part make (\w+)$", ci, re.M) == ["install", "test", "newest", "book"]
     readme = (ROOT / "README.md").read_text()
     assert "make book" in readme
     assert "make test" in readme

@@ -1,7 +1,8 @@
 """Execute pages into the cache that the book is built from: ``python -m tools.execute [--again] [NAME ...]``.
 
-The tests execute every page once and compare what it shows; the book takes the outputs of that same run, as long as neither page nor
-package nor pins have changed since. Pages that are not in the cache are executed here, two at a time, before the book is built.
+The tests execute every page once and compare what it shows (``tools.nbval_cache``); the book takes the outputs of that same run, as long as
+neither page nor package nor pins have changed since. Pages that are not in the cache are executed here, two at a time, before the book is
+built.
 """
 
 import argparse
@@ -9,6 +10,7 @@ import json
 import os
 import sys
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -49,8 +51,29 @@ def cached(page: Path) -> bool:
     return True
 
 
+def shown(page: Path) -> NotebookNode:
+    """A page with its outputs from the cache.
+
+    Raises
+    ------
+    KeyError
+        If they are not there.
+    """
+    with locked():
+        return get_cache(CACHE).merge_match_into_notebook(read(page))[1]
+
+
+def keep(page: Path, notebook: NotebookNode, seconds: float) -> None:
+    """Put an executed page into the cache, in place of an earlier run of the same code."""
+    with locked():
+        bundle = CacheBundleIn(notebook, str(page), data={"execution_seconds": seconds})
+        get_cache(CACHE).cache_notebook_bundle(bundle, check_validity=False, overwrite=True)
+
+
 def forget(page: Path) -> None:
-    """Delete the records of claims that an earlier run of the page wrote."""
+    """Delete what an earlier run of the page left: its outputs in the cache and its records of claims, which belong together."""
+    with locked(), suppress(KeyError):
+        get_cache(CACHE).remove_cache(get_cache(CACHE).match_cache_notebook(read(page)).pk)
     for file in CLAIMS.glob("*.json"):
         if json.loads(file.read_text(encoding="utf-8")).get("chapter") == page.stem:
             file.unlink()
@@ -70,9 +93,7 @@ def execute(page: Path) -> NotebookNode:
     result = single_nb_execution(notebook, cwd=str(page.parent), timeout=LIMIT, allow_errors=False)
     if result.err is not None:
         raise PageError(f"{page.name} failed:\n{result.err}")
-    with locked():
-        bundle = CacheBundleIn(notebook, str(page), data={"execution_seconds": result.time})
-        get_cache(CACHE).cache_notebook_bundle(bundle, check_validity=False, overwrite=True)
+    keep(page, notebook, result.time)
     return notebook
 
 

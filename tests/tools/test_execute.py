@@ -43,11 +43,15 @@ def test_a_page_that_raises_is_named_with_its_error_and_not_kept(root):
     assert not execute.cached(file)
 
 
-def test_only_the_page_s_own_records_are_deleted(root):
-    for name in ("one", "two"):
-        (root / "_build" / "claims" / f"{name}.json").write_text(json.dumps({"chapter": name}))
-    execute.forget(root / "one.md")
+def test_only_the_page_s_own_records_and_outputs_are_deleted(root):
+    pages = [page(root, name, f"print({name!r})") for name in ("one", "two")]
+    for file in pages:
+        execute.keep(file, execute.read(file), 1.0)
+        (root / "_build" / "claims" / f"{file.stem}.json").write_text(json.dumps({"chapter": file.stem}))
+    execute.forget(pages[0])
     assert [file.name for file in (root / "_build" / "claims").iterdir()] == ["two.json"]
+    assert [execute.cached(file) for file in pages] == [False, True]
+    execute.forget(pages[0])
 
 
 def test_what_is_missing_is_filled_in_and_the_ledger_comes_last(root, monkeypatch, capsys):

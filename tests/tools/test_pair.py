@@ -5,7 +5,8 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from tools.pair import checked, execute, number_outputs, text_of
+from tools import ROOT, execute, pair
+from tools.pair import checked, text_of
 
 PAGE = Path("chapter.md")
 
@@ -48,10 +49,39 @@ def test_a_cell_is_checked_by_comment_or_tag():
     assert not checked(cell("1"))
 
 
-def test_execute_keeps_checked_text_only(tmp_path):
-    notebook = nbformat.v4.new_notebook(metadata={"kernelspec": {"name": "python3", "display_name": "Python 3"}})
-    notebook.cells = [nbformat.v4.new_code_cell("2"), nbformat.v4.new_code_cell("# NBVAL_CHECK_OUTPUT\nprint(1 + 1)")]
-    execute(notebook, tmp_path / "chapter.md")
-    assert [[output.text for output in c.outputs] for c in notebook.cells] == [[], ["2\n"]]
-    number_outputs(notebook)
-    assert [c.execution_count for c in notebook.cells] == [None, 2]
+@pytest.fixture
+def root(tmp_path, monkeypatch):
+    for name, path in {"ROOT": "", "BUILD": "_build", "CACHE": "_build/cache", "CLAIMS": "_build/claims"}.items():
+        monkeypatch.setattr(execute, name, tmp_path / path)
+    return tmp_path
+
+
+def run(file, **texts):
+    """Put the page into the cache as if its cells had shown these texts."""
+    notebook = execute.read(file)
+    for shown, text in zip(pair.cells(notebook), texts.values(), strict=True):
+        shown.outputs = [nbformat.v4.new_output("stream", name="stdout", text=text)]
+    execute.keep(file, notebook, 1.0)
+
+
+def paired(file):
+    cells = pair.cells(nbformat.read(file.with_suffix(".ipynb"), 4))
+    return [(cell.execution_count, [output.text for output in cell.outputs]) for cell in cells]
+
+
+def test_a_pair_takes_the_checked_text_of_the_last_run_and_keeps_it_while_the_code_is_the_same(root):
+    file = root / "page.md"
+    cells = "".join(f"```{{code-cell}} ipython3\n{source}\n```\n\n" for source in ("1", "2", "# NBVAL_CHECK_OUTPUT\nprint(3)"))
+    file.write_text((ROOT / "book" / "welcome.md").read_text().split("```")[0] + cells)
+    run(file, one="1", two="2", three="3\n")
+    assert pair.pair(file, again=False) == "as executed"
+    assert paired(file) == [(None, []), (None, []), (3, ["3\n"])]
+    run(file, one="1", two="2", three="three\n")
+    file.write_text(file.read_text() + "More prose.\n")
+    assert pair.pair(file, again=False) == "kept its outputs"
+    assert paired(file)[-1] == (3, ["3\n"])
+    assert pair.pair(file, again=True) == "as executed"
+    assert paired(file)[-1] == (3, ["three\n"])
+    file.write_text(file.read_text().replace("print(3)", "print(4)"))
+    with pytest.raises(KeyError):
+        pair.pair(file, again=False)
