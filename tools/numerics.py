@@ -29,7 +29,7 @@ from nbformat import NotebookNode
 from tools import ROOT
 from tools.build import sources
 from tools.chapters import notebooks
-from tools.execute import BUILD, LEDGER, LIMIT, read
+from tools.execute import BUILD, LEDGER, LIMIT, QUIET, read
 from tools.pair import checked, text_of
 from xlvlms_tutorial.metrics.uncertainty import Estimate
 from xlvlms_tutorial.reproduce import spread
@@ -40,7 +40,7 @@ FOLDER = BUILD / "numerics"
 SETTINGS = {
     "native": {},
     "avx512": {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE"},  # bfloat16 emulated
-    "avx2": {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2", "OMP_NUM_THREADS": "2"},
+    "avx2": {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2", "OMP_NUM_THREADS": "2", "NUMBA_NUM_THREADS": "2"},
     "sse41": {"ONEDNN_MAX_CPU_ISA": "SSE41", "ATEN_CPU_CAPABILITY": "default"},
 }
 
@@ -98,7 +98,7 @@ def run(page: Path, setting: str, now: str) -> str:
     """Execute a page under a setting and keep what it shows; a line on how it went."""
     records = FOLDER / setting / page.stem
     shutil.rmtree(records, ignore_errors=True)
-    os.environ.update(SETTINGS[setting] | {"TQDM_DISABLE": "1", "XLVLMS_CLAIMS": str(records)})  # kernels take their parent's environment
+    os.environ.update(QUIET | SETTINGS[setting] | {"XLVLMS_CLAIMS": str(records)})  # kernels take the environment of their parent
     notebook, start, error = read(page), perf_counter(), None
     place = {"metadata": {"path": str(page.parent)}}
     client = NotebookClient(notebook, timeout=LIMIT, kernel_name="python3", resources=place, record_timing=True)
