@@ -21,6 +21,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from time import perf_counter
 
+import nbformat
 import pandas as pd
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
@@ -113,6 +114,7 @@ def run(page: Path, setting: str, now: str) -> str:
         "cells": [described(cell, page) for cell in notebook.cells if cell.cell_type == "code"],
         "claims": [json.loads(file.read_text(encoding="utf-8")) for file in sorted(records.glob("*.json"))],
     }
+    nbformat.write(notebook, result_file(page, setting).with_suffix(".ipynb"))  # to be looked at, where something differs
     result_file(page, setting).write_text(json.dumps(content, indent=1), encoding="utf-8")
     shutil.rmtree(records, ignore_errors=True)
     return f"{setting} {page.stem}: {content['seconds']:.0f} s" + (f", FAILED\n{error}" if error else "")

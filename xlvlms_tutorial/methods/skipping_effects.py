@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from math import isfinite
+from weakref import WeakSet
 
 import numpy as np
 import pandas as pd
@@ -23,6 +24,7 @@ from xlvlms_tutorial.states.reading import computed, reading
 from xlvlms_tutorial.states.states import WHOLE_BLOCK
 
 _ROWS_AT_ONCE = 512  # whose logits over the whole vocabulary are in memory together
+_AGREE: WeakSet[VLM] = WeakSet()  # models whose passes were found to agree: to try it costs as much as fifteen forwards
 
 
 def effects(
@@ -179,6 +181,12 @@ def _resumable(vlm: VLM, batch: Batch) -> bool:
     """Whether passes that start at each layer end as those from the beginning: not where blocks share more than the residual stream."""
     if vlm.active or any(vlm.folded.values()) or anatomy.cross_attention_layers(vlm.model):
         return False
+    if vlm not in _AGREE and _agree(vlm, batch):
+        _AGREE.add(vlm)
+    return vlm in _AGREE
+
+
+def _agree(vlm: VLM, batch: Batch) -> bool:
     run = _Pass(vlm, batch)
     whole = run.read(vlm.n_layers, run.before)
     if not torch.isfinite(whole).all():  # told where the loss is computed
