@@ -440,6 +440,7 @@ def test_passes_that_start_at_a_layer_are_those_from_the_beginning(vlm, samples,
 
 
 def test_blocks_below_a_layer_run_once_for_each_batch(vlm, samples):
+    module._AGREE.discard(vlm)  # what other tests have tried on this model
     calls = [0] * L
     hooks = [
         block.mlp.register_forward_pre_hook(lambda m, a, k=k: calls.__setitem__(k, calls[k] + 1)) for k, block in enumerate(vlm.blocks)
@@ -457,7 +458,7 @@ def test_blocks_below_a_layer_run_once_for_each_batch(vlm, samples):
     once = [int(k < L - 1) for k in range(L)]  # no pass starts behind the last layer
     # two samples to try it on: the whole, on to each layer, and from there on; then the dense model, and passes that start behind block k
     assert all_layers == [(1 + once[k] + k) + 1 + once[k] + k for k in range(L)]
-    assert calls == [(1 + once[k] + k) + 1 + once[k] for k in range(L)]
+    assert calls == [1 + once[k] for k in range(L)]  # tried once a model
     assert pictures == 2
 
 
