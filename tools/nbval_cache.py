@@ -22,8 +22,8 @@ from tools import chapters, execute
 
 # The pages that take longest, in this order: two workers end at about the same time when these come first. The ledger comes last.
 LONG = (
-    "alignment", "skipping", "shift", "pruning", "steering-answers", "steering-style", "alignment-score", "explain", "skip-training",
-    "grounding", "concepts",
+    "skipping", "steering-answers", "steering-style", "pruning", "shift", "skip-training", "alignment-score", "grounding", "explain",
+    "subnetworks", "concepts", "outside", "vocabulary", "inside", "alignment",
 )  # fmt: skip
 PATIENCE = 60  # seconds between two messages of a cell that has ended: pictures come late from a busy machine
 
