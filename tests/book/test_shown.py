@@ -59,7 +59,7 @@ def output(text: str) -> str:
     ("a bar", "100%|██████████| 3/3 [00:12&lt;00:00,  4.05s/step]"),
     ("a bar", "25 words [00:01, 17.2it/s]"),
     ("a bar", "12.1s/it"),
-    ("a home folder", "converting in /root/.cache/xlvlms"),
+    ("a home folder", "converting in /home/ann/.cache/xlvlms"),
     ("a home folder", "File &quot;/home/someone/book.py&quot;"),
     ("a home folder", "/Users/a.b/Library/Caches"),
     ("a folder of this machine", "kept in /data/cache-7/smollm2"),
@@ -77,7 +77,7 @@ def test_what_belongs_into_a_terminal_is_found_in_outputs(kind, text):
 @pytest.mark.parametrize("html", [
     "<p>Fetching happens on first use, and a Warning is shown; it failed to help 100 % of the time.</p>",
     "<p>An error is an <code>UserWarning</code>; put it below ~/home/ or in a /homely/ place, 5 units/s | 3</p>",
-    "<script>let bar = '50%|███'; let home = '/root/x'</script><style>/* /root/x */</style>",
+    "<script>let bar = '50%|███'; let home = '/home/ann/x'</script><style>/* /home/ann/x */</style>",
     output("yes 97 % | no 3 %\n0.5 | 0.7\n3 bits, /data/cache-70"),
     output("<table><tr><td>12%</td><td>|</td></tr></table>").replace("|", "or"),
 ])  # fmt: skip
@@ -86,7 +86,7 @@ def test_prose_and_numbers_are_left_alone(html):
 
 
 def test_paths_and_bars_are_found_in_prose_and_in_alternative_texts_too():
-    assert misplaced("<p>see /root/here</p>", []) == ["a home folder: see /root/here"]
+    assert misplaced("<p>see /home/ann/here</p>", []) == ["a home folder: see /home/ann/here"]
     assert misplaced('<img alt="a plot in /home/me/x">', []) == ["a home folder: a plot in /home/me/x"]
     assert misplaced("<p>10%|█</p>", [])
 
