@@ -122,11 +122,11 @@ def run(page: Path, setting: str, now: str) -> str:
 
 def measured(result: dict) -> dict[str, Estimate]:
     """Each measurement of a page by name, with the interval of its run alone."""
-    found = {}
+    estimates = {}
     for one in result["claims"]:
         low, high = one.get("alone", (one["low"], one["high"]))
-        found[spread.name_of(one)] = Estimate(one["value"], low, high, one["n"])
-    return found
+        estimates[spread.name_of(one)] = Estimate(one["value"], low, high, one["n"])
+    return estimates
 
 
 def verdicts(estimates: dict[str, Estimate]) -> dict[str, str]:
@@ -148,19 +148,24 @@ def differences(one: dict, other: dict) -> dict[str, int]:
 def results(page: Path) -> dict[str, dict]:
     """What is known of a page, by setting; runs that failed are left out."""
     files = {setting: result_file(page, setting) for setting in SETTINGS}
-    read = {setting: json.loads(file.read_text(encoding="utf-8")) for setting, file in files.items() if file.exists()}
-    return {setting: result for setting, result in read.items() if result["error"] is None}
+    known = {setting: json.loads(file.read_text(encoding="utf-8")) for setting, file in files.items() if file.exists()}
+    return {setting: result for setting, result in known.items() if result["error"] is None}
 
 
 def table(pages: list[Path]) -> pd.DataFrame:
-    """For each page: checked cells, measurements, seconds, and what differs from the first setting (cells / verdicts / digits)."""
+    """For each page: checked cells, measurements, seconds, and what differs from the first setting (cells / verdicts / digits).
+
+    The first column says whether all that is known was executed with the page, package and pins as they are now.
+    """
     rows = {}
     for page in pages:
         known = results(page)
         if not known:
             continue
         base, *_ = known.values()
-        row = {"checked": sum(cell["checked"] for cell in base["cells"]), "measured": len(base["claims"])}
+        fresh = {result["digest"] for result in known.values()} == {digest(page)}
+        row = {"as it is now": "yes" if fresh else "no: run it again"}
+        row |= {"checked": sum(cell["checked"] for cell in base["cells"]), "measured": len(base["claims"])}
         row |= {f"{setting} s": result["seconds"] for setting, result in known.items()}
         row |= {s: " / ".join(map(str, differences(base, result).values())) for s, result in known.items() if result is not base}
         rows[page.stem] = row
@@ -169,14 +174,14 @@ def table(pages: list[Path]) -> pd.DataFrame:
 
 def moved(pages: list[Path]) -> dict[str, list[dict]]:
     """The measurements that differ between settings by more than rounding, with what they were under each."""
-    found = {}
+    moving = {}
     for page in pages:
         several = [measured(result) for result in results(page).values()]
         for name in sorted(set().union(*several)):
             estimates = [one[name] for one in several if name in one]
             if spread.moved(estimates) or len(estimates) < len(several):
-                found[name] = [one.asdict() for one in dict.fromkeys(estimates)]
-    return found
+                moving[name] = [one.asdict() for one in dict.fromkeys(estimates)]
+    return moving
 
 
 def main() -> int:
@@ -186,23 +191,23 @@ def main() -> int:
     parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS), help="all by default")
     parser.add_argument("--write", action="store_true", help="keep what moved in the package, for all pages")
     parser.add_argument("--jobs", type=int, default=1, help="pages at a time")
-    asked = parser.parse_args()
+    options = parser.parse_args()
     known = {page.stem: page for page in notebooks() if page.stem != LEDGER}
-    if unknown := [name for name in asked.pages if name not in known]:
+    if unknown := [name for name in options.pages if name not in known]:
         parser.error(f"no page {', '.join(unknown)}; there are: {', '.join(known)}")
-    pages = [known[name] for name in asked.pages or known]
+    pages = [known[name] for name in options.pages or known]
     now = {page: digest(page) for page in pages}
-    for setting in asked.settings:
+    for setting in options.settings:
         (FOLDER / setting).mkdir(parents=True, exist_ok=True)
-    todo = [(page, setting) for page in pages for setting in asked.settings if not done(page, setting, now[page])]
+    todo = [(page, setting) for page in pages for setting in options.settings if not done(page, setting, now[page])]
     # a process for each run: what one sets in the environment must not reach the next
-    with ProcessPoolExecutor(asked.jobs, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
+    with ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
         for job in [pool.submit(run, page, setting, now[page]) for page, setting in todo]:
             print(job.result(), flush=True)
     shown = table(list(known.values()))
     shown.to_csv(FOLDER / "table.csv")
     print(shown.to_string())
-    if asked.write:
+    if options.write:
         write_json(spread.FILE, moved(list(known.values())))
     return 0
 
