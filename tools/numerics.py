@@ -200,10 +200,13 @@ def main() -> int:
     for setting in options.settings:
         (FOLDER / setting).mkdir(parents=True, exist_ok=True)
     todo = [(page, setting) for page in pages for setting in options.settings if not done(page, setting, now[page])]
-    # a process for each run: what one sets in the environment must not reach the next
-    with ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
-        for job in [pool.submit(run, page, setting, now[page]) for page, setting in todo]:
-            print(job.result(), flush=True)
+    wide = [one for one in todo if "OMP_NUM_THREADS" in SETTINGS[one[1]]]
+    # pages of several threads one at a time: threads that wait for a busy core take it from those that work
+    for jobs, part in ((options.jobs, [one for one in todo if one not in wide]), (1, wide)):
+        # a process for each run: what one sets in the environment must not reach the next
+        with ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
+            for job in [pool.submit(run, page, setting, now[page]) for page, setting in part]:
+                print(job.result(), flush=True)
     shown = table(list(known.values()))
     shown.to_csv(FOLDER / "table.csv")
     print(shown.to_string())
