@@ -104,7 +104,8 @@ def store(tmp_path, monkeypatch) -> Store:
 
 
 def note(store: Store, **told: object) -> None:
-    whole = {"host": socket.gethostname(), "process": os.getpid(), "at": time.time()} | told
+    now = time.time()
+    whole = {"host": socket.gethostname(), "process": os.getpid(), "began": now, "at": now} | told
     (store.folder / ".process-1-of-2.json").write_text(json.dumps(whole))
 
 
@@ -175,8 +176,19 @@ def test_a_failure_on_another_machine_is_told_and_an_end_there_is_not_guessed(st
 
 
 def test_what_an_earlier_launch_left_is_no_news(store):
-    note(store, process=gone(), failed="KeyboardInterrupt: ", at=processes._launched() - 1)
-    with pytest.raises(RunError, match=r"waited 0\.05 s"):
+    # On this machine it counts when the process began, by the clock of the processes' table: it runs up to a second apart from the other.
+    before = processes._launched() - 1
+    for told in ({"began": before, "at": time.time()}, {"host": "elsewhere", "at": before}):
+        note(store, **({"process": gone(), "failed": "KeyboardInterrupt: "} | told))
+        with pytest.raises(RunError, match=r"waited 0\.05 s"):
+            await_others(store, 6, 0, 2, wait=0.05)
+
+
+def test_a_process_of_this_launch_that_ended_is_no_old_news_whatever_the_clocks_say(store, monkeypatch):
+    monkeypatch.setattr(processes.time, "time", lambda: processes._launched() - 1)  # one clock behind the other
+    with pytest.raises(KeyError), making_shards(store, 1, 2):
+        raise KeyError("the cause")
+    with pytest.raises(RunError, match="failed"):
         await_others(store, 6, 0, 2, wait=0.05)
 
 

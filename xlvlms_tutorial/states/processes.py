@@ -29,7 +29,7 @@ def making_shards(store: Store, rank: int, world: int) -> Iterator[None]:
         yield
         return
     note = _note(store, rank, world)
-    told = {"host": socket.gethostname(), "process": os.getpid(), "at": time.time()}
+    told = {"host": socket.gethostname(), "process": os.getpid(), "began": psutil.Process().create_time(), "at": time.time()}
     with telling(store.folder, rank):  # the number of its first shard too
         _write(note, told)
     try:
@@ -113,11 +113,13 @@ def _end(note: Path, since: float) -> str | None:
         told = json.loads(note.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None  # not there yet, or made its shards, or is being read on a file system whose moves are not atomic
-    if told["at"] < since:
+    here = told["host"] == socket.gethostname()
+    # The system counts starts in another clock than that of ``at``, up to a second apart: on one machine starts are compared.
+    if (told["began"] if here else told["at"]) < since:
         return None
     if "failed" in told:
         return f"failed ({told['failed']})"
-    gone = told["host"] == socket.gethostname() and not _runs(told["process"])
+    gone = here and not _runs(told["process"])
     return f"has ended (number {told['process']} on {told['host']})" if gone else None
 
 
