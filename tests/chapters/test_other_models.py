@@ -14,7 +14,7 @@ from xlvlms_tutorial.reproduce.run import read_results, run_chapter
 # What makes a chapter short here; all else is as it stands in the book
 SHORT = {
     "alignment": {"n_samples": 8, "n_family": 4},
-    "alignment-score": {"n_samples": 8, "n_family": 6, "steps": [0, 250, 450, 1350], "encoders": ["lite0", "random"]},
+    "alignment-score": {"n_samples": 8, "n_family": 4, "steps": [0, 250, 450, 1350], "encoders": ["lite0", "random"]},
     "vocabulary": {"n_samples": 8, "n_others": 4, "connectors": {}},
     "concepts": {"n_samples": 16, "n_pool": 240, "n_components": 5, "n_others": 12},
     "grounding": {"n_samples": 16, "n_pool": 240, "K": 6, "n_noise": 8, "n_unseen": 6, "depths": [0.33, 0.67, 1.0]},
@@ -22,7 +22,7 @@ SHORT = {
     "steering-answers": {"n_samples": 8, "n_many": 20},
     "steering-style": {"n_samples": 12, "n_valid": 4, "n_test": 8, "adapters": [], "distil": []},
     "skip-training": {"n_samples": 8, "n_few": 2, "steps": 3},
-    "pruning": {"n_samples": 8, "n_calibration": 4},
+    "pruning": {"n_samples": 6, "n_calibration": 2},
     "skipping": {"n_samples": 8, "n_learn": 3, "counts": [1, 2]},
 }
 
