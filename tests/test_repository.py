@@ -18,6 +18,7 @@ from tools.chapters import FIRST_CELL, PARAMETERS, PLACEHOLDER, address, chapter
 from tools.fetch_assets import PINS
 from tools.first_cell import BLOCK, with_first_cell
 from tools.pair import checked
+from xlvlms_tutorial.pocket.assets import WHEELS
 
 NOTEBOOKS = pytest.mark.parametrize("page", notebooks(), ids=lambda page: page.stem)
 CHAPTERS = pytest.mark.parametrize("page", chapters(), ids=lambda page: page.stem)
@@ -293,6 +294,55 @@ def test_the_package_asks_for_lower_bounds_and_one_upper_bound_and_every_pin_is_
         assert sorted(one.operator for one in wanted.specifier) == (["<", ">="] if upper else [">="])
         assert wanted.specifier.contains(pinned[wanted.name])
     assert "urls" not in project
+
+
+THIRD_PARTY = ROOT / "book/reference/third-party.md"
+
+
+def rows():
+    """The rows of the tables of the page on others' work."""
+    lines = THIRD_PARTY.read_text(encoding="utf-8").splitlines()
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| `")]
+
+
+@pytest.mark.parametrize("wheel", WHEELS.values(), ids=lambda wheel: wheel.name)
+def test_the_page_on_sources_names_every_wheel_as_it_is_pinned(wheel):
+    (row,) = [row for row in rows() if row[0].startswith(f"`{wheel.name}`")]
+    assert row[0] == f"`{wheel.name}` {wheel.version}, `{wheel.sha256[:16]}`"
+
+
+@pytest.mark.parametrize("pin", PINS)
+def test_the_page_on_sources_names_every_script_as_it_is_pinned(pin):
+    name, _, version = pin.rpartition("@")
+    (row,) = [row for row in rows() if row[0].startswith(f"`{name}`")]
+    assert row[1] == version
+    assert row[-1] == f"`{PINS[pin][:16]}`"
+
+
+def test_the_page_on_sources_has_the_pinned_versions_of_what_is_in_the_pages():
+    pinned = {one.name: next(iter(one.specifier)).version for one, _ in pins()}
+    named = {row[0].split("`")[1]: row[1] for row in rows() if len(row) == 3 and row[0].split("`")[1] in pinned}
+    assert {"sphinx-book-theme", "pydata-sphinx-theme", "sphinx", "myst-nb"} <= named.keys()
+    assert named == {name: pinned[name] for name in named}
+    theme = importlib.metadata.files("pydata-sphinx-theme")
+    texts = " ".join(file.read_text(encoding="utf-8") for file in theme if file.name.endswith(".js.LICENSE.txt"))
+    (row,) = [row for row in rows() if row[0].startswith("`pydata-sphinx-theme`")]
+    assert re.search(r"Bootstrap v([\d.]+)", texts)[1] in row[0]
+    assert re.search(r"Font Awesome Free ([\d.]+)", texts)[1] in row[0]
+
+
+def test_the_page_on_sources_says_of_every_package_the_licence_that_it_states():
+    page = THIRD_PARTY.read_text(encoding="utf-8")
+    direct = (ROOT / "requirements.txt").read_text(encoding="utf-8").partition("# Brought along")[0]
+    wanted = {line.split("==")[0] for line in direct.splitlines() if "==" in line}
+    named = set()
+    for licence, packages in re.findall(r"^- \*\*([^*]+)\*\*: (.*(?:\n  .*)*)", page, re.M):
+        for package in re.sub(r"\([^)]*\)", "", packages.replace("\n", " ")).split(","):
+            facts = importlib.metadata.metadata(package.strip())
+            stated = [facts.get("License-Expression", ""), facts.get("License", "").partition("\n")[0], *facts.get_all("Classifier", [])]
+            assert licence.removesuffix("-2.0") in " ".join(stated), package
+            named.add(package.strip())
+    assert named == wanted
 
 
 SERVED = config()["sphinx"]["config"]
