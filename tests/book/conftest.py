@@ -12,7 +12,6 @@ from tools import ROOT
 from tools.chapters import pages
 
 HTML = ROOT / "_build" / "html"
-HARMLESS = ("THEBE_JS_URL",)  # the stock theme loads sphinx-thebe twice
 LOCAL = ("file:", "data:", "blob:", "about:")
 
 
@@ -49,10 +48,6 @@ class Visit:
     outside: list[str] = field(default_factory=list)
     complaints: list[str] = field(default_factory=list)
 
-    def heard(self, message: str) -> None:
-        if not any(known in message for known in HARMLESS):
-            self.complaints.append(message)
-
 
 @pytest.fixture(scope="module")
 def visit(browser, html) -> Iterator:
@@ -73,8 +68,8 @@ def _open(browser, file: Path, width: int, scheme: str) -> Visit:
     page = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme).new_page()
     seen = Visit(page)
     page.on("request", lambda request: None if request.url.startswith(LOCAL) else seen.outside.append(request.url))
-    page.on("pageerror", lambda error: seen.heard(str(error)))
-    page.on("console", lambda message: seen.heard(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: seen.complaints.append(str(error)))
+    page.on("console", lambda message: seen.complaints.append(message.text) if message.type == "error" else None)
     page.goto(file.as_uri(), wait_until="load")
     if page.locator('script[type="application/vnd.jupyter.widget-view+json"]').count():
         page.wait_for_selector(".jupyter-widgets", timeout=60_000)

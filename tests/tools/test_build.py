@@ -2,6 +2,7 @@
 
 import pytest
 import yaml
+from jupyter_book.config import get_default_sphinx_config
 
 from tools import build
 
@@ -49,6 +50,14 @@ def test_compiled_files_do_not_count(root):
 
 @pytest.mark.parametrize("offline", [True, False])
 def test_settings_point_to_fetched_libraries_only_where_there_are_any(root, offline):
-    settings = yaml.safe_load(build.write_config(offline).read_text())
-    assert ("mathjax_path" in settings["sphinx"]["config"]) is offline
-    assert settings["sphinx"]["config"]["nb_execution_raise_on_error"] is True
+    settings = yaml.safe_load(build.write_config(offline).read_text(encoding="utf-8"))["sphinx"]["config"]
+    scripts = {settings["mathjax_path"]: settings["mathjax_options"]} | settings["nb_ipywidgets_js"]
+    assert [name.startswith("https://") for name in scripts] == ([False] * 4 if offline else [True] * 3)
+    assert ["integrity" in options for options in scripts.values()] == ([False] * 4 if offline else [True] * 3)
+    assert settings["nb_execution_raise_on_error"] is True
+
+
+def test_settings_have_all_extensions_of_jupyter_book_but_one():
+    """The list replaces that of jupyter-book, so a new version of it must not bring one that is missed."""
+    expected = [one for one in get_default_sphinx_config()["extensions"] if one != "sphinx_thebe"]
+    assert build.config()["sphinx"]["config"]["extensions"][: len(expected)] == expected
