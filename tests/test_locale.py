@@ -11,7 +11,7 @@ import pytest
 from tools import ROOT
 
 PLAIN = {"LC_ALL": "C", "LANG": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "HF_HUB_OFFLINE": "1"}
-MODULES = sorted((ROOT / "xlvlms_tutorial").rglob("*.py"))
+MODULES = sorted([*(ROOT / "xlvlms_tutorial").rglob("*.py"), *(ROOT / "tools").rglob("*.py")])
 READERS = {"open", "read_text", "write_text", "NamedTemporaryFile", "TemporaryFile", "FileHandler"}
 BINARY = {"Image", "os", "av", "tarfile", "zipfile"}  # modules whose open reads no text
 
@@ -36,7 +36,7 @@ def test_a_call_without_an_encoding_is_found():
     assert silent_on_encoding(silent + 'p.open("rb")\np.open("w")\n') == [1, 3, 5, 8]
 
 
-@pytest.mark.parametrize("module", MODULES, ids=lambda path: str(path.relative_to(ROOT / "xlvlms_tutorial")))
+@pytest.mark.parametrize("module", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_every_text_is_read_and_written_as_utf8(module):
     assert silent_on_encoding(module.read_text(encoding="utf-8")) == []
 

@@ -41,11 +41,11 @@ def refresh_cache() -> None:
     """Forget cached outputs when the package or its pins changed: the cache itself looks at cells only."""
     stamp, now = BUILD / "fingerprint.txt", fingerprint()
     with locked():
-        if not stamp.exists() or stamp.read_text() != now:
+        if not stamp.exists() or stamp.read_text(encoding="utf-8") != now:
             shutil.rmtree(BUILD / ".jupyter_cache", ignore_errors=True)
             shutil.rmtree(BUILD / ".doctrees", ignore_errors=True)
             shutil.rmtree(CLAIMS, ignore_errors=True)  # records live and die with the outputs of the pages that made them
-        stamp.write_text(now)
+        stamp.write_text(now, encoding="utf-8")
 
 
 def write_config(offline: bool) -> Path:
@@ -54,7 +54,7 @@ def write_config(offline: bool) -> Path:
     if offline:
         settings["sphinx"]["config"] |= OFFLINE
     path = BUILD / "config.yml"
-    path.write_text(yaml.safe_dump(settings, sort_keys=False))
+    path.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
     return path
 
 

@@ -24,7 +24,7 @@ if importlib.util.find_spec("xlvlms_tutorial") is None:
 
 def config() -> dict:
     """The book's settings."""
-    return yaml.safe_load((ROOT / "_config.yml").read_text())
+    return yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))
 
 
 def address() -> str:
@@ -34,14 +34,14 @@ def address() -> str:
 
 def pages() -> list[Path]:
     """Every page of the table of contents, in its order, as a path under the root without a suffix."""
-    toc = yaml.safe_load((ROOT / "_toc.yml").read_text())
+    toc = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))
     listed = [chapter["file"] for part in toc["parts"] for chapter in part["chapters"]]
     return [Path(name) for name in (toc["root"], *listed)]
 
 
 def notebooks() -> list[Path]:
     """The pages that hold code, as MyST files."""
-    return [ROOT / f"{page}.md" for page in pages() if "\nkernelspec:" in (ROOT / f"{page}.md").read_text()[:600]]
+    return [ROOT / f"{page}.md" for page in pages() if "\nkernelspec:" in (ROOT / f"{page}.md").read_text(encoding="utf-8")[:600]]
 
 
 def chapters() -> list[Path]:

@@ -36,7 +36,7 @@ def pack(name: str, folder: Path) -> bytes | None:
     if shutil.which("npm") is None:
         return None
     command = ["npm", "pack", name, "--silent", "--pack-destination", str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, stdin=subprocess.DEVNULL, check=False)
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=120, stdin=subprocess.DEVNULL, check=False)
     return (folder / done.stdout.split()[-1]).read_bytes() if done.returncode == 0 else None
 
 
@@ -63,7 +63,7 @@ def unpack(data: bytes) -> None:
 def fetch() -> bool:
     """Fetch what is missing; True when pages can be read offline."""
     stamp = VENDOR / "pins.json"
-    if stamp.exists() and json.loads(stamp.read_text()) == PINS:
+    if stamp.exists() and json.loads(stamp.read_text(encoding="utf-8")) == PINS:
         return True
     with tempfile.TemporaryDirectory() as folder:
         tarballs = {name: pack(name, Path(folder)) for name in PINS}
@@ -73,7 +73,7 @@ def fetch() -> bool:
     for name, data in tarballs.items():
         check(name, data)
         unpack(data)
-    stamp.write_text(json.dumps(PINS, indent=1))
+    stamp.write_text(json.dumps(PINS, indent=1), encoding="utf-8")
     return True
 
 

@@ -26,7 +26,7 @@ def with_first_cell(text: str) -> str:
 def main() -> None:
     """Rewrite the pages named on the command line, or all."""
     for page in [ROOT / name for name in sys.argv[1:]] or notebooks():
-        Path(page).write_text(with_first_cell(page.read_text()))
+        Path(page).write_text(with_first_cell(page.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 if __name__ == "__main__":
