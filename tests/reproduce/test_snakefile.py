@@ -2,8 +2,11 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
+from contextlib import suppress
 
 import nbformat
 import psutil
@@ -11,6 +14,7 @@ import pytest
 import yaml
 
 from tests.toy_chapter import BODY, toy_chapter
+from tools import ROOT
 from xlvlms_tutorial.errors import OutputError, RunError, SelectionError
 from xlvlms_tutorial.reproduce import batch
 from xlvlms_tutorial.reproduce.batch import FOLDER, PROFILES, Options, reproduce
@@ -42,11 +46,7 @@ def stub(monkeypatch, tmp_path):
     (tmp_path / "grid.yaml").write_text(GRID)
     kept = []
 
-    def engine(command, **options):
-        kept.append((command, options))
-        return subprocess.CompletedProcess(command, 0)
-
-    monkeypatch.setattr(batch.subprocess, "run", engine)
+    monkeypatch.setattr(batch, "_engine", lambda command, out, lock: kept.append((command, out)) or 0)
     return tmp_path, kept
 
 
@@ -102,10 +102,43 @@ def test_it_goes_on_with_what_is_missing_damaged_or_of_other_code(ran):
     assert [line for line in said if "damaged" in line and str(results[torn]) in line]
 
 
+def test_parameters_longer_than_a_command_line_reach_the_chapter(tmp_path):
+    toy_chapter(tmp_path / "chapters", body=BODY.replace("effect + seed / 100", "len(model) + len(names['a'])"))
+    entry = {"chapters": "toy", "models": "m/" + "é'$" * 50_000, "parameters": {"names": {"a": "\\ \n" * 70_000}}, "mem_mb": 100}
+    (tmp_path / "grid.yaml").write_text(json.dumps({"experiments": [entry]}))
+    found = reproduce(tmp_path / "grid.yaml", tmp_path / "out", Options(cores=1, chapters=tmp_path / "chapters"))
+    (measured,) = found.measurements
+    assert measured["value"] == 150_002 + 210_000
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_batch_that_is_asked_to_end_leaves_no_process_behind_and_goes_on(tmp_path, number):
+    waiting = f"import time; from pathlib import Path\nwhile not Path({str(tmp_path / 'go')!r}).exists(): time.sleep(0.1)\n"
+    toy_chapter(tmp_path / "chapters", body=waiting + BODY)
+    (tmp_path / "grid.yaml").write_text("experiments: [{chapters: toy, retries: 2, mem_mb: 100, seeds: [0, 1]}]")
+    command = [sys.executable, "-m", "xlvlms_tutorial", "reproduce", "grid.yaml", "--out", "out", "--chapters", "chapters", "--cores", "1"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    running = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL)
+    family = []
+    while not any("ipykernel" in " ".join(one.cmdline()) for one in family):
+        assert running.poll() is None
+        time.sleep(0.2)
+        with suppress(psutil.Error):
+            family = psutil.Process(running.pid).children(recursive=True)
+    engine = next(one for one in psutil.Process(running.pid).children() if "snakemake" in " ".join(one.cmdline()))
+    assert f"process {engine.pid} on " in (tmp_path / "out" / batch.LOCK).read_text()
+    running.send_signal(number)
+    assert running.wait(60) != 0
+    gone, alive = psutil.wait_procs(family, timeout=30)
+    assert not alive and len(gone) == len(family) >= 3
+    (tmp_path / "go").touch()
+    assert subprocess.run(command, cwd=tmp_path, env=environment, check=False, stderr=subprocess.DEVNULL).returncode == 0
+
+
 def test_outdated_results_are_named_and_moved_only_when_it_is_meant(ran, monkeypatch):
     folder, found, _ = ran
     toy_chapter(folder / "changed", body=BODY + "print('more')")
-    monkeypatch.setattr(batch.subprocess, "run", lambda command, **_: subprocess.CompletedProcess(command, 0))
+    monkeypatch.setattr(batch, "_engine", lambda *_: 0)
     said = []
     options = Options(cores=1, gpus=1, chapters=folder / "changed", dry_run=True)
     reproduce(folder / "grid.yaml", folder / "out", options, say=said.append)
@@ -114,11 +147,11 @@ def test_outdated_results_are_named_and_moved_only_when_it_is_meant(ran, monkeyp
         assert (folder / "out" / "runs" / name / "results.json").exists()
 
 
-def test_snakemake_is_started_without_a_shell_on_the_plan(stub):
+def test_snakemake_is_started_on_the_plan(stub):
     folder, kept = stub
     found = reproduce(folder / "grid.yaml", folder / "out", Options(cores=2, gpus=1, chapters=folder / "chapters"))
-    ((command, options),) = kept
-    assert command[:4] == [sys.executable, "-m", "snakemake", "all"] and "shell" not in options and options["cwd"] == folder / "out"
+    ((command, out),) = kept
+    assert command[:4] == [sys.executable, "-m", "snakemake", "all"] and out == folder / "out"
     assert command[command.index("--cores") + 1] == "2"
     gpu, memory = command[command.index("--resources") + 1 :][:2]
     assert gpu == "gpu=1" and 0 < int(memory.removeprefix("mem_mb=")) < psutil.virtual_memory().total / 1e6

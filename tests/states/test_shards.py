@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -346,3 +347,73 @@ def test_a_rewritten_shard_is_never_seen_beside_another_index(store, monkeypatch
     store.write(1, states_of(samples_of(1), rows=2, shift=1))
     assert seen == [([0, 2], [])] * 2
     assert re.fullmatch(r"Store\(.*, 3 shards\)", repr(store))
+
+
+def shard_files(folder: Path, number: int) -> list[Path]:
+    return [folder / "shards" / f"{number:05d}.safetensors", folder / "index" / f"{number:05d}.parquet"]
+
+
+@pytest.mark.parametrize("rows", [2, 0], ids=["rows", "no rows"])
+@pytest.mark.parametrize(("source", "target"), [(1, 0), (0, 1), (1, 7)])
+@pytest.mark.parametrize("which", [slice(0, 2), slice(1, 2)], ids=["both files", "the index"])
+def test_a_shard_that_is_a_copy_of_another_is_damaged_and_made_anew(tmp_path, rows, source, target, which):
+    store = Store(tmp_path, PROVENANCE)
+    for number in (0, 1):
+        store.write(number, states_of(samples_of(number), rows=rows if number == source else 2))
+    for old, new in list(zip(shard_files(tmp_path, source), shard_files(tmp_path, target), strict=True))[which]:
+        shutil.copyfile(old, new)
+    store = Store(tmp_path)
+    assert store.verify() == [f"index/{target:05d}.parquet"]
+    with pytest.raises(DamagedShardError, match=f"index/{target:05d}.parquet"):
+        _ = store.table
+    with pytest.raises(DamagedShardError):
+        store.states()
+    with pytest.warns(UserWarning, match="to be made anew"):
+        assert target in Store(tmp_path).missing(8)
+    if target < 2:
+        store.write(target, states_of(samples_of(target), rows=2))
+        assert sorted(set(Store(tmp_path).states().table["sample"])) == [
+            sample for number in (0, 1) for sample in samples_of(number) if number == target or rows
+        ]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["1", "0001", "000001", "00001 copy", "-0001", "\u0661\u0661\u0661\u0661\u0661", "00001.bak", "1e4"])
+def test_a_stray_part_of_the_index_does_not_count(tmp_path, name):
+    capture(tmp_path, 2)
+    before = Store(tmp_path).table
+    shutil.copyfile(tmp_path / "index" / "00001.parquet", tmp_path / "index" / f"{name}.parquet")
+    assert Store(tmp_path).done == [0, 1] and Store(tmp_path).table.equals(before)
+
+
+def test_a_shard_of_an_earlier_version_is_read_and_merged_with_one_of_this(tmp_path):
+    old, new = Store(tmp_path / "old", PROVENANCE), Store(tmp_path / "new", PROVENANCE)
+    for store in (old, new):
+        store.write(3, states_of(range(3)))
+    part = tmp_path / "old" / "index" / "00003.parquet"
+    table = pq.read_table(part)
+    told = {name: table.schema.metadata[name.encode()].decode() for name in ("sha256", "bytes", "tensors", "columns")}
+    pq.write_table(table.replace_schema_metadata(told | {"check": shards_module._check(told)}), part, write_page_checksum=True)
+    assert Store(tmp_path / "old").verify() == [] and new.merge(tmp_path / "old") == []
+    assert_same(Store(tmp_path / "old").states(), new.states())
+    for old_file, copy in zip(shard_files(tmp_path / "old", 3), shard_files(tmp_path / "old", 4), strict=True):
+        shutil.copyfile(old_file, copy)
+    assert Store(tmp_path / "old").verify() == ["index/00004.parquet"]
+
+
+def test_threads_that_write_one_shard_do_not_take_each_other_s_drafts(tmp_path):
+    store, expected = Store(tmp_path, PROVENANCE), states_of(range(6))
+    with ThreadPoolExecutor(4) as pool:
+        for job in [pool.submit(store.write, number, expected) for _ in range(20) for number in (0, 0, 0, 0)]:
+            job.result()
+    assert store.verify() == [] and drafts(tmp_path) == []
+    assert_same(store.states(), expected)
+
+
+def test_a_clock_that_jumps_leaves_the_draft_of_a_living_process(tmp_path, monkeypatch):
+    store = Store(tmp_path, PROVENANCE)
+    mine = tmp_path / f".00003.{socket.gethostname()}.{os.getppid()}-7"
+    for draft in (mine, tmp_path / f".00003.elsewhere.{os.getppid()}-7", tmp_path / f".00004.{socket.gethostname()}.99999999"):
+        draft.mkdir()
+    monkeypatch.setattr(shards_module.time, "time", lambda: time.monotonic() + 10 * 365 * 86_400 + 2e9)
+    store.write(3, states_of(range(3)))
+    assert drafts(tmp_path) == [mine.name]

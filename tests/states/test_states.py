@@ -101,6 +101,44 @@ def test_a_condition_that_has_no_meaning_is_refused(condition):
         states_of(range(3)).select(condition)
 
 
+@pytest.mark.parametrize("condition", [
+    "@pd.io.common.os.system('touch SIGN') == 0", "@touch() == 0", "touch() == 0", "word.str.len() > 3", "sample.__class__ == 0",
+    "word == 'x' or @touch()", "'''a'`''' | @touch() | '''`'''", "'''a'`''' | (@touch() == 0) | word == '''`'''",
+    "`@touch()`", "word == '`' | @touch() | word == '`'", "sample == 1 # `\n| @touch() # `", "x = sample",
+    "sample == 1\n@touch()", "f'{touch()}' == word",
+    "[touch() for _ in (1,)] == word", "(lambda: touch())() == 0", "sample[0] == 0", "sample if touch() else 1", "(y := touch()) == 0",
+    "__import__('os').system('touch SIGN') == 0", "datetime.sys.exit() == 0",
+    "sample == 9**9**9", "sample == (9**9)**9", "sample == 2 ** sample", "sample ** 1e6 > 0", "sample == 10 ** 100000000",
+    "'a' * 10**9 == word",
+    "word == ('a' + 'b') * 999999999", "[1] * 999999999 == sample", "'%999999999d' % 5 == word", "1 << 99999999999 == sample",
+    "(" * 500 + "sample" + ")" * 500 + " > 0", "~" * 50_000 + "sample", "sample == " + "9" * 5000, "1 / 0 == sample", "\0", "",
+])  # fmt: skip
+def test_a_condition_that_does_more_than_compare_is_refused(condition, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def touch():  # what a condition would call
+        (tmp_path / "SIGN").touch()
+
+    with pytest.raises(SelectionError, match="has no meaning here|rows were chosen by"):
+        states_of(range(3)).select(condition)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("condition", "expected"), [
+    ("word in ['key', 'a`b'] and not sample == 0", lambda row: row["word"] == "key" and row["sample"] != 0),
+    ("(sample % 2 == 0) & (sample >= 1) | word == \"key\"", lambda row: row["sample"] in (2, 4, 6) or row["word"] == "key"),
+    ("0 < sample * 2 + 1 <= 7", lambda row: 0 < row["sample"] * 2 + 1 <= 7), ("~(sample == 1)", lambda row: row["sample"] != 1),
+    ("`sample` ** 2 > 4 and id != 's5'", lambda row: row["sample"] ** 2 > 4 and row["id"] != "s5"),
+    (" sample // 2 == -position + 1 ", lambda row: row["sample"] // 2 == 1 - row["position"]),
+    ("word == '@key' or sample == 3", lambda row: row["sample"] == 3), ("sample / 2 > 1.0e0", lambda row: row["sample"] > 2),
+])  # fmt: skip
+def test_a_condition_is_what_python_says_of_each_row(condition, expected):
+    states = states_of(range(7))
+    rows = [expected(row) for row in states.table.to_dict("records")]
+    assert 0 < sum(rows) < len(rows)
+    assert_same(states.select(condition), states.select(rows))
+
+
 def test_a_mask_of_another_length_or_kind_is_refused():
     with pytest.raises(LengthError, match="mask: 2, table: 3"):
         states_of(range(3)).select([True, False])

@@ -54,6 +54,27 @@ def test_only_the_page_s_own_records_and_outputs_are_deleted(root):
     execute.forget(pages[0])
 
 
+def test_a_record_that_another_page_forgets_at_the_same_moment_is_no_failure(root, monkeypatch):
+    file, claims = page(root, "one", "1"), root / "_build" / "claims"
+    for name in ("a", "b", "c"):
+        (claims / f"{name}.json").write_text(json.dumps({"chapter": "one" if name == "b" else "other"}))
+    real, taken = execute.Path.read_text, []
+
+    def read(path, **how):
+        text = None
+        if path.name == "a.json":
+            path.unlink()  # before it is read
+        text = real(path, **how)
+        if path.name == "b.json":
+            path.unlink()  # after it was read
+        taken.append(path.name)
+        return text
+
+    monkeypatch.setattr(execute.Path, "read_text", read)
+    execute.forget(file)
+    assert "b.json" in taken and [left.name for left in claims.iterdir()] == ["c.json"]
+
+
 def test_what_is_missing_is_filled_in_and_the_ledger_comes_last(root, monkeypatch, capsys):
     class Here:
         """Runs jobs in this process, so that the patched folders hold."""

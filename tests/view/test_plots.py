@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.colors import to_rgb
+from matplotlib.text import Text
 from PIL import Image
 
 from xlvlms_tutorial.errors import ActivationsError, LengthError
@@ -104,6 +105,57 @@ def test_png_gives_the_same_bytes_twice_and_closes_the_figure(table):
     assert first == second
     assert not plt.get_fignums()
     assert Image.open(io.BytesIO(first)).format == "PNG"
+
+
+PRICES = ["Pay $5 #1 or $10.", "costs $5% $", "$\\frac{1$", "$$", r"\$5 and $6_$", "$a$ & $b", "from 5 $ to 6 $ a $piece$"]
+
+
+def drawn(figure_or_axes):
+    """Draw, so that every text is parsed; the texts as they are shown."""
+    figure = getattr(figure_or_axes, "figure", figure_or_axes)
+    png = plots.png(figure)
+    assert Image.open(io.BytesIO(png)).format == "PNG"
+    return [text._preprocess_math(text.get_text())[0] for text in figure.findobj(Text) if text.get_visible()]
+
+
+@pytest.mark.parametrize("price", PRICES)
+def test_a_text_is_drawn_as_it_is_written(price, table):
+    picture, values = Image.new("RGB", (8, 8)), pd.DataFrame({"a": [1.0, 2.0], "b": [2.0, 1.0]})
+    named = values.rename(columns={"a": price}).rename_axis(index=f"i {price}", columns=f"c {price}")
+    profiled = pd.concat([layers(price), layers("text")])
+    everywhere = {
+        "gallery": plots.gallery([picture] * 2, [price, "x"], width=20),
+        "heats": plots.heats([picture] * 2, [np.eye(2)] * 2, [price, "x"], width=20),
+        "intervals": plots.intervals(table.rename(index={"colour": price}), xlabel=f"x {price}"),
+        "lines": plots.lines(named, ylabel=f"y {price}"),
+        "lines over texts": plots.lines(values.set_axis([price, "x"])),
+        "lines, log": plots.lines(named, ylabel=f"y {price}", log=True),
+        "profile": plots.profile(profiled, group="kind", ylabel=f"y {price}", xlabel=f"x {price}"),
+        "points": plots.points([[0, 1], [2, 3]], [price, "x"], ["x", price]),
+        "matrix": plots.matrix(named.set_axis([price, "x"]).rename_axis(f"i {price}")),
+        "lens": plots.lens([[0.1], [0.9]], [[price], ["a"]], [price], [price, "x"]),
+    }
+    for name, figure in everywhere.items():
+        shown = drawn(figure)
+        assert price in shown, name  # lens cuts its words, and has the price at an axis too
+        for place in ("x", "y", "i", "c"):
+            assert f"{place} {price}" in shown or not any(text.startswith(f"{place} ") for text in shown), name
+
+
+def test_axes_made_before_draw_texts_as_they_are_written_too(table):
+    _, ax = plt.subplots()
+    shown = drawn(plots.intervals(table.rename(index={"colour": PRICES[0]}), xlabel=PRICES[1], ax=ax))
+    assert {PRICES[0], PRICES[1]} <= set(shown)
+
+
+def test_labels_that_are_numbers_stay_numbers():
+    ax = plots.lines(pd.DataFrame({1: [1.0, 2.0], 2: [2.0, 1.0]}, index=[10, 20]))
+    assert [line.get_xdata().tolist() for line in ax.lines[:2]] == [[10, 20]] * 2
+    assert plots.literal(3) == 3 and plots.literal(None) is None
+
+
+def test_a_word_is_cut_between_signs_not_within_an_escaped_one():
+    assert plots.printable("12345678$9", 9) == r"12345678\$" and plots.printable("$$$", 2) == r"\$\$"
 
 
 @pytest.mark.parametrize(

@@ -7,11 +7,15 @@ import re
 import ipywidgets
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import pytest
+from ipywidgets.embed import embed_data
 from ipywidgets.widgets.widget_link import Link
 from PIL import Image
 
 from xlvlms_tutorial.errors import FramesError
+from xlvlms_tutorial.view.dial import dial
+from xlvlms_tutorial.view.tradeoff import tradeoff
 from xlvlms_tutorial.view.widgets import Html, concept_card, explorer, picture_card, picture_html, stack, thumbnails, token_strip
 
 HTML = ["<b>one</b>", "<b>two</b>", "<b>three</b>"]
@@ -306,6 +310,55 @@ def test_concept_card_shows_pictures_and_words_without_weights():
     assert card.count('class="thumb ') == 2
     assert card.count('title="" style="--weight:0.00">dog<') == 2
     assert "no words" in concept_card("c", []) and "<table" not in card
+
+
+HOSTILE = ["</SCRIPT ><img src=x onerror=alert(1)>", "<!--<script>", "</script", "<s>", "a < b", "]]><svg/onload=x>"]
+
+
+def shown_by_pages(widget):
+    """All texts of a widget's state that a page holds: of labels and descriptions, and of HTML."""
+    plain, html = [], []
+    for state in embed_data([widget], drop_defaults=False)["manager_state"]["state"].values():
+        for name, value in state["state"].items():
+            texts = (
+                [value] if isinstance(value, str) else [text for text in value if isinstance(text, str)] if isinstance(value, list) else []
+            )
+            (html if state["state"]["_model_name"] == "HTMLModel" and name == "value" else plain).extend(texts)
+    return plain, html
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_no_label_reaches_the_page_as_a_tag(text):
+    picture, costs = Image.new("RGB", (4, 4)), pd.DataFrame({"time": [1, 0.5], text: [1, 0.5]}, index=[text, "b"])
+    made = [
+        stack(["<b>a</b>", "<b>b</b>"], labels=[text, "b"], description=text, control="dropdown"),
+        stack([picture, picture], labels=[text, "b"], description=text, play=True),
+        explorer({(text, "a"): "<b>a</b>", (text, text): "<b>b</b>", ("c", text): "<b>c</b>"}, [text, text]),
+        dial([picture], {text: [text], "b": [text]}, {text: [text]}, names=[text], asked=[text], alt=[text]),
+        dial([picture], {(text, 1): [text], (text, 2): ["b"], ("b", 1): ["b"]}, names=[text, text]),
+        tradeoff([picture], {text: [text], "b": ["b"]}, costs, names=[text], right=[[text]], wrong=[["b"]], alt=[text]),
+    ]
+    for widget in made:
+        plain, html = shown_by_pages(widget)
+        assert not [one for one in plain if "<" in one]
+        assert any(text.replace("<", "\u2039").replace(">", "\u203a") in one for one in plain)
+        assert not [one for one in html if text in one]
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_no_text_of_a_card_reaches_the_page_as_a_tag(text):
+    picture = Image.new("RGB", (4, 4))
+    cards = [
+        picture_card(picture, text, [(text, text, text)], text), token_strip([text, "b"], [text, "image"], picture=picture),
+        token_strip([text], weights=[0.5]), concept_card(text, {text: 1.0}, facts={text: text}, note=text), concept_card(text, [text]),
+        picture_html(picture, text), *thumbnails({text: picture})[1].values(), *thumbnails([picture], alt=[text])[1].values(),
+    ]  # fmt: skip
+    assert not [card for card in cards if text in card]
+
+
+def test_two_labels_that_look_alike_are_two_frames():
+    chooser = stack(HTML[:2], ["<s>", "\u2039s\u203a"]).children[0]
+    assert [number for _, number in chooser.options] == [0, 1]
 
 
 @pytest.mark.parametrize("weight", [-1, float("nan"), float("inf")])

@@ -9,7 +9,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache, partialmethod
 from pathlib import Path
 
@@ -34,13 +34,17 @@ def cache_dir() -> Path:
     Raises
     ------
     CacheFolderError
-        If the folder named has a ``~`` that stands for nothing, or the one below the temporary folder is another user's.
+        If the folder named has a ``~`` that stands for nothing, or no working directory to be in, or the one below the temporary
+        folder is another user's.
     """
     if chosen := os.environ.get(CACHE_VARIABLE):
         folder = os.path.expanduser(chosen)
         if folder.startswith("~"):
             raise CacheFolderError(chosen, "no home folder is known that ~ could stand for", CACHE_VARIABLE)
-        return Path(folder).absolute()
+        try:
+            return Path(folder).absolute()
+        except FileNotFoundError as cause:
+            raise CacheFolderError(chosen, "the working directory, below which it would be, was removed", CACHE_VARIABLE) from cause
     try:
         usual = Path(platformdirs.user_cache_dir("xlvlms"))
     except RuntimeError:  # what newer versions say where older ones leave a ~
@@ -88,7 +92,7 @@ def building(folder: Path, needed: int) -> Iterator[Path]:
     except Exception as cause:
         if (number := _number(cause)) in _FULL:
             raise CacheSpaceError(beside, needed, shutil.disk_usage(beside).free, CACHE_VARIABLE) from cause
-        if number in _REFUSALS and _concerns(cause, beside):
+        if (number in _REFUSALS or not os.path.isdir(beside)) and _concerns(cause, beside):
             raise CacheFolderError(beside, cause, CACHE_VARIABLE) from cause
         raise
 
@@ -109,6 +113,8 @@ def _concerns(cause: Exception, folder: Path) -> bool:
 def sweep() -> list[Path]:
     """Remove what killed processes left half-built, of any version; what a living process builds is left. The folders removed."""
     removed = []
+    if not os.path.isdir(cache_dir()):
+        return removed
     for build in (found for place in ("", "wheels") for found in sorted((cache_dir() / place).glob("*.build-*"))):
         lock = build.with_name(f"{build.name.rpartition('.build-')[0]}.lock")
         try:
@@ -183,7 +189,7 @@ def digest(path: Path) -> str:
     """sha256 of a file, computed once for each size and time of change; "no file" where there is none."""
     try:
         state = path.stat()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return "no file"
     return _digest(path, state.st_size, state.st_mtime_ns)
 
@@ -204,9 +210,13 @@ def _digest(path: Path, size: int, changed: int) -> str:
 def _read(notes: Path) -> dict[str, list]:
     try:
         content = json.loads(notes.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}  # only a memory: without it the digest is computed again
-    return content if isinstance(content, dict) else {}
+    return {name: note for name, note in content.items() if _is_note(note)} if isinstance(content, dict) else {}
+
+
+def _is_note(note: object) -> bool:
+    return isinstance(note, list) and len(note) == 3 and isinstance(note[2], str)
 
 
 def _write(notes: Path, content: dict[str, list]) -> None:
@@ -215,5 +225,6 @@ def _write(notes: Path, content: dict[str, list]) -> None:
         notes.parent.mkdir(parents=True, exist_ok=True)
         draft.write_text(json.dumps(content, indent=1), encoding="utf-8")
         os.replace(draft, notes)
-    except OSError:
-        draft.unlink(missing_ok=True)  # a memory that cannot be written costs time, nothing else
+    except OSError:  # a memory that cannot be written costs time, nothing else
+        with suppress(OSError):
+            draft.unlink()

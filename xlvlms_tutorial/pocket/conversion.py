@@ -127,7 +127,8 @@ def _fault(folder: Path) -> str | None:
     """What is wrong with a converted folder, None if it is as it was written."""
     try:
         files = json.loads((folder / _LIST).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        files = {name: (int(size), str(sha256)) for name, (size, sha256) in files.items()}
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
         return f"{folder.name} has no list of its files" if os.path.isdir(folder) else "first use"
     for name, (size, sha256) in files.items():
         path = folder / name

@@ -3,17 +3,18 @@
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from importlib.util import find_spec
 from pathlib import Path
 
 import psutil
-import yaml
 
 from xlvlms_tutorial.errors import OutputError, RecordError, RunError, SelectionError
 from xlvlms_tutorial.reproduce.chapters import ROOT, checkout
@@ -21,12 +22,15 @@ from xlvlms_tutorial.reproduce.grid import Cell, read_grid
 from xlvlms_tutorial.reproduce.job import PLAN, RUNS
 from xlvlms_tutorial.reproduce.records import write_json
 from xlvlms_tutorial.reproduce.results import Gathered, gather
-from xlvlms_tutorial.reproduce.run import RESULTS, prepare, read_results, same_run
+from xlvlms_tutorial.reproduce.run import RESULTS, Chapter, opened, read_results, same_run
+from xlvlms_tutorial.reproduce.spelling import plain, read_yaml
 
 FOLDER = (checkout() or ROOT) / "reproduce"  # the Snakefile, experiments and profiles
 EXPERIMENTS = FOLDER / "experiments.yaml"
 PROFILES = ("local", "slurm", "kubernetes")
 SNAKEFILE, LOCK = "Snakefile", ".batch.lock"
+_ENDINGS = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]  # asked to end, or the terminal is gone
+_GRACE = 10.0  # seconds that an engine has to take back what it gave to a cluster
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,7 @@ def reproduce(experiments: str | Path, out: str | Path, options: Options | None 
     """Run every run of a grid that is not done yet, and gather them all in ``out``; a run that fails leaves the others alone.
 
     Damaged results are named, moved aside and made again, as are those of other code of their chapter. ``say`` is told what was found.
+    Whatever ends this process, but for SIGKILL, ends the engine and its jobs too; then the same call goes on.
 
     Raises
     ------
@@ -64,10 +69,11 @@ def reproduce(experiments: str | Path, out: str | Path, options: Options | None 
         plan = {"runs": [cell.asdict() for cell in cells], "gpus": options.gpus if profile.local else 0}
         write_json(out / PLAN, plan | {"chapters": options.chapters and str(Path(options.chapters).resolve())})
         _copy(FOLDER / SNAKEFILE, out / SNAKEFILE)
-        told = [_aside(cell, out, options) for cell in cells]
+        chapters = {name: opened(name, options.chapters) for name in {cell.chapter for cell in cells}}
+        told = [_aside(cell, out, chapters[cell.chapter], options.dry_run) for cell in cells]
         for line in filter(None, told):
             say(line)
-        if code := subprocess.run(_command(out, profile, options), check=False, pass_fds=(lock,), cwd=out).returncode:
+        if code := _engine(_command(out, profile, options), out, lock):
             say(f"Snakemake ended with code {code}")
         return gather(out, write=not options.dry_run)
 
@@ -84,8 +90,10 @@ class _Profile:
 def _profile(name: str) -> _Profile:
     folder = FOLDER / "profiles" / name if name in PROFILES else Path(name)
     try:
-        content = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")) or {}
-    except (OSError, yaml.YAMLError) as cause:
+        content = plain(read_yaml((folder / "config.yaml").read_text(encoding="utf-8"), "config.yaml")[0] or {})
+        if not isinstance(content, dict):
+            raise ValueError("config.yaml is no mapping")
+    except (OSError, ValueError) as cause:
         allowed = f"there are: {', '.join(PROFILES)}, or a folder with config.yaml (in a clone of the repository)"
         raise SelectionError(f"profile {name!r} cannot be read ({' '.join(str(cause).split())})", allowed) from cause
     executor, storage = content.get("executor", "local"), content.get("default-storage-provider")
@@ -104,7 +112,7 @@ def _copy(file: Path, target: Path) -> None:
         raise OutputError(target, cause.strerror or cause) from cause
 
 
-def _aside(cell: Cell, out: Path, options: Options) -> str:
+def _aside(cell: Cell, out: Path, chapter: Chapter, dry_run: bool) -> str:
     """Move aside results that are damaged or of other code, and say so; empty where there is nothing to say."""
     file = out / RUNS / cell.id / RESULTS
     if not file.exists():
@@ -114,10 +122,10 @@ def _aside(cell: Cell, out: Path, options: Options) -> str:
     except RecordError as error:
         kind, problem = "damaged", str(error)
     else:
-        if same_run(file, prepare(cell.chapter, cell.parameters, options.chapters)):
+        if same_run(file, chapter.run(cell.parameters)):
             return ""
         kind, problem = "outdated", f"{file}: made by other code of the chapter"
-    if not options.dry_run:
+    if not dry_run:
         os.replace(file, file.with_name(f"{RESULTS}.{kind}"))
     return f"{kind}, to be made again: {problem}"
 
@@ -131,6 +139,56 @@ def _command(out: Path, profile: _Profile, options: Options) -> list[str]:
     command += ["--resources", f"gpu={options.gpus}", f"mem_mb={memory}"] if profile.local else []
     command += ["--default-storage-prefix", str(out)] if profile.storage else []
     return [*command, *(["--dry-run"] if options.dry_run else [])]
+
+
+def _engine(command: list[str], out: Path, lock: int) -> int:
+    """Run Snakemake to its end, and give its exit code; it is named in the lock, which it holds as long as it lives."""
+    with _asked_to_end(), subprocess.Popen(command, pass_fds=(lock,), cwd=out) as engine:
+        _sign(lock, engine.pid)
+        try:
+            return engine.wait()
+        except BaseException:
+            _end(psutil.Process(engine.pid))
+            raise
+
+
+@contextmanager
+def _asked_to_end() -> Iterator[None]:
+    """Leave by an exception where a signal asks this process to end, which would otherwise end it and leave its children at work."""
+
+    def leave(number: int, _: object) -> None:
+        raise SystemExit(128 + number)
+
+    main = threading.current_thread() is threading.main_thread()  # signals come to it alone
+    before = {number: signal.signal(number, leave) for number in _ENDINGS if main and signal.getsignal(number) is signal.SIG_DFL}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _end(engine: psutil.Process) -> None:
+    """End an engine and all that it has started: asked first, so that it takes back what it gave to a cluster; then killed."""
+    with suppress(psutil.NoSuchProcess):
+        started = engine.children(recursive=True)
+        engine.send_signal(signal.SIGINT)  # from now on it starts no job
+        for process in started:
+            with suppress(psutil.Error):
+                process.terminate()
+        psutil.wait_procs([engine, *started], timeout=_GRACE)
+        with suppress(psutil.NoSuchProcess):
+            started += engine.children(recursive=True)
+        for process in [engine, *started]:
+            with suppress(psutil.Error):
+                process.kill()
+
+
+def _sign(lock: int, process: int) -> None:
+    """Write into the lock who holds it."""
+    told = f"process {process} on {platform.node()}, started {datetime.now().isoformat(timespec='seconds')},"
+    os.ftruncate(lock, 0)
+    os.pwrite(lock, told.encode(), 0)
 
 
 @contextmanager
@@ -150,9 +208,7 @@ def _only(out: Path) -> Iterator[int]:
         os.close(lock)
         raise RunError(f"{holder} is running a batch in {out}", "wait for it, or give another folder with --out") from None
     try:
-        os.ftruncate(lock, 0)
-        told = f"process {os.getpid()} on {platform.node()}, started {datetime.now().isoformat(timespec='seconds')},"
-        os.pwrite(lock, told.encode(), 0)
+        _sign(lock, os.getpid())
         yield lock
     finally:
         os.close(lock)

@@ -3,20 +3,33 @@
 import ast
 import hashlib
 import json
+import os
+import reprlib
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 
 import jupytext
+from IPython.core.inputtransformer2 import TransformerManager
 from nbformat import NotebookNode
 
 from xlvlms_tutorial.errors import SelectionError
+from xlvlms_tutorial.reproduce.spelling import meant
 
 ROOT = Path(__file__).resolve().parents[2]
 SUFFIXES = (".md", ".ipynb")
 TAG = "parameters"
 FOLDERS = ("model", "dataset")  # parameters that may name a folder, and so are made absolute: a chapter runs where it lies
-_WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text", list: "a list", tuple: "a list", dict: "a mapping"}
+_LONGEST = 10_000  # numbers of a range that is a default
+_WORDS = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "text (in quotes where it could be more)",
+    list: "a list",
+    tuple: "a list",
+    dict: "a mapping",
+}
 
 
 class Expression(str):
@@ -52,11 +65,11 @@ def find_chapter(chapter: str | Path, folder: str | Path | None = None) -> Path:
         If there is no such chapter.
     """
     given = Path(chapter)
-    if given.suffix in SUFFIXES and given.is_file():
+    if given.suffix in SUFFIXES and os.path.isfile(given):
         return given.resolve()
     folder = Path(folder) if folder is not None else book_folder()
     for suffix in SUFFIXES:
-        if given.name == str(chapter) and (found := folder / f"{chapter}{suffix}").is_file():
+        if given.name == str(chapter) and os.path.isfile(found := folder / f"{chapter}{suffix}"):
             return found.resolve()
     known = sorted(page.stem for page in folder.glob("*.md") if f"[{TAG}]" in page.read_text(encoding="utf-8"))
     what = f"no chapter {str(chapter)!r} in {folder}{closest(str(chapter), known)}"
@@ -93,13 +106,17 @@ def defaults(notebook: NotebookNode) -> dict[str, object]:
     Raises
     ------
     SelectionError
-        If there is not exactly one such cell.
+        If there is not exactly one such cell, or it is no Python.
     """
     cells = [cell.source for cell in notebook.cells if cell.cell_type == "code" and TAG in cell.metadata.get("tags", [])]
     if len(cells) != 1:
         raise SelectionError(f"{len(cells)} cells tagged {TAG!r}", "give a chapter with exactly one")
+    try:
+        body = ast.parse(TransformerManager().transform_cell(cells[0])).body  # which makes plain calls of magics
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as cause:
+        raise SelectionError(f"the cell tagged {TAG!r} cannot be read ({cause})", "write NAME = VALUE, one in a line") from cause
     found: dict[str, object] = {}
-    for statement in ast.parse(cells[0]).body:
+    for statement in body:
         if isinstance(statement, ast.AnnAssign) and statement.value is not None:
             found |= _assigned(statement.target, statement.value)
         elif isinstance(statement, ast.Assign):
@@ -119,38 +136,61 @@ def _assigned(target: ast.expr, value: ast.expr) -> dict[str, object]:
 def _value(node: ast.expr) -> object:
     try:
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "range" and not node.keywords:
-            return list(range(*map(ast.literal_eval, node.args)))
-        return ast.literal_eval(node)
-    except (ValueError, TypeError):
+            found = range(*map(ast.literal_eval, node.args))
+            return list(found) if len(found) <= _LONGEST else Expression(ast.unparse(node))
+        found = ast.literal_eval(node)
+    except (ValueError, TypeError, OverflowError):
         return Expression(ast.unparse(node))
+    return found if _json(found) and _text_keys(found) else Expression(ast.unparse(node))
 
 
 def checked(name: str, known: Mapping[str, object], given: Mapping[str, object]) -> dict[str, object]:
-    """The given parameters of the chapter ``name``, with folders made absolute; ``known`` are its defaults.
+    """The given parameters of the chapter ``name`` as JSON knows them, with folders made absolute; ``known`` are its defaults.
+
+    A tuple becomes the list that a record of the run holds, and words of YAML what the default says they mean
+    (:func:`~xlvlms_tutorial.reproduce.spelling.meant`).
 
     Raises
     ------
     SelectionError
-        If the chapter has no such parameter, or a value is of another type than the default.
+        If the chapter has no such parameter, a value is of another type than the default, or a key is no text.
     """
-    for parameter, value in given.items():
+    found = {}
+    for parameter, written in given.items():
         if parameter not in known:
-            what = f"chapter {name!r} has no parameter {parameter!r}{closest(parameter, known)}"
+            what = f"chapter {name!r} has no parameter {parameter!r}{closest(str(parameter), known)}"
             raise SelectionError(what, f"there are: {', '.join(known)}")
-        if not _plain(value) or not _fits(known[parameter], value):
-            default = known[parameter]
+        default = known[parameter]
+        value = meant(default, written) if _json(written) else written
+        if not _json(value) or not _fits(default, value):
             allowed = f"give {_WORDS.get(type(default), type(default).__name__)}, such as the default {default!r}"
-            raise SelectionError(f"parameter {parameter}={value!r} of chapter {name!r} is of the wrong type", allowed)
-    return {parameter: _absolute(parameter, value) for parameter, value in given.items()}
+            raise SelectionError(f"parameter {parameter}={_shown(written)} of chapter {name!r} is of the wrong type", allowed)
+        found[parameter] = _absolute(parameter, json.loads(json.dumps(value)))
+    return found
 
 
-def _plain(value: object) -> bool:
-    """Whether a value can be written into a results file: no dates, which YAML knows, and no NaN."""
+def _json(value: object) -> bool:
+    """Whether a value can be written into a results file: no dates and sets, no NaN, nothing nested too deep."""
     try:
-        json.dumps(value, allow_nan=False)
-    except (TypeError, ValueError):
+        json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
+    except (TypeError, ValueError, RecursionError):
         return False
     return True
+
+
+def _text_keys(value: object) -> bool:
+    """Whether all keys are text: JSON would silently make text of a number."""
+    if isinstance(value, dict):
+        return all(isinstance(key, str) and _text_keys(one) for key, one in value.items())
+    return not isinstance(value, (list, tuple)) or all(map(_text_keys, value))
+
+
+def _shown(value: object) -> str:
+    """A value in short, also one that holds itself or has more digits than Python writes."""
+    try:
+        return reprlib.repr(value)
+    except ValueError:
+        return type(value).__name__
 
 
 def _fits(default: object, value: object) -> bool:
@@ -171,8 +211,9 @@ def _fits(default: object, value: object) -> bool:
 def _absolute(parameter: str, value: object) -> object:
     """A folder's path made absolute; a dataset may carry the name of a style, as in "photos/coco-place"."""
     if parameter in FOLDERS and isinstance(value, str) and "/" in value:
-        folder = Path(value).expanduser()
-        if folder.exists() or folder.with_name(folder.name.rpartition("-")[0] or "-").exists():
+        folder = Path(os.path.expanduser(value))  # which leaves the ~ of nobody as it is
+        styled = folder.parent / (folder.name.rpartition("-")[0] or "-")
+        if os.path.exists(folder) or os.path.exists(styled):
             return str(folder.resolve())
     return value
 

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -21,6 +22,11 @@ DIRECTIONS = ("greater", "less", "equal")
 VERDICTS = ("confirmed", "refuted", "undecided", "not measured")
 MEASURED = ("verdict", "value", "low", "high", "n", "seeds", "model", "dataset", "chapter", "variant", "versions")
 BETWEEN = "between_machines"  # whether processors of other kinds, each by itself, would give another verdict
+
+_KINDS = {
+    **dict.fromkeys(("id", "model", "dataset", "chapter", "variant"), str), **dict.fromkeys(("value", "low", "high"), (int, float)),
+    "n": int, "seeds": list, "versions": dict,
+}  # fmt: skip
 
 _SOURCES = {  # prefix of the id: part of the book, paper
     "IMA": ("I Alignment", "arXiv 2405.16700, Implicit Multimodal Alignment: On the Generalization of Frozen LLMs to Multimodal Inputs"),
@@ -273,18 +279,38 @@ def merge(
 
 
 def _rows(folder: str | Path | None) -> list[dict[str, object]]:
-    return [_read(file) for file in sorted(Path(folder or default_folder()).glob("*.json"))]
-
-
-def _read(file: Path) -> dict[str, object]:
+    folder = Path(folder or default_folder())
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as cause:
+        files = sorted(file for file in folder.iterdir() if file.suffix == ".json" and not file.name.startswith("."))
+    except FileNotFoundError:
+        return []  # nothing is measured yet
+    except OSError as cause:
+        raise RecordError(folder, f"no folder of records ({cause.strerror})") from cause
+    return [judged(read_record(file), file) for file in files]
+
+
+def read_record(file: Path) -> object:
+    """What a file of :func:`record` holds; whether it is a record, :func:`judged` says.
+
+    Raises
+    ------
+    RecordError
+        If it is no JSON.
+    """
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as cause:
         raise RecordError(file, f"not a record of a measurement ({type(cause).__name__}: {cause})") from cause
-    return judged(content if isinstance(content, dict) else {}, file)
 
 
-def judged(record: Mapping[str, object], where: object) -> dict[str, object]:
+def _of(kind: type | tuple[type, ...], value: object) -> bool:
+    """Whether a value is of a kind; a list stands for one of whole numbers, and a truth value is no number."""
+    if kind is list:
+        return isinstance(value, (list, tuple)) and all(_of(int, one) for one in value)
+    return isinstance(value, kind) and not isinstance(value, bool)
+
+
+def judged(record: Any, where: object) -> dict[str, object]:
     """A record with the verdict that follows from its numbers, whatever verdict it carries; ``where`` it stands is for messages.
 
     Raises
@@ -295,9 +321,12 @@ def judged(record: Mapping[str, object], where: object) -> dict[str, object]:
         If it names a claim that the register does not hold.
     """
     try:
-        estimate = Estimate(**{field.name: record[field.name] for field in fields(Estimate)})
         row = {name: record[name] for name in ("id", *MEASURED)}
-    except (ValueError, KeyError, TypeError) as cause:
+        if wrong := [name for name, kind in _KINDS.items() if not _of(kind, row[name])]:
+            raise ValueError(f"{wrong[0]} is {row[wrong[0]]!r}")
+        estimate = Estimate(**{field.name: record[field.name] for field in fields(Estimate)})
+        json.dumps(row, allow_nan=False, ensure_ascii=False).encode()
+    except (ValueError, KeyError, TypeError, RecursionError) as cause:
         raise RecordError(where, f"not a record of a measurement ({type(cause).__name__}: {cause})") from cause
     between = {BETWEEN: bool(record.get(BETWEEN, False))}  # results of earlier versions do not say it
     return row | {"verdict": verdict(claim(row["id"]), estimate)} | between

@@ -1,18 +1,32 @@
-"""One run of a batch, as its engine starts it: ``python -m xlvlms_tutorial.reproduce.job TOLD RESULTS THREADS``."""
+"""One run of a batch, as its engine starts it: ``python -m xlvlms_tutorial.reproduce.job PLAN RUN RESULTS THREADS``."""
 
 import json
 import os
 import sys
-from base64 import urlsafe_b64decode
 from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
 
-from xlvlms_tutorial.errors import XlvlmsError
+from xlvlms_tutorial.errors import RecordError, XlvlmsError
 from xlvlms_tutorial.reproduce.run import run_chapter
 from xlvlms_tutorial.reproduce.slots import gpus
 
 PLAN, RUNS = "plan.json", "runs"
+
+
+def read_plan(file: Path) -> dict[str, dict[str, object]]:
+    """The runs of a plan by name, with what ``run_cell`` has to know of each: its cell, the GPUs there are, where the chapters lie.
+
+    Raises
+    ------
+    RecordError
+        If the file is no plan of a batch.
+    """
+    try:
+        plan = json.loads(file.read_text(encoding="utf-8"))
+        return {cell["id"]: {"cell": cell, "gpus": plan.get("gpus", 0), "chapters": plan.get("chapters")} for cell in plan["runs"]}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as cause:
+        raise RecordError(file, f"no plan of a batch ({type(cause).__name__}: {cause})") from cause
 
 
 def run_cell(told: Mapping[str, object], out: Path, threads: int) -> Path:
@@ -32,9 +46,9 @@ def run_cell(told: Mapping[str, object], out: Path, threads: int) -> Path:
 
 def main() -> None:
     """Run what the command line tells; exit code 1 if it fails, with the traceback of the chapter."""
-    told, results, threads = sys.argv[1:]
+    plan, run, results, threads = sys.argv[1:]
     try:
-        run_cell(json.loads(urlsafe_b64decode(told)), Path(results).parent, int(threads))
+        run_cell(read_plan(Path(plan))[run], Path(results).parent, int(threads))
     except XlvlmsError as error:
         cause = f"{error.__cause__}\n" if error.__cause__ else ""
         sys.exit(f"{cause}{type(error).__name__}: {error}")

@@ -6,12 +6,14 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
+import pyarrow as pa
 
-from xlvlms_tutorial.errors import OutputError, RecordError, XlvlmsError
+from xlvlms_tutorial.errors import ClaimError, OutputError, RecordError, XlvlmsError
 from xlvlms_tutorial.reproduce.claims import CLAIMS, Claim, judged
-from xlvlms_tutorial.reproduce.job import PLAN, RUNS
+from xlvlms_tutorial.reproduce.job import PLAN, RUNS, read_plan
 from xlvlms_tutorial.reproduce.records import write_json
 from xlvlms_tutorial.reproduce.run import FAILURE, RESULTS, read_results
 
@@ -28,11 +30,28 @@ class Gathered:
     states: dict[str, str] = field(default_factory=dict)
     results: dict[str, dict] = field(default_factory=dict)
     problems: dict[str, str] = field(default_factory=dict)
+    rows: list[dict[str, object]] = field(default_factory=list)
+    measurements: list[dict[str, object]] = field(default_factory=list)
 
-    @property
-    def measurements(self) -> list[dict[str, object]]:
-        """Every claim measured, as :func:`~xlvlms_tutorial.reproduce.claims.judged` gives it, with the name of its run."""
-        return [judged(one, name) | {"run": name} for name, result in self.results.items() for one in result["claims"]]
+    def add(self, name: str, result: dict[str, object]) -> None:
+        """Take the results of a run that is done: its row of the table of runs, and its measurements with their verdicts.
+
+        Nothing of it is taken where a part of it cannot be used, so that one bad run leaves the others alone.
+
+        Raises
+        ------
+        RecordError, ClaimError
+            If a measurement cannot be judged, or what is said of the run is not what a run says.
+        """
+        try:
+            row, measured = _row(name, result), [judged(one, name) | {"run": name} for one in result["claims"]]
+        except (KeyError, TypeError, ValueError, AttributeError) as cause:
+            if isinstance(cause, XlvlmsError):
+                raise
+            raise RecordError(name, f"no results of a run ({type(cause).__name__}: {cause})") from cause
+        self.rows.append(row)
+        self.measurements += measured
+        self.results[name], self.states[name] = result, "done"
 
     def count(self, state: str) -> int:
         """How many runs are in a state."""
@@ -52,12 +71,11 @@ def gather(batch: str | Path, write: bool = True) -> Gathered:
         If a file cannot be written.
     """
     batch, found = Path(batch), Gathered()
-    for name in _planned(batch):
+    for name in read_plan(batch / PLAN):
         at = batch / RUNS / name
         try:
-            found.results[name] = read_results(at / RESULTS)
-            found.states[name] = "done"
-        except RecordError as error:
+            found.add(name, read_results(at / RESULTS))
+        except (RecordError, ClaimError) as error:
             there = (at / RESULTS).exists()
             found.states[name] = "damaged" if there else "failed" if (at / FAILURE).exists() else "missing"
             found.problems[name] = str(error) if there else _failure(at / FAILURE, batch / "logs" / f"{name}.log")
@@ -81,35 +99,30 @@ def measurements(path: str | Path) -> list[dict[str, object]]:
     return [judged(one, file) for one in read_results(file)["claims"]]
 
 
-def _planned(batch: Path) -> list[str]:
-    try:
-        return [cell["id"] for cell in json.loads((batch / PLAN).read_text(encoding="utf-8"))["runs"]]
-    except (OSError, ValueError, KeyError, TypeError) as cause:
-        raise RecordError(batch / PLAN, f"no plan of a batch ({type(cause).__name__}: {cause})") from cause
-
-
 def _failure(file: Path, log: Path) -> str:
     """What a failure report says in one line, or where there is none the last line of the log."""
     try:
         told = json.loads(file.read_text(encoding="utf-8"))
         where = "" if told["cell"] is None else f" (cell [{told['cell']}])"
         return f"{told['error']}{where}: {' '.join(str(told['message']).split())}"
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         lines = log.read_text(encoding="utf-8", errors="replace").split("\n") if log.exists() else []
         return next((line.strip() for line in reversed(lines) if line.strip()), "not run yet")
 
 
 def run_table(found: Gathered) -> pd.DataFrame:
     """One row a run that is done: chapter, parameters, seconds (in all, of its cells, of all else), peak memory, versions."""
-    rows = []
-    for name, result in found.results.items():
-        given = {key: result["parameters"][key] for key in ("model", "dataset", "seed", "n_samples") if key in result["parameters"]}
-        seconds = result["seconds"] | {"overhead": round(result["seconds"]["total"] - result["seconds"]["cells"], 3)}
-        told = {"run": name, "chapter": result["chapter"], **given, "parameters": json.dumps(result["parameters"])}
-        told |= {f"seconds_{key}": value for key, value in seconds.items()} | result["memory"]
-        told |= {key: result[key] for key in ("started", "commit", "code")}
-        rows.append(told | result["machine"] | {"versions": json.dumps(result["versions"]), "claims": len(result["claims"])})
-    return pd.DataFrame(rows)
+    return pd.DataFrame(found.rows)
+
+
+def _row(name: str, result: Mapping[str, Any]) -> dict[str, object]:
+    given = {key: result["parameters"][key] for key in ("model", "dataset", "seed", "n_samples") if key in result["parameters"]}
+    seconds = result["seconds"] | {"overhead": round(result["seconds"]["total"] - result["seconds"]["cells"], 3)}
+    told = {"run": name, "chapter": result["chapter"], **given, "parameters": json.dumps(result["parameters"])}
+    told |= {f"seconds_{key}": value for key, value in seconds.items()} | result["memory"]
+    told["peak_bytes"] = None if told["peak_bytes"] is None else int(told["peak_bytes"])
+    told |= {key: result[key] for key in ("started", "commit", "code")}
+    return told | result["machine"] | {"versions": json.dumps(result["versions"]), "claims": len(result["claims"])}
 
 
 def pooled(verdicts: Iterable[str]) -> str:
@@ -152,9 +165,20 @@ def _write(batch: Path, found: Gathered) -> None:
     measured = found.measurements
     table = pd.DataFrame([one | {"versions": json.dumps(one["versions"])} for one in measured])
     for name, rows in (("runs", run_table(found)), ("measurements", table)):
-        _whole(batch / f"{name}.parquet", partial(rows.to_parquet, index=False))
+        _whole(batch / f"{name}.parquet", partial(_storable(rows).to_parquet, index=False))
     write_json(batch / "claims.json", ledger(measured))
-    _whole(batch / "report.md", lambda draft: draft.write_text(report(found), encoding="utf-8"))
+    _whole(batch / "report.md", lambda draft: draft.write_text(report(found), encoding="utf-8", errors="backslashreplace"))
+
+
+def _storable(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with a column of several types, or of numbers that are too large, as JSON text: parquet has one type a column."""
+    table = table.copy()
+    for name in table:
+        try:
+            pa.Array.from_pandas(table[name])
+        except (pa.ArrowException, OverflowError, ValueError):
+            table[name] = table[name].map(json.dumps)
+    return table
 
 
 def _whole(path: Path, write: Callable[[Path], object]) -> None:
@@ -172,7 +196,7 @@ def report(found: Gathered) -> str:
     counts = ", ".join(f"{count} {state}" for state in STATES if (count := found.count(state)))
     parts = [f"# {len(found.states)} runs: {counts or 'none'}"]
     if found.problems:
-        told = [f"- `{name}` {found.states[name]}: {problem}" for name, problem in found.problems.items()]
+        told = [f"- `{name}` {found.states[name]}: {' '.join(problem.split())}" for name, problem in found.problems.items()]
         parts += ["## Not done", "\n".join(told), f"Tracebacks: `{RUNS}/RUN/{FAILURE}`, the notebook beside it; logs: `logs/RUN.log`."]
     if found.results:
         parts += ["## Times and memory", _table(_times(run_table(found)))]
@@ -189,7 +213,7 @@ def _times(table: pd.DataFrame) -> pd.DataFrame:
 
 def _table(table: pd.DataFrame) -> str:
     lines = [list(map(str, table.columns)), ["---"] * len(table.columns), *table.astype(str).to_numpy().tolist()]
-    return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines)
+    return "\n".join(f"| {' | '.join(' '.join(cell.replace('|', '/').split()) for cell in line)} |" for line in lines)
 
 
 def main() -> None:

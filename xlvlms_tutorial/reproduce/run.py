@@ -19,8 +19,9 @@ from nbclient.exceptions import DeadKernelError
 from nbformat import NotebookNode
 from papermill.exceptions import PapermillExecutionError, strip_color
 
-from xlvlms_tutorial.errors import OutputError, RecordError, RunError
+from xlvlms_tutorial.errors import ClaimError, OutputError, RecordError, RunError, XlvlmsError
 from xlvlms_tutorial.reproduce.chapters import checked, code_of, defaults, find_chapter, read_chapter
+from xlvlms_tutorial.reproduce.claims import judged, read_record
 from xlvlms_tutorial.reproduce.records import FOLDER_VARIABLE, read_sealed, versions, write_json, write_sealed
 
 RESULTS, FAILURE, NOTEBOOK = "results.json", "failure.json", "notebook.ipynb"
@@ -28,6 +29,20 @@ FIELDS = ("chapter", "code", "parameters", "given", "claims", "versions", "commi
 _WORK = ".work-"
 # Runs after the chapter's own cells and is taken out of the notebook that is kept
 _MEASURE = "import json as _json\nfrom xlvlms_tutorial.reproduce.records import peak_memory\nprint(_json.dumps(peak_memory()))"
+
+
+@dataclass(frozen=True)
+class Chapter:
+    """A chapter that was read: its file, its notebook, its parameters with their defaults."""
+
+    file: Path
+    notebook: NotebookNode
+    defaults: Mapping[str, object]
+
+    def run(self, parameters: Mapping[str, object] | None = None) -> "Run":
+        """The chapter with checked parameters, ready to run; raises what :func:`prepare` raises of them."""
+        given = checked(self.file.stem, self.defaults, parameters or {})
+        return Run(self.file, self.notebook, given, {**self.defaults, **given})
 
 
 @dataclass(frozen=True)
@@ -46,6 +61,19 @@ class Run:
         return {"chapter": self.file.stem, "code": code_of(self.notebook), **plain}
 
 
+def opened(chapter: str | Path, folder: str | Path | None = None) -> Chapter:
+    """A chapter, read once for as many runs as are wanted.
+
+    Raises
+    ------
+    SelectionError
+        If there is no such chapter, or its parameters cannot be read.
+    """
+    file = find_chapter(chapter, folder)
+    notebook = read_chapter(file)
+    return Chapter(file, notebook, defaults(notebook))
+
+
 def prepare(chapter: str | Path, parameters: Mapping[str, object] | None = None, folder: str | Path | None = None) -> Run:
     """A chapter with checked parameters, ready to run.
 
@@ -54,11 +82,7 @@ def prepare(chapter: str | Path, parameters: Mapping[str, object] | None = None,
     SelectionError
         If there is no such chapter or parameter, or a value is of the wrong type.
     """
-    file = find_chapter(chapter, folder)
-    notebook = read_chapter(file)
-    known = defaults(notebook)
-    given = checked(file.stem, known, parameters or {})
-    return Run(file, notebook, given, {**known, **given})
+    return opened(chapter, folder).run(parameters)
 
 
 def run_chapter(
@@ -97,6 +121,8 @@ def read_results(path: str | Path) -> dict[str, object]:
     content = read_sealed(path)
     if lacking := [name for name in FIELDS if name not in content]:
         raise RecordError(path, f"no results of a run ({', '.join(lacking)} missing)")
+    if not isinstance(content["claims"], list):
+        raise RecordError(path, "no results of a run (claims are no list)")
     return content
 
 
@@ -132,8 +158,8 @@ def _run(run: Run, out: Path, progress: bool) -> Path:
         executed = _execute(run, work, progress)
         seconds = _seconds(executed, started)
         measured = json.loads("".join(output.text for output in executed.cells.pop().outputs if output.output_type == "stream"))
-        claims = [json.loads(file.read_text(encoding="utf-8")) for file in sorted((work / "claims").glob("*.json"))]
-    except (PapermillExecutionError, DeadKernelError) as failed:
+        claims = [_claim(file) for file in sorted((work / "claims").glob("*.json"))]
+    except (PapermillExecutionError, DeadKernelError, RecordError, ClaimError) as failed:
         _report(run, out, work, started, failed)
     finally:
         shutil.rmtree(work, ignore_errors=True)  # a kernel that is dying may still hold a file there
@@ -143,15 +169,27 @@ def _run(run: Run, out: Path, progress: bool) -> Path:
     return write_sealed(out / RESULTS, run.origin | made | {"seconds": seconds, "memory": measured, "machine": machine})
 
 
+def _claim(file: Path) -> dict[str, object]:
+    """A record as the chapter wrote it; one that could not be judged later fails the run that made it."""
+    content = read_record(file)
+    judged(content, file.name)
+    return content
+
+
 def _execute(run: Run, work: Path, progress: bool) -> NotebookNode:
     notebook = nbformat.from_dict(run.notebook)
     notebook.cells = [*notebook.cells, nbformat.v4.new_code_cell(_MEASURE)]
     nbformat.write(notebook, work / "chapter.ipynb")
     with _environment({FOLDER_VARIABLE: str(work / "claims"), "TQDM_DISABLE": "1"}):
+        chapter, executed = map(_unformatted, (work / "chapter.ipynb", work / NOTEBOOK))
         return papermill.execute_notebook(
-            work / "chapter.ipynb", work / NOTEBOOK, dict(run.given), kernel_name="python3", start_timeout=300, progress_bar=progress,
-            cwd=run.file.parent,
+            chapter, executed, dict(run.given), kernel_name="python3", start_timeout=300, progress_bar=progress, cwd=run.file.parent,
         )  # fmt: skip
+
+
+def _unformatted(path: Path) -> str:
+    """A path in which papermill, which puts parameters between braces, finds no place for one."""
+    return str(path).replace("{", "{{").replace("}", "}}")
 
 
 @contextmanager
@@ -191,6 +229,8 @@ def _report(run: Run, out: Path, work: Path, started: datetime, failed: Exceptio
     if isinstance(failed, PapermillExecutionError):
         name, message = failed.ename, strip_color(str(failed.evalue))
         at = {"cell": failed.exec_count, "source": failed.source, "traceback": strip_color("\n".join(failed.traceback))}
+    elif isinstance(failed, XlvlmsError):
+        name, message = type(failed).__name__, str(failed)
     else:
         name, message = type(failed).__name__, "the kernel died: killed from outside, or out of memory"
         begun = [cell.source for cell in executed.cells if cell.metadata.get("papermill", {}).get("start_time")]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from xlvlms_tutorial.errors import SelectionError
+from xlvlms_tutorial.errors import RunError, SelectionError
 
 VARIABLE = "CUDA_VISIBLE_DEVICES"
 PAUSE = 2.0  # seconds between two looks for a free GPU
@@ -42,12 +42,13 @@ def gpus(wanted: int, among: int, folder: Path | None = None) -> Iterator[str]:
     ------
     SelectionError
         If more are wanted than there are.
+    RunError
+        If the locks cannot be held: another user has made their folder, or it cannot be written.
     """
     names, before = devices(among), os.environ.get(VARIABLE)
     if wanted > among:
         raise SelectionError(f"{wanted} GPUs wanted of {among}", "give a number of GPUs that this machine has")
-    folder = folder or Path(tempfile.gettempdir()) / f"xlvlms-gpus-{os.getuid() if hasattr(os, 'getuid') else ''}"
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = folder or _own(Path(tempfile.gettempdir()) / f"xlvlms-gpus-{os.getuid() if hasattr(os, 'getuid') else ''}")
     with ExitStack() as held:
         while len(taken := _take(names, wanted, folder, held)) < wanted:
             held.close()  # never hold some while waiting for others: two such jobs would wait for each other
@@ -59,13 +60,35 @@ def gpus(wanted: int, among: int, folder: Path | None = None) -> Iterator[str]:
             os.environ.pop(VARIABLE) if before is None else os.environ.update({VARIABLE: before})
 
 
+def _own(folder: Path) -> Path:
+    """The folder for the locks, if it is this user's: in the temporary folder anyone may have made one of its name first."""
+    with _told(folder):
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if hasattr(os, "getuid") and folder.lstat().st_uid != os.getuid():  # of a link, who made the link
+            raise PermissionError("it belongs to another user")
+    return folder
+
+
+@contextmanager
+def _told(folder: Path) -> Iterator[None]:
+    """Say what to do where the system refuses a lock."""
+    try:
+        yield
+    except Timeout:
+        raise
+    except OSError as cause:
+        what = f"the locks of GPUs in {folder} cannot be held ({cause.strerror or cause})"
+        raise RunError(what, "set TMPDIR to a folder of your own, the same one for all batches") from cause
+
+
 def _take(names: list[str], wanted: int, folder: Path, held: ExitStack) -> list[str]:
     taken: list[str] = []
     for name in names:
         if len(taken) == wanted:
             break
         try:
-            held.enter_context(FileLock(folder / f"{name}.lock", timeout=0))
+            with _told(folder):
+                held.enter_context(FileLock(folder / f"{name}.lock", timeout=0))
         except Timeout:
             continue
         taken.append(name)

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -27,10 +28,12 @@ from xlvlms_tutorial.errors import DamagedShardError, SelectionError, StoreError
 from xlvlms_tutorial.states.states import Key, States, described
 
 ADDED = ("shard", "row")  # the columns that the index has beyond those of States.table: where a row lies
-_DRAFT = re.compile(r"\.(\d+)\.(.+)\.(\d+)")  # .shard.host.process
-_DAY = 86_400  # seconds: no write takes so long, so an older draft was left by a killed process, of whatever machine
+_DRAFT = re.compile(r"\.(\d+)\.(.+)\.(\d+)(?:-(\d+))?")  # .shard.host.process-thread
+_DAY = 86_400  # seconds: no write takes so long, so an older draft was left by a killed process, of whatever other machine
+_PART = re.compile(r"[0-9]{5}|[1-9][0-9]{5,}")
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _TOLD = ("sha256", "bytes", "tensors", "columns")  # the names in the metadata of a part of the index
+_NUMBER = "number"  # in the metadata too, since a shard without rows says nowhere else which one it is
 _WHOLE_NUMBERS = {"sample", "position"}  # columns whose type is known even in a shard that has no value for them
 
 
@@ -55,15 +58,24 @@ class Shard:
         """The shard's part of the index; ``DamagedShardError`` if it cannot be read."""
         with self._reading(), pq.ParquetFile(self.part, page_checksum_verification=True) as file:
             table = file.read(use_threads=False)
-            if _columns(table.schema, len(table)) != _told(table.schema)["columns"]:
-                raise DamagedShardError([self.names[1]], self.folder)
+            if _columns(table.schema, len(table)) != self._told(table.schema)["columns"]:
+                raise ValueError("its columns are not those that were written")
+            if set(table.column("shard").unique().to_pylist()) - {self.number}:
+                raise ValueError("it is a copy of another shard's")
             return table
 
     def record(self) -> Record:
         """What the index says of the tensors' file; ``DamagedShardError`` if it cannot be read."""
         with self._reading():
-            told = _told(pq.read_schema(self.part))
+            told = self._told(pq.read_schema(self.part))
             return Record(told["sha256"], int(told["bytes"]), json.loads(told["tensors"]))
+
+    def _told(self, schema: pa.Schema) -> dict[str, str]:
+        """What the metadata says, of this shard; earlier versions did not write of which one it is."""
+        told = _told(schema)
+        if told.get(_NUMBER, str(self.number)) != str(self.number):
+            raise ValueError("it is a copy of another shard's")
+        return told
 
     @contextmanager
     def _reading(self) -> Iterator[None]:
@@ -156,19 +168,20 @@ class Shard:
         table = states.table.assign(shard=self.number, row=np.arange(len(states)))
         found = pa.Table.from_pandas(table, preserve_index=False)
         schema = pa.schema([field.with_type(_stored_type(field, len(states))) for field in found.schema])
-        told = {"sha256": record.sha256, "bytes": str(record.size), "tensors": json.dumps(record.tensors)}
+        told = {"sha256": record.sha256, "bytes": str(record.size), "tensors": json.dumps(record.tensors), _NUMBER: str(self.number)}
         told |= {"columns": _columns(schema, len(states))}
         return found.cast(schema.with_metadata(told | {"check": _check(told)}))
 
 
 def numbers(folder: Path) -> list[int]:
     """The numbers of the shards that are in a folder, in order."""
-    return sorted(int(part.stem) for part in (folder / "index").glob("*.parquet") if part.stem.isdecimal())
+    return sorted(int(part.stem) for part in (folder / "index").glob("*.parquet") if _PART.fullmatch(part.stem))
 
 
 def same(one: pa.Table, other: pa.Table) -> bool:
     """Whether two parts of an index hold the same rows, and record the same tensors."""
-    return one.equals(other) and _told(one.schema) == _told(other.schema)
+    said, also = (_told(part.schema) for part in (one, other))
+    return one.equals(other) and all(said[name] == also[name] for name in _TOLD)
 
 
 def sha256(path: Path) -> str:
@@ -204,7 +217,7 @@ def telling(folder: Path, number: int) -> Iterator[None]:
 @contextmanager
 def drafting(folder: Path, number: int) -> Iterator[Path]:
     """Give an empty hidden folder inside ``folder`` to make files in, removed at the end with what is still in it."""
-    draft = folder / f".{number:05d}.{socket.gethostname()}.{os.getpid()}"
+    draft = folder / f".{number:05d}.{socket.gethostname()}.{os.getpid()}-{threading.get_ident()}"
     with telling(folder, number):
         try:
             _sweep(folder, number)
@@ -215,13 +228,18 @@ def drafting(folder: Path, number: int) -> Iterator[Path]:
 
 
 def _sweep(folder: Path, number: int) -> None:
-    """Remove what killed processes left: drafts of this shard whose process is gone, and any that is older than a day."""
+    """Remove what killed processes left: drafts of this shard whose process is gone, and any of other machines that is older than a day.
+
+    Clocks may jump: a draft of this machine is left alone as long as its process lives.
+    """
     for draft in folder.glob(".*.*.*"):
         if not (named := _DRAFT.fullmatch(draft.name)):
             continue
         with suppress(FileNotFoundError):  # its process has just finished
-            gone = named[2] == socket.gethostname() and (int(named[3]) == os.getpid() or not psutil.pid_exists(int(named[3])))
-            if time.time() - draft.stat().st_mtime > _DAY or (int(named[1]) == number and gone):
+            process, here = int(named[3]), named[2] == socket.gethostname()
+            own = process == os.getpid() and named[4] in (None, str(threading.get_ident()))
+            lives = here and not own and psutil.pid_exists(process)
+            if not lives and ((here and int(named[1]) == number) or time.time() - draft.stat().st_mtime > _DAY):
                 shutil.rmtree(draft)
 
 
@@ -248,6 +266,7 @@ def _told(schema: pa.Schema) -> dict[str, str]:
     """What the metadata of a part of the index says. Parquet has checksums for values only, so that it needs one of its own."""
     metadata = schema.metadata or {}
     found = {name: metadata[name.encode()].decode() for name in _TOLD}
+    found |= {_NUMBER: metadata[_NUMBER.encode()].decode()} if _NUMBER.encode() in metadata else {}
     if metadata[b"check"].decode() != _check(found):
         raise ValueError("the metadata was changed")
     return found

@@ -1,7 +1,9 @@
 """States: what a capture returns, one tensor for each layer and place, one row of a table for each row of the tensors."""
 
+import ast
 import json
 import operator
+import re
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
@@ -87,6 +89,9 @@ class States:
     def select(self, rows: str | Sequence[bool] | np.ndarray | pd.Series | Tensor) -> "States":
         """The rows where a mask is true, or where a condition on the table's columns holds, as in ``"word == 'key'"``.
 
+        A condition compares columns, numbers and texts, with arithmetic, ``in``, ``and``, ``or`` and ``not``. It calls nothing, has no
+        attributes and sees no variables (``@``), so that it may come from anywhere; for more, give a mask.
+
         Raises
         ------
         LengthError
@@ -101,8 +106,12 @@ class States:
 
     def _where(self, condition: str) -> np.ndarray | pd.Series:
         try:
-            return self.table.eval(condition)
-        except (NameError, SyntaxError, TypeError, ValueError, KeyError, AttributeError, NotImplementedError) as cause:
+            _only_compares(condition)
+            return self.table.eval(condition.strip(), local_dict={}, global_dict={})  # no names but those of the columns
+        except (
+            NameError, SyntaxError, TypeError, ValueError, KeyError, AttributeError, NotImplementedError, ArithmeticError, RecursionError,
+            MemoryError,
+        ) as cause:  # fmt: skip
             allowed = f"write one on these columns: {', '.join(map(str, self.table.columns))}"
             raise SelectionError(f"the condition {condition!r} has no meaning here ({cause})", allowed) from cause
 
@@ -233,6 +242,31 @@ def as_json_knows(provenance: dict) -> dict:
     except (TypeError, ValueError) as cause:
         allowed = "allowed: text, finite numbers, lists and dictionaries"
         raise SelectionError(f"the provenance cannot be written as JSON ({cause})", allowed) from cause
+
+
+_ALLOWED = (
+    ast.Expression, ast.BoolOp, ast.And, ast.Or, ast.UnaryOp, ast.Not, ast.Invert, ast.USub, ast.UAdd, ast.Compare, ast.cmpop, ast.BinOp,
+    ast.BitAnd, ast.BitOr, ast.Add, ast.Sub, ast.Mult, ast.Div, ast.FloorDiv, ast.Mod, ast.Pow, ast.Name, ast.Load, ast.Constant, ast.List,
+    ast.Tuple,
+)  # fmt: skip
+_GROWING = (ast.Mult, ast.Mod, ast.Pow)  # of texts and lists these make as many signs as one likes
+_QUOTED = re.compile(r"""('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")|`[^`'"#\\\n]*`""")  # a text, or a column's name
+_MOST = 10  # the largest exponent
+
+
+def _only_compares(condition: str) -> None:
+    """Refuse a condition that does more than to compare: pandas would call and look up whatever it says."""
+    for node in ast.walk(ast.parse(_QUOTED.sub(lambda found: found[1] or "name", condition.strip()), mode="eval")):
+        if not isinstance(node, _ALLOWED):
+            raise SyntaxError(f"{type(node).__name__} is not among comparisons")
+        if isinstance(node, ast.BinOp) and isinstance(node.op, _GROWING):
+            parts = [*ast.walk(node.left), *ast.walk(node.right)]
+            if any(isinstance(part, (ast.List, ast.Tuple)) or isinstance(getattr(part, "value", None), (str, bytes)) for part in parts):
+                raise SyntaxError("texts and lists are compared, not multiplied")
+        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Pow):
+            small = isinstance(node.right, ast.Constant) and abs(node.right.value) <= _MOST
+            if not small or any(isinstance(part, ast.Pow) for part in ast.walk(node.left)):
+                raise SyntaxError(f"an exponent is a number of at most {_MOST}, and no power is raised again")
 
 
 def _rows(tensor: Tensor) -> int:

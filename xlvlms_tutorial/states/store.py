@@ -233,7 +233,7 @@ class Store:
             return json.loads((self.folder / _PROVENANCE).read_text(encoding="utf-8"))
         except (FileNotFoundError, NotADirectoryError) as cause:
             raise StoreError(self.folder, "there is no store here") from cause
-        except (OSError, ValueError) as cause:
+        except (OSError, ValueError, RecursionError) as cause:
             raise StoreError(self.folder, f"{_PROVENANCE} cannot be read ({cause})") from cause
 
 

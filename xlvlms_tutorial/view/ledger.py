@@ -73,7 +73,7 @@ def overview(entries: Sequence[Entry], ax: Axes | None = None) -> Axes:
     blank = [name for name in names if name not in set(found["id"])]
     for name in blank:
         ax.text(0.3, names.index(name), "not measured", color=plots.MUTED, fontsize=7, va="center")
-    ax.set_yticks(range(len(names)), names, fontsize=8)
+    ax.set_yticks(range(len(names)), list(map(plots.literal, names)), fontsize=8)
     ax.set(ylim=(len(names) - 0.4, -0.6), xlim=(-REACH - 0.6, REACH + 0.6), xlabel="distance from the bar, in half intervals")
     ax.set_xticks(np.arange(-REACH, REACH + 1, 4), ["≤ −12", "−8", "−4", "0", "4", "8", "≥ 12"])
     ax.legend(frameon=False, fontsize="small", ncols=3, loc="lower left", bbox_to_anchor=(0, 1))

@@ -1,7 +1,11 @@
-"""The book's figures: one theme, colours that colour-blind readers tell apart, a light ground that reads in the dark too."""
+"""The book's figures: one theme, colours that colour-blind readers tell apart, a light ground that reads in the dark too.
+
+All texts are drawn as they are written: a price in a caption is no formula.
+"""
 
 import io
 from collections.abc import Sequence
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -50,8 +54,8 @@ def intervals(
     value = table["value"].to_numpy(float)
     reach = np.abs(np.stack([value - table["low"].to_numpy(float), table["high"].to_numpy(float) - value]))
     ax.errorbar(value, rows, xerr=reach, fmt="o", color=ACCENT, ecolor=MUTED, elinewidth=2, capsize=0)
-    ax.set_yticks(rows, [str(name) for name in table.index])
-    ax.set(ylim=(len(table) - 0.5, -0.5), xlabel=xlabel, xlim=xlim)
+    ax.set_yticks(rows, [literal(str(name)) for name in table.index])
+    ax.set(ylim=(len(table) - 0.5, -0.5), xlabel=literal(xlabel), xlim=xlim)
     if isinstance(reference, pd.Series):
         ax.plot(reference.reindex(table.index).to_numpy(float), rows, "|", color=INK, markersize=14, markeredgewidth=2)
     elif reference is not None:
@@ -62,8 +66,9 @@ def intervals(
 def lines(table: pd.DataFrame, ylabel: str = "", log: bool = False, ax: Axes | None = None) -> Axes:
     """Draw one line for each column of ``table`` over its index, told apart by dashes as well as by colour."""
     ax = _axes(ax)
+    table = _literally(table)
     sns.lineplot(data=table, ax=ax)
-    ax.set(xlabel=table.index.name or "", ylabel=ylabel)
+    ax.set(xlabel=table.index.name or "", ylabel=literal(ylabel))
     if log:
         ax.set_yscale("log")
     if table.shape[1] > 1:
@@ -89,10 +94,10 @@ def profile(
         at, colour = part[x].to_numpy(float), colours[number]
         ax.fill_between(at, part["low"].to_numpy(float), part["high"].to_numpy(float), color=colour, alpha=0.2, linewidth=0)
         style = ("-", "--", "-.", ":")[number % 4]
-        ax.plot(at, part["value"], style, color=colour, marker="osD^vP"[number % 6], markersize=3, label=str(name))
+        ax.plot(at, part["value"], style, color=colour, marker="osD^vP"[number % 6], markersize=3, label=literal(str(name)))
     if reference is not None:
         ax.axhline(reference, color=MUTED, linestyle="--", linewidth=1, zorder=0)
-    ax.set(xlabel=xlabel or x, ylabel=ylabel)
+    ax.set(xlabel=literal(xlabel or x), ylabel=literal(ylabel))
     if group is not None:
         ax.legend(frameon=False, title=None, fontsize="small")
     return ax
@@ -104,9 +109,8 @@ def points(
     """Draw a map of points (n, 2), such as one of t-SNE: colour by ``labels``, marker by ``styles``; the axes of such maps mean nothing."""
     ax = _axes(ax, height=4.2)
     places = np.asarray(places, float)
-    sns.scatterplot(
-        x=places[:, 0], y=places[:, 1], hue=list(labels), style=styles if styles is None else list(styles), s=26, linewidth=0.3, ax=ax
-    )
+    hue, style = (named if named is None else list(map(literal, named)) for named in (labels, styles))
+    sns.scatterplot(x=places[:, 0], y=places[:, 1], hue=hue, style=style, s=26, linewidth=0.3, ax=ax)
     ax.set(xticks=[], yticks=[], xlabel="", ylabel="")
     if legend:
         sns.move_legend(ax, "center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize="small")
@@ -120,7 +124,7 @@ def matrix(
 ) -> Axes:
     """Draw a table of numbers as a map with each number written in its cell; cells that are NaN stay empty."""
     ax = _axes(ax, height=1.2 + 0.42 * len(table))
-    colours = sns.light_palette(ACCENT, as_cmap=True)
+    table, colours = _literally(table), sns.light_palette(ACCENT, as_cmap=True)
     sns.heatmap(
         table.astype(float),
         annot=True,
@@ -215,9 +219,9 @@ def lens(values: ArrayLike, words: Sequence[Sequence[str]], columns: Sequence[st
     ax.imshow(values, cmap=sns.light_palette(ACCENT, as_cmap=True), vmin=0, vmax=1, aspect="auto", origin="lower")
     for (row, column), value in np.ndenumerate(values):
         colour = "white" if value > 0.6 else INK
-        ax.text(column, row, printable(words[row][column])[:9], ha="center", va="center", fontsize=7.5, color=colour)
+        ax.text(column, row, printable(words[row][column], 9), ha="center", va="center", fontsize=7.5, color=colour)
     ax.set_xticks(range(len(columns)), [printable(word) for word in columns], rotation=45, ha="right")
-    ax.set_yticks(range(len(values)), [str(name) for name in names], fontsize=8)
+    ax.set_yticks(range(len(values)), [literal(str(name)) for name in names], fontsize=8)
     ax.set_ylabel("layer")
     ax.tick_params(length=0)
     sns.despine(ax=ax, left=True, bottom=True)
@@ -243,10 +247,27 @@ def wrapped(text: str, letters: int) -> str:
     return "\n".join(broken)
 
 
-def printable(word: str) -> str:
-    """A token as matplotlib's font can draw it: no space around, line breaks visible, foreign scripts as a dot, no maths."""
-    shown = word.strip(" ").replace("\n", "\\n").replace("$", r"\$")
-    return "".join(letter if " " <= letter < "\u0250" else "\u00b7" for letter in shown)
+def literal(label: Any) -> Any:
+    """A text as matplotlib draws it sign by sign: between two unescaped ``$`` it would read a formula, and fail at most prices.
+
+    For texts that go to axes directly; the functions here do it by themselves. What is no text, such as a number, is left to the axis.
+    """
+    return label.replace("$", r"\$") if isinstance(label, str) else label
+
+
+def printable(word: str, letters: int | None = None) -> str:
+    """A token as matplotlib's font can draw it: no space around, line breaks visible, foreign scripts as a dot, no maths.
+
+    At most ``letters`` of it.
+    """
+    shown = word.strip(" ").replace("\n", "\\n")[:letters]
+    return literal("".join(letter if " " <= letter < "\u0250" else "\u00b7" for letter in shown))
+
+
+def _literally(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with its names as :func:`literal` writes them."""
+    table = table.rename(index=literal, columns=literal)
+    return table.rename_axis(index=literal(table.index.name), columns=literal(table.columns.name))
 
 
 def _places(captions: Sequence[str], columns: int, width: float) -> tuple[Figure, list[Axes]]:
@@ -263,7 +284,7 @@ def _places(captions: Sequence[str], columns: int, width: float) -> tuple[Figure
     for ax in axes.flat:
         ax.axis("off")
     for ax, text in zip(axes.flat, texts, strict=False):
-        ax.set_title(text, y=-0.05, va="top", fontsize=8.5, fontweight="normal", loc="center")
+        ax.set_title(literal(text), y=-0.05, va="top", fontsize=8.5, fontweight="normal", loc="center")
     return figure, list(axes.flat)[: len(texts)]
 
 

@@ -16,6 +16,7 @@ __all__ = ["Html", "concept_card", "explorer", "picture_card", "picture_html", "
 
 Frame = Figure | Image.Image | bytes | str
 CONTROLS = ("slider", "dropdown")
+_SAFE = str.maketrans({"<": "\u2039", ">": "\u203a"})  # ‹ and ›
 
 
 def stack(
@@ -31,7 +32,7 @@ def stack(
 
     A frame is a matplotlib figure (closed here), a PIL image, the bytes of a PNG file, or HTML. ``labels`` are their
     numbers by default, ``start`` is the frame shown first, and ``alt`` says in words what each picture shows; by
-    default it is the description and the label.
+    default it is the description and the label. In labels and description ``<`` and ``>`` are shown as ‹ and ›.
 
     Raises
     ------
@@ -126,10 +127,11 @@ def _frame(frame: Frame, alt: str) -> str:
 
 
 def _chooser(labels: list[str], description: str, start: int, control: str) -> Widget:
-    # Pairs of label and index: two frames may carry the same label.
-    options = [(label, number) for number, label in enumerate(labels)]
+    # Pairs of label and index: two frames may carry the same label. A page holds labels in a script, as they are, where "</script" or
+    # "<!--" of a token would end or swallow what follows; and browsers show them as text, so that entities would be seen as such.
+    options = [(label.translate(_SAFE), number) for number, label in enumerate(labels)]
     make = ipywidgets.SelectionSlider if control == "slider" else ipywidgets.Dropdown
-    chooser = make(options=options, index=start, description=description, style={"description_width": "initial"})
+    chooser = make(options=options, index=start, description=description.translate(_SAFE), style={"description_width": "initial"})
     chooser.layout.width = "auto"
     return chooser
 

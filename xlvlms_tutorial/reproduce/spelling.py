@@ -1,0 +1,160 @@
+"""Values as users spell them in YAML: words without quotes stay text until a chapter's default says which type is meant."""
+
+import re
+from collections.abc import Callable
+from math import inf, nan
+
+import yaml
+
+from xlvlms_tutorial.errors import SelectionError
+
+QUOTES = "put text with special signs into quotes"
+_WORD = "!word"  # the tag of what has none
+_MOST = 100_000  # values in one file, with what aliases repeat
+_TRUTHS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+# What a word means by itself, as in YAML 1.2: 010 is ten, 1e-3 a number, and no, 12:30 and 2026-01-01 are text
+_PLAIN: tuple[tuple[str, Callable[[str], object]], ...] = (
+    (r"null|Null|NULL|~|", lambda _: None),
+    (r"true|True|TRUE|false|False|FALSE", lambda word: word.lower() == "true"),
+    (r"[-+]?[0-9]+", int),
+    (r"0o[0-7]+|0x[0-9a-fA-F]+", lambda word: int(word, 0)),
+    (r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?", float),
+    (r"\+?\.(inf|Inf|INF)", lambda _: inf),
+    (r"-\.(inf|Inf|INF)", lambda _: -inf),
+    (r"\.(nan|NaN|NAN)", lambda _: nan),
+)
+
+
+class Word(str):
+    """A value that stands in YAML without quotes, as it is spelled there."""
+
+
+class _Loader(yaml.SafeLoader):
+    """Guesses no types: what has neither quotes nor a tag is a Word."""
+
+    yaml_implicit_resolvers = {"<": [("tag:yaml.org,2002:merge", re.compile("<<$"))], None: [(_WORD, re.compile(""))]}
+
+
+_Loader.add_constructor(_WORD, lambda _, node: Word(node.value))
+
+
+def read_yaml(text: str, where: str, advice: str = QUOTES) -> tuple[object, yaml.Node | None]:
+    """The content of a YAML text with its words as they are spelled, and its tree; ``where`` it stands is for messages.
+
+    Raises
+    ------
+    SelectionError
+        If it is no YAML, is nested too deep, repeats too much by aliases, holds itself, or gives a key twice.
+    """
+    try:
+        tree = yaml.compose(text, _Loader)
+        if tree is not None and _size(tree, {}) > _MOST:
+            raise SelectionError(f"{where}: more than {_MOST:,} values, or one that holds itself", "write it without aliases (*name)")
+        _twice(where, tree)
+        return yaml.load(text, _Loader), tree
+    except RecursionError as cause:
+        raise SelectionError(f"{where} cannot be read: nested too deep", advice) from cause
+    except (yaml.YAMLError, ValueError, TypeError) as cause:
+        if isinstance(cause, SelectionError):
+            raise
+        raise SelectionError(f"{where} cannot be read: {' '.join(str(cause).split())}", advice) from cause
+
+
+def _children(node: yaml.Node) -> list[yaml.Node]:
+    if isinstance(node, yaml.MappingNode):
+        return [part for pair in node.value for part in pair]
+    return node.value if isinstance(node, yaml.SequenceNode) else []
+
+
+def _size(node: yaml.Node, known: dict[int, float]) -> float:
+    """How many values a node stands for with its aliases written out; infinitely many where it holds itself."""
+    if id(node) not in known:
+        known[id(node)] = inf  # met again while it is counted, it holds itself
+        known[id(node)] = 1 + sum(_size(child, known) for child in _children(node))
+    return known[id(node)]
+
+
+def _twice(where: str, node: yaml.Node | None) -> None:
+    """Refuse a key that is given twice: YAML would silently take the last."""
+    for child in () if node is None else _children(node):
+        _twice(where, child)
+    if isinstance(node, yaml.MappingNode):
+        seen: set[object] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and (key.value in seen or seen.add(key.value)):
+                raise SelectionError(f"{where}, line {key.start_mark.line + 1}: {key.value!r} stands twice", "give each key once")
+
+
+def plain(value: object) -> object:
+    """A value with each word in the type that it has by itself: text, number, truth value or None.
+
+    Raises
+    ------
+    SelectionError
+        If a key is no text.
+    """
+    return meant((), value)
+
+
+def meant(default: object, value: object) -> object:
+    """A value with each word in the type of the default, or of the default's elements, where it can be read so.
+
+    Where the default is text, ``no``, ``3`` and ``1e-3`` are the text that was written; where it is a truth value ``no`` is False;
+    where it is a number, 1e-3 and 010 are numbers. Elsewhere, as by :func:`plain`. What is no word is left as it is.
+
+    Raises
+    ------
+    SelectionError
+        If a key is no text.
+    """
+    if isinstance(value, dict):
+        inner = list(default.values()) if isinstance(default, dict) else []
+        return {_key(key): _like(inner, one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_like(list(default) if isinstance(default, (list, tuple)) else [], one) for one in value]
+    return _like([default], value)
+
+
+def _key(key: object) -> str:
+    found = _alone(key) if isinstance(key, Word) else key
+    if not isinstance(found, str):
+        raise SelectionError(f"the key {found!r} is no text", f"put it into quotes, as in {{'{key}': ...}}")
+    return str(found)
+
+
+def _like(defaults: list[object], value: object) -> object:
+    """The value as the first of the defaults takes it."""
+    if isinstance(value, (dict, list)):
+        kinds = dict if isinstance(value, dict) else (list, tuple)
+        return meant(next((one for one in defaults if isinstance(one, kinds)), ()), value)
+    if not isinstance(value, Word):
+        return value
+    for default in defaults:
+        kind, alone = type(default), _alone(value)
+        if kind is str:
+            return str(value)
+        if kind is bool and value.lower() in _TRUTHS:
+            return _TRUTHS[value.lower()]
+        if kind in (int, float) and isinstance(alone, str):
+            alone = _number(value, kind)
+        if kind in (bool, int, float) and isinstance(alone, (int, float)) and (kind is bool) == isinstance(alone, bool):
+            return alone
+    return _alone(value)
+
+
+def _number(word: str, kind: type) -> object:
+    """A word such as 1_000 as a number; itself where it is none."""
+    try:
+        return kind(word)
+    except ValueError:
+        return word
+
+
+def _alone(word: Word) -> object:
+    for form, read in _PLAIN:
+        if re.fullmatch(form, word):
+            try:
+                return read(word)
+            except ValueError:  # more digits than Python reads
+                break
+    return str(word)
