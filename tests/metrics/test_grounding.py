@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from xlvlms_tutorial.errors import ActivationsError, ComparisonError, LengthError, SelectionError, WordListError
+from xlvlms_tutorial.errors import ActivationsError, ComparisonError, EstimateError, LengthError, SelectionError, WordListError
 from xlvlms_tutorial.metrics import grounding
 from xlvlms_tutorial.metrics.grounding import bert_score, bert_scores, clip_score, overlap, top_scores
 
@@ -176,6 +176,21 @@ def test_overlap_keeps_the_order_of_concepts_and_counts_duplicates_once():
 def test_overlap_refuses_concepts_without_words(words):
     with pytest.raises(WordListError, match="word"):
         overlap(words)
+
+
+@pytest.mark.parametrize("w", [0, -1, np.nan, np.inf, 1e308, 1e31, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_weights_with_which_scores_are_no_numbers_are_refused(w, dtype):
+    with pytest.raises(SelectionError, match="w="):
+        clip_score(torch.ones(2, 3, dtype=dtype), torch.ones(1, 3, dtype=dtype), w)
+    assert np.isfinite(clip_score(torch.ones(2, 3, dtype=dtype), torch.ones(1, 3, dtype=dtype), 1e30)).all()
+
+
+@pytest.mark.parametrize("lacking", ["concept", "word"])
+def test_tables_without_a_column_are_refused(lacking):
+    table = pd.DataFrame({"concept": [0, 1], "word": ["a", "b"], "rank": [1, 1]}).drop(columns=lacking)
+    with pytest.raises(EstimateError, match=f"no column '{lacking}' among"):
+        overlap(table)
 
 
 def test_overlap_needs_two_concepts():
