@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.numpy import save_file
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
@@ -99,11 +100,32 @@ def test_fewer_samples_than_concepts_are_refused(dictionary):
     assert len(dictionary.components_) == 3
 
 
-def test_dimensions_that_do_not_vary_are_counted_and_refused(dictionary):
-    A = activations()
-    A[:, [2, 7]] = 3.0
-    with pytest.raises(ActivationsError, match="2 of 12 dimensions have the same value in all 40 samples; leave these dimensions out"):
-        dictionary.fit(A)
+@pytest.mark.parametrize(("dtype", "value"), [(torch.float64, 0.0), (torch.float32, 3.0), (torch.float32, 0.0), (torch.bfloat16, -500.0)])
+@pytest.mark.parametrize("name", [*OURS, "sae"])
+def test_dimensions_that_do_not_vary_are_no_harm(name, dtype, value):
+    dictionary = (OURS | {"sae": partial(DICTIONARIES["sae"], max_iter=20)})[name](n_components=3)
+    A = torch.from_numpy(activations()).to(dtype)
+    A[:, [2, 7]] = value
+    rebuilt = dictionary.fit(A).reconstruct(A)
+    assert dictionary.components_.shape == (3, 12)
+    assert np.isfinite(rebuilt).all()
+    if name in ("pca", "k-means", "simple"):  # the others shrink
+        np.testing.assert_allclose(rebuilt[:, [2, 7]], float(A[0, 2]), rtol=1e-5, atol=1e-5)
+
+
+def test_the_massive_dimension_of_bfloat16_is_no_harm():
+    A = torch.from_numpy(activations(200, 64))
+    A[:, 9] += 5000  # where bfloat16 has steps of 32
+    A = A.bfloat16()
+    assert (A[:, 9] == A[0, 9]).all()
+    for kind in OURS.values():
+        assert kind(n_components=3).fit(A).transform(A).shape == (200, 3)
+
+
+@pytest.mark.parametrize("n", [3, 40])
+def test_samples_that_are_all_the_same_are_refused(dictionary, n):
+    with pytest.raises(ActivationsError, match=f"all {n} samples are the same; give samples that differ"):
+        dictionary.fit(np.repeat(activations()[:1], n, axis=0))
 
 
 def test_what_is_no_matrix_is_refused(dictionary):
@@ -170,6 +192,55 @@ def test_other_files_are_refused(tmp_path):
         save_file({"components_": np.ones((2, 3))}, path, broken)
         with pytest.raises(LoadError, match="damaged"):
             load_dictionary(path)
+
+
+@pytest.mark.parametrize("damage", [
+    lambda arrays, told: arrays.pop("components_"),
+    lambda arrays, told: arrays.update(components_=np.ones((2, 5))),
+    lambda arrays, told: arrays.update(components_=np.ones(12)),
+    lambda arrays, told: arrays["components_"].fill(np.nan),
+    lambda arrays, told: arrays["mean_"].__setitem__(3, np.inf),
+    lambda arrays, told: arrays.update(mean_=np.ones(5)),
+    lambda arrays, told: arrays.pop("mean_"),
+    lambda arrays, told: arrays.update(_checked=np.ones(2)),
+    lambda arrays, told: told["fitted"].pop("n_features_in_"),
+    lambda arrays, told: told["fitted"].update(n_features_in_=11),
+    lambda arrays, told: told["fitted"].update(transform="x"),
+    lambda arrays, told: told["fitted"].update(n_components=2),
+    lambda arrays, told: told["fitted"].update(components_=[[1, 2]]),
+    lambda arrays, told: told.update(fitted=[]),
+    lambda arrays, told: told.update(fitted=None),
+    lambda arrays, told: told.update(parameters=[1]),
+    lambda arrays, told: told.update(parameters={"n_components": "3"}),
+    lambda arrays, told: told.update(provenance=3),
+    lambda arrays, told: told.update({"class": {}}),
+])  # fmt: skip
+def test_a_file_whose_parts_do_not_go_together_is_refused(damage, tmp_path):
+    path = PCA(3).fit(activations()).save(tmp_path / "d", {"model": "pocket-llava"})
+    with safe_open(path, "np") as file:
+        arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (the file is no mapping)
+        told = {name: json.loads(text) for name, text in file.metadata().items() if name != "format"}
+    damage(arrays, told)
+    save_file(arrays, path, {"format": "xlvlms dictionary 1"} | {name: json.dumps(value) for name, value in told.items()})
+    with pytest.raises(LoadError, match="damaged|class"):
+        load_dictionary(path)
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "null", "{", ""])
+def test_descriptions_of_any_depth_or_kind_are_refused(text, tmp_path):
+    path = PCA(3).fit(activations()).save(tmp_path / "d", {})
+    with safe_open(path, "np") as file:
+        arrays, told = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
+    for part in ("class", "parameters", "fitted", "provenance"):
+        save_file(arrays, path, told | {part: text})
+        with pytest.raises(LoadError, match="damaged|class"):
+            load_dictionary(path)
+
+
+def test_a_file_from_a_machine_with_another_device_is_read(tmp_path):
+    model = PCA(3).fit(activations())
+    path = model.set_params(device="cuda:7").save(tmp_path / "d", {})
+    np.testing.assert_array_equal(load_dictionary(path).components_, model.components_)
 
 
 def test_a_file_cut_short_is_refused(tmp_path):

@@ -1,5 +1,6 @@
 """Consecutive cosines and norms against loops over the same tokens, the probe against scikit-learn."""
 
+import jaxtyping
 import numpy as np
 import pandas as pd
 import pytest
@@ -195,6 +196,13 @@ def test_no_sample_is_in_two_folds_and_every_fold_has_both_kinds(n, m, folds, se
         assert len(np.unique(samples)) == (max(n, m) if ids == "s" else n + m)
 
 
+@pytest.mark.parametrize("folds", [1, 0, -3, float("nan"), float("inf"), 2.5, True, "3", None])
+def test_folds_that_are_no_whole_number_are_refused(folds, monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # its checks refuse some of these already
+    with pytest.raises(SelectionError, match="folds is .*; give a whole number of 2 or more"):
+        linear_probe(captured(), captured(seed=1), folds=folds)
+
+
 def test_what_cannot_be_probed_raises():
     a, b = captured(), captured(seed=1)
     same = States({key: torch.ones_like(rows) for key, rows in a.tensors.items()}, a.table, {})
@@ -206,8 +214,6 @@ def test_what_cannot_be_probed_raises():
         linear_probe(broken, b)
     with pytest.raises(ActivationsError, match="5 samples on one side for 6 folds"):
         linear_probe(a, b, folds=6)
-    with pytest.raises(SelectionError, match="two folds"):
-        linear_probe(a, b, folds=1)
     with pytest.raises(SelectionError, match="at least one layer"):
         linear_probe(a, b, layers=[])
     with pytest.raises(LayerError, match="layer 3"):

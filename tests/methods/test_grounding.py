@@ -4,6 +4,7 @@ import gc
 import math
 import weakref
 
+import jaxtyping
 import numpy as np
 import pandas as pd
 import pytest
@@ -16,7 +17,7 @@ from transformers import PreTrainedTokenizerFast
 
 from tests.models.test_spans import pieces_tokenizer
 from tests.tiny import tiny_llava, tiny_tokenizer
-from xlvlms_tutorial.errors import ActivationsError, ComparisonError, SelectionError, WordListError
+from xlvlms_tutorial.errors import ActivationsError, ComparisonError, EstimateError, SelectionError, WordListError
 from xlvlms_tutorial.methods import wordlists
 from xlvlms_tutorial.methods.grounding import ENGLISH, PREFIX, WordFilter, as_lists, random_words, sentence, words
 from xlvlms_tutorial.methods.wordlists import admissible
@@ -265,7 +266,7 @@ def test_bad_directions_give_no_words(vlm):
 def test_bad_numbers_and_models_without_words(vlm):
     for n in (0, -1):
         for call in (lambda n=n: words(vlm, torch.ones(1, 32), n), lambda n=n: random_words(vlm, 2, n), lambda n=n: random_words(vlm, n)):
-            with pytest.raises(SelectionError, match="at least 1"):
+            with pytest.raises(SelectionError, match="give a whole number of 1 or more"):
                 call()
     with pytest.raises(SelectionError, match="'directions', 'vocabulary'"):
         random_words(vlm, 2, how="noise")
@@ -300,3 +301,18 @@ def test_lists_and_sentences():
     table = pd.DataFrame({"concept": [4, 1, 4, 1], "rank": [2, 1, 1, 2], "word": ["b", "c", "a", "d"]})
     assert as_lists(table) == {1: ["c", "d"], 4: ["a", "b"]}
     assert sentence(["woman", "lady"]) == f"{PREFIX}woman, lady." == "A photo is described by the words woman, lady."
+    for lacking in ("concept", "rank", "word"):
+        with pytest.raises(EstimateError, match=f"no column '{lacking}' among"):
+            as_lists(table.drop(columns=lacking))
+
+
+@pytest.mark.parametrize("bad", [0, -1, float("inf"), float("nan"), 2.5, True, "3", None])
+def test_counts_that_are_no_whole_numbers_are_refused(bad, vlm, monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # its checks refuse some of these already
+    with pytest.raises(SelectionError, match="n is"):
+        words(vlm, torch.eye(2, vlm.width), bad)
+    for how in ("directions", "vocabulary"):
+        with pytest.raises(SelectionError, match="n is"):
+            random_words(vlm, 2, bad, how=how)
+        with pytest.raises(SelectionError, match="k is"):
+            random_words(vlm, bad, how=how)

@@ -1,5 +1,6 @@
 """Heat over image tokens against one sample at a time with a hook of our own, and against cosines in a loop."""
 
+import jaxtyping
 import numpy as np
 import pytest
 import torch
@@ -144,6 +145,21 @@ def test_a_grid_has_the_rows_of_the_picture():
     assert grid(flat)[1, 2].tolist() == [[20, 21], [22, 23]]
     with pytest.raises(SelectionError, match="6 image tokens"):
         grid(torch.zeros(2, 6))
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (3, 0)])
+def test_no_image_tokens_are_no_square(shape, monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # its checks refuse some of these already
+    with pytest.raises(SelectionError, match="0 image tokens are no square"):
+        grid(torch.zeros(shape))
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+def test_a_grid_of_what_is_not_finite_is_refused(bad):
+    flat = torch.zeros(2, 4)
+    flat[1, 2] = bad
+    with pytest.raises(ActivationsError, match="1 of 8 values are NaN or infinite"):
+        grid(flat)
 
 
 @pytest.mark.parametrize(

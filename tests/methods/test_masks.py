@@ -5,6 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from tests.tiny import tiny_llava
@@ -134,11 +135,35 @@ def test_files_that_are_no_masks_are_refused(tmp_path):
     save_file(bits, tmp_path / "plain")
     with pytest.raises(RecordError, match="no file of masks"):
         Masks.load(tmp_path / "plain")
-    with pytest.raises(FileNotFoundError):
-        Masks.load(tmp_path / "absent")
+    for nothing in (tmp_path / "absent", tmp_path, tmp_path / "plain" / "below"):
+        with pytest.raises(RecordError, match="no file of masks"):
+            Masks.load(nothing)
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(OutputError, match="cannot be written"):
         made(0).save(tmp_path / "file" / "masks")
+
+
+@pytest.mark.parametrize("shapes", [
+    "5", "null", '"5"', "{}", "[]", "[5]", "[[1, 2]]", '[["1", "a", "b", 3]]', '[[1, "q_proj", null, 3]]', '[[1, "q_proj", -2, -20]]',
+    '[[0, "q_proj", 2, 20]]', '[[1, "q_proj", 2, 21]]', '[[7, "other", 2, 20]]', "[" * 100_000, "{",
+])  # fmt: skip
+def test_files_whose_shapes_are_none_are_refused(shapes, tmp_path):
+    path = Masks({(1, "q_proj"): np.full(5, 255, dtype=np.uint8)}, {(1, "q_proj"): (2, 20)}, "pocket", "0123").save(tmp_path / "masks")
+    with safe_open(path, "np") as file:
+        told = file.metadata()
+    save_file(load_file(path), path, told | {"shapes": shapes})
+    with pytest.raises(RecordError, match="no file of masks, or damaged"):
+        Masks.load(path)
+
+
+@pytest.mark.parametrize("lacking", ["model", "fingerprint", "shapes"])
+def test_files_without_a_part_of_their_description_are_refused(lacking, tmp_path):
+    path = made(0).save(tmp_path / "masks")
+    with safe_open(path, "np") as file:
+        told = file.metadata()
+    save_file(load_file(path), path, {name: text for name, text in told.items() if name != lacking})
+    with pytest.raises(RecordError, match=lacking):
+        Masks.load(path)
 
 
 def test_bits_and_shapes_that_do_not_fit_are_refused():

@@ -174,8 +174,9 @@ def test_masks_that_do_not_belong_together_are_refused_with_their_names(vlm, thr
     with pytest.raises(SelectionError, match="no masks"):
         alpha_subnet([])
     (tmp_path / "no.masks").write_bytes(b"damaged")
-    with pytest.raises(RecordError):
-        alpha_subnet([tmp_path / "no.masks"])
+    for nothing in ("no.masks", "absent", "."):
+        with pytest.raises(RecordError):
+            alpha_subnet([tmp_path / nothing])
 
 
 # Matched sparsity

@@ -229,8 +229,18 @@ def test_parameters_that_make_no_sense_are_refused(name, value):
         SemiNMF(3, **{name: value}).fit(activations())
 
 
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, 1e200])
+@pytest.mark.parametrize("side", ["dictionary", "activations"])
+def test_codes_of_what_is_not_finite_are_refused_and_end(bad, side):
+    D, A = (torch.from_numpy(activations(n, 6, 3)) for n in (4, 9))
+    {"dictionary": D, "activations": A}[side][2, 1] = bad
+    D, A = (D, A * 1e200) if bad == 1e200 else (D, A)
+    with pytest.raises(ActivationsError, match="NaN or infinite"):
+        exact_codes(D, A, 0.5)
+
+
 def test_samples_of_zero_have_zero_codes_and_all_zero_activations_are_refused():
     model = SemiNMF(3).fit(activations())
     assert not model.transform(np.zeros((2, 30))).any()
-    with pytest.raises(ActivationsError, match="same value"):
+    with pytest.raises(ActivationsError, match="all 10 samples are the same"):
         SemiNMF(3).fit(np.zeros((10, 4)))

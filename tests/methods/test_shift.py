@@ -2,6 +2,7 @@
 
 from itertools import combinations, permutations
 
+import jaxtyping
 import numpy as np
 import pandas as pd
 import pytest
@@ -210,7 +211,7 @@ def test_alpha_goes_from_the_original_through_the_shift():
     np.testing.assert_array_equal(shift.shifted(concepts, shifts, 0), concepts)
     np.testing.assert_allclose(shift.shifted(concepts, torch.from_numpy(shifts), -0.5), concepts - shifts / 2)
     np.testing.assert_allclose(shift.shifted(torch.from_numpy(concepts).float(), shifts), concepts + shifts, atol=1e-6)
-    for alpha in (np.nan, np.inf):
+    for alpha in (np.nan, np.inf, -1e308 * 10, 1.7e308):
         with pytest.raises(SelectionError, match="alpha is"):
             shift.shifted(concepts, shifts, alpha)
     with pytest.raises(ComparisonError, match="numbers of concepts and shifts differ: 3 and 2"):
@@ -308,6 +309,14 @@ def test_overlap_of_words_is_the_share_of_sets_in_per_cent():
     named = {4: words[0], 2: words[1], 9: words[2]}
     assert shift.t_overlap(named, {9: others[2], 4: others[0], 2: others[1]}).tolist() == [50.0, 0.0, 100.0]
     assert shift.t_overlap(named, others).tolist() == [50.0, 0.0, 100.0]
+
+
+@pytest.mark.parametrize("missing", [np.nan, None, "", 3, ["dog"]])
+def test_what_is_missing_counts_as_no_word(missing, monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # its checks refuse some of these already
+    for words, others in (([["dog"], ["cat", missing]], [["dog"], ["cat"]]), ([["dog"], ["cat"]], [["dog"], [missing]])):
+        with pytest.raises(WordListError, match="no list of words for 1; give each concept one word or more, none missing"):
+            shift.t_overlap(words, others)
 
 
 @settings(max_examples=25, deadline=None)

@@ -228,6 +228,16 @@ def test_other_files_are_refused(tmp_path):
         ({"one": torch.ones(3)}, {}),
         ({"1": torch.ones(3)}, {"provenance": "[1"}),
         ({"1": torch.tensor([torch.nan])}, {}),
+        ({"1": torch.ones(3, dtype=torch.int64)}, {}),
+        ({"1": torch.ones(3, dtype=torch.bool)}, {}),
+        ({"-1": torch.ones(3)}, {}),
+        ({"1.5": torch.ones(3)}, {}),
+        ({"1": torch.ones(3), "2": torch.ones(4)}, {}),
+        ({"1": torch.ones(3, 1)}, {}),
+        ({}, {}),
+        ({"1": torch.ones(3)}, {"provenance": "[]"}),
+        ({"1": torch.ones(3)}, {"provenance": "null"}),
+        ({"1": torch.ones(3)}, {"provenance": "[" * 100_000}),
     ):
         save_file(tensors, file, told | more)
         with pytest.raises(LoadError, match="damaged"):

@@ -1,3 +1,4 @@
+import jaxtyping
 import numpy as np
 import pandas as pd
 import pytest
@@ -6,7 +7,7 @@ from hypothesis import strategies as st
 
 from xlvlms_tutorial.data.samples import Question
 from xlvlms_tutorial.errors import EstimateError, LengthError
-from xlvlms_tutorial.metrics.answers import accuracy_by_type, answer_table, exact_match, normalise, yes_or_no
+from xlvlms_tutorial.metrics.answers import accuracy_by_type, answer_table, exact_match, normalise, with_columns, yes_or_no
 from xlvlms_tutorial.metrics.uncertainty import bootstrap, proportion
 
 
@@ -83,3 +84,17 @@ def test_groups_make_the_interval_a_cluster_bootstrap_also_on_a_filtered_table()
 def test_no_answers_give_no_accuracy():
     with pytest.raises(EstimateError, match="no answers"):
         accuracy_by_type(answer_table([], []))
+
+
+@pytest.mark.parametrize("lacking", ["type", "correct"])
+def test_tables_without_a_column_are_refused_with_those_they_have(lacking):
+    table = answer_table(["Red", "red", "no"], ASKED).drop(columns=lacking)
+    with pytest.raises(EstimateError, match=f"no column '{lacking}' among .*prediction.*answer_table"):
+        accuracy_by_type(table)
+
+
+@pytest.mark.parametrize("given", [None, [], {"type": []}, "table"])
+def test_what_is_no_table_is_refused(given, monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # its checks refuse these already
+    with pytest.raises(EstimateError, match=f"found a {type(given).__name__}"):
+        with_columns(given, ("type",))

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from xlvlms_tutorial.errors import ActivationsError, ComparisonError, LengthError, SelectionError, WordListError
+from xlvlms_tutorial.errors import ActivationsError, ComparisonError, EstimateError, LengthError, SelectionError, WordListError
 from xlvlms_tutorial.metrics import grounding
 from xlvlms_tutorial.metrics.grounding import bert_score, bert_scores, clip_score, overlap, top_scores
 
@@ -178,6 +178,21 @@ def test_overlap_refuses_concepts_without_words(words):
         overlap(words)
 
 
+@pytest.mark.parametrize("w", [0, -1, np.nan, np.inf, 1e308, 1e31, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_weights_with_which_scores_are_no_numbers_are_refused(w, dtype):
+    with pytest.raises(SelectionError, match="w="):
+        clip_score(torch.ones(2, 3, dtype=dtype), torch.ones(1, 3, dtype=dtype), w)
+    assert np.isfinite(clip_score(torch.ones(2, 3, dtype=dtype), torch.ones(1, 3, dtype=dtype), 1e30)).all()
+
+
+@pytest.mark.parametrize("lacking", ["concept", "word"])
+def test_tables_without_a_column_are_refused(lacking):
+    table = pd.DataFrame({"concept": [0, 1], "word": ["a", "b"], "rank": [1, 1]}).drop(columns=lacking)
+    with pytest.raises(EstimateError, match=f"no column '{lacking}' among"):
+        overlap(table)
+
+
 def test_overlap_needs_two_concepts():
     with pytest.raises(SelectionError, match="2 concepts"):
         overlap({0: ["a"]})
@@ -187,20 +202,34 @@ def test_top_scores_agree_with_a_loop():
     codes, scores = normals(12, 9), normals(12, 9, seed=1)
     for row, code, score in zip(top_scores(codes, scores).itertuples(), codes, scores, strict=True):
         chosen = sorted(range(9), key=lambda k: -abs(code[k]))[:5]
-        values = sorted((score[k] for k in chosen), reverse=True)
-        assert (row.top_1, row.first, row.active) == (values[0], score[chosen[0]], 5)
-        assert row.top_3 == pytest.approx(np.mean(values[:3]))
+        assert (row.top_1, row.active) == (score[chosen[0]], 5)
+        assert row.top_3 == pytest.approx(np.mean([score[k] for k in chosen[:3]]))
 
 
-def test_random_scores_profit_from_the_choice_but_not_first():
+def test_top_scores_are_those_of_the_released_protocol():
+    codes, scores = np.abs(normals(40, 12)), normals(40, 12, seed=1)
+    released = np.take_along_axis(scores, codes.argsort(axis=1)[:, -5:], axis=1)  # ascending, and the last ones are taken
+    found = top_scores(codes, scores)
+    np.testing.assert_allclose(found["top_1"], released[:, -1:].mean(axis=1))
+    np.testing.assert_allclose(found["top_3"], released[:, -3:].mean(axis=1))
+
+
+def test_random_scores_gain_nothing_by_the_choice_of_concepts():
     found = top_scores(normals(4000, 20), normals(4000, 20, seed=1)).mean()
-    assert found["top_1"] > 1 > found["top_3"] > 0.5
-    assert abs(found["first"]) < 0.06
+    assert abs(found["top_1"]) < 0.06
+    assert abs(found["top_3"]) < 0.04
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 99), st.integers(3, 9))
+def test_how_many_concepts_are_listed_changes_no_score(seed, n_concepts):
+    codes, scores = normals(6, 9, seed=seed), normals(6, 9, seed=seed + 1)
+    pd.testing.assert_frame_equal(top_scores(codes, scores, n_concepts)[["top_1", "top_3"]], top_scores(codes, scores)[["top_1", "top_3"]])
 
 
 def test_top_scores_say_how_many_concepts_are_active():
     found = top_scores(np.array([[0, 2.0, 0, -3.0]]), np.array([[0.1, 0.2, 0.3, 0.4]]), n_concepts=3)
-    assert found.loc[0].to_dict() == pytest.approx({"top_1": 0.4, "top_3": 0.7 / 3, "first": 0.4, "active": 2})
+    assert found.loc[0].to_dict() == pytest.approx({"top_1": 0.4, "top_3": 0.7 / 3, "active": 2})
 
 
 def test_top_scores_refuse_what_has_no_answer():

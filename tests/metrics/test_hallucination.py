@@ -1,9 +1,10 @@
+import jaxtyping
 import numpy as np
 import pytest
 from sklearn.metrics import accuracy_score, f1_score, precision_score, recall_score
 
 from xlvlms_tutorial.data.samples import Question
-from xlvlms_tutorial.errors import EstimateError, LengthError
+from xlvlms_tutorial.errors import EstimateError, LengthError, WordListError
 from xlvlms_tutorial.metrics.answers import answer_table
 from xlvlms_tutorial.metrics.hallucination import chair, pope
 from xlvlms_tutorial.metrics.uncertainty import bootstrap, proportion
@@ -92,3 +93,81 @@ def test_chair_refuses_what_does_not_fit():
         chair([], [], WORDS)
     with pytest.raises(EstimateError, match="zebra"):
         chair(["a bee"], [{"zebra"}], WORDS)
+
+
+@pytest.mark.parametrize("said", [("Yes", "No"), ("YES.", " no "), ("Yes.", "NO")])
+def test_correct_answers_count_in_any_case(said):
+    told = ["Yes", "No", "no", "yes"] * 2
+    plain, written = (pope(presence(list(answers) * 4, told)) for answers in (("yes", "no"), said))
+    assert written.loc["overall"].to_dict() == plain.loc["overall"].to_dict()
+    perfect = pope(presence(list(said) * 4, ["Yes", "No"] * 4)).loc["overall"]
+    assert perfect[["accuracy", "precision", "recall", "f1", "yes_ratio"]].tolist() == [1, 1, 1, 1, 0.5]
+
+
+@pytest.mark.parametrize("answer", ["maybe", "", "true", "1", "dog", "No, there is not."])
+def test_presence_questions_of_other_answers_are_refused(answer):
+    with pytest.raises(EstimateError, match="yes and no"):
+        pope(presence(["yes", answer], ["yes", "no"]))
+
+
+@pytest.mark.parametrize("lacking", ["type", "stratum", "answer", "prediction", "correct"])
+def test_pope_names_the_column_that_a_table_lacks(lacking):
+    with pytest.raises(EstimateError, match=f"no column '{lacking}'"):
+        pope(presence(["yes", "no"], ["yes", "no"]).drop(columns=lacking))
+
+
+COCO = {
+    "person": ("man", "woman", "baby", "adult", "passenger", "policeman"), "dog": ("puppy",), "hot dog": (), "bear": ("panda",), "cup": (),
+    "teddy bear": (), "bicycle": ("bike",), "motorcycle": ("motor bike",), "airplane": ("jet", "plane"), "bird": ("goose", "duck"),
+    "chair": ("seat",), "toilet": (), "train": (), "elephant": (), "bowl": ("plate",), "tie": (), "knife": (),
+    "traffic light": ("street light",),
+    "sheep": ("lamb",), "mouse": (), "wine glass": (),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("caption", "objects"),
+    [
+        ("A hot dog on a plate with a cup of coffee.", {"hot dog", "bowl", "cup"}), ("A dog eats a hot  dog.", {"dog", "hot dog"}),
+        ("Two HOT DOGS.", {"hot dog"}), ("A teddy bear sits on a bear.", {"teddy bear", "bear"}), ("Teddy\nbears.", {"teddy bear"}),
+        ("Two people riding a motor bike.", {"person", "motorcycle"}), ("A motor bike and a bike.", {"motorcycle", "bicycle"}),
+        ("A passenger jet on the runway.", {"airplane"}), ("A passenger train with passengers.", {"train", "person"}),
+        ("A passenger, a jet.", {"person", "airplane"}), ("A baby elephant and an adult elephant.", {"elephant"}),
+        ("A baby with an elephant.", {"person", "elephant"}), ("Baby animals in a zoo.", set()), ("An adult holds a baby.", {"person"}),
+        ("A group of geese near a lake.", {"bird"}), ("Three knives, two mice and a sheep.", {"knife", "mouse", "sheep"}),
+        ("Policemen and women.", {"person"}), ("A white toilet seat.", {"toilet"}), ("A man in a bow tie.", {"person", "tie"}),
+        ("A batter at home plate.", set()), ("Weeds on the train tracks.", set()), ("A train on train tracks.", {"train"}),
+        ("Street lights over wine glasses.", {"traffic light", "wine glass"}), ("The dogged jetlag.", set()),
+    ],
+)  # fmt: skip
+def test_the_longest_name_wins(caption, objects):
+    found = chair([caption], [objects], COCO)["value"]
+    assert found["CHAIR_s"] == 0
+    for other in COCO.keys() - objects:  # none besides is named
+        assert chair([caption], [set(COCO) - {other}], COCO).loc["CHAIR_s", "value"] == 0
+    if objects:
+        assert chair([caption], [set()], COCO)["value"].tolist() == [1, 1]
+        assert chair([caption], [set()], COCO).loc["CHAIR_i", "n"] == len(objects)
+
+
+def test_names_may_be_shared_and_written_with_blanks():
+    words = {"motorcycle": (" motor bike",), "bat": (), "club": ("bat",)}
+    assert chair(["A motor  bike and a bat."], [set()], words).loc["CHAIR_i", "n"] == 3
+
+
+@pytest.mark.parametrize("words", [[], {}, "dog", {"dog": "puppy"}, ["dog", ""], ["dog", None], {"dog": (" ",)}, {"dog": (3,)}])
+def test_a_vocabulary_that_is_none_is_refused(words, monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # its checks refuse some of these already
+    with pytest.raises(WordListError, match="vocabulary"):
+        chair(["A dog."], [set()], words)
+
+
+def test_captions_without_spaces_are_refused_and_segmented_ones_read():
+    with pytest.raises(WordListError, match="no spaces; put spaces"):
+        chair(["\u4e00\u53ea\u732b\u5728\u96ea\u5730\u91cc"], [set()], ["\u732b"])
+    assert chair(["\u4e00 \u53ea \u732b \u5728 \u96ea\u5730 \u91cc"], [set()], ["\u732b"]).loc["CHAIR_i", "n"] == 1
+
+
+def test_accents_are_the_same_however_they_were_typed():
+    assert chair(["A cafe\u0301."], [set()], ["caf\u00e9"]).loc["CHAIR_i", "n"] == 1
+    assert chair(["A caf\u00e9."], [set()], ["cafe\u0301"]).loc["CHAIR_i", "n"] == 1

@@ -118,3 +118,20 @@ def test_what_cannot_be_scored_is_refused(score, told, known, error):
 def test_one_image_has_no_cider():
     with pytest.raises(EstimateError, match="2 or more"):
         cider(["a cat"], [["a cat"]])
+
+
+def test_scripts_without_spaces_are_scored_by_characters():
+    told, known = (
+        ["\u4e00\u53ea\u732b\u5728\u96ea\u5730\u91cc", "\u4e00\u53ea\u72d7\u5728\u8349\u5730\u4e0a"],
+        [["\u4e00\u53ea\u732b\u5728\u96ea\u5730\u4e0a"], ["\u4e00\u53ea\u72d7\u5728\u8349\u5730\u91cc"]],
+    )
+    apart = " ".join
+    assert 1 < cider(told, known)[1] == pytest.approx(cider(list(map(apart, told)), [list(map(apart, one)) for one in known])[1])
+    assert 0.5 < bleu(told, known) < 1
+
+
+def test_accents_are_the_same_however_they_were_typed():
+    composed = ["une fille au caf\u00e9 l\u00e0", "un chien dort"], [["une fille au caf\u00e9"], ["un chien noir"]]
+    apart = ["une fille au cafe\u0301 la\u0300", "un chien dort"], [["une fille au caf\u00e9"], ["un chien noir"]]
+    assert cider(*apart)[1] == pytest.approx(cider(*composed)[1])
+    assert bleu(*apart) == pytest.approx(bleu(*composed))

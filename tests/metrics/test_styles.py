@@ -67,5 +67,32 @@ def test_forms_and_words():
     assert words("It's A dog-sled; caf\u00e9!") == ["it's", "a", "dog", "sled", "caf\u00e9"]
 
 
+@pytest.mark.parametrize(
+    ("one", "several"),
+    [("goose", "geese"), ("policeman", "policemen"), ("woman", "women"), ("grandchild", "grandchildren"), ("penknife", "penknives"),
+     ("foot", "feet"), ("wolf", "wolves"), ("shelf", "shelves"), ("sheep", "sheep"), ("salesperson", "salespeople"), ("ox", "oxen"),
+     ("human", "humans"), ("German", "germans"), ("ottoman", "ottomans"), ("fox", "foxes"), ("mongoose", "mongooses"),
+     ("snow goose", "snow geese"), ("cactus", "cactuses")],
+)  # fmt: skip
+def test_plurals_of_nouns_and_of_those_that_end_like_them(one, several):
+    assert forms(one) == [one.lower(), several]
+
+
+def test_words_of_any_script():
+    assert words("\u4e00\u53ea\u732b, OK") == ["\u4e00", "\u53ea", "\u732b", "ok"]
+    assert words("\u0939\u093f\u0928\u094d\u0926\u0940 \u092e\u0947\u0902") == [
+        "\u0939\u093f\u0928\u094d\u0926\u0940",
+        "\u092e\u0947\u0902",
+    ]
+    assert words("Cafe\u0301") == words("caf\u00e9") == ["caf\u00e9"]
+    assert style_rate(["Un cafe\u0301"], ["caf\u00e9"]) == style_rate(["un caf\u00e9"], ["cafe\u0301"]) == 0.5
+    with pytest.raises(WordListError, match="is not one word"):
+        style_rate(["\u4e00\u53ea\u732b"], ["\u7ea2\u8272"])
+
+
+def test_forms_of_a_very_long_word_take_no_time():
+    assert len(forms("a" * 200_000)) == 2  # minutes, if every vowel were tried for every other
+
+
 def test_captions_exports_them():
     assert exported.STYLE_WORDS is STYLE_WORDS and exported.style_rate is style_rate

@@ -1,7 +1,9 @@
 """VQA accuracy against its definition, the faults of the released code as tests, and what steering changed."""
 
+import re
 from itertools import combinations
 
+import jaxtyping
 import numpy as np
 import pandas as pd
 import pytest
@@ -236,3 +238,86 @@ def test_tables_with_fractional_accuracy_work_too(tables):
     before, after = (table.assign(correct=table["correct"] * 0.9) for table in tables)
     assert side_effects(before, after).loc["colour", "change"] == pytest.approx(-0.45)
     assert isinstance(steering_table({"none": before, "b": after}, {"b": ("yes", "no")}), pd.DataFrame)
+
+
+def as_the_script_does(prediction, references):
+    """The official evaluation, as its description goes: one mark, one word, one person at a time."""
+    contractions = {
+        "hed": "he'd",
+        "twas": "'twas",
+        "dont": "don't",
+        "couldnt've": "couldn't've",
+        "somebody'd": "somebodyd",
+        "yall'll": "y'all'll",
+    }
+
+    def normalised(text):
+        out = text
+        for mark in ';/[]"{}()=+\\_-><@`,?!':
+            beside = mark + " " in text or " " + mark in text
+            out = out.replace(mark, "" if beside or re.search(r"\d,\d", text) else " ")
+        out, left = "", list(reversed(out))
+        while left:
+            letter = left.pop()
+            out += "" if letter == "." and not (left and left[-1].isdigit()) else letter
+        words = [{"none": "0", "two": "2", "ten": "10"}.get(word, word) for word in out.lower().split()]
+        return " ".join(contractions.get(word, word) for word in words if word not in ("a", "an", "the"))
+
+    prediction, references = prediction.strip(), [one.strip() for one in references]
+    if len(set(references)) > 1:
+        prediction, references = normalised(prediction), [normalised(one) for one in references]
+    kept = [sum(other == prediction for k, other in enumerate(references) if k != out) for out in range(len(references))]
+    return np.mean([min(1, count / 3) for count in kept])
+
+
+PARTS = ["Yes", "yes", "a dog", "The dog.", "dog", "1,000 t-shirts", "t-shirts", "t- shirts", "2", "two", "None", "hed", "Twas", "dont",
+         "couldnt've", "somebody'd", "yall'll", "10:30", "3.5", " red\t", "red/blue", "(red) blue", "\u00fcber", "", "im"]  # fmt: skip
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.sampled_from(PARTS), st.lists(st.sampled_from(PARTS), min_size=1, max_size=10))
+def test_official_is_what_the_script_gives(prediction, references):
+    assert vqa_accuracy([prediction], [references], official=True)[0] == pytest.approx(as_the_script_does(prediction, references))
+
+
+@pytest.mark.parametrize(
+    ("told", "known", "official", "ours"),
+    [
+        ("Yes", ["yes"] * 10, 0, 1), ("yes", ["yes"] * 10, 1, 1), ("Yes", ["yes"] * 9 + ["no"], 1, 1), (" yes\n", ["yes"] * 10, 1, 1),
+        ("red.", ["red"] * 10, 0, 1), ("1,000 t-shirts", ["1000 tshirts"] * 5 + ["many"] * 5, 1, 0),
+        ("hed", ["he'd"] * 5 + ["she"] * 5, 1, 0),
+        ("im", ["i'm"] * 5 + ["me"] * 5, 0, 1), ("yes", ["yes"], 0, 1),
+    ],
+)  # fmt: skip
+def test_official_and_ours_differ_as_is_told(told, known, official, ours):
+    assert vqa_accuracy([told], [known], official=True)[0] == official
+    assert vqa_accuracy([told], [known])[0] == ours
+
+
+@pytest.mark.parametrize("official", [False, True])
+@pytest.mark.parametrize(("told", "known"), [("2", 2), (2, "2"), (2, np.int64(2)), (2.5, 2.5), ("3.5", 3.5)])
+def test_numbers_count_as_their_digits(told, known, official):
+    assert vqa_accuracy([told], [[known] * 10], official)[0] == 1
+
+
+@pytest.mark.parametrize("bad", [None, True, float("nan"), ["2"], b"2", {"answer": "2"}])
+def test_answers_that_are_no_texts_are_refused(bad, monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # its checks refuse some of these already
+    for told, known in (([bad], [["2"] * 3]), (["2"], [["2", bad, "2"]])):
+        with pytest.raises(EstimateError, match="texts and finite numbers"):
+            vqa_accuracy(told, known)
+
+
+@pytest.mark.parametrize("lacking", ["type", "question", "target", "answer", "correct"])
+def test_tables_without_a_column_are_refused(tables, lacking):
+    before, after = tables
+    for pair in ((before.drop(columns=lacking), after), (before, after.drop(columns=lacking))):
+        with pytest.raises(EstimateError, match=f"no column '{lacking}'"):
+            side_effects(*pair)
+        with pytest.raises(EstimateError, match=f"no column '{lacking}'"):
+            steering_table({"none": pair[0], "steered": pair[1]}, {"steered": ("yes", "no")})
+
+
+def test_no_tables_are_refused():
+    with pytest.raises(SelectionError, match="no tables"):
+        steering_table({}, {})

@@ -39,8 +39,8 @@ _LISTS = {
     "action": frozenset(_ACTIONS.split()), "place": frozenset(STYLE_WORDS["place"] - _VAGUE), "time": frozenset(_TIMES.split()),
 }  # fmt: skip
 _HUES = frozenset(STYLE_WORDS["colour"] - {"colour", "color", "coloured", "colored", "colourful", "colorful", "hue", "shade", "tint"})
-_WORDING = (
-    ("colour", r"\b(what|which|tell)\b.*\bcolou?rs?\b"), ("count", r"\bhow many\b|^count\b|\bnumber of\b"),
+_WORDING = (  # each in linear time: the atomic group keeps to the first "what", of which each would else look through all that follows
+    ("colour", r"^(?>.*?\b(what|which|tell)\b).*\bcolou?rs?\b"), ("count", r"\bhow many\b|^count\b|\bnumber of\b"),
     ("action", r"\bdoing\b|\bup to$|\bwhich action\b"), ("side", r"\b(which|what) side\b|\bleft or right\b|\bright or left\b"),
     ("place", r"^where\b|\b(what|which) (kind |type |sort )?(of )?(place|room|ground|location)\b|\bground made of\b"),
     ("presence", r"^(is|are) there\b|^do you see\b|^can you see\b|^does the (picture|image|photo) (show|contain|have)\b"),

@@ -18,6 +18,8 @@ from jaxtyping import Float
 from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 
+from xlvlms_tutorial.errors import ActivationsError
+
 PRECISE = torch.float64  # of codes and of what is in the subspace: small, and the objective is a difference of large numbers
 _BLOCK = 8192  # samples whose codes are improved together: k of their rows stay in a processor's cache
 _SHARED = 20_000  # samples from which on threads share the work
@@ -190,8 +192,15 @@ def exact_codes(D: Float[Tensor, "k d"], A: Float[Tensor, "n d"], penalty: float
     r"""Codes :math:`Z \ge 0` that minimise :math:`\lVert A - Z D \rVert_F^2 + \lambda \lVert Z \rVert_1`, by sweeps to the end.
 
     Warns (``ConvergenceWarning``) if sweeps still change them after many, as where two atoms are almost the same.
+
+    Raises
+    ------
+    ActivationsError
+        If dictionary or activations are NaN or infinite, or so large that their products are: sweeps would never end.
     """
     P, G = (D @ A.T).to(PRECISE), D.to(PRECISE) @ D.to(PRECISE).T
+    if not (P.isfinite().all() and G.isfinite().all()):
+        raise ActivationsError("dictionary or activations are NaN or infinite, or their products are", "give finite numbers, up to 1e18")
     Z = torch.zeros_like(P)
     close = 1e-8 if A.dtype == torch.float32 else 1e-12
     for start in range(0, P.shape[1], _BLOCK):

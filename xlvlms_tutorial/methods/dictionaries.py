@@ -1,6 +1,7 @@
 """What Semi-NMF is compared with in CoX-LMM (arXiv 2406.08074): principal components, k-means, and samples taken as they are."""
 
 import warnings
+from functools import partial
 
 import torch
 from jaxtyping import Float, Int
@@ -66,8 +67,9 @@ class _Prototypes(Dictionary):
     r"""Concepts that are points: the code is :math:`Z_{ik} = 1 / (1 + \lVert a_i - d_k \rVert)`, and stands for the nearest of them."""
 
     def _encode(self, A: Float[Tensor, "n d"]) -> Float[Tensor, "n k"]:
-        D = self._fitted("components_", A)
-        return 1 / (1 + torch.cat([torch.cdist(rows, D) for rows in A.split(max(1, _NUMBERS // len(D)))]))
+        # By differences: where states share a large part, products lose it all, and they depend on how many rows there are
+        distances = partial(torch.cdist, x2=self._fitted("components_", A), compute_mode="donot_use_mm_for_euclid_dist")
+        return 1 / (1 + torch.cat([distances(rows) for rows in A.split(max(1, _NUMBERS // self.n_components))]))
 
     def _decode(self, Z: Float[Tensor, "n k"]) -> Float[Tensor, "n d"]:
         return self._fitted("components_", Z)[Z.argmax(dim=1)]

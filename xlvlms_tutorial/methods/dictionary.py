@@ -60,7 +60,8 @@ class Dictionary(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
         SelectionError
             If a parameter has a value that makes no sense.
         ActivationsError
-            If the activations are no matrix of finite numbers, are fewer than the concepts, or do not vary in some dimension.
+            If the activations are no matrix of finite numbers, are fewer than the concepts, or all the same. (A dimension that has
+            the same value in all samples, such as a dead neuron or a massive one in bfloat16, is no harm.)
         LoadError
             If this machine does not have the device.
         """
@@ -69,9 +70,8 @@ class Dictionary(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
         if len(tensor) < self.n_components:
             advice = "give at least as many samples as concepts, or lower n_components"
             raise ActivationsError(f"{len(tensor)} samples for {self.n_components} concepts", advice)
-        if constant := int((tensor == tensor[0]).all(dim=0).sum()):
-            told = f"{constant} of {tensor.shape[1]} dimensions have the same value in all {len(tensor)} samples"
-            raise ActivationsError(told, "leave these dimensions out, and give samples that differ")
+        if (tensor == tensor[0]).all():
+            raise ActivationsError(f"all {len(tensor)} samples are the same", "give samples that differ")
         self._fit(tensor)
         return self
 
@@ -144,6 +144,16 @@ class Dictionary(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
         """Refuse parameters before anything is computed; a subclass adds its own."""
         whole("n_components", self.n_components)
 
+    def _check_fitted(self) -> None:
+        """Whether what a file holds goes together: every number finite, and codes and activations of the right shapes."""
+        k, d, kept = self.n_components, self.n_features_in_, self.components_
+        if kept.shape != (k, d):
+            raise ValueError(f"components of shape {kept.shape}, for {k} concepts of width {d}")
+        for name, value in vars(self).items():
+            if isinstance(value, np.ndarray) and value.dtype.kind == "f" and not np.isfinite(value).all():
+                raise ValueError(f"{name} holds NaN or infinite values")
+        self._decode(self._encode(torch.zeros(1, d, dtype=torch.float64)))  # not on the device, which this machine may lack
+
     def _fitted(self, name: str, like: Tensor) -> Tensor:
         """A fitted array on the device and in the number format of a tensor."""
         return torch.as_tensor(getattr(self, name)).to(like)
@@ -187,13 +197,15 @@ def load_dictionary(path: str | Path) -> Dictionary:
         with safe_open(path, "np") as file:
             told = file.metadata() or {}
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (the file is no mapping)
-    except (OSError, SafetensorError) as cause:
+    except (OSError, SafetensorError, TypeError) as cause:  # TypeError: NumPy has no bfloat16
         raise LoadError(f"{path!s} cannot be read as a dictionary ({cause!s})", "give a file written by save, or fit it again") from cause
     if told.get("format") != _FORMAT:
         raise LoadError(f"{path!s} is no dictionary of format {_FORMAT!r}", "give a file written by save")
     try:
         return _restored(path, arrays, {part: json.loads(told[part]) for part in ("class", "parameters", "fitted", "provenance")})
-    except (KeyError, TypeError, json.JSONDecodeError) as cause:
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as cause:
+        if isinstance(cause, LoadError):
+            raise
         raise LoadError(f"{path!s} is damaged: its description cannot be used ({cause!r})", "fit the dictionary again") from cause
 
 
@@ -203,9 +215,13 @@ def _restored(path: str | Path, arrays: Mapping[str, np.ndarray], told: Mapping[
     if told["class"] not in kinds:
         raise LoadError(f"{path!s} holds a dictionary of class {told['class']!r}", f"known: {', '.join(sorted(kinds))}")
     found = kinds[told["class"]](**told["parameters"])
+    found._check_parameters()
     for key, value in (arrays | told["fitted"]).items():
+        if not key.endswith("_") or key.startswith("_") or hasattr(type(found), key):
+            raise ValueError(f"{key!r} is nothing that is fitted")
         setattr(found, key, np.array(value, dtype=object) if key == "feature_names_in_" else value)
-    found.provenance_ = told["provenance"]
+    found.provenance_ = dict(told["provenance"])
+    found._check_fitted()
     return found
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from xlvlms_tutorial.errors import ActivationsError, LayerError, SelectionError
 from xlvlms_tutorial.methods.alignment import layers_at, shared_layers
+from xlvlms_tutorial.methods.dictionary import whole
 from xlvlms_tutorial.methods.similarity import Examples, Tokens, examples, similarity
 from xlvlms_tutorial.metrics.uncertainty import Estimate, bootstrap, interval, proportion, resampled_shares
 from xlvlms_tutorial.states.states import WHOLE_BLOCK, States
@@ -108,8 +109,9 @@ def linear_probe(
     held, asked = shared_layers(a, b, place), None if layers is None else list(layers)
     if outside := [layer for layer in asked or () if layer not in held]:
         raise LayerError(outside[0], held[0], held[-1])
-    if folds < 2 or asked == []:
-        raise SelectionError(f"{folds} folds, layers {asked}", "give two folds or more, and at least one layer")
+    whole("folds", folds, least=2)
+    if asked == []:
+        raise SelectionError("no layers", "give at least one layer, or None for all")
     samples, kinds = _clusters(a, b)
     parts = _dealt(samples, kinds, folds, seed)
     shares = resampled_shares(int(samples.max()) + 1, n_resamples, seed)

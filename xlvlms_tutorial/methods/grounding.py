@@ -15,8 +15,10 @@ from torch import Tensor
 
 from xlvlms_tutorial.errors import ActivationsError, ComparisonError, SelectionError
 from xlvlms_tutorial.methods import softmax
+from xlvlms_tutorial.methods.dictionary import whole
 from xlvlms_tutorial.methods.looking import grid, heat
 from xlvlms_tutorial.methods.wordlists import ENGLISH, Admissible, WordFilter, admissible
+from xlvlms_tutorial.metrics.answers import with_columns
 from xlvlms_tutorial.models.vlm import VLM
 
 __all__ = ["ENGLISH", "PREFIX", "REFERENCES", "WordFilter", "as_lists", "grid", "heat", "random_words", "sentence", "words"]
@@ -67,8 +69,7 @@ def random_words(vlm: VLM, k: int, n: int = 10, seed: int = 0, norm: bool = True
     """
     if how not in REFERENCES:
         raise SelectionError(f"unknown reference {how!r}", f"allowed: {', '.join(map(repr, REFERENCES))}")
-    if k < 1:
-        raise SelectionError(f"k is {k}", "give at least 1")
+    whole("k", k)
     drawn = torch.Generator().manual_seed(seed)
     if how == "directions":
         return _said(vlm, _directions(vlm, torch.rand(k, vlm.width, generator=drawn), None, norm), n, norm, words)
@@ -78,8 +79,14 @@ def random_words(vlm: VLM, k: int, n: int = 10, seed: int = 0, norm: bool = True
 
 
 def as_lists(table: pd.DataFrame) -> dict[int, list[str]]:
-    """The words of each concept in order of rank, from a table of :func:`words`; concepts in their order."""
-    ordered = table.sort_values(["concept", "rank"])
+    """The words of each concept in order of rank, from a table of :func:`words`; concepts in their order.
+
+    Raises
+    ------
+    EstimateError
+        If it is no such table.
+    """
+    ordered = with_columns(table, ("concept", "rank", "word"), "a table of words").sort_values(["concept", "rank"])
     return {int(concept): part.tolist() for concept, part in ordered.groupby("concept")["word"]}
 
 
@@ -117,8 +124,7 @@ def _table(known: Admissible, chosen: Int[Tensor, "k n"], token: Int[Tensor, "k 
 
 
 def _admissible(vlm: VLM, n: int, words: WordFilter) -> Admissible:
-    if n < 1:
-        raise SelectionError(f"n is {n}", "give at least 1")
+    whole("n", n)
     if vlm.tokenizer is None:
         raise SelectionError("this model came without a tokenizer, so its words have no names", "load it with its processor")
     return admissible(vlm.tokenizer, softmax.size(vlm), words)

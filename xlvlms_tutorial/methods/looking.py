@@ -80,10 +80,16 @@ def grid(heat: Float[Tensor, "*n t"]) -> Float[Tensor, "*n side side"]:
     ------
     SelectionError
         If t is no square.
+    ActivationsError
+        If a value is NaN or infinite.
     """
-    side = round(heat.shape[-1] ** 0.5)
-    if side * side != heat.shape[-1]:
-        raise SelectionError(f"{heat.shape[-1]} image tokens are no square", "reshape them as the model's tower lays them out")
+    tokens = heat.shape[-1] if heat.ndim else 0
+    side = round(tokens**0.5)
+    if not tokens or side * side != tokens:
+        raise SelectionError(f"{tokens} image tokens are no square", "reshape them as the model's tower lays them out")
+    if not heat.isfinite().all():
+        told = f"{int((~heat.isfinite()).sum())} of {heat.numel()} values are NaN or infinite"
+        raise ActivationsError(told, "load the model in float32 or bfloat16, and check the dictionary")
     return heat.unflatten(-1, (side, side))
 
 

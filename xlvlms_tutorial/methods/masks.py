@@ -54,9 +54,10 @@ class Masks:
             raise SelectionError(f"{len(packed)} masks with {len(shapes)} shapes", "give one shape for each mask, and at least one mask")
         for (layer, name), bits in packed.items():
             rows, columns = shapes[layer, name]
-            spare = -(rows * columns) % 8
-            if bits.dtype != np.uint8 or bits.shape != ((rows * columns + 7) // 8,) or (spare and bits[-1] & ((1 << spare) - 1)):
-                allowed = f"give {(rows * columns + 7) // 8} bytes (uint8), their last {spare} bits 0"
+            size = rows * columns if min(layer, rows, columns) > 0 else 0
+            spare = -size % 8
+            if not size or bits.dtype != np.uint8 or bits.shape != ((size + 7) // 8,) or (spare and bits[-1] & ((1 << spare) - 1)):
+                allowed = f"give {(size + 7) // 8} bytes (uint8), their last {spare} bits 0, and layers from 1 on"
                 raise SelectionError(f"the packed mask of layer {layer} {name}, {rows} x {columns}, is {bits.dtype} {bits.shape}", allowed)
         self.packed, self.shapes = dict(packed), {key: tuple(shapes[key]) for key in packed}
         self.model, self.fingerprint = model, fingerprint
@@ -170,8 +171,7 @@ class Masks:
             two = other.packed[layer, name]
             both, either = _ones(one & two), _ones(one | two)
             if not either:
-                allowed = "their overlap is 0 / 0: compare masks that keep some weights of each map"
-                raise ActivationsError(f"neither mask keeps a weight of layer {layer} {name}", allowed)
+                raise ActivationsError(f"neither mask keeps a weight of layer {layer} {name}", "compare masks that keep some of each map")
             rows.append((layer, name, both / either, both, either))
         return pd.DataFrame(rows, columns=["layer", "linear", "iou", "n_both", "n_either"])
 
@@ -204,16 +204,16 @@ class Masks:
         Raises
         ------
         RecordError
-            If the file is no file of masks, or is damaged.
+            If there is no such file, or it is no file of masks, or is damaged.
         """
         try:
             with safe_open(path, "np") as file:
                 told = file.metadata() or {}
                 if told.get("format") != _FORMAT:
                     raise RecordError(path, "no file of masks")
-                shapes = {(layer, name): (rows, columns) for layer, name, rows, columns in json.loads(told["shapes"])}
+                shapes = {(int(layer), str(name)): (int(rows), int(columns)) for layer, name, rows, columns in json.loads(told["shapes"])}
                 return Masks({key: file.get_tensor(_stored(key)) for key in shapes}, shapes, told["model"], told["fingerprint"])
-        except (SafetensorError, SelectionError, ValueError, KeyError) as cause:
+        except (OSError, SafetensorError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as cause:
             raise cause if isinstance(cause, RecordError) else RecordError(path, f"no file of masks, or damaged ({cause})") from cause
 
     def _with(self, other: "Masks", combine: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> "Masks":

@@ -112,12 +112,12 @@ def associations(codes: Float[Array, "n k"]) -> Int[np.ndarray, "n"]:
     return labels.cpu().numpy()
 
 
-def shift_vectors(
-    a: Float[Array, "n d"], b: Float[Array, "m _"], labels: Int[Array, "l"], k: int, how: str = "mean"
-) -> Float[np.ndarray, "k _"]:
+def shift_vectors(a: Float[Array, "n d"], b: Float[Array, "m _"], labels: Int[Array, "l"], k: int,
+                  how: str = "mean") -> Float[np.ndarray, "k _"]:  # fmt: skip
     r"""The shift of each concept (k, d): :math:`\Delta_k = \frac{1}{|A_k|} \sum_{m \in A_k} (b_m - a_m)`, A_k the samples labelled k.
 
-    ``how`` "median" takes the median of each dimension instead, "trimmed" the mean without the smallest and largest 10 % of each.
+    ``how`` "median" takes the median of each dimension's differences, "trimmed" their mean without the smallest and largest 10 %; the
+    authors' code takes the difference of the two sides' medians.
 
     Raises
     ------
@@ -147,14 +147,14 @@ def shifted(concepts: Float[Array, "k d"], shifts: Float[Array, "m _"], alpha: f
     ActivationsError, ComparisonError
         If concepts or shifts are missing, NaN or infinite, or the two are not equally wide and equally many.
     SelectionError
-        If alpha is not a finite number.
+        If alpha is not a finite number, or so large that concepts become infinite.
     """
-    if not np.isfinite(alpha):
-        raise SelectionError(f"alpha is {alpha}", "give a finite number; 1 is the paper's")
     start, by = _alike(concepts, shifts, "concepts", "shifts")
     if len(start) != len(by):
         raise ComparisonError("numbers of concepts and shifts", len(start), len(by), "give one shift for each concept")
-    return (start.double() + alpha * by.double()).cpu().numpy()
+    if not (found := start.double() + alpha * by.double()).isfinite().all():
+        raise SelectionError(f"alpha is {alpha}", "give a finite number with which concepts stay finite; 1 is the paper's")
+    return found.cpu().numpy()
 
 
 def consistency(a: Float[Array, "n d"], b: Float[Array, "m _"], labels: Int[Array, "l"], k: int) -> Float[np.ndarray, "k"]:
@@ -289,9 +289,9 @@ def _rows(values: Array, what: str) -> Float[Tensor, "n d"]:
 
 def _sets(words: WordLists) -> list[set[str]]:
     named = dict(words) if isinstance(words, Mapping) else dict(enumerate(words))
-    bad = [str(concept) for concept, found in named.items() if isinstance(found, str) or not len(found)]
-    if bad or not named:
-        raise WordListError(f"no list of words for {', '.join(bad) or 'any concept'}", "give each concept one word or more")
+    fit = lambda found: not isinstance(found, str) and len(found) and all(isinstance(word, str) and word for word in found)
+    if (bad := [str(concept) for concept, found in named.items() if not fit(found)]) or not named:
+        raise WordListError(f"no list of words for {', '.join(bad) or 'any concept'}", "give each concept one word or more, none missing")
     return [set(found) for found in named.values()]
 
 

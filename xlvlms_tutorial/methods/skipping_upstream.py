@@ -32,7 +32,11 @@ _MODES = {
         "residual stream, and its cache holds unprojected states", {"norm": "first"},
     ),
     "parrallel_attn": _Mode("parallel", "the MLP reads the first norm, as there; its OPT puts both norms in a row", {"norm": "first"}),
-    "parrallel_block": _Mode("pairs", "each block keeps keys and values of its own, there both get the mean; needs interval 2 or more"),
+    "parrallel_block": _Mode(
+        "pairs", "each block runs once, in its pair; there the block after start is dropped, and the last one runs again where a pair "
+        "begins before it, so that results differ; each block keeps keys and values of its own, there both get the mean; needs interval "
+        "2 or more",
+    ),
 }  # fmt: skip
 _REFUSED = {
     "skip_block_prompt": "a block cannot be skipped for some positions alone, whose keys and values the others still read",
@@ -47,6 +51,7 @@ _TOKENS = {
     "fixed_": "does nothing there and here",
     "random_": "an interval drawn at every call for each layer there; here as many layers as this skips on average, drawn once by seed",
 }
+_ONLY_OPT = "; its LLaMA ignores the mode and runs the dense model"
 _NAME = re.compile(rf"(onlycontext_|context_)?((?:fixed_|random_)*)({'|'.join(_MODES)})(_prompt)?")
 
 
@@ -57,7 +62,8 @@ def from_upstream(
 
     It computes what their LLaMA does where that is what the mode says, and the corrected thing where it is not, as
     :func:`upstream_modes` tells. Their ``parrallel`` is spelt as there. For "drop" the layers from ``start`` on and before ``end`` go,
-    for "exit" all behind ``start``. Only modes with ``random_`` draw, by ``seed``.
+    for "exit" all behind ``start``. Several intervals share the layers in proportion (:func:`every`); upstream's parts are floor(L / n)
+    long, the last takes the rest, so that plans differ where n does not divide L. Only modes with ``random_`` draw, by ``seed``.
 
     Raises
     ------
@@ -93,9 +99,10 @@ def upstream_modes() -> pd.DataFrame:
     told = "upstream adds the states twice, or their norm, at image tokens, and leaves out the MLPs of generated tokens"
     rows += [
         ("skip_ffn_prompt", "mlp at span image, prefill", told),
-        ("drop", "block, both", "layers from start on and before end; upstream gives them the previous block's cache"),
-        ("exit", "block, both", "all layers behind start; upstream keeps the last position alone and its caches get unequal lengths"),
-    ]
+        ("drop", "block, both", f"layers from start on and before end; upstream (OPT) gives them the previous block's cache{_ONLY_OPT}"),
+        ("exit", "block, both", "all layers behind start, for every position; upstream (OPT) runs them for the last position alone, and "
+                                f"stops at the first step with a cache{_ONLY_OPT}"),
+    ]  # fmt: skip
     rows += [(name, "refused", reason) for name, reason in _REFUSED.items()]
     rows += [(token, "before any name", meaning) for token, meaning in _TOKENS.items()]
     rows.append(("any other name", "refused", "upstream runs the dense model without a word"))

@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from math import isfinite
-from numbers import Real
+from numbers import Integral, Real
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -47,7 +47,9 @@ class SteeringVectors:
     Raises
     ------
     ActivationsError
-        If there are no vectors, or one is no vector, NaN or infinite.
+        If there are no vectors, or one is no vector, not of floating-point numbers, NaN or infinite.
+    SelectionError
+        If a layer is not numbered from 0 on.
     ComparisonError
         If they differ in width.
     """
@@ -55,8 +57,12 @@ class SteeringVectors:
     __iter__ = None  # without this, iterating would ask for layers 0, 1, 2 ... until one is missing
 
     def __init__(self, tensors: Mapping[int, Float[Tensor, "_"]], provenance: Mapping[str, object]) -> None:
-        if not tensors or not all(vector.ndim == 1 and vector.numel() and torch.isfinite(vector).all() for vector in tensors.values()):
-            raise ActivationsError(f"{len(tensors)} vectors, or one that is not finite", "give one finite vector (d,) for each layer")
+        finite = lambda vector: vector.ndim == 1 and vector.is_floating_point() and vector.numel() and torch.isfinite(vector).all()
+        if not tensors or not all(map(finite, tensors.values())):
+            told = f"{len(tensors)} vectors, or one that is not finite or not of floating-point numbers"
+            raise ActivationsError(told, "give one finite vector (d,) for each layer")
+        if wrong := [layer for layer in tensors if isinstance(layer, bool) or not isinstance(layer, Integral) or layer < 0]:
+            raise SelectionError(f"a vector for layer {wrong[0]!r}", "number layers as the model does: 0 is what enters the first block")
         widths = sorted({len(vector) for vector in tensors.values()})
         if len(widths) > 1:
             raise ComparisonError("widths of the vectors", widths[0], widths[-1], "give the vectors of one model")
@@ -163,7 +169,7 @@ def load_vectors(path: str | Path) -> SteeringVectors:
         raise LoadError(f"{path!s} is no file of format {_FORMAT!r}", "give a file written by save")
     try:
         return SteeringVectors({int(name): vector for name, vector in tensors.items()}, json.loads(told["provenance"]))
-    except (KeyError, TypeError, ValueError) as cause:
+    except (KeyError, TypeError, ValueError, RecursionError) as cause:
         raise LoadError(f"{path!s} is damaged: its content cannot be used ({cause!r})", "make the vectors again") from cause
 
 

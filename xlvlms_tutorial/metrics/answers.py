@@ -1,7 +1,7 @@
 """Answers to questions: what counts as the same answer, and how often a model gives it."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import pandas as pd
 from numpy.typing import ArrayLike
@@ -59,16 +59,33 @@ def accuracy_by_type(table: pd.DataFrame, groups: ArrayLike | None = None, seed:
     Raises
     ------
     EstimateError
-        If the table is empty.
+        If the table is empty, or has no such columns.
     LengthError
         If ``groups`` has another length.
     """
+    with_columns(table, ("type", "correct"))
     if table.empty:
         raise EstimateError("accuracy", "no answers", "a table with one answer or more")
     labels = group_labels(table, groups)
     parts = {"overall": slice(None)} | {kind: (table["type"] == kind).to_numpy() for kind in table["type"].unique()}
     estimates = {name: share(table["correct"].to_numpy()[rows], labels[rows], seed=seed) for name, rows in parts.items()}
     return pd.DataFrame([e.asdict() for e in estimates.values()], index=pd.Index(estimates, name="type"))
+
+
+def with_columns(table: pd.DataFrame, names: Collection[str], wanted: str = "a table of answers, as answer_table makes it") -> pd.DataFrame:
+    """The columns of a table that are needed.
+
+    Raises
+    ------
+    EstimateError
+        If it is no table, or lacks one, with those that it has.
+    """
+    if not isinstance(table, pd.DataFrame):
+        raise EstimateError("a table", f"a {type(table).__name__}", wanted)
+    if lacking := [name for name in names if name not in table]:
+        there = f"no column {', '.join(map(repr, lacking))} among {', '.join(map(str, table.columns)) or 'none'}"
+        raise EstimateError("a table", there, wanted)
+    return table[list(names)]
 
 
 def group_labels(table: pd.DataFrame, groups: ArrayLike | None) -> pd.Series:

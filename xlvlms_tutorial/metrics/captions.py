@@ -1,13 +1,13 @@
 """Which known facts a caption names: whole words, in the forms that English gives them."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 
 import pandas as pd
 
-from xlvlms_tutorial.errors import LengthError
-from xlvlms_tutorial.metrics.styles import STYLE_WORDS, forms, style_rate
+from xlvlms_tutorial.errors import LengthError, WordListError
+from xlvlms_tutorial.metrics.styles import STYLE_WORDS, composed, forms, style_rate, unspaced
 
 __all__ = ["CAPTION_FACTORS", "SOUND_FACTORS", "STYLE_WORDS", "caption_attributes", "names", "style_rate"]
 
@@ -16,8 +16,14 @@ SOUND_FACTORS = ("sound", "loudness", "background")
 
 
 def names(caption: str, word: str) -> bool:
-    """Whether a caption names a word: whole, in any case, also in the plural or, for "walking", as "walk" and "walks"."""
-    return _pattern(word).search(caption) is not None
+    """Whether a caption names a word: whole, in any case, also in the plural or, for "walking", as "walk" and "walks".
+
+    Raises
+    ------
+    WordListError
+        If the word is part of a caption without spaces, in Chinese for one, where words cannot be told apart.
+    """
+    return _found(_pattern(word), word, caption)
 
 
 def caption_attributes(
@@ -31,6 +37,8 @@ def caption_attributes(
     ------
     LengthError
         If there are not as many truths as captions.
+    WordListError
+        As :func:`names`.
     """
     if len(captions) != len(truths):
         raise LengthError(captions=len(captions), truths=len(truths))
@@ -44,15 +52,37 @@ def _named(caption: str, truth: Mapping[str, object], factor: str) -> bool | Non
         return None
     item = truth.get("item")
     before = str(item) if factor == "colour" and not pd.isna(item) else None
-    return _pattern(str(word), before).search(caption) is not None
+    return _found(_pattern(str(word), before), str(word), caption)
+
+
+def _found(pattern: re.Pattern[str], word: str, caption: str) -> bool:
+    caption = composed(caption)
+    separate(caption, [word])
+    return pattern.search(caption) is not None
+
+
+def separate(caption: str, words: Iterable[str]) -> None:
+    """Refuse a caption without spaces that holds one of these words, as part of a longer one or beside others.
+
+    Raises
+    ------
+    WordListError
+        If it does.
+    """
+    if unspaced(caption) and (inside := [word for word in words if composed(word) in caption and composed(word) != caption.strip()]):
+        told = f"{inside[0]!r} is part of the caption {caption!r}, which has no spaces"
+        raise WordListError(told, "put spaces between the words of captions, with a word segmenter of the language")
 
 
 @lru_cache(maxsize=4096)
 def _pattern(word: str, before: str | None = None) -> re.Pattern[str]:
-    told = [_spaced(form) for form in forms(word)] if before is None else [f"{_spaced(word)}\\s+{_spaced(form)}" for form in forms(before)]
-    return re.compile(rf"\b(?:{'|'.join(told)})\b", re.IGNORECASE)
+    if before is None:
+        told = [spaced(form) for form in forms(word)]
+    else:
+        told = [f"{spaced(composed(word))}\\s+{spaced(form)}" for form in forms(before)]
+    return re.compile(rf"(?<!\w)(?:{'|'.join(told)})(?!\w)", re.IGNORECASE)
 
 
-def _spaced(form: str) -> str:
+def spaced(form: str) -> str:
     """A regular expression of a form, any white space between its words."""
     return r"\s+".join(map(re.escape, form.split()))

@@ -15,7 +15,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from xlvlms_tutorial.errors import ActivationsError, ComparisonError, LengthError, SelectionError, WordListError
+from xlvlms_tutorial.metrics.answers import with_columns
 
+_LARGEST = 1e30
 _BLOCK = 2**20  # cosines computed at once: bounds memory, and stays in the cache of a processor
 
 Vectors = Tensor | np.ndarray
@@ -36,8 +38,8 @@ def clip_score(images: Float[Vectors, "n e"], texts: Float[Vectors, "m _"], w: f
     SelectionError
         If w is not a positive number.
     """
-    if not 0 < w < np.inf:
-        raise SelectionError(f"w={w}", "allowed: a positive number; the paper's is 2.5")
+    if isinstance(w, bool) or not 0 < w <= _LARGEST:  # above, the product would be infinite in float32
+        raise SelectionError(f"w={w}", f"allowed: a positive number up to {_LARGEST:.0e}; the paper's is 2.5")
     pictures, words = _unit(torch.as_tensor(images), "image embeddings"), _unit(torch.as_tensor(texts), "text embeddings")
     pictures, words = _comparable(pictures, words)
     return (pictures @ words.T).clamp_(0, 1).mul_(w).cpu().numpy()
@@ -51,7 +53,9 @@ def bert_score(
     With the cosine :math:`s_{ab}` of candidate token a and reference token b:
     :math:`P = \frac1t \sum_a \max_b s_{ab}`, :math:`R = \frac1u \sum_b \max_a s_{ab}`, :math:`F = 2PR/(P + R)`; F is 0 where P or R is
     not positive, where a harmonic mean says nothing. "BERTScore: Evaluating Text Generation with BERT" (arXiv 1904.09675), without
-    weights for rare words. A reference may be a list of several: ``best`` "max" takes the largest of each column, "mean" their mean.
+    weights for rare words. Tokens match only tokens that are given: the authors' package lets a word match the special tokens ([CLS],
+    [SEP]) of the other text too, which moves F by some thousandths; give these among the others to have the same. A reference may be a
+    list of several: ``best`` "max" takes the largest of each column, "mean" their mean.
     ``baseline`` b rescales each number to :math:`(x - b)/(1 - b)`, 0 for what unrelated texts reach.
 
     Raises
@@ -121,14 +125,14 @@ def overlap(words: Mapping[int, Sequence[str]] | pd.DataFrame) -> pd.Series:
 
 
 def top_scores(codes: np.ndarray, scores: np.ndarray, n_concepts: int = 5) -> pd.DataFrame:
-    """Scores of each sample's most activating concepts, one row for each sample: columns top_1, top_3, first, active.
+    """Scores of each sample's most activating concepts, one row for each sample: columns top_1, top_3, active.
 
     ``codes`` (n, K) say how strongly a concept is active in a sample (largest magnitude first, the lower number on a tie), ``scores``
-    (n, K) how well its words fit that sample. Of the ``n_concepts`` most activating concepts, ``top_1`` is the largest score and
-    ``top_3`` the mean of the three largest: the protocol of arXiv 2406.08074, with 5 concepts. Both choose the best of several with the
-    score itself, which lifts random words as well: give references (random words, other dictionaries) to this same function and
-    compare. ``first`` is the score of the single most activating concept and needs no such choice. ``active`` counts those of the
-    ``n_concepts`` whose code is not 0; where it is smaller than ``n_concepts``, the others stand there by their number only.
+    (n, K) how well its words fit that sample. ``top_1`` is the score of the most activating concept, ``top_3`` the mean over the three
+    most activating ones: the protocol of arXiv 2406.08074 as its code is released. The codes alone choose the concepts, never the
+    scores, so that random words gain nothing by the choice. (The released code takes the largest signed codes, which differ for PCA.)
+    ``active`` counts those of the ``n_concepts`` most activating concepts (the paper lists 5) whose code is not 0; where it is smaller
+    than ``n_concepts``, the others stand there by their number only.
 
     Raises
     ------
@@ -148,10 +152,9 @@ def top_scores(codes: np.ndarray, scores: np.ndarray, n_concepts: int = 5) -> pd
     if silent:
         raise ActivationsError(f"no concept is active in {silent} of {len(codes)} samples", "leave them out, or lower the penalty")
     chosen = np.argsort(-strength, axis=1, kind="stable")[:, :n_concepts]
-    found = np.take_along_axis(scores, chosen, axis=1)
-    best = np.sort(found, axis=1)[:, ::-1]
+    found = np.take_along_axis(scores, chosen[:, :3], axis=1)
     active = (np.take_along_axis(strength, chosen, axis=1) > 0).sum(axis=1)
-    return pd.DataFrame({"top_1": best[:, 0], "top_3": best[:, :3].mean(axis=1), "first": found[:, 0], "active": active})
+    return pd.DataFrame({"top_1": found[:, 0], "top_3": found.mean(axis=1), "active": active})
 
 
 class _Texts(NamedTuple):
@@ -267,7 +270,7 @@ def _numbers(values: np.ndarray, what: str) -> np.ndarray:
 def _pairs_of_words(words: Mapping[int, Sequence[str]] | pd.DataFrame) -> pd.DataFrame:
     """Each word of each concept once, in the order of concepts."""
     if isinstance(words, pd.DataFrame):
-        pairs = words[["concept", "word"]]
+        pairs = with_columns(words, ("concept", "word"), "a table of words, as grounding.words makes it")
     else:
         empty = [concept for concept, found in words.items() if isinstance(found, str) or not len(found)]
         if empty:

@@ -2,7 +2,8 @@
 
 CIDEr-D is written here: of the packages that have it, aac-metrics brings audio models and older versions of transformers and numpy along,
 and pycocoevalcap 100 MB of Java archives. BLEU is sacrebleu's. Captions are split into words by :func:`metrics.styles.words`, not by the
-Java tokeniser of the COCO evaluation, so scores can differ a little from those of its table.
+Java tokeniser of the COCO evaluation, so scores can differ a little from those of its table. Captions in scripts without spaces (Chinese,
+Japanese, Thai) are split into characters.
 """
 
 from collections.abc import Sequence

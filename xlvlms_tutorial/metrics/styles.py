@@ -1,6 +1,7 @@
 """What a caption dwells on: lists of words for a style, the forms that English gives them, and their share of a caption."""
 
 import re
+import unicodedata
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -30,9 +31,20 @@ _MOODS = """
 # for where something is. Left out are colours that are as often things (rose, olive) and places that are as often verbs (building, park).
 STYLE_WORDS = {name: frozenset(words.split()) for name, words in (("place", _PLACES), ("colour", _COLOURS), ("mood", _MOODS))}
 
-_IRREGULAR = {"man": "men", "woman": "women", "child": "children", "person": "people", "mouse": "mice"}
+# Nouns by their end, so that policeman, grandchild and penknife are among them; those that keep their form are here too
+_IRREGULAR = {
+    "man": "men", "child": "children", "person": "people", "mouse": "mice", "goose": "geese", "foot": "feet", "tooth": "teeth",
+    "knife": "knives", "wife": "wives", "life": "lives", "leaf": "leaves", "loaf": "loaves", "shelf": "shelves", "calf": "calves",
+    "half": "halves", "wolf": "wolves", "thief": "thieves", "scarf": "scarves", "ox": "oxen", "sheep": "sheep",
+    "deer": "deer", "aircraft": "aircraft", "series": "series",
+}  # fmt: skip
+_SEVERAL = re.compile(rf"(.*)({'|'.join(_IRREGULAR)})")
+_NOT_IRREGULAR = re.compile(r".*(?:human|roman|german|norman|ottoman|shaman|talisman|caiman|\wox|mongoose)")
 _VERB = re.compile(r"(\w*[aeiouy]\w*)ing")  # walking, not king or string
-_TOKEN = re.compile(r"\w+(?:['\u2019]\w+)*")
+_MARKS = "\u0300-\u036f\u0591-\u05c7\u064b-\u065f\u0670\u0900-\u0963\u0966-\u0dff"  # vowel signs and accents, within words
+_TOKEN = re.compile(rf"[\w{_MARKS}]+(?:['\u2019][\w{_MARKS}]+)*")
+# Thai, Lao, Burmese, Khmer, Japanese and Chinese, which put no spaces between words
+_UNSPACED = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff]")
 _POSSESSIVE = re.compile(r"['\u2019]s\b", re.IGNORECASE)
 
 
@@ -59,15 +71,30 @@ def style_share(captions: Sequence[str], style: str | Iterable[str]) -> Bool[np.
 
 
 def words(text: str) -> list[str]:
-    """The words of a text in lower case, without punctuation; apostrophes within a word stay."""
-    return _TOKEN.findall(text.lower())
+    """The words of a text in lower case, without punctuation; apostrophes within a word stay.
+
+    Of scripts without spaces (Chinese, Japanese, Thai) each character is a word, as their captions are usually scored. A letter with its
+    accent is one character, however it was typed (NFC).
+    """
+    return _TOKEN.findall(_UNSPACED.sub(r" \g<0> ", composed(text)))
+
+
+def composed(text: str) -> str:
+    """A text in lower case, each letter and its accent one character (Unicode's NFC)."""
+    return unicodedata.normalize("NFC", text.lower())
+
+
+def unspaced(text: str) -> bool:
+    """Whether a text is of a script without spaces, and nobody has put spaces between its words."""
+    return _UNSPACED.search(text) is not None and len(text.split()) == 1
 
 
 def forms(word: str) -> list[str]:
-    """A word in lower case with its plural or present ("box", "boxes"); of "walking" also "walk" and "walks"."""
-    word = word.lower()
-    stem = _VERB.fullmatch(word)
-    found = [word, _IRREGULAR[word]] if word in _IRREGULAR else [word, *_third_person(word)]
+    """A word in lower case with its plural or present ("box", "boxes"; "goose", "geese"); of "walking" also "walk" and "walks"."""
+    word = composed(word)
+    stem = _VERB.fullmatch(word) if word.endswith("ing") else None  # else the pattern tries every vowel for every other
+    several = None if _NOT_IRREGULAR.fullmatch(word) else _SEVERAL.fullmatch(word)
+    found = [word, several[1] + _IRREGULAR[several[2]]] if several else [word, *_third_person(word)]
     if stem:
         roots = [stem[1], f"{stem[1]}e"] + ([stem[1][:-1]] if stem[1][-1:] == stem[1][-2:-1] else [])  # walk, ride, run
         found += [form for root in roots for form in (root, *_third_person(root))]
@@ -92,7 +119,7 @@ def _wanted(style: str | Iterable[str]) -> frozenset[str]:
     if isinstance(style, str) and style not in STYLE_WORDS:
         raise SelectionError(f"no style {style!r}", f"allowed: {', '.join(STYLE_WORDS)}, or a list of words")
     listed = list(STYLE_WORDS[style] if isinstance(style, str) else style)
-    wrong = [word for word in listed if not _TOKEN.fullmatch(word)]
+    wrong = [word for word in listed if not isinstance(word, str) or words(word) != [composed(word)]]
     if wrong or not listed:
         raise WordListError(f"{wrong[0]!r} is not one word" if wrong else "no words of the style", "give a list of one single word or more")
     return frozenset(form for word in listed for form in forms(word))

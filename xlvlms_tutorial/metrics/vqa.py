@@ -1,11 +1,14 @@
 """Answers as the VQA challenge scores them, and what steering does to them: the change that was asked for, and all others.
 
-The normalisation and the accuracy are those of Antol et al. (2015) and of the challenge's published rules, with leave-one-out averaging.
+The accuracy is that of Antol et al. (2015), with leave-one-out averaging, on answers normalised by the challenge's published rules. Its
+official script departs from these rules; what it gives is ``vqa_accuracy(..., official=True)``.
 """
 
 import re
 from collections.abc import Collection, Mapping, Sequence
 from itertools import combinations
+from math import isfinite
+from numbers import Real
 
 import numpy as np
 import pandas as pd
@@ -15,8 +18,9 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from xlvlms_tutorial.errors import ActivationsError, ComparisonError, EstimateError, LengthError, SelectionError
-from xlvlms_tutorial.metrics.answers import group_labels
+from xlvlms_tutorial.metrics.answers import group_labels, with_columns
 from xlvlms_tutorial.metrics.uncertainty import Estimate, difference, proportion
+from xlvlms_tutorial.metrics.vqa_official import as_compared
 
 TYPES = ("yes/no", "number", "other")
 
@@ -50,6 +54,10 @@ def vqa_normalise(answer: str) -> str:
 
     Lower case; commas between digits are dropped and other punctuation becomes a space, periods are dropped unless a digit follows;
     number words up to ten become digits, articles go, contractions get their apostrophes back. Normalising twice changes nothing.
+
+    The official script differs: it drops punctuation without a space in every answer that has a comma between digits, and a mark that
+    stands next to a space anywhere in the answer ("1,000 t-shirts" is "1000 tshirts" there, "1000 t shirts" here); it knows rarer
+    contractions ("hed", "twas", "y'all'll") and lacks a few that are here ("im", "ive", "shes").
     """
     text = _THOUSANDS.sub("", answer.lower().replace("\u2019", "'"))
     words = _PERIOD.sub("", _PUNCTUATION.sub(" ", text)).split()
@@ -57,17 +65,23 @@ def vqa_normalise(answer: str) -> str:
     return " ".join(_CONTRACTIONS.get(word, word) for word in words)
 
 
-def vqa_accuracy(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> Float64[np.ndarray, "n"]:
+def vqa_accuracy(
+    predictions: Sequence[str | Real], references: Sequence[Sequence[str | Real]], official: bool = False
+) -> Float64[np.ndarray, "n"]:
     """VQA accuracy of each prediction, 0 to 1, against the answers that people gave: right where three of the others said the same.
 
     With m references of which k match, each is left out once: ( k min(1, (k-1)/3) + (m-k) min(1, k/3) ) / m, which is the mean over the
-    subsets of m - 1 people. A single reference is matched exactly. Both sides are normalised. With two or three references no answer can
-    reach 1; the challenge has ten.
+    subsets of m - 1 people. A single reference is matched exactly. Both sides are normalised (:func:`vqa_normalise`). With two or three
+    references no answer can reach 1; the challenge has ten. A number counts as its digits.
+
+    ``official`` gives what the challenge's evaluation script gives, with its own normalisation, for numbers that stand beside published
+    ones. Where all people gave the same answer it normalises nothing, so that "Yes" against ten "yes" is 0; that alone lowers scores of
+    models that write capitals or periods by several points. It never matches a single reference.
 
     Raises
     ------
     EstimateError
-        If there are no predictions, or a question has no references, or text in place of a list of them.
+        If there are no predictions, a question has no references, or text in place of a list of them, or an answer is no text or number.
     LengthError
         If there are not as many lists of references as predictions.
     """
@@ -77,11 +91,20 @@ def vqa_accuracy(predictions: Sequence[str], references: Sequence[Sequence[str]]
         raise EstimateError("VQA accuracy", "no predictions", "one or more")
     if wrong := [given for given in references if isinstance(given, str) or not len(given)]:
         raise EstimateError("VQA accuracy", f"references {wrong[0]!r}", "a list of one answer or more for each question")
-    told = [(vqa_normalise(answer), [vqa_normalise(one) for one in given]) for answer, given in zip(predictions, references, strict=True)]
+    pairs = [(_text(answer), list(map(_text, given))) for answer, given in zip(predictions, references, strict=True)]
+    told = [as_compared(*pair) if official else (vqa_normalise(pair[0]), list(map(vqa_normalise, pair[1]))) for pair in pairs]
     k = np.array([given.count(answer) for answer, given in told], dtype=np.float64)
     m = np.array([len(given) for _, given in told], dtype=np.float64)
     kept = (k * np.clip((k - 1) / 3, 0, 1) + (m - k) * np.minimum(k / 3, 1)) / m
-    return np.where(m == 1, k, kept)
+    return kept if official else np.where(m == 1, k, kept)
+
+
+def _text(answer: object) -> str:
+    if isinstance(answer, str):
+        return answer
+    if isinstance(answer, bool) or not isinstance(answer, Real) or not isfinite(answer):
+        raise EstimateError("VQA accuracy", f"the answer {answer!r}", "texts and finite numbers")
+    return str(answer)
 
 
 def answer_type(answer: str) -> str:
@@ -148,7 +171,7 @@ def side_effects(
     SelectionError
         If a type that was to change is not in the tables.
     """
-    _same_questions(before, after)
+    _same_questions(before, after, ("correct",))
     labels = group_labels(before, groups).to_numpy()
     was, now = (table["correct"].to_numpy(dtype=np.float64) for table in (before, after))
     rows = {}
@@ -175,13 +198,16 @@ def steering_table(tables: Mapping[str, pd.DataFrame], changes: Mapping[str, tup
     SelectionError
         If there is not a change for every table but the first, or a source is its target.
     """
+    if not tables:
+        raise SelectionError("no tables", "give the one without steering first, then one or more")
     first, *others = tables
     if others != list(changes):
         raise SelectionError(f"changes for {', '.join(changes) or 'nothing'}", f"give one for each of {', '.join(others)}, in this order")
     base = tables[first]
+    for table in tables.values():
+        _same_questions(base, table, ("correct", "prediction"))
     rows = {name: table.groupby("type", sort=False)["correct"].mean().to_dict() for name, table in tables.items()}
     for name in others:
-        _same_questions(base, tables[name])
         held, reached, moved = _changes(list(base["prediction"]), list(tables[name]["prediction"]), *changes[name])
         if held.all() or not held.any():
             raise EstimateError(f"the change {name!r}", f"{held.sum()} of {len(held)} answers {changes[name][0]!r} before", "some, not all")
@@ -239,8 +265,10 @@ def _parts(kinds: np.ndarray, changed: Collection[str]) -> dict[str, np.ndarray]
     return {"overall": np.ones(len(kinds), dtype=bool)} | some | {kind: kinds == kind for kind in types}
 
 
-def _same_questions(before: pd.DataFrame, after: pd.DataFrame) -> None:
+def _same_questions(before: pd.DataFrame, after: pd.DataFrame, needed: Collection[str]) -> None:
     columns = ["type", "question", "target", "answer"]
+    for table in (before, after):
+        with_columns(table, (*columns, *needed))
     if len(before) != len(after):
         raise ComparisonError("the numbers of questions", len(before), len(after), "give the answers to the same questions")
     one, other = (table[columns].reset_index(drop=True).fillna("") for table in (before, after))
