@@ -267,7 +267,7 @@ WRONG = {
     "kind": (INSTANCES | {"categories": CATEGORIES[1:2]}, "'category_id' 18 and 'bbox'"),
     "box": (INSTANCES | {"annotations": [BOXES[0] | {"bbox": [1, 2, 3]}]}, r"'bbox' \[1, 2, 3\] of an annotation"),
     "twice": ({"images": [IMAGES[0], IMAGES[1] | {"id": 7}], "annotations": []}, "image 7 is both a.png and b.png"),
-    "split": ({"images": [KARPATHY[0] | {"split": "dev"}]}, "'split' is 'dev'; allowed: train, restval"),
+    "split": ({"images": [KARPATHY[0] | {"split": "odd"}]}, "'split' is 'odd'; allowed: train, training, restval"),
     "no raw": ({"images": [KARPATHY[0] | {"sentences": [{}]}]}, "an entry of 'sentences' has no 'raw'"),
     "unanswered": ({"questions": [{"image_id": 7, "question": "Why?", "question_id": 1}]}, "question 1 has no answer"),
     "no question": ({"questions": [{"image_id": 7, "question_id": 1}]}, "c.json: an entry of 'questions' has no 'question'"),
@@ -289,7 +289,7 @@ def test_wrong_json_is_told_with_file_and_key(tmp_path, case):
     [
         ("picture,caption\na.png,x\n", "no column file or image; there are: picture, caption"), ("", "there are: none"),
         ("file,caption\n,x\n", "a row has no 'file'"), ("file,caption\na.png,x,y\n", "more cells than the header"),
-        ("file,question\na.png,Why?\n", "'answer' of 'row of a.png' is None"), ("file,split\na.png,dev\n", "'split' is 'dev'"),
+        ("file,question\na.png,Why?\n", "'answer' of 'row of a.png' is None"), ("file,split\na.png,odd\n", "'split' is 'odd'"),
         ("file,caption\na.png,x\n", "the picture a.png of image a.png is missing"),
     ],
 )  # fmt: skip
@@ -304,8 +304,8 @@ def test_what_a_folder_does_not_have_cannot_be_asked_for(tmp_path):
     coco(tmp_path)
     with pytest.raises(SelectionError, match="no split 'test'; there are: validation"):
         load_samples(tmp_path)
-    with pytest.raises(SelectionError, match="no split 'dev'; allowed: train, validation, test"):
-        load_samples(tmp_path, split="dev")
+    with pytest.raises(SelectionError, match="no split 'odd'; allowed: train, validation, test"):
+        load_samples(tmp_path, split="odd")
     for n in (0, -1):
         with pytest.raises(SelectionError, match="give 1 or more"):
             load_samples(tmp_path, n, "val")
