@@ -19,7 +19,8 @@ def load_samples(dataset: str | Path = "scenes", n: int = 100, split: str = "tes
 
     ``dataset`` is an embedded name (``DATASETS``), a name of the hub (:data:`~xlvlms_tutorial.data.hub.HUB`) or a folder (see
     :func:`~xlvlms_tutorial.data.folder.folder_samples`). With "-place", "-colour" or "-mood" behind it, it gives the same pictures, each
-    with one caption in that style. A folder or a hub dataset with fewer samples than ``n`` gives all there are.
+    with one caption in that style. A folder or a hub dataset with fewer samples than ``n`` gives all there are. What of a folder is left
+    alone is said in a warning, and in full by :func:`~xlvlms_tutorial.data.folder.folder_report`.
 
     Raises
     ------

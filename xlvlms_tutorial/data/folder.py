@@ -1,5 +1,6 @@
 """Local folders as datasets: COCO-format json (also Karpathy's), VQA-format json, csv and json lines, with pictures beside them."""
 
+import os
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -75,10 +76,10 @@ def folder_report(folder: str | Path) -> pd.DataFrame:
         If there is no such folder.
     """
     folder = Path(folder)
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise DatasetError(str(folder), ("folders that exist",))
     found = _gathered(folder)
-    counts = lambda counter: ", ".join(f"{what}: {number}" for what, number in counter.items() if number)
+    counts = lambda counter: ", ".join(f"{what}: {number}" for what, number in sorted(counter.items()) if number)
     rows = []
     for part in found.parts:
         taken = Counter() if part.reason else part.taken | Counter(pictures=len(part.pictures))

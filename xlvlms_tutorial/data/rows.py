@@ -92,7 +92,10 @@ def _row(found: Gathered, part: Part, row: object) -> tuple:
     left = {roles["file"], roles["split"], roles["question"], *roles["captions"], *roles["answers"]}
     if any(value not in (None, "", []) for value in (text, *map(row.get, roles["answers"]))):
         checked(part, where, roles["question"], text, str)
-        answer = answer_of(part, where, {"answer": None} | row, roles["answers"] or ("answer",))
+        keys = roles["answers"] or ["answer"]
+        if all(row.get(key) in (None, "", []) for key in keys):
+            raise Stray(f"{part}: {keys[0]!r} of {where!r} is {row.get(keys[0])!r}", "give every question an answer")
+        answer = answer_of(part, where, row, keys)
         kind = question_type(text, answer)
         strata = (str(row.get(key)) for key in ("stratum", "category") if key in row)
         named = (word for word in re.split(r"[^a-z]+", PurePosixPath(part.file).stem.lower()))
