@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from tests.folders import pictures, write
 from tools import ROOT
 from xlvlms_tutorial import cli
 from xlvlms_tutorial.errors import CacheSpaceError, MissingWheelError, RunError, SceneError
@@ -126,6 +127,17 @@ def fake_run(monkeypatch, tmp_path):
 
     monkeypatch.setattr("xlvlms_tutorial.reproduce.run.run_chapter", run_chapter)
     return kept
+
+
+def test_data_says_what_each_file_gives_and_what_is_left_alone(tmp_path):
+    write(write(pictures(tmp_path, "a.png"), "t.csv", "file,caption\na.png,A dog.\n"), "list.json", [1])
+    result = xlvlms("data", str(tmp_path))
+    assert result.exit_code == 0, result.output
+    rows = {line.split("│")[1].strip(): line for line in result.output.splitlines() if line.startswith("│")}
+    assert "captions: 1, pictures: 1" in rows["t.csv"] and "is of no form that is known" in rows["list.json"]
+    for wrong in (tmp_path / "absent", tmp_path / "list.json", "q" * 300):
+        result = xlvlms("data", str(wrong))
+        assert result.exit_code == 2 and result.stderr.startswith("xlvlms: unknown dataset")
 
 
 def test_run_takes_values_as_they_are_spelled(fake_run, tmp_path):

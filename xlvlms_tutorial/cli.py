@@ -218,6 +218,15 @@ def claims(
         typer.echo(f"written: {json}")
 
 
+@app.command()
+def data(folder: Annotated[str, typer.Argument(help="A folder with pictures and what annotators say of them.")]) -> None:
+    """Say what each file of a folder gives as data: what is taken, what is left alone and why."""
+    from xlvlms_tutorial.data.folder import folder_report
+
+    report = folder_report(folder)
+    _print_table(folder, report.columns, report.itertuples(index=False))
+
+
 def main() -> None:
     """Entry point of the command ``xlvlms``."""
     app(prog_name="xlvlms")

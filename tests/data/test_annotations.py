@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from xlvlms_tutorial.data import annotations
-from xlvlms_tutorial.data.annotations import OBJECTS, Record, objects_in, plural, question_type, samples_of
+from xlvlms_tutorial.data.annotations import OBJECTS, Record, answer_text, objects_in, plural, question_type, samples_of
 from xlvlms_tutorial.data.samples import Question
 from xlvlms_tutorial.pocket import language, world
 
@@ -131,6 +131,39 @@ def test_a_seed_gives_the_same_questions_and_another_seed_others():
     told = lambda seed: [s.questions for s in samples_of(records, records, seed=seed)]
     assert told(1) == told(1) and told(1) != told(2)
     assert samples_of(records, records[:3], seed=1)[2].questions == told(1)[2]  # the set decides, not what is drawn
+
+
+@pytest.mark.parametrize("text", ["what " * 200_000, "which tell " * 100_000 + "colourless", "up two " * 200_000, "how " * 200_000])
+def test_long_questions_are_no_slower_by_the_word(text):
+    """At the square of their length these would take hours."""
+    assert question_type(text) == "other"
+    assert question_type(text + " colour") == ("colour" if "wh" in text else "other")
+
+
+def test_of_many_kinds_the_likely_absent_ones_are_the_first_of_the_most_frequent():
+    names = [f"kind {k}" for k in range(50)]
+    records = [Record(str(k), PICTURE, boxes=[(name, 0, 0, 1, 1) for name in names[k % 2 :: 2]]) for k in range(10)]
+    asked = [
+        q for s in samples_of(records, records, names) for q in s.questions if q.answer == "no" and q.stratum in ("popular", "adversarial")
+    ]
+    assert asked and {int(q.target.split()[1]) for q in asked} <= {*range(2 * annotations.NEAREST)}
+
+
+def test_ids_that_cannot_be_written_have_questions_too():
+    record = Record("\ud800", PICTURE, boxes=[BUS])
+    assert samples_of([record], [record])[0].questions
+
+
+@pytest.mark.parametrize(
+    ("answer", "text"),
+    [
+        ("2", "2"), (2, "2"), (2.0, "2"), (-2.5, "-2.5"), (10**400, "1" + "0" * 400), ("", None), (" ", None), (None, None), (True, None),
+        ({}, None), ([], None), (math.nan, None), (math.inf, None), (["a", "b", "b"], "b"), (["a", "b"], "a"), ([2, 2, "a"], "2"),
+        ([{"answer": "a"}, {"answer": 3}, {"answer": 3}], "3"), ([{"answer": ""}, {"raw": "x"}, {"answer": "b"}], "b"), ([["a"]], None),
+    ],
+)  # fmt: skip
+def test_answers_are_texts_numbers_or_the_most_frequent_of_several(answer, text):
+    assert answer_text(answer) == text
 
 
 @pytest.mark.parametrize(

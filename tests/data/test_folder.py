@@ -8,23 +8,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.folders import picture, pictures, write
 from xlvlms_tutorial.data import load_samples, write_coco
+from xlvlms_tutorial.data.folder import folder_report
 from xlvlms_tutorial.data.samples import Question, Sample
-from xlvlms_tutorial.errors import AnnotationError, ImageError, OutputError, SelectionError
+from xlvlms_tutorial.errors import AnnotationError, DatasetError, ImageError, OutputError, SelectionError
 from xlvlms_tutorial.pocket import world
-
-
-def pictures(folder, *names):
-    for shade, name in enumerate(names):
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (40, 20), (shade, 0, 0)).save(folder / name)
-
-
-def write(folder, name, content):
-    (folder / name).parent.mkdir(parents=True, exist_ok=True)
-    (folder / name).write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
-    return folder
-
 
 IMAGES = [{"id": 7, "file_name": "a.png", "width": 40, "height": 20}, {"id": 9, "file_name": "b.png"}]
 CAPTIONS = [{"id": 1, "image_id": 7, "caption": " A dog by a red cup. "}, {"id": 2, "image_id": 7, "caption": "On the beach."}]
@@ -267,7 +256,7 @@ WRONG = {
     "kind": (INSTANCES | {"categories": CATEGORIES[1:2]}, "'category_id' 18 and 'bbox'"),
     "box": (INSTANCES | {"annotations": [BOXES[0] | {"bbox": [1, 2, 3]}]}, r"'bbox' \[1, 2, 3\] of an annotation"),
     "twice": ({"images": [IMAGES[0], IMAGES[1] | {"id": 7}], "annotations": []}, "image 7 is both a.png and b.png"),
-    "split": ({"images": [KARPATHY[0] | {"split": "dev"}]}, "'split' is 'dev'; allowed: train, restval"),
+    "split": ({"images": [KARPATHY[0] | {"split": "odd"}]}, "'split' is 'odd'; allowed: train, training, restval"),
     "no raw": ({"images": [KARPATHY[0] | {"sentences": [{}]}]}, "an entry of 'sentences' has no 'raw'"),
     "unanswered": ({"questions": [{"image_id": 7, "question": "Why?", "question_id": 1}]}, "question 1 has no answer"),
     "no question": ({"questions": [{"image_id": 7, "question_id": 1}]}, "c.json: an entry of 'questions' has no 'question'"),
@@ -289,7 +278,7 @@ def test_wrong_json_is_told_with_file_and_key(tmp_path, case):
     [
         ("picture,caption\na.png,x\n", "no column file or image; there are: picture, caption"), ("", "there are: none"),
         ("file,caption\n,x\n", "a row has no 'file'"), ("file,caption\na.png,x,y\n", "more cells than the header"),
-        ("file,question\na.png,Why?\n", "'answer' of 'row of a.png' is None"), ("file,split\na.png,dev\n", "'split' is 'dev'"),
+        ("file,question\na.png,Why?\n", "'answer' of 'row of a.png' is None"), ("file,split\na.png,odd\n", "'split' is 'odd'"),
         ("file,caption\na.png,x\n", "the picture a.png of image a.png is missing"),
     ],
 )  # fmt: skip
@@ -304,8 +293,106 @@ def test_what_a_folder_does_not_have_cannot_be_asked_for(tmp_path):
     coco(tmp_path)
     with pytest.raises(SelectionError, match="no split 'test'; there are: validation"):
         load_samples(tmp_path)
-    with pytest.raises(SelectionError, match="no split 'dev'; allowed: train, validation, test"):
-        load_samples(tmp_path, split="dev")
+    with pytest.raises(SelectionError, match="no split 'odd'; allowed: train, validation, test"):
+        load_samples(tmp_path, split="odd")
     for n in (0, -1):
         with pytest.raises(SelectionError, match="give 1 or more"):
             load_samples(tmp_path, n, "val")
+
+
+STRAYS = {
+    "truncated.json": ('{"images": [', "is no json that can be read"), "zero.json": ("", "is no json that can be read"),
+    "deep.json": ("[" * 100_000, "is no json that can be read"), "list.json": ([1, 2], "is of no form that is known"),
+    "more.csv": ("caption,score\nx,1\n", "no column file or image; there are: caption, score"), "zero.csv": ("", "there are: none"),
+    "image_info_test2017.json": ({"images": IMAGES, "categories": CATEGORIES}, "an entry of 'file' has no 'annotations'"),
+    "v2_mscoco_test2015_questions.json": (
+        {"questions": [{"question_id": 5, "image_id": 5, "question": "Why?"}]}, "question 5 has no answer",
+    ),
+    "answers.json": ({"annotations": [{"question_id": 9, "multiple_choice_answer": "x"}]}, "no question asks for its answers"),
+    "captions_train2017.json": (
+        {"images": [{"id": k, "file_name": f"{k}.png"} for k in (1, 2)], "annotations": [CAPTIONS[0] | {"image_id": 1}]},
+        "the picture 1.png of image 1 is missing, as are 1 more",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", STRAYS)
+def test_a_file_too_many_is_left_alone_with_the_reason(tmp_path, name):
+    content, reason = STRAYS[name]
+    before = load_samples(coco(tmp_path), 9, "val")
+    with pytest.warns(UserWarning, match=rf"left alone: {name} \(.*Next: xlvlms data "):
+        after = load_samples(write(tmp_path, name, content), 9, "val")
+    assert after == before
+    (row,) = folder_report(tmp_path).set_index("file").loc[[name]].to_dict("records")
+    assert row["taken"] == "" and reason in row["left alone"]
+
+
+@pytest.mark.parametrize(
+    "name", ["._captions.json", "__MACOSX/._captions.json", ".ipynb_checkpoints/captions.json", "images/._b.csv", ".~a.csv"]
+)
+def test_what_systems_and_editors_leave_is_no_data(tmp_path, name, recwarn):
+    before = load_samples(coco(tmp_path), 9, "val")
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_bytes(b"\x00\x05\x16\x07\x00\x02\x00\x00Mac OS X\xb0\xff")
+    assert load_samples(tmp_path, 9, "val") == before and not recwarn.list
+    left = folder_report(tmp_path).set_index("file")["left alone"]
+    assert left[name if name in left else name.split("/")[0]].startswith("hidden")
+
+
+def test_json_may_begin_with_a_mark_as_csv_may(tmp_path):
+    marked = lambda content: "\ufeff" + json.dumps(content)
+    write(pictures(tmp_path, "a.png", "b.png"), "c.json", marked(INSTANCES))
+    assert set(by_id(tmp_path)) == {"7", "9"}
+
+
+def test_the_report_says_what_each_file_gave(tmp_path):
+    write(coco(tmp_path), "annotations/person_keypoints_val2017.json", INSTANCES | {"annotations": BOXES[:2]})
+    picture(write(vqa(tmp_path), "labels.csv", "image,mood,caption\na.png,calm,\nimages/b.png,,On the beach.\n"), "c.png")
+    rows = {file: tuple(row) for file, *row in folder_report(tmp_path).itertuples(index=False)}
+    assert rows == {
+        "annotations/captions_val2017.json": ("COCO's", "validation", "captions: 2, pictures: 2", ""),
+        "annotations/instances_val2017.json": ("COCO's", "validation", "boxes: 3, pictures: 2", ""),
+        "annotations/person_keypoints_val2017.json": ("COCO's", "validation", "pictures: 2", "repeated boxes: 2"),
+        "labels.csv": ("csv", "", "captions: 1, facts: 1, pictures: 2", "empty captions: 1"),
+        "v2_OpenEnded_mscoco_val2014_questions.json": ("VQA questions", "validation", "pictures: 1, questions: 3", ""),
+        "v2_mscoco_val2014_annotations.json": ("VQA answers", "validation", "answers: 3", ""),
+        "pictures": ("", "", "validation: 2", "1 of which no file says anything"),
+    }
+
+
+def test_the_report_counts_what_is_in_no_split_or_missing(tmp_path):
+    table = "file,caption,split,mood\na.png,x,train,calm\nb.png,y,,\nc.png,z,test,\na.png,,train,sad\n"
+    row = folder_report(write(pictures(tmp_path, "a.png", "b.png"), "t.csv", table)).iloc[0]
+    told = ["empty captions: 1", "facts that a later row says otherwise: 1", "pictures in no split, while others are in one: 1"]
+    assert row["left alone"] == ", ".join([*told, "pictures that are missing: 1"])
+    with pytest.warns(UserWarning, match="1 pictures in no split"), pytest.raises(AnnotationError, match="the picture c.png .* is missing"):
+        load_samples(tmp_path)
+
+
+def test_a_report_needs_a_folder(tmp_path):
+    for name in (tmp_path / "none", write(tmp_path, "x", "y") / "x", "q" * 300):
+        with pytest.raises(DatasetError, match="folders that exist"):
+            folder_report(name)
+    with pytest.raises(AnnotationError, match="no json or csv file"):
+        folder_report(tmp_path)
+
+
+def test_pictures_and_files_that_come_later_are_seen(tmp_path):
+    write(pictures(tmp_path, "a.png"), "t.csv", "file,caption\nb.png,x\n")
+    with pytest.raises(AnnotationError, match="missing"):
+        load_samples(tmp_path)
+    assert load_samples(pictures(tmp_path, "b.png"))[0].source == tmp_path / "b.png"
+    assert len(load_samples(write(tmp_path, "u.csv", "file,caption\na.png,x\n"))) == 2
+
+
+@pytest.mark.parametrize("name", ["q" * 300, "q" * 5000, "q\0", "q/" * 3000])
+def test_names_that_no_folder_can_have_are_unknown_data(name):
+    for asked in (name, f"{name}-place"):
+        with pytest.raises(DatasetError, match="or a folder"):
+            load_samples(asked)
+
+
+@pytest.mark.parametrize("dataset", ["folder", "scenes", "sounds", "coco"])
+def test_seeds_are_whole_numbers_of_0_or_more(tmp_path, dataset):
+    with pytest.raises(SelectionError, match="give a whole number of 0 or more"):
+        load_samples(coco(tmp_path) if dataset == "folder" else dataset, 1, "test", -1)

@@ -116,6 +116,26 @@ def test_vqav2_has_a_question_a_sample_and_divides_validation_by_picture(repo):
         assert sample.image.getpixel((0, 0)) == (k, 0, 0)
 
 
+@pytest.mark.parametrize(
+    ("told", "answer"),
+    [({"multiple_choice_answer": 2}, "2"), ({"answers": [{"answer": a} for a in "abbab"]}, "b"), ({"answers": ["a", "b", "b"]}, "b"),
+     ({"multiple_choice_answer": ""}, None), ({"answers": []}, None), ({"multiple_choice_answer": ["x", None]}, "x")],
+)  # fmt: skip
+def test_answers_are_texts_numbers_or_the_most_frequent_of_several(repo, told, answer):
+    repo("vqav2", IMAGES, validation=[{"question": "How many?", "image_id": k, "question_id": k, "image": png(k)} | told for k in range(9)])
+    if answer is None:
+        with pytest.raises(LoadError, match="question 'How many.' with answer"):
+            load_samples("vqav2")
+        return
+    assert {q.answer for s in load_samples("vqav2") for q in s.questions} == {answer}
+
+
+def test_rows_with_values_of_another_type_are_told(repo):
+    repo("coco", test=[{"cocoid": 1, "url": "http://127.0.0.1:1/x.png", "sentences": [5]}])
+    with pytest.raises(LoadError, match="'coco'|coco"):
+        load_samples("coco")
+
+
 def test_gqas_pictures_are_found_in_their_own_table(repo):
     asked = [{"id": f"q{k}", "imageId": f"n{k % 3}", "question": "Where is the cat?", "answer": "sofa"} for k in range(9)]
     shown = [{"id": f"n{k}", "image": png(k)} for k in (4, 3, 2, 1, 0)]  # two that nobody asks for come first

@@ -1,10 +1,12 @@
 """Datasets by name or folder, each as a list of :class:`~xlvlms_tutorial.data.samples.Sample`."""
 
+import os
+from numbers import Integral
 from pathlib import Path
 
 from xlvlms_tutorial.data.export import write_coco
 from xlvlms_tutorial.data.samples import PROMPTS, Question, Sample, both_mention, media, mentioning
-from xlvlms_tutorial.errors import DatasetError
+from xlvlms_tutorial.errors import DatasetError, SelectionError
 
 # Embedded: they need neither network nor files
 DATASETS = ("scenes", "composition", "clips", "sounds", "scenes-place", "scenes-colour", "scenes-mood")
@@ -17,7 +19,8 @@ def load_samples(dataset: str | Path = "scenes", n: int = 100, split: str = "tes
 
     ``dataset`` is an embedded name (``DATASETS``), a name of the hub (:data:`~xlvlms_tutorial.data.hub.HUB`) or a folder (see
     :func:`~xlvlms_tutorial.data.folder.folder_samples`). With "-place", "-colour" or "-mood" behind it, it gives the same pictures, each
-    with one caption in that style. A folder or a hub dataset with fewer samples than ``n`` gives all there are.
+    with one caption in that style. A folder or a hub dataset with fewer samples than ``n`` gives all there are. What of a folder is left
+    alone is said in a warning, and in full by :func:`~xlvlms_tutorial.data.folder.folder_report`.
 
     Raises
     ------
@@ -28,17 +31,19 @@ def load_samples(dataset: str | Path = "scenes", n: int = 100, split: str = "tes
     HubError, LoadError
         If a dataset of the hub cannot be reached, or read.
     SceneError, SelectionError
-        If the split is unknown or ``n`` is below 1.
+        If the split is unknown, ``n`` is below 1, or the seed is no whole number of 0 or more.
     """
     from xlvlms_tutorial.data import folder, hub, pocket
 
+    if not isinstance(seed, Integral) or seed < 0:
+        raise SelectionError(f"seed={seed!r}", "give a whole number of 0 or more")
     name = str(dataset)
     base, _, style = name.rpartition("-")
     if name in DATASETS:
         drawn = {"clips": pocket.clip_samples, "sounds": pocket.sound_samples}.get(name, pocket.scene_samples)
         styled = {"style": style} if base == "scenes" else {}
         return drawn(n, "composition" if name == "composition" else split, seed, **styled)
-    for known, draw in ((lambda at: at != "" and Path(at).is_dir(), folder.folder_samples), (hub.HUB.__contains__, hub.hub_samples)):
+    for known, draw in ((os.path.isdir, folder.folder_samples), (hub.HUB.__contains__, hub.hub_samples)):
         if known(name):
             return draw(name, n, split, seed)
         if style in folder.STYLES and known(base):

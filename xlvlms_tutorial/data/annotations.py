@@ -5,6 +5,8 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from heapq import nsmallest
+from math import isfinite
 
 import numpy as np
 from PIL import Image
@@ -39,8 +41,9 @@ _LISTS = {
     "action": frozenset(_ACTIONS.split()), "place": frozenset(STYLE_WORDS["place"] - _VAGUE), "time": frozenset(_TIMES.split()),
 }  # fmt: skip
 _HUES = frozenset(STYLE_WORDS["colour"] - {"colour", "color", "coloured", "colored", "colourful", "colorful", "hue", "shade", "tint"})
-_WORDING = (  # each in linear time: the atomic group keeps to the first "what", of which each would else look through all that follows
-    ("colour", r"^(?>.*?\b(what|which|tell)\b).*\bcolou?rs?\b"), ("count", r"\bhow many\b|^count\b|\bnumber of\b"),
+_WORDING = (
+    ("colour", r"^(?>.*?\b(what|which|tell)\b).*\bcolou?rs?\b"),  # the first of them: from each to the end would cost quadratic time
+    ("count", r"\bhow many\b|^count\b|\bnumber of\b"),
     ("action", r"\bdoing\b|\bup to$|\bwhich action\b"), ("side", r"\b(which|what) side\b|\bleft or right\b|\bright or left\b"),
     ("place", r"^where\b|\b(what|which) (kind |type |sort )?(of )?(place|room|ground|location)\b|\bground made of\b"),
     ("presence", r"^(is|are) there\b|^do you see\b|^can you see\b|^does the (picture|image|photo) (show|contain|have)\b"),
@@ -72,6 +75,18 @@ def question_type(text: str, answer: str = "") -> str:
     return "yes/no" if closed and kind != "presence" else kind
 
 
+def answer_text(answer: object) -> str | None:
+    """An answer as text: a number as digits; of several (plain, or records with "answer") the most frequent; None where there is none."""
+    if isinstance(answer, list):
+        told = (answer_text(one.get("answer") if isinstance(one, dict) else one) for one in answer if not isinstance(one, list))
+        return next((text for text, _ in Counter(filter(None, told)).most_common(1)), None)
+    if isinstance(answer, float) and isfinite(answer):  # as tables write whole numbers where some are missing
+        return str(int(answer) if answer.is_integer() else answer)
+    if isinstance(answer, int) and not isinstance(answer, bool):
+        return str(answer)
+    return answer if isinstance(answer, str) and answer.strip() else None
+
+
 def samples_of(records: Sequence[Record], drawn: Iterable[Record], names: Sequence[str] = (), seed: int = 0) -> list[Sample]:
     """The records drawn, as samples with the world's factors as truth and questions of its types.
 
@@ -81,7 +96,7 @@ def samples_of(records: Sequence[Record], drawn: Iterable[Record], names: Sequen
     of a list in the captions. A factor of which nothing is said is None. Made questions only fill what a record does not ask already.
     """
     names = tuple(names) or OBJECTS
-    find = _finder(names)
+    find, place = _finder(names), {name: k for k, name in enumerate(names)}
     there = {record.id: _objects(record, find) for record in records}
     often = Counter(name for objects in there.values() for name in objects)
     beside = defaultdict(Counter)
@@ -91,8 +106,8 @@ def samples_of(records: Sequence[Record], drawn: Iterable[Record], names: Sequen
     made = []
     for record in drawn:
         truth = _truth(record, there[record.id])
-        rng = np.random.default_rng([seed, *record.id.encode()])
-        asked = [*_presence(record, there[record.id], names, often, beside, rng), *_facts(record, truth)]
+        rng = np.random.default_rng([seed, *record.id.encode("utf-8", "surrogatepass")])
+        asked = [*_presence(record, there[record.id], place, often, beside, rng), *_facts(record, truth)]
         known = {(q.type, q.stratum) for q in record.questions}
         questions = (*record.questions, *(q for q in asked if (q.type, q.stratum) not in known))
         made.append(Sample(record.id, record.source, tuple(record.captions), questions, truth | record.truth))
@@ -164,13 +179,16 @@ def _open(record: Record) -> Image.Image:
     return as_image(record.source() if callable(record.source) else record.source)
 
 
-def _presence(record, objects, names, often, beside, rng) -> list[Question]:
+def _presence(record, objects, place, often, beside, rng) -> list[Question]:
     """One question a stratum, yes as often as no; none where captions name no object, since then nobody looked for one."""
-    absent = [name for name in names if name not in objects]
+    present = set(objects)
+    absent = [name for name in place if name not in present]
     if not objects and record.boxes is None or not absent:
         return []
-    company = sum((beside[name] for name in objects), Counter())
-    rank = lambda counts: sorted(absent, key=lambda name: (-counts[name], names.index(name)))[:NEAREST]
+    company = Counter()
+    for name in objects:
+        company.update(beside[name])
+    rank = lambda counts: nsmallest(NEAREST, absent, key=lambda name: (-counts[name], place[name]))
     pools = {"random": absent, "popular": rank(often), "adversarial": rank(company)}
     asked = []
     for stratum, pool in pools.items():

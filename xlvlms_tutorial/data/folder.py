@@ -1,282 +1,155 @@
-"""Local folders as datasets: COCO-format json (also Karpathy's), VQA-format json and csv, with pictures beside them."""
+"""Local folders as datasets: COCO-format json (also Karpathy's), VQA-format json, csv and json lines, with pictures beside them."""
 
-import csv
-import json
-import posixpath
-import re
-from collections.abc import Sequence
+import os
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import lru_cache
-from math import isfinite
+from numbers import Integral
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
-from xlvlms_tutorial.data.annotations import Record, objects_in, question_type, samples_of
-from xlvlms_tutorial.data.samples import Question, Sample
-from xlvlms_tutorial.errors import AnnotationError, SelectionError
+from xlvlms_tutorial.data.annotations import samples_of
+from xlvlms_tutorial.data.entries import KNOWN, Stray
+from xlvlms_tutorial.data.formats import read
+from xlvlms_tutorial.data.gathered import Gathered, Part, missing
+from xlvlms_tutorial.data.samples import Sample
+from xlvlms_tutorial.data.tree import DATA, SPLITS, Tree, folder_split, hidden, listing, named_split
+from xlvlms_tutorial.errors import AnnotationError, DatasetError, SelectionError
 from xlvlms_tutorial.metrics.styles import STYLE_WORDS, style_rate
 
-SPLITS = {"train": "train", "restval": "train", "val": "validation", "validation": "validation", "test": "test"}
-_FORMS = """COCO's (images and annotations), Karpathy's (images with sentences), Visual Genome's (regions), VQA's (questions; annotations),
-csv with a column file""".replace("\n", " ")
 STYLES = tuple(STYLE_WORDS)
-_FILE_COLUMNS = ("file", "image", "file_name")
-
-
-class _Folder:
-    """What the files of a folder say, gathered picture by picture."""
-
-    def __init__(self) -> None:
-        self.records: dict[str, Record] = {}
-        self.by_file: dict[str, Record] = {}
-        self.names: list[str] = []
-        self.answers: dict[str, tuple[Path, dict]] = {}
-        self.asked: list[tuple[Path, dict, dict]] = []
-        self.seen: set[tuple[str, str]] = set()
-
-    def record(self, file: Path, key: object, name: str | None, split: str | None) -> Record:
-        """The record of a picture by its id, made when it is new; a file name that leaves the folder is refused."""
-        name = None if name is None else _inside(file, name)
-        known = self.records.get(str(key)) or self.by_file.get(name or "") or Record(str(key))
-        self.records[str(key)] = known
-        if name and known.source and Path(name).name != Path(known.source).name:
-            raise AnnotationError(f"{file}: image {key} is both {known.source} and {name}", "give every picture an id of its own")
-        known.source, known.split = known.source or name, known.split or split
-        if name:
-            self.by_file.setdefault(name, known)
-        return known
+_SEEDS = {"train": 0, "validation": 2, "test": 4}  # each split is drawn in an order of its own
 
 
 def folder_samples(folder: str | Path, n: int, split: str = "test", seed: int = 0) -> list[Sample]:
     """At most ``n`` samples of a folder's split, drawn by the seed; the first of a longer list are those of a shorter one.
 
-    Splits are told by a key or column "split", else by the names of files (captions_val2017.json). A folder without splits gives every
-    split from everything, in an order of its own: samples of two splits may then be the same.
-    Pictures are opened when asked for. Truth and questions are those of :func:`~xlvlms_tutorial.data.annotations.samples_of`.
+    Splits are told by a key or column "split", else by the folder or the name of a file (train/captions.json, captions_val2017.json), else
+    by the folder of the picture. Where some pictures have a split, those without are in none, with a warning; a folder without splits gives
+    every split from everything, in an order of its own: samples of two splits may then be the same.
+    Pictures are opened when asked for. Truth and questions are those of :func:`~xlvlms_tutorial.data.annotations.samples_of`. Files of no
+    form that is known are left alone with a warning; :func:`folder_report` says what was taken and what was not.
 
     Raises
     ------
     AnnotationError
-        If the files are missing, malformed or lack a key, a picture is missing or outside of the folder.
+        If no file can be used, one is malformed or lacks a key, a picture is missing or outside of the folder, or is in two splits.
     SelectionError
         If ``n`` is below 1, or the folder has no such split.
     """
-    if not isinstance(n, int) or n < 1:
+    if not isinstance(n, Integral) or n < 1:
         raise SelectionError(f"n={n!r}", "give 1 or more")
     if split not in SPLITS:
-        raise SelectionError(f"no split {split!r}", "allowed: train, validation, test")
-    folder = Path(folder)
-    found = _read(folder, tuple((p, p.stat().st_mtime_ns, p.stat().st_size) for p in _files(folder)))
-    records = {r.id: r for r in found.records.values()}.values()
-    records = [r for r in records if r.captions or r.boxes is not None or r.questions or r.truth]
-    splits = sorted({r.split for r in records} - {None})
-    if splits:
-        records = [r for r in records if r.split in (None, SPLITS[split])]
+        raise SelectionError(f"no split {split!r}", f"allowed: {', '.join(_SEEDS)}")
+    split = SPLITS[split]
+    found = _gathered(Path(folder))
+    splits = sorted({p.split for p in found.pictures} - {None})
+    records = [p for p in found.pictures if not splits or p.split == split]
+    if alone := [f"{part.file} ({part.why})" for part in found.parts if part.reason and not part.quiet] + _unsplit(found):
+        told = "; ".join(alone[:3]) + ("; ..." if len(alone) > 3 else "")
+        warnings.warn(f"{folder}: left alone: {told}. Next: xlvlms data {folder} shows what was taken and what was not", stacklevel=3)
     if not records:
-        raise SelectionError(f"{folder}: no split {SPLITS[split]!r}", f"there are: {', '.join(splits) or 'no annotated pictures'}")
+        raise SelectionError(f"{folder}: no split {split!r}", f"there are: {', '.join(splits) or 'no annotated pictures'}")
+    if absent := [p for p in records if not p.there]:
+        raise missing(found.tree, absent)
     records.sort(key=lambda r: r.id)
-    order = np.random.default_rng([seed, list(SPLITS.values()).index(SPLITS[split])]).permutation(len(records))
-    drawn = [records[k] for k in order[:n]]
-    roots = _roots(folder)
-    drawn = [replace(record, source=_picture(folder, roots, record)) for record in drawn]
-    return samples_of(records, drawn, found.names, seed)
+    order = np.random.default_rng([seed, _SEEDS[split]]).permutation(len(records))
+    drawn = [replace(records[k], source=Path(folder) / records[k].source) for k in order[:n]]
+    return samples_of(records, drawn, tuple(found.names), seed)
 
 
-def _files(folder: Path) -> list[Path]:
-    files = (p for pattern in ("*", "*/*") for p in folder.glob(pattern) if p.suffix in (".json", ".csv") and p.is_file())
-    return sorted(files, key=lambda p: (p.suffix == ".csv", p))  # csv adds to the pictures of json
+def folder_report(folder: str | Path) -> pd.DataFrame:
+    """What each file of a folder gave: a row a file, with its form, its split, what was taken, what was left alone and why.
+
+    A last row says how many of the folder's pictures are in each split, and how many no file speaks of.
+
+    Raises
+    ------
+    AnnotationError
+        If no file can be used, or one is malformed.
+    DatasetError
+        If there is no such folder.
+    """
+    folder = Path(folder)
+    if not os.path.isdir(folder):
+        raise DatasetError(str(folder), ("folders that exist",))
+    found = _gathered(folder)
+    counts = lambda counter: ", ".join(f"{what}: {number}" for what, number in sorted(counter.items()) if number)
+    rows = []
+    for part in found.parts:
+        taken = Counter() if part.reason else part.taken | Counter(pictures=len(part.pictures))
+        rows.append((part.file, part.form, part.split or "", counts(taken), part.why or counts(part.left)))
+    splits = {name: sum(p.split == name for p in found.pictures) for name in (*_SEEDS, None)}
+    told = ", ".join(f"{name or 'without a split'}: {number}" for name, number in splits.items() if number)
+    silent = len(found.tree.pictures - {p.source for p in found.pictures})
+    rows.append(("pictures", "", "", told, f"{silent} of which no file says anything" if silent else ""))
+    return pd.DataFrame(rows, columns=["file", "form", "split", "taken", "left alone"])
 
 
-@lru_cache(maxsize=1)  # COCO's files take minutes, and a chapter asks for several splits
-def _read(folder: Path, files: tuple[tuple[Path, int, int], ...]) -> _Folder:
-    """What the files say, by their paths, times and sizes."""
-    found, understood = _Folder(), 0
-    for file, *_ in files:
-        understood += _read_csv(found, file) if file.suffix == ".csv" else _read_json(found, file)
-    if not understood:
-        told = f"{', '.join(file.name for file, *_ in files[:5])} is of no form that is known" if files else "no json or csv file"
-        raise AnnotationError(f"{folder}: {told}", f"known forms: {_FORMS}")
-    for file, entry, about in found.asked:
-        _add_question(found, file, entry, about)
+def _gathered(folder: Path) -> Gathered:
+    """What a folder says, read once as long as nothing in it changes: COCO's files take minutes, and a chapter asks for several splits."""
+    listed = listing(folder)
+    files = [f"{place}{name}" for place, names in listed for name in names if name.lower().endswith(DATA)]
+    stamps = ((file, (folder / file).stat()) for file in files if (folder / file).is_file())
+    return _read(folder, listed, tuple((file, at.st_mtime_ns, at.st_size) for file, at in stamps))
+
+
+@lru_cache(maxsize=1)
+def _read(folder: Path, listed: tuple, files: tuple[tuple[str, int, int], ...]) -> Gathered:
+    found, later, root = Gathered(Tree(folder, listed)), [], folder.resolve()
+    private = [f"{place}{name}" for place, names in listed for name in names if hidden(name)]
+    found.parts = [
+        Part(file, str(folder / file), reason="hidden: systems and editors make it for themselves", quiet=True) for file in private
+    ]
+    for file in sorted({file for file, *_ in files} - set(private)):
+        stem = file.rpartition("/")[2].rpartition(".")[0]
+        part = Part(file, str(folder / file), folder_split(file) or named_split(stem))
+        found.parts.append(part)
+        with _stray(part):
+            linked = not (folder / file).resolve().is_relative_to(root)
+            later += [(order, len(later), part, add) for order, add in read(found, part, linked)]
+    for *_, part, add in sorted(later, key=lambda step: step[:2]):
+        with _stray(part):
+            add()
+    found.finish()
+    found.pictures = [p for p in found.pictures if p.captions or p.boxes is not None or p.questions or p.truth]
+    _count_alone(found)
+    alone = [part for part in found.parts if part.reason and not part.quiet]
+    if alone and not found.pictures:
+        raise AnnotationError(min(alone, key=lambda part: part.form == "VQA answers").reason)  # what asks says more than what answers
+    if all(part.quiet for part in found.parts):
+        raise AnnotationError(f"{folder}: no json or csv file", KNOWN)
     return found
 
 
-def _read_json(found: _Folder, file: Path) -> bool:
+@contextmanager
+def _stray(part: Part) -> Iterator[None]:
+    """A file of which nothing fits a known form is left alone, and why is kept: one file too many must not make a folder useless."""
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as cause:  # a UnicodeDecodeError is a ValueError
-        raise AnnotationError(f"{file} is no json that can be read ({cause})", "write it again") from cause
-    if isinstance(content, list) and content and isinstance(content[0], dict) and "regions" in content[0]:
-        _read_regions(found, file, content)
-        return True
-    if not isinstance(content, dict):
-        return False
-    if isinstance(content.get("questions"), list):
-        found.asked += [(file, entry, content) for entry in content["questions"]]
-    elif isinstance(content.get("images"), list):
-        entries = content["images"]
-        karpathy = bool(entries) and all(isinstance(e, dict) and "sentences" in e for e in entries)
-        (_read_karpathy if karpathy else _read_coco)(found, file, content)
-    elif isinstance(content.get("annotations"), list):
-        for entry in content["annotations"]:
-            found.answers[str(_get(file, "annotations", entry, "question_id"))] = file, entry
-    else:
-        return False
-    return True
+        yield
+    except Stray as cause:
+        part.reason = str(cause)
 
 
-def _get(file: Path, part: str, entry: object, key: str, kind: type | tuple[type, ...] = (int, str)) -> object:
-    """A value of an entry, or an error that names file and key."""
-    if not isinstance(entry, dict) or key not in entry:
-        raise AnnotationError(f"{file}: an entry of {part!r} has no {key!r}", f"known forms: {_FORMS}")
-    if not isinstance(entry[key], kind):
-        raise AnnotationError(f"{file}: {key!r} of {part!r} is {entry[key]!r}", f"known forms: {_FORMS}")
-    return entry[key]
+def _count_alone(found: Gathered) -> None:
+    """Say of each file what of it can be in no sample."""
+    divided = any(p.split for p in found.pictures)
+    for part in found.parts:
+        if part.form == "VQA answers" and not (part.taken or part.left or part.reason):
+            part.reason = f"{part}: no question asks for its answers"
+        if not part.reason:
+            part.left["pictures in no split, while others are in one"] = divided * sum(p.split is None for p in part.pictures.values())
+            part.left["pictures that are missing"] = sum(not p.there for p in part.pictures.values())
 
 
-def _named_split(name: object) -> str | None:
-    """The split that a file's or folder's name tells: "captions_val2017.json" is of validation."""
-    found = re.search(r"(?<![a-z])(train|validation|val|test)(?![a-z])", str(name or "").lower())
-    return SPLITS[found[1]] if found else None
-
-
-def _told_split(file: Path, split: object) -> str | None:
-    if split in (None, ""):
-        return None
-    if split not in SPLITS:
-        raise AnnotationError(f"{file}: 'split' is {split!r}", f"allowed: {', '.join(SPLITS)}")
-    return SPLITS[split]
-
-
-def _read_karpathy(found: _Folder, file: Path, content: dict) -> None:
-    for entry in content["images"]:
-        name = f"{entry.get('filepath') or '.'}/{_get(file, 'images', entry, 'filename', str)}"
-        key = entry.get("cocoid", entry.get("imgid", name))
-        record = found.record(file, key, name, None)
-        record.split = _told_split(file, entry.get("split")) or record.split  # which an official file's name told otherwise
-        for sentence in _get(file, "images", entry, "sentences", list):
-            _add_caption(record, _get(file, "sentences", sentence, "raw", str))
-
-
-def _read_coco(found: _Folder, file: Path, content: dict) -> None:
-    split, boxed = _named_split(file.stem), isinstance(content.get("categories"), list)
-    listed = content["categories"] if boxed else []
-    names = {_get(file, "categories", entry, "id"): _get(file, "categories", entry, "name", str) for entry in listed}
-    for entry in content["images"]:
-        key, name = _get(file, "images", entry, "id"), _get(file, "images", entry, "file_name", str)
-        record = found.record(file, key, name, _told_split(file, entry.get("split")) or split)
-        width = entry.get("width")
-        record.width = record.width or (width if isinstance(width, (int, float)) and width > 0 else None)
-        if boxed and record.boxes is None:
-            record.boxes = []
-    found.names = list(dict.fromkeys([*found.names, *names.values()]))
-    for entry in _get(file, "file", content, "annotations", list):
-        key = str(_get(file, "annotations", entry, "image_id"))
-        if key not in found.records:
-            raise AnnotationError(f"{file}: 'image_id' {key} is not among its 'images'", "add the picture, or take the annotation out")
-        if "caption" in entry:
-            _add_caption(found.records[key], _get(file, "annotations", entry, "caption", str))
-        else:
-            _add_box(found, file, names, found.records[key], entry)
-
-
-def _read_regions(found: _Folder, file: Path, content: list) -> None:
-    """Visual Genome's region descriptions: every phrase is a caption."""
-    for entry in content:
-        record = found.record(file, _get(file, "file", entry, "id"), None, None)
-        for region in _get(file, "file", entry, "regions", list):
-            _add_caption(record, _get(file, "regions", region, "phrase", str))
-
-
-def _add_caption(record: Record, caption: str) -> None:
-    if caption.strip() and caption.strip() not in record.captions:
-        record.captions.append(caption.strip())
-
-
-def _add_box(found: _Folder, file: Path, names: dict, record: Record, entry: dict) -> None:
-    kind, box = _get(file, "annotations", entry, "category_id"), _get(file, "annotations", entry, "bbox", list)
-    if kind not in names or len(box) != 4 or not all(isinstance(v, (int, float)) and isfinite(v) for v in box):
-        told = f"'category_id' {kind!r} and 'bbox' {box!r}"
-        raise AnnotationError(f"{file}: {told} of an annotation", "give a category that is listed, and x, y, width, height in pixels")
-    mark = (record.id, str(entry.get("id", (kind, *box))))  # keypoints repeat the boxes of instances under the same id
-    if mark not in found.seen:
-        found.seen.add(mark)
-        record.boxes = [*(record.boxes or ()), (names[kind], *map(float, box))]
-        record.crowds |= {names[kind]} if entry.get("iscrowd") else set()
-
-
-def _add_question(found: _Folder, file: Path, entry: dict, about: dict) -> None:
-    """A question of a VQA file with its answer; type, target and stratum are read where a file has them, else told by the wording."""
-    text, key = _get(file, "questions", entry, "question", str), str(_get(file, "questions", entry, "image_id"))
-    number = str(_get(file, "questions", entry, "question_id"))
-    if number not in found.answers:
-        raise AnnotationError(f"{file}: question {number} has no answer", "add a json with annotations for all questions")
-    source, answer = found.answers[number]
-    told = _get(source, "annotations", answer, "multiple_choice_answer", str)
-    record = found.record(file, key, None, _named_split(about.get("data_subtype")) or _named_split(file.stem))
-    kind = entry.get("type") or question_type(text, told)
-    target = entry.get("target") or next(iter(objects_in(text, found.names)), "")
-    record.questions.append(Question(kind, text, told, target, entry.get("stratum")))
-
-
-def _read_csv(found: _Folder, file: Path) -> bool:
-    try:
-        with file.open(encoding="utf-8-sig", newline="") as opened:
-            table = csv.DictReader(opened)
-            rows, columns = list(table), list(table.fieldnames or ())
-    except (ValueError, csv.Error, OSError) as cause:
-        raise AnnotationError(f"{file} is no csv that can be read ({cause})", "write it again in UTF-8") from cause
-    column = next((name for name in _FILE_COLUMNS if name in columns), None)
-    if column is None:
-        raise AnnotationError(f"{file}: no column {' or '.join(_FILE_COLUMNS[:2])}", f"there are: {', '.join(columns) or 'none'}")
-    for row in rows:
-        _add_row(found, file, column, row)
-    return True
-
-
-def _add_row(found: _Folder, file: Path, column: str, row: dict) -> None:
-    name = (row.pop(column) or "").strip()
-    if not name or None in row:
-        raise AnnotationError(f"{file}: a row has no {column!r} or more cells than the header", "give every row one cell a column")
-    record = found.record(file, name, name, _named_split(file.stem))
-    record.split = _told_split(file, row.pop("split", None)) or record.split
-    text, answer = row.pop("question", None), row.pop("answer", None)
-    if text:
-        kind = question_type(text, answer or "")
-        record.questions.append(Question(kind, text, _get(file, f"row of {name}", {"answer": answer or None}, "answer", str)))
-    for key, value in row.items():
-        if re.fullmatch(r"caption(_\d+)?", key):
-            _add_caption(record, value or "")
-        elif value or key not in record.truth:
-            record.truth[key] = int(value) if re.fullmatch(r"-?\d+", value or "") else value or None
-
-
-def _inside(file: Path, name: str) -> str:
-    """A file name in its plain form; refused where it leaves the folder."""
-    plain = posixpath.normpath(name.replace("\\", "/"))
-    if posixpath.isabs(plain) or plain.split("/")[0] == ".." or re.match(r"[A-Za-z]:", plain):
-        raise AnnotationError(f"{file}: the picture {name!r} is outside of the folder", "give paths below the folder")
-    return plain
-
-
-def _roots(folder: Path) -> list[Path]:
-    """Where pictures may lie: the folder and its folders, two levels down."""
-    return [folder, *sorted(p for pattern in ("*", "*/*") for p in folder.glob(pattern) if p.is_dir())]
-
-
-def _picture(folder: Path, roots: Sequence[Path], record: Record) -> Path:
-    """The file of a picture: by its name, else by its id as COCO and Visual Genome write it."""
-    stems = [record.id]
-    if record.id.isdigit():
-        number = f"{int(record.id):012d}"
-        stems += [number, *(f"COCO_{part}_{number}" for part in ("train2014", "val2014", "test2015"))]
-    ends = (".jpg", ".png", ".jpeg", ".webp")
-    names = [record.source] if record.source else [_inside(folder, f"{stem}{end}") for stem in stems for end in ends]
-    for path in (root / name for name in names for root in roots):
-        if path.is_file():
-            return path
-    raise AnnotationError(f"{folder}: the picture {names[0]} of image {record.id} is missing", "put it into the folder or one below it")
+def _unsplit(found: Gathered) -> list[str]:
+    count = sum(p.split is None for p in found.pictures)
+    return [f"{count} pictures in no split, while others are in one"] if 0 < count < len(found.pictures) else []
 
 
 def in_style(samples: Sequence[Sample], style: str, where: str) -> list[Sample]:

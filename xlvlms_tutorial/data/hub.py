@@ -5,13 +5,14 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
+from numbers import Integral
 from urllib.request import urlopen
 from zlib import crc32
 
 import numpy as np
 from PIL import Image
 
-from xlvlms_tutorial.data.annotations import Record, objects_in, question_type, samples_of
+from xlvlms_tutorial.data.annotations import Record, answer_text, objects_in, question_type, samples_of
 from xlvlms_tutorial.data.samples import Question, Sample
 from xlvlms_tutorial.errors import HubError, LoadError, SelectionError, XlvlmsError
 from xlvlms_tutorial.metrics.styles import style_share
@@ -55,7 +56,7 @@ def hub_samples(name: str, n: int, split: str = "test", seed: int = 0) -> list[S
         If ``n`` is below 1, or the dataset has no such split.
     """
     source, split = HUB[name], "validation" if split == "val" else split
-    if not isinstance(n, int) or n < 1:
+    if not isinstance(n, Integral) or n < 1:
         raise SelectionError(f"n={n!r}", "give 1 or more")
     if split not in source.splits:
         raise SelectionError(f"{name} has no split {split!r}", f"there are: {', '.join(source.splits)}")
@@ -84,7 +85,7 @@ def _told(name: str, source: HubSet) -> Iterator[None]:
     except KeyError as cause:
         told = f"a row of {source.repo!r} ({name}) has no column {cause.args[0]!r}"
         raise LoadError(told, "use a repository that has: HUB[name] = dataclasses.replace(HUB[name], repo=...)") from cause
-    except (RuntimeError, ValueError) as cause:
+    except (AttributeError, RuntimeError, TypeError, ValueError) as cause:
         if isinstance(cause, XlvlmsError):
             raise
         told = f"{source.repo!r} ({name}) cannot be read without running its code, or not at all ({cause})"
@@ -181,8 +182,11 @@ def _texts(value: object) -> list[str]:
     return list(dict.fromkeys(text.strip() for text in texts if text.strip()))
 
 
-def _question(text: str, answer: str, stratum: str | None = None) -> Question:
-    return Question(question_type(text, answer), text, answer, next(iter(objects_in(text)), ""), stratum)
+def _question(text: str, answer: object, stratum: str | None = None) -> Question:
+    told = answer_text(answer)
+    if told is None or not text.strip():
+        raise ValueError(f"question {text!r} with answer {answer!r}")
+    return Question(question_type(text, told), text, told, next(iter(objects_in(text)), ""), stratum)
 
 
 def _read_coco(row: Mapping[str, object]) -> Record:
@@ -190,7 +194,8 @@ def _read_coco(row: Mapping[str, object]) -> Record:
 
 
 def _read_vqa(row: Mapping[str, object]) -> Record:
-    asked = _question(row["question"], row["multiple_choice_answer"])
+    told = row.get("multiple_choice_answer") if "answers" in row else row["multiple_choice_answer"]
+    asked = _question(row["question"], row["answers"] if told is None else told)
     return Record(f"{row['image_id']}-{row['question_id']}", _picture(row), questions=[asked])
 
 

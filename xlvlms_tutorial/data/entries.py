@@ -1,0 +1,123 @@
+"""Entries of files, checked while they are read: what lacks a key is of another form, and a wrong value is told with file and key."""
+
+import reprlib
+from collections.abc import Callable, Iterable
+
+from xlvlms_tutorial.data.annotations import answer_text
+from xlvlms_tutorial.data.gathered import Part
+from xlvlms_tutorial.data.tree import SPLITS
+from xlvlms_tutorial.errors import AnnotationError
+
+FORMS = """COCO's (images and annotations), Karpathy's (images with sentences), Visual Genome's (regions), VQA's (questions; annotations),
+csv or json lines with a column file""".replace("\n", " ")
+KNOWN = f"known forms: {FORMS}"
+LARGEST = 1e9  # pixels: more than any picture has
+
+
+class Stray(AnnotationError):
+    """A file, or an entry of one, that lacks what every form that is known has; wrong values are errors of their own."""
+
+
+def each(entries: Iterable[object], read_one: Callable) -> list:
+    """Every entry read; a file is a stray where none fits, and wrong where some do and one does not.
+
+    Raises
+    ------
+    AnnotationError
+        If an entry is wrong; a :class:`Stray` if none fits.
+    """
+    done, wrong = [], None
+    for entry in entries:
+        try:
+            done.append(read_one(entry))
+        except Stray as cause:
+            wrong = wrong or cause
+    if wrong:
+        raise AnnotationError(str(wrong)) if done else wrong
+    return done
+
+
+def value(part: Part, where: str, entry: object, key: str, kind: type | tuple[type, ...] = (int, str), empty: bool = False) -> object:
+    """A value of an entry.
+
+    Raises
+    ------
+    AnnotationError
+        If it is of another type, or empty; a :class:`Stray` if it is absent. The message names file and key.
+    """
+    if not isinstance(entry, dict) or key not in entry:
+        raise Stray(f"{part}: an entry of {where!r} has no {key!r}", KNOWN)
+    return checked(part, where, key, entry[key], kind, empty)
+
+
+def checked(part: Part, where: str, key: str, value: object, kind: type | tuple[type, ...], empty: bool = False) -> object:
+    """A value as it is.
+
+    Raises
+    ------
+    AnnotationError
+        If it is of another type, or empty, or a text that cannot be written.
+    """
+    wrong = not isinstance(value, kind) or isinstance(value, bool)
+    if wrong or isinstance(value, str) and not (plain(value) and (empty or value.strip())):
+        raise AnnotationError(f"{part}: {key!r} of {where!r} is {reprlib.repr(value)}", KNOWN)
+    return value
+
+
+def plain(text: str) -> bool:
+    """Whether a text can be written in UTF-8, which half of a pair of surrogates cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def optional(part: Part, where: str, entry: dict, key: str) -> str | None:
+    """The text of a key that need not be there.
+
+    Raises
+    ------
+    AnnotationError
+        If it is no text.
+    """
+    return None if entry.get(key) is None else checked(part, where, key, entry[key], str, True)
+
+
+def told_split(part: Part, split: object) -> str | None:
+    """The split that an entry tells under any of its names, None where it tells none.
+
+    Raises
+    ------
+    AnnotationError
+        If there is no such split.
+    """
+    if split in (None, ""):
+        return None
+    plain = split.strip().lower() if isinstance(split, str) else None
+    if plain not in SPLITS:
+        raise AnnotationError(f"{part}: 'split' is {reprlib.repr(split)}", f"allowed: {', '.join(SPLITS)}")
+    return SPLITS[plain]
+
+
+def measured(value: object) -> bool:
+    """Whether a value is a number that pixels can have."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and -LARGEST < value < LARGEST
+
+
+def answer_of(part: Part, where: str, entry: dict, keys: Iterable[str]) -> str:
+    """The answer of an entry by the first of some keys: a text or a number, or the most frequent of several.
+
+    Raises
+    ------
+    AnnotationError
+        If there is none in what they hold; a :class:`Stray` if there is none of the keys.
+    """
+    key = next((key for key in keys if entry.get(key) not in (None, "", [])), None)
+    text = answer_text(entry[key]) if key else None
+    if text is None or not plain(text):
+        key = key or next(iter(keys))
+        if key not in entry:
+            raise Stray(f"{part}: an entry of {where!r} has no {key!r}", KNOWN)
+        raise AnnotationError(f"{part}: {key!r} of {where!r} is {reprlib.repr(entry[key])}", "give a text, a number or a list of answers")
+    return text

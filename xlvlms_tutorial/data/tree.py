@@ -1,0 +1,119 @@
+"""What lies where in a folder of data: files and pictures, and the splits that names of files and folders tell."""
+
+import hashlib
+import os
+import posixpath
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+
+from xlvlms_tutorial.errors import AnnotationError
+
+SPLITS = {
+    "train": "train", "training": "train", "restval": "train", "val": "validation", "valid": "validation", "validation": "validation",
+    "dev": "validation", "test": "test", "testing": "test", "testdev": "test",
+}  # fmt: skip
+LEVELS = 2  # of folders below the folder itself
+DATA = (".json", ".jsonl", ".csv")
+PICTURES = (".jpg", ".png", ".jpeg", ".webp")
+_NAMED = re.compile(r"(?<![a-z])(test[-_ ]?dev|train(?:ing)?|restval|val(?:id(?:ation)?)?|dev|test(?:ing)?)(?:set|split)?(?![a-z])")
+
+
+@lru_cache(maxsize=1024)
+def named_split(name: str) -> str | None:
+    """The split that one name tells: "captions_val2017" and "valid" are of validation; a name with two splits tells none."""
+    plain = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()
+    found = {SPLITS[re.sub("[-_ ]", "", word)] for word in _NAMED.findall(plain)}
+    return found.pop() if len(found) == 1 else None
+
+
+def folder_split(file: str) -> str | None:
+    """The split that the folders of a file tell, the nearest first."""
+    return next(filter(None, map(named_split, reversed(file.split("/")[:-1]))), None)
+
+
+def inside(file: object, name: str) -> str:
+    """A file name in its plain form.
+
+    Raises
+    ------
+    AnnotationError
+        If it leaves the folder.
+    """
+    plain = posixpath.normpath(name.replace("\\", "/"))
+    if posixpath.isabs(plain) or plain.split("/")[0] == ".." or re.match(r"[A-Za-z]:", plain):
+        raise AnnotationError(f"{file}: the picture {name[:200]!r} is outside of the folder", "give paths below the folder")
+    return plain
+
+
+def listing(folder: Path) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    """The folder and its folders, two levels down, each with the names in it: what the folder's reading may be kept by."""
+    found = []
+    for at, folders, files in os.walk(folder, followlinks=True):
+        below = os.path.relpath(at, folder).replace(os.sep, "/").removeprefix(".")
+        found.append((f"{below}/" if below else "", tuple(sorted(folders + files))))
+        folders[:] = sorted(name for name in folders if not hidden(name)) if below.count("/") + bool(below) < LEVELS else []
+    return tuple(found)
+
+
+def hidden(name: str) -> bool:
+    """Whether a name is one that systems and editors make for themselves: "._captions.json", ".ipynb_checkpoints", "__MACOSX"."""
+    return name.startswith(".") or name == "__MACOSX"
+
+
+class Tree:
+    """Where the pictures of a folder are, by the names that annotations call them."""
+
+    def __init__(self, folder: Path, listed: Sequence[tuple[str, tuple[str, ...]]]) -> None:
+        self.folder = folder
+        self.places: dict[str, list[str]] = defaultdict(list)
+        for place, names in listed:
+            for name in names:
+                if not hidden(name):
+                    self.places[name].append(place)
+        self.splits = {folder_split(place) for place, _ in listed} - {None}
+        self.contents: dict[str, object] = {}
+        self.pictures = {f"{place}{name}" for name, at in self.places.items() if name.lower().endswith(PICTURES) for place in at}
+
+    def picture(self, file: str, name: str, split: str | None) -> str | None:
+        """The path of a picture that a file calls by a name, None where there is none.
+
+        Of several, it is the one beside the file, else the one in a folder of the split, else the one that the name says from the folder.
+
+        Raises
+        ------
+        AnnotationError
+            If several pictures that differ are left.
+        """
+        found = [f"{place}{name}" for place in self.places.get(name.partition("/")[0], ())]
+        found = [path for path in found if os.path.isfile(self.folder / path)]  # False too for names that no system takes
+        beside = posixpath.join(posixpath.dirname(file), name)
+        if beside in found or len(found) < 2:
+            return beside if beside in found else next(iter(found), None)
+        found = [path for path in found if split and folder_split(path) == split] or found
+        if name in found:
+            return name
+        if other := next((path for path in found[1:] if not self.same(found[0], path)), None):
+            told = f"{file}: {name!r} may be {found[0]} or {other}, which are different pictures"
+            raise AnnotationError(told, "give the path of each from the folder")
+        return found[0]
+
+    def apart(self, path: str, split: str | None) -> bool:
+        """Whether a picture is in the folder of another split, while there is one of this split."""
+        return folder_split(path) not in (None, split) and split in self.splits
+
+    def same(self, one: str, other: str) -> bool:
+        """Whether two pictures are one, byte by byte."""
+        return self.content(one) == self.content(other)
+
+    def content(self, path: str) -> object:
+        """What two files have in common if they hold the same: their digest, made once; of a file that cannot be read, its path."""
+        if path not in self.contents:
+            try:
+                with open(self.folder / path, "rb") as opened:
+                    self.contents[path] = hashlib.file_digest(opened, "sha256").digest()
+            except OSError:
+                self.contents[path] = path
+        return self.contents[path]
