@@ -1,4 +1,7 @@
-"""The genuine processors for the tiny models of the zoo, with a word-level tokenizer, written into a folder as a hub model looks."""
+"""The genuine processors for the tiny models of the zoo, with a word-level tokenizer, written into a folder as a hub model looks.
+
+Tokenizers open a text by the token by which the real ones do, whether the chat template has written it already or not.
+"""
 
 import json
 from collections.abc import Callable
@@ -7,6 +10,7 @@ from pathlib import Path
 
 import transformers as hf
 from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers.processors import TemplateProcessing
 
 from tests.zoo import build
 from tests.zoo.inputs import AUDIO, BOS, EOS, IMAGE, PAD, VIDEO, VISION_END, VISION_START, VOCABULARY
@@ -37,7 +41,10 @@ CAPITALS = "{{ 'USER' if m['role'] == 'user' else 'ASSISTANT' }}: "  # LLaVA in 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Which class, its image processor or feature extractor, special tokens by id, names of tokens, arguments, chat template."""
+    """Which class, its image processor or feature extractor, special tokens by id, names of tokens, arguments, chat template.
+
+    ``opens`` is the token that the tokenizer puts before every text, if it does.
+    """
 
     processor: str
     senses: Callable[[], hf.ProcessorMixin | object]
@@ -45,6 +52,7 @@ class Recipe:
     names: dict[str, str] = field(default_factory=dict)
     arguments: dict[str, object] = field(default_factory=dict)
     chat_template: str | None = None
+    opens: str | None = None
 
 
 def clip() -> object:
@@ -87,9 +95,9 @@ HEADER = "<|start_header_id|>{}<|end_header_id|>\n\n"
 AUDIO_TOKENS = {4: "<|im_start|>", EOS: "<|im_end|>", AUDIO: "<|AUDIO|>", VISION_START: "<|audio_bos|>", VISION_END: "<|audio_eos|>"}
 
 RECIPES = {
-    "llava": Recipe("LlavaProcessor", clip, LLAVA_TOKENS, {"image_token": "<image>"}, LLAVA, LLAVA_CHAT),
-    "llava_next": Recipe("LlavaNextProcessor", tiled, LLAVA_TOKENS, {"image_token": "<image>"}, LLAVA, LLAVA_CHAT),
-    "llava_next_video": Recipe("LlavaNextVideoProcessor", tiled, LLAVA_TOKENS, {}, LLAVA, LLAVA_CHAT),
+    "llava": Recipe("LlavaProcessor", clip, LLAVA_TOKENS, {"image_token": "<image>"}, LLAVA, LLAVA_CHAT, "<s>"),
+    "llava_next": Recipe("LlavaNextProcessor", tiled, LLAVA_TOKENS, {"image_token": "<image>"}, LLAVA, LLAVA_CHAT, "<s>"),
+    "llava_next_video": Recipe("LlavaNextVideoProcessor", tiled, LLAVA_TOKENS, {}, LLAVA, LLAVA_CHAT, "<s>"),
     "llava_onevision": Recipe(
         "LlavaOnevisionProcessor", lambda: hf.LlavaOnevisionImageProcessorPil(size=SQUARE, image_grid_pinpoints=[[28, 28]]),
         LLAVA_TOKENS | QWEN_TOKENS | LLAVA_TOKENS, {}, {"num_image_tokens": 4, "vision_feature_select_strategy": "full"},
@@ -100,15 +108,15 @@ RECIPES = {
     "qwen3_vl": Recipe("Qwen3VLProcessor", qwen_pictures, QWEN_TOKENS, chat_template=QWEN_CHAT),
     "idefics2": Recipe(
         "Idefics2Processor", lambda: hf.Idefics2ImageProcessorPil(size={"shortest_edge": 28, "longest_edge": 28}),
-        IDEFICS_TOKENS, {}, {"image_seq_len": 4}, IDEFICS_CHAT,
+        IDEFICS_TOKENS, {}, {"image_seq_len": 4}, IDEFICS_CHAT, "<s>",
     ),
     "idefics3": Recipe(
         "Idefics3Processor", lambda: hf.Idefics3ImageProcessorPil(size={"longest_edge": 56}, max_image_size={"longest_edge": 56}),
-        SPLIT_TOKENS, {}, {"image_seq_len": 4}, IDEFICS_CHAT,
+        SPLIT_TOKENS, {}, {"image_seq_len": 4}, "<s>" + IDEFICS_CHAT, "<s>",
     ),
     "smolvlm": Recipe(
         "SmolVLMProcessor", lambda: hf.SmolVLMImageProcessorPil(size={"longest_edge": 56}, max_image_size={"longest_edge": 56}),
-        SPLIT_TOKENS, {}, {"image_seq_len": 4}, IDEFICS_CHAT,
+        SPLIT_TOKENS, {}, {"image_seq_len": 4}, "<s>" + IDEFICS_CHAT,
     ),
     "paligemma": Recipe("PaliGemmaProcessor", paligemma_pictures, {IMAGE: "<image>"}, {"image_token": "<image>"}),
     "internvl": Recipe(
@@ -117,15 +125,18 @@ RECIPES = {
     ),
     "gemma3": Recipe(
         "Gemma3Processor", lambda: hf.Gemma3ImageProcessorPil(size=SQUARE), GEMMA_TOKENS, GEMMA_NAMES, {"image_seq_length": 4},
-        "<s>" + turns("<start_of_turn>", "<start_of_image>", "<end_of_turn>", "model"),
+        "<s>" + turns("<start_of_turn>", "<start_of_image>", "<end_of_turn>", "model"), "<s>",
     ),
-    "blip2": Recipe("Blip2Processor", lambda: hf.BlipImageProcessorPil(size=SQUARE), {IMAGE: "<image>"}, {}, {"num_query_tokens": 4}),
+    "blip2": Recipe(
+        "Blip2Processor", lambda: hf.BlipImageProcessorPil(size=SQUARE), {IMAGE: "<image>"}, {}, {"num_query_tokens": 4}, opens="</s>"
+    ),
     "instructblip": Recipe(
-        "InstructBlipProcessor", lambda: hf.BlipImageProcessorPil(size=SQUARE), {IMAGE: "<image>"}, {}, {"num_query_tokens": 4}
+        "InstructBlipProcessor", lambda: hf.BlipImageProcessorPil(size=SQUARE), {IMAGE: "<image>"}, {}, {"num_query_tokens": 4}, opens="<s>"
     ),
     "mllama": Recipe(
         "MllamaProcessor", lambda: hf.MllamaImageProcessorPil(size=SQUARE, max_image_tiles=1), MLLAMA_TOKENS, {}, {},
         "<|begin_of_text|>" + template(HEADER.format("{{ m['role'] }}"), "<|image|>", "<|eot_id|>", HEADER.format("assistant")),
+        "<|begin_of_text|>",
     ),
     "qwen2_audio": Recipe(
         "Qwen2AudioProcessor", lambda: hf.WhisperFeatureExtractor(feature_size=16, hop_length=1000, chunk_length=1),
@@ -135,12 +146,17 @@ RECIPES = {
 PROCESSORS: tuple[str, ...] = tuple(RECIPES)
 
 
-def tokenizer(tokens: dict[int, str], names: dict[str, str] | None = None, side: str = "left") -> hf.PreTrainedTokenizerFast:
+def tokenizer(
+    tokens: dict[int, str], names: dict[str, str] | None = None, side: str = "left", opens: str | None = None
+) -> hf.PreTrainedTokenizerFast:
     """Words and marks of ``WORDS`` from id 10, special tokens at the ids given, and words that nobody says at all other ids."""
     special = {PAD: "<pad>", BOS: "<s>", EOS: "</s>", UNKNOWN: "<unk>"} | tokens
     by_id = {k: f"word{k}" for k in range(VOCABULARY)} | dict(enumerate(WORDS, FIRST_WORD)) | special
     raw = Tokenizer(models.WordLevel({token: k for k, token in by_id.items()}, unk_token="<unk>"))
     raw.pre_tokenizer = pre_tokenizers.Whitespace()
+    if opens is not None:
+        first = next(k for k, token in by_id.items() if token == opens)
+        raw.post_processor = TemplateProcessing(single=f"{opens} $A", pair=f"{opens} $A {opens} $B", special_tokens=[(opens, first)])
     roles = {"pad_token": "<pad>", "bos_token": special[BOS], "eos_token": special[EOS], "unk_token": "<unk>"}
     made = hf.PreTrainedTokenizerFast(tokenizer_object=raw, padding_side=side, extra_special_tokens=names or {}, **roles)
     made.add_special_tokens({"additional_special_tokens": list(tokens.values())}, replace_extra_special_tokens=False)
@@ -150,7 +166,7 @@ def tokenizer(tokens: dict[int, str], names: dict[str, str] | None = None, side:
 def save_processor(name: str, folder: Path) -> None:
     """Write the processor's files as hub models have them; torchvision and num2words are not needed for writing."""
     recipe = RECIPES[name]
-    tokenizer(recipe.tokens, recipe.names).save_pretrained(folder)
+    tokenizer(recipe.tokens, recipe.names, opens=recipe.opens).save_pretrained(folder)
     if name == "instructblip":
         tokenizer({}, side="right").save_pretrained(folder / "qformer_tokenizer")
     senses = recipe.senses().to_dict()

@@ -19,9 +19,9 @@ class SceneError(XlvlmsError, ValueError):
 class ImageError(XlvlmsError, ValueError):
     """Something that is not a picture was given where a picture is needed."""
 
-    def __init__(self, source: object) -> None:
+    def __init__(self, source: object, problem: str = "is not a picture that can be read", allowed: str | None = None) -> None:
         what = source if isinstance(source, (str, bytes)) or hasattr(source, "__fspath__") else type(source).__name__
-        super().__init__(f"{what!s} is not a picture that can be read; give a PIL image or the path of a PNG, JPEG or WebP file.")
+        super().__init__(f"{what!s} {problem}", allowed or "give a PIL image or the path of a PNG, JPEG or WebP file")
 
 
 class EstimateError(XlvlmsError, ValueError):
@@ -65,10 +65,10 @@ class AnatomyError(XlvlmsError, LookupError):
 
 
 class PromptError(XlvlmsError, ValueError):
-    """A prompt is empty, or prompts, answers and pictures are not equally many."""
+    """A prompt is empty, cannot be made, or prompts, answers and pictures are not equally many."""
 
-    def __init__(self, got: object) -> None:
-        super().__init__(f"cannot make a prompt from {got!r}; give one non-empty text (and at most one answer) for each picture.")
+    def __init__(self, got: object, allowed: str = "give one non-empty text (and at most one answer) for each picture") -> None:
+        super().__init__(f"cannot make a prompt from {got!r}", allowed)
 
 
 class InputsError(XlvlmsError, ValueError):

@@ -1,12 +1,17 @@
 """Samples: pictures, clips and sounds, made when asked for; datasets by name."""
 
+import struct
+import zlib
+
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
+from transformers.image_transforms import convert_to_rgb
+from transformers.image_utils import load_image
 
 from xlvlms_tutorial import load_samples
-from xlvlms_tutorial.data.samples import PROMPTS, Sample, as_image, both_mention, media, mentioning
-from xlvlms_tutorial.errors import DatasetError, ImageError, LengthError, SceneError, SelectionError, TokenOfInterestError
+from xlvlms_tutorial.data.samples import PROMPTS, Sample, as_image, as_sound, both_mention, media, mentioning
+from xlvlms_tutorial.errors import DatasetError, ImageError, LengthError, PromptError, SceneError, SelectionError, TokenOfInterestError
 from xlvlms_tutorial.pocket import clips, sounds, world
 
 DRAWN = {"scenes": "images", "composition": "images", "clips": "videos", "sounds": "audio"}
@@ -31,6 +36,176 @@ def test_a_truncated_file_is_refused(tmp_path):
     (tmp_path / "cut.png").write_bytes((tmp_path / "a.png").read_bytes()[:60])
     with pytest.raises(ImageError, match="cut.png"):
         as_image(tmp_path / "cut.png")
+
+
+def noise(*shape: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("ending", ["jpg", "png", "webp"])
+def test_a_picture_stands_as_its_exif_says(orientation, ending, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(noise(6, 10, 3)).save(tmp_path / f"phone.{ending}", exif=exif)
+    found = as_image(tmp_path / f"phone.{ending}")
+    assert found.size == ((6, 10) if orientation > 4 else (10, 6))
+    assert found.tobytes() == load_image(str(tmp_path / f"phone.{ending}")).tobytes()
+    with Image.open(tmp_path / f"phone.{ending}") as opened:
+        assert as_image(opened).tobytes() == found.tobytes()
+    assert as_image(found).tobytes() == found.tobytes()  # it is turned once
+
+
+def test_a_damaged_exif_leaves_the_picture_as_it_is(tmp_path):
+    Image.fromarray(noise(6, 10, 3)).save(tmp_path / "a.png")
+    Image.open(tmp_path / "a.png").save(tmp_path / "b.jpg", exif=b"Exif\0\0II*\0\xff\xff\xff\xff" + b"\xff" * 40)
+    assert as_image(tmp_path / "b.jpg").size == (10, 6)
+
+
+def test_pictures_in_rgb_stay_as_they_are():
+    pixels = noise(6, 10, 3)
+    assert np.array_equal(np.asarray(as_image(Image.fromarray(pixels))), pixels)
+
+
+RAMP = np.linspace(0, 1, 256).reshape(16, 16)
+
+
+@pytest.mark.parametrize(
+    ("mode", "white"), [("I;16", 65535), ("I;16B", 65535), ("I", 255), ("I", 65535), ("I", 2**31 - 1), ("F", 1.0), ("F", 255.0)]
+)
+def test_grey_levels_of_any_depth_become_those_of_eight_bits(mode, white):
+    dtype = {"I;16": "<u2", "I;16B": ">u2", "I": np.int32, "F": np.float32}[mode]
+    levels = (RAMP * white).round(0 if white > 1 else 9).astype(dtype)
+    picture = Image.fromarray(levels)
+    assert picture.mode == mode
+    found = np.asarray(as_image(picture)).astype(float)
+    assert np.abs(found - 255 * RAMP[..., None]).max() <= 1 and found.mean() == pytest.approx(127.5, abs=1)
+
+
+def test_a_dark_picture_of_16_bits_is_dark(tmp_path):
+    Image.fromarray(np.full((4, 4), 200, np.uint16)).save(tmp_path / "dark.png")
+    assert np.asarray(as_image(tmp_path / "dark.png")).max() == 1
+
+
+@pytest.mark.parametrize("wrong", [-1.0, np.nan, np.inf, 1e20])
+def test_grey_levels_that_have_no_scale_are_refused(wrong):
+    with pytest.raises(ImageError, match="grey levels from .*; scale them to 0 to 1, or to 0 to 255"):
+        as_image(Image.fromarray(np.array([[0.5, wrong]], np.float32)))
+
+
+def transparent(mode: str) -> Image.Image:
+    picture = Image.fromarray(noise(8, 8, 4), "RGBA")
+    if mode == "P":
+        picture = picture.convert("RGB").quantize(8)
+        picture.info["transparency"] = 3
+    elif mode in ("RGB", "L"):
+        picture = Image.fromarray(np.full((8, 8), 7, np.uint8)).convert(mode)
+        picture.info["transparency"] = 7 if mode == "L" else (7, 7, 7)
+    return picture.convert(mode) if mode in ("LA", "RGBa") else picture
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "RGB", "L"])
+def test_what_is_transparent_is_laid_on_white_as_transformers_lays_it(mode):
+    picture = transparent(mode)
+    found = np.asarray(as_image(picture))
+    assert np.array_equal(found, convert_to_rgb(picture, return_numpy=True))
+    assert not np.array_equal(found, np.asarray(picture.convert("RGB")))
+    flat = Image.new("RGBA", (2, 2), (9, 9, 9, 0)).convert("RGBa")
+    assert np.asarray(as_image(flat)).min() == 255 == np.asarray(as_image(Image.new("LA", (2, 2), (9, 0)).convert("La"))).min()
+
+
+@pytest.mark.parametrize("size", [(0, 5), (5, 0), (0, 0)])
+def test_a_picture_without_a_pixel_is_refused(size):
+    with pytest.raises(ImageError, match=f"has {size[0]} x {size[1]} pixels"):
+        as_image(Image.new("RGB", size))
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def png(width: int, height: int, *more: bytes, bits: int = 1) -> bytes:
+    rows = zlib.compress((b"\0" + b"\xff" * ((width * bits + 7) // 8)) * height, 1)
+    header = struct.pack(">IIBBBBB", width, height, bits, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + b"".join([chunk(b"IHDR", header), *more, chunk(b"IDAT", rows), chunk(b"IEND", b"")])
+
+
+def test_a_picture_of_too_many_pixels_is_refused_with_the_limit(tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 5_000)
+    (tmp_path / "scan.png").write_bytes(png(200, 200))
+    with pytest.raises(ImageError, match=r"scan.png has more than the 10,000 pixels .*raise PIL.Image.MAX_IMAGE_PIXELS"):
+        as_image(tmp_path / "scan.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50_000)
+    assert as_image(tmp_path / "scan.png").size == (200, 200)
+
+
+LONG = zlib.compress(b"a" * (2 * PngImagePlugin.MAX_TEXT_CHUNK))
+DAMAGED = {
+    "a long text": png(4, 4, chunk(b"zTXt", b"note\0\0" + LONG)),
+    "much text": png(4, 4, *[chunk(b"tEXt", b"note\0" + b"a" * 1_000_000)] * 70),
+    "a wrong checksum": png(4, 4)[:-20] + b"\0" * 20,
+    "a wrong header": b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", b"\0" * 3),
+    "no end": png(64, 64)[:60],
+    "nothing": b"",
+    "a JPEG cut off": b"\xff\xd8\xff\xe0\0\x10JFIF",
+    "a WebP cut off": b"RIFF\x20\0\0\0WEBPVP8 ",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGED)
+def test_damaged_files_are_refused_by_their_name(damage, tmp_path):
+    (tmp_path / "a.png").write_bytes(DAMAGED[damage])
+    for read in (lambda: as_image(tmp_path / "a.png"), lambda: Sample("a", tmp_path / "a.png").content):
+        with pytest.raises(ImageError, match="a.png is not a picture that can be read"):
+            read()
+
+
+@pytest.mark.parametrize("kind", ["GIF", "BMP", "TIFF", "ICO", "PPM", "TGA"])
+def test_other_formats_are_not_read(kind, tmp_path):
+    Image.new("RGB", (16, 16)).save(tmp_path / "a.png", format=kind)
+    with pytest.raises(ImageError, match="PNG, JPEG or WebP"):
+        as_image(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("raised", [OSError("gone"), ValueError("odd"), SyntaxError("broken"), Image.DecompressionBombError("large")])
+def test_a_source_that_cannot_be_made_names_its_sample(raised):
+    def make():
+        raise raised
+
+    for modality in ("image", "video", "audio"):
+        sample = Sample("s7", make, modality=modality)
+        for read in (lambda sample=sample: sample.image, lambda sample=sample: sample.content):
+            with pytest.raises(ImageError, match=f"sample 's7' makes .{type(raised).__name__}: {raised}"):
+                read()
+
+
+WAVE = (0.9 * np.sin(np.arange(400) / 7)).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("written", "step"),
+    [
+        ((WAVE * 32767).astype(np.int16), 2**-14),
+        ((WAVE.astype(float) * (2**31 - 1)).astype(np.int32), 2**-23),
+        ((WAVE * 127 + 128).astype(np.uint8), 2**-6),
+        (WAVE, 0),
+        (WAVE.astype(np.float64), 0),
+        (WAVE.tolist(), 0),
+    ],
+)
+def test_sounds_are_floats_however_a_file_has_them(written, step):
+    found = as_sound(written)
+    assert found.dtype.kind == "f" and np.abs(found - WAVE).max() <= step
+    assert np.array_equal(Sample("a", lambda: written, modality="audio").content, found)
+    assert np.array_equal(as_sound(found), found)
+
+
+@pytest.mark.parametrize(
+    "wrong", [WAVE * 32767, (WAVE * 32767).astype(int), [1, 2], WAVE + np.nan, WAVE.astype(complex), WAVE > 0, ["a"], None]
+)
+def test_what_is_no_sound_is_refused(wrong):
+    with pytest.raises(PromptError, match="a sound of .*; give floats from -1 to 1, or int16, int32 or uint8"):
+        as_sound(wrong)
 
 
 def test_scenes_carry_references_questions_and_truth():
@@ -139,7 +314,7 @@ def test_samples_that_mention_a_word_have_it_whole_in_some_caption():
     samples = told(("Cattle rest.", "A cat sleeps."), ("Cattle rest.",), ("The CAT!", "A dog."), ("A hot  dog.",), ())
     ids = lambda words, n=None: [sample.id for sample in mentioning(samples, words, n)]
     assert ids("cat") == ["0", "2"]
-    assert ids("cat", 1) == ["0"]
+    assert ids("cat", 1) == ids("cat", np.int64(1)) == ["0"]
     assert ids(["hot dog", "cat"]) == ["0", "2", "3"]
     assert [s.truth["subject"] for s in mentioning(load_samples("scenes", n=60), "frog", 3)] == ["frog"] * 3
 
@@ -149,7 +324,7 @@ def test_words_in_no_caption_are_told_with_those_that_are():
         mentioning(told(("A cat.",), ("A dog.",)), "c.t")
 
 
-@pytest.mark.parametrize(("words", "n"), [([], None), ("", None), (["cat", " "], None), ("cat", 0)])
+@pytest.mark.parametrize(("words", "n"), [([], None), ("", None), (["cat", " "], None), ("cat", 0), ("cat", np.int64(0))])
 def test_no_words_and_no_samples_cannot_be_asked_for(words, n):
     with pytest.raises(SelectionError, match="give words or phrases|give 1 or more"):
         mentioning(told(("A cat.",)), words, n)

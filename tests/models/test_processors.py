@@ -120,9 +120,9 @@ def test_a_row_of_a_batch_equals_the_row_alone(saved, name):
 def test_instructblip_counts_the_padding_between_picture_and_words(saved):
     model, _ = build("instructblip")
     batch = inputs(load_processor(saved("instructblip")), "instructblip")
-    assert batch["attention_mask"][1].tolist() == [1] * 4 + [0] * 5 + [1] * 4  # the trap that padding_first is for
+    assert batch["attention_mask"][1].tolist() == [1] * 4 + [0] * 5 + [1] * 5  # the trap that padding_first is for
     moved = padding_first(batch)
-    assert moved["attention_mask"][1].tolist() == [0] * 5 + [1] * 8
+    assert moved["attention_mask"][1].tolist() == [0] * 5 + [1] * 9
     assert moved["input_ids"][1].tolist()[5:] == batch["input_ids"][1][batch["attention_mask"][1] == 1].tolist()
     with torch.no_grad():
         difference = model(**batch).logits[1, -1] - model(**moved).logits[1, -1]

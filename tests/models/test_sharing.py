@@ -1,12 +1,13 @@
 """Texts about one picture: the picture runs once, and every answer is that of the whole prompt."""
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from tests.tiny import tiny_llava
-from xlvlms_tutorial.errors import PromptError
-from xlvlms_tutorial.models.sharing import by_picture, generate_shared, shareable
+from xlvlms_tutorial.errors import ActivationsError, PromptError
+from xlvlms_tutorial.models.sharing import by_picture, generate_shared, greedy, shareable
 from xlvlms_tutorial.states import intervene
 from xlvlms_tutorial.states.partial import skip_mlp_tokens
 
@@ -111,3 +112,91 @@ def test_texts_about_a_picture_stand_together_and_no_text_is_lost(pictures):
 def test_pictures_and_texts_must_be_equally_many(pictures, n):
     with pytest.raises(PromptError, match="2 texts"):
         tiny_llava().generate(pictures[:1] * n, TEXTS[:2])
+
+
+# Greedy, whatever a folder says
+
+SETTINGS = {
+    "num_beams": 4, "num_return_sequences": 3, "num_beam_groups": 2, "do_sample": True, "temperature": 5.0, "top_k": 1,
+    "penalty_alpha": 0.6, "repetition_penalty": 1.8, "no_repeat_ngram_size": 1, "min_length": 40, "min_new_tokens": 8, "max_length": 3,
+    "max_time": 0.0, "stop_strings": ["red"], "bad_words_ids": [[11]], "sequence_bias": [[[8], 9.0]], "guidance_scale": 3.0,
+    "forced_eos_token_id": 3, "exponential_decay_length_penalty": (1, 3.0), "prompt_lookup_num_tokens": 3, "use_cache": False,
+    "cache_implementation": "static", "return_dict_in_generate": True, "output_scores": True, "output_hidden_states": True,
+    "renormalize_logits": True, "token_healing": True,
+}  # fmt: skip
+
+
+def lively(seed: int = 3):
+    torch.manual_seed(seed)
+    vlm = tiny_llava(layers=4)
+    for weight in vlm.model.parameters():
+        if weight.ndim > 1:
+            torch.nn.init.normal_(weight, std=0.35)
+    return vlm
+
+
+def noisy(n: int) -> list[Image.Image]:
+    return [Image.fromarray(np.random.default_rng(k).integers(0, 255, (32, 32, 3), dtype=np.uint8)) for k in range(n)]
+
+
+def by_argmax(vlm, picture, text, n):
+    """The most probable token at each step, from whole forwards without a cache."""
+    batch = dict(vlm.batch([picture], [text]))
+    said = []
+    for _ in range(n):
+        with torch.no_grad():
+            logits = vlm.model(**batch).logits[0, -1]
+        logits[vlm.model.generation_config.suppress_tokens] = -torch.inf
+        said.append(int(logits.argmax()))
+        if said[-1] == vlm.model.generation_config.eos_token_id:
+            break
+        batch["input_ids"] = torch.cat([batch["input_ids"], torch.tensor([said[-1:]])], dim=1)
+        batch["attention_mask"] = torch.ones_like(batch["input_ids"])
+    return vlm.tokenizer.decode(said, skip_special_tokens=True).strip()
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_answers_are_greedy_whatever_the_folder_says(setting):
+    vlm, images = lively(), noisy(3)
+    expected = [by_argmax(vlm, image, text, 6) for image, text in zip(images, TEXTS, strict=False)]
+    setattr(vlm.model.generation_config, setting, SETTINGS[setting])
+    assert vlm.generate(images, TEXTS[:3], 6) == expected
+    assert vlm.generate_ids(vlm.batch(images, TEXTS[:3]), 6).shape[0] == 3
+    assert getattr(vlm.model.generation_config, setting) == SETTINGS[setting]  # it stays the model's own
+
+
+def test_what_a_call_asks_for_is_done():
+    vlm = lively()
+    batch = vlm.batch(noisy(2), TEXTS[:2])
+    vlm.model.generation_config.num_beams = 3
+    assert vlm.generate_ids(batch, 4, num_beams=2, num_return_sequences=2).shape[0] == 4
+    assert torch.equal(vlm.generate_ids(batch, 4, return_dict_in_generate=True), vlm.generate_ids(batch, 4))
+
+
+def test_the_models_settings_are_back_even_after_an_error():
+    vlm = lively()
+    own = vlm.model.generation_config
+    with pytest.raises(RuntimeError, match="planted"), greedy(vlm.model):
+        assert vlm.model.generation_config is not own
+        assert vlm.model.generation_config.suppress_tokens == own.suppress_tokens
+        raise RuntimeError("planted")
+    assert vlm.model.generation_config is own
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("part", ["one weight of the head", "the head", "a query", "the tower", "an embedding that is said"])
+def test_logits_that_are_no_numbers_are_told(part, value):
+    vlm, image = lively(), noisy(1)
+    first = vlm.generate_ids(vlm.batch(image, TEXTS[:1]), 1)[0, 0]
+    weight, at = {
+        "one weight of the head": (vlm.model.lm_head.weight, (5, 3)),
+        "the head": (vlm.model.lm_head.weight, slice(None)),
+        "a query": (vlm.blocks[2].self_attn.q_proj.weight, (0, 0)),
+        "the tower": (vlm.model.model.vision_tower.encoder.layers[0].mlp.fc1.weight, slice(None)),
+        "an embedding that is said": (vlm.model.get_input_embeddings().weight, first),
+    }[part]
+    weight.data[at] = value
+    with pytest.raises(ActivationsError, match="logits of the next token are NaN or infinite.*check its weights"):
+        vlm.generate(image, TEXTS[:1], 4)
+    with pytest.raises(ActivationsError):
+        vlm.generate(image * 2, [TEXTS[0]] * 2, 4)  # the picture runs once

@@ -1,5 +1,7 @@
 """What stands where: words in generated ids, whatever pieces a tokenizer cuts them into, and the kinds of positions of a prompt."""
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import given
@@ -120,6 +122,105 @@ def test_a_slice_of_characters_is_the_tokens_that_hold_them(data):
     holding = [k for k in range(len(ids)) if ends[k] > start and (ends[k - 1] if k else 0) < end]
     part = token_slice(tokenizer, ids, start, end)
     assert list(range(part.start, part.stop)) == holding
+
+
+# Characters of several tokens
+
+
+def bytes_tokenizer(merges: tuple[tuple[str, str], ...] = ()) -> PreTrainedTokenizerFast:
+    """Bytes as in GPT-2 and Qwen: a character outside of ASCII is several tokens, but for those that a merge joins."""
+    signs = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {sign: k for k, sign in enumerate([*signs, *("".join(pair) for pair in merges)])}
+    raw = Tokenizer(models.BPE(vocabulary, list(merges)))
+    raw.pre_tokenizer, raw.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=raw)
+
+
+def fallback_tokenizer() -> PreTrainedTokenizerFast:
+    """Letters are tokens and all else falls back to bytes, as in LLaMA and Gemma."""
+    names = [*(f"<0x{byte:02X}>" for byte in range(256)), "▁", *LETTERS, ":", "<unk>"]
+    raw = Tokenizer(models.BPE({name: k for k, name in enumerate(names)}, [], unk_token="<unk>", byte_fallback=True))
+    raw.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    back = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    raw.decoder = decoders.Sequence(back)
+    return PreTrainedTokenizerFast(tokenizer_object=raw)
+
+
+MERGES = (("ð", "Ł"), ("Ġ", "a"), ("é", "Ľ"), ("Ł", "Ĳ"))  # of the first two bytes of emoji and of 雪; of a blank and a letter
+BYTEWISE = {"bytes": bytes_tokenizer(), "merged bytes": bytes_tokenizer(MERGES), "fallback": fallback_tokenizer()}
+
+
+def holding(tokenizer, ids, start, end):
+    """The tokens that have some byte of the characters from start to end, by counting bytes."""
+    text = decode(tokenizer, ids)
+    first, last = len(text[:start].encode()), len(text[:end].encode())
+    sizes = []
+    for token in tokenizer.convert_ids_to_tokens(ids):
+        one_byte = token.startswith("<0x") and len(token) == 6
+        sizes.append(1 if one_byte else len(token.replace("▁", " ").encode()) if "▁" in tokenizer.get_vocab() else len(token))
+    if "▁" in tokenizer.get_vocab():
+        sizes[0] = 0  # the blank that is put before every text is taken away again
+    ends = list(itertools.accumulate(sizes))
+    return [k for k, (size, at) in enumerate(zip(sizes, ends, strict=True)) if size and at > first and at - size < last]
+
+
+@pytest.mark.parametrize("kind", BYTEWISE)
+@given(st.data())
+def test_a_token_holds_a_character_if_it_has_one_of_its_bytes(kind, data):
+    tokenizer = BYTEWISE[kind]
+    text = data.draw(st.text(st.sampled_from("ab é雪🐈👩\u200d ñ"), min_size=1, max_size=8).filter(lambda text: text == text.strip()))
+    ids = ids_of(tokenizer, text)
+    assert decode(tokenizer, ids) == text
+    start = data.draw(st.integers(0, len(text) - 1))
+    end = data.draw(st.integers(start + 1, len(text)))
+    part = token_slice(tokenizer, ids, start, end)
+    assert list(range(part.start, part.stop)) == holding(tokenizer, ids, start, end)
+
+
+@pytest.mark.parametrize("kind", BYTEWISE)
+@pytest.mark.parametrize("answer", ["a cat 🐈", "雪", "a café", "🐈 and 雪", "👩\u200d👩\u200d👧 x", "naïve", "🐈🐈"])
+def test_all_tokens_of_an_answer_are_labelled(kind, answer):
+    tokenizer = BYTEWISE[kind]
+    for after in ("", " end"):
+        ids = tokenizer(f"What is it? bot: {answer}{after}", return_tensors="pt").input_ids
+        spans = label({"input_ids": ids, "attention_mask": torch.ones_like(ids)}, {}, tokenizer, ["What is it?"], [answer])
+        at = spans[0] == SPANS.index("answer")
+        assert decode(tokenizer, ids[0][at].tolist()).strip() == answer
+        whole = decode(tokenizer, ids[0].tolist())
+        start = whole.rindex(answer)
+        assert at.nonzero().flatten().tolist() == holding(tokenizer, ids[0].tolist(), start, start + len(answer))
+        assert decode(tokenizer, ids[0][spans[0] == SPANS.index("question")].tolist()).strip() == "What is it?"
+
+
+@pytest.mark.parametrize("kind", BYTEWISE)
+@pytest.mark.parametrize(
+    ("text", "word"), [("a dog 🐕", "🐕"), ("🐕", "🐕"), ("the café is", "café"), ("雪 und 雨", "雨"), ("un niño", "niño")]
+)
+def test_words_of_such_characters_are_found_with_all_their_tokens(kind, text, word):
+    tokenizer = BYTEWISE[kind]
+    ids = ids_of(tokenizer, text)
+    part, found = find_words(tokenizer, ids, [word])
+    assert found == word and decode(tokenizer, ids[part]).strip() == word
+    assert decode(tokenizer, ids[: part.stop]).endswith(word)  # no mark of replacement at its end
+
+
+def test_an_answer_that_was_cut_off_in_a_character_is_labelled_whole():
+    tokenizer = BYTEWISE["bytes"]
+    ids = ids_of(tokenizer, "bot: a 🐈")[:-2]
+    said = decode(tokenizer, ids)[len("bot: ") :]
+    assert said == "a \ufffd"
+    made = torch.tensor([ids])
+    spans = label({"input_ids": made, "attention_mask": torch.ones_like(made)}, {}, tokenizer, [""], [said])
+    assert (spans[0] == SPANS.index("answer")).tolist() == [False] * 5 + [True] * 4
+
+
+def test_a_long_text_is_decoded_a_few_times_only(monkeypatch):
+    tokenizer, calls = BYTEWISE["bytes"], []
+    ids = ids_of(tokenizer, "ab 雪 " * 200)
+    plain = tokenizer.decode
+    monkeypatch.setattr(tokenizer, "decode", lambda *args, **named: calls.append(1) or plain(*args, **named))
+    token_slice(tokenizer, ids, 500, 510)
+    assert len(calls) < 100
 
 
 def test_an_accent_that_the_tokenizer_takes_away_is_found_as_the_text_has_it(pieces):

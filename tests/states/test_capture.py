@@ -3,21 +3,25 @@
 import json
 import re
 from collections import Counter
+from inspect import unwrap
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 from PIL import Image
 
 from tests import tiny
-from tests.models.test_spans import pieces_tokenizer
+from tests.models.test_spans import fallback_tokenizer, pieces_tokenizer
 from tests.tiny import tiny_llava
 from tests.tiny_pocket import tiny_reader
 from xlvlms_tutorial.data import load_samples
 from xlvlms_tutorial.errors import (
+    ActivationsError,
     DeviceMemoryError,
     LayerError,
     LengthError,
+    PromptError,
     SelectionError,
     SpanError,
     StateError,
@@ -28,6 +32,7 @@ from xlvlms_tutorial.models import anatomy
 from xlvlms_tutorial.models.spans import SPANS, find_words
 from xlvlms_tutorial.states import capture as module
 from xlvlms_tutorial.states.capture import capture, residual_stream
+from xlvlms_tutorial.states.rows import Selection
 
 PICTURE = Image.new("RGB", (32, 32), (10, 90, 200))
 PROMPTS = ["What colour ?", "Describe the picture .", "Is there a red key in the picture ?", "Is there a woman on the grass ?"]
@@ -147,6 +152,9 @@ def test_positions_are_counted_without_the_padding(vlm, six):
         assert found.table["position"][3 * i : 3 * i + 3].tolist() == [0, 3, stream.shape[1] - 1]
         assert torch.allclose(found[1][3 * i : 3 * i + 3], stream[1, [0, 3, -1]], atol=1e-5)
     one = capture(vlm, six, 1, positions=-1, prompt=ask)
+    for same_one in (np.int64(-1), [np.int32(-1)]):
+        again = capture(vlm, six, 1, positions=same_one, prompt=ask)
+        assert torch.equal(again[1], one[1]) and again.provenance == one.provenance and json.dumps(again.provenance)
     assert torch.allclose(one[1], found[1][2::3], atol=1e-5)
 
 
@@ -225,6 +233,61 @@ def test_the_prompt_is_the_same_whether_an_answer_is_generated_or_not(vlm, six):
     assert told.table["text"].tolist() == vlm.generate([sample.image for sample in six], [ask(sample) for sample in six], 4)
     every = capture(vlm, six, 1, positions=-1, reduce=None, prompt=ask, max_new_tokens=4)
     assert every.table["text"].tolist() == told.table["text"].tolist()
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [{"num_beams": 4}, {"num_return_sequences": 3, "num_beams": 3}, {"repetition_penalty": 1.9}, {"min_length": 40}, {"do_sample": True},
+     {"return_dict_in_generate": True}, {"no_repeat_ngram_size": 1}],
+    ids=str,
+)  # fmt: skip
+def test_what_is_captured_is_greedy_whatever_the_folder_says(vlm, six, setting):
+    options = {"reduce": None, "prompt": ask, "max_new_tokens": 5}
+    plain = capture(vlm, six, 2, span="answer", **options)
+    word = plain.table["token"].iloc[2].strip()
+    vlm.model.generation_config.update(**setting)
+    same(capture(vlm, six, 2, span="answer", **options), plain)
+    texts = vlm.generate([sample.image for sample in six], [ask(sample) for sample in six], 5)
+    assert list(dict.fromkeys(zip(plain.table["sample"], plain.table["text"], strict=True))) == list(enumerate(texts))
+    assert len(capture(vlm, six, 2, words=word, prompt=ask, max_new_tokens=5)) > 0
+
+
+@pytest.mark.parametrize("part", ["head", "query"])
+def test_weights_that_are_no_numbers_give_no_answers(vlm, six, part):
+    weight = vlm.model.lm_head.weight if part == "head" else vlm.blocks[1].self_attn.q_proj.weight
+    weight.data[8, 0] = float("nan")
+    for options in ({"span": "image"}, {"span": "answer"}, {"words": "red"}):
+        with pytest.raises(ActivationsError, match="logits of the next token are NaN"):
+            capture(vlm, six, 1, prompt=ask, max_new_tokens=4, **options)
+
+
+@pytest.fixture
+def byte_speller(monkeypatch):
+    """A model whose tokenizer cuts what is no letter into bytes."""
+
+    def tokenizer():
+        made = fallback_tokenizer()
+        made.add_special_tokens({"pad_token": "<pad>", "eos_token": "<|im_end|>", "additional_special_tokens": tiny.SPECIAL[2:]})
+        made.padding_side = "left"
+        return made
+
+    monkeypatch.setattr(tiny, "tiny_tokenizer", tokenizer)
+    return lively(tiny_llava(), seed=2)
+
+
+@pytest.mark.parametrize(("answer", "word", "n"), [("a cat 🐈", "🐈", 4), ("雪", "雪", 3), ("a café", "café", 5)])
+def test_a_character_of_several_tokens_is_captured_to_its_last(byte_speller, samples, answer, word, n):
+    one, asked = samples(1), {"prompt": "What is it ?", "answers": [answer]}
+    rows = capture(byte_speller, one, 2, span="answer", reduce=None, **asked)
+    batch = byte_speller.batch([one[0].image], ["What is it ?"], [answer])
+    stream = residual_stream(byte_speller, batch)[2, 0]
+    own = len(byte_speller.tokenizer(answer).input_ids) - 1  # without the blank that is put before a text
+    assert len(rows) == own and torch.allclose(rows[2], stream[-own:], atol=1e-5)
+    assert torch.allclose(capture(byte_speller, one, 2, span="answer", reduce="last", **asked)[2][0], stream[-1], atol=1e-5)
+    found = capture(byte_speller, one, 2, words=[word], **asked)
+    assert torch.allclose(found[2][0], stream[-n - 1], atol=1e-5)  # the position before the first byte
+    last = capture(byte_speller, one, 2, words=[word], at="token", **asked)
+    assert torch.allclose(last[2][0], stream[-1], atol=1e-5)
 
 
 def test_an_answer_ends_at_the_end_mark_though_its_row_goes_on(vlm, six):
@@ -399,11 +462,11 @@ def test_an_interrupted_capture_goes_on_where_it_was(vlm, samples, tmp_path, mon
     whole = capture(vlm, seven, (1, 3), **options)
     made, plain = [], vlm.batch
 
-    def batch(images, texts, answers):
+    def batch(images, texts, answers, names):
         made.append(len(images))
         if len(made) == 4:
             raise KeyboardInterrupt
-        return plain(images, texts, answers)
+        return plain(images, texts, answers, names=names)
 
     monkeypatch.setattr(vlm, "batch", batch)
     with pytest.raises(KeyboardInterrupt):
@@ -645,6 +708,29 @@ def test_progress_is_counted_in_samples(vlm, six, capsys, tmp_path):
 def test_what_is_not_said_in_one_clear_way_is_refused(vlm, six, options, told):
     with pytest.raises(SelectionError, match=re.escape(told)):
         capture(vlm, **{"samples": six, "layers": 1, **options})
+
+
+def test_one_sample_is_no_list_of_samples(vlm, six):
+    with pytest.raises(SelectionError, match="one sample; give a list of samples"):
+        unwrap(capture)(vlm, six[0], 1, span="image")
+    with pytest.raises(SelectionError, match=r"positions \[1.5\]; give whole numbers"):
+        unwrap(Selection.of)(1, ("block",), None, [1.5], None, None, torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"prompt": lambda sample: "What does <image> mean ?" if sample.id == "s4" else "What ?"}, "<image> mean ? (sample 's4')"),
+        ({"prompt": "What ?", "answers": ["no"] * 3 + ["an <image>"] + ["no"] * 2}, "an <image> (sample 's3')"),
+        ({"prompt": lambda sample: "" if sample.id == "s5" else "What ?"}, "cannot make a prompt from ''"),
+        ({"prompt": "What ?", "answers": lambda sample: 2}, "cannot make a prompt from 2"),
+    ],
+    ids=["mark", "mark in an answer", "empty", "number"],
+)
+def test_a_text_that_is_no_prompt_is_refused_before_anything_runs(vlm, six, options, told, monkeypatch):
+    monkeypatch.setattr(vlm, "batch", lambda *_, **__: pytest.fail("a batch was made"))
+    with pytest.raises(PromptError, match=re.escape(told)):
+        capture(vlm, six, 1, positions=-1, **options)
 
 
 def test_lists_of_other_lengths_layers_and_spans_that_are_not_there(vlm, six):

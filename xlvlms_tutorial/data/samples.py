@@ -1,18 +1,27 @@
 """One record for every dataset: a picture, clip or sound, what references say of it, questions with answers, and the truth where known."""
 
 import re
+import struct
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import index
 from pathlib import Path
+from typing import SupportsIndex
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps
 
-from xlvlms_tutorial.errors import ImageError, LengthError, SelectionError, TokenOfInterestError
+from xlvlms_tutorial.errors import ImageError, LengthError, PromptError, SelectionError, TokenOfInterestError, XlvlmsError
 
 # What a sample is asked to be described by, for each modality
 PROMPTS = {"image": "Describe the picture.", "video": "Describe the video.", "audio": "Describe the sound."}
+FORMATS = ("PNG", "JPEG", "WEBP")  # of picture files; Pillow's other readers are many, and few of them are used enough to be trusted
+# What Pillow raises at files that are cut off, damaged or made to do harm
+_BROKEN = (OSError, ValueError, SyntaxError, TypeError, LookupError, ArithmeticError, struct.error, zlib.error)
+_FULL_SCALES = (1.0, 255.0, 65535.0, 2.0**31 - 1)  # white in grey pictures of floats, bytes, 16 and 32 bits
+_LOUDEST = 10.0  # a sound of floats goes from -1 to 1; resampling may add a little, whole numbers taken for floats add much more
 
 
 @dataclass(frozen=True)
@@ -50,10 +59,10 @@ class Sample:
         ImageError
             If a picture or a frame cannot be read.
         """
-        made = self.source() if callable(self.source) else self.source
+        made = self._made()
         if self.modality == "image":
             return as_image(made)
-        return [as_image(frame) for frame in made] if self.modality == "video" else np.asarray(made)
+        return [as_image(frame) for frame in made] if self.modality == "video" else as_sound(made)
 
     @property
     def image(self) -> Image.Image:
@@ -64,26 +73,88 @@ class Sample:
         ImageError
             If the source cannot be read as a picture, as that of a clip or a sound.
         """
-        return as_image(self.source() if callable(self.source) else self.source)
+        return as_image(self._made())
+
+    def _made(self) -> object:
+        if not callable(self.source):
+            return self.source
+        try:
+            return self.source()
+        except XlvlmsError:
+            raise
+        except (*_BROKEN, Image.DecompressionBombError) as cause:
+            reason = f"what the source of sample {self.id!r} makes ({type(cause).__name__}: {cause})"
+            raise ImageError(reason) from cause
 
 
 def as_image(source: object) -> Image.Image:
-    """A picture in RGB from a picture or a file.
+    """A picture in RGB, upright, from a picture or a file.
+
+    It is turned as its EXIF orientation says. What is transparent is laid on white. Grey levels of 16 or 32 bits or of floats are
+    scaled to 0 to 255, by the smallest full scale that holds them: 1 for floats, 255, 65535 or 2**31 - 1.
 
     Raises
     ------
     ImageError
-        If the source cannot be read as a picture.
+        If the source cannot be read as a picture, has no pixel or too many, or has grey levels that are negative or not finite.
     """
-    if isinstance(source, Image.Image):
-        return source.convert("RGB")
-    if not isinstance(source, (str, Path)):
+    if not isinstance(source, (str, Path, Image.Image)):
         raise ImageError(source)
     try:
-        with Image.open(source) as picture:
-            return picture.convert("RGB")
-    except (UnidentifiedImageError, OSError) as cause:
+        if isinstance(source, Image.Image):
+            return _upright(source, source)
+        with Image.open(source, formats=FORMATS) as picture:
+            return _upright(picture, source)
+    except ImageError:
+        raise
+    except Image.DecompressionBombError as cause:
+        problem = f"has more than the {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels at which a picture may be made to fill the memory"
+        raise ImageError(source, problem, "make it smaller, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust it") from cause
+    except _BROKEN as cause:
         raise ImageError(source) from cause
+
+
+def _upright(picture: Image.Image, source: object) -> Image.Image:
+    if min(picture.size) < 1:
+        raise ImageError(source, f"has {picture.width} x {picture.height} pixels", "give a picture of at least one pixel")
+    picture = ImageOps.exif_transpose(picture)
+    if picture.mode.startswith("I") or picture.mode == "F":
+        return _grey(picture, source)
+    if not picture.has_transparency_data:
+        return picture.convert("RGB")
+    picture = picture.convert("LA") if picture.mode == "La" else picture  # Pillow's only way from La
+    white = Image.new("RGBA", picture.size, "white")
+    return Image.alpha_composite(white, picture.convert("RGBA")).convert("RGB")
+
+
+def _grey(picture: Image.Image, source: object) -> Image.Image:
+    levels = np.asarray(picture, dtype=np.float64)
+    # 16 bits say what white is; in whole numbers of 32 bits and floats, files keep every scale
+    scales = _FULL_SCALES[2:3] if picture.mode.startswith("I;16") else _FULL_SCALES[picture.mode == "I" :]
+    white = next((scale for scale in scales if levels.min() >= 0 and levels.max() <= scale), None)
+    if white is None:  # NaN too
+        problem = f"has grey levels from {levels.min():g} to {levels.max():g}"
+        raise ImageError(source, problem, "scale them to 0 to 1, or to 0 to 255")
+    return Image.fromarray(np.rint(levels * (255 / white)).astype(np.uint8)).convert("RGB")
+
+
+def as_sound(source: object) -> np.ndarray:
+    """The samples of a sound as floats from -1 to 1, from floats as they are or from the whole numbers of a wav file.
+
+    Raises
+    ------
+    PromptError
+        If they are neither, not finite, or floats far beyond -1 to 1.
+    """
+    wave = np.asarray(source)
+    if wave.dtype == np.uint8:  # the one format of wav files without a sign
+        return (wave.astype(np.float32) - 128) / 128
+    if wave.dtype in (np.int16, np.int32):
+        return (wave / -float(np.iinfo(wave.dtype).min)).astype(np.float32)
+    if wave.dtype.kind == "f" and np.abs(wave, dtype=np.float64).max(initial=0) <= _LOUDEST:  # not so for NaN
+        return wave
+    held = f" from {wave.min():g} to {wave.max():g}" if wave.size and wave.dtype.kind in "fiu" else ""
+    raise PromptError(f"a sound of {wave.dtype}{held}", "give floats from -1 to 1, or int16, int32 or uint8 as a wav file has them")
 
 
 def media(samples: Sequence[Sample]) -> dict[str, list]:
@@ -101,7 +172,7 @@ def media(samples: Sequence[Sample]) -> dict[str, list]:
     return {names[kinds[0]]: [sample.content for sample in samples]}
 
 
-def mentioning(samples: Iterable[Sample], words: str | Sequence[str], n: int | None = None) -> list[Sample]:
+def mentioning(samples: Iterable[Sample], words: str | Sequence[str], n: SupportsIndex | None = None) -> list[Sample]:
     """The samples, at most ``n``, with one of these words (or phrases) in a reference caption: whole words, in any case.
 
     Raises
@@ -112,7 +183,7 @@ def mentioning(samples: Iterable[Sample], words: str | Sequence[str], n: int | N
         If no caption has one of the words, with the words that captions have most often.
     """
     samples = list(samples)
-    if n is not None and n < 1:
+    if n is not None and index(n) < 1:
         raise SelectionError(f"n={n!r}", "give 1 or more")
     pattern = _whole(words)
     found = [sample for sample in samples if any(map(pattern.search, sample.captions))]

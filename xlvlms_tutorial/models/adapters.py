@@ -4,6 +4,8 @@ import importlib
 import logging as messages
 import os
 
+from safetensors import safe_open
+from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.utils import cached_file, is_peft_available, logging
 
@@ -12,6 +14,7 @@ from xlvlms_tutorial.models.failures import FAILURES, unreadable
 
 SHIPPED = ("pocket-place", "pocket-colour", "pocket-mood")
 BASE = "pocket-llava"
+_MAGNITUDE = "lora_magnitude_vector"
 
 
 def add_adapter(model: PreTrainedModel, adapter: str | os.PathLike, name: str = "", offline: bool = False) -> None:
@@ -24,7 +27,7 @@ def add_adapter(model: PreTrainedModel, adapter: str | os.PathLike, name: str = 
     RevisionError
         If a shipped adapter has no such step.
     """
-    adapter = os.fspath(adapter)
+    adapter = os.path.expanduser(adapter)
     if not is_peft_available():
         raise LoadError(f"adapter {adapter!r} needs peft, which is not installed", "pip install peft and load again")
     if adapter.partition("@")[0] in SHIPPED:
@@ -35,7 +38,7 @@ def add_adapter(model: PreTrainedModel, adapter: str | os.PathLike, name: str = 
         adapter = str(adapter_folder(adapter))
     for file in ("adapter_config.json", "adapter_model.safetensors"):
         try:
-            cached_file(adapter, file, local_files_only=offline)
+            weights = cached_file(adapter, file, local_files_only=offline)
         except OSError as cause:
             advice = "give a folder, or a hub id, with what peft's save_pretrained writes"
             raise LoadError(f"adapter {adapter!r} has no {file} that can be had", advice) from cause
@@ -43,7 +46,7 @@ def add_adapter(model: PreTrainedModel, adapter: str | os.PathLike, name: str = 
     logging.disable_progress_bar()  # of what takes a tenth of a second
     try:
         import_peft()
-        info = model.load_adapter(adapter, local_files_only=offline, use_safetensors=True)
+        info = model.load_adapter(adapter, local_files_only=offline, use_safetensors=True, adapter_state_dict=_with_magnitudes(weights))
     except (OSError, *FAILURES) as cause:
         raise unreadable(f"adapter {adapter!r}", cause) from cause
     finally:
@@ -52,7 +55,16 @@ def add_adapter(model: PreTrainedModel, adapter: str | os.PathLike, name: str = 
     if wrong := sorted({*info.missing_keys, *info.unexpected_keys}):
         # transformers only logs it, and answers as if there were no adapter
         told = f"adapter {adapter!r} does not fit {type(model).__name__}: {len(wrong)} weights have no counterpart, such as {wrong[0]}"
-        raise LoadError(told, "give an adapter that was trained on this model")
+        advice = "give an adapter that was trained on this model, or merge it into the weights by peft and load those"
+        raise LoadError(told, advice)
+
+
+def _with_magnitudes(file: str) -> dict[str, Tensor] | None:
+    """The weights of a DoRA (Liu et al., 2024), whose vectors peft names otherwise in a model; None for others, to be read as ever."""
+    with safe_open(file, "pt") as weights:
+        if not any(name.endswith(_MAGNITUDE) for name in weights.keys()):  # noqa: SIM118
+            return None
+        return {name + ".weight" * name.endswith(_MAGNITUDE): weights.get_tensor(name) for name in weights.keys()}  # noqa: SIM118
 
 
 def import_peft() -> None:

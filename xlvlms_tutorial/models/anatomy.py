@@ -1,6 +1,7 @@
 """The parts of a vision-language model that the chapters name, found by rule in any architecture of transformers."""
 
 from dataclasses import dataclass
+from inspect import unwrap
 
 from torch import Tensor, nn
 
@@ -233,3 +234,17 @@ def _need(found: nn.Module | None, part: str, where: nn.Module, known: tuple[str
     if found is None:
         raise AnatomyError(part, type(where).__name__, known)
     return found
+
+
+def logit_rules(model: nn.Module) -> dict[str, float]:
+    """What the model itself does to its logits. LLaVA's classes do nothing, even around a language model whose config asks for it."""
+    head, text = unembedding(model), model.config.get_text_config(decoder=True)
+    owner = next(module for module in model.modules() if any(part is head for part in module.children()))
+    code = unwrap(type(owner).forward).__code__
+    asked = {name: getattr(text, name, None) for name in ("final_logit_softcapping", "logit_scale", "logits_scaling")}
+    return {name: value for name, value in asked.items() if value is not None and name in (*code.co_names, *code.co_consts)}
+
+
+def embedded(model: nn.Module) -> int | None:
+    """How many tokens the model embeds, or None where its embedding is of another make and does not say so."""
+    return getattr(model.get_input_embeddings(), "num_embeddings", None)

@@ -5,10 +5,16 @@ from safetensors import SafetensorError
 
 from xlvlms_tutorial.errors import LoadError
 
-FAILURES = (ValueError, TypeError, KeyError, AttributeError, RuntimeError, ImportError, SafetensorError, StrictDataclassError)
+FAILURES = (
+    ValueError, TypeError, KeyError, AttributeError, RuntimeError, ImportError, ArithmeticError, SafetensorError, StrictDataclassError,
+)  # fmt: skip
 
 
 def unreadable(what: str, cause: Exception) -> LoadError:
     """What went wrong in another library, as this package's error."""
-    reason = " ".join(str(cause).split())[:300]
-    return LoadError(f"{what} cannot be loaded ({type(cause).__name__}: {reason})", "correct what it names and load again")
+    return LoadError(f"{what} cannot be loaded ({reason(cause)})", "correct what it names and load again")
+
+
+def reason(cause: Exception) -> str:
+    """What another library says, in one line."""
+    return f"{type(cause).__name__}: {' '.join(str(cause).split())[:300]}"

@@ -1,6 +1,7 @@
 """One door to vision-language models: ``load(name)`` gives a :class:`VLM`, whatever stands behind the name."""
 
 import importlib
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -41,6 +42,7 @@ EMBEDDED = (
     "pocket-llava-skipped", "pocket-llava-pruned", "pocket-llava-short",
 )  # fmt: skip
 QUANTISED = ("8bit", "4bit")
+_DEEPEST = 10_000  # blocks; transformers would build as many as a config says before it looks at the weights
 _SMALLER = "load in bfloat16, with quantise='8bit' or '4bit', or with device='balanced' where there are several GPUs"
 
 
@@ -86,7 +88,7 @@ def load(
     LoadError
         If device, dtype, quantisation, adapter or weights are not to be had in this way.
     """
-    name, placed = os.fspath(name), place(device)
+    name, placed = os.path.expanduser(name), place(device)
     number = number_format(dtype, placed)
     if quantise not in (None, *QUANTISED):
         raise LoadError(f"quantise={quantise!r}", f"allowed: None, {', '.join(map(repr, QUANTISED))}")
@@ -165,14 +167,15 @@ class Source:
                 advice = "upgrade transformers, or read the code that the model may bring and load with trust_remote_code=True"
                 raise LoadError(f"{self.name!r} is of a type that transformers does not know ({kind!r})", advice)
             config = AutoConfig.from_pretrained(self.name, **self.options)
+        _require_depth(self.name, config)
         if not _tested(config) and not allow_untested:
             raise ArchitectureError(f"{kind} with {config.get_text_config(decoder=True).model_type}", tuple(ARCHITECTURES))
         return config
 
     def model(self, config: PreTrainedConfig, options: dict[str, object]) -> PreTrainedModel:
         """The model with its weights."""
-        # safetensors only: other files are pickles, which can run code when they are read
         options = {"config": config, "use_safetensors": True, "output_loading_info": True} | self.options | options
+        self.require_safetensors(config)
         with self.reading("weights"):
             model, info = _auto_class(self.name, config).from_pretrained(self.name, **options)
         if lacking := sorted(info["missing_keys"]):
@@ -180,6 +183,28 @@ class Source:
             told = f"{self.name!r} lacks {len(lacking)} of its weights, such as {lacking[0]}"
             raise LoadError(told, "download it again, or save the whole model")
         return model
+
+    def require_safetensors(self, config: PreTrainedConfig) -> None:
+        """Refuse other files of weights than safetensors in the folder: they are pickles, which can run code when they are read.
+
+        transformers' ``use_safetensors=True`` does not see what an index of shards, the config or an adapter beside the weights name.
+        """
+        named = getattr(config, "transformers_weights", None)
+        with self.reading("weights"):
+            index = self._file(named if str(named).endswith(".index.json") else "model.safetensors.index.json")
+            shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()) if index else set()
+            adapter = self._file("adapter_config.json") and not self._file("adapter_model.safetensors")
+        for file in sorted(shards | ({named} if named else set()) | ({"adapter_model.bin"} if adapter else set()), key=str):
+            plain = isinstance(file, str) and not {"/", "\\", ":"} & set(file)
+            if not plain or not file.endswith((".safetensors", ".safetensors.index.json")):
+                advice = "save the model again where you trust its files; save_pretrained writes safetensors"
+                raise LoadError(f"{self.name!r} names {file!r} as weights, which is no safetensors file beside its config", advice)
+
+    def _file(self, name: str) -> Path | None:
+        """The path of one of the model's files, if it has it."""
+        where = {"revision": self.revision, "local_files_only": self.offline, "_raise_exceptions_for_missing_entries": False}
+        found = cached_file(self.name, name, **where)
+        return None if found is None else Path(found)
 
     def processor(self) -> ProcessorMixin:
         """The model's processor."""
@@ -208,6 +233,13 @@ class Source:
         if self.folder:
             return not any(Path(self.name).glob("*.safetensors"))
         return "with `safetensors`" in str(cause) and not constants.HF_HUB_OFFLINE
+
+
+def _require_depth(name: str, config: PreTrainedConfig) -> None:
+    for part in (config.get_text_config(decoder=True), getattr(config, "vision_config", None), getattr(config, "audio_config", None)):
+        for count in ("num_hidden_layers", "depth"):
+            if not 1 <= getattr(part, count, 1) <= _DEEPEST:
+                raise LoadError(f"{name!r} asks for {getattr(part, count)} blocks", f"give 1 to {_DEEPEST:,} as {count} in its config.json")
 
 
 def _tested(config: PreTrainedConfig) -> bool:

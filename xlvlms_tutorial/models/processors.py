@@ -1,13 +1,22 @@
 """Load a model's processor, also where torchvision is missing: pictures then go through PIL, and only videos are refused."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import NoReturn
 
 import torch
 import transformers
 from torch import Tensor
-from transformers import AutoConfig, AutoFeatureExtractor, AutoImageProcessor, AutoProcessor, AutoTokenizer, BatchFeature, ProcessorMixin
+from transformers import (
+    AutoConfig,
+    AutoFeatureExtractor,
+    AutoImageProcessor,
+    AutoProcessor,
+    AutoTokenizer,
+    BatchFeature,
+    PreTrainedTokenizerBase,
+    ProcessorMixin,
+)
 from transformers.utils import PushToHubMixin, is_torchvision_available
 from transformers.video_processing_utils import BaseVideoProcessor
 
@@ -138,3 +147,37 @@ def reads(processor: object) -> tuple[str, ...]:
         return tuple(said)
     parts = {"image": ("image_processor",), "video": ("video_processor",), "audio": ("feature_extractor", "audio_processor")}
     return tuple(kind for kind, names in parts.items() if any(getattr(processor, name, None) is not None for name in names))
+
+
+def require_padding(tokenizer: PreTrainedTokenizerBase, rows: int | None) -> None:
+    """Let a tokenizer without a padding token pad with its end mark; ``rows`` is how many tokens the model embeds.
+
+    Raises
+    ------
+    LoadError
+        If it has neither, or the model does not embed its padding token.
+    """
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    if tokenizer.pad_token is None:
+        raise LoadError(
+            "the tokenizer has neither a padding token nor an end mark", "set pad_token in its files, or vlm.tokenizer.pad_token"
+        )
+    if rows is not None and tokenizer.pad_token_id >= rows:
+        what = f"the tokenizer pads with {tokenizer.pad_token!r}, token {tokenizer.pad_token_id}, and the model embeds {rows} tokens"
+        raise LoadError(what, "name another token as pad_token in its files, or resize the model's embeddings and save it again")
+
+
+def require_embedded(tokenizer: PreTrainedTokenizerBase, ids: Tensor, rows: int | None, placeholders: Collection[int]) -> None:
+    """Refuse ids that the model cannot embed; those that stand for pictures need no embedding.
+
+    Raises
+    ------
+    LoadError
+        If there are some, with the first.
+    """
+    if rows is None or int(ids.max()) < rows:
+        return
+    if beyond := sorted(set(ids[ids >= rows].tolist()) - set(placeholders)):
+        what = f"the tokenizer makes {tokenizer.convert_ids_to_tokens(beyond[0])!r} token {beyond[0]}, and the model embeds {rows} tokens"
+        raise LoadError(what, "resize the model's embeddings and save it again, or give it the tokenizer that it was trained with")

@@ -14,8 +14,10 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedConfig,
 
 from xlvlms_tutorial.data.samples import as_image
 from xlvlms_tutorial.errors import LayerError, LoadError, SelectionError, UnknownModelError
+from xlvlms_tutorial.models.anatomy import embedded
 from xlvlms_tutorial.models.devices import number_format, place
 from xlvlms_tutorial.models.loading import Source, no_network
+from xlvlms_tutorial.models.processors import require_padding
 
 POCKET = "pocket-scorer"
 MINILM = "minilm"
@@ -156,7 +158,7 @@ def load_scorer(
     LoadError
         If the model does not have two towers, or device, dtype or weights are not to be had in this way.
     """
-    name, placed = os.fspath(name), _one_device(device)
+    name, placed = os.path.expanduser(name), _one_device(device)
     number = number_format(dtype, placed)
     if name == POCKET:
         _no_revision(name, revision)
@@ -195,7 +197,7 @@ def load_text_encoder(
     LoadError
         If the model is not an encoder of text alone, or device, dtype or weights are not to be had in this way.
     """
-    name, placed = os.fspath(name), _one_device(device)
+    name, placed = os.path.expanduser(name), _one_device(device)
     number, home, bars = number_format(dtype, placed), name, nullcontext()
     if name == MINILM:
         _no_revision(name, revision)
@@ -210,8 +212,7 @@ def load_text_encoder(
         model = _model(source, config, number, placed)
         with source.reading("tokenizer"):
             tokenizer = AutoTokenizer.from_pretrained(home, **source.options)
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
+    require_padding(tokenizer, embedded(model))
     return TextEncoder(model, tokenizer, name, layer)
 
 
@@ -259,7 +260,7 @@ def _reads_text(config: PreTrainedConfig) -> bool:
 
 
 def _model(source: Source, config: PreTrainedConfig, number: torch.dtype, placed: torch.device) -> PreTrainedModel:
-    # safetensors only: other files are pickles, which can run code when they are read
+    source.require_safetensors(config)
     options = {"config": config, "use_safetensors": True, "output_loading_info": True, "dtype": number, "device_map": {"": placed}}
     with source.reading("weights"):
         model, info = AutoModel.from_pretrained(source.name, **options, **source.options)

@@ -1,12 +1,15 @@
-"""Answers to several texts about one picture: what their prompts have in common runs through the model once."""
+"""Greedy answers, whatever a folder's settings say; what several texts about one picture have in common runs through the model once."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
-from jaxtyping import Int
-from torch import Tensor
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers import GenerationConfig, LogitsProcessor
 
+from xlvlms_tutorial.errors import ActivationsError
 from xlvlms_tutorial.models.spans import Batch
 
 if TYPE_CHECKING:
@@ -14,6 +17,57 @@ if TYPE_CHECKING:
 
 # Interventions that treat all positions alike, so that a prompt may run in two parts
 _ALIKE = ("skip", "parallel", "parallel_pairs", "mask_weights")
+
+# What a model's settings say of its tokens; all else in them (beams, penalties, sampling, lengths, outputs) is a way to search
+_OF_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id", "suppress_tokens", "begin_suppress_tokens")
+
+
+@contextmanager
+def greedy(model: nn.Module) -> Iterator[None]:
+    """Let ``generate`` take the most probable token at each step, of those that the model does not suppress, unless its options differ.
+
+    transformers would search as the ``generation_config.json`` of the model's folder says, also with ``do_sample=False``.
+    """
+    before = [(part, part.generation_config) for part in model.modules() if getattr(part, "generation_config", None) is not None]
+    for part, own in before:
+        part.generation_config = GenerationConfig(**{name: getattr(own, name, None) for name in _OF_TOKENS})
+    try:
+        yield
+    finally:
+        for part, own in before:
+            part.generation_config = own
+
+
+class Finite(LogitsProcessor):
+    """Sees the logits of each step as they are, and keeps whether all were numbers: the largest of a row with NaN is NaN."""
+
+    def __init__(self) -> None:
+        self.all: Tensor | bool = True
+
+    def __call__(self, input_ids: Int[Tensor, "b t"], scores: Float[Tensor, "b v"]) -> Float[Tensor, "b v"]:
+        """The logits of the next token, unchanged."""
+        self.all = self.all & torch.isfinite(scores.amax(dim=-1)).all()  # read only at the end: a GPU need not wait
+        return scores
+
+    def require(self) -> None:
+        """Refuse what was generated from logits that are no numbers.
+
+        Raises
+        ------
+        ActivationsError
+            If they were NaN or infinite.
+        """
+        if not self.all:
+            advice = "load the model in float32 or bfloat16, and check its weights: they may be damaged"
+            raise ActivationsError("the logits of the next token are NaN or infinite, so that no token is the most probable", advice)
+
+
+def padding(vlm: "VLM") -> int | None:
+    """The id that fills the rows which have ended."""
+    config = vlm.model.generation_config
+    end = config.eos_token_id
+    own = getattr(vlm.tokenizer, "pad_token_id", None)
+    return next((k for k in (config.pad_token_id, own, end[0] if isinstance(end, list) else end) if k is not None), None)
 
 
 def shareable(vlm: "VLM") -> bool:

@@ -1,7 +1,10 @@
 """Which positions of a sequence are the picture, the question, the answer, and which are padding."""
 
 import re
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
+from functools import cache
+from os.path import commonprefix
 
 import torch
 from jaxtyping import Bool, Int
@@ -11,6 +14,8 @@ from transformers import BatchFeature, PreTrainedTokenizerBase
 from xlvlms_tutorial.errors import SpanError
 
 SPANS = ("template", "image", "video", "audio", "question", "answer", "padding")
+_REPLACED = "\ufffd"  # what decoding shows in the place of bytes that are no whole character
+_LONGEST = 4  # bytes of a character
 
 
 class Batch(BatchFeature):
@@ -94,19 +99,33 @@ def decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
 
 
 def token_slice(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], start: int, end: int) -> slice:
-    """The tokens that hold the characters ``start`` to ``end`` of the decoded text.
+    """The tokens that hold the characters ``start`` to ``end`` of the decoded text; a token holds a character if it has any of its bytes.
 
-    By bisection over the lengths of decoded beginnings, so a sequence of t tokens is decoded about 2 log t times.
+    By bisection over decoded beginnings, so a sequence of t tokens is decoded some 4 log t times.
     """
+    text = decode(tokenizer, ids)
 
-    def first(enough: int) -> int:  # the fewest tokens whose text has this many characters
-        low, high = 0, len(ids)
-        while low < high:
-            middle = (low + high) // 2
-            low, high = (low, middle) if len(decode(tokenizer, ids[:middle])) >= enough else (middle + 1, high)
-        return low
+    @cache
+    def made(n: int) -> tuple[int, bool]:  # how many characters the first n tokens make, and whether some are part of the next one
+        for whole in range(n, max(n - _LONGEST, -1), -1):
+            if (length := _length(tokenizer, ids, whole, text)) is not None:
+                return length, whole < n
+        return len(commonprefix([decode(tokenizer, ids[:n]), text])), True
 
-    return slice(first(start + 1) - 1, first(end))
+    numbers = range(len(ids) + 1)
+    first = bisect_left(numbers, True, key=lambda n: made(n) > (start, False))
+    return slice(first - 1, bisect_left(numbers, True, key=lambda n: made(n)[0] >= end))
+
+
+def _length(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], n: int, text: str) -> int | None:
+    """How many characters the first n tokens make; None where they end inside one, which is decoded as marks of replacement."""
+    beginning = decode(tokenizer, ids[:n])
+    if not text.startswith(beginning):
+        return None
+    if not beginning.endswith(_REPLACED) or n == len(ids):
+        return len(beginning)
+    more = decode(tokenizer, ids[: n + 1])  # where the text itself shows such a mark, its bytes may go on
+    return len(beginning) if len(more) > len(beginning) and text.startswith(more) else None
 
 
 def find_words(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], words: Sequence[str]) -> tuple[slice, str] | None:

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
-from inspect import signature, unwrap
+from inspect import signature
 
 import pandas as pd
 import torch
@@ -14,11 +14,11 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers.utils import ModelOutput
 
-from xlvlms_tutorial.data.samples import Sample, as_image, media
-from xlvlms_tutorial.errors import DeviceMemoryError, InputsError, ModalityError, PromptError, SelectionError
-from xlvlms_tutorial.models import anatomy
-from xlvlms_tutorial.models.processors import padding_first, reads
-from xlvlms_tutorial.models.sharing import by_picture, generate_shared, shareable
+from xlvlms_tutorial.data.samples import Sample, media
+from xlvlms_tutorial.errors import DeviceMemoryError, InputsError, ModalityError, SelectionError
+from xlvlms_tutorial.models import anatomy, prompts
+from xlvlms_tutorial.models.processors import padding_first, reads, require_embedded, require_padding
+from xlvlms_tutorial.models.sharing import Finite, by_picture, generate_shared, greedy, padding, shareable
 from xlvlms_tutorial.models.spans import SPANS, Batch, decode, label
 
 # Left out, these change positions or masks without an error: Qwen2.5-VL then answers with one-dimensional positions
@@ -37,6 +37,7 @@ class VLM:
         self.tokenizer = getattr(processor, "tokenizer", None)
         if self.tokenizer is not None:
             self.tokenizer.padding_side = "left"  # generation continues each row at its right end
+            require_padding(self.tokenizer, anatomy.embedded(self.model))
         self.blocks = anatomy.decoder_blocks(model)
         self.checks: pd.DataFrame | None = None  # of an architecture outside the table: the self-checks that it passed
         self.running: Batch | None = None  # what goes through the model now: interventions and captures ask where its spans are
@@ -89,6 +90,10 @@ class VLM:
         return self.model.config.image_token_id
 
     @cached_property
+    def _logit_rules(self) -> dict[str, float]:
+        return anatomy.logit_rules(self.model)
+
+    @cached_property
     def accepts(self) -> frozenset[str]:
         """The arguments that the model's ``forward`` takes by name."""
         return frozenset(signature(self.model.forward).parameters)
@@ -96,57 +101,63 @@ class VLM:
     def prompt(self, text: str, answer: str | None = None, media: Sequence[str] = ("image",)) -> str:
         """The chat-formatted prompt for a text about a picture (or ``video``, ``audio``), with its answer when one is given.
 
-        Models without a chat template get the text as it is.
+        Models without a chat template get the text as it is, which then says itself where the picture goes.
 
         Raises
         ------
         PromptError
-            If the text is empty.
+            If the text is empty, or text or answer hold what marks a picture for this model.
+        LoadError
+            If the chat template fails.
         """
-        if not isinstance(text, str) or not text.strip():
-            raise PromptError(text)
+        prompts.require_texts(self.processor, [text], [answer])
         if getattr(self.processor, "chat_template", None) is None:
             return text + (f" {answer}" if answer else "")
         parts = [{"type": kind} for kind in media] + [{"type": "text", "text": text}]
-        chat = self.processor.apply_chat_template([{"role": "user", "content": parts}], add_generation_prompt=True)
+        chat = prompts.chat_of(self.processor, self.name, parts)
         # LLaVA 1.5 opens an answer by "ASSISTANT:": the first word that it generates has its space before it, another token than without
         glue = " " if answer and not (chat[-1:].isspace() or answer[0].isspace()) else ""
         return chat + glue + (answer or "")
 
     def batch(
         self, images: Sequence[object] | None, texts: Sequence[str], answers: Sequence[str] | None = None,
-        videos: Sequence[object] | None = None, audio: Sequence[object] | None = None,
+        videos: Sequence[object] | None = None, audio: Sequence[object] | None = None, names: Sequence[object] | None = None,
     ) -> Batch:  # fmt: skip
         """Model inputs for pictures (videos, sounds) and texts, left-padded: ``input_ids``, ``attention_mask`` (b, t) and their ``spans``.
+
+        ``names`` says what errors call the samples; their numbers by default.
 
         Raises
         ------
         PromptError
-            If a text is empty, or pictures, texts and answers are not equally many.
+            If a text is empty or holds what marks a picture for this model, a sound is none, or pictures, texts and answers are not
+            equally many.
         ModalityError
             If the model does not read pictures, videos or sounds, whichever is given.
         ImageError
-            If something given as a picture is none.
+            If something given as a picture is none, or is not taken by the model's processor.
+        LoadError
+            If chat template or tokenizer do not go with the model.
         """
-        shown = {"image": images, "video": videos, "audio": audio}
-        shown = {name: given for name, given in shown.items() if given is not None}
-        counts = {len(texts), *(len(given) for given in (*shown.values(), answers) if given is not None)}
-        if len(counts) != 1 or not texts:
-            told = ", ".join(f"{len(given)} {name}s" for name, given in shown.items()) or "no pictures"
-            raise PromptError(f"{len(texts)} texts, {len(answers or ())} answers, {told}")
-        after = answers is not None and "suffix" in _text_options(self.processor)  # PaliGemma ends the prompt itself
+        shown = prompts.counted(texts, answers, image=images, video=videos, audio=audio)
+        names = range(len(texts)) if names is None else names
+        after = answers is not None and "suffix" in prompts.text_options(self.processor)  # PaliGemma ends the prompt itself
         told = [None] * len(texts) if answers is None or after else answers
         known = reads(self.processor)
         if unread := [kind for kind in shown if kind not in known]:
             raise ModalityError(unread[0], self.name, known, getattr(self.processor, "advice", "load a model that does"))
-        prompts = [self.prompt(text, answer, tuple(shown)) for text, answer in zip(texts, told, strict=True)]
-        given = {"images": [[as_image(picture)] for picture in images]} if images is not None else {}
-        given |= {name: list(shown[kind]) for kind, name in (("video", "videos"), ("audio", "audio")) if kind in shown}
-        given |= {"suffix": list(answers)} if after else {}
-        inputs = self.processor(text=prompts, return_tensors="pt", padding=True, **given)
+        prompts.require_texts(self.processor, texts, answers, names)
+        require_padding(self.tokenizer, anatomy.embedded(self.model))
+        asked = [self.prompt(text, answer, tuple(shown)) for text, answer in zip(texts, told, strict=True)]
+        given = prompts.media_of(images, videos, audio) | ({"suffix": list(answers)} if after else {})
+        inputs = prompts.inputs_of(self.processor, asked, given, names)
         inputs.pop("labels", None)
         batch = Batch(dict(padding_first(inputs))).to(self.device, self.dtype)
-        batch.spans = label(batch, self._named(tuple(shown)), self.tokenizer, texts, answers)
+        placeholders = self._named(tuple(shown))
+        places = [placeholders[kind] for kind in shown if kind in placeholders]
+        prompts.require_places(self.processor, batch["input_ids"], places, texts, names)
+        require_embedded(self.tokenizer, batch["input_ids"], anatomy.embedded(self.model), placeholders.values())
+        batch.spans = label(batch, placeholders, self.tokenizer, texts, answers)
         return batch
 
     def batch_of(self, samples: Sequence[Sample], texts: Sequence[str], answers: Sequence[str] | None = None) -> Batch:
@@ -157,7 +168,7 @@ class VLM:
         SelectionError
             If the samples are of different modalities.
         """
-        return self.batch(**({"images": None} | media(samples)), texts=texts, answers=answers)
+        return self.batch(**({"images": None} | media(samples)), texts=texts, answers=answers, names=[sample.id for sample in samples])
 
     def _named(self, shown: tuple[str, ...]) -> dict[str, int]:
         # a model that takes clips or sounds in the place of a picture marks them with the picture's id: they are named after what was given
@@ -201,11 +212,23 @@ class VLM:
 
     @torch.no_grad()
     def generate_ids(self, batch: Batch, max_new_tokens: int = 32, **options: object) -> Int[Tensor, "b new"]:
-        """The ids generated after a batch's prompts, greedily unless ``options`` of transformers' ``generate`` say otherwise."""
+        """The ids generated after a batch's prompts, greedily unless ``options`` of transformers' ``generate`` say otherwise.
+
+        The ``generation_config.json`` of the model's folder says only which tokens end, fill and are suppressed.
+
+        Raises
+        ------
+        ActivationsError
+            If the logits are NaN or infinite, as those of damaged weights.
+        """
         # compiled generation ignores hooks that are registered later
-        options = {"do_sample": False, "disable_compile": True, "pad_token_id": self._pad, **self._last_logits, **options}
-        with self.run(batch):
+        options = {"do_sample": False, "disable_compile": True, "pad_token_id": padding(self), **self._last_logits, **options}
+        finite = Finite()
+        options["logits_processor"] = [*(options.get("logits_processor") or ()), finite]
+        with self.run(batch), greedy(self.model):
             ids = self.model.generate(**batch, max_new_tokens=max_new_tokens, **options)
+        finite.require()
+        ids = getattr(ids, "sequences", ids)
         given = batch["input_ids"].repeat_interleave(len(ids) // len(batch["input_ids"]), dim=0)
         length = given.shape[1]
         echoed = ids.shape[1] >= length and torch.equal(ids[:, :length], given)
@@ -220,16 +243,16 @@ class VLM:
         A picture that several texts are about (the same object in ``images``) runs through a LLaVA once, which takes about half the time.
         Where something is in force that depends on positions, and in other models, each prompt runs whole.
         """
+        prompts.counted(texts, least=0, image=images, video=videos, audio=audio)
+        prompts.require_texts(self.processor, texts, None, range(len(texts)))  # before a long run rather than in it
+        prompts.require_counts(max_new_tokens=max_new_tokens, batch_size=batch_size)
         shown = {"images": images, "videos": videos, "audio": audio}
-        for kind, many in shown.items():
-            if many is not None and len(many) != len(texts):
-                raise PromptError(f"{len(texts)} texts, {len(many)} {kind}")
         pictures = images if images is not None and shareable(self) else [None] * len(texts)
         parts = list(by_picture(pictures, batch_size))
         answers: dict[int, str] = {}
         for rows in tqdm(parts, desc="generate", unit="batch", leave=False) if progress else parts:
             some = {kind: None if many is None else [many[row] for row in rows] for kind, many in shown.items()}
-            batch = self.batch(**some, texts=[texts[row] for row in rows])
+            batch = self.batch(**some, texts=[texts[row] for row in rows], names=rows)
             ids = generate_shared(self, batch, [pictures[row] for row in rows], max_new_tokens)
             decoded = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
             answers |= {row: text.strip() for row, text in zip(rows, decoded, strict=True)}
@@ -272,28 +295,6 @@ class VLM:
         # transformers' own logits_to_keep=1 cuts a view, for which a CPU copies the unembedding once a row (four times slower in bfloat16)
         return {"logits_to_keep": torch.tensor([-1])} if "logits_to_keep" in self.accepts else {}
 
-    @cached_property
-    def _logit_rules(self) -> dict[str, float]:
-        """What the model itself does to its logits. LLaVA's classes do nothing, even around a language model whose config asks for it."""
-        head, text = anatomy.unembedding(self.model), self.model.config.get_text_config(decoder=True)
-        owner = next(module for module in self.model.modules() if any(part is head for part in module.children()))
-        code = unwrap(type(owner).forward).__code__
-        asked = {name: getattr(text, name, None) for name in ("final_logit_softcapping", "logit_scale", "logits_scaling")}
-        return {name: value for name, value in asked.items() if value is not None and name in (*code.co_names, *code.co_consts)}
-
     def token_ids(self, word: str) -> Int[Tensor, "k"]:
         """The ids of a word as it stands inside a sentence (with its leading space)."""
         return torch.tensor(self.tokenizer(f" {word}", add_special_tokens=False).input_ids)
-
-    @property
-    def _pad(self) -> int | None:
-        config = self.model.generation_config
-        end = config.eos_token_id
-        own = getattr(self.tokenizer, "pad_token_id", None)
-        return next((k for k in (config.pad_token_id, own, end[0] if isinstance(end, list) else end) if k is not None), None)
-
-
-def _text_options(processor: object) -> frozenset[str]:
-    kwargs = getattr(processor, "valid_processor_kwargs", None)
-    text = getattr(kwargs, "__annotations__", {}).get("text_kwargs")
-    return frozenset(getattr(text, "__annotations__", {}))

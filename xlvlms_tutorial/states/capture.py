@@ -19,11 +19,12 @@ from transformers import BatchFeature
 import xlvlms_tutorial
 from xlvlms_tutorial.data.samples import PROMPTS, Sample
 from xlvlms_tutorial.errors import LengthError, SelectionError, SpanError, StateError, TokenOfInterestError
+from xlvlms_tutorial.models.prompts import require_counts, require_texts
 from xlvlms_tutorial.models.spans import Batch
 from xlvlms_tutorial.models.vlm import VLM
 from xlvlms_tutorial.states.processes import WAIT, await_others, checked_wait, making_shards
 from xlvlms_tutorial.states.reading import Layers, Places, read, wanted
-from xlvlms_tutorial.states.rows import Rows, Selection, of_forward, of_generation
+from xlvlms_tutorial.states.rows import Positions, Rows, Selection, of_forward, of_generation
 from xlvlms_tutorial.states.states import WHOLE_BLOCK, Key, States
 from xlvlms_tutorial.states.store import Store, dealt, shard_plan
 
@@ -32,7 +33,7 @@ _NUMBERS = ("sample", "position", "token_index")
 
 def capture(
     vlm: VLM, samples: Iterable[Sample], layers: Layers, *, places: Places = (WHOLE_BLOCK,),
-    span: str | Sequence[str] | None = None, positions: int | str | Sequence[int] | None = None, words: str | Sequence[str] | None = None,
+    span: str | Sequence[str] | None = None, positions: Positions = None, words: str | Sequence[str] | None = None,
     at: str = "predicting", reduce: str | None = "mean", prompt: str | Callable[[Sample], str] | None = None,
     answers: Sequence[str] | Callable[[Sample], str] | None = None, max_new_tokens: int | None = None,
     dtype: torch.dtype = torch.float32, batch_size: int = 16, store: str | Path | None = None, shard_size: int = 64,
@@ -72,6 +73,8 @@ def capture(
     """
     wait = checked_wait(wait)
     asked = Selection.of(layers, places, span, positions, words, reduce, dtype, at)
+    if isinstance(samples, Sample):
+        raise SelectionError("one sample", "give a list of samples")
     samples = list(samples)
     if prompt is None:  # samples of several modalities are refused where they are batched
         prompt = PROMPTS.get(samples[0].modality, PROMPTS["image"]) if samples else ""
@@ -113,9 +116,7 @@ class _Job:
             raise SelectionError("answers and max_new_tokens given", "give answers, or let the model generate them")
         if asked.words is not None and answers is None and max_new_tokens is None:
             raise SelectionError("words without answers", "give answers, or max_new_tokens to generate them")
-        for name, number in (("max_new_tokens", max_new_tokens), ("batch_size", batch_size)):
-            if number is not None and number < 1:
-                raise SelectionError(f"{name} is {number}", "give at least 1")
+        require_counts(max_new_tokens=max_new_tokens, batch_size=batch_size)
         self.vlm, self.samples, self.asked, self.batch_size, self.max_new_tokens = vlm, samples, asked, batch_size, max_new_tokens
         self.keys = wanted(vlm, asked.layers, asked.places)
         self.prompts = [prompt(sample) if callable(prompt) else prompt for sample in samples]
@@ -123,6 +124,7 @@ class _Job:
         self.answers = None if self.answers is None else list(self.answers)
         if self.answers is not None and len(self.answers) != len(samples):
             raise LengthError(samples=len(samples), answers=len(self.answers))
+        require_texts(vlm.processor, self.prompts, self.answers, [sample.id for sample in samples])  # before a long run, not in it
         self.generated: Counter[str] = Counter()  # words of the answers seen so far, for the message if those of interest are never there
 
     def provenance(self, prompt: str | Callable[[Sample], str], seed: int | None) -> dict[str, object]:

@@ -2,7 +2,8 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from numbers import Integral
+from typing import NamedTuple, SupportsIndex
 
 import torch
 from jaxtyping import Bool, Int
@@ -15,6 +16,7 @@ from xlvlms_tutorial.models.vlm import VLM
 from xlvlms_tutorial.states.reading import REDUCTIONS, Layers, Places, computed, read, reading, span_mask
 from xlvlms_tutorial.states.states import FORMATS, Key
 
+Positions = SupportsIndex | str | Sequence[SupportsIndex] | None  # whole numbers, of numpy too, or "all"
 SIDES = ("predicting", "token")  # of a word: the position before it, which predicts it, and that of its last piece
 ANSWER, PADDING = SPANS.index("answer"), SPANS.index("padding")
 
@@ -41,7 +43,7 @@ class Selection:
     at: str = "predicting"
 
     @staticmethod
-    def of(layers: Layers, places: Places, span: str | Sequence[str] | None, positions: int | str | Sequence[int] | None,
+    def of(layers: Layers, places: Places, span: str | Sequence[str] | None, positions: Positions,
            words: str | Sequence[str] | None, reduce: str | None, dtype: torch.dtype, at: str = "predicting") -> "Selection":  # fmt: skip
         """The selection in one form.
 
@@ -64,6 +66,10 @@ class Selection:
             why = " without words" if at in SIDES else ""
             raise SelectionError(f"at={at!r}{why}", f"allowed: {', '.join(map(repr, SIDES))}, with words")
         where = positions if isinstance(positions, str) else _tuple(positions)
+        if where is not None and not isinstance(where, str):
+            if not all(isinstance(number, Integral) for number in where):
+                raise SelectionError(f"positions {positions!r}", 'give whole numbers, or "all"')
+            where = tuple(map(int, where))  # those of numpy are no JSON
         layers = layers if isinstance(layers, str) else tuple(layers if isinstance(layers, Iterable) else [layers])
         reduce = None if words is not None else reduce
         found = Selection(layers, _tuple(places), _tuple(span), where, _tuple(words), reduce, dtype, at)
@@ -192,7 +198,7 @@ def _reduced(states: Tensor, rows: list[int], reduce: str | None) -> Tensor:
 
 def _generated(vlm: VLM, batch: Batch, max_new_tokens: int) -> tuple[list[list[int]], int]:
     """The ids of each greedy answer, without the end mark and what follows it; and how many tokens the longest has."""
-    ids = vlm.generate_ids(batch, max_new_tokens, num_beams=1)
+    ids = vlm.generate_ids(batch, max_new_tokens)
     ends = vlm.model.generation_config.eos_token_id
     ends = getattr(vlm.tokenizer, "eos_token_id", None) if ends is None else ends
     ends = torch.tensor(ends if isinstance(ends, list) else [] if ends is None else [ends], device=ids.device)
@@ -228,4 +234,4 @@ def _names(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[str]:
 def _tuple(values: object) -> tuple | None:
     if values is None:
         return None
-    return (values,) if isinstance(values, (str, int)) else tuple(values)
+    return (values,) if isinstance(values, (str, Integral)) else tuple(values)

@@ -1,0 +1,185 @@
+"""Prompts and what is shown with them, as a model's processor takes them; what it would not take, or take wrongly, is refused."""
+
+from collections.abc import Collection, Mapping, Sequence
+from numbers import Integral
+
+from torch import Tensor
+from transformers import BatchFeature
+
+from xlvlms_tutorial.data.samples import as_image, as_sound
+from xlvlms_tutorial.errors import ImageError, LoadError, PromptError, SelectionError, XlvlmsError
+from xlvlms_tutorial.models.failures import FAILURES, reason
+
+_MARKS = ("image_token", "video_token", "audio_token", "boi_token")  # what processors call the text by which they find a picture's place
+
+
+def marks(processor: object) -> tuple[str, ...]:
+    """The texts by which a processor finds the places of pictures, videos and sounds in a prompt."""
+    return tuple(dict.fromkeys(str(mark) for name in _MARKS if (mark := getattr(processor, name, None)) is not None))
+
+
+def _taken(processor: object) -> set[str]:
+    """The marks, and what a tokenizer has in their place once they are found: in a text, each is taken for a picture."""
+    tokenizer = getattr(processor, "tokenizer", None)
+    ids = [token for name in _MARKS if (token := getattr(processor, f"{name}_id", None)) is not None]
+    own = [getattr(tokenizer, name, None) for name in _MARKS] + (tokenizer.convert_ids_to_tokens(ids) if tokenizer is not None else [])
+    return {*marks(processor), *(str(mark) for mark in own if mark)}
+
+
+def counted(
+    texts: Sequence[str] | object, answers: Sequence[str] | object | None = None, least: int = 1, **shown: Sequence[object] | object | None
+) -> dict[str, Sequence[object]]:
+    """What is shown, by its kind, if there is one of it for each text, and there are at ``least`` so many texts.
+
+    Raises
+    ------
+    PromptError
+        If one of the lists is none, or they are not equally many.
+    """
+    lists = {"text": texts, "answer": answers, **shown}
+    for name, many in lists.items():
+        if many is not None and (isinstance(many, (str, bytes)) or not hasattr(many, "__len__")):
+            raise PromptError(f"{type(many).__name__} as {name}", "give a list, with one for each sample")
+    shown = {name: many for name, many in shown.items() if many is not None}
+    if {len(many) for many in (*shown.values(), answers) if many is not None} - {len(texts)} or len(texts) < least:
+        told = ", ".join(f"{len(many)} {name}s" for name, many in shown.items()) or "no pictures"
+        raise PromptError(f"{len(texts)} texts, {len(() if answers is None else answers)} answers, {told}")
+    return shown
+
+
+def require_counts(**numbers: int | None) -> None:
+    """Refuse numbers, by their names, that are no whole numbers from 1 on.
+
+    Raises
+    ------
+    SelectionError
+        If there is one.
+    """
+    for name, number in numbers.items():
+        if number is not None and not (isinstance(number, Integral) and number >= 1):
+            raise SelectionError(f"{name} is {number}", "give at least 1")
+
+
+def media_of(images: Sequence[object] | None, videos: Sequence[object] | None, audio: Sequence[object] | None) -> dict[str, list]:
+    """What is shown, in the form and by the names in which processors take it.
+
+    Raises
+    ------
+    ImageError, PromptError
+        If a picture or a sound is none.
+    """
+    given = {"images": [[as_image(picture)] for picture in images]} if images is not None else {}
+    given |= {"videos": list(videos)} if videos is not None else {}
+    return given | ({"audio": [as_sound(wave) for wave in audio]} if audio is not None else {})
+
+
+def require_texts(
+    processor: object, texts: Sequence[object], answers: Sequence[object] | None = None, names: Sequence[object] | None = None
+) -> None:
+    """Refuse texts and answers of which no prompt can be made; ``names`` says what errors call the samples.
+
+    Raises
+    ------
+    PromptError
+        If one is no text, a text is empty, or one holds a mark by which the processor finds a picture.
+    """
+    # without a chat template it is the text that says where the picture goes, except where the processor (of BLIP-2) puts it first
+    taken = sorted(_taken(processor))
+    own = getattr(processor, "chat_template", None) is None and not hasattr(processor, "num_query_tokens")
+    for row, text in enumerate(texts):
+        answer = None if answers is None else answers[row]
+        if not isinstance(text, str) or not text.strip():
+            raise PromptError(text)
+        if not isinstance(answer, str | None):
+            raise PromptError(answer)
+        for part in (text, answer or ""):
+            if found := [mark for mark in taken if mark in part and not (own and part is text)]:
+                advice = f"{found[0]!r} marks the place of a picture, video or sound for this model: write it in another way"
+                raise PromptError(_named(part, names, row), advice)
+
+
+def chat_of(processor: object, model: str, parts: Sequence[Mapping[str, str]]) -> str:
+    """The chat-formatted prompt of a user who says these parts, up to where the answer begins.
+
+    Raises
+    ------
+    LoadError
+        If the chat template is no template, or fails.
+    """
+    try:
+        return processor.apply_chat_template([{"role": "user", "content": list(parts)}], add_generation_prompt=True)
+    except Exception as cause:  # a template is a program of its own, and raises whatever it leads to
+        raise LoadError(f"the chat template of {model!r} fails ({reason(cause)})", "correct it and load again") from cause
+
+
+def inputs_of(processor: object, prompts: Sequence[str], given: Mapping[str, Sequence[object]], names: Sequence[object]) -> BatchFeature:
+    """Model inputs for prompts and what is ``given`` with them, padded; ``names`` says what errors call the samples.
+
+    Raises
+    ------
+    ImageError, PromptError
+        If the processor takes one of the pictures, or of the prompts, not.
+    """
+    options = {"return_tensors": "pt", "padding": True}
+    start = getattr(processor.tokenizer, "bos_token", None)
+    if start and all(prompt.startswith(start) for prompt in prompts):
+        options["add_special_tokens"] = False  # transformers' own apply_chat_template: the tokenizer would add a second one
+    try:
+        return processor(text=list(prompts), **given, **options)
+    except XlvlmsError:
+        raise
+    except (OSError, LookupError, *FAILURES) as cause:
+        raise _unfit(processor, prompts, given, names, options, cause) from cause
+
+
+def _unfit(processor: object, prompts: Sequence[str], given: Mapping[str, Sequence[object]], names: Sequence[object],
+           options: Mapping[str, object], cause: Exception) -> XlvlmsError:  # fmt: skip
+    """What a processor does not take, by trying each sample alone, in this package's words."""
+    row = 0
+    for row, prompt in enumerate(prompts):
+        try:
+            processor(text=[prompt], **{name: [values[row]] for name, values in given.items()}, **options)
+        except (OSError, LookupError, *FAILURES) as alone:
+            cause = alone
+            break
+    if given and marks(processor) and not any(mark in prompts[row] for mark in marks(processor)):
+        return _placeless(processor, _named(prompts[row], names, row))
+    if "images" in given:
+        width, height = given["images"][row][0].size
+        problem = f"of {width} x {height} pixels is not taken by the model's processor ({reason(cause)})"
+        return ImageError(f"the picture of sample {names[row]!r}", problem, "crop or resize it, or leave the sample out")
+    return PromptError(f"{_named(prompts[row], names, row)}: {reason(cause)}", "change what the sample shows or says, or leave it out")
+
+
+def require_places(processor: object, ids: Tensor, placeholders: Collection[int], texts: Sequence[str], names: Sequence[object]) -> None:
+    """Refuse rows without one of the ids that stand for what is shown: the model would answer without having seen it.
+
+    Raises
+    ------
+    PromptError
+        If there is one, with what is missing.
+    """
+    for token in placeholders:
+        there = (ids == token).any(dim=1).tolist()
+        if not all(there):
+            row = there.index(False)
+            raise _placeless(processor, _named(texts[row], names, row))
+
+
+def _placeless(processor: object, prompt: str) -> PromptError:
+    advice = "save one beside the processor (or set vlm.processor.chat_template)"
+    if getattr(processor, "chat_template", None) is None:
+        own = " or ".join(map(repr, marks(processor)))
+        return PromptError(prompt, f"there is no chat template to say where the picture goes: {advice}, or write {own} there")
+    return PromptError(prompt, f"the chat template has no place for what is shown: {advice} that has")
+
+
+def _named(text: str, names: Sequence[object] | None, row: int) -> str:
+    return text if names is None else f"{text} (sample {names[row]!r})"
+
+
+def text_options(processor: object) -> frozenset[str]:
+    """The names of what a processor takes beside a text."""
+    kwargs = getattr(processor, "valid_processor_kwargs", None)
+    text = getattr(kwargs, "__annotations__", {}).get("text_kwargs")
+    return frozenset(getattr(text, "__annotations__", {}))
