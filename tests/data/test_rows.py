@@ -21,7 +21,9 @@ def asked(sample, n):
 
 
 @pytest.mark.parametrize("file", ["file", "file_name", "File Name", "image", "Image", "filename", "image_path"])
-@pytest.mark.parametrize("caption", ["caption", "Caption", "captions", "text", "TEXT", " caption_1", "Caption 2", "caption3"])
+@pytest.mark.parametrize(
+    "caption", ["caption", "Caption", "captions", "text", "TEXT", " caption_1", "Caption 2", "caption3", "description", "sentence"]
+)
 def test_columns_of_pictures_and_captions_have_many_names(tmp_path, file, caption):
     sample = only(write(pictures(tmp_path, "a.png"), "metadata.csv", f"{file},{caption},Weather\na.png,A dog on grass.,rain\n"))
     assert sample.captions == ("A dog on grass.",) and sample.truth["Weather"] == "rain"

@@ -95,22 +95,25 @@ def _gathered(folder: Path) -> Gathered:
     """What a folder says, read once as long as nothing in it changes: COCO's files take minutes, and a chapter asks for several splits."""
     listed = listing(folder)
     files = [f"{place}{name}" for place, names in listed for name in names if name.lower().endswith(DATA)]
-    stamps = ((file, (folder / file).stat()) for file in files if (folder / file).is_file())
-    return _read(folder, listed, tuple((file, at.st_mtime_ns, at.st_size) for file, at in stamps))
+    stamps = ((file, (folder / file).is_file()) for file in files if not (folder / file).is_dir())
+    stamps = ((file, os.stat(folder / file, follow_symlinks=there), there) for file, there in stamps)
+    return _read(folder, listed, tuple((file, at.st_mtime_ns, at.st_size, there) for file, at, there in stamps))
 
 
 @lru_cache(maxsize=1)
-def _read(folder: Path, listed: tuple, files: tuple[tuple[str, int, int], ...]) -> Gathered:
+def _read(folder: Path, listed: tuple, files: tuple[tuple[str, int, int, bool], ...]) -> Gathered:
     found, later, root = Gathered(Tree(folder, listed)), [], folder.resolve()
     private = [f"{place}{name}" for place, names in listed for name in names if hidden(name)]
     found.parts = [
         Part(file, str(folder / file), reason="hidden: systems and editors make it for themselves", quiet=True) for file in private
     ]
-    for file in sorted({file for file, *_ in files} - set(private)):
+    for file, *_, there in sorted(one for one in files if one[0] not in set(private)):
         stem = file.rpartition("/")[2].rpartition(".")[0]
         part = Part(file, str(folder / file), folder_split(file) or named_split(stem))
         found.parts.append(part)
         with _stray(part):
+            if not there:
+                raise Stray(f"{part} is no file, or a link to none", "leave files only")
             linked = not (folder / file).resolve().is_relative_to(root)
             later += [(order, len(later), part, add) for order, add in read(found, part, linked)]
     for *_, part, add in sorted(later, key=lambda step: step[:2]):

@@ -201,6 +201,8 @@ class Gathered:
 
     def finish(self) -> None:
         """Settle what only all files together say: splits by pictures' folders, ids that are taken twice, pictures that are missing."""
+        for kept in (self.seen, self.kept, *(part.boxes for part in self.parts)):
+            kept.clear()  # of no use after reading, and large
         absent = [part for part in self.parts if part.pictures and not any(p.there for p in part.pictures.values())]
         for part in absent:
             part.reason = str(missing(self.tree, list(part.pictures.values())))

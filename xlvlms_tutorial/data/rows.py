@@ -44,7 +44,7 @@ def roles_of(row: dict) -> dict[str, object]:
     columns = {name: _column(name) for name in row if isinstance(name, str)}
     first = lambda *wanted: next((name for want in wanted for name, said in columns.items() if said == want), None)
     found = {"file": first(*_FILE_COLUMNS), "question": first("question"), "split": first("split")}
-    captions = [name for name, said in columns.items() if re.fullmatch(r"captions?(_?\d+)?|text", said)]
+    captions = [name for name, said in columns.items() if re.fullmatch(r"(caption|text|description|sentence)s?(_?\d+)?", said)]
     text = first("text")
     asking = text and (first("question_id") or first(*_ANSWERS) and str(row[text]).strip().endswith("?"))
     if asking and not found["question"]:  # POPE's text and label
