@@ -152,6 +152,19 @@ def test_a_picture_that_is_missing_is_not_that_of_another_split(tmp_path):
         assert split_up(tmp_path, lambda sample: sample.captions) == {"validation": [("A blue cat.",)]}
 
 
+@pytest.mark.parametrize("names", [("train/1.png", "val/1.png"), ("train/a.png", "val/b.png")])
+@pytest.mark.parametrize("keys", [(1, 1), (1, 2)])
+@pytest.mark.parametrize("other", [RED, BLUE])
+def test_copies_of_a_picture_in_two_splits_are_told(tmp_path, names, keys, other, recwarn):
+    for name, key, colour in zip(names, keys, (RED, other), strict=True):
+        write(picture(tmp_path, name, colour), f"{name.split('/')[0]}/c.json", captions(name.split("/")[1], "A dog.", key=key))
+    alike = other == RED and (keys[0] == keys[1] or names[0][-5:] == names[1][-5:])
+    assert all(map(len, split_up(tmp_path).values())) and len(split_up(tmp_path)) == 2
+    told = f"1 pictures are in two splits as copies, the first as {' and '.join(names)}. Next: leave one copy"
+    assert any(told in str(warned.message) for warned in recwarn) == alike
+    assert folder.folder_report(tmp_path)["left alone"].iloc[-1].startswith("1 in two splits") == alike
+
+
 def test_karpathys_files_of_several_sets_go_together(tmp_path):
     for shade, (name, key) in enumerate({"coco": "cocoid", "flickr8k": "imgid", "flickr30k": "imgid"}.items()):
         picture(tmp_path, f"{name}/{name}_0.jpg", (80 * shade, 0, 0))

@@ -53,6 +53,9 @@ def folder_samples(folder: str | Path, n: int, split: str = "test", seed: int = 
     if alone := [f"{part.file} ({part.why})" for part in found.parts if part.reason and not part.quiet] + _unsplit(found):
         told = "; ".join(alone[:3]) + ("; ..." if len(alone) > 3 else "")
         warnings.warn(f"{folder}: left alone: {told}. Next: xlvlms data {folder} shows what was taken and what was not", stacklevel=3)
+    if found.shared:
+        told = f"{len(found.shared)} pictures are in two splits as copies, the first as {' and '.join(found.shared[0])}"
+        warnings.warn(f"{folder}: {told}. Next: leave one copy of each, so that none leaks into another split", stacklevel=3)
     if not records:
         raise SelectionError(f"{folder}: no split {split!r}", f"there are: {', '.join(splits) or 'no annotated pictures'}")
     if absent := [p for p in records if not p.there]:
@@ -87,7 +90,9 @@ def folder_report(folder: str | Path) -> pd.DataFrame:
     splits = {name: sum(p.split == name for p in found.pictures) for name in (*_SEEDS, None)}
     told = ", ".join(f"{name or 'without a split'}: {number}" for name, number in splits.items() if number)
     silent = len(found.tree.pictures - {p.source for p in found.pictures})
-    rows.append(("pictures", "", "", told, f"{silent} of which no file says anything" if silent else ""))
+    left = [f"{silent} of which no file says anything"] if silent else []
+    left += [f"{len(found.shared)} in two splits as copies: {' and '.join(found.shared[0])}"] if found.shared else []
+    rows.append(("pictures", "", "", told, "; ".join(left)))
     return pd.DataFrame(rows, columns=["file", "form", "split", "taken", "left alone"])
 
 

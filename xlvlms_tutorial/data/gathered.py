@@ -61,6 +61,7 @@ class Gathered:
         self.copies: dict[tuple, str] = {}
         self.seen: set[tuple] = set()
         self.kept: Counter = Counter()
+        self.shared: list[tuple[str, str]] = []
         self.answers: dict[tuple, dict[str, tuple[Part, str]]] = defaultdict(dict)
 
     def listed(self, part: Part, key: str, name: str, told: str | None = None) -> Picture:
@@ -215,9 +216,26 @@ class Gathered:
         if told or len({*own.values()} - {None}) > 1:  # pictures that are all in one folder of a name are not divided by it
             for picture in self.pictures:
                 picture.split = picture.split or own.get(id(picture))
+        self.shared = self._shared()
         often = Counter(picture.id for picture in self.pictures)
         for picture in self.pictures:
             picture.id = picture.source if often[picture.id] > 1 else picture.id
+
+    def _shared(self) -> list[tuple[str, str]]:
+        """Pictures of two splits under one id or name that hold the same; files of other sizes need no reading."""
+        alike, pairs = defaultdict(list), {}
+        for picture in self.pictures:
+            if picture.split and picture.there:
+                for mark in (("id", picture.id), ("name", posixpath.basename(picture.source))):
+                    alike[mark].append(picture)
+        for one in (listed for listed in alike.values() if len({p.split for p in listed}) > 1):
+            sizes = Counter(map(self.tree.size, (p.source for p in one)))
+            first: dict[object, Picture] = {}
+            for picture in (p for p in one if sizes[self.tree.size(p.source)] > 1):
+                other = first.setdefault(self.tree.content(picture.source), picture)
+                if other.split != picture.split:
+                    pairs[other.source, picture.source] = None
+        return list(pairs)
 
 
 def missing(tree: Tree, pictures: Iterable[Picture]) -> AnnotationError:

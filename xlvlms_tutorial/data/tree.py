@@ -108,6 +108,10 @@ class Tree:
         """Whether two pictures are one, byte by byte."""
         return self.content(one) == self.content(other)
 
+    def size(self, path: str) -> int:
+        """The size of a file in bytes."""
+        return os.stat(self.folder / path).st_size
+
     def content(self, path: str) -> object:
         """What two files have in common if they hold the same: their digest, made once; of a file that cannot be read, its path."""
         if path not in self.contents:
