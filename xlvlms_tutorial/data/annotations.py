@@ -79,8 +79,8 @@ def question_type(text: str, answer: str = "") -> str:
 def answer_text(answer: object) -> str | None:
     """An answer as text: a number as digits; of several (plain, or records with "answer") the most frequent; None where there is none."""
     if isinstance(answer, list):
-        told = (answer_text(one.get("answer") if isinstance(one, dict) else one) for one in answer if not isinstance(one, list))
-        return next((text for text, _ in Counter(filter(None, told)).most_common(1)), None)
+        texts = (answer_text(one.get("answer") if isinstance(one, dict) else one) for one in answer if not isinstance(one, list))
+        return next((text for text, _ in Counter(filter(None, texts)).most_common(1)), None)
     if isinstance(answer, float) and isfinite(answer):  # as tables write whole numbers where some are missing
         return str(int(answer) if answer.is_integer() else answer)
     if isinstance(answer, int) and not isinstance(answer, bool):
