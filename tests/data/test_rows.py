@@ -1,6 +1,7 @@
 """Rows of pictures: csv, metadata.jsonl, POPE's lines and VizWiz's list."""
 
 import json
+import math
 import os
 
 import pytest
@@ -33,10 +34,17 @@ def test_columns_of_pictures_and_captions_have_many_names(tmp_path, file, captio
 @pytest.mark.parametrize("said", ["A dog.", ["A dog.", "It sleeps."], []])
 @pytest.mark.parametrize("name", ["metadata.jsonl", "metadata.json"])
 def test_json_lines_are_rows(tmp_path, said, name):
-    row = {"file_name": "a.png", "text" if isinstance(said, str) else "captions": said, "weight": 3, "tags": ["x"], "note": None}
+    row = {
+        "file_name": "a.png",
+        "text" if isinstance(said, str) else "captions": said,
+        "weight": 3,
+        "tags": ["x"],
+        "note": None,
+        "size": math.nan,
+    }
     sample = only(write(pictures(tmp_path, "a.png"), name, json.dumps(row) + "\n\n" + json.dumps({"file_name": "a.png", "caption": "B."})))
     assert sample.captions == (*([said] if isinstance(said, str) else said), "B.")
-    assert sample.truth["weight"] == 3 and "tags" not in sample.truth
+    assert sample.truth["weight"] == 3 and "tags" not in sample.truth and sample.truth["size"] is None
 
 
 POPE = [{"question_id": k, "image": "COCO_val2014_1.png", "text": f"Is there a {noun} in the image?", "label": label}
@@ -128,6 +136,7 @@ def test_a_link_to_a_table_is_read(tmp_path):
         ('{"file_name": "a.png", "text": "x", "split": ["train"]}', r"'split' is \['train'\]"),
         ('{"file_name": "a.png", "question": ["x"], "answer": "y"}', r"'question' of 'row of a.png' is \['x'\]"),
         ('{"file_name": "a.png", "question": "x?", "answer": {"a": 1}}', "'answer' of 'row of a.png' is {'a': 1}; give a text"),
+        ('{"file_name": "a.png", "mood": "\\ud800"}', "'mood' of 'row of a.png' is"),
         ('{"file_name": "a.png", "text": "x"}\n[1]', "a row has no 'file'"),
         ("file,caption\n" + "z" * 300 + ".png,x\n", "the picture zz.* is missing"),
     ],

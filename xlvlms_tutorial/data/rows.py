@@ -102,7 +102,8 @@ def _row(gathered: Gathered, part: Part, row: object) -> tuple:
         stratum = next((said for said in (*strata, *named) if said in STRATA), None) if kind == "presence" else None
         left |= {"question_id"} | ({"category", "stratum"} if stratum else set())
         question = Question(kind, text, answer, next(iter(objects_in(text, tuple(gathered.names))), ""), stratum)
-    facts = {key: _fact(value) for key, value in row.items() if key not in left and not isinstance(value, (list, dict))}
+    cells = {key: value for key, value in row.items() if key not in left and not isinstance(value, (list, dict))}
+    facts = {key: _fact(checked(part, where, key, value, str, True) if isinstance(value, str) else value) for key, value in cells.items()}
     return name, split_of(part, row.get(roles["split"])), captions, question, facts
 
 
@@ -113,5 +114,7 @@ def _captions(part: Part, where: str, column: str, value: object) -> list[str]:
 
 
 def _fact(value: object) -> object:
-    """A cell as a fact: a whole number where it reads so, None where it is empty."""
-    return (int(value) if re.fullmatch(r"-?\d{1,18}", value) else value or None) if isinstance(value, str) else value
+    """A cell as a fact: a whole number where it reads so, None where it is empty or not a number."""
+    if isinstance(value, str):
+        return int(value) if re.fullmatch(r"-?\d{1,18}", value) else value or None
+    return value if value == value else None
