@@ -23,9 +23,9 @@ def write(folder, name, content):
     return folder
 
 
-def captions(name, *told, key=1):
+def captions(name, *texts, key=1):
     """COCO's captions of one picture."""
-    return {"images": [{"id": key, "file_name": name}], "annotations": [{"image_id": key, "caption": text} for text in told]}
+    return {"images": [{"id": key, "file_name": name}], "annotations": [{"image_id": key, "caption": text} for text in texts]}
 
 
 def boxes(name, *boxes, kinds=("dog",), key=1):
@@ -39,5 +39,5 @@ def question(number, image, text="What color is the bus?", **more):
     return {"questions": [{"question_id": number, "image_id": image, "question": text} | more]}
 
 
-def answer(number, told, **more):
-    return {"annotations": [{"question_id": number, "multiple_choice_answer": told} | more]}
+def answer(number, text, **more):
+    return {"annotations": [{"question_id": number, "multiple_choice_answer": text} | more]}

@@ -224,7 +224,7 @@ def data(folder: Annotated[str, typer.Argument(help="A folder with pictures and 
     from xlvlms_tutorial.data.folder import folder_report
 
     report = folder_report(folder)
-    _print_table(folder, report.columns, report.itertuples(index=False))
+    _print_table("What the files give", report.columns, report.itertuples(index=False))
 
 
 def main() -> None:

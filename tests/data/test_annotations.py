@@ -149,6 +149,25 @@ def test_of_many_kinds_the_likely_absent_ones_are_the_first_of_the_most_frequent
     assert asked and {int(q.target.split()[1]) for q in asked} <= {*range(2 * annotations.NEAREST)}
 
 
+def test_a_picture_of_very_many_kinds_costs_no_pair_of_them():
+    """30,000 kinds are 900,000,000 pairs."""
+    names = tuple(f"kind {k}" for k in range(30_000))
+    record = Record("a", PICTURE, boxes=[(name, 0, 0, 1, 1) for name in names[1:]], width=100)
+    (sample,) = samples_of([record], [record], names)
+    assert {q.target for q in sample.questions if q.answer == "no"} <= {"kind 0"} and sample.truth["subject"] in names
+
+
+def test_company_is_counted_by_pictures_and_kinds():
+    """Against the count in a loop: in how many pictures a kind is beside each of those that are here."""
+    rng, names = np.random.default_rng(0), tuple("abcdefgh")
+    pictures = [sorted(rng.choice(list(names), rng.integers(0, 6), replace=False)) for _ in range(40)]
+    place = {name: k for k, name in enumerate(names)}
+    shown = annotations._table(pictures, place)
+    for here in pictures:
+        told = (annotations._table([here], place) @ shown.T @ shown).toarray()[0]
+        assert all(told[place[o]] == sum(o in p and n in p for p in pictures for n in here) for o in names if o not in here)
+
+
 def test_ids_that_cannot_be_written_have_questions_too():
     record = Record("\ud800", PICTURE, boxes=[BUS])
     assert samples_of([record], [record])[0].questions

@@ -11,13 +11,13 @@ ONE = captions("a.png", "A dog.")
 
 
 def box(*values, **more):
-    told = boxes("a.png", (1, 0, *values))
-    told["annotations"][0] |= more
-    return told
+    content = boxes("a.png", (1, 0, *values))
+    content["annotations"][0] |= more
+    return content
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "expected"),
     [
         (box(10**400, 0, 9, 9), r"'bbox' \[1000.*0, 0, 9, 9\] of an annotation"), (box(0, 0, float("nan"), 9), r"'bbox' \[0, 0, nan, 9\]"),
         (box(0, 0, float("inf"), 9), "'bbox'"), (box(0, 0, -9, 9), r"'bbox' \[0, 0, -9, 9\]"), (box(0, 0, True, 9), "'bbox'"),
@@ -41,28 +41,30 @@ def box(*values, **more):
         ([{"id": 1, "regions": []}, {"id": 2, "regions": 5}], "'regions' of"),
     ],
 )  # fmt: skip
-def test_wrong_values_are_refused_although_the_folder_has_good_ones(tmp_path, content, told):
+def test_wrong_values_are_refused_although_the_folder_has_good_ones(tmp_path, content, expected):
     write(pictures(tmp_path, "a.png"), "captions.json", ONE)
     write(write(tmp_path, "questions.json", question(1, 1)), "answers.json", answer(1, "red"))
     name = "questions.json" if "questions" in content else "answers.json" if list(content) == ["annotations"] else "wrong.json"
     write(tmp_path, name, content)
-    if told == "of no form":
+    if expected == "of no form":
         with pytest.warns(UserWarning, match="wrong.json .is of no form that is known"):
             assert load_samples(tmp_path)
         return
-    with pytest.raises(AnnotationError, match=rf"{name}: .*{told}"):
+    with pytest.raises(AnnotationError, match=rf"{name}: .*{expected}"):
         load_samples(tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("told", "text"),
+    ("entry", "text"),
     [({"multiple_choice_answer": 2}, "2"), ({"multiple_choice_answer": 2.0}, "2"), ({"multiple_choice_answer": 2.5}, "2.5"),
      ({"answers": [{"answer": a, "answer_id": k} for k, a in enumerate(["a"] * 4 + ["b"] * 6)]}, "b"), ({"answers": ["a", 2, 2]}, "2"),
      ({"answers": [{"answer": "", "raw_answer": "x"}, {"answer": "b"}]}, "b"), ({"multiple_choice_answer": "", "answers": ["c"]}, "c")],
 )  # fmt: skip
-def test_answers_are_texts_numbers_or_the_most_frequent_of_several(tmp_path, told, text):
+def test_answers_are_texts_numbers_or_the_most_frequent_of_several(tmp_path, entry, text):
     write(
-        write(pictures(tmp_path, "1.png"), "q.json", question(0, 1)), "a.json", {"annotations": [{"question_id": 0, "image_id": 1} | told]}
+        write(pictures(tmp_path, "1.png"), "q.json", question(0, 1)),
+        "a.json",
+        {"annotations": [{"question_id": 0, "image_id": 1} | entry]},
     )
     assert load_samples(tmp_path)[0].questions[0].answer == text
 
@@ -86,8 +88,8 @@ def test_ids_that_no_file_can_be_named_by_are_missing_pictures(tmp_path, key):
 
 
 def test_a_width_that_is_none_counts_as_not_told(tmp_path):
-    told = boxes("a.png", (1, 0, 0, 0, 20, 20), (2, 1, 30, 0, 9, 9), kinds=("dog", "cup"))
+    content = boxes("a.png", (1, 0, 0, 0, 20, 20), (2, 1, 30, 0, 9, 9), kinds=("dog", "cup"))
     for width in (10**400, -1, "x", float("nan"), [], True):
-        told["images"][0]["width"] = width
-        (sample,) = load_samples(write(pictures(tmp_path, "a.png"), "c.json", told))
+        content["images"][0]["width"] = width
+        (sample,) = load_samples(write(pictures(tmp_path, "a.png"), "c.json", content))
         assert [q.answer for q in sample.questions if q.type == "side"] == ["right"]

@@ -223,6 +223,9 @@ def test_writing_refuses_folders_in_use_and_other_media(tmp_path):
         write_coco(load_samples("sounds", 1), tmp_path / "s")
     with pytest.raises(SelectionError, match="give one sample or more"):
         write_coco([], tmp_path / "s")
+    for name in ("q" * 300, "q\0", "q" * 5000):
+        with pytest.raises(OutputError, match="cannot be written"):
+            write_coco(scenes, tmp_path / name)
 
 
 @pytest.mark.parametrize("name", ["../a.png", "/etc/hostname", "images/../../a.png", "..\\a.png", "C:\\a.png"])
@@ -337,6 +340,13 @@ def test_what_systems_and_editors_leave_is_no_data(tmp_path, name, recwarn):
     assert load_samples(tmp_path, 9, "val") == before and not recwarn.list
     left = folder_report(tmp_path).set_index("file")["left alone"]
     assert left[name if name in left else name.split("/")[0]].startswith("hidden")
+
+
+def test_a_link_to_nothing_and_what_is_no_file_are_left_alone(tmp_path):
+    os.symlink(tmp_path / "gone", coco(tmp_path) / "link.json")
+    os.mkfifo(tmp_path / "pipe.csv")  # to read it would wait for ever
+    with pytest.warns(UserWarning, match=r"left alone: link.json \(is no file.*pipe.csv \(is no file"):
+        load_samples(tmp_path, 9, "val")
 
 
 def test_json_may_begin_with_a_mark_as_csv_may(tmp_path):

@@ -1,6 +1,7 @@
 """Rows of pictures: csv, metadata.jsonl, POPE's lines and VizWiz's list."""
 
 import json
+import math
 import os
 
 import pytest
@@ -16,12 +17,14 @@ def only(folder, split="test"):
     return sample
 
 
-def asked(sample, n):
+def questions_of(sample, n):
     return [(q.type, q.text, q.answer, q.target, q.stratum) for q in sample.questions[:n]]
 
 
 @pytest.mark.parametrize("file", ["file", "file_name", "File Name", "image", "Image", "filename", "image_path"])
-@pytest.mark.parametrize("caption", ["caption", "Caption", "captions", "text", "TEXT", " caption_1", "Caption 2", "caption3"])
+@pytest.mark.parametrize(
+    "caption", ["caption", "Caption", "captions", "text", "TEXT", " caption_1", "Caption 2", "caption3", "description", "sentence"]
+)
 def test_columns_of_pictures_and_captions_have_many_names(tmp_path, file, caption):
     sample = only(write(pictures(tmp_path, "a.png"), "metadata.csv", f"{file},{caption},Weather\na.png,A dog on grass.,rain\n"))
     assert sample.captions == ("A dog on grass.",) and sample.truth["Weather"] == "rain"
@@ -31,10 +34,17 @@ def test_columns_of_pictures_and_captions_have_many_names(tmp_path, file, captio
 @pytest.mark.parametrize("said", ["A dog.", ["A dog.", "It sleeps."], []])
 @pytest.mark.parametrize("name", ["metadata.jsonl", "metadata.json"])
 def test_json_lines_are_rows(tmp_path, said, name):
-    row = {"file_name": "a.png", "text" if isinstance(said, str) else "captions": said, "weight": 3, "tags": ["x"], "note": None}
+    row = {
+        "file_name": "a.png",
+        "text" if isinstance(said, str) else "captions": said,
+        "weight": 3,
+        "tags": ["x"],
+        "note": None,
+        "size": math.nan,
+    }
     sample = only(write(pictures(tmp_path, "a.png"), name, json.dumps(row) + "\n\n" + json.dumps({"file_name": "a.png", "caption": "B."})))
     assert sample.captions == (*([said] if isinstance(said, str) else said), "B.")
-    assert sample.truth["weight"] == 3 and "tags" not in sample.truth
+    assert sample.truth["weight"] == 3 and "tags" not in sample.truth and sample.truth["size"] is None
 
 
 POPE = [{"question_id": k, "image": "COCO_val2014_1.png", "text": f"Is there a {noun} in the image?", "label": label}
@@ -49,8 +59,8 @@ def test_popes_own_files_are_read(tmp_path, n, stratum, beside):
     if beside:
         write(tmp_path, "captions.json", captions("COCO_val2014_1.png", "A dog."))
     write(tmp_path, f"coco_pope_{stratum}.json", "\n".join(map(json.dumps, POPE[:n])) + "\n")
-    told = [("presence", row["text"], row["label"], noun, stratum) for row, noun in zip(POPE, ("dog", "hot dog"), strict=True)]
-    assert asked(only(tmp_path), n) == told[:n]
+    expected = [("presence", row["text"], row["label"], noun, stratum) for row, noun in zip(POPE, ("dog", "hot dog"), strict=True)]
+    assert questions_of(only(tmp_path), n) == expected[:n]
 
 
 def test_popes_three_files_go_together(tmp_path):
@@ -65,7 +75,7 @@ def test_vizwiz_has_ten_answers_of_which_the_most_frequent_counts(tmp_path, answ
     row = {"image": "1.png", "question": "What is this?", "answers": [{"answer": a, "answer_confidence": "yes"} for a in answers],
            "answer_type": "other", "answerable": 1}  # fmt: skip
     sample = only(write(pictures(tmp_path, "val/1.png"), "annotations/val.json", [row]), "val")
-    assert asked(sample, 1) == [("other", "What is this?", "soup", "", None)]
+    assert questions_of(sample, 1) == [("other", "What is this?", "soup", "", None)]
     assert (sample.truth["answer_type"], sample.truth["answerable"]) == ("other", 1)
 
 
@@ -97,13 +107,13 @@ def test_a_link_to_another_file_does_not_show_its_first_line(tmp_path):
     (tmp_path / "data").mkdir()
     (tmp_path / "secret").write_text("xyzzy:x:0:0,key\n")
     os.symlink(tmp_path / "secret", tmp_path / "data" / "t.csv")
-    with pytest.raises(AnnotationError, match="t.csv: no column file or image; columns of a link are not shown") as caught:
+    with pytest.raises(AnnotationError, match="t.csv: no column file or image; columns of a link are not shown") as raised:
         load_samples(tmp_path / "data")
-    assert "xyzzy" not in str(caught.value)
+    assert "xyzzy" not in str(raised.value)
     os.symlink(tmp_path / "data", tmp_path / "data" / "more")  # a link to a folder, here one that holds itself
-    with pytest.raises(AnnotationError) as caught:
+    with pytest.raises(AnnotationError) as raised:
         load_samples(tmp_path / "data")
-    assert "xyzzy" not in str(caught.value)
+    assert "xyzzy" not in str(raised.value)
 
 
 def test_a_link_to_a_table_is_read(tmp_path):
@@ -113,7 +123,7 @@ def test_a_link_to_a_table_is_read(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "expected"),
     [
         ("file,caption,caption\na.png,x,y\n", "two columns have one name"),
         ("file,question,answer\na.png,,yes\n", "'question' of .* is ''"),
@@ -126,10 +136,11 @@ def test_a_link_to_a_table_is_read(tmp_path):
         ('{"file_name": "a.png", "text": "x", "split": ["train"]}', r"'split' is \['train'\]"),
         ('{"file_name": "a.png", "question": ["x"], "answer": "y"}', r"'question' of 'row of a.png' is \['x'\]"),
         ('{"file_name": "a.png", "question": "x?", "answer": {"a": 1}}', "'answer' of 'row of a.png' is {'a': 1}; give a text"),
+        ('{"file_name": "a.png", "mood": "\\ud800"}', "'mood' of 'row of a.png' is"),
         ('{"file_name": "a.png", "text": "x"}\n[1]', "a row has no 'file'"),
         ("file,caption\n" + "z" * 300 + ".png,x\n", "the picture zz.* is missing"),
     ],
 )  # fmt: skip
-def test_wrong_rows_are_told_with_file_and_column(tmp_path, content, told):
-    with pytest.raises(AnnotationError, match=told):
+def test_wrong_rows_are_told_with_file_and_column(tmp_path, content, expected):
+    with pytest.raises(AnnotationError, match=expected):
         load_samples(write(pictures(tmp_path, "a.png"), "t.csv" if content.startswith("file") else "t.jsonl", content))

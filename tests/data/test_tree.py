@@ -21,8 +21,8 @@ def test_names_of_splits_are_whole_words(split, names):
 
 
 def test_the_nearest_folder_that_names_a_split_tells_it():
-    told = {"a.json": None, "train/a.json": "train", "train/val/a.json": "validation", "train/images/a.png": "train", "test.png": None}
-    assert {file: folder_split(file) for file in told} == told
+    expected = {"a.json": None, "train/a.json": "train", "train/val/a.json": "validation", "train/images/a.png": "train", "test.png": None}
+    assert {file: folder_split(file) for file in expected} == expected
 
 
 def tree(folder):
@@ -32,15 +32,15 @@ def tree(folder):
 def test_a_picture_is_the_one_beside_the_file_else_of_the_split_else_of_the_folder(tmp_path):
     for shade, name in enumerate(("train/a.png", "val/a.png", "a.png", "val/b.png", "train/b.png", "deep/er/c.png", "x/y/z/d.png")):
         picture(tmp_path, name, (shade, 0, 0))
-    found = tree(tmp_path).picture
-    assert found("val/captions.json", "a.png", "train") == "val/a.png"
-    assert found("annotations/captions_train.json", "a.png", "train") == "train/a.png"
-    assert found("annotations/captions.json", "a.png", None) == "a.png"
-    assert found("captions.json", "c.png", None) == found("captions.json", "er/c.png", None) == "deep/er/c.png"
-    assert found("captions.json", "y/z/d.png", None) == "x/y/z/d.png"
-    assert found("captions.json", "e.png", None) is None
+    picture_of = tree(tmp_path).picture
+    assert picture_of("val/captions.json", "a.png", "train") == "val/a.png"
+    assert picture_of("annotations/captions_train.json", "a.png", "train") == "train/a.png"
+    assert picture_of("annotations/captions.json", "a.png", None) == "a.png"
+    assert picture_of("captions.json", "c.png", None) == picture_of("captions.json", "er/c.png", None) == "deep/er/c.png"
+    assert picture_of("captions.json", "y/z/d.png", None) == "x/y/z/d.png"
+    assert picture_of("captions.json", "e.png", None) is None
     with pytest.raises(AnnotationError, match="captions.json: 'b.png' may be train/b.png or val/b.png, which are different pictures; give"):
-        found("captions.json", "b.png", None)
+        picture_of("captions.json", "b.png", None)
 
 
 def test_copies_of_a_picture_are_one(tmp_path):

@@ -1,7 +1,7 @@
 """What annotators say of a photograph, as samples: facts and questions of the kinds that the embedded world has."""
 
 import re
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -10,6 +10,7 @@ from math import isfinite
 
 import numpy as np
 from PIL import Image
+from scipy.sparse import csr_matrix
 
 from xlvlms_tutorial.data.samples import Question, Sample, as_image
 from xlvlms_tutorial.metrics.styles import STYLE_WORDS, forms, words
@@ -78,8 +79,8 @@ def question_type(text: str, answer: str = "") -> str:
 def answer_text(answer: object) -> str | None:
     """An answer as text: a number as digits; of several (plain, or records with "answer") the most frequent; None where there is none."""
     if isinstance(answer, list):
-        told = (answer_text(one.get("answer") if isinstance(one, dict) else one) for one in answer if not isinstance(one, list))
-        return next((text for text, _ in Counter(filter(None, told)).most_common(1)), None)
+        texts = (answer_text(one.get("answer") if isinstance(one, dict) else one) for one in answer if not isinstance(one, list))
+        return next((text for text, _ in Counter(filter(None, texts)).most_common(1)), None)
     if isinstance(answer, float) and isfinite(answer):  # as tables write whole numbers where some are missing
         return str(int(answer) if answer.is_integer() else answer)
     if isinstance(answer, int) and not isinstance(answer, bool):
@@ -99,15 +100,13 @@ def samples_of(records: Sequence[Record], drawn: Iterable[Record], names: Sequen
     find, place = _finder(names), {name: k for k, name in enumerate(names)}
     there = {record.id: _objects(record, find) for record in records}
     often = Counter(name for objects in there.values() for name in objects)
-    beside = defaultdict(Counter)
-    for objects in there.values():
-        for name in objects:
-            beside[name].update(other for other in objects if other != name)
+    shown = _table(there.values(), place)
+    showing = shown.T.tocsr()
     made = []
     for record in drawn:
         truth = _truth(record, there[record.id])
         rng = np.random.default_rng([seed, *record.id.encode("utf-8", "surrogatepass")])
-        asked = [*_presence(record, there[record.id], place, often, beside, rng), *_facts(record, truth)]
+        asked = [*_presence(record, there[record.id], place, often, lambda here: here @ showing @ shown, rng), *_facts(record, truth)]
         known = {(q.type, q.stratum) for q in record.questions}
         questions = (*record.questions, *(q for q in asked if (q.type, q.stratum) not in known))
         made.append(Sample(record.id, record.source, tuple(record.captions), questions, truth | record.truth))
@@ -179,17 +178,24 @@ def _open(record: Record) -> Image.Image:
     return as_image(record.source() if callable(record.source) else record.source)
 
 
+def _table(pictures: Iterable[list[str]], place: dict[str, int]) -> csr_matrix:
+    """Which kinds are in which picture, as 0 and 1: pairs of kinds would be too many where a picture has many."""
+    columns = [[place[name] for name in objects if name in place] for objects in pictures]
+    ends, flat = np.cumsum([0, *map(len, columns)]), [k for listed in columns for k in listed]
+    return csr_matrix((np.ones(len(flat), dtype=np.int64), flat, ends), shape=(len(columns), len(place)))
+
+
 def _presence(record, objects, place, often, beside, rng) -> list[Question]:
     """One question a stratum, yes as often as no; none where captions name no object, since then nobody looked for one."""
     present = set(objects)
     absent = [name for name in place if name not in present]
     if not objects and record.boxes is None or not absent:
         return []
-    company = Counter()
-    for name in objects:
-        company.update(beside[name])
-    rank = lambda counts: nsmallest(NEAREST, absent, key=lambda name: (-counts[name], place[name]))
-    pools = {"random": absent, "popular": rank(often), "adversarial": rank(company)}
+    company = beside(_table([objects], place)).toarray()[
+        0
+    ]  # of each kind, in how many pictures it keeps company with each kind that is here
+    rank = lambda count: nsmallest(NEAREST, absent, key=lambda name: (-count(name), place[name]))
+    pools = {"random": absent, "popular": rank(often.__getitem__), "adversarial": rank(lambda name: company[place[name]])}
     asked = []
     for stratum, pool in pools.items():
         yes = bool(rng.integers(2)) and bool(objects)

@@ -84,7 +84,7 @@ def optional(part: Part, where: str, entry: dict, key: str) -> str | None:
     return None if entry.get(key) is None else checked(part, where, key, entry[key], str, True)
 
 
-def told_split(part: Part, split: object) -> str | None:
+def split_of(part: Part, split: object) -> str | None:
     """The split that an entry tells under any of its names, None where it tells none.
 
     Raises

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from xlvlms_tutorial.data.samples import Sample
-from xlvlms_tutorial.errors import OutputError, SelectionError
+from xlvlms_tutorial.errors import OutputError, SelectionError, XlvlmsError
 
 
 def write_coco(samples: Sequence[Sample], folder: str | Path) -> Path:
@@ -26,7 +26,7 @@ def write_coco(samples: Sequence[Sample], folder: str | Path) -> Path:
     folder = Path(folder).absolute()
     if not samples or any(sample.modality != "image" for sample in samples):
         raise SelectionError("no samples with pictures to write", "give one sample or more, all of modality image")
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if os.path.isfile(folder) or os.path.isdir(folder) and os.listdir(folder):  # unlike Path's, these take any name
         raise OutputError(folder, "it holds files already")
     part = folder.with_name(f".{folder.name}.part")
     try:
@@ -34,7 +34,9 @@ def write_coco(samples: Sequence[Sample], folder: str | Path) -> Path:
         for name, content in _as_coco(samples, part / "images").items():
             (part / f"{name}.json").write_text(json.dumps(content), encoding="utf-8")
         os.replace(part, folder)  # at once, so that no half of it is ever taken for the whole
-    except OSError as cause:
+    except XlvlmsError:
+        raise
+    except (OSError, ValueError) as cause:  # a name with a null is a ValueError
         raise OutputError(folder, cause) from cause
     finally:
         shutil.rmtree(part, ignore_errors=True)

@@ -47,20 +47,23 @@ def folder_samples(folder: str | Path, n: int, split: str = "test", seed: int = 
     if split not in SPLITS:
         raise SelectionError(f"no split {split!r}", f"allowed: {', '.join(_SEEDS)}")
     split = SPLITS[split]
-    found = _gathered(Path(folder))
-    splits = sorted({p.split for p in found.pictures} - {None})
-    records = [p for p in found.pictures if not splits or p.split == split]
-    if alone := [f"{part.file} ({part.why})" for part in found.parts if part.reason and not part.quiet] + _unsplit(found):
-        told = "; ".join(alone[:3]) + ("; ..." if len(alone) > 3 else "")
-        warnings.warn(f"{folder}: left alone: {told}. Next: xlvlms data {folder} shows what was taken and what was not", stacklevel=3)
+    gathered = _gathered(Path(folder))
+    splits = sorted({p.split for p in gathered.pictures} - {None})
+    records = [p for p in gathered.pictures if not splits or p.split == split]
+    if alone := [f"{part.file} ({part.why})" for part in gathered.parts if part.reason and not part.quiet] + _unsplit(gathered):
+        message = "; ".join(alone[:3]) + ("; ..." if len(alone) > 3 else "")
+        warnings.warn(f"{folder}: left alone: {message}. Next: xlvlms data {folder} shows what was taken and what was not", stacklevel=3)
+    if gathered.shared:
+        message = f"{len(gathered.shared)} pictures are in two splits as copies, the first as {' and '.join(gathered.shared[0])}"
+        warnings.warn(f"{folder}: {message}. Next: leave one copy of each, so that none leaks into another split", stacklevel=3)
     if not records:
         raise SelectionError(f"{folder}: no split {split!r}", f"there are: {', '.join(splits) or 'no annotated pictures'}")
     if absent := [p for p in records if not p.there]:
-        raise missing(found.tree, absent)
+        raise missing(gathered.tree, absent)
     records.sort(key=lambda r: r.id)
     order = np.random.default_rng([seed, _SEEDS[split]]).permutation(len(records))
     drawn = [replace(records[k], source=Path(folder) / records[k].source) for k in order[:n]]
-    return samples_of(records, drawn, tuple(found.names), seed)
+    return samples_of(records, drawn, tuple(gathered.names), seed)
 
 
 def folder_report(folder: str | Path) -> pd.DataFrame:
@@ -78,16 +81,18 @@ def folder_report(folder: str | Path) -> pd.DataFrame:
     folder = Path(folder)
     if not os.path.isdir(folder):
         raise DatasetError(str(folder), ("folders that exist",))
-    found = _gathered(folder)
+    gathered = _gathered(folder)
     counts = lambda counter: ", ".join(f"{what}: {number}" for what, number in sorted(counter.items()) if number)
     rows = []
-    for part in found.parts:
+    for part in gathered.parts:
         taken = Counter() if part.reason else part.taken | Counter(pictures=len(part.pictures))
         rows.append((part.file, part.form, part.split or "", counts(taken), part.why or counts(part.left)))
-    splits = {name: sum(p.split == name for p in found.pictures) for name in (*_SEEDS, None)}
-    told = ", ".join(f"{name or 'without a split'}: {number}" for name, number in splits.items() if number)
-    silent = len(found.tree.pictures - {p.source for p in found.pictures})
-    rows.append(("pictures", "", "", told, f"{silent} of which no file says anything" if silent else ""))
+    splits = {name: sum(p.split == name for p in gathered.pictures) for name in (*_SEEDS, None)}
+    counted = ", ".join(f"{name or 'without a split'}: {number}" for name, number in splits.items() if number)
+    silent = len(gathered.tree.pictures - {p.source for p in gathered.pictures})
+    left = [f"{silent} of which no file says anything"] if silent else []
+    left += [f"{len(gathered.shared)} in two splits as copies: {' and '.join(gathered.shared[0])}"] if gathered.shared else []
+    rows.append(("pictures", "", "", counted, "; ".join(left)))
     return pd.DataFrame(rows, columns=["file", "form", "split", "taken", "left alone"])
 
 
@@ -95,36 +100,39 @@ def _gathered(folder: Path) -> Gathered:
     """What a folder says, read once as long as nothing in it changes: COCO's files take minutes, and a chapter asks for several splits."""
     listed = listing(folder)
     files = [f"{place}{name}" for place, names in listed for name in names if name.lower().endswith(DATA)]
-    stamps = ((file, (folder / file).stat()) for file in files if (folder / file).is_file())
-    return _read(folder, listed, tuple((file, at.st_mtime_ns, at.st_size) for file, at in stamps))
+    stamps = ((file, (folder / file).is_file()) for file in files if not (folder / file).is_dir())
+    stamps = ((file, os.stat(folder / file, follow_symlinks=there), there) for file, there in stamps)
+    return _read(folder, listed, tuple((file, at.st_mtime_ns, at.st_size, there) for file, at, there in stamps))
 
 
 @lru_cache(maxsize=1)
-def _read(folder: Path, listed: tuple, files: tuple[tuple[str, int, int], ...]) -> Gathered:
-    found, later, root = Gathered(Tree(folder, listed)), [], folder.resolve()
+def _read(folder: Path, listed: tuple, files: tuple[tuple[str, int, int, bool], ...]) -> Gathered:
+    gathered, later, root = Gathered(Tree(folder, listed)), [], folder.resolve()
     private = [f"{place}{name}" for place, names in listed for name in names if hidden(name)]
-    found.parts = [
+    gathered.parts = [
         Part(file, str(folder / file), reason="hidden: systems and editors make it for themselves", quiet=True) for file in private
     ]
-    for file in sorted({file for file, *_ in files} - set(private)):
+    for file, *_, there in sorted(one for one in files if one[0] not in set(private)):
         stem = file.rpartition("/")[2].rpartition(".")[0]
         part = Part(file, str(folder / file), folder_split(file) or named_split(stem))
-        found.parts.append(part)
+        gathered.parts.append(part)
         with _stray(part):
+            if not there:
+                raise Stray(f"{part} is no file, or a link to none", "leave files only")
             linked = not (folder / file).resolve().is_relative_to(root)
-            later += [(order, len(later), part, add) for order, add in read(found, part, linked)]
+            later += [(order, len(later), part, add) for order, add in read(gathered, part, linked)]
     for *_, part, add in sorted(later, key=lambda step: step[:2]):
         with _stray(part):
             add()
-    found.finish()
-    found.pictures = [p for p in found.pictures if p.captions or p.boxes is not None or p.questions or p.truth]
-    _count_alone(found)
-    alone = [part for part in found.parts if part.reason and not part.quiet]
-    if alone and not found.pictures:
+    gathered.finish()
+    gathered.pictures = [p for p in gathered.pictures if p.captions or p.boxes is not None or p.questions or p.truth]
+    _count_alone(gathered)
+    alone = [part for part in gathered.parts if part.reason and not part.quiet]
+    if alone and not gathered.pictures:
         raise AnnotationError(min(alone, key=lambda part: part.form == "VQA answers").reason)  # what asks says more than what answers
-    if all(part.quiet for part in found.parts):
+    if all(part.quiet for part in gathered.parts):
         raise AnnotationError(f"{folder}: no json or csv file", KNOWN)
-    return found
+    return gathered
 
 
 @contextmanager
@@ -136,10 +144,10 @@ def _stray(part: Part) -> Iterator[None]:
         part.reason = str(cause)
 
 
-def _count_alone(found: Gathered) -> None:
+def _count_alone(gathered: Gathered) -> None:
     """Say of each file what of it can be in no sample."""
-    divided = any(p.split for p in found.pictures)
-    for part in found.parts:
+    divided = any(p.split for p in gathered.pictures)
+    for part in gathered.parts:
         if part.form == "VQA answers" and not (part.taken or part.left or part.reason):
             part.reason = f"{part}: no question asks for its answers"
         if not part.reason:
@@ -147,9 +155,9 @@ def _count_alone(found: Gathered) -> None:
             part.left["pictures that are missing"] = sum(not p.there for p in part.pictures.values())
 
 
-def _unsplit(found: Gathered) -> list[str]:
-    count = sum(p.split is None for p in found.pictures)
-    return [f"{count} pictures in no split, while others are in one"] if 0 < count < len(found.pictures) else []
+def _unsplit(gathered: Gathered) -> list[str]:
+    count = sum(p.split is None for p in gathered.pictures)
+    return [f"{count} pictures in no split, while others are in one"] if 0 < count < len(gathered.pictures) else []
 
 
 def in_style(samples: Sequence[Sample], style: str, where: str) -> list[Sample]:

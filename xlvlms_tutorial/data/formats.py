@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from xlvlms_tutorial.data.annotations import objects_in, question_type
-from xlvlms_tutorial.data.entries import KNOWN, Stray, answer_of, each, measured, optional, told_split, value
+from xlvlms_tutorial.data.entries import KNOWN, Stray, answer_of, each, measured, optional, split_of, value
 from xlvlms_tutorial.data.gathered import Gathered, Part, Picture
 from xlvlms_tutorial.data.rows import add_rows, read_csv, roles_of
 from xlvlms_tutorial.data.samples import Question
@@ -17,7 +17,7 @@ from xlvlms_tutorial.errors import AnnotationError
 Later = Callable[[], None]
 
 
-def read(found: Gathered, part: Part, linked: bool) -> list[tuple[int, Later]]:
+def read(gathered: Gathered, part: Part, linked: bool) -> list[tuple[int, Later]]:
     """Read a file. Pictures that it lists are added at once; what only refers to them is given back with the order in which to do it.
 
     Raises
@@ -26,26 +26,26 @@ def read(found: Gathered, part: Part, linked: bool) -> list[tuple[int, Later]]:
         If something of the file fits a form that is known and something does not; a :class:`Stray` if nothing does.
     """
     if part.path.lower().endswith(".csv"):
-        return [(0, partial(add_rows, found, part, read_csv(part, linked), "csv"))]
+        return [(0, partial(add_rows, gathered, part, read_csv(part, linked), "csv"))]
     content = _json(part)
     if isinstance(content, dict) and roles_of(content)["file"] and not {"questions", "images", "annotations"} & set(content):
         content = [content]  # one line of json lines
     first = content[0] if isinstance(content, list) and content else content
     has = lambda key: isinstance(first, dict) and isinstance(first.get(key), list)
     if isinstance(content, list) and has("regions"):
-        return [(1, _read_regions(found, part, content))]
+        return [(1, _read_regions(gathered, part, content))]
     roles = roles_of(first) if isinstance(content, list) and isinstance(first, dict) else {}
     if roles.get("file") and (roles["question"] or roles["captions"] or part.path.lower().endswith(".jsonl")):
-        return [(0, partial(add_rows, found, part, content, "json lines"))]
+        return [(0, partial(add_rows, gathered, part, content, "json lines"))]
     if not isinstance(content, dict) or not any(map(has, ("questions", "images", "annotations"))):
         raise Stray(f"{part} is of no form that is known", KNOWN)
-    later = [(2, _read_questions(found, part, content))] if has("questions") else []
+    later = [(2, _read_questions(gathered, part, content))] if has("questions") else []
     if has("images"):
         entries = content["images"]
         karpathy = any(isinstance(e, dict) and "sentences" in e for e in entries)
-        (_read_karpathy if karpathy else _read_coco)(found, part, content)
+        (_read_karpathy if karpathy else _read_coco)(gathered, part, content)
     elif has("annotations"):
-        _read_answers(found, part, content["annotations"])
+        _read_answers(gathered, part, content["annotations"])
     return later
 
 
@@ -66,10 +66,10 @@ def _json(part: Part) -> object:
 def _listed(part: Part, entry: object, key: str = "file_name") -> tuple[str, str | None]:
     """The picture's name and the split that an entry tells."""
     name = inside(part, value(part, "images", entry, key, str))
-    return name, told_split(part, entry.get("split"))
+    return name, split_of(part, entry.get("split"))
 
 
-def _read_karpathy(found: Gathered, part: Part, content: dict) -> None:
+def _read_karpathy(gathered: Gathered, part: Part, content: dict) -> None:
     part.form = "Karpathy's captions"
 
     def one(entry: object) -> tuple:
@@ -80,12 +80,12 @@ def _read_karpathy(found: Gathered, part: Part, content: dict) -> None:
         return str(key), name, split, said
 
     for key, name, split, said in each(content["images"], one):
-        picture = found.listed(part, key, name, split)
+        picture = gathered.listed(part, key, name, split)
         for text in said:
-            found.caption(part, picture, text)
+            gathered.caption(part, picture, text)
 
 
-def _read_coco(found: Gathered, part: Part, content: dict) -> None:
+def _read_coco(gathered: Gathered, part: Part, content: dict) -> None:
     part.form, boxed = "COCO's", isinstance(content.get("categories"), list)
     entries, names = content.get("annotations"), {}
     if not isinstance(entries, list):
@@ -112,32 +112,32 @@ def _read_coco(found: Gathered, part: Part, content: dict) -> None:
 
     listed: dict[str, str] = {}
     each(content["categories"] if boxed else (), kind)
-    images, told = each(content["images"], image), each(entries, annotation)
-    found.names |= dict.fromkeys(names.values())
+    images, annotations = each(content["images"], image), each(entries, annotation)
+    gathered.names |= dict.fromkeys(names.values())
     pictures: dict[str, Picture] = {}
     for key, name, split, width in images:
-        pictures[key] = picture = found.listed(part, key, name, split)
+        pictures[key] = picture = gathered.listed(part, key, name, split)
         picture.width = picture.width or width
         picture.boxes = [] if boxed and picture.boxes is None else picture.boxes
-    for key, said, number, crowd in told:
+    for key, said, number, crowd in annotations:
         if isinstance(said, str):
-            found.caption(part, pictures[key], said)
+            gathered.caption(part, pictures[key], said)
         else:
             pictures[key].boxes = pictures[key].boxes or []
-            found.box(part, pictures[key], said, number, crowd)
+            gathered.box(part, pictures[key], said, number, crowd)
 
 
 def _box(part: Part, names: dict[str, str], entry: dict) -> tuple[tuple, str | None, bool]:
     """A box with its kind, its id and whether it holds more than one."""
     kind, box = str(value(part, "annotations", entry, "category_id")), value(part, "annotations", entry, "bbox", list)
     if kind not in names or len(box) != 4 or not all(map(measured, box)) or min(box[2:]) < 0:
-        told = f"'category_id' {reprlib.repr(entry['category_id'])} and 'bbox' {reprlib.repr(box)}"
-        raise AnnotationError(f"{part}: {told} of an annotation", "give a category that is listed, and x, y, width, height in pixels")
+        message = f"'category_id' {reprlib.repr(entry['category_id'])} and 'bbox' {reprlib.repr(box)}"
+        raise AnnotationError(f"{part}: {message} of an annotation", "give a category that is listed, and x, y, width, height in pixels")
     number = None if entry.get("id") is None else str(value(part, "annotations", entry, "id"))
     return (names[kind], *map(float, box)), number, bool(entry.get("iscrowd"))
 
 
-def _read_regions(found: Gathered, part: Part, content: list) -> Later:
+def _read_regions(gathered: Gathered, part: Part, content: list) -> Later:
     """Visual Genome's region descriptions: every phrase is a caption."""
     part.form = "Visual Genome's regions"
 
@@ -145,18 +145,18 @@ def _read_regions(found: Gathered, part: Part, content: list) -> Later:
         key = str(value(part, "file", entry, "id"))
         return key, [value(part, "regions", r, "phrase", str, True) for r in value(part, "file", entry, "regions", list)]
 
-    told = each(content, one)
+    entries = each(content, one)
 
     def add() -> None:
-        for key, said in told:
-            picture = found.numbered(part, key, part.split, own=True)
+        for key, said in entries:
+            picture = gathered.numbered(part, key, part.split, by_name=True)
             for text in said:
-                found.caption(part, picture, text)
+                gathered.caption(part, picture, text)
 
     return add
 
 
-def _read_answers(found: Gathered, part: Part, entries: list) -> None:
+def _read_answers(gathered: Gathered, part: Part, entries: list) -> None:
     part.form = "VQA answers"
 
     def one(entry: object) -> tuple:
@@ -164,11 +164,11 @@ def _read_answers(found: Gathered, part: Part, entries: list) -> None:
         image = str(value(part, "annotations", entry, "image_id")) if entry.get("image_id") is not None else None
         return number, image, answer_of(part, "annotations", entry, ("multiple_choice_answer", "answers"))
 
-    for told in each(entries, one):
-        found.answer(part, *told)
+    for entry in each(entries, one):
+        gathered.answer(part, *entry)
 
 
-def _read_questions(found: Gathered, part: Part, content: dict) -> Later:
+def _read_questions(gathered: Gathered, part: Part, content: dict) -> Later:
     """Questions of a VQA file; type, target and stratum are read where a file has them, else told by the wording."""
     part.form, subset = "VQA questions", content.get("data_subtype")
     part.split = part.split or (named_split(subset) if isinstance(subset, str) else None)
@@ -178,19 +178,19 @@ def _read_questions(found: Gathered, part: Part, content: dict) -> Later:
         extra = [optional(part, "questions", entry, name) for name in ("type", "target", "stratum")]
         return str(value(part, "questions", entry, "question_id")), key, text, extra
 
-    told = each(content["questions"], one)
+    entries = each(content["questions"], one)
 
-    def answered(entry: tuple) -> tuple:
+    def with_answer(entry: tuple) -> tuple:
         number, key, text, extra = entry
-        answer = found.answered(part, number, key, part.split)
+        answer = gathered.answer_to(part, number, key, part.split)
         if answer is None:
             raise Stray(f"{part}: question {number} has no answer", "add a json with annotations for all questions")
         return number, key, text, answer, extra
 
     def add() -> None:
-        for number, key, text, answer, (kind, given, stratum) in each(told, answered):
-            target = given or next(iter(objects_in(text, tuple(found.names))), "")
-            asked = Question(kind or question_type(text, answer), text, answer, target, stratum)
-            found.question(part, found.numbered(part, key, part.split), asked, number)
+        for number, key, text, answer, (kind, named, stratum) in each(entries, with_answer):
+            target = named or next(iter(objects_in(text, tuple(gathered.names))), "")
+            question = Question(kind or question_type(text, answer), text, answer, target, stratum)
+            gathered.question(part, gathered.numbered(part, key, part.split), question, number)
 
     return add

@@ -61,9 +61,10 @@ class Gathered:
         self.copies: dict[tuple, str] = {}
         self.seen: set[tuple] = set()
         self.kept: Counter = Counter()
+        self.shared: list[tuple[str, str]] = []
         self.answers: dict[tuple, dict[str, tuple[Part, str]]] = defaultdict(dict)
 
-    def listed(self, part: Part, key: str, name: str, told: str | None = None) -> Picture:
+    def listed(self, part: Part, key: str, name: str, own: str | None = None) -> Picture:
         """The picture of an entry that names its file.
 
         Raises
@@ -71,17 +72,17 @@ class Gathered:
         AnnotationError
             If the name leaves the folder or fits pictures that differ, or two files put the picture into two splits.
         """
-        name, split = inside(part, name), told or part.split
+        name, split = inside(part, name), own or part.split
         path = self.tree.picture(part.file, name, split)
-        if path and not told and "/" not in name and self.tree.apart(path, split):
+        if path and not own and "/" not in name and self.tree.apart(path, split):
             path = None  # the picture of another split that has the same name
         mark = path or (name, split)
         picture = self.by_place.get(mark) or self._copy(key, path, split) or self._new(key, path, name)
         self.by_place[mark] = self.by_id[key][id(picture)] = picture
-        return self._told(part, picture, split, BY_ENTRY if told else BY_FILE)
+        return self._placed(part, picture, split, BY_ENTRY if own else BY_FILE)
 
-    def numbered(self, part: Part, key: str, split: str | None, own: bool = False) -> Picture:
-        """The picture of an entry that gives an id alone; with ``own`` ids are names of files before they are those of other files.
+    def numbered(self, part: Part, key: str, split: str | None, by_name: bool = False) -> Picture:
+        """The picture of an entry that gives an id alone; with ``by_name`` ids are names of files before they are those of other files.
 
         Raises
         ------
@@ -90,20 +91,20 @@ class Gathered:
         """
         mark = (part.file, key, split)
         if mark not in self.resolved:
-            self.resolved[mark] = self._resolve(part, key, split, own)
-        return self._told(part, self.resolved[mark], split, BY_ID)
+            self.resolved[mark] = self._resolve(part, key, split, by_name)
+        return self._placed(part, self.resolved[mark], split, BY_ID)
 
-    def _resolve(self, part: Part, key: str, split: str | None, own: bool) -> Picture:
+    def _resolve(self, part: Part, key: str, split: str | None, by_name: bool) -> Picture:
         fitting = [p for p in self.by_id[key].values() if split is None or p.split in (None, split)]
-        path = self._named_by(part, key, split) if own or not fitting else None
+        path = self._named_by(part, key, split) if by_name or not fitting else None
         if path or not fitting:
             picture = self.by_place.get(path) or self._new(key, path, f"{key}{PICTURES[0]}")
             self.by_place[path or (picture.source, split)] = self.by_id[key][id(picture)] = picture
             return picture
         beside = [p for p in fitting if posixpath.dirname(p.source) == posixpath.dirname(part.file)]
         if len(fitting) > 1 and len(beside) != 1:
-            told = f"{part}: image {key} may be {fitting[0].source} or {fitting[1].source}"
-            raise AnnotationError(told, "give every picture an id of its own, or put the split into the file's name")
+            message = f"{part}: image {key} may be {fitting[0].source} or {fitting[1].source}"
+            raise AnnotationError(message, "give every picture an id of its own, or put the split into the file's name")
         return fitting[0] if len(fitting) == 1 else beside[0]
 
     def _named_by(self, part: Part, key: str, split: str | None) -> str | None:
@@ -127,12 +128,12 @@ class Gathered:
         self.pictures.append(Picture(key, path or name, there=path is not None))
         return self.pictures[-1]
 
-    def _told(self, part: Part, picture: Picture, split: str | None, rank: int) -> Picture:
-        """The picture, in the split of who knows best: two splits for one picture would be one leaking into the other."""
+    def _placed(self, part: Part, picture: Picture, split: str | None, rank: int) -> Picture:
+        """The picture, in the split of what knows best: two splits for one picture would be one leaking into the other."""
         part.pictures[id(picture)] = picture
         if split and rank == picture.rank and split != picture.split:
-            told = f"{part}: {picture.source} is of {split}, but of {picture.split} by {picture.teller}"
-            raise AnnotationError(told, "leave every picture in one split, so that none leaks into another")
+            message = f"{part}: {picture.source} is of {split}, but of {picture.split} by {picture.teller}"
+            raise AnnotationError(message, "leave every picture in one split, so that none leaks into another")
         if split and rank > picture.rank:
             picture.split, picture.rank, picture.teller = split, rank, part
         return picture
@@ -180,7 +181,7 @@ class Gathered:
         if mine.setdefault(part.file, (part, text))[1] != text:
             raise _two_answers(question, [mine[part.file], (part, text)])
 
-    def answered(self, part: Part, question: str, image: str, split: str | None) -> str | None:
+    def answer_to(self, part: Part, question: str, image: str, split: str | None) -> str | None:
         """The answer to a question of a file: that of its picture, from a file of its split; None where there is none.
 
         Raises
@@ -188,19 +189,21 @@ class Gathered:
         AnnotationError
             If files answer in different ways.
         """
-        found = [one for key in (image, None) for one in self.answers.get((question, key), {}).values()]
-        found = [one for one in found if split is None or one[0].split in (None, split)]
-        found = [one for one in found if one[0].split == split] or found
+        answers = [one for key in (image, None) for one in self.answers.get((question, key), {}).values()]
+        answers = [one for one in answers if split is None or one[0].split in (None, split)]
+        answers = [one for one in answers if one[0].split == split] or answers
         at = posixpath.dirname(part.file)
-        found = [one for one in found if posixpath.dirname(one[0].file) == at] or found
-        if len({text for _, text in found}) > 1:
-            raise _two_answers(question, found)
-        for k, (source, _) in enumerate(found):
+        answers = [one for one in answers if posixpath.dirname(one[0].file) == at] or answers
+        if len({text for _, text in answers}) > 1:
+            raise _two_answers(question, answers)
+        for k, (source, _) in enumerate(answers):
             (source.left if k else source.taken)["repeated answers" if k else "answers"] += 1
-        return found[0][1] if found else None
+        return answers[0][1] if answers else None
 
     def finish(self) -> None:
         """Settle what only all files together say: splits by pictures' folders, ids that are taken twice, pictures that are missing."""
+        for kept in (self.seen, self.kept, *(part.boxes for part in self.parts)):
+            kept.clear()  # of no use after reading, and large
         absent = [part for part in self.parts if part.pictures and not any(p.there for p in part.pictures.values())]
         for part in absent:
             part.reason = str(missing(self.tree, list(part.pictures.values())))
@@ -208,23 +211,41 @@ class Gathered:
         gone = {id(p) for part in absent for p in part.pictures.values()}
         needed = {id(p) for part in self.parts if not part.reason for p in part.pictures.values()}
         self.pictures = [p for p in self.pictures if id(p) in needed or id(p) not in gone]
-        told = {picture.split for picture in self.pictures} - {None}
+        splits = {picture.split for picture in self.pictures} - {None}
         own = {id(p): folder_split(p.source) for p in self.pictures if p.split is None and p.there}
-        if told or len({*own.values()} - {None}) > 1:  # pictures that are all in one folder of a name are not divided by it
+        if splits or len({*own.values()} - {None}) > 1:  # pictures that are all in one folder of a name are not divided by it
             for picture in self.pictures:
                 picture.split = picture.split or own.get(id(picture))
+        self.shared = self._shared()
         often = Counter(picture.id for picture in self.pictures)
         for picture in self.pictures:
             picture.id = picture.source if often[picture.id] > 1 else picture.id
+
+    def _shared(self) -> list[tuple[str, str]]:
+        """Pictures of two splits under one id or name that hold the same; files of other sizes need no reading."""
+        alike, pairs = defaultdict(list), {}
+        for picture in self.pictures:
+            if picture.split and picture.there:
+                for mark in (("id", picture.id), ("name", posixpath.basename(picture.source))):
+                    alike[mark].append(picture)
+        for one in (listed for listed in alike.values() if len({p.split for p in listed}) > 1):
+            sizes = Counter(map(self.tree.size, (p.source for p in one)))
+            first: dict[object, Picture] = {}
+            for picture in (p for p in one if sizes[self.tree.size(p.source)] > 1):
+                other = first.setdefault(self.tree.content(picture.source), picture)
+                if other.split != picture.split:
+                    pairs[other.source, picture.source] = None
+        return list(pairs)
 
 
 def missing(tree: Tree, pictures: Iterable[Picture]) -> AnnotationError:
     """The error that pictures are not there, the first by name."""
     first, *others = pictures
-    told = f"{tree.folder}: the picture {first.source} of image {first.id} is missing" + (f", as are {len(others)} more" if others else "")
-    return AnnotationError(told, "put it into the folder or one below it")
+    more = f", as are {len(others)} more" if others else ""
+    message = f"{tree.folder}: the picture {first.source} of image {first.id} is missing{more}"
+    return AnnotationError(message, "put it into the folder or one below it")
 
 
-def _two_answers(question: str, found: list[tuple[Part, str]]) -> AnnotationError:
-    told = " and ".join(f"{text!r} ({part})" for part, text in found[:3])
-    return AnnotationError(f"question {question} has two answers: {told}", "leave one, or put splits into the names of files or folders")
+def _two_answers(question: str, answers: list[tuple[Part, str]]) -> AnnotationError:
+    listed = " and ".join(f"{text!r} ({part})" for part, text in answers[:3])
+    return AnnotationError(f"question {question} has two answers: {listed}", "leave one, or put splits into the names of files or folders")

@@ -183,10 +183,10 @@ def _texts(value: object) -> list[str]:
 
 
 def _question(text: str, answer: object, stratum: str | None = None) -> Question:
-    told = answer_text(answer)
-    if told is None or not text.strip():
+    plain = answer_text(answer)
+    if plain is None or not text.strip():
         raise ValueError(f"question {text!r} with answer {answer!r}")
-    return Question(question_type(text, told), text, told, next(iter(objects_in(text)), ""), stratum)
+    return Question(question_type(text, plain), text, plain, next(iter(objects_in(text)), ""), stratum)
 
 
 def _read_coco(row: Mapping[str, object]) -> Record:
@@ -194,8 +194,8 @@ def _read_coco(row: Mapping[str, object]) -> Record:
 
 
 def _read_vqa(row: Mapping[str, object]) -> Record:
-    told = row.get("multiple_choice_answer") if "answers" in row else row["multiple_choice_answer"]
-    asked = _question(row["question"], row["answers"] if told is None else told)
+    answer = row.get("multiple_choice_answer") if "answers" in row else row["multiple_choice_answer"]
+    asked = _question(row["question"], row["answers"] if answer is None else answer)
     return Record(f"{row['image_id']}-{row['question_id']}", _picture(row), questions=[asked])
 
 

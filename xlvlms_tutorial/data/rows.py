@@ -6,7 +6,7 @@ from functools import lru_cache, partial
 from pathlib import PurePosixPath
 
 from xlvlms_tutorial.data.annotations import STRATA, objects_in, question_type
-from xlvlms_tutorial.data.entries import Stray, answer_of, checked, each, plain, told_split
+from xlvlms_tutorial.data.entries import Stray, answer_of, checked, each, plain, split_of
 from xlvlms_tutorial.data.gathered import Gathered, Part
 from xlvlms_tutorial.data.samples import Question
 from xlvlms_tutorial.data.tree import inside
@@ -43,14 +43,14 @@ def roles_of(row: dict) -> dict[str, object]:
     """Which columns of a row are what, in any case: file, question, answer, split, captions; all others are facts."""
     columns = {name: _column(name) for name in row if isinstance(name, str)}
     first = lambda *wanted: next((name for want in wanted for name, said in columns.items() if said == want), None)
-    found = {"file": first(*_FILE_COLUMNS), "question": first("question"), "split": first("split")}
-    captions = [name for name, said in columns.items() if re.fullmatch(r"captions?(_?\d+)?|text", said)]
+    roles = {"file": first(*_FILE_COLUMNS), "question": first("question"), "split": first("split")}
+    captions = [name for name, said in columns.items() if re.fullmatch(r"(caption|text|description|sentence)s?(_?\d+)?", said)]
     text = first("text")
-    asking = text and (first("question_id") or first(*_ANSWERS) and str(row[text]).strip().endswith("?"))
-    if asking and not found["question"]:  # POPE's text and label
-        found["question"], captions = text, [name for name in captions if name != text]
-    found["answers"] = [name for want in _ANSWERS for name, said in columns.items() if said == want] if found["question"] else []
-    return found | {"captions": captions}
+    is_question = text and (first("question_id") or first(*_ANSWERS) and str(row[text]).strip().endswith("?"))
+    if is_question and not roles["question"]:  # POPE's text and label
+        roles["question"], captions = text, [name for name in captions if name != text]
+    roles["answers"] = [name for want in _ANSWERS for name, said in columns.items() if said == want] if roles["question"] else []
+    return roles | {"captions": captions}
 
 
 @lru_cache(maxsize=1024)
@@ -58,7 +58,7 @@ def _column(name: str) -> str:
     return re.sub(r"[\s_-]+", "_", name.strip().lower())
 
 
-def add_rows(found: Gathered, part: Part, rows: list, form: str) -> None:
+def add_rows(gathered: Gathered, part: Part, rows: list, form: str) -> None:
     """Add what rows say: captions, a question with its answer, and facts.
 
     Raises
@@ -67,12 +67,12 @@ def add_rows(found: Gathered, part: Part, rows: list, form: str) -> None:
         If a row has no picture or a wrong value; a :class:`Stray` if no question has an answer.
     """
     part.form = form
-    for name, split, told, asked, facts in each(rows, partial(_row, found, part)):
-        picture = found.listed(part, name, name, split)
-        for text in told:
-            found.caption(part, picture, text)
-        if asked:
-            found.question(part, picture, asked)
+    for name, split, captions, question, facts in each(rows, partial(_row, gathered, part)):
+        picture = gathered.listed(part, name, name, split)
+        for text in captions:
+            gathered.caption(part, picture, text)
+        if question:
+            gathered.question(part, picture, question)
         for fact, value in facts.items():
             if value is not None or fact not in picture.truth:
                 part.left["facts that a later row says otherwise"] += picture.truth.get(fact, value) not in (None, value)
@@ -80,15 +80,15 @@ def add_rows(found: Gathered, part: Part, rows: list, form: str) -> None:
                 part.taken["facts"] += value is not None
 
 
-def _row(found: Gathered, part: Part, row: object) -> tuple:
+def _row(gathered: Gathered, part: Part, row: object) -> tuple:
     roles = roles_of(row if isinstance(row, dict) else {})
     column = roles["file"] or _FILE_COLUMNS[0]
     name = row.get(column) if isinstance(row, dict) and None not in row else None
     if not isinstance(name, str) or not name.strip() or not plain(name):
         raise AnnotationError(f"{part}: a row has no {column!r} or more cells than the header", "give every row one cell a column")
     name, where = inside(part, name.strip()), f"row of {name.strip()[:200]}"
-    told = [text for column in roles["captions"] for text in _captions(part, where, column, row.get(column))]
-    text, asked = row.get(roles["question"]), None
+    captions = [text for column in roles["captions"] for text in _captions(part, where, column, row.get(column))]
+    text, question = row.get(roles["question"]), None
     left = {roles["file"], roles["split"], roles["question"], *roles["captions"], *roles["answers"]}
     if any(value not in (None, "", []) for value in (text, *map(row.get, roles["answers"]))):
         checked(part, where, roles["question"], text, str)
@@ -101,9 +101,10 @@ def _row(found: Gathered, part: Part, row: object) -> tuple:
         named = (word for word in re.split(r"[^a-z]+", PurePosixPath(part.file).stem.lower()))
         stratum = next((said for said in (*strata, *named) if said in STRATA), None) if kind == "presence" else None
         left |= {"question_id"} | ({"category", "stratum"} if stratum else set())
-        asked = Question(kind, text, answer, next(iter(objects_in(text, tuple(found.names))), ""), stratum)
-    facts = {key: _fact(value) for key, value in row.items() if key not in left and not isinstance(value, (list, dict))}
-    return name, told_split(part, row.get(roles["split"])), told, asked, facts
+        question = Question(kind, text, answer, next(iter(objects_in(text, tuple(gathered.names))), ""), stratum)
+    cells = {key: value for key, value in row.items() if key not in left and not isinstance(value, (list, dict))}
+    facts = {key: _fact(checked(part, where, key, value, str, True) if isinstance(value, str) else value) for key, value in cells.items()}
+    return name, split_of(part, row.get(roles["split"])), captions, question, facts
 
 
 def _captions(part: Part, where: str, column: str, value: object) -> list[str]:
@@ -113,5 +114,7 @@ def _captions(part: Part, where: str, column: str, value: object) -> list[str]:
 
 
 def _fact(value: object) -> object:
-    """A cell as a fact: a whole number where it reads so, None where it is empty."""
-    return (int(value) if re.fullmatch(r"-?\d{1,18}", value) else value or None) if isinstance(value, str) else value
+    """A cell as a fact: a whole number where it reads so, None where it is empty or not a number."""
+    if isinstance(value, str):
+        return int(value) if re.fullmatch(r"-?\d{1,18}", value) else value or None
+    return value if value == value else None

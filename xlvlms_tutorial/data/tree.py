@@ -25,8 +25,8 @@ _NAMED = re.compile(r"(?<![a-z])(test[-_ ]?dev|train(?:ing)?|restval|val(?:id(?:
 def named_split(name: str) -> str | None:
     """The split that one name tells: "captions_val2017" and "valid" are of validation; a name with two splits tells none."""
     plain = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()
-    found = {SPLITS[re.sub("[-_ ]", "", word)] for word in _NAMED.findall(plain)}
-    return found.pop() if len(found) == 1 else None
+    splits = {SPLITS[re.sub("[-_ ]", "", word)] for word in _NAMED.findall(plain)}
+    return splits.pop() if len(splits) == 1 else None
 
 
 def folder_split(file: str) -> str | None:
@@ -50,12 +50,12 @@ def inside(file: object, name: str) -> str:
 
 def listing(folder: Path) -> tuple[tuple[str, tuple[str, ...]], ...]:
     """The folder and its folders, two levels down, each with the names in it: what the folder's reading may be kept by."""
-    found = []
+    folders_in = []
     for at, folders, files in os.walk(folder, followlinks=True):
         below = os.path.relpath(at, folder).replace(os.sep, "/").removeprefix(".")
-        found.append((f"{below}/" if below else "", tuple(sorted(folders + files))))
+        folders_in.append((f"{below}/" if below else "", tuple(sorted(folders + files))))
         folders[:] = sorted(name for name in folders if not hidden(name)) if below.count("/") + bool(below) < LEVELS else []
-    return tuple(found)
+    return tuple(folders_in)
 
 
 def hidden(name: str) -> bool:
@@ -87,18 +87,18 @@ class Tree:
         AnnotationError
             If several pictures that differ are left.
         """
-        found = [f"{place}{name}" for place in self.places.get(name.partition("/")[0], ())]
-        found = [path for path in found if os.path.isfile(self.folder / path)]  # False too for names that no system takes
+        paths = [f"{place}{name}" for place in self.places.get(name.partition("/")[0], ())]
+        paths = [path for path in paths if os.path.isfile(self.folder / path)]  # False too for names that no system takes
         beside = posixpath.join(posixpath.dirname(file), name)
-        if beside in found or len(found) < 2:
-            return beside if beside in found else next(iter(found), None)
-        found = [path for path in found if split and folder_split(path) == split] or found
-        if name in found:
+        if beside in paths or len(paths) < 2:
+            return beside if beside in paths else next(iter(paths), None)
+        paths = [path for path in paths if split and folder_split(path) == split] or paths
+        if name in paths:
             return name
-        if other := next((path for path in found[1:] if not self.same(found[0], path)), None):
-            told = f"{file}: {name!r} may be {found[0]} or {other}, which are different pictures"
-            raise AnnotationError(told, "give the path of each from the folder")
-        return found[0]
+        if other := next((path for path in paths[1:] if not self.same(paths[0], path)), None):
+            message = f"{file}: {name!r} may be {paths[0]} or {other}, which are different pictures"
+            raise AnnotationError(message, "give the path of each from the folder")
+        return paths[0]
 
     def apart(self, path: str, split: str | None) -> bool:
         """Whether a picture is in the folder of another split, while there is one of this split."""
@@ -107,6 +107,13 @@ class Tree:
     def same(self, one: str, other: str) -> bool:
         """Whether two pictures are one, byte by byte."""
         return self.content(one) == self.content(other)
+
+    def size(self, path: str) -> int:
+        """The size of a file in bytes, -1 if it is gone."""
+        try:
+            return os.path.getsize(self.folder / path)
+        except OSError:
+            return -1
 
     def content(self, path: str) -> object:
         """What two files have in common if they hold the same: their digest, made once; of a file that cannot be read, its path."""
