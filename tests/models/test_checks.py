@@ -55,6 +55,11 @@ def test_a_model_with_its_processor_passes():
     assert table.loc["spans", "detail"] == "8 positions labelled, 8 measured, 0 differ"
 
 
+def test_the_search_that_a_folder_asks_for_is_no_failure(checked):
+    settings = {"num_beams": 4, "num_return_sequences": 2, "repetition_penalty": 1.8}
+    assert failed(checked(lambda vlm: vlm.model.generation_config.update(**settings))) == []
+
+
 def test_the_positions_of_cross_attention_are_skipped_with_a_note(checked):
     assert checked(name="mllama").loc["spans", "detail"] == "skipped: pictures enter by cross-attention, not in the sequence"
 

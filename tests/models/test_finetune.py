@@ -180,6 +180,7 @@ def test_half_precision_models_learn_in_float32():
         (SAMPLES, None, {"steps": 0}, "steps is 0"),
         (SAMPLES, None, {"rank": 0}, "rank is 0"),
         (SAMPLES, None, {"batch_size": 0}, "batch_size is 0"),
+        (SAMPLES, None, {"seed": -1}, "seed is -1; give 0 or more"),
         (SAMPLES, None, {"targets": ("w_q",)}, "linear maps down_proj, gate_proj, k_proj"),
     ],
 )

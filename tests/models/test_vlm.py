@@ -215,6 +215,24 @@ def test_clips_and_sounds_in_the_place_of_a_picture_are_named_after_what_was_giv
     assert reader.forward(batch).logits.isfinite().all()
 
 
+WAVES = [0.8 * np.sin(np.arange(32_000) / step) for step in (9, 40)]
+WRITTEN = {np.int16: 2**15, np.int32: 2**31, np.uint8: 2**7}
+
+
+@pytest.mark.parametrize("dtype", WRITTEN)
+def test_sounds_as_a_file_has_them_are_those_in_floats(reader, tmp_path, dtype):
+    scale = WRITTEN[dtype]
+    held = [(wave * (scale - 1) + 128 * (dtype == np.uint8)).astype(dtype) for wave in WAVES]
+    floats = [((wave.astype(float) - 128 * (dtype == np.uint8)) / scale).astype(np.float32) for wave in held]
+    for vlm, cut in ((reader, 32_000), (load(save("qwen2_audio", tmp_path), device="cpu"), 16_000)):
+        one, other = (vlm.batch(None, [QUESTION] * 2, audio=[wave[:cut] for wave in waves]) for waves in (held, floats))
+        assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+        with pytest.raises(PromptError, match="a sound of float64 from .*; give floats from -1 to 1"):
+            vlm.batch(None, [QUESTION], audio=[32767 * WAVES[0][:cut]])
+        with pytest.raises(PromptError, match="a sound of int64"):
+            vlm.generate(None, [QUESTION], 2, audio=[(32767 * WAVES[0][:cut]).astype(int)])
+
+
 @pytest.mark.parametrize("dataset", ["clips", "sounds"])
 def test_a_sample_is_batched_as_what_it_shows(reader, dataset):
     samples, texts = load_samples(dataset, n=3), [QUESTION, "Is there a key ?", "Describe the picture ."]

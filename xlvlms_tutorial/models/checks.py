@@ -10,6 +10,7 @@ from transformers.utils import ModelOutput
 
 from xlvlms_tutorial.errors import AnatomyError
 from xlvlms_tutorial.models import anatomy
+from xlvlms_tutorial.models.sharing import greedy
 from xlvlms_tutorial.models.spans import SPANS, Batch
 from xlvlms_tutorial.models.vlm import VLM
 
@@ -181,7 +182,7 @@ def _greedy(vlm: VLM, batch: Batch, use_cache: bool) -> tuple[Int[Tensor, "b new
     # no picture would fill a placeholder that the model writes itself
     options = {"max_new_tokens": NEW_TOKENS, "min_new_tokens": NEW_TOKENS, "suppress_tokens": sorted(vlm.placeholders.values()) or None}
     options |= {"do_sample": False, "disable_compile": True, "return_dict_in_generate": True, "output_logits": True}
-    with vlm.run(batch), torch.no_grad():
+    with vlm.run(batch), greedy(vlm.model), torch.no_grad():
         made = vlm.model.generate(**batch, use_cache=use_cache, **options)
     return made.sequences[:, -NEW_TOKENS:], torch.stack(made.logits, dim=1).float()
 

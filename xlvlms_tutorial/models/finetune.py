@@ -20,6 +20,7 @@ from xlvlms_tutorial.data.samples import PROMPTS, Sample
 from xlvlms_tutorial.errors import LoadError, SelectionError
 from xlvlms_tutorial.models import anatomy
 from xlvlms_tutorial.models.adapters import import_peft
+from xlvlms_tutorial.models.prompts import require_counts
 from xlvlms_tutorial.models.vlm import VLM
 from xlvlms_tutorial.resume import keep, resumed
 
@@ -51,9 +52,9 @@ def fine_tune(
     """
     samples = list(samples)
     told = _answers(samples, answers)
-    for name, number in (("steps", steps), ("batch_size", batch_size), ("rank", rank)):
-        if number < 1:
-            raise SelectionError(f"{name} is {number}", "give at least 1")
+    require_counts(steps=steps, batch_size=batch_size, rank=rank)
+    if seed < 0:
+        raise SelectionError(f"seed is {seed}", "give 0 or more")
     parameters = _add(vlm, rank, targets, seed)
     optimiser = torch.optim.AdamW(parameters.values(), lr=learning_rate, weight_decay=0.0)
     folder = None if folder is None else Path(folder)

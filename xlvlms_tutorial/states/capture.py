@@ -68,6 +68,10 @@ def capture(
         If the store was made with other settings.
     RunError
         If the shards of another process do not come.
+    PromptError
+        If a prompt or an answer is no text, is empty, or holds what marks a picture for this model.
+    ActivationsError
+        If answers are generated from logits that are NaN or infinite.
     LengthError, DeviceMemoryError
         If answers and samples are not equally many, or the device is full.
     """
@@ -130,13 +134,14 @@ class _Job:
     def provenance(self, prompt: str | Callable[[Sample], str], seed: int | None) -> dict[str, object]:
         """How the states are made; what is long is there by its sha256."""
         vlm, asked = self.vlm, self.asked
+        seed, most = (None if number is None else int(number) for number in (seed, self.max_new_tokens))  # those of numpy are no JSON
         kind = "given" if self.answers is not None else "generated" if self.max_new_tokens is not None else None
         return {
             "model": vlm.name, "revision": vlm.revision, "dtype": str(vlm.dtype), "kept_dtype": str(asked.dtype),
             "interventions": list(vlm.active),
             "prompt": prompt if isinstance(prompt, str) else getattr(prompt, "__qualname__", type(prompt).__name__),
             "layers": sorted({layer for layer, _ in self.keys}), "places": list(dict.fromkeys(place for _, place in self.keys)),
-            "selection": asked.described, "reduce": asked.reduce, "max_new_tokens": self.max_new_tokens, "answers": kind, "seed": seed,
+            "selection": asked.described, "reduce": asked.reduce, "max_new_tokens": most, "answers": kind, "seed": seed,
             "n_samples": len(self.samples), "ids_sha256": _digest([sample.id for sample in self.samples]),
             "prompts_sha256": _digest(self.prompts), "answers_sha256": None if self.answers is None else _digest(self.answers),
             "versions": {module.__name__: module.__version__ for module in (torch, transformers, xlvlms_tutorial)},
