@@ -16,6 +16,7 @@ from torch import Tensor
 
 from xlvlms_tutorial.errors import ActivationsError, ComparisonError, LengthError, SelectionError, WordListError
 from xlvlms_tutorial.metrics.answers import with_columns
+from xlvlms_tutorial.metrics.plain import plain
 
 _LARGEST = 1e30
 _BLOCK = 2**20  # cosines computed at once: bounds memory, and stays in the cache of a processor
@@ -259,7 +260,7 @@ def _comparable_texts(one: _Texts, other: _Texts) -> tuple[_Texts, _Texts]:
 
 
 def _numbers(values: np.ndarray, what: str) -> np.ndarray:
-    values = np.asarray(values)
+    values = plain(values)
     if values.ndim != 2 or not values.size:
         raise ActivationsError(f"{what} of shape {values.shape}", "give (samples, concepts), one of each or more")
     if not np.isfinite(values).all():
