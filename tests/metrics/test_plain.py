@@ -8,7 +8,7 @@ import torch
 
 from xlvlms_tutorial.errors import ActivationsError, EstimateError
 from xlvlms_tutorial.methods.concepts import PCA, most_activating, top_concepts
-from xlvlms_tutorial.metrics.grounding import top_scores
+from xlvlms_tutorial.metrics.grounding import bert_score, clip_score, top_scores
 from xlvlms_tutorial.metrics.plain import plain
 from xlvlms_tutorial.metrics.truth import track
 from xlvlms_tutorial.metrics.uncertainty import bootstrap, correlation, difference, proportion
@@ -30,6 +30,8 @@ USES = {
     "correlation": (lambda codes: correlation(GOOD[:, 1], codes[:, 0]), EstimateError),
     "track": (lambda codes: track(codes, FACTOR, 100), ActivationsError),
     "top_scores": (lambda codes: top_scores(codes, GOOD, 3), ActivationsError),
+    "clip_score": (lambda codes: clip_score(codes, GOOD), ActivationsError),
+    "bert_score": (lambda codes: bert_score([GOOD], [codes]), ActivationsError),
     "most_activating": (most_activating, ActivationsError),
     "top_concepts": (top_concepts, ActivationsError),
     "fit": (lambda codes: PCA(2).fit(codes), ActivationsError),
