@@ -16,14 +16,18 @@ Where each defect is tested (files under tests; without a file: here).
    methods/test_pruning.py::test_masks_come_from_files_one_at_a_time_and_stay_as_they_are.
 10. Mask algebra knows OPT's names alone: methods/test_pruning.py::test_matched_masks_keep_as_many_in_every_row, on other architectures.
 11. Answers are cut to the length of the longest true one: test_a_long_wrong_answer_stays_wrong.
+12. Pairs of blocks lose the block after the start, and run the last one twice: test_pairs_run_each_block_once.
+13. Segments of several intervals are floor(L / n) long: test_segments_are_in_proportion_where_theirs_are_cut_off.
+14. Magnitude by matrix drops one weight too many, Wanda one too few: test_as_many_weights_go_as_were_asked_for.
 """
 
+import pytest
 import torch
 
 from tests.tiny import tiny_llava
 from xlvlms_tutorial.data.samples import Question
-from xlvlms_tutorial.methods.skipping import from_upstream
-from xlvlms_tutorial.methods.subnetworks import random_masks
+from xlvlms_tutorial.methods.skipping import every, from_upstream
+from xlvlms_tutorial.methods.subnetworks import kept, magnitude, random_masks
 from xlvlms_tutorial.metrics.answers import answer_table
 from xlvlms_tutorial.metrics.cost import count_flops, memory_of
 from xlvlms_tutorial.states.intervene import mask_weights, skip
@@ -63,3 +67,41 @@ def test_zeros_save_nothing_and_say_so_in_numbers():
 def test_a_long_wrong_answer_stays_wrong():
     table = answer_table(["red or blue, who knows", "red"], [Question("colour", "What colour is the key ?", "red")] * 2)
     assert table["correct"].tolist() == [False, True]
+
+
+def test_pairs_run_each_block_once():
+    vlm = tiny_llava(layers=8)
+    batch, ran = vlm.batch(None, ["Describe the picture ."]), []
+    hooks = [block.register_forward_hook(lambda *_, layer=layer: ran.append(layer)) for layer, block in enumerate(vlm.blocks, 1)]
+    with from_upstream("context_parrallel_block", 8, 2).apply(vlm):
+        vlm.forward(batch)
+    for hook in hooks:
+        hook.remove()
+    assert ran == list(range(1, 9))  # theirs: 1, not 2, then 3 to 8, then 8 again
+
+
+def upstream_segments(n_layers, intervals):
+    """The layers that the released rule acts on, numbered as here."""
+    part = n_layers // len(intervals)
+    steps = [intervals[min(idx // part, len(intervals) - 1)] for idx in range(n_layers)]
+    return [idx + 1 for idx in range(1, n_layers - 1) if idx % steps[idx] == 0]
+
+
+@pytest.mark.parametrize(
+    ("n_layers", "intervals", "theirs", "ours"),
+    [(30, [1, 2, 3, 4], set(), {8, 15, 22}), (32, [4, 3, 2], {21}, {22}), (32, [1, 2, 3, 4], set(), set()), (40, [2, 4], set(), set())],
+)
+def test_segments_are_in_proportion_where_theirs_are_cut_off(n_layers, intervals, theirs, ours):
+    there, here = set(upstream_segments(n_layers, intervals)), set(every(n_layers, intervals))
+    assert (there - here, here - there) == (theirs, ours)
+
+
+@pytest.mark.parametrize("sparsity", [0.29, 0.3, 0.5, 0.57])
+def test_as_many_weights_go_as_were_asked_for(sparsity):
+    scores = torch.rand(3, 100, generator=torch.Generator().manual_seed(0)).round(decimals=2)  # with ties
+    assert (~kept(scores, sparsity)).sum(dim=1).tolist() == [round(100 * sparsity)] * 3
+    vlm = tiny_llava()
+    found = magnitude(vlm, sparsity, "matrix")
+    for layer, name in found:
+        mask = found.unpack(layer, name)
+        assert int((~mask).sum()) == int(sparsity * mask.numel() + 1e-9)

@@ -1,5 +1,6 @@
 """Scores of grounding agree with plain loops in float64, with closed forms, and refuse what has no score."""
 
+import jaxtyping
 import numpy as np
 import pandas as pd
 import pytest
@@ -191,6 +192,14 @@ def test_tables_without_a_column_are_refused(lacking):
     table = pd.DataFrame({"concept": [0, 1], "word": ["a", "b"], "rank": [1, 1]}).drop(columns=lacking)
     with pytest.raises(EstimateError, match=f"no column '{lacking}' among"):
         overlap(table)
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (0, 3), (2, 1, 3)])
+def test_what_is_no_row_of_embeddings_is_refused(shape, monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # its checks refuse some of these already
+    for images, words in ((torch.ones(shape), torch.ones(2, 3)), (torch.ones(2, 3), torch.ones(shape))):
+        with pytest.raises(ActivationsError, match="no (image|text) embeddings: torch.float32 of shape"):
+            clip_score(images, words)
 
 
 def test_overlap_needs_two_concepts():

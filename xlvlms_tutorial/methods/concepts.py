@@ -14,6 +14,7 @@ from xlvlms_tutorial.methods.autoencoder import TopKSAE
 from xlvlms_tutorial.methods.dictionaries import PCA, KMeans, Simple
 from xlvlms_tutorial.methods.dictionary import Dictionary, load_dictionary
 from xlvlms_tutorial.methods.semi_nmf import SemiNMF
+from xlvlms_tutorial.metrics.plain import plain
 
 __all__ = [
     "DICTIONARIES", "PCA", "Dictionary", "KMeans", "SemiNMF", "Simple", "TopKSAE", "load_dictionary", "most_activating", "top_concepts",
@@ -58,11 +59,11 @@ def most_activating(codes: ArrayLike, n: int = 5) -> pd.DataFrame:
     rows = np.argsort(-sizes, axis=0, kind="stable")[:n].T
     concept, rank = np.divmod(np.arange(rows.size), n)
     found = pd.DataFrame({"concept": concept, "rank": rank + 1, "row": rows.ravel()})
-    return found.assign(activation=np.asarray(codes)[rows.ravel(), concept])
+    return found.assign(activation=plain(codes)[rows.ravel(), concept])
 
 
 def _sizes(codes: ArrayLike) -> np.ndarray:
-    sizes = np.abs(np.asarray(codes, dtype=float))
+    sizes = np.abs(np.asarray(plain(codes), dtype=float))
     if sizes.ndim != 2 or not sizes.size or not np.isfinite(sizes).all():
         told = f"codes of shape {sizes.shape}, {int((~np.isfinite(sizes)).sum())} of them NaN or infinite"
         raise ActivationsError(told, "give one row for each sample and one column for each concept, all finite")

@@ -25,6 +25,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
 from xlvlms_tutorial.errors import ActivationsError, ComparisonError, LoadError, OutputError, SelectionError
+from xlvlms_tutorial.metrics.plain import plain
 from xlvlms_tutorial.models.devices import place
 
 _FORMAT = "xlvlms dictionary 1"
@@ -233,14 +234,13 @@ def _kinds(base: type) -> dict[str, type]:
 
 def _array(A: Any) -> Any:
     """Tensors as arrays and halves as float32; anything else as it is."""
-    if isinstance(A, Tensor):
-        A = A.detach().cpu()
-        return (A.float() if A.is_floating_point() and A.element_size() < 4 else A).numpy()
+    if isinstance(A, (Tensor, np.ma.MaskedArray)) or (isinstance(A, np.ndarray) and A.dtype.kind in "US"):
+        return plain(A)
     return A.astype(np.float32) if isinstance(A, np.ndarray) and A.dtype == np.float16 else A
 
 
 def _finite(numbers: ArrayLike) -> np.ndarray:
-    found = np.asarray(numbers)
+    found = plain(numbers)
     found = found if found.dtype in (np.float32, np.float64) else found.astype(np.float64)
     if bad := found.size - int(np.isfinite(found).sum()):
         told = f"{bad} of {found.size} numbers are NaN or infinite"

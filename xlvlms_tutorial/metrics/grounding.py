@@ -16,6 +16,7 @@ from torch import Tensor
 
 from xlvlms_tutorial.errors import ActivationsError, ComparisonError, LengthError, SelectionError, WordListError
 from xlvlms_tutorial.metrics.answers import with_columns
+from xlvlms_tutorial.metrics.plain import plain
 
 _LARGEST = 1e30
 _BLOCK = 2**20  # cosines computed at once: bounds memory, and stays in the cache of a processor
@@ -40,7 +41,7 @@ def clip_score(images: Float[Vectors, "n e"], texts: Float[Vectors, "m _"], w: f
     """
     if isinstance(w, bool) or not 0 < w <= _LARGEST:  # above, the product would be infinite in float32
         raise SelectionError(f"w={w}", f"allowed: a positive number up to {_LARGEST:.0e}; the paper's is 2.5")
-    pictures, words = _unit(torch.as_tensor(images), "image embeddings"), _unit(torch.as_tensor(texts), "text embeddings")
+    pictures, words = _unit(_tensor(images), "image embeddings"), _unit(_tensor(texts), "text embeddings")
     pictures, words = _comparable(pictures, words)
     return (pictures @ words.T).clamp_(0, 1).mul_(w).cpu().numpy()
 
@@ -168,7 +169,7 @@ class _Texts(NamedTuple):
 def _packed(texts: Sequence[Vectors], what: str) -> _Texts:
     if not len(texts):
         raise ActivationsError(f"no {what}s", "give the token embeddings (t, e) of one text or more")
-    parts = [torch.as_tensor(text) for text in texts]
+    parts = list(map(_tensor, texts))
     for number, part in enumerate(parts):
         if part.ndim != 2 or not part.numel():
             raise ActivationsError(f"{what} {number} has shape {tuple(part.shape)}", "give (tokens, width), one token or more")
@@ -235,9 +236,13 @@ def _check_options(baseline: float | int | None, best: str = "max") -> None:
         raise SelectionError(f"best={best!r}", "allowed: 'max', 'mean'")
 
 
+def _tensor(values: Vectors) -> Tensor:
+    return values.detach() if isinstance(values, Tensor) else torch.as_tensor(plain(values))
+
+
 def _unit(vectors: Tensor, what: str) -> Tensor:
-    if not vectors.numel():
-        raise ActivationsError(f"no {what}: shape {tuple(vectors.shape)}", "give one row or more")
+    if vectors.ndim != 2 or not vectors.numel() or vectors.is_complex():
+        raise ActivationsError(f"no {what}: {vectors.dtype} of shape {tuple(vectors.shape)}", "give one row of real numbers or more")
     vectors = vectors if vectors.dtype == torch.float64 else vectors.float()
     lengths = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
     bad = int(((lengths == 0) | ~lengths.isfinite()).sum())
@@ -259,7 +264,7 @@ def _comparable_texts(one: _Texts, other: _Texts) -> tuple[_Texts, _Texts]:
 
 
 def _numbers(values: np.ndarray, what: str) -> np.ndarray:
-    values = np.asarray(values)
+    values = plain(values)
     if values.ndim != 2 or not values.size:
         raise ActivationsError(f"{what} of shape {values.shape}", "give (samples, concepts), one of each or more")
     if not np.isfinite(values).all():

@@ -21,6 +21,7 @@ from sklearn.metrics import adjusted_mutual_info_score
 
 from xlvlms_tutorial.data.samples import Sample
 from xlvlms_tutorial.errors import ActivationsError, EstimateError, LengthError, SelectionError
+from xlvlms_tutorial.metrics.plain import plain
 from xlvlms_tutorial.metrics.uncertainty import Estimate, interval, resampled_shares
 
 N_BINS = 3  # for the codes that are not zero
@@ -155,13 +156,11 @@ def _most_values(rows: int) -> float:
 
 def _codes(codes: ArrayLike) -> Float[np.ndarray, "n k"]:
     try:
-        found = np.asarray(codes, dtype=float)
+        found = np.asarray(plain(codes), dtype=float)
     except (TypeError, ValueError) as cause:
         raise ActivationsError(f"codes are not numbers ({cause})", "give one row of codes for each sample") from cause
     if found.ndim != 2 or found.size == 0:
-        raise ActivationsError(
-            f"codes have the shape {found.shape}", "give (n, k), one row for each sample and one column for each concept"
-        )
+        raise ActivationsError(f"codes have the shape {found.shape}", "give (n, k): one row for each sample, one column for each concept")
     if not np.isfinite(found).all():
         raise ActivationsError(f"{int((~np.isfinite(found)).sum())} of {found.size} codes are NaN or infinite", "give finite codes")
     return found

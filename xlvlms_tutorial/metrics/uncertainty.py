@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike
 from scipy.stats import rankdata
 
 from xlvlms_tutorial.errors import EstimateError, LengthError
+from xlvlms_tutorial.metrics.plain import plain
 
 _CHUNK = 2**22  # indices drawn at once, to bound memory
 
@@ -207,16 +208,15 @@ def interval(value: float, drawn: np.ndarray, n: int, level: float = 0.95) -> Es
 
 def _checked(values: ArrayLike, flat: bool = False) -> np.ndarray:
     try:
-        rows = np.asarray(values, dtype=float)
+        rows = np.asarray(plain(values), dtype=float)
     except (TypeError, ValueError) as cause:
         raise EstimateError("values", cause, "numbers without gaps") from cause
     if rows.ndim == 0 or rows.size == 0:
         raise EstimateError("values", "no values", "one row of numbers for each observation, at least one")
     if flat and rows.ndim > 1:
         raise EstimateError("values", f"an array of shape {rows.shape}", "one number for each observation")
-    if not np.isfinite(rows).all():
-        found = f"{int((~np.isfinite(rows)).sum())} of {rows.size} NaN or infinite"
-        raise EstimateError("values", found, "finite numbers; leave out what was not measured")
+    if bad := int((~np.isfinite(rows)).sum()):
+        raise EstimateError("values", f"{bad} of {rows.size} NaN or infinite", "finite numbers; leave out what was not measured")
     return rows
 
 

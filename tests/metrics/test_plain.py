@@ -1,0 +1,74 @@
+"""What is no row of real numbers is refused wherever numbers are taken, and tensors of any kind are read."""
+
+import jaxtyping
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from xlvlms_tutorial.errors import ActivationsError, EstimateError
+from xlvlms_tutorial.methods.concepts import PCA, most_activating, top_concepts
+from xlvlms_tutorial.metrics.grounding import bert_score, clip_score, top_scores
+from xlvlms_tutorial.metrics.plain import plain
+from xlvlms_tutorial.metrics.truth import track
+from xlvlms_tutorial.metrics.uncertainty import bootstrap, correlation, difference, proportion
+
+GOOD = np.random.default_rng(0).random((40, 4))
+STRANGE = {
+    "complex": GOOD + 1j,
+    "complex list": (GOOD + 1j).tolist(),
+    "masked": np.ma.masked_less(GOOD, 0.2),
+    "dates": np.full(GOOD.shape, np.datetime64("2020-01-01")),
+    "text": GOOD.astype(str),
+    "structured": np.zeros(GOOD.shape, dtype=[("a", float)]),
+    "complex tensor": torch.from_numpy(GOOD + 1j),
+}
+FACTOR = {"colour": ["red", "blue"] * 20}
+USES = {
+    "bootstrap": (lambda codes: bootstrap(codes[:, 0]), EstimateError),
+    "difference": (lambda codes: difference(codes[:, 0], GOOD[:, 0]), EstimateError),
+    "correlation": (lambda codes: correlation(GOOD[:, 1], codes[:, 0]), EstimateError),
+    "track": (lambda codes: track(codes, FACTOR, 100), ActivationsError),
+    "top_scores": (lambda codes: top_scores(codes, GOOD, 3), ActivationsError),
+    "clip_score": (lambda codes: clip_score(codes, GOOD), ActivationsError),
+    "bert_score": (lambda codes: bert_score([GOOD], [codes]), ActivationsError),
+    "most_activating": (most_activating, ActivationsError),
+    "top_concepts": (top_concepts, ActivationsError),
+    "fit": (lambda codes: PCA(2).fit(codes), ActivationsError),
+    "inverse_transform": (lambda codes: PCA(4).fit(GOOD).inverse_transform(codes), ActivationsError),
+}
+
+
+@pytest.fixture(autouse=True)
+def untyped(monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # its checks refuse some of these already
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("use", USES)
+@pytest.mark.parametrize("kind", STRANGE)
+def test_what_is_no_real_number_is_refused(kind, use):
+    call, error = USES[use]
+    values = np.array(STRANGE[kind]) if isinstance(STRANGE[kind], list) else STRANGE[kind]
+    with pytest.raises(error):
+        call(values)
+
+
+@pytest.mark.parametrize("use", [name for name in USES if name != "inverse_transform"])
+def test_tensors_with_a_gradient_count_as_their_values(use):
+    call, _ = USES[use]
+    one, other = call(torch.from_numpy(GOOD).requires_grad_()), call(GOOD)
+    one, other = (found.components_ if isinstance(found, PCA) else found for found in (one, other))
+    assert pd.DataFrame(one).equals(pd.DataFrame(other)) if not hasattr(one, "low") else one == other
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_halves_are_widened(dtype):
+    assert plain(torch.tensor([0.5, 2.0], dtype=dtype)).tolist() == [0.5, 2.0]
+    assert plain(torch.tensor([0.5, 2.0], dtype=dtype)).dtype == np.float32
+
+
+def test_a_mask_that_hides_nothing_is_no_harm():
+    assert proportion(np.ma.array([True, False], mask=[False, False])) == proportion([True, False])
+    with pytest.raises(EstimateError):
+        proportion(np.ma.array([True, False], mask=[False, True]))
