@@ -194,6 +194,12 @@ def test_weights_that_lack_or_are_pickles_are_refused(spoilt):
         load_scorer(spoilt)
     (spoilt / "model.safetensors").unlink()
     torch.save(weights, spoilt / "pytorch_model.bin")
+    torch.save(weights, spoilt / "w.bin")  # an index may name it
+    index = spoilt / "model.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": dict.fromkeys(weights, "w.bin")}))
+    with pytest.raises(LoadError, match="names 'w.bin' as weights, which is no safetensors file"):
+        load_scorer(spoilt)
+    index.unlink()
     with pytest.raises(LoadError, match="no weights in safetensors"):
         load_scorer(spoilt)
 

@@ -18,7 +18,7 @@ _MAGNITUDE = "lora_magnitude_vector"
 
 
 def add_adapter(model: PreTrainedModel, adapter: str | os.PathLike, name: str = "", offline: bool = False) -> None:
-    """Add a LoRA adapter (Hu et al., 2021) to the model ``name``, in place: a shipped one by its name, or from a folder or the hub.
+    """Add a LoRA (Hu et al., 2021) or DoRA (Liu et al., 2024) to the model ``name``, in place: a shipped one, or from a folder or the hub.
 
     Raises
     ------

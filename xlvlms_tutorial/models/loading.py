@@ -64,8 +64,8 @@ def load(
     quantise
         "8bit" or "4bit" (nf4): the linear maps' weights, by bitsandbytes (Dettmers et al., 2022 and 2023).
     adapter
-        Folder or hub id of a LoRA adapter (peft), or for pocket LLaVA "pocket-place", "pocket-colour" or "pocket-mood", also at a step
-        of its training ("pocket-place@step-0040"). The model keeps its class: ``vlm.model.disable_adapters()`` turns it off.
+        Folder or hub id of a LoRA or DoRA adapter (peft), or for pocket LLaVA "pocket-place", "pocket-colour" or "pocket-mood", also at
+        a step of its training ("pocket-place@step-0040"). The model keeps its class: ``vlm.model.disable_adapters()`` turns it off.
     offline
         Only what is on this machine: folders, and the hub's cache.
     allow_untested
