@@ -11,7 +11,7 @@ from torch import Tensor
 from xlvlms_tutorial.errors import SelectionError
 from xlvlms_tutorial.methods.dictionary import Dictionary, whole
 
-_NUMBERS = 1 << 24  # distances that exist at a time
+_NUMBERS = 1 << 24  # of distances, or of states in float64, that exist at a time
 
 
 class PCA(Dictionary):
@@ -68,8 +68,9 @@ class _Prototypes(Dictionary):
 
     def _encode(self, A: Float[Tensor, "n d"]) -> Float[Tensor, "n k"]:
         # By differences: where states share a large part, products lose it all, and they depend on how many rows there are
-        distances = partial(torch.cdist, x2=self._fitted("components_", A), compute_mode="donot_use_mm_for_euclid_dist")
-        return 1 / (1 + torch.cat([distances(rows) for rows in A.split(max(1, _NUMBERS // self.n_components))]))
+        distances = partial(torch.cdist, x2=self._fitted("components_", A).double(), compute_mode="donot_use_mm_for_euclid_dist")
+        blocks = A.split(max(1, _NUMBERS // max(self.n_components, A.shape[1])))
+        return torch.cat([1 / (1 + distances(rows.double())) for rows in blocks]).to(A.dtype)
 
     def _decode(self, Z: Float[Tensor, "n k"]) -> Float[Tensor, "n d"]:
         return self._fitted("components_", Z)[Z.argmax(dim=1)]
