@@ -116,7 +116,7 @@ def evaluate(
     ] = None,
     dataset: Annotated[str, typer.Option(help="scenes, composition (combinations never trained on), clips, or sounds.")] = "scenes",
     n: Annotated[int, typer.Option(min=1, help="Number of samples.")] = 100,
-    seed: Annotated[int, typer.Option(help="Seed of the samples and of the bootstrap.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the samples and of the bootstrap.")] = 0,
     json: JsonOption = None,
 ) -> None:
     """Caption attributes, answers by type and presence questions, as values with 95 % intervals."""

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import psutil
 
-from xlvlms_tutorial.errors import OutputError, RecordError, RunError, SelectionError
+from xlvlms_tutorial.errors import ClaimError, OutputError, RecordError, RunError, SelectionError
 from xlvlms_tutorial.reproduce.chapters import ROOT, checkout
 from xlvlms_tutorial.reproduce.grid import Cell, read_grid
 from xlvlms_tutorial.reproduce.job import PLAN, RUNS
@@ -118,8 +118,8 @@ def _aside(cell: Cell, out: Path, chapter: Chapter, dry_run: bool) -> str:
     if not file.exists():
         return ""
     try:
-        read_results(file)
-    except RecordError as error:
+        Gathered().add(cell.id, read_results(file))  # measurements that cannot be judged are damaged too
+    except (RecordError, ClaimError) as error:
         kind, problem = "damaged", str(error)
     else:
         if same_run(file, chapter.run(cell.parameters)):
@@ -186,9 +186,9 @@ def _end(engine: psutil.Process) -> None:
 
 def _sign(lock: int, process: int) -> None:
     """Write into the lock who holds it."""
-    told = f"process {process} on {platform.node()}, started {datetime.now().isoformat(timespec='seconds')},"
+    holder = f"process {process} on {platform.node()}, started {datetime.now().isoformat(timespec='seconds')},"
     os.ftruncate(lock, 0)
-    os.pwrite(lock, told.encode(), 0)
+    os.pwrite(lock, holder.encode(), 0)
 
 
 @contextmanager
