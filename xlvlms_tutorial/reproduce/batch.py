@@ -148,7 +148,7 @@ def _engine(command: list[str], out: Path, lock: int) -> int:
         try:
             return engine.wait()
         except BaseException:
-            _end(psutil.Process(engine.pid))
+            _end(engine.pid)
             raise
 
 
@@ -157,6 +157,7 @@ def _asked_to_end() -> Iterator[None]:
     """Leave by an exception where a signal asks this process to end, which would otherwise end it and leave its children at work."""
 
     def leave(number: int, _: object) -> None:
+        signal.signal(number, signal.SIG_IGN)  # asked once more, it goes on ending its children
         raise SystemExit(128 + number)
 
     main = threading.current_thread() is threading.main_thread()  # signals come to it alone
@@ -168,9 +169,10 @@ def _asked_to_end() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _end(engine: psutil.Process) -> None:
+def _end(number: int) -> None:
     """End an engine and all that it has started: asked first, so that it takes back what it gave to a cluster; then killed."""
     with suppress(psutil.NoSuchProcess):
+        engine = psutil.Process(number)
         started = engine.children(recursive=True)
         engine.send_signal(signal.SIGINT)  # from now on it starts no job
         for process in started:
