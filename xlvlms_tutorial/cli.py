@@ -150,6 +150,9 @@ def run(
 ) -> None:
     """Run a chapter with other parameters: results.json, the executed notebook; exit code 0, 1 (it failed), 2 (wrong input).
 
+    Values are spelled as in YAML, and the chapter's default says what a word means: 1e-3 is a number where the default is one, no and 3 are
+    text where it is text. What YAML would read as something else, such as a comment or a list, goes into quotes.
+
     For example: xlvlms run outside -p model=llava-hf/llava-1.5-7b-hf -p dataset=coco -p n_samples=200
     """
     _require("papermill", "jupytext", "ipykernel")
