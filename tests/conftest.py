@@ -27,6 +27,7 @@ SLOW = (
     "tests/states/test_shards.py::test_a_kill_before_any_step_leaves_a_store_that_continues",
     "tests/states/test_shards.py::test_kills_at_random_moments_lose_nothing",
     "tests/states/test_store.py::test_accelerate_launch_deals_the_shards_to_its_processes",
+    "tests/test_cli.py::test_a_working_directory_that_is_gone_is_said",
     "tests/tools/test_execute.py",
     "tests/tools/test_nbval_cache.py",
 )

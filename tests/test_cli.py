@@ -261,6 +261,7 @@ def test_other_errors_are_not_hidden(monkeypatch):
 
 def test_evaluate_refuses_no_scenes():
     assert xlvlms("evaluate", "--n", "0").exit_code == 2
+    assert xlvlms("evaluate", "--seed", "-1").exit_code == 2
 
 
 def test_doctor_is_content_where_the_model_can_run(machine, monkeypatch):

@@ -116,7 +116,7 @@ def evaluate(
     ] = None,
     dataset: Annotated[str, typer.Option(help="scenes, composition (combinations never trained on), clips, or sounds.")] = "scenes",
     n: Annotated[int, typer.Option(min=1, help="Number of samples.")] = 100,
-    seed: Annotated[int, typer.Option(help="Seed of the samples and of the bootstrap.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the samples and of the bootstrap.")] = 0,
     json: JsonOption = None,
 ) -> None:
     """Caption attributes, answers by type and presence questions, as values with 95 % intervals."""
@@ -149,6 +149,9 @@ def run(
     chapters: Annotated[str | None, typer.Option(metavar="FOLDER", help="The folder of the chapters; by default that of the book.")] = None,
 ) -> None:
     """Run a chapter with other parameters: results.json, the executed notebook; exit code 0, 1 (it failed), 2 (wrong input).
+
+    Values are spelled as in YAML, and the chapter's default says what a word means: 1e-3 is a number where the default is one, no and 3 are
+    text where it is text. What YAML would read as something else, such as a comment or a list, goes into quotes.
 
     For example: xlvlms run outside -p model=llava-hf/llava-1.5-7b-hf -p dataset=coco -p n_samples=200
     """

@@ -154,6 +154,12 @@ def test_labels_that_are_numbers_stay_numbers():
     assert plots.literal(3) == 3 and plots.literal(None) is None
 
 
+def test_labels_of_several_levels_are_drawn_as_they_are_written():
+    rows = pd.MultiIndex.from_product([["$5 $6_", "a"], [1, 2]], names=["$x_$", "n"])
+    shown = drawn(plots.matrix(pd.DataFrame({"c": range(4)}, index=rows)))
+    assert "$5 $6_-1" in shown and "a-2" in shown
+
+
 def test_a_word_is_cut_between_signs_not_within_an_escaped_one():
     assert plots.printable("12345678$9", 9) == r"12345678\$" and plots.printable("$$$", 2) == r"\$\$"
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import psutil
 
-from xlvlms_tutorial.errors import OutputError, RecordError, RunError, SelectionError
+from xlvlms_tutorial.errors import ClaimError, OutputError, RecordError, RunError, SelectionError
 from xlvlms_tutorial.reproduce.chapters import ROOT, checkout
 from xlvlms_tutorial.reproduce.grid import Cell, read_grid
 from xlvlms_tutorial.reproduce.job import PLAN, RUNS
@@ -118,8 +118,8 @@ def _aside(cell: Cell, out: Path, chapter: Chapter, dry_run: bool) -> str:
     if not file.exists():
         return ""
     try:
-        read_results(file)
-    except RecordError as error:
+        Gathered().add(cell.id, read_results(file))  # measurements that cannot be judged are damaged too
+    except (RecordError, ClaimError) as error:
         kind, problem = "damaged", str(error)
     else:
         if same_run(file, chapter.run(cell.parameters)):
@@ -148,7 +148,7 @@ def _engine(command: list[str], out: Path, lock: int) -> int:
         try:
             return engine.wait()
         except BaseException:
-            _end(psutil.Process(engine.pid))
+            _end(engine.pid)
             raise
 
 
@@ -157,6 +157,7 @@ def _asked_to_end() -> Iterator[None]:
     """Leave by an exception where a signal asks this process to end, which would otherwise end it and leave its children at work."""
 
     def leave(number: int, _: object) -> None:
+        signal.signal(number, signal.SIG_IGN)  # asked once more, it goes on ending its children
         raise SystemExit(128 + number)
 
     main = threading.current_thread() is threading.main_thread()  # signals come to it alone
@@ -168,9 +169,10 @@ def _asked_to_end() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _end(engine: psutil.Process) -> None:
+def _end(number: int) -> None:
     """End an engine and all that it has started: asked first, so that it takes back what it gave to a cluster; then killed."""
     with suppress(psutil.NoSuchProcess):
+        engine = psutil.Process(number)
         started = engine.children(recursive=True)
         engine.send_signal(signal.SIGINT)  # from now on it starts no job
         for process in started:
@@ -186,9 +188,9 @@ def _end(engine: psutil.Process) -> None:
 
 def _sign(lock: int, process: int) -> None:
     """Write into the lock who holds it."""
-    told = f"process {process} on {platform.node()}, started {datetime.now().isoformat(timespec='seconds')},"
+    holder = f"process {process} on {platform.node()}, started {datetime.now().isoformat(timespec='seconds')},"
     os.ftruncate(lock, 0)
-    os.pwrite(lock, told.encode(), 0)
+    os.pwrite(lock, holder.encode(), 0)
 
 
 @contextmanager

@@ -136,12 +136,12 @@ def _assigned(target: ast.expr, value: ast.expr) -> dict[str, object]:
 def _value(node: ast.expr) -> object:
     try:
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "range" and not node.keywords:
-            found = range(*map(ast.literal_eval, node.args))
-            return list(found) if len(found) <= _LONGEST else Expression(ast.unparse(node))
-        found = ast.literal_eval(node)
+            numbers = range(*map(ast.literal_eval, node.args))
+            return list(numbers) if len(numbers) <= _LONGEST else Expression(ast.unparse(node))
+        value = ast.literal_eval(node)
     except (ValueError, TypeError, OverflowError):
         return Expression(ast.unparse(node))
-    return found if _json(found) and _text_keys(found) else Expression(ast.unparse(node))
+    return value if _json(value) and _text_keys(value) else Expression(ast.unparse(node))
 
 
 def checked(name: str, known: Mapping[str, object], given: Mapping[str, object]) -> dict[str, object]:
@@ -155,7 +155,7 @@ def checked(name: str, known: Mapping[str, object], given: Mapping[str, object])
     SelectionError
         If the chapter has no such parameter, a value is of another type than the default, or a key is no text.
     """
-    found = {}
+    ready = {}
     for parameter, written in given.items():
         if parameter not in known:
             what = f"chapter {name!r} has no parameter {parameter!r}{closest(str(parameter), known)}"
@@ -165,8 +165,8 @@ def checked(name: str, known: Mapping[str, object], given: Mapping[str, object])
         if not _json(value) or not _fits(default, value):
             allowed = f"give {_WORDS.get(type(default), type(default).__name__)}, such as the default {default!r}"
             raise SelectionError(f"parameter {parameter}={_shown(written)} of chapter {name!r} is of the wrong type", allowed)
-        found[parameter] = _absolute(parameter, json.loads(json.dumps(value)))
-    return found
+        ready[parameter] = _absolute(parameter, json.loads(json.dumps(value)))
+    return ready
 
 
 def _json(value: object) -> bool:

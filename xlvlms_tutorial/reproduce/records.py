@@ -11,7 +11,6 @@ from tempfile import NamedTemporaryFile
 
 from xlvlms_tutorial.errors import OutputError, RecordError
 
-_TEXT = {"encoding": "utf-8", "errors": "backslashreplace"}  # half of a surrogate pair, as in names that are no UTF-8, as its number
 _PACKAGES = ("xlvlms_tutorial", "torch", "transformers", "tokenizers", "numpy", "pandas", "scikit-learn")
 
 FOLDER_VARIABLE = "XLVLMS_CLAIMS"  # where records of claims go
@@ -61,10 +60,11 @@ def write_json(path: str | Path, content: object) -> Path:
     OutputError
         If the file cannot be written.
     """
-    path, text = Path(path), as_json(content)
+    # half of a surrogate pair, as in names of files that are no UTF-8, becomes its number, which JSON reads as the same
+    path, text = Path(path), as_json(content).encode("utf-8", "backslashreplace").decode("utf-8")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.", delete=False, **_TEXT) as draft:
+        with NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.", delete=False, encoding="utf-8") as draft:
             draft.write(text)
         os.chmod(draft.name, 0o644)  # temporary files are private; results need not be
         os.replace(draft.name, path)
@@ -96,10 +96,10 @@ def read_sealed(path: str | Path) -> dict[str, object]:
     """
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
-        stated, found = content.pop("sha256"), _digest(content)
+        stated, computed = content.pop("sha256"), _digest(content)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as cause:
         raise RecordError(path, f"not a whole results file ({type(cause).__name__}: {cause})") from cause
-    if stated != found:
+    if stated != computed:
         raise RecordError(path, "its content is not what was written (its digest differs)")
     return content
 

@@ -2,6 +2,7 @@
 
 import json
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -87,6 +88,8 @@ def gather(batch: str | Path, write: bool = True) -> Gathered:
 def measurements(path: str | Path) -> list[dict[str, object]]:
     """The claims that a batch, or one run, has measured; ``path`` is the folder of a batch or of a run, or a results file.
 
+    A warning names the runs of a batch that are damaged.
+
     Raises
     ------
     RecordError
@@ -94,7 +97,10 @@ def measurements(path: str | Path) -> list[dict[str, object]]:
     """
     path = Path(path)
     if (path / PLAN).exists():
-        return gather(path, write=False).measurements
+        batch = gather(path, write=False)
+        if damaged := [f"{name} ({batch.problems[name]})" for name, state in batch.states.items() if state == "damaged"]:
+            warnings.warn(f"left out of {path}, damaged: {'; '.join(damaged)}", stacklevel=2)
+        return batch.measurements
     file = path / RESULTS if path.is_dir() else path
     return [judged(one, file) for one in read_results(file)["claims"]]
 

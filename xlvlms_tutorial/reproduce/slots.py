@@ -62,7 +62,7 @@ def gpus(wanted: int, among: int, folder: Path | None = None) -> Iterator[str]:
 
 def _own(folder: Path) -> Path:
     """The folder for the locks, if it is this user's: in the temporary folder anyone may have made one of its name first."""
-    with _told(folder):
+    with _locking(folder):
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if hasattr(os, "getuid") and folder.lstat().st_uid != os.getuid():  # of a link, who made the link
             raise PermissionError("it belongs to another user")
@@ -70,7 +70,7 @@ def _own(folder: Path) -> Path:
 
 
 @contextmanager
-def _told(folder: Path) -> Iterator[None]:
+def _locking(folder: Path) -> Iterator[None]:
     """Say what to do where the system refuses a lock."""
     try:
         yield
@@ -87,7 +87,7 @@ def _take(names: list[str], wanted: int, folder: Path, held: ExitStack) -> list[
         if len(taken) == wanted:
             break
         try:
-            with _told(folder):
+            with _locking(folder):
                 held.enter_context(FileLock(folder / f"{name}.lock", timeout=0))
         except Timeout:
             continue

@@ -116,10 +116,10 @@ def meant(default: object, value: object) -> object:
 
 
 def _key(key: object) -> str:
-    found = _alone(key) if isinstance(key, Word) else key
-    if not isinstance(found, str):
-        raise SelectionError(f"the key {found!r} is no text", f"put it into quotes, as in {{'{key}': ...}}")
-    return str(found)
+    name = _alone(key) if isinstance(key, Word) else key
+    if not isinstance(name, str):
+        raise SelectionError(f"the key {name!r} is no text", f"put it into quotes, as in {{'{key}': ...}}")
+    return str(name)
 
 
 def _like(defaults: list[object], value: object) -> object:

@@ -58,7 +58,7 @@ class Shard:
         """The shard's part of the index; ``DamagedShardError`` if it cannot be read."""
         with self._reading(), pq.ParquetFile(self.part, page_checksum_verification=True) as file:
             table = file.read(use_threads=False)
-            if _columns(table.schema, len(table)) != self._told(table.schema)["columns"]:
+            if _columns(table.schema, len(table)) != self._metadata(table.schema)["columns"]:
                 raise ValueError("its columns are not those that were written")
             if set(table.column("shard").unique().to_pylist()) - {self.number}:
                 raise ValueError("it is a copy of another shard's")
@@ -67,15 +67,15 @@ class Shard:
     def record(self) -> Record:
         """What the index says of the tensors' file; ``DamagedShardError`` if it cannot be read."""
         with self._reading():
-            told = self._told(pq.read_schema(self.part))
+            told = self._metadata(pq.read_schema(self.part))
             return Record(told["sha256"], int(told["bytes"]), json.loads(told["tensors"]))
 
-    def _told(self, schema: pa.Schema) -> dict[str, str]:
+    def _metadata(self, schema: pa.Schema) -> dict[str, str]:
         """What the metadata says, of this shard; earlier versions did not write of which one it is."""
-        told = _told(schema)
-        if told.get(_NUMBER, str(self.number)) != str(self.number):
+        metadata = _told(schema)
+        if metadata.get(_NUMBER, str(self.number)) != str(self.number):
             raise ValueError("it is a copy of another shard's")
-        return told
+        return metadata
 
     @contextmanager
     def _reading(self) -> Iterator[None]:

@@ -256,7 +256,7 @@ _MOST = 10  # the largest exponent
 
 def _only_compares(condition: str) -> None:
     """Refuse a condition that does more than to compare: pandas would call and look up whatever it says."""
-    for node in ast.walk(ast.parse(_QUOTED.sub(lambda found: found[1] or "name", condition.strip()), mode="eval")):
+    for node in ast.walk(ast.parse(_QUOTED.sub(lambda part: part[1] or "name", condition.strip()), mode="eval")):
         if not isinstance(node, _ALLOWED):
             raise SyntaxError(f"{type(node).__name__} is not among comparisons")
         if isinstance(node, ast.BinOp) and isinstance(node.op, _GROWING):

@@ -266,8 +266,8 @@ def printable(word: str, letters: int | None = None) -> str:
 
 def _literally(table: pd.DataFrame) -> pd.DataFrame:
     """The table with its names as :func:`literal` writes them."""
-    table = table.rename(index=literal, columns=literal)
-    return table.rename_axis(index=literal(table.index.name), columns=literal(table.columns.name))
+    named = {axis: literal(getattr(table, axis).name) for axis in ("index", "columns") if isinstance(getattr(table, axis).name, str)}
+    return table.rename(index=literal, columns=literal).rename_axis(**named)
 
 
 def _places(captions: Sequence[str], columns: int, width: float) -> tuple[Figure, list[Axes]]:
