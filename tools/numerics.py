@@ -42,7 +42,10 @@ SETTINGS = {
     "native": {},
     "avx512": {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE"},  # bfloat16 emulated
     "avx2": {
-        "ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2", "OMP_NUM_THREADS": "2", "NUMBA_NUM_THREADS": "2",
+        "ONEDNN_MAX_CPU_ISA": "AVX2",
+        "ATEN_CPU_CAPABILITY": "avx2",
+        "OMP_NUM_THREADS": "2",
+        "NUMBA_NUM_THREADS": "2",
         "OMP_WAIT_POLICY": "PASSIVE",  # a thread that waits for a busy core does not take it from those that work
     },  # fmt: skip
     "sse41": {"ONEDNN_MAX_CPU_ISA": "SSE41", "ATEN_CPU_CAPABILITY": "default"},

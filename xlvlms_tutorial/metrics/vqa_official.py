@@ -20,7 +20,6 @@ _MENDED = {word.replace("|", "") if "|" in word else word.replace("'", ""): word
     "somebody'd": "somebodyd"
 }
 _WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
-_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 _NUMBERS = {"none": "0"} | {word: str(number) for number, word in enumerate(_WORDS)}
 _ARTICLES = {"a", "an", "the"}
 _MARKS = ';/[]"{}()=+\\_-><@`,?!'
