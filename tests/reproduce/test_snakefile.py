@@ -141,7 +141,9 @@ def test_a_batch_that_is_asked_to_end_leaves_no_process_behind_and_goes_on(tmp_p
     (tmp_path / "grid.yaml").write_text("experiments: [{chapters: toy, retries: 2, mem_mb: 100}]")
     command = [sys.executable, "-m", "xlvlms_tutorial", "reproduce", "grid.yaml", "--out", "out", "--chapters", "chapters", "--cores", "1"]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    before = signal.signal(number, signal.SIG_DFL)  # what started the tests may ignore it, as nohup does, and children would inherit that
     running = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL)
+    signal.signal(number, before)
     family = []
     while not any("ipykernel" in words(one) for one in family):
         assert running.poll() is None
