@@ -1,11 +1,18 @@
 """What several tests share: samples without the world's sprites, and a model whose answers are known."""
 
+import os
 from collections.abc import Callable
 
 import pytest
+from hypothesis import settings
 from PIL import Image
 
 from xlvlms_tutorial.data.samples import Question, Sample
+
+# The same examples in every run, so that a test that turns red does so by a change; HYPOTHESIS_PROFILE=explore draws new ones.
+settings.register_profile("same", derandomize=True)
+settings.register_profile("explore", derandomize=False)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 
 # Files and tests of more than some four seconds; `make check` leaves them out, `make test` does not.
 SLOW = (
