@@ -191,6 +191,9 @@ def _known(**given: tuple[str, Sequence[str]]) -> None:
 
 
 def _outside(scope: str, clock: Clock) -> bool:
+    if scope != "both" and clock.mixed:
+        what = f"scope {scope!r} without a cache, where each step runs the prompt and the answer together"
+        raise InterventionError(what, "leave use_cache=False out, or use scope='both'")
     return scope == ("prefill" if clock.decoding else "decode")
 
 

@@ -101,7 +101,7 @@ def replace(vlm: VLM, states: Float[Tensor, "d"] | Float[Tensor, "b d"] | Float[
             return own  # a decode step: the states given are the prompt's
         return torch.cat([rows, own[:, rows.shape[1] :]], dim=1)
 
-    with _edited(vlm, change, layers, positions, gate, "replacing states"):
+    with _edited(vlm, change, layers, positions, gate, "replacing states", whole=given.ndim == 3):
         yield
 
 
@@ -183,10 +183,12 @@ def mask_weights(vlm: VLM, masks: Mapping[str, Bool[Tensor, "out in"]]) -> Itera
 
 
 @contextmanager
-def _edited(vlm: VLM, change: Change, layers: Layers, positions: Positions, gate: Gate, what: str) -> Iterator[None]:
+def _edited(
+    vlm: VLM, change: Change, layers: Layers, positions: Positions, gate: Gate, what: str, whole: bool = False
+) -> Iterator[None]:  # fmt: skip
     chosen = checked_layers(vlm, layers, first=0)
     refuse_folded(vlm, chosen, what)
-    with edited(vlm, chosen, change, positions, gate):
+    with edited(vlm, chosen, change, positions, gate, whole=whole):
         yield
 
 

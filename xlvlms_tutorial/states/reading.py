@@ -180,6 +180,10 @@ class _Reader:
         same = self._length and self._batch is self._vlm.running
         self._decoding = bool(same) and (length == 1 or length > self._length)  # without a cache each step sees all, and one more
         if not self._decoding:
+            whole = length if self._vlm.running is None else self._vlm.running["input_ids"].shape[1]
+            if length < whole:
+                what = f"{length} positions of a prompt that has {whole}, or of several new tokens at once"
+                raise SelectionError(what, "run the whole prompt at once: no prefill in chunks, no cache from before, no assistant")
             self._batch, self._length = self._vlm.running, length
             self._picked = self._pick()
 
