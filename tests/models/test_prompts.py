@@ -1,8 +1,10 @@
 """Prompts as processors take them: one opening token, places for pictures, padding; and what is refused before or when they are made."""
 
 import json
+from io import BytesIO
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -14,6 +16,13 @@ from xlvlms_tutorial.errors import ImageError, LoadError, PromptError, Selection
 from xlvlms_tutorial.models import anatomy, prompts
 from xlvlms_tutorial.models.loading import load
 from xlvlms_tutorial.models.processors import require_embedded, require_padding
+
+
+def png(picture: Image.Image) -> bytes:
+    held = BytesIO()
+    picture.save(held, "PNG")
+    return held.getvalue()
+
 
 PICTURE = Image.new("RGB", (40, 30), (200, 30, 30))
 TEXTS = ["Describe the picture .", "What colour is the key on the grass ?"]
@@ -144,6 +153,16 @@ def test_a_picture_that_the_processor_does_not_take_is_named_by_sample_and_size(
         vlm.batch_of(samples, TEXTS)
     with pytest.raises(ImageError, match="picture of sample 2 "):
         vlm.generate([PICTURE, PICTURE, thin], [*TEXTS, TEXTS[0]], 2, batch_size=2)
+
+
+@pytest.mark.parametrize(
+    "form", [np.asarray, lambda picture: np.asarray(picture) / 255, png, lambda picture: torch.tensor(np.asarray(picture))]
+)
+def test_pictures_in_any_form_are_those_of_pillow(form):
+    vlm = tiny_llava()
+    expected = vlm.batch([PICTURE], TEXTS[:1])
+    assert torch.equal(vlm.batch([form(PICTURE)], TEXTS[:1])["pixel_values"], expected["pixel_values"])
+    assert vlm.generate([form(PICTURE)] * 2, TEXTS, 2) == vlm.generate([PICTURE] * 2, TEXTS, 2)
 
 
 def test_what_a_processor_raises_at_texts_is_told_in_this_packages_words(monkeypatch):

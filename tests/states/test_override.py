@@ -193,7 +193,7 @@ def test_guessed_tokens_that_are_verified_together_are_tokens_of_the_answer(at, 
             assert torch.equal(found, expected)
 
 
-@pytest.mark.parametrize("name", [name for name in BY_SCOPE])
+@pytest.mark.parametrize("name", BY_SCOPE)
 def test_without_a_cache_a_scope_is_refused_rather_than_stretched(at, text, name):
     with pytest.raises(InterventionError, match="scope '.*' without a cache.*leave use_cache=False out, or use scope='both'"):
         logits_of(at, text, BY_SCOPE[name], use_cache=False)
