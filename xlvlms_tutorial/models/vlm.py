@@ -26,7 +26,8 @@ class VLM:
     """A vision-language model with its processor: prompts, batches, spans, forward, generation, unembedding.
 
     ``model`` is the transformers model itself, of whatever class; ``blocks`` are its decoder blocks. A processor is needed
-    only by what takes pictures and texts; inputs made elsewhere go through :meth:`prepare`.
+    only by what takes pictures and texts; inputs made elsewhere go through :meth:`prepare`. ``load`` and :meth:`from_model` check what they
+    take; ``VLM(...)`` itself takes what it is given.
     """
 
     def __init__(self, model: torch.nn.Module, processor: object | None, name: str, revision: str | None = None) -> None:

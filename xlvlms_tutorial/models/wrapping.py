@@ -83,7 +83,7 @@ def check(vlm: VLM) -> None:
     failed = dict(vlm.checks.loc[~vlm.checks["passed"], ["check", "detail"]].itertuples(index=False, name=None))
     if lost := [(name, detail) for name, detail in failed.items() if name in REQUIRED]:
         raise SelfCheckError(kind, lost)
-    vlm.refused = {place: detail for name, detail in failed.items() for place in HANGS_ON[name]}
+    vlm.refused |= {place: detail for name, detail in failed.items() for place in HANGS_ON[name]}
 
 
 def wrapped(
