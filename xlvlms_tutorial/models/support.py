@@ -124,7 +124,7 @@ def refusal(block: nn.Module, what: str, place: str) -> XlvlmsError | None:
     if (what, place) in _BEFORE and not getattr(block, "do_layer_norm_before", True):  # OPT says it there
         return InterventionError(f"{what} {place}: the norms of {type(block).__name__} come after its parts", "choose another place")
     if what == "fold" and (after := [name for name, _ in block.named_children() if re.fullmatch(_AFTER, name)]):
-        return InterventionError(f"{type(block).__name__} norms its MLP's output ({after[0]})", "choose another layer")
+        return InterventionError(f"its block does not simply add its MLP's output to the residual stream ({after[0]} comes after it)")
     for part, places in _WHOLE.items():
         if (what, place) in places and (others := beside(block, part)):
             told = f"{what} {place}: {type(block).__name__} has {' and '.join(others)} beside its {part}, which would go on working"

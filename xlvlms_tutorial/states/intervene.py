@@ -214,7 +214,7 @@ def _folded(vlm: VLM, shift: Tensor, layer: int) -> Iterator[None]:
     before = linear.bias
     try:
         plain = _probe(vlm, block)
-    except Exception as cause:  # whatever a decoder raises that needs more than embeddings, as Idefics its picture
+    except (ValueError, TypeError, AttributeError, LookupError, RuntimeError) as cause:  # Idefics needs its picture, Gemma 4 ids
         raise FoldError(layer, f"what it does cannot be measured by embeddings alone ({reason(cause)})") from cause
     bias = shift.to(linear.weight.device, vlm.dtype)
     vlm.folded[layer] += 1
