@@ -20,8 +20,8 @@ class ImageError(XlvlmsError, ValueError):
     """Something that is not a picture was given where a picture is needed."""
 
     def __init__(self, source: object, problem: str = "is not a picture that can be read", allowed: str | None = None) -> None:
-        what = source if isinstance(source, (str, bytes)) or hasattr(source, "__fspath__") else type(source).__name__
-        super().__init__(f"{what!s} {problem}", allowed or "give a PIL image or the path of a PNG, JPEG or WebP file")
+        what = str(source)[:300] if isinstance(source, str) or hasattr(source, "__fspath__") else type(source).__name__
+        super().__init__(f"{what} {problem}", allowed or "give a PIL image, an array, or the path or bytes of a PNG, JPEG or WebP file")
 
 
 class EstimateError(XlvlmsError, ValueError):
@@ -72,11 +72,11 @@ class PromptError(XlvlmsError, ValueError):
 
 
 class InputsError(XlvlmsError, ValueError):
-    """Model inputs lack something without which the model would silently use wrong positions or masks."""
+    """Model inputs with which the model would silently use wrong positions or masks: ``lacking`` names what is not there, or says it."""
 
-    def __init__(self, lacking: object) -> None:
-        advice = "make the inputs with the model's own processor (vlm.batch), or give them as it makes them"
-        super().__init__(f"inputs without {', '.join(lacking)}, so positions or masks would be wrong; {advice}.")
+    def __init__(self, lacking: object, advice: str = "") -> None:
+        what = lacking if isinstance(lacking, str) else f"inputs without {', '.join(lacking)}, so positions or masks would be wrong"
+        super().__init__(what, advice or "make the inputs with the model's own processor (vlm.batch), or give them as it makes them")
 
 
 class UnknownModelError(XlvlmsError, ValueError):

@@ -1,43 +1,78 @@
-"""Run the contract and print a markdown table, architectures x checks: ``python -m tests.contract [model ...]``."""
+"""Run the contract and print a markdown table, architectures x checks: ``python -m tests.contract [--report [FILE]] [model ...]``.
 
+``--report`` writes the table, with its date and versions, where the page "Add your model" shows it, or to FILE.md.
+"""
+
+import platform
 import sys
+from datetime import UTC, datetime
+from pathlib import Path
 
+import tokenizers
 import torch
 import transformers
 
 from tests.contract.checks import CHECKS
-from tests.contract.reference import case, generated, traces
+from tests.contract.reference import FOUND, ROUNDING, case, generated, traces
 from tests.zoo import MODELS
 from xlvlms_tutorial.models.architectures import ARCHITECTURES
 
+REPORT = Path(__file__).parents[2] / "book/reference/verified.md"
+FAILS = "FAILS"
+
 
 def outcome(name: str, check: str) -> str:
-    """A cell: yes, what holds instead, or FAILS with the reason."""
+    """A cell: the largest difference as a share of the largest value (0 where none is allowed), what holds instead, or what fails."""
     at = case(name)
     before = generated(at)[1]
+    FOUND.clear()
     try:
         told = CHECKS[check](at)
         assert traces(at.vlm) == [] and torch.equal(generated(at)[1], before), "the model is not as it was"
     except Exception as error:  # the table shows what failed, and goes on
-        return f"FAILS: {type(error).__name__} {str(error).splitlines()[0][:80]}"
-    return told or "yes"
+        return f"{FAILS}: {type(error).__name__} {str(error).splitlines()[0][:80]}"
+    largest = max(FOUND, default=0.0)
+    parts = [f"{largest:.0e}".replace("e-0", "e-")] if largest > 0 else []
+    return "; ".join([*parts, *([told] if told else [])]) or "0"
 
 
-def main(names: tuple[str, ...]) -> int:
-    """Print the table, row by row; the exit code is 1 if any check failed."""
-    print("| architecture |", " | ".join(check.replace("_", " ") for check in CHECKS), "|")  # noqa: T201
-    print("|" + " --- |" * (len(CHECKS) + 1))  # noqa: T201
+def table(names: tuple[str, ...]) -> tuple[list[str], int]:
+    """The lines of the table, and how many checks failed."""
+    lines = [f"| architecture | {' | '.join(check.replace('_', ' ') for check in CHECKS)} |", "|" + " --- |" * (len(CHECKS) + 1)]
     failed = 0
     for name in names:
         cells = [outcome(name, check) for check in CHECKS]
-        failed += sum(cell.startswith("FAILS") for cell in cells)
+        failed += sum(cell.startswith(FAILS) for cell in cells)
         kind = case(name).vlm.model.config.model_type
-        print(f"| {ARCHITECTURES[kind].name} |", " | ".join(cells), "|", flush=True)  # noqa: T201
-    print(f"\n{len(names)} architectures, {len(CHECKS)} checks each, {failed} fail; batches of two rows, left-padded, eager and sdpa")  # noqa: T201
+        lines.append(f"| {ARCHITECTURES[kind].name} | {' | '.join(cells)} |")
+    return lines, failed
+
+
+def head(names: tuple[str, ...], failed: int) -> str:
+    """What was verified, when and with what."""
+    versions = {"Python": platform.python_version(), **{part.__name__: part.__version__ for part in (torch, transformers, tokenizers)}}
+    told = ", ".join(f"{part} {version}" for part, version in versions.items())
+    return (
+        f"Verified on {datetime.now(UTC):%Y-%m-%d} with {told}: {len(names)} architectures, {len(CHECKS)} checks each, {failed} fail. "
+        f"A cell holds the largest difference from a reference, as a share of the largest value ({ROUNDING:.0e} is allowed; 0: equal to "
+        "the bit, or nothing to measure). Batches are left-padded, with eager attention and sdpa; batch sizes are 1, 2, 4 and 8."
+    )
+
+
+def main(arguments: list[str]) -> int:
+    """Print or write the table; the exit code is 1 if any check failed."""
+    report = "--report" in arguments
+    files = [argument for argument in arguments if argument.endswith(".md")]
+    names = tuple(argument for argument in arguments if argument != "--report" and argument not in files) or MODELS
+    lines, failed = table(names)
+    text = "\n".join([head(names, failed), "", *lines, ""])
+    if report:
+        (Path(files[0]) if files else REPORT).write_text(text, encoding="utf-8")
+    print(text)  # noqa: T201
     return int(failed > 0)
 
 
 if __name__ == "__main__":
     transformers.logging.set_verbosity_error()
     torch.set_num_threads(1)  # tiny products: more threads only wait for each other
-    raise SystemExit(main(tuple(sys.argv[1:]) or MODELS))
+    raise SystemExit(main(sys.argv[1:]))

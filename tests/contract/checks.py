@@ -13,6 +13,7 @@ CHECKS: dict[str, Callable[[Case], str | None]] = {
     "states_forward": reading.states_forward,
     "states_generate": reading.states_generate,
     "unembedding": reading.unembedding,
+    "batch_sizes": reading.batch_sizes,
     "recorder_order": reading.recorder_order,
     "skip_block": intervening.skipping("block"),
     "skip_mlp": intervening.skipping("mlp"),

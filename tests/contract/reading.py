@@ -3,9 +3,11 @@
 import torch
 from torch import Tensor
 
-from tests.contract.reference import GENERATION, Case, agree
+from tests.contract.reference import GENERATION, Case, agree, repeated
+from tests.zoo.inputs import prefixed, single
 from xlvlms_tutorial.errors import InputsError, SpanError
 from xlvlms_tutorial.models import anatomy
+from xlvlms_tutorial.models.spans import Batch
 from xlvlms_tutorial.states.intervene import add
 from xlvlms_tutorial.states.reading import read, reading
 
@@ -98,6 +100,23 @@ def unembedding(case: Case) -> None:
     vlm = case.vlm
     logits = vlm.forward(case.batch).logits
     agree(vlm.unembed(read(vlm, case.batch, vlm.n_layers)[vlm.n_layers, "block"]), logits, "unembedding of the last layer")
+
+
+def batch_sizes(case: Case) -> None:
+    """States of all layers, and the log-probability of the next token, do not depend on how many rows a batch has."""
+    vlm, inputs = case.vlm, single(case.name)
+    alone = [_read(case, vlm.prepare(row)) for row in (prefixed(case.name, inputs), inputs)]
+    for size in (2, 4, 8):
+        states, scores = _read(case, vlm.prepare(repeated(dict(case.batch), size // 2)))
+        for row in range(size):
+            own, score = alone[row % 2]
+            agree(states[:, row, -own.shape[2] :], own[:, 0], f"states of row {row} of {size}")
+            agree(scores[row], score[0], f"score of row {row} of {size}")
+
+
+def _read(case: Case, batch: Batch) -> tuple[Tensor, Tensor]:
+    states = torch.stack(list(read(case.vlm, batch, "all").values()))
+    return states, case.vlm.forward(batch).logits[:, -1].log_softmax(-1).max(-1).values
 
 
 def type_ids(case: Case) -> str | None:

@@ -1,6 +1,6 @@
 """References that know nothing of our interventions: one forward over the whole sequence, without a cache, with plain hooks."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -42,6 +42,14 @@ def case(name: str) -> Case:
     return Case(name, vlm, batch, batch["input_ids"].shape[1])
 
 
+def repeated(batch: Mapping[str, Tensor], times: int) -> dict[str, Tensor]:
+    """The rows of a batch several times over, one copy after the other."""
+    longer = {key: torch.cat([value] * times) for key, value in batch.items()}
+    if (at := batch.get("image_token_pooling")) is not None:  # Molmo2 numbers the patches through all pictures of a batch
+        longer["image_token_pooling"] = torch.cat([at + copy * (int(at.max()) + 1) for copy in range(times)])
+    return longer
+
+
 def generated(case: Case, **options: object) -> tuple[Tensor, Tensor]:
     """The new ids (b, steps) of a greedy generation with a cache, and the logits (b, steps, v) they were chosen by."""
     logits = []
@@ -71,8 +79,12 @@ def apart(a: Tensor, b: Tensor) -> float:
     return ((a - b).abs().max() / b.abs().max()).item()
 
 
+FOUND: list[float] = []  # every difference that was measured, for the table of the report
+
+
 def agree(a: Tensor, b: Tensor, what: object) -> None:
     found = apart(a, b)
+    FOUND.append(found)
     assert found <= ROUNDING, f"{what}: differ by {found:.1e}"  # NaN differs too
 
 

@@ -2,9 +2,11 @@
 
 import struct
 import zlib
+from io import BytesIO
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image, PngImagePlugin
 from transformers.image_transforms import convert_to_rgb
 from transformers.image_utils import load_image
@@ -112,6 +114,114 @@ def test_what_is_transparent_is_laid_on_white_as_transformers_lays_it(mode):
     assert not np.array_equal(found, np.asarray(picture.convert("RGB")))
     flat = Image.new("RGBA", (2, 2), (9, 9, 9, 0)).convert("RGBa")
     assert np.asarray(as_image(flat)).min() == 255 == np.asarray(as_image(Image.new("LA", (2, 2), (9, 0)).convert("La"))).min()
+
+
+# Arrays, bytes, addresses
+
+PIXELS = noise(6, 10, 4)
+FLOATS = PIXELS / 255
+ARRAYS = {
+    "bytes": (PIXELS[..., :3], PIXELS[..., :3]),
+    "with opacity": (PIXELS, np.asarray(as_image(Image.fromarray(PIXELS)))),
+    "grey": (PIXELS[..., 0], PIXELS[..., [0, 0, 0]]),
+    "grey in one channel": (PIXELS[..., :1], PIXELS[..., [0, 0, 0]]),
+    "channels first": (np.moveaxis(PIXELS[..., :3], 2, 0), PIXELS[..., :3]),
+    "one channel first": (PIXELS[None, ..., 0], PIXELS[..., [0, 0, 0]]),
+    "floats to 1": (FLOATS[..., :3], PIXELS[..., :3]),
+    "half floats to 255": (PIXELS[..., :3].astype(np.float16), PIXELS[..., :3]),
+    "16 bits": (PIXELS[..., :3].astype(np.uint16) * 257, PIXELS[..., :3]),
+    "whole numbers": (PIXELS[..., :3].astype(np.int64), PIXELS[..., :3]),
+    "yes and no": (PIXELS[..., 0] > 99, 255 * (PIXELS[..., [0, 0, 0]] > 99)),
+    "torch": (torch.tensor(FLOATS[..., :3]).permute(2, 0, 1), PIXELS[..., :3]),
+    "torch that is trained": (torch.tensor(FLOATS[..., :3]).requires_grad_(True), PIXELS[..., :3]),
+    "a view": (PIXELS[::-1, ::-1, :3], PIXELS[::-1, ::-1, :3]),
+    "as OpenCV's, turned": (PIXELS[..., 2::-1][..., ::-1], PIXELS[..., :3]),
+}
+
+
+@pytest.mark.parametrize("name", ARRAYS)
+def test_arrays_are_pictures(name):
+    given, expected = ARRAYS[name]
+    found = as_image(given)
+    assert found.mode == "RGB" and np.array_equal(np.asarray(found), expected)
+    assert Sample("a", given).image.tobytes() == found.tobytes()
+
+
+WRONG_ARRAYS = {
+    "one dimension": np.zeros(5),
+    "a number": np.float64(3.0),
+    "two pictures": np.zeros((2, 6, 10, 3)),
+    "five channels": np.zeros((6, 10, 5)),
+    "two channels": np.zeros((6, 10, 2)),
+    "words": np.array([["a", "b"]]),
+    "objects": np.array([[None]]),
+    "complex": np.zeros((2, 2), complex),
+    "structured": np.zeros((2, 2), [("r", "u1")]),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_ARRAYS)
+def test_arrays_that_are_no_picture_are_refused_with_their_shape(name):
+    with pytest.raises(ImageError, match=r"of .* and shape \(.*\) is not a picture; give numbers of shape \(height, width\) or"):
+        as_image(WRONG_ARRAYS[name])
+
+
+@pytest.mark.parametrize("wrong", [-1.0, np.nan, np.inf, 1e20])
+@pytest.mark.parametrize("shape", [(2, 2), (2, 2, 3), (3, 2, 2)])
+def test_arrays_of_no_known_scale_are_refused(wrong, shape):
+    levels = np.full(shape, 0.5)
+    levels.flat[1] = wrong
+    with pytest.raises(ImageError, match="levels from .*; scale them to 0 to 1, or to 0 to 255"):
+        as_image(levels)
+
+
+@pytest.mark.parametrize("shape", [(0, 5), (5, 0), (0, 5, 3), (3, 0, 7)])
+def test_arrays_without_a_pixel_are_refused(shape):
+    with pytest.raises(ImageError, match="pixels; give a picture of at least one pixel"):
+        as_image(np.zeros(shape, np.uint8))
+
+
+def test_tensors_that_numpy_does_not_know_are_refused():
+    with pytest.raises(ImageError, match="Tensor is not a picture that can be read"):
+        as_image(torch.zeros(4, 4, 3, dtype=torch.bfloat16))
+
+
+@pytest.mark.parametrize("ending", ["png", "jpg", "webp"])
+def test_bytes_open_files_and_addresses_are_read_as_the_file(ending, tmp_path):
+    file = tmp_path / f"a b%20ü.{ending}"
+    Image.fromarray(PIXELS[..., :3]).save(file)
+    expected = as_image(file).tobytes()
+    held = file.read_bytes()
+    for source in (
+        held,
+        bytearray(held),
+        memoryview(held),
+        BytesIO(held),
+        str(file),
+        file.as_uri(),
+        file.as_uri().replace("///", "//localhost/"),
+    ):
+        assert as_image(source).tobytes() == expected
+    with file.open("rb") as opened:
+        assert as_image(opened).tobytes() == expected
+    assert Sample("a", held).image.tobytes() == Sample("a", file.as_uri()).content.tobytes() == expected
+
+
+@pytest.mark.parametrize("address", ["https://example.org/a.png", "HTTP://example.org/a.png", "ftp://x/a.png", "s3://b/a.png", "hf://d/a.png",
+                                     "file://server/share/a.png"])  # fmt: skip
+def test_nothing_is_fetched_from_the_network(address, monkeypatch):
+    monkeypatch.setattr("socket.getaddrinfo", lambda *_, **__: pytest.fail("asked the network"))
+    with pytest.raises(
+        ImageError, match="is an address on the network, from which nothing is fetched here; download it, and give its path"
+    ):
+        as_image(address)
+
+
+@pytest.mark.parametrize("wrong", [b"", b"GIF89a", b"\x89PNG" + bytes(40), bytearray(5), BytesIO(b"x"), "x" * 5000, "file:///absent.png"])
+def test_bytes_and_texts_that_are_no_picture_are_refused_in_few_words(wrong):
+    with pytest.raises(ImageError, match="is not a picture that can be read; give a PIL image, an array, or the path or bytes") as told:
+        as_image(wrong)
+    assert len(str(told.value)) < 500
 
 
 @pytest.mark.parametrize("size", [(0, 5), (5, 0), (0, 0)])

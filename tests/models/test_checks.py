@@ -10,7 +10,7 @@ from tests.tiny import tiny_llava
 from tests.zoo import build, padded
 from xlvlms_tutorial.errors import DeviceMemoryError
 from xlvlms_tutorial.models import anatomy
-from xlvlms_tutorial.models.checks import CHECKS, self_check
+from xlvlms_tutorial.models.checks import CHECKS, REQUIRED, self_check
 from xlvlms_tutorial.models.spans import SPANS
 from xlvlms_tutorial.models.vlm import VLM
 
@@ -156,6 +156,46 @@ def test_positions_labelled_wrongly_fail():
     assert table.loc["spans", "detail"] == "5 positions labelled, 4 measured, 1 differ"
 
 
+def test_a_decoder_that_gets_ids_has_no_positions_to_measure(checked):
+    """Chameleon's pictures are words of its vocabulary."""
+
+    def discrete(vlm):
+        stack = anatomy.decoder(vlm.model)
+        stack.register_forward_pre_hook(
+            lambda _, args, named: (args, named | {"inputs_embeds": None, "input_ids": vlm.running["input_ids"]}), with_kwargs=True
+        )
+
+    table = checked(discrete)
+    assert "spans" in failed(table)
+    assert table.loc["spans", "detail"].startswith("the decoder gets ids and no embeddings: pictures are words of its vocabulary")
+
+
+def test_positions_that_a_mask_tells_and_no_id_are_named():
+    """As in Kosmos-2."""
+    model, inputs = build("llava")
+    vlm = VLM(model, None, "llava")
+    vlm.placeholders = {}
+    table = self_check(vlm, vlm.prepare(inputs)).set_index("check")
+    assert "spans" in failed(table)
+    assert "4 measured, 4 differ: no id marks a picture's positions (the config names no image_token_id)" in table.loc["spans", "detail"]
+
+
+def test_ids_that_are_replaced_beside_the_configs_are_named(checked):
+    """As in Ovis2, whose visual indicators are overwritten too."""
+
+    def overwrite(vlm):
+        def replace(_, args, named):
+            given = named["inputs_embeds"].clone()
+            given[torch.isin(vlm.running["input_ids"], torch.tensor([11, 23]))] += 1
+            return args, named | {"inputs_embeds": given}
+
+        anatomy.decoder(vlm.model).register_forward_pre_hook(replace, with_kwargs=True)
+
+    table = checked(overwrite)
+    assert failed(table)[0] == "spans"
+    assert table.loc["spans", "detail"].endswith("4 differ: more ids than the config's are replaced (11, 23)")
+
+
 def test_a_batch_without_a_picture_says_nothing_about_positions():
     model, inputs = build("llava")
     vlm = VLM(model, None, "llava")
@@ -203,7 +243,7 @@ def test_a_cache_that_changes_the_answer_fails(checked):
         vlm.blocks[1].register_forward_hook(at_single_tokens)
 
     table = checked(spoil)
-    assert failed(table) == ["generation"]
+    assert set(failed(table)) == {"generation", "block skipped", "MLP skipped", "attention skipped"}  # which rest on it
     assert "tokens differ from new token 2 on" in table.loc["generation", "detail"]
 
 
@@ -244,7 +284,7 @@ def test_a_block_whose_output_nothing_reads_fails(checked):
         vlm.blocks[1].register_forward_hook(lambda *_: kept["output"])
 
     table = checked(shadow)
-    assert failed(table) == ["block bypass"]
+    assert [name for name in failed(table) if name in REQUIRED] == ["block bypass"]
     assert table.loc["block bypass", "detail"] == "without block 2 logits differ by 0.0e+00"
 
 

@@ -12,13 +12,24 @@ from huggingface_hub import constants
 from peft import LoraConfig, get_peft_model
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from transformers.utils import is_flash_attn_2_available
 
 from tests.tiny import tiny_llava
 from tests.zoo import build
 from tests.zoo_processors import save
-from xlvlms_tutorial.errors import ArchitectureError, HubError, LoadError, RevisionError, SelfCheckError, UnknownModelError
+from xlvlms_tutorial.errors import (
+    ArchitectureError,
+    HubError,
+    InterventionError,
+    LoadError,
+    RevisionError,
+    SelfCheckError,
+    UnknownModelError,
+)
 from xlvlms_tutorial.models import adapters, loading
+from xlvlms_tutorial.models.checks import CHECKS
 from xlvlms_tutorial.models.loading import ARCHITECTURES, load
+from xlvlms_tutorial.states.intervene import skip
 
 PICTURE = Image.new("RGB", (40, 30), (200, 30, 30))
 QUESTION = "What colour is the key ?"
@@ -161,7 +172,7 @@ def test_an_untested_architecture_comes_with_its_checks(monkeypatch, saved, vlm)
     with pytest.raises(ArchitectureError, match="'llava'"):
         load(saved)
     again = load(saved, device="cpu", allow_untested=True)
-    assert again.checks["passed"].all() and len(again.checks) == 8
+    assert again.checks["passed"].all() and list(again.checks["check"]) == list(CHECKS) and again.refused == {}
     assert torch.equal(logits(again), logits(vlm))
 
 
@@ -190,8 +201,49 @@ def test_an_untested_architecture_whose_processor_makes_no_inputs_is_refused(mon
 
 
 def test_a_tested_architecture_is_not_checked_again(monkeypatch, saved):
-    monkeypatch.setattr(loading, "self_check", lambda vlm, batch: pytest.fail("checked"))
+    monkeypatch.setattr(loading, "check", lambda vlm: pytest.fail("checked"))
     assert load(saved, device="cpu", allow_untested=True).checks is None
+
+
+def test_an_untested_architecture_loads_with_less_where_a_place_fails(monkeypatch, saved):
+    from xlvlms_tutorial.models import place_checks
+
+    def differs(vlm, batch):
+        raise RuntimeError("The size of tensor a (5) must match")
+
+    monkeypatch.delitem(ARCHITECTURES, "llava")
+    monkeypatch.setitem(CHECKS, "MLP skipped", differs)
+    again = load(saved, device="cpu", allow_untested=True)
+    assert again.checks.set_index("check")["passed"].to_dict() == {name: name != "MLP skipped" for name in CHECKS}
+    assert not again.supports("skip", "mlp") and again.supports("skip", "block") and set(place_checks.PLACED) == set(place_checks.HANGS_ON)
+    with pytest.raises(InterventionError, match=r"skip mlp, which fails this model's self-check \(RuntimeError: The size of tensor a"):
+        skip(again, 1, "mlp").__enter__()
+    with skip(again, 1):
+        assert logits(again).isfinite().all()
+
+
+# Attention
+
+
+@pytest.mark.parametrize("how", ["eager", "sdpa"])
+def test_attention_is_computed_as_asked(saved, vlm, how):
+    again = load(saved, device="cpu", attn_implementation=how)
+    assert {again.model.config._attn_implementation, again.model.config.text_config._attn_implementation} == {how}
+    torch.testing.assert_close(logits(again, TEXTS[:1]), logits(vlm, TEXTS[:1]), atol=1e-4, rtol=1e-4)
+    weights = again.forward(again.batch([PICTURE], TEXTS[:1]), output_attentions=True).attentions
+    assert bool(weights) == (how == "eager")  # which alone has any to give
+
+
+@pytest.mark.parametrize("how", ["flash", "", "kernels-community/flash-attn", "paged|eager"])
+def test_attention_that_is_not_known_is_refused(saved, how):
+    with pytest.raises(LoadError, match=r"attn_implementation='.*'; allowed: eager, .*sdpa"):
+        load(saved, device="cpu", attn_implementation=how)
+
+
+@pytest.mark.skipif(is_flash_attn_2_available(), reason="needs a machine without flash-attn")
+def test_attention_that_needs_a_package_is_refused_with_its_name(saved):
+    with pytest.raises(LoadError, match="attn_implementation='flash_attention_2' cannot be had here .*; give 'sdpa' or 'eager'"):
+        load(saved, device="cpu", attn_implementation="flash_attention_2")
 
 
 def test_an_unreachable_hub_names_the_offline_choice(monkeypatch):

@@ -1,8 +1,10 @@
 """Prompts as processors take them: one opening token, places for pictures, padding; and what is refused before or when they are made."""
 
 import json
+from io import BytesIO
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -10,10 +12,17 @@ from PIL import Image
 from tests.tiny import tiny_llava, tiny_tokenizer
 from tests.zoo_processors import PROCESSORS, RECIPES, save
 from xlvlms_tutorial.data.samples import Sample
-from xlvlms_tutorial.errors import ImageError, LoadError, PromptError, SelectionError
+from xlvlms_tutorial.errors import ImageError, InputsError, LoadError, PromptError, SelectionError
 from xlvlms_tutorial.models import anatomy, prompts
 from xlvlms_tutorial.models.loading import load
 from xlvlms_tutorial.models.processors import require_embedded, require_padding
+
+
+def png(picture: Image.Image) -> bytes:
+    held = BytesIO()
+    picture.save(held, "PNG")
+    return held.getvalue()
+
 
 PICTURE = Image.new("RGB", (40, 30), (200, 30, 30))
 TEXTS = ["Describe the picture .", "What colour is the key on the grass ?"]
@@ -146,6 +155,16 @@ def test_a_picture_that_the_processor_does_not_take_is_named_by_sample_and_size(
         vlm.generate([PICTURE, PICTURE, thin], [*TEXTS, TEXTS[0]], 2, batch_size=2)
 
 
+@pytest.mark.parametrize(
+    "form", [np.asarray, lambda picture: np.asarray(picture) / 255, png, lambda picture: torch.tensor(np.asarray(picture))]
+)
+def test_pictures_in_any_form_are_those_of_pillow(form):
+    vlm = tiny_llava()
+    expected = vlm.batch([PICTURE], TEXTS[:1])
+    assert torch.equal(vlm.batch([form(PICTURE)], TEXTS[:1])["pixel_values"], expected["pixel_values"])
+    assert vlm.generate([form(PICTURE)] * 2, TEXTS, 2) == vlm.generate([PICTURE] * 2, TEXTS, 2)
+
+
 def test_what_a_processor_raises_at_texts_is_told_in_this_packages_words(monkeypatch):
     vlm = tiny_llava()
 
@@ -156,6 +175,21 @@ def test_what_a_processor_raises_at_texts_is_told_in_this_packages_words(monkeyp
     monkeypatch.setattr(type(vlm.processor), "__call__", lambda self, **given: odd(**given))
     with pytest.raises(PromptError, match=r"\(sample 1\): IndexError: list index out of range"):
         vlm.batch(None, TEXTS)
+
+
+@pytest.mark.parametrize("wrong", [[PICTURE, PICTURE], [], None, "https://example.org/a.png", {"bytes": b""}, 3])
+def test_what_is_no_single_picture_is_refused_before_the_model_runs(wrong):
+    vlm = tiny_llava()
+    with pytest.raises(ImageError, match="is not a picture that can be read; give a PIL image|is an address on the network"):
+        vlm.generate([PICTURE, wrong], TEXTS, 2)
+
+
+def test_texts_alone_go_where_the_processor_takes_them(loaded):
+    assert len(loaded("llava").generate(None, TEXTS, 2)) == 2
+    with pytest.raises(PromptError, match=r"\(sample 0\): ValueError: `?images"):
+        loaded("paligemma").generate(None, TEXTS, 2)
+    with pytest.raises(InputsError, match="without pixel_values, .* cannot run; give a picture"):
+        loaded("blip2").generate(None, TEXTS, 2)
 
 
 # Padding and embeddings

@@ -4,11 +4,14 @@ import re
 import struct
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from io import BytesIO
 from operator import index
-from pathlib import Path
+from os import PathLike
 from typing import SupportsIndex
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -39,12 +42,12 @@ class Question:
 class Sample:
     """A picture, clip or sound with its references.
 
-    ``source`` is a picture or its file, a clip's list of frames, a sound's samples (1-d array), or a function that makes it when
-    asked for; ``modality`` says which: "image", "video" or "audio".
+    ``source`` is a picture as :func:`as_image` takes it, a clip's list of frames, a sound's samples (1-d array), or a function that makes
+    it when asked for; ``modality`` says which: "image", "video" or "audio".
     """
 
     id: str
-    source: Image.Image | Path | Sequence[Image.Image] | np.ndarray | Callable[[], object]
+    source: object
     captions: tuple[str, ...] = ()
     questions: tuple[Question, ...] = ()
     truth: Mapping[str, object] = field(default_factory=dict)
@@ -88,22 +91,24 @@ class Sample:
 
 
 def as_image(source: object) -> Image.Image:
-    """A picture in RGB, upright, from a picture or a file.
+    """A picture in RGB, upright, from a picture, an array, the bytes of a file, an open file, or a file's path or ``file://`` address.
 
-    It is turned as its EXIF orientation says. What is transparent is laid on white. Grey levels of 16 or 32 bits or of floats are
-    scaled to 0 to 255, by the smallest full scale that holds them: 1 for floats, 255, 65535 or 2**31 - 1.
+    It is turned as its EXIF orientation says. What is transparent is laid on white. Arrays (of torch too) are (height, width),
+    (height, width, channels) or (channels, height, width), with 1, 3 or 4 channels in the order red, green, blue, opacity. Levels of 16 or
+    32 bits or of floats are scaled to 0 to 255, by the smallest full scale that holds them: 1 for floats, 255, 65535 or 2**31 - 1.
 
     Raises
     ------
     ImageError
-        If the source cannot be read as a picture, has no pixel or too many, or has grey levels that are negative or not finite.
+        If the source cannot be read as a picture, has no pixel or too many, has levels that are negative or not finite, or is an address on
+        the network.
     """
-    if not isinstance(source, (str, Path, Image.Image)):
-        raise ImageError(source)
     try:
         if isinstance(source, Image.Image):
             return _upright(source, source)
-        with Image.open(source, formats=FORMATS) as picture:
+        if hasattr(source, "__array__"):
+            return _upright(_drawn(source), source)
+        with Image.open(_file(source), formats=FORMATS) as picture:
             return _upright(picture, source)
     except ImageError:
         raise
@@ -112,6 +117,38 @@ def as_image(source: object) -> Image.Image:
         raise ImageError(source, problem, "make it smaller, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust it") from cause
     except _BROKEN as cause:
         raise ImageError(source) from cause
+
+
+def _file(source: object) -> object:
+    """What Pillow opens: a path, or an open file."""
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        return BytesIO(source)
+    if isinstance(source, str) and (address := re.match(r"(\w[\w+.-]+)://", source)):
+        place = urlsplit(source)
+        if address[1].lower() != "file" or place.netloc not in ("", "localhost"):
+            raise ImageError(source, "is an address on the network, from which nothing is fetched here", "download it, and give its path")
+        return url2pathname(place.path)
+    if isinstance(source, (str, PathLike)) or hasattr(source, "read"):
+        return source
+    raise ImageError(source)
+
+
+def _drawn(source: object) -> Image.Image:
+    """The picture in an array."""
+    levels = np.asarray(source.detach().cpu() if hasattr(source, "detach") else source)  # one of torch may be on a GPU, or be trained
+    if levels.ndim == 3 and levels.shape[2] not in (1, 3, 4) and levels.shape[0] in (1, 3, 4):
+        levels = np.moveaxis(levels, 0, 2)
+    if levels.ndim == 3 and levels.shape[2] == 1:
+        levels = levels[..., 0]
+    if levels.dtype.kind not in "buif" or not (levels.ndim == 2 or (levels.ndim == 3 and levels.shape[2] in (3, 4))):
+        problem = f"of {levels.dtype} and shape {levels.shape} is not a picture"
+        raise ImageError(source, problem, "give numbers of shape (height, width) or (height, width, 3 or 4), one picture at a time")
+    if min(levels.shape[:2]) < 1:
+        raise ImageError(source, f"has {levels.shape[1]} x {levels.shape[0]} pixels", "give a picture of at least one pixel")
+    if levels.dtype == np.uint8:
+        return Image.fromarray(levels)
+    full = {"f": _FULL_SCALES, "b": _FULL_SCALES, "u": _FULL_SCALES[2:3] if levels.dtype.itemsize == 2 else _FULL_SCALES[1:]}
+    return Image.fromarray(_scaled(levels, full.get(levels.dtype.kind, _FULL_SCALES[1:]), source))
 
 
 def _upright(picture: Image.Image, source: object) -> Image.Image:
@@ -128,14 +165,19 @@ def _upright(picture: Image.Image, source: object) -> Image.Image:
 
 
 def _grey(picture: Image.Image, source: object) -> Image.Image:
-    levels = np.asarray(picture, dtype=np.float64)
     # 16 bits say what white is; in whole numbers of 32 bits and floats, files keep every scale
     scales = _FULL_SCALES[2:3] if picture.mode.startswith("I;16") else _FULL_SCALES[picture.mode == "I" :]
+    return Image.fromarray(_scaled(np.asarray(picture), scales, source)).convert("RGB")
+
+
+def _scaled(given: np.ndarray, scales: Sequence[float], source: object) -> np.ndarray:
+    """Levels from 0 to 255, by the smallest of these full scales that holds them."""
+    levels = np.asarray(given, dtype=np.float64)
     white = next((scale for scale in scales if levels.min() >= 0 and levels.max() <= scale), None)
     if white is None:  # NaN too
-        problem = f"has grey levels from {levels.min():g} to {levels.max():g}"
+        problem = f"has {'grey ' * (levels.ndim == 2)}levels from {levels.min():g} to {levels.max():g}"
         raise ImageError(source, problem, "scale them to 0 to 1, or to 0 to 255")
-    return Image.fromarray(np.rint(levels * (255 / white)).astype(np.uint8)).convert("RGB")
+    return np.rint(levels * (255 / white)).astype(np.uint8)
 
 
 def as_sound(source: object) -> np.ndarray:

@@ -4,21 +4,16 @@ from collections.abc import Callable
 
 import pandas as pd
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 from transformers.utils import ModelOutput
 
 from xlvlms_tutorial.errors import AnatomyError
 from xlvlms_tutorial.models import anatomy
-from xlvlms_tutorial.models.sharing import greedy
+from xlvlms_tutorial.models.measured import NEW_TOKENS, Outcome, apart, greedy_logits, rounding, words_of
+from xlvlms_tutorial.models.place_checks import PLACED
 from xlvlms_tutorial.models.spans import SPANS, Batch
 from xlvlms_tutorial.models.vlm import VLM
-
-NEW_TOKENS = 5
-# Largest difference that rounding explains, as a share of the largest value; half precision keeps 8 to 11 bits
-_ROUNDING = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
-
-Outcome = tuple[bool, str]
 
 
 def self_check(vlm: VLM, batch: Batch) -> pd.DataFrame:
@@ -38,10 +33,13 @@ def blocks_counted(vlm: VLM, batch: Batch) -> Outcome:
 
 
 def parts_found(vlm: VLM, batch: Batch) -> Outcome:
-    """Each block has an attention, an MLP and their norms."""
+    """Each block has an attention and an MLP; a place that it has not is named, and refused where it is asked for."""
     for block in vlm.blocks:
-        for part in (anatomy.attention, anatomy.mlp, anatomy.first_norm, anatomy.second_norm):
+        for part in (anatomy.attention, anatomy.mlp):
             part(block)
+    lacking = [place for place in anatomy.PLACES if not vlm.supports("read", place)]
+    if lacking:
+        return True, f"attention and MLP in each of {vlm.n_layers} blocks, not all of which have {', '.join(lacking)}"
     return True, f"attention, MLP and the norms before them in each of {vlm.n_layers} blocks"
 
 
@@ -56,16 +54,18 @@ def spans_measured(vlm: VLM, batch: Batch) -> Outcome:
     if anatomy.cross_attention_layers(vlm.model):
         return True, "skipped: pictures enter by cross-attention, not in the sequence"
     labelled = torch.isin(batch.spans.cpu(), torch.tensor([SPANS.index(name) for name in anatomy.MODALITIES]))
-    given: list[Tensor] = []
+    given: list[Tensor | None] = []
 
     def keep(_: nn.Module, args: tuple, named: dict) -> None:
-        given.append(named["inputs_embeds"])
+        given.append(named.get("inputs_embeds"))
 
     hook = anatomy.decoder(vlm.model).register_forward_pre_hook(keep, with_kwargs=True)
     try:
         vlm.forward(batch, logits=False)
     finally:
         hook.remove()
+    if given[0] is None:
+        return False, "the decoder gets ids and no embeddings: pictures are words of its vocabulary, and their positions cannot be measured"
     table = vlm.model.get_input_embeddings()
     rows = getattr(table, "num_embeddings", None)
     # some placeholders lie behind the vocabulary and have no embedding of their own
@@ -74,7 +74,11 @@ def spans_measured(vlm: VLM, batch: Batch) -> Outcome:
         measured = (given[0] != table(ids).to(given[0])).any(dim=-1).cpu()
     wrong = (measured != labelled).sum().item()
     found = f"{labelled.sum()} positions labelled, {measured.sum()} measured, {wrong} differ"
-    return wrong == 0 and bool(measured.any()), found
+    if not vlm.placeholders:
+        return False, f"{found}: no id marks a picture's positions (the config names no image_token_id), as where a mask does"
+    others = set(batch["input_ids"].cpu()[measured & ~labelled].tolist()) - set(vlm.placeholders.values())
+    told = f": more ids than the config's are replaced ({', '.join(map(str, sorted(others)))})" if others else ""
+    return wrong == 0 and bool(measured.any()), found + told
 
 
 def states_recorded(vlm: VLM, batch: Batch) -> Outcome:
@@ -86,29 +90,29 @@ def states_recorded(vlm: VLM, batch: Batch) -> Outcome:
         expected = [*hooked[:-1], hooked[-1] if norm is None else norm(hooked[-1])]
     if len(output.hidden_states) != len(expected):
         return False, f"{len(output.hidden_states)} hidden states for {vlm.n_layers} blocks"
-    words = _words(batch)
-    apart = [_apart(a[words], b[words]) for a, b in zip(expected, output.hidden_states, strict=True)]
-    wrong = [layer for layer, share in enumerate(apart) if not share <= _rounding(vlm)]  # NaN is wrong too
-    return not wrong, f"layer {wrong[0]} differs by {apart[wrong[0]]:.1e}" if wrong else f"largest difference {max(apart):.1e}"
+    words = words_of(batch)
+    shares = [apart(a[words], b[words]) for a, b in zip(expected, output.hidden_states, strict=True)]
+    wrong = [layer for layer, share in enumerate(shares) if not share <= rounding(vlm)]  # NaN is wrong too
+    return not wrong, f"layer {wrong[0]} differs by {shares[wrong[0]]:.1e}" if wrong else f"largest difference {max(shares):.1e}"
 
 
 def logits_unembedded(vlm: VLM, batch: Batch) -> Outcome:
     """The unembedding of what leaves the last block is the logits."""
     hooked, output = _states(vlm, batch)
-    words = _words(batch)
-    apart = _apart(vlm.unembed(hooked[-1])[words], output.logits[words])
-    return apart <= _rounding(vlm), f"largest difference {apart:.1e}"
+    words = words_of(batch)
+    share = apart(vlm.unembed(hooked[-1])[words], output.logits[words])
+    return share <= rounding(vlm), f"largest difference {share:.1e}"
 
 
 def cache_equal(vlm: VLM, batch: Batch) -> Outcome:
     """Greedy tokens are the same with a KV cache as without one (two tokens within rounding count as the same)."""
-    cached, _ = _greedy(vlm, batch, use_cache=True)
-    plain, logits = _greedy(vlm, batch, use_cache=False)
+    cached, _ = greedy_logits(vlm, batch, use_cache=True)
+    plain, logits = greedy_logits(vlm, batch, use_cache=False)
     for row in range(len(plain)):
         for step in (cached[row] != plain[row]).nonzero().flatten()[:1].tolist():
             scores = logits[row, step]
             gap = (scores[plain[row, step]] - scores[cached[row, step]]).abs() / scores[scores.isfinite()].abs().max()
-            if gap > _rounding(vlm):
+            if gap > rounding(vlm):
                 return False, f"sample {row}: tokens differ from new token {step + 1} on, {cached[row].tolist()} and {plain[row].tolist()}"
     return True, f"{NEW_TOKENS} tokens"
 
@@ -127,11 +131,12 @@ def block_in_path(vlm: VLM, batch: Batch) -> Outcome:
         after = vlm.forward(batch).logits
     finally:
         hook.remove()
-    apart = _apart(after[_words(batch)], before[_words(batch)])
-    return apart > 0, f"without block {number} logits differ by {apart:.1e}"
+    share = apart(after[words_of(batch)], before[words_of(batch)])
+    return share > 0, f"without block {number} logits differ by {share:.1e}"
 
 
-CHECKS: dict[str, Callable[[VLM, Batch], Outcome]] = {
+# Without one of these nothing can be done
+REQUIRED: dict[str, Callable[[VLM, Batch], Outcome]] = {
     "blocks counted": blocks_counted,
     "parts of each block": parts_found,
     "final norm and unembedding": ends_found,
@@ -141,10 +146,7 @@ CHECKS: dict[str, Callable[[VLM, Batch], Outcome]] = {
     "generation": cache_equal,
     "block bypass": block_in_path,
 }
-
-
-def _rounding(vlm: VLM) -> float:
-    return _ROUNDING.get(vlm.dtype, _ROUNDING[torch.bfloat16])
+CHECKS = REQUIRED | PLACED
 
 
 def _outcome(check: Callable[[VLM, Batch], Outcome], vlm: VLM, batch: Batch) -> Outcome:
@@ -175,23 +177,3 @@ def _states(vlm: VLM, batch: Batch, **options: object) -> tuple[list[Float[Tenso
     if silent := sorted(set(range(vlm.n_layers + 1)) - set(states)):
         raise AnatomyError(f"state of layer {silent[0]} in a forward", type(vlm.model).__name__, ("blocks that the model runs",))
     return [states[layer] for layer in range(vlm.n_layers + 1)], output
-
-
-def _greedy(vlm: VLM, batch: Batch, use_cache: bool) -> tuple[Int[Tensor, "b new"], Float[Tensor, "b new vocabulary"]]:
-    """The new tokens, and the logits that each was chosen by."""
-    # no picture would fill a placeholder that the model writes itself
-    options = {"max_new_tokens": NEW_TOKENS, "min_new_tokens": NEW_TOKENS, "suppress_tokens": sorted(vlm.placeholders.values()) or None}
-    options |= {"do_sample": False, "disable_compile": True, "return_dict_in_generate": True, "output_logits": True}
-    with vlm.run(batch), greedy(vlm.model), torch.no_grad():
-        made = vlm.model.generate(**batch, use_cache=use_cache, **options)
-    return made.sequences[:, -NEW_TOKENS:], torch.stack(made.logits, dim=1).float()
-
-
-def _words(batch: Batch) -> Bool[Tensor, "b t"]:
-    """Every position but padding, whose states mean nothing."""
-    return batch.spans != SPANS.index("padding")
-
-
-def _apart(a: Float[Tensor, "n d"], b: Float[Tensor, "n d"]) -> float:
-    """The largest difference, as a share of the largest value."""
-    return ((a.float() - b.float()).abs().max() / b.float().abs().max()).item()

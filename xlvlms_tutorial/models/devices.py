@@ -7,8 +7,11 @@ from collections.abc import Collection
 from pathlib import Path
 
 import torch
+from transformers import PreTrainedModel
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from xlvlms_tutorial.errors import LoadError
+from xlvlms_tutorial.models.failures import FAILURES, reason
 
 UNITS = {  # what a processor may have that decides how fast products are: our name, and its flags on Linux, macOS and ARM
     "AVX2": {"avx2"}, "AVX-512": {"avx512f"}, "AVX512-BF16": {"avx512_bf16"}, "AMX-BF16": {"amx_bf16"},
@@ -46,6 +49,12 @@ def place(device: str | torch.device) -> torch.device | str:
     return found
 
 
+def home(model: torch.nn.Module) -> torch.device:
+    """Where a model's weights are, or are brought to when they are offloaded."""
+    device = model.device
+    return device if device.type != "meta" else torch.device(model.get_input_embeddings()._hf_hook.execution_device)
+
+
 def number_format(dtype: str | torch.dtype, placed: torch.device | str) -> torch.dtype:
     """The number format of the weights for "auto" on a device, or the one that is named.
 
@@ -63,6 +72,23 @@ def number_format(dtype: str | torch.dtype, placed: torch.device | str) -> torch
     if (told := str(dtype).removeprefix("torch.")) not in DTYPES:
         raise LoadError(f"dtype {told!r}", f"allowed: auto, {', '.join(DTYPES)}")
     return getattr(torch, told)
+
+
+def set_attention(model: PreTrainedModel, how: str) -> None:
+    """Let a model compute its attention in one of the ways that transformers knows.
+
+    Raises
+    ------
+    LoadError
+        If it is none, needs a package that is not installed, or the model does not have it.
+    """
+    known = ["eager", *(name for name in ALL_ATTENTION_FUNCTIONS.valid_keys() if "|" not in name)]
+    if how not in known:  # a hub id would be code to run
+        raise LoadError(f"attn_implementation={how!r}", f"allowed: {', '.join(known)}")
+    try:
+        model.set_attn_implementation(how)
+    except FAILURES as cause:
+        raise LoadError(f"attn_implementation={how!r} cannot be had here ({reason(cause)})", "give 'sdpa' or 'eager'") from cause
 
 
 def processor(flags: Collection[str] | None = None, capability: str | None = None) -> tuple[str, str]:

@@ -8,11 +8,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-import pandas as pd
 import torch
 from huggingface_hub import constants
-from PIL import Image
 from transformers import (
     CONFIG_MAPPING,
     AutoConfig,
@@ -26,15 +23,15 @@ from transformers import (
 )
 from transformers.utils import cached_file, is_bitsandbytes_available
 
-from xlvlms_tutorial.errors import ArchitectureError, HubError, LoadError, SelfCheckError, UnknownModelError, XlvlmsError
+from xlvlms_tutorial.errors import ArchitectureError, HubError, LoadError, UnknownModelError, XlvlmsError
 from xlvlms_tutorial.models.adapters import add_adapter
 from xlvlms_tutorial.models.architectures import ARCHITECTURES
 from xlvlms_tutorial.models.architectures import architectures as architectures
-from xlvlms_tutorial.models.checks import self_check
-from xlvlms_tutorial.models.devices import number_format, place
+from xlvlms_tutorial.models.devices import number_format, place, set_attention
 from xlvlms_tutorial.models.failures import FAILURES, unreadable
-from xlvlms_tutorial.models.processors import load_processor
+from xlvlms_tutorial.models.processors import load_processor, require_own
 from xlvlms_tutorial.models.vlm import VLM
+from xlvlms_tutorial.models.wrapping import check, require_architecture, require_finite, tested
 
 EMBEDDED = (
     "pocket-llava", "pocket-llava-video", "pocket-llava-audio", "pocket-llava-joint",
@@ -49,7 +46,7 @@ _SMALLER = "load in bfloat16, with quantise='8bit' or '4bit', or with device='ba
 def load(
     name: str | os.PathLike = "pocket-llava", device: str | torch.device = "auto", dtype: str | torch.dtype = "auto",
     revision: str | None = None, *, quantise: str | None = None, adapter: str | os.PathLike | None = None, offline: bool = False,
-    allow_untested: bool = False, trust_remote_code: bool = False,
+    attn_implementation: str | None = None, allow_untested: bool = False, trust_remote_code: bool = False,
 ) -> VLM:  # fmt: skip
     """Load a vision-language model: an embedded one, a folder, or an id of the Hugging Face hub ("owner/name").
 
@@ -66,10 +63,14 @@ def load(
     adapter
         Folder or hub id of a LoRA or DoRA adapter (peft), or for pocket LLaVA "pocket-place", "pocket-colour" or "pocket-mood", also at
         a step of its training ("pocket-place@step-0040"). The model keeps its class: ``vlm.model.disable_adapters()`` turns it off.
+    attn_implementation
+        How attention is computed: "eager", "sdpa" (transformers' own choice where a model has it), "flash_attention_2",
+        "flex_attention" and others that transformers knows. The answers are the same up to rounding.
     offline
         Only what is on this machine: folders, and the hub's cache.
     allow_untested
-        Load an architecture outside :func:`architectures` too, if it passes the self-checks; they are then in ``vlm.checks``.
+        Load an architecture outside :func:`architectures` too, if it passes the self-checks; they are then in ``vlm.checks``. Where only
+        a place in its blocks fails, that place is refused, and ``vlm.supports`` says so.
     trust_remote_code
         Run code that the model's authors put beside its weights.
 
@@ -86,7 +87,8 @@ def load(
     RevisionError
         If pocket LLaVA, or an adapter of it, has no such training step.
     LoadError
-        If device, dtype, quantisation, adapter or weights are not to be had in this way.
+        If device, dtype, quantisation, attention, adapter or weights are not to be had in this way, weights are NaN, or the processor is
+        another model's.
     """
     name, placed = os.path.expanduser(name), place(device)
     number = number_format(dtype, placed)
@@ -99,7 +101,7 @@ def load(
         elif os.path.isdir(name) or name.count("/") == 1:
             source = Source(name, revision, offline, trust_remote_code).pinned()
             config = source.config(allow_untested)
-            known = _tested(config)
+            known = tested(config)
             model = source.model(config, _options(config, placed, number, quantise))
             vlm = VLM(model, source.processor(), name, source.revision)
         else:
@@ -109,7 +111,14 @@ def load(
     # the name goes into what is captured: states of other weights must not be taken for the plain model's
     vlm.name = " + ".join([name, *(os.fspath(extra) for extra in (adapter, quantise) if extra is not None)])
     vlm.model.eval().requires_grad_(False)
-    vlm.checks = None if known else _checked(vlm)
+    if attn_implementation is not None:
+        set_attention(vlm.model, attn_implementation)
+    if name not in EMBEDDED or adapter is not None:
+        require_finite(vlm.name, vlm.model)
+    if not known:
+        check(vlm)
+    elif name not in EMBEDDED:
+        require_own(vlm.tokenizer, vlm.placeholders)
     return vlm
 
 
@@ -168,8 +177,7 @@ class Source:
                 raise LoadError(f"{self.name!r} is of a type that transformers does not know ({kind!r})", advice)
             config = AutoConfig.from_pretrained(self.name, **self.options)
         _require_depth(self.name, config)
-        if not _tested(config) and not allow_untested:
-            raise ArchitectureError(f"{kind} with {config.get_text_config(decoder=True).model_type}", tuple(ARCHITECTURES))
+        require_architecture(self.name, config, allow_untested)
         return config
 
     def model(self, config: PreTrainedConfig, options: dict[str, object]) -> PreTrainedModel:
@@ -242,11 +250,6 @@ def _require_depth(name: str, config: PreTrainedConfig) -> None:
                 raise LoadError(f"{name!r} asks for {getattr(part, count)} blocks", f"give 1 to {_DEEPEST:,} as {count} in its config.json")
 
 
-def _tested(config: PreTrainedConfig) -> bool:
-    # BLIP-2 around T5 has its pictures in an encoder of the language model: the contract tests do not reach it
-    return config.model_type in ARCHITECTURES and not config.get_text_config(decoder=True).is_encoder_decoder
-
-
 def _auto_class(name: str, config: PreTrainedConfig) -> type:
     remote = getattr(config, "auto_map", None) or {}
     for auto in (AutoModelForImageTextToText, AutoModelForMultimodalLM):
@@ -278,18 +281,3 @@ def _embedded(name: str, placed: torch.device | str, number: torch.dtype, revisi
 
     model, processor = build(name, revision, number)
     return VLM(model.to(placed), processor, name, revision)
-
-
-def _checked(vlm: VLM) -> pd.DataFrame:
-    kind = vlm.model.config.model_type
-    pictures = hasattr(vlm.processor, "image_processor")
-    given = {"images": [Image.new("RGB", (224, 224), (128, 128, 128))]} if pictures else {"images": None, "audio": [np.zeros(16000)]}
-    try:
-        batch = vlm.batch(texts=["What is this?"], **given)
-    except (OSError, LookupError, *FAILURES) as cause:
-        raise SelfCheckError(kind, [("inputs from its processor", cause)]) from cause
-    table = self_check(vlm, batch)
-    failed = table.loc[~table["passed"], ["check", "detail"]]
-    if len(failed):
-        raise SelfCheckError(kind, list(failed.itertuples(index=False, name=None)))
-    return table

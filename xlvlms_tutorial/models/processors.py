@@ -122,9 +122,16 @@ def load_processor(
     if not isinstance(processor, ProcessorMixin):
         found = f"{str(name)!r} holds no processor (transformers found only {type(processor).__name__})"
         raise LoadError(found, "give a model that takes pictures, or save its processor beside it")
+    return aligned(processor)
+
+
+def aligned(processor: ProcessorMixin) -> ProcessorMixin:
+    """The same processor, with the tokenizer of a Q-Former padding on the right.
+
+    InstructBLIP hands the side its files name on to the Q-Former, a BERT that counts positions from the left: padded on the left, the
+    shorter rows of a batch get other visual tokens than alone.
+    """
     if hasattr(processor, "qformer_tokenizer"):
-        # InstructBLIP hands the side its files name on to the Q-Former, a BERT that counts positions from the left: padded on the left,
-        # the shorter rows of a batch get other visual tokens than alone.
         processor.tokenizer.init_kwargs.pop("padding_side", None)
         processor.qformer_tokenizer.padding_side = "right"
     return processor
@@ -147,6 +154,23 @@ def reads(processor: object) -> tuple[str, ...]:
         return tuple(said)
     parts = {"image": ("image_processor",), "video": ("video_processor",), "audio": ("feature_extractor", "audio_processor")}
     return tuple(kind for kind, names in parts.items() if any(getattr(processor, name, None) is not None for name in names))
+
+
+def require_own(tokenizer: PreTrainedTokenizerBase, placeholders: Mapping[str, int]) -> None:
+    """Refuse a tokenizer to which a model's placeholders are ordinary words, or nothing: it is that of another model.
+
+    Raises
+    ------
+    LoadError
+        If it is so, with the placeholder.
+    """
+    added = getattr(tokenizer, "added_tokens_decoder", None)
+    # the first alone: a configuration may name others by its class's defaults, and never use them
+    for kind, token in list(placeholders.items())[:1]:
+        if added and token not in added:
+            word = tokenizer.convert_ids_to_tokens(token) if token < len(tokenizer) else None
+            what = f"token {token}, which stands for {kind} in the model, is {word!r} to the tokenizer of its processor"
+            raise LoadError(what, "give the processor that was saved with the model")
 
 
 def require_padding(tokenizer: PreTrainedTokenizerBase, rows: int | None) -> None:

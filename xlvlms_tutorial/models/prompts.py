@@ -98,6 +98,30 @@ def require_texts(
                 raise PromptError(_named(part, names, row), advice)
 
 
+def prompt_of(processor: object, model: str, text: str, answer: str | None, media: Sequence[str]) -> str:
+    """The prompt for a text about what ``media`` names, with its answer when one is given; as it is where there is no chat template.
+
+    Raises
+    ------
+    PromptError
+        If the text is empty, or text or answer hold what marks a picture for this model.
+    LoadError
+        If the chat template fails.
+    """
+    require_texts(processor, [text], [answer])
+    if getattr(processor, "chat_template", None) is None:
+        return text + (f" {answer}" if answer else "")
+    chat = chat_of(processor, model, [{"type": kind} for kind in media] + [{"type": "text", "text": text}])
+    # LLaVA 1.5 opens an answer by "ASSISTANT:": the first word that it generates has its space before it, another token than without
+    glue = " " if answer and not (chat[-1:].isspace() or answer[0].isspace()) else ""
+    return chat + glue + (answer or "")
+
+
+def placeholders_of(known: dict[str, int], shown: tuple[str, ...]) -> dict[str, int]:
+    """A model's placeholders, named after what is shown where it takes clips or sounds in the place of a picture, and marks them as one."""
+    return {shown[0]: known["image"]} if len(shown) == 1 and "image" in known and shown[0] not in known else known
+
+
 def chat_of(processor: object, model: str, parts: Sequence[Mapping[str, str]]) -> str:
     """The chat-formatted prompt of a user who says these parts, up to where the answer begins.
 

@@ -1,12 +1,13 @@
 """Greedy answers, whatever a folder's settings say; what several texts about one picture have in common runs through the model once."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from tqdm.auto import tqdm
 from transformers import GenerationConfig, LogitsProcessor
 
 from xlvlms_tutorial.errors import ActivationsError
@@ -79,6 +80,31 @@ def shareable(vlm: "VLM") -> bool:
     # a user's hooks may count calls or positions; transformers' own, by which it collects outputs, do not
     hooks = (hook for module in vlm.model.modules() for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values()))
     return all(getattr(hook, "__module__", "").startswith("transformers.") for hook in hooks)
+
+
+def answers_to(
+    vlm: "VLM", shown: Mapping[str, Sequence[object] | None], texts: Sequence[str], max_new_tokens: int, batch_size: int, progress: bool
+) -> list[str]:  # fmt: skip
+    """Greedy answers to texts about what is ``shown`` (images, videos, audio), one a text, stripped of special tokens."""
+    images = shown["images"]
+    pictures = images if images is not None and shareable(vlm) else [None] * len(texts)
+    parts = list(by_picture(pictures, batch_size))
+    answers: dict[int, str] = {}
+    for rows in tqdm(parts, desc="generate", unit="batch", leave=False) if progress else parts:
+        some = {kind: None if many is None else [many[row] for row in rows] for kind, many in shown.items()}
+        batch = vlm.batch(**some, texts=[texts[row] for row in rows], names=rows)
+        ids = generate_shared(vlm, batch, [pictures[row] for row in rows], max_new_tokens)
+        decoded = vlm.tokenizer.batch_decode(ids, skip_special_tokens=True)
+        answers |= {row: text.strip() for row, text in zip(rows, decoded, strict=True)}
+    return [answers[row] for row in range(len(texts))]
+
+
+def after_prompts(ids: Int[Tensor, "b t"], prompts: Int[Tensor, "p n"]) -> Int[Tensor, "b new"]:
+    """What ``generate`` made, without the prompts, with which it begins in most models."""
+    given = prompts.repeat_interleave(len(ids) // len(prompts), dim=0)
+    length = given.shape[1]
+    echoed = ids.shape[1] >= length and torch.equal(ids[:, :length], given)
+    return ids[:, length:] if echoed else ids
 
 
 def by_picture(images: Sequence[object], batch_size: int) -> Iterator[list[int]]:

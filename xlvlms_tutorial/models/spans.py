@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from os.path import commonprefix
 
+import pandas as pd
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
@@ -91,6 +92,18 @@ def _parts(tokenizer: PreTrainedTokenizerBase, ids: list[int], question: str, an
                 end = start
                 break
     return parts
+
+
+def positions(batch: Batch, tokenizer: PreTrainedTokenizerBase) -> pd.DataFrame:
+    """What stands at each position of a batch: columns sample, position, token_id, token, span (one of ``SPANS``)."""
+    kinds = [SPANS[k] for k in batch.spans.flatten().tolist()]
+    table = pd.DataFrame({"token_id": batch["input_ids"].flatten().tolist(), "span": kinds})
+    length = batch.spans.shape[1]
+    names = {token: decode(tokenizer, [token]) for token in table["token_id"].unique().tolist()}
+    table.insert(0, "sample", table.index // length)
+    table.insert(1, "position", table.index % length)
+    table.insert(3, "token", table["token_id"].map(names))
+    return table
 
 
 def decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:

@@ -5,52 +5,73 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
-from inspect import signature
 
 import pandas as pd
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from tqdm.auto import tqdm
 from transformers.utils import ModelOutput
 
 from xlvlms_tutorial.data.samples import Sample, media
-from xlvlms_tutorial.errors import DeviceMemoryError, InputsError, ModalityError, SelectionError
-from xlvlms_tutorial.models import anatomy, prompts
+from xlvlms_tutorial.errors import DeviceMemoryError, ModalityError, SelectionError
+from xlvlms_tutorial.models import anatomy, prompts, support
+from xlvlms_tutorial.models.devices import home
 from xlvlms_tutorial.models.processors import padding_first, reads, require_embedded, require_padding
-from xlvlms_tutorial.models.sharing import Finite, by_picture, generate_shared, greedy, padding, shareable
-from xlvlms_tutorial.models.spans import SPANS, Batch, decode, label
-
-# Left out, these change positions or masks without an error: Qwen2.5-VL then answers with one-dimensional positions
-_TYPE_IDS = ("mm_token_type_ids", "token_type_ids")
+from xlvlms_tutorial.models.sharing import Finite, after_prompts, answers_to, greedy, padding
+from xlvlms_tutorial.models.spans import Batch, label, positions
+from xlvlms_tutorial.models.unembedding import unembedded
 
 
 class VLM:
     """A vision-language model with its processor: prompts, batches, spans, forward, generation, unembedding.
 
     ``model`` is the transformers model itself, of whatever class; ``blocks`` are its decoder blocks. A processor is needed
-    only by what takes pictures and texts; inputs made elsewhere go through :meth:`prepare`.
+    only by what takes pictures and texts; inputs made elsewhere go through :meth:`prepare`. ``load`` and :meth:`from_model` check what they
+    take; ``VLM(...)`` itself takes what it is given.
     """
 
     def __init__(self, model: torch.nn.Module, processor: object | None, name: str, revision: str | None = None) -> None:
+        support.require_hookable(model)
         self.model, self.processor, self.name, self.revision = model, processor, name, revision
         self.tokenizer = getattr(processor, "tokenizer", None)
         if self.tokenizer is not None:
             self.tokenizer.padding_side = "left"  # generation continues each row at its right end
             require_padding(self.tokenizer, anatomy.embedded(self.model))
         self.blocks = anatomy.decoder_blocks(model)
-        self.checks: pd.DataFrame | None = None  # of an architecture outside the table: the self-checks that it passed
+        self.checks: pd.DataFrame | None = None  # of an architecture outside the table: its self-checks
+        self.refused: dict[tuple[str, str], str] = {}  # what the self-checks found wrong, by what is done and at which place
         self.running: Batch | None = None  # what goes through the model now: interventions and captures ask where its spans are
         self.edits: dict[int, list] = {}  # interventions on each layer, in the order in which they were entered
         self.active: list[str] = []  # the interventions that hold now, with their arguments
         self.folded: Counter[int] = Counter()  # how many vectors are folded into the biases of each layer
         self.bypassed: Counter[int] = Counter()  # how many interventions replace the work of each block
 
+    @classmethod
+    def from_model(
+        cls, model: torch.nn.Module, processor: object | None = None, *, name: str, revision: str | None = None,
+        allow_untested: bool = False,
+    ) -> "VLM":  # fmt: skip
+        """A model that is loaded already: quantised, on several devices, with a LoRA of peft, or fine-tuned a moment ago.
+
+        It has to pass what ``load`` asks for, and answers once about a grey picture, by which a processor of another model is found. Model
+        and processor stay as they are: it runs in evaluation mode and goes back to its own, and ``vlm.processor`` is a copy, which pads on
+        the left. ``name`` is what records call these weights: give others another name. ``allow_untested`` is that of ``load``.
+
+        Raises
+        ------
+        ArchitectureError, SelfCheckError, AnatomyError
+            If the architecture has not passed the contract tests, fails its self-checks, or has no decoder or unembedding.
+        LoadError
+            If the model is compiled, has no weights or some that are NaN, reads no pictures, or the processor is another model's.
+        """
+        from xlvlms_tutorial.models.wrapping import wrapped
+
+        return wrapped(model, processor, name, revision, allow_untested)
+
     @property
     def device(self) -> torch.device:
         """Where the model's weights are, or are brought to when they are offloaded."""
-        home = self.model.device
-        return home if home.type != "meta" else torch.device(self.model.get_input_embeddings()._hf_hook.execution_device)
+        return home(self.model)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -96,7 +117,22 @@ class VLM:
     @cached_property
     def accepts(self) -> frozenset[str]:
         """The arguments that the model's ``forward`` takes by name."""
-        return frozenset(signature(self.model.forward).parameters)
+        return support.accepted(self.model)
+
+    def supports(self, what: str, place: str, layer: int | None = None) -> bool:
+        """Whether this model allows something at a place of all its blocks, or of the one that writes a layer.
+
+        ``what`` is "read" (``place`` is one of ``anatomy.PLACES``), "skip" ("block", "mlp" or "attention"), "parallel" (its norm, "first"
+        or "second") or "fold" ("mlp"). Changing the residual stream works at all layers of all models. What is not allowed is refused where
+        it is asked for, with the reason.
+
+        Raises
+        ------
+        SelectionError
+            If this, or the place for it, is unknown.
+        """
+        blocks = self.blocks if layer is None else [self.blocks[layer - 1]]
+        return support.allowed(blocks, self.refused, what, place)
 
     def prompt(self, text: str, answer: str | None = None, media: Sequence[str] = ("image",)) -> str:
         """The chat-formatted prompt for a text about a picture (or ``video``, ``audio``), with its answer when one is given.
@@ -110,14 +146,7 @@ class VLM:
         LoadError
             If the chat template fails.
         """
-        prompts.require_texts(self.processor, [text], [answer])
-        if getattr(self.processor, "chat_template", None) is None:
-            return text + (f" {answer}" if answer else "")
-        parts = [{"type": kind} for kind in media] + [{"type": "text", "text": text}]
-        chat = prompts.chat_of(self.processor, self.name, parts)
-        # LLaVA 1.5 opens an answer by "ASSISTANT:": the first word that it generates has its space before it, another token than without
-        glue = " " if answer and not (chat[-1:].isspace() or answer[0].isspace()) else ""
-        return chat + glue + (answer or "")
+        return prompts.prompt_of(self.processor, self.name, text, answer, media)
 
     def batch(
         self, images: Sequence[object] | None, texts: Sequence[str], answers: Sequence[str] | None = None,
@@ -153,7 +182,7 @@ class VLM:
         inputs = prompts.inputs_of(self.processor, asked, given, names)
         inputs.pop("labels", None)
         batch = Batch(dict(padding_first(inputs))).to(self.device, self.dtype)
-        placeholders = self._named(tuple(shown))
+        placeholders = prompts.placeholders_of(self.placeholders, tuple(shown))
         places = [placeholders[kind] for kind in shown if kind in placeholders]
         prompts.require_places(self.processor, batch["input_ids"], places, texts, names)
         require_embedded(self.tokenizer, batch["input_ids"], anatomy.embedded(self.model), placeholders.values())
@@ -170,34 +199,37 @@ class VLM:
         """
         return self.batch(**({"images": None} | media(samples)), texts=texts, answers=answers, names=[sample.id for sample in samples])
 
-    def _named(self, shown: tuple[str, ...]) -> dict[str, int]:
-        # a model that takes clips or sounds in the place of a picture marks them with the picture's id: they are named after what was given
-        known = self.placeholders
-        return {shown[0]: known["image"]} if len(shown) == 1 and "image" in known and shown[0] not in known else known
-
     def prepare(self, inputs: Mapping[str, object], spans: Int[Tensor, "b t"] | None = None) -> Batch:
-        """A batch of inputs made elsewhere, left-padded. ``spans`` indexes ``SPANS``; by default every word counts as question."""
+        """A batch of inputs made elsewhere, left-padded. ``spans`` indexes ``SPANS``; by default every word counts as question.
+
+        Raises
+        ------
+        InputsError
+            If a row ends with padding.
+        """
+        support.require_left_padding(inputs.get("attention_mask"))
         batch = Batch(dict(inputs)).to(self.device, self.dtype)
         batch.spans = label(batch, self.placeholders) if spans is None else spans.to(self.device)
         return batch
 
     @contextmanager
     def run(self, batch: Batch) -> Iterator[None]:
-        """Let hooks know, while the model runs, which batch it is and where its spans are.
+        """Let hooks know, while the model runs, which batch it is and where its spans are. It runs in evaluation mode.
 
         Raises
         ------
         InputsError
-            If the batch lacks token type ids without which the model would silently use wrong positions or masks.
+            If the batch lacks a picture that the model cannot do without, or token type ids without which it would silently use wrong
+            positions or masks.
         DeviceMemoryError
             If the device runs out of memory, with what to lower.
         """
-        lacking = [name for name in _TYPE_IDS if name in self.accepts and name not in batch]
-        if lacking and any((batch["input_ids"] == token).any() for token in self.placeholders.values()):
-            raise InputsError(lacking)
+        support.require_arguments(self.model, batch)
+        support.require_types(batch, self.accepts, self.placeholders)
         before, self.running = self.running, batch
         try:
-            yield
+            with support.evaluating(self.model):
+                yield
         except torch.OutOfMemoryError as cause:
             raise DeviceMemoryError(len(batch["input_ids"]), self.dtype) from cause
         finally:
@@ -228,11 +260,7 @@ class VLM:
         with self.run(batch), greedy(self.model):
             ids = self.model.generate(**batch, max_new_tokens=max_new_tokens, **options)
         finite.require()
-        ids = getattr(ids, "sequences", ids)
-        given = batch["input_ids"].repeat_interleave(len(ids) // len(batch["input_ids"]), dim=0)
-        length = given.shape[1]
-        echoed = ids.shape[1] >= length and torch.equal(ids[:, :length], given)
-        return ids[:, length:] if echoed else ids
+        return after_prompts(getattr(ids, "sequences", ids), batch["input_ids"])
 
     def generate(
         self, images: Sequence[object] | None, texts: Sequence[str], max_new_tokens: int = 32, batch_size: int = 16,
@@ -247,48 +275,19 @@ class VLM:
         prompts.require_texts(self.processor, texts, None, range(len(texts)))  # before a long run rather than in it
         prompts.require_counts(max_new_tokens=max_new_tokens, batch_size=batch_size)
         shown = {"images": images, "videos": videos, "audio": audio}
-        pictures = images if images is not None and shareable(self) else [None] * len(texts)
-        parts = list(by_picture(pictures, batch_size))
-        answers: dict[int, str] = {}
-        for rows in tqdm(parts, desc="generate", unit="batch", leave=False) if progress else parts:
-            some = {kind: None if many is None else [many[row] for row in rows] for kind, many in shown.items()}
-            batch = self.batch(**some, texts=[texts[row] for row in rows], names=rows)
-            ids = generate_shared(self, batch, [pictures[row] for row in rows], max_new_tokens)
-            decoded = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
-            answers |= {row: text.strip() for row, text in zip(rows, decoded, strict=True)}
-        return [answers[row] for row in range(len(texts))]
+        return answers_to(self, shown, texts, max_new_tokens, batch_size, progress)
 
     def spans(self, images: Sequence[object] | None, texts: Sequence[str], answers: Sequence[str] | None = None) -> pd.DataFrame:
         """What stands at each position: columns sample, position, token_id, token, span (one of ``SPANS``).
 
         ``question`` is the text asked, ``answer`` the text after the assistant's mark, ``template`` the chat's own marks.
         """
-        batch = self.batch(images, texts, answers)
-        kinds = [SPANS[k] for k in batch.spans.flatten().tolist()]
-        table = pd.DataFrame({"token_id": batch["input_ids"].flatten().tolist(), "span": kinds})
-        length = batch.spans.shape[1]
-        names = {token: decode(self.tokenizer, [token]) for token in table["token_id"].unique().tolist()}
-        table.insert(0, "sample", table.index // length)
-        table.insert(1, "position", table.index % length)
-        table.insert(3, "token", table["token_id"].map(names))
-        return table
+        return positions(self.batch(images, texts, answers), self.tokenizer)
 
     @torch.no_grad()
     def unembed(self, states: Float[Tensor, "*n d"], norm: bool = True) -> Float[Tensor, "*n vocabulary"]:
         r"""Logits of the next token read off a state of the residual stream, :math:`W_U \, \mathrm{norm}(h)` (the logit lens)."""
-        decoder, head = anatomy.decoder(self.model), anatomy.unembedding(self.model)
-        home = next(head.parameters()).device
-        # modules are called and their weights never read: those of an offloaded model are nowhere until then
-        states = states.to("cpu" if home.type == "meta" else home, self.dtype)
-        final = anatomy.final_norm(self.model)
-        states = final(states) if norm and final is not None else states
-        project = getattr(decoder, "project_out", None)
-        logits = head(project(states) if project is not None else states).float()
-        rules = self._logit_rules
-        if (cap := rules.get("final_logit_softcapping")) is not None:
-            logits = torch.tanh(logits / cap) * cap
-        scale = rules.get("logit_scale", 1) / rules.get("logits_scaling", 1)
-        return logits if scale == 1 else logits * scale  # a product with 1 would copy all of them
+        return unembedded(self.model, states.to(self.dtype), self._logit_rules, norm)
 
     @property
     def _last_logits(self) -> dict[str, Tensor]:

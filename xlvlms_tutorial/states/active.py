@@ -9,6 +9,8 @@ from inspect import signature
 import torch
 from torch import Tensor
 
+from xlvlms_tutorial.models.support import require_hookable
+
 
 def recorded(context: Callable[..., AbstractContextManager]) -> Callable[..., AbstractContextManager]:
     """Let a context manager whose first argument is a VLM be found in ``vlm.active`` while it lasts, with its arguments."""
@@ -19,6 +21,7 @@ def recorded(context: Callable[..., AbstractContextManager]) -> Callable[..., Ab
         bound = signature(context).bind(*args, **kwargs)
         bound.apply_defaults()
         vlm, *rest = bound.arguments.items()
+        require_hookable(vlm[1].model)
         vlm[1].active.append(f"{context.__name__}({', '.join(f'{name}={_told(value)}' for name, value in rest)})")
         place = len(vlm[1].active) - 1
         try:

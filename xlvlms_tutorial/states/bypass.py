@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from xlvlms_tutorial.errors import InterventionError
 from xlvlms_tutorial.models import anatomy
+from xlvlms_tutorial.models.support import require
 from xlvlms_tutorial.models.vlm import VLM
 from xlvlms_tutorial.states.active import recorded
 from xlvlms_tutorial.states.override import Clock, Layers, checked_layers, copy_cache, overridden, pad_cache, refuse_folded
@@ -33,12 +34,16 @@ def skip(vlm: VLM, layers: Layers, part: str = "block", scope: str = "both", cac
     LayerError
         If a layer is out of range.
     InterventionError
-        If part, scope or cache has another value than those named.
+        If part, scope or cache has another value than those named, a model has more that does the part's work (experts beside an MLP),
+        or a scope is asked for in a generation without a cache.
+    AnatomyError
+        If a block has no such part; ``vlm.supports("skip", part)`` says so before.
     FoldError
         If a vector is folded into a block or MLP that would be skipped.
     """
     _known(part=(part, PARTS), scope=(scope, SCOPES), cache=(cache, CACHES))
     chosen, clock = checked_layers(vlm, layers), Clock(vlm)
+    require(vlm, "skip", part, chosen)
     if part != "attention":
         refuse_folded(vlm, chosen, "skipping")
     make = {"block": _no_block, "mlp": _no_mlp, "attention": _no_attention}[part]
@@ -64,10 +69,13 @@ def parallel(vlm: VLM, layers: Layers, norm: str = "first", scope: str = "both")
     LayerError
         If a layer is out of range.
     InterventionError
-        If ``norm`` or ``scope`` has another value than those named.
+        If ``norm`` or ``scope`` has another value than those named, or a scope is asked for in a generation without a cache.
+    AnatomyError
+        If a block has no two norms, as where it is parallel by itself; ``vlm.supports("parallel", norm)`` says so before.
     """
     _known(norm=(norm, NORMS), scope=(scope, SCOPES))
     chosen, clock = checked_layers(vlm, layers), Clock(vlm)
+    require(vlm, "parallel", norm, chosen)
     forwards: dict[nn.Module, Callable] = {}
     with clock.ticking(), ExitStack() as stack:
         for layer in chosen:
@@ -191,6 +199,9 @@ def _known(**given: tuple[str, Sequence[str]]) -> None:
 
 
 def _outside(scope: str, clock: Clock) -> bool:
+    if scope != "both" and clock.mixed:
+        what = f"scope {scope!r} without a cache, where each step runs the prompt and the answer together"
+        raise InterventionError(what, "leave use_cache=False out, or use scope='both'")
     return scope == ("prefill" if clock.decoding else "decode")
 
 

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 from xlvlms_tutorial.errors import AnatomyError, FoldError, InterventionError
 from xlvlms_tutorial.models import anatomy
+from xlvlms_tutorial.models.failures import reason
+from xlvlms_tutorial.models.support import require
 from xlvlms_tutorial.models.vlm import VLM
 from xlvlms_tutorial.states.active import recorded
 from xlvlms_tutorial.states.bypass import parallel, parallel_pairs, skip
@@ -101,7 +103,7 @@ def replace(vlm: VLM, states: Float[Tensor, "d"] | Float[Tensor, "b d"] | Float[
             return own  # a decode step: the states given are the prompt's
         return torch.cat([rows, own[:, rows.shape[1] :]], dim=1)
 
-    with _edited(vlm, change, layers, positions, gate, "replacing states"):
+    with _edited(vlm, change, layers, positions, gate, "replacing states", whole=given.ndim == 3):
         yield
 
 
@@ -183,10 +185,12 @@ def mask_weights(vlm: VLM, masks: Mapping[str, Bool[Tensor, "out in"]]) -> Itera
 
 
 @contextmanager
-def _edited(vlm: VLM, change: Change, layers: Layers, positions: Positions, gate: Gate, what: str) -> Iterator[None]:
+def _edited(
+    vlm: VLM, change: Change, layers: Layers, positions: Positions, gate: Gate, what: str, whole: bool = False
+) -> Iterator[None]:  # fmt: skip
     chosen = checked_layers(vlm, layers, first=0)
     refuse_folded(vlm, chosen, what)
-    with edited(vlm, chosen, change, positions, gate):
+    with edited(vlm, chosen, change, positions, gate, whole=whole):
         yield
 
 
@@ -198,13 +202,20 @@ def _folded(vlm: VLM, shift: Tensor, layer: int) -> Iterator[None]:
     if not all(edit.adds for edit in vlm.edits.get(layer, ())):
         raise FoldError(layer, "a change of its states was entered before, and would now act after, on the vector too")
     try:
-        linear = anatomy.mlp_exit(block)
+        require(vlm, "fold", "mlp", [layer])
     except AnatomyError as cause:
         raise FoldError(layer, "its MLP has no single last linear map") from cause
+    except InterventionError as cause:
+        raise FoldError(layer, str(cause).rstrip(".")) from cause
+    linear = anatomy.mlp_exit(block)
     linear = getattr(linear, "base_layer", linear)  # under LoRA the bias belongs to the layer that is adapted
     if linear.weight.is_meta:
         raise FoldError(layer, "its weights are offloaded and fetched anew for each step")
-    before, plain = linear.bias, _probe(vlm, block)
+    before = linear.bias
+    try:
+        plain = _probe(vlm, block)
+    except (ValueError, TypeError, AttributeError, LookupError, RuntimeError) as cause:  # Idefics needs its picture, Gemma 4 ids
+        raise FoldError(layer, f"what it does cannot be measured by embeddings alone ({reason(cause)})") from cause
     bias = shift.to(linear.weight.device, vlm.dtype)
     vlm.folded[layer] += 1
     try:

@@ -13,6 +13,7 @@ from xlvlms_tutorial.errors import FoldError, InterventionError, LayerError
 from xlvlms_tutorial.models import anatomy
 from xlvlms_tutorial.models.spans import SPANS
 from xlvlms_tutorial.models.vlm import VLM
+from xlvlms_tutorial.states.clock import Clock as Clock
 
 POSITIONS = ("all", "last", "generated", *SPANS[1:-1])
 Positions = str | tuple[str, ...] | Bool[Tensor, "b t"]
@@ -49,42 +50,19 @@ def refuse_folded(vlm: VLM, layers: Sequence[int], what: str) -> None:
             raise FoldError(layer, f"a vector is folded into its bias, which {what} would silently undo or change")
 
 
-class Clock:
-    """Whether the decoder is in the prefill or in a decode step, read off its cache each time it is called."""
-
-    def __init__(self, vlm: VLM) -> None:
-        self.decoding = False
-        self.reached = False  # whether this call of the decoder has come to what its owner does
-        self.shape = (0, 0)  # rows and positions of this call: OPT's MLP puts all positions in one row
-        self._decoder = anatomy.decoder(vlm.model)
-
-    @contextmanager
-    def ticking(self) -> Iterator[None]:
-        """Follow the decoder inside this block."""
-        hook = self._decoder.register_forward_pre_hook(self._tick, with_kwargs=True)
-        try:
-            yield
-        finally:
-            hook.remove()
-
-    def _tick(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
-        given = kwargs.get("inputs_embeds")
-        given = given if given is not None else kwargs.get("input_ids", args[0] if args else None)
-        cache = kwargs.get("past_key_values")
-        self.reached, self.shape = False, tuple(given.shape[:2])
-        self.decoding = given.shape[1] == 1 and cache is not None and int(cache.get_seq_length()) > 0
-
-
 class Edit:
-    """A change of the residual stream at chosen positions of chosen samples; ``adds`` says that it adds the same whatever is there."""
+    """A change of the residual stream at chosen positions of chosen samples.
 
-    def __init__(self, vlm: VLM, change: Change, positions: Positions, gate: Gate, adds: bool = False) -> None:
+    ``adds`` says that it adds the same whatever is there, and ``whole`` that it has to see the whole prompt at once.
+    """
+
+    def __init__(self, vlm: VLM, change: Change, positions: Positions, gate: Gate, adds: bool = False, whole: bool = False) -> None:
         if not isinstance(positions, Tensor):
             positions = (positions,) if isinstance(positions, str) else tuple(positions)
             if not positions or set(positions) - set(POSITIONS):
                 raise InterventionError(f"unknown positions {positions!r}", f"allowed: {', '.join(POSITIONS)}, or a mask (b, t)")
         self.vlm, self.change, self.positions, self.gate, self.adds = vlm, change, positions, gate, adds
-        self.clock = Clock(vlm)
+        self.clock, self._whole = Clock(vlm), whole or callable(gate)
         named = () if isinstance(positions, Tensor) else positions
         self._everywhere = "all" in named
         self._goes_on = bool({"all", "last", "generated", "answer"} & set(named))  # whether it holds for what is generated too
@@ -93,6 +71,9 @@ class Edit:
     def __call__(self, states: Float[Tensor, "b t d"]) -> Float[Tensor, "b t d"]:
         """The states after the change."""
         self.clock.reached = True
+        if self._whole and self.clock.partial:
+            what = f"{self.clock.shape[1]} positions of a prompt that has {self.clock.prompt}, for a change that needs all of it"
+            raise InterventionError(what, "run the whole prompt at once: no prefill in chunks, no cache from before")
         if self.clock.decoding and not self._goes_on:
             return states
         where = self._where(states)
@@ -109,9 +90,10 @@ class Edit:
         if self._everywhere or self.clock.decoding:
             return None
         mask = fit(self._prompt_mask(states), len(states), "positions")
-        # without a cache every step sees the whole sequence: what follows the prompt has been generated
-        missing = states.shape[1] - mask.shape[1]
-        return nn.functional.pad(mask, (0, missing), value=self._goes_on) if missing > 0 else mask
+        # a prefill in chunks sees a part of the prompt, and without a cache every step sees what has been generated after it too
+        start = 0 if self.vlm.running is None else self.clock.start
+        end = start + states.shape[1]
+        return nn.functional.pad(mask, (0, max(0, end - mask.shape[1])), value=self._goes_on)[:, start:end]
 
     def _prompt_mask(self, states: Tensor) -> Bool[Tensor, "b t"]:
         if isinstance(self.positions, Tensor):
@@ -141,12 +123,12 @@ class Edit:
 
 @contextmanager
 def edited(
-    vlm: VLM, layers: Sequence[int], change: Change, positions: Positions, gate: Gate, adds: bool = False
+    vlm: VLM, layers: Sequence[int], change: Change, positions: Positions, gate: Gate, adds: bool = False, whole: bool = False
 ) -> Iterator[None]:  # fmt: skip
     """Apply a change to these layers; several nested ones act in the order in which they were entered."""
     with ExitStack() as undo:
         for layer in layers:
-            edit = Edit(vlm, change, positions, gate, adds)
+            edit = Edit(vlm, change, positions, gate, adds, whole)
             undo.enter_context(edit.clock.ticking())
             queue = vlm.edits.setdefault(layer, [])
             queue.append(edit)
@@ -237,9 +219,12 @@ def copy_cache(cache: Cache | None, index: int, length: int) -> bool:
     if cache is None or index == 0:
         return False
     source = cache.layers[index - 1]
-    if not source.is_initialized or source.keys.shape[-2] < length:
+    if not source.is_initialized:
         return False
-    cache.update(source.keys[..., -length:, :], source.values[..., -length:, :], index)
+    end = min(int(source.get_seq_length()), source.keys.shape[-2])  # a static cache has room for more, a sliding window holds less
+    if end < length:
+        return False
+    cache.update(source.keys[..., end - length : end, :], source.values[..., end - length : end, :], index)
     return True
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from xlvlms_tutorial.errors import InterventionError, SelectionError, SpanError
 from xlvlms_tutorial.models import anatomy
 from xlvlms_tutorial.models.spans import SPANS
+from xlvlms_tutorial.models.support import require
 from xlvlms_tutorial.models.vlm import VLM
 from xlvlms_tutorial.states.active import recorded
 from xlvlms_tutorial.states.bypass import bypassing
@@ -44,11 +45,12 @@ def skip_mlp_tokens(
     SpanError
         If the kind of positions is unknown, or the running model or some sample has none.
     InterventionError
-        If it is not known where the span is, or the mask is for another batch.
+        If it is not known where the span is, the mask is for another batch, or a block has experts beside its MLP.
     FoldError
         If a vector is folded into an MLP that would be skipped.
     """
     chosen = checked_layers(vlm, layers)
+    require(vlm, "skip", "mlp", chosen)
     refuse_folded(vlm, chosen, "skipping")
     draw = _Draw(vlm, span, share, n_tokens, seed)
     with draw.clock.ticking(), bypassing(vlm, chosen), ExitStack() as stack:

@@ -13,6 +13,7 @@ from transformers import GenerationMixin
 from xlvlms_tutorial.errors import LayerError, SelectionError, SpanError
 from xlvlms_tutorial.models import anatomy
 from xlvlms_tutorial.models.spans import SPANS, Batch
+from xlvlms_tutorial.models.support import require, require_hookable
 from xlvlms_tutorial.models.vlm import VLM
 from xlvlms_tutorial.states.states import WHOLE_BLOCK, Key
 
@@ -42,7 +43,9 @@ def reading(vlm: VLM, layers: Layers, places: Places = (WHOLE_BLOCK,), positions
     SpanError
         If this model, or some sample, has no positions of these kinds.
     AnatomyError
-        If a block has no such part.
+        If a block has no such part; ``vlm.supports("read", place)`` says so before.
+    InterventionError
+        If a part is not all of its kind in the block, as an MLP with experts beside it.
     """
     reader = _Reader(vlm, wanted(vlm, layers, places), positions, reduce, dtype, steps, stop)
     with ExitStack() as hooks:
@@ -144,6 +147,9 @@ class _Reader:
             raise SelectionError(f"unknown reduction {reduce!r}", f"allowed: {', '.join(map(repr, REDUCTIONS))}")
         self._vlm, self._positions, self._reduce, self._dtype = vlm, positions, reduce, dtype
         self._steps, self._stop = steps, stop
+        require_hookable(vlm.model)
+        for layer, place in keys:
+            require(vlm, "read", place, [layer] if place in anatomy.PLACES and layer else [])
         self._sites = [(key, anatomy.site(vlm.blocks[max(key[0], 1) - 1], key[1])) for key in keys]
         self.kept: dict[Key, list[Tensor]] = {key: [] for key in keys}
         self._waiting = set(keys)
@@ -180,6 +186,10 @@ class _Reader:
         same = self._length and self._batch is self._vlm.running
         self._decoding = bool(same) and (length == 1 or length > self._length)  # without a cache each step sees all, and one more
         if not self._decoding:
+            whole = length if self._vlm.running is None else self._vlm.running["input_ids"].shape[1]
+            if length < whole:
+                what = f"{length} positions of a prompt that has {whole}, or of several new tokens at once"
+                raise SelectionError(what, "run the whole prompt at once: no prefill in chunks, no cache from before, no assistant")
             self._batch, self._length = self._vlm.running, length
             self._picked = self._pick()
 

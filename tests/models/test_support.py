@@ -1,0 +1,263 @@
+"""What a model allows, place by place: parallel and post-norm blocks, experts alone and beside an MLP; hooks that a model would ignore."""
+
+import pytest
+import torch
+import transformers as hf
+from torch import nn
+
+from tests.contract.reference import SUPPRESS, case, traces
+from tests.zoo import MODELS, build, padded
+from tests.zoo.models import TEXT
+from xlvlms_tutorial.errors import AnatomyError, FoldError, InputsError, InterventionError, LoadError, SelectionError, XlvlmsError
+from xlvlms_tutorial.models import anatomy, support
+from xlvlms_tutorial.models.vlm import VLM
+from xlvlms_tutorial.states.intervene import add, fold, mask_weights, parallel, parallel_pairs, replace, skip, skip_mlp_tokens
+from xlvlms_tutorial.states.reading import read
+
+EVERYTHING = set(support._NEEDS)
+MOE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+SHARED = {"num_local_experts": 4, "num_experts_per_tok": 2, "shared_intermediate_size": 16}
+HALF = {("read", "mlp_hidden"), ("read", "mlp"), ("skip", "mlp"), ("parallel", "first"), ("parallel", "second"), ("fold", "mlp")}
+NORMED = {("read", "middle"), ("read", "mlp_input"), ("parallel", "first"), ("parallel", "second")}
+# Language models whose blocks differ in kind, and what they do not allow
+KINDS = {
+    "plain": (lambda: hf.LlamaConfig(**TEXT), set()),
+    "parallel": (lambda: hf.CohereConfig(**TEXT), NORMED),
+    "norms after": (lambda: hf.Olmo2Config(**TEXT), NORMED | {("read", "attention_input"), ("fold", "mlp")}),
+    "norms on both sides": (lambda: hf.Gemma2Config(**TEXT, head_dim=8), {("fold", "mlp")}),
+    "experts": (lambda: hf.Qwen3MoeConfig(**TEXT, **MOE, head_dim=8), {("read", "mlp_hidden"), ("fold", "mlp")}),
+    "experts that share": (lambda: hf.GraniteMoeSharedConfig(**TEXT, **SHARED), HALF),
+    "OPT with norms after": (
+        lambda: hf.OPTConfig(vocab_size=200, hidden_size=32, word_embed_proj_dim=32, ffn_dim=64, num_hidden_layers=3,
+                             num_attention_heads=4, do_layer_norm_before=False),
+        NORMED | {("read", "attention_input"), ("fold", "mlp")}),
+}  # fmt: skip
+
+
+def made(name: str) -> VLM:
+    torch.manual_seed(0)
+    return VLM(hf.AutoModelForCausalLM.from_config(KINDS[name][0]()).eval(), None, name)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_each_kind_of_block_allows_what_it_has(name):
+    vlm = made(name)
+    assert {pair for pair in EVERYTHING if not vlm.supports(*pair)} == KINDS[name][1]
+    batch = vlm.prepare({"input_ids": torch.arange(20, 30)[None]})
+    ways = {
+        "read": lambda place: read(vlm, batch, 2, place),
+        "skip": lambda place: forward(vlm, batch, skip(vlm, 2, place)),
+        "parallel": lambda place: forward(vlm, batch, parallel(vlm, 2, place)),
+        "fold": lambda place: forward(vlm, batch, fold(vlm, torch.ones(32), 2)),
+    }
+    for what, place in EVERYTHING:
+        if vlm.supports(what, place):
+            assert ways[what](place) is not None
+            continue
+        with pytest.raises(XlvlmsError) as told:
+            ways[what](place)
+        assert isinstance(told.value, (AnatomyError, InterventionError, FoldError)), told.value
+    assert traces(vlm) == []
+
+
+def forward(vlm, batch, context):
+    with context:
+        return vlm.forward(batch).logits
+
+
+@pytest.mark.parametrize("name", [name for name in MODELS if not anatomy.cross_attention_layers(build(name)[0])])
+def test_tested_architectures_of_dense_blocks_allow_everything(name):
+    vlm = VLM(build(name)[0], None, name)
+    lacking = {pair for pair in EVERYTHING - {("fold", "mlp")} if not vlm.supports(*pair)}
+    moe = any("expert" in part for part, _ in vlm.model.named_modules())
+    assert lacking == set() or moe or getattr(vlm.model.config.get_text_config(), "layer_types", None)
+
+
+class WithExperts(nn.Module):
+    """A block to which experts are added beside its MLP, under a name and in a form of their own."""
+
+    def __init__(self, block: nn.Module, name: str, form: str) -> None:
+        super().__init__()
+        for child, module in block.named_children():
+            self.add_module(child, module)
+        self.inner, self.name = [block], name
+        if form == "parameter":
+            self.register_parameter(name, nn.Parameter(torch.randn(2, 32, 32)))
+        else:
+            self.add_module(name, nn.ModuleList([nn.Linear(32, 32)]) if form == "list" else nn.Linear(32, 32))
+
+    def forward(self, hidden_states, **kwargs):
+        more = getattr(self, self.name)
+        more = (
+            hidden_states @ more[0]
+            if isinstance(more, nn.Parameter)
+            else (more[0] if isinstance(more, nn.ModuleList) else more)(hidden_states)
+        )
+        return self.inner[0](hidden_states, **kwargs) + more
+
+
+@pytest.mark.parametrize("form", ["linear", "list", "parameter"])
+@pytest.mark.parametrize("name", ["moe", "shared_mlp", "block_sparse_moe", "shared_expert", "expert_bank", "ffn2", "feedforward_moe"])
+def test_no_half_of_an_mlp_is_skipped_or_read(name, form):
+    at = case("llava")
+    at.vlm.blocks[1] = WithExperts(at.vlm.blocks[1], name, form)
+    vlm = VLM(at.vlm.model, None, "llava")
+    assert not any(vlm.supports(*pair) or vlm.supports(*pair, layer=2) for pair in HALF)
+    assert all(vlm.supports(*pair, layer=1) for pair in HALF) and all(vlm.supports(*pair) for pair in EVERYTHING - HALF)
+    ways = [lambda: skip(vlm, 2, "mlp"), lambda: skip(vlm, [1, 2], "mlp"), lambda: skip_mlp_tokens(vlm, 2), lambda: parallel(vlm, 2)]
+    for enter in ways:
+        with (
+            pytest.raises(InterventionError, match=f"has {name} beside its mlp, which would go on working; choose the whole block"),
+            enter(),
+        ):
+            pytest.fail("entered")
+    with pytest.raises(FoldError, match=f"has {name} beside its mlp"), fold(vlm, torch.ones(32), 2):
+        pytest.fail("entered")
+    with pytest.raises(InterventionError, match=f"read mlp: WithExperts has {name}"):
+        read(vlm, at.batch, 2, "mlp")
+    for part in ("block", "attention"):  # these are whole
+        with skip(vlm, 2, part):
+            assert vlm.forward(at.batch).logits.isfinite().all()
+    assert traces(vlm) == []
+
+
+@pytest.mark.parametrize("name", ["mamba", "cross_attn", "encoder_attn", "short_conv"])
+def test_no_half_of_an_attention_is_skipped_or_read(name):
+    at = case("llava")
+    at.vlm.blocks[1] = WithExperts(at.vlm.blocks[1], name, "linear")
+    vlm = VLM(at.vlm.model, None, "llava")
+    assert {pair for pair in EVERYTHING if not vlm.supports(*pair)} == {("read", "attention"), ("skip", "attention")}
+    with pytest.raises(InterventionError, match=f"has {name} beside its attention"), skip(vlm, 2, "attention"):
+        pytest.fail("entered")
+
+
+@pytest.mark.parametrize("name", ["laurel", "adapter", "x"])
+def test_what_nobody_knows_counts_as_both(name):
+    at = case("llava")
+    at.vlm.blocks[1] = WithExperts(at.vlm.blocks[1], name, "linear")
+    vlm = VLM(at.vlm.model, None, "llava")
+    assert {pair for pair in EVERYTHING if not vlm.supports(*pair)} == HALF | {("read", "attention"), ("skip", "attention")}
+
+
+@pytest.mark.parametrize("name", ["per_layer_input_gate", "per_layer_projection"])
+def test_embeddings_of_each_layer_are_no_half_of_anything(name):
+    at = case("llava")
+    at.vlm.blocks[1] = WithExperts(at.vlm.blocks[1], name, "linear")
+    assert all(VLM(at.vlm.model, None, "llava").supports(*pair) for pair in EVERYTHING)
+
+
+def test_what_a_self_check_refused_is_refused():
+    vlm = made("plain")
+    vlm.refused["skip", "attention"] = "largest difference 0.3"
+    assert not vlm.supports("skip", "attention") and vlm.supports("skip", "mlp")
+    said = r"skip attention, which fails this model's self-check \(largest difference 0.3\); choose another place; see vlm.checks"
+    with pytest.raises(InterventionError, match=said), skip(vlm, 1, "attention"):
+        pytest.fail("entered")
+
+
+@pytest.mark.parametrize(("what", "place", "said"), [
+    ("skip", "norm", "allowed: block, mlp, attention"), ("read", "first", "allowed: attention_input, attention, middle"),
+    ("write", "mlp", "allowed: read, skip, parallel, fold"), ("fold", "block", "allowed: mlp"),
+])  # fmt: skip
+def test_questions_that_have_no_answer(what, place, said):
+    with pytest.raises(SelectionError, match=f"unknown support '{what}', '{place}'; {said}"):
+        made("plain").supports(what, place)
+
+
+# Compiled models
+
+
+def compiled(kind: str, model: nn.Module) -> nn.Module:
+    """A model compiled in one of the ways that there are; the backend "eager" compiles nothing and has all the guards."""
+    inside = {"whole": model, "decoder": anatomy.decoder(model), "block": anatomy.decoder_blocks(model)[1],
+              "tower": anatomy.tower(model)}  # fmt: skip
+    way, _, part = kind.partition(" of ")
+    module = inside[part]
+    if way == "compile()":
+        module.compile(backend="eager")
+    elif way == "forward":
+        module.forward = torch.compile(module.forward, backend="eager")
+    elif part == "whole":
+        return torch.compile(model, backend="eager")
+    else:
+        owner, _, name = next(path for path, held in model.named_modules() if held is module).rpartition(".")
+        setattr(model.get_submodule(owner), name, torch.compile(module, backend="eager"))
+    return model
+
+
+WAYS = [f"{way} of {part}" for way in ("compile()", "forward", "torch.compile") for part in ("whole", "decoder", "block", "tower")]
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_compiled_model_is_refused_and_not_silently_ignored(way):
+    model = compiled(way, build("llava")[0])
+    for wrap in (lambda: VLM(model, None, "llava"), lambda: VLM.from_model(model, name="llava")):
+        with pytest.raises(LoadError, match="is compiled, and would ignore what is changed or read from now on; give the model as it was"):
+            wrap()
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_model_that_is_compiled_later_is_refused_where_hooks_would_be_ignored(way):
+    at = case("llava")
+    if way == "torch.compile of whole":
+        at.vlm.model = compiled(way, at.vlm.model)
+    else:
+        compiled(way, at.vlm.model)
+    vector = torch.ones(at.vlm.width)
+    name = "model.language_model.layers.0.mlp.up_proj"
+    masks = {name: torch.ones(64, 32, dtype=torch.bool)}
+    for enter in (lambda: add(at.vlm, vector, 1), lambda: replace(at.vlm, vector, 1), lambda: skip(at.vlm, 1), lambda: parallel(at.vlm, 1),
+                  lambda: parallel_pairs(at.vlm, 1), lambda: fold(at.vlm, vector, 1), lambda: mask_weights(at.vlm, masks)):  # fmt: skip
+        with pytest.raises(LoadError, match="is compiled"), enter():
+            pytest.fail("entered")
+    with pytest.raises(LoadError, match="is compiled"):
+        read(at.vlm, at.batch, 1)
+    assert at.vlm.active == []
+
+
+def test_a_scripted_part_is_refused():
+    model = build("llava")[0]
+    model.model.multi_modal_projector.linear_1 = torch.jit.script(nn.Linear(32, 32))
+    with pytest.raises(LoadError, match="'model.multi_modal_projector.linear_1' is compiled"):
+        VLM(model, None, "llava")
+
+
+# Inputs
+
+
+@pytest.mark.parametrize("rows", [(0,), (1,), (0, 1)])
+def test_rows_that_end_with_padding_are_refused(rows):
+    vlm = VLM(build("llava")[0], None, "llava")
+    ids, mask = torch.arange(20, 36).reshape(2, 8), torch.ones(2, 8, dtype=torch.long)
+    for row in rows:
+        mask[row, 6:] = 0
+    with pytest.raises(InputsError, match=f"row {rows[0]} ends with padding, .*make them with padding_side='left', or by vlm.batch"):
+        vlm.prepare({"input_ids": ids, "attention_mask": mask})
+    left = vlm.prepare({"input_ids": ids.flip(1), "attention_mask": mask.flip(1)})
+    assert vlm.generate_ids(left, 2, suppress_tokens=SUPPRESS).shape == (2, 2)
+
+
+@pytest.mark.parametrize("name", ["mm_token_type_ids", "token_type_ids", "moe_mm_token_type_ids"])
+def test_token_types_are_asked_for_where_a_picture_is_shown(name):
+    inputs = {"input_ids": torch.tensor([[5, 190, 6]])}
+    with pytest.raises(InputsError, match=f"inputs without {name}"):
+        support.require_types(inputs, frozenset({name}), {"image": 190})
+    support.require_types(inputs | {name: 0}, frozenset({name}), {"image": 190})
+    support.require_types(inputs, frozenset({name}), {"image": 191})
+    support.require_types(inputs, frozenset(), {"image": 190})
+
+
+def test_padded_batches_of_the_zoo_are_prepared():
+    for name in ("llava", "mllama"):
+        model, inputs = build(name)
+        assert VLM(model, None, name).prepare(padded(name, inputs)).spans.shape[0] == 2
+
+
+@pytest.mark.parametrize("name", ["blip2", "instructblip"])
+def test_models_that_cannot_do_without_a_picture_say_so(name):
+    model, inputs = build(name)
+    vlm = VLM(model, None, name)
+    text = vlm.prepare({key: inputs[key][:, -3:] for key in ("input_ids", "attention_mask")})
+    for run in (lambda: vlm.forward(text), lambda: vlm.generate_ids(text, 2)):
+        with pytest.raises(InputsError, match="inputs without pixel_values.*, without which .* cannot run; give a picture"):
+            run()

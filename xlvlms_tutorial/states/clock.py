@@ -1,0 +1,57 @@
+"""Where a running decoder is in its sequence: what is changed in the prompt, or in the answer alone, has to know."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import nn
+
+from xlvlms_tutorial.models import anatomy
+from xlvlms_tutorial.models.vlm import VLM
+
+
+class Clock:
+    """Where the decoder is, in the prompt or beyond it, read off its cache each time it is called."""
+
+    def __init__(self, vlm: VLM) -> None:
+        self.reached = False  # whether this call of the decoder has come to what its owner does
+        self.shape = (0, 0)  # rows and positions of this call: OPT's MLP puts all positions in one row
+        self.start = 0  # positions that the cache held before this call
+        self.prompt = 1  # positions of the prompt, as far as it is known
+        self._vlm, self._decoder = vlm, anatomy.decoder(vlm.model)
+
+    @property
+    def decoding(self) -> bool:
+        """Whether this call is about tokens after the prompt alone, read off a cache."""
+        return self.start >= self.prompt
+
+    @property
+    def partial(self) -> bool:
+        """Whether this call is about a part of the prompt: a prefill in chunks, or one that goes on from an earlier cache."""
+        return not self.decoding and (self.start > 0 or self.shape[1] < self.prompt)
+
+    @property
+    def mixed(self) -> bool:
+        """Whether this call is about the prompt and what follows it together, as each step without a cache is."""
+        return not self.decoding and self.start + self.shape[1] > self.prompt
+
+    @contextmanager
+    def ticking(self) -> Iterator[None]:
+        """Follow the decoder inside this block."""
+        hook = self._decoder.register_forward_pre_hook(self._tick, with_kwargs=True)
+        try:
+            yield
+        finally:
+            hook.remove()
+
+    def _tick(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
+        given = kwargs.get("inputs_embeds")
+        given = given if given is not None else kwargs.get("input_ids", args[0] if args else None)
+        cache = kwargs.get("past_key_values")
+        before, self.reached, self.shape = self.shape, False, tuple(given.shape[:2])
+        self.start = 0 if cache is None else int(cache.get_seq_length())
+        if self._vlm.running is not None:
+            self.prompt = self._vlm.running["input_ids"].shape[1]
+        elif cache is None and self.shape == (before[0], before[1] + 1):
+            pass  # one token more than just now, and no cache: a step of generate(use_cache=False), about the prompt of before
+        elif self.start == 0 or self.shape[1] > 1:  # of inputs that nobody named, several tokens at once are a prompt
+            self.prompt = self.start + self.shape[1]
