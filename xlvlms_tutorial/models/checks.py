@@ -38,10 +38,12 @@ def blocks_counted(vlm: VLM, batch: Batch) -> Outcome:
 
 
 def parts_found(vlm: VLM, batch: Batch) -> Outcome:
-    """Each block has an attention, an MLP and their norms."""
+    """Each block has an attention, an MLP and their norms, and no matrices beside them, which a skip would leave running."""
     for block in vlm.blocks:
-        for part in (anatomy.attention, anatomy.mlp, anatomy.first_norm, anatomy.second_norm):
+        for part in (anatomy.attention, anatomy.mlp_parts, anatomy.first_norm, anatomy.second_norm):
             part(block)
+        if others := anatomy.unnamed(block):
+            return False, f"{type(block).__name__} has {', '.join(others)} beside its attention and MLP"
     return True, f"attention, MLP and the norms before them in each of {vlm.n_layers} blocks"
 
 

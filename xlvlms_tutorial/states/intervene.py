@@ -204,7 +204,10 @@ def _folded(vlm: VLM, shift: Tensor, layer: int) -> Iterator[None]:
     linear = getattr(linear, "base_layer", linear)  # under LoRA the bias belongs to the layer that is adapted
     if linear.weight.is_meta:
         raise FoldError(layer, "its weights are offloaded and fetched anew for each step")
-    before, plain = linear.bias, _probe(vlm, block)
+    try:
+        before, plain = linear.bias, _probe(vlm, block)
+    except Exception as cause:  # whatever a decoder raises that wants more than embeddings: ids, or a picture
+        raise FoldError(layer, "its decoder does not run on embeddings alone, on which it would be measured") from cause
     bias = shift.to(linear.weight.device, vlm.dtype)
     vlm.folded[layer] += 1
     try:
