@@ -24,6 +24,7 @@ SQUARE, LARGE = {"height": 28, "width": 28}, {"height": 56, "width": 56}
 def template(before: str, picture: str, after: str, answer: str) -> str:
     """A chat template: what opens a turn, stands for a picture (a clip), closes a turn and opens the answer."""
     video = picture.replace("<image>", "<video>").replace("<|image_pad|>", "<|video_pad|>").replace("<IMG_CONTEXT>", "<video>")
+    video = video.replace("<|image|>", "<|video|>")
     kinds = (f"p['type'] in ('image', 'audio') %}}{picture}", f"p['type'] == 'video' %}}{video}", "p['type'] == 'text' %}{{ p['text'] }}")
     part = f"{{% if {'{% elif '.join(kinds)}{{% endif %}}"
     parts = f"{{% for p in m['content'] %}}{part}{{% endfor %}}"
@@ -68,6 +69,16 @@ def qwen_pictures() -> object:
     return hf.Qwen2VLImageProcessorPil(size=limits, patch_size=14, merge_size=2, temporal_patch_size=2)
 
 
+def glm_pictures() -> object:
+    limits = {"shortest_edge": 56 * 56 * 2, "longest_edge": 112 * 112 * 2}  # times the two frames of a still picture
+    return hf.Glm4vImageProcessorPil(size=limits, patch_size=14, merge_size=2, temporal_patch_size=2)
+
+
+def glm46_pictures() -> object:
+    limits = {"shortest_edge": 56 * 56 * 2, "longest_edge": 112 * 112 * 2}
+    return hf.Glm46VImageProcessorPil(size=limits, patch_size=14, merge_size=2, temporal_patch_size=2)
+
+
 def paligemma_pictures() -> object:
     pictures = hf.SiglipImageProcessorPil(size=SQUARE)
     pictures.image_seq_length = 4
@@ -80,6 +91,10 @@ LLAVA = {"patch_size": 14, "num_additional_image_tokens": 1, "vision_feature_sel
 QWEN_TOKENS = {4: "<|im_start|>", EOS: "<|im_end|>", IMAGE: "<|image_pad|>", VIDEO: "<|video_pad|>"}
 QWEN_TOKENS |= {VISION_START: "<|vision_start|>", VISION_END: "<|vision_end|>"}
 QWEN_CHAT = turns("<|im_start|>", "<|vision_start|><|image_pad|><|vision_end|>", "<|im_end|>")
+GLM_TOKENS = {4: "<|user|>", 5: "<|assistant|>", 6: "[gMASK]", 7: "<sop>", EOS: "<|endoftext|>", IMAGE: "<|image|>", VIDEO: "<|video|>"}
+GLM_TOKENS |= {VISION_START: "<|begin_of_image|>", VISION_END: "<|end_of_image|>", 195: "<|begin_of_video|>", 196: "<|end_of_video|>"}
+GLM_PICTURE = "<|begin_of_image|><|image|><|end_of_image|>"
+GLM_CHAT = "[gMASK]<sop>" + template("<|{{ m['role'] }}|>\n", GLM_PICTURE, "", "<|assistant|>\n")
 IDEFICS_TOKENS = {EOS: "<end_of_utterance>", IMAGE: "<image>", 195: "<fake_token_around_image>"}
 SPLIT_TOKENS = IDEFICS_TOKENS | {196: "<global-img>", 197: "<row_1_col_1>"}
 IDEFICS_CHAT = template(SPOKEN, "<image>", "<end_of_utterance>\n", "Assistant:")
@@ -89,6 +104,15 @@ INTERN_NAMES = {"context_image_token": "<IMG_CONTEXT>", "start_image_token": "<i
 GEMMA_TOKENS = {4: "<start_of_turn>", 5: "<end_of_turn>", IMAGE: "<image_soft_token>"}
 GEMMA_TOKENS |= {VISION_START: "<start_of_image>", VISION_END: "<end_of_image>"}
 GEMMA_NAMES = {"image_token": "<image_soft_token>", "boi_token": "<start_of_image>", "eoi_token": "<end_of_image>"}
+GEMMA4_TOKENS = {4: "<|turn>", 5: "<turn|>", IMAGE: "<|image|>", VIDEO: "<|video|>", AUDIO: "<|audio|>"}
+GEMMA4_TOKENS |= {VISION_START: "<|image>", VISION_END: "<image|>", 195: "<|audio>", 196: "<audio|>"}
+GEMMA4_NAMES = {"image_token": "<|image|>", "boi_token": "<|image>", "eoi_token": "<image|>"}
+GEMMA4_NAMES |= {"audio_token": "<|audio|>", "boa_token": "<|audio>", "eoa_token": "<audio|>"}
+GEMMA4 = Recipe(
+    "Gemma4Processor", lambda: hf.Gemma4ImageProcessorPil(patch_size=14, max_soft_tokens=70, pooling_kernel_size=2),
+    GEMMA4_TOKENS, GEMMA4_NAMES, {"image_seq_length": 70, "feature_extractor": {"feature_extractor_type": "Gemma4AudioFeatureExtractor"}},
+    "<s>" + turns("<|turn>", "<|image|>", "<turn|>", "model"), "<s>",
+)  # fmt: skip
 MLLAMA_TOKENS = {BOS: "<|begin_of_text|>", EOS: "<|eot_id|>", 4: "<|start_header_id|>", 5: "<|end_header_id|>"}
 MLLAMA_TOKENS |= {6: "<|python_tag|>", VOCABULARY: "<|image|>"}
 HEADER = "<|start_header_id|>{}<|end_header_id|>\n\n"
@@ -106,6 +130,11 @@ RECIPES = {
     "qwen2_vl": Recipe("Qwen2VLProcessor", qwen_pictures, QWEN_TOKENS, chat_template=QWEN_CHAT),
     "qwen2_5_vl": Recipe("Qwen2_5_VLProcessor", qwen_pictures, QWEN_TOKENS, chat_template=QWEN_CHAT),
     "qwen3_vl": Recipe("Qwen3VLProcessor", qwen_pictures, QWEN_TOKENS, chat_template=QWEN_CHAT),
+    "qwen3_vl_moe": Recipe("Qwen3VLProcessor", qwen_pictures, QWEN_TOKENS, chat_template=QWEN_CHAT),
+    "glm4v": Recipe("Glm4vProcessor", glm_pictures, GLM_TOKENS, chat_template=GLM_CHAT),
+    "glm4v_moe": Recipe("Glm4vProcessor", glm_pictures, GLM_TOKENS, chat_template=GLM_CHAT),
+    "glm46v": Recipe("Glm46VProcessor", glm46_pictures, GLM_TOKENS, chat_template=GLM_CHAT),
+    "glm_ocr": Recipe("Glm46VProcessor", glm46_pictures, GLM_TOKENS, chat_template=GLM_CHAT),
     "idefics2": Recipe(
         "Idefics2Processor", lambda: hf.Idefics2ImageProcessorPil(size={"shortest_edge": 28, "longest_edge": 28}),
         IDEFICS_TOKENS, {}, {"image_seq_len": 4}, IDEFICS_CHAT, "<s>",
@@ -127,6 +156,9 @@ RECIPES = {
         "Gemma3Processor", lambda: hf.Gemma3ImageProcessorPil(size=SQUARE), GEMMA_TOKENS, GEMMA_NAMES, {"image_seq_length": 4},
         "<s>" + turns("<start_of_turn>", "<start_of_image>", "<end_of_turn>", "model"), "<s>",
     ),
+    "gemma4": GEMMA4,
+    "gemma4_moe": GEMMA4,
+    "gemma4_small": GEMMA4,
     "blip2": Recipe(
         "Blip2Processor", lambda: hf.BlipImageProcessorPil(size=SQUARE), {IMAGE: "<image>"}, {}, {"num_query_tokens": 4}, opens="</s>"
     ),

@@ -60,8 +60,8 @@ class RecordError(XlvlmsError, ValueError):
 class AnatomyError(XlvlmsError, LookupError):
     """A model has no part under any name we know."""
 
-    def __init__(self, part: str, model: str, known: tuple[str, ...]) -> None:
-        super().__init__(f"no {part} found in {model}; looked for {', '.join(known)}. Add the model's own name in models/anatomy.py.")
+    def __init__(self, part: str, model: str, known: tuple[str, ...], then: str = "Add the model's own name in models/anatomy.py") -> None:
+        super().__init__(f"no {part} found in {model}; looked for {', '.join(known)}. {then}.")
 
 
 class PromptError(XlvlmsError, ValueError):

@@ -4,12 +4,27 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from copy import deepcopy
 
+import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.contract.reference import LAYERS, Case, agree, changed, copied_caches, copyable, differ, fed, generated, residual, whole
+from tests.contract.reference import (
+    LAYERS,
+    Case,
+    agree,
+    changed,
+    copied_caches,
+    copyable,
+    differ,
+    experts_beside,
+    experts_inside,
+    fed,
+    generated,
+    residual,
+    whole,
+)
 from tests.zoo import SUPPRESS
-from xlvlms_tutorial.errors import FoldError
+from xlvlms_tutorial.errors import AnatomyError, FoldError
 from xlvlms_tutorial.models import anatomy
 from xlvlms_tutorial.models.spans import SPANS
 from xlvlms_tutorial.models.vlm import VLM
@@ -55,12 +70,14 @@ def skipping(part: str) -> Callable[[Case], str | None]:
 
 def _skipped(case: Case, layer: int, part: str, scope: str) -> AbstractContextManager:
     block = case.vlm.blocks[layer - 1]
-    module = {"block": block, "attention": anatomy.attention(block), "mlp": anatomy.mlp(block)}[part]
 
     def change(x: Tensor, y: Tensor, p: Tensor) -> Tensor:
         there = {"prefill": p < case.length, "decode": p >= case.length, "both": p >= 0}[scope]
         return torch.where(there, x if part == "block" else torch.zeros_like(y), y)
 
+    if part == "mlp" and experts_beside(block):  # what both make is added up before this norm
+        return fed(block.post_feedforward_layernorm, lambda y: change(y, y, torch.arange(y.shape[1])[None, :, None]))
+    module = block if part == "block" else anatomy.attention(block) if part == "attention" else anatomy.mlp(block)
     return changed(module, change)
 
 
@@ -143,7 +160,12 @@ def projecting_out(case: Case) -> None:
 
 
 @each_attention
-def parallel(case: Case) -> None:
+def parallel(case: Case) -> str | None:
+    if any(map(experts_beside, case.vlm.blocks)):
+        for norm in ("first", "second"):
+            with pytest.raises(AnatomyError, match="no single MLP"), intervene.parallel(case.vlm, 2, norm):
+                pass
+        return "refused: experts beside the MLP"
     clean = generated(case)[1]
     for norm in ("first", "second"):
         for layers in ([1], [2], [1, 2, 3]):
@@ -151,6 +173,7 @@ def parallel(case: Case) -> None:
             same(case, intervene.parallel(case.vlm, layers, norm), reference, ("parallel", norm, layers))
         with intervene.parallel(case.vlm, 2, norm):
             differ(generated(case)[1], clean, ("parallel", norm))
+    return None
 
 
 def _parallel(block: nn.Module, norm: str) -> AbstractContextManager:
@@ -209,7 +232,9 @@ def folding(case: Case) -> str | None:
             expected, theirs = generated(case)
         assert torch.equal(new, expected), f"tokens, layer {layer}"
         agree(logits, theirs, ("fold", layer))
-    due = list(LAYERS) if case.name == "gemma3" else sorted(cross)  # a norm after the MLP; a gate, and no sequence to look at
+    # a norm after the MLP; several last maps; a gate, and no sequence to look at
+    normed = lambda block: hasattr(block, "post_feedforward_layernorm") or hasattr(block, "post_mlp_layernorm")
+    due = [k for k, block in enumerate(case.vlm.blocks, 1) if normed(block) or experts_inside(block) or k in cross]
     assert refused == due, f"refused in layers {refused}"
     return f"refused in layers {', '.join(map(str, refused))}" if refused else None
 
@@ -238,6 +263,10 @@ def beams(case: Case) -> str | None:
     """With two beams a sample, vectors, gates and masks that belong to samples follow their rows."""
     vlm, rows = case.vlm, _noise(case, 2, case.vlm.width) * 2
     search = {"num_beams": 2, "max_new_tokens": 4, "min_new_tokens": 4, "suppress_tokens": SUPPRESS}
+    if case.name == "llama4":
+        with pytest.raises(ValueError, match="Image features and image tokens do not match"):
+            vlm.generate_ids(case.batch, **search)
+        return "transformers does not repeat its pictures for beams"
     clean = vlm.generate_ids(case.batch, **search)
     alone = []
     for vector in rows:
@@ -258,6 +287,7 @@ def beams(case: Case) -> str | None:
             cached = vlm.generate_ids(case.batch, **search)
             # Mllama without a cache would need its cross-attention mask lengthened, which generate() does not do
             assert case.modality is None or torch.equal(cached, vlm.generate_ids(case.batch, use_cache=False, **search)), part
+    return None
 
 
 def _first_half(rows: int) -> Tensor:

@@ -1,11 +1,12 @@
 """Contract checks of what is read: parts, positions, states and logits."""
 
+import pytest
 import torch
 from torch import Tensor
 
-from tests.contract.reference import GENERATION, Case, agree, repeated
+from tests.contract.reference import GENERATION, Case, agree, experts_beside, experts_inside, repeated
 from tests.zoo.inputs import prefixed, single
-from xlvlms_tutorial.errors import InputsError, SpanError
+from xlvlms_tutorial.errors import AnatomyError, InputsError, SpanError
 from xlvlms_tutorial.models import anatomy
 from xlvlms_tutorial.models.spans import Batch
 from xlvlms_tutorial.states.intervene import add
@@ -17,8 +18,15 @@ def parts(case: Case) -> None:
     assert vlm.n_layers == len(vlm.blocks) == config.num_hidden_layers == 3 and vlm.width == config.hidden_size == 32
     inside = list(anatomy.decoder(vlm.model).modules())
     for block in vlm.blocks:
-        for find in (anatomy.attention, anatomy.mlp, anatomy.mlp_exit, anatomy.first_norm, anatomy.second_norm):
-            assert any(find(block) is module for module in block.modules())
+        finders = [anatomy.attention, anatomy.mlp, anatomy.mlp_exit, anatomy.first_norm, anatomy.second_norm]
+        # the parts of a mixture of experts that do not exist are refused, never half of them given
+        absent = [anatomy.mlp, anatomy.mlp_exit] if experts_beside(block) else [anatomy.mlp_exit] if experts_inside(block) else []
+        for find in finders:
+            if find in absent:
+                with pytest.raises(AnatomyError, match="no single MLP|last linear map of the MLP"):
+                    find(block)
+            else:
+                assert any(find(block) is module for module in block.modules())
     assert any(anatomy.final_norm(vlm.model) is module for module in inside)
     assert anatomy.unembedding(vlm.model).weight.shape[1] == vlm.width
     heard = case.modality == "audio"

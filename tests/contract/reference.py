@@ -160,10 +160,28 @@ def copied_caches(case: Case, layers: Sequence[int]) -> Iterator[None]:
 
 
 def copyable(case: Case, layer: int) -> bool:
-    """Whether the previous block has keys and values of the whole prompt: not before block 1, of a picture, or of a sliding window."""
+    """Whether the previous block has keys and values of the whole prompt, and this one keeps such keys itself.
+
+    Not before block 1, of a picture, of a sliding window or a chunk, in a block that keeps a state instead, lends its keys or borrows
+    them, or has wider heads.
+    """
     cross = anatomy.cross_attention_layers(case.vlm.model)
     kinds = getattr(case.vlm.model.config.get_text_config(decoder=True), "layer_types", None) or ["full_attention"] * 3
-    return layer > 1 and not {layer, layer - 1} & cross and kinds[layer - 2] == "full_attention"
+    if layer == 1 or {layer, layer - 1} & cross or kinds[layer - 2] != "full_attention" or kinds[layer - 1] in ("linear_attention", "conv"):
+        return False
+    previous, own = (anatomy.attention(case.vlm.blocks[k]) for k in (layer - 2, layer - 1))
+    shared = getattr(own, "is_kv_shared_layer", False) or getattr(own, "store_full_length_kv", False)
+    return not shared and getattr(previous, "head_dim", None) == getattr(own, "head_dim", None)
+
+
+def experts_beside(block: nn.Module) -> bool:
+    """Whether a block has experts beside a dense MLP, so that its MLP is no single module (Gemma 4)."""
+    return hasattr(block, "mlp") and hasattr(block, "experts")
+
+
+def experts_inside(block: nn.Module) -> bool:
+    """Whether a block's MLP is a mixture of experts, without a single last linear map."""
+    return not experts_beside(block) and hasattr(anatomy.mlp(block), "experts")
 
 
 def traces(vlm: VLM) -> list[str]:

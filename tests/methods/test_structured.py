@@ -28,8 +28,12 @@ from xlvlms_tutorial.models.vlm import VLM
 from xlvlms_tutorial.states.intervene import add, mask_weights, skip
 
 PICTURE = Image.new("RGB", (32, 32), (10, 90, 200))
-CUTTABLE = tuple(name for name in zoo.MODELS if name != "idefics2")
-REMOVABLE = tuple(name for name in zoo.MODELS if name not in ("mllama", "qwen3_vl"))
+# their MLPs are of two widths, or of another one than the configuration says
+UNEVEN = ("gemma4_small", "lfm2_vl")
+CUTTABLE = tuple(name for name in zoo.MODELS if name not in ("idefics2", *zoo.MIXTURES, *UNEVEN))
+# the configuration says by number which blocks have experts or wider heads, or blocks share keys
+NUMBERED = ("qwen3_vl_moe", "glm4v_moe", "kimi_k25", "llama4", "gemma4", "gemma4_moe", "gemma4_small")
+REMOVABLE = tuple(name for name in zoo.MODELS if name not in ("mllama", "qwen3_vl", *NUMBERED))
 
 
 def text_model(config: hf.PreTrainedConfig) -> Case:
@@ -224,7 +228,25 @@ def test_of_equal_scores_the_first_neurons_go():
     assert all(rows.tolist() == list(range(16, 64)) for rows in left.values())
 
 
+@pytest.mark.parametrize("name", [*zoo.MIXTURES, *UNEVEN])
+def test_mlps_that_are_no_single_hidden_layer_or_not_alike_are_not_cut(name):
+    at = made(name)
+    before = logits(at)
+    with pytest.raises((AnatomyError, SelectionError)):
+        cut_neurons(at.vlm, {layer: torch.ones(64) for layer in (1, 2, 3)}, 0.5)
+    assert torch.equal(logits(at), before)
+
+
 # Blocks
+
+
+@pytest.mark.parametrize("name", NUMBERED)
+def test_blocks_that_a_configuration_counts_are_not_removed(name):
+    at = made(name)
+    before = logits(at)
+    with pytest.raises(SelectionError):
+        remove_blocks(at.vlm, [1])
+    assert torch.equal(logits(at), before) and at.vlm.n_layers == 3
 
 
 @pytest.mark.parametrize(("name", "layers"), [

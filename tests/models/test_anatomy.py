@@ -5,9 +5,10 @@ import torch
 import transformers as hf
 from torch import nn
 
+from tests.contract.reference import experts_beside, experts_inside
 from tests.zoo import MODELS, build
 from xlvlms_tutorial.errors import AnatomyError, SelectionError
-from xlvlms_tutorial.models import anatomy
+from xlvlms_tutorial.models import anatomy, support
 
 # decoder, its list of blocks, final norm, tower, connector, as paths from the model
 PATHS = {
@@ -19,6 +20,14 @@ PATHS = {
     "smolvlm": ("model.text_model", "layers", "norm", "model.vision_model", "model.connector"),
     "gemma3": ("model.language_model", "layers", "norm", "model.vision_tower", "model.multi_modal_projector"),
     "mllama": ("model.language_model", "layers", "norm", "model.vision_model", "model.multi_modal_projector"),
+    "mistral3": ("model.language_model", "layers", "norm", "model.vision_tower", "model.multi_modal_projector"),
+    "qwen3_5": ("model.language_model", "layers", "norm", "model.visual", "model.visual.merger"),
+    "glm4v": ("model.language_model", "layers", "norm", "model.visual", "model.visual.merger"),
+    "kimi_k25": ("model.language_model", "layers", "norm", "model.vision_tower", "model.mm_projector"),
+    "lfm2_vl": ("model.language_model", "layers", "embedding_norm", "model.vision_tower", "model.multi_modal_projector"),
+    "aria": ("model.language_model", "layers", "norm", "model.vision_tower", "model.multi_modal_projector"),
+    "gemma4": ("model.language_model", "layers", "norm", "model.vision_tower", "model.embed_vision"),
+    "llama4": ("language_model.model", "layers", "norm", "vision_model", "multi_modal_projector"),
     "blip2": ("language_model.model.decoder", "layers", "final_layer_norm", "vision_model", "language_projection"),
     "instructblip": ("language_model.model", "layers", "norm", "vision_model", "language_projection"),
 }
@@ -53,9 +62,14 @@ def test_every_block_has_every_place(models, name):
     assert len(blocks) == 3
     for block in blocks:
         inside = set(block.modules())
+        absent = ["mlp_input", "mlp_hidden"] if experts_beside(block) else ["mlp_hidden"] if experts_inside(block) else []
         for place in anatomy.PLACES:
-            site = anatomy.site(block, place)
-            assert site.module in inside and site.side in ("input", "output")
+            if place in absent:
+                with pytest.raises(AnatomyError, match="[Ee]xpert"):
+                    anatomy.site(block, place)
+            else:
+                site = anatomy.site(block, place)
+                assert site.module in inside and site.side in ("input", "output")
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -67,6 +81,7 @@ def test_parts_by_the_work_they_do(models, name):
         owners = [{k for k, block in enumerate(blocks) if module in set(block.modules())} for module in parts[part]]
         assert all(len(owner) == 1 for owner in owners) and set.union(*owners) == {0, 1, 2}
     maps = {module for block in blocks for module in block.modules() if isinstance(module, nn.Linear)}
+    maps -= {module for block in blocks if hasattr(block, "per_layer_projection") for module in block.children()}  # no attention, no MLP
     named = {module for part in ("attention", "mlp") for top in parts[part] for module in top.modules()}
     assert maps <= named  # all products of the blocks have a part
     assert parts["unembedding"] == [models[name].get_output_embeddings()]
@@ -153,6 +168,42 @@ def test_a_mixture_of_experts_has_no_single_last_map():
     block.mlp = Nothing()
     with pytest.raises(AnatomyError, match="last linear map of the MLP"):
         anatomy.mlp_exit(block)
+
+
+def test_experts_beside_an_mlp_are_skipped_and_read_together_and_never_by_half(models):
+    block = anatomy.decoder_blocks(models["gemma4_moe"])[0]
+    assert anatomy.mlp_parts(block) == [block.mlp, block.experts]
+    assert anatomy.site(block, "mlp") == anatomy.Site(block.post_feedforward_layernorm, "input")
+    assert {block.mlp, block.experts, block.router} <= set(anatomy.parts(models["gemma4_moe"])["mlp"])
+    for find in (anatomy.mlp, anatomy.mlp_entry, anatomy.mlp_exit):
+        with pytest.raises(AnatomyError, match="no single MLP found in Gemma4TextDecoderLayer.*has Gemma4TextExperts beside it: skip both"):
+            find(block)
+
+
+def test_what_stands_beside_known_parts_is_named(models):
+    blocks = [block for model in models.values() for block in anatomy.decoder_blocks(model)]
+    assert all(support.beside(block, part) == [] for block in blocks for part in ("attention", "mlp"))
+    config = hf.FalconH1Config(hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, vocab_size=40,
+                               num_key_value_heads=2, mamba_d_ssm=32, mamba_n_heads=4, mamba_d_head=8, mamba_d_state=8)  # fmt: skip
+    block = anatomy.decoder_blocks(hf.FalconH1ForCausalLM(config))[0]
+    assert support.beside(block, "attention") == ["mamba"] and support.beside(block, "mlp") == []
+    shared = hf.GraniteMoeSharedConfig(hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, vocab_size=40,
+                                       num_key_value_heads=2, num_local_experts=2, num_experts_per_tok=1,
+                                       shared_intermediate_size=16)  # fmt: skip
+    block = anatomy.decoder_blocks(hf.GraniteMoeSharedForCausalLM(shared))[0]
+    assert anatomy.mlp_parts(block) == [block.block_sparse_moe, block.shared_mlp] and support.beside(block, "mlp") == []
+
+
+@pytest.mark.parametrize("name", ["qwen3_5", "qwen3_5_moe", "lfm2_vl"])
+def test_blocks_that_keep_a_state_instead_of_keys(models, name):
+    assert [anatomy.recurrent(block) for block in anatomy.decoder_blocks(models[name])] == [True, False, True]
+    assert all(anatomy.attention(block) in set(block.children()) for block in anatomy.decoder_blocks(models[name]))
+
+
+def test_blocks_that_lend_and_borrow_keys(models):
+    sharing = {name: [anatomy.key_sharing(block) for block in anatomy.decoder_blocks(model)] for name, model in models.items()}
+    assert sharing.pop("gemma4_small") == ["lends", "lends", "borrows"]  # the first two are the last of their kinds that make their own
+    assert all(found == [None] * 3 for found in sharing.values())
 
 
 def test_an_unknown_place_lists_the_known(models):

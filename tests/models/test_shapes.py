@@ -8,6 +8,7 @@ from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3I
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from tests.tiny import tiny_llava
+from tests.zoo import MODELS, build
 from xlvlms_tutorial.errors import SelectionError
 from xlvlms_tutorial.metrics.cost import memory_of
 from xlvlms_tutorial.models import shapes
@@ -88,6 +89,18 @@ def test_the_cache_is_what_a_run_keeps():
         cache = vlm.model(**batch, use_cache=True).past_key_values
     kept = sum(part.numel() * part.element_size() for layer in cache.layers for part in (layer.keys, layer.values))
     assert shapes.cache_bytes(vlm.model, "float32") * batch["input_ids"].shape[1] == kept
+
+
+@pytest.mark.parametrize("name", [name for name in MODELS if name != "mllama"])  # one of its blocks keeps its picture's keys instead
+def test_what_every_architecture_keeps_of_each_token(name):
+    model, inputs = build(name)
+    with torch.no_grad():
+        output = model(**inputs, use_cache=True)
+    layers = getattr(output, "language_model_outputs", output).past_key_values.layers
+    # a window holds fewer tokens, of the same size
+    kept = [part.shape[1] * part.shape[3] for layer in layers for part in (getattr(layer, "keys", None), getattr(layer, "values", None))
+            if part is not None]  # fmt: skip
+    assert shapes.cache_bytes(model, "float32") == 4 * sum(kept) > 0
 
 
 @pytest.mark.parametrize(("width", "height"), PICTURES)

@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from tests.contract.reference import GENERATION, apart, case, generated, traces
-from tests.zoo import SUPPRESS, build, padded
+from tests.zoo import MIXTURES, SUPPRESS, build, padded
 from xlvlms_tutorial.errors import FoldError, InterventionError, LayerError
 from xlvlms_tutorial.models import anatomy
 from xlvlms_tutorial.models.vlm import VLM
@@ -129,6 +129,42 @@ def test_a_skipped_part_saves_all_its_products(request, name, part):
     for dense, left, tokens in zip(full, less, (2 * at.length, 2 * 3), strict=True):
         gone = sum(2 * tokens * linear.in_features * linear.out_features for linear in maps)
         assert dense - left == gone if part == "mlp" else dense - left > gone  # with the products of queries, keys and values
+
+
+def made_of(block):
+    """What makes up a block's MLP, experts included, by what it is made of: neither attention nor a choice of experts."""
+    attention = set(anatomy.attention(block).modules())
+    held = [(name, module) for name, module in block.named_modules() if any(weight.ndim > 1 for weight in module._parameters.values())]
+    return [module for name, module in held if module not in attention and not {"router", "gate"} & set(name.split("."))]
+
+
+@pytest.mark.parametrize("name", MIXTURES)
+def test_a_skipped_mixture_runs_no_expert_and_nothing_beside_them(name):
+    at = case(name)
+    modules = {f"{k} {n}": module for k, block in enumerate(at.vlm.blocks) for n, module in enumerate(made_of(block))}
+    assert any("Experts" in type(module).__name__ for module in modules.values())
+    with counted(modules) as plain:
+        generated(at)
+    assert all(plain.values())
+    with skip(at.vlm, [1, 2, 3], "mlp"):
+        generated(at)  # a mixture is asked once, by one position, what it returns
+        inner = {name: module for name, module in modules.items() if "forward" not in vars(module)}  # the others do not do their work
+        with counted(inner) as calls:
+            generated(at)
+    assert not any(calls.values())
+
+
+def test_a_block_that_lends_its_keys_still_makes_them_and_nothing_else():
+    at = case("gemma4_small")
+    block = at.vlm.blocks[1]
+    modules = {"keys": block.self_attn.k_proj, "mlp": block.mlp.up_proj, "borrower": at.vlm.blocks[2].self_attn.q_proj}
+    for scope in ("both", "prefill", "decode"):
+        with counted(modules) as calls, skip(at.vlm, 2, scope=scope):
+            generated(at)
+        steps = {"both": 0, "prefill": 3, "decode": 1}[scope]
+        assert calls == {"keys": 4, "mlp": steps, "borrower": 4}
+    with skip(at.vlm, 2):  # without a cache too
+        assert apart(at.vlm.forward(at.batch, use_cache=False).logits, at.vlm.forward(at.batch).logits) < 1e-5
 
 
 def test_no_layers_is_no_change_to_the_bit(llava):

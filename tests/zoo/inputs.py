@@ -46,6 +46,22 @@ def gemma3() -> dict[str, Tensor]:
     return text | {"token_type_ids": (text["input_ids"] == IMAGE).long(), "pixel_values": noise(1, 3, 28, 28)}
 
 
+def gemma4() -> dict[str, Tensor]:
+    text = marked_prompt(4)
+    at = torch.cartesian_prod(torch.arange(4), torch.arange(4)).flip(-1)[None]  # x and y of 4 x 4 patches, pooled two by two
+    picture = {"pixel_values": noise(1, 16, 3 * 14 * 14), "image_position_ids": at}
+    return text | picture | {"mm_token_type_ids": (text["input_ids"] == IMAGE).long()}
+
+
+def kimi() -> dict[str, Tensor]:
+    return marked_prompt(4) | {"pixel_values": noise(16, 3, 14, 14), "image_grid_thw": torch.tensor([[1, 4, 4]])}
+
+
+def lfm2_vl() -> dict[str, Tensor]:
+    patches = {"pixel_values": noise(1, 16, 3 * 14 * 14), "pixel_attention_mask": torch.ones(1, 16, dtype=torch.long)}
+    return prompt(4) | patches | {"spatial_shapes": torch.tensor([[4, 4]])}
+
+
 def paligemma() -> dict[str, Tensor]:
     text = prompt(4)
     return text | {"token_type_ids": torch.zeros_like(text["input_ids"]), "pixel_values": noise(1, 3, 28, 28)}
@@ -95,16 +111,31 @@ def single(name: str) -> dict[str, Tensor]:
         "qwen2_vl": qwen_vl,
         "qwen2_5_vl": qwen_vl,
         "qwen3_vl": qwen_vl,
+        "qwen3_vl_moe": qwen_vl,
+        "qwen3_5": qwen_vl,
+        "qwen3_5_moe": qwen_vl,
+        "glm4v": qwen_vl,
+        "glm4v_moe": qwen_vl,
+        "glm46v": qwen_vl,
+        "glm_ocr": qwen_vl,
+        "kimi_k25": kimi,
+        "mistral3": lambda: four(1, 3, 56, 56) | {"image_sizes": torch.tensor([[56, 56]])},
         "idefics2": lambda: four(1, 1, 3, 28, 28),
         "idefics3": lambda: four(1, 1, 3, 56, 56),
         "smolvlm": lambda: four(1, 1, 3, 56, 56),
+        "aria": lambda: four(1, 3, 28, 28),
+        "lfm2_vl": lfm2_vl,
         "paligemma": paligemma,
         "internvl": lambda: four(1, 3, 56, 56),
         "gemma3": gemma3,
+        "gemma4": gemma4,
+        "gemma4_moe": gemma4,
+        "gemma4_small": gemma4,
         "molmo2": molmo2,
         "blip2": blip2,
         "instructblip": instructblip,
         "mllama": mllama,
+        "llama4": lambda: four(1, 3, 56, 56),
         "qwen2_audio": qwen2_audio,
     }
     return made[name]()

@@ -9,13 +9,17 @@ from xlvlms_tutorial.errors import AnatomyError, SelectionError
 
 _BLOCK_LISTS = ("layers", "block", "h", "blocks")
 _FINAL_NORMS = ("norm", "final_layer_norm", "ln_f", "norm_f", "final_layernorm", "layer_norm", "embedding_norm")
-_ATTENTION = ("self_attn", "cross_attn", "linear_attn", "attn", "attention", "mixer")
+_RECURRENT = ("linear_attn", "conv")  # what mixes positions in the place of an attention, and keeps a state instead of keys and values
+_ATTENTION = ("self_attn", "cross_attn", "attn", "attention", "mixer", *_RECURRENT)
 _MLP = ("mlp", "feed_forward", "ffn", "block_sparse_moe", "moe", "fc2")
+_BESIDE = ("experts", "shared_mlp")  # what stands beside an MLP and is added to it (Gemma 4), so that they are the MLP together
+_BETWEEN = ("router", "per_layer_input_gate", "per_layer_projection")  # choose experts, or add an embedding of the layer
+_LAST_NORMS = ("post_feedforward_layernorm",)
 _FIRST_NORMS = ("input_layernorm", "self_attn_layer_norm", "attn_norm", "ln_1", "operator_norm")
 # Gemma 3 norms the attention's output under the usual name of the second norm, so its own second norm is asked for first
 _SECOND_NORMS = ("pre_feedforward_layernorm", "post_attention_layernorm", "final_layer_norm", "ff_norm", "ln_2", "ffn_norm")
 _LAST_LINEARS = ("down_proj", "ff_out", "fc2", "c_proj", "w2", "dense_4h_to_h", "o_proj")
-_CONNECTORS = ("multi_modal_projector", "connector", "language_projection", "merger", "aligner")
+_CONNECTORS = ("multi_modal_projector", "connector", "language_projection", "merger", "aligner", "embed_vision", "mm_projector")
 _TOWERS = ("vision_tower", "visual", "vision_model", "audio_tower")
 
 PLACES = ("attention_input", "attention", "middle", "mlp_input", "mlp_hidden", "mlp", "block")
@@ -64,15 +68,49 @@ def attention(block: nn.Module) -> nn.Module:
     return _need(child(block, _ATTENTION), "attention", block, _ATTENTION)
 
 
+def recurrent(block: nn.Module) -> bool:
+    """Whether a block mixes positions by a recurrence or a short convolution, which keeps a state instead of keys and values."""
+    return attention(block) is child(block, _RECURRENT)
+
+
+def key_sharing(block: nn.Module) -> str | None:
+    """Whether a block ``lends`` its keys and values to later blocks or ``borrows`` an earlier one's, as in Gemma 4's small models."""
+    inside = attention(block)
+    if getattr(inside, "is_kv_shared_layer", False):
+        return "borrows"
+    return "lends" if getattr(inside, "store_full_length_kv", False) else None
+
+
 def mlp(block: nn.Module) -> nn.Module:
     """The module whose output is what a block's MLP adds to the residual stream (in OPT its last linear map).
 
     Raises
     ------
     AnatomyError
-        If the block has none under a known name.
+        If the block has none under a known name, or experts beside its MLP, so that no module is the whole of it.
     """
+    if (beside := child(block, _BESIDE)) is not None:
+        advice = f"Its MLP has {type(beside).__name__} beside it: skip both (part 'mlp') or read their sum (place 'mlp')"
+        raise AnatomyError("single MLP", type(block).__name__, _MLP, advice)
     return _need(child(block, _MLP), "MLP", block, _MLP)
+
+
+def mixed(mlp: nn.Module) -> bool:
+    """Whether an MLP is a mixture of experts."""
+    return child(mlp, ("experts",)) is not None
+
+
+def mlp_parts(block: nn.Module) -> list[nn.Module]:
+    """The modules that make what a block's MLP adds: the MLP (in OPT its two linear maps), and what stands beside it.
+
+    Raises
+    ------
+    AnatomyError
+        If the block has no MLP under a known name.
+    """
+    beside = [part for name in _BESIDE if (part := child(block, (name,))) is not None]
+    whole = (_need(child(block, _MLP), "MLP", block, _MLP), *beside) if beside else (mlp_entry(block), mlp(block))
+    return list(dict.fromkeys(whole))
 
 
 def mlp_entry(block: nn.Module) -> nn.Module:
@@ -86,9 +124,12 @@ def mlp_exit(block: nn.Module) -> nn.Module:
     Raises
     ------
     AnatomyError
-        If there is none under a known name (mixtures of experts have several).
+        If there is none under a known name, or several, as in a mixture of experts.
     """
     inside = mlp(block)
+    if mixed(inside):
+        advice = "Its MLP is a mixture of experts, with one such map each: skip or read the whole MLP (part or place 'mlp')"
+        raise AnatomyError("last linear map of the MLP", type(block).__name__, _LAST_LINEARS, advice)
     found = inside if isinstance(getattr(inside, "base_layer", inside), nn.Linear) else child(inside, _LAST_LINEARS)
     return _need(found, "last linear map of the MLP", block, _LAST_LINEARS)
 
@@ -163,7 +204,7 @@ def parts(model: nn.Module) -> dict[str, list[nn.Module]]:
         "tower": [tower(model, modality) for modality in ("image", "audio")],
         "connector": [connector(model)],
         "attention": [attention(block) for block in blocks],
-        "mlp": [part for block in blocks for part in (mlp_entry(block), mlp(block))],
+        "mlp": [part for block in blocks for part in (*mlp_parts(block), child(block, _BETWEEN[:1]))],
         "unembedding": [unembedding(model)],
     }
     held = {name: list(dict.fromkeys(module for module in modules if module is not None)) for name, modules in found.items()}
@@ -206,13 +247,15 @@ def site(block: nn.Module, place: str = "block") -> Site:
     AnatomyError
         If the block has no such part.
     """
+    beside, whole = child(block, _BESIDE) is not None, lambda: Site(mlp(block), "output")
     found = {
         "attention_input": lambda: Site(first_norm(block), "output"),
         "attention": lambda: Site(attention(block), "output"),
         "middle": lambda: Site(second_norm(block), "input"),
-        "mlp_input": lambda: Site(second_norm(block), "output"),
+        "mlp_input": lambda: Site(mlp(block) and second_norm(block), "output"),  # experts beside an MLP have an input of their own
         "mlp_hidden": lambda: Site(mlp_exit(block), "input"),
-        "mlp": lambda: Site(mlp(block), "output"),
+        # what stands beside an MLP is added to it before a last norm
+        "mlp": lambda: Site(_need(child(block, _LAST_NORMS), "norm after the MLP", block, _LAST_NORMS), "input") if beside else whole(),
         "block": lambda: Site(block, "output"),
     }
     if place not in found:

@@ -35,7 +35,7 @@ def blocks_counted(vlm: VLM, batch: Batch) -> Outcome:
 def parts_found(vlm: VLM, batch: Batch) -> Outcome:
     """Each block has an attention and an MLP; a place that it has not is named, and refused where it is asked for."""
     for block in vlm.blocks:
-        for part in (anatomy.attention, anatomy.mlp):
+        for part in (anatomy.attention, anatomy.mlp_parts):
             part(block)
     lacking = [place for place in anatomy.PLACES if not vlm.supports("read", place)]
     if lacking:

@@ -139,7 +139,7 @@ def _without(vlm: VLM, part: str, scopes: Mapping[int, str], prompts: tuple[int,
 
         return leave
 
-    find = {"block": lambda block: [block], "mlp": support.mlp_modules, "attention": lambda block: [anatomy.attention(block)]}[part]
+    find = {"block": lambda block: [block], "mlp": anatomy.mlp_parts, "attention": lambda block: [anatomy.attention(block)]}[part]
     with ExitStack() as stack:
         stack.callback(anatomy.decoder(vlm.model).register_forward_pre_hook(enter, with_kwargs=True).remove)
         for layer, scope in scopes.items():

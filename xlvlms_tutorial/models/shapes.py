@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from transformers import CONFIG_MAPPING, AutoModelForImageTextToText, PreTrainedModel
+from transformers import CONFIG_MAPPING, AutoModelForImageTextToText, PreTrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
@@ -158,6 +158,8 @@ def weight_bytes(model: nn.Module, number: str = "bfloat16") -> int:
 def cache_bytes(model: nn.Module, number: str = "bfloat16") -> int:
     """Bytes of keys and values that a model keeps for each token of a sequence, in all layers.
 
+    Blocks that keep a state of fixed size instead, or use an earlier block's keys, add nothing.
+
     Raises
     ------
     SelectionError
@@ -166,9 +168,19 @@ def cache_bytes(model: nn.Module, number: str = "bfloat16") -> int:
     if number not in ("float32", "bfloat16", "float16"):
         raise SelectionError(f"number format {number!r} of a cache", "allowed: float32, bfloat16, float16")
     text = model.config.get_text_config(decoder=True)
+    return int(sum(_kept(block, text) for block in anatomy.decoder_blocks(model)) * BYTES[number])
+
+
+def _kept(block: nn.Module, text: PreTrainedConfig) -> int:
+    """How many numbers a block keeps of each token."""
+    if anatomy.recurrent(block) or anatomy.key_sharing(block) == "borrows":
+        return 0
+    if getattr(text, "kv_lora_rank", None):  # latent attention keeps what keys and values are made of
+        return text.kv_lora_rank + text.qk_rope_head_dim
+    if (keys := anatomy.child(anatomy.attention(block), ("k_proj",))) is not None:  # its width may differ from block to block
+        return 2 * keys.out_features
     heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
-    size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    return int(2 * len(anatomy.decoder_blocks(model)) * heads * size * BYTES[number])
+    return 2 * heads * (getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads)
 
 
 def _known(name: str) -> Shape:

@@ -22,23 +22,12 @@ if TYPE_CHECKING:
     from xlvlms_tutorial.models.vlm import VLM
 
 
-def mlp_modules(block: nn.Module) -> list[nn.Module]:
-    """The modules that make what a block's MLP adds: the MLP, or in OPT its two linear maps.
-
-    Raises
-    ------
-    AnatomyError
-        If the block has none under a known name.
-    """
-    return list(dict.fromkeys((anatomy.mlp_entry(block), anatomy.mlp(block))))
-
-
 _BOTH_NORMS = (anatomy.first_norm, anatomy.second_norm)  # a second norm without a first one comes after the attention
 # What each place needs of a block; what can be done, and where
 _NEEDS: dict[tuple[str, str], tuple[Callable[[nn.Module], object], ...]] = {
     **{("read", place): (partial(anatomy.site, place=place),) for place in anatomy.PLACES},
-    ("skip", "block"): (mlp_modules,),
-    ("skip", "mlp"): (mlp_modules,),
+    ("skip", "block"): (anatomy.mlp_parts,),
+    ("skip", "mlp"): (anatomy.mlp_parts,),
     ("skip", "attention"): (anatomy.attention,),
     ("parallel", "first"): (*_BOTH_NORMS, anatomy.mlp),
     ("parallel", "second"): (*_BOTH_NORMS, anatomy.mlp),
@@ -137,7 +126,7 @@ def beside(block: nn.Module, part: str) -> list[str]:
 
     Whatever holds a matrix and is neither of the two counts as both, unless its name says which.
     """
-    known = {*_found(lambda block: [anatomy.attention(block)], block), *_found(mlp_modules, block)}
+    known = {*_found(lambda block: [anatomy.attention(block)], block), *_found(anatomy.mlp_parts, block)}
     held = {name: list(module.parameters()) for name, module in block.named_children() if module not in known}
     held |= {name: [weight] for name, weight in block.named_parameters(recurse=False)}
     others = [name for name, weights in held.items() if any(map(_matrix, weights)) and not re.search(_HARMLESS, name)]

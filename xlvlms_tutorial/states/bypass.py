@@ -2,7 +2,9 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from weakref import WeakKeyDictionary
 
+import torch
 from torch import Tensor, nn
 
 from xlvlms_tutorial.errors import InterventionError
@@ -26,8 +28,9 @@ def skip(vlm: VLM, layers: Layers, part: str = "block", scope: str = "both", cac
 
     A skipped block hands on what it was given, a skipped MLP or attention adds nothing. Where decode steps run a block that the
     prefill skipped, they find in its cache its ``own`` keys and values, for which its attention still runs in the prefill (exact: only
-    the outputs are bypassed), or those of the ``previous`` block, which costs nothing (as the authors' code does; block 1 has no
-    previous one and keeps its own).
+    the outputs are bypassed), or those of the ``previous`` block, which costs nothing (as the authors' code does). A block keeps its own
+    if there is none before it, or one whose keys are not of its kind: linear attention and convolutions keep a state instead,
+    windows hold less than the prompt, heads may differ. Where later blocks attend to a block's keys (Gemma 4), its attention always runs.
 
     Raises
     ------
@@ -71,7 +74,7 @@ def parallel(vlm: VLM, layers: Layers, norm: str = "first", scope: str = "both")
     InterventionError
         If ``norm`` or ``scope`` has another value than those named, or a scope is asked for in a generation without a cache.
     AnatomyError
-        If a block has no two norms, as where it is parallel by itself; ``vlm.supports("parallel", norm)`` says so before.
+        If a block has no two norms or no single MLP; ``vlm.supports("parallel", norm)`` says so before.
     """
     _known(norm=(norm, NORMS), scope=(scope, SCOPES))
     chosen, clock = checked_layers(vlm, layers), Clock(vlm)
@@ -80,10 +83,11 @@ def parallel(vlm: VLM, layers: Layers, norm: str = "first", scope: str = "both")
     with clock.ticking(), ExitStack() as stack:
         for layer in chosen:
             block, seen = vlm.blocks[layer - 1], {}
+            entry = anatomy.mlp_entry(block)
             # LN1's output goes into the MLP, or LN1's input, which is the block's, into LN2
             stack.callback(anatomy.first_norm(block).register_forward_hook(_keeper(seen, norm)).remove)
             if norm == "first":  # by a hook: whatever replaces the MLP's forward may give it some of the positions only
-                hook = anatomy.mlp_entry(block).register_forward_pre_hook(_giver(seen, scope, clock), prepend=True)
+                hook = entry.register_forward_pre_hook(_giver(seen, scope, clock), prepend=True)
                 stack.callback(hook.remove)
             else:
                 own = lambda original, given, seen=seen: original(seen.pop("states").reshape(given.shape))
@@ -144,11 +148,14 @@ class _Keeps:
         cross = anatomy.cross_attention_layers(vlm.model)
         self.index, self.scope, self.clock = layer - 1, scope, clock
         self.cross = layer in cross
-        self.previous = previous and not {layer, layer - 1} & cross
+        self.sharing = anatomy.key_sharing(vlm.blocks[layer - 1])
+        self.previous = previous and layer > 1 and not {layer, layer - 1} & cross and _alike(*vlm.blocks[layer - 2 : layer])
 
     def must_run(self, states: Tensor, kwargs: dict) -> bool:
         """Bring the cache in order; True if the attention itself has to run for that."""
-        cache = kwargs.get("past_key_values")
+        if self.sharing is not None:  # what is lent must be made, cache or not; who borrows keeps nothing
+            return self.sharing == "lends"
+        cache = kwargs.get("past_key_values", kwargs.get("cache_params"))
         if cache is None:
             return False
         # a cross-attention block whose cache stays empty would be left out by the model for the rest of the generation
@@ -174,22 +181,48 @@ def _no_block(vlm: VLM, layer: int, keeps: _Keeps) -> dict[nn.Module, Callable]:
 
 
 def _no_mlp(vlm: VLM, layer: int, keeps: _Keeps) -> dict[nn.Module, Callable]:
-    block = vlm.blocks[layer - 1]
-    entry, exit_ = anatomy.mlp_entry(block), anatomy.mlp(block)
-    forwards = {exit_: lambda original, states: states.new_zeros(*states.shape[:-1], vlm.width)}
-    if entry is not exit_:
-        forwards[entry] = lambda original, states: states.new_zeros(*states.shape[:-1], entry.out_features)
-    return forwards
+    def silent(part: nn.Module) -> Callable:
+        return lambda original, states, *more: nothing(part, states, *more)
+
+    return {part: silent(part) for part in anatomy.mlp_parts(vlm.blocks[layer - 1])}
+
+
+_BESIDE: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()  # how many things a mixture of experts returns beside the states
+
+
+def nothing(part: nn.Module, states: Tensor, *more: object) -> Tensor | tuple:
+    """What an MLP, or a linear map that is a part of it, returns when it adds nothing.
+
+    Some mixtures of experts return their router's scores too: each runs once, for one position, to see whether it does.
+    """
+    zeros = states.new_zeros(*states.shape[:-1], getattr(part, "out_features", states.shape[-1]))
+    if anatomy.mixed(part) and part not in _BESIDE:
+        one = [given[:1, :1] if isinstance(given, Tensor) else given for given in (states, *more)]
+        with torch.no_grad():  # the class's own function: the module's may be one that counts on all positions
+            made = type(part).forward(part, *one)
+        _BESIDE[part] = len(made) - 1 if isinstance(made, tuple) else 0
+    beside = _BESIDE.get(part, 0)
+    return (zeros, *[None] * beside) if beside else zeros
 
 
 def _no_attention(vlm: VLM, layer: int, keeps: _Keeps) -> dict[nn.Module, Callable]:
-    def forward(original: Callable, *args: object, **kwargs: object) -> tuple:
+    block = vlm.blocks[layer - 1]
+    alone = anatomy.recurrent(block)  # it gives its states alone, an attention weights too
+
+    def forward(original: Callable, *args: object, **kwargs: object) -> Tensor | tuple:
         states = _states(args, kwargs)
         if keeps.must_run(states, kwargs):
             original(*args, **kwargs)
-        return states.new_zeros(*states.shape[:-1], vlm.width), None
+        made = states.new_zeros(*states.shape[:-1], vlm.width)
+        return made if alone else (made, None)
 
-    return {anatomy.attention(vlm.blocks[layer - 1]): forward}
+    return {anatomy.attention(block): forward}
+
+
+def _alike(first: nn.Module, second: nn.Module) -> bool:
+    """Whether one block's keys can stand for the other's: made by attentions of the same shapes."""
+    shapes = [{name: weight.shape for name, weight in anatomy.attention(block).named_parameters()} for block in (first, second)]
+    return shapes[0] == shapes[1] and not anatomy.recurrent(second)
 
 
 def _known(**given: tuple[str, Sequence[str]]) -> None:

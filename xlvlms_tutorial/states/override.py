@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from transformers import Cache
+from transformers.cache_utils import CacheLayerMixin
 
 from xlvlms_tutorial.errors import FoldError, InterventionError, LayerError
 from xlvlms_tutorial.models import anatomy
@@ -207,11 +208,13 @@ def pad_cache(cache: Cache | None, index: int, states: Tensor) -> None:
     if cache is None:
         return
     layer = cache.layers[index] if index < len(cache.layers) else None
+    if layer is not None and not isinstance(layer, CacheLayerMixin):
+        return  # linear attention and convolutions keep a state, which has no length
     batch, length = states.shape[:2]
     # an entry of width zero would count as length zero, so the narrowest that counts is one head of width one
-    heads, width = (layer.keys.shape[1], layer.keys.shape[-1]) if layer is not None and layer.is_initialized else (1, 1)
-    zeros = states.new_zeros(batch, heads, length, width)
-    cache.update(zeros, zeros, index)
+    held = (layer.keys, layer.values) if layer is not None and layer.is_initialized else (states.new_empty(1, 1, 1, 1),) * 2
+    # values may be narrower than keys
+    cache.update(*(states.new_zeros(batch, entry.shape[1], length, entry.shape[-1]) for entry in held), index)
 
 
 def copy_cache(cache: Cache | None, index: int, length: int) -> bool:
@@ -219,7 +222,7 @@ def copy_cache(cache: Cache | None, index: int, length: int) -> bool:
     if cache is None or index == 0:
         return False
     source = cache.layers[index - 1]
-    if not source.is_initialized:
+    if not isinstance(source, CacheLayerMixin) or not source.is_initialized:
         return False
     end = min(int(source.get_seq_length()), source.keys.shape[-2])  # a static cache has room for more, a sliding window holds less
     if end < length:

@@ -15,7 +15,7 @@ from xlvlms_tutorial.models.spans import SPANS
 from xlvlms_tutorial.models.support import require
 from xlvlms_tutorial.models.vlm import VLM
 from xlvlms_tutorial.states.active import recorded
-from xlvlms_tutorial.states.bypass import bypassing
+from xlvlms_tutorial.states.bypass import bypassing, nothing
 from xlvlms_tutorial.states.override import Clock, Layers, check_length, checked_layers, fit, overridden, refuse_folded
 from xlvlms_tutorial.states.reading import span_mask
 
@@ -45,7 +45,9 @@ def skip_mlp_tokens(
     SpanError
         If the kind of positions is unknown, or the running model or some sample has none.
     InterventionError
-        If it is not known where the span is, the mask is for another batch, or a block has experts beside its MLP.
+        If it is not known where the span is, or the mask is for another batch.
+    AnatomyError
+        If a block has no single MLP, as one with experts beside a dense MLP.
     FoldError
         If a vector is folded into an MLP that would be skipped.
     """
@@ -164,7 +166,7 @@ def _gathering(block: nn.Module, draws: list[_Draw]) -> dict[nn.Module, Callable
         if (rest := _rest(draws, states.device)) is None:
             return original(states)
         if not len(rest):
-            return torch.zeros_like(states)
+            return nothing(exit_, states)
         output = original(_gathered(states, rest))
         return anatomy.with_states(output, _scattered(anatomy.states_of(output), rest, draws[0].clock.shape))
 
