@@ -13,12 +13,15 @@ from transformers.models.smolvlm import processing_smolvlm
 from tests.tiny import tiny_llava
 from tests.tiny_pocket import tiny_processor
 from tests.zoo import MODELS, SUPPRESS, build
-from tests.zoo_processors import PROCESSORS, save, save_processor, tokenizer
-from xlvlms_tutorial.errors import LoadError
+from tests.zoo_processors import APART, PROCESSORS, save, save_processor, tokenizer
+from xlvlms_tutorial.errors import LoadError, ModalityError
 from xlvlms_tutorial.models import processors
+from xlvlms_tutorial.models.checks import self_check
 from xlvlms_tutorial.models.processors import NoVideoProcessor, load_processor, padding_first, reads
+from xlvlms_tutorial.models.vlm import VLM
 
 WITH_VIDEO = ("llava_next_video", "llava_onevision", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "smolvlm", "internvl")
+WITH_VIDEO += ("video_llava", "qwen2_5_omni")
 QWEN = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 QUESTIONS = ("What colour is the key on the grass?", "Describe the picture.")
 SIZES = ((40, 60), (90, 50))
@@ -69,14 +72,16 @@ def first_logits(model, batch) -> torch.Tensor:
 def features(model, batch) -> int:
     """Rows that the model makes of all pictures."""
     takes = ("pixel_values", "image_sizes", "image_grid_thw", "pixel_attention_mask", "qformer_input_ids", "qformer_attention_mask")
+    takes += ("pixel_values_images", "high_res_pixel_values")
     with torch.no_grad():
         made = model.get_image_features(**{key: batch[key] for key in takes if key in batch}).pooler_output
     made = made if isinstance(made, (list, tuple)) else [made]
     return sum(part.flatten(0, -2).shape[0] for part in made)
 
 
-def test_all_models_but_one_have_a_processor_here():
-    assert set(MODELS) - set(PROCESSORS) == {"molmo2"}  # its image processor exists only for torchvision
+def test_all_models_but_two_have_a_processor_here():
+    # the one's image processor exists only for torchvision, the other's tokenizer only in mistral-common
+    assert set(MODELS) - set(PROCESSORS) == {"molmo2", "voxtral", *APART}
 
 
 @pytest.mark.parametrize("name", WITH_VIDEO)
@@ -170,7 +175,41 @@ def test_qwen2_5_forward_without_token_types_silently_gives_other_logits_where_i
 @pytest.mark.parametrize("name", PROCESSORS)
 def test_what_a_processor_reads_is_what_it_has_a_part_for(saved, name):
     expected = ("audio",) if name == "qwen2_audio" else ("image", "video") if name in WITH_VIDEO else ("image",)
-    assert reads(load_processor(saved(name))) == expected
+    assert reads(load_processor(saved(name))) == expected + (("audio",) if name == "qwen2_5_omni" else ())
+
+
+def test_a_processor_that_takes_sounds_only_in_a_chat_says_so():
+    processor = hf.VoxtralProcessor.__new__(hf.VoxtralProcessor)  # a whole one needs mistral-common
+    processor.feature_extractor = hf.WhisperFeatureExtractor(feature_size=16)
+    processor.tokenizer, processor.chat_template = tokenizer({}), None
+    assert reads(processor) == ()
+    vlm = VLM(build("voxtral")[0], processor, "voxtral")
+    with pytest.raises(ModalityError, match=r"'voxtral' does not read audio; .*processor's own apply_chat_template.*vlm\.prepare"):
+        vlm.batch(None, QUESTIONS[:1], audio=[np.zeros(16000)])
+
+
+@pytest.mark.parametrize("name", APART)
+def test_pictures_go_flat_to_processors_that_take_them_so(saved, name):
+    vlm = VLM(build(name)[0], load_processor(saved(name)), name)
+    vlm.processor.num_image_tokens = 4  # of GOT-OCR2, whose class says 256
+    pictures = [picture(0), picture(1)]
+    batch = vlm.batch(pictures, QUESTIONS)
+    together = vlm.forward(batch).logits
+    for row in range(2):
+        alone = vlm.forward(vlm.batch(pictures[row : row + 1], QUESTIONS[row : row + 1])).logits
+        torch.testing.assert_close(together[row, -1], alone[0, -1], atol=1e-3, rtol=1e-3)
+    other = vlm.forward(vlm.batch(pictures[::-1], QUESTIONS)).logits
+    assert ((other - together)[:, -1].abs().amax(-1) > 1e-2).all()
+    assert self_check(vlm, batch)["passed"].all()
+
+
+def test_idefics_takes_each_text_without_a_picture_for_a_sample(saved):
+    vlm = VLM(build("idefics")[0], load_processor(saved("idefics")), "idefics")
+    batch = vlm.batch(None, QUESTIONS)
+    assert len(batch["input_ids"]) == 2 and not batch["image_attention_mask"].any()
+    assert [vlm.tokenizer.decode(row[row != vlm.tokenizer.pad_token_id][1:]) for row in batch["input_ids"]] == [
+        vlm.tokenizer.decode(vlm.tokenizer(text, add_special_tokens=False)["input_ids"]) for text in QUESTIONS
+    ]
 
 
 def test_a_processor_may_say_itself_what_it_reads():
@@ -202,7 +241,8 @@ def test_a_chat_with_a_picture_is_tokenised_in_one_step_as_in_two(saved, name):
     one = processor.apply_chat_template(chat, **settings)
     two = inputs(processor, name, (0,))
     assert one["input_ids"].tolist() == two["input_ids"].tolist()
-    assert torch.equal(one["pixel_values"], two["pixel_values"])
+    pixels = [key for key in two if "pixel_values" in key]
+    assert pixels and all(torch.equal(one[key], two[key]) for key in pixels)
 
 
 def test_where_torchvision_is_installed_the_auto_class_decides(saved, monkeypatch):

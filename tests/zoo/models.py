@@ -191,9 +191,6 @@ def qwen2_audio() -> hf.PreTrainedModel:
     return hf.Qwen2AudioForConditionalGeneration(config)
 
 
-MODELS: tuple[str, ...] = tuple(MAKERS)
-
-
 def build(name: str, seed: int = 0) -> tuple[hf.PreTrainedModel, dict[str, Tensor]]:
     """The tiny model of that name, in evaluation mode without gradients, and inputs of one row with one picture (clip, sound).
 

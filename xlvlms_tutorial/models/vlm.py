@@ -17,7 +17,7 @@ from transformers.utils import ModelOutput
 from xlvlms_tutorial.data.samples import Sample, media
 from xlvlms_tutorial.errors import DeviceMemoryError, InputsError, ModalityError, SelectionError
 from xlvlms_tutorial.models import anatomy, prompts
-from xlvlms_tutorial.models.processors import padding_first, reads, require_embedded, require_padding
+from xlvlms_tutorial.models.processors import advice, padding_first, reads, require_embedded, require_padding
 from xlvlms_tutorial.models.sharing import Finite, by_picture, generate_shared, greedy, padding, shareable
 from xlvlms_tutorial.models.spans import SPANS, Batch, decode, label
 
@@ -145,7 +145,7 @@ class VLM:
         told = [None] * len(texts) if answers is None or after else answers
         known = reads(self.processor)
         if unread := [kind for kind in shown if kind not in known]:
-            raise ModalityError(unread[0], self.name, known, getattr(self.processor, "advice", "load a model that does"))
+            raise ModalityError(unread[0], self.name, known, advice(self.processor))
         prompts.require_texts(self.processor, texts, answers, names)
         require_padding(self.tokenizer, anatomy.embedded(self.model))
         asked = [self.prompt(text, answer, tuple(shown)) for text, answer in zip(texts, told, strict=True)]

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from xlvlms_tutorial.errors import AnatomyError, FoldError, InterventionError
 from xlvlms_tutorial.models import anatomy
+from xlvlms_tutorial.models.failures import reason
 from xlvlms_tutorial.models.vlm import VLM
 from xlvlms_tutorial.states.active import recorded
 from xlvlms_tutorial.states.bypass import parallel, parallel_pairs, skip
@@ -204,7 +205,11 @@ def _folded(vlm: VLM, shift: Tensor, layer: int) -> Iterator[None]:
     linear = getattr(linear, "base_layer", linear)  # under LoRA the bias belongs to the layer that is adapted
     if linear.weight.is_meta:
         raise FoldError(layer, "its weights are offloaded and fetched anew for each step")
-    before, plain = linear.bias, _probe(vlm, block)
+    before = linear.bias
+    try:
+        plain = _probe(vlm, block)
+    except Exception as cause:  # whatever a decoder raises that needs more than embeddings, as Idefics its picture
+        raise FoldError(layer, f"what it does cannot be measured by embeddings alone ({reason(cause)})") from cause
     bias = shift.to(linear.weight.device, vlm.dtype)
     vlm.folded[layer] += 1
     try:
