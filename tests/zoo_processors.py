@@ -188,7 +188,10 @@ RECIPES |= {
     ),
     "qwen2_5_omni": Recipe(
         "Qwen2_5OmniProcessor", omni_senses, OMNI_TOKENS, OMNI_NAMES, {},
-        turns("<|im_start|>", "<|vision_start|><|image_pad|><|vision_end|>", "<|im_end|>"),
+        QWEN_CHAT.replace(
+            "{% if p['type'] in ('image', 'audio') %}",
+            "{% if p['type'] == 'audio' %}<|audio_bos|><|AUDIO|><|audio_eos|>{% elif p['type'] == 'image' %}",
+        ),
     ),
     "got_ocr2": Recipe(
         "GotOcr2Processor", lambda: hf.GotOcr2ImageProcessorPil(size={"height": 112, "width": 112}), GOT_TOKENS, {}, {},

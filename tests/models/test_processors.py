@@ -15,7 +15,7 @@ from tests.tiny_pocket import tiny_processor
 from tests.zoo import MODELS, SUPPRESS, build
 from tests.zoo_processors import APART, PROCESSORS, save, save_processor, tokenizer
 from xlvlms_tutorial.errors import LoadError, ModalityError
-from xlvlms_tutorial.models import processors
+from xlvlms_tutorial.models import anatomy, processors
 from xlvlms_tutorial.models.checks import self_check
 from xlvlms_tutorial.models.processors import NoVideoProcessor, load_processor, padding_first, reads
 from xlvlms_tutorial.models.vlm import VLM
@@ -210,6 +210,15 @@ def test_idefics_takes_each_text_without_a_picture_for_a_sample(saved):
     assert [vlm.tokenizer.decode(row[row != vlm.tokenizer.pad_token_id][1:]) for row in batch["input_ids"]] == [
         vlm.tokenizer.decode(vlm.tokenizer(text, add_special_tokens=False)["input_ids"]) for text in QUESTIONS
     ]
+
+
+def test_a_thinker_hears_as_well_as_it_sees(saved):
+    vlm = VLM(build("qwen2_5_omni")[0], load_processor(saved("qwen2_5_omni")), "qwen2_5_omni")
+    waves = [np.random.default_rng(row).standard_normal(16000 - 4000 * row) for row in range(2)]
+    batch = vlm.batch(None, QUESTIONS, audio=waves)
+    assert batch.mask("audio").any(dim=1).all()
+    assert self_check(vlm, batch)["passed"].all()
+    assert anatomy.parts(vlm.model)["tower"] == [anatomy.tower(vlm.model), anatomy.tower(vlm.model, "audio")]
 
 
 def test_a_processor_may_say_itself_what_it_reads():
