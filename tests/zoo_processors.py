@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 
 import transformers as hf
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -175,7 +176,66 @@ RECIPES = {
         AUDIO_TOKENS, {}, {}, turns("<|im_start|>", "Audio 1: <|audio_bos|><|AUDIO|><|audio_eos|>\n", "<|im_end|>"),
     ),
 }  # fmt: skip
-PROCESSORS: tuple[str, ...] = tuple(RECIPES)
+
+
+def omni_senses() -> hf.ProcessorMixin | object:
+    """Settings for pictures and for sounds, which lie in one file."""
+    sounds = hf.WhisperFeatureExtractor(feature_size=16, hop_length=1000, chunk_length=1)
+    return SimpleNamespace(to_dict=lambda: qwen_pictures().to_dict() | sounds.to_dict())
+
+
+OMNI_TOKENS = QWEN_TOKENS | {AUDIO: "<|AUDIO|>", 196: "<|audio_bos|>", 197: "<|audio_eos|>"}
+OMNI_NAMES = {"image_token": "<|image_pad|>", "video_token": "<|video_pad|>", "audio_token": "<|AUDIO|>"}
+OMNI_NAMES |= {"vision_bos_token": "<|vision_start|>", "vision_eos_token": "<|vision_end|>"}
+OMNI_NAMES |= {"audio_bos_token": "<|audio_bos|>", "audio_eos_token": "<|audio_eos|>"}
+JANUS_TOKENS = {IMAGE: "<image_placeholder>", VISION_START: "<begin_of_image>", VISION_END: "<end_of_image>"}
+JANUS_NAMES = {"image_token": "<image_placeholder>", "boi_token": "<begin_of_image>", "eoi_token": "<end_of_image>"}
+SPEAKERS = template("{{ 'User' if m['role'] == 'user' else 'Assistant' }}: ", "<image_placeholder>\n", "\n\n", "Assistant:")
+PADDLE_TOKENS = {4: "<|begin_of_sentence|>", IMAGE: "<|IMAGE_PLACEHOLDER|>", VISION_START: "<|IMAGE_START|>", VISION_END: "<|IMAGE_END|>"}
+GOT_TOKENS = {4: "<|im_start|>", EOS: "<|im_end|>", IMAGE: "<imgpad>", VISION_START: "<img>", VISION_END: "</img>"}
+RECIPES |= {
+    "vipllava": RECIPES["llava"],
+    "video_llava": Recipe(
+        "VideoLlavaProcessor", lambda: hf.VideoLlavaImageProcessor(size={"shortest_edge": 28}, crop_size=SQUARE), LLAVA_TOKENS, {},
+        LLAVA, LLAVA_CHAT, "<s>",
+    ),
+    "janus": Recipe(
+        "JanusProcessor", lambda: hf.JanusImageProcessorPil(size=SQUARE), JANUS_TOKENS, JANUS_NAMES, {"num_image_tokens": 4}, SPEAKERS,
+        "<s>",
+    ),
+    "deepseek_vl": Recipe(
+        "DeepseekVLProcessor", lambda: hf.DeepseekVLImageProcessorPil(size=SQUARE), JANUS_TOKENS, JANUS_NAMES, {"num_image_tokens": 4},
+        SPEAKERS, "<s>",
+    ),
+    "deepseek_vl_hybrid": Recipe(
+        "DeepseekVLHybridProcessor",
+        lambda: hf.DeepseekVLHybridImageProcessorPil(size=SQUARE, high_res_size={"height": 112, "width": 112}),
+        JANUS_TOKENS, JANUS_NAMES, {"num_image_tokens": 4}, SPEAKERS, "<s>",
+    ),
+    "paddleocr_vl": Recipe(
+        "PaddleOCRVLProcessor",
+        lambda: hf.PaddleOCRVLImageProcessorPil(size={"shortest_edge": 56 * 56, "longest_edge": 112 * 112}, patch_size=14, merge_size=2),
+        PADDLE_TOKENS, {"image_token": "<|IMAGE_PLACEHOLDER|>"}, {},
+        "<|begin_of_sentence|>" + template(SPOKEN, "<|IMAGE_START|><|IMAGE_PLACEHOLDER|><|IMAGE_END|>", "\n", "Assistant:"),
+    ),
+    "qwen2_5_omni": Recipe(
+        "Qwen2_5OmniProcessor", omni_senses, OMNI_TOKENS, OMNI_NAMES, {},
+        QWEN_CHAT.replace(
+            "{% if p['type'] in ('image', 'audio') %}",
+            "{% if p['type'] == 'audio' %}<|audio_bos|><|AUDIO|><|audio_eos|>{% elif p['type'] == 'image' %}",
+        ),
+    ),
+    "got_ocr2": Recipe(
+        "GotOcr2Processor", lambda: hf.GotOcr2ImageProcessorPil(size={"height": 112, "width": 112}), GOT_TOKENS, {}, {},
+        turns("<|im_start|>", "<img><imgpad></img>\n", "<|im_end|>"),
+    ),
+    "idefics": Recipe(
+        "IdeficsProcessor", lambda: hf.IdeficsImageProcessorPil(image_size=28),
+        {VOCABULARY: "<fake_token_around_image>", VOCABULARY + 1: "<image>"}, {}, {"image_size": 28},
+    ),
+}  # fmt: skip
+APART = ("got_ocr2", "idefics")  # take pictures in another form than the others
+PROCESSORS: tuple[str, ...] = tuple(name for name in RECIPES if name not in APART)
 
 
 def tokenizer(

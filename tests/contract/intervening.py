@@ -220,7 +220,8 @@ def _pair(case: Case, layer: int, combine: str) -> AbstractContextManager:
 def folding(case: Case) -> str | None:
     """A folded vector is an added one; where a block does more than add its MLP's output, folding is refused."""
     vector, refused = _noise(case, case.vlm.width), []
-    cross = anatomy.cross_attention_layers(case.vlm.model)
+    # Idefics runs on no embeddings without a picture, by which folding is measured
+    cross = LAYERS if case.name == "idefics" else anatomy.cross_attention_layers(case.vlm.model)
     for layer in LAYERS:
         try:
             with intervene.fold(case.vlm, vector, layer, 0.5):

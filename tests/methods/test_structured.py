@@ -30,10 +30,10 @@ from xlvlms_tutorial.states.intervene import add, mask_weights, skip
 PICTURE = Image.new("RGB", (32, 32), (10, 90, 200))
 # their MLPs are of two widths, or of another one than the configuration says
 UNEVEN = ("gemma4_small", "lfm2_vl")
-CUTTABLE = tuple(name for name in zoo.MODELS if name not in ("idefics2", *zoo.MIXTURES, *UNEVEN))
+CUTTABLE = tuple(name for name in zoo.MODELS if name not in ("idefics2", "idefics", *zoo.MIXTURES, *UNEVEN))
 # the configuration says by number which blocks have experts or wider heads, or blocks share keys
 NUMBERED = ("qwen3_vl_moe", "glm4v_moe", "kimi_k25", "llama4", "gemma4", "gemma4_moe", "gemma4_small")
-REMOVABLE = tuple(name for name in zoo.MODELS if name not in ("mllama", "qwen3_vl", *NUMBERED))
+REMOVABLE = tuple(name for name in zoo.MODELS if name not in ("mllama", "qwen3_vl", "idefics", *NUMBERED))
 
 
 def text_model(config: hf.PreTrainedConfig) -> Case:
@@ -322,10 +322,11 @@ def test_scores_of_other_models_or_none_are_refused():
         neuron_scores(vlm)
 
 
-def test_a_width_that_another_part_has_too_cannot_be_cut():
-    vlm = case("idefics2").vlm  # whose connector has an MLP as wide as the decoder's
+@pytest.mark.parametrize("name, other", [("idefics2", "connector"), ("idefics", "gated_cross_attn")])
+def test_a_width_that_another_part_has_too_cannot_be_cut(name, other):
+    vlm = case(name).vlm  # which has another MLP as wide as the decoder's
     unchanged(
-        vlm, lambda: cut_neurons(vlm, neuron_scores(vlm), 0.5), SelectionError, "described wrongly by its configuration, first .*connector"
+        vlm, lambda: cut_neurons(vlm, neuron_scores(vlm), 0.5), SelectionError, f"described wrongly by its configuration, first .*{other}"
     )
 
 
@@ -369,8 +370,9 @@ def test_blocks_that_cannot_go_are_refused():
         unchanged(vlm, lambda layers=layers: remove_blocks(vlm, layers), SelectionError, "at least one and leave at least one")
     unchanged(vlm, lambda: remove_blocks(vlm, 4), LayerError, "layer 4 is not one of 1 to 3")
     unchanged(vlm, lambda: remove_blocks(vlm, [0]), LayerError, "layer 0")
-    crossing = case("mllama").vlm
-    unchanged(crossing, lambda: remove_blocks(crossing, 3), SelectionError, "cross-attention; skip its blocks instead")
+    for name in ("mllama", "idefics"):
+        crossing = case(name).vlm
+        unchanged(crossing, lambda vlm=crossing: remove_blocks(vlm, 3), SelectionError, "cross-attention; skip its blocks instead")
     deep = case("qwen3_vl").vlm
     for layer in (1, 2):
         unchanged(

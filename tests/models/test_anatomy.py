@@ -30,6 +30,15 @@ PATHS = {
     "llama4": ("language_model.model", "layers", "norm", "vision_model", "multi_modal_projector"),
     "blip2": ("language_model.model.decoder", "layers", "final_layer_norm", "vision_model", "language_projection"),
     "instructblip": ("language_model.model", "layers", "norm", "vision_model", "language_projection"),
+    "vipllava": ("model.language_model", "layers", "norm", "model.vision_tower", "model.multi_modal_projector"),
+    "video_llava": ("model.language_model", "layers", "norm", "model.image_tower", "model.multi_modal_projector"),
+    "janus": ("model.language_model", "layers", "norm", "model.vision_model", "model.aligner"),
+    "deepseek_vl": ("model.language_model", "layers", "norm", "model.vision_model", "model.aligner"),
+    "deepseek_vl_hybrid": ("model.language_model", "layers", "norm", "model.vision_model", "model.aligner"),
+    "got_ocr2": ("model.language_model", "layers", "norm", "model.vision_tower", "model.multi_modal_projector"),
+    "paddleocr_vl": ("model.language_model", "layers", "norm", "model.visual", "model.projector"),
+    "qwen2_5_omni": ("model.language_model", "layers", "norm", "model.visual", "model.visual.merger"),
+    "idefics": ("model", "layers", "norm", "model.vision_model", "model.perceiver_resampler"),
 }
 
 
@@ -127,6 +136,15 @@ def test_mllamas_second_block_looks_at_the_picture(models):
     assert anatomy.cross_attention_layers(model) == {2}
     assert [anatomy.attention(block) is getattr(block, "cross_attn", None) for block in blocks] == [False, True, False]
     assert anatomy.placeholders(model) == {}
+
+
+def test_pictures_that_enter_by_cross_attention_have_no_positions_wherever_it_is(models):
+    assert {name for name, model in models.items() if anatomy.crossing(model)} == {"mllama", "idefics"}
+    assert anatomy.placeholders(models["idefics"]) == {} and anatomy.cross_attention_layers(models["idefics"]) == frozenset()
+
+
+def test_ids_of_a_second_table_of_embeddings_are_embedded(models):
+    assert anatomy.embedded(models["idefics"]) == 202 and anatomy.embedded(models["llava"]) == 200
 
 
 def test_placeholders_come_from_the_config(models):

@@ -16,7 +16,7 @@ from transformers.utils import is_flash_attn_2_available
 
 from tests.tiny import tiny_llava
 from tests.zoo import build
-from tests.zoo_processors import save
+from tests.zoo_processors import save, save_processor
 from xlvlms_tutorial.errors import (
     ArchitectureError,
     HubError,
@@ -87,12 +87,25 @@ def test_weights_in_several_files_are_read(vlm, folder):
         load(folder, device="cpu")
 
 
-@pytest.mark.parametrize("name", ["qwen2_vl", "idefics2", "mllama", "qwen2_audio", "blip2"])
+@pytest.mark.parametrize("name", ["qwen2_vl", "idefics2", "mllama", "qwen2_audio", "blip2", "janus", "idefics", "qwen2_5_omni"])
 def test_other_architectures_load_from_folders_as_their_genuine_class(name, tmp_path):
     model, inputs = build(name)
     vlm = load(save(name, tmp_path), device="cpu")
     assert type(vlm.model) is type(model)
     assert torch.equal(vlm.forward(vlm.prepare(inputs)).logits, model(**inputs).logits)
+
+
+def test_of_a_model_that_also_speaks_the_part_that_reads_is_loaded(tmp_path):
+    """Qwen2.5-Omni as the hub has it: a thinker, and what turns its states into speech."""
+    thinker, inputs = build("qwen2_5_omni")
+    whole = hf.Qwen2_5OmniForConditionalGeneration(hf.Qwen2_5OmniConfig(thinker_config=thinker.config.to_dict(), enable_audio_output=False))
+    whole.thinker.load_state_dict(thinker.state_dict())
+    whole.save_pretrained(tmp_path)
+    save_processor("qwen2_5_omni", tmp_path)
+    vlm = load(tmp_path, device="cpu")
+    assert type(vlm.model) is type(thinker)
+    assert torch.equal(vlm.forward(vlm.prepare(inputs)).logits, thinker(**inputs).logits)
+    assert vlm.batch([PICTURE], TEXTS[:1]).mask("image").any()
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "float64", torch.bfloat16])

@@ -13,17 +13,20 @@ from transformers.models.smolvlm import processing_smolvlm
 from tests.tiny import tiny_llava
 from tests.tiny_pocket import tiny_processor
 from tests.zoo import MODELS, SUPPRESS, build
-from tests.zoo_processors import PROCESSORS, save, save_processor, tokenizer
-from xlvlms_tutorial.errors import LoadError
-from xlvlms_tutorial.models import processors
+from tests.zoo_processors import APART, PROCESSORS, save, save_processor, tokenizer
+from xlvlms_tutorial.errors import LoadError, ModalityError
+from xlvlms_tutorial.models import anatomy, processors
+from xlvlms_tutorial.models.checks import self_check
 from xlvlms_tutorial.models.processors import NoVideoProcessor, load_processor, padding_first, reads
+from xlvlms_tutorial.models.vlm import VLM
 
 GLM = ("glm4v", "glm4v_moe", "glm46v", "glm_ocr")
 GEMMA4 = ("gemma4", "gemma4_moe", "gemma4_small")
 WITH_VIDEO = ("llava_next_video", "llava_onevision", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "smolvlm", "internvl")
-WITH_VIDEO += ("qwen3_vl_moe", *GLM, *GEMMA4)
-# their image processors, or processors, exist only for torchvision
-WITHOUT = {"molmo2", "mistral3", "lfm2_vl", "llama4", "kimi_k25"}
+WITH_VIDEO += ("qwen3_vl_moe", *GLM, *GEMMA4, "video_llava", "qwen2_5_omni")
+WITH_SOUND = (*GEMMA4, "qwen2_5_omni")
+# their image processors, or processors, exist only for torchvision, and Voxtral's tokenizer only in mistral-common
+WITHOUT = {"molmo2", "mistral3", "lfm2_vl", "llama4", "kimi_k25", "voxtral"}
 # Qwen3.5's is Qwen3-VL's, with a tokenizer whose class makes byte pairs of any file; Aria's makes 4900 patches of a picture
 WITHOUT |= {"qwen3_5", "qwen3_5_moe", "aria"}
 QWEN = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
@@ -76,7 +79,7 @@ def first_logits(model, batch) -> torch.Tensor:
 def features(model, batch) -> int:
     """Rows that the model makes of all pictures."""
     takes = ("pixel_values", "image_sizes", "image_position_ids", "image_grid_thw", "pixel_attention_mask")
-    takes += ("qformer_input_ids", "qformer_attention_mask")
+    takes += ("qformer_input_ids", "qformer_attention_mask", "pixel_values_images", "high_res_pixel_values")
     with torch.no_grad():
         made = model.get_image_features(**{key: batch[key] for key in takes if key in batch}).pooler_output
     made = made if isinstance(made, (list, tuple)) else [made]
@@ -84,7 +87,7 @@ def features(model, batch) -> int:
 
 
 def test_all_models_but_some_have_a_processor_here():
-    assert set(MODELS) - set(PROCESSORS) == WITHOUT
+    assert set(MODELS) - set(PROCESSORS) == WITHOUT | set(APART)
 
 
 @pytest.mark.parametrize("name", WITH_VIDEO)
@@ -178,8 +181,51 @@ def test_qwen2_5_forward_without_token_types_silently_gives_other_logits_where_i
 @pytest.mark.parametrize("name", PROCESSORS)
 def test_what_a_processor_reads_is_what_it_has_a_part_for(saved, name):
     expected = ("audio",) if name == "qwen2_audio" else ("image", "video") if name in WITH_VIDEO else ("image",)
-    expected += ("audio",) * (name in GEMMA4)
+    expected += ("audio",) * (name in WITH_SOUND)
     assert reads(load_processor(saved(name))) == expected
+
+
+def test_a_processor_that_takes_sounds_only_in_a_chat_says_so():
+    processor = hf.VoxtralProcessor.__new__(hf.VoxtralProcessor)  # a whole one needs mistral-common
+    processor.feature_extractor = hf.WhisperFeatureExtractor(feature_size=16)
+    processor.tokenizer, processor.chat_template = tokenizer({}), None
+    assert reads(processor) == ()
+    vlm = VLM(build("voxtral")[0], processor, "voxtral")
+    with pytest.raises(ModalityError, match=r"'voxtral' does not read audio; .*processor's own apply_chat_template.*vlm\.prepare"):
+        vlm.batch(None, QUESTIONS[:1], audio=[np.zeros(16000)])
+
+
+@pytest.mark.parametrize("name", APART)
+def test_pictures_go_flat_to_processors_that_take_them_so(saved, name):
+    vlm = VLM(build(name)[0], load_processor(saved(name)), name)
+    vlm.processor.num_image_tokens = 4  # of GOT-OCR2, whose class says 256
+    pictures = [picture(0), picture(1)]
+    batch = vlm.batch(pictures, QUESTIONS)
+    together = vlm.forward(batch).logits
+    for row in range(2):
+        alone = vlm.forward(vlm.batch(pictures[row : row + 1], QUESTIONS[row : row + 1])).logits
+        torch.testing.assert_close(together[row, -1], alone[0, -1], atol=1e-3, rtol=1e-3)
+    other = vlm.forward(vlm.batch(pictures[::-1], QUESTIONS)).logits
+    assert ((other - together)[:, -1].abs().amax(-1) > 1e-2).all()
+    assert self_check(vlm, batch)["passed"].all()
+
+
+def test_idefics_takes_each_text_without_a_picture_for_a_sample(saved):
+    vlm = VLM(build("idefics")[0], load_processor(saved("idefics")), "idefics")
+    batch = vlm.batch(None, QUESTIONS)
+    assert len(batch["input_ids"]) == 2 and not batch["image_attention_mask"].any()
+    assert [vlm.tokenizer.decode(row[row != vlm.tokenizer.pad_token_id][1:]) for row in batch["input_ids"]] == [
+        vlm.tokenizer.decode(vlm.tokenizer(text, add_special_tokens=False)["input_ids"]) for text in QUESTIONS
+    ]
+
+
+def test_a_thinker_hears_as_well_as_it_sees(saved):
+    vlm = VLM(build("qwen2_5_omni")[0], load_processor(saved("qwen2_5_omni")), "qwen2_5_omni")
+    waves = [np.random.default_rng(row).standard_normal(16000 - 4000 * row) for row in range(2)]
+    batch = vlm.batch(None, QUESTIONS, audio=waves)
+    assert batch.mask("audio").any(dim=1).all()
+    assert self_check(vlm, batch)["passed"].all()
+    assert anatomy.parts(vlm.model)["tower"] == [anatomy.tower(vlm.model), anatomy.tower(vlm.model, "audio")]
 
 
 def test_a_processor_may_say_itself_what_it_reads():
@@ -211,7 +257,8 @@ def test_a_chat_with_a_picture_is_tokenised_in_one_step_as_in_two(saved, name):
     one = processor.apply_chat_template(chat, **settings)
     two = inputs(processor, name, (0,))
     assert one["input_ids"].tolist() == two["input_ids"].tolist()
-    assert torch.equal(one["pixel_values"], two["pixel_values"])
+    pixels = [key for key in two if "pixel_values" in key]
+    assert pixels and all(torch.equal(one[key], two[key]) for key in pixels)
 
 
 def test_where_torchvision_is_installed_the_auto_class_decides(saved, monkeypatch):

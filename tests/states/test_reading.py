@@ -379,9 +379,10 @@ def test_a_span_that_the_samples_lack_is_named(vlm, batch):
     assert not hooks_left(vlm)
 
 
-def test_mllama_has_no_image_positions_and_says_why():
-    model, inputs = build("mllama")
-    vlm = VLM(model, None, "mllama")
+@pytest.mark.parametrize("name", ["mllama", "idefics"])
+def test_a_model_with_cross_attention_has_no_image_positions_and_says_why(name):
+    model, inputs = build(name)
+    vlm = VLM(model, None, name)
     with pytest.raises(SpanError, match="enter this model by cross-attention") as caught:
         read(vlm, vlm.prepare(inputs), 1, positions="image")
     assert "image" not in str(caught.value).split("there are:")[1]

@@ -1,5 +1,7 @@
 """Inputs made by hand for the tiny models: as many placeholders as the model makes features, and what its processor would add."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
@@ -10,6 +12,7 @@ IMAGE, VIDEO, AUDIO, VISION_START, VISION_END = 190, 191, 192, 193, 194
 # An untrained model may emit a placeholder, and no picture then fills it; or stop at once.
 SUPPRESS = [PAD, BOS, EOS, *range(IMAGE, VOCABULARY)]
 WORDS_BEFORE = (31, 32, 33)
+MORE: dict[str, Callable[[], dict[str, Tensor]]] = {}  # inputs that stand beside their models
 
 
 def ids(*tokens: int) -> dict[str, Tensor]:
@@ -137,6 +140,7 @@ def single(name: str) -> dict[str, Tensor]:
         "mllama": mllama,
         "llama4": lambda: four(1, 3, 56, 56),
         "qwen2_audio": qwen2_audio,
+        **MORE,
     }
     return made[name]()
 
@@ -150,6 +154,10 @@ def _lengthened(inputs: dict[str, Tensor], tokens: Tensor, front: bool, kind: in
     for name in ("token_type_ids", "mm_token_type_ids"):
         if name in inputs:
             longer[name] = pad(inputs[name], at, value=kind)
+    if "image_attention_mask" in inputs:  # Idefics: words before the picture do not see it, those behind go on to
+        ends = inputs["image_attention_mask"][:, :1] * 0 if front else inputs["image_attention_mask"][:, -1:]
+        pieces = [ends.expand(-1, n, -1), inputs["image_attention_mask"]]
+        longer["image_attention_mask"] = torch.cat(pieces if front else pieces[::-1], 1)
     if "cross_attention_mask" in inputs:
         longer["cross_attention_mask"] = pad(inputs["cross_attention_mask"], (0, 0, 0, 0, *at), value=1)
     return longer

@@ -335,7 +335,6 @@ def qwen2_audio() -> hf.PreTrainedModel:
     return hf.Qwen2AudioForConditionalGeneration(config)
 
 
-MODELS: tuple[str, ...] = tuple(MAKERS)
 # with experts in some block: inside its MLP, and in Gemma 4 beside it
 MIXTURES = ("qwen3_vl_moe", "qwen3_5_moe", "glm4v_moe", "kimi_k25", "aria", "gemma4_moe", "llama4")
 

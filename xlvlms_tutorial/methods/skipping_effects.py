@@ -179,7 +179,7 @@ class _Pass:
 
 def _resumable(vlm: VLM, batch: Batch) -> bool:
     """Whether passes that start at each layer end as those from the beginning: not where blocks share more than the residual stream."""
-    if vlm.active or any(vlm.folded.values()) or anatomy.cross_attention_layers(vlm.model):
+    if vlm.active or any(vlm.folded.values()) or anatomy.crossing(vlm.model):
         return False
     if vlm not in _AGREE and _agree(vlm, batch):
         _AGREE.add(vlm)

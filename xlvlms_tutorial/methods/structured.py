@@ -252,7 +252,7 @@ def _set_layers(text: PreTrainedConfig, left: list[int]) -> None:
 
 def _require_removable(vlm: VLM, gone: set[int]) -> None:
     text = vlm.model.config.get_text_config(decoder=True)
-    if anatomy.cross_attention_layers(vlm.model):
+    if anatomy.crossing(vlm.model):
         raise SelectionError(f"{vlm.name!r} attends to its picture by cross-attention", "skip its blocks instead (intervene.skip)")
     if getattr(text, "num_kv_shared_layers", None):
         raise SelectionError(f"the last blocks of {vlm.name!r} share keys and values", "skip its blocks instead (intervene.skip)")

@@ -20,6 +20,8 @@ _FIRST_NORMS = ("input_layernorm", "self_attn_layer_norm", "attn_norm", "ln_1", 
 _SECOND_NORMS = ("pre_feedforward_layernorm", "post_attention_layernorm", "final_layer_norm", "ff_norm", "ln_2", "ffn_norm")
 _LAST_LINEARS = ("down_proj", "ff_out", "fc2", "c_proj", "w2", "dense_4h_to_h", "o_proj")
 _CONNECTORS = ("multi_modal_projector", "connector", "language_projection", "merger", "aligner", "embed_vision", "mm_projector")
+_CONNECTORS += ("projector", "perceiver_resampler")
+_CROSS = ("gated_cross_attn_layers",)  # Idefics
 _TOWERS = ("vision_tower", "visual", "vision_model", "audio_tower")
 
 PLACES = ("attention_input", "attention", "middle", "mlp_input", "mlp_hidden", "mlp", "block")
@@ -39,7 +41,7 @@ def decoder(model: nn.Module) -> nn.Module:
     AnatomyError
         If no list of decoder blocks is found.
     """
-    found = model.get_decoder()
+    found = model.get_decoder() if hasattr(model, "get_decoder") else None
     # BLIP-2 and others answer with a whole causal language model: go on until an answer names itself and holds the blocks
     while found is not None:
         inner = found.get_decoder() if hasattr(found, "get_decoder") else found
@@ -212,13 +214,18 @@ def parts(model: nn.Module) -> dict[str, list[nn.Module]]:
 
 
 def cross_attention_layers(model: nn.Module) -> frozenset[int]:
-    """Layers (from 1) whose attention looks at the picture instead of the sequence; empty in all but Mllama's kind."""
+    """Layers (from 1) whose own attention looks at the picture instead of the sequence; empty in all but Mllama's kind."""
     return frozenset(k + 1 for k in getattr(model.config.get_text_config(decoder=True), "cross_attention_layers", None) or ())
+
+
+def crossing(model: nn.Module) -> bool:
+    """Whether pictures enter by cross-attention, in blocks (Mllama) or between them (Idefics), and have no positions in the sequence."""
+    return bool(cross_attention_layers(model)) or child(decoder(model), _CROSS) is not None
 
 
 def placeholders(model: nn.Module) -> dict[str, int]:
     """The ids that stand in ``input_ids`` for one visual (video, audio) token each; none where pictures enter by cross-attention."""
-    if cross_attention_layers(model):
+    if crossing(model):
         return {}
     ids = {name: getattr(model.config, f"{name}_token_id", None) for name in MODALITIES}
     return {name: token for name, token in ids.items() if token is not None}
@@ -290,4 +297,6 @@ def logit_rules(model: nn.Module) -> dict[str, float]:
 
 def embedded(model: nn.Module) -> int | None:
     """How many tokens the model embeds, or None where its embedding is of another make and does not say so."""
-    return getattr(model.get_input_embeddings(), "num_embeddings", None)
+    table = model.get_input_embeddings()
+    rows = getattr(table, "num_embeddings", None)
+    return None if rows is None else rows + getattr(table, "num_additional_embeddings", 0)  # Idefics holds its marks in a second table

@@ -15,6 +15,7 @@ class Architecture:
 
 
 _BOTH = ("image", "video")
+_BETWEEN = "pictures enter by cross-attention between the blocks: no image positions in the sequence"
 _TYPES = "needs token type ids, which its processor makes"
 _EXPERTS = "MLPs with experts have no last linear map: mlp_hidden, fold and pruning of neurons are refused there"
 _STATES = "blocks of linear attention keep a state instead of keys and values"
@@ -52,6 +53,16 @@ ARCHITECTURES: dict[str, Architecture] = {
     "instructblip": Architecture("InstructBLIP", note="with Vicuna; T5 has an encoder of its own and is not supported"),
     "mllama": Architecture("Llama 3.2 Vision", note="pictures enter by cross-attention: no image positions in the sequence"),
     "qwen2_audio": Architecture("Qwen2-Audio", ("audio",)),
+    "vipllava": Architecture("ViP-LLaVA"),
+    "video_llava": Architecture("Video-LLaVA", _BOTH, "a tower for pictures and another for videos"),
+    "janus": Architecture("Janus"),
+    "deepseek_vl": Architecture("DeepSeek-VL"),
+    "deepseek_vl_hybrid": Architecture("DeepSeek-VL with two towers"),
+    "got_ocr2": Architecture("GOT-OCR2"),
+    "paddleocr_vl": Architecture("PaddleOCR-VL", note=_TYPES),
+    "voxtral": Architecture("Voxtral", ("audio",)),
+    "qwen2_5_omni_thinker": Architecture("Qwen2.5-Omni, its thinker", (*_BOTH, "audio")),
+    "idefics": Architecture("Idefics", note=_BETWEEN),
 }
 
 

@@ -51,7 +51,7 @@ def ends_found(vlm: VLM, batch: Batch) -> Outcome:
 
 def spans_measured(vlm: VLM, batch: Batch) -> Outcome:
     """Visual (video, audio) positions are those whose embedding, as given to the decoder, is not the embedding of its token."""
-    if anatomy.cross_attention_layers(vlm.model):
+    if anatomy.crossing(vlm.model):
         return True, "skipped: pictures enter by cross-attention, not in the sequence"
     labelled = torch.isin(batch.spans.cpu(), torch.tensor([SPANS.index(name) for name in anatomy.MODALITIES]))
     given: list[Tensor | None] = []

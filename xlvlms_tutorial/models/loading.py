@@ -167,6 +167,7 @@ class Source:
         with self.reading("configuration"):
             # the type first: transformers cannot make a configuration of a type that it does not know
             told = PreTrainedConfig.get_config_dict(self.name, **self.options)[0]
+            told = told.get("thinker_config") or told  # of a whole Qwen2.5-Omni, the part that reads and answers; the other speaks
             kind = str(told.get("model_type"))
             if (told.get("vision_config") or {}).get("model_type") == "pocket_tower":
                 importlib.import_module("xlvlms_tutorial.pocket.processor")  # a saved pocket model: registers its parts
@@ -176,6 +177,7 @@ class Source:
                 advice = "upgrade transformers, or read the code that the model may bring and load with trust_remote_code=True"
                 raise LoadError(f"{self.name!r} is of a type that transformers does not know ({kind!r})", advice)
             config = AutoConfig.from_pretrained(self.name, **self.options)
+            config = getattr(config, "thinker_config", config)
         _require_depth(self.name, config)
         require_architecture(self.name, config, allow_untested)
         return config

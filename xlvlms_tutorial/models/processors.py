@@ -1,6 +1,7 @@
 """Load a model's processor, also where torchvision is missing: pictures then go through PIL, and only videos are refused."""
 
 from collections.abc import Collection, Mapping
+from inspect import signature
 from pathlib import Path
 from typing import NoReturn
 
@@ -26,7 +27,8 @@ from xlvlms_tutorial.errors import LoadError
 OPTIONAL = ("num2words", "torchvision", "sentencepiece", "tiktoken", "protobuf", "librosa")
 PARTS = {"tokenizer": AutoTokenizer, "image_processor": AutoImageProcessor, "feature_extractor": AutoFeatureExtractor}
 
-ALONG_THE_SEQUENCE = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids", "labels", "cross_attention_mask")
+ALONG_THE_SEQUENCE = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids", "labels")
+ALONG_THE_SEQUENCE += ("cross_attention_mask", "image_attention_mask")
 
 
 class NoVideoProcessor(PushToHubMixin):
@@ -153,6 +155,8 @@ def reads(processor: object) -> tuple[str, ...]:
     if (said := getattr(processor, "reads", None)) is not None:
         return tuple(said)
     parts = {"image": ("image_processor",), "video": ("video_processor",), "audio": ("feature_extractor", "audio_processor")}
+    if not {"audio", "audios"} & signature(type(processor).__call__).parameters.keys():
+        del parts["audio"]  # Voxtral's takes texts, and sounds only in its own apply_chat_template
     return tuple(kind for kind, names in parts.items() if any(getattr(processor, name, None) is not None for name in names))
 
 
@@ -171,6 +175,11 @@ def require_own(tokenizer: PreTrainedTokenizerBase, placeholders: Mapping[str, i
             word = tokenizer.convert_ids_to_tokens(token) if token < len(tokenizer) else None
             what = f"token {token}, which stands for {kind} in the model, is {word!r} to the tokenizer of its processor"
             raise LoadError(what, "give the processor that was saved with the model")
+def advice(processor: object) -> str:
+    """What to do with a modality that a processor does not take."""
+    if hasattr(processor, "feature_extractor") and "audio" not in reads(processor):
+        return "make the inputs by the processor's own apply_chat_template, which alone takes sounds, and give them to vlm.prepare"
+    return getattr(processor, "advice", "load a model that does")
 
 
 def require_padding(tokenizer: PreTrainedTokenizerBase, rows: int | None) -> None:

@@ -12,6 +12,8 @@ from xlvlms_tutorial.models.failures import FAILURES, reason
 
 _MARKS = ("image_token", "video_token", "audio_token", "boi_token")  # what processors call the text by which they find a picture's place
 
+_FLAT = ("GotOcr2Processor", "IdeficsProcessor")  # take one picture a text as a list of pictures; all others take a list for each text
+
 
 def marks(processor: object) -> tuple[str, ...]:
     """The texts by which a processor finds the places of pictures, videos and sounds in a prompt."""
@@ -149,11 +151,20 @@ def inputs_of(processor: object, prompts: Sequence[str], given: Mapping[str, Seq
     if start and all(prompt.startswith(start) for prompt in prompts):
         options["add_special_tokens"] = False  # transformers' own apply_chat_template: the tokenizer would add a second one
     try:
-        return processor(text=list(prompts), **given, **options)
+        return _called(processor, list(prompts), given, options)
     except XlvlmsError:
         raise
     except (OSError, LookupError, *FAILURES) as cause:
         raise _unfit(processor, prompts, given, names, options, cause) from cause
+
+
+def _called(processor: object, prompts: list[str], given: Mapping[str, Sequence[object]], options: Mapping[str, object]) -> BatchFeature:
+    """What a processor makes of prompts and what is shown with them."""
+    if any(kind.__name__ in _FLAT for kind in type(processor).__mro__):
+        flat = {name: [one for (one,) in values] if name == "images" else values for name, values in given.items()}
+        # Idefics takes a list of texts without pictures for the pieces of one
+        return processor(text=prompts if flat else [[prompt] for prompt in prompts], **flat, **options)
+    return processor(text=prompts, **given, **options)
 
 
 def _unfit(processor: object, prompts: Sequence[str], given: Mapping[str, Sequence[object]], names: Sequence[object],
@@ -162,7 +173,7 @@ def _unfit(processor: object, prompts: Sequence[str], given: Mapping[str, Sequen
     row = 0
     for row, prompt in enumerate(prompts):
         try:
-            processor(text=[prompt], **{name: [values[row]] for name, values in given.items()}, **options)
+            _called(processor, [prompt], {name: [values[row]] for name, values in given.items()}, options)
         except (OSError, LookupError, *FAILURES) as alone:
             cause = alone
             break

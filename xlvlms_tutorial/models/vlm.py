@@ -16,7 +16,7 @@ from xlvlms_tutorial.data.samples import Sample, media
 from xlvlms_tutorial.errors import DeviceMemoryError, ModalityError, SelectionError
 from xlvlms_tutorial.models import anatomy, prompts, support
 from xlvlms_tutorial.models.devices import home
-from xlvlms_tutorial.models.processors import padding_first, reads, require_embedded, require_padding
+from xlvlms_tutorial.models.processors import advice, padding_first, reads, require_embedded, require_padding
 from xlvlms_tutorial.models.sharing import Finite, after_prompts, answers_to, greedy, padding
 from xlvlms_tutorial.models.spans import Batch, label, positions
 from xlvlms_tutorial.models.unembedding import unembedded
@@ -174,7 +174,7 @@ class VLM:
         told = [None] * len(texts) if answers is None or after else answers
         known = reads(self.processor)
         if unread := [kind for kind in shown if kind not in known]:
-            raise ModalityError(unread[0], self.name, known, getattr(self.processor, "advice", "load a model that does"))
+            raise ModalityError(unread[0], self.name, known, advice(self.processor))
         prompts.require_texts(self.processor, texts, answers, names)
         require_padding(self.tokenizer, anatomy.embedded(self.model))
         asked = [self.prompt(text, answer, tuple(shown)) for text, answer in zip(texts, told, strict=True)]

@@ -124,7 +124,7 @@ def span_mask(vlm: VLM, batch: Batch, spans: tuple[str, ...]) -> Bool[Tensor, "b
     for name in spans:
         # a model may take clips or sounds in the place of a picture, where the batch alone knows of them
         if name in absent and not (batch.spans == SPANS.index(name)).any():
-            crossing = name == "image" and anatomy.cross_attention_layers(vlm.model)
+            crossing = name == "image" and anatomy.crossing(vlm.model)
             reason = "pictures enter this model by cross-attention and have no positions" if crossing else "this model takes none"
             raise SpanError(name, reason, [kind for kind in SPANS if kind not in absent])
     return batch.mask(*spans)
