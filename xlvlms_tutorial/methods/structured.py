@@ -256,6 +256,8 @@ def _require_removable(vlm: VLM, gone: set[int]) -> None:
         raise SelectionError(f"{vlm.name!r} attends to its picture by cross-attention", "skip its blocks instead (intervene.skip)")
     if getattr(text, "num_kv_shared_layers", None):
         raise SelectionError(f"the last blocks of {vlm.name!r} share keys and values", "skip its blocks instead (intervene.skip)")
+    if getattr(text, "_heterogeneity_spec", None) is not None:
+        raise SelectionError(f"the blocks of {vlm.name!r} differ by their number", "skip its blocks instead (intervene.skip)")
     deep = len(getattr(getattr(vlm.model.config, "vision_config", None), "deepstack_visual_indexes", None) or ())
     if min(gone) <= deep:
         raise SelectionError(f"layer {min(gone)} of {vlm.name!r} gets visual features", f"remove blocks behind layer {deep}, or skip it")

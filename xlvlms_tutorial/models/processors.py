@@ -175,6 +175,8 @@ def require_own(tokenizer: PreTrainedTokenizerBase, placeholders: Mapping[str, i
             word = tokenizer.convert_ids_to_tokens(token) if token < len(tokenizer) else None
             what = f"token {token}, which stands for {kind} in the model, is {word!r} to the tokenizer of its processor"
             raise LoadError(what, "give the processor that was saved with the model")
+
+
 def advice(processor: object) -> str:
     """What to do with a modality that a processor does not take."""
     if hasattr(processor, "feature_extractor") and "audio" not in reads(processor):
