@@ -89,7 +89,7 @@ release: $(STAMP)
 	@$(PY) -m tools.release
 
 pocket: $(STAMP)
-	$(PY) -m xlvlms_tutorial.reproduce.train $(RUN)
+	$(PY) -m xlvlms_tutorial.training.main $(RUN)
 
 reproduce: $(FETCHED)
 	$(PY) -m xlvlms_tutorial reproduce reproduce/experiments.yaml --cores 2 --out _build/reproduce

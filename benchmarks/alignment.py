@@ -12,7 +12,7 @@ from torch import Tensor
 
 from benchmarks.command import start
 from benchmarks.harness import CPU, Goal, Report, always, median, ratio, timed
-from xlvlms_tutorial.methods.similarity import BY_PAIR, POOLED, similarity
+from xlvlms_tutorial.methods.alignment.similarity import BY_PAIR, POOLED, similarity
 
 ROUNDS = 5
 

@@ -11,10 +11,10 @@ from benchmarks.command import start
 from benchmarks.harness import Goal, Report, Way, always, count, ratio, timed
 from benchmarks.memory import peak_bytes
 from benchmarks.subjects import Subject, batch_of, decoder_inputs, subjects
+from xlvlms_tutorial.activations.capture import capture
+from xlvlms_tutorial.activations.hooks import reading
 from xlvlms_tutorial.data import PROMPTS
 from xlvlms_tutorial.models import anatomy
-from xlvlms_tutorial.states.capture import capture
-from xlvlms_tutorial.states.reading import reading
 
 ROUNDS, LONG_ROUNDS = 15, 7  # the long ones take all samples through the model
 DEPTHS = (0.1, 1 / 3, 2 / 3)

@@ -17,9 +17,9 @@ from rich.console import Console
 from rich.table import Table
 from tqdm.auto import tqdm
 
+from xlvlms_tutorial.io import versions, write_json
+from xlvlms_tutorial.metrics.intervals import Estimate, bootstrap
 from xlvlms_tutorial.metrics.timing import no_collection
-from xlvlms_tutorial.metrics.uncertainty import Estimate, bootstrap
-from xlvlms_tutorial.reproduce.records import versions, write_json
 
 RESULTS = Path(__file__).parent / "results"
 QUICK_RESULTS = Path(__file__).parents[1] / "_build" / "benchmarks"

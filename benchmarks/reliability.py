@@ -22,9 +22,9 @@ from tqdm.auto import tqdm
 
 from benchmarks.command import start
 from benchmarks.harness import Goal, Report, count, median
+from xlvlms_tutorial.batch.run import RESULTS, read_results
 from xlvlms_tutorial.errors import RecordError
-from xlvlms_tutorial.reproduce.records import FOLDER_VARIABLE
-from xlvlms_tutorial.reproduce.run import RESULTS, read_results
+from xlvlms_tutorial.io import FOLDER_VARIABLE
 
 RUNS = 12  # of the grid
 ROUNDS = 5  # of the overhead

@@ -14,10 +14,10 @@ from transformers import DynamicCache
 from benchmarks.command import start
 from benchmarks.harness import CPU, Goal, Report, Way, count, median, ratio, timed, within
 from benchmarks.subjects import LLAVA_VISION, Subject, decoder_inputs, llava_shape, subjects
+from xlvlms_tutorial.interventions.edits import skip, skip_mlp_tokens
 from xlvlms_tutorial.models import anatomy
 from xlvlms_tutorial.models.spans import Batch
 from xlvlms_tutorial.models.vlm import VLM
-from xlvlms_tutorial.states.intervene import skip, skip_mlp_tokens
 
 ROUNDS = 9
 SHARES = (1 / 6, 1 / 3, 1 / 2)  # 5, 10 and 15 of pocket LLaVA's 30 blocks

@@ -13,13 +13,13 @@ from torch import Tensor
 from benchmarks.command import start
 from benchmarks.harness import Goal, Report, Way, always, median, ratio, timed, within
 from benchmarks.subjects import Subject, subjects
+from xlvlms_tutorial.activations.hooks import reading
+from xlvlms_tutorial.interventions.edits import add, fold
 from xlvlms_tutorial.methods.steering import SteeringVectors
-from xlvlms_tutorial.methods.steering_sweep import Run, fast_layers, first_ids
+from xlvlms_tutorial.methods.steering.sweep import Run, fast_layers, first_ids
 from xlvlms_tutorial.models import anatomy
 from xlvlms_tutorial.models.spans import Batch
 from xlvlms_tutorial.models.vlm import VLM
-from xlvlms_tutorial.states.intervene import add, fold
-from xlvlms_tutorial.states.reading import reading
 
 ROUNDS, SWEEP_ROUNDS = 15, 7  # a sweep takes many passes
 N_LAYERS = 10

@@ -21,9 +21,9 @@ from tqdm.auto import tqdm
 from benchmarks.command import start
 from benchmarks.harness import Goal, Report, always, count, ratio, timed
 from benchmarks.subjects import Subject, subjects
-from xlvlms_tutorial.states.capture import capture
-from xlvlms_tutorial.states.states import States
-from xlvlms_tutorial.states.store import Store
+from xlvlms_tutorial.activations.activations import States
+from xlvlms_tutorial.activations.capture import capture
+from xlvlms_tutorial.activations.store import Store
 
 ROUNDS = 7
 SAMPLES_PER_SHARD, ROWS_PER_SAMPLE, SHARDS_PER_KILL, WIDTH = 3, 2, 25, 64

@@ -8,9 +8,9 @@ from collections.abc import Callable
 from benchmarks.command import start
 from benchmarks.harness import Goal, Report, always, count, median, ratio, timed
 from benchmarks.subjects import Subject, subjects
-from xlvlms_tutorial.methods.calibration import Calibration, calibrate, calibrate_on
-from xlvlms_tutorial.methods.masks import Masks
-from xlvlms_tutorial.methods.subnetworks import random_masks, wanda
+from xlvlms_tutorial.methods.pruning.calibration import Calibration, calibrate, calibrate_on
+from xlvlms_tutorial.methods.pruning.masks import Masks
+from xlvlms_tutorial.methods.pruning.scores import random_masks, wanda
 
 ROUNDS, LONG_ROUNDS = 9, 3  # the long ones take all samples through the model
 SPARSITY = 0.5

@@ -11,10 +11,10 @@ from benchmarks.command import start
 from benchmarks.harness import Goal, Report, always, count, ratio, timed
 from benchmarks.memory import peak_bytes
 from benchmarks.subjects import Subject, subjects
-from xlvlms_tutorial.methods.vocabulary import contrast, divergence, entropy, mean_distribution
+from xlvlms_tutorial.activations.activations import States
+from xlvlms_tutorial.activations.hooks import read
+from xlvlms_tutorial.methods.logit_lens.measures import contrast, divergence, entropy, mean_distribution
 from xlvlms_tutorial.models.spans import SPANS
-from xlvlms_tutorial.states.reading import read
-from xlvlms_tutorial.states.states import States
 
 ROUNDS = 7
 GB = 1e9

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import settings
 from PIL import Image
 
-from xlvlms_tutorial.data.samples import Question, Sample
+from xlvlms_tutorial.samples import Question, Sample
 
 # The same examples in every run, so that a test that turns red does so by a change; HYPOTHESIS_PROFILE=explore draws new ones.
 settings.register_profile("same", derandomize=True)
@@ -18,8 +18,8 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 SLOW = (
     "tests/benchmarks/test_concepts.py",
     "tests/benchmarks/test_scripts.py",
-    "tests/methods/test_semi_nmf.py::test_the_minimum_is_no_higher_than_scikit_learns",
-    "tests/methods/test_steering_choice.py::test_a_pass_from_a_layer_on_gives_the_logits_of_a_whole_one",
+    "tests/methods/concepts/test_semi_nmf.py::test_the_minimum_is_no_higher_than_scikit_learns",
+    "tests/methods/steering/test_selection.py::test_a_pass_from_a_layer_on_gives_the_logits_of_a_whole_one",
     "tests/models/test_loading.py::test_offline_takes_what_the_cache_has_and_names_the_commit",
     "tests/pocket/test_build.py::test_a_saved_pocket_model_loads_again_in_a_process_that_knows_nothing_of_it",
     "tests/pocket/test_build.py::test_channels_are_standardised_over_training_scenes",
@@ -28,12 +28,12 @@ SLOW = (
     "tests/pocket/test_encoders.py::test_shipped_statistics_standardise_each_channel_over_training_scenes",
     "tests/pocket/test_language.py::test_popular_objects_are_the_frequent_ones_in_training_too",
     "tests/pocket/test_variants.py::test_clips_and_sounds_are_described",
-    "tests/reproduce/test_compressed.py",
-    "tests/reproduce/test_snakefile.py",
-    "tests/states/test_sharded.py",
-    "tests/states/test_shards.py::test_a_kill_before_any_step_leaves_a_store_that_continues",
-    "tests/states/test_shards.py::test_kills_at_random_moments_lose_nothing",
-    "tests/states/test_store.py::test_accelerate_launch_deals_the_shards_to_its_processes",
+    "tests/training/test_compressed.py",
+    "tests/batch/test_snakefile.py",
+    "tests/activations/test_processes.py",
+    "tests/activations/test_shards.py::test_a_kill_before_any_step_leaves_a_store_that_continues",
+    "tests/activations/test_shards.py::test_kills_at_random_moments_lose_nothing",
+    "tests/activations/test_store.py::test_accelerate_launch_deals_the_shards_to_its_processes",
     "tests/test_cli.py::test_a_working_directory_that_is_gone_is_said",
     "tests/tools/test_execute.py",
     "tests/tools/test_nbval_cache.py",

@@ -8,17 +8,17 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from tests.folders import pictures, write
+from tests.support.folders import pictures, write
 from tools import ROOT
 from xlvlms_tutorial import cli
+from xlvlms_tutorial.batch.batch import EXPERIMENTS, Options
+from xlvlms_tutorial.batch.results import Gathered
+from xlvlms_tutorial.batch.spelling import Word
+from xlvlms_tutorial.claims.claims import CLAIMS, FOLDER_VARIABLE, record
 from xlvlms_tutorial.errors import CacheSpaceError, MissingWheelError, RunError, SceneError
-from xlvlms_tutorial.metrics.uncertainty import Estimate
+from xlvlms_tutorial.metrics.intervals import Estimate
 from xlvlms_tutorial.pocket import assets
 from xlvlms_tutorial.pocket import fetch as fetching
-from xlvlms_tutorial.reproduce.batch import EXPERIMENTS, Options
-from xlvlms_tutorial.reproduce.claims import CLAIMS, FOLDER_VARIABLE, record
-from xlvlms_tutorial.reproduce.results import Gathered
-from xlvlms_tutorial.reproduce.spelling import Word
 
 
 @pytest.fixture(autouse=True)
@@ -103,7 +103,7 @@ def test_claims_take_the_results_of_a_batch_or_a_run(monkeypatch):
     asked = []
     here = record("IMA-5", Estimate(-0.2, -0.3, -0.1, 50), model="pocket-llava", dataset="scenes", seeds=0)
     there = here | {"model": "a/b", "value": 0.2, "low": 0.1, "high": 0.3}
-    monkeypatch.setattr("xlvlms_tutorial.reproduce.results.measurements", lambda path: asked.append(path) or [here, there])
+    monkeypatch.setattr("xlvlms_tutorial.batch.results.measurements", lambda path: asked.append(path) or [here, there])
     result = xlvlms("claims", "--from", "one", "--from", "two", "--json", "-")
     assert result.exit_code == 0, result.output
     found = [(entry["model"], entry["verdict"]) for entry in json.loads(result.stdout) if entry["id"] == "IMA-5"]
@@ -125,7 +125,7 @@ def fake_run(monkeypatch, tmp_path):
         kept.append((chapter, str(out), parameters, options))
         return tmp_path / "results.json"
 
-    monkeypatch.setattr("xlvlms_tutorial.reproduce.run.run_chapter", run_chapter)
+    monkeypatch.setattr("xlvlms_tutorial.batch.run.run_chapter", run_chapter)
     return kept
 
 
@@ -157,7 +157,7 @@ def test_run_takes_values_as_they_are_spelled(fake_run, tmp_path):
 @pytest.mark.parametrize("chapter", ["shift", "concepts", "steering-answers", "pruning"])
 def test_run_takes_the_spellings_that_chapters_use(monkeypatch, tmp_path, chapter):
     """Each default of a chapter, as the chapter's own cell spells it, is taken for what it is there."""
-    from xlvlms_tutorial.reproduce import run
+    from xlvlms_tutorial.batch import run
 
     kept = []
     monkeypatch.setattr(run, "_run", lambda prepared, out, progress: kept.append(prepared) or out)
@@ -194,7 +194,7 @@ def test_run_tells_failure_from_wrong_input(monkeypatch, tmp_path):
     def fail(*_, **__):
         raise RunError("chapter 'outside' failed in cell [3]", "the traceback is in failure.json")
 
-    monkeypatch.setattr("xlvlms_tutorial.reproduce.run.run_chapter", fail)
+    monkeypatch.setattr("xlvlms_tutorial.batch.run.run_chapter", fail)
     result = xlvlms("run", "outside", "--out", str(tmp_path))
     assert result.exit_code == 1
     assert result.stderr == "xlvlms: chapter 'outside' failed in cell [3]; the traceback is in failure.json.\n"
@@ -204,7 +204,7 @@ def test_run_tells_failure_from_wrong_input(monkeypatch, tmp_path):
 def test_reproduce_says_what_is_done_and_what_is_not(monkeypatch, tmp_path, states, code):
     asked = []
     found = Gathered(states, problems={name: "ValueError: why" for name, state in states.items() if state != "done"})
-    monkeypatch.setattr("xlvlms_tutorial.reproduce.batch.reproduce", lambda *given, **_: asked.append(given) or found)
+    monkeypatch.setattr("xlvlms_tutorial.batch.batch.reproduce", lambda *given, **_: asked.append(given) or found)
     arguments = ["grid.yaml", "--profile", "slurm", "--cores", "3", "--gpus", "2", "--out", str(tmp_path), "--chapters", "mine"]
     result = xlvlms("reproduce", *arguments)
     assert result.exit_code == code
@@ -231,7 +231,7 @@ def test_a_missing_package_is_named_with_how_to_install_it(monkeypatch):
 def test_reproduce_runs_the_grid_of_the_repository_by_default(monkeypatch, tmp_path):
     asked = []
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("xlvlms_tutorial.reproduce.batch.reproduce", lambda *given, **_: asked.append(given) or Gathered())
+    monkeypatch.setattr("xlvlms_tutorial.batch.batch.reproduce", lambda *given, **_: asked.append(given) or Gathered())
     assert xlvlms("reproduce").exit_code == 0
     assert asked[0][:2] == (EXPERIMENTS, tmp_path / "_build" / "reproduce") and EXPERIMENTS.exists()
 

@@ -58,9 +58,9 @@ def test_commands_print_in_any_locale(command):
 WRITING = """
 import sys
 from pathlib import Path
-from xlvlms_tutorial.reproduce.records import read_sealed, write_sealed
-from xlvlms_tutorial.metrics.uncertainty import Estimate
-from xlvlms_tutorial.reproduce.claims import record
+from xlvlms_tutorial.io import read_sealed, write_sealed
+from xlvlms_tutorial.metrics.intervals import Estimate
+from xlvlms_tutorial.claims.claims import record
 here = Path(sys.argv[1])
 assert read_sealed(write_sealed(here / "a.json", {"said": "na\\u00efve \\u00b1 \\u732b"})) == {"said": "na\\u00efve \\u00b1 \\u732b"}
 record("VLM-1", Estimate(0.5, 0.4, 0.6, 10), model="mod\\u00e8le", dataset="sc\\u00e8nes", seeds=0, folder=here / "claims")

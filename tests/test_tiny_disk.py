@@ -8,13 +8,13 @@ import pytest
 import torch
 import transformers as hf
 
-from tests import tiny_disk
-from tests.tiny_disk import GRID, KINDS, LAYERS, WIDTH, at_hand, small_coco, small_samples, tokenizer
+from tests.support import tiny_disk
+from tests.support.tiny_disk import GRID, KINDS, LAYERS, WIDTH, at_hand, small_coco, small_samples, tokenizer
 from xlvlms_tutorial import load
+from xlvlms_tutorial.activations.capture import capture
 from xlvlms_tutorial.data import load_samples
 from xlvlms_tutorial.models.vlm import VLM
 from xlvlms_tutorial.pocket import world
-from xlvlms_tutorial.states.capture import capture
 
 CLASSES = {"llava": hf.LlavaForConditionalGeneration, "qwen2-vl": hf.Qwen2VLForConditionalGeneration}
 N = 48

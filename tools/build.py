@@ -14,8 +14,8 @@ from tools import ROOT
 from tools.chapters import config, notebooks
 from tools.execute import BUILD, CLAIMS, QUIET, fill, locked
 from tools.fetch_assets import fetch
-from xlvlms_tutorial.reproduce.claims import merge
-from xlvlms_tutorial.reproduce.results import measurements
+from xlvlms_tutorial.batch.results import measurements
+from xlvlms_tutorial.claims.claims import merge
 
 OFFLINE = {
     "mathjax_path": "vendor/mathjax/tex-mml-chtml.js",

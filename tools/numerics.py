@@ -4,7 +4,7 @@ Processors add numbers in different orders. Four settings of the same libraries 
 each setting; what its cells print and what it records is kept in ``_build/numerics/SETTING/PAGE.json``, so a run that is stopped goes on,
 and a page whose code, package or pins have not changed is not executed again. The table says, for each page and setting, how many checked
 cells, verdicts and third digits differ from the first setting. ``--write`` keeps what moved in ``spread.json`` of the package, where
-:func:`xlvlms_tutorial.reproduce.claims.record` finds it.
+:func:`xlvlms_tutorial.claims.claims.record` finds it.
 """
 
 import argparse
@@ -32,10 +32,10 @@ from tools.build import sources
 from tools.chapters import notebooks
 from tools.execute import BUILD, LEDGER, LIMIT, QUIET, read
 from tools.pair import checked, text_of
-from xlvlms_tutorial.metrics.uncertainty import Estimate
-from xlvlms_tutorial.reproduce import spread
-from xlvlms_tutorial.reproduce.claims import claim, verdict
-from xlvlms_tutorial.reproduce.records import write_json
+from xlvlms_tutorial.claims import spread
+from xlvlms_tutorial.claims.claims import claim, verdict
+from xlvlms_tutorial.io import write_json
+from xlvlms_tutorial.metrics.intervals import Estimate
 
 FOLDER = BUILD / "numerics"
 SETTINGS = {

@@ -121,8 +121,8 @@ def evaluate(
 ) -> None:
     """Caption attributes, answers by type and presence questions, as values with 95 % intervals."""
     from xlvlms_tutorial.data import load_samples
+    from xlvlms_tutorial.evaluation import evaluate as run
     from xlvlms_tutorial.models.loading import load
-    from xlvlms_tutorial.reproduce.evaluate import evaluate as run
 
     samples = load_samples(dataset, n=n, seed=seed)
     model = model or {"clips": "pocket-llava-video", "sounds": "pocket-llava-audio"}.get(dataset, "pocket-llava")
@@ -156,8 +156,8 @@ def run(
     For example: xlvlms run outside -p model=llava-hf/llava-1.5-7b-hf -p dataset=coco -p n_samples=200
     """
     _require("papermill", "jupytext", "ipykernel")
-    from xlvlms_tutorial.reproduce.records import build_folder
-    from xlvlms_tutorial.reproduce.run import run_chapter
+    from xlvlms_tutorial.batch.run import run_chapter
+    from xlvlms_tutorial.io import build_folder
 
     given, out = _parameters(parameter or []), out or build_folder() / "runs" / Path(chapter).stem
     try:
@@ -183,9 +183,9 @@ def reproduce(
     Exit code 0: all runs are done; 1: some are not, see the report; 2: wrong input, and nothing was started.
     """
     _require("papermill", "jupytext", "ipykernel", "snakemake")
+    from xlvlms_tutorial.batch import batch
+    from xlvlms_tutorial.io import build_folder
     from xlvlms_tutorial.pocket.variants import VARIANTS
-    from xlvlms_tutorial.reproduce import batch
-    from xlvlms_tutorial.reproduce.records import build_folder
 
     options = batch.Options(profile, cores, gpus, Path(chapters) if chapters else None, dry_run)
     folder = Path(out) if out else build_folder() / "reproduce"
@@ -206,8 +206,8 @@ def claims(
     ] = None,
 ) -> None:
     """Every published claim with its verdict on each model that was measured."""
-    from xlvlms_tutorial.reproduce.claims import CLAIMS, merge
-    from xlvlms_tutorial.reproduce.records import as_json
+    from xlvlms_tutorial.claims.claims import CLAIMS, merge
+    from xlvlms_tutorial.io import as_json
 
     if folder is not None and not os.path.exists(folder):
         raise RecordError(folder, "no folder of records")
@@ -265,7 +265,7 @@ def _require(*packages: str) -> None:
 
 def _parameters(pairs: Iterable[str]) -> dict[str, object]:
     """NAME=VALUE pairs, values as they are spelled in YAML: which type a word is of, the chapter's default says."""
-    from xlvlms_tutorial.reproduce.spelling import QUOTES, Word, read_yaml
+    from xlvlms_tutorial.batch.spelling import QUOTES, Word, read_yaml
 
     found: dict[str, object] = {}
     for pair in pairs:
@@ -283,7 +283,7 @@ def _parameters(pairs: Iterable[str]) -> dict[str, object]:
 def _measurements(paths: Iterable[str]) -> list[dict[str, object]]:
     if not paths:
         return []
-    from xlvlms_tutorial.reproduce.results import measurements
+    from xlvlms_tutorial.batch.results import measurements
 
     return [one for path in paths for one in measurements(path)]
 

@@ -43,7 +43,7 @@ class ClaimError(XlvlmsError, KeyError):
     """A claim was named that the register does not hold."""
 
     def __init__(self, claim_id: object, known: object) -> None:
-        self.message = f"claim {claim_id!r} is not in the register; known: {', '.join(known)}. New claims go into reproduce/claims.py."
+        self.message = f"claim {claim_id!r} is not in the register; known: {', '.join(known)}. New claims go into claims/claims.py."
         super().__init__(self.message)
 
     def __str__(self) -> str:
@@ -259,7 +259,7 @@ class FoldError(XlvlmsError, RuntimeError):
     """A vector cannot be folded into a bias here, or something would undo one that is folded."""
 
     def __init__(self, layer: int, reason: str) -> None:
-        super().__init__(f"layer {layer}: {reason}; add the vector with a hook instead (intervene.add), which nests with everything.")
+        super().__init__(f"layer {layer}: {reason}; add the vector with a hook instead (interventions.add), which nests with everything.")
 
 
 class SelfCheckError(XlvlmsError, RuntimeError):

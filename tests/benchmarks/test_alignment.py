@@ -5,7 +5,7 @@ import pytest
 
 from benchmarks import alignment
 from benchmarks.harness import Options, Report
-from xlvlms_tutorial.methods.similarity import BY_PAIR, POOLED
+from xlvlms_tutorial.methods.alignment.similarity import BY_PAIR, POOLED
 
 SIZES = alignment.Sizes(examples=3, perceptual=4, textual=5, width=16, layers=2, pairs=2)
 

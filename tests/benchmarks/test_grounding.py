@@ -6,7 +6,7 @@ import wordfreq
 
 from benchmarks import grounding
 from benchmarks.harness import CPU, Options, Report
-from xlvlms_tutorial.methods.grounding import as_lists, words
+from xlvlms_tutorial.methods.concepts.words import as_lists, words
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from benchmarks.__main__ import SCRIPTS
 from benchmarks.command import application
 from benchmarks.harness import CPU, Finding, Goal, Options, Report, always, count, hardware, median, ratio, run, timed, verdict, within
 from benchmarks.memory import peak_bytes
-from xlvlms_tutorial.metrics.uncertainty import Estimate
+from xlvlms_tutorial.metrics.intervals import Estimate
 
 RUN = CliRunner()
 

@@ -8,9 +8,9 @@ from PIL import Image
 from benchmarks import pruning
 from benchmarks.harness import Options, Report
 from benchmarks.subjects import Subject
-from tests.tiny import tiny_llava
+from tests.support.tiny import tiny_llava
 from xlvlms_tutorial.data import Sample
-from xlvlms_tutorial.methods.pruning import alpha_subnet, random_masks
+from xlvlms_tutorial.methods.pruning.sparsify import alpha_subnet, random_masks
 
 
 @pytest.fixture(scope="module")

@@ -8,13 +8,13 @@ from transformers.cache_utils import DynamicCache
 from benchmarks import capture, skipping, steering, storing
 from benchmarks.harness import CPU, Options, Report
 from benchmarks.subjects import Subject, decoder_inputs, llava_shape, qwen2_vl_shape, subjects
-from tests.tiny import tiny_llava
+from tests.support.tiny import tiny_llava
+from xlvlms_tutorial.activations.activations import States
+from xlvlms_tutorial.activations.store import Store
 from xlvlms_tutorial.data import Sample
+from xlvlms_tutorial.interventions.edits import add, skip
 from xlvlms_tutorial.models import anatomy
 from xlvlms_tutorial.models.spans import SPANS
-from xlvlms_tutorial.states.intervene import add, skip
-from xlvlms_tutorial.states.states import States
-from xlvlms_tutorial.states.store import Store
 
 TEXT = {
     "vocab_size": 200, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4,

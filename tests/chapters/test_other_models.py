@@ -6,10 +6,10 @@ carries the name of what was measured.
 
 import pytest
 
-from tests.tiny_disk import KINDS, at_hand
+from tests.support.tiny_disk import KINDS, at_hand
 from tools.chapters import chapters
+from xlvlms_tutorial.batch.run import read_results, run_chapter
 from xlvlms_tutorial.models.loading import EMBEDDED
-from xlvlms_tutorial.reproduce.run import read_results, run_chapter
 
 # What makes a chapter short here; all else is as it stands in the book
 SHORT = {

@@ -24,12 +24,12 @@ from tests.contract.reference import (
     whole,
 )
 from tests.zoo import SUPPRESS
+from xlvlms_tutorial import interventions
+from xlvlms_tutorial.activations.hooks import read
 from xlvlms_tutorial.errors import AnatomyError, FoldError
 from xlvlms_tutorial.models import anatomy
 from xlvlms_tutorial.models.spans import SPANS
 from xlvlms_tutorial.models.vlm import VLM
-from xlvlms_tutorial.states import intervene
-from xlvlms_tutorial.states.reading import read
 
 
 def each_attention(check: Callable[[Case], str | None]) -> Callable[[Case], str | None]:
@@ -61,9 +61,11 @@ def skipping(part: str) -> Callable[[Case], str | None]:
     def check(case: Case) -> None:
         for scope in ("prefill", "decode", "both"):
             for layer in LAYERS:
-                ours = intervene.skip(case.vlm, layer, part, scope)
+                ours = interventions.skip(case.vlm, layer, part, scope)
                 same(case, ours, _skipped(case, layer, part, scope), (part, scope, layer))
-        same(case, intervene.skip(case.vlm, [1, 3], part), _all(_skipped(case, layer, part, "both") for layer in (1, 3)), (part, "1, 3"))
+        same(
+            case, interventions.skip(case.vlm, [1, 3], part), _all(_skipped(case, layer, part, "both") for layer in (1, 3)), (part, "1, 3")
+        )
 
     return each_attention(check)
 
@@ -85,13 +87,13 @@ def _skipped(case: Case, layer: int, part: str, scope: str) -> AbstractContextMa
 def skip_previous(case: Case) -> str | None:
     """Skipped in the prefill, a block reads in decode steps what the block before it has written."""
     for layers in ([1], [2], [3], [2, 3]):
-        with intervene.skip(case.vlm, layers, scope="prefill", cache="previous"):
+        with interventions.skip(case.vlm, layers, scope="prefill", cache="previous"):
             new, logits = generated(case)
         with copied_caches(case, layers):
             expected, theirs = generated(case)
         assert torch.equal(new, expected), f"tokens, {layers}"
         agree(logits, theirs, layers)
-        with intervene.skip(case.vlm, layers, scope="prefill"):
+        with interventions.skip(case.vlm, layers, scope="prefill"):
             own = generated(case)[1]
         if any(copyable(case, layer) for layer in layers):
             differ(logits[:, 1:], own[:, 1:], ("previous instead of own", layers))
@@ -128,12 +130,12 @@ def adding(case: Case) -> None:
     for layer in (0, *LAYERS):
         for where, mask in positions(case).items():
             reference = residual(case, layer, lambda h, mask=mask: torch.where(mask(h.shape[1])[..., None], h + vector, h))
-            same(case, intervene.add(case.vlm, vector, layer, positions=where), reference, ("add", layer, where))
-        with intervene.add(case.vlm, vector, layer):
+            same(case, interventions.add(case.vlm, vector, layer, positions=where), reference, ("add", layer, where))
+        with interventions.add(case.vlm, vector, layer):
             differ(generated(case)[1], clean, ("add", layer))
     rows = _noise(case, 2, case.vlm.width)
     gated = residual(case, 2, lambda h: h + rows[:, None] * torch.tensor([1.0, 0.0])[:, None, None] * -3)
-    same(case, intervene.add(case.vlm, rows, 2, -3.0, gate=torch.tensor([True, False])), gated, "one vector a sample, gated")
+    same(case, interventions.add(case.vlm, rows, 2, -3.0, gate=torch.tensor([True, False])), gated, "one vector a sample, gated")
 
 
 @each_attention
@@ -142,12 +144,12 @@ def replacing(case: Case) -> None:
     rows, prompt = _noise(case, 2, vlm.width), _noise(case, 2, n, vlm.width)
     for layer in (0, *LAYERS):
         late = residual(case, layer, lambda h: torch.cat([h[:, : n - 1], rows[:, None].expand_as(h[:, n - 1 :])], 1))
-        same(case, intervene.replace(vlm, rows, layer, "last"), late, ("replace", layer, "last"))
+        same(case, interventions.replace(vlm, rows, layer, "last"), late, ("replace", layer, "last"))
         patched = residual(case, layer, lambda h: torch.cat([prompt, h[:, n:]], 1))
-        same(case, intervene.replace(vlm, prompt, layer), patched, ("replace", layer, "prompt"))
+        same(case, interventions.replace(vlm, prompt, layer), patched, ("replace", layer, "prompt"))
     other = read(vlm, case.batch, 2)[2, "block"].flip(0)
     swapped = residual(case, 2, lambda h: torch.cat([other, h[:, n:]], 1))
-    same(case, intervene.replace(vlm, other, 2), swapped, "the other sample's states")
+    same(case, interventions.replace(vlm, other, 2), swapped, "the other sample's states")
 
 
 @each_attention
@@ -156,22 +158,22 @@ def projecting_out(case: Case) -> None:
     q = torch.linalg.qr(directions.double().T).Q
     for layer in (0, *LAYERS):
         without = residual(case, layer, lambda h: (h.double() - h.double() @ q @ q.T).float())
-        same(case, intervene.project_out(case.vlm, directions, layer), without, ("project out", layer))
+        same(case, interventions.project_out(case.vlm, directions, layer), without, ("project out", layer))
 
 
 @each_attention
 def parallel(case: Case) -> str | None:
     if any(map(experts_beside, case.vlm.blocks)):
         for norm in ("first", "second"):
-            with pytest.raises(AnatomyError, match="no single MLP"), intervene.parallel(case.vlm, 2, norm):
+            with pytest.raises(AnatomyError, match="no single MLP"), interventions.parallel(case.vlm, 2, norm):
                 pass
         return "refused: experts beside the MLP"
     clean = generated(case)[1]
     for norm in ("first", "second"):
         for layers in ([1], [2], [1, 2, 3]):
             reference = _all(_parallel(case.vlm.blocks[layer - 1], norm) for layer in layers)
-            same(case, intervene.parallel(case.vlm, layers, norm), reference, ("parallel", norm, layers))
-        with intervene.parallel(case.vlm, 2, norm):
+            same(case, interventions.parallel(case.vlm, layers, norm), reference, ("parallel", norm, layers))
+        with interventions.parallel(case.vlm, 2, norm):
             differ(generated(case)[1], clean, ("parallel", norm))
     return None
 
@@ -193,9 +195,9 @@ def parallel_pairs(case: Case) -> None:
     clean = generated(case)[1]
     for combine in ("mean", "sum"):
         for layer in (1, 2):
-            ours = intervene.parallel_pairs(case.vlm, layer, combine)
+            ours = interventions.parallel_pairs(case.vlm, layer, combine)
             same(case, ours, _pair(case, layer, combine), ("parallel pairs", combine, layer))
-            with intervene.parallel_pairs(case.vlm, layer, combine):
+            with interventions.parallel_pairs(case.vlm, layer, combine):
                 differ(generated(case)[1], clean, ("parallel pairs", combine, layer))
 
 
@@ -224,12 +226,12 @@ def folding(case: Case) -> str | None:
     cross = LAYERS if case.name == "idefics" else anatomy.cross_attention_layers(case.vlm.model)
     for layer in LAYERS:
         try:
-            with intervene.fold(case.vlm, vector, layer, 0.5):
+            with interventions.fold(case.vlm, vector, layer, 0.5):
                 new, logits = generated(case)
         except FoldError:
             refused.append(layer)
             continue
-        with intervene.add(case.vlm, vector, layer, 0.5):
+        with interventions.add(case.vlm, vector, layer, 0.5):
             expected, theirs = generated(case)
         assert torch.equal(new, expected), f"tokens, layer {layer}"
         agree(logits, theirs, ("fold", layer))
@@ -252,7 +254,7 @@ def masking(case: Case) -> None:
     for name, mask in masks.items():
         weight = copy.model.get_submodule(name).weight
         weight.data = torch.where(mask, weight.data, torch.zeros_like(weight.data))
-    with intervene.mask_weights(vlm, masks):
+    with interventions.mask_weights(vlm, masks):
         new, logits = generated(case)
     expected, theirs = generated(case._replace(vlm=copy))
     assert torch.equal(new, expected) and torch.equal(logits, theirs)
@@ -271,20 +273,20 @@ def beams(case: Case) -> str | None:
     clean = vlm.generate_ids(case.batch, **search)
     alone = []
     for vector in rows:
-        with intervene.add(vlm, vector, 2):
+        with interventions.add(vlm, vector, 2):
             alone.append(vlm.generate_ids(case.batch, **search))
-    with intervene.add(vlm, rows, 2):
+    with interventions.add(vlm, rows, 2):
         assert torch.equal(vlm.generate_ids(case.batch, **search), torch.stack([alone[0][0], alone[1][1]])), "vectors"
     for gate in (torch.tensor([True, False]), lambda states: _first_half(len(states))):
-        with intervene.add(vlm, rows[0], 2, gate=gate):
+        with interventions.add(vlm, rows[0], 2, gate=gate):
             assert torch.equal(vlm.generate_ids(case.batch, **search), torch.stack([alone[0][0], clean[1]])), "gates"
     mask = torch.zeros(2, case.length, dtype=torch.bool)
     mask[1, 5:] = True
-    with intervene.add(vlm, rows[1] * 3, 1, positions=mask):
+    with interventions.add(vlm, rows[1] * 3, 1, positions=mask):
         masked = vlm.generate_ids(case.batch, **search)
     assert torch.equal(masked[0], clean[0]), "masks"
     for part in ("block", "attention", "mlp"):
-        with intervene.skip(vlm, 1, part):
+        with interventions.skip(vlm, 1, part):
             cached = vlm.generate_ids(case.batch, **search)
             # Mllama without a cache would need its cross-attention mask lengthened, which generate() does not do
             assert case.modality is None or torch.equal(cached, vlm.generate_ids(case.batch, use_cache=False, **search)), part

@@ -6,11 +6,11 @@ from torch import Tensor
 
 from tests.contract.reference import GENERATION, Case, agree, experts_beside, experts_inside, repeated
 from tests.zoo.inputs import prefixed, single
+from xlvlms_tutorial.activations.hooks import read, reading
 from xlvlms_tutorial.errors import AnatomyError, InputsError, SpanError
+from xlvlms_tutorial.interventions.edits import add
 from xlvlms_tutorial.models import anatomy
 from xlvlms_tutorial.models.spans import Batch
-from xlvlms_tutorial.states.intervene import add
-from xlvlms_tutorial.states.reading import read, reading
 
 
 def parts(case: Case) -> None:

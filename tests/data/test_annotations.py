@@ -9,8 +9,8 @@ from PIL import Image
 
 from xlvlms_tutorial.data import annotations
 from xlvlms_tutorial.data.annotations import OBJECTS, Record, answer_text, objects_in, plural, question_type, samples_of
-from xlvlms_tutorial.data.samples import Question
 from xlvlms_tutorial.pocket import language, world
+from xlvlms_tutorial.samples import Question
 
 CAPTIONS = ["A man in a park rides by night.", "Near two blue  benches a man is riding a big red bus on the street, in the morning."]
 PICTURE = Image.new("RGB", (4, 4))

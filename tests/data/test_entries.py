@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.folders import answer, boxes, captions, pictures, question, write
+from tests.support.folders import answer, boxes, captions, pictures, question, write
 from xlvlms_tutorial.data import load_samples
 from xlvlms_tutorial.errors import AnnotationError
 

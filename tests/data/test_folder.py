@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.folders import picture, pictures, write
+from tests.support.folders import picture, pictures, write
 from xlvlms_tutorial.data import load_samples, write_coco
 from xlvlms_tutorial.data.folder import folder_report
-from xlvlms_tutorial.data.samples import Question, Sample
 from xlvlms_tutorial.errors import AnnotationError, DatasetError, ImageError, OutputError, SelectionError
 from xlvlms_tutorial.pocket import world
+from xlvlms_tutorial.samples import Question, Sample
 
 IMAGES = [{"id": 7, "file_name": "a.png", "width": 40, "height": 20}, {"id": 9, "file_name": "b.png"}]
 CAPTIONS = [{"id": 1, "image_id": 7, "caption": " A dog by a red cup. "}, {"id": 2, "image_id": 7, "caption": "On the beach."}]

@@ -4,12 +4,12 @@ from collections import Counter
 
 import pytest
 
-from tests.folders import answer, boxes, captions, picture, pictures, question, write
+from tests.support.folders import answer, boxes, captions, picture, pictures, question, write
 from xlvlms_tutorial.data import folder, load_samples
 from xlvlms_tutorial.data.gathered import Gathered, Part, Picture
-from xlvlms_tutorial.data.samples import Question
 from xlvlms_tutorial.data.tree import Tree
 from xlvlms_tutorial.errors import AnnotationError, SelectionError
+from xlvlms_tutorial.samples import Question
 
 SPLITS = ("train", "validation", "test")
 RED, BLUE = (255, 0, 0), (0, 0, 255)

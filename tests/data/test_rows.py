@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from tests.folders import captions, pictures, write
+from tests.support.folders import captions, pictures, write
 from xlvlms_tutorial.data import load_samples
 from xlvlms_tutorial.data.annotations import STRATA
 from xlvlms_tutorial.errors import AnnotationError

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.folders import picture
+from tests.support.folders import picture
 from xlvlms_tutorial.data.tree import Tree, folder_split, listing, named_split
 from xlvlms_tutorial.errors import AnnotationError
 

@@ -4,26 +4,29 @@ Where each defect is tested (files under tests; without a file: here). Book page
 
 1. Text tokens of captions are BOS alone: test_textual_tokens_are_those_of_the_caption.
 2. The layer of P sticks at the first:
-   methods/test_alignment.py::test_the_layer_of_the_perceptual_tokens_follows_upstream_stuck_at_the_first,
-   methods/test_vocabulary.py::test_the_entropy_profile_follows_the_layer,
-   methods/test_vocabulary.py::test_the_divergence_profile_has_three_rows_a_layer_and_follows_it,
-   methods/test_vocabulary.py::test_consecutive_means_layer_l_against_l_plus_step.
-3. Consecutive layers over other examples: methods/test_geometry.py::test_consecutive_similarity_is_of_the_same_token_of_the_same_example.
-4. Arbitrary pairs in the divergence: methods/test_vocabulary.py::test_no_arbitrary_pairing_decides_the_contrast.
-   0 log 0: methods/test_vocabulary.py::test_a_uniform_distribution_has_the_entropy_log_v_and_a_sure_one_0_and_not_nan,
-   methods/test_vocabulary.py::test_relative_entropy_of_vectors, test_words_too_rare_for_half_precision_are_not_lost.
-5. Frobenius norm as "mean": methods/test_geometry.py::test_norms_are_of_tokens_upstreams_mean_was_the_norm_of_the_matrix.
-6. Padding in the calibration: methods/test_calibration.py::test_padding_adds_nothing,
-   methods/test_calibration.py::test_texts_without_a_picture_and_sequences_beyond_128, test_padding_changes_no_mask.
-7. Places inside a block of OPT: states/test_reading.py::test_opt_puts_its_mlp_in_one_row_and_is_read_by_position.
-8. Unknown modes run the dense model: states/test_bypass.py::test_unknown_values_are_named_with_the_known_ones,
-   methods/test_similarity.py::test_unknown_choices_name_the_allowed_ones.
-9. Layer names of OPT in the algebra of masks: methods/test_subnetworks.py::test_every_architecture_is_masked_and_runs,
-   test_masks_of_every_decoder_are_intersected. True is kept: methods/test_masks.py::test_what_all_tasks_keep_is_at_least_as_sparse_as_each.
+   methods/alignment/test_scores.py::test_the_layer_of_the_perceptual_tokens_follows_upstream_stuck_at_the_first,
+   methods/logit_lens/test_measures.py::test_the_entropy_profile_follows_the_layer,
+   methods/logit_lens/test_measures.py::test_the_divergence_profile_has_three_rows_a_layer_and_follows_it,
+   methods/logit_lens/test_measures.py::test_consecutive_means_layer_l_against_l_plus_step.
+3. Consecutive layers over other examples:
+   methods/alignment/test_drift.py::test_consecutive_similarity_is_of_the_same_token_of_the_same_example.
+4. Arbitrary pairs in the divergence: methods/logit_lens/test_measures.py::test_no_arbitrary_pairing_decides_the_contrast.
+   0 log 0: methods/logit_lens/test_measures.py::test_a_uniform_distribution_has_the_entropy_log_v_and_a_sure_one_0_and_not_nan,
+   methods/logit_lens/test_measures.py::test_relative_entropy_of_vectors, test_words_too_rare_for_half_precision_are_not_lost.
+5. Frobenius norm as "mean": methods/alignment/test_drift.py::test_norms_are_of_tokens_upstreams_mean_was_the_norm_of_the_matrix.
+6. Padding in the calibration: methods/pruning/test_calibration.py::test_padding_adds_nothing,
+   methods/pruning/test_calibration.py::test_texts_without_a_picture_and_sequences_beyond_128, test_padding_changes_no_mask.
+7. Places inside a block of OPT: activations/test_hooks.py::test_opt_puts_its_mlp_in_one_row_and_is_read_by_position.
+8. Unknown modes run the dense model: interventions/test_skipping.py::test_unknown_values_are_named_with_the_known_ones,
+   methods/alignment/test_similarity.py::test_unknown_choices_name_the_allowed_ones.
+9. Layer names of OPT in the algebra of masks: methods/pruning/test_scores.py::test_every_architecture_is_masked_and_runs,
+   test_masks_of_every_decoder_are_intersected. True is kept:
+   methods/pruning/test_masks.py::test_what_all_tasks_keep_is_at_least_as_sparse_as_each.
 10. 32 layers written into the code: test_profiles_reach_the_last_layer_of_any_depth, and that layer is before the final norm:
-    states/test_reading.py::test_layers_are_those_of_transformers_and_the_last_is_before_the_final_norm.
+    activations/test_hooks.py::test_layers_are_those_of_transformers_and_the_last_is_before_the_final_norm.
 11. Answers cut to the length of the true one: not of these methods (metrics/test_answers.py).
-Beside F.3, only the first of the k words is drawn: methods/test_vocabulary.py::test_the_histogram_counts_all_k_words_of_each_state.
+Beside F.3, only the first of the k words is drawn:
+methods/logit_lens/test_measures.py::test_the_histogram_counts_all_k_words_of_each_state.
 """
 
 import re
@@ -37,15 +40,15 @@ import torch
 from PIL import Image
 
 from tests import zoo
-from tests.tiny import tiny_llava
-from xlvlms_tutorial.methods.alignment import alignment_profile, cones
-from xlvlms_tutorial.methods.geometry import consecutive_profile, norms
-from xlvlms_tutorial.methods.similarity import examples
-from xlvlms_tutorial.methods.subnetworks import Calibration, calibrate_on, linear_maps, overlap, wanda
-from xlvlms_tutorial.methods.vocabulary import divergence, divergence_profile, entropy, entropy_profile
+from tests.support.tiny import tiny_llava
+from xlvlms_tutorial.activations.capture import capture, residual_stream
+from xlvlms_tutorial.methods.alignment.drift import consecutive_profile, norms
+from xlvlms_tutorial.methods.alignment.scores import alignment_profile, cones
+from xlvlms_tutorial.methods.alignment.similarity import examples
+from xlvlms_tutorial.methods.logit_lens.measures import divergence, divergence_profile, entropy, entropy_profile
+from xlvlms_tutorial.methods.pruning.scores import Calibration, calibrate_on, linear_maps, overlap, wanda
 from xlvlms_tutorial.models import anatomy
 from xlvlms_tutorial.models.vlm import VLM
-from xlvlms_tutorial.states.capture import capture, residual_stream
 
 CAPTIONS = ["a woman on the grass", "red", "a red key", "there is a blue key on the grass"]
 PICTURE = Image.new("RGB", (32, 32), (10, 90, 200))
@@ -59,7 +62,7 @@ def captured(vlm, samples):
 
 
 def test_the_table_above_names_tests_that_exist():
-    named = re.findall(r"(?:(\w+/\w+\.py)::)?(test_\w+)\b(?!\.py)", __doc__)
+    named = re.findall(r"(?:((?:\w+/)+\w+\.py)::)?(test_\w+)\b(?!\.py)", __doc__)
     assert len(named) > 15
     for file, name in named:
         path = Path(__file__).parents[1] / file if file else Path(__file__)

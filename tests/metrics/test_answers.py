@@ -5,10 +5,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xlvlms_tutorial.data.samples import Question
 from xlvlms_tutorial.errors import EstimateError, LengthError
 from xlvlms_tutorial.metrics.answers import accuracy_by_type, answer_table, exact_match, normalise, with_columns, yes_or_no
-from xlvlms_tutorial.metrics.uncertainty import bootstrap, proportion
+from xlvlms_tutorial.metrics.intervals import bootstrap, proportion
+from xlvlms_tutorial.samples import Question
 
 
 @pytest.mark.parametrize(

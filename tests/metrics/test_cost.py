@@ -12,13 +12,13 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from tests.contract.reference import GENERATION, case
-from tests.tiny import tiny_llava
+from tests.support.tiny import tiny_llava
+from xlvlms_tutorial.activations.hooks import read
 from xlvlms_tutorial.errors import EstimateError, SelectionError
-from xlvlms_tutorial.methods import subnetworks
+from xlvlms_tutorial.interventions.edits import mask_weights, skip
+from xlvlms_tutorial.methods import pruning
 from xlvlms_tutorial.metrics.cost import count_flops, decoder_flops
 from xlvlms_tutorial.models import anatomy
-from xlvlms_tutorial.states.intervene import mask_weights, skip
-from xlvlms_tutorial.states.reading import read
 
 L, STEPS = 4, 3
 
@@ -223,7 +223,7 @@ def test_skipping_mlps_or_one_phase_takes_only_that(llava, batch, dense):
 
 
 def test_masks_take_nothing_off(llava, batch, dense):
-    masks = subnetworks.random_masks(llava, 0.75, seed=0)
+    masks = pruning.random_masks(llava, 0.75, seed=0)
     with mask_weights(llava, masks.tensors(llava)):
         assert counted(llava, batch).equals(dense)
 

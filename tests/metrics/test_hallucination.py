@@ -3,11 +3,11 @@ import numpy as np
 import pytest
 from sklearn.metrics import accuracy_score, f1_score, precision_score, recall_score
 
-from xlvlms_tutorial.data.samples import Question
 from xlvlms_tutorial.errors import EstimateError, LengthError, WordListError
 from xlvlms_tutorial.metrics.answers import answer_table
 from xlvlms_tutorial.metrics.hallucination import chair, pope
-from xlvlms_tutorial.metrics.uncertainty import bootstrap, proportion
+from xlvlms_tutorial.metrics.intervals import bootstrap, proportion
+from xlvlms_tutorial.samples import Question
 
 STRATA = ("random", "popular", "adversarial")
 

@@ -8,10 +8,10 @@ import torch
 
 from xlvlms_tutorial.errors import ActivationsError, EstimateError
 from xlvlms_tutorial.methods.concepts import PCA, most_activating, top_concepts
+from xlvlms_tutorial.metrics.concept_factors import track
 from xlvlms_tutorial.metrics.grounding import bert_score, clip_score, top_scores
+from xlvlms_tutorial.metrics.intervals import bootstrap, correlation, difference, proportion
 from xlvlms_tutorial.metrics.plain import plain
-from xlvlms_tutorial.metrics.truth import track
-from xlvlms_tutorial.metrics.uncertainty import bootstrap, correlation, difference, proportion
 
 GOOD = np.random.default_rng(0).random((40, 4))
 STRANGE = {

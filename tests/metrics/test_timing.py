@@ -14,7 +14,7 @@ from torch import nn
 
 from xlvlms_tutorial.errors import EstimateError, SelectionError
 from xlvlms_tutorial.metrics.cost import energy, measure_time, memory_of, peak_memory, time_medians, time_ratios
-from xlvlms_tutorial.metrics.uncertainty import bootstrap
+from xlvlms_tutorial.metrics.intervals import bootstrap
 
 
 class Clock:

@@ -11,11 +11,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from xlvlms_tutorial.data.samples import Question
 from xlvlms_tutorial.errors import ActivationsError, ComparisonError, EstimateError, LengthError, SelectionError
 from xlvlms_tutorial.metrics import vqa
 from xlvlms_tutorial.metrics.answers import answer_table
-from xlvlms_tutorial.metrics.uncertainty import bootstrap, proportion
+from xlvlms_tutorial.metrics.intervals import bootstrap, proportion
 from xlvlms_tutorial.metrics.vqa import (
     answer_counts,
     answer_kl,
@@ -26,6 +25,7 @@ from xlvlms_tutorial.metrics.vqa import (
     vqa_accuracy,
     vqa_normalise,
 )
+from xlvlms_tutorial.samples import Question
 
 
 @pytest.mark.parametrize(

@@ -9,13 +9,13 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText
 
-from tests.tiny import tiny_llava
-from xlvlms_tutorial.data.samples import Question, Sample
+from tests.support.tiny import tiny_llava
 from xlvlms_tutorial.errors import LoadError, SelectionError
+from xlvlms_tutorial.interventions.edits import skip
 from xlvlms_tutorial.models import finetune
 from xlvlms_tutorial.models.adapters import add_adapter
 from xlvlms_tutorial.models.finetune import fine_tune, loss_of, save_adapter
-from xlvlms_tutorial.states.intervene import skip
+from xlvlms_tutorial.samples import Question, Sample
 
 COLOURS = ("red", "blue", "yellow")
 SAMPLES = [

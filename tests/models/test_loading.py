@@ -14,9 +14,9 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers.utils import is_flash_attn_2_available
 
-from tests.tiny import tiny_llava
+from tests.support.tiny import tiny_llava
 from tests.zoo import build
-from tests.zoo_processors import save, save_processor
+from tests.zoo.processors import save, save_processor
 from xlvlms_tutorial.errors import (
     ArchitectureError,
     HubError,
@@ -26,10 +26,10 @@ from xlvlms_tutorial.errors import (
     SelfCheckError,
     UnknownModelError,
 )
+from xlvlms_tutorial.interventions.edits import skip
 from xlvlms_tutorial.models import adapters, loading
-from xlvlms_tutorial.models.checks import CHECKS
 from xlvlms_tutorial.models.loading import ARCHITECTURES, load
-from xlvlms_tutorial.states.intervene import skip
+from xlvlms_tutorial.models.self_check import CHECKS
 
 PICTURE = Image.new("RGB", (40, 30), (200, 30, 30))
 QUESTION = "What colour is the key ?"

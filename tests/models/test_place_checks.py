@@ -9,11 +9,12 @@ from tests.models.test_support import HALF, KINDS, NORMED
 from tests.zoo import build, padded
 from tests.zoo.inputs import IMAGE
 from tests.zoo.models import clip
+from xlvlms_tutorial.activations import clock
+from xlvlms_tutorial.interventions import edits, skipping
 from xlvlms_tutorial.models import place_checks
-from xlvlms_tutorial.models.checks import CHECKS, self_check
 from xlvlms_tutorial.models.place_checks import HANGS_ON, PLACED
+from xlvlms_tutorial.models.self_check import CHECKS, self_check
 from xlvlms_tutorial.models.vlm import VLM
-from xlvlms_tutorial.states import bypass, clock, intervene
 
 FAILING = {
     "plain": set(),
@@ -68,12 +69,12 @@ def failed(table) -> set[str]:
 
 def test_a_cache_that_is_left_too_short_is_found(checked, monkeypatch):
     """Masks of all blocks are read off the first one's length: without padding its cache, a padded batch gets other tokens."""
-    monkeypatch.setattr(bypass, "pad_cache", lambda *_: None)
+    monkeypatch.setattr(skipping, "pad_cache", lambda *_: None)
     assert {"block skipped", "attention skipped"} <= failed(checked())
 
 
 def test_an_mlp_that_goes_on_working_is_found(checked, monkeypatch):
-    monkeypatch.setattr(bypass, "_no_mlp", lambda *_: {})
+    monkeypatch.setattr(skipping, "_no_mlp", lambda *_: {})
     assert failed(checked()) == {"MLP skipped"}
 
 
@@ -84,14 +85,14 @@ def test_a_scope_that_is_taken_for_the_other_is_found(checked, monkeypatch):
 
 def test_a_bias_that_is_not_what_was_asked_for_is_found(checked, monkeypatch):
     """The measurement on entry would see it; here it is blind."""
-    own = intervene._vector
+    own = edits._vector
     calls = []
 
     def doubled(vlm, vector, what, most=2):
         calls.append(what)
         return own(vlm, vector * (2 if most == 1 else 1), what, most)
 
-    monkeypatch.setattr(intervene, "_vector", doubled)
+    monkeypatch.setattr(edits, "_vector", doubled)
     assert failed(checked()) == {"fold"} and calls
 
 

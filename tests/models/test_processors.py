@@ -10,14 +10,14 @@ import transformers as hf
 from PIL import Image
 from transformers.models.smolvlm import processing_smolvlm
 
-from tests.tiny import tiny_llava
-from tests.tiny_pocket import tiny_processor
+from tests.support.tiny import tiny_llava
+from tests.support.tiny_pocket import tiny_processor
 from tests.zoo import MODELS, SUPPRESS, build
-from tests.zoo_processors import APART, PROCESSORS, save, save_processor, tokenizer
+from tests.zoo.processors import APART, PROCESSORS, save, save_processor, tokenizer
 from xlvlms_tutorial.errors import LoadError, ModalityError
 from xlvlms_tutorial.models import anatomy, processors
-from xlvlms_tutorial.models.checks import self_check
 from xlvlms_tutorial.models.processors import NoVideoProcessor, load_processor, padding_first, reads
+from xlvlms_tutorial.models.self_check import self_check
 from xlvlms_tutorial.models.vlm import VLM
 
 GLM = ("glm4v", "glm4v_moe", "glm46v", "glm_ocr")

@@ -9,13 +9,13 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.tiny import tiny_llava, tiny_tokenizer
-from tests.zoo_processors import PROCESSORS, RECIPES, save
-from xlvlms_tutorial.data.samples import Sample
+from tests.support.tiny import tiny_llava, tiny_tokenizer
+from tests.zoo.processors import PROCESSORS, RECIPES, save
 from xlvlms_tutorial.errors import ImageError, InputsError, LoadError, PromptError, SelectionError
 from xlvlms_tutorial.models import anatomy, prompts
 from xlvlms_tutorial.models.loading import load
 from xlvlms_tutorial.models.processors import require_embedded, require_padding
+from xlvlms_tutorial.samples import Sample
 
 
 def png(picture: Image.Image) -> bytes:

@@ -5,11 +5,11 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.tiny import tiny_llava
+from tests.support.tiny import tiny_llava
+from xlvlms_tutorial import interventions
 from xlvlms_tutorial.errors import ActivationsError, PromptError
+from xlvlms_tutorial.interventions.token_skipping import skip_mlp_tokens
 from xlvlms_tutorial.models.sharing import by_picture, generate_shared, greedy, shareable
-from xlvlms_tutorial.states import intervene
-from xlvlms_tutorial.states.partial import skip_mlp_tokens
 
 TEXTS = ["What colour is the key ?", "Is there a woman in the picture ?", "Describe the picture .", "What is the key ?", "Is there a key ?"]
 
@@ -68,7 +68,7 @@ def test_logits_agree_with_those_of_whole_prompts(pictures):
 def test_skipping_gives_the_same_answers_in_two_parts(forwards, pictures, part, scope):
     vlm, rows = forwards
     images = [pictures[0], pictures[1], pictures[0], pictures[1], pictures[0]]
-    with intervene.skip(vlm, 2, part=part, scope=scope):
+    with interventions.skip(vlm, 2, part=part, scope=scope):
         expected = whole(vlm, images, TEXTS)
         assert vlm.generate(images, TEXTS, 6) == expected
     assert rows == [5, 2]
@@ -78,7 +78,7 @@ def test_what_depends_on_positions_runs_whole(forwards, pictures):
     vlm, rows = forwards
     images = [pictures[0]] * 3
     vector = torch.full((vlm.width,), 3.0)
-    with intervene.add(vlm, vector, 1, positions="image"):
+    with interventions.add(vlm, vector, 1, positions="image"):
         assert not shareable(vlm)
         assert vlm.generate(images, TEXTS[:3], 6) == whole(vlm, images, TEXTS[:3])
     with skip_mlp_tokens(vlm, 1, span="image"):

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from tests.tiny import tiny_tokenizer
+from tests.support.tiny import tiny_tokenizer
 from xlvlms_tutorial.errors import SpanError
 from xlvlms_tutorial.models.spans import SPANS, Batch, decode, find_words, label, token_slice
 

@@ -8,11 +8,11 @@ from torch import nn
 from tests.contract.reference import SUPPRESS, case, traces
 from tests.zoo import MODELS, build, padded
 from tests.zoo.models import TEXT
+from xlvlms_tutorial.activations.hooks import read
 from xlvlms_tutorial.errors import AnatomyError, FoldError, InputsError, InterventionError, LoadError, SelectionError, XlvlmsError
+from xlvlms_tutorial.interventions.edits import add, fold, mask_weights, parallel, parallel_pairs, replace, skip, skip_mlp_tokens
 from xlvlms_tutorial.models import anatomy, support
 from xlvlms_tutorial.models.vlm import VLM
-from xlvlms_tutorial.states.intervene import add, fold, mask_weights, parallel, parallel_pairs, replace, skip, skip_mlp_tokens
-from xlvlms_tutorial.states.reading import read
 
 EVERYTHING = set(support._NEEDS)
 MOE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}

@@ -6,12 +6,12 @@ import torch
 import transformers as hf
 from PIL import Image
 
-from tests.tiny import tiny_llava
-from tests.tiny_pocket import tiny_reader
+from tests.support.tiny import tiny_llava
+from tests.support.tiny_pocket import tiny_reader
 from tests.zoo import MODELS, SUPPRESS, build, padded
 from tests.zoo.inputs import IMAGE, VOCABULARY
 from tests.zoo.models import TEXT, clip, siglip
-from tests.zoo_processors import save
+from tests.zoo.processors import save
 from xlvlms_tutorial.data import load_samples
 from xlvlms_tutorial.errors import DeviceMemoryError, ImageError, InputsError, ModalityError, PromptError, SelectionError, SpanError
 from xlvlms_tutorial.models import anatomy

@@ -10,17 +10,17 @@ from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from PIL import Image
 
 from tests.contract.reference import traces
-from tests.tiny import tiny_llava
+from tests.support.tiny import tiny_llava
 from tests.zoo import build, padded
-from tests.zoo_processors import save
+from tests.zoo.processors import save
+from xlvlms_tutorial.activations.hooks import read
 from xlvlms_tutorial.errors import AnatomyError, ArchitectureError, InputsError, LoadError, SelfCheckError
+from xlvlms_tutorial.interventions.edits import add, skip
 from xlvlms_tutorial.models import anatomy
 from xlvlms_tutorial.models.architectures import ARCHITECTURES
 from xlvlms_tutorial.models.loading import load
 from xlvlms_tutorial.models.vlm import VLM
 from xlvlms_tutorial.models.wrapping import require_architecture, require_finite, wrapped
-from xlvlms_tutorial.states.intervene import add, skip
-from xlvlms_tutorial.states.reading import read
 
 PICTURE = Image.new("RGB", (40, 30), (200, 30, 30))
 TEXTS = ["What colour is the key ?", "Describe the picture ."]

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from transformers import LlavaForConditionalGeneration
 
-from tests.tiny_pocket import tiny_reader
+from tests.support.tiny_pocket import tiny_reader
 from xlvlms_tutorial import load
 from xlvlms_tutorial.data import PROMPTS, load_samples
 from xlvlms_tutorial.errors import ModalityError, RevisionError
@@ -17,9 +17,9 @@ from xlvlms_tutorial.models.anatomy import decoder_blocks
 from xlvlms_tutorial.models.spans import SPANS
 from xlvlms_tutorial.models.vlm import VLM
 from xlvlms_tutorial.pocket import build, language, world
-from xlvlms_tutorial.pocket.runs import calibrated_tower, dialogue, pixels
-from xlvlms_tutorial.pocket.training import Mix, pack
 from xlvlms_tutorial.pocket.variants import Variant
+from xlvlms_tutorial.training.connector import Mix, pack
+from xlvlms_tutorial.training.connector_runs import calibrated_tower, dialogue, pixels
 
 SCENES = world.scenes(8, "test")
 

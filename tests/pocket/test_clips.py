@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from tests.pocket.strategies import any_scene
+from tests.support.strategies import any_scene
 from xlvlms_tutorial.errors import SceneError
 from xlvlms_tutorial.pocket import world
 from xlvlms_tutorial.pocket.clips import Clip, clip_captions, clip_questions, clips, directions, render_clip, speeds, truth

@@ -8,8 +8,8 @@ from xlvlms_tutorial.pocket import clips, world
 from xlvlms_tutorial.pocket.assets import tower_state_dict
 from xlvlms_tutorial.pocket.encoders import ENCODERS, statistics_file, tower_state, untrained
 from xlvlms_tutorial.pocket.processor import seen
-from xlvlms_tutorial.pocket.runs import pixels
 from xlvlms_tutorial.pocket.tower import Tower
+from xlvlms_tutorial.training.connector_runs import pixels
 
 EACH = pytest.mark.parametrize("name", ENCODERS)
 WIDTHS = {"lite0": 1440, "lite2": 1600, "random": 1440, "patches": 768}

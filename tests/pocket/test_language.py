@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.pocket.strategies import any_scene
+from tests.support.strategies import any_scene
 from xlvlms_tutorial.errors import SceneError
 from xlvlms_tutorial.pocket import language, world
 from xlvlms_tutorial.pocket.language import OBJECTS, QUESTION_TYPES, STRATA, STYLES, absent, captions, popularity, questions, styled_caption

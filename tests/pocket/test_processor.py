@@ -5,14 +5,14 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.tiny_pocket import EVERYTHING, tiny_processor
+from tests.support.tiny_pocket import EVERYTHING, tiny_processor
 from xlvlms_tutorial.data import PROMPTS
 from xlvlms_tutorial.errors import ImageError, PromptError, SceneError
 from xlvlms_tutorial.pocket import build, clips, sounds
 from xlvlms_tutorial.pocket.assets import language_model_folder
 from xlvlms_tutorial.pocket.processor import seen
-from xlvlms_tutorial.pocket.runs import pixels
-from xlvlms_tutorial.pocket.training import pack
+from xlvlms_tutorial.training.connector import pack
+from xlvlms_tutorial.training.connector_runs import pixels
 
 CLIP = [Image.new("RGB", (8, 8), (k, 0, 0)) for k in range(8)]
 WAVE = np.zeros(sounds.SAMPLES, np.float32)

@@ -9,10 +9,10 @@ from xlvlms_tutorial.metrics.captions import names
 from xlvlms_tutorial.models.loading import EMBEDDED
 from xlvlms_tutorial.pocket import build
 from xlvlms_tutorial.pocket.encoders import ENCODERS
-from xlvlms_tutorial.pocket.runs import RUNS
 from xlvlms_tutorial.pocket.variants import VARIANTS
-from xlvlms_tutorial.reproduce.compressed import COMPRESSED
-from xlvlms_tutorial.reproduce.train import MEASURED_ON
+from xlvlms_tutorial.training.compressed import COMPRESSED
+from xlvlms_tutorial.training.connector_runs import RUNS
+from xlvlms_tutorial.training.main import MEASURED_ON
 
 EACH = pytest.mark.parametrize("name", VARIANTS)
 TARGETS = {"clips": ("action", 0.85), "sounds": ("sound", 0.80)}

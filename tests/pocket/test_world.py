@@ -11,7 +11,7 @@ import PIL
 import pytest
 from hypothesis import given, settings
 
-from tests.pocket.strategies import any_scene
+from tests.support.strategies import any_scene
 from xlvlms_tutorial.errors import SceneError
 from xlvlms_tutorial.pocket.world import (
     ACTIONS,

@@ -5,14 +5,14 @@ import json
 import pytest
 
 from tools import numerics
-from xlvlms_tutorial.reproduce import spread
+from xlvlms_tutorial.claims import spread
 
 HEAD = "---\nkernelspec:\n  name: python3\n---\n\n# A page\n\n"
 CODE = """
 # NBVAL_CHECK_OUTPUT
 import os
-from xlvlms_tutorial.metrics.uncertainty import Estimate
-from xlvlms_tutorial.reproduce import claims
+from xlvlms_tutorial.metrics.intervals import Estimate
+from xlvlms_tutorial.claims import claims
 old = os.environ.get("ATEN_CPU_CAPABILITY") == "default"
 low = -0.1 if old else 0.1
 claims.record("IMA-1", Estimate(0.2, low, 0.3, 9), model="m", dataset="d", seeds=0, chapter="one")

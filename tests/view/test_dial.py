@@ -7,7 +7,7 @@ from ipywidgets.widgets.widget_link import Link
 from PIL import Image
 
 from xlvlms_tutorial.errors import FramesError
-from xlvlms_tutorial.metrics.styles import STYLE_WORDS
+from xlvlms_tutorial.text import STYLE_WORDS
 from xlvlms_tutorial.view.dial import dial
 
 PICTURES = [Image.new("RGB", (40, 30), colour) for colour in ("red", "blue")]

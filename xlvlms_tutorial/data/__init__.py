@@ -1,12 +1,12 @@
-"""Datasets by name or folder, each as a list of :class:`~xlvlms_tutorial.data.samples.Sample`."""
+"""Datasets by name or folder, each as a list of :class:`~xlvlms_tutorial.samples.Sample`."""
 
 import os
 from numbers import Integral
 from pathlib import Path
 
 from xlvlms_tutorial.data.export import write_coco
-from xlvlms_tutorial.data.samples import PROMPTS, Question, Sample, both_mention, media, mentioning
 from xlvlms_tutorial.errors import DatasetError, SelectionError
+from xlvlms_tutorial.samples import PROMPTS, Question, Sample, both_mention, media, mentioning
 
 # Embedded: they need neither network nor files
 DATASETS = ("scenes", "composition", "clips", "sounds", "scenes-place", "scenes-colour", "scenes-mood")

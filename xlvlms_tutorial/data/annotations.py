@@ -12,8 +12,8 @@ import numpy as np
 from PIL import Image
 from scipy.sparse import csr_matrix
 
-from xlvlms_tutorial.data.samples import Question, Sample, as_image
-from xlvlms_tutorial.metrics.styles import STYLE_WORDS, forms, words
+from xlvlms_tutorial.samples import Question, Sample, as_image
+from xlvlms_tutorial.text import STYLE_WORDS, forms, words
 
 FACTORS = ("subject", "action", "item", "colour", "count", "side", "place", "time")
 STRATA = ("random", "popular", "adversarial")

@@ -6,8 +6,8 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from xlvlms_tutorial.data.samples import Sample
 from xlvlms_tutorial.errors import OutputError, SelectionError, XlvlmsError
+from xlvlms_tutorial.samples import Sample
 
 
 def write_coco(samples: Sequence[Sample], folder: str | Path) -> Path:

@@ -10,9 +10,9 @@ from xlvlms_tutorial.data.annotations import objects_in, question_type
 from xlvlms_tutorial.data.entries import KNOWN, Stray, answer_of, each, measured, optional, split_of, value
 from xlvlms_tutorial.data.gathered import Gathered, Part, Picture
 from xlvlms_tutorial.data.rows import add_rows, read_csv, roles_of
-from xlvlms_tutorial.data.samples import Question
 from xlvlms_tutorial.data.tree import inside, named_split
 from xlvlms_tutorial.errors import AnnotationError
+from xlvlms_tutorial.samples import Question
 
 Later = Callable[[], None]
 

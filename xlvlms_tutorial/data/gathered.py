@@ -6,9 +6,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from xlvlms_tutorial.data.annotations import Record
-from xlvlms_tutorial.data.samples import Question
 from xlvlms_tutorial.data.tree import PICTURES, Tree, folder_split, inside
 from xlvlms_tutorial.errors import AnnotationError
+from xlvlms_tutorial.samples import Question
 
 BY_ID, BY_FILE, BY_ENTRY = 1, 2, 3  # who tells a split: a file that gives ids alone, a file that lists pictures, the entry itself
 

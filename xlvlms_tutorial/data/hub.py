@@ -13,9 +13,9 @@ import numpy as np
 from PIL import Image
 
 from xlvlms_tutorial.data.annotations import Record, answer_text, objects_in, question_type, samples_of
-from xlvlms_tutorial.data.samples import Question, Sample
 from xlvlms_tutorial.errors import HubError, LoadError, SelectionError, XlvlmsError
-from xlvlms_tutorial.metrics.styles import style_share
+from xlvlms_tutorial.samples import Question, Sample
+from xlvlms_tutorial.text import style_share
 
 BUFFER = 1000  # rows from which shuffling draws the next
 RATE = 16_000  # samples a second of sounds

@@ -3,8 +3,8 @@
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
 
-from xlvlms_tutorial.data.samples import Question, Sample
 from xlvlms_tutorial.pocket import clips, language, sounds, world
+from xlvlms_tutorial.samples import Question, Sample
 
 
 def scene_samples(n: int, split: str = "test", seed: int = 0, style: str | None = None) -> list[Sample]:

@@ -8,9 +8,9 @@ from pathlib import PurePosixPath
 from xlvlms_tutorial.data.annotations import STRATA, objects_in, question_type
 from xlvlms_tutorial.data.entries import Stray, answer_of, checked, each, plain, split_of
 from xlvlms_tutorial.data.gathered import Gathered, Part
-from xlvlms_tutorial.data.samples import Question
 from xlvlms_tutorial.data.tree import inside
 from xlvlms_tutorial.errors import AnnotationError
+from xlvlms_tutorial.samples import Question
 
 _FILE_COLUMNS = ("file", "image", "file_name", "filename", "image_path", "path")
 _ANSWERS = ("answer", "label", "answers")

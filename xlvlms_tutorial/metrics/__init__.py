@@ -1,0 +1,95 @@
+"""Metrics with intervals: of answers, captions, concepts and cost."""
+
+from typing import TYPE_CHECKING
+
+from xlvlms_tutorial._lazy import lazy_attributes
+
+if TYPE_CHECKING:
+    from xlvlms_tutorial.metrics.answers import accuracy_by_type, answer_table, exact_match, normalise, yes_or_no
+    from xlvlms_tutorial.metrics.captions import CAPTION_FACTORS, SOUND_FACTORS, caption_attributes, names
+    from xlvlms_tutorial.metrics.concept_factors import agreement, informative, spoken, track
+    from xlvlms_tutorial.metrics.cost import count_flops, decoder_flops
+    from xlvlms_tutorial.metrics.dictionaries import ReconstructionError, Sparsity, matched, reconstruction_error, sparsity, stability
+    from xlvlms_tutorial.metrics.grounding import bert_score, bert_scores, clip_score, overlap, top_scores
+    from xlvlms_tutorial.metrics.hallucination import chair, pope
+    from xlvlms_tutorial.metrics.intervals import (
+        Estimate,
+        bootstrap,
+        correlation,
+        difference,
+        interval,
+        permutation_p,
+        proportion,
+        resampled_shares,
+        share,
+    )
+    from xlvlms_tutorial.metrics.references import bleu, cider
+    from xlvlms_tutorial.metrics.timing import energy, measure_time, memory_of, peak_memory, time_medians, time_ratios
+    from xlvlms_tutorial.metrics.vqa import (
+        answer_counts,
+        answer_kl,
+        answer_type,
+        side_effects,
+        steering_table,
+        targeted_change,
+        vqa_accuracy,
+        vqa_normalise,
+    )
+
+__all__ = [
+    "CAPTION_FACTORS",
+    "SOUND_FACTORS",
+    "Estimate",
+    "ReconstructionError",
+    "Sparsity",
+    "accuracy_by_type",
+    "agreement",
+    "answer_counts",
+    "answer_kl",
+    "answer_table",
+    "answer_type",
+    "bert_score",
+    "bert_scores",
+    "bleu",
+    "bootstrap",
+    "caption_attributes",
+    "chair",
+    "cider",
+    "clip_score",
+    "correlation",
+    "count_flops",
+    "decoder_flops",
+    "difference",
+    "energy",
+    "exact_match",
+    "informative",
+    "interval",
+    "matched",
+    "measure_time",
+    "memory_of",
+    "names",
+    "normalise",
+    "overlap",
+    "peak_memory",
+    "permutation_p",
+    "pope",
+    "proportion",
+    "reconstruction_error",
+    "resampled_shares",
+    "share",
+    "side_effects",
+    "sparsity",
+    "spoken",
+    "stability",
+    "steering_table",
+    "targeted_change",
+    "time_medians",
+    "time_ratios",
+    "top_scores",
+    "track",
+    "vqa_accuracy",
+    "vqa_normalise",
+    "yes_or_no",
+]
+
+__getattr__ = lazy_attributes(__name__)

@@ -6,9 +6,9 @@ from collections.abc import Collection, Sequence
 import pandas as pd
 from numpy.typing import ArrayLike
 
-from xlvlms_tutorial.data.samples import Question
 from xlvlms_tutorial.errors import EstimateError, LengthError
-from xlvlms_tutorial.metrics.uncertainty import share
+from xlvlms_tutorial.metrics.intervals import share
+from xlvlms_tutorial.samples import Question
 
 _WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 _NUMBERS = {word: str(number) for number, word in enumerate(_WORDS)}

@@ -17,7 +17,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from xlvlms_tutorial.errors import ActivationsError, ComparisonError, EstimateError, SelectionError
-from xlvlms_tutorial.metrics.uncertainty import Estimate, bootstrap
+from xlvlms_tutorial.metrics.intervals import Estimate, bootstrap
 
 _BLOCK = 2**22  # numbers of one array at a time, to bound memory
 

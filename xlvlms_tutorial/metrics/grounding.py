@@ -275,7 +275,7 @@ def _numbers(values: np.ndarray, what: str) -> np.ndarray:
 def _pairs_of_words(words: Mapping[int, Sequence[str]] | pd.DataFrame) -> pd.DataFrame:
     """Each word of each concept once, in the order of concepts."""
     if isinstance(words, pd.DataFrame):
-        pairs = with_columns(words, ("concept", "word"), "a table of words, as grounding.words makes it")
+        pairs = with_columns(words, ("concept", "word"), "a table of words, as concepts.words makes it")
     else:
         empty = [concept for concept, found in words.items() if isinstance(found, str) or not len(found)]
         if empty:

@@ -11,8 +11,8 @@ from numpy.typing import ArrayLike
 from xlvlms_tutorial.errors import EstimateError, LengthError, WordListError
 from xlvlms_tutorial.metrics.answers import group_labels, normalise, with_columns, yes_or_no
 from xlvlms_tutorial.metrics.captions import separate, spaced
-from xlvlms_tutorial.metrics.styles import composed, forms
-from xlvlms_tutorial.metrics.uncertainty import proportion, share
+from xlvlms_tutorial.metrics.intervals import proportion, share
+from xlvlms_tutorial.text import composed, forms
 
 # Right before another object's name these say of what kind it is, and name no person: a passenger jet, a baby elephant.
 QUALIFIERS = frozenset({"adult", "baby", "passenger"})
@@ -73,7 +73,7 @@ def chair(
 
     As in the authors' code the longest name wins: a hot dog is no dog, a passenger jet or a baby elephant (``QUALIFIERS``) names no
     person, a toilet seat is a toilet, home plates and train tracks are nothing. Unlike it, an object counts once a caption, not once a
-    mention, and plurals are those of :func:`~xlvlms_tutorial.metrics.styles.forms`, where theirs make "bu" of "bus".
+    mention, and plurals are those of :func:`~xlvlms_tutorial.text.forms`, where theirs make "bu" of "bus".
 
     Raises
     ------

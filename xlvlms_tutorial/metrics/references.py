@@ -1,7 +1,7 @@
 """How close captions are to reference captions: CIDEr-D and BLEU.
 
 CIDEr-D is written here: of the packages that have it, aac-metrics brings audio models and older versions of transformers and numpy along,
-and pycocoevalcap 100 MB of Java archives. BLEU is sacrebleu's. Captions are split into words by :func:`metrics.styles.words`, not by the
+and pycocoevalcap 100 MB of Java archives. BLEU is sacrebleu's. Captions are split into words by :func:`text.words`, not by the
 Java tokeniser of the COCO evaluation, so scores can differ a little from those of its table. Captions in scripts without spaces (Chinese,
 Japanese, Thai) are split into characters.
 """
@@ -14,7 +14,7 @@ from jaxtyping import Float64
 from scipy.sparse import csr_array
 
 from xlvlms_tutorial.errors import EstimateError, LengthError
-from xlvlms_tutorial.metrics.styles import words
+from xlvlms_tutorial.text import words
 
 ORDERS = (1, 2, 3, 4)
 _SIGMA = 6.0  # of the penalty on a difference in length, in words

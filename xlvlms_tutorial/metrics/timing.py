@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from xlvlms_tutorial.errors import EstimateError, SelectionError
-from xlvlms_tutorial.metrics.uncertainty import bootstrap
+from xlvlms_tutorial.metrics.intervals import bootstrap
 
 POWERCAP = Path("/sys/class/powercap")
 Device = str | torch.device | None

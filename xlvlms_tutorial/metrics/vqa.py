@@ -19,7 +19,7 @@ from torch import Tensor
 
 from xlvlms_tutorial.errors import ActivationsError, ComparisonError, EstimateError, LengthError, SelectionError
 from xlvlms_tutorial.metrics.answers import group_labels, with_columns
-from xlvlms_tutorial.metrics.uncertainty import Estimate, difference, proportion
+from xlvlms_tutorial.metrics.intervals import Estimate, difference, proportion
 from xlvlms_tutorial.metrics.vqa_official import as_compared
 
 TYPES = ("yes/no", "number", "other")

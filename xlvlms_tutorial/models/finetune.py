@@ -16,13 +16,13 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers.utils import is_peft_available
 
-from xlvlms_tutorial.data.samples import PROMPTS, Sample
+from xlvlms_tutorial.checkpoint import keep, resumed
 from xlvlms_tutorial.errors import LoadError, SelectionError
 from xlvlms_tutorial.models import anatomy
 from xlvlms_tutorial.models.adapters import import_peft
 from xlvlms_tutorial.models.prompts import require_counts
 from xlvlms_tutorial.models.vlm import VLM
-from xlvlms_tutorial.resume import keep, resumed
+from xlvlms_tutorial.samples import PROMPTS, Sample
 
 RESUME_EVERY = 50  # steps between the files from which a killed run goes on
 TARGETS = ("q_proj", "v_proj")

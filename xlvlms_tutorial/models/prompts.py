@@ -6,9 +6,9 @@ from numbers import Integral
 from torch import Tensor
 from transformers import BatchFeature
 
-from xlvlms_tutorial.data.samples import as_image, as_sound
 from xlvlms_tutorial.errors import ImageError, LoadError, PromptError, SelectionError, XlvlmsError
 from xlvlms_tutorial.models.failures import FAILURES, reason
+from xlvlms_tutorial.samples import as_image, as_sound
 
 _MARKS = ("image_token", "video_token", "audio_token", "boi_token")  # what processors call the text by which they find a picture's place
 

@@ -12,12 +12,12 @@ from PIL import Image
 from torch import Tensor
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
-from xlvlms_tutorial.data.samples import as_image
 from xlvlms_tutorial.errors import LayerError, LoadError, SelectionError, UnknownModelError
 from xlvlms_tutorial.models.anatomy import embedded
 from xlvlms_tutorial.models.devices import number_format, place
 from xlvlms_tutorial.models.loading import Source, no_network
 from xlvlms_tutorial.models.processors import require_padding
+from xlvlms_tutorial.samples import as_image
 
 POCKET = "pocket-scorer"
 MINILM = "minilm"

@@ -12,7 +12,6 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers.utils import ModelOutput
 
-from xlvlms_tutorial.data.samples import Sample, media
 from xlvlms_tutorial.errors import DeviceMemoryError, ModalityError, SelectionError
 from xlvlms_tutorial.models import anatomy, prompts, support
 from xlvlms_tutorial.models.devices import home
@@ -20,6 +19,7 @@ from xlvlms_tutorial.models.processors import advice, padding_first, reads, requ
 from xlvlms_tutorial.models.sharing import Finite, after_prompts, answers_to, greedy, padding
 from xlvlms_tutorial.models.spans import Batch, label, positions
 from xlvlms_tutorial.models.unembedding import unembedded
+from xlvlms_tutorial.samples import Sample, media
 
 
 class VLM:

@@ -11,10 +11,10 @@ from transformers import AutoModelForImageTextToText, AutoModelForMultimodalLM, 
 from xlvlms_tutorial.errors import ArchitectureError, LoadError, PromptError, SelfCheckError, XlvlmsError
 from xlvlms_tutorial.models import anatomy, support
 from xlvlms_tutorial.models.architectures import ARCHITECTURES
-from xlvlms_tutorial.models.checks import REQUIRED, self_check
 from xlvlms_tutorial.models.failures import FAILURES, reason
 from xlvlms_tutorial.models.place_checks import HANGS_ON
 from xlvlms_tutorial.models.processors import aligned, require_own
+from xlvlms_tutorial.models.self_check import REQUIRED, self_check
 from xlvlms_tutorial.models.spans import Batch
 from xlvlms_tutorial.models.vlm import VLM
 

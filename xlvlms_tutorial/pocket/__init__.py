@@ -1,0 +1,22 @@
+"""The embedded world, whose truth is known, and what pocket LLaVA is made of."""
+
+from typing import TYPE_CHECKING
+
+from xlvlms_tutorial._lazy import lazy_attributes
+
+if TYPE_CHECKING:
+    from xlvlms_tutorial.pocket.build import training_record
+    from xlvlms_tutorial.pocket.variants import VARIANTS, Variant
+    from xlvlms_tutorial.pocket.world import Scene, counterfactuals, render, scenes
+
+__all__ = [
+    "VARIANTS",
+    "Scene",
+    "Variant",
+    "counterfactuals",
+    "render",
+    "scenes",
+    "training_record",
+]
+
+__getattr__ = lazy_attributes(__name__)

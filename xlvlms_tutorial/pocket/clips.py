@@ -7,10 +7,10 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from xlvlms_tutorial.data.samples import Question
 from xlvlms_tutorial.errors import SceneError
 from xlvlms_tutorial.pocket import language, world
 from xlvlms_tutorial.pocket.world import Scene
+from xlvlms_tutorial.samples import Question
 
 FRAMES = 8
 SPEEDS = ("slow", "fast")

@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from xlvlms_tutorial.data.samples import Question
 from xlvlms_tutorial.errors import SceneError
 from xlvlms_tutorial.pocket.world import ANIMALS, COLOURED, COMPANY, ITEMS, PEOPLE, POPULARITY, SUBJECTS, Scene
+from xlvlms_tutorial.samples import Question
 
 CAPTION_PROMPT = "Describe the picture."
 QUESTION_TYPES = ("presence", "colour", "place", "action", "side", "count")

@@ -6,10 +6,10 @@ import numpy as np
 from PIL import Image
 from transformers import AutoProcessor, BatchFeature, LlavaProcessor
 
-from xlvlms_tutorial.data.samples import as_image
 from xlvlms_tutorial.errors import PromptError
 from xlvlms_tutorial.pocket.sounds import log_mel
 from xlvlms_tutorial.pocket.tower import TowerConfig
+from xlvlms_tutorial.samples import as_image
 
 FRAMES_SEEN = 4  # of a clip's frames, evenly from the first to the last
 

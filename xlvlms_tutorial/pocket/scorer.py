@@ -1,7 +1,7 @@
 """The pocket scorer: how well a text fits a picture of the world, by two small heads on a frozen tower and a frozen text encoder.
 
 It plays the part that CLIP plays for photographs, and it is not CLIP: it was trained on scenes of the world alone, by this
-package (:mod:`xlvlms_tutorial.pocket.scorer_training`), and its scores mean nothing for other pictures.
+package (:mod:`xlvlms_tutorial.training.scorer`), and its scores mean nothing for other pictures.
 """
 
 from collections.abc import Sequence

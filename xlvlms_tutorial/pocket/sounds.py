@@ -11,9 +11,9 @@ from jaxtyping import Float
 from PIL import Image
 from scipy.signal import resample_poly
 
-from xlvlms_tutorial.data.samples import Question
 from xlvlms_tutorial.errors import SceneError
 from xlvlms_tutorial.pocket.assets import asset_path
+from xlvlms_tutorial.samples import Question
 
 RATE = 16_000  # samples a second
 SAMPLES = 2 * RATE

@@ -8,7 +8,7 @@ from ipywidgets import Widget
 from PIL import Image
 
 from xlvlms_tutorial.errors import FramesError
-from xlvlms_tutorial.metrics.styles import forms
+from xlvlms_tutorial.text import forms
 from xlvlms_tutorial.view.cards import Html, thumbnails
 from xlvlms_tutorial.view.widgets import explorer
 
@@ -34,7 +34,7 @@ def dial(
 
     ``told`` maps settings, in the order of the slider, to the captions or answers of all ``images``. A setting is a label, or a tuple with
     a part for each of ``names``: ("layer", "strength") gives a dropdown of layers above the slider. Words of ``highlight`` are marked,
-    whole and in the forms of :func:`metrics.styles.forms`; a mapping such as ``STYLE_WORDS`` gives each kind of word a colour of its own,
+    whole and in the forms of :func:`text.forms`; a mapping such as ``STYLE_WORDS`` gives each kind of word a colour of its own,
     three at most. ``start`` is the setting shown first, ``asked`` a question (or the truth) above each text, ``alt`` says what each
     picture shows. Pictures are ``size`` pixels long and embedded once, however many settings there are.
 

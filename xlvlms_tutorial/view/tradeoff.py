@@ -54,7 +54,7 @@ def tradeoff(
     and columns such as time, flops and score: shares of the whole model's, where 1 is a full bar and the number beside it says more; the
     column ``score`` is drawn in another colour. ``layers`` maps settings to the layers (from 1) that are skipped, of ``n_layers``; they
     are drawn hollow in a row of blocks. Words of ``right`` and ``wrong``, a list for each picture, are marked in the forms of
-    :func:`metrics.styles.forms`. Settings of several parts (scope, skipped) have as many ``names``, and dropdowns above the slider, as in
+    :func:`text.forms`. Settings of several parts (scope, skipped) have as many ``names``, and dropdowns above the slider, as in
     :func:`view.dial.dial`, whose ``start``, ``alt`` and ``size`` these are. All moves in the browser, without a kernel.
 
     Raises

@@ -1,0 +1,252 @@
+"""States: what is kept together stays together, and what is asked for wrongly is answered by what is there."""
+
+import pandas as pd
+import pytest
+import torch
+
+from tests.support.made_states import DTYPES, PROVENANCE, assert_same, states_of
+from xlvlms_tutorial.activations.activations import States, differences
+from xlvlms_tutorial.activations.store import Store
+from xlvlms_tutorial.errors import DamagedShardError, LayerError, LengthError, SelectionError, StateError, StoreError, StoreMismatchError
+
+
+def test_a_layer_gives_its_block_and_a_place_gives_itself():
+    states = states_of(range(3))
+    assert states[3] is states.tensors[3, "block"]
+    assert states[3, "mlp"] is states.tensors[3, "mlp"]
+    assert (states.layers, states.places, len(states)) == ([0, 3], ["block", "mlp"], 3)
+
+
+def test_a_layer_with_one_other_place_gives_it():
+    states = States({(2, "attention"): torch.ones(1, 4)}, pd.DataFrame({"sample": [0], "id": ["a"]}), {})
+    assert torch.equal(states[2], torch.ones(1, 4))
+
+
+@pytest.mark.parametrize(
+    ("key", "error", "told"),
+    [
+        (7, LayerError, "layer 7 is not one of 0 to 3"),
+        (-1, LayerError, "layer -1"),
+        (2, SelectionError, "layer 2 was not captured; there are: 0, 3"),
+        ((3, "attention"), SelectionError, "'attention' at layer 3; there are: block, mlp"),
+        ((0, "mlp"), SelectionError, "'mlp' at layer 0; there are: block"),
+    ],
+)
+def test_an_unknown_key_is_answered_by_what_is_there(key, error, told):
+    with pytest.raises(error, match=told):
+        states_of(range(2))[key]
+
+
+def test_a_layer_with_several_places_and_no_block_asks_which():
+    tensors = {(1, "mlp"): torch.ones(1, 2), (1, "attention"): torch.ones(1, 2)}
+    with pytest.raises(SelectionError, match=r"captured at 2 places; say which, as in states\[1, 'mlp'\]"):
+        States(tensors, pd.DataFrame({"sample": [0], "id": ["a"]}), {})[1]
+
+
+def test_states_are_not_iterated_by_accident():
+    with pytest.raises(TypeError, match="not iterable"):
+        iter(states_of(range(2)))
+
+
+def test_tensors_and_table_must_have_the_same_rows():
+    table = pd.DataFrame({"sample": [0, 1], "id": ["a", "b"]})
+    with pytest.raises(LengthError, match="table: 2, layer 0 block: 2, layer 1 block: 3"):
+        States({(0, "block"): torch.ones(2, 4), (1, "block"): torch.ones(3, 4)}, table, {})
+
+
+@pytest.mark.parametrize(
+    ("tensors", "columns", "provenance", "told"),
+    [
+        ({}, {"sample": [0], "id": ["a"]}, {}, "no tensors"),
+        ({(0, "block"): torch.tensor(1.0)}, {"sample": [0], "id": ["a"]}, {}, "no rows"),
+        ({(0, "block"): torch.ones(1, 2)}, {"word": ["a"]}, {}, "lacks sample and id"),
+        ({(0, "block"): torch.ones(1, 2)}, {"sample": [0.5], "id": ["a"]}, {}, "column sample holds float64"),
+        ({(0, "block"): torch.ones(1, 2)}, {"sample": [0], "id": ["a"], 3: [1]}, {}, "a name of its own, as text"),
+        ({(0, "block"): torch.ones(1, 2)}, {"sample": [0], "id": ["a"]}, {"model": object()}, "cannot be written as JSON"),
+        ({(0, "block"): torch.ones(1, 2)}, {"sample": [0], "id": ["a"]}, {"strength": float("nan")}, "cannot be written as JSON"),
+    ],
+)
+def test_what_cannot_be_states_is_refused(tensors, columns, provenance, told):
+    with pytest.raises(SelectionError, match=told):
+        States(tensors, pd.DataFrame(columns), provenance)
+
+
+def test_gradients_are_left_behind_and_tuples_of_the_provenance_become_lists():
+    states = States({(0, "block"): torch.ones(1, 2, requires_grad=True)}, pd.DataFrame({"sample": [4], "id": [7]}), {"layers": (0, 1)})
+    assert not states[0].requires_grad
+    assert states.provenance == {"layers": [0, 1]}
+    assert states.table["id"].tolist() == ["7"]
+
+
+def test_select_by_mask_and_by_condition_gives_the_same_rows():
+    states = states_of(range(7), rows=2)
+    expected = [row for row, word in enumerate(states.table["word"]) if word == "key"]
+    by_condition, by_mask = states.select("word == 'key'"), states.select([word == "key" for word in states.table["word"]])
+    assert_same(by_condition, by_mask)
+    assert torch.equal(by_mask[3], states[3][expected])
+    assert by_mask.table["sample"].tolist() == [0, 0, 3, 3, 6, 6]
+    assert_same(states.select(torch.ones(14, dtype=torch.bool)), states)
+    assert_same(states.select(states.table["position"] == 1), states.select("position == 1"))
+
+
+def test_selecting_nothing_gives_no_rows_and_keeps_shapes():
+    nothing = states_of(range(3)).select("sample > 99")
+    assert len(nothing) == 0
+    assert nothing[3, "mlp"].shape == (0, 2, 3)
+
+
+@pytest.mark.parametrize("condition", ["colour == 'red'", "sample ==", "sample + 1", "@absent > 2"])
+def test_a_condition_that_has_no_meaning_is_refused(condition):
+    with pytest.raises(SelectionError, match="column"):
+        states_of(range(3)).select(condition)
+
+
+@pytest.mark.parametrize("condition", [
+    "@pd.io.common.os.system('touch SIGN') == 0", "@touch() == 0", "touch() == 0", "word.str.len() > 3", "sample.__class__ == 0",
+    "word == 'x' or @touch()", "'''a'`''' | @touch() | '''`'''", "'''a'`''' | (@touch() == 0) | word == '''`'''",
+    "`@touch()`", "word == '`' | @touch() | word == '`'", "sample == 1 # `\n| @touch() # `", "x = sample",
+    "sample == 1\n@touch()", "f'{touch()}' == word",
+    "[touch() for _ in (1,)] == word", "(lambda: touch())() == 0", "sample[0] == 0", "sample if touch() else 1", "(y := touch()) == 0",
+    "__import__('os').system('touch SIGN') == 0", "datetime.sys.exit() == 0",
+    "sample == 9**9**9", "sample == (9**9)**9", "sample == 2 ** sample", "sample ** 1e6 > 0", "sample == 10 ** 100000000",
+    "'a' * 10**9 == word",
+    "word == ('a' + 'b') * 999999999", "[1] * 999999999 == sample", "'%999999999d' % 5 == word", "1 << 99999999999 == sample",
+    "(" * 500 + "sample" + ")" * 500 + " > 0", "~" * 50_000 + "sample", "sample == " + "9" * 5000, "1 / 0 == sample", "\0", "",
+])  # fmt: skip
+def test_a_condition_that_does_more_than_compare_is_refused(condition, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def touch():  # what a condition would call
+        (tmp_path / "SIGN").touch()
+
+    with pytest.raises(SelectionError, match="has no meaning here|rows were chosen by"):
+        states_of(range(3)).select(condition)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("condition", "expected"), [
+    ("word in ['key', 'a`b'] and not sample == 0", lambda row: row["word"] == "key" and row["sample"] != 0),
+    ("(sample % 2 == 0) & (sample >= 1) | word == \"key\"", lambda row: row["sample"] in (2, 4, 6) or row["word"] == "key"),
+    ("0 < sample * 2 + 1 <= 7", lambda row: 0 < row["sample"] * 2 + 1 <= 7), ("~(sample == 1)", lambda row: row["sample"] != 1),
+    ("`sample` ** 2 > 4 and id != 's5'", lambda row: row["sample"] ** 2 > 4 and row["id"] != "s5"),
+    (" sample // 2 == -position + 1 ", lambda row: row["sample"] // 2 == 1 - row["position"]),
+    ("word == '@key' or sample == 3", lambda row: row["sample"] == 3), ("sample / 2 > 1.0e0", lambda row: row["sample"] > 2),
+])  # fmt: skip
+def test_a_condition_is_what_python_says_of_each_row(condition, expected):
+    states = states_of(range(7))
+    rows = [expected(row) for row in states.table.to_dict("records")]
+    assert 0 < sum(rows) < len(rows)
+    assert_same(states.select(condition), states.select(rows))
+
+
+def test_a_mask_of_another_length_or_kind_is_refused():
+    with pytest.raises(LengthError, match="mask: 2, table: 3"):
+        states_of(range(3)).select([True, False])
+    with pytest.raises(SelectionError, match="int64"):
+        states_of(range(3)).select(torch.tensor([0, 1, 2]))
+
+
+def test_conversion_keeps_values_and_refuses_what_overflows():
+    states = states_of(range(3))
+    assert torch.equal(states.to(torch.bfloat16)[3], states[3].bfloat16())
+    states.tensors[3, "block"][1, 0] = 70_000.0
+    assert states.to(torch.bfloat16)[3].isfinite().all()
+    with pytest.raises(StateError, match="layer 3, sample 1"):
+        states.to(torch.float16)
+    with pytest.raises(SelectionError, match=r"int8.*float32"):
+        states.to(torch.int8)
+
+
+def test_concat_is_one_after_the_other():
+    whole = states_of(range(5), rows=2)
+    assert_same(States.concat([states_of(range(2), rows=2), states_of([]), states_of(range(2, 5), rows=2)]), whole)
+
+
+def test_concat_refuses_nothing_and_what_does_not_go_together():
+    with pytest.raises(SelectionError, match="at least one"):
+        States.concat([])
+    with pytest.raises(StoreMismatchError, match=r"model is 'fake' in the store and 'other' here"):
+        States.concat([states_of([0]), states_of([1], provenance=PROVENANCE | {"model": "other"})])
+    with pytest.raises(StoreMismatchError, match=r"0/block is \['torch.float32', 4\] in the store and \['torch.float16', 4\] here"):
+        States.concat([states_of([0]), states_of([1], dtype=torch.float16)])
+
+
+def test_differences_are_found_in_depth_and_versions_do_not_count():
+    one = {"a": 1, "selection": {"span": "image", "n": 2}, "versions": {"torch": "2.4"}, "seconds": 3}
+    other = {"b": 1, "selection": {"span": "text", "n": 2}, "versions": {"torch": "2.5"}}
+    assert differences(one, other) == [("a", 1, "absent"), ("selection.span", "image", "text"), ("b", "absent", 1)]
+
+
+def test_representation_says_how_much_of_what():
+    assert repr(states_of(range(1000))) == "States(1,000 rows, layers 0 3, block mlp, float32, 0.1 MB)"
+    many = States({(layer, "block"): torch.zeros(1, 2) for layer in range(3, 7)}, states_of(range(1)).table, {})
+    assert repr(many) == "States(1 rows, layers 3 to 6, block, float32, 0.0 MB)"
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("samples", [range(5), []])
+def test_saved_and_loaded_are_the_same(tmp_path, dtype, samples):
+    states = states_of(samples, dtype=dtype, rows=2)
+    assert states.save(tmp_path / "kept") == tmp_path / "kept"
+    assert_same(States.load(tmp_path / "kept"), states)
+    assert not [path for path in (tmp_path / "kept").rglob("*") if path.suffix in (".pt", ".pkl", ".bin")]
+
+
+def test_load_reads_stores_of_many_shards(tmp_path):
+    store = Store(tmp_path / "s", PROVENANCE)
+    for number in (1, 0):
+        store.write(number, states_of(range(3 * number, 3 * number + 3)))
+    assert_same(States.load(tmp_path / "s"), states_of(range(6)))
+
+
+def test_special_values_survive(tmp_path):
+    states = states_of(range(2))
+    states.tensors[0, "block"][0] = torch.tensor([float("nan"), float("inf"), -0.0, 1e-45])
+    states.save(tmp_path / "s")
+    assert torch.equal(States.load(tmp_path / "s")[0].view(torch.int32), states[0].view(torch.int32))
+
+
+def test_tensors_that_share_memory_or_lie_apart_are_saved(tmp_path):
+    stack = torch.randn(4, 3, 2)
+    tensors = {(0, "block"): stack[0], (1, "block"): stack[0], (2, "block"): stack[:2].flatten(0, 1)[1:4], (3, "block"): stack[:3, :, 0]}
+    states = States(tensors, pd.DataFrame({"sample": range(3), "id": list("abc")}), {})
+    states.save(tmp_path / "s")
+    assert_same(States.load(tmp_path / "s"), states)
+
+
+def test_saving_again_is_nothing_and_saving_others_is_refused(tmp_path):
+    folder = tmp_path / "s"
+    states_of(range(3)).save(folder)
+    states_of(range(3)).save(folder)
+    with pytest.raises(StoreError, match="already holds other states"):
+        states_of(range(3), shift=1).save(folder)
+    with pytest.raises(StoreError, match="already holds other states"):
+        states_of(range(4)).save(folder)
+    with pytest.raises(StoreMismatchError, match="seed is 0 in the store and 1 here"):
+        states_of(range(3), provenance=PROVENANCE | {"seed": 1}).save(folder)
+    Store(folder).write(1, states_of([9]))
+    with pytest.raises(StoreError, match="already holds 1 shards"):
+        states_of(range(3)).save(folder)
+    assert_same(States.load(folder), states_of([0, 1, 2, 9]))
+
+
+def test_saving_again_repairs(tmp_path):
+    states_of(range(3)).save(tmp_path)
+    (tmp_path / "shards" / "00000.safetensors").write_bytes(b"")
+    with pytest.raises(DamagedShardError, match=r"shards/00000\.safetensors"):
+        States.load(tmp_path)
+    states_of(range(3)).save(tmp_path)
+    assert_same(States.load(tmp_path), states_of(range(3)))
+
+
+def test_folders_that_are_no_stores_are_left_alone(tmp_path):
+    (tmp_path / "thesis.tex").write_text("ten years")
+    with pytest.raises(StoreError, match=r"other files \('thesis.tex'\)"):
+        states_of(range(3)).save(tmp_path)
+    with pytest.raises(StoreError, match="no store here"):
+        States.load(tmp_path)
+    with pytest.raises(StoreError, match="no store here"):
+        States.load(tmp_path / "absent")
+    with pytest.raises(StoreError, match="cannot be written"):
+        states_of(range(3)).save(tmp_path / "thesis.tex")
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]

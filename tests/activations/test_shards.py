@@ -1,0 +1,419 @@
+"""What happens to shards: processes killed at any moment, disks that fill up, files that are damaged. Nothing written is ever lost."""
+
+import errno
+import multiprocessing
+import os
+import random
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+
+from tests.support.made_states import PROVENANCE, assert_same, states_of
+from xlvlms_tutorial.activations import shards as shards_module
+from xlvlms_tutorial.activations.store import Store
+from xlvlms_tutorial.errors import DamagedShardError, StoreError, StoreSpaceError
+
+ROOT = Path(__file__).parents[2]
+FORK = multiprocessing.get_context("fork")  # a forked process has torch already, so that a kill strikes while it writes
+KILLS = int(os.environ.get("XLVLMS_KILLS", "8"))
+PER_SHARD, SHARDS_PER_KILL = 3, 25
+STEPS = [(os, "replace"), (os, "link"), (os, "fsync"), (os, "unlink"), (os, "mkdir"), (os, "rmdir"), (os, "chmod")]
+STEPS += [(shards_module, "save_file"), (pq, "write_table")]
+
+
+def samples_of(number: int) -> range:
+    return range(number * PER_SHARD, (number + 1) * PER_SHARD)
+
+
+def capture(folder: Path, n_shards: int) -> None:
+    store = Store(folder, PROVENANCE)
+    for number in store.missing(n_shards):
+        store.write(number, states_of(samples_of(number), rows=2))
+
+
+def drafts(folder: Path) -> list[str]:
+    return [path.name for path in folder.iterdir() if path.name.startswith(".")]
+
+
+def test_kills_at_random_moments_lose_nothing(tmp_path):
+    folder, rng, struck, n_shards = tmp_path / "s", random.Random(0), 0, 0
+    while struck < KILLS:
+        n_shards += SHARDS_PER_KILL
+        process = FORK.Process(target=capture, args=(folder, n_shards))
+        process.start()
+        time.sleep(rng.uniform(0, 0.08))
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+        struck += process.exitcode == -signal.SIGKILL
+        if (folder / "provenance.json").exists():
+            store = Store(folder)
+            assert store.verify() == []
+            if store.done:
+                assert_same(store.states(), states_of([s for number in store.done for s in samples_of(number)], rows=2))
+    capture(folder, n_shards)
+    whole = Store(folder).states()
+    assert whole.table["sample"].tolist() == [sample for sample in range(n_shards * PER_SHARD) for _ in range(2)]
+    assert_same(whole, states_of(range(n_shards * PER_SHARD), rows=2))
+    assert Store(folder).verify() == []
+    assert len(drafts(folder)) <= struck
+
+
+def at_step(monkeypatch, k: int, act) -> list[int]:
+    """Let the k-th step that touches the disk (from 0) be ``act`` in place of what it is; gives the list of steps taken."""
+    taken: list[int] = []
+
+    def watched(step):
+        def run(*args, **kwargs):
+            taken.append(len(taken))
+            return act() if taken[-1] == k else step(*args, **kwargs)
+
+        return run
+
+    for owner, name in STEPS:
+        monkeypatch.setattr(owner, name, watched(getattr(owner, name)))
+    return taken
+
+
+def _killed_at(k: int, write) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        at_step(patch, k, lambda: os._exit(9))
+        write()
+
+
+@pytest.mark.parametrize("case", ["new", "rewritten"])
+def test_a_kill_before_any_step_leaves_a_store_that_continues(tmp_path, case):
+    def write(folder):
+        if case == "new":
+            return capture(folder, 2)
+        return Store(folder, PROVENANCE).write(1, states_of(samples_of(1), rows=2))
+
+    expected, kills = states_of(range(2 * PER_SHARD), rows=2), 0
+    while True:
+        folder = tmp_path / str(kills)
+        if case == "rewritten":
+            capture(folder, 1)
+            Store(folder).write(1, states_of(samples_of(1), rows=2, shift=1))
+        process = FORK.Process(target=_killed_at, args=(kills, lambda at=folder: write(at)))
+        process.start()
+        process.join()
+        if (folder / "provenance.json").exists():
+            store = Store(folder)
+            assert store.verify() == []
+            assert set(store.done) <= {0, 1}
+            if case == "rewritten":
+                assert_same(store.states(samples=samples_of(0)), states_of(samples_of(0), rows=2))
+        write(folder)
+        assert_same(Store(folder).states(), expected)
+        if process.exitcode == 0:
+            break
+        assert process.exitcode == 9
+        kills += 1
+    assert kills > 15
+    assert drafts(folder) == []
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EIO])
+def test_a_failure_of_any_step_loses_nothing_and_says_so(tmp_path, monkeypatch, number):
+    def fail():
+        raise OSError(number, os.strerror(number))
+
+    store, k, failures = Store(tmp_path, PROVENANCE), 0, 0
+    store.write(4, states_of(samples_of(4)))
+    error = StoreError if number == errno.EIO else StoreSpaceError
+    while True:
+        with monkeypatch.context() as patch:
+            taken = at_step(patch, k, fail)
+            try:
+                store.write(2, states_of(samples_of(2)))
+            except (StoreError, StoreSpaceError) as raised:
+                assert type(raised) is error
+                told = f"no space for shard 2, and the {len(store.done)} shards written so far are safe"
+                assert (os.strerror(number) if error is StoreError else told) in str(raised)
+                failures += 1
+        if len(taken) <= k:
+            break
+        assert store.verify() == []
+        assert_same(store.states(samples=samples_of(4)), states_of(samples_of(4)))
+        store.write(2, states_of(samples_of(2)))
+        assert_same(store.states(), states_of([*samples_of(2), *samples_of(4)]))
+        store.discard(2)
+        k += 1
+    assert failures > 8
+    assert drafts(tmp_path) == []
+
+
+def test_a_full_disk_that_safetensors_tells_of_is_understood(tmp_path, monkeypatch):
+    def full(tensors, path):
+        path.write_bytes(b"half of it")
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    store = Store(tmp_path, PROVENANCE)
+    monkeypatch.setattr(shards_module, "save_file", full)
+    with pytest.raises(StoreSpaceError, match="no space for shard 0, and the 0 shards"):
+        store.write(0, states_of([0]))
+    assert drafts(tmp_path) == []
+
+
+FILLING = """
+import shutil, subprocess, sys
+from pathlib import Path
+from tests.support.made_states import PROVENANCE, assert_same, states_of
+from xlvlms_tutorial.errors import StoreSpaceError
+from xlvlms_tutorial.activations.store import Store
+
+disk = Path(sys.argv[1])
+subprocess.run(["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", disk], check=True)
+(disk / "filler").write_bytes(bytes(100_000))
+store = Store(disk / "s", PROVENANCE)
+try:
+    for number in range(99):
+        store.write(number, states_of(range(number * 100, number * 100 + 100)))
+except StoreSpaceError as error:
+    assert f"the {number} shards written so far are safe" in str(error), error
+assert store.done == list(range(number)) and 0 < number < 99 and store.verify() == []
+assert_same(store.states(), states_of(range(number * 100)))
+(disk / "filler").unlink()
+store.write(number, states_of(range(number * 100, number * 100 + 100)))
+assert_same(store.states(), states_of(range(number * 100 + 100)))
+print("filled, freed and continued")
+"""
+
+
+def test_a_disk_that_is_really_full_loses_nothing(tmp_path):
+    spaces = ["unshare", "--map-root-user", "--mount"]  # a disk of its own, for this process alone
+    trial = [*spaces, "mount", "-t", "tmpfs", "tmpfs", tmp_path]
+    if not shutil.which("unshare") or subprocess.run(trial, check=False, capture_output=True).returncode:
+        pytest.skip("this system lets no process mount a small disk of its own")
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    filling = [*spaces, sys.executable, "-c", FILLING, tmp_path]
+    done = subprocess.run(filling, env=environment, check=False, capture_output=True, text=True)
+    assert done.stdout == "filled, freed and continued\n", done.stderr
+
+
+def test_a_limit_on_the_size_of_files_is_told_as_it_is(tmp_path):
+    resource = pytest.importorskip("resource")
+    store, before = Store(tmp_path, PROVENANCE), resource.getrlimit(resource.RLIMIT_FSIZE)
+    store.write(0, states_of(range(3)))
+    handled = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2_000, before[1]))
+    try:
+        with pytest.raises(StoreError, match="shard 1 cannot be written .*File too large"):
+            store.write(1, states_of(range(3, 3000)))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handled)
+    assert store.done == [0]
+    assert drafts(tmp_path) == []
+
+
+def _flip(path: Path, at: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[at] ^= 1
+    path.write_bytes(content)
+
+
+def _swap(path: Path) -> None:
+    shutil.copyfile(path.with_stem("00000"), path)
+
+
+DAMAGE = {
+    "flipped at the start": lambda path: _flip(path, 9),
+    "flipped in the middle": lambda path: _flip(path, path.stat().st_size // 2),
+    "flipped at the end": lambda path: _flip(path, -1),
+    "truncated": lambda path: os.truncate(path, path.stat().st_size - 1),
+    "emptied": lambda path: os.truncate(path, 0),
+    "longer": lambda path: path.write_bytes(path.read_bytes() + b"x"),
+    "another shard's": _swap,
+}
+
+
+@pytest.fixture
+def store(tmp_path) -> Store:
+    capture(tmp_path / "s", 3)
+    return Store(tmp_path / "s")
+
+
+@pytest.mark.parametrize("how", [*DAMAGE, "deleted"])
+@pytest.mark.parametrize("fresh", [True, False], ids=["fresh", "read before"])
+def test_damaged_tensors_are_named_refused_and_made_anew(store, how, fresh):
+    if not fresh:
+        store.states()
+    path = store.folder / "shards" / "00001.safetensors"
+    (DAMAGE | {"deleted": Path.unlink})[how](path)
+    assert store.verify() == ["shards/00001.safetensors"]
+    with pytest.raises(DamagedShardError, match=r"shards/00001\.safetensors"):
+        store.states()
+    with pytest.raises(DamagedShardError, match=r"shards/00001\.safetensors"):
+        list(store.iterate())
+    assert_same(store.states(samples=samples_of(2)), states_of(samples_of(2), rows=2))
+    with pytest.warns(UserWarning, match=r"to be made anew: shards/00001\.safetensors"):
+        assert store.missing(3) == [1]
+    assert store.missing(3, rank=0, world=2) == []
+    store.write(1, states_of(samples_of(1), rows=2))
+    assert store.verify() == []
+    assert_same(store.states(), states_of(range(9), rows=2))
+
+
+@pytest.mark.parametrize("how", ["flipped at the start", "flipped at the end", "truncated", "emptied", "longer"])
+def test_a_damaged_part_of_the_index_is_named_discarded_and_made_anew(store, how):
+    DAMAGE[how](store.folder / "index" / "00001.parquet")
+    assert store.verify() == ["index/00001.parquet"]
+    with pytest.raises(DamagedShardError, match=r"index/00001\.parquet"):
+        store.states()
+    store.write(3, states_of(samples_of(3), rows=2))  # others can go on
+    store.discard(1)
+    assert store.done == [0, 2, 3]
+    assert store.missing(4) == [1]
+    store.write(1, states_of(samples_of(1), rows=2))
+    assert store.verify() == []
+    assert_same(store.states(), states_of(range(12), rows=2))
+
+
+def test_no_changed_byte_of_an_index_is_taken_for_other_rows(store):
+    path = store.folder / "index" / "00001.parquet"
+    content, right, unseen = path.read_bytes(), store.states().table, 0
+    for at in range(0, len(content), 7):
+        _flip(path, at)
+        fresh = Store(store.folder)
+        if fresh.verify() == []:
+            unseen += 1  # statistics, names of the writer: nothing that is read
+            assert fresh.states().table.equals(right), at
+        path.write_bytes(content)
+    assert unseen < len(content) / 7 / 2
+    assert store.verify() == []
+
+
+def test_an_orphan_is_no_shard_and_is_overwritten(store):
+    (store.folder / "index" / "00001.parquet").unlink()
+    (store.folder / "shards" / "00001.safetensors").write_bytes(b"left by a kill")
+    assert store.done == [0, 2]
+    assert store.verify() == []
+    capture(store.folder, 3)
+    assert_same(store.states(), states_of(range(9), rows=2))
+
+
+def test_a_shard_without_the_recorded_tensors_is_damaged(store, monkeypatch):
+    def forget(tensors, path):
+        save_file({name: tensor for name, tensor in tensors.items() if name != "3/mlp"}, path)
+
+    monkeypatch.setattr(shards_module, "save_file", forget)
+    store.write(1, states_of(samples_of(1), rows=2))
+    assert store.verify() == ["shards/00001.safetensors"]
+
+
+def test_drafts_of_gone_processes_are_removed_and_those_of_others_are_not(tmp_path):
+    store, host = Store(tmp_path, PROVENANCE), socket.gethostname()
+    gone = FORK.Process(target=time.time)
+    gone.start()
+    gone.join()
+    names = [f".00001.{host}.{gone.pid}", f".00002.{host}.{gone.pid}", f".00001.{host}.{os.getppid()}", f".00001.elsewhere.{gone.pid}"]
+    for name in [*names, ".00003.elsewhere.1", ".a.b.c"]:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "shard").write_bytes(b"half of it")
+    two_days_ago = time.time() - 2 * 86_400
+    for name in (".00003.elsewhere.1", ".a.b.c"):
+        os.utime(tmp_path / name, (two_days_ago, two_days_ago))
+    store.write(1, states_of([0]))
+    assert sorted(drafts(tmp_path)) == sorted([*names[1:], ".a.b.c"])
+
+
+def test_files_can_be_read_by_others(store):
+    assert {oct(path.stat().st_mode & 0o777) for path in store.folder.rglob("0*")} == {"0o644"}
+
+
+def test_a_rewritten_shard_is_never_seen_beside_another_index(store, monkeypatch):
+    seen, replace = [], os.replace
+
+    def watched(*paths):
+        fresh = Store(store.folder)
+        seen.append((fresh.done, fresh.verify()))
+        replace(*paths)
+
+    monkeypatch.setattr(os, "replace", watched)
+    store.write(1, states_of(samples_of(1), rows=2))
+    assert seen == [([0, 1, 2], [])] * 2
+    seen.clear()
+    store.write(1, states_of(samples_of(1), rows=2, shift=1))
+    assert seen == [([0, 2], [])] * 2
+    assert re.fullmatch(r"Store\(.*, 3 shards\)", repr(store))
+
+
+def shard_files(folder: Path, number: int) -> list[Path]:
+    return [folder / "shards" / f"{number:05d}.safetensors", folder / "index" / f"{number:05d}.parquet"]
+
+
+@pytest.mark.parametrize("rows", [2, 0], ids=["rows", "no rows"])
+@pytest.mark.parametrize(("source", "target"), [(1, 0), (0, 1), (1, 7)])
+@pytest.mark.parametrize("which", [slice(0, 2), slice(1, 2)], ids=["both files", "the index"])
+def test_a_shard_that_is_a_copy_of_another_is_damaged_and_made_anew(tmp_path, rows, source, target, which):
+    store = Store(tmp_path, PROVENANCE)
+    for number in (0, 1):
+        store.write(number, states_of(samples_of(number), rows=rows if number == source else 2))
+    for old, new in list(zip(shard_files(tmp_path, source), shard_files(tmp_path, target), strict=True))[which]:
+        shutil.copyfile(old, new)
+    store = Store(tmp_path)
+    assert store.verify() == [f"index/{target:05d}.parquet"]
+    with pytest.raises(DamagedShardError, match=f"index/{target:05d}.parquet"):
+        _ = store.table
+    with pytest.raises(DamagedShardError):
+        store.states()
+    with pytest.warns(UserWarning, match="to be made anew"):
+        assert target in Store(tmp_path).missing(8)
+    if target < 2:
+        store.write(target, states_of(samples_of(target), rows=2))
+        assert sorted(set(Store(tmp_path).states().table["sample"])) == [
+            sample for number in (0, 1) for sample in samples_of(number) if number == target or rows
+        ]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["1", "0001", "000001", "00001 copy", "-0001", "\u0661\u0661\u0661\u0661\u0661", "00001.bak", "1e4"])
+def test_a_stray_part_of_the_index_does_not_count(tmp_path, name):
+    capture(tmp_path, 2)
+    before = Store(tmp_path).table
+    shutil.copyfile(tmp_path / "index" / "00001.parquet", tmp_path / "index" / f"{name}.parquet")
+    assert Store(tmp_path).done == [0, 1] and Store(tmp_path).table.equals(before)
+
+
+def test_a_shard_of_an_earlier_version_is_read_and_merged_with_one_of_this(tmp_path):
+    old, new = Store(tmp_path / "old", PROVENANCE), Store(tmp_path / "new", PROVENANCE)
+    for store in (old, new):
+        store.write(3, states_of(range(3)))
+    part = tmp_path / "old" / "index" / "00003.parquet"
+    table = pq.read_table(part)
+    told = {name: table.schema.metadata[name.encode()].decode() for name in ("sha256", "bytes", "tensors", "columns")}
+    pq.write_table(table.replace_schema_metadata(told | {"check": shards_module._check(told)}), part, write_page_checksum=True)
+    assert Store(tmp_path / "old").verify() == [] and new.merge(tmp_path / "old") == []
+    assert_same(Store(tmp_path / "old").states(), new.states())
+    for old_file, copy in zip(shard_files(tmp_path / "old", 3), shard_files(tmp_path / "old", 4), strict=True):
+        shutil.copyfile(old_file, copy)
+    assert Store(tmp_path / "old").verify() == ["index/00004.parquet"]
+
+
+def test_threads_that_write_one_shard_do_not_take_each_other_s_drafts(tmp_path):
+    store, expected = Store(tmp_path, PROVENANCE), states_of(range(6))
+    with ThreadPoolExecutor(4) as pool:
+        for job in [pool.submit(store.write, number, expected) for _ in range(20) for number in (0, 0, 0, 0)]:
+            job.result()
+    assert store.verify() == [] and drafts(tmp_path) == []
+    assert_same(store.states(), expected)
+
+
+def test_a_clock_that_jumps_leaves_the_draft_of_a_living_process(tmp_path, monkeypatch):
+    store = Store(tmp_path, PROVENANCE)
+    mine = tmp_path / f".00003.{socket.gethostname()}.{os.getppid()}-7"
+    for draft in (mine, tmp_path / f".00003.elsewhere.{os.getppid()}-7", tmp_path / f".00004.{socket.gethostname()}.99999999"):
+        draft.mkdir()
+    monkeypatch.setattr(shards_module.time, "time", lambda: time.monotonic() + 10 * 365 * 86_400 + 2e9)
+    store.write(3, states_of(range(3)))
+    assert drafts(tmp_path) == [mine.name]

@@ -1,0 +1,240 @@
+import json
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from xlvlms_tutorial.claims import claims, spread
+from xlvlms_tutorial.claims.claims import CLAIMS, claim, gather, judged, merge, record, sentence, verdict
+from xlvlms_tutorial.errors import ClaimError, EstimateError, RecordError
+from xlvlms_tutorial.metrics.intervals import Estimate
+
+COUNTS = {"IMA": 12, "SKIP": 6, "COX": 7, "SHIFT": 4, "STEER": 7, "VLM": 1}
+RUN = {"model": "pocket-llava", "dataset": "scenes", "seeds": 0}
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setenv(claims.FOLDER_VARIABLE, str(tmp_path / "claims"))
+    return tmp_path / "claims"
+
+
+def interval(low, high):
+    return Estimate((low + high) / 2, low, high, 10)
+
+
+@st.composite
+def estimates(draw):
+    low, value, high = sorted(draw(st.tuples(*[st.floats(-2, 2)] * 3)))
+    return Estimate(value, low, high, 10)
+
+
+any_claim = st.sampled_from([*CLAIMS.values()])
+
+
+def test_the_register_holds_every_claim_once():
+    assert len(claims._REGISTER) == len(CLAIMS)
+    assert set(CLAIMS) == {f"{prefix}-{k}" for prefix, n in COUNTS.items() for k in range(1, n + 1)}
+    for known in CLAIMS.values():
+        assert all((known.part, known.paper, known.where, known.metric, known.rival)), known.id
+        assert known.statement.endswith("."), known.id
+        assert re.match(r"arXiv \d{4}\.\d{5}, \w", known.paper), known.id
+
+
+def test_every_claim_can_be_confirmed_and_refuted():
+    for known in CLAIMS.values():
+        found = {verdict(known, interval(at, at + 0.001)) for at in np.linspace(-2, 2, 401)}
+        assert {"confirmed", "refuted"} <= found, known.id
+
+
+def test_a_wrong_direction_flips_the_verdict():
+    right = claim("IMA-1")
+    wrong = replace(right, direction="less")
+    assert verdict(right, interval(0.2, 0.4)) == "confirmed"
+    assert verdict(wrong, interval(0.2, 0.4)) == "refuted"
+    assert verdict(right, interval(-0.4, -0.2)) == "refuted"
+    assert verdict(wrong, interval(-0.4, -0.2)) == "confirmed"
+    assert verdict(right, interval(-0.1, 0.2)) == verdict(wrong, interval(-0.1, 0.2)) == "undecided"
+    assert verdict(right, None) == "not measured"
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "said"),
+    [(0.96, 0.99, "confirmed"), (0.951, 1.02, "confirmed"), (0.95, 0.99, "undecided"), (0.9, 0.96, "undecided"), (0.8, 0.95, "refuted")],
+)
+def test_a_margin_says_what_about_means(low, high, said):
+    assert verdict(claim("SKIP-3"), interval(low, high)) == said
+    assert claim("SKIP-3").test == "> 0.95"
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "said"),
+    [(-0.04, 0.04, "confirmed"), (-0.06, 0.04, "undecided"), (0.01, 0.08, "undecided"), (0.05, 0.2, "refuted"), (-0.2, -0.06, "refuted")],
+)
+def test_equality_needs_the_whole_interval_inside_the_margin(low, high, said):
+    assert verdict(claim("STEER-2"), interval(low, high)) == said
+
+
+def test_an_effect_on_the_null_does_not_confirm():
+    assert verdict(claim("IMA-1"), interval(0.0, 0.0)) == "refuted"
+    assert verdict(claim("IMA-1"), interval(0.0, 0.3)) == "undecided"
+
+
+@given(any_claim, estimates())
+def test_a_narrower_interval_never_overturns_a_verdict(known, estimate):
+    point = Estimate(estimate.value, estimate.value, estimate.value, estimate.n)
+    said = verdict(known, estimate)
+    if said != "undecided":
+        assert verdict(known, point) == said
+
+
+@given(any_claim, estimates())
+def test_the_mirrored_claim_gets_the_mirrored_verdict(known, e):
+    mirrored = replace(known, direction={"greater": "less", "less": "greater"}.get(known.direction, "equal"), null=-known.null)
+    assert verdict(known, e) == verdict(mirrored, Estimate(-e.value, -e.high, -e.low, e.n))
+
+
+@given(estimates())
+def test_opposite_claims_are_never_both_confirmed(e):
+    known = claim("IMA-1")
+    assert [verdict(known, e), verdict(replace(known, direction="less"), e)].count("confirmed") <= 1
+
+
+@pytest.mark.parametrize("change", [{"direction": "more"}, {"null": np.nan}, {"margin": -1.0}, {"direction": "equal", "margin": 0.0}])
+def test_a_claim_that_cannot_be_judged_is_refused(change):
+    with pytest.raises(EstimateError):
+        replace(claim("IMA-1"), **change)
+
+
+def test_a_record_keeps_numbers_and_their_origin(folder):
+    origin = {"model": "a/b", "dataset": "scenes", "seeds": [0, 1], "chapter": "outside", "variant": "layer 3"}
+    written = record("VLM-1", Estimate(0.1, 0.05, 0.2, 300), **origin)
+    (file,) = folder.iterdir()
+    stored = json.loads(file.read_text())
+    assert stored == written
+    assert {name: stored[name] for name in ("id", "value", "low", "high", "n", "verdict")} == {
+        "id": "VLM-1", "value": 0.1, "low": 0.05, "high": 0.2, "n": 300, "verdict": "confirmed",
+    }  # fmt: skip
+    assert {name: stored[name] for name in origin} == origin
+    assert stored["versions"]["torch"]
+    assert claims.sentence(written) == "VLM-1 confirmed: 0.1 [0.05, 0.2], claimed > 0"
+
+
+def test_a_rerun_replaces_its_own_record_and_no_other():
+    record("IMA-1", interval(0.1, 0.3), **RUN)
+    for change in ({"model": "b"}, {"dataset": "b"}, {"seeds": 1}, {"chapter": "b"}, {"variant": "b"}):
+        record("IMA-1", interval(0.1, 0.3), **RUN | change)
+    record("IMA-2", interval(0.1, 0.3), **RUN)
+    assert len(gather()) == 7
+    record("IMA-1", interval(-0.3, -0.1), **RUN)
+    table = gather()
+    assert len(table) == 7
+    assert table["verdict"].value_counts().to_dict() == {"confirmed": 5, "refuted": 2}
+
+
+def test_numpy_numbers_are_written_as_plain_ones():
+    estimate = Estimate(np.float32(0.5), np.float32(0.25), np.float64(0.75), np.int64(4))
+    written = record("IMA-1", estimate, **RUN | {"seeds": list(np.arange(2))})
+    assert gather()[["value", "n"]].iloc[0].tolist() == [0.5, 4]
+    assert written["seeds"] == [0, 1]
+
+
+def test_a_verdict_in_a_file_is_not_believed(folder):
+    record("IMA-1", interval(-0.3, -0.1), **RUN)
+    (file,) = folder.iterdir()
+    file.write_text(file.read_text().replace("refuted", "confirmed"))
+    assert gather()["verdict"].tolist() == ["refuted"]
+
+
+def test_merge_lists_every_claim_measured_or_not(folder, tmp_path):
+    record("IMA-1", interval(0.1, 0.3), **RUN)
+    record("IMA-1", interval(-0.1, 0.3), **RUN | {"model": "b"})
+    entries = merge(path=tmp_path / "claims.json")
+    assert json.loads((tmp_path / "claims.json").read_text()) == entries
+    assert [e["id"] for e in entries if e["id"] != "IMA-1"] == [name for name in CLAIMS if name != "IMA-1"]
+    assert sorted((e["model"], e["verdict"]) for e in entries if e["id"] == "IMA-1") == [("b", "undecided"), ("pocket-llava", "confirmed")]
+    rest = [e for e in entries if e["id"] != "IMA-1"]
+    assert {e["verdict"] for e in rest} == {"not measured"}
+    assert all(e["value"] is None for e in rest)
+
+
+def test_records_from_elsewhere_are_judged_and_merged_once(folder):
+    here = record("IMA-1", interval(0.1, 0.3), **RUN)
+    there = here | {"model": "llava-hf/llava-1.5-7b-hf", "seeds": [1], "low": -0.3, "value": -0.2, "high": -0.1, "verdict": "confirmed"}
+    entries = [entry for entry in merge(more=[here, there, there]) if entry["id"] == "IMA-1"]
+    assert [(entry["model"], entry["seeds"], entry["verdict"]) for entry in entries] == [
+        ("pocket-llava", [0], "confirmed"), ("llava-hf/llava-1.5-7b-hf", [1], "refuted"),
+    ]  # fmt: skip
+    assert gather()["model"].tolist() == ["pocket-llava"]
+    for damage, error in (({"low": 0.5}, RecordError), ({"id": "IMA-99"}, ClaimError)):
+        with pytest.raises(error):
+            merge(more=[there | damage])
+    with pytest.raises(RecordError, match="elsewhere: not a record"):
+        judged({"id": "IMA-1"}, "elsewhere")
+
+
+def test_without_records_there_is_an_empty_table_and_a_full_ledger():
+    assert gather().empty
+    assert "verdict" in gather()
+    assert len(merge()) == sum(COUNTS.values())
+
+
+def test_the_default_folder_is_that_of_the_book_around(tmp_path, monkeypatch):
+    monkeypatch.delenv(claims.FOLDER_VARIABLE)
+    (tmp_path / "book").mkdir()
+    monkeypatch.chdir(tmp_path / "book")
+    assert claims.default_folder() == tmp_path / "book" / "_build" / "claims"
+    (tmp_path / "_config.yml").touch()
+    (tmp_path / "_toc.yml").touch()
+    assert claims.default_folder() == tmp_path / "_build" / "claims"
+
+
+def test_bad_input_raises_and_writes_nothing(folder):
+    with pytest.raises(ClaimError, match="IMA-99.*known: VLM-1"):
+        record("IMA-99", interval(0, 1), **RUN)
+    with pytest.raises(EstimateError):
+        record("IMA-1", Estimate(float("nan"), 0, 1, 3), **RUN)
+    with pytest.raises(EstimateError):
+        record("IMA-1", Estimate(2.0, 0, 1, 3), **RUN)
+    for wrong in ({"model": ""}, {"dataset": ""}, {"seeds": []}):
+        with pytest.raises(RecordError):
+            record("IMA-1", interval(0, 1), **RUN | wrong)
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize("damage", ["{", "[]", '{"id": "IMA-1"}', None])
+def test_a_damaged_record_is_named(folder, damage):
+    record("IMA-1", interval(0.1, 0.3), **RUN)
+    (file,) = folder.iterdir()
+    file.write_text(damage if damage is not None else file.read_text().replace('"low": 0.1', '"low": 0.9'))
+    with pytest.raises(RecordError, match=re.escape(file.name)):
+        gather()
+
+
+def test_a_verdict_that_another_processor_would_change_is_undecided_between_machines(folder, monkeypatch, tmp_path):
+    key = {"model": "pocket-llava", "dataset": "scenes", "seeds": [0], "chapter": "alignment", "variant": "layer 1"}
+    here, there = Estimate(0.2, 0.05, 0.3, 40), Estimate(0.2, -0.01, 0.29, 40)
+    alone = record("IMA-1", here, folder=folder, **key)
+    assert alone["verdict"] == "confirmed" and not alone["between_machines"]
+    file = tmp_path / "spread.json"
+    file.write_text(json.dumps({spread.name_of({"id": "IMA-1", **key}): [here.asdict(), there.asdict()]}))
+    monkeypatch.setattr(spread, "FILE", file)
+    for one in (here, there):  # the same words whichever processor this is
+        joined = record("IMA-1", one, folder=folder, **key)
+        assert (joined["verdict"], joined["low"], joined["high"]) == ("undecided", -0.01, 0.3)
+        assert joined["alone"] == [one.low, one.high]
+        assert sentence(joined).startswith("IMA-1 undecided between machines: 0.2 [-0.01, 0.3]")
+    [row] = gather(folder).to_dict("records")
+    assert row["verdict"] == "undecided" and row["between_machines"]
+    more = record("IMA-1", Estimate(0.2, 0.05, 0.3, 80), folder=folder, **key)
+    assert more["verdict"] == "confirmed"  # measured on other samples: what moved then says nothing on these
+
+
+def test_what_moves_by_rounding_only_is_not_a_spread():
+    one = Estimate(0.2, 0.1, 0.3, 40)
+    assert not spread.moved([one, Estimate(0.2001, 0.1001, 0.3, 40)])
+    assert spread.moved([one, Estimate(0.2, 0.09, 0.3, 40)])
+    assert spread.joined(one, []) == one

@@ -1,0 +1,77 @@
+"""The ledger shows every claim once, every measurement where its interval says, and nothing that was not measured as a number."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+from bs4 import BeautifulSoup
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from xlvlms_tutorial.claims.claims import CLAIMS, merge, record
+from xlvlms_tutorial.claims.ledger import REACH, counts, distances, ledger, overview
+from xlvlms_tutorial.errors import SelectionError
+from xlvlms_tutorial.metrics.intervals import Estimate
+
+OF = {"model": "pocket-llava", "dataset": "scenes", "seeds": 0, "chapter": "inside"}
+
+
+def entries_of(folder, **measured):
+    for name, (value, low, high) in measured.items():
+        record(name.replace("_", "-"), Estimate(value, low, high, 20), folder=folder, variant="<b>deep</b>", **OF)
+    return merge(folder)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.sampled_from(sorted(CLAIMS)), st.floats(-2, 2), st.floats(0.01, 1), st.floats(0, 1))
+def test_the_side_of_zero_is_the_verdict(tmp_path_factory, name, value, width, part):
+    folder = tmp_path_factory.mktemp("claims")
+    record(name, Estimate(value, value - width * part, value + width * (1 - part) + 1e-6, 20), folder=folder, **OF)
+    [row] = distances(merge(folder)).to_dict("records")
+    side = "confirmed" if row["low"] > 0 else "refuted" if row["high"] <= 0 else "undecided"
+    assert side == row["verdict"]
+    assert row["low"] <= row["value"] <= row["high"]
+
+
+def test_an_interval_of_no_width_lies_beyond_every_axis(tmp_path):
+    found = distances(entries_of(tmp_path, IMA_1=(0.2, 0.2, 0.2), IMA_9=(0.2, 0.2, 0.2))).set_index("id")
+    assert found.loc["IMA-1", "value"] == np.inf
+    assert found.loc["IMA-9", "value"] == -np.inf  # claimed to be negative
+
+
+def test_the_figure_has_a_row_for_each_claim_and_a_mark_for_each_measurement(tmp_path):
+    ax = overview(entries_of(tmp_path, IMA_1=(0.3, 0.2, 0.4), IMA_5=(-9.0, -9.1, -8.9), VLM_1=(0.0, -0.1, 0.1)))
+    assert [label.get_text() for label in ax.get_yticklabels()] == list(CLAIMS)
+    marks = {line.get_label(): line.get_xdata() for line in ax.lines}
+    assert marks["confirmed"] == pytest.approx([3.0])
+    assert marks["refuted"] == [-REACH]
+    assert marks["undecided"] == pytest.approx([0.0])
+    assert sum(text.get_text() == "not measured" for text in ax.texts) == len(CLAIMS) - 3
+    plt.close("all")
+
+
+def test_without_a_measurement_the_figure_says_so_and_without_claims_there_is_none(tmp_path):
+    ax = overview(merge(tmp_path))
+    assert len(ax.texts) == len(CLAIMS)
+    plt.close("all")
+    with pytest.raises(SelectionError, match="without entries"):
+        overview([])
+
+
+def test_the_entries_name_every_claim_link_to_its_chapter_and_escape_what_was_written(tmp_path):
+    page = BeautifulSoup(str(ledger(entries_of(tmp_path, IMA_1=(0.3, 0.2, 0.4)), link="../{}.html")), "html.parser")
+    assert [entry["id"] for entry in page.find_all("details")] == list(CLAIMS)
+    measured, other = page.find(id="IMA-1"), page.find(id="IMA-2")
+    assert measured.find("a")["href"] == "../inside.html"
+    assert "0.3 [0.2, 0.4]" in measured.get_text()
+    assert "<b>deep</b>" in measured.get_text()
+    assert measured.find(class_="sign").get_text() == "✓ confirmed"
+    assert other.find(class_="not-measured").get_text() == "– not measured"
+    assert other.find("table") is None
+
+
+def test_counts_add_up_to_the_entries(tmp_path):
+    entries = entries_of(tmp_path, IMA_1=(0.3, 0.2, 0.4), VLM_1=(-0.3, -0.4, -0.2))
+    table = counts(entries)
+    assert table.to_numpy().sum() == len(entries)
+    assert table.loc["Start", "refuted"] == 1
+    assert table.loc["I Alignment", "confirmed"] == 1

@@ -1,0 +1,174 @@
+import jaxtyping
+import numpy as np
+import pytest
+import torch
+from scipy.optimize import linear_sum_assignment
+from sklearn.utils.estimator_checks import parametrize_with_checks
+
+from xlvlms_tutorial.errors import ActivationsError, ComparisonError, SelectionError
+from xlvlms_tutorial.methods.concepts import sparse_autoencoder
+from xlvlms_tutorial.methods.concepts.base import load_dictionary
+from xlvlms_tutorial.methods.concepts.sparse_autoencoder import TopKSAE
+
+K, ACTIVE = 16, 3
+
+
+def planted(n=400, d=48, offset=2.0, noise=0.1, seed=0):
+    """Activations of which each is an offset, three of sixteen directions, and a little noise; and these directions."""
+    rng = np.random.default_rng(seed)
+    directions = rng.normal(size=(K, d))
+    directions /= np.linalg.norm(directions, axis=1, keepdims=True)
+    places = rng.random((n, K)).argsort(axis=1)[:, :ACTIVE]
+    codes = np.zeros((n, K))
+    np.put_along_axis(codes, places, rng.uniform(0.5, 1.5, size=(n, ACTIVE)), axis=1)
+    return codes @ directions + noise * rng.normal(size=(n, d)) / np.sqrt(d) + offset * rng.normal(size=d) / np.sqrt(d), directions
+
+
+def likeness(found, directions):
+    cosines = found @ directions.T
+    return cosines[linear_sum_assignment(cosines, maximize=True)].mean()
+
+
+@pytest.fixture(scope="module")
+def data():
+    return planted()
+
+
+@pytest.fixture(scope="module")
+def fitted(data):
+    return TopKSAE(K, ACTIVE).fit(data[0])
+
+
+def test_no_sample_has_more_than_k_active_concepts_and_codes_are_not_negative(data, fitted):
+    codes = fitted.transform(data[0])
+    assert (codes >= 0).all()
+    assert (codes > 0).sum(axis=1).max() == ACTIVE
+    assert (codes > 0).sum(axis=1).mean() > ACTIVE - 0.2
+
+
+def test_planted_directions_are_found_where_random_ones_would_not_match(data, fitted):
+    chance = likeness(np.linalg.qr(np.random.default_rng(1).normal(size=(48, K)))[0].T, data[1])
+    assert chance < 0.5
+    assert likeness(fitted.components_, data[1]) > 0.85
+
+
+def test_atoms_have_norm_1_and_none_is_dead(data, fitted):
+    np.testing.assert_allclose(np.linalg.norm(fitted.components_, axis=1), 1, rtol=1e-6)
+    assert fitted.transform(data[0]).any(axis=0).all()
+
+
+def test_objective_is_the_share_of_the_variance_that_is_lost(data, fitted):
+    A = data[0]
+    lost = np.square(A - fitted.reconstruct(A)).sum() / np.square(A - A.mean(axis=0)).sum()
+    assert fitted.objective_[-1] == pytest.approx(lost, rel=1e-4)
+    assert fitted.n_iter_ == 500 == len(fitted.objective_) - 1
+    assert fitted.objective_[-1] < 0.1 < fitted.objective_[0]
+
+
+def test_codes_and_reconstructions_agree_with_a_plain_loop(data, fitted):
+    A = data[0][:5]
+    codes, given_back = fitted.transform(A), fitted.reconstruct(A)
+    for i, a in enumerate(A):
+        wanted = np.maximum((a - fitted.bias_) @ fitted.encoder_ + fitted.encoder_bias_, 0)
+        wanted[np.argsort(wanted)[:-ACTIVE]] = 0
+        np.testing.assert_allclose(codes[i], wanted, rtol=1e-10)
+        np.testing.assert_allclose(given_back[i], wanted @ fitted.components_ + fitted.bias_, rtol=1e-10)
+
+
+def test_gradients_are_those_of_automatic_differentiation():
+    A = torch.randn(30, 7, generator=torch.Generator().manual_seed(0))
+    training = sparse_autoencoder._Training(TopKSAE(5, 2), A)
+    training.parameters[2].normal_(generator=torch.Generator().manual_seed(1)).mul_(0.1)
+    training.parameters[3].normal_(generator=torch.Generator().manual_seed(2)).mul_(0.1)
+    loss, *ours = training._gradients(A)
+    leaves = [parameter.clone().requires_grad_() for parameter in training.parameters]
+    direction, encoder, encoder_bias, bias = leaves
+    pre = (A - bias) @ encoder + encoder_bias
+    mask = (pre >= pre.topk(2, dim=1).values[:, -1:]) & (pre > 0)
+    decoder = direction / direction.norm(dim=1, keepdim=True)  # its gradient has no part along the rows
+    theirs = ((pre * mask) @ decoder + bias - A).square().sum(dim=1).mean()
+    theirs.backward()
+    torch.testing.assert_close(loss, theirs.detach())
+    for one, leaf in zip(ours, leaves, strict=True):
+        torch.testing.assert_close(one, leaf.grad, rtol=1e-4, atol=1e-5)
+
+
+def test_steps_are_those_of_adam():
+    A = torch.randn(30, 7, generator=torch.Generator().manual_seed(0))
+    training = sparse_autoencoder._Training(TopKSAE(5, 2), A)
+    bias = training.parameters[3].clone().requires_grad_()
+    theirs = torch.optim.Adam([bias], lr=0.01, eps=1e-12)
+    for step in range(1, 4):
+        _, *gradients = training._gradients(A)
+        bias.grad = gradients[3].clone()
+        training._update(gradients, step, 0.01)
+        theirs.step()
+    torch.testing.assert_close(training.parameters[3], bias.detach())
+
+
+def test_the_seed_decides_everything_and_the_number_format_nothing(data):
+    A = data[0]
+    one, again, other = (TopKSAE(K, ACTIVE, max_iter=60, batch_size=100, seed=seed).fit(A) for seed in (3, 3, 4))
+    np.testing.assert_array_equal(one.components_, again.components_)
+    np.testing.assert_array_equal(one.transform(A), again.transform(A))
+    assert not np.allclose(one.components_, other.components_)
+    single = TopKSAE(K, ACTIVE, max_iter=60, batch_size=100, seed=3).fit(A.astype(np.float32))
+    assert single.transform(A.astype(np.float32)).dtype == single.components_.dtype == np.float32
+    assert likeness(single.components_, one.components_) > 0.95
+
+
+def test_the_units_of_the_activations_do_not_matter(data):
+    A = data[0]
+    one, other = TopKSAE(K, ACTIVE, max_iter=30).fit(A), TopKSAE(K, ACTIVE, max_iter=30).fit(A * 1024)
+    np.testing.assert_allclose(other.components_, one.components_, atol=1e-4)
+    np.testing.assert_allclose(other.transform(A * 1024), 1024 * one.transform(A), rtol=1e-3, atol=0.1)
+
+
+def test_dead_concepts_begin_anew_at_what_is_lacking():
+    A = torch.from_numpy(planted(offset=0.0)[0]).float()
+    training = sparse_autoencoder._Training(TopKSAE(K, ACTIVE), A)
+    training.parameters[2][:4] = -100.0
+    training._gradients(A)
+    assert (training.used > 0).tolist() == [False] * 4 + [True] * 12
+    before = training.loss()
+    training._revive(A)
+    training._gradients(A)
+    assert (training.used > 0).all()
+    assert training.loss() < before
+
+
+def test_batches_see_every_sample_once_a_round():
+    A = torch.arange(20.0)[:, None] * torch.ones(3)
+    training = sparse_autoencoder._Training(TopKSAE(2, 1, max_iter=4, batch_size=5), A)
+    seen = torch.cat([batch[:, 0] for batch in training._batches()])
+    assert sorted(seen.tolist()) == list(range(20))
+
+
+def test_saved_and_loaded_it_gives_the_same_codes(data, fitted, tmp_path):
+    path = fitted.save(tmp_path / "sae.safetensors", {"layer": 3})
+    np.testing.assert_array_equal(load_dictionary(path).transform(data[0]), fitted.transform(data[0]))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"k": 0}, {"k": 17}, {"k": 1.5}, {"max_iter": 0}, {"batch_size": 0}, {"seed": -1}, {"learning_rate": 0.0},
+     {"learning_rate": float("nan")}, {"learning_rate": "fast"}, {"n_components": 0}],
+)  # fmt: skip
+def test_parameters_without_meaning_are_refused_before_anything_is_learnt(data, settings):
+    with pytest.raises(SelectionError):
+        TopKSAE(K, ACTIVE).set_params(**settings).fit(data[0])
+
+
+def test_activations_that_cannot_be_used_are_refused(data, fitted):
+    with pytest.raises(ActivationsError):
+        TopKSAE(K, ACTIVE).fit(data[0][: K - 1])
+    with pytest.raises(ActivationsError):
+        TopKSAE(K, ACTIVE).fit(np.where(np.arange(48) == 3, np.nan, data[0]))
+    with pytest.raises(ComparisonError):
+        fitted.transform(data[0][:, :10])
+
+
+@parametrize_with_checks([TopKSAE(n_components=2, k=1, max_iter=20)])
+def test_it_is_a_scikit_learn_estimator(estimator, check, monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # it would refuse a sparse matrix before the estimator does
+    check(estimator)

@@ -1,0 +1,557 @@
+"""Plans, the authors' names for them, and the choice of layers: closed forms, models with blocks removed, double loops."""
+
+from contextlib import nullcontext
+from itertools import pairwise
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from torch import nn
+
+from tests.contract.reference import GENERATION, apart, case, generated, traces
+from tests.support.tiny import tiny_llava
+from tests.zoo import build, padded
+from xlvlms_tutorial.activations.hooks import read
+from xlvlms_tutorial.errors import ActivationsError, InterventionError, LayerError, LengthError, SelectionError, SpanError
+from xlvlms_tutorial.interventions.edits import add, parallel, skip, skip_mlp_tokens
+from xlvlms_tutorial.methods.skipping import (
+    Plan,
+    block_similarity,
+    effects,
+    every,
+    from_upstream,
+    greedy,
+    random_layers,
+    similarity_order,
+    upstream_modes,
+)
+from xlvlms_tutorial.methods.skipping import effects as module
+from xlvlms_tutorial.models import anatomy
+from xlvlms_tutorial.models.finetune import loss_of
+from xlvlms_tutorial.models.vlm import VLM
+from xlvlms_tutorial.samples import Sample
+
+PROMPT = "Describe the picture ."
+CAPTIONS = ("red key on the grass", "a woman", "blue key in the grass", "a red picture")
+TEXTS = ["a woman on the grass", "red key", "the picture is blue"]
+L = 4
+
+
+@pytest.fixture(scope="module")
+def vlm():
+    """A tiny LLaVA of four layers that matter: drawn anew, wider than the default of 0.02."""
+    made, random = tiny_llava(layers=L), torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in made.model.parameters():
+            if parameter.ndim >= 2:
+                parameter.copy_(torch.randn(parameter.shape, generator=random) * (1.5 / parameter.shape[-1] ** 0.5))
+    return made
+
+
+@pytest.fixture(scope="module")
+def samples():
+    pictures = [Image.new("RGB", (32, 32), (k * 60, 90, 200 - k * 50)) for k in range(len(CAPTIONS))]
+    return [Sample(str(k), picture, captions=(text,)) for k, (picture, text) in enumerate(zip(pictures, CAPTIONS, strict=True))]
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left_behind(vlm):
+    yield
+    assert traces(vlm) == []
+
+
+# Every so many layers
+
+
+@pytest.mark.parametrize(
+    ("interval", "start", "n"), [(1, 0, 30), (2, 0, 15), (3, 0, 10), (4, 0, 7), (2, 4, 13), (2, 8, 11), (4, 4, 6), (60, 0, 0)]
+)
+def test_the_papers_counts_of_32_layers(interval, start, n):
+    assert len(every(32, interval, start)) == n
+
+
+def test_every_second_of_32_in_our_numbers():
+    assert every(32, 2) == list(range(3, 32, 2))
+    assert every(32, [2, 60]) == list(range(3, 17, 2))  # idx 2 to 14 of the first half, 0 to 15
+    assert every(32, 1, 3, 6) == [5, 6]
+
+
+@given(n=st.integers(1, 40), interval=st.integers(1, 45), start=st.integers(0, 40), end=st.integers(0, 40) | st.none())
+@settings(max_examples=60, deadline=None)
+def test_every_is_the_rule_read_off_word_by_word(n, interval, start, end):
+    if max(start, end or 0) > n:
+        with pytest.raises(LayerError):
+            every(n, interval, start, end)
+        return
+    stop = n - 1 if end is None else end
+    assert every(n, interval, start, end) == [k + 1 for k in range(n) if start < k < stop and k >= 1 and k % interval == 0]
+
+
+@pytest.mark.parametrize("interval", [0, -2, [], [2, 0], [1] * 5])
+def test_intervals_that_are_none(interval):
+    with pytest.raises(SelectionError, match="interval"):
+        every(4, interval)
+
+
+def test_a_model_without_layers():
+    with pytest.raises(SelectionError, match="0 layers"):
+        every(0, 2)
+
+
+# Plans
+
+
+def contexts(vlm):
+    """Plans with what they must be the same as."""
+    return [
+        (Plan((2,)), skip(vlm, 2)),
+        (Plan((1, 3), "mlp", "decode"), skip(vlm, [1, 3], "mlp", "decode")),
+        (Plan((2,), "attention", "prefill"), skip(vlm, 2, "attention", "prefill")),
+        (Plan((2,), scope="prefill", cache="previous"), skip(vlm, 2, scope="prefill", cache="previous")),
+        (Plan((2,), "parallel", norm="second"), parallel(vlm, 2, "second")),
+        (Plan((1, 2), "mlp", span="image", share=0.5, seed=3), skip_mlp_tokens(vlm, [1, 2], 0.5, seed=3)),
+        (Plan((1,), "mlp", span="question", n_tokens=2), skip_mlp_tokens(vlm, 1, span="question", n_tokens=2)),
+        (Plan(()), nullcontext()),
+    ]
+
+
+def test_plans_are_what_they_name():
+    at = case("llava")
+    for plan, context in contexts(at.vlm):
+        with plan.apply(at.vlm):
+            found = generated(at)[1]
+        with context:
+            assert torch.equal(generated(at)[1], found), plan
+    assert traces(at.vlm) == []
+
+
+def test_plans_by_scope_hold_in_that_phase_alone():
+    at = case("llava")
+    dense_ids, dense = generated(at)
+    for part in ("block", "mlp", "attention", "parallel", "pairs"):
+        with Plan((2,), part, "decode").apply(at.vlm):
+            ids, logits = generated(at)
+        assert torch.equal(logits[:, 0], dense[:, 0]) and not torch.equal(logits[:, 1], dense[:, 1]), part
+        with Plan((2,), part, "prefill").apply(at.vlm):
+            first = generated(at)[1][:, 0]
+        with Plan((2,), part).apply(at.vlm):
+            both = generated(at)[1][:, 0]
+        assert torch.equal(first, both) and apart(first, dense[:, 0]) > 1e-3, part
+
+
+def test_plans_tell_what_they_are():
+    told = {
+        Plan((3, 5, 7, 9, 11)): "no block in layers 3, 5, ..., 11, in prefill and decode steps",
+        Plan((2, 3), "mlp", span=("image", "question"), share=0.25): "no MLP at 25% of image and question in layers 2, 3, in the prefill",
+        Plan((2,), "attention", "decode", norm="first"): "no attention in layers 2, in decode steps, MLP through the first norm",
+        Plan((2,), scope="prefill", cache="previous"): "no block in layers 2, in the prefill, cache of the previous block",
+        Plan((), "mlp"): "nothing left out",
+    }
+    assert {plan: str(plan) for plan in told} == told
+
+
+@pytest.mark.parametrize(("values", "error", "message"), [
+    ({"part": "blocks"}, SelectionError, "unknown part 'blocks'; allowed: block, mlp, attention, parallel, pairs"),
+    ({"scope": "prompt"}, SelectionError, "unknown scope 'prompt'"),
+    ({"cache": "prev"}, SelectionError, "unknown cache"),
+    ({"norm": "third"}, SelectionError, "unknown norm"),
+    ({"norm": "first"}, SelectionError, "norm 'first' for part 'block'"),
+    ({"part": "mlp", "cache": "previous"}, SelectionError, "cache 'previous' for part 'mlp'"),
+    ({"layers": (0,)}, SelectionError, "layer 0 of a plan"),
+    ({"layers": (True,)}, SelectionError, "layer True"),
+    ({"layers": (2, 2)}, SelectionError, "repeat"),
+    ({"layers": (1, 2), "part": "pairs"}, SelectionError, "overlap"),
+    ({"span": "image"}, SelectionError, "only MLPs"),
+    ({"part": "mlp", "span": "image", "scope": "decode"}, SelectionError, "only MLPs"),
+    ({"part": "mlp", "span": "picture"}, SpanError, "picture"),
+    ({"part": "mlp", "span": "image", "share": 2}, SelectionError, "share 2"),
+    ({"share": 0.5}, SelectionError, "share of no span"),
+])  # fmt: skip
+def test_plans_that_make_no_sense(values, error, message):
+    with pytest.raises(error, match=message):
+        Plan(**{"layers": (1,)} | values)
+
+
+@pytest.mark.parametrize(("plan", "error", "message"), [
+    (Plan(tuple(range(1, L + 1))), SelectionError, "all 4 blocks skipped leaves no model"),
+    (Plan((5,)), LayerError, "layer 5 is not one of 1 to 4"),
+    (Plan((4,), "pairs"), LayerError, "layer 5"),
+])  # fmt: skip
+def test_plans_for_another_model(vlm, plan, error, message):
+    for use in (plan.check, lambda vlm: plan.apply(vlm).__enter__()):
+        with pytest.raises(error, match=message):
+            use(vlm)
+
+
+def test_all_mlps_may_go(vlm):
+    Plan(tuple(range(1, L + 1)), "mlp").check(vlm)
+
+
+# What a skipped block is
+
+
+def without(name, gone):
+    """The model with blocks taken out and the others numbered anew."""
+    model, inputs = build(name)
+    stack = anatomy.decoder(model)
+    stack.layers = nn.ModuleList(block for k, block in enumerate(stack.layers, 1) if k not in gone)
+    for k, block in enumerate(stack.layers):
+        for part in block.modules():
+            if hasattr(part, "layer_idx"):
+                part.layer_idx = k
+    stack.config.num_hidden_layers = model.config.get_text_config(decoder=True).num_hidden_layers = len(stack.layers)
+    vlm = VLM(model, None, name)
+    batch = vlm.prepare(padded(name, inputs))
+    return case(name)._replace(vlm=vlm, batch=batch)
+
+
+@pytest.mark.parametrize("name", ["llava", "blip2", "idefics3", "paligemma", "internvl"])
+def test_skipped_blocks_are_blocks_that_are_not_there_in_prefill_and_decode_steps(name):
+    at = case(name)
+    for gone in ([1], [1, 3]):
+        with Plan(tuple(gone)).apply(at.vlm):
+            ids, logits = generated(at)
+        expected, theirs = generated(without(name, gone))
+        assert torch.equal(ids, expected) and apart(logits, theirs) < 1e-5, gone
+
+
+@pytest.mark.parametrize("name", ["llava", "blip2"])
+def test_a_skipped_mlp_is_one_whose_last_weights_are_zero(name):
+    at, other = case(name), case(name)
+    with torch.no_grad():
+        for weight in anatomy.mlp_exit(other.vlm.blocks[1]).parameters():
+            weight.zero_()
+    with Plan((2,), "mlp").apply(at.vlm):
+        assert torch.equal(generated(at)[1], generated(other)[1])
+
+
+def test_an_interval_beyond_the_model_is_the_dense_model_to_the_bit():
+    at = case("llava")
+    dense = generated(at)[1]
+    for mode in ("context_skip_block", "skip_ffn", "onlycontext_skip_attn", "context_parrallel_attn", "skip_ffn_prompt"):
+        with from_upstream(mode, at.vlm.n_layers).apply(at.vlm):
+            assert torch.equal(generated(at)[1], dense), mode
+
+
+# The authors' names
+
+
+def test_every_name_of_the_authors_is_a_plan_or_refused_with_a_reason():
+    table = upstream_modes()
+    names = table[~table["upstream"].isin(["fixed_", "random_", "any other name"])]
+    for row in names.itertuples():
+        if row.ours == "refused":
+            with pytest.raises(SelectionError, match="cannot be had"):
+                from_upstream(row.upstream, 32, 2)
+            continue
+        plan = from_upstream(row.upstream, 32, 2)
+        said = f"{plan.part}, {plan.scope}" if plan.span is None else f"{plan.part} at span {plan.span}, {plan.scope}"
+        assert said == row.ours, row.upstream
+        assert plan.layers == tuple(every(32, 2)) or row.upstream in ("drop", "exit")
+    assert set(names["ours"]) >= {
+        f"{part}, {scope}" for part in ("block", "mlp", "attention", "parallel", "pairs") for scope in ("prefill", "decode", "both")
+    }
+    assert table.notna().all(axis=None) and (table["difference"].str.len() > 0).all()
+
+
+@pytest.mark.parametrize(("mode", "plan"), [
+    ("context_fixed_skip_block", Plan((3, 5, 7))),
+    ("onlycontext_skip_block", Plan((3, 5, 7), scope="prefill", cache="previous")),
+    ("skip_ffn", Plan((3, 5, 7), "mlp", "decode")),
+    ("context_skip_attn", Plan((3, 5, 7), "attention", norm="first")),
+    ("onlycontext_parrallel_attn", Plan((3, 5, 7), "parallel", "prefill", norm="first")),
+    ("context_parrallel_block", Plan((3, 5, 7), "pairs")),
+    ("context_skip_ffn_prompt", Plan((3, 5, 7), "mlp", "prefill", span="image")),
+    ("drop", Plan((1, 2, 3, 4, 5, 6, 7))),
+    ("exit", Plan((2, 3, 4, 5, 6, 7, 8))),
+])  # fmt: skip
+def test_names_of_the_authors(mode, plan):
+    assert from_upstream(mode, 8, 2) == plan
+
+
+def test_drop_and_exit_go_from_where_they_are_told():
+    assert from_upstream("drop", 32, start=4, end=7).layers == (5, 6, 7)  # idx 4, 5, 6
+    assert from_upstream("exit", 32, start=29).layers == (31, 32)  # idx 30 and 31
+    for mode in ("drop", "exit"):
+        with pytest.raises(LayerError, match="layer 33"):
+            from_upstream(mode, 32, start=33)
+
+
+@pytest.mark.parametrize("mode", ["parallel_attn", "baseline", "", "skip", "skip_block_", "context_", "SKIP_BLOCK", "fixed_drop"])
+def test_unknown_names_are_refused_with_the_known_ones(mode):
+    with pytest.raises(SelectionError, match="unknown mode.*skip_block, skip_ffn, skip_attn, parrallel_attn, parrallel_block"):
+        from_upstream(mode, 32, 2)
+
+
+@pytest.mark.parametrize("mode", ["random_skip_attn_prompt", "context_fixed_skip_block_prompt", "context_exit_prompt"])
+def test_refused_names_are_refused_with_any_prefix(mode):
+    with pytest.raises(SelectionError, match="cannot be had"):
+        from_upstream(mode, 32, 2)
+
+
+def test_random_intervals_skip_as_many_layers_as_theirs_on_average():
+    counts = [sum(k % step == 0 for k in range(1, 31)) for step in range(2, 5)]  # 15, 10, 7
+    plans = [from_upstream("context_random_skip_block", 32, 4, seed=seed) for seed in range(4)]
+    assert {len(plan.layers) for plan in plans} == {round(np.mean(counts))}
+    assert len({plan.layers for plan in plans}) == 4 and all(min(plan.layers) > 1 and max(plan.layers) < 32 for plan in plans)
+    assert plans[1] == from_upstream("context_random_skip_block", 32, 4, seed=1)
+    for interval in (1, [2, 3]):
+        with pytest.raises(SelectionError, match="random_ with interval"):
+            from_upstream("random_skip_block", 32, interval)
+
+
+def test_pairs_need_an_interval_of_two_or_more():
+    with pytest.raises(SelectionError, match="overlap"):
+        from_upstream("context_parrallel_block", 32, 1)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["llava", "blip2"])
+def test_without_attention_the_residual_stream_stays_and_the_mlp_reads_the_first_norm(name):
+    """In the authors' OPT the residual stream is lost; in their LLaMA the MLP reads the first norm."""
+    at = case(name)
+    block = at.vlm.blocks[1]
+    x = read(at.vlm, at.batch, 1)[1, "block"]
+    norm, second = anatomy.first_norm(block), anatomy.second_norm(block)
+    mlp = block.mlp if name == "llava" else lambda states: block.fc2(block.activation_fn(block.fc1(states)))
+    for plan, states in ((from_upstream("context_skip_attn", 3, 1), norm(x)), (Plan((2,), "attention"), second(x))):
+        assert plan.layers == (2,)
+        expected = x + mlp(states)
+        with plan.apply(at.vlm):
+            torch.testing.assert_close(read(at.vlm, at.batch, 2)[2, "block"], expected)
+
+
+def test_image_tokens_are_not_doubled_when_their_mlp_goes():
+    """In the authors' OPT they leave the block as 2 h, in their LLaMA as h + LN(h)."""
+    at = case("llava")
+    image = at.batch.mask("image")
+    with from_upstream("skip_ffn_prompt", 3, 1).apply(at.vlm):
+        middle, after = (read(at.vlm, at.batch, 2, place, image)[2, place] for place in ("middle", "block"))
+        later = generated(at)[1]
+    torch.testing.assert_close(after, middle)
+    with skip(at.vlm, 2, "mlp", "decode"):  # generated tokens keep their MLPs
+        assert apart(later[:, 1:], generated(at)[1][:, 1:]) > 1e-3
+
+
+# Layers at random
+
+
+@given(n=st.integers(1, 40), k=st.integers(0, 40), seed=st.integers(0, 9), data=st.data())
+@settings(max_examples=40, deadline=None)
+def test_random_layers_are_k_others_than_the_protected(n, k, seed, data):
+    protect = data.draw(st.sets(st.integers(1, n)))
+    if k > n - len(protect):
+        with pytest.raises(SelectionError, match=f"give 0 to {n - len(protect)}"):
+            random_layers(n, k, seed, protect)
+        return
+    found = random_layers(n, k, seed, protect)
+    assert len(found) == k and all(a < b for a, b in pairwise(found)) and not set(found) & protect and set(found) <= set(range(1, n + 1))
+    assert found == random_layers(n, k, seed, protect)
+
+
+def test_all_layers_are_as_likely():
+    drawn = np.bincount(np.concatenate([random_layers(6, 2, seed) for seed in range(600)]), minlength=7)[1:]
+    assert drawn.sum() == 1200 and abs(drawn - 200).max() < 60  # five standard deviations
+
+
+def test_protected_layers_that_are_none():
+    with pytest.raises(LayerError, match="layer 9"):
+        random_layers(6, 2, 0, protect=[9])
+
+
+# Layers by similarity
+
+
+def test_similarity_of_blocks_is_the_double_loop(vlm, samples):
+    answers = [sample.captions[0] for sample in samples]
+    table = block_similarity(vlm, samples, ("image", "question", "answer"), answers, PROMPT, batch_size=3)
+    assert table.columns.tolist() == ["layer", "span", "similarity", "n"] and len(table) == 3 * L
+    batch = vlm.batch_of(samples, [PROMPT] * 4, answers)
+    stream = [states.double() for states in read(vlm, batch, "all").values()]
+    for row in table.itertuples():
+        at = batch.mask(row.span).nonzero().tolist()
+        pairs = [(stream[row.layer - 1][i, j], stream[row.layer][i, j]) for i, j in at]
+        by_hand = sum(float(x @ y / (x.norm() * y.norm())) for x, y in pairs) / len(pairs)
+        assert abs(row.similarity - by_hand) < 1e-5 and row.n == len(at)
+
+
+def test_a_block_that_is_skipped_is_most_like_its_input(vlm, samples):
+    with skip(vlm, 3):
+        table = block_similarity(vlm, samples, prompt=PROMPT)
+    assert np.allclose(table.loc[table["layer"] == 3, "similarity"], 1) and similarity_order(table, 1) == [3]
+
+
+def test_similarity_of_plain_texts(vlm):
+    table = block_similarity(vlm, TEXTS, "question")
+    assert table["n"].tolist() == [sum(len(text.split()) for text in TEXTS)] * L
+
+
+def test_order_by_similarity():
+    table = pd.DataFrame({"layer": [1, 2, 3, 1, 2, 3], "similarity": [0.5, 0.9, 0.7, 0.7, 0.1, 0.5]})
+    assert similarity_order(table) == [1, 3, 2]  # means 0.6, 0.5, 0.6: ties by number
+    assert similarity_order(table, 1) == [1] and similarity_order(table, 0) == []
+    for k in (4, -1):
+        with pytest.raises(SelectionError, match="of 3 layers"):
+            similarity_order(table, k)
+    with pytest.raises(SelectionError, match="without similarity"):
+        similarity_order(table[["layer"]])
+    with pytest.raises(SelectionError, match="NaN"):
+        similarity_order(table.assign(similarity=float("nan")))
+
+
+def test_similarity_where_there_is_none(vlm, samples):
+    with pytest.raises(SpanError, match="answer"):
+        block_similarity(vlm, samples, "answer", prompt=PROMPT)
+    with pytest.raises(SpanError, match="picture"):
+        block_similarity(vlm, samples, "picture", prompt=PROMPT)
+    with add(vlm, torch.full((vlm.width,), float("1e38")), 2), pytest.raises(ActivationsError, match="block"):
+        block_similarity(vlm, samples, prompt=PROMPT)
+
+
+# Layers by what their absence costs
+
+
+@torch.no_grad()
+def by_hand(vlm, samples, gone, part="block"):
+    """The loss by which models are trained, of all samples in one batch."""
+    with skip(vlm, gone, part):
+        return float(loss_of(vlm, samples, PROMPT, [sample.captions[0] for sample in samples]))
+
+
+@pytest.mark.parametrize("part", ["block", "mlp", "attention"])
+def test_effects_are_the_losses_without_each_layer(vlm, samples, part):
+    table = effects(vlm, samples, part=part, prompt=PROMPT, batch_size=3)
+    assert table["layer"].tolist() == list(range(1, L + 1))
+    assert abs(table.attrs["dense"] - by_hand(vlm, samples, [])) < 1e-4
+    expected = [by_hand(vlm, samples, [layer], part) for layer in range(1, L + 1)]
+    assert np.allclose(table["loss"], expected, atol=1e-4)
+    assert np.allclose(table["increase"], table["loss"] - table.attrs["dense"])
+
+
+def test_passes_that_start_at_a_layer_are_those_from_the_beginning(vlm, samples, monkeypatch):
+    fast = [effects(vlm, some, prompt=PROMPT, batch_size=3) for some in (samples, TEXTS)]
+    monkeypatch.setattr(module, "_resumable", lambda vlm, batch: False)
+    for table, some in zip(fast, (samples, TEXTS), strict=True):
+        assert np.allclose(table["loss"], effects(vlm, some, prompt=PROMPT, batch_size=3)["loss"], atol=1e-6)
+
+
+def test_blocks_below_a_layer_run_once_for_each_batch(vlm, samples):
+    module._AGREE.discard(vlm)  # what other tests have tried on this model
+    calls = [0] * L
+    hooks = [
+        block.mlp.register_forward_pre_hook(lambda m, a, k=k: calls.__setitem__(k, calls[k] + 1)) for k, block in enumerate(vlm.blocks)
+    ]
+    tower = []
+    hooks.append(anatomy.tower(vlm.model).register_forward_pre_hook(lambda m, a: tower.append(1)))
+    try:
+        effects(vlm, samples, prompt=PROMPT, batch_size=4)
+        all_layers, pictures = list(calls), len(tower)
+        calls[:] = [0] * L
+        effects(vlm, samples, layers=[L], prompt=PROMPT, batch_size=4)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    once = [int(k < L - 1) for k in range(L)]  # no pass starts behind the last layer
+    # two samples to try it on: the whole, on to each layer, and from there on; then the dense model, and passes that start behind block k
+    assert all_layers == [(1 + once[k] + k) + 1 + once[k] + k for k in range(L)]
+    assert calls == [1 + once[k] for k in range(L)]  # tried once a model
+    assert pictures == 2
+
+
+def test_effects_of_plain_texts_are_transformers_own_losses(vlm):
+    tokens = vlm.tokenizer(TEXTS, return_tensors="pt", padding=True)
+    labels = tokens["input_ids"].masked_fill(tokens["attention_mask"] == 0, -100)
+    labels[torch.arange(3), tokens["attention_mask"].argmax(dim=1)] = -100  # what comes after padding is not predicted
+    with torch.no_grad():
+        expected = [float(vlm.model(**tokens, labels=labels).loss)]
+        for layer in range(1, L + 1):
+            with skip(vlm, layer):
+                expected.append(float(vlm.model(**tokens, labels=labels).loss))
+    table = effects(vlm, TEXTS, batch_size=3)
+    assert np.allclose([table.attrs["dense"], *table["loss"]], expected, atol=1e-5)
+
+
+def test_effects_of_questions_with_a_prompt_for_each_sample(vlm, samples):
+    ask = lambda sample: "What colour is the key ?" if sample.id == "0" else PROMPT
+    each = effects(vlm, samples[:2], ["red", "blue key"], [2], prompt=ask)
+    alone = [effects(vlm, [sample], [answer], [2], prompt=ask) for sample, answer in zip(samples[:2], ["red", "blue key"], strict=True)]
+    assert abs(each["loss"][0] - (2 * alone[0]["loss"][0] + 3 * alone[1]["loss"][0]) / 5) < 1e-5
+
+
+def test_effects_within_other_changes(vlm, samples):
+    with add(vlm, torch.ones(vlm.width), 1):
+        found = effects(vlm, samples, layers=[2], prompt=PROMPT)
+        assert abs(found["loss"][0] - by_hand(vlm, samples, [2])) < 1e-4
+
+
+def test_greedy_takes_the_least_loss_each_time(vlm, samples):
+    for part in ("block", "mlp"):
+        gone = []
+        for _ in range(3):
+            left = [layer for layer in range(1, L + 1) if layer not in gone]
+            gone.append(min(left, key=lambda layer: by_hand(vlm, samples, [*gone, layer], part)))
+        assert greedy(vlm, samples, 3, part=part, prompt=PROMPT, batch_size=3) == gone
+    assert greedy(vlm, samples, 2, prompt=PROMPT) == greedy(vlm, samples, 3, prompt=PROMPT)[:2]
+    assert set(greedy(vlm, TEXTS, 2, candidates=[4, 2])) == {2, 4}
+
+
+def test_effects_where_blocks_share_more_than_the_stream():
+    at = case("mllama")  # its blocks of cross-attention are left out without a picture
+    assert not module._resumable(at.vlm, at.batch)
+
+
+@pytest.mark.parametrize("progress", [True, False])
+def test_a_bar_only_if_asked_for(vlm, samples, progress, capsys):
+    greedy(vlm, samples, 1, prompt=PROMPT, progress=progress)
+    assert ("greedy" in capsys.readouterr().err) == progress
+
+
+@pytest.mark.parametrize("run", [effects, lambda *given, **more: greedy(*given[:2], 1, *given[2:], **more)])
+@pytest.mark.parametrize(("change", "error", "message"), [
+    ({"samples": []}, SelectionError, "0 samples"),
+    ({"batch_size": 0}, SelectionError, "batches of 0"),
+    ({"answers": ["one"]}, LengthError, "4"),
+    ({"answers": ["", "a", "a", "a"]}, SelectionError, "empty"),
+    ({"samples": ["a text", " "]}, SelectionError, "texts"),
+    ({"samples": ["a text"], "answers": ["a"]}, SelectionError, "texts"),
+    ({"part": "blocks"}, InterventionError, "unknown part 'blocks'; allowed: block, mlp, attention"),
+])  # fmt: skip
+def test_bad_input_for_effects_and_greedy(vlm, samples, run, change, error, message):
+    more = {"answers": None, "prompt": PROMPT} | change
+    with pytest.raises(error, match=message):
+        run(vlm, more.pop("samples", samples), **more)
+
+
+def test_samples_without_a_caption_and_layers_that_are_none(vlm, samples):
+    with pytest.raises(SelectionError, match="without a caption, such as 'bare'"):
+        effects(vlm, [Sample("bare", samples[0].source)], prompt=PROMPT)
+    with pytest.raises(LayerError, match="layer 5"):
+        effects(vlm, samples, layers=[5], prompt=PROMPT)
+    with pytest.raises(SelectionError, match="no layers"):
+        effects(vlm, samples, layers=[], prompt=PROMPT)
+    for k, most in ((0, 3), (4, 3)):
+        with pytest.raises(SelectionError, match=f"give 1 to {most}"):
+            greedy(vlm, samples, k, prompt=PROMPT)
+    with pytest.raises(SelectionError, match="3 of 2 candidates; give 1 to 2"):
+        greedy(vlm, samples, 3, candidates=[1, 2], prompt=PROMPT)
+
+
+def test_a_loss_that_is_no_number(vlm, samples):
+    weight = vlm.blocks[L - 1].mlp.down_proj.weight
+    before = float(weight[0, 0])
+    try:
+        with torch.no_grad():
+            weight[0, 0] = float("nan")
+        with pytest.raises(ActivationsError, match="loss is NaN"):
+            effects(vlm, samples, layers=[1], prompt=PROMPT)
+    finally:
+        with torch.no_grad():
+            weight[0, 0] = before
+
+
+def test_settings_of_the_reference():
+    assert GENERATION["max_new_tokens"] > 2  # decode steps are in what is compared above

@@ -1,0 +1,98 @@
+from itertools import combinations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from xlvlms_tutorial.errors import SelectionError, WordListError
+from xlvlms_tutorial.metrics import captions as exported
+from xlvlms_tutorial.pocket.language import STYLES, captions, styled_caption
+from xlvlms_tutorial.pocket.world import scenes
+from xlvlms_tutorial.text import STYLE_WORDS, forms, style_rate, style_share, words
+
+
+def test_there_is_a_list_for_each_style_of_the_world_and_no_word_is_in_two():
+    assert set(STYLE_WORDS) == set(STYLES)
+    for one, other in combinations(STYLE_WORDS.values(), 2):
+        assert not {f for w in one for f in forms(w)} & {f for w in other for f in forms(w)}
+    assert all(word == word.lower() and word.isalpha() for listed in STYLE_WORDS.values() for word in listed)
+
+
+def test_the_rate_is_the_share_of_words():
+    told = ["A RED key, two blue gems.", "a robot", "", "reddish? No: bored.", "The sea's colours"]
+    assert style_rate(told, "colour").tolist() == [2 / 6, 0, 0, 1 / 3, 1 / 3]
+    assert style_share(told, "colour").tolist() == [True, False, False, True, True]
+    assert style_rate(told, "place").tolist() == [0, 0, 0, 0, 1 / 3]
+    assert style_rate(told, "mood").tolist() == [0, 0, 0, 1 / 3, 0]
+
+
+def test_own_words_count_in_their_forms():
+    told = ["he walks the dogs", "walking", "a catwalk"]
+    assert style_rate(told, ["walking", "Dog"]).tolist() == [0.5, 1, 0]
+    assert style_rate(told, iter(["walking"])).tolist() == [0.25, 1, 0]
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_each_style_raises_its_own_rate_most_on_the_world(style):
+    made = scenes(100, seed=2)
+    plain, styled = [captions(scene)[0] for scene in made], [styled_caption(scene, style) for scene in made]
+    gains = {name: (style_rate(styled, name) - style_rate(plain, name)).mean() for name in STYLE_WORDS}
+    assert max(gains, key=gains.get) == style
+    assert gains[style] > 0.09 and max(gain for name, gain in gains.items() if name != style) < 0.01
+    assert style_share(styled, style).all()
+
+
+@given(st.lists(st.text(max_size=30), max_size=4))
+@settings(deadline=None, max_examples=50)
+def test_rates_are_shares_whatever_the_text(texts):
+    rates = style_rate(texts, "place")
+    assert rates.shape == (len(texts),) and rates.dtype == np.float64
+    assert ((rates >= 0) & (rates <= 1)).all()
+    assert (style_share(texts, "place") == (rates > 0)).all()
+
+
+def test_unknown_styles_and_useless_lists_are_refused():
+    with pytest.raises(SelectionError, match="no style 'colours'; allowed: place, colour, mood, or a list of words"):
+        style_rate(["a"], "colours")
+    for wrong in ([], ["red", "traffic light"], [""]):
+        with pytest.raises(WordListError):
+            style_rate(["a"], wrong)
+
+
+def test_forms_and_words():
+    assert forms("Man") == ["man", "men"]
+    assert {"riding", "ride", "rides"} <= set(forms("riding"))
+    assert {"box", "boxes"} == set(forms("box"))
+    assert words("It's A dog-sled; caf\u00e9!") == ["it's", "a", "dog", "sled", "caf\u00e9"]
+
+
+@pytest.mark.parametrize(
+    ("one", "several"),
+    [("goose", "geese"), ("policeman", "policemen"), ("woman", "women"), ("grandchild", "grandchildren"), ("penknife", "penknives"),
+     ("foot", "feet"), ("wolf", "wolves"), ("shelf", "shelves"), ("sheep", "sheep"), ("salesperson", "salespeople"), ("ox", "oxen"),
+     ("human", "humans"), ("German", "germans"), ("ottoman", "ottomans"), ("fox", "foxes"), ("mongoose", "mongooses"),
+     ("snow goose", "snow geese"), ("cactus", "cactuses")],
+)  # fmt: skip
+def test_plurals_of_nouns_and_of_those_that_end_like_them(one, several):
+    assert forms(one) == [one.lower(), several]
+
+
+def test_words_of_any_script():
+    assert words("\u4e00\u53ea\u732b, OK") == ["\u4e00", "\u53ea", "\u732b", "ok"]
+    assert words("\u0939\u093f\u0928\u094d\u0926\u0940 \u092e\u0947\u0902") == [
+        "\u0939\u093f\u0928\u094d\u0926\u0940",
+        "\u092e\u0947\u0902",
+    ]
+    assert words("Cafe\u0301") == words("caf\u00e9") == ["caf\u00e9"]
+    assert style_rate(["Un cafe\u0301"], ["caf\u00e9"]) == style_rate(["un caf\u00e9"], ["cafe\u0301"]) == 0.5
+    with pytest.raises(WordListError, match="is not one word"):
+        style_rate(["\u4e00\u53ea\u732b"], ["\u7ea2\u8272"])
+
+
+def test_forms_of_a_very_long_word_take_no_time():
+    assert len(forms("a" * 200_000)) == 2  # minutes, if every vowel were tried for every other
+
+
+def test_captions_exports_them():
+    assert exported.STYLE_WORDS is STYLE_WORDS and exported.style_rate is style_rate

@@ -1,0 +1,19 @@
+"""States of the residual stream: captured from many samples, described row by row, stored and read again."""
+
+from xlvlms_tutorial.activations.activations import WHOLE_BLOCK, States
+from xlvlms_tutorial.activations.capture import capture, residual_stream
+from xlvlms_tutorial.activations.hooks import REDUCTIONS, read, reading, span_mask
+from xlvlms_tutorial.activations.store import Store, shard_plan
+
+__all__ = [
+    "REDUCTIONS",
+    "WHOLE_BLOCK",
+    "States",
+    "Store",
+    "capture",
+    "read",
+    "reading",
+    "residual_stream",
+    "shard_plan",
+    "span_mask",
+]

@@ -1,0 +1,28 @@
+"""Chapters in batches: one run by papermill, grids of runs by Snakemake, and what comes out of them."""
+
+from typing import TYPE_CHECKING
+
+from xlvlms_tutorial._lazy import lazy_attributes
+
+if TYPE_CHECKING:
+    from xlvlms_tutorial.batch.batch import EXPERIMENTS, FOLDER, Options, reproduce
+    from xlvlms_tutorial.batch.grid import read_grid
+    from xlvlms_tutorial.batch.results import Gathered, gather, measurements, pooled
+    from xlvlms_tutorial.batch.run import prepare, read_results, run_chapter
+
+__all__ = [
+    "EXPERIMENTS",
+    "FOLDER",
+    "Gathered",
+    "Options",
+    "gather",
+    "measurements",
+    "pooled",
+    "prepare",
+    "read_grid",
+    "read_results",
+    "reproduce",
+    "run_chapter",
+]
+
+__getattr__ = lazy_attributes(__name__)

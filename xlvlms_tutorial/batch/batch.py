@@ -1,0 +1,216 @@
+"""Run a grid: plan it, see what is there already, let Snakemake run the rest, gather."""
+
+import os
+import platform
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import datetime
+from importlib.util import find_spec
+from pathlib import Path
+
+import psutil
+
+from xlvlms_tutorial.batch.chapters import ROOT, checkout
+from xlvlms_tutorial.batch.grid import Cell, read_grid
+from xlvlms_tutorial.batch.job import PLAN, RUNS
+from xlvlms_tutorial.batch.results import Gathered, gather
+from xlvlms_tutorial.batch.run import RESULTS, Chapter, opened, read_results, same_run
+from xlvlms_tutorial.batch.spelling import plain, read_yaml
+from xlvlms_tutorial.errors import ClaimError, OutputError, RecordError, RunError, SelectionError
+from xlvlms_tutorial.io import write_json
+
+FOLDER = (checkout() or ROOT) / "reproduce"  # the Snakefile, experiments and profiles
+EXPERIMENTS = FOLDER / "experiments.yaml"
+PROFILES = ("local", "slurm", "kubernetes")
+SNAKEFILE, LOCK = "Snakefile", ".batch.lock"
+_ENDINGS = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]  # asked to end, or the terminal is gone
+_GRACE = 10.0  # seconds that an engine has to take back what it gave to a cluster
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a batch is run: the profile (a name or a folder), processor cores and GPUs of this machine, and where the chapters lie."""
+
+    profile: str = "local"
+    cores: int | None = None
+    gpus: int = 0
+    chapters: Path | None = None
+    dry_run: bool = False
+
+
+def reproduce(experiments: str | Path, out: str | Path, options: Options | None = None, embedded: Collection[str] = (),
+              say: Callable[[str], object] = print) -> Gathered:  # fmt: skip
+    """Run every run of a grid that is not done yet, and gather them all in ``out``; a run that fails leaves the others alone.
+
+    Damaged results are named, moved aside and made again, as are those of other code of their chapter. ``say`` is told what was found.
+    Whatever ends this process, but for SIGKILL, ends the engine and its jobs too; then the same call goes on.
+
+    Raises
+    ------
+    SelectionError
+        If the grid, the profile or the number of GPUs is wrong; nothing has been started then.
+    RunError
+        If another batch is at work in ``out``.
+    OutputError
+        If a file cannot be written.
+    """
+    options, out = options or Options(), Path(out).resolve()
+    cells = read_grid(experiments, options.chapters, embedded)
+    profile = _profile(options.profile)
+    if profile.local and (most := max(cell.gpus for cell in cells)) > options.gpus:
+        raise SelectionError(f"a run wants {most} GPUs of {options.gpus}", "give --gpus N, the number that this machine lends to the batch")
+    with _only(out) as lock:
+        plan = {"runs": [cell.asdict() for cell in cells], "gpus": options.gpus if profile.local else 0}
+        write_json(out / PLAN, plan | {"chapters": options.chapters and str(Path(options.chapters).resolve())})
+        _copy(FOLDER / SNAKEFILE, out / SNAKEFILE)
+        chapters = {name: opened(name, options.chapters) for name in {cell.chapter for cell in cells}}
+        told = [_aside(cell, out, chapters[cell.chapter], options.dry_run) for cell in cells]
+        for line in filter(None, told):
+            say(line)
+        if code := _engine(_command(out, profile, options), out, lock):
+            say(f"Snakemake ended with code {code}")
+        return gather(out, write=not options.dry_run)
+
+
+@dataclass(frozen=True)
+class _Profile:
+    """A profile of Snakemake: its folder, whether jobs run on this machine, whether results come through a storage."""
+
+    folder: Path
+    local: bool
+    storage: bool
+
+
+def _profile(name: str) -> _Profile:
+    folder = FOLDER / "profiles" / name if name in PROFILES else Path(name)
+    try:
+        content = plain(read_yaml((folder / "config.yaml").read_text(encoding="utf-8"), "config.yaml")[0] or {})
+        if not isinstance(content, dict):
+            raise ValueError("config.yaml is no mapping")
+    except (OSError, ValueError) as cause:
+        allowed = f"there are: {', '.join(PROFILES)}, or a folder with config.yaml (in a clone of the repository)"
+        raise SelectionError(f"profile {name!r} cannot be read ({' '.join(str(cause).split())})", allowed) from cause
+    executor, storage = content.get("executor", "local"), content.get("default-storage-provider")
+    needed = [f"executor-plugin-{executor}"] * (executor != "local") + [f"storage-plugin-{storage}"] * bool(storage)
+    packages = [f"snakemake-{plugin}" for plugin in needed if find_spec(f"snakemake_{plugin.replace('-', '_')}") is None]
+    if packages:
+        raise SelectionError(f"profile {name!r} needs {' and '.join(packages)}", f"run pip install {' '.join(packages)}, and start again")
+    return _Profile(folder.resolve(), executor == "local", bool(storage))
+
+
+def _copy(file: Path, target: Path) -> None:
+    """Keep the rules beside the plan: on a cluster they travel with it."""
+    try:
+        shutil.copyfile(file, target)
+    except OSError as cause:
+        raise OutputError(target, cause.strerror or cause) from cause
+
+
+def _aside(cell: Cell, out: Path, chapter: Chapter, dry_run: bool) -> str:
+    """Move aside results that are damaged or of other code, and say so; empty where there is nothing to say."""
+    file = out / RUNS / cell.id / RESULTS
+    if not file.exists():
+        return ""
+    try:
+        Gathered().add(cell.id, read_results(file))  # measurements that cannot be judged are damaged too
+    except (RecordError, ClaimError) as error:
+        kind, problem = "damaged", str(error)
+    else:
+        if same_run(file, chapter.run(cell.parameters)):
+            return ""
+        kind, problem = "outdated", f"{file}: made by other code of the chapter"
+    if not dry_run:
+        os.replace(file, file.with_name(f"{RESULTS}.{kind}"))
+    return f"{kind}, to be made again: {problem}"
+
+
+def _command(out: Path, profile: _Profile, options: Options) -> list[str]:
+    """Snakemake as an argument list, without its own locks and marks: ours end with their holder, and results are whole or absent."""
+    command = [sys.executable, "-m", "snakemake", "all", "--snakefile", SNAKEFILE, "--configfile", PLAN]
+    command += ["--workflow-profile", "none", "--profile", str(profile.folder), "--nolock", "--ignore-incomplete"]
+    command += ["--cores", str(options.cores)] if options.cores else []
+    memory = int(0.9 * psutil.virtual_memory().total / 1e6)  # jobs that together need more wait for each other
+    command += ["--resources", f"gpu={options.gpus}", f"mem_mb={memory}"] if profile.local else []
+    command += ["--default-storage-prefix", str(out)] if profile.storage else []
+    return [*command, *(["--dry-run"] if options.dry_run else [])]
+
+
+def _engine(command: list[str], out: Path, lock: int) -> int:
+    """Run Snakemake to its end, and give its exit code; it is named in the lock, which it holds as long as it lives."""
+    with _asked_to_end(), subprocess.Popen(command, pass_fds=(lock,), cwd=out) as engine:
+        _sign(lock, engine.pid)
+        try:
+            return engine.wait()
+        except BaseException:
+            _end(engine.pid)
+            raise
+
+
+@contextmanager
+def _asked_to_end() -> Iterator[None]:
+    """Leave by an exception where a signal asks this process to end, which would otherwise end it and leave its children at work."""
+
+    def leave(number: int, _: object) -> None:
+        signal.signal(number, signal.SIG_IGN)  # asked once more, it goes on ending its children
+        raise SystemExit(128 + number)
+
+    main = threading.current_thread() is threading.main_thread()  # signals come to it alone
+    before = {number: signal.signal(number, leave) for number in _ENDINGS if main and signal.getsignal(number) is signal.SIG_DFL}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _end(number: int) -> None:
+    """End an engine and all that it has started: asked first, so that it takes back what it gave to a cluster; then killed."""
+    with suppress(psutil.NoSuchProcess):
+        engine = psutil.Process(number)
+        started = engine.children(recursive=True)
+        engine.send_signal(signal.SIGINT)  # from now on it starts no job
+        for process in started:
+            with suppress(psutil.Error):
+                process.terminate()
+        psutil.wait_procs([engine, *started], timeout=_GRACE)
+        with suppress(psutil.NoSuchProcess):
+            started += engine.children(recursive=True)
+        for process in [engine, *started]:
+            with suppress(psutil.Error):
+                process.kill()
+
+
+def _sign(lock: int, process: int) -> None:
+    """Write into the lock who holds it."""
+    holder = f"process {process} on {platform.node()}, started {datetime.now().isoformat(timespec='seconds')},"
+    os.ftruncate(lock, 0)
+    os.pwrite(lock, holder.encode(), 0)
+
+
+@contextmanager
+def _only(out: Path) -> Iterator[int]:
+    """Hold the folder of a batch; yields the open lock, which Snakemake inherits, so that it ends only when both have ended."""
+    import fcntl  # not on Windows, where Snakemake does not run either
+
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        lock = os.open(out / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as cause:
+        raise OutputError(out, cause.strerror or cause) from cause
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        holder = os.pread(lock, 200, 0).decode(errors="replace").strip() or "another process"
+        os.close(lock)
+        raise RunError(f"{holder} is running a batch in {out}", "wait for it, or give another folder with --out") from None
+    try:
+        _sign(lock, os.getpid())
+        yield lock
+    finally:
+        os.close(lock)

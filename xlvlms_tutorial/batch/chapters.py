@@ -1,0 +1,224 @@
+"""The chapters as programs: where they are, which parameters they take, and whether given ones fit."""
+
+import ast
+import hashlib
+import json
+import os
+import reprlib
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
+from pathlib import Path
+
+import jupytext
+from IPython.core.inputtransformer2 import TransformerManager
+from nbformat import NotebookNode
+
+from xlvlms_tutorial.batch.spelling import meant
+from xlvlms_tutorial.errors import SelectionError
+
+ROOT = Path(__file__).resolve().parents[2]
+SUFFIXES = (".md", ".ipynb")
+TAG = "parameters"
+FOLDERS = ("model", "dataset")  # parameters that may name a folder, and so are made absolute: a chapter runs where it lies
+_LONGEST = 10_000  # numbers of a range that is a default
+_WORDS = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "text (in quotes where it could be more)",
+    list: "a list",
+    tuple: "a list",
+    dict: "a mapping",
+}
+
+
+class Expression(str):
+    """A default that is computed, as its source text: any value may replace it."""
+
+
+def checkout() -> Path | None:
+    """The repository: around the package, else around the working directory or cloned into it; None where there is none."""
+    here = Path.cwd()
+    places = (ROOT, here, *here.parents, here / "xlvlms-tutorial")
+    return next((place for place in places if (place / "_toc.yml").exists() and (place / "book").is_dir()), None)
+
+
+def book_folder() -> Path:
+    """The folder of the chapters: beside the package in a checkout, else of one around the working directory or cloned into it (Colab).
+
+    Raises
+    ------
+    SelectionError
+        If there is none: the package was installed without its book.
+    """
+    if (place := checkout()) is not None:
+        return place / "book"
+    raise SelectionError("no chapters found beside the package", "run inside a clone of the repository, or give the path of a chapter")
+
+
+def find_chapter(chapter: str | Path, folder: str | Path | None = None) -> Path:
+    """The file of a chapter, given by name ("outside") or as a path to an .md or .ipynb file.
+
+    Raises
+    ------
+    SelectionError
+        If there is no such chapter.
+    """
+    given = Path(chapter)
+    if given.suffix in SUFFIXES and os.path.isfile(given):
+        return given.resolve()
+    folder = Path(folder) if folder is not None else book_folder()
+    for suffix in SUFFIXES:
+        if given.name == str(chapter) and os.path.isfile(found := folder / f"{chapter}{suffix}"):
+            return found.resolve()
+    known = sorted(page.stem for page in folder.glob("*.md") if f"[{TAG}]" in page.read_text(encoding="utf-8"))
+    what = f"no chapter {str(chapter)!r} in {folder}{closest(str(chapter), known)}"
+    raise SelectionError(what, f"there are: {', '.join(known) or 'none'}")
+
+
+def read_chapter(file: Path) -> NotebookNode:
+    """A chapter as a notebook without outputs.
+
+    Raises
+    ------
+    SelectionError
+        If the file is not a notebook.
+    """
+    try:
+        notebook = jupytext.read(file)
+    except (OSError, ValueError, KeyError) as cause:
+        raise SelectionError(f"{file} cannot be read as a notebook ({cause})", "give a chapter as .md (MyST) or .ipynb") from cause
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs, cell.execution_count = [], None
+    return notebook
+
+
+def code_of(notebook: NotebookNode) -> str:
+    """A digest of all code of a chapter: results made by other code are not results of this chapter."""
+    cells = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+    return hashlib.sha256("\n\0\n".join(cells).encode()).hexdigest()
+
+
+def defaults(notebook: NotebookNode) -> dict[str, object]:
+    """The parameters of a chapter and their values, from its cell tagged "parameters".
+
+    Raises
+    ------
+    SelectionError
+        If there is not exactly one such cell, or it is no Python.
+    """
+    cells = [cell.source for cell in notebook.cells if cell.cell_type == "code" and TAG in cell.metadata.get("tags", [])]
+    if len(cells) != 1:
+        raise SelectionError(f"{len(cells)} cells tagged {TAG!r}", "give a chapter with exactly one")
+    try:
+        body = ast.parse(TransformerManager().transform_cell(cells[0])).body  # which makes plain calls of magics
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as cause:
+        raise SelectionError(f"the cell tagged {TAG!r} cannot be read ({cause})", "write NAME = VALUE, one in a line") from cause
+    found: dict[str, object] = {}
+    for statement in body:
+        if isinstance(statement, ast.AnnAssign) and statement.value is not None:
+            found |= _assigned(statement.target, statement.value)
+        elif isinstance(statement, ast.Assign):
+            for target in statement.targets:
+                found |= _assigned(target, statement.value)
+    return found
+
+
+def _assigned(target: ast.expr, value: ast.expr) -> dict[str, object]:
+    if isinstance(target, ast.Name):
+        return {target.id: _value(value)}
+    if isinstance(target, ast.Tuple) and isinstance(value, ast.Tuple) and len(target.elts) == len(value.elts):
+        return {name: got for pair in zip(target.elts, value.elts, strict=True) for name, got in _assigned(*pair).items()}
+    return {}
+
+
+def _value(node: ast.expr) -> object:
+    try:
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "range" and not node.keywords:
+            numbers = range(*map(ast.literal_eval, node.args))
+            return list(numbers) if len(numbers) <= _LONGEST else Expression(ast.unparse(node))
+        value = ast.literal_eval(node)
+    except (ValueError, TypeError, OverflowError):
+        return Expression(ast.unparse(node))
+    return value if _json(value) and _text_keys(value) else Expression(ast.unparse(node))
+
+
+def checked(name: str, known: Mapping[str, object], given: Mapping[str, object]) -> dict[str, object]:
+    """The given parameters of the chapter ``name`` as JSON knows them, with folders made absolute; ``known`` are its defaults.
+
+    A tuple becomes the list that a record of the run holds, and words of YAML what the default says they mean
+    (:func:`~xlvlms_tutorial.batch.spelling.meant`).
+
+    Raises
+    ------
+    SelectionError
+        If the chapter has no such parameter, a value is of another type than the default, or a key is no text.
+    """
+    ready = {}
+    for parameter, written in given.items():
+        if parameter not in known:
+            what = f"chapter {name!r} has no parameter {parameter!r}{closest(str(parameter), known)}"
+            raise SelectionError(what, f"there are: {', '.join(known)}")
+        default = known[parameter]
+        value = meant(default, written) if _json(written) else written
+        if not _json(value) or not _fits(default, value):
+            allowed = f"give {_WORDS.get(type(default), type(default).__name__)}, such as the default {default!r}"
+            raise SelectionError(f"parameter {parameter}={_shown(written)} of chapter {name!r} is of the wrong type", allowed)
+        ready[parameter] = _absolute(parameter, json.loads(json.dumps(value)))
+    return ready
+
+
+def _json(value: object) -> bool:
+    """Whether a value can be written into a results file: no dates and sets, no NaN, nothing nested too deep."""
+    try:
+        json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
+    except (TypeError, ValueError, RecursionError):
+        return False
+    return True
+
+
+def _text_keys(value: object) -> bool:
+    """Whether all keys are text: JSON would silently make text of a number."""
+    if isinstance(value, dict):
+        return all(isinstance(key, str) and _text_keys(one) for key, one in value.items())
+    return not isinstance(value, (list, tuple)) or all(map(_text_keys, value))
+
+
+def _shown(value: object) -> str:
+    """A value in short, also one that holds itself or has more digits than Python writes."""
+    try:
+        return reprlib.repr(value)
+    except ValueError:
+        return type(value).__name__
+
+
+def _fits(default: object, value: object) -> bool:
+    """Whether a value may stand where the default stands; the elements of a list are held to the types of the default's elements."""
+    if default is None or isinstance(default, Expression):
+        return True
+    if isinstance(default, bool) or isinstance(value, bool):
+        return type(default) is type(value)
+    if isinstance(default, float):
+        return isinstance(value, (int, float))
+    if isinstance(default, (list, tuple)):
+        return isinstance(value, (list, tuple)) and (not default or all(any(_fits(one, got) for one in default) for got in value))
+    if isinstance(default, dict):
+        return isinstance(value, dict) and (not default or all(any(_fits(one, got) for one in default.values()) for got in value.values()))
+    return isinstance(value, type(default))
+
+
+def _absolute(parameter: str, value: object) -> object:
+    """A folder's path made absolute; a dataset may carry the name of a style, as in "photos/coco-place"."""
+    if parameter in FOLDERS and isinstance(value, str) and "/" in value:
+        folder = Path(os.path.expanduser(value))  # which leaves the ~ of nobody as it is
+        styled = folder.parent / (folder.name.rpartition("-")[0] or "-")
+        if os.path.exists(folder) or os.path.exists(styled):
+            return str(folder.resolve())
+    return value
+
+
+def closest(name: str, known: Iterable[str]) -> str:
+    """What was probably meant, as the end of a message; empty where nothing is near."""
+    found = get_close_matches(name, list(known), n=1)
+    return f" (did you mean {found[0]!r}?)" if found else ""

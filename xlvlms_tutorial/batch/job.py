@@ -1,0 +1,58 @@
+"""One run of a batch, as its engine starts it: ``python -m xlvlms_tutorial.batch.job PLAN RUN RESULTS THREADS``."""
+
+import json
+import os
+import sys
+from collections.abc import Mapping
+from contextlib import nullcontext
+from pathlib import Path
+
+from xlvlms_tutorial.batch.run import run_chapter
+from xlvlms_tutorial.batch.slots import gpus
+from xlvlms_tutorial.errors import RecordError, XlvlmsError
+
+PLAN, RUNS = "plan.json", "runs"
+
+
+def read_plan(file: Path) -> dict[str, dict[str, object]]:
+    """The runs of a plan by name, with what ``run_cell`` has to know of each: its cell, the GPUs there are, where the chapters lie.
+
+    Raises
+    ------
+    RecordError
+        If the file is no plan of a batch.
+    """
+    try:
+        plan = json.loads(file.read_text(encoding="utf-8"))
+        return {cell["id"]: {"cell": cell, "gpus": plan.get("gpus", 0), "chapters": plan.get("chapters")} for cell in plan["runs"]}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as cause:
+        raise RecordError(file, f"no plan of a batch ({type(cause).__name__}: {cause})") from cause
+
+
+def run_cell(told: Mapping[str, object], out: Path, threads: int) -> Path:
+    """Run one cell of a plan in its folder, on as many threads and GPUs as it was given; whole results of the same run are kept.
+
+    Raises
+    ------
+    XlvlmsError
+        As :func:`~xlvlms_tutorial.batch.run.run_chapter`.
+    """
+    cell, among = told["cell"], told["gpus"]
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    # on a cluster the scheduler says which GPUs a job sees
+    with gpus(cell["gpus"], among) if among else nullcontext():
+        return run_chapter(cell["chapter"], out, cell["parameters"], folder=told["chapters"], resume=True)
+
+
+def main() -> None:
+    """Run what the command line tells; exit code 1 if it fails, with the traceback of the chapter."""
+    plan, run, results, threads = sys.argv[1:]
+    try:
+        run_cell(read_plan(Path(plan))[run], Path(results).parent, int(threads))
+    except XlvlmsError as error:
+        cause = f"{error.__cause__}\n" if error.__cause__ else ""
+        sys.exit(f"{cause}{type(error).__name__}: {error}")
+
+
+if __name__ == "__main__":
+    main()

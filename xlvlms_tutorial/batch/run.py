@@ -1,0 +1,261 @@
+"""Run one chapter by papermill: checked parameters in, one results file out, or a report of what failed."""
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import nbformat
+import papermill
+from filelock import FileLock, Timeout
+from nbclient.exceptions import DeadKernelError
+from nbformat import NotebookNode
+from papermill.exceptions import PapermillExecutionError, strip_color
+
+from xlvlms_tutorial.batch.chapters import checked, code_of, defaults, find_chapter, read_chapter
+from xlvlms_tutorial.claims.claims import judged, read_record
+from xlvlms_tutorial.errors import ClaimError, OutputError, RecordError, RunError, XlvlmsError
+from xlvlms_tutorial.io import FOLDER_VARIABLE, read_sealed, versions, write_json, write_sealed
+
+RESULTS, FAILURE, NOTEBOOK = "results.json", "failure.json", "notebook.ipynb"
+FIELDS = ("chapter", "code", "parameters", "given", "claims", "versions", "commit", "started", "seconds", "memory", "machine")
+_WORK = ".work-"
+# Runs after the chapter's own cells and is taken out of the notebook that is kept
+_MEASURE = "import json as _json\nfrom xlvlms_tutorial.io import peak_memory\nprint(_json.dumps(peak_memory()))"
+
+
+@dataclass(frozen=True)
+class Chapter:
+    """A chapter that was read: its file, its notebook, its parameters with their defaults."""
+
+    file: Path
+    notebook: NotebookNode
+    defaults: Mapping[str, object]
+
+    def run(self, parameters: Mapping[str, object] | None = None) -> "Run":
+        """The chapter with checked parameters, ready to run; raises what :func:`prepare` raises of them."""
+        given = checked(self.file.stem, self.defaults, parameters or {})
+        return Run(self.file, self.notebook, given, {**self.defaults, **given})
+
+
+@dataclass(frozen=True)
+class Run:
+    """A chapter with the parameters given to it (``given``), and all it takes (``parameters``)."""
+
+    file: Path
+    notebook: NotebookNode
+    given: Mapping[str, object]
+    parameters: Mapping[str, object]
+
+    @property
+    def origin(self) -> dict[str, object]:
+        """What tells this run from others: the chapter, its code and its parameters."""
+        plain = json.loads(json.dumps({"parameters": self.parameters, "given": self.given}))
+        return {"chapter": self.file.stem, "code": code_of(self.notebook), **plain}
+
+
+def opened(chapter: str | Path, folder: str | Path | None = None) -> Chapter:
+    """A chapter, read once for as many runs as are wanted.
+
+    Raises
+    ------
+    SelectionError
+        If there is no such chapter, or its parameters cannot be read.
+    """
+    file = find_chapter(chapter, folder)
+    notebook = read_chapter(file)
+    return Chapter(file, notebook, defaults(notebook))
+
+
+def prepare(chapter: str | Path, parameters: Mapping[str, object] | None = None, folder: str | Path | None = None) -> Run:
+    """A chapter with checked parameters, ready to run.
+
+    Raises
+    ------
+    SelectionError
+        If there is no such chapter or parameter, or a value is of the wrong type.
+    """
+    return opened(chapter, folder).run(parameters)
+
+
+def run_chapter(
+    chapter: str | Path, out: str | Path, parameters: Mapping[str, object] | None = None, *,
+    folder: str | Path | None = None, progress: bool = False, resume: bool = False,
+) -> Path:  # fmt: skip
+    """Run a chapter and return its results file: ``out/results.json``, written last, with the notebook beside it.
+
+    ``out`` belongs to this run alone: what an earlier one left there is replaced. With ``resume``, whole results of the very same run
+    are kept instead, and a process that is at it is waited for. A chapter that fails leaves ``failure.json`` and its notebook.
+
+    Raises
+    ------
+    SelectionError
+        If there is no such chapter or parameter, or a value is of the wrong type.
+    RunError
+        If the chapter fails, or another process is running it in the same folder.
+    OutputError
+        If a file cannot be written.
+    """
+    run, out = prepare(chapter, parameters, folder), Path(out).resolve()
+    with _alone(out, wait=resume):
+        if resume and same_run(out / RESULTS, run):
+            return out / RESULTS
+        return _run(run, out, progress)
+
+
+def read_results(path: str | Path) -> dict[str, object]:
+    """The content of a results file.
+
+    Raises
+    ------
+    RecordError
+        If the file is damaged: cut off, changed by hand, or without one of its fields.
+    """
+    content = read_sealed(path)
+    if lacking := [name for name in FIELDS if name not in content]:
+        raise RecordError(path, f"no results of a run ({', '.join(lacking)} missing)")
+    if not isinstance(content["claims"], list):
+        raise RecordError(path, "no results of a run (claims are no list)")
+    return content
+
+
+def same_run(path: Path, run: Run) -> bool:
+    """Whether whole results of this very run (same chapter, code and parameters) stand at ``path``."""
+    try:
+        content = read_results(path)
+    except RecordError:
+        return False  # none, or damaged: to be made again
+    return {name: content[name] for name in run.origin} == run.origin
+
+
+@contextmanager
+def _alone(out: Path, wait: bool) -> Iterator[None]:
+    """Hold the folder of a run; the operating system lets go of it when its holder is killed."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with FileLock(out / ".lock", timeout=-1 if wait else 0):
+            yield
+    except Timeout:
+        raise RunError(f"another process is running a chapter in {out}", "give another folder, or wait for it") from None
+    except OSError as cause:
+        raise cause if isinstance(cause, OutputError) else OutputError(out, cause.strerror or cause) from cause
+
+
+def _run(run: Run, out: Path, progress: bool) -> Path:
+    for name in (RESULTS, FAILURE, NOTEBOOK):
+        (out / name).unlink(missing_ok=True)
+    for left in out.glob(f"{_WORK}*"):  # by a process that was killed
+        shutil.rmtree(left, ignore_errors=True)
+    work, started = Path(tempfile.mkdtemp(prefix=_WORK, dir=out)), datetime.now(UTC)
+    try:
+        executed = _execute(run, work, progress)
+        seconds = _seconds(executed, started)
+        measured = json.loads("".join(output.text for output in executed.cells.pop().outputs if output.output_type == "stream"))
+        claims = [_claim(file) for file in sorted((work / "claims").glob("*.json"))]
+    except (PapermillExecutionError, DeadKernelError, RecordError, ClaimError) as failed:
+        _report(run, out, work, started, failed)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)  # a kernel that is dying may still hold a file there
+    _keep(executed, out)
+    machine = _machine() | {"gpu": measured.pop("gpu")}
+    made = {"claims": claims, "versions": versions(), "commit": _commit(run.file), "started": started.isoformat(timespec="seconds")}
+    return write_sealed(out / RESULTS, run.origin | made | {"seconds": seconds, "memory": measured, "machine": machine})
+
+
+def _claim(file: Path) -> dict[str, object]:
+    """A record as the chapter wrote it; one that could not be judged later fails the run that made it."""
+    content = read_record(file)
+    judged(content, file.name)
+    return content
+
+
+def _execute(run: Run, work: Path, progress: bool) -> NotebookNode:
+    notebook = nbformat.from_dict(run.notebook)
+    notebook.cells = [*notebook.cells, nbformat.v4.new_code_cell(_MEASURE)]
+    nbformat.write(notebook, work / "chapter.ipynb")
+    with _environment({FOLDER_VARIABLE: str(work / "claims"), "TQDM_DISABLE": "1"}):
+        chapter, executed = map(_unformatted, (work / "chapter.ipynb", work / NOTEBOOK))
+        return papermill.execute_notebook(
+            chapter, executed, dict(run.given), kernel_name="python3", start_timeout=300, progress_bar=progress, cwd=run.file.parent,
+        )  # fmt: skip
+
+
+def _unformatted(path: Path) -> str:
+    """A path in which papermill, which puts parameters between braces, finds no place for one."""
+    return str(path).replace("{", "{{").replace("}", "}}")
+
+
+@contextmanager
+def _environment(wanted: dict[str, str]) -> Iterator[None]:
+    """Variables for the kernel, which inherits those of this process."""
+    before = {name: os.environ.get(name) for name in wanted}
+    os.environ.update(wanted)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+def _seconds(executed: NotebookNode, started: datetime) -> dict[str, float]:
+    """Wall clock: all of it, until the kernel took the first cell, and the chapter's own cells."""
+    told = [cell.metadata.papermill for cell in executed.cells]
+    cells = sum(one.duration for one in told[:-1] if one.get("duration"))
+    total = (datetime.now(UTC) - started).total_seconds()
+    start = (datetime.fromisoformat(told[0].start_time).replace(tzinfo=UTC) - started).total_seconds()
+    return {"total": round(total, 3), "kernel_start": round(start, 3), "cells": round(cells, 3)}
+
+
+def _keep(executed: NotebookNode, out: Path) -> None:
+    """Put the executed notebook into its place at once, without the paths of this machine's working folder."""
+    executed.metadata.papermill |= {"input_path": executed.metadata.papermill.input_path.rpartition("/")[2], "output_path": NOTEBOOK}
+    draft = out / f".{NOTEBOOK}"
+    nbformat.write(executed, draft)
+    os.replace(draft, out / NOTEBOOK)
+
+
+def _report(run: Run, out: Path, work: Path, started: datetime, failed: Exception) -> None:
+    """Write what failed, and where; then raise it as an error of this package."""
+    executed = nbformat.read(work / NOTEBOOK, as_version=4)
+    executed.cells.pop()  # the measuring cell, which was not reached
+    at = {"cell": None, "source": "", "traceback": ""}
+    if isinstance(failed, PapermillExecutionError):
+        name, message = failed.ename, strip_color(str(failed.evalue))
+        at = {"cell": failed.exec_count, "source": failed.source, "traceback": strip_color("\n".join(failed.traceback))}
+    elif isinstance(failed, XlvlmsError):
+        name, message = type(failed).__name__, str(failed)
+    else:
+        name, message = type(failed).__name__, "the kernel died: killed from outside, or out of memory"
+        begun = [cell.source for cell in executed.cells if cell.metadata.get("papermill", {}).get("start_time")]
+        at |= {"source": begun[-1]} if begun else {}
+    _keep(executed, out)
+    told = {"error": name, "message": message, **at, "started": started.isoformat(timespec="seconds")}
+    write_json(out / FAILURE, run.origin | told | {"versions": versions(), "machine": _machine()})
+    where = "" if at["cell"] is None else f" in cell [{at['cell']}]"
+    what = f"chapter {run.file.stem!r} failed{where}: {name}: {' '.join(message.split())}"
+    raise RunError(what, f"the traceback is in {out / FAILURE}, the notebook as far as it came beside it") from failed
+
+
+def _commit(file: Path) -> str | None:
+    """The commit of the checkout that holds a file, with "-dirty" where tracked files were changed; None outside of one."""
+    command = ["git", "-C", str(file.parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        found = subprocess.run(command, check=False, capture_output=True, encoding="utf-8", errors="replace", timeout=30)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return found.stdout.strip() or None
+
+
+def _machine() -> dict[str, object]:
+    listed = Path("/proc/cpuinfo")
+    lines = listed.read_text(encoding="utf-8").splitlines() if listed.exists() else []
+    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    processor = named[0] if named else platform.processor() or platform.machine()
+    return {"system": platform.platform(), "processor": processor, "cores": os.cpu_count()}

@@ -1,0 +1,20 @@
+"""Published claims: their register, what chapters measure of them, the verdicts, and the ledger that shows them."""
+
+from xlvlms_tutorial.claims.claims import CLAIMS, VERDICTS, Claim, claim, gather, merge, record, sentence, verdict
+from xlvlms_tutorial.claims.ledger import counts, distances, ledger, overview
+
+__all__ = [
+    "CLAIMS",
+    "VERDICTS",
+    "Claim",
+    "claim",
+    "counts",
+    "distances",
+    "gather",
+    "ledger",
+    "merge",
+    "overview",
+    "record",
+    "sentence",
+    "verdict",
+]

@@ -1,0 +1,25 @@
+"""Change what a model computes, inside ``with``: edits of the residual stream, blocks and tokens left out, masked weights."""
+
+from xlvlms_tutorial.interventions.edits import add, edit, fold, mask_weights, project_out, replace
+from xlvlms_tutorial.interventions.overrides import POSITIONS
+from xlvlms_tutorial.interventions.skipping import CACHES, COMBINES, NORMS, PARTS, SCOPES, parallel, parallel_pairs, skip
+from xlvlms_tutorial.interventions.token_skipping import skip_mlp_tokens
+
+__all__ = [
+    "CACHES",
+    "COMBINES",
+    "NORMS",
+    "PARTS",
+    "POSITIONS",
+    "SCOPES",
+    "add",
+    "edit",
+    "fold",
+    "mask_weights",
+    "parallel",
+    "parallel_pairs",
+    "project_out",
+    "replace",
+    "skip",
+    "skip_mlp_tokens",
+]

@@ -1,0 +1,32 @@
+"""What a state would say: distributions over the vocabulary read off any layer, and the words that count as such."""
+
+from xlvlms_tutorial.methods.logit_lens.measures import (
+    KINDS,
+    consecutive_divergence,
+    contrast,
+    divergence,
+    divergence_profile,
+    entropy,
+    entropy_profile,
+    histogram,
+    mean_distribution,
+    relative_entropy,
+    top_words,
+)
+from xlvlms_tutorial.methods.logit_lens.wordlists import ENGLISH, WordFilter
+
+__all__ = [
+    "ENGLISH",
+    "KINDS",
+    "WordFilter",
+    "consecutive_divergence",
+    "contrast",
+    "divergence",
+    "divergence_profile",
+    "entropy",
+    "entropy_profile",
+    "histogram",
+    "mean_distribution",
+    "relative_entropy",
+    "top_words",
+]

@@ -1,0 +1,42 @@
+"""Fine-tuning shift: how concepts move, and whether moved concepts find those of the fine-tuned model.
+
+After "Analyzing Finetuning Representation Shift for Multimodal LLMs Steering" (arXiv 2501.03012).
+"""
+
+from xlvlms_tutorial.methods.shift.recovery import NULLS, curve, means, null_shifts, recovery
+from xlvlms_tutorial.methods.shift.vectors import (
+    CENTRES,
+    MATCHES,
+    WordLists,
+    associations,
+    consistency,
+    magnitude,
+    match,
+    matched,
+    pairwise_consistency,
+    shift_vectors,
+    shifted,
+    similarity,
+    t_overlap,
+)
+
+__all__ = [
+    "CENTRES",
+    "MATCHES",
+    "NULLS",
+    "WordLists",
+    "associations",
+    "consistency",
+    "curve",
+    "magnitude",
+    "match",
+    "matched",
+    "means",
+    "null_shifts",
+    "pairwise_consistency",
+    "recovery",
+    "shift_vectors",
+    "shifted",
+    "similarity",
+    "t_overlap",
+]

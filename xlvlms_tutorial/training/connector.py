@@ -1,0 +1,193 @@
+"""Train a connector between a frozen tower and a frozen language model, on captions and questions together.
+
+The tower's tokens are computed once. One training row holds a picture once and several texts about it, each in a
+branch of its own: branches see the picture and themselves, not each other (a block mask), so a row costs little more than its words.
+Checkpoints resume a killed run; the record beside the weights says how they were made.
+"""
+
+import math
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from pathlib import Path
+from time import perf_counter
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from xlvlms_tutorial.checkpoint import keep, resumed
+
+SAVE_EVERY = 50  # steps between checkpoints that resume
+
+Dialogue = Sequence[tuple[str, str]]  # what is asked about one picture, and the answers
+
+
+@dataclass(frozen=True)
+class Mix:
+    """How many captions, presence questions and other questions are asked about one picture, up to a step."""
+
+    until: int
+    captions: int
+    presence: int
+    others: int
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a run is made; everything that its weights depend on besides the data.
+
+    The frozen language model cannot tell "yes" from "no" even when the words are given; mixed with captions from the start, presence
+    stays at chance. Asked alone for a while, once the pictures speak the model's language, it is learnt in fifty steps and kept. After
+    ``restart`` the rate rises once more, to two fifths, for captions, and so it does at each step of ``again``.
+    """
+
+    steps: int = 1350
+    restart: int = 1200
+    again: tuple[int, ...] = ()
+    batch_size: int = 12
+    learning_rate: float = 2e-3
+    warmup: int = 50
+    seed: int = 0
+    n_scenes: int = 10_000
+    mixes: tuple[Mix, ...] = (Mix(600, 1, 2, 2), Mix(720, 0, 5, 0), Mix(1200, 1, 3, 2), Mix(1350, 3, 1, 1))
+    save_at: tuple[int, ...] = (0, 100, 250, 450, 800)
+
+    def mix(self, step: int) -> Mix:
+        """The mix of texts at a step."""
+        return next(mix for mix in self.mixes if step < mix.until)
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Rows ready for the language model: ``labels`` are -100 where nothing is predicted; ``mask`` is True where attention may look.
+
+    ``weights`` give each text, long or short, the same say: one over its number of predicted tokens, 0 elsewhere.
+    """
+
+    input_ids: Int[Tensor, "b t"]
+    labels: Int[Tensor, "b t"]
+    weights: Float[Tensor, "b t"]
+    position_ids: Int[Tensor, "b t"]
+    mask: Bool[Tensor, "b 1 t t"]
+
+
+def pack(dialogues: Sequence[Dialogue], tokenizer: object, image_id: int, n_image: int) -> Packed:
+    """Pack each picture with its texts into one row: picture first, then one branch a text, each at the positions it would have alone."""
+    encode = lambda text: tokenizer(text, add_special_tokens=False).input_ids
+    head = encode("<|im_start|>user\n") + [image_id] * n_image
+    turn, end = encode("<|im_end|>\n<|im_start|>assistant\n"), encode("<|im_end|>")
+    rows = []
+    for dialogue in dialogues:
+        ids, labels, weights = list(head), [-100] * len(head), [0.0] * len(head)
+        positions, branch = list(range(len(head))), [0] * len(head)
+        for number, (asked, answer) in enumerate(dialogue, start=1):
+            question, reply = encode(asked) + turn, encode(answer) + end
+            ids += question + reply
+            labels += [-100] * len(question) + reply
+            weights += [0.0] * len(question) + [1 / len(reply)] * len(reply)
+            positions += range(len(head), len(head) + len(question) + len(reply))
+            branch += [number] * (len(question) + len(reply))
+        rows.append((ids, labels, weights, positions, branch))
+    width = max(len(row[0]) for row in rows)
+    fills = (image_id, -100, 0.0, 0, -1)
+    padded = [torch.tensor([row[k] + [fill] * (width - len(row[k])) for row in rows]) for k, fill in enumerate(fills)]
+    branch = padded[4]
+    mask = (branch[:, :, None] == branch[:, None, :]) | (branch[:, None, :] == 0)
+    return Packed(*padded[:4], (mask & torch.ones(width, width, dtype=torch.bool).tril())[:, None])
+
+
+def loss_of(model: nn.Module, tokens: Float[Tensor, "b n d"], packed: Packed) -> Float[Tensor, ""]:
+    """Cross-entropy of the answers, averaged over the tokens of a text and then over texts, given the tower's tokens of each picture."""
+    ids = packed.input_ids.to(model.device)
+    projector, language = model.model.multi_modal_projector, model.model.language_model
+    embeddings = language.get_input_embeddings()(ids).clone()
+    visual = projector(tokens.to(model.device, next(projector.parameters()).dtype))
+    first = int((ids[0] != model.config.image_token_id).int().argmin())
+    embeddings[:, first : first + visual.shape[1]] = visual.to(embeddings.dtype)
+    states = language(
+        inputs_embeds=embeddings,
+        attention_mask=_added(packed.mask, embeddings),
+        position_ids=packed.position_ids.to(model.device),
+        use_cache=False,
+    ).last_hidden_state
+    wanted = packed.labels[:, 1:].to(model.device)
+    kept = wanted != -100  # the unembedding is a fifth of the work: only where something is predicted
+    each = nn.functional.cross_entropy(model.lm_head(states[:, :-1][kept]).float(), wanted[kept], reduction="none")
+    weights = packed.weights[:, 1:].to(model.device)[kept]
+    return (weights * each).sum() / weights.sum()
+
+
+def _added(mask: Bool[Tensor, "b 1 t t"], like: Tensor) -> Float[Tensor, "b 1 t t"]:
+    """The mask as what is added to attention scores: transformers' own attention, in Python, knows no other kind."""
+    return torch.zeros(mask.shape, dtype=like.dtype, device=like.device).masked_fill_(~mask.to(like.device), torch.finfo(like.dtype).min)
+
+
+@torch.no_grad()
+def encode_pictures(tower: nn.Module, pictures: Iterable[Tensor], n: int, file: Path) -> np.ndarray:
+    """The tower's tokens of ``n`` pictures, float16 (n, tokens, width), computed once and kept in ``file``.
+
+    ``pictures`` gives batches of pixel values in order; a killed run starts again, a finished file is opened.
+    """
+    if not file.exists():
+        part, done = file.with_suffix(".part.npy"), 0
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with tqdm(total=n, desc="encode pictures", unit="picture") as bar:
+            store = None
+            for pixels in pictures:
+                tokens = tower(pixels).last_hidden_state.half().numpy()
+                if store is None:
+                    store = np.lib.format.open_memmap(part, mode="w+", dtype=np.float16, shape=(n, *tokens.shape[1:]))
+                store[done : done + len(tokens)] = tokens
+                done += len(tokens)
+                bar.update(len(tokens))
+        os.replace(part, file)
+    return np.load(file, mmap_mode="r")
+
+
+def scale_projector(projector: nn.Module, tokens: Float[Tensor, "b n d"], norm: float) -> None:
+    """Scale the projector's last layer so that its outputs have, on average, the norm of the word embeddings."""
+    with torch.no_grad():
+        ratio = norm / projector(tokens.float()).norm(dim=-1).mean()
+        projector.linear_2.weight.mul_(ratio)
+        projector.linear_2.bias.mul_(ratio)
+
+
+def train(
+    model: nn.Module, parameters: dict[str, nn.Parameter], batch: Callable[[np.random.Generator, Mix], tuple[Tensor, Packed]],
+    recipe: Recipe, folder: Path, export: Callable[[str], None],
+) -> dict:  # fmt: skip
+    """Train ``parameters`` (the rest stays frozen) and call ``export`` with "step-NNNN" at the steps to keep; resumes from ``folder``.
+
+    ``batch`` draws the tower's tokens and the packed texts of one step. Returns the losses and the seconds a step.
+    """
+    optimiser = torch.optim.AdamW(parameters.values(), lr=recipe.learning_rate, weight_decay=0.0)
+    history = resumed(folder, parameters, optimiser)
+    start = len(history)
+    bar = tqdm(range(start, recipe.steps), initial=start, total=recipe.steps, desc="train", unit="step")
+    for step in bar:
+        if step in recipe.save_at:
+            export(f"step-{step:04d}")
+        optimiser.param_groups[0]["lr"] = recipe.learning_rate * _cosine(step, recipe)
+        began = perf_counter()
+        loss = loss_of(model, *batch(np.random.default_rng([recipe.seed, step]), recipe.mix(step)))
+        optimiser.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters.values(), 1.0)
+        optimiser.step()
+        history.append({"step": step, "loss": round(loss.item(), 4), "seconds": round(perf_counter() - began, 2)})
+        bar.set_postfix(loss=f"{loss.item():.3f}")
+        if (step + 1) % SAVE_EVERY == 0 or step + 1 == recipe.steps:
+            keep(folder, parameters, optimiser, history)
+    export(f"step-{recipe.steps:04d}")
+    return {"recipe": asdict(recipe), "history": history}
+
+
+def _cosine(step: int, recipe: Recipe) -> float:
+    for began, ends in pairwise((recipe.restart, *recipe.again, recipe.steps)):  # warm restarts, at two fifths of the rate
+        if began <= step < ends:
+            return 0.2 * (1 + math.cos(math.pi * (step - began) / (ends - began)))
+    return min(1.0, (step + 1) / recipe.warmup) * 0.5 * (1 + math.cos(math.pi * step / recipe.restart))

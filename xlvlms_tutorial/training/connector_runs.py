@@ -1,0 +1,202 @@
+"""The training runs whose weights are shipped. ``make pocket`` makes them again."""
+
+import json
+import platform
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import torch
+import transformers
+from PIL import Image
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from xlvlms_tutorial.pocket import build, clips, language, sounds, world
+from xlvlms_tutorial.pocket.assets import cache_dir
+from xlvlms_tutorial.pocket.encoders import CALIBRATION, ENCODERS, statistics_file, tower_state
+from xlvlms_tutorial.pocket.processor import seen
+from xlvlms_tutorial.pocket.tower import Tower
+from xlvlms_tutorial.pocket.variants import Variant
+from xlvlms_tutorial.samples import PROMPTS, Question
+from xlvlms_tutorial.training.connector import Mix, Packed, Recipe, encode_pictures, pack, scale_projector, train
+
+
+@dataclass(frozen=True)
+class Material:
+    """What a connector is trained on: records of one modality, the pictures that the tower sees of each, and what is said and asked."""
+
+    draw: Callable[[int], list]
+    look: Callable[[object], list[Image.Image]]
+    tell: Callable[[object], list[str]]
+    ask: Callable[[object, int], list[Question]]
+
+
+MATERIAL = {
+    "image": Material(world.scenes, lambda scene: [world.render(scene)], language.captions, language.questions),
+    "video": Material(clips.clips, lambda clip: seen(clips.render_clip(clip)), clips.clip_captions, clips.clip_questions),
+    "audio": Material(sounds.sounds, lambda sound: [sounds.log_mel(sounds.waveform(sound))], sounds.sound_captions, sounds.sound_questions),
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """A training run: its recipe, what it reads and through which encoder, and the run and step whose connector it starts from."""
+
+    recipe: Recipe
+    variant: Variant
+    start: tuple[str, str | None] | None = None  # without a step, the last one
+    compact: bool = False  # whether only what changed since the start is kept, in eight bits
+
+
+def _short(steps: int, mixes: tuple[Mix, ...], **changes: object) -> Recipe:
+    return Recipe(**({"steps": steps, "restart": steps, "mixes": mixes, "save_at": ()} | changes))
+
+
+# through a language model with half of the blocks or most of the weights left out: the first seed is shipped, of others the record
+_COMPRESSED = ("skipped", "skipped-1", "skipped-2", "pruned", "pruned-1", "pruned-2", "short")
+_ENCODER = _short(160, (Mix(160, 1, 0, 1),), n_scenes=3000, warmup=20)
+RUNS = {
+    "image": Run(Recipe(), Variant("image")),
+    "video": Run(
+        _short(300, (Mix(300, 1, 1, 2),), n_scenes=2000, batch_size=8, learning_rate=1e-3, warmup=20),
+        Variant("video", reads=("video",)), start=("image", None),
+    ),
+    "audio": Run(
+        _short(
+            540, (Mix(200, 1, 1, 2), Mix(420, 3, 1, 1), Mix(540, 1, 0, 3)), restart=200, again=(420,), n_scenes=3000,
+            learning_rate=2e-3, warmup=20, save_at=(420,),
+        ),
+        Variant("audio", reads=("audio",)), start=("image", None),
+    ),
+    "joint": Run(
+        _short(180, (Mix(180, 1, 1, 2),), n_scenes=2000, batch_size=10, learning_rate=1e-3, warmup=20),
+        Variant("joint", reads=("image", "video", "audio")), start=("audio", "step-0420"),
+    ),
+} | {f"encoder-{name}": Run(_ENCODER, Variant(f"encoder-{name}", name)) for name in ENCODERS} | {
+    name: Run(
+        _short(300, (Mix(300, 2, 1, 1),), n_scenes=3000, warmup=20, seed=int(name.partition("-")[2] or 0)), Variant(name),
+        start=("image", None), compact=True,
+    )
+    for name in _COMPRESSED
+}  # fmt: skip
+
+
+def pixels(pictures: Sequence[Image.Image | np.ndarray]) -> Tensor:
+    """Pictures as the tower's input: (value - 127) / 128, (b, 3, h, w)."""
+    values = np.stack([np.asarray(picture) for picture in pictures])
+    return torch.from_numpy(values).permute(0, 3, 1, 2).float().sub(127).div(128)
+
+
+def calibrated_tower(encoder: str = "lite0") -> Tower:
+    """A frozen tower with its channels standardised over the first training scenes; the statistics are shipped too."""
+    chosen, file = ENCODERS[encoder], statistics_file(encoder)
+    tower = Tower(chosen.config).eval().requires_grad_(False)
+    if file.exists():
+        tower.load_state_dict(tower_state(encoder))
+    else:
+        tower.net.load_state_dict(chosen.weights())
+        tower.calibrate(pixels([world.render(scene) for scene in world.scenes(CALIBRATION)]))
+        file.parent.mkdir(parents=True, exist_ok=True)
+        save_file({"mean": tower.mean.clone(), "std": tower.std.clone()}, file)
+    return tower
+
+
+def dialogue(record: object, rng: np.random.Generator, mix: Mix, kind: str = "image") -> list[tuple[str, str]]:
+    """Captions and questions about a scene, clip or sound, as many of each as the mix says, drawn anew each time."""
+    material = MATERIAL[kind]
+    asked = material.ask(record, int(rng.integers(2**31)))
+    presence = [q for q in asked if q.type == "presence"]
+    while len(presence) < mix.presence:
+        presence += [q for q in material.ask(record, int(rng.integers(2**31))) if q.type == "presence"]
+    chosen = _some(presence, mix.presence, rng) + _some([q for q in asked if q.type != "presence"], mix.others, rng)
+    told = material.tell(record)
+    first = int(rng.integers(5))
+    captions = [told[(first + k) % 5] for k in range(mix.captions)]
+    return [(PROMPTS[kind], caption) for caption in captions] + [(q.text, q.answer) for q in chosen]
+
+
+def _some(values: list, n: int, rng: np.random.Generator) -> list:
+    return [values[k] for k in rng.permutation(len(values))[:n]]
+
+
+def train_connector(name: str, through: Callable[[nn.Module, object], AbstractContextManager] | None = None) -> dict:
+    """Train a connector of the table ``RUNS``, ship its weights and write the record beside them.
+
+    ``through`` changes the language model while the connector is trained, given the model and its processor.
+    """
+    run = RUNS[name]
+    recipe, kinds = run.recipe, run.variant.reads
+    folder, tower = cache_dir() / "training" / name, calibrated_tower(run.variant.encoder).fuse()
+    records = {kind: MATERIAL[kind].draw(recipe.n_scenes) for kind in kinds}
+    tokens = {kind: visual_tokens(tower, run.variant.encoder, kind, records[kind]) for kind in kinds}
+    torch.manual_seed(recipe.seed)
+    model, processor = build.build(dtype=torch.bfloat16, variant=run.variant)
+    projector = model.model.multi_modal_projector.float().requires_grad_(True)
+    if run.start is not None:
+        projector.load_state_dict(build.connector_state(*run.start))
+    else:
+        norm = model.get_input_embeddings().weight.float().norm(dim=-1).mean().item()
+        scale_projector(projector, torch.from_numpy(np.array(tokens[kinds[0]][:200])), norm)
+
+    def batch(rng: np.random.Generator, mix: Mix) -> tuple[Tensor, Packed]:
+        kind = kinds[0] if len(kinds) == 1 else kinds[rng.integers(len(kinds))]
+        rows = np.sort(rng.choice(recipe.n_scenes, recipe.batch_size, replace=False))
+        texts = [dialogue(records[kind][row], rng, mix, kind) for row in rows]
+        seen_by_tower = torch.from_numpy(np.array(tokens[kind][rows])).float()
+        return seen_by_tower, pack(texts, processor.tokenizer, model.config.image_token_id, seen_by_tower.shape[1])
+
+    if through is not None:
+        model.set_attn_implementation("eager")  # of short rows a quarter faster on CPUs, forwards and backwards
+    with nullcontext() if through is None else through(model, processor):
+        result = train(model, dict(projector.named_parameters()), batch, recipe, folder, lambda step: _export(projector, name, step))
+    return _write_record(result, name)
+
+
+def visual_tokens(tower: Tower, encoder: str, kind: str, records: list, size: int = 50) -> np.ndarray:
+    """The tower's tokens of all records, from the cache where they are there."""
+
+    def pictures() -> Iterator[Tensor]:
+        for start in range(0, len(records), size):
+            looks = [MATERIAL[kind].look(record) for record in records[start : start + size]]
+            values = torch.stack([pixels(look) for look in looks])
+            yield values[:, 0] if values.shape[1] == 1 else values
+
+    file = cache_dir() / "training" / "tokens" / f"{encoder}-{kind}-{len(records)}.npy"
+    return encode_pictures(tower, pictures(), len(records), file)
+
+
+def _export(projector: nn.Module, run: str, revision: str) -> None:
+    target = build.WEIGHTS / run
+    target.mkdir(parents=True, exist_ok=True)
+    if RUNS[run].compact:
+        build.save_change(projector.state_dict(), RUNS[run].start, target / f"{revision}.safetensors")
+        return
+    save_file(
+        {name: weight.detach().half().contiguous() for name, weight in projector.state_dict().items()}, target / f"{revision}.safetensors"
+    )
+
+
+def _write_record(result: dict, name: str) -> dict:
+    history, run = result["history"], RUNS[name]
+    seconds = [entry["seconds"] for entry in history]
+    record = {
+        "run": name,
+        "recipe": asdict(run.recipe),
+        "start": run.start,
+        "encoder": run.variant.encoder,
+        "data": {
+            "reads": run.variant.reads,
+            "split": "train",
+            "seed": 0,
+            "n_scenes": run.recipe.n_scenes,
+            "calibration_scenes": CALIBRATION,
+        },
+        "loss": [entry["loss"] for entry in history[:: max(1, len(history) // 100)]] + [history[-1]["loss"]],
+        "seconds_per_step": round(float(np.median(seconds)), 2),
+        "seconds_total": round(float(np.sum(seconds))),
+        "versions": {"torch": torch.__version__, "transformers": transformers.__version__, "python": platform.python_version()},
+    }
+    (build.WEIGHTS / name / "training.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    return record

@@ -1,0 +1,94 @@
+"""Make shipped weights again and measure them on unseen samples: ``python -m xlvlms_tutorial.training.main RUN ...`` (make pocket)."""
+
+import json
+import sys
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from functools import partial
+
+import pandas as pd
+from torch import nn
+
+from xlvlms_tutorial.data import load_samples
+from xlvlms_tutorial.errors import RevisionError
+from xlvlms_tutorial.evaluation import evaluate
+from xlvlms_tutorial.models.loading import load
+from xlvlms_tutorial.models.scorers import load_scorer
+from xlvlms_tutorial.models.vlm import VLM
+from xlvlms_tutorial.pocket.build import WEIGHTS, connector_state
+from xlvlms_tutorial.pocket.scorer import RUN as SCORER
+from xlvlms_tutorial.pocket.variants import VARIANTS
+from xlvlms_tutorial.training.compressed import COMPRESSED, through
+from xlvlms_tutorial.training.connector_runs import RUNS, train_connector
+from xlvlms_tutorial.training.scorer import train_scorer
+from xlvlms_tutorial.training.scorer_metrics import preferences
+from xlvlms_tutorial.training.style_adapters import RECIPES, measure_adapter, train_adapter
+
+MEASURED_ON = {
+    "image": {"scenes": 500, "composition": 200}, "video": {"clips": 120}, "audio": {"sounds": 160},
+    "joint": {"scenes": 50, "clips": 50, "sounds": 50},
+} | {run: {"scenes": 50} for run in RUNS if run.startswith("encoder-")} | {SCORER: {"scenes": 500, "composition": 200}} | {
+    run: {"scenes": 100} for run in COMPRESSED
+}  # fmt: skip
+
+
+def measure(run: str = "image") -> dict:
+    """Evaluate a connector, or the scorer, and write its metrics, with intervals, into the run's record."""
+    if run == SCORER:
+        scorer = load_scorer(dtype="float32")
+        tables = {dataset: preferences(scorer, load_samples(dataset, n=n)) for dataset, n in MEASURED_ON[run].items()}
+    else:
+        vlm = _loaded(run)
+        with through(run, vlm):
+            tables = {
+                dataset: evaluate(vlm, load_samples(dataset, n=n), dataset=dataset, batch_size=32).summary()
+                for dataset, n in MEASURED_ON[run].items()
+            }
+    file = WEIGHTS / run / "training.json"
+    metrics = {dataset: _rows(table) for dataset, table in tables.items()}
+    file.write_text(json.dumps(json.loads(file.read_text(encoding="utf-8")) | {"metrics": metrics}, indent=1) + "\n", encoding="utf-8")
+    return metrics
+
+
+def _through(run: str, model: nn.Module, processor: object) -> AbstractContextManager:
+    return through(run, VLM(model, processor, run))
+
+
+def _loaded(run: str) -> VLM:
+    shipped = {variant.run: name for name, variant in VARIANTS.items()}
+    # those trained through a bfloat16 language model with less work are measured through the same
+    vlm = load(shipped.get(run, "pocket-llava"), dtype="bfloat16" if run in COMPRESSED else "float32")
+    if run not in shipped:  # other seeds, of which only the records are
+        vlm.model.model.multi_modal_projector.load_state_dict(connector_state(run))
+    return vlm
+
+
+def _rows(table: pd.DataFrame) -> list[dict]:
+    plain = table.astype(object)
+    rows = plain.where(plain.notna(), None).to_dict("records")
+    return [{key: round(value, 4) if isinstance(value, float) else value for key, value in row.items()} for row in rows]
+
+
+def main(asked: Sequence[str]) -> None:
+    """Train and measure the runs asked for, or all of them in order: some start from the image connector.
+
+    Raises
+    ------
+    RevisionError
+        If there is no such run.
+    """
+    known = [*RUNS, SCORER, *RECIPES]
+    for run in asked:
+        if run not in known:
+            raise RevisionError(run, known)
+    for run in asked or known:
+        if run in RECIPES:
+            train_adapter(run)
+            measure_adapter(run)
+            continue
+        train_scorer() if run == SCORER else train_connector(run, partial(_through, run) if run in COMPRESSED else None)
+        measure(run)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

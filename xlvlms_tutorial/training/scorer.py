@@ -1,0 +1,148 @@
+"""Train the pocket scorer's heads to tell which texts are true of which scenes, with frozen features of both computed once.
+
+The loss is CLIP's (Radford et al., 2021), symmetric cross-entropy of scaled cosines, with every true pair of a batch as positive:
+two scenes of a batch may both be what a text says, and the world knows it.
+"""
+
+import json
+import math
+import platform
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from time import perf_counter
+
+import numpy as np
+import torch
+import transformers
+from jaxtyping import Bool, Float, Int
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from xlvlms_tutorial.pocket import build, world
+from xlvlms_tutorial.pocket.scorer import ENCODER, RUN, Heads, Reader
+from xlvlms_tutorial.training import connector_runs, scorer_texts
+
+
+@dataclass(frozen=True)
+class ScorerRecipe:
+    """Everything that the weights depend on: ``foreign`` texts of each batch are spoilt lists and words that are not of the world."""
+
+    steps: int = 800
+    batch_size: int = 256
+    foreign: int = 96
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.05
+    warmup: int = 50
+    largest_scale: float = 30.0
+    seed: int = 0
+    n_scenes: int = 6000
+
+
+class States:
+    """States of the words of many texts, float16, each text read once; taken out again as padded batches."""
+
+    def __init__(self, reader: Reader, texts: Sequence[str], size: int = 100) -> None:
+        lengths = np.array([len(ids) for ids in reader.tokenizer(list(texts), truncation=True, max_length=256).input_ids])
+        order, found = np.argsort(lengths, kind="stable"), [torch.empty(0)] * len(texts)
+        for start in tqdm(range(0, len(texts), size), desc="read texts", unit="batch"):  # of like length, so that little is padded
+            rows = order[start : start + size]
+            with torch.no_grad():
+                states, words = reader([texts[row] for row in rows])
+            for row, state, kept in zip(rows, states.half(), words, strict=True):
+                found[row] = state[kept]
+        self.of = dict(zip(texts, found, strict=True))
+
+    def batch(self, texts: Sequence[str]) -> tuple[Float[Tensor, "b t d"], Bool[Tensor, "b t"]]:
+        """States padded on the right, float32, and where they are words."""
+        rows = [self.of[text] for text in texts]
+        lengths = torch.tensor([len(row) for row in rows])
+        return nn.utils.rnn.pad_sequence(rows, batch_first=True).float(), torch.arange(int(lengths.max())) < lengths[:, None]
+
+
+def contrastive(
+    pictures: Float[Tensor, "n e"], texts: Float[Tensor, "m e"], scale: Float[Tensor, ""], true: Bool[Tensor, "n m"]
+) -> Float[Tensor, ""]:
+    r"""Mean of the two cross-entropies of the scaled cosines, with the true pairs of a row (a column) as equally likely targets.
+
+    .. math:: -\frac{1}{|P(i)|} \sum_{j \in P(i)} \log \frac{\exp(s\, v_i^\top t_j)}{\sum_{j'} \exp(s\, v_i^\top t_{j'})}
+
+    for pictures over texts and likewise for texts over pictures. A text that is true of no picture is only there to be told apart.
+    """
+    logits = scale * pictures @ texts.T
+
+    def one_way(scores: Tensor, positive: Tensor) -> Tensor:
+        some = positive.any(dim=1)
+        wanted = positive[some].float()
+        return -(scores[some].log_softmax(dim=1) * wanted).sum(dim=1).div(wanted.sum(dim=1)).mean()
+
+    return (one_way(logits, true) + one_way(logits.T, true.T)) / 2
+
+
+def train_scorer(recipe: ScorerRecipe | None = None) -> dict:
+    """Train the heads, ship them in fp16 and write the record beside them."""
+    recipe, began = recipe or ScorerRecipe(), perf_counter()
+    scenes = world.scenes(recipe.n_scenes)
+    tokens = torch.from_numpy(
+        np.array(connector_runs.visual_tokens(connector_runs.calibrated_tower(ENCODER).fuse(), ENCODER, "image", scenes))
+    )
+    own, foreign = _texts(scenes, recipe.seed)
+    states = States(Reader(), list(dict.fromkeys(text.text for text in [*sum(own, ()), *foreign])))
+    prepared = perf_counter()
+    torch.manual_seed(recipe.seed)
+    heads = Heads()
+    losses = list(_steps(heads, recipe, tokens, scorer_texts.scene_bits(scenes), own, foreign, states))
+    folder = build.WEIGHTS / RUN
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = {name: weight.detach().half().contiguous() for name, weight in heads.state_dict().items()}
+    save_file(weights, folder / f"step-{recipe.steps:04d}.safetensors")
+    seconds = {"features": round(prepared - began), "steps": round(perf_counter() - prepared)}
+    return _record(recipe, losses, seconds, {"texts": len(states.of), "scale": round(heads.log_scale.exp().item(), 2)})
+
+
+def _texts(scenes: Sequence[world.Scene], seed: int) -> tuple[list[tuple], list]:
+    """Three texts that are true of each scene, and for every other scene one that is not."""
+    rng = np.random.default_rng([seed, 1])
+    own = [(scorer_texts.caption(s, rng), scorer_texts.word_list(s, rng), scorer_texts.word_list(s, rng)) for s in scenes]
+    makers = (scorer_texts.spoilt_list, scorer_texts.foreign_list)
+    return own, [makers[k % 2](scene, rng) for k, scene in enumerate(scenes[::2])]
+
+
+def _steps(heads: Heads, recipe: ScorerRecipe, tokens: Tensor, bits: Int[np.ndarray, "n f"], own: list, foreign: list,
+           states: States) -> Iterator[float]:  # fmt: skip
+    """Train, and give the loss of each step."""
+    optimiser = torch.optim.AdamW(heads.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
+    for step in tqdm(range(recipe.steps), desc="train", unit="step"):
+        rng = np.random.default_rng([recipe.seed, 2, step])
+        rows = rng.choice(len(own), recipe.batch_size, replace=False)
+        told = [own[row][rng.integers(3)] for row in rows]
+        told += [foreign[k] for k in rng.choice(len(foreign), recipe.foreign, replace=False)]
+        true = scorer_texts.true_of(np.array([text.claim for text in told]), bits[rows])
+        rate = min(1.0, (step + 1) / recipe.warmup) * 0.5 * (1 + math.cos(math.pi * step / recipe.steps))
+        optimiser.param_groups[0]["lr"] = recipe.learning_rate * rate
+        pictures = heads.picture(tokens[rows].float())
+        texts = heads.text(*states.batch([text.text for text in told]))
+        loss = contrastive(pictures, texts, heads.log_scale.exp(), torch.from_numpy(true))
+        optimiser.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(heads.parameters(), 1.0)
+        optimiser.step()
+        with torch.no_grad():
+            heads.log_scale.clamp_(max=math.log(recipe.largest_scale))
+        yield round(loss.item(), 4)
+
+
+def _record(recipe: ScorerRecipe, losses: list[float], seconds: dict, found: dict) -> dict:
+    record = {
+        "run": RUN,
+        "recipe": asdict(recipe),
+        "encoder": ENCODER,
+        "data": {"split": "train", "seed": 0, "n_scenes": recipe.n_scenes, "texts": found["texts"]},
+        "loss": [*losses[:: max(1, len(losses) // 100)], losses[-1]],
+        "scale": found["scale"],
+        "seconds": seconds,
+        "seconds_total": sum(seconds.values()),
+        "versions": {"torch": torch.__version__, "transformers": transformers.__version__, "python": platform.python_version()},
+    }
+    (build.WEIGHTS / RUN / "training.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    return record
