@@ -10,7 +10,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from tests.test_repository import environment, pins
+from tests.support.requirements import environment, pins
 from tools import ROOT
 from tools.chapters import FIRST_CELL, RUNTIME, notebooks, read
 

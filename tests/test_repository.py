@@ -1,5 +1,6 @@
 """The repository's own promises: chapters, pairs, pins and the one place of the address."""
 
+import ast
 import importlib.metadata
 import json
 import re
@@ -13,6 +14,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from tests.conftest import SLOW
+from tests.support.requirements import environment, pins
 from tools import ROOT, release
 from tools.chapters import FIRST_CELL, PARAMETERS, PLACEHOLDER, address, chapters, config, filled, notebooks, pages, read
 from tools.fetch_assets import PINS
@@ -197,23 +199,6 @@ def test_make_release_tags_a_commit_and_nothing_else(monkeypatch, capsys):
     assert ran[-1] == ("tag", "-a", "v1.2", "-m", "v1.2")
 
 
-def pins(name="requirements.txt"):
-    """The requirements of a file, each with its hashes, in its order."""
-    text = re.sub(r"^\s*#.*\n", "", (ROOT / name).read_text(encoding="utf-8"), flags=re.M).replace("\\\n", " ")
-    requirements = []
-    for line in filter(None, map(str.strip, text.splitlines())):
-        wanted, *hashes = re.split(r"\s+--hash=", line)
-        requirements.append((Requirement(wanted), hashes))
-    return requirements
-
-
-def environment(python, system):
-    platform = {"Linux": "linux", "Darwin": "darwin", "Windows": "win32"}[system]
-    names = {"os_name": "nt" if system == "Windows" else "posix", "platform_system": system, "sys_platform": platform, "extra": ""}
-    machine = {"platform_machine": "arm64" if system == "Darwin" else "x86_64", "implementation_name": "cpython"}
-    return {"python_version": python, "python_full_version": f"{python}.9", "platform_python_implementation": "CPython"} | names | machine
-
-
 ENVIRONMENTS = [environment(python, system) for python in ("3.11", "3.12", "3.13") for system in ("Linux", "Darwin", "Windows")]
 LOCKED = ["requirements.lock", "requirements-models.txt", "tools/requirements.txt", "benchmarks/requirements.txt"]
 
@@ -365,6 +350,21 @@ def test_every_action_is_pinned_by_its_commit():
 def test_what_is_called_slow_is_there():
     for file, _, name in (entry.partition("::") for entry in SLOW):
         assert f"def {name}" in (ROOT / file).read_text(), file
+
+
+def imported(path):
+    """The modules that a file imports, and what it imports from them."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def test_no_test_imports_another_test_file():
+    files = {path.relative_to(ROOT): list(imported(path)) for path in (ROOT / "tests").rglob("*.py")}
+    wrong = {str(path): name for path, names in files.items() for name in names if re.match(r"tests\.(\w+\.)*test_", name)}
+    assert wrong == {}, "put what is shared into tests/support"
 
 
 def test_the_api_page_lists_every_public_module_and_every_front_door():

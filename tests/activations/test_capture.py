@@ -12,10 +12,10 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.models.test_spans import fallback_tokenizer, pieces_tokenizer
 from tests.support import tiny
-from tests.support.tiny import tiny_llava
+from tests.support.tiny import PROMPTS, lively, tiny_llava
 from tests.support.tiny_pocket import tiny_reader
+from tests.support.tokenizers import fallback_tokenizer, pieces_tokenizer
 from xlvlms_tutorial.activations.capture import capture, residual_stream
 from xlvlms_tutorial.activations.rows import Selection
 from xlvlms_tutorial.data import load_samples
@@ -36,17 +36,6 @@ from xlvlms_tutorial.models.spans import SPANS, find_words
 
 module = import_module("xlvlms_tutorial.activations.capture")  # the package offers a function of this name
 PICTURE = Image.new("RGB", (32, 32), (10, 90, 200))
-PROMPTS = ["What colour ?", "Describe the picture .", "Is there a red key in the picture ?", "Is there a woman on the grass ?"]
-
-
-def lively(vlm, seed=4):
-    """Matrices drawn wide enough that pictures and questions change the answer, which is text to its last token."""
-    random = torch.Generator().manual_seed(seed)
-    for parameter in vlm.model.parameters():
-        if parameter.ndim >= 2:
-            parameter.copy_(torch.randn(parameter.shape, generator=random) * (1.5 / parameter.shape[-1] ** 0.5))
-    vlm.model.generation_config.suppress_tokens = sorted(vlm.tokenizer.all_special_ids)
-    return vlm
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import torch
 import transformers as hf
 
 from tests.contract.reference import traces
-from tests.models.test_support import HALF, KINDS, NORMED
+from tests.support.blocks import HALF, KINDS, NORMED
 from tests.zoo import build, padded
 from tests.zoo.inputs import IMAGE
 from tests.zoo.models import clip

@@ -10,35 +10,14 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from tests.support.tiny import tiny_tokenizer
+from tests.support.tokenizers import fallback_tokenizer, ids_of, pieces_tokenizer, tokens_of
 from xlvlms_tutorial.errors import SpanError
 from xlvlms_tutorial.models.spans import SPANS, Batch, decode, find_words, label, token_slice
-
-LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.,?'-"
-PIECES = ["▁dog", "▁do", "▁cat", "tle", "▁hot", "▁red", "▁a", "ing", "▁Dog"]
-
-
-def pieces_tokenizer(prepend: str = "first") -> PreTrainedTokenizerFast:
-    """Like LLaMA's: a bare space is a piece, and stands before digits and rare words; "always" puts one after special tokens too."""
-    special = ["<pad>", "<unk>", "<s>", "</s>"]
-    vocabulary = [(piece, 0.0) for piece in special] + [("▁", -2.0)] + [(piece, -3.0) for piece in PIECES]
-    raw = Tokenizer(models.Unigram(vocabulary + [(letter, -9.0) for letter in LETTERS], unk_id=1, byte_fallback=False))
-    raw.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=prepend)
-    raw.decoder = decoders.Metaspace(prepend_scheme=prepend)
-    raw.add_special_tokens(special)
-    return PreTrainedTokenizerFast(tokenizer_object=raw, pad_token="<pad>", unk_token="<unk>", bos_token="<s>", eos_token="</s>")
 
 
 @pytest.fixture(scope="module")
 def pieces():
     return pieces_tokenizer()
-
-
-def ids_of(tokenizer, text):
-    return tokenizer(text, add_special_tokens=False).input_ids
-
-
-def tokens_of(tokenizer, text):
-    return tokenizer.convert_ids_to_tokens(ids_of(tokenizer, text))
 
 
 def test_the_tokenizer_of_these_tests_cuts_as_llama_does(pieces):
@@ -133,16 +112,6 @@ def bytes_tokenizer(merges: tuple[tuple[str, str], ...] = ()) -> PreTrainedToken
     vocabulary = {sign: k for k, sign in enumerate([*signs, *("".join(pair) for pair in merges)])}
     raw = Tokenizer(models.BPE(vocabulary, list(merges)))
     raw.pre_tokenizer, raw.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    return PreTrainedTokenizerFast(tokenizer_object=raw)
-
-
-def fallback_tokenizer() -> PreTrainedTokenizerFast:
-    """Letters are tokens and all else falls back to bytes, as in LLaMA and Gemma."""
-    names = [*(f"<0x{byte:02X}>" for byte in range(256)), "▁", *LETTERS, ":", "<unk>"]
-    raw = Tokenizer(models.BPE({name: k for k, name in enumerate(names)}, [], unk_token="<unk>", byte_fallback=True))
-    raw.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-    back = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
-    raw.decoder = decoders.Sequence(back)
     return PreTrainedTokenizerFast(tokenizer_object=raw)
 
 

@@ -6,8 +6,8 @@ import transformers as hf
 from torch import nn
 
 from tests.contract.reference import SUPPRESS, case, traces
+from tests.support.blocks import HALF, KINDS
 from tests.zoo import MODELS, build, padded
-from tests.zoo.models import TEXT
 from xlvlms_tutorial.activations.hooks import read
 from xlvlms_tutorial.errors import AnatomyError, FoldError, InputsError, InterventionError, LoadError, SelectionError, XlvlmsError
 from xlvlms_tutorial.interventions.edits import add, fold, mask_weights, parallel, parallel_pairs, replace, skip, skip_mlp_tokens
@@ -15,23 +15,6 @@ from xlvlms_tutorial.models import anatomy, support
 from xlvlms_tutorial.models.vlm import VLM
 
 EVERYTHING = set(support._NEEDS)
-MOE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
-SHARED = {"num_local_experts": 4, "num_experts_per_tok": 2, "shared_intermediate_size": 16}
-HALF = {("read", "mlp_hidden"), ("read", "mlp"), ("skip", "mlp"), ("parallel", "first"), ("parallel", "second"), ("fold", "mlp")}
-NORMED = {("read", "middle"), ("read", "mlp_input"), ("parallel", "first"), ("parallel", "second")}
-# Language models whose blocks differ in kind, and what they do not allow
-KINDS = {
-    "plain": (lambda: hf.LlamaConfig(**TEXT), set()),
-    "parallel": (lambda: hf.CohereConfig(**TEXT), NORMED),
-    "norms after": (lambda: hf.Olmo2Config(**TEXT), NORMED | {("read", "attention_input"), ("fold", "mlp")}),
-    "norms on both sides": (lambda: hf.Gemma2Config(**TEXT, head_dim=8), {("fold", "mlp")}),
-    "experts": (lambda: hf.Qwen3MoeConfig(**TEXT, **MOE, head_dim=8), {("read", "mlp_hidden"), ("fold", "mlp")}),
-    "experts that share": (lambda: hf.GraniteMoeSharedConfig(**TEXT, **SHARED), HALF),
-    "OPT with norms after": (
-        lambda: hf.OPTConfig(vocab_size=200, hidden_size=32, word_embed_proj_dim=32, ffn_dim=64, num_hidden_layers=3,
-                             num_attention_heads=4, do_layer_norm_before=False),
-        NORMED | {("read", "attention_input"), ("fold", "mlp")}),
-}  # fmt: skip
 
 
 def made(name: str) -> VLM:

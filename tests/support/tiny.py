@@ -16,6 +16,7 @@ from xlvlms_tutorial.models.vlm import VLM
 
 WORDS = ["user", "assistant", "Describe", "the", "picture", ".", "What", "colour", "is", "key", "?", "a", "red", "blue"]
 WORDS += ["yes", "no", "woman", "on", "grass", "Is", "there", "in"]
+PROMPTS = ["What colour ?", "Describe the picture .", "Is there a red key in the picture ?", "Is there a woman on the grass ?"]
 SPECIAL = ["<pad>", "<unk>", "<|im_start|>", "<|im_end|>", "<image>", "\n"]
 TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{% for p in m['content'] %}"
@@ -54,3 +55,13 @@ def tiny_llava(seed: int = 0, layers: int = 3) -> VLM:
         num_additional_image_tokens=1, chat_template=TEMPLATE,
     )  # fmt: skip
     return VLM(model.requires_grad_(False), processor, "tiny-llava")
+
+
+def lively(vlm, seed=4):
+    """Matrices drawn wide enough that pictures and questions change the answer, which is text to its last token."""
+    random = torch.Generator().manual_seed(seed)
+    for parameter in vlm.model.parameters():
+        if parameter.ndim >= 2:
+            parameter.copy_(torch.randn(parameter.shape, generator=random) * (1.5 / parameter.shape[-1] ** 0.5))
+    vlm.model.generation_config.suppress_tokens = sorted(vlm.tokenizer.all_special_ids)
+    return vlm

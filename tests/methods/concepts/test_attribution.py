@@ -6,8 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.activations.test_capture import lively
-from tests.support.tiny import tiny_llava
+from tests.support.tiny import lively, tiny_llava
 from tests.zoo.processors import save
 from xlvlms_tutorial import interventions
 from xlvlms_tutorial.activations.capture import capture, residual_stream

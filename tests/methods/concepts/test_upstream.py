@@ -27,10 +27,9 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.methods.concepts.test_words import bytes_tokenizer
-from tests.models.test_spans import ids_of, pieces_tokenizer, tokens_of
 from tests.support import tiny
 from tests.support.tiny import tiny_llava
+from tests.support.tokenizers import bytes_tokenizer, ids_of, pieces_tokenizer, tokens_of
 from xlvlms_tutorial.activations.capture import capture, residual_stream
 from xlvlms_tutorial.errors import TokenOfInterestError
 from xlvlms_tutorial.methods.concepts.words import WordFilter, words

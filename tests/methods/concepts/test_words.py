@@ -12,11 +12,10 @@ import torch
 import wordfreq
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from tests.models.test_spans import pieces_tokenizer
 from tests.support.tiny import tiny_llava, tiny_tokenizer
+from tests.support.tokenizers import bert_tokenizer, bytes_tokenizer, pieces_tokenizer
 from xlvlms_tutorial.errors import ActivationsError, ComparisonError, EstimateError, SelectionError, WordListError
 from xlvlms_tutorial.methods.concepts.words import ENGLISH, PREFIX, WordFilter, as_lists, random_words, sentence, words
 from xlvlms_tutorial.methods.logit_lens import wordlists
@@ -25,26 +24,6 @@ from xlvlms_tutorial.models import anatomy
 
 ANY = WordFilter(stop=frozenset(), min_length=1, min_frequency=0)
 COLUMNS = ["concept", "rank", "word", "token_id", "score"]
-
-
-def wrapped(raw: Tokenizer) -> PreTrainedTokenizerFast:
-    return PreTrainedTokenizerFast(tokenizer_object=raw, pad_token="<pad>", unk_token="<unk>")
-
-
-def bytes_tokenizer(tokens: list[str]) -> PreTrainedTokenizerFast:
-    """Like GPT-2's: a token that begins a word has the space before it, written Ġ."""
-    raw = Tokenizer(models.BPE({token: k for k, token in enumerate(["<pad>", "<unk>", *tokens])}, [], unk_token="<unk>"))
-    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    raw.decoder = decoders.ByteLevel()
-    return wrapped(raw)
-
-
-def bert_tokenizer(tokens: list[str]) -> PreTrainedTokenizerFast:
-    """Like BERT's: a token that goes on with a word has ## before it."""
-    raw = Tokenizer(models.WordPiece({token: k for k, token in enumerate(["<pad>", "<unk>", *tokens])}, unk_token="<unk>"))
-    raw.pre_tokenizer = pre_tokenizers.Whitespace()
-    raw.decoder = decoders.WordPiece()
-    return wrapped(raw)
 
 
 def found_in(tokenizer: PreTrainedTokenizerFast, chosen: WordFilter = ENGLISH, size: int | None = None) -> dict[str, list[str]]:

@@ -6,10 +6,10 @@ import pytest
 import torch
 from PIL import Image
 from torch import nn
-from transformers import GPT2Config, GPT2LMHeadModel
 from transformers.pytorch_utils import Conv1D
 
 from tests import zoo
+from tests.support.text_models import gpt2, text_batch
 from tests.support.tiny import tiny_llava
 from xlvlms_tutorial.errors import ActivationsError, ComparisonError, LengthError, SelectionError, SpanError
 from xlvlms_tutorial.methods.pruning.calibration import calibrate, calibrate_on, fingerprint, linear_maps
@@ -45,17 +45,6 @@ def near(one, other):
 def loop(rows):
     """The definition, in Python's own numbers."""
     return torch.tensor([sum(float(x) ** 2 for x in column) for column in rows.T.tolist()], dtype=torch.float64)
-
-
-def gpt2():
-    torch.manual_seed(0)
-    config = GPT2Config(n_embd=32, n_layer=2, n_head=4, vocab_size=200, bos_token_id=1, eos_token_id=2)
-    return VLM(GPT2LMHeadModel(config).eval().requires_grad_(False), None, "gpt2")
-
-
-def text_batch(vlm, n=12):
-    ids = torch.randint(3, 180, (1, n), generator=torch.Generator().manual_seed(0))
-    return vlm.prepare({"input_ids": ids, "attention_mask": torch.ones_like(ids)})
 
 
 @pytest.mark.parametrize("span", [None, "image", "question", ("image", "answer")])

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import nn
 
 from tests import zoo
-from tests.methods.pruning.test_calibration import gpt2, text_batch
+from tests.support.text_models import gpt2, text_batch
 from tests.support.tiny import tiny_llava
 from xlvlms_tutorial.errors import ActivationsError, ComparisonError, InterventionError, LayerError, RecordError, SelectionError
 from xlvlms_tutorial.interventions.edits import add, mask_weights

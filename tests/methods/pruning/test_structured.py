@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tests import zoo
 from tests.contract.reference import Case, apart, case, generated
-from tests.methods.pruning.test_calibration import gpt2, text_batch
+from tests.support.text_models import gpt2, text_batch
 from tests.support.tiny import tiny_llava
 from tests.zoo.models import TEXT
 from xlvlms_tutorial.errors import ActivationsError, AnatomyError, ComparisonError, InterventionError, LayerError, SelectionError

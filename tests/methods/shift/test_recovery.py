@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.methods.shift.test_vectors import cosine, moved
+from tests.support.shift import cosine, moved
 from xlvlms_tutorial.errors import ActivationsError, ComparisonError, EstimateError, LengthError, SelectionError, WordListError
 from xlvlms_tutorial.methods import shift
 from xlvlms_tutorial.methods.concepts.baselines import KMeans

@@ -39,7 +39,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from tests.methods.shift.test_vectors import MADE, cosine, moved
+from tests.support.shift import MADE, cosine, moved
 from tests.support.tiny import tiny_llava
 from xlvlms_tutorial.activations.activations import States
 from xlvlms_tutorial.activations.capture import capture

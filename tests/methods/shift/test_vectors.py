@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from scipy.stats import trim_mean
 from sklearn.metrics.pairwise import cosine_similarity
 
+from tests.support.shift import MADE, cosine, moved
 from xlvlms_tutorial.activations.activations import States
 from xlvlms_tutorial.errors import ActivationsError, ComparisonError, LengthError, SelectionError, WordListError
 from xlvlms_tutorial.methods import shift
@@ -19,26 +20,13 @@ from xlvlms_tutorial.methods.concepts.baselines import PCA, KMeans
 from xlvlms_tutorial.methods.concepts.words import as_lists
 from xlvlms_tutorial.methods.shift import vectors as module
 
-MADE = {"ids_sha256": "3fa9", "n_samples": 9, "selection": {"words": ["dog"]}, "reduce": None}
 sizes = st.tuples(st.integers(1, 5), st.integers(2, 6), st.integers(0, 2**20))
-
-
-def moved(n=60, d=8, k=4, seed=0):
-    """States of two models, and a label for each sample; every concept has samples, of different numbers."""
-    random = np.random.default_rng(seed)
-    a = random.standard_normal((n, d)) + 5
-    labels = np.concatenate([np.arange(k), np.minimum(random.integers(0, k, n - k), random.integers(0, k, n - k))])
-    return a, a + random.standard_normal((k, d))[labels] + 0.5 * random.standard_normal((n, d)), labels
 
 
 def states(ids, seed=0, **provenance):
     rows = torch.from_numpy(np.random.default_rng(seed).standard_normal((len(ids), 4)))
     table = pd.DataFrame({"sample": range(len(ids)), "id": ids, "word": [f"{name} in {seed}" for name in ids]})
     return States({(3, "block"): rows, (5, "mlp"): 2 * rows}, table, MADE | provenance)
-
-
-def cosine(x, y):
-    return float(x @ y / (np.sqrt(x @ x) * np.sqrt(y @ y)))
 
 
 def test_samples_that_both_have_are_matched_by_id_in_the_order_of_the_first():

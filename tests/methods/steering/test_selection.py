@@ -11,10 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.linear_model import Ridge
 
-from tests.activations.test_capture import PROMPTS, lively
 from tests.contract.reference import case, traces
-from tests.methods.steering.test_vectors import HOW, by_hand, noise
-from tests.support.tiny import tiny_llava
+from tests.support.steering import HOW, by_hand, noise
+from tests.support.tiny import PROMPTS, lively, tiny_llava
 from xlvlms_tutorial.activations.activations import States
 from xlvlms_tutorial.errors import ActivationsError, ComparisonError, EstimateError, LayerError, LengthError, SelectionError
 from xlvlms_tutorial.interventions.edits import add

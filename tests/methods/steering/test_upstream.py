@@ -30,10 +30,9 @@ import numpy as np
 import pytest
 import torch
 
-from tests.activations.test_capture import PROMPTS, lively
-from tests.methods.steering.test_vectors import PICTURES, TEXTS, by_hand, noise, one
-from tests.models.test_spans import ids_of, pieces_tokenizer
-from tests.support.tiny import tiny_llava
+from tests.support.steering import PICTURES, TEXTS, by_hand, noise, one
+from tests.support.tiny import PROMPTS, lively, tiny_llava
+from tests.support.tokenizers import ids_of, pieces_tokenizer
 from xlvlms_tutorial.activations.capture import capture
 from xlvlms_tutorial.activations.hooks import read
 from xlvlms_tutorial.errors import LoadError

@@ -4,20 +4,17 @@ import json
 from importlib import import_module
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
 from safetensors.torch import save_file
 from tokenizers import models
 
-from tests.activations.test_capture import lively
 from tests.contract.reference import traces
-from tests.methods.concepts.test_words import bytes_tokenizer
-from tests.models.test_spans import pieces_tokenizer
-from tests.support.tiny import tiny_llava
+from tests.support.steering import HOW, PICTURES, TEXTS, by_hand, noise, one
+from tests.support.tiny import lively, tiny_llava
+from tests.support.tokenizers import bytes_tokenizer, pieces_tokenizer
 from xlvlms_tutorial.activations.activations import States
 from xlvlms_tutorial.activations.capture import capture
 from xlvlms_tutorial.activations.hooks import read
@@ -45,23 +42,8 @@ from xlvlms_tutorial.methods.steering import (
 from xlvlms_tutorial.methods.steering.logit_bias import first_pieces
 from xlvlms_tutorial.models import anatomy
 
-PICTURES = [Image.new("RGB", (40, 30), colour) for colour in ("red", "blue")]
-TEXTS = ["What colour is the key ?", "Describe the picture ."]
 L = 3
-HOW = {"model": "tiny-llava", "revision": None, "dtype": "torch.float32", "interventions": [], "prompt": "What ?", "reduce": "mean"}
 HOW |= {"selection": {"positions": [-1]}}
-
-
-def by_hand(n: int, d: int = 32, layers=(1, 3), seed: int = 0, offset: float = 0.0, place: str = "block", **more) -> States:
-    """Random states with the provenance of a capture."""
-    drawn = torch.Generator().manual_seed(seed)
-    tensors = {(layer, place): torch.randn(n, d, generator=drawn) + offset for layer in layers}
-    table = pd.DataFrame({"sample": range(n), "id": [f"{seed}-{k}" for k in range(n)]})
-    return States(tensors, table, HOW | more)
-
-
-def one(vector: torch.Tensor, layer: int, model: str = "tiny-llava") -> SteeringVectors:
-    return SteeringVectors({layer: vector}, {"model": model, "how": "by hand"})
 
 
 @pytest.fixture(scope="module")
@@ -78,10 +60,6 @@ def batch(vlm):
 def nothing_is_left_behind(vlm):
     yield
     assert traces(vlm) == []
-
-
-def noise(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 def stepped(vlm, batch, n=3):
