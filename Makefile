@@ -1,7 +1,7 @@
 .PHONY: help install lock book test check newest numerics bench lint pairs release pocket reproduce clean
 SHELL := /bin/bash
 # The first Python that runs: a version manager may put names on the path that answer nothing.
-PYTHON ?= $(shell for p in python3.11 python3.12 python3; do $$p -c '' 2>/dev/null && echo $$p && break; done)
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do $$p -c '' 2>/dev/null && echo $$p && break; done)
 VENV := .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed

@@ -1,8 +1,9 @@
-"""Run the contract and print a markdown table, architectures x checks: ``python -m tests.contract [--report [FILE]] [model ...]``.
+"""Run the contract and print a markdown table, architectures x checks: ``python -m tests.contract [model ...] [--report [FILE]]``.
 
-``--report`` writes the table, with its date and versions, where the page "Add your model" shows it, or to FILE.md.
+``--report`` writes the table, with its date and versions, where the page "Add your model" shows it, or to a file.
 """
 
+import argparse
 import platform
 import sys
 from datetime import UTC, datetime
@@ -17,7 +18,7 @@ from tests.contract.reference import FOUND, ROUNDING, case, generated, traces
 from tests.zoo import MODELS
 from xlvlms_tutorial.models.architectures import ARCHITECTURES
 
-REPORT = Path(__file__).parents[2] / "book/reference/verified.md"
+REPORT = Path(__file__).parents[2] / "book/reference/verified.txt"
 FAILS = "FAILS"
 
 
@@ -30,10 +31,18 @@ def outcome(name: str, check: str) -> str:
         told = CHECKS[check](at)
         assert traces(at.vlm) == [] and torch.equal(generated(at)[1], before), "the model is not as it was"
     except Exception as error:  # the table shows what failed, and goes on
-        return f"{FAILS}: {type(error).__name__} {str(error).splitlines()[0][:80]}"
+        first = next(iter(str(error).splitlines()), "")
+        return f"{FAILS}: {type(error).__name__} {first[:80]}"
     largest = max(FOUND, default=0.0)
     parts = [f"{largest:.0e}".replace("e-0", "e-")] if largest > 0 else []
     return "; ".join([*parts, *([told] if told else [])]) or "0"
+
+
+def label(name: str, names: tuple[str, ...]) -> str:
+    """What users call an architecture, and which model of it this is where several of these names are."""
+    kinds = [case(other).vlm.model.config.model_type for other in names]
+    kind = case(name).vlm.model.config.model_type
+    return ARCHITECTURES[kind].name + f" (`{name}`)" * (kinds.count(kind) > 1)
 
 
 def table(names: tuple[str, ...]) -> tuple[list[str], int]:
@@ -43,17 +52,18 @@ def table(names: tuple[str, ...]) -> tuple[list[str], int]:
     for name in names:
         cells = [outcome(name, check) for check in CHECKS]
         failed += sum(cell.startswith(FAILS) for cell in cells)
-        kind = case(name).vlm.model.config.model_type
-        lines.append(f"| {ARCHITECTURES[kind].name} | {' | '.join(cells)} |")
+        lines.append(f"| {label(name, names)} | {' | '.join(cells)} |")
     return lines, failed
 
 
 def head(names: tuple[str, ...], failed: int) -> str:
     """What was verified, when and with what."""
     versions = {"Python": platform.python_version(), **{part.__name__: part.__version__ for part in (torch, transformers, tokenizers)}}
+    kinds = len({case(name).vlm.model.config.model_type for name in names})
     told = ", ".join(f"{part} {version}" for part, version in versions.items())
     return (
-        f"Verified on {datetime.now(UTC):%Y-%m-%d} with {told}: {len(names)} architectures, {len(CHECKS)} checks each, {failed} fail. "
+        f"Verified on {datetime.now(UTC):%Y-%m-%d} with {told}: {len(names)} models of {kinds} architectures, "
+        f"{len(CHECKS)} checks each, {failed} fail. "
         f"A cell holds the largest difference from a reference, as a share of the largest value ({ROUNDING:.0e} is allowed; 0: equal to "
         "the bit, or nothing to measure). Batches are left-padded, with eager attention and sdpa; batch sizes are 1, 2, 4 and 8."
     )
@@ -61,13 +71,15 @@ def head(names: tuple[str, ...], failed: int) -> str:
 
 def main(arguments: list[str]) -> int:
     """Print or write the table; the exit code is 1 if any check failed."""
-    report = "--report" in arguments
-    files = [argument for argument in arguments if argument.endswith(".md")]
-    names = tuple(argument for argument in arguments if argument != "--report" and argument not in files) or MODELS
+    parser = argparse.ArgumentParser(prog="python -m tests.contract", description="Run the contract and print a table.")
+    parser.add_argument("models", nargs="*", help="names in tests/zoo; all by default")
+    parser.add_argument("--report", nargs="?", type=Path, const=REPORT, metavar="FILE", help="write the table")
+    options = parser.parse_args(arguments)
+    names = tuple(options.models) or MODELS
     lines, failed = table(names)
     text = "\n".join([head(names, failed), "", *lines, ""])
-    if report:
-        (Path(files[0]) if files else REPORT).write_text(text, encoding="utf-8")
+    if options.report is not None:
+        options.report.write_text(text, encoding="utf-8")
     print(text)  # noqa: T201
     return int(failed > 0)
 

@@ -6,6 +6,7 @@ import pytest
 
 from tests.contract import __main__ as report
 from tests.contract.checks import CHECKS
+from xlvlms_tutorial.models.architectures import ARCHITECTURES
 
 
 @pytest.fixture
@@ -17,14 +18,12 @@ def few(monkeypatch):
 
 
 def test_a_report_says_when_with_what_and_how_far(few, tmp_path, capsys):
-    file = tmp_path / "verified.md"
-    assert report.main(["--report", str(file), "llava", "gemma3"]) == 0
+    file = tmp_path / "verified.txt"
+    assert report.main(["llava", "gemma3", "--report", str(file)]) == 0
     text = file.read_text(encoding="utf-8")
     assert text + "\n" == capsys.readouterr().out
-    said = (
-        r"Verified on \d{4}-\d\d-\d\d with Python 3[\d.]+, torch [\w.+]+, transformers [\w.]+, tokenizers [\w.]+: 2 architectures, 5 checks"
-    )
-    assert re.match(said, text) and "5 checks each, 0 fail" in text
+    said = r"Verified on \d{4}-\d\d-\d\d with Python 3[\d.]+, torch [\w.+]+, transformers [\w.]+, tokenizers [\w.]+: 2 models of 2 archi"
+    assert re.match(said, text) and "2 architectures, 5 checks each, 0 fail" in text
     rows = {cells[1].strip(): [cell.strip() for cell in cells[2:-1]] for cells in (line.split("|") for line in text.splitlines()[2:])}
     assert rows["architecture"] == [check.replace("_", " ") for check in few] and list(rows)[2:] == ["LLaVA-1.5", "Gemma 3"]
     of = dict(zip(few, rows["Gemma 3"], strict=True))
@@ -40,3 +39,12 @@ def test_a_check_that_fails_is_in_the_table_and_in_the_exit_code(few, monkeypatc
     assert report.main(["llava"]) == 1
     told = capsys.readouterr().out
     assert "1 fail" in told and "FAILS: AssertionError layers differ |" in told
+
+
+def test_what_the_book_shows_covers_every_architecture_and_holds_no_failure():
+    text = report.REPORT.read_text(encoding="utf-8")
+    rows = [line.split("|")[1].strip() for line in text.splitlines()[4:] if line.startswith("|")]
+    shown = {row.partition(" (`")[0] for row in rows}
+    assert shown == {known.name for known in ARCHITECTURES.values()} and report.FAILS not in text
+    assert f"{len(rows)} models of {len(ARCHITECTURES)} architectures, {len(CHECKS)} checks each, 0 fail" in text
+    assert text.splitlines()[2] == f"| architecture | {' | '.join(check.replace('_', ' ') for check in CHECKS)} |"

@@ -68,7 +68,10 @@ def inputs(processor, name: str, rows=(0, 1)) -> hf.BatchFeature:
     if kind == "audio":
         clips = [np.random.default_rng(row).standard_normal(16000 - 4000 * row) for row in rows]
         return processor(text=texts, audio=clips, sampling_rate=16000, return_tensors="pt", padding=True)
-    return processor(text=texts, images=[[picture(row)] for row in rows], return_tensors="pt", padding=True)
+    settings = {"return_tensors": "pt", "padding": True}
+    if texts[0].startswith(start := processor.tokenizer.bos_token or " "):  # a chat that opens by itself is not opened twice
+        settings["add_special_tokens"] = not all(text.startswith(start) for text in texts)
+    return processor(text=texts, images=[[picture(row)] for row in rows], **settings)
 
 
 def first_logits(model, batch) -> torch.Tensor:
@@ -81,7 +84,8 @@ def features(model, batch) -> int:
     takes = ("pixel_values", "image_sizes", "image_position_ids", "image_grid_thw", "pixel_attention_mask")
     takes += ("qformer_input_ids", "qformer_attention_mask", "pixel_values_images", "high_res_pixel_values")
     with torch.no_grad():
-        made = model.get_image_features(**{key: batch[key] for key in takes if key in batch}).pooler_output
+        inner = model if hasattr(model, "get_image_features") else model.model
+        made = inner.get_image_features(**{key: batch[key] for key in takes if key in batch}).pooler_output
     made = made if isinstance(made, (list, tuple)) else [made]
     return sum(part.flatten(0, -2).shape[0] for part in made)
 

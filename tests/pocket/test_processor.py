@@ -35,7 +35,7 @@ def test_four_frames_are_seen_evenly_from_the_first_to_the_last(n, expected):
     assert [frame.getpixel((0, 0))[0] for frame in seen(frames)] == expected
 
 
-@pytest.mark.parametrize("wrong", [[], [np.zeros((4, 4, 3))], [None, CLIP[0]]])
+@pytest.mark.parametrize("wrong", [[], [np.zeros(4)], [None, CLIP[0]]])
 def test_a_clip_without_frames_or_with_something_else_is_refused(wrong):
     with pytest.raises(ImageError, match="not a picture"):
         seen(wrong)

@@ -15,7 +15,7 @@ KINDS = {
     "norms after": (lambda: hf.Olmo2Config(**TEXT), NORMED | {("read", "attention_input"), ("fold", "mlp")}),
     "norms on both sides": (lambda: hf.Gemma2Config(**TEXT, head_dim=8), {("fold", "mlp")}),
     "experts": (lambda: hf.Qwen3MoeConfig(**TEXT, **MOE, head_dim=8), {("read", "mlp_hidden"), ("fold", "mlp")}),
-    "experts that share": (lambda: hf.GraniteMoeSharedConfig(**TEXT, **SHARED), HALF),
+    "experts that share": (lambda: hf.GraniteMoeSharedConfig(**TEXT, **SHARED), HALF - {("skip", "mlp")} | {("read", "mlp_input")}),
     "OPT with norms after": (
         lambda: hf.OPTConfig(vocab_size=200, hidden_size=32, word_embed_proj_dim=32, ffn_dim=64, num_hidden_layers=3,
                              num_attention_heads=4, do_layer_norm_before=False),

@@ -116,8 +116,15 @@ def mlp_parts(block: nn.Module) -> list[nn.Module]:
 
 
 def mlp_entry(block: nn.Module) -> nn.Module:
-    """The module that receives the MLP's input: the MLP itself, or in OPT its first linear map."""
-    return child(block, ("fc1",)) if child(block, _MLP[:-1]) is None else mlp(block)
+    """The module that receives the MLP's input: the MLP itself, or in OPT its first linear map.
+
+    Raises
+    ------
+    AnatomyError
+        If the block has none under a known name.
+    """
+    first = child(block, ("fc1",)) if child(block, _MLP[:-1]) is None else None
+    return mlp(block) if first is None else first
 
 
 def mlp_exit(block: nn.Module) -> nn.Module:
@@ -172,6 +179,12 @@ def unembedding(model: nn.Module) -> nn.Module:
         If the model has none.
     """
     return _need(model.get_output_embeddings(), "unembedding", model, ("get_output_embeddings()",))
+
+
+def vocabulary_size(model: nn.Module) -> int:
+    """How many logits the unembedding makes of a state."""
+    head = unembedding(model)
+    return head.out_features + getattr(head, "out_additional_features", 0)  # Idefics has a second map for its marks
 
 
 def tower(model: nn.Module, modality: str = "image") -> nn.Module | None:

@@ -94,7 +94,8 @@ def _kinds(vlm: VLM, what: str, place: str) -> list[int]:
     found: dict[object, int] = {}
     for layer in allowed:
         block = vlm.blocks[layer - 1]
-        kind = (type(anatomy.attention(block)), type(anatomy.mlp(block)), kinds[layer - 1] if layer <= len(kinds) else None)
+        parts = [anatomy.attention(block), *anatomy.mlp_parts(block)]
+        kind = (*map(type, parts), kinds[layer - 1] if layer <= len(kinds) else None)
         found.setdefault(kind, layer)
     return sorted({*allowed[:2], *found.values()})
 

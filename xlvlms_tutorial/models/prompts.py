@@ -158,7 +158,7 @@ def inputs_of(processor: object, prompts: Sequence[str], given: Mapping[str, Seq
         raise _unfit(processor, prompts, given, names, options, cause) from cause
 
 
-def _called(processor: object, prompts: list[str], given: Mapping[str, Sequence[object]], options: Mapping[str, object]) -> BatchFeature:
+def _called(processor: object, prompts: list[str], given: Mapping[str, Sequence[object]], options: Mapping[str, object]) -> object:
     """What a processor makes of prompts and what is shown with them."""
     if any(kind.__name__ in _FLAT for kind in type(processor).__mro__):
         flat = {name: [one for (one,) in values] if name == "images" else values for name, values in given.items()}

@@ -36,7 +36,7 @@ def check(vlm: VLM, states: Float[Tensor, "n d"]) -> None:
 
 def size(vlm: VLM) -> int:
     """Number V of words in the vocabulary."""
-    return anatomy.unembedding(vlm.model).out_features
+    return anatomy.vocabulary_size(vlm.model)
 
 
 def rows(vlm: VLM, budget: int) -> int:

@@ -40,7 +40,7 @@ def logit_bias(vlm: VLM, bias: Mapping[str, float] | Float[Tensor, "v"]) -> Iter
         If it holds NaN or infinite numbers.
     """
     head = anatomy.unembedding(vlm.model)
-    added = _by_token(vlm, bias, head.out_features).to(vlm.device)
+    added = _by_token(vlm, bias, anatomy.vocabulary_size(vlm.model)).to(vlm.device)
 
     def hook(module: nn.Module, args: tuple, logits: Tensor) -> Tensor:
         return logits + added.to(logits.device, logits.dtype)
