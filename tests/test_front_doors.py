@@ -1,5 +1,6 @@
 """Front doors: what a package offers, it offers by name, from one place, and what is dear to import is imported when it is asked for."""
 
+import re
 import subprocess
 import sys
 from importlib import import_module
@@ -7,6 +8,7 @@ from importlib import import_module
 import pytest
 
 from tools import ROOT
+from tools.chapters import notebooks, read
 
 PACKAGE = ROOT / "xlvlms_tutorial"
 DOORS = sorted(".".join(path.relative_to(ROOT).parent.parts) for path in PACKAGE.rglob("__init__.py"))
@@ -38,3 +40,12 @@ def test_samples_and_intervals_need_no_torch():
     wanted = "from xlvlms_tutorial import load_samples; from xlvlms_tutorial.metrics import bootstrap"
     code = f"{wanted}; import sys; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+@pytest.mark.parametrize("page", notebooks(), ids=lambda page: page.stem)
+def test_pages_import_from_front_doors_only(page):
+    """A package, or a module that lies in none."""
+    code = "\n".join(cell.source for cell in read(page).cells if cell.cell_type == "code")
+    modules = set(re.findall(r"^\s*from (xlvlms_tutorial[\w.]*) import", code, re.M))
+    alone = {f"xlvlms_tutorial.{path.stem}" for path in PACKAGE.glob("*.py")}
+    assert modules - {*DOORS, *alone} == set()
