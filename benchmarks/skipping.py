@@ -150,7 +150,7 @@ def computed_in_vain(vlm: VLM, layers: list[int]) -> Iterator[None]:
     """Skip as most published code does: every block runs, and a hook throws its output away."""
 
     def hook(module: torch.nn.Module, args: tuple, kwargs: dict, output: torch.Tensor | tuple) -> torch.Tensor | tuple:
-        return anatomy.with_states(output, args[0] if args else kwargs["hidden_states"])
+        return anatomy.with_states(output, anatomy.states_in(args, kwargs))
 
     handles = [vlm.blocks[layer - 1].register_forward_hook(hook, with_kwargs=True) for layer in layers]
     try:

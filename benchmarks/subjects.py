@@ -23,6 +23,7 @@ from xlvlms_tutorial.models import anatomy
 from xlvlms_tutorial.models.loading import load
 from xlvlms_tutorial.models.spans import Batch
 from xlvlms_tutorial.models.vlm import VLM
+from xlvlms_tutorial.models.watching import record_calls
 
 N_SAMPLES = 64
 N_WORDS = 32  # words around the picture in inputs made by hand, about as many as in a question with its template
@@ -161,10 +162,6 @@ def _seeded() -> torch.Generator:
 @torch.no_grad()
 def decoder_inputs(vlm: VLM, batch: Batch) -> dict[str, object]:
     """What the decoder gets in a forward: embeddings with the picture merged in, mask and positions. Tower and connector are then done."""
-    seen: list[dict[str, object]] = []
-    hook = anatomy.decoder(vlm.model).register_forward_pre_hook(lambda module, args, kwargs: seen.append(kwargs), with_kwargs=True)
-    try:
+    with record_calls(anatomy.decoder(vlm.model)) as calls:
         vlm.forward(batch, logits=False, use_cache=False)
-    finally:
-        hook.remove()
-    return seen[0]
+    return calls[0][1]

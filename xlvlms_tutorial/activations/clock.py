@@ -37,13 +37,11 @@ class Clock:
     @contextmanager
     def ticking(self) -> Iterator[None]:
         """Follow the decoder inside this block."""
-        hook = self._decoder.register_forward_pre_hook(self._tick, with_kwargs=True)
-        try:
+        with self._decoder.register_forward_pre_hook(self.tick, with_kwargs=True):
             yield
-        finally:
-            hook.remove()
 
-    def _tick(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
+    def tick(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
+        """Read off how the decoder is called; a forward pre-hook of it, with keyword arguments."""
         given = kwargs.get("inputs_embeds")
         given = given if given is not None else kwargs.get("input_ids", args[0] if args else None)
         cache = kwargs.get("past_key_values")

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import GenerationMixin
 
 from xlvlms_tutorial.activations.activations import WHOLE_BLOCK, Key
+from xlvlms_tutorial.activations.clock import Clock
 from xlvlms_tutorial.errors import LayerError, SelectionError, SpanError
 from xlvlms_tutorial.models import anatomy
 from xlvlms_tutorial.models.spans import SPANS, Batch
@@ -154,7 +155,7 @@ class _Reader:
         self.kept: dict[Key, list[Tensor]] = {key: [] for key in keys}
         self._waiting = set(keys)
         self._batch: Batch | None = None
-        self._rows, self._length, self._decoding = 0, 0, False
+        self._clock, self._rows, self._length, self._decoding = Clock(vlm), 0, 0, False
         self._picked: slice | list[slice | Tensor] = slice(None)
 
     def hooks(self) -> Iterator[torch.utils.hooks.RemovableHandle]:
@@ -173,18 +174,16 @@ class _Reader:
                 yield module.register_forward_hook(partial(self._leaving, key))
 
     def _entering(self, key: Key, module: nn.Module, args: tuple, kwargs: dict) -> None:
-        self._keep(key, args[0] if args else kwargs["hidden_states"])
+        self._keep(key, anatomy.states_in(args, kwargs))
 
     def _leaving(self, key: Key, module: nn.Module, args: tuple, output: Tensor | tuple) -> None:
         self._keep(key, anatomy.states_of(output))
 
     def _begin(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
         """The decoder starts: is it a prompt, and which of its positions are wanted."""
-        given = kwargs.get("inputs_embeds")
-        given = given if given is not None else kwargs.get("input_ids", args[0] if args else None)
-        self._rows, length = given.shape[:2]
-        same = self._length and self._batch is self._vlm.running
-        self._decoding = bool(same) and (length == 1 or length > self._length)  # without a cache each step sees all, and one more
+        self._clock.tick(module, args, kwargs)
+        self._rows, length = self._clock.shape
+        self._decoding = self._length > 0 and (self._clock.mixed or (self._clock.decoding and length == 1))
         if not self._decoding:
             whole = length if self._vlm.running is None else self._vlm.running["input_ids"].shape[1]
             if length < whole:

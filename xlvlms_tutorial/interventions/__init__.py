@@ -2,6 +2,7 @@
 
 from xlvlms_tutorial.interventions.edits import add, edit, fold, mask_weights, project_out, replace
 from xlvlms_tutorial.interventions.overrides import POSITIONS
+from xlvlms_tutorial.interventions.replay import Resumable, same_up_to_rounding
 from xlvlms_tutorial.interventions.skipping import CACHES, COMBINES, NORMS, PARTS, SCOPES, parallel, parallel_pairs, skip
 from xlvlms_tutorial.interventions.token_skipping import skip_mlp_tokens
 
@@ -12,6 +13,7 @@ __all__ = [
     "PARTS",
     "POSITIONS",
     "SCOPES",
+    "Resumable",
     "add",
     "edit",
     "fold",
@@ -20,6 +22,7 @@ __all__ = [
     "parallel_pairs",
     "project_out",
     "replace",
+    "same_up_to_rounding",
     "skip",
     "skip_mlp_tokens",
 ]

@@ -30,6 +30,7 @@ from xlvlms_tutorial.models import anatomy
 from xlvlms_tutorial.models.failures import reason
 from xlvlms_tutorial.models.support import require
 from xlvlms_tutorial.models.vlm import VLM
+from xlvlms_tutorial.models.watching import on_output
 
 
 @recorded
@@ -227,13 +228,10 @@ def _folded(vlm: VLM, shift: Tensor, layer: int) -> Iterator[None]:
 def _probe(vlm: VLM, block: nn.Module) -> Tensor | None:
     """The block's output for two fixed embeddings, or None if the decoder leaves the block out (cross-attention without a picture)."""
     seen: list[Tensor] = []
-    hook = block.register_forward_hook(lambda m, a, output: seen.append(anatomy.states_of(output).float()), prepend=True)
-    try:
-        embeddings = torch.linspace(-1, 1, 2 * vlm.width, device=vlm.device, dtype=vlm.dtype).reshape(1, 2, -1)
-        with unedited(vlm):  # they may be for other inputs than these two embeddings
-            anatomy.decoder(vlm.model)(inputs_embeds=embeddings, use_cache=False)
-    finally:
-        hook.remove()
+    embeddings = torch.linspace(-1, 1, 2 * vlm.width, device=vlm.device, dtype=vlm.dtype).reshape(1, 2, -1)
+    # without edits, which may be for other inputs than these two embeddings
+    with on_output(block, lambda states: seen.append(states.float()), prepend=True), unedited(vlm):
+        anatomy.decoder(vlm.model)(inputs_embeds=embeddings, use_cache=False)
     return seen[0] if seen else None
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from weakref import WeakKeyDictionary
 
 import torch
@@ -14,6 +15,7 @@ from xlvlms_tutorial.interventions.overrides import Layers, checked_layers, copy
 from xlvlms_tutorial.models import anatomy
 from xlvlms_tutorial.models.support import require
 from xlvlms_tutorial.models.vlm import VLM
+from xlvlms_tutorial.models.watching import on_input, on_output
 
 PARTS = ("block", "mlp", "attention")
 SCOPES = ("prefill", "decode", "both")
@@ -86,10 +88,10 @@ def parallel(vlm: VLM, layers: Layers, norm: str = "first", scope: str = "both")
             block, seen = vlm.blocks[layer - 1], {}
             entry = anatomy.mlp_entry(block)
             # LN1's output goes into the MLP, or LN1's input, which is the block's, into LN2
-            stack.callback(anatomy.first_norm(block).register_forward_hook(_keeper(seen, norm)).remove)
+            watch = on_output if norm == "first" else on_input
+            stack.enter_context(watch(anatomy.first_norm(block), partial(seen.__setitem__, "states")))
             if norm == "first":  # by a hook: whatever replaces the MLP's forward may give it some of the positions only
-                hook = entry.register_forward_pre_hook(_giver(seen, scope, clock), prepend=True)
-                stack.callback(hook.remove)
+                stack.enter_context(entry.register_forward_pre_hook(_giver(seen, scope, clock), prepend=True))
             else:
                 own = lambda original, given, seen=seen: original(seen.pop("states").reshape(given.shape))
                 forwards[anatomy.second_norm(block)] = _scoped(scope, clock, own)
@@ -125,13 +127,13 @@ def parallel_pairs(vlm: VLM, layers: Layers, combine: str = "mean", scope: str =
         seen: dict[str, Tensor] = {}
 
         def leading(original: Callable, *args: object, seen: dict = seen, **kwargs: object) -> Tensor | tuple:
-            seen["states"] = _states(args, kwargs)
+            seen["states"] = anatomy.states_in(args, kwargs)
             return original(*args, **kwargs)
 
         def following(original: Callable, *args: object, seen: dict = seen, **kwargs: object) -> Tensor | tuple:
             if "states" not in seen:  # the first was left out, as cross-attention is without a picture
                 return original(*args, **kwargs)
-            first, start = _states(args, kwargs), seen.pop("states")
+            first, start = anatomy.states_in(args, kwargs), seen.pop("states")
             output = original(start, *args[1:], **{k: v for k, v in kwargs.items() if k != "hidden_states"})
             second = anatomy.states_of(output)
             return anatomy.with_states(output, (first + second) / 2 if combine == "mean" else first + second - start)
@@ -172,7 +174,7 @@ def _no_block(vlm: VLM, layer: int, keeps: _Keeps) -> dict[nn.Module, Callable]:
     block = vlm.blocks[layer - 1]
 
     def forward(original: Callable, *args: object, **kwargs: object) -> Tensor | tuple:
-        states = _states(args, kwargs)
+        states = anatomy.states_in(args, kwargs)
         if not keeps.must_run(states, kwargs):
             return states
         with overridden(_no_mlp(vlm, layer, keeps)):
@@ -211,7 +213,7 @@ def _no_attention(vlm: VLM, layer: int, keeps: _Keeps) -> dict[nn.Module, Callab
     alone = anatomy.recurrent(block)  # it gives its states alone, an attention weights too
 
     def forward(original: Callable, *args: object, **kwargs: object) -> Tensor | tuple:
-        states = _states(args, kwargs)
+        states = anatomy.states_in(args, kwargs)
         if keeps.must_run(states, kwargs):
             original(*args, **kwargs)
         made = states.new_zeros(*states.shape[:-1], vlm.width)
@@ -246,17 +248,6 @@ def _scoped(scope: str, clock: Clock, function: Callable) -> Callable:
         return function(original, *args, **kwargs)
 
     return forward
-
-
-def _states(args: Sequence, kwargs: dict) -> Tensor:
-    return args[0] if args else kwargs["hidden_states"]
-
-
-def _keeper(seen: dict[str, Tensor], norm: str) -> Callable:
-    def keep(module: nn.Module, args: tuple, output: Tensor) -> None:
-        seen["states"] = output if norm == "first" else args[0]
-
-    return keep
 
 
 def _giver(seen: dict[str, Tensor], scope: str, clock: Clock) -> Callable:

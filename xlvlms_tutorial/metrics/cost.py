@@ -205,11 +205,8 @@ def _hooked(module: nn.Module, before: Callable, after: Callable) -> Iterator[No
     """Hooks, which stay where an intervention replaces the module's forward, around all others, so that their work is inside."""
     enter = module.register_forward_pre_hook(before, prepend=True, with_kwargs=True)
     leave = module.register_forward_hook(after, always_call=True)  # also where a capture stops the model by an exception
-    try:
+    with enter, leave:
         yield
-    finally:
-        enter.remove()
-        leave.remove()
 
 
 def _decoding(args: tuple, kwargs: dict) -> bool:

@@ -8,6 +8,7 @@ from xlvlms_tutorial.models.scorers import Scorer, TextEncoder, load_scorer, loa
 from xlvlms_tutorial.models.self_check import CHECKS, self_check
 from xlvlms_tutorial.models.spans import SPANS, Batch, decode, find_words, label, positions
 from xlvlms_tutorial.models.vlm import VLM
+from xlvlms_tutorial.models.watching import on_input, on_output, record_calls
 
 __all__ = [
     "ARCHITECTURES",
@@ -31,7 +32,10 @@ __all__ = [
     "load_scorer",
     "load_text_encoder",
     "loss_of",
+    "on_input",
+    "on_output",
     "positions",
+    "record_calls",
     "save_adapter",
     "self_check",
 ]

@@ -283,6 +283,11 @@ def site(block: nn.Module, place: str = "block") -> Site:
     return found[place]()
 
 
+def states_in(args: tuple, kwargs: dict) -> Tensor:
+    """The states among what a module is called with: the first argument, or ``hidden_states``."""
+    return args[0] if args else kwargs["hidden_states"]
+
+
 def states_of(output: Tensor | tuple) -> Tensor:
     """The states among what a module returns (some return them with attention weights in a tuple)."""
     return output[0] if isinstance(output, tuple) else output

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from xlvlms_tutorial.models import anatomy, support
 from xlvlms_tutorial.models.measured import Outcome, apart, greedy_logits, rounding, words_of
 from xlvlms_tutorial.models.spans import Batch
 from xlvlms_tutorial.models.vlm import VLM
+from xlvlms_tutorial.models.watching import on_input
 
 STEPS = 3  # of a check of skipping: the prefill's token, and two decode steps
 
@@ -103,21 +105,12 @@ def _kinds(vlm: VLM, what: str, place: str) -> list[int]:
 def _between(vlm: VLM, batch: Batch, layer: int, bare: bool) -> tuple[Tensor, Tensor]:
     """What enters a block, and what enters its second norm; ``bare``: with an attention that adds nothing."""
     block, kept = vlm.blocks[layer - 1], {}
-
-    def enter(_: nn.Module, args: tuple, named: dict) -> None:
-        kept["start"] = args[0] if args else named["hidden_states"]
-
-    def between(_: nn.Module, args: tuple) -> None:
-        kept["middle"] = args[0].reshape(kept["start"].shape)  # OPT puts all rows in one
-
-    hooks = [block.register_forward_pre_hook(enter, with_kwargs=True), anatomy.second_norm(block).register_forward_pre_hook(between)]
-    try:
-        with _without(vlm, "attention", {layer: "both"} if bare else {}, batch["input_ids"].shape):
-            vlm.forward(batch, logits=False, use_cache=False)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return kept["start"], kept["middle"]
+    with ExitStack() as stack:
+        for name, module in {"start": block, "middle": anatomy.second_norm(block)}.items():
+            stack.enter_context(on_input(module, partial(kept.__setitem__, name)))
+        stack.enter_context(_without(vlm, "attention", {layer: "both"} if bare else {}, batch["input_ids"].shape))
+        vlm.forward(batch, logits=False, use_cache=False)
+    return kept["start"], kept["middle"].reshape(kept["start"].shape)  # OPT puts all rows in one
 
 
 @contextmanager
@@ -132,7 +125,7 @@ def _without(vlm: VLM, part: str, scopes: Mapping[int, str], prompts: tuple[int,
     def hook(scope: str) -> Callable:
         def leave(_: nn.Module, args: tuple, named: dict, output: Tensor | tuple) -> Tensor | tuple:
             made = anatomy.states_of(output)
-            given = (args[0] if args else named["hidden_states"]) if part == "block" else torch.zeros_like(made)
+            given = anatomy.states_in(args, named) if part == "block" else torch.zeros_like(made)
             seen = made.reshape(rows, -1, made.shape[-1])
             at = start[0] + torch.arange(seen.shape[1], device=made.device)[None, :, None]
             there = {"prefill": at < length, "decode": at >= length, "both": at >= 0}[scope]

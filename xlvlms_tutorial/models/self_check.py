@@ -1,6 +1,8 @@
 """Self-checks of a loaded model: that it really has the parts, positions and states that the chapters rely on."""
 
 from collections.abc import Callable
+from contextlib import ExitStack
+from functools import partial
 
 import pandas as pd
 import torch
@@ -14,6 +16,7 @@ from xlvlms_tutorial.models.measured import NEW_TOKENS, Outcome, apart, greedy_l
 from xlvlms_tutorial.models.place_checks import PLACED
 from xlvlms_tutorial.models.spans import SPANS, Batch
 from xlvlms_tutorial.models.vlm import VLM
+from xlvlms_tutorial.models.watching import on_input, on_output, record_calls
 
 
 def self_check(vlm: VLM, batch: Batch) -> pd.DataFrame:
@@ -54,24 +57,16 @@ def spans_measured(vlm: VLM, batch: Batch) -> Outcome:
     if anatomy.crossing(vlm.model):
         return True, "skipped: pictures enter by cross-attention, not in the sequence"
     labelled = torch.isin(batch.spans.cpu(), torch.tensor([SPANS.index(name) for name in anatomy.MODALITIES]))
-    given: list[Tensor | None] = []
-
-    def keep(_: nn.Module, args: tuple, named: dict) -> None:
-        given.append(named.get("inputs_embeds"))
-
-    hook = anatomy.decoder(vlm.model).register_forward_pre_hook(keep, with_kwargs=True)
-    try:
+    with record_calls(anatomy.decoder(vlm.model)) as calls:
         vlm.forward(batch, logits=False)
-    finally:
-        hook.remove()
-    if given[0] is None:
+    if (embeddings := calls[0][1].get("inputs_embeds")) is None:
         return False, "the decoder gets ids and no embeddings: pictures are words of its vocabulary, and their positions cannot be measured"
     table = vlm.model.get_input_embeddings()
     rows = getattr(table, "num_embeddings", None)
     # some placeholders lie behind the vocabulary and have no embedding of their own
     ids = batch["input_ids"] if rows is None else batch["input_ids"].clamp(max=rows - 1)
     with torch.no_grad():
-        measured = (given[0] != table(ids).to(given[0])).any(dim=-1).cpu()
+        measured = (embeddings != table(ids).to(embeddings)).any(dim=-1).cpu()
     wrong = (measured != labelled).sum().item()
     found = f"{labelled.sum()} positions labelled, {measured.sum()} measured, {wrong} differ"
     if not vlm.placeholders:
@@ -123,14 +118,11 @@ def block_in_path(vlm: VLM, batch: Batch) -> Outcome:
     before = vlm.forward(batch).logits
 
     def bypass(_: nn.Module, args: tuple, named: dict, output: Tensor | tuple) -> Tensor | tuple:
-        return anatomy.with_states(output, args[0] if args else named["hidden_states"])
+        return anatomy.with_states(output, anatomy.states_in(args, named))
 
     # first of all hooks: the model's own must see what the bypass leaves
-    hook = vlm.blocks[number - 1].register_forward_hook(bypass, with_kwargs=True, prepend=True)
-    try:
+    with vlm.blocks[number - 1].register_forward_hook(bypass, with_kwargs=True, prepend=True):
         after = vlm.forward(batch).logits
-    finally:
-        hook.remove()
     share = apart(after[words_of(batch)], before[words_of(batch)])
     return share > 0, f"without block {number} logits differ by {share:.1e}"
 
@@ -159,21 +151,11 @@ def _outcome(check: Callable[[VLM, Batch], Outcome], vlm: VLM, batch: Batch) -> 
 def _states(vlm: VLM, batch: Batch, **options: object) -> tuple[list[Float[Tensor, "b t d"]], ModelOutput]:
     """States of layers 0 to L as the blocks get and give them in one forward, and what the model returns."""
     states: dict[int, Tensor] = {}
-
-    def enter(_: nn.Module, args: tuple, named: dict) -> None:
-        states[0] = args[0] if args else named["hidden_states"]
-
-    def leave(layer: int, output: Tensor | tuple) -> None:
-        states[layer] = anatomy.states_of(output)
-
-    hooks = [vlm.blocks[0].register_forward_pre_hook(enter, with_kwargs=True)]
-    for layer, block in enumerate(vlm.blocks, 1):
-        hooks.append(block.register_forward_hook(lambda _, args, output, layer=layer: leave(layer, output)))
-    try:
+    with ExitStack() as stack:
+        stack.enter_context(on_input(vlm.blocks[0], partial(states.__setitem__, 0)))
+        for layer, block in enumerate(vlm.blocks, 1):
+            stack.enter_context(on_output(block, partial(states.__setitem__, layer)))
         output = vlm.forward(batch, **options)
-    finally:
-        for hook in hooks:
-            hook.remove()
     if silent := sorted(set(range(vlm.n_layers + 1)) - set(states)):
         raise AnatomyError(f"state of layer {silent[0]} in a forward", type(vlm.model).__name__, ("blocks that the model runs",))
     return [states[layer] for layer in range(vlm.n_layers + 1)], output

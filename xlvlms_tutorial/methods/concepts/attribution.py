@@ -8,12 +8,12 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from xlvlms_tutorial.activations.capture import capture
-from xlvlms_tutorial.activations.hooks import read, reading, span_mask, wanted
+from xlvlms_tutorial.activations.hooks import read, span_mask, wanted
 from xlvlms_tutorial.activations.rows import SIDES
 from xlvlms_tutorial.errors import ActivationsError, ComparisonError, LengthError, SelectionError
 from xlvlms_tutorial.interventions.edits import replace
+from xlvlms_tutorial.interventions.replay import Resumable
 from xlvlms_tutorial.methods.concepts.base import Dictionary
-from xlvlms_tutorial.models import anatomy
 from xlvlms_tutorial.models.spans import Batch, find_words
 from xlvlms_tutorial.models.vlm import VLM
 from xlvlms_tutorial.samples import PROMPTS, Sample
@@ -151,22 +151,13 @@ def _up_to_words(vlm: VLM, batch: Batch, words: tuple[str, ...], at: str) -> tup
     return vlm.prepare(cut, batch.spans[:, :end]), mask[:, :end]
 
 
-@torch.no_grad()
 def _occluded(vlm: VLM, batch: Batch, mask: Bool[Tensor, "b t"], layer: int, means: Float[Tensor, "j d"]) -> Float[Tensor, "1+j b d"]:
     """The states of interest of whole pictures, and with each image token replaced in turn; the vision tower runs once."""
-    pictures, decoder, given = _pictures(vlm, batch, len(means)), anatomy.decoder(vlm.model), []
-    hook = decoder.register_forward_pre_hook(lambda module, args, kwargs: given.append((args, dict(kwargs))), with_kwargs=True)
-    try:
-        found = list(read(vlm, batch, layer, positions=mask, dtype=torch.float32).values())
-    finally:
-        hook.remove()
-    (args, kwargs), number = given[0], pictures.cumsum(dim=1)
+    pictures, run = _pictures(vlm, batch, len(means)), Resumable(vlm, batch)
+    found, number = [run.read(layer, mask, dtype=torch.float32)], pictures.cumsum(dim=1)
     for j, mean in enumerate(means, 1):
         where = pictures & (number == j)
-        # the decoder alone, on what tower and connector gave it before
-        with vlm.run(batch), replace(vlm, mean, 0, where), reading(vlm, layer, positions=mask, dtype=torch.float32, stop=True) as states:
-            decoder(*args, **kwargs)
-        found += [parts[0] for parts in states.values()]
+        found.append(run.read(layer, mask, change=replace(vlm, mean, 0, where), dtype=torch.float32))
     return torch.stack(found)
 
 

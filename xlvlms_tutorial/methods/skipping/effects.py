@@ -1,7 +1,6 @@
 """Which blocks to leave out by what their absence costs: each alone, or one after the other, greedily."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
 from math import isfinite
 from weakref import WeakSet
 
@@ -12,11 +11,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from xlvlms_tutorial.activations.activations import WHOLE_BLOCK
-from xlvlms_tutorial.activations.hooks import computed, reading
 from xlvlms_tutorial.errors import ActivationsError, InterventionError, SelectionError
-from xlvlms_tutorial.interventions.edits import replace
 from xlvlms_tutorial.interventions.overrides import checked_layers
+from xlvlms_tutorial.interventions.replay import Resumable, same_up_to_rounding
 from xlvlms_tutorial.interventions.skipping import PARTS, skip
 from xlvlms_tutorial.methods.skipping.importance import Answers, Prompt, Samples, batches_of
 from xlvlms_tutorial.models import anatomy
@@ -118,15 +115,14 @@ class _Losses:
         return (totals / self.n).tolist()
 
 
-class _Pass:
+class _Pass(Resumable):
     """One batch on its way through the blocks: passes start where it stands, without the tower and the blocks below."""
 
     def __init__(self, vlm: VLM, batch: Batch, fast: bool = True) -> None:
-        self.vlm, self.batch, self.fast = vlm, batch, fast
+        super().__init__(vlm, batch, resumes=fast)
         wanted = _wanted(batch)
         self.before: Bool[Tensor, "b t"] = torch.roll(wanted, -1, dims=1)  # no row's first token is wanted, so nothing comes round
         self.wanted = batch["input_ids"][wanted]
-        self.call: tuple[tuple, dict] | None = None  # what the decoder is given, once that is known
         self.restart()
 
     def restart(self) -> None:
@@ -135,46 +131,22 @@ class _Pass:
 
     def advance(self, layer: int) -> None:
         """Go on to what leaves this layer."""
-        if self.fast and layer > self.layer:
-            self.states, self.layer = self.read(layer, "all"), layer
+        if self.resumes and layer > self.layer:
+            self.states, self.layer = self.read(layer, start=self.layer, states=self.states), layer
+
+    def end(self) -> Float[Tensor, "n d"]:
+        """What leaves the last block where the wanted tokens are predicted."""
+        return self.read(self.vlm.n_layers, self.before, start=self.layer, states=self.states)
 
     def loss(self) -> float:
         """Summed cross-entropy of the wanted tokens, in nats."""
-        states, total = self.read(self.vlm.n_layers, self.before), 0.0
-        for rows, ids in zip(states.split(_ROWS_AT_ONCE), self.wanted.split(_ROWS_AT_ONCE), strict=True):
+        total = 0.0
+        for rows, ids in zip(self.end().split(_ROWS_AT_ONCE), self.wanted.split(_ROWS_AT_ONCE), strict=True):
             logits = self.vlm.unembed(rows)
             total += float(nn.functional.cross_entropy(logits, ids.to(logits.device), reduction="sum"))
         if not isfinite(total):
             raise ActivationsError("the loss is NaN or infinite", "load the model in float32 or bfloat16, and look for damaged weights")
         return total
-
-    @torch.no_grad()
-    def read(self, layer: int, positions: str | Bool[Tensor, "b t"]) -> Float[Tensor, "*n d"]:
-        """What leaves a layer, computed from where the batch stands."""
-        vlm = self.vlm
-        with ExitStack() as stack:
-            if self.layer:
-                stack.enter_context(skip(vlm, range(1, self.layer + 1)))
-                stack.enter_context(replace(vlm, self.states, self.layer))
-            found = stack.enter_context(reading(vlm, layer, positions=positions, stop=True))
-            if self.call is None:
-                stack.enter_context(self._noting())
-                vlm.forward(self.batch, logits=False, use_cache=False)
-            else:
-                stack.enter_context(vlm.run(self.batch))
-                anatomy.decoder(vlm.model)(*self.call[0], **self.call[1])
-        return computed(found)[layer, WHOLE_BLOCK][0]
-
-    @contextmanager
-    def _noting(self) -> Iterator[None]:
-        def note(module: nn.Module, args: tuple, kwargs: dict) -> None:
-            self.call = (args, kwargs) if self.fast else None
-
-        hook = anatomy.decoder(self.vlm.model).register_forward_pre_hook(note, with_kwargs=True)
-        try:
-            yield
-        finally:
-            hook.remove()
 
 
 def _resumable(vlm: VLM, batch: Batch) -> bool:
@@ -188,13 +160,12 @@ def _resumable(vlm: VLM, batch: Batch) -> bool:
 
 def _agree(vlm: VLM, batch: Batch) -> bool:
     run = _Pass(vlm, batch)
-    whole = run.read(vlm.n_layers, run.before)
+    whole = run.end()
     if not torch.isfinite(whole).all():  # told where the loss is computed
         return False
-    near = max(2 * torch.finfo(vlm.dtype).eps, 1e-5) * float(whole.abs().max())
     for layer in range(1, vlm.n_layers):
         run.advance(layer)
-        if not torch.allclose(run.read(vlm.n_layers, run.before), whole, rtol=0, atol=near):
+        if not same_up_to_rounding(run.end(), whole, vlm.dtype):
             return False
     return True
 

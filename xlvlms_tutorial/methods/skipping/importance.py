@@ -2,21 +2,22 @@
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from numbers import Integral
 
 import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from xlvlms_tutorial.activations.hooks import span_mask
 from xlvlms_tutorial.errors import ActivationsError, LayerError, LengthError, SelectionError
 from xlvlms_tutorial.interventions.token_skipping import check_spans
-from xlvlms_tutorial.models import anatomy
 from xlvlms_tutorial.models.spans import SPANS, Batch
 from xlvlms_tutorial.models.vlm import VLM
+from xlvlms_tutorial.models.watching import on_input, on_output
 from xlvlms_tutorial.samples import PROMPTS, Sample
 
 Samples = Sequence[Sample] | Sequence[str]
@@ -143,25 +144,19 @@ def _cosines(vlm: VLM, mask: Bool[Tensor, "b t"]) -> Iterator[dict[int, Float[Te
     def taken(states: Tensor) -> Tensor:
         return states[mask.to(states.device)].float()  # a copy: a block may write into its input
 
-    def before(layer: int) -> Callable:
-        def hook(module: nn.Module, args: tuple, kwargs: dict) -> None:
-            entered[layer] = taken(args[0] if args else kwargs["hidden_states"])
+    def before(layer: int, states: Tensor) -> None:
+        entered[layer] = taken(states)
 
-        return hook
+    def after(layer: int, states: Tensor) -> None:
+        x, y = entered.pop(layer), taken(states)
+        norms = torch.linalg.vector_norm(x, dim=1) * torch.linalg.vector_norm(y, dim=1)
+        cosines = ((x * y).sum(dim=1) / norms).clamp(-1, 1)  # rounding takes the cosine of equal states beyond 1
+        if not torch.isfinite(cosines).all():
+            raise ActivationsError(f"states before or after block {layer} are zero, NaN or infinite", "look for damaged weights")
+        found[layer] = cosines.double().cpu()
 
-    def after(layer: int) -> Callable:
-        def hook(module: nn.Module, args: tuple, output: Tensor | tuple) -> None:
-            x, y = entered.pop(layer), taken(anatomy.states_of(output))
-            norms = torch.linalg.vector_norm(x, dim=1) * torch.linalg.vector_norm(y, dim=1)
-            cosines = ((x * y).sum(dim=1) / norms).clamp(-1, 1)  # rounding takes the cosine of equal states beyond 1
-            if not torch.isfinite(cosines).all():
-                raise ActivationsError(f"states before or after block {layer} are zero, NaN or infinite", "look for damaged weights")
-            found[layer] = cosines.double().cpu()
-
-        return hook
-
-    with ExitStack() as hooks:
+    with ExitStack() as stack:
         for layer, block in enumerate(vlm.blocks, 1):
-            hooks.callback(block.register_forward_pre_hook(before(layer), with_kwargs=True).remove)
-            hooks.callback(block.register_forward_hook(after(layer)).remove)
+            stack.enter_context(on_input(block, partial(before, layer)))
+            stack.enter_context(on_output(block, partial(after, layer)))
         yield found

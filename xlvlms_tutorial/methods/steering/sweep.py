@@ -1,7 +1,7 @@
 """Steering tried at many layers and strengths: each batch is read once, and a steered pass computes only the blocks above its layer."""
 
 from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import pandas as pd
@@ -10,14 +10,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from xlvlms_tutorial.activations.activations import WHOLE_BLOCK
 from xlvlms_tutorial.activations.hooks import computed, reading
 from xlvlms_tutorial.errors import LengthError, SelectionError
-from xlvlms_tutorial.interventions.edits import replace
 from xlvlms_tutorial.interventions.overrides import Positions, checked_layers
-from xlvlms_tutorial.interventions.skipping import skip
+from xlvlms_tutorial.interventions.replay import Resumable, same_up_to_rounding
 from xlvlms_tutorial.methods.steering.vectors import SteeringVectors
-from xlvlms_tutorial.models import anatomy
 from xlvlms_tutorial.models.spans import Batch
 from xlvlms_tutorial.models.vlm import VLM
 from xlvlms_tutorial.samples import Sample
@@ -96,43 +93,27 @@ def first_ids(vlm: VLM, batch: Batch, runs: Sequence[Run], positions: Positions 
             yield replay.logits(run.layer, run.steering(vlm, positions)).argmax(dim=-1)
         else:
             with run.steering(vlm, positions):
-                yield _logits(vlm, batch).argmax(dim=-1)
+                yield replay.forward().argmax(dim=-1)
 
 
-class Replay:
+class Replay(Resumable):
     """One forward over a batch, and the decoder again from a layer on with the states that were read there, without tower or connector."""
 
     def __init__(self, vlm: VLM, batch: Batch, layers: set[int]) -> None:
-        self.vlm, self.batch = vlm, batch
-        self.calls: list[tuple[tuple, dict]] = []
-        hook = anatomy.decoder(vlm.model).register_forward_pre_hook(
-            lambda _, args, kwargs: self.calls.append((args, kwargs)), with_kwargs=True
-        )
-        try:
-            if layers:
-                with reading(vlm, layers) as found:
-                    self.base = _logits(vlm, batch)
-                self.states = {layer: parts[0] for (layer, _), parts in computed(found).items()}
-            else:
-                self.base = _logits(vlm, batch)
-        finally:
-            hook.remove()
+        super().__init__(vlm, batch)
+        with reading(vlm, layers) if layers else nullcontext({}) as found:
+            self.base = self.forward()
+        self.states = {layer: parts[0] for (layer, _), parts in computed(found).items()}
 
     @torch.no_grad()
     def logits(self, layer: int, steering: AbstractContextManager) -> Float[Tensor, "b v"]:
         """The logits of the first token, from the states read at this layer."""
-        vlm, (args, kwargs) = self.vlm, self.calls[0]
-        with ExitStack() as stack:
-            for context in (skip(vlm, range(1, layer + 1)), replace(vlm, self.states[layer], layer), steering, vlm.run(self.batch)):
-                stack.enter_context(context)
-            found = stack.enter_context(reading(vlm, vlm.n_layers, positions="last"))
-            anatomy.decoder(vlm.model)(*args, **kwargs)
-        return vlm.unembed(found[vlm.n_layers, WHOLE_BLOCK][0][:, 0])
+        last = self.read(self.vlm.n_layers, "last", start=layer, states=self.states[layer], change=steering)
+        return self.vlm.unembed(last[:, 0])
 
     def holds(self, layer: int) -> bool:
         """Whether starting at this layer without steering gives the logits of the whole forward, up to rounding."""
-        near = max(2 * torch.finfo(self.vlm.dtype).eps, 1e-5) * float(self.base.abs().max())
-        return torch.allclose(self.logits(layer, nullcontext()), self.base, rtol=0, atol=near)
+        return same_up_to_rounding(self.logits(layer, nullcontext()), self.base, self.vlm.dtype)
 
 
 def fast_layers(vlm: VLM, batch: Batch, layers: set[int]) -> set[int]:
@@ -146,10 +127,6 @@ def fast_layers(vlm: VLM, batch: Batch, layers: set[int]) -> set[int]:
 def _fast_layers(vlm: VLM, samples: list[Sample], asked: list[str], layers: set[int]) -> set[int]:
     ends = sorted({min(range(len(asked)), key=lambda k: len(asked[k])), max(range(len(asked)), key=lambda k: len(asked[k]))})
     return fast_layers(vlm, vlm.batch_of([samples[k] for k in ends], [asked[k] for k in ends]), layers)  # unlike lengths: padding too
-
-
-def _logits(vlm: VLM, batch: Batch) -> Float[Tensor, "b v"]:
-    return vlm.forward(batch, logits=False, use_cache=False).logits[:, -1].float()
 
 
 def _said(vlm: VLM, batch: Batch, runs: list[Run], positions: Positions, fast: set[int], max_new_tokens: int | None

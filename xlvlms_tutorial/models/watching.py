@@ -1,0 +1,95 @@
+"""Watch modules while a model runs: the states that they get and give, and the calls that they are given."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from xlvlms_tutorial.models import anatomy
+
+Seen = Callable[[Tensor], None]
+
+
+def on_input(module: nn.Module, seen: Seen) -> RemovableHandle:
+    """Call a function with the states that a module gets, each time it runs.
+
+    Parameters
+    ----------
+    module : nn.Module
+        A block, or a part of one: its states are its first argument, or ``hidden_states``.
+    seen : callable
+        Called with the states, which it leaves as they are; it returns nothing.
+
+    Returns
+    -------
+    RemovableHandle
+        Torch's handle: ``with`` it the function is called inside the block only.
+
+    Examples
+    --------
+    >>> import torch
+    >>> linear, sums = torch.nn.Linear(2, 1), []
+    >>> with on_input(linear, lambda states: sums.append(float(states.sum()))):
+    ...     _ = linear(torch.ones(3, 2))
+    >>> sums
+    [6.0]
+    """
+    return module.register_forward_pre_hook(lambda _, args, kwargs: seen(anatomy.states_in(args, kwargs)), with_kwargs=True)
+
+
+def on_output(module: nn.Module, seen: Seen, prepend: bool = False) -> RemovableHandle:
+    """Call a function with the states that a module gives, each time it runs.
+
+    Parameters
+    ----------
+    module : nn.Module
+        A block, or a part of one.
+    seen : callable
+        Called with the states, which it leaves as they are; it returns nothing.
+    prepend : bool
+        Whether it is called in front of all hooks that are there, with what none of them has changed.
+
+    Returns
+    -------
+    RemovableHandle
+        Torch's handle: ``with`` it the function is called inside the block only.
+
+    Examples
+    --------
+    >>> import torch
+    >>> linear, shapes = torch.nn.Linear(2, 1), []
+    >>> with on_output(linear, lambda states: shapes.append(tuple(states.shape))):
+    ...     _ = linear(torch.ones(3, 2))
+    >>> shapes
+    [(3, 1)]
+    """
+    return module.register_forward_hook(lambda _, args, output: seen(anatomy.states_of(output)), prepend=prepend)
+
+
+@contextmanager
+def record_calls(module: nn.Module) -> Iterator[list[tuple[tuple, dict]]]:
+    """Keep what a module is called with inside this block.
+
+    Parameters
+    ----------
+    module : nn.Module
+        For instance ``anatomy.decoder(vlm.model)``, which gets embeddings with the picture merged in.
+
+    Returns
+    -------
+    context manager of a list
+        One ``(args, kwargs)`` for each call; the tensors in them are the model's own.
+
+    Examples
+    --------
+    >>> import torch
+    >>> module = torch.nn.Identity()
+    >>> with record_calls(module) as calls:
+    ...     _ = module(1), module(input=2)
+    >>> calls
+    [((1,), {}), ((), {'input': 2})]
+    """
+    calls: list[tuple[tuple, dict]] = []
+    with module.register_forward_pre_hook(lambda _, *call: calls.append(call), with_kwargs=True):
+        yield calls
