@@ -260,6 +260,14 @@ def test_a_stop_ends_the_block_of_the_reading_that_asked_for_it(vlm, batch):
     assert len(outer[1, "block"]) == 1
 
 
+def test_a_prompt_after_another_is_no_step_of_it_also_where_no_batch_is_named(vlm):
+    prompts = [vlm.batch([PICTURES[0]], [TEXTS[k]]) for k in (0, 2, 0)]
+    with torch.no_grad(), reading(vlm, 1) as found:
+        for prompt in prompts:
+            vlm.model(**prompt)
+    assert [len(states[0]) for states in found[1, "block"]] == [prompt.spans.shape[1] for prompt in prompts]
+
+
 @pytest.mark.parametrize("name", ["llava", "blip2", "instructblip", "idefics2"])
 def test_stopping_a_generation_is_refused(name):
     model, inputs = build(name)
