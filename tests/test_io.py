@@ -63,7 +63,7 @@ def test_the_examples_run():
 
 
 def test_a_block_that_fails_leaves_the_old_file_and_nothing_else(tmp_path):
-    path = io.write_text(tmp_path / "a", "old")
+    path = io.write_utf8(tmp_path / "a", "old")
     with pytest.raises(KeyboardInterrupt), io.replacing(path) as draft:
         draft.write_text("half")
         raise KeyboardInterrupt
@@ -73,7 +73,7 @@ def test_a_block_that_fails_leaves_the_old_file_and_nothing_else(tmp_path):
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGKILL")
 def test_a_writer_that_is_killed_leaves_the_old_file_and_a_hidden_draft(tmp_path):
-    path = io.write_text(tmp_path / "a", "old")
+    path = io.write_utf8(tmp_path / "a", "old")
     code = (
         "import os, signal, sys\nfrom xlvlms_tutorial.io import replacing\n"
         "with replacing(sys.argv[1]) as draft:\n    draft.write_text('half')\n    os.kill(os.getpid(), signal.SIGKILL)\n"
@@ -82,12 +82,12 @@ def test_a_writer_that_is_killed_leaves_the_old_file_and_a_hidden_draft(tmp_path
     assert killed.returncode == -signal.SIGKILL
     assert path.read_text() == "old"
     assert all(file == path or file.name.startswith(".a.") for file in tmp_path.iterdir())
-    assert io.write_text(path, "new").read_text() == "new"
+    assert io.write_utf8(path, "new").read_text() == "new"
 
 
 def test_writers_of_one_file_do_not_take_each_other_s_drafts(tmp_path):
     texts = [str(k) * 10_000 for k in range(8)]
-    writers = [threading.Thread(target=io.write_text, args=(tmp_path / "a", text)) for text in texts]
+    writers = [threading.Thread(target=io.write_utf8, args=(tmp_path / "a", text)) for text in texts]
     for writer in writers:
         writer.start()
     for writer in writers:
@@ -100,7 +100,7 @@ def test_writers_of_one_file_do_not_take_each_other_s_drafts(tmp_path):
 def test_what_is_written_may_be_read_by_everybody(tmp_path):
     before = os.umask(0o077)
     try:
-        for path in (io.write_text(tmp_path / "a", ""), io.save_tensors(tmp_path / "b", {"x": torch.ones(1)})):
+        for path in (io.write_utf8(tmp_path / "a", ""), io.save_tensors(tmp_path / "b", {"x": torch.ones(1)})):
             assert stat.S_IMODE(path.stat().st_mode) == 0o644
     finally:
         os.umask(before)
@@ -109,10 +109,10 @@ def test_what_is_written_may_be_read_by_everybody(tmp_path):
 def test_half_of_a_surrogate_pair_comes_back_from_json_and_is_a_number_in_text(tmp_path):
     content = {"file": "na\udcefve ± 猫"}
     assert io.read_json(io.write_json(tmp_path / "a.json", content)) == content
-    assert io.write_text(tmp_path / "a.txt", content["file"]).read_text(encoding="utf-8") == "na\\udcefve ± 猫"
+    assert io.write_utf8(tmp_path / "a.txt", content["file"]).read_text(encoding="utf-8") == "na\\udcefve ± 猫"
 
 
-@pytest.mark.parametrize("function, content", [(io.write_text, ""), (io.write_json, 1), (io.save_tensors, {"x": np.ones(2)})])
+@pytest.mark.parametrize("function, content", [(io.write_utf8, ""), (io.write_json, 1), (io.save_tensors, {"x": np.ones(2)})])
 def test_every_writer_names_a_path_that_cannot_be_written(tmp_path, function, content):
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="inside cannot be written"):

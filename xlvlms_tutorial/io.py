@@ -132,7 +132,7 @@ def write_atomically(path: str | Path, write: Callable[[Path], object]) -> Path:
     return path
 
 
-def write_text(path: str | Path, text: str) -> Path:
+def write_utf8(path: str | Path, text: str) -> Path:
     """Write a text file in UTF-8; it is whole or absent.
 
     Parameters
@@ -156,7 +156,7 @@ def write_text(path: str | Path, text: str) -> Path:
     Examples
     --------
     >>> from tempfile import mkdtemp
-    >>> write_text(Path(mkdtemp()) / "a.txt", "a key").read_text(encoding="utf-8")
+    >>> write_utf8(Path(mkdtemp()) / "a.txt", "a key").read_text(encoding="utf-8")
     'a key'
     """
     return write_atomically(path, lambda draft: draft.write_text(text, encoding="utf-8", errors="backslashreplace"))
@@ -201,8 +201,8 @@ def write_json(path: str | Path, content: object, indent: int = 2) -> Path:
     >>> read_json(write_json(Path(mkdtemp()) / "a.json", {"n": [1, None]}))
     {'n': [1, None]}
     """
-    # where write_text puts the number of half of a surrogate pair, JSON reads it as the same half
-    return write_text(path, as_json(content, indent))
+    # where write_utf8 puts the number of half of a surrogate pair, JSON reads it as the same half
+    return write_utf8(path, as_json(content, indent))
 
 
 def read_json(path: str | Path) -> Any:
@@ -226,7 +226,7 @@ def read_json(path: str | Path) -> Any:
     Examples
     --------
     >>> from tempfile import mkdtemp
-    >>> read_json(write_text(Path(mkdtemp()) / "a.json", "[1, true]"))
+    >>> read_json(write_utf8(Path(mkdtemp()) / "a.json", "[1, true]"))
     [1, True]
     """
     return json.loads(Path(path).read_text(encoding="utf-8"))
@@ -341,7 +341,7 @@ def file_digest(path: str | Path) -> str:
     Examples
     --------
     >>> from tempfile import mkdtemp
-    >>> file_digest(write_text(Path(mkdtemp()) / "empty", ""))[:12]
+    >>> file_digest(write_utf8(Path(mkdtemp()) / "empty", ""))[:12]
     'e3b0c44298fc'
     """
     with open(path, "rb") as stream:

@@ -16,7 +16,7 @@ from xlvlms_tutorial.batch.job import PLAN, RUNS, read_plan
 from xlvlms_tutorial.batch.run import FAILURE, RESULTS, read_results
 from xlvlms_tutorial.claims.claims import CLAIMS, Claim, judged
 from xlvlms_tutorial.errors import ClaimError, RecordError, XlvlmsError
-from xlvlms_tutorial.io import read_json, write_atomically, write_json, write_text
+from xlvlms_tutorial.io import read_json, write_atomically, write_json, write_utf8
 
 FILES = ("runs.parquet", "measurements.parquet", "claims.json", "report.md")
 STATES = ("done", "failed", "missing", "damaged")
@@ -173,7 +173,7 @@ def _write(batch: Path, found: Gathered) -> None:
     for name, rows in (("runs", run_table(found)), ("measurements", table)):
         write_atomically(batch / f"{name}.parquet", partial(_storable(rows).to_parquet, index=False))
     write_json(batch / "claims.json", ledger(measured))
-    write_text(batch / "report.md", report(found))
+    write_utf8(batch / "report.md", report(found))
 
 
 def _storable(table: pd.DataFrame) -> pd.DataFrame:
