@@ -1,13 +1,12 @@
 """What a training run that was killed goes on from: parameters, the optimiser's memory of them and the history, in one file."""
 
 import json
-import os
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
 from torch import nn
+
+from xlvlms_tutorial.io import load_tensors, save_tensors
 
 FILE = "checkpoint.safetensors"
 
@@ -17,9 +16,9 @@ def keep(folder: Path, parameters: dict[str, nn.Parameter], optimiser: torch.opt
     state = {name: p.detach().clone() for name, p in parameters.items()}
     for name, p in parameters.items():
         state |= {f"{name}/{key}": value.clone() for key, value in optimiser.state[p].items()}
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file(state, folder / "new.safetensors", metadata={"history": json.dumps(history)})
-    os.replace(folder / "new.safetensors", folder / FILE)
+    for left in folder.glob(f".{FILE}.*"):  # the draft of a run that was killed while it wrote: large, and of no use
+        left.unlink()
+    save_tensors(folder / FILE, state, {"history": json.dumps(history)})
 
 
 def resumed(folder: Path, parameters: dict[str, nn.Parameter], optimiser: torch.optim.AdamW) -> list[dict]:
@@ -27,11 +26,9 @@ def resumed(folder: Path, parameters: dict[str, nn.Parameter], optimiser: torch.
     file = folder / FILE
     if not file.exists():
         return []
-    state = load_file(file)
-    with safe_open(file, "pt") as opened:
-        history = json.loads(opened.metadata()["history"])
+    state, metadata = load_tensors(file)
     with torch.no_grad():
         for name, p in parameters.items():
             p.copy_(state[name])
             optimiser.state[p] = {key: state[f"{name}/{key}"] for key in ("step", "exp_avg", "exp_avg_sq")}
-    return history
+    return json.loads(metadata["history"])

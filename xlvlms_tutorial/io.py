@@ -1,15 +1,24 @@
-"""What every written result shares: the versions that made it, and a file that is either whole or absent."""
+"""Files that are whole or absent: text, JSON, tensors with metadata; and what made a result."""
 
 import hashlib
 import json
 import os
 import platform
 import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from tempfile import NamedTemporaryFile
+from tempfile import mkstemp
+from typing import TYPE_CHECKING, Any
+
+from safetensors import SafetensorError, safe_open
 
 from xlvlms_tutorial.errors import OutputError, RecordError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
 
 _PACKAGES = ("xlvlms_tutorial", "torch", "transformers", "tokenizers", "numpy", "pandas", "scikit-learn")
 
@@ -41,7 +50,119 @@ def versions() -> dict[str, str]:
     return found
 
 
-def as_json(content: object) -> str:
+@contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """Give an empty file beside ``path`` to write to, which takes its place when the block ends.
+
+    A reader finds the old file or the whole new one, also when the writer is killed. Where the
+    block fails, the old file stays. The folder is made where it is missing, and the new file may be
+    read by everybody.
+
+    Parameters
+    ----------
+    path : str or Path
+        The file to write or to replace.
+
+    Yields
+    ------
+    Path
+        The draft: a hidden file in the same folder, with a name of its own for each writer.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be written, as the system says it; the functions that write whole files
+        make ``OutputError`` of it.
+
+    Examples
+    --------
+    >>> from tempfile import mkdtemp
+    >>> path = Path(mkdtemp()) / "words.txt"
+    >>> with replacing(path) as draft:
+    ...     _ = draft.write_text("a key", encoding="utf-8")
+    >>> path.read_text(encoding="utf-8")
+    'a key'
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(descriptor)
+    try:
+        yield Path(name)
+        os.chmod(name, 0o644)  # temporary files are private; results need not be
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def write_atomically(path: str | Path, write: Callable[[Path], object]) -> Path:
+    """Write a file by a function that takes a path; it is whole or absent, see :func:`replacing`.
+
+    Parameters
+    ----------
+    path : str or Path
+        The file to write or to replace.
+    write : callable
+        Called with the path of the draft, to which it writes; what it returns does not matter.
+
+    Returns
+    -------
+    Path
+        The file.
+
+    Raises
+    ------
+    OutputError
+        If the file cannot be written.
+
+    Examples
+    --------
+    >>> from tempfile import mkdtemp
+    >>> path = write_atomically(Path(mkdtemp()) / "a", lambda draft: draft.write_bytes(b"01"))
+    >>> path.read_bytes()
+    b'01'
+    """
+    path = Path(path)
+    try:
+        with replacing(path) as draft:
+            write(draft)
+    except OSError as cause:
+        raise OutputError(path, cause.strerror or cause) from cause
+    return path
+
+
+def write_utf8(path: str | Path, text: str) -> Path:
+    """Write a text file in UTF-8; it is whole or absent.
+
+    Parameters
+    ----------
+    path : str or Path
+        The file to write or to replace.
+    text : str
+        What it holds. Half of a surrogate pair, as in names of files that are no UTF-8, is written
+        as its number.
+
+    Returns
+    -------
+    Path
+        The file.
+
+    Raises
+    ------
+    OutputError
+        If the file cannot be written.
+
+    Examples
+    --------
+    >>> from tempfile import mkdtemp
+    >>> write_utf8(Path(mkdtemp()) / "a.txt", "a key").read_text(encoding="utf-8")
+    'a key'
+    """
+    return write_atomically(path, lambda draft: draft.write_text(text, encoding="utf-8", errors="backslashreplace"))
+
+
+def as_json(content: object, indent: int = 2) -> str:
     """Strict JSON text of a result, indented.
 
     Raises
@@ -49,30 +170,97 @@ def as_json(content: object) -> str:
     ValueError
         If the content holds NaN or infinity, which JSON does not know.
     """
-    return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    return json.dumps(content, indent=indent, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def write_json(path: str | Path, content: object) -> Path:
-    """Write a result as JSON; a reader finds the old file or the whole new one, also when the writer is killed.
+def write_json(path: str | Path, content: object, indent: int = 2) -> Path:
+    """Write a result as JSON; the file is whole or absent, see :func:`replacing`.
+
+    Parameters
+    ----------
+    path : str or Path
+        The file to write or to replace.
+    content : object
+        What JSON knows: no NaN and no infinity.
+    indent : int, default 2
+        Blanks a level.
+
+    Returns
+    -------
+    Path
+        The file.
 
     Raises
     ------
     OutputError
         If the file cannot be written.
+
+    Examples
+    --------
+    >>> from tempfile import mkdtemp
+    >>> read_json(write_json(Path(mkdtemp()) / "a.json", {"n": [1, None]}))
+    {'n': [1, None]}
     """
-    # half of a surrogate pair, as in names of files that are no UTF-8, becomes its number, which JSON reads as the same
-    path, text = Path(path), as_json(content).encode("utf-8", "backslashreplace").decode("utf-8")
+    # where write_utf8 puts the number of half of a surrogate pair, JSON reads it as the same half
+    return write_utf8(path, as_json(content, indent))
+
+
+def read_json(path: str | Path) -> Any:
+    """The content of a JSON file.
+
+    Parameters
+    ----------
+    path : str or Path
+        A file in UTF-8.
+
+    Returns
+    -------
+    dict, list, str, int, float, bool or None
+        What it holds.
+
+    Raises
+    ------
+    OSError, ValueError, RecursionError
+        If it cannot be read, is no JSON, or is nested too deep; of results, :func:`reading` says it.
+
+    Examples
+    --------
+    >>> from tempfile import mkdtemp
+    >>> read_json(write_utf8(Path(mkdtemp()) / "a.json", "[1, true]"))
+    [1, True]
+    """
+    return json.loads(Path(path).read_text(encoding="utf-8"))
+
+
+@contextmanager
+def reading(where: object, problem: str) -> Iterator[None]:
+    """Say of whatever fails in a block that reads a file's content that the file is damaged.
+
+    Parameters
+    ----------
+    where : object
+        The file, for the message.
+    problem : str
+        What the file is not, such as "no plan of a batch".
+
+    Raises
+    ------
+    RecordError
+        If the file is missing, or its content is not of the form that the block expects.
+
+    Examples
+    --------
+    >>> with reading("a.json", "no list"):
+    ...     words = {}["words"]  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    xlvlms_tutorial.errors.RecordError: a.json: no list (KeyError: 'words'); correct it, or ...
+    """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.", delete=False, encoding="utf-8") as draft:
-            draft.write(text)
-        os.chmod(draft.name, 0o644)  # temporary files are private; results need not be
-        os.replace(draft.name, path)
-    except OSError as cause:
-        if "draft" in locals():
-            Path(draft.name).unlink(missing_ok=True)
-        raise OutputError(path, cause.strerror or cause) from cause
-    return path
+        yield
+    except RecordError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as cause:
+        raise RecordError(where, f"{problem} ({type(cause).__name__}: {cause})") from cause
 
 
 def write_sealed(path: str | Path, content: dict[str, object]) -> Path:
@@ -83,7 +271,7 @@ def write_sealed(path: str | Path, content: dict[str, object]) -> Path:
     OutputError
         If the file cannot be written.
     """
-    return write_json(path, content | {"sha256": _digest(content)})
+    return write_json(path, content | {"sha256": digest(content)})
 
 
 def read_sealed(path: str | Path) -> dict[str, object]:
@@ -94,18 +282,169 @@ def read_sealed(path: str | Path) -> dict[str, object]:
     RecordError
         If the file is missing, cut off, or not what was written.
     """
-    try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-        stated, computed = content.pop("sha256"), _digest(content)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as cause:
-        raise RecordError(path, f"not a whole results file ({type(cause).__name__}: {cause})") from cause
+    with reading(path, "not a whole results file"):
+        content = read_json(path)
+        stated, computed = content.pop("sha256"), digest(content)
     if stated != computed:
         raise RecordError(path, "its content is not what was written (its digest differs)")
     return content
 
 
-def _digest(content: dict[str, object]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True, allow_nan=False).encode()).hexdigest()
+def digest(content: object, ensure_ascii: bool = True) -> str:
+    """The sha256 of what JSON knows, the same for the same content in any order of keys.
+
+    Parameters
+    ----------
+    content : object
+        What is digested, as JSON with sorted keys.
+    ensure_ascii : bool, default True
+        Whether letters beyond ASCII are digested as their numbers or, if False, as UTF-8: the
+        digests differ.
+
+    Returns
+    -------
+    str
+        64 hexadecimal digits.
+
+    Raises
+    ------
+    ValueError
+        If the content holds NaN or infinity.
+
+    Examples
+    --------
+    >>> digest({"b": 1, "a": 2}) == digest({"a": 2, "b": 1})
+    True
+    """
+    text = json.dumps(content, sort_keys=True, allow_nan=False, ensure_ascii=ensure_ascii)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def file_digest(path: str | Path) -> str:
+    """The sha256 of a file's bytes, read in pieces.
+
+    Parameters
+    ----------
+    path : str or Path
+        The file.
+
+    Returns
+    -------
+    str
+        64 hexadecimal digits.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be read.
+
+    Examples
+    --------
+    >>> from tempfile import mkdtemp
+    >>> file_digest(write_utf8(Path(mkdtemp()) / "empty", ""))[:12]
+    'e3b0c44298fc'
+    """
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def save_tensors(
+    path: str | Path,
+    tensors: Mapping[str, "Tensor | np.ndarray"],
+    metadata: Mapping[str, str] | None = None,
+) -> Path:
+    """Write tensors and metadata to one file of safetensors, which :func:`load_tensors` reads.
+
+    The file is whole or absent, see :func:`replacing`.
+
+    Parameters
+    ----------
+    path : str or Path
+        The file to write or to replace.
+    tensors : mapping of str to Tensor or ndarray
+        Tensors of torch or arrays of NumPy, one kind in a file, of any shapes and of the dtypes
+        that safetensors has. Tensors must not share memory.
+    metadata : mapping of str to str, optional
+        What the file says of itself, such as the kind and version of its content.
+
+    Returns
+    -------
+    Path
+        The file.
+
+    Raises
+    ------
+    OutputError
+        If the file cannot be written.
+
+    Examples
+    --------
+    >>> from tempfile import mkdtemp
+    >>> import numpy as np
+    >>> path = Path(mkdtemp()) / "a.safetensors"
+    >>> _ = save_tensors(path, {"x": np.arange(3)}, {"format": "numbers 1"})
+    >>> load_tensors(path, framework="np")
+    ({'x': array([0, 1, 2])}, {'format': 'numbers 1'})
+    """
+    import numpy as np  # here: most commands that write records need neither
+
+    if all(isinstance(tensor, np.ndarray) for tensor in tensors.values()):
+        from safetensors.numpy import save_file
+
+        ready = {name: np.asarray(array, order="C") for name, array in tensors.items()}
+    else:
+        from safetensors.torch import save_file
+
+        ready = {name: tensor.contiguous() for name, tensor in tensors.items()}
+
+    def write(draft: Path) -> None:
+        try:
+            save_file(ready, draft, metadata and dict(metadata))
+        except SafetensorError as cause:  # such as a full disk, which safetensors passes on as text
+            raise OSError(str(cause)) from cause
+
+    return write_atomically(path, write)
+
+
+def load_tensors(path: str | Path, framework: str = "pt") -> tuple[dict[str, Any], dict[str, str]]:
+    """The tensors of a file of safetensors by name, and its metadata.
+
+    What kind of file it is, and whether its content is whole, is for the caller to say.
+
+    Parameters
+    ----------
+    path : str or Path
+        A file that :func:`save_tensors` or another library wrote.
+    framework : {"pt", "np"}, default "pt"
+        Whether to give tensors of torch or arrays of NumPy.
+
+    Returns
+    -------
+    tensors : dict of str to Tensor or ndarray
+        Of the stored shapes and dtypes, on the CPU.
+    metadata : dict of str to str
+        Empty where the file has none.
+
+    Raises
+    ------
+    OSError
+        If there is no such file, or it is damaged, no file of safetensors, or of a dtype that the
+        framework does not have.
+
+    Examples
+    --------
+    >>> from tempfile import mkdtemp
+    >>> import torch
+    >>> path = save_tensors(Path(mkdtemp()) / "a.safetensors", {"x": torch.ones(2)})
+    >>> tensors, metadata = load_tensors(path)
+    >>> tensors["x"], metadata
+    (tensor([1., 1.]), {})
+    """
+    try:
+        with safe_open(path, framework) as file:
+            return file.get_tensors(), file.metadata() or {}
+    except (SafetensorError, TypeError) as cause:  # TypeError: NumPy has no bfloat16
+        raise OSError(str(cause)) from cause
 
 
 def peak_memory() -> dict[str, object]:

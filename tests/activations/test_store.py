@@ -142,7 +142,7 @@ def test_reading_what_is_not_stored_says_what_is(store, tmp_path):
 
 def test_only_what_is_needed_is_opened_and_each_shard_is_hashed_once(store, monkeypatch):
     hashed, opened = [], []
-    sha256, safe_open = shards_module.sha256, shards_module.safe_open
+    file_digest, safe_open = shards_module.file_digest, shards_module.safe_open
 
     class Watched:
         def __init__(self, path, framework):
@@ -165,7 +165,7 @@ def test_only_what_is_needed_is_opened_and_each_shard_is_hashed_once(store, monk
             opened.append((self.path.stem, name))
             return self.inner.get_tensor(name)
 
-    monkeypatch.setattr(shards_module, "sha256", lambda path: hashed.append(path.stem) or sha256(path))
+    monkeypatch.setattr(shards_module, "file_digest", lambda path: hashed.append(path.stem) or file_digest(path))
     monkeypatch.setattr(shards_module, "safe_open", Watched)
     fresh = Store(store.folder)
     fresh.states(3, "mlp", samples=[5])

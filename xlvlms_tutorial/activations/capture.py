@@ -1,11 +1,10 @@
 """Capture the residual stream of many samples: chosen layers, places and positions, in batches, in memory or in a store."""
 
-import hashlib
-import json
 import re
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -23,6 +22,7 @@ from xlvlms_tutorial.activations.processes import WAIT, await_others, checked_wa
 from xlvlms_tutorial.activations.rows import Positions, Rows, Selection, of_forward, of_generation
 from xlvlms_tutorial.activations.store import Store, dealt, shard_plan
 from xlvlms_tutorial.errors import LengthError, SelectionError, SpanError, StateError, TokenOfInterestError
+from xlvlms_tutorial.io import digest
 from xlvlms_tutorial.models.prompts import require_counts, require_texts
 from xlvlms_tutorial.models.spans import Batch
 from xlvlms_tutorial.models.vlm import VLM
@@ -136,14 +136,15 @@ class _Job:
         vlm, asked = self.vlm, self.asked
         seed, most = (None if number is None else int(number) for number in (seed, self.max_new_tokens))  # those of numpy are no JSON
         kind = "given" if self.answers is not None else "generated" if self.max_new_tokens is not None else None
+        sha256 = partial(digest, ensure_ascii=False)
         return {
             "model": vlm.name, "revision": vlm.revision, "dtype": str(vlm.dtype), "kept_dtype": str(asked.dtype),
             "interventions": list(vlm.active),
             "prompt": prompt if isinstance(prompt, str) else getattr(prompt, "__qualname__", type(prompt).__name__),
             "layers": sorted({layer for layer, _ in self.keys}), "places": list(dict.fromkeys(place for _, place in self.keys)),
             "selection": asked.described, "reduce": asked.reduce, "max_new_tokens": most, "answers": kind, "seed": seed,
-            "n_samples": len(self.samples), "ids_sha256": _digest([sample.id for sample in self.samples]),
-            "prompts_sha256": _digest(self.prompts), "answers_sha256": None if self.answers is None else _digest(self.answers),
+            "n_samples": len(self.samples), "ids_sha256": sha256([sample.id for sample in self.samples]),
+            "prompts_sha256": sha256(self.prompts), "answers_sha256": None if self.answers is None else sha256(self.answers),
             "versions": {module.__name__: module.__version__ for module in (torch, transformers, xlvlms_tutorial)},
         }  # fmt: skip
 
@@ -240,7 +241,3 @@ def _require_finite(tensors: dict[Key, Tensor], table: pd.DataFrame) -> None:
 
 def _bar(progress: bool, total: int, done: int = 0) -> tqdm:
     return tqdm(total=total, initial=done, desc="capture", unit="sample", leave=False, disable=not progress)
-
-
-def _digest(texts: list[str]) -> str:
-    return hashlib.sha256(json.dumps(texts, ensure_ascii=False).encode()).hexdigest()

@@ -17,6 +17,7 @@ import psutil
 from xlvlms_tutorial.activations.shards import telling
 from xlvlms_tutorial.activations.store import Store
 from xlvlms_tutorial.errors import RunError, SelectionError
+from xlvlms_tutorial.io import read_json, replacing
 
 WAIT = 1800.0  # seconds, as long as torch's own processes wait for each other
 _LOOK_EVERY = 0.5  # seconds
@@ -95,9 +96,8 @@ def _note(store: Store, rank: int, world: int) -> Path:
 
 
 def _write(note: Path, told: dict[str, object]) -> None:
-    draft = note.with_suffix(f".{os.getpid()}")
-    draft.write_text(json.dumps(told), encoding="utf-8")
-    os.replace(draft, note)
+    with replacing(note) as draft:
+        draft.write_text(json.dumps(told), encoding="utf-8")
 
 
 def _launched() -> float:
@@ -110,7 +110,7 @@ def _launched() -> float:
 def _end(note: Path, since: float) -> str | None:
     """How a process ended, None as long as nothing says that it did."""
     try:
-        told = json.loads(note.read_text(encoding="utf-8"))
+        told = read_json(note)
     except (OSError, ValueError):
         return None  # not there yet, or made its shards, or is being read on a file system whose moves are not atomic
     here = told["host"] == socket.gethostname()

@@ -1,7 +1,6 @@
 """One shard of a store: its tensors and its part of the index, made as drafts and moved to their places by one atomic step each."""
 
 import errno
-import hashlib
 import json
 import os
 import re
@@ -26,6 +25,7 @@ from torch import Tensor
 
 from xlvlms_tutorial.activations.activations import Key, States, described
 from xlvlms_tutorial.errors import DamagedShardError, SelectionError, StoreError, StoreSpaceError, XlvlmsError
+from xlvlms_tutorial.io import digest, file_digest
 
 ADDED = ("shard", "row")  # the columns that the index has beyond those of States.table: where a row lies
 _DRAFT = re.compile(r"\.(\d+)\.(.+)\.(\d+)(?:-(\d+))?")  # .shard.host.process-thread
@@ -103,7 +103,11 @@ class Shard:
 
     def _as_recorded(self, record: Record, index: pa.Table) -> bool:
         rows = index.column("row").to_numpy()
-        if not np.array_equal(rows, np.arange(len(rows))) or self.file.stat().st_size != record.size or sha256(self.file) != record.sha256:
+        if (
+            not np.array_equal(rows, np.arange(len(rows)))
+            or self.file.stat().st_size != record.size
+            or file_digest(self.file) != record.sha256
+        ):
             return False
         with safe_open(self.file, "pt") as file:
             found = {name: list(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118, not a dictionary
@@ -120,7 +124,7 @@ class Shard:
         """Write both files; with ``keep``, what is there must be the same."""
         with drafting(self.folder, self.number) as draft:
             save_file(_apart(states.tensors), draft / "shard")
-            record = Record(sha256(draft / "shard"), (draft / "shard").stat().st_size, described(states))
+            record = Record(file_digest(draft / "shard"), (draft / "shard").stat().st_size, described(states))
             index = self._indexed(states, record)
             if keep and self.part.exists() and not same(index, self.index()):
                 raise StoreError(self.folder, "it already holds other states")
@@ -132,9 +136,9 @@ class Shard:
         with drafting(self.folder, self.number) as draft:
             shutil.copyfile(other.file, draft / "shard")
             shutil.copyfile(other.part, draft / "part")
-            if (digest := sha256(draft / "shard")) != other.record().sha256:
+            if (copied := file_digest(draft / "shard")) != other.record().sha256:
                 raise DamagedShardError([self.names[0]], other.folder)
-            self._put(draft, digest)
+            self._put(draft, copied)
 
     def remove(self) -> None:
         """Remove both files, the part of the index first."""
@@ -170,7 +174,7 @@ class Shard:
         schema = pa.schema([field.with_type(_stored_type(field, len(states))) for field in found.schema])
         told = {"sha256": record.sha256, "bytes": str(record.size), "tensors": json.dumps(record.tensors), _NUMBER: str(self.number)}
         told |= {"columns": _columns(schema, len(states))}
-        return found.cast(schema.with_metadata(told | {"check": _check(told)}))
+        return found.cast(schema.with_metadata(told | {"check": digest(told)}))
 
 
 def numbers(folder: Path) -> list[int]:
@@ -182,12 +186,6 @@ def same(one: pa.Table, other: pa.Table) -> bool:
     """Whether two parts of an index hold the same rows, and record the same tensors."""
     said, also = (_told(part.schema) for part in (one, other))
     return one.equals(other) and all(said[name] == also[name] for name in _TOLD)
-
-
-def sha256(path: Path) -> str:
-    """The digest of a file."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def sync(path: Path) -> None:
@@ -267,13 +265,9 @@ def _told(schema: pa.Schema) -> dict[str, str]:
     metadata = schema.metadata or {}
     found = {name: metadata[name.encode()].decode() for name in _TOLD}
     found |= {_NUMBER: metadata[_NUMBER.encode()].decode()} if _NUMBER.encode() in metadata else {}
-    if metadata[b"check"].decode() != _check(found):
+    if metadata[b"check"].decode() != digest(found):
         raise ValueError("the metadata was changed")
     return found
-
-
-def _check(told: dict[str, str]) -> str:
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
 
 def _columns(schema: pa.Schema, rows: int) -> str:

@@ -1,6 +1,5 @@
 """States on disk: append-only safetensors shards with a parquet index, which a killed run continues and several processes write."""
 
-import json
 import os
 import warnings
 from collections.abc import Iterable, Iterator
@@ -15,6 +14,7 @@ from torch import Tensor
 from xlvlms_tutorial.activations.activations import Key, States, as_json_knows, chosen, described, differences
 from xlvlms_tutorial.activations.shards import ADDED, Record, Shard, drafting, numbers, same, sync, torch_dtype
 from xlvlms_tutorial.errors import DamagedShardError, SelectionError, StoreError, StoreMismatchError
+from xlvlms_tutorial.io import as_json, read_json
 
 _PROVENANCE = "provenance.json"
 
@@ -223,14 +223,14 @@ class Store:
             if foreign and not path.exists():  # asked again: another process may have made the store meanwhile
                 raise StoreError(self.folder, f"it holds other files ({min(foreign)!r})")
             drafted = draft / _PROVENANCE
-            drafted.write_text(json.dumps(provenance, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+            drafted.write_text(as_json(provenance), encoding="utf-8")
             sync(drafted)
             _publish(drafted, path)
             sync(self.folder)
 
     def _stored_provenance(self) -> dict:
         try:
-            return json.loads((self.folder / _PROVENANCE).read_text(encoding="utf-8"))
+            return read_json(self.folder / _PROVENANCE)
         except (FileNotFoundError, NotADirectoryError) as cause:
             raise StoreError(self.folder, "there is no store here") from cause
         except (OSError, ValueError, RecursionError) as cause:

@@ -1,6 +1,5 @@
 """From a file of experiments to a list of runs: chapter x model x dataset x seed x parameters, checked before anything starts."""
 
-import hashlib
 import json
 import os
 import re
@@ -17,6 +16,7 @@ from xlvlms_tutorial.batch.spelling import meant, plain, read_yaml
 from xlvlms_tutorial.data import DATASETS
 from xlvlms_tutorial.data.hub import HUB
 from xlvlms_tutorial.errors import SelectionError
+from xlvlms_tutorial.io import digest
 
 AXES = {"models": ("model", "pocket-llava"), "datasets": ("dataset", "scenes"), "seeds": ("seed", 0)}  # key: parameter, default
 NEEDS = {"threads": 1, "gpus": 0, "mem_mb": 4000, "minutes": 60, "retries": 1}  # of one run
@@ -176,5 +176,4 @@ def _name(chapter: str, parameters: Mapping[str, object]) -> str:
     """A name that a reader can tell and that stays the same: chapter, model, dataset, seed, and a digest of all parameters."""
     told = (Path(chapter).stem, str(parameters["model"]).rstrip("/").rpartition("/")[2], Path(str(parameters["dataset"])).name)
     slugs = [re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:28] for text in (*told, f"s{parameters['seed']}")]
-    digest = hashlib.sha256(json.dumps([chapter, parameters], sort_keys=True).encode()).hexdigest()[:_DIGITS]
-    return "-".join([*slugs, digest])
+    return "-".join([*slugs, digest([chapter, parameters])[:_DIGITS]])

@@ -1,6 +1,5 @@
 """One run of a batch, as its engine starts it: ``python -m xlvlms_tutorial.batch.job PLAN RUN RESULTS THREADS``."""
 
-import json
 import os
 import sys
 from collections.abc import Mapping
@@ -9,7 +8,8 @@ from pathlib import Path
 
 from xlvlms_tutorial.batch.run import run_chapter
 from xlvlms_tutorial.batch.slots import gpus
-from xlvlms_tutorial.errors import RecordError, XlvlmsError
+from xlvlms_tutorial.errors import XlvlmsError
+from xlvlms_tutorial.io import read_json, reading
 
 PLAN, RUNS = "plan.json", "runs"
 
@@ -22,11 +22,9 @@ def read_plan(file: Path) -> dict[str, dict[str, object]]:
     RecordError
         If the file is no plan of a batch.
     """
-    try:
-        plan = json.loads(file.read_text(encoding="utf-8"))
+    with reading(file, "no plan of a batch"):
+        plan = read_json(file)
         return {cell["id"]: {"cell": cell, "gpus": plan.get("gpus", 0), "chapters": plan.get("chapters")} for cell in plan["runs"]}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as cause:
-        raise RecordError(file, f"no plan of a batch ({type(cause).__name__}: {cause})") from cause
 
 
 def run_cell(told: Mapping[str, object], out: Path, threads: int) -> Path:

@@ -3,7 +3,7 @@
 import json
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -15,8 +15,8 @@ import pyarrow as pa
 from xlvlms_tutorial.batch.job import PLAN, RUNS, read_plan
 from xlvlms_tutorial.batch.run import FAILURE, RESULTS, read_results
 from xlvlms_tutorial.claims.claims import CLAIMS, Claim, judged
-from xlvlms_tutorial.errors import ClaimError, OutputError, RecordError, XlvlmsError
-from xlvlms_tutorial.io import write_json
+from xlvlms_tutorial.errors import ClaimError, RecordError, XlvlmsError
+from xlvlms_tutorial.io import read_json, write_atomically, write_json, write_utf8
 
 FILES = ("runs.parquet", "measurements.parquet", "claims.json", "report.md")
 STATES = ("done", "failed", "missing", "damaged")
@@ -108,7 +108,7 @@ def measurements(path: str | Path) -> list[dict[str, object]]:
 def _failure(file: Path, log: Path) -> str:
     """What a failure report says in one line, or where there is none the last line of the log."""
     try:
-        told = json.loads(file.read_text(encoding="utf-8"))
+        told = read_json(file)
         where = "" if told["cell"] is None else f" (cell [{told['cell']}])"
         return f"{told['error']}{where}: {' '.join(str(told['message']).split())}"
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
@@ -171,9 +171,9 @@ def _write(batch: Path, found: Gathered) -> None:
     measured = found.measurements
     table = pd.DataFrame([one | {"versions": json.dumps(one["versions"])} for one in measured])
     for name, rows in (("runs", run_table(found)), ("measurements", table)):
-        _whole(batch / f"{name}.parquet", partial(_storable(rows).to_parquet, index=False))
+        write_atomically(batch / f"{name}.parquet", partial(_storable(rows).to_parquet, index=False))
     write_json(batch / "claims.json", ledger(measured))
-    _whole(batch / "report.md", lambda draft: draft.write_text(report(found), encoding="utf-8", errors="backslashreplace"))
+    write_utf8(batch / "report.md", report(found))
 
 
 def _storable(table: pd.DataFrame) -> pd.DataFrame:
@@ -185,16 +185,6 @@ def _storable(table: pd.DataFrame) -> pd.DataFrame:
         except (pa.ArrowException, OverflowError, ValueError):
             table[name] = table[name].map(json.dumps)
     return table
-
-
-def _whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Write a file under another name, and put it into its place at once."""
-    draft = path.with_name(f".{path.name}")
-    try:
-        write(draft)
-        draft.replace(path)
-    except OSError as cause:
-        raise OutputError(path, cause.strerror or cause) from cause
 
 
 def report(found: Gathered) -> str:

@@ -22,7 +22,7 @@ from papermill.exceptions import PapermillExecutionError, strip_color
 from xlvlms_tutorial.batch.chapters import checked, code_of, defaults, find_chapter, read_chapter
 from xlvlms_tutorial.claims.claims import judged, read_record
 from xlvlms_tutorial.errors import ClaimError, OutputError, RecordError, RunError, XlvlmsError
-from xlvlms_tutorial.io import FOLDER_VARIABLE, read_sealed, versions, write_json, write_sealed
+from xlvlms_tutorial.io import FOLDER_VARIABLE, read_sealed, replacing, versions, write_json, write_sealed
 
 RESULTS, FAILURE, NOTEBOOK = "results.json", "failure.json", "notebook.ipynb"
 FIELDS = ("chapter", "code", "parameters", "given", "claims", "versions", "commit", "started", "seconds", "memory", "machine")
@@ -216,9 +216,8 @@ def _seconds(executed: NotebookNode, started: datetime) -> dict[str, float]:
 def _keep(executed: NotebookNode, out: Path) -> None:
     """Put the executed notebook into its place at once, without the paths of this machine's working folder."""
     executed.metadata.papermill |= {"input_path": executed.metadata.papermill.input_path.rpartition("/")[2], "output_path": NOTEBOOK}
-    draft = out / f".{NOTEBOOK}"
-    nbformat.write(executed, draft)
-    os.replace(draft, out / NOTEBOOK)
+    with replacing(out / NOTEBOOK) as draft:
+        nbformat.write(executed, draft)
 
 
 def _report(run: Run, out: Path, work: Path, started: datetime, failed: Exception) -> None:

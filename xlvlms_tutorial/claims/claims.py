@@ -1,6 +1,5 @@
 """The register of published claims, the recorder of what chapters measure, and the verdict that follows from the numbers alone."""
 
-import hashlib
 import json
 import math
 import re
@@ -15,7 +14,7 @@ import pandas as pd
 from xlvlms_tutorial.claims import spread
 from xlvlms_tutorial.errors import ClaimError, EstimateError, RecordError
 from xlvlms_tutorial.io import FOLDER_VARIABLE as FOLDER_VARIABLE
-from xlvlms_tutorial.io import default_folder, versions, write_json
+from xlvlms_tutorial.io import default_folder, digest, read_json, reading, versions, write_json
 from xlvlms_tutorial.metrics.intervals import Estimate
 
 DIRECTIONS = ("greater", "less", "equal")
@@ -227,9 +226,8 @@ def record(
         **key, **wide.asdict(), "verdict": verdict(claimed, wide), BETWEEN: alone != {verdict(claimed, wide)},
         "alone": [float(estimate.low), float(estimate.high)], "versions": versions(),
     }  # fmt: skip
-    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:12]
     slug = re.sub(r"[^A-Za-z0-9.]+", "-", f"{claim_id}-{model}-{dataset}")[:80]
-    write_json(Path(folder or default_folder()) / f"{slug}-{digest}.json", written)
+    write_json(Path(folder or default_folder()) / f"{slug}-{digest(key)[:12]}.json", written)
     return written
 
 
@@ -297,10 +295,8 @@ def read_record(file: Path) -> object:
     RecordError
         If it is no JSON.
     """
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as cause:
-        raise RecordError(file, f"not a record of a measurement ({type(cause).__name__}: {cause})") from cause
+    with reading(file, "not a record of a measurement"):
+        return read_json(file)
 
 
 def _of(kind: type | tuple[type, ...], value: object) -> bool:
@@ -320,13 +316,11 @@ def judged(record: Any, where: object) -> dict[str, object]:
     ClaimError
         If it names a claim that the register does not hold.
     """
-    try:
+    with reading(where, "not a record of a measurement"):
         row = {name: record[name] for name in ("id", *MEASURED)}
         if wrong := [name for name, kind in _KINDS.items() if not _of(kind, row[name])]:
             raise ValueError(f"{wrong[0]} is {row[wrong[0]]!r}")
         estimate = Estimate(**{field.name: record[field.name] for field in fields(Estimate)})
         json.dumps(row, allow_nan=False, ensure_ascii=False).encode()
-    except (ValueError, KeyError, TypeError, RecursionError) as cause:
-        raise RecordError(where, f"not a record of a measurement ({type(cause).__name__}: {cause})") from cause
     between = {BETWEEN: bool(record.get(BETWEEN, False))}  # results of earlier versions do not say it
     return row | {"verdict": verdict(claim(row["id"]), estimate)} | between

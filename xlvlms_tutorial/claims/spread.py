@@ -5,11 +5,11 @@ and keeps in ``spread.json`` what moved: for each measurement the value and inte
 more than a hundredth of its interval is not in the file.
 """
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 
+from xlvlms_tutorial.io import read_json
 from xlvlms_tutorial.metrics.intervals import Estimate
 
 FILE = Path(__file__).with_name("spread.json")
@@ -24,7 +24,7 @@ def name_of(record: Mapping[str, object]) -> str:
 
 @lru_cache
 def _known(file: Path) -> dict[str, list[dict[str, float]]]:
-    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    return read_json(file) if file.exists() else {}
 
 
 def of(key: Mapping[str, object], estimate: Estimate) -> list[Estimate]:

@@ -1,6 +1,5 @@
 """What lies where in a folder of data: files and pictures, and the splits that names of files and folders tell."""
 
-import hashlib
 import os
 import posixpath
 import re
@@ -10,6 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from xlvlms_tutorial.errors import AnnotationError
+from xlvlms_tutorial.io import file_digest
 
 SPLITS = {
     "train": "train", "training": "train", "restval": "train", "val": "validation", "valid": "validation", "validation": "validation",
@@ -119,8 +119,7 @@ class Tree:
         """What two files have in common if they hold the same: their digest, made once; of a file that cannot be read, its path."""
         if path not in self.contents:
             try:
-                with open(self.folder / path, "rb") as opened:
-                    self.contents[path] = hashlib.file_digest(opened, "sha256").digest()
+                self.contents[path] = file_digest(self.folder / path)
             except OSError:
                 self.contents[path] = path
         return self.contents[path]

@@ -11,13 +11,13 @@ import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers.utils import is_peft_available
 
 from xlvlms_tutorial.checkpoint import keep, resumed
 from xlvlms_tutorial.errors import LoadError, SelectionError
+from xlvlms_tutorial.io import save_tensors
 from xlvlms_tutorial.models import anatomy
 from xlvlms_tutorial.models.adapters import import_peft
 from xlvlms_tutorial.models.prompts import require_counts
@@ -103,13 +103,14 @@ def save_adapter(vlm: VLM, folder: str | Path) -> Path:
     ------
     LoadError
         If the model has no adapter.
+    OutputError
+        If the weights cannot be written.
     """
     folder = Path(folder)
     if not getattr(vlm.model, "peft_config", None):
         raise LoadError("a model without adapter", "call fine_tune first, or load it with adapter=...")
-    folder.mkdir(parents=True, exist_ok=True)
-    state = {_PREFIX + name: weight.detach().half().cpu().contiguous() for name, weight in vlm.model.get_adapter_state_dict().items()}
-    save_file(state, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    state = {_PREFIX + name: weight.detach().half().cpu() for name, weight in vlm.model.get_adapter_state_dict().items()}
+    save_tensors(folder / "adapter_model.safetensors", state, {"format": "pt"})
     config = copy(vlm.model.peft_config["default"])  # in the model's own, peft would ask the hub for what the name stands for
     config.base_model_name_or_path = vlm.name.partition(" + ")[0]
     config.save_pretrained(folder)

@@ -1,7 +1,6 @@
 """One door to vision-language models: ``load(name)`` gives a :class:`VLM`, whatever stands behind the name."""
 
 import importlib
-import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,6 +23,7 @@ from transformers import (
 from transformers.utils import cached_file, is_bitsandbytes_available
 
 from xlvlms_tutorial.errors import ArchitectureError, HubError, LoadError, UnknownModelError, XlvlmsError
+from xlvlms_tutorial.io import read_json
 from xlvlms_tutorial.models.adapters import add_adapter
 from xlvlms_tutorial.models.architectures import ARCHITECTURES
 from xlvlms_tutorial.models.devices import number_format, place, set_attention
@@ -201,7 +201,7 @@ class Source:
         named = getattr(config, "transformers_weights", None)
         with self.reading("weights"):
             index = self._file(named if str(named).endswith(".index.json") else "model.safetensors.index.json")
-            shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()) if index else set()
+            shards = set(read_json(index)["weight_map"].values()) if index else set()
             adapter = self._file("adapter_config.json") and not self._file("adapter_model.safetensors")
         for file in sorted(shards | ({named} if named else set()) | ({"adapter_model.bin"} if adapter else set()), key=str):
             plain = isinstance(file, str) and not {"/", "\\", ":"} & set(file)

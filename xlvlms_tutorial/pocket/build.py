@@ -1,17 +1,15 @@
 """Assemble pocket LLaVA: the genuine LLaVA class around a small frozen tower, a small frozen language model, our projector."""
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoTokenizer, CLIPImageProcessorPil, LlavaConfig, LlavaForConditionalGeneration
 from transformers.utils import logging
 
 from xlvlms_tutorial.errors import RevisionError
+from xlvlms_tutorial.io import load_tensors, read_json, save_tensors
 from xlvlms_tutorial.pocket.assets import language_model_folder
 from xlvlms_tutorial.pocket.encoders import ENCODERS, WEIGHTS, tower_state
 from xlvlms_tutorial.pocket.processor import PocketProcessor
@@ -51,7 +49,7 @@ def adapter_folder(name: str) -> Path:
 
 def training_record(run: str = "image") -> dict:
     """How the run's connector was trained: seed, data, steps, loss, metrics."""
-    return json.loads((WEIGHTS / run / "training.json").read_text(encoding="utf-8"))
+    return read_json(WEIGHTS / run / "training.json")
 
 
 def connector_state(run: str = "image", revision: str | None = None) -> dict[str, torch.Tensor]:
@@ -66,11 +64,9 @@ def connector_state(run: str = "image", revision: str | None = None) -> dict[str
     revision = revision or (known[-1] if known else None)
     if revision not in known:
         raise RevisionError(revision, known)
-    file = WEIGHTS / run / f"{revision}.safetensors"
-    stored = {name: weight.float() for name, weight in load_file(file).items()}
-    with safe_open(file, "pt") as opened:
-        start = (opened.metadata() or {}).get("start")
-    if start is None:
+    tensors, metadata = load_tensors(WEIGHTS / run / f"{revision}.safetensors")
+    stored = {name: weight.float() for name, weight in tensors.items()}
+    if (start := metadata.get("start")) is None:
         return stored
     changes = {name: weight * stored.get(f"{name}.scale", 1) for name, weight in stored.items() if not name.endswith(".scale")}
     return {name: weight + changes[name] for name, weight in connector_state(start).items()}
@@ -86,7 +82,7 @@ def save_change(state: dict[str, torch.Tensor], start: tuple[str, str | None], f
             continue
         scale = change.abs().amax(dim=1, keepdim=True).clamp(min=1e-12) / 127
         stored[name], stored[f"{name}.scale"] = (change / scale).round().to(torch.int8), scale
-    save_file(stored, file, metadata={"start": start[0]})
+    save_tensors(file, stored, {"start": start[0]})
 
 
 def pocket_config(folder: Path, tower: TowerConfig | None = None) -> LlavaConfig:
@@ -122,7 +118,7 @@ def build(
     folder, chosen = language_model_folder(), variant or VARIANTS[name]
     tower = ENCODERS[chosen.encoder].config
     config = pocket_config(folder, tower)
-    state = {_place(name): weight for name, weight in load_file(folder / "model.safetensors").items()}
+    state = {_place(name): weight for name, weight in load_tensors(folder / "model.safetensors")[0].items()}
     state |= {f"model.vision_tower.{name}": weight for name, weight in tower_state(chosen.encoder).items()}
     if variant is None:
         state |= {f"model.multi_modal_projector.{name}": weight for name, weight in connector_state(chosen.run, revision).items()}

@@ -1,8 +1,6 @@
 """The cache folder: what is fetched or converted once, built beside its place and put there whole, and known by its digests."""
 
 import errno
-import hashlib
-import json
 import os
 import re
 import shutil
@@ -18,6 +16,7 @@ from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
 from xlvlms_tutorial.errors import CacheFolderError, CacheSpaceError, XlvlmsError
+from xlvlms_tutorial.io import file_digest, read_json, write_json
 
 CACHE_VARIABLE = "XLVLMS_CACHE"
 _LARGE = 1_000_000  # bytes: the digest of a larger file is noted on disk, so that it is computed once and not in each session
@@ -200,16 +199,16 @@ def _digest(path: Path, size: int, changed: int) -> str:
     known = _read(notes).get(str(path))
     if known and known[:2] == [size, changed]:
         return known[2]
-    with path.open("rb") as stream:
-        found = hashlib.file_digest(stream, "sha256").hexdigest()
+    found = file_digest(path)
     if size > _LARGE:
-        _write(notes, _read(notes) | {str(path): [size, changed, found]})
+        with suppress(OSError):  # a memory that cannot be written costs time, nothing else
+            write_json(notes, _read(notes) | {str(path): [size, changed, found]}, indent=1)
     return found
 
 
 def _read(notes: Path) -> dict[str, list]:
     try:
-        content = json.loads(notes.read_text(encoding="utf-8"))
+        content = read_json(notes)
     except (OSError, ValueError, RecursionError):
         return {}  # only a memory: without it the digest is computed again
     return {name: note for name, note in content.items() if _is_note(note)} if isinstance(content, dict) else {}
@@ -217,14 +216,3 @@ def _read(notes: Path) -> dict[str, list]:
 
 def _is_note(note: object) -> bool:
     return isinstance(note, list) and len(note) == 3 and isinstance(note[2], str)
-
-
-def _write(notes: Path, content: dict[str, list]) -> None:
-    draft = notes.with_name(f"{notes.name}.{os.getpid()}")
-    try:
-        notes.parent.mkdir(parents=True, exist_ok=True)
-        draft.write_text(json.dumps(content, indent=1), encoding="utf-8")
-        os.replace(draft, notes)
-    except OSError:  # a memory that cannot be written costs time, nothing else
-        with suppress(OSError):
-            draft.unlink()

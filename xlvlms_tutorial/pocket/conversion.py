@@ -1,7 +1,6 @@
 """SmolLM2 from its GGUF to a folder that ``from_pretrained`` reads in a moment: parsing the GGUF takes half a minute each time."""
 
 import importlib.metadata
-import json
 import os
 import warnings
 from collections.abc import Callable, Iterator
@@ -11,6 +10,7 @@ from pathlib import Path
 from tqdm.auto import tqdm
 
 from xlvlms_tutorial.errors import ConversionError
+from xlvlms_tutorial.io import as_json, read_json
 from xlvlms_tutorial.pocket.cache import building, cache_dir, digest, hushed, put, quiet, say
 
 CONTEXT = 8192  # tokens SmolLM2 was trained for; its GGUF gives the tokenizer no limit
@@ -42,7 +42,7 @@ def converted_folder(sha256: str, source: Callable[[], Path]) -> Path:
             say(f"{fault}: converting SmolLM2-135M-Instruct to safetensors in {folder.parent}, once.")
             convert(file, build)
             files = {path.name: [path.stat().st_size, digest(path)] for path in build.iterdir()}
-            (build / _LIST).write_text(json.dumps(files, indent=1), encoding="utf-8")
+            (build / _LIST).write_text(as_json(files), encoding="utf-8")
             put(build, folder)
     return folder
 
@@ -126,7 +126,7 @@ def _check(file: Path, shapes: dict[str, tuple[int, ...]], source: Path) -> None
 def _fault(folder: Path) -> str | None:
     """What is wrong with a converted folder, None if it is as it was written."""
     try:
-        files = json.loads((folder / _LIST).read_text(encoding="utf-8"))
+        files = read_json(folder / _LIST)
         files = {name: (int(size), str(sha256)) for name, (size, sha256) in files.items()}
     except (OSError, ValueError, TypeError, AttributeError, RecursionError):
         return f"{folder.name} has no list of its files" if os.path.isdir(folder) else "first use"

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from xlvlms_tutorial.io import load_tensors
 from xlvlms_tutorial.pocket.assets import tower_state_dict
 from xlvlms_tutorial.pocket.tower import PATCHES, Tower, TowerConfig
 
@@ -56,4 +56,4 @@ def statistics_file(encoder: str) -> Path:
 
 def tower_state(encoder: str = "lite0") -> dict[str, Tensor]:
     """All weights of an encoder's tower, by name: the backbone's and the statistics of its channels."""
-    return {f"net.{name}": weight for name, weight in ENCODERS[encoder].weights().items()} | load_file(statistics_file(encoder))
+    return {f"net.{name}": weight for name, weight in ENCODERS[encoder].weights().items()} | load_tensors(statistics_file(encoder))[0]

@@ -1,6 +1,5 @@
 """The training runs whose weights are shipped. ``make pocket`` makes them again."""
 
-import json
 import platform
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -10,9 +9,9 @@ import numpy as np
 import torch
 import transformers
 from PIL import Image
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from xlvlms_tutorial.io import save_tensors, write_json
 from xlvlms_tutorial.pocket import build, clips, language, sounds, world
 from xlvlms_tutorial.pocket.cache import cache_dir
 from xlvlms_tutorial.pocket.encoders import CALIBRATION, ENCODERS, statistics_file, tower_state
@@ -98,8 +97,7 @@ def calibrated_tower(encoder: str = "lite0") -> Tower:
     else:
         tower.net.load_state_dict(chosen.weights())
         tower.calibrate(pixels([world.render(scene) for scene in world.scenes(CALIBRATION)]))
-        file.parent.mkdir(parents=True, exist_ok=True)
-        save_file({"mean": tower.mean.clone(), "std": tower.std.clone()}, file)
+        save_tensors(file, {"mean": tower.mean.clone(), "std": tower.std.clone()})
     return tower
 
 
@@ -168,14 +166,11 @@ def visual_tokens(tower: Tower, encoder: str, kind: str, records: list, size: in
 
 
 def _export(projector: nn.Module, run: str, revision: str) -> None:
-    target = build.WEIGHTS / run
-    target.mkdir(parents=True, exist_ok=True)
+    file = build.WEIGHTS / run / f"{revision}.safetensors"
     if RUNS[run].compact:
-        build.save_change(projector.state_dict(), RUNS[run].start, target / f"{revision}.safetensors")
+        build.save_change(projector.state_dict(), RUNS[run].start, file)
         return
-    save_file(
-        {name: weight.detach().half().contiguous() for name, weight in projector.state_dict().items()}, target / f"{revision}.safetensors"
-    )
+    save_tensors(file, {name: weight.detach().half() for name, weight in projector.state_dict().items()})
 
 
 def _write_record(result: dict, name: str) -> dict:
@@ -198,5 +193,5 @@ def _write_record(result: dict, name: str) -> dict:
         "seconds_total": round(float(np.sum(seconds))),
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__, "python": platform.python_version()},
     }
-    (build.WEIGHTS / name / "training.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    write_json(build.WEIGHTS / name / "training.json", record, indent=1)
     return record

@@ -1,6 +1,5 @@
 """Make shipped weights again and measure them on unseen samples: ``python -m xlvlms_tutorial.training.main RUN ...`` (make pocket)."""
 
-import json
 import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -12,6 +11,7 @@ from torch import nn
 from xlvlms_tutorial.data import load_samples
 from xlvlms_tutorial.errors import RevisionError
 from xlvlms_tutorial.evaluation import evaluate
+from xlvlms_tutorial.io import read_json, write_json
 from xlvlms_tutorial.models.loading import load
 from xlvlms_tutorial.models.scorers import load_scorer
 from xlvlms_tutorial.models.vlm import VLM
@@ -47,7 +47,7 @@ def measure(run: str = "image") -> dict:
             }
     file = WEIGHTS / run / "training.json"
     metrics = {dataset: _rows(table) for dataset, table in tables.items()}
-    file.write_text(json.dumps(json.loads(file.read_text(encoding="utf-8")) | {"metrics": metrics}, indent=1) + "\n", encoding="utf-8")
+    write_json(file, read_json(file) | {"metrics": metrics}, indent=1)
     return metrics
 
 

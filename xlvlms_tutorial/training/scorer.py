@@ -4,7 +4,6 @@ The loss is CLIP's (Radford et al., 2021), symmetric cross-entropy of scaled cos
 two scenes of a batch may both be what a text says, and the world knows it.
 """
 
-import json
 import math
 import platform
 from collections.abc import Iterator, Sequence
@@ -15,10 +14,10 @@ import numpy as np
 import torch
 import transformers
 from jaxtyping import Bool, Float, Int
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from xlvlms_tutorial.io import save_tensors, write_json
 from xlvlms_tutorial.pocket import build, world
 from xlvlms_tutorial.pocket.scorer import ENCODER, RUN, Heads, Reader
 from xlvlms_tutorial.training import connector_runs, scorer_texts
@@ -93,9 +92,8 @@ def train_scorer(recipe: ScorerRecipe | None = None) -> dict:
     heads = Heads()
     losses = list(_steps(heads, recipe, tokens, scorer_texts.scene_bits(scenes), own, foreign, states))
     folder = build.WEIGHTS / RUN
-    folder.mkdir(parents=True, exist_ok=True)
-    weights = {name: weight.detach().half().contiguous() for name, weight in heads.state_dict().items()}
-    save_file(weights, folder / f"step-{recipe.steps:04d}.safetensors")
+    weights = {name: weight.detach().half() for name, weight in heads.state_dict().items()}
+    save_tensors(folder / f"step-{recipe.steps:04d}.safetensors", weights)
     seconds = {"features": round(prepared - began), "steps": round(perf_counter() - prepared)}
     return _record(recipe, losses, seconds, {"texts": len(states.of), "scale": round(heads.log_scale.exp().item(), 2)})
 
@@ -144,5 +142,5 @@ def _record(recipe: ScorerRecipe, losses: list[float], seconds: dict, found: dic
         "seconds_total": sum(seconds.values()),
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__, "python": platform.python_version()},
     }
-    (build.WEIGHTS / RUN / "training.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    write_json(build.WEIGHTS / RUN / "training.json", record, indent=1)
     return record

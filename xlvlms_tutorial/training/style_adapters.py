@@ -1,6 +1,5 @@
 """Adapters towards captions that dwell on place, colour or mood: those shipped with pocket LLaVA, what they changed, and new ones."""
 
-import json
 import os
 import platform
 import re
@@ -16,6 +15,7 @@ import transformers
 from xlvlms_tutorial.checkpoint import FILE
 from xlvlms_tutorial.data import DATASETS, PROMPTS, Sample, load_samples
 from xlvlms_tutorial.errors import AnnotationError, SelectionError
+from xlvlms_tutorial.io import read_json, write_json
 from xlvlms_tutorial.metrics.intervals import difference
 from xlvlms_tutorial.models.adapters import BASE, SHIPPED
 from xlvlms_tutorial.models.finetune import fine_tune
@@ -160,7 +160,7 @@ def train_adapter(name: str, progress: bool = True) -> dict:
         "seconds_per_step": round(float(np.median(history["seconds"])), 2),
         "versions": {module.__name__: module.__version__ for module in (torch, transformers, peft)} | {"python": platform.python_version()},
     }
-    (WEIGHTS / name / "training.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    write_json(WEIGHTS / name / "training.json", record, indent=1)
     return record
 
 
@@ -180,7 +180,7 @@ def measure_adapter(name: str) -> list[dict]:
     """Measure what an adapter's captions speak of, against the base's, in float32, and write it into the run's record."""
     table = style_changes(name).reset_index().round(4).to_dict("records")
     file = adapter_folder(name).parent / "training.json"
-    file.write_text(json.dumps(json.loads(file.read_text(encoding="utf-8")) | {"style_rates": table}, indent=1) + "\n", encoding="utf-8")
+    write_json(file, read_json(file) | {"style_rates": table}, indent=1)
     return table
 
 

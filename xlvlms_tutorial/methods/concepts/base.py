@@ -5,25 +5,22 @@ r"""What all dictionaries of concepts share: activations A (n, d) are written as
 """
 
 import json
-import os
 from collections.abc import Mapping
 from numbers import Integral
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from numpy.typing import ArrayLike
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils import Tags
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
-from xlvlms_tutorial.errors import ActivationsError, ComparisonError, LoadError, OutputError, SelectionError
+from xlvlms_tutorial.errors import ActivationsError, ComparisonError, LoadError, SelectionError
+from xlvlms_tutorial.io import load_tensors, save_tensors
 from xlvlms_tutorial.metrics.plain import plain
 from xlvlms_tutorial.models.devices import place
 
@@ -128,7 +125,7 @@ class Dictionary(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
         arrays = {name: value for name, value in known.items() if isinstance(value, np.ndarray) and value.dtype != object}
         others = {name: value for name, value in known.items() if name not in arrays}
         told = {"class": type(self).__name__, "parameters": self.get_params(), "fitted": others, "provenance": dict(provenance)}
-        return _written(Path(path), arrays, {"format": _FORMAT} | {name: _json(value) for name, value in told.items()})
+        return save_tensors(path, arrays, {"format": _FORMAT} | {name: _json(value) for name, value in told.items()})
 
     def _fit(self, A: Float[Tensor, "n d"]) -> None:
         """Set ``components_`` and what else is learnt."""
@@ -194,10 +191,8 @@ def load_dictionary(path: str | Path) -> Dictionary:
         If there is no such file, or it is damaged, not a dictionary, or of a class that this package does not have.
     """
     try:
-        with safe_open(path, "np") as file:
-            told = file.metadata() or {}
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (the file is no mapping)
-    except (OSError, SafetensorError, TypeError) as cause:  # TypeError: NumPy has no bfloat16
+        arrays, told = load_tensors(path, "np")
+    except OSError as cause:
         raise LoadError(f"{path!s} cannot be read as a dictionary ({cause!s})", "give a file written by save, or fit it again") from cause
     if told.get("format") != _FORMAT:
         raise LoadError(f"{path!s} is no dictionary of format {_FORMAT!r}", "give a file written by save")
@@ -254,17 +249,3 @@ def whole(name: str, value: object, least: int = 1) -> None:
 
 def _json(value: object) -> str:
     return json.dumps(value, default=lambda other: other.tolist())  # NumPy's numbers and arrays of names
-
-
-def _written(path: Path, arrays: Mapping[str, np.ndarray], metadata: dict[str, str]) -> Path:
-    """The file, whole or not at all."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
-            draft = Path(folder) / "dictionary"
-            save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, draft, metadata)
-            os.chmod(draft, 0o644)  # safetensors makes private files; results need not be
-            os.replace(draft, path)
-    except (OSError, SafetensorError) as cause:
-        raise OutputError(path, getattr(cause, "strerror", None) or cause) from cause
-    return path

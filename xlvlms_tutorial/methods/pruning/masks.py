@@ -1,22 +1,19 @@
 """Masks over the weights of a decoder, one bit a weight: True where a weight is kept; their algebra, and how much they share."""
 
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from itertools import combinations
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Bool
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 from torch import Tensor
 
-from xlvlms_tutorial.errors import ActivationsError, ComparisonError, OutputError, RecordError, SelectionError
+from xlvlms_tutorial.errors import ActivationsError, ComparisonError, RecordError, SelectionError
+from xlvlms_tutorial.io import load_tensors, save_tensors
 from xlvlms_tutorial.models.vlm import VLM
 
 Key = tuple[int, str]  # a layer (1 to L), and the name of a linear map within its block, such as "self_attn.q_proj"
@@ -183,19 +180,9 @@ class Masks:
         OutputError
             If the file cannot be written.
         """
-        path = Path(path)
         told = {"format": _FORMAT, "model": self.model, "fingerprint": self.fingerprint, "sparsity": repr(self.sparsity)}
         told["shapes"] = json.dumps([(*key, *shape) for key, shape in self.shapes.items()])
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
-                draft = Path(folder) / "masks"
-                save_file({_stored(key): bits for key, bits in self.packed.items()}, draft, told)
-                os.chmod(draft, 0o644)  # safetensors makes private files; results need not be
-                os.replace(draft, path)
-        except (OSError, SafetensorError) as cause:
-            raise OutputError(path, getattr(cause, "strerror", None) or cause) from cause
-        return path
+        return save_tensors(path, {_stored(key): bits for key, bits in self.packed.items()}, told)
 
     @staticmethod
     def load(path: str | Path) -> "Masks":
@@ -207,13 +194,12 @@ class Masks:
             If there is no such file, or it is no file of masks, or is damaged.
         """
         try:
-            with safe_open(path, "np") as file:
-                told = file.metadata() or {}
-                if told.get("format") != _FORMAT:
-                    raise RecordError(path, "no file of masks")
-                shapes = {(int(layer), str(name)): (int(rows), int(columns)) for layer, name, rows, columns in json.loads(told["shapes"])}
-                return Masks({key: file.get_tensor(_stored(key)) for key in shapes}, shapes, told["model"], told["fingerprint"])
-        except (OSError, SafetensorError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as cause:
+            arrays, told = load_tensors(path, "np")
+            if told.get("format") != _FORMAT:
+                raise RecordError(path, "no file of masks")
+            shapes = {(int(layer), str(name)): (int(rows), int(columns)) for layer, name, rows, columns in json.loads(told["shapes"])}
+            return Masks({key: arrays[_stored(key)] for key in shapes}, shapes, told["model"], told["fingerprint"])
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as cause:
             raise cause if isinstance(cause, RecordError) else RecordError(path, f"no file of masks, or damaged ({cause})") from cause
 
     def _with(self, other: "Masks", combine: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> "Masks":

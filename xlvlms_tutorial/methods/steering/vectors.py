@@ -3,28 +3,24 @@ r"""Vectors that steer without training: one a layer, from the mean states of tw
 After "Analyzing Finetuning Representation Shift for Multimodal LLMs Steering" (arXiv 2501.03012).
 """
 
-import hashlib
 import json
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from math import isfinite
 from numbers import Integral, Real
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import pandas as pd
 import torch
 from jaxtyping import Bool, Float
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 import xlvlms_tutorial
 from xlvlms_tutorial.activations.activations import WHOLE_BLOCK, States, as_json_knows
-from xlvlms_tutorial.errors import ActivationsError, ComparisonError, LayerError, LoadError, OutputError, SelectionError
+from xlvlms_tutorial.errors import ActivationsError, ComparisonError, LayerError, LoadError, SelectionError
 from xlvlms_tutorial.interventions.edits import add
 from xlvlms_tutorial.interventions.overrides import Gate, Positions
+from xlvlms_tutorial.io import digest, load_tensors, save_tensors
 from xlvlms_tutorial.models.vlm import VLM
 
 _FORMAT = "xlvlms steering vectors 1"
@@ -137,18 +133,8 @@ class SteeringVectors:
         OutputError
             If the file cannot be written.
         """
-        path = Path(path)
         told = {"format": _FORMAT, "provenance": json.dumps(self.provenance)}
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
-                draft = Path(folder) / "vectors"
-                save_file({str(layer): vector.contiguous() for layer, vector in self._tensors.items()}, draft, told)
-                os.chmod(draft, 0o644)  # safetensors makes private files; results need not be
-                os.replace(draft, path)
-        except (OSError, SafetensorError) as cause:
-            raise OutputError(path, getattr(cause, "strerror", None) or cause) from cause
-        return path
+        return save_tensors(path, {str(layer): vector for layer, vector in self._tensors.items()}, told)
 
 
 def load_vectors(path: str | Path) -> SteeringVectors:
@@ -160,10 +146,8 @@ def load_vectors(path: str | Path) -> SteeringVectors:
         If there is no such file, or it is damaged or no file of steering vectors.
     """
     try:
-        with safe_open(path, "pt") as file:
-            told = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (the file is no mapping)
-    except (OSError, SafetensorError) as cause:
+        tensors, told = load_tensors(path)
+    except OSError as cause:
         raise LoadError(f"{path!s} cannot be read as steering vectors ({cause!s})", "give a file written by save") from cause
     if told.get("format") != _FORMAT:
         raise LoadError(f"{path!s} is no file of format {_FORMAT!r}", "give a file written by save")
@@ -236,8 +220,8 @@ def require_like(source: States, target: States, same_positions: bool = True) ->
 
 def about(states: States) -> dict[str, object]:
     """Which samples a set of states is of and how they were read, by name or digest."""
-    digest = hashlib.sha256(json.dumps(states.table["id"].tolist(), ensure_ascii=False).encode()).hexdigest()
-    return {"n": len(states), "ids_sha256": digest} | {name: states.provenance.get(name) for name in _BY_SIDE}
+    ids = digest(states.table["id"].tolist(), ensure_ascii=False)
+    return {"n": len(states), "ids_sha256": ids} | {name: states.provenance.get(name) for name in _BY_SIDE}
 
 
 def made_from(states: States) -> dict[str, object]:
