@@ -1,3 +1,4 @@
+import doctest
 from itertools import permutations
 
 import numpy as np
@@ -8,7 +9,7 @@ from hypothesis import strategies as st
 
 from xlvlms_tutorial.errors import ActivationsError, ComparisonError, EstimateError, SelectionError
 from xlvlms_tutorial.metrics import dictionaries
-from xlvlms_tutorial.metrics.dictionaries import matched, reconstruction_error, sparsity, stability
+from xlvlms_tutorial.metrics.dictionaries import match_concepts, matched, reconstruction_error, sparsity, stability
 
 
 def cosine(a, b):
@@ -48,6 +49,31 @@ def test_matched_refuses_what_has_no_direction_or_another_width():
         matched(np.ones(3), np.ones((2, 3)))
     with pytest.raises(ComparisonError):
         matched(np.ones((2, 3)), np.ones((2, 4)))
+
+
+@given(st.integers(0, 1000), st.booleans())
+@settings(deadline=None, max_examples=20)
+def test_argmax_takes_the_nearest_of_all_whoever_else_does(seed, absolute):
+    a, b = np.random.default_rng(seed).normal(size=(2, 5, 6))
+    sign = abs if absolute else float
+    found = match_concepts(a, b[:3], "argmax", absolute)
+    assert list(found["a"]) == [0, 1, 2, 3, 4]  # five go with three: some share one
+    for row in found.itertuples():
+        assert row.cosine == pytest.approx(max(sign(cosine(a[row.a], other)) for other in b[:3]))
+        assert row.cosine == pytest.approx(sign(cosine(a[row.a], b[row.b])))
+
+
+def test_of_equal_concepts_the_first_is_the_nearest():
+    a = np.random.default_rng(0).normal(size=(2, 7))
+    assert list(match_concepts(a, a[[1, 1, 0, 0]] * [[1], [3], [1], [0.1]], "argmax")["b"]) == [2, 0]
+    with pytest.raises(SelectionError, match="unknown matching 'hungarian'; allowed: 'one-to-one', 'argmax'"):
+        match_concepts(a, a, "hungarian")
+
+
+def test_the_example_in_the_words_of_match_concepts_runs():
+    scope = {"match_concepts": match_concepts}
+    (example,) = doctest.DocTestFinder().find(match_concepts, "match_concepts", globs=scope)
+    assert example.examples and doctest.DocTestRunner().run(example).failed == 0
 
 
 def test_stability_is_the_mean_over_all_pairs_of_runs():

@@ -9,7 +9,15 @@ if TYPE_CHECKING:
     from xlvlms_tutorial.metrics.captions import CAPTION_FACTORS, SOUND_FACTORS, caption_attributes, names
     from xlvlms_tutorial.metrics.concept_factors import agreement, informative, spoken, track
     from xlvlms_tutorial.metrics.cost import count_flops, decoder_flops
-    from xlvlms_tutorial.metrics.dictionaries import ReconstructionError, Sparsity, matched, reconstruction_error, sparsity, stability
+    from xlvlms_tutorial.metrics.dictionaries import (
+        ReconstructionError,
+        Sparsity,
+        match_concepts,
+        matched,
+        reconstruction_error,
+        sparsity,
+        stability,
+    )
     from xlvlms_tutorial.metrics.grounding import bert_score, bert_scores, clip_score, overlap, top_scores
     from xlvlms_tutorial.metrics.hallucination import chair, pope
     from xlvlms_tutorial.metrics.intervals import (
@@ -64,6 +72,7 @@ __all__ = [
     "exact_match",
     "informative",
     "interval",
+    "match_concepts",
     "matched",
     "measure_time",
     "memory_of",

@@ -19,6 +19,8 @@ from torch import Tensor
 from xlvlms_tutorial.errors import ActivationsError, ComparisonError, EstimateError, SelectionError
 from xlvlms_tutorial.metrics.intervals import Estimate, bootstrap
 
+MATCHES = ("one-to-one", "argmax")
+
 _BLOCK = 2**22  # numbers of one array at a time, to bound memory
 
 
@@ -38,27 +40,60 @@ class Sparsity(NamedTuple):
     dead: float
 
 
-def matched(a: ArrayLike | Tensor, b: ArrayLike | Tensor, absolute: bool = False) -> pd.DataFrame:
-    r"""The one-to-one assignment of components (k, d) to others (l, d) with the largest sum of cosines: columns a, b, cosine.
+def match_concepts(a: ArrayLike | Tensor, b: ArrayLike | Tensor, how: str = "one-to-one", absolute: bool = False) -> pd.DataFrame:
+    r"""Which of the concepts b goes with each of the concepts a, by their cosines :math:`S_{ij} = \cos(a_i, b_j)`.
 
-    With :math:`S_{ij} = \cos(a_i, b_j)` it is the :math:`\gamma \in \{0, 1\}` that minimises :math:`\sum \gamma_{ij} (1 - S_{ij})`, each
-    row and column used once (arXiv 2501.03012). Where k and l differ the smaller set is assigned. ``absolute`` takes :math:`|S|`, for
-    components whose sign is arbitrary (PCA). Rows are in the order of ``a``.
+    "one-to-one" is the :math:`\gamma \in \{0, 1\}` that minimises :math:`\sum \gamma_{ij} (1 - S_{ij})`, each row and column used
+    once; where the two differ in number the smaller set is assigned (arXiv 2501.03012). "argmax" takes
+    :math:`\arg\max_j S_{ij}`, so that several may go with one.
+
+    Parameters
+    ----------
+    a, b
+        Concepts (k, d) and (l, d), a row each.
+    how
+        "one-to-one" or "argmax".
+    absolute
+        Take :math:`|S|`, for concepts whose sign is arbitrary (PCA).
+
+    Returns
+    -------
+    pd.DataFrame
+        Columns a and b (numbers of rows) and cosine, in the order of ``a``.
 
     Raises
     ------
+    SelectionError
+        If ``how`` is unknown.
     ActivationsError
-        If components are missing, not finite, or zero, which has no direction.
+        If concepts are missing, not finite, or zero, which has no direction.
     ComparisonError
         If the two are not equally wide.
+
+    Examples
+    --------
+    >>> match_concepts([[1, 0], [3, 4]], [[0, 2], [5, 0]])
+       a  b  cosine
+    0  0  1     1.0
+    1  1  0     0.8
     """
+    if how not in MATCHES:
+        raise SelectionError(f"unknown matching {how!r}", f"allowed: {', '.join(map(repr, MATCHES))}")
     one, other = _directions(a, "a"), _directions(b, "b")
     if one.shape[1] != other.shape[1]:
         raise ComparisonError("widths of the components", one.shape[1], other.shape[1], "compare dictionaries of the same layer and model")
-    cosines = one @ other.T
+    cosines = (one @ other.T).clip(-1, 1)
     cosines = np.abs(cosines) if absolute else cosines
-    rows, columns = linear_sum_assignment(cosines, maximize=True)
-    return pd.DataFrame({"a": rows, "b": columns, "cosine": cosines[rows, columns].clip(-1, 1)})
+    if how == "argmax":
+        rows, columns = np.arange(len(one)), cosines.argmax(axis=1)
+    else:
+        rows, columns = linear_sum_assignment(cosines, maximize=True)
+    return pd.DataFrame({"a": rows, "b": columns, "cosine": cosines[rows, columns]})
+
+
+def matched(a: ArrayLike | Tensor, b: ArrayLike | Tensor, absolute: bool = False) -> pd.DataFrame:
+    """One-to-one :func:`match_concepts` of components ``a`` with ``b``, by :math:`|S|` if ``absolute``."""
+    return match_concepts(a, b, absolute=absolute)
 
 
 def stability(
@@ -72,7 +107,7 @@ def stability(
     Raises
     ------
     ActivationsError
-        As :func:`matched`.
+        As :func:`match_concepts`.
     ComparisonError
         If runs differ in their number of components or in width.
     EstimateError
@@ -83,7 +118,7 @@ def stability(
         raise EstimateError("runs", len(runs), "2 or more, fitted with different seeds")
     if differing := [run.shape for run in runs if run.shape != runs[0].shape]:
         raise ComparisonError("shapes of the components", runs[0].shape, differing[0], "fit the runs with the same settings")
-    pairs = {pair: matched(runs[pair[0]], runs[pair[1]], absolute) for pair in combinations(range(len(runs)), 2)}
+    pairs = {pair: match_concepts(runs[pair[0]], runs[pair[1]], absolute=absolute) for pair in combinations(range(len(runs)), 2)}
     first = [np.arange(len(runs[0]))]  # for each run and component, the concept of the first run that it stands for
     first += [np.argsort(pairs[0, i]["b"].to_numpy()) for i in range(1, len(runs))]
     cosines = np.concatenate([found["cosine"] for found in pairs.values()])

@@ -6,7 +6,6 @@ After "Analyzing Finetuning Representation Shift for Multimodal LLMs Steering" (
 from xlvlms_tutorial.methods.shift.recovery import NULLS, curve, means, null_shifts, recovery
 from xlvlms_tutorial.methods.shift.vectors import (
     CENTRES,
-    MATCHES,
     WordLists,
     associations,
     consistency,
@@ -19,6 +18,7 @@ from xlvlms_tutorial.methods.shift.vectors import (
     similarity,
     t_overlap,
 )
+from xlvlms_tutorial.metrics.dictionaries import MATCHES
 
 __all__ = [
     "CENTRES",

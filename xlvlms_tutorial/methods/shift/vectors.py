@@ -13,15 +13,14 @@ import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float, Int
-from scipy.optimize import linear_sum_assignment
 from scipy.stats import trim_mean
 from torch import Tensor
 
 from xlvlms_tutorial.activations.activations import States
 from xlvlms_tutorial.errors import ActivationsError, ComparisonError, LengthError, SelectionError, WordListError
 from xlvlms_tutorial.methods.concepts.base import whole
+from xlvlms_tutorial.metrics.dictionaries import match_concepts
 
-MATCHES = ("one-to-one", "argmax")
 CENTRES = ("mean", "median", "trimmed")
 
 Array = Tensor | np.ndarray
@@ -88,12 +87,10 @@ def match(one: Float[Array, "k d"], other: Float[Array, "m _"], how: str = "one-
     SelectionError
         If ``how`` is unknown.
     """
-    if how not in MATCHES:
-        raise SelectionError(f"unknown matching {how!r}", f"allowed: {', '.join(map(repr, MATCHES))}")
-    cosines = similarity(one, other)
-    if how == "one-to-one" and cosines.shape[0] != cosines.shape[1]:
-        raise ComparisonError("numbers of concepts", *cosines.shape, "fit equally many, or match with how='argmax'")
-    return cosines.argmax(axis=1) if how == "argmax" else linear_sum_assignment(cosines, maximize=True)[1]
+    shape = similarity(one, other).shape  # refuses what has no cosine
+    if how == "one-to-one" and shape[0] != shape[1]:
+        raise ComparisonError("numbers of concepts", *shape, "fit equally many, or match with how='argmax'")
+    return np.array(match_concepts(one, other, how)["b"])
 
 
 def associations(codes: Float[Array, "n k"]) -> Int[np.ndarray, "n"]:

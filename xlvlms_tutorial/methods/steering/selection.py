@@ -5,22 +5,24 @@ After "Analyzing Finetuning Representation Shift for Multimodal LLMs Steering" (
 
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
-from numbers import Integral
 
 import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Bool, Float, Int
+from sklearn.linear_model import RidgeClassifier
+from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from xlvlms_tutorial.activations.activations import WHOLE_BLOCK, States
-from xlvlms_tutorial.errors import ActivationsError, EstimateError, LengthError, SelectionError
+from xlvlms_tutorial.errors import ActivationsError, LengthError, SelectionError
+from xlvlms_tutorial.methods.concepts.base import whole
+from xlvlms_tutorial.methods.probes import deal_folds, held_out_labels
 from xlvlms_tutorial.methods.steering.vectors import require_like
 from xlvlms_tutorial.metrics.intervals import share
 
 _RIDGE = 0.1  # of the mean squared length of standardised states
 _NOTHING = 1e-9  # of its size: a dimension that varies by less is constant, but for rounding
-_INTERCEPT = 1000.0  # how much more freely than other weights the probe's constant moves
 
 Counts = Sequence[str] | Mapping[str, int]
 
@@ -31,8 +33,7 @@ def separability(source: States, target: States, folds: int = 5, seed: int = 0) 
     ``accuracy``, with its interval, is that of a linear probe (ridge regression on -1 and 1, dimensions at unit scale) on samples that it
     was not fitted on, and ``chance`` the share of the larger set. ``fisher`` is :math:`(\mu_b - \mu_a)^2 / (\sigma_a^2 + \sigma_b^2)` of
     held-out states along the difference of the other samples' means, 0 where they fall the other way round. All rows of one ``id`` are
-    held out together. The probes of all folds come from one factorisation a layer: with the residuals e of the fit to all rows and its
-    hat matrix H, those of a fold fitted without it are :math:`(I - H_{FF})^{-1} e_F`.
+    held out together.
 
     Raises
     ------
@@ -42,21 +43,21 @@ def separability(source: States, target: States, folds: int = 5, seed: int = 0) 
         If a set has fewer samples than folds.
     """
     layers = require_like(source, target)
-    if isinstance(folds, bool) or not isinstance(folds, Integral) or folds < 2:
-        raise SelectionError(f"folds is {folds!r}", "give a whole number of 2 or more")
-    labels = torch.arange(len(source) + len(target)) >= len(source)
+    whole("folds", folds, least=2)
+    sides = np.repeat(["source", "target"], [len(source), len(target)])
     samples = pd.factorize(pd.concat([source.table["id"], target.table["id"]]))[0]
-    fold = _dealt(samples, labels.numpy(), folds, seed)
+    fold = deal_folds(samples, sides, folds, seed)[samples]
     rows = []
     for layer in layers:
         states = torch.cat([side[layer, WHOLE_BLOCK].double() for side in (source, target)])
         size = states.abs().amax(dim=0)
         states -= states.mean(dim=0)
         states[:, states.abs().amax(dim=0) <= _NOTHING * size] = 0
-        right = (_held_out(states, 2.0 * labels.double() - 1, fold) >= 0) == labels
-        found = share(right.numpy(), samples, seed=seed)
-        told = {"accuracy": found.value, "low": found.low, "high": found.high, "chance": max(len(source), len(target)) / len(labels)}
-        rows.append({"layer": layer, **told, "fisher": _fisher(states, labels, fold), "n": len(labels)})
+        probe = RidgeClassifier(_RIDGE * max(1, int(states.any(dim=0).sum())))
+        right = held_out_labels(StandardScaler().fit_transform(states.numpy()), sides, fold, probe) == sides
+        found = share(right, samples, seed=seed)
+        told = {"accuracy": found.value, "low": found.low, "high": found.high, "chance": max(len(source), len(target)) / len(sides)}
+        rows.append({"layer": layer, **told, "fisher": _fisher(states, torch.from_numpy(sides == "target"), fold), "n": len(sides)})
     return pd.DataFrame(rows)
 
 
@@ -127,38 +128,6 @@ def meaningful(before: Counts, after: Mapping[Hashable, Counts], top: int = 5, t
     table = pd.DataFrame(rows, columns=["vector", "targets", "score", "changes"])
     table = table.sort_values("score", ascending=False, kind="stable").drop_duplicates("targets")
     return table.head(keep or len(table)).reset_index(drop=True)
-
-
-def _dealt(samples: Int[np.ndarray, "n"], labels: Bool[np.ndarray, "n"], folds: int, seed: int) -> Int[np.ndarray, "n"]:
-    """The fold of each row: samples dealt out in random order, those of either set evenly."""
-    sides = [len(np.unique(samples[labels == side])) for side in (False, True)]
-    if min(sides) < folds:
-        raise EstimateError(f"samples for {folds} folds", f"{sides[0]} source and {sides[1]} target", "as many as folds in each set")
-    shares = np.bincount(samples, labels) / np.bincount(samples)
-    order = np.random.default_rng(seed).permutation(len(shares))
-    order = order[np.argsort(shares[order], kind="stable")]
-    place = np.empty_like(order)
-    place[order] = np.arange(len(order)) % folds
-    return place[samples]
-
-
-def _held_out(states: Float[Tensor, "n d"], y: Float[Tensor, "n"], fold: Int[np.ndarray, "n"]) -> Float[Tensor, "n"]:
-    """The ridge probe's value for each row when the rows of its fold are left out."""
-    scale = states.std(dim=0, correction=0)
-    Z = torch.where(scale > 0, states / scale, 0.0) / max(1, int((scale > 0).sum())) ** 0.5
-    Z = torch.cat([Z, Z.new_full((len(Z), 1), _INTERCEPT**0.5)], dim=1)
-    n, d = Z.shape
-    if n <= d:
-        whole = _RIDGE * torch.linalg.inv(Z @ Z.T + _RIDGE * torch.eye(n, dtype=Z.dtype))  # I - H
-        residual, rest = whole @ y, lambda rows: whole[rows][:, rows]
-    else:
-        A = torch.linalg.inv(Z.T @ Z + _RIDGE * torch.eye(d, dtype=Z.dtype))
-        residual, rest = y - Z @ (A @ (Z.T @ y)), lambda rows: torch.eye(len(rows), dtype=Z.dtype) - Z[rows] @ A @ Z[rows].T
-    found = torch.empty_like(y)
-    for number in range(int(fold.max()) + 1):
-        rows = torch.from_numpy((fold == number).nonzero()[0])
-        found[rows] = y[rows] - torch.linalg.solve(rest(rows), residual[rows])
-    return found
 
 
 def _fisher(states: Float[Tensor, "n d"], labels: Bool[Tensor, "n"], fold: Int[np.ndarray, "n"]) -> float:
