@@ -1,3 +1,5 @@
+import doctest
+import re
 from itertools import combinations
 
 import numpy as np
@@ -5,10 +7,23 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from xlvlms_tutorial import text as module
 from xlvlms_tutorial.errors import SelectionError, WordListError
 from xlvlms_tutorial.pocket.language import STYLES, captions, styled_caption
 from xlvlms_tutorial.pocket.world import scenes
-from xlvlms_tutorial.text import STYLE_WORDS, forms, style_rate, style_share, words
+from xlvlms_tutorial.text import (
+    NUMBER_WORDS,
+    NUMBERS,
+    PREFIX,
+    STYLE_WORDS,
+    forms,
+    normalise,
+    sentence,
+    style_rate,
+    style_share,
+    whole_words,
+    words,
+)
 
 
 def test_there_is_a_list_for_each_style_of_the_world_and_no_word_is_in_two():
@@ -91,3 +106,65 @@ def test_words_of_any_script():
 
 def test_forms_of_a_very_long_word_take_no_time():
     assert len(forms("a" * 200_000)) == 2  # minutes, if every vowel were tried for every other
+
+
+def test_examples_of_the_docstrings_run():
+    ran = doctest.testmod(module)
+    assert ran.attempted >= 5 and ran.failed == 0
+
+
+@pytest.mark.parametrize(
+    ("phrases", "text", "found"),
+    [
+        (["car"], "A car, cars, scar, a-car, CAR_", ["car", "car"]),
+        (["CAR"], "car Car", ["car", "Car"]),
+        (["light", "traffic light", "traffic lights"], "traffic lights and lights, a light", ["traffic lights", "light"]),
+        (["  hot   dog "], "a hot\n dog, hotdog", ["hot\n dog"]),
+        (["caf\u00e9"], "un caf\u00e9; cafe, caf\u00e9s", ["caf\u00e9"]),
+        (["c++", "a.m."], "c++ at 9 a.m., c+, abmb", ["c++", "a.m."]),  # marks are themselves
+        (["car", ""], "a car.", ["car"]), ([""], "a, b", []), ([], "a, b", []),
+    ],
+)  # fmt: skip
+def test_whole_words(phrases, text, found):
+    assert whole_words(phrases).findall(text) == found
+    assert whole_words(iter(phrases)).findall(text) == found
+
+
+def test_whole_words_may_differ_by_case_and_be_told_apart_by_their_lists():
+    assert whole_words(["car"], any_case=False).findall("Car, car") == ["car"]
+    pattern = whole_words(["dog", "hot dog"], [], ["cat", "dog"])
+    assert [(one[0], one.lastindex) for one in pattern.finditer("a cat, a dog, a hot dog")] == [("cat", 3), ("dog", 1), ("hot dog", 1)]
+    assert whole_words().search("anything") is None
+
+
+@given(st.lists(st.text("ab -", min_size=1, max_size=4), max_size=4), st.text("abB -", max_size=12))
+@settings(deadline=None)
+def test_whole_words_are_there_if_one_of_them_stands_between_other_than_letters(phrases, text):
+    spaced = [" ".join(phrase.split()) for phrase in phrases if phrase.strip()]
+    plain = re.sub(r"\s+", " ", text).lower()  # the white space of a text counts once, as that of a phrase
+    ends = [(at, at + len(phrase)) for phrase in spaced for at in range(len(plain)) if plain.startswith(phrase, at)]
+    whole = [(a, b) for a, b in ends if not plain[:a][-1:].isalpha() and not plain[b:][:1].isalpha()]
+    assert bool(whole_words(phrases).search(text)) == bool(whole)
+
+
+def test_numbers_are_words_up_to_ten():
+    assert [NUMBERS[word] for word in NUMBER_WORDS] == [str(k) for k in range(11)] and NUMBERS["none"] == "0"
+
+
+def test_words_are_compared_with_pictures_in_one_sentence():
+    assert sentence(iter(["a"])) == f"{PREFIX}a." and sentence({"x": "red", "y": "key"}.values()) == f"{PREFIX}red, key."
+
+
+@pytest.mark.parametrize(
+    ("raw", "clean"),
+    [("3.5", "3.5"), ("1,000.", "1000"), ("1,000,000", "1000000"), ("red,blue", "red blue"), ("yes.it is", "yes it is"), (".5", "5"),
+     ("none", "0"), ("a boy\u2019s", "boys"), ("**red**", "red"), ("10:30", "10 30"), ("50%", "50"), ("Ten, an", "10"), ("...", "")],
+)  # fmt: skip
+def test_answers_keep_their_numbers_and_lose_their_marks(raw, clean):
+    assert normalise(raw) == clean
+
+
+@given(st.text("aneo 1,.'-;yt%", max_size=15))
+@settings(deadline=None, max_examples=300)
+def test_normalising_twice_changes_nothing(answer):
+    assert normalise(normalise(answer)) == normalise(answer)

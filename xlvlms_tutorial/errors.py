@@ -43,7 +43,7 @@ class ClaimError(XlvlmsError, KeyError):
     """A claim was named that the register does not hold."""
 
     def __init__(self, claim_id: object, known: object) -> None:
-        self.message = f"claim {claim_id!r} is not in the register; known: {', '.join(known)}. New claims go into claims/claims.py."
+        self.message = f"claim {claim_id!r} is not in the register; known: {', '.join(known)}. New claims go into claims/register.yaml."
         super().__init__(self.message)
 
     def __str__(self) -> str:

@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from xlvlms_tutorial.errors import ImageError, LengthError, PromptError, SelectionError, TokenOfInterestError, XlvlmsError
+from xlvlms_tutorial.text import whole_words
 
 # What a sample is asked to be described by, for each modality
 PROMPTS = {"image": "Describe the picture.", "video": "Describe the video.", "audio": "Describe the sound."}
@@ -261,8 +262,7 @@ def _whole(words: str | Sequence[str]) -> re.Pattern[str]:
     words = [words] if isinstance(words, str) else list(words)
     if not words or not all(isinstance(word, str) and word.strip() for word in words):
         raise SelectionError(f"words {words!r}", "give words or phrases, none of them empty")
-    phrases = "|".join(r"\s+".join(map(re.escape, word.split())) for word in words)
-    return re.compile(rf"(?<!\w)(?:{phrases})(?!\w)", re.IGNORECASE)
+    return whole_words(words)
 
 
 def _unsaid(words: str | Sequence[str], texts: Sequence[Iterable[str]]) -> TokenOfInterestError:

@@ -1,8 +1,9 @@
-"""What a caption dwells on: lists of words for a style, the forms that English gives them, and their share of a caption."""
+"""Words, wherever they are counted: whole words in a text, their forms, numbers, answers as they are compared, and styles of captions."""
 
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
+from itertools import combinations
 
 import numpy as np
 from jaxtyping import Bool, Float64
@@ -30,6 +31,38 @@ _MOODS = """
 # Chosen by hand for scenes and photographs; every word is in one list only. "sky" is in none: captions name it for its colour as often as
 # for where something is. Left out are colours that are as often things (rose, olive) and places that are as often verbs (building, park).
 STYLE_WORDS = {name: frozenset(words.split()) for name, words in (("place", _PLACES), ("colour", _COLOURS), ("mood", _MOODS))}
+STYLES = tuple(STYLE_WORDS)
+
+PREFIX = "A photo is described by the words "  # of words that are compared with a picture
+
+NUMBER_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+NUMBERS = {"none": "0"} | {word: str(number) for number, word in enumerate(NUMBER_WORDS)}
+ARTICLES = frozenset({"a", "an", "the"})
+# Left out are those that are other words without their apostrophe: well, were, ill, id, its, hell, shell, wed, shed, lets.
+_CONTRACTED = """
+    ain't aren't can't couldn't didn't doesn't don't hadn't hasn't haven't isn't mightn't mustn't needn't oughtn't shan't shouldn't
+    wasn't weren't won't wouldn't could've might've must've should've would've couldn't've hadn't've mightn't've shouldn't've wouldn't've
+    i'm i've he's she's it'd it'll that's that'd that'll there's there'd there're they'd they'll they're they've we've what's what'll
+    what're what've when's where's where'd where've who's who'd who'll who've why's how's how'd you'd you'll you're you've somebody's
+    someone's something's everyone's y'all ma'am o'clock
+"""
+_CONTRACTIONS = {
+    "".join(part if number in kept else part.replace("'", "") for number, part in enumerate(parts)): "".join(parts)
+    for parts in (re.split(r"(')", word) for word in _CONTRACTED.split())
+    for size in range(len(parts) // 2)  # one apostrophe missing or more
+    for kept in combinations(range(1, len(parts), 2), size)
+}
+# What answers are rid of, one after another: expressions, and what stands in their place
+_BY_THE_CHALLENGE = (
+    (r"(?<=\d),(?=\d)", ""),
+    (r'[;/\[\]"{}()=+\\_\-><@`,?!]', " "),  # apostrophes and colons stay: a boy's, 10:30
+    (r"\.(?!\d)", ""),
+)
+_BUT_WORDS = (
+    (r"(?<=\d),(?=\d)", ""),
+    ("'", ""),
+    (r"[^\w\s.]|(?<!\d)\.|\.(?!\d)", " "),  # points within numbers stay
+)
 
 # Nouns by their end, so that policeman, grandchild and penknife are among them; those that keep their form are here too
 _IRREGULAR = {
@@ -70,6 +103,110 @@ def style_share(captions: Sequence[str], style: str | Iterable[str]) -> Bool[np.
     return _counts(captions, style)[0] > 0
 
 
+def whole_words(*lists: Iterable[str], any_case: bool = True) -> re.Pattern[str]:
+    r"""A regular expression that finds words and phrases whole: "car" is in "a car.", not in "cars" or "scar".
+
+    Any white space may stand between the words of a phrase. Where several begin at one place, the longest is found.
+
+    Parameters
+    ----------
+    *lists : iterable of str
+        Words or phrases, each list a group of the expression: ``match.lastindex`` is the number of the list, from 1.
+        An empty list, or word, matches nothing.
+    any_case : bool, default True
+        Whether upper and lower case are the same.
+
+    Returns
+    -------
+    re.Pattern
+        Of a single list, ``findall`` gives the matches themselves.
+
+    Examples
+    --------
+    >>> whole_words(["traffic light", "car"]).findall("A car, cars, a Traffic\nlight.")
+    ['car', 'Traffic\nlight']
+    >>> [found.lastindex for found in whole_words(["woman"], ["man"]).finditer("a man, a woman")]
+    [2, 1]
+    """
+    ordered = (sorted(filter(str.strip, listed), key=len, reverse=True) for listed in lists)
+    patterns = ("|".join(r"\s+".join(map(re.escape, phrase.split())) for phrase in listed) for listed in ordered)
+    groups = "|".join(f"({pattern or '(?!)'})" for pattern in patterns) or "(?!)"
+    return re.compile(rf"(?<!\w)(?:{groups})(?!\w)", re.IGNORECASE if any_case else re.NOFLAG)
+
+
+def sentence(words: Iterable[str]) -> str:
+    """The text by which words are compared with pictures: the prefix of CLIPScore (Hessel et al., 2021), then the words.
+
+    Parameters
+    ----------
+    words : iterable of str
+        The words, in their order.
+
+    Returns
+    -------
+    str
+        One sentence.
+
+    Examples
+    --------
+    >>> sentence(["woman", "lady"])
+    'A photo is described by the words woman, lady.'
+    """
+    return f"{PREFIX}{', '.join(words)}."
+
+
+def normalise(answer: str) -> str:
+    """An answer as accuracy compares it: the words alone, in lower case.
+
+    Articles go, number words up to ten become digits, and every mark becomes a space, but for points within numbers; apostrophes and
+    commas between digits are dropped. Normalising twice changes nothing.
+
+    Parameters
+    ----------
+    answer : str
+        What a model or a person has said.
+
+    Returns
+    -------
+    str
+        Words with one space between them, or nothing.
+
+    Examples
+    --------
+    >>> normalise("The two."), normalise("left-hand side"), normalise("1,000"), normalise("3.5")
+    ('2', 'left hand side', '1000', '3.5')
+    """
+    return " ".join(_compared(answer, _BUT_WORDS))
+
+
+def vqa_normalise(answer: str) -> str:
+    """An answer as the VQA challenge compares it.
+
+    Lower case; commas between digits are dropped and other punctuation becomes a space, periods are dropped unless a digit follows;
+    number words up to ten become digits, articles go, contractions get their apostrophes back. Normalising twice changes nothing.
+
+    The official script differs: it drops punctuation without a space in every answer that has a comma between digits, and a mark that
+    stands next to a space anywhere in the answer ("1,000 t-shirts" is "1000 tshirts" there, "1000 t shirts" here); it knows rarer
+    contractions ("hed", "twas", "y'all'll") and lacks a few that are here ("im", "ive", "shes").
+
+    Parameters
+    ----------
+    answer : str
+        What a model or a person has said.
+
+    Returns
+    -------
+    str
+        Words with one space between them, or nothing.
+
+    Examples
+    --------
+    >>> vqa_normalise("The  two dogs."), vqa_normalise("dont"), vqa_normalise("10:30 a.m.")
+    ('2 dogs', "don't", '10:30 am')
+    """
+    return " ".join(_CONTRACTIONS.get(word, word) for word in _compared(answer, _BY_THE_CHALLENGE))
+
+
 def words(text: str) -> list[str]:
     """The words of a text in lower case, without punctuation; apostrophes within a word stay.
 
@@ -99,6 +236,14 @@ def forms(word: str) -> list[str]:
         roots = [stem[1], f"{stem[1]}e"] + ([stem[1][:-1]] if stem[1][-1:] == stem[1][-2:-1] else [])  # walk, ride, run
         found += [form for root in roots for form in (root, *_third_person(root))]
     return found
+
+
+def _compared(answer: str, removed: Iterable[tuple[str, str]]) -> list[str]:
+    """The words of an answer but for articles, numbers as digits."""
+    text = answer.lower().replace("\u2019", "'")
+    for expression, instead in removed:
+        text = re.sub(expression, instead, text)
+    return [NUMBERS.get(word, word) for word in text.split() if word not in ARTICLES]
 
 
 def _third_person(word: str) -> list[str]:

@@ -1,3 +1,4 @@
+import doctest
 import json
 import re
 from dataclasses import replace
@@ -8,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from xlvlms_tutorial.claims import claims, spread
-from xlvlms_tutorial.claims.claims import CLAIMS, claim, gather, judged, merge, record, sentence, verdict
+from xlvlms_tutorial.claims.claims import CLAIMS, claim, gather, judged, merge, read_register, record, sentence, verdict
 from xlvlms_tutorial.errors import ClaimError, EstimateError, RecordError
 from xlvlms_tutorial.metrics.intervals import Estimate
 
@@ -36,12 +37,65 @@ any_claim = st.sampled_from([*CLAIMS.values()])
 
 
 def test_the_register_holds_every_claim_once():
-    assert len(claims._REGISTER) == len(CLAIMS)
+    assert claims.read_register() == CLAIMS
     assert set(CLAIMS) == {f"{prefix}-{k}" for prefix, n in COUNTS.items() for k in range(1, n + 1)}
     for known in CLAIMS.values():
         assert all((known.part, known.paper, known.where, known.metric, known.rival)), known.id
         assert known.statement.endswith("."), known.id
         assert re.match(r"arXiv \d{4}\.\d{5}, \w", known.paper), known.id
+
+
+SMALL = """
+sources:
+  IMA: {part: I Alignment, paper: "arXiv 2405.16700, a paper"}
+claims:
+  IMA-1: {where: Fig. 2, statement: It is so., metric: this minus that, rival: that}
+  IMA-2: {where: Fig. 3, statement: It is about half., metric: share, rival: none, direction: equal, "null": 0.5, margin: 0.1}
+"""
+
+
+def test_a_register_is_read_with_what_is_left_out(tmp_path):
+    file = tmp_path / "register.yaml"
+    file.write_text(SMALL)
+    first, second = read_register(file).values()
+    assert first == claims.Claim(
+        id="IMA-1", part="I Alignment", paper="arXiv 2405.16700, a paper", where="Fig. 2", statement="It is so.",
+        metric="this minus that", direction="greater", null=0.0, rival="that", margin=0.0,
+    )  # fmt: skip
+    assert (second.direction, second.null, second.margin, second.part) == ("equal", 0.5, 0.1, "I Alignment")
+
+
+def test_examples_of_the_docstrings_run():
+    ran = doctest.testmod(claims)
+    assert ran.attempted >= 2 and ran.failed == 0
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "named"),
+    [
+        ("rival: that", "rivals: that", "IMA-1.*rival"), (", rival: that", "", "IMA-1.*rival"), ("rival: that", "rival:", "IMA-1.*rival"),
+        ("rival: that", 'rival: ""', "IMA-1.*rival"), ("where: Fig. 2", "where: 2", "IMA-1.*where"),
+        ("rival: that", "rival: that, rival: other", "rival twice"), ("IMA-2:", "IMA-1:", "IMA-1 twice from line 5"),
+        ("rival: that", "rival: that, part: II", "IMA-1.*part"), ("IMA-2", "COX-2", "COX-2.*COX"), ("IMA-2", "7", "7: "),
+        ("margin: 0.1", "margins: 0.1", "IMA-2.*margins"),
+        ('"null": 0.5', "null: 0.5", "IMA-2"), ('"null": 0.5', '"null": half', "IMA-2.*null"),
+        ('"null": 0.5', '"null": true', "IMA-2.*null"),
+        ('"null": 0.5', '"null": .nan', "IMA-2.*nan"), ("margin: 0.1", "margin: 0", "IMA-2.*margin"), ("equal", "more", "IMA-2.*more"),
+        ("part: I Alignment, ", "", "IMA-1.*part"), ("part:", "parts:", "IMA-1.*part"), ("sources:", "papers:", "papers, claims"),
+        ("claims:", "claims: {}\nmore:", "sources, claims, more"), ("{where: Fig. 2", "[where: Fig. 2", "YAML|Error"), (SMALL, "", "Error"),
+        (SMALL, "- 1", "Error"),
+    ],
+)  # fmt: skip
+def test_a_register_with_a_wrong_field_is_refused(tmp_path, old, new, named):
+    file = tmp_path / "register.yaml"
+    file.write_text(SMALL.replace(old, new, 1))
+    with pytest.raises(RecordError, match=f"(?s)register.yaml.*{named}"):
+        read_register(file)
+
+
+def test_a_register_that_is_not_there_is_refused(tmp_path):
+    with pytest.raises(RecordError, match="nowhere.yaml.*FileNotFoundError"):
+        read_register(tmp_path / "nowhere.yaml")
 
 
 def test_every_claim_can_be_confirmed_and_refuted():

@@ -30,6 +30,7 @@ def test_normalising_twice_changes_nothing(text):
         ("Red.", "red", True), ("3", "three", True), ("the snow", "snow", True), ("dark red", "red", False), ("", "red", False),
         ("Yes, there is no doubt.", "yes", True), ("No", "yes", False), ("Maybe yes", "yes", False),
         ("nowhere", "no", False), ("yes", "red", False),
+        ("3.5", "3 5", False), ("It's 3.5.", "3.5", False), ("3.5.", "3.5", True), ("1,000", "1000", True), ("none", "0", True),
     ],
 )  # fmt: skip
 def test_exact_match(prediction, answer, same):

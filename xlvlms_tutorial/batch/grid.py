@@ -17,13 +17,13 @@ from xlvlms_tutorial.data import DATASETS
 from xlvlms_tutorial.data.hub import HUB
 from xlvlms_tutorial.errors import SelectionError
 from xlvlms_tutorial.io import digest
+from xlvlms_tutorial.text import STYLES
 
 AXES = {"models": ("model", "pocket-llava"), "datasets": ("dataset", "scenes"), "seeds": ("seed", 0)}  # key: parameter, default
 NEEDS = {"threads": 1, "gpus": 0, "mem_mb": 4000, "minutes": 60, "retries": 1}  # of one run
 _COMMON = (*AXES, "parameters", *NEEDS)
 _LEAST = {"threads": 1, "gpus": 0, "mem_mb": 1, "minutes": 1, "retries": 0}
 _DIGITS = 12  # of the digest in a name: among a million runs two of one name come once in five hundred grids
-STYLES = ("-place", "-colour", "-mood")
 
 
 @dataclass(frozen=True)
@@ -162,7 +162,7 @@ def _need(where: str, name: str, value: object) -> int:
 
 def _known(where: str, model: object, dataset: object, embedded: Collection[str]) -> None:
     """Refuse names that are neither embedded nor a folder, nor (a model) look like an id of the hub."""
-    base = next((str(dataset).removesuffix(style) for style in STYLES if str(dataset).endswith(style)), str(dataset))
+    base = next((str(dataset).removesuffix(f"-{style}") for style in STYLES if str(dataset).endswith(f"-{style}")), str(dataset))
     known = (*DATASETS, *HUB)
     if str(dataset) not in known and base not in HUB and not os.path.isdir(base) and not os.path.isdir(str(dataset)):
         allowed = f"there are: {', '.join(known)}, and folders"

@@ -1,6 +1,6 @@
 """Published claims: their register, what chapters measure of them, the verdicts, and the ledger that shows them."""
 
-from xlvlms_tutorial.claims.claims import CLAIMS, VERDICTS, Claim, claim, gather, merge, record, sentence, verdict
+from xlvlms_tutorial.claims.claims import CLAIMS, VERDICTS, Claim, claim, gather, merge, read_register, record, sentence, verdict
 from xlvlms_tutorial.claims.ledger import counts, distances, ledger, overview
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "ledger",
     "merge",
     "overview",
+    "read_register",
     "record",
     "sentence",
     "verdict",

@@ -3,13 +3,15 @@
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import yaml
 
 from xlvlms_tutorial.claims import spread
 from xlvlms_tutorial.errors import ClaimError, EstimateError, RecordError
@@ -27,14 +29,14 @@ _KINDS = {
     "n": int, "seeds": list, "versions": dict,
 }  # fmt: skip
 
-_SOURCES = {  # prefix of the id: part of the book, paper
-    "IMA": ("I Alignment", "arXiv 2405.16700, Implicit Multimodal Alignment: On the Generalization of Frozen LLMs to Multimodal Inputs"),
-    "COX": ("II Concepts", "arXiv 2406.08074, A Concept-Based Explainability Framework for Large Multimodal Models"),
-    "SHIFT": ("III Shift and steering", "arXiv 2501.03012, Analyzing Finetuning Representation Shift for Multimodal LLMs Steering"),
-    "STEER": ("III Shift and steering", "arXiv 2501.03012, Analyzing Finetuning Representation Shift for Multimodal LLMs Steering"),
-    "SKIP": ("IV Skipping and pruning", "arXiv 2410.09454, Skipping Computations in Multimodal LLMs"),
-    "VLM": ("Start", "arXiv 2305.10355, Evaluating Object Hallucination in Large Vision-Language Models"),
-}
+REGISTER = Path(__file__).with_name("register.yaml")
+
+
+def _of(kind: type | tuple[type, ...], value: object) -> bool:
+    """Whether a value is of a kind; a list stands for one of whole numbers, and a truth value is no number."""
+    if kind is list:
+        return isinstance(value, (list, tuple)) and all(_of(int, one) for one in value)
+    return isinstance(value, kind) and not isinstance(value, bool)
 
 
 @dataclass(frozen=True)
@@ -52,12 +54,15 @@ class Claim:
     where: str
     statement: str
     metric: str
-    direction: str
-    null: float
-    rival: str
+    direction: str = "greater"
+    null: float = 0.0
+    rival: str = field(kw_only=True)
     margin: float = 0.0
 
     def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            if not _of((int, float) if name in ("null", "margin") else str, value) or value == "":
+                raise EstimateError(f"{name} of claim {self.id}", repr(value), "text, or for null and margin a number")
         if self.direction not in DIRECTIONS:
             raise EstimateError(f"direction of {self.id}", self.direction, ", ".join(DIRECTIONS))
         finite = math.isfinite(self.null) and math.isfinite(self.margin)
@@ -73,93 +78,52 @@ class Claim:
         return f"> {self.null - self.margin:g}" if self.direction == "greater" else f"< {self.null + self.margin:g}"
 
 
-def _claim(
-    name: str, where: str, statement: str, metric: str, rival: str, direction: str = "greater", null: float = 0.0, margin: float = 0.0
-) -> Claim:
-    part, paper = _SOURCES[name.partition("-")[0]]
-    return Claim(name, part, paper, where, statement, metric, direction, null, rival, margin)
+class _OneOfAKey(yaml.SafeLoader):  # of a key that stands twice YAML takes the last
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        if doubled := [key for key, count in Counter(key.value for key, _ in node.value).items() if count > 1]:
+            raise ValueError(f"{', '.join(doubled)} twice from line {node.start_mark.line + 1} on")
+        return super().construct_mapping(node, deep)
 
 
-_REGISTER = (
-    _claim("VLM-1", "popular against random negatives", "Models say yes to popular absent objects more often than to random absent ones.",
-           "yes-rate to popular negatives minus yes-rate to random negatives", "random negatives"),
-    _claim("IMA-1", "Fig. 2", "Tokens of each modality live in their own narrow cone.",
-           "intra-modality minus inter-modality cosine", "shuffled modality labels"),
-    _claim("IMA-2", "Fig. 2", "Perceptual tokens are easy to tell from textual ones at every layer.",
-           "lowest balanced accuracy of a linear probe over the layers", "chance", null=0.5),
-    _claim("IMA-3", "Fig. 3", "Tokens change slowly from block to block.",
-           "cosine of a token with itself one layer on, minus that with other tokens", "other tokens' consecutive cosine"),
-    _claim("IMA-4", "vocabulary distributions, Fig. 13", "Perceptual tokens are not translated into text tokens.",
-           "KL of vocabulary distributions, perceptual against text, minus text against other text", "text against other text"),
-    _claim("IMA-5", "Fig. 7", "Perceptual and textual tokens draw closer with depth.",
-           "slope of perceptual-textual similarity over layers", "no slope"),
-    _claim("IMA-6", "Fig. 7", "Perceptual and textual tokens draw closer while the connector is trained.",
-           "perceptual-textual similarity after training minus before", "untrained connector"),
-    _claim("IMA-7", "abstract; Fig. 22", "Perceptual and textual tokens activate similar weights.",
-           "IoU of the two Wanda masks minus k/(2-k), the IoU of independent masks that keep a share k",
-           "independent masks; magnitude mask removed"),
-    _claim("IMA-8", "abstract; Fig. 9", "The alignment score predicts task performance.",
-           "correlation of alignment with task score over checkpoints and encoders", "permutation"),
-    _claim("IMA-9", "abstract", "The alignment score predicts hallucination, negatively.",
-           "correlation of alignment with hallucination rate over checkpoints and encoders", "permutation", "less"),
-    _claim("IMA-10", "Table 1; Fig. 34", "Better-aligned encoders have higher scores.",
-           "rank correlation of encoders by alignment and by task score", "random order"),
-    _claim("IMA-11", "Fig. 12", "One subnetwork serves all tasks (alpha-SubNet).",
-           "task score at matched sparsity minus that of the better of magnitude and random masks", "magnitude and random masks"),
-    _claim("IMA-12", "Fig. 11", "FFNs can be skipped for image tokens.",
-           "task score with FFNs skipped for image tokens minus that with as many text tokens skipped", "as many text tokens"),
-    _claim("COX-1", "grounding figure", "Semi-NMF concepts are grounded in images.",
-           "CLIPScore of most activating samples against concept words minus against random words", "random words"),
-    _claim("COX-2", "grounding figure", "Semi-NMF concepts are grounded in text.",
-           "BERTScore of concept words against captions minus that of random words", "random words; noise images"),
-    _claim("COX-3", "overlap table", "Semi-NMF concepts overlap less than k-means and simple ones.",
-           "overlap of Semi-NMF word sets minus the smaller of those of k-means and simple", "k-means, simple", "less"),
-    _claim("COX-4", "test top-1 table", "The top concept describes an unseen image.",
-           "top-1 score on test images minus that of random words", "random words; ground-truth captions as ceiling"),
-    _claim("COX-5", "layer figure", "Multimodal grounding appears in deep layers.",
-           "grounding score of the deep layers minus that of the early ones", "shuffled layers"),
-    _claim("COX-6", "this book", "Concepts track known factors of the world.",
-           "mutual information of concept and factor minus that of permuted factors", "permutation of factors"),
-    _claim("COX-7", "this book", "Taking a concept out of the states takes what it stands for out of the caption.",
-           "share of captions that lose the value of a concept that is removed minus that when another concept is removed",
-           "another concept removed"),
-    _claim("SHIFT-1", "abstract", "Fine-tuning refines some concepts and replaces others.",
-           "T-Overlap with the matched fine-tuned concept minus that of the same model with another seed",
-           "same model, other seed", "less"),
-    _claim("SHIFT-2", "abstract", "Shift vectors recover fine-tuned concepts.",
-           "T-Overlap of shifted concepts with fine-tuned ones minus that of the best rival",
-           "original concepts; other k-means seed; one global shift; shuffled groups; random shift of equal norm"),
-    _claim("SHIFT-3", "correlation of recovery and consistency", "Recovery grows with the consistency of the shift.",
-           "Pearson r of recovery and shift consistency over concepts", "permutation"),
-    _claim("SHIFT-4", "correlation of recovery and magnitude", "Recovery grows with the magnitude of the shift.",
-           "Pearson r of recovery and shift magnitude over concepts", "permutation"),
-    _claim("STEER-1", "table of specific answers", "A mean-difference vector changes an answer to another.",
-           "targeted change rate minus that of the best rival", "random vector of equal norm; logit bias; prompt"),
-    _claim("STEER-2", "table of specific answers", "Steering an answer changes little elsewhere.",
-           "accuracy on other question types, steered minus not steered", "same rivals at equal targeted change", "equal", margin=0.05),
-    _claim("STEER-3", "Table 1", "The type of answers can be steered.",
-           "share of answers of the target type minus that under the best rival", "random vector of equal norm; logit bias; prompt"),
-    _claim("STEER-4", "Table 3", "The style of captions can be steered without training.",
-           "rate of style words, steered minus not steered", "prompt; fine-tuned adapter as ceiling"),
-    _claim("STEER-5", "gender debiasing table", "Concept-level vectors beat coarse ones for neutral wording.",
-           "share converted by concept-level vectors minus that by the coarse one, at equal side effect", "coarse vector"),
-    _claim("STEER-6", "sweep over layers", "Deeper layers steer answers better.", "slope of targeted change over layers", "flat"),
-    _claim("STEER-7", "sweep over samples", "About 50 samples are enough.",
-           "effect of a vector from 50 samples as a share of that from 500", "500 samples", null=1.0, margin=0.1),
-    _claim("SKIP-1", "abstract", "Much computation can be left out at inference.",
-           "task score minus that of the rival at equal time saved", "equally fast smaller interval at random layers"),
-    _claim("SKIP-2", "abstract", "Question answering tolerates more skipping than captioning.",
-           "retained share of the question answering score minus that of the caption score, at equal saving", "equality"),
-    _claim("SKIP-3", "abstract", "Training with half of the blocks skipped keeps about 97 %.",
-           "retained share of the dense score", "skipping without training", null=0.97, margin=0.02),
-    _claim("SKIP-4", "abstract", "Training on a model with 70 % of its weights removed keeps about 97 %.",
-           "retained share of the dense score", "pruning without training", null=0.97, margin=0.02),
-    _claim("SKIP-5", "abstract", "A smaller language model, trained well, compares with a larger one.",
-           "score of the smaller model as a share of that of the larger", "same model skipped to the same cost", null=1.0, margin=0.05),
-    _claim("SKIP-6", "abstract", "Attention and FFN in parallel keep performance.",
-           "retained share of the sequential score", "sequential skip of FFN", null=1.0, margin=0.05),
-)  # fmt: skip
-CLAIMS = {claim.id: claim for claim in _REGISTER}
+def read_register(file: str | Path = REGISTER) -> dict[str, Claim]:
+    """Read a register of claims, and check every field of it.
+
+    Parameters
+    ----------
+    file : path, default the register of this book
+        A YAML file with two keys. "sources" maps the beginning of an id ("IMA") to a part of the book and a paper; "claims" maps
+        ids to the other fields of :class:`Claim`.
+
+    Returns
+    -------
+    dict of str to Claim
+        The claims by their ids, in the order of the file.
+
+    Raises
+    ------
+    RecordError
+        If the file is no such register: a field is missing, unknown or of another kind, a key stands there twice, or a claim cannot
+        be judged.
+
+    Examples
+    --------
+    >>> register = read_register()
+    >>> register["SKIP-3"].statement, register["SKIP-3"].test
+    ('Training with half of the blocks skipped keeps about 97 %.', '> 0.95')
+    """
+    register, name = {}, "sources and claims"
+    try:
+        content = yaml.load(Path(file).read_text(encoding="utf-8"), _OneOfAKey)
+        if content.keys() != {"sources", "claims"}:
+            raise ValueError(f"the keys are {', '.join(content)}")
+        for name, entry in content["claims"].items():
+            register[name] = Claim(id=name, **content["sources"][name.partition("-")[0]], **entry)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as cause:
+        raise RecordError(f"{file}, {name}", f"not a register of claims ({type(cause).__name__}: {cause})") from cause
+    return register
+
+
+CLAIMS = read_register()
 
 
 def claim(claim_id: str) -> Claim:
@@ -266,11 +230,11 @@ def merge(
     OutputError
         If ``path`` cannot be written.
     """
-    unmeasured = dict.fromkeys(MEASURED) | {"verdict": verdict(_REGISTER[0], None), BETWEEN: False}
+    unmeasured = dict.fromkeys(MEASURED) | {"verdict": "not measured", BETWEEN: False}
     found: dict[str, list[dict[str, object]]] = {name: [] for name in CLAIMS}
     for row in (*_rows(folder), *(judged(record, "a record") for record in more)):
         found[row["id"]] += [] if row in found[row["id"]] else [row]
-    entries = [{**asdict(known), **row} for known in _REGISTER for row in found[known.id] or [unmeasured]]
+    entries = [{**asdict(known), **row} for known in CLAIMS.values() for row in found[known.id] or [unmeasured]]
     if path is not None:
         write_json(path, entries)
     return entries
@@ -297,13 +261,6 @@ def read_record(file: Path) -> object:
     """
     with reading(file, "not a record of a measurement"):
         return read_json(file)
-
-
-def _of(kind: type | tuple[type, ...], value: object) -> bool:
-    """Whether a value is of a kind; a list stands for one of whole numbers, and a truth value is no number."""
-    if kind is list:
-        return isinstance(value, (list, tuple)) and all(_of(int, one) for one in value)
-    return isinstance(value, kind) and not isinstance(value, bool)
 
 
 def judged(record: Any, where: object) -> dict[str, object]:

@@ -7,9 +7,10 @@ from pathlib import Path
 from xlvlms_tutorial.data.export import write_coco
 from xlvlms_tutorial.errors import DatasetError, SelectionError
 from xlvlms_tutorial.samples import PROMPTS, Question, Sample, both_mention, media, mentioning
+from xlvlms_tutorial.text import STYLES
 
 # Embedded: they need neither network nor files
-DATASETS = ("scenes", "composition", "clips", "sounds", "scenes-place", "scenes-colour", "scenes-mood")
+DATASETS = ("scenes", "composition", "clips", "sounds", *(f"scenes-{style}" for style in STYLES))
 
 __all__ = ["DATASETS", "PROMPTS", "Question", "Sample", "both_mention", "load_samples", "media", "mentioning", "write_coco"]
 
@@ -46,6 +47,6 @@ def load_samples(dataset: str | Path = "scenes", n: int = 100, split: str = "tes
     for known, draw in ((os.path.isdir, folder.folder_samples), (hub.HUB.__contains__, hub.hub_samples)):
         if known(name):
             return draw(name, n, split, seed)
-        if style in folder.STYLES and known(base):
+        if style in STYLES and known(base):
             return folder.in_style(draw(base, n, split, seed), style, base)
     raise DatasetError(name, (*DATASETS, *hub.HUB, "or a folder"))

@@ -13,7 +13,7 @@ from PIL import Image
 from scipy.sparse import csr_matrix
 
 from xlvlms_tutorial.samples import Question, Sample, as_image
-from xlvlms_tutorial.text import STYLE_WORDS, forms, words
+from xlvlms_tutorial.text import NUMBER_WORDS, STYLE_WORDS, forms, whole_words, words
 
 FACTORS = ("subject", "action", "item", "colour", "count", "side", "place", "time")
 STRATA = ("random", "popular", "adversarial")
@@ -32,7 +32,6 @@ _SYNONYMS = {
     "airplane": "plane", "couch": "sofa", "tv": "television", "cell phone": "phone", "refrigerator": "fridge", "donut": "doughnut",
 }  # fmt: skip
 _PLURALS = {"knife": "knives", "sheep": "sheep", "skis": "skis", "scissors": "scissors"}
-_NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 _ACTIONS = """standing walking jumping falling climbing sitting riding eating playing running holding lying laying sleeping skiing surfing
 skateboarding snowboarding swimming flying driving grazing looking reading cooking cutting drinking talking posing hitting swinging throwing
 catching carrying wearing working resting hanging leaning parking parked"""
@@ -127,9 +126,9 @@ def plural(noun: str) -> str:
 @lru_cache
 def _finder(names: tuple[str, ...]) -> Callable[[str], list[str]]:
     known = {form: name for name in names for other in _SYNONYMS.get(name, "").split() for form in (other, plural(other))}
-    known |= {form.lower(): name for name in names for form in (name, plural(name))}
-    pattern = re.compile(rf"(?<!\w)(?:{'|'.join(map(re.escape, sorted(known, key=len, reverse=True)))})(?!\w)")
-    return lambda text: list(dict.fromkeys(known[found] for found in pattern.findall(text.lower())))
+    known |= {" ".join(form.lower().split()): name for name in names for form in (name, plural(name))}
+    pattern = whole_words(known, any_case=False)
+    return lambda text: list(dict.fromkeys(known[" ".join(found.split())] for found in pattern.findall(text.lower())))
 
 
 def _objects(record: Record, find: Callable[[str], list[str]]) -> list[str]:
@@ -218,7 +217,7 @@ def _facts(record: Record, truth: dict[str, object]) -> list[Question]:
         return []
     count, who = _count(record, noun), truth["subject"]
     be, things = ("is", noun) if count in (1, None) and plural(noun) != noun else ("are", plural(noun))
-    number = None if count is None else _NUMBERS[count] if count < len(_NUMBERS) else str(count)
+    number = None if count is None else NUMBER_WORDS[count] if count < len(NUMBER_WORDS) else str(count)
     texts = {
         "colour": (f"What colour {be} the {things}?", truth["colour"], noun), "place": (f"Where is the {who}?", truth["place"], who),
         "action": (f"What is the {who} doing?", truth["action"], who),

@@ -20,9 +20,8 @@ from xlvlms_tutorial.data.gathered import Gathered, Part, missing
 from xlvlms_tutorial.data.tree import DATA, SPLITS, Tree, folder_split, hidden, listing, named_split
 from xlvlms_tutorial.errors import AnnotationError, DatasetError, SelectionError
 from xlvlms_tutorial.samples import Sample
-from xlvlms_tutorial.text import STYLE_WORDS, style_rate
+from xlvlms_tutorial.text import style_rate
 
-STYLES = tuple(STYLE_WORDS)
 _SEEDS = {"train": 0, "validation": 2, "test": 4}  # each split is drawn in an order of its own
 
 

@@ -15,7 +15,7 @@ from PIL import Image
 from xlvlms_tutorial.data.annotations import Record, answer_text, objects_in, question_type, samples_of
 from xlvlms_tutorial.errors import HubError, LoadError, SelectionError, XlvlmsError
 from xlvlms_tutorial.samples import Question, Sample
-from xlvlms_tutorial.text import style_share
+from xlvlms_tutorial.text import STYLES, style_share
 
 BUFFER = 1000  # rows from which shuffling draws the next
 RATE = 16_000  # samples a second of sounds
@@ -244,5 +244,5 @@ HUB: dict[str, HubSet] = {
     f"visual-genome-{style}": HubSet(
         "ranjaykrishna/visual_genome", dict.fromkeys(("train", "validation", "test"), ((_VG, "train"),)), _read_regions, style=style
     )
-    for style in ("place", "colour", "mood")
+    for style in STYLES
 }  # fmt: skip

@@ -1,6 +1,5 @@
 """Answers to questions: what counts as the same answer, and how often a model gives it."""
 
-import re
 from collections.abc import Collection, Sequence
 
 import pandas as pd
@@ -9,17 +8,9 @@ from numpy.typing import ArrayLike
 from xlvlms_tutorial.errors import EstimateError, LengthError
 from xlvlms_tutorial.metrics.intervals import share
 from xlvlms_tutorial.samples import Question
+from xlvlms_tutorial.text import normalise
 
-_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
-_NUMBERS = {word: str(number) for number, word in enumerate(_WORDS)}
-_ARTICLES = {"a", "an", "the"}
 COLUMNS = ("type", "stratum", "answer", "prediction", "correct", "target", "question")
-
-
-def normalise(answer: str) -> str:
-    """An answer in lower case without punctuation, articles and outer space, numbers as digits ("The two." is "2")."""
-    words = re.sub(r"[^\w\s]", " ", answer.lower().replace("'", "")).split()
-    return " ".join(_NUMBERS.get(word, word) for word in words if word not in _ARTICLES)
 
 
 def yes_or_no(prediction: str) -> str | None:

@@ -7,7 +7,7 @@ from functools import lru_cache
 import pandas as pd
 
 from xlvlms_tutorial.errors import LengthError, WordListError
-from xlvlms_tutorial.text import composed, forms, unspaced
+from xlvlms_tutorial.text import composed, forms, unspaced, whole_words
 
 CAPTION_FACTORS = ("subject", "action", "item", "colour", "place")
 SOUND_FACTORS = ("sound", "loudness", "background")
@@ -74,13 +74,4 @@ def separate(caption: str, words: Iterable[str]) -> None:
 
 @lru_cache(maxsize=4096)
 def _pattern(word: str, before: str | None = None) -> re.Pattern[str]:
-    if before is None:
-        told = [spaced(form) for form in forms(word)]
-    else:
-        told = [f"{spaced(composed(word))}\\s+{spaced(form)}" for form in forms(before)]
-    return re.compile(rf"(?<!\w)(?:{'|'.join(told)})(?!\w)", re.IGNORECASE)
-
-
-def spaced(form: str) -> str:
-    """A regular expression of a form, any white space between its words."""
-    return r"\s+".join(map(re.escape, form.split()))
+    return whole_words(forms(word) if before is None else [f"{composed(word)} {form}" for form in forms(before)])

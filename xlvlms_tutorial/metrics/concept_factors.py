@@ -23,6 +23,7 @@ from xlvlms_tutorial.errors import ActivationsError, EstimateError, LengthError,
 from xlvlms_tutorial.metrics.intervals import Estimate, interval, resampled_shares
 from xlvlms_tutorial.metrics.plain import plain
 from xlvlms_tutorial.samples import Sample
+from xlvlms_tutorial.text import whole_words
 
 N_BINS = 3  # for the codes that are not zero
 _BLOCK = 2**22  # numbers of one array at a time, to bound memory
@@ -140,8 +141,8 @@ def spoken(samples: Iterable[Sample], wanted: Sequence[str], least: int = 8) -> 
     shown = Counter(value for sample in known for value in map(sample.truth.get, ("subject", "item")) if isinstance(value, str))
     told, found = [sample.captions[0] for sample in known], []
     for word in dict.fromkeys([*wanted, *(name for name, _ in shown.most_common())]):
-        pattern = re.compile(rf"(?<!\w){re.escape(word)}(?!\w)", re.IGNORECASE)
-        found += [word] if len(found) < len(wanted) and sum(map(bool, map(pattern.search, told))) >= least else []
+        often = sum(map(bool, map(whole_words([word]).search, told))) >= least
+        found += [word] if often and len(found) < len(wanted) else []
     if not found:
         heard = Counter(word for text in told for word in {*re.findall(r"\w+", text.lower())})
         most = ", ".join(f"{word!r} ({count})" for word, count in heard.most_common(10)) or "nothing"

@@ -10,9 +10,9 @@ from numpy.typing import ArrayLike
 
 from xlvlms_tutorial.errors import EstimateError, LengthError, WordListError
 from xlvlms_tutorial.metrics.answers import group_labels, normalise, with_columns, yes_or_no
-from xlvlms_tutorial.metrics.captions import separate, spaced
+from xlvlms_tutorial.metrics.captions import separate
 from xlvlms_tutorial.metrics.intervals import proportion, share
-from xlvlms_tutorial.text import composed, forms
+from xlvlms_tutorial.text import composed, forms, whole_words
 
 # Right before another object's name these say of what kind it is, and name no person: a passenger jet, a baby elephant.
 QUALIFIERS = frozenset({"adult", "baby", "passenger"})
@@ -114,9 +114,8 @@ def _reader(words: Mapping[str, Sequence[str]]) -> Callable[[str], set[str]]:
     for double, part in _DOUBLE.items():
         for form in set(forms(double)) - set(known):
             known[form] = known.get(part, set())
-    longest = "|".join(map(spaced, sorted(known, key=len, reverse=True)))
-    names = re.compile(rf"(?<!\w)(?:{longest})(?!\w)")
-    kinds = re.compile(rf"(?<!\w)(?:{'|'.join(sorted(QUALIFIERS))})\s+(?=(?:{longest})(?!\w))")
+    names = whole_words(known, any_case=False)
+    kinds = re.compile(rf"{whole_words(QUALIFIERS).pattern}\s+(?={names.pattern})")
 
     def named(caption: str) -> set[str]:
         caption = composed(caption)

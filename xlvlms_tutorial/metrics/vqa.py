@@ -6,7 +6,6 @@ official script departs from these rules; what it gives is ``vqa_accuracy(..., o
 
 import re
 from collections.abc import Collection, Mapping, Sequence
-from itertools import combinations
 from math import isfinite
 from numbers import Real
 
@@ -21,48 +20,13 @@ from xlvlms_tutorial.errors import ActivationsError, ComparisonError, EstimateEr
 from xlvlms_tutorial.metrics.answers import group_labels, with_columns
 from xlvlms_tutorial.metrics.intervals import Estimate, difference, proportion
 from xlvlms_tutorial.metrics.vqa_official import as_compared
+from xlvlms_tutorial.text import vqa_normalise
 
 TYPES = ("yes/no", "number", "other")
 
-_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
-_NUMBERS = {"none": "0"} | {word: str(number) for number, word in enumerate(_WORDS)}
-_ARTICLES = {"a", "an", "the"}
-# Left out are those that are other words without their apostrophe: well, were, ill, id, its, hell, shell, wed, shed, lets.
-_CONTRACTED = """
-    ain't aren't can't couldn't didn't doesn't don't hadn't hasn't haven't isn't mightn't mustn't needn't oughtn't shan't shouldn't
-    wasn't weren't won't wouldn't could've might've must've should've would've couldn't've hadn't've mightn't've shouldn't've wouldn't've
-    i'm i've he's she's it'd it'll that's that'd that'll there's there'd there're they'd they'll they're they've we've what's what'll
-    what're what've when's where's where'd where've who's who'd who'll who've why's how's how'd you'd you'll you're you've somebody's
-    someone's something's everyone's y'all ma'am o'clock
-"""
-_CONTRACTIONS = {
-    "".join(part if number in kept else part.replace("'", "") for number, part in enumerate(parts)): "".join(parts)
-    for parts in (re.split(r"(')", word) for word in _CONTRACTED.split())
-    for size in range(len(parts) // 2)  # one apostrophe missing or more
-    for kept in combinations(range(1, len(parts), 2), size)
-}
-_PUNCTUATION = re.compile(r'[;/\[\]"{}()=+\\_\-><@`,?!]')  # apostrophes and colons stay: a boy's, 10:30
-_THOUSANDS = re.compile(r"(?<=\d),(?=\d)")
-_PERIOD = re.compile(r"\.(?!\d)")
 _NUMBER = re.compile(r"\d+(\.\d+)?|\.\d+")
 _YES_NO = re.compile(r"\s*(yes|no)\s*(?:[,.;:!\n]|$)")
 _BLOCK = 2**24  # logits turned to float64 at once
-
-
-def vqa_normalise(answer: str) -> str:
-    """An answer as the VQA challenge compares it ("The  two dogs." is "2 dogs").
-
-    Lower case; commas between digits are dropped and other punctuation becomes a space, periods are dropped unless a digit follows;
-    number words up to ten become digits, articles go, contractions get their apostrophes back. Normalising twice changes nothing.
-
-    The official script differs: it drops punctuation without a space in every answer that has a comma between digits, and a mark that
-    stands next to a space anywhere in the answer ("1,000 t-shirts" is "1000 tshirts" there, "1000 t shirts" here); it knows rarer
-    contractions ("hed", "twas", "y'all'll") and lacks a few that are here ("im", "ive", "shes").
-    """
-    text = _THOUSANDS.sub("", answer.lower().replace("\u2019", "'"))
-    words = _PERIOD.sub("", _PUNCTUATION.sub(" ", text)).split()
-    words = [_NUMBERS.get(word, word) for word in words if word not in _ARTICLES]
-    return " ".join(_CONTRACTIONS.get(word, word) for word in words)
 
 
 def vqa_accuracy(
@@ -71,8 +35,9 @@ def vqa_accuracy(
     """VQA accuracy of each prediction, 0 to 1, against the answers that people gave: right where three of the others said the same.
 
     With m references of which k match, each is left out once: ( k min(1, (k-1)/3) + (m-k) min(1, k/3) ) / m, which is the mean over the
-    subsets of m - 1 people. A single reference is matched exactly. Both sides are normalised (:func:`vqa_normalise`). With two or three
-    references no answer can reach 1; the challenge has ten. A number counts as its digits.
+    subsets of m - 1 people. A single reference is matched exactly. Both sides are normalised
+    (:func:`~xlvlms_tutorial.text.vqa_normalise`). With two or three references no answer can reach 1; the challenge has
+    ten. A number counts as its digits.
 
     ``official`` gives what the challenge's evaluation script gives, with its own normalisation, for numbers that stand beside published
     ones. Where all people gave the same answer it normalises nothing, so that "Yes" against ten "yes" is 0; that alone lowers scores of

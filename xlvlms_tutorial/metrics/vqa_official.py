@@ -5,6 +5,8 @@ Read and run at GT-Vision-Lab/VQA a013f00. What it counts is in :func:`metrics.v
 
 import re
 
+from xlvlms_tutorial.text import ARTICLES, NUMBERS
+
 # A bar is where the apostrophe is missing in the spelling that is mended, a word without a bar lacks all of its own.
 _CONTRACTED = """
     ain't aren't can't could've couldn't couldn't|ve couldn|t've didn't doesn't don't hadn't hadn|t've hadn't|ve hasn't haven't he'd
@@ -19,9 +21,6 @@ _CONTRACTED = """
 _MENDED = {word.replace("|", "") if "|" in word else word.replace("'", ""): word.replace("|", "'") for word in _CONTRACTED.split()} | {
     "somebody'd": "somebodyd"
 }
-_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
-_NUMBERS = {"none": "0"} | {word: str(number) for number, word in enumerate(_WORDS)}
-_ARTICLES = {"a", "an", "the"}
 _MARKS = ';/[]"{}()=+\\_-><@`,?!'
 _COMMA = re.compile(r"\d,\d")
 _PERIOD = re.compile(r"\.(?!\d)")
@@ -39,5 +38,5 @@ def _normalised(answer: str) -> str:
     joined = _COMMA.search(answer) is not None
     marks = {mark: "" if joined or f"{mark} " in answer or f" {mark}" in answer else " " for mark in _MARKS}
     words = _PERIOD.sub("", answer.translate(str.maketrans(marks)), count=_MOST_PERIODS).lower().split()
-    words = [_NUMBERS.get(word, word) for word in words]
-    return " ".join(_MENDED.get(word, word) for word in words if word not in _ARTICLES)
+    words = [NUMBERS.get(word, word) for word in words]
+    return " ".join(_MENDED.get(word, word) for word in words if word not in ARTICLES)

@@ -11,8 +11,9 @@ from transformers.utils import cached_file, is_peft_available, logging
 
 from xlvlms_tutorial.errors import LoadError
 from xlvlms_tutorial.models.failures import FAILURES, unreadable
+from xlvlms_tutorial.text import STYLES
 
-SHIPPED = ("pocket-place", "pocket-colour", "pocket-mood")
+SHIPPED = tuple(f"pocket-{style}" for style in STYLES)
 BASE = "pocket-llava"
 _MAGNITUDE = "lora_magnitude_vector"
 

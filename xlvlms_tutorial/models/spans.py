@@ -1,6 +1,5 @@
 """Which positions of a sequence are the picture, the question, the answer, and which are padding."""
 
-import re
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -13,6 +12,7 @@ from torch import Tensor
 from transformers import BatchFeature, PreTrainedTokenizerBase
 
 from xlvlms_tutorial.errors import SpanError
+from xlvlms_tutorial.text import whole_words
 
 SPANS = ("template", "image", "video", "audio", "question", "answer", "padding")
 _REPLACED = "\ufffd"  # what decoding shows in the place of bytes that are no whole character
@@ -148,12 +148,8 @@ def find_words(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], words: Se
     word that begins with it, and in SentencePiece vocabularies every bare space.
     """
     text = decode(tokenizer, ids)
-    found = []
-    for word in words:
-        pattern = r"\s+".join(map(re.escape, word.split()))
-        if match := re.search(rf"(?<!\w){pattern}(?!\w)", text, re.IGNORECASE):
-            found.append((match.start(), -len(match[0]), word, match.end()))
-    if not found:
+    ordered = sorted(words, key=lambda word: (-len(" ".join(word.split())), word))  # of those that begin at one place the longest
+    match = whole_words(*([word] for word in ordered)).search(text)
+    if match is None:
         return None
-    start, _, word, end = min(found)
-    return token_slice(tokenizer, ids, start, end), word
+    return token_slice(tokenizer, ids, *match.span()), ordered[match.lastindex - 1]

@@ -5,12 +5,11 @@ import numpy as np
 from xlvlms_tutorial.errors import SceneError
 from xlvlms_tutorial.pocket.world import ANIMALS, COLOURED, COMPANY, ITEMS, PEOPLE, POPULARITY, SUBJECTS, Scene
 from xlvlms_tutorial.samples import Question
+from xlvlms_tutorial.text import NUMBER_WORDS, STYLES
 
 CAPTION_PROMPT = "Describe the picture."
 QUESTION_TYPES = ("presence", "colour", "place", "action", "side", "count")
 STRATA = ("random", "popular", "adversarial")
-STYLES = ("place", "colour", "mood")
-NUMBERS = {1: "one", 2: "two", 3: "three"}
 OBJECTS = SUBJECTS + ITEMS
 
 _PLURAL = {"cactus": "cactuses", "bush": "bushes", "box": "boxes", "torch": "torches"}
@@ -49,7 +48,7 @@ def things(scene: Scene) -> str:
     """The scene's things with number and colour: "two red keys", "a cactus"."""
     noun = scene.item if scene.count == 1 else plural(scene.item)
     phrase = f"{scene.colour} {noun}" if scene.colour else noun
-    return article(phrase) if scene.count == 1 else f"{NUMBERS[scene.count]} {phrase}"
+    return article(phrase) if scene.count == 1 else f"{NUMBER_WORDS[scene.count]} {phrase}"
 
 
 def captions(scene: Scene) -> list[str]:
@@ -127,7 +126,7 @@ def questions(scene: Scene, seed: int = 0) -> list[Question]:
         "subject": scene.subject, "things": scene.item if scene.count == 1 else plural(scene.item), "plural": plural(scene.item),
         "is_are": "is" if scene.count == 1 else "are", "has_have": "has" if scene.count == 1 else "have",
     }  # fmt: skip
-    answers = {"colour": scene.colour, "place": scene.place, "action": scene.action, "side": scene.side, "count": NUMBERS[scene.count]}
+    answers = {"colour": scene.colour, "place": scene.place, "action": scene.action, "side": scene.side, "count": NUMBER_WORDS[scene.count]}
     for kind, answer in answers.items():
         target = scene.subject if kind in ("place", "action") else scene.item
         if answer is not None:

@@ -9,10 +9,10 @@ from xlvlms_tutorial.errors import EstimateError
 from xlvlms_tutorial.metrics.intervals import proportion
 from xlvlms_tutorial.models.scorers import Scorer
 from xlvlms_tutorial.samples import Sample
+from xlvlms_tutorial.text import sentence
 
 WORDS = ("subject", "action", "item", "colour", "place", "time")  # the factors whose values are words
 AMONG = 100  # captions to choose from
-_SENTENCE = "A photo is described by the words {}."
 
 
 def preferences(scorer: Scorer, samples: Sequence[Sample], seed: int = 0) -> pd.DataFrame:
@@ -50,12 +50,8 @@ def _pairs(truths: list, rng: np.random.Generator) -> dict[str, list[tuple[int, 
         for factor, value in known.items():
             others = [other for other in values[factor] if other != value]
             other = others[rng.integers(len(others))]
-            found[f"word/{factor}"].append((row, _told([value]), _told([other])))
-            found[f"list/{factor}"].append((row, _told(known.values()), _told((known | {factor: other}).values())))
+            found[f"word/{factor}"].append((row, sentence([value]), sentence([other])))
+            found[f"list/{factor}"].append((row, sentence(known.values()), sentence((known | {factor: other}).values())))
         another = truths[(row + 1 + rng.integers(len(truths) - 1)) % len(truths)]
-        found["list/other"].append((row, _told(known.values()), _told(another[factor] for factor in WORDS if another[factor])))
+        found["list/other"].append((row, sentence(known.values()), sentence(another[factor] for factor in WORDS if another[factor])))
     return found
-
-
-def _told(words: object) -> str:
-    return _SENTENCE.format(", ".join(words))

@@ -12,8 +12,8 @@ from jaxtyping import Bool, Int
 
 from xlvlms_tutorial.pocket import language, world
 from xlvlms_tutorial.pocket.world import FACTORS, Scene
+from xlvlms_tutorial.text import sentence
 
-PREFIX = "A photo is described by the words "
 VALUES = {
     "subject": world.SUBJECTS, "action": (*world.ACTIONS, None), "item": world.ITEMS, "colour": (*world.COLOURS, None),
     "count": world.COUNTS, "side": world.SIDES, "place": world.PLACES, "time": world.TIMES,
@@ -105,11 +105,6 @@ def claim(said: Mapping[str, int]) -> tuple[int, ...]:
 def true_of(claims: Int[np.ndarray, "m factors"], bits: Int[np.ndarray, "n factors"]) -> Bool[np.ndarray, "n m"]:
     """Whether each claim is true of each scene."""
     return ((bits[:, None] & claims[None]) != 0).all(axis=2)
-
-
-def sentence(words: Sequence[str]) -> str:
-    """The sentence by which a list of words is scored against pictures: CLIPScore's prefix (Hessel et al., 2021), then the words."""
-    return f"{PREFIX}{', '.join(words)}."
 
 
 def caption(scene: Scene, rng: np.random.Generator) -> Text:

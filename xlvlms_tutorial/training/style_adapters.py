@@ -2,7 +2,6 @@
 
 import os
 import platform
-import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -22,7 +21,7 @@ from xlvlms_tutorial.models.finetune import fine_tune
 from xlvlms_tutorial.models.loading import load
 from xlvlms_tutorial.pocket.build import adapter_folder
 from xlvlms_tutorial.pocket.encoders import WEIGHTS
-from xlvlms_tutorial.text import STYLE_WORDS, style_rate, style_share
+from xlvlms_tutorial.text import STYLE_WORDS, style_rate, style_share, whole_words
 
 MEASURED = 100  # unseen scenes
 FEWEST = 8  # samples whose captions hold words of a style: with fewer there is nothing to fine-tune on
@@ -115,7 +114,7 @@ def in_style(samples: Sequence[Sample], dataset: str | Path, style: str, word: s
     if name in DATASETS:
         told = {sample.id: sample.captions for sample in load_samples(name, n=n, seed=seed)}
     else:
-        said = re.compile(rf"(?<!\w){re.escape(word)}(?!\w)")
+        said = whole_words([word], any_case=False)
         told = {sample.id: [text for text in sample.captions if said.search(text)] or sample.captions for sample in samples}
     if silent := [sample.id for sample in samples if not told.get(sample.id)]:
         raise SelectionError(f"{len(silent)} samples without a caption in the style, such as {silent[0]!r}", "leave them out, or raise n")

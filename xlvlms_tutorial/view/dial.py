@@ -8,7 +8,7 @@ from ipywidgets import Widget
 from PIL import Image
 
 from xlvlms_tutorial.errors import FramesError
-from xlvlms_tutorial.text import forms
+from xlvlms_tutorial.text import forms, whole_words
 from xlvlms_tutorial.view.cards import Html, thumbnails
 from xlvlms_tutorial.view.widgets import explorer
 
@@ -89,20 +89,15 @@ def frame_key(setting: Hashable) -> tuple[Hashable, ...]:
     return setting if isinstance(setting, tuple) else (setting,)
 
 
-def word_pattern(kinds: Mapping[str, Iterable[str]]) -> re.Pattern[str] | None:
+def word_pattern(kinds: Mapping[str, Iterable[str]]) -> re.Pattern[str]:
     """What finds every form of the words, with a group for each kind; a word of two kinds has the first."""
-    groups = []
-    for listed in kinds.values():
-        found = {form for word in listed for form in forms(" ".join(word.split()))}
-        told = sorted(found, key=lambda form: (-len(form), form))  # the longest first: "traffic lights" before "traffic light"
-        groups.append("|".join(r"\s+".join(map(re.escape, form.split())) for form in told) or "(?!)")
-    return re.compile(rf"\b(?:{'|'.join(f'({group})' for group in groups)})\b", re.IGNORECASE) if groups else None
+    return whole_words(*([form for word in listed for form in forms(" ".join(word.split()))] for listed in kinds.values()))
 
 
-def marked(text: str, pattern: re.Pattern[str] | None, tags: Sequence[str]) -> str:
+def marked(text: str, pattern: re.Pattern[str], tags: Sequence[str]) -> str:
     """The text as HTML, escaped, with its words in the tags of their kinds."""
     parts, end = [], 0
-    for found in pattern.finditer(text) if pattern else ():
+    for found in pattern.finditer(text):
         parts += [escape(text[end : found.start()]), tags[found.lastindex - 1], escape(found[0]), "</mark>"]
         end = found.end()
     return "".join([*parts, escape(text[end:])])

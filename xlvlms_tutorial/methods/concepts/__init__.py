@@ -15,8 +15,9 @@ from xlvlms_tutorial.methods.concepts.base import Dictionary, load_dictionary
 from xlvlms_tutorial.methods.concepts.baselines import PCA, KMeans, Simple
 from xlvlms_tutorial.methods.concepts.semi_nmf import SemiNMF
 from xlvlms_tutorial.methods.concepts.sparse_autoencoder import TopKSAE
-from xlvlms_tutorial.methods.concepts.words import REFERENCES, as_lists, random_words, sentence, words
+from xlvlms_tutorial.methods.concepts.words import REFERENCES, as_lists, random_words, words
 from xlvlms_tutorial.metrics.plain import plain
+from xlvlms_tutorial.text import sentence
 
 __all__ = [
     "DICTIONARIES",

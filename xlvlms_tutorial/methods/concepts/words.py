@@ -5,8 +5,6 @@ Explainability Framework for Large Multimodal Models" (arXiv 2406.08074), which 
 signed concept, as those of a PCA, give the negated direction too if its other side matters.
 """
 
-from collections.abc import Sequence
-
 import numpy as np
 import pandas as pd
 import torch
@@ -20,7 +18,6 @@ from xlvlms_tutorial.methods.logit_lens.wordlists import ENGLISH, Admissible, Wo
 from xlvlms_tutorial.metrics.answers import with_columns
 from xlvlms_tutorial.models.vlm import VLM
 
-PREFIX = "A photo is described by the words "
 REFERENCES = ("directions", "vocabulary")
 
 Directions = Float[Tensor, "k d"] | Float[np.ndarray, "k d"]
@@ -85,11 +82,6 @@ def as_lists(table: pd.DataFrame) -> dict[int, list[str]]:
     """
     ordered = with_columns(table, ("concept", "rank", "word"), "a table of words").sort_values(["concept", "rank"])
     return {int(concept): part.tolist() for concept, part in ordered.groupby("concept")["word"]}
-
-
-def sentence(words: Sequence[str]) -> str:
-    """The text by which words are compared with pictures: "A photo is described by the words woman, lady."."""
-    return f"{PREFIX}{', '.join(words)}."
 
 
 def _said(vlm: VLM, directions: Float[Tensor, "k d"], n: int, norm: bool, words: WordFilter) -> pd.DataFrame:
