@@ -1,10 +1,8 @@
 """Measure promises: paired times, goals that numbers meet or do not, a table, and a file that shows both."""
 
-import gc
 import operator
 import os
 import platform
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -15,11 +13,10 @@ import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
-from tqdm.auto import tqdm
 
 from xlvlms_tutorial.io import versions, write_json
 from xlvlms_tutorial.metrics.intervals import Estimate, bootstrap
-from xlvlms_tutorial.metrics.timing import no_collection
+from xlvlms_tutorial.metrics.timing import measure_time
 
 RESULTS = Path(__file__).parent / "results"
 QUICK_RESULTS = Path(__file__).parents[1] / "_build" / "benchmarks"
@@ -172,33 +169,10 @@ def within(context: Callable[[], AbstractContextManager], call: Callable[[], obj
     return way
 
 
-def timed(ways: dict[str, Way], repeats: int, device: torch.device = CPU, warm_up: int = 1,
-          clock: Callable[[], float] = time.perf_counter, label: str = "") -> dict[str, list[float]]:  # fmt: skip
-    """Seconds of each way in each round. In every other round the ways run in reverse, so that none is always first."""
-    names, seconds = list(ways), {name: [] for name in ways}
-    with tqdm(total=(warm_up + repeats) * len(names), desc=label, leave=False, unit="run") as bar, no_collection():
-        for number in range(-warm_up, repeats):
-            for name in names if number % 2 == 0 else names[::-1]:
-                found = _once(ways[name], device, clock)
-                if number >= 0:
-                    seconds[name].append(found)
-                bar.update()
-    return seconds
-
-
-def _once(way: Way, device: torch.device, clock: Callable[[], float]) -> float:
-    with way() as call:
-        gc.collect()
-        _wait(device)
-        start = clock()
-        call()
-        _wait(device)
-        return clock() - start
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":  # its kernels run on after the call has returned
-        torch.cuda.synchronize(device)
+def timed(ways: dict[str, Way], repeats: int, device: torch.device = CPU, **options: object) -> dict[str, list[float]]:
+    """Seconds of each way in each round, as ``measure_time`` takes them; ``options`` are more of its arguments."""
+    times = measure_time(ways, repeats, device=device, progress=True, prepared=True, **options)
+    return {name: rows["seconds"].tolist() for name, rows in times.groupby("way", sort=False)}
 
 
 def ratio(seconds: dict[str, list[float]], over: str, under: str) -> Estimate:

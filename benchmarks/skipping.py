@@ -13,7 +13,7 @@ from transformers import DynamicCache
 
 from benchmarks.command import start
 from benchmarks.harness import CPU, Goal, Report, Way, count, median, ratio, timed, within
-from benchmarks.subjects import LLAVA_VISION, Subject, decoder_inputs, llava_shape, subjects
+from benchmarks.subjects import LLAVA, Subject, decoder_inputs, llava_shape, subjects
 from xlvlms_tutorial.interventions.skipping import skip
 from xlvlms_tutorial.interventions.token_skipping import skip_mlp_tokens
 from xlvlms_tutorial.models import anatomy
@@ -29,7 +29,7 @@ NARROW_TEXT = {
     "vocab_size": 2064, "hidden_size": 1024, "intermediate_size": 2752, "num_hidden_layers": 4, "num_attention_heads": 8,
     "num_key_value_heads": 8, "max_position_embeddings": 4096, "rms_norm_eps": 1e-5,
 }  # fmt: skip
-NARROW_VISION = LLAVA_VISION | {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
+NARROW_VISION = LLAVA["vision_config"] | {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
 
 Context = Callable[[], AbstractContextManager]
 

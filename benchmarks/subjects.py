@@ -24,23 +24,12 @@ from xlvlms_tutorial.models.loading import load
 from xlvlms_tutorial.models.spans import Batch
 from xlvlms_tutorial.models.vlm import VLM
 from xlvlms_tutorial.models.watching import record_calls
+from xlvlms_tutorial.tutorials.real_models import SHAPES
 
 N_SAMPLES = 64
 N_WORDS = 32  # words around the picture in inputs made by hand, about as many as in a question with its template
 
-LLAVA_TEXT = {
-    "vocab_size": 32064, "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32,
-    "num_key_value_heads": 32, "max_position_embeddings": 4096, "rms_norm_eps": 1e-5,
-}  # fmt: skip
-LLAVA_VISION = {
-    "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16, "image_size": 336,
-    "patch_size": 14, "projection_dim": 768,
-}  # fmt: skip
-QWEN_TEXT = {
-    "vocab_size": 152064, "hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28, "num_attention_heads": 28,
-    "num_key_value_heads": 4, "max_position_embeddings": 32768, "rms_norm_eps": 1e-6,
-}  # fmt: skip
-QWEN_VISION = {"depth": 32, "embed_dim": 1280, "num_heads": 16, "mlp_ratio": 4, "patch_size": 14}
+LLAVA, QWEN = SHAPES["llava-hf/llava-1.5-7b-hf"].config, SHAPES["Qwen/Qwen2-VL-7B-Instruct"].config
 QWEN_GRID = (1, 32, 32)  # frames, rows and columns of patches: a picture of 448 x 448, which becomes 256 tokens
 
 
@@ -103,8 +92,13 @@ def pocket() -> Subject:
     return Subject("pocket-llava", load("pocket-llava", device=CPU, dtype="float32"), dict, load_samples("scenes", n=N_SAMPLES))
 
 
-def llava_shape(device: torch.device, dtype: torch.dtype = torch.bfloat16, text: Mapping = LLAVA_TEXT, vision: Mapping = LLAVA_VISION,
-                name: str = "llava-1.5-7b shape") -> Subject:  # fmt: skip
+def llava_shape(
+    device: torch.device,
+    dtype: torch.dtype = torch.bfloat16,
+    text: Mapping = LLAVA["text_config"],
+    vision: Mapping = LLAVA["vision_config"],
+    name: str = "llava-1.5-7b shape",
+) -> Subject:
     """LLaVA of the given sizes with random weights."""
     image, patches = text["vocab_size"] - 64, (vision["image_size"] // vision["patch_size"]) ** 2
     shapes = {"text_config": LlamaConfig(**text), "vision_config": CLIPVisionConfig(**vision)}
@@ -118,8 +112,14 @@ def llava_shape(device: torch.device, dtype: torch.dtype = torch.bfloat16, text:
     return Subject(name, vlm, make)
 
 
-def qwen2_vl_shape(device: torch.device, dtype: torch.dtype = torch.bfloat16, text: Mapping = QWEN_TEXT, vision: Mapping = QWEN_VISION,
-                   grid: tuple[int, int, int] = QWEN_GRID, name: str = "qwen2-vl-7b shape") -> Subject:  # fmt: skip
+def qwen2_vl_shape(
+    device: torch.device,
+    dtype: torch.dtype = torch.bfloat16,
+    text: Mapping = QWEN["text_config"],
+    vision: Mapping = QWEN["vision_config"],
+    grid: tuple[int, int, int] = QWEN_GRID,
+    name: str = "qwen2-vl-7b shape",
+) -> Subject:
     """Qwen2-VL of the given sizes with random weights."""
     image, video, start, end = range(text["vocab_size"] - 10, text["vocab_size"] - 6)
     half = text["hidden_size"] // text["num_attention_heads"] // 2

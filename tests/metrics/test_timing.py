@@ -2,6 +2,7 @@
 
 import gc
 import sys
+from contextlib import contextmanager, nullcontext
 from types import ModuleType, SimpleNamespace
 
 import numpy as np
@@ -43,6 +44,24 @@ def test_every_round_runs_each_way_once_in_turns():
         ["a", 0, 1.0], ["b", 0, 20.0], ["b", 1, 30.0], ["a", 1, 1.0], ["a", 2, 1.0], ["b", 2, 40.0],
     ]  # fmt: skip
     assert times.columns.tolist() == ["way", "round", "seconds"]
+
+
+def test_what_prepares_and_tidies_up_is_not_timed():
+    clock, events = Clock(), []
+
+    @contextmanager
+    def slow():
+        clock.now += 100
+        events.append("in")
+        yield lambda: events.append("call")
+        clock.now += 100
+        events.append("out")
+
+    ways = {"slow": slow, "plain": lambda: nullcontext(clock.way("plain", 2.0))}
+    times = measure_time(ways, rounds=2, warm_up=0, clock=clock, prepared=True)
+    assert times["way"].tolist() == ["slow", "plain", "plain", "slow"]
+    assert times["seconds"].tolist() == [0, 2, 2, 0]
+    assert events == ["in", "call", "out"] * 2
 
 
 def test_no_garbage_is_collected_while_the_clock_runs_and_then_again():

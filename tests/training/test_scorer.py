@@ -60,7 +60,7 @@ def test_lists_are_true_of_their_scene_and_spoilt_or_foreign_ones_are_not(scene,
     assert honest and not foreign
     # "outdoors" is true of every place, so what replaces it may be the scene's own
     assert not spoilt or scorer_texts.SAID["place"][scene.place][0] in texts[1].text
-    assert all(text.text.startswith(scorer_texts.PREFIX) for text in texts[1:])
+    assert all(text.text.startswith(PREFIX) for text in texts[1:])
 
 
 @few

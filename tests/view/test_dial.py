@@ -50,6 +50,12 @@ def test_pictures_are_embedded_once():
     assert html.count('class="thumb ') == 6
 
 
+def test_two_dials_of_a_page_keep_each_its_own_size():
+    small, large = (frames(dial(PICTURES, TOLD, size=size)) for size in (32, 64))
+    assert {frame.select_one(".dial")["style"] for frame in small} == {"--size:32px"}
+    assert {frame.select_one(".dial")["style"] for frame in large} == {"--size:64px"}
+
+
 def test_slider_and_frames_are_linked_in_the_browser(monkeypatch):
     made, real = [], Link.__init__
     monkeypatch.setattr(Link, "__init__", lambda self, *a, **k: (made.append(self), real(self, *a, **k))[1])

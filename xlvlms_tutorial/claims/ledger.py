@@ -13,25 +13,13 @@ from matplotlib.axes import Axes
 from xlvlms_tutorial.claims.claims import VERDICTS, Claim, claim
 from xlvlms_tutorial.errors import SelectionError
 from xlvlms_tutorial.view import plots
-from xlvlms_tutorial.view.cards import Html
+from xlvlms_tutorial.view.cards import Html, style_of
 
 Entry = Mapping[str, object]
 COLOURS = {"confirmed": plots.ACCENT, "undecided": plots.MUTED, "refuted": "#c4500c"}
 MARKERS = {"confirmed": "o", "undecided": "s", "refuted": "X"}
 REACH = 12.0  # half intervals from the bar; what lies further out is drawn here
 _SIGNS = {"confirmed": "✓", "refuted": "✗", "undecided": "?", "not measured": "–"}
-_STYLE = """<style>
-.ledger details{border-top:1px solid color-mix(in srgb,currentColor 22%,transparent);padding:.35rem 0}
-.ledger summary{cursor:pointer;line-height:1.5}
-.ledger .sign{display:inline-block;border:1px solid currentColor;border-radius:4px;padding:0 .4em;margin-right:.3em}
-.ledger .sign{font-size:.85em;white-space:nowrap}
-.ledger .sign.confirmed{background:#17809a;border-color:#17809a;color:#fff}
-.ledger .sign.refuted{background:#b3480a;border-color:#b3480a;color:#fff}
-.ledger .facts{font-size:.9em;margin:.3rem 0}
-.ledger .scroll{overflow-x:auto}
-.ledger table{font-size:.85em;border-collapse:collapse;font-variant-numeric:tabular-nums}
-.ledger td,.ledger th{padding:.1rem .7rem .1rem 0;text-align:left;vertical-align:top}
-</style>"""
 _HEAD = ("model", "data", "setting", "value [95 % interval]", "n", "seeds", "verdict")
 
 
@@ -92,7 +80,7 @@ def ledger(entries: Sequence[Entry], link: str = "../{}.html") -> Html:
     for part, of_part in groupby(entries, key=lambda entry: entry["part"]):
         parts.append(f"<h3>{escape(str(part))}</h3>")
         parts += [_entry(claim(str(name)), list(rows), link) for name, rows in groupby(of_part, key=lambda entry: entry["id"])]
-    return Html(f'{_STYLE}<div class="ledger">{"".join(parts)}</div>')
+    return Html(f'{style_of("ledger")}<div class="ledger">{"".join(parts)}</div>')
 
 
 def _entry(claimed: Claim, rows: list[Entry], link: str) -> str:

@@ -1,25 +1,22 @@
 """Fine-tune a vision-language model towards other answers with LoRA (Hu et al., 2021), by peft, and keep the steps on the way."""
 
-import math
 import re
 from collections.abc import Callable, Iterable, Sequence
 from copy import copy
 from pathlib import Path
-from time import perf_counter
 
 import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 from transformers.utils import is_peft_available
 
-from xlvlms_tutorial.checkpoint import keep, resumed
 from xlvlms_tutorial.errors import LoadError, SelectionError
 from xlvlms_tutorial.io import save_tensors
 from xlvlms_tutorial.models import anatomy
 from xlvlms_tutorial.models.adapters import import_peft
+from xlvlms_tutorial.models.loop import optimise, warmup_cosine
 from xlvlms_tutorial.models.prompts import require_counts
 from xlvlms_tutorial.models.vlm import VLM
 from xlvlms_tutorial.samples import PROMPTS, Sample
@@ -56,29 +53,25 @@ def fine_tune(
     if seed < 0:
         raise SelectionError(f"seed is {seed}", "give 0 or more")
     parameters = _add(vlm, rank, targets, seed)
-    optimiser = torch.optim.AdamW(parameters.values(), lr=learning_rate, weight_decay=0.0)
     folder = None if folder is None else Path(folder)
-    history = [] if folder is None else resumed(folder, parameters, optimiser)
     asked = prompt or PROMPTS.get(samples[0].modality, PROMPTS["image"])
-    for step in tqdm(range(len(history), steps), desc="fine-tune", unit="step", leave=False, disable=not progress):
-        began = perf_counter()
+
+    def loss(step: int) -> Float[Tensor, ""]:
         rows = np.random.default_rng([seed, step]).choice(len(samples), min(batch_size, len(samples)), replace=False)
-        rate = min(1.0, (step + 1) / 10) * 0.5 * (1 + math.cos(math.pi * step / steps))
-        optimiser.param_groups[0]["lr"] = learning_rate * rate
-        loss = loss_of(vlm, [samples[row] for row in rows], asked, [told[row] for row in rows])
-        optimiser.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(parameters.values(), 1.0)
-        optimiser.step()
-        history.append({"step": step + 1, "loss": loss.item(), "seconds": perf_counter() - began})
-        if folder is not None and (step + 1 in save_at or step + 1 == steps):
-            save_adapter(vlm, folder / f"step-{step + 1:04d}")
-        if folder is not None and (step + 1) % RESUME_EVERY == 0:
-            keep(folder, parameters, optimiser, history)
+        return loss_of(vlm, [samples[row] for row in rows], asked, [told[row] for row in rows])
+
+    def save(done: int) -> None:
+        if folder is not None and done and (done in save_at or done == steps):
+            save_adapter(vlm, folder / f"step-{done:04d}")
+
+    history = optimise(
+        parameters, loss, steps, lambda step: learning_rate * warmup_cosine(step, steps, warmup=10), at_step=save, folder=folder,
+        keep_at=range(RESUME_EVERY, steps + 1, RESUME_EVERY), desc="fine-tune", leave=False, disable=not progress,
+    )  # fmt: skip
     for weight in parameters.values():
         weight.requires_grad_(False)
     vlm.name += f" + LoRA of {steps} steps, seed {seed}"  # states captured from here on are not the plain model's
-    return pd.DataFrame(history)
+    return pd.DataFrame(history).assign(step=lambda rows: rows["step"] + 1)
 
 
 def loss_of(vlm: VLM, samples: Sequence[Sample], prompt: str, answers: Sequence[str]) -> Float[Tensor, ""]:

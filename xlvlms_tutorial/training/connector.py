@@ -5,13 +5,11 @@ branch of its own: branches see the picture and themselves, not each other (a bl
 Checkpoints resume a killed run; the record beside the weights says how they were made.
 """
 
-import math
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
-from time import perf_counter
 
 import numpy as np
 import torch
@@ -19,7 +17,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from xlvlms_tutorial.checkpoint import keep, resumed
+from xlvlms_tutorial.models.loop import optimise, warmup_cosine
 
 SAVE_EVERY = 50  # steps between checkpoints that resume
 
@@ -164,30 +162,29 @@ def train(
 
     ``batch`` draws the tower's tokens and the packed texts of one step. Returns the losses and the seconds a step.
     """
-    optimiser = torch.optim.AdamW(parameters.values(), lr=recipe.learning_rate, weight_decay=0.0)
-    history = resumed(folder, parameters, optimiser)
-    start = len(history)
-    bar = tqdm(range(start, recipe.steps), initial=start, total=recipe.steps, desc="train", unit="step")
-    for step in bar:
-        if step in recipe.save_at:
-            export(f"step-{step:04d}")
-        optimiser.param_groups[0]["lr"] = recipe.learning_rate * _cosine(step, recipe)
-        began = perf_counter()
-        loss = loss_of(model, *batch(np.random.default_rng([recipe.seed, step]), recipe.mix(step)))
-        optimiser.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(parameters.values(), 1.0)
-        optimiser.step()
-        history.append({"step": step, "loss": round(loss.item(), 4), "seconds": round(perf_counter() - began, 2)})
-        bar.set_postfix(loss=f"{loss.item():.3f}")
-        if (step + 1) % SAVE_EVERY == 0 or step + 1 == recipe.steps:
-            keep(folder, parameters, optimiser, history)
-    export(f"step-{recipe.steps:04d}")
-    return {"recipe": asdict(recipe), "history": history}
+
+    def export_some(done: int) -> None:
+        if done in recipe.save_at or done == recipe.steps:
+            export(f"step-{done:04d}")
+
+    history = optimise(
+        parameters,
+        lambda step: loss_of(model, *batch(np.random.default_rng([recipe.seed, step]), recipe.mix(step))),
+        recipe.steps,
+        lambda step: recipe.learning_rate * _cosine(step, recipe),
+        at_step=export_some,
+        folder=folder,
+        keep_at={*range(SAVE_EVERY, recipe.steps, SAVE_EVERY), recipe.steps},
+        desc="train",
+    )
+    return {
+        "recipe": asdict(recipe),
+        "history": [row | {"loss": round(row["loss"], 4), "seconds": round(row["seconds"], 2)} for row in history],
+    }
 
 
 def _cosine(step: int, recipe: Recipe) -> float:
     for began, ends in pairwise((recipe.restart, *recipe.again, recipe.steps)):  # warm restarts, at two fifths of the rate
         if began <= step < ends:
-            return 0.2 * (1 + math.cos(math.pi * (step - began) / (ends - began)))
-    return min(1.0, (step + 1) / recipe.warmup) * 0.5 * (1 + math.cos(math.pi * step / recipe.restart))
+            return 0.4 * warmup_cosine(step - began, ends - began)
+    return warmup_cosine(step, recipe.restart, recipe.warmup)

@@ -6,7 +6,7 @@ two scenes of a batch may both be what a text says, and the world knows it.
 
 import math
 import platform
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from time import perf_counter
 
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from xlvlms_tutorial.io import save_tensors, write_json
+from xlvlms_tutorial.models.loop import optimise, warmup_cosine
 from xlvlms_tutorial.pocket import build, world
 from xlvlms_tutorial.pocket.scorer import ENCODER, RUN, Heads, Reader
 from xlvlms_tutorial.training import connector_runs, scorer_texts
@@ -90,7 +91,7 @@ def train_scorer(recipe: ScorerRecipe | None = None) -> dict:
     prepared = perf_counter()
     torch.manual_seed(recipe.seed)
     heads = Heads()
-    losses = list(_steps(heads, recipe, tokens, scorer_texts.scene_bits(scenes), own, foreign, states))
+    losses = _fit(heads, recipe, tokens, scorer_texts.scene_bits(scenes), own, foreign, states)
     folder = build.WEIGHTS / RUN
     weights = {name: weight.detach().half() for name, weight in heads.state_dict().items()}
     save_tensors(folder / f"step-{recipe.steps:04d}.safetensors", weights)
@@ -106,28 +107,30 @@ def _texts(scenes: Sequence[world.Scene], seed: int) -> tuple[list[tuple], list]
     return own, [makers[k % 2](scene, rng) for k, scene in enumerate(scenes[::2])]
 
 
-def _steps(heads: Heads, recipe: ScorerRecipe, tokens: Tensor, bits: Int[np.ndarray, "n f"], own: list, foreign: list,
-           states: States) -> Iterator[float]:  # fmt: skip
+def _fit(heads: Heads, recipe: ScorerRecipe, tokens: Tensor, bits: Int[np.ndarray, "n f"], own: list, foreign: list,
+         states: States) -> list[float]:  # fmt: skip
     """Train, and give the loss of each step."""
-    optimiser = torch.optim.AdamW(heads.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
-    for step in tqdm(range(recipe.steps), desc="train", unit="step"):
+
+    def loss(step: int) -> Float[Tensor, ""]:
         rng = np.random.default_rng([recipe.seed, 2, step])
         rows = rng.choice(len(own), recipe.batch_size, replace=False)
         told = [own[row][rng.integers(3)] for row in rows]
         told += [foreign[k] for k in rng.choice(len(foreign), recipe.foreign, replace=False)]
         true = scorer_texts.true_of(np.array([text.claim for text in told]), bits[rows])
-        rate = min(1.0, (step + 1) / recipe.warmup) * 0.5 * (1 + math.cos(math.pi * step / recipe.steps))
-        optimiser.param_groups[0]["lr"] = recipe.learning_rate * rate
         pictures = heads.picture(tokens[rows].float())
         texts = heads.text(*states.batch([text.text for text in told]))
-        loss = contrastive(pictures, texts, heads.log_scale.exp(), torch.from_numpy(true))
-        optimiser.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(heads.parameters(), 1.0)
-        optimiser.step()
-        with torch.no_grad():
-            heads.log_scale.clamp_(max=math.log(recipe.largest_scale))
-        yield round(loss.item(), 4)
+        return contrastive(pictures, texts, heads.log_scale.exp(), torch.from_numpy(true))
+
+    history = optimise(
+        dict(heads.named_parameters()),
+        loss,
+        recipe.steps,
+        lambda step: recipe.learning_rate * warmup_cosine(step, recipe.steps, recipe.warmup),
+        weight_decay=recipe.weight_decay,
+        at_step=lambda done: heads.log_scale.detach().clamp_(max=math.log(recipe.largest_scale)),
+        desc="train",
+    )
+    return [round(row["loss"], 4) for row in history]
 
 
 def _record(recipe: ScorerRecipe, losses: list[float], seconds: dict, found: dict) -> dict:

@@ -16,7 +16,7 @@ BYTES = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0, "8bit": 1.0, "4bit": 0
 _CLIP = {"model_type": "clip_vision_model", "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24,
          "num_attention_heads": 16, "image_size": 336, "patch_size": 14}  # fmt: skip
 _SIGLIP = {"hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 27, "num_attention_heads": 16, "patch_size": 14}
-_QWEN = {"depth": 32, "embed_dim": 1280, "num_heads": 16}
+_QWEN = {"depth": 32, "embed_dim": 1280, "num_heads": 16, "patch_size": 14}
 _PERCEIVER = {"hidden_size": 4096, "resampler_n_latents": 64, "resampler_depth": 3, "resampler_n_heads": 16, "resampler_head_dim": 96,
               "num_key_value_heads": 4}  # fmt: skip
 
@@ -58,14 +58,16 @@ def _tiled(side: int, most: int, each: int) -> Callable[[int, int], int]:
 
 SHAPES: dict[str, Shape] = {
     "llava-hf/llava-1.5-7b-hf": Shape("llava", {
-        "text_config": _text(4096, 11008, 32, 32, 32, 32064, model_type="llama"), "vision_config": _CLIP}, lambda *_: 576),
+        "text_config": _text(4096, 11008, 32, 32, 32, 32064, model_type="llama", max_position_embeddings=4096, rms_norm_eps=1e-5),
+        "vision_config": _CLIP}, lambda *_: 576),
     "llava-hf/llava-1.5-13b-hf": Shape("llava", {
         "text_config": _text(5120, 13824, 40, 40, 40, 32064, model_type="llama"), "vision_config": _CLIP}, lambda *_: 576),
     "Qwen/Qwen2-VL-2B-Instruct": Shape("qwen2_vl", {
         "text_config": _text(1536, 8960, 28, 12, 2, 151936, tie_word_embeddings=True),
         "vision_config": _QWEN | {"hidden_size": 1536}, "tie_word_embeddings": True}, _dynamic, 4),
     "Qwen/Qwen2-VL-7B-Instruct": Shape("qwen2_vl", {
-        "text_config": _text(3584, 18944, 28, 28, 4, 152064), "vision_config": _QWEN | {"hidden_size": 3584}}, _dynamic, 4),
+        "text_config": _text(3584, 18944, 28, 28, 4, 152064, max_position_embeddings=32768, rms_norm_eps=1e-6),
+        "vision_config": _QWEN | {"hidden_size": 3584}}, _dynamic, 4),
     "HuggingFaceM4/idefics2-8b": Shape("idefics2", {
         "text_config": _text(4096, 14336, 32, 32, 8, 32003, model_type="mistral"),
         "vision_config": _SIGLIP | {"image_size": 980}, "perceiver_config": _PERCEIVER}, lambda *_: 5 * 64, 10),  # four crops and the whole

@@ -4,9 +4,11 @@ import base64
 import hashlib
 import io
 from collections.abc import Hashable, Iterable, Mapping, Sequence
+from functools import cache
 from html import escape
 from math import inf
 from numbers import Integral, Real
+from pathlib import Path
 
 from PIL import Image
 
@@ -18,6 +20,29 @@ class Html(str):
 
     def _repr_html_(self) -> str:
         return str(self)
+
+
+@cache
+def style_of(piece: str) -> Html:
+    """The style of a piece of a page, to be put into the output that shows it; the file of all styles is beside this one.
+
+    Parameters
+    ----------
+    piece
+        "thumb", "dial", "tradeoff" or "ledger".
+
+    Returns
+    -------
+    Html
+        Its rules as a tag.
+
+    Examples
+    --------
+    >>> print(style_of("thumb").splitlines()[1][:34])
+    .thumb{display:inline-block;margin
+    """
+    parts = (Path(__file__).parent / "style.css").read_text(encoding="utf-8").split("/* ")[2:]  # the first comment is for readers
+    return Html(f"<style>{dict(part.split(' */') for part in parts)[piece]}</style>")
 
 
 def picture_html(image: Image.Image, alt: str, width: int = 256) -> Html:
@@ -87,8 +112,7 @@ def thumbnails(
         key: Html(f'<span class="thumb {name}" role="img" aria-label="{escape(text)}"></span>')
         for key, (name, _), text in zip(named, made, texts, strict=True)
     }
-    look = "display:inline-block;margin:2px;border-radius:4px;background-size:cover;print-color-adjust:exact"
-    return Html(f"<style>.thumb{{{look}}}{rules}</style>"), tags
+    return Html(f"{style_of('thumb')}<style>{rules}</style>"), tags
 
 
 def concept_card(

@@ -9,15 +9,8 @@ from PIL import Image
 
 from xlvlms_tutorial.errors import FramesError
 from xlvlms_tutorial.text import forms, whole_words
-from xlvlms_tutorial.view.cards import Html, thumbnails
+from xlvlms_tutorial.view.cards import Html, style_of, thumbnails
 from xlvlms_tutorial.view.widgets import explorer
-
-# What the dial needs where the book's style sheet is not at hand (a notebook); colours are the style sheet's.
-_LAYOUT = (
-    "<style>.dial{{display:flex;flex-wrap:wrap;gap:.8rem 1rem;align-items:flex-start;line-height:1.4}}"
-    ".dial>div{{flex:0 1 {size}px;min-width:8rem}}.dial>div>p{{margin:.2rem 0;overflow-wrap:anywhere}}"
-    ".dial .thumb{{max-width:100%}}</style>"
-)
 
 
 def dial(
@@ -59,9 +52,10 @@ def dial(
     }
     # the setting is in the frame too: two settings with the same texts are still two frames
     frames = {
-        key: Html(f'<div class="dial" data-setting="{escape(", ".join(map(str, key)))}">{cards}</div>') for key, cards in frames.items()
+        key: Html(f'<div class="dial" style="--size:{size}px" data-setting="{escape(", ".join(map(str, key)))}">{cards}</div>')
+        for key, cards in frames.items()
     }
-    return explorer(frames, names, None if start is None else frame_key(start), style=style + _LAYOUT.format(size=size))
+    return explorer(frames, names, None if start is None else frame_key(start), style=style + style_of("dial"))
 
 
 def check_texts(images: int, told: Mapping[Hashable, Sequence[str]], asked: Sequence[str] | None, kinds: int) -> None:

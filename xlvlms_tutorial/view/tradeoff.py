@@ -10,33 +10,10 @@ from ipywidgets import Widget
 from PIL import Image
 
 from xlvlms_tutorial.errors import FramesError
-from xlvlms_tutorial.view.cards import Html, thumbnails
+from xlvlms_tutorial.view.cards import Html, style_of, thumbnails
 from xlvlms_tutorial.view.dial import check_texts, frame_key, marked, word_pattern
 from xlvlms_tutorial.view.widgets import explorer
 
-# Complete without the book's style sheet (a notebook), whose colours it takes where it is at hand.
-_STYLE = """<style>
-.tradeoff{{--on:var(--pst-color-primary,#0f6e86);--off:var(--pst-color-text-muted,#6a737d);line-height:1.4;max-width:44rem}}
-.tradeoff .plan{{display:flex;gap:2px;align-items:center;margin:.4rem 0 .1rem}}
-.tradeoff .plan i{{flex:1 1 0;max-width:1.1rem;height:1.1rem;box-sizing:border-box;border:1.5px solid var(--on);border-radius:2px}}
-.tradeoff .plan i.on{{background:var(--on)}}
-.tradeoff .plan i.off{{border:1.5px dashed var(--off)}}
-.tradeoff .legend{{font-size:.85em;margin:0 0 .5rem;color:var(--off)}}
-.tradeoff .costs{{display:grid;grid-template-columns:max-content minmax(4rem,22rem) max-content;gap:.25rem .7rem;align-items:center}}
-.tradeoff .costs{{margin:.3rem 0 .9rem}}
-.tradeoff .costs b{{font-weight:400}}
-.tradeoff .costs i{{height:.85rem;border-radius:3px;background:linear-gradient(var(--off) 0 0) left/calc(var(--share)*100%) 100% no-repeat,
-color-mix(in srgb,var(--off) 18%,transparent)}}
-.tradeoff .costs i.score{{background:linear-gradient(var(--on) 0 0) left/calc(var(--share)*100%) 100% no-repeat,
-color-mix(in srgb,var(--on) 18%,transparent)}}
-.tradeoff .costs span{{font-variant-numeric:tabular-nums;text-align:right}}
-.tradeoff .said{{display:flex;flex-wrap:wrap;gap:.8rem 1rem;align-items:flex-start}}
-.tradeoff .said>div{{flex:0 1 {size}px;min-width:8rem}}
-.tradeoff .said p{{margin:.2rem 0;overflow-wrap:anywhere;font-size:.92em}}
-.tradeoff .thumb{{max-width:100%}}
-.tradeoff mark{{color:inherit;border-radius:3px;padding:0 .15em;background:color-mix(in srgb,#029e73 32%,transparent)}}
-.tradeoff mark.wrong{{background:color-mix(in srgb,#de8f05 30%,transparent);text-decoration:underline wavy #de8f05 1px}}
-</style>"""
 _MARKS = ('<mark class="right" title="true of the picture">', '<mark class="wrong" title="not true of the picture">')
 
 Words = Sequence[Iterable[str]]
@@ -78,9 +55,10 @@ def tradeoff(
         # the setting is in the frame too: two settings with the same content are still two frames
         label = escape(", ".join(map(str, key)))
         frames[key] = Html(
-            f'<div class="tradeoff" data-setting="{label}">{plans[setting]}{drawn[setting]}<div class="said">{said}</div></div>'
+            f'<div class="tradeoff" style="--size:{size}px" data-setting="{label}">{plans[setting]}{drawn[setting]}'
+            f'<div class="said">{said}</div></div>'
         )
-    return explorer(frames, names, None if start is None else frame_key(start), style=style + _STYLE.format(size=size))
+    return explorer(frames, names, None if start is None else frame_key(start), style=style + style_of("tradeoff"))
 
 
 def _bars(settings: Iterable[Hashable], costs: pd.DataFrame) -> dict[Hashable, str]:
