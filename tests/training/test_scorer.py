@@ -17,6 +17,7 @@ from tests.support.strategies import any_scene
 from xlvlms_tutorial.errors import SceneError
 from xlvlms_tutorial.pocket import build, scorer, world
 from xlvlms_tutorial.pocket.scorer import CELLS, READ, SEEN, Heads, Reader, TextHead, build_scorer
+from xlvlms_tutorial.text import PREFIX
 from xlvlms_tutorial.training import connector_runs, scorer_texts
 from xlvlms_tutorial.training import scorer as scorer_training
 from xlvlms_tutorial.training.main import MEASURED_ON

@@ -19,11 +19,11 @@ from xlvlms_tutorial.pocket.build import connector_state
 from xlvlms_tutorial.pocket.encoders import WEIGHTS
 from xlvlms_tutorial.pocket.scorer import RUN as SCORER
 from xlvlms_tutorial.pocket.variants import VARIANTS
+from xlvlms_tutorial.training.adapters import RECIPES, measure_adapter, train_adapter
 from xlvlms_tutorial.training.compressed import COMPRESSED, through
 from xlvlms_tutorial.training.connector_runs import RUNS, train_connector
 from xlvlms_tutorial.training.scorer import train_scorer
 from xlvlms_tutorial.training.scorer_metrics import preferences
-from xlvlms_tutorial.training.style_adapters import RECIPES, measure_adapter, train_adapter
 
 MEASURED_ON = {
     "image": {"scenes": 500, "composition": 200}, "video": {"clips": 120}, "audio": {"sounds": 160},

@@ -20,7 +20,7 @@ from xlvlms_tutorial.pocket.encoders import WEIGHTS
 from xlvlms_tutorial.text import style_rate
 from xlvlms_tutorial.training import main
 
-adapters = import_module("xlvlms_tutorial.training.style_adapters")  # the package offers a function of this name
+adapters = import_module("xlvlms_tutorial.training.adapters")  # the package offers a function of this name
 
 
 def test_the_module_leaves_peft_to_import_peft_which_holds_back_a_warning():
