@@ -35,10 +35,12 @@ if TYPE_CHECKING:
         vqa_accuracy,
         vqa_normalise,
     )
+    from xlvlms_tutorial.text import STYLE_WORDS, forms, style_rate, style_share
 
 __all__ = [
     "CAPTION_FACTORS",
     "SOUND_FACTORS",
+    "STYLE_WORDS",
     "Estimate",
     "ReconstructionError",
     "Sparsity",
@@ -62,6 +64,7 @@ __all__ = [
     "difference",
     "energy",
     "exact_match",
+    "forms",
     "informative",
     "interval",
     "matched",
@@ -82,6 +85,8 @@ __all__ = [
     "spoken",
     "stability",
     "steering_table",
+    "style_rate",
+    "style_share",
     "targeted_change",
     "time_medians",
     "time_ratios",
@@ -92,4 +97,4 @@ __all__ = [
     "yes_or_no",
 ]
 
-__getattr__ = lazy_attributes(__name__)
+__getattr__, __dir__ = lazy_attributes(__name__)
