@@ -16,7 +16,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from benchmarks.command import start
 from benchmarks.harness import CPU, Goal, Options, Report, always, count, median, ratio, timed
-from xlvlms_tutorial.methods.concepts.words import ENGLISH, WordFilter, as_lists, words
+from xlvlms_tutorial.methods.concepts.words import as_lists, words
+from xlvlms_tutorial.methods.logit_lens.wordlists import ENGLISH, WordFilter
 from xlvlms_tutorial.models.spans import decode
 from xlvlms_tutorial.models.vlm import VLM
 

@@ -21,7 +21,8 @@ from benchmarks.harness import Goal, Report, always, count, median, ratio, timed
 from benchmarks.subjects import Subject, subjects
 from xlvlms_tutorial.methods.pruning.calibration import linear_maps
 from xlvlms_tutorial.methods.pruning.masks import Masks
-from xlvlms_tutorial.methods.pruning.sparsify import alpha_subnet, apply_masks, magnitude, nm, random_masks
+from xlvlms_tutorial.methods.pruning.scores import magnitude, random_masks
+from xlvlms_tutorial.methods.pruning.sparsify import alpha_subnet, apply_masks, nm
 from xlvlms_tutorial.methods.pruning.structured import cut_neurons, neuron_scores
 from xlvlms_tutorial.models.spans import Batch
 from xlvlms_tutorial.models.vlm import VLM

@@ -14,7 +14,8 @@ from transformers import DynamicCache
 from benchmarks.command import start
 from benchmarks.harness import CPU, Goal, Report, Way, count, median, ratio, timed, within
 from benchmarks.subjects import LLAVA_VISION, Subject, decoder_inputs, llava_shape, subjects
-from xlvlms_tutorial.interventions.edits import skip, skip_mlp_tokens
+from xlvlms_tutorial.interventions.skipping import skip
+from xlvlms_tutorial.interventions.token_skipping import skip_mlp_tokens
 from xlvlms_tutorial.models import anatomy
 from xlvlms_tutorial.models.spans import Batch
 from xlvlms_tutorial.models.vlm import VLM

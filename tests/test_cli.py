@@ -14,8 +14,9 @@ from xlvlms_tutorial import cli
 from xlvlms_tutorial.batch.batch import EXPERIMENTS, Options
 from xlvlms_tutorial.batch.results import Gathered
 from xlvlms_tutorial.batch.spelling import Word
-from xlvlms_tutorial.claims.claims import CLAIMS, FOLDER_VARIABLE, record
+from xlvlms_tutorial.claims.claims import CLAIMS, record
 from xlvlms_tutorial.errors import CacheSpaceError, MissingWheelError, RunError, SceneError
+from xlvlms_tutorial.io import FOLDER_VARIABLE
 from xlvlms_tutorial.metrics.intervals import Estimate
 from xlvlms_tutorial.pocket import assets
 from xlvlms_tutorial.pocket import fetch as fetching

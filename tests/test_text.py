@@ -6,7 +6,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from xlvlms_tutorial.errors import SelectionError, WordListError
-from xlvlms_tutorial.metrics import captions as exported
 from xlvlms_tutorial.pocket.language import STYLES, captions, styled_caption
 from xlvlms_tutorial.pocket.world import scenes
 from xlvlms_tutorial.text import STYLE_WORDS, forms, style_rate, style_share, words
@@ -92,7 +91,3 @@ def test_words_of_any_script():
 
 def test_forms_of_a_very_long_word_take_no_time():
     assert len(forms("a" * 200_000)) == 2  # minutes, if every vowel were tried for every other
-
-
-def test_captions_exports_them():
-    assert exported.STYLE_WORDS is STYLE_WORDS and exported.style_rate is style_rate

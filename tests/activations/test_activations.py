@@ -6,7 +6,7 @@ import torch
 
 from tests.support.made_states import DTYPES, PROVENANCE, assert_same, states_of
 from xlvlms_tutorial.activations.activations import States, differences
-from xlvlms_tutorial.activations.store import Store
+from xlvlms_tutorial.activations.store import Store, load_activations, save_activations
 from xlvlms_tutorial.errors import DamagedShardError, LayerError, LengthError, SelectionError, StateError, StoreError, StoreMismatchError
 
 
@@ -187,8 +187,8 @@ def test_representation_says_how_much_of_what():
 @pytest.mark.parametrize("samples", [range(5), []])
 def test_saved_and_loaded_are_the_same(tmp_path, dtype, samples):
     states = states_of(samples, dtype=dtype, rows=2)
-    assert states.save(tmp_path / "kept") == tmp_path / "kept"
-    assert_same(States.load(tmp_path / "kept"), states)
+    assert save_activations(states, tmp_path / "kept") == tmp_path / "kept"
+    assert_same(load_activations(tmp_path / "kept"), states)
     assert not [path for path in (tmp_path / "kept").rglob("*") if path.suffix in (".pt", ".pkl", ".bin")]
 
 
@@ -196,57 +196,57 @@ def test_load_reads_stores_of_many_shards(tmp_path):
     store = Store(tmp_path / "s", PROVENANCE)
     for number in (1, 0):
         store.write(number, states_of(range(3 * number, 3 * number + 3)))
-    assert_same(States.load(tmp_path / "s"), states_of(range(6)))
+    assert_same(load_activations(tmp_path / "s"), states_of(range(6)))
 
 
 def test_special_values_survive(tmp_path):
     states = states_of(range(2))
     states.tensors[0, "block"][0] = torch.tensor([float("nan"), float("inf"), -0.0, 1e-45])
-    states.save(tmp_path / "s")
-    assert torch.equal(States.load(tmp_path / "s")[0].view(torch.int32), states[0].view(torch.int32))
+    save_activations(states, tmp_path / "s")
+    assert torch.equal(load_activations(tmp_path / "s")[0].view(torch.int32), states[0].view(torch.int32))
 
 
 def test_tensors_that_share_memory_or_lie_apart_are_saved(tmp_path):
     stack = torch.randn(4, 3, 2)
     tensors = {(0, "block"): stack[0], (1, "block"): stack[0], (2, "block"): stack[:2].flatten(0, 1)[1:4], (3, "block"): stack[:3, :, 0]}
     states = States(tensors, pd.DataFrame({"sample": range(3), "id": list("abc")}), {})
-    states.save(tmp_path / "s")
-    assert_same(States.load(tmp_path / "s"), states)
+    save_activations(states, tmp_path / "s")
+    assert_same(load_activations(tmp_path / "s"), states)
 
 
 def test_saving_again_is_nothing_and_saving_others_is_refused(tmp_path):
     folder = tmp_path / "s"
-    states_of(range(3)).save(folder)
-    states_of(range(3)).save(folder)
+    save_activations(states_of(range(3)), folder)
+    save_activations(states_of(range(3)), folder)
     with pytest.raises(StoreError, match="already holds other states"):
-        states_of(range(3), shift=1).save(folder)
+        save_activations(states_of(range(3), shift=1), folder)
     with pytest.raises(StoreError, match="already holds other states"):
-        states_of(range(4)).save(folder)
+        save_activations(states_of(range(4)), folder)
     with pytest.raises(StoreMismatchError, match="seed is 0 in the store and 1 here"):
-        states_of(range(3), provenance=PROVENANCE | {"seed": 1}).save(folder)
+        save_activations(states_of(range(3), provenance=PROVENANCE | {"seed": 1}), folder)
     Store(folder).write(1, states_of([9]))
     with pytest.raises(StoreError, match="already holds 1 shards"):
-        states_of(range(3)).save(folder)
-    assert_same(States.load(folder), states_of([0, 1, 2, 9]))
+        save_activations(states_of(range(3)), folder)
+    assert_same(load_activations(folder), states_of([0, 1, 2, 9]))
 
 
 def test_saving_again_repairs(tmp_path):
-    states_of(range(3)).save(tmp_path)
+    save_activations(states_of(range(3)), tmp_path)
     (tmp_path / "shards" / "00000.safetensors").write_bytes(b"")
     with pytest.raises(DamagedShardError, match=r"shards/00000\.safetensors"):
-        States.load(tmp_path)
-    states_of(range(3)).save(tmp_path)
-    assert_same(States.load(tmp_path), states_of(range(3)))
+        load_activations(tmp_path)
+    save_activations(states_of(range(3)), tmp_path)
+    assert_same(load_activations(tmp_path), states_of(range(3)))
 
 
 def test_folders_that_are_no_stores_are_left_alone(tmp_path):
     (tmp_path / "thesis.tex").write_text("ten years")
     with pytest.raises(StoreError, match=r"other files \('thesis.tex'\)"):
-        states_of(range(3)).save(tmp_path)
+        save_activations(states_of(range(3)), tmp_path)
     with pytest.raises(StoreError, match="no store here"):
-        States.load(tmp_path)
+        load_activations(tmp_path)
     with pytest.raises(StoreError, match="no store here"):
-        States.load(tmp_path / "absent")
+        load_activations(tmp_path / "absent")
     with pytest.raises(StoreError, match="cannot be written"):
-        states_of(range(3)).save(tmp_path / "thesis.tex")
+        save_activations(states_of(range(3)), tmp_path / "thesis.tex")
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]

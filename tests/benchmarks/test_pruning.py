@@ -10,7 +10,8 @@ from benchmarks.harness import Options, Report
 from benchmarks.subjects import Subject
 from tests.support.tiny import tiny_llava
 from xlvlms_tutorial.data import Sample
-from xlvlms_tutorial.methods.pruning.sparsify import alpha_subnet, random_masks
+from xlvlms_tutorial.methods.pruning.scores import random_masks
+from xlvlms_tutorial.methods.pruning.sparsify import alpha_subnet
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,8 @@ from tests.support.tiny import tiny_llava
 from xlvlms_tutorial.activations.activations import States
 from xlvlms_tutorial.activations.store import Store
 from xlvlms_tutorial.data import Sample
-from xlvlms_tutorial.interventions.edits import add, skip
+from xlvlms_tutorial.interventions.edits import add
+from xlvlms_tutorial.interventions.skipping import skip
 from xlvlms_tutorial.models import anatomy
 from xlvlms_tutorial.models.spans import SPANS
 

@@ -12,7 +12,8 @@ from tests.support.tiny import tiny_llava
 from tests.zoo import SUPPRESS, build, padded
 from xlvlms_tutorial.activations.hooks import read
 from xlvlms_tutorial.errors import FoldError, InterventionError, LayerError, SpanError
-from xlvlms_tutorial.interventions.edits import add, edit, fold, mask_weights, parallel, parallel_pairs, project_out, replace, skip
+from xlvlms_tutorial.interventions.edits import add, edit, fold, mask_weights, project_out, replace
+from xlvlms_tutorial.interventions.skipping import parallel, parallel_pairs, skip
 from xlvlms_tutorial.models import anatomy
 from xlvlms_tutorial.models.vlm import VLM
 

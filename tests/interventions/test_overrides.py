@@ -9,10 +9,12 @@ from torch import nn
 from transformers import DynamicCache, LlamaConfig, StaticCache
 
 from tests.contract.reference import SUPPRESS, case, traces
+from xlvlms_tutorial.activations.clock import Clock
 from xlvlms_tutorial.activations.hooks import reading
 from xlvlms_tutorial.errors import InterventionError, LayerError, SelectionError
-from xlvlms_tutorial.interventions.edits import add, parallel, parallel_pairs, replace, skip
-from xlvlms_tutorial.interventions.overrides import Clock, check_length, checked_layers, copy_cache, fit, overridden, pad_cache, unedited
+from xlvlms_tutorial.interventions.edits import add, replace
+from xlvlms_tutorial.interventions.overrides import check_length, checked_layers, copy_cache, fit, overridden, pad_cache, unedited
+from xlvlms_tutorial.interventions.skipping import parallel, parallel_pairs, skip
 from xlvlms_tutorial.models import anatomy
 
 

@@ -10,7 +10,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from tests.contract.reference import apart, case, changed, experts_beside, generated, traces, whole
 from tests.zoo import MODELS, SUPPRESS
 from xlvlms_tutorial.errors import AnatomyError, FoldError, InterventionError, LayerError, SelectionError, SpanError
-from xlvlms_tutorial.interventions.edits import fold, parallel, skip, skip_mlp_tokens
+from xlvlms_tutorial.interventions.edits import fold
+from xlvlms_tutorial.interventions.skipping import parallel, skip
+from xlvlms_tutorial.interventions.token_skipping import skip_mlp_tokens
 from xlvlms_tutorial.models import anatomy
 from xlvlms_tutorial.models.spans import SPANS
 

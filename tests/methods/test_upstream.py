@@ -46,7 +46,9 @@ from xlvlms_tutorial.methods.alignment.drift import consecutive_profile, norms
 from xlvlms_tutorial.methods.alignment.scores import alignment_profile, cones
 from xlvlms_tutorial.methods.alignment.similarity import examples
 from xlvlms_tutorial.methods.logit_lens.measures import divergence, divergence_profile, entropy, entropy_profile
-from xlvlms_tutorial.methods.pruning.scores import Calibration, calibrate_on, linear_maps, overlap, wanda
+from xlvlms_tutorial.methods.pruning.calibration import Calibration, calibrate_on, linear_maps
+from xlvlms_tutorial.methods.pruning.masks import overlap
+from xlvlms_tutorial.methods.pruning.scores import wanda
 from xlvlms_tutorial.models import anatomy
 from xlvlms_tutorial.models.vlm import VLM
 

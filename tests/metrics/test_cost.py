@@ -15,7 +15,8 @@ from tests.contract.reference import GENERATION, case
 from tests.support.tiny import tiny_llava
 from xlvlms_tutorial.activations.hooks import read
 from xlvlms_tutorial.errors import EstimateError, SelectionError
-from xlvlms_tutorial.interventions.edits import mask_weights, skip
+from xlvlms_tutorial.interventions.edits import mask_weights
+from xlvlms_tutorial.interventions.skipping import skip
 from xlvlms_tutorial.methods import pruning
 from xlvlms_tutorial.metrics.cost import count_flops, decoder_flops
 from xlvlms_tutorial.models import anatomy

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from xlvlms_tutorial.errors import EstimateError, SelectionError
-from xlvlms_tutorial.metrics.cost import energy, measure_time, memory_of, peak_memory, time_medians, time_ratios
 from xlvlms_tutorial.metrics.intervals import bootstrap
+from xlvlms_tutorial.metrics.timing import energy, measure_time, memory_of, peak_memory, time_medians, time_ratios
 
 
 class Clock:

@@ -26,9 +26,10 @@ from xlvlms_tutorial.errors import (
     SelfCheckError,
     UnknownModelError,
 )
-from xlvlms_tutorial.interventions.edits import skip
+from xlvlms_tutorial.interventions.skipping import skip
 from xlvlms_tutorial.models import adapters, loading
-from xlvlms_tutorial.models.loading import ARCHITECTURES, load
+from xlvlms_tutorial.models.architectures import ARCHITECTURES
+from xlvlms_tutorial.models.loading import load
 from xlvlms_tutorial.models.self_check import CHECKS
 
 PICTURE = Image.new("RGB", (40, 30), (200, 30, 30))

@@ -10,7 +10,9 @@ from tests.support.blocks import HALF, KINDS
 from tests.zoo import MODELS, build, padded
 from xlvlms_tutorial.activations.hooks import read
 from xlvlms_tutorial.errors import AnatomyError, FoldError, InputsError, InterventionError, LoadError, SelectionError, XlvlmsError
-from xlvlms_tutorial.interventions.edits import add, fold, mask_weights, parallel, parallel_pairs, replace, skip, skip_mlp_tokens
+from xlvlms_tutorial.interventions.edits import add, fold, mask_weights, replace
+from xlvlms_tutorial.interventions.skipping import parallel, parallel_pairs, skip
+from xlvlms_tutorial.interventions.token_skipping import skip_mlp_tokens
 from xlvlms_tutorial.models import anatomy, support
 from xlvlms_tutorial.models.vlm import VLM
 

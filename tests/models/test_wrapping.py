@@ -15,7 +15,8 @@ from tests.zoo import build, padded
 from tests.zoo.processors import save
 from xlvlms_tutorial.activations.hooks import read
 from xlvlms_tutorial.errors import AnatomyError, ArchitectureError, InputsError, LoadError, SelfCheckError
-from xlvlms_tutorial.interventions.edits import add, skip
+from xlvlms_tutorial.interventions.edits import add
+from xlvlms_tutorial.interventions.skipping import skip
 from xlvlms_tutorial.models import anatomy
 from xlvlms_tutorial.models.architectures import ARCHITECTURES
 from xlvlms_tutorial.models.loading import load

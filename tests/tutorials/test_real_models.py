@@ -10,7 +10,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from tests.support.tiny import tiny_llava
 from tests.zoo import MODELS, build
 from xlvlms_tutorial.errors import SelectionError
-from xlvlms_tutorial.metrics.cost import memory_of
+from xlvlms_tutorial.metrics.timing import memory_of
 from xlvlms_tutorial.models.anatomy import decoder_blocks
 from xlvlms_tutorial.tutorials import real_models
 

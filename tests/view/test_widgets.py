@@ -14,9 +14,10 @@ from ipywidgets.widgets.widget_link import Link
 from PIL import Image
 
 from xlvlms_tutorial.errors import FramesError
+from xlvlms_tutorial.view.cards import Html, concept_card, picture_card, picture_html, thumbnails, token_strip
 from xlvlms_tutorial.view.dial import dial
 from xlvlms_tutorial.view.tradeoff import tradeoff
-from xlvlms_tutorial.view.widgets import Html, concept_card, explorer, picture_card, picture_html, stack, thumbnails, token_strip
+from xlvlms_tutorial.view.widgets import explorer, stack
 
 HTML = ["<b>one</b>", "<b>two</b>", "<b>three</b>"]
 

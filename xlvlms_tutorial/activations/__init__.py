@@ -3,7 +3,7 @@
 from xlvlms_tutorial.activations.activations import WHOLE_BLOCK, States
 from xlvlms_tutorial.activations.capture import capture, residual_stream
 from xlvlms_tutorial.activations.hooks import REDUCTIONS, read, reading, span_mask
-from xlvlms_tutorial.activations.store import Store, shard_plan
+from xlvlms_tutorial.activations.store import Store, load_activations, save_activations, shard_plan
 
 __all__ = [
     "REDUCTIONS",
@@ -11,9 +11,11 @@ __all__ = [
     "States",
     "Store",
     "capture",
+    "load_activations",
     "read",
     "reading",
     "residual_stream",
+    "save_activations",
     "shard_plan",
     "span_mask",
 ]

@@ -5,7 +5,6 @@ import json
 import operator
 import re
 from collections.abc import Collection, Sequence
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -153,39 +152,6 @@ class States:
                 raise StoreMismatchError(found)
         tensors = {key: torch.cat([part.tensors[key] for part in parts]) for key in first.tensors}
         return States(tensors, pd.concat([part.table for part in parts], ignore_index=True), first.provenance)
-
-    def save(self, folder: str | Path) -> Path:
-        """Write these states as a store of one shard, which ``States.load`` and ``Store`` read; saving the same again changes nothing.
-
-        Raises
-        ------
-        StoreMismatchError
-            If the folder holds a store that was made in another way.
-        StoreError
-            If it holds a store with other content, or other files, or cannot be written.
-        StoreSpaceError
-            If the disk is full.
-        """
-        from xlvlms_tutorial.activations.store import Store  # here, since a store reads and writes States
-
-        store = Store(folder, self.provenance)
-        store.hold(self)
-        return store.folder
-
-    @staticmethod
-    def load(folder: str | Path) -> "States":
-        """All states of a store, of however many shards, ordered by sample.
-
-        Raises
-        ------
-        StoreError
-            If there is no store, or nothing in it.
-        DamagedShardError
-            If a shard is damaged, named.
-        """
-        from xlvlms_tutorial.activations.store import Store
-
-        return Store(folder).states()
 
 
 def chosen(keys: Collection[Key], layer: int | None, place: str | None) -> list[Key]:

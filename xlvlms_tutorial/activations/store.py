@@ -237,6 +237,36 @@ class Store:
             raise StoreError(self.folder, f"{_PROVENANCE} cannot be read ({cause})") from cause
 
 
+def save_activations(states: States, folder: str | Path) -> Path:
+    """Write states as a store of one shard, which :func:`load_activations` and ``Store`` read; saving the same again changes nothing.
+
+    Raises
+    ------
+    StoreMismatchError
+        If the folder holds a store that was made in another way.
+    StoreError
+        If it holds a store with other content, or other files, or cannot be written.
+    StoreSpaceError
+        If the disk is full.
+    """
+    store = Store(folder, states.provenance)
+    store.hold(states)
+    return store.folder
+
+
+def load_activations(folder: str | Path) -> States:
+    """All states of a store, of however many shards, ordered by sample.
+
+    Raises
+    ------
+    StoreError
+        If there is no store, or nothing in it.
+    DamagedShardError
+        If a shard is damaged, named.
+    """
+    return Store(folder).states()
+
+
 def shard_plan(n_samples: int, shard_size: int) -> list[range]:
     """The numbers of the samples of each shard.
 

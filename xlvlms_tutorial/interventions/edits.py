@@ -26,16 +26,10 @@ from xlvlms_tutorial.interventions.overrides import (
     refuse_folded,
     unedited,
 )
-from xlvlms_tutorial.interventions.skipping import parallel, parallel_pairs, skip
-from xlvlms_tutorial.interventions.token_skipping import skip_mlp_tokens
 from xlvlms_tutorial.models import anatomy
 from xlvlms_tutorial.models.failures import reason
 from xlvlms_tutorial.models.support import require
 from xlvlms_tutorial.models.vlm import VLM
-
-__all__ = [
-    "add", "edit", "fold", "mask_weights", "parallel", "parallel_pairs", "project_out", "replace", "skip", "skip_mlp_tokens",
-]  # fmt: skip
 
 
 @recorded

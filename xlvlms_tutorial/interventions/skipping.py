@@ -7,9 +7,10 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from xlvlms_tutorial.activations.clock import Clock
 from xlvlms_tutorial.errors import InterventionError
 from xlvlms_tutorial.interventions.active import recorded
-from xlvlms_tutorial.interventions.overrides import Clock, Layers, checked_layers, copy_cache, overridden, pad_cache, refuse_folded
+from xlvlms_tutorial.interventions.overrides import Layers, checked_layers, copy_cache, overridden, pad_cache, refuse_folded
 from xlvlms_tutorial.models import anatomy
 from xlvlms_tutorial.models.support import require
 from xlvlms_tutorial.models.vlm import VLM

@@ -9,10 +9,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from xlvlms_tutorial.activations.clock import Clock
 from xlvlms_tutorial.activations.hooks import span_mask
 from xlvlms_tutorial.errors import InterventionError, SelectionError, SpanError
 from xlvlms_tutorial.interventions.active import recorded
-from xlvlms_tutorial.interventions.overrides import Clock, Layers, check_length, checked_layers, fit, overridden, refuse_folded
+from xlvlms_tutorial.interventions.overrides import Layers, check_length, checked_layers, fit, overridden, refuse_folded
 from xlvlms_tutorial.interventions.skipping import bypassing, nothing
 from xlvlms_tutorial.models import anatomy
 from xlvlms_tutorial.models.spans import SPANS

@@ -7,9 +7,7 @@ from functools import lru_cache
 import pandas as pd
 
 from xlvlms_tutorial.errors import LengthError, WordListError
-from xlvlms_tutorial.text import STYLE_WORDS, composed, forms, style_rate, unspaced
-
-__all__ = ["CAPTION_FACTORS", "SOUND_FACTORS", "STYLE_WORDS", "caption_attributes", "names", "style_rate"]
+from xlvlms_tutorial.text import composed, forms, unspaced
 
 CAPTION_FACTORS = ("subject", "action", "item", "colour", "place")
 SOUND_FACTORS = ("sound", "loudness", "background")

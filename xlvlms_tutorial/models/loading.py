@@ -26,7 +26,6 @@ from transformers.utils import cached_file, is_bitsandbytes_available
 from xlvlms_tutorial.errors import ArchitectureError, HubError, LoadError, UnknownModelError, XlvlmsError
 from xlvlms_tutorial.models.adapters import add_adapter
 from xlvlms_tutorial.models.architectures import ARCHITECTURES
-from xlvlms_tutorial.models.architectures import architectures as architectures
 from xlvlms_tutorial.models.devices import number_format, place, set_attention
 from xlvlms_tutorial.models.failures import FAILURES, unreadable
 from xlvlms_tutorial.models.processors import load_processor, require_own
@@ -69,8 +68,8 @@ def load(
     offline
         Only what is on this machine: folders, and the hub's cache.
     allow_untested
-        Load an architecture outside :func:`architectures` too, if it passes the self-checks; they are then in ``vlm.checks``. Where only
-        a place in its blocks fails, that place is refused, and ``vlm.supports`` says so.
+        Load an architecture outside :func:`~xlvlms_tutorial.models.architectures.architectures` too, if it passes the self-checks; they are
+        then in ``vlm.checks``. Where only a place in its blocks fails, that place is refused, and ``vlm.supports`` says so.
     trust_remote_code
         Run code that the model's authors put beside its weights.
 

@@ -31,7 +31,7 @@ def middle_between(vlm: VLM, batch: Batch) -> Outcome:
 
 def _skipped(part: str) -> Callable[[VLM, Batch], Outcome]:
     def check(vlm: VLM, batch: Batch) -> Outcome:
-        from xlvlms_tutorial.interventions.edits import skip  # what is checked is what users call
+        from xlvlms_tutorial.interventions import skip  # what is checked is what users call
 
         if not (layers := _kinds(vlm, "skip", part)):
             return False, str(support.refusal(vlm.blocks[0], "skip", part))
@@ -54,7 +54,7 @@ def _skipped(part: str) -> Callable[[VLM, Batch], Outcome]:
 
 def fold_adds(vlm: VLM, batch: Batch) -> Outcome:
     """A vector folded into the bias of a block's MLP is one that is added to its output, or folding is refused."""
-    from xlvlms_tutorial.interventions.edits import add, fold
+    from xlvlms_tutorial.interventions import add, fold
 
     layer, vector = min(2, vlm.n_layers), torch.linspace(-1, 1, vlm.width)
     try:

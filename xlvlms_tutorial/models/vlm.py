@@ -2,9 +2,10 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
+from typing import ClassVar
 
 import pandas as pd
 import torch
@@ -46,6 +47,9 @@ class VLM:
         self.folded: Counter[int] = Counter()  # how many vectors are folded into the biases of each layer
         self.bypassed: Counter[int] = Counter()  # how many interventions replace the work of each block
 
+    # What a loaded model goes through: set by the module ``wrapping``, whose checks are made of models of this class
+    _taken_in: ClassVar[Callable[..., "VLM"]]
+
     @classmethod
     def from_model(
         cls, model: torch.nn.Module, processor: object | None = None, *, name: str, revision: str | None = None,
@@ -64,9 +68,7 @@ class VLM:
         LoadError
             If the model is compiled, has no weights or some that are NaN, reads no pictures, or the processor is another model's.
         """
-        from xlvlms_tutorial.models.wrapping import wrapped
-
-        return wrapped(model, processor, name, revision, allow_untested)
+        return VLM._taken_in(model, processor, name, revision, allow_untested)
 
     @property
     def device(self) -> torch.device:

@@ -123,6 +123,9 @@ def wrapped(
     return vlm
 
 
+VLM._taken_in = staticmethod(wrapped)
+
+
 def _try(vlm: VLM) -> None:
     """Ask about a grey picture once: a processor of another model makes inputs that fit in their names and not in their shapes."""
     if vlm.processor is None:

@@ -4,7 +4,8 @@ from contextlib import AbstractContextManager, nullcontext
 
 from xlvlms_tutorial.data import load_samples
 from xlvlms_tutorial.errors import SelectionError
-from xlvlms_tutorial.interventions.edits import mask_weights, skip
+from xlvlms_tutorial.interventions.edits import mask_weights
+from xlvlms_tutorial.interventions.skipping import skip
 from xlvlms_tutorial.methods.pruning.calibration import Calibration, calibrate
 from xlvlms_tutorial.methods.pruning.masks import Masks
 from xlvlms_tutorial.methods.pruning.scores import wanda

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from xlvlms_tutorial.pocket import build, clips, language, sounds, world
-from xlvlms_tutorial.pocket.assets import cache_dir
+from xlvlms_tutorial.pocket.cache import cache_dir
 from xlvlms_tutorial.pocket.encoders import CALIBRATION, ENCODERS, statistics_file, tower_state
 from xlvlms_tutorial.pocket.processor import seen
 from xlvlms_tutorial.pocket.tower import Tower

@@ -15,7 +15,8 @@ from xlvlms_tutorial.evaluation import evaluate
 from xlvlms_tutorial.models.loading import load
 from xlvlms_tutorial.models.scorers import load_scorer
 from xlvlms_tutorial.models.vlm import VLM
-from xlvlms_tutorial.pocket.build import WEIGHTS, connector_state
+from xlvlms_tutorial.pocket.build import connector_state
+from xlvlms_tutorial.pocket.encoders import WEIGHTS
 from xlvlms_tutorial.pocket.scorer import RUN as SCORER
 from xlvlms_tutorial.pocket.variants import VARIANTS
 from xlvlms_tutorial.training.compressed import COMPRESSED, through

@@ -16,13 +16,13 @@ import transformers
 from xlvlms_tutorial.checkpoint import FILE
 from xlvlms_tutorial.data import DATASETS, PROMPTS, Sample, load_samples
 from xlvlms_tutorial.errors import AnnotationError, SelectionError
-from xlvlms_tutorial.metrics.captions import STYLE_WORDS, style_rate
 from xlvlms_tutorial.metrics.intervals import difference
 from xlvlms_tutorial.models.adapters import BASE, SHIPPED
 from xlvlms_tutorial.models.finetune import fine_tune
 from xlvlms_tutorial.models.loading import load
-from xlvlms_tutorial.pocket.build import WEIGHTS, adapter_folder
-from xlvlms_tutorial.text import style_share
+from xlvlms_tutorial.pocket.build import adapter_folder
+from xlvlms_tutorial.pocket.encoders import WEIGHTS
+from xlvlms_tutorial.text import STYLE_WORDS, style_rate, style_share
 
 MEASURED = 100  # unseen scenes
 FEWEST = 8  # samples whose captions hold words of a style: with fewer there is nothing to fine-tune on

@@ -11,8 +11,8 @@ from tests.zoo.processors import save
 from xlvlms_tutorial import interventions
 from xlvlms_tutorial.activations.capture import capture, residual_stream
 from xlvlms_tutorial.errors import ActivationsError, ComparisonError, LayerError, LengthError, SelectionError, SpanError
+from xlvlms_tutorial.methods.concepts.attribution import grid, heat
 from xlvlms_tutorial.methods.concepts.base import Dictionary
-from xlvlms_tutorial.methods.concepts.words import grid, heat
 from xlvlms_tutorial.models import anatomy
 from xlvlms_tutorial.models.loading import load
 from xlvlms_tutorial.samples import Sample

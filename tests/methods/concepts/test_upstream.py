@@ -32,7 +32,8 @@ from tests.support.tiny import tiny_llava
 from tests.support.tokenizers import bytes_tokenizer, ids_of, pieces_tokenizer, tokens_of
 from xlvlms_tutorial.activations.capture import capture, residual_stream
 from xlvlms_tutorial.errors import TokenOfInterestError
-from xlvlms_tutorial.methods.concepts.words import WordFilter, words
+from xlvlms_tutorial.methods.concepts.words import words
+from xlvlms_tutorial.methods.logit_lens.wordlists import WordFilter
 from xlvlms_tutorial.models import anatomy
 from xlvlms_tutorial.models.spans import find_words
 from xlvlms_tutorial.models.vlm import VLM

@@ -17,9 +17,9 @@ from transformers import PreTrainedTokenizerFast
 from tests.support.tiny import tiny_llava, tiny_tokenizer
 from tests.support.tokenizers import bert_tokenizer, bytes_tokenizer, pieces_tokenizer
 from xlvlms_tutorial.errors import ActivationsError, ComparisonError, EstimateError, SelectionError, WordListError
-from xlvlms_tutorial.methods.concepts.words import ENGLISH, PREFIX, WordFilter, as_lists, random_words, sentence, words
+from xlvlms_tutorial.methods.concepts.words import PREFIX, as_lists, random_words, sentence, words
 from xlvlms_tutorial.methods.logit_lens import wordlists
-from xlvlms_tutorial.methods.logit_lens.wordlists import admissible
+from xlvlms_tutorial.methods.logit_lens.wordlists import ENGLISH, WordFilter, admissible
 from xlvlms_tutorial.models import anatomy
 
 ANY = WordFilter(stop=frozenset(), min_length=1, min_frequency=0)

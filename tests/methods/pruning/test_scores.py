@@ -16,18 +16,9 @@ from tests.support.text_models import gpt2, text_batch
 from tests.support.tiny import tiny_llava
 from xlvlms_tutorial.errors import ActivationsError, ComparisonError, LayerError, SelectionError
 from xlvlms_tutorial.interventions.edits import mask_weights
-from xlvlms_tutorial.methods.pruning.scores import (
-    _smallest,
-    calibrate_on,
-    fingerprint,
-    independent_iou,
-    linear_maps,
-    magnitude,
-    overlap,
-    random_masks,
-    scores,
-    wanda,
-)
+from xlvlms_tutorial.methods.pruning.calibration import calibrate_on, fingerprint, linear_maps
+from xlvlms_tutorial.methods.pruning.masks import independent_iou, overlap
+from xlvlms_tutorial.methods.pruning.scores import _smallest, kept, magnitude, random_masks, scores, wanda
 from xlvlms_tutorial.models.vlm import VLM
 
 PICTURE = Image.new("RGB", (32, 32), (10, 90, 200))

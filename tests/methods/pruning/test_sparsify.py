@@ -19,18 +19,8 @@ from xlvlms_tutorial.interventions.edits import add, mask_weights
 from xlvlms_tutorial.methods.pruning import sparsify as module
 from xlvlms_tutorial.methods.pruning.calibration import calibrate_on, fingerprint, linear_maps
 from xlvlms_tutorial.methods.pruning.masks import Masks
-from xlvlms_tutorial.methods.pruning.scores import scores, without_lowest
-from xlvlms_tutorial.methods.pruning.sparsify import (
-    METHODS,
-    alpha_subnet,
-    apply_masks,
-    magnitude,
-    masks_by,
-    matched,
-    nm,
-    random_masks,
-    wanda,
-)
+from xlvlms_tutorial.methods.pruning.scores import magnitude, random_masks, scores, wanda, without_lowest
+from xlvlms_tutorial.methods.pruning.sparsify import METHODS, alpha_subnet, apply_masks, masks_by, matched, nm
 from xlvlms_tutorial.models.loading import load
 from xlvlms_tutorial.models.vlm import VLM
 

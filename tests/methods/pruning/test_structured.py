@@ -18,7 +18,8 @@ from tests.support.text_models import gpt2, text_batch
 from tests.support.tiny import tiny_llava
 from tests.zoo.models import TEXT
 from xlvlms_tutorial.errors import ActivationsError, AnatomyError, ComparisonError, InterventionError, LayerError, SelectionError
-from xlvlms_tutorial.interventions.edits import add, mask_weights, skip
+from xlvlms_tutorial.interventions.edits import add, mask_weights
+from xlvlms_tutorial.interventions.skipping import skip
 from xlvlms_tutorial.methods.pruning import structured as module
 from xlvlms_tutorial.methods.pruning.calibration import calibrate_on, fingerprint, linear_maps
 from xlvlms_tutorial.methods.pruning.scores import scores as wanda_scores

@@ -43,6 +43,7 @@ from tests.support.shift import MADE, cosine, moved
 from tests.support.tiny import tiny_llava
 from xlvlms_tutorial.activations.activations import States
 from xlvlms_tutorial.activations.capture import capture
+from xlvlms_tutorial.activations.store import load_activations, save_activations
 from xlvlms_tutorial.errors import ActivationsError, ComparisonError
 from xlvlms_tutorial.methods import shift
 from xlvlms_tutorial.methods.concepts import DICTIONARIES
@@ -151,7 +152,7 @@ def test_states_of_samples_without_the_word_are_not_there(tmp_path):
     one, other = shift.matched(a, b)
     assert one.table["id"].tolist() == other.table["id"].tolist() == ["s0", "s3"]
     torch.testing.assert_close(other[0], 1.5 * one[0], atol=1e-5, rtol=1e-5)
-    stored = [States.load(states.save(tmp_path / name)) for name, states in (("a", a), ("b", b))]
+    stored = [load_activations(save_activations(states, tmp_path / name)) for name, states in (("a", a), ("b", b))]
     for found, expected in zip(shift.matched(*stored), (one, other), strict=True):
         assert torch.equal(found[2], expected[2])
     at_word = capture(vlm, samples, [0, 2], answers=["a key"] * 4, at="token", **options)

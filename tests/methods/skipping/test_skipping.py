@@ -1,6 +1,7 @@
 """Plans, the authors' names for them, and the choice of layers: closed forms, models with blocks removed, double loops."""
 
 from contextlib import nullcontext
+from importlib import import_module
 from itertools import pairwise
 
 import numpy as np
@@ -17,7 +18,9 @@ from tests.support.tiny import tiny_llava
 from tests.zoo import build, padded
 from xlvlms_tutorial.activations.hooks import read
 from xlvlms_tutorial.errors import ActivationsError, InterventionError, LayerError, LengthError, SelectionError, SpanError
-from xlvlms_tutorial.interventions.edits import add, parallel, skip, skip_mlp_tokens
+from xlvlms_tutorial.interventions.edits import add
+from xlvlms_tutorial.interventions.skipping import parallel, skip
+from xlvlms_tutorial.interventions.token_skipping import skip_mlp_tokens
 from xlvlms_tutorial.methods.skipping import (
     Plan,
     block_similarity,
@@ -29,11 +32,12 @@ from xlvlms_tutorial.methods.skipping import (
     similarity_order,
     upstream_modes,
 )
-from xlvlms_tutorial.methods.skipping import effects as module
 from xlvlms_tutorial.models import anatomy
 from xlvlms_tutorial.models.finetune import loss_of
 from xlvlms_tutorial.models.vlm import VLM
 from xlvlms_tutorial.samples import Sample
+
+module = import_module("xlvlms_tutorial.methods.skipping.effects")  # the package offers a function of this name
 
 PROMPT = "Describe the picture ."
 CAPTIONS = ("red key on the grass", "a woman", "blue key in the grass", "a red picture")

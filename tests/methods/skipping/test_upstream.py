@@ -28,11 +28,13 @@ import pytest
 import torch
 
 from tests.support.tiny import tiny_llava
-from xlvlms_tutorial.interventions.edits import mask_weights, skip
+from xlvlms_tutorial.interventions.edits import mask_weights
+from xlvlms_tutorial.interventions.skipping import skip
 from xlvlms_tutorial.methods.pruning.scores import kept, magnitude, random_masks
 from xlvlms_tutorial.methods.skipping import every, from_upstream
 from xlvlms_tutorial.metrics.answers import answer_table
-from xlvlms_tutorial.metrics.cost import count_flops, memory_of
+from xlvlms_tutorial.metrics.cost import count_flops
+from xlvlms_tutorial.metrics.timing import memory_of
 from xlvlms_tutorial.samples import Question
 
 

@@ -18,8 +18,8 @@ from xlvlms_tutorial.activations.activations import States
 from xlvlms_tutorial.errors import ActivationsError, ComparisonError, EstimateError, LayerError, LengthError, SelectionError
 from xlvlms_tutorial.interventions.edits import add
 from xlvlms_tutorial.methods.steering import SteeringVectors, selection
-from xlvlms_tutorial.methods.steering.selection import choose, meaningful, separability, sweep
-from xlvlms_tutorial.methods.steering.sweep import Replay, Run, fast_layers, first_ids
+from xlvlms_tutorial.methods.steering.selection import choose, meaningful, separability
+from xlvlms_tutorial.methods.steering.sweep import Replay, Run, fast_layers, first_ids, sweep
 from xlvlms_tutorial.models import anatomy
 
 sweep_module = import_module("xlvlms_tutorial.methods.steering.sweep")  # the package offers a function of this name

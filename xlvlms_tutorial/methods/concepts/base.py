@@ -7,7 +7,6 @@ r"""What all dictionaries of concepts share: activations A (n, d) are written as
 import json
 import os
 from collections.abc import Mapping
-from importlib import import_module
 from numbers import Integral
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -211,8 +210,7 @@ def load_dictionary(path: str | Path) -> Dictionary:
 
 
 def _restored(path: str | Path, arrays: Mapping[str, np.ndarray], told: Mapping[str, Any]) -> Dictionary:
-    import_module("xlvlms_tutorial.methods.concepts")  # all classes of the package are then known
-    kinds = _kinds(Dictionary)
+    kinds = _kinds(Dictionary)  # all of them: whoever imports this module has imported the package, which imports every class
     if told["class"] not in kinds:
         raise LoadError(f"{path!s} holds a dictionary of class {told['class']!r}", f"known: {', '.join(sorted(kinds))}")
     found = kinds[told["class"]](**told["parameters"])

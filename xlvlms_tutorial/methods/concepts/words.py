@@ -14,14 +14,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from xlvlms_tutorial.errors import ActivationsError, ComparisonError, SelectionError
-from xlvlms_tutorial.methods.concepts.attribution import grid, heat
 from xlvlms_tutorial.methods.concepts.base import whole
 from xlvlms_tutorial.methods.logit_lens import distributions
 from xlvlms_tutorial.methods.logit_lens.wordlists import ENGLISH, Admissible, WordFilter, admissible
 from xlvlms_tutorial.metrics.answers import with_columns
 from xlvlms_tutorial.models.vlm import VLM
-
-__all__ = ["ENGLISH", "PREFIX", "REFERENCES", "WordFilter", "as_lists", "grid", "heat", "random_words", "sentence", "words"]
 
 PREFIX = "A photo is described by the words "
 REFERENCES = ("directions", "vocabulary")

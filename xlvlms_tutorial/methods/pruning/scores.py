@@ -15,14 +15,9 @@ from torch import Tensor, nn
 
 from xlvlms_tutorial.errors import ActivationsError, ComparisonError, SelectionError
 from xlvlms_tutorial.interventions.overrides import Layers, checked_layers
-from xlvlms_tutorial.methods.pruning.calibration import Calibration, calibrate, calibrate_on, fingerprint, linear_maps, turned
-from xlvlms_tutorial.methods.pruning.masks import Key, Masks, independent_iou, overlap, overlap_by_map, packed
+from xlvlms_tutorial.methods.pruning.calibration import Calibration, fingerprint, linear_maps, turned
+from xlvlms_tutorial.methods.pruning.masks import Key, Masks, packed
 from xlvlms_tutorial.models.vlm import VLM
-
-__all__ = [
-    "Calibration", "Masks", "calibrate", "calibrate_on", "fingerprint", "independent_iou", "linear_maps", "magnitude", "overlap",
-    "overlap_by_map", "random_masks", "scores", "wanda",
-]  # fmt: skip
 
 Score = Callable[[Key, nn.Module], Tensor]
 

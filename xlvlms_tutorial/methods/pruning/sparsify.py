@@ -20,8 +20,6 @@ from xlvlms_tutorial.methods.pruning.masks import Key, Masks, joined
 from xlvlms_tutorial.methods.pruning.scores import chosen_maps, magnitude, masks_of, random_masks, scorer, wanda, without_lowest
 from xlvlms_tutorial.models.vlm import VLM
 
-__all__ = ["METHODS", "alpha_subnet", "apply_masks", "magnitude", "masks_by", "matched", "nm", "random_masks", "wanda"]
-
 METHODS = ("wanda", "magnitude", "random", "given")
 
 

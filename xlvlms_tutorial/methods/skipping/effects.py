@@ -15,9 +15,9 @@ from tqdm.auto import tqdm
 from xlvlms_tutorial.activations.activations import WHOLE_BLOCK
 from xlvlms_tutorial.activations.hooks import computed, reading
 from xlvlms_tutorial.errors import ActivationsError, InterventionError, SelectionError
-from xlvlms_tutorial.interventions.edits import replace, skip
+from xlvlms_tutorial.interventions.edits import replace
 from xlvlms_tutorial.interventions.overrides import checked_layers
-from xlvlms_tutorial.interventions.skipping import PARTS
+from xlvlms_tutorial.interventions.skipping import PARTS, skip
 from xlvlms_tutorial.methods.skipping.importance import Answers, Prompt, Samples, batches_of
 from xlvlms_tutorial.models import anatomy
 from xlvlms_tutorial.models.spans import SPANS, Batch

@@ -7,10 +7,9 @@ from itertools import pairwise
 from numbers import Integral
 
 from xlvlms_tutorial.errors import LayerError, SelectionError
-from xlvlms_tutorial.interventions.edits import parallel, parallel_pairs, skip, skip_mlp_tokens
 from xlvlms_tutorial.interventions.overrides import checked_layers
-from xlvlms_tutorial.interventions.skipping import CACHES, NORMS, SCOPES
-from xlvlms_tutorial.interventions.token_skipping import check_share, check_spans
+from xlvlms_tutorial.interventions.skipping import CACHES, NORMS, SCOPES, parallel, parallel_pairs, skip
+from xlvlms_tutorial.interventions.token_skipping import check_share, check_spans, skip_mlp_tokens
 from xlvlms_tutorial.models.vlm import VLM
 
 PARTS = ("block", "mlp", "attention", "parallel", "pairs")

@@ -15,11 +15,8 @@ from torch import Tensor
 
 from xlvlms_tutorial.activations.activations import WHOLE_BLOCK, States
 from xlvlms_tutorial.errors import ActivationsError, EstimateError, LengthError, SelectionError
-from xlvlms_tutorial.methods.steering.sweep import sweep
 from xlvlms_tutorial.methods.steering.vectors import require_like
 from xlvlms_tutorial.metrics.intervals import share
-
-__all__ = ["choose", "meaningful", "separability", "sweep"]
 
 _RIDGE = 0.1  # of the mean squared length of standardised states
 _NOTHING = 1e-9  # of its size: a dimension that varies by less is constant, but for rounding

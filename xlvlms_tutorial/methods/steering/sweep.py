@@ -13,8 +13,9 @@ from tqdm.auto import tqdm
 from xlvlms_tutorial.activations.activations import WHOLE_BLOCK
 from xlvlms_tutorial.activations.hooks import computed, reading
 from xlvlms_tutorial.errors import LengthError, SelectionError
-from xlvlms_tutorial.interventions.edits import replace, skip
+from xlvlms_tutorial.interventions.edits import replace
 from xlvlms_tutorial.interventions.overrides import Positions, checked_layers
+from xlvlms_tutorial.interventions.skipping import skip
 from xlvlms_tutorial.methods.steering.vectors import SteeringVectors
 from xlvlms_tutorial.models import anatomy
 from xlvlms_tutorial.models.spans import Batch
