@@ -1,4 +1,4 @@
-.PHONY: help install lock book test check newest numerics bench lint pairs release pocket reproduce clean
+.PHONY: help install lock book test check newest numerics bench lint pairs api release pocket reproduce clean
 SHELL := /bin/bash
 # The first Python that runs: a version manager may put names on the path that answer nothing.
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do $$p -c '' 2>/dev/null && echo $$p && break; done)
@@ -21,6 +21,7 @@ help:
 	@echo "make newest  the quick tests in an environment of their own with the newest versions that pyproject.toml allows"
 	@echo "make bench   measure what is promised of speed and memory (ONLY=name: one of capture, steering, skipping, storing, alignment, vocabulary, subnetworks, concepts, grounding, pruning, reliability; QUICK=1: a trial)"
 	@echo "make pairs   rewrite the notebooks paired with the chapters (ALL=1: also where only outputs have changed); what the tests ran is not run again"
+	@echo "make api     rewrite the API pages from what the front doors offer"
 	@echo "make numerics  execute all pages as on four kinds of processor into _build/numerics and print what differs (ONLY=page: one of them; WRITE=1: keep what moved in the package); goes on where it was stopped"
 	@echo "make reproduce  run a small grid of chapters on the embedded model into _build/reproduce (eight minutes on two cores); goes on where it was stopped"
 	@echo "make lock    write requirements.lock anew, the hashes of what requirements.txt pins"
@@ -79,6 +80,9 @@ lint: $(STAMP)
 
 pairs: $(FETCHED)
 	TQDM_DISABLE=1 OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(PY) -m tools.pair $(if $(ALL),--all)
+
+api: $(STAMP)
+	@$(PY) -m tools.api
 
 # ONLY reaches the shell as a variable, as above.
 numerics: $(FETCHED)

@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import tomllib
+from importlib import import_module
 
 import nbformat
 import pytest
@@ -367,12 +368,29 @@ def test_no_test_imports_another_test_file():
     assert wrong == {}, "put what is shared into tests/support"
 
 
-def test_the_api_page_lists_every_public_module_and_every_front_door():
-    listed = re.findall(r"automodule:: ([\w.]+)", (ROOT / "book/reference/api.md").read_text())
-    package = ROOT / "xlvlms_tutorial"
-    modules = {".".join(p.relative_to(ROOT).with_suffix("").parts) for p in package.rglob("*.py") if not p.name.startswith("_")}
-    doors = {".".join(p.relative_to(ROOT).parent.parts) for p in package.glob("**/__init__.py")}
-    assert sorted(listed) == sorted(modules | doors - {"xlvlms_tutorial", "xlvlms_tutorial.methods"})
+DOORS = {".".join(path.relative_to(ROOT).parent.parts) for path in (ROOT / "xlvlms_tutorial").rglob("__init__.py")}
+
+
+def imports_of_the_package(page):
+    """Every import of the package in a page's code, shown or run: (module, name, line)."""
+    for block in re.findall(r"^```(?:\{code-cell\} ipython3|python)\n(.*?)^```$", page.read_text(encoding="utf-8"), re.M | re.S):
+        code = re.sub(r"^(?:---\n.*?\n---\n|(?::.*\n)+)", "", block, flags=re.S)
+        for node in ast.walk(ast.parse(code)):
+            if isinstance(node, ast.ImportFrom) and node.module.split(".")[0] == "xlvlms_tutorial":
+                yield from ((node.module, alias.name, ast.unparse(node)) for alias in node.names)
+            elif isinstance(node, ast.Import):
+                yield from ((alias.name, None, ast.unparse(node)) for alias in node.names if alias.name.split(".")[0] == "xlvlms_tutorial")
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", *(ROOT / f"{page}.md" for page in pages())], ids=lambda page: page.stem)
+def test_pages_import_what_front_doors_offer_and_from_six_of_them_at_most(page):
+    asked = list(imports_of_the_package(page))
+    for module, name, line in asked:
+        assert module in DOORS, f"{page.name}: {line}: {module} is no front door"
+        assert name is None or name in import_module(module).__all__, f"{page.name}: {line}: {module} does not offer {name}"
+        assert name is None or not name.startswith("_"), f"{page.name}: {line}"
+    doors = {module for module, _, _ in asked}
+    assert len(doors) <= 6, f"{page.name} imports from {len(doors)} front doors: {', '.join(sorted(doors))}"
 
 
 def test_workflows_run_what_the_readme_says():

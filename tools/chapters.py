@@ -47,7 +47,8 @@ def filled() -> str:
 def pages() -> list[Path]:
     """Every page of the table of contents, in its order, as a path under the root without a suffix."""
     toc = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))
-    listed = [chapter["file"] for part in toc["parts"] for chapter in part["chapters"]]
+    chapters = [chapter for part in toc["parts"] for chapter in part["chapters"]]
+    listed = [page["file"] for chapter in chapters for page in (chapter, *chapter.get("sections", ()))]
     return [Path(name) for name in (toc["root"], *listed)]
 
 

@@ -5,24 +5,26 @@ from functools import cache
 from importlib import import_module
 
 
-def lazy_attributes(package: str) -> Callable[[str], object]:
-    """The ``__getattr__`` of a package (PEP 562): a name comes from where the package's block ``if TYPE_CHECKING:`` imports it from.
+def lazy_attributes(package: str) -> tuple[Callable[[str], object], Callable[[], list[str]]]:
+    """The ``__getattr__`` and ``__dir__`` of a package (PEP 562): names come from where its block ``if TYPE_CHECKING:`` imports them from.
 
-    So editors, type checkers and this function read the same lines. No name may be that of a module beside it, which would hide it.
+    So editors, type checkers and these functions read the same lines. What the block imports from the package itself is a module of it. No
+    other name may be that of a module beside it, which would hide it.
     """
 
     @cache
-    def homes() -> dict[str, str]:
+    def homes() -> dict[str, tuple[str, str]]:
         import ast
         from pathlib import Path
 
         source = Path(import_module(package).__file__).read_text(encoding="utf-8")
         block = next(node for node in ast.parse(source).body if isinstance(node, ast.If))
-        return {alias.name: statement.module for statement in block.body for alias in statement.names}
+        return {alias.asname or alias.name: (statement.module, alias.name) for statement in block.body for alias in statement.names}
 
     def get(name: str) -> object:
         if name.startswith("__") or name not in homes():
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        return getattr(import_module(homes()[name]), name)
+        module, there = homes()[name]
+        return import_module(f"{package}.{there}") if module == package else getattr(import_module(module), there)
 
-    return get
+    return get, lambda: sorted({*vars(import_module(package)), *homes()})

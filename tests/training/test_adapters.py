@@ -4,7 +4,6 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
-from importlib import import_module
 
 import numpy as np
 import pytest
@@ -18,9 +17,7 @@ from xlvlms_tutorial.models.loading import load
 from xlvlms_tutorial.pocket.build import adapter_folder, training_record
 from xlvlms_tutorial.pocket.encoders import WEIGHTS
 from xlvlms_tutorial.text import style_rate
-from xlvlms_tutorial.training import main
-
-adapters = import_module("xlvlms_tutorial.training.adapters")  # the package offers a function of this name
+from xlvlms_tutorial.training import adapters, main
 
 
 def test_the_module_leaves_peft_to_import_peft_which_holds_back_a_warning():

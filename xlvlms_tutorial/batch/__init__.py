@@ -9,12 +9,14 @@ if TYPE_CHECKING:
     from xlvlms_tutorial.batch.grid import read_grid
     from xlvlms_tutorial.batch.results import Gathered, gather, measurements, pooled
     from xlvlms_tutorial.batch.run import prepare, read_results, run_chapter
+    from xlvlms_tutorial.io import build_folder
 
 __all__ = [
     "EXPERIMENTS",
     "FOLDER",
     "Gathered",
     "Options",
+    "build_folder",
     "gather",
     "measurements",
     "pooled",
@@ -25,4 +27,4 @@ __all__ = [
     "run_chapter",
 ]
 
-__getattr__ = lazy_attributes(__name__)
+__getattr__, __dir__ = lazy_attributes(__name__)

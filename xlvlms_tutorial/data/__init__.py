@@ -3,16 +3,36 @@
 import os
 from numbers import Integral
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from xlvlms_tutorial._lazy import lazy_attributes
 from xlvlms_tutorial.data.export import write_coco
 from xlvlms_tutorial.errors import DatasetError, SelectionError
 from xlvlms_tutorial.samples import PROMPTS, Question, Sample, both_mention, media, mentioning
 from xlvlms_tutorial.text import STYLES
 
+if TYPE_CHECKING:
+    from xlvlms_tutorial.data.folder import folder_report
+    from xlvlms_tutorial.data.hub import HUB
+
 # Embedded: they need neither network nor files
 DATASETS = ("scenes", "composition", "clips", "sounds", *(f"scenes-{style}" for style in STYLES))
 
-__all__ = ["DATASETS", "PROMPTS", "Question", "Sample", "both_mention", "load_samples", "media", "mentioning", "write_coco"]
+__all__ = [
+    "DATASETS",
+    "HUB",
+    "PROMPTS",
+    "Question",
+    "Sample",
+    "both_mention",
+    "folder_report",
+    "load_samples",
+    "media",
+    "mentioning",
+    "write_coco",
+]
+
+__getattr__, __dir__ = lazy_attributes(__name__)
 
 
 def load_samples(dataset: str | Path = "scenes", n: int = 100, split: str = "test", seed: int = 0) -> list[Sample]:

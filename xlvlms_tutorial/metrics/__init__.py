@@ -43,10 +43,12 @@ if TYPE_CHECKING:
         vqa_accuracy,
         vqa_normalise,
     )
+    from xlvlms_tutorial.text import STYLE_WORDS, forms, style_rate, style_share
 
 __all__ = [
     "CAPTION_FACTORS",
     "SOUND_FACTORS",
+    "STYLE_WORDS",
     "Estimate",
     "ReconstructionError",
     "Sparsity",
@@ -70,6 +72,7 @@ __all__ = [
     "difference",
     "energy",
     "exact_match",
+    "forms",
     "informative",
     "interval",
     "match_concepts",
@@ -91,6 +94,8 @@ __all__ = [
     "spoken",
     "stability",
     "steering_table",
+    "style_rate",
+    "style_share",
     "targeted_change",
     "time_medians",
     "time_ratios",
@@ -101,4 +106,4 @@ __all__ = [
     "yes_or_no",
 ]
 
-__getattr__ = lazy_attributes(__name__)
+__getattr__, __dir__ = lazy_attributes(__name__)

@@ -1,5 +1,6 @@
 """Vision-language models: loaded by name, with their parts, positions and checks; adapters, and models that judge captions."""
 
+from xlvlms_tutorial.models import anatomy
 from xlvlms_tutorial.models.anatomy import PLACES, decoder, final_norm
 from xlvlms_tutorial.models.architectures import ARCHITECTURES, Architecture, architectures
 from xlvlms_tutorial.models.finetune import fine_tune, loss_of, save_adapter
@@ -21,6 +22,7 @@ __all__ = [
     "Batch",
     "Scorer",
     "TextEncoder",
+    "anatomy",
     "architectures",
     "decode",
     "decoder",

@@ -19,4 +19,4 @@ __all__ = [
     "training_record",
 ]
 
-__getattr__ = lazy_attributes(__name__)
+__getattr__, __dir__ = lazy_attributes(__name__)
