@@ -1,6 +1,21 @@
-"""Run the benchmarks: ``python -m benchmarks NAME``, one of ``SCRIPTS``; without a name all of them."""
+"""Run the benchmarks: ``python -m benchmarks NAME``, one of ``SCRIPTS``.
 
-from benchmarks import alignment, capture, concepts, grounding, pruning, reliability, skipping, steering, storing, subnetworks, vocabulary
+Without a name all of them.
+"""
+
+from benchmarks import (
+    alignment,
+    capture,
+    concepts,
+    grounding,
+    pruning,
+    reliability,
+    skipping,
+    steering,
+    storing,
+    subnetworks,
+    vocabulary,
+)
 from benchmarks.command import start
 
 SCRIPTS = {

@@ -1,6 +1,7 @@
-"""Capture: what reading a layer costs over the forward that is needed anyway, in time and memory, and what stopping early saves.
+"""Capture: what reading a layer costs, and what stopping early saves.
 
-Today's way is one sample at a time with ``output_hidden_states=True``, every layer and position moved to the CPU and kept.
+In time and memory, over the forward that is needed anyway. Today's way is one sample at a time with
+``output_hidden_states=True``, every layer and position moved to the CPU and kept.
 """
 
 from collections.abc import Callable
@@ -24,7 +25,10 @@ def measure(report: Report) -> None:
     """All promises about capturing."""
     options = report.options
     n, size = options.pick(64, 8), options.pick(16, 4)
-    rounds = {"rounds": options.rounds(ROUNDS), "rounds of all samples": options.rounds(LONG_ROUNDS)}
+    rounds = {
+        "rounds": options.rounds(ROUNDS),
+        "rounds of all samples": options.rounds(LONG_ROUNDS),
+    }
     report.setting |= {"samples": n, "batch_size": size, **rounds}
     for subject in subjects(report):
         about(report, subject, n, size)
@@ -41,39 +45,68 @@ def about(report: Report, subject: Subject, n: int, size: int) -> None:
 
 
 def cost_of_a_hook(report: Report, subject: Subject, size: int) -> None:
-    """The mean over the picture at the last layer, against the same forward without a hook; neither stops early."""
+    """The mean over the picture at the last layer, against the same forward without a hook.
+
+    Neither stops early.
+    """
     batch = subject.batch(size)
     bare = lambda: subject.vlm.forward(batch, logits=False, use_cache=False)
     hooked = lambda: _pooled(subject, subject.vlm.n_layers, bare)
     ways = {"bare": always(bare), "again": always(bare), "hooked": always(hooked)}
     seconds = timed(ways, report.options.rounds(ROUNDS), subject.device, label="hook")
-    report.promise("a forward that keeps one pooled layer, over the bare forward", ratio(seconds, "hooked", "bare"), Goal("<=", 1.05))
-    report.tell("the bare forward over itself (noise of the machine)", ratio(seconds, "again", "bare"))
+    report.promise(
+        "a forward that keeps one pooled layer, over the bare forward",
+        ratio(seconds, "hooked", "bare"),
+        Goal("<=", 1.05),
+    )
+    report.tell(
+        "the bare forward over itself (noise of the machine)", ratio(seconds, "again", "bare")
+    )
 
 
 def against_today(report: Report, subject: Subject, n: int, size: int) -> None:
-    """One pooled layer of all samples in batches, against everything of one sample at a time; both prepare their inputs.
+    """One pooled layer of all samples in batches, against everything of one sample at a time.
 
-    A capture never goes on to the unembedding, so that one of the last layer may take less than the bare forwards.
+    Both prepare their inputs. A capture never goes on to the unembedding, so that one of the last
+    layer may take less than the bare forwards.
     """
     middle, last = subject.layer(0.5), subject.vlm.n_layers
-    ways = {"today": always(lambda: today(subject, n)), "bare": always(lambda: bare_batches(subject, n, size))}
-    ways |= {f"layer {at}": always(lambda at=at: ours(subject, at, n, size)) for at in (middle, last)}
+    ways = {
+        "today": always(lambda: today(subject, n)),
+        "bare": always(lambda: bare_batches(subject, n, size)),
+    }
+    ways |= {
+        f"layer {at}": always(lambda at=at: ours(subject, at, n, size)) for at in (middle, last)
+    }
     seconds = timed(ways, report.options.rounds(LONG_ROUNDS), subject.device, label="all samples")
     told = f"{n} samples, everything kept one by one, over one pooled layer in batches of {size}"
-    report.promise(f"{told}: layer {middle}", ratio(seconds, "today", f"layer {middle}"), Goal(">=", 4))
+    report.promise(
+        f"{told}: layer {middle}", ratio(seconds, "today", f"layer {middle}"), Goal(">=", 4)
+    )
     report.tell(f"{told}: layer {last}", ratio(seconds, "today", f"layer {last}"))
-    whole = f"{n} samples from pictures to a table, one pooled layer ({last}), over the bare batched forwards"
+    whole = (
+        f"{n} samples from pictures to a table, one pooled layer ({last}), "
+        "over the bare batched forwards"
+    )
     report.promise(whole, ratio(seconds, f"layer {last}", "bare"), Goal("<=", 1.05))
 
 
 def ours(subject: Subject, layer: int, n: int, size: int) -> list[torch.Tensor]:
     """One pooled layer (n, d) of n samples."""
     if subject.samples is not None:
-        return [capture(subject.vlm, subject.samples[:n], layer, span="image", batch_size=size)[layer]]
+        return [
+            capture(subject.vlm, subject.samples[:n], layer, span="image", batch_size=size)[layer]
+        ]
     batch, kept = subject.batch(size), []
     for _ in range(0, n, size):
-        kept.append(_pooled(subject, layer, lambda: subject.vlm.forward(batch, logits=False, use_cache=False), stop=True))
+        kept.append(
+            _pooled(
+                subject,
+                layer,
+                lambda: subject.vlm.forward(batch, logits=False, use_cache=False),
+                stop=True,
+            )
+        )
     return kept
 
 
@@ -85,9 +118,9 @@ def today(subject: Subject, n: int) -> list[list[torch.Tensor]]:
     for k in range(n):
         if made is None:
             sample = subject.samples[k]
-            inputs = vlm.processor(text=[vlm.prompt(PROMPTS["image"])], images=[sample.image], return_tensors="pt").to(
-                vlm.device, vlm.dtype
-            )
+            inputs = vlm.processor(
+                text=[vlm.prompt(PROMPTS["image"])], images=[sample.image], return_tensors="pt"
+            ).to(vlm.device, vlm.dtype)
         else:
             inputs = made
         states = vlm.model(**inputs, output_hidden_states=True).hidden_states
@@ -99,38 +132,58 @@ def bare_batches(subject: Subject, n: int, size: int) -> None:
     """The forwards of n samples in batches, inputs prepared, nothing kept."""
     made = subject.batch(size) if subject.samples is None else None
     for first in range(0, n, size):
-        batch = made if made is not None else batch_of(subject.vlm, subject.samples[first : min(first + size, n)])
+        batch = (
+            made
+            if made is not None
+            else batch_of(subject.vlm, subject.samples[first : min(first + size, n)])
+        )
         subject.vlm.forward(batch, logits=False, use_cache=False)
 
 
 def stopping_early(report: Report, subject: Subject, size: int) -> None:
-    """A capture that stops after layer l, over the bare forward: with the tower, and for the decoder alone, whose layers they are."""
+    """A capture that stops after layer l, over the bare forward.
+
+    With the tower, and for the decoder alone, whose layers they are.
+    """
     batch, n_layers = subject.batch(size), subject.vlm.n_layers
     inputs, decoder = decoder_inputs(subject.vlm, batch), anatomy.decoder(subject.vlm.model)
     forwards = {
         "the whole forward": lambda: subject.vlm.forward(batch, logits=False, use_cache=False),
-        "the decoder, picture encoded beforehand": lambda: _decoded(subject, batch, decoder, inputs),
+        "the decoder, picture encoded beforehand": lambda: _decoded(
+            subject, batch, decoder, inputs
+        ),
     }
     layers = sorted({subject.layer(depth) for depth in DEPTHS})
     for told, forward in forwards.items():
         ways: dict[str, Way] = {"bare": always(forward)}
-        ways |= {str(at): always(lambda at=at, forward=forward: _pooled(subject, at, forward, stop=True)) for at in layers}
+        ways |= {
+            str(at): always(lambda at=at, forward=forward: _pooled(subject, at, forward, stop=True))
+            for at in layers
+        }
         seconds = timed(ways, report.options.rounds(ROUNDS), subject.device, label=told)
         for at in layers:
             what = f"stopping at layer {at} of {n_layers}, over {told}"
-            report.promise(what, ratio(seconds, str(at), "bare"), Goal("<=", round((at + 1) / n_layers + 0.1, 3)))
+            report.promise(
+                what,
+                ratio(seconds, str(at), "bare"),
+                Goal("<=", round((at + 1) / n_layers + 0.1, 3)),
+            )
 
 
 def memory_of_one_layer(report: Report, subject: Subject, size: int) -> None:
-    """The first layer of a pass that goes on to the end, so that what is kept adds to all that follows.
+    """The first layer of a pass that goes on to the end.
 
-    The decoder alone: the tower may need more memory than any block, and would hide what is kept.
+    What is kept then adds to all that follows. The decoder alone: the tower may need more memory
+    than any block, and would hide what is kept.
     """
     batch = subject.batch(size)
     inputs, decoder = decoder_inputs(subject.vlm, batch), anatomy.decoder(subject.vlm.model)
     forward = lambda: _decoded(subject, batch, decoder, inputs)
     bare = peak_bytes(forward, subject.device)
-    for told, options in (("one pooled layer", {"positions": "image", "reduce": "mean"}), ("all positions of one layer", {})):
+    for told, options in (
+        ("one pooled layer", {"positions": "image", "reduce": "mean"}),
+        ("all positions of one layer", {}),
+    ):
         found = []
 
         def reads(found: list = found, options: dict = options) -> None:
@@ -139,35 +192,48 @@ def memory_of_one_layer(report: Report, subject: Subject, size: int) -> None:
             found.append(kept[1, "block"][0])
 
         extra = peak_bytes(reads, subject.device) - bare
-        report.promise(f"peak extra memory over what is kept: {told}", count(extra / found[0].nbytes), Goal("<=", 1.1))
+        report.promise(
+            f"peak extra memory over what is kept: {told}",
+            count(extra / found[0].nbytes),
+            Goal("<=", 1.1),
+        )
 
 
 def memory_of_everything(report: Report, subject: Subject, n: int, size: int = 2) -> None:
-    """All positions of all layers of all samples, by ``capture`` itself, also while it puts its batches together.
+    """All positions of all layers of all samples.
 
-    Batches are small, since what is kept has to outweigh a forward: the memory of that is free again when batches are put together.
+    By ``capture`` itself, also while it puts its batches together. Batches are small, since what is
+    kept has to outweigh a forward: the memory of that is free again when batches are put together.
     """
     bare = peak_bytes(lambda: bare_batches(subject, n, size), subject.device)
     found = []
 
     def captures() -> None:
-        states = capture(subject.vlm, subject.samples[:n], "all", positions="all", reduce=None, batch_size=size)
+        states = capture(
+            subject.vlm, subject.samples[:n], "all", positions="all", reduce=None, batch_size=size
+        )
         found.append(sum(tensor.nbytes for tensor in states.tensors.values()))
 
     extra = peak_bytes(captures, subject.device) - bare
     sizes = f"{found[0] / 1e6:,.0f} MB; a bare forward takes {bare / 1e6:,.0f} MB"
     told = f"all positions of all layers of {n} samples in batches of {size} ({sizes})"
-    report.promise(f"peak extra memory over what is kept: {told}", count(extra / found[0]), Goal("<=", 1.1))
+    report.promise(
+        f"peak extra memory over what is kept: {told}", count(extra / found[0]), Goal("<=", 1.1)
+    )
 
 
-def _pooled(subject: Subject, layer: int, forward: Callable[[], object], stop: bool = False) -> torch.Tensor:
+def _pooled(
+    subject: Subject, layer: int, forward: Callable[[], object], stop: bool = False
+) -> torch.Tensor:
     with reading(subject.vlm, layer, positions="image", reduce="mean", stop=stop) as kept:
         forward()
     return kept[layer, "block"][0]
 
 
 @torch.no_grad()
-def _decoded(subject: Subject, batch: object, decoder: torch.nn.Module, inputs: dict[str, object]) -> object:
+def _decoded(
+    subject: Subject, batch: object, decoder: torch.nn.Module, inputs: dict[str, object]
+) -> object:
     with subject.vlm.run(batch):  # so that a reading knows where the picture is
         return decoder(**inputs)
 

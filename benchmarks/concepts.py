@@ -1,6 +1,7 @@
-"""Concepts: how long Semi-NMF takes and how low its objective gets, against the ways it is done today.
+"""Concepts: how long Semi-NMF takes and how low its objective gets.
 
-The authors of CoX-LMM call scikit-learn's ``DictionaryLearning``; ``overcomplete`` has a Semi-NMF in PyTorch, without a penalty.
+Against the ways it is done today. The authors of CoX-LMM call scikit-learn's
+``DictionaryLearning``; ``overcomplete`` has a Semi-NMF in PyTorch, without a penalty.
 """
 
 import sys
@@ -20,8 +21,10 @@ from benchmarks.harness import Goal, Report, always, count, median, timed
 from xlvlms_tutorial.methods.concepts import SemiNMF
 
 ROUNDS = 5
-CONCEPTS, PENALTY = 20, 2.0  # of the paper; the penalty is the rival's alpha of 1, which halves the square
-THEIR_TOLERANCE, OUR_TOLERANCE = 1e-4, 1e-5  # without a penalty: overcomplete's own, of its codes; and ours, of the objective
+# of the paper; the penalty is the rival's alpha of 1, which halves the square
+CONCEPTS, PENALTY = 20, 2.0
+# without a penalty: overcomplete's own, of its codes; and ours, of the objective
+THEIR_TOLERANCE, OUR_TOLERANCE = 1e-4, 1e-5
 
 Floats = NDArray[np.float32]
 
@@ -30,7 +33,14 @@ def measure(report: Report) -> None:
     """All promises about Semi-NMF."""
     pick = report.options.pick
     n, d, steps = pick(2614, 120), pick(4096, 48), pick(5000, 5)
-    report.setting |= {"device": "cpu", "samples": n, "width": d, "concepts": CONCEPTS, "penalty": PENALTY, "formats": "float32"}
+    report.setting |= {
+        "device": "cpu",
+        "samples": n,
+        "width": d,
+        "concepts": CONCEPTS,
+        "penalty": PENALTY,
+        "formats": "float32",
+    }
     report.setting |= {"rounds": report.options.rounds(ROUNDS), "most steps of scikit-learn": steps}
     A = activations(n, d)
     against_scikit_learn(report, A, steps)
@@ -39,7 +49,10 @@ def measure(report: Report) -> None:
 
 
 def activations(n: int, d: int, directions: int = 24, seed: int = 0) -> Floats:
-    """Like hidden states of one word: sparse non-negative sums of unit directions, one common offset, and noise."""
+    """Like hidden states of one word.
+
+    Sparse non-negative sums of unit directions, one common offset, and noise.
+    """
     random = np.random.default_rng(seed)
     units = random.standard_normal((directions, d))
     units /= np.linalg.norm(units, axis=1, keepdims=True)
@@ -62,39 +75,70 @@ def against_scikit_learn(report: Report, A: Floats, steps: int) -> None:
     seconds = timed(ways, report.options.rounds(ROUNDS), label="semi-nmf")["ours"]
     model = fitted[-1]
     lower = objective(A, model.transform(A), model.components_) / reached
-    report.promise("objective of Semi-NMF, over scikit-learn's DictionaryLearning (the authors' way)", count(lower), Goal("<=", 1.0))
+    report.promise(
+        "objective of Semi-NMF, over scikit-learn's DictionaryLearning (the authors' way)",
+        count(lower),
+        Goal("<=", 1.0),
+    )
     told = "time of scikit-learn's DictionaryLearning (the authors' way, run once), over ours"
     report.promise(told, median([today / one for one in seconds]), Goal(">=", 50.0))
     report.tell("seconds of scikit-learn's DictionaryLearning", count(today))
     report.tell("seconds of our fit", median(seconds))
     report.tell("steps: scikit-learn", count(theirs.n_iter_))
     report.tell("steps: ours, after the choice of a start", count(model.n_iter_))
-    seconds = timed({"codes": always(lambda: model.transform(A))}, report.options.rounds(ROUNDS), label="codes")["codes"]
-    report.tell(f"milliseconds of exact codes of {len(A):,} samples", median([1000 * one for one in seconds]))
+    seconds = timed(
+        {"codes": always(lambda: model.transform(A))}, report.options.rounds(ROUNDS), label="codes"
+    )["codes"]
+    report.tell(
+        f"milliseconds of exact codes of {len(A):,} samples",
+        median([1000 * one for one in seconds]),
+    )
 
 
 def authors_way(A: Floats, steps: int) -> DictionaryLearning:
     """DictionaryLearning, fitted with the arguments of the code released with CoX-LMM."""
     return DictionaryLearning(
-        CONCEPTS, alpha=PENALTY / 2, positive_code=True, fit_algorithm="cd", transform_algorithm="lasso_cd", max_iter=steps, random_state=0
+        CONCEPTS,
+        alpha=PENALTY / 2,
+        positive_code=True,
+        fit_algorithm="cd",
+        transform_algorithm="lasso_cd",
+        max_iter=steps,
+        random_state=0,
     ).fit(A)
 
 
 def against_overcomplete(report: Report, A: Floats) -> None:
-    """Time and squared error without a penalty, which overcomplete's objective does not have; or one row that it is not installed."""
+    """Time and squared error without a penalty, which overcomplete's objective does not have.
+
+    One row says so where it is not installed.
+    """
     rival = overcomplete_semi_nmf()
     if rival is None:
-        report.tell("overcomplete is not installed, and was not measured (0); make bench installs it", count(0))
+        report.tell(
+            "overcomplete is not installed, and was not measured (0); make bench installs it",
+            count(0),
+        )
         return
     tensor, theirs, ours = torch.from_numpy(A), [], []
     torch.manual_seed(0)  # it draws its start without a seed of its own
     ways = {
-        "ours": always(lambda: ours.append(SemiNMF(CONCEPTS, penalty=0.0, tol=OUR_TOLERANCE).fit(A))),
-        "overcomplete": always(lambda: theirs.append(squared_error(tensor, *rival(CONCEPTS, tol=THEIR_TOLERANCE).fit(tensor)))),
+        "ours": always(
+            lambda: ours.append(SemiNMF(CONCEPTS, penalty=0.0, tol=OUR_TOLERANCE).fit(A))
+        ),
+        "overcomplete": always(
+            lambda: theirs.append(
+                squared_error(tensor, *rival(CONCEPTS, tol=THEIR_TOLERANCE).fit(tensor))
+            )
+        ),
     }
     seconds = timed(ways, min(3, report.options.rounds(ROUNDS)), label="overcomplete")
     ratios = np.array(seconds["overcomplete"]) / np.array(seconds["ours"])
-    report.promise("time of overcomplete's SemiNMF, over ours without a penalty", median(list(ratios)), Goal(">=", 2.0))
+    report.promise(
+        "time of overcomplete's SemiNMF, over ours without a penalty",
+        median(list(ratios)),
+        Goal(">=", 2.0),
+    )
     told = "squared error of ours without a penalty, over the lowest of overcomplete's"
     report.promise(told, count(ours[-1].objective_[-1] / min(theirs)), Goal("<=", 1.0))
     report.tell("seconds of overcomplete's SemiNMF", median(seconds["overcomplete"]))
@@ -102,7 +146,10 @@ def against_overcomplete(report: Report, A: Floats) -> None:
 
 
 def overcomplete_semi_nmf() -> type | None:
-    """The class of overcomplete, if it is there; its front door needs torchvision for its models, its optimisation does not."""
+    """The class of overcomplete, if it is there.
+
+    Its front door needs torchvision for its models, its optimisation does not.
+    """
     if find_spec("overcomplete") is None:
         return None
     with suppress(ModuleNotFoundError):
@@ -111,11 +158,23 @@ def overcomplete_semi_nmf() -> type | None:
 
 
 def growth(report: Report, n: int, d: int, k: int) -> None:
-    """Seconds of a fit with as many samples, dimensions and concepts, and with two and four times as many of one of them."""
-    sizes = [(n, d, k), (2 * n, d, k), (4 * n, d, k), (n, 2 * d, k), (n, 4 * d, k), (n, d, 2 * k), (n, d, 4 * k)]
+    """Seconds of a fit with as many samples, dimensions and concepts.
+
+    And with two and four times as many of one of them.
+    """
+    sizes = [
+        (n, d, k),
+        (2 * n, d, k),
+        (4 * n, d, k),
+        (n, 2 * d, k),
+        (n, 4 * d, k),
+        (n, d, 2 * k),
+        (n, d, 4 * k),
+    ]
     for samples, width, concepts in sizes:
         A, fitted = activations(samples, width), []
-        way = {"fit": always(lambda: fitted.append(SemiNMF(concepts).fit(A)))}  # noqa: B023 (called at once)
+        # called at once
+        way = {"fit": always(lambda: fitted.append(SemiNMF(concepts).fit(A)))}  # noqa: B023
         seconds = timed(way, min(3, report.options.rounds(ROUNDS)), label="growth")["fit"]
         told = f"{samples:,} samples, {width:,} dimensions, {concepts} concepts"
         report.tell(f"seconds of a fit: {told} ({fitted[-1].n_iter_} steps)", median(seconds))

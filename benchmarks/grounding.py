@@ -1,6 +1,7 @@
 """Grounding: the words of 20 concepts over a vocabulary of 150,000 tokens.
 
-Today's way sorts the whole vocabulary, decodes the first 50 tokens one by one, and looks each up in a list of words.
+Today's way sorts the whole vocabulary, decodes the first 50 tokens one by one, and
+looks each up in a list of words.
 """
 
 from collections.abc import Iterator
@@ -30,12 +31,18 @@ LISTED = 236_736  # words in the list of the released code
 def measure(report: Report) -> None:
     """All promises about the words of concepts."""
     options = report.options
-    sizes = {"vocabulary": options.pick(150_000, 5000), "width": options.pick(4096, 64), "concepts": 20}
+    sizes = {
+        "vocabulary": options.pick(150_000, 5000),
+        "width": options.pick(4096, 64),
+        "concepts": 20,
+    }
     report.setting |= sizes | {"words": N_WORDS, "rounds": options.rounds(ROUNDS)}
     for device in devices(options):
         vlm = model(sizes["vocabulary"], sizes["width"], device)
         report.about(vlm.name)
-        directions = torch.randn(sizes["concepts"], sizes["width"], generator=torch.Generator().manual_seed(1))
+        directions = torch.randn(
+            sizes["concepts"], sizes["width"], generator=torch.Generator().manual_seed(1)
+        )
         about(report, vlm, directions)
         del vlm
 
@@ -55,23 +62,50 @@ def about(report: Report, vlm: VLM, directions: Tensor) -> None:
     k, size = len(directions), len(vlm.tokenizer)
     told = f"the words of {k} concepts over {size:,} tokens"
     report.promise(f"seconds: {told}", median(seconds["ours"]), Goal("<=", 1))
-    report.promise(f"seconds: {told}, the filter used for the first time", median(seconds["first"]), Goal("<=", 2))
-    report.promise(f"{told}, sorted and looked up in a list (today's way), over ours", ratio(seconds, "today", "ours"), Goal(">=", 5))
-    report.promise(f"{told}, sorted and looked up in a set, over ours", ratio(seconds, "sorted", "ours"), Goal(">=", 1))
+    report.promise(
+        f"seconds: {told}, the filter used for the first time",
+        median(seconds["first"]),
+        Goal("<=", 2),
+    )
+    report.promise(
+        f"{told}, sorted and looked up in a list (today's way), over ours",
+        ratio(seconds, "today", "ours"),
+        Goal(">=", 5),
+    )
+    report.promise(
+        f"{told}, sorted and looked up in a set, over ours",
+        ratio(seconds, "sorted", "ours"),
+        Goal(">=", 1),
+    )
     report.tell(f"{told}, over the bare logits", ratio(seconds, "ours", "unembedding"))
-    short = sum(len(found) < N_WORDS for found in as_lists(words(vlm, directions, N_WORDS)).values())
-    report.promise(f"concepts of {k} with fewer than {N_WORDS} words", count(short, k), Goal("==", 0))
+    short = sum(
+        len(found) < N_WORDS for found in as_lists(words(vlm, directions, N_WORDS)).values()
+    )
+    report.promise(
+        f"concepts of {k} with fewer than {N_WORDS} words", count(short, k), Goal("==", 0)
+    )
     short = sum(len(found) < N_WORDS for found in words_listed(vlm, directions, listed))
     report.tell(f"concepts of {k} with fewer than {N_WORDS} words, today's way", count(short, k))
 
 
 def words_listed(vlm: VLM, directions: Tensor, listed: list[str] | set[str]) -> list[list[str]]:
-    """The words of each direction as published code finds them, but for the logits, which are here those of all directions at once."""
+    """The words of each direction as published code finds them, but for the logits.
+
+    These are here those of all directions at once.
+    """
     found = []
     for logits in vlm.unembed(directions, norm=False):
         order = logits.argsort(descending=True)
-        texts = [decode(vlm.tokenizer, [token]).lower().strip() for token in order[:BEFORE_FILTER].tolist()]
-        found.append([text for text in texts if text in listed and len(text) > 2 and text not in ENGLISH_STOP_WORDS][:N_WORDS])
+        texts = [
+            decode(vlm.tokenizer, [token]).lower().strip()
+            for token in order[:BEFORE_FILTER].tolist()
+        ]
+        names = [
+            text
+            for text in texts
+            if text in listed and len(text) > 2 and text not in ENGLISH_STOP_WORDS
+        ]
+        found.append(names[:N_WORDS])
     return found
 
 
@@ -84,21 +118,35 @@ def fresh_filters() -> Iterator[WordFilter]:
 
 
 def model(size: int, width: int, device: torch.device) -> VLM:
-    """A language model of one layer with so many tokens: two thirds begin a word, the others are pieces that go on with one."""
+    """A language model of one layer with so many tokens.
+
+    Two thirds begin a word, the others are pieces that go on with one.
+    """
     known = list(wordfreq.get_frequency_dict("en", "large"))
-    pieces = dict.fromkeys(["<pad>", *(f"Ġ{word}" for word in known[: 2 * size // 3]), *(word[1:] for word in known)])
+    pieces = dict.fromkeys(
+        ["<pad>", *(f"Ġ{word}" for word in known[: 2 * size // 3]), *(word[1:] for word in known)]
+    )
     tokens = [piece for piece in pieces if piece.removeprefix("Ġ")][:size]
     raw = Tokenizer(models.BPE({piece: number for number, piece in enumerate(tokens)}, []))
     raw.decoder = decoders.ByteLevel()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, pad_token="<pad>")
     config = LlamaConfig(
-        vocab_size=len(tokens), hidden_size=width, intermediate_size=64, num_hidden_layers=1, num_attention_heads=16,
-        num_key_value_heads=1, tie_word_embeddings=True,
-    )  # fmt: skip
+        vocab_size=len(tokens),
+        hidden_size=width,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=16,
+        num_key_value_heads=1,
+        tie_word_embeddings=True,
+    )
     torch.manual_seed(0)
     with device:
         network = LlamaForCausalLM(config).eval().requires_grad_(False)
-    return VLM(network, SimpleNamespace(tokenizer=tokenizer), f"{len(tokens):,} tokens of width {width:,} on {device.type}")
+    return VLM(
+        network,
+        SimpleNamespace(tokenizer=tokenizer),
+        f"{len(tokens):,} tokens of width {width:,} on {device.type}",
+    )
 
 
 def devices(options: Options) -> list[torch.device]:
@@ -110,9 +158,13 @@ def devices(options: Options) -> list[torch.device]:
         If CUDA is asked for and absent.
     """
     if options.device == "cuda" and not torch.cuda.is_available():
-        raise typer.BadParameter("PyTorch finds no GPU here; use cpu or auto.", param_hint="--device")
+        raise typer.BadParameter(
+            "PyTorch finds no GPU here; use cpu or auto.", param_hint="--device"
+        )
     found = [CPU] if options.device in ("auto", "cpu") else []
-    return found + [torch.device("cuda")] * (options.device in ("auto", "cuda") and torch.cuda.is_available())
+    return found + [torch.device("cuda")] * (
+        options.device in ("auto", "cuda") and torch.cuda.is_available()
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Measure promises: paired times, goals that numbers meet or do not, a table, and a file that shows both."""
+"""Measure promises: paired times, goals that numbers meet or do not, a table, and a file."""
 
 import operator
 import os
@@ -20,13 +20,18 @@ from xlvlms_tutorial.metrics.timing import measure_time
 
 RESULTS = Path(__file__).parent / "results"
 QUICK_RESULTS = Path(__file__).parents[1] / "_build" / "benchmarks"
-SPREAD = "95 % interval of the median of the paired ratios, by the bootstrap over rounds; counts and bytes have none"
-DIGITS = 4  # numbers are rounded before they are judged, so that the file alone shows why a promise holds
+SPREAD = (
+    "95 % interval of the median of the paired ratios, by the bootstrap over "
+    "rounds; counts and bytes have none"
+)
+# numbers are rounded before they are judged, so that the file alone shows why a promise holds
+DIGITS = 4
 CPU = torch.device("cpu")
 
 _RELATIONS = {"<=": operator.le, ">=": operator.ge, "==": operator.eq}
 
-# A way of doing something: entering it prepares, the call that it gives is timed, leaving it tidies up
+# A way of doing something: entering it prepares, the call that it gives
+# is timed, leaving it tidies up
 Way = Callable[[], AbstractContextManager[Callable[[], object]]]
 
 
@@ -55,14 +60,23 @@ class Options:
 
 @dataclass(frozen=True)
 class Goal:
-    """What a number has to be: "<=", ">=" or "==" a bound, or (relation "covers") an interval that holds it."""
+    """What a number has to be.
+
+    "<=", ">=" or "==" a bound, or (relation "covers") an interval that holds it.
+    """
 
     relation: str
     bound: float
 
     def __str__(self) -> str:
-        bound = str(self.bound) if isinstance(self.bound, int) else f"{self.bound:.3f}".removesuffix("0")
-        return f"interval covers {bound}" if self.relation == "covers" else f"{self.relation} {bound}"
+        bound = (
+            str(self.bound)
+            if isinstance(self.bound, int)
+            else f"{self.bound:.3f}".removesuffix("0")
+        )
+        return (
+            f"interval covers {bound}" if self.relation == "covers" else f"{self.relation} {bound}"
+        )
 
     def holds(self, found: Estimate) -> bool:
         """Whether the number, or its interval, is as wanted."""
@@ -82,7 +96,10 @@ class Finding:
     @property
     def rounded(self) -> Estimate:
         """The number as it stands in the file."""
-        return Estimate(*(round(float(x), DIGITS) for x in (self.found.value, self.found.low, self.found.high)), self.found.n)
+        return Estimate(
+            *(round(float(x), DIGITS) for x in (self.found.value, self.found.low, self.found.high)),
+            self.found.n,
+        )
 
     @property
     def holds(self) -> bool | None:
@@ -91,7 +108,11 @@ class Finding:
 
     def asdict(self) -> dict[str, object]:
         """The row of the file."""
-        told = {"what": self.what, "measured": self.rounded.value, "spread": [self.rounded.low, self.rounded.high]}
+        told = {
+            "what": self.what,
+            "measured": self.rounded.value,
+            "spread": [self.rounded.low, self.rounded.high],
+        }
         return told if self.goal is None else told | {"goal": str(self.goal), "holds": self.holds}
 
 
@@ -128,7 +149,9 @@ class Report:
     def asdict(self) -> dict[str, object]:
         """The content of the file."""
         known = versions()
-        told = {name: known[name] for name in ("python", "torch", "transformers", "xlvlms_tutorial")}
+        told = {
+            name: known[name] for name in ("python", "torch", "transformers", "xlvlms_tutorial")
+        }
         return {
             "name": self.name,
             "created": date.today().isoformat(),
@@ -143,13 +166,27 @@ class Report:
 
     def table(self) -> Table:
         """The findings as a table for the terminal."""
-        table = Table(title=" on ".join([self.name, *([", ".join(self.models)] if self.models else [])]))
-        for heading, justify in (("what", "left"), ("measured", "right"), ("spread", "right"), ("goal", "left"), ("holds", "left")):
+        table = Table(
+            title=" on ".join([self.name, *([", ".join(self.models)] if self.models else [])])
+        )
+        for heading, justify in (
+            ("what", "left"),
+            ("measured", "right"),
+            ("spread", "right"),
+            ("goal", "left"),
+            ("holds", "left"),
+        ):
             table.add_column(heading, justify=justify, overflow="fold")
         for finding in self.findings:
             number = finding.rounded
-            goal = ("", "") if finding.goal is None else (str(finding.goal), "yes" if finding.holds else "NO")
-            table.add_row(finding.what, f"{number.value:.4g}", f"{number.low:.4g} to {number.high:.4g}", *goal)
+            goal = (
+                ("", "")
+                if finding.goal is None
+                else (str(finding.goal), "yes" if finding.holds else "NO")
+            )
+            table.add_row(
+                finding.what, f"{number.value:.4g}", f"{number.low:.4g} to {number.high:.4g}", *goal
+            )
         return table
 
 
@@ -169,8 +206,13 @@ def within(context: Callable[[], AbstractContextManager], call: Callable[[], obj
     return way
 
 
-def timed(ways: dict[str, Way], repeats: int, device: torch.device = CPU, **options: object) -> dict[str, list[float]]:
-    """Seconds of each way in each round, as ``measure_time`` takes them; ``options`` are more of its arguments."""
+def timed(
+    ways: dict[str, Way], repeats: int, device: torch.device = CPU, **options: object
+) -> dict[str, list[float]]:
+    """Seconds of each way in each round, as ``measure_time`` takes them.
+
+    ``options`` are more of its arguments.
+    """
     times = measure_time(ways, repeats, device=device, progress=True, prepared=True, **options)
     return {name: rows["seconds"].tolist() for name, rows in times.groupby("way", sort=False)}
 
@@ -191,10 +233,19 @@ def count(number: float, n: int = 1) -> Estimate:
 
 
 def hardware() -> dict[str, object]:
-    """Processor, cores, threads of PyTorch, GPU if there is one, and how busy the machine was over the last minute."""
+    """Processor, cores, threads of PyTorch and GPU if there is one.
+
+    And how busy the machine was over the last minute.
+    """
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     busy = round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
-    return {"cpu": _cpu(), "cores": os.cpu_count(), "threads": torch.get_num_threads(), "gpu": gpu, "load_average": busy}
+    return {
+        "cpu": _cpu(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpu": gpu,
+        "load_average": busy,
+    }
 
 
 def _cpu() -> str:

@@ -11,7 +11,10 @@ from torch.profiler import ProfilerActivity, profile
 
 
 def peak_bytes(call: Callable[[], object], device: torch.device) -> int:
-    """The most bytes that tensors on the device held at once during a call, beyond what they held before it."""
+    """The most bytes that tensors on the device held at once during a call.
+
+    Beyond what they held before it.
+    """
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
@@ -20,7 +23,8 @@ def peak_bytes(call: Callable[[], object], device: torch.device) -> int:
         torch.cuda.synchronize(device)
         del kept
         return torch.cuda.max_memory_allocated(device) - before
-    # the CPU's allocator keeps no peak, but tells the profiler of each allocation (+) and release (-)
+    # the CPU's allocator keeps no peak, but tells the profiler of each
+    # allocation (+) and release (-)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         kept = call()
     del kept
@@ -28,5 +32,8 @@ def peak_bytes(call: Callable[[], object], device: torch.device) -> int:
         trace = Path(folder) / "trace.json"
         profiler.export_chrome_trace(str(trace))
         events = json.loads(trace.read_text(encoding="utf-8"))["traceEvents"]
-    changes = sorted((event for event in events if event.get("name") == "[memory]"), key=lambda event: event["ts"])
+    changes = sorted(
+        (event for event in events if event.get("name") == "[memory]"),
+        key=lambda event: event["ts"],
+    )
     return max(accumulate((event["args"]["Bytes"] for event in changes), initial=0))

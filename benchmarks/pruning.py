@@ -1,7 +1,9 @@
-"""Pruning: neurons that are really cut out save the time that they are counted for; zeros save none; masks are merged in little memory.
+"""Pruning: neurons that are really cut out save the time that they are counted for.
 
-Counted is by PyTorch's own counter, over the whole forward with tower and last logits, the products of the attention included. Today's
-way of merging masks holds all of them at once, one byte a weight. Masks live in NumPy's memory, so Python's tracemalloc counts it.
+Zeros save none; masks are merged in little memory. Counted is by PyTorch's own counter, over the
+whole forward with tower and last logits, the products of the attention included. Today's way of
+merging masks holds all of them at once, one byte a weight. Masks live in NumPy's memory, so
+Python's tracemalloc counts it.
 """
 
 import gc
@@ -38,8 +40,16 @@ def measure(report: Report) -> None:
     """All promises about pruning."""
     options = report.options
     size = options.pick(8, 2)
-    report.setting |= {"batch_size": size, "share of neurons": SHARE, "sparsity": SHARE, "masks": N_MASKS}
-    report.setting |= {"rounds": options.rounds(ROUNDS), "rounds of merging": options.rounds(LONG_ROUNDS)}
+    report.setting |= {
+        "batch_size": size,
+        "share of neurons": SHARE,
+        "sparsity": SHARE,
+        "masks": N_MASKS,
+    }
+    report.setting |= {
+        "rounds": options.rounds(ROUNDS),
+        "rounds of merging": options.rounds(LONG_ROUNDS),
+    }
     for subject in subjects(report):
         about(report, subject, size)
 
@@ -52,45 +62,95 @@ def about(report: Report, subject: Subject, size: int) -> None:
 
 
 def smaller(report: Report, subject: Subject, size: int) -> None:
-    """The forward of a model without half of its neurons, and of one with half of its weights set to zero, over the dense one."""
+    """A forward without half of the neurons, or with half of the weights set to zero.
+
+    Over the dense one.
+    """
     batch, dense = subject.batch(size), subject.vlm
     cut = copied(dense)
     cut_neurons(cut, neuron_scores(cut), SHARE)
     counted = flops(cut, batch) / flops(dense, batch)
-    ways = {name: always(lambda vlm=vlm: vlm.forward(batch, logits=False)) for name, vlm in {"dense": dense, "cut": cut}.items()}
+    ways = {
+        name: always(lambda vlm=vlm: vlm.forward(batch, logits=False))
+        for name, vlm in {"dense": dense, "cut": cut}.items()
+    }
     seconds = timed(ways, report.options.rounds(ROUNDS), subject.device, label="cut")
     told = f"forward without {SHARE:.0%} of the MLPs' neurons, over dense"
-    report.promise(f"{told} (counted: {counted:.3f})", ratio(seconds, "cut", "dense"), Goal("<=", round(1.15 * counted, 3)))
+    report.promise(
+        f"{told} (counted: {counted:.3f})",
+        ratio(seconds, "cut", "dense"),
+        Goal("<=", round(1.15 * counted, 3)),
+    )
     report.tell(f"counted work of the {told}", count(counted))
-    report.tell("bytes of the parameters without them, over dense", count(nbytes(cut.model) / nbytes(dense.model)))
+    report.tell(
+        "bytes of the parameters without them, over dense",
+        count(nbytes(cut.model) / nbytes(dense.model)),
+    )
     del cut, ways["cut"]
     masked = copied(dense)
     apply_masks(masked, magnitude(masked, SHARE))
-    seconds = timed(ways | {"masked": always(lambda: masked.forward(batch, logits=False))}, report.options.rounds(ROUNDS), subject.device)
-    report.tell(f"forward with {SHARE:.0%} of the weights set to zero (today's way), over dense", ratio(seconds, "masked", "dense"))
-    report.tell("bytes of the parameters with them set to zero, over dense", count(nbytes(masked.model) / nbytes(dense.model)))
+    seconds = timed(
+        ways | {"masked": always(lambda: masked.forward(batch, logits=False))},
+        report.options.rounds(ROUNDS),
+        subject.device,
+    )
+    report.tell(
+        f"forward with {SHARE:.0%} of the weights set to zero (today's way), over dense",
+        ratio(seconds, "masked", "dense"),
+    )
+    report.tell(
+        "bytes of the parameters with them set to zero, over dense",
+        count(nbytes(masked.model) / nbytes(dense.model)),
+    )
 
 
 def merged(report: Report, subject: Subject) -> None:
-    """The intersection of masks from files; promised for the embedded model, since one mask of 7B weights takes 800 MB alone."""
+    """The intersection of masks from files.
+
+    Promised for the embedded model, since one mask of 7B weights takes 800 MB alone.
+    """
     with TemporaryDirectory() as folder:
-        paths = [random_masks(subject.vlm, 0.1, seed).save(Path(folder) / f"{seed}.masks") for seed in range(N_MASKS)]
-        told = f"megabytes beyond the model while {N_MASKS} masks of all linear maps are merged from their files"
+        paths = [
+            random_masks(subject.vlm, 0.1, seed).save(Path(folder) / f"{seed}.masks")
+            for seed in range(N_MASKS)
+        ]
+        told = (
+            f"megabytes beyond the model while {N_MASKS} masks of all linear maps "
+            "are merged from their files"
+        )
         if subject.samples is None:
             report.tell(told, count(peak(lambda: alpha_subnet(paths)) / 1e6))
             return
         ours, today = (peak(lambda way=way: way(paths)) for way in (alpha_subnet, all_at_once))
         report.promise(told, count(ours / 1e6), Goal("<=", MOST_MEGABYTES))
-        report.tell("megabytes beyond the model while booleans of all masks are merged (today's way)", count(today / 1e6))
-        ways = {"packed": always(lambda: alpha_subnet(paths)), "booleans": always(lambda: all_at_once(paths))}
+        report.tell(
+            "megabytes beyond the model while booleans of all masks are merged (today's way)",
+            count(today / 1e6),
+        )
+        ways = {
+            "packed": always(lambda: alpha_subnet(paths)),
+            "booleans": always(lambda: all_at_once(paths)),
+        }
         seconds = timed(ways, report.options.rounds(LONG_ROUNDS), label="merge")
-        report.tell("merging packed masks one at a time, over booleans all at once", ratio(seconds, "packed", "booleans"))
-        report.tell(f"milliseconds of merging {N_MASKS} masks from their files", median([1000 * s for s in seconds["packed"]]))
+        report.tell(
+            "merging packed masks one at a time, over booleans all at once",
+            ratio(seconds, "packed", "booleans"),
+        )
+        report.tell(
+            f"milliseconds of merging {N_MASKS} masks from their files",
+            median([1000 * s for s in seconds["packed"]]),
+        )
 
 
 def two_of_four(report: Report, subject: Subject, size: int) -> None:
-    """The linear maps of one block with two of four weights kept, by the sparse kernels of the GPU, at the tokens of a prefill."""
-    if subject.device.type != "cuda" or torch.cuda.get_device_capability(subject.device) < CAPABILITY:
+    """The linear maps of one block with two of four weights kept, by the GPU's sparse kernels.
+
+    At the tokens of a prefill.
+    """
+    if (
+        subject.device.type != "cuda"
+        or torch.cuda.get_device_capability(subject.device) < CAPABILITY
+    ):
         report.setting["2:4"] = "not measured: it needs a GPU of compute capability 8.0 or more"
         return
     tokens, layer = subject.batch(size)["input_ids"].numel() // 64 * 64, subject.layer(0.5)
@@ -99,13 +159,21 @@ def two_of_four(report: Report, subject: Subject, size: int) -> None:
     dense: dict[tuple[int, int], Tensor] = {}
     for key, linear in linear_maps(subject.vlm).items():
         if key in masks.shapes:
-            dense.setdefault(masks.shapes[key], linear.weight * masks.unpack(*key).to(subject.device))
+            dense.setdefault(
+                masks.shapes[key], linear.weight * masks.unpack(*key).to(subject.device)
+            )
     for shape, weight in dense.items():
         sparse = torch.sparse.to_sparse_semi_structured(weight)
         given = torch.randn(tokens, shape[1], device=subject.device, dtype=weight.dtype)
-        ways = {name: always(lambda w=w, x=given: repeated(w, x)) for name, w in (("dense", weight), ("sparse", sparse))}
+        ways = {
+            name: always(lambda w=w, x=given: repeated(w, x))
+            for name, w in (("dense", weight), ("sparse", sparse))
+        }
         seconds = timed(ways, report.options.rounds(ROUNDS), subject.device, label="2:4")
-        report.tell(f"a linear map of {shape[1]} x {shape[0]} with 2:4 kernels, over dense", ratio(seconds, "sparse", "dense"))
+        report.tell(
+            f"a linear map of {shape[1]} x {shape[0]} with 2:4 kernels, over dense",
+            ratio(seconds, "sparse", "dense"),
+        )
 
 
 @torch.no_grad()
@@ -148,11 +216,16 @@ def flops(vlm: VLM, batch: Batch) -> int:
 @contextmanager
 def eager(vlm: VLM) -> Iterator[None]:
     """Attention as plain products, which the counter knows on every device."""
-    configs = {id(module.config): module.config for module in vlm.model.modules() if hasattr(module, "config")}
+    configs = {
+        id(module.config): module.config
+        for module in vlm.model.modules()
+        if hasattr(module, "config")
+    }
     before = {number: config._attn_implementation for number, config in configs.items()}
     try:
         for config in configs.values():
-            config._attn_implementation = "eager"  # asked for by name, transformers refuses models that know no other on the way back
+            # asked for by name, transformers refuses models that know no other on the way back
+            config._attn_implementation = "eager"
         yield
     finally:
         for number, config in configs.items():
@@ -160,7 +233,10 @@ def eager(vlm: VLM) -> Iterator[None]:
 
 
 def peak(call: Callable[[], object]) -> int:
-    """The most bytes that Python and NumPy held at once during a call, beyond what they held before it."""
+    """The most bytes that Python and NumPy held at once during a call.
+
+    Beyond what they held before it.
+    """
     gc.collect()
     tracemalloc.start()
     try:

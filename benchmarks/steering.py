@@ -1,7 +1,8 @@
-"""Steering: what a vector added at every position costs in generation, as a hook and folded into a bias, and what sweeps over layers cost.
+"""Steering: what a vector added at every position costs in generation.
 
-Today's way is a forward hook that makes a mask of positions anew in every step and moves the vector each time, and one pass through the
-model for each layer of a sweep.
+As a hook and folded into a bias, and what sweeps over layers cost. Today's way is a forward hook
+that makes a mask of positions anew in every step and moves the vector each time, and one pass
+through the model for each layer of a sweep.
 """
 
 from collections.abc import Iterator
@@ -30,7 +31,12 @@ def measure(report: Report) -> None:
     """All promises about steering."""
     options = report.options
     size, tokens = options.pick(8, 2), options.pick(32, 4)
-    report.setting |= {"batch_size": size, "new_tokens": tokens, "positions": "all", "rounds": options.rounds(ROUNDS)}
+    report.setting |= {
+        "batch_size": size,
+        "new_tokens": tokens,
+        "positions": "all",
+        "rounds": options.rounds(ROUNDS),
+    }
     report.setting |= {"rounds of sweeps": options.rounds(SWEEP_ROUNDS)}
     for subject in subjects(report):
         about(report, subject, size, tokens)
@@ -52,18 +58,39 @@ def about(report: Report, subject: Subject, size: int, tokens: int) -> None:
     generate = lambda: vlm.generate_ids(batch, tokens, min_new_tokens=tokens)
     ways = {name: within(context, generate) for name, context in contexts.items()}
     seconds = timed(ways, report.options.rounds(ROUNDS), subject.device, label="generations")
-    report.promise("generation with a steering hook at all positions, over plain", ratio(seconds, "hook", "plain"), Goal("<=", 1.05))
+    report.promise(
+        "generation with a steering hook at all positions, over plain",
+        ratio(seconds, "hook", "plain"),
+        Goal("<=", 1.05),
+    )
     folded = ratio(seconds, "folded", "plain")
-    report.promise("generation with the vector folded into a bias, over plain: no difference seen", folded, Goal("covers", 1.0))
-    report.promise("generation with the vector folded into a bias, over plain", folded, Goal("<=", 1.02))
-    report.tell("generation steered at the predicting positions only, over plain", ratio(seconds, "last", "plain"))
-    report.tell("generation with a hook that makes its mask in every step (today's way), over plain", ratio(seconds, "today", "plain"))
-    report.tell("plain generation over itself (noise of the machine)", ratio(seconds, "again", "plain"))
-    report.tell("milliseconds for a token of a plain generation, prefill included", median([1000 * s / tokens for s in seconds["plain"]]))
+    report.promise(
+        "generation with the vector folded into a bias, over plain: no difference seen",
+        folded,
+        Goal("covers", 1.0),
+    )
+    report.promise(
+        "generation with the vector folded into a bias, over plain", folded, Goal("<=", 1.02)
+    )
+    report.tell(
+        "generation steered at the predicting positions only, over plain",
+        ratio(seconds, "last", "plain"),
+    )
+    report.tell(
+        "generation with a hook that makes its mask in every step (today's way), over plain",
+        ratio(seconds, "today", "plain"),
+    )
+    report.tell(
+        "plain generation over itself (noise of the machine)", ratio(seconds, "again", "plain")
+    )
+    report.tell(
+        "milliseconds for a token of a plain generation, prefill included",
+        median([1000 * s / tokens for s in seconds["plain"]]),
+    )
 
 
 def sweeps(report: Report, subject: Subject, size: int) -> None:
-    """Vectors of many layers, and the first tokens that they lead to at some layers and strengths."""
+    """Vectors of many layers, and the first tokens that some layers and strengths lead to."""
     vlm, batch = subject.vlm, subject.batch(size)
     layers = sorted({round(k * vlm.n_layers / N_LAYERS) for k in range(1, N_LAYERS + 1)})
     ways: dict[str, Way] = {"together": always(lambda: mean_differences(vlm, batch, layers))}
@@ -78,35 +105,51 @@ def sweeps(report: Report, subject: Subject, size: int) -> None:
         "whole": always(lambda: list(first_ids(vlm, batch, runs))),
     }
     seconds = timed(ways, report.options.rounds(SWEEP_ROUNDS), subject.device, label="first tokens")
-    told = f"first tokens steered in {len(runs)} ways, from the states of {len(fast)} layers, over whole forwards"
+    told = (
+        f"first tokens steered in {len(runs)} ways, from the states of "
+        f"{len(fast)} layers, over whole forwards"
+    )
     report.tell(told, ratio(seconds, "fast", "whole"))
 
 
 def mean_differences(vlm: VLM, batch: Batch, layers: list[int]) -> dict[int, Tensor]:
-    """For each layer the mean state of the batch's first half minus that of the other, at the prompts' last positions, from one pass."""
+    """For each layer the mean state of a half of the batch minus that of the other.
+
+    The first half's minus the second's, at the prompts' last positions, from one pass.
+    """
     with reading(vlm, layers, positions="last", dtype=torch.float32) as found:
         vlm.forward(batch, logits=False, use_cache=False)
     half = len(batch["input_ids"]) // 2
-    return {layer: (states[:half].mean(dim=0) - states[half:].mean(dim=0))[0] for (layer, _), (states,) in found.items()}
+    return {
+        layer: (states[:half].mean(dim=0) - states[half:].mean(dim=0))[0]
+        for (layer, _), (states,) in found.items()
+    }
 
 
 def runs_of(vlm: VLM, layers: list[int]) -> list[Run]:
     """Random vectors at these layers, each at two strengths."""
     drawn = torch.Generator().manual_seed(0)
-    vectors = SteeringVectors({layer: torch.randn(vlm.width, generator=drawn) for layer in layers}, {"model": vlm.name})
+    vectors = SteeringVectors(
+        {layer: torch.randn(vlm.width, generator=drawn) for layer in layers}, {"model": vlm.name}
+    )
     return [Run(None, vectors, layer, strength) for layer in layers for strength in STRENGTHS]
 
 
 @contextmanager
 def masked_anew(vlm: VLM, vector: Tensor, layer: int) -> Iterator[None]:
-    """Add a vector as most published code does: the mask is made, and mask and vector are moved, in every step."""
+    """Add a vector as most published code does.
+
+    The mask is made, and mask and vector are moved, in every step.
+    """
 
     def hook(module: torch.nn.Module, args: tuple, output: Tensor | tuple) -> Tensor | tuple:
         states = anatomy.states_of(output)
         mask = torch.zeros(states.shape[:2])
         for row in range(states.shape[0]):
             mask[row, torch.arange(states.shape[1])] = 1
-        moved = mask.to(states.device, states.dtype)[..., None] * vector.to(states.device, states.dtype)
+        moved = mask.to(states.device, states.dtype)[..., None] * vector.to(
+            states.device, states.dtype
+        )
         return anatomy.with_states(output, states + moved)
 
     handle = vlm.blocks[layer - 1].register_forward_hook(hook)

@@ -1,6 +1,7 @@
-"""Storing: whether a process that is killed at any moment loses or doubles a sample, and what writing to disk costs a capture.
+"""Storing: whether a process that is killed at any moment loses or doubles a sample.
 
-Today's way is one file saved at the end: a kill at any moment loses everything, so there is nothing to compare with.
+And what writing to disk costs a capture. Today's way is one file saved at the end: a kill at any
+moment loses everything, so there is nothing to compare with.
 """
 
 import multiprocessing
@@ -28,7 +29,8 @@ from xlvlms_tutorial.activations.store import Store
 ROUNDS = 7
 SAMPLES_PER_SHARD, ROWS_PER_SAMPLE, SHARDS_PER_KILL, WIDTH = 3, 2, 25, 64
 PROVENANCE = {"model": "none", "revision": "none", "layers": [1], "prompt": "none"}
-# a forked process has PyTorch already, so that the kill strikes while it writes and not while it imports
+# a forked process has PyTorch already, so that the kill strikes while it
+# writes and not while it imports
 FORK = multiprocessing.get_context("fork")
 
 
@@ -46,19 +48,36 @@ def measure(report: Report) -> None:
     """All promises about storing."""
     options = report.options
     kills = options.pick(60, 6)
-    report.setting |= {"kills": kills, "samples a shard": SAMPLES_PER_SHARD, "rounds": options.rounds(ROUNDS)}
+    report.setting |= {
+        "kills": kills,
+        "samples a shard": SAMPLES_PER_SHARD,
+        "rounds": options.rounds(ROUNDS),
+    }
     with TemporaryDirectory() as folder:
         toll = killed(Path(folder) / "store", kills)
-    report.promise(f"samples lost by {toll.kills} kills at random moments", count(len(toll.lost), toll.kills), Goal("==", 0))
-    report.promise(f"samples doubled by {toll.kills} kills at random moments", count(len(toll.doubled), toll.kills), Goal("==", 0))
-    report.tell("kills that struck while a shard was being written", count(toll.in_a_draft, toll.kills))
+    report.promise(
+        f"samples lost by {toll.kills} kills at random moments",
+        count(len(toll.lost), toll.kills),
+        Goal("==", 0),
+    )
+    report.promise(
+        f"samples doubled by {toll.kills} kills at random moments",
+        count(len(toll.doubled), toll.kills),
+        Goal("==", 0),
+    )
+    report.tell(
+        "kills that struck while a shard was being written", count(toll.in_a_draft, toll.kills)
+    )
     for subject in subjects(report):
         if subject.samples is not None:
             overhead(report, subject, options.pick(64, 8), options.pick(16, 4))
 
 
 def killed(folder: Path, kills: int, seed: int = 0) -> Toll:
-    """Let a process write shards of known samples, kill it at a random moment, look at what is there, and go on, so many times."""
+    """Let a process write shards of known samples and kill it at random moments.
+
+    Each time, look at what is there, and go on.
+    """
     rng, toll, there, n_shards = random.Random(seed), Toll(), set(), 0
     longest = _seconds_unharmed(folder.with_name("unharmed"))
     with tqdm(total=kills, desc="kills", leave=False) as bar:
@@ -72,7 +91,9 @@ def killed(folder: Path, kills: int, seed: int = 0) -> Toll:
             if process.exitcode != -signal.SIGKILL:
                 continue  # it had ended already
             toll.kills += 1
-            toll.in_a_draft += any(draft.name.endswith(f".{process.pid}") for draft in folder.glob(".*"))
+            toll.in_a_draft += any(
+                draft.name.endswith(f".{process.pid}") for draft in folder.glob(".*")
+            )
             there = inspect(folder, there, toll)
             bar.update()
     write_missing(folder, n_shards)
@@ -85,18 +106,30 @@ def write_missing(folder: Path, n_shards: int) -> None:
     torch.set_num_threads(1)  # a forked process has none of its parent's threads
     store = Store(folder, PROVENANCE)
     for number in store.missing(n_shards):
-        store.write(number, known_states(range(number * SAMPLES_PER_SHARD, (number + 1) * SAMPLES_PER_SHARD)))
+        store.write(
+            number,
+            known_states(range(number * SAMPLES_PER_SHARD, (number + 1) * SAMPLES_PER_SHARD)),
+        )
 
 
 def known_states(samples: range) -> States:
     """States whose every value tells its sample and row."""
     pairs = [(sample, row) for sample in samples for row in range(ROWS_PER_SAMPLE)]
-    table = pd.DataFrame({"sample": [s for s, _ in pairs], "id": [f"s{s}" for s, _ in pairs], "position": [r for _, r in pairs]})
+    table = pd.DataFrame(
+        {
+            "sample": [s for s, _ in pairs],
+            "id": [f"s{s}" for s, _ in pairs],
+            "position": [r for _, r in pairs],
+        }
+    )
     return States({(1, "block"): _values(table)}, table, PROVENANCE)
 
 
 def inspect(folder: Path, expected: set[int], toll: Toll) -> set[int]:
-    """The samples that the store has; those of ``expected`` that are gone or changed are lost, those with too many rows doubled."""
+    """The samples that the store has.
+
+    Those of ``expected`` that are gone or changed are lost, those with too many rows doubled.
+    """
     if not (folder / "provenance.json").exists() or not Store(folder).done:
         toll.lost |= expected
         return set()
@@ -115,25 +148,52 @@ def inspect(folder: Path, expected: set[int], toll: Toll) -> set[int]:
 
 def overhead(report: Report, subject: Subject, n: int, size: int) -> None:
     """A capture into a new folder, over the same capture in memory."""
-    ways = {"memory": always(lambda: capture(subject.vlm, subject.samples[:n], subject.vlm.n_layers, span="image", batch_size=size))}
+    ways = {
+        "memory": always(
+            lambda: capture(
+                subject.vlm,
+                subject.samples[:n],
+                subject.vlm.n_layers,
+                span="image",
+                batch_size=size,
+            )
+        )
+    }
 
     @contextmanager
     def stored() -> Iterator[Callable[[], States]]:
         with TemporaryDirectory() as folder:
             at = Path(folder) / "store"
-            yield lambda: capture(subject.vlm, subject.samples[:n], subject.vlm.n_layers, span="image", batch_size=size, store=at)
+            yield lambda: capture(
+                subject.vlm,
+                subject.samples[:n],
+                subject.vlm.n_layers,
+                span="image",
+                batch_size=size,
+                store=at,
+            )
 
-    seconds = timed(ways | {"stored": stored}, report.options.rounds(ROUNDS), subject.device, label="stored")
-    report.tell(f"capture of {n} samples into a store, over the same in memory (wanted: at most 1.05)", ratio(seconds, "stored", "memory"))
+    seconds = timed(
+        ways | {"stored": stored}, report.options.rounds(ROUNDS), subject.device, label="stored"
+    )
+    report.tell(
+        f"capture of {n} samples into a store, over the same in memory (wanted: at most 1.05)",
+        ratio(seconds, "stored", "memory"),
+    )
 
 
 def _values(table: pd.DataFrame) -> torch.Tensor:
-    first = torch.tensor(table["sample"].to_numpy(copy=True)) * ROWS_PER_SAMPLE + torch.tensor(table["position"].to_numpy(copy=True))
+    first = torch.tensor(table["sample"].to_numpy(copy=True)) * ROWS_PER_SAMPLE + torch.tensor(
+        table["position"].to_numpy(copy=True)
+    )
     return first[:, None].float() + torch.arange(WIDTH) / (2 * WIDTH)
 
 
 def _seconds_unharmed(folder: Path) -> float:
-    """How long one process takes when nothing strikes it, so that kills fall anywhere in its work."""
+    """How long one process takes when nothing strikes it.
+
+    Kills then fall anywhere in its work.
+    """
     begin = time.perf_counter()
     process = FORK.Process(target=write_missing, args=(folder, SHARDS_PER_KILL))
     process.start()

@@ -1,6 +1,7 @@
-"""Subnetworks: how long Wanda takes from samples to masks, and what packed masks save in memory and in the time of their overlap.
+"""Subnetworks: how long Wanda takes, and what packed masks save.
 
-Today's way holds one byte a weight, and counts the weights that two masks share in booleans.
+Wanda from samples to masks; packed masks in memory and in the time of their overlap. Today's way
+holds one byte a weight, and counts the weights that two masks share in booleans.
 """
 
 from collections.abc import Callable
@@ -21,7 +22,10 @@ def measure(report: Report) -> None:
     """All promises about subnetworks."""
     options = report.options
     n, size = options.pick(32, 4), options.pick(16, 2)
-    rounds = {"rounds": options.rounds(ROUNDS), "rounds of all samples": options.rounds(LONG_ROUNDS)}
+    rounds = {
+        "rounds": options.rounds(ROUNDS),
+        "rounds of all samples": options.rounds(LONG_ROUNDS),
+    }
     report.setting |= {"samples": n, "batch_size": size, "sparsity": SPARSITY, **rounds}
     for subject in subjects(report):
         about(report, subject, n, size)
@@ -35,11 +39,16 @@ def about(report: Report, subject: Subject, n: int, size: int) -> None:
 
 
 def from_samples_to_masks(report: Report, subject: Subject, n: int, size: int) -> Masks:
-    """Calibration and masks, the samples' inputs prepared anew each time; promised for the embedded model on a CPU."""
+    """Calibration and masks, the samples' inputs prepared anew each time.
+
+    Promised for the embedded model on a CPU.
+    """
     made: list[Masks] = []
     calibration = calibrated(subject, n, size)
     ways = {
-        "all": always(lambda: made.append(wanda(subject.vlm, calibrated(subject, n, size), SPARSITY))),
+        "all": always(
+            lambda: made.append(wanda(subject.vlm, calibrated(subject, n, size), SPARSITY))
+        ),
         "masks": always(lambda: wanda(subject.vlm, calibration, SPARSITY)),
     }
     seconds = timed(ways, report.options.rounds(LONG_ROUNDS), subject.device, label="wanda")
@@ -65,23 +74,45 @@ def cost_of_calibrating(report: Report, subject: Subject, size: int) -> None:
     bare: Callable[[], object] = lambda: subject.vlm.forward(batch, logits=False, use_cache=False)
     ways = {"bare": always(bare), "calibrated": always(lambda: calibrate_on(subject.vlm, [batch]))}
     seconds = timed(ways, report.options.rounds(LONG_ROUNDS), subject.device, label="calibration")
-    report.tell("a forward that calibrates, over the bare forward", ratio(seconds, "calibrated", "bare"))
+    report.tell(
+        "a forward that calibrates, over the bare forward", ratio(seconds, "calibrated", "bare")
+    )
 
 
 def overlap_of_masks(report: Report, one: Masks, other: Masks) -> None:
     """Memory and overlap of packed masks, against booleans that are in memory already."""
     plain = [[masks.unpack(*key) for key in masks] for masks in (one, other)]
-    report.promise("bytes of packed masks, over booleans", count(one.nbytes / sum(mask.nbytes for mask in plain[0])), Goal("==", 0.125))
+    report.promise(
+        "bytes of packed masks, over booleans",
+        count(one.nbytes / sum(mask.nbytes for mask in plain[0])),
+        Goal("==", 0.125),
+    )
     ways = {
         "packed": always(lambda: one.iou(other)),
-        "booleans": always(lambda: [int((a & b).sum()) / int((a | b).sum()) for a, b in zip(*plain, strict=True)]),
-        "unpacking": always(lambda: [int((one.unpack(*k) & other.unpack(*k)).sum()) / int((one.unpack(*k) | other.unpack(*k)).sum())
-                                     for k in one]),
-    }  # fmt: skip
+        "booleans": always(
+            lambda: [int((a & b).sum()) / int((a | b).sum()) for a, b in zip(*plain, strict=True)]
+        ),
+        "unpacking": always(
+            lambda: [
+                int((one.unpack(*k) & other.unpack(*k)).sum())
+                / int((one.unpack(*k) | other.unpack(*k)).sum())
+                for k in one
+            ]
+        ),
+    }
     seconds = timed(ways, report.options.rounds(ROUNDS), label="overlap")
-    report.promise("overlap of packed masks, over booleans in memory (today's way)", ratio(seconds, "packed", "booleans"), Goal("<=", 0.5))
-    report.tell("overlap of packed masks, over unpacking them for it", ratio(seconds, "packed", "unpacking"))
-    report.tell("milliseconds of the overlap of two packed masks of all linear maps", median([1000 * s for s in seconds["packed"]]))
+    report.promise(
+        "overlap of packed masks, over booleans in memory (today's way)",
+        ratio(seconds, "packed", "booleans"),
+        Goal("<=", 0.5),
+    )
+    report.tell(
+        "overlap of packed masks, over unpacking them for it", ratio(seconds, "packed", "unpacking")
+    )
+    report.tell(
+        "milliseconds of the overlap of two packed masks of all linear maps",
+        median([1000 * s for s in seconds["packed"]]),
+    )
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
-"""Vocabulary: entropies and divergences of many tokens in bounded memory, and the mean over all pairs without any one pair.
+"""Vocabulary: entropies and divergences of many tokens in bounded memory.
 
-Today's way is the softmax of all tokens kept in memory, and a loop over pairs.
+And the mean over all pairs without any one pair. Today's way is the softmax of all tokens kept in
+memory, and a loop over pairs.
 """
 
 import pandas as pd
@@ -13,7 +14,12 @@ from benchmarks.memory import peak_bytes
 from benchmarks.subjects import Subject, subjects
 from xlvlms_tutorial.activations.activations import States
 from xlvlms_tutorial.activations.hooks import read
-from xlvlms_tutorial.methods.logit_lens.measures import contrast, divergence, entropy, mean_distribution
+from xlvlms_tutorial.methods.logit_lens.measures import (
+    contrast,
+    divergence,
+    entropy,
+    mean_distribution,
+)
 from xlvlms_tutorial.models.spans import SPANS
 
 ROUNDS = 7
@@ -23,7 +29,11 @@ GB = 1e9
 def measure(report: Report) -> None:
     """All promises about distributions over the vocabulary."""
     options = report.options
-    sizes = {"tokens": options.pick(10_000, 200), "part": options.pick(1000, 50), "pairs": options.pick(128, 8)}
+    sizes = {
+        "tokens": options.pick(10_000, 200),
+        "part": options.pick(1000, 50),
+        "pairs": options.pick(128, 8),
+    }
     report.setting |= sizes | {"rounds": options.rounds(ROUNDS)}
     for subject in subjects(report):
         about(report, subject, *sizes.values())
@@ -40,9 +50,16 @@ def about(report: Report, subject: Subject, n: int, part: int, pairs: int) -> No
 def tokens(subject: Subject, n: int) -> Tensor:
     """So many states (n, d) of all layers of real inputs, in random order."""
     one = subject.batch(1)
-    size = -(-n // (one["input_ids"].shape[1] * (subject.vlm.n_layers + 1))) + 1  # one more, for what is padding
+    # one more, for what is padding
+    size = -(-n // (one["input_ids"].shape[1] * (subject.vlm.n_layers + 1))) + 1
     batch = subject.batch(size)
-    kept = torch.cat(list(read(subject.vlm, batch, "all", positions=batch.spans != SPANS.index("padding")).values()))
+    kept = torch.cat(
+        list(
+            read(
+                subject.vlm, batch, "all", positions=batch.spans != SPANS.index("padding")
+            ).values()
+        )
+    )
     return kept[torch.randperm(len(kept), generator=torch.Generator().manual_seed(0))[:n]]
 
 
@@ -53,14 +70,23 @@ def memory(report: Report, subject: Subject, states: Tensor, part: int) -> None:
     calls = {
         f"the entropies of {n:,} tokens": lambda: entropy(vlm, states),
         f"the divergences of {n:,} tokens from others": lambda: divergence(vlm, states, other),
-        f"the divergences of all pairs of {n // 8:,} and {n // 8:,} tokens": lambda: divergence(vlm, *eighths, pairs="all"),
+        f"the divergences of all pairs of {n // 8:,} and {n // 8:,} tokens": lambda: divergence(
+            vlm, *eighths, pairs="all"
+        ),
         f"the mean distribution of {n:,} tokens": lambda: mean_distribution(vlm, states),
-        f"the mean divergence over all pairs of {n // 2:,} and {n // 2:,} tokens": lambda: contrast(vlm, *sides, 0, n_tokens=None),
+        f"the mean divergence over all pairs of {n // 2:,} and {n // 2:,} tokens": lambda: contrast(
+            vlm, *sides, 0, n_tokens=None
+        ),
     }
     for told, call in calls.items():
-        report.promise(f"peak extra memory, in GB: {told}", count(peak_bytes(call, device) / GB), Goal("<=", 1))
+        report.promise(
+            f"peak extra memory, in GB: {told}", count(peak_bytes(call, device) / GB), Goal("<=", 1)
+        )
     held = peak_bytes(lambda: entropy_held(subject, states[:part]), device)
-    report.tell(f"peak extra memory, in GB: the entropies of {part:,} tokens, all held (today's way)", count(held / GB))
+    report.tell(
+        f"peak extra memory, in GB: the entropies of {part:,} tokens, all held (today's way)",
+        count(held / GB),
+    )
 
 
 def against_today(report: Report, subject: Subject, states: Tensor) -> None:
@@ -75,9 +101,16 @@ def against_today(report: Report, subject: Subject, states: Tensor) -> None:
     }
     seconds = timed(ways, report.options.rounds(ROUNDS), subject.device, label="tokens")
     told = f"of {len(states):,} tokens, all held in memory (today's way), over ours"
-    report.promise(f"the entropies {told}", ratio(seconds, "entropy held", "entropy"), Goal(">=", 1))
-    report.promise(f"the divergences {told}", ratio(seconds, "divergence held", "divergence"), Goal(">=", 1))
-    report.tell("the entropies over the bare logits, in the same chunks", ratio(seconds, "entropy", "unembedding"))
+    report.promise(
+        f"the entropies {told}", ratio(seconds, "entropy held", "entropy"), Goal(">=", 1)
+    )
+    report.promise(
+        f"the divergences {told}", ratio(seconds, "divergence held", "divergence"), Goal(">=", 1)
+    )
+    report.tell(
+        "the entropies over the bare logits, in the same chunks",
+        ratio(seconds, "entropy", "unembedding"),
+    )
 
 
 def all_pairs(report: Report, subject: Subject, states: Tensor, pairs: int) -> None:
@@ -85,13 +118,19 @@ def all_pairs(report: Report, subject: Subject, states: Tensor, pairs: int) -> N
     p, q = states[:pairs], states[pairs : 2 * pairs]
     ways = {
         "ours": always(lambda: divergence(subject.vlm, p, q, pairs="all")),
-        "mean": always(lambda: contrast(subject.vlm, *as_sides(states[: 2 * pairs], 4), 0, n_tokens=None)),
+        "mean": always(
+            lambda: contrast(subject.vlm, *as_sides(states[: 2 * pairs], 4), 0, n_tokens=None)
+        ),
         "loop": always(lambda: divergence_looped(subject, p, q)),
     }
     seconds = timed(ways, report.options.rounds(ROUNDS), subject.device, label="pairs")
     told = f"all pairs of {pairs} and {pairs} tokens, one token after the other (today's way), over"
     report.promise(f"{told} ours", ratio(seconds, "loop", "ours"), Goal(">=", 4))
-    report.promise(f"{told} the mean by layer with its null and intervals", ratio(seconds, "loop", "mean"), Goal(">=", 4))
+    report.promise(
+        f"{told} the mean by layer with its null and intervals",
+        ratio(seconds, "loop", "mean"),
+        Goal(">=", 4),
+    )
 
 
 def as_sides(states: Tensor, samples: int) -> tuple[States, States]:
@@ -99,7 +138,9 @@ def as_sides(states: Tensor, samples: int) -> tuple[States, States]:
     half = len(states) // 2
     number = torch.arange(half).remainder(samples).tolist()
     table = pd.DataFrame({"sample": number, "id": [f"s{k}" for k in number]})
-    return tuple(States({(0, "block"): part}, table, {}) for part in (states[:half], states[half : 2 * half]))
+    return tuple(
+        States({(0, "block"): part}, table, {}) for part in (states[:half], states[half : 2 * half])
+    )
 
 
 def entropy_held(subject: Subject, states: Tensor) -> Tensor:

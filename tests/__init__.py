@@ -1,4 +1,7 @@
-"""How the tests check the package's annotations at run time: by beartype, with int accepted where float is asked for."""
+"""How the tests check the package's annotations at run time.
+
+By beartype, with int accepted where float is asked for.
+"""
 
 from beartype import BeartypeConf, beartype
 

@@ -1,4 +1,7 @@
-"""What several tests share: samples without the world's sprites, and a model whose answers are known."""
+"""What several tests share.
+
+Samples without the world's sprites, and a model whose answers are known.
+"""
 
 import os
 from collections.abc import Callable
@@ -9,23 +12,37 @@ from PIL import Image
 
 from xlvlms_tutorial.samples import Question, Sample
 
-# The same examples in every run, so that a test that turns red does so by a change; HYPOTHESIS_PROFILE=explore draws new ones.
+# The same examples in every run, so that a test that turns red does so by a change;
+# HYPOTHESIS_PROFILE=explore draws new ones.
 settings.register_profile("same", derandomize=True)
 settings.register_profile("explore", derandomize=False)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 
-# Files and tests of more than some four seconds; `make check` leaves them out, `make test` does not.
+# Files and tests of more than some four seconds; `make check` leaves
+# them out, `make test` does not.
 SLOW = (
     "tests/benchmarks/test_concepts.py",
     "tests/benchmarks/test_scripts.py",
     "tests/methods/concepts/test_semi_nmf.py::test_the_minimum_is_no_higher_than_scikit_learns",
-    "tests/methods/steering/test_selection.py::test_a_pass_from_a_layer_on_gives_the_logits_of_a_whole_one",
+    (
+        "tests/methods/steering/test_selection.py::"
+        "test_a_pass_from_a_layer_on_gives_the_logits_of_a_whole_one"
+    ),
     "tests/models/test_loading.py::test_offline_takes_what_the_cache_has_and_names_the_commit",
-    "tests/pocket/test_build.py::test_a_saved_pocket_model_loads_again_in_a_process_that_knows_nothing_of_it",
+    (
+        "tests/pocket/test_build.py::"
+        "test_a_saved_pocket_model_loads_again_in_a_process_that_knows_nothing_of_it"
+    ),
     "tests/pocket/test_build.py::test_channels_are_standardised_over_training_scenes",
     "tests/pocket/test_build.py::test_it_describes_and_answers",
-    "tests/pocket/test_conversion.py::test_converted_weights_are_the_dequantised_values_and_load_plainly",
-    "tests/pocket/test_encoders.py::test_shipped_statistics_standardise_each_channel_over_training_scenes",
+    (
+        "tests/pocket/test_conversion.py::"
+        "test_converted_weights_are_the_dequantised_values_and_load_plainly"
+    ),
+    (
+        "tests/pocket/test_encoders.py::"
+        "test_shipped_statistics_standardise_each_channel_over_training_scenes"
+    ),
     "tests/pocket/test_language.py::test_popular_objects_are_the_frequent_ones_in_training_too",
     "tests/pocket/test_variants.py::test_clips_and_sounds_are_described",
     "tests/training/test_compressed.py",
@@ -48,7 +65,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 class FakeVLM:
-    """Speaks by rule: ``say(picture, text)`` (or clip, or sound) decides every answer. Keeps what it was asked."""
+    """Speaks by rule: ``say(picture, text)`` (or clip, or sound) decides every answer.
+
+    Keeps what it was asked.
+    """
 
     name = "fake"
 
@@ -57,7 +77,8 @@ class FakeVLM:
         self.calls: list[tuple[int, int]] = []
 
     def generate(self, images, texts, max_new_tokens=32, batch_size=16, progress=False, **shown):
-        (given,) = [kind for kind in (images, *shown.values()) if kind is not None]  # pictures, clips or sounds
+        # pictures, clips or sounds
+        (given,) = [kind for kind in (images, *shown.values()) if kind is not None]
         assert len(given) == len(texts) > 0
         self.calls.append((len(texts), max_new_tokens))
         return [f" {self.say(one, text)}" for one, text in zip(given, texts, strict=True)]
@@ -79,9 +100,18 @@ def samples() -> Callable[[int], list[Sample]]:
             Question("presence", "Is there a robot?", "yes", "robot", "random"),
             Question("presence", "Is there a bush?", "no", "bush", "popular"),
         )
-        truth = {"subject": "robot", "action": "walking", "item": "key", "colour": "red", "place": "snow"}
+        truth = {
+            "subject": "robot",
+            "action": "walking",
+            "item": "key",
+            "colour": "red",
+            "place": "snow",
+        }
         plain = truth | {"subject": "frog", "action": None, "item": "rock", "colour": None}
         kinds = ((asked[1:], plain), (asked, truth))
-        return [Sample(f"s{i}", Image.new("RGB", (8, 8), (i % 256, 0, 0)), (), *kinds[i % 2]) for i in range(n)]
+        return [
+            Sample(f"s{i}", Image.new("RGB", (8, 8), (i % 256, 0, 0)), (), *kinds[i % 2])
+            for i in range(n)
+        ]
 
     return make

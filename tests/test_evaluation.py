@@ -18,7 +18,11 @@ def truthful(image, text):
     number = image.getpixel((0, 0))[0]
     place = "sand" if number % 3 == 0 else "snow"
     if text == PROMPTS["image"]:
-        return f"A robot walks in the {place} near a red key." if number % 2 else f"A frog in the {place} near a rock."
+        return (
+            f"A robot walks in the {place} near a red key."
+            if number % 2
+            else f"A frog in the {place} near a rock."
+        )
     return {"What colour is the key?": "Red."}.get(text, "yes")
 
 
@@ -26,11 +30,22 @@ def test_every_metric_has_its_value_and_interval(fake_vlm, samples):
     report = evaluate(fake_vlm(truthful), samples(40), progress=False, dataset="scenes")
     table = report.summary().set_index("metric")
     right = [i % 3 != 0 for i in range(40)]
-    assert table.loc["caption/place", ["value", "low", "high"]].tolist() == list(proportion(right).asdict().values())[:3]
+    assert (
+        table.loc["caption/place", ["value", "low", "high"]].tolist()
+        == list(proportion(right).asdict().values())[:3]
+    )
     assert table.loc["caption/all", "value"] == np.mean(right)
     assert table.loc["caption/subject", "value"] == 1
-    assert table.loc[["caption/subject", "caption/colour", "caption/action"], "n"].tolist() == [40, 20, 20]
-    assert table.loc[["qa/overall", "qa/colour", "qa/presence"], "value"].tolist() == [60 / 100, 1, 0.5]
+    assert table.loc[["caption/subject", "caption/colour", "caption/action"], "n"].tolist() == [
+        40,
+        20,
+        20,
+    ]
+    assert table.loc[["qa/overall", "qa/colour", "qa/presence"], "value"].tolist() == [
+        60 / 100,
+        1,
+        0.5,
+    ]
     assert table.loc["presence/popular/yes_ratio", "value"] == 1
     assert table.loc["presence/random/accuracy", "value"] == 1
     assert table.loc["presence/overall/precision", "value"] == 0.5
@@ -68,7 +83,12 @@ def test_a_report_is_written_whole_and_says_what_made_it(fake_vlm, samples, tmp_
     report = evaluate(fake_vlm(truthful), samples(4), seed=3, progress=False, dataset="scenes")
     content = json.loads(report.save(tmp_path / "report.json").read_text())
     assert content == json.loads(report.to_json())
-    assert (content["model"], content["dataset"], content["seed"], content["n"]) == ("fake", "scenes", 3, 4)
+    assert (content["model"], content["dataset"], content["seed"], content["n"]) == (
+        "fake",
+        "scenes",
+        3,
+        4,
+    )
     assert content["versions"]["torch"]
     assert content["captions"][0]["colour"] is None
     assert content["captions"][1]["colour"] is True
@@ -82,14 +102,22 @@ def test_pictures_without_questions_or_truth_are_only_captioned(fake_vlm, sample
     assert len(report.captions) == 3
     assert report.answers.empty
     assert report.summary().empty
-    asked = evaluate(fake_vlm(truthful), [Sample(s.id, s.source, (), s.questions) for s in samples(3)], progress=False)
+    asked = evaluate(
+        fake_vlm(truthful),
+        [Sample(s.id, s.source, (), s.questions) for s in samples(3)],
+        progress=False,
+    )
     assert asked.summary()["metric"].str.startswith("caption").sum() == 0
 
 
 def test_presence_is_scored_by_stratum_and_has_no_row_where_nobody_asked(fake_vlm, samples):
     report = evaluate(fake_vlm(truthful), samples(12), progress=False)
-    assert report.presence().equals(pope(report.answers, report.answers["sample"], seed=report.seed))
-    mute = evaluate(fake_vlm(truthful), [Sample(s.id, s.source) for s in samples(3)], progress=False).presence()
+    assert report.presence().equals(
+        pope(report.answers, report.answers["sample"], seed=report.seed)
+    )
+    mute = evaluate(
+        fake_vlm(truthful), [Sample(s.id, s.source) for s in samples(3)], progress=False
+    ).presence()
     assert mute.empty
     assert set(mute.columns) <= set(report.presence().columns)
 
@@ -97,12 +125,19 @@ def test_presence_is_scored_by_stratum_and_has_no_row_where_nobody_asked(fake_vl
 def known(sample):
     """The bytes of what a sample shows, by which a fake model can tell it."""
     content = sample.content
-    return content.tobytes() if isinstance(content, np.ndarray) else b"".join(frame.tobytes() for frame in content)
+    return (
+        content.tobytes()
+        if isinstance(content, np.ndarray)
+        else b"".join(frame.tobytes() for frame in content)
+    )
 
 
 @pytest.mark.parametrize(
     ("dataset", "kind", "factors"),
-    [("clips", "video", ["subject", "action", "item", "colour", "place"]), ("sounds", "audio", ["sound", "loudness", "background"])],
+    [
+        ("clips", "video", ["subject", "action", "item", "colour", "place"]),
+        ("sounds", "audio", ["sound", "loudness", "background"]),
+    ],
 )
 def test_clips_and_sounds_are_captioned_and_asked_like_scenes(fake_vlm, dataset, kind, factors):
     """A model that knows every other sample and says nothing about the rest."""
@@ -113,7 +148,11 @@ def test_clips_and_sounds_are_captioned_and_asked_like_scenes(fake_vlm, dataset,
         k, sample = by_content[known(Sample("x", lambda: content, modality=kind))]
         if k % 2:
             return "nothing"
-        return sample.captions[0] if text == PROMPTS[kind] else next(q.answer for q in sample.questions if q.text == text)
+        return (
+            sample.captions[0]
+            if text == PROMPTS[kind]
+            else next(q.answer for q in sample.questions if q.text == text)
+        )
 
     report = evaluate(fake_vlm(say), drawn, progress=False, dataset=dataset)
     assert report.captions.columns.tolist() == ["sample", "caption", *factors]
@@ -121,12 +160,15 @@ def test_clips_and_sounds_are_captioned_and_asked_like_scenes(fake_vlm, dataset,
     for factor in factors:
         has = [sample.truth[factor] is not None for sample in drawn]
         named = [bool(k % 2 == 0) if told else None for k, told in enumerate(has)]
-        assert [None if pd.isna(value) else bool(value) for value in report.captions[factor]] == named
+        assert [
+            None if pd.isna(value) else bool(value) for value in report.captions[factor]
+        ] == named
     assert len(report.answers) == sum(len(sample.questions) for sample in drawn)
     even = report.answers["sample"].isin([sample.id for sample in drawn[::2]])
     assert (report.answers["correct"].astype(bool) == even).all()
     metrics = report.summary().set_index("metric")["value"]
-    expected = {"clips": ("caption/action", "qa/action"), "sounds": ("caption/sound", "qa/sound")}[dataset]
+    pairs = {"clips": ("caption/action", "qa/action"), "sounds": ("caption/sound", "qa/sound")}
+    expected = pairs[dataset]
     assert metrics[list(expected)].tolist() == [0.5, 0.5] and metrics["caption/all"] == 0.5
 
 

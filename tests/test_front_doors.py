@@ -1,4 +1,6 @@
-"""Front doors: what a package offers, it offers by name, from one place, and what is dear to import is imported when it is asked for."""
+"""Front doors: what a package offers, it offers by name, from one place, and what is dear to
+import is imported when it is asked for.
+"""
 
 import pickle
 import subprocess
@@ -10,7 +12,9 @@ import pytest
 from tools import ROOT
 
 PACKAGE = ROOT / "xlvlms_tutorial"
-DOORS = sorted(".".join(path.relative_to(ROOT).parent.parts) for path in PACKAGE.rglob("__init__.py"))
+DOORS = sorted(
+    ".".join(path.relative_to(ROOT).parent.parts) for path in PACKAGE.rglob("__init__.py")
+)
 LAZY = [door for door in DOORS if hasattr(import_module(door), "__getattr__")]
 
 
@@ -28,7 +32,7 @@ def test_what_a_package_offers_is_there_and_listed_once(door):
 
 
 @pytest.mark.parametrize("door", LAZY)
-def test_a_name_that_is_imported_when_it_is_asked_for_is_that_of_a_module_only_where_it_is_that_module(door):
+def test_a_lazy_name_is_that_of_a_module_only_where_it_is_that_module(door):
     package = import_module(door)
     modules = {path.stem for path in (ROOT / door.replace(".", "/")).iterdir()}
     for name in modules.intersection(package.__all__):
@@ -49,11 +53,16 @@ def test_what_the_package_offers_can_be_pickled():
 
 
 def test_the_package_itself_imports_nothing_that_is_dear():
-    code = "import xlvlms_tutorial, sys; sys.exit(bool({'numpy', 'pandas', 'torch', 'matplotlib'} & set(sys.modules)))"
+    code = (
+        "import xlvlms_tutorial, sys; sys.exit(bool({'numpy', 'pandas', 'torch', "
+        "'matplotlib'} & set(sys.modules)))"
+    )
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 
 def test_samples_and_intervals_need_no_torch():
-    wanted = "from xlvlms_tutorial import load_samples; from xlvlms_tutorial.metrics import bootstrap"
+    wanted = (
+        "from xlvlms_tutorial import load_samples; from xlvlms_tutorial.metrics import bootstrap"
+    )
     code = f"{wanted}; import sys; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0

@@ -1,4 +1,6 @@
-"""What the first cell of a notebook does to the images in which hosted notebooks run, as far as these are recorded."""
+"""What the first cell of a notebook does to the images in which hosted notebooks
+run, as far as these are recorded.
+"""
 
 import importlib.metadata
 import re
@@ -19,8 +21,10 @@ LEFT_ALONE = {"torch", "torchvision", "numpy", "pandas"}
 REPLACED = {"transformers", "tokenizers", "huggingface-hub"}
 CONSTRAINTS = {canonicalize_name(one.name): one for one, _ in pins("requirements-hosted.txt")}
 # What the hub of the constraints asks for: the one that is installed here is another
-OF_THE_HUB = """click<9.0.0,>=8.4.2 filelock>=3.10.0 fsspec>=2023.5.0 hf-xet<2.0.0,>=1.6.0 httpx<1,>=0.23.0 packaging>=20.9 pyyaml>=5.1
-    tqdm>=4.42.1 typing-extensions>=4.1.0"""
+OF_THE_HUB = """
+    click<9.0.0,>=8.4.2 filelock>=3.10.0 fsspec>=2023.5.0 hf-xet<2.0.0,>=1.6.0 httpx<1,>=0.23.0
+    packaging>=20.9 pyyaml>=5.1 tqdm>=4.42.1 typing-extensions>=4.1.0
+"""
 # What packages of the images ask of those that are replaced there
 ASKED_BACK = {
     "datasets 4.0.0 and 4.8.5": "huggingface-hub<2.0",
@@ -31,18 +35,26 @@ ASKED_BACK = {
 
 def recorded(image):
     """The versions in an image by name; what a list leaves out is as in September."""
-    lines = [line for month in ("2026-09", image) for line in (ROOT / f"tests/hosted/{month}.txt").read_text().splitlines()]
+    lines = [
+        line
+        for month in ("2026-09", image)
+        for line in (ROOT / f"tests/hosted/{month}.txt").read_text().splitlines()
+    ]
     held = dict(line.split("==") for line in lines if not line.startswith("#"))
     return {canonicalize_name(name): version for name, version in held.items()}
 
 
 def needs(name):
     """What a package asks for in the version that the constraints allow."""
-    return OF_THE_HUB.split() if name == "huggingface-hub" else importlib.metadata.requires(name) or []
+    return (
+        OF_THE_HUB.split() if name == "huggingface-hub" else importlib.metadata.requires(name) or []
+    )
 
 
 def taken(name):
-    """The version of a package that pip takes under the constraints, where an image has none that will do."""
+    """The version of a package that pip takes under the constraints, where
+    an image has none that will do.
+    """
     (one, *more) = CONSTRAINTS[name].specifier
     return one.version if one.operator == "==" and not more else importlib.metadata.version(name)
 
@@ -51,20 +63,28 @@ def installed(image):
     """The versions that pip installs into an image, all else staying as it is."""
     held = recorded(image)
     there = environment(".".join(held["python"].split(".")[:2]), "Linux")
-    asked = [Requirement(one) for one in tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]]
+    asked = [
+        Requirement(one)
+        for one in tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    ]
     new = {}
     for one in asked:  # grows: what is installed asks for more
         name = canonicalize_name(one.name)
         if one.marker is not None and not one.marker.evaluate(there):
             continue
         allowed = CONSTRAINTS.get(name, Requirement(name)).specifier
-        if name not in new and not (name in held and one.specifier.contains(held[name]) and allowed.contains(held[name])):
+        if name not in new and not (
+            name in held and one.specifier.contains(held[name]) and allowed.contains(held[name])
+        ):
             assert name in CONSTRAINTS, (
-                f"{image} has {name} {held.get(name)}, {one} is asked for, and requirements-hosted.txt does not say which"
+                f"{image} has {name} {held.get(name)}, {one} is asked for, and "
+                "requirements-hosted.txt does not say which"
             )
             new[name] = taken(name)
             asked += map(Requirement, needs(name))
-        assert one.specifier.contains(new.get(name, held.get(name))), f"{one}, but {name} {new.get(name)} is taken"
+        assert one.specifier.contains(new.get(name, held.get(name))), (
+            f"{one}, but {name} {new.get(name)} is taken"
+        )
     return new
 
 
@@ -84,12 +104,18 @@ def test_what_is_replaced_in_the_current_image_is_what_the_cell_says():
     said = re.search(r'print\("Takes some seconds\. (.*) are replaced', FIRST_CELL)[1]
     assert {canonicalize_name(name) for name in re.split(", | and ", said)} == replaced
     comment = (ROOT / "pyproject.toml").read_text()
-    assert all(f"{name}" in comment.partition("dependencies = [")[0] for name in replaced | {"torch", "numpy", "pandas"})
+    assert all(
+        f"{name}" in comment.partition("dependencies = [")[0]
+        for name in replaced | {"torch", "numpy", "pandas"}
+    )
 
 
 def test_constraints_are_of_what_is_tested_and_within_what_the_package_asks_for():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    asked = {canonicalize_name(one.name): one.specifier for one in map(Requirement, project["dependencies"])}
+    asked = {
+        canonicalize_name(one.name): one.specifier
+        for one in map(Requirement, project["dependencies"])
+    }
     tested = {canonicalize_name(one.name): next(iter(one.specifier)).version for one, _ in pins()}
     assert not LEFT_ALONE & set(CONSTRAINTS)
     for name, one in CONSTRAINTS.items():
@@ -101,13 +127,19 @@ def test_every_python_that_is_declared_is_one_that_colab_has_or_that_is_tested()
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     declared = [line.rpartition(" ")[2] for line in project["classifiers"]]
     workflow = (ROOT / ".github/workflows/test.yml").read_text()
-    assert declared == ["3.11", "3.12", "3.13"] == re.findall(r"3\.\d+", re.search(r"matrix: \{python: (.*)\}", workflow)[1])
+    assert (
+        declared
+        == ["3.11", "3.12", "3.13"]
+        == re.findall(r"3\.\d+", re.search(r"matrix: \{python: (.*)\}", workflow)[1])
+    )
     for image in ("2026-04", "2026-09"):
         assert ".".join(recorded(image)["python"].split(".")[:2]) in declared
     assert ".".join(map(str, sys.version_info[:2])) in declared
 
 
-@pytest.mark.parametrize("held", [{"torch": "2.11.0+cu128", "numpy": "2.1.3", "pandas": "2.2.3"}, {"numpy": "2.1.3"}, {}])
+@pytest.mark.parametrize(
+    "held", [{"torch": "2.11.0+cu128", "numpy": "2.1.3", "pandas": "2.2.3"}, {"numpy": "2.1.3"}, {}]
+)
 def test_first_cell_asks_for_torch_numpy_and_pandas_as_they_are(monkeypatch, capsys, held):
     ran = []
     monkeypatch.setattr("importlib.util.find_spec", held.get)
@@ -122,4 +154,6 @@ def test_first_cell_asks_for_torch_numpy_and_pandas_as_they_are(monkeypatch, cap
 
 def test_notebooks_ask_for_a_past_runtime_of_colab():
     assert re.fullmatch(r"20\d\d\.(01|04|07|10)", RUNTIME)
-    assert read(notebooks()[0]).metadata["colab"] == {"runtime_attributes": {"runtime_version": RUNTIME}}
+    assert read(notebooks()[0]).metadata["colab"] == {
+        "runtime_attributes": {"runtime_version": RUNTIME}
+    }

@@ -75,8 +75,11 @@ def test_a_block_that_fails_leaves_the_old_file_and_nothing_else(tmp_path):
 def test_a_writer_that_is_killed_leaves_the_old_file_and_a_hidden_draft(tmp_path):
     path = io.write_utf8(tmp_path / "a", "old")
     code = (
-        "import os, signal, sys\nfrom xlvlms_tutorial.io import replacing\n"
-        "with replacing(sys.argv[1]) as draft:\n    draft.write_text('half')\n    os.kill(os.getpid(), signal.SIGKILL)\n"
+        "import os, signal, sys\n"
+        "from xlvlms_tutorial.io import replacing\n"
+        "with replacing(sys.argv[1]) as draft:\n"
+        "    draft.write_text('half')\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     killed = subprocess.run([sys.executable, "-c", code, str(path)], cwd=ROOT, check=False)
     assert killed.returncode == -signal.SIGKILL
@@ -87,7 +90,9 @@ def test_a_writer_that_is_killed_leaves_the_old_file_and_a_hidden_draft(tmp_path
 
 def test_writers_of_one_file_do_not_take_each_other_s_drafts(tmp_path):
     texts = [str(k) * 10_000 for k in range(8)]
-    writers = [threading.Thread(target=io.write_utf8, args=(tmp_path / "a", text)) for text in texts]
+    writers = [
+        threading.Thread(target=io.write_utf8, args=(tmp_path / "a", text)) for text in texts
+    ]
     for writer in writers:
         writer.start()
     for writer in writers:
@@ -100,7 +105,10 @@ def test_writers_of_one_file_do_not_take_each_other_s_drafts(tmp_path):
 def test_what_is_written_may_be_read_by_everybody(tmp_path):
     before = os.umask(0o077)
     try:
-        for path in (io.write_utf8(tmp_path / "a", ""), io.save_tensors(tmp_path / "b", {"x": torch.ones(1)})):
+        for path in (
+            io.write_utf8(tmp_path / "a", ""),
+            io.save_tensors(tmp_path / "b", {"x": torch.ones(1)}),
+        ):
             assert stat.S_IMODE(path.stat().st_mode) == 0o644
     finally:
         os.umask(before)
@@ -109,10 +117,16 @@ def test_what_is_written_may_be_read_by_everybody(tmp_path):
 def test_half_of_a_surrogate_pair_comes_back_from_json_and_is_a_number_in_text(tmp_path):
     content = {"file": "na\udcefve ± 猫"}
     assert io.read_json(io.write_json(tmp_path / "a.json", content)) == content
-    assert io.write_utf8(tmp_path / "a.txt", content["file"]).read_text(encoding="utf-8") == "na\\udcefve ± 猫"
+    assert (
+        io.write_utf8(tmp_path / "a.txt", content["file"]).read_text(encoding="utf-8")
+        == "na\\udcefve ± 猫"
+    )
 
 
-@pytest.mark.parametrize("function, content", [(io.write_utf8, ""), (io.write_json, 1), (io.save_tensors, {"x": np.ones(2)})])
+@pytest.mark.parametrize(
+    "function, content",
+    [(io.write_utf8, ""), (io.write_json, 1), (io.save_tensors, {"x": np.ones(2)})],
+)
 def test_every_writer_names_a_path_that_cannot_be_written(tmp_path, function, content):
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="inside cannot be written"):
@@ -132,7 +146,15 @@ def test_what_is_no_json_is_told(tmp_path, content):
 
 
 @pytest.mark.parametrize(
-    "cause", [OSError("gone"), ValueError("odd"), KeyError("n"), TypeError("none"), AttributeError("pop"), RecursionError("deep")]
+    "cause",
+    [
+        OSError("gone"),
+        ValueError("odd"),
+        KeyError("n"),
+        TypeError("none"),
+        AttributeError("pop"),
+        RecursionError("deep"),
+    ],
 )
 def test_what_a_damaged_file_raises_becomes_a_record_error(cause):
     with pytest.raises(RecordError) as raised, io.reading("a.json", "no plan"):
@@ -141,7 +163,9 @@ def test_what_a_damaged_file_raises_becomes_a_record_error(cause):
     assert raised.value.__cause__ is cause
 
 
-@pytest.mark.parametrize("cause", [RecordError("b.json", "damaged"), ZeroDivisionError("a mistake of ours")])
+@pytest.mark.parametrize(
+    "cause", [RecordError("b.json", "damaged"), ZeroDivisionError("a mistake of ours")]
+)
 def test_what_says_enough_or_is_no_damage_goes_through(cause):
     with pytest.raises(type(cause)) as raised, io.reading("a.json", "no plan"):
         raise cause
@@ -149,15 +173,25 @@ def test_what_says_enough_or_is_no_damage_goes_through(cause):
 
 
 def test_a_digest_is_that_of_sorted_json():
-    assert io.digest({"b": "ü", "a": [1, None]}) == hashlib.sha256(b'{"a": [1, null], "b": "\\u00fc"}').hexdigest()
-    assert io.digest(["ü"], ensure_ascii=False) == hashlib.sha256('["ü"]'.encode()).hexdigest() != io.digest(["ü"])
+    assert (
+        io.digest({"b": "ü", "a": [1, None]})
+        == hashlib.sha256(b'{"a": [1, null], "b": "\\u00fc"}').hexdigest()
+    )
+    assert (
+        io.digest(["ü"], ensure_ascii=False)
+        == hashlib.sha256('["ü"]'.encode()).hexdigest()
+        != io.digest(["ü"])
+    )
     with pytest.raises(ValueError, match="JSON"):
         io.digest([float("nan")])
 
 
 def test_a_file_s_digest_is_that_of_its_bytes(tmp_path):
     (tmp_path / "a").write_bytes(b"abc")
-    assert io.file_digest(tmp_path / "a") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    assert (
+        io.file_digest(tmp_path / "a")
+        == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    )
     with pytest.raises(FileNotFoundError):
         io.file_digest(tmp_path / "absent")
 
@@ -167,8 +201,16 @@ def test_a_file_s_digest_is_that_of_its_bytes(tmp_path):
 
 def test_tensors_come_back_as_they_were(tmp_path):
     grid = torch.arange(6, dtype=torch.float32).reshape(2, 3)
-    tensors = {"turned": grid.T, "half": grid.bfloat16(), "one": torch.tensor(2), "none": torch.ones(0, 3), "bits": grid > 2}
-    found, metadata = io.load_tensors(io.save_tensors(tmp_path / "new" / "a", tensors, {"kind": "grün 1"}))
+    tensors = {
+        "turned": grid.T,
+        "half": grid.bfloat16(),
+        "one": torch.tensor(2),
+        "none": torch.ones(0, 3),
+        "bits": grid > 2,
+    }
+    found, metadata = io.load_tensors(
+        io.save_tensors(tmp_path / "new" / "a", tensors, {"kind": "grün 1"})
+    )
     assert metadata == {"kind": "grün 1"} and found.keys() == tensors.keys()
     for name, tensor in tensors.items():
         assert found[name].dtype == tensor.dtype and torch.equal(found[name], tensor)
@@ -177,7 +219,12 @@ def test_tensors_come_back_as_they_were(tmp_path):
 
 def test_arrays_come_back_as_they_were_in_either_framework(tmp_path):
     grid = np.arange(6.0).reshape(2, 3)
-    arrays = {"turned": grid.T, "every other": grid[:, ::2], "one": np.array(2), "none": np.ones((0, 3), dtype=np.uint8)}
+    arrays = {
+        "turned": grid.T,
+        "every other": grid[:, ::2],
+        "one": np.array(2),
+        "none": np.ones((0, 3), dtype=np.uint8),
+    }
     path = io.save_tensors(tmp_path / "a", arrays)
     found, metadata = io.load_tensors(path, "np")
     assert metadata == {} and found.keys() == arrays.keys()
@@ -188,7 +235,10 @@ def test_arrays_come_back_as_they_were_in_either_framework(tmp_path):
 
 
 def test_a_file_may_hold_metadata_alone(tmp_path):
-    assert io.load_tensors(io.save_tensors(tmp_path / "a", {}, {"kind": "none"})) == ({}, {"kind": "none"})
+    assert io.load_tensors(io.save_tensors(tmp_path / "a", {}, {"kind": "none"})) == (
+        {},
+        {"kind": "none"},
+    )
 
 
 def test_tensors_that_cannot_be_written_leave_the_old_file(tmp_path):

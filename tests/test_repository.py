@@ -17,7 +17,18 @@ from packaging.utils import canonicalize_name
 from tests.conftest import SLOW
 from tests.support.requirements import environment, pins
 from tools import ROOT, release
-from tools.chapters import FIRST_CELL, PARAMETERS, PLACEHOLDER, address, chapters, config, filled, notebooks, pages, read
+from tools.chapters import (
+    FIRST_CELL,
+    PARAMETERS,
+    PLACEHOLDER,
+    address,
+    chapters,
+    config,
+    filled,
+    notebooks,
+    pages,
+    read,
+)
 from tools.fetch_assets import PINS
 from tools.first_cell import BLOCK, with_first_cell
 from tools.pair import checked
@@ -25,11 +36,33 @@ from xlvlms_tutorial.pocket.assets import WHEELS
 
 NOTEBOOKS = pytest.mark.parametrize("page", notebooks(), ids=lambda page: page.stem)
 CHAPTERS = pytest.mark.parametrize("page", chapters(), ids=lambda page: page.stem)
-TEXT = {".py", ".md", ".yml", ".yaml", ".toml", ".txt", ".cfg", ".cff", ".js", ".css", ".svg", ".bib", ".ipynb", ".json", ""}
+TEXT = {
+    ".py",
+    ".md",
+    ".yml",
+    ".yaml",
+    ".toml",
+    ".txt",
+    ".cfg",
+    ".cff",
+    ".js",
+    ".css",
+    ".svg",
+    ".bib",
+    ".ipynb",
+    ".json",
+    "",
+}
 
 
 def tracked():
-    listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True)
+    listed = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     return [ROOT / name for name in listed.stdout.splitlines() if (ROOT / name).is_file()]
 
 
@@ -47,7 +80,9 @@ def test_every_page_of_the_contents_exists_and_no_other():
 def test_pair_is_in_sync(page):
     pair = nbformat.read(page.with_suffix(".ipynb"), 4)
     expected = [(cell.cell_type, cell.source, cell.id, cell.metadata) for cell in read(page).cells]
-    assert [(cell.cell_type, cell.source, cell.id, cell.metadata) for cell in pair.cells] == expected, "run `make pairs`"
+    assert [
+        (cell.cell_type, cell.source, cell.id, cell.metadata) for cell in pair.cells
+    ] == expected, "run `make pairs`"
 
 
 @NOTEBOOKS
@@ -97,7 +132,9 @@ def test_first_cell_is_put_where_it_was_asked_for_and_only_once():
 
 @CHAPTERS
 def test_parameters_cell(page):
-    cells = [cell for cell in code_cells(read(page)) if "parameters" in cell.metadata.get("tags", [])]
+    cells = [
+        cell for cell in code_cells(read(page)) if "parameters" in cell.metadata.get("tags", [])
+    ]
     assert len(cells) == 1
     names = re.findall(r"^(\w+) = ", cells[0].source, re.M)
     assert tuple(names[: len(PARAMETERS)]) == PARAMETERS
@@ -122,7 +159,9 @@ def test_figures_have_caption_name_and_alternative_text(page):
 @CHAPTERS
 def test_exercises_have_a_folded_solution(page):
     text = page.read_text()
-    folded = [cell for cell in code_cells(read(page)) if "hide-cell" in cell.metadata.get("tags", [])]
+    folded = [
+        cell for cell in code_cells(read(page)) if "hide-cell" in cell.metadata.get("tags", [])
+    ]
     assert len(re.findall(r"^\*\*Exercise \d", text, re.M)) >= 2
     assert len(folded) >= 2
 
@@ -133,10 +172,19 @@ def test_the_address_stands_in_one_place():
         if path.suffix not in TEXT or path.name == "_config.yml":
             continue
         text = path.read_text(errors="ignore")
-        if path.suffix == ".ipynb":  # generated: its first cell carries the address, which the pairing test compares
+        # generated: its first cell carries the address, which the pairing test compares
+        if path.suffix == ".ipynb":
             cells = json.loads(text)["cells"]
-            text = json.dumps([cell["source"] for cell in cells if "first-cell" not in cell["metadata"].get("tags", [])])
-        assert not re.search(owner, text), f"{path.relative_to(ROOT)} carries the address; it stands in _config.yml only"
+            text = json.dumps(
+                [
+                    cell["source"]
+                    for cell in cells
+                    if "first-cell" not in cell["metadata"].get("tags", [])
+                ]
+            )
+        assert not re.search(owner, text), (
+            f"{path.relative_to(ROOT)} carries the address; it stands in _config.yml only"
+        )
 
 
 def test_the_address_is_a_repository_that_colab_can_open():
@@ -154,7 +202,13 @@ def test_a_release_has_an_owner_and_one_version():
 @pytest.mark.parametrize(
     "tag, repository, version, cited, said",
     [
-        ("v1.2", OWNED | {"url": f"https://github.com{PLACEHOLDER}book"}, "1.2", "1.2", "address is still .*OWNER"),
+        (
+            "v1.2",
+            OWNED | {"url": f"https://github.com{PLACEHOLDER}book"},
+            "1.2",
+            "1.2",
+            "address is still .*OWNER",
+        ),
         ("v1.2", OWNED | {"branch": "main"}, "1.2", "1.2", "install main, not v1.2"),
         ("v1.2", OWNED | {"branch": "v1.1"}, "1.2", "1.2", "install v1.1, not v1.2"),
         ("v1.3", OWNED | {"branch": "v1.3"}, "1.2", "1.2", "tag is v1.3, the version 1.2"),
@@ -166,13 +220,22 @@ def test_what_is_no_release_is_said(tag, repository, version, cited, said):
     assert re.search(said, problem)
 
 
-def test_this_state_is_a_release_where_it_has_a_tag_and_installs_no_moving_branch_where_it_has_an_address():
+def test_a_state_with_a_tag_is_a_release_and_one_with_an_address_installs_no_moving_branch():
     repository = config()["repository"]
-    assert [problem for tag in release.tags() for problem in release.obstacles(tag, repository, release.version(), release.cited())] == []
-    assert release.settled(repository), f"repository.branch in _config.yml is {repository['branch']}; name the tag of a release"
+    assert [
+        problem
+        for tag in release.tags()
+        for problem in release.obstacles(tag, repository, release.version(), release.cited())
+    ] == []
+    assert release.settled(repository), (
+        f"repository.branch in _config.yml is {repository['branch']}; name the tag of a release"
+    )
 
 
-@pytest.mark.parametrize("branch, well", [("v1", True), ("v1.2.3", True), ("main", False), ("v1-work", False), ("", False)])
+@pytest.mark.parametrize(
+    "branch, well",
+    [("v1", True), ("v1.2.3", True), ("main", False), ("v1-work", False), ("", False)],
+)
 def test_an_address_comes_with_a_tag(branch, well):
     assert release.settled(OWNED | {"branch": branch}) is well
     assert release.settled({"url": f"https://github.com{PLACEHOLDER}book", "branch": branch})
@@ -184,7 +247,17 @@ def test_first_cells_install_the_tag_of_an_address(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     monkeypatch.setattr(subprocess, "run", lambda command, check: ran.append(command))
     exec(filled(), {})
-    assert ran[0] == ["git", "clone", "-q", "--depth", "1", "--branch", "v1.2", OWNED["url"], "xlvlms-tutorial"]
+    assert ran[0] == [
+        "git",
+        "clone",
+        "-q",
+        "--depth",
+        "1",
+        "--branch",
+        "v1.2",
+        OWNED["url"],
+        "xlvlms-tutorial",
+    ]
 
 
 def test_make_release_tags_a_commit_and_nothing_else(monkeypatch, capsys):
@@ -200,14 +273,27 @@ def test_make_release_tags_a_commit_and_nothing_else(monkeypatch, capsys):
     assert ran[-1] == ("tag", "-a", "v1.2", "-m", "v1.2")
 
 
-ENVIRONMENTS = [environment(python, system) for python in ("3.11", "3.12", "3.13") for system in ("Linux", "Darwin", "Windows")]
-LOCKED = ["requirements.lock", "requirements-models.txt", "tools/requirements.txt", "benchmarks/requirements.txt"]
+ENVIRONMENTS = [
+    environment(python, system)
+    for python in ("3.11", "3.12", "3.13")
+    for system in ("Linux", "Darwin", "Windows")
+]
+LOCKED = [
+    "requirements.lock",
+    "requirements-models.txt",
+    "tools/requirements.txt",
+    "benchmarks/requirements.txt",
+]
 
 
 def test_requirements_are_pinned_once_and_torch_comes_first():
     wanted = [one for one, _ in pins()]
     assert str(wanted[0]) == "torch==2.13.0"
-    assert [str(one) for one in wanted if not re.fullmatch(r"==[\w.]+", str(one.specifier)) or one.url or one.extras] == []
+    assert [
+        str(one)
+        for one in wanted
+        if not re.fullmatch(r"==[\w.]+", str(one.specifier)) or one.url or one.extras
+    ] == []
     names = [canonicalize_name(one.name) for one in wanted]
     assert len(names) == len(set(names))
 
@@ -223,7 +309,10 @@ def test_every_line_that_pip_installs_from_has_hashes(name):
 
 
 def test_the_lock_has_what_is_pinned_but_torch_everywhere():
-    """Markers are compared by what they say in each environment: the lock writes them in other words."""
+    """Markers are compared by what they say in each environment.
+
+    The lock writes them in other words.
+    """
     locked = {canonicalize_name(one.name): one for one, _ in pins("requirements.lock")}
     wanted = {canonicalize_name(one.name): one for one, _ in pins()}
     del wanted["torch"]
@@ -231,14 +320,26 @@ def test_the_lock_has_what_is_pinned_but_torch_everywhere():
     for name, one in wanted.items():
         assert locked[name].specifier == one.specifier, f"{name}: run `make lock`"
         for there in ENVIRONMENTS:
-            applies = [marker is None or marker.evaluate(there) for marker in (one.marker, locked[name].marker)]
+            applies = [
+                marker is None or marker.evaluate(there)
+                for marker in (one.marker, locked[name].marker)
+            ]
             assert applies[0] == applies[1], (name, there)
 
 
-@pytest.mark.parametrize("there", ENVIRONMENTS, ids=lambda there: f"{there['python_version']}-{there['platform_system']}")
+@pytest.mark.parametrize(
+    "there", ENVIRONMENTS, ids=lambda there: f"{there['python_version']}-{there['platform_system']}"
+)
 def test_the_pins_lack_nothing_that_they_ask_for(there):
-    """Nothing beside them is installed: what torch brings is its own, and what is not installed here has no say."""
-    here = {canonicalize_name(one.name): one for one, _ in pins() if one.marker is None or one.marker.evaluate(there)}
+    """Nothing beside them is installed.
+
+    What torch brings is its own, and what is not installed here has no say.
+    """
+    here = {
+        canonicalize_name(one.name): one
+        for one, _ in pins()
+        if one.marker is None or one.marker.evaluate(there)
+    }
     extras = {("torch", "")} | {(name, "") for name in here}
     seen = set()
     while extras - seen:
@@ -247,11 +348,15 @@ def test_the_pins_lack_nothing_that_they_ask_for(there):
         try:
             needs = [] if name == "torch" else importlib.metadata.requires(name) or []
         except importlib.metadata.PackageNotFoundError:
-            assert here[name].marker is not None, f"{name} is pinned for every system but not installed; run `make install`"
+            assert here[name].marker is not None, (
+                f"{name} is pinned for every system but not installed; run `make install`"
+            )
             continue
         for one in map(Requirement, needs):
             if one.marker is None or one.marker.evaluate(there | {"extra": extra}):
-                assert canonicalize_name(one.name) in here, f"{name} asks for {one}, which is not pinned"
+                assert canonicalize_name(one.name) in here, (
+                    f"{name} asks for {one}, which is not pinned"
+                )
                 extras |= {(canonicalize_name(one.name), more) for more in one.extras}
 
 
@@ -259,7 +364,11 @@ def test_install_takes_nothing_without_a_hash_but_torch():
     recipe = (ROOT / "Makefile").read_text(encoding="utf-8")
     flags = re.search(r"^HASHED := (.*)$", recipe, re.M)[1].split()
     assert {"--no-deps", "--no-build-isolation", "--require-hashes"} <= set(flags)
-    others = [line.strip() for line in recipe.splitlines() if "pip install" in line and "--require-hashes" not in line]
+    others = [
+        line.strip()
+        for line in recipe.splitlines()
+        if "pip install" in line and "--require-hashes" not in line
+    ]
     assert others == [
         "$(PY) -m pip install -q $$(grep '^torch==' requirements.txt)",
         "$(PY) -m pip install -q --no-deps --no-build-isolation -e .",
@@ -267,7 +376,11 @@ def test_install_takes_nothing_without_a_hash_but_torch():
 
 
 def test_weight_wheels_carry_hashes():
-    lines = [line for line in (ROOT / "requirements-models.txt").read_text().splitlines() if line and not line.startswith("#")]
+    lines = [
+        line
+        for line in (ROOT / "requirements-models.txt").read_text().splitlines()
+        if line and not line.startswith("#")
+    ]
     assert len(lines) == 5
     assert all(re.fullmatch(r"[\w-]+==[\w.]+ --hash=sha256:[0-9a-f]{64}", line) for line in lines)
 
@@ -277,7 +390,9 @@ def test_the_package_asks_for_lower_bounds_and_one_upper_bound_and_every_pin_is_
     pinned = {one.name.lower(): next(iter(one.specifier)).version for one, _ in pins()}
     for wanted in map(Requirement, project["dependencies"]):
         upper = wanted.name == "transformers"  # its next version asks for a peft that is not there
-        assert sorted(one.operator for one in wanted.specifier) == (["<", ">="] if upper else [">="])
+        assert sorted(one.operator for one in wanted.specifier) == (
+            ["<", ">="] if upper else [">="]
+        )
         assert wanted.specifier.contains(pinned[wanted.name])
     assert "urls" not in project
 
@@ -288,7 +403,11 @@ THIRD_PARTY = ROOT / "book/reference/third-party.md"
 def rows():
     """The rows of the tables of the page on others' work."""
     lines = THIRD_PARTY.read_text(encoding="utf-8").splitlines()
-    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| `")]
+    return [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in lines
+        if line.startswith("| `")
+    ]
 
 
 @pytest.mark.parametrize("wheel", WHEELS.values(), ids=lambda wheel: wheel.name)
@@ -307,11 +426,17 @@ def test_the_page_on_sources_names_every_script_as_it_is_pinned(pin):
 
 def test_the_page_on_sources_has_the_pinned_versions_of_what_is_in_the_pages():
     pinned = {one.name: next(iter(one.specifier)).version for one, _ in pins()}
-    named = {row[0].split("`")[1]: row[1] for row in rows() if len(row) == 3 and row[0].split("`")[1] in pinned}
+    named = {
+        row[0].split("`")[1]: row[1]
+        for row in rows()
+        if len(row) == 3 and row[0].split("`")[1] in pinned
+    }
     assert {"sphinx-book-theme", "pydata-sphinx-theme", "sphinx", "myst-nb"} <= named.keys()
     assert named == {name: pinned[name] for name in named}
     theme = importlib.metadata.files("pydata-sphinx-theme")
-    texts = " ".join(file.read_text(encoding="utf-8") for file in theme if file.name.endswith(".js.LICENSE.txt"))
+    texts = " ".join(
+        file.read_text(encoding="utf-8") for file in theme if file.name.endswith(".js.LICENSE.txt")
+    )
     (row,) = [row for row in rows() if row[0].startswith("`pydata-sphinx-theme`")]
     assert re.search(r"Bootstrap v([\d.]+)", texts)[1] in row[0]
     assert re.search(r"Font Awesome Free ([\d.]+)", texts)[1] in row[0]
@@ -325,7 +450,11 @@ def test_the_page_on_sources_says_of_every_package_the_licence_that_it_states():
     for licence, packages in re.findall(r"^- \*\*([^*]+)\*\*: (.*(?:\n  .*)*)", page, re.M):
         for package in re.sub(r"\([^)]*\)", "", packages.replace("\n", " ")).split(","):
             facts = importlib.metadata.metadata(package.strip())
-            stated = [facts.get("License-Expression", ""), facts.get("License", "").partition("\n")[0], *facts.get_all("Classifier", [])]
+            stated = [
+                facts.get("License-Expression", ""),
+                facts.get("License", "").partition("\n")[0],
+                *facts.get_all("Classifier", []),
+            ]
             assert licence.removesuffix("-2.0") in " ".join(stated), package
             named.add(package.strip())
     assert named == wanted
@@ -345,7 +474,9 @@ def test_a_script_from_a_server_is_of_the_version_that_is_fetched_and_has_a_hash
 def test_every_action_is_pinned_by_its_commit():
     for path in (ROOT / ".github/workflows").glob("*.yml"):
         for line in re.findall(r"uses: (.*)", path.read_text(encoding="utf-8")):
-            assert re.fullmatch(r"[\w-]+/[\w-]+@[0-9a-f]{40}  # v\d+(\.\d+){2}", line), f"{path.name}: {line}"
+            assert re.fullmatch(r"[\w-]+/[\w-]+@[0-9a-f]{40}  # v\d+(\.\d+){2}", line), (
+                f"{path.name}: {line}"
+            )
 
 
 def test_what_is_called_slow_is_there():
@@ -363,42 +494,77 @@ def imported(path):
 
 
 def test_no_test_imports_another_test_file():
-    files = {path.relative_to(ROOT): list(imported(path)) for path in (ROOT / "tests").rglob("*.py")}
-    wrong = {str(path): name for path, names in files.items() for name in names if re.match(r"tests\.(\w+\.)*test_", name)}
+    files = {
+        path.relative_to(ROOT): list(imported(path)) for path in (ROOT / "tests").rglob("*.py")
+    }
+    wrong = {
+        str(path): name
+        for path, names in files.items()
+        for name in names
+        if re.match(r"tests\.(\w+\.)*test_", name)
+    }
     assert wrong == {}, "put what is shared into tests/support"
 
 
-DOORS = {".".join(path.relative_to(ROOT).parent.parts) for path in (ROOT / "xlvlms_tutorial").rglob("__init__.py")}
+DOORS = {
+    ".".join(path.relative_to(ROOT).parent.parts)
+    for path in (ROOT / "xlvlms_tutorial").rglob("__init__.py")
+}
 
 
 def imports_of_the_package(page):
     """Every import of the package in a page's code, shown or run: (module, name, line)."""
-    for block in re.findall(r"^```(?:\{code-cell\} ipython3|python)\n(.*?)^```$", page.read_text(encoding="utf-8"), re.M | re.S):
+    for block in re.findall(
+        r"^```(?:\{code-cell\} ipython3|python)\n(.*?)^```$",
+        page.read_text(encoding="utf-8"),
+        re.M | re.S,
+    ):
         code = re.sub(r"^(?:---\n.*?\n---\n|(?::.*\n)+)", "", block, flags=re.S)
         for node in ast.walk(ast.parse(code)):
             if isinstance(node, ast.ImportFrom) and node.module.split(".")[0] == "xlvlms_tutorial":
                 yield from ((node.module, alias.name, ast.unparse(node)) for alias in node.names)
             elif isinstance(node, ast.Import):
-                yield from ((alias.name, None, ast.unparse(node)) for alias in node.names if alias.name.split(".")[0] == "xlvlms_tutorial")
+                yield from (
+                    (alias.name, None, ast.unparse(node))
+                    for alias in node.names
+                    if alias.name.split(".")[0] == "xlvlms_tutorial"
+                )
 
 
-@pytest.mark.parametrize("page", [ROOT / "README.md", *(ROOT / f"{page}.md" for page in pages())], ids=lambda page: page.stem)
+@pytest.mark.parametrize(
+    "page",
+    [ROOT / "README.md", *(ROOT / f"{page}.md" for page in pages())],
+    ids=lambda page: page.stem,
+)
 def test_pages_import_what_front_doors_offer_and_from_six_of_them_at_most(page):
     asked = list(imports_of_the_package(page))
     for module, name, line in asked:
         assert module in DOORS, f"{page.name}: {line}: {module} is no front door"
-        assert name is None or name in import_module(module).__all__, f"{page.name}: {line}: {module} does not offer {name}"
+        assert name is None or name in import_module(module).__all__, (
+            f"{page.name}: {line}: {module} does not offer {name}"
+        )
         assert name is None or not name.startswith("_"), f"{page.name}: {line}"
     doors = {module for module, _, _ in asked}
-    assert len(doors) <= 6, f"{page.name} imports from {len(doors)} front doors: {', '.join(sorted(doors))}"
+    assert len(doors) <= 6, (
+        f"{page.name} imports from {len(doors)} front doors: {', '.join(sorted(doors))}"
+    )
 
 
 def test_workflows_run_what_the_readme_says():
-    workflows = {path.stem: yaml.safe_load(path.read_text()) for path in (ROOT / ".github/workflows").glob("*.yml")}
-    steps = {name: [step.get("run", "") for step in job["steps"]] for name, job in workflows["test"]["jobs"].items()}
+    workflows = {
+        path.stem: yaml.safe_load(path.read_text())
+        for path in (ROOT / ".github/workflows").glob("*.yml")
+    }
+    steps = {
+        name: [step.get("run", "") for step in job["steps"]]
+        for name, job in workflows["test"]["jobs"].items()
+    }
     assert "bash .ci/run" in steps["test"]
     assert "bash .ci/newest" in steps["newest"]
-    assert any("bash .ci/newest --unbounded" in step.get("run", "") for step in workflows["weekly"]["jobs"]["unbounded"]["steps"])
+    assert any(
+        "bash .ci/newest --unbounded" in step.get("run", "")
+        for step in workflows["weekly"]["jobs"]["unbounded"]["steps"]
+    )
     ci = (ROOT / ".ci/run").read_text()
     assert re.findall(r"^part make (\w+)$", ci, re.M) == ["install", "test", "newest", "book"]
     readme = (ROOT / "README.md").read_text()

@@ -12,9 +12,25 @@ from transformers.image_transforms import convert_to_rgb
 from transformers.image_utils import load_image
 
 from xlvlms_tutorial import load_samples
-from xlvlms_tutorial.errors import DatasetError, ImageError, LengthError, PromptError, SceneError, SelectionError, TokenOfInterestError
+from xlvlms_tutorial.errors import (
+    DatasetError,
+    ImageError,
+    LengthError,
+    PromptError,
+    SceneError,
+    SelectionError,
+    TokenOfInterestError,
+)
 from xlvlms_tutorial.pocket import clips, sounds, world
-from xlvlms_tutorial.samples import PROMPTS, Sample, as_image, as_sound, both_mention, media, mentioning
+from xlvlms_tutorial.samples import (
+    PROMPTS,
+    Sample,
+    as_image,
+    as_sound,
+    both_mention,
+    media,
+    mentioning,
+)
 
 DRAWN = {"scenes": "images", "composition": "images", "clips": "videos", "sounds": "audio"}
 
@@ -60,7 +76,9 @@ def test_a_picture_stands_as_its_exif_says(orientation, ending, tmp_path):
 
 def test_a_damaged_exif_leaves_the_picture_as_it_is(tmp_path):
     Image.fromarray(noise(6, 10, 3)).save(tmp_path / "a.png")
-    Image.open(tmp_path / "a.png").save(tmp_path / "b.jpg", exif=b"Exif\0\0II*\0\xff\xff\xff\xff" + b"\xff" * 40)
+    Image.open(tmp_path / "a.png").save(
+        tmp_path / "b.jpg", exif=b"Exif\0\0II*\0\xff\xff\xff\xff" + b"\xff" * 40
+    )
     assert as_image(tmp_path / "b.jpg").size == (10, 6)
 
 
@@ -73,7 +91,16 @@ RAMP = np.linspace(0, 1, 256).reshape(16, 16)
 
 
 @pytest.mark.parametrize(
-    ("mode", "white"), [("I;16", 65535), ("I;16B", 65535), ("I", 255), ("I", 65535), ("I", 2**31 - 1), ("F", 1.0), ("F", 255.0)]
+    ("mode", "white"),
+    [
+        ("I;16", 65535),
+        ("I;16B", 65535),
+        ("I", 255),
+        ("I", 65535),
+        ("I", 2**31 - 1),
+        ("F", 1.0),
+        ("F", 255.0),
+    ],
 )
 def test_grey_levels_of_any_depth_become_those_of_eight_bits(mode, white):
     dtype = {"I;16": "<u2", "I;16B": ">u2", "I": np.int32, "F": np.float32}[mode]
@@ -81,7 +108,8 @@ def test_grey_levels_of_any_depth_become_those_of_eight_bits(mode, white):
     picture = Image.fromarray(levels)
     assert picture.mode == mode
     found = np.asarray(as_image(picture)).astype(float)
-    assert np.abs(found - 255 * RAMP[..., None]).max() <= 1 and found.mean() == pytest.approx(127.5, abs=1)
+    assert np.abs(found - 255 * RAMP[..., None]).max() <= 1
+    assert found.mean() == pytest.approx(127.5, abs=1)
 
 
 def test_a_dark_picture_of_16_bits_is_dark(tmp_path):
@@ -91,7 +119,9 @@ def test_a_dark_picture_of_16_bits_is_dark(tmp_path):
 
 @pytest.mark.parametrize("wrong", [-1.0, np.nan, np.inf, 1e20])
 def test_grey_levels_that_have_no_scale_are_refused(wrong):
-    with pytest.raises(ImageError, match="grey levels from .*; scale them to 0 to 1, or to 0 to 255"):
+    with pytest.raises(
+        ImageError, match="grey levels from .*; scale them to 0 to 1, or to 0 to 255"
+    ):
         as_image(Image.fromarray(np.array([[0.5, wrong]], np.float32)))
 
 
@@ -113,7 +143,11 @@ def test_what_is_transparent_is_laid_on_white_as_transformers_lays_it(mode):
     assert np.array_equal(found, convert_to_rgb(picture, return_numpy=True))
     assert not np.array_equal(found, np.asarray(picture.convert("RGB")))
     flat = Image.new("RGBA", (2, 2), (9, 9, 9, 0)).convert("RGBa")
-    assert np.asarray(as_image(flat)).min() == 255 == np.asarray(as_image(Image.new("LA", (2, 2), (9, 0)).convert("La"))).min()
+    assert (
+        np.asarray(as_image(flat)).min()
+        == 255
+        == np.asarray(as_image(Image.new("LA", (2, 2), (9, 0)).convert("La"))).min()
+    )
 
 
 # Arrays, bytes, addresses
@@ -162,7 +196,12 @@ WRONG_ARRAYS = {
 
 @pytest.mark.parametrize("name", WRONG_ARRAYS)
 def test_arrays_that_are_no_picture_are_refused_with_their_shape(name):
-    with pytest.raises(ImageError, match=r"of .* and shape \(.*\) is not a picture; give numbers of shape \(height, width\) or"):
+    with pytest.raises(
+        ImageError,
+        match=(
+            r"of .* and shape \(.*\) is not a picture; give numbers of shape \(height, width\) or"
+        ),
+    ):
         as_image(WRONG_ARRAYS[name])
 
 
@@ -204,22 +243,53 @@ def test_bytes_open_files_and_addresses_are_read_as_the_file(ending, tmp_path):
         assert as_image(source).tobytes() == expected
     with file.open("rb") as opened:
         assert as_image(opened).tobytes() == expected
-    assert Sample("a", held).image.tobytes() == Sample("a", file.as_uri()).content.tobytes() == expected
+    assert (
+        Sample("a", held).image.tobytes()
+        == Sample("a", file.as_uri()).content.tobytes()
+        == expected
+    )
 
 
-@pytest.mark.parametrize("address", ["https://example.org/a.png", "HTTP://example.org/a.png", "ftp://x/a.png", "s3://b/a.png", "hf://d/a.png",
-                                     "file://server/share/a.png"])  # fmt: skip
+@pytest.mark.parametrize(
+    "address",
+    [
+        "https://example.org/a.png",
+        "HTTP://example.org/a.png",
+        "ftp://x/a.png",
+        "s3://b/a.png",
+        "hf://d/a.png",
+        "file://server/share/a.png",
+    ],
+)
 def test_nothing_is_fetched_from_the_network(address, monkeypatch):
     monkeypatch.setattr("socket.getaddrinfo", lambda *_, **__: pytest.fail("asked the network"))
     with pytest.raises(
-        ImageError, match="is an address on the network, from which nothing is fetched here; download it, and give its path"
+        ImageError,
+        match=(
+            "is an address on the network, from which nothing is fetched here; "
+            "download it, and give its path"
+        ),
     ):
         as_image(address)
 
 
-@pytest.mark.parametrize("wrong", [b"", b"GIF89a", b"\x89PNG" + bytes(40), bytearray(5), BytesIO(b"x"), "x" * 5000, "file:///absent.png"])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        b"",
+        b"GIF89a",
+        b"\x89PNG" + bytes(40),
+        bytearray(5),
+        BytesIO(b"x"),
+        "x" * 5000,
+        "file:///absent.png",
+    ],
+)
 def test_bytes_and_texts_that_are_no_picture_are_refused_in_few_words(wrong):
-    with pytest.raises(ImageError, match="is not a picture that can be read; give a PIL image, an array, or the path or bytes") as told:
+    with pytest.raises(
+        ImageError,
+        match="is not a picture that can be read; give a PIL image, an array, or the path or bytes",
+    ) as told:
         as_image(wrong)
     assert len(str(told.value)) < 500
 
@@ -237,13 +307,18 @@ def chunk(kind: bytes, data: bytes) -> bytes:
 def png(width: int, height: int, *more: bytes, bits: int = 1) -> bytes:
     rows = zlib.compress((b"\0" + b"\xff" * ((width * bits + 7) // 8)) * height, 1)
     header = struct.pack(">IIBBBBB", width, height, bits, 0, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + b"".join([chunk(b"IHDR", header), *more, chunk(b"IDAT", rows), chunk(b"IEND", b"")])
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        [chunk(b"IHDR", header), *more, chunk(b"IDAT", rows), chunk(b"IEND", b"")]
+    )
 
 
 def test_a_picture_of_too_many_pixels_is_refused_with_the_limit(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 5_000)
     (tmp_path / "scan.png").write_bytes(png(200, 200))
-    with pytest.raises(ImageError, match=r"scan.png has more than the 10,000 pixels .*raise PIL.Image.MAX_IMAGE_PIXELS"):
+    with pytest.raises(
+        ImageError,
+        match=r"scan.png has more than the 10,000 pixels .*raise PIL.Image.MAX_IMAGE_PIXELS",
+    ):
         as_image(tmp_path / "scan.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50_000)
     assert as_image(tmp_path / "scan.png").size == (200, 200)
@@ -265,7 +340,10 @@ DAMAGED = {
 @pytest.mark.parametrize("damage", DAMAGED)
 def test_damaged_files_are_refused_by_their_name(damage, tmp_path):
     (tmp_path / "a.png").write_bytes(DAMAGED[damage])
-    for read in (lambda: as_image(tmp_path / "a.png"), lambda: Sample("a", tmp_path / "a.png").content):
+    for read in (
+        lambda: as_image(tmp_path / "a.png"),
+        lambda: Sample("a", tmp_path / "a.png").content,
+    ):
         with pytest.raises(ImageError, match="a.png is not a picture that can be read"):
             read()
 
@@ -277,7 +355,15 @@ def test_other_formats_are_not_read(kind, tmp_path):
         as_image(tmp_path / "a.png")
 
 
-@pytest.mark.parametrize("raised", [OSError("gone"), ValueError("odd"), SyntaxError("broken"), Image.DecompressionBombError("large")])
+@pytest.mark.parametrize(
+    "raised",
+    [
+        OSError("gone"),
+        ValueError("odd"),
+        SyntaxError("broken"),
+        Image.DecompressionBombError("large"),
+    ],
+)
 def test_a_source_that_cannot_be_made_names_its_sample(raised):
     def make():
         raise raised
@@ -285,7 +371,9 @@ def test_a_source_that_cannot_be_made_names_its_sample(raised):
     for modality in ("image", "video", "audio"):
         sample = Sample("s7", make, modality=modality)
         for read in (lambda sample=sample: sample.image, lambda sample=sample: sample.content):
-            with pytest.raises(ImageError, match=f"sample 's7' makes .{type(raised).__name__}: {raised}"):
+            with pytest.raises(
+                ImageError, match=f"sample 's7' makes .{type(raised).__name__}: {raised}"
+            ):
                 read()
 
 
@@ -311,10 +399,22 @@ def test_sounds_are_floats_however_a_file_has_them(written, step):
 
 
 @pytest.mark.parametrize(
-    "wrong", [WAVE * 32767, (WAVE * 32767).astype(int), [1, 2], WAVE + np.nan, WAVE.astype(complex), WAVE > 0, ["a"], None]
+    "wrong",
+    [
+        WAVE * 32767,
+        (WAVE * 32767).astype(int),
+        [1, 2],
+        WAVE + np.nan,
+        WAVE.astype(complex),
+        WAVE > 0,
+        ["a"],
+        None,
+    ],
 )
 def test_what_is_no_sound_is_refused(wrong):
-    with pytest.raises(PromptError, match="a sound of .*; give floats from -1 to 1, or int16, int32 or uint8"):
+    with pytest.raises(
+        PromptError, match="a sound of .*; give floats from -1 to 1, or int16, int32 or uint8"
+    ):
         as_sound(wrong)
 
 
@@ -322,14 +422,20 @@ def test_scenes_carry_references_questions_and_truth():
     samples = load_samples("scenes", n=5, seed=3)
     scenes = world.scenes(5, "test", 3)
     assert [s.truth["subject"] for s in samples] == [s.subject for s in scenes]
-    assert all(len(s.captions) == 5 and len(s.questions) >= 6 and set(s.truth) == set(world.FACTORS) for s in samples)
+    assert all(
+        len(s.captions) == 5 and len(s.questions) >= 6 and set(s.truth) == set(world.FACTORS)
+        for s in samples
+    )
     assert np.array_equal(np.asarray(samples[2].image), np.asarray(world.render(scenes[2])))
     assert len({s.id for s in samples}) == 5
 
 
 def test_composition_holds_only_combinations_kept_out_of_training():
     for sample in load_samples("composition", n=20):
-        pair, colour = (sample.truth["subject"], sample.truth["place"]), (sample.truth["item"], sample.truth["colour"])
+        pair, colour = (
+            (sample.truth["subject"], sample.truth["place"]),
+            (sample.truth["item"], sample.truth["colour"]),
+        )
         assert pair in world.HELD_OUT_SUBJECT_PLACE or colour in world.HELD_OUT_ITEM_COLOUR
 
 
@@ -339,25 +445,38 @@ def test_clips_carry_frames_references_questions_and_truth():
         assert sample.modality == "video"
         assert set(sample.truth) == {*world.FACTORS, "direction", "speed"}
         told = (clip.scene.subject, clip.scene.action, clip.direction, clip.speed)
-        assert tuple(sample.truth[factor] for factor in ("subject", "action", "direction", "speed")) == told
-        assert sample.captions == tuple(clips.clip_captions(clip)) and sample.questions == tuple(clips.clip_questions(clip))
+        assert (
+            tuple(sample.truth[factor] for factor in ("subject", "action", "direction", "speed"))
+            == told
+        )
+        assert sample.captions == tuple(clips.clip_captions(clip))
+        assert sample.questions == tuple(clips.clip_questions(clip))
         asked = {q.type: q.answer for q in sample.questions}
         assert asked["action"] == clip.scene.action and asked.get("speed") == clip.speed
     content, expected = samples[1].content, clips.render_clip(drawn[1])
     assert len(content) == clips.FRAMES and all(frame.mode == "RGB" for frame in content)
-    assert all(np.array_equal(np.asarray(a), np.asarray(b)) for a, b in zip(content, expected, strict=True))
+    assert all(
+        np.array_equal(np.asarray(a), np.asarray(b)) for a, b in zip(content, expected, strict=True)
+    )
     with pytest.raises(ImageError):
         _ = samples[1].image
 
 
 def test_sounds_carry_samples_references_questions_and_truth():
-    samples, drawn = load_samples("sounds", n=6, split="recordings", seed=3), sounds.sounds(6, "recordings", 3)
+    samples, drawn = (
+        load_samples("sounds", n=6, split="recordings", seed=3),
+        sounds.sounds(6, "recordings", 3),
+    )
     for sample, sound in zip(samples, drawn, strict=True):
         assert sample.modality == "audio"
         assert sample.truth == {
-            "sound": sound.name, "loudness": sound.loudness, "background": sound.background, "recording": sound.recording
-        }  # fmt: skip
-        assert sample.captions == tuple(sounds.sound_captions(sound)) and sample.questions == tuple(sounds.sound_questions(sound))
+            "sound": sound.name,
+            "loudness": sound.loudness,
+            "background": sound.background,
+            "recording": sound.recording,
+        }
+        assert sample.captions == tuple(sounds.sound_captions(sound))
+        assert sample.questions == tuple(sounds.sound_questions(sound))
     assert {sample.truth["recording"] for sample in samples} <= set(sounds.HELD_OUT)
     content = samples[2].content
     assert content.shape == (sounds.SAMPLES,) and np.array_equal(content, sounds.waveform(drawn[2]))
@@ -371,7 +490,10 @@ def test_drawing_again_gives_the_same_and_another_seed_or_split_another(dataset)
     told = lambda samples: [(s.id, dict(s.truth), s.captions, s.questions) for s in samples]
     assert told(first) == told(again)
     assert np.array_equal(np.asarray(first[3].content), np.asarray(again[3].content))
-    for other in (load_samples(dataset, n=4, seed=1), load_samples(dataset, n=4, split="validation")):
+    for other in (
+        load_samples(dataset, n=4, seed=1),
+        load_samples(dataset, n=4, split="validation"),
+    ):
         assert [s.captions for s in other] != [s.captions for s in first]
         assert not {s.id for s in other} & {s.id for s in first}
     assert len({s.id for s in again}) == 4
@@ -388,7 +510,12 @@ def test_media_are_named_as_processors_take_them(dataset, name):
 
 def test_media_of_several_modalities_or_of_an_unknown_one_are_refused():
     mixed = [load_samples(dataset, n=1)[0] for dataset in ("scenes", "clips", "scenes")]
-    with pytest.raises(SelectionError, match="samples of modality image, video; give samples of one of image, video, audio at a time"):
+    with pytest.raises(
+        SelectionError,
+        match=(
+            "samples of modality image, video; give samples of one of image, video, audio at a time"
+        ),
+    ):
         media(mixed)
     with pytest.raises(SelectionError, match="smell"):
         media([Sample("a", np.zeros(3), modality="smell")])
@@ -400,7 +527,9 @@ def test_content_of_a_file_frames_and_samples(tmp_path):
     frame = Image.new("RGBA", (4, 3), (1, 2, 3, 255))
     frame.save(tmp_path / "a.png")
     assert Sample("a", tmp_path / "a.png").content.getpixel((0, 0)) == (1, 2, 3)
-    assert [f.mode for f in Sample("a", lambda: [frame, tmp_path / "a.png"], modality="video").content] == ["RGB", "RGB"]
+    assert [
+        f.mode for f in Sample("a", lambda: [frame, tmp_path / "a.png"], modality="video").content
+    ] == ["RGB", "RGB"]
     assert Sample("a", lambda: [0.0, 1.0], modality="audio").content.tolist() == [0.0, 1.0]
     with pytest.raises(ImageError):
         _ = Sample("a", lambda: [frame, tmp_path / "b.png"], modality="video").content
@@ -408,7 +537,10 @@ def test_content_of_a_file_frames_and_samples(tmp_path):
 
 def test_unknown_datasets_and_splits_list_what_there_is():
     for wrong in ("scene", "no/such/folder", "coc-mood"):
-        with pytest.raises(DatasetError, match="scenes, composition, clips, sounds.* coco, vqav2, gqa, pope, .*or a folder"):
+        with pytest.raises(
+            DatasetError,
+            match="scenes, composition, clips, sounds.* coco, vqav2, gqa, pope, .*or a folder",
+        ):
             load_samples(wrong)
     with pytest.raises(SceneError, match="validation"):
         load_samples("scenes", split="dev")
@@ -421,31 +553,53 @@ def told(*captions):
 
 
 def test_samples_that_mention_a_word_have_it_whole_in_some_caption():
-    samples = told(("Cattle rest.", "A cat sleeps."), ("Cattle rest.",), ("The CAT!", "A dog."), ("A hot  dog.",), ())
+    samples = told(
+        ("Cattle rest.", "A cat sleeps."),
+        ("Cattle rest.",),
+        ("The CAT!", "A dog."),
+        ("A hot  dog.",),
+        (),
+    )
     ids = lambda words, n=None: [sample.id for sample in mentioning(samples, words, n)]
     assert ids("cat") == ["0", "2"]
     assert ids("cat", 1) == ids("cat", np.int64(1)) == ["0"]
     assert ids(["hot dog", "cat"]) == ["0", "2", "3"]
-    assert [s.truth["subject"] for s in mentioning(load_samples("scenes", n=60), "frog", 3)] == ["frog"] * 3
+    assert [s.truth["subject"] for s in mentioning(load_samples("scenes", n=60), "frog", 3)] == [
+        "frog"
+    ] * 3
 
 
 def test_words_in_no_caption_are_told_with_those_that_are():
-    with pytest.raises(TokenOfInterestError, match=r"'c.t': in 0 of 2 samples; said instead: 'a' \(2\), 'cat' \(1\), 'dog' \(1\)"):
+    with pytest.raises(
+        TokenOfInterestError,
+        match=r"'c.t': in 0 of 2 samples; said instead: 'a' \(2\), 'cat' \(1\), 'dog' \(1\)",
+    ):
         mentioning(told(("A cat.",), ("A dog.",)), "c.t")
 
 
-@pytest.mark.parametrize(("words", "n"), [([], None), ("", None), (["cat", " "], None), ("cat", 0), ("cat", np.int64(0))])
+@pytest.mark.parametrize(
+    ("words", "n"), [([], None), ("", None), (["cat", " "], None), ("cat", 0), ("cat", np.int64(0))]
+)
 def test_no_words_and_no_samples_cannot_be_asked_for(words, n):
     with pytest.raises(SelectionError, match="give words or phrases|give 1 or more"):
         mentioning(told(("A cat.",)), words, n)
 
 
 def test_the_papers_filter_takes_the_word_in_prediction_and_any_reference():
-    samples = told(("Cattle rest.", "A cat sleeps."), ("Cattle rest.",), ("The CAT!",), ("A dog.",), ("A hot  dog.",))
+    samples = told(
+        ("Cattle rest.", "A cat sleeps."),
+        ("Cattle rest.",),
+        ("The CAT!",),
+        ("A dog.",),
+        ("A hot  dog.",),
+    )
     predictions = ["a cat", "a cat", "cattle and a catfish", "a cat", "One hot dog."]
     assert both_mention(samples, predictions, "cat") == [0]
     assert both_mention(samples, predictions, ["cat", "hot dog"]) == [0, 4]
-    with pytest.raises(TokenOfInterestError, match=r"'dog': in 0 of 1 samples; said instead: 'a' \(1\), 'cat' \(1\)"):
+    with pytest.raises(
+        TokenOfInterestError,
+        match=r"'dog': in 0 of 1 samples; said instead: 'a' \(1\), 'cat' \(1\)",
+    ):
         both_mention(samples[3:4], ["a cat"], "dog")
     with pytest.raises(LengthError, match="samples: 5, predictions: 1"):
         both_mention(samples, ["a cat"], "cat")
@@ -457,7 +611,10 @@ def test_the_papers_filter_takes_the_word_in_prediction_and_any_reference():
 def test_styled_scenes_are_the_same_pictures_with_one_caption(style):
     plain, styled = load_samples("scenes", n=5), load_samples(f"scenes-{style}", n=5)
     assert [sample.id for sample in styled] == [sample.id for sample in plain]
-    assert all(one.truth == other.truth and one.questions == other.questions for one, other in zip(plain, styled, strict=True))
+    assert all(
+        one.truth == other.truth and one.questions == other.questions
+        for one, other in zip(plain, styled, strict=True)
+    )
     assert plain[0].image.tobytes() == styled[0].image.tobytes()
     assert all(len(sample.captions) == 1 for sample in styled)
     begins = {"place": "A wide place of ", "colour": "Under a", "mood": "What a "}[style]

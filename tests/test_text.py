@@ -30,7 +30,11 @@ def test_there_is_a_list_for_each_style_of_the_world_and_no_word_is_in_two():
     assert set(STYLE_WORDS) == set(STYLES)
     for one, other in combinations(STYLE_WORDS.values(), 2):
         assert not {f for w in one for f in forms(w)} & {f for w in other for f in forms(w)}
-    assert all(word == word.lower() and word.isalpha() for listed in STYLE_WORDS.values() for word in listed)
+    assert all(
+        word == word.lower() and word.isalpha()
+        for listed in STYLE_WORDS.values()
+        for word in listed
+    )
 
 
 def test_the_rate_is_the_share_of_words():
@@ -50,8 +54,13 @@ def test_own_words_count_in_their_forms():
 @pytest.mark.parametrize("style", STYLES)
 def test_each_style_raises_its_own_rate_most_on_the_world(style):
     made = scenes(100, seed=2)
-    plain, styled = [captions(scene)[0] for scene in made], [styled_caption(scene, style) for scene in made]
-    gains = {name: (style_rate(styled, name) - style_rate(plain, name)).mean() for name in STYLE_WORDS}
+    plain, styled = (
+        [captions(scene)[0] for scene in made],
+        [styled_caption(scene, style) for scene in made],
+    )
+    gains = {
+        name: (style_rate(styled, name) - style_rate(plain, name)).mean() for name in STYLE_WORDS
+    }
     assert max(gains, key=gains.get) == style
     assert gains[style] > 0.09 and max(gain for name, gain in gains.items() if name != style) < 0.01
     assert style_share(styled, style).all()
@@ -67,7 +76,9 @@ def test_rates_are_shares_whatever_the_text(texts):
 
 
 def test_unknown_styles_and_useless_lists_are_refused():
-    with pytest.raises(SelectionError, match="no style 'colours'; allowed: place, colour, mood, or a list of words"):
+    with pytest.raises(
+        SelectionError, match="no style 'colours'; allowed: place, colour, mood, or a list of words"
+    ):
         style_rate(["a"], "colours")
     for wrong in ([], ["red", "traffic light"], [""]):
         with pytest.raises(WordListError):
@@ -83,11 +94,27 @@ def test_forms_and_words():
 
 @pytest.mark.parametrize(
     ("one", "several"),
-    [("goose", "geese"), ("policeman", "policemen"), ("woman", "women"), ("grandchild", "grandchildren"), ("penknife", "penknives"),
-     ("foot", "feet"), ("wolf", "wolves"), ("shelf", "shelves"), ("sheep", "sheep"), ("salesperson", "salespeople"), ("ox", "oxen"),
-     ("human", "humans"), ("German", "germans"), ("ottoman", "ottomans"), ("fox", "foxes"), ("mongoose", "mongooses"),
-     ("snow goose", "snow geese"), ("cactus", "cactuses")],
-)  # fmt: skip
+    [
+        ("goose", "geese"),
+        ("policeman", "policemen"),
+        ("woman", "women"),
+        ("grandchild", "grandchildren"),
+        ("penknife", "penknives"),
+        ("foot", "feet"),
+        ("wolf", "wolves"),
+        ("shelf", "shelves"),
+        ("sheep", "sheep"),
+        ("salesperson", "salespeople"),
+        ("ox", "oxen"),
+        ("human", "humans"),
+        ("German", "germans"),
+        ("ottoman", "ottomans"),
+        ("fox", "foxes"),
+        ("mongoose", "mongooses"),
+        ("snow goose", "snow geese"),
+        ("cactus", "cactuses"),
+    ],
+)
 def test_plurals_of_nouns_and_of_those_that_end_like_them(one, several):
     assert forms(one) == [one.lower(), several]
 
@@ -99,7 +126,11 @@ def test_words_of_any_script():
         "\u092e\u0947\u0902",
     ]
     assert words("Cafe\u0301") == words("caf\u00e9") == ["caf\u00e9"]
-    assert style_rate(["Un cafe\u0301"], ["caf\u00e9"]) == style_rate(["un caf\u00e9"], ["cafe\u0301"]) == 0.5
+    assert (
+        style_rate(["Un cafe\u0301"], ["caf\u00e9"])
+        == style_rate(["un caf\u00e9"], ["cafe\u0301"])
+        == 0.5
+    )
     with pytest.raises(WordListError, match="is not one word"):
         style_rate(["\u4e00\u53ea\u732b"], ["\u7ea2\u8272"])
 
@@ -118,13 +149,19 @@ def test_examples_of_the_docstrings_run():
     [
         (["car"], "A car, cars, scar, a-car, CAR_", ["car", "car"]),
         (["CAR"], "car Car", ["car", "Car"]),
-        (["light", "traffic light", "traffic lights"], "traffic lights and lights, a light", ["traffic lights", "light"]),
+        (
+            ["light", "traffic light", "traffic lights"],
+            "traffic lights and lights, a light",
+            ["traffic lights", "light"],
+        ),
         (["  hot   dog "], "a hot\n dog, hotdog", ["hot\n dog"]),
         (["caf\u00e9"], "un caf\u00e9; cafe, caf\u00e9s", ["caf\u00e9"]),
         (["c++", "a.m."], "c++ at 9 a.m., c+, abmb", ["c++", "a.m."]),  # marks are themselves
-        (["car", ""], "a car.", ["car"]), ([""], "a, b", []), ([], "a, b", []),
+        (["car", ""], "a car.", ["car"]),
+        ([""], "a, b", []),
+        ([], "a, b", []),
     ],
-)  # fmt: skip
+)
 def test_whole_words(phrases, text, found):
     assert whole_words(phrases).findall(text) == found
     assert whole_words(iter(phrases)).findall(text) == found
@@ -133,7 +170,11 @@ def test_whole_words(phrases, text, found):
 def test_whole_words_may_differ_by_case_and_be_told_apart_by_their_lists():
     assert whole_words(["car"], any_case=False).findall("Car, car") == ["car"]
     pattern = whole_words(["dog", "hot dog"], [], ["cat", "dog"])
-    assert [(one[0], one.lastindex) for one in pattern.finditer("a cat, a dog, a hot dog")] == [("cat", 3), ("dog", 1), ("hot dog", 1)]
+    assert [(one[0], one.lastindex) for one in pattern.finditer("a cat, a dog, a hot dog")] == [
+        ("cat", 3),
+        ("dog", 1),
+        ("hot dog", 1),
+    ]
     assert whole_words().search("anything") is None
 
 
@@ -141,25 +182,48 @@ def test_whole_words_may_differ_by_case_and_be_told_apart_by_their_lists():
 @settings(deadline=None)
 def test_whole_words_are_there_if_one_of_them_stands_between_other_than_letters(phrases, text):
     spaced = [" ".join(phrase.split()) for phrase in phrases if phrase.strip()]
-    plain = re.sub(r"\s+", " ", text).lower()  # the white space of a text counts once, as that of a phrase
-    ends = [(at, at + len(phrase)) for phrase in spaced for at in range(len(plain)) if plain.startswith(phrase, at)]
-    whole = [(a, b) for a, b in ends if not plain[:a][-1:].isalpha() and not plain[b:][:1].isalpha()]
+    # the white space of a text counts once, as that of a phrase
+    plain = re.sub(r"\s+", " ", text).lower()
+    ends = [
+        (at, at + len(phrase))
+        for phrase in spaced
+        for at in range(len(plain))
+        if plain.startswith(phrase, at)
+    ]
+    whole = [
+        (a, b) for a, b in ends if not plain[:a][-1:].isalpha() and not plain[b:][:1].isalpha()
+    ]
     assert bool(whole_words(phrases).search(text)) == bool(whole)
 
 
 def test_numbers_are_words_up_to_ten():
-    assert [NUMBERS[word] for word in NUMBER_WORDS] == [str(k) for k in range(11)] and NUMBERS["none"] == "0"
+    assert [NUMBERS[word] for word in NUMBER_WORDS] == [str(k) for k in range(11)]
+    assert NUMBERS["none"] == "0"
 
 
 def test_words_are_compared_with_pictures_in_one_sentence():
-    assert sentence(iter(["a"])) == f"{PREFIX}a." and sentence({"x": "red", "y": "key"}.values()) == f"{PREFIX}red, key."
+    assert sentence(iter(["a"])) == f"{PREFIX}a."
+    assert sentence({"x": "red", "y": "key"}.values()) == f"{PREFIX}red, key."
 
 
 @pytest.mark.parametrize(
     ("raw", "clean"),
-    [("3.5", "3.5"), ("1,000.", "1000"), ("1,000,000", "1000000"), ("red,blue", "red blue"), ("yes.it is", "yes it is"), (".5", "5"),
-     ("none", "0"), ("a boy\u2019s", "boys"), ("**red**", "red"), ("10:30", "10 30"), ("50%", "50"), ("Ten, an", "10"), ("...", "")],
-)  # fmt: skip
+    [
+        ("3.5", "3.5"),
+        ("1,000.", "1000"),
+        ("1,000,000", "1000000"),
+        ("red,blue", "red blue"),
+        ("yes.it is", "yes it is"),
+        (".5", "5"),
+        ("none", "0"),
+        ("a boy\u2019s", "boys"),
+        ("**red**", "red"),
+        ("10:30", "10 30"),
+        ("50%", "50"),
+        ("Ten, an", "10"),
+        ("...", ""),
+    ],
+)
 def test_answers_keep_their_numbers_and_lose_their_marks(raw, clean):
     assert normalise(raw) == clean
 

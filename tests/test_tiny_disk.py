@@ -1,4 +1,7 @@
-"""The tiny models on disk: genuine classes that load, speak in the world's words, and differ from picture to picture."""
+"""The tiny models on disk.
+
+Genuine classes that load, speak in the world's words, and differ from picture to picture.
+"""
 
 import json
 import re
@@ -9,14 +12,26 @@ import torch
 import transformers as hf
 
 from tests.support import tiny_disk
-from tests.support.tiny_disk import GRID, KINDS, LAYERS, WIDTH, at_hand, small_coco, small_samples, tokenizer
+from tests.support.tiny_disk import (
+    GRID,
+    KINDS,
+    LAYERS,
+    WIDTH,
+    at_hand,
+    small_coco,
+    small_samples,
+    tokenizer,
+)
 from xlvlms_tutorial import load
 from xlvlms_tutorial.activations.capture import capture
 from xlvlms_tutorial.data import load_samples
 from xlvlms_tutorial.models.vlm import VLM
 from xlvlms_tutorial.pocket import world
 
-CLASSES = {"llava": hf.LlavaForConditionalGeneration, "qwen2-vl": hf.Qwen2VLForConditionalGeneration}
+CLASSES = {
+    "llava": hf.LlavaForConditionalGeneration,
+    "qwen2-vl": hf.Qwen2VLForConditionalGeneration,
+}
 N = 48
 
 
@@ -29,7 +44,9 @@ def vlm(request) -> VLM:
 @pytest.fixture(scope="module")
 def captions(vlm) -> list[str]:
     """What it says of test scenes."""
-    return vlm.generate([sample.image for sample in small_samples(N)], ["Describe the picture."] * N)
+    return vlm.generate(
+        [sample.image for sample in small_samples(N)], ["Describe the picture."] * N
+    )
 
 
 def test_it_is_of_the_genuine_class_and_tiny(vlm):
@@ -43,7 +60,18 @@ def test_it_is_of_the_genuine_class_and_tiny(vlm):
 @pytest.mark.parametrize("kind", KINDS)
 def test_words_of_the_world_are_one_token_in_a_sentence_and_at_its_start(kind):
     words = tokenizer(kind)
-    for word in (*world.SUBJECTS, *world.ITEMS, *world.PLACES, *world.COLOURS, "yes", "no", "three", "bushes", "left", "7"):
+    for word in (
+        *world.SUBJECTS,
+        *world.ITEMS,
+        *world.PLACES,
+        *world.COLOURS,
+        "yes",
+        "no",
+        "three",
+        "bushes",
+        "left",
+        "7",
+    ):
         for form in (word, word.capitalize(), f" {word}"):
             assert len(words(form, add_special_tokens=False).input_ids) == 1, form
     for text in ("A man is in the snow, next to two red keys.", "Zebras? In 1987: naïve!"):
@@ -51,30 +79,50 @@ def test_words_of_the_world_are_one_token_in_a_sentence_and_at_its_start(kind):
 
 
 def test_captions_are_text_with_the_words_of_the_world(captions):
-    said = Counter(word for caption in captions for word in set(re.findall(r"\w+", caption.lower())))
+    said = Counter(
+        word for caption in captions for word in set(re.findall(r"\w+", caption.lower()))
+    )
     assert all(re.fullmatch(r"[A-Z][a-z ,]+\.", caption) for caption in captions), captions
     assert len(set(captions)) >= 12
-    for words, least in ((world.SUBJECTS, 4), (world.PLACES, 4), (("key", "keys", "gem", "gems", "flag", "flags", "rocks", "rock"), 2)):
+    for words, least in (
+        (world.SUBJECTS, 4),
+        (world.PLACES, 4),
+        (("key", "keys", "gem", "gems", "flag", "flags", "rocks", "rock"), 2),
+    ):
         assert len(said.keys() & set(words)) >= least, said
     assert said.keys() & {"woman", "man"}
 
 
 def test_places_are_seen(captions):
-    right = [sample.truth["place"] in caption.split() or f"{sample.truth['place']}." in caption.split()
-             for sample, caption in zip(small_samples(N), captions, strict=True)]  # fmt: skip
+    right = [
+        sample.truth["place"] in caption.split() or f"{sample.truth['place']}." in caption.split()
+        for sample, caption in zip(small_samples(N), captions, strict=True)
+    ]
     assert sum(right) > N / 2
 
 
 def test_answers_are_words_and_not_all_the_same(vlm):
-    asked = [(sample.image, question) for sample in small_samples(16) for question in sample.questions]
-    told = vlm.generate([image for image, _ in asked], [question.text for _, question in asked], max_new_tokens=4)
+    asked = [
+        (sample.image, question) for sample in small_samples(16) for question in sample.questions
+    ]
+    told = vlm.generate(
+        [image for image, _ in asked], [question.text for _, question in asked], max_new_tokens=4
+    )
     assert len(set(told)) >= 5
-    assert sum(answer == question.answer for answer, (_, question) in zip(told, asked, strict=True)) > len(asked) / 5
+    assert (
+        sum(answer == question.answer for answer, (_, question) in zip(told, asked, strict=True))
+        > len(asked) / 5
+    )
 
 
 def test_pictures_of_any_square_size_give_one_grid(vlm):
-    images = [sample.image.resize((side, side)) for sample, side in zip(small_samples(3), (64, 100, 256), strict=True)]
-    spans = vlm.spans(images, ["Describe the picture."] * 3, ["A man.", "A bee on the sand.", "A key."])
+    images = [
+        sample.image.resize((side, side))
+        for sample, side in zip(small_samples(3), (64, 100, 256), strict=True)
+    ]
+    spans = vlm.spans(
+        images, ["Describe the picture."] * 3, ["A man.", "A bee on the sand.", "A key."]
+    )
     assert spans[spans["span"] == "image"].groupby("sample").size().tolist() == [GRID**2] * 3
     answer = spans[spans["span"] == "answer"].groupby("sample")["token"].agg("".join)
     assert answer.str.strip().tolist() == ["A man.", "A bee on the sand.", "A key."]
@@ -84,7 +132,9 @@ def test_a_given_answer_is_read_as_the_one_that_is_generated(vlm):
     sample = small_samples(1)
     ids = vlm.generate_ids(vlm.batch([sample[0].image], ["Describe the picture."]), 24)[0].tolist()
     said = ids[: ids.index(vlm.tokenizer.eos_token_id)]
-    batch = vlm.batch([sample[0].image], ["Describe the picture."], [vlm.tokenizer.decode(said).strip()])
+    batch = vlm.batch(
+        [sample[0].image], ["Describe the picture."], [vlm.tokenizer.decode(said).strip()]
+    )
     assert batch["input_ids"][batch.mask("answer")].tolist() == said
 
 
@@ -100,7 +150,9 @@ def test_states_are_captured_at_words_and_pictures(vlm, captions):
 def test_the_folder_of_pictures_reads_as_samples(tmp_path):
     folder = small_coco(tmp_path / "coco", n=6)
     samples = load_samples(str(folder), n=6)
-    assert {sample.captions for sample in samples} == {sample.captions for sample in small_samples(6)}
+    assert {sample.captions for sample in samples} == {
+        sample.captions for sample in small_samples(6)
+    }
     assert {sample.image.size for sample in samples} == {(64, 64)}
     assert len(json.loads((folder / "instances.json").read_text())["images"]) == 6
 
@@ -117,4 +169,6 @@ def test_what_is_there_is_left_and_what_fails_is_absent(tmp_path, monkeypatch):
     monkeypatch.setattr(tiny_disk, "write_coco", fails)
     with pytest.raises(OSError, match="no space"):
         small_coco(tmp_path / "absent")
-    assert {path.name for path in tmp_path.iterdir() if not path.name.endswith(".lock")} == {"there"}
+    assert {path.name for path in tmp_path.iterdir() if not path.name.endswith(".lock")} == {
+        "there"
+    }

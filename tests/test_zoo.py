@@ -15,7 +15,9 @@ def logits(model, inputs):
 def test_a_left_padded_batch_gives_each_row_what_it_gives_alone(name):
     model, inputs = build(name)
     first, second = logits(model, padded(name, inputs))
-    torch.testing.assert_close(first, logits(model, prefixed(name, inputs))[0], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        first, logits(model, prefixed(name, inputs))[0], atol=1e-4, rtol=1e-4
+    )
     torch.testing.assert_close(second[3:], logits(model, inputs)[0], atol=1e-4, rtol=1e-4)
     assert first.isfinite().all() and second.isfinite().all()
 
@@ -23,7 +25,9 @@ def test_a_left_padded_batch_gives_each_row_what_it_gives_alone(name):
 @pytest.mark.parametrize("name", MODELS)
 def test_the_picture_reaches_the_last_position(name):
     model, inputs = build(name)
-    negative = {key: -value if value.is_floating_point() else value for key, value in inputs.items()}
+    negative = {
+        key: -value if value.is_floating_point() else value for key, value in inputs.items()
+    }
     difference = (logits(model, negative) - logits(model, inputs))[0, -1].abs().max()
     assert difference > 1e-2
 
@@ -33,7 +37,12 @@ def test_generating_with_a_cache_equals_forwards_over_the_whole_sequence(name):
     model, inputs = build(name)
     batch = padded(name, inputs)
     length = batch["input_ids"].shape[1]
-    settings = {"max_new_tokens": 4, "do_sample": False, "suppress_tokens": SUPPRESS, "disable_compile": True}
+    settings = {
+        "max_new_tokens": 4,
+        "do_sample": False,
+        "suppress_tokens": SUPPRESS,
+        "disable_compile": True,
+    }
     new = model.generate(**batch, **settings)[:, length:]
     by_hand = torch.zeros(2, 0, dtype=torch.long)
     for _ in range(4):

@@ -1,4 +1,7 @@
-"""What builds the book: kept out of the package, run with ``python -m tools.NAME`` from the root."""
+"""What builds the book.
+
+Kept out of the package, run with ``python -m tools.NAME`` from the root.
+"""
 
 from pathlib import Path
 

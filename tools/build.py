@@ -19,14 +19,23 @@ from xlvlms_tutorial.claims.claims import merge
 
 OFFLINE = {
     "mathjax_path": "vendor/mathjax/tex-mml-chtml.js",
-    "mathjax_options": {},  # a browser compares no hash, and loads nothing that has one, where a page is opened as a file
-    "nb_ipywidgets_js": {"vendor/widgets/require.js": {}, "paths.js": {}, "vendor/widgets/embed-amd.js": {}},
+    # a browser compares no hash, and loads nothing that has one, where a page is opened as a file
+    "mathjax_options": {},
+    "nb_ipywidgets_js": {
+        "vendor/widgets/require.js": {},
+        "paths.js": {},
+        "vendor/widgets/embed-amd.js": {},
+    },
 }
 
 
 def sources() -> Iterator[Path]:
     """What a chapter's outputs depend on besides its own cells."""
-    yield from sorted(p for p in (ROOT / "xlvlms_tutorial").rglob("*") if p.is_file() and "__pycache__" not in p.parts)
+    yield from sorted(
+        p
+        for p in (ROOT / "xlvlms_tutorial").rglob("*")
+        if p.is_file() and "__pycache__" not in p.parts
+    )
     yield from sorted(ROOT.glob("requirements*.txt"))
 
 
@@ -34,18 +43,26 @@ def fingerprint() -> str:
     """One hash over the package and its pins."""
     total = hashlib.sha256()
     for path in sources():
-        total.update(str(path.relative_to(ROOT)).encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
+        total.update(
+            str(path.relative_to(ROOT)).encode()
+            + b"\0"
+            + hashlib.sha256(path.read_bytes()).digest()
+        )
     return total.hexdigest()
 
 
 def refresh_cache() -> None:
-    """Forget cached outputs when the package or its pins changed: the cache itself looks at cells only."""
+    """Forget cached outputs when the package or its pins changed.
+
+    The cache itself looks at cells only.
+    """
     stamp, now = BUILD / "fingerprint.txt", fingerprint()
     with locked():
         if not stamp.exists() or stamp.read_text(encoding="utf-8") != now:
             shutil.rmtree(BUILD / ".jupyter_cache", ignore_errors=True)
             shutil.rmtree(BUILD / ".doctrees", ignore_errors=True)
-            shutil.rmtree(CLAIMS, ignore_errors=True)  # records live and die with the outputs of the pages that made them
+            # records live and die with the outputs of the pages that made them
+            shutil.rmtree(CLAIMS, ignore_errors=True)
         stamp.write_text(now, encoding="utf-8")
 
 
@@ -63,14 +80,27 @@ def main() -> int:
     """Build with every warning an error; the exit status is that of the build."""
     offline = fetch()
     if not offline:
-        print("npm is missing or cannot fetch: pages will load MathJax and widgets from their servers")
+        print(
+            "npm is missing or cannot fetch: pages will load MathJax and widgets from their servers"
+        )
     refresh_cache()
     if failed := fill(notebooks()):
         print(f"pages that failed: {', '.join(failed)}")
         return 1
     book = Path(sys.executable).with_name("jupyter-book")
-    command = [str(book), "build", str(ROOT), "--config", str(write_config(offline)), "-W", "-n", "--keep-going"]
-    built = subprocess.run(command, cwd=ROOT, stdin=subprocess.DEVNULL, env=os.environ | QUIET, check=False).returncode
+    command = [
+        str(book),
+        "build",
+        str(ROOT),
+        "--config",
+        str(write_config(offline)),
+        "-W",
+        "-n",
+        "--keep-going",
+    ]
+    built = subprocess.run(
+        command, cwd=ROOT, stdin=subprocess.DEVNULL, env=os.environ | QUIET, check=False
+    ).returncode
     if built == 0:
         batch = BUILD / "reproduce"
         merge(CLAIMS, BUILD / "claims.json", measurements(batch) if batch.exists() else ())

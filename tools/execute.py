@@ -1,8 +1,9 @@
-"""Execute pages into the cache that the book is built from: ``python -m tools.execute [--again] [NAME ...]``.
+"""Execute pages into the cache that the book is built from.
 
-The tests execute every page once and compare what it shows (``tools.nbval_cache``); the book takes the outputs of that same run, as long as
-neither page nor package nor pins have changed since. Pages that are not in the cache are executed here, two at a time, before the book is
-built.
+``python -m tools.execute [--again] [NAME ...]``. The tests execute every page once and compare what
+it shows (``tools.nbval_cache``); the book takes the outputs of that same run, as long as neither
+page nor package nor pins have changed since. Pages that are not in the cache are executed here, two
+at a time, before the book is built.
 """
 
 import argparse
@@ -29,8 +30,13 @@ CACHE = BUILD / ".jupyter_cache"
 CLAIMS = BUILD / "claims"
 LIMIT = 900  # seconds a cell
 LEDGER = "claims"  # the page that shows what all others recorded: it comes last
-# No progress bars on pages; and numba, behind UMAP, would give torch as many threads as there are processors for the rest of a page.
-QUIET = {"TQDM_DISABLE": "1", "XLVLMS_CLAIMS": str(CLAIMS), "NUMBA_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
+# No progress bars on pages; and numba, behind UMAP, would give torch as many threads as there are
+# processors for the rest of a page.
+QUIET = {
+    "TQDM_DISABLE": "1",
+    "XLVLMS_CLAIMS": str(CLAIMS),
+    "NUMBA_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
+}
 
 
 class PageError(RuntimeError):
@@ -72,7 +78,10 @@ def keep(page: Path, notebook: NotebookNode, seconds: float) -> None:
 
 
 def forget(page: Path) -> None:
-    """Delete what an earlier run of the page left: its outputs in the cache and its records of claims, which belong together."""
+    """Delete what an earlier run of the page left.
+
+    Its outputs in the cache and its records of claims, which belong together.
+    """
     with locked(), suppress(KeyError):
         get_cache(CACHE).remove_cache(get_cache(CACHE).match_cache_notebook(read(page)).pk)
     for file in CLAIMS.glob("*.json"):
@@ -100,9 +109,10 @@ def execute(page: Path) -> NotebookNode:
 
 
 def fill(pages: list[Path], again: bool = False) -> list[str]:
-    """Execute the pages that are not in the cache, or all; the pages that failed, with their tracebacks printed.
+    """Execute the pages that are not in the cache, or all.
 
-    The ledger is executed whenever it is asked for, after all others: its code does not say what it shows.
+    Gives the pages that failed, with their tracebacks printed. The ledger is executed whenever it
+    is asked for, after all others: its code does not say what it shows.
     """
     first = [page for page in pages if page.stem != LEDGER and (again or not cached(page))]
     last = [page for page in pages if page.stem == LEDGER]
@@ -117,7 +127,9 @@ def fill(pages: list[Path], again: bool = False) -> list[str]:
                 else:
                     print(f"executed {page.stem}", flush=True)
     for page in last:  # a page whose text is unchanged would not be read again
-        (BUILD / ".doctrees" / page.relative_to(ROOT).with_suffix(".doctree")).unlink(missing_ok=True)
+        (BUILD / ".doctrees" / page.relative_to(ROOT).with_suffix(".doctree")).unlink(
+            missing_ok=True
+        )
     return failed
 
 
@@ -129,7 +141,9 @@ def locked() -> FileLock:
 
 def main() -> int:
     """Execute the pages named on the command line, or all; 1 if one of them failed."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("names", nargs="*", help="pages, such as inside; all by default")
     parser.add_argument("--again", action="store_true", help="execute also what is in the cache")
     asked = parser.parse_args()

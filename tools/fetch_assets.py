@@ -1,7 +1,8 @@
 """Fetch the widget manager and MathJax for reading offline: ``python -m tools.fetch_assets``.
 
-The tarballs come through npm, are pinned by version and hash, and only the files that pages load are kept, in a
-folder that git ignores. Without npm or a network the pages load the same libraries from their usual servers.
+The tarballs come through npm, are pinned by version and hash, and only the files that pages load
+are kept, in a folder that git ignores. Without npm or a network the pages load the same
+libraries from their usual servers.
 """
 
 import hashlib
@@ -18,16 +19,28 @@ from tools import ROOT
 
 VENDOR = ROOT / "assets" / "vendor"
 PINS = {
-    "@jupyter-widgets/html-manager@1.0.15": "2b9d65cb7913e1c7d671757a10008b32c9c2448d4429513371e55c07d6107638",
+    "@jupyter-widgets/html-manager@1.0.15": (
+        "2b9d65cb7913e1c7d671757a10008b32c9c2448d4429513371e55c07d6107638"
+    ),
     "requirejs@2.3.8": "777158e89275e16bd51aec3ef714fbcb5dc45789e7078659933bc814916d7dec",
     "mathjax@3.2.2": "1b9c0a1c44df864e915690558e72adb9cc5203360daefd385084ced3b6c64c09",
 }
-# Member of a tarball -> folders below VENDOR. The icon fonts are asked for under two names, by the two ways of loading.
+# Member of a tarball -> folders below VENDOR. The icon fonts are asked for under two
+# names, by the two ways of loading.
 KEEP = (
     (r"package/dist/(embed-amd\.js)", ("widgets",)),
-    (r"package/dist/(\w+\.woff2)", ("widgets/@jupyter-widgets", "widgets/@jupyter-widgets/html-manager/dist")),
+    (
+        r"package/dist/(\w+\.woff2)",
+        ("widgets/@jupyter-widgets", "widgets/@jupyter-widgets/html-manager/dist"),
+    ),
     (r"package/(require\.js)", ("widgets",)),
-    (r"package/es5/(tex-mml-chtml\.js|output/chtml/fonts/woff-v2/[\w-]+\.woff|input/tex/extensions/[\w-]+\.js)", ("mathjax",)),
+    (
+        (
+            r"package/es5/(tex-mml-chtml\.js|output/chtml/fonts/woff-v2/[\w-]+\.woff|input/"
+            r"tex/extensions/[\w-]+\.js)"
+        ),
+        ("mathjax",),
+    ),
 )
 
 
@@ -36,7 +49,14 @@ def pack(name: str, folder: Path) -> bytes | None:
     if shutil.which("npm") is None:
         return None
     command = ["npm", "pack", name, "--silent", "--pack-destination", str(folder)]
-    done = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=120, stdin=subprocess.DEVNULL, check=False)
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        encoding="utf-8",
+        timeout=120,
+        stdin=subprocess.DEVNULL,
+        check=False,
+    )
     return (folder / done.stdout.split()[-1]).read_bytes() if done.returncode == 0 else None
 
 
@@ -78,4 +98,8 @@ def fetch() -> bool:
 
 
 if __name__ == "__main__":
-    print("pages will read offline" if fetch() else "npm is missing or cannot fetch: pages will load libraries from their servers")
+    print(
+        "pages will read offline"
+        if fetch()
+        else "npm is missing or cannot fetch: pages will load libraries from their servers"
+    )

@@ -1,9 +1,11 @@
-"""Keep for the book what nbval executed: ``python -m pytest -p tools.nbval_cache --nbval-lax book``.
+"""Keep for the book what nbval executed.
 
-nbval executes each paired notebook and compares the text of its checked cells. This plugin listens to the same messages of the same
-kernel. It puts what all cells show, with the state of the widgets, into the cache that the book is built from; so a page is executed
-once for its test and for the book. A page whose checked cells differ is kept too: these are its outputs, the test fails all the same, and
-``make pairs`` takes them from there. A page that raised, or of which some cells were left out, is not kept.
+``python -m pytest -p tools.nbval_cache --nbval-lax book``. nbval executes each paired notebook and
+compares the text of its checked cells. This plugin listens to the same messages of the same kernel.
+It puts what all cells show, with the state of the widgets, into the cache that the book is built
+from; so a page is executed once for its test and for the book. A page whose checked cells differ is
+kept too: these are its outputs, the test fails all the same, and ``make pairs`` takes them from
+there. A page that raised, or of which some cells were left out, is not kept.
 """
 
 import os
@@ -20,12 +22,27 @@ from nbval.plugin import IPyNbFile
 
 from tools import chapters, execute
 
-# The pages that take longest, in this order: two workers end at about the same time when these come first. The ledger comes last.
+# The pages that take longest, in this order: two workers end at about the same time when these
+# come first. The ledger comes last.
 LONG = (
-    "skipping", "steering-answers", "steering-style", "pruning", "shift", "skip-training", "alignment-score", "grounding", "explain",
-    "subnetworks", "concepts", "outside", "vocabulary", "inside", "alignment",
-)  # fmt: skip
-PATIENCE = 60  # seconds between two messages of a cell that has ended: pictures come late from a busy machine
+    "skipping",
+    "steering-answers",
+    "steering-style",
+    "pruning",
+    "shift",
+    "skip-training",
+    "alignment-score",
+    "grounding",
+    "explain",
+    "subnetworks",
+    "concepts",
+    "outside",
+    "vocabulary",
+    "inside",
+    "alignment",
+)
+# seconds between two messages of a cell that has ended: pictures come late from a busy machine
+PATIENCE = 60
 
 
 class Recorder:
@@ -34,15 +51,20 @@ class Recorder:
     def __init__(self, page: Path, kernel: KernelClient) -> None:
         self.page, self.start = page, perf_counter()
         self.notebook = execute.read(page)
-        self.notebook.metadata["language_info"] = kernel.kernel_info(reply=True, timeout=PATIENCE)["content"]["language_info"]
+        info = kernel.kernel_info(reply=True, timeout=PATIENCE)["content"]
+        self.notebook.metadata["language_info"] = info["language_info"]
         self.client = NotebookClient(self.notebook, record_timing=False)
         self.client.kc, run = kernel, kernel.execute
-        # nbval leaves cells out of the kernel's history, and IPython looks there for the semicolon that silences a cell's last value
+        # nbval leaves cells out of the kernel's history, and IPython looks there for the semicolon
+        # that silences a cell's last value
         kernel.execute = lambda code, **how: run(code, **how | {"store_history": True})
         self.client.clear_before_next_output = False
-        self.places = [place for place, cell in enumerate(self.notebook.cells) if cell.cell_type == "code"]
+        self.places = [
+            place for place, cell in enumerate(self.notebook.cells) if cell.cell_type == "code"
+        ]
         self.begun: set[int] = set()
-        self.ended: set[int] = set()  # cells that ran to their end; nbval stops listening to one that raises
+        # cells that ran to their end; nbval stops listening to one that raises
+        self.ended: set[int] = set()
 
     def begin(self, number: int) -> None:
         """A code cell is about to run."""
@@ -71,7 +93,10 @@ class Recorder:
 
 
 class Page(IPyNbFile):
-    """A notebook as nbval runs it; if it is paired with a page, what it shows is kept for the book."""
+    """A notebook as nbval runs it.
+
+    If it is paired with a page, what it shows is kept for the book.
+    """
 
     recorder: Recorder | None = None
 
@@ -80,7 +105,8 @@ class Page(IPyNbFile):
         page = self.path.with_suffix(".md")
         paired = page.exists() and sources(self.nb) == sources(chapters.read(page))
         if paired:
-            from tools.build import refresh_cache  # only now: it imports the package, whose types are checked if pytest has started before
+            # only now: it imports the package, whose types are checked if pytest has started before
+            from tools.build import refresh_cache
 
             refresh_cache()
             execute.forget(page)
@@ -112,7 +138,10 @@ def sources(notebook: object) -> list[str]:
 def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> Iterator:
     """Collect as pages the notebooks that nbval collects."""
     found = yield
-    return [Page.from_parent(parent, path=file_path) if isinstance(one, IPyNbFile) else one for one in found]
+    return [
+        Page.from_parent(parent, path=file_path) if isinstance(one, IPyNbFile) else one
+        for one in found
+    ]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -134,7 +163,10 @@ def pytest_runtest_call(item: pytest.Item) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_assertrepr_compare(left: object, right: object) -> list[str] | None:
-    """Both texts, line by line; pytest's own account marks what is new as missing here, since nbval asks in the other order."""
+    """Both texts, line by line.
+
+    pytest's own account marks what is new as missing here, since nbval asks in the other order.
+    """
     if not (isinstance(left, str) and isinstance(right, str)):
         return None
     lines = ndiff(left.splitlines(), right.splitlines())

@@ -1,9 +1,12 @@
-"""Execute pages as on other processors, and say what differs: ``python -m tools.numerics [PAGE ...] [--settings NAME ...] [--write]``.
+"""Execute pages as on other processors, and say what differs.
 
-Processors add numbers in different orders. Four settings of the same libraries stand for four kinds of them. Each page is executed under
-each setting; what its cells print and what it records is kept in ``_build/numerics/SETTING/PAGE.json``, so a run that is stopped goes on,
-and a page whose code, package or pins have not changed is not executed again. The table says, for each page and setting, how many checked
-cells, verdicts and third digits differ from the first setting. ``--write`` keeps what moved in ``spread.json`` of the package, where
+``python -m tools.numerics [PAGE ...] [--settings NAME ...] [--write]``. Processors add numbers
+in different orders. Four settings of the same libraries stand for four kinds of them. Each page
+is executed under each setting; what its cells print and what it records is kept in
+``_build/numerics/SETTING/PAGE.json``, so a run that is stopped goes on, and a page whose code,
+package or pins have not changed is not executed again. The table says, for each page and
+setting, how many checked cells, verdicts and third digits differ from the first setting.
+``--write`` keeps what moved in ``spread.json`` of the package, where
 :func:`xlvlms_tutorial.claims.claims.record` finds it.
 """
 
@@ -46,14 +49,18 @@ SETTINGS = {
         "ATEN_CPU_CAPABILITY": "avx2",
         "OMP_NUM_THREADS": "2",
         "NUMBA_NUM_THREADS": "2",
-        "OMP_WAIT_POLICY": "PASSIVE",  # a thread that waits for a busy core does not take it from those that work
-    },  # fmt: skip
+        # a thread that waits for a busy core does not take it from those that work
+        "OMP_WAIT_POLICY": "PASSIVE",
+    },
     "sse41": {"ONEDNN_MAX_CPU_ISA": "SSE41", "ATEN_CPU_CAPABILITY": "default"},
 }
 
 
 def digest(page: Path) -> str:
-    """What the outputs of a page depend on: package, pins and the page's own code; not what this tool writes itself."""
+    """What the outputs of a page depend on.
+
+    Package, pins and the page's own code; not what this tool writes itself.
+    """
     total = hashlib.sha256()
     for path in sources():
         if path != spread.FILE:
@@ -86,17 +93,26 @@ def sanitised(outputs: list[NotebookNode]) -> list[str]:
     """The texts of outputs without times and addresses, by the rules that nbval uses."""
     rules = configparser.RawConfigParser()
     rules.read(ROOT / "tests" / "sanitize.cfg")
-    texts = [output.text if output.output_type == "stream" else output.data["text/plain"] for output in outputs]
+    texts = [
+        output.text if output.output_type == "stream" else output.data["text/plain"]
+        for output in outputs
+    ]
     for rule in rules.sections():
         texts = [re.sub(rules[rule]["regex"], rules[rule]["replace"], text) for text in texts]
     return texts
 
 
 def described(cell: NotebookNode, page: Path) -> dict:
-    """What is kept of an executed cell: its code, time and texts; of a checked cell the text that is compared."""
+    """What is kept of an executed cell: its code, time and texts.
+
+    Of a checked cell the text that is compared.
+    """
     kinds = {output.output_type for output in cell.outputs}
     compared = checked(cell) and bool(kinds) and "error" not in kinds
-    texts = [output.get("text") or output.get("data", {}).get("text/plain", "") for output in cell.outputs]
+    texts = [
+        output.get("text") or output.get("data", {}).get("text/plain", "")
+        for output in cell.outputs
+    ]
     kept = sanitised(text_of(cell, page)) if compared else texts
     return {"source": cell.source, "seconds": seconds(cell), "checked": compared, "text": kept}
 
@@ -105,10 +121,13 @@ def run(page: Path, setting: str, now: str) -> str:
     """Execute a page under a setting and keep what it shows; a line on how it went."""
     records = FOLDER / setting / page.stem
     shutil.rmtree(records, ignore_errors=True)
-    os.environ.update(QUIET | SETTINGS[setting] | {"XLVLMS_CLAIMS": str(records)})  # kernels take the environment of their parent
+    # kernels take the environment of their parent
+    os.environ.update(QUIET | SETTINGS[setting] | {"XLVLMS_CLAIMS": str(records)})
     notebook, start, error = read(page), perf_counter(), None
     place = {"metadata": {"path": str(page.parent)}}
-    client = NotebookClient(notebook, timeout=LIMIT, kernel_name="python3", resources=place, record_timing=True)
+    client = NotebookClient(
+        notebook, timeout=LIMIT, kernel_name="python3", resources=place, record_timing=True
+    )
     try:
         client.execute()
     except CellExecutionError as cause:
@@ -119,12 +138,17 @@ def run(page: Path, setting: str, now: str) -> str:
         "processor_seconds": round(os.times().children_user + os.times().children_system, 1),
         "error": error,
         "cells": [described(cell, page) for cell in notebook.cells if cell.cell_type == "code"],
-        "claims": [json.loads(file.read_text(encoding="utf-8")) for file in sorted(records.glob("*.json"))],
+        "claims": [
+            json.loads(file.read_text(encoding="utf-8")) for file in sorted(records.glob("*.json"))
+        ],
     }
-    nbformat.write(notebook, result_file(page, setting).with_suffix(".ipynb"))  # to be looked at, where something differs
+    # to be looked at, where something differs
+    nbformat.write(notebook, result_file(page, setting).with_suffix(".ipynb"))
     result_file(page, setting).write_text(json.dumps(content, indent=1), encoding="utf-8")
     shutil.rmtree(records, ignore_errors=True)
-    return f"{setting} {page.stem}: {content['seconds']:.0f} s" + (f", FAILED\n{error}" if error else "")
+    return f"{setting} {page.stem}: {content['seconds']:.0f} s" + (
+        f", FAILED\n{error}" if error else ""
+    )
 
 
 def measured(result: dict) -> dict[str, Estimate]:
@@ -142,27 +166,44 @@ def verdicts(estimates: dict[str, Estimate]) -> dict[str, str]:
 
 
 def differences(one: dict, other: dict) -> dict[str, int]:
-    """How many checked cells, verdicts (of each run alone) and third digits of two results differ."""
-    cells = sum(a["text"] != b["text"] for a, b in zip(one["cells"], other["cells"], strict=True) if a["checked"])
+    """How many checked cells, verdicts and third digits of two results differ.
+
+    Verdicts are of each run alone.
+    """
+    cells = sum(
+        a["text"] != b["text"]
+        for a, b in zip(one["cells"], other["cells"], strict=True)
+        if a["checked"]
+    )
     first, second = measured(one), measured(other)
     mine, theirs = verdicts(first), verdicts(second)
     both = first.keys() & second.keys()
     apart = sum(mine.get(name) != theirs.get(name) for name in first.keys() | second.keys())
-    digits = sum(f"{getattr(first[k], n):.3g}" != f"{getattr(second[k], n):.3g}" for k in both for n in ("value", "low", "high"))
+    digits = sum(
+        f"{getattr(first[k], n):.3g}" != f"{getattr(second[k], n):.3g}"
+        for k in both
+        for n in ("value", "low", "high")
+    )
     return {"cells": cells, "verdicts": apart, "digits": digits}
 
 
 def results(page: Path) -> dict[str, dict]:
     """What is known of a page, by setting; runs that failed are left out."""
     files = {setting: result_file(page, setting) for setting in SETTINGS}
-    known = {setting: json.loads(file.read_text(encoding="utf-8")) for setting, file in files.items() if file.exists()}
+    known = {
+        setting: json.loads(file.read_text(encoding="utf-8"))
+        for setting, file in files.items()
+        if file.exists()
+    }
     return {setting: result for setting, result in known.items() if result["error"] is None}
 
 
 def table(pages: list[Path]) -> pd.DataFrame:
-    """For each page: checked cells, measurements, seconds of processors, what differs from the first setting (cells / verdicts / digits).
+    """For each page, cells, measurements, seconds of processors and what differs.
 
-    The first column says whether all that is known was executed with the page, package and pins as they are now.
+    Cells are the checked ones; what differs from the first setting is told as cells /
+    verdicts / digits. The first column says whether all that is known was executed with the
+    page, package and pins as they are now.
     """
     rows = {}
     for page in pages:
@@ -172,16 +213,28 @@ def table(pages: list[Path]) -> pd.DataFrame:
         base, *_ = known.values()
         fresh = {result["digest"] for result in known.values()} == {digest(page)}
         row = {"as it is now": "yes" if fresh else "no: run it again"}
-        row |= {"checked": sum(cell["checked"] for cell in base["cells"]), "measured": len(base["claims"])}
+        row |= {
+            "checked": sum(cell["checked"] for cell in base["cells"]),
+            "measured": len(base["claims"]),
+        }
         # of all threads: a busy machine makes a page slower, and this hardly
-        row |= {f"{setting} s": result.get("processor_seconds") for setting, result in known.items()}
-        row |= {s: " / ".join(map(str, differences(base, result).values())) for s, result in known.items() if result is not base}
+        row |= {
+            f"{setting} s": result.get("processor_seconds") for setting, result in known.items()
+        }
+        row |= {
+            s: " / ".join(map(str, differences(base, result).values()))
+            for s, result in known.items()
+            if result is not base
+        }
         rows[page.stem] = row
     return pd.DataFrame(rows).T
 
 
 def moved(pages: list[Path]) -> dict[str, list[dict]]:
-    """The measurements that differ between settings by more than rounding, with what they were under each."""
+    """The measurements that differ between settings by more than rounding.
+
+    With what they were under each.
+    """
     moving = {}
     for page in pages:
         several = [measured(result) for result in results(page).values()]
@@ -194,10 +247,18 @@ def moved(pages: list[Path]) -> dict[str, list[dict]]:
 
 def main() -> int:
     """Execute what is missing, print the table and write it."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("pages", nargs="*", help="pages, such as inside; all but the ledger by default")
-    parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS), help="all by default")
-    parser.add_argument("--write", action="store_true", help="keep what moved in the package, for all pages")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "pages", nargs="*", help="pages, such as inside; all but the ledger by default"
+    )
+    parser.add_argument(
+        "--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS), help="all by default"
+    )
+    parser.add_argument(
+        "--write", action="store_true", help="keep what moved in the package, for all pages"
+    )
     parser.add_argument("--jobs", type=int, default=1, help="pages at a time")
     options = parser.parse_args()
     known = {page.stem: page for page in notebooks() if page.stem != LEDGER}
@@ -207,12 +268,20 @@ def main() -> int:
     now = {page: digest(page) for page in pages}
     for setting in options.settings:
         (FOLDER / setting).mkdir(parents=True, exist_ok=True)
-    todo = [(page, setting) for page in pages for setting in options.settings if not done(page, setting, now[page])]
+    todo = [
+        (page, setting)
+        for page in pages
+        for setting in options.settings
+        if not done(page, setting, now[page])
+    ]
     wide = [one for one in todo if "OMP_NUM_THREADS" in SETTINGS[one[1]]]
-    # pages of several threads one at a time: threads that wait for a busy core take it from those that work
+    # pages of several threads one at a time: threads that wait for a busy
+    # core take it from those that work
     for jobs, part in ((options.jobs, [one for one in todo if one not in wide]), (1, wide)):
         # a process for each run: what one sets in the environment must not reach the next
-        with ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
+        with ProcessPoolExecutor(
+            jobs, mp_context=get_context("spawn"), max_tasks_per_child=1
+        ) as pool:
             for job in [pool.submit(run, page, setting, now[page]) for page, setting in part]:
                 print(job.result(), flush=True)
     shown = table(list(known.values()))

@@ -1,8 +1,10 @@
-"""Write the notebook beside each chapter, with the text that its checked cells show: ``python -m tools.pair [--all]``.
+"""Write the notebook beside each chapter, with the text that its checked cells show.
 
-A notebook whose code has not changed keeps its outputs, so that prose and the repository's address can be changed
-without running anything; ``--all`` writes the outputs of every one anew, which is needed when the package prints other numbers.
-Outputs come from the cache that the tests fill and the book is built from; what is not in it is executed into it first.
+``python -m tools.pair [--all]``. A notebook whose code has not changed keeps its outputs,
+so that prose and the repository's address can be changed without running anything;
+``--all`` writes the outputs of every one anew, which is needed when the package prints
+other numbers. Outputs come from the cache that the tests fill and the book is built from;
+what is not in it is executed into it first.
 """
 
 import argparse
@@ -21,7 +23,9 @@ CHECK = "# NBVAL_CHECK_OUTPUT"
 
 def checked(cell: NotebookNode) -> bool:
     """Whether a cell's output is compared by the tests."""
-    return cell.cell_type == "code" and (CHECK in cell.source or "nbval-check-output" in cell.metadata.get("tags", []))
+    return cell.cell_type == "code" and (
+        CHECK in cell.source or "nbval-check-output" in cell.metadata.get("tags", [])
+    )
 
 
 def text_of(cell: NotebookNode, page: Path) -> list[NotebookNode]:
@@ -35,10 +39,21 @@ def text_of(cell: NotebookNode, page: Path) -> list[NotebookNode]:
                 kept.append(nbformat.v4.new_output("stream", name="stdout", text=output.text))
         elif output.output_type in ("display_data", "execute_result"):
             if set(output.data) - {"text/plain", "text/html"}:
-                raise SystemExit(f"{page.name}: a checked cell shows more than text ({', '.join(output.data)}):\n\n{cell.source}")
-            kept.append(nbformat.v4.new_output(output.output_type, data={"text/plain": output.data["text/plain"]}))
+                raise SystemExit(
+                    f"{page.name}: a checked cell shows more than text "
+                    f"({', '.join(output.data)}):\n"
+                    "\n"
+                    f"{cell.source}"
+                )
+            kept.append(
+                nbformat.v4.new_output(
+                    output.output_type, data={"text/plain": output.data["text/plain"]}
+                )
+            )
     if not kept:
-        raise SystemExit(f"{page.name}: a checked cell shows nothing that could be compared:\n\n{cell.source}")
+        raise SystemExit(
+            f"{page.name}: a checked cell shows nothing that could be compared:\n\n{cell.source}"
+        )
     return kept
 
 
@@ -59,7 +74,10 @@ def take(notebook: NotebookNode, executed: NotebookNode, page: Path) -> None:
 
 
 def number_outputs(notebook: NotebookNode) -> None:
-    """Number the cells that have outputs, the same way each time: nbval takes a cell without a number as one that never ran."""
+    """Number the cells that have outputs, the same way each time.
+
+    nbval takes a cell without a number as one that never ran.
+    """
     for number, cell in enumerate(cells(notebook), start=1):
         cell.execution_count = number if cell.outputs else None
         for output in cell.outputs:
@@ -89,8 +107,12 @@ def pair(page: Path, again: bool) -> str:
 
 def main() -> int:
     """Pair every notebook of the table of contents; 1 if a page could not be executed."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--all", action="store_true", help="write the outputs of every notebook anew")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--all", action="store_true", help="write the outputs of every notebook anew"
+    )
     again = parser.parse_args().all
     refresh_cache()
     failed = execute.fill([page for page in notebooks() if again or old(page) is None])

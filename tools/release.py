@@ -17,7 +17,8 @@ TAG = r"v\d+(\.\d+)*"
 
 def version() -> str:
     """The version of the package."""
-    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    return project["version"]
 
 
 def cited() -> str:
@@ -28,7 +29,8 @@ def cited() -> str:
 def obstacles(tag: str, repository: Mapping[str, str], version: str, cited: str) -> list[str]:
     """Why a state must not carry a tag; empty if it may.
 
-    First cells clone ``repository["url"]`` at ``repository["branch"]``, so a release names an address that is owned, and itself.
+    First cells clone ``repository["url"]`` at ``repository["branch"]``, so a release names an
+    address that is owned, and itself.
     """
     url, branch = repository["url"], repository["branch"]
     problems = []
@@ -37,18 +39,26 @@ def obstacles(tag: str, repository: Mapping[str, str], version: str, cited: str)
     if branch != tag:
         problems.append(f"the pages install {branch}, not {tag}; {ADVICE}")
     if not tag == f"v{version}" == f"v{cited}":
-        problems.append(f"the tag is {tag}, the version {version} in pyproject.toml and {cited} in CITATION.cff; make them one")
+        problems.append(
+            f"the tag is {tag}, the version {version} in pyproject.toml and {cited} in "
+            "CITATION.cff; make them one"
+        )
     return problems
 
 
 def settled(repository: Mapping[str, str]) -> bool:
-    """Whether first cells are as they should be between releases: without an owner, or at a tag, which does not move as a branch does."""
+    """Whether first cells are as they should be between releases.
+
+    Without an owner, or at a tag, which does not move as a branch does.
+    """
     return PLACEHOLDER in repository["url"] or re.fullmatch(TAG, repository["branch"]) is not None
 
 
 def git(*command: str) -> str:
     """What git prints."""
-    return subprocess.run(["git", *command], cwd=ROOT, capture_output=True, encoding="utf-8", check=True).stdout
+    return subprocess.run(
+        ["git", *command], cwd=ROOT, capture_output=True, encoding="utf-8", check=True
+    ).stdout
 
 
 def tags() -> list[str]:

@@ -9,7 +9,17 @@ if TYPE_CHECKING:
     from xlvlms_tutorial.activations import States, Store, capture
     from xlvlms_tutorial.data import PROMPTS, Sample, load_samples, mentioning
     from xlvlms_tutorial.evaluation import evaluate
-    from xlvlms_tutorial.interventions import add, edit, fold, mask_weights, parallel, project_out, replace, skip, skip_mlp_tokens
+    from xlvlms_tutorial.interventions import (
+        add,
+        edit,
+        fold,
+        mask_weights,
+        parallel,
+        project_out,
+        replace,
+        skip,
+        skip_mlp_tokens,
+    )
     from xlvlms_tutorial.methods import logit_lens
     from xlvlms_tutorial.methods.alignment import alignment_profile, cones, linear_probe
     from xlvlms_tutorial.methods.concepts import PCA, KMeans, SemiNMF, TopKSAE, heat, words

@@ -1,4 +1,7 @@
-"""Names of a package that are imported when they are first asked for: what is dear to import is paid for by those who use it."""
+"""Names of a package that are imported when they are first asked for.
+
+What is dear to import is paid for by those who use it.
+"""
 
 from collections.abc import Callable
 from functools import cache
@@ -6,10 +9,11 @@ from importlib import import_module
 
 
 def lazy_attributes(package: str) -> tuple[Callable[[str], object], Callable[[], list[str]]]:
-    """The ``__getattr__`` and ``__dir__`` of a package (PEP 562): names come from where its block ``if TYPE_CHECKING:`` imports them from.
+    """The ``__getattr__`` and ``__dir__`` of a package (PEP 562).
 
-    So editors, type checkers and these functions read the same lines. What the block imports from the package itself is a module of it. No
-    other name may be that of a module beside it, which would hide it.
+    Names come from where its block ``if TYPE_CHECKING:`` imports them from. So editors, type
+    checkers and these functions read the same lines. What the block imports from the package itself
+    is a module of it. No other name may be that of a module beside it, which would hide it.
     """
 
     @cache
@@ -19,12 +23,20 @@ def lazy_attributes(package: str) -> tuple[Callable[[str], object], Callable[[],
 
         source = Path(import_module(package).__file__).read_text(encoding="utf-8")
         block = next(node for node in ast.parse(source).body if isinstance(node, ast.If))
-        return {alias.asname or alias.name: (statement.module, alias.name) for statement in block.body for alias in statement.names}
+        return {
+            alias.asname or alias.name: (statement.module, alias.name)
+            for statement in block.body
+            for alias in statement.names
+        }
 
     def get(name: str) -> object:
         if name.startswith("__") or name not in homes():
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         module, there = homes()[name]
-        return import_module(f"{package}.{there}") if module == package else getattr(import_module(module), there)
+        return (
+            import_module(f"{package}.{there}")
+            if module == package
+            else getattr(import_module(module), there)
+        )
 
     return get, lambda: sorted({*vars(import_module(package)), *homes()})

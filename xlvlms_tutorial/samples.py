@@ -1,4 +1,8 @@
-"""One record for every dataset: a picture, clip or sound, what references say of it, questions with answers, and the truth where known."""
+"""One record for every dataset.
+
+A picture, clip or sound, what references say of it, questions with
+answers, and the truth where known.
+"""
 
 import re
 import struct
@@ -16,21 +20,48 @@ from urllib.request import url2pathname
 import numpy as np
 from PIL import Image, ImageOps
 
-from xlvlms_tutorial.errors import ImageError, LengthError, PromptError, SelectionError, TokenOfInterestError, XlvlmsError
+from xlvlms_tutorial.errors import (
+    ImageError,
+    LengthError,
+    PromptError,
+    SelectionError,
+    TokenOfInterestError,
+    XlvlmsError,
+)
 from xlvlms_tutorial.text import whole_words
 
 # What a sample is asked to be described by, for each modality
-PROMPTS = {"image": "Describe the picture.", "video": "Describe the video.", "audio": "Describe the sound."}
-FORMATS = ("PNG", "JPEG", "WEBP")  # of picture files; Pillow's other readers are many, and few of them are used enough to be trusted
+PROMPTS = {
+    "image": "Describe the picture.",
+    "video": "Describe the video.",
+    "audio": "Describe the sound.",
+}
+# of picture files; Pillow's other readers are many, and few of them are used enough to be trusted
+FORMATS = ("PNG", "JPEG", "WEBP")
 # What Pillow raises at files that are cut off, damaged or made to do harm
-_BROKEN = (OSError, ValueError, SyntaxError, TypeError, LookupError, ArithmeticError, struct.error, zlib.error)
-_FULL_SCALES = (1.0, 255.0, 65535.0, 2.0**31 - 1)  # white in grey pictures of floats, bytes, 16 and 32 bits
-_LOUDEST = 10.0  # a sound of floats goes from -1 to 1; resampling may add a little, whole numbers taken for floats add much more
+_BROKEN = (
+    OSError,
+    ValueError,
+    SyntaxError,
+    TypeError,
+    LookupError,
+    ArithmeticError,
+    struct.error,
+    zlib.error,
+)
+# white in grey pictures of floats, bytes, 16 and 32 bits
+_FULL_SCALES = (1.0, 255.0, 65535.0, 2.0**31 - 1)
+# a sound of floats goes from -1 to 1; resampling may add a little, whole numbers
+# taken for floats add much more
+_LOUDEST = 10.0
 
 
 @dataclass(frozen=True)
 class Question:
-    """A question about a picture; ``stratum`` says how a presence question chose its object, and is None elsewhere."""
+    """A question about a picture.
+
+    ``stratum`` says how a presence question chose its object, and is None elsewhere.
+    """
 
     type: str
     text: str
@@ -43,8 +74,9 @@ class Question:
 class Sample:
     """A picture, clip or sound with its references.
 
-    ``source`` is a picture as :func:`as_image` takes it, a clip's list of frames, a sound's samples (1-d array), or a function that makes
-    it when asked for; ``modality`` says which: "image", "video" or "audio".
+    ``source`` is a picture as :func:`as_image` takes it, a clip's list of frames, a sound's
+    samples (1-d array), or a function that makes it when asked for; ``modality`` says
+    which: "image", "video" or "audio".
     """
 
     id: str
@@ -87,22 +119,26 @@ class Sample:
         except XlvlmsError:
             raise
         except (*_BROKEN, Image.DecompressionBombError) as cause:
-            reason = f"what the source of sample {self.id!r} makes ({type(cause).__name__}: {cause})"
+            reason = (
+                f"what the source of sample {self.id!r} makes ({type(cause).__name__}: {cause})"
+            )
             raise ImageError(reason) from cause
 
 
 def as_image(source: object) -> Image.Image:
-    """A picture in RGB, upright, from a picture, an array, the bytes of a file, an open file, or a file's path or ``file://`` address.
+    """A picture in RGB, upright, from a picture, an array, bytes, an open file or an address.
 
-    It is turned as its EXIF orientation says. What is transparent is laid on white. Arrays (of torch too) are (height, width),
-    (height, width, channels) or (channels, height, width), with 1, 3 or 4 channels in the order red, green, blue, opacity. Levels of 16 or
-    32 bits or of floats are scaled to 0 to 255, by the smallest full scale that holds them: 1 for floats, 255, 65535 or 2**31 - 1.
+    Bytes are those of a file; an address is a file's path or ``file://``. It is turned as its EXIF
+    orientation says. What is transparent is laid on white. Arrays (of torch too) are
+    (height, width), (height, width, channels) or (channels, height, width), with 1, 3 or 4 channels
+    in the order red, green, blue, opacity. Levels of 16 or 32 bits or of floats are scaled to 0 to
+    255, by the smallest full scale that holds them: 1 for floats, 255, 65535 or 2**31 - 1.
 
     Raises
     ------
     ImageError
-        If the source cannot be read as a picture, has no pixel or too many, has levels that are negative or not finite, or is an address on
-        the network.
+        If the source cannot be read as a picture, has no pixel or too many, has levels that are
+        negative or not finite, or is an address on the network.
     """
     try:
         if isinstance(source, Image.Image):
@@ -114,8 +150,13 @@ def as_image(source: object) -> Image.Image:
     except ImageError:
         raise
     except Image.DecompressionBombError as cause:
-        problem = f"has more than the {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels at which a picture may be made to fill the memory"
-        raise ImageError(source, problem, "make it smaller, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust it") from cause
+        problem = (
+            f"has more than the {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels at which a picture "
+            "may be made to fill the memory"
+        )
+        raise ImageError(
+            source, problem, "make it smaller, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust it"
+        ) from cause
     except _BROKEN as cause:
         raise ImageError(source) from cause
 
@@ -127,7 +168,11 @@ def _file(source: object) -> object:
     if isinstance(source, str) and (address := re.match(r"(\w[\w+.-]+)://", source)):
         place = urlsplit(source)
         if address[1].lower() != "file" or place.netloc not in ("", "localhost"):
-            raise ImageError(source, "is an address on the network, from which nothing is fetched here", "download it, and give its path")
+            raise ImageError(
+                source,
+                "is an address on the network, from which nothing is fetched here",
+                "download it, and give its path",
+            )
         return url2pathname(place.path)
     if isinstance(source, (str, PathLike)) or hasattr(source, "read"):
         return source
@@ -136,38 +181,65 @@ def _file(source: object) -> object:
 
 def _drawn(source: object) -> Image.Image:
     """The picture in an array."""
-    levels = np.asarray(source.detach().cpu() if hasattr(source, "detach") else source)  # one of torch may be on a GPU, or be trained
+    # one of torch may be on a GPU, or be trained
+    levels = np.asarray(source.detach().cpu() if hasattr(source, "detach") else source)
     if levels.ndim == 3 and levels.shape[2] not in (1, 3, 4) and levels.shape[0] in (1, 3, 4):
         levels = np.moveaxis(levels, 0, 2)
     if levels.ndim == 3 and levels.shape[2] == 1:
         levels = levels[..., 0]
-    if levels.dtype.kind not in "buif" or not (levels.ndim == 2 or (levels.ndim == 3 and levels.shape[2] in (3, 4))):
+    if levels.dtype.kind not in "buif" or not (
+        levels.ndim == 2 or (levels.ndim == 3 and levels.shape[2] in (3, 4))
+    ):
         problem = f"of {levels.dtype} and shape {levels.shape} is not a picture"
-        raise ImageError(source, problem, "give numbers of shape (height, width) or (height, width, 3 or 4), one picture at a time")
+        raise ImageError(
+            source,
+            problem,
+            (
+                "give numbers of shape (height, width) or (height, width, 3 "
+                "or 4), one picture at a time"
+            ),
+        )
     if min(levels.shape[:2]) < 1:
-        raise ImageError(source, f"has {levels.shape[1]} x {levels.shape[0]} pixels", "give a picture of at least one pixel")
+        raise ImageError(
+            source,
+            f"has {levels.shape[1]} x {levels.shape[0]} pixels",
+            "give a picture of at least one pixel",
+        )
     if levels.dtype == np.uint8:
         return Image.fromarray(levels)
-    full = {"f": _FULL_SCALES, "b": _FULL_SCALES, "u": _FULL_SCALES[2:3] if levels.dtype.itemsize == 2 else _FULL_SCALES[1:]}
+    full = {
+        "f": _FULL_SCALES,
+        "b": _FULL_SCALES,
+        "u": _FULL_SCALES[2:3] if levels.dtype.itemsize == 2 else _FULL_SCALES[1:],
+    }
     return Image.fromarray(_scaled(levels, full.get(levels.dtype.kind, _FULL_SCALES[1:]), source))
 
 
 def _upright(picture: Image.Image, source: object) -> Image.Image:
     if min(picture.size) < 1:
-        raise ImageError(source, f"has {picture.width} x {picture.height} pixels", "give a picture of at least one pixel")
+        raise ImageError(
+            source,
+            f"has {picture.width} x {picture.height} pixels",
+            "give a picture of at least one pixel",
+        )
     picture = ImageOps.exif_transpose(picture)
     if picture.mode.startswith("I") or picture.mode == "F":
         return _grey(picture, source)
     if not picture.has_transparency_data:
         return picture.convert("RGB")
-    picture = picture.convert("LA") if picture.mode == "La" else picture  # Pillow's only way from La
+    # Pillow's only way from La
+    picture = picture.convert("LA") if picture.mode == "La" else picture
     white = Image.new("RGBA", picture.size, "white")
     return Image.alpha_composite(white, picture.convert("RGBA")).convert("RGB")
 
 
 def _grey(picture: Image.Image, source: object) -> Image.Image:
     # 16 bits say what white is; in whole numbers of 32 bits and floats, files keep every scale
-    scales = _FULL_SCALES[2:3] if picture.mode.startswith("I;16") else _FULL_SCALES[picture.mode == "I" :]
+    scales = (
+        _FULL_SCALES[2:3]
+        if picture.mode.startswith("I;16")
+        else _FULL_SCALES[picture.mode == "I" :]
+    )
     return Image.fromarray(_scaled(np.asarray(picture), scales, source)).convert("RGB")
 
 
@@ -176,13 +248,17 @@ def _scaled(given: np.ndarray, scales: Sequence[float], source: object) -> np.nd
     levels = np.asarray(given, dtype=np.float64)
     white = next((scale for scale in scales if levels.min() >= 0 and levels.max() <= scale), None)
     if white is None:  # NaN too
-        problem = f"has {'grey ' * (levels.ndim == 2)}levels from {levels.min():g} to {levels.max():g}"
+        problem = (
+            f"has {'grey ' * (levels.ndim == 2)}levels from {levels.min():g} to {levels.max():g}"
+        )
         raise ImageError(source, problem, "scale them to 0 to 1, or to 0 to 255")
     return np.rint(levels * (255 / white)).astype(np.uint8)
 
 
 def as_sound(source: object) -> np.ndarray:
-    """The samples of a sound as floats from -1 to 1, from floats as they are or from the whole numbers of a wav file.
+    """The samples of a sound as floats from -1 to 1.
+
+    From floats as they are or from the whole numbers of a wav file.
 
     Raises
     ------
@@ -194,10 +270,16 @@ def as_sound(source: object) -> np.ndarray:
         return (wave.astype(np.float32) - 128) / 128
     if wave.dtype in (np.int16, np.int32):
         return (wave / -float(np.iinfo(wave.dtype).min)).astype(np.float32)
-    if wave.dtype.kind == "f" and np.abs(wave, dtype=np.float64).max(initial=0) <= _LOUDEST:  # not so for NaN
+    # not so for NaN
+    if wave.dtype.kind == "f" and np.abs(wave, dtype=np.float64).max(initial=0) <= _LOUDEST:
         return wave
-    held = f" from {wave.min():g} to {wave.max():g}" if wave.size and wave.dtype.kind in "fiu" else ""
-    raise PromptError(f"a sound of {wave.dtype}{held}", "give floats from -1 to 1, or int16, int32 or uint8 as a wav file has them")
+    held = (
+        f" from {wave.min():g} to {wave.max():g}" if wave.size and wave.dtype.kind in "fiu" else ""
+    )
+    raise PromptError(
+        f"a sound of {wave.dtype}{held}",
+        "give floats from -1 to 1, or int16, int32 or uint8 as a wav file has them",
+    )
 
 
 def media(samples: Sequence[Sample]) -> dict[str, list]:
@@ -211,12 +293,19 @@ def media(samples: Sequence[Sample]) -> dict[str, list]:
     kinds = list(dict.fromkeys(sample.modality for sample in samples))
     names = {"image": "images", "video": "videos", "audio": "audio"}
     if len(kinds) != 1 or kinds[0] not in names:
-        raise SelectionError(f"samples of modality {', '.join(kinds) or 'none'}", f"give samples of one of {', '.join(names)} at a time")
+        raise SelectionError(
+            f"samples of modality {', '.join(kinds) or 'none'}",
+            f"give samples of one of {', '.join(names)} at a time",
+        )
     return {names[kinds[0]]: [sample.content for sample in samples]}
 
 
-def mentioning(samples: Iterable[Sample], words: str | Sequence[str], n: SupportsIndex | None = None) -> list[Sample]:
-    """The samples, at most ``n``, with one of these words (or phrases) in a reference caption: whole words, in any case.
+def mentioning(
+    samples: Iterable[Sample], words: str | Sequence[str], n: SupportsIndex | None = None
+) -> list[Sample]:
+    """The samples, at most ``n``, with one of these words (or phrases) in a reference caption.
+
+    Whole words, in any case.
 
     Raises
     ------
@@ -235,8 +324,12 @@ def mentioning(samples: Iterable[Sample], words: str | Sequence[str], n: Support
     return found[:n]
 
 
-def both_mention(samples: Sequence[Sample], predictions: Sequence[str], words: str | Sequence[str]) -> list[int]:
-    """The papers' filter: which samples have one of these words in the prediction and in some reference, whole words, in any case.
+def both_mention(
+    samples: Sequence[Sample], predictions: Sequence[str], words: str | Sequence[str]
+) -> list[int]:
+    """The papers' filter: which samples have one of these words in prediction and reference.
+
+    In the prediction and in some reference; whole words, in any case.
 
     Raises
     ------
@@ -251,7 +344,11 @@ def both_mention(samples: Sequence[Sample], predictions: Sequence[str], words: s
         raise LengthError(samples=len(samples), predictions=len(predictions))
     pattern = _whole(words)
     pairs = enumerate(zip(samples, predictions, strict=True))
-    found = [k for k, (sample, told) in pairs if pattern.search(told) and any(map(pattern.search, sample.captions))]
+    found = [
+        k
+        for k, (sample, told) in pairs
+        if pattern.search(told) and any(map(pattern.search, sample.captions))
+    ]
     if not found:
         raise _unsaid(words, [[told] for told in predictions])
     return found
@@ -266,6 +363,10 @@ def _whole(words: str | Sequence[str]) -> re.Pattern[str]:
 
 
 def _unsaid(words: str | Sequence[str], texts: Sequence[Iterable[str]]) -> TokenOfInterestError:
-    heard = Counter(word for told in texts for text in told for word in set(re.findall(r"\w+", text.lower())))
+    heard = Counter(
+        word for told in texts for text in told for word in set(re.findall(r"\w+", text.lower()))
+    )
     most = sorted(heard.items(), key=lambda item: (-item[1], item[0]))[:10]
-    return TokenOfInterestError([words] if isinstance(words, str) else list(words), len(texts), most)
+    return TokenOfInterestError(
+        [words] if isinstance(words, str) else list(words), len(texts), most
+    )

@@ -1,4 +1,7 @@
-"""Words, wherever they are counted: whole words in a text, their forms, numbers, answers as they are compared, and styles of captions."""
+"""Words, wherever they are counted.
+
+Whole words in a text, their forms, numbers, answers as they are compared, and styles of captions.
+"""
 
 import re
 import unicodedata
@@ -11,43 +14,66 @@ from jaxtyping import Bool, Float64
 from xlvlms_tutorial.errors import SelectionError, WordListError
 
 _PLACES = """
-    place ground grass sand snow stone dirt floor land landscape outdoors indoors outside inside wide open beach shore coast sea
-    ocean lake river field meadow lawn garden forest woods jungle desert mountain hill valley cliff cave island road street
-    sidewalk path trail city town village farm yard house room kitchen bedroom bathroom office restaurant shop station airport
-    harbour harbor bridge roof wall background
+    place ground grass sand snow stone dirt floor land landscape outdoors indoors outside inside
+    wide open beach shore coast sea ocean lake river field meadow lawn garden forest woods jungle
+    desert mountain hill valley cliff cave island road street sidewalk path trail city town village
+    farm yard house room kitchen bedroom bathroom office restaurant shop station airport harbour
+    harbor bridge roof wall background
 """
 _COLOURS = """
-    colour color coloured colored colourful colorful hue shade tint red orange yellow green blue purple violet pink magenta
-    brown beige white grey gray black silver golden turquoise teal cyan maroon crimson scarlet navy indigo tan blonde reddish
-    greenish bluish yellowish brownish whitish
+    colour color coloured colored colourful colorful hue shade tint red orange yellow green blue
+    purple violet pink magenta brown beige white grey gray black silver golden turquoise teal cyan
+    maroon crimson scarlet navy indigo tan blonde reddish greenish bluish yellowish brownish whitish
 """
 _MOODS = """
-    mood feeling emotion cheerful dreamy quiet joy joyful joyfully fright frightened courage courageous patiently patient happy
-    happily happiness sad sadly sadness calm calmly peaceful peacefully serene lonely loneliness gloomy melancholy angry angrily
-    anger afraid fear fearful scared excited excitement delighted delight bored tired relaxed relaxing proud proudly shy
-    surprised lovely romantic playful playfully fun funny tense nervous hopeful gentle gently smiling laughing crying eager
-    eagerly content
+    mood feeling emotion cheerful dreamy quiet joy joyful joyfully fright frightened courage
+    courageous patiently patient happy happily happiness sad sadly sadness calm calmly peaceful
+    peacefully serene lonely loneliness gloomy melancholy angry angrily anger afraid fear fearful
+    scared excited excitement delighted delight bored tired relaxed relaxing proud proudly shy
+    surprised lovely romantic playful playfully fun funny tense nervous hopeful gentle gently
+    smiling laughing crying eager eagerly content
 """
-# Chosen by hand for scenes and photographs; every word is in one list only. "sky" is in none: captions name it for its colour as often as
-# for where something is. Left out are colours that are as often things (rose, olive) and places that are as often verbs (building, park).
-STYLE_WORDS = {name: frozenset(words.split()) for name, words in (("place", _PLACES), ("colour", _COLOURS), ("mood", _MOODS))}
+# Chosen by hand for scenes and photographs; every word is in one list only. "sky" is in none:
+# captions name it for its colour as often as for where something is. Left out are colours that are
+# as often things (rose, olive) and places that are as often verbs (building, park).
+STYLE_WORDS = {
+    name: frozenset(words.split())
+    for name, words in (("place", _PLACES), ("colour", _COLOURS), ("mood", _MOODS))
+}
 STYLES = tuple(STYLE_WORDS)
 
 PREFIX = "A photo is described by the words "  # of words that are compared with a picture
 
-NUMBER_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+NUMBER_WORDS = (
+    "zero",
+    "one",
+    "two",
+    "three",
+    "four",
+    "five",
+    "six",
+    "seven",
+    "eight",
+    "nine",
+    "ten",
+)
 NUMBERS = {"none": "0"} | {word: str(number) for number, word in enumerate(NUMBER_WORDS)}
 ARTICLES = frozenset({"a", "an", "the"})
-# Left out are those that are other words without their apostrophe: well, were, ill, id, its, hell, shell, wed, shed, lets.
+# Left out are those that are other words without their apostrophe: well, were, ill, id,
+# its, hell, shell, wed, shed, lets.
 _CONTRACTED = """
-    ain't aren't can't couldn't didn't doesn't don't hadn't hasn't haven't isn't mightn't mustn't needn't oughtn't shan't shouldn't
-    wasn't weren't won't wouldn't could've might've must've should've would've couldn't've hadn't've mightn't've shouldn't've wouldn't've
-    i'm i've he's she's it'd it'll that's that'd that'll there's there'd there're they'd they'll they're they've we've what's what'll
-    what're what've when's where's where'd where've who's who'd who'll who've why's how's how'd you'd you'll you're you've somebody's
-    someone's something's everyone's y'all ma'am o'clock
+    ain't aren't can't couldn't didn't doesn't don't hadn't hasn't haven't isn't mightn't mustn't
+    needn't oughtn't shan't shouldn't wasn't weren't won't wouldn't could've might've must've
+    should've would've couldn't've hadn't've mightn't've shouldn't've wouldn't've i'm i've he's
+    she's it'd it'll that's that'd that'll there's there'd there're they'd they'll they're they've
+    we've what's what'll what're what've when's where's where'd where've who's who'd who'll who've
+    why's how's how'd you'd you'll you're you've somebody's someone's something's everyone's y'all
+    ma'am o'clock
 """
 _CONTRACTIONS = {
-    "".join(part if number in kept else part.replace("'", "") for number, part in enumerate(parts)): "".join(parts)
+    "".join(
+        part if number in kept else part.replace("'", "") for number, part in enumerate(parts)
+    ): "".join(parts)
     for parts in (re.split(r"(')", word) for word in _CONTRACTED.split())
     for size in range(len(parts) // 2)  # one apostrophe missing or more
     for kept in combinations(range(1, len(parts), 2), size)
@@ -64,28 +90,56 @@ _BUT_WORDS = (
     (r"[^\w\s.]|(?<!\d)\.|\.(?!\d)", " "),  # points within numbers stay
 )
 
-# Nouns by their end, so that policeman, grandchild and penknife are among them; those that keep their form are here too
+# Nouns by their end, so that policeman, grandchild and penknife are among them; those
+# that keep their form are here too
 _IRREGULAR = {
-    "man": "men", "child": "children", "person": "people", "mouse": "mice", "goose": "geese", "foot": "feet", "tooth": "teeth",
-    "knife": "knives", "wife": "wives", "life": "lives", "leaf": "leaves", "loaf": "loaves", "shelf": "shelves", "calf": "calves",
-    "half": "halves", "wolf": "wolves", "thief": "thieves", "scarf": "scarves", "ox": "oxen", "sheep": "sheep",
-    "deer": "deer", "aircraft": "aircraft", "series": "series",
-}  # fmt: skip
+    "man": "men",
+    "child": "children",
+    "person": "people",
+    "mouse": "mice",
+    "goose": "geese",
+    "foot": "feet",
+    "tooth": "teeth",
+    "knife": "knives",
+    "wife": "wives",
+    "life": "lives",
+    "leaf": "leaves",
+    "loaf": "loaves",
+    "shelf": "shelves",
+    "calf": "calves",
+    "half": "halves",
+    "wolf": "wolves",
+    "thief": "thieves",
+    "scarf": "scarves",
+    "ox": "oxen",
+    "sheep": "sheep",
+    "deer": "deer",
+    "aircraft": "aircraft",
+    "series": "series",
+}
 _SEVERAL = re.compile(rf"(.*)({'|'.join(_IRREGULAR)})")
-_NOT_IRREGULAR = re.compile(r".*(?:human|roman|german|norman|ottoman|shaman|talisman|caiman|\wox|mongoose)")
+_NOT_IRREGULAR = re.compile(
+    r".*(?:human|roman|german|norman|ottoman|shaman|talisman|caiman|\wox|mongoose)"
+)
 _VERB = re.compile(r"(\w*[aeiouy]\w*)ing")  # walking, not king or string
-_MARKS = "\u0300-\u036f\u0591-\u05c7\u064b-\u065f\u0670\u0900-\u0963\u0966-\u0dff"  # vowel signs and accents, within words
+# vowel signs and accents, within words
+_MARKS = "\u0300-\u036f\u0591-\u05c7\u064b-\u065f\u0670\u0900-\u0963\u0966-\u0dff"
 _TOKEN = re.compile(rf"[\w{_MARKS}]+(?:['\u2019][\w{_MARKS}]+)*")
 # Thai, Lao, Burmese, Khmer, Japanese and Chinese, which put no spaces between words
-_UNSPACED = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff]")
+_UNSPACED = re.compile(
+    "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff"
+    "\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff]"
+)
 _POSSESSIVE = re.compile(r"['\u2019]s\b", re.IGNORECASE)
 
 
 def style_rate(captions: Sequence[str], style: str | Iterable[str]) -> Float64[np.ndarray, "n"]:
-    """Share of the words of each caption that speak of a style: "place", "colour" or "mood", or a list of words of your own.
+    """Share of the words of each caption that speak of a style.
 
-    Words count whole, in any case and in the forms of :func:`forms`; a caption without words has the rate 0. The rate is a style
-    strength: it needs no reference captions and no model, and cannot tell a fitting word from a wrong one.
+    "place", "colour" or "mood", or a list of words of your own. Words count whole, in any
+    case and in the forms of :func:`forms`; a caption without words has the rate 0. The rate
+    is a style strength: it needs no reference captions and no model, and cannot tell a
+    fitting word from a wrong one.
 
     Raises
     ------
@@ -99,20 +153,24 @@ def style_rate(captions: Sequence[str], style: str | Iterable[str]) -> Float64[n
 
 
 def style_share(captions: Sequence[str], style: str | Iterable[str]) -> Bool[np.ndarray, "n"]:
-    """Whether each caption has one word of a style or more; the words and the errors are those of :func:`style_rate`."""
+    """Whether each caption has one word of a style or more.
+
+    The words and the errors are those of :func:`style_rate`.
+    """
     return _counts(captions, style)[0] > 0
 
 
 def whole_words(*lists: Iterable[str], any_case: bool = True) -> re.Pattern[str]:
-    r"""A regular expression that finds words and phrases whole: "car" is in "a car.", not in "cars" or "scar".
+    r"""A regular expression that finds words and phrases whole.
 
-    Any white space may stand between the words of a phrase. Where several begin at one place, the longest is found.
+    "car" is in "a car.", not in "cars" or "scar". Any white space may stand between the words of a
+    phrase. Where several begin at one place, the longest is found.
 
     Parameters
     ----------
     *lists : iterable of str
-        Words or phrases, each list a group of the expression: ``match.lastindex`` is the number of the list, from 1.
-        An empty list, or word, matches nothing.
+        Words or phrases, each list a group of the expression: ``match.lastindex`` is the number of
+        the list, from 1. An empty list, or word, matches nothing.
     any_case : bool, default True
         Whether upper and lower case are the same.
 
@@ -129,13 +187,18 @@ def whole_words(*lists: Iterable[str], any_case: bool = True) -> re.Pattern[str]
     [2, 1]
     """
     ordered = (sorted(filter(str.strip, listed), key=len, reverse=True) for listed in lists)
-    patterns = ("|".join(r"\s+".join(map(re.escape, phrase.split())) for phrase in listed) for listed in ordered)
+    patterns = (
+        "|".join(r"\s+".join(map(re.escape, phrase.split())) for phrase in listed)
+        for listed in ordered
+    )
     groups = "|".join(f"({pattern or '(?!)'})" for pattern in patterns) or "(?!)"
     return re.compile(rf"(?<!\w)(?:{groups})(?!\w)", re.IGNORECASE if any_case else re.NOFLAG)
 
 
 def sentence(words: Iterable[str]) -> str:
-    """The text by which words are compared with pictures: the prefix of CLIPScore (Hessel et al., 2021), then the words.
+    """The text by which words are compared with pictures.
+
+    The prefix of CLIPScore (Hessel et al., 2021), then the words.
 
     Parameters
     ----------
@@ -158,8 +221,9 @@ def sentence(words: Iterable[str]) -> str:
 def normalise(answer: str) -> str:
     """An answer as accuracy compares it: the words alone, in lower case.
 
-    Articles go, number words up to ten become digits, and every mark becomes a space, but for points within numbers; apostrophes and
-    commas between digits are dropped. Normalising twice changes nothing.
+    Articles go, number words up to ten become digits, and every mark becomes a space, but
+    for points within numbers; apostrophes and commas between digits are dropped.
+    Normalising twice changes nothing.
 
     Parameters
     ----------
@@ -182,12 +246,14 @@ def normalise(answer: str) -> str:
 def vqa_normalise(answer: str) -> str:
     """An answer as the VQA challenge compares it.
 
-    Lower case; commas between digits are dropped and other punctuation becomes a space, periods are dropped unless a digit follows;
-    number words up to ten become digits, articles go, contractions get their apostrophes back. Normalising twice changes nothing.
+    Lower case; commas between digits are dropped and other punctuation becomes a space, periods are
+    dropped unless a digit follows; number words up to ten become digits, articles go, contractions
+    get their apostrophes back. Normalising twice changes nothing.
 
-    The official script differs: it drops punctuation without a space in every answer that has a comma between digits, and a mark that
-    stands next to a space anywhere in the answer ("1,000 t-shirts" is "1000 tshirts" there, "1000 t shirts" here); it knows rarer
-    contractions ("hed", "twas", "y'all'll") and lacks a few that are here ("im", "ive", "shes").
+    The official script differs: it drops punctuation without a space in every answer that has a
+    comma between digits, and a mark that stands next to a space anywhere in the answer
+    ("1,000 t-shirts" is "1000 tshirts" there, "1000 t shirts" here); it knows rarer contractions
+    ("hed", "twas", "y'all'll") and lacks a few that are here ("im", "ive", "shes").
 
     Parameters
     ----------
@@ -210,8 +276,8 @@ def vqa_normalise(answer: str) -> str:
 def words(text: str) -> list[str]:
     """The words of a text in lower case, without punctuation; apostrophes within a word stay.
 
-    Of scripts without spaces (Chinese, Japanese, Thai) each character is a word, as their captions are usually scored. A letter with its
-    accent is one character, however it was typed (NFC).
+    Of scripts without spaces (Chinese, Japanese, Thai) each character is a word, as their captions
+    are usually scored. A letter with its accent is one character, however it was typed (NFC).
     """
     return _TOKEN.findall(_UNSPACED.sub(r" \g<0> ", composed(text)))
 
@@ -227,13 +293,20 @@ def unspaced(text: str) -> bool:
 
 
 def forms(word: str) -> list[str]:
-    """A word in lower case with its plural or present ("box", "boxes"; "goose", "geese"); of "walking" also "walk" and "walks"."""
+    """A word in lower case with its plural or present ("box", "boxes"; "goose", "geese").
+
+    Of "walking" also "walk" and "walks".
+    """
     word = composed(word)
-    stem = _VERB.fullmatch(word) if word.endswith("ing") else None  # else the pattern tries every vowel for every other
+    # else the pattern tries every vowel for every other
+    stem = _VERB.fullmatch(word) if word.endswith("ing") else None
     several = None if _NOT_IRREGULAR.fullmatch(word) else _SEVERAL.fullmatch(word)
     found = [word, several[1] + _IRREGULAR[several[2]]] if several else [word, *_third_person(word)]
     if stem:
-        roots = [stem[1], f"{stem[1]}e"] + ([stem[1][:-1]] if stem[1][-1:] == stem[1][-2:-1] else [])  # walk, ride, run
+        # walk, ride, run
+        roots = [stem[1], f"{stem[1]}e"] + (
+            [stem[1][:-1]] if stem[1][-1:] == stem[1][-2:-1] else []
+        )
         found += [form for root in roots for form in (root, *_third_person(root))]
     return found
 
@@ -262,9 +335,16 @@ def _counts(captions: Sequence[str], style: str | Iterable[str]) -> tuple[np.nda
 
 def _wanted(style: str | Iterable[str]) -> frozenset[str]:
     if isinstance(style, str) and style not in STYLE_WORDS:
-        raise SelectionError(f"no style {style!r}", f"allowed: {', '.join(STYLE_WORDS)}, or a list of words")
+        raise SelectionError(
+            f"no style {style!r}", f"allowed: {', '.join(STYLE_WORDS)}, or a list of words"
+        )
     listed = list(STYLE_WORDS[style] if isinstance(style, str) else style)
-    wrong = [word for word in listed if not isinstance(word, str) or words(word) != [composed(word)]]
+    wrong = [
+        word for word in listed if not isinstance(word, str) or words(word) != [composed(word)]
+    ]
     if wrong or not listed:
-        raise WordListError(f"{wrong[0]!r} is not one word" if wrong else "no words of the style", "give a list of one single word or more")
+        raise WordListError(
+            f"{wrong[0]!r} is not one word" if wrong else "no words of the style",
+            "give a list of one single word or more",
+        )
     return frozenset(form for word in listed for form in forms(word))

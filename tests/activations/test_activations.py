@@ -1,4 +1,6 @@
-"""States: what is kept together stays together, and what is asked for wrongly is answered by what is there."""
+"""States: what is kept together stays together, and what is asked for
+wrongly is answered by what is there.
+"""
 
 import pandas as pd
 import pytest
@@ -7,7 +9,15 @@ import torch
 from tests.support.made_states import DTYPES, PROVENANCE, assert_same, states_of
 from xlvlms_tutorial.activations.activations import States, differences
 from xlvlms_tutorial.activations.store import Store, load_activations, save_activations
-from xlvlms_tutorial.errors import DamagedShardError, LayerError, LengthError, SelectionError, StateError, StoreError, StoreMismatchError
+from xlvlms_tutorial.errors import (
+    DamagedShardError,
+    LayerError,
+    LengthError,
+    SelectionError,
+    StateError,
+    StoreError,
+    StoreMismatchError,
+)
 
 
 def test_a_layer_gives_its_block_and_a_place_gives_itself():
@@ -18,7 +28,9 @@ def test_a_layer_gives_its_block_and_a_place_gives_itself():
 
 
 def test_a_layer_with_one_other_place_gives_it():
-    states = States({(2, "attention"): torch.ones(1, 4)}, pd.DataFrame({"sample": [0], "id": ["a"]}), {})
+    states = States(
+        {(2, "attention"): torch.ones(1, 4)}, pd.DataFrame({"sample": [0], "id": ["a"]}), {}
+    )
     assert torch.equal(states[2], torch.ones(1, 4))
 
 
@@ -39,7 +51,9 @@ def test_an_unknown_key_is_answered_by_what_is_there(key, error, told):
 
 def test_a_layer_with_several_places_and_no_block_asks_which():
     tensors = {(1, "mlp"): torch.ones(1, 2), (1, "attention"): torch.ones(1, 2)}
-    with pytest.raises(SelectionError, match=r"captured at 2 places; say which, as in states\[1, 'mlp'\]"):
+    with pytest.raises(
+        SelectionError, match=r"captured at 2 places; say which, as in states\[1, 'mlp'\]"
+    ):
         States(tensors, pd.DataFrame({"sample": [0], "id": ["a"]}), {})[1]
 
 
@@ -60,10 +74,30 @@ def test_tensors_and_table_must_have_the_same_rows():
         ({}, {"sample": [0], "id": ["a"]}, {}, "no tensors"),
         ({(0, "block"): torch.tensor(1.0)}, {"sample": [0], "id": ["a"]}, {}, "no rows"),
         ({(0, "block"): torch.ones(1, 2)}, {"word": ["a"]}, {}, "lacks sample and id"),
-        ({(0, "block"): torch.ones(1, 2)}, {"sample": [0.5], "id": ["a"]}, {}, "column sample holds float64"),
-        ({(0, "block"): torch.ones(1, 2)}, {"sample": [0], "id": ["a"], 3: [1]}, {}, "a name of its own, as text"),
-        ({(0, "block"): torch.ones(1, 2)}, {"sample": [0], "id": ["a"]}, {"model": object()}, "cannot be written as JSON"),
-        ({(0, "block"): torch.ones(1, 2)}, {"sample": [0], "id": ["a"]}, {"strength": float("nan")}, "cannot be written as JSON"),
+        (
+            {(0, "block"): torch.ones(1, 2)},
+            {"sample": [0.5], "id": ["a"]},
+            {},
+            "column sample holds float64",
+        ),
+        (
+            {(0, "block"): torch.ones(1, 2)},
+            {"sample": [0], "id": ["a"], 3: [1]},
+            {},
+            "a name of its own, as text",
+        ),
+        (
+            {(0, "block"): torch.ones(1, 2)},
+            {"sample": [0], "id": ["a"]},
+            {"model": object()},
+            "cannot be written as JSON",
+        ),
+        (
+            {(0, "block"): torch.ones(1, 2)},
+            {"sample": [0], "id": ["a"]},
+            {"strength": float("nan")},
+            "cannot be written as JSON",
+        ),
     ],
 )
 def test_what_cannot_be_states_is_refused(tensors, columns, provenance, told):
@@ -72,7 +106,11 @@ def test_what_cannot_be_states_is_refused(tensors, columns, provenance, told):
 
 
 def test_gradients_are_left_behind_and_tuples_of_the_provenance_become_lists():
-    states = States({(0, "block"): torch.ones(1, 2, requires_grad=True)}, pd.DataFrame({"sample": [4], "id": [7]}), {"layers": (0, 1)})
+    states = States(
+        {(0, "block"): torch.ones(1, 2, requires_grad=True)},
+        pd.DataFrame({"sample": [4], "id": [7]}),
+        {"layers": (0, 1)},
+    )
     assert not states[0].requires_grad
     assert states.provenance == {"layers": [0, 1]}
     assert states.table["id"].tolist() == ["7"]
@@ -81,7 +119,10 @@ def test_gradients_are_left_behind_and_tuples_of_the_provenance_become_lists():
 def test_select_by_mask_and_by_condition_gives_the_same_rows():
     states = states_of(range(7), rows=2)
     expected = [row for row, word in enumerate(states.table["word"]) if word == "key"]
-    by_condition, by_mask = states.select("word == 'key'"), states.select([word == "key" for word in states.table["word"]])
+    by_condition, by_mask = (
+        states.select("word == 'key'"),
+        states.select([word == "key" for word in states.table["word"]]),
+    )
     assert_same(by_condition, by_mask)
     assert torch.equal(by_mask[3], states[3][expected])
     assert by_mask.table["sample"].tolist() == [0, 0, 3, 3, 6, 6]
@@ -101,18 +142,48 @@ def test_a_condition_that_has_no_meaning_is_refused(condition):
         states_of(range(3)).select(condition)
 
 
-@pytest.mark.parametrize("condition", [
-    "@pd.io.common.os.system('touch SIGN') == 0", "@touch() == 0", "touch() == 0", "word.str.len() > 3", "sample.__class__ == 0",
-    "word == 'x' or @touch()", "'''a'`''' | @touch() | '''`'''", "'''a'`''' | (@touch() == 0) | word == '''`'''",
-    "`@touch()`", "word == '`' | @touch() | word == '`'", "sample == 1 # `\n| @touch() # `", "x = sample",
-    "sample == 1\n@touch()", "f'{touch()}' == word",
-    "[touch() for _ in (1,)] == word", "(lambda: touch())() == 0", "sample[0] == 0", "sample if touch() else 1", "(y := touch()) == 0",
-    "__import__('os').system('touch SIGN') == 0", "datetime.sys.exit() == 0",
-    "sample == 9**9**9", "sample == (9**9)**9", "sample == 2 ** sample", "sample ** 1e6 > 0", "sample == 10 ** 100000000",
-    "'a' * 10**9 == word",
-    "word == ('a' + 'b') * 999999999", "[1] * 999999999 == sample", "'%999999999d' % 5 == word", "1 << 99999999999 == sample",
-    "(" * 500 + "sample" + ")" * 500 + " > 0", "~" * 50_000 + "sample", "sample == " + "9" * 5000, "1 / 0 == sample", "\0", "",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "condition",
+    [
+        "@pd.io.common.os.system('touch SIGN') == 0",
+        "@touch() == 0",
+        "touch() == 0",
+        "word.str.len() > 3",
+        "sample.__class__ == 0",
+        "word == 'x' or @touch()",
+        "'''a'`''' | @touch() | '''`'''",
+        "'''a'`''' | (@touch() == 0) | word == '''`'''",
+        "`@touch()`",
+        "word == '`' | @touch() | word == '`'",
+        "sample == 1 # `\n| @touch() # `",
+        "x = sample",
+        "sample == 1\n@touch()",
+        "f'{touch()}' == word",
+        "[touch() for _ in (1,)] == word",
+        "(lambda: touch())() == 0",
+        "sample[0] == 0",
+        "sample if touch() else 1",
+        "(y := touch()) == 0",
+        "__import__('os').system('touch SIGN') == 0",
+        "datetime.sys.exit() == 0",
+        "sample == 9**9**9",
+        "sample == (9**9)**9",
+        "sample == 2 ** sample",
+        "sample ** 1e6 > 0",
+        "sample == 10 ** 100000000",
+        "'a' * 10**9 == word",
+        "word == ('a' + 'b') * 999999999",
+        "[1] * 999999999 == sample",
+        "'%999999999d' % 5 == word",
+        "1 << 99999999999 == sample",
+        "(" * 500 + "sample" + ")" * 500 + " > 0",
+        "~" * 50_000 + "sample",
+        "sample == " + "9" * 5000,
+        "1 / 0 == sample",
+        "\0",
+        "",
+    ],
+)
 def test_a_condition_that_does_more_than_compare_is_refused(condition, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
@@ -124,14 +195,28 @@ def test_a_condition_that_does_more_than_compare_is_refused(condition, tmp_path,
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(("condition", "expected"), [
-    ("word in ['key', 'a`b'] and not sample == 0", lambda row: row["word"] == "key" and row["sample"] != 0),
-    ("(sample % 2 == 0) & (sample >= 1) | word == \"key\"", lambda row: row["sample"] in (2, 4, 6) or row["word"] == "key"),
-    ("0 < sample * 2 + 1 <= 7", lambda row: 0 < row["sample"] * 2 + 1 <= 7), ("~(sample == 1)", lambda row: row["sample"] != 1),
-    ("`sample` ** 2 > 4 and id != 's5'", lambda row: row["sample"] ** 2 > 4 and row["id"] != "s5"),
-    (" sample // 2 == -position + 1 ", lambda row: row["sample"] // 2 == 1 - row["position"]),
-    ("word == '@key' or sample == 3", lambda row: row["sample"] == 3), ("sample / 2 > 1.0e0", lambda row: row["sample"] > 2),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("condition", "expected"),
+    [
+        (
+            "word in ['key', 'a`b'] and not sample == 0",
+            lambda row: row["word"] == "key" and row["sample"] != 0,
+        ),
+        (
+            '(sample % 2 == 0) & (sample >= 1) | word == "key"',
+            lambda row: row["sample"] in (2, 4, 6) or row["word"] == "key",
+        ),
+        ("0 < sample * 2 + 1 <= 7", lambda row: 0 < row["sample"] * 2 + 1 <= 7),
+        ("~(sample == 1)", lambda row: row["sample"] != 1),
+        (
+            "`sample` ** 2 > 4 and id != 's5'",
+            lambda row: row["sample"] ** 2 > 4 and row["id"] != "s5",
+        ),
+        (" sample // 2 == -position + 1 ", lambda row: row["sample"] // 2 == 1 - row["position"]),
+        ("word == '@key' or sample == 3", lambda row: row["sample"] == 3),
+        ("sample / 2 > 1.0e0", lambda row: row["sample"] > 2),
+    ],
+)
 def test_a_condition_is_what_python_says_of_each_row(condition, expected):
     states = states_of(range(7))
     rows = [expected(row) for row in states.table.to_dict("records")]
@@ -159,7 +244,10 @@ def test_conversion_keeps_values_and_refuses_what_overflows():
 
 def test_concat_is_one_after_the_other():
     whole = states_of(range(5), rows=2)
-    assert_same(States.concat([states_of(range(2), rows=2), states_of([]), states_of(range(2, 5), rows=2)]), whole)
+    assert_same(
+        States.concat([states_of(range(2), rows=2), states_of([]), states_of(range(2, 5), rows=2)]),
+        whole,
+    )
 
 
 def test_concat_refuses_nothing_and_what_does_not_go_together():
@@ -167,19 +255,37 @@ def test_concat_refuses_nothing_and_what_does_not_go_together():
         States.concat([])
     with pytest.raises(StoreMismatchError, match=r"model is 'fake' in the store and 'other' here"):
         States.concat([states_of([0]), states_of([1], provenance=PROVENANCE | {"model": "other"})])
-    with pytest.raises(StoreMismatchError, match=r"0/block is \['torch.float32', 4\] in the store and \['torch.float16', 4\] here"):
+    with pytest.raises(
+        StoreMismatchError,
+        match=r"0/block is \['torch.float32', 4\] in the store and \['torch.float16', 4\] here",
+    ):
         States.concat([states_of([0]), states_of([1], dtype=torch.float16)])
 
 
 def test_differences_are_found_in_depth_and_versions_do_not_count():
-    one = {"a": 1, "selection": {"span": "image", "n": 2}, "versions": {"torch": "2.4"}, "seconds": 3}
+    one = {
+        "a": 1,
+        "selection": {"span": "image", "n": 2},
+        "versions": {"torch": "2.4"},
+        "seconds": 3,
+    }
     other = {"b": 1, "selection": {"span": "text", "n": 2}, "versions": {"torch": "2.5"}}
-    assert differences(one, other) == [("a", 1, "absent"), ("selection.span", "image", "text"), ("b", "absent", 1)]
+    assert differences(one, other) == [
+        ("a", 1, "absent"),
+        ("selection.span", "image", "text"),
+        ("b", "absent", 1),
+    ]
 
 
 def test_representation_says_how_much_of_what():
-    assert repr(states_of(range(1000))) == "States(1,000 rows, layers 0 3, block mlp, float32, 0.1 MB)"
-    many = States({(layer, "block"): torch.zeros(1, 2) for layer in range(3, 7)}, states_of(range(1)).table, {})
+    assert (
+        repr(states_of(range(1000))) == "States(1,000 rows, layers 0 3, block mlp, float32, 0.1 MB)"
+    )
+    many = States(
+        {(layer, "block"): torch.zeros(1, 2) for layer in range(3, 7)},
+        states_of(range(1)).table,
+        {},
+    )
     assert repr(many) == "States(1 rows, layers 3 to 6, block, float32, 0.0 MB)"
 
 
@@ -189,7 +295,9 @@ def test_saved_and_loaded_are_the_same(tmp_path, dtype, samples):
     states = states_of(samples, dtype=dtype, rows=2)
     assert save_activations(states, tmp_path / "kept") == tmp_path / "kept"
     assert_same(load_activations(tmp_path / "kept"), states)
-    assert not [path for path in (tmp_path / "kept").rglob("*") if path.suffix in (".pt", ".pkl", ".bin")]
+    assert not [
+        path for path in (tmp_path / "kept").rglob("*") if path.suffix in (".pt", ".pkl", ".bin")
+    ]
 
 
 def test_load_reads_stores_of_many_shards(tmp_path):
@@ -203,12 +311,19 @@ def test_special_values_survive(tmp_path):
     states = states_of(range(2))
     states.tensors[0, "block"][0] = torch.tensor([float("nan"), float("inf"), -0.0, 1e-45])
     save_activations(states, tmp_path / "s")
-    assert torch.equal(load_activations(tmp_path / "s")[0].view(torch.int32), states[0].view(torch.int32))
+    assert torch.equal(
+        load_activations(tmp_path / "s")[0].view(torch.int32), states[0].view(torch.int32)
+    )
 
 
 def test_tensors_that_share_memory_or_lie_apart_are_saved(tmp_path):
     stack = torch.randn(4, 3, 2)
-    tensors = {(0, "block"): stack[0], (1, "block"): stack[0], (2, "block"): stack[:2].flatten(0, 1)[1:4], (3, "block"): stack[:3, :, 0]}
+    tensors = {
+        (0, "block"): stack[0],
+        (1, "block"): stack[0],
+        (2, "block"): stack[:2].flatten(0, 1)[1:4],
+        (3, "block"): stack[:3, :, 0],
+    }
     states = States(tensors, pd.DataFrame({"sample": range(3), "id": list("abc")}), {})
     save_activations(states, tmp_path / "s")
     assert_same(load_activations(tmp_path / "s"), states)

@@ -1,4 +1,7 @@
-"""Captures against each sample alone and transformers' own generation; tokens of interest; stores that go on; the residual stream."""
+"""Captures against each sample alone and transformers' own generation; tokens of interest.
+
+Stores that go on; the residual stream.
+"""
 
 import json
 import re
@@ -34,7 +37,8 @@ from xlvlms_tutorial.errors import (
 from xlvlms_tutorial.models import anatomy
 from xlvlms_tutorial.models.spans import SPANS, find_words
 
-module = import_module("xlvlms_tutorial.activations.capture")  # the package offers a function of this name
+# the package offers a function of this name
+module = import_module("xlvlms_tutorial.activations.capture")
 PICTURE = Image.new("RGB", (32, 32), (10, 90, 200))
 
 
@@ -53,7 +57,10 @@ def ask(sample):
 
 
 def alone(vlm, sample, answer=None):
-    """The batch of one sample and its stream (layers, t, d): what every capture is compared with."""
+    """The batch of one sample and its stream (layers, t, d).
+
+    What every capture is compared with.
+    """
     batch = vlm.batch([sample.image], [ask(sample)], None if answer is None else [answer])
     return batch, residual_stream(vlm, batch)[:, 0]
 
@@ -63,7 +70,10 @@ def named(batch):
 
 
 def generated(vlm, sample, n):
-    """Transformers' own generation for one sample: ids, and the state that entered with each step."""
+    """Transformers' own generation for one sample.
+
+    Ids, and the state that entered with each step.
+    """
     batch = vlm.batch([sample.image], [ask(sample)])
     options = {"output_hidden_states": True, "return_dict_in_generate": True, "do_sample": False}
     out = vlm.model.generate(**batch, max_new_tokens=n, **options)
@@ -82,8 +92,12 @@ def test_layers_are_transformers_hidden_states_but_for_the_last(vlm):
 
 
 def test_inputs_of_the_processor_do_too(vlm):
-    inputs = vlm.processor(images=[PICTURE], text=[vlm.prompt("What colour ?")], return_tensors="pt")
-    assert torch.equal(residual_stream(vlm, inputs), residual_stream(vlm, vlm.batch([PICTURE], ["What colour ?"])))
+    inputs = vlm.processor(
+        images=[PICTURE], text=[vlm.prompt("What colour ?")], return_tensors="pt"
+    )
+    assert torch.equal(
+        residual_stream(vlm, inputs), residual_stream(vlm, vlm.batch([PICTURE], ["What colour ?"]))
+    )
 
 
 def test_hooks_are_gone_afterwards_even_after_an_error(vlm):
@@ -105,20 +119,31 @@ def test_nan_is_named_by_its_first_layer(vlm):
 @pytest.mark.parametrize("batch_size", [1, 4, 16])
 @pytest.mark.parametrize("reduce", ["mean", "last"])
 def test_a_span_is_reduced_for_each_sample_as_if_alone(vlm, six, reduce, batch_size):
-    found = capture(vlm, six, (0, 2), span="question", reduce=reduce, prompt=ask, batch_size=batch_size)
+    found = capture(
+        vlm, six, (0, 2), span="question", reduce=reduce, prompt=ask, batch_size=batch_size
+    )
     assert list(found.tensors) == [(0, "block"), (2, "block")]
-    assert found.table.to_dict("list") == {"sample": list(range(6)), "id": [f"s{i}" for i in range(6)]}
+    assert found.table.to_dict("list") == {
+        "sample": list(range(6)),
+        "id": [f"s{i}" for i in range(6)],
+    }
     for i, sample in enumerate(six):
         batch, stream = alone(vlm, sample)
         for layer in (0, 2):
-            at = [stream[layer, k].double() for k, name in enumerate(named(batch)) if name == "question"]
+            at = [
+                stream[layer, k].double()
+                for k, name in enumerate(named(batch))
+                if name == "question"
+            ]
             expected = sum(at) / len(at) if reduce == "mean" else at[-1]
             assert torch.allclose(found[layer][i].double(), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("batch_size", [1, 5])
 def test_without_reduction_each_position_is_a_row(vlm, six, batch_size):
-    found = capture(vlm, six, 2, span=("image", "question"), reduce=None, prompt=ask, batch_size=batch_size)
+    found = capture(
+        vlm, six, 2, span=("image", "question"), reduce=None, prompt=ask, batch_size=batch_size
+    )
     start = 0
     for i, sample in enumerate(six):
         batch, stream = alone(vlm, sample)
@@ -128,7 +153,9 @@ def test_without_reduction_each_position_is_a_row(vlm, six, batch_size):
         assert (rows["sample"] == i).all()
         assert rows["position"].tolist() == at
         assert rows["span"].tolist() == [kinds[k] for k in at]
-        assert rows["token"].tolist() == [vlm.tokenizer.decode([batch["input_ids"][0, k]]) for k in at]
+        assert rows["token"].tolist() == [
+            vlm.tokenizer.decode([batch["input_ids"][0, k]]) for k in at
+        ]
         assert torch.allclose(found[2][start : start + len(at)], stream[2, at], atol=1e-5)
         start += len(at)
     assert start == len(found)
@@ -144,7 +171,9 @@ def test_positions_are_counted_without_the_padding(vlm, six):
     one = capture(vlm, six, 1, positions=-1, prompt=ask)
     for same_one in (np.int64(-1), [np.int32(-1)]):
         again = capture(vlm, six, 1, positions=same_one, prompt=ask)
-        assert torch.equal(again[1], one[1]) and again.provenance == one.provenance and json.dumps(again.provenance)
+        assert torch.equal(again[1], one[1])
+        assert again.provenance == one.provenance
+        assert json.dumps(again.provenance)
     assert torch.allclose(one[1], found[1][2::3], atol=1e-5)
 
 
@@ -159,7 +188,9 @@ def test_all_positions_are_all_but_the_padding(vlm, six):
 
 @pytest.mark.parametrize("number", [40, -40])
 def test_a_position_outside_a_sample_says_which_there_are(vlm, six, number):
-    with pytest.raises(SelectionError, match=f"position {number} in a sample of 15; give -15 to 14"):
+    with pytest.raises(
+        SelectionError, match=f"position {number} in a sample of 15; give -15 to 14"
+    ):
         capture(vlm, six, 1, positions=number, prompt=ask)
 
 
@@ -172,7 +203,9 @@ def test_places_inside_a_block(vlm, six):
 def test_given_answers_are_read_in_one_forward(vlm, six):
     answers = ["a red key", "yes", "no", "blue", "a woman on the grass", "red"]
     found = capture(vlm, six, 3, span="answer", prompt=ask, answers=answers, batch_size=4)
-    again = capture(vlm, six, 3, span="answer", prompt=ask, answers=lambda sample: answers[int(sample.id[1:])])
+    again = capture(
+        vlm, six, 3, span="answer", prompt=ask, answers=lambda sample: answers[int(sample.id[1:])]
+    )
     assert torch.allclose(found[3], again[3], atol=1e-5)
     assert found.table["text"].tolist() == answers
     for i, (sample, answer) in enumerate(zip(six, answers, strict=True)):
@@ -184,11 +217,24 @@ def test_given_answers_are_read_in_one_forward(vlm, six):
 
 @pytest.mark.parametrize("batch_size", [1, 6])
 def test_generated_answers_are_read_where_their_tokens_were_fed_back(vlm, six, batch_size):
-    found = capture(vlm, six, (0, 2), span="answer", reduce=None, prompt=ask, max_new_tokens=6, batch_size=batch_size)
+    found = capture(
+        vlm,
+        six,
+        (0, 2),
+        span="answer",
+        reduce=None,
+        prompt=ask,
+        max_new_tokens=6,
+        batch_size=batch_size,
+    )
     start = 0
     for i, sample in enumerate(six):
         ids, states = generated(vlm, sample, 6)
-        ids = ids[: ids.index(vlm.tokenizer.eos_token_id)] if vlm.tokenizer.eos_token_id in ids else ids[:-1]
+        ids = (
+            ids[: ids.index(vlm.tokenizer.eos_token_id)]
+            if vlm.tokenizer.eos_token_id in ids
+            else ids[:-1]
+        )
         rows = found.table.iloc[start : start + len(ids)]
         assert (rows["sample"] == i).all()
         assert rows["token"].tolist() == [vlm.tokenizer.decode([token]) for token in ids]
@@ -203,34 +249,64 @@ def test_generated_answers_are_read_where_their_tokens_were_fed_back(vlm, six, b
 
 
 def test_prompt_and_generated_positions_together(vlm, six):
-    both = capture(vlm, six, 2, span=("question", "answer"), reduce=None, prompt=ask, max_new_tokens=4, batch_size=4)
+    both = capture(
+        vlm,
+        six,
+        2,
+        span=("question", "answer"),
+        reduce=None,
+        prompt=ask,
+        max_new_tokens=4,
+        batch_size=4,
+    )
     question = capture(vlm, six, 2, span="question", reduce=None, prompt=ask)
     answer = capture(vlm, six, 2, span="answer", reduce=None, prompt=ask, max_new_tokens=4)
     assert both.table["position"].diff()[both.table["sample"].diff() == 0].gt(0).all()
     for name, part in (("question", question), ("answer", answer)):
         assert torch.allclose(both.select(f"span == '{name}'")[2], part[2], atol=1e-5)
     for reduce in ("mean", "last"):
-        one = capture(vlm, six, 2, span=("question", "answer"), reduce=reduce, prompt=ask, max_new_tokens=4, batch_size=6)
+        one = capture(
+            vlm,
+            six,
+            2,
+            span=("question", "answer"),
+            reduce=reduce,
+            prompt=ask,
+            max_new_tokens=4,
+            batch_size=6,
+        )
         for i in range(6):
             rows = both.select(f"sample == {i}")[2].double()
-            assert torch.allclose(one[2][i].double(), rows.mean(0) if reduce == "mean" else rows[-1], atol=1e-5)
+            assert torch.allclose(
+                one[2][i].double(), rows.mean(0) if reduce == "mean" else rows[-1], atol=1e-5
+            )
 
 
 def test_the_prompt_is_the_same_whether_an_answer_is_generated_or_not(vlm, six):
     read = capture(vlm, six, (1, 3), span="image", prompt=ask)
     told = capture(vlm, six, (1, 3), span="image", prompt=ask, max_new_tokens=4)
-    assert torch.allclose(read[1], told[1], atol=1e-5) and torch.allclose(read[3], told[3], atol=1e-5)
-    assert told.table["text"].tolist() == vlm.generate([sample.image for sample in six], [ask(sample) for sample in six], 4)
+    assert torch.allclose(read[1], told[1], atol=1e-5)
+    assert torch.allclose(read[3], told[3], atol=1e-5)
+    assert told.table["text"].tolist() == vlm.generate(
+        [sample.image for sample in six], [ask(sample) for sample in six], 4
+    )
     every = capture(vlm, six, 1, positions=-1, reduce=None, prompt=ask, max_new_tokens=4)
     assert every.table["text"].tolist() == told.table["text"].tolist()
 
 
 @pytest.mark.parametrize(
     "setting",
-    [{"num_beams": 4}, {"num_return_sequences": 3, "num_beams": 3}, {"repetition_penalty": 1.9}, {"min_length": 40}, {"do_sample": True},
-     {"return_dict_in_generate": True}, {"no_repeat_ngram_size": 1}],
+    [
+        {"num_beams": 4},
+        {"num_return_sequences": 3, "num_beams": 3},
+        {"repetition_penalty": 1.9},
+        {"min_length": 40},
+        {"do_sample": True},
+        {"return_dict_in_generate": True},
+        {"no_repeat_ngram_size": 1},
+    ],
     ids=str,
-)  # fmt: skip
+)
 def test_what_is_captured_is_greedy_whatever_the_folder_says(vlm, six, setting):
     options = {"reduce": None, "prompt": ask, "max_new_tokens": 5}
     plain = capture(vlm, six, 2, span="answer", **options)
@@ -238,7 +314,9 @@ def test_what_is_captured_is_greedy_whatever_the_folder_says(vlm, six, setting):
     vlm.model.generation_config.update(**setting)
     same(capture(vlm, six, 2, span="answer", **options), plain)
     texts = vlm.generate([sample.image for sample in six], [ask(sample) for sample in six], 5)
-    assert list(dict.fromkeys(zip(plain.table["sample"], plain.table["text"], strict=True))) == list(enumerate(texts))
+    assert list(
+        dict.fromkeys(zip(plain.table["sample"], plain.table["text"], strict=True))
+    ) == list(enumerate(texts))
     assert len(capture(vlm, six, 2, words=word, prompt=ask, max_new_tokens=5)) > 0
 
 
@@ -257,7 +335,13 @@ def byte_speller(monkeypatch):
 
     def tokenizer():
         made = fallback_tokenizer()
-        made.add_special_tokens({"pad_token": "<pad>", "eos_token": "<|im_end|>", "additional_special_tokens": tiny.SPECIAL[2:]})
+        made.add_special_tokens(
+            {
+                "pad_token": "<pad>",
+                "eos_token": "<|im_end|>",
+                "additional_special_tokens": tiny.SPECIAL[2:],
+            }
+        )
         made.padding_side = "left"
         return made
 
@@ -265,17 +349,27 @@ def byte_speller(monkeypatch):
     return lively(tiny_llava(), seed=2)
 
 
-@pytest.mark.parametrize(("answer", "word", "n"), [("a cat 🐈", "🐈", 4), ("雪", "雪", 3), ("a café", "café", 5)])
-def test_a_character_of_several_tokens_is_captured_to_its_last(byte_speller, samples, answer, word, n):
+@pytest.mark.parametrize(
+    ("answer", "word", "n"), [("a cat 🐈", "🐈", 4), ("雪", "雪", 3), ("a café", "café", 5)]
+)
+def test_a_character_of_several_tokens_is_captured_to_its_last(
+    byte_speller, samples, answer, word, n
+):
     one, asked = samples(1), {"prompt": "What is it ?", "answers": [answer]}
     rows = capture(byte_speller, one, 2, span="answer", reduce=None, **asked)
     batch = byte_speller.batch([one[0].image], ["What is it ?"], [answer])
     stream = residual_stream(byte_speller, batch)[2, 0]
-    own = len(byte_speller.tokenizer(answer).input_ids) - 1  # without the blank that is put before a text
+    # without the blank that is put before a text
+    own = len(byte_speller.tokenizer(answer).input_ids) - 1
     assert len(rows) == own and torch.allclose(rows[2], stream[-own:], atol=1e-5)
-    assert torch.allclose(capture(byte_speller, one, 2, span="answer", reduce="last", **asked)[2][0], stream[-1], atol=1e-5)
+    assert torch.allclose(
+        capture(byte_speller, one, 2, span="answer", reduce="last", **asked)[2][0],
+        stream[-1],
+        atol=1e-5,
+    )
     found = capture(byte_speller, one, 2, words=[word], **asked)
-    assert torch.allclose(found[2][0], stream[-n - 1], atol=1e-5)  # the position before the first byte
+    # the position before the first byte
+    assert torch.allclose(found[2][0], stream[-n - 1], atol=1e-5)
     last = capture(byte_speller, one, 2, words=[word], at="token", **asked)
     assert torch.allclose(last[2][0], stream[-1], atol=1e-5)
 
@@ -285,7 +379,9 @@ def test_an_answer_ends_at_the_end_mark_though_its_row_goes_on(vlm, six):
     vlm.model.generation_config.eos_token_id = [ids[1], 9999]
     before = ids[: ids.index(ids[1])]
     found = capture(vlm, six, 1, span="answer", reduce=None, prompt=ask, max_new_tokens=6)
-    assert found.table.query("sample == 0")["token"].tolist() == [vlm.tokenizer.decode([token]) for token in before]
+    assert found.table.query("sample == 0")["token"].tolist() == [
+        vlm.tokenizer.decode([token]) for token in before
+    ]
 
 
 def test_samples_whose_answer_is_empty_have_no_row_and_are_told_of(vlm, six):
@@ -305,7 +401,10 @@ def test_one_new_token_is_never_fed_back(vlm, six):
 
 @pytest.fixture
 def speller(monkeypatch):
-    """A model whose tokenizer cuts words as LLaMA's does; the marks of the chat are among its specials."""
+    """A model whose tokenizer cuts words as LLaMA's does.
+
+    The marks of the chat are among its specials.
+    """
 
     def tokenizer():
         made = pieces_tokenizer("always")
@@ -318,12 +417,19 @@ def speller(monkeypatch):
 
 
 def interest(vlm, samples, words, **options):
-    return capture(vlm, samples, "all", words=words, prompt=lambda sample: f"a 1 dog {sample.id} ?", **options)
+    return capture(
+        vlm, samples, "all", words=words, prompt=lambda sample: f"a 1 dog {sample.id} ?", **options
+    )
 
 
 def test_a_generated_word_is_captured_where_it_is_predicted(speller, six):
-    """The state captured at the last layer, unembedded, gives the first token of the word: for any word, at any place of an answer."""
-    texts = speller.generate([sample.image for sample in six], [f"a 1 dog {sample.id} ?" for sample in six], 8)
+    """The state captured at the last layer, unembedded, gives the first token of the word.
+
+    For any word, at any place of an answer.
+    """
+    texts = speller.generate(
+        [sample.image for sample in six], [f"a 1 dog {sample.id} ?" for sample in six], 8
+    )
     words = sorted({word for text in texts for word in re.findall(r"\w+", text)})
     starts = Counter()
     for word in words:
@@ -332,7 +438,9 @@ def test_a_generated_word_is_captured_where_it_is_predicted(speller, six):
         logits = speller.unembed(found[3])
         logits[:, speller.model.generation_config.suppress_tokens] = -torch.inf  # as in generation
         said = logits.argmax(dim=-1)
-        for row, token, best in zip(found.table.itertuples(), found.table["token_index"], said.tolist(), strict=True):
+        for row, token, best in zip(
+            found.table.itertuples(), found.table["token_index"], said.tolist(), strict=True
+        ):
             batch = speller.batch([six[row.sample].image], [f"a 1 dog {row.id} ?"])
             ids = speller.generate_ids(batch, 8)[0].tolist()
             at, same = find_words(speller.tokenizer, ids, [word])
@@ -345,7 +453,8 @@ def test_a_generated_word_is_captured_where_it_is_predicted(speller, six):
 @pytest.mark.parametrize(
     ("answer", "words", "pieces", "word"),
     [
-        ("a 3 dog 1", ["1"], ["▁a", "▁", "3", "▁dog", "▁", "1"], "1"),  # "▁" comes first before 3 and before 1
+        # "▁" comes first before 3 and before 1
+        ("a 3 dog 1", ["1"], ["▁a", "▁", "3", "▁dog", "▁", "1"], "1"),
         ("a 3 or a 1", ["3", "1"], ["▁a", "▁", "3"], "3"),
         ("cattle and a cat", ["cat"], ["▁cat", "tle", "▁a", "n", "d", "▁a", "▁cat"], "cat"),
         ("a hot Dog", ["zebra", "hot dog"], ["▁a", "▁hot"], "hot dog"),
@@ -353,34 +462,57 @@ def test_a_generated_word_is_captured_where_it_is_predicted(speller, six):
         ("dog", ["dog"], ["▁dog"], "dog"),
     ],
 )
-def test_a_given_word_is_captured_where_it_is_predicted(speller, samples, answer, words, pieces, word):
-    answers = ["a zebra", answer, "cattle"] if "zebra" not in words and "Zebra" not in words else ["a 3", answer, "cattle"]
+def test_a_given_word_is_captured_where_it_is_predicted(
+    speller, samples, answer, words, pieces, word
+):
+    answers = (
+        ["a zebra", answer, "cattle"]
+        if "zebra" not in words and "Zebra" not in words
+        else ["a 3", answer, "cattle"]
+    )
     found = interest(speller, samples(3), words, answers=answers)
-    assert found.table.to_dict("records") == [{"sample": 1, "id": "s1", "text": answer, "word": word, "token_index": len(pieces) - 1}]
+    assert found.table.to_dict("records") == [
+        {"sample": 1, "id": "s1", "text": answer, "word": word, "token_index": len(pieces) - 1}
+    ]
     batch = speller.batch([samples(3)[1].image], ["a 1 dog s1 ?"], [answer])
     at = batch.mask("answer")[0].nonzero().flatten()[len(pieces) - 1]
-    assert speller.tokenizer.convert_ids_to_tokens(batch["input_ids"][0, at - len(pieces) + 1 : at + 1]) == pieces
+    assert (
+        speller.tokenizer.convert_ids_to_tokens(
+            batch["input_ids"][0, at - len(pieces) + 1 : at + 1]
+        )
+        == pieces
+    )
     stream = residual_stream(speller, batch)
     for layer in range(4):
         assert torch.allclose(found[layer][0], stream[layer, 0, at - 1], atol=1e-5)
     assert found.provenance["samples_with_word"] == 1
 
 
-@pytest.mark.parametrize(("answer", "word", "last"), [("a 3 dog 1", "1", 5), ("a hot Dog", "hot dog", 2), ("cattle", "cattle", 1)])
+@pytest.mark.parametrize(
+    ("answer", "word", "last"),
+    [("a 3 dog 1", "1", 5), ("a hot Dog", "hot dog", 2), ("cattle", "cattle", 1)],
+)
 def test_a_given_word_is_captured_at_its_last_piece(speller, samples, answer, word, last):
     found = interest(speller, samples(3), word, answers=["a zebra", answer, "zebra"], at="token")
     assert found.table[["sample", "word", "token_index"]].to_numpy().tolist() == [[1, word, last]]
     batch = speller.batch([samples(3)[1].image], ["a 1 dog s1 ?"], [answer])
     at = batch.mask("answer")[0].nonzero().flatten()[last]
     stream = residual_stream(speller, batch)
-    assert all(torch.allclose(found[layer][0], stream[layer, 0, at], atol=1e-5) for layer in range(4))
+    assert all(
+        torch.allclose(found[layer][0], stream[layer, 0, at], atol=1e-5) for layer in range(4)
+    )
     assert found.provenance["selection"] == {"words": [word], "at": "token"}
 
 
 def test_a_generated_word_is_captured_at_its_last_piece_unless_it_was_never_fed(speller, six):
-    """Layer 0 at a word's last piece is that piece's embedding; a word that ends the answer was not fed back and has no row."""
+    """Layer 0 at a word's last piece is that piece's embedding.
+
+    A word that ends the answer was not fed back and has no row.
+    """
     told = {"max_new_tokens": 8, "batch_size": 4}
-    texts = speller.generate([sample.image for sample in six], [f"a 1 dog {sample.id} ?" for sample in six], 8)
+    texts = speller.generate(
+        [sample.image for sample in six], [f"a 1 dog {sample.id} ?" for sample in six], 8
+    )
     embedding, left_out = speller.model.get_input_embeddings().weight, 0
     for word in sorted({word for text in texts for word in re.findall(r"\w+", text)}):
         predicting = interest(speller, six, word, **told)
@@ -399,7 +531,10 @@ def test_a_generated_word_is_captured_at_its_last_piece_unless_it_was_never_fed(
 
 
 def test_words_of_the_question_are_not_looked_for(speller, samples):
-    with pytest.raises(TokenOfInterestError, match=r"'dog': in 0 of 3 samples; said instead: 'a' \(2\), 'cattle' \(1\)"):
+    with pytest.raises(
+        TokenOfInterestError,
+        match=r"'dog': in 0 of 3 samples; said instead: 'a' \(2\), 'cattle' \(1\)",
+    ):
         interest(speller, samples(3), "dog", answers=["a", "cattle", "a"])
 
 
@@ -416,11 +551,16 @@ def test_words_after_the_end_mark_are_not_found(vlm, six):
 
 def test_words_never_generated_are_told_with_those_that_were(vlm, six, tmp_path):
     texts = vlm.generate([sample.image for sample in six], [ask(sample) for sample in six], 4)
-    common = Counter(word for text in texts for word in re.findall(r"\w+", text.lower())).most_common(5)
+    common = Counter(
+        word for text in texts for word in re.findall(r"\w+", text.lower())
+    ).most_common(5)
     told = re.escape(", ".join(f"{word!r} ({count})" for word, count in common))
     options = {"words": ["unicorn", "centaur"], "prompt": ask, "max_new_tokens": 4, "batch_size": 4}
-    for store in (None, tmp_path, tmp_path):  # in the second run all is in the store, and it looks again at the first batch
-        with pytest.raises(TokenOfInterestError, match="'unicorn', 'centaur': in 0 of 6 samples; said instead: '") as caught:
+    # in the second run all is in the store, and it looks again at the first batch
+    for store in (None, tmp_path, tmp_path):
+        with pytest.raises(
+            TokenOfInterestError, match="'unicorn', 'centaur': in 0 of 6 samples; said instead: '"
+        ) as caught:
             capture(vlm, six, 1, store=store, shard_size=2, **options)
         assert store is not None or re.search(told, str(caught.value))
 
@@ -430,7 +570,9 @@ def same(one, other):
     assert one.tensors.keys() == other.tensors.keys()
     for key, states in one.tensors.items():
         assert torch.allclose(states, other.tensors[key], atol=1e-4)
-    ours, theirs = ({k: v for k, v in states.provenance.items() if k != "shard_size"} for states in (one, other))
+    ours, theirs = (
+        {k: v for k, v in states.provenance.items() if k != "shard_size"} for states in (one, other)
+    )
     assert ours == theirs
 
 
@@ -440,7 +582,10 @@ KINDS = pytest.mark.parametrize(
         {"span": "image"},
         {"span": ("image", "question"), "reduce": None},
         {"span": "answer", "reduce": None, "max_new_tokens": 4},
-        {"words": ["red", "key"], "answers": ["a red key", "yes", "no", "the key", "blue", "no", "red"]},
+        {
+            "words": ["red", "key"],
+            "answers": ["a red key", "yes", "no", "the key", "blue", "no", "red"],
+        },
     ],
     ids="-".join,
 )
@@ -495,7 +640,14 @@ def test_a_damaged_shard_is_named_and_made_anew(vlm, samples, tmp_path):
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )
 def test_a_store_of_other_settings_is_refused(vlm, samples, tmp_path, changed, told):
-    options = {"layers": 2, "span": "image", "prompt": ask, "store": tmp_path, "shard_size": 2, "seed": 7}
+    options = {
+        "layers": 2,
+        "span": "image",
+        "prompt": ask,
+        "store": tmp_path,
+        "shard_size": 2,
+        "seed": 7,
+    }
     capture(vlm, samples(4), **options)
     with pytest.raises(StoreMismatchError, match=re.escape(f"{told} is")):
         capture(vlm, samples(4), **{**options, **changed})
@@ -506,12 +658,16 @@ def test_other_samples_or_another_model_are_refused(vlm, samples, tmp_path):
     with pytest.raises(StoreMismatchError, match="ids_sha256"):
         capture(vlm, list(reversed(samples(4))), 2, span="image", store=tmp_path)
     vlm.name = "another"
-    with pytest.raises(StoreMismatchError, match="model is 'tiny-llava' in the store and 'another' here"):
+    with pytest.raises(
+        StoreMismatchError, match="model is 'tiny-llava' in the store and 'another' here"
+    ):
         capture(vlm, samples(4), 2, span="image", store=tmp_path)
 
 
 @pytest.mark.parametrize("words", [None, "red"])
-def test_processes_share_the_work_and_who_does_not_wait_gets_what_is_there(vlm, samples, tmp_path, monkeypatch, words):
+def test_processes_share_the_work_and_who_does_not_wait_gets_what_is_there(
+    vlm, samples, tmp_path, monkeypatch, words
+):
     answers = ["no", "no", "a red key", "red", "blue", "no", "no"]
     options = {"span": "image"} if words is None else {"words": words, "answers": answers}
     options |= {"prompt": ask, "batch_size": 2}
@@ -530,7 +686,13 @@ def test_processes_share_the_work_and_who_does_not_wait_gets_what_is_there(vlm, 
 def test_a_process_without_a_row_of_its_own_returns_none(vlm, samples, tmp_path, monkeypatch):
     for rank, rows in ((1, [1]), (0, []), (2, [1, 2])):
         monkeypatch.setattr(module, "dealt", lambda rank=rank: (rank, 3))
-        options = {"words": "red", "answers": ["no", "red", "a red key"], "store": tmp_path, "shard_size": 1, "wait": 0}
+        options = {
+            "words": "red",
+            "answers": ["no", "red", "a red key"],
+            "store": tmp_path,
+            "shard_size": 1,
+            "wait": 0,
+        }
         found = capture(vlm, samples(3), 2, **options)
         assert found.table["sample"].tolist() == rows
         assert found[2].shape == (len(rows), 32)
@@ -538,7 +700,9 @@ def test_a_process_without_a_row_of_its_own_returns_none(vlm, samples, tmp_path,
 
 def spoiled(vlm, monkeypatch, layer, red):
     """NaN leaves a block for the sample whose picture has this red channel."""
-    values = vlm.processor(images=[Image.new("RGB", (8, 8), (red, 0, 0))], text=["<image>"], return_tensors="pt")["pixel_values"]
+    values = vlm.processor(
+        images=[Image.new("RGB", (8, 8), (red, 0, 0))], text=["<image>"], return_tensors="pt"
+    )["pixel_values"]
     plain = vlm.blocks[layer - 1].forward
 
     def forward(states, *rest, **named):
@@ -576,7 +740,10 @@ def test_shards_before_an_error_are_safe(vlm, six, monkeypatch, tmp_path):
         with pytest.raises(StateError):
             capture(vlm, six, 2, positions="all", store=tmp_path, shard_size=2)
     assert len(list((tmp_path / "index").iterdir())) == 2
-    same(capture(vlm, six, 2, positions="all", store=tmp_path, shard_size=2), capture(vlm, six, 2, positions="all"))
+    same(
+        capture(vlm, six, 2, positions="all", store=tmp_path, shard_size=2),
+        capture(vlm, six, 2, positions="all"),
+    )
 
 
 def test_a_full_device_says_what_to_lower(vlm, six, monkeypatch):
@@ -593,58 +760,101 @@ def test_later_blocks_and_the_unembedding_do_not_run(vlm, six, answers):
     ran = Counter()
     for k, block in enumerate(vlm.blocks, 1):
         block.register_forward_pre_hook(lambda m, a, k=k: ran.update([k]))
-    anatomy.unembedding(vlm.model).register_forward_pre_hook(lambda m, a: ran.update(["unembedding"]))
+    anatomy.unembedding(vlm.model).register_forward_pre_hook(
+        lambda m, a: ran.update(["unembedding"])
+    )
     capture(vlm, six, (1, 2), span="image", answers=answers, batch_size=2)
     assert ran == {1: 3, 2: 3}
 
 
 def test_what_is_kept_has_storage_of_its_own_size(vlm, six):
-    for options in ({"span": "image"}, {"positions": "all", "reduce": None}, {"words": "red", "answers": ["red"] * 6}):
+    for options in (
+        {"span": "image"},
+        {"positions": "all", "reduce": None},
+        {"words": "red", "answers": ["red"] * 6},
+    ):
         for batch_size in (2, 16):
-            for states in capture(vlm, six, "all", batch_size=batch_size, **options).tensors.values():
+            for states in capture(
+                vlm, six, "all", batch_size=batch_size, **options
+            ).tensors.values():
                 assert states.untyped_storage().nbytes() == states.nbytes
                 assert states.dtype == torch.float32 and not states.requires_grad
 
 
 def test_states_are_kept_in_the_format_asked_for(vlm, six):
-    wide, half = (capture(vlm, six, 2, span="image", dtype=dtype)[2] for dtype in (torch.float32, torch.bfloat16))
+    wide, half = (
+        capture(vlm, six, 2, span="image", dtype=dtype)[2]
+        for dtype in (torch.float32, torch.bfloat16)
+    )
     assert half.dtype == torch.bfloat16
     assert torch.equal(half, wide.to(torch.bfloat16))
     told = capture(vlm, six, 2, span="answer", max_new_tokens=4, dtype=torch.bfloat16)[2]
-    assert torch.equal(told, capture(vlm, six, 2, span="answer", max_new_tokens=4)[2].to(torch.bfloat16))
+    assert torch.equal(
+        told, capture(vlm, six, 2, span="answer", max_new_tokens=4)[2].to(torch.bfloat16)
+    )
 
 
 def test_provenance_says_how_all_was_made(vlm, six):
-    found = capture(vlm, iter(six), range(1, 3), places="mlp", span="image", prompt=ask, max_new_tokens=3, seed=11).provenance
+    found = capture(
+        vlm,
+        iter(six),
+        range(1, 3),
+        places="mlp",
+        span="image",
+        prompt=ask,
+        max_new_tokens=3,
+        seed=11,
+    ).provenance
     expected = {
-        "model": "tiny-llava", "revision": None, "dtype": "torch.float32", "kept_dtype": "torch.float32", "interventions": [],
-        "prompt": "ask", "layers": [1, 2], "places": ["mlp"], "selection": {"span": ["image"]}, "reduce": "mean", "max_new_tokens": 3,
-        "answers": "generated", "seed": 11, "n_samples": 6,
-    }  # fmt: skip
+        "model": "tiny-llava",
+        "revision": None,
+        "dtype": "torch.float32",
+        "kept_dtype": "torch.float32",
+        "interventions": [],
+        "prompt": "ask",
+        "layers": [1, 2],
+        "places": ["mlp"],
+        "selection": {"span": ["image"]},
+        "reduce": "mean",
+        "max_new_tokens": 3,
+        "answers": "generated",
+        "seed": 11,
+        "n_samples": 6,
+    }
     assert {name: found[name] for name in expected} == expected
     assert set(found["versions"]) == {"torch", "transformers", "xlvlms_tutorial"}
-    assert all(re.fullmatch("[0-9a-f]{64}", found[name]) for name in ("ids_sha256", "prompts_sha256"))
+    assert all(
+        re.fullmatch("[0-9a-f]{64}", found[name]) for name in ("ids_sha256", "prompts_sha256")
+    )
     assert json.loads(json.dumps(found)) == found
 
 
 @pytest.mark.parametrize(
     ("dataset", "kind", "prompt"),
-    [("scenes", "image", "Describe the picture."), ("clips", "video", "Describe the video."), ("sounds", "audio", "Describe the sound.")],
+    [
+        ("scenes", "image", "Describe the picture."),
+        ("clips", "video", "Describe the video."),
+        ("sounds", "audio", "Describe the sound."),
+    ],
 )
 def test_clips_and_sounds_are_captured_and_asked_for_as_what_they_are(dataset, kind, prompt):
     vlm, samples = lively(tiny_reader()), load_samples(dataset, n=3)
     found = capture(vlm, samples, (0, 2), span=kind, batch_size=2)
-    assert found.provenance["prompt"] == prompt and found.provenance["selection"] == {"span": [kind]}
+    assert found.provenance["prompt"] == prompt
+    assert found.provenance["selection"] == {"span": [kind]}
     for i, sample in enumerate(samples):
         batch = vlm.batch_of([sample], [prompt])
         stream = residual_stream(vlm, batch)[:, 0]
         for layer in (0, 2):
-            assert torch.allclose(found[layer][i], stream[layer][batch.mask(kind)[0]].mean(0), atol=1e-5)
+            assert torch.allclose(
+                found[layer][i], stream[layer][batch.mask(kind)[0]].mean(0), atol=1e-5
+            )
     assert not torch.allclose(found[2][0], found[2][1], atol=1e-3)
     rows = capture(vlm, samples, 2, span=kind, reduce=None)
     assert len(rows) == 3 * (16 if kind == "video" else 4) and set(rows.table["span"]) == {kind}
     told = capture(vlm, samples, 2, span=kind, max_new_tokens=3, prompt="What is this ?")
-    assert told.provenance["prompt"] == "What is this ?" and told.provenance["prompts_sha256"] != found.provenance["prompts_sha256"]
+    assert told.provenance["prompt"] == "What is this ?"
+    assert told.provenance["prompts_sha256"] != found.provenance["prompts_sha256"]
 
 
 def test_spans_that_these_samples_do_not_have_are_refused():
@@ -682,9 +892,18 @@ def test_progress_is_counted_in_samples(vlm, six, capsys, tmp_path):
         ({"words": [], "max_new_tokens": 3}, "words is empty"),
         ({"words": ["red", " "], "max_new_tokens": 3}, "none of them empty"),
         ({"words": "red"}, "words without answers"),
-        ({"words": "red", "max_new_tokens": 3, "at": "end"}, "at='end'; allowed: 'predicting', 'token', with words"),
-        ({"span": "image", "at": "token"}, "at='token' without words; allowed: 'predicting', 'token', with words"),
-        ({"span": "image", "answers": ["no"] * 6, "max_new_tokens": 3}, "answers and max_new_tokens given"),
+        (
+            {"words": "red", "max_new_tokens": 3, "at": "end"},
+            "at='end'; allowed: 'predicting', 'token', with words",
+        ),
+        (
+            {"span": "image", "at": "token"},
+            "at='token' without words; allowed: 'predicting', 'token', with words",
+        ),
+        (
+            {"span": "image", "answers": ["no"] * 6, "max_new_tokens": 3},
+            "answers and max_new_tokens given",
+        ),
         ({"span": "image", "reduce": "sum"}, "unknown reduction 'sum'"),
         ({"span": "image", "dtype": torch.int8}, "cannot be kept as torch.int8"),
         ({"span": "image", "batch_size": 0}, "batch_size is 0"),
@@ -710,14 +929,29 @@ def test_one_sample_is_no_list_of_samples(vlm, six):
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        ({"prompt": lambda sample: "What does <image> mean ?" if sample.id == "s4" else "What ?"}, "<image> mean ? (sample 's4')"),
-        ({"prompt": "What ?", "answers": ["no"] * 3 + ["an <image>"] + ["no"] * 2}, "an <image> (sample 's3')"),
-        ({"prompt": lambda sample: "" if sample.id == "s5" else "What ?"}, "cannot make a prompt from ''"),
+        (
+            {
+                "prompt": lambda sample: (
+                    "What does <image> mean ?" if sample.id == "s4" else "What ?"
+                )
+            },
+            "<image> mean ? (sample 's4')",
+        ),
+        (
+            {"prompt": "What ?", "answers": ["no"] * 3 + ["an <image>"] + ["no"] * 2},
+            "an <image> (sample 's3')",
+        ),
+        (
+            {"prompt": lambda sample: "" if sample.id == "s5" else "What ?"},
+            "cannot make a prompt from ''",
+        ),
         ({"prompt": "What ?", "answers": lambda sample: 2}, "cannot make a prompt from 2"),
     ],
     ids=["mark", "mark in an answer", "empty", "number"],
 )
-def test_a_text_that_is_no_prompt_is_refused_before_anything_runs(vlm, six, options, told, monkeypatch):
+def test_a_text_that_is_no_prompt_is_refused_before_anything_runs(
+    vlm, six, options, told, monkeypatch
+):
     monkeypatch.setattr(vlm, "batch", lambda *_, **__: pytest.fail("a batch was made"))
     with pytest.raises(PromptError, match=re.escape(told)):
         capture(vlm, six, 1, positions=-1, **options)
@@ -740,5 +974,8 @@ def test_a_changed_model_does_not_add_to_the_store_of_the_plain_one(vlm, samples
     from xlvlms_tutorial import interventions
 
     capture(vlm, samples(2), 1, span="image", store=tmp_path / "store")
-    with interventions.skip(vlm, 1), pytest.raises(StoreMismatchError, match=r"interventions.*skip\(layers=1, part='block'"):
+    with (
+        interventions.skip(vlm, 1),
+        pytest.raises(StoreMismatchError, match=r"interventions.*skip\(layers=1, part='block'"),
+    ):
         capture(vlm, samples(2), 1, span="image", store=tmp_path / "store")

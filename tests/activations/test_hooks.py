@@ -1,4 +1,6 @@
-"""Hooks that read: against transformers' own hidden states, the formulas of a block, and double loops; lean, and always removed."""
+"""Hooks that read: against transformers' own hidden states, the formulas of a block, and double
+loops; lean, and always removed.
+"""
 
 import pytest
 import torch
@@ -7,11 +9,19 @@ from PIL import Image
 from tests.support.tiny import tiny_llava
 from tests.zoo import SUPPRESS, build, padded
 from xlvlms_tutorial.activations.hooks import computed, read, reading, span_mask, wanted
-from xlvlms_tutorial.errors import AnatomyError, DeviceMemoryError, LayerError, SelectionError, SpanError
+from xlvlms_tutorial.errors import (
+    AnatomyError,
+    DeviceMemoryError,
+    LayerError,
+    SelectionError,
+    SpanError,
+)
 from xlvlms_tutorial.models import anatomy
 from xlvlms_tutorial.models.vlm import VLM
 
-PICTURES = [Image.new("RGB", (32, 32), colour) for colour in ((10, 90, 200), (200, 30, 30), (0, 0, 0))]
+PICTURES = [
+    Image.new("RGB", (32, 32), colour) for colour in ((10, 90, 200), (200, 30, 30), (0, 0, 0))
+]
 TEXTS = ["What colour ?", "Describe the picture .", "Is there a red key in the picture ?"]
 
 
@@ -27,13 +37,18 @@ def batch(vlm):
 
 def hooks_left(vlm):
     """Of ours: transformers leaves some of its own once it was asked for hidden states."""
-    hooks = [hook for m in vlm.model.modules() for hook in (*m._forward_hooks.values(), *m._forward_pre_hooks.values())]
+    hooks = [
+        hook
+        for m in vlm.model.modules()
+        for hook in (*m._forward_hooks.values(), *m._forward_pre_hooks.values())
+    ]
     return [hook for hook in hooks if "activations.hooks" in getattr(hook, "func", hook).__module__]
 
 
 def test_hooks_of_a_reading_are_there_inside_it_only(vlm):
     with reading(vlm, "all", anatomy.PLACES, stop=True):
-        assert len(hooks_left(vlm)) == 1 + 1 + 1 + 3 * 7  # the decoder, the model, layer 0, each place of each block
+        # the decoder, the model, layer 0, each place of each block
+        assert len(hooks_left(vlm)) == 1 + 1 + 1 + 3 * 7
     assert not hooks_left(vlm)
 
 
@@ -64,8 +79,12 @@ def test_the_places_of_a_block_add_up_as_its_formula_says(vlm, batch):
         at = {place: found[layer, place] for place in anatomy.PLACES}
         assert torch.allclose(at["attention_input"], block.input_layernorm(x), atol=1e-6)
         assert torch.allclose(at["middle"], x + at["attention"], atol=1e-6)
-        assert torch.allclose(at["mlp_input"], block.post_attention_layernorm(at["middle"]), atol=1e-6)
-        hidden = torch.nn.functional.silu(block.mlp.gate_proj(at["mlp_input"])) * block.mlp.up_proj(at["mlp_input"])
+        assert torch.allclose(
+            at["mlp_input"], block.post_attention_layernorm(at["middle"]), atol=1e-6
+        )
+        hidden = torch.nn.functional.silu(block.mlp.gate_proj(at["mlp_input"])) * block.mlp.up_proj(
+            at["mlp_input"]
+        )
         assert torch.allclose(at["mlp_hidden"], hidden, atol=1e-6)
         assert torch.allclose(at["mlp"], block.mlp.down_proj(hidden), atol=1e-6)
         assert torch.allclose(at["block"], x + at["attention"] + at["mlp"], atol=1e-6)
@@ -82,7 +101,11 @@ def test_opt_puts_its_mlp_in_one_row_and_is_read_by_position():
     assert torch.allclose(middle + found[2, "mlp"], out, atol=1e-6)
     with reading(vlm, 2, ("mlp", "mlp_hidden")) as beams:
         vlm.generate_ids(batch, 3, num_beams=2, suppress_tokens=SUPPRESS)
-    assert [states.shape for states in beams[2, "mlp_hidden"]] == [(4, 12, 64), (4, 1, 64), (4, 1, 64)]
+    assert [states.shape for states in beams[2, "mlp_hidden"]] == [
+        (4, 12, 64),
+        (4, 1, 64),
+        (4, 1, 64),
+    ]
     words = batch["attention_mask"].bool()  # what stands at padding depends on the kernel
     assert torch.allclose(beams[2, "mlp"][0][::2][words], found[2, "mlp"][words], atol=1e-4)
 
@@ -98,12 +121,19 @@ def loops(states, mask, reduce):
 @pytest.mark.parametrize("reduce", ["mean", "last"])
 @pytest.mark.parametrize("span", ["all", "image", ("image", "question"), "last"])
 def test_reductions_are_double_loops_over_the_positions(vlm, batch, span, reduce):
-    mask = batch["attention_mask"].bool() if span == "all" else torch.zeros_like(batch["attention_mask"]).bool()
+    mask = (
+        batch["attention_mask"].bool()
+        if span == "all"
+        else torch.zeros_like(batch["attention_mask"]).bool()
+    )
     if span == "last":
         mask[:, -1] = True
     elif span != "all":
         mask = batch.mask(*([span] if isinstance(span, str) else span))
-    found, theirs = read(vlm, batch, (0, 2), positions=span, reduce=reduce), read(vlm, batch, (0, 2))
+    found, theirs = (
+        read(vlm, batch, (0, 2), positions=span, reduce=reduce),
+        read(vlm, batch, (0, 2)),
+    )
     for key, states in found.items():
         assert states.shape == (3, 32)
         assert torch.allclose(states.double(), loops(theirs[key], mask, reduce), atol=1e-6)
@@ -122,7 +152,9 @@ def test_a_mask_with_gaps_is_read_row_by_row(vlm, batch):
 
 
 def test_last_is_the_last_column(vlm, batch):
-    assert torch.equal(read(vlm, batch, 1, positions="last")[1, "block"], read(vlm, batch, 1)[1, "block"][:, -1:])
+    assert torch.equal(
+        read(vlm, batch, 1, positions="last")[1, "block"], read(vlm, batch, 1)[1, "block"][:, -1:]
+    )
 
 
 def test_nan_outside_the_positions_does_not_reach_a_mean(vlm, batch):
@@ -150,13 +182,20 @@ def test_a_mean_of_low_precision_states_is_taken_in_float32(batch):
     found = read(low, inputs, 2, positions="image", reduce="mean", dtype=torch.float32)[2, "block"]
     assert whole.dtype == torch.bfloat16
     assert torch.allclose(found.double(), loops(whole, inputs.mask("image"), "mean"), atol=1e-6)
-    assert read(low, inputs, 2, positions="image", reduce="mean")[2, "block"].dtype == torch.bfloat16
+    assert (
+        read(low, inputs, 2, positions="image", reduce="mean")[2, "block"].dtype == torch.bfloat16
+    )
 
 
 def test_a_generation_is_read_step_by_step_as_transformers_does(vlm, batch):
     with reading(vlm, "all") as found:
         ids = vlm.generate_ids(batch, 5, eos_token_id=None)
-    options = {"output_hidden_states": True, "return_dict_in_generate": True, "eos_token_id": None, "do_sample": False}
+    options = {
+        "output_hidden_states": True,
+        "return_dict_in_generate": True,
+        "eos_token_id": None,
+        "do_sample": False,
+    }
     theirs = vlm.model.generate(**batch, max_new_tokens=5, **options).hidden_states
     assert ids.shape[1] == len(theirs) == 5
     for layer in range(3):
@@ -165,7 +204,9 @@ def test_a_generation_is_read_step_by_step_as_transformers_does(vlm, batch):
         for step in range(5):
             assert torch.equal(steps[step], theirs[step][layer])
     final = torch.cat(found[3, "block"][1:], dim=1)
-    assert torch.equal(anatomy.final_norm(vlm.model)(final), torch.cat([step[3] for step in theirs[1:]], dim=1))
+    assert torch.equal(
+        anatomy.final_norm(vlm.model)(final), torch.cat([step[3] for step in theirs[1:]], dim=1)
+    )
 
 
 def test_without_a_cache_the_steps_are_the_same(vlm, batch):
@@ -209,15 +250,26 @@ def test_a_reading_of_the_bare_model_needs_no_batch(vlm, batch):
     with reading(vlm, 2) as found, torch.no_grad():
         vlm.model(**batch)
     assert torch.equal(found[2, "block"][0], read(vlm, batch, 2)[2, "block"])
-    with pytest.raises(SelectionError, match="vlm.forward"), reading(vlm, 2, positions="image"), torch.no_grad():
+    with (
+        pytest.raises(SelectionError, match="vlm.forward"),
+        reading(vlm, 2, positions="image"),
+        torch.no_grad(),
+    ):
         vlm.model(**batch)
 
 
 @pytest.mark.parametrize("layer", [0, 1, 2])
 def test_a_forward_stops_after_the_last_wanted_layer(vlm, batch, layer):
     ran = []
-    counters = [block.register_forward_pre_hook(lambda m, a, k=k: ran.append(k)) for k, block in enumerate(vlm.blocks, 1)]
-    counters.append(anatomy.unembedding(vlm.model).register_forward_pre_hook(lambda m, a: ran.append("unembedding")))
+    counters = [
+        block.register_forward_pre_hook(lambda m, a, k=k: ran.append(k))
+        for k, block in enumerate(vlm.blocks, 1)
+    ]
+    counters.append(
+        anatomy.unembedding(vlm.model).register_forward_pre_hook(
+            lambda m, a: ran.append("unembedding")
+        )
+    )
     try:
         stopped = read(vlm, batch, layer)[layer, "block"]
         assert ran == list(range(1, max(layer, 1) + 1))
@@ -265,7 +317,9 @@ def test_a_prompt_after_another_is_no_step_of_it_also_where_no_batch_is_named(vl
     with torch.no_grad(), reading(vlm, 1) as found:
         for prompt in prompts:
             vlm.model(**prompt)
-    assert [len(states[0]) for states in found[1, "block"]] == [prompt.spans.shape[1] for prompt in prompts]
+    assert [len(states[0]) for states in found[1, "block"]] == [
+        prompt.spans.shape[1] for prompt in prompts
+    ]
 
 
 @pytest.mark.parametrize("name", ["llava", "blip2", "instructblip", "idefics2"])
@@ -351,12 +405,23 @@ def test_a_full_device_says_what_to_lower(vlm, batch, monkeypatch):
 
 def test_layers_and_places_in_any_form(vlm):
     assert wanted(vlm, 2) == wanted(vlm, [2, 2]) == wanted(vlm, iter((2,))) == [(2, "block")]
-    assert wanted(vlm, (3, 1), ("mlp", "block")) == [(1, "mlp"), (1, "block"), (3, "mlp"), (3, "block")]
-    assert wanted(vlm, "all", ("block", "mlp")) == [(0, "block"), *((k, p) for k in (1, 2, 3) for p in ("block", "mlp"))]
+    assert wanted(vlm, (3, 1), ("mlp", "block")) == [
+        (1, "mlp"),
+        (1, "block"),
+        (3, "mlp"),
+        (3, "block"),
+    ]
+    assert wanted(vlm, "all", ("block", "mlp")) == [
+        (0, "block"),
+        *((k, p) for k in (1, 2, 3) for p in ("block", "mlp")),
+    ]
     assert wanted(vlm, range(4)) == [(k, "block") for k in range(4)]
 
 
-@pytest.mark.parametrize(("layers", "places"), [(4, "block"), (-1, "block"), ((0, 9), "block"), (0, "mlp"), ((0, 1), ("block", "mlp"))])
+@pytest.mark.parametrize(
+    ("layers", "places"),
+    [(4, "block"), (-1, "block"), ((0, 9), "block"), (0, "mlp"), ((0, 1), ("block", "mlp"))],
+)
 def test_a_layer_out_of_range_names_the_range(vlm, layers, places):
     first = 0 if places == "block" else 1
     with pytest.raises(LayerError, match=f"not one of {first} to 3"):

@@ -1,4 +1,7 @@
-"""Several processes fill one store: each makes its shards, all return the whole, and none waits for one that is gone."""
+"""Several processes fill one store.
+
+Each makes its shards, all return the whole, and none waits for one that is gone.
+"""
 
 import json
 import os
@@ -25,14 +28,24 @@ from xlvlms_tutorial.activations.store import Store, shard_plan
 from xlvlms_tutorial.errors import RunError, SelectionError
 from xlvlms_tutorial.samples import Sample
 
-capture_module = import_module("xlvlms_tutorial.activations.capture")  # the package offers a function of this name
+# the package offers a function of this name
+capture_module = import_module("xlvlms_tutorial.activations.capture")
 ROOT = Path(__file__).parents[2]
-ASKED = {"layers": "all", "span": "image", "reduce": None, "prompt": "Describe the picture .", "shard_size": 2, "batch_size": 2}
+ASKED = {
+    "layers": "all",
+    "span": "image",
+    "reduce": None,
+    "prompt": "Describe the picture .",
+    "shard_size": 2,
+    "batch_size": 2,
+}
 PLAN = shard_plan(11, 2)
 
 
 def pictures(n: int = 11) -> list[Sample]:
-    return [Sample(f"s{k}", Image.new("RGB", (32, 32), (20 * k, 255 - 20 * k, 99))) for k in range(n)]
+    return [
+        Sample(f"s{k}", Image.new("RGB", (32, 32), (20 * k, 255 - 20 * k, 99))) for k in range(n)
+    ]
 
 
 LAUNCHED = """
@@ -64,20 +77,51 @@ def launch(folder: Path) -> subprocess.CompletedProcess:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    # --multi_gpu starts the processes, whether there are GPUs or not; with --cpu accelerate starts one alone
-    asked = ["--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-    command = [sys.executable, "-m", "accelerate.commands.launch", *asked, "--main_process_port", str(port)]
-    return subprocess.run([*command, folder / "script.py", folder], check=False, capture_output=True, text=True, timeout=300, env=TOLD)
+    # --multi_gpu starts the processes, whether there are GPUs or not; with
+    # --cpu accelerate starts one alone
+    asked = [
+        "--multi_gpu",
+        "--num_processes",
+        "2",
+        "--num_machines",
+        "1",
+        "--mixed_precision",
+        "no",
+        "--dynamo_backend",
+        "no",
+    ]
+    command = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        *asked,
+        "--main_process_port",
+        str(port),
+    ]
+    return subprocess.run(
+        [*command, folder / "script.py", folder],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=TOLD,
+    )
 
 
 def test_what_a_killed_process_began_a_launch_of_several_ends_as_one_process_would(tmp_path):
     (tmp_path / "script.py").write_text(LAUNCHED)
     number = {"RANK": "1", "WORLD_SIZE": "2"}
-    killed = subprocess.run([sys.executable, tmp_path / "script.py", tmp_path, "killed"], check=False, timeout=300, env=TOLD | number)
+    killed = subprocess.run(
+        [sys.executable, tmp_path / "script.py", tmp_path, "killed"],
+        check=False,
+        timeout=300,
+        env=TOLD | number,
+    )
     assert killed.returncode == -signal.SIGKILL
     store = Store(tmp_path / "store")
     assert store.done == [1]
-    with pytest.raises(RunError, match=r"missing are 2 shards: 3, 5"):  # a process beside it would not have waited for ever
+    # a process beside it would not have waited for ever
+    with pytest.raises(RunError, match=r"missing are 2 shards: 3, 5"):
         await_others(store, 6, 0, 2, wait=5)
     again = launch(tmp_path)
     assert again.returncode == 0, again.stderr
@@ -88,8 +132,14 @@ def test_what_a_killed_process_began_a_launch_of_several_ends_as_one_process_wou
     torch.set_num_threads(1)
     capture(tiny_llava(), pictures(), store=tmp_path / "alone", **ASKED)
     torch.set_num_threads(threads)
-    files = [{path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-             for folder in (tmp_path / "store", tmp_path / "alone")]  # fmt: skip
+    files = [
+        {
+            path.relative_to(folder): path.read_bytes()
+            for path in folder.rglob("*")
+            if path.is_file()
+        }
+        for folder in (tmp_path / "store", tmp_path / "alone")
+    ]
     assert files[0] == files[1]
     assert len(files[0]) == 2 * len(PLAN) + 1
 
@@ -111,7 +161,10 @@ def note(store: Store, **told: object) -> None:
 
 
 def gone() -> int:
-    """The number of a process that was killed, and that nobody has asked for its end yet: it is still in the table."""
+    """The number of a process that was killed, and that nobody has asked for its end yet.
+
+    It is still in the table.
+    """
     process = subprocess.Popen(["sleep", "60"])
     process.send_signal(signal.SIGKILL)
     os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
@@ -156,14 +209,23 @@ def test_a_damaged_shard_of_another_process_is_waited_for_until_it_is_made_anew(
 def test_a_process_that_was_killed_is_named_with_its_shards(store):
     store.write(1, states_of(PLAN[1]))
     note(store, process=gone())
-    with pytest.raises(RunError, match=r"process 1 of 2 has ended \(number \d+ on .*\); missing are 2 shards: 3, 5; .* it continues"):
+    with pytest.raises(
+        RunError,
+        match=(
+            r"process 1 of 2 has ended \(number \d+ on .*\); missing are 2 "
+            r"shards: 3, 5; .* it continues"
+        ),
+    ):
         await_others(store, 6, 0, 2)
 
 
 def test_a_process_that_failed_tells_the_others_why(store):
     with pytest.raises(KeyError), making_shards(store, 1, 2):
         raise KeyError("the cause")
-    with pytest.raises(RunError, match=r"process 1 of 2 failed \(KeyError: 'the cause'\); missing are 3 shards: 1, 3, 5"):
+    with pytest.raises(
+        RunError,
+        match=r"process 1 of 2 failed \(KeyError: 'the cause'\); missing are 3 shards: 1, 3, 5",
+    ):
         await_others(store, 6, 0, 2)
 
 
@@ -177,7 +239,8 @@ def test_a_failure_on_another_machine_is_told_and_an_end_there_is_not_guessed(st
 
 
 def test_what_an_earlier_launch_left_is_no_news(store):
-    # On this machine it counts when the process began, by the clock of the processes' table: it runs up to a second apart from the other.
+    # On this machine it counts when the process began, by the clock of the processes' table: it
+    # runs up to a second apart from the other.
     before = processes._launched() - 1
     for told in ({"began": before, "at": time.time()}, {"host": "elsewhere", "at": before}):
         note(store, **({"process": gone(), "failed": "KeyboardInterrupt: "} | told))
@@ -185,8 +248,11 @@ def test_what_an_earlier_launch_left_is_no_news(store):
             await_others(store, 6, 0, 2, wait=0.05)
 
 
-def test_a_process_of_this_launch_that_ended_is_no_old_news_whatever_the_clocks_say(store, monkeypatch):
-    monkeypatch.setattr(processes.time, "time", lambda: processes._launched() - 1)  # one clock behind the other
+def test_a_process_of_this_launch_that_ended_is_no_old_news_whatever_the_clocks_say(
+    store, monkeypatch
+):
+    # one clock behind the other
+    monkeypatch.setattr(processes.time, "time", lambda: processes._launched() - 1)
     with pytest.raises(KeyError), making_shards(store, 1, 2):
         raise KeyError("the cause")
     with pytest.raises(RunError, match="failed"):

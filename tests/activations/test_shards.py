@@ -1,4 +1,8 @@
-"""What happens to shards: processes killed at any moment, disks that fill up, files that are damaged. Nothing written is ever lost."""
+"""What happens to shards.
+
+Processes killed at any moment, disks that fill up, files that are
+damaged. Nothing written is ever lost.
+"""
 
 import errno
 import multiprocessing
@@ -26,10 +30,19 @@ from xlvlms_tutorial.errors import DamagedShardError, StoreError, StoreSpaceErro
 from xlvlms_tutorial.io import digest
 
 ROOT = Path(__file__).parents[2]
-FORK = multiprocessing.get_context("fork")  # a forked process has torch already, so that a kill strikes while it writes
+# a forked process has torch already, so that a kill strikes while it writes
+FORK = multiprocessing.get_context("fork")
 KILLS = int(os.environ.get("XLVLMS_KILLS", "8"))
 PER_SHARD, SHARDS_PER_KILL = 3, 25
-STEPS = [(os, "replace"), (os, "link"), (os, "fsync"), (os, "unlink"), (os, "mkdir"), (os, "rmdir"), (os, "chmod")]
+STEPS = [
+    (os, "replace"),
+    (os, "link"),
+    (os, "fsync"),
+    (os, "unlink"),
+    (os, "mkdir"),
+    (os, "rmdir"),
+    (os, "chmod"),
+]
 STEPS += [(shards_module, "save_file"), (pq, "write_table")]
 
 
@@ -61,17 +74,25 @@ def test_kills_at_random_moments_lose_nothing(tmp_path):
             store = Store(folder)
             assert store.verify() == []
             if store.done:
-                assert_same(store.states(), states_of([s for number in store.done for s in samples_of(number)], rows=2))
+                assert_same(
+                    store.states(),
+                    states_of([s for number in store.done for s in samples_of(number)], rows=2),
+                )
     capture(folder, n_shards)
     whole = Store(folder).states()
-    assert whole.table["sample"].tolist() == [sample for sample in range(n_shards * PER_SHARD) for _ in range(2)]
+    assert whole.table["sample"].tolist() == [
+        sample for sample in range(n_shards * PER_SHARD) for _ in range(2)
+    ]
     assert_same(whole, states_of(range(n_shards * PER_SHARD), rows=2))
     assert Store(folder).verify() == []
     assert len(drafts(folder)) <= struck
 
 
 def at_step(monkeypatch, k: int, act) -> list[int]:
-    """Let the k-th step that touches the disk (from 0) be ``act`` in place of what it is; gives the list of steps taken."""
+    """Let the k-th step that touches the disk (from 0) be ``act`` in place of what it is.
+
+    Gives the list of steps taken.
+    """
     taken: list[int] = []
 
     def watched(step):
@@ -139,7 +160,10 @@ def test_a_failure_of_any_step_loses_nothing_and_says_so(tmp_path, monkeypatch, 
                 store.write(2, states_of(samples_of(2)))
             except (StoreError, StoreSpaceError) as raised:
                 assert type(raised) is error
-                told = f"no space for shard 2, and the {len(store.done)} shards written so far are safe"
+                told = (
+                    f"no space for shard 2, and the {len(store.done)} "
+                    "shards written so far are safe"
+                )
                 assert (os.strerror(number) if error is StoreError else told) in str(raised)
                 failures += 1
         if len(taken) <= k:
@@ -157,7 +181,9 @@ def test_a_failure_of_any_step_loses_nothing_and_says_so(tmp_path, monkeypatch, 
 def test_a_full_disk_that_safetensors_tells_of_is_understood(tmp_path, monkeypatch):
     def full(tensors, path):
         path.write_bytes(b"half of it")
-        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+        raise SafetensorError(
+            "Error while serializing: I/O error: No space left on device (os error 28)"
+        )
 
     store = Store(tmp_path, PROVENANCE)
     monkeypatch.setattr(shards_module, "save_file", full)
@@ -194,7 +220,10 @@ print("filled, freed and continued")
 def test_a_disk_that_is_really_full_loses_nothing(tmp_path):
     spaces = ["unshare", "--map-root-user", "--mount"]  # a disk of its own, for this process alone
     trial = [*spaces, "mount", "-t", "tmpfs", "tmpfs", tmp_path]
-    if not shutil.which("unshare") or subprocess.run(trial, check=False, capture_output=True).returncode:
+    if (
+        not shutil.which("unshare")
+        or subprocess.run(trial, check=False, capture_output=True).returncode
+    ):
         pytest.skip("this system lets no process mount a small disk of its own")
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     filling = [*spaces, sys.executable, "-c", FILLING, tmp_path]
@@ -266,7 +295,9 @@ def test_damaged_tensors_are_named_refused_and_made_anew(store, how, fresh):
     assert_same(store.states(), states_of(range(9), rows=2))
 
 
-@pytest.mark.parametrize("how", ["flipped at the start", "flipped at the end", "truncated", "emptied", "longer"])
+@pytest.mark.parametrize(
+    "how", ["flipped at the start", "flipped at the end", "truncated", "emptied", "longer"]
+)
 def test_a_damaged_part_of_the_index_is_named_discarded_and_made_anew(store, how):
     DAMAGE[how](store.folder / "index" / "00001.parquet")
     assert store.verify() == ["index/00001.parquet"]
@@ -318,7 +349,12 @@ def test_drafts_of_gone_processes_are_removed_and_those_of_others_are_not(tmp_pa
     gone = FORK.Process(target=time.time)
     gone.start()
     gone.join()
-    names = [f".00001.{host}.{gone.pid}", f".00002.{host}.{gone.pid}", f".00001.{host}.{os.getppid()}", f".00001.elsewhere.{gone.pid}"]
+    names = [
+        f".00001.{host}.{gone.pid}",
+        f".00002.{host}.{gone.pid}",
+        f".00001.{host}.{os.getppid()}",
+        f".00001.elsewhere.{gone.pid}",
+    ]
     for name in [*names, ".00003.elsewhere.1", ".a.b.c"]:
         (tmp_path / name).mkdir()
         (tmp_path / name / "shard").write_bytes(b"half of it")
@@ -351,17 +387,24 @@ def test_a_rewritten_shard_is_never_seen_beside_another_index(store, monkeypatch
 
 
 def shard_files(folder: Path, number: int) -> list[Path]:
-    return [folder / "shards" / f"{number:05d}.safetensors", folder / "index" / f"{number:05d}.parquet"]
+    return [
+        folder / "shards" / f"{number:05d}.safetensors",
+        folder / "index" / f"{number:05d}.parquet",
+    ]
 
 
 @pytest.mark.parametrize("rows", [2, 0], ids=["rows", "no rows"])
 @pytest.mark.parametrize(("source", "target"), [(1, 0), (0, 1), (1, 7)])
 @pytest.mark.parametrize("which", [slice(0, 2), slice(1, 2)], ids=["both files", "the index"])
-def test_a_shard_that_is_a_copy_of_another_is_damaged_and_made_anew(tmp_path, rows, source, target, which):
+def test_a_shard_that_is_a_copy_of_another_is_damaged_and_made_anew(
+    tmp_path, rows, source, target, which
+):
     store = Store(tmp_path, PROVENANCE)
     for number in (0, 1):
         store.write(number, states_of(samples_of(number), rows=rows if number == source else 2))
-    for old, new in list(zip(shard_files(tmp_path, source), shard_files(tmp_path, target), strict=True))[which]:
+    for old, new in list(
+        zip(shard_files(tmp_path, source), shard_files(tmp_path, target), strict=True)
+    )[which]:
         shutil.copyfile(old, new)
     store = Store(tmp_path)
     assert store.verify() == [f"index/{target:05d}.parquet"]
@@ -375,10 +418,22 @@ def test_a_shard_that_is_a_copy_of_another_is_damaged_and_made_anew(tmp_path, ro
         store.write(target, states_of(samples_of(target), rows=2))
         assert sorted(set(Store(tmp_path).states().table["sample"])) == [
             sample for number in (0, 1) for sample in samples_of(number) if number == target or rows
-        ]  # fmt: skip
+        ]
 
 
-@pytest.mark.parametrize("name", ["1", "0001", "000001", "00001 copy", "-0001", "\u0661\u0661\u0661\u0661\u0661", "00001.bak", "1e4"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "1",
+        "0001",
+        "000001",
+        "00001 copy",
+        "-0001",
+        "\u0661\u0661\u0661\u0661\u0661",
+        "00001.bak",
+        "1e4",
+    ],
+)
 def test_a_stray_part_of_the_index_does_not_count(tmp_path, name):
     capture(tmp_path, 2)
     before = Store(tmp_path).table
@@ -392,11 +447,20 @@ def test_a_shard_of_an_earlier_version_is_read_and_merged_with_one_of_this(tmp_p
         store.write(3, states_of(range(3)))
     part = tmp_path / "old" / "index" / "00003.parquet"
     table = pq.read_table(part)
-    told = {name: table.schema.metadata[name.encode()].decode() for name in ("sha256", "bytes", "tensors", "columns")}
-    pq.write_table(table.replace_schema_metadata(told | {"check": digest(told)}), part, write_page_checksum=True)
+    told = {
+        name: table.schema.metadata[name.encode()].decode()
+        for name in ("sha256", "bytes", "tensors", "columns")
+    }
+    pq.write_table(
+        table.replace_schema_metadata(told | {"check": digest(told)}),
+        part,
+        write_page_checksum=True,
+    )
     assert Store(tmp_path / "old").verify() == [] and new.merge(tmp_path / "old") == []
     assert_same(Store(tmp_path / "old").states(), new.states())
-    for old_file, copy in zip(shard_files(tmp_path / "old", 3), shard_files(tmp_path / "old", 4), strict=True):
+    for old_file, copy in zip(
+        shard_files(tmp_path / "old", 3), shard_files(tmp_path / "old", 4), strict=True
+    ):
         shutil.copyfile(old_file, copy)
     assert Store(tmp_path / "old").verify() == ["index/00004.parquet"]
 
@@ -404,7 +468,9 @@ def test_a_shard_of_an_earlier_version_is_read_and_merged_with_one_of_this(tmp_p
 def test_threads_that_write_one_shard_do_not_take_each_other_s_drafts(tmp_path):
     store, expected = Store(tmp_path, PROVENANCE), states_of(range(6))
     with ThreadPoolExecutor(4) as pool:
-        for job in [pool.submit(store.write, number, expected) for _ in range(20) for number in (0, 0, 0, 0)]:
+        for job in [
+            pool.submit(store.write, number, expected) for _ in range(20) for number in (0, 0, 0, 0)
+        ]:
             job.result()
     assert store.verify() == [] and drafts(tmp_path) == []
     assert_same(store.states(), expected)
@@ -413,8 +479,14 @@ def test_threads_that_write_one_shard_do_not_take_each_other_s_drafts(tmp_path):
 def test_a_clock_that_jumps_leaves_the_draft_of_a_living_process(tmp_path, monkeypatch):
     store = Store(tmp_path, PROVENANCE)
     mine = tmp_path / f".00003.{socket.gethostname()}.{os.getppid()}-7"
-    for draft in (mine, tmp_path / f".00003.elsewhere.{os.getppid()}-7", tmp_path / f".00004.{socket.gethostname()}.99999999"):
+    for draft in (
+        mine,
+        tmp_path / f".00003.elsewhere.{os.getppid()}-7",
+        tmp_path / f".00004.{socket.gethostname()}.99999999",
+    ):
         draft.mkdir()
-    monkeypatch.setattr(shards_module.time, "time", lambda: time.monotonic() + 10 * 365 * 86_400 + 2e9)
+    monkeypatch.setattr(
+        shards_module.time, "time", lambda: time.monotonic() + 10 * 365 * 86_400 + 2e9
+    )
     store.write(3, states_of(range(3)))
     assert drafts(tmp_path) == [mine.name]

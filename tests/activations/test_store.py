@@ -1,4 +1,7 @@
-"""The store: what is written is read, by whom and in how many shards it may be written; what does not match is named."""
+"""The store: what is written is read, by whom and in how many shards it may be written.
+
+What does not match is named.
+"""
 
 import json
 import multiprocessing
@@ -19,7 +22,13 @@ from tests.support.made_states import DTYPES, PROVENANCE, assert_same, states_of
 from xlvlms_tutorial.activations import shards as shards_module
 from xlvlms_tutorial.activations.activations import States
 from xlvlms_tutorial.activations.store import Store, dealt, shard_plan
-from xlvlms_tutorial.errors import DamagedShardError, LayerError, SelectionError, StoreError, StoreMismatchError
+from xlvlms_tutorial.errors import (
+    DamagedShardError,
+    LayerError,
+    SelectionError,
+    StoreError,
+    StoreMismatchError,
+)
 
 ROOT = Path(__file__).parents[2]
 FORK = multiprocessing.get_context("fork")
@@ -75,7 +84,10 @@ def test_plain_pandas_reads_the_index_also_after_an_empty_first_shard(tmp_path):
     store.write(1, states_of([1]))  # no word in it
     store.write(2, states_of([3]))
     index = pd.read_parquet(tmp_path / "index")
-    assert index[["sample", "position", "shard", "row"]].to_numpy().tolist() == [[1, 0, 1, 0], [3, 0, 2, 0]]
+    assert index[["sample", "position", "shard", "row"]].to_numpy().tolist() == [
+        [1, 0, 1, 0],
+        [3, 0, 2, 0],
+    ]
     assert index["sample"].dtype == index["position"].dtype == "int64"
     assert index["id"].tolist() == ["s1", "s3"]
     assert index["word"].fillna("").tolist() == ["", "key"]
@@ -165,7 +177,9 @@ def test_only_what_is_needed_is_opened_and_each_shard_is_hashed_once(store, monk
             opened.append((self.path.stem, name))
             return self.inner.get_tensor(name)
 
-    monkeypatch.setattr(shards_module, "file_digest", lambda path: hashed.append(path.stem) or file_digest(path))
+    monkeypatch.setattr(
+        shards_module, "file_digest", lambda path: hashed.append(path.stem) or file_digest(path)
+    )
     monkeypatch.setattr(shards_module, "safe_open", Watched)
     fresh = Store(store.folder)
     fresh.states(3, "mlp", samples=[5])
@@ -190,7 +204,12 @@ def test_missing_deals_shards_out(store):
 @given(st.integers(0, 60), st.integers(1, 9), st.integers(1, 5))
 def test_every_sample_is_in_one_shard_of_one_process(n_samples, shard_size, world):
     plan = shard_plan(n_samples, shard_size)
-    mine = [sample for rank in range(world) for number in range(rank, len(plan), world) for sample in plan[number]]
+    mine = [
+        sample
+        for rank in range(world)
+        for number in range(rank, len(plan), world)
+        for sample in plan[number]
+    ]
     assert sorted(mine) == list(range(n_samples))
     assert all(len(samples) == shard_size for samples in plan[:-1])
 
@@ -206,7 +225,10 @@ def test_a_plan_without_samples_in_a_shard_is_refused():
         ({"model": "other"}, "model is 'fake' in the store and 'other' here"),
         ({"revision": "2"}, "revision is '1' in the store and '2' here"),
         ({"layers": [0]}, r"layers is \[0, 3\] in the store and \[0\] here"),
-        ({"prompt": "Where ?", "seed": 1}, "prompt is .* 'Where .' here; seed is 0 in the store and 1 here"),
+        (
+            {"prompt": "Where ?", "seed": 1},
+            "prompt is .* 'Where .' here; seed is 0 in the store and 1 here",
+        ),
         ({"selection": {"span": "text"}}, "selection.span is 'image' in the store and 'text' here"),
     ],
 )
@@ -225,7 +247,10 @@ def test_other_versions_continue_the_same_store(store):
 
 
 def test_other_tensors_are_refused(store):
-    with pytest.raises(StoreMismatchError, match=r"3/mlp is \['torch.float32', 2, 3\] in the store and \['torch.float16', 2, 3\] here"):
+    with pytest.raises(
+        StoreMismatchError,
+        match=r"3/mlp is \['torch.float32', 2, 3\] in the store and \['torch.float16', 2, 3\] here",
+    ):
         store.write(3, states_of([10], dtype=torch.float16))
     with pytest.raises(SelectionError, match="shard -1"):
         store.write(-1, states_of([10]))
@@ -238,7 +263,10 @@ def test_a_damaged_provenance_is_named(store):
 
 
 def test_merge_copies_what_is_absent_and_keeps_what_is_equal(store, tmp_path):
-    parts = [Store(tmp_path / name, PROVENANCE | {"versions": {"torch": name}}) for name in ("a", "b", "all")]
+    parts = [
+        Store(tmp_path / name, PROVENANCE | {"versions": {"torch": name}})
+        for name in ("a", "b", "all")
+    ]
     for number, samples in enumerate(shard_plan(10, 4)):
         for part in (parts[number % 2], parts[0]):
             part.write(number, states_of(samples, rows=2))
@@ -246,7 +274,10 @@ def test_merge_copies_what_is_absent_and_keeps_what_is_equal(store, tmp_path):
     before = (parts[2].folder / "shards" / "00002.safetensors").stat().st_ino
     assert parts[2].merge(parts[0].folder, parts[1].folder) == [0, 1]
     assert (parts[2].folder / "shards" / "00002.safetensors").stat().st_ino == before
-    assert all(torch.equal(parts[2].states()[key], tensor) for key, tensor in store.states().tensors.items())
+    assert all(
+        torch.equal(parts[2].states()[key], tensor)
+        for key, tensor in store.states().tensors.items()
+    )
     assert parts[2].table.equals(store.table)
     assert parts[2].verify() == []
     assert parts[2].merge(parts[0].folder, store.folder) == []
@@ -289,8 +320,13 @@ def _write_some(folder, numbers, start):
 @pytest.mark.parametrize("same", [False, True], ids=["interleaved", "the same shards"])
 def test_two_processes_write_at_once(tmp_path, same):
     start, n = FORK.Barrier(2), 40
-    dealt_out = [random.Random(seed).sample(range(n), n) if same else range(seed, n, 2) for seed in (0, 1)]
-    processes = [FORK.Process(target=_write_some, args=(tmp_path / "s", numbers, start)) for numbers in dealt_out]
+    dealt_out = [
+        random.Random(seed).sample(range(n), n) if same else range(seed, n, 2) for seed in (0, 1)
+    ]
+    processes = [
+        FORK.Process(target=_write_some, args=(tmp_path / "s", numbers, start))
+        for numbers in dealt_out
+    ]
     for process in processes:
         process.start()
     for process in processes:
@@ -298,16 +334,29 @@ def test_two_processes_write_at_once(tmp_path, same):
     assert [process.exitcode for process in processes] == [0, 0]
     assert_same(Store(tmp_path / "s").states(), states_of(range(n), rows=3))
     assert Store(tmp_path / "s").verify() == []
-    assert {path.name for path in (tmp_path / "s").iterdir()} == {"provenance.json", "shards", "index"}
+    assert {path.name for path in (tmp_path / "s").iterdir()} == {
+        "provenance.json",
+        "shards",
+        "index",
+    }
 
 
 def test_a_plain_run_is_one_process_of_one(monkeypatch):
-    for name in ("RANK", "WORLD_SIZE", "PMI_RANK", "PMI_SIZE", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"):
+    for name in (
+        "RANK",
+        "WORLD_SIZE",
+        "PMI_RANK",
+        "PMI_SIZE",
+        "OMPI_COMM_WORLD_RANK",
+        "OMPI_COMM_WORLD_SIZE",
+    ):
         monkeypatch.delenv(name, raising=False)
     assert dealt() == (0, 1)
 
 
-@pytest.mark.parametrize("names", [("RANK", "WORLD_SIZE"), ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE")])
+@pytest.mark.parametrize(
+    "names", [("RANK", "WORLD_SIZE"), ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE")]
+)
 def test_a_launched_process_knows_its_number_and_initialises_nothing(monkeypatch, names):
     for name, value in zip(names, ("2", "5"), strict=True):
         monkeypatch.setenv(name, value)
@@ -334,11 +383,24 @@ def test_accelerate_launch_deals_the_shards_to_its_processes(tmp_path, monkeypat
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    asked = ["--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    asked = [
+        "--multi_gpu",
+        "--num_processes",
+        "2",
+        "--num_machines",
+        "1",
+        "--mixed_precision",
+        "no",
+        "--dynamo_backend",
+        "no",
+    ]
     command = [sys.executable, "-m", "accelerate.commands.launch", *asked]
     command += ["--main_process_port", str(port), tmp_path / "fake_capture.py", tmp_path / "s"]
     done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    assert sorted(path.name for path in tmp_path.glob("process-*")) == ["process-0-of-2", "process-1-of-2"]
+    assert sorted(path.name for path in tmp_path.glob("process-*")) == [
+        "process-0-of-2",
+        "process-1-of-2",
+    ]
     assert_same(Store(tmp_path / "s").states(), states_of(range(23)))
     assert json.loads((tmp_path / "s" / "provenance.json").read_text()) == PROVENANCE

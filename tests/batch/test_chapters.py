@@ -1,4 +1,6 @@
-"""Parameters are read from a chapter's own cell, and what does not fit is refused with what would."""
+"""Parameters are read from a chapter's own cell, and what does not
+fit is refused with what would.
+"""
 
 import datetime
 import json
@@ -11,11 +13,23 @@ from hypothesis import strategies as st
 from papermill.translators import PythonTranslator
 
 from tests.support.toy_chapter import PARAMETERS, toy_chapter
-from xlvlms_tutorial.batch.chapters import Expression, book_folder, checked, code_of, defaults, find_chapter, read_chapter
+from xlvlms_tutorial.batch.chapters import (
+    Expression,
+    book_folder,
+    checked,
+    code_of,
+    defaults,
+    find_chapter,
+    read_chapter,
+)
 from xlvlms_tutorial.batch.spelling import read_yaml
 from xlvlms_tutorial.errors import SelectionError
 
-BOOK = sorted(page.stem for page in book_folder().glob("*.md") if "[parameters]" in page.read_text(encoding="utf-8"))
+BOOK = sorted(
+    page.stem
+    for page in book_folder().glob("*.md")
+    if "[parameters]" in page.read_text(encoding="utf-8")
+)
 
 
 @pytest.fixture
@@ -35,7 +49,8 @@ def test_the_defaults_are_those_of_the_cell(known):
 def test_every_chapter_of_the_book_has_readable_parameters(name):
     found = defaults(read_chapter(find_chapter(name)))
     assert list(found)[:4] == ["model", "dataset", "n_samples", "seed"]
-    assert checked(name, found, {"model": "a/b", "dataset": "coco", "n_samples": 3, "seed": 1})["n_samples"] == 3
+    given = {"model": "a/b", "dataset": "coco", "n_samples": 3, "seed": 1}
+    assert checked(name, found, given)["n_samples"] == 3
     plain = {key: value for key, value in found.items() if not isinstance(value, Expression)}
     assert checked(name, found, plain).keys() == plain.keys()  # every default fits itself
     with pytest.raises(SelectionError, match="did you mean 'n_samples'"):
@@ -67,8 +82,14 @@ def test_folders_become_absolute_and_names_stay(known, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     given = {"dataset": "./data/coco", "model": "data/coco"}
     assert set(checked("toy", known, given).values()) == {str(tmp_path / "data" / "coco")}
-    assert checked("toy", known, {"dataset": "data/coco-place"})["dataset"] == str(tmp_path / "data" / "coco-place")
-    for kept in ({"dataset": "scenes"}, {"model": "llava-hf/llava-1.5-7b-hf"}, {"end": "data/coco"}):
+    assert checked("toy", known, {"dataset": "data/coco-place"})["dataset"] == str(
+        tmp_path / "data" / "coco-place"
+    )
+    for kept in (
+        {"dataset": "scenes"},
+        {"model": "llava-hf/llava-1.5-7b-hf"},
+        {"end": "data/coco"},
+    ):
         assert checked("toy", known, kept) == kept
 
 
@@ -103,10 +124,17 @@ def test_the_digest_follows_the_code_and_not_the_prose(tmp_path):
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
-    lambda inner: st.lists(inner) | st.tuples(inner, inner) | st.dictionaries(st.text(), inner), max_leaves=8,
-))  # fmt: skip
+@given(
+    st.recursive(
+        st.none()
+        | st.booleans()
+        | st.integers()
+        | st.floats(allow_nan=False, allow_infinity=False)
+        | st.text(),
+        lambda inner: st.lists(inner) | st.tuples(inner, inner) | st.dictionaries(st.text(), inner),
+        max_leaves=8,
+    )
+)
 def test_what_runs_is_what_is_recorded(value):
     """Papermill writes the very value into the chapter that the results file will hold."""
     try:
@@ -119,7 +147,9 @@ def test_what_runs_is_what_is_recorded(value):
     assert ran["computed"] == json.loads(json.dumps(value)) == taken["computed"]
 
 
-@pytest.mark.parametrize("value", [{1: "a"}, {"a": {None: "b"}}, [{True: 1}], {(1, 2): 3}, {1.5: "a"}])
+@pytest.mark.parametrize(
+    "value", [{1: "a"}, {"a": {None: "b"}}, [{True: 1}], {(1, 2): 3}, {1.5: "a"}]
+)
 def test_keys_that_are_no_text_are_refused(known, value):
     with pytest.raises(SelectionError, match="no text; put it into quotes|wrong type"):
         checked("toy", known, {"computed": value})
@@ -142,12 +172,17 @@ def test_magics_and_defaults_that_json_does_not_know_are_read(tmp_path):
     cell = f"seed = 1\n%matplotlib inline\n!ls\n{strange}\npair = (1, (2, 3))"
     found = defaults(read_chapter(chapter_with(tmp_path, cell)))
     plain = {"seed": 1, "pair": (1, (2, 3))}
-    assert {name: value for name, value in found.items() if not isinstance(value, Expression)} == plain
+    assert {
+        name: value for name, value in found.items() if not isinstance(value, Expression)
+    } == plain
     assert set(found) == {*plain, "raw", "many", "long", "by", "wide"} and found["raw"] == "b'x'"
     assert json.loads(json.dumps(found))["raw"] == "b'x'"
 
 
-@pytest.mark.parametrize("cell", ["seed = ", "seed = 010", "seed = (1", "f(", "seed = 1 2", "seed = " + "[" * 500 + "]" * 500])
+@pytest.mark.parametrize(
+    "cell",
+    ["seed = ", "seed = 010", "seed = (1", "f(", "seed = 1 2", "seed = " + "[" * 500 + "]" * 500],
+)
 def test_a_cell_that_is_no_python_is_refused(tmp_path, cell):
     with pytest.raises(SelectionError, match="cell tagged 'parameters' cannot be read"):
         defaults(read_chapter(chapter_with(tmp_path, cell)))
@@ -159,9 +194,23 @@ def chapter_with(folder, cell):
     return file
 
 
-@pytest.mark.parametrize("name", ["~nosuch-user/x", "x/" + "y" * 300, "x/.-place", "x/..-place", "/-", "a/\0", "~/nowhere-to-be-found"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "~nosuch-user/x",
+        "x/" + "y" * 300,
+        "x/.-place",
+        "x/..-place",
+        "/-",
+        "a/\0",
+        "~/nowhere-to-be-found",
+    ],
+)
 def test_a_path_that_leads_nowhere_stays_as_it_is(known, name):
-    assert checked("toy", known, {"model": name, "dataset": name}) == {"model": name, "dataset": name}
+    assert checked("toy", known, {"model": name, "dataset": name}) == {
+        "model": name,
+        "dataset": name,
+    }
     with pytest.raises(SelectionError, match="no chapter"):
         find_chapter(f"{name}.md")
 
@@ -172,24 +221,54 @@ def test_a_folder_in_the_home_is_found(known, tmp_path, monkeypatch):
     assert checked("toy", known, {"model": "~/llava"})["model"] == str(tmp_path / "llava")
 
 
-@pytest.mark.parametrize(("parameter", "written", "meant"), [
-    ("effect", "1e-3", 0.001), ("effect", "-1E+2", -100.0), ("effect", ".5", 0.5), ("effect", "3", 3), ("n_samples", "010", 10),
-    ("n_samples", "1_000", 1000), ("n_samples", "0x10", 16), ("end", "no", "no"), ("end", "3", "3"), ("end", "1e-3", "1e-3"),
-    ("end", "null", "null"), ("end", "'no'", "no"), ("end", "12:30", "12:30"), ("end", "2026-01-01", "2026-01-01"),
-    ("layers", "[01, 2]", [1, 2]),
-    ("names", "{a: no, off: yes}", {"a": "no", "off": "yes"}), ("computed", "[1, no, 1e-3, true, ~]", [1, "no", 0.001, True, None]),
-    ("truth", "yes", True), ("truth", "Off", False), ("words", "[yes, no, key, 1]", ["yes", "no", "key", "1"]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("parameter", "written", "meant"),
+    [
+        ("effect", "1e-3", 0.001),
+        ("effect", "-1E+2", -100.0),
+        ("effect", ".5", 0.5),
+        ("effect", "3", 3),
+        ("n_samples", "010", 10),
+        ("n_samples", "1_000", 1000),
+        ("n_samples", "0x10", 16),
+        ("end", "no", "no"),
+        ("end", "3", "3"),
+        ("end", "1e-3", "1e-3"),
+        ("end", "null", "null"),
+        ("end", "'no'", "no"),
+        ("end", "12:30", "12:30"),
+        ("end", "2026-01-01", "2026-01-01"),
+        ("layers", "[01, 2]", [1, 2]),
+        ("names", "{a: no, off: yes}", {"a": "no", "off": "yes"}),
+        ("computed", "[1, no, 1e-3, true, ~]", [1, "no", 0.001, True, None]),
+        ("truth", "yes", True),
+        ("truth", "Off", False),
+        ("words", "[yes, no, key, 1]", ["yes", "no", "key", "1"]),
+    ],
+)
 def test_words_of_yaml_are_what_the_default_says(known, parameter, written, meant):
     known |= {"truth": False, "words": ("lamp",)}
     found = checked("toy", known, {parameter: read_yaml(written, "-p")[0]})[parameter]
     assert found == meant and type(found) is type(meant)
 
 
-@pytest.mark.parametrize(("parameter", "written"), [
-    ("n_samples", "0.5"), ("n_samples", "1:30"), ("n_samples", "'3'"), ("effect", "high"), ("effect", ".nan"), ("end", "[a]"),
-    ("end", "a: b"), ("truth", "3"), ("truth", "maybe"), ("layers", "[1, a]"), ("n_samples", "9" * 5000), ("n_samples", "yes"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("parameter", "written"),
+    [
+        ("n_samples", "0.5"),
+        ("n_samples", "1:30"),
+        ("n_samples", "'3'"),
+        ("effect", "high"),
+        ("effect", ".nan"),
+        ("end", "[a]"),
+        ("end", "a: b"),
+        ("truth", "3"),
+        ("truth", "maybe"),
+        ("layers", "[1, a]"),
+        ("n_samples", "9" * 5000),
+        ("n_samples", "yes"),
+    ],
+)
 def test_words_that_cannot_be_what_the_default_says_are_refused(known, parameter, written):
     with pytest.raises(SelectionError, match="wrong type; give "):
         checked("toy", known | {"truth": False}, {parameter: read_yaml(written, "-p")[0]})

@@ -36,7 +36,9 @@ def grid(tmp_path):
 
     def read(text):
         (tmp_path / "grid.yaml").write_text(text)
-        return read_grid(tmp_path / "grid.yaml", tmp_path / "chapters", ("pocket-llava", "pocket-llava-video"))
+        return read_grid(
+            tmp_path / "grid.yaml", tmp_path / "chapters", ("pocket-llava", "pocket-llava-video")
+        )
 
     return read
 
@@ -47,17 +49,30 @@ def test_every_combination_is_one_run(grid):
     assert len({cell.id for cell in cells}) == len(cells)
     first, last = cells[0], cells[-1]
     assert first.chapter == "toy" and {cell.chapter for cell in cells} == {"toy", "other"}
-    assert first.parameters == {"model": "pocket-llava", "dataset": "scenes", "seed": 0, "effect": 0.1, "n_samples": 8}
-    assert last.parameters["share"] == 1 and last.parameters["layers"] == [3] and last.parameters["seed"] == 7
+    assert first.parameters == {
+        "model": "pocket-llava",
+        "dataset": "scenes",
+        "seed": 0,
+        "effect": 0.1,
+        "n_samples": 8,
+    }
+    assert last.parameters["share"] == 1
+    assert last.parameters["layers"] == [3]
+    assert last.parameters["seed"] == 7
     assert (first.gpus, last.gpus, first.minutes, last.threads, last.retries) == (0, 1, 5, 1, 1)
 
 
 def test_names_are_readable_safe_and_stay_the_same(grid):
     cells = grid(GOOD)
-    assert [cell.id for cell in cells] == [cell.id for cell in grid(GOOD.replace("minutes: 5", "minutes: 9"))]
-    assert cells[0].id.startswith("toy-pocket-llava-scenes-s0-") and any("-tiny-" in cell.id for cell in cells)
+    assert [cell.id for cell in cells] == [
+        cell.id for cell in grid(GOOD.replace("minutes: 5", "minutes: 9"))
+    ]
+    assert cells[0].id.startswith("toy-pocket-llava-scenes-s0-")
+    assert any("-tiny-" in cell.id for cell in cells)
     assert all(re.fullmatch(r"[a-z0-9-]+", cell.id) for cell in cells)
-    assert {cell.id for cell in cells}.isdisjoint(cell.id for cell in grid(GOOD.replace("n_samples: 8", "n_samples: 9")))
+    assert {cell.id for cell in cells}.isdisjoint(
+        cell.id for cell in grid(GOOD.replace("n_samples: 8", "n_samples: 9"))
+    )
 
 
 def test_a_name_never_reaches_the_shell_as_it_was_given(grid, tmp_path, monkeypatch):
@@ -76,8 +91,16 @@ def test_a_name_never_reaches_the_shell_as_it_was_given(grid, tmp_path, monkeypa
         ("gpus: 1", "threads: 0", "threads=0; give a whole number of 1 or more"),
         ("gpus: 1", "mem_mb: lots", "mem_mb='lots'"),
         ("minutes: 5", "minute: 5", "defaults: unknown key 'minute'"),
-        ("[toy, other]", "[toy, othr]", "line 7, experiment 1: no chapter 'othr' .* did you mean 'other'|did you mean 'other'"),
-        ("share: 1", "shar: 1", "line 9, experiment 2: chapter 'toy' has no parameter 'shar' .did you mean 'share'"),
+        (
+            "[toy, other]",
+            "[toy, othr]",
+            "line 7, experiment 1: no chapter 'othr' .* did you mean 'other'|did you mean 'other'",
+        ),
+        (
+            "share: 1",
+            "shar: 1",
+            "line 9, experiment 2: chapter 'toy' has no parameter 'shar' .did you mean 'share'",
+        ),
         ("share: 1", "share: one", "parameter share='one' of chapter 'toy' is of the wrong type"),
         ("share: 1", "share: 2026-01-01", "wrong type"),
         ("share: 1", "seed: 1", "'seed' is given in two places, or in the wrong one"),
@@ -86,7 +109,11 @@ def test_a_name_never_reaches_the_shell_as_it_was_given(grid, tmp_path, monkeypa
         ("effect: [0.1, 0.2]", "effect: [0.1, 0.1]", "vary: effect has a value twice"),
         ("seeds: 7", "seeds: seven", "parameter seed='seven'"),
         ("seeds: 7", "seeds: [7, null]", "seeds has no value"),
-        ("models: pocket-llava\n", "models: pocket-lava\n", "unknown model 'pocket-lava' .did you mean 'pocket-llava'"),
+        (
+            "models: pocket-llava\n",
+            "models: pocket-lava\n",
+            "unknown model 'pocket-lava' .did you mean 'pocket-llava'",
+        ),
         ("models: pocket-llava\n", "models: 3\n", "unknown model '3'"),
         ("scenes-mood", "scene", "unknown dataset 'scene' .did you mean 'scenes'"),
         ("seeds: 7", "seeds: 7\n    seeds: 8", "line 13: 'seeds' stands twice"),
@@ -108,7 +135,10 @@ def test_what_is_wrong_is_named_with_its_line(grid, old, new, said):
         ("experiments: []", "no list of experiments"),
         ("experiments: [toy]", "line 1: 'toy' is no mapping"),
         ("experiments: [{models: pocket-llava}]", "chapters has no value"),
-        ("experiments: [{chapters: toy}, {chapters: [toy]}]", "experiment 2: the run toy-pocket-llava-scenes-s0-.* is asked for twice"),
+        (
+            "experiments: [{chapters: toy}, {chapters: [toy]}]",
+            "experiment 2: the run toy-pocket-llava-scenes-s0-.* is asked for twice",
+        ),
     ],
 )
 def test_a_file_without_runs_is_refused(grid, text, said):
@@ -134,16 +164,24 @@ def test_the_grids_of_the_repository_fit_the_chapters(name):
 @pytest.mark.parametrize("key", ["vary", "parameters"])
 @pytest.mark.parametrize("wrong", ["[a]", "abc", "3", "[{effect: 1}]", "true"])
 def test_what_should_be_a_mapping_and_is_none_is_refused(grid, key, wrong):
-    with pytest.raises(SelectionError, match=f"line 1, experiment 1: {key} is .*, no mapping; give {key} as NAME: VALUE"):
+    with pytest.raises(
+        SelectionError,
+        match=f"line 1, experiment 1: {key} is .*, no mapping; give {key} as NAME: VALUE",
+    ):
         grid(f"experiments: [{{chapters: toy, {key}: {wrong}}}]")
     with pytest.raises(SelectionError, match="no mapping"):
         grid(f"defaults: {{parameters: {wrong}}}\nexperiments: [{{chapters: toy}}]")
 
 
-@pytest.mark.parametrize("text", [
-    "experiments: &a [*a]", "experiments: [&a {chapters: *a}]", "experiments: " + "[" * 3000,
-    "experiments: [{chapters: toy, seeds: " + "[" * 3000,
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "text",
+    [
+        "experiments: &a [*a]",
+        "experiments: [&a {chapters: *a}]",
+        "experiments: " + "[" * 3000,
+        "experiments: [{chapters: toy, seeds: " + "[" * 3000,
+    ],
+)
 def test_a_file_without_end_is_refused(grid, text):
     with pytest.raises(SelectionError, match=r"grid\.yaml.*(holds itself|nested too deep)"):
         grid(text)
@@ -156,11 +194,18 @@ def test_names_that_no_file_can_have_are_unknown(grid, key, name):
     if key == "models" and "/" in name:
         return  # the hub may have it
     with pytest.raises(SelectionError, match="unknown dataset|unknown model|no chapter"):
-        grid("experiments: [{" + ", ".join(f'{one}: "{value}"' for one, value in entry.items()) + "}]")
+        grid(
+            "experiments: [{"
+            + ", ".join(f'{one}: "{value}"' for one, value in entry.items())
+            + "}]"
+        )
 
 
 def test_words_of_a_grid_are_what_the_chapter_says(grid):
-    first, second = grid("experiments: [{chapters: toy, seeds: 010, parameters: {effect: 1e-3}, vary: {end: [no, yes]}, threads: 02}]")
+    first, second = grid(
+        "experiments: [{chapters: toy, seeds: 010, parameters: {effect: 1e-3}, vary: "
+        "{end: [no, yes]}, threads: 02}]"
+    )
     assert first.parameters | {"end": ""} == second.parameters | {"end": ""} and first.threads == 2
     assert (first.parameters["seed"], first.parameters["effect"]) == (10, 0.001)
     assert [first.parameters["end"], second.parameters["end"]] == ["no", "yes"]
@@ -170,14 +215,27 @@ def test_many_runs_have_names_of_their_own_and_the_chapter_is_read_once(grid, mo
     reads = []
     real = run_module.read_chapter
     monkeypatch.setattr(run_module, "read_chapter", lambda file: reads.append(file) or real(file))
-    cells = grid(f"experiments: [{{chapters: [toy, other], vary: {{n_samples: {list(range(3000))}}}}}, {{chapters: toy, seeds: 5}}]")
-    assert len({cell.id for cell in cells}) == len(cells) == 6001  # with six digits two of them would share one: 1275 and 5644 did
+    cells = grid(
+        "experiments: [{chapters: [toy, other], vary: {n_samples: "
+        f"{list(range(3000))}}}}}, {{chapters: toy, seeds: 5}}]"
+    )
+    # with six digits two of them would share one: 1275 and 5644 did
+    assert len({cell.id for cell in cells}) == len(cells) == 6001
     assert sorted(file.stem for file in reads) == ["other", "toy"]
-    assert len({cell.id for cell in grid("experiments: [{chapters: toy, vary: {n_samples: [1275, 5644]}}]")}) == 2
+    assert (
+        len(
+            {
+                cell.id
+                for cell in grid("experiments: [{chapters: toy, vary: {n_samples: [1275, 5644]}}]")
+            }
+        )
+        == 2
+    )
 
 
 def test_a_seed_that_is_text_makes_no_path(grid, tmp_path):
     file = tmp_path / "chapters" / "toy.md"
     file.write_text(file.read_text().replace("seed = 0", "seed = abs(0)"))
     (cell,) = grid("experiments: [{chapters: toy, seeds: ../../x}]")
-    assert re.fullmatch(r"toy-pocket-llava-scenes-s-x-[0-9a-f]{12}", cell.id) and cell.parameters["seed"] == "../../x"
+    assert re.fullmatch(r"toy-pocket-llava-scenes-s-x-[0-9a-f]{12}", cell.id)
+    assert cell.parameters["seed"] == "../../x"

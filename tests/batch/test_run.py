@@ -32,7 +32,9 @@ def made(tmp_path_factory):
 @pytest.fixture
 def never(monkeypatch):
     """Whoever starts a notebook fails the test."""
-    monkeypatch.setattr(run.papermill, "execute_notebook", lambda *_, **__: pytest.fail("a notebook was started"))
+    monkeypatch.setattr(
+        run.papermill, "execute_notebook", lambda *_, **__: pytest.fail("a notebook was started")
+    )
 
 
 def files(folder):
@@ -44,13 +46,28 @@ def test_results_hold_what_was_measured_and_how(made):
     assert set(FIELDS) <= set(content)
     assert (content["chapter"], content["given"]) == ("toy", GIVEN)
     assert content["parameters"] == {
-        "model": "a/b", "dataset": "scenes", "n_samples": 4, "seed": 3, "effect": 0.5, "end": "", "layers": [4, 5], "wide": [2, 4, 6],
-        "share": 0.5, "names": {"a": "b"}, "computed": "2 * 3",
-    }  # fmt: skip
+        "model": "a/b",
+        "dataset": "scenes",
+        "n_samples": 4,
+        "seed": 3,
+        "effect": 0.5,
+        "end": "",
+        "layers": [4, 5],
+        "wide": [2, 4, 6],
+        "share": 0.5,
+        "names": {"a": "b"},
+        "computed": "2 * 3",
+    }
     (claim,) = content["claims"]
-    assert (claim["id"], claim["model"], claim["seeds"], claim["value"]) == ("IMA-1", "a/b", [3], 0.53)
+    assert (claim["id"], claim["model"], claim["seeds"], claim["value"]) == (
+        "IMA-1",
+        "a/b",
+        [3],
+        0.53,
+    )
     seconds = content["seconds"]
-    assert min(seconds.values()) > 0 and seconds["cells"] + seconds["kernel_start"] <= seconds["total"]
+    assert min(seconds.values()) > 0
+    assert seconds["cells"] + seconds["kernel_start"] <= seconds["total"]
     assert content["memory"]["peak_bytes"] > 10e6 and content["machine"]["cores"] == os.cpu_count()
     assert content["versions"]["torch"]
 
@@ -67,14 +84,23 @@ def test_the_notebook_beside_is_the_chapter_with_its_outputs_and_nothing_of_ours
 RECORD = '(folder / "toy.json").write_text('
 
 
-@pytest.mark.parametrize(("written", "said"), [
-    ("json.dumps(key | measured | {'id': 'IMA-99'})", "ClaimError: claim 'IMA-99' is not in the register"),
-    ("json.dumps(key | measured | {'model': [model]})", "RecordError: toy.json: not a record"),
-    ("'{'", "RecordError: .*toy.json: not a record"), ("'[' * 5000", "RecordError: .*toy.json: not a record"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("written", "said"),
+    [
+        (
+            "json.dumps(key | measured | {'id': 'IMA-99'})",
+            "ClaimError: claim 'IMA-99' is not in the register",
+        ),
+        ("json.dumps(key | measured | {'model': [model]})", "RecordError: toy.json: not a record"),
+        ("'{'", "RecordError: .*toy.json: not a record"),
+        ("'[' * 5000", "RecordError: .*toy.json: not a record"),
+    ],
+)
 def test_a_record_that_could_not_be_judged_fails_the_run_that_made_it(tmp_path, written, said):
     before, after = BODY.split(RECORD)
-    toy_chapter(tmp_path / "chapters", body=f"{before}{RECORD}{written})\n{after.partition(chr(10))[2]}")
+    toy_chapter(
+        tmp_path / "chapters", body=f"{before}{RECORD}{written})\n{after.partition(chr(10))[2]}"
+    )
     with pytest.raises(RunError, match=f"chapter 'toy' failed: {said}"):
         run_chapter("toy", tmp_path / "out", folder=tmp_path / "chapters")
     assert files(tmp_path / "out") == [".lock", FAILURE, NOTEBOOK]
@@ -82,8 +108,13 @@ def test_a_record_that_could_not_be_judged_fails_the_run_that_made_it(tmp_path, 
 
 
 def test_what_runs_is_what_is_recorded_also_in_a_folder_with_braces(tmp_path):
-    toy_chapter(tmp_path / "{seed} {no} {}", body=BODY.replace("effect + seed / 100", "sum(layers) + len(layers)"))
-    run_chapter("toy", tmp_path / "{model}}{", {"layers": (3, 4)}, folder=tmp_path / "{seed} {no} {}")
+    toy_chapter(
+        tmp_path / "{seed} {no} {}",
+        body=BODY.replace("effect + seed / 100", "sum(layers) + len(layers)"),
+    )
+    run_chapter(
+        "toy", tmp_path / "{model}}{", {"layers": (3, 4)}, folder=tmp_path / "{seed} {no} {}"
+    )
     content = read_results(tmp_path / "{model}}{" / RESULTS)
     assert content["given"] == {"layers": [3, 4]} and content["claims"][0]["value"] == 9
 
@@ -93,7 +124,9 @@ def test_whole_results_of_the_same_run_are_kept_and_of_another_are_not(made, nev
     run_chapter("toy", made / "out", GIVEN, folder=made / "chapters", resume=True)
     assert (made / "out" / RESULTS).read_bytes() == before
     for other in (GIVEN | {"seed": 4}, {}):
-        assert not run.same_run(made / "out" / RESULTS, run.prepare("toy", other, made / "chapters"))
+        assert not run.same_run(
+            made / "out" / RESULTS, run.prepare("toy", other, made / "chapters")
+        )
     toy_chapter(made / "changed", body=BODY.replace("100", "10"))
     assert not run.same_run(made / "out" / RESULTS, run.prepare("toy", GIVEN, made / "changed"))
 
@@ -104,20 +137,34 @@ def test_a_chapter_that_fails_leaves_a_report_and_no_results(tmp_path):
     out.mkdir()
     (out / RESULTS).write_text("of an earlier run")
     (out / ".work-left").mkdir()
-    with pytest.raises(RunError, match=r"'toy' failed in cell \[3\]: ValueError: asked to fail; the traceback is in .*failure.json"):
+    with pytest.raises(
+        RunError,
+        match=(
+            r"'toy' failed in cell \[3\]: ValueError: asked to fail; the "
+            r"traceback is in .*failure.json"
+        ),
+    ):
         run_chapter("toy", out, {"end": "raise"}, folder=tmp_path / "chapters")
     assert files(out) == [".lock", FAILURE, NOTEBOOK]
     told = json.loads((out / FAILURE).read_text())
-    assert (told["error"], told["message"], told["cell"], told["given"]) == ("ValueError", "asked to fail", 3, {"end": "raise"})
+    assert (told["error"], told["message"], told["cell"], told["given"]) == (
+        "ValueError",
+        "asked to fail",
+        3,
+        {"end": "raise"},
+    )
     assert "raise ValueError" in told["source"] and "asked to fail" in told["traceback"]
     assert "\x1b" not in json.dumps(told, ensure_ascii=False)
     cells = nbformat.read(out / NOTEBOOK, as_version=4).cells
-    assert "An Exception was encountered" in cells[0].source and "peak_memory" not in cells[-1].source
+    assert "An Exception was encountered" in cells[0].source
+    assert "peak_memory" not in cells[-1].source
 
 
 def test_a_kernel_that_dies_is_reported_like_a_failure(tmp_path):
     toy_chapter(tmp_path / "chapters")
-    with pytest.raises(RunError, match="DeadKernelError: the kernel died: killed from outside, or out of memory"):
+    with pytest.raises(
+        RunError, match="DeadKernelError: the kernel died: killed from outside, or out of memory"
+    ):
         run_chapter("toy", tmp_path / "out", {"end": "die"}, folder=tmp_path / "chapters")
     told = json.loads((tmp_path / "out" / FAILURE).read_text())
     assert told["error"] == DeadKernelError.__name__ and "os._exit(9)" in told["source"]
@@ -132,7 +179,10 @@ def test_wrong_parameters_are_refused_before_anything_is_made(tmp_path, never):
 
 
 def test_a_second_run_in_the_same_folder_is_refused(made, never):
-    with FileLock(made / "out" / ".lock"), pytest.raises(RunError, match="another process is running a chapter in"):
+    with (
+        FileLock(made / "out" / ".lock"),
+        pytest.raises(RunError, match="another process is running a chapter in"),
+    ):
         run_chapter("toy", made / "out", GIVEN, folder=made / "chapters")
     assert read_results(made / "out" / RESULTS)["given"] == GIVEN
 
@@ -142,7 +192,9 @@ def test_a_full_disk_is_said_and_leaves_no_results(made, tmp_path, monkeypatch, 
     """The notebook of a run that went well is what papermill gives; then the disk is full."""
     executed = nbformat.read(made / "out" / NOTEBOOK, as_version=4)
     measured = nbformat.v4.new_output("stream", text=json.dumps(peak_memory()))
-    cell = nbformat.v4.new_code_cell("", outputs=[measured], metadata={"papermill": executed.cells[-1].metadata.papermill})
+    cell = nbformat.v4.new_code_cell(
+        "", outputs=[measured], metadata={"papermill": executed.cells[-1].metadata.papermill}
+    )
     executed.cells.append(cell)
     monkeypatch.setattr(run.papermill, "execute_notebook", lambda *_, **__: copy.deepcopy(executed))
     real = os.replace
@@ -155,14 +207,23 @@ def test_a_full_disk_is_said_and_leaves_no_results(made, tmp_path, monkeypatch, 
     monkeypatch.setattr(os, "replace", full)
     with pytest.raises(OutputError, match="No space left on device.*free space there"):
         run_chapter("toy", tmp_path / "out", GIVEN, folder=made / "chapters")
-    assert RESULTS not in files(tmp_path / "out") and not [name for name in files(tmp_path / "out") if name.startswith(".work")]
+    assert RESULTS not in files(tmp_path / "out")
+    assert not [name for name in files(tmp_path / "out") if name.startswith(".work")]
     monkeypatch.setattr(os, "replace", real)
-    assert run_chapter("toy", tmp_path / "out", GIVEN, folder=made / "chapters", resume=True).exists()
+    assert run_chapter(
+        "toy", tmp_path / "out", GIVEN, folder=made / "chapters", resume=True
+    ).exists()
 
 
 @pytest.mark.parametrize(
     "damage",
-    [lambda text: text[:-40], lambda text: text.replace("0.53", "0.63"), lambda text: "", lambda text: "[]", lambda text: "{}"],
+    [
+        lambda text: text[:-40],
+        lambda text: text.replace("0.53", "0.63"),
+        lambda text: "",
+        lambda text: "[]",
+        lambda text: "{}",
+    ],
     ids=["cut off", "changed", "empty", "a list", "without fields"],
 )
 def test_damaged_results_are_named(made, tmp_path, damage):
@@ -175,7 +236,9 @@ def test_damaged_results_are_named(made, tmp_path, damage):
 
 def test_results_without_a_field_are_damaged(made, tmp_path):
     content = read_sealed(made / "out" / RESULTS)
-    write_sealed(tmp_path / RESULTS, {name: value for name, value in content.items() if name != "claims"})
+    write_sealed(
+        tmp_path / RESULTS, {name: value for name, value in content.items() if name != "claims"}
+    )
     with pytest.raises(RecordError, match="claims missing"):
         read_results(tmp_path / RESULTS)
 

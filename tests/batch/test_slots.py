@@ -1,4 +1,7 @@
-"""No two jobs see the same GPU; none is needed to test it, only the variable that says which one a job sees."""
+"""No two jobs see the same GPU.
+
+None is needed to test it, only the variable that says which one a job sees.
+"""
 
 import os
 import subprocess
@@ -74,7 +77,9 @@ def test_more_than_there_are_is_refused_at_once(tmp_path):
         pass
 
 
-@pytest.mark.skipif(not hasattr(os, "getuid"), reason="Windows has a temporary folder for each user")
+@pytest.mark.skipif(
+    not hasattr(os, "getuid"), reason="Windows has a temporary folder for each user"
+)
 @pytest.mark.parametrize("made", ["folder", "link", "file"])
 def test_a_folder_of_locks_that_is_not_ours_is_refused_with_what_to_do(tmp_path, monkeypatch, made):
     monkeypatch.setattr(slots.tempfile, "gettempdir", lambda: str(tmp_path))
@@ -83,11 +88,21 @@ def test_a_folder_of_locks_that_is_not_ours_is_refused_with_what_to_do(tmp_path,
     if made != "file":
         monkeypatch.setattr(os, "getuid", lambda: -1)
         place.rename(tmp_path / "xlvlms-gpus--1")
-    with pytest.raises(RunError, match="locks of GPUs in .* cannot be held .*set TMPDIR to a folder of your own"), gpus(1, 1):
+    with (
+        pytest.raises(
+            RunError,
+            match="locks of GPUs in .* cannot be held .*set TMPDIR to a folder of your own",
+        ),
+        gpus(1, 1),
+    ):
         pass
 
 
-@pytest.mark.parametrize("harm", [lambda lock: lock.symlink_to(lock), lambda lock: lock.mkdir()], ids=["a link to itself", "a folder"])
+@pytest.mark.parametrize(
+    "harm",
+    [lambda lock: lock.symlink_to(lock), lambda lock: lock.mkdir()],
+    ids=["a link to itself", "a folder"],
+)
 def test_a_lock_that_cannot_be_held_is_said(tmp_path, harm):
     harm(tmp_path / "0.lock")
     with pytest.raises(RunError, match="locks of GPUs"), gpus(1, 1, tmp_path):

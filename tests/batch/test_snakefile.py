@@ -1,4 +1,7 @@
-"""A grid of toy chapters through the real Snakemake: it goes on where it was stopped, and one failure leaves the others alone."""
+"""A grid of toy chapters through the real Snakemake.
+
+It goes on where it was stopped, and one failure leaves the others alone.
+"""
 
 import json
 import os
@@ -30,7 +33,9 @@ experiments:
 
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory):
-    """A batch of two runs that go well on two GPUs, which nothing here needs to exist, and one that fails; and what was said."""
+    """A batch of two runs that go well on two GPUs, which nothing here needs to exist, and one
+    that fails; and what was said.
+    """
     folder, said = tmp_path_factory.mktemp("grid"), []
     toy_chapter(folder / "chapters")
     (folder / "grid.yaml").write_text(GRID)
@@ -46,7 +51,9 @@ def stub(monkeypatch, tmp_path):
     (tmp_path / "grid.yaml").write_text(GRID)
     kept = []
 
-    monkeypatch.setattr(batch, "_engine", lambda command, out, lock: kept.append((command, out)) or 0)
+    monkeypatch.setattr(
+        batch, "_engine", lambda command, out, lock: kept.append((command, out)) or 0
+    )
     return tmp_path, kept
 
 
@@ -73,7 +80,9 @@ def test_results_claims_and_tables_lie_where_they_should(ran):
     measured = {entry["id"]: entry["measurements"] for entry in entries if entry["measurements"]}
     assert list(measured) == ["IMA-1"] and [row["seeds"] for row in measured["IMA-1"]] == [[0], [1]]
     assert {row["run"] for row in measured["IMA-1"]} == set(found.results)
-    assert {"runs.parquet", "measurements.parquet", "report.md", "plan.json"} <= {path.name for path in (folder / "out").iterdir()}
+    assert {"runs.parquet", "measurements.parquet", "report.md", "plan.json"} <= {
+        path.name for path in (folder / "out").iterdir()
+    }
 
 
 def test_jobs_at_the_same_time_see_one_gpu_each(ran):
@@ -81,23 +90,38 @@ def test_jobs_at_the_same_time_see_one_gpu_each(ran):
     seen = []
     for name in found.results:
         notebook = nbformat.read(folder / "out" / "runs" / name / NOTEBOOK, as_version=4)
-        seen.append("".join(output.text for output in notebook.cells[-1].outputs if output.output_type == "stream").split())
-    assert all(gpu in ("0", "1") and threads == "1" and where == "chapters" for gpu, threads, where in seen)
+        seen.append(
+            "".join(
+                output.text
+                for output in notebook.cells[-1].outputs
+                if output.output_type == "stream"
+            ).split()
+        )
+    assert all(
+        gpu in ("0", "1") and threads == "1" and where == "chapters" for gpu, threads, where in seen
+    )
 
 
 def test_it_goes_on_with_what_is_missing_damaged_or_of_other_code(ran):
-    """One process of Snakemake: a damaged run is made again and named, a whole one is left alone, the chapter that failed now works."""
+    """One process of Snakemake.
+
+    A damaged run is made again and named, a whole one is left alone, the
+    chapter that failed now works.
+    """
     folder, found, _ = ran
     whole, torn = sorted(found.results)
     (failed,) = found.problems
-    results = {name: folder / "out" / "runs" / name / "results.json" for name in (whole, torn, failed)}
+    results = {
+        name: folder / "out" / "runs" / name / "results.json" for name in (whole, torn, failed)
+    }
     before, good = results[whole].stat().st_mtime_ns, read_results(results[torn])["claims"]
     results[torn].write_text(results[torn].read_text()[:60])
     said = []
     options = Options(cores=2, gpus=1, chapters=folder / "chapters")
     again = reproduce(folder / "grid.yaml", folder / "out", options, say=said.append)
     assert again.states == {whole: "done", torn: "done", failed: "failed"}
-    assert results[whole].stat().st_mtime_ns == before and read_results(results[torn])["claims"] == good
+    assert results[whole].stat().st_mtime_ns == before
+    assert read_results(results[torn])["claims"] == good
     assert (results[torn].parent / "results.json.damaged").exists()
     assert [line for line in said if "damaged" in line and str(results[torn]) in line]
 
@@ -113,15 +137,26 @@ def test_results_whose_measurements_cannot_be_judged_are_made_again(ran, monkeyp
     said = []
     options = Options(cores=1, gpus=1, chapters=folder / "chapters")
     again = reproduce(folder / "grid.yaml", folder / "out", options, say=said.append)
-    assert again.states[name] == "missing" and any("damaged, to be made again" in line and "IMA-99" in line for line in said)
+    assert again.states[name] == "missing"
+    assert any("damaged, to be made again" in line and "IMA-99" in line for line in said)
     file.write_bytes(whole)
 
 
 def test_parameters_longer_than_a_command_line_reach_the_chapter(tmp_path):
-    toy_chapter(tmp_path / "chapters", body=BODY.replace("effect + seed / 100", "len(model) + len(names['a'])"))
-    entry = {"chapters": "toy", "models": "m/" + "é'$" * 50_000, "parameters": {"names": {"a": "\\ \n" * 70_000}}, "mem_mb": 100}
+    toy_chapter(
+        tmp_path / "chapters",
+        body=BODY.replace("effect + seed / 100", "len(model) + len(names['a'])"),
+    )
+    entry = {
+        "chapters": "toy",
+        "models": "m/" + "é'$" * 50_000,
+        "parameters": {"names": {"a": "\\ \n" * 70_000}},
+        "mem_mb": 100,
+    }
     (tmp_path / "grid.yaml").write_text(json.dumps({"experiments": [entry]}))
-    found = reproduce(tmp_path / "grid.yaml", tmp_path / "out", Options(cores=1, chapters=tmp_path / "chapters"))
+    found = reproduce(
+        tmp_path / "grid.yaml", tmp_path / "out", Options(cores=1, chapters=tmp_path / "chapters")
+    )
     (measured,) = found.measurements
     assert measured["value"] == 150_002 + 210_000
 
@@ -134,14 +169,32 @@ def words(process: psutil.Process) -> str:
         return ""
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT], ids=["TERM", "HUP", "INT"])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT], ids=["TERM", "HUP", "INT"]
+)
 def test_a_batch_that_is_asked_to_end_leaves_no_process_behind_and_goes_on(tmp_path, number):
-    waiting = f"import time; from pathlib import Path\nwhile not Path({str(tmp_path / 'go')!r}).exists(): time.sleep(0.1)\n"
+    waiting = (
+        "import time; from pathlib import Path\n"
+        f"while not Path({str(tmp_path / 'go')!r}).exists(): time.sleep(0.1)\n"
+    )
     toy_chapter(tmp_path / "chapters", body=waiting + BODY)
     (tmp_path / "grid.yaml").write_text("experiments: [{chapters: toy, retries: 2, mem_mb: 100}]")
-    command = [sys.executable, "-m", "xlvlms_tutorial", "reproduce", "grid.yaml", "--out", "out", "--chapters", "chapters", "--cores", "1"]
+    command = [
+        sys.executable,
+        "-m",
+        "xlvlms_tutorial",
+        "reproduce",
+        "grid.yaml",
+        "--out",
+        "out",
+        "--chapters",
+        "chapters",
+        "--cores",
+        "1",
+    ]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    before = signal.signal(number, signal.SIG_DFL)  # what started the tests may ignore it, as nohup does, and children would inherit that
+    # what started the tests may ignore it, as nohup does, and children would inherit that
+    before = signal.signal(number, signal.SIG_DFL)
     running = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL)
     signal.signal(number, before)
     family = []
@@ -149,7 +202,9 @@ def test_a_batch_that_is_asked_to_end_leaves_no_process_behind_and_goes_on(tmp_p
         assert running.poll() is None
         time.sleep(0.2)
         family = psutil.Process(running.pid).children(recursive=True)
-    engine = next(one for one in psutil.Process(running.pid).children() if "snakemake" in words(one))
+    engine = next(
+        one for one in psutil.Process(running.pid).children() if "snakemake" in words(one)
+    )
     assert f"process {engine.pid} on " in (tmp_path / "out" / batch.LOCK).read_text()
     running.send_signal(number)
     assert running.wait(60) != 0
@@ -157,7 +212,12 @@ def test_a_batch_that_is_asked_to_end_leaves_no_process_behind_and_goes_on(tmp_p
     assert not alive and len(gone) == len(family) >= 3
     if number == signal.SIGTERM:
         (tmp_path / "go").touch()
-        assert subprocess.run(command, cwd=tmp_path, env=environment, check=False, stderr=subprocess.DEVNULL).returncode == 0
+        assert (
+            subprocess.run(
+                command, cwd=tmp_path, env=environment, check=False, stderr=subprocess.DEVNULL
+            ).returncode
+            == 0
+        )
 
 
 def test_outdated_results_are_named_and_moved_only_when_it_is_meant(ran, monkeypatch):
@@ -174,15 +234,20 @@ def test_outdated_results_are_named_and_moved_only_when_it_is_meant(ran, monkeyp
 
 def test_snakemake_is_started_on_the_plan(stub):
     folder, kept = stub
-    found = reproduce(folder / "grid.yaml", folder / "out", Options(cores=2, gpus=1, chapters=folder / "chapters"))
+    found = reproduce(
+        folder / "grid.yaml", folder / "out", Options(cores=2, gpus=1, chapters=folder / "chapters")
+    )
     ((command, out),) = kept
     assert command[:4] == [sys.executable, "-m", "snakemake", "all"] and out == folder / "out"
     assert command[command.index("--cores") + 1] == "2"
     gpu, memory = command[command.index("--resources") + 1 :][:2]
-    assert gpu == "gpu=1" and 0 < int(memory.removeprefix("mem_mb=")) < psutil.virtual_memory().total / 1e6
+    assert gpu == "gpu=1"
+    assert 0 < int(memory.removeprefix("mem_mb=")) < psutil.virtual_memory().total / 1e6
     assert (folder / "out" / "Snakefile").read_text() == (FOLDER / "Snakefile").read_text()
     plan = json.loads((folder / "out" / "plan.json").read_text())
-    assert plan["gpus"] == 1 and plan["chapters"] == str(folder / "chapters") and len(plan["runs"]) == 3
+    assert plan["gpus"] == 1
+    assert plan["chapters"] == str(folder / "chapters")
+    assert len(plan["runs"]) == 3
     assert set(found.states.values()) == {"missing"}
 
 
@@ -190,10 +255,15 @@ def test_a_second_batch_in_the_same_folder_is_refused_until_engine_and_command_h
     folder, kept = stub
     options = Options(gpus=1, chapters=folder / "chapters")
     with batch._only(folder / "out") as lock:
-        heir = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, pass_fds=(lock,))
-        with pytest.raises(RunError, match=f"process {os.getpid()} on .* is running a batch in .*--out"):
+        heir = subprocess.Popen(
+            [sys.executable, "-c", "input()"], stdin=subprocess.PIPE, pass_fds=(lock,)
+        )
+        with pytest.raises(
+            RunError, match=f"process {os.getpid()} on .* is running a batch in .*--out"
+        ):
             reproduce(folder / "grid.yaml", folder / "out", options)
-    with pytest.raises(RunError, match="is running a batch"):  # the heir of the lock, as Snakemake is, still lives
+    # the heir of the lock, as Snakemake is, still lives
+    with pytest.raises(RunError, match="is running a batch"):
         reproduce(folder / "grid.yaml", folder / "out", options)
     heir.kill()
     heir.wait()
@@ -208,7 +278,10 @@ def test_wrong_input_starts_nothing(stub):
     grid, out, chapters = folder / "grid.yaml", folder / "out", folder / "chapters"
     for options, said in [
         (Options(chapters=chapters), "a run wants 1 GPUs of 0; give --gpus N"),
-        (Options("lokal", gpus=1, chapters=chapters), "profile 'lokal' cannot be read .*there are: local, slurm, kubernetes"),
+        (
+            Options("lokal", gpus=1, chapters=chapters),
+            "profile 'lokal' cannot be read .*there are: local, slurm, kubernetes",
+        ),
         (Options(gpus=1, chapters=folder), "no chapter 'toy'"),
     ]:
         with pytest.raises(SelectionError, match=said):
@@ -221,9 +294,14 @@ def test_wrong_input_starts_nothing(stub):
 
 def test_a_profile_whose_plugin_is_missing_says_what_to_install(monkeypatch):
     monkeypatch.setattr(batch, "find_spec", lambda name: None)
-    with pytest.raises(SelectionError, match="needs snakemake-executor-plugin-slurm; run pip install"):
+    with pytest.raises(
+        SelectionError, match="needs snakemake-executor-plugin-slurm; run pip install"
+    ):
         batch._profile("slurm")
-    with pytest.raises(SelectionError, match="needs snakemake-executor-plugin-kubernetes and snakemake-storage-plugin-fs"):
+    with pytest.raises(
+        SelectionError,
+        match="needs snakemake-executor-plugin-kubernetes and snakemake-storage-plugin-fs",
+    ):
         batch._profile("kubernetes")
     asked = []
     monkeypatch.setattr(batch, "find_spec", lambda name: asked.append(name) or True)
@@ -233,10 +311,15 @@ def test_a_profile_whose_plugin_is_missing_says_what_to_install(monkeypatch):
 
 @pytest.mark.parametrize("name", PROFILES)
 def test_profiles_hold_only_options_that_snakemake_knows(name):
-    """A plugin's own options start with its name; all others are in Snakemake's parser, whatever is installed."""
+    """A plugin's own options start with its name.
+
+    All others are in Snakemake's parser, whatever is installed.
+    """
     from snakemake.cli import get_argument_parser
 
     content = yaml.safe_load((FOLDER / "profiles" / name / "config.yaml").read_text())
-    known = {option for action in get_argument_parser()._actions for option in action.option_strings}
+    known = {
+        option for action in get_argument_parser()._actions for option in action.option_strings
+    }
     assert {f"--{key}" for key in content if not key.startswith(f"{name}-")} <= known
     assert content["keep-going"] is True and content.get("executor", name) == name

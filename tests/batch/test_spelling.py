@@ -10,29 +10,67 @@ from xlvlms_tutorial.batch.spelling import Word, plain, read_yaml
 from xlvlms_tutorial.errors import SelectionError
 
 LAUGHS = "a: &a [1,1,1,1,1,1,1,1,1]\n" + "".join(
-    f"{two}: &{two} [{','.join([f'*{one}'] * 9)}]\n" for one, two in zip("abcdefg", "bcdefgh", strict=True)
+    f"{two}: &{two} [{','.join([f'*{one}'] * 9)}]\n"
+    for one, two in zip("abcdefg", "bcdefgh", strict=True)
 )
 
 
-@pytest.mark.parametrize(("text", "said"), [
-    ("&a [*a]", "one that holds itself"), ("a: &a {b: *a}", "one that holds itself"), (LAUGHS, "more than 100,000 values"),
-    ("[" * 3000 + "]" * 3000, "nested too deep"), ("[" * 3000, "nested too deep"), ("{a: " * 3000, "nested too deep"),
-    ("a: 1\na: 2", "line 2: 'a' stands twice"), ("[{a: 1, a: 2}]", "'a' stands twice"), ("x: [", "expected the node content"),
-    ("!!python/object/apply:os.system ['true']", "could not determine a constructor"), ("!!int x", "invalid literal"),
-    ("{[a]: 1}", "unhashable"),
-    ("a\0b", "special characters"), ("*nobody", "undefined alias"), ("a: b: c", "mapping values are not allowed"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("&a [*a]", "one that holds itself"),
+        ("a: &a {b: *a}", "one that holds itself"),
+        (LAUGHS, "more than 100,000 values"),
+        ("[" * 3000 + "]" * 3000, "nested too deep"),
+        ("[" * 3000, "nested too deep"),
+        ("{a: " * 3000, "nested too deep"),
+        ("a: 1\na: 2", "line 2: 'a' stands twice"),
+        ("[{a: 1, a: 2}]", "'a' stands twice"),
+        ("x: [", "expected the node content"),
+        ("!!python/object/apply:os.system ['true']", "could not determine a constructor"),
+        ("!!int x", "invalid literal"),
+        ("{[a]: 1}", "unhashable"),
+        ("a\0b", "special characters"),
+        ("*nobody", "undefined alias"),
+        ("a: b: c", "mapping values are not allowed"),
+    ],
+)
 def test_what_is_damaged_or_without_end_is_refused(text, said):
     with pytest.raises(SelectionError, match=f"here.*{said}"):
         read_yaml(text, "here")
 
 
-@pytest.mark.parametrize(("text", "expected"), [
-    ("010", 10), ("-3", -3), ("0o10", 8), ("0x1F", 31), ("1e-3", 0.001), ("1.", 1.0), ("+.5e1", 5.0), ("true", True), ("FALSE", False),
-    ("no", "no"), ("On", "On"), ("y", "y"), ("12:30", "12:30"), ("1:30:00", "1:30:00"), ("1_000", "1_000"), ("2026-01-01", "2026-01-01"),
-    ("~", None), ("null", None), ("'010'", "010"), ("!!str 10", "10"), ("0b1", "0b1"), ("=", "="), ("1e", "1e"), (".inf", float("inf")),
-    ("{a: &x [1], b: *x}", {"a": [1], "b": [1]}), ("base: &b {c: 1}\nmore: {<<: *b, d: 2}", {"base": {"c": 1}, "more": {"c": 1, "d": 2}}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("010", 10),
+        ("-3", -3),
+        ("0o10", 8),
+        ("0x1F", 31),
+        ("1e-3", 0.001),
+        ("1.", 1.0),
+        ("+.5e1", 5.0),
+        ("true", True),
+        ("FALSE", False),
+        ("no", "no"),
+        ("On", "On"),
+        ("y", "y"),
+        ("12:30", "12:30"),
+        ("1:30:00", "1:30:00"),
+        ("1_000", "1_000"),
+        ("2026-01-01", "2026-01-01"),
+        ("~", None),
+        ("null", None),
+        ("'010'", "010"),
+        ("!!str 10", "10"),
+        ("0b1", "0b1"),
+        ("=", "="),
+        ("1e", "1e"),
+        (".inf", float("inf")),
+        ("{a: &x [1], b: *x}", {"a": [1], "b": [1]}),
+        ("base: &b {c: 1}\nmore: {<<: *b, d: 2}", {"base": {"c": 1}, "more": {"c": 1, "d": 2}}),
+    ],
+)
 def test_a_word_by_itself_is_what_yaml_1_2_says(text, expected):
     found = plain(read_yaml(text, "here")[0])
     assert found == expected and type(found) is type(expected)

@@ -15,7 +15,9 @@ def test_todays_loop_gives_the_same_similarities(mode):
     p, t = SIZES.tokens()
     ours = alignment.ours(p, t, mode)()
     for layer in range(2):
-        theirs = [[alignment.one_pair(x.numpy(), y.numpy(), mode) for y in t[layer]] for x in p[layer]]
+        theirs = [
+            [alignment.one_pair(x.numpy(), y.numpy(), mode) for y in t[layer]] for x in p[layer]
+        ]
         np.testing.assert_allclose(ours[layer], theirs, atol=1e-6)
 
 

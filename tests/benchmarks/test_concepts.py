@@ -1,4 +1,7 @@
-"""What is compared solves the same problem, and everything that is promised is measured; a rival that is missing is a row."""
+"""What is compared solves the same problem, and everything that is promised is measured.
+
+A rival that is missing is a row.
+"""
 
 import numpy as np
 import pytest
@@ -23,10 +26,16 @@ def test_activations_have_a_common_offset_and_sparse_parts():
 
 
 def test_objectives_are_sums_over_all_entries():
-    A, Z, D = concepts.activations(9, 6, 3), np.ones((9, 2), np.float32), np.eye(2, 6, dtype=np.float32)
+    A, Z, D = (
+        concepts.activations(9, 6, 3),
+        np.ones((9, 2), np.float32),
+        np.eye(2, 6, dtype=np.float32),
+    )
     squares = sum((A[i, j] - (Z @ D)[i, j]) ** 2.0 for i in range(9) for j in range(6))
     assert concepts.objective(A, Z, D) == pytest.approx(squares + 2 * 18, rel=1e-5)
-    assert concepts.squared_error(*map(torch.from_numpy, (A, Z, D))) == pytest.approx(squares, rel=1e-5)
+    assert concepts.squared_error(*map(torch.from_numpy, (A, Z, D))) == pytest.approx(
+        squares, rel=1e-5
+    )
 
 
 @pytest.mark.filterwarnings("ignore")

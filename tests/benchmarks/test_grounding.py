@@ -1,4 +1,6 @@
-"""Today's way names the same words where it names any, and everything that is promised is measured."""
+"""Today's way names the same words where it names any, and
+everything that is promised is measured.
+"""
 
 import pytest
 import torch
@@ -16,7 +18,11 @@ def vlm():
 
 def test_todays_way_finds_the_first_of_our_words(vlm):
     directions = torch.randn(5, 32, generator=torch.Generator().manual_seed(0))
-    common = {word for word, share in wordfreq.get_frequency_dict("en", "large").items() if share >= 10 ** (2.5 - 9) and word.isalpha()}
+    common = {
+        word
+        for word, share in wordfreq.get_frequency_dict("en", "large").items()
+        if share >= 10 ** (2.5 - 9) and word.isalpha()
+    }
     theirs = grounding.words_listed(vlm, directions, common)
     ours = as_lists(words(vlm, directions, 200, norm=False))
     for k, found in enumerate(theirs):
@@ -43,4 +49,6 @@ def test_everything_is_measured():
     grounding.measure(report)
     assert len(report.promises) == 5
     assert sum("seconds" in finding.what for finding in report.promises) == 2
-    assert all(finding.found.value > 0 for finding in report.findings if "fewer" not in finding.what)
+    assert all(
+        finding.found.value > 0 for finding in report.findings if "fewer" not in finding.what
+    )

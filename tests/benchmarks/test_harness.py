@@ -1,4 +1,6 @@
-"""Verdicts follow from numbers, times are paired, files say what was measured, and only known benchmarks run."""
+"""Verdicts follow from numbers, times are paired, files say what was measured,
+and only known benchmarks run.
+"""
 
 import gc
 import json
@@ -14,7 +16,22 @@ from typer.testing import CliRunner
 
 from benchmarks.__main__ import SCRIPTS
 from benchmarks.command import application
-from benchmarks.harness import CPU, Finding, Goal, Options, Report, always, count, hardware, median, ratio, run, timed, verdict, within
+from benchmarks.harness import (
+    CPU,
+    Finding,
+    Goal,
+    Options,
+    Report,
+    always,
+    count,
+    hardware,
+    median,
+    ratio,
+    run,
+    timed,
+    verdict,
+    within,
+)
 from benchmarks.memory import peak_bytes
 from xlvlms_tutorial.metrics.intervals import Estimate
 
@@ -41,7 +58,8 @@ def test_a_promise_holds_if_its_number_meets_its_goal(goal, text, value, holds):
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "holds"), [(0.9, 1.1, True), (1.0, 1.1, True), (0.9, 1.0, True), (1.001, 1.2, False), (0.8, 0.99, False)]
+    ("low", "high", "holds"),
+    [(0.9, 1.1, True), (1.0, 1.1, True), (0.9, 1.0, True), (1.001, 1.2, False), (0.8, 0.99, False)],
 )
 def test_no_difference_is_an_interval_that_covers_one(low, high, holds):
     goal = Goal("covers", 1.0)
@@ -51,8 +69,18 @@ def test_no_difference_is_an_interval_that_covers_one(low, high, holds):
 
 def test_the_number_is_judged_as_it_is_written():
     found = Finding("x", Estimate(1.05004, 1.0, 1.2, 5), Goal("<=", 1.05))
-    assert found.asdict() == {"what": "x", "measured": 1.05, "spread": [1.0, 1.2], "goal": "<= 1.05", "holds": True}
-    assert Finding("y", count(3, 9)).asdict() == {"what": "y", "measured": 3.0, "spread": [3.0, 3.0]}
+    assert found.asdict() == {
+        "what": "x",
+        "measured": 1.05,
+        "spread": [1.0, 1.2],
+        "goal": "<= 1.05",
+        "holds": True,
+    }
+    assert Finding("y", count(3, 9)).asdict() == {
+        "what": "y",
+        "measured": 3.0,
+        "spread": [3.0, 3.0],
+    }
 
 
 class FakeTime:
@@ -76,7 +104,9 @@ class FakeTime:
 
 def test_each_way_is_timed_once_a_round_in_changing_order_after_the_warm_up():
     clock = FakeTime()
-    seconds = timed({"a": clock.way("a", [9, 1, 2, 3]), "b": clock.way("b", [9, 4, 5, 6])}, 3, clock=clock)
+    seconds = timed(
+        {"a": clock.way("a", [9, 1, 2, 3]), "b": clock.way("b", [9, 4, 5, 6])}, 3, clock=clock
+    )
     assert seconds == {"a": [1, 2, 3], "b": [4, 5, 6]}
     assert "".join(clock.order) == "ba" + "ab" + "ba" + "ab"
 
@@ -156,16 +186,41 @@ def fake(report: Report) -> None:
 def test_the_file_says_what_was_measured_with_what_and_whether_it_holds(tmp_path, capsys):
     report = run("fake", fake, Options(folder=tmp_path))
     content = json.loads((tmp_path / "fake.json").read_text())
-    assert list(content) == ["name", "created", "versions", "hardware", "model", "setting", "spread", "promises", "information"]
-    assert (content["name"], content["model"], content["setting"]) == ("fake", ["a model"], {"rounds": 9, "quick": False})
+    assert list(content) == [
+        "name",
+        "created",
+        "versions",
+        "hardware",
+        "model",
+        "setting",
+        "spread",
+        "promises",
+        "information",
+    ]
+    assert (content["name"], content["model"], content["setting"]) == (
+        "fake",
+        ["a model"],
+        {"rounds": 9, "quick": False},
+    )
     assert re.fullmatch(r"\d{4}-\d\d-\d\d", content["created"])
-    assert content["versions"]["torch"] == torch.__version__.split("+")[0] or content["versions"]["torch"] == torch.__version__
+    assert (
+        content["versions"]["torch"] == torch.__version__.split("+")[0]
+        or content["versions"]["torch"] == torch.__version__
+    )
     assert set(content["versions"]) == {"python", "torch", "transformers", "xlvlms_tutorial"}
     assert content["hardware"] | {"load_average": 0} == hardware() | {"load_average": 0}
     assert content["hardware"]["threads"] == torch.get_num_threads()
-    assert content["promises"][0] == {"what": "a model: speed", "measured": 1.01, "spread": [0.99, 1.04], "goal": "<= 1.05", "holds": True}
+    assert content["promises"][0] == {
+        "what": "a model: speed",
+        "measured": 1.01,
+        "spread": [0.99, 1.04],
+        "goal": "<= 1.05",
+        "holds": True,
+    }
     assert [promise["holds"] for promise in content["promises"]] == [True, False]
-    assert content["information"] == [{"what": "a model: noise", "measured": 1.0, "spread": [0.9, 1.1]}]
+    assert content["information"] == [
+        {"what": "a model: noise", "measured": 1.0, "spread": [0.9, 1.1]}
+    ]
     assert verdict([report, report]) == "4 promises, 2 hold"
     printed = capsys.readouterr().out
     assert "a model: size" in printed and "NO" in printed and "1.01" in printed
@@ -174,12 +229,19 @@ def test_the_file_says_what_was_measured_with_what_and_whether_it_holds(tmp_path
 def test_quick_results_do_not_replace_those_that_are_kept():
     assert Options().results.name == "results"
     assert Options(quick=True).results != Options().results
-    assert (Options(quick=True).rounds(15), Options().rounds(15), Options(repeats=7, quick=True).rounds(15)) == (3, 15, 7)
+    assert (
+        Options(quick=True).rounds(15),
+        Options().rounds(15),
+        Options(repeats=7, quick=True).rounds(15),
+    ) == (3, 15, 7)
 
 
 def test_one_benchmark_or_all_run_and_the_last_line_counts_the_promises(tmp_path):
     app = application({"one": fake, "two": fake})
-    for arguments, files, line in (([], ["one.json", "two.json"], "4 promises, 2 hold"), (["two"], ["two.json"], "2 promises, 1 hold")):
+    for arguments, files, line in (
+        ([], ["one.json", "two.json"], "4 promises, 2 hold"),
+        (["two"], ["two.json"], "2 promises, 1 hold"),
+    ):
         folder = tmp_path / str(len(files))
         ran = RUN.invoke(app, [*arguments, "--quick", "--folder", str(folder)])
         assert ran.exit_code == 0, ran.output
@@ -189,10 +251,17 @@ def test_one_benchmark_or_all_run_and_the_last_line_counts_the_promises(tmp_path
 
 @pytest.mark.parametrize("arguments", [["capturing"], ["--", "--quick"], ["--", "a; touch b"]])
 def test_an_unknown_benchmark_is_refused_with_the_names_there_are(arguments, tmp_path):
-    ran = RUN.invoke(application(SCRIPTS), ["--folder", str(tmp_path), *arguments], env={"COLUMNS": "200", "TERM": "dumb"})
+    ran = RUN.invoke(
+        application(SCRIPTS),
+        ["--folder", str(tmp_path), *arguments],
+        env={"COLUMNS": "200", "TERM": "dumb"},
+    )
     assert ran.exit_code == 2
     told = " ".join(ran.output.replace("│", " ").split())
-    known = "capture, steering, skipping, storing, alignment, vocabulary, subnetworks, concepts, grounding, pruning, reliability"
+    known = (
+        "capture, steering, skipping, storing, alignment, vocabulary, subnetworks, concepts, "
+        "grounding, pruning, reliability"
+    )
     assert f"there are: {known}." in told
     assert list(tmp_path.iterdir()) == []
 

@@ -1,4 +1,6 @@
-"""The smaller model of the benchmark is smaller, today's way merges to the same masks, and memory is counted."""
+"""The smaller model of the benchmark is smaller, today's way merges to the
+same masks, and memory is counted.
+"""
 
 import numpy as np
 import pytest

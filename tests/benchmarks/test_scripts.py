@@ -1,4 +1,7 @@
-"""Each benchmark runs on tiny models, and measures what it says; the 7B shapes are built by the functions that build tiny ones here."""
+"""Each benchmark runs on tiny models, and measures what it says.
+
+The 7B shapes are built by the functions that build tiny ones here.
+"""
 
 import pytest
 import torch
@@ -18,10 +21,22 @@ from xlvlms_tutorial.models import anatomy
 from xlvlms_tutorial.models.spans import SPANS
 
 TEXT = {
-    "vocab_size": 200, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "max_position_embeddings": 512,
-}  # fmt: skip
-VISION = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "image_size": 28, "patch_size": 14}
+    "vocab_size": 200,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+}
+VISION = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "image_size": 28,
+    "patch_size": 14,
+}
 PUBLISHED = [(llava_shape, 7_063_427_072, 576), (qwen2_vl_shape, 8_291_375_616, 256)]
 
 
@@ -34,7 +49,11 @@ SUBJECTS = {
     "samples": with_samples,
     "llava shape": lambda: llava_shape(CPU, torch.float32, TEXT, VISION),
     "qwen2-vl shape": lambda: qwen2_vl_shape(
-        CPU, torch.float32, TEXT, {"depth": 2, "embed_dim": 32, "num_heads": 4, "mlp_ratio": 2, "patch_size": 14}, (1, 4, 4)
+        CPU,
+        torch.float32,
+        TEXT,
+        {"depth": 2, "embed_dim": 32, "num_heads": 4, "mlp_ratio": 2, "patch_size": 14},
+        (1, 4, 4),
     ),
 }
 
@@ -68,7 +87,9 @@ def test_shapes_have_the_weights_and_visual_tokens_of_the_published_models(make,
     subject = make(torch.device("meta"))
     assert sum(parameter.numel() for parameter in subject.vlm.model.parameters()) == weights
     assert {parameter.dtype for parameter in subject.vlm.model.parameters()} == {torch.bfloat16}
-    assert (subject.make(2)["input_ids"] == subject.vlm.image_token_id).sum(dim=1).tolist() == [tokens] * 2
+    assert (subject.make(2)["input_ids"] == subject.vlm.image_token_id).sum(dim=1).tolist() == [
+        tokens
+    ] * 2
 
 
 def test_the_decoder_alone_leads_to_the_states_of_the_whole_forward(subject):
@@ -81,7 +102,8 @@ def test_the_decoder_alone_leads_to_the_states_of_the_whole_forward(subject):
 
 def test_capture_is_measured(subject, report):
     capture.about(report, subject, 4, 2)
-    assert len(names(report)) == 3 + 2 * 2 + 2 + (subject.samples is not None)  # a tenth and a third of four blocks are one block
+    # a tenth and a third of four blocks are one block
+    assert len(names(report)) == 3 + 2 * 2 + 2 + (subject.samples is not None)
     memory = {finding.what: finding for finding in report.findings if "memory" in finding.what}
     assert len(memory) == 2 + (subject.samples is not None)
     assert all(finding.holds for finding in memory.values()), memory
@@ -92,7 +114,8 @@ def test_what_is_compared_reads_the_same_states(subject):
     at = subject.batch(1).mask("image")[0]
     expected = torch.stack([layers[2][0, at].mean(0) for layers in today])
     assert {len(layers) for layers in today} == {subject.vlm.n_layers + 1}
-    same = 3 if subject.samples else 1  # inputs made by hand: today's way reads their first row again and again
+    # inputs made by hand: today's way reads their first row again and again
+    same = 3 if subject.samples else 1
     torch.testing.assert_close(ours[:same], expected[:same], rtol=1e-4, atol=1e-5)
 
 
@@ -112,7 +135,9 @@ def test_vectors_of_several_layers_are_those_of_one_at_a_time(subject):
     vlm, batch = subject.vlm, subject.batch(4)
     together = steering.mean_differences(vlm, batch, [1, 2, 4])
     for layer in (1, 2, 4):
-        torch.testing.assert_close(together[layer], steering.mean_differences(vlm, batch, [layer])[layer])
+        torch.testing.assert_close(
+            together[layer], steering.mean_differences(vlm, batch, [layer])[layer]
+        )
 
 
 def test_todays_hook_steers_like_ours(subject):
@@ -153,7 +178,11 @@ def test_skipped_blocks_are_spread_and_distinct(n_layers):
 
 def test_timed_decode_steps_follow_a_prefill_and_lengthen_its_cache(subject, monkeypatch):
     made = []
-    monkeypatch.setattr(skipping, "DynamicCache", lambda config: made.append(DynamicCache(config=config)) or made[-1])
+    monkeypatch.setattr(
+        skipping,
+        "DynamicCache",
+        lambda config: made.append(DynamicCache(config=config)) or made[-1],
+    )
     inputs = decoder_inputs(subject.vlm, subject.batch(2))
     length = inputs["inputs_embeds"].shape[1]
     with skipping.decoding(subject.vlm, inputs, lambda: skip(subject.vlm, [2]), steps=3)() as call:

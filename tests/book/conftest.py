@@ -31,13 +31,20 @@ def html() -> Path:
 @pytest.fixture(scope="session")
 def browser(html):
     """Headless Chromium, as Debian packages it."""
-    program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    program = next(
+        filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+    )
     if program is None:
-        absent("Chromium is not installed, so pages were not opened; `apt-get install chromium` brings it")
+        absent(
+            "Chromium is not installed, so pages were not opened; `apt-get "
+            "install chromium` brings it"
+        )
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as driver:
-        yield driver.chromium.launch(executable_path=program, args=["--no-sandbox", "--disable-gpu"])
+        yield driver.chromium.launch(
+            executable_path=program, args=["--no-sandbox", "--disable-gpu"]
+        )
 
 
 @dataclass
@@ -51,7 +58,10 @@ class Visit:
 
 @pytest.fixture(scope="module")
 def visit(browser, html) -> Iterator:
-    """A function that opens a page of the contents, once for each width and colour scheme; nothing outside is let through."""
+    """A function that opens a page of the contents, once for each width and colour scheme.
+
+    Nothing outside is let through.
+    """
     opened: dict[tuple, Visit] = {}
 
     def open_page(name: Path, width: int = 1200, scheme: str = "light") -> Visit:
@@ -65,15 +75,26 @@ def visit(browser, html) -> Iterator:
 
 
 def _open(browser, file: Path, width: int, scheme: str) -> Visit:
-    page = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme).new_page()
+    page = browser.new_context(
+        viewport={"width": width, "height": 900}, color_scheme=scheme
+    ).new_page()
     seen = Visit(page)
-    page.on("request", lambda request: None if request.url.startswith(LOCAL) else seen.outside.append(request.url))
+    page.on(
+        "request",
+        lambda request: None if request.url.startswith(LOCAL) else seen.outside.append(request.url),
+    )
     page.on("pageerror", lambda error: seen.complaints.append(str(error)))
-    page.on("console", lambda message: seen.complaints.append(message.text) if message.type == "error" else None)
+    page.on(
+        "console",
+        lambda message: seen.complaints.append(message.text) if message.type == "error" else None,
+    )
     page.goto(file.as_uri(), wait_until="load")
     if page.locator('script[type="application/vnd.jupyter.widget-view+json"]').count():
         page.wait_for_selector(".jupyter-widgets", timeout=60_000)
-    page.wait_for_function("!window.MathJax?.startup?.promise || window.MathJax.startup.promise.then(() => true)", timeout=60_000)
+    page.wait_for_function(
+        "!window.MathJax?.startup?.promise || window.MathJax.startup.promise.then(() => true)",
+        timeout=60_000,
+    )
     return seen
 
 

@@ -34,7 +34,9 @@ def broken(file: Path) -> list[str]:
         if parts.scheme or parts.netloc or not reference:
             continue
         target = (file.parent / unquote(parts.path)).resolve() if parts.path else file
-        missing = not target.is_file() or (target.suffix == ".html" and unquote(parts.fragment) not in anchors(target))
+        missing = not target.is_file() or (
+            target.suffix == ".html" and unquote(parts.fragment) not in anchors(target)
+        )
         if missing and not reference.startswith("#pst-"):
             wrong.append(reference)
     return wrong
@@ -56,14 +58,21 @@ def test_repository_links_carry_the_address_of_the_settings(html, name):
 
 def test_broken_links_are_found(tmp_path):
     page = tmp_path / "page.html"
-    page.write_text('<p id="here"></p><a href="#here"></a><a href="#gone"></a><a href="other.html"></a><a href="https://example.org"></a>')
+    page.write_text(
+        '<p id="here"></p><a href="#here"></a><a href="#gone"></a><a '
+        'href="other.html"></a><a href="https://example.org"></a>'
+    )
     assert broken(page) == ["#gone", "other.html"]
 
 
 def loose(file: Path) -> list[str]:
     """The scripts of a page that another server could change."""
     scripts = soup(file).find_all("script")
-    foreign = [script["src"] for script in scripts if urlsplit(script.get("src", "")).netloc and not script.get("integrity")]
+    foreign = [
+        script["src"]
+        for script in scripts
+        if urlsplit(script.get("src", "")).netloc and not script.get("integrity")
+    ]
     return foreign + ["thebe" for script in scripts if "THEBE_JS_URL" in script.text]
 
 
@@ -73,8 +82,14 @@ def test_no_page_takes_a_script_from_elsewhere_without_its_hash(html, name):
 
 def test_scripts_without_a_hash_are_found(tmp_path):
     page = tmp_path / "page.html"
-    hashed = '<script src="https://example.org/a.js" integrity="sha384-x"></script><script src="b.js"></script>'
-    page.write_text(f'{hashed}<script src="//example.org/c.js"></script><script>const THEBE_JS_URL = "x"</script>')
+    hashed = (
+        '<script src="https://example.org/a.js" '
+        'integrity="sha384-x"></script><script src="b.js"></script>'
+    )
+    page.write_text(
+        f'{hashed}<script src="//example.org/c.js"></script><script>const THEBE_JS_URL = '
+        '"x"</script>'
+    )
     assert loose(page) == ["//example.org/c.js", "thebe"]
 
 
@@ -82,7 +97,12 @@ def test_the_hashes_are_those_of_the_files_beside_the_pages(html):
     if not (VENDOR / "pins.json").exists():
         pytest.skip("npm was not there, so there is nothing to compare with")
     served, beside = config()["sphinx"]["config"], OFFLINE
-    files = {Path(name).name: ROOT / "assets" / name for name in (beside["mathjax_path"], *beside["nb_ipywidgets_js"])}
-    for script, options in ({served["mathjax_path"]: served["mathjax_options"]} | served["nb_ipywidgets_js"]).items():
+    files = {
+        Path(name).name: ROOT / "assets" / name
+        for name in (beside["mathjax_path"], *beside["nb_ipywidgets_js"])
+    }
+    for script, options in (
+        {served["mathjax_path"]: served["mathjax_options"]} | served["nb_ipywidgets_js"]
+    ).items():
         digest = hashlib.sha384(files[Path(script).name].read_bytes()).digest()
         assert options["integrity"] == f"sha384-{base64.b64encode(digest).decode()}", script

@@ -10,13 +10,15 @@ from tools.fetch_assets import VENDOR
 pytestmark = pytest.mark.browser
 PHONE = 390
 LUMINANCE = """() => {
-  const rgb = getComputedStyle(document.body).backgroundColor.match(/[\\d.]+/g).slice(0, 3).map(Number);
+  const colour = getComputedStyle(document.body).backgroundColor;
+  const rgb = colour.match(/[\\d.]+/g).slice(0, 3).map(Number);
   return (0.2126 * rgb[0] + 0.7152 * rgb[1] + 0.0722 * rgb[2]) / 255;
 }"""
 WIDE = """(width) => [...document.querySelectorAll('article *')].filter(e => {
   if (e.getBoundingClientRect().right <= width + 1 || e.offsetParent === null) return false;
   for (let p = e.parentElement; p; p = p.parentElement)
-    if (['auto', 'scroll', 'hidden'].includes(getComputedStyle(p).overflowX) && p !== document.body && p !== document.documentElement
+    if (['auto', 'scroll', 'hidden'].includes(getComputedStyle(p).overflowX)
+        && p !== document.body && p !== document.documentElement
         && p.getBoundingClientRect().right <= width + 1) return false;
   return true;
 }).map(e => e.tagName + '.' + e.className + ' ' + (e.textContent || '').slice(0, 40)).slice(0, 5)"""
@@ -35,8 +37,13 @@ def test_page_asks_for_nothing_outside(visit, name):
 
 
 def test_images_have_words_and_are_drawn(visit, name):
-    images = visit(name).page.locator("article img").evaluate_all(
-        "all => all.map(i => [i.alt, i.getAttribute('src').slice(0, 80), i.complete && i.naturalWidth > 0])"
+    images = (
+        visit(name)
+        .page.locator("article img")
+        .evaluate_all(
+            "all => all.map(i => [i.alt, i.getAttribute('src').slice(0, 80), "
+            "i.complete && i.naturalWidth > 0])"
+        )
     )
     assert [source for alt, source, _ in images if not alt.strip()] == []
     assert [source for _, source, drawn in images if not drawn] == []
@@ -70,7 +77,9 @@ def test_dark_scheme_is_dark_and_light_is_light(visit, name):
 
 def test_chapters_offer_colab(visit, name):
     page = visit(name).page
-    links = page.locator('a[href*="colab.research.google.com"]').evaluate_all("all => all.map(a => a.href)")
+    links = page.locator('a[href*="colab.research.google.com"]').evaluate_all(
+        "all => all.map(a => a.href)"
+    )
     if (ROOT / f"{name}.ipynb").exists():
         assert any(link.endswith(f"{name}.ipynb") for link in links)
     else:

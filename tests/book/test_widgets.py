@@ -6,12 +6,14 @@ from tools import ROOT
 from tools.chapters import chapters
 
 pytestmark = pytest.mark.browser
-# The frame shown by the stack that shares a box with control number n. A stack keeps only the shown frame in the page.
+# The frame shown by the stack that shares a box with control number n. A stack keeps
+# only the shown frame in the page.
 SHOWN = """n => {
   const control = document.querySelectorAll('article .widget-slider, article .widget-dropdown')[n];
   let box = control;
   while (box && !box.querySelector('.frame')) box = box.parentElement;
-  return [...box.querySelectorAll('.frame')].filter(f => f.offsetParent !== null).map(f => f.innerHTML);
+  const shown = [...box.querySelectorAll('.frame')].filter(f => f.offsetParent !== null);
+  return shown.map(f => f.innerHTML);
 }"""
 
 
@@ -22,7 +24,9 @@ def move(control) -> None:
         select.select_option(index=1 if select.evaluate("s => s.selectedIndex") == 0 else 0)
         return
     handle = control.locator(".noUi-handle")
-    at_end = float(handle.get_attribute("aria-valuenow")) >= float(handle.get_attribute("aria-valuemax"))
+    at_end = float(handle.get_attribute("aria-valuenow")) >= float(
+        handle.get_attribute("aria-valuemax")
+    )
     handle.focus()
     handle.press("ArrowLeft" if at_end else "ArrowRight")
 
@@ -36,7 +40,9 @@ def test_each_control_moves_its_stack(visit, name):
         before = page.evaluate(SHOWN, number)
         assert len(before) == 1, "exactly one frame is shown"
         move(controls.nth(number))
-        page.wait_for_function(f"before => ({SHOWN})({number})[0] !== before", arg=before[0], timeout=5_000)
+        page.wait_for_function(
+            f"before => ({SHOWN})({number})[0] !== before", arg=before[0], timeout=5_000
+        )
         assert len(page.evaluate(SHOWN, number)) == 1
 
 
@@ -45,14 +51,24 @@ def test_widgets_are_drawn_once(visit, name):
     placed = page.locator('article script[type="application/vnd.jupyter.widget-view+json"]').count()
     if not placed:
         pytest.skip("no widgets on this page")
-    assert page.locator("article .widget-subarea, article .jupyter-widgets.widget-vbox").count() >= placed
-    assert page.locator("article .widget-stack, article .widget-container.jupyter-widget-stack").count() <= placed * 4
+    assert (
+        page.locator("article .widget-subarea, article .jupyter-widgets.widget-vbox").count()
+        >= placed
+    )
+    assert (
+        page.locator(
+            "article .widget-stack, article .widget-container.jupyter-widget-stack"
+        ).count()
+        <= placed * 4
+    )
 
 
 def test_every_chapter_but_the_first_has_a_widget(visit):
     with_widgets = [
         chapter.stem
         for chapter in chapters()
-        if visit(chapter.relative_to(ROOT).with_suffix("")).page.locator("article .widget-slider, article .widget-dropdown").count()
+        if visit(chapter.relative_to(ROOT).with_suffix(""))
+        .page.locator("article .widget-slider, article .widget-dropdown")
+        .count()
     ]
     assert set(with_widgets) >= {chapter.stem for chapter in chapters()} - {"welcome"}

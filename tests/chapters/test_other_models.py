@@ -1,7 +1,8 @@
-"""Every chapter runs unchanged on another model and on pictures of a folder: a tiny LLaVA and a tiny Qwen2-VL, and COCO's format.
+"""Every chapter runs unchanged on another model and on pictures of a folder.
 
-What such models say means nothing. What is tested is that no cell needs the embedded model or its world, and that what is recorded
-carries the name of what was measured.
+A tiny LLaVA and a tiny Qwen2-VL, and COCO's format. What such models say means nothing. What is
+tested is that no cell needs the embedded model or its world, and that what is recorded carries
+the name of what was measured.
 """
 
 import pytest
@@ -14,10 +15,22 @@ from xlvlms_tutorial.models.loading import EMBEDDED
 # What makes a chapter short here; all else is as it stands in the book
 SHORT = {
     "alignment": {"n_samples": 8, "n_family": 4},
-    "alignment-score": {"n_samples": 8, "n_family": 4, "steps": [0, 250, 450, 1350], "encoders": ["lite0", "random"]},
+    "alignment-score": {
+        "n_samples": 8,
+        "n_family": 4,
+        "steps": [0, 250, 450, 1350],
+        "encoders": ["lite0", "random"],
+    },
     "vocabulary": {"n_samples": 8, "n_others": 4, "connectors": {}},
     "concepts": {"n_samples": 16, "n_pool": 240, "n_components": 5, "n_others": 12},
-    "grounding": {"n_samples": 16, "n_pool": 240, "K": 6, "n_noise": 8, "n_unseen": 6, "depths": [0.33, 0.67, 1.0]},
+    "grounding": {
+        "n_samples": 16,
+        "n_pool": 240,
+        "K": 6,
+        "n_noise": 8,
+        "n_unseen": 6,
+        "depths": [0.33, 0.67, 1.0],
+    },
     "shift": {"n_samples": 20, "n_pool": 240, "n_steps": 10, "n_concepts": 5, "styles": ["colour"]},
     "steering-answers": {"n_samples": 8, "n_many": 20},
     "steering-style": {"n_samples": 12, "n_valid": 4, "n_test": 8, "adapters": [], "distil": []},
@@ -31,6 +44,8 @@ SHORT = {
 @pytest.mark.parametrize("chapter", [page.stem for page in chapters()])
 def test_a_chapter_runs_on_another_model_and_a_folder(chapter, kind, tmp_path):
     given = {"model": str(at_hand(kind)), "dataset": str(at_hand("coco"))}
-    found = read_results(run_chapter(chapter, tmp_path, given | SHORT.get(chapter, {"n_samples": 8})))
+    found = read_results(
+        run_chapter(chapter, tmp_path, given | SHORT.get(chapter, {"n_samples": 8}))
+    )
     assert found["parameters"]["model"] == given["model"]
     assert {record["model"] for record in found["claims"]} <= {given["model"], *EMBEDDED}

@@ -9,7 +9,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from xlvlms_tutorial.claims import claims, spread
-from xlvlms_tutorial.claims.claims import CLAIMS, claim, gather, judged, merge, read_register, record, sentence, verdict
+from xlvlms_tutorial.claims.claims import (
+    CLAIMS,
+    claim,
+    gather,
+    judged,
+    merge,
+    read_register,
+    record,
+    sentence,
+    verdict,
+)
 from xlvlms_tutorial.errors import ClaimError, EstimateError, RecordError
 from xlvlms_tutorial.metrics.intervals import Estimate
 
@@ -50,7 +60,9 @@ sources:
   IMA: {part: I Alignment, paper: "arXiv 2405.16700, a paper"}
 claims:
   IMA-1: {where: Fig. 2, statement: It is so., metric: this minus that, rival: that}
-  IMA-2: {where: Fig. 3, statement: It is about half., metric: share, rival: none, direction: equal, "null": 0.5, margin: 0.1}
+  IMA-2:
+    {where: Fig. 3, statement: It is about half., metric: share, rival: none, direction: equal,
+     "null": 0.5, margin: 0.1}
 """
 
 
@@ -59,10 +71,23 @@ def test_a_register_is_read_with_what_is_left_out(tmp_path):
     file.write_text(SMALL)
     first, second = read_register(file).values()
     assert first == claims.Claim(
-        id="IMA-1", part="I Alignment", paper="arXiv 2405.16700, a paper", where="Fig. 2", statement="It is so.",
-        metric="this minus that", direction="greater", null=0.0, rival="that", margin=0.0,
-    )  # fmt: skip
-    assert (second.direction, second.null, second.margin, second.part) == ("equal", 0.5, 0.1, "I Alignment")
+        id="IMA-1",
+        part="I Alignment",
+        paper="arXiv 2405.16700, a paper",
+        where="Fig. 2",
+        statement="It is so.",
+        metric="this minus that",
+        direction="greater",
+        null=0.0,
+        rival="that",
+        margin=0.0,
+    )
+    assert (second.direction, second.null, second.margin, second.part) == (
+        "equal",
+        0.5,
+        0.1,
+        "I Alignment",
+    )
 
 
 def test_examples_of_the_docstrings_run():
@@ -73,19 +98,32 @@ def test_examples_of_the_docstrings_run():
 @pytest.mark.parametrize(
     ("old", "new", "named"),
     [
-        ("rival: that", "rivals: that", "IMA-1.*rival"), (", rival: that", "", "IMA-1.*rival"), ("rival: that", "rival:", "IMA-1.*rival"),
-        ("rival: that", 'rival: ""', "IMA-1.*rival"), ("where: Fig. 2", "where: 2", "IMA-1.*where"),
-        ("rival: that", "rival: that, rival: other", "rival twice"), ("IMA-2:", "IMA-1:", "IMA-1 twice from line 5"),
-        ("rival: that", "rival: that, part: II", "IMA-1.*part"), ("IMA-2", "COX-2", "COX-2.*COX"), ("IMA-2", "7", "7: "),
+        ("rival: that", "rivals: that", "IMA-1.*rival"),
+        (", rival: that", "", "IMA-1.*rival"),
+        ("rival: that", "rival:", "IMA-1.*rival"),
+        ("rival: that", 'rival: ""', "IMA-1.*rival"),
+        ("where: Fig. 2", "where: 2", "IMA-1.*where"),
+        ("rival: that", "rival: that, rival: other", "rival twice"),
+        ("IMA-2:", "IMA-1:", "IMA-1 twice from line 5"),
+        ("rival: that", "rival: that, part: II", "IMA-1.*part"),
+        ("IMA-2", "COX-2", "COX-2.*COX"),
+        ("IMA-2", "7", "7: "),
         ("margin: 0.1", "margins: 0.1", "IMA-2.*margins"),
-        ('"null": 0.5', "null: 0.5", "IMA-2"), ('"null": 0.5', '"null": half', "IMA-2.*null"),
+        ('"null": 0.5', "null: 0.5", "IMA-2"),
+        ('"null": 0.5', '"null": half', "IMA-2.*null"),
         ('"null": 0.5', '"null": true', "IMA-2.*null"),
-        ('"null": 0.5', '"null": .nan', "IMA-2.*nan"), ("margin: 0.1", "margin: 0", "IMA-2.*margin"), ("equal", "more", "IMA-2.*more"),
-        ("part: I Alignment, ", "", "IMA-1.*part"), ("part:", "parts:", "IMA-1.*part"), ("sources:", "papers:", "papers, claims"),
-        ("claims:", "claims: {}\nmore:", "sources, claims, more"), ("{where: Fig. 2", "[where: Fig. 2", "YAML|Error"), (SMALL, "", "Error"),
+        ('"null": 0.5', '"null": .nan', "IMA-2.*nan"),
+        ("margin: 0.1", "margin: 0", "IMA-2.*margin"),
+        ("equal", "more", "IMA-2.*more"),
+        ("part: I Alignment, ", "", "IMA-1.*part"),
+        ("part:", "parts:", "IMA-1.*part"),
+        ("sources:", "papers:", "papers, claims"),
+        ("claims:", "claims: {}\nmore:", "sources, claims, more"),
+        ("{where: Fig. 2", "[where: Fig. 2", "YAML|Error"),
+        (SMALL, "", "Error"),
         (SMALL, "- 1", "Error"),
     ],
-)  # fmt: skip
+)
 def test_a_register_with_a_wrong_field_is_refused(tmp_path, old, new, named):
     file = tmp_path / "register.yaml"
     file.write_text(SMALL.replace(old, new, 1))
@@ -117,7 +155,13 @@ def test_a_wrong_direction_flips_the_verdict():
 
 @pytest.mark.parametrize(
     ("low", "high", "said"),
-    [(0.96, 0.99, "confirmed"), (0.951, 1.02, "confirmed"), (0.95, 0.99, "undecided"), (0.9, 0.96, "undecided"), (0.8, 0.95, "refuted")],
+    [
+        (0.96, 0.99, "confirmed"),
+        (0.951, 1.02, "confirmed"),
+        (0.95, 0.99, "undecided"),
+        (0.9, 0.96, "undecided"),
+        (0.8, 0.95, "refuted"),
+    ],
 )
 def test_a_margin_says_what_about_means(low, high, said):
     assert verdict(claim("SKIP-3"), interval(low, high)) == said
@@ -126,7 +170,13 @@ def test_a_margin_says_what_about_means(low, high, said):
 
 @pytest.mark.parametrize(
     ("low", "high", "said"),
-    [(-0.04, 0.04, "confirmed"), (-0.06, 0.04, "undecided"), (0.01, 0.08, "undecided"), (0.05, 0.2, "refuted"), (-0.2, -0.06, "refuted")],
+    [
+        (-0.04, 0.04, "confirmed"),
+        (-0.06, 0.04, "undecided"),
+        (0.01, 0.08, "undecided"),
+        (0.05, 0.2, "refuted"),
+        (-0.2, -0.06, "refuted"),
+    ],
 )
 def test_equality_needs_the_whole_interval_inside_the_margin(low, high, said):
     assert verdict(claim("STEER-2"), interval(low, high)) == said
@@ -147,7 +197,11 @@ def test_a_narrower_interval_never_overturns_a_verdict(known, estimate):
 
 @given(any_claim, estimates())
 def test_the_mirrored_claim_gets_the_mirrored_verdict(known, e):
-    mirrored = replace(known, direction={"greater": "less", "less": "greater"}.get(known.direction, "equal"), null=-known.null)
+    mirrored = replace(
+        known,
+        direction={"greater": "less", "less": "greater"}.get(known.direction, "equal"),
+        null=-known.null,
+    )
     assert verdict(known, e) == verdict(mirrored, Estimate(-e.value, -e.high, -e.low, e.n))
 
 
@@ -157,21 +211,40 @@ def test_opposite_claims_are_never_both_confirmed(e):
     assert [verdict(known, e), verdict(replace(known, direction="less"), e)].count("confirmed") <= 1
 
 
-@pytest.mark.parametrize("change", [{"direction": "more"}, {"null": np.nan}, {"margin": -1.0}, {"direction": "equal", "margin": 0.0}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"direction": "more"},
+        {"null": np.nan},
+        {"margin": -1.0},
+        {"direction": "equal", "margin": 0.0},
+    ],
+)
 def test_a_claim_that_cannot_be_judged_is_refused(change):
     with pytest.raises(EstimateError):
         replace(claim("IMA-1"), **change)
 
 
 def test_a_record_keeps_numbers_and_their_origin(folder):
-    origin = {"model": "a/b", "dataset": "scenes", "seeds": [0, 1], "chapter": "outside", "variant": "layer 3"}
+    origin = {
+        "model": "a/b",
+        "dataset": "scenes",
+        "seeds": [0, 1],
+        "chapter": "outside",
+        "variant": "layer 3",
+    }
     written = record("VLM-1", Estimate(0.1, 0.05, 0.2, 300), **origin)
     (file,) = folder.iterdir()
     stored = json.loads(file.read_text())
     assert stored == written
     assert {name: stored[name] for name in ("id", "value", "low", "high", "n", "verdict")} == {
-        "id": "VLM-1", "value": 0.1, "low": 0.05, "high": 0.2, "n": 300, "verdict": "confirmed",
-    }  # fmt: skip
+        "id": "VLM-1",
+        "value": 0.1,
+        "low": 0.05,
+        "high": 0.2,
+        "n": 300,
+        "verdict": "confirmed",
+    }
     assert {name: stored[name] for name in origin} == origin
     assert stored["versions"]["torch"]
     assert claims.sentence(written) == "VLM-1 confirmed: 0.1 [0.05, 0.2], claimed > 0"
@@ -179,7 +252,13 @@ def test_a_record_keeps_numbers_and_their_origin(folder):
 
 def test_a_rerun_replaces_its_own_record_and_no_other():
     record("IMA-1", interval(0.1, 0.3), **RUN)
-    for change in ({"model": "b"}, {"dataset": "b"}, {"seeds": 1}, {"chapter": "b"}, {"variant": "b"}):
+    for change in (
+        {"model": "b"},
+        {"dataset": "b"},
+        {"seeds": 1},
+        {"chapter": "b"},
+        {"variant": "b"},
+    ):
         record("IMA-1", interval(0.1, 0.3), **RUN | change)
     record("IMA-2", interval(0.1, 0.3), **RUN)
     assert len(gather()) == 7
@@ -208,8 +287,13 @@ def test_merge_lists_every_claim_measured_or_not(folder, tmp_path):
     record("IMA-1", interval(-0.1, 0.3), **RUN | {"model": "b"})
     entries = merge(path=tmp_path / "claims.json")
     assert json.loads((tmp_path / "claims.json").read_text()) == entries
-    assert [e["id"] for e in entries if e["id"] != "IMA-1"] == [name for name in CLAIMS if name != "IMA-1"]
-    assert sorted((e["model"], e["verdict"]) for e in entries if e["id"] == "IMA-1") == [("b", "undecided"), ("pocket-llava", "confirmed")]
+    assert [e["id"] for e in entries if e["id"] != "IMA-1"] == [
+        name for name in CLAIMS if name != "IMA-1"
+    ]
+    assert sorted((e["model"], e["verdict"]) for e in entries if e["id"] == "IMA-1") == [
+        ("b", "undecided"),
+        ("pocket-llava", "confirmed"),
+    ]
     rest = [e for e in entries if e["id"] != "IMA-1"]
     assert {e["verdict"] for e in rest} == {"not measured"}
     assert all(e["value"] is None for e in rest)
@@ -217,11 +301,19 @@ def test_merge_lists_every_claim_measured_or_not(folder, tmp_path):
 
 def test_records_from_elsewhere_are_judged_and_merged_once(folder):
     here = record("IMA-1", interval(0.1, 0.3), **RUN)
-    there = here | {"model": "llava-hf/llava-1.5-7b-hf", "seeds": [1], "low": -0.3, "value": -0.2, "high": -0.1, "verdict": "confirmed"}
+    there = here | {
+        "model": "llava-hf/llava-1.5-7b-hf",
+        "seeds": [1],
+        "low": -0.3,
+        "value": -0.2,
+        "high": -0.1,
+        "verdict": "confirmed",
+    }
     entries = [entry for entry in merge(more=[here, there, there]) if entry["id"] == "IMA-1"]
     assert [(entry["model"], entry["seeds"], entry["verdict"]) for entry in entries] == [
-        ("pocket-llava", [0], "confirmed"), ("llava-hf/llava-1.5-7b-hf", [1], "refuted"),
-    ]  # fmt: skip
+        ("pocket-llava", [0], "confirmed"),
+        ("llava-hf/llava-1.5-7b-hf", [1], "refuted"),
+    ]
     assert gather()["model"].tolist() == ["pocket-llava"]
     for damage, error in (({"low": 0.5}, RecordError), ({"id": "IMA-99"}, ClaimError)):
         with pytest.raises(error):
@@ -263,18 +355,30 @@ def test_bad_input_raises_and_writes_nothing(folder):
 def test_a_damaged_record_is_named(folder, damage):
     record("IMA-1", interval(0.1, 0.3), **RUN)
     (file,) = folder.iterdir()
-    file.write_text(damage if damage is not None else file.read_text().replace('"low": 0.1', '"low": 0.9'))
+    file.write_text(
+        damage if damage is not None else file.read_text().replace('"low": 0.1', '"low": 0.9')
+    )
     with pytest.raises(RecordError, match=re.escape(file.name)):
         gather()
 
 
-def test_a_verdict_that_another_processor_would_change_is_undecided_between_machines(folder, monkeypatch, tmp_path):
-    key = {"model": "pocket-llava", "dataset": "scenes", "seeds": [0], "chapter": "alignment", "variant": "layer 1"}
+def test_a_verdict_that_another_processor_would_change_is_undecided_between_machines(
+    folder, monkeypatch, tmp_path
+):
+    key = {
+        "model": "pocket-llava",
+        "dataset": "scenes",
+        "seeds": [0],
+        "chapter": "alignment",
+        "variant": "layer 1",
+    }
     here, there = Estimate(0.2, 0.05, 0.3, 40), Estimate(0.2, -0.01, 0.29, 40)
     alone = record("IMA-1", here, folder=folder, **key)
     assert alone["verdict"] == "confirmed" and not alone["between_machines"]
     file = tmp_path / "spread.json"
-    file.write_text(json.dumps({spread.name_of({"id": "IMA-1", **key}): [here.asdict(), there.asdict()]}))
+    file.write_text(
+        json.dumps({spread.name_of({"id": "IMA-1", **key}): [here.asdict(), there.asdict()]})
+    )
     monkeypatch.setattr(spread, "FILE", file)
     for one in (here, there):  # the same words whichever processor this is
         joined = record("IMA-1", one, folder=folder, **key)
@@ -284,7 +388,8 @@ def test_a_verdict_that_another_processor_would_change_is_undecided_between_mach
     [row] = gather(folder).to_dict("records")
     assert row["verdict"] == "undecided" and row["between_machines"]
     more = record("IMA-1", Estimate(0.2, 0.05, 0.3, 80), folder=folder, **key)
-    assert more["verdict"] == "confirmed"  # measured on other samples: what moved then says nothing on these
+    # measured on other samples: what moved then says nothing on these
+    assert more["verdict"] == "confirmed"
 
 
 def test_what_moves_by_rounding_only_is_not_a_spread():

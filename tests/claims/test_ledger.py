@@ -1,4 +1,6 @@
-"""The ledger shows every claim once, every measurement where its interval says, and nothing that was not measured as a number."""
+"""The ledger shows every claim once, every measurement where its interval says, and nothing
+that was not measured as a number.
+"""
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -17,7 +19,13 @@ OF = {"model": "pocket-llava", "dataset": "scenes", "seeds": 0, "chapter": "insi
 
 def entries_of(folder, **measured):
     for name, (value, low, high) in measured.items():
-        record(name.replace("_", "-"), Estimate(value, low, high, 20), folder=folder, variant="<b>deep</b>", **OF)
+        record(
+            name.replace("_", "-"),
+            Estimate(value, low, high, 20),
+            folder=folder,
+            variant="<b>deep</b>",
+            **OF,
+        )
     return merge(folder)
 
 
@@ -25,7 +33,12 @@ def entries_of(folder, **measured):
 @given(st.sampled_from(sorted(CLAIMS)), st.floats(-2, 2), st.floats(0.01, 1), st.floats(0, 1))
 def test_the_side_of_zero_is_the_verdict(tmp_path_factory, name, value, width, part):
     folder = tmp_path_factory.mktemp("claims")
-    record(name, Estimate(value, value - width * part, value + width * (1 - part) + 1e-6, 20), folder=folder, **OF)
+    record(
+        name,
+        Estimate(value, value - width * part, value + width * (1 - part) + 1e-6, 20),
+        folder=folder,
+        **OF,
+    )
     [row] = distances(merge(folder)).to_dict("records")
     side = "confirmed" if row["low"] > 0 else "refuted" if row["high"] <= 0 else "undecided"
     assert side == row["verdict"]
@@ -33,13 +46,19 @@ def test_the_side_of_zero_is_the_verdict(tmp_path_factory, name, value, width, p
 
 
 def test_an_interval_of_no_width_lies_beyond_every_axis(tmp_path):
-    found = distances(entries_of(tmp_path, IMA_1=(0.2, 0.2, 0.2), IMA_9=(0.2, 0.2, 0.2))).set_index("id")
+    found = distances(entries_of(tmp_path, IMA_1=(0.2, 0.2, 0.2), IMA_9=(0.2, 0.2, 0.2))).set_index(
+        "id"
+    )
     assert found.loc["IMA-1", "value"] == np.inf
     assert found.loc["IMA-9", "value"] == -np.inf  # claimed to be negative
 
 
 def test_the_figure_has_a_row_for_each_claim_and_a_mark_for_each_measurement(tmp_path):
-    ax = overview(entries_of(tmp_path, IMA_1=(0.3, 0.2, 0.4), IMA_5=(-9.0, -9.1, -8.9), VLM_1=(0.0, -0.1, 0.1)))
+    ax = overview(
+        entries_of(
+            tmp_path, IMA_1=(0.3, 0.2, 0.4), IMA_5=(-9.0, -9.1, -8.9), VLM_1=(0.0, -0.1, 0.1)
+        )
+    )
     assert [label.get_text() for label in ax.get_yticklabels()] == list(CLAIMS)
     marks = {line.get_label(): line.get_xdata() for line in ax.lines}
     assert marks["confirmed"] == pytest.approx([3.0])
@@ -58,7 +77,9 @@ def test_without_a_measurement_the_figure_says_so_and_without_claims_there_is_no
 
 
 def test_the_entries_name_every_claim_link_to_its_chapter_and_escape_what_was_written(tmp_path):
-    page = BeautifulSoup(str(ledger(entries_of(tmp_path, IMA_1=(0.3, 0.2, 0.4)), link="../{}.html")), "html.parser")
+    page = BeautifulSoup(
+        str(ledger(entries_of(tmp_path, IMA_1=(0.3, 0.2, 0.4)), link="../{}.html")), "html.parser"
+    )
     assert [entry["id"] for entry in page.find_all("details")] == list(CLAIMS)
     measured, other = page.find(id="IMA-1"), page.find(id="IMA-2")
     assert measured.find("a")["href"] == "../inside.html"

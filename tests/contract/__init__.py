@@ -1,4 +1,5 @@
-"""The contract that every supported architecture keeps: parts, positions, states and interventions, each against a reference.
+"""The contract that every supported architecture keeps.
 
-``python -m tests.contract`` runs all of it and prints a table, architectures x checks.
+Parts, positions, states and interventions, each against a reference. ``python -m tests.contract``
+runs all of it and prints a table, architectures x checks.
 """

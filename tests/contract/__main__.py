@@ -1,6 +1,7 @@
-"""Run the contract and print a markdown table, architectures x checks: ``python -m tests.contract [model ...] [--report [FILE]]``.
+"""Run the contract and print a markdown table, architectures x checks.
 
-``--report`` writes the table, with its date and versions, where the page "Add your model" shows it, or to a file.
+``python -m tests.contract [model ...] [--report [FILE]]``. ``--report`` writes the table, with its
+date and versions, where the page "Add your model" shows it, or to a file.
 """
 
 import argparse
@@ -23,13 +24,16 @@ FAILS = "FAILS"
 
 
 def outcome(name: str, check: str) -> str:
-    """A cell: the largest difference as a share of the largest value (0 where none is allowed), what holds instead, or what fails."""
+    """A cell: the largest difference as a share of the largest value (0 where none is allowed),
+    what holds instead, or what fails.
+    """
     at = case(name)
     before = generated(at)[1]
     FOUND.clear()
     try:
         told = CHECKS[check](at)
-        assert traces(at.vlm) == [] and torch.equal(generated(at)[1], before), "the model is not as it was"
+        assert traces(at.vlm) == [], "the model is not as it was"
+        assert torch.equal(generated(at)[1], before), "the model is not as it was"
     except Exception as error:  # the table shows what failed, and goes on
         first = next(iter(str(error).splitlines()), "")
         return f"{FAILS}: {type(error).__name__} {first[:80]}"
@@ -39,7 +43,9 @@ def outcome(name: str, check: str) -> str:
 
 
 def label(name: str, names: tuple[str, ...]) -> str:
-    """What users call an architecture, and which model of it this is where several of these names are."""
+    """What users call an architecture, and which model of it this is
+    where several of these names are.
+    """
     kinds = [case(other).vlm.model.config.model_type for other in names]
     kind = case(name).vlm.model.config.model_type
     return ARCHITECTURES[kind].name + f" (`{name}`)" * (kinds.count(kind) > 1)
@@ -47,7 +53,10 @@ def label(name: str, names: tuple[str, ...]) -> str:
 
 def table(names: tuple[str, ...]) -> tuple[list[str], int]:
     """The lines of the table, and how many checks failed."""
-    lines = [f"| architecture | {' | '.join(check.replace('_', ' ') for check in CHECKS)} |", "|" + " --- |" * (len(CHECKS) + 1)]
+    lines = [
+        f"| architecture | {' | '.join(check.replace('_', ' ') for check in CHECKS)} |",
+        "|" + " --- |" * (len(CHECKS) + 1),
+    ]
     failed = 0
     for name in names:
         cells = [outcome(name, check) for check in CHECKS]
@@ -58,22 +67,30 @@ def table(names: tuple[str, ...]) -> tuple[list[str], int]:
 
 def head(names: tuple[str, ...], failed: int) -> str:
     """What was verified, when and with what."""
-    versions = {"Python": platform.python_version(), **{part.__name__: part.__version__ for part in (torch, transformers, tokenizers)}}
+    versions = {
+        "Python": platform.python_version(),
+        **{part.__name__: part.__version__ for part in (torch, transformers, tokenizers)},
+    }
     kinds = len({case(name).vlm.model.config.model_type for name in names})
     told = ", ".join(f"{part} {version}" for part, version in versions.items())
     return (
-        f"Verified on {datetime.now(UTC):%Y-%m-%d} with {told}: {len(names)} models of {kinds} architectures, "
-        f"{len(CHECKS)} checks each, {failed} fail. "
-        f"A cell holds the largest difference from a reference, as a share of the largest value ({ROUNDING:.0e} is allowed; 0: equal to "
-        "the bit, or nothing to measure). Batches are left-padded, with eager attention and sdpa; batch sizes are 1, 2, 4 and 8."
+        f"Verified on {datetime.now(UTC):%Y-%m-%d} with {told}: {len(names)} models of {kinds} "
+        f"architectures, {len(CHECKS)} checks each, {failed} fail. A cell holds the largest "
+        f"difference from a reference, as a share of the largest value ({ROUNDING:.0e} is allowed; "
+        "0: equal to the bit, or nothing to measure). Batches are left-padded, with eager "
+        "attention and sdpa; batch sizes are 1, 2, 4 and 8."
     )
 
 
 def main(arguments: list[str]) -> int:
     """Print or write the table; the exit code is 1 if any check failed."""
-    parser = argparse.ArgumentParser(prog="python -m tests.contract", description="Run the contract and print a table.")
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.contract", description="Run the contract and print a table."
+    )
     parser.add_argument("models", nargs="*", help="names in tests/zoo; all by default")
-    parser.add_argument("--report", nargs="?", type=Path, const=REPORT, metavar="FILE", help="write the table")
+    parser.add_argument(
+        "--report", nargs="?", type=Path, const=REPORT, metavar="FILE", help="write the table"
+    )
     options = parser.parse_args(arguments)
     names = tuple(options.models) or MODELS
     lines, failed = table(names)

@@ -5,7 +5,8 @@ from collections.abc import Callable
 from tests.contract import intervening, reading
 from tests.contract.reference import Case
 
-# A check returns nothing when all holds, or what holds instead in this architecture; what does not hold it raises as AssertionError
+# A check returns nothing when all holds, or what holds instead in this architecture; what does not
+# hold it raises as AssertionError
 CHECKS: dict[str, Callable[[Case], str | None]] = {
     "parts": reading.parts,
     "spans": reading.spans,

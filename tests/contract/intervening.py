@@ -1,4 +1,7 @@
-"""Contract checks of what is changed: every intervention, generating with a cache, against a forward over everything without one."""
+"""Contract checks of what is changed.
+
+Every intervention, generating with a cache, against a forward over everything without one.
+"""
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -47,8 +50,12 @@ def each_attention(check: Callable[[Case], str | None]) -> Callable[[Case], str 
     return with_each
 
 
-def same(case: Case, ours: AbstractContextManager, reference: AbstractContextManager, what: object) -> None:
-    """The logits of every step of a cached generation under ``ours`` are those of one forward under ``reference``."""
+def same(
+    case: Case, ours: AbstractContextManager, reference: AbstractContextManager, what: object
+) -> None:
+    """The logits of every step of a cached generation under ``ours`` are those of
+    one forward under ``reference``.
+    """
     with ours:
         new, logits = generated(case)
     with reference:
@@ -64,7 +71,10 @@ def skipping(part: str) -> Callable[[Case], str | None]:
                 ours = interventions.skip(case.vlm, layer, part, scope)
                 same(case, ours, _skipped(case, layer, part, scope), (part, scope, layer))
         same(
-            case, interventions.skip(case.vlm, [1, 3], part), _all(_skipped(case, layer, part, "both") for layer in (1, 3)), (part, "1, 3")
+            case,
+            interventions.skip(case.vlm, [1, 3], part),
+            _all(_skipped(case, layer, part, "both") for layer in (1, 3)),
+            (part, "1, 3"),
         )
 
     return each_attention(check)
@@ -78,14 +88,25 @@ def _skipped(case: Case, layer: int, part: str, scope: str) -> AbstractContextMa
         return torch.where(there, x if part == "block" else torch.zeros_like(y), y)
 
     if part == "mlp" and experts_beside(block):  # what both make is added up before this norm
-        return fed(block.post_feedforward_layernorm, lambda y: change(y, y, torch.arange(y.shape[1])[None, :, None]))
-    module = block if part == "block" else anatomy.attention(block) if part == "attention" else anatomy.mlp(block)
+        return fed(
+            block.post_feedforward_layernorm,
+            lambda y: change(y, y, torch.arange(y.shape[1])[None, :, None]),
+        )
+    module = (
+        block
+        if part == "block"
+        else anatomy.attention(block)
+        if part == "attention"
+        else anatomy.mlp(block)
+    )
     return changed(module, change)
 
 
 @each_attention
 def skip_previous(case: Case) -> str | None:
-    """Skipped in the prefill, a block reads in decode steps what the block before it has written."""
+    """Skipped in the prefill, a block reads in decode steps what
+    the block before it has written.
+    """
     for layers in ([1], [2], [3], [2, 3]):
         with interventions.skip(case.vlm, layers, scope="prefill", cache="previous"):
             new, logits = generated(case)
@@ -98,7 +119,11 @@ def skip_previous(case: Case) -> str | None:
         if any(copyable(case, layer) for layer in layers):
             differ(logits[:, 1:], own[:, 1:], ("previous instead of own", layers))
     copied = [layer for layer in LAYERS if copyable(case, layer)]
-    return None if copied == [2, 3] else f"layers {', '.join(map(str, copied)) or 'none'}; the others keep their own"
+    return (
+        None
+        if copied == [2, 3]
+        else f"layers {', '.join(map(str, copied)) or 'none'}; the others keep their own"
+    )
 
 
 def positions(case: Case) -> dict[object, Callable[[int], Tensor]]:
@@ -120,7 +145,10 @@ def positions(case: Case) -> dict[object, Callable[[int], Tensor]]:
     }
     if case.modality is None:
         return ways
-    return ways | {case.modality: of(case.modality), (case.modality, "last"): lambda n: of(case.modality)(n) | last(n)}
+    return ways | {
+        case.modality: of(case.modality),
+        (case.modality, "last"): lambda n: of(case.modality)(n) | last(n),
+    }
 
 
 @each_attention
@@ -129,13 +157,29 @@ def adding(case: Case) -> None:
     clean = generated(case)[1]
     for layer in (0, *LAYERS):
         for where, mask in positions(case).items():
-            reference = residual(case, layer, lambda h, mask=mask: torch.where(mask(h.shape[1])[..., None], h + vector, h))
-            same(case, interventions.add(case.vlm, vector, layer, positions=where), reference, ("add", layer, where))
+            reference = residual(
+                case,
+                layer,
+                lambda h, mask=mask: torch.where(mask(h.shape[1])[..., None], h + vector, h),
+            )
+            same(
+                case,
+                interventions.add(case.vlm, vector, layer, positions=where),
+                reference,
+                ("add", layer, where),
+            )
         with interventions.add(case.vlm, vector, layer):
             differ(generated(case)[1], clean, ("add", layer))
     rows = _noise(case, 2, case.vlm.width)
-    gated = residual(case, 2, lambda h: h + rows[:, None] * torch.tensor([1.0, 0.0])[:, None, None] * -3)
-    same(case, interventions.add(case.vlm, rows, 2, -3.0, gate=torch.tensor([True, False])), gated, "one vector a sample, gated")
+    gated = residual(
+        case, 2, lambda h: h + rows[:, None] * torch.tensor([1.0, 0.0])[:, None, None] * -3
+    )
+    same(
+        case,
+        interventions.add(case.vlm, rows, 2, -3.0, gate=torch.tensor([True, False])),
+        gated,
+        "one vector a sample, gated",
+    )
 
 
 @each_attention
@@ -143,8 +187,14 @@ def replacing(case: Case) -> None:
     vlm, n = case.vlm, case.length
     rows, prompt = _noise(case, 2, vlm.width), _noise(case, 2, n, vlm.width)
     for layer in (0, *LAYERS):
-        late = residual(case, layer, lambda h: torch.cat([h[:, : n - 1], rows[:, None].expand_as(h[:, n - 1 :])], 1))
-        same(case, interventions.replace(vlm, rows, layer, "last"), late, ("replace", layer, "last"))
+        late = residual(
+            case,
+            layer,
+            lambda h: torch.cat([h[:, : n - 1], rows[:, None].expand_as(h[:, n - 1 :])], 1),
+        )
+        same(
+            case, interventions.replace(vlm, rows, layer, "last"), late, ("replace", layer, "last")
+        )
         patched = residual(case, layer, lambda h: torch.cat([prompt, h[:, n:]], 1))
         same(case, interventions.replace(vlm, prompt, layer), patched, ("replace", layer, "prompt"))
     other = read(vlm, case.batch, 2)[2, "block"].flip(0)
@@ -158,21 +208,34 @@ def projecting_out(case: Case) -> None:
     q = torch.linalg.qr(directions.double().T).Q
     for layer in (0, *LAYERS):
         without = residual(case, layer, lambda h: (h.double() - h.double() @ q @ q.T).float())
-        same(case, interventions.project_out(case.vlm, directions, layer), without, ("project out", layer))
+        same(
+            case,
+            interventions.project_out(case.vlm, directions, layer),
+            without,
+            ("project out", layer),
+        )
 
 
 @each_attention
 def parallel(case: Case) -> str | None:
     if any(map(experts_beside, case.vlm.blocks)):
         for norm in ("first", "second"):
-            with pytest.raises(AnatomyError, match="no single MLP"), interventions.parallel(case.vlm, 2, norm):
+            with (
+                pytest.raises(AnatomyError, match="no single MLP"),
+                interventions.parallel(case.vlm, 2, norm),
+            ):
                 pass
         return "refused: experts beside the MLP"
     clean = generated(case)[1]
     for norm in ("first", "second"):
         for layers in ([1], [2], [1, 2, 3]):
             reference = _all(_parallel(case.vlm.blocks[layer - 1], norm) for layer in layers)
-            same(case, interventions.parallel(case.vlm, layers, norm), reference, ("parallel", norm, layers))
+            same(
+                case,
+                interventions.parallel(case.vlm, layers, norm),
+                reference,
+                ("parallel", norm, layers),
+            )
         with interventions.parallel(case.vlm, 2, norm):
             differ(generated(case)[1], clean, ("parallel", norm))
     return None
@@ -220,7 +283,9 @@ def _pair(case: Case, layer: int, combine: str) -> AbstractContextManager:
 
 
 def folding(case: Case) -> str | None:
-    """A folded vector is an added one; where a block does more than add its MLP's output, folding is refused."""
+    """A folded vector is an added one; where a block does more than add its
+    MLP's output, folding is refused.
+    """
     vector, refused = _noise(case, case.vlm.width), []
     # Idefics runs on no embeddings without a picture, by which folding is measured
     cross = LAYERS if case.name == "idefics" else anatomy.cross_attention_layers(case.vlm.model)
@@ -236,8 +301,14 @@ def folding(case: Case) -> str | None:
         assert torch.equal(new, expected), f"tokens, layer {layer}"
         agree(logits, theirs, ("fold", layer))
     # a norm after the MLP; several last maps; a gate, and no sequence to look at
-    normed = lambda block: hasattr(block, "post_feedforward_layernorm") or hasattr(block, "post_mlp_layernorm")
-    due = [k for k, block in enumerate(case.vlm.blocks, 1) if normed(block) or experts_inside(block) or k in cross]
+    normed = lambda block: (
+        hasattr(block, "post_feedforward_layernorm") or hasattr(block, "post_mlp_layernorm")
+    )
+    due = [
+        k
+        for k, block in enumerate(case.vlm.blocks, 1)
+        if normed(block) or experts_inside(block) or k in cross
+    ]
     assert refused == due, f"refused in layers {refused}"
     return f"refused in layers {', '.join(map(str, refused))}" if refused else None
 
@@ -247,9 +318,16 @@ def masking(case: Case) -> None:
     vlm = case.vlm
     before = {name: value.clone() for name, value in vlm.model.state_dict().items()}
     names = {module: name for name, module in vlm.model.named_modules()}
-    linears = [module for block in vlm.blocks for module in block.modules() if isinstance(module, nn.Linear)]
+    linears = [
+        module
+        for block in vlm.blocks
+        for module in block.modules()
+        if isinstance(module, nn.Linear)
+    ]
     random = torch.Generator().manual_seed(2)
-    masks = {names[linear]: torch.rand(linear.weight.shape, generator=random) < 0.7 for linear in linears}
+    masks = {
+        names[linear]: torch.rand(linear.weight.shape, generator=random) < 0.7 for linear in linears
+    }
     copy = VLM(deepcopy(vlm.model), None, case.name)
     for name, mask in masks.items():
         weight = copy.model.get_submodule(name).weight
@@ -263,7 +341,9 @@ def masking(case: Case) -> None:
 
 
 def beams(case: Case) -> str | None:
-    """With two beams a sample, vectors, gates and masks that belong to samples follow their rows."""
+    """With two beams a sample, vectors, gates and masks that
+    belong to samples follow their rows.
+    """
     vlm, rows = case.vlm, _noise(case, 2, case.vlm.width) * 2
     search = {"num_beams": 2, "max_new_tokens": 4, "min_new_tokens": 4, "suppress_tokens": SUPPRESS}
     if case.name == "llama4":
@@ -276,10 +356,14 @@ def beams(case: Case) -> str | None:
         with interventions.add(vlm, vector, 2):
             alone.append(vlm.generate_ids(case.batch, **search))
     with interventions.add(vlm, rows, 2):
-        assert torch.equal(vlm.generate_ids(case.batch, **search), torch.stack([alone[0][0], alone[1][1]])), "vectors"
+        assert torch.equal(
+            vlm.generate_ids(case.batch, **search), torch.stack([alone[0][0], alone[1][1]])
+        ), "vectors"
     for gate in (torch.tensor([True, False]), lambda states: _first_half(len(states))):
         with interventions.add(vlm, rows[0], 2, gate=gate):
-            assert torch.equal(vlm.generate_ids(case.batch, **search), torch.stack([alone[0][0], clean[1]])), "gates"
+            assert torch.equal(
+                vlm.generate_ids(case.batch, **search), torch.stack([alone[0][0], clean[1]])
+            ), "gates"
     mask = torch.zeros(2, case.length, dtype=torch.bool)
     mask[1, 5:] = True
     with interventions.add(vlm, rows[1] * 3, 1, positions=mask):
@@ -288,8 +372,11 @@ def beams(case: Case) -> str | None:
     for part in ("block", "attention", "mlp"):
         with interventions.skip(vlm, 1, part):
             cached = vlm.generate_ids(case.batch, **search)
-            # Mllama without a cache would need its cross-attention mask lengthened, which generate() does not do
-            assert case.modality is None or torch.equal(cached, vlm.generate_ids(case.batch, use_cache=False, **search)), part
+            # Mllama without a cache would need its cross-attention mask lengthened,
+            # which generate() does not do
+            assert case.modality is None or torch.equal(
+                cached, vlm.generate_ids(case.batch, use_cache=False, **search)
+            ), part
     return None
 
 

@@ -4,7 +4,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.contract.reference import GENERATION, Case, agree, experts_beside, experts_inside, repeated
+from tests.contract.reference import (
+    GENERATION,
+    Case,
+    agree,
+    experts_beside,
+    experts_inside,
+    repeated,
+)
 from tests.zoo.inputs import prefixed, single
 from xlvlms_tutorial.activations.hooks import read, reading
 from xlvlms_tutorial.errors import AnatomyError, InputsError, SpanError
@@ -15,12 +22,25 @@ from xlvlms_tutorial.models.spans import Batch
 
 def parts(case: Case) -> None:
     vlm, config = case.vlm, case.vlm.model.config.get_text_config(decoder=True)
-    assert vlm.n_layers == len(vlm.blocks) == config.num_hidden_layers == 3 and vlm.width == config.hidden_size == 32
+    assert vlm.n_layers == len(vlm.blocks) == config.num_hidden_layers == 3
+    assert vlm.width == config.hidden_size == 32
     inside = list(anatomy.decoder(vlm.model).modules())
     for block in vlm.blocks:
-        finders = [anatomy.attention, anatomy.mlp, anatomy.mlp_exit, anatomy.first_norm, anatomy.second_norm]
+        finders = [
+            anatomy.attention,
+            anatomy.mlp,
+            anatomy.mlp_exit,
+            anatomy.first_norm,
+            anatomy.second_norm,
+        ]
         # the parts of a mixture of experts that do not exist are refused, never half of them given
-        absent = [anatomy.mlp, anatomy.mlp_exit] if experts_beside(block) else [anatomy.mlp_exit] if experts_inside(block) else []
+        absent = (
+            [anatomy.mlp, anatomy.mlp_exit]
+            if experts_beside(block)
+            else [anatomy.mlp_exit]
+            if experts_inside(block)
+            else []
+        )
         for find in finders:
             if find in absent:
                 with pytest.raises(AnatomyError, match="no single MLP|last linear map of the MLP"):
@@ -30,10 +50,16 @@ def parts(case: Case) -> None:
     assert any(anatomy.final_norm(vlm.model) is module for module in inside)
     assert anatomy.unembedding(vlm.model).weight.shape[1] == vlm.width
     heard = case.modality == "audio"
-    tower, connector = anatomy.tower(vlm.model, "audio" if heard else "image"), anatomy.connector(vlm.model)
-    assert sum(p.numel() for p in tower.parameters()) > 0 and sum(p.numel() for p in connector.parameters()) > 0
+    tower, connector = (
+        anatomy.tower(vlm.model, "audio" if heard else "image"),
+        anatomy.connector(vlm.model),
+    )
+    assert sum(p.numel() for p in tower.parameters()) > 0
+    assert sum(p.numel() for p in connector.parameters()) > 0
     # the decoder of Idefics holds the tower: its blocks do not
-    assert not {id(m) for m in tower.modules()} & {id(m) for block in vlm.blocks for m in block.modules()}
+    assert not {id(m) for m in tower.modules()} & {
+        id(m) for block in vlm.blocks for m in block.modules()
+    }
     assert not heard or anatomy.tower(vlm.model, "image") is None
 
 
@@ -51,7 +77,8 @@ def spans(case: Case) -> str | None:
     finally:
         hook.remove()
     table = case.vlm.model.get_input_embeddings()
-    rows = getattr(table, "num_embeddings", 208)  # Molmo2 holds its 200 words and 8 special tokens in two tables
+    # Molmo2 holds its 200 words and 8 special tokens in two tables
+    rows = getattr(table, "num_embeddings", 208)
     with torch.no_grad():
         measured = (given[0] != table(case.batch["input_ids"].clamp(max=rows - 1))).any(-1)
     assert measured.any() and torch.equal(measured, case.batch.mask(case.modality))
@@ -60,7 +87,11 @@ def spans(case: Case) -> str | None:
 
 def _no_positions(case: Case) -> str:
     vlm = case.vlm
-    for ask in (lambda: case.batch.mask("image"), lambda: read(vlm, case.batch, 1, positions="image"), lambda: _steered(case)):
+    for ask in (
+        lambda: case.batch.mask("image"),
+        lambda: read(vlm, case.batch, 1, positions="image"),
+        lambda: _steered(case),
+    ):
         try:
             ask()
         except SpanError as error:
@@ -94,12 +125,19 @@ def states_generate(case: Case) -> None:
     with reading(vlm, "all") as ours:
         vlm.generate_ids(case.batch, **GENERATION)
     with vlm.run(case.batch), torch.no_grad():
-        told = {"output_hidden_states": True, "return_dict_in_generate": True, "do_sample": False, "disable_compile": True}
+        told = {
+            "output_hidden_states": True,
+            "return_dict_in_generate": True,
+            "do_sample": False,
+            "disable_compile": True,
+        }
         recorded = vlm.model.generate(**case.batch, **GENERATION, **told).hidden_states
     assert len(recorded) == len(ours[1, "block"]) == GENERATION["max_new_tokens"]
     for step, layers in enumerate(recorded):
         for layer in range(vlm.n_layers):
-            assert torch.equal(ours[layer, "block"][step], layers[layer]), f"layer {layer}, step {step}"
+            assert torch.equal(ours[layer, "block"][step], layers[layer]), (
+                f"layer {layer}, step {step}"
+            )
         with torch.no_grad():
             last = anatomy.final_norm(vlm.model)(ours[vlm.n_layers, "block"][step])
         assert torch.equal(last, layers[-1]), f"final norm of the last layer, step {step}"
@@ -108,11 +146,17 @@ def states_generate(case: Case) -> None:
 def unembedding(case: Case) -> None:
     vlm = case.vlm
     logits = vlm.forward(case.batch).logits
-    agree(vlm.unembed(read(vlm, case.batch, vlm.n_layers)[vlm.n_layers, "block"]), logits, "unembedding of the last layer")
+    agree(
+        vlm.unembed(read(vlm, case.batch, vlm.n_layers)[vlm.n_layers, "block"]),
+        logits,
+        "unembedding of the last layer",
+    )
 
 
 def batch_sizes(case: Case) -> None:
-    """States of all layers, and the log-probability of the next token, do not depend on how many rows a batch has."""
+    """States of all layers, and the log-probability of the next token, do not
+    depend on how many rows a batch has.
+    """
     vlm, inputs = case.vlm, single(case.name)
     alone = [_read(case, vlm.prepare(row)) for row in (prefixed(case.name, inputs), inputs)]
     for size in (2, 4, 8):
@@ -133,7 +177,9 @@ def type_ids(case: Case) -> str | None:
     needed = {"mm_token_type_ids", "token_type_ids"} & set(case.batch)
     if not needed:
         return "needs none"
-    lacking = type(case.batch)({key: value for key, value in case.batch.items() if key not in needed})
+    lacking = type(case.batch)(
+        {key: value for key, value in case.batch.items() if key not in needed}
+    )
     lacking.spans = case.batch.spans
     for run in (case.vlm.forward, case.vlm.generate_ids):
         try:
@@ -146,7 +192,9 @@ def type_ids(case: Case) -> str | None:
 
 
 def recorder_order(case: Case) -> None:
-    """Transformers' recorder, which stays once it is installed, sees what interventions did that came later."""
+    """Transformers' recorder, which stays once it is installed, sees what
+    interventions did that came later.
+    """
     vlm, vector = case.vlm, torch.linspace(-1, 1, case.vlm.width)
 
     def recorded() -> tuple[Tensor, ...]:
@@ -160,5 +208,7 @@ def recorder_order(case: Case) -> None:
     with add(vlm, vector, vlm.n_layers):
         after = recorded()[-1]
     with torch.no_grad():
-        expected = anatomy.final_norm(vlm.model)(read(vlm, case.batch, vlm.n_layers)[vlm.n_layers, "block"] + vector)
+        expected = anatomy.final_norm(vlm.model)(
+            read(vlm, case.batch, vlm.n_layers)[vlm.n_layers, "block"] + vector
+        )
     agree(after, expected, "recorded last layer")

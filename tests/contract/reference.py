@@ -1,4 +1,7 @@
-"""References that know nothing of our interventions: one forward over the whole sequence, without a cache, with plain hooks."""
+"""References that know nothing of our interventions.
+
+One forward over the whole sequence, without a cache, with plain hooks.
+"""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,11 +20,14 @@ GENERATION = {"max_new_tokens": STEPS, "min_new_tokens": STEPS, "suppress_tokens
 ROUNDING = 1e-4
 LAYERS = (1, 2, 3)
 
-Change = Callable[[Tensor, Tensor, Tensor], Tensor]  # what went in (b, t, d), what came out, positions (1, t, 1) -> what shall come out
+# what went in (b, t, d), what came out, positions (1, t, 1) -> what shall come out
+Change = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 class Case(NamedTuple):
-    """A tiny model, a batch of two rows of which the second is padded on the left, and the length of the prompt."""
+    """A tiny model, a batch of two rows of which the second is padded on the
+    left, and the length of the prompt.
+    """
 
     name: str
     vlm: VLM
@@ -30,7 +36,9 @@ class Case(NamedTuple):
 
     @property
     def modality(self) -> str | None:
-        """What kind of positions the picture (clip, sound) has in the sequence, or None for cross-attention."""
+        """What kind of positions the picture (clip, sound) has in the
+        sequence, or None for cross-attention.
+        """
         found = [SPANS[k] for k in self.batch.spans.unique().tolist()]
         return next((kind for kind in anatomy.MODALITIES if kind in found), None)
 
@@ -45,15 +53,22 @@ def case(name: str) -> Case:
 def repeated(batch: Mapping[str, Tensor], times: int) -> dict[str, Tensor]:
     """The rows of a batch several times over, one copy after the other."""
     longer = {key: torch.cat([value] * times) for key, value in batch.items()}
-    if (at := batch.get("image_token_pooling")) is not None:  # Molmo2 numbers the patches through all pictures of a batch
-        longer["image_token_pooling"] = torch.cat([at + copy * (int(at.max()) + 1) for copy in range(times)])
+    # Molmo2 numbers the patches through all pictures of a batch
+    if (at := batch.get("image_token_pooling")) is not None:
+        longer["image_token_pooling"] = torch.cat(
+            [at + copy * (int(at.max()) + 1) for copy in range(times)]
+        )
     return longer
 
 
 def generated(case: Case, **options: object) -> tuple[Tensor, Tensor]:
-    """The new ids (b, steps) of a greedy generation with a cache, and the logits (b, steps, v) they were chosen by."""
+    """The new ids (b, steps) of a greedy generation with a cache, and the logits (b,
+    steps, v) they were chosen by.
+    """
     logits = []
-    hook = anatomy.unembedding(case.vlm.model).register_forward_hook(lambda module, args, output: logits.append(output[:, -1].clone()))
+    hook = anatomy.unembedding(case.vlm.model).register_forward_hook(
+        lambda module, args, output: logits.append(output[:, -1].clone())
+    )
     try:
         new = case.vlm.generate_ids(case.batch, **GENERATION, **options)
     finally:
@@ -62,9 +77,13 @@ def generated(case: Case, **options: object) -> tuple[Tensor, Tensor]:
 
 
 def whole(case: Case, new: Tensor) -> Tensor:
-    """The logits (b, steps, v) at the same places from one forward over prompt and new ids, without a cache."""
+    """The logits (b, steps, v) at the same places from one forward over
+    prompt and new ids, without a cache.
+    """
     kept = []
-    hook = anatomy.unembedding(case.vlm.model).register_forward_hook(lambda module, args, output: kept.append(output.clone()))
+    hook = anatomy.unembedding(case.vlm.model).register_forward_hook(
+        lambda module, args, output: kept.append(output.clone())
+    )
     try:
         with torch.no_grad():
             case.vlm.model(**extended(case.name, dict(case.batch), new[:, :-1]), use_cache=False)
@@ -96,7 +115,9 @@ def differ(a: Tensor, b: Tensor, what: object) -> None:
 def changed(module: nn.Module, change: Change, rows: int = 2) -> Iterator[None]:
     """Pass what a module gives through a function of its input, its output and the positions."""
 
-    def hook(module: nn.Module, args: tuple, kwargs: dict, output: Tensor | tuple) -> Tensor | tuple:
+    def hook(
+        module: nn.Module, args: tuple, kwargs: dict, output: Tensor | tuple
+    ) -> Tensor | tuple:
         given, made = _given(args, kwargs), anatomy.states_of(output)
         y = made.reshape(rows, -1, made.shape[-1])  # OPT's last linear map gets all rows in one
         new = change(given, y, torch.arange(y.shape[1])[None, :, None])
@@ -135,10 +156,14 @@ def residual(case: Case, layer: int, change: Callable[[Tensor], Tensor]) -> Iter
 
 @contextmanager
 def copied_caches(case: Case, layers: Sequence[int]) -> Iterator[None]:
-    """In the prefill, these blocks hand on their input, and then get the previous block's keys and values for their own."""
+    """In the prefill, these blocks hand on their input, and then get the previous block's
+    keys and values for their own.
+    """
 
     def hook(layer: int) -> Callable:
-        def run(module: nn.Module, args: tuple, kwargs: dict, output: Tensor | tuple) -> Tensor | tuple:
+        def run(
+            module: nn.Module, args: tuple, kwargs: dict, output: Tensor | tuple
+        ) -> Tensor | tuple:
             given = _given(args, kwargs)
             if given.shape[1] == 1:
                 return output
@@ -146,12 +171,18 @@ def copied_caches(case: Case, layers: Sequence[int]) -> Iterator[None]:
             if copyable(case, layer):
                 own, previous = cache[layer - 1], cache[layer - 2]
                 held = own.keys.shape[-2]  # a sliding window holds less than the prompt
-                own.keys, own.values = previous.keys[..., -held:, :].clone(), previous.values[..., -held:, :].clone()
+                own.keys, own.values = (
+                    previous.keys[..., -held:, :].clone(),
+                    previous.values[..., -held:, :].clone(),
+                )
             return anatomy.with_states(output, given)
 
         return run
 
-    handles = [case.vlm.blocks[layer - 1].register_forward_hook(hook(layer), with_kwargs=True) for layer in layers]
+    handles = [
+        case.vlm.blocks[layer - 1].register_forward_hook(hook(layer), with_kwargs=True)
+        for layer in layers
+    ]
     try:
         yield
     finally:
@@ -160,22 +191,35 @@ def copied_caches(case: Case, layers: Sequence[int]) -> Iterator[None]:
 
 
 def copyable(case: Case, layer: int) -> bool:
-    """Whether the previous block has keys and values of the whole prompt, and this one keeps such keys itself.
+    """Whether the previous block has keys and values of the whole prompt, and
+    this one keeps such keys itself.
 
-    Not before block 1, of a picture, of a sliding window or a chunk, in a block that keeps a state instead, lends its keys or borrows
-    them, or has wider heads.
+    Not before block 1, of a picture, of a sliding window or a chunk, in a block that keeps a state
+    instead, lends its keys or borrows them, or has wider heads.
     """
     cross = anatomy.cross_attention_layers(case.vlm.model)
-    kinds = getattr(case.vlm.model.config.get_text_config(decoder=True), "layer_types", None) or ["full_attention"] * 3
-    if layer == 1 or {layer, layer - 1} & cross or kinds[layer - 2] != "full_attention" or kinds[layer - 1] in ("linear_attention", "conv"):
+    kinds = (
+        getattr(case.vlm.model.config.get_text_config(decoder=True), "layer_types", None)
+        or ["full_attention"] * 3
+    )
+    if (
+        layer == 1
+        or {layer, layer - 1} & cross
+        or kinds[layer - 2] != "full_attention"
+        or kinds[layer - 1] in ("linear_attention", "conv")
+    ):
         return False
     previous, own = (anatomy.attention(case.vlm.blocks[k]) for k in (layer - 2, layer - 1))
-    shared = getattr(own, "is_kv_shared_layer", False) or getattr(own, "store_full_length_kv", False)
+    shared = getattr(own, "is_kv_shared_layer", False) or getattr(
+        own, "store_full_length_kv", False
+    )
     return not shared and getattr(previous, "head_dim", None) == getattr(own, "head_dim", None)
 
 
 def experts_beside(block: nn.Module) -> bool:
-    """Whether a block has experts beside a dense MLP, so that its MLP is no single module (Gemma 4)."""
+    """Whether a block has experts beside a dense MLP, so that its MLP
+    is no single module (Gemma 4).
+    """
     return hasattr(block, "mlp") and hasattr(block, "experts")
 
 
@@ -185,7 +229,10 @@ def experts_inside(block: nn.Module) -> bool:
 
 
 def traces(vlm: VLM) -> list[str]:
-    """What an intervention has left behind on a model: hooks, replaced forwards, books that are not empty."""
+    """What an intervention has left behind on a model.
+
+    Hooks, replaced forwards, books that are not empty.
+    """
     found = []
     for name, module in vlm.model.named_modules():
         hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]

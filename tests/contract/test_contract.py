@@ -1,4 +1,6 @@
-"""Every architecture keeps every point of the contract, and every check leaves the model as it found it."""
+"""Every architecture keeps every point of the contract, and every check
+leaves the model as it found it.
+"""
 
 from functools import cache
 

@@ -1,4 +1,7 @@
-"""Values that files hold in place of the right ones: refused with file and key, whatever else the folder has."""
+"""Values that files hold in place of the right ones.
+
+Refused with file and key, whatever else the folder has.
+"""
 
 import pytest
 
@@ -19,32 +22,64 @@ def box(*values, **more):
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        (box(10**400, 0, 9, 9), r"'bbox' \[1000.*0, 0, 9, 9\] of an annotation"), (box(0, 0, float("nan"), 9), r"'bbox' \[0, 0, nan, 9\]"),
-        (box(0, 0, float("inf"), 9), "'bbox'"), (box(0, 0, -9, 9), r"'bbox' \[0, 0, -9, 9\]"), (box(0, 0, True, 9), "'bbox'"),
-        (box(0, 0, "9", 9), "'bbox'"), (box(0, 0, 9, 9, id=[1]), r"'id' of 'annotations' is \[1\]"),
+        (box(10**400, 0, 9, 9), r"'bbox' \[1000.*0, 0, 9, 9\] of an annotation"),
+        (box(0, 0, float("nan"), 9), r"'bbox' \[0, 0, nan, 9\]"),
+        (box(0, 0, float("inf"), 9), "'bbox'"),
+        (box(0, 0, -9, 9), r"'bbox' \[0, 0, -9, 9\]"),
+        (box(0, 0, True, 9), "'bbox'"),
+        (box(0, 0, "9", 9), "'bbox'"),
+        (box(0, 0, 9, 9, id=[1]), r"'id' of 'annotations' is \[1\]"),
         (box(0, 0, 9, 9, category_id=[0]), r"'category_id' of 'annotations' is \[0\]"),
-        *((boxes("a.png", BOX, kinds=(name,)), f"'name' of 'categories' is {name!r}") for name in ("", " ", 5, None, True)),
-        (boxes("a.png", BOX) | {"categories": [{"id": 0, "name": "dog"}, {"id": "0", "name": "cat"}]}, "kind 0 is both dog and cat; give"),
+        *(
+            (boxes("a.png", BOX, kinds=(name,)), f"'name' of 'categories' is {name!r}")
+            for name in ("", " ", 5, None, True)
+        ),
+        (
+            boxes("a.png", BOX)
+            | {"categories": [{"id": 0, "name": "dog"}, {"id": "0", "name": "cat"}]},
+            "kind 0 is both dog and cat; give",
+        ),
         (captions("a.png", "x", key="\ud800"), r"'id' of 'images' is '\\ud800'"),
         (captions("a.png", "x", key=True), "'id' of 'images' is True"),
-        (captions("a.png", "x", key=""), "'id' of 'images' is ''"), (captions("a.png", "\ud800"), "'caption' of 'annotations' is"),
-        (captions("a.png", ["x"]), r"'caption' of 'annotations' is \['x'\]"), (captions("", "x"), "'file_name' of 'images' is ''"),
-        *(({"images": [ONE["images"][0] | {"split": split}], "annotations": []}, "'split' is ")
-          for split in ([], ["train"], {"a": 1}, 5, "odd")),
-        *((question(1, 1, text), "'question' of 'questions' is ") for text in ("", " ", 5, ["x"], None)),
-        *((question(1, 1, **{key: wrong}), f"{key!r} of 'questions' is ")
-          for key in ("type", "target", "stratum") for wrong in (5, ["x"], {"a": 1})),
-        *((answer(1, wrong), "'multiple_choice_answer' of 'annotations' is ")
-          for wrong in ("", " ", [], [""], {}, {"a": 1}, None, True, float("nan"))),
-        ({"images": [{"filename": "a.png", "filepath": ["x"], "sentences": []}]}, r"'filepath' of 'images' is \['x'\]"),
+        (captions("a.png", "x", key=""), "'id' of 'images' is ''"),
+        (captions("a.png", "\ud800"), "'caption' of 'annotations' is"),
+        (captions("a.png", ["x"]), r"'caption' of 'annotations' is \['x'\]"),
+        (captions("", "x"), "'file_name' of 'images' is ''"),
+        *(
+            ({"images": [ONE["images"][0] | {"split": split}], "annotations": []}, "'split' is ")
+            for split in ([], ["train"], {"a": 1}, 5, "odd")
+        ),
+        *(
+            (question(1, 1, text), "'question' of 'questions' is ")
+            for text in ("", " ", 5, ["x"], None)
+        ),
+        *(
+            (question(1, 1, **{key: wrong}), f"{key!r} of 'questions' is ")
+            for key in ("type", "target", "stratum")
+            for wrong in (5, ["x"], {"a": 1})
+        ),
+        *(
+            (answer(1, wrong), "'multiple_choice_answer' of 'annotations' is ")
+            for wrong in ("", " ", [], [""], {}, {"a": 1}, None, True, float("nan"))
+        ),
+        (
+            {"images": [{"filename": "a.png", "filepath": ["x"], "sentences": []}]},
+            r"'filepath' of 'images' is \['x'\]",
+        ),
         ([{"id": 1, "regions": "x"}, {"id": 2, "regions": []}], "of no form"),
         ([{"id": 1, "regions": []}, {"id": 2, "regions": 5}], "'regions' of"),
     ],
-)  # fmt: skip
+)
 def test_wrong_values_are_refused_although_the_folder_has_good_ones(tmp_path, content, expected):
     write(pictures(tmp_path, "a.png"), "captions.json", ONE)
     write(write(tmp_path, "questions.json", question(1, 1)), "answers.json", answer(1, "red"))
-    name = "questions.json" if "questions" in content else "answers.json" if list(content) == ["annotations"] else "wrong.json"
+    name = (
+        "questions.json"
+        if "questions" in content
+        else "answers.json"
+        if list(content) == ["annotations"]
+        else "wrong.json"
+    )
     write(tmp_path, name, content)
     if expected == "of no form":
         with pytest.warns(UserWarning, match="wrong.json .is of no form that is known"):
@@ -56,10 +91,23 @@ def test_wrong_values_are_refused_although_the_folder_has_good_ones(tmp_path, co
 
 @pytest.mark.parametrize(
     ("entry", "text"),
-    [({"multiple_choice_answer": 2}, "2"), ({"multiple_choice_answer": 2.0}, "2"), ({"multiple_choice_answer": 2.5}, "2.5"),
-     ({"answers": [{"answer": a, "answer_id": k} for k, a in enumerate(["a"] * 4 + ["b"] * 6)]}, "b"), ({"answers": ["a", 2, 2]}, "2"),
-     ({"answers": [{"answer": "", "raw_answer": "x"}, {"answer": "b"}]}, "b"), ({"multiple_choice_answer": "", "answers": ["c"]}, "c")],
-)  # fmt: skip
+    [
+        ({"multiple_choice_answer": 2}, "2"),
+        ({"multiple_choice_answer": 2.0}, "2"),
+        ({"multiple_choice_answer": 2.5}, "2.5"),
+        (
+            {
+                "answers": [
+                    {"answer": a, "answer_id": k} for k, a in enumerate(["a"] * 4 + ["b"] * 6)
+                ]
+            },
+            "b",
+        ),
+        ({"answers": ["a", 2, 2]}, "2"),
+        ({"answers": [{"answer": "", "raw_answer": "x"}, {"answer": "b"}]}, "b"),
+        ({"multiple_choice_answer": "", "answers": ["c"]}, "c"),
+    ],
+)
 def test_answers_are_texts_numbers_or_the_most_frequent_of_several(tmp_path, entry, text):
     write(
         write(pictures(tmp_path, "1.png"), "q.json", question(0, 1)),
@@ -71,13 +119,27 @@ def test_answers_are_texts_numbers_or_the_most_frequent_of_several(tmp_path, ent
 
 def test_one_wrong_entry_among_good_ones_is_refused_and_a_file_of_none_is_left_alone(tmp_path):
     write(pictures(tmp_path, "a.png"), "captions.json", ONE)
-    stray = ONE | {"categories": [], "annotations": [{"image_id": 1, "segments_info": []}]}  # COCO's panoptic form
-    with pytest.warns(UserWarning, match=r"left alone: panoptic_val2017.json \(an entry of 'annotations' has no 'category_id'\)"):
+    # COCO's panoptic form
+    stray = ONE | {"categories": [], "annotations": [{"image_id": 1, "segments_info": []}]}
+    with pytest.warns(
+        UserWarning,
+        match=(
+            r"left alone: panoptic_val2017.json \(an entry of 'annotations' has no 'category_id'\)"
+        ),
+    ):
         (sample,) = load_samples(write(tmp_path, "panoptic_val2017.json", stray))
     assert sample.captions == ("A dog.",)
     (tmp_path / "panoptic_val2017.json").unlink()
-    with pytest.raises(AnnotationError, match="an entry of 'annotations' has no 'category_id'; known forms"):
-        load_samples(write(tmp_path, "captions.json", ONE | {"annotations": [*ONE["annotations"], {"image_id": 1}]}))
+    with pytest.raises(
+        AnnotationError, match="an entry of 'annotations' has no 'category_id'; known forms"
+    ):
+        load_samples(
+            write(
+                tmp_path,
+                "captions.json",
+                ONE | {"annotations": [*ONE["annotations"], {"image_id": 1}]},
+            )
+        )
 
 
 @pytest.mark.parametrize("key", ["x" * 300, "9" * 5000, "²", "a\0b"])

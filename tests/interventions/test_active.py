@@ -17,7 +17,10 @@ def vlm():
 
 
 def test_interventions_are_told_while_they_last(vlm):
-    with interventions.skip(vlm, 2, part="mlp"), interventions.add(vlm, torch.ones(32), 1, strength=2):
+    with (
+        interventions.skip(vlm, 2, part="mlp"),
+        interventions.add(vlm, torch.ones(32), 1, strength=2),
+    ):
         skipped, added = vlm.active
     assert skipped == "skip(layers=2, part='mlp', scope='both', cache='own')"
     assert added.startswith("add(vector=torch.float32 [32] ")

@@ -1,4 +1,7 @@
-"""Steering, replacing, projecting out, folding and masking: closed forms on a tiny LLaVA, and everything undone afterwards."""
+"""Steering, replacing, projecting out, folding and masking.
+
+Closed forms on a tiny LLaVA, and everything undone afterwards.
+"""
 
 import pytest
 import torch
@@ -31,7 +34,10 @@ def vlm():
     with torch.no_grad():
         for parameter in made.model.parameters():
             if parameter.ndim >= 2:
-                parameter.copy_(torch.randn(parameter.shape, generator=random) * (1.5 / parameter.shape[-1] ** 0.5))
+                parameter.copy_(
+                    torch.randn(parameter.shape, generator=random)
+                    * (1.5 / parameter.shape[-1] ** 0.5)
+                )
     return made
 
 
@@ -46,7 +52,8 @@ def nothing_is_left_behind(vlm):
     yield
     assert traces(vlm) == []
     after = vlm.model.state_dict()
-    assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
 
 
 def noise(vlm, *shape, seed=0):
@@ -72,11 +79,19 @@ def test_a_vector_at_the_last_layer_moves_logits_as_the_unembedding_says(vlm, ba
 
 
 @pytest.mark.parametrize("layer", range(L + 1))
-@pytest.mark.parametrize("positions", ["all", "image", "question", "last", "answer", "generated", ("image", "question"), "mask"])
+@pytest.mark.parametrize(
+    "positions",
+    ["all", "image", "question", "last", "answer", "generated", ("image", "question"), "mask"],
+)
 def test_a_vector_moves_its_positions_and_no_others(vlm, layer, positions):
     batch = vlm.batch(PICTURES, TEXTS, ANSWERS)
     drawn = torch.rand(batch.spans.shape, generator=torch.Generator().manual_seed(2)) < 0.5
-    there = {"all": torch.ones_like(drawn), "last": batch.predicting, "generated": batch.mask("answer"), "mask": drawn}
+    there = {
+        "all": torch.ones_like(drawn),
+        "last": batch.predicting,
+        "generated": batch.mask("answer"),
+        "mask": drawn,
+    }
     names = (positions,) if isinstance(positions, str) else positions
     expected = there[positions] if positions in there else batch.mask(*names)
     before, vector = states(vlm, batch, layer), noise(vlm)
@@ -86,10 +101,16 @@ def test_a_vector_moves_its_positions_and_no_others(vlm, layer, positions):
 
 
 @pytest.mark.parametrize("layer", range(L + 1))
-@pytest.mark.parametrize("positions", ["all", "last", "generated", ("image", "generated"), ("last", "question")])
-def test_answers_that_are_given_and_answers_that_are_generated_are_steered_alike(vlm, batch, layer, positions):
+@pytest.mark.parametrize(
+    "positions", ["all", "last", "generated", ("image", "generated"), ("last", "question")]
+)
+def test_answers_that_are_given_and_answers_that_are_generated_are_steered_alike(
+    vlm, batch, layer, positions
+):
     steps = []
-    hook = anatomy.unembedding(vlm.model).register_forward_hook(lambda module, args, output: steps.append(output[:, -1].clone()))
+    hook = anatomy.unembedding(vlm.model).register_forward_hook(
+        lambda module, args, output: steps.append(output[:, -1].clone())
+    )
     suppress = vlm.tokenizer.all_special_ids + [vlm.image_token_id]
     try:
         with add(vlm, noise(vlm) * 2, layer, positions=positions):
@@ -150,7 +171,12 @@ def test_without_a_cache_a_gate_is_decided_on_the_prompt_all_the_same(vlm, batch
 
 def test_a_gate_that_reads_the_states_is_asked_at_each_layer(vlm, batch):
     seen = []
-    with edit(vlm, lambda states: states * 0, [1, 3], gate=lambda states: seen.append(states) or torch.tensor([True, True])):
+    with edit(
+        vlm,
+        lambda states: states * 0,
+        [1, 3],
+        gate=lambda states: seen.append(states) or torch.tensor([True, True]),
+    ):
         vlm.forward(batch)
     assert len(seen) == 2 and not torch.equal(seen[0], seen[1])
 
@@ -193,7 +219,9 @@ def test_the_outer_edit_outlives_the_inner_one(vlm, batch):
 
 def test_an_edit_of_a_skipped_block_changes_what_it_hands_on(vlm, batch):
     with skip(vlm, 2), add(vlm, noise(vlm), 2):
-        torch.testing.assert_close(states(vlm, batch, 2), states(vlm, batch, 1) + noise(vlm), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(
+            states(vlm, batch, 2), states(vlm, batch, 1) + noise(vlm), atol=1e-5, rtol=1e-5
+        )
 
 
 # Replace
@@ -219,10 +247,16 @@ def test_patching_the_picture_at_the_first_layer_shows_the_other_picture(vlm):
 
 def test_states_of_other_inputs_are_not_patched_in(vlm, batch):
     for length in (batch.spans.shape[1] - 1, batch.spans.shape[1] + 1):
-        with replace(vlm, noise(vlm, 2, length), 1), pytest.raises(InterventionError, match=f"rows of {length} tokens"):
+        with (
+            replace(vlm, noise(vlm, 2, length), 1),
+            pytest.raises(InterventionError, match=f"rows of {length} tokens"),
+        ):
             vlm.forward(batch)
         mask = torch.ones(2, length, dtype=torch.bool)
-        with add(vlm, noise(vlm), 1, positions=mask), pytest.raises(InterventionError, match=f"rows of {length} tokens"):
+        with (
+            add(vlm, noise(vlm), 1, positions=mask),
+            pytest.raises(InterventionError, match=f"rows of {length} tokens"),
+        ):
             vlm.forward(batch)
 
 
@@ -249,7 +283,9 @@ def test_half_the_strength_leaves_half_the_component(vlm, batch):
     direction = noise(vlm)
     before = states(vlm, batch, 1) @ direction
     with project_out(vlm, direction, 1, strength=0.5):
-        torch.testing.assert_close(states(vlm, batch, 1) @ direction, before / 2, atol=1e-3, rtol=1e-3)
+        torch.testing.assert_close(
+            states(vlm, batch, 1) @ direction, before / 2, atol=1e-3, rtol=1e-3
+        )
 
 
 def test_a_model_in_double_precision_stays_exact():
@@ -296,7 +332,10 @@ def test_folded_twice_is_their_sum_and_adding_goes_with_it(vlm, batch):
 
 def test_folding_goes_with_edits_of_other_layers_made_for_other_inputs(vlm, batch):
     mask = torch.zeros(batch.spans.shape, dtype=torch.bool)
-    with add(vlm, noise(vlm, 2), 1, positions="image", gate=torch.tensor([True, False])), add(vlm, noise(vlm), 1, positions=mask):
+    with (
+        add(vlm, noise(vlm, 2), 1, positions="image", gate=torch.tensor([True, False])),
+        add(vlm, noise(vlm), 1, positions=mask),
+    ):
         with add(vlm, noise(vlm, seed=4), 2):
             expected = last_logits(vlm, batch)
         with fold(vlm, noise(vlm, seed=4), 2):
@@ -318,7 +357,10 @@ UNDOING = {
 def test_what_would_undo_a_folded_vector_is_refused(vlm, batch, name):
     with fold(vlm, noise(vlm), 2):
         before = last_logits(vlm, batch)
-        with pytest.raises(FoldError, match=r"layer 2: .*interventions\.add"), UNDOING[name](vlm, 2):
+        with (
+            pytest.raises(FoldError, match=r"layer 2: .*interventions\.add"),
+            UNDOING[name](vlm, 2),
+        ):
             pass
         assert torch.equal(last_logits(vlm, batch), before)
 
@@ -327,7 +369,10 @@ def test_what_would_undo_a_folded_vector_is_refused(vlm, batch, name):
 def test_a_vector_is_not_folded_into_what_is_already_changed(vlm, batch, name):
     with UNDOING[name](vlm, 2):
         before = last_logits(vlm, batch)
-        with pytest.raises(FoldError, match=r"layer 2: .*interventions\.add"), fold(vlm, noise(vlm), 2):
+        with (
+            pytest.raises(FoldError, match=r"layer 2: .*interventions\.add"),
+            fold(vlm, noise(vlm), 2),
+        ):
             pass
         assert torch.equal(last_logits(vlm, batch), before)
 
@@ -353,9 +398,13 @@ def test_what_leaves_the_mlp_alone_goes_with_folding(vlm, batch, name, folded_fi
 
 def test_a_block_that_norms_its_mlps_output_refuses_the_fold():
     at = case("gemma3")
-    with pytest.raises(FoldError, match="layer 2: its block does not simply add"), fold(at.vlm, torch.ones(at.vlm.width), [2]):
+    with (
+        pytest.raises(FoldError, match="layer 2: its block does not simply add"),
+        fold(at.vlm, torch.ones(at.vlm.width), [2]),
+    ):
         pass
-    assert traces(at.vlm) == [] and all(anatomy.mlp_exit(block).bias is None for block in at.vlm.blocks)
+    assert traces(at.vlm) == []
+    assert all(anatomy.mlp_exit(block).bias is None for block in at.vlm.blocks)
 
 
 def test_layers_folded_before_a_refusal_are_unfolded():
@@ -371,7 +420,10 @@ def test_layers_folded_before_a_refusal_are_unfolded():
 def test_masked_weights_are_zero_inside_and_return_to_the_bit_even_after_an_error(vlm, batch):
     name = next(n for n, m in vlm.model.named_modules() if m is anatomy.mlp_exit(vlm.blocks[1]))
     weight = vlm.model.get_submodule(name).weight
-    before, keep = weight.clone(), torch.rand(weight.shape, generator=torch.Generator().manual_seed(3)) < 0.5
+    before, keep = (
+        weight.clone(),
+        torch.rand(weight.shape, generator=torch.Generator().manual_seed(3)) < 0.5,
+    )
     with pytest.raises(RuntimeError, match="stop"), mask_weights(vlm, {name: keep}):
         assert torch.equal(weight, before * keep)
         with mask_weights(vlm, {name: ~keep}):
@@ -394,18 +446,28 @@ def test_masks_that_do_not_fit_are_refused_and_none_is_applied(vlm):
     names = {module: name for name, module in vlm.model.named_modules()}
     name = names[anatomy.mlp_exit(vlm.blocks[0])]
     good = {name: torch.zeros(32, 64, dtype=torch.bool)}
-    head, whole = vlm.model.lm_head.weight, torch.ones_like(vlm.model.lm_head.weight, dtype=torch.bool)
+    head, whole = (
+        vlm.model.lm_head.weight,
+        torch.ones_like(vlm.model.lm_head.weight, dtype=torch.bool),
+    )
     wrong = {
         "no linear map": {"model.language_model.layers.9.mlp": good[name]},
-        r"shape \(32, 64\)": {names[anatomy.mlp_exit(vlm.blocks[1])]: torch.ones(64, 32, dtype=torch.bool)},
-        "no linear map of": {names[anatomy.final_norm(vlm.model)]: torch.ones(32, 1, dtype=torch.bool)},
+        r"shape \(32, 64\)": {
+            names[anatomy.mlp_exit(vlm.blocks[1])]: torch.ones(64, 32, dtype=torch.bool)
+        },
+        "no linear map of": {
+            names[anatomy.final_norm(vlm.model)]: torch.ones(32, 1, dtype=torch.bool)
+        },
     }
     for message, masks in wrong.items():
         with pytest.raises(InterventionError, match=message), mask_weights(vlm, good | masks):
             pass
     try:
         vlm.model.lm_head.weight = vlm.model.get_input_embeddings().weight
-        with pytest.raises(InterventionError, match="shares its weights"), mask_weights(vlm, {"lm_head": whole}):
+        with (
+            pytest.raises(InterventionError, match="shares its weights"),
+            mask_weights(vlm, {"lm_head": whole}),
+        ):
             pass
     finally:
         vlm.model.lm_head.weight = head
@@ -417,7 +479,10 @@ def test_quantised_weights_are_refused():
     name = next(n for n, m in at.vlm.model.named_modules() if m is linear)
     packed = torch.zeros(linear.weight.shape, dtype=torch.uint8)
     linear.weight = nn.Parameter(packed, requires_grad=False)
-    with pytest.raises(InterventionError, match="quantised"), mask_weights(at.vlm, {name: torch.ones(packed.shape, dtype=torch.bool)}):
+    with (
+        pytest.raises(InterventionError, match="quantised"),
+        mask_weights(at.vlm, {name: torch.ones(packed.shape, dtype=torch.bool)}),
+    ):
         pass
 
 
@@ -453,7 +518,11 @@ def test_everything_is_undone_after_an_error(vlm, batch, name):
 
 
 def test_an_error_on_entry_leaves_nothing(vlm):
-    for enter in (lambda: add(vlm, torch.ones(vlm.width), [1, 9]), lambda: parallel(vlm, [1, 9]), lambda: parallel_pairs(vlm, 3)):
+    for enter in (
+        lambda: add(vlm, torch.ones(vlm.width), [1, 9]),
+        lambda: parallel(vlm, [1, 9]),
+        lambda: parallel_pairs(vlm, 3),
+    ):
         with pytest.raises(LayerError), enter():
             pass
         assert traces(vlm) == []
@@ -466,15 +535,27 @@ def test_an_error_on_entry_leaves_nothing(vlm):
 def test_layers_out_of_range(vlm, layer):
     vector = torch.ones(vlm.width)
     for enter in (add, replace, project_out):
-        with pytest.raises(LayerError, match=f"layer {layer} is not one of 0 to 3"), enter(vlm, vector, layer):
+        with (
+            pytest.raises(LayerError, match=f"layer {layer} is not one of 0 to 3"),
+            enter(vlm, vector, layer),
+        ):
             pass
-    for enter in (lambda: fold(vlm, vector, layer), lambda: skip(vlm, layer), lambda: parallel(vlm, layer)):
+    for enter in (
+        lambda: fold(vlm, vector, layer),
+        lambda: skip(vlm, layer),
+        lambda: parallel(vlm, layer),
+    ):
         with pytest.raises(LayerError, match=f"layer {layer} is not one of 1 to 3"), enter():
             pass
 
 
 def test_layer_0_has_no_block(vlm):
-    for enter in (skip, parallel, parallel_pairs, lambda vlm, layer: fold(vlm, torch.ones(vlm.width), layer)):
+    for enter in (
+        skip,
+        parallel,
+        parallel_pairs,
+        lambda vlm, layer: fold(vlm, torch.ones(vlm.width), layer),
+    ):
         with pytest.raises(LayerError, match="one of 1 to 3"), enter(vlm, 0):
             pass
 
@@ -487,15 +568,24 @@ def test_values_that_are_not_finite(vlm, value):
         with pytest.raises(InterventionError, match="NaN or infinite"), enter(vlm, vector, 1):
             pass
     for enter in (add, fold):
-        with pytest.raises(InterventionError, match="NaN or infinite"), enter(vlm, torch.ones(vlm.width), 1, strength=value):
+        with (
+            pytest.raises(InterventionError, match="NaN or infinite"),
+            enter(vlm, torch.ones(vlm.width), 1, strength=value),
+        ):
             pass
 
 
 def test_vectors_of_another_width_or_for_another_batch(vlm, batch):
     for enter in (add, replace, project_out, fold):
-        with pytest.raises(InterventionError, match=r"shape \(31,\).*width 32"), enter(vlm, torch.ones(31), 1):
+        with (
+            pytest.raises(InterventionError, match=r"shape \(31,\).*width 32"),
+            enter(vlm, torch.ones(31), 1),
+        ):
             pass
-    with add(vlm, noise(vlm, 3), 1), pytest.raises(InterventionError, match="vectors for 3 samples in a batch of 2"):
+    with (
+        add(vlm, noise(vlm, 3), 1),
+        pytest.raises(InterventionError, match="vectors for 3 samples in a batch of 2"),
+    ):
         vlm.forward(batch)
     patched = replace(vlm, noise(vlm, 3, batch.spans.shape[1]), 1)
     with patched, pytest.raises(InterventionError, match="states for 3 samples in a batch of 2"):
@@ -504,20 +594,33 @@ def test_vectors_of_another_width_or_for_another_batch(vlm, batch):
 
 @pytest.mark.parametrize("positions", ["images", "template", "padding", (), ("image", "rest")])
 def test_unknown_positions_are_named_with_the_known_ones(vlm, positions):
-    with pytest.raises(InterventionError, match="unknown positions .*allowed: all, last, generated, image, .*or a mask"):  # noqa: SIM117
+    with pytest.raises(  # noqa: SIM117
+        InterventionError,
+        match="unknown positions .*allowed: all, last, generated, image, .*or a mask",
+    ):
         with add(vlm, torch.ones(vlm.width), 1, positions=positions):
             pass
 
 
 def test_positions_that_no_sample_has(vlm, batch):
-    with add(vlm, torch.ones(vlm.width), 1, positions="video"), pytest.raises(SpanError, match="'video'.*there are"):
+    with (
+        add(vlm, torch.ones(vlm.width), 1, positions="video"),
+        pytest.raises(SpanError, match="'video'.*there are"),
+    ):
         vlm.forward(batch)
-    with add(vlm, torch.ones(vlm.width), 1, positions="image"), pytest.raises(SpanError, match="2 of 2 samples have none"):
+    with (
+        add(vlm, torch.ones(vlm.width), 1, positions="image"),
+        pytest.raises(SpanError, match="2 of 2 samples have none"),
+    ):
         vlm.forward(vlm.batch(None, TEXTS))
 
 
 def test_spans_need_inputs_that_the_model_knows(vlm, batch):
-    with add(vlm, torch.ones(vlm.width), 1, positions="image"), pytest.raises(InterventionError, match="vlm.forward"), torch.no_grad():
+    with (
+        add(vlm, torch.ones(vlm.width), 1, positions="image"),
+        pytest.raises(InterventionError, match="vlm.forward"),
+        torch.no_grad(),
+    ):
         vlm.model(**batch)
 
 
@@ -538,7 +641,10 @@ def test_without_a_picture_mllama_leaves_out_a_layer_and_changing_it_is_an_error
     for layer in (0, 1, 3):
         with add(vlm, vector, layer):
             assert not torch.allclose(vlm.forward(text).logits, clean, atol=1e-2)
-    with add(vlm, vector, 2), pytest.raises(InterventionError, match="layer 2 is left out.*give a picture"):
+    with (
+        add(vlm, vector, 2),
+        pytest.raises(InterventionError, match="layer 2 is left out.*give a picture"),
+    ):
         vlm.forward(text)
     with add(vlm, vector, 2), pytest.raises(InterventionError, match="layer 2 is left out"):
         vlm.generate_ids(text, 4)
@@ -555,7 +661,10 @@ def test_without_a_picture_mllama_skips_and_pairs_its_other_blocks():
             assert torch.equal(vlm.forward(text).logits, clean)
     with skip(vlm, 1):
         cached = vlm.generate_ids(text, 4, min_new_tokens=4, suppress_tokens=SUPPRESS)
-        assert torch.equal(cached, vlm.generate_ids(text, 4, min_new_tokens=4, suppress_tokens=SUPPRESS, use_cache=False))
+        assert torch.equal(
+            cached,
+            vlm.generate_ids(text, 4, min_new_tokens=4, suppress_tokens=SUPPRESS, use_cache=False),
+        )
 
 
 def test_generation_is_never_compiled(vlm, batch, monkeypatch):
@@ -574,13 +683,20 @@ def test_a_finished_row_goes_on_and_disturbs_no_other(vlm):
     at = case("llava")
     new = generated(at)[0]
     stop = int(new[0, 0])  # the first row ends at once
-    options = {"max_new_tokens": 4, "suppress_tokens": SUPPRESS, "eos_token_id": stop, "pad_token_id": 0}
+    options = {
+        "max_new_tokens": 4,
+        "suppress_tokens": SUPPRESS,
+        "eos_token_id": stop,
+        "pad_token_id": 0,
+    }
     with add(at.vlm, torch.zeros(at.vlm.width), 1, positions="last"):
         ended = at.vlm.generate_ids(at.batch, **options)
     assert ended[0].tolist() == [stop, 0, 0, 0] and torch.equal(ended[1], new[1])
 
 
-@pytest.mark.parametrize(("name", "adapted"), [("llava", ["down_proj", "q_proj"]), ("blip2", ["fc2", "q_proj"])])
+@pytest.mark.parametrize(
+    ("name", "adapted"), [("llava", ["down_proj", "q_proj"]), ("blip2", ["fc2", "q_proj"])]
+)
 def test_interventions_work_under_lora(name, adapted):
     peft = pytest.importorskip("peft")
     model, inputs = build(name)

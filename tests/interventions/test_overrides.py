@@ -13,7 +13,15 @@ from xlvlms_tutorial.activations.clock import Clock
 from xlvlms_tutorial.activations.hooks import reading
 from xlvlms_tutorial.errors import InterventionError, LayerError, SelectionError
 from xlvlms_tutorial.interventions.edits import add, replace
-from xlvlms_tutorial.interventions.overrides import check_length, checked_layers, copy_cache, fit, overridden, pad_cache, unedited
+from xlvlms_tutorial.interventions.overrides import (
+    check_length,
+    checked_layers,
+    copy_cache,
+    fit,
+    overridden,
+    pad_cache,
+    unedited,
+)
 from xlvlms_tutorial.interventions.skipping import parallel, parallel_pairs, skip
 from xlvlms_tutorial.models import anatomy
 
@@ -28,7 +36,8 @@ def at():
 
 def test_one_layer_or_several(at):
     assert checked_layers(at.vlm, 3) == [3]
-    assert checked_layers(at.vlm, [3, 1]) == [3, 1] and checked_layers(at.vlm, range(4), first=0) == [0, 1, 2, 3]
+    assert checked_layers(at.vlm, [3, 1]) == [3, 1]
+    assert checked_layers(at.vlm, range(4), first=0) == [0, 1, 2, 3]
     found = checked_layers(at.vlm, [int(layer) for layer in np.arange(1, 3)])
     assert found == [1, 2] and all(type(layer) is int for layer in found)
 
@@ -45,7 +54,9 @@ def test_layers_that_are_none(at, layer):
 @given(rows=st.integers(1, 5), beams=st.integers(1, 4))
 def test_rows_are_repeated_for_beams_side_by_side(rows, beams):
     values = torch.arange(rows)
-    assert fit(values, rows * beams, "rows").tolist() == [row for row in range(rows) for _ in range(beams)]
+    assert fit(values, rows * beams, "rows").tolist() == [
+        row for row in range(rows) for _ in range(beams)
+    ]
 
 
 @pytest.mark.parametrize(("rows", "batch"), [(2, 3), (3, 2), (0, 2), (4, 2)])
@@ -58,7 +69,9 @@ def test_a_length_is_checked_against_what_runs_now(at):
     check_length(at.vlm, torch.zeros(2, 3), "mask")  # nothing runs, nothing is known
     with at.vlm.run(at.batch):
         check_length(at.vlm, torch.zeros(2, at.length), "mask")
-        with pytest.raises(InterventionError, match=f"mask for rows of 3 tokens in a batch of {at.length}"):
+        with pytest.raises(
+            InterventionError, match=f"mask for rows of 3 tokens in a batch of {at.length}"
+        ):
             check_length(at.vlm, torch.zeros(2, 3), "mask")
 
 
@@ -69,7 +82,9 @@ def times(at, run):
     """Whether the clock says decoding, each time the decoder is called."""
     clock, found = Clock(at.vlm), []
     with clock.ticking():
-        hook = anatomy.decoder(at.vlm.model).register_forward_hook(lambda module, args, output: found.append(clock.decoding))
+        hook = anatomy.decoder(at.vlm.model).register_forward_hook(
+            lambda module, args, output: found.append(clock.decoding)
+        )
         try:
             run()
         finally:
@@ -81,14 +96,23 @@ def times(at, run):
 def test_a_clock_tells_the_prefill_from_decode_steps(at):
     options = {"max_new_tokens": 4, "min_new_tokens": 4, "suppress_tokens": SUPPRESS}
     assert times(at, lambda: at.vlm.generate_ids(at.batch, **options)) == [False, True, True, True]
-    assert times(at, lambda: at.vlm.generate_ids(at.batch, **options, num_beams=2))[:2] == [False, True]
-    assert times(at, lambda: at.vlm.generate_ids(at.batch, **options, cache_implementation="static")) == [False, True, True, True]
-    assert times(at, lambda: at.vlm.generate_ids(at.batch, **options, use_cache=False)) == [False] * 4
+    assert times(at, lambda: at.vlm.generate_ids(at.batch, **options, num_beams=2))[:2] == [
+        False,
+        True,
+    ]
+    assert times(
+        at, lambda: at.vlm.generate_ids(at.batch, **options, cache_implementation="static")
+    ) == [False, True, True, True]
+    assert (
+        times(at, lambda: at.vlm.generate_ids(at.batch, **options, use_cache=False)) == [False] * 4
+    )
     assert times(at, lambda: at.vlm.forward(at.batch)) == [False]
 
 
 def test_a_prompt_of_one_token_is_a_prefill(at):
-    one = at.vlm.prepare({"input_ids": torch.tensor([[5]]), "attention_mask": torch.ones(1, 1, dtype=torch.long)})
+    one = at.vlm.prepare(
+        {"input_ids": torch.tensor([[5]]), "attention_mask": torch.ones(1, 1, dtype=torch.long)}
+    )
     options = {"max_new_tokens": 3, "min_new_tokens": 3, "suppress_tokens": SUPPRESS}
     assert times(at, lambda: at.vlm.generate_ids(one, **options)) == [False, True, True]
 
@@ -98,22 +122,34 @@ def test_a_prompt_of_one_token_is_a_prefill(at):
 STEPS = {"max_new_tokens": 4, "min_new_tokens": 4, "suppress_tokens": SUPPRESS}
 MASK = torch.rand(2, 10, generator=torch.Generator().manual_seed(0)) < 0.5
 VECTOR = 3 * torch.randn(32, generator=torch.Generator().manual_seed(1))
-AT = {"last": "last", "question": "question", "generated": "generated", "both": ("question", "generated"), "a mask": MASK}
+AT = {
+    "last": "last",
+    "question": "question",
+    "generated": "generated",
+    "both": ("question", "generated"),
+    "a mask": MASK,
+}
 BY_POSITION = {
-    **{name: lambda vlm, where=where: add(vlm, VECTOR, 2, positions=where) for name, where in AT.items()},
+    **{
+        name: lambda vlm, where=where: add(vlm, VECTOR, 2, positions=where)
+        for name, where in AT.items()
+    },
     "one state": lambda vlm: replace(vlm, VECTOR, 2, positions="last"),
 }
 BY_SCOPE = {
     f"{part} {scope}": lambda vlm, part=part, scope=scope: skip(vlm, 2, part, scope)
-    for part in ("block", "mlp", "attention") for scope in ("prefill", "decode")
+    for part in ("block", "mlp", "attention")
+    for scope in ("prefill", "decode")
 } | {
     "previous": lambda vlm: skip(vlm, 2, scope="prefill", cache="previous"),
     "parallel": lambda vlm: parallel(vlm, [1, 2], scope="prefill"),
     "pairs": lambda vlm: parallel_pairs(vlm, 1, scope="decode"),
-}  # fmt: skip
+}
 ALL_AT_ONCE = {
     "states of a prompt": lambda vlm: replace(vlm, VECTOR.expand(2, 10, 32), 2),
-    "a gate that looks": lambda vlm: add(vlm, VECTOR, 2, gate=lambda states: states.sum(dim=(1, 2)) > 0),
+    "a gate that looks": lambda vlm: add(
+        vlm, VECTOR, 2, gate=lambda states: states.sum(dim=(1, 2)) > 0
+    ),
 }
 
 
@@ -129,7 +165,9 @@ def text(at):
 def logits_of(at, batch, enter, **options):
     """The new tokens and the logits that each was chosen by."""
     kept = []
-    hook = anatomy.unembedding(at.vlm.model).register_forward_hook(lambda module, args, output: kept.append(output[:, -1]))
+    hook = anatomy.unembedding(at.vlm.model).register_forward_hook(
+        lambda module, args, output: kept.append(output[:, -1])
+    )
     try:
         with enter(at.vlm):
             new = at.vlm.generate_ids(batch, **STEPS | options)
@@ -160,7 +198,9 @@ def test_a_static_cache_is_changed_as_a_growing_one(at, text, name):
 @pytest.mark.parametrize("name", [*BY_POSITION, *BY_SCOPE])
 def test_a_prompt_that_goes_on_from_a_cache_is_changed_as_a_whole_one(at, text, name):
     enter = (BY_POSITION | BY_SCOPE)[name]
-    prompt = at.vlm.prepare({"input_ids": text["input_ids"], "attention_mask": torch.ones(2, 10, dtype=torch.long)})
+    prompt = at.vlm.prepare(
+        {"input_ids": text["input_ids"], "attention_mask": torch.ones(2, 10, dtype=torch.long)}
+    )
     new, logits = logits_of(at, prompt, enter)
     with enter(at.vlm), at.vlm.run(prompt), torch.no_grad():
         cache = at.vlm.model(input_ids=prompt["input_ids"][:, :6], use_cache=True).past_key_values
@@ -172,9 +212,13 @@ def test_a_prompt_that_goes_on_from_a_cache_is_changed_as_a_whole_one(at, text, 
 @pytest.mark.parametrize("options", [{"prefill_chunk_size": 4}, {"prefill_chunk_size": 9}])
 @pytest.mark.parametrize("name", ALL_AT_ONCE)
 def test_what_needs_the_whole_prompt_refuses_a_part_of_it(at, text, name, options):
-    with pytest.raises(InterventionError, match="of a prompt that has 10, .*run the whole prompt at once"):
+    with pytest.raises(
+        InterventionError, match="of a prompt that has 10, .*run the whole prompt at once"
+    ):
         logits_of(at, text, ALL_AT_ONCE[name], **options)
-    with pytest.raises(SelectionError, match="of a prompt that has 10, .*run the whole prompt at once"):
+    with pytest.raises(
+        SelectionError, match="of a prompt that has 10, .*run the whole prompt at once"
+    ):
         logits_of(at, text, lambda vlm: reading(vlm, 1), **options)
     assert traces(at.vlm) == [] and at.vlm.running is None
 
@@ -183,7 +227,11 @@ def test_what_needs_the_whole_prompt_refuses_a_part_of_it(at, text, name, option
 def test_guessed_tokens_that_are_verified_together_are_tokens_of_the_answer(at, name):
     ids = torch.tensor([[20, 21, 22, 20, 21, 22, 20, 21, 22, 20]])
     batch = at.vlm.prepare({"input_ids": ids, "attention_mask": torch.ones_like(ids)})
-    enter = (BY_POSITION | BY_SCOPE)[name] if name != "a mask" else lambda vlm: add(vlm, VECTOR, 2, positions=MASK[:1])
+    enter = (
+        (BY_POSITION | BY_SCOPE)[name]
+        if name != "a mask"
+        else lambda vlm: add(vlm, VECTOR, 2, positions=MASK[:1])
+    )
     options = {"max_new_tokens": 8, "min_new_tokens": 8}
     with enter(at.vlm):
         expected = at.vlm.generate_ids(batch, **STEPS | options)
@@ -197,7 +245,10 @@ def test_guessed_tokens_that_are_verified_together_are_tokens_of_the_answer(at, 
 
 @pytest.mark.parametrize("name", BY_SCOPE)
 def test_without_a_cache_a_scope_is_refused_rather_than_stretched(at, text, name):
-    with pytest.raises(InterventionError, match="scope '.*' without a cache.*leave use_cache=False out, or use scope='both'"):
+    with pytest.raises(
+        InterventionError,
+        match="scope '.*' without a cache.*leave use_cache=False out, or use scope='both'",
+    ):
         logits_of(at, text, BY_SCOPE[name], use_cache=False)
     with pytest.raises(InterventionError, match="without a cache"), BY_SCOPE[name](at.vlm):
         at.vlm.model.generate(**text, **STEPS, use_cache=False, do_sample=False)
@@ -253,7 +304,10 @@ def test_no_edit_acts_inside_unedited_and_all_do_after(at):
     vector = torch.ones(at.vlm.width)
     clean = at.vlm.forward(at.batch).logits
     with add(at.vlm, vector, [1, 2]), add(at.vlm, vector, 1, positions="image"):
-        steered, queues = at.vlm.forward(at.batch).logits, {layer: list(queue) for layer, queue in at.vlm.edits.items()}
+        steered, queues = (
+            at.vlm.forward(at.batch).logits,
+            {layer: list(queue) for layer, queue in at.vlm.edits.items()},
+        )
         assert not torch.equal(steered, clean)
         with pytest.raises(ZeroDivisionError), unedited(at.vlm):
             assert torch.equal(at.vlm.forward(at.batch).logits, clean)
@@ -286,7 +340,8 @@ def test_a_filled_cache_grows_by_zeros_behind_what_it_holds():
     cache = filled(5)
     before = cache.layers[0].keys.clone()
     pad_cache(cache, 0, torch.ones(2, 1, 32))
-    assert torch.equal(cache.layers[0].keys[:, :, :5], before) and cache.layers[0].keys[:, :, 5].abs().max() == 0
+    assert torch.equal(cache.layers[0].keys[:, :, :5], before)
+    assert cache.layers[0].keys[:, :, 5].abs().max() == 0
     pad_cache(None, 0, torch.ones(2, 1, 32))  # without a cache there is nothing to do
 
 
@@ -304,5 +359,6 @@ def test_of_a_cache_with_room_for_more_what_it_holds_is_copied(room):
     cache, keys = StaticCache(config=text, max_cache_len=room), filled(5).layers[0].keys
     cache.update(keys, keys + 1, 0)
     assert copy_cache(cache, 1, 5) and cache.layers[1].get_seq_length() == 5
-    assert torch.equal(cache.layers[1].keys[:, :, :5], keys) and torch.equal(cache.layers[1].values[:, :, :5], keys + 1)
+    assert torch.equal(cache.layers[1].keys[:, :, :5], keys)
+    assert torch.equal(cache.layers[1].values[:, :, :5], keys + 1)
     assert not copy_cache(cache, 1, 6)

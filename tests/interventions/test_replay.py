@@ -1,4 +1,7 @@
-"""Forwards resumed at a layer: against whole forwards, what is not computed again, and what is left behind."""
+"""Forwards resumed at a layer.
+
+Against whole forwards, what is not computed again, and what is left behind.
+"""
 
 import doctest
 
@@ -31,7 +34,9 @@ def counted(vlm, call):
         return lambda *_: counts.__setitem__(name, counts[name] + 1)
 
     handles = [anatomy.tower(vlm.model).register_forward_pre_hook(count("tower"))]
-    handles += [on_input(anatomy.mlp(block), count(layer)) for layer, block in enumerate(vlm.blocks, 1)]
+    handles += [
+        on_input(anatomy.mlp(block), count(layer)) for layer, block in enumerate(vlm.blocks, 1)
+    ]
     try:
         call()
     finally:
@@ -56,7 +61,11 @@ def test_a_pass_from_a_layer_gives_the_states_of_a_whole_one(name, start):
 def test_a_change_acts_on_the_states_at_the_start_and_above(at):
     run, vector = Resumable(at.vlm, at.batch), torch.linspace(-3, 3, at.vlm.width)
     states = run.read(1)
-    for change in (lambda: add(at.vlm, vector, 1), lambda: skip(at.vlm, 3), lambda: add(at.vlm, vector, 2, positions="last")):
+    for change in (
+        lambda: add(at.vlm, vector, 1),
+        lambda: skip(at.vlm, 3),
+        lambda: add(at.vlm, vector, 2, positions="last"),
+    ):
         with change():
             expected = read(at.vlm, at.batch, 3)[3, "block"]
         found = run.read(3, start=1, states=states, change=change())
@@ -82,8 +91,14 @@ def test_positions_and_number_format_are_those_of_a_reading(at):
 def test_only_what_lies_between_is_computed_again(at):
     run = Resumable(at.vlm, at.batch)
     states = [None]
-    assert counted(at.vlm, lambda: states.append(run.read(1))) == {"tower": 1, 1: 1, 2: 0, 3: 0}  # ends after the layer
-    assert counted(at.vlm, lambda: run.read(2, start=1, states=states[1])) == {"tower": 0, 1: 0, 2: 1, 3: 0}
+    # ends after the layer
+    assert counted(at.vlm, lambda: states.append(run.read(1))) == {"tower": 1, 1: 1, 2: 0, 3: 0}
+    assert counted(at.vlm, lambda: run.read(2, start=1, states=states[1])) == {
+        "tower": 0,
+        1: 0,
+        2: 1,
+        3: 0,
+    }
     assert counted(at.vlm, lambda: run.read(3)) == {"tower": 0, 1: 1, 2: 1, 3: 1}
 
 
@@ -110,7 +125,10 @@ def test_a_layer_that_is_never_computed_cannot_be_read():
         Resumable(at.vlm, at.vlm.prepare(words)).read(layer)
 
 
-@pytest.mark.parametrize(("dtype", "share"), [(torch.float32, 1e-5), (torch.bfloat16, 2 * 2**-7), (torch.float16, 2 * 2**-10)])
+@pytest.mark.parametrize(
+    ("dtype", "share"),
+    [(torch.float32, 1e-5), (torch.bfloat16, 2 * 2**-7), (torch.float16, 2 * 2**-10)],
+)
 def test_two_roundings_of_the_largest_value_are_the_same(dtype, share):
     expected = torch.tensor([[-64.0, 1.0], [0.0, 2.0]])
     for factor, same in ((0.0, True), (0.9, True), (1.1, False)):

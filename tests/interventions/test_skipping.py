@@ -1,4 +1,7 @@
-"""Skipped work is not done, what runs in parallel follows its formula, and caches stay right; on tiny models."""
+"""Skipped work is not done, what runs in parallel follows its formula, and caches stay right.
+
+On tiny models.
+"""
 
 from collections import Counter
 from contextlib import ExitStack, contextmanager
@@ -47,7 +50,10 @@ def nothing_is_left_behind(llava, opt):
 def counted(modules: dict[str, nn.Module]):
     """How often each module is called."""
     calls = Counter(dict.fromkeys(modules, 0))
-    hooks = [m.register_forward_pre_hook(lambda module, args, name=name: calls.update([name])) for name, m in modules.items()]
+    hooks = [
+        m.register_forward_pre_hook(lambda module, args, name=name: calls.update([name]))
+        for name, m in modules.items()
+    ]
     try:
         yield calls
     finally:
@@ -62,7 +68,9 @@ def inside(vlm, layer):
 
 def flops(at, new_tokens):
     with FlopCounterMode(display=False) as counter:
-        at.vlm.generate_ids(at.batch, new_tokens, min_new_tokens=new_tokens, suppress_tokens=SUPPRESS)
+        at.vlm.generate_ids(
+            at.batch, new_tokens, min_new_tokens=new_tokens, suppress_tokens=SUPPRESS
+        )
     return counter.get_total_flops()
 
 
@@ -91,17 +99,22 @@ def test_without_blocks_only_tower_connector_and_unembedding_are_left(llava):
     with FlopCounterMode(display=False) as rest, torch.no_grad():
         vlm.model.get_image_features(picture)
         vlm.unembed(torch.zeros(2, vlm.width))
-        vlm.model.model.language_model.rotary_emb(torch.zeros(2, 1, 1), torch.arange(llava.length)[None].expand(2, -1))
+        vlm.model.model.language_model.rotary_emb(
+            torch.zeros(2, 1, 1), torch.arange(llava.length)[None].expand(2, -1)
+        )
     with skip(vlm, [1, 2, 3]):
         assert flops(llava, 1) == rest.get_total_flops()
 
 
-@pytest.mark.parametrize(("scope", "cache", "prefill", "decode"), [
-    ("both", "own", {}, {}),
-    ("decode", "own", "all", {}),
-    ("prefill", "previous", {}, "all"),
-    ("prefill", "own", "attention", "all"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("scope", "cache", "prefill", "decode"),
+    [
+        ("both", "own", {}, {}),
+        ("decode", "own", "all", {}),
+        ("prefill", "previous", {}, "all"),
+        ("prefill", "own", "attention", "all"),
+    ],
+)
 def test_a_skipped_block_runs_none_of_its_maps(llava, scope, cache, prefill, decode):
     names = inside(llava.vlm, 2)
     attention = {name for name in names if name.startswith("self_attn")}
@@ -111,9 +124,13 @@ def test_a_skipped_block_runs_none_of_its_maps(llava, scope, cache, prefill, dec
         first = dict(calls)
         llava.vlm.generate_ids(llava.batch, **GENERATION)
     steps = {name: calls[name] - 2 * first[name] for name in names}
-    assert {name for name, n in first.items() if n} == due.get(prefill if isinstance(prefill, str) else "", set())
+    assert {name for name, n in first.items() if n} == due.get(
+        prefill if isinstance(prefill, str) else "", set()
+    )
     assert set(steps.values()) <= {0, 3}
-    assert {name for name, n in steps.items() if n} == due.get(decode if isinstance(decode, str) else "", set())
+    assert {name for name, n in steps.items() if n} == due.get(
+        decode if isinstance(decode, str) else "", set()
+    )
 
 
 @pytest.mark.parametrize("name", ["llava", "blip2"])
@@ -122,33 +139,54 @@ def test_a_skipped_part_saves_all_its_products(request, name, part):
     at = request.getfixturevalue("llava" if name == "llava" else "opt")
     block = at.vlm.blocks[0]
     held = {id(module) for module in anatomy.attention(block).modules()}
-    maps = [linear for linear in inside(at.vlm, 1).values() if (id(linear) in held) == (part == "attention")]
+    maps = [
+        linear
+        for linear in inside(at.vlm, 1).values()
+        if (id(linear) in held) == (part == "attention")
+    ]
     full = phases(at)
     with skip(at.vlm, 1, part):
         less = phases(at)
     for dense, left, tokens in zip(full, less, (2 * at.length, 2 * 3), strict=True):
         gone = sum(2 * tokens * linear.in_features * linear.out_features for linear in maps)
-        assert dense - left == gone if part == "mlp" else dense - left > gone  # with the products of queries, keys and values
+        # with the products of queries, keys and values
+        assert dense - left == gone if part == "mlp" else dense - left > gone
 
 
 def made_of(block):
-    """What makes up a block's MLP, experts included, by what it is made of: neither attention nor a choice of experts."""
+    """What makes up a block's MLP, experts included, by what it is made of.
+
+    Neither attention nor a choice of experts.
+    """
     attention = set(anatomy.attention(block).modules())
-    held = [(name, module) for name, module in block.named_modules() if any(weight.ndim > 1 for weight in module._parameters.values())]
-    return [module for name, module in held if module not in attention and not {"router", "gate"} & set(name.split("."))]
+    held = [
+        (name, module)
+        for name, module in block.named_modules()
+        if any(weight.ndim > 1 for weight in module._parameters.values())
+    ]
+    return [
+        module
+        for name, module in held
+        if module not in attention and not {"router", "gate"} & set(name.split("."))
+    ]
 
 
 @pytest.mark.parametrize("name", MIXTURES)
 def test_a_skipped_mixture_runs_no_expert_and_nothing_beside_them(name):
     at = case(name)
-    modules = {f"{k} {n}": module for k, block in enumerate(at.vlm.blocks) for n, module in enumerate(made_of(block))}
+    modules = {
+        f"{k} {n}": module
+        for k, block in enumerate(at.vlm.blocks)
+        for n, module in enumerate(made_of(block))
+    }
     assert any("Experts" in type(module).__name__ for module in modules.values())
     with counted(modules) as plain:
         generated(at)
     assert all(plain.values())
     with skip(at.vlm, [1, 2, 3], "mlp"):
         generated(at)  # a mixture is asked once, by one position, what it returns
-        inner = {name: module for name, module in modules.items() if "forward" not in vars(module)}  # the others do not do their work
+        # the others do not do their work
+        inner = {name: module for name, module in modules.items() if "forward" not in vars(module)}
         with counted(inner) as calls:
             generated(at)
     assert not any(calls.values())
@@ -157,14 +195,21 @@ def test_a_skipped_mixture_runs_no_expert_and_nothing_beside_them(name):
 def test_a_block_that_lends_its_keys_still_makes_them_and_nothing_else():
     at = case("gemma4_small")
     block = at.vlm.blocks[1]
-    modules = {"keys": block.self_attn.k_proj, "mlp": block.mlp.up_proj, "borrower": at.vlm.blocks[2].self_attn.q_proj}
+    modules = {
+        "keys": block.self_attn.k_proj,
+        "mlp": block.mlp.up_proj,
+        "borrower": at.vlm.blocks[2].self_attn.q_proj,
+    }
     for scope in ("both", "prefill", "decode"):
         with counted(modules) as calls, skip(at.vlm, 2, scope=scope):
             generated(at)
         steps = {"both": 0, "prefill": 3, "decode": 1}[scope]
         assert calls == {"keys": 4, "mlp": steps, "borrower": 4}
     with skip(at.vlm, 2):  # without a cache too
-        assert apart(at.vlm.forward(at.batch, use_cache=False).logits, at.vlm.forward(at.batch).logits) < 1e-5
+        assert (
+            apart(at.vlm.forward(at.batch, use_cache=False).logits, at.vlm.forward(at.batch).logits)
+            < 1e-5
+        )
 
 
 def test_no_layers_is_no_change_to_the_bit(llava):
@@ -183,7 +228,9 @@ def test_a_skipped_block_is_a_block_that_is_not_there(layers):
     with skip(vlm, layers):
         skipped = vlm.forward(batch).logits
     stack = anatomy.decoder(model)
-    stack.layers = nn.ModuleList(block for k, block in enumerate(stack.layers, 1) if k not in layers)
+    stack.layers = nn.ModuleList(
+        block for k, block in enumerate(stack.layers, 1) if k not in layers
+    )
     stack.config.num_hidden_layers = len(stack.layers)
     with torch.no_grad():
         assert torch.equal(skipped, model(**batch, use_cache=False).logits)
@@ -211,10 +258,16 @@ def test_block_1_has_no_previous_one_and_keeps_its_own(llava):
 
 def test_caches_have_one_length_over_all_blocks(llava):
     vlm = llava.vlm
-    ways = (([1], "block", "both", "own"), ([1, 2], "attention", "decode", "own"), ([2], "block", "prefill", "previous"))
+    ways = (
+        ([1], "block", "both", "own"),
+        ([1, 2], "attention", "decode", "own"),
+        ([2], "block", "prefill", "previous"),
+    )
     for way in ways:
         with skip(vlm, *way), vlm.run(llava.batch), torch.no_grad():
-            made = vlm.model.generate(**llava.batch, **GENERATION, return_dict_in_generate=True, do_sample=False)
+            made = vlm.model.generate(
+                **llava.batch, **GENERATION, return_dict_in_generate=True, do_sample=False
+            )
         lengths = {layer.keys.shape[-2] for layer in made.past_key_values.layers}
         assert lengths == {llava.length + 3}
 
@@ -223,7 +276,9 @@ def test_a_static_cache_serves_as_well(llava):
     for part in PARTS:
         for layer in (1, 3):
             with skip(llava.vlm, layer, part):
-                assert torch.equal(generated(llava)[0], generated(llava, cache_implementation="static")[0]), (part, layer)
+                assert torch.equal(
+                    generated(llava)[0], generated(llava, cache_implementation="static")[0]
+                ), (part, layer)
 
 
 # Nesting
@@ -260,7 +315,12 @@ def block_inputs(vlm, batch, layer):
     kept = []
 
     def keep(module, args, kwargs):
-        kept.append((args[0] if args else kwargs["hidden_states"], {k: v for k, v in kwargs.items() if k != "hidden_states"}))
+        kept.append(
+            (
+                args[0] if args else kwargs["hidden_states"],
+                {k: v for k, v in kwargs.items() if k != "hidden_states"},
+            )
+        )
 
     hook = vlm.blocks[layer - 1].register_forward_pre_hook(keep, with_kwargs=True)
     try:
@@ -276,7 +336,9 @@ def test_parallel_in_a_llama_block(llava):
     x, more = block_inputs(vlm, llava.batch, 2)
     normed = block.input_layernorm(x)
     attention = block.self_attn(hidden_states=normed, **more)[0]
-    mlp = lambda states: block.mlp.down_proj(nn.functional.silu(block.mlp.gate_proj(states)) * block.mlp.up_proj(states))
+    mlp = lambda states: block.mlp.down_proj(
+        nn.functional.silu(block.mlp.gate_proj(states)) * block.mlp.up_proj(states)
+    )
     for norm, states in (("first", normed), ("second", block.post_attention_layernorm(x))):
         by_hand = x + attention + mlp(states)
         with parallel(vlm, 2, norm):
@@ -309,7 +371,11 @@ def test_pairs_of_blocks(request, name):
 
 
 def test_parallel_leaves_no_work_out_and_keeps_no_states(llava):
-    names = {f"{layer}.{name}": module for layer in (1, 2) for name, module in inside(llava.vlm, layer).items()}
+    names = {
+        f"{layer}.{name}": module
+        for layer in (1, 2)
+        for name, module in inside(llava.vlm, layer).items()
+    }
     full = phases(llava)
     for enter in (parallel, parallel_pairs):
         with enter(llava.vlm, 1), counted(names) as calls:
@@ -332,21 +398,36 @@ def test_parallel_and_skips_nest(llava):
 # Bad input
 
 
-@pytest.mark.parametrize(("enter", "message"), [
-    (lambda vlm: skip(vlm, 1, "blocks"), "unknown part 'blocks'; allowed: block, mlp, attention"),
-    (lambda vlm: skip(vlm, 1, scope="prompt"), "unknown scope 'prompt'; allowed: prefill, decode, both"),
-    (lambda vlm: skip(vlm, 1, cache="prev"), "unknown cache 'prev'; allowed: own, previous"),
-    (lambda vlm: parallel(vlm, 1, "third"), "unknown norm 'third'; allowed: first, second"),
-    (lambda vlm: parallel_pairs(vlm, 1, "median"), "unknown combine 'median'; allowed: mean, sum"),
-    (lambda vlm: parallel_pairs(vlm, [1, 2]), "pairs that overlap.*two apart"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("enter", "message"),
+    [
+        (
+            lambda vlm: skip(vlm, 1, "blocks"),
+            "unknown part 'blocks'; allowed: block, mlp, attention",
+        ),
+        (
+            lambda vlm: skip(vlm, 1, scope="prompt"),
+            "unknown scope 'prompt'; allowed: prefill, decode, both",
+        ),
+        (lambda vlm: skip(vlm, 1, cache="prev"), "unknown cache 'prev'; allowed: own, previous"),
+        (lambda vlm: parallel(vlm, 1, "third"), "unknown norm 'third'; allowed: first, second"),
+        (
+            lambda vlm: parallel_pairs(vlm, 1, "median"),
+            "unknown combine 'median'; allowed: mean, sum",
+        ),
+        (lambda vlm: parallel_pairs(vlm, [1, 2]), "pairs that overlap.*two apart"),
+    ],
+)
 def test_unknown_values_are_named_with_the_known_ones(llava, enter, message):
     with pytest.raises(InterventionError, match=message), enter(llava.vlm):
         pass
 
 
 def test_a_pair_that_begins_with_the_last_block(llava):
-    with pytest.raises(LayerError, match="layer 4 is not one of 1 to 3"), parallel_pairs(llava.vlm, 3):
+    with (
+        pytest.raises(LayerError, match="layer 4 is not one of 1 to 3"),
+        parallel_pairs(llava.vlm, 3),
+    ):
         pass
 
 
@@ -361,12 +442,19 @@ def test_an_offloaded_model_is_skipped_steered_and_read_as_the_plain_one(llava):
     assert vlm.model.device.type == "meta" and vlm.device == torch.device("cpu")
     before = {name for name, module in model.named_modules() if "forward" in module.__dict__}
     makers = [lambda v, part=part: skip(v, [1, 3], part) for part in PARTS]
-    makers += [lambda v: skip(v, 2, scope="prefill", cache="previous"), lambda v: parallel(v, 2), lambda v: parallel_pairs(v, 1)]
+    makers += [
+        lambda v: skip(v, 2, scope="prefill", cache="previous"),
+        lambda v: parallel(v, 2),
+        lambda v: parallel_pairs(v, 1),
+    ]
     makers += [lambda v: add(v, torch.ones(v.width), 2, positions="last")]
     for make in makers:
         with make(llava.vlm), make(vlm):
             assert apart(generated(away)[1], generated(llava)[1]) < 1e-5
-    assert {name for name, module in model.named_modules() if "forward" in module.__dict__} == before  # accelerate's own are back
+    # accelerate's own are back
+    assert {
+        name for name, module in model.named_modules() if "forward" in module.__dict__
+    } == before
     assert apart(generated(away)[1], generated(llava)[1]) < 1e-5
     with pytest.raises(FoldError, match="offloaded"), fold(vlm, torch.ones(vlm.width), 1):
         pass

@@ -1,4 +1,7 @@
-"""MLPs left out at some positions: equal to zeroing their output there by hand, computed for the others alone, drawn by seed."""
+"""MLPs left out at some positions.
+
+Equal to zeroing their output there by hand, computed for the others alone, drawn by seed.
+"""
 
 import pytest
 import torch
@@ -9,7 +12,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tests.contract.reference import apart, case, changed, experts_beside, generated, traces, whole
 from tests.zoo import MODELS, SUPPRESS
-from xlvlms_tutorial.errors import AnatomyError, FoldError, InterventionError, LayerError, SelectionError, SpanError
+from xlvlms_tutorial.errors import (
+    AnatomyError,
+    FoldError,
+    InterventionError,
+    LayerError,
+    SelectionError,
+    SpanError,
+)
 from xlvlms_tutorial.interventions.edits import fold
 from xlvlms_tutorial.interventions.skipping import parallel, skip
 from xlvlms_tutorial.interventions.token_skipping import skip_mlp_tokens
@@ -39,14 +49,20 @@ def where(at, *names):
 
 def zeroed(at, layer, mask):
     """The MLP's output set to zero at these positions of the prompt."""
-    change = lambda x, y, p: torch.where(nn.functional.pad(mask, (0, y.shape[1] - mask.shape[1]))[..., None], 0, y)
+    change = lambda x, y, p: torch.where(
+        nn.functional.pad(mask, (0, y.shape[1] - mask.shape[1]))[..., None], 0, y
+    )
     return changed(anatomy.mlp(at.vlm.blocks[layer - 1]), change)
 
 
 def drawn(at, **how):
-    """Where a context skips, seen by what comes out of the MLP of layer 2 (a first linear map without bias gives 0 for no state)."""
+    """Where a context skips, seen by what comes out of the MLP of layer 2 (a first linear map
+    without bias gives 0 for no state).
+    """
     seen = []
-    hook = anatomy.mlp(at.vlm.blocks[1]).register_forward_hook(lambda module, args, output: seen.append(output.clone()))
+    hook = anatomy.mlp(at.vlm.blocks[1]).register_forward_hook(
+        lambda module, args, output: seen.append(output.clone())
+    )
     try:
         with skip_mlp_tokens(at.vlm, 2, **how):
             at.vlm.forward(at.batch)
@@ -67,7 +83,10 @@ def test_all_of_a_span_is_zeroing_the_mlps_there_by_hand(name):
     at = case(name)
     span = at.modality or "question"
     if any(map(experts_beside, at.vlm.blocks)):  # no single module gets all of the positions
-        with pytest.raises(AnatomyError, match="single MLP"), skip_mlp_tokens(at.vlm, [1, 3], span=span):
+        with (
+            pytest.raises(AnatomyError, match="single MLP"),
+            skip_mlp_tokens(at.vlm, [1, 3], span=span),
+        ):
             pass
         return
     with skip_mlp_tokens(at.vlm, [1, 3], span=span):
@@ -116,7 +135,9 @@ def _mlp_maps(block):
 
 def test_generated_tokens_have_their_mlps(llava):
     calls = []
-    hook = llava.vlm.blocks[0].mlp.down_proj.register_forward_pre_hook(lambda module, args: calls.append(args[0].shape[1]))
+    hook = llava.vlm.blocks[0].mlp.down_proj.register_forward_pre_hook(
+        lambda module, args: calls.append(args[0].shape[1])
+    )
     try:
         with skip_mlp_tokens(llava.vlm, 1):
             llava.vlm.generate_ids(llava.batch, 3, min_new_tokens=3, suppress_tokens=SUPPRESS)
@@ -152,7 +173,10 @@ def test_seeds_and_rows_draw_differently_and_layers_the_same(llava):
     assert len(draws) > 3
     with skip_mlp_tokens(llava.vlm, [1, 2], seed=3, **both):
         together = llava.vlm.forward(llava.batch).logits
-    with skip_mlp_tokens(llava.vlm, 1, seed=3, **both), skip_mlp_tokens(llava.vlm, 2, seed=3, **both):
+    with (
+        skip_mlp_tokens(llava.vlm, 1, seed=3, **both),
+        skip_mlp_tokens(llava.vlm, 2, seed=3, **both),
+    ):
         assert torch.equal(llava.vlm.forward(llava.batch).logits, together)
 
 
@@ -161,7 +185,10 @@ def test_nested_ones_skip_what_any_of_them_does(request, name):
     at = request.getfixturevalue(name)
     with skip_mlp_tokens(at.vlm, [1, 2], span=("image", "question")):
         expected = at.vlm.forward(at.batch).logits
-    with skip_mlp_tokens(at.vlm, 1, span="question"), skip_mlp_tokens(at.vlm, 2, span=("image", "question")):
+    with (
+        skip_mlp_tokens(at.vlm, 1, span="question"),
+        skip_mlp_tokens(at.vlm, 2, span=("image", "question")),
+    ):
         with skip_mlp_tokens(at.vlm, 1):
             assert torch.equal(at.vlm.forward(at.batch).logits, expected)
         assert apart(at.vlm.forward(at.batch).logits, expected) > 1e-3
@@ -187,7 +214,9 @@ def test_it_nests_with_parallel_and_skip_in_any_order(request, name, norm):
 
 def test_each_batch_has_its_own_draw(llava):
     vlm, batch = llava.vlm, llava.batch
-    other = vlm.prepare({name: value[1:] if name != "pixel_values" else value[:1] for name, value in batch.items()})
+    other = vlm.prepare(
+        {name: value[1:] if name != "pixel_values" else value[:1] for name, value in batch.items()}
+    )
     with skip_mlp_tokens(vlm, 1):
         vlm.forward(batch)
         found = vlm.forward(other).logits
@@ -211,35 +240,43 @@ def test_gradients_pass_through_the_others(llava):
 
 def test_it_is_recorded(llava):
     with skip_mlp_tokens(llava.vlm, [1, 2], 0.5, seed=7):
-        assert llava.vlm.active == ["skip_mlp_tokens(layers=[1, 2], share=0.5, span='image', seed=7, n_tokens=None)"]
+        assert llava.vlm.active == [
+            "skip_mlp_tokens(layers=[1, 2], share=0.5, span='image', seed=7, n_tokens=None)"
+        ]
 
 
 # Bad input
 
 
-@pytest.mark.parametrize(("how", "error", "message"), [
-    ({"share": -0.1}, SelectionError, "share -0.1 of the positions.*0 to 1"),
-    ({"share": 1.5}, SelectionError, "share 1.5"),
-    ({"share": float("nan")}, SelectionError, "share nan"),
-    ({"n_tokens": -1}, SelectionError, "n_tokens -1"),
-    ({"n_tokens": 2, "share": 0.5}, SelectionError, "n_tokens 2 with share 0.5"),
-    ({"span": "picture"}, SpanError, "picture.*image"),
-    ({"span": ()}, SpanError, "no kind named"),
-    ({"layers": 4}, LayerError, "layer 4 is not one of 1 to 3"),
-    ({"layers": 0}, LayerError, "layer 0"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("how", "error", "message"),
+    [
+        ({"share": -0.1}, SelectionError, "share -0.1 of the positions.*0 to 1"),
+        ({"share": 1.5}, SelectionError, "share 1.5"),
+        ({"share": float("nan")}, SelectionError, "share nan"),
+        ({"n_tokens": -1}, SelectionError, "n_tokens -1"),
+        ({"n_tokens": 2, "share": 0.5}, SelectionError, "n_tokens 2 with share 0.5"),
+        ({"span": "picture"}, SpanError, "picture.*image"),
+        ({"span": ()}, SpanError, "no kind named"),
+        ({"layers": 4}, LayerError, "layer 4 is not one of 1 to 3"),
+        ({"layers": 0}, LayerError, "layer 0"),
+    ],
+)
 def test_wrong_arguments_are_told_on_entry(llava, how, error, message):
     with pytest.raises(error, match=message), skip_mlp_tokens(llava.vlm, **{"layers": 1} | how):
         pass
 
 
-@pytest.mark.parametrize(("how", "error", "message"), [
-    ({"span": "audio"}, SpanError, "this model takes none"),
-    ({"span": "answer"}, SpanError, "2 of 2 samples have none"),
-    ({"n_tokens": 99}, SelectionError, "99 positions of row 0.*which has"),
-    ({"span": torch.ones(2, 3, dtype=torch.bool)}, InterventionError, "rows of 3 tokens"),
-    ({"span": torch.ones(3, 13, dtype=torch.bool)}, InterventionError, "span for"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("how", "error", "message"),
+    [
+        ({"span": "audio"}, SpanError, "this model takes none"),
+        ({"span": "answer"}, SpanError, "2 of 2 samples have none"),
+        ({"n_tokens": 99}, SelectionError, "99 positions of row 0.*which has"),
+        ({"span": torch.ones(2, 3, dtype=torch.bool)}, InterventionError, "rows of 3 tokens"),
+        ({"span": torch.ones(3, 13, dtype=torch.bool)}, InterventionError, "span for"),
+    ],
+)
 def test_what_the_batch_does_not_have_is_told_when_it_runs(llava, how, error, message):
     if isinstance(how.get("span"), torch.Tensor) and len(how["span"]) == 3:
         how = {"span": torch.ones(3, llava.length, dtype=torch.bool)}
@@ -254,18 +291,29 @@ def test_a_picture_by_cross_attention_has_no_positions():
 
 
 def test_inputs_whose_spans_are_not_known(llava):
-    with pytest.raises(InterventionError, match="unknown inputs.*vlm.forward"), skip_mlp_tokens(llava.vlm, 1):
+    with (
+        pytest.raises(InterventionError, match="unknown inputs.*vlm.forward"),
+        skip_mlp_tokens(llava.vlm, 1),
+    ):
         llava.vlm.model(**llava.batch)
 
 
 def test_a_prompt_in_chunks_is_refused(llava):
-    with pytest.raises(InterventionError, match="whole prompt at once"), skip_mlp_tokens(llava.vlm, 1), llava.vlm.run(llava.batch):
+    with (
+        pytest.raises(InterventionError, match="whole prompt at once"),
+        skip_mlp_tokens(llava.vlm, 1),
+        llava.vlm.run(llava.batch),
+    ):
         anatomy.decoder(llava.vlm.model)(inputs_embeds=torch.zeros(2, 3, llava.vlm.width))
 
 
 def test_a_folded_layer_is_refused_and_none_is_folded_meanwhile(llava):
     vector = torch.ones(llava.vlm.width)
-    with fold(llava.vlm, vector, 1), pytest.raises(FoldError, match="folded"), skip_mlp_tokens(llava.vlm, 1):
+    with (
+        fold(llava.vlm, vector, 1),
+        pytest.raises(FoldError, match="folded"),
+        skip_mlp_tokens(llava.vlm, 1),
+    ):
         pass
     with skip_mlp_tokens(llava.vlm, 1), pytest.raises(FoldError), fold(llava.vlm, vector, 1):
         pass

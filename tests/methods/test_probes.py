@@ -21,7 +21,9 @@ def noise(n, d, seed=0):
 # Folds
 
 
-@given(st.integers(2, 5), st.integers(0, 8), st.integers(5, 8), st.integers(0, 8), st.integers(0, 999))
+@given(
+    st.integers(2, 5), st.integers(0, 8), st.integers(5, 8), st.integers(0, 8), st.integers(0, 999)
+)
 @settings(max_examples=60, deadline=None)
 def test_every_fold_has_its_share_of_either_label(folds, first, both, second, seed):
     # the labels of two rows of each sample
@@ -51,7 +53,10 @@ def test_samples_of_three_labels_are_spread():
 
 def test_a_label_with_fewer_samples_than_folds_is_refused():
     samples, labels = np.array([0, 0, 0, 1, 2, 3]), np.repeat(["few", "many"], 3)
-    with pytest.raises(EstimateError, match="samples for 2 folds: found 1 few and 3 many; allowed: as many as folds in each set"):
+    with pytest.raises(
+        EstimateError,
+        match="samples for 2 folds: found 1 few and 3 many; allowed: as many as folds in each set",
+    ):
         deal_folds(samples, labels, 2)
     deal_folds(samples, np.array(["a", "b"] * 3), 2)
 
@@ -60,7 +65,9 @@ def test_a_label_with_fewer_samples_than_folds_is_refused():
 
 
 def by_hand(train, y, test, penalty):
-    """Scores of ridge regression on -1 and 1, classes weighing alike, from its normal equations with an intercept."""
+    """Scores of ridge regression on -1 and 1, classes weighing alike, from its
+    normal equations with an intercept.
+    """
     mean, scale = train.mean(axis=0), train.std(axis=0)
     design = lambda rows: np.column_stack([(rows - mean) / scale, np.ones(len(rows))])
     X, c = design(train), np.where(y > 0, 0.5 / np.mean(y > 0), 0.5 / np.mean(y < 0))
@@ -72,7 +79,10 @@ def by_hand(train, y, test, penalty):
 @pytest.mark.parametrize("penalty", [0.01, 1.0, 30.0])
 def test_each_row_is_judged_by_the_ridge_regression_of_the_other_folds(d, penalty):
     y = np.repeat([-1, 1], [24, 12])
-    rows, fold = noise(36, d) * np.exp(noise(1, d, 1)) + 0.4 * (y > 0)[:, None], deal_folds(np.arange(36), y, 4)
+    rows, fold = (
+        noise(36, d) * np.exp(noise(1, d, 1)) + 0.4 * (y > 0)[:, None],
+        deal_folds(np.arange(36), y, 4),
+    )
     expected = np.empty(36)
     for number in range(4):
         held = fold == number

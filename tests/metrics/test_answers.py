@@ -6,14 +6,28 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from xlvlms_tutorial.errors import EstimateError, LengthError
-from xlvlms_tutorial.metrics.answers import accuracy_by_type, answer_table, exact_match, normalise, with_columns, yes_or_no
+from xlvlms_tutorial.metrics.answers import (
+    accuracy_by_type,
+    answer_table,
+    exact_match,
+    normalise,
+    with_columns,
+    yes_or_no,
+)
 from xlvlms_tutorial.metrics.intervals import bootstrap, proportion
 from xlvlms_tutorial.samples import Question
 
 
 @pytest.mark.parametrize(
     ("raw", "clean"),
-    [(" The Snow. ", "snow"), ("Two!", "2"), ("a red\nkey", "red key"), ("", ""), ("don't", "dont"), ("left-hand side", "left hand side")],
+    [
+        (" The Snow. ", "snow"),
+        ("Two!", "2"),
+        ("a red\nkey", "red key"),
+        ("", ""),
+        ("don't", "dont"),
+        ("left-hand side", "left hand side"),
+    ],
 )
 def test_normalise(raw, clean):
     assert normalise(raw) == clean
@@ -27,18 +41,30 @@ def test_normalising_twice_changes_nothing(text):
 @pytest.mark.parametrize(
     ("prediction", "answer", "same"),
     [
-        ("Red.", "red", True), ("3", "three", True), ("the snow", "snow", True), ("dark red", "red", False), ("", "red", False),
-        ("Yes, there is no doubt.", "yes", True), ("No", "yes", False), ("Maybe yes", "yes", False),
-        ("nowhere", "no", False), ("yes", "red", False),
-        ("3.5", "3 5", False), ("It's 3.5.", "3.5", False), ("3.5.", "3.5", True), ("1,000", "1000", True), ("none", "0", True),
+        ("Red.", "red", True),
+        ("3", "three", True),
+        ("the snow", "snow", True),
+        ("dark red", "red", False),
+        ("", "red", False),
+        ("Yes, there is no doubt.", "yes", True),
+        ("No", "yes", False),
+        ("Maybe yes", "yes", False),
+        ("nowhere", "no", False),
+        ("yes", "red", False),
+        ("3.5", "3 5", False),
+        ("It's 3.5.", "3.5", False),
+        ("3.5.", "3.5", True),
+        ("1,000", "1000", True),
+        ("none", "0", True),
     ],
-)  # fmt: skip
+)
 def test_exact_match(prediction, answer, same):
     assert exact_match(prediction, answer) is same
 
 
 @pytest.mark.parametrize(
-    ("prediction", "read"), [("Yes.", "yes"), ("NO, it is not", "no"), ("There is", None), ("", None), ("yesterday", None)]
+    ("prediction", "read"),
+    [("Yes.", "yes"), ("NO, it is not", "no"), ("There is", None), ("", None), ("yesterday", None)],
 )
 def test_yes_or_no(prediction, read):
     assert yes_or_no(prediction) == read
@@ -55,7 +81,13 @@ def test_answer_table_has_one_row_a_question():
     table = answer_table(["Red", "red", "no"], ASKED)
     assert table["correct"].tolist() == [True, False, True]
     assert table["stratum"].isna().tolist() == [True, True, False]
-    assert table.loc[2, ["type", "answer", "prediction", "target", "question"]].tolist() == ["presence", "no", "no", "bee", "Any?"]
+    assert table.loc[2, ["type", "answer", "prediction", "target", "question"]].tolist() == [
+        "presence",
+        "no",
+        "no",
+        "bee",
+        "Any?",
+    ]
     with pytest.raises(LengthError, match="predictions: 1, questions: 3"):
         answer_table(["red"], ASKED)
 
@@ -67,7 +99,9 @@ def test_accuracy_is_overall_and_by_type_with_wilson_intervals():
     assert found["value"].tolist() == pytest.approx([2 / 3, 1 / 2, 1])
     assert found["n"].tolist() == [15, 10, 5]
     expected = proportion([True, False] * 5)
-    assert found.loc["colour", ["low", "high"]].tolist() == pytest.approx([expected.low, expected.high])
+    assert found.loc["colour", ["low", "high"]].tolist() == pytest.approx(
+        [expected.low, expected.high]
+    )
 
 
 def test_groups_make_the_interval_a_cluster_bootstrap_also_on_a_filtered_table():
@@ -90,12 +124,15 @@ def test_no_answers_give_no_accuracy():
 @pytest.mark.parametrize("lacking", ["type", "correct"])
 def test_tables_without_a_column_are_refused_with_those_they_have(lacking):
     table = answer_table(["Red", "red", "no"], ASKED).drop(columns=lacking)
-    with pytest.raises(EstimateError, match=f"no column '{lacking}' among .*prediction.*answer_table"):
+    with pytest.raises(
+        EstimateError, match=f"no column '{lacking}' among .*prediction.*answer_table"
+    ):
         accuracy_by_type(table)
 
 
 @pytest.mark.parametrize("given", [None, [], {"type": []}, "table"])
 def test_what_is_no_table_is_refused(given, monkeypatch):
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # its checks refuse these already
+    # its checks refuse these already
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     with pytest.raises(EstimateError, match=f"found a {type(given).__name__}"):
         with_columns(given, ("type",))

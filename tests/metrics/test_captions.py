@@ -14,12 +14,26 @@ from xlvlms_tutorial.pocket.world import counterfactuals, scenes
 @pytest.mark.parametrize(
     ("caption", "word"),
     [
-        ("A robot is here.", "robot"), ("ROBOTS!", "robot"), ("two boxes", "box"), ("three bushes", "bush"), ("many torches", "torch"),
-        ("cactuses", "cactus"), ("two flies", "fly"), ("men", "man"), ("three mice", "mouse"), ("the man's hat", "man"),
-        ("it walks", "walking"), ("they walk", "walking"), ("while walking", "walking"), ("a man falls", "falling"),
-        ("she runs", "running"), ("he rides", "riding"), ("a  traffic\nlight", "traffic light"), ("traffic lights", "traffic light"),
+        ("A robot is here.", "robot"),
+        ("ROBOTS!", "robot"),
+        ("two boxes", "box"),
+        ("three bushes", "bush"),
+        ("many torches", "torch"),
+        ("cactuses", "cactus"),
+        ("two flies", "fly"),
+        ("men", "man"),
+        ("three mice", "mouse"),
+        ("the man's hat", "man"),
+        ("it walks", "walking"),
+        ("they walk", "walking"),
+        ("while walking", "walking"),
+        ("a man falls", "falling"),
+        ("she runs", "running"),
+        ("he rides", "riding"),
+        ("a  traffic\nlight", "traffic light"),
+        ("traffic lights", "traffic light"),
     ],
-)  # fmt: skip
+)
 def test_names_finds_the_forms_of_a_word(caption, word):
     assert names(caption, word)
 
@@ -27,47 +41,81 @@ def test_names_finds_the_forms_of_a_word(caption, word):
 @pytest.mark.parametrize(
     ("caption", "word"),
     [
-        ("A woman.", "man"), ("men", "woman"), ("sandy", "sand"), ("keyboard", "key"), ("", "key"), ("planes", "plan"), ("capes", "cap"),
-        ("a walkway", "walking"), ("k", "king"), ("a street", "string"), ("a robot", "."), ("lights of traffic", "traffic light"),
+        ("A woman.", "man"),
+        ("men", "woman"),
+        ("sandy", "sand"),
+        ("keyboard", "key"),
+        ("", "key"),
+        ("planes", "plan"),
+        ("capes", "cap"),
+        ("a walkway", "walking"),
+        ("k", "king"),
+        ("a street", "string"),
+        ("a robot", "."),
+        ("lights of traffic", "traffic light"),
     ],
-)  # fmt: skip
+)
 def test_names_does_not_find_parts_of_words(caption, word):
     assert not names(caption, word)
 
 
-@given(st.text(max_size=20), st.sampled_from(["robot", "walking", "key", "fly"]), st.text(max_size=20))
+@given(
+    st.text(max_size=20), st.sampled_from(["robot", "walking", "key", "fly"]), st.text(max_size=20)
+)
 def test_a_word_set_apart_is_always_named_in_any_case(before, word, after):
     assert names(f"{before} {word.upper()} {after}", word)
 
 
-TRUTH = {"subject": "robot", "action": "walking", "item": "key", "colour": "red", "place": "snow", "count": 2}
+TRUTH = {
+    "subject": "robot",
+    "action": "walking",
+    "item": "key",
+    "colour": "red",
+    "place": "snow",
+    "count": 2,
+}
 
 
 def test_each_factor_has_its_column():
     row = caption_attributes(["A robot walks in the snow beside two red keys."], [TRUTH]).iloc[0]
     assert row.to_dict() == dict.fromkeys(("subject", "action", "item", "colour", "place"), True)
     row = caption_attributes(["A zombie jumps in the snow beside two blue rocks."], [TRUTH]).iloc[0]
-    assert row.to_dict() == {"subject": False, "action": False, "item": False, "colour": False, "place": True}
+    assert row.to_dict() == {
+        "subject": False,
+        "action": False,
+        "item": False,
+        "colour": False,
+        "place": True,
+    }
 
 
 @pytest.mark.parametrize(
     ("caption", "right"),
     [
-        ("a red key", True), ("Red  keys", True), ("a red robot and a key", False), ("the key is red", False), ("a red blue key", False),
+        ("a red key", True),
+        ("Red  keys", True),
+        ("a red robot and a key", False),
+        ("the key is red", False),
+        ("a red blue key", False),
         ("red keyboards", False),
     ],
-)  # fmt: skip
+)
 def test_a_colour_counts_only_right_before_its_item(caption, right):
     assert caption_attributes([caption], [TRUTH], ["colour"])["colour"].tolist() == [right]
 
 
 def test_a_colour_without_an_item_counts_anywhere():
-    assert caption_attributes(["the sky is red"], [{"colour": "red"}], ["colour"])["colour"].tolist() == [True]
+    named = caption_attributes(["the sky is red"], [{"colour": "red"}], ["colour"])
+    assert named["colour"].tolist() == [True]
 
 
 @pytest.mark.parametrize("nothing", [None, float("nan"), pd.NA])
 def test_a_factor_without_truth_is_missing_not_wrong(nothing):
-    table = caption_attributes(["a frog", "a robot"], [{"subject": "frog", "action": nothing}, {"subject": "frog"}], ["subject", "action"])
+    table = caption_attributes(
+        ["a frog", "a robot"],
+        [{"subject": "frog", "action": nothing}, {"subject": "frog"}],
+        ["subject", "action"],
+    )
     assert table["action"].isna().all()
     assert table["subject"].tolist() == [True, False]
     assert (table.dtypes == "boolean").all()
@@ -76,7 +124,9 @@ def test_a_factor_without_truth_is_missing_not_wrong(nothing):
 def test_the_worlds_own_captions_name_every_factor():
     for scene in scenes(200, seed=4):
         told = captions(scene)
-        assert caption_attributes(told, [asdict(scene)] * len(told)).fillna(True).all(axis=None), told
+        assert caption_attributes(told, [asdict(scene)] * len(told)).fillna(True).all(axis=None), (
+            told
+        )
 
 
 def test_a_changed_factor_is_no_longer_named():
@@ -84,7 +134,10 @@ def test_a_changed_factor_is_no_longer_named():
         for factor in ("subject", "action", "item", "colour", "place"):
             if getattr(scene, factor) is not None and (factor != "item" or scene.colour is None):
                 told = captions(counterfactuals(scene, factor)[0])
-                assert not caption_attributes(told, [asdict(scene)] * len(told))[factor].any(), (factor, told)
+                assert not caption_attributes(told, [asdict(scene)] * len(told))[factor].any(), (
+                    factor,
+                    told,
+                )
 
 
 def test_captions_and_truths_must_be_equally_many():

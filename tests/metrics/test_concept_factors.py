@@ -46,7 +46,9 @@ def test_information_agrees_with_scikit_learn_on_the_bins(world):
 @given(st.lists(st.sampled_from([0.0, 0.0, -1.0, 0.5, 0.5, 2.0, 3.0]), min_size=1, max_size=30))
 @settings(deadline=None)
 def test_bins_are_zero_and_thirds_by_rank(column):
-    np.testing.assert_array_equal(concept_factors._bins(np.array(column)[:, None])[:, 0], binned(np.array(column)))
+    np.testing.assert_array_equal(
+        concept_factors._bins(np.array(column)[:, None])[:, 0], binned(np.array(column))
+    )
 
 
 def test_null_and_p_agree_with_a_plain_loop(world):
@@ -54,7 +56,9 @@ def test_null_and_p_agree_with_a_plain_loop(world):
     rng = np.random.default_rng(5)
     for concept in (0, 2):
         bins = binned(codes[:, concept])
-        null = np.array([mutual_info_score(bins, rng.permutation(frame["action"])) for _ in range(400)])
+        null = np.array(
+            [mutual_info_score(bins, rng.permutation(frame["action"])) for _ in range(400)]
+        )
         row = found.query("concept == @concept and factor == 'action'").iloc[0]
         assert row["null"] == pytest.approx(null.mean(), rel=0.15)
         assert row["p"] == pytest.approx((1 + (null >= row["information"]).sum()) / 401, abs=0.08)
@@ -88,18 +92,25 @@ def test_one_concept_for_each_value_has_the_factors_entropy():
 
 def test_p_is_about_uniform_where_nothing_is_linked():
     rng = np.random.default_rng(1)
-    found = track(rng.normal(size=(90, 200)), {"factor": rng.integers(4, size=90)}, n_permutations=200)
+    found = track(
+        rng.normal(size=(90, 200)), {"factor": rng.integers(4, size=90)}, n_permutations=200
+    )
     assert 0.4 < found["p"].mean() < 0.6
     assert (found["p"] < 0.1).mean() == pytest.approx(0.1, abs=0.06)
     assert abs(found["excess"].mean()) < 0.01
-    assert 0.4 < found["p_purity"].mean() < 0.7  # shares of ten rows tie often, which makes it conservative
+    # shares of ten rows tie often, which makes it conservative
+    assert 0.4 < found["p_purity"].mean() < 0.7
 
 
 def test_purity_counts_the_top_rows_and_shares_tied_places():
     codes = np.array([5.0, -4, 3, 3, 3, 3, 1, 0])[:, None]
     factor = ["x", "y", "x", "x", "y", "y", "y", "y"]
     row = track(codes, {"factor": factor}, top=4).iloc[0]  # 5, -4, and half of each of the four 3s
-    assert (row["value"], row["purity"], row["base_rate"]) == ("x", pytest.approx(0.5), pytest.approx(3 / 8))
+    assert (row["value"], row["purity"], row["base_rate"]) == (
+        "x",
+        pytest.approx(0.5),
+        pytest.approx(3 / 8),
+    )
     few = track(np.array([5.0, 0, 0, 0, 0, 0, 0, 0])[:, None], {"factor": factor}, top=4).iloc[0]
     assert (few["value"], few["purity"]) == ("x", pytest.approx(1))
 
@@ -208,17 +219,24 @@ def test_agreement_refuses_what_gives_no_number(monkeypatch):
 
 
 def test_informative_factors_are_those_that_can_be_asked_about():
-    table = pd.DataFrame({
-        "action": ["walk", "sit", "walk", None, "sit", "walk"], "place": ["beach"] * 6, "colour": list("abcdef"), "time": [None] * 6,
-        "side": ["left", "right", None, None, None, None],
-    })  # fmt: skip
+    table = pd.DataFrame(
+        {
+            "action": ["walk", "sit", "walk", None, "sit", "walk"],
+            "place": ["beach"] * 6,
+            "colour": list("abcdef"),
+            "time": [None] * 6,
+            "side": ["left", "right", None, None, None, None],
+        }
+    )
     kept = concept_factors.informative(table)
     assert list(kept) == ["action", "side"] and kept["action"].equals(table["action"])
     assert list(concept_factors.informative({"a": [1, 1, 2], "b": [1, 1, 1]})) == ["a"]
     codes = np.random.default_rng(0).uniform(size=(6, 2))
     assert set(track(codes, kept, n_permutations=100)["factor"]) == {"action", "side"}
     for names in (["colour"], ["place", "time"], []):
-        with pytest.raises(EstimateError, match="a factor with at least 2 different values that repeat"):
+        with pytest.raises(
+            EstimateError, match="a factor with at least 2 different values that repeat"
+        ):
             concept_factors.informative(table[names])
 
 
@@ -228,11 +246,27 @@ def captioned(text, **known):
 
 def test_words_that_are_not_said_often_give_way_to_what_samples_show():
     bare = Sample("bare", [])
-    samples = [captioned("A woman with a red bus.", subject="bus", item="car"), captioned("The bus and the WOMAN."), captioned("nothing")]
-    samples += [captioned("A hot dog, a bus, and a car.", subject="hot dog", item="bus"), captioned("two cars", subject="car"), bare]
+    samples = [
+        captioned("A woman with a red bus.", subject="bus", item="car"),
+        captioned("The bus and the WOMAN."),
+        captioned("nothing"),
+    ]
+    samples += [
+        captioned("A hot dog, a bus, and a car.", subject="hot dog", item="bus"),
+        captioned("two cars", subject="car"),
+        bare,
+    ]
     assert concept_factors.spoken(samples, ["woman", "bus"], least=2) == ["woman", "bus"]
-    assert concept_factors.spoken(samples, ["woman", "frog", "robot"], least=2) == ["woman", "bus"]  # "cars" is another word
-    assert concept_factors.spoken(samples, ["woman", "frog", "robot"], least=1) == ["woman", "bus", "car"]
-    assert concept_factors.spoken(samples, ["hot dog", "zebra"], least=1) == ["hot dog", "bus"]  # a word of a second caption is not said
-    with pytest.raises(SelectionError, match=r"fewer than 5 of 5 samples say 'frog'.*they say 'bus' \(3\), "):
+    # "cars" is another word
+    assert concept_factors.spoken(samples, ["woman", "frog", "robot"], least=2) == ["woman", "bus"]
+    assert concept_factors.spoken(samples, ["woman", "frog", "robot"], least=1) == [
+        "woman",
+        "bus",
+        "car",
+    ]
+    # a word of a second caption is not said
+    assert concept_factors.spoken(samples, ["hot dog", "zebra"], least=1) == ["hot dog", "bus"]
+    with pytest.raises(
+        SelectionError, match=r"fewer than 5 of 5 samples say 'frog'.*they say 'bus' \(3\), "
+    ):
         concept_factors.spoken(samples, ["frog"], least=5)

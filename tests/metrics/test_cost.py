@@ -1,4 +1,7 @@
-"""Counted operations equal closed forms, on single products and on tiny models; skipped blocks count nothing, masked weights all."""
+"""Counted operations equal closed forms, on single products and on tiny models.
+
+Skipped blocks count nothing, masked weights all.
+"""
 
 from contextlib import suppress
 
@@ -31,7 +34,10 @@ def llava():
 
 @pytest.fixture(scope="module")
 def batch(llava):
-    return llava.batch([Image.new("RGB", (32, 32), "red")] * 2, ["What colour is the key ?", "Describe the picture ."])
+    return llava.batch(
+        [Image.new("RGB", (32, 32), "red")] * 2,
+        ["What colour is the key ?", "Describe the picture ."],
+    )
 
 
 def counted(vlm, batch):
@@ -55,16 +61,28 @@ def total(call, **options):
 def shapes(vlm, batch):
     config = vlm.model.config.text_config
     return {
-        "layers": L, "width": config.hidden_size, "hidden": config.intermediate_size, "heads": config.num_attention_heads,
-        "kv_heads": config.num_key_value_heads, "vocabulary": config.vocab_size, "batch": len(batch["input_ids"]),
-    }  # fmt: skip
+        "layers": L,
+        "width": config.hidden_size,
+        "hidden": config.intermediate_size,
+        "heads": config.num_attention_heads,
+        "kv_heads": config.num_key_value_heads,
+        "vocabulary": config.vocab_size,
+        "batch": len(batch["input_ids"]),
+    }
 
 
 # Single products
 
 
 @settings(max_examples=10, deadline=None)
-@given(st.integers(1, 4), st.integers(1, 5), st.integers(1, 7), st.integers(1, 6), st.booleans(), st.booleans())
+@given(
+    st.integers(1, 4),
+    st.integers(1, 5),
+    st.integers(1, 7),
+    st.integers(1, 6),
+    st.booleans(),
+    st.booleans(),
+)
 def test_a_linear_map_takes_two_operations_a_weight_and_position(b, t, n, m, bias, half):
     dtype = torch.bfloat16 if half else torch.float32
     linear, states = nn.Linear(n, m, bias=bias, dtype=dtype), torch.randn(b, t, n, dtype=dtype)
@@ -97,20 +115,35 @@ def test_a_convolution(groups):
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
 @pytest.mark.parametrize("how", ["plain", "causal", "masked"])
 def test_attention_is_counted_on_a_cpu_too(dtype, grad, kv_heads, how):
-    q, k, v = (torch.randn(2, heads, t, 8, dtype=dtype) for heads, t in ((4, 5), (kv_heads, 7), (kv_heads, 7)))
-    options = {"plain": {}, "causal": {"is_causal": True}, "masked": {"attn_mask": torch.zeros(2, 1, 5, 7, dtype=dtype)}}[how]
+    q, k, v = (
+        torch.randn(2, heads, t, 8, dtype=dtype)
+        for heads, t in ((4, 5), (kv_heads, 7), (kv_heads, 7))
+    )
+    options = {
+        "plain": {},
+        "causal": {"is_causal": True},
+        "masked": {"attn_mask": torch.zeros(2, 1, 5, 7, dtype=dtype)},
+    }[how]
     with torch.set_grad_enabled(grad):
-        assert total(lambda: F.scaled_dot_product_attention(q, k, v, enable_gqa=True, **options)) == 2 * 2 * 4 * 5 * 7 * (8 + 8)
+        assert total(
+            lambda: F.scaled_dot_product_attention(q, k, v, enable_gqa=True, **options)
+        ) == 2 * 2 * 4 * 5 * 7 * (8 + 8)
 
 
 def test_gradients_through_attention_take_five_products():
     q, k, v = (torch.randn(1, 2, t, 8, requires_grad=True) for t in (3, 5, 5))
     forward = total(lambda: F.scaled_dot_product_attention(q, k, v))
-    assert total(lambda: F.scaled_dot_product_attention(q, k, v).sum().backward()) == forward + 5 * 2 * 2 * 3 * 5 * 8
+    assert (
+        total(lambda: F.scaled_dot_product_attention(q, k, v).sum().backward())
+        == forward + 5 * 2 * 2 * 3 * 5 * 8
+    )
 
 
 def test_products_of_experts_count_each_row_once():
-    rows, weights = torch.randn(6, 8, dtype=torch.bfloat16), torch.randn(2, 8, 16, dtype=torch.bfloat16)
+    rows, weights = (
+        torch.randn(6, 8, dtype=torch.bfloat16),
+        torch.randn(2, 8, 16, dtype=torch.bfloat16),
+    )
     offsets = torch.tensor([2, 6], dtype=torch.int32)
     assert total(lambda: F.grouped_mm(rows, weights, offs=offsets)) == 2 * 6 * 8 * 16
     import transformers.integrations.moe  # noqa: F401  registers the operator
@@ -132,7 +165,10 @@ def test_work_goes_to_the_innermost_part_that_runs():
     inner, outer = nn.Linear(2, 3), nn.Sequential(nn.Linear(5, 2))
     outer.append(inner)
     alone = nn.Linear(3, 7)
-    table = count_flops(lambda: alone(outer(torch.randn(1, 5))), {"inner": inner, "outer": outer, "idle": [nn.Linear(1, 1)]})
+    table = count_flops(
+        lambda: alone(outer(torch.randn(1, 5))),
+        {"inner": inner, "outer": outer, "idle": [nn.Linear(1, 1)]},
+    )
     assert table.columns.tolist() == ["phase", "part", "flops"]
     assert set(table["phase"]) == {"both"}
     counts = {"inner": 2 * 2 * 3, "outer": 2 * 5 * 2, "idle": 0, "rest": 2 * 3 * 7}
@@ -146,12 +182,21 @@ def test_generation_of_tiny_llava_equals_the_closed_form(llava, batch, dense):
     decode = {part: sum(step[part] for step in steps) for part in prefill}
     for phase, due in (("prefill", prefill), ("decode", decode)):
         assert found[phase, "attention"] == due["attention_projections"] + due["attention_scores"]
-        assert (found[phase, "mlp"], found[phase, "unembedding"]) == (due["mlp"], due["unembedding"])
+        assert (found[phase, "mlp"], found[phase, "unembedding"]) == (
+            due["mlp"],
+            due["unembedding"],
+        )
         assert found[phase, "rest"] == 0
-    assert found["decode", "total"] == decode["total"] and found["decode", "tower"] == found["decode", "connector"] == 0
-    assert found["prefill", "total"] == prefill["total"] + found["prefill", "tower"] + found["prefill", "connector"]
+    assert found["decode", "total"] == decode["total"]
+    assert found["decode", "tower"] == found["decode", "connector"] == 0
+    assert (
+        found["prefill", "total"]
+        == prefill["total"] + found["prefill", "tower"] + found["prefill", "connector"]
+    )
     vision = llava.model.config.vision_config
-    assert found["prefill", "connector"] == 2 * 2 * 4 * (vision.hidden_size * llava.width + llava.width**2)
+    assert found["prefill", "connector"] == 2 * 2 * 4 * (
+        vision.hidden_size * llava.width + llava.width**2
+    )
 
 
 def test_eager_attention_and_torchs_own_counter_agree(llava, batch, dense):
@@ -172,22 +217,37 @@ def test_the_phases_of_a_generation_are_those_of_one_and_of_more_steps(name):
     parts, decoder = anatomy.parts(at.vlm.model), anatomy.decoder(at.vlm.model)
 
     def run(steps):
-        at.vlm.generate_ids(at.batch, **GENERATION | {"max_new_tokens": steps, "min_new_tokens": steps})
+        at.vlm.generate_ids(
+            at.batch, **GENERATION | {"max_new_tokens": steps, "min_new_tokens": steps}
+        )
 
     first = count_flops(lambda: run(1), parts).set_index("part")["flops"]
     whole = count_flops(lambda: run(3), parts).set_index("part")["flops"]
-    apart = count_flops(lambda: run(3), parts, decoder).pivot(index="part", columns="phase", values="flops")
-    assert (apart["prefill"] == first[apart.index]).all() and (apart["decode"] == (whole - first)[apart.index]).all()
-    # the tower of a second generation belongs to its prefill, the unembedding before it to the first one's decode
-    twice = count_flops(lambda: (run(3), run(3)), parts, decoder).pivot(index="part", columns="phase", values="flops")
+    apart = count_flops(lambda: run(3), parts, decoder).pivot(
+        index="part", columns="phase", values="flops"
+    )
+    assert (apart["prefill"] == first[apart.index]).all()
+    assert (apart["decode"] == (whole - first)[apart.index]).all()
+    # the tower of a second generation belongs to its prefill, the unembedding
+    # before it to the first one's decode
+    twice = count_flops(lambda: (run(3), run(3)), parts, decoder).pivot(
+        index="part", columns="phase", values="flops"
+    )
     assert (twice == 2 * apart).all(axis=None)
     if name == "llava":
-        assert count_flops(lambda: run(1), parts, decoder).query("phase == 'decode'")["flops"].eq(0).all()
+        assert (
+            count_flops(lambda: run(1), parts, decoder)
+            .query("phase == 'decode'")["flops"]
+            .eq(0)
+            .all()
+        )
 
 
 def test_a_model_that_a_capture_stops_leaves_the_parts_in_order(llava, batch):
     parts = anatomy.parts(llava.model)
-    table = count_flops(lambda: (read(llava, batch, layers=[1]), nn.Linear(3, 5)(torch.randn(1, 3))), parts)
+    table = count_flops(
+        lambda: (read(llava, batch, layers=[1]), nn.Linear(3, 5)(torch.randn(1, 3))), parts
+    )
     assert table.set_index("part")["flops"]["rest"] == 2 * 3 * 5
 
     def stopped():
@@ -198,7 +258,9 @@ def test_a_model_that_a_capture_stops_leaves_the_parts_in_order(llava, batch):
     broken = nn.Linear(5, 5)
     broken.register_forward_hook(lambda *_: 1 // 0)
     found = count_flops(stopped, {"broken": broken}).set_index("part")["flops"].to_dict()
-    assert found == {"broken": 50, "rest": 60, "total": 110} and len(broken._forward_hooks) == 1 and not broken._forward_pre_hooks
+    assert found == {"broken": 50, "rest": 60, "total": 110}
+    assert len(broken._forward_hooks) == 1
+    assert not broken._forward_pre_hooks
 
 
 # What saves, and what does not
@@ -217,10 +279,12 @@ def test_half_of_the_blocks_count_half(llava, batch, dense, phase):
 def test_skipping_mlps_or_one_phase_takes_only_that(llava, batch, dense):
     with skip(llava, [1, 3], "mlp"):
         found = counted(llava, batch)
-    assert found["prefill", "mlp"] * 2 == dense["prefill", "mlp"] and found["prefill", "attention"] == dense["prefill", "attention"]
+    assert found["prefill", "mlp"] * 2 == dense["prefill", "mlp"]
+    assert found["prefill", "attention"] == dense["prefill", "attention"]
     with skip(llava, [1, 2], scope="decode"):
         found = counted(llava, batch)
-    assert found["prefill", "total"] == dense["prefill", "total"] and found["decode", "mlp"] * 2 == dense["decode", "mlp"]
+    assert found["prefill", "total"] == dense["prefill", "total"]
+    assert found["decode", "mlp"] * 2 == dense["decode", "mlp"]
 
 
 def test_masks_take_nothing_off(llava, batch, dense):
@@ -233,7 +297,10 @@ def test_masks_take_nothing_off(llava, batch, dense):
 
 
 def test_closed_form_of_llama_of_seven_billions():
-    """Twice the weights that multiply, a token: 6.6 of the 6.7 billion parameters, without scores."""
+    """Twice the weights that multiply, a token.
+
+    6.6 of the 6.7 billion parameters, without scores.
+    """
     found = decoder_flops(1, layers=32, width=4096, hidden=11008, heads=32, vocabulary=32000)
     weights = 32 * (4 * 4096**2 + 3 * 4096 * 11008) + 4096 * 32000
     assert found["total"] - found["attention_scores"] == 2 * weights == 2 * 6_607_077_376
@@ -243,20 +310,36 @@ def test_closed_form_of_llama_of_seven_billions():
 @settings(max_examples=15, deadline=None)
 @given(st.integers(1, 9), st.integers(0, 9), st.integers(1, 3), st.integers(1, 3), st.booleans())
 def test_closed_form_is_additive(tokens, cached, batch, layers, gated):
-    same = {"width": 8, "hidden": 12, "heads": 4, "kv_heads": 2, "vocabulary": 10, "logits": 0, "gated": gated}
+    same = {
+        "width": 8,
+        "hidden": 12,
+        "heads": 4,
+        "kv_heads": 2,
+        "vocabulary": 10,
+        "logits": 0,
+        "gated": gated,
+    }
     whole = decoder_flops(tokens + 1, cached=cached, layers=layers, batch=batch, **same)
     assert sum(whole.values()) == 2 * whole["total"]
     one = decoder_flops(tokens + 1, cached=cached, layers=1, **same)
     assert whole == {part: batch * layers * flops for part, flops in one.items()}
     # prefill in two pieces: the first piece does not look at the second
-    parts = [decoder_flops(n, cached=c, layers=1, **same) for n, c in ((tokens, cached), (1, cached + tokens))]
+    parts = [
+        decoder_flops(n, cached=c, layers=1, **same)
+        for n, c in ((tokens, cached), (1, cached + tokens))
+    ]
     gone = {part: one[part] - sum(piece[part] for piece in parts) for part in one}
     assert gone["attention_scores"] == 4 * tokens * 1 * 8 == gone["total"]
 
 
 def test_head_size_may_differ_from_width_over_heads():
     found = decoder_flops(3, layers=1, width=10, hidden=4, heads=3, head_size=8, gated=False)
-    due = {"attention_projections": 3 * 2 * 10 * 8 * 12, "attention_scores": 2 * 2 * 3 * 3 * 24, "mlp": 3 * 2 * 2 * 40, "unembedding": 0}
+    due = {
+        "attention_projections": 3 * 2 * 10 * 8 * 12,
+        "attention_scores": 2 * 2 * 3 * 3 * 24,
+        "mlp": 3 * 2 * 2 * 40,
+        "unembedding": 0,
+    }
     assert found == due | {"total": sum(due.values())}
 
 
@@ -266,10 +349,16 @@ def test_head_size_may_differ_from_width_over_heads():
 @pytest.mark.parametrize(
     ("size", "problem"),
     [
-        ({"tokens": 0}, "tokens=0"), ({"batch": 0}, "batch=0"), ({"cached": -1}, "cached=-1"), ({"heads": True}, "heads=True"),
-        ({"heads": 3}, "3 heads"), ({"kv_heads": 3}, "3 kv_heads"), ({"head_size": 0}, "head_size=0"), ({"logits": -1}, "logits=-1"),
+        ({"tokens": 0}, "tokens=0"),
+        ({"batch": 0}, "batch=0"),
+        ({"cached": -1}, "cached=-1"),
+        ({"heads": True}, "heads=True"),
+        ({"heads": 3}, "3 heads"),
+        ({"kv_heads": 3}, "3 kv_heads"),
+        ({"head_size": 0}, "head_size=0"),
+        ({"logits": -1}, "logits=-1"),
     ],
-)  # fmt: skip
+)
 def test_sizes_that_are_none_are_refused(size, problem):
     with pytest.raises(SelectionError, match=problem):
         decoder_flops(**{"tokens": 1, "layers": 1, "width": 8, "hidden": 4, "heads": 4} | size)
@@ -292,4 +381,7 @@ def test_what_cannot_be_counted_is_refused(llava, batch):
 def test_nothing_is_left_behind_when_the_call_fails(llava):
     with pytest.raises(ZeroDivisionError):
         count_flops(lambda: 1 / 0, anatomy.parts(llava.model), anatomy.decoder(llava.model))
-    assert not any(module._forward_hooks or module._forward_pre_hooks for module in llava.model.model.language_model.modules())
+    assert not any(
+        module._forward_hooks or module._forward_pre_hooks
+        for module in llava.model.model.language_model.modules()
+    )

@@ -9,7 +9,13 @@ from hypothesis import strategies as st
 
 from xlvlms_tutorial.errors import ActivationsError, ComparisonError, EstimateError, SelectionError
 from xlvlms_tutorial.metrics import dictionaries
-from xlvlms_tutorial.metrics.dictionaries import match_concepts, matched, reconstruction_error, sparsity, stability
+from xlvlms_tutorial.metrics.dictionaries import (
+    match_concepts,
+    matched,
+    reconstruction_error,
+    sparsity,
+    stability,
+)
 
 
 def cosine(a, b):
@@ -21,7 +27,10 @@ def cosine(a, b):
 def test_matched_is_the_best_of_all_assignments(seed, absolute):
     a, b = np.random.default_rng(seed).normal(size=(2, 4, 6))
     sign = abs if absolute else float
-    best = max(sum(sign(cosine(a[i], b[j])) for i, j in enumerate(order)) for order in permutations(range(4)))
+    best = max(
+        sum(sign(cosine(a[i], b[j])) for i, j in enumerate(order))
+        for order in permutations(range(4))
+    )
     found = matched(a, b, absolute)
     assert found["cosine"].sum() == pytest.approx(best)
     assert sorted(found["b"]) == list(found["a"]) == [0, 1, 2, 3]
@@ -65,8 +74,13 @@ def test_argmax_takes_the_nearest_of_all_whoever_else_does(seed, absolute):
 
 def test_of_equal_concepts_the_first_is_the_nearest():
     a = np.random.default_rng(0).normal(size=(2, 7))
-    assert list(match_concepts(a, a[[1, 1, 0, 0]] * [[1], [3], [1], [0.1]], "argmax")["b"]) == [2, 0]
-    with pytest.raises(SelectionError, match="unknown matching 'hungarian'; allowed: 'one-to-one', 'argmax'"):
+    assert list(match_concepts(a, a[[1, 1, 0, 0]] * [[1], [3], [1], [0.1]], "argmax")["b"]) == [
+        2,
+        0,
+    ]
+    with pytest.raises(
+        SelectionError, match="unknown matching 'hungarian'; allowed: 'one-to-one', 'argmax'"
+    ):
         match_concepts(a, a, "hungarian")
 
 
@@ -78,7 +92,9 @@ def test_the_example_in_the_words_of_match_concepts_runs():
 
 def test_stability_is_the_mean_over_all_pairs_of_runs():
     runs = np.random.default_rng(1).normal(size=(4, 5, 9))
-    wanted = np.mean([matched(runs[i], runs[j])["cosine"].mean() for i in range(4) for j in range(i)])
+    wanted = np.mean(
+        [matched(runs[i], runs[j])["cosine"].mean() for i in range(4) for j in range(i)]
+    )
     found = stability(list(runs))
     assert found.value == pytest.approx(wanted)
     assert found.n == 6 * 5
@@ -99,7 +115,8 @@ def test_stability_of_shuffled_copies_is_1_and_an_unstable_concept_widens_the_in
     found = stability(partly)
     assert found.value == pytest.approx(5 / 6, abs=0.06)
     assert found.low < 0.7
-    assert found.high == pytest.approx(1)  # resamples without the sixth: it is drawn with all its counterparts or not at all
+    # resamples without the sixth: it is drawn with all its counterparts or not at all
+    assert found.high == pytest.approx(1)
 
 
 def test_stability_refuses_a_single_run_and_runs_that_do_not_fit():
@@ -149,7 +166,9 @@ def test_reconstruction_error_refuses_what_gives_no_number():
 def test_sparsity_counts_zeros_active_concepts_and_dead_ones():
     codes = np.array([[0, 2.0, 0, 0], [0, -1, 3, 0], [0, 0.5, 0, 0]])
     assert sparsity(codes) == pytest.approx((8 / 12, 4 / 3, 1 / 2))
-    assert sparsity(torch.from_numpy(codes), threshold=1.0) == pytest.approx((10 / 12, 2 / 3, 1 / 2))
+    assert sparsity(torch.from_numpy(codes), threshold=1.0) == pytest.approx(
+        (10 / 12, 2 / 3, 1 / 2)
+    )
     assert sparsity(np.zeros((3, 2), dtype=int)) == pytest.approx((1, 0, 1))
 
 

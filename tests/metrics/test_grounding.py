@@ -1,4 +1,6 @@
-"""Scores of grounding agree with plain loops in float64, with closed forms, and refuse what has no score."""
+"""Scores of grounding agree with plain loops in float64, with closed
+forms, and refuse what has no score.
+"""
 
 import jaxtyping
 import numpy as np
@@ -8,9 +10,22 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from xlvlms_tutorial.errors import ActivationsError, ComparisonError, EstimateError, LengthError, SelectionError, WordListError
+from xlvlms_tutorial.errors import (
+    ActivationsError,
+    ComparisonError,
+    EstimateError,
+    LengthError,
+    SelectionError,
+    WordListError,
+)
 from xlvlms_tutorial.metrics import grounding
-from xlvlms_tutorial.metrics.grounding import bert_score, bert_scores, clip_score, overlap, top_scores
+from xlvlms_tutorial.metrics.grounding import (
+    bert_score,
+    bert_scores,
+    clip_score,
+    overlap,
+    top_scores,
+)
 
 
 def normals(*shape, seed=0):
@@ -24,10 +39,17 @@ def texts(count, seed, longest=7, width=5):
 
 def looped(candidate, reference):
     """Precision, recall and F1 of one pair, one cosine at a time."""
-    cosine = lambda a, b: sum(x * y for x, y in zip(a, b, strict=True)) / (sum(x * x for x in a) * sum(y * y for y in b)) ** 0.5
+    cosine = lambda a, b: (
+        sum(x * y for x, y in zip(a, b, strict=True))
+        / (sum(x * x for x in a) * sum(y * y for y in b)) ** 0.5
+    )
     precision = np.mean([max(cosine(a, b) for b in reference) for a in candidate])
     recall = np.mean([max(cosine(a, b) for a in candidate) for b in reference])
-    return precision, recall, 2 * precision * recall / (precision + recall) if min(precision, recall) > 0 else 0.0
+    return (
+        precision,
+        recall,
+        2 * precision * recall / (precision + recall) if min(precision, recall) > 0 else 0.0,
+    )
 
 
 def test_clip_score_is_w_times_the_positive_part_of_the_cosine():
@@ -55,13 +77,17 @@ def test_clip_score_takes_tensors_and_keeps_their_precision():
     assert np.allclose(clip_score(images.bfloat16(), words), exact, atol=0.05)
 
 
-@pytest.mark.parametrize("bad", [np.zeros((1, 4)), np.full((1, 4), np.nan), np.full((1, 4), np.inf), np.empty((0, 4))])
+@pytest.mark.parametrize(
+    "bad", [np.zeros((1, 4)), np.full((1, 4), np.nan), np.full((1, 4), np.inf), np.empty((0, 4))]
+)
 def test_embeddings_without_a_direction_are_refused(bad):
     with pytest.raises(ActivationsError, match="image embeddings"):
         clip_score(bad, normals(2, 4))
     with pytest.raises(ActivationsError, match="text embeddings"):
         clip_score(normals(2, 4), bad)
-    with pytest.raises(ActivationsError, match="tokens of candidates|token embeddings of candidates|candidate 0"):
+    with pytest.raises(
+        ActivationsError, match="tokens of candidates|token embeddings of candidates|candidate 0"
+    ):
         bert_scores([bad], [normals(2, 4)])
 
 
@@ -111,7 +137,10 @@ def test_bert_score_of_a_text_with_itself_is_1_and_sides_swap(seed):
 
 def test_bert_score_in_single_precision_and_from_tensors():
     ours, theirs = texts(5, 4), texts(5, 5)
-    single = bert_scores([torch.tensor(text).float() for text in ours], [torch.tensor(text).float() for text in theirs])
+    single = bert_scores(
+        [torch.tensor(text).float() for text in ours],
+        [torch.tensor(text).float() for text in theirs],
+    )
     assert single.dtype == np.float32
     assert np.allclose(single, bert_scores(ours, theirs), atol=1e-5)
 
@@ -125,10 +154,14 @@ def test_opposite_texts_have_an_f1_of_0():
 
 def test_several_references_give_the_largest_or_the_mean():
     ours, theirs = texts(2, 6), texts(3, 7)
-    single = np.array([looped(ours[0], theirs[0]), looped(ours[0], theirs[1]), looped(ours[1], theirs[2])])
+    single = np.array(
+        [looped(ours[0], theirs[0]), looped(ours[0], theirs[1]), looped(ours[1], theirs[2])]
+    )
     references = [theirs[:2], theirs[2]]
     assert np.allclose(bert_score(ours, references), [single[:2].max(axis=0), single[2]])
-    assert np.allclose(bert_score(ours, references, best="mean"), [single[:2].mean(axis=0), single[2]])
+    assert np.allclose(
+        bert_score(ours, references, best="mean"), [single[:2].mean(axis=0), single[2]]
+    )
 
 
 def test_baseline_maps_itself_to_0_and_keeps_1():
@@ -139,7 +172,9 @@ def test_baseline_maps_itself_to_0_and_keeps_1():
     assert np.allclose(bert_score(ours, ours, baseline=0.25), 1)
 
 
-@pytest.mark.parametrize("options", [{"baseline": 1}, {"baseline": np.nan}, {"baseline": -2.0}, {"best": "median"}])
+@pytest.mark.parametrize(
+    "options", [{"baseline": 1}, {"baseline": np.nan}, {"baseline": -2.0}, {"best": "median"}]
+)
 def test_unknown_options_of_bert_score_are_refused(options):
     with pytest.raises(SelectionError, match="allowed"):
         bert_score(texts(2, 0), texts(2, 1), **options)
@@ -160,10 +195,15 @@ def test_texts_that_do_not_go_together_are_refused():
 @given(st.lists(st.lists(st.sampled_from("abcdef"), min_size=1), min_size=2, max_size=6))
 def test_overlap_agrees_with_its_definition(lists):
     sets = [set(words) for words in lists]
-    expected = [np.mean([len(a & b) / len(a) for j, b in enumerate(sets) if j != i]) for i, a in enumerate(sets)]
+    expected = [
+        np.mean([len(a & b) / len(a) for j, b in enumerate(sets) if j != i])
+        for i, a in enumerate(sets)
+    ]
     found = overlap(dict(enumerate(lists)))
     assert np.allclose(found, expected)
-    table = pd.DataFrame([(k, word) for k, words in enumerate(lists) for word in words], columns=["concept", "word"])
+    table = pd.DataFrame(
+        [(k, word) for k, words in enumerate(lists) for word in words], columns=["concept", "word"]
+    )
     assert overlap(table).equals(found)
 
 
@@ -173,7 +213,9 @@ def test_overlap_keeps_the_order_of_concepts_and_counts_duplicates_once():
     assert (list(found.index), found.index.name, found.name) == ([7, 2, 5], "concept", "overlap")
 
 
-@pytest.mark.parametrize("words", [{0: ["a"], 1: []}, {0: ["a"], 1: "dog"}, {0: ["a"], 1: [""]}, {0: ["a"], 1: [None]}])
+@pytest.mark.parametrize(
+    "words", [{0: ["a"], 1: []}, {0: ["a"], 1: "dog"}, {0: ["a"], 1: [""]}, {0: ["a"], 1: [None]}]
+)
 def test_overlap_refuses_concepts_without_words(words):
     with pytest.raises(WordListError, match="word"):
         overlap(words)
@@ -184,21 +226,31 @@ def test_overlap_refuses_concepts_without_words(words):
 def test_weights_with_which_scores_are_no_numbers_are_refused(w, dtype):
     with pytest.raises(SelectionError, match="w="):
         clip_score(torch.ones(2, 3, dtype=dtype), torch.ones(1, 3, dtype=dtype), w)
-    assert np.isfinite(clip_score(torch.ones(2, 3, dtype=dtype), torch.ones(1, 3, dtype=dtype), 1e30)).all()
+    assert np.isfinite(
+        clip_score(torch.ones(2, 3, dtype=dtype), torch.ones(1, 3, dtype=dtype), 1e30)
+    ).all()
 
 
 @pytest.mark.parametrize("lacking", ["concept", "word"])
 def test_tables_without_a_column_are_refused(lacking):
-    table = pd.DataFrame({"concept": [0, 1], "word": ["a", "b"], "rank": [1, 1]}).drop(columns=lacking)
+    table = pd.DataFrame({"concept": [0, 1], "word": ["a", "b"], "rank": [1, 1]}).drop(
+        columns=lacking
+    )
     with pytest.raises(EstimateError, match=f"no column '{lacking}' among"):
         overlap(table)
 
 
 @pytest.mark.parametrize("shape", [(), (3,), (0, 3), (2, 1, 3)])
 def test_what_is_no_row_of_embeddings_is_refused(shape, monkeypatch):
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # its checks refuse some of these already
-    for images, words in ((torch.ones(shape), torch.ones(2, 3)), (torch.ones(2, 3), torch.ones(shape))):
-        with pytest.raises(ActivationsError, match="no (image|text) embeddings: torch.float32 of shape"):
+    # its checks refuse some of these already
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    for images, words in (
+        (torch.ones(shape), torch.ones(2, 3)),
+        (torch.ones(2, 3), torch.ones(shape)),
+    ):
+        with pytest.raises(
+            ActivationsError, match="no (image|text) embeddings: torch.float32 of shape"
+        ):
             clip_score(images, words)
 
 
@@ -217,7 +269,8 @@ def test_top_scores_agree_with_a_loop():
 
 def test_top_scores_are_those_of_the_released_protocol():
     codes, scores = np.abs(normals(40, 12)), normals(40, 12, seed=1)
-    released = np.take_along_axis(scores, codes.argsort(axis=1)[:, -5:], axis=1)  # ascending, and the last ones are taken
+    # ascending, and the last ones are taken
+    released = np.take_along_axis(scores, codes.argsort(axis=1)[:, -5:], axis=1)
     found = top_scores(codes, scores)
     np.testing.assert_allclose(found["top_1"], released[:, -1:].mean(axis=1))
     np.testing.assert_allclose(found["top_3"], released[:, -3:].mean(axis=1))
@@ -233,11 +286,16 @@ def test_random_scores_gain_nothing_by_the_choice_of_concepts():
 @given(st.integers(0, 99), st.integers(3, 9))
 def test_how_many_concepts_are_listed_changes_no_score(seed, n_concepts):
     codes, scores = normals(6, 9, seed=seed), normals(6, 9, seed=seed + 1)
-    pd.testing.assert_frame_equal(top_scores(codes, scores, n_concepts)[["top_1", "top_3"]], top_scores(codes, scores)[["top_1", "top_3"]])
+    pd.testing.assert_frame_equal(
+        top_scores(codes, scores, n_concepts)[["top_1", "top_3"]],
+        top_scores(codes, scores)[["top_1", "top_3"]],
+    )
 
 
 def test_top_scores_say_how_many_concepts_are_active():
-    found = top_scores(np.array([[0, 2.0, 0, -3.0]]), np.array([[0.1, 0.2, 0.3, 0.4]]), n_concepts=3)
+    found = top_scores(
+        np.array([[0, 2.0, 0, -3.0]]), np.array([[0.1, 0.2, 0.3, 0.4]]), n_concepts=3
+    )
     assert found.loc[0].to_dict() == pytest.approx({"top_1": 0.4, "top_3": 0.7 / 3, "active": 2})
 
 

@@ -13,29 +13,47 @@ STRATA = ("random", "popular", "adversarial")
 
 
 def presence(answers, predictions, strata=("random",)):
-    asked = [Question("presence", "Is there a bee?", a, "bee", strata[i % len(strata)]) for i, a in enumerate(answers)]
+    asked = [
+        Question("presence", "Is there a bee?", a, "bee", strata[i % len(strata)])
+        for i, a in enumerate(answers)
+    ]
     return answer_table(predictions, asked)
 
 
 def test_pope_agrees_with_scikit_learn_in_every_stratum():
     rng = np.random.default_rng(0)
-    answers, told = rng.choice(["yes", "no"], 90), rng.choice(["Yes.", "No, there is not."], 90, p=[0.7, 0.3])
+    answers, told = (
+        rng.choice(["yes", "no"], 90),
+        rng.choice(["Yes.", "No, there is not."], 90, p=[0.7, 0.3]),
+    )
     found = pope(presence(answers.tolist(), told.tolist(), STRATA))
     assert found.index.tolist() == [*STRATA, "overall"]
     for k, name in enumerate(found.index):
         part = slice(None) if name == "overall" else slice(k, None, 3)
         truth, yes = answers[part] == "yes", np.char.startswith(told[part], "Yes")
         row = found.loc[name]
-        assert row[["accuracy", "precision", "recall", "f1", "yes_ratio"]].tolist() == pytest.approx(
-            [accuracy_score(truth, yes), precision_score(truth, yes), recall_score(truth, yes), f1_score(truth, yes), yes.mean()]
+        scores = row[["accuracy", "precision", "recall", "f1", "yes_ratio"]]
+        assert scores.tolist() == pytest.approx(
+            [
+                accuracy_score(truth, yes),
+                precision_score(truth, yes),
+                recall_score(truth, yes),
+                f1_score(truth, yes),
+                yes.mean(),
+            ]
         )
-        assert (row["yes_ratio_low"], row["yes_ratio_high"]) == (proportion(yes).low, proportion(yes).high)
+        assert (row["yes_ratio_low"], row["yes_ratio_high"]) == (
+            proportion(yes).low,
+            proportion(yes).high,
+        )
         assert row["accuracy_low"] < row["accuracy"] < row["accuracy_high"]
         assert row["n"] == len(yes)
 
 
 def test_an_unclear_answer_is_neither_right_nor_a_yes():
-    row = pope(presence(["no", "yes", "yes", "no"], ["A frog on the grass.", "It is there.", "yes", "no"])).loc["overall"]
+    row = pope(
+        presence(["no", "yes", "yes", "no"], ["A frog on the grass.", "It is there.", "yes", "no"])
+    ).loc["overall"]
     assert row[["accuracy", "yes_ratio", "unclear", "recall"]].tolist() == [0.5, 0.25, 0.5, 0.5]
 
 
@@ -46,15 +64,24 @@ def test_undefined_precision_is_nan_and_not_zero():
 
 
 def test_pope_looks_at_presence_questions_only_and_groups_by_scene():
-    table = answer_table(["yes", "red", "no", "no"] * 6, [
-        Question("presence", "?", "yes", "bee", "random"), Question("colour", "?", "blue", "key"),
-        Question("presence", "?", "yes", "fly", "popular"), Question("presence", "?", "no", "fly", "popular"),
-    ] * 6)  # fmt: skip
+    table = answer_table(
+        ["yes", "red", "no", "no"] * 6,
+        [
+            Question("presence", "?", "yes", "bee", "random"),
+            Question("colour", "?", "blue", "key"),
+            Question("presence", "?", "yes", "fly", "popular"),
+            Question("presence", "?", "no", "fly", "popular"),
+        ]
+        * 6,
+    )
     scenes = np.repeat(np.arange(6), 4)
     found = pope(table, scenes)
     assert found["n"].tolist() == [6, 12, 18]
     expected = bootstrap([True, False, True] * 6, np.repeat(np.arange(6), 3))
-    assert found.loc["overall", ["accuracy_low", "accuracy_high"]].tolist() == [expected.low, expected.high]
+    assert found.loc["overall", ["accuracy_low", "accuracy_high"]].tolist() == [
+        expected.low,
+        expected.high,
+    ]
     with pytest.raises(EstimateError, match="presence"):
         pope(table[table["type"] == "colour"])
     with pytest.raises(LengthError):
@@ -65,18 +92,25 @@ WORDS = ("robot", "key", "box", "bee")
 
 
 def test_chair_counts_absent_objects_and_captions_that_name_one():
-    told = ["A robot beside two keys and a box.", "A bee.", "Nothing at all.", "Robots and a robot."]
+    told = [
+        "A robot beside two keys and a box.",
+        "A bee.",
+        "Nothing at all.",
+        "Robots and a robot.",
+    ]
     there = [{"robot", "key"}, {"bee"}, {"box"}, {"key"}]
     found = chair(told, there, WORDS)
-    assert found["value"].tolist() == pytest.approx([2 / 5, 2 / 4])  # box of 3 named, none of 1, robot of 1 (once a caption)
+    # box of 3 named, none of 1, robot of 1 (once a caption)
+    assert found["value"].tolist() == pytest.approx([2 / 5, 2 / 4])
     assert found["n"].tolist() == [5, 4]
     assert (found["low"] <= found["value"]).all()
     assert (found["value"] <= found["high"]).all()
 
 
 def test_chair_takes_synonyms():
-    assert chair(["An android."], [{"robot"}], {"robot": ("android",), "key": ()}).loc["CHAIR_i", "value"] == 0
-    assert chair(["An android."], [{"key"}], {"robot": ("android",), "key": ()}).loc["CHAIR_s", "value"] == 1
+    synonyms = {"robot": ("android",), "key": ()}
+    assert chair(["An android."], [{"robot"}], synonyms).loc["CHAIR_i", "value"] == 0
+    assert chair(["An android."], [{"key"}], synonyms).loc["CHAIR_s", "value"] == 1
 
 
 def test_chair_without_a_named_object_is_undefined():
@@ -101,7 +135,13 @@ def test_correct_answers_count_in_any_case(said):
     plain, written = (pope(presence(list(answers) * 4, told)) for answers in (("yes", "no"), said))
     assert written.loc["overall"].to_dict() == plain.loc["overall"].to_dict()
     perfect = pope(presence(list(said) * 4, ["Yes", "No"] * 4)).loc["overall"]
-    assert perfect[["accuracy", "precision", "recall", "f1", "yes_ratio"]].tolist() == [1, 1, 1, 1, 0.5]
+    assert perfect[["accuracy", "precision", "recall", "f1", "yes_ratio"]].tolist() == [
+        1,
+        1,
+        1,
+        1,
+        0.5,
+    ]
 
 
 @pytest.mark.parametrize("answer", ["maybe", "", "true", "1", "dog", "No, there is not."])
@@ -117,29 +157,59 @@ def test_pope_names_the_column_that_a_table_lacks(lacking):
 
 
 COCO = {
-    "person": ("man", "woman", "baby", "adult", "passenger", "policeman"), "dog": ("puppy",), "hot dog": (), "bear": ("panda",), "cup": (),
-    "teddy bear": (), "bicycle": ("bike",), "motorcycle": ("motor bike",), "airplane": ("jet", "plane"), "bird": ("goose", "duck"),
-    "chair": ("seat",), "toilet": (), "train": (), "elephant": (), "bowl": ("plate",), "tie": (), "knife": (),
+    "person": ("man", "woman", "baby", "adult", "passenger", "policeman"),
+    "dog": ("puppy",),
+    "hot dog": (),
+    "bear": ("panda",),
+    "cup": (),
+    "teddy bear": (),
+    "bicycle": ("bike",),
+    "motorcycle": ("motor bike",),
+    "airplane": ("jet", "plane"),
+    "bird": ("goose", "duck"),
+    "chair": ("seat",),
+    "toilet": (),
+    "train": (),
+    "elephant": (),
+    "bowl": ("plate",),
+    "tie": (),
+    "knife": (),
     "traffic light": ("street light",),
-    "sheep": ("lamb",), "mouse": (), "wine glass": (),
-}  # fmt: skip
+    "sheep": ("lamb",),
+    "mouse": (),
+    "wine glass": (),
+}
 
 
 @pytest.mark.parametrize(
     ("caption", "objects"),
     [
-        ("A hot dog on a plate with a cup of coffee.", {"hot dog", "bowl", "cup"}), ("A dog eats a hot  dog.", {"dog", "hot dog"}),
-        ("Two HOT DOGS.", {"hot dog"}), ("A teddy bear sits on a bear.", {"teddy bear", "bear"}), ("Teddy\nbears.", {"teddy bear"}),
-        ("Two people riding a motor bike.", {"person", "motorcycle"}), ("A motor bike and a bike.", {"motorcycle", "bicycle"}),
-        ("A passenger jet on the runway.", {"airplane"}), ("A passenger train with passengers.", {"train", "person"}),
-        ("A passenger, a jet.", {"person", "airplane"}), ("A baby elephant and an adult elephant.", {"elephant"}),
-        ("A baby with an elephant.", {"person", "elephant"}), ("Baby animals in a zoo.", set()), ("An adult holds a baby.", {"person"}),
-        ("A group of geese near a lake.", {"bird"}), ("Three knives, two mice and a sheep.", {"knife", "mouse", "sheep"}),
-        ("Policemen and women.", {"person"}), ("A white toilet seat.", {"toilet"}), ("A man in a bow tie.", {"person", "tie"}),
-        ("A batter at home plate.", set()), ("Weeds on the train tracks.", set()), ("A train on train tracks.", {"train"}),
-        ("Street lights over wine glasses.", {"traffic light", "wine glass"}), ("The dogged jetlag.", set()),
+        ("A hot dog on a plate with a cup of coffee.", {"hot dog", "bowl", "cup"}),
+        ("A dog eats a hot  dog.", {"dog", "hot dog"}),
+        ("Two HOT DOGS.", {"hot dog"}),
+        ("A teddy bear sits on a bear.", {"teddy bear", "bear"}),
+        ("Teddy\nbears.", {"teddy bear"}),
+        ("Two people riding a motor bike.", {"person", "motorcycle"}),
+        ("A motor bike and a bike.", {"motorcycle", "bicycle"}),
+        ("A passenger jet on the runway.", {"airplane"}),
+        ("A passenger train with passengers.", {"train", "person"}),
+        ("A passenger, a jet.", {"person", "airplane"}),
+        ("A baby elephant and an adult elephant.", {"elephant"}),
+        ("A baby with an elephant.", {"person", "elephant"}),
+        ("Baby animals in a zoo.", set()),
+        ("An adult holds a baby.", {"person"}),
+        ("A group of geese near a lake.", {"bird"}),
+        ("Three knives, two mice and a sheep.", {"knife", "mouse", "sheep"}),
+        ("Policemen and women.", {"person"}),
+        ("A white toilet seat.", {"toilet"}),
+        ("A man in a bow tie.", {"person", "tie"}),
+        ("A batter at home plate.", set()),
+        ("Weeds on the train tracks.", set()),
+        ("A train on train tracks.", {"train"}),
+        ("Street lights over wine glasses.", {"traffic light", "wine glass"}),
+        ("The dogged jetlag.", set()),
     ],
-)  # fmt: skip
+)
 def test_the_longest_name_wins(caption, objects):
     found = chair([caption], [objects], COCO)["value"]
     assert found["CHAIR_s"] == 0
@@ -155,9 +225,13 @@ def test_names_may_be_shared_and_written_with_blanks():
     assert chair(["A motor  bike and a bat."], [set()], words).loc["CHAIR_i", "n"] == 3
 
 
-@pytest.mark.parametrize("words", [[], {}, "dog", {"dog": "puppy"}, ["dog", ""], ["dog", None], {"dog": (" ",)}, {"dog": (3,)}])
+@pytest.mark.parametrize(
+    "words",
+    [[], {}, "dog", {"dog": "puppy"}, ["dog", ""], ["dog", None], {"dog": (" ",)}, {"dog": (3,)}],
+)
 def test_a_vocabulary_that_is_none_is_refused(words, monkeypatch):
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # its checks refuse some of these already
+    # its checks refuse some of these already
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     with pytest.raises(WordListError, match="vocabulary"):
         chair(["A dog."], [set()], words)
 
@@ -165,7 +239,8 @@ def test_a_vocabulary_that_is_none_is_refused(words, monkeypatch):
 def test_captions_without_spaces_are_refused_and_segmented_ones_read():
     with pytest.raises(WordListError, match="no spaces; put spaces"):
         chair(["\u4e00\u53ea\u732b\u5728\u96ea\u5730\u91cc"], [set()], ["\u732b"])
-    assert chair(["\u4e00 \u53ea \u732b \u5728 \u96ea\u5730 \u91cc"], [set()], ["\u732b"]).loc["CHAIR_i", "n"] == 1
+    spaced = chair(["\u4e00 \u53ea \u732b \u5728 \u96ea\u5730 \u91cc"], [set()], ["\u732b"])
+    assert spaced.loc["CHAIR_i", "n"] == 1
 
 
 def test_accents_are_the_same_however_they_were_typed():

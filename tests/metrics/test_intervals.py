@@ -57,9 +57,14 @@ def test_bootstrap_of_groups_agrees_with_a_plain_loop():
 def test_bootstrap_takes_any_statistic_and_resamples_rows_together():
     x = np.random.default_rng(0).normal(size=(80, 1))
     pairs = np.hstack([x, 2 * x])
-    correlation = bootstrap(pairs, statistic=lambda rows: np.corrcoef(rows.T)[0, 1], n_resamples=200)
+    correlation = bootstrap(
+        pairs, statistic=lambda rows: np.corrcoef(rows.T)[0, 1], n_resamples=200
+    )
     assert (correlation.low, correlation.high) == pytest.approx((1, 1))
-    shortcut, loop = bootstrap(x[:, 0], seed=5), bootstrap(x[:, 0], statistic=lambda rows: rows.mean(), seed=5)
+    shortcut, loop = (
+        bootstrap(x[:, 0], seed=5),
+        bootstrap(x[:, 0], statistic=lambda rows: rows.mean(), seed=5),
+    )
     assert (shortcut.low, shortcut.high) == pytest.approx((loop.low, loop.high))
 
 
@@ -71,7 +76,10 @@ def test_groups_that_agree_within_widen_the_interval():
 
 def test_bootstrap_covers_the_true_mean_about_as_often_as_it_says():
     rng = np.random.default_rng(0)
-    hits = [e.low <= 1 <= e.high for e in (bootstrap(rng.exponential(size=60), n_resamples=300, seed=i) for i in range(200))]
+    hits = [
+        e.low <= 1 <= e.high
+        for e in (bootstrap(rng.exponential(size=60), n_resamples=300, seed=i) for i in range(200))
+    ]
     assert 0.87 <= np.mean(hits) <= 0.99
 
 
@@ -96,12 +104,19 @@ def test_share_is_wilson_alone_and_bootstrap_in_groups():
 
 
 def test_share_in_groups_counts_groups_where_all_trials_agree():
-    assert share([True] * 40, np.repeat(np.arange(10), 4)) == Estimate(1.0, proportion([True] * 10).low, 1.0, 40)
+    assert share([True] * 40, np.repeat(np.arange(10), 4)) == Estimate(
+        1.0, proportion([True] * 10).low, 1.0, 40
+    )
 
 
 def test_difference_agrees_with_a_plain_loop_over_shared_groups():
     rng = np.random.default_rng(1)
-    a, b, ga, gb = rng.normal(size=30), rng.normal(size=25), rng.integers(8, size=30), rng.integers(8, size=25)
+    a, b, ga, gb = (
+        rng.normal(size=30),
+        rng.normal(size=25),
+        rng.integers(8, size=30),
+        rng.integers(8, size=25),
+    )
     found = []
     for draw in np.random.default_rng(4).integers(8, size=(400, 8)):
         first, second = (np.concatenate([v[g == k] for k in draw]) for v, g in ((a, ga), (b, gb)))
@@ -132,11 +147,15 @@ def test_difference_of_sides_that_never_vary_is_newcombes_and_not_certain():
 
 @given(numbers, numbers)
 def test_difference_changes_sign_with_its_sides(a, b):
-    assert difference(a, b, n_resamples=100).value == pytest.approx(-difference(b, a, n_resamples=100).value)
+    assert difference(a, b, n_resamples=100).value == pytest.approx(
+        -difference(b, a, n_resamples=100).value
+    )
 
 
 @pytest.mark.parametrize("bad", [[], [1.0, np.nan], [np.inf, 0.0], ["a", "b"], 3.0, [None, 1.0]])
-@pytest.mark.parametrize("function", [bootstrap, proportion, share, lambda v: difference(v, [1.0, 0.5])])
+@pytest.mark.parametrize(
+    "function", [bootstrap, proportion, share, lambda v: difference(v, [1.0, 0.5])]
+)
 def test_bad_values_raise_instead_of_giving_a_number(function, bad):
     with pytest.raises(EstimateError, match="allowed"):
         function(bad)
@@ -168,7 +187,16 @@ def test_lengths_must_agree():
         difference([1.0, 2.0], [1.0, 2.0, 3.0], paired=True)
 
 
-@pytest.mark.parametrize("numbers", [(0.5, 0.6, 0.7, 3), (0.5, 0.1, 0.4, 3), (np.nan, 0, 1, 3), (0.5, 0.4, np.inf, 3), (0.5, 0.4, 0.6, 0)])
+@pytest.mark.parametrize(
+    "numbers",
+    [
+        (0.5, 0.6, 0.7, 3),
+        (0.5, 0.1, 0.4, 3),
+        (np.nan, 0, 1, 3),
+        (0.5, 0.4, np.inf, 3),
+        (0.5, 0.4, 0.6, 0),
+    ],
+)
 def test_an_estimate_must_be_consistent(numbers):
     with pytest.raises(EstimateError):
         Estimate(*numbers)
@@ -194,16 +222,24 @@ def test_correlation_agrees_with_scipy_and_a_plain_bootstrap(kind):
     y[3] = y[7]  # ranks with ties
     ours = correlation(x, y, kind, n_resamples=300, seed=2)
     assert ours.value == pytest.approx(THEIRS[kind](x, y).statistic)
-    drawn = [THEIRS[kind](x[draw], y[draw]).statistic for draw in np.random.default_rng(2).integers(15, size=(300, 15))]
+    drawn = [
+        THEIRS[kind](x[draw], y[draw]).statistic
+        for draw in np.random.default_rng(2).integers(15, size=(300, 15))
+    ]
     assert (ours.low, ours.high) == pytest.approx(tuple(np.quantile(drawn, [0.025, 0.975])))
     assert ours.n == 15
 
 
 @kinds
 @given(st.integers(4, 12), st.integers(0, 99), st.floats(0.1, 50), st.floats(-10, 10))
-def test_correlation_is_symmetric_keeps_under_scaling_and_turns_with_the_sign(kind, n, seed, scale, shift):
+def test_correlation_is_symmetric_keeps_under_scaling_and_turns_with_the_sign(
+    kind, n, seed, scale, shift
+):
     x, y = points(n, seed)
-    ours, again = correlation(x, y, kind, n_resamples=100), correlation(y, scale * x + shift, kind, n_resamples=100)
+    ours, again = (
+        correlation(x, y, kind, n_resamples=100),
+        correlation(y, scale * x + shift, kind, n_resamples=100),
+    )
     assert (again.value, again.low, again.high) == pytest.approx((ours.value, ours.low, ours.high))
     assert correlation(x, -y, kind, n_resamples=100).value == pytest.approx(-ours.value)
     assert -1 <= ours.low <= ours.value <= ours.high <= 1
@@ -225,7 +261,8 @@ def test_resamples_without_spread_are_left_out():
     found = correlation([0, 0, 0, 0, 1, 1], [0, 1, 0, 1, 0, 1], n_resamples=500)
     assert -1 <= found.low < found.value < found.high <= 1
     with pytest.raises(EstimateError, match="undefined on"):
-        correlation([0, 0, 0, 1], [0, 1, 0, 0], n_resamples=500)  # more than half of the resamples are without one of the ones
+        # more than half of the resamples are without one of the ones
+        correlation([0, 0, 0, 1], [0, 1, 0, 0], n_resamples=500)
 
 
 @kinds
@@ -284,8 +321,13 @@ def test_shares_of_resamples_give_the_bootstrap_of_a_mean():
     shares = resampled_shares(30, 500, seed=4)
     assert shares.shape == (500, 30)
     np.testing.assert_allclose(shares.sum(axis=1), 1)
-    ours, theirs = interval(values.mean(), shares @ values, 30), bootstrap(values, n_resamples=500, seed=4)
-    assert (ours.value, ours.low, ours.high, ours.n) == pytest.approx((theirs.value, theirs.low, theirs.high, theirs.n))
+    ours, theirs = (
+        interval(values.mean(), shares @ values, 30),
+        bootstrap(values, n_resamples=500, seed=4),
+    )
+    assert (ours.value, ours.low, ours.high, ours.n) == pytest.approx(
+        (theirs.value, theirs.low, theirs.high, theirs.n)
+    )
     with pytest.raises(EstimateError, match="2 or more"):
         resampled_shares(1)
     with pytest.raises(EstimateError, match="100 or more"):

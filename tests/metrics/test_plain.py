@@ -1,4 +1,6 @@
-"""What is no row of real numbers is refused wherever numbers are taken, and tensors of any kind are read."""
+"""What is no row of real numbers is refused wherever numbers are taken,
+and tensors of any kind are read.
+"""
 
 import jaxtyping
 import numpy as np
@@ -35,13 +37,17 @@ USES = {
     "most_activating": (most_activating, ActivationsError),
     "top_concepts": (top_concepts, ActivationsError),
     "fit": (lambda codes: PCA(2).fit(codes), ActivationsError),
-    "inverse_transform": (lambda codes: PCA(4).fit(GOOD).inverse_transform(codes), ActivationsError),
+    "inverse_transform": (
+        lambda codes: PCA(4).fit(GOOD).inverse_transform(codes),
+        ActivationsError,
+    ),
 }
 
 
 @pytest.fixture(autouse=True)
 def untyped(monkeypatch):
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # its checks refuse some of these already
+    # its checks refuse some of these already
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
 
 
 @pytest.mark.filterwarnings("error")
@@ -59,7 +65,9 @@ def test_tensors_with_a_gradient_count_as_their_values(use):
     call, _ = USES[use]
     one, other = call(torch.from_numpy(GOOD).requires_grad_()), call(GOOD)
     one, other = (found.components_ if isinstance(found, PCA) else found for found in (one, other))
-    assert pd.DataFrame(one).equals(pd.DataFrame(other)) if not hasattr(one, "low") else one == other
+    assert (
+        pd.DataFrame(one).equals(pd.DataFrame(other)) if not hasattr(one, "low") else one == other
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -1,4 +1,7 @@
-"""Rounds are interleaved and paired, on a clock of the test's own; memory counts storage once; energy is read off made-up meters."""
+"""Rounds are interleaved and paired, on a clock of the test's own; memory counts storage once.
+
+Energy is read off made-up meters.
+"""
 
 import gc
 import sys
@@ -15,7 +18,14 @@ from torch import nn
 
 from xlvlms_tutorial.errors import EstimateError, SelectionError
 from xlvlms_tutorial.metrics.intervals import bootstrap
-from xlvlms_tutorial.metrics.timing import energy, measure_time, memory_of, peak_memory, time_medians, time_ratios
+from xlvlms_tutorial.metrics.timing import (
+    energy,
+    measure_time,
+    memory_of,
+    peak_memory,
+    time_medians,
+    time_ratios,
+)
 
 
 class Clock:
@@ -41,8 +51,13 @@ def test_every_round_runs_each_way_once_in_turns():
     times = measure_time(ways, rounds=3, warm_up=1, clock=clock)
     assert clock.ran == list("baabbaab")
     assert times.to_numpy().tolist() == [
-        ["a", 0, 1.0], ["b", 0, 20.0], ["b", 1, 30.0], ["a", 1, 1.0], ["a", 2, 1.0], ["b", 2, 40.0],
-    ]  # fmt: skip
+        ["a", 0, 1.0],
+        ["b", 0, 20.0],
+        ["b", 1, 30.0],
+        ["a", 1, 1.0],
+        ["a", 2, 1.0],
+        ["b", 2, 40.0],
+    ]
     assert times.columns.tolist() == ["way", "round", "seconds"]
 
 
@@ -82,21 +97,32 @@ def test_no_garbage_is_collected_while_the_clock_runs_and_then_again():
 def test_a_cuda_device_is_waited_for_on_both_sides_of_the_clock(monkeypatch):
     clock = Clock()
     told = []
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: (told.append(str(device)), clock.way("wait", 1.0)()))
-    times = measure_time({"a": clock.way("a", 2.0)}, rounds=2, warm_up=0, device="cuda:1", clock=clock)
+    monkeypatch.setattr(
+        torch.cuda,
+        "synchronize",
+        lambda device: (told.append(str(device)), clock.way("wait", 1.0)()),
+    )
+    times = measure_time(
+        {"a": clock.way("a", 2.0)}, rounds=2, warm_up=0, device="cuda:1", clock=clock
+    )
     assert clock.ran == ["wait", "a", "wait"] * 2 and set(told) == {"cuda:1"}
     assert times["seconds"].tolist() == [3.0, 3.0]
 
 
 def series(**seconds):
-    return pd.DataFrame([(way, k, s) for way, values in seconds.items() for k, s in enumerate(values)], columns=["way", "round", "seconds"])
+    return pd.DataFrame(
+        [(way, k, s) for way, values in seconds.items() for k, s in enumerate(values)],
+        columns=["way", "round", "seconds"],
+    )
 
 
 def test_ratios_are_medians_of_pairs_whatever_slows_a_round():
     slow = np.array([1.0, 7.0, 2.0, 100.0, 3.0])
     found = time_ratios(series(dense=slow, half=slow / 2, third=slow / [3, 3, 4, 3, 2]), to="dense")
-    assert found.index.tolist() == ["dense", "half", "third"] and found.columns.tolist() == ["value", "low", "high", "n"]
-    assert found.loc["half"].tolist() == [0.5, 0.5, 0.5, 5] and found.loc["dense"].tolist() == [1, 1, 1, 5]
+    assert found.index.tolist() == ["dense", "half", "third"]
+    assert found.columns.tolist() == ["value", "low", "high", "n"]
+    assert found.loc["half"].tolist() == [0.5, 0.5, 0.5, 5]
+    assert found.loc["dense"].tolist() == [1, 1, 1, 5]
     assert found.loc["third", "value"] == pytest.approx(1 / 3)
     assert found.loc["third", "low"] < 1 / 3 < found.loc["third", "high"]
 
@@ -135,12 +161,15 @@ def test_times_that_cannot_be_compared_are_refused():
 
 
 def test_storage_is_counted_once():
-    model = nn.Sequential(nn.Linear(3, 5, bias=False), nn.Linear(3, 5, bias=False), nn.BatchNorm1d(5))
+    model = nn.Sequential(
+        nn.Linear(3, 5, bias=False), nn.Linear(3, 5, bias=False), nn.BatchNorm1d(5)
+    )
     apart = memory_of(model)
     assert apart == 4 * (15 + 15 + 5 * 4) + 8  # the norm also counts its batches
     model[1].weight = model[0].weight
     assert memory_of(model) == apart - 4 * 15
-    model[1].weight = nn.Parameter(model[0].weight.detach()[:2])  # a view keeps all of what it looks at
+    # a view keeps all of what it looks at
+    model[1].weight = nn.Parameter(model[0].weight.detach()[:2])
     assert memory_of(model) == apart - 4 * 15
     model[1].weight = nn.Parameter(model[0].weight.detach()[:2].clone())
     assert memory_of(model) == apart - 4 * 9
@@ -179,7 +208,9 @@ class Packed(torch.Tensor):
 
 def test_a_compressed_tensor_counts_what_it_keeps():
     model = nn.Linear(8, 8, bias=False)
-    model.weight = nn.Parameter(Packed(torch.zeros(8, 4), torch.zeros(8, dtype=torch.int8)), requires_grad=False)
+    model.weight = nn.Parameter(
+        Packed(torch.zeros(8, 4), torch.zeros(8, dtype=torch.int8)), requires_grad=False
+    )
     assert memory_of(model) == 4 * 32 + 8
 
 
@@ -198,7 +229,9 @@ def test_the_peak_is_what_a_call_adds_on_a_gpu_and_unknown_on_a_cpu(monkeypatch)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: held.now)
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: held.peak)
-    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: setattr(held, "peak", held.now))
+    monkeypatch.setattr(
+        torch.cuda, "reset_peak_memory_stats", lambda device: setattr(held, "peak", held.now)
+    )
     assert peak_memory(lambda: setattr(held, "peak", 350), "cuda") == 250
 
 
@@ -214,10 +247,18 @@ def meter(folder, zone, name, used=0, most=1_000_000):
 
 
 def test_joules_of_all_packages_and_of_nothing_else(tmp_path):
-    one, two = meter(tmp_path, "intel-rapl:0", "package-0", 100), meter(tmp_path, "intel-rapl:1", "package-1", 999_000)
-    others = [meter(tmp_path, zone, name) for zone, name in (
-        ("intel-rapl:0:0", "core"), ("intel-rapl:2", "psys"), ("intel-rapl-mmio:0", "package-0"),
-    )]  # fmt: skip
+    one, two = (
+        meter(tmp_path, "intel-rapl:0", "package-0", 100),
+        meter(tmp_path, "intel-rapl:1", "package-1", 999_000),
+    )
+    others = [
+        meter(tmp_path, zone, name)
+        for zone, name in (
+            ("intel-rapl:0:0", "core"),
+            ("intel-rapl:2", "psys"),
+            ("intel-rapl-mmio:0", "package-0"),
+        )
+    ]
     (tmp_path / "intel-rapl").mkdir()
 
     def call():
@@ -232,7 +273,11 @@ def test_joules_of_all_packages_and_of_nothing_else(tmp_path):
 
 
 def test_without_a_meter_there_is_no_number_and_no_call(tmp_path):
-    assert energy(lambda: 1 / 0, powercap=tmp_path / "none") is energy(lambda: 1 / 0, powercap=tmp_path) is None
+    assert (
+        energy(lambda: 1 / 0, powercap=tmp_path / "none")
+        is energy(lambda: 1 / 0, powercap=tmp_path)
+        is None
+    )
     (meter(tmp_path, "intel-rapl:0", "package-0").parent / "max_energy_range_uj").unlink()
     assert energy(lambda: 1 / 0, powercap=str(tmp_path)) is None
 
@@ -249,7 +294,11 @@ def nvml(monkeypatch, read):
     module.nvmlDeviceGetHandleByUUID = lambda uuid: uuid
     module.nvmlDeviceGetTotalEnergyConsumption = read
     monkeypatch.setitem(sys.modules, "pynvml", module)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(uuid=f"of-{device.index}"))
+    monkeypatch.setattr(
+        torch.cuda,
+        "get_device_properties",
+        lambda device: SimpleNamespace(uuid=f"of-{device.index}"),
+    )
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
 
 

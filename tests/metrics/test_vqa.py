@@ -1,4 +1,6 @@
-"""VQA accuracy against its definition, the faults of the released code as tests, and what steering changed."""
+"""VQA accuracy against its definition, the faults of the released code as
+tests, and what steering changed.
+"""
 
 import re
 from itertools import combinations
@@ -11,7 +13,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from xlvlms_tutorial.errors import ActivationsError, ComparisonError, EstimateError, LengthError, SelectionError
+from xlvlms_tutorial.errors import (
+    ActivationsError,
+    ComparisonError,
+    EstimateError,
+    LengthError,
+    SelectionError,
+)
 from xlvlms_tutorial.metrics import vqa
 from xlvlms_tutorial.metrics.answers import answer_table
 from xlvlms_tutorial.metrics.intervals import bootstrap, proportion
@@ -31,13 +39,35 @@ from xlvlms_tutorial.samples import Question
 @pytest.mark.parametrize(
     ("raw", "clean"),
     [
-        ("The  Two\tdogs.", "2 dogs"), ("1,000", "1000"), ("1,000,000 people", "1000000 people"), ("red,blue", "red blue"),
-        ("3.5", "3.5"), ("U.S.A.", "usa"), (".5", ".5"), ("a.m.", "am"), ("10:30", "10:30"), ("boy's", "boy's"), ("boy\u2019s", "boy's"),
-        ("dont", "don't"), ("DON'T", "don't"), ("couldntve", "couldn't've"), ("couldnt've", "couldn't've"), ("youre", "you're"),
-        ("well", "well"), ("its", "its"), ("left-hand side", "left hand side"), ("none", "0"), ("a", ""), ("", ""), ("yes!", "yes"),
-        ("(maybe)", "maybe"), ("stop/go", "stop go"), ("ten\nan", "10"), ("eleven", "eleven"),
+        ("The  Two\tdogs.", "2 dogs"),
+        ("1,000", "1000"),
+        ("1,000,000 people", "1000000 people"),
+        ("red,blue", "red blue"),
+        ("3.5", "3.5"),
+        ("U.S.A.", "usa"),
+        (".5", ".5"),
+        ("a.m.", "am"),
+        ("10:30", "10:30"),
+        ("boy's", "boy's"),
+        ("boy\u2019s", "boy's"),
+        ("dont", "don't"),
+        ("DON'T", "don't"),
+        ("couldntve", "couldn't've"),
+        ("couldnt've", "couldn't've"),
+        ("youre", "you're"),
+        ("well", "well"),
+        ("its", "its"),
+        ("left-hand side", "left hand side"),
+        ("none", "0"),
+        ("a", ""),
+        ("", ""),
+        ("yes!", "yes"),
+        ("(maybe)", "maybe"),
+        ("stop/go", "stop go"),
+        ("ten\nan", "10"),
+        ("eleven", "eleven"),
     ],
-)  # fmt: skip
+)
 def test_normalise(raw, clean):
     assert vqa_normalise(raw) == clean
 
@@ -57,7 +87,9 @@ def slow_accuracy(prediction, references):
 ANSWER = st.sampled_from(["yes", "no", "Yes.", "2", "two"])
 
 
-@given(st.lists(st.tuples(ANSWER, st.lists(ANSWER, min_size=2, max_size=10)), min_size=1, max_size=5))
+@given(
+    st.lists(st.tuples(ANSWER, st.lists(ANSWER, min_size=2, max_size=10)), min_size=1, max_size=5)
+)
 @settings(deadline=None, max_examples=100)
 def test_accuracy_is_the_mean_over_the_subsets_that_leave_one_out(asked):
     told, known = map(list, zip(*asked, strict=True))
@@ -76,7 +108,9 @@ def test_three_of_ten_are_not_yet_right():
 
 def test_references_are_normalised_as_wholly_as_predictions():
     """The released code gives references the digits and articles alone."""
-    assert vqa_accuracy(["t-shirt", "dont", "U.S."], [["T-shirt!"], ["don't"], ["us."]]).tolist() == [1, 1, 1]
+    assert vqa_accuracy(
+        ["t-shirt", "dont", "U.S."], [["T-shirt!"], ["don't"], ["us."]]
+    ).tolist() == [1, 1, 1]
 
 
 def test_a_single_reference_is_matched_exactly():
@@ -85,7 +119,12 @@ def test_a_single_reference_is_matched_exactly():
 
 @pytest.mark.parametrize(
     ("told", "known", "error"),
-    [([], [], EstimateError), (["a"], [[]], EstimateError), (["a"], ["yes"], EstimateError), (["a"], [["a"], ["b"]], LengthError)],
+    [
+        ([], [], EstimateError),
+        (["a"], [[]], EstimateError),
+        (["a"], ["yes"], EstimateError),
+        (["a"], [["a"], ["b"]], LengthError),
+    ],
 )
 def test_accuracy_refuses_what_has_no_answers(told, known, error):
     with pytest.raises(error):
@@ -95,11 +134,25 @@ def test_accuracy_refuses_what_has_no_answers(told, known, error):
 @pytest.mark.parametrize(
     ("answer", "kind"),
     [
-        ("Yes", "yes/no"), ("no.", "yes/no"), ("Yes, it is a cat", "yes/no"), ("no parking", "other"), ("nowhere", "other"),
-        ("yesterday", "other"), ("two", "number"), ("3.5", "number"), ("1,000", "number"), ("none", "number"), ("two dogs", "other"),
-        ("nan", "other"), ("inf", "other"), ("1e5", "other"), ("10:30", "other"), ("", "other"), ("white", "other"),
+        ("Yes", "yes/no"),
+        ("no.", "yes/no"),
+        ("Yes, it is a cat", "yes/no"),
+        ("no parking", "other"),
+        ("nowhere", "other"),
+        ("yesterday", "other"),
+        ("two", "number"),
+        ("3.5", "number"),
+        ("1,000", "number"),
+        ("none", "number"),
+        ("two dogs", "other"),
+        ("nan", "other"),
+        ("inf", "other"),
+        ("1e5", "other"),
+        ("10:30", "other"),
+        ("", "other"),
+        ("white", "other"),
     ],
-)  # fmt: skip
+)
 def test_answer_type(answer, kind):
     assert answer_type(answer) == kind
 
@@ -127,7 +180,9 @@ def test_targeted_change_counts_those_that_held_the_source():
 
 def test_answers_that_contain_another_are_not_that_answer():
     """The released code looks for substrings: "no" in "nobody", "1" in "10"."""
-    assert targeted_change(["1", "10", "1"], ["3", "3", "13"], "1", "3") == proportion([True, False])
+    assert targeted_change(["1", "10", "1"], ["3", "3", "13"], "1", "3") == proportion(
+        [True, False]
+    )
     assert targeted_change(["yes", "yes"], ["nobody", "no"], "yes", "no").value == 0.5
 
 
@@ -159,14 +214,21 @@ def test_side_effects_by_type(tables):
     assert found["after"].tolist() == pytest.approx([8 / 16, 2 / 4, 6 / 12, 2 / 4])
     assert found["change"].tolist() == pytest.approx((found["after"] - found["before"]).tolist())
     expected = bootstrap([0.0] * 2 + [-1.0] * 2)
-    assert (found.loc["colour", "low"], found.loc["colour", "high"]) == (expected.low, expected.high)
+    assert (found.loc["colour", "low"], found.loc["colour", "high"]) == (
+        expected.low,
+        expected.high,
+    )
 
 
 def test_overall_is_the_mean_over_questions_not_over_types():
     """The released code gives each type the same weight however many questions it has."""
     before = answer_table(BEFORE, ASKED)
     found = side_effects(before, answer_table(BEFORE[:12] + ["blue"] * 4, ASKED))
-    assert found.loc["overall", "after"] == 12 / 16 != found.loc[["presence", "colour"], "after"].mean()
+    assert (
+        found.loc["overall", "after"]
+        == 12 / 16
+        != found.loc[["presence", "colour"], "after"].mean()
+    )
     assert "elsewhere" not in found.index
 
 
@@ -178,7 +240,15 @@ def test_nothing_changed_is_no_certainty(tables):
 def test_groups_make_the_intervals_those_of_clusters(tables):
     scene = np.repeat(np.arange(8), 2)
     found = side_effects(*tables, groups=scene).loc["overall"]
-    expected = bootstrap(np.array([float(a) - float(b) for a, b in zip(tables[1]["correct"], tables[0]["correct"], strict=True)]), scene)
+    expected = bootstrap(
+        np.array(
+            [
+                float(a) - float(b)
+                for a, b in zip(tables[1]["correct"], tables[0]["correct"], strict=True)
+            ]
+        ),
+        scene,
+    )
     assert (found["low"], found["high"]) == (expected.low, expected.high)
 
 
@@ -199,7 +269,9 @@ def test_steering_table(tables):
     found = steering_table({"none": before, "yes to no": after}, {"yes to no": ("yes", "no")})
     assert found.loc["none", ["presence", "colour"]].tolist() == [1, 1]
     assert found.loc["none", ["to target", "elsewhere"]].isna().all()
-    assert found.loc["yes to no"].to_dict() == pytest.approx({"presence": 0.5, "colour": 0.5, "to target": 1, "elsewhere": 2 / 10})
+    assert found.loc["yes to no"].to_dict() == pytest.approx(
+        {"presence": 0.5, "colour": 0.5, "to target": 1, "elsewhere": 2 / 10}
+    )
     with pytest.raises(SelectionError, match="changes for nothing; give one for each of b"):
         steering_table({"none": before, "b": after}, {})
     with pytest.raises(EstimateError, match="0 of 16"):
@@ -212,7 +284,10 @@ def test_kl_is_its_definition(monkeypatch):
     one, other = torch.randn(2, 9, 11, generator=torch.Generator().manual_seed(0))
     p, q = (np.exp(side.double().numpy()) for side in (one, other))
     p, q = p / p.sum(1, keepdims=True), q / q.sum(1, keepdims=True)
-    expected = [sum(a * np.log(a / b) for a, b in zip(*rows, strict=True)) for rows in zip(p, q, strict=True)]
+    expected = [
+        sum(a * np.log(a / b) for a, b in zip(*rows, strict=True))
+        for rows in zip(p, q, strict=True)
+    ]
     assert answer_kl(one, other).numpy() == pytest.approx(np.array(expected), rel=1e-12)
     monkeypatch.setattr(vqa, "_BLOCK", 25)  # two rows at once
     assert answer_kl(one, other).numpy() == pytest.approx(np.array(expected), rel=1e-12)
@@ -229,7 +304,11 @@ def test_kl_of_the_same_answers_is_nothing_and_of_sure_ones_finite():
 def test_kl_refuses():
     with pytest.raises(ComparisonError):
         answer_kl(torch.zeros(2, 3), torch.zeros(2, 4))
-    for bad in (torch.zeros(0, 3), torch.tensor([[0.0, torch.nan]]), torch.tensor([[0.0, -torch.inf]])):
+    for bad in (
+        torch.zeros(0, 3),
+        torch.tensor([[0.0, torch.nan]]),
+        torch.tensor([[0.0, -torch.inf]]),
+    ):
         with pytest.raises(ActivationsError):
             answer_kl(bad, torch.zeros_like(bad))
 
@@ -237,11 +316,16 @@ def test_kl_refuses():
 def test_tables_with_fractional_accuracy_work_too(tables):
     before, after = (table.assign(correct=table["correct"] * 0.9) for table in tables)
     assert side_effects(before, after).loc["colour", "change"] == pytest.approx(-0.45)
-    assert isinstance(steering_table({"none": before, "b": after}, {"b": ("yes", "no")}), pd.DataFrame)
+    assert isinstance(
+        steering_table({"none": before, "b": after}, {"b": ("yes", "no")}), pd.DataFrame
+    )
 
 
 def as_the_script_does(prediction, references):
-    """The official evaluation, as its description goes: one mark, one word, one person at a time."""
+    """The official evaluation, as its description goes.
+
+    One mark, one word, one person at a time.
+    """
     contractions = {
         "hed": "he'd",
         "twas": "'twas",
@@ -260,49 +344,91 @@ def as_the_script_does(prediction, references):
         while left:
             letter = left.pop()
             out += "" if letter == "." and not (left and left[-1].isdigit()) else letter
-        words = [{"none": "0", "two": "2", "ten": "10"}.get(word, word) for word in out.lower().split()]
-        return " ".join(contractions.get(word, word) for word in words if word not in ("a", "an", "the"))
+        words = [
+            {"none": "0", "two": "2", "ten": "10"}.get(word, word) for word in out.lower().split()
+        ]
+        return " ".join(
+            contractions.get(word, word) for word in words if word not in ("a", "an", "the")
+        )
 
     prediction, references = prediction.strip(), [one.strip() for one in references]
     if len(set(references)) > 1:
         prediction, references = normalised(prediction), [normalised(one) for one in references]
-    kept = [sum(other == prediction for k, other in enumerate(references) if k != out) for out in range(len(references))]
+    kept = [
+        sum(other == prediction for k, other in enumerate(references) if k != out)
+        for out in range(len(references))
+    ]
     return np.mean([min(1, count / 3) for count in kept])
 
 
-PARTS = ["Yes", "yes", "a dog", "The dog.", "dog", "1,000 t-shirts", "t-shirts", "t- shirts", "2", "two", "None", "hed", "Twas", "dont",
-         "couldnt've", "somebody'd", "yall'll", "10:30", "3.5", " red\t", "red/blue", "(red) blue", "\u00fcber", "", "im"]  # fmt: skip
+PARTS = [
+    "Yes",
+    "yes",
+    "a dog",
+    "The dog.",
+    "dog",
+    "1,000 t-shirts",
+    "t-shirts",
+    "t- shirts",
+    "2",
+    "two",
+    "None",
+    "hed",
+    "Twas",
+    "dont",
+    "couldnt've",
+    "somebody'd",
+    "yall'll",
+    "10:30",
+    "3.5",
+    " red\t",
+    "red/blue",
+    "(red) blue",
+    "\u00fcber",
+    "",
+    "im",
+]
 
 
 @settings(max_examples=300, deadline=None)
 @given(st.sampled_from(PARTS), st.lists(st.sampled_from(PARTS), min_size=1, max_size=10))
 def test_official_is_what_the_script_gives(prediction, references):
-    assert vqa_accuracy([prediction], [references], official=True)[0] == pytest.approx(as_the_script_does(prediction, references))
+    assert vqa_accuracy([prediction], [references], official=True)[0] == pytest.approx(
+        as_the_script_does(prediction, references)
+    )
 
 
 @pytest.mark.parametrize(
     ("told", "known", "official", "ours"),
     [
-        ("Yes", ["yes"] * 10, 0, 1), ("yes", ["yes"] * 10, 1, 1), ("Yes", ["yes"] * 9 + ["no"], 1, 1), (" yes\n", ["yes"] * 10, 1, 1),
-        ("red.", ["red"] * 10, 0, 1), ("1,000 t-shirts", ["1000 tshirts"] * 5 + ["many"] * 5, 1, 0),
+        ("Yes", ["yes"] * 10, 0, 1),
+        ("yes", ["yes"] * 10, 1, 1),
+        ("Yes", ["yes"] * 9 + ["no"], 1, 1),
+        (" yes\n", ["yes"] * 10, 1, 1),
+        ("red.", ["red"] * 10, 0, 1),
+        ("1,000 t-shirts", ["1000 tshirts"] * 5 + ["many"] * 5, 1, 0),
         ("hed", ["he'd"] * 5 + ["she"] * 5, 1, 0),
-        ("im", ["i'm"] * 5 + ["me"] * 5, 0, 1), ("yes", ["yes"], 0, 1),
+        ("im", ["i'm"] * 5 + ["me"] * 5, 0, 1),
+        ("yes", ["yes"], 0, 1),
     ],
-)  # fmt: skip
+)
 def test_official_and_ours_differ_as_is_told(told, known, official, ours):
     assert vqa_accuracy([told], [known], official=True)[0] == official
     assert vqa_accuracy([told], [known])[0] == ours
 
 
 @pytest.mark.parametrize("official", [False, True])
-@pytest.mark.parametrize(("told", "known"), [("2", 2), (2, "2"), (2, np.int64(2)), (2.5, 2.5), ("3.5", 3.5)])
+@pytest.mark.parametrize(
+    ("told", "known"), [("2", 2), (2, "2"), (2, np.int64(2)), (2.5, 2.5), ("3.5", 3.5)]
+)
 def test_numbers_count_as_their_digits(told, known, official):
     assert vqa_accuracy([told], [[known] * 10], official)[0] == 1
 
 
 @pytest.mark.parametrize("bad", [None, True, float("nan"), ["2"], b"2", {"answer": "2"}])
 def test_answers_that_are_no_texts_are_refused(bad, monkeypatch):
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # its checks refuse some of these already
+    # its checks refuse some of these already
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     for told, known in (([bad], [["2"] * 3]), (["2"], [["2", bad, "2"]])):
         with pytest.raises(EstimateError, match="texts and finite numbers"):
             vqa_accuracy(told, known)

@@ -12,32 +12,134 @@ from xlvlms_tutorial.models import anatomy, support
 
 # decoder, its list of blocks, final norm, tower, connector, as paths from the model
 PATHS = {
-    "llava": ("model.language_model", "layers", "norm", "model.vision_tower", "model.multi_modal_projector"),
-    "llava_next": ("model.language_model", "layers", "norm", "model.vision_tower", "model.multi_modal_projector"),
+    "llava": (
+        "model.language_model",
+        "layers",
+        "norm",
+        "model.vision_tower",
+        "model.multi_modal_projector",
+    ),
+    "llava_next": (
+        "model.language_model",
+        "layers",
+        "norm",
+        "model.vision_tower",
+        "model.multi_modal_projector",
+    ),
     "qwen2_vl": ("model.language_model", "layers", "norm", "model.visual", "model.visual.merger"),
     "qwen3_vl": ("model.language_model", "layers", "norm", "model.visual", "model.visual.merger"),
     "idefics2": ("model.text_model", "layers", "norm", "model.vision_model", "model.connector"),
     "smolvlm": ("model.text_model", "layers", "norm", "model.vision_model", "model.connector"),
-    "gemma3": ("model.language_model", "layers", "norm", "model.vision_tower", "model.multi_modal_projector"),
-    "mllama": ("model.language_model", "layers", "norm", "model.vision_model", "model.multi_modal_projector"),
-    "mistral3": ("model.language_model", "layers", "norm", "model.vision_tower", "model.multi_modal_projector"),
+    "gemma3": (
+        "model.language_model",
+        "layers",
+        "norm",
+        "model.vision_tower",
+        "model.multi_modal_projector",
+    ),
+    "mllama": (
+        "model.language_model",
+        "layers",
+        "norm",
+        "model.vision_model",
+        "model.multi_modal_projector",
+    ),
+    "mistral3": (
+        "model.language_model",
+        "layers",
+        "norm",
+        "model.vision_tower",
+        "model.multi_modal_projector",
+    ),
     "qwen3_5": ("model.language_model", "layers", "norm", "model.visual", "model.visual.merger"),
     "glm4v": ("model.language_model", "layers", "norm", "model.visual", "model.visual.merger"),
-    "kimi_k25": ("model.language_model", "layers", "norm", "model.vision_tower", "model.mm_projector"),
-    "lfm2_vl": ("model.language_model", "layers", "embedding_norm", "model.vision_tower", "model.multi_modal_projector"),
-    "aria": ("model.language_model", "layers", "norm", "model.vision_tower", "model.multi_modal_projector"),
-    "gemma4": ("model.language_model", "layers", "norm", "model.vision_tower", "model.embed_vision"),
+    "kimi_k25": (
+        "model.language_model",
+        "layers",
+        "norm",
+        "model.vision_tower",
+        "model.mm_projector",
+    ),
+    "lfm2_vl": (
+        "model.language_model",
+        "layers",
+        "embedding_norm",
+        "model.vision_tower",
+        "model.multi_modal_projector",
+    ),
+    "aria": (
+        "model.language_model",
+        "layers",
+        "norm",
+        "model.vision_tower",
+        "model.multi_modal_projector",
+    ),
+    "gemma4": (
+        "model.language_model",
+        "layers",
+        "norm",
+        "model.vision_tower",
+        "model.embed_vision",
+    ),
     "llama4": ("language_model.model", "layers", "norm", "vision_model", "multi_modal_projector"),
-    "blip2": ("language_model.model.decoder", "layers", "final_layer_norm", "vision_model", "language_projection"),
-    "instructblip": ("language_model.model", "layers", "norm", "vision_model", "language_projection"),
-    "vipllava": ("model.language_model", "layers", "norm", "model.vision_tower", "model.multi_modal_projector"),
-    "video_llava": ("model.language_model", "layers", "norm", "model.image_tower", "model.multi_modal_projector"),
+    "blip2": (
+        "language_model.model.decoder",
+        "layers",
+        "final_layer_norm",
+        "vision_model",
+        "language_projection",
+    ),
+    "instructblip": (
+        "language_model.model",
+        "layers",
+        "norm",
+        "vision_model",
+        "language_projection",
+    ),
+    "vipllava": (
+        "model.language_model",
+        "layers",
+        "norm",
+        "model.vision_tower",
+        "model.multi_modal_projector",
+    ),
+    "video_llava": (
+        "model.language_model",
+        "layers",
+        "norm",
+        "model.image_tower",
+        "model.multi_modal_projector",
+    ),
     "janus": ("model.language_model", "layers", "norm", "model.vision_model", "model.aligner"),
-    "deepseek_vl": ("model.language_model", "layers", "norm", "model.vision_model", "model.aligner"),
-    "deepseek_vl_hybrid": ("model.language_model", "layers", "norm", "model.vision_model", "model.aligner"),
-    "got_ocr2": ("model.language_model", "layers", "norm", "model.vision_tower", "model.multi_modal_projector"),
+    "deepseek_vl": (
+        "model.language_model",
+        "layers",
+        "norm",
+        "model.vision_model",
+        "model.aligner",
+    ),
+    "deepseek_vl_hybrid": (
+        "model.language_model",
+        "layers",
+        "norm",
+        "model.vision_model",
+        "model.aligner",
+    ),
+    "got_ocr2": (
+        "model.language_model",
+        "layers",
+        "norm",
+        "model.vision_tower",
+        "model.multi_modal_projector",
+    ),
     "paddleocr_vl": ("model.language_model", "layers", "norm", "model.visual", "model.projector"),
-    "qwen2_5_omni": ("model.language_model", "layers", "norm", "model.visual", "model.visual.merger"),
+    "qwen2_5_omni": (
+        "model.language_model",
+        "layers",
+        "norm",
+        "model.visual",
+        "model.visual.merger",
+    ),
     "idefics": ("model", "layers", "norm", "model.vision_model", "model.perceiver_resampler"),
 }
 
@@ -71,7 +173,13 @@ def test_every_block_has_every_place(models, name):
     assert len(blocks) == 3
     for block in blocks:
         inside = set(block.modules())
-        absent = ["mlp_input", "mlp_hidden"] if experts_beside(block) else ["mlp_hidden"] if experts_inside(block) else []
+        absent = (
+            ["mlp_input", "mlp_hidden"]
+            if experts_beside(block)
+            else ["mlp_hidden"]
+            if experts_inside(block)
+            else []
+        )
         for place in anatomy.PLACES:
             if place in absent:
                 with pytest.raises(AnatomyError, match="[Ee]xpert"):
@@ -87,11 +195,24 @@ def test_parts_by_the_work_they_do(models, name):
     assert list(parts) == ["tower", "connector", "attention", "mlp", "unembedding"]
     blocks = anatomy.decoder_blocks(models[name])
     for part in ("attention", "mlp"):
-        owners = [{k for k, block in enumerate(blocks) if module in set(block.modules())} for module in parts[part]]
+        owners = [
+            {k for k, block in enumerate(blocks) if module in set(block.modules())}
+            for module in parts[part]
+        ]
         assert all(len(owner) == 1 for owner in owners) and set.union(*owners) == {0, 1, 2}
-    maps = {module for block in blocks for module in block.modules() if isinstance(module, nn.Linear)}
-    maps -= {module for block in blocks if hasattr(block, "per_layer_projection") for module in block.children()}  # no attention, no MLP
-    named = {module for part in ("attention", "mlp") for top in parts[part] for module in top.modules()}
+    maps = {
+        module for block in blocks for module in block.modules() if isinstance(module, nn.Linear)
+    }
+    # no attention, no MLP
+    maps -= {
+        module
+        for block in blocks
+        if hasattr(block, "per_layer_projection")
+        for module in block.children()
+    }
+    named = {
+        module for part in ("attention", "mlp") for top in parts[part] for module in top.modules()
+    }
     assert maps <= named  # all products of the blocks have a part
     assert parts["unembedding"] == [models[name].get_output_embeddings()]
 
@@ -109,24 +230,38 @@ def attribute(block: nn.Module, *names: str) -> list[nn.Module]:
 
 def test_places_of_a_llama_block(models):
     block = anatomy.decoder_blocks(models["llava"])[0]
-    first, attention, second, mlp = attribute(block, "input_layernorm", "self_attn", "post_attention_layernorm", "mlp")
+    first, attention, second, mlp = attribute(
+        block, "input_layernorm", "self_attn", "post_attention_layernorm", "mlp"
+    )
     places = {place: anatomy.site(block, place) for place in anatomy.PLACES}
     assert places == {
-        "attention_input": anatomy.Site(first, "output"), "attention": anatomy.Site(attention, "output"),
-        "middle": anatomy.Site(second, "input"), "mlp_input": anatomy.Site(second, "output"),
-        "mlp_hidden": anatomy.Site(mlp.down_proj, "input"), "mlp": anatomy.Site(mlp, "output"), "block": anatomy.Site(block, "output"),
-    }  # fmt: skip
+        "attention_input": anatomy.Site(first, "output"),
+        "attention": anatomy.Site(attention, "output"),
+        "middle": anatomy.Site(second, "input"),
+        "mlp_input": anatomy.Site(second, "output"),
+        "mlp_hidden": anatomy.Site(mlp.down_proj, "input"),
+        "mlp": anatomy.Site(mlp, "output"),
+        "block": anatomy.Site(block, "output"),
+    }
     assert anatomy.mlp_entry(block) is mlp
 
 
 def test_gemma_norms_the_attentions_output_under_the_name_of_the_second_norm(models):
     block = anatomy.decoder_blocks(models["gemma3"])[0]
-    assert anatomy.second_norm(block) is block.pre_feedforward_layernorm is not block.post_attention_layernorm
+    assert (
+        anatomy.second_norm(block)
+        is block.pre_feedforward_layernorm
+        is not block.post_attention_layernorm
+    )
 
 
 def test_an_opt_block_keeps_its_mlp_in_two_maps(models):
     block = anatomy.decoder_blocks(models["blip2"])[0]
-    assert (anatomy.mlp(block), anatomy.mlp_entry(block), anatomy.mlp_exit(block)) == (block.fc2, block.fc1, block.fc2)
+    assert (anatomy.mlp(block), anatomy.mlp_entry(block), anatomy.mlp_exit(block)) == (
+        block.fc2,
+        block.fc1,
+        block.fc2,
+    )
     assert anatomy.second_norm(block) is block.final_layer_norm
 
 
@@ -134,13 +269,21 @@ def test_mllamas_second_block_looks_at_the_picture(models):
     model = models["mllama"]
     blocks = anatomy.decoder_blocks(model)
     assert anatomy.cross_attention_layers(model) == {2}
-    assert [anatomy.attention(block) is getattr(block, "cross_attn", None) for block in blocks] == [False, True, False]
+    assert [anatomy.attention(block) is getattr(block, "cross_attn", None) for block in blocks] == [
+        False,
+        True,
+        False,
+    ]
     assert anatomy.placeholders(model) == {}
 
 
 def test_pictures_that_enter_by_cross_attention_have_no_positions_wherever_it_is(models):
-    assert {name for name, model in models.items() if anatomy.crossing(model)} == {"mllama", "idefics"}
-    assert anatomy.placeholders(models["idefics"]) == {} and anatomy.cross_attention_layers(models["idefics"]) == frozenset()
+    assert {name for name, model in models.items() if anatomy.crossing(model)} == {
+        "mllama",
+        "idefics",
+    }
+    assert anatomy.placeholders(models["idefics"]) == {}
+    assert anatomy.cross_attention_layers(models["idefics"]) == frozenset()
 
 
 def test_ids_of_a_second_table_of_embeddings_are_embedded(models):
@@ -151,11 +294,22 @@ def test_placeholders_come_from_the_config(models):
     assert anatomy.placeholders(models["llava"]) == {"image": 190}
     assert anatomy.placeholders(models["qwen2_vl"]) == {"image": 190, "video": 191}
     assert anatomy.placeholders(models["qwen2_audio"]) == {"audio": 192}
-    assert all(anatomy.cross_attention_layers(model) == frozenset() for name, model in models.items() if name != "mllama")
+    assert all(
+        anatomy.cross_attention_layers(model) == frozenset()
+        for name, model in models.items()
+        if name != "mllama"
+    )
 
 
 def test_a_decoder_whose_blocks_end_with_a_norm_has_no_final_one():
-    config = hf.OPTConfig(hidden_size=32, ffn_dim=32, num_hidden_layers=1, num_attention_heads=2, vocab_size=40, do_layer_norm_before=False)
+    config = hf.OPTConfig(
+        hidden_size=32,
+        ffn_dim=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        vocab_size=40,
+        do_layer_norm_before=False,
+    )
     assert anatomy.final_norm(hf.OPTForCausalLM(config)) is None
 
 
@@ -167,7 +321,10 @@ class Nothing(nn.Module):
 
 
 def test_a_model_without_decoder_blocks_names_what_was_looked_for():
-    with pytest.raises(AnatomyError, match="no decoder blocks found in Nothing; looked for layers, block, h, blocks"):
+    with pytest.raises(
+        AnatomyError,
+        match="no decoder blocks found in Nothing; looked for layers, block, h, blocks",
+    ):
         anatomy.decoder_blocks(Nothing())
     lost = Nothing()
     lost.get_decoder = lambda: None
@@ -192,40 +349,83 @@ def test_experts_beside_an_mlp_are_skipped_and_read_together_and_never_by_half(m
     block = anatomy.decoder_blocks(models["gemma4_moe"])[0]
     assert anatomy.mlp_parts(block) == [block.mlp, block.experts]
     assert anatomy.site(block, "mlp") == anatomy.Site(block.post_feedforward_layernorm, "input")
-    assert {block.mlp, block.experts, block.router} <= set(anatomy.parts(models["gemma4_moe"])["mlp"])
+    assert {block.mlp, block.experts, block.router} <= set(
+        anatomy.parts(models["gemma4_moe"])["mlp"]
+    )
     for find in (anatomy.mlp, anatomy.mlp_entry, anatomy.mlp_exit):
-        with pytest.raises(AnatomyError, match="no single MLP found in Gemma4TextDecoderLayer.*has Gemma4TextExperts beside it: skip both"):
+        with pytest.raises(
+            AnatomyError,
+            match=(
+                "no single MLP found in Gemma4TextDecoderLayer.*has "
+                "Gemma4TextExperts beside it: skip both"
+            ),
+        ):
             find(block)
 
 
 def test_what_stands_beside_known_parts_is_named(models):
     blocks = [block for model in models.values() for block in anatomy.decoder_blocks(model)]
-    assert all(support.beside(block, part) == [] for block in blocks for part in ("attention", "mlp"))
-    config = hf.FalconH1Config(hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, vocab_size=40,
-                               num_key_value_heads=2, mamba_d_ssm=32, mamba_n_heads=4, mamba_d_head=8, mamba_d_state=8)  # fmt: skip
+    assert all(
+        support.beside(block, part) == [] for block in blocks for part in ("attention", "mlp")
+    )
+    config = hf.FalconH1Config(
+        hidden_size=32,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        vocab_size=40,
+        num_key_value_heads=2,
+        mamba_d_ssm=32,
+        mamba_n_heads=4,
+        mamba_d_head=8,
+        mamba_d_state=8,
+    )
     block = anatomy.decoder_blocks(hf.FalconH1ForCausalLM(config))[0]
     assert support.beside(block, "attention") == ["mamba"] and support.beside(block, "mlp") == []
-    shared = hf.GraniteMoeSharedConfig(hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, vocab_size=40,
-                                       num_key_value_heads=2, num_local_experts=2, num_experts_per_tok=1,
-                                       shared_intermediate_size=16)  # fmt: skip
+    shared = hf.GraniteMoeSharedConfig(
+        hidden_size=32,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        vocab_size=40,
+        num_key_value_heads=2,
+        num_local_experts=2,
+        num_experts_per_tok=1,
+        shared_intermediate_size=16,
+    )
     block = anatomy.decoder_blocks(hf.GraniteMoeSharedForCausalLM(shared))[0]
-    assert anatomy.mlp_parts(block) == [block.block_sparse_moe, block.shared_mlp] and support.beside(block, "mlp") == []
+    assert anatomy.mlp_parts(block) == [block.block_sparse_moe, block.shared_mlp]
+    assert support.beside(block, "mlp") == []
 
 
 @pytest.mark.parametrize("name", ["qwen3_5", "qwen3_5_moe", "lfm2_vl"])
 def test_blocks_that_keep_a_state_instead_of_keys(models, name):
-    assert [anatomy.recurrent(block) for block in anatomy.decoder_blocks(models[name])] == [True, False, True]
-    assert all(anatomy.attention(block) in set(block.children()) for block in anatomy.decoder_blocks(models[name]))
+    assert [anatomy.recurrent(block) for block in anatomy.decoder_blocks(models[name])] == [
+        True,
+        False,
+        True,
+    ]
+    assert all(
+        anatomy.attention(block) in set(block.children())
+        for block in anatomy.decoder_blocks(models[name])
+    )
 
 
 def test_blocks_that_lend_and_borrow_keys(models):
-    sharing = {name: [anatomy.key_sharing(block) for block in anatomy.decoder_blocks(model)] for name, model in models.items()}
-    assert sharing.pop("gemma4_small") == ["lends", "lends", "borrows"]  # the first two are the last of their kinds that make their own
+    sharing = {
+        name: [anatomy.key_sharing(block) for block in anatomy.decoder_blocks(model)]
+        for name, model in models.items()
+    }
+    # the first two are the last of their kinds that make their own
+    assert sharing.pop("gemma4_small") == ["lends", "lends", "borrows"]
     assert all(found == [None] * 3 for found in sharing.values())
 
 
 def test_an_unknown_place_lists_the_known(models):
-    with pytest.raises(SelectionError, match="unknown place 'heart' in a block; allowed: attention_input, attention, middle"):
+    with pytest.raises(
+        SelectionError,
+        match="unknown place 'heart' in a block; allowed: attention_input, attention, middle",
+    ):
         anatomy.site(anatomy.decoder_blocks(models["llava"])[0], "heart")
 
 

@@ -1,4 +1,6 @@
-"""LoRA training: the loss is the answers' cross-entropy, only the adapter moves, runs repeat and resume, files load again."""
+"""LoRA training: the loss is the answers' cross-entropy, only the adapter moves, runs
+repeat and resume, files load again.
+"""
 
 import json
 
@@ -40,7 +42,11 @@ def logits(vlm):
 
 
 def tuned(vlm, **options):
-    return fine_tune(vlm, SAMPLES, **({"prompt": PROMPT, "steps": 12, "batch_size": 3, "learning_rate": 1e-2} | options))
+    return fine_tune(
+        vlm,
+        SAMPLES,
+        **({"prompt": PROMPT, "steps": 12, "batch_size": 3, "learning_rate": 1e-2} | options),
+    )
 
 
 def test_the_loss_is_the_mean_cross_entropy_of_the_answers_tokens_and_their_ends():
@@ -48,7 +54,8 @@ def test_the_loss_is_the_mean_cross_entropy_of_the_answers_tokens_and_their_ends
     shown = [SAMPLES[0], SAMPLES[1]]
     found = loss_of(vlm, shown, PROMPT, answers)
     nats = []
-    for sample, answer in zip(shown, answers, strict=True):  # one by one, without padding, position by position
+    # one by one, without padding, position by position
+    for sample, answer in zip(shown, answers, strict=True):
         batch = vlm.batch([sample.image], [PROMPT], [f"{answer}<|im_end|>"])
         ids, told = batch["input_ids"][0], vlm.forward(batch).logits[0].double().log_softmax(-1)
         last = len(vlm.tokenizer(answer, add_special_tokens=False).input_ids) + 1
@@ -61,14 +68,20 @@ def test_training_lowers_the_loss_and_moves_the_adapter_alone():
     vlm = tiny_llava()
     before = weights(vlm)
     history = tuned(vlm, steps=30)
-    assert list(history.columns) == ["step", "loss", "seconds"] and history["step"].tolist() == list(range(1, 31))
+    assert list(history.columns) == ["step", "loss", "seconds"]
+    assert history["step"].tolist() == list(range(1, 31))
     assert history["loss"].tail(5).mean() < history["loss"].head(3).mean() - 0.15
     after = weights(vlm)
     new = {name: weight for name, weight in after.items() if "lora_" in name}
     assert len(new) == 2 * 2 * 3  # two factors, two maps, three blocks
-    assert all(torch.equal(before[name.replace(".base_layer", "")], after[name]) for name in after.keys() - new.keys())
-    assert all(name.split(".layers.")[0].endswith("language_model") for name in new)  # the tower has maps of the same name
-    assert not any(weight.requires_grad for weight in vlm.model.parameters()) and not vlm.model.training
+    assert all(
+        torch.equal(before[name.replace(".base_layer", "")], after[name])
+        for name in after.keys() - new.keys()
+    )
+    # the tower has maps of the same name
+    assert all(name.split(".layers.")[0].endswith("language_model") for name in new)
+    assert not any(weight.requires_grad for weight in vlm.model.parameters())
+    assert not vlm.model.training
 
 
 def test_without_the_adapter_the_model_is_as_it_was():
@@ -97,7 +110,8 @@ def test_steps_on_the_way_are_kept_and_load_again(tmp_path):
     loaded, early = tiny_llava(), tiny_llava()
     add_adapter(loaded.model, tmp_path / "step-0012")
     add_adapter(early.model, tmp_path / "step-0005")
-    torch.testing.assert_close(logits(loaded), logits(vlm), atol=2e-3, rtol=0)  # as far as float16 goes
+    # as far as float16 goes
+    torch.testing.assert_close(logits(loaded), logits(vlm), atol=2e-3, rtol=0)
     assert not torch.allclose(logits(early), logits(vlm), atol=1e-2)
 
 
@@ -135,7 +149,9 @@ def test_answers_may_be_given_one_by_one_or_by_a_function():
     told = [f"a {COLOURS[2]}"] * len(SAMPLES)
     one, other = tiny_llava(), tiny_llava()
     fine_tune(one, SAMPLES, told, prompt=PROMPT, steps=2, batch_size=2)
-    fine_tune(other, SAMPLES, lambda sample: f"a {COLOURS[2]}", prompt=PROMPT, steps=2, batch_size=2)
+    fine_tune(
+        other, SAMPLES, lambda sample: f"a {COLOURS[2]}", prompt=PROMPT, steps=2, batch_size=2
+    )
     assert torch.equal(logits(one), logits(other))
 
 
@@ -146,7 +162,11 @@ def test_the_connector_is_trained_through_what_is_left_out_and_loads_again(tmp_p
         history = tuned(vlm, targets="connector", rank=8, folder=tmp_path)
         told = logits(vlm)
     assert history["loss"].iloc[-3:].mean() < history["loss"].iloc[:3].mean()
-    moved = [name for name, weight in vlm.model.named_parameters() if "lora_B" in name and weight.abs().sum() > 0]
+    moved = [
+        name
+        for name, weight in vlm.model.named_parameters()
+        if "lora_B" in name and weight.abs().sum() > 0
+    ]
     assert moved and all("multi_modal_projector" in name for name in moved)
     assert not any("lora" in name for name, _ in vlm.blocks.named_parameters())
     again = tiny_llava()
@@ -167,7 +187,9 @@ def test_half_precision_models_learn_in_float32():
     vlm = tiny_llava()
     vlm.model.to(torch.bfloat16)
     tuned(vlm, steps=2)
-    assert {weight.dtype for name, weight in vlm.model.named_parameters() if "lora_" in name} == {torch.float32}
+    assert {weight.dtype for name, weight in vlm.model.named_parameters() if "lora_" in name} == {
+        torch.float32
+    }
 
 
 @pytest.mark.parametrize(
@@ -176,7 +198,12 @@ def test_half_precision_models_learn_in_float32():
         ([], None, {}, "no samples"),
         (SAMPLES, ["yes"], {}, "1 answers for 6 samples"),
         (SAMPLES, ["yes"] * 5 + [" "], {}, "none of them empty"),
-        ([Sample("bare", SAMPLES[0].source)], None, {}, "1 samples without a caption, such as 'bare'"),
+        (
+            [Sample("bare", SAMPLES[0].source)],
+            None,
+            {},
+            "1 samples without a caption, such as 'bare'",
+        ),
         (SAMPLES, None, {"steps": 0}, "steps is 0"),
         (SAMPLES, None, {"rank": 0}, "rank is 0"),
         (SAMPLES, None, {"batch_size": 0}, "batch_size is 0"),

@@ -1,4 +1,7 @@
-"""The door, on tiny models saved into folders; pocket LLaVA itself is in tests/pocket/test_build.py."""
+"""The door, on tiny models saved into folders.
+
+Pocket LLaVA itself is in tests/pocket/test_build.py.
+"""
 
 import json
 import subprocess
@@ -75,7 +78,8 @@ def test_a_saved_folder_loads_and_answers_the_same(vlm, saved):
         assert torch.equal(logits(again), logits(vlm))
         assert (again.dtype, again.device.type, again.n_layers) == (torch.float32, "cpu", 3)
         assert (again.name, again.revision, again.checks) == (str(saved), None, None)
-        assert not again.model.training and not any(weight.requires_grad for weight in again.model.parameters())
+        assert not again.model.training
+        assert not any(weight.requires_grad for weight in again.model.parameters())
 
 
 def test_weights_in_several_files_are_read(vlm, folder):
@@ -88,7 +92,10 @@ def test_weights_in_several_files_are_read(vlm, folder):
         load(folder, device="cpu")
 
 
-@pytest.mark.parametrize("name", ["qwen2_vl", "idefics2", "mllama", "qwen2_audio", "blip2", "janus", "idefics", "qwen2_5_omni"])
+@pytest.mark.parametrize(
+    "name",
+    ["qwen2_vl", "idefics2", "mllama", "qwen2_audio", "blip2", "janus", "idefics", "qwen2_5_omni"],
+)
 def test_other_architectures_load_from_folders_as_their_genuine_class(name, tmp_path):
     model, inputs = build(name)
     vlm = load(save(name, tmp_path), device="cpu")
@@ -99,7 +106,9 @@ def test_other_architectures_load_from_folders_as_their_genuine_class(name, tmp_
 def test_of_a_model_that_also_speaks_the_part_that_reads_is_loaded(tmp_path):
     """Qwen2.5-Omni as the hub has it: a thinker, and what turns its states into speech."""
     thinker, inputs = build("qwen2_5_omni")
-    whole = hf.Qwen2_5OmniForConditionalGeneration(hf.Qwen2_5OmniConfig(thinker_config=thinker.config.to_dict(), enable_audio_output=False))
+    whole = hf.Qwen2_5OmniForConditionalGeneration(
+        hf.Qwen2_5OmniConfig(thinker_config=thinker.config.to_dict(), enable_audio_output=False)
+    )
     whole.thinker.load_state_dict(thinker.state_dict())
     whole.save_pretrained(tmp_path)
     save_processor("qwen2_5_omni", tmp_path)
@@ -131,7 +140,9 @@ def test_devices_that_are_not_there_are_refused_with_those_that_are(saved, devic
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
 @pytest.mark.parametrize("device", ["cuda", "cuda:0", "balanced"])
 def test_a_gpu_where_there_is_none_is_refused(saved, device):
-    with pytest.raises(LoadError, match=f"device '{device}' cannot be used .* this machine has: auto, cpu"):
+    with pytest.raises(
+        LoadError, match=f"device '{device}' cannot be used .* this machine has: auto, cpu"
+    ):
         load(saved, device=device)
     assert load(saved).device.type == "cpu"
 
@@ -159,7 +170,9 @@ def test_unknown_names_list_the_known():
 def test_an_untested_architecture_is_refused_with_how_to_add_it(tmp_path):
     for kind in ("florence2", "no_such_thing"):
         (tmp_path / "config.json").write_text(json.dumps({"model_type": kind}))
-        with pytest.raises(ArchitectureError, match=f"{kind}.*tested: llava,.*Add your model.*allow_untested"):
+        with pytest.raises(
+            ArchitectureError, match=f"{kind}.*tested: llava,.*Add your model.*allow_untested"
+        ):
             load(tmp_path)
 
 
@@ -186,7 +199,9 @@ def test_an_untested_architecture_comes_with_its_checks(monkeypatch, saved, vlm)
     with pytest.raises(ArchitectureError, match="'llava'"):
         load(saved)
     again = load(saved, device="cpu", allow_untested=True)
-    assert again.checks["passed"].all() and list(again.checks["check"]) == list(CHECKS) and again.refused == {}
+    assert again.checks["passed"].all()
+    assert list(again.checks["check"]) == list(CHECKS)
+    assert again.refused == {}
     assert torch.equal(logits(again), logits(vlm))
 
 
@@ -210,7 +225,10 @@ def test_an_untested_architecture_whose_processor_makes_no_inputs_is_refused(mon
 
     monkeypatch.delitem(ARCHITECTURES, "llava")
     monkeypatch.setattr(hf.LlavaProcessor, "__call__", confused)
-    with pytest.raises(SelfCheckError, match="'llava' failed inputs from its processor: .*IndexError: list index out of range"):
+    with pytest.raises(
+        SelfCheckError,
+        match="'llava' failed inputs from its processor: .*IndexError: list index out of range",
+    ):
         load(saved, device="cpu", allow_untested=True)
 
 
@@ -228,9 +246,16 @@ def test_an_untested_architecture_loads_with_less_where_a_place_fails(monkeypatc
     monkeypatch.delitem(ARCHITECTURES, "llava")
     monkeypatch.setitem(CHECKS, "MLP skipped", differs)
     again = load(saved, device="cpu", allow_untested=True)
-    assert again.checks.set_index("check")["passed"].to_dict() == {name: name != "MLP skipped" for name in CHECKS}
-    assert not again.supports("skip", "mlp") and again.supports("skip", "block") and set(place_checks.PLACED) == set(place_checks.HANGS_ON)
-    with pytest.raises(InterventionError, match=r"skip mlp, which fails this model's self-check \(RuntimeError: The size of tensor a"):
+    assert again.checks.set_index("check")["passed"].to_dict() == {
+        name: name != "MLP skipped" for name in CHECKS
+    }
+    assert not again.supports("skip", "mlp")
+    assert again.supports("skip", "block")
+    assert set(place_checks.PLACED) == set(place_checks.HANGS_ON)
+    with pytest.raises(
+        InterventionError,
+        match=r"skip mlp, which fails this model's self-check \(RuntimeError: The size of tensor a",
+    ):
         skip(again, 1, "mlp").__enter__()
     with skip(again, 1):
         assert logits(again).isfinite().all()
@@ -242,8 +267,13 @@ def test_an_untested_architecture_loads_with_less_where_a_place_fails(monkeypatc
 @pytest.mark.parametrize("how", ["eager", "sdpa"])
 def test_attention_is_computed_as_asked(saved, vlm, how):
     again = load(saved, device="cpu", attn_implementation=how)
-    assert {again.model.config._attn_implementation, again.model.config.text_config._attn_implementation} == {how}
-    torch.testing.assert_close(logits(again, TEXTS[:1]), logits(vlm, TEXTS[:1]), atol=1e-4, rtol=1e-4)
+    assert {
+        again.model.config._attn_implementation,
+        again.model.config.text_config._attn_implementation,
+    } == {how}
+    torch.testing.assert_close(
+        logits(again, TEXTS[:1]), logits(vlm, TEXTS[:1]), atol=1e-4, rtol=1e-4
+    )
     weights = again.forward(again.batch([PICTURE], TEXTS[:1]), output_attentions=True).attentions
     assert bool(weights) == (how == "eager")  # which alone has any to give
 
@@ -256,7 +286,12 @@ def test_attention_that_is_not_known_is_refused(saved, how):
 
 @pytest.mark.skipif(is_flash_attn_2_available(), reason="needs a machine without flash-attn")
 def test_attention_that_needs_a_package_is_refused_with_its_name(saved):
-    with pytest.raises(LoadError, match="attn_implementation='flash_attention_2' cannot be had here .*; give 'sdpa' or 'eager'"):
+    with pytest.raises(
+        LoadError,
+        match=(
+            "attn_implementation='flash_attention_2' cannot be had here .*; give 'sdpa' or 'eager'"
+        ),
+    ):
         load(saved, device="cpu", attn_implementation="flash_attention_2")
 
 
@@ -299,11 +334,17 @@ def test_offline_takes_what_the_cache_has_and_names_the_commit(saved, tmp_path):
         for file in files:
             (model / "snapshots" / commit / file.name).write_bytes(file.read_bytes())
     own = {"HF_HOME": str(tmp_path), "PYTHONPATH": ".", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-c", CACHED], env=own, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", CACHED], env=own, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     told = done.stdout.splitlines()
     assert told[:2] == [commit, "3"] and told[-1] == "False"
-    assert [line.split()[0] for line in told[2:-1]] == ["'owner/llava'", "'owner/other'", "'owner/half'"]
+    assert [line.split()[0] for line in told[2:-1]] == [
+        "'owner/llava'",
+        "'owner/other'",
+        "'owner/half'",
+    ]
 
 
 def test_a_folder_has_no_revision(saved):
@@ -315,7 +356,9 @@ def test_weights_that_are_pickles_are_not_read(folder):
     weights = load_file(folder / "model.safetensors")
     torch.save(weights, folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()
-    with pytest.raises(LoadError, match="no weights in safetensors; .*save_pretrained writes safetensors"):
+    with pytest.raises(
+        LoadError, match="no weights in safetensors; .*save_pretrained writes safetensors"
+    ):
         load(folder)
 
 
@@ -329,16 +372,33 @@ def indexed(folder: Path, file: object, name: str = "model.safetensors.index.jso
     weights = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").rename(folder / "w.safetensors")
     torch.save(weights, folder / "w.bin")
-    (folder / name).write_text(json.dumps({"metadata": {}, "weight_map": dict.fromkeys(weights, file)}))
+    (folder / name).write_text(
+        json.dumps({"metadata": {}, "weight_map": dict.fromkeys(weights, file)})
+    )
 
 
-OUTSIDE = ["w.bin", "../outside.bin", "../outside.safetensors", "sub/w.safetensors", "/w.safetensors", "..\\w.safetensors", "w.pt", 5]
+OUTSIDE = [
+    "w.bin",
+    "../outside.bin",
+    "../outside.safetensors",
+    "sub/w.safetensors",
+    "/w.safetensors",
+    "..\\w.safetensors",
+    "w.pt",
+    5,
+]
 
 
 @pytest.mark.parametrize("file", [*OUTSIDE, "w.safetensors.bin"])
 def test_an_index_that_names_other_files_is_refused(folder, file, no_pickle):
     indexed(folder, file)
-    with pytest.raises(LoadError, match="names .* as weights, which is no safetensors file beside its config; save the model again"):
+    with pytest.raises(
+        LoadError,
+        match=(
+            "names .* as weights, which is no safetensors file beside its "
+            "config; save the model again"
+        ),
+    ):
         load(folder, offline=True)
 
 
@@ -375,11 +435,17 @@ def test_a_pickled_adapter_beside_the_weights_is_not_read(folder, no_pickle):
 
 @pytest.mark.parametrize("part", ["text_config", "vision_config"])
 @pytest.mark.parametrize("layers", [0, -1, 10**9])
-def test_an_impossible_depth_is_refused_before_the_model_is_built(folder, part, layers, monkeypatch):
-    monkeypatch.setattr(hf.LlavaForConditionalGeneration, "from_pretrained", lambda *_, **__: pytest.fail("built"))
+def test_an_impossible_depth_is_refused_before_the_model_is_built(
+    folder, part, layers, monkeypatch
+):
+    monkeypatch.setattr(
+        hf.LlavaForConditionalGeneration, "from_pretrained", lambda *_, **__: pytest.fail("built")
+    )
     parts = json.loads((folder / "config.json").read_text())[part]
     change_config(folder, **{part: parts | {"num_hidden_layers": layers}})
-    with pytest.raises(LoadError, match=f"asks for {layers} blocks; give 1 to 10,000 as num_hidden_layers"):
+    with pytest.raises(
+        LoadError, match=f"asks for {layers} blocks; give 1 to 10,000 as num_hidden_layers"
+    ):
         load(folder)
 
 
@@ -394,13 +460,17 @@ def test_impossible_sizes_are_refused(folder, name):
 def test_a_home_folder_may_be_written_short(saved, monkeypatch, adapter, vlm):
     monkeypatch.setenv("HOME", str(saved.parent))
     assert load(f"~/{saved.name}", device="cpu").name == str(saved)
-    adapted = load(f"~/{saved.name}", device="cpu", adapter=f"~/../{adapter[0].parent.name}/{adapter[0].name}")
+    adapted = load(
+        f"~/{saved.name}", device="cpu", adapter=f"~/../{adapter[0].parent.name}/{adapter[0].name}"
+    )
     torch.testing.assert_close(logits(adapted), adapter[1])
     with pytest.raises(UnknownModelError, match=str(saved.parent / "absent")):
         load("~/absent")
 
 
-@pytest.mark.parametrize("setting", [{"num_beams": 4}, {"repetition_penalty": 1.9}, {"min_length": 30}])
+@pytest.mark.parametrize(
+    "setting", [{"num_beams": 4}, {"repetition_penalty": 1.9}, {"min_length": 30}]
+)
 def test_settings_of_a_search_in_the_folder_leave_answers_greedy(folder, vlm, setting):
     file = folder / "generation_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | setting))
@@ -413,7 +483,11 @@ def test_settings_of_a_search_in_the_folder_leave_answers_greedy(folder, vlm, se
 def test_missing_weights_are_not_made_up(folder):
     weights = load_file(folder / "model.safetensors")
     lacking = next(name for name in weights if "multi_modal_projector" in name)
-    save_file({name: weight for name, weight in weights.items() if name != lacking}, folder / "model.safetensors", {"format": "pt"})
+    save_file(
+        {name: weight for name, weight in weights.items() if name != lacking},
+        folder / "model.safetensors",
+        {"format": "pt"},
+    )
     with pytest.raises(LoadError, match="lacks 1 of its weights, such as .*multi_modal_projector"):
         load(folder)
 
@@ -432,7 +506,9 @@ def test_a_cut_off_file_of_weights_is_refused(folder):
         load(folder)
 
 
-WRONG_WIDTH = '{"model_type": "llava", "text_config": {"model_type": "llama", "hidden_size": "wide"}}'
+WRONG_WIDTH = (
+    '{"model_type": "llava", "text_config": {"model_type": "llama", "hidden_size": "wide"}}'
+)
 
 
 @pytest.mark.parametrize("written", ["", "{", "[]", WRONG_WIDTH])
@@ -455,7 +531,11 @@ def test_a_folder_without_a_processor_is_refused(vlm, tmp_path):
 
 def test_remote_code_is_not_run_unasked(folder):
     (folder / "code.py").write_text("raise SystemExit('the code ran')")
-    change_config(folder, model_type="theirs", auto_map={"AutoConfig": "code.Theirs", "AutoModelForImageTextToText": "code.Theirs"})
+    change_config(
+        folder,
+        model_type="theirs",
+        auto_map={"AutoConfig": "code.Theirs", "AutoModelForImageTextToText": "code.Theirs"},
+    )
     with pytest.raises(LoadError, match="trust_remote_code"):
         load(folder, allow_untested=True)
     with pytest.raises(SystemExit, match="the code ran"):
@@ -471,13 +551,23 @@ def test_a_model_too_large_for_the_device_says_what_to_lower(monkeypatch, saved)
         load(saved)
 
 
-NO_SAFETENSORS = "owner/model does not appear to have a file named model.safetensors and thus cannot be loaded with `safetensors`."
+NO_SAFETENSORS = (
+    "owner/model does not appear to have a file named model.safetensors and thus "
+    "cannot be loaded with `safetensors`."
+)
 
 
 @pytest.mark.parametrize(
-    ("said", "offline", "error"), [(NO_SAFETENSORS, False, LoadError), (NO_SAFETENSORS, True, HubError), ("no connection", False, HubError)]
+    ("said", "offline", "error"),
+    [
+        (NO_SAFETENSORS, False, LoadError),
+        (NO_SAFETENSORS, True, HubError),
+        ("no connection", False, HubError),
+    ],
 )
-def test_a_hub_model_of_pickles_is_told_from_one_that_is_not_to_be_had(monkeypatch, said, offline, error):
+def test_a_hub_model_of_pickles_is_told_from_one_that_is_not_to_be_had(
+    monkeypatch, said, offline, error
+):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
     source = loading.Source("owner/model", None, offline, False)
     with pytest.raises(error, match="'owner/model'"), source.reading("weights"):
@@ -492,10 +582,20 @@ def wide_llava():
     torch.manual_seed(0)
     small = tiny_llava()
     config = small.model.config
-    text = hf.LlamaConfig(**config.text_config.to_dict() | {"hidden_size": 64, "intermediate_size": 128, "head_dim": 16})
-    vision = hf.CLIPVisionConfig(**config.vision_config.to_dict() | {"hidden_size": 64, "intermediate_size": 128})
+    text = hf.LlamaConfig(
+        **config.text_config.to_dict()
+        | {"hidden_size": 64, "intermediate_size": 128, "head_dim": 16}
+    )
+    vision = hf.CLIPVisionConfig(
+        **config.vision_config.to_dict() | {"hidden_size": 64, "intermediate_size": 128}
+    )
     model = hf.LlavaForConditionalGeneration(
-        hf.LlavaConfig(vision_config=vision, text_config=text, image_token_index=config.image_token_id, image_seq_length=4)
+        hf.LlavaConfig(
+            vision_config=vision,
+            text_config=text,
+            image_token_index=config.image_token_id,
+            image_seq_length=4,
+        )
     )
     model.generation_config = small.model.generation_config
     return model, small.processor
@@ -509,7 +609,9 @@ def wide(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize(("quantise", "kind", "atol"), [("8bit", "Linear8bitLt", 0.05), ("4bit", "Linear4bit", 0.3)])
+@pytest.mark.parametrize(
+    ("quantise", "kind", "atol"), [("8bit", "Linear8bitLt", 0.05), ("4bit", "Linear4bit", 0.3)]
+)
 def test_quantised_models_answer_nearly_the_same(wide, quantise, kind, atol):
     plain, vlm = load(wide, device="cpu"), load(wide, device="cpu", quantise=quantise)
     block = vlm.blocks[1]
@@ -552,7 +654,11 @@ def test_a_quantised_folder_is_not_quantised_again(wide, tmp_path):
 def trained(model, folder: Path, **settings: object):
     """A LoRA with random weights, saved as peft saves it."""
     torch.manual_seed(1)
-    settings = {"target_modules": r".*language_model.*\.(q_proj|v_proj)", "r": 4, "init_lora_weights": False} | settings
+    settings = {
+        "target_modules": r".*language_model.*\.(q_proj|v_proj)",
+        "r": 4,
+        "init_lora_weights": False,
+    } | settings
     with_lora = get_peft_model(model, LoraConfig(**settings)).eval()
     with_lora.save_pretrained(folder)
     return with_lora
@@ -596,7 +702,9 @@ def test_a_dora_gives_what_peft_gives(saved, tmp_path, vlm, rank_stabilised):
     adapted.model.disable_adapters()
     assert torch.equal(logits(adapted), logits(vlm))
     trained(tiny_llava(layers=4).model, tmp_path / "deeper", use_dora=True)
-    with pytest.raises(LoadError, match="does not fit .*layers.3.*trained on this model, or merge it"):
+    with pytest.raises(
+        LoadError, match="does not fit .*layers.3.*trained on this model, or merge it"
+    ):
         load(saved, adapter=tmp_path / "deeper")
 
 
@@ -613,7 +721,9 @@ def test_an_adapter_on_quantised_weights(wide, tmp_path):
 
 def test_an_adapter_of_another_model_is_refused(saved, tmp_path):
     trained(tiny_llava(layers=4).model, tmp_path / "deeper")
-    with pytest.raises(LoadError, match="does not fit LlavaForConditionalGeneration: 4 weights .*layers.3"):
+    with pytest.raises(
+        LoadError, match="does not fit LlavaForConditionalGeneration: 4 weights .*layers.3"
+    ):
         load(saved, adapter=tmp_path / "deeper")
     trained(wide_llava()[0], tmp_path / "wider")
     with pytest.raises(LoadError, match="cannot be loaded"):
@@ -687,7 +797,10 @@ def test_each_embedded_model_is_built_by_its_name(pocket, name):
 
 
 def test_an_unknown_name_lists_the_embedded_models():
-    with pytest.raises(UnknownModelError, match="pocket-llava or pocket-llava-video or .*pocket-llava-short, a folder"):
+    with pytest.raises(
+        UnknownModelError,
+        match="pocket-llava or pocket-llava-video or .*pocket-llava-short, a folder",
+    ):
         load("pocket-llava-smell")
 
 

@@ -1,4 +1,6 @@
-"""The loop is AdamW with clipped gradients as a loop of plain numbers has it, and a run that goes on ends as one that was not killed."""
+"""The loop is AdamW with clipped gradients as a loop of plain numbers has it, and a run that
+goes on ends as one that was not killed.
+"""
 
 import math
 
@@ -13,32 +15,53 @@ TARGET = torch.tensor([3.0, -0.5, 0.02])
 
 
 def start() -> dict[str, nn.Parameter]:
-    return {"weight": nn.Parameter(torch.tensor([1.0, 1.0, 1.0])), "bias": nn.Parameter(torch.tensor([0.5]))}
+    return {
+        "weight": nn.Parameter(torch.tensor([1.0, 1.0, 1.0])),
+        "bias": nn.Parameter(torch.tensor([0.5])),
+    }
 
 
 def run(parameters, steps=8, **options):
-    """A loss that differs from step to step, steep at the start so that gradients are clipped there."""
+    """A loss that differs from step to step, steep at the start so
+    that gradients are clipped there.
+    """
 
     def loss(step):
         noise = torch.tensor(np.random.default_rng(step).normal(size=3), dtype=torch.float32)
         return 4 * (parameters["weight"] + parameters["bias"] - TARGET - 0.1 * noise).square().sum()
 
-    return optimise(parameters, loss, steps, lambda step: 0.1 * warmup_cosine(step, steps, 3), disable=True, **options)
+    return optimise(
+        parameters,
+        loss,
+        steps,
+        lambda step: 0.1 * warmup_cosine(step, steps, 3),
+        disable=True,
+        **options,
+    )
 
 
 def by_numbers(steps=8, decay=0.0):
-    """AdamW of Loshchilov and Hutter (2019), algorithm 2, in float64, the gradient's norm clipped at 1."""
+    """AdamW of Loshchilov and Hutter (2019), algorithm 2, in float64,
+    the gradient's norm clipped at 1.
+    """
     weights, mean, square = np.array([1.0, 1.0, 1.0, 0.5]), np.zeros(4), np.zeros(4)
     losses = []
     for step in range(steps):
-        error = weights[:3] + weights[3] - TARGET.double().numpy() - 0.1 * np.random.default_rng(step).normal(size=3)
+        error = (
+            weights[:3]
+            + weights[3]
+            - TARGET.double().numpy()
+            - 0.1 * np.random.default_rng(step).normal(size=3)
+        )
         losses.append(4 * (error**2).sum())
         gradient = np.append(8 * error, 8 * error.sum())
         gradient /= max(1.0, np.linalg.norm(gradient))
         rate = 0.1 * min(1, (step + 1) / 3) * (1 + math.cos(math.pi * step / steps)) / 2
         mean = 0.9 * mean + 0.1 * gradient
         square = 0.999 * square + 0.001 * gradient**2
-        change = mean / (1 - 0.9 ** (step + 1)) / (np.sqrt(square / (1 - 0.999 ** (step + 1))) + 1e-8)
+        change = (
+            mean / (1 - 0.9 ** (step + 1)) / (np.sqrt(square / (1 - 0.999 ** (step + 1))) + 1e-8)
+        )
         weights = weights - rate * decay * weights - rate * change
     return weights, losses
 
@@ -46,7 +69,8 @@ def by_numbers(steps=8, decay=0.0):
 def test_the_rate_rises_to_the_cosine_and_falls_to_nothing():
     rates = [warmup_cosine(step, 100, 10) for step in range(101)]
     assert rates[0] == pytest.approx(0.1)
-    assert rates[4] == pytest.approx(0.5 * math.cos(math.pi * 4 / 200) ** 2)  # (1 + cos x) / 2 is the square of cos x / 2
+    # (1 + cos x) / 2 is the square of cos x / 2
+    assert rates[4] == pytest.approx(0.5 * math.cos(math.pi * 4 / 200) ** 2)
     assert rates[50] == pytest.approx(0.5) and rates[100] == pytest.approx(0)
     assert max(rates) == rates[9]
     assert [warmup_cosine(step, 100) for step in range(9, 101)] == rates[9:]
@@ -58,9 +82,12 @@ def test_the_steps_are_those_of_the_algorithm(decay):
     parameters = start()
     rows = run(parameters, weight_decay=decay)
     weights, losses = by_numbers(decay=decay)
-    assert torch.cat(list(parameters.values())).tolist() == pytest.approx(weights.tolist(), abs=1e-5)
+    assert torch.cat(list(parameters.values())).tolist() == pytest.approx(
+        weights.tolist(), abs=1e-5
+    )
     assert [row["loss"] for row in rows] == pytest.approx(losses, rel=1e-5)
-    assert [row["step"] for row in rows] == list(range(8)) and all(row["seconds"] >= 0 for row in rows)
+    assert [row["step"] for row in rows] == list(range(8))
+    assert all(row["seconds"] >= 0 for row in rows)
 
 
 def test_what_is_not_given_stays_and_what_is_done_at_a_step_comes_before_the_next():
@@ -91,7 +118,9 @@ def test_a_killed_run_goes_on_from_what_was_kept_and_ends_the_same(tmp_path):
     rows = run(resumed, folder=tmp_path, keep_at=(), at_step=seen.append)
     assert seen == [5, 6, 7, 8]
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
-    assert [(row["step"], row["loss"]) for row in rows] == [(row["step"], row["loss"]) for row in expected]
+    assert [(row["step"], row["loss"]) for row in rows] == [
+        (row["step"], row["loss"]) for row in expected
+    ]
 
 
 def test_a_run_that_is_done_is_read_and_not_trained_again(tmp_path):

@@ -1,4 +1,7 @@
-"""Self-checks of single places: they pass on blocks of every kind that has them, and each fails on what is broken in its own way."""
+"""Self-checks of single places.
+
+They pass on blocks of every kind that has them, and each fails on what is broken in its own way.
+"""
 
 import pytest
 import torch
@@ -29,7 +32,12 @@ FAILING = {
 def around(kind: str) -> tuple[VLM, dict]:
     """A LLaVA around a language model whose blocks are of a kind, and a padded batch for it."""
     torch.manual_seed(0)
-    config = hf.LlavaConfig(vision_config=clip(), text_config=KINDS[kind][0](), image_token_index=IMAGE, image_seq_length=4)
+    config = hf.LlavaConfig(
+        vision_config=clip(),
+        text_config=KINDS[kind][0](),
+        image_token_index=IMAGE,
+        image_seq_length=4,
+    )
     model = hf.LlavaForConditionalGeneration(config).eval().requires_grad_(False)
     for weight in model.parameters():
         if weight.ndim > 1:
@@ -43,7 +51,15 @@ def test_what_fails_is_what_the_blocks_do_not_have(kind):
     table = self_check(vlm, vlm.prepare(inputs)).set_index("check")
     assert set(table.index[~table["passed"]]) == FAILING[kind], table["detail"].to_dict()
     lost = {place for name in FAILING[kind] for place in HANGS_ON[name]}
-    assert lost <= KINDS[kind][1] == {pair for pair in {*NORMED, *HALF, ("read", "attention_input")} if not vlm.supports(*pair)}
+    assert (
+        lost
+        <= KINDS[kind][1]
+        == {
+            pair
+            for pair in {*NORMED, *HALF, ("read", "attention_input")}
+            if not vlm.supports(*pair)
+        }
+    )
     assert traces(vlm) == []
 
 
@@ -68,7 +84,10 @@ def failed(table) -> set[str]:
 
 
 def test_a_cache_that_is_left_too_short_is_found(checked, monkeypatch):
-    """Masks of all blocks are read off the first one's length: without padding its cache, a padded batch gets other tokens."""
+    """Masks of all blocks are read off the first one's length.
+
+    Without padding its cache, a padded batch gets other tokens.
+    """
     monkeypatch.setattr(skipping, "pad_cache", lambda *_: None)
     assert {"block skipped", "attention skipped"} <= failed(checked())
 
@@ -98,7 +117,8 @@ def test_a_bias_that_is_not_what_was_asked_for_is_found(checked, monkeypatch):
 
 def test_a_middle_that_is_only_the_input_is_found(checked):
     vlm, inputs = around("plain")
-    for block in vlm.blocks:  # as in GPT-NeoX, whose MLP has a norm of its own and reads the block's input all the same
+    # as in GPT-NeoX, whose MLP has a norm of its own and reads the block's input all the same
+    for block in vlm.blocks:
         keep, own = {}, block.post_attention_layernorm
         block.register_forward_pre_hook(lambda _, args, keep=keep: keep.update(start=args[0]))
         own.register_forward_pre_hook(lambda _, args, keep=keep: (keep["start"],))
@@ -119,7 +139,11 @@ def test_layers_are_one_of_each_kind_and_the_first_two():
     mixed = VLM(build("mllama")[0], None, "mllama")
     assert place_checks._kinds(mixed, "skip", "block") == [1, 2]
     sliding = VLM(build("gemma3")[0], None, "gemma3")
-    sliding.model.config.text_config.layer_types = ["full_attention", "full_attention", "sliding_attention"]
+    sliding.model.config.text_config.layer_types = [
+        "full_attention",
+        "full_attention",
+        "sliding_attention",
+    ]
     assert place_checks._kinds(sliding, "skip", "block") == [1, 2, 3]
 
 

@@ -1,4 +1,6 @@
-"""Processors load from folders as hub models look, with or without torchvision, and the traps of their inputs are known."""
+"""Processors load from folders as hub models look, with or without torchvision, and the
+traps of their inputs are known.
+"""
 
 import json
 from pathlib import Path
@@ -22,12 +24,22 @@ from xlvlms_tutorial.models.vlm import VLM
 
 GLM = ("glm4v", "glm4v_moe", "glm46v", "glm_ocr")
 GEMMA4 = ("gemma4", "gemma4_moe", "gemma4_small")
-WITH_VIDEO = ("llava_next_video", "llava_onevision", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "smolvlm", "internvl")
+WITH_VIDEO = (
+    "llava_next_video",
+    "llava_onevision",
+    "qwen2_vl",
+    "qwen2_5_vl",
+    "qwen3_vl",
+    "smolvlm",
+    "internvl",
+)
 WITH_VIDEO += ("qwen3_vl_moe", *GLM, *GEMMA4, "video_llava", "qwen2_5_omni")
 WITH_SOUND = (*GEMMA4, "qwen2_5_omni")
-# their image processors, or processors, exist only for torchvision, and Voxtral's tokenizer only in mistral-common
+# their image processors, or processors, exist only for torchvision, and Voxtral's
+# tokenizer only in mistral-common
 WITHOUT = {"molmo2", "mistral3", "lfm2_vl", "llama4", "kimi_k25", "voxtral"}
-# Qwen3.5's is Qwen3-VL's, with a tokenizer whose class makes byte pairs of any file; Aria's makes 4900 patches of a picture
+# Qwen3.5's is Qwen3-VL's, with a tokenizer whose class makes byte pairs of any file; Aria's
+# makes 4900 patches of a picture
 WITHOUT |= {"qwen3_5", "qwen3_5_moe", "aria"}
 QWEN = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 QUESTIONS = ("What colour is the key on the grass?", "Describe the picture.")
@@ -36,7 +48,9 @@ SIZES = ((40, 60), (90, 50))
 
 @pytest.fixture(autouse=True)
 def without_torchvision(monkeypatch):
-    """Where it is installed, it is not looked at; and the package that SmolVLM needs for videos is there."""
+    """Where it is installed, it is not looked at; and the package that
+    SmolVLM needs for videos is there.
+    """
     monkeypatch.setattr(processors, "is_torchvision_available", lambda: False)
     monkeypatch.setattr(processing_smolvlm, "num2words", str)
 
@@ -63,29 +77,55 @@ def inputs(processor, name: str, rows=(0, 1)) -> hf.BatchFeature:
     kind = "audio" if name == "qwen2_audio" else "image"
     texts = ["<image>" * (name == "paligemma") + QUESTIONS[row] for row in rows]
     if processor.chat_template is not None:
-        said = [[{"role": "user", "content": [{"type": kind}, {"type": "text", "text": QUESTIONS[row]}]}] for row in rows]
+        said = [
+            [
+                {
+                    "role": "user",
+                    "content": [{"type": kind}, {"type": "text", "text": QUESTIONS[row]}],
+                }
+            ]
+            for row in rows
+        ]
         texts = [processor.apply_chat_template(turns, add_generation_prompt=True) for turns in said]
     if kind == "audio":
         clips = [np.random.default_rng(row).standard_normal(16000 - 4000 * row) for row in rows]
-        return processor(text=texts, audio=clips, sampling_rate=16000, return_tensors="pt", padding=True)
+        return processor(
+            text=texts, audio=clips, sampling_rate=16000, return_tensors="pt", padding=True
+        )
     settings = {"return_tensors": "pt", "padding": True}
-    if texts[0].startswith(start := processor.tokenizer.bos_token or " "):  # a chat that opens by itself is not opened twice
+    # a chat that opens by itself is not opened twice
+    if texts[0].startswith(start := processor.tokenizer.bos_token or " "):
         settings["add_special_tokens"] = not all(text.startswith(start) for text in texts)
     return processor(text=texts, images=[[picture(row)] for row in rows], **settings)
 
 
 def first_logits(model, batch) -> torch.Tensor:
     settings = {"max_new_tokens": 1, "do_sample": False, "suppress_tokens": SUPPRESS}
-    return model.generate(**batch, **settings, output_logits=True, return_dict_in_generate=True).logits[0]
+    return model.generate(
+        **batch, **settings, output_logits=True, return_dict_in_generate=True
+    ).logits[0]
 
 
 def features(model, batch) -> int:
     """Rows that the model makes of all pictures."""
-    takes = ("pixel_values", "image_sizes", "image_position_ids", "image_grid_thw", "pixel_attention_mask")
-    takes += ("qformer_input_ids", "qformer_attention_mask", "pixel_values_images", "high_res_pixel_values")
+    takes = (
+        "pixel_values",
+        "image_sizes",
+        "image_position_ids",
+        "image_grid_thw",
+        "pixel_attention_mask",
+    )
+    takes += (
+        "qformer_input_ids",
+        "qformer_attention_mask",
+        "pixel_values_images",
+        "high_res_pixel_values",
+    )
     with torch.no_grad():
         inner = model if hasattr(model, "get_image_features") else model.model
-        made = inner.get_image_features(**{key: batch[key] for key in takes if key in batch}).pooler_output
+        made = inner.get_image_features(
+            **{key: batch[key] for key in takes if key in batch}
+        ).pooler_output
     made = made if isinstance(made, (list, tuple)) else [made]
     return sum(part.flatten(0, -2).shape[0] for part in made)
 
@@ -97,11 +137,18 @@ def test_all_models_but_some_have_a_processor_here():
 @pytest.mark.parametrize("name", WITH_VIDEO)
 def test_a_processor_with_videos_loads_as_its_own_class(saved, name):
     processor = load_processor(saved(name))
-    assert isinstance(processor, getattr(hf, json.loads((saved(name) / "processor_config.json").read_text())["processor_class"]))
+    assert isinstance(
+        processor,
+        getattr(
+            hf, json.loads((saved(name) / "processor_config.json").read_text())["processor_class"]
+        ),
+    )
     assert isinstance(processor.video_processor, NoVideoProcessor)
 
 
-@pytest.mark.parametrize("name", [name for name in PROCESSORS if name not in ("mllama", "qwen2_audio")])
+@pytest.mark.parametrize(
+    "name", [name for name in PROCESSORS if name not in ("mllama", "qwen2_audio")]
+)
 def test_there_are_as_many_placeholders_as_features(saved, name):
     model, _ = build(name)
     batch = inputs(load_processor(saved(name)), name)
@@ -129,16 +176,22 @@ def test_a_row_of_a_batch_equals_the_row_alone(saved, name):
         with torch.no_grad():
             forward = model(**alone).logits[0, -1], model(**together).logits[row, -1]
         torch.testing.assert_close(*forward, atol=1e-3, rtol=1e-3)
-        torch.testing.assert_close(first_logits(model, alone)[0], first_logits(model, together)[row], atol=1e-3, rtol=1e-3)
+        torch.testing.assert_close(
+            first_logits(model, alone)[0], first_logits(model, together)[row], atol=1e-3, rtol=1e-3
+        )
 
 
 def test_instructblip_counts_the_padding_between_picture_and_words(saved):
     model, _ = build("instructblip")
     batch = inputs(load_processor(saved("instructblip")), "instructblip")
-    assert batch["attention_mask"][1].tolist() == [1] * 4 + [0] * 5 + [1] * 5  # the trap that padding_first is for
+    # the trap that padding_first is for
+    assert batch["attention_mask"][1].tolist() == [1] * 4 + [0] * 5 + [1] * 5
     moved = padding_first(batch)
     assert moved["attention_mask"][1].tolist() == [0] * 5 + [1] * 9
-    assert moved["input_ids"][1].tolist()[5:] == batch["input_ids"][1][batch["attention_mask"][1] == 1].tolist()
+    assert (
+        moved["input_ids"][1].tolist()[5:]
+        == batch["input_ids"][1][batch["attention_mask"][1] == 1].tolist()
+    )
     with torch.no_grad():
         difference = model(**batch).logits[1, -1] - model(**moved).logits[1, -1]
     assert difference.abs().max() > 0.1
@@ -147,16 +200,21 @@ def test_instructblip_counts_the_padding_between_picture_and_words(saved):
 def test_the_q_former_reads_its_question_from_the_left(saved):
     processor = load_processor(saved("instructblip"))
     processor.tokenizer.padding_side = "left"  # for generation
-    assert inputs(processor, "instructblip")["qformer_attention_mask"][1].tolist() == [1] * 4 + [0] * 5
+    assert (
+        inputs(processor, "instructblip")["qformer_attention_mask"][1].tolist() == [1] * 4 + [0] * 5
+    )
     genuine = inputs(hf.AutoProcessor.from_pretrained(saved("instructblip")), "instructblip")
-    assert genuine["qformer_attention_mask"][1].tolist() == [0] * 5 + [1] * 4  # what transformers makes of these files
+    # what transformers makes of these files
+    assert genuine["qformer_attention_mask"][1].tolist() == [0] * 5 + [1] * 4
 
 
 @pytest.mark.parametrize("name", QWEN)
 def test_qwen_inputs_tell_pictures_from_text(saved, name):
     model, _ = build(name)
     batch = inputs(load_processor(saved(name)), name)
-    assert torch.equal(batch["mm_token_type_ids"] == 1, batch["input_ids"] == model.config.image_token_id)
+    assert torch.equal(
+        batch["mm_token_type_ids"] == 1, batch["input_ids"] == model.config.image_token_id
+    )
 
 
 @pytest.mark.parametrize("name", QWEN)
@@ -184,7 +242,13 @@ def test_qwen2_5_forward_without_token_types_silently_gives_other_logits_where_i
 
 @pytest.mark.parametrize("name", PROCESSORS)
 def test_what_a_processor_reads_is_what_it_has_a_part_for(saved, name):
-    expected = ("audio",) if name == "qwen2_audio" else ("image", "video") if name in WITH_VIDEO else ("image",)
+    expected = (
+        ("audio",)
+        if name == "qwen2_audio"
+        else ("image", "video")
+        if name in WITH_VIDEO
+        else ("image",)
+    )
     expected += ("audio",) * (name in WITH_SOUND)
     assert reads(load_processor(saved(name))) == expected
 
@@ -195,7 +259,10 @@ def test_a_processor_that_takes_sounds_only_in_a_chat_says_so():
     processor.tokenizer, processor.chat_template = tokenizer({}), None
     assert reads(processor) == ()
     vlm = VLM(build("voxtral")[0], processor, "voxtral")
-    with pytest.raises(ModalityError, match=r"'voxtral' does not read audio; .*processor's own apply_chat_template.*vlm\.prepare"):
+    with pytest.raises(
+        ModalityError,
+        match=r"'voxtral' does not read audio; .*processor's own apply_chat_template.*vlm\.prepare",
+    ):
         vlm.batch(None, QUESTIONS[:1], audio=[np.zeros(16000)])
 
 
@@ -218,8 +285,12 @@ def test_idefics_takes_each_text_without_a_picture_for_a_sample(saved):
     vlm = VLM(build("idefics")[0], load_processor(saved("idefics")), "idefics")
     batch = vlm.batch(None, QUESTIONS)
     assert len(batch["input_ids"]) == 2 and not batch["image_attention_mask"].any()
-    assert [vlm.tokenizer.decode(row[row != vlm.tokenizer.pad_token_id][1:]) for row in batch["input_ids"]] == [
-        vlm.tokenizer.decode(vlm.tokenizer(text, add_special_tokens=False)["input_ids"]) for text in QUESTIONS
+    assert [
+        vlm.tokenizer.decode(row[row != vlm.tokenizer.pad_token_id][1:])
+        for row in batch["input_ids"]
+    ] == [
+        vlm.tokenizer.decode(vlm.tokenizer(text, add_special_tokens=False)["input_ids"])
+        for text in QUESTIONS
     ]
 
 
@@ -229,7 +300,10 @@ def test_a_thinker_hears_as_well_as_it_sees(saved):
     batch = vlm.batch(None, QUESTIONS, audio=waves)
     assert batch.mask("audio").any(dim=1).all()
     assert self_check(vlm, batch)["passed"].all()
-    assert anatomy.parts(vlm.model)["tower"] == [anatomy.tower(vlm.model), anatomy.tower(vlm.model, "audio")]
+    assert anatomy.parts(vlm.model)["tower"] == [
+        anatomy.tower(vlm.model),
+        anatomy.tower(vlm.model, "audio"),
+    ]
 
 
 def test_a_processor_may_say_itself_what_it_reads():
@@ -248,7 +322,15 @@ def test_a_video_is_refused(saved, name):
 
 @pytest.mark.parametrize("name", WITH_VIDEO)
 def test_a_video_in_a_chat_is_refused(saved, name):
-    chat = [{"role": "user", "content": [{"type": "video", "path": "clip.mp4"}, {"type": "text", "text": "Describe"}]}]
+    chat = [
+        {
+            "role": "user",
+            "content": [
+                {"type": "video", "path": "clip.mp4"},
+                {"type": "text", "text": "Describe"},
+            ],
+        }
+    ]
     with pytest.raises(LoadError, match="torchvision"):
         load_processor(saved(name)).apply_chat_template(chat, tokenize=True, return_dict=True)
 
@@ -256,8 +338,21 @@ def test_a_video_in_a_chat_is_refused(saved, name):
 @pytest.mark.parametrize("name", WITH_VIDEO)
 def test_a_chat_with_a_picture_is_tokenised_in_one_step_as_in_two(saved, name):
     processor = load_processor(saved(name))
-    chat = [{"role": "user", "content": [{"type": "image", "image": picture(0)}, {"type": "text", "text": QUESTIONS[0]}]}]
-    settings = {"add_generation_prompt": True, "tokenize": True, "return_dict": True, "return_tensors": "pt"}
+    chat = [
+        {
+            "role": "user",
+            "content": [
+                {"type": "image", "image": picture(0)},
+                {"type": "text", "text": QUESTIONS[0]},
+            ],
+        }
+    ]
+    settings = {
+        "add_generation_prompt": True,
+        "tokenize": True,
+        "return_dict": True,
+        "return_tensors": "pt",
+    }
     one = processor.apply_chat_template(chat, **settings)
     two = inputs(processor, name, (0,))
     assert one["input_ids"].tolist() == two["input_ids"].tolist()
@@ -282,13 +377,21 @@ def test_saving_and_loading_again_changes_nothing(saved, name, tmp_path):
 
 
 def test_the_video_settings_of_the_model_survive(tmp_path):
-    told = {"video_processor_type": "Qwen2VLVideoProcessor", "merge_size": 2, "temporal_patch_size": 2, "fps": 2}
+    told = {
+        "video_processor_type": "Qwen2VLVideoProcessor",
+        "merge_size": 2,
+        "temporal_patch_size": 2,
+        "fps": 2,
+    }
     save_processor("qwen2_vl", tmp_path)
     (tmp_path / "video_preprocessor_config.json").write_text(json.dumps(told))
     processor = load_processor(tmp_path)
     assert (processor.video_processor.merge_size, processor.video_processor.fps) == (2, 2)
     processor.save_pretrained(tmp_path / "again")
-    assert json.loads((tmp_path / "again" / "processor_config.json").read_text())["video_processor"] == told
+    assert (
+        json.loads((tmp_path / "again" / "processor_config.json").read_text())["video_processor"]
+        == told
+    )
 
 
 def test_the_class_is_found_by_the_model_where_no_file_names_it(tmp_path):
@@ -307,8 +410,12 @@ def test_a_missing_package_is_named_with_the_next_step(saved, monkeypatch):
 @pytest.mark.skipif(hf.utils.is_torchvision_available(), reason="torchvision is installed")
 def test_a_processor_that_needs_torchvision_for_pictures_is_refused(tmp_path):
     tokenizer({}).save_pretrained(tmp_path)
-    (tmp_path / "preprocessor_config.json").write_text(json.dumps({"image_processor_type": "Molmo2ImageProcessor"}))
-    (tmp_path / "processor_config.json").write_text(json.dumps({"processor_class": "Molmo2Processor"}))
+    (tmp_path / "preprocessor_config.json").write_text(
+        json.dumps({"image_processor_type": "Molmo2ImageProcessor"})
+    )
+    (tmp_path / "processor_config.json").write_text(
+        json.dumps({"processor_class": "Molmo2Processor"})
+    )
     build("molmo2")[0].config.save_pretrained(tmp_path)
     with pytest.raises(LoadError, match="pip install torchvision"):
         load_processor(tmp_path)
@@ -338,4 +445,6 @@ def test_the_revision_and_the_permission_reach_transformers(monkeypatch):
     monkeypatch.setattr(processors, "_load", lambda name, options: asked.append((name, options)))
     with pytest.raises(LoadError):
         load_processor("a/b", revision="v2", trust_remote_code=True)
-    assert asked == [("a/b", {"local_files_only": False, "trust_remote_code": True, "revision": "v2"})]
+    assert asked == [
+        ("a/b", {"local_files_only": False, "trust_remote_code": True, "revision": "v2"})
+    ]

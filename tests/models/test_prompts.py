@@ -1,4 +1,7 @@
-"""Prompts as processors take them: one opening token, places for pictures, padding; and what is refused before or when they are made."""
+"""Prompts as processors take them.
+
+One opening token, places for pictures, padding; and what is refused before or when they are made.
+"""
 
 import json
 from io import BytesIO
@@ -26,13 +29,16 @@ def png(picture: Image.Image) -> bytes:
 
 PICTURE = Image.new("RGB", (40, 30), (200, 30, 30))
 TEXTS = ["Describe the picture .", "What colour is the key on the grass ?"]
-NAMES = [name for name in PROCESSORS if name not in ("qwen2_audio", "smolvlm")]  # a sound; needs num2words
+# a sound; needs num2words
+NAMES = [name for name in PROCESSORS if name not in ("qwen2_audio", "smolvlm")]
 CHATS = [name for name in NAMES if RECIPES[name].chat_template is not None]
 
 
 @pytest.fixture(scope="module")
 def loaded(tmp_path_factory):
-    """A tiny model of the zoo, saved and loaded once, with the chat template that its files have."""
+    """A tiny model of the zoo, saved and loaded once, with the
+    chat template that its files have.
+    """
     folders: dict[str, Path] = {}
 
     def model(name: str):
@@ -47,19 +53,36 @@ def loaded(tmp_path_factory):
 def test_ids_are_those_of_transformers_own_chat(loaded, name):
     vlm = loaded(name)
     batch = vlm.batch([PICTURE] * 2, TEXTS)
-    parts = [[{"type": "image", "image": PICTURE}, {"type": "text", "text": text}] for text in TEXTS]
-    settings = {"add_generation_prompt": True, "tokenize": True, "return_dict": True, "return_tensors": "pt"}
+    parts = [
+        [{"type": "image", "image": PICTURE}, {"type": "text", "text": text}] for text in TEXTS
+    ]
+    settings = {
+        "add_generation_prompt": True,
+        "tokenize": True,
+        "return_dict": True,
+        "return_tensors": "pt",
+    }
     for row, content in enumerate(parts):
-        theirs = vlm.processor.apply_chat_template([{"role": "user", "content": content}], **settings)["input_ids"][0]
+        theirs = vlm.processor.apply_chat_template(
+            [{"role": "user", "content": content}], **settings
+        )["input_ids"][0]
         ours = batch["input_ids"][row][batch["attention_mask"][row] == 1]
         assert ours.tolist() == theirs.tolist()
-    opens = RECIPES[name].opens or ("<s>" if RECIPES[name].chat_template.startswith("<s>") else None)
+    opens = RECIPES[name].opens or (
+        "<s>" if RECIPES[name].chat_template.startswith("<s>") else None
+    )
     if opens is not None:
-        assert (batch["input_ids"] == vlm.tokenizer.convert_tokens_to_ids(opens)).sum(dim=1).tolist() == [1, 1]
+        assert (batch["input_ids"] == vlm.tokenizer.convert_tokens_to_ids(opens)).sum(
+            dim=1
+        ).tolist() == [1, 1]
 
 
 def test_the_zoo_has_templates_and_tokenizers_that_both_open_a_prompt():
-    both = [name for name in CHATS if (opens := RECIPES[name].opens) and RECIPES[name].chat_template.startswith(opens)]
+    both = [
+        name
+        for name in CHATS
+        if (opens := RECIPES[name].opens) and RECIPES[name].chat_template.startswith(opens)
+    ]
     assert {"gemma3", "mllama", "idefics3"} <= set(both)
 
 
@@ -76,7 +99,9 @@ def test_the_first_tokens_state_does_not_change_with_the_template(loaded):
     batch = vlm.batch([PICTURE], TEXTS[:1])
     twice = vlm.processor(images=[[PICTURE]], text=[vlm.prompt(TEXTS[0])], return_tensors="pt")
     assert twice["input_ids"].shape[1] == batch["input_ids"].shape[1] + 1
-    assert (vlm.forward(vlm.prepare(twice)).logits[0, -1] - vlm.forward(batch).logits[0, -1]).abs().max() > 0.01
+    assert (
+        vlm.forward(vlm.prepare(twice)).logits[0, -1] - vlm.forward(batch).logits[0, -1]
+    ).abs().max() > 0.01
 
 
 # Marks of pictures in texts
@@ -91,7 +116,9 @@ def test_a_text_with_the_mark_of_a_picture_is_refused_with_its_sample(loaded, na
     for mark in taken:
         texts = [TEXTS[0], f"What does {mark} mean ?"]
         for images in ([PICTURE] * 2, None):
-            with pytest.raises(PromptError, match=r"mean \? \(sample 1\)'; .*marks the place of a picture"):
+            with pytest.raises(
+                PromptError, match=r"mean \? \(sample 1\)'; .*marks the place of a picture"
+            ):
                 vlm.generate(images, texts, 2)
         with pytest.raises(PromptError, match=r"\(sample 's9'\)"):
             vlm.batch_of([Sample("s8", PICTURE), Sample("s9", PICTURE)], texts)
@@ -103,7 +130,12 @@ def test_a_text_with_the_mark_of_a_picture_is_refused_with_its_sample(loaded, na
 def test_without_a_chat_template_the_text_says_where_the_picture_goes(loaded, name):
     vlm = loaded(name)
     vlm.processor.chat_template = None
-    with pytest.raises(PromptError, match=r"\(sample 0\)'; there is no chat template .*save one beside the processor.*or write '"):
+    with pytest.raises(
+        PromptError,
+        match=(
+            r"\(sample 0\)'; there is no chat template .*save one beside the processor.*or write '"
+        ),
+    ):
         vlm.generate([PICTURE], TEXTS[:1], 2)
     mark = prompts.marks(vlm.processor)[-1 if name == "gemma3" else 0]
     batch = vlm.batch([PICTURE] * 2, [f"{mark} {text}" for text in TEXTS])
@@ -135,7 +167,10 @@ def test_a_chat_template_that_leaves_the_picture_out_is_told():
 def test_a_chat_template_that_fails_is_told_with_its_model(template, said):
     vlm = tiny_llava()
     vlm.processor.chat_template = template
-    with pytest.raises(LoadError, match=f"chat template of 'tiny-llava' fails .*{said}.*; correct it and load again"):
+    with pytest.raises(
+        LoadError,
+        match=f"chat template of 'tiny-llava' fails .*{said}.*; correct it and load again",
+    ):
         vlm.generate([PICTURE], TEXTS[:1], 2)
 
 
@@ -146,7 +181,11 @@ def test_a_chat_template_that_fails_is_told_with_its_model(template, said):
 def test_a_picture_that_the_processor_does_not_take_is_named_by_sample_and_size(loaded, size):
     vlm, thin = loaded("qwen2_vl"), Image.new("RGB", size)
     with pytest.raises(
-        ImageError, match=f"picture of sample 1 of {size[0]} x {size[1]} pixels is not taken .*aspect ratio.*crop or resize"
+        ImageError,
+        match=(
+            f"picture of sample 1 of {size[0]} x {size[1]} pixels is not taken "
+            ".*aspect ratio.*crop or resize"
+        ),
     ):
         vlm.generate([PICTURE, thin], TEXTS, 2)
     samples = [Sample("s8", PICTURE), Sample("s9", thin)]
@@ -157,12 +196,20 @@ def test_a_picture_that_the_processor_does_not_take_is_named_by_sample_and_size(
 
 
 @pytest.mark.parametrize(
-    "form", [np.asarray, lambda picture: np.asarray(picture) / 255, png, lambda picture: torch.tensor(np.asarray(picture))]
+    "form",
+    [
+        np.asarray,
+        lambda picture: np.asarray(picture) / 255,
+        png,
+        lambda picture: torch.tensor(np.asarray(picture)),
+    ],
 )
 def test_pictures_in_any_form_are_those_of_pillow(form):
     vlm = tiny_llava()
     expected = vlm.batch([PICTURE], TEXTS[:1])
-    assert torch.equal(vlm.batch([form(PICTURE)], TEXTS[:1])["pixel_values"], expected["pixel_values"])
+    assert torch.equal(
+        vlm.batch([form(PICTURE)], TEXTS[:1])["pixel_values"], expected["pixel_values"]
+    )
     assert vlm.generate([form(PICTURE)] * 2, TEXTS, 2) == vlm.generate([PICTURE] * 2, TEXTS, 2)
 
 
@@ -178,10 +225,15 @@ def test_what_a_processor_raises_at_texts_is_told_in_this_packages_words(monkeyp
         vlm.batch(None, TEXTS)
 
 
-@pytest.mark.parametrize("wrong", [[PICTURE, PICTURE], [], None, "https://example.org/a.png", {"bytes": b""}, 3])
+@pytest.mark.parametrize(
+    "wrong", [[PICTURE, PICTURE], [], None, "https://example.org/a.png", {"bytes": b""}, 3]
+)
 def test_what_is_no_single_picture_is_refused_before_the_model_runs(wrong):
     vlm = tiny_llava()
-    with pytest.raises(ImageError, match="is not a picture that can be read; give a PIL image|is an address on the network"):
+    with pytest.raises(
+        ImageError,
+        match="is not a picture that can be read; give a PIL image|is an address on the network",
+    ):
         vlm.generate([PICTURE, wrong], TEXTS, 2)
 
 
@@ -211,7 +263,9 @@ def test_a_saved_tokenizer_without_padding_loads(tmp_path):
     save("llava", tmp_path)
     file = tmp_path / "tokenizer_config.json"
     settings = json.loads(file.read_text())
-    file.write_text(json.dumps({name: value for name, value in settings.items() if name != "pad_token"}))
+    file.write_text(
+        json.dumps({name: value for name, value in settings.items() if name != "pad_token"})
+    )
     vlm = load(tmp_path, device="cpu")
     assert vlm.tokenizer.pad_token == "</s>" and len(vlm.generate([PICTURE] * 2, TEXTS, 2)) == 2
 
@@ -230,23 +284,34 @@ def test_padding_that_the_model_does_not_embed_is_refused_at_load(tmp_path):
     assert vlm.tokenizer.pad_token_id == rows
     vlm.model.save_pretrained(tmp_path)
     vlm.processor.save_pretrained(tmp_path)
-    with pytest.raises(LoadError, match=rf"pads with '\[PAD\]', token {rows}, and the model embeds {rows} tokens; name another"):
+    with pytest.raises(
+        LoadError,
+        match=(
+            rf"pads with '\[PAD\]', token {rows}, and the model embeds {rows} tokens; name another"
+        ),
+    ):
         load(tmp_path, device="cpu")
 
 
 def test_a_token_that_the_model_does_not_embed_is_named():
     vlm = tiny_llava()
     vlm.tokenizer.add_tokens(["zebra"])
-    with pytest.raises(LoadError, match=f"'zebra' token {anatomy.embedded(vlm.model)}, and the model embeds"):
+    with pytest.raises(
+        LoadError, match=f"'zebra' token {anatomy.embedded(vlm.model)}, and the model embeds"
+    ):
         vlm.generate([PICTURE], ["What is a zebra ?"], 2)
-    require_embedded(vlm.tokenizer, torch.tensor([[3, 500]]), 100, [500])  # a placeholder needs no embedding
+    # a placeholder needs no embedding
+    require_embedded(vlm.tokenizer, torch.tensor([[3, 500]]), 100, [500])
     require_embedded(vlm.tokenizer, torch.tensor([[500]]), None, [])
 
 
 # Lists
 
 
-@pytest.mark.parametrize("given", [{"image": PICTURE}, {"texts": "What ?"}, {"answers": "red"}, {"image": "a.png"}, {"image": 7}])
+@pytest.mark.parametrize(
+    "given",
+    [{"image": PICTURE}, {"texts": "What ?"}, {"answers": "red"}, {"image": "a.png"}, {"image": 7}],
+)
 def test_one_thing_where_a_list_belongs_is_refused(given):
     with pytest.raises(PromptError, match="give a list, with one for each sample"):
         prompts.counted(**{"texts": ["What ?"]} | given)
@@ -262,7 +327,9 @@ def test_answers_and_texts_are_texts(wrong):
         prompts.require_texts(vlm.processor, ["What ?", *[wrong]])
 
 
-@pytest.mark.parametrize(("option", "number"), [("max_new_tokens", 0), ("batch_size", 0), ("batch_size", -3)])
+@pytest.mark.parametrize(
+    ("option", "number"), [("max_new_tokens", 0), ("batch_size", 0), ("batch_size", -3)]
+)
 def test_numbers_below_one_are_refused(option, number):
     with pytest.raises(SelectionError, match=f"{option} is {number}; give at least 1"):
         tiny_llava().generate([PICTURE], TEXTS[:1], **{option: number})

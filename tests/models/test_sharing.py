@@ -11,7 +11,13 @@ from xlvlms_tutorial.errors import ActivationsError, PromptError
 from xlvlms_tutorial.interventions.token_skipping import skip_mlp_tokens
 from xlvlms_tutorial.models.sharing import by_picture, generate_shared, greedy, shareable
 
-TEXTS = ["What colour is the key ?", "Is there a woman in the picture ?", "Describe the picture .", "What is the key ?", "Is there a key ?"]
+TEXTS = [
+    "What colour is the key ?",
+    "Is there a woman in the picture ?",
+    "Describe the picture .",
+    "What is the key ?",
+    "Is there a key ?",
+]
 
 
 @pytest.fixture
@@ -21,7 +27,9 @@ def pictures():
 
 @pytest.fixture
 def forwards(monkeypatch):
-    """A model with the number of rows and positions of each call of its vision tower and decoder."""
+    """A model with the number of rows and positions of each call
+    of its vision tower and decoder.
+    """
     vlm, rows = tiny_llava(), []
     tower = vlm.model.model.vision_tower
     original = tower.forward
@@ -55,7 +63,9 @@ def test_logits_agree_with_those_of_whole_prompts(pictures):
     images = [pictures[0], pictures[1], pictures[0]]
     batch = vlm.batch(images, TEXTS[:3])
     calls = []
-    head = vlm.model.lm_head.register_forward_hook(lambda module, args, logits: calls.append(logits[:, -1]))
+    head = vlm.model.lm_head.register_forward_hook(
+        lambda module, args, logits: calls.append(logits[:, -1])
+    )
     vlm.generate_ids(batch, 1)
     generate_shared(vlm, batch, images, 1)
     head.remove()
@@ -117,13 +127,34 @@ def test_pictures_and_texts_must_be_equally_many(pictures, n):
 # Greedy, whatever a folder says
 
 SETTINGS = {
-    "num_beams": 4, "num_return_sequences": 3, "num_beam_groups": 2, "do_sample": True, "temperature": 5.0, "top_k": 1,
-    "penalty_alpha": 0.6, "repetition_penalty": 1.8, "no_repeat_ngram_size": 1, "min_length": 40, "min_new_tokens": 8, "max_length": 3,
-    "max_time": 0.0, "stop_strings": ["red"], "bad_words_ids": [[11]], "sequence_bias": [[[8], 9.0]], "guidance_scale": 3.0,
-    "forced_eos_token_id": 3, "exponential_decay_length_penalty": (1, 3.0), "prompt_lookup_num_tokens": 3, "use_cache": False,
-    "cache_implementation": "static", "return_dict_in_generate": True, "output_scores": True, "output_hidden_states": True,
-    "renormalize_logits": True, "token_healing": True,
-}  # fmt: skip
+    "num_beams": 4,
+    "num_return_sequences": 3,
+    "num_beam_groups": 2,
+    "do_sample": True,
+    "temperature": 5.0,
+    "top_k": 1,
+    "penalty_alpha": 0.6,
+    "repetition_penalty": 1.8,
+    "no_repeat_ngram_size": 1,
+    "min_length": 40,
+    "min_new_tokens": 8,
+    "max_length": 3,
+    "max_time": 0.0,
+    "stop_strings": ["red"],
+    "bad_words_ids": [[11]],
+    "sequence_bias": [[[8], 9.0]],
+    "guidance_scale": 3.0,
+    "forced_eos_token_id": 3,
+    "exponential_decay_length_penalty": (1, 3.0),
+    "prompt_lookup_num_tokens": 3,
+    "use_cache": False,
+    "cache_implementation": "static",
+    "return_dict_in_generate": True,
+    "output_scores": True,
+    "output_hidden_states": True,
+    "renormalize_logits": True,
+    "token_healing": True,
+}
 
 
 def lively(seed: int = 3):
@@ -136,7 +167,10 @@ def lively(seed: int = 3):
 
 
 def noisy(n: int) -> list[Image.Image]:
-    return [Image.fromarray(np.random.default_rng(k).integers(0, 255, (32, 32, 3), dtype=np.uint8)) for k in range(n)]
+    return [
+        Image.fromarray(np.random.default_rng(k).integers(0, 255, (32, 32, 3), dtype=np.uint8))
+        for k in range(n)
+    ]
 
 
 def by_argmax(vlm, picture, text, n):
@@ -162,7 +196,8 @@ def test_answers_are_greedy_whatever_the_folder_says(setting):
     setattr(vlm.model.generation_config, setting, SETTINGS[setting])
     assert vlm.generate(images, TEXTS[:3], 6) == expected
     assert vlm.generate_ids(vlm.batch(images, TEXTS[:3]), 6).shape[0] == 3
-    assert getattr(vlm.model.generation_config, setting) == SETTINGS[setting]  # it stays the model's own
+    # it stays the model's own
+    assert getattr(vlm.model.generation_config, setting) == SETTINGS[setting]
 
 
 def test_what_a_call_asks_for_is_done():
@@ -170,7 +205,9 @@ def test_what_a_call_asks_for_is_done():
     batch = vlm.batch(noisy(2), TEXTS[:2])
     vlm.model.generation_config.num_beams = 3
     assert vlm.generate_ids(batch, 4, num_beams=2, num_return_sequences=2).shape[0] == 4
-    assert torch.equal(vlm.generate_ids(batch, 4, return_dict_in_generate=True), vlm.generate_ids(batch, 4))
+    assert torch.equal(
+        vlm.generate_ids(batch, 4, return_dict_in_generate=True), vlm.generate_ids(batch, 4)
+    )
 
 
 def test_the_models_settings_are_back_even_after_an_error():
@@ -184,7 +221,10 @@ def test_the_models_settings_are_back_even_after_an_error():
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-@pytest.mark.parametrize("part", ["one weight of the head", "the head", "a query", "the tower", "an embedding that is said"])
+@pytest.mark.parametrize(
+    "part",
+    ["one weight of the head", "the head", "a query", "the tower", "an embedding that is said"],
+)
 def test_logits_that_are_no_numbers_are_told(part, value):
     vlm, image = lively(), noisy(1)
     first = vlm.generate_ids(vlm.batch(image, TEXTS[:1]), 1)[0, 0]
@@ -196,7 +236,9 @@ def test_logits_that_are_no_numbers_are_told(part, value):
         "an embedding that is said": (vlm.model.get_input_embeddings().weight, first),
     }[part]
     weight.data[at] = value
-    with pytest.raises(ActivationsError, match="logits of the next token are NaN or infinite.*check its weights"):
+    with pytest.raises(
+        ActivationsError, match="logits of the next token are NaN or infinite.*check its weights"
+    ):
         vlm.generate(image, TEXTS[:1], 4)
     with pytest.raises(ActivationsError):
         vlm.generate(image * 2, [TEXTS[0]] * 2, 4)  # the picture runs once

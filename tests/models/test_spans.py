@@ -1,4 +1,6 @@
-"""What stands where: words in generated ids, whatever pieces a tokenizer cuts them into, and the kinds of positions of a prompt."""
+"""What stands where: words in generated ids, whatever pieces a tokenizer cuts them into, and the
+kinds of positions of a prompt.
+"""
 
 import itertools
 
@@ -75,7 +77,13 @@ def test_nothing_is_found_in_no_ids(pieces):
     assert find_words(pieces, [], ["dog"]) is None
 
 
-@given(st.lists(st.sampled_from(["a", "dog", "cattle", "1", "31", "hot", "zebra", "reding"]), min_size=1, max_size=8))
+@given(
+    st.lists(
+        st.sampled_from(["a", "dog", "cattle", "1", "31", "hot", "zebra", "reding"]),
+        min_size=1,
+        max_size=8,
+    )
+)
 def test_any_word_is_found_at_its_own_tokens(words):
     tokenizer = pieces_tokenizer()
     ids = ids_of(tokenizer, " ".join(words))
@@ -93,7 +101,11 @@ def test_any_word_is_found_at_its_own_tokens(words):
 @given(st.data())
 def test_a_slice_of_characters_is_the_tokens_that_hold_them(data):
     tokenizer = pieces_tokenizer()
-    text = " ".join(data.draw(st.lists(st.sampled_from(["dog", "cattle", "1", "red", "xyz"]), min_size=1, max_size=6)))
+    text = " ".join(
+        data.draw(
+            st.lists(st.sampled_from(["dog", "cattle", "1", "red", "xyz"]), min_size=1, max_size=6)
+        )
+    )
     ids = ids_of(tokenizer, text)
     start = data.draw(st.integers(0, len(text) - 1))
     end = data.draw(st.integers(start + 1, len(text)))
@@ -107,16 +119,27 @@ def test_a_slice_of_characters_is_the_tokens_that_hold_them(data):
 
 
 def bytes_tokenizer(merges: tuple[tuple[str, str], ...] = ()) -> PreTrainedTokenizerFast:
-    """Bytes as in GPT-2 and Qwen: a character outside of ASCII is several tokens, but for those that a merge joins."""
+    """Bytes as in GPT-2 and Qwen.
+
+    A character outside of ASCII is several tokens, but for those that a merge joins.
+    """
     signs = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {sign: k for k, sign in enumerate([*signs, *("".join(pair) for pair in merges)])}
     raw = Tokenizer(models.BPE(vocabulary, list(merges)))
-    raw.pre_tokenizer, raw.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    raw.pre_tokenizer, raw.decoder = (
+        pre_tokenizers.ByteLevel(add_prefix_space=False),
+        decoders.ByteLevel(),
+    )
     return PreTrainedTokenizerFast(tokenizer_object=raw)
 
 
-MERGES = (("ð", "Ł"), ("Ġ", "a"), ("é", "Ľ"), ("Ł", "Ĳ"))  # of the first two bytes of emoji and of 雪; of a blank and a letter
-BYTEWISE = {"bytes": bytes_tokenizer(), "merged bytes": bytes_tokenizer(MERGES), "fallback": fallback_tokenizer()}
+# of the first two bytes of emoji and of 雪; of a blank and a letter
+MERGES = (("ð", "Ł"), ("Ġ", "a"), ("é", "Ľ"), ("Ł", "Ĳ"))
+BYTEWISE = {
+    "bytes": bytes_tokenizer(),
+    "merged bytes": bytes_tokenizer(MERGES),
+    "fallback": fallback_tokenizer(),
+}
 
 
 def holding(tokenizer, ids, start, end):
@@ -126,18 +149,32 @@ def holding(tokenizer, ids, start, end):
     sizes = []
     for token in tokenizer.convert_ids_to_tokens(ids):
         one_byte = token.startswith("<0x") and len(token) == 6
-        sizes.append(1 if one_byte else len(token.replace("▁", " ").encode()) if "▁" in tokenizer.get_vocab() else len(token))
+        sizes.append(
+            1
+            if one_byte
+            else len(token.replace("▁", " ").encode())
+            if "▁" in tokenizer.get_vocab()
+            else len(token)
+        )
     if "▁" in tokenizer.get_vocab():
         sizes[0] = 0  # the blank that is put before every text is taken away again
     ends = list(itertools.accumulate(sizes))
-    return [k for k, (size, at) in enumerate(zip(sizes, ends, strict=True)) if size and at > first and at - size < last]
+    return [
+        k
+        for k, (size, at) in enumerate(zip(sizes, ends, strict=True))
+        if size and at > first and at - size < last
+    ]
 
 
 @pytest.mark.parametrize("kind", BYTEWISE)
 @given(st.data())
 def test_a_token_holds_a_character_if_it_has_one_of_its_bytes(kind, data):
     tokenizer = BYTEWISE[kind]
-    text = data.draw(st.text(st.sampled_from("ab é雪🐈👩\u200d ñ"), min_size=1, max_size=8).filter(lambda text: text == text.strip()))
+    text = data.draw(
+        st.text(st.sampled_from("ab é雪🐈👩\u200d ñ"), min_size=1, max_size=8).filter(
+            lambda text: text == text.strip()
+        )
+    )
     ids = ids_of(tokenizer, text)
     assert decode(tokenizer, ids) == text
     start = data.draw(st.integers(0, len(text) - 1))
@@ -147,23 +184,43 @@ def test_a_token_holds_a_character_if_it_has_one_of_its_bytes(kind, data):
 
 
 @pytest.mark.parametrize("kind", BYTEWISE)
-@pytest.mark.parametrize("answer", ["a cat 🐈", "雪", "a café", "🐈 and 雪", "👩\u200d👩\u200d👧 x", "naïve", "🐈🐈"])
+@pytest.mark.parametrize(
+    "answer", ["a cat 🐈", "雪", "a café", "🐈 and 雪", "👩\u200d👩\u200d👧 x", "naïve", "🐈🐈"]
+)
 def test_all_tokens_of_an_answer_are_labelled(kind, answer):
     tokenizer = BYTEWISE[kind]
     for after in ("", " end"):
         ids = tokenizer(f"What is it? bot: {answer}{after}", return_tensors="pt").input_ids
-        spans = label({"input_ids": ids, "attention_mask": torch.ones_like(ids)}, {}, tokenizer, ["What is it?"], [answer])
+        spans = label(
+            {"input_ids": ids, "attention_mask": torch.ones_like(ids)},
+            {},
+            tokenizer,
+            ["What is it?"],
+            [answer],
+        )
         at = spans[0] == SPANS.index("answer")
         assert decode(tokenizer, ids[0][at].tolist()).strip() == answer
         whole = decode(tokenizer, ids[0].tolist())
         start = whole.rindex(answer)
-        assert at.nonzero().flatten().tolist() == holding(tokenizer, ids[0].tolist(), start, start + len(answer))
-        assert decode(tokenizer, ids[0][spans[0] == SPANS.index("question")].tolist()).strip() == "What is it?"
+        assert at.nonzero().flatten().tolist() == holding(
+            tokenizer, ids[0].tolist(), start, start + len(answer)
+        )
+        assert (
+            decode(tokenizer, ids[0][spans[0] == SPANS.index("question")].tolist()).strip()
+            == "What is it?"
+        )
 
 
 @pytest.mark.parametrize("kind", BYTEWISE)
 @pytest.mark.parametrize(
-    ("text", "word"), [("a dog 🐕", "🐕"), ("🐕", "🐕"), ("the café is", "café"), ("雪 und 雨", "雨"), ("un niño", "niño")]
+    ("text", "word"),
+    [
+        ("a dog 🐕", "🐕"),
+        ("🐕", "🐕"),
+        ("the café is", "café"),
+        ("雪 und 雨", "雨"),
+        ("un niño", "niño"),
+    ],
 )
 def test_words_of_such_characters_are_found_with_all_their_tokens(kind, text, word):
     tokenizer = BYTEWISE[kind]
@@ -179,7 +236,9 @@ def test_an_answer_that_was_cut_off_in_a_character_is_labelled_whole():
     said = decode(tokenizer, ids)[len("bot: ") :]
     assert said == "a \ufffd"
     made = torch.tensor([ids])
-    spans = label({"input_ids": made, "attention_mask": torch.ones_like(made)}, {}, tokenizer, [""], [said])
+    spans = label(
+        {"input_ids": made, "attention_mask": torch.ones_like(made)}, {}, tokenizer, [""], [said]
+    )
     assert (spans[0] == SPANS.index("answer")).tolist() == [False] * 5 + [True] * 4
 
 
@@ -187,14 +246,18 @@ def test_a_long_text_is_decoded_a_few_times_only(monkeypatch):
     tokenizer, calls = BYTEWISE["bytes"], []
     ids = ids_of(tokenizer, "ab 雪 " * 200)
     plain = tokenizer.decode
-    monkeypatch.setattr(tokenizer, "decode", lambda *args, **named: calls.append(1) or plain(*args, **named))
+    monkeypatch.setattr(
+        tokenizer, "decode", lambda *args, **named: calls.append(1) or plain(*args, **named)
+    )
     token_slice(tokenizer, ids, 500, 510)
     assert len(calls) < 100
 
 
 def test_an_accent_that_the_tokenizer_takes_away_is_found_as_the_text_has_it(pieces):
     plain = pieces_tokenizer()
-    plain.backend_tokenizer.normalizer = normalizers.Sequence([normalizers.NFD(), normalizers.StripAccents()])
+    plain.backend_tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.NFD(), normalizers.StripAccents()]
+    )
     assert find_words(plain, ids_of(plain, "a café"), ["cafe"])[1] == "cafe"
 
 
@@ -209,11 +272,30 @@ def named(spans):
 
 
 def test_labels_of_a_prompt_with_an_answer():
-    tokenizer, inputs = prompt("user <image> <image> Is there a key ? assistant yes", "user <image> What colour ? assistant red")
+    tokenizer, inputs = prompt(
+        "user <image> <image> Is there a key ? assistant yes",
+        "user <image> What colour ? assistant red",
+    )
     placeholders = {"image": tokenizer.convert_tokens_to_ids("<image>")}
-    spans = label(inputs, placeholders, tokenizer, ["Is there a key ?", "What colour ?"], ["yes", "red"])
-    assert named(spans[0]) == ["template", "image", "image", *["question"] * 5, "template", "answer"]
-    assert named(spans[1]) == [*["padding"] * 3, "template", "image", *["question"] * 3, "template", "answer"]
+    spans = label(
+        inputs, placeholders, tokenizer, ["Is there a key ?", "What colour ?"], ["yes", "red"]
+    )
+    assert named(spans[0]) == [
+        "template",
+        "image",
+        "image",
+        *["question"] * 5,
+        "template",
+        "answer",
+    ]
+    assert named(spans[1]) == [
+        *["padding"] * 3,
+        "template",
+        "image",
+        *["question"] * 3,
+        "template",
+        "answer",
+    ]
 
 
 def test_without_questions_every_word_counts_as_question():
@@ -242,12 +324,17 @@ def test_a_mask_is_where_any_of_the_kinds_is():
 
 def test_a_kind_that_a_sample_lacks_is_refused_with_what_there_is():
     batch = batch_of(["image", "question"], ["question", "question"])
-    with pytest.raises(SpanError, match=r"1 of 2 samples have none \(in this batch: 1\); there are: image, question"):
+    with pytest.raises(
+        SpanError,
+        match=r"1 of 2 samples have none \(in this batch: 1\); there are: image, question",
+    ):
         batch.mask("image")
     with pytest.raises(SpanError, match="unknown kind"):
         batch.mask("picture")
 
 
 def test_predicting_positions_start_at_the_last_of_the_prompt():
-    batch = batch_of(["template", "question", "answer", "answer"], ["padding", "question", "template", "answer"])
+    batch = batch_of(
+        ["template", "question", "answer", "answer"], ["padding", "question", "template", "answer"]
+    )
     assert batch.predicting.tolist() == [[False, True, True, True], [False, False, True, True]]

@@ -1,4 +1,7 @@
-"""What a model allows, place by place: parallel and post-norm blocks, experts alone and beside an MLP; hooks that a model would ignore."""
+"""What a model allows, place by place.
+
+Parallel and post-norm blocks, experts alone and beside an MLP; hooks that a model would ignore.
+"""
 
 import pytest
 import torch
@@ -9,7 +12,15 @@ from tests.contract.reference import SUPPRESS, case, traces
 from tests.support.blocks import HALF, KINDS
 from tests.zoo import MODELS, build, padded
 from xlvlms_tutorial.activations.hooks import read
-from xlvlms_tutorial.errors import AnatomyError, FoldError, InputsError, InterventionError, LoadError, SelectionError, XlvlmsError
+from xlvlms_tutorial.errors import (
+    AnatomyError,
+    FoldError,
+    InputsError,
+    InterventionError,
+    LoadError,
+    SelectionError,
+    XlvlmsError,
+)
 from xlvlms_tutorial.interventions.edits import add, fold, mask_weights, replace
 from xlvlms_tutorial.interventions.skipping import parallel, parallel_pairs, skip
 from xlvlms_tutorial.interventions.token_skipping import skip_mlp_tokens
@@ -50,16 +61,22 @@ def forward(vlm, batch, context):
         return vlm.forward(batch).logits
 
 
-@pytest.mark.parametrize("name", [name for name in MODELS if not anatomy.cross_attention_layers(build(name)[0])])
+@pytest.mark.parametrize(
+    "name", [name for name in MODELS if not anatomy.cross_attention_layers(build(name)[0])]
+)
 def test_tested_architectures_of_dense_blocks_allow_everything(name):
     vlm = VLM(build(name)[0], None, name)
     lacking = {pair for pair in EVERYTHING - {("fold", "mlp")} if not vlm.supports(*pair)}
     moe = any("expert" in part for part, _ in vlm.model.named_modules())
-    assert lacking == set() or moe or getattr(vlm.model.config.get_text_config(), "layer_types", None)
+    assert (
+        lacking == set() or moe or getattr(vlm.model.config.get_text_config(), "layer_types", None)
+    )
 
 
 class WithExperts(nn.Module):
-    """A block to which experts are added beside its MLP, under a name and in a form of their own."""
+    """A block to which experts are added beside its MLP, under a
+    name and in a form of their own.
+    """
 
     def __init__(self, block: nn.Module, name: str, form: str) -> None:
         super().__init__()
@@ -69,7 +86,9 @@ class WithExperts(nn.Module):
         if form == "parameter":
             self.register_parameter(name, nn.Parameter(torch.randn(2, 32, 32)))
         else:
-            self.add_module(name, nn.ModuleList([nn.Linear(32, 32)]) if form == "list" else nn.Linear(32, 32))
+            self.add_module(
+                name, nn.ModuleList([nn.Linear(32, 32)]) if form == "list" else nn.Linear(32, 32)
+            )
 
     def forward(self, hidden_states, **kwargs):
         more = getattr(self, self.name)
@@ -82,17 +101,30 @@ class WithExperts(nn.Module):
 
 
 @pytest.mark.parametrize("form", ["linear", "list", "parameter"])
-@pytest.mark.parametrize("name", ["moe", "block_sparse_moe", "shared_expert", "expert_bank", "ffn2", "feedforward_moe"])
+@pytest.mark.parametrize(
+    "name", ["moe", "block_sparse_moe", "shared_expert", "expert_bank", "ffn2", "feedforward_moe"]
+)
 def test_no_half_of_an_mlp_is_skipped_or_read(name, form):
     at = case("llava")
     at.vlm.blocks[1] = WithExperts(at.vlm.blocks[1], name, form)
     vlm = VLM(at.vlm.model, None, "llava")
     assert not any(vlm.supports(*pair) or vlm.supports(*pair, layer=2) for pair in HALF)
-    assert all(vlm.supports(*pair, layer=1) for pair in HALF) and all(vlm.supports(*pair) for pair in EVERYTHING - HALF)
-    ways = [lambda: skip(vlm, 2, "mlp"), lambda: skip(vlm, [1, 2], "mlp"), lambda: skip_mlp_tokens(vlm, 2), lambda: parallel(vlm, 2)]
+    assert all(vlm.supports(*pair, layer=1) for pair in HALF)
+    assert all(vlm.supports(*pair) for pair in EVERYTHING - HALF)
+    ways = [
+        lambda: skip(vlm, 2, "mlp"),
+        lambda: skip(vlm, [1, 2], "mlp"),
+        lambda: skip_mlp_tokens(vlm, 2),
+        lambda: parallel(vlm, 2),
+    ]
     for enter in ways:
         with (
-            pytest.raises(InterventionError, match=f"has {name} beside its mlp, which would go on working; choose the whole block"),
+            pytest.raises(
+                InterventionError,
+                match=(
+                    f"has {name} beside its mlp, which would go on working; choose the whole block"
+                ),
+            ),
             enter(),
         ):
             pytest.fail("entered")
@@ -111,8 +143,14 @@ def test_no_half_of_an_attention_is_skipped_or_read(name):
     at = case("llava")
     at.vlm.blocks[1] = WithExperts(at.vlm.blocks[1], name, "linear")
     vlm = VLM(at.vlm.model, None, "llava")
-    assert {pair for pair in EVERYTHING if not vlm.supports(*pair)} == {("read", "attention"), ("skip", "attention")}
-    with pytest.raises(InterventionError, match=f"has {name} beside its attention"), skip(vlm, 2, "attention"):
+    assert {pair for pair in EVERYTHING if not vlm.supports(*pair)} == {
+        ("read", "attention"),
+        ("skip", "attention"),
+    }
+    with (
+        pytest.raises(InterventionError, match=f"has {name} beside its attention"),
+        skip(vlm, 2, "attention"),
+    ):
         pytest.fail("entered")
 
 
@@ -121,7 +159,10 @@ def test_what_nobody_knows_counts_as_both(name):
     at = case("llava")
     at.vlm.blocks[1] = WithExperts(at.vlm.blocks[1], name, "linear")
     vlm = VLM(at.vlm.model, None, "llava")
-    assert {pair for pair in EVERYTHING if not vlm.supports(*pair)} == HALF | {("read", "attention"), ("skip", "attention")}
+    assert {pair for pair in EVERYTHING if not vlm.supports(*pair)} == HALF | {
+        ("read", "attention"),
+        ("skip", "attention"),
+    }
 
 
 @pytest.mark.parametrize("name", ["per_layer_input_gate", "per_layer_projection"])
@@ -135,15 +176,23 @@ def test_what_a_self_check_refused_is_refused():
     vlm = made("plain")
     vlm.refused["skip", "attention"] = "largest difference 0.3"
     assert not vlm.supports("skip", "attention") and vlm.supports("skip", "mlp")
-    said = r"skip attention, which fails this model's self-check \(largest difference 0.3\); choose another place; see vlm.checks"
+    said = (
+        r"skip attention, which fails this model's self-check \(largest difference 0.3\); choose "
+        r"another place; see vlm.checks"
+    )
     with pytest.raises(InterventionError, match=said), skip(vlm, 1, "attention"):
         pytest.fail("entered")
 
 
-@pytest.mark.parametrize(("what", "place", "said"), [
-    ("skip", "norm", "allowed: block, mlp, attention"), ("read", "first", "allowed: attention_input, attention, middle"),
-    ("write", "mlp", "allowed: read, skip, parallel, fold"), ("fold", "block", "allowed: mlp"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("what", "place", "said"),
+    [
+        ("skip", "norm", "allowed: block, mlp, attention"),
+        ("read", "first", "allowed: attention_input, attention, middle"),
+        ("write", "mlp", "allowed: read, skip, parallel, fold"),
+        ("fold", "block", "allowed: mlp"),
+    ],
+)
 def test_questions_that_have_no_answer(what, place, said):
     with pytest.raises(SelectionError, match=f"unknown support '{what}', '{place}'; {said}"):
         made("plain").supports(what, place)
@@ -153,9 +202,16 @@ def test_questions_that_have_no_answer(what, place, said):
 
 
 def compiled(kind: str, model: nn.Module) -> nn.Module:
-    """A model compiled in one of the ways that there are; the backend "eager" compiles nothing and has all the guards."""
-    inside = {"whole": model, "decoder": anatomy.decoder(model), "block": anatomy.decoder_blocks(model)[1],
-              "tower": anatomy.tower(model)}  # fmt: skip
+    """A model compiled in one of the ways that there are.
+
+    The backend "eager" compiles nothing and has all the guards.
+    """
+    inside = {
+        "whole": model,
+        "decoder": anatomy.decoder(model),
+        "block": anatomy.decoder_blocks(model)[1],
+        "tower": anatomy.tower(model),
+    }
     way, _, part = kind.partition(" of ")
     module = inside[part]
     if way == "compile()":
@@ -165,19 +221,31 @@ def compiled(kind: str, model: nn.Module) -> nn.Module:
     elif part == "whole":
         return torch.compile(model, backend="eager")
     else:
-        owner, _, name = next(path for path, held in model.named_modules() if held is module).rpartition(".")
+        owner, _, name = next(
+            path for path, held in model.named_modules() if held is module
+        ).rpartition(".")
         setattr(model.get_submodule(owner), name, torch.compile(module, backend="eager"))
     return model
 
 
-WAYS = [f"{way} of {part}" for way in ("compile()", "forward", "torch.compile") for part in ("whole", "decoder", "block", "tower")]
+WAYS = [
+    f"{way} of {part}"
+    for way in ("compile()", "forward", "torch.compile")
+    for part in ("whole", "decoder", "block", "tower")
+]
 
 
 @pytest.mark.parametrize("way", WAYS)
 def test_a_compiled_model_is_refused_and_not_silently_ignored(way):
     model = compiled(way, build("llava")[0])
     for wrap in (lambda: VLM(model, None, "llava"), lambda: VLM.from_model(model, name="llava")):
-        with pytest.raises(LoadError, match="is compiled, and would ignore what is changed or read from now on; give the model as it was"):
+        with pytest.raises(
+            LoadError,
+            match=(
+                "is compiled, and would ignore what is changed or read from now "
+                "on; give the model as it was"
+            ),
+        ):
             wrap()
 
 
@@ -191,8 +259,15 @@ def test_a_model_that_is_compiled_later_is_refused_where_hooks_would_be_ignored(
     vector = torch.ones(at.vlm.width)
     name = "model.language_model.layers.0.mlp.up_proj"
     masks = {name: torch.ones(64, 32, dtype=torch.bool)}
-    for enter in (lambda: add(at.vlm, vector, 1), lambda: replace(at.vlm, vector, 1), lambda: skip(at.vlm, 1), lambda: parallel(at.vlm, 1),
-                  lambda: parallel_pairs(at.vlm, 1), lambda: fold(at.vlm, vector, 1), lambda: mask_weights(at.vlm, masks)):  # fmt: skip
+    for enter in (
+        lambda: add(at.vlm, vector, 1),
+        lambda: replace(at.vlm, vector, 1),
+        lambda: skip(at.vlm, 1),
+        lambda: parallel(at.vlm, 1),
+        lambda: parallel_pairs(at.vlm, 1),
+        lambda: fold(at.vlm, vector, 1),
+        lambda: mask_weights(at.vlm, masks),
+    ):
         with pytest.raises(LoadError, match="is compiled"), enter():
             pytest.fail("entered")
     with pytest.raises(LoadError, match="is compiled"):
@@ -216,7 +291,13 @@ def test_rows_that_end_with_padding_are_refused(rows):
     ids, mask = torch.arange(20, 36).reshape(2, 8), torch.ones(2, 8, dtype=torch.long)
     for row in rows:
         mask[row, 6:] = 0
-    with pytest.raises(InputsError, match=f"row {rows[0]} ends with padding, .*make them with padding_side='left', or by vlm.batch"):
+    with pytest.raises(
+        InputsError,
+        match=(
+            f"row {rows[0]} ends with padding, .*make them with "
+            "padding_side='left', or by vlm.batch"
+        ),
+    ):
         vlm.prepare({"input_ids": ids, "attention_mask": mask})
     left = vlm.prepare({"input_ids": ids.flip(1), "attention_mask": mask.flip(1)})
     assert vlm.generate_ids(left, 2, suppress_tokens=SUPPRESS).shape == (2, 2)
@@ -244,5 +325,8 @@ def test_models_that_cannot_do_without_a_picture_say_so(name):
     vlm = VLM(model, None, name)
     text = vlm.prepare({key: inputs[key][:, -3:] for key in ("input_ids", "attention_mask")})
     for run in (lambda: vlm.forward(text), lambda: vlm.generate_ids(text, 2)):
-        with pytest.raises(InputsError, match="inputs without pixel_values.*, without which .* cannot run; give a picture"):
+        with pytest.raises(
+            InputsError,
+            match="inputs without pixel_values.*, without which .* cannot run; give a picture",
+        ):
             run()

@@ -1,4 +1,7 @@
-"""A model with its processor: prompts, batches, spans, forward, generation, unembedding; on tiny models."""
+"""A model with its processor: prompts, batches, spans, forward, generation, unembedding.
+
+On tiny models.
+"""
 
 import numpy as np
 import pytest
@@ -13,7 +16,15 @@ from tests.zoo.inputs import IMAGE, VOCABULARY
 from tests.zoo.models import TEXT, clip, siglip
 from tests.zoo.processors import save
 from xlvlms_tutorial.data import load_samples
-from xlvlms_tutorial.errors import DeviceMemoryError, ImageError, InputsError, ModalityError, PromptError, SelectionError, SpanError
+from xlvlms_tutorial.errors import (
+    DeviceMemoryError,
+    ImageError,
+    InputsError,
+    ModalityError,
+    PromptError,
+    SelectionError,
+    SpanError,
+)
 from xlvlms_tutorial.models import anatomy
 from xlvlms_tutorial.models.loading import load
 from xlvlms_tutorial.models.spans import SPANS, Batch, label
@@ -40,7 +51,9 @@ def names(batch: Batch, row: int = 0) -> list[str]:
 def last_states(vlm: VLM, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
     """What leaves the last block, and the logits."""
     kept = []
-    hook = vlm.blocks[-1].register_forward_hook(lambda _, args, output: kept.append(anatomy.states_of(output)))
+    hook = vlm.blocks[-1].register_forward_hook(
+        lambda _, args, output: kept.append(anatomy.states_of(output))
+    )
     try:
         logits = vlm.forward(batch).logits
     finally:
@@ -56,7 +69,9 @@ def test_generation_does_not_depend_on_the_batch(vlm):
     alone = [vlm.generate([PICTURE], [text], 6)[0] for text in texts]
     assert vlm.generate([PICTURE] * 3, texts, 6, batch_size=3) == alone
     assert vlm.generate([PICTURE] * 3, texts, 6, batch_size=2) == alone
-    assert vlm.generate(None, texts, 6, batch_size=2) == [vlm.generate(None, [text], 6)[0] for text in texts]
+    assert vlm.generate(None, texts, 6, batch_size=2) == [
+        vlm.generate(None, [text], 6)[0] for text in texts
+    ]
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -64,13 +79,25 @@ def test_new_ids_are_what_transformers_generates_after_the_prompt(name):
     vlm, inputs = zoo(name)
     batch = vlm.prepare(padded(name, inputs))
     found = vlm.generate_ids(batch, 3, suppress_tokens=SUPPRESS)
-    whole = vlm.model.generate(**padded(name, inputs), max_new_tokens=3, do_sample=False, suppress_tokens=SUPPRESS, pad_token_id=0)
+    whole = vlm.model.generate(
+        **padded(name, inputs),
+        max_new_tokens=3,
+        do_sample=False,
+        suppress_tokens=SUPPRESS,
+        pad_token_id=0,
+    )
     assert found.shape == (2, 3) and torch.equal(found, whole[:, -3:])
 
 
 def test_several_sequences_a_prompt_are_cut_after_their_prompt():
     vlm, inputs = zoo("llava")
-    found = vlm.generate_ids(vlm.prepare(padded("llava", inputs)), 3, num_beams=2, num_return_sequences=2, suppress_tokens=SUPPRESS)
+    found = vlm.generate_ids(
+        vlm.prepare(padded("llava", inputs)),
+        3,
+        num_beams=2,
+        num_return_sequences=2,
+        suppress_tokens=SUPPRESS,
+    )
     assert found.shape == (4, 3) and not torch.isin(found, torch.tensor(SUPPRESS)).any()
 
 
@@ -118,7 +145,10 @@ def test_inputs_made_elsewhere_are_labelled_by_their_placeholders(name):
     batch = vlm.prepare(made)
     expected = []
     for ids, seen in zip(made["input_ids"].tolist(), made["attention_mask"].tolist(), strict=True):
-        kinds = [next((kind for kind, token in vlm.placeholders.items() if token == i), "question") for i in ids]
+        kinds = [
+            next((kind for kind, token in vlm.placeholders.items() if token == i), "question")
+            for i in ids
+        ]
         expected.append([kind if one else "padding" for kind, one in zip(kinds, seen, strict=True)])
     assert [names(batch, row) for row in (0, 1)] == expected
     assert ("image" in expected[0]) == (name in ("llava", "qwen2_vl"))
@@ -138,19 +168,36 @@ def test_inputs_made_elsewhere_may_bring_their_spans_and_take_the_models_format(
 
 def test_masks_are_the_positions_of_any_of_some_kinds(vlm):
     batch = vlm.batch([PICTURE] * 2, [QUESTION, "Is there a key ?"], ["red", "yes"])
-    for asked in (("image",), ("question", "answer"), ("padding", "template", "image", "question", "answer")):
-        assert batch.mask(*asked).tolist() == [[name in asked for name in names(batch, row)] for row in (0, 1)]
+    for asked in (
+        ("image",),
+        ("question", "answer"),
+        ("padding", "template", "image", "question", "answer"),
+    ):
+        assert batch.mask(*asked).tolist() == [
+            [name in asked for name in names(batch, row)] for row in (0, 1)
+        ]
 
 
 def test_a_mask_of_an_unknown_kind_lists_the_known(vlm):
     batch = vlm.batch([PICTURE], [QUESTION])
-    with pytest.raises(SpanError, match="no positions of kind 'picture': unknown kind; there are: template, image, video, audio"):
+    with pytest.raises(
+        SpanError,
+        match=(
+            "no positions of kind 'picture': unknown kind; there are: template, image, video, audio"
+        ),
+    ):
         batch.mask("question", "picture")
 
 
 def test_a_mask_that_some_samples_do_not_have_says_which(vlm):
     batch = vlm.batch([PICTURE] * 2, [QUESTION, "Is there a key ?"])
-    with pytest.raises(SpanError, match=r"'padding': 1 of 2 samples have none \(in this batch: 0\); there are: template, image, question"):
+    with pytest.raises(
+        SpanError,
+        match=(
+            r"'padding': 1 of 2 samples have none \(in this batch: 0\); there "
+            r"are: template, image, question"
+        ),
+    ):
         batch.mask("padding")
     with pytest.raises(SpanError, match="'answer or video': 2 of 2 samples"):
         batch.mask("answer", "video")
@@ -176,14 +223,23 @@ def test_states_that_predict_are_those_before_each_token_of_the_answer_and_the_l
     assert prompt.predicting.nonzero().tolist() == [[0, prompt.spans.shape[1] - 1]]
 
 
-@pytest.mark.parametrize(("name", "answer"), [("paligemma", "red"), ("gemma3", "red"), ("qwen2_vl", "red"), ("blip2", "red")])
+@pytest.mark.parametrize(
+    ("name", "answer"),
+    [("paligemma", "red"), ("gemma3", "red"), ("qwen2_vl", "red"), ("blip2", "red")],
+)
 def test_answers_are_found_after_the_question_in_other_chats(name, answer, tmp_path):
     vlm = load(save(name, tmp_path), device="cpu")
-    batch = vlm.batch([PICTURE] * 2, ["What colour is the key ?", "Is there a woman ?"], [answer, "yes"])
+    batch = vlm.batch(
+        [PICTURE] * 2, ["What colour is the key ?", "Is there a woman ?"], [answer, "yes"]
+    )
     for row, told in enumerate((answer, "yes")):
         kinds = names(batch, row)
         ids = batch["input_ids"][row].tolist()
-        assert [vlm.tokenizer.decode([i]) for i, kind in zip(ids, kinds, strict=True) if kind == "answer"] == [told]
+        assert [
+            vlm.tokenizer.decode([i])
+            for i, kind in zip(ids, kinds, strict=True)
+            if kind == "answer"
+        ] == [told]
         assert kinds.index("answer") > max(k for k, kind in enumerate(kinds) if kind == "question")
         assert kinds.count("image") >= 4 and kinds.count("question") == 6 - row
     assert vlm.forward(batch).logits.isfinite().all()
@@ -201,15 +257,24 @@ def reader():
     return tiny_reader()
 
 
-@pytest.mark.parametrize(("dataset", "kind", "n"), [("scenes", "image", 4), ("clips", "video", 16), ("sounds", "audio", 4)])
-def test_clips_and_sounds_in_the_place_of_a_picture_are_named_after_what_was_given(reader, dataset, kind, n):
+@pytest.mark.parametrize(
+    ("dataset", "kind", "n"),
+    [("scenes", "image", 4), ("clips", "video", 16), ("sounds", "audio", 4)],
+)
+def test_clips_and_sounds_in_the_place_of_a_picture_are_named_after_what_was_given(
+    reader, dataset, kind, n
+):
     texts = [QUESTION, "Is there a key ?"]
     samples = load_samples(dataset, n=2)
     batch = reader.batch_of(samples, texts, ["red", "yes"])
     for row in (0, 1):
         kinds = names(batch, row)
         assert kinds.count(kind) == n and {"image", "video", "audio"} & set(kinds) == {kind}
-        assert (kinds.count("question"), kinds.count("answer"), kinds.count("padding")) == (6 - row, 1, row)
+        assert (kinds.count("question"), kinds.count("answer"), kinds.count("padding")) == (
+            6 - row,
+            1,
+            row,
+        )
     at = batch.mask(kind)
     assert (batch["input_ids"][at] == reader.placeholders["image"]).all() and at.sum() == 2 * n
     assert reader.forward(batch).logits.isfinite().all()
@@ -223,11 +288,20 @@ WRITTEN = {np.int16: 2**15, np.int32: 2**31, np.uint8: 2**7}
 def test_sounds_as_a_file_has_them_are_those_in_floats(reader, tmp_path, dtype):
     scale = WRITTEN[dtype]
     held = [(wave * (scale - 1) + 128 * (dtype == np.uint8)).astype(dtype) for wave in WAVES]
-    floats = [((wave.astype(float) - 128 * (dtype == np.uint8)) / scale).astype(np.float32) for wave in held]
+    floats = [
+        ((wave.astype(float) - 128 * (dtype == np.uint8)) / scale).astype(np.float32)
+        for wave in held
+    ]
     for vlm, cut in ((reader, 32_000), (load(save("qwen2_audio", tmp_path), device="cpu"), 16_000)):
-        one, other = (vlm.batch(None, [QUESTION] * 2, audio=[wave[:cut] for wave in waves]) for waves in (held, floats))
-        assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
-        with pytest.raises(PromptError, match="a sound of float64 from .*; give floats from -1 to 1"):
+        one, other = (
+            vlm.batch(None, [QUESTION] * 2, audio=[wave[:cut] for wave in waves])
+            for waves in (held, floats)
+        )
+        assert one.keys() == other.keys()
+        assert all(torch.equal(one[name], other[name]) for name in one)
+        with pytest.raises(
+            PromptError, match="a sound of float64 from .*; give floats from -1 to 1"
+        ):
             vlm.batch(None, [QUESTION], audio=[32767 * WAVES[0][:cut]])
         with pytest.raises(PromptError, match="a sound of int64"):
             vlm.generate(None, [QUESTION], 2, audio=[(32767 * WAVES[0][:cut]).astype(int)])
@@ -235,28 +309,47 @@ def test_sounds_as_a_file_has_them_are_those_in_floats(reader, tmp_path, dtype):
 
 @pytest.mark.parametrize("dataset", ["clips", "sounds"])
 def test_a_sample_is_batched_as_what_it_shows(reader, dataset):
-    samples, texts = load_samples(dataset, n=3), [QUESTION, "Is there a key ?", "Describe the picture ."]
-    shown = {{"clips": "videos", "sounds": "audio"}[dataset]: [sample.content for sample in samples]}
+    samples, texts = (
+        load_samples(dataset, n=3),
+        [QUESTION, "Is there a key ?", "Describe the picture ."],
+    )
+    shown = {
+        {"clips": "videos", "sounds": "audio"}[dataset]: [sample.content for sample in samples]
+    }
     one, other = reader.batch_of(samples, texts), reader.batch(None, texts, **shown)
     assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
     assert torch.equal(one.spans, other.spans)
-    alone = [reader.generate(None, [text], 4, **{k: [v[i]] for k, v in shown.items()})[0] for i, text in enumerate(texts)]
+    alone = [
+        reader.generate(None, [text], 4, **{k: [v[i]] for k, v in shown.items()})[0]
+        for i, text in enumerate(texts)
+    ]
     assert reader.generate(None, texts, 4, batch_size=2, **shown) == alone
 
 
 def test_samples_of_several_modalities_are_refused(reader):
     mixed = [load_samples(dataset, n=1)[0] for dataset in ("scenes", "sounds")]
-    with pytest.raises(SelectionError, match="samples of modality image, audio; give samples of one"):
+    with pytest.raises(
+        SelectionError, match="samples of modality image, audio; give samples of one"
+    ):
         reader.batch_of(mixed, [QUESTION] * 2)
 
 
 def test_what_a_model_does_not_read_is_refused(vlm, reader):
     clip, sound = [PICTURE] * 2, np.zeros(32_000, np.float32)
-    with pytest.raises(ModalityError, match="'tiny-llava' does not read video; it reads text and image. Next: load a model that does"):
+    with pytest.raises(
+        ModalityError,
+        match=(
+            "'tiny-llava' does not read video; it reads text and image. "
+            "Next: load a model that does"
+        ),
+    ):
         vlm.batch(None, [QUESTION], videos=[clip])
     with pytest.raises(ModalityError, match="does not read audio"):
         vlm.generate(None, [QUESTION], audio=[sound])
-    with pytest.raises(ModalityError, match="does not read image; it reads text and video, audio.*'pocket-llava' for pictures"):
+    with pytest.raises(
+        ModalityError,
+        match="does not read image; it reads text and video, audio.*'pocket-llava' for pictures",
+    ):
         tiny_reader(reads=("video", "audio")).batch([PICTURE], [QUESTION])
     with pytest.raises(PromptError, match="pictures and sounds"):
         reader.batch([PICTURE], [QUESTION], audio=[sound])
@@ -321,7 +414,9 @@ def test_a_full_device_says_what_to_lower_and_leaves_nothing_behind(monkeypatch)
 
     monkeypatch.setattr(vlm.model.model, "forward", full)
     for run in (lambda: vlm.forward(batch), lambda: vlm.generate_ids(batch, 2)):
-        with pytest.raises(DeviceMemoryError, match=r"batch_size \(now 2\).*now torch.float32.*quantise='8bit'"):
+        with pytest.raises(
+            DeviceMemoryError, match=r"batch_size \(now 2\).*now torch.float32.*quantise='8bit'"
+        ):
             run()
         assert vlm.running is None
 
@@ -337,8 +432,16 @@ def test_what_runs_inside_a_run_gives_the_outer_batch_back():
     assert vlm.running is None
 
 
-TYPE_IDS = {"qwen2_vl": "mm_token_type_ids", "qwen2_5_vl": "mm_token_type_ids", "qwen3_vl": "mm_token_type_ids"}
-TYPE_IDS |= {"molmo2": "mm_token_type_ids", "gemma3": "token_type_ids", "paligemma": "token_type_ids"}
+TYPE_IDS = {
+    "qwen2_vl": "mm_token_type_ids",
+    "qwen2_5_vl": "mm_token_type_ids",
+    "qwen3_vl": "mm_token_type_ids",
+}
+TYPE_IDS |= {
+    "molmo2": "mm_token_type_ids",
+    "gemma3": "token_type_ids",
+    "paligemma": "token_type_ids",
+}
 
 
 @pytest.mark.parametrize(("name", "lacking"), TYPE_IDS.items())
@@ -357,7 +460,9 @@ def test_without_types_qwen_would_answer_otherwise():
     types = inputs.pop("mm_token_type_ids")
     with torch.no_grad():
         silent = vlm.model(**inputs).logits
-    assert not torch.allclose(silent, vlm.forward(vlm.prepare(inputs | {"mm_token_type_ids": types})).logits, atol=1e-3)
+    assert not torch.allclose(
+        silent, vlm.forward(vlm.prepare(inputs | {"mm_token_type_ids": types})).logits, atol=1e-3
+    )
 
 
 @pytest.mark.parametrize("name", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "molmo2"])
@@ -377,26 +482,37 @@ def test_unembedding_what_leaves_the_last_block_gives_the_logits(name):
     assert states.shape[-1] == vlm.width
     torch.testing.assert_close(vlm.unembed(states), logits, atol=1e-4, rtol=1e-4)
     norm = anatomy.final_norm(vlm.model)
-    torch.testing.assert_close(vlm.unembed(norm(states[0, -1]), norm=False), logits[0, -1], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        vlm.unembed(norm(states[0, -1]), norm=False), logits[0, -1], atol=1e-4, rtol=1e-4
+    )
 
 
 GEMMA = hf.Gemma2Config(**TEXT, head_dim=8, final_logit_softcapping=0.2)
 PALIGEMMA = hf.PaliGemmaConfig(
-    text_config=GEMMA, vision_config=siglip(projection_dim=32, vision_use_head=False), projection_dim=32, hidden_size=32,
-    vocab_size=VOCABULARY, image_token_index=IMAGE,
-)  # fmt: skip
+    text_config=GEMMA,
+    vision_config=siglip(projection_dim=32, vision_use_head=False),
+    projection_dim=32,
+    hidden_size=32,
+    vocab_size=VOCABULARY,
+    image_token_index=IMAGE,
+)
 GRANITE = hf.GraniteConfig(**TEXT, logits_scaling=8.0)
 TILES = {"image_grid_pinpoints": [[28, 28]], "image_seq_length": 4}
 OTHERS = {
     "PaliGemma 2 caps its logits": ("paligemma", hf.PaliGemmaForConditionalGeneration, PALIGEMMA),
     "LLaVA caps none, whatever the language model": (
-        "llava", hf.LlavaForConditionalGeneration, hf.LlavaConfig(vision_config=clip(), text_config=GEMMA, image_token_index=IMAGE),
+        "llava",
+        hf.LlavaForConditionalGeneration,
+        hf.LlavaConfig(vision_config=clip(), text_config=GEMMA, image_token_index=IMAGE),
     ),
     "LLaVA-NeXT divides none (Granite Vision)": (
-        "llava_next", hf.LlavaNextForConditionalGeneration,
-        hf.LlavaNextConfig(vision_config=clip(), text_config=GRANITE, image_token_index=IMAGE, **TILES),
+        "llava_next",
+        hf.LlavaNextForConditionalGeneration,
+        hf.LlavaNextConfig(
+            vision_config=clip(), text_config=GRANITE, image_token_index=IMAGE, **TILES
+        ),
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", OTHERS)
@@ -415,11 +531,15 @@ def test_models_that_divide_or_multiply_their_logits():
     for config in (GRANITE, hf.CohereConfig(**TEXT, logit_scale=0.25)):
         torch.manual_seed(0)
         vlm = VLM(hf.AutoModelForCausalLM.from_config(config).eval(), None, config.model_type)
-        text = {key: value[:, -3:] for key, value in build("llava")[1].items() if key != "pixel_values"}
+        text = {
+            key: value[:, -3:] for key, value in build("llava")[1].items() if key != "pixel_values"
+        }
         states, logits = last_states(vlm, vlm.prepare(text))
         torch.testing.assert_close(vlm.unembed(states), logits, atol=1e-5, rtol=1e-4)
 
 
 def test_words_have_the_ids_that_they_have_inside_a_sentence(vlm):
     assert vlm.token_ids("red").tolist() == [vlm.tokenizer.convert_tokens_to_ids("red")]
-    assert vlm.token_ids("blue key").tolist() == vlm.tokenizer.convert_tokens_to_ids(["blue", "key"])
+    assert vlm.token_ids("blue key").tolist() == vlm.tokenizer.convert_tokens_to_ids(
+        ["blue", "key"]
+    )

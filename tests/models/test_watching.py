@@ -1,4 +1,6 @@
-"""Watching modules: what they get, give and are called with, seen and not changed, and nothing left behind."""
+"""Watching modules: what they get, give and are called with, seen and not
+changed, and nothing left behind.
+"""
 
 import doctest
 
@@ -49,14 +51,20 @@ def test_the_handle_removes_itself_when_asked_too():
 @pytest.mark.parametrize(("prepend", "expected"), [(True, 2.0), (False, 5.0)])
 def test_what_a_module_gives_is_seen_before_or_after_other_hooks(prepend, expected):
     block, given = Block(False), []
-    with block.register_forward_hook(lambda module, args, output: output + 3), on_output(block, given.append, prepend=prepend):
+    with (
+        block.register_forward_hook(lambda module, args, output: output + 3),
+        on_output(block, given.append, prepend=prepend),
+    ):
         block(torch.ones(1))
     assert given[0].item() == expected
 
 
 def test_calls_are_kept_in_order_as_other_hooks_leave_them():
     block = Block(False)
-    with block.register_forward_pre_hook(lambda module, args: (args[0] + 1,)), record_calls(block) as calls:
+    with (
+        block.register_forward_pre_hook(lambda module, args: (args[0] + 1,)),
+        record_calls(block) as calls,
+    ):
         block(torch.zeros(1))
         block(torch.ones(1), scale=3)
     assert [(args[0].item(), kwargs) for args, kwargs in calls] == [(1, {}), (2, {"scale": 3})]

@@ -14,7 +14,13 @@ from tests.support.tiny import tiny_llava
 from tests.zoo import build, padded
 from tests.zoo.processors import save
 from xlvlms_tutorial.activations.hooks import read
-from xlvlms_tutorial.errors import AnatomyError, ArchitectureError, InputsError, LoadError, SelfCheckError
+from xlvlms_tutorial.errors import (
+    AnatomyError,
+    ArchitectureError,
+    InputsError,
+    LoadError,
+    SelfCheckError,
+)
 from xlvlms_tutorial.interventions.edits import add
 from xlvlms_tutorial.interventions.skipping import skip
 from xlvlms_tutorial.models import anatomy
@@ -50,9 +56,12 @@ def test_a_loaded_model_answers_as_one_that_was_loaded_here_and_stays_as_it_is(o
     with skip(vlm, 2), add(vlm, torch.ones(vlm.width), 1):
         vlm.forward(vlm.batch([PICTURE] * 2, TEXTS))
     assert (vlm.name, vlm.revision, vlm.checks, vlm.model) == ("mine", "v2", None, model)
-    assert all(part.training for part in model.modules()) and all(weight.requires_grad for weight in model.parameters())
+    assert all(part.training for part in model.modules())
+    assert all(weight.requires_grad for weight in model.parameters())
     assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
-    assert processor.tokenizer.padding_side == "right" and vlm.tokenizer.padding_side == "left" and vlm.processor is not processor
+    assert processor.tokenizer.padding_side == "right"
+    assert vlm.tokenizer.padding_side == "left"
+    assert vlm.processor is not processor
     assert traces(vlm) == []
 
 
@@ -71,13 +80,16 @@ def test_a_callers_tokenizer_without_padding_is_given_none(own):
     model, processor = own
     processor.tokenizer.pad_token = None
     vlm = VLM.from_model(model, processor, name="mine")
-    assert vlm.tokenizer.pad_token == processor.tokenizer.eos_token and processor.tokenizer.pad_token is None
+    assert vlm.tokenizer.pad_token == processor.tokenizer.eos_token
+    assert processor.tokenizer.pad_token is None
     assert len(answers(vlm)) == 2
 
 
 def test_a_model_without_a_processor_takes_inputs_made_elsewhere(own):
     vlm = VLM.from_model(own[0], name="mine")
-    assert vlm.forward(vlm.prepare({"input_ids": torch.tensor([[7, 8, 9]])})).logits.isfinite().all()
+    assert (
+        vlm.forward(vlm.prepare({"input_ids": torch.tensor([[7, 8, 9]])})).logits.isfinite().all()
+    )
 
 
 # Peft, quantisation, several devices
@@ -87,7 +99,9 @@ def test_a_lora_is_unwrapped_and_keeps_its_effect(own):
     model, processor = own
     plain = answers(tiny_llava())
     torch.manual_seed(1)
-    settings = LoraConfig(target_modules=["q_proj", "down_proj"], r=4, init_lora_weights=False, lora_dropout=0.9)
+    settings = LoraConfig(
+        target_modules=["q_proj", "down_proj"], r=4, init_lora_weights=False, lora_dropout=0.9
+    )
     wrapped = get_peft_model(model, settings)
     vlm = VLM.from_model(wrapped, processor, name="tuned")
     batch = vlm.batch([PICTURE] * 2, TEXTS)
@@ -100,19 +114,35 @@ def test_a_lora_is_unwrapped_and_keeps_its_effect(own):
     assert wrapped.training and vlm.model is wrapped.get_base_model()
 
 
-@pytest.mark.parametrize("wrap", [lambda model: model, lambda model: get_peft_model(model, LoraConfig(target_modules=["q_proj"], r=2))])
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda model: model,
+        lambda model: get_peft_model(model, LoraConfig(target_modules=["q_proj"], r=2)),
+    ],
+)
 def test_token_types_are_asked_for_whatever_is_around_the_model(wrap):
     model, inputs = build("qwen2_5_vl")
-    for vlm in (VLM(wrap(model), None, "q"), VLM.from_model(wrap(build("qwen2_5_vl")[0]), name="q")):
+    for vlm in (
+        VLM(wrap(model), None, "q"),
+        VLM.from_model(wrap(build("qwen2_5_vl")[0]), name="q"),
+    ):
         vlm.model.forward = vlm.model.forward  # as accelerate puts one in its place
-        batch = vlm.prepare({key: value for key, value in inputs.items() if key != "mm_token_type_ids"})
+        batch = vlm.prepare(
+            {key: value for key, value in inputs.items() if key != "mm_token_type_ids"}
+        )
         with pytest.raises(InputsError, match="without mm_token_type_ids"):
             vlm.forward(batch)
 
 
 def test_a_learned_prompt_is_refused(own):
-    wrapped = get_peft_model(own[0], PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2, num_layers=3, token_dim=32))
-    with pytest.raises(LoadError, match="'mine' has a learned prompt of peft around it; give a model without"):
+    wrapped = get_peft_model(
+        own[0],
+        PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2, num_layers=3, token_dim=32),
+    )
+    with pytest.raises(
+        LoadError, match="'mine' has a learned prompt of peft around it; give a model without"
+    ):
         VLM.from_model(wrapped, own[1], name="mine")
 
 
@@ -123,16 +153,32 @@ def test_offloaded_and_dispatched_models_are_those_in_memory(own, place, tmp_pat
     if place == "cpu_offload":
         accelerate.cpu_offload(model, torch.device("cpu"))
     else:
-        where = {"": "cpu"} if place == "dispatched" else {"model.vision_tower": "cpu", "model.multi_modal_projector": "cpu",
-                                                          "model.language_model": "disk", "lm_head": "cpu"}  # fmt: skip
-        model = accelerate.dispatch_model(model, where, main_device="cpu", offload_dir=str(tmp_path), force_hooks=True)
+        where = (
+            {"": "cpu"}
+            if place == "dispatched"
+            else {
+                "model.vision_tower": "cpu",
+                "model.multi_modal_projector": "cpu",
+                "model.language_model": "disk",
+                "lm_head": "cpu",
+            }
+        )
+        model = accelerate.dispatch_model(
+            model, where, main_device="cpu", offload_dir=str(tmp_path), force_hooks=True
+        )
     vlm = VLM.from_model(model, processor, name="mine")
     batch, vector = vlm.batch([PICTURE] * 2, TEXTS), torch.ones(32)
-    for enter in (lambda vlm: add(vlm, vector, 1), lambda vlm: skip(vlm, 2, "mlp"), lambda vlm: skip(vlm, 1)):
+    for enter in (
+        lambda vlm: add(vlm, vector, 1),
+        lambda vlm: skip(vlm, 2, "mlp"),
+        lambda vlm: skip(vlm, 1),
+    ):
         with enter(vlm), enter(plain):
             torch.testing.assert_close(vlm.forward(batch).logits, plain.forward(batch).logits)
             assert answers(vlm) == answers(plain)
-    torch.testing.assert_close(read(vlm, batch, "all")[3, "block"], read(plain, batch, "all")[3, "block"])
+    torch.testing.assert_close(
+        read(vlm, batch, "all")[3, "block"], read(plain, batch, "all")[3, "block"]
+    )
 
 
 # What is refused
@@ -144,12 +190,26 @@ def test_a_model_without_weights_is_refused(own):
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
-@pytest.mark.parametrize("part", ["model.vision_tower", "model.multi_modal_projector", "model.language_model.layers.1", "lm_head"])
+@pytest.mark.parametrize(
+    "part",
+    [
+        "model.vision_tower",
+        "model.multi_modal_projector",
+        "model.language_model.layers.1",
+        "lm_head",
+    ],
+)
 def test_weights_that_are_no_numbers_are_said_at_the_door(own, part, value, tmp_path):
     model, processor = own
     where, weight = next(iter(model.get_submodule(part).named_parameters()))
     weight.data.view(-1)[3] = value
-    with pytest.raises(LoadError, match=f"'mine' has weights that are NaN or infinite, first in {part}.{where}; download or train"):
+    with pytest.raises(
+        LoadError,
+        match=(
+            "'mine' has weights that are NaN or infinite, first in "
+            f"{part}.{where}; download or train"
+        ),
+    ):
         VLM.from_model(model, processor, name="mine")
     model.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
@@ -161,26 +221,64 @@ def test_weights_that_are_no_numbers_are_said_at_the_door(own, part, value, tmp_
 def test_large_weights_are_numbers(dtype):
     model = torch.nn.Linear(300, 300).to(dtype)
     model.weight.data[:] = torch.finfo(dtype).max
-    model.register_parameter("packed", torch.nn.Parameter(torch.ones(3, dtype=torch.uint8), requires_grad=False))
+    model.register_parameter(
+        "packed", torch.nn.Parameter(torch.ones(3, dtype=torch.uint8), requires_grad=False)
+    )
     model.register_parameter("none", torch.nn.Parameter(torch.ones(0)))
     require_finite("mine", model)
 
 
 @pytest.mark.parametrize("name", ["", "  ", None, 3])
 def test_a_model_has_a_name_by_which_records_know_it(own, name):
-    with pytest.raises(LoadError, match="give a text by which records tell these weights from others"):
+    with pytest.raises(
+        LoadError, match="give a text by which records tell these weights from others"
+    ):
         wrapped(*own, name)
 
 
-TEXT = {"vocab_size": 200, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4}
+TEXT = {
+    "vocab_size": 200,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 4,
+}
 OTHERS = {
-    "no model": (lambda: torch.nn.Linear(2, 2), LoadError, "is a Linear, which is no model of transformers"),
-    "a name": (lambda: "llava-hf/llava-1.5-7b-hf", LoadError, "is a str, which is no model of transformers"),
-    "a language model": (lambda: hf.LlamaForCausalLM(hf.LlamaConfig(**TEXT)), ArchitectureError, "'llama'"),
-    "an encoder": (lambda: hf.SiglipVisionModel(hf.SiglipVisionConfig(hidden_size=32, intermediate_size=32, num_hidden_layers=1,
-        num_attention_heads=2, image_size=28, patch_size=14)), ArchitectureError, "'siglip_vision_model'"),
-    "no unembedding": (lambda: tiny_llava().model.model, AnatomyError, "no unembedding found in LlavaModel"),
-}  # fmt: skip
+    "no model": (
+        lambda: torch.nn.Linear(2, 2),
+        LoadError,
+        "is a Linear, which is no model of transformers",
+    ),
+    "a name": (
+        lambda: "llava-hf/llava-1.5-7b-hf",
+        LoadError,
+        "is a str, which is no model of transformers",
+    ),
+    "a language model": (
+        lambda: hf.LlamaForCausalLM(hf.LlamaConfig(**TEXT)),
+        ArchitectureError,
+        "'llama'",
+    ),
+    "an encoder": (
+        lambda: hf.SiglipVisionModel(
+            hf.SiglipVisionConfig(
+                hidden_size=32,
+                intermediate_size=32,
+                num_hidden_layers=1,
+                num_attention_heads=2,
+                image_size=28,
+                patch_size=14,
+            )
+        ),
+        ArchitectureError,
+        "'siglip_vision_model'",
+    ),
+    "no unembedding": (
+        lambda: tiny_llava().model.model,
+        AnatomyError,
+        "no unembedding found in LlavaModel",
+    ),
+}
 
 
 @pytest.mark.parametrize("case", OTHERS)
@@ -189,7 +287,9 @@ def test_what_is_no_vision_language_model_is_refused(case):
     with pytest.raises(error, match=said):
         wrapped(make(), None, "mine")
     if error is ArchitectureError:
-        with pytest.raises(LoadError, match="answers no questions about pictures; give a vision-language model"):
+        with pytest.raises(
+            LoadError, match="answers no questions about pictures; give a vision-language model"
+        ):
             VLM.from_model(make(), None, name="mine", allow_untested=True)
 
 
@@ -200,10 +300,14 @@ ENCODING = [hf.Blip2Config(text_config=hf.T5Config()), hf.Florence2Config(), hf.
 def test_an_encoder_decoder_is_refused_before_its_weights_are_read(config, tmp_path, monkeypatch):
     with pytest.raises(ArchitectureError):
         require_architecture("mine", config, False)
-    with pytest.raises(LoadError, match="has an encoder and a decoder, .*one stack of decoder blocks"):
+    with pytest.raises(
+        LoadError, match="has an encoder and a decoder, .*one stack of decoder blocks"
+    ):
         require_architecture("mine", config, True)
     config.save_pretrained(tmp_path)
-    monkeypatch.setattr(hf.PreTrainedModel, "from_pretrained", lambda *_, **__: pytest.fail("weights were read"))
+    monkeypatch.setattr(
+        hf.PreTrainedModel, "from_pretrained", lambda *_, **__: pytest.fail("weights were read")
+    )
     with pytest.raises(LoadError, match="has an encoder and a decoder"):
         load(tmp_path, allow_untested=True)
 
@@ -212,7 +316,9 @@ def test_an_untested_architecture_is_refused_or_checked(own, monkeypatch):
     monkeypatch.delitem(ARCHITECTURES, "llava")
     with pytest.raises(ArchitectureError, match="'llava'.*allow_untested"):
         VLM.from_model(*own, name="mine")
-    with pytest.raises(LoadError, match="without a processor cannot be checked; give its processor"):
+    with pytest.raises(
+        LoadError, match="without a processor cannot be checked; give its processor"
+    ):
         VLM.from_model(own[0], name="mine", allow_untested=True)
     vlm = VLM.from_model(*own, name="mine", allow_untested=True)
     assert vlm.checks["passed"].all() and vlm.refused == {} and own[0].training
@@ -224,9 +330,14 @@ def test_an_untested_architecture_is_refused_or_checked(own, monkeypatch):
 # A processor of another model
 
 
-@pytest.mark.parametrize(("name", "other"), [("llava", "qwen2_vl"), ("qwen2_vl", "llava"), ("llava", "llava_next"), ("gemma3", "llava")])
+@pytest.mark.parametrize(
+    ("name", "other"),
+    [("llava", "qwen2_vl"), ("qwen2_vl", "llava"), ("llava", "llava_next"), ("gemma3", "llava")],
+)
 def test_a_processor_of_another_model_is_refused(name, other, tmp_path):
-    """Some of the zoo's share their vocabulary, as models of one family do: then the shapes of what is made do not fit."""
+    """Some of the zoo's share their vocabulary, as models of one family do: then the
+    shapes of what is made do not fit.
+    """
     processor = load(save(other, tmp_path), device="cpu").processor
     with pytest.raises(LoadError, match="give the processor that was saved with the model"):
         VLM.from_model(build(name)[0], processor, name="mine")
@@ -235,7 +346,13 @@ def test_a_processor_of_another_model_is_refused(name, other, tmp_path):
 def test_a_tokenizer_to_which_the_placeholder_is_a_word_is_refused(own, tmp_path):
     model, processor = own
     model.config.image_token_id = 12
-    with pytest.raises(LoadError, match="token 12, which stands for image in the model, is '.*' to the tokenizer .*saved with the model"):
+    with pytest.raises(
+        LoadError,
+        match=(
+            "token 12, which stands for image in the model, is '.*' to the "
+            "tokenizer .*saved with the model"
+        ),
+    ):
         VLM.from_model(model, processor, name="mine")
     model.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
@@ -244,7 +361,10 @@ def test_a_tokenizer_to_which_the_placeholder_is_a_word_is_refused(own, tmp_path
 
 
 def test_what_is_no_processor_is_refused(own):
-    with pytest.raises(LoadError, match="the processor of 'mine' is a CLIPImageProcessorPil; give what AutoProcessor"):
+    with pytest.raises(
+        LoadError,
+        match="the processor of 'mine' is a CLIPImageProcessorPil; give what AutoProcessor",
+    ):
         VLM.from_model(own[0], own[1].image_processor, name="mine")
 
 
@@ -262,9 +382,15 @@ def test_logits_that_are_no_numbers_are_said(own):
         VLM.from_model(model, processor, name="mine")
 
 
-@pytest.mark.parametrize("name", ["llava", "qwen2_vl", "mllama", "blip2", "instructblip", "qwen2_audio", "paligemma", "gemma3"])
+@pytest.mark.parametrize(
+    "name",
+    ["llava", "qwen2_vl", "mllama", "blip2", "instructblip", "qwen2_audio", "paligemma", "gemma3"],
+)
 def test_tested_architectures_are_taken_with_their_processors(name, tmp_path):
     there = load(save(name, tmp_path), device="cpu")
     model, inputs = build(name)
     vlm = VLM.from_model(model, there.processor, name=name)
-    assert torch.equal(vlm.forward(vlm.prepare(padded(name, inputs))).logits, there.forward(there.prepare(padded(name, inputs))).logits)
+    assert torch.equal(
+        vlm.forward(vlm.prepare(padded(name, inputs))).logits,
+        there.forward(there.prepare(padded(name, inputs))).logits,
+    )

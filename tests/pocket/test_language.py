@@ -1,4 +1,7 @@
-"""What is said about a scene follows from its record: captions name the factors, questions are answered truthfully."""
+"""What is said about a scene follows from its record.
+
+Captions name the factors, questions are answered truthfully.
+"""
 
 import re
 from collections import Counter
@@ -11,10 +14,26 @@ from hypothesis import strategies as st
 from tests.support.strategies import any_scene
 from xlvlms_tutorial.errors import SceneError
 from xlvlms_tutorial.pocket import language, world
-from xlvlms_tutorial.pocket.language import OBJECTS, QUESTION_TYPES, STRATA, STYLES, absent, captions, popularity, questions, styled_caption
+from xlvlms_tutorial.pocket.language import (
+    OBJECTS,
+    QUESTION_TYPES,
+    STRATA,
+    STYLES,
+    absent,
+    captions,
+    popularity,
+    questions,
+    styled_caption,
+)
 
 # Written out again here, so that a mistake in the package's own tables shows.
-VERB = {"standing": "stand", "walking": "walk", "jumping": "jump", "falling": "fall", "climbing": "climb"}
+VERB = {
+    "standing": "stand",
+    "walking": "walk",
+    "jumping": "jump",
+    "falling": "fall",
+    "climbing": "climb",
+}
 NUMBER = {1: "one", 2: "two", 3: "three"}
 MANY = {"cactus": "cactuses", "bush": "bushes", "box": "boxes", "torch": "torches"}
 
@@ -63,7 +82,9 @@ def truthful(scene, question) -> bool:
         return wanted == ("yes" if question.target in (scene.subject, scene.item) else "no")
     noun = scene.item if scene.count == 1 else many(scene.item)
     if question.type in ("colour", "side"):
-        assert says(text, noun) and not says(text, "is the " + many(scene.item)) and question.target == scene.item
+        assert says(text, noun)
+        assert not says(text, "is the " + many(scene.item))
+        assert question.target == scene.item
         return wanted == getattr(scene, question.type)
     if question.type == "count":
         assert says(text, many(scene.item)) and question.target == scene.item
@@ -90,7 +111,9 @@ def test_questions_are_truthful_and_complete(scene, seed):
 def test_negatives_are_absent_and_hard_in_the_way_their_stratum_says(scene):
     for stratum in STRATA:
         offered = absent(scene, stratum)
-        assert offered and not set(offered) & {scene.subject, scene.item} and set(offered) <= set(OBJECTS)
+        assert offered
+        assert not set(offered) & {scene.subject, scene.item}
+        assert set(offered) <= set(OBJECTS)
     assert len(absent(scene, "random")) == len(OBJECTS) - 2
     share = popularity()
     left_out = set(absent(scene, "random")) - set(absent(scene, "popular"))
@@ -115,7 +138,11 @@ def test_popularity_is_the_share_of_scenes_before_anything_is_held_out():
     drawn = Counter(o for _ in range(20_000) for o in world._draw_factors(rng).objects)
     for thing in OBJECTS:
         assert drawn[thing] / 20_000 == pytest.approx(share[thing], abs=0.012), thing
-    assert sum(share[s] for s in world.SUBJECTS) == pytest.approx(1) == sum(share[i] for i in world.ITEMS)
+    assert (
+        sum(share[s] for s in world.SUBJECTS)
+        == pytest.approx(1)
+        == sum(share[i] for i in world.ITEMS)
+    )
 
 
 def test_popular_objects_are_the_frequent_ones_in_training_too():
@@ -138,4 +165,6 @@ def test_a_style_dwells_on_its_aspect(scene):
 
 
 def test_plurals_are_the_tests_own():
-    assert {noun: language.plural(noun) for noun in world.ITEMS} == {noun: many(noun) for noun in world.ITEMS}
+    assert {noun: language.plural(noun) for noun in world.ITEMS} == {
+        noun: many(noun) for noun in world.ITEMS
+    }

@@ -1,4 +1,7 @@
-"""The processor of the pocket models: what of a clip or a sound becomes pixels, and how many positions it takes."""
+"""The processor of the pocket models.
+
+What of a clip or a sound becomes pixels, and how many positions it takes.
+"""
 
 import numpy as np
 import pytest
@@ -29,7 +32,10 @@ def asked(kind: str) -> str:
     return tiny_processor().apply_chat_template(chat, add_generation_prompt=True)
 
 
-@pytest.mark.parametrize(("n", "expected"), [(8, [0, 2, 5, 7]), (4, [0, 1, 2, 3]), (2, [0, 0, 1, 1]), (1, [0] * 4), (64, [0, 21, 42, 63])])
+@pytest.mark.parametrize(
+    ("n", "expected"),
+    [(8, [0, 2, 5, 7]), (4, [0, 1, 2, 3]), (2, [0, 0, 1, 1]), (1, [0] * 4), (64, [0, 21, 42, 63])],
+)
 def test_four_frames_are_seen_evenly_from_the_first_to_the_last(n, expected):
     frames = [Image.new("RGB", (2, 2), (k, 0, 0)) for k in range(n)]
     assert [frame.getpixel((0, 0))[0] for frame in seen(frames)] == expected
@@ -45,7 +51,9 @@ def test_a_clip_without_frames_or_with_something_else_is_refused(wrong):
 
 def test_processor_and_training_see_the_same_pixels_and_tokens_of_clips(processor):
     drawn = [clips.render_clip(clip) for clip in clips.clips(2, "test")]
-    chat = [{"role": "user", "content": [{"type": "video"}, {"type": "text", "text": PROMPTS["video"]}]}]
+    chat = [
+        {"role": "user", "content": [{"type": "video"}, {"type": "text", "text": PROMPTS["video"]}]}
+    ]
     prompt = processor.apply_chat_template(chat, add_generation_prompt=True) + "A frog.<|im_end|>"
     inputs = processor(videos=drawn, text=[prompt] * 2, return_tensors="pt")
     assert inputs["pixel_values"].shape == (2, 4, 3, 256, 256)
@@ -58,10 +66,14 @@ def test_processor_and_training_see_the_same_pixels_and_tokens_of_clips(processo
 
 def test_processor_and_training_see_the_same_pixels_and_tokens_of_sounds(processor):
     heard = [sounds.waveform(sound) for sound in sounds.sounds(2, "test")]
-    chat = [{"role": "user", "content": [{"type": "audio"}, {"type": "text", "text": PROMPTS["audio"]}]}]
+    chat = [
+        {"role": "user", "content": [{"type": "audio"}, {"type": "text", "text": PROMPTS["audio"]}]}
+    ]
     prompt = processor.apply_chat_template(chat, add_generation_prompt=True) + "A laser.<|im_end|>"
     inputs = processor(audio=heard, text=[prompt] * 2, return_tensors="pt")
-    assert torch.allclose(inputs["pixel_values"], pixels([sounds.log_mel(wave) for wave in heard]), atol=1e-5)
+    assert torch.allclose(
+        inputs["pixel_values"], pixels([sounds.log_mel(wave) for wave in heard]), atol=1e-5
+    )
     image = processor.tokenizer.convert_tokens_to_ids(build.PLACEHOLDER)
     packed = pack([[(PROMPTS["audio"], "A laser.")]], processor.tokenizer, image, 16)
     assert inputs["input_ids"][1].tolist() == packed.input_ids[0].tolist()
@@ -70,8 +82,16 @@ def test_processor_and_training_see_the_same_pixels_and_tokens_of_sounds(process
 def test_texts_about_several_kinds_of_things_are_refused():
     given = {"images": [[CLIP[0]]], "videos": [CLIP], "audio": [WAVE]}
     for one, other in (("images", "audio"), ("images", "videos"), ("videos", "audio")):
-        with pytest.raises(PromptError, match=f"{'pictures' if one == 'images' else one} and {'sounds' if other == 'audio' else other}"):
-            tiny_processor()(**{one: given[one], other: given[other]}, text=[asked("image")], return_tensors="pt")
+        with pytest.raises(
+            PromptError,
+            match=(
+                f"{'pictures' if one == 'images' else one} and "
+                f"{'sounds' if other == 'audio' else other}"
+            ),
+        ):
+            tiny_processor()(
+                **{one: given[one], other: given[other]}, text=[asked("image")], return_tensors="pt"
+            )
 
 
 @pytest.mark.parametrize("wrong", [WAVE[:-1], np.full(sounds.SAMPLES, np.nan)])

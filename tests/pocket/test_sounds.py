@@ -1,4 +1,6 @@
-"""Sounds: the same sample by sample, held-out recordings, pictures that show pitch, time and loudness."""
+"""Sounds: the same sample by sample, held-out recordings, pictures that
+show pitch, time and loudness.
+"""
 
 import hashlib
 from dataclasses import replace
@@ -31,8 +33,14 @@ SOUND = Sound("coin", "coin2", "loud", "silence", 0.5, 3)
 
 
 def test_a_sound_is_the_same_again():
-    digest = lambda records: hashlib.sha256(b"".join(waveform(s).tobytes() + log_mel(waveform(s)).tobytes() for s in records)).hexdigest()
-    assert digest(sounds(12, "test", 4)) == digest(sounds(12, "test", 4)) != digest(sounds(12, "test", 5))
+    digest = lambda records: hashlib.sha256(
+        b"".join(waveform(s).tobytes() + log_mel(waveform(s)).tobytes() for s in records)
+    ).hexdigest()
+    assert (
+        digest(sounds(12, "test", 4))
+        == digest(sounds(12, "test", 4))
+        != digest(sounds(12, "test", 5))
+    )
 
 
 @pytest.mark.parametrize("split", SPLITS)
@@ -46,7 +54,9 @@ def test_recordings_are_held_out_and_splits_share_no_sound():
         assert all((s.recording in HELD_OUT) == (split == "recordings") for s in found)
         assert not any(set(found) & set(others) for name, others in drawn.items() if name != split)
     assert {s.name for s in drawn["train"]} == set(NAMES)
-    assert {s.name for s in drawn["recordings"]} == {name for name, files in FILES.items() if len(files) >= 4}
+    assert {s.name for s in drawn["recordings"]} == {
+        name for name, files in FILES.items() if len(files) >= 4
+    }
 
 
 def test_waves_are_two_seconds_within_bounds_and_keep_their_gain():
@@ -56,7 +66,9 @@ def test_waves_are_two_seconds_within_bounds_and_keep_their_gain():
         low, high = (10 ** (g / 20) for g in LOUDNESS[sound.loudness])
         assert low - 0.13 < np.abs(wave).max() < high + 0.13
     quiet = waveform(replace(SOUND, loudness="soft"))
-    assert np.abs(waveform(SOUND)).max() / np.abs(quiet).max() == pytest.approx(10 ** (18 / 20), rel=1e-4)
+    assert np.abs(waveform(SOUND)).max() / np.abs(quiet).max() == pytest.approx(
+        10 ** (18 / 20), rel=1e-4
+    )
 
 
 def test_a_sound_starts_when_the_record_says():
@@ -86,7 +98,10 @@ def test_the_picture_shows_pitch_upwards_time_to_the_right_and_loudness_as_brigh
     assert rows[0] > rows[1] > rows[2]
     late = np.asarray(log_mel(np.where(time > 1, np.sin(2 * np.pi * 1000 * time), 0)))[..., 0]
     assert late[:, :120].max() == 0 and late[:, 136:].max() >= 240
-    grey = [int(np.asarray(log_mel(gain * np.sin(2 * np.pi * 1000 * time))).max()) for gain in (0.1, 0.01)]
+    grey = [
+        int(np.asarray(log_mel(gain * np.sin(2 * np.pi * 1000 * time))).max())
+        for gain in (0.1, 0.01)
+    ]
     assert grey[0] - grey[1] == pytest.approx(20 / 80 * 255, abs=1)  # 20 decibels of a range of 80
 
 
@@ -102,20 +117,26 @@ def test_captions_and_questions_follow_from_the_record():
         told = sound_captions(sound)
         assert len(set(told)) == 5
         for text in told:
-            assert sound.name in text.lower() and sound.loudness in text and sound.background in text
+            assert sound.name in text.lower()
+            assert sound.loudness in text
+            assert sound.background in text
             assert not any(f"a {kind}" in text for kind in BACKGROUNDS if kind != sound.background)
         asked = {q.type: q for q in sound_questions(sound)}
-        assert (
-            asked["sound"].answer == sound.name
-            and asked["loudness"].answer == sound.loudness
-            and asked["background"].answer == sound.background
-        )
+        assert asked["sound"].answer == sound.name
+        assert asked["loudness"].answer == sound.loudness
+        assert asked["background"].answer == sound.background
         presence = asked["presence"]
-        assert presence.answer == ("yes" if presence.target == sound.name else "no") and noun(presence.target) in presence.text
+        assert presence.answer == ("yes" if presence.target == sound.name else "no")
+        assert noun(presence.target) in presence.text
 
 
 def test_yes_is_as_frequent_as_no():
-    said = [q.answer == "yes" for s in sounds(1500, "train") for q in sound_questions(s) if q.type == "presence"]
+    said = [
+        q.answer == "yes"
+        for s in sounds(1500, "train")
+        for q in sound_questions(s)
+        if q.type == "presence"
+    ]
     assert abs(np.mean(said) - 0.5) < 4 * 0.5 / np.sqrt(len(said))
 
 

@@ -1,4 +1,6 @@
-"""The embedded models: what each is called and made of, that its connector is shipped, and that it has learnt what it is for."""
+"""The embedded models: what each is called and made of, that its connector is shipped, and
+that it has learnt what it is for.
+"""
 
 import numpy as np
 import pytest
@@ -22,7 +24,11 @@ def test_every_name_that_load_knows_is_a_variant_with_a_run_of_its_own():
     assert tuple(VARIANTS) == EMBEDDED
     assert all(RUNS[variant.run].variant == variant for variant in VARIANTS.values())
     # of further seeds and comparisons only the records are kept
-    assert set(RUNS) - {variant.run for variant in VARIANTS.values()} == set(COMPRESSED) - {"skipped", "pruned", "short"}
+    assert set(RUNS) - {variant.run for variant in VARIANTS.values()} == set(COMPRESSED) - {
+        "skipped",
+        "pruned",
+        "short",
+    }
     assert len({variant.run for variant in VARIANTS.values()}) == len(VARIANTS)
 
 
@@ -37,7 +43,8 @@ def test_the_shipped_connector_is_that_of_its_whole_run(name):
     assert build.revisions(run)[-1] == f"step-{RUNS[run].recipe.steps:04d}"
     state = build.connector_state(run)
     width = ENCODERS[VARIANTS[name].encoder].width
-    assert state["linear_1.weight"].shape == (576, width) and state["linear_2.weight"].shape == (576, 576)
+    assert state["linear_1.weight"].shape == (576, width)
+    assert state["linear_2.weight"].shape == (576, 576)
     assert all(weight.isfinite().all() for weight in state.values())
 
 
@@ -46,12 +53,17 @@ def test_the_record_says_what_the_connector_was_trained_on_and_how_well_it_does(
     variant = VARIANTS[name]
     record = build.training_record(variant.run)
     assert record["run"] == variant.run
-    assert record["recipe"]["steps"] == RUNS[variant.run].recipe.steps and record["recipe"]["n_scenes"] == RUNS[variant.run].recipe.n_scenes
+    assert record["recipe"]["steps"] == RUNS[variant.run].recipe.steps
+    assert record["recipe"]["n_scenes"] == RUNS[variant.run].recipe.n_scenes
     assert record["loss"][0] > record["loss"][-1] > 0
     if variant.run != "image":  # whose record is older than these fields
-        assert record["encoder"] == variant.encoder and tuple(record["start"] or ()) == tuple(RUNS[variant.run].start or ())
+        assert record["encoder"] == variant.encoder
+        assert tuple(record["start"] or ()) == tuple(RUNS[variant.run].start or ())
         assert tuple(record["data"]["reads"]) == variant.reads
-    captioned = {d: max(row["n"] for row in rows if row["metric"].startswith("caption/")) for d, rows in record["metrics"].items()}
+    captioned = {
+        d: max(row["n"] for row in rows if row["metric"].startswith("caption/"))
+        for d, rows in record["metrics"].items()
+    }
     assert captioned == MEASURED_ON[variant.run]
 
 
@@ -60,24 +72,38 @@ def test_runs_through_a_compressed_language_model_leave_their_records(run):
     record = build.training_record(run)
     assert (record["run"], record["start"]) == (run, ["image", None])
     assert record["recipe"]["seed"] == int(run.partition("-")[2] or 0)
-    assert {row["n"] for row in record["metrics"]["scenes"] if row["metric"] == "caption/subject"} == {MEASURED_ON[run]["scenes"]}
+    assert {
+        row["n"] for row in record["metrics"]["scenes"] if row["metric"] == "caption/subject"
+    } == {MEASURED_ON[run]["scenes"]}
 
 
-@pytest.mark.parametrize(("name", "dataset"), [("pocket-llava-video", "clips"), ("pocket-llava-audio", "sounds")])
+@pytest.mark.parametrize(
+    ("name", "dataset"), [("pocket-llava-video", "clips"), ("pocket-llava-audio", "sounds")]
+)
 def test_the_recorded_metrics_meet_their_targets(name, dataset):
     what, target = TARGETS[dataset]
-    recorded = {row["metric"]: row["value"] for row in build.training_record(VARIANTS[name].run)["metrics"][dataset]}
+    recorded = {
+        row["metric"]: row["value"]
+        for row in build.training_record(VARIANTS[name].run)["metrics"][dataset]
+    }
     assert max(recorded[f"caption/{what}"], recorded[f"qa/{what}"]) >= target
 
 
-@pytest.mark.parametrize(("name", "dataset", "n"), [("pocket-llava-video", "clips", 16), ("pocket-llava-audio", "sounds", 24)])
+@pytest.mark.parametrize(
+    ("name", "dataset", "n"),
+    [("pocket-llava-video", "clips", 16), ("pocket-llava-audio", "sounds", 24)],
+)
 def test_clips_and_sounds_are_described(name, dataset, n):
     vlm, what = load(name, device="cpu", dtype="bfloat16"), TARGETS[dataset][0]
     samples = load_samples(dataset, n=n, seed=7)
     shown = {"images": None} | media(samples)
-    captions = vlm.generate(**shown, texts=[PROMPTS[samples[0].modality]] * n, max_new_tokens=32, batch_size=8)
+    captions = vlm.generate(
+        **shown, texts=[PROMPTS[samples[0].modality]] * n, max_new_tokens=32, batch_size=8
+    )
     questions = [next(q for q in sample.questions if q.type == what) for sample in samples]
-    answers = vlm.generate(**shown, texts=[q.text for q in questions], max_new_tokens=5, batch_size=8)
+    answers = vlm.generate(
+        **shown, texts=[q.text for q in questions], max_new_tokens=5, batch_size=8
+    )
     told = [names(caption, q.answer) for caption, q in zip(captions, questions, strict=True)]
     right = [answer == q.answer for answer, q in zip(answers, questions, strict=True)]
     assert max(np.mean(told), np.mean(right)) >= 0.75

@@ -19,20 +19,32 @@ def pictures(folder, *names):
 
 def write(folder, name, content):
     (folder / name).parent.mkdir(parents=True, exist_ok=True)
-    (folder / name).write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
+    (folder / name).write_text(
+        content if isinstance(content, str) else json.dumps(content), encoding="utf-8"
+    )
     return folder
 
 
 def captions(name, *texts, key=1):
     """COCO's captions of one picture."""
-    return {"images": [{"id": key, "file_name": name}], "annotations": [{"image_id": key, "caption": text} for text in texts]}
+    return {
+        "images": [{"id": key, "file_name": name}],
+        "annotations": [{"image_id": key, "caption": text} for text in texts],
+    }
 
 
 def boxes(name, *boxes, kinds=("dog",), key=1):
     """COCO's boxes of one picture, each as (id, kind's number, x, y, width, height)."""
     listed = [{"id": k, "name": kind} for k, kind in enumerate(kinds)]
-    drawn = [{"id": number, "image_id": key, "category_id": kind, "bbox": list(box)} for number, kind, *box in boxes]
-    return {"images": [{"id": key, "file_name": name, "width": 40}], "categories": listed, "annotations": drawn}
+    drawn = [
+        {"id": number, "image_id": key, "category_id": kind, "bbox": list(box)}
+        for number, kind, *box in boxes
+    ]
+    return {
+        "images": [{"id": key, "file_name": name, "width": 40}],
+        "categories": listed,
+        "annotations": drawn,
+    }
 
 
 def question(number, image, text="What color is the bus?", **more):

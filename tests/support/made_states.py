@@ -43,6 +43,8 @@ def assert_same(one: States, other: States) -> None:
     for key, tensor in one.tensors.items():
         assert tensor.dtype == other.tensors[key].dtype
         assert torch.equal(tensor, other.tensors[key])
-    left, right = (states.table.astype(object).where(states.table.notna(), None) for states in (one, other))
+    left, right = (
+        states.table.astype(object).where(states.table.notna(), None) for states in (one, other)
+    )
     pd.testing.assert_frame_equal(left, right)
     assert one.provenance == other.provenance

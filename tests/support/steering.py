@@ -9,10 +9,25 @@ from xlvlms_tutorial.methods.steering import SteeringVectors
 
 PICTURES = [Image.new("RGB", (40, 30), colour) for colour in ("red", "blue")]
 TEXTS = ["What colour is the key ?", "Describe the picture ."]
-HOW = {"model": "tiny-llava", "revision": None, "dtype": "torch.float32", "interventions": [], "prompt": "What ?", "reduce": "mean"}
+HOW = {
+    "model": "tiny-llava",
+    "revision": None,
+    "dtype": "torch.float32",
+    "interventions": [],
+    "prompt": "What ?",
+    "reduce": "mean",
+}
 
 
-def by_hand(n: int, d: int = 32, layers=(1, 3), seed: int = 0, offset: float = 0.0, place: str = "block", **more) -> States:
+def by_hand(
+    n: int,
+    d: int = 32,
+    layers=(1, 3),
+    seed: int = 0,
+    offset: float = 0.0,
+    place: str = "block",
+    **more,
+) -> States:
     """Random states with the provenance of a capture."""
     drawn = torch.Generator().manual_seed(seed)
     tensors = {(layer, place): torch.randn(n, d, generator=drawn) + offset for layer in layers}

@@ -2,12 +2,26 @@
 
 from hypothesis import strategies as st
 
-from xlvlms_tutorial.pocket.world import ACTIONS, COLOURED, COUNTS, ITEMS, PEOPLE, PLACES, SIDES, SUBJECTS, TIMES, Scene
+from xlvlms_tutorial.pocket.world import (
+    ACTIONS,
+    COLOURED,
+    COUNTS,
+    ITEMS,
+    PEOPLE,
+    PLACES,
+    SIDES,
+    SUBJECTS,
+    TIMES,
+    Scene,
+)
 
 
 @st.composite
 def any_scene(draw, people_only: bool = False) -> Scene:
-    subject, item = draw(st.sampled_from(PEOPLE if people_only else SUBJECTS)), draw(st.sampled_from(ITEMS))
+    subject, item = (
+        draw(st.sampled_from(PEOPLE if people_only else SUBJECTS)),
+        draw(st.sampled_from(ITEMS)),
+    )
     return Scene(
         subject=subject,
         action=draw(st.sampled_from(ACTIONS)) if subject in PEOPLE else None,

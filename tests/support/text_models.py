@@ -8,7 +8,9 @@ from xlvlms_tutorial.models.vlm import VLM
 
 def gpt2():
     torch.manual_seed(0)
-    config = GPT2Config(n_embd=32, n_layer=2, n_head=4, vocab_size=200, bos_token_id=1, eos_token_id=2)
+    config = GPT2Config(
+        n_embd=32, n_layer=2, n_head=4, vocab_size=200, bos_token_id=1, eos_token_id=2
+    )
     return VLM(GPT2LMHeadModel(config).eval().requires_grad_(False), None, "gpt2")
 
 

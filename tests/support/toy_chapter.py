@@ -1,4 +1,7 @@
-"""A chapter that runs in a second: it measures what it is told to, fails or dies when asked to, and needs no model."""
+"""A chapter that runs in a second.
+
+It measures what it is told to, fails or dies when asked to, and needs no model.
+"""
 
 from pathlib import Path
 
@@ -35,9 +38,10 @@ if end == "raise":
     raise ValueError("asked \\x1b[31mto\\x1b[0m fail")
 if end == "die":
     os._exit(9)
-key = {"id": "IMA-1", "chapter": "toy", "model": model, "dataset": dataset, "seeds": [seed], "variant": ""}
+key = {"id": "IMA-1", "chapter": "toy", "model": model, "dataset": dataset, "seeds": [seed]}
 value = effect + seed / 100
-measured = {"value": value, "low": value - 0.1, "high": value + 0.1, "n": n_samples, "verdict": "confirmed", "versions": {}}
+measured = {"value": value, "low": value - 0.1, "high": value + 0.1, "n": n_samples}
+measured |= {"variant": "", "verdict": "confirmed", "versions": {}}
 folder = Path(os.environ["XLVLMS_CLAIMS"])
 folder.mkdir(parents=True)
 (folder / "toy.json").write_text(json.dumps(key | measured))
@@ -48,7 +52,17 @@ print(os.environ.get("CUDA_VISIBLE_DEVICES"), os.environ["OMP_NUM_THREADS"], Pat
 def toy_chapter(folder: Path, name: str = "toy", body: str = BODY) -> Path:
     """Write the chapter into a folder and return its file."""
     folder.mkdir(parents=True, exist_ok=True)
-    cells = f"# Toy\n\n```{{code-cell}} ipython3\n:tags: [parameters]\n{PARAMETERS}```\n\n```{{code-cell}} ipython3\n{body.strip()}\n```\n"
+    cells = (
+        "# Toy\n"
+        "\n"
+        "```{code-cell} ipython3\n"
+        ":tags: [parameters]\n"
+        f"{PARAMETERS}```\n"
+        "\n"
+        "```{code-cell} ipython3\n"
+        f"{body.strip()}\n"
+        "```\n"
+    )
     file = folder / f"{name}.md"
     file.write_text(FRONT + cells, encoding="utf-8")
     return file

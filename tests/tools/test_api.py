@@ -9,7 +9,10 @@ import pytest
 from tools import ROOT, api
 from tools.api import Public, about, home, offered, sentence
 
-DOORS = sorted(".".join(path.relative_to(ROOT).parent.parts) for path in (ROOT / "xlvlms_tutorial").rglob("__init__.py"))
+DOORS = sorted(
+    ".".join(path.relative_to(ROOT).parent.parts)
+    for path in (ROOT / "xlvlms_tutorial").rglob("__init__.py")
+)
 
 
 def test_the_pages_are_those_of_the_front_doors():
@@ -20,19 +23,32 @@ def test_the_pages_are_those_of_the_front_doors():
 
 
 def test_every_front_door_has_a_page():
-    assert {f"xlvlms_tutorial.{door}" for door in api.SUBJECTS} | {"xlvlms_tutorial", "xlvlms_tutorial.methods"} == {
+    assert {f"xlvlms_tutorial.{door}" for door in api.SUBJECTS} | {
+        "xlvlms_tutorial",
+        "xlvlms_tutorial.methods",
+    } == {
         *DOORS,
         "xlvlms_tutorial.errors",
     }
 
 
 def test_what_is_offered_is_documented_once():
-    told = re.findall(r"^\.\. auto(?:class|function|module):: ([\w.]+)$", "".join(api.pages().values()), re.M)
+    told = re.findall(
+        r"^\.\. auto(?:class|function|module):: ([\w.]+)$", "".join(api.pages().values()), re.M
+    )
     assert len(told) == len(set(told))
     for door in DOORS:
         for public in offered(door):
-            path = public.module if isinstance(public.what, ModuleType) else f"{public.module}.{public.there}"
-            assert path in told or not (callable(public.what) or isinstance(public.what, ModuleType)) or door.endswith(".methods")
+            path = (
+                public.module
+                if isinstance(public.what, ModuleType)
+                else f"{public.module}.{public.there}"
+            )
+            assert (
+                path in told
+                or not (callable(public.what) or isinstance(public.what, ModuleType))
+                or door.endswith(".methods")
+            )
 
 
 @pytest.mark.parametrize("door", DOORS)

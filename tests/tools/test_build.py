@@ -32,7 +32,9 @@ def test_cache_is_kept_while_nothing_changed(root):
     assert file.exists()
 
 
-@pytest.mark.parametrize("name", ["xlvlms_tutorial/one.py", "xlvlms_tutorial/weights.bin", "requirements.txt"])
+@pytest.mark.parametrize(
+    "name", ["xlvlms_tutorial/one.py", "xlvlms_tutorial/weights.bin", "requirements.txt"]
+)
 def test_cache_is_forgotten_when_source_weights_or_pins_change(root, name):
     build.refresh_cache()
     file = cached(root)
@@ -50,14 +52,21 @@ def test_compiled_files_do_not_count(root):
 
 @pytest.mark.parametrize("offline", [True, False])
 def test_settings_point_to_fetched_libraries_only_where_there_are_any(root, offline):
-    settings = yaml.safe_load(build.write_config(offline).read_text(encoding="utf-8"))["sphinx"]["config"]
+    written = build.write_config(offline).read_text(encoding="utf-8")
+    settings = yaml.safe_load(written)["sphinx"]["config"]
     scripts = {settings["mathjax_path"]: settings["mathjax_options"]} | settings["nb_ipywidgets_js"]
-    assert [name.startswith("https://") for name in scripts] == ([False] * 4 if offline else [True] * 3)
-    assert ["integrity" in options for options in scripts.values()] == ([False] * 4 if offline else [True] * 3)
+    assert [name.startswith("https://") for name in scripts] == (
+        [False] * 4 if offline else [True] * 3
+    )
+    assert ["integrity" in options for options in scripts.values()] == (
+        [False] * 4 if offline else [True] * 3
+    )
     assert settings["nb_execution_raise_on_error"] is True
 
 
 def test_settings_have_all_extensions_of_jupyter_book_but_one():
-    """The list replaces that of jupyter-book, so a new version of it must not bring one that is missed."""
+    """The list replaces that of jupyter-book, so a new version of it
+    must not bring one that is missed.
+    """
     expected = [one for one in get_default_sphinx_config()["extensions"] if one != "sphinx_thebe"]
     assert build.config()["sphinx"]["config"]["extensions"][: len(expected)] == expected

@@ -1,4 +1,7 @@
-"""A page is executed once into the cache of the book; its old records go, those of others stay; the ledger comes last."""
+"""A page is executed once into the cache of the book; its old records go, those of others stay.
+
+The ledger comes last.
+"""
 
 import json
 
@@ -12,7 +15,12 @@ CELL = "```{{code-cell}} ipython3\n{}\n```\n"
 
 @pytest.fixture
 def root(tmp_path, monkeypatch):
-    for name, path in {"ROOT": "", "BUILD": "_build", "CACHE": "_build/cache", "CLAIMS": "_build/claims"}.items():
+    for name, path in {
+        "ROOT": "",
+        "BUILD": "_build",
+        "CACHE": "_build/cache",
+        "CLAIMS": "_build/claims",
+    }.items():
         monkeypatch.setattr(execute, name, tmp_path / path)
     (tmp_path / "_build" / "claims").mkdir(parents=True)
     return tmp_path
@@ -47,7 +55,9 @@ def test_only_the_page_s_own_records_and_outputs_are_deleted(root):
     pages = [page(root, name, f"print({name!r})") for name in ("one", "two")]
     for file in pages:
         execute.keep(file, execute.read(file), 1.0)
-        (root / "_build" / "claims" / f"{file.stem}.json").write_text(json.dumps({"chapter": file.stem}))
+        (root / "_build" / "claims" / f"{file.stem}.json").write_text(
+            json.dumps({"chapter": file.stem})
+        )
     execute.forget(pages[0])
     assert [file.name for file in (root / "_build" / "claims").iterdir()] == ["two.json"]
     assert [execute.cached(file) for file in pages] == [False, True]
@@ -57,7 +67,9 @@ def test_only_the_page_s_own_records_and_outputs_are_deleted(root):
 def test_a_record_that_another_page_forgets_at_the_same_moment_is_no_failure(root, monkeypatch):
     file, claims = page(root, "one", "1"), root / "_build" / "claims"
     for name in ("a", "b", "c"):
-        (claims / f"{name}.json").write_text(json.dumps({"chapter": "one" if name == "b" else "other"}))
+        (claims / f"{name}.json").write_text(
+            json.dumps({"chapter": "one" if name == "b" else "other"})
+        )
     real, taken = execute.Path.read_text, []
 
     def read(path, **how):
@@ -99,7 +111,11 @@ def test_what_is_missing_is_filled_in_and_the_ledger_comes_last(root, monkeypatc
             return future
 
     monkeypatch.setattr(execute, "ProcessPoolExecutor", Here)
-    ledger, known, bad = page(root, "claims", "1"), page(root, "known", "2"), page(root, "bad", "1 / 0")
+    ledger, known, bad = (
+        page(root, "claims", "1"),
+        page(root, "known", "2"),
+        page(root, "bad", "1 / 0"),
+    )
     execute.execute(known)
     tree = root / "_build" / ".doctrees" / "claims.doctree"
     tree.parent.mkdir()

@@ -32,14 +32,21 @@ def test_without_npm_nothing_is_fetched_and_nothing_raised(vendor, monkeypatch):
 
 
 def test_only_what_pages_load_is_kept_under_our_names(vendor, monkeypatch):
-    members = {"package/require.js": b"code", "package/README.md": b"no", "package/dist/ab1.woff2": b"font"}
+    members = {
+        "package/require.js": b"code",
+        "package/README.md": b"no",
+        "package/dist/ab1.woff2": b"font",
+    }
     members["package/../../escape.js"] = b"no"
     data = tarball(**members)
     monkeypatch.setattr(fetch_assets, "PINS", {"one@1": hashlib.sha256(data).hexdigest()})
     monkeypatch.setattr(fetch_assets, "pack", lambda name, folder: data)
     assert fetch_assets.fetch() is True
     found = {str(path.relative_to(vendor)) for path in vendor.rglob("*") if path.is_file()}
-    fonts = {"widgets/@jupyter-widgets/ab1.woff2", "widgets/@jupyter-widgets/html-manager/dist/ab1.woff2"}
+    fonts = {
+        "widgets/@jupyter-widgets/ab1.woff2",
+        "widgets/@jupyter-widgets/html-manager/dist/ab1.woff2",
+    }
     assert found == {"widgets/require.js", "pins.json"} | fonts
     monkeypatch.setattr(fetch_assets, "pack", lambda name, folder: pytest.fail("fetched twice"))
     assert fetch_assets.fetch() is True
@@ -48,5 +55,7 @@ def test_only_what_pages_load_is_kept_under_our_names(vendor, monkeypatch):
 def test_a_damaged_tarball_stops_with_both_hashes(vendor, monkeypatch):
     monkeypatch.setattr(fetch_assets, "PINS", {"one@1": "0" * 64})
     monkeypatch.setattr(fetch_assets, "pack", lambda name, folder: tarball())
-    with pytest.raises(SystemExit, match=f"one@1 .* expected sha256 {'0' * 64}, found [0-9a-f]{{64}}"):
+    with pytest.raises(
+        SystemExit, match=f"one@1 .* expected sha256 {'0' * 64}, found [0-9a-f]{{64}}"
+    ):
         fetch_assets.fetch()

@@ -1,4 +1,7 @@
-"""One run of a notebook tests it and fills the cache of the book: outputs, widgets; nothing of a page that raised or ran in part."""
+"""One run of a notebook tests it and fills the cache of the book: outputs, widgets.
+
+Nothing of a page that raised or ran in part.
+"""
 
 import nbformat
 import pytest
@@ -10,16 +13,29 @@ pytest_plugins = "pytester"
 
 HEAD = (ROOT / "book" / "welcome.md").read_text().split("```")[0]
 CHECKED = "# NBVAL_CHECK_OUTPUT\nprint({})"
-OPTIONS = ("-p", nbval_cache.__name__, "--color=no", "--nbval-lax", "--nbval-current-env", "--nbval-sanitize-with=sanitize.cfg")
+OPTIONS = (
+    "-p",
+    nbval_cache.__name__,
+    "--color=no",
+    "--nbval-lax",
+    "--nbval-current-env",
+    "--nbval-sanitize-with=sanitize.cfg",
+)
 WIDGETS = "application/vnd.jupyter.widget-state+json"
 
 
 @pytest.fixture
 def root(pytester, monkeypatch):
     for module in (build, execute):
-        for name, path in {"BUILD": "_build", "CACHE": "_build/cache", "CLAIMS": "_build/claims"}.items():
+        for name, path in {
+            "BUILD": "_build",
+            "CACHE": "_build/cache",
+            "CLAIMS": "_build/claims",
+        }.items():
             monkeypatch.setattr(module, name, pytester.path / path, raising=False)
-    monkeypatch.setattr(execute, "QUIET", {"XLVLMS_CLAIMS": str(pytester.path / "_build" / "claims")})
+    monkeypatch.setattr(
+        execute, "QUIET", {"XLVLMS_CLAIMS": str(pytester.path / "_build" / "claims")}
+    )
     monkeypatch.setenv("XLVLMS_CLAIMS", "restored afterwards")
     monkeypatch.setattr(build, "fingerprint", lambda: "unchanged")
     (pytester.path / "_build").mkdir()
@@ -39,10 +55,25 @@ def run(root, pytester):
 def page(root, *cells, shown=(), name="page"):
     """Write a page with these cells and its pair, whose last cells show the given texts."""
     file = root / f"{name}.md"
-    file.write_text(HEAD + "# Title\n\n" + "\nBetween.\n\n".join(f"```{{code-cell}} ipython3\n{cell}\n```\n" for cell in cells))
+    file.write_text(
+        HEAD
+        + "# Title\n\n"
+        + "\nBetween.\n\n".join(f"```{{code-cell}} ipython3\n{cell}\n```\n" for cell in cells)
+    )
     pair = read(file)
-    for cell, text in zip([cell for cell in pair.cells if cell.cell_type == "code"][-len(shown) :], shown, strict=True) if shown else ():
-        cell.outputs, cell.execution_count = [nbformat.v4.new_output("stream", name="stdout", text=text)], 1
+    for cell, text in (
+        zip(
+            [cell for cell in pair.cells if cell.cell_type == "code"][-len(shown) :],
+            shown,
+            strict=True,
+        )
+        if shown
+        else ()
+    ):
+        cell.outputs, cell.execution_count = (
+            [nbformat.v4.new_output("stream", name="stdout", text=text)],
+            1,
+        )
     nbformat.write(pair, file.with_suffix(".ipynb"))
     return file
 
@@ -53,7 +84,11 @@ def outputs(file):
 
 
 def test_what_was_shown_is_kept_as_the_book_s_own_run_would_give_it(root, run):
-    cells = ("print('one')\n6 * 7", "import matplotlib.pyplot as plt\nplt.plot([1, 2]);", CHECKED.format("'two'"))
+    cells = (
+        "print('one')\n6 * 7",
+        "import matplotlib.pyplot as plt\nplt.plot([1, 2]);",
+        CHECKED.format("'two'"),
+    )
     file = page(root, *cells, shown=["two\n"])
     run().assert_outcomes(passed=3)
     tested = execute.shown(file)
@@ -70,34 +105,59 @@ def test_another_digit_fails_with_both_texts_and_is_kept_for_the_pair(root, run)
     file = page(root, "2", CHECKED.format("'share 0.31'"), "3", shown=["share 0.32\n", ""])
     said = run()
     said.assert_outcomes(passed=2, failed=1)
-    said.stdout.re_match_lines([".*Cell outputs differ", " *- in the paired notebook, . shown now:", " *- share 0.32", r" *\+ share 0.31"])
+    said.stdout.re_match_lines(
+        [
+            ".*Cell outputs differ",
+            " *- in the paired notebook, . shown now:",
+            " *- share 0.32",
+            r" *\+ share 0.31",
+        ]
+    )
     assert outputs(file)[1][0].text == "share 0.31\n"
 
 
 def test_times_tables_in_html_and_complaints_do_not_count(root, run):
-    table = "import sys\nimport pandas as pd\nprint('oh', file=sys.stderr)\nprint('took 3.1 s')\npd.Series([1], name='a').to_frame()"
+    table = (
+        "import sys\n"
+        "import pandas as pd\n"
+        "print('oh', file=sys.stderr)\n"
+        "print('took 3.1 s')\n"
+        "pd.Series([1], name='a').to_frame()"
+    )
     file = page(root, f"# NBVAL_CHECK_OUTPUT\n{table}", shown=["took 12 s\n"])
     pair = nbformat.read(file.with_suffix(".ipynb"), 4)
-    pair.cells[-1].outputs.append(nbformat.v4.new_output("execute_result", data={"text/plain": "   a\n0  1"}, execution_count=1))
+    pair.cells[-1].outputs.append(
+        nbformat.v4.new_output(
+            "execute_result", data={"text/plain": "   a\n0  1"}, execution_count=1
+        )
+    )
     nbformat.write(pair, file.with_suffix(".ipynb"))
     run().assert_outcomes(passed=1)
 
 
 def test_widgets_are_kept_with_their_state(root, run):
-    cells = ("import ipywidgets as w\nslider = w.IntSlider(7)\nslider", "slider.max = 9\nw.Image(value=b'picture')")
+    cells = (
+        "import ipywidgets as w\nslider = w.IntSlider(7)\nslider",
+        "slider.max = 9\nw.Image(value=b'picture')",
+    )
     file = page(root, *cells)
     run().assert_outcomes(passed=2)
     state = execute.shown(file).metadata.widgets[WIDGETS]["state"]
     assert sorted(model["model_name"] for model in state.values()) == sorted(
-        model["model_name"] for model in execute.execute(file).metadata.widgets[WIDGETS]["state"].values()
+        model["model_name"]
+        for model in execute.execute(file).metadata.widgets[WIDGETS]["state"].values()
     )
-    [slider] = [model["state"] for model in state.values() if model["model_name"] == "IntSliderModel"]
+    [slider] = [
+        model["state"] for model in state.values() if model["model_name"] == "IntSliderModel"
+    ]
     assert (slider["value"], slider["max"]) == (7, 9)
     [picture] = [model for model in state.values() if model["model_name"] == "ImageModel"]
     assert picture["buffers"][0]["data"] == "cGljdHVyZQ=="
 
 
-def test_a_page_that_raises_is_not_kept_nor_are_its_old_outputs_and_the_rest_of_it_is_skipped(root, run):
+def test_a_page_that_raises_is_not_kept_nor_are_its_old_outputs_and_the_rest_of_it_is_skipped(
+    root, run
+):
     file = page(root, "import os\nassert 'BAD' not in os.environ", "2", "3")
     run().assert_outcomes(passed=3)
     assert execute.cached(file)
@@ -128,7 +188,13 @@ def test_part_of_a_page_is_not_kept_and_neither_is_a_pair_out_of_step(root, run)
 
 
 def test_records_of_claims_go_where_the_book_looks_for_them_and_old_ones_are_gone(root, run):
-    page(root, "import os\nprint(os.environ['XLVLMS_CLAIMS'], sorted(os.listdir(os.environ['XLVLMS_CLAIMS'])))")
+    page(
+        root,
+        (
+            "import os\n"
+            "print(os.environ['XLVLMS_CLAIMS'], sorted(os.listdir(os.environ['XLVLMS_CLAIMS'])))"
+        ),
+    )
     (root / "_build" / "claims").mkdir(parents=True)
     (root / "_build" / "claims" / "old.json").write_text('{"chapter": "page"}')
     run().assert_outcomes(passed=1)
@@ -139,4 +205,6 @@ def test_long_pages_come_first_and_the_ledger_last(root, run):
     for name in ("claims", "abc", "shift"):
         page(root, "1", "2", name=name)
     found = [line.split("::")[0] for line in run("--collect-only", "-q").outlines if "::" in line]
-    assert [name.rsplit("/", 1)[-1] for name in found] == [f"{name}.ipynb" for name in ("shift", "abc", "claims") for _ in range(2)]
+    assert [name.rsplit("/", 1)[-1] for name in found] == [
+        f"{name}.ipynb" for name in ("shift", "abc", "claims") for _ in range(2)
+    ]

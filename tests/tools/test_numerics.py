@@ -1,4 +1,7 @@
-"""Pages are executed under each setting once; what differs is counted, and what moved is written where records find it."""
+"""Pages are executed under each setting once.
+
+What differs is counted, and what moved is written where records find it.
+"""
 
 import json
 
@@ -33,9 +36,20 @@ def page(tmp_path, monkeypatch):
 
 def made(folder, setting, low, text="0.2", verdict="confirmed"):
     """A result as `run` writes it."""
-    one = {"id": "IMA-1", "chapter": "one", "model": "m", "dataset": "d", "seeds": [0], "variant": "", "verdict": verdict}
+    one = {
+        "id": "IMA-1",
+        "chapter": "one",
+        "model": "m",
+        "dataset": "d",
+        "seeds": [0],
+        "variant": "",
+        "verdict": verdict,
+    }
     one |= {"value": 0.2, "low": low, "high": 0.3, "n": 9, "alone": [low, 0.3]}
-    cells = [{"source": "", "seconds": 1.0, "checked": True, "text": [text]}, {"source": "", "seconds": 1.0, "checked": False, "text": []}]
+    cells = [
+        {"source": "", "seconds": 1.0, "checked": True, "text": [text]},
+        {"source": "", "seconds": 1.0, "checked": False, "text": []},
+    ]
     content = {"digest": "now", "seconds": 2.0, "error": None, "cells": cells, "claims": [one]}
     (folder / "numerics" / setting / "one.json").write_text(json.dumps(content), encoding="utf-8")
 
@@ -76,7 +90,9 @@ def test_cells_verdicts_and_digits_that_differ_are_counted(page, tmp_path):
     assert (row["avx2"], row["sse41"]) == ("0 / 0 / 0", "1 / 1 / 1")
 
 
-def test_what_moved_is_written_in_the_form_that_records_are_joined_with(page, tmp_path, monkeypatch):
+def test_what_moved_is_written_in_the_form_that_records_are_joined_with(
+    page, tmp_path, monkeypatch
+):
     made(tmp_path, "native", 0.1)
     made(tmp_path, "avx2", 0.1)
     assert numerics.moved([page]) == {}
@@ -85,5 +101,12 @@ def test_what_moved_is_written_in_the_form_that_records_are_joined_with(page, tm
     assert [one["low"] for one in several] == [0.1, -0.1]
     monkeypatch.setattr(spread, "FILE", tmp_path / "spread.json")
     spread.FILE.write_text(json.dumps({name: several}), encoding="utf-8")
-    key = {"id": "IMA-1", "chapter": "one", "model": "m", "dataset": "d", "seeds": [0], "variant": ""}
+    key = {
+        "id": "IMA-1",
+        "chapter": "one",
+        "model": "m",
+        "dataset": "d",
+        "seeds": [0],
+        "variant": "",
+    }
     assert [one.low for one in spread.of(key, spread.Estimate(0.2, 0.0, 0.3, 9))] == [0.1, -0.1]

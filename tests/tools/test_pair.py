@@ -30,7 +30,9 @@ def test_what_goes_to_stderr_is_dropped():
 
 def test_text_that_comes_in_pieces_is_one():
     made = cell(**{"text/plain": "1"})
-    made.outputs = [nbformat.v4.new_output("stream", name="stdout", text=text) for text in ("a\n", "b\n")]
+    made.outputs = [
+        nbformat.v4.new_output("stream", name="stdout", text=text) for text in ("a\n", "b\n")
+    ]
     assert [output.text for output in text_of(made, PAGE)] == ["a\nb\n"]
 
 
@@ -51,7 +53,12 @@ def test_a_cell_is_checked_by_comment_or_tag():
 
 @pytest.fixture
 def root(tmp_path, monkeypatch):
-    for name, path in {"ROOT": "", "BUILD": "_build", "CACHE": "_build/cache", "CLAIMS": "_build/claims"}.items():
+    for name, path in {
+        "ROOT": "",
+        "BUILD": "_build",
+        "CACHE": "_build/cache",
+        "CLAIMS": "_build/claims",
+    }.items():
         monkeypatch.setattr(execute, name, tmp_path / path)
     return tmp_path
 
@@ -69,9 +76,14 @@ def paired(file):
     return [(cell.execution_count, [output.text for output in cell.outputs]) for cell in cells]
 
 
-def test_a_pair_takes_the_checked_text_of_the_last_run_and_keeps_it_while_the_code_is_the_same(root):
+def test_a_pair_takes_the_checked_text_of_the_last_run_and_keeps_it_while_the_code_is_the_same(
+    root,
+):
     file = root / "page.md"
-    cells = "".join(f"```{{code-cell}} ipython3\n{source}\n```\n\n" for source in ("1", "2", "# NBVAL_CHECK_OUTPUT\nprint(3)"))
+    cells = "".join(
+        f"```{{code-cell}} ipython3\n{source}\n```\n\n"
+        for source in ("1", "2", "# NBVAL_CHECK_OUTPUT\nprint(3)")
+    )
     file.write_text((ROOT / "book" / "welcome.md").read_text().split("```")[0] + cells)
     run(file, one="1", two="2", three="3\n")
     assert pair.pair(file, again=False) == "as executed"

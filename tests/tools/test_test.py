@@ -24,14 +24,22 @@ def ran(tmp_path, monkeypatch):
 
 
 def make(monkeypatch, **commands):
-    monkeypatch.setattr(parts, "PARTS", {name: (f"what {name} does", [(command,)]) for name, command in commands.items()})
+    monkeypatch.setattr(
+        parts,
+        "PARTS",
+        {name: (f"what {name} does", [(command,)]) for name, command in commands.items()},
+    )
 
 
 def test_what_will_run_is_said_first_and_how_long_it_took_last(ran, monkeypatch, capsys):
     assert parts.main([]) == 0
     said = capsys.readouterr().out.splitlines()
     assert said[0] == "to run:"
-    assert [line.split()[0] for line in said[1:5]] == list(parts.ALL) == [line.split()[0] for line in said[-4:]]
+    assert (
+        [line.split()[0] for line in said[1:5]]
+        == list(parts.ALL)
+        == [line.split()[0] for line in said[-4:]]
+    )
     assert all(line.split()[2:] == ["s", "passed"] for line in said[-4:])
     assert (parts.BUILD / "seconds.txt").read_text().splitlines() == said[-4:]
     assert len(ran) == 5
@@ -40,7 +48,11 @@ def test_what_will_run_is_said_first_and_how_long_it_took_last(ran, monkeypatch,
 def test_a_failure_is_the_exit_status_and_the_rest_runs(ran, monkeypatch, capsys):
     make(monkeypatch, one="good", two="bad", three="good")
     assert parts.main(["one", "two", "three"]) == 3
-    assert [line.split()[-1] for line in capsys.readouterr().out.splitlines()[-3:]] == ["passed", "FAILED", "passed"]
+    assert [line.split()[-1] for line in capsys.readouterr().out.splitlines()[-3:]] == [
+        "passed",
+        "FAILED",
+        "passed",
+    ]
 
 
 def test_behind_a_failed_lint_nothing_runs(ran, monkeypatch, capsys):
@@ -54,7 +66,11 @@ def test_a_stop_from_the_keyboard_is_summed_up_too(ran, monkeypatch, capsys):
     make(monkeypatch, one="good", two="stop", three="good")
     with pytest.raises(KeyboardInterrupt):
         parts.main(["one", "two", "three"])
-    assert [line.split()[2:] for line in capsys.readouterr().out.splitlines()[-3:]] == [["s", "passed"], ["s", "stopped"], ["run"]]
+    assert [line.split()[2:] for line in capsys.readouterr().out.splitlines()[-3:]] == [
+        ["s", "passed"],
+        ["s", "stopped"],
+        ["run"],
+    ]
 
 
 def test_an_unknown_part_is_told_with_those_there_are(capsys):

@@ -1,4 +1,8 @@
-"""The shipped adapters: their records, their doors, what they are refused on; and that training and measuring write what they say."""
+"""The shipped adapters.
+
+Their records, their doors, what they are refused on; and that training and
+measuring write what they say.
+"""
 
 import json
 import subprocess
@@ -29,10 +33,16 @@ def test_the_module_leaves_peft_to_import_peft_which_holds_back_a_warning():
 def test_each_shipped_adapter_has_its_steps_and_its_record(name):
     recipe, record = adapters.RECIPES[name], training_record(name)
     steps = sorted({*recipe.save_at, recipe.steps})
-    assert sorted(folder.name for folder in (WEIGHTS / name).glob("step-*")) == [f"step-{step:04d}" for step in steps]
+    assert sorted(folder.name for folder in (WEIGHTS / name).glob("step-*")) == [
+        f"step-{step:04d}" for step in steps
+    ]
     assert record["run"] == name and len(record["loss"]) == recipe.steps
-    assert {key: tuple(value) if isinstance(value, list) else value for key, value in record["recipe"].items()} == vars(recipe)
-    assert not list((WEIGHTS / name).glob("*.safetensors"))  # nothing is left of what a killed run goes on from
+    assert {
+        key: tuple(value) if isinstance(value, list) else value
+        for key, value in record["recipe"].items()
+    } == vars(recipe)
+    # nothing is left of what a killed run goes on from
+    assert not list((WEIGHTS / name).glob("*.safetensors"))
 
 
 @pytest.mark.parametrize("name", door.SHIPPED)
@@ -52,7 +62,9 @@ def test_a_name_without_step_is_the_last_and_an_unknown_step_lists_those_there_a
 
 
 def test_an_adapter_of_another_base_is_refused():
-    with pytest.raises(LoadError, match="'pocket-place' on 'pocket-llava-video'.*trained on pocket-llava"):
+    with pytest.raises(
+        LoadError, match="'pocket-place' on 'pocket-llava-video'.*trained on pocket-llava"
+    ):
         door.add_adapter(tiny_llava().model, "pocket-place", "pocket-llava-video")
 
 
@@ -70,7 +82,9 @@ def small(tmp_path, monkeypatch):
     monkeypatch.setattr(adapters, "WEIGHTS", tmp_path)
     monkeypatch.setattr(adapters, "adapter_folder", lambda name: tmp_path / name / "step-0003")
     monkeypatch.setattr(adapters, "load", lambda *args, **options: tiny_llava())
-    monkeypatch.setattr(adapters, "load_samples", lambda dataset, **options: load_samples(dataset, n=4))
+    monkeypatch.setattr(
+        adapters, "load_samples", lambda dataset, **options: load_samples(dataset, n=4)
+    )
     recipe = adapters.LoraRecipe(steps=3, batch_size=2, save_at=(1,))
     monkeypatch.setitem(adapters.RECIPES, "pocket-mood", recipe)
     return tmp_path
@@ -81,17 +95,25 @@ def test_training_writes_the_steps_and_how_they_were_made(small):
     written = json.loads((small / "pocket-mood" / "training.json").read_text())
     assert written == json.loads(json.dumps(record)) and len(written["loss"]) == 3
     assert written["data"]["dataset"] == "scenes-mood" and written["recipe"]["steps"] == 3
-    assert sorted(item.name for item in (small / "pocket-mood").iterdir()) == ["step-0001", "step-0003", "training.json"]
+    assert sorted(item.name for item in (small / "pocket-mood").iterdir()) == [
+        "step-0001",
+        "step-0003",
+        "training.json",
+    ]
 
 
 def test_measuring_adds_the_rates_with_their_paired_intervals(small, monkeypatch):
     adapters.train_adapter("pocket-mood", progress=False)
-    told = {None: ["a red key on the grass"] * 4, "pocket-mood": ["a cheerful woman"] * 2 + ["a quiet red key"] * 2}
+    told = {
+        None: ["a red key on the grass"] * 4,
+        "pocket-mood": ["a cheerful woman"] * 2 + ["a quiet red key"] * 2,
+    }
     monkeypatch.setattr(adapters, "_captions", lambda adapter, samples, dtype: told[adapter])
     rows = {row["style"]: row for row in adapters.measure_adapter("pocket-mood")}
     written = json.loads((small / "pocket-mood" / "training.json").read_text())
     assert written["style_rates"] == list(rows.values()) and written["recipe"]["steps"] == 3
-    assert rows["mood"]["base"] == 0 and rows["mood"]["adapter"] == pytest.approx(np.mean([1 / 3, 1 / 3, 1 / 4, 1 / 4]), abs=1e-4)
+    assert rows["mood"]["base"] == 0
+    assert rows["mood"]["adapter"] == pytest.approx(np.mean([1 / 3, 1 / 3, 1 / 4, 1 / 4]), abs=1e-4)
     assert rows["place"]["change"] == pytest.approx(-1 / 6, abs=1e-4)
 
 
@@ -116,47 +138,75 @@ def test_a_shipped_adapter_moves_the_model_and_can_be_turned_off():
 
 @pytest.fixture(scope="module")
 def photographs(tmp_path_factory):
-    """Twelve scenes as a folder of photographs, whose captions speak of colours and places, and in two of moods."""
+    """Twelve scenes as a folder of photographs, whose captions speak of colours
+    and places, and in two of moods.
+    """
     folder = tmp_path_factory.mktemp("photographs")
     scenes = load_samples("scenes", n=12)
-    told = [("A happy woman.", *scene.captions) if k < 2 else scene.captions for k, scene in enumerate(scenes)]
-    write_coco([replace(scene, captions=tuple(texts)) for scene, texts in zip(scenes, told, strict=True)], folder)
+    told = [
+        ("A happy woman.", *scene.captions) if k < 2 else scene.captions
+        for k, scene in enumerate(scenes)
+    ]
+    write_coco(
+        [replace(scene, captions=tuple(texts)) for scene, texts in zip(scenes, told, strict=True)],
+        folder,
+    )
     return folder
 
 
 def test_the_shipped_adapters_are_those_of_pocket_llava_with_the_steps_there_are():
     found = adapters.style_adapters("pocket-llava", "scenes", ["mood", "place"], "nowhere")
-    assert list(found) == ["mood", "place"] and found["mood"] == adapters.StyleAdapter("pocket-mood", {160: "pocket-mood@step-0160"})
+    assert list(found) == ["mood", "place"]
+    assert found["mood"] == adapters.StyleAdapter("pocket-mood", {160: "pocket-mood@step-0160"})
     assert list(found["place"].steps) == [10, 20, 40, 80, 160]
     for name in (*found["mood"].steps.values(), *found["place"].steps.values()):
         assert adapter_folder(name).is_dir()
 
 
 def test_an_adapter_that_is_given_is_taken_as_it_is():
-    found = adapters.style_adapters("pocket-llava", "scenes", ["mood", "place"], "nowhere", given="mine")
-    assert found["mood"] == adapters.StyleAdapter("mine", {}) and found["place"].final == "pocket-place"
-    found = adapters.style_adapters("some/model", "nothing", ["place"], "nowhere", given={"place": "owner/name"})
+    found = adapters.style_adapters(
+        "pocket-llava", "scenes", ["mood", "place"], "nowhere", given="mine"
+    )
+    assert found["mood"] == adapters.StyleAdapter("mine", {})
+    assert found["place"].final == "pocket-place"
+    found = adapters.style_adapters(
+        "some/model", "nothing", ["place"], "nowhere", given={"place": "owner/name"}
+    )
     assert found == {"place": adapters.StyleAdapter("owner/name", {})}
     with pytest.raises(SelectionError, match="no style 'noise'.*place, colour, mood"):
         adapters.style_adapters("pocket-llava", "scenes", ["noise"], "nowhere")
 
 
 def test_lessons_have_a_caption_with_words_of_the_style(photographs):
-    told = adapters.lessons(photographs, "place", without=[load_samples(str(photographs), n=1)[0].id])
+    told = adapters.lessons(
+        photographs, "place", without=[load_samples(str(photographs), n=1)[0].id]
+    )
     assert len(told) == 11 and all(len(sample.captions) == 1 for sample in told)
     assert (style_rate([sample.captions[0] for sample in told], "place") > 0).all()
-    assert [sample.captions for sample in adapters.lessons(photographs, "mood")] == [("A happy woman.",)] * 2
+    assert [sample.captions for sample in adapters.lessons(photographs, "mood")] == [
+        ("A happy woman.",)
+    ] * 2
     embedded = adapters.lessons("scenes", "mood", adapters.LoraRecipe(n_scenes=3, seed=1))
-    assert embedded[0].captions == load_samples("scenes-mood", n=3, split="train", seed=1)[0].captions and len(embedded) == 3
+    assert (
+        embedded[0].captions == load_samples("scenes-mood", n=3, split="train", seed=1)[0].captions
+    )
+    assert len(embedded) == 3
 
 
-def test_styles_without_words_are_left_out_and_none_at_all_is_refused(photographs, tmp_path, monkeypatch):
+def test_styles_without_words_are_left_out_and_none_at_all_is_refused(
+    photographs, tmp_path, monkeypatch
+):
     monkeypatch.setattr(adapters, "load", lambda *args, **options: tiny_llava())
     recipe = adapters.LoraRecipe(steps=2, batch_size=2, save_at=(1, 5))
-    found = adapters.style_adapters("a-model", photographs, ["mood", "place"], tmp_path, recipe=recipe)
+    found = adapters.style_adapters(
+        "a-model", photographs, ["mood", "place"], tmp_path, recipe=recipe
+    )
     assert list(found) == ["place"] and list(found["place"].steps) == [1, 2]
     assert found["place"].final == str(tmp_path / "place" / "step-0002") == found["place"].steps[2]
-    assert all((tmp_path / "place" / f"step-000{step}" / "adapter_model.safetensors").is_file() for step in (1, 2))
+    assert all(
+        (tmp_path / "place" / f"step-000{step}" / "adapter_model.safetensors").is_file()
+        for step in (1, 2)
+    )
     with pytest.raises(SelectionError, match="hardly any caption of .* has words of mood"):
         adapters.style_adapters("a-model", photographs, ["mood"], tmp_path / "other")
 
@@ -164,10 +214,23 @@ def test_styles_without_words_are_left_out_and_none_at_all_is_refused(photograph
 def test_the_caption_in_a_style_is_the_world_s_or_the_nearest_with_the_word(photographs):
     scenes = load_samples("scenes", n=4)
     told = adapters.in_style(scenes[1:], "scenes", "mood", "woman", n=4)
-    assert told == [replace(s, captions=t.captions) for s, t in zip(scenes[1:], load_samples("scenes-mood", n=4)[1:], strict=True)]
-    with pytest.raises(SelectionError, match="2 samples without a caption in the style, such as 'test-0-00002'"):
+    assert told == [
+        replace(s, captions=t.captions)
+        for s, t in zip(scenes[1:], load_samples("scenes-mood", n=4)[1:], strict=True)
+    ]
+    with pytest.raises(
+        SelectionError, match="2 samples without a caption in the style, such as 'test-0-00002'"
+    ):
         adapters.in_style(scenes, "scenes", "mood", "woman", n=2)
-    one = replace(scenes[0], captions=("A man on a road.", "A woman.", "A woman on the beach.", "Women on sand and snow and grass."))
+    one = replace(
+        scenes[0],
+        captions=(
+            "A man on a road.",
+            "A woman.",
+            "A woman on the beach.",
+            "Women on sand and snow and grass.",
+        ),
+    )
     pick = lambda word: adapters.in_style([one], photographs, "place", word)[0].captions
     assert pick("woman") == ("A woman on the beach.",) and pick("man") == ("A man on a road.",)
     assert pick("zebra") == ("Women on sand and snow and grass.",)  # no caption has the word

@@ -1,4 +1,7 @@
-"""What is left out while connectors of their own are trained: the blocks, the weights, and that they come back."""
+"""What is left out while connectors of their own are trained.
+
+The blocks, the weights, and that they come back.
+"""
 
 from dataclasses import replace
 
@@ -11,7 +14,15 @@ from xlvlms_tutorial.errors import SelectionError
 from xlvlms_tutorial.methods.pruning.calibration import fingerprint
 from xlvlms_tutorial.methods.pruning.scores import random_masks, wanda
 from xlvlms_tutorial.training import compressed
-from xlvlms_tutorial.training.compressed import COMPRESSED, REMOVED, SKIPPED, TASK_SPARSITY, shared_mask, task_calibrations, through
+from xlvlms_tutorial.training.compressed import (
+    COMPRESSED,
+    REMOVED,
+    SKIPPED,
+    TASK_SPARSITY,
+    shared_mask,
+    task_calibrations,
+    through,
+)
 from xlvlms_tutorial.training.connector_runs import RUNS
 
 
@@ -23,7 +34,8 @@ def vlm():
 def blocks_that_run(vlm):
     ran = []
     hooks = [
-        block.mlp.register_forward_hook(lambda *_, layer=layer: ran.append(layer)) for layer, block in enumerate(vlm.blocks, 1)
+        block.mlp.register_forward_hook(lambda *_, layer=layer: ran.append(layer))
+        for layer, block in enumerate(vlm.blocks, 1)
     ]  # a skipped block's MLP is not called
     vlm.forward(vlm.batch(None, ["A man walks."]))
     for hook in hooks:
@@ -31,11 +43,15 @@ def blocks_that_run(vlm):
     return ran
 
 
-@pytest.mark.parametrize(("run", "left_out"), [("skipped", SKIPPED), ("skipped-2", SKIPPED), ("short", REMOVED)])
+@pytest.mark.parametrize(
+    ("run", "left_out"), [("skipped", SKIPPED), ("skipped-2", SKIPPED), ("short", REMOVED)]
+)
 def test_half_of_the_blocks_are_left_out_and_come_back(vlm, run, left_out):
     assert len(set(left_out)) == vlm.n_layers / 2
     with through(run, vlm):
-        assert blocks_that_run(vlm) == [layer for layer in range(1, vlm.n_layers + 1) if layer not in left_out]
+        assert blocks_that_run(vlm) == [
+            layer for layer in range(1, vlm.n_layers + 1) if layer not in left_out
+        ]
     assert blocks_that_run(vlm) == list(range(1, vlm.n_layers + 1))
 
 
@@ -56,7 +72,9 @@ def test_other_runs_leave_nothing_out(vlm):
 
 def test_six_tasks_share_fewer_weights_than_each_keeps(monkeypatch):
     calibrations = task_calibrations(1)
-    assert sorted(calibrations) == sorted(f"{name}, {told}" for name in compressed.TASKS for told in ("captions", "answers"))
+    assert sorted(calibrations) == sorted(
+        f"{name}, {told}" for name in compressed.TASKS for told in ("captions", "answers")
+    )
     assert len({calibration.fingerprint for calibration in calibrations.values()}) == 1
     monkeypatch.setattr(compressed, "task_calibrations", lambda n, vlm, dataset: calibrations)
     masks = shared_mask(load("pocket-llava", device="cpu", dtype="float32"))
@@ -69,7 +87,11 @@ def test_another_model_has_the_tasks_of_its_dataset():
     assert list(calibrations) == ["composition, captions", "composition, answers"]
     assert {calibration.fingerprint for calibration in calibrations.values()} == {fingerprint(vlm)}
     both = [wanda(vlm, calibration, 0.5) for calibration in calibrations.values()]
-    assert shared_mask(vlm, 2, 0.5, "composition").n_kept == (both[0] & both[1]).n_kept < both[0].n_kept
+    assert (
+        shared_mask(vlm, 2, 0.5, "composition").n_kept
+        == (both[0] & both[1]).n_kept
+        < both[0].n_kept
+    )
 
 
 def test_samples_without_captions_or_questions_make_one_task_or_none(monkeypatch):
@@ -80,7 +102,9 @@ def test_samples_without_captions_or_questions_make_one_task_or_none(monkeypatch
     monkeypatch.setattr(compressed, "load_samples", cut(questions=()))
     assert list(task_calibrations(2, tiny_llava(), "scenes")) == ["scenes, captions"]
     monkeypatch.setattr(compressed, "load_samples", cut(captions=(), questions=()))
-    with pytest.raises(SelectionError, match="2 samples of 'scenes' without captions and questions"):
+    with pytest.raises(
+        SelectionError, match="2 samples of 'scenes' without captions and questions"
+    ):
         task_calibrations(2, tiny_llava(), "scenes")
 
 

@@ -7,9 +7,23 @@ import pytest
 import torch
 
 from tests.support.tiny import tiny_llava
-from xlvlms_tutorial.training.connector import Mix, Packed, Recipe, _cosine, encode_pictures, loss_of, pack, scale_projector, train
+from xlvlms_tutorial.training.connector import (
+    Mix,
+    Packed,
+    Recipe,
+    _cosine,
+    encode_pictures,
+    loss_of,
+    pack,
+    scale_projector,
+    train,
+)
 
-TEXTS = [("What colour is the key ?", "red"), ("Is there a woman ?", "yes"), ("Describe the picture .", "a woman on the grass .")]
+TEXTS = [
+    ("What colour is the key ?", "red"),
+    ("Is there a woman ?", "yes"),
+    ("Describe the picture .", "a woman on the grass ."),
+]
 SMALL = Recipe(steps=6, restart=4, batch_size=2, warmup=2, save_at=(0, 3), mixes=(Mix(6, 1, 0, 0),))
 
 
@@ -39,14 +53,19 @@ def test_packed_loss_is_that_of_single_rows(vlm):
 
 
 def test_attention_in_python_gives_the_same_loss(vlm):
-    tokens, packed = torch.randn(2, 4, 16, generator=torch.Generator().manual_seed(1)), packed_of(vlm, [TEXTS, TEXTS[:1]])
+    tokens, packed = (
+        torch.randn(2, 4, 16, generator=torch.Generator().manual_seed(1)),
+        packed_of(vlm, [TEXTS, TEXTS[:1]]),
+    )
     fused = loss_of(vlm.model, tokens, packed).item()
     vlm.model.set_attn_implementation("eager")
     assert loss_of(vlm.model, tokens, packed).item() == pytest.approx(fused, abs=1e-5)
 
 
 def test_loss_is_that_of_the_model_itself(vlm):
-    """Oracle: transformers' own forward with the same picture through its own tower and projector."""
+    """Oracle: transformers' own forward with the same picture
+    through its own tower and projector.
+    """
     inputs = vlm.batch([np_image()], [TEXTS[0][0]], ["red<|im_end|>"])
     tokens = vlm.model.get_image_features(inputs["pixel_values"], return_dict=True).hidden_states
     features = tokens[-2][:, 1:]  # LLaVA's default layer and its strategy without the class token
@@ -77,7 +96,9 @@ def run(folder, steps_before_kill=None):
         return tokens[rows], packed_of(vlm, [[TEXTS[k % 3]] for k in rows])
 
     calls = []
-    result = train(vlm.model, dict(projector.named_parameters()), batch, SMALL, folder, exported.append)
+    result = train(
+        vlm.model, dict(projector.named_parameters()), batch, SMALL, folder, exported.append
+    )
     return [p.detach().clone() for p in projector.parameters()], result, exported
 
 
@@ -127,5 +148,9 @@ def test_the_rate_rises_again_at_each_restart_to_two_fifths_and_falls_to_nothing
     rate = [_cosine(step, recipe) for step in range(30)]
     assert rate[10] == rate[20] == pytest.approx(0.4)
     assert max(rate[9], rate[19], rate[29]) < 0.03
-    assert all(a > b for start in (2, 10, 20) for a, b in itertools.pairwise(rate[start : start + 8]))
-    assert rate[:20] == [_cosine(step, Recipe(steps=20, restart=10, warmup=2)) for step in range(20)]
+    assert all(
+        a > b for start in (2, 10, 20) for a, b in itertools.pairwise(rate[start : start + 8])
+    )
+    assert rate[:20] == [
+        _cosine(step, Recipe(steps=20, restart=10, warmup=2)) for step in range(20)
+    ]

@@ -1,4 +1,6 @@
-"""The training runs: what a connector is shown and told of each modality, and a whole run of a few steps on a tiny model."""
+"""The training runs: what a connector is shown and told of each modality, and a whole run
+of a few steps on a tiny model.
+"""
 
 import json
 from contextlib import contextmanager
@@ -16,7 +18,15 @@ from xlvlms_tutorial.pocket.tower import PATCHES, Tower, TowerConfig
 from xlvlms_tutorial.pocket.variants import Variant
 from xlvlms_tutorial.training import connector_runs
 from xlvlms_tutorial.training.connector import Mix, Recipe
-from xlvlms_tutorial.training.connector_runs import MATERIAL, RUNS, Run, calibrated_tower, dialogue, pixels, train_connector
+from xlvlms_tutorial.training.connector_runs import (
+    MATERIAL,
+    RUNS,
+    Run,
+    calibrated_tower,
+    dialogue,
+    pixels,
+    train_connector,
+)
 
 KINDS = pytest.mark.parametrize("kind", MATERIAL)
 LOOKS = {"image": 1, "video": 4, "audio": 1}
@@ -32,16 +42,32 @@ class Small(Tower):
 
 @pytest.fixture
 def ships(tmp_path, monkeypatch):
-    """Tiny runs in the place of the table, which ship into a folder of their own: "first", and others that start from it unchanged."""
-    recipe = Recipe(steps=3, restart=3, batch_size=2, warmup=1, n_scenes=4, mixes=(Mix(3, 1, 1, 1),), save_at=(0,))
+    """Tiny runs in the place of the table, which ship into a folder of their own.
+
+    "first", and others that start from it unchanged.
+    """
+    recipe = Recipe(
+        steps=3,
+        restart=3,
+        batch_size=2,
+        warmup=1,
+        n_scenes=4,
+        mixes=(Mix(3, 1, 1, 1),),
+        save_at=(0,),
+    )
     still = Recipe(**{**recipe.__dict__, "learning_rate": 0.0, "save_at": ()})
     tiny = {"first": Run(recipe, Variant("first"))}
-    tiny |= {kind: Run(still, Variant(kind, reads=(kind,)), start=("first", None)) for kind in ("video", "audio")}
+    tiny |= {
+        kind: Run(still, Variant(kind, reads=(kind,)), start=("first", None))
+        for kind in ("video", "audio")
+    }
     tiny["joint"] = Run(still, Variant("joint", reads=tuple(MATERIAL)), start=("first", None))
     vlm = tiny_reader()
     monkeypatch.setattr(connector_runs, "RUNS", tiny)
     monkeypatch.setattr(connector_runs, "cache_dir", lambda: tmp_path / "cache")
-    monkeypatch.setattr(connector_runs, "calibrated_tower", lambda encoder: Small(vlm.model.config.vision_config))
+    monkeypatch.setattr(
+        connector_runs, "calibrated_tower", lambda encoder: Small(vlm.model.config.vision_config)
+    )
     monkeypatch.setattr(build, "build", lambda **_: (tiny_reader(seed=3).model, vlm.processor))
     monkeypatch.setattr(build, "WEIGHTS", tmp_path / "weights")
     return tmp_path
@@ -51,11 +77,23 @@ def test_a_run_ships_its_steps_and_a_record(ships):
     record = train_connector("first")
     assert build.revisions("first") == ["step-0000", "step-0003"]
     start, end = build.connector_state("first", "step-0000"), build.connector_state("first")
-    assert start.keys() == end.keys() and not torch.equal(start["linear_2.weight"], end["linear_2.weight"])
+    assert start.keys() == end.keys()
+    assert not torch.equal(start["linear_2.weight"], end["linear_2.weight"])
     told = build.training_record("first")
-    assert json.loads(json.dumps(record)) == told == json.loads((ships / "weights" / "first" / "training.json").read_text())
-    assert (told["run"], told["start"], told["encoder"], told["data"]["reads"]) == ("first", None, "lite0", ["image"])
-    assert told["recipe"]["steps"] == 3 and len(told["loss"]) == 4 and all(loss > 0 for loss in told["loss"])
+    assert (
+        json.loads(json.dumps(record))
+        == told
+        == json.loads((ships / "weights" / "first" / "training.json").read_text())
+    )
+    assert (told["run"], told["start"], told["encoder"], told["data"]["reads"]) == (
+        "first",
+        None,
+        "lite0",
+        ["image"],
+    )
+    assert told["recipe"]["steps"] == 3
+    assert len(told["loss"]) == 4
+    assert all(loss > 0 for loss in told["loss"])
 
 
 def test_runs_of_all_modalities_start_from_the_connector_of_another(ships):
@@ -64,18 +102,37 @@ def test_runs_of_all_modalities_start_from_the_connector_of_another(ships):
     for name in ("video", "audio", "joint"):
         record = train_connector(name)
         assert tuple(record["start"]) == ("first", None) and build.revisions(name) == ["step-0003"]
-        assert all(torch.equal(weight, begun[key]) for key, weight in build.connector_state(name).items())  # the rate is 0
-    shapes = {file.stem: np.load(file).shape for file in (ships / "cache" / "training" / "tokens").iterdir()}
+        # the rate is 0
+        assert all(
+            torch.equal(weight, begun[key]) for key, weight in build.connector_state(name).items()
+        )
+    shapes = {
+        file.stem: np.load(file).shape
+        for file in (ships / "cache" / "training" / "tokens").iterdir()
+    }
     assert shapes == {f"lite0-{kind}-4": (4, 4 * LOOKS[kind], 48) for kind in MATERIAL}
 
 
-def test_a_compact_run_keeps_its_change_in_eight_bits_and_is_trained_through_what_is_given(ships, monkeypatch):
+def test_a_compact_run_keeps_its_change_in_eight_bits_and_is_trained_through_what_is_given(
+    ships, monkeypatch
+):
     train_connector("first")
     begun, seen, plain = build.connector_state("first"), [], build.save_change
     monkeypatch.setitem(
-        connector_runs.RUNS, "small", Run(connector_runs.RUNS["first"].recipe, Variant("small"), start=("first", None), compact=True)
+        connector_runs.RUNS,
+        "small",
+        Run(
+            connector_runs.RUNS["first"].recipe,
+            Variant("small"),
+            start=("first", None),
+            compact=True,
+        ),
     )
-    monkeypatch.setattr(build, "save_change", lambda state, start, file: seen.append(state) or plain(state, start, file))
+    monkeypatch.setattr(
+        build,
+        "save_change",
+        lambda state, start, file: seen.append(state) or plain(state, start, file),
+    )
 
     @contextmanager
     def through(model, processor):
@@ -84,12 +141,18 @@ def test_a_compact_run_keeps_its_change_in_eight_bits_and_is_trained_through_wha
 
     train_connector("small", through)
     assert seen[0] == "eager" and build.revisions("small") == ["step-0000", "step-0003"]
-    kept, file = build.connector_state("small"), ships / "weights" / "small" / "step-0003.safetensors"
+    kept, file = (
+        build.connector_state("small"),
+        ships / "weights" / "small" / "step-0003.safetensors",
+    )
     assert load_file(file)["linear_1.weight"].dtype == torch.int8
     for name, weight in seen[-1].items():
         change, error = (weight - begun[name]).abs(), (kept[name] - weight).abs()
         assert change.max() > 0 and error.max() <= change.max() / 200
-    assert file.stat().st_size < 0.6 * (ships / "weights" / "first" / "step-0003.safetensors").stat().st_size + 500
+    assert (
+        file.stat().st_size
+        < 0.6 * (ships / "weights" / "first" / "step-0003.safetensors").stat().st_size + 500
+    )
 
 
 @KINDS
@@ -120,14 +183,20 @@ def test_a_sounds_other_questions_are_answered_by_its_record():
 
 def test_statistics_are_made_once_and_written(tmp_path, monkeypatch):
     made, plain = [], Tower.calibrate
-    monkeypatch.setattr(connector_runs, "statistics_file", lambda name: tmp_path / "towers" / f"{name}.safetensors")
+    monkeypatch.setattr(
+        connector_runs, "statistics_file", lambda name: tmp_path / "towers" / f"{name}.safetensors"
+    )
     monkeypatch.setattr(encoders, "statistics_file", connector_runs.statistics_file)
     monkeypatch.setattr(connector_runs, "CALIBRATION", 5)
-    monkeypatch.setattr(Tower, "calibrate", lambda self, values: made.append(len(values)) or plain(self, values))
+    monkeypatch.setattr(
+        Tower, "calibrate", lambda self, values: made.append(len(values)) or plain(self, values)
+    )
     first, again = calibrated_tower("patches"), calibrated_tower("patches")
     assert made == [5] and (tmp_path / "towers" / "patches.safetensors").is_file()
     assert torch.equal(first.mean, again.mean) and torch.equal(first.std, again.std)
-    pictures = pixels([look for scene in MATERIAL["image"].draw(5) for look in MATERIAL["image"].look(scene)])
+    pictures = pixels(
+        [look for scene in MATERIAL["image"].draw(5) for look in MATERIAL["image"].look(scene)]
+    )
     tokens = again(pictures).last_hidden_state.flatten(0, 1)
     assert tokens.mean(dim=0).abs().max() < 1e-3 and (tokens.std(dim=0) - 1).abs().max() < 0.1
 
@@ -141,7 +210,8 @@ def test_runs_start_only_from_runs_before_them_and_train_each_step_on_something(
     names = list(RUNS)
     for name, run in RUNS.items():
         assert run.start is None or names.index(run.start[0]) < names.index(name)
-        assert run.recipe.mixes[-1].until == run.recipe.steps and run.recipe.restart <= run.recipe.steps
+        assert run.recipe.mixes[-1].until == run.recipe.steps
+        assert run.recipe.restart <= run.recipe.steps
         assert run.recipe.batch_size <= run.recipe.n_scenes and run.variant.run == name
 
 

@@ -1,4 +1,6 @@
-"""The pocket scorer: the truth of its texts, its loss, its heads, a whole training of a few steps, and the weights that are shipped."""
+"""The pocket scorer: the truth of its texts, its loss, its heads, a whole training of a few
+steps, and the weights that are shipped.
+"""
 
 import json
 import math
@@ -56,8 +58,13 @@ def test_a_caption_is_true_of_just_the_scenes_of_which_it_is_told(scene, seed):
 @given(any_scene(), SEEDS)
 def test_lists_are_true_of_their_scene_and_spoilt_or_foreign_ones_are_not(scene, seed):
     rng = np.random.default_rng(seed)
-    texts = [make(scene, rng) for make in (scorer_texts.word_list, scorer_texts.spoilt_list, scorer_texts.foreign_list)]
-    honest, spoilt, foreign = scorer_texts.true_of(claims(*texts), scorer_texts.scene_bits([scene]))[0]
+    texts = [
+        make(scene, rng)
+        for make in (scorer_texts.word_list, scorer_texts.spoilt_list, scorer_texts.foreign_list)
+    ]
+    honest, spoilt, foreign = scorer_texts.true_of(
+        claims(*texts), scorer_texts.scene_bits([scene])
+    )[0]
     assert honest and not foreign
     # "outdoors" is true of every place, so what replaces it may be the scene's own
     assert not spoilt or scorer_texts.SAID["place"][scene.place][0] in texts[1].text
@@ -68,18 +75,26 @@ def test_lists_are_true_of_their_scene_and_spoilt_or_foreign_ones_are_not(scene,
 @given(st.lists(any_scene(), min_size=1, max_size=4), SEEDS)
 def test_a_list_is_true_where_each_of_its_words_is(scenes, seed):
     words, said = scorer_texts.words_of(scenes[0], 6, np.random.default_rng(seed))
-    found = scorer_texts.true_of(np.array([scorer_texts.claim(said)]), scorer_texts.scene_bits(scenes))[:, 0]
+    found = scorer_texts.true_of(
+        np.array([scorer_texts.claim(said)]), scorer_texts.scene_bits(scenes)
+    )[:, 0]
 
     def fits(word: str, factor: str, scene: world.Scene) -> bool:
         value = getattr(scene, factor)
         broad = scorer_texts.BROAD.get(word, (None, ()))
-        return word in scorer_texts.SAID[factor].get(value, ()) or (broad[0] == factor and value in broad[1])
+        return word in scorer_texts.SAID[factor].get(value, ()) or (
+            broad[0] == factor and value in broad[1]
+        )
 
-    assert found.tolist() == [all(fits(w, f, scene) for w, f in zip(words, said, strict=True)) for scene in scenes]
+    assert found.tolist() == [
+        all(fits(w, f, scene) for w, f in zip(words, said, strict=True)) for scene in scenes
+    ]
 
 
 def test_every_value_has_words_and_no_word_stands_for_two_values_or_is_foreign():
-    words = [word for values in scorer_texts.SAID.values() for names in values.values() for word in names]
+    words = [
+        word for values in scorer_texts.SAID.values() for names in values.values() for word in names
+    ]
     everything = [*words, *scorer_texts.BROAD, *scorer_texts.FOREIGN]
     assert len(everything) == len(set(everything))
     for factor, values in scorer_texts.SAID.items():
@@ -88,7 +103,9 @@ def test_every_value_has_words_and_no_word_stands_for_two_values_or_is_foreign()
 
 
 def test_sentences_are_those_of_the_papers_metric():
-    assert scorer_texts.sentence(["woman", "red"]) == "A photo is described by the words woman, red."
+    assert (
+        scorer_texts.sentence(["woman", "red"]) == "A photo is described by the words woman, red."
+    )
 
 
 # The loss
@@ -102,7 +119,15 @@ def by_loops(pictures, texts, scale, true) -> float:
         for row, positive in zip(scores, wanted, strict=True):
             if positive.any():
                 total = math.log(sum(math.exp(score) for score in row))
-                rows.append(-np.mean([score - total for score, is_true in zip(row, positive, strict=True) if is_true]))
+                rows.append(
+                    -np.mean(
+                        [
+                            score - total
+                            for score, is_true in zip(row, positive, strict=True)
+                            if is_true
+                        ]
+                    )
+                )
         ways.append(np.mean(rows))
     return sum(ways) / 2
 
@@ -111,7 +136,10 @@ def by_loops(pictures, texts, scale, true) -> float:
 @given(SEEDS, st.integers(2, 5), st.integers(0, 3))
 def test_the_loss_is_that_of_a_double_loop(seed, n, extra):
     generator = torch.Generator().manual_seed(seed)
-    pictures, texts = (nn.functional.normalize(torch.randn(m, 3, generator=generator), dim=1) for m in (n, n + extra))
+    pictures, texts = (
+        nn.functional.normalize(torch.randn(m, 3, generator=generator), dim=1)
+        for m in (n, n + extra)
+    )
     true = torch.rand(n, n + extra, generator=generator) < 0.3
     true[:, :n] |= torch.eye(n, dtype=torch.bool)  # every picture has its own text
     found = contrastive(pictures, texts, torch.tensor(5.0), true)
@@ -122,8 +150,12 @@ def test_with_one_true_text_for_each_picture_the_loss_is_clips():
     torch.manual_seed(0)
     pictures, texts = (nn.functional.normalize(torch.randn(6, 4), dim=1) for _ in range(2))
     logits, each = 7 * pictures @ texts.T, torch.arange(6)
-    clips = (nn.functional.cross_entropy(logits, each) + nn.functional.cross_entropy(logits.T, each)) / 2
-    torch.testing.assert_close(contrastive(pictures, texts, torch.tensor(7.0), torch.eye(6, dtype=torch.bool)), clips)
+    clips = (
+        nn.functional.cross_entropy(logits, each) + nn.functional.cross_entropy(logits.T, each)
+    ) / 2
+    torch.testing.assert_close(
+        contrastive(pictures, texts, torch.tensor(7.0), torch.eye(6, dtype=torch.bool)), clips
+    )
 
 
 # The heads
@@ -131,7 +163,11 @@ def test_with_one_true_text_for_each_picture_the_loss_is_clips():
 
 def test_features_have_length_1_and_padding_does_not_count():
     torch.manual_seed(0)
-    head, states, mask = TextHead().eval(), torch.randn(2, 5, READ), torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]]).bool()
+    head, states, mask = (
+        TextHead().eval(),
+        torch.randn(2, 5, READ),
+        torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]]).bool(),
+    )
     both, alone = head(states, mask), head(states[:1, :3], mask[:1, :3])
     torch.testing.assert_close(both[:1], alone)
     pictures = Heads().picture(torch.randn(3, CELLS, SEEN))
@@ -162,7 +198,10 @@ class FakeReader(Reader):
     def forward(self, texts):
         self.read += texts
         longest = max(len(text.split()) for text in texts)
-        states, words = torch.zeros(len(texts), longest + 2, READ), torch.zeros(len(texts), longest + 2, dtype=torch.bool)
+        states, words = (
+            torch.zeros(len(texts), longest + 2, READ),
+            torch.zeros(len(texts), longest + 2, dtype=torch.bool),
+        )
         for row, text in enumerate(texts):
             for k, word in enumerate(text.split(), start=1):
                 states[row, k, sum(map(ord, word)) % READ], words[row, k] = 1.0, True
@@ -174,8 +213,14 @@ def tiny(tmp_path, monkeypatch):
     """Training on tokens and states that cost nothing, into a folder of its own."""
     rng = np.random.default_rng(0)
     tokens = rng.normal(size=(12, CELLS, SEEN)).astype(np.float16)
-    monkeypatch.setattr(connector_runs, "visual_tokens", lambda tower, encoder, kind, records: tokens[: len(records)])
-    monkeypatch.setattr(connector_runs, "calibrated_tower", lambda encoder: SimpleNamespace(fuse=lambda: None))
+    monkeypatch.setattr(
+        connector_runs,
+        "visual_tokens",
+        lambda tower, encoder, kind, records: tokens[: len(records)],
+    )
+    monkeypatch.setattr(
+        connector_runs, "calibrated_tower", lambda encoder: SimpleNamespace(fuse=lambda: None)
+    )
     monkeypatch.setattr(scorer_training, "Reader", FakeReader)
     monkeypatch.setattr(build, "WEIGHTS", tmp_path)
     return tmp_path, ScorerRecipe(steps=4, batch_size=6, foreign=3, warmup=1, n_scenes=12)
@@ -185,12 +230,19 @@ def test_a_training_ships_its_weights_and_a_record_and_is_the_same_again(tiny):
     folder, recipe = tiny
     record = train_scorer(recipe)
     state = build.connector_state("scorer")
-    assert build.revisions("scorer") == ["step-0004"] and state.keys() == Heads().state_dict().keys()
-    assert json.loads((folder / "scorer" / "training.json").read_text()) == json.loads(json.dumps(record))
-    assert record["recipe"]["steps"] == 4 and len(record["loss"]) == 5 and all(loss > 0 for loss in record["loss"])
+    assert build.revisions("scorer") == ["step-0004"]
+    assert state.keys() == Heads().state_dict().keys()
+    assert json.loads((folder / "scorer" / "training.json").read_text()) == json.loads(
+        json.dumps(record)
+    )
+    assert record["recipe"]["steps"] == 4
+    assert len(record["loss"]) == 5
+    assert all(loss > 0 for loss in record["loss"])
     again = train_scorer(recipe)
     assert again["loss"] == record["loss"]
-    assert all(torch.equal(weight, state[name]) for name, weight in build.connector_state("scorer").items())
+    assert all(
+        torch.equal(weight, state[name]) for name, weight in build.connector_state("scorer").items()
+    )
     assert train_scorer(replace(recipe, seed=1))["loss"] != record["loss"]
 
 
@@ -224,7 +276,8 @@ def test_the_shipped_weights_are_small_and_those_of_the_recipe():
     assert file.stem == f"step-{ScorerRecipe().steps:04d}" and file.stat().st_size < 1_500_000
     assert all(weight.isfinite().all() for weight in build.connector_state(scorer.RUN).values())
     record = build.training_record(scorer.RUN)
-    assert record["recipe"] == ScorerRecipe().__dict__ and record["loss"][0] > record["loss"][-1] > 0
+    assert record["recipe"] == ScorerRecipe().__dict__
+    assert record["loss"][0] > record["loss"][-1] > 0
 
 
 def test_the_recorded_accuracies_meet_their_targets():
@@ -241,7 +294,9 @@ def test_it_prefers_true_words_on_scenes_that_it_has_not_seen(shipped):
         values = scorer_texts.VALUES[factor]
         texts = shipped.text_features([scorer_texts.sentence([value]) for value in values])
         best = (pictures @ texts.T).argmax(dim=1)
-        right = sum(values[k] == getattr(scene, factor) for k, scene in zip(best, scenes, strict=True))
+        right = sum(
+            values[k] == getattr(scene, factor) for k, scene in zip(best, scenes, strict=True)
+        )
         assert right >= 11, factor
 
 
@@ -250,12 +305,22 @@ def test_each_foreign_word_in_the_place_of_a_true_one_lowers_the_score(shipped):
     pictures = shipped.image_features([world.render(scene) for scene in scenes])
     means = []
     for n in range(4):
-        lists = [[scene.subject, scene.place, scene.time][:n] + ["theory", "president", "piano"][n:] for scene in scenes]
-        means.append((pictures * shipped.text_features([scorer_texts.sentence(words) for words in lists])).sum(dim=1).mean().item())
+        lists = [
+            [scene.subject, scene.place, scene.time][:n] + ["theory", "president", "piano"][n:]
+            for scene in scenes
+        ]
+        means.append(
+            (pictures * shipped.text_features([scorer_texts.sentence(words) for words in lists]))
+            .sum(dim=1)
+            .mean()
+            .item()
+        )
     assert means == sorted(means) and means[3] > means[0] + 0.3
 
 
 def test_pictures_of_another_size_are_brought_to_the_worlds(shipped):
     picture = world.render(world.scenes(1)[0])
-    plain, large = shipped.image_features([picture, picture.resize((512, 512), Image.Resampling.NEAREST)])
+    plain, large = shipped.image_features(
+        [picture, picture.resize((512, 512), Image.Resampling.NEAREST)]
+    )
     assert plain @ large > 0.95

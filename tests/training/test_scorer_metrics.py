@@ -10,9 +10,13 @@ from xlvlms_tutorial.samples import Sample
 from xlvlms_tutorial.training.scorer_metrics import WORDS, preferences
 
 VALUES = {
-    "subject": ("woman", "robot", "bee"), "action": ("walking", "jumping", None), "item": ("key", "bush"), "colour": ("red", "blue", None),
-    "place": ("snow", "sand"), "time": ("day", "night"),
-}  # fmt: skip
+    "subject": ("woman", "robot", "bee"),
+    "action": ("walking", "jumping", None),
+    "item": ("key", "bush"),
+    "colour": ("red", "blue", None),
+    "place": ("snow", "sand"),
+    "time": ("day", "night"),
+}
 ALL = [value for values in VALUES.values() for value in values if value]
 
 
@@ -20,13 +24,21 @@ def made(n: int) -> list[Sample]:
     """Samples whose picture carries their number, and whose caption says it."""
     found = []
     for k in range(n):
-        truth = {factor: values[(k // 2**j) % len(values)] for j, (factor, values) in enumerate(VALUES.items())}
-        found.append(Sample(f"s{k}", Image.new("RGB", (2, 2), (k, 0, 0)), (f"number{k} .",), (), truth))
+        truth = {
+            factor: values[(k // 2**j) % len(values)]
+            for j, (factor, values) in enumerate(VALUES.items())
+        }
+        found.append(
+            Sample(f"s{k}", Image.new("RGB", (2, 2), (k, 0, 0)), (f"number{k} .",), (), truth)
+        )
     return found
 
 
 class Knowing:
-    """Knows each picture's truth and number; a text's embedding says which words it has. ``sign`` -1 prefers what is false."""
+    """Knows each picture's truth and number; a text's embedding says which words it has.
+
+    ``sign`` -1 prefers what is false.
+    """
 
     def __init__(self, samples: list[Sample], sign: float = 1.0) -> None:
         self.truths, self.sign = [sample.truth for sample in samples], sign
@@ -37,18 +49,30 @@ class Knowing:
 
     def image_features(self, pictures):
         at = [picture.getpixel((0, 0))[0] for picture in pictures]
-        rows = [self.vector({value for value in self.truths[k].values() if value} | {f"number{k}"}) for k in at]
+        rows = [
+            self.vector({value for value in self.truths[k].values() if value} | {f"number{k}"})
+            for k in at
+        ]
         return self.sign * torch.stack(rows)
 
     def text_features(self, texts):
-        rows = [self.vector(set(text.replace(",", " ").replace(".", " ").split())) for text in texts]
+        rows = [
+            self.vector(set(text.replace(",", " ").replace(".", " ").split())) for text in texts
+        ]
         return torch.stack(rows)
 
 
 def test_a_scorer_that_knows_is_always_right_and_its_opposite_always_wrong():
     samples = made(120)
-    right, wrong = (preferences(Scorer(Knowing(samples, sign), "knowing"), samples).set_index("metric") for sign in (1.0, -1.0))
-    assert list(right.index) == ["caption/top-1 of 100", *(f"{kind}/{f}" for kind in ("word", "list") for f in WORDS), "list/other"]
+    right, wrong = (
+        preferences(Scorer(Knowing(samples, sign), "knowing"), samples).set_index("metric")
+        for sign in (1.0, -1.0)
+    )
+    assert list(right.index) == [
+        "caption/top-1 of 100",
+        *(f"{kind}/{f}" for kind in ("word", "list") for f in WORDS),
+        "list/other",
+    ]
     assert (right.drop("list/other")["value"] == 1).all() and (wrong["value"] == 0).all()
     assert right.loc["list/other", "value"] > 0.7  # another sample may have the same values
     assert ((right["low"] <= right["value"]) & (right["value"] <= right["high"])).all()
@@ -62,8 +86,12 @@ def test_the_comparisons_are_drawn_by_the_seed():
     torch.manual_seed(0)
     blind = Knowing(samples)
     noise = {k: torch.randn(len(ALL) + 100) for k in range(100)}
-    blind.image_features = lambda pictures: torch.stack([noise[picture.getpixel((0, 0))[0]] for picture in pictures])
-    first, again, other = (preferences(Scorer(blind, "blind"), samples, seed=seed) for seed in (0, 0, 1))
+    blind.image_features = lambda pictures: torch.stack(
+        [noise[picture.getpixel((0, 0))[0]] for picture in pictures]
+    )
+    first, again, other = (
+        preferences(Scorer(blind, "blind"), samples, seed=seed) for seed in (0, 0, 1)
+    )
     assert first.equals(again) and not first.equals(other)
 
 

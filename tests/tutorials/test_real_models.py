@@ -1,4 +1,6 @@
-"""Shapes of real models against the totals on their hub pages, their genuine image processors, and a model that really runs."""
+"""Shapes of real models against the totals on their hub pages, their genuine image
+processors, and a model that really runs.
+"""
 
 import pytest
 import torch
@@ -40,7 +42,8 @@ def test_totals_are_the_known_ones(name, total):
 
 def test_the_others_have_the_billions_that_their_names_say():
     billions = {
-        name: round(real_models.parameters(real_models.empty(name))["total"] / 1e9, 2) for name in set(real_models.SHAPES) - set(TOTALS)
+        name: round(real_models.parameters(real_models.empty(name))["total"] / 1e9, 2)
+        for name in set(real_models.SHAPES) - set(TOTALS)
     }
     assert billions == {"llava-hf/llava-1.5-13b-hf": 13.35, "HuggingFaceM4/idefics2-8b": 8.4}
 
@@ -80,12 +83,18 @@ def test_bytes_are_those_that_weights_take():
 
 
 def test_quantised_maps_and_the_rest(smol):
-    maps = [m.weight for name, m in smol.named_modules() if isinstance(m, nn.Linear) and name != "lm_head"]
+    maps = [
+        m.weight
+        for name, m in smol.named_modules()
+        if isinstance(m, nn.Linear) and name != "lm_head"
+    ]
     inside = sum(weight.numel() for weight in maps)
     rest = 2 * (TOTALS[SMOL] - inside)
     rows = sum(weight.shape[0] for weight in maps)
     assert real_models.weight_bytes(smol, "8bit") == rest + inside + 4 * rows
-    assert real_models.weight_bytes(smol, "4bit") == pytest.approx(rest + inside * (4 + 8 / 64 + 32 / (64 * 256)) / 8, rel=1e-6)
+    assert real_models.weight_bytes(smol, "4bit") == pytest.approx(
+        rest + inside * (4 + 8 / 64 + 32 / (64 * 256)) / 8, rel=1e-6
+    )
 
 
 def test_the_cache_is_what_a_run_keeps():
@@ -93,19 +102,28 @@ def test_the_cache_is_what_a_run_keeps():
     batch = vlm.batch([Image.new("RGB", (32, 32))], ["What is this?"])
     with torch.no_grad():
         cache = vlm.model(**batch, use_cache=True).past_key_values
-    kept = sum(part.numel() * part.element_size() for layer in cache.layers for part in (layer.keys, layer.values))
+    kept = sum(
+        part.numel() * part.element_size()
+        for layer in cache.layers
+        for part in (layer.keys, layer.values)
+    )
     assert real_models.cache_bytes(vlm.model, "float32") * batch["input_ids"].shape[1] == kept
 
 
-@pytest.mark.parametrize("name", [name for name in MODELS if name != "mllama"])  # one of its blocks keeps its picture's keys instead
+# one of its blocks keeps its picture's keys instead
+@pytest.mark.parametrize("name", [name for name in MODELS if name != "mllama"])
 def test_what_every_architecture_keeps_of_each_token(name):
     model, inputs = build(name)
     with torch.no_grad():
         output = model(**inputs, use_cache=True)
     layers = getattr(output, "language_model_outputs", output).past_key_values.layers
     # a window holds fewer tokens, of the same size
-    kept = [part.shape[1] * part.shape[3] for layer in layers for part in (getattr(layer, "keys", None), getattr(layer, "values", None))
-            if part is not None]  # fmt: skip
+    kept = [
+        part.shape[1] * part.shape[3]
+        for layer in layers
+        for part in (getattr(layer, "keys", None), getattr(layer, "values", None))
+        if part is not None
+    ]
     assert real_models.cache_bytes(model, "float32") == 4 * sum(kept) > 0
 
 
@@ -113,18 +131,25 @@ def test_what_every_architecture_keeps_of_each_token(name):
 def test_tokens_are_those_of_the_genuine_processors(width, height):
     picture = Image.new("RGB", (width, height))
     for name, side, each in ((SMOL, 384, 81), ("HuggingFaceTB/SmolVLM-256M-Instruct", 512, 64)):
-        tiles = Idefics3ImageProcessorPil(size={"longest_edge": 4 * side}, max_image_size={"longest_edge": side})
+        tiles = Idefics3ImageProcessorPil(
+            size={"longest_edge": 4 * side}, max_image_size={"longest_edge": side}
+        )
         shown = tiles(picture, return_tensors="pt")["pixel_values"]
         assert real_models.image_tokens(name, width, height) == each * shown.shape[1]
     if max(width, height) < 1000:  # a large picture becomes as large an array
         qwen = Qwen2VLImageProcessorPil(size={"shortest_edge": 56 * 56, "longest_edge": 12845056})
         grid = qwen(picture, return_tensors="pt")["image_grid_thw"][0]
-        assert real_models.image_tokens("Qwen/Qwen2-VL-7B-Instruct", width, height) == int(grid.prod()) // 4
+        assert (
+            real_models.image_tokens("Qwen/Qwen2-VL-7B-Instruct", width, height)
+            == int(grid.prod()) // 4
+        )
     assert real_models.image_tokens("llava-hf/llava-1.5-7b-hf", width, height) == (336 // 14) ** 2
 
 
 def test_what_is_unknown_is_refused():
-    with pytest.raises(SelectionError, match="no shape of 'llava'; allowed: llava-hf/llava-1.5-7b-hf"):
+    with pytest.raises(
+        SelectionError, match="no shape of 'llava'; allowed: llava-hf/llava-1.5-7b-hf"
+    ):
         real_models.empty("llava")
     with pytest.raises(SelectionError, match="'2bit'; allowed: float32"):
         real_models.weight_bytes(tiny_llava().model, "2bit")

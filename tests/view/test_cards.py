@@ -17,7 +17,10 @@ def test_a_piece_has_rules_for_itself_alone(piece):
     assert isinstance(style, Html)
     rules = re.fullmatch(r"<style>(.*)</style>", style, re.S)[1]
     selectors = re.findall(r"([^{}]+)\{[^{}]*\}", rules)
-    assert selectors and all(one.strip().startswith(f".{piece}") for listed in selectors for one in listed.split(","))
+    assert selectors
+    assert all(
+        one.strip().startswith(f".{piece}") for listed in selectors for one in listed.split(",")
+    )
     assert re.sub(r"[^{}]+\{[^{}]*\}", "", rules).strip() == ""  # nothing but whole rules
 
 
@@ -29,5 +32,7 @@ def test_every_rule_of_the_file_belongs_to_a_piece():
 
 
 def test_the_file_is_part_of_the_package():
-    shipped = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]["package-data"]
+    shipped = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"][
+        "setuptools"
+    ]["package-data"]
     assert "view/style.css" in shipped["xlvlms_tutorial"]

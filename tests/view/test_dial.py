@@ -1,4 +1,6 @@
-"""The dial shows each picture with what is said of it at a setting, embeds pictures once, and marks words in escaped text."""
+"""The dial shows each picture with what is said of it at a setting, embeds pictures once,
+and marks words in escaped text.
+"""
 
 import ipywidgets
 import pytest
@@ -11,7 +13,11 @@ from xlvlms_tutorial.text import STYLE_WORDS
 from xlvlms_tutorial.view.dial import dial
 
 PICTURES = [Image.new("RGB", (40, 30), colour) for colour in ("red", "blue")]
-TOLD = {0: ["a red key", "two <b>keys</b>"], 0.5: ["red & blue", "quiet snow"], 1: ["", "KEYS! keyboards"]}
+TOLD = {
+    0: ["a red key", "two <b>keys</b>"],
+    0.5: ["red & blue", "quiet snow"],
+    1: ["", "KEYS! keyboards"],
+}
 
 
 def widgets(top):
@@ -22,7 +28,11 @@ def widgets(top):
 
 def frames(top):
     """The dial's frames as parsed HTML, in order."""
-    found = [one.value for one in widgets(top) if isinstance(one, ipywidgets.HTML) and 'class="dial"' in one.value]
+    found = [
+        one.value
+        for one in widgets(top)
+        if isinstance(one, ipywidgets.HTML) and 'class="dial"' in one.value
+    ]
     return [BeautifulSoup(value, "html.parser") for value in found]
 
 
@@ -40,12 +50,19 @@ def test_each_setting_shows_every_text_beneath_its_picture():
     for frame in shown:
         cards = frame.select(".dial > div")
         assert [len(card.select(".thumb")) for card in cards] == [1, 1]
-        assert [card.select_one(".thumb")["aria-label"] for card in cards] == ["picture 1", "picture 2"]
+        assert [card.select_one(".thumb")["aria-label"] for card in cards] == [
+            "picture 1",
+            "picture 2",
+        ]
     assert not shown[0].select("b, mark, .asked")
 
 
 def test_pictures_are_embedded_once():
-    html = "".join(one.value for one in widgets(dial(PICTURES, TOLD, size=32)) if isinstance(one, ipywidgets.HTML))
+    html = "".join(
+        one.value
+        for one in widgets(dial(PICTURES, TOLD, size=32))
+        if isinstance(one, ipywidgets.HTML)
+    )
     assert html.count("data:image/webp") == 2
     assert html.count('class="thumb ') == 6
 
@@ -58,13 +75,18 @@ def test_two_dials_of_a_page_keep_each_its_own_size():
 
 def test_slider_and_frames_are_linked_in_the_browser(monkeypatch):
     made, real = [], Link.__init__
-    monkeypatch.setattr(Link, "__init__", lambda self, *a, **k: (made.append(self), real(self, *a, **k))[1])
+    monkeypatch.setattr(
+        Link, "__init__", lambda self, *a, **k: (made.append(self), real(self, *a, **k))[1]
+    )
     top = dial(PICTURES, TOLD, start=0.5)
     (slider,) = (one for one in widgets(top) if isinstance(one, ipywidgets.SelectionSlider))
     (stack,) = (one for one in widgets(top) if isinstance(one, ipywidgets.Stack))
-    assert [label for label, _ in slider.options] == ["0", "0.5", "1"] and slider.description == "strength"
+    assert [label for label, _ in slider.options] == ["0", "0.5", "1"]
+    assert slider.description == "strength"
     assert slider.index == stack.selected_index == 1
-    assert [(link.source, link.target) for link in made] == [((slider, "index"), (stack, "selected_index"))]
+    assert [(link.source, link.target) for link in made] == [
+        ((slider, "index"), (stack, "selected_index"))
+    ]
 
 
 def test_settings_of_two_parts_have_a_dropdown_and_a_slider():
@@ -78,17 +100,35 @@ def test_settings_of_two_parts_have_a_dropdown_and_a_slider():
 def test_words_are_marked_whole_in_their_forms_and_kinds():
     shown = frames(dial(PICTURES, TOLD, ["key", "red"]))
     assert [marked(frame) for frame in shown] == [
-        [("kind-0", "red"), ("kind-0", "key"), ("kind-0", "keys")], [("kind-0", "red")], [("kind-0", "KEYS")],
-    ]  # fmt: skip
+        [("kind-0", "red"), ("kind-0", "key"), ("kind-0", "keys")],
+        [("kind-0", "red")],
+        [("kind-0", "KEYS")],
+    ]
     assert [texts(frame) for frame in shown] == list(TOLD.values())
     styled = frames(dial(PICTURES, TOLD, STYLE_WORDS))[1]
-    assert marked(styled) == [("kind-1", "red"), ("kind-1", "blue"), ("kind-2", "quiet"), ("kind-0", "snow")]
-    assert [mark["title"] for mark in styled.select("mark")] == ["colour", "colour", "mood", "place"]
+    assert marked(styled) == [
+        ("kind-1", "red"),
+        ("kind-1", "blue"),
+        ("kind-2", "quiet"),
+        ("kind-0", "snow"),
+    ]
+    assert [mark["title"] for mark in styled.select("mark")] == [
+        "colour",
+        "colour",
+        "mood",
+        "place",
+    ]
 
 
 def test_marks_do_not_break_what_is_escaped():
     told = [["amp & lt <i>amp</i>"], ['a "traffic  lights" \u017fnow']]
-    first, second = frames(dial(PICTURES[:1], dict(enumerate(told)), {'a"<b>': ["amp", "lt", "traffic light", "snow"], "none": []}))
+    first, second = frames(
+        dial(
+            PICTURES[:1],
+            dict(enumerate(told)),
+            {'a"<b>': ["amp", "lt", "traffic light", "snow"], "none": []},
+        )
+    )
     assert texts(first) == told[0] and texts(second) == told[1]
     assert [word for _, word in marked(first)] == ["amp", "lt", "amp"]
     assert [word for _, word in marked(second)] == ["traffic  lights", "\u017fnow"]
@@ -96,7 +136,11 @@ def test_marks_do_not_break_what_is_escaped():
 
 
 def test_one_word_is_a_word_not_its_letters():
-    assert [marked(frame) for frame in frames(dial(PICTURES, TOLD, "blue"))] == [[], [("kind-0", "blue")], []]
+    assert [marked(frame) for frame in frames(dial(PICTURES, TOLD, "blue"))] == [
+        [],
+        [("kind-0", "blue")],
+        [],
+    ]
 
 
 def test_questions_stand_above_and_alternative_texts_are_taken():
@@ -108,13 +152,17 @@ def test_questions_stand_above_and_alternative_texts_are_taken():
 @pytest.mark.parametrize(
     ("told", "options", "problem"),
     [
-        ({0: ["a", "b"]}, {}, "a dial needs 2 or more"), ({}, {}, "a dial needs 2 or more"),
+        ({0: ["a", "b"]}, {}, "a dial needs 2 or more"),
+        ({}, {}, "a dial needs 2 or more"),
         ({0: ["a", "b"], 1: ["a"]}, {}, r"setting 1 has 1 text\(s\) for 2 picture"),
         ({0: ["a", "b"], 1: "ab"}, {}, "setting 1 has one text"),
-        (TOLD, {"asked": ["a"]}, "asked has 1"), (TOLD, {"start": 2}, "start"), (TOLD, {"names": ("layer", "strength")}, "names"),
-        (TOLD, {"alt": ["a"]}, "alternative texts"), (TOLD, {"highlight": dict.fromkeys("abcd", ())}, "4 kinds"),
+        (TOLD, {"asked": ["a"]}, "asked has 1"),
+        (TOLD, {"start": 2}, "start"),
+        (TOLD, {"names": ("layer", "strength")}, "names"),
+        (TOLD, {"alt": ["a"]}, "alternative texts"),
+        (TOLD, {"highlight": dict.fromkeys("abcd", ())}, "4 kinds"),
     ],
-)  # fmt: skip
+)
 def test_what_does_not_go_together_is_refused(told, options, problem):
     with pytest.raises(FramesError, match=problem):
         dial(PICTURES, told, **options)

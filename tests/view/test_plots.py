@@ -24,7 +24,9 @@ def clean():
 
 @pytest.fixture
 def table():
-    return pd.DataFrame({"value": [0.9, 0.5], "low": [0.8, 0.4], "high": [0.95, 0.65]}, index=["colour", "count"])
+    return pd.DataFrame(
+        {"value": [0.9, 0.5], "low": [0.8, 0.4], "high": [0.95, 0.65]}, index=["colour", "count"]
+    )
 
 
 def test_theme_sets_an_opaque_light_ground_and_the_colour_blind_palette():
@@ -62,7 +64,9 @@ def test_intervals_uses_the_axes_it_is_given(table):
 
 
 def test_lines_draws_each_column_over_the_index():
-    frame = pd.DataFrame({"image": [1.0, 10.0, 100.0], "answer": [2.0, 3.0, 4.0]}).rename_axis("layer")
+    frame = pd.DataFrame({"image": [1.0, 10.0, 100.0], "answer": [2.0, 3.0, 4.0]}).rename_axis(
+        "layer"
+    )
     ax = plots.lines(frame, ylabel="norm", log=True)
     assert [list(line.get_ydata()) for line in ax.lines[:2]] == [[1, 10, 100], [2, 3, 4]]
     assert (ax.get_xlabel(), ax.get_ylabel(), ax.get_yscale()) == ("layer", "norm", "log")
@@ -94,7 +98,10 @@ def test_lens_writes_the_words_with_layer_0_at_the_bottom():
     assert [label.get_text() for label in ax.get_yticklabels()] == ["0", "1"]
 
 
-@pytest.mark.parametrize(("word", "shown"), [(" the ", "the"), ("\n", "\\n"), ("\u4e2d\u6587", "\u00b7\u00b7"), ("caf\u00e9", "caf\u00e9")])
+@pytest.mark.parametrize(
+    ("word", "shown"),
+    [(" the ", "the"), ("\n", "\\n"), ("\u4e2d\u6587", "\u00b7\u00b7"), ("caf\u00e9", "caf\u00e9")],
+)
 def test_printable_keeps_what_the_font_can_draw(word, shown):
     assert plots.printable(word) == shown
 
@@ -107,7 +114,15 @@ def test_png_gives_the_same_bytes_twice_and_closes_the_figure(table):
     assert Image.open(io.BytesIO(first)).format == "PNG"
 
 
-PRICES = ["Pay $5 #1 or $10.", "costs $5% $", "$\\frac{1$", "$$", r"\$5 and $6_$", "$a$ & $b", "from 5 $ to 6 $ a $piece$"]
+PRICES = [
+    "Pay $5 #1 or $10.",
+    "costs $5% $",
+    "$\\frac{1$",
+    "$$",
+    r"\$5 and $6_$",
+    "$a$ & $b",
+    "from 5 $ to 6 $ a $piece$",
+]
 
 
 def drawn(figure_or_axes):
@@ -115,13 +130,19 @@ def drawn(figure_or_axes):
     figure = getattr(figure_or_axes, "figure", figure_or_axes)
     png = plots.png(figure)
     assert Image.open(io.BytesIO(png)).format == "PNG"
-    return [text._preprocess_math(text.get_text())[0] for text in figure.findobj(Text) if text.get_visible()]
+    return [
+        text._preprocess_math(text.get_text())[0]
+        for text in figure.findobj(Text)
+        if text.get_visible()
+    ]
 
 
 @pytest.mark.parametrize("price", PRICES)
 def test_a_text_is_drawn_as_it_is_written(price, table):
     picture, values = Image.new("RGB", (8, 8)), pd.DataFrame({"a": [1.0, 2.0], "b": [2.0, 1.0]})
-    named = values.rename(columns={"a": price}).rename_axis(index=f"i {price}", columns=f"c {price}")
+    named = values.rename(columns={"a": price}).rename_axis(
+        index=f"i {price}", columns=f"c {price}"
+    )
     profiled = pd.concat([layers(price), layers("text")])
     everywhere = {
         "gallery": plots.gallery([picture] * 2, [price, "x"], width=20),
@@ -139,12 +160,16 @@ def test_a_text_is_drawn_as_it_is_written(price, table):
         shown = drawn(figure)
         assert price in shown, name  # lens cuts its words, and has the price at an axis too
         for place in ("x", "y", "i", "c"):
-            assert f"{place} {price}" in shown or not any(text.startswith(f"{place} ") for text in shown), name
+            assert f"{place} {price}" in shown or not any(
+                text.startswith(f"{place} ") for text in shown
+            ), name
 
 
 def test_axes_made_before_draw_texts_as_they_are_written_too(table):
     _, ax = plt.subplots()
-    shown = drawn(plots.intervals(table.rename(index={"colour": PRICES[0]}), xlabel=PRICES[1], ax=ax))
+    shown = drawn(
+        plots.intervals(table.rename(index={"colour": PRICES[0]}), xlabel=PRICES[1], ax=ax)
+    )
     assert {PRICES[0], PRICES[1]} <= set(shown)
 
 
@@ -161,29 +186,49 @@ def test_labels_of_several_levels_are_drawn_as_they_are_written():
 
 
 def test_a_word_is_cut_between_signs_not_within_an_escaped_one():
-    assert plots.printable("12345678$9", 9) == r"12345678\$" and plots.printable("$$$", 2) == r"\$\$"
+    assert plots.printable("12345678$9", 9) == r"12345678\$"
+    assert plots.printable("$$$", 2) == r"\$\$"
 
 
 @pytest.mark.parametrize(
     ("text", "letters", "expected"),
-    [("one two three", 7, "one two\nthree"), ("incomprehensible", 5, "incomprehensible"), ("", 5, ""), ("a b", 80, "a b")],
+    [
+        ("one two three", 7, "one two\nthree"),
+        ("incomprehensible", 5, "incomprehensible"),
+        ("", 5, ""),
+        ("a b", 80, "a b"),
+    ],
 )
 def test_wrapped_breaks_between_words_only(text, letters, expected):
     assert plots.wrapped(text, letters) == expected
 
 
 def layers(name):
-    return pd.DataFrame({"layer": [0, 1, 2], "value": [1.0, 2, 3], "low": [0.5, 1, 2], "high": [2.0, 3, 4], "kind": name})
+    return pd.DataFrame(
+        {
+            "layer": [0, 1, 2],
+            "value": [1.0, 2, 3],
+            "low": [0.5, 1, 2],
+            "high": [2.0, 3, 4],
+            "kind": name,
+        }
+    )
 
 
 def test_profile_draws_a_line_and_a_band_for_each_group():
-    ax = plots.profile(pd.concat([layers("image"), layers("text")]), group="kind", reference=1.5, ylabel="cosine")
+    ax = plots.profile(
+        pd.concat([layers("image"), layers("text")]), group="kind", reference=1.5, ylabel="cosine"
+    )
     assert [list(line.get_ydata()) for line in ax.lines[:2]] == [[1, 2, 3]] * 2
     assert len(ax.collections) == 2 and ax.lines[0].get_linestyle() != ax.lines[1].get_linestyle()
     band = ax.collections[0].get_paths()[0].vertices
     assert (band[:, 1].min(), band[:, 1].max()) == (0.5, 4)
     assert [text.get_text() for text in ax.get_legend().get_texts()] == ["image", "text"]
-    assert (ax.get_xlabel(), ax.get_ylabel(), ax.lines[2].get_ydata()[0]) == ("layer", "cosine", 1.5)
+    assert (ax.get_xlabel(), ax.get_ylabel(), ax.lines[2].get_ydata()[0]) == (
+        "layer",
+        "cosine",
+        1.5,
+    )
 
 
 def test_profile_of_one_line_has_no_legend():
@@ -199,7 +244,9 @@ def test_points_are_where_they_were_put_in_the_colours_of_their_labels():
 
 
 def test_matrix_writes_each_number_and_leaves_nan_empty():
-    ax = plots.matrix(pd.DataFrame([[0.123, np.nan], [0.5, 1]], index=["a", "b"], columns=["c", "d"]))
+    ax = plots.matrix(
+        pd.DataFrame([[0.123, np.nan], [0.5, 1]], index=["a", "b"], columns=["c", "d"])
+    )
     assert [text.get_text() for text in ax.texts if text.get_text()] == ["0.12", "0.50", "1.00"]
 
 
@@ -216,7 +263,12 @@ def test_heat_tints_cells_by_sign_and_magnitude_where_they_are():
     _, ax = plt.subplots(figsize=(2, 2))
     shown = pixels(plots.heat(Image.new("RGB", (10, 10), (120, 200, 40)), values, ax))
     side = len(shown) // 2
-    cells = np.array([[shown[r : r + side, c : c + side].mean(axis=(0, 1)) for c in (0, side)] for r in (0, side)])
+    cells = np.array(
+        [
+            [shown[r : r + side, c : c + side].mean(axis=(0, 1)) for c in (0, side)]
+            for r in (0, side)
+        ]
+    )
     redness = cells[..., 0] - cells[..., 2]
     assert abs(redness[0, 0]) < 2 and redness[1, 0] < -50
     assert redness[0, 1] > 1.6 * redness[1, 1] > 50
@@ -227,7 +279,9 @@ def test_heat_of_nothing_shows_the_picture_and_vmax_sets_the_scale():
     assert not plots.heat(picture, zeros).images[1].get_alpha().any()
     weak = plots.heat(picture, zeros + 0.1, alpha=0.5, vmax=0.4)
     assert np.allclose(weak.images[1].get_alpha(), 0.125)
-    assert np.allclose(plots.heat(picture, zeros + 9, alpha=0.5, vmax=0.4).images[1].get_alpha(), 0.5)
+    assert np.allclose(
+        plots.heat(picture, zeros + 9, alpha=0.5, vmax=0.4).images[1].get_alpha(), 0.5
+    )
     assert [list(image.get_extent()) for image in weak.images] == [[0, 4, 6, 0]] * 2
 
 

@@ -1,4 +1,6 @@
-"""A widget is joined to its frames in the browser, its pictures have words, and bad input is refused."""
+"""A widget is joined to its frames in the browser, its pictures have
+words, and bad input is refused.
+"""
 
 import base64
 import io
@@ -14,7 +16,14 @@ from ipywidgets.widgets.widget_link import Link
 from PIL import Image
 
 from xlvlms_tutorial.errors import FramesError
-from xlvlms_tutorial.view.cards import Html, concept_card, picture_card, picture_html, thumbnails, token_strip
+from xlvlms_tutorial.view.cards import (
+    Html,
+    concept_card,
+    picture_card,
+    picture_html,
+    thumbnails,
+    token_strip,
+)
 from xlvlms_tutorial.view.dial import dial
 from xlvlms_tutorial.view.tradeoff import tradeoff
 from xlvlms_tutorial.view.widgets import explorer, stack
@@ -26,14 +35,18 @@ HTML = ["<b>one</b>", "<b>two</b>", "<b>three</b>"]
 def links(monkeypatch):
     made = []
     real = Link.__init__
-    monkeypatch.setattr(Link, "__init__", lambda self, *a, **k: (made.append(self), real(self, *a, **k))[1])
+    monkeypatch.setattr(
+        Link, "__init__", lambda self, *a, **k: (made.append(self), real(self, *a, **k))[1]
+    )
     return made
 
 
 def test_slider_and_stack_are_linked_in_the_browser(links):
     slider, shown = stack(HTML, [0, 10, 20], "layer").children
     assert isinstance(shown, ipywidgets.Stack)
-    assert [part.value for part in shown.children] == [f'<div class="frame">{text}</div>' for text in HTML]
+    assert [part.value for part in shown.children] == [
+        f'<div class="frame">{text}</div>' for text in HTML
+    ]
     (link,) = links
     assert (link.source, link.target) == ((slider, "index"), (shown, "selected_index"))
     assert [label for label, _ in slider.options] == ["0", "10", "20"]
@@ -72,9 +85,14 @@ def decoded(part: ipywidgets.HTML) -> Image.Image:
 
 def test_pictures_become_images_with_alternative_text():
     images = [Image.new("RGB", (4, 3), colour) for colour in ("red", "blue")]
-    _, shown = stack(images, ["red", "blue"], "colour", alt=['a "red" field', "a blue field"]).children
+    _, shown = stack(
+        images, ["red", "blue"], "colour", alt=['a "red" field', "a blue field"]
+    ).children
     assert 'alt="a &quot;red&quot; field"' in shown.children[0].value
-    assert [decoded(part).convert("RGB").getpixel((0, 0)) for part in shown.children] == [(255, 0, 0), (0, 0, 255)]
+    assert [decoded(part).convert("RGB").getpixel((0, 0)) for part in shown.children] == [
+        (255, 0, 0),
+        (0, 0, 255),
+    ]
 
 
 def test_alternative_text_is_description_and_label_by_default():
@@ -129,7 +147,10 @@ def test_picture_card_marks_wrong_answers_and_escapes_what_a_model_says():
 
 
 def test_token_strip_draws_a_run_of_image_tokens_as_one():
-    strip = token_strip(["<s>", "P", "P", "P", "Why", "\n"], ["system", "image", "image", "image", "question", "question"])
+    strip = token_strip(
+        ["<s>", "P", "P", "P", "Why", "\n"],
+        ["system", "image", "image", "image", "question", "question"],
+    )
     assert isinstance(strip, Html)
     assert strip.count('class="token ') == 4
     assert "image \u00d7 3" in strip
@@ -149,12 +170,23 @@ def test_token_strip_refuses_spans_that_do_not_fit():
 
 
 NAMES = ["token", "layer", "concept"]
-KEYS = [("cat", 5, 0), ("cat", 5, 1), ("cat", 9, 0), ("cat", 9, 1), ("cat", 9, 2), ("dog", 5, 0), ("dog", 5, 1), ("dog", 9, 0)]
+KEYS = [
+    ("cat", 5, 0),
+    ("cat", 5, 1),
+    ("cat", 9, 0),
+    ("cat", 9, 1),
+    ("cat", 9, 2),
+    ("dog", 5, 0),
+    ("dog", 5, 1),
+    ("dog", 9, 0),
+]
 TREE = {key: f"<b>{key}</b>" for key in KEYS}
 
 
 def shown(widget):
-    """The path of labels that a reader sees, and the frame at its end, following stacks as the browser does."""
+    """The path of labels that a reader sees, and the frame at its end,
+    following stacks as the browser does.
+    """
     path = []
     while isinstance(widget, ipywidgets.VBox):
         head, widget = widget.children
@@ -170,7 +202,11 @@ def controls(widget):
     while isinstance(widget, ipywidgets.VBox):
         head, widget = widget.children
         found += [head] if hasattr(head, "options") else []
-        widget = widget.children[widget.selected_index] if isinstance(widget, ipywidgets.Stack) else widget
+        widget = (
+            widget.children[widget.selected_index]
+            if isinstance(widget, ipywidgets.Stack)
+            else widget
+        )
     return found
 
 
@@ -178,7 +214,10 @@ def follow(links):
     """Do in the kernel what the links do in a browser."""
     for link in links:
         (control, one), (target, other) = link.source, link.target
-        control.observe(lambda change, target=target, other=other: setattr(target, other, change["new"]), names=one)
+        control.observe(
+            lambda change, target=target, other=other: setattr(target, other, change["new"]),
+            names=one,
+        )
 
 
 def test_explorer_reaches_every_frame_through_its_own_branch(links):
@@ -195,10 +234,20 @@ def test_explorer_reaches_every_frame_through_its_own_branch(links):
 
 def test_explorer_has_dropdowns_above_a_slider_and_no_control_without_a_choice(links):
     tree = explorer(TREE, NAMES, start=("dog", 9, 0))
-    assert [type(control) for control in controls(tree)] == [ipywidgets.Dropdown, ipywidgets.Dropdown]
-    assert shown(tree) == (["dog", "9", "concept: 0"], "<div class=\"frame\"><b>('dog', 9, 0)</b></div>")
+    assert [type(control) for control in controls(tree)] == [
+        ipywidgets.Dropdown,
+        ipywidgets.Dropdown,
+    ]
+    assert shown(tree) == (
+        ["dog", "9", "concept: 0"],
+        "<div class=\"frame\"><b>('dog', 9, 0)</b></div>",
+    )
     controls_of_cat = controls(explorer(TREE, NAMES))
-    assert [type(control) for control in controls_of_cat] == [ipywidgets.Dropdown, ipywidgets.Dropdown, ipywidgets.SelectionSlider]
+    assert [type(control) for control in controls_of_cat] == [
+        ipywidgets.Dropdown,
+        ipywidgets.Dropdown,
+        ipywidgets.SelectionSlider,
+    ]
 
 
 def test_branches_that_offer_the_same_share_a_control(links):
@@ -216,7 +265,11 @@ def test_explorer_starts_where_it_is_told_and_at_the_first_key_by_default():
 
 
 def test_explorer_of_one_level_is_a_slider_and_pictures_have_words():
-    tree = explorer({("red",): Image.new("RGB", (2, 2)), ("blue",): Image.new("RGB", (2, 2))}, ["colour"], start=("blue",))
+    tree = explorer(
+        {("red",): Image.new("RGB", (2, 2)), ("blue",): Image.new("RGB", (2, 2))},
+        ["colour"],
+        start=("blue",),
+    )
     (slider,) = controls(tree)
     assert isinstance(slider, ipywidgets.SelectionSlider)
     assert 'alt="colour: blue"' in shown(tree)[1]
@@ -290,16 +343,28 @@ def test_thumbnails_keep_the_picture():
 
 def test_thumbnails_refuse_what_is_no_picture():
     picture = Image.new("RGB", (4, 4))
-    for images, options in (({}, {}), ([picture], {"alt": []}), ([picture], {"size": 0}), ([picture], {"quality": 0})):
+    for images, options in (
+        ({}, {}),
+        ([picture], {"alt": []}),
+        ([picture], {"size": 0}),
+        ([picture], {"quality": 0}),
+    ):
         with pytest.raises(FramesError, match="allowed|give one"):
             thumbnails(images, **options)
 
 
 def test_concept_card_weighs_words_relative_to_the_largest():
     card = concept_card(
-        "concept <3>", {"snow": 4, "<b>": np.float32(1)}, facts={"place": np.float32(0.25), "samples": 31, "norm": 12.5}, note="a & b"
+        "concept <3>",
+        {"snow": 4, "<b>": np.float32(1)},
+        facts={"place": np.float32(0.25), "samples": 31, "norm": 12.5},
+        note="a & b",
     )
-    assert re.findall(r"--weight:([\d.]+)\"[^>]*>([^<]+)<", card) == [("1.00", "snow"), ("0.25", "&lt;b&gt;"), ("0.250", "0.25")]
+    assert re.findall(r"--weight:([\d.]+)\"[^>]*>([^<]+)<", card) == [
+        ("1.00", "snow"),
+        ("0.25", "&lt;b&gt;"),
+        ("0.250", "0.25"),
+    ]
     assert "concept &lt;3&gt;" in card and "a &amp; b" in card
     assert "<td>31</td>" in card and "<td>12.5</td>" in card
     assert "thumbs" not in card
@@ -313,7 +378,14 @@ def test_concept_card_shows_pictures_and_words_without_weights():
     assert "no words" in concept_card("c", []) and "<table" not in card
 
 
-HOSTILE = ["</SCRIPT ><img src=x onerror=alert(1)>", "<!--<script>", "</script", "<s>", "a < b", "]]><svg/onload=x>"]
+HOSTILE = [
+    "</SCRIPT ><img src=x onerror=alert(1)>",
+    "<!--<script>",
+    "</script",
+    "<s>",
+    "a < b",
+    "]]><svg/onload=x>",
+]
 
 
 def shown_by_pages(widget):
@@ -322,22 +394,49 @@ def shown_by_pages(widget):
     for state in embed_data([widget], drop_defaults=False)["manager_state"]["state"].values():
         for name, value in state["state"].items():
             texts = (
-                [value] if isinstance(value, str) else [text for text in value if isinstance(text, str)] if isinstance(value, list) else []
+                [value]
+                if isinstance(value, str)
+                else [text for text in value if isinstance(text, str)]
+                if isinstance(value, list)
+                else []
             )
-            (html if state["state"]["_model_name"] == "HTMLModel" and name == "value" else plain).extend(texts)
+            (
+                html if state["state"]["_model_name"] == "HTMLModel" and name == "value" else plain
+            ).extend(texts)
     return plain, html
 
 
 @pytest.mark.parametrize("text", HOSTILE)
 def test_no_label_reaches_the_page_as_a_tag(text):
-    picture, costs = Image.new("RGB", (4, 4)), pd.DataFrame({"time": [1, 0.5], text: [1, 0.5]}, index=[text, "b"])
+    picture, costs = (
+        Image.new("RGB", (4, 4)),
+        pd.DataFrame({"time": [1, 0.5], text: [1, 0.5]}, index=[text, "b"]),
+    )
     made = [
         stack(["<b>a</b>", "<b>b</b>"], labels=[text, "b"], description=text, control="dropdown"),
         stack([picture, picture], labels=[text, "b"], description=text, play=True),
-        explorer({(text, "a"): "<b>a</b>", (text, text): "<b>b</b>", ("c", text): "<b>c</b>"}, [text, text]),
-        dial([picture], {text: [text], "b": [text]}, {text: [text]}, names=[text], asked=[text], alt=[text]),
+        explorer(
+            {(text, "a"): "<b>a</b>", (text, text): "<b>b</b>", ("c", text): "<b>c</b>"},
+            [text, text],
+        ),
+        dial(
+            [picture],
+            {text: [text], "b": [text]},
+            {text: [text]},
+            names=[text],
+            asked=[text],
+            alt=[text],
+        ),
         dial([picture], {(text, 1): [text], (text, 2): ["b"], ("b", 1): ["b"]}, names=[text, text]),
-        tradeoff([picture], {text: [text], "b": ["b"]}, costs, names=[text], right=[[text]], wrong=[["b"]], alt=[text]),
+        tradeoff(
+            [picture],
+            {text: [text], "b": ["b"]},
+            costs,
+            names=[text],
+            right=[[text]],
+            wrong=[["b"]],
+            alt=[text],
+        ),
     ]
     for widget in made:
         plain, html = shown_by_pages(widget)
@@ -350,10 +449,15 @@ def test_no_label_reaches_the_page_as_a_tag(text):
 def test_no_text_of_a_card_reaches_the_page_as_a_tag(text):
     picture = Image.new("RGB", (4, 4))
     cards = [
-        picture_card(picture, text, [(text, text, text)], text), token_strip([text, "b"], [text, "image"], picture=picture),
-        token_strip([text], weights=[0.5]), concept_card(text, {text: 1.0}, facts={text: text}, note=text), concept_card(text, [text]),
-        picture_html(picture, text), *thumbnails({text: picture})[1].values(), *thumbnails([picture], alt=[text])[1].values(),
-    ]  # fmt: skip
+        picture_card(picture, text, [(text, text, text)], text),
+        token_strip([text, "b"], [text, "image"], picture=picture),
+        token_strip([text], weights=[0.5]),
+        concept_card(text, {text: 1.0}, facts={text: text}, note=text),
+        concept_card(text, [text]),
+        picture_html(picture, text),
+        *thumbnails({text: picture})[1].values(),
+        *thumbnails([picture], alt=[text])[1].values(),
+    ]
     assert not [card for card in cards if text in card]
 
 

@@ -1,4 +1,6 @@
-"""Tiny random models of every supported architecture, built from config in a third of a second, with inputs made by hand."""
+"""Tiny random models of every supported architecture, built from config in a third of a
+second, with inputs made by hand.
+"""
 
 from tests.zoo import others as others
 from tests.zoo.inputs import SUPPRESS, extended, padded, prefixed

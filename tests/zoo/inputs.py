@@ -1,4 +1,6 @@
-"""Inputs made by hand for the tiny models: as many placeholders as the model makes features, and what its processor would add."""
+"""Inputs made by hand for the tiny models: as many placeholders as the model makes features,
+and what its processor would add.
+"""
 
 from collections.abc import Callable
 
@@ -36,44 +38,67 @@ def qwen_vl() -> dict[str, Tensor]:
     text = marked_prompt(4)
     types = (text["input_ids"] == IMAGE).int()
     patches = noise(16, 3 * 2 * 14 * 14)  # a grid of 4 x 4 patches, merged two by two
-    return text | {"pixel_values": patches, "image_grid_thw": torch.tensor([[1, 4, 4]]), "mm_token_type_ids": types}
+    return text | {
+        "pixel_values": patches,
+        "image_grid_thw": torch.tensor([[1, 4, 4]]),
+        "mm_token_type_ids": types,
+    }
 
 
 def anyres() -> dict[str, Tensor]:
     # 4 tokens of the small picture, and one tile of 2 x 2 with a newline after each row: 6
-    return prompt(10) | {"pixel_values": noise(1, 2, 3, 28, 28), "image_sizes": torch.tensor([[28, 28]])}
+    return prompt(10) | {
+        "pixel_values": noise(1, 2, 3, 28, 28),
+        "image_sizes": torch.tensor([[28, 28]]),
+    }
 
 
 def gemma3() -> dict[str, Tensor]:
     text = marked_prompt(4)
-    return text | {"token_type_ids": (text["input_ids"] == IMAGE).long(), "pixel_values": noise(1, 3, 28, 28)}
+    return text | {
+        "token_type_ids": (text["input_ids"] == IMAGE).long(),
+        "pixel_values": noise(1, 3, 28, 28),
+    }
 
 
 def gemma4() -> dict[str, Tensor]:
     text = marked_prompt(4)
-    at = torch.cartesian_prod(torch.arange(4), torch.arange(4)).flip(-1)[None]  # x and y of 4 x 4 patches, pooled two by two
+    # x and y of 4 x 4 patches, pooled two by two
+    at = torch.cartesian_prod(torch.arange(4), torch.arange(4)).flip(-1)[None]
     picture = {"pixel_values": noise(1, 16, 3 * 14 * 14), "image_position_ids": at}
     return text | picture | {"mm_token_type_ids": (text["input_ids"] == IMAGE).long()}
 
 
 def kimi() -> dict[str, Tensor]:
-    return marked_prompt(4) | {"pixel_values": noise(16, 3, 14, 14), "image_grid_thw": torch.tensor([[1, 4, 4]])}
+    return marked_prompt(4) | {
+        "pixel_values": noise(16, 3, 14, 14),
+        "image_grid_thw": torch.tensor([[1, 4, 4]]),
+    }
 
 
 def lfm2_vl() -> dict[str, Tensor]:
-    patches = {"pixel_values": noise(1, 16, 3 * 14 * 14), "pixel_attention_mask": torch.ones(1, 16, dtype=torch.long)}
+    patches = {
+        "pixel_values": noise(1, 16, 3 * 14 * 14),
+        "pixel_attention_mask": torch.ones(1, 16, dtype=torch.long),
+    }
     return prompt(4) | patches | {"spatial_shapes": torch.tensor([[4, 4]])}
 
 
 def paligemma() -> dict[str, Tensor]:
     text = prompt(4)
-    return text | {"token_type_ids": torch.zeros_like(text["input_ids"]), "pixel_values": noise(1, 3, 28, 28)}
+    return text | {
+        "token_type_ids": torch.zeros_like(text["input_ids"]),
+        "pixel_values": noise(1, 3, 28, 28),
+    }
 
 
 def molmo2() -> dict[str, Tensor]:
     start, end, patch = VOCABULARY, VOCABULARY + 1, VOCABULARY + 2
     text = ids(BOS, start, patch, end, 22, 23, 24)
-    picture = {"pixel_values": noise(1, 4, 14 * 14 * 3), "image_token_pooling": torch.tensor([[0, 1, 2, 3]])}
+    picture = {
+        "pixel_values": noise(1, 4, 14 * 14 * 3),
+        "image_token_pooling": torch.tensor([[0, 1, 2, 3]]),
+    }
     picture |= {"image_grids": torch.tensor([[1, 1, 0, 0]]), "image_num_crops": torch.tensor([1])}
     return text | picture | {"mm_token_type_ids": (text["input_ids"] == patch).long()}
 
@@ -89,8 +114,12 @@ def instructblip() -> dict[str, Tensor]:
 
 def mllama() -> dict[str, Tensor]:
     text = ids(BOS, VOCABULARY, 11, 12, 21, 22, 23, 24)
-    tiles = {"aspect_ratio_ids": torch.ones(1, 1, dtype=torch.long), "aspect_ratio_mask": torch.ones(1, 1, 1, dtype=torch.long)}
-    seen = torch.ones(1, text["input_ids"].shape[1], 1, 1, dtype=torch.long)  # row, token, picture, tile
+    tiles = {
+        "aspect_ratio_ids": torch.ones(1, 1, dtype=torch.long),
+        "aspect_ratio_mask": torch.ones(1, 1, 1, dtype=torch.long),
+    }
+    # row, token, picture, tile
+    seen = torch.ones(1, text["input_ids"].shape[1], 1, 1, dtype=torch.long)
     return text | {"pixel_values": noise(1, 1, 1, 3, 28, 28), "cross_attention_mask": seen} | tiles
 
 
@@ -110,7 +139,9 @@ def single(name: str) -> dict[str, Tensor]:
         "llava_next": anyres,
         "llava_onevision": anyres,
         # three frames of 2 x 2 patches, pooled to one token each
-        "llava_next_video": lambda: prompt(3, VIDEO) | {"pixel_values_videos": noise(1, 3, 3, 28, 28)},
+        "llava_next_video": lambda: (
+            prompt(3, VIDEO) | {"pixel_values_videos": noise(1, 3, 3, 28, 28)}
+        ),
         "qwen2_vl": qwen_vl,
         "qwen2_5_vl": qwen_vl,
         "qwen3_vl": qwen_vl,
@@ -145,41 +176,65 @@ def single(name: str) -> dict[str, Tensor]:
     return made[name]()
 
 
-def _lengthened(inputs: dict[str, Tensor], tokens: Tensor, front: bool, kind: int = 0) -> dict[str, Tensor]:
-    """Tokens [rows, n] put before or behind, and every input that runs along the sequence brought to the same length."""
+def _lengthened(
+    inputs: dict[str, Tensor], tokens: Tensor, front: bool, kind: int = 0
+) -> dict[str, Tensor]:
+    """Tokens [rows, n] put before or behind, and every input that runs along the
+    sequence brought to the same length.
+    """
     n, longer = tokens.shape[1], dict(inputs)
     at = (n, 0) if front else (0, n)
-    longer["input_ids"] = torch.cat([tokens, inputs["input_ids"]] if front else [inputs["input_ids"], tokens], 1)
+    longer["input_ids"] = torch.cat(
+        [tokens, inputs["input_ids"]] if front else [inputs["input_ids"], tokens], 1
+    )
     longer["attention_mask"] = pad(inputs["attention_mask"], at, value=1)
     for name in ("token_type_ids", "mm_token_type_ids"):
         if name in inputs:
             longer[name] = pad(inputs[name], at, value=kind)
-    if "image_attention_mask" in inputs:  # Idefics: words before the picture do not see it, those behind go on to
-        ends = inputs["image_attention_mask"][:, :1] * 0 if front else inputs["image_attention_mask"][:, -1:]
+    # Idefics: words before the picture do not see it, those behind go on to
+    if "image_attention_mask" in inputs:
+        ends = (
+            inputs["image_attention_mask"][:, :1] * 0
+            if front
+            else inputs["image_attention_mask"][:, -1:]
+        )
         pieces = [ends.expand(-1, n, -1), inputs["image_attention_mask"]]
         longer["image_attention_mask"] = torch.cat(pieces if front else pieces[::-1], 1)
     if "cross_attention_mask" in inputs:
-        longer["cross_attention_mask"] = pad(inputs["cross_attention_mask"], (0, 0, 0, 0, *at), value=1)
+        longer["cross_attention_mask"] = pad(
+            inputs["cross_attention_mask"], (0, 0, 0, 0, *at), value=1
+        )
     return longer
 
 
 def prefixed(name: str, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The same row after three more words, and with the negative of its picture: the first row of ``padded``, unpadded."""
+    """The same row after three more words, and with the negative of its picture.
+
+    The first row of ``padded``, unpadded.
+    """
     longer = _lengthened(inputs, torch.tensor([WORDS_BEFORE]), front=True)
     return {key: -value if value.is_floating_point() else value for key, value in longer.items()}
 
 
 def padded(name: str, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A batch of two rows of different length: ``prefixed``, and the row itself, padded on the left by three."""
+    """A batch of two rows of different length.
+
+    ``prefixed``, and the row itself, padded on the left by three.
+    """
     first = prefixed(name, inputs)
     second = _lengthened(inputs, torch.full((1, len(WORDS_BEFORE)), PAD), front=True)
     second["attention_mask"][:, : len(WORDS_BEFORE)] = 0
     if name == "molmo2":  # its pooling windows number the patches through all pictures of a batch
-        second["image_token_pooling"] = second["image_token_pooling"] + first["image_token_pooling"].numel()
+        second["image_token_pooling"] = (
+            second["image_token_pooling"] + first["image_token_pooling"].numel()
+        )
     return {key: torch.cat([first[key], second[key]]) for key in first}
 
 
 def extended(name: str, inputs: dict[str, Tensor], new_ids: Tensor) -> dict[str, Tensor]:
-    """The inputs of a forward over prompt and new tokens [rows, n], as if nothing had been cached."""
-    # PaliGemma: kind 0 is the prompt, which sees itself in both directions; kind 1 the answer, which is causal
+    """The inputs of a forward over prompt and new tokens [rows, n],
+    as if nothing had been cached.
+    """
+    # PaliGemma: kind 0 is the prompt, which sees itself in both directions;
+    # kind 1 the answer, which is causal
     return _lengthened(inputs, new_ids, front=False, kind=int(name == "paligemma"))

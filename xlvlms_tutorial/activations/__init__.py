@@ -1,4 +1,7 @@
-"""States of the residual stream: captured from many samples, described row by row, stored and read again."""
+"""States of the residual stream.
+
+Captured from many samples, described row by row, stored and read again.
+"""
 
 from xlvlms_tutorial.activations.activations import WHOLE_BLOCK, States
 from xlvlms_tutorial.activations.capture import capture, residual_stream

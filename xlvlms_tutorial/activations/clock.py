@@ -1,4 +1,7 @@
-"""Where a running decoder is in its sequence: what is changed in the prompt, or in the answer alone, has to know."""
+"""Where a running decoder is in its sequence.
+
+What is changed in the prompt, or in the answer alone, has to know.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,11 +13,15 @@ from xlvlms_tutorial.models.vlm import VLM
 
 
 class Clock:
-    """Where the decoder is, in the prompt or beyond it, read off its cache each time it is called."""
+    """Where the decoder is, in the prompt or beyond it.
+
+    Read off its cache each time it is called.
+    """
 
     def __init__(self, vlm: VLM) -> None:
         self.reached = False  # whether this call of the decoder has come to what its owner does
-        self.shape = (0, 0)  # rows and positions of this call: OPT's MLP puts all positions in one row
+        # rows and positions of this call: OPT's MLP puts all positions in one row
+        self.shape = (0, 0)
         self.start = 0  # positions that the cache held before this call
         self.prompt = 1  # positions of the prompt, as far as it is known
         self._vlm, self._decoder = vlm, anatomy.decoder(vlm.model)
@@ -26,12 +33,18 @@ class Clock:
 
     @property
     def partial(self) -> bool:
-        """Whether this call is about a part of the prompt: a prefill in chunks, or one that goes on from an earlier cache."""
+        """Whether this call is about a part of the prompt.
+
+        A prefill in chunks, or one that goes on from an earlier cache.
+        """
         return not self.decoding and (self.start > 0 or self.shape[1] < self.prompt)
 
     @property
     def mixed(self) -> bool:
-        """Whether this call is about the prompt and what follows it together, as each step without a cache is."""
+        """Whether this call is about the prompt and what follows it together.
+
+        As each step without a cache is.
+        """
         return not self.decoding and self.start + self.shape[1] > self.prompt
 
     @contextmanager
@@ -50,6 +63,9 @@ class Clock:
         if self._vlm.running is not None:
             self.prompt = self._vlm.running["input_ids"].shape[1]
         elif cache is None and self.shape == (before[0], before[1] + 1):
-            pass  # one token more than just now, and no cache: a step of generate(use_cache=False), about the prompt of before
-        elif self.start == 0 or self.shape[1] > 1:  # of inputs that nobody named, several tokens at once are a prompt
+            # one token more than just now, and no cache: a step of
+            # generate(use_cache=False), about the prompt of before
+            pass
+        elif self.start == 0 or self.shape[1] > 1:
+            # of inputs that nobody named, several tokens at once are a prompt
             self.prompt = self.start + self.shape[1]

@@ -1,7 +1,8 @@
-"""Several processes that fill one store: who they are, what became of them, and how one waits for the shards of the others.
+"""Several processes that fill one store.
 
-All goes through the store's folder, so that no port, no process group and no order of starting is needed: processes of one machine
-or of many, which share the file system.
+Who they are, what became of them, and how one waits for the shards of the others. All goes through
+the store's folder, so that no port, no process group and no order of starting is needed: processes
+of one machine or of many, which share the file system.
 """
 
 import json
@@ -25,12 +26,20 @@ _LOOK_EVERY = 0.5  # seconds
 
 @contextmanager
 def making_shards(store: Store, rank: int, world: int) -> Iterator[None]:
-    """Tell the other processes, while this one makes its shards, who it is; and if it cannot go on, why."""
+    """Tell the other processes who this one is, while it makes its shards.
+
+    And if it cannot go on, why.
+    """
     if world == 1:
         yield
         return
     note = _note(store, rank, world)
-    told = {"host": socket.gethostname(), "process": os.getpid(), "began": psutil.Process().create_time(), "at": time.time()}
+    told = {
+        "host": socket.gethostname(),
+        "process": os.getpid(),
+        "began": psutil.Process().create_time(),
+        "at": time.time(),
+    }
     with telling(store.folder, rank):  # the number of its first shard too
         _write(note, told)
     try:
@@ -43,12 +52,15 @@ def making_shards(store: Store, rank: int, world: int) -> Iterator[None]:
 
 
 def await_others(store: Store, n_shards: int, rank: int, world: int, wait: float = WAIT) -> None:
-    """Return once all shards are there, whole; ``wait`` is the time in seconds without a new shard after which that is given up.
+    """Return once all shards are there, whole.
+
+    ``wait`` is the time in seconds without a new shard after which that is given up.
 
     Raises
     ------
     RunError
-        If a process that has shards to make has failed or ended, or no shard has come for too long, with the missing shards.
+        If a process that has shards to make has failed or ended, or no shard has come for too
+        long, with the missing shards.
     """
     left = {number for number in range(n_shards) if number % world != rank}
     since = _launched()
@@ -59,11 +71,19 @@ def await_others(store: Store, n_shards: int, rank: int, world: int, wait: float
             left, until = left - come, time.monotonic() + wait
             continue
         for other in sorted({number % world for number in left}):
-            if (end := _end(_note(store, other, world), since)) and (lost := _lacking(store, left, other, world)):
-                raise _given_up(f"process {other} of {world} {end}", lost, "its own message says more")
+            if (end := _end(_note(store, other, world), since)) and (
+                lost := _lacking(store, left, other, world)
+            ):
+                raise _given_up(
+                    f"process {other} of {world} {end}", lost, "its own message says more"
+                )
         if time.monotonic() > until:
             waited = f"process {rank} of {world} waited {wait:g} s in which no shard came"
-            raise _given_up(waited, sorted(left), "look whether the others still run, and raise wait if they are slow")
+            raise _given_up(
+                waited,
+                sorted(left),
+                "look whether the others still run, and raise wait if they are slow",
+            )
         time.sleep(_LOOK_EVERY)
 
 
@@ -76,19 +96,28 @@ def checked_wait(wait: float) -> float:
         If it is below 0 or NaN.
     """
     if not wait >= 0:  # NaN neither
-        raise SelectionError(f"wait={wait!r}", "give seconds, or 0 to take only what this process made")
+        raise SelectionError(
+            f"wait={wait!r}", "give seconds, or 0 to take only what this process made"
+        )
     return wait
 
 
 def _given_up(what: str, lost: list[int], advice: str) -> RunError:
     shown = ", ".join(map(str, lost[:10])) + (", ..." if len(lost) > 10 else "")
-    return RunError(f"{what}; missing are {len(lost)} shards: {shown}", f"{advice}; run the same again, it continues")
+    return RunError(
+        f"{what}; missing are {len(lost)} shards: {shown}",
+        f"{advice}; run the same again, it continues",
+    )
 
 
 def _lacking(store: Store, left: set[int], other: int, world: int) -> list[int]:
     # looked at once more: it may have written the last one just before it ended
     there = set(store.done)
-    return sorted(number for number in left if number % world == other and not (number in there and store.whole(number)))
+    return sorted(
+        number
+        for number in left
+        if number % world == other and not (number in there and store.whole(number))
+    )
 
 
 def _note(store: Store, rank: int, world: int) -> Path:
@@ -112,9 +141,12 @@ def _end(note: Path, since: float) -> str | None:
     try:
         told = read_json(note)
     except (OSError, ValueError):
-        return None  # not there yet, or made its shards, or is being read on a file system whose moves are not atomic
+        # not there yet, or made its shards, or is being read on a file
+        # system whose moves are not atomic
+        return None
     here = told["host"] == socket.gethostname()
-    # The system counts starts in another clock than that of ``at``, up to a second apart: on one machine starts are compared.
+    # The system counts starts in another clock than that of ``at``, up to a second apart: on
+    # one machine starts are compared.
     if (told["began"] if here else told["at"]) < since:
         return None
     if "failed" in told:

@@ -1,4 +1,7 @@
-"""States on disk: append-only safetensors shards with a parquet index, which a killed run continues and several processes write."""
+"""States on disk: append-only safetensors shards with a parquet index.
+
+A killed run continues, and several processes write.
+"""
 
 import os
 import warnings
@@ -11,8 +14,24 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from xlvlms_tutorial.activations.activations import Key, States, as_json_knows, chosen, described, differences
-from xlvlms_tutorial.activations.shards import ADDED, Record, Shard, drafting, numbers, same, sync, torch_dtype
+from xlvlms_tutorial.activations.activations import (
+    Key,
+    States,
+    as_json_knows,
+    chosen,
+    described,
+    differences,
+)
+from xlvlms_tutorial.activations.shards import (
+    ADDED,
+    Record,
+    Shard,
+    drafting,
+    numbers,
+    same,
+    sync,
+    torch_dtype,
+)
 from xlvlms_tutorial.errors import DamagedShardError, SelectionError, StoreError, StoreMismatchError
 from xlvlms_tutorial.io import as_json, read_json
 
@@ -20,18 +39,22 @@ _PROVENANCE = "provenance.json"
 
 
 class Store:
-    """A folder of shards of States: ``provenance.json``, ``shards/00012.safetensors`` and ``index/00012.parquet``.
+    """A folder of shards of States.
 
-    A shard is there if and only if its part of the index is, and that is moved to its place last. So a kill at any moment
-    leaves whole shards and drafts that do not count. Several processes may write at once: different shards, or the same
-    shard with the same content. ``pandas.read_parquet(folder / "index")`` reads the whole index.
+    ``provenance.json``, ``shards/00012.safetensors`` and ``index/00012.parquet``. A shard is there
+    if and only if its part of the index is, and that is moved to its place last. So a kill at any
+    moment leaves whole shards and drafts that do not count. Several processes may write at once:
+    different shards, or the same shard with the same content.
+    ``pandas.read_parquet(folder / "index")`` reads the whole index.
 
     Raises
     ------
     StoreError
-        If ``provenance`` is None and there is no store, or the folder holds other files, or cannot be read or written.
+        If ``provenance`` is None and there is no store, or the folder holds other
+        files, or cannot be read or written.
     StoreMismatchError
-        If the store was made in another way than ``provenance`` says; versions and times are not compared.
+        If the store was made in another way than ``provenance`` says;
+        versions and times are not compared.
     """
 
     def __init__(self, folder: str | Path, provenance: dict | None = None) -> None:
@@ -54,7 +77,9 @@ class Store:
 
     @property
     def table(self) -> pd.DataFrame:
-        """The whole index, ordered by sample: the table of the captured states, and ``shard`` and ``row`` where each row lies.
+        """The whole index, ordered by sample.
+
+        The table of the captured states, and ``shard`` and ``row`` where each row lies.
 
         Raises
         ------
@@ -69,11 +94,15 @@ class Store:
         try:
             whole = _together(parts).to_pandas()
         except pa.ArrowException as cause:
-            raise StoreError(self.folder, f"shards with columns that do not go together ({cause})") from cause
+            raise StoreError(
+                self.folder, f"shards with columns that do not go together ({cause})"
+            ) from cause
         return whole.sort_values(["sample", *ADDED], ignore_index=True)
 
     def write(self, number: int, states: States) -> None:
-        """Write a shard, or write it anew: afterwards it is there, whole, or the store is as it was.
+        """Write a shard, or write it anew.
+
+        Afterwards it is there, whole, or the store is as it was.
 
         Raises
         ------
@@ -87,15 +116,19 @@ class Store:
         self._write(number, states, keep=False)
 
     def hold(self, states: States) -> None:
-        """Make these states the only content of the store; raises what ``write`` raises, and ``StoreError`` if it has other content."""
+        """Make these states the only content of the store.
+
+        Raises what ``write`` raises, and ``StoreError`` if it has other content.
+        """
         if others := set(self.done) - {0}:
             raise StoreError(self.folder, f"it already holds {len(others)} shards of other content")
         self._write(0, states, keep=True)
 
     def missing(self, n_shards: int, rank: int = 0, world: int = 1) -> list[int]:
-        """The shards of ``n_shards`` that process ``rank`` of ``world`` still has to make: absent ones, and damaged ones.
+        """The shards of ``n_shards`` that process ``rank`` of ``world`` still has to make.
 
-        A warning names the damaged ones. Each shard of this process is compared with its sha256, and not again when it is read.
+        Absent ones, and damaged ones. A warning names the damaged ones. Each shard of this process
+        is compared with its sha256, and not again when it is read.
 
         Raises
         ------
@@ -103,29 +136,51 @@ class Store:
             If there is no such process.
         """
         if n_shards < 0 or not 0 <= rank < world:
-            raise SelectionError(f"{n_shards} shards for process {rank} of {world}", "give 0 or more shards, and 0 <= rank < world")
+            raise SelectionError(
+                f"{n_shards} shards for process {rank} of {world}",
+                "give 0 or more shards, and 0 <= rank < world",
+            )
         mine, there = range(rank, n_shards, world), set(self.done)
-        damaged = {number: name for number in mine if number in there and (name := self._shard(number).damage())}
+        damaged = {
+            number: name
+            for number in mine
+            if number in there and (name := self._shard(number).damage())
+        }
         if damaged:
-            warnings.warn(f"damaged in {self.folder!s}, to be made anew: {', '.join(damaged.values())}", stacklevel=2)
+            warnings.warn(
+                f"damaged in {self.folder!s}, to be made anew: {', '.join(damaged.values())}",
+                stacklevel=2,
+            )
         return [number for number in mine if number in damaged or number not in there]
 
     def verify(self) -> list[str]:
-        """The names of damaged files, one a shard: absent, not readable, or not of the size, sha256 and rows that the index says."""
+        """The names of damaged files, one a shard.
+
+        Absent, not readable, or not of the size, sha256 and rows that the index says.
+        """
         return [name for number in self.done if (name := self._shard(number).damage())]
 
     def whole(self, number: int) -> bool:
-        """Whether a shard is there and of the sha256 that its index says; it is read once, and not again while its file is the same."""
+        """Whether a shard is there and of the sha256 that its index says.
+
+        It is read once, and not again while its file is the same.
+        """
         return self._shard(number).damage() is None
 
     def discard(self, number: int) -> None:
         """Remove a shard, so that it is made anew; nothing happens if it is not there."""
         self._shard(number).remove()
 
-    def states(self, layer: int | None = None, place: str | None = None, samples: Iterable[int] | None = None) -> States:
-        """The stored states, ordered by sample, of all layers, places and samples or of those that are named.
+    def states(
+        self,
+        layer: int | None = None,
+        place: str | None = None,
+        samples: Iterable[int] | None = None,
+    ) -> States:
+        """The stored states, ordered by sample.
 
-        Only the tensors and shards that are needed are read. A sample of which no position was captured gives no row.
+        Of all layers, places and samples or of those that are named. Only the tensors and shards
+        that are needed are read. A sample of which no position was captured gives no row.
 
         Raises
         ------
@@ -141,18 +196,24 @@ class Store:
             wanted = list(samples)
             table = table[table["sample"].isin(wanted)].reset_index(drop=True)
             if table.empty:
-                raise SelectionError(f"none of the samples {str(wanted)[:80]} is stored", "the column sample of Store.table has all")
+                raise SelectionError(
+                    f"none of the samples {str(wanted)[:80]} is stored",
+                    "the column sample of Store.table has all",
+                )
         return self._read(table, layer, place, alike=self.done[0])
 
     def iterate(self, layer: int | None = None, place: str | None = None) -> Iterator[States]:
-        """The stored states shard by shard, in the order of their numbers; raises what ``states`` raises."""
+        """The stored states shard by shard, in the order of their numbers.
+
+        Raises what ``states`` raises.
+        """
         for number in self.done:
             yield self._read(self._shard(number).index().to_pandas(), layer, place, alike=number)
 
     def merge(self, *folders: str | Path) -> list[int]:
-        """Copy the shards of stores made elsewhere, and tell which; a shard that is here already is kept.
+        """Copy the shards of stores made elsewhere, and tell which.
 
-        All is checked before the first is copied.
+        A shard that is here already is kept. All is checked before the first is copied.
 
         Raises
         ------
@@ -165,7 +226,9 @@ class Store:
         StoreSpaceError
             If the disk is full.
         """
-        sources = {number: self._shard(number) for number in self.done if not self._shard(number).damage()}
+        sources = {
+            number: self._shard(number) for number in self.done if not self._shard(number).damage()
+        }
         here = set(sources)
         for other in map(Store, folders):
             _require_same(self.provenance, other.provenance)
@@ -174,7 +237,9 @@ class Store:
             for number in other.done:
                 first = sources.setdefault(number, other._shard(number))
                 if not same(first.index(), other._shard(number).index()):
-                    raise StoreError(other.folder, f"shard {number} has other content than in {first.folder!s}")
+                    raise StoreError(
+                        other.folder, f"shard {number} has other content than in {first.folder!s}"
+                    )
         for number in sorted(sources.keys() - here):
             self._shard(number).copy(sources[number])
         return sorted(sources.keys() - here)
@@ -187,9 +252,17 @@ class Store:
             _require_same(found.tensors, described(states))
         self._shard(number).write(states, keep)
 
-    def _read(self, table: pd.DataFrame, layer: int | None, place: str | None, alike: int) -> States:
-        """The rows that a table of the index names; ``alike`` is a shard that shows the tensors where there are no rows."""
-        needed = {int(number): torch.from_numpy(at) for number, at in table.groupby("shard").indices.items()}
+    def _read(
+        self, table: pd.DataFrame, layer: int | None, place: str | None, alike: int
+    ) -> States:
+        """The rows that a table of the index names.
+
+        ``alike`` is a shard that shows the tensors where there are no rows.
+        """
+        needed = {
+            int(number): torch.from_numpy(at)
+            for number, at in table.groupby("shard").indices.items()
+        }
         kinds = self._shard(next(iter(needed), alike)).record().tensors
         for number in needed:
             _require_same(kinds, self._shard(number).record().tensors)
@@ -209,7 +282,8 @@ class Store:
 
     def _any_record(self, but: int) -> Record | None:
         for number in self.done:
-            with suppress(DamagedShardError):  # verify() and missing() name it; any other shard tells as much
+            # verify() and missing() name it; any other shard tells as much
+            with suppress(DamagedShardError):
                 if number != but:
                     return self._shard(number).record()
         return None
@@ -219,8 +293,11 @@ class Store:
         if path.exists():
             return
         with drafting(self.folder, 0) as draft:
-            foreign = [entry.name for entry in self.folder.iterdir() if not entry.name.startswith(".")]
-            if foreign and not path.exists():  # asked again: another process may have made the store meanwhile
+            foreign = [
+                entry.name for entry in self.folder.iterdir() if not entry.name.startswith(".")
+            ]
+            # asked again: another process may have made the store meanwhile
+            if foreign and not path.exists():
                 raise StoreError(self.folder, f"it holds other files ({min(foreign)!r})")
             drafted = draft / _PROVENANCE
             drafted.write_text(as_json(provenance), encoding="utf-8")
@@ -238,7 +315,9 @@ class Store:
 
 
 def save_activations(states: States, folder: str | Path) -> Path:
-    """Write states as a store of one shard, which :func:`load_activations` and ``Store`` read; saving the same again changes nothing.
+    """Write states as a store of one shard, which :func:`load_activations` and ``Store`` read.
+
+    Saving the same again changes nothing.
 
     Raises
     ------
@@ -276,18 +355,27 @@ def shard_plan(n_samples: int, shard_size: int) -> list[range]:
         If there are fewer than 0 samples, or a shard would have none.
     """
     if n_samples < 0 or shard_size < 1:
-        raise SelectionError(f"{n_samples} samples in shards of {shard_size}", "give 0 or more samples, and at least 1 in a shard")
-    return [range(start, min(start + shard_size, n_samples)) for start in range(0, n_samples, shard_size)]
+        raise SelectionError(
+            f"{n_samples} samples in shards of {shard_size}",
+            "give 0 or more samples, and at least 1 in a shard",
+        )
+    return [
+        range(start, min(start + shard_size, n_samples))
+        for start in range(0, n_samples, shard_size)
+    ]
 
 
 def dealt() -> tuple[int, int]:
-    """Number of this process and number of processes, as ``accelerate launch``, torchrun or MPI set them; (0, 1) in a plain run.
+    """Number of this process and number of processes; (0, 1) in a plain run.
 
-    Nothing is initialised: shards need no communication. Under Slurm, RANK=$SLURM_PROCID and WORLD_SIZE=$SLURM_NTASKS tell the same.
+    As ``accelerate launch``, torchrun or MPI set them. Nothing is initialised: shards need no
+    communication. Under Slurm, RANK=$SLURM_PROCID and WORLD_SIZE=$SLURM_NTASKS tell the same.
     """
-    from accelerate.utils.environment import get_cpu_distributed_information  # here: importing accelerate takes a second
+    # here: importing accelerate takes a second
+    from accelerate.utils.environment import get_cpu_distributed_information
 
-    found = get_cpu_distributed_information()  # reads only the environment, which is the same for processes that use GPUs
+    # reads only the environment, which is the same for processes that use GPUs
+    found = get_cpu_distributed_information()
     return found.rank, found.world_size
 
 
@@ -311,9 +399,17 @@ def _key(name: str) -> Key:
 
 
 def _together(parts: list[pa.Table]) -> pa.Table:
-    """The rows of all parts; where a part has no value in a column, its type for that column does not count."""
+    """The rows of all parts.
+
+    Where a part has no value in a column, its type for that column does not count.
+    """
     whole = pa.concat_tables(map(_untyped_where_empty, parts), promote_options="permissive")
-    typed = pa.schema([parts[0].schema.field(field.name) if pa.types.is_null(field.type) else field for field in whole.schema])
+    typed = pa.schema(
+        [
+            parts[0].schema.field(field.name) if pa.types.is_null(field.type) else field
+            for field in whole.schema
+        ]
+    )
     return whole.cast(typed)
 
 

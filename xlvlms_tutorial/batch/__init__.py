@@ -1,4 +1,4 @@
-"""Chapters in batches: one run by papermill, grids of runs by Snakemake, and what comes out of them."""
+"""Chapters in batches: one run by papermill, grids by Snakemake, and what comes out of them."""
 
 from typing import TYPE_CHECKING
 

@@ -29,13 +29,17 @@ FOLDER = (checkout() or ROOT) / "reproduce"  # the Snakefile, experiments and pr
 EXPERIMENTS = FOLDER / "experiments.yaml"
 PROFILES = ("local", "slurm", "kubernetes")
 SNAKEFILE, LOCK = "Snakefile", ".batch.lock"
-_ENDINGS = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]  # asked to end, or the terminal is gone
+# asked to end, or the terminal is gone
+_ENDINGS = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
 _GRACE = 10.0  # seconds that an engine has to take back what it gave to a cluster
 
 
 @dataclass(frozen=True)
 class Options:
-    """How a batch is run: the profile (a name or a folder), processor cores and GPUs of this machine, and where the chapters lie."""
+    """How a batch is run: the profile, cores, GPUs, and where the chapters lie.
+
+    The profile is a name or a folder; cores and GPUs are those of this machine.
+    """
 
     profile: str = "local"
     cores: int | None = None
@@ -44,12 +48,18 @@ class Options:
     dry_run: bool = False
 
 
-def reproduce(experiments: str | Path, out: str | Path, options: Options | None = None, embedded: Collection[str] = (),
-              say: Callable[[str], object] = print) -> Gathered:  # fmt: skip
-    """Run every run of a grid that is not done yet, and gather them all in ``out``; a run that fails leaves the others alone.
+def reproduce(
+    experiments: str | Path,
+    out: str | Path,
+    options: Options | None = None,
+    embedded: Collection[str] = (),
+    say: Callable[[str], object] = print,
+) -> Gathered:
+    """Run every run of a grid that is not done yet, and gather them all in ``out``.
 
-    Damaged results are named, moved aside and made again, as are those of other code of their chapter. ``say`` is told what was found.
-    Whatever ends this process, but for SIGKILL, ends the engine and its jobs too; then the same call goes on.
+    A run that fails leaves the others alone. Damaged results are named, moved aside and made again,
+    as are those of other code of their chapter. ``say`` is told what was found. Whatever ends this
+    process, but for SIGKILL, ends the engine and its jobs too; then the same call goes on.
 
     Raises
     ------
@@ -64,12 +74,23 @@ def reproduce(experiments: str | Path, out: str | Path, options: Options | None 
     cells = read_grid(experiments, options.chapters, embedded)
     profile = _profile(options.profile)
     if profile.local and (most := max(cell.gpus for cell in cells)) > options.gpus:
-        raise SelectionError(f"a run wants {most} GPUs of {options.gpus}", "give --gpus N, the number that this machine lends to the batch")
+        raise SelectionError(
+            f"a run wants {most} GPUs of {options.gpus}",
+            "give --gpus N, the number that this machine lends to the batch",
+        )
     with _only(out) as lock:
-        plan = {"runs": [cell.asdict() for cell in cells], "gpus": options.gpus if profile.local else 0}
-        write_json(out / PLAN, plan | {"chapters": options.chapters and str(Path(options.chapters).resolve())})
+        plan = {
+            "runs": [cell.asdict() for cell in cells],
+            "gpus": options.gpus if profile.local else 0,
+        }
+        write_json(
+            out / PLAN,
+            plan | {"chapters": options.chapters and str(Path(options.chapters).resolve())},
+        )
         _copy(FOLDER / SNAKEFILE, out / SNAKEFILE)
-        chapters = {name: opened(name, options.chapters) for name in {cell.chapter for cell in cells}}
+        chapters = {
+            name: opened(name, options.chapters) for name in {cell.chapter for cell in cells}
+        }
         told = [_aside(cell, out, chapters[cell.chapter], options.dry_run) for cell in cells]
         for line in filter(None, told):
             say(line)
@@ -80,7 +101,10 @@ def reproduce(experiments: str | Path, out: str | Path, options: Options | None 
 
 @dataclass(frozen=True)
 class _Profile:
-    """A profile of Snakemake: its folder, whether jobs run on this machine, whether results come through a storage."""
+    """A profile of Snakemake.
+
+    Its folder, whether jobs run on this machine, whether results come through a storage.
+    """
 
     folder: Path
     local: bool
@@ -90,17 +114,33 @@ class _Profile:
 def _profile(name: str) -> _Profile:
     folder = FOLDER / "profiles" / name if name in PROFILES else Path(name)
     try:
-        content = plain(read_yaml((folder / "config.yaml").read_text(encoding="utf-8"), "config.yaml")[0] or {})
+        content = plain(
+            read_yaml((folder / "config.yaml").read_text(encoding="utf-8"), "config.yaml")[0] or {}
+        )
         if not isinstance(content, dict):
             raise ValueError("config.yaml is no mapping")
     except (OSError, ValueError) as cause:
-        allowed = f"there are: {', '.join(PROFILES)}, or a folder with config.yaml (in a clone of the repository)"
-        raise SelectionError(f"profile {name!r} cannot be read ({' '.join(str(cause).split())})", allowed) from cause
+        allowed = (
+            f"there are: {', '.join(PROFILES)}, or a folder with config.yaml "
+            "(in a clone of the repository)"
+        )
+        raise SelectionError(
+            f"profile {name!r} cannot be read ({' '.join(str(cause).split())})", allowed
+        ) from cause
     executor, storage = content.get("executor", "local"), content.get("default-storage-provider")
-    needed = [f"executor-plugin-{executor}"] * (executor != "local") + [f"storage-plugin-{storage}"] * bool(storage)
-    packages = [f"snakemake-{plugin}" for plugin in needed if find_spec(f"snakemake_{plugin.replace('-', '_')}") is None]
+    needed = [f"executor-plugin-{executor}"] * (executor != "local") + [
+        f"storage-plugin-{storage}"
+    ] * bool(storage)
+    packages = [
+        f"snakemake-{plugin}"
+        for plugin in needed
+        if find_spec(f"snakemake_{plugin.replace('-', '_')}") is None
+    ]
     if packages:
-        raise SelectionError(f"profile {name!r} needs {' and '.join(packages)}", f"run pip install {' '.join(packages)}, and start again")
+        raise SelectionError(
+            f"profile {name!r} needs {' and '.join(packages)}",
+            f"run pip install {' '.join(packages)}, and start again",
+        )
     return _Profile(folder.resolve(), executor == "local", bool(storage))
 
 
@@ -113,12 +153,16 @@ def _copy(file: Path, target: Path) -> None:
 
 
 def _aside(cell: Cell, out: Path, chapter: Chapter, dry_run: bool) -> str:
-    """Move aside results that are damaged or of other code, and say so; empty where there is nothing to say."""
+    """Move aside results that are damaged or of other code, and say so.
+
+    Empty where there is nothing to say.
+    """
     file = out / RUNS / cell.id / RESULTS
     if not file.exists():
         return ""
     try:
-        Gathered().add(cell.id, read_results(file))  # measurements that cannot be judged are damaged too
+        # measurements that cannot be judged are damaged too
+        Gathered().add(cell.id, read_results(file))
     except (RecordError, ClaimError) as error:
         kind, problem = "damaged", str(error)
     else:
@@ -131,18 +175,41 @@ def _aside(cell: Cell, out: Path, chapter: Chapter, dry_run: bool) -> str:
 
 
 def _command(out: Path, profile: _Profile, options: Options) -> list[str]:
-    """Snakemake as an argument list, without its own locks and marks: ours end with their holder, and results are whole or absent."""
-    command = [sys.executable, "-m", "snakemake", "all", "--snakefile", SNAKEFILE, "--configfile", PLAN]
-    command += ["--workflow-profile", "none", "--profile", str(profile.folder), "--nolock", "--ignore-incomplete"]
+    """Snakemake as an argument list, without its own locks and marks.
+
+    Ours end with their holder, and results are whole or absent.
+    """
+    command = [
+        sys.executable,
+        "-m",
+        "snakemake",
+        "all",
+        "--snakefile",
+        SNAKEFILE,
+        "--configfile",
+        PLAN,
+    ]
+    command += [
+        "--workflow-profile",
+        "none",
+        "--profile",
+        str(profile.folder),
+        "--nolock",
+        "--ignore-incomplete",
+    ]
     command += ["--cores", str(options.cores)] if options.cores else []
-    memory = int(0.9 * psutil.virtual_memory().total / 1e6)  # jobs that together need more wait for each other
+    # jobs that together need more wait for each other
+    memory = int(0.9 * psutil.virtual_memory().total / 1e6)
     command += ["--resources", f"gpu={options.gpus}", f"mem_mb={memory}"] if profile.local else []
     command += ["--default-storage-prefix", str(out)] if profile.storage else []
     return [*command, *(["--dry-run"] if options.dry_run else [])]
 
 
 def _engine(command: list[str], out: Path, lock: int) -> int:
-    """Run Snakemake to its end, and give its exit code; it is named in the lock, which it holds as long as it lives."""
+    """Run Snakemake to its end, and give its exit code.
+
+    It is named in the lock, which it holds as long as it lives.
+    """
     with _asked_to_end(), subprocess.Popen(command, pass_fds=(lock,), cwd=out) as engine:
         _sign(lock, engine.pid)
         try:
@@ -154,14 +221,21 @@ def _engine(command: list[str], out: Path, lock: int) -> int:
 
 @contextmanager
 def _asked_to_end() -> Iterator[None]:
-    """Leave by an exception where a signal asks this process to end, which would otherwise end it and leave its children at work."""
+    """Leave by an exception where a signal asks this process to end.
+
+    The signal would otherwise end it and leave its children at work.
+    """
 
     def leave(number: int, _: object) -> None:
         signal.signal(number, signal.SIG_IGN)  # asked once more, it goes on ending its children
         raise SystemExit(128 + number)
 
     main = threading.current_thread() is threading.main_thread()  # signals come to it alone
-    before = {number: signal.signal(number, leave) for number in _ENDINGS if main and signal.getsignal(number) is signal.SIG_DFL}
+    before = {
+        number: signal.signal(number, leave)
+        for number in _ENDINGS
+        if main and signal.getsignal(number) is signal.SIG_DFL
+    }
     try:
         yield
     finally:
@@ -170,7 +244,10 @@ def _asked_to_end() -> Iterator[None]:
 
 
 def _end(number: int) -> None:
-    """End an engine and all that it has started: asked first, so that it takes back what it gave to a cluster; then killed."""
+    """End an engine and all that it has started.
+
+    Asked first, so that it takes back what it gave to a cluster; then killed.
+    """
     with suppress(psutil.NoSuchProcess):
         engine = psutil.Process(number)
         started = engine.children(recursive=True)
@@ -188,14 +265,20 @@ def _end(number: int) -> None:
 
 def _sign(lock: int, process: int) -> None:
     """Write into the lock who holds it."""
-    holder = f"process {process} on {platform.node()}, started {datetime.now().isoformat(timespec='seconds')},"
+    holder = (
+        f"process {process} on {platform.node()}, started "
+        f"{datetime.now().isoformat(timespec='seconds')},"
+    )
     os.ftruncate(lock, 0)
     os.pwrite(lock, holder.encode(), 0)
 
 
 @contextmanager
 def _only(out: Path) -> Iterator[int]:
-    """Hold the folder of a batch; yields the open lock, which Snakemake inherits, so that it ends only when both have ended."""
+    """Hold the folder of a batch.
+
+    Yields the open lock, which Snakemake inherits, so that it ends only when both have ended.
+    """
     import fcntl  # not on Windows, where Snakemake does not run either
 
     try:
@@ -208,7 +291,10 @@ def _only(out: Path) -> Iterator[int]:
     except BlockingIOError:
         holder = os.pread(lock, 200, 0).decode(errors="replace").strip() or "another process"
         os.close(lock)
-        raise RunError(f"{holder} is running a batch in {out}", "wait for it, or give another folder with --out") from None
+        raise RunError(
+            f"{holder} is running a batch in {out}",
+            "wait for it, or give another folder with --out",
+        ) from None
     try:
         _sign(lock, os.getpid())
         yield lock

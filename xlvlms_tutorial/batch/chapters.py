@@ -1,4 +1,7 @@
-"""The chapters as programs: where they are, which parameters they take, and whether given ones fit."""
+"""The chapters as programs.
+
+Where they are, which parameters they take, and whether given ones fit.
+"""
 
 import ast
 import hashlib
@@ -19,7 +22,8 @@ from xlvlms_tutorial.errors import SelectionError
 ROOT = Path(__file__).resolve().parents[2]
 SUFFIXES = (".md", ".ipynb")
 TAG = "parameters"
-FOLDERS = ("model", "dataset")  # parameters that may name a folder, and so are made absolute: a chapter runs where it lies
+# parameters that may name a folder, and so are made absolute: a chapter runs where it lies
+FOLDERS = ("model", "dataset")
 _LONGEST = 10_000  # numbers of a range that is a default
 _WORDS = {
     bool: "true or false",
@@ -37,14 +41,23 @@ class Expression(str):
 
 
 def checkout() -> Path | None:
-    """The repository: around the package, else around the working directory or cloned into it; None where there is none."""
+    """The repository: around the package, else around the working directory or cloned into it.
+
+    None where there is none.
+    """
     here = Path.cwd()
     places = (ROOT, here, *here.parents, here / "xlvlms-tutorial")
-    return next((place for place in places if (place / "_toc.yml").exists() and (place / "book").is_dir()), None)
+    return next(
+        (place for place in places if (place / "_toc.yml").exists() and (place / "book").is_dir()),
+        None,
+    )
 
 
 def book_folder() -> Path:
-    """The folder of the chapters: beside the package in a checkout, else of one around the working directory or cloned into it (Colab).
+    """The folder of the chapters.
+
+    Beside the package in a checkout, else of one around the working
+    directory or cloned into it (Colab).
 
     Raises
     ------
@@ -53,7 +66,10 @@ def book_folder() -> Path:
     """
     if (place := checkout()) is not None:
         return place / "book"
-    raise SelectionError("no chapters found beside the package", "run inside a clone of the repository, or give the path of a chapter")
+    raise SelectionError(
+        "no chapters found beside the package",
+        "run inside a clone of the repository, or give the path of a chapter",
+    )
 
 
 def find_chapter(chapter: str | Path, folder: str | Path | None = None) -> Path:
@@ -71,7 +87,9 @@ def find_chapter(chapter: str | Path, folder: str | Path | None = None) -> Path:
     for suffix in SUFFIXES:
         if given.name == str(chapter) and os.path.isfile(found := folder / f"{chapter}{suffix}"):
             return found.resolve()
-    known = sorted(page.stem for page in folder.glob("*.md") if f"[{TAG}]" in page.read_text(encoding="utf-8"))
+    known = sorted(
+        page.stem for page in folder.glob("*.md") if f"[{TAG}]" in page.read_text(encoding="utf-8")
+    )
     what = f"no chapter {str(chapter)!r} in {folder}{closest(str(chapter), known)}"
     raise SelectionError(what, f"there are: {', '.join(known) or 'none'}")
 
@@ -87,7 +105,10 @@ def read_chapter(file: Path) -> NotebookNode:
     try:
         notebook = jupytext.read(file)
     except (OSError, ValueError, KeyError) as cause:
-        raise SelectionError(f"{file} cannot be read as a notebook ({cause})", "give a chapter as .md (MyST) or .ipynb") from cause
+        raise SelectionError(
+            f"{file} cannot be read as a notebook ({cause})",
+            "give a chapter as .md (MyST) or .ipynb",
+        ) from cause
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = [], None
@@ -95,7 +116,10 @@ def read_chapter(file: Path) -> NotebookNode:
 
 
 def code_of(notebook: NotebookNode) -> str:
-    """A digest of all code of a chapter: results made by other code are not results of this chapter."""
+    """A digest of all code of a chapter.
+
+    Results made by other code are not results of this chapter.
+    """
     cells = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
     return hashlib.sha256("\n\0\n".join(cells).encode()).hexdigest()
 
@@ -108,13 +132,22 @@ def defaults(notebook: NotebookNode) -> dict[str, object]:
     SelectionError
         If there is not exactly one such cell, or it is no Python.
     """
-    cells = [cell.source for cell in notebook.cells if cell.cell_type == "code" and TAG in cell.metadata.get("tags", [])]
+    cells = [
+        cell.source
+        for cell in notebook.cells
+        if cell.cell_type == "code" and TAG in cell.metadata.get("tags", [])
+    ]
     if len(cells) != 1:
-        raise SelectionError(f"{len(cells)} cells tagged {TAG!r}", "give a chapter with exactly one")
+        raise SelectionError(
+            f"{len(cells)} cells tagged {TAG!r}", "give a chapter with exactly one"
+        )
     try:
-        body = ast.parse(TransformerManager().transform_cell(cells[0])).body  # which makes plain calls of magics
+        # which makes plain calls of magics
+        body = ast.parse(TransformerManager().transform_cell(cells[0])).body
     except (SyntaxError, ValueError, RecursionError, MemoryError) as cause:
-        raise SelectionError(f"the cell tagged {TAG!r} cannot be read ({cause})", "write NAME = VALUE, one in a line") from cause
+        raise SelectionError(
+            f"the cell tagged {TAG!r} cannot be read ({cause})", "write NAME = VALUE, one in a line"
+        ) from cause
     found: dict[str, object] = {}
     for statement in body:
         if isinstance(statement, ast.AnnAssign) and statement.value is not None:
@@ -128,14 +161,27 @@ def defaults(notebook: NotebookNode) -> dict[str, object]:
 def _assigned(target: ast.expr, value: ast.expr) -> dict[str, object]:
     if isinstance(target, ast.Name):
         return {target.id: _value(value)}
-    if isinstance(target, ast.Tuple) and isinstance(value, ast.Tuple) and len(target.elts) == len(value.elts):
-        return {name: got for pair in zip(target.elts, value.elts, strict=True) for name, got in _assigned(*pair).items()}
+    if (
+        isinstance(target, ast.Tuple)
+        and isinstance(value, ast.Tuple)
+        and len(target.elts) == len(value.elts)
+    ):
+        return {
+            name: got
+            for pair in zip(target.elts, value.elts, strict=True)
+            for name, got in _assigned(*pair).items()
+        }
     return {}
 
 
 def _value(node: ast.expr) -> object:
     try:
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "range" and not node.keywords:
+        if (
+            isinstance(node, ast.Call)
+            and isinstance(node.func, ast.Name)
+            and node.func.id == "range"
+            and not node.keywords
+        ):
             numbers = range(*map(ast.literal_eval, node.args))
             return list(numbers) if len(numbers) <= _LONGEST else Expression(ast.unparse(node))
         value = ast.literal_eval(node)
@@ -144,33 +190,47 @@ def _value(node: ast.expr) -> object:
     return value if _json(value) and _text_keys(value) else Expression(ast.unparse(node))
 
 
-def checked(name: str, known: Mapping[str, object], given: Mapping[str, object]) -> dict[str, object]:
-    """The given parameters of the chapter ``name`` as JSON knows them, with folders made absolute; ``known`` are its defaults.
+def checked(
+    name: str, known: Mapping[str, object], given: Mapping[str, object]
+) -> dict[str, object]:
+    """The given parameters of the chapter ``name`` as JSON knows them, with folders made absolute.
 
-    A tuple becomes the list that a record of the run holds, and words of YAML what the default says they mean
-    (:func:`~xlvlms_tutorial.batch.spelling.meant`).
+    ``known`` are its defaults. A tuple becomes the list that a record of the run holds, and words
+    of YAML what the default says they mean (:func:`~xlvlms_tutorial.batch.spelling.meant`).
 
     Raises
     ------
     SelectionError
-        If the chapter has no such parameter, a value is of another type than the default, or a key is no text.
+        If the chapter has no such parameter, a value is of another type than
+        the default, or a key is no text.
     """
     ready = {}
     for parameter, written in given.items():
         if parameter not in known:
-            what = f"chapter {name!r} has no parameter {parameter!r}{closest(str(parameter), known)}"
+            what = (
+                f"chapter {name!r} has no parameter {parameter!r}{closest(str(parameter), known)}"
+            )
             raise SelectionError(what, f"there are: {', '.join(known)}")
         default = known[parameter]
         value = meant(default, written) if _json(written) else written
         if not _json(value) or not _fits(default, value):
-            allowed = f"give {_WORDS.get(type(default), type(default).__name__)}, such as the default {default!r}"
-            raise SelectionError(f"parameter {parameter}={_shown(written)} of chapter {name!r} is of the wrong type", allowed)
+            allowed = (
+                f"give {_WORDS.get(type(default), type(default).__name__)}, such "
+                f"as the default {default!r}"
+            )
+            raise SelectionError(
+                f"parameter {parameter}={_shown(written)} of chapter {name!r} is of the wrong type",
+                allowed,
+            )
         ready[parameter] = _absolute(parameter, json.loads(json.dumps(value)))
     return ready
 
 
 def _json(value: object) -> bool:
-    """Whether a value can be written into a results file: no dates and sets, no NaN, nothing nested too deep."""
+    """Whether a value can be written into a results file.
+
+    No dates and sets, no NaN, nothing nested too deep.
+    """
     try:
         json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
     except (TypeError, ValueError, RecursionError):
@@ -194,7 +254,10 @@ def _shown(value: object) -> str:
 
 
 def _fits(default: object, value: object) -> bool:
-    """Whether a value may stand where the default stands; the elements of a list are held to the types of the default's elements."""
+    """Whether a value may stand where the default stands.
+
+    The elements of a list are held to the types of the default's elements.
+    """
     if default is None or isinstance(default, Expression):
         return True
     if isinstance(default, bool) or isinstance(value, bool):
@@ -202,14 +265,22 @@ def _fits(default: object, value: object) -> bool:
     if isinstance(default, float):
         return isinstance(value, (int, float))
     if isinstance(default, (list, tuple)):
-        return isinstance(value, (list, tuple)) and (not default or all(any(_fits(one, got) for one in default) for got in value))
+        return isinstance(value, (list, tuple)) and (
+            not default or all(any(_fits(one, got) for one in default) for got in value)
+        )
     if isinstance(default, dict):
-        return isinstance(value, dict) and (not default or all(any(_fits(one, got) for one in default.values()) for got in value.values()))
+        return isinstance(value, dict) and (
+            not default
+            or all(any(_fits(one, got) for one in default.values()) for got in value.values())
+        )
     return isinstance(value, type(default))
 
 
 def _absolute(parameter: str, value: object) -> object:
-    """A folder's path made absolute; a dataset may carry the name of a style, as in "photos/coco-place"."""
+    """A folder's path made absolute.
+
+    A dataset may carry the name of a style, as in "photos/coco-place".
+    """
     if parameter in FOLDERS and isinstance(value, str) and "/" in value:
         folder = Path(os.path.expanduser(value))  # which leaves the ~ of nobody as it is
         styled = folder.parent / (folder.name.rpartition("-")[0] or "-")

@@ -1,4 +1,7 @@
-"""From a file of experiments to a list of runs: chapter x model x dataset x seed x parameters, checked before anything starts."""
+"""From a file of experiments to a list of runs.
+
+Chapter x model x dataset x seed x parameters, checked before anything starts.
+"""
 
 import json
 import os
@@ -19,11 +22,17 @@ from xlvlms_tutorial.errors import SelectionError
 from xlvlms_tutorial.io import digest
 from xlvlms_tutorial.text import STYLES
 
-AXES = {"models": ("model", "pocket-llava"), "datasets": ("dataset", "scenes"), "seeds": ("seed", 0)}  # key: parameter, default
+# key: parameter, default
+AXES = {
+    "models": ("model", "pocket-llava"),
+    "datasets": ("dataset", "scenes"),
+    "seeds": ("seed", 0),
+}
 NEEDS = {"threads": 1, "gpus": 0, "mem_mb": 4000, "minutes": 60, "retries": 1}  # of one run
 _COMMON = (*AXES, "parameters", *NEEDS)
 _LEAST = {"threads": 1, "gpus": 0, "mem_mb": 1, "minutes": 1, "retries": 0}
-_DIGITS = 12  # of the digest in a name: among a million runs two of one name come once in five hundred grids
+# of the digest in a name: among a million runs two of one name come once in five hundred grids
+_DIGITS = 12
 
 
 @dataclass(frozen=True)
@@ -44,28 +53,36 @@ class Cell:
         return asdict(self)
 
 
-def read_grid(path: str | Path, folder: str | Path | None = None, embedded: Collection[str] = ()) -> list[Cell]:
+def read_grid(
+    path: str | Path, folder: str | Path | None = None, embedded: Collection[str] = ()
+) -> list[Cell]:
     """The runs that a file of experiments asks for, in its order.
 
-    The file is YAML: ``experiments`` is a list of entries, each with ``chapters`` and, where wanted, ``models``, ``datasets``, ``seeds``
-    (one value or a list: every combination is a run), ``parameters`` (of all runs of the entry), ``vary`` (lists of values by parameter)
-    and the needs ``threads``, ``gpus``, ``mem_mb``, ``minutes``, ``retries``. ``defaults`` holds what entries share. Folders of models and
-    datasets are relative to the working directory. ``embedded`` are the names of models that need neither folder nor hub.
+    The file is YAML: ``experiments`` is a list of entries, each with ``chapters`` and, where
+    wanted, ``models``, ``datasets``, ``seeds`` (one value or a list: every combination is a run),
+    ``parameters`` (of all runs of the entry), ``vary`` (lists of values by parameter) and the needs
+    ``threads``, ``gpus``, ``mem_mb``, ``minutes``, ``retries``. ``defaults`` holds what entries
+    share. Folders of models and datasets are relative to the working directory. ``embedded`` are
+    the names of models that need neither folder nor hub.
 
     Raises
     ------
     SelectionError
-        If the file cannot be read, or a key, chapter, parameter, model or dataset is unknown, a value is of the wrong type, or two
-        entries ask for the same run; the message names the line.
+        If the file cannot be read, or a key, chapter, parameter, model or dataset is unknown, a
+        value is of the wrong type, or two entries ask for the same run; the message names the line.
     """
     content, lines = _read(Path(path))
     cells: dict[str, Cell] = {}
     chapters: dict[str, Chapter] = {}  # those that were read
     for number, entry in enumerate(content["experiments"]):
         where = f"{Path(path).name}, line {lines[number]}, experiment {number + 1}"
-        for cell in _cells(where, content["defaults"], entry, embedded, partial(_opened, where, folder, chapters)):
+        for cell in _cells(
+            where, content["defaults"], entry, embedded, partial(_opened, where, folder, chapters)
+        ):
             if cell.id in cells:
-                raise SelectionError(f"{where}: the run {cell.id} is asked for twice", "give each combination once")
+                raise SelectionError(
+                    f"{where}: the run {cell.id} is asked for twice", "give each combination once"
+                )
             cells[cell.id] = cell
     return list(cells.values())
 
@@ -75,8 +92,14 @@ def _read(path: Path) -> tuple[dict[str, object], list[int]]:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, ValueError) as cause:
-        raise SelectionError(f"{path} cannot be read: {' '.join(str(cause).split())}", "give a YAML file of experiments") from cause
-    where, form = path.name, "give a mapping with experiments: a list of entries, each a mapping with chapters"
+        raise SelectionError(
+            f"{path} cannot be read: {' '.join(str(cause).split())}",
+            "give a YAML file of experiments",
+        ) from cause
+    where, form = (
+        path.name,
+        "give a mapping with experiments: a list of entries, each a mapping with chapters",
+    )
     content, tree = read_yaml(text, where, "give a YAML file of experiments")
     _keys(where, content, ("defaults", "experiments"), form)
     entries, common = content.get("experiments"), content.get("defaults") or {}
@@ -95,28 +118,54 @@ def _keys(where: str, content: object, allowed: Sequence[str], form: str) -> Non
         raise SelectionError(f"{where}: {content!r} is no mapping", form)
     for key in content:
         if key not in allowed:
-            raise SelectionError(f"{where}: unknown key {key!r}{closest(str(key), allowed)}", f"there are: {', '.join(allowed)}")
+            raise SelectionError(
+                f"{where}: unknown key {key!r}{closest(str(key), allowed)}",
+                f"there are: {', '.join(allowed)}",
+            )
 
 
 def _cells(
-    where: str, common: Mapping, entry: Mapping, embedded: Collection[str], read: Callable[[str], Chapter]
-) -> Iterator[Cell]:  # fmt: skip
-    needs = {name: _need(where, name, entry.get(name, common.get(name, value))) for name, value in NEEDS.items()}
-    axes = {name: _list(where, key, entry.get(key, common.get(key, value))) for key, (name, value) in AXES.items()}
+    where: str,
+    common: Mapping,
+    entry: Mapping,
+    embedded: Collection[str],
+    read: Callable[[str], Chapter],
+) -> Iterator[Cell]:
+    needs = {
+        name: _need(where, name, entry.get(name, common.get(name, value)))
+        for name, value in NEEDS.items()
+    }
+    axes = {
+        name: _list(where, key, entry.get(key, common.get(key, value)))
+        for key, (name, value) in AXES.items()
+    }
     for model, dataset in product(axes["model"], axes["dataset"]):
         _known(where, model, dataset, embedded)
-    given = _mapping(where, "parameters", common.get("parameters")) | _mapping(where, "parameters", entry.get("parameters"))
+    given = _mapping(where, "parameters", common.get("parameters")) | _mapping(
+        where, "parameters", entry.get("parameters")
+    )
     vary = _mapping(where, "vary", entry.get("vary"))
-    if doubled := [name for name in (*given, *vary) if name in axes or (name in vary and name in given)]:
-        allowed = f"set {', '.join(axes)} by {', '.join(AXES)}, and any other in one of parameters and vary"
-        raise SelectionError(f"{where}: parameter {doubled[0]!r} is given in two places, or in the wrong one", allowed)
+    if doubled := [
+        name for name in (*given, *vary) if name in axes or (name in vary and name in given)
+    ]:
+        allowed = (
+            f"set {', '.join(axes)} by {', '.join(AXES)}, and any other "
+            "in one of parameters and vary"
+        )
+        raise SelectionError(
+            f"{where}: parameter {doubled[0]!r} is given in two places, or in the wrong one",
+            allowed,
+        )
     axes |= {name: _list(where, f"vary: {name}", values) for name, values in vary.items()}
     for name in map(str, _list(where, "chapters", entry.get("chapters"))):
         chapter = read(name)
         for values in product(*axes.values()):
             parameters = dict(zip(axes, values, strict=True)) | given
             with _naming(where):
-                parameters = {key: meant(chapter.defaults.get(key), value) for key, value in parameters.items()}
+                parameters = {
+                    key: meant(chapter.defaults.get(key), value)
+                    for key, value in parameters.items()
+                }
                 checked = dict(chapter.run(parameters).given)
             yield Cell(_name(name, parameters), name, checked, **needs)
 
@@ -140,14 +189,18 @@ def _naming(where: str) -> Iterator[None]:
 
 def _mapping(where: str, key: str, value: object) -> dict[str, object]:
     if value and not isinstance(value, dict):
-        raise SelectionError(f"{where}: {key} is {value!r}, no mapping", f"give {key} as NAME: VALUE, one in a line")
+        raise SelectionError(
+            f"{where}: {key} is {value!r}, no mapping", f"give {key} as NAME: VALUE, one in a line"
+        )
     return value or {}
 
 
 def _list(where: str, key: str, value: object) -> list[object]:
     values = value if isinstance(value, list) else [value]
     if not values or None in map(plain, values):
-        raise SelectionError(f"{where}: {key} has no value", "give one value, or a list of one or more")
+        raise SelectionError(
+            f"{where}: {key} has no value", "give one value, or a list of one or more"
+        )
     if len({json.dumps(one, sort_keys=True, default=str) for one in values}) < len(values):
         raise SelectionError(f"{where}: {key} has a value twice", "give each value once")
     return values
@@ -156,24 +209,60 @@ def _list(where: str, key: str, value: object) -> list[object]:
 def _need(where: str, name: str, value: object) -> int:
     value = plain(value)
     if not isinstance(value, int) or isinstance(value, bool) or value < _LEAST[name]:
-        raise SelectionError(f"{where}: {name}={value!r}", f"give a whole number of {_LEAST[name]} or more")
+        raise SelectionError(
+            f"{where}: {name}={value!r}", f"give a whole number of {_LEAST[name]} or more"
+        )
     return value
 
 
 def _known(where: str, model: object, dataset: object, embedded: Collection[str]) -> None:
-    """Refuse names that are neither embedded nor a folder, nor (a model) look like an id of the hub."""
-    base = next((str(dataset).removesuffix(f"-{style}") for style in STYLES if str(dataset).endswith(f"-{style}")), str(dataset))
+    """Refuse names that are neither embedded nor a folder.
+
+    Nor (a model) look like an id of the hub.
+    """
+    base = next(
+        (
+            str(dataset).removesuffix(f"-{style}")
+            for style in STYLES
+            if str(dataset).endswith(f"-{style}")
+        ),
+        str(dataset),
+    )
     known = (*DATASETS, *HUB)
-    if str(dataset) not in known and base not in HUB and not os.path.isdir(base) and not os.path.isdir(str(dataset)):
+    if (
+        str(dataset) not in known
+        and base not in HUB
+        and not os.path.isdir(base)
+        and not os.path.isdir(str(dataset))
+    ):
         allowed = f"there are: {', '.join(known)}, and folders"
-        raise SelectionError(f"{where}: unknown dataset {dataset!r}{closest(str(dataset), known)}", allowed)
-    if embedded and "/" not in str(model) and str(model) not in embedded and not os.path.isdir(str(model)):
+        raise SelectionError(
+            f"{where}: unknown dataset {dataset!r}{closest(str(dataset), known)}", allowed
+        )
+    if (
+        embedded
+        and "/" not in str(model)
+        and str(model) not in embedded
+        and not os.path.isdir(str(model))
+    ):
         allowed = f"there are: {', '.join(embedded)}, folders, and hub ids (owner/name)"
-        raise SelectionError(f"{where}: unknown model {model!r}{closest(str(model), embedded)}", allowed)
+        raise SelectionError(
+            f"{where}: unknown model {model!r}{closest(str(model), embedded)}", allowed
+        )
 
 
 def _name(chapter: str, parameters: Mapping[str, object]) -> str:
-    """A name that a reader can tell and that stays the same: chapter, model, dataset, seed, and a digest of all parameters."""
-    told = (Path(chapter).stem, str(parameters["model"]).rstrip("/").rpartition("/")[2], Path(str(parameters["dataset"])).name)
-    slugs = [re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:28] for text in (*told, f"s{parameters['seed']}")]
+    """A name that a reader can tell and that stays the same.
+
+    Chapter, model, dataset, seed, and a digest of all parameters.
+    """
+    told = (
+        Path(chapter).stem,
+        str(parameters["model"]).rstrip("/").rpartition("/")[2],
+        Path(str(parameters["dataset"])).name,
+    )
+    slugs = [
+        re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:28]
+        for text in (*told, f"s{parameters['seed']}")
+    ]
     return "-".join([*slugs, digest([chapter, parameters])[:_DIGITS]])

@@ -1,4 +1,7 @@
-"""One run of a batch, as its engine starts it: ``python -m xlvlms_tutorial.batch.job PLAN RUN RESULTS THREADS``."""
+"""One run of a batch, as its engine starts it.
+
+``python -m xlvlms_tutorial.batch.job PLAN RUN RESULTS THREADS``.
+"""
 
 import os
 import sys
@@ -15,7 +18,9 @@ PLAN, RUNS = "plan.json", "runs"
 
 
 def read_plan(file: Path) -> dict[str, dict[str, object]]:
-    """The runs of a plan by name, with what ``run_cell`` has to know of each: its cell, the GPUs there are, where the chapters lie.
+    """The runs of a plan by name, with what ``run_cell`` has to know of each.
+
+    Its cell, the GPUs there are, where the chapters lie.
 
     Raises
     ------
@@ -24,11 +29,20 @@ def read_plan(file: Path) -> dict[str, dict[str, object]]:
     """
     with reading(file, "no plan of a batch"):
         plan = read_json(file)
-        return {cell["id"]: {"cell": cell, "gpus": plan.get("gpus", 0), "chapters": plan.get("chapters")} for cell in plan["runs"]}
+        return {
+            cell["id"]: {
+                "cell": cell,
+                "gpus": plan.get("gpus", 0),
+                "chapters": plan.get("chapters"),
+            }
+            for cell in plan["runs"]
+        }
 
 
 def run_cell(told: Mapping[str, object], out: Path, threads: int) -> Path:
-    """Run one cell of a plan in its folder, on as many threads and GPUs as it was given; whole results of the same run are kept.
+    """Run one cell of a plan in its folder, on as many threads and GPUs as it was given.
+
+    Whole results of the same run are kept.
 
     Raises
     ------
@@ -39,11 +53,16 @@ def run_cell(told: Mapping[str, object], out: Path, threads: int) -> Path:
     os.environ["OMP_NUM_THREADS"] = str(threads)
     # on a cluster the scheduler says which GPUs a job sees
     with gpus(cell["gpus"], among) if among else nullcontext():
-        return run_chapter(cell["chapter"], out, cell["parameters"], folder=told["chapters"], resume=True)
+        return run_chapter(
+            cell["chapter"], out, cell["parameters"], folder=told["chapters"], resume=True
+        )
 
 
 def main() -> None:
-    """Run what the command line tells; exit code 1 if it fails, with the traceback of the chapter."""
+    """Run what the command line tells.
+
+    Exit code 1 if it fails, with the traceback of the chapter.
+    """
     plan, run, results, threads = sys.argv[1:]
     try:
         run_cell(read_plan(Path(plan))[run], Path(results).parent, int(threads))

@@ -1,4 +1,7 @@
-"""Gather the results files of a batch: parquet for analysis, the ledger as JSON for machines, a report for people."""
+"""Gather the results files of a batch.
+
+Parquet for analysis, the ledger as JSON for machines, a report for people.
+"""
 
 import json
 import sys
@@ -26,7 +29,10 @@ _MEASURED = ("chapter", "seeds", "value", "low", "high", "n", "verdict", "run")
 
 @dataclass
 class Gathered:
-    """What a batch has come to: a state for each run (done, failed, missing, damaged), results, and what failed."""
+    """What a batch has come to.
+
+    A state for each run (done, failed, missing, damaged), results, and what failed.
+    """
 
     states: dict[str, str] = field(default_factory=dict)
     results: dict[str, dict] = field(default_factory=dict)
@@ -35,9 +41,10 @@ class Gathered:
     measurements: list[dict[str, object]] = field(default_factory=list)
 
     def add(self, name: str, result: dict[str, object]) -> None:
-        """Take the results of a run that is done: its row of the table of runs, and its measurements with their verdicts.
+        """Take the results of a run that is done.
 
-        Nothing of it is taken where a part of it cannot be used, so that one bad run leaves the others alone.
+        Its row of the table of runs, and its measurements with their verdicts. Nothing of it is
+        taken where a part of it cannot be used, so that one bad run leaves the others alone.
 
         Raises
         ------
@@ -45,11 +52,16 @@ class Gathered:
             If a measurement cannot be judged, or what is said of the run is not what a run says.
         """
         try:
-            row, measured = _row(name, result), [judged(one, name) | {"run": name} for one in result["claims"]]
+            row, measured = (
+                _row(name, result),
+                [judged(one, name) | {"run": name} for one in result["claims"]],
+            )
         except (KeyError, TypeError, ValueError, AttributeError) as cause:
             if isinstance(cause, XlvlmsError):
                 raise
-            raise RecordError(name, f"no results of a run ({type(cause).__name__}: {cause})") from cause
+            raise RecordError(
+                name, f"no results of a run ({type(cause).__name__}: {cause})"
+            ) from cause
         self.rows.append(row)
         self.measurements += measured
         self.results[name], self.states[name] = result, "done"
@@ -60,9 +72,10 @@ class Gathered:
 
 
 def gather(batch: str | Path, write: bool = True) -> Gathered:
-    """Read the results of every run of a batch and write ``runs.parquet``, ``measurements.parquet``, ``claims.json``, ``report.md``.
+    """Read the results of every run of a batch and write its tables and report.
 
-    A run whose results are damaged or missing is named, and the rest are gathered.
+    ``runs.parquet``, ``measurements.parquet``, ``claims.json``, ``report.md``. A run whose results
+    are damaged or missing is named, and the rest are gathered.
 
     Raises
     ------
@@ -78,17 +91,22 @@ def gather(batch: str | Path, write: bool = True) -> Gathered:
             found.add(name, read_results(at / RESULTS))
         except (RecordError, ClaimError) as error:
             there = (at / RESULTS).exists()
-            found.states[name] = "damaged" if there else "failed" if (at / FAILURE).exists() else "missing"
-            found.problems[name] = str(error) if there else _failure(at / FAILURE, batch / "logs" / f"{name}.log")
+            found.states[name] = (
+                "damaged" if there else "failed" if (at / FAILURE).exists() else "missing"
+            )
+            found.problems[name] = (
+                str(error) if there else _failure(at / FAILURE, batch / "logs" / f"{name}.log")
+            )
     if write:
         _write(batch, found)
     return found
 
 
 def measurements(path: str | Path) -> list[dict[str, object]]:
-    """The claims that a batch, or one run, has measured; ``path`` is the folder of a batch or of a run, or a results file.
+    """The claims that a batch, or one run, has measured.
 
-    A warning names the runs of a batch that are damaged.
+    ``path`` is the folder of a batch or of a run, or a results file. A warning names the
+    runs of a batch that are damaged.
 
     Raises
     ------
@@ -98,7 +116,11 @@ def measurements(path: str | Path) -> list[dict[str, object]]:
     path = Path(path)
     if (path / PLAN).exists():
         batch = gather(path, write=False)
-        if damaged := [f"{name} ({batch.problems[name]})" for name, state in batch.states.items() if state == "damaged"]:
+        if damaged := [
+            f"{name} ({batch.problems[name]})"
+            for name, state in batch.states.items()
+            if state == "damaged"
+        ]:
             warnings.warn(f"left out of {path}, damaged: {'; '.join(damaged)}", stacklevel=2)
         return batch.measurements
     file = path / RESULTS if path.is_dir() else path
@@ -112,35 +134,59 @@ def _failure(file: Path, log: Path) -> str:
         where = "" if told["cell"] is None else f" (cell [{told['cell']}])"
         return f"{told['error']}{where}: {' '.join(str(told['message']).split())}"
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        lines = log.read_text(encoding="utf-8", errors="replace").split("\n") if log.exists() else []
+        lines = (
+            log.read_text(encoding="utf-8", errors="replace").split("\n") if log.exists() else []
+        )
         return next((line.strip() for line in reversed(lines) if line.strip()), "not run yet")
 
 
 def run_table(found: Gathered) -> pd.DataFrame:
-    """One row a run that is done: chapter, parameters, seconds (in all, of its cells, of all else), peak memory, versions."""
+    """One row a run that is done.
+
+    Chapter, parameters, seconds (in all, of its cells, of all else), peak memory, versions.
+    """
     return pd.DataFrame(found.rows)
 
 
 def _row(name: str, result: Mapping[str, Any]) -> dict[str, object]:
-    given = {key: result["parameters"][key] for key in ("model", "dataset", "seed", "n_samples") if key in result["parameters"]}
-    seconds = result["seconds"] | {"overhead": round(result["seconds"]["total"] - result["seconds"]["cells"], 3)}
-    told = {"run": name, "chapter": result["chapter"], **given, "parameters": json.dumps(result["parameters"])}
+    given = {
+        key: result["parameters"][key]
+        for key in ("model", "dataset", "seed", "n_samples")
+        if key in result["parameters"]
+    }
+    seconds = result["seconds"] | {
+        "overhead": round(result["seconds"]["total"] - result["seconds"]["cells"], 3)
+    }
+    told = {
+        "run": name,
+        "chapter": result["chapter"],
+        **given,
+        "parameters": json.dumps(result["parameters"]),
+    }
     told |= {f"seconds_{key}": value for key, value in seconds.items()} | result["memory"]
     told["peak_bytes"] = None if told["peak_bytes"] is None else int(told["peak_bytes"])
     told |= {key: result[key] for key in ("started", "commit", "code")}
-    return told | result["machine"] | {"versions": json.dumps(result["versions"]), "claims": len(result["claims"])}
+    return (
+        told
+        | result["machine"]
+        | {"versions": json.dumps(result["versions"]), "claims": len(result["claims"])}
+    )
 
 
 def pooled(verdicts: Iterable[str]) -> str:
-    """One verdict for several: theirs if they agree, "undecided" if not, "not measured" if there are none."""
+    """One verdict for several.
+
+    Theirs if they agree, "undecided" if not, "not measured" if there are none.
+    """
     said = set(verdicts)
     return said.pop() if len(said) == 1 else "undecided" if said else "not measured"
 
 
 def summary(measurements: Iterable[Mapping[str, object]]) -> pd.DataFrame:
-    """The verdict of each claim on each model, dataset and variant over all seeds: columns id, model, dataset, variant, verdict, n.
+    """The verdict of each claim on each model, dataset and variant over all seeds.
 
-    "confirmed" if all ``n`` measurements confirm, "refuted" if all refute, else "undecided".
+    Columns id, model, dataset, variant, verdict, n. "confirmed" if all ``n`` measurements confirm,
+    "refuted" if all refute, else "undecided".
     """
     columns = ["id", *_WHERE, "verdict"]
     table = pd.DataFrame(measurements, columns=columns)
@@ -149,7 +195,10 @@ def summary(measurements: Iterable[Mapping[str, object]]) -> pd.DataFrame:
 
 
 def ledger(measurements: Iterable[Mapping[str, object]]) -> list[dict[str, object]]:
-    """Every claim of the register for machines: what is claimed, the verdict by model over all measurements, and these."""
+    """Every claim of the register for machines.
+
+    What is claimed, the verdict by model over all measurements, and these.
+    """
     found: dict[str, list[Mapping[str, object]]] = {}
     for one in measurements:
         found.setdefault(str(one["id"]), []).append(one)
@@ -158,10 +207,24 @@ def ledger(measurements: Iterable[Mapping[str, object]]) -> list[dict[str, objec
 
 def _entry(claimed: Claim, measured: list[Mapping[str, object]]) -> dict[str, object]:
     models = dict.fromkeys(str(one["model"]) for one in measured)
-    by_model = {model: pooled([str(one["verdict"]) for one in measured if one["model"] == model]) for model in models}
+    by_model = {
+        model: pooled([str(one["verdict"]) for one in measured if one["model"] == model])
+        for model in models
+    }
     source = {"paper": claimed.paper, "where": claimed.where}
-    told = {"id": claimed.id, "statement": claimed.statement, "source": source, "metric": claimed.metric, "rival": claimed.rival}
-    told |= {"direction": claimed.direction, "null": claimed.null, "margin": claimed.margin, "test": claimed.test}
+    told = {
+        "id": claimed.id,
+        "statement": claimed.statement,
+        "source": source,
+        "metric": claimed.metric,
+        "rival": claimed.rival,
+    }
+    told |= {
+        "direction": claimed.direction,
+        "null": claimed.null,
+        "margin": claimed.margin,
+        "test": claimed.test,
+    }
     verdict = pooled([str(one["verdict"]) for one in measured])
     rows = [{name: one.get(name) for name in (*_WHERE, *_MEASURED)} for one in measured]
     return told | {"verdict": verdict, "by_model": by_model, "measurements": rows}
@@ -171,13 +234,18 @@ def _write(batch: Path, found: Gathered) -> None:
     measured = found.measurements
     table = pd.DataFrame([one | {"versions": json.dumps(one["versions"])} for one in measured])
     for name, rows in (("runs", run_table(found)), ("measurements", table)):
-        write_atomically(batch / f"{name}.parquet", partial(_storable(rows).to_parquet, index=False))
+        write_atomically(
+            batch / f"{name}.parquet", partial(_storable(rows).to_parquet, index=False)
+        )
     write_json(batch / "claims.json", ledger(measured))
     write_utf8(batch / "report.md", report(found))
 
 
 def _storable(table: pd.DataFrame) -> pd.DataFrame:
-    """The table with a column of several types, or of numbers that are too large, as JSON text: parquet has one type a column."""
+    """The table with a column of several types, or of numbers that are too large, as JSON text.
+
+    Parquet has one type a column.
+    """
     table = table.copy()
     for name in table:
         try:
@@ -188,12 +256,22 @@ def _storable(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def report(found: Gathered) -> str:
-    """The batch in words, as Markdown: how many runs are done, what went wrong where, times, and verdicts by model."""
+    """The batch in words, as Markdown.
+
+    How many runs are done, what went wrong where, times, and verdicts by model.
+    """
     counts = ", ".join(f"{count} {state}" for state in STATES if (count := found.count(state)))
     parts = [f"# {len(found.states)} runs: {counts or 'none'}"]
     if found.problems:
-        told = [f"- `{name}` {found.states[name]}: {' '.join(problem.split())}" for name, problem in found.problems.items()]
-        parts += ["## Not done", "\n".join(told), f"Tracebacks: `{RUNS}/RUN/{FAILURE}`, the notebook beside it; logs: `logs/RUN.log`."]
+        told = [
+            f"- `{name}` {found.states[name]}: {' '.join(problem.split())}"
+            for name, problem in found.problems.items()
+        ]
+        parts += [
+            "## Not done",
+            "\n".join(told),
+            f"Tracebacks: `{RUNS}/RUN/{FAILURE}`, the notebook beside it; logs: `logs/RUN.log`.",
+        ]
     if found.results:
         parts += ["## Times and memory", _table(_times(run_table(found)))]
     if found.measurements:
@@ -202,18 +280,32 @@ def report(found: Gathered) -> str:
 
 
 def _times(table: pd.DataFrame) -> pd.DataFrame:
-    names = {"seconds_total": "seconds", "seconds_cells": "in cells", "seconds_overhead": "overhead"}
+    names = {
+        "seconds_total": "seconds",
+        "seconds_cells": "in cells",
+        "seconds_overhead": "overhead",
+    }
     memory = (table["peak_bytes"].astype(float) / 1e9).round(2)
     return table[["run", *names]].rename(columns=names).assign(**{"peak GB": memory})
 
 
 def _table(table: pd.DataFrame) -> str:
-    lines = [list(map(str, table.columns)), ["---"] * len(table.columns), *table.astype(str).to_numpy().tolist()]
-    return "\n".join(f"| {' | '.join(' '.join(cell.replace('|', '/').split()) for cell in line)} |" for line in lines)
+    lines = [
+        list(map(str, table.columns)),
+        ["---"] * len(table.columns),
+        *table.astype(str).to_numpy().tolist(),
+    ]
+    return "\n".join(
+        f"| {' | '.join(' '.join(cell.replace('|', '/').split()) for cell in line)} |"
+        for line in lines
+    )
 
 
 def main() -> None:
-    """Gather the batch in the folder that the command line names; exit code 1 unless all of its runs are done."""
+    """Gather the batch in the folder that the command line names.
+
+    Exit code 1 unless all of its runs are done.
+    """
     try:
         found = gather(sys.argv[1])
     except XlvlmsError as error:

@@ -1,4 +1,7 @@
-"""Run one chapter by papermill: checked parameters in, one results file out, or a report of what failed."""
+"""Run one chapter by papermill.
+
+Checked parameters in, one results file out, or a report of what failed.
+"""
 
 import json
 import os
@@ -22,13 +25,36 @@ from papermill.exceptions import PapermillExecutionError, strip_color
 from xlvlms_tutorial.batch.chapters import checked, code_of, defaults, find_chapter, read_chapter
 from xlvlms_tutorial.claims.claims import judged, read_record
 from xlvlms_tutorial.errors import ClaimError, OutputError, RecordError, RunError, XlvlmsError
-from xlvlms_tutorial.io import FOLDER_VARIABLE, read_sealed, replacing, versions, write_json, write_sealed
+from xlvlms_tutorial.io import (
+    FOLDER_VARIABLE,
+    read_sealed,
+    replacing,
+    versions,
+    write_json,
+    write_sealed,
+)
 
 RESULTS, FAILURE, NOTEBOOK = "results.json", "failure.json", "notebook.ipynb"
-FIELDS = ("chapter", "code", "parameters", "given", "claims", "versions", "commit", "started", "seconds", "memory", "machine")
+FIELDS = (
+    "chapter",
+    "code",
+    "parameters",
+    "given",
+    "claims",
+    "versions",
+    "commit",
+    "started",
+    "seconds",
+    "memory",
+    "machine",
+)
 _WORK = ".work-"
 # Runs after the chapter's own cells and is taken out of the notebook that is kept
-_MEASURE = "import json as _json\nfrom xlvlms_tutorial.io import peak_memory\nprint(_json.dumps(peak_memory()))"
+_MEASURE = (
+    "import json as _json\n"
+    "from xlvlms_tutorial.io import peak_memory\n"
+    "print(_json.dumps(peak_memory()))"
+)
 
 
 @dataclass(frozen=True)
@@ -40,7 +66,10 @@ class Chapter:
     defaults: Mapping[str, object]
 
     def run(self, parameters: Mapping[str, object] | None = None) -> "Run":
-        """The chapter with checked parameters, ready to run; raises what :func:`prepare` raises of them."""
+        """The chapter with checked parameters, ready to run.
+
+        Raises what :func:`prepare` raises of them.
+        """
         given = checked(self.file.stem, self.defaults, parameters or {})
         return Run(self.file, self.notebook, given, {**self.defaults, **given})
 
@@ -74,7 +103,11 @@ def opened(chapter: str | Path, folder: str | Path | None = None) -> Chapter:
     return Chapter(file, notebook, defaults(notebook))
 
 
-def prepare(chapter: str | Path, parameters: Mapping[str, object] | None = None, folder: str | Path | None = None) -> Run:
+def prepare(
+    chapter: str | Path,
+    parameters: Mapping[str, object] | None = None,
+    folder: str | Path | None = None,
+) -> Run:
     """A chapter with checked parameters, ready to run.
 
     Raises
@@ -86,13 +119,20 @@ def prepare(chapter: str | Path, parameters: Mapping[str, object] | None = None,
 
 
 def run_chapter(
-    chapter: str | Path, out: str | Path, parameters: Mapping[str, object] | None = None, *,
-    folder: str | Path | None = None, progress: bool = False, resume: bool = False,
-) -> Path:  # fmt: skip
-    """Run a chapter and return its results file: ``out/results.json``, written last, with the notebook beside it.
+    chapter: str | Path,
+    out: str | Path,
+    parameters: Mapping[str, object] | None = None,
+    *,
+    folder: str | Path | None = None,
+    progress: bool = False,
+    resume: bool = False,
+) -> Path:
+    """Run a chapter and return its results file.
 
-    ``out`` belongs to this run alone: what an earlier one left there is replaced. With ``resume``, whole results of the very same run
-    are kept instead, and a process that is at it is waited for. A chapter that fails leaves ``failure.json`` and its notebook.
+    ``out/results.json``, written last, with the notebook beside it. ``out`` belongs to this run
+    alone: what an earlier one left there is replaced. With ``resume``, whole results of the very
+    same run are kept instead, and a process that is at it is waited for. A chapter that fails
+    leaves ``failure.json`` and its notebook.
 
     Raises
     ------
@@ -127,7 +167,10 @@ def read_results(path: str | Path) -> dict[str, object]:
 
 
 def same_run(path: Path, run: Run) -> bool:
-    """Whether whole results of this very run (same chapter, code and parameters) stand at ``path``."""
+    """Whether whole results of this very run stand at ``path``.
+
+    Of the same chapter, code and parameters.
+    """
     try:
         content = read_results(path)
     except RecordError:
@@ -143,9 +186,13 @@ def _alone(out: Path, wait: bool) -> Iterator[None]:
         with FileLock(out / ".lock", timeout=-1 if wait else 0):
             yield
     except Timeout:
-        raise RunError(f"another process is running a chapter in {out}", "give another folder, or wait for it") from None
+        raise RunError(
+            f"another process is running a chapter in {out}", "give another folder, or wait for it"
+        ) from None
     except OSError as cause:
-        raise cause if isinstance(cause, OutputError) else OutputError(out, cause.strerror or cause) from cause
+        raise (
+            cause if isinstance(cause, OutputError) else OutputError(out, cause.strerror or cause)
+        ) from cause
 
 
 def _run(run: Run, out: Path, progress: bool) -> Path:
@@ -157,20 +204,38 @@ def _run(run: Run, out: Path, progress: bool) -> Path:
     try:
         executed = _execute(run, work, progress)
         seconds = _seconds(executed, started)
-        measured = json.loads("".join(output.text for output in executed.cells.pop().outputs if output.output_type == "stream"))
+        measured = json.loads(
+            "".join(
+                output.text
+                for output in executed.cells.pop().outputs
+                if output.output_type == "stream"
+            )
+        )
         claims = [_claim(file) for file in sorted((work / "claims").glob("*.json"))]
     except (PapermillExecutionError, DeadKernelError, RecordError, ClaimError) as failed:
         _report(run, out, work, started, failed)
     finally:
-        shutil.rmtree(work, ignore_errors=True)  # a kernel that is dying may still hold a file there
+        # a kernel that is dying may still hold a file there
+        shutil.rmtree(work, ignore_errors=True)
     _keep(executed, out)
     machine = _machine() | {"gpu": measured.pop("gpu")}
-    made = {"claims": claims, "versions": versions(), "commit": _commit(run.file), "started": started.isoformat(timespec="seconds")}
-    return write_sealed(out / RESULTS, run.origin | made | {"seconds": seconds, "memory": measured, "machine": machine})
+    made = {
+        "claims": claims,
+        "versions": versions(),
+        "commit": _commit(run.file),
+        "started": started.isoformat(timespec="seconds"),
+    }
+    return write_sealed(
+        out / RESULTS,
+        run.origin | made | {"seconds": seconds, "memory": measured, "machine": machine},
+    )
 
 
 def _claim(file: Path) -> dict[str, object]:
-    """A record as the chapter wrote it; one that could not be judged later fails the run that made it."""
+    """A record as the chapter wrote it.
+
+    One that could not be judged later fails the run that made it.
+    """
     content = read_record(file)
     judged(content, file.name)
     return content
@@ -183,8 +248,14 @@ def _execute(run: Run, work: Path, progress: bool) -> NotebookNode:
     with _environment({FOLDER_VARIABLE: str(work / "claims"), "TQDM_DISABLE": "1"}):
         chapter, executed = map(_unformatted, (work / "chapter.ipynb", work / NOTEBOOK))
         return papermill.execute_notebook(
-            chapter, executed, dict(run.given), kernel_name="python3", start_timeout=300, progress_bar=progress, cwd=run.file.parent,
-        )  # fmt: skip
+            chapter,
+            executed,
+            dict(run.given),
+            kernel_name="python3",
+            start_timeout=300,
+            progress_bar=progress,
+            cwd=run.file.parent,
+        )
 
 
 def _unformatted(path: Path) -> str:
@@ -209,13 +280,21 @@ def _seconds(executed: NotebookNode, started: datetime) -> dict[str, float]:
     told = [cell.metadata.papermill for cell in executed.cells]
     cells = sum(one.duration for one in told[:-1] if one.get("duration"))
     total = (datetime.now(UTC) - started).total_seconds()
-    start = (datetime.fromisoformat(told[0].start_time).replace(tzinfo=UTC) - started).total_seconds()
+    start = (
+        datetime.fromisoformat(told[0].start_time).replace(tzinfo=UTC) - started
+    ).total_seconds()
     return {"total": round(total, 3), "kernel_start": round(start, 3), "cells": round(cells, 3)}
 
 
 def _keep(executed: NotebookNode, out: Path) -> None:
-    """Put the executed notebook into its place at once, without the paths of this machine's working folder."""
-    executed.metadata.papermill |= {"input_path": executed.metadata.papermill.input_path.rpartition("/")[2], "output_path": NOTEBOOK}
+    """Put the executed notebook into its place at once.
+
+    Without the paths of this machine's working folder.
+    """
+    executed.metadata.papermill |= {
+        "input_path": executed.metadata.papermill.input_path.rpartition("/")[2],
+        "output_path": NOTEBOOK,
+    }
     with replacing(out / NOTEBOOK) as draft:
         nbformat.write(executed, draft)
 
@@ -227,26 +306,63 @@ def _report(run: Run, out: Path, work: Path, started: datetime, failed: Exceptio
     at = {"cell": None, "source": "", "traceback": ""}
     if isinstance(failed, PapermillExecutionError):
         name, message = failed.ename, strip_color(str(failed.evalue))
-        at = {"cell": failed.exec_count, "source": failed.source, "traceback": strip_color("\n".join(failed.traceback))}
+        at = {
+            "cell": failed.exec_count,
+            "source": failed.source,
+            "traceback": strip_color("\n".join(failed.traceback)),
+        }
     elif isinstance(failed, XlvlmsError):
         name, message = type(failed).__name__, str(failed)
     else:
-        name, message = type(failed).__name__, "the kernel died: killed from outside, or out of memory"
-        begun = [cell.source for cell in executed.cells if cell.metadata.get("papermill", {}).get("start_time")]
+        name, message = (
+            type(failed).__name__,
+            "the kernel died: killed from outside, or out of memory",
+        )
+        begun = [
+            cell.source
+            for cell in executed.cells
+            if cell.metadata.get("papermill", {}).get("start_time")
+        ]
         at |= {"source": begun[-1]} if begun else {}
     _keep(executed, out)
-    told = {"error": name, "message": message, **at, "started": started.isoformat(timespec="seconds")}
+    told = {
+        "error": name,
+        "message": message,
+        **at,
+        "started": started.isoformat(timespec="seconds"),
+    }
     write_json(out / FAILURE, run.origin | told | {"versions": versions(), "machine": _machine()})
     where = "" if at["cell"] is None else f" in cell [{at['cell']}]"
     what = f"chapter {run.file.stem!r} failed{where}: {name}: {' '.join(message.split())}"
-    raise RunError(what, f"the traceback is in {out / FAILURE}, the notebook as far as it came beside it") from failed
+    raise RunError(
+        what, f"the traceback is in {out / FAILURE}, the notebook as far as it came beside it"
+    ) from failed
 
 
 def _commit(file: Path) -> str | None:
-    """The commit of the checkout that holds a file, with "-dirty" where tracked files were changed; None outside of one."""
-    command = ["git", "-C", str(file.parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    """The commit of the checkout that holds a file, with "-dirty" where tracked files were changed.
+
+    None outside of one.
+    """
+    command = [
+        "git",
+        "-C",
+        str(file.parent),
+        "describe",
+        "--always",
+        "--dirty",
+        "--abbrev=40",
+        "--exclude=*",
+    ]
     try:
-        found = subprocess.run(command, check=False, capture_output=True, encoding="utf-8", errors="replace", timeout=30)
+        found = subprocess.run(
+            command,
+            check=False,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=30,
+        )
     except (OSError, subprocess.TimeoutExpired):
         return None
     return found.stdout.strip() or None

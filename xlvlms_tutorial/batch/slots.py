@@ -1,4 +1,7 @@
-"""GPUs of one machine as slots: a job holds a lock on each that it uses, so that no two jobs, of any batch, share one."""
+"""GPUs of one machine as slots.
+
+A job holds a lock on each that it uses, so that no two jobs, of any batch, share one.
+"""
 
 import os
 import tempfile
@@ -16,7 +19,9 @@ PAUSE = 2.0  # seconds between two looks for a free GPU
 
 
 def devices(number: int) -> list[str]:
-    """The names of the first ``number`` GPUs, of those that ``CUDA_VISIBLE_DEVICES`` lists where it is set.
+    """The names of the first ``number`` GPUs.
+
+    Of those that ``CUDA_VISIBLE_DEVICES`` lists where it is set.
 
     Raises
     ------
@@ -27,16 +32,20 @@ def devices(number: int) -> list[str]:
         return [str(k) for k in range(number)]
     names = [name.strip() for name in listed.split(",") if name.strip()]
     if len(names) < number:
-        raise SelectionError(f"{number} GPUs asked for, but {VARIABLE}={listed!r}", f"give {len(names)} or fewer, or set it to more")
+        raise SelectionError(
+            f"{number} GPUs asked for, but {VARIABLE}={listed!r}",
+            f"give {len(names)} or fewer, or set it to more",
+        )
     return names[:number]
 
 
 @contextmanager
 def gpus(wanted: int, among: int, folder: Path | None = None) -> Iterator[str]:
-    """Hold ``wanted`` of ``among`` GPUs, waiting until they are free, with ``CUDA_VISIBLE_DEVICES`` set to them; yields its value.
+    """Hold ``wanted`` of ``among`` GPUs, waiting until they are free.
 
-    None are seen where none are wanted. The locks lie in ``folder``, by default one for this user on this machine; the operating
-    system lets go of them when their holder is killed.
+    ``CUDA_VISIBLE_DEVICES`` is set to them; yields its value. None are seen where none are wanted.
+    The locks lie in ``folder``, by default one for this user on this machine; the operating system
+    lets go of them when their holder is killed.
 
     Raises
     ------
@@ -47,11 +56,16 @@ def gpus(wanted: int, among: int, folder: Path | None = None) -> Iterator[str]:
     """
     names, before = devices(among), os.environ.get(VARIABLE)
     if wanted > among:
-        raise SelectionError(f"{wanted} GPUs wanted of {among}", "give a number of GPUs that this machine has")
-    folder = folder or _own(Path(tempfile.gettempdir()) / f"xlvlms-gpus-{os.getuid() if hasattr(os, 'getuid') else ''}")
+        raise SelectionError(
+            f"{wanted} GPUs wanted of {among}", "give a number of GPUs that this machine has"
+        )
+    folder = folder or _own(
+        Path(tempfile.gettempdir()) / f"xlvlms-gpus-{os.getuid() if hasattr(os, 'getuid') else ''}"
+    )
     with ExitStack() as held:
         while len(taken := _take(names, wanted, folder, held)) < wanted:
-            held.close()  # never hold some while waiting for others: two such jobs would wait for each other
+            # never hold some while waiting for others: two such jobs would wait for each other
+            held.close()
             time.sleep(PAUSE)
         os.environ[VARIABLE] = ",".join(taken)
         try:
@@ -61,10 +75,14 @@ def gpus(wanted: int, among: int, folder: Path | None = None) -> Iterator[str]:
 
 
 def _own(folder: Path) -> Path:
-    """The folder for the locks, if it is this user's: in the temporary folder anyone may have made one of its name first."""
+    """The folder for the locks, if it is this user's.
+
+    In the temporary folder anyone may have made one of its name first.
+    """
     with _locking(folder):
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if hasattr(os, "getuid") and folder.lstat().st_uid != os.getuid():  # of a link, who made the link
+        # of a link, who made the link
+        if hasattr(os, "getuid") and folder.lstat().st_uid != os.getuid():
             raise PermissionError("it belongs to another user")
     return folder
 
@@ -78,7 +96,9 @@ def _locking(folder: Path) -> Iterator[None]:
         raise
     except OSError as cause:
         what = f"the locks of GPUs in {folder} cannot be held ({cause.strerror or cause})"
-        raise RunError(what, "set TMPDIR to a folder of your own, the same one for all batches") from cause
+        raise RunError(
+            what, "set TMPDIR to a folder of your own, the same one for all batches"
+        ) from cause
 
 
 def _take(names: list[str], wanted: int, folder: Path, held: ExitStack) -> list[str]:

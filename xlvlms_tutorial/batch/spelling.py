@@ -1,4 +1,7 @@
-"""Values as users spell them in YAML: words without quotes stay text until a chapter's default says which type is meant."""
+"""Values as users spell them in YAML.
+
+Words without quotes stay text until a chapter's default says which type is meant.
+"""
 
 import re
 from collections.abc import Callable
@@ -12,7 +15,8 @@ QUOTES = "put text with special signs into quotes"
 _WORD = "!word"  # the tag of what has none
 _MOST = 100_000  # values in one file, with what aliases repeat
 _TRUTHS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
-# What a word means by itself, as in YAML 1.2: 010 is ten, 1e-3 a number, and no, 12:30 and 2026-01-01 are text
+# What a word means by itself, as in YAML 1.2: 010 is ten, 1e-3 a number, and
+# no, 12:30 and 2026-01-01 are text
 _PLAIN: tuple[tuple[str, Callable[[str], object]], ...] = (
     (r"null|Null|NULL|~|", lambda _: None),
     (r"true|True|TRUE|false|False|FALSE", lambda word: word.lower() == "true"),
@@ -32,24 +36,33 @@ class Word(str):
 class _Loader(yaml.SafeLoader):
     """Guesses no types: what has neither quotes nor a tag is a Word."""
 
-    yaml_implicit_resolvers = {"<": [("tag:yaml.org,2002:merge", re.compile("<<$"))], None: [(_WORD, re.compile(""))]}
+    yaml_implicit_resolvers = {
+        "<": [("tag:yaml.org,2002:merge", re.compile("<<$"))],
+        None: [(_WORD, re.compile(""))],
+    }
 
 
 _Loader.add_constructor(_WORD, lambda _, node: Word(node.value))
 
 
 def read_yaml(text: str, where: str, advice: str = QUOTES) -> tuple[object, yaml.Node | None]:
-    """The content of a YAML text with its words as they are spelled, and its tree; ``where`` it stands is for messages.
+    """The content of a YAML text with its words as they are spelled, and its tree.
+
+    ``where`` it stands is for messages.
 
     Raises
     ------
     SelectionError
-        If it is no YAML, is nested too deep, repeats too much by aliases, holds itself, or gives a key twice.
+        If it is no YAML, is nested too deep, repeats too much by aliases,
+        holds itself, or gives a key twice.
     """
     try:
         tree = yaml.compose(text, _Loader)
         if tree is not None and _size(tree, {}) > _MOST:
-            raise SelectionError(f"{where}: more than {_MOST:,} values, or one that holds itself", "write it without aliases (*name)")
+            raise SelectionError(
+                f"{where}: more than {_MOST:,} values, or one that holds itself",
+                "write it without aliases (*name)",
+            )
         _twice(where, tree)
         return yaml.load(text, _Loader), tree
     except RecursionError as cause:
@@ -57,7 +70,9 @@ def read_yaml(text: str, where: str, advice: str = QUOTES) -> tuple[object, yaml
     except (yaml.YAMLError, ValueError, TypeError) as cause:
         if isinstance(cause, SelectionError):
             raise
-        raise SelectionError(f"{where} cannot be read: {' '.join(str(cause).split())}", advice) from cause
+        raise SelectionError(
+            f"{where} cannot be read: {' '.join(str(cause).split())}", advice
+        ) from cause
 
 
 def _children(node: yaml.Node) -> list[yaml.Node]:
@@ -67,7 +82,10 @@ def _children(node: yaml.Node) -> list[yaml.Node]:
 
 
 def _size(node: yaml.Node, known: dict[int, float]) -> float:
-    """How many values a node stands for with its aliases written out; infinitely many where it holds itself."""
+    """How many values a node stands for with its aliases written out.
+
+    Infinitely many where it holds itself.
+    """
     if id(node) not in known:
         known[id(node)] = inf  # met again while it is counted, it holds itself
         known[id(node)] = 1 + sum(_size(child, known) for child in _children(node))
@@ -82,7 +100,10 @@ def _twice(where: str, node: yaml.Node | None) -> None:
         seen: set[object] = set()
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode) and (key.value in seen or seen.add(key.value)):
-                raise SelectionError(f"{where}, line {key.start_mark.line + 1}: {key.value!r} stands twice", "give each key once")
+                raise SelectionError(
+                    f"{where}, line {key.start_mark.line + 1}: {key.value!r} stands twice",
+                    "give each key once",
+                )
 
 
 def plain(value: object) -> object:
@@ -97,10 +118,11 @@ def plain(value: object) -> object:
 
 
 def meant(default: object, value: object) -> object:
-    """A value with each word in the type of the default, or of the default's elements, where it can be read so.
+    """A value with each word in the type of the default, where it can be read so.
 
-    Where the default is text, ``no``, ``3`` and ``1e-3`` are the text that was written; where it is a truth value ``no`` is False;
-    where it is a number, 1e-3 and 010 are numbers. Elsewhere, as by :func:`plain`. What is no word is left as it is.
+    Or in that of the default's elements. Where the default is text, ``no``, ``3`` and ``1e-3`` are
+    the text that was written; where it is a truth value ``no`` is False; where it is a number, 1e-3
+    and 010 are numbers. Elsewhere, as by :func:`plain`. What is no word is left as it is.
 
     Raises
     ------
@@ -111,14 +133,18 @@ def meant(default: object, value: object) -> object:
         inner = list(default.values()) if isinstance(default, dict) else []
         return {_key(key): _like(inner, one) for key, one in value.items()}
     if isinstance(value, list):
-        return [_like(list(default) if isinstance(default, (list, tuple)) else [], one) for one in value]
+        return [
+            _like(list(default) if isinstance(default, (list, tuple)) else [], one) for one in value
+        ]
     return _like([default], value)
 
 
 def _key(key: object) -> str:
     name = _alone(key) if isinstance(key, Word) else key
     if not isinstance(name, str):
-        raise SelectionError(f"the key {name!r} is no text", f"put it into quotes, as in {{'{key}': ...}}")
+        raise SelectionError(
+            f"the key {name!r} is no text", f"put it into quotes, as in {{'{key}': ...}}"
+        )
     return str(name)
 
 
@@ -137,7 +163,11 @@ def _like(defaults: list[object], value: object) -> object:
             return _TRUTHS[value.lower()]
         if kind in (int, float) and isinstance(alone, str):
             alone = _number(value, kind)
-        if kind in (bool, int, float) and isinstance(alone, (int, float)) and (kind is bool) == isinstance(alone, bool):
+        if (
+            kind in (bool, int, float)
+            and isinstance(alone, (int, float))
+            and (kind is bool) == isinstance(alone, bool)
+        ):
             return alone
     return _alone(value)
 

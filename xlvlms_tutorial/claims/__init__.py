@@ -1,6 +1,17 @@
-"""Published claims: their register, what chapters measure of them, the verdicts, and the ledger that shows them."""
+"""Published claims: their register, what chapters measure of them, verdicts, and the ledger."""
 
-from xlvlms_tutorial.claims.claims import CLAIMS, VERDICTS, Claim, claim, gather, merge, read_register, record, sentence, verdict
+from xlvlms_tutorial.claims.claims import (
+    CLAIMS,
+    VERDICTS,
+    Claim,
+    claim,
+    gather,
+    merge,
+    read_register,
+    record,
+    sentence,
+    verdict,
+)
 from xlvlms_tutorial.claims.ledger import counts, distances, ledger, overview
 
 __all__ = [

@@ -1,4 +1,7 @@
-"""The register of published claims, the recorder of what chapters measure, and the verdict that follows from the numbers alone."""
+"""The register of published claims, the recorder of measurements, and the verdict.
+
+Chapters measure, and the verdict follows from the numbers alone.
+"""
 
 import json
 import math
@@ -21,19 +24,38 @@ from xlvlms_tutorial.metrics.intervals import Estimate
 
 DIRECTIONS = ("greater", "less", "equal")
 VERDICTS = ("confirmed", "refuted", "undecided", "not measured")
-MEASURED = ("verdict", "value", "low", "high", "n", "seeds", "model", "dataset", "chapter", "variant", "versions")
-BETWEEN = "between_machines"  # whether processors of other kinds, each by itself, would give another verdict
+MEASURED = (
+    "verdict",
+    "value",
+    "low",
+    "high",
+    "n",
+    "seeds",
+    "model",
+    "dataset",
+    "chapter",
+    "variant",
+    "versions",
+)
+# whether processors of other kinds, each by itself, would give another verdict
+BETWEEN = "between_machines"
 
 _KINDS = {
-    **dict.fromkeys(("id", "model", "dataset", "chapter", "variant"), str), **dict.fromkeys(("value", "low", "high"), (int, float)),
-    "n": int, "seeds": list, "versions": dict,
-}  # fmt: skip
+    **dict.fromkeys(("id", "model", "dataset", "chapter", "variant"), str),
+    **dict.fromkeys(("value", "low", "high"), (int, float)),
+    "n": int,
+    "seeds": list,
+    "versions": dict,
+}
 
 REGISTER = Path(__file__).with_name("register.yaml")
 
 
 def _of(kind: type | tuple[type, ...], value: object) -> bool:
-    """Whether a value is of a kind; a list stands for one of whole numbers, and a truth value is no number."""
+    """Whether a value is of a kind.
+
+    A list stands for one of whole numbers, and a truth value is no number.
+    """
     if kind is list:
         return isinstance(value, (list, tuple)) and all(_of(int, one) for one in value)
     return isinstance(value, kind) and not isinstance(value, bool)
@@ -43,9 +65,10 @@ def _of(kind: type | tuple[type, ...], value: object) -> bool:
 class Claim:
     """A published claim as an effect with a direction.
 
-    ``metric`` is the effect to measure, with the rival subtracted wherever there is one, so that ``null`` is a constant. "greater":
-    the effect exceeds ``null - margin``; "less": it is below ``null + margin``; "equal": it differs from ``null`` by less than ``margin``.
-    A margin is ours: it says what "about" or "little" is taken to mean.
+    ``metric`` is the effect to measure, with the rival subtracted wherever there is one, so that
+    ``null`` is a constant. "greater": the effect exceeds ``null - margin``; "less": it is below
+    ``null + margin``; "equal": it differs from ``null`` by less than ``margin``. A margin is ours:
+    it says what "about" or "little" is taken to mean.
     """
 
     id: str
@@ -62,25 +85,39 @@ class Claim:
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
             if not _of((int, float) if name in ("null", "margin") else str, value) or value == "":
-                raise EstimateError(f"{name} of claim {self.id}", repr(value), "text, or for null and margin a number")
+                raise EstimateError(
+                    f"{name} of claim {self.id}",
+                    repr(value),
+                    "text, or for null and margin a number",
+                )
         if self.direction not in DIRECTIONS:
             raise EstimateError(f"direction of {self.id}", self.direction, ", ".join(DIRECTIONS))
         finite = math.isfinite(self.null) and math.isfinite(self.margin)
         if not finite or self.margin < 0 or (self.direction == "equal" and self.margin == 0):
             found = f"null {self.null}, margin {self.margin}"
-            raise EstimateError(f"claim {self.id}", found, 'finite numbers, a margin of 0 or more, above 0 where the direction is "equal"')
+            raise EstimateError(
+                f"claim {self.id}",
+                found,
+                'finite numbers, a margin of 0 or more, above 0 where the direction is "equal"',
+            )
 
     @property
     def test(self) -> str:
         """The claim as an inequality on its effect: "> 0"."""
         if self.direction == "equal":
             return f"within {self.null:g} ± {self.margin:g}"
-        return f"> {self.null - self.margin:g}" if self.direction == "greater" else f"< {self.null + self.margin:g}"
+        return (
+            f"> {self.null - self.margin:g}"
+            if self.direction == "greater"
+            else f"< {self.null + self.margin:g}"
+        )
 
 
 class _OneOfAKey(yaml.SafeLoader):  # of a key that stands twice YAML takes the last
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        if doubled := [key for key, count in Counter(key.value for key, _ in node.value).items() if count > 1]:
+        if doubled := [
+            key for key, count in Counter(key.value for key, _ in node.value).items() if count > 1
+        ]:
             raise ValueError(f"{', '.join(doubled)} twice from line {node.start_mark.line + 1} on")
         return super().construct_mapping(node, deep)
 
@@ -91,8 +128,8 @@ def read_register(file: str | Path = REGISTER) -> dict[str, Claim]:
     Parameters
     ----------
     file : path, default the register of this book
-        A YAML file with two keys. "sources" maps the beginning of an id ("IMA") to a part of the book and a paper; "claims" maps
-        ids to the other fields of :class:`Claim`.
+        A YAML file with two keys. "sources" maps the beginning of an id ("IMA") to a part of the
+        book and a paper; "claims" maps ids to the other fields of :class:`Claim`.
 
     Returns
     -------
@@ -102,8 +139,8 @@ def read_register(file: str | Path = REGISTER) -> dict[str, Claim]:
     Raises
     ------
     RecordError
-        If the file is no such register: a field is missing, unknown or of another kind, a key stands there twice, or a claim cannot
-        be judged.
+        If the file is no such register: a field is missing, unknown or of another kind, a key
+        stands there twice, or a claim cannot be judged.
 
     Examples
     --------
@@ -119,7 +156,9 @@ def read_register(file: str | Path = REGISTER) -> dict[str, Claim]:
         for name, entry in content["claims"].items():
             register[name] = Claim(id=name, **content["sources"][name.partition("-")[0]], **entry)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as cause:
-        raise RecordError(f"{file}, {name}", f"not a register of claims ({type(cause).__name__}: {cause})") from cause
+        raise RecordError(
+            f"{file}, {name}", f"not a register of claims ({type(cause).__name__}: {cause})"
+        ) from cause
     return register
 
 
@@ -140,9 +179,11 @@ def claim(claim_id: str) -> Claim:
 
 
 def verdict(claimed: Claim, estimate: Estimate | None) -> str:
-    """What an interval says of a claim: "confirmed" if all of it lies on the claimed side of the bar, "refuted" if none of it does.
+    """What an interval says of a claim.
 
-    Elsewhere "undecided"; "not measured" without an estimate. A value on the bar is not on the claimed side.
+    "confirmed" if all of it lies on the claimed side of the bar, "refuted" if none of
+    it does. Elsewhere "undecided"; "not measured" without an estimate. A value on the
+    bar is not on the claimed side.
     """
     if estimate is None:
         return "not measured"
@@ -157,16 +198,24 @@ def verdict(claimed: Claim, estimate: Estimate | None) -> str:
 
 
 def record(
-    claim_id: str, estimate: Estimate, *, model: str, dataset: str, seeds: int | Sequence[int | np.integer],
-    chapter: str = "", variant: str = "", folder: str | Path | None = None,
-) -> dict[str, object]:  # fmt: skip
+    claim_id: str,
+    estimate: Estimate,
+    *,
+    model: str,
+    dataset: str,
+    seeds: int | Sequence[int | np.integer],
+    chapter: str = "",
+    variant: str = "",
+    folder: str | Path | None = None,
+) -> dict[str, object]:
     """Write one measurement of a claim, and return it with its verdict.
 
-    Where runs as on other processors gave this measurement other intervals, its interval is joined with theirs, and a verdict that
-    one of them alone would change is called undecided between machines (:mod:`~xlvlms_tutorial.claims.spread`).
+    Where runs as on other processors gave this measurement other intervals, its interval is
+    joined with theirs, and a verdict that one of them alone would change is called undecided
+    between machines (:mod:`~xlvlms_tutorial.claims.spread`).
 
-    Claim, chapter, model, dataset, seeds and variant (a layer, a task, a setting) make up its name: the same run again replaces
-    its own record and no other.
+    Claim, chapter, model, dataset, seeds and variant (a layer, a task, a setting) make up its name:
+    the same run again replaces its own record and no other.
 
     Raises
     ------
@@ -179,17 +228,33 @@ def record(
     """
     claimed, numbers = claim(claim_id), [int(seed) for seed in np.atleast_1d(seeds)]
     if not isinstance(estimate, Estimate):
-        raise RecordError(f"record of {claim_id}", f"{estimate!r} is not an Estimate with value, low, high and n")
+        raise RecordError(
+            f"record of {claim_id}", f"{estimate!r} is not an Estimate with value, low, high and n"
+        )
     if not model or not dataset or not numbers:
-        raise RecordError(f"record of {claim_id}", f"model={model!r}, dataset={dataset!r}, seeds={numbers} must all be given")
-    key = {"id": claim_id, "chapter": chapter, "model": model, "dataset": dataset, "seeds": numbers, "variant": variant}
+        raise RecordError(
+            f"record of {claim_id}",
+            f"model={model!r}, dataset={dataset!r}, seeds={numbers} must all be given",
+        )
+    key = {
+        "id": claim_id,
+        "chapter": chapter,
+        "model": model,
+        "dataset": dataset,
+        "seeds": numbers,
+        "variant": variant,
+    }
     known = spread.of(key, estimate)
     wide = spread.joined(estimate, known)
     alone = {verdict(claimed, one) for one in (estimate, *known)}
     written = {
-        **key, **wide.asdict(), "verdict": verdict(claimed, wide), BETWEEN: alone != {verdict(claimed, wide)},
-        "alone": [float(estimate.low), float(estimate.high)], "versions": versions(),
-    }  # fmt: skip
+        **key,
+        **wide.asdict(),
+        "verdict": verdict(claimed, wide),
+        BETWEEN: alone != {verdict(claimed, wide)},
+        "alone": [float(estimate.low), float(estimate.high)],
+        "versions": versions(),
+    }
     slug = re.sub(r"[^A-Za-z0-9.]+", "-", f"{claim_id}-{model}-{dataset}")[:80]
     write_json(Path(folder or default_folder()) / f"{slug}-{digest(key)[:12]}.json", written)
     return written
@@ -199,7 +264,10 @@ def sentence(measured: dict[str, object]) -> str:
     """One line on a measurement: "IMA-1 confirmed: 0.31 [0.28, 0.34], claimed > 0"."""
     value, low, high = (f"{measured[name]:.3g}" for name in ("value", "low", "high"))
     between = " between machines" if measured.get(BETWEEN) else ""
-    return f"{measured['id']} {measured['verdict']}{between}: {value} [{low}, {high}], claimed {claim(measured['id']).test}"
+    return (
+        f"{measured['id']} {measured['verdict']}{between}: {value} [{low}, {high}], "
+        f"claimed {claim(measured['id']).test}"
+    )
 
 
 def gather(folder: str | Path | None = None) -> pd.DataFrame:
@@ -216,12 +284,15 @@ def gather(folder: str | Path | None = None) -> pd.DataFrame:
 
 
 def merge(
-    folder: str | Path | None = None, path: str | Path | None = None, more: Iterable[Mapping[str, object]] = ()
+    folder: str | Path | None = None,
+    path: str | Path | None = None,
+    more: Iterable[Mapping[str, object]] = (),
 ) -> list[dict[str, object]]:
-    """Every claim with every measurement of it, in the register's order, written to ``path`` where one is given.
+    """Every claim with every measurement of it, in the register's order.
 
-    One entry a claim and measurement; a claim without one has the verdict "not measured" and None elsewhere. ``more`` are records from
-    elsewhere, such as the measurements of a batch; one that a record of the folder repeats is not listed twice.
+    Written to ``path`` where one is given. One entry a claim and measurement; a claim without one
+    has the verdict "not measured" and None elsewhere. ``more`` are records from elsewhere, such as
+    the measurements of a batch; one that a record of the folder repeats is not listed twice.
 
     Raises
     ------
@@ -234,7 +305,11 @@ def merge(
     found: dict[str, list[dict[str, object]]] = {name: [] for name in CLAIMS}
     for row in (*_rows(folder), *(judged(record, "a record") for record in more)):
         found[row["id"]] += [] if row in found[row["id"]] else [row]
-    entries = [{**asdict(known), **row} for known in CLAIMS.values() for row in found[known.id] or [unmeasured]]
+    entries = [
+        {**asdict(known), **row}
+        for known in CLAIMS.values()
+        for row in found[known.id] or [unmeasured]
+    ]
     if path is not None:
         write_json(path, entries)
     return entries
@@ -243,7 +318,11 @@ def merge(
 def _rows(folder: str | Path | None) -> list[dict[str, object]]:
     folder = Path(folder or default_folder())
     try:
-        files = sorted(file for file in folder.iterdir() if file.suffix == ".json" and not file.name.startswith("."))
+        files = sorted(
+            file
+            for file in folder.iterdir()
+            if file.suffix == ".json" and not file.name.startswith(".")
+        )
     except FileNotFoundError:
         return []  # nothing is measured yet
     except OSError as cause:
@@ -264,7 +343,9 @@ def read_record(file: Path) -> object:
 
 
 def judged(record: Any, where: object) -> dict[str, object]:
-    """A record with the verdict that follows from its numbers, whatever verdict it carries; ``where`` it stands is for messages.
+    """A record with the verdict that follows from its numbers, whatever verdict it carries.
+
+    ``where`` it stands is for messages.
 
     Raises
     ------
@@ -279,5 +360,6 @@ def judged(record: Any, where: object) -> dict[str, object]:
             raise ValueError(f"{wrong[0]} is {row[wrong[0]]!r}")
         estimate = Estimate(**{field.name: record[field.name] for field in fields(Estimate)})
         json.dumps(row, allow_nan=False, ensure_ascii=False).encode()
-    between = {BETWEEN: bool(record.get(BETWEEN, False))}  # results of earlier versions do not say it
+    # results of earlier versions do not say it
+    between = {BETWEEN: bool(record.get(BETWEEN, False))}
     return row | {"verdict": verdict(claim(row["id"]), estimate)} | between

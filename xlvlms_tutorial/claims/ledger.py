@@ -1,4 +1,7 @@
-"""The ledger of claims as a page shows it: one figure with every measurement on one axis, and one entry a claim."""
+"""The ledger of claims as a page shows it.
+
+One figure with every measurement on one axis, and one entry a claim.
+"""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -26,19 +29,23 @@ _HEAD = ("model", "data", "setting", "value [95 % interval]", "n", "seeds", "ver
 def distances(entries: Sequence[Entry]) -> pd.DataFrame:
     """How far each measurement lies on the claimed side of its bar, in half intervals.
 
-    Columns id, model, variant, verdict, value, low, high. Above 0 is the claimed side, so an interval that excludes 0 decides. For a
-    claim of equality the bar is the nearer end of the margin. Claims that are not measured have no row.
+    Columns id, model, variant, verdict, value, low, high. Above 0 is the claimed side, so an
+    interval that excludes 0 decides. For a claim of equality the bar is the nearer end of the
+    margin. Claims that are not measured have no row.
     """
     measured = [entry for entry in entries if entry["value"] is not None]
     rows = [
-        {name: entry[name] for name in ("id", "model", "variant", "verdict")} | _scaled(claim(str(entry["id"])), entry)
+        {name: entry[name] for name in ("id", "model", "variant", "verdict")}
+        | _scaled(claim(str(entry["id"])), entry)
         for entry in measured
     ]
     return pd.DataFrame(rows, columns=["id", "model", "variant", "verdict", "value", "low", "high"])
 
 
 def overview(entries: Sequence[Entry], ax: Axes | None = None) -> Axes:
-    """Draw every measurement on one axis, a row a claim: right of 0 is the claimed side, an interval that touches 0 leaves it open.
+    """Draw every measurement on one axis, a row a claim.
+
+    Right of 0 is the claimed side, an interval that touches 0 leaves it open.
 
     Raises
     ------
@@ -51,10 +58,13 @@ def overview(entries: Sequence[Entry], ax: Axes | None = None) -> Axes:
     ax = plots._axes(ax, height=0.9 + 0.24 * len(names))
     row = found["id"].map(names.index).astype(float)
     within = found.groupby("id").cumcount(), found.groupby("id")["id"].transform("size")
-    row += 0.62 * ((within[0] + 0.5) / within[1] - 0.5)  # several measurements of one claim lie one above the other
+    # several measurements of one claim lie one above the other
+    row += 0.62 * ((within[0] + 0.5) / within[1] - 0.5)
     for verdict, colour in COLOURS.items():
         of = found["verdict"] == verdict
-        low, value, high = (found.loc[of, name].clip(-REACH, REACH) for name in ("low", "value", "high"))
+        low, value, high = (
+            found.loc[of, name].clip(-REACH, REACH) for name in ("low", "value", "high")
+        )
         ax.hlines(row[of], low, high, color=colour, linewidth=1.2, alpha=0.6)
         ax.plot(value, row[of], MARKERS[verdict], color=colour, markersize=4.2, label=verdict)
     ax.axvline(0, color=plots.INK, linewidth=1)
@@ -62,7 +72,11 @@ def overview(entries: Sequence[Entry], ax: Axes | None = None) -> Axes:
     for name in blank:
         ax.text(0.3, names.index(name), "not measured", color=plots.MUTED, fontsize=7, va="center")
     ax.set_yticks(range(len(names)), list(map(plots.literal, names)), fontsize=8)
-    ax.set(ylim=(len(names) - 0.4, -0.6), xlim=(-REACH - 0.6, REACH + 0.6), xlabel="distance from the bar, in half intervals")
+    ax.set(
+        ylim=(len(names) - 0.4, -0.6),
+        xlim=(-REACH - 0.6, REACH + 0.6),
+        xlabel="distance from the bar, in half intervals",
+    )
     ax.set_xticks(np.arange(-REACH, REACH + 1, 4), ["≤ −12", "−8", "−4", "0", "4", "8", "≥ 12"])
     ax.legend(frameon=False, fontsize="small", ncols=3, loc="lower left", bbox_to_anchor=(0, 1))
     return ax
@@ -70,43 +84,86 @@ def overview(entries: Sequence[Entry], ax: Axes | None = None) -> Axes:
 
 def counts(entries: Sequence[Entry]) -> pd.DataFrame:
     """Measurements by part of the book and verdict; "not measured" counts claims."""
-    table = pd.DataFrame([{"part": entry["part"], "verdict": entry["verdict"]} for entry in entries], columns=["part", "verdict"])
-    return table.groupby(["part", "verdict"], sort=False).size().unstack(fill_value=0).reindex(columns=list(VERDICTS), fill_value=0)
+    table = pd.DataFrame(
+        [{"part": entry["part"], "verdict": entry["verdict"]} for entry in entries],
+        columns=["part", "verdict"],
+    )
+    return (
+        table.groupby(["part", "verdict"], sort=False)
+        .size()
+        .unstack(fill_value=0)
+        .reindex(columns=list(VERDICTS), fill_value=0)
+    )
 
 
 def ledger(entries: Sequence[Entry], link: str = "../{}.html") -> Html:
-    """One entry a claim, that opens: what is claimed and where, how it is tested, and every measurement; ``link`` leads to a chapter."""
+    """One entry a claim, that opens.
+
+    What is claimed and where, how it is tested, and every measurement; ``link`` leads to a chapter.
+    """
     parts = []
     for part, of_part in groupby(entries, key=lambda entry: entry["part"]):
         parts.append(f"<h3>{escape(str(part))}</h3>")
-        parts += [_entry(claim(str(name)), list(rows), link) for name, rows in groupby(of_part, key=lambda entry: entry["id"])]
+        parts += [
+            _entry(claim(str(name)), list(rows), link)
+            for name, rows in groupby(of_part, key=lambda entry: entry["id"])
+        ]
     return Html(f'{style_of("ledger")}<div class="ledger">{"".join(parts)}</div>')
 
 
 def _entry(claimed: Claim, rows: list[Entry], link: str) -> str:
     verdicts = Counter(str(row["verdict"]) for row in rows)
-    signs = "".join(_sign(verdict, verdicts[verdict]) for verdict in VERDICTS if verdict in verdicts)
+    signs = "".join(
+        _sign(verdict, verdicts[verdict]) for verdict in VERDICTS if verdict in verdicts
+    )
     chapters = dict.fromkeys(str(row["chapter"]) for row in rows if row["chapter"])
-    links = ", ".join(f'<a href="{escape(link.format(name))}">{escape(name)}</a>' for name in chapters)
-    facts = f"<b>Source.</b> {escape(claimed.paper)} ({escape(claimed.where)}). <b>Effect.</b> {escape(claimed.metric)}; claimed "
-    facts += f"{escape(claimed.test)}. <b>Rival.</b> {escape(claimed.rival)}." + (f" <b>Chapter.</b> {links}." if links else "")
+    links = ", ".join(
+        f'<a href="{escape(link.format(name))}">{escape(name)}</a>' for name in chapters
+    )
+    facts = (
+        f"<b>Source.</b> {escape(claimed.paper)} ({escape(claimed.where)}). "
+        f"<b>Effect.</b> {escape(claimed.metric)}; claimed "
+    )
+    facts += f"{escape(claimed.test)}. <b>Rival.</b> {escape(claimed.rival)}." + (
+        f" <b>Chapter.</b> {links}." if links else ""
+    )
     head = "".join(f"<th>{name}</th>" for name in _HEAD)
     body = "".join(map(_row, (row for row in rows if row["value"] is not None)))
-    table = f'<div class="scroll"><table><tr>{head}</tr>{body}</table></div>' if body else "<p>No record of a measurement.</p>"
+    table = (
+        f'<div class="scroll"><table><tr>{head}</tr>{body}</table></div>'
+        if body
+        else "<p>No record of a measurement.</p>"
+    )
     told = f"{signs} <b>{claimed.id}</b> {escape(claimed.statement)}"
-    return f'<details id="{claimed.id}"><summary>{told}</summary><p class="facts">{facts}</p>{table}</details>'
+    return (
+        f'<details id="{claimed.id}"><summary>{told}</summary><p '
+        f'class="facts">{facts}</p>{table}</details>'
+    )
 
 
 def _row(entry: Entry) -> str:
     value, low, high = (f"{entry[name]:.3g}" for name in ("value", "low", "high"))
     seeds = ", ".join(map(str, entry["seeds"]))
     between = " between machines" if entry.get("between_machines") else ""
-    cells = (entry["model"], entry["dataset"], entry["variant"] or "", f"{value} [{low}, {high}]", entry["n"], seeds)
-    return f"<tr>{''.join(f'<td>{escape(str(cell))}</td>' for cell in cells)}<td>{_sign(str(entry['verdict']))}{between}</td></tr>"
+    cells = (
+        entry["model"],
+        entry["dataset"],
+        entry["variant"] or "",
+        f"{value} [{low}, {high}]",
+        entry["n"],
+        seeds,
+    )
+    return (
+        f"<tr>{''.join(f'<td>{escape(str(cell))}</td>' for cell in cells)}<td>"
+        f"{_sign(str(entry['verdict']))}{between}</td></tr>"
+    )
 
 
 def _sign(verdict: str, count: int = 1) -> str:
-    return f'<span class="sign {verdict.replace(" ", "-")}">{_SIGNS[verdict]} {verdict}{f" {count}" if count > 1 else ""}</span>'
+    return (
+        f'<span class="sign {verdict.replace(" ", "-")}">{_SIGNS[verdict]} '
+        f"{verdict}{f' {count}' if count > 1 else ''}</span>"
+    )
 
 
 def _scaled(claimed: Claim, entry: Entry) -> dict[str, float]:
@@ -116,8 +173,14 @@ def _scaled(claimed: Claim, entry: Entry) -> dict[str, float]:
         "greater": (value - above, low - above, high - above),
         "less": (below - value, below - high, below - low),
         # inside the margin is the claimed side: the nearer end counts
-        "equal": (min(value - above, below - value), min(low - above, below - high), min(high - above, below - low)),
+        "equal": (
+            min(value - above, below - value),
+            min(low - above, below - high),
+            min(high - above, below - low),
+        ),
     }[claimed.direction]
     half = (high - low) / 2
-    scaled = [end / half if half else (inf if end > 0 else -inf if end < 0 else 0.0) for end in ends]
+    scaled = [
+        end / half if half else (inf if end > 0 else -inf if end < 0 else 0.0) for end in ends
+    ]
     return dict(zip(("value", "low", "high"), scaled, strict=True))

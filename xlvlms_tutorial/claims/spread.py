@@ -1,8 +1,10 @@
-"""How far a measurement moves between processors: intervals measured as on several of them, joined to the one measured here.
+"""How far a measurement moves between processors.
 
-Processors add numbers in different orders. ``make numerics`` executes every chapter under settings that stand for four kinds of processor,
-and keeps in ``spread.json`` what moved: for each measurement the value and interval under each setting. A measurement that did not move by
-more than a hundredth of its interval is not in the file.
+Intervals measured as on several of them, joined to the one measured here. Processors add
+numbers in different orders. ``make numerics`` executes every chapter under settings that stand
+for four kinds of processor, and keeps in ``spread.json`` what moved: for each measurement the
+value and interval under each setting. A measurement that did not move by more than a hundredth
+of its interval is not in the file.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -28,18 +30,33 @@ def _known(file: Path) -> dict[str, list[dict[str, float]]]:
 
 
 def of(key: Mapping[str, object], estimate: Estimate) -> list[Estimate]:
-    """What a measurement was under each setting; empty where it did not move, or was made with another number of observations."""
+    """What a measurement was under each setting.
+
+    Empty where it did not move, or was made with another number of observations.
+    """
     return [Estimate(**one) for one in _known(FILE).get(name_of(key), []) if one["n"] == estimate.n]
 
 
 def joined(estimate: Estimate, others: Iterable[Estimate]) -> Estimate:
     """The estimate with the smallest interval that holds its own and those of the others."""
     several = [estimate, *others]
-    return Estimate(estimate.value, min(one.low for one in several), max(one.high for one in several), estimate.n)
+    return Estimate(
+        estimate.value,
+        min(one.low for one in several),
+        max(one.high for one in several),
+        estimate.n,
+    )
 
 
 def moved(estimates: Sequence[Estimate]) -> bool:
-    """Whether an end of the interval, or the value, differs between the estimates by more than rounding."""
+    """Whether two estimates differ by more than rounding.
+
+    In an end of the interval, or in the value.
+    """
     width = max(one.high - one.low for one in estimates)
-    ends = ([one.value for one in estimates], [one.low for one in estimates], [one.high for one in estimates])
+    ends = (
+        [one.value for one in estimates],
+        [one.low for one in estimates],
+        [one.high for one in estimates],
+    )
     return any(max(end) - min(end) > MOVED * width for end in ends)

@@ -35,13 +35,17 @@ __all__ = [
 __getattr__, __dir__ = lazy_attributes(__name__)
 
 
-def load_samples(dataset: str | Path = "scenes", n: int = 100, split: str = "test", seed: int = 0) -> list[Sample]:
+def load_samples(
+    dataset: str | Path = "scenes", n: int = 100, split: str = "test", seed: int = 0
+) -> list[Sample]:
     """The first ``n`` samples of a dataset's split; the same seed gives the same samples.
 
-    ``dataset`` is an embedded name (``DATASETS``), a name of the hub (:data:`~xlvlms_tutorial.data.hub.HUB`) or a folder (see
-    :func:`~xlvlms_tutorial.data.folder.folder_samples`). With "-place", "-colour" or "-mood" behind it, it gives the same pictures, each
-    with one caption in that style. A folder or a hub dataset with fewer samples than ``n`` gives all there are. What of a folder is left
-    alone is said in a warning, and in full by :func:`~xlvlms_tutorial.data.folder.folder_report`.
+    ``dataset`` is an embedded name (``DATASETS``), a name of the hub
+    (:data:`~xlvlms_tutorial.data.hub.HUB`) or a folder
+    (see :func:`~xlvlms_tutorial.data.folder.folder_samples`). With "-place", "-colour" or "-mood"
+    behind it, it gives the same pictures, each with one caption in that style. A folder or a hub
+    dataset with fewer samples than ``n`` gives all there are. What of a folder is left alone is
+    said in a warning, and in full by :func:`~xlvlms_tutorial.data.folder.folder_report`.
 
     Raises
     ------
@@ -61,10 +65,15 @@ def load_samples(dataset: str | Path = "scenes", n: int = 100, split: str = "tes
     name = str(dataset)
     base, _, style = name.rpartition("-")
     if name in DATASETS:
-        drawn = {"clips": pocket.clip_samples, "sounds": pocket.sound_samples}.get(name, pocket.scene_samples)
+        drawn = {"clips": pocket.clip_samples, "sounds": pocket.sound_samples}.get(
+            name, pocket.scene_samples
+        )
         styled = {"style": style} if base == "scenes" else {}
         return drawn(n, "composition" if name == "composition" else split, seed, **styled)
-    for known, draw in ((os.path.isdir, folder.folder_samples), (hub.HUB.__contains__, hub.hub_samples)):
+    for known, draw in (
+        (os.path.isdir, folder.folder_samples),
+        (hub.HUB.__contains__, hub.hub_samples),
+    ):
         if known(name):
             return draw(name, n, split, seed)
         if style in STYLES and known(base):

@@ -1,4 +1,7 @@
-"""What annotators say of a photograph, as samples: facts and questions of the kinds that the embedded world has."""
+"""What annotators say of a photograph, as samples.
+
+Facts and questions of the kinds that the embedded world has.
+"""
 
 import re
 from collections import Counter
@@ -17,56 +20,111 @@ from xlvlms_tutorial.text import NUMBER_WORDS, STYLE_WORDS, forms, whole_words, 
 
 FACTORS = ("subject", "action", "item", "colour", "count", "side", "place", "time")
 STRATA = ("random", "popular", "adversarial")
-NEAREST = 6  # how many of the most likely absent objects a popular or adversarial question is drawn from
+# how many of the most likely absent objects a popular or adversarial question is drawn from
+NEAREST = 6
 # The 80 kinds of COCO, for captions that come without a list of kinds
-OBJECTS = tuple("""
-    person, bicycle, car, motorcycle, airplane, bus, train, truck, boat, traffic light, fire hydrant, stop sign, parking meter, bench,
-    bird, cat, dog, horse, sheep, cow, elephant, bear, zebra, giraffe, backpack, umbrella, handbag, tie, suitcase, frisbee, skis,
-    snowboard, sports ball, kite, baseball bat, baseball glove, skateboard, surfboard, tennis racket, bottle, wine glass, cup, fork,
-    knife, spoon, bowl, banana, apple, sandwich, orange, broccoli, carrot, hot dog, pizza, donut, cake, chair, couch, potted plant, bed,
-    dining table, toilet, tv, laptop, mouse, remote, keyboard, cell phone, microwave, oven, toaster, sink, refrigerator, book, clock,
+OBJECTS = tuple(
+    """
+    person, bicycle, car, motorcycle, airplane, bus, train, truck, boat, traffic light,
+    fire hydrant, stop sign, parking meter, bench, bird, cat, dog, horse, sheep, cow, elephant,
+    bear, zebra, giraffe, backpack, umbrella, handbag, tie, suitcase, frisbee, skis, snowboard,
+    sports ball, kite, baseball bat, baseball glove, skateboard, surfboard, tennis racket, bottle,
+    wine glass, cup, fork, knife, spoon, bowl, banana, apple, sandwich, orange, broccoli, carrot,
+    hot dog, pizza, donut, cake, chair, couch, potted plant, bed, dining table, toilet, tv, laptop,
+    mouse, remote, keyboard, cell phone, microwave, oven, toaster, sink, refrigerator, book, clock,
     vase, scissors, teddy bear, hair drier, toothbrush
-""".strip().replace("\n    ", " ").split(", "))  # fmt: skip
+    """.strip()
+    .replace("\n    ", " ")
+    .split(", ")
+)
 _SYNONYMS = {
-    "person": "man woman boy girl child kid lady guy skier surfer player", "bicycle": "bike", "motorcycle": "motorbike",
-    "airplane": "plane", "couch": "sofa", "tv": "television", "cell phone": "phone", "refrigerator": "fridge", "donut": "doughnut",
-}  # fmt: skip
+    "person": "man woman boy girl child kid lady guy skier surfer player",
+    "bicycle": "bike",
+    "motorcycle": "motorbike",
+    "airplane": "plane",
+    "couch": "sofa",
+    "tv": "television",
+    "cell phone": "phone",
+    "refrigerator": "fridge",
+    "donut": "doughnut",
+}
 _PLURALS = {"knife": "knives", "sheep": "sheep", "skis": "skis", "scissors": "scissors"}
-_ACTIONS = """standing walking jumping falling climbing sitting riding eating playing running holding lying laying sleeping skiing surfing
-skateboarding snowboarding swimming flying driving grazing looking reading cooking cutting drinking talking posing hitting swinging throwing
-catching carrying wearing working resting hanging leaning parking parked"""
+_ACTIONS = """
+    standing walking jumping falling climbing sitting riding eating playing running holding lying
+    laying sleeping skiing surfing skateboarding snowboarding swimming flying driving grazing
+    looking reading cooking cutting drinking talking posing hitting swinging throwing catching
+    carrying wearing working resting hanging leaning parking parked
+"""
 _TIMES = "day daytime dusk night nighttime dawn morning noon afternoon evening sunset sunrise"
-_VAGUE = {"place", "ground", "inside", "outside", "indoors", "outdoors", "open", "wide", "background"}  # they name no place of their own
+# they name no place of their own
+_VAGUE = {
+    "place",
+    "ground",
+    "inside",
+    "outside",
+    "indoors",
+    "outdoors",
+    "open",
+    "wide",
+    "background",
+}
 _LISTS = {
-    "action": frozenset(_ACTIONS.split()), "place": frozenset(STYLE_WORDS["place"] - _VAGUE), "time": frozenset(_TIMES.split()),
-}  # fmt: skip
-_HUES = frozenset(STYLE_WORDS["colour"] - {"colour", "color", "coloured", "colored", "colourful", "colorful", "hue", "shade", "tint"})
+    "action": frozenset(_ACTIONS.split()),
+    "place": frozenset(STYLE_WORDS["place"] - _VAGUE),
+    "time": frozenset(_TIMES.split()),
+}
+_HUES = frozenset(
+    STYLE_WORDS["colour"]
+    - {"colour", "color", "coloured", "colored", "colourful", "colorful", "hue", "shade", "tint"}
+)
 _WORDING = (
-    ("colour", r"^(?>.*?\b(what|which|tell)\b).*\bcolou?rs?\b"),  # the first of them: from each to the end would cost quadratic time
+    # the first of them: from each to the end would cost quadratic time
+    ("colour", r"^(?>.*?\b(what|which|tell)\b).*\bcolou?rs?\b"),
     ("count", r"\bhow many\b|^count\b|\bnumber of\b"),
-    ("action", r"\bdoing\b|\bup to$|\bwhich action\b"), ("side", r"\b(which|what) side\b|\bleft or right\b|\bright or left\b"),
-    ("place", r"^where\b|\b(what|which) (kind |type |sort )?(of )?(place|room|ground|location)\b|\bground made of\b"),
-    ("presence", r"^(is|are) there\b|^do you see\b|^can you see\b|^does the (picture|image|photo) (show|contain|have)\b"),
-)  # fmt: skip
+    ("action", r"\bdoing\b|\bup to$|\bwhich action\b"),
+    ("side", r"\b(which|what) side\b|\bleft or right\b|\bright or left\b"),
+    (
+        "place",
+        (
+            r"^where\b|\b(what|which) (kind |type |sort )?(of "
+            r")?(place|room|ground|location)\b|\bground made of\b"
+        ),
+    ),
+    (
+        "presence",
+        (
+            r"^(is|are) there\b|^do you see\b|^can you see\b|^does the "
+            r"(picture|image|photo) (show|contain|have)\b"
+        ),
+    ),
+)
 
 
 @dataclass
 class Record:
-    """All that files say of one picture: captions, boxes as (kind, x, y, width, height) in pixels, questions, facts."""
+    """All that files say of one picture.
+
+    Captions, boxes as (kind, x, y, width, height) in pixels, questions, facts.
+    """
 
     id: str
     source: object = None
     captions: list[str] = field(default_factory=list)
-    boxes: list[tuple[str, float, float, float, float]] | None = None  # None where nobody drew any, [] where there is nothing to draw
+    # None where nobody drew any, [] where there is nothing to draw
+    boxes: list[tuple[str, float, float, float, float]] | None = None
     questions: list[Question] = field(default_factory=list)
     truth: dict[str, object] = field(default_factory=dict)
     split: str | None = None
     width: float | None = None
-    crowds: set[str] = field(default_factory=set)  # kinds of which a box holds more than one, so that boxes are no count
+    # kinds of which a box holds more than one, so that boxes are no count
+    crowds: set[str] = field(default_factory=set)
 
 
 def question_type(text: str, answer: str = "") -> str:
-    """The type of a question by its wording: one of the world's types, else "yes/no" by its answer, else "other"."""
+    """The type of a question by its wording.
+
+    One of the world's types, else "yes/no" by its answer, else "other".
+    """
     plain = " ".join(words(text))
     kind = next((kind for kind, pattern in _WORDING if re.search(pattern, plain)), "other")
     closed = answer.strip().lower().rstrip(".") in ("yes", "no")
@@ -76,24 +134,36 @@ def question_type(text: str, answer: str = "") -> str:
 
 
 def answer_text(answer: object) -> str | None:
-    """An answer as text: a number as digits; of several (plain, or records with "answer") the most frequent; None where there is none."""
+    """An answer as text: a number as digits.
+
+    Of several (plain, or records with "answer") the most frequent; None where there is none.
+    """
     if isinstance(answer, list):
-        texts = (answer_text(one.get("answer") if isinstance(one, dict) else one) for one in answer if not isinstance(one, list))
+        texts = (
+            answer_text(one.get("answer") if isinstance(one, dict) else one)
+            for one in answer
+            if not isinstance(one, list)
+        )
         return next((text for text, _ in Counter(filter(None, texts)).most_common(1)), None)
-    if isinstance(answer, float) and isfinite(answer):  # as tables write whole numbers where some are missing
+    # as tables write whole numbers where some are missing
+    if isinstance(answer, float) and isfinite(answer):
         return str(int(answer) if answer.is_integer() else answer)
     if isinstance(answer, int) and not isinstance(answer, bool):
         return str(answer)
     return answer if isinstance(answer, str) and answer.strip() else None
 
 
-def samples_of(records: Sequence[Record], drawn: Iterable[Record], names: Sequence[str] = (), seed: int = 0) -> list[Sample]:
+def samples_of(
+    records: Sequence[Record], drawn: Iterable[Record], names: Sequence[str] = (), seed: int = 0
+) -> list[Sample]:
     """The records drawn, as samples with the world's factors as truth and questions of its types.
 
-    ``records`` is the whole set, by which objects are popular or keep company (POPE, Li et al. 2023, arXiv 2305.10355); ``names`` are the
-    kinds of objects, by default those of COCO. The largest object (by the area of all its boxes) is the subject, the next the item; without
-    boxes, the first two that captions name. The colour is the word before the item in a caption; action, place and time are the first word
-    of a list in the captions. A factor of which nothing is said is None. Made questions only fill what a record does not ask already.
+    ``records`` is the whole set, by which objects are popular or keep company (POPE, Li et al.
+    2023, arXiv 2305.10355); ``names`` are the kinds of objects, by default those of COCO. The
+    largest object (by the area of all its boxes) is the subject, the next the item; without boxes,
+    the first two that captions name. The colour is the word before the item in a caption; action,
+    place and time are the first word of a list in the captions. A factor of which nothing is said
+    is None. Made questions only fill what a record does not ask already.
     """
     names = tuple(names) or OBJECTS
     find, place = _finder(names), {name: k for k, name in enumerate(names)}
@@ -105,15 +175,27 @@ def samples_of(records: Sequence[Record], drawn: Iterable[Record], names: Sequen
     for record in drawn:
         truth = _truth(record, there[record.id])
         rng = np.random.default_rng([seed, *record.id.encode("utf-8", "surrogatepass")])
-        asked = [*_presence(record, there[record.id], place, often, lambda here: here @ showing @ shown, rng), *_facts(record, truth)]
+        asked = [
+            *_presence(
+                record, there[record.id], place, often, lambda here: here @ showing @ shown, rng
+            ),
+            *_facts(record, truth),
+        ]
         known = {(q.type, q.stratum) for q in record.questions}
         questions = (*record.questions, *(q for q in asked if (q.type, q.stratum) not in known))
-        made.append(Sample(record.id, record.source, tuple(record.captions), questions, truth | record.truth))
+        made.append(
+            Sample(
+                record.id, record.source, tuple(record.captions), questions, truth | record.truth
+            )
+        )
     return made
 
 
 def objects_in(text: str, names: Sequence[str] = OBJECTS) -> list[str]:
-    """The kinds of objects that a text names, whole words in singular or plural, in the order of their first mention."""
+    """The kinds of objects that a text names, in the order of their first mention.
+
+    Whole words, in singular or plural.
+    """
     return _finder(tuple(names) or OBJECTS)(text)
 
 
@@ -125,14 +207,26 @@ def plural(noun: str) -> str:
 
 @lru_cache
 def _finder(names: tuple[str, ...]) -> Callable[[str], list[str]]:
-    known = {form: name for name in names for other in _SYNONYMS.get(name, "").split() for form in (other, plural(other))}
-    known |= {" ".join(form.lower().split()): name for name in names for form in (name, plural(name))}
+    known = {
+        form: name
+        for name in names
+        for other in _SYNONYMS.get(name, "").split()
+        for form in (other, plural(other))
+    }
+    known |= {
+        " ".join(form.lower().split()): name for name in names for form in (name, plural(name))
+    }
     pattern = whole_words(known, any_case=False)
-    return lambda text: list(dict.fromkeys(known[" ".join(found.split())] for found in pattern.findall(text.lower())))
+    return lambda text: list(
+        dict.fromkeys(known[" ".join(found.split())] for found in pattern.findall(text.lower()))
+    )
 
 
 def _objects(record: Record, find: Callable[[str], list[str]]) -> list[str]:
-    """The kinds of objects in a picture: those with boxes, the largest first, else those in captions, the first first."""
+    """The kinds of objects in a picture.
+
+    Those with boxes, the largest first, else those in captions, the first first.
+    """
     if record.boxes is None:
         return find(" . ".join(record.captions))
     area = Counter()
@@ -144,23 +238,44 @@ def _objects(record: Record, find: Callable[[str], list[str]]) -> list[str]:
 def _truth(record: Record, objects: list[str]) -> dict[str, object]:
     subject, item = (*objects, None, None)[:2]
     told = [words(caption) for caption in record.captions]
-    first = {factor: next((w for line in told for w in line if w in listed), None) for factor, listed in _LISTS.items()}
+    first = {
+        factor: next((w for line in told for w in line if w in listed), None)
+        for factor, listed in _LISTS.items()
+    }
     mine = [box for box in record.boxes or () if box[0] == item]
-    truth = {"subject": subject, "item": item, "colour": _colour(told, item or subject), "count": _count(record, item)} | first
-    return {factor: (_side(record, mine) if factor == "side" else truth[factor]) for factor in FACTORS}
+    truth = {
+        "subject": subject,
+        "item": item,
+        "colour": _colour(told, item or subject),
+        "count": _count(record, item),
+    } | first
+    return {
+        factor: (_side(record, mine) if factor == "side" else truth[factor]) for factor in FACTORS
+    }
 
 
 def _count(record: Record, noun: str | None) -> int | None:
-    return None if noun in record.crowds else sum(box[0] == noun for box in record.boxes or ()) or None
+    return (
+        None if noun in record.crowds else sum(box[0] == noun for box in record.boxes or ()) or None
+    )
 
 
 def _colour(told: list[list[str]], noun: str | None) -> str | None:
     """The colour that stands right before a noun or its synonyms in a caption."""
     if noun is None:
         return None
-    nouns = {form for other in (noun, *_SYNONYMS.get(noun, "").split()) for form in (other, plural(other))}
+    nouns = {
+        form
+        for other in (noun, *_SYNONYMS.get(noun, "").split())
+        for form in (other, plural(other))
+    }
     ends = {tuple(form.lower().split()) for form in nouns}
-    pairs = ((line[k], tuple(line[k + 1 : k + 1 + len(end)]), end) for line in told for k in range(len(line)) for end in ends)
+    pairs = (
+        (line[k], tuple(line[k + 1 : k + 1 + len(end)]), end)
+        for line in told
+        for k in range(len(line))
+        for end in ends
+    )
     return next((hue for hue, after, end in pairs if hue in _HUES and after == end), None)
 
 
@@ -170,7 +285,13 @@ def _side(record: Record, boxes: list[tuple]) -> str | None:
         return None
     width = record.width or _open(record).width
     middle = float(np.mean([x + wide / 2 for _, x, _, wide, _ in boxes]))
-    return None if abs(middle - width / 2) < 1e-6 * width else "left" if middle < width / 2 else "right"
+    return (
+        None
+        if abs(middle - width / 2) < 1e-6 * width
+        else "left"
+        if middle < width / 2
+        else "right"
+    )
 
 
 def _open(record: Record) -> Image.Image:
@@ -178,14 +299,22 @@ def _open(record: Record) -> Image.Image:
 
 
 def _table(pictures: Iterable[list[str]], place: dict[str, int]) -> csr_matrix:
-    """Which kinds are in which picture, as 0 and 1: pairs of kinds would be too many where a picture has many."""
+    """Which kinds are in which picture, as 0 and 1.
+
+    Pairs of kinds would be too many where a picture has many.
+    """
     columns = [[place[name] for name in objects if name in place] for objects in pictures]
     ends, flat = np.cumsum([0, *map(len, columns)]), [k for listed in columns for k in listed]
-    return csr_matrix((np.ones(len(flat), dtype=np.int64), flat, ends), shape=(len(columns), len(place)))
+    return csr_matrix(
+        (np.ones(len(flat), dtype=np.int64), flat, ends), shape=(len(columns), len(place))
+    )
 
 
 def _presence(record, objects, place, often, beside, rng) -> list[Question]:
-    """One question a stratum, yes as often as no; none where captions name no object, since then nobody looked for one."""
+    """One question a stratum, yes as often as no.
+
+    None where captions name no object, since then nobody looked for one.
+    """
     present = set(objects)
     absent = [name for name in place if name not in present]
     if not objects and record.boxes is None or not absent:
@@ -194,13 +323,25 @@ def _presence(record, objects, place, often, beside, rng) -> list[Question]:
         0
     ]  # of each kind, in how many pictures it keeps company with each kind that is here
     rank = lambda count: nsmallest(NEAREST, absent, key=lambda name: (-count(name), place[name]))
-    pools = {"random": absent, "popular": rank(often.__getitem__), "adversarial": rank(lambda name: company[place[name]])}
+    pools = {
+        "random": absent,
+        "popular": rank(often.__getitem__),
+        "adversarial": rank(lambda name: company[place[name]]),
+    }
     asked = []
     for stratum, pool in pools.items():
         yes = bool(rng.integers(2)) and bool(objects)
         choice = objects if yes else pool
         target = choice[rng.integers(len(choice))]
-        asked.append(Question("presence", f"{_is_there(target)} in the picture?", "yes" if yes else "no", target, stratum))
+        asked.append(
+            Question(
+                "presence",
+                f"{_is_there(target)} in the picture?",
+                "yes" if yes else "no",
+                target,
+                stratum,
+            )
+        )
     return asked
 
 
@@ -211,17 +352,29 @@ def _is_there(noun: str) -> str:
 
 
 def _facts(record: Record, truth: dict[str, object]) -> list[Question]:
-    """Questions about what is known: the item (or, alone in the picture, the subject), and what the subject does and where."""
+    """Questions about what is known.
+
+    The item (or, alone in the picture, the subject), and what the subject does and where.
+    """
     noun = truth["item"] or truth["subject"]
     if noun is None:
         return []
     count, who = _count(record, noun), truth["subject"]
-    be, things = ("is", noun) if count in (1, None) and plural(noun) != noun else ("are", plural(noun))
-    number = None if count is None else NUMBER_WORDS[count] if count < len(NUMBER_WORDS) else str(count)
+    be, things = (
+        ("is", noun) if count in (1, None) and plural(noun) != noun else ("are", plural(noun))
+    )
+    number = (
+        None if count is None else NUMBER_WORDS[count] if count < len(NUMBER_WORDS) else str(count)
+    )
     texts = {
-        "colour": (f"What colour {be} the {things}?", truth["colour"], noun), "place": (f"Where is the {who}?", truth["place"], who),
+        "colour": (f"What colour {be} the {things}?", truth["colour"], noun),
+        "place": (f"Where is the {who}?", truth["place"], who),
         "action": (f"What is the {who} doing?", truth["action"], who),
         "side": (f"On which side of the picture {be} the {things}?", truth["side"], noun),
         "count": (f"How many {plural(noun)} are there?", number, noun),
-    }  # fmt: skip
-    return [Question(kind, text, answer, target) for kind, (text, answer, target) in texts.items() if answer]
+    }
+    return [
+        Question(kind, text, answer, target)
+        for kind, (text, answer, target) in texts.items()
+        if answer
+    ]

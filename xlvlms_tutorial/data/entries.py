@@ -1,4 +1,7 @@
-"""Entries of files, checked while they are read: what lacks a key is of another form, and a wrong value is told with file and key."""
+"""Entries of files, checked while they are read.
+
+What lacks a key is of another form, and a wrong value is told with file and key.
+"""
 
 import reprlib
 from collections.abc import Callable, Iterable
@@ -8,18 +11,26 @@ from xlvlms_tutorial.data.gathered import Part
 from xlvlms_tutorial.data.tree import SPLITS
 from xlvlms_tutorial.errors import AnnotationError
 
-FORMS = """COCO's (images and annotations), Karpathy's (images with sentences), Visual Genome's (regions), VQA's (questions; annotations),
-csv or json lines with a column file""".replace("\n", " ")
+FORMS = (
+    "COCO's (images and annotations), Karpathy's (images with sentences), "
+    "Visual Genome's (regions), VQA's (questions; annotations), "
+    "csv or json lines with a column file"
+)
 KNOWN = f"known forms: {FORMS}"
 LARGEST = 1e9  # pixels: more than any picture has
 
 
 class Stray(AnnotationError):
-    """A file, or an entry of one, that lacks what every form that is known has; wrong values are errors of their own."""
+    """A file, or an entry of one, that lacks what every form that is known has.
+
+    Wrong values are errors of their own.
+    """
 
 
 def each(entries: Iterable[object], read_one: Callable) -> list:
-    """Every entry read; a file is a stray where none fits, and wrong where some do and one does not.
+    """Every entry read.
+
+    A file is a stray where none fits, and wrong where some do and one does not.
 
     Raises
     ------
@@ -37,20 +48,35 @@ def each(entries: Iterable[object], read_one: Callable) -> list:
     return done
 
 
-def value(part: Part, where: str, entry: object, key: str, kind: type | tuple[type, ...] = (int, str), empty: bool = False) -> object:
+def value(
+    part: Part,
+    where: str,
+    entry: object,
+    key: str,
+    kind: type | tuple[type, ...] = (int, str),
+    empty: bool = False,
+) -> object:
     """A value of an entry.
 
     Raises
     ------
     AnnotationError
-        If it is of another type, or empty; a :class:`Stray` if it is absent. The message names file and key.
+        If it is of another type, or empty; a :class:`Stray` if it is absent.
+        The message names file and key.
     """
     if not isinstance(entry, dict) or key not in entry:
         raise Stray(f"{part}: an entry of {where!r} has no {key!r}", KNOWN)
     return checked(part, where, key, entry[key], kind, empty)
 
 
-def checked(part: Part, where: str, key: str, value: object, kind: type | tuple[type, ...], empty: bool = False) -> object:
+def checked(
+    part: Part,
+    where: str,
+    key: str,
+    value: object,
+    kind: type | tuple[type, ...],
+    empty: bool = False,
+) -> object:
     """A value as it is.
 
     Raises
@@ -96,17 +122,25 @@ def split_of(part: Part, split: object) -> str | None:
         return None
     plain = split.strip().lower() if isinstance(split, str) else None
     if plain not in SPLITS:
-        raise AnnotationError(f"{part}: 'split' is {reprlib.repr(split)}", f"allowed: {', '.join(SPLITS)}")
+        raise AnnotationError(
+            f"{part}: 'split' is {reprlib.repr(split)}", f"allowed: {', '.join(SPLITS)}"
+        )
     return SPLITS[plain]
 
 
 def measured(value: object) -> bool:
     """Whether a value is a number that pixels can have."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and -LARGEST < value < LARGEST
+    return (
+        isinstance(value, (int, float))
+        and not isinstance(value, bool)
+        and -LARGEST < value < LARGEST
+    )
 
 
 def answer_of(part: Part, where: str, entry: dict, keys: Iterable[str]) -> str:
-    """The answer of an entry by the first of some keys: a text or a number, or the most frequent of several.
+    """The answer of an entry by the first of some keys.
+
+    A text or a number, or the most frequent of several.
 
     Raises
     ------
@@ -119,5 +153,8 @@ def answer_of(part: Part, where: str, entry: dict, keys: Iterable[str]) -> str:
         key = key or next(iter(keys))
         if key not in entry:
             raise Stray(f"{part}: an entry of {where!r} has no {key!r}", KNOWN)
-        raise AnnotationError(f"{part}: {key!r} of {where!r} is {reprlib.repr(entry[key])}", "give a text, a number or a list of answers")
+        raise AnnotationError(
+            f"{part}: {key!r} of {where!r} is {reprlib.repr(entry[key])}",
+            "give a text, a number or a list of answers",
+        )
     return text

@@ -1,4 +1,7 @@
-"""The forms in which files of a folder speak of pictures, each read into what is gathered: nothing is added of a file that does not fit."""
+"""The forms in which files of a folder speak of pictures, each read into what is gathered.
+
+Nothing is added of a file that does not fit.
+"""
 
 import json
 import reprlib
@@ -7,7 +10,16 @@ from functools import partial
 from pathlib import Path
 
 from xlvlms_tutorial.data.annotations import objects_in, question_type
-from xlvlms_tutorial.data.entries import KNOWN, Stray, answer_of, each, measured, optional, split_of, value
+from xlvlms_tutorial.data.entries import (
+    KNOWN,
+    Stray,
+    answer_of,
+    each,
+    measured,
+    optional,
+    split_of,
+    value,
+)
 from xlvlms_tutorial.data.gathered import Gathered, Part, Picture
 from xlvlms_tutorial.data.rows import add_rows, read_csv, roles_of
 from xlvlms_tutorial.data.tree import inside, named_split
@@ -18,24 +30,34 @@ Later = Callable[[], None]
 
 
 def read(gathered: Gathered, part: Part, linked: bool) -> list[tuple[int, Later]]:
-    """Read a file. Pictures that it lists are added at once; what only refers to them is given back with the order in which to do it.
+    """Read a file.
+
+    Pictures that it lists are added at once; what only refers to them is given back
+    with the order in which to do it.
 
     Raises
     ------
     AnnotationError
-        If something of the file fits a form that is known and something does not; a :class:`Stray` if nothing does.
+        If something of the file fits a form that is known and something does not; a
+        :class:`Stray` if nothing does.
     """
     if part.path.lower().endswith(".csv"):
         return [(0, partial(add_rows, gathered, part, read_csv(part, linked), "csv"))]
     content = _json(part)
-    if isinstance(content, dict) and roles_of(content)["file"] and not {"questions", "images", "annotations"} & set(content):
+    if (
+        isinstance(content, dict)
+        and roles_of(content)["file"]
+        and not {"questions", "images", "annotations"} & set(content)
+    ):
         content = [content]  # one line of json lines
     first = content[0] if isinstance(content, list) and content else content
     has = lambda key: isinstance(first, dict) and isinstance(first.get(key), list)
     if isinstance(content, list) and has("regions"):
         return [(1, _read_regions(gathered, part, content))]
     roles = roles_of(first) if isinstance(content, list) and isinstance(first, dict) else {}
-    if roles.get("file") and (roles["question"] or roles["captions"] or part.path.lower().endswith(".jsonl")):
+    if roles.get("file") and (
+        roles["question"] or roles["captions"] or part.path.lower().endswith(".jsonl")
+    ):
         return [(0, partial(add_rows, gathered, part, content, "json lines"))]
     if not isinstance(content, dict) or not any(map(has, ("questions", "images", "annotations"))):
         raise Stray(f"{part} is of no form that is known", KNOWN)
@@ -50,7 +72,10 @@ def read(gathered: Gathered, part: Part, linked: bool) -> list[tuple[int, Later]
 
 
 def _json(part: Part) -> object:
-    """The content of a json file, or of json lines, which POPE's files are under the name of json."""
+    """The content of a json file, or of json lines.
+
+    POPE's files are json lines under the name of json.
+    """
     try:
         text = Path(part.path).read_text(encoding="utf-8-sig")
         try:
@@ -73,10 +98,19 @@ def _read_karpathy(gathered: Gathered, part: Part, content: dict) -> None:
     part.form = "Karpathy's captions"
 
     def one(entry: object) -> tuple:
-        said = [value(part, "sentences", s, "raw", str, True) for s in value(part, "images", entry, "sentences", list)]
+        said = [
+            value(part, "sentences", s, "raw", str, True)
+            for s in value(part, "images", entry, "sentences", list)
+        ]
         folder = optional(part, "images", entry, "filepath") or "."
-        name, split = _listed(part, entry | {"filename": f"{folder}/{value(part, 'images', entry, 'filename', str)}"}, "filename")
-        key = next((value(part, "images", entry, key) for key in ("cocoid", "imgid") if key in entry), name)
+        name, split = _listed(
+            part,
+            entry | {"filename": f"{folder}/{value(part, 'images', entry, 'filename', str)}"},
+            "filename",
+        )
+        key = next(
+            (value(part, "images", entry, key) for key in ("cocoid", "imgid") if key in entry), name
+        )
         return str(key), name, split, said
 
     for key, name, split, said in each(content["images"], one):
@@ -92,20 +126,37 @@ def _read_coco(gathered: Gathered, part: Part, content: dict) -> None:
         raise Stray(f"{part}: an entry of 'file' has no 'annotations'", KNOWN)
 
     def kind(entry: object) -> None:
-        key, name = str(value(part, "categories", entry, "id")), value(part, "categories", entry, "name", str).strip()
+        key, name = (
+            str(value(part, "categories", entry, "id")),
+            value(part, "categories", entry, "name", str).strip(),
+        )
         if names.setdefault(key, name) != name:
-            raise AnnotationError(f"{part}: kind {key} is both {names[key]} and {name}", "give every kind an id of its own")
+            raise AnnotationError(
+                f"{part}: kind {key} is both {names[key]} and {name}",
+                "give every kind an id of its own",
+            )
 
     def image(entry: object) -> tuple:
         key, (name, split) = str(value(part, "images", entry, "id")), _listed(part, entry)
         if listed.setdefault(key, name) != name:
-            raise AnnotationError(f"{part}: image {key} is both {listed[key]} and {name}", "give every picture an id of its own")
-        return key, name, split, entry.get("width") if measured(entry.get("width")) and entry["width"] > 0 else None
+            raise AnnotationError(
+                f"{part}: image {key} is both {listed[key]} and {name}",
+                "give every picture an id of its own",
+            )
+        return (
+            key,
+            name,
+            split,
+            entry.get("width") if measured(entry.get("width")) and entry["width"] > 0 else None,
+        )
 
     def annotation(entry: object) -> tuple:
         key = str(value(part, "annotations", entry, "image_id"))
         if key not in listed:
-            raise AnnotationError(f"{part}: 'image_id' {key} is not among its 'images'", "add the picture, or take the annotation out")
+            raise AnnotationError(
+                f"{part}: 'image_id' {key} is not among its 'images'",
+                "add the picture, or take the annotation out",
+            )
         if "caption" in entry:
             return key, value(part, "annotations", entry, "caption", str, True), None, False
         return key, *_box(part, names, entry)
@@ -129,10 +180,18 @@ def _read_coco(gathered: Gathered, part: Part, content: dict) -> None:
 
 def _box(part: Part, names: dict[str, str], entry: dict) -> tuple[tuple, str | None, bool]:
     """A box with its kind, its id and whether it holds more than one."""
-    kind, box = str(value(part, "annotations", entry, "category_id")), value(part, "annotations", entry, "bbox", list)
+    kind, box = (
+        str(value(part, "annotations", entry, "category_id")),
+        value(part, "annotations", entry, "bbox", list),
+    )
     if kind not in names or len(box) != 4 or not all(map(measured, box)) or min(box[2:]) < 0:
-        message = f"'category_id' {reprlib.repr(entry['category_id'])} and 'bbox' {reprlib.repr(box)}"
-        raise AnnotationError(f"{part}: {message} of an annotation", "give a category that is listed, and x, y, width, height in pixels")
+        message = (
+            f"'category_id' {reprlib.repr(entry['category_id'])} and 'bbox' {reprlib.repr(box)}"
+        )
+        raise AnnotationError(
+            f"{part}: {message} of an annotation",
+            "give a category that is listed, and x, y, width, height in pixels",
+        )
     number = None if entry.get("id") is None else str(value(part, "annotations", entry, "id"))
     return (names[kind], *map(float, box)), number, bool(entry.get("iscrowd"))
 
@@ -143,7 +202,10 @@ def _read_regions(gathered: Gathered, part: Part, content: list) -> Later:
 
     def one(entry: object) -> tuple:
         key = str(value(part, "file", entry, "id"))
-        return key, [value(part, "regions", r, "phrase", str, True) for r in value(part, "file", entry, "regions", list)]
+        return key, [
+            value(part, "regions", r, "phrase", str, True)
+            for r in value(part, "file", entry, "regions", list)
+        ]
 
     entries = each(content, one)
 
@@ -161,20 +223,34 @@ def _read_answers(gathered: Gathered, part: Part, entries: list) -> None:
 
     def one(entry: object) -> tuple:
         number = str(value(part, "annotations", entry, "question_id"))
-        image = str(value(part, "annotations", entry, "image_id")) if entry.get("image_id") is not None else None
-        return number, image, answer_of(part, "annotations", entry, ("multiple_choice_answer", "answers"))
+        image = (
+            str(value(part, "annotations", entry, "image_id"))
+            if entry.get("image_id") is not None
+            else None
+        )
+        return (
+            number,
+            image,
+            answer_of(part, "annotations", entry, ("multiple_choice_answer", "answers")),
+        )
 
     for entry in each(entries, one):
         gathered.answer(part, *entry)
 
 
 def _read_questions(gathered: Gathered, part: Part, content: dict) -> Later:
-    """Questions of a VQA file; type, target and stratum are read where a file has them, else told by the wording."""
+    """Questions of a VQA file.
+
+    Type, target and stratum are read where a file has them, else told by the wording.
+    """
     part.form, subset = "VQA questions", content.get("data_subtype")
     part.split = part.split or (named_split(subset) if isinstance(subset, str) else None)
 
     def one(entry: object) -> tuple:
-        text, key = value(part, "questions", entry, "question", str), str(value(part, "questions", entry, "image_id"))
+        text, key = (
+            value(part, "questions", entry, "question", str),
+            str(value(part, "questions", entry, "image_id")),
+        )
         extra = [optional(part, "questions", entry, name) for name in ("type", "target", "stratum")]
         return str(value(part, "questions", entry, "question_id")), key, text, extra
 
@@ -184,7 +260,10 @@ def _read_questions(gathered: Gathered, part: Part, content: dict) -> Later:
         number, key, text, extra = entry
         answer = gathered.answer_to(part, number, key, part.split)
         if answer is None:
-            raise Stray(f"{part}: question {number} has no answer", "add a json with annotations for all questions")
+            raise Stray(
+                f"{part}: question {number} has no answer",
+                "add a json with annotations for all questions",
+            )
         return number, key, text, answer, extra
 
     def add() -> None:

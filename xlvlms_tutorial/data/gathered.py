@@ -1,4 +1,7 @@
-"""What the files of a folder say together: which entries are of one picture, one box, one question, and of which split."""
+"""What the files of a folder say together.
+
+Which entries are of one picture, one box, one question, and of which split.
+"""
 
 import posixpath
 from collections import Counter, defaultdict
@@ -10,7 +13,8 @@ from xlvlms_tutorial.data.tree import PICTURES, Tree, folder_split, inside
 from xlvlms_tutorial.errors import AnnotationError
 from xlvlms_tutorial.samples import Question
 
-BY_ID, BY_FILE, BY_ENTRY = 1, 2, 3  # who tells a split: a file that gives ids alone, a file that lists pictures, the entry itself
+# who tells a split: a file that gives ids alone, a file that lists pictures, the entry itself
+BY_ID, BY_FILE, BY_ENTRY = 1, 2, 3
 
 
 @dataclass
@@ -24,7 +28,7 @@ class Picture(Record):
 
 @dataclass
 class Part:
-    """What one file gave: how much was taken, how much was left and, where nothing could be taken, why."""
+    """What one file gave: how much was taken and left, and why where nothing could be taken."""
 
     file: str  # from the folder
     path: str
@@ -47,7 +51,10 @@ class Part:
 
 
 class Gathered:
-    """The pictures of a folder. One picture is one file: ids may start anew in each file, and one file may have several ids."""
+    """The pictures of a folder.
+
+    One picture is one file: ids may start anew in each file, and one file may have several ids.
+    """
 
     def __init__(self, tree: Tree) -> None:
         self.tree = tree
@@ -70,19 +77,24 @@ class Gathered:
         Raises
         ------
         AnnotationError
-            If the name leaves the folder or fits pictures that differ, or two files put the picture into two splits.
+            If the name leaves the folder or fits pictures that differ, or two files
+            put the picture into two splits.
         """
         name, split = inside(part, name), own or part.split
         path = self.tree.picture(part.file, name, split)
         if path and not own and "/" not in name and self.tree.apart(path, split):
             path = None  # the picture of another split that has the same name
         mark = path or (name, split)
-        picture = self.by_place.get(mark) or self._copy(key, path, split) or self._new(key, path, name)
+        picture = (
+            self.by_place.get(mark) or self._copy(key, path, split) or self._new(key, path, name)
+        )
         self.by_place[mark] = self.by_id[key][id(picture)] = picture
         return self._placed(part, picture, split, BY_ENTRY if own else BY_FILE)
 
     def numbered(self, part: Part, key: str, split: str | None, by_name: bool = False) -> Picture:
-        """The picture of an entry that gives an id alone; with ``by_name`` ids are names of files before they are those of other files.
+        """The picture of an entry that gives an id alone.
+
+        With ``by_name`` ids are names of files before they are those of other files.
 
         Raises
         ------
@@ -104,19 +116,30 @@ class Gathered:
         beside = [p for p in fitting if posixpath.dirname(p.source) == posixpath.dirname(part.file)]
         if len(fitting) > 1 and len(beside) != 1:
             message = f"{part}: image {key} may be {fitting[0].source} or {fitting[1].source}"
-            raise AnnotationError(message, "give every picture an id of its own, or put the split into the file's name")
+            raise AnnotationError(
+                message,
+                "give every picture an id of its own, or put the split into the file's name",
+            )
         return fitting[0] if len(fitting) == 1 else beside[0]
 
     def _named_by(self, part: Part, key: str, split: str | None) -> str | None:
         """The picture whose name is an id, as COCO and Visual Genome write it."""
         stems = [key]
         if key.isdecimal() and len(key) <= 12:
-            stems += [f"{int(key):012d}", *(f"COCO_{at}_{int(key):012d}" for at in ("train2014", "val2014", "test2015"))]
+            stems += [
+                f"{int(key):012d}",
+                *(f"COCO_{at}_{int(key):012d}" for at in ("train2014", "val2014", "test2015")),
+            ]
         names = (inside(part, f"{stem}{end}") for stem in stems for end in PICTURES)
-        return next(filter(None, (self.tree.picture(part.file, name, split) for name in names)), None)
+        return next(
+            filter(None, (self.tree.picture(part.file, name, split) for name in names)), None
+        )
 
     def _copy(self, key: str, path: str | None, split: str | None) -> Picture | None:
-        """A picture that is known under the same id and holds the same as another file of the same split."""
+        """A picture that is known under the same id already.
+
+        It holds the same as another file of the same split.
+        """
         first = self.first.setdefault((key, split), path) if path else None
         if first in (None, path):
             return None
@@ -129,20 +152,36 @@ class Gathered:
         return self.pictures[-1]
 
     def _placed(self, part: Part, picture: Picture, split: str | None, rank: int) -> Picture:
-        """The picture, in the split of what knows best: two splits for one picture would be one leaking into the other."""
+        """The picture, in the split of what knows best.
+
+        Two splits for one picture would be one leaking into the other.
+        """
         part.pictures[id(picture)] = picture
         if split and rank == picture.rank and split != picture.split:
-            message = f"{part}: {picture.source} is of {split}, but of {picture.split} by {picture.teller}"
-            raise AnnotationError(message, "leave every picture in one split, so that none leaks into another")
+            message = (
+                f"{part}: {picture.source} is of {split}, but of "
+                f"{picture.split} by {picture.teller}"
+            )
+            raise AnnotationError(
+                message, "leave every picture in one split, so that none leaks into another"
+            )
         if split and rank > picture.rank:
             picture.split, picture.rank, picture.teller = split, rank, part
         return picture
 
     def caption(self, part: Part, picture: Picture, text: str) -> None:
         """Add a caption that the picture does not have yet."""
-        self._add(part, "captions", (id(picture), text.strip()) if text.strip() else None, picture.captions, text.strip())
+        self._add(
+            part,
+            "captions",
+            (id(picture), text.strip()) if text.strip() else None,
+            picture.captions,
+            text.strip(),
+        )
 
-    def question(self, part: Part, picture: Picture, question: Question, key: object = None) -> None:
+    def question(
+        self, part: Part, picture: Picture, question: Question, key: object = None
+    ) -> None:
         """Add a question, once where the same one comes again under the same id."""
         self._add(part, "questions", (id(picture), key, question), picture.questions, question)
 
@@ -155,9 +194,11 @@ class Gathered:
         part.taken[what] += 1
 
     def box(self, part: Part, picture: Picture, box: tuple, key: object, crowd: bool) -> None:
-        """Add a box unless it repeats one: ids of boxes start anew in files, so the same is what has the same kind and place.
+        """Add a box unless it repeats one.
 
-        Keypoints repeat the boxes of instances. Two boxes at one place of one file count twice if their ids differ.
+        Ids of boxes start anew in files, so the same is what has the same kind and
+        place. Keypoints repeat the boxes of instances. Two boxes at one place of one
+        file count twice if their ids differ.
         """
         mark = (id(picture), box)
         part.boxes[mark].add(key)
@@ -182,14 +223,18 @@ class Gathered:
             raise _two_answers(question, [mine[part.file], (part, text)])
 
     def answer_to(self, part: Part, question: str, image: str, split: str | None) -> str | None:
-        """The answer to a question of a file: that of its picture, from a file of its split; None where there is none.
+        """The answer to a question of a file: that of its picture, from a file of its split.
+
+        None where there is none.
 
         Raises
         ------
         AnnotationError
             If files answer in different ways.
         """
-        answers = [one for key in (image, None) for one in self.answers.get((question, key), {}).values()]
+        answers = [
+            one for key in (image, None) for one in self.answers.get((question, key), {}).values()
+        ]
         answers = [one for one in answers if split is None or one[0].split in (None, split)]
         answers = [one for one in answers if one[0].split == split] or answers
         at = posixpath.dirname(part.file)
@@ -201,10 +246,17 @@ class Gathered:
         return answers[0][1] if answers else None
 
     def finish(self) -> None:
-        """Settle what only all files together say: splits by pictures' folders, ids that are taken twice, pictures that are missing."""
+        """Settle what only all files together say.
+
+        Splits by pictures' folders, ids that are taken twice, pictures that are missing.
+        """
         for kept in (self.seen, self.kept, *(part.boxes for part in self.parts)):
             kept.clear()  # of no use after reading, and large
-        absent = [part for part in self.parts if part.pictures and not any(p.there for p in part.pictures.values())]
+        absent = [
+            part
+            for part in self.parts
+            if part.pictures and not any(p.there for p in part.pictures.values())
+        ]
         for part in absent:
             part.reason = str(missing(self.tree, list(part.pictures.values())))
             part.taken.clear()
@@ -213,7 +265,8 @@ class Gathered:
         self.pictures = [p for p in self.pictures if id(p) in needed or id(p) not in gone]
         splits = {picture.split for picture in self.pictures} - {None}
         own = {id(p): folder_split(p.source) for p in self.pictures if p.split is None and p.there}
-        if splits or len({*own.values()} - {None}) > 1:  # pictures that are all in one folder of a name are not divided by it
+        # pictures that are all in one folder of a name are not divided by it
+        if splits or len({*own.values()} - {None}) > 1:
             for picture in self.pictures:
                 picture.split = picture.split or own.get(id(picture))
         self.shared = self._shared()
@@ -222,7 +275,10 @@ class Gathered:
             picture.id = picture.source if often[picture.id] > 1 else picture.id
 
     def _shared(self) -> list[tuple[str, str]]:
-        """Pictures of two splits under one id or name that hold the same; files of other sizes need no reading."""
+        """Pictures of two splits under one id or name that hold the same.
+
+        Files of other sizes need no reading.
+        """
         alike, pairs = defaultdict(list), {}
         for picture in self.pictures:
             if picture.split and picture.there:
@@ -248,4 +304,7 @@ def missing(tree: Tree, pictures: Iterable[Picture]) -> AnnotationError:
 
 def _two_answers(question: str, answers: list[tuple[Part, str]]) -> AnnotationError:
     listed = " and ".join(f"{text!r} ({part})" for part, text in answers[:3])
-    return AnnotationError(f"question {question} has two answers: {listed}", "leave one, or put splits into the names of files or folders")
+    return AnnotationError(
+        f"question {question} has two answers: {listed}",
+        "leave one, or put splits into the names of files or folders",
+    )

@@ -1,4 +1,7 @@
-"""Datasets of the hub by short names, streamed: a seeded subset comes without downloading the whole."""
+"""Datasets of the hub by short names, streamed.
+
+A seeded subset comes without downloading the whole.
+"""
 
 import io
 from collections.abc import Callable, Iterator, Mapping
@@ -12,7 +15,13 @@ from zlib import crc32
 import numpy as np
 from PIL import Image
 
-from xlvlms_tutorial.data.annotations import Record, answer_text, objects_in, question_type, samples_of
+from xlvlms_tutorial.data.annotations import (
+    Record,
+    answer_text,
+    objects_in,
+    question_type,
+    samples_of,
+)
 from xlvlms_tutorial.errors import HubError, LoadError, SelectionError, XlvlmsError
 from xlvlms_tutorial.samples import Question, Sample
 from xlvlms_tutorial.text import STYLES, style_share
@@ -26,9 +35,11 @@ FRAMES = 8  # of a video, evenly spaced
 class HubSet:
     """Where a dataset lies and how a row of it is read.
 
-    ``splits`` maps our names to the (configuration, split) pairs of the repository that make them up; names with the same pairs divide
-    them, picture by picture. ``pictures`` says where the pictures lie if they are apart. ``repo`` may be a local folder in the same form;
-    a revision makes it the same for ever. With a style, only pictures with a caption in that style are kept, with these captions alone.
+    ``splits`` maps our names to the (configuration, split) pairs of the repository that make
+    them up; names with the same pairs divide them, picture by picture. ``pictures`` says where
+    the pictures lie if they are apart. ``repo`` may be a local folder in the same form; a
+    revision makes it the same for ever. With a style, only pictures with a caption in that style
+    are kept, with these captions alone.
     """
 
     repo: str
@@ -41,9 +52,10 @@ class HubSet:
 
 
 def hub_samples(name: str, n: int, split: str = "test", seed: int = 0) -> list[Sample]:
-    """At most ``n`` samples of a dataset of ``HUB``, shuffled by the seed within a buffer; the first are those of a shorter list.
+    """At most ``n`` samples of a dataset of ``HUB``, shuffled by the seed within a buffer.
 
-    Pictures, sounds and videos are decoded when asked for. Loading scripts are never run. Truth and questions of pictures are those of
+    The first are those of a shorter list. Pictures, sounds and videos are decoded when asked for.
+    Loading scripts are never run. Truth and questions of pictures are those of
     :func:`~xlvlms_tutorial.data.annotations.samples_of`, where strata rest on the samples drawn.
 
     Raises
@@ -51,7 +63,8 @@ def hub_samples(name: str, n: int, split: str = "test", seed: int = 0) -> list[S
     HubError
         If the repository cannot be reached and is not in the cache.
     LoadError
-        If the package datasets is missing, or the repository lacks a column or needs a loading script.
+        If the package datasets is missing, or the repository lacks a
+        column or needs a loading script.
     SelectionError
         If ``n`` is below 1, or the dataset has no such split.
     """
@@ -59,7 +72,9 @@ def hub_samples(name: str, n: int, split: str = "test", seed: int = 0) -> list[S
     if not isinstance(n, Integral) or n < 1:
         raise SelectionError(f"n={n!r}", "give 1 or more")
     if split not in source.splits:
-        raise SelectionError(f"{name} has no split {split!r}", f"there are: {', '.join(source.splits)}")
+        raise SelectionError(
+            f"{name} has no split {split!r}", f"there are: {', '.join(source.splits)}"
+        )
     records = []
     with _told(name, source):
         rows = _stream(source, source.splits[split], seed)
@@ -68,35 +83,58 @@ def hub_samples(name: str, n: int, split: str = "test", seed: int = 0) -> list[S
             _find_pictures(source, source.pictures[split], records)
     if source.modality == "image":
         return samples_of(records, records, seed=seed)
-    return [Sample(r.id, r.source, tuple(r.captions), tuple(r.questions), r.truth, source.modality) for r in records]
+    return [
+        Sample(r.id, r.source, tuple(r.captions), tuple(r.questions), r.truth, source.modality)
+        for r in records
+    ]
 
 
 @contextmanager
 def _told(name: str, source: HubSet) -> Iterator[None]:
     """Errors of the libraries below in our words."""
-    from huggingface_hub.errors import HTTPError  # of the client that this version of the hub's library uses
+    # of the client that this version of the hub's library uses
+    from huggingface_hub.errors import HTTPError
 
     try:
         yield
     except ImportError as cause:
-        raise LoadError(f"{name!r} needs the package {cause.name}, which is not installed", f"pip install {cause.name}") from cause
+        raise LoadError(
+            f"{name!r} needs the package {cause.name}, which is not installed",
+            f"pip install {cause.name}",
+        ) from cause
     except (HTTPError, OSError) as cause:
         raise HubError(source.repo) from cause
     except KeyError as cause:
         told = f"a row of {source.repo!r} ({name}) has no column {cause.args[0]!r}"
-        raise LoadError(told, "use a repository that has: HUB[name] = dataclasses.replace(HUB[name], repo=...)") from cause
+        raise LoadError(
+            told, "use a repository that has: HUB[name] = dataclasses.replace(HUB[name], repo=...)"
+        ) from cause
     except (AttributeError, RuntimeError, TypeError, ValueError) as cause:
         if isinstance(cause, XlvlmsError):
             raise
-        told = f"{source.repo!r} ({name}) cannot be read without running its code, or not at all ({cause})"
-        raise LoadError(told, "use a copy in parquet form: HUB[name] = dataclasses.replace(HUB[name], repo=...), or a folder") from cause
+        told = (
+            f"{source.repo!r} ({name}) cannot be read without running its "
+            f"code, or not at all ({cause})"
+        )
+        raise LoadError(
+            told,
+            (
+                "use a copy in parquet form: HUB[name] = "
+                "dataclasses.replace(HUB[name], repo=...), or a folder"
+            ),
+        ) from cause
 
 
-def _stream(source: HubSet, parts: tuple[tuple[str | None, str], ...], seed: int | None) -> Iterator[Mapping[str, object]]:
+def _stream(
+    source: HubSet, parts: tuple[tuple[str | None, str], ...], seed: int | None
+) -> Iterator[Mapping[str, object]]:
     """The rows of some splits, shuffled where a seed is given, media as bytes."""
     from datasets import concatenate_datasets, load_dataset
 
-    found = [load_dataset(source.repo, config, split=split, streaming=True, revision=source.revision) for config, split in parts]
+    found = [
+        load_dataset(source.repo, config, split=split, streaming=True, revision=source.revision)
+        for config, split in parts
+    ]
     rows = concatenate_datasets([part.decode(False) for part in found])
     return iter(rows if seed is None else rows.shuffle(seed=seed, buffer_size=BUFFER))
 
@@ -108,7 +146,9 @@ def _kept(source: HubSet, split: str, records: Iterator[Record]) -> Iterator[Rec
             continue
         if source.style:
             fitting = style_share(record.captions, source.style) if record.captions else []
-            record.captions = [caption for caption, fits in zip(record.captions, fitting, strict=True) if fits]
+            record.captions = [
+                caption for caption, fits in zip(record.captions, fitting, strict=True) if fits
+            ]
         if record.captions or not source.style:
             yield record
 
@@ -132,8 +172,15 @@ def _picture(row: Mapping[str, object]) -> Callable[[], Image.Image]:
     """What makes a row's picture: from its bytes or file, else from its address."""
     held = row.get("image")
     if held is None and not str(row["url"]).startswith(("http://", "https://")):
-        raise LoadError(f"the address {row['url']!r} of a picture is none of the web", "use a repository that holds its pictures")
-    return (lambda: Image.open(_file(held))) if held is not None else (lambda: Image.open(_fetch(str(row["url"]))))
+        raise LoadError(
+            f"the address {row['url']!r} of a picture is none of the web",
+            "use a repository that holds its pictures",
+        )
+    return (
+        (lambda: Image.open(_file(held)))
+        if held is not None
+        else (lambda: Image.open(_fetch(str(row["url"]))))
+    )
 
 
 def _file(held: Mapping[str, object] | bytes) -> io.BytesIO:
@@ -169,14 +216,16 @@ def _frames(held: Mapping[str, object]) -> list[Image.Image]:
     try:
         import av
     except ImportError as cause:
-        raise LoadError("videos are read by the package av, which is not installed", "pip install av") from cause
+        raise LoadError(
+            "videos are read by the package av, which is not installed", "pip install av"
+        ) from cause
     with av.open(_file(held)) as opened:
         frames = [frame.to_image() for frame in opened.decode(video=0)]
     return [frames[k] for k in np.linspace(0, len(frames) - 1, FRAMES).round().astype(int)]
 
 
 def _texts(value: object) -> list[str]:
-    """Captions from a text, a list of texts, or a list of records with the text as "raw" or "phrase"."""
+    """Captions from a text, a list of texts or of records with the text as "raw" or "phrase"."""
     listed = [value] if isinstance(value, str) else list(value or ())
     texts = [v if isinstance(v, str) else v["raw" if "raw" in v else "phrase"] for v in listed]
     return list(dict.fromkeys(text.strip() for text in texts if text.strip()))
@@ -186,7 +235,9 @@ def _question(text: str, answer: object, stratum: str | None = None) -> Question
     plain = answer_text(answer)
     if plain is None or not text.strip():
         raise ValueError(f"question {text!r} with answer {answer!r}")
-    return Question(question_type(text, plain), text, plain, next(iter(objects_in(text)), ""), stratum)
+    return Question(
+        question_type(text, plain), text, plain, next(iter(objects_in(text)), ""), stratum
+    )
 
 
 def _read_coco(row: Mapping[str, object]) -> Record:
@@ -194,13 +245,17 @@ def _read_coco(row: Mapping[str, object]) -> Record:
 
 
 def _read_vqa(row: Mapping[str, object]) -> Record:
-    answer = row.get("multiple_choice_answer") if "answers" in row else row["multiple_choice_answer"]
+    answer = (
+        row.get("multiple_choice_answer") if "answers" in row else row["multiple_choice_answer"]
+    )
     asked = _question(row["question"], row["answers"] if answer is None else answer)
     return Record(f"{row['image_id']}-{row['question_id']}", _picture(row), questions=[asked])
 
 
 def _read_gqa(row: Mapping[str, object]) -> Record:
-    return Record(str(row["id"]), row["imageId"], questions=[_question(row["question"], row["answer"])])
+    return Record(
+        str(row["id"]), row["imageId"], questions=[_question(row["question"], row["answer"])]
+    )
 
 
 def _read_regions(row: Mapping[str, object]) -> Record:
@@ -209,7 +264,11 @@ def _read_regions(row: Mapping[str, object]) -> Record:
 
 def _read_pope(row: Mapping[str, object]) -> Record:
     asked = _question(row["question"], row["answer"], row["category"])
-    return Record(f"{row['image_source']}-{row['category']}-{row['question_id']}", _picture(row), questions=[asked])
+    return Record(
+        f"{row['image_source']}-{row['category']}-{row['question_id']}",
+        _picture(row),
+        questions=[asked],
+    )
 
 
 def _read_clip(row: Mapping[str, object]) -> Record:
@@ -229,20 +288,31 @@ def _same(*names: str, config: str | None = None) -> dict[str, tuple[tuple[str |
 _KARPATHY = _same("validation", "test") | {"train": ((None, "train"), (None, "restval"))}
 _GQA = {"train": ("train", "train"), "validation": ("val", "val"), "test": ("testdev", "testdev")}
 _VG = "region_descriptions_v1.2.0"
-# Repositories in parquet form by their documentation. Visual Genome lies there with a loading script only: give a copy in parquet form.
+# Repositories in parquet form by their documentation. Visual Genome lies there with a loading
+# script only: give a copy in parquet form.
 HUB: dict[str, HubSet] = {
     "coco": HubSet("yerevann/coco-karpathy", _KARPATHY, _read_coco),
-    "vqav2": HubSet("lmms-lab/VQAv2", _same("validation") | {"test": ((None, "validation"),)}, _read_vqa),  # answers of test are withheld
+    # answers of test are withheld
+    "vqav2": HubSet(
+        "lmms-lab/VQAv2", _same("validation") | {"test": ((None, "validation"),)}, _read_vqa
+    ),
     "gqa": HubSet(
-        "lmms-lab/GQA", {name: ((f"{part}_balanced_instructions", split),) for name, (part, split) in _GQA.items()}, _read_gqa,
+        "lmms-lab/GQA",
+        {name: ((f"{part}_balanced_instructions", split),) for name, (part, split) in _GQA.items()},
+        _read_gqa,
         pictures={name: (f"{part}_balanced_images", split) for name, (part, split) in _GQA.items()},
     ),
     "pope": HubSet("lmms-lab/POPE", _same("test"), _read_pope),
     "msr-vtt": HubSet("mteb/MSR-VTT", _same("test"), _read_clip, modality="video"),
-    "audiocaps": HubSet("OpenSound/AudioCaps", _same("train", "validation", "test"), _read_sound, modality="audio"),
+    "audiocaps": HubSet(
+        "OpenSound/AudioCaps", _same("train", "validation", "test"), _read_sound, modality="audio"
+    ),
 } | {
     f"visual-genome-{style}": HubSet(
-        "ranjaykrishna/visual_genome", dict.fromkeys(("train", "validation", "test"), ((_VG, "train"),)), _read_regions, style=style
+        "ranjaykrishna/visual_genome",
+        dict.fromkeys(("train", "validation", "test"), ((_VG, "train"),)),
+        _read_regions,
+        style=style,
     )
     for style in STYLES
-}  # fmt: skip
+}

@@ -1,4 +1,7 @@
-"""What lies where in a folder of data: files and pictures, and the splits that names of files and folders tell."""
+"""What lies where in a folder of data.
+
+Files and pictures, and the splits that names of files and folders tell.
+"""
 
 import os
 import posixpath
@@ -12,18 +15,32 @@ from xlvlms_tutorial.errors import AnnotationError
 from xlvlms_tutorial.io import file_digest
 
 SPLITS = {
-    "train": "train", "training": "train", "restval": "train", "val": "validation", "valid": "validation", "validation": "validation",
-    "dev": "validation", "test": "test", "testing": "test", "testdev": "test",
-}  # fmt: skip
+    "train": "train",
+    "training": "train",
+    "restval": "train",
+    "val": "validation",
+    "valid": "validation",
+    "validation": "validation",
+    "dev": "validation",
+    "test": "test",
+    "testing": "test",
+    "testdev": "test",
+}
 LEVELS = 2  # of folders below the folder itself
 DATA = (".json", ".jsonl", ".csv")
 PICTURES = (".jpg", ".png", ".jpeg", ".webp")
-_NAMED = re.compile(r"(?<![a-z])(test[-_ ]?dev|train(?:ing)?|restval|val(?:id(?:ation)?)?|dev|test(?:ing)?)(?:set|split)?(?![a-z])")
+_NAMED = re.compile(
+    r"(?<![a-z])(test[-_ "
+    r"]?dev|train(?:ing)?|restval|val(?:id(?:ation)?)?|dev|test(?:ing)?)(?:set|split)?(?![a-z])"
+)
 
 
 @lru_cache(maxsize=1024)
 def named_split(name: str) -> str | None:
-    """The split that one name tells: "captions_val2017" and "valid" are of validation; a name with two splits tells none."""
+    """The split that one name tells: "captions_val2017" and "valid" are of validation.
+
+    A name with two splits tells none.
+    """
     plain = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()
     splits = {SPLITS[re.sub("[-_ ]", "", word)] for word in _NAMED.findall(plain)}
     return splits.pop() if len(splits) == 1 else None
@@ -44,22 +61,35 @@ def inside(file: object, name: str) -> str:
     """
     plain = posixpath.normpath(name.replace("\\", "/"))
     if posixpath.isabs(plain) or plain.split("/")[0] == ".." or re.match(r"[A-Za-z]:", plain):
-        raise AnnotationError(f"{file}: the picture {name[:200]!r} is outside of the folder", "give paths below the folder")
+        raise AnnotationError(
+            f"{file}: the picture {name[:200]!r} is outside of the folder",
+            "give paths below the folder",
+        )
     return plain
 
 
 def listing(folder: Path) -> tuple[tuple[str, tuple[str, ...]], ...]:
-    """The folder and its folders, two levels down, each with the names in it: what the folder's reading may be kept by."""
+    """The folder and its folders, two levels down, each with the names in it.
+
+    What the folder's reading may be kept by.
+    """
     folders_in = []
     for at, folders, files in os.walk(folder, followlinks=True):
         below = os.path.relpath(at, folder).replace(os.sep, "/").removeprefix(".")
         folders_in.append((f"{below}/" if below else "", tuple(sorted(folders + files))))
-        folders[:] = sorted(name for name in folders if not hidden(name)) if below.count("/") + bool(below) < LEVELS else []
+        folders[:] = (
+            sorted(name for name in folders if not hidden(name))
+            if below.count("/") + bool(below) < LEVELS
+            else []
+        )
     return tuple(folders_in)
 
 
 def hidden(name: str) -> bool:
-    """Whether a name is one that systems and editors make for themselves: "._captions.json", ".ipynb_checkpoints", "__MACOSX"."""
+    """Whether a name is one that systems and editors make for themselves.
+
+    "._captions.json", ".ipynb_checkpoints", "__MACOSX".
+    """
     return name.startswith(".") or name == "__MACOSX"
 
 
@@ -75,12 +105,18 @@ class Tree:
                     self.places[name].append(place)
         self.splits = {folder_split(place) for place, _ in listed} - {None}
         self.contents: dict[str, object] = {}
-        self.pictures = {f"{place}{name}" for name, at in self.places.items() if name.lower().endswith(PICTURES) for place in at}
+        self.pictures = {
+            f"{place}{name}"
+            for name, at in self.places.items()
+            if name.lower().endswith(PICTURES)
+            for place in at
+        }
 
     def picture(self, file: str, name: str, split: str | None) -> str | None:
         """The path of a picture that a file calls by a name, None where there is none.
 
-        Of several, it is the one beside the file, else the one in a folder of the split, else the one that the name says from the folder.
+        Of several, it is the one beside the file, else the one in a folder of the split, else the
+        one that the name says from the folder.
 
         Raises
         ------
@@ -88,7 +124,8 @@ class Tree:
             If several pictures that differ are left.
         """
         paths = [f"{place}{name}" for place in self.places.get(name.partition("/")[0], ())]
-        paths = [path for path in paths if os.path.isfile(self.folder / path)]  # False too for names that no system takes
+        # False too for names that no system takes
+        paths = [path for path in paths if os.path.isfile(self.folder / path)]
         beside = posixpath.join(posixpath.dirname(file), name)
         if beside in paths or len(paths) < 2:
             return beside if beside in paths else next(iter(paths), None)
@@ -116,7 +153,10 @@ class Tree:
             return -1
 
     def content(self, path: str) -> object:
-        """What two files have in common if they hold the same: their digest, made once; of a file that cannot be read, its path."""
+        """What two files have in common if they hold the same: their digest, made once.
+
+        Of a file that cannot be read, its path.
+        """
         if path not in self.contents:
             try:
                 self.contents[path] = file_digest(self.folder / path)

@@ -1,9 +1,21 @@
-"""Change what a model computes, inside ``with``: edits of the residual stream, blocks and tokens left out, masked weights."""
+"""Change what a model computes, inside ``with``.
+
+Edits of the residual stream, blocks and tokens left out, masked weights.
+"""
 
 from xlvlms_tutorial.interventions.edits import add, edit, fold, mask_weights, project_out, replace
 from xlvlms_tutorial.interventions.overrides import POSITIONS
 from xlvlms_tutorial.interventions.replay import Resumable, same_up_to_rounding
-from xlvlms_tutorial.interventions.skipping import CACHES, COMBINES, NORMS, PARTS, SCOPES, parallel, parallel_pairs, skip
+from xlvlms_tutorial.interventions.skipping import (
+    CACHES,
+    COMBINES,
+    NORMS,
+    PARTS,
+    SCOPES,
+    parallel,
+    parallel_pairs,
+    skip,
+)
 from xlvlms_tutorial.interventions.token_skipping import skip_mlp_tokens
 
 __all__ = [

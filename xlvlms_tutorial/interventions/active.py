@@ -1,4 +1,7 @@
-"""What changes a model at this moment, in words and digests, so that states captured meanwhile say so and are not mixed with others."""
+"""What changes a model at this moment, in words and digests.
+
+States captured meanwhile say so and are not mixed with others.
+"""
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
@@ -12,8 +15,13 @@ from torch import Tensor
 from xlvlms_tutorial.models.support import require_hookable
 
 
-def recorded(context: Callable[..., AbstractContextManager]) -> Callable[..., AbstractContextManager]:
-    """Let a context manager whose first argument is a VLM be found in ``vlm.active`` while it lasts, with its arguments."""
+def recorded(
+    context: Callable[..., AbstractContextManager],
+) -> Callable[..., AbstractContextManager]:
+    """Let a context manager be found in ``vlm.active`` while it lasts, with its arguments.
+
+    Its first argument is a VLM.
+    """
 
     @wraps(context)
     @contextmanager
@@ -22,7 +30,9 @@ def recorded(context: Callable[..., AbstractContextManager]) -> Callable[..., Ab
         bound.apply_defaults()
         vlm, *rest = bound.arguments.items()
         require_hookable(vlm[1].model)
-        vlm[1].active.append(f"{context.__name__}({', '.join(f'{name}={_told(value)}' for name, value in rest)})")
+        vlm[1].active.append(
+            f"{context.__name__}({', '.join(f'{name}={_told(value)}' for name, value in rest)})"
+        )
         place = len(vlm[1].active) - 1
         try:
             with context(*args, **kwargs):

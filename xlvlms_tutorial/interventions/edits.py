@@ -1,8 +1,10 @@
-"""Change the residual stream or leave out work, inside ``with``: every change nests, and is undone on the way out, even by an error.
+"""Change the residual stream or leave out work, inside ``with``.
 
-Layers are numbered as everywhere: 0 is what enters the first block, l what leaves block l. ``positions`` is ``"all"``, a span
-(``"image"``, ``"question"``, ...), ``"last"`` (the predicting positions: the prompt's last and all that follow), ``"generated"``
-(the answer's tokens), several of these in a tuple, or a mask (b, t) over the prompt.
+Every change nests, and is undone on the way out, even by an error. Layers are numbered as
+everywhere: 0 is what enters the first block, l what leaves block l. ``positions`` is ``"all"``,
+a span (``"image"``, ``"question"``, ...), ``"last"`` (the predicting positions: the prompt's
+last and all that follow), ``"generated"`` (the answer's tokens), several of these in a tuple, or
+a mask (b, t) over the prompt.
 """
 
 from collections.abc import Iterator, Mapping
@@ -35,10 +37,13 @@ from xlvlms_tutorial.models.watching import on_output
 
 @recorded
 @contextmanager
-def edit(vlm: VLM, change: Change, layers: Layers, positions: Positions = "all", gate: Gate = None) -> Iterator[None]:
-    """Pass the residual stream (b, t, d) of these layers through any function of your own, at these positions of the samples let in.
+def edit(
+    vlm: VLM, change: Change, layers: Layers, positions: Positions = "all", gate: Gate = None
+) -> Iterator[None]:
+    """Pass the residual stream (b, t, d) of these layers through any function of your own.
 
-    ``gate`` is a mask over the samples of a batch, or a function of the states that gives one, decided at the prefill.
+    At these positions of the samples let in. ``gate`` is a mask over the samples of a batch, or a
+    function of the states that gives one, decided at the prefill.
 
     Raises
     ------
@@ -55,9 +60,17 @@ def edit(vlm: VLM, change: Change, layers: Layers, positions: Positions = "all",
 
 @recorded
 @contextmanager
-def add(vlm: VLM, vector: Float[Tensor, "d"] | Float[Tensor, "b d"], layers: Layers, strength: float = 1.0,
-        positions: Positions = "all", gate: Gate = None) -> Iterator[None]:  # fmt: skip
-    r"""Steer: :math:`h \leftarrow h + \alpha s` with the vector ``s`` (one for all, or one a sample) and the strength :math:`\alpha`.
+def add(
+    vlm: VLM,
+    vector: Float[Tensor, "d"] | Float[Tensor, "b d"],
+    layers: Layers,
+    strength: float = 1.0,
+    positions: Positions = "all",
+    gate: Gate = None,
+) -> Iterator[None]:
+    r"""Steer: :math:`h \leftarrow h + \alpha s`.
+
+    The vector is ``s`` (one for all, or one a sample), the strength :math:`\alpha`.
 
     Raises
     ------
@@ -68,15 +81,24 @@ def add(vlm: VLM, vector: Float[Tensor, "d"] | Float[Tensor, "b d"], layers: Lay
     """
     shift = _vector(vlm, strength * vector, "vector")
     chosen = checked_layers(vlm, layers, first=0)
-    with edited(vlm, chosen, lambda states: states + _rows(shift, states), positions, gate, adds=True):
+    with edited(
+        vlm, chosen, lambda states: states + _rows(shift, states), positions, gate, adds=True
+    ):
         yield
 
 
 @recorded
 @contextmanager
-def replace(vlm: VLM, states: Float[Tensor, "d"] | Float[Tensor, "b d"] | Float[Tensor, "b t d"], layers: Layers,
-            positions: Positions = "all", gate: Gate = None) -> Iterator[None]:  # fmt: skip
-    """Put other states in place of the model's own: one for all, one a sample, or (activation patching) one a position of the prompt.
+def replace(
+    vlm: VLM,
+    states: Float[Tensor, "d"] | Float[Tensor, "b d"] | Float[Tensor, "b t d"],
+    layers: Layers,
+    positions: Positions = "all",
+    gate: Gate = None,
+) -> Iterator[None]:
+    """Put other states in place of the model's own.
+
+    One for all, one a sample, or (activation patching) one a position of the prompt.
 
     Raises
     ------
@@ -104,9 +126,17 @@ def replace(vlm: VLM, states: Float[Tensor, "d"] | Float[Tensor, "b d"] | Float[
 
 @recorded
 @contextmanager
-def project_out(vlm: VLM, directions: Float[Tensor, "d"] | Float[Tensor, "k d"], layers: Layers, strength: float = 1.0,
-                positions: Positions = "all", gate: Gate = None) -> Iterator[None]:  # fmt: skip
-    r"""Remove directions: :math:`h \leftarrow h - \alpha\, Q Q^\top h`, with Q an orthonormal basis of their span.
+def project_out(
+    vlm: VLM,
+    directions: Float[Tensor, "d"] | Float[Tensor, "k d"],
+    layers: Layers,
+    strength: float = 1.0,
+    positions: Positions = "all",
+    gate: Gate = None,
+) -> Iterator[None]:
+    r"""Remove directions: :math:`h \leftarrow h - \alpha\, Q Q^\top h`.
+
+    Q is an orthonormal basis of their span.
 
     Raises
     ------
@@ -120,10 +150,14 @@ def project_out(vlm: VLM, directions: Float[Tensor, "d"] | Float[Tensor, "k d"],
     given = torch.atleast_2d(_vector(vlm, directions, "directions").cpu().double())
     _, singular, basis = torch.linalg.svd(given, full_matrices=False)
     if len(given) > vlm.width or singular[-1] <= 1e-5 * singular[0] or singular[0] == 0:
-        raise InterventionError("directions that are zero or depend on each other", "give independent directions, none of them zero")
+        raise InterventionError(
+            "directions that are zero or depend on each other",
+            "give independent directions, none of them zero",
+        )
 
     def change(states: Tensor) -> Tensor:
-        wide = states.to(torch.promote_types(states.dtype, torch.float32))  # in half precision much of the direction would stay
+        # in half precision much of the direction would stay
+        wide = states.to(torch.promote_types(states.dtype, torch.float32))
         q = basis.to(wide)
         return (wide - strength * (wide @ q.T) @ q).to(states.dtype)
 
@@ -133,10 +167,13 @@ def project_out(vlm: VLM, directions: Float[Tensor, "d"] | Float[Tensor, "k d"],
 
 @recorded
 @contextmanager
-def fold(vlm: VLM, vector: Float[Tensor, "d"], layers: Layers, strength: float = 1.0) -> Iterator[None]:
-    r"""Steer at no cost: add :math:`\alpha s` to the bias of the last linear map of a block's MLP, hence to all positions at all times.
+def fold(
+    vlm: VLM, vector: Float[Tensor, "d"], layers: Layers, strength: float = 1.0
+) -> Iterator[None]:
+    r"""Steer at no cost, at all positions at all times.
 
-    That the block's output moves by just this vector is measured on entry.
+    Adds :math:`\alpha s` to the bias of the last linear map of a block's MLP. That the block's
+    output moves by just this vector is measured on entry.
 
     Raises
     ------
@@ -145,7 +182,8 @@ def fold(vlm: VLM, vector: Float[Tensor, "d"], layers: Layers, strength: float =
     InterventionError
         If the vector does not fit the model.
     FoldError
-        If the block does more to its MLP's output than add it (a norm after it, a gate, experts), or is bypassed.
+        If the block does more to its MLP's output than add it (a norm after it, a
+        gate, experts), or is bypassed.
     """
     shift = _vector(vlm, strength * vector, "vector", most=1)
     with _each(_folded(vlm, shift, layer) for layer in checked_layers(vlm, layers)):
@@ -155,14 +193,16 @@ def fold(vlm: VLM, vector: Float[Tensor, "d"], layers: Layers, strength: float =
 @recorded
 @contextmanager
 def mask_weights(vlm: VLM, masks: Mapping[str, Bool[Tensor, "out in"]]) -> Iterator[None]:
-    """Set the weights that a mask does not keep to zero, by module name; a mask is True where a weight is kept. They return exactly.
+    """Set the weights that a mask does not keep to zero, by module name.
 
-    This removes no work: it shows what pruning does to the answers, not to the clock.
+    A mask is True where a weight is kept. They return exactly. This removes no work: it shows what
+    pruning does to the answers, not to the clock.
 
     Raises
     ------
     InterventionError
-        If a name is no linear map of the model, a shape differs, or the weight is quantised or shared with the embeddings.
+        If a name is no linear map of the model, a shape differs, or the weight is quantised
+        or shared with the embeddings.
     """
     modules = dict(vlm.model.named_modules())
     pairs = [(_maskable(vlm, modules, name, mask), mask) for name, mask in masks.items()]
@@ -170,7 +210,8 @@ def mask_weights(vlm: VLM, masks: Mapping[str, Bool[Tensor, "out in"]]) -> Itera
     try:
         with torch.no_grad():
             for weight, mask in pairs:
-                saved.append((weight, weight.clone()))  # a copy is faster than gathering what goes, and takes no more with its mask
+                # a copy is faster than gathering what goes, and takes no more with its mask
+                saved.append((weight, weight.clone()))
                 weight.masked_fill_(~mask.to(weight.device), 0)
         yield
     finally:
@@ -181,8 +222,14 @@ def mask_weights(vlm: VLM, masks: Mapping[str, Bool[Tensor, "out in"]]) -> Itera
 
 @contextmanager
 def _edited(
-    vlm: VLM, change: Change, layers: Layers, positions: Positions, gate: Gate, what: str, whole: bool = False
-) -> Iterator[None]:  # fmt: skip
+    vlm: VLM,
+    change: Change,
+    layers: Layers,
+    positions: Positions,
+    gate: Gate,
+    what: str,
+    whole: bool = False,
+) -> Iterator[None]:
     chosen = checked_layers(vlm, layers, first=0)
     refuse_folded(vlm, chosen, what)
     with edited(vlm, chosen, change, positions, gate, whole=whole):
@@ -193,9 +240,15 @@ def _edited(
 def _folded(vlm: VLM, shift: Tensor, layer: int) -> Iterator[None]:
     block = vlm.blocks[layer - 1]
     if vlm.bypassed[layer]:
-        raise FoldError(layer, "its block or MLP is skipped or run in parallel here, so a bias of it may do nothing")
+        raise FoldError(
+            layer,
+            "its block or MLP is skipped or run in parallel here, so a bias of it may do nothing",
+        )
     if not all(edit.adds for edit in vlm.edits.get(layer, ())):
-        raise FoldError(layer, "a change of its states was entered before, and would now act after, on the vector too")
+        raise FoldError(
+            layer,
+            "a change of its states was entered before, and would now act after, on the vector too",
+        )
     try:
         require(vlm, "fold", "mlp", [layer])
     except AnatomyError as cause:
@@ -203,21 +256,29 @@ def _folded(vlm: VLM, shift: Tensor, layer: int) -> Iterator[None]:
     except InterventionError as cause:
         raise FoldError(layer, str(cause).rstrip(".")) from cause
     linear = anatomy.mlp_exit(block)
-    linear = getattr(linear, "base_layer", linear)  # under LoRA the bias belongs to the layer that is adapted
+    # under LoRA the bias belongs to the layer that is adapted
+    linear = getattr(linear, "base_layer", linear)
     if linear.weight.is_meta:
         raise FoldError(layer, "its weights are offloaded and fetched anew for each step")
     before = linear.bias
     try:
         plain = _probe(vlm, block)
-    except (ValueError, TypeError, AttributeError, LookupError, RuntimeError) as cause:  # Idefics needs its picture, Gemma 4 ids
-        raise FoldError(layer, f"what it does cannot be measured by embeddings alone ({reason(cause)})") from cause
+    except (ValueError, TypeError, AttributeError, LookupError, RuntimeError) as cause:
+        # Idefics needs its picture, Gemma 4 ids
+        raise FoldError(
+            layer, f"what it does cannot be measured by embeddings alone ({reason(cause)})"
+        ) from cause
     bias = shift.to(linear.weight.device, vlm.dtype)
     vlm.folded[layer] += 1
     try:
         linear.bias = nn.Parameter(bias if before is None else before + bias, requires_grad=False)
         moved = _probe(vlm, block)
-        if plain is None or not torch.allclose(moved - plain, bias.float().expand_as(plain), rtol=0, atol=_tolerance(vlm, plain, bias)):
-            raise FoldError(layer, "its block does not simply add its MLP's output to the residual stream")
+        if plain is None or not torch.allclose(
+            moved - plain, bias.float().expand_as(plain), rtol=0, atol=_tolerance(vlm, plain, bias)
+        ):
+            raise FoldError(
+                layer, "its block does not simply add its MLP's output to the residual stream"
+            )
         yield
     finally:
         linear.bias = before
@@ -226,9 +287,14 @@ def _folded(vlm: VLM, shift: Tensor, layer: int) -> Iterator[None]:
 
 @torch.no_grad()
 def _probe(vlm: VLM, block: nn.Module) -> Tensor | None:
-    """The block's output for two fixed embeddings, or None if the decoder leaves the block out (cross-attention without a picture)."""
+    """The block's output for two fixed embeddings, or None if the decoder leaves it out.
+
+    It leaves out cross-attention without a picture.
+    """
     seen: list[Tensor] = []
-    embeddings = torch.linspace(-1, 1, 2 * vlm.width, device=vlm.device, dtype=vlm.dtype).reshape(1, 2, -1)
+    embeddings = torch.linspace(-1, 1, 2 * vlm.width, device=vlm.device, dtype=vlm.dtype).reshape(
+        1, 2, -1
+    )
     # without edits, which may be for other inputs than these two embeddings
     with on_output(block, lambda states: seen.append(states.float()), prepend=True), unedited(vlm):
         anatomy.decoder(vlm.model)(inputs_embeds=embeddings, use_cache=False)
@@ -250,7 +316,9 @@ def _each(contexts: Iterator) -> Iterator[None]:
 
 def _vector(vlm: VLM, given: Tensor, what: str, most: int = 2) -> Tensor:
     if not 1 <= given.ndim <= most or given.shape[-1] != vlm.width:
-        raise InterventionError(f"{what} of shape {tuple(given.shape)}", f"the residual stream has width {vlm.width}")
+        raise InterventionError(
+            f"{what} of shape {tuple(given.shape)}", f"the residual stream has width {vlm.width}"
+        )
     if not torch.isfinite(given).all():
         raise InterventionError(f"{what} with NaN or infinite values", "give finite values")
     return given.detach()
@@ -265,13 +333,26 @@ def _rows(vectors: Tensor, states: Tensor) -> Tensor:
 def _maskable(vlm: VLM, modules: dict[str, nn.Module], name: str, mask: Tensor) -> Tensor:
     weight = getattr(modules.get(name), "weight", None)
     if weight is None or weight.ndim != 2:
-        raise InterventionError(f"{name!r} is no linear map of the model", "give names as in vlm.model.named_modules()")
+        raise InterventionError(
+            f"{name!r} is no linear map of the model", "give names as in vlm.model.named_modules()"
+        )
     if weight.is_meta:
-        raise InterventionError(f"{name!r} is offloaded, its weights cannot be masked in place", "load the whole model onto one device")
+        raise InterventionError(
+            f"{name!r} is offloaded, its weights cannot be masked in place",
+            "load the whole model onto one device",
+        )
     if not weight.is_floating_point() or type(weight) is not nn.Parameter:
-        raise InterventionError(f"{name!r} is quantised, its weights cannot be masked in place", "load the model without quantise")
+        raise InterventionError(
+            f"{name!r} is quantised, its weights cannot be masked in place",
+            "load the model without quantise",
+        )
     if weight.data_ptr() == vlm.model.get_input_embeddings().weight.data_ptr():
-        raise InterventionError(f"{name!r} shares its weights with the embeddings", "mask the decoder's own linear maps")
+        raise InterventionError(
+            f"{name!r} shares its weights with the embeddings", "mask the decoder's own linear maps"
+        )
     if mask.dtype != torch.bool or mask.shape != weight.shape:
-        raise InterventionError(f"mask of {name!r} is {mask.dtype} {tuple(mask.shape)}", f"give booleans of shape {tuple(weight.shape)}")
+        raise InterventionError(
+            f"mask of {name!r} is {mask.dtype} {tuple(mask.shape)}",
+            f"give booleans of shape {tuple(weight.shape)}",
+        )
     return weight

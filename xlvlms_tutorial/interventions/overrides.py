@@ -1,4 +1,7 @@
-"""How interventions take hold: edits of the residual stream in order of entry, and replaced forwards, both always undone."""
+"""How interventions take hold.
+
+Edits of the residual stream in order of entry, and replaced forwards, both always undone.
+"""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -33,7 +36,11 @@ def checked_layers(vlm: VLM, layers: Layers, first: int = 1) -> list[int]:
     """
     found = [layers] if isinstance(layers, Integral) else list(layers)
     for layer in found:
-        if isinstance(layer, bool) or not isinstance(layer, Integral) or not first <= layer <= vlm.n_layers:
+        if (
+            isinstance(layer, bool)
+            or not isinstance(layer, Integral)
+            or not first <= layer <= vlm.n_layers
+        ):
             raise LayerError(layer, first, vlm.n_layers)
     return [int(layer) for layer in found]
 
@@ -48,33 +55,60 @@ def refuse_folded(vlm: VLM, layers: Sequence[int], what: str) -> None:
     """
     for layer in layers:
         if vlm.folded[layer]:
-            raise FoldError(layer, f"a vector is folded into its bias, which {what} would silently undo or change")
+            raise FoldError(
+                layer,
+                f"a vector is folded into its bias, which {what} would silently undo or change",
+            )
 
 
 class Edit:
     """A change of the residual stream at chosen positions of chosen samples.
 
-    ``adds`` says that it adds the same whatever is there, and ``whole`` that it has to see the whole prompt at once.
+    ``adds`` says that it adds the same whatever is there, and ``whole`` that it has
+    to see the whole prompt at once.
     """
 
-    def __init__(self, vlm: VLM, change: Change, positions: Positions, gate: Gate, adds: bool = False, whole: bool = False) -> None:
+    def __init__(
+        self,
+        vlm: VLM,
+        change: Change,
+        positions: Positions,
+        gate: Gate,
+        adds: bool = False,
+        whole: bool = False,
+    ) -> None:
         if not isinstance(positions, Tensor):
             positions = (positions,) if isinstance(positions, str) else tuple(positions)
             if not positions or set(positions) - set(POSITIONS):
-                raise InterventionError(f"unknown positions {positions!r}", f"allowed: {', '.join(POSITIONS)}, or a mask (b, t)")
-        self.vlm, self.change, self.positions, self.gate, self.adds = vlm, change, positions, gate, adds
+                raise InterventionError(
+                    f"unknown positions {positions!r}",
+                    f"allowed: {', '.join(POSITIONS)}, or a mask (b, t)",
+                )
+        self.vlm, self.change, self.positions, self.gate, self.adds = (
+            vlm,
+            change,
+            positions,
+            gate,
+            adds,
+        )
         self.clock, self._whole = Clock(vlm), whole or callable(gate)
         named = () if isinstance(positions, Tensor) else positions
         self._everywhere = "all" in named
-        self._goes_on = bool({"all", "last", "generated", "answer"} & set(named))  # whether it holds for what is generated too
+        # whether it holds for what is generated too
+        self._goes_on = bool({"all", "last", "generated", "answer"} & set(named))
         self._open: Tensor | None = None  # the gate as decided at the prefill
 
     def __call__(self, states: Float[Tensor, "b t d"]) -> Float[Tensor, "b t d"]:
         """The states after the change."""
         self.clock.reached = True
         if self._whole and self.clock.partial:
-            what = f"{self.clock.shape[1]} positions of a prompt that has {self.clock.prompt}, for a change that needs all of it"
-            raise InterventionError(what, "run the whole prompt at once: no prefill in chunks, no cache from before")
+            what = (
+                f"{self.clock.shape[1]} positions of a prompt that has {self.clock.prompt}, for a "
+                "change that needs all of it"
+            )
+            raise InterventionError(
+                what, "run the whole prompt at once: no prefill in chunks, no cache from before"
+            )
         if self.clock.decoding and not self._goes_on:
             return states
         where = self._where(states)
@@ -91,42 +125,70 @@ class Edit:
         if self._everywhere or self.clock.decoding:
             return None
         mask = fit(self._prompt_mask(states), len(states), "positions")
-        # a prefill in chunks sees a part of the prompt, and without a cache every step sees what has been generated after it too
+        # a prefill in chunks sees a part of the prompt, and without a cache every step sees what
+        # has been generated after it too
         start = 0 if self.vlm.running is None else self.clock.start
         end = start + states.shape[1]
-        return nn.functional.pad(mask, (0, max(0, end - mask.shape[1])), value=self._goes_on)[:, start:end]
+        return nn.functional.pad(mask, (0, max(0, end - mask.shape[1])), value=self._goes_on)[
+            :, start:end
+        ]
 
     def _prompt_mask(self, states: Tensor) -> Bool[Tensor, "b t"]:
         if isinstance(self.positions, Tensor):
             check_length(self.vlm, self.positions, "positions")
             return self.positions.to(states.device)
         batch = self.vlm.running
-        empty = torch.zeros(states.shape[:2] if batch is None else batch.spans.shape, dtype=torch.bool, device=states.device)
+        empty = torch.zeros(
+            states.shape[:2] if batch is None else batch.spans.shape,
+            dtype=torch.bool,
+            device=states.device,
+        )
         mask = empty.clone()
         for name in self.positions:
             if name == "last":
                 mask |= _last(empty) if batch is None else batch.predicting.to(states.device)
             elif name in ("generated", "answer"):
-                mask |= empty if batch is None else (batch.spans == SPANS.index("answer")).to(states.device)
+                mask |= (
+                    empty
+                    if batch is None
+                    else (batch.spans == SPANS.index("answer")).to(states.device)
+                )
             elif batch is None:
-                raise InterventionError(f"positions {name!r} of unknown inputs", "run the model by vlm.forward or vlm.generate")
+                raise InterventionError(
+                    f"positions {name!r} of unknown inputs",
+                    "run the model by vlm.forward or vlm.generate",
+                )
             else:
                 mask |= batch.mask(name).to(states.device)
         return mask
 
     def _opened(self, states: Tensor) -> Bool[Tensor, "b"]:
         if self._open is None or not self.clock.decoding:
-            # without a cache a step sees its own tokens too, and the gate is decided on the prompt all the same
-            prompt = states if self.vlm.running is None else states[:, : self.vlm.running["input_ids"].shape[1]]
+            # without a cache a step sees its own tokens too, and the gate is
+            # decided on the prompt all the same
+            prompt = (
+                states
+                if self.vlm.running is None
+                else states[:, : self.vlm.running["input_ids"].shape[1]]
+            )
             self._open = self.gate(prompt) if callable(self.gate) else self.gate
         return fit(self._open.to(states.device, torch.bool), len(states), "gate")
 
 
 @contextmanager
 def edited(
-    vlm: VLM, layers: Sequence[int], change: Change, positions: Positions, gate: Gate, adds: bool = False, whole: bool = False
-) -> Iterator[None]:  # fmt: skip
-    """Apply a change to these layers; several nested ones act in the order in which they were entered."""
+    vlm: VLM,
+    layers: Sequence[int],
+    change: Change,
+    positions: Positions,
+    gate: Gate,
+    adds: bool = False,
+    whole: bool = False,
+) -> Iterator[None]:
+    """Apply a change to these layers.
+
+    Several nested ones act in the order in which they were entered.
+    """
     with ExitStack() as undo:
         for layer in layers:
             edit = Edit(vlm, change, positions, gate, adds, whole)
@@ -154,12 +216,20 @@ def unedited(vlm: VLM) -> Iterator[None]:
 
 
 def _expect(vlm: VLM, layer: int, edit: Edit) -> torch.utils.hooks.RemovableHandle:
-    """Stop the decoder if it ends without having come to this edit: Mllama leaves out its cross-attention blocks without a picture."""
+    """Stop the decoder if it ends without having come to this edit.
+
+    Mllama leaves out its cross-attention blocks without a picture.
+    """
 
     def ended(module: nn.Module, args: tuple, output: object) -> None:
         if edit in vlm.edits[layer] and not edit.clock.reached:
-            what = f"layer {layer} is left out by the model for these inputs, so nothing can be changed there"
-            raise InterventionError(what, "give a picture, or choose a layer that is computed without one")
+            what = (
+                f"layer {layer} is left out by the model for these inputs, so "
+                "nothing can be changed there"
+            )
+            raise InterventionError(
+                what, "give a picture, or choose a layer that is computed without one"
+            )
 
     return anatomy.decoder(vlm.model).register_forward_hook(ended)
 
@@ -178,7 +248,8 @@ def _install(vlm: VLM, layer: int, queue: list[Edit]) -> torch.utils.hooks.Remov
     def after(module: nn.Module, args: tuple, output: Tensor | tuple) -> Tensor | tuple:
         return anatomy.with_states(output, run(anatomy.states_of(output)))
 
-    # first of all hooks: transformers' recorder of hidden states and our captures then see what the next block sees
+    # first of all hooks: transformers' recorder of hidden states and our captures
+    # then see what the next block sees
     if layer == 0:
         return vlm.blocks[0].register_forward_pre_hook(before, with_kwargs=True, prepend=True)
     return vlm.blocks[layer - 1].register_forward_hook(after, prepend=True)
@@ -186,7 +257,10 @@ def _install(vlm: VLM, layer: int, queue: list[Edit]) -> torch.utils.hooks.Remov
 
 @contextmanager
 def overridden(forwards: Mapping[nn.Module, Callable]) -> Iterator[None]:
-    """Replace modules' ``forward`` by ``f(original, *args, **kwargs)``: names, weights, hooks and recorders stay, only the work goes."""
+    """Replace modules' ``forward`` by ``f(original, *args, **kwargs)``.
+
+    Names, weights, hooks and recorders stay, only the work goes.
+    """
     before = {module: module.__dict__.get("forward") for module in forwards}
     for module, function in forwards.items():
         module.forward = _bound(function, module.forward)
@@ -204,30 +278,46 @@ def _bound(function: Callable, original: Callable) -> Callable:
 
 
 def pad_cache(cache: Cache | None, index: int, states: Tensor) -> None:
-    """Lengthen a skipped block's cache by what it would have written: masks and positions of all blocks are read off one block's length."""
+    """Lengthen a skipped block's cache by what it would have written.
+
+    Masks and positions of all blocks are read off one block's length.
+    """
     if cache is None:
         return
     layer = cache.layers[index] if index < len(cache.layers) else None
     if layer is not None and not isinstance(layer, CacheLayerMixin):
         return  # linear attention and convolutions keep a state, which has no length
     batch, length = states.shape[:2]
-    # an entry of width zero would count as length zero, so the narrowest that counts is one head of width one
-    held = (layer.keys, layer.values) if layer is not None and layer.is_initialized else (states.new_empty(1, 1, 1, 1),) * 2
+    # an entry of width zero would count as length zero, so the narrowest that
+    # counts is one head of width one
+    held = (
+        (layer.keys, layer.values)
+        if layer is not None and layer.is_initialized
+        else (states.new_empty(1, 1, 1, 1),) * 2
+    )
     # values may be narrower than keys
-    cache.update(*(states.new_zeros(batch, entry.shape[1], length, entry.shape[-1]) for entry in held), index)
+    cache.update(
+        *(states.new_zeros(batch, entry.shape[1], length, entry.shape[-1]) for entry in held), index
+    )
 
 
 def copy_cache(cache: Cache | None, index: int, length: int) -> bool:
-    """Give a skipped block the previous block's keys and values, as the released code does; False where that block has none to give."""
+    """Give a skipped block the previous block's keys and values, as the released code does.
+
+    False where that block has none to give.
+    """
     if cache is None or index == 0:
         return False
     source = cache.layers[index - 1]
     if not isinstance(source, CacheLayerMixin) or not source.is_initialized:
         return False
-    end = min(int(source.get_seq_length()), source.keys.shape[-2])  # a static cache has room for more, a sliding window holds less
+    # a static cache has room for more, a sliding window holds less
+    end = min(int(source.get_seq_length()), source.keys.shape[-2])
     if end < length:
         return False
-    cache.update(source.keys[..., end - length : end, :], source.values[..., end - length : end, :], index)
+    cache.update(
+        source.keys[..., end - length : end, :], source.values[..., end - length : end, :], index
+    )
     return True
 
 
@@ -240,7 +330,10 @@ def check_length(vlm: VLM, values: Tensor, what: str) -> None:
         If the length is not that of what runs now.
     """
     if vlm.running is not None and values.shape[1] != (length := vlm.running["input_ids"].shape[1]):
-        raise InterventionError(f"{what} for rows of {values.shape[1]} tokens in a batch of {length}", "make them for this batch")
+        raise InterventionError(
+            f"{what} for rows of {values.shape[1]} tokens in a batch of {length}",
+            "make them for this batch",
+        )
 
 
 def fit(values: Tensor, batch: int, what: str) -> Tensor:
@@ -252,7 +345,10 @@ def fit(values: Tensor, batch: int, what: str) -> Tensor:
         If the batch is no multiple of the rows.
     """
     if len(values) == 0 or batch % len(values):
-        raise InterventionError(f"{what} for {len(values)} samples in a batch of {batch}", "give one row a sample, or run one batch")
+        raise InterventionError(
+            f"{what} for {len(values)} samples in a batch of {batch}",
+            "give one row a sample, or run one batch",
+        )
     return values.repeat_interleave(batch // len(values), dim=0) if len(values) < batch else values
 
 

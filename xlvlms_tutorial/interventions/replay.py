@@ -1,4 +1,7 @@
-"""A forward that is resumed at a layer: tower, connector and the blocks below have been run once, and are not run again."""
+"""A forward that is resumed at a layer.
+
+Tower, connector and the blocks below have been run once, and are not run again.
+"""
 
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 
@@ -17,16 +20,19 @@ from xlvlms_tutorial.models.watching import record_calls
 
 
 class Resumable:
-    """A forward over one batch that can be run again from a layer on, with other states there or another model above.
+    """A forward over one batch that can be run again from a layer on.
 
-    The first pass goes through the whole model and records how it calls its decoder; later ones call the decoder alone. Where blocks
-    share more than the residual stream, what is resumed may differ from a whole forward: try it first, and compare by
-    :func:`same_up_to_rounding`.
+    Other states may stand there, or other blocks above.
+
+    The first pass goes through the whole model and records how it calls its decoder; later ones
+    call the decoder alone. Where blocks share more than the residual stream, what is resumed may
+    differ from a whole forward: try it first, and compare by :func:`same_up_to_rounding`.
 
     Parameters
     ----------
     vlm : VLM
-        The model. What changes it in the first pass changes what tower and connector give later ones too.
+        The model. What changes it in the first pass changes what tower and
+        connector give later ones too.
     batch : Batch
         One batch, of samples or of plain texts.
     resumes : bool
@@ -56,7 +62,10 @@ class Resumable:
         self.calls: list[tuple[tuple, dict]] = []
 
     def forward(self) -> Float[Tensor, "b v"]:
-        """Logits of the last position from the whole model, without a cache; records the decoder's call."""
+        """Logits of the last position from the whole model, without a cache.
+
+        Records the decoder's call.
+        """
         with record_calls(anatomy.decoder(self.vlm.model)) as calls:
             self.calls = calls if self.resumes else []
             return self.vlm.forward(self.batch, logits=False, use_cache=False).logits[:, -1].float()
@@ -81,7 +90,8 @@ class Resumable:
         positions : str or mask (b, t)
             Which positions are read, as in :func:`~xlvlms_tutorial.activations.hooks.reading`.
         start : int
-            The layer at which the pass starts, with ``states`` in the place of what the blocks up to it would give.
+            The layer at which the pass starts, with ``states`` in the place of what
+            the blocks up to it would give.
         states : tensor (b, t, d), optional
             What leaves layer ``start``, at all positions; without a meaning where that is 0.
         change : context manager, optional
@@ -100,7 +110,9 @@ class Resumable:
                 stack.enter_context(skip(vlm, range(1, start + 1)))
                 stack.enter_context(replace(vlm, states, start))
             stack.enter_context(change or nullcontext())
-            found = stack.enter_context(reading(vlm, layer, positions=positions, dtype=dtype, stop=True))
+            found = stack.enter_context(
+                reading(vlm, layer, positions=positions, dtype=dtype, stop=True)
+            )
             if self.calls:
                 args, kwargs = self.calls[0]
                 stack.enter_context(vlm.run(self.batch))
@@ -110,7 +122,9 @@ class Resumable:
         return computed(found)[layer, WHOLE_BLOCK][0]
 
 
-def same_up_to_rounding(states: Float[Tensor, "*n"], expected: Float[Tensor, "*n"], dtype: torch.dtype) -> bool:
+def same_up_to_rounding(
+    states: Float[Tensor, "*n"], expected: Float[Tensor, "*n"], dtype: torch.dtype
+) -> bool:
     """Whether what a resumed pass gives is what a whole forward gives.
 
     Parameters

@@ -1,4 +1,7 @@
-"""Leave out blocks, MLPs or attentions, or run them side by side, with caches that stay correct; what is skipped is not computed."""
+"""Leave out blocks, MLPs or attentions, or run them side by side, with caches that stay correct.
+
+What is skipped is not computed.
+"""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -11,7 +14,14 @@ from torch import Tensor, nn
 from xlvlms_tutorial.activations.clock import Clock
 from xlvlms_tutorial.errors import InterventionError
 from xlvlms_tutorial.interventions.active import recorded
-from xlvlms_tutorial.interventions.overrides import Layers, checked_layers, copy_cache, overridden, pad_cache, refuse_folded
+from xlvlms_tutorial.interventions.overrides import (
+    Layers,
+    checked_layers,
+    copy_cache,
+    overridden,
+    pad_cache,
+    refuse_folded,
+)
 from xlvlms_tutorial.models import anatomy
 from xlvlms_tutorial.models.support import require
 from xlvlms_tutorial.models.vlm import VLM
@@ -26,22 +36,28 @@ COMBINES = ("mean", "sum")
 
 @recorded
 @contextmanager
-def skip(vlm: VLM, layers: Layers, part: str = "block", scope: str = "both", cache: str = "own") -> Iterator[None]:
-    """Skip blocks, or their MLPs or attentions, in the prefill, in decode steps or in both (Shukor and Cord, 2024, Skipping Computations).
+def skip(
+    vlm: VLM, layers: Layers, part: str = "block", scope: str = "both", cache: str = "own"
+) -> Iterator[None]:
+    """Skip blocks, or their MLPs or attentions, in the prefill, in decode steps or in both.
 
-    A skipped block hands on what it was given, a skipped MLP or attention adds nothing. Where decode steps run a block that the
-    prefill skipped, they find in its cache its ``own`` keys and values, for which its attention still runs in the prefill (exact: only
-    the outputs are bypassed), or those of the ``previous`` block, which costs nothing (as the authors' code does). A block keeps its own
-    if there is none before it, or one whose keys are not of its kind: linear attention and convolutions keep a state instead,
-    windows hold less than the prompt, heads may differ. Where later blocks attend to a block's keys (Gemma 4), its attention always runs.
+    Shukor and Cord, 2024, Skipping Computations. A skipped block hands on what it was given, a
+    skipped MLP or attention adds nothing. Where decode steps run a block that the prefill skipped,
+    they find in its cache its ``own`` keys and values, for which its attention still runs in the
+    prefill (exact: only the outputs are bypassed), or those of the ``previous`` block, which costs
+    nothing (as the authors' code does). A block keeps its own if there is none before it, or one
+    whose keys are not of its kind: linear attention and convolutions keep a state instead, windows
+    hold less than the prompt, heads may differ. Where later blocks attend to a block's keys
+    (Gemma 4), its attention always runs.
 
     Raises
     ------
     LayerError
         If a layer is out of range.
     InterventionError
-        If part, scope or cache has another value than those named, a model has more that does the part's work (experts beside an MLP),
-        or a scope is asked for in a generation without a cache.
+        If part, scope or cache has another value than those named, a model has more
+        that does the part's work (experts beside an MLP), or a scope is asked for
+        in a generation without a cache.
     AnatomyError
         If a block has no such part; ``vlm.supports("skip", part)`` says so before.
     FoldError
@@ -56,8 +72,15 @@ def skip(vlm: VLM, layers: Layers, part: str = "block", scope: str = "both", cac
     forwards: dict[nn.Module, Callable] = {}
     for layer in chosen:
         keeps = _Keeps(vlm, layer, scope, cache == "previous" and part == "block", clock)
-        forwards |= {module: _scoped(scope, clock, function) for module, function in make(vlm, layer, keeps).items()}
-    with clock.ticking(), overridden(forwards), bypassing(vlm, chosen if part != "attention" else []):
+        forwards |= {
+            module: _scoped(scope, clock, function)
+            for module, function in make(vlm, layer, keeps).items()
+        }
+    with (
+        clock.ticking(),
+        overridden(forwards),
+        bypassing(vlm, chosen if part != "attention" else []),
+    ):
         yield
 
 
@@ -66,8 +89,9 @@ def skip(vlm: VLM, layers: Layers, part: str = "block", scope: str = "both", cac
 def parallel(vlm: VLM, layers: Layers, norm: str = "first", scope: str = "both") -> Iterator[None]:
     r"""Run a block's MLP beside its attention instead of after it.
 
-    The block's output is :math:`x + \mathrm{attention}(\mathrm{LN}_1 x) + \mathrm{MLP}(\mathrm{LN} x)`, where ``norm`` says which of
-    the block's two norms the MLP's input goes through: the ``first``, shared with the attention (as the authors' code does), or
+    The block's output is :math:`x + \mathrm{attention}(\mathrm{LN}_1 x) +
+    \mathrm{MLP}(\mathrm{LN} x)`, where ``norm`` says which of the block's two norms the MLP's
+    input goes through: the ``first``, shared with the attention (as the authors' code does), or
     the ``second``, its own. No work goes, only depth.
 
     Raises
@@ -75,9 +99,11 @@ def parallel(vlm: VLM, layers: Layers, norm: str = "first", scope: str = "both")
     LayerError
         If a layer is out of range.
     InterventionError
-        If ``norm`` or ``scope`` has another value than those named, or a scope is asked for in a generation without a cache.
+        If ``norm`` or ``scope`` has another value than those named, or a scope is asked for
+        in a generation without a cache.
     AnatomyError
-        If a block has no two norms or no single MLP; ``vlm.supports("parallel", norm)`` says so before.
+        If a block has no two norms or no single MLP;
+        ``vlm.supports("parallel", norm)`` says so before.
     """
     _known(norm=(norm, NORMS), scope=(scope, SCOPES))
     chosen, clock = checked_layers(vlm, layers), Clock(vlm)
@@ -89,11 +115,18 @@ def parallel(vlm: VLM, layers: Layers, norm: str = "first", scope: str = "both")
             entry = anatomy.mlp_entry(block)
             # LN1's output goes into the MLP, or LN1's input, which is the block's, into LN2
             watch = on_output if norm == "first" else on_input
-            stack.enter_context(watch(anatomy.first_norm(block), partial(seen.__setitem__, "states")))
-            if norm == "first":  # by a hook: whatever replaces the MLP's forward may give it some of the positions only
-                stack.enter_context(entry.register_forward_pre_hook(_giver(seen, scope, clock), prepend=True))
+            stack.enter_context(
+                watch(anatomy.first_norm(block), partial(seen.__setitem__, "states"))
+            )
+            # by a hook: whatever replaces the MLP's forward may give it some of the positions only
+            if norm == "first":
+                stack.enter_context(
+                    entry.register_forward_pre_hook(_giver(seen, scope, clock), prepend=True)
+                )
             else:
-                own = lambda original, given, seen=seen: original(seen.pop("states").reshape(given.shape))
+                own = lambda original, given, seen=seen: original(
+                    seen.pop("states").reshape(given.shape)
+                )
                 forwards[anatomy.second_norm(block)] = _scoped(scope, clock, own)
         stack.enter_context(overridden(forwards))
         yield
@@ -101,11 +134,14 @@ def parallel(vlm: VLM, layers: Layers, norm: str = "first", scope: str = "both")
 
 @recorded
 @contextmanager
-def parallel_pairs(vlm: VLM, layers: Layers, combine: str = "mean", scope: str = "both") -> Iterator[None]:
+def parallel_pairs(
+    vlm: VLM, layers: Layers, combine: str = "mean", scope: str = "both"
+) -> Iterator[None]:
     r"""Run block l and block l + 1 on the same input.
 
-    The pair's output is the ``mean`` of theirs, or (``sum``) :math:`x + f_l(x) + f_{l+1}(x)`, where ``f`` is what a block adds.
-    ``layers`` names the first block of each pair. Each block keeps the keys and values of its own.
+    The pair's output is the ``mean`` of theirs, or (``sum``) :math:`x + f_l(x) + f_{l+1}(x)`,
+    where ``f`` is what a block adds. ``layers`` names the first block of each pair. Each block
+    keeps the keys and values of its own.
 
     Raises
     ------
@@ -120,23 +156,34 @@ def parallel_pairs(vlm: VLM, layers: Layers, combine: str = "mean", scope: str =
     firsts, clock = checked_layers(vlm, layers), Clock(vlm)
     both = checked_layers(vlm, [layer + k for layer in firsts for k in (0, 1)])
     if len(set(both)) < len(both):
-        raise InterventionError(f"pairs that overlap, starting at {firsts}", "give first blocks at least two apart")
+        raise InterventionError(
+            f"pairs that overlap, starting at {firsts}", "give first blocks at least two apart"
+        )
     refuse_folded(vlm, both, "running blocks in pairs")
     forwards: dict[nn.Module, Callable] = {}
     for layer in firsts:
         seen: dict[str, Tensor] = {}
 
-        def leading(original: Callable, *args: object, seen: dict = seen, **kwargs: object) -> Tensor | tuple:
+        def leading(
+            original: Callable, *args: object, seen: dict = seen, **kwargs: object
+        ) -> Tensor | tuple:
             seen["states"] = anatomy.states_in(args, kwargs)
             return original(*args, **kwargs)
 
-        def following(original: Callable, *args: object, seen: dict = seen, **kwargs: object) -> Tensor | tuple:
-            if "states" not in seen:  # the first was left out, as cross-attention is without a picture
+        def following(
+            original: Callable, *args: object, seen: dict = seen, **kwargs: object
+        ) -> Tensor | tuple:
+            # the first was left out, as cross-attention is without a picture
+            if "states" not in seen:
                 return original(*args, **kwargs)
             first, start = anatomy.states_in(args, kwargs), seen.pop("states")
-            output = original(start, *args[1:], **{k: v for k, v in kwargs.items() if k != "hidden_states"})
+            output = original(
+                start, *args[1:], **{k: v for k, v in kwargs.items() if k != "hidden_states"}
+            )
             second = anatomy.states_of(output)
-            return anatomy.with_states(output, (first + second) / 2 if combine == "mean" else first + second - start)
+            return anatomy.with_states(
+                output, (first + second) / 2 if combine == "mean" else first + second - start
+            )
 
         pair = {vlm.blocks[layer - 1]: leading, vlm.blocks[layer]: following}
         forwards |= {block: _scoped(scope, clock, function) for block, function in pair.items()}
@@ -145,23 +192,33 @@ def parallel_pairs(vlm: VLM, layers: Layers, combine: str = "mean", scope: str =
 
 
 class _Keeps:
-    """Whether a skipped block's cache must hold keys and values that later steps will read, and how it gets them."""
+    """Whether a skipped block's cache must hold keys and values that later steps will read.
+
+    And how it gets them.
+    """
 
     def __init__(self, vlm: VLM, layer: int, scope: str, previous: bool, clock: Clock) -> None:
         cross = anatomy.cross_attention_layers(vlm.model)
         self.index, self.scope, self.clock = layer - 1, scope, clock
         self.cross = layer in cross
         self.sharing = anatomy.key_sharing(vlm.blocks[layer - 1])
-        self.previous = previous and layer > 1 and not {layer, layer - 1} & cross and _alike(*vlm.blocks[layer - 2 : layer])
+        self.previous = (
+            previous
+            and layer > 1
+            and not {layer, layer - 1} & cross
+            and _alike(*vlm.blocks[layer - 2 : layer])
+        )
 
     def must_run(self, states: Tensor, kwargs: dict) -> bool:
         """Bring the cache in order; True if the attention itself has to run for that."""
-        if self.sharing is not None:  # what is lent must be made, cache or not; who borrows keeps nothing
+        # what is lent must be made, cache or not; who borrows keeps nothing
+        if self.sharing is not None:
             return self.sharing == "lends"
         cache = kwargs.get("past_key_values", kwargs.get("cache_params"))
         if cache is None:
             return False
-        # a cross-attention block whose cache stays empty would be left out by the model for the rest of the generation
+        # a cross-attention block whose cache stays empty would be left out by the model
+        # for the rest of the generation
         needed = not self.clock.decoding and (self.scope == "prefill" or self.cross)
         if not needed:
             if not self.cross:
@@ -190,18 +247,21 @@ def _no_mlp(vlm: VLM, layer: int, keeps: _Keeps) -> dict[nn.Module, Callable]:
     return {part: silent(part) for part in anatomy.mlp_parts(vlm.blocks[layer - 1])}
 
 
-_BESIDE: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()  # how many things a mixture of experts returns beside the states
+# how many things a mixture of experts returns beside the states
+_BESIDE: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
 
 
 def nothing(part: nn.Module, states: Tensor, *more: object) -> Tensor | tuple:
     """What an MLP, or a linear map that is a part of it, returns when it adds nothing.
 
-    Some mixtures of experts return their router's scores too: each runs once, for one position, to see whether it does.
+    Some mixtures of experts return their router's scores too: each runs once, for one
+    position, to see whether it does.
     """
     zeros = states.new_zeros(*states.shape[:-1], getattr(part, "out_features", states.shape[-1]))
     if anatomy.mixed(part) and part not in _BESIDE:
         one = [given[:1, :1] if isinstance(given, Tensor) else given for given in (states, *more)]
-        with torch.no_grad():  # the class's own function: the module's may be one that counts on all positions
+        # the class's own function: the module's may be one that counts on all positions
+        with torch.no_grad():
             made = type(part).forward(part, *one)
         _BESIDE[part] = len(made) - 1 if isinstance(made, tuple) else 0
     beside = _BESIDE.get(part, 0)
@@ -224,7 +284,10 @@ def _no_attention(vlm: VLM, layer: int, keeps: _Keeps) -> dict[nn.Module, Callab
 
 def _alike(first: nn.Module, second: nn.Module) -> bool:
     """Whether one block's keys can stand for the other's: made by attentions of the same shapes."""
-    shapes = [{name: weight.shape for name, weight in anatomy.attention(block).named_parameters()} for block in (first, second)]
+    shapes = [
+        {name: weight.shape for name, weight in anatomy.attention(block).named_parameters()}
+        for block in (first, second)
+    ]
     return shapes[0] == shapes[1] and not anatomy.recurrent(second)
 
 
@@ -236,7 +299,10 @@ def _known(**given: tuple[str, Sequence[str]]) -> None:
 
 def _outside(scope: str, clock: Clock) -> bool:
     if scope != "both" and clock.mixed:
-        what = f"scope {scope!r} without a cache, where each step runs the prompt and the answer together"
+        what = (
+            f"scope {scope!r} without a cache, where each step runs the "
+            "prompt and the answer together"
+        )
         raise InterventionError(what, "leave use_cache=False out, or use scope='both'")
     return scope == ("prefill" if clock.decoding else "decode")
 

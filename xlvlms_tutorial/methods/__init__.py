@@ -5,7 +5,15 @@ from typing import TYPE_CHECKING
 from xlvlms_tutorial._lazy import lazy_attributes
 
 if TYPE_CHECKING:
-    from xlvlms_tutorial.methods import alignment, concepts, logit_lens, pruning, shift, skipping, steering
+    from xlvlms_tutorial.methods import (
+        alignment,
+        concepts,
+        logit_lens,
+        pruning,
+        shift,
+        skipping,
+        steering,
+    )
 
 __all__ = ["alignment", "concepts", "logit_lens", "pruning", "shift", "skipping", "steering"]
 

@@ -1,7 +1,8 @@
 """A linear probe: whether a plane tells sets of states apart, on samples that it was not fitted on.
 
-The probe is scikit-learn's ridge classifier. It has a closed form, so that all layers of a model are probed in seconds. Which samples are
-held out together is decided here, and each call with the same seed decides alike.
+The probe is scikit-learn's ridge classifier. It has a closed form, so that all layers of a
+model are probed in seconds. Which samples are held out together is decided here, and each call
+with the same seed decides alike.
 """
 
 import numpy as np
@@ -16,10 +17,16 @@ from torch import Tensor
 from xlvlms_tutorial.errors import EstimateError
 
 
-def deal_folds(samples: Int[np.ndarray, "rows"], labels: Shaped[np.ndarray, "rows"], folds: int = 5, seed: int = 0) -> Int[np.ndarray, "n"]:
-    """The fold of each sample, so that its rows are held out together; of two labels every fold has samples of both.
+def deal_folds(
+    samples: Int[np.ndarray, "rows"],
+    labels: Shaped[np.ndarray, "rows"],
+    folds: int = 5,
+    seed: int = 0,
+) -> Int[np.ndarray, "n"]:
+    """The fold of each sample, so that its rows are held out together.
 
-    Samples are dealt out in random order, those whose rows are all of the first label before those of both, and these before the rest.
+    Of two labels every fold has samples of both. Samples are dealt out in random order, those whose
+    rows are all of the first label before those of both, and these before the rest.
 
     Parameters
     ----------
@@ -35,7 +42,8 @@ def deal_folds(samples: Int[np.ndarray, "rows"], labels: Shaped[np.ndarray, "row
     Returns
     -------
     Int[np.ndarray, "n"]
-        A fold from 0 to ``folds - 1`` for each sample; index it with ``samples`` for that of each row.
+        A fold from 0 to ``folds - 1`` for each sample; index it with
+        ``samples`` for that of each row.
 
     Raises
     ------
@@ -63,10 +71,10 @@ def deal_folds(samples: Int[np.ndarray, "rows"], labels: Shaped[np.ndarray, "row
 
 
 def balanced_probe(penalty: float = 1.0) -> Pipeline:
-    r"""A ridge classifier to which all labels weigh alike, of states standardised by the rows it is fitted on.
+    r"""A ridge classifier of standardised states, to which all labels weigh alike.
 
-    Of two labels it is linear discriminant analysis, shrunk: with y of :math:`\pm 1` and weights c of rows,
-    :math:`w = \arg\min \sum_i c_i (y_i - w^\top z_i - b)^2 + \lambda \lVert w \rVert^2`.
+    Of two labels it is linear discriminant analysis, shrunk: with y of :math:`\pm 1` and weights c
+    of rows, :math:`w = \arg\min \sum_i c_i (y_i - w^\top z_i - b)^2 + \lambda \lVert w \rVert^2`.
 
     Parameters
     ----------

@@ -5,8 +5,19 @@ from typing import TYPE_CHECKING
 from xlvlms_tutorial._lazy import lazy_attributes
 
 if TYPE_CHECKING:
-    from xlvlms_tutorial.metrics.answers import accuracy_by_type, answer_table, exact_match, normalise, yes_or_no
-    from xlvlms_tutorial.metrics.captions import CAPTION_FACTORS, SOUND_FACTORS, caption_attributes, names
+    from xlvlms_tutorial.metrics.answers import (
+        accuracy_by_type,
+        answer_table,
+        exact_match,
+        normalise,
+        yes_or_no,
+    )
+    from xlvlms_tutorial.metrics.captions import (
+        CAPTION_FACTORS,
+        SOUND_FACTORS,
+        caption_attributes,
+        names,
+    )
     from xlvlms_tutorial.metrics.concept_factors import agreement, informative, spoken, track
     from xlvlms_tutorial.metrics.cost import count_flops, decoder_flops
     from xlvlms_tutorial.metrics.dictionaries import (
@@ -18,7 +29,13 @@ if TYPE_CHECKING:
         sparsity,
         stability,
     )
-    from xlvlms_tutorial.metrics.grounding import bert_score, bert_scores, clip_score, overlap, top_scores
+    from xlvlms_tutorial.metrics.grounding import (
+        bert_score,
+        bert_scores,
+        clip_score,
+        overlap,
+        top_scores,
+    )
     from xlvlms_tutorial.metrics.hallucination import chair, pope
     from xlvlms_tutorial.metrics.intervals import (
         Estimate,
@@ -32,7 +49,14 @@ if TYPE_CHECKING:
         share,
     )
     from xlvlms_tutorial.metrics.references import bleu, cider
-    from xlvlms_tutorial.metrics.timing import energy, measure_time, memory_of, peak_memory, time_medians, time_ratios
+    from xlvlms_tutorial.metrics.timing import (
+        energy,
+        measure_time,
+        memory_of,
+        peak_memory,
+        time_medians,
+        time_ratios,
+    )
     from xlvlms_tutorial.metrics.vqa import (
         answer_counts,
         answer_kl,

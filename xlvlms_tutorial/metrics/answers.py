@@ -20,9 +20,16 @@ def yes_or_no(prediction: str) -> str | None:
 
 
 def exact_match(prediction: str, answer: str) -> bool:
-    """Whether a prediction is the answer once both are normalised; of a yes/no question the first word decides."""
+    """Whether a prediction is the answer once both are normalised.
+
+    Of a yes/no question the first word decides.
+    """
     wanted = normalise(answer)
-    return yes_or_no(prediction) == wanted if wanted in ("yes", "no") else normalise(prediction) == wanted
+    return (
+        yes_or_no(prediction) == wanted
+        if wanted in ("yes", "no")
+        else normalise(prediction) == wanted
+    )
 
 
 def answer_table(predictions: Sequence[str], questions: Sequence[Question]) -> pd.DataFrame:
@@ -36,16 +43,27 @@ def answer_table(predictions: Sequence[str], questions: Sequence[Question]) -> p
     if len(predictions) != len(questions):
         raise LengthError(predictions=len(predictions), questions=len(questions))
     rows = [
-        (asked.type, asked.stratum, asked.answer, told, exact_match(told, asked.answer), asked.target, asked.text)
+        (
+            asked.type,
+            asked.stratum,
+            asked.answer,
+            told,
+            exact_match(told, asked.answer),
+            asked.target,
+            asked.text,
+        )
         for told, asked in zip(predictions, questions, strict=True)
     ]
     return pd.DataFrame(rows, columns=list(COLUMNS)).astype({"correct": bool})
 
 
-def accuracy_by_type(table: pd.DataFrame, groups: ArrayLike | None = None, seed: int = 0) -> pd.DataFrame:
-    """Accuracy with its interval (value, low, high, n) of an :func:`answer_table`: a row "overall", then a row for each type.
+def accuracy_by_type(
+    table: pd.DataFrame, groups: ArrayLike | None = None, seed: int = 0
+) -> pd.DataFrame:
+    """Accuracy with its interval (value, low, high, n) of an :func:`answer_table`.
 
-    ``groups`` (one label a row, usually the scene) makes the intervals those of a cluster bootstrap.
+    A row "overall", then a row for each type. ``groups`` (one label a row, usually the scene) makes
+    the intervals those of a cluster bootstrap.
 
     Raises
     ------
@@ -58,12 +76,23 @@ def accuracy_by_type(table: pd.DataFrame, groups: ArrayLike | None = None, seed:
     if table.empty:
         raise EstimateError("accuracy", "no answers", "a table with one answer or more")
     labels = group_labels(table, groups)
-    parts = {"overall": slice(None)} | {kind: (table["type"] == kind).to_numpy() for kind in table["type"].unique()}
-    estimates = {name: share(table["correct"].to_numpy()[rows], labels[rows], seed=seed) for name, rows in parts.items()}
-    return pd.DataFrame([e.asdict() for e in estimates.values()], index=pd.Index(estimates, name="type"))
+    parts = {"overall": slice(None)} | {
+        kind: (table["type"] == kind).to_numpy() for kind in table["type"].unique()
+    }
+    estimates = {
+        name: share(table["correct"].to_numpy()[rows], labels[rows], seed=seed)
+        for name, rows in parts.items()
+    }
+    return pd.DataFrame(
+        [e.asdict() for e in estimates.values()], index=pd.Index(estimates, name="type")
+    )
 
 
-def with_columns(table: pd.DataFrame, names: Collection[str], wanted: str = "a table of answers, as answer_table makes it") -> pd.DataFrame:
+def with_columns(
+    table: pd.DataFrame,
+    names: Collection[str],
+    wanted: str = "a table of answers, as answer_table makes it",
+) -> pd.DataFrame:
     """The columns of a table that are needed.
 
     Raises
@@ -74,7 +103,10 @@ def with_columns(table: pd.DataFrame, names: Collection[str], wanted: str = "a t
     if not isinstance(table, pd.DataFrame):
         raise EstimateError("a table", f"a {type(table).__name__}", wanted)
     if lacking := [name for name in names if name not in table]:
-        there = f"no column {', '.join(map(repr, lacking))} among {', '.join(map(str, table.columns)) or 'none'}"
+        there = (
+            f"no column {', '.join(map(repr, lacking))} among "
+            f"{', '.join(map(str, table.columns)) or 'none'}"
+        )
         raise EstimateError("a table", there, wanted)
     return table[list(names)]
 

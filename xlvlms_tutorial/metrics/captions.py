@@ -14,22 +14,28 @@ SOUND_FACTORS = ("sound", "loudness", "background")
 
 
 def names(caption: str, word: str) -> bool:
-    """Whether a caption names a word: whole, in any case, also in the plural or, for "walking", as "walk" and "walks".
+    """Whether a caption names a word.
+
+    Whole, in any case, also in the plural or, for "walking", as "walk" and "walks".
 
     Raises
     ------
     WordListError
-        If the word is part of a caption without spaces, in Chinese for one, where words cannot be told apart.
+        If the word is part of a caption without spaces, in Chinese for one,
+        where words cannot be told apart.
     """
     return _found(_pattern(word), word, caption)
 
 
 def caption_attributes(
-    captions: Sequence[str], truths: Sequence[Mapping[str, object]], factors: Sequence[str] = CAPTION_FACTORS
+    captions: Sequence[str],
+    truths: Sequence[Mapping[str, object]],
+    factors: Sequence[str] = CAPTION_FACTORS,
 ) -> pd.DataFrame:
-    """Which factors of its truth each caption names: one row a caption, one boolean column a factor, NA where there is no truth.
+    """Which factors of its truth each caption names.
 
-    A colour counts only right before the item it belongs to ("red keys"), or anywhere where the truth has no item.
+    One row a caption, one boolean column a factor, NA where there is no truth. A colour counts only
+    right before the item it belongs to ("red keys"), or anywhere where the truth has no item.
 
     Raises
     ------
@@ -40,7 +46,10 @@ def caption_attributes(
     """
     if len(captions) != len(truths):
         raise LengthError(captions=len(captions), truths=len(truths))
-    rows = [[_named(caption, truth, factor) for factor in factors] for caption, truth in zip(captions, truths, strict=True)]
+    rows = [
+        [_named(caption, truth, factor) for factor in factors]
+        for caption, truth in zip(captions, truths, strict=True)
+    ]
     return pd.DataFrame(rows, columns=list(factors), dtype="boolean")
 
 
@@ -60,18 +69,30 @@ def _found(pattern: re.Pattern[str], word: str, caption: str) -> bool:
 
 
 def separate(caption: str, words: Iterable[str]) -> None:
-    """Refuse a caption without spaces that holds one of these words, as part of a longer one or beside others.
+    """Refuse a caption without spaces that holds one of these words.
+
+    As part of a longer one or beside others.
 
     Raises
     ------
     WordListError
         If it does.
     """
-    if unspaced(caption) and (inside := [word for word in words if composed(word) in caption and composed(word) != caption.strip()]):
+    if unspaced(caption) and (
+        inside := [
+            word
+            for word in words
+            if composed(word) in caption and composed(word) != caption.strip()
+        ]
+    ):
         told = f"{inside[0]!r} is part of the caption {caption!r}, which has no spaces"
-        raise WordListError(told, "put spaces between the words of captions, with a word segmenter of the language")
+        raise WordListError(
+            told, "put spaces between the words of captions, with a word segmenter of the language"
+        )
 
 
 @lru_cache(maxsize=4096)
 def _pattern(word: str, before: str | None = None) -> re.Pattern[str]:
-    return whole_words(forms(word) if before is None else [f"{composed(word)} {form}" for form in forms(before)])
+    return whole_words(
+        forms(word) if before is None else [f"{composed(word)} {form}" for form in forms(before)]
+    )

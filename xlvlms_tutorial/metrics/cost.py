@@ -1,4 +1,7 @@
-"""What a call costs: floating-point operations counted as they run, and time, memory and energy measured."""
+"""What a call costs: operations counted as they run; time, memory and energy measured.
+
+The operations are those on floating-point numbers.
+"""
 
 import re
 from collections import Counter
@@ -13,72 +16,123 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from xlvlms_tutorial.errors import EstimateError, SelectionError
-from xlvlms_tutorial.metrics.timing import energy, measure_time, memory_of, peak_memory, time_medians, time_ratios
+from xlvlms_tutorial.metrics.timing import (
+    energy,
+    measure_time,
+    memory_of,
+    peak_memory,
+    time_medians,
+    time_ratios,
+)
 
-__all__ = ["count_flops", "decoder_flops", "energy", "measure_time", "memory_of", "peak_memory", "time_medians", "time_ratios"]
+__all__ = [
+    "count_flops",
+    "decoder_flops",
+    "energy",
+    "measure_time",
+    "memory_of",
+    "peak_memory",
+    "time_medians",
+    "time_ratios",
+]
 
 Parts = Mapping[str, nn.Module | Iterable[nn.Module]]
 
 # names of operators that multiply matrices, whatever library brings them
-_PRODUCTS = re.compile(r"(^|_)(\w*mm|\w*matmul|mv|addmv|gemv|dot|vdot|linear|conv(olution)?(\dd)?|attention|attn|rnn|lstm|gru)(_|$)")
+_PRODUCTS = re.compile(
+    r"(^|_)(\w*mm|\w*matmul|mv|addmv|gemv|dot|vdot|linear|conv(olution)?(\dd)?|"
+    r"attention|attn|rnn|lstm|gru)(_|$)"
+)
 
 
-def count_flops(call: Callable[[], object], parts: Parts | None = None, decoder: nn.Module | None = None) -> pd.DataFrame:
-    """Floating-point operations that a call really executes, by phase and part; columns phase, part, flops.
+def count_flops(
+    call: Callable[[], object], parts: Parts | None = None, decoder: nn.Module | None = None
+) -> pd.DataFrame:
+    """Floating-point operations that a call really executes, by phase and part.
 
-    Counted are products of matrices, convolutions and attention, two operations for each multiply-add, by torch's own counter with the
-    formulas that it lacks on CPUs. A skipped block counts nothing. A masked weight counts as any other, and so do the scores above the
-    diagonal of causal attention: zeros that are multiplied are work. ``parts`` names modules; work goes to the innermost of them that is
-    running, or to ``rest``, and ``total`` is their sum. With a ``decoder`` (``anatomy.decoder(vlm.model)``) the phases ``prefill`` and
-    ``decode`` are told apart: a decode step gives the decoder one position and a cache that is not empty. Without it the phase is
-    ``both``. What a backward pass executes outside the modules counts as ``rest``.
+    Columns phase, part, flops. Counted are products of matrices, convolutions and attention, two
+    operations for each multiply-add, by torch's own counter with the formulas that it lacks on
+    CPUs. A skipped block counts nothing. A masked weight counts as any other, and so do the
+    scores above the diagonal of causal attention: zeros that are multiplied are work. ``parts``
+    names modules; work goes to the innermost of them that is running, or to ``rest``, and
+    ``total`` is their sum. With a ``decoder`` (``anatomy.decoder(vlm.model)``) the phases
+    ``prefill`` and ``decode`` are told apart: a decode step gives the decoder one position and a
+    cache that is not empty. Without it the phase is ``both``. What a backward pass executes
+    outside the modules counts as ``rest``.
 
     Raises
     ------
     SelectionError
-        If a part has no modules, a module belongs to two parts, or a part is called ``rest`` or ``total``.
+        If a part has no modules, a module belongs to two parts, or a part
+        is called ``rest`` or ``total``.
     EstimateError
-        If the call executes nothing that is counted, an operator without a formula, or never the decoder.
+        If the call executes nothing that is counted, an operator without a
+        formula, or never the decoder.
     """
     owners = _owners(parts or {})
     tally, missed = _Tally(decoder), _Missed()
     with ExitStack() as stack:
         for module, part in owners.items():
-            stack.enter_context(_hooked(module, lambda *_, part=part: tally.enter(part), lambda *_: tally.leave()))
-        if decoder is not None:  # after the parts, so that its hooks are the outer ones where a part is the decoder itself
+            stack.enter_context(
+                _hooked(module, lambda *_, part=part: tally.enter(part), lambda *_: tally.leave())
+            )
+        # after the parts, so that its hooks are the outer ones where a part is the decoder itself
+        if decoder is not None:
             stack.enter_context(_hooked(decoder, tally.begin, tally.end))
         stack.enter_context(missed)
         stack.enter_context(tally.counter)
         call()
         tally.finish()
     _check(tally, missed.names, decoder)
-    return _table(tally.flops, list(parts or {}), ("both",) if decoder is None else ("prefill", "decode"))
+    return _table(
+        tally.flops, list(parts or {}), ("both",) if decoder is None else ("prefill", "decode")
+    )
 
 
 def decoder_flops(
-    tokens: int, *, layers: int, width: int, hidden: int, heads: int, kv_heads: int | None = None, head_size: int | None = None,
-    vocabulary: int = 0, logits: int = 1, cached: int = 0, batch: int = 1, gated: bool = True,
-) -> dict[str, int]:  # fmt: skip
-    r"""Floating-point operations of a standard decoder from its shapes, by part, without running it.
+    tokens: int,
+    *,
+    layers: int,
+    width: int,
+    hidden: int,
+    heads: int,
+    kv_heads: int | None = None,
+    head_size: int | None = None,
+    vocabulary: int = 0,
+    logits: int = 1,
+    cached: int = 0,
+    batch: int = 1,
+    gated: bool = True,
+) -> dict[str, int]:
+    r"""Floating-point operations of a standard decoder from its shapes, by part.
 
-    For t ``tokens`` that enter after c ``cached`` ones, width d, MLPs of ``hidden`` size m, h ``heads`` and k ``kv_heads`` (all by
-    default) of size e (``head_size``, d / h by default), each of the L ``layers`` takes, two operations for each multiply-add,
+    Without running it. For t ``tokens`` that enter after c ``cached`` ones, width d, MLPs of
+    ``hidden`` size m, h ``heads`` and k ``kv_heads`` (all by default) of size e (``head_size``, d /
+    h by default), each of the L ``layers`` takes, two operations for each multiply-add,
 
     .. math:: 4\,t\,d\,e\,(h + k) + 4\,t\,(t + c)\,h\,e + 2\,g\,t\,d\,m
 
-    for ``attention_projections``, ``attention_scores`` (scores and weighted values, above the diagonal too) and ``mlp``, where g is 3 maps
-    in a ``gated`` MLP (Llama's kind) and 2 in others. The ``unembedding`` takes :math:`2\,p\,d\,v` for p positions with ``logits``.
+    for ``attention_projections``, ``attention_scores`` (scores and weighted values, above the
+    diagonal too) and ``mlp``, where g is 3 maps in a ``gated`` MLP (Llama's kind) and 2 in others.
+    The ``unembedding`` takes :math:`2\,p\,d\,v` for p positions with ``logits``.
 
     Raises
     ------
     SelectionError
-        If a size is not a whole number of 1 or more (``cached``, ``vocabulary``, ``logits``: 0 or more), or heads do not divide.
+        If a size is not a whole number of 1 or more (``cached``, ``vocabulary``, ``logits``: 0 or
+        more), or heads do not divide.
     """
-    k, positive = heads if kv_heads is None else kv_heads, {"tokens": tokens, "layers": layers, "width": width, "hidden": hidden}
+    k, positive = (
+        heads if kv_heads is None else kv_heads,
+        {"tokens": tokens, "layers": layers, "width": width, "hidden": hidden},
+    )
     _whole(positive | {"heads": heads, "kv_heads": k, "batch": batch}, 1)
     _whole({"vocabulary": vocabulary, "logits": logits, "cached": cached}, 0)
     if heads % k or (head_size is None and width % heads):
-        raise SelectionError(f"{heads} heads, {k} kv_heads and width {width}", "allowed: kv_heads divides heads, heads divides width")
+        raise SelectionError(
+            f"{heads} heads, {k} kv_heads and width {width}",
+            "allowed: kv_heads divides heads, heads divides width",
+        )
     e = width // heads if head_size is None else head_size
     _whole({"head_size": e}, 1)
     each = {
@@ -99,7 +153,8 @@ class _Tally:
         self.calls = 0  # of the decoder
         self._phase = "both" if decoder is None else "prefill"
         self._open, self._seen = ["rest"], 0
-        self._outside: Counter[str] | None = None if decoder is None else Counter()  # by part, since the decoder was left
+        # by part, since the decoder was left
+        self._outside: Counter[str] | None = None if decoder is None else Counter()
         self._first: set[str] = set()  # parts that worked before the decoder's first call
 
     def enter(self, part: str) -> None:
@@ -136,13 +191,19 @@ class _Tally:
             self.flops[self._phase, self._open[-1]] += new
 
     def _settle(self, prepare: set[str]) -> None:
-        """Give what ran between two calls of the decoder to the last one, and the work of parts that ``prepare`` to the prefill to come."""
+        """Give what ran between two calls of the decoder to the last one.
+
+        And the work of parts that ``prepare`` to the prefill to come.
+        """
         for part, new in (self._outside or {}).items():
             self.flops["prefill" if part in prepare else self._phase, part] += new
 
 
 class _Missed(TorchDispatchMode):
-    """The operators that multiply matrices and have no formula: leaving them out in silence would give a wrong number."""
+    """The operators that multiply matrices and have no formula.
+
+    Leaving them out in silence would give a wrong number.
+    """
 
     supports_higher_order_operators = True
 
@@ -151,7 +212,9 @@ class _Missed(TorchDispatchMode):
         self.names: set[str] = set()
         self._known = set(FlopCounterMode(display=False, custom_mapping=_formulas()).flop_registry)
 
-    def __torch_dispatch__(self, func: Callable, types: object, args: tuple = (), kwargs: dict | None = None) -> object:
+    def __torch_dispatch__(
+        self, func: Callable, types: object, args: tuple = (), kwargs: dict | None = None
+    ) -> object:
         packet = getattr(func, "_overloadpacket", func)
         if packet not in self._known and _PRODUCTS.search(getattr(packet, "__name__", "")):
             self.names.add(str(packet))
@@ -159,7 +222,10 @@ class _Missed(TorchDispatchMode):
 
 
 def _formulas() -> dict[object, Callable[..., int]]:
-    """Formulas, from shapes, of operators that torch's counter does not know; those of this torch and of what is imported."""
+    """Formulas, from shapes, of operators that torch's counter does not know.
+
+    Those of this torch and of what is imported.
+    """
     found = {
         ("aten", "mv"): lambda matrix, vector, **_: 2 * matrix[0] * matrix[1],
         ("aten", "addmv"): lambda added, matrix, vector, **_: 2 * matrix[0] * matrix[1],
@@ -170,21 +236,31 @@ def _formulas() -> dict[object, Callable[..., int]]:
         ("aten", "_scaled_dot_product_attention_math_for_mps"): _attention,
         ("aten", "_scaled_dot_product_fused_attention_overrideable"): _attention,
         # scores again, then the gradients of values, weights, queries and keys
-        ("aten", "_scaled_dot_product_flash_attention_for_cpu_backward"): lambda gradient, q, k, v, *_, **__: (
+        (
+            "aten",
+            "_scaled_dot_product_flash_attention_for_cpu_backward",
+        ): lambda gradient, q, k, v, *_, **__: (
             2 * q[0] * q[1] * q[2] * k[2] * (3 * q[3] + 2 * v[3])
         ),
     }
     spaces = {space: getattr(torch.ops, space) for space, _ in found}
-    return {getattr(spaces[space], name): formula for (space, name), formula in found.items() if hasattr(spaces[space], name)}
+    return {
+        getattr(spaces[space], name): formula
+        for (space, name), formula in found.items()
+        if hasattr(spaces[space], name)
+    }
 
 
-def _attention(q: Sequence[int], k: Sequence[int], v: Sequence[int], *_: object, **__: object) -> int:
+def _attention(
+    q: Sequence[int], k: Sequence[int], v: Sequence[int], *_: object, **__: object
+) -> int:
     """Scores and weighted values; grouped keys and values are multiplied once a query head."""
     return 2 * q[0] * q[1] * q[2] * k[2] * (q[3] + v[3])
 
 
 def _grouped(a: Sequence[int], b: Sequence[int], *_: object, **__: object) -> int:
-    # the groups share out one dimension of the two-dimensional factors, so each row (or column, or product) is computed once
+    # the groups share out one dimension of the two-dimensional factors, so each row (or
+    # column, or product) is computed once
     return 2 * a[0] * a[1] * (a[2] if len(a) == 3 and len(b) == 3 else 1) * b[-1]
 
 
@@ -193,18 +269,28 @@ def _owners(parts: Parts) -> dict[nn.Module, str]:
     for part, given in parts.items():
         modules = [given] if isinstance(given, nn.Module) else list(given)
         if part in ("rest", "total") or not modules:
-            raise SelectionError(f"part {part!r} with {len(modules)} modules", "give 1 or more, under another name than rest and total")
+            raise SelectionError(
+                f"part {part!r} with {len(modules)} modules",
+                "give 1 or more, under another name than rest and total",
+            )
         for module in modules:
             if owners.setdefault(module, part) != part:
-                raise SelectionError(f"one {type(module).__name__} is in {owners[module]!r} and in {part!r}", "a module has one part")
+                raise SelectionError(
+                    f"one {type(module).__name__} is in {owners[module]!r} and in {part!r}",
+                    "a module has one part",
+                )
     return owners
 
 
 @contextmanager
 def _hooked(module: nn.Module, before: Callable, after: Callable) -> Iterator[None]:
-    """Hooks, which stay where an intervention replaces the module's forward, around all others, so that their work is inside."""
+    """Hooks that stay where an intervention replaces the module's forward.
+
+    Around all others, so that their work is inside.
+    """
     enter = module.register_forward_pre_hook(before, prepend=True, with_kwargs=True)
-    leave = module.register_forward_hook(after, always_call=True)  # also where a capture stops the model by an exception
+    # also where a capture stops the model by an exception
+    leave = module.register_forward_hook(after, always_call=True)
     with enter, leave:
         yield
 
@@ -213,24 +299,44 @@ def _decoding(args: tuple, kwargs: dict) -> bool:
     given = kwargs.get("inputs_embeds")
     given = given if given is not None else kwargs.get("input_ids", args[0] if args else None)
     cache = kwargs.get("past_key_values")
-    return given is not None and given.shape[1] == 1 and cache is not None and int(cache.get_seq_length()) > 0
+    return (
+        given is not None
+        and given.shape[1] == 1
+        and cache is not None
+        and int(cache.get_seq_length()) > 0
+    )
 
 
 def _check(tally: _Tally, missed: set[str], decoder: nn.Module | None) -> None:
     if missed:
-        known = "operators of torch itself; run the model unquantised and with attn_implementation 'sdpa' or 'eager'"
-        raise EstimateError("operators that multiply and have no formula", ", ".join(sorted(missed)), known)
+        known = (
+            "operators of torch itself; run the model unquantised and with "
+            "attn_implementation 'sdpa' or 'eager'"
+        )
+        raise EstimateError(
+            "operators that multiply and have no formula", ", ".join(sorted(missed)), known
+        )
     if not tally.flops:
-        raise EstimateError("floating-point operations of the call", 0, "a call that multiplies matrices or convolves")
+        raise EstimateError(
+            "floating-point operations of the call",
+            0,
+            "a call that multiplies matrices or convolves",
+        )
     if decoder is not None and not tally.calls:
-        raise EstimateError("calls of the decoder", 0, "the decoder of the model that the call runs, or none")
+        raise EstimateError(
+            "calls of the decoder", 0, "the decoder of the model that the call runs, or none"
+        )
 
 
-def _table(flops: Counter[tuple[str, str]], parts: list[str], phases: tuple[str, ...]) -> pd.DataFrame:
+def _table(
+    flops: Counter[tuple[str, str]], parts: list[str], phases: tuple[str, ...]
+) -> pd.DataFrame:
     rows = []
     for phase in phases:
         found = {part: flops[phase, part] for part in (*parts, "rest")}
-        rows += [(phase, part, count) for part, count in (found | {"total": sum(found.values())}).items()]
+        rows += [
+            (phase, part, count) for part, count in (found | {"total": sum(found.values())}).items()
+        ]
     return pd.DataFrame(rows, columns=["phase", "part", "flops"])
 
 

@@ -1,4 +1,7 @@
-"""Numbers as users bring them, as plain arrays: one guard for what would otherwise be taken for other numbers without a word."""
+"""Numbers as users bring them, as plain arrays.
+
+One guard for what would otherwise be taken for other numbers without a word.
+"""
 
 import numpy as np
 
@@ -11,13 +14,19 @@ def plain(values: object) -> np.ndarray:
     Raises
     ------
     ActivationsError
-        If they are complex, dates, text or records, of which an array of floats keeps only a part, or some of them are masked.
+        If they are complex, dates, text or records, of which an array of floats keeps only a
+        part, or some of them are masked.
     """
     if np.ma.is_masked(values):
-        raise ActivationsError("some values are masked", "leave out what is missing: plain arrays show what is behind the mask")
+        raise ActivationsError(
+            "some values are masked",
+            "leave out what is missing: plain arrays show what is behind the mask",
+        )
     if hasattr(values, "detach"):
         values = values.detach().cpu()
-        values = values.float() if values.is_floating_point() and values.element_size() < 4 else values
+        values = (
+            values.float() if values.is_floating_point() and values.element_size() < 4 else values
+        )
     found = np.asarray(values)
     if found.dtype.kind not in "biufO":
         raise ActivationsError(f"values of type {found.dtype}", "give real numbers")

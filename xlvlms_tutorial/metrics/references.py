@@ -1,9 +1,10 @@
 """How close captions are to reference captions: CIDEr-D and BLEU.
 
-CIDEr-D is written here: of the packages that have it, aac-metrics brings audio models and older versions of transformers and numpy along,
-and pycocoevalcap 100 MB of Java archives. BLEU is sacrebleu's. Captions are split into words by :func:`text.words`, not by the
-Java tokeniser of the COCO evaluation, so scores can differ a little from those of its table. Captions in scripts without spaces (Chinese,
-Japanese, Thai) are split into characters.
+CIDEr-D is written here: of the packages that have it, aac-metrics brings audio models and older
+versions of transformers and numpy along, and pycocoevalcap 100 MB of Java archives. BLEU is
+sacrebleu's. Captions are split into words by :func:`text.words`, not by the Java tokeniser of the
+COCO evaluation, so scores can differ a little from those of its table. Captions in scripts without
+spaces (Chinese, Japanese, Thai) are split into characters.
 """
 
 from collections.abc import Sequence
@@ -21,31 +22,38 @@ _SIGMA = 6.0  # of the penalty on a difference in length, in words
 _SCALE = 10.0
 
 
-def cider(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> tuple[Float64[np.ndarray, "n"], float]:
-    r"""CIDEr-D of each caption, 0 to 10, and their mean, the corpus value (Vedantam et al. 2015, section 6).
+def cider(
+    candidates: Sequence[str], references: Sequence[Sequence[str]]
+) -> tuple[Float64[np.ndarray, "n"], float]:
+    r"""CIDEr-D of each caption, 0 to 10, and their mean, the corpus value.
 
-    With g_n(c) the counts of the n-grams of caption c, each weighted by log N - log(df) where df is the number of images, of N, whose
-    references have the n-gram, and l the length in words, the score of candidate c with references r_1 ... r_m is
+    Vedantam et al. 2015, section 6. With g_n(c) the counts of the n-grams of caption c, each
+    weighted by log N - log(df) where df is the number of images, of N, whose references have the
+    n-gram, and l the length in words, the score of candidate c with references r_1 ... r_m is
 
     .. math::
 
         \frac{10}{4} \sum_{n=1}^{4} \frac{1}{m} \sum_j e^{-(l(c) - l(r_j))^2 / (2 \cdot 6^2)} \,
         \frac{\min(g_n(c), g_n(r_j)) \cdot g_n(r_j)}{\lVert g_n(c) \rVert \, \lVert g_n(r_j) \rVert}
 
-    Captions shorter than n words have no n-grams and contribute 0 there, and the value depends on the set that is scored,
-    since df counts the references given here.
+    Captions shorter than n words have no n-grams and contribute 0 there, and the value depends on
+    the set that is scored, since df counts the references given here.
 
     Raises
     ------
     EstimateError
-        If there are fewer than two candidates (no n-gram would have a weight), no references of one, or a reference has no words.
+        If there are fewer than two candidates (no n-gram would have a weight), no references of
+        one, or a reference has no words.
     LengthError
         If there are not as many lists of references as candidates.
     """
     told, known, owner = _split(candidates, references, least=2)
     counts, order = _ngrams(told + known)
     n, lengths = len(told), np.array(list(map(len, told + known)), dtype=np.float64)
-    grouped = csr_array((np.ones(len(owner)), (owner, np.arange(len(owner)))), shape=(n, len(owner)))  # (images, references)
+    # (images, references)
+    grouped = csr_array(
+        (np.ones(len(owner)), (owner, np.arange(len(owner)))), shape=(n, len(owner))
+    )
     frequency = ((grouped @ counts[n:]) > 0).sum(axis=0)
     weighted = (counts * (np.log(n) - np.log(np.maximum(frequency, 1)))).tocsc()
     total = np.zeros(len(owner))
@@ -54,16 +62,23 @@ def cider(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> tup
         norms = np.sqrt((part * part).sum(axis=1))
         mine, theirs = part[owner], part[n:]
         scale = norms[owner] * norms[n:]
-        total += np.divide((mine.minimum(theirs) * theirs).sum(axis=1), scale, out=np.zeros(len(owner)), where=scale > 0)
+        total += np.divide(
+            (mine.minimum(theirs) * theirs).sum(axis=1),
+            scale,
+            out=np.zeros(len(owner)),
+            where=scale > 0,
+        )
     total *= np.exp(-((lengths[owner] - lengths[n:]) ** 2) / (2 * _SIGMA**2))
     scores = _SCALE / len(ORDERS) * (grouped @ total) / grouped.sum(axis=1)
     return scores, float(scores.mean())
 
 
 def bleu(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> float:
-    """BLEU-4 of a set of captions, 0 to 1: geometric mean of the clipped n-gram precisions times a brevity penalty (Papineni et al. 2002).
+    """BLEU-4 of a set of captions, 0 to 1.
 
-    Counts are summed over the set, unsmoothed: one number for all captions, which is not the mean of theirs.
+    Geometric mean of the clipped n-gram precisions times a brevity penalty (Papineni et
+    al. 2002). Counts are summed over the set, unsmoothed: one number for all captions,
+    which is not the mean of theirs.
 
     Raises
     ------
@@ -77,25 +92,49 @@ def bleu(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> floa
     told, known, owner = _split(candidates, references, least=1)
     texts, starts = list(map(" ".join, known)), np.searchsorted(owner, np.arange(len(told) + 1))
     most = int(np.diff(starts).max())
-    columns = [[texts[a + k] if a + k < b else None for a, b in zip(starts, starts[1:], strict=False)] for k in range(most)]
-    score = BLEU(tokenize="none", smooth_method="none").corpus_score(list(map(" ".join, told)), columns).score
+    columns = [
+        [texts[a + k] if a + k < b else None for a, b in zip(starts, starts[1:], strict=False)]
+        for k in range(most)
+    ]
+    score = (
+        BLEU(tokenize="none", smooth_method="none")
+        .corpus_score(list(map(" ".join, told)), columns)
+        .score
+    )
     return min(score / 100, 1.0)  # rounding can exceed 1
 
 
 def _split(
     candidates: Sequence[str], references: Sequence[Sequence[str]], least: int
 ) -> tuple[list[list[str]], list[list[str]], np.ndarray]:
-    """The words of the candidates and of all references, and to which candidate each reference belongs."""
+    """The words of the candidates and of all references.
+
+    And to which candidate each reference belongs.
+    """
     if len(candidates) != len(references):
         raise LengthError(candidates=len(candidates), references=len(references))
     if len(candidates) < least:
-        raise EstimateError("a score against references", f"{len(candidates)} candidates", f"{least} or more")
+        raise EstimateError(
+            "a score against references", f"{len(candidates)} candidates", f"{least} or more"
+        )
     if wrong := [given for given in references if isinstance(given, str) or not len(given)]:
-        raise EstimateError("a score against references", f"references {wrong[0]!r}", "a list of one caption or more for each candidate")
+        raise EstimateError(
+            "a score against references",
+            f"references {wrong[0]!r}",
+            "a list of one caption or more for each candidate",
+        )
     known = list(map(words, chain.from_iterable(references)))
     if not all(known):
-        raise EstimateError("a score against references", "a reference without words", "captions of one word or more")
-    return list(map(words, candidates)), known, np.repeat(np.arange(len(candidates)), list(map(len, references)))
+        raise EstimateError(
+            "a score against references",
+            "a reference without words",
+            "captions of one word or more",
+        )
+    return (
+        list(map(words, candidates)),
+        known,
+        np.repeat(np.arange(len(candidates)), list(map(len, references))),
+    )
 
 
 def _ngrams(texts: list[list[str]]) -> tuple[csr_array, np.ndarray]:

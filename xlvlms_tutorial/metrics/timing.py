@@ -1,4 +1,7 @@
-"""What a call takes of the machine that runs it: time in interleaved rounds, memory, and energy where the device reports it."""
+"""What a call takes of the machine that runs it.
+
+Time in interleaved rounds, memory, and energy where the device reports it.
+"""
 
 import gc
 import time
@@ -21,14 +24,22 @@ Device = str | torch.device | None
 
 
 def measure_time(
-    ways: Mapping[str, Callable[[], object]], rounds: int = 7, warm_up: int = 1, device: Device = None, progress: bool = False,
-    clock: Callable[[], float] = time.perf_counter, label: str = "", prepared: bool = False,
-) -> pd.DataFrame:  # fmt: skip
-    """Wall time in seconds of several ways of doing something; columns way, round, seconds, a row for each run, as they ran.
+    ways: Mapping[str, Callable[[], object]],
+    rounds: int = 7,
+    warm_up: int = 1,
+    device: Device = None,
+    progress: bool = False,
+    clock: Callable[[], float] = time.perf_counter,
+    label: str = "",
+    prepared: bool = False,
+) -> pd.DataFrame:
+    """Wall time in seconds of several ways of doing something.
 
-    Every round runs each way once, every other round in reverse, so that what the machine does meanwhile falls on all of them alike;
-    ``warm_up`` rounds come first and are not kept. A CUDA ``device`` is waited for on both sides of the clock, and no garbage is
-    collected while it runs. :func:`time_ratios` and :func:`time_medians` give the numbers with their intervals.
+    Columns way, round, seconds, a row for each run, as they ran. Every round runs each way once,
+    every other round in reverse, so that what the machine does meanwhile falls on all of them
+    alike; ``warm_up`` rounds come first and are not kept. A CUDA ``device`` is waited for on both
+    sides of the clock, and no garbage is collected while it runs. :func:`time_ratios` and
+    :func:`time_medians` give the numbers with their intervals.
 
     Parameters
     ----------
@@ -47,8 +58,8 @@ def measure_time(
     label
         What the bar says.
     prepared
-        Whether each way gives a context manager instead of doing the work: entering it prepares and gives the function that is
-        timed, leaving it tidies up; neither is timed.
+        Whether each way gives a context manager instead of doing the work: entering it prepares and
+        gives the function that is timed, leaving it tidies up; neither is timed.
 
     Returns
     -------
@@ -57,7 +68,8 @@ def measure_time(
 
     Examples
     --------
-    >>> times = measure_time({"list": lambda: list(range(1000)), "range": lambda: range(1000)}, rounds=2)
+    >>> ways = {"list": lambda: list(range(1000)), "range": lambda: range(1000)}
+    >>> times = measure_time(ways, rounds=2)
     >>> times[["way", "round"]].to_numpy().tolist()
     [['list', 0], ['range', 0], ['range', 1], ['list', 1]]
 
@@ -71,7 +83,16 @@ def measure_time(
         raise SelectionError(f"{len(ways)} ways, rounds={rounds}, warm_up={warm_up}", allowed)
     names, rows = list(ways), []
     wait, entered = _waiter(device), (lambda way: way()) if prepared else nullcontext
-    with tqdm(total=(warm_up + rounds) * len(names), desc=label, leave=False, unit="run", disable=not progress) as bar, no_collection():
+    with (
+        tqdm(
+            total=(warm_up + rounds) * len(names),
+            desc=label,
+            leave=False,
+            unit="run",
+            disable=not progress,
+        ) as bar,
+        no_collection(),
+    ):
         for number in range(-warm_up, rounds):
             for name in names if number % 2 == 0 else names[::-1]:
                 rows.append((name, number, _once(entered(ways[name]), wait, clock)))
@@ -80,9 +101,10 @@ def measure_time(
 
 
 def time_medians(times: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
-    """Median seconds of each way over the rounds of :func:`measure_time`; columns value, low, high, n, rows by way.
+    """Median seconds of each way over the rounds of :func:`measure_time`.
 
-    The interval is the 95 % bootstrap interval of the median over rounds.
+    Columns value, low, high, n, rows by way. The interval is the 95 % bootstrap
+    interval of the median over rounds.
 
     Raises
     ------
@@ -96,8 +118,8 @@ def time_medians(times: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
 def time_ratios(times: pd.DataFrame, to: str, seed: int = 0) -> pd.DataFrame:
     """Time of each way over that of the way ``to``; columns value, low, high, n, rows by way.
 
-    The value is the median over rounds of the ratio within a round, which cancels what slows a whole round; the interval is its 95 %
-    bootstrap interval over rounds.
+    The value is the median over rounds of the ratio within a round, which cancels what slows a
+    whole round; the interval is its 95 % bootstrap interval over rounds.
 
     Raises
     ------
@@ -108,27 +130,37 @@ def time_ratios(times: pd.DataFrame, to: str, seed: int = 0) -> pd.DataFrame:
     """
     seconds = _rounds(times)
     if to not in seconds:
-        raise SelectionError(f"no way is called {to!r}", f"allowed: {', '.join(map(repr, seconds))}")
+        raise SelectionError(
+            f"no way is called {to!r}", f"allowed: {', '.join(map(repr, seconds))}"
+        )
     if not (seconds[to] > 0).all():
-        raise EstimateError(f"seconds of {to!r}", seconds[to].min(), "more than 0; let each way do more")
+        raise EstimateError(
+            f"seconds of {to!r}", seconds[to].min(), "more than 0; let each way do more"
+        )
     return _estimates({way: (seconds[way] / seconds[to]).to_numpy() for way in seconds}, seed)
 
 
 def memory_of(model: nn.Module) -> int:
-    """Bytes that a model's parameters and buffers occupy, storage that several of them share counted once.
+    """Bytes that a model's parameters and buffers occupy.
 
-    A masked model occupies as much as the dense one, a cut one less. Compressed tensors (2:4, quantised) count what they keep inside.
+    Storage that several of them share is counted once. A masked model occupies as much as the dense
+    one, a cut one less. Compressed tensors (2:4, quantised) count what they keep inside.
 
     Raises
     ------
     EstimateError
-        If a tensor is on the meta device (offloaded weights) or its layout has no storage of its own.
+        If a tensor is on the meta device (offloaded weights) or its
+        layout has no storage of its own.
     """
     found: dict[tuple[torch.device, int], int] = {}
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         for inner in _inner(tensor):
             if inner.is_meta or inner.layout != torch.strided:
-                raise EstimateError(f"memory of {name}", f"{inner.layout} on {inner.device}", "strided tensors that are loaded on a device")
+                raise EstimateError(
+                    f"memory of {name}",
+                    f"{inner.layout} on {inner.device}",
+                    "strided tensors that are loaded on a device",
+                )
             storage = inner.untyped_storage()
             if storage.nbytes():
                 found[storage.device, storage.data_ptr()] = storage.nbytes()
@@ -138,7 +170,8 @@ def memory_of(model: nn.Module) -> int:
 def peak_memory(call: Callable[[], object], device: Device = None) -> int | None:
     """Bytes that a call allocates at its peak on a CUDA device, beyond what was allocated before.
 
-    None elsewhere: what a process occupies on a CPU says what the allocator keeps, not what the call needed. There the call is not run.
+    None elsewhere: what a process occupies on a CPU says what the allocator keeps, not what the
+    call needed. There the call is not run.
     """
     if device is None or torch.device(device).type != "cuda":
         return None
@@ -151,12 +184,15 @@ def peak_memory(call: Callable[[], object], device: Device = None) -> int | None
     return torch.cuda.max_memory_allocated(device) - before
 
 
-def energy(call: Callable[[], object], device: Device = None, powercap: str | Path = POWERCAP) -> float | None:
-    """Joules that the device takes while a call runs, or None where it does not report them; then the call is not run.
+def energy(
+    call: Callable[[], object], device: Device = None, powercap: str | Path = POWERCAP
+) -> float | None:
+    """Joules that the device takes while a call runs, or None where it does not report them.
 
-    A CUDA device is asked through NVML (the package ``nvidia-ml-py``), a CPU through Linux's ``powercap`` folder, which usually only root
-    may read. Both meters count all that runs on the device and advance in steps of some milliseconds: let the call take a second or more
-    on a quiet machine.
+    Without a report the call is not run. A CUDA device is asked through NVML (the package
+    ``nvidia-ml-py``), a CPU through Linux's ``powercap`` folder, which usually only root may read.
+    Both meters count all that runs on the device and advance in steps of some milliseconds: let the
+    call take a second or more on a quiet machine.
 
     Raises
     ------
@@ -175,11 +211,19 @@ def energy(call: Callable[[], object], device: Device = None, powercap: str | Pa
     # a meter that has wrapped around shows less than before
     used = sum((read() - start) % wrap for start, (read, wrap) in zip(before, meters, strict=True))
     if used <= 0:
-        raise EstimateError("energy of the call", "0 J", "a call that takes longer than the meter's step; repeat it inside the call")
+        raise EstimateError(
+            "energy of the call",
+            "0 J",
+            "a call that takes longer than the meter's step; repeat it inside the call",
+        )
     return used
 
 
-def _once(way: AbstractContextManager[Callable[[], object]], wait: Callable[[], None], clock: Callable[[], float]) -> float:
+def _once(
+    way: AbstractContextManager[Callable[[], object]],
+    wait: Callable[[], None],
+    clock: Callable[[], float],
+) -> float:
     with way as timed:
         gc.collect()
         wait()
@@ -198,7 +242,10 @@ def _waiter(device: Device) -> Callable[[], None]:
 
 @contextmanager
 def no_collection() -> Iterator[None]:
-    """No garbage is collected while the clock runs: by chance it would fall on one way or another."""
+    """No garbage is collected while the clock runs.
+
+    By chance it would fall on one way or another.
+    """
     was_on = gc.isenabled()
     gc.collect()
     gc.disable()
@@ -214,7 +261,9 @@ def no_collection() -> Iterator[None]:
 def _rounds(times: pd.DataFrame) -> pd.DataFrame:
     """Seconds by round (rows) and way (columns, in the order of the table)."""
     if wanted := {"way", "round", "seconds"} - set(times):
-        raise EstimateError("table of times", f"no column {', '.join(sorted(wanted))}", "the table of measure_time")
+        raise EstimateError(
+            "table of times", f"no column {', '.join(sorted(wanted))}", "the table of measure_time"
+        )
     counts = times.groupby(["round", "way"]).size()
     rounds, ways = times["round"].nunique(), times["way"].unique()
     if rounds < 2 or len(counts) != rounds * len(ways) or (counts != 1).any():
@@ -237,8 +286,12 @@ def _inner(tensor: Tensor) -> list[Tensor]:
 
 
 def _cpu_meters(folder: Path) -> list[tuple[Callable[[], float], float]]:
-    """What reads the joules of each processor, and where its meter starts again; none unless all can be read."""
-    # intel-rapl:0:1 is part of intel-rapl:0, psys holds all packages, and intel-rapl-mmio shows one of them again
+    """What reads the joules of each processor, and where its meter starts again.
+
+    None unless all can be read.
+    """
+    # intel-rapl:0:1 is part of intel-rapl:0, psys holds all packages, and
+    # intel-rapl-mmio shows one of them again
     zones = [zone for zone in sorted(folder.glob("intel-rapl:*")) if zone.name.count(":") == 1]
     found = []
     for zone in zones:
@@ -247,7 +300,9 @@ def _cpu_meters(folder: Path) -> list[tuple[Callable[[], float], float]]:
                 continue
             read = lambda zone=zone: int((zone / "energy_uj").read_text(encoding="utf-8")) / 1e6
             read()
-            found.append((read, (int((zone / "max_energy_range_uj").read_text(encoding="utf-8")) + 1) / 1e6))
+            found.append(
+                (read, (int((zone / "max_energy_range_uj").read_text(encoding="utf-8")) + 1) / 1e6)
+            )
         except OSError:  # only root may read: the device does not report
             return []
     return found
@@ -260,7 +315,9 @@ def _gpu_meters(device: torch.device) -> list[tuple[Callable[[], float], float]]
 
     pynvml.nvmlInit()
     # NVML numbers devices in an order of its own
-    handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(device).uuid}")
+    handle = pynvml.nvmlDeviceGetHandleByUUID(
+        f"GPU-{torch.cuda.get_device_properties(device).uuid}"
+    )
     read = lambda: pynvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1e3
     try:
         read()

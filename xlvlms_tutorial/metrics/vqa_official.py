@@ -1,26 +1,32 @@
-"""How the evaluation script of the VQA challenge compares answers, with all its slips, for numbers that stand beside published ones.
+"""How the evaluation script of the VQA challenge compares answers, with all its slips.
 
-Read and run at GT-Vision-Lab/VQA a013f00. What it counts is in :func:`metrics.vqa.vqa_accuracy`.
+For numbers that stand beside published ones. Read and run at GT-Vision-Lab/VQA a013f00. What it
+counts is in :func:`metrics.vqa.vqa_accuracy`.
 """
 
 import re
 
 from xlvlms_tutorial.text import ARTICLES, NUMBERS
 
-# A bar is where the apostrophe is missing in the spelling that is mended, a word without a bar lacks all of its own.
+# A bar is where the apostrophe is missing in the spelling that is mended, a word
+# without a bar lacks all of its own.
 _CONTRACTED = """
-    ain't aren't can't could've couldn't couldn't|ve couldn|t've didn't doesn't don't hadn't hadn|t've hadn't|ve hasn't haven't he'd
-    he|d've he'd|ve he's how'd how'll how's isn't it'd it|d've it'd|ve it'll ma'am mightn't mightn|t've mightn't|ve might've mustn't
-    must've needn't not've o'clock |ow's'at 'ow|s'at 'ow's|at oughtn't shan't she|d've she'd|ve should've shouldn't shouldn|t've
-    shouldn't|ve somebody|d've somebody'd|ve somebody'll somebody's someone'd someone|d've someone'd|ve someone'll someone's something'd
-    something|d've something'd|ve something'll that's there'd there|d've there'd|ve there're there's they'd they|d've they'd|ve they'll
-    they're they've 'twas wasn't we|d've we'd|ve we've weren't what'll what're what's what've when's where'd where's where've who'd
-    who|d've who'd|ve who'll who's who've why'll why're why's won't would've wouldn't wouldn|t've wouldn't|ve y'all y|all'll y'all|ll
-    y|all'd've y'all|d've y'all'd|ve you'd you|d've you'd|ve you'll you're you've
+    ain't aren't can't could've couldn't couldn't|ve couldn|t've didn't doesn't don't hadn't
+    hadn|t've hadn't|ve hasn't haven't he'd he|d've he'd|ve he's how'd how'll how's isn't it'd
+    it|d've it'd|ve it'll ma'am mightn't mightn|t've mightn't|ve might've mustn't must've needn't
+    not've o'clock |ow's'at 'ow|s'at 'ow's|at oughtn't shan't she|d've she'd|ve should've shouldn't
+    shouldn|t've shouldn't|ve somebody|d've somebody'd|ve somebody'll somebody's someone'd
+    someone|d've someone'd|ve someone'll someone's something'd something|d've something'd|ve
+    something'll that's there'd there|d've there'd|ve there're there's they'd they|d've they'd|ve
+    they'll they're they've 'twas wasn't we|d've we'd|ve we've weren't what'll what're what's
+    what've when's where'd where's where've who'd who|d've who'd|ve who'll who's who've why'll
+    why're why's won't would've wouldn't wouldn|t've wouldn't|ve y'all y|all'll y'all|ll y|all'd've
+    y'all|d've y'all'd|ve you'd you|d've you'd|ve you'll you're you've
 """
-_MENDED = {word.replace("|", "") if "|" in word else word.replace("'", ""): word.replace("|", "'") for word in _CONTRACTED.split()} | {
-    "somebody'd": "somebodyd"
-}
+_MENDED = {
+    word.replace("|", "") if "|" in word else word.replace("'", ""): word.replace("|", "'")
+    for word in _CONTRACTED.split()
+} | {"somebody'd": "somebodyd"}
 _MARKS = ';/[]"{}()=+\\_-><@`,?!'
 _COMMA = re.compile(r"\d,\d")
 _PERIOD = re.compile(r"\.(?!\d)")
@@ -28,15 +34,30 @@ _MOST_PERIODS = 32  # a flag is given there in the place of the count
 
 
 def as_compared(answer: str, references: list[str]) -> tuple[str, list[str]]:
-    """A prediction and its references as the script compares them: normalised, but as they are where all references are the same."""
+    """A prediction and its references as the script compares them.
+
+    Normalised, but as they are where all references are the same.
+    """
     answer, *references = (re.sub(r"[\n\t]", " ", one).strip() for one in (answer, *references))
-    return (answer, references) if len(set(references)) == 1 else (_normalised(answer), list(map(_normalised, references)))
+    return (
+        (answer, references)
+        if len(set(references)) == 1
+        else (_normalised(answer), list(map(_normalised, references)))
+    )
 
 
 def _normalised(answer: str) -> str:
-    """Marks are dropped where the answer holds digit, comma, digit, or this mark beside a space anywhere; others become spaces."""
+    """Marks are dropped here, and become spaces elsewhere.
+
+    Dropped where the answer holds digit, comma, digit, or this mark beside a space anywhere.
+    """
     joined = _COMMA.search(answer) is not None
-    marks = {mark: "" if joined or f"{mark} " in answer or f" {mark}" in answer else " " for mark in _MARKS}
-    words = _PERIOD.sub("", answer.translate(str.maketrans(marks)), count=_MOST_PERIODS).lower().split()
+    marks = {
+        mark: "" if joined or f"{mark} " in answer or f" {mark}" in answer else " "
+        for mark in _MARKS
+    }
+    words = (
+        _PERIOD.sub("", answer.translate(str.maketrans(marks)), count=_MOST_PERIODS).lower().split()
+    )
     words = [NUMBERS.get(word, word) for word in words]
     return " ".join(_MENDED.get(word, word) for word in words if word not in ARTICLES)

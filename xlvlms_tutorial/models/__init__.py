@@ -1,4 +1,7 @@
-"""Vision-language models: loaded by name, with their parts, positions and checks; adapters, and models that judge captions."""
+"""Vision-language models: loaded by name, with their parts, positions and checks.
+
+Adapters, and models that judge captions.
+"""
 
 from xlvlms_tutorial.models import anatomy
 from xlvlms_tutorial.models.anatomy import PLACES, decoder, final_norm

@@ -13,12 +13,20 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from xlvlms_tutorial.errors import LoadError
 from xlvlms_tutorial.models.failures import FAILURES, reason
 
-UNITS = {  # what a processor may have that decides how fast products are: our name, and its flags on Linux, macOS and ARM
-    "AVX2": {"avx2"}, "AVX-512": {"avx512f"}, "AVX512-BF16": {"avx512_bf16"}, "AMX-BF16": {"amx_bf16"},
-    "NEON": {"asimd", "neon"}, "SVE": {"sve"}, "BF16": {"bf16", "feat_bf16"},
-}  # fmt: skip
+# what a processor may have that decides how fast products are: our name, and
+# its flags on Linux, macOS and ARM
+UNITS = {
+    "AVX2": {"avx2"},
+    "AVX-512": {"avx512f"},
+    "AVX512-BF16": {"avx512_bf16"},
+    "AMX-BF16": {"amx_bf16"},
+    "NEON": {"asimd", "neon"},
+    "SVE": {"sve"},
+    "BF16": {"bf16", "feat_bf16"},
+}
 HALF = ("AVX512-BF16", "AMX-BF16", "BF16")  # those that multiply bfloat16
-LIMITS = ("ONEDNN_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY")  # variables by which torch is told to use less
+# variables by which torch is told to use less
+LIMITS = ("ONEDNN_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY")
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 
@@ -32,7 +40,8 @@ def place(device: str | torch.device) -> torch.device | str:
     """
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if device == "auto":
-        mine = int(os.environ.get("LOCAL_RANK", "0"))  # accelerate launch and torchrun: one process a GPU
+        # accelerate launch and torchrun: one process a GPU
+        mine = int(os.environ.get("LOCAL_RANK", "0"))
         return torch.device("cuda", mine % gpus) if gpus else torch.device("cpu")
     if device == "balanced" and gpus:
         return device
@@ -43,7 +52,10 @@ def place(device: str | torch.device) -> torch.device | str:
         here = ["auto", "cpu", *(f"cuda:{k}" for k in range(gpus)), *["balanced"] * bool(gpus)]
         here += ["mps"] * torch.backends.mps.is_available()
         reason = str(cause).strip().split("\n")[0]
-        raise LoadError(f"device {str(device)!r} cannot be used ({reason})", f"this machine has: {', '.join(here)}") from cause
+        raise LoadError(
+            f"device {str(device)!r} cannot be used ({reason})",
+            f"this machine has: {', '.join(here)}",
+        ) from cause
     if found.type == "meta":
         raise LoadError("device 'meta' holds no weights", "give cpu, cuda or auto")
     return found
@@ -52,7 +64,11 @@ def place(device: str | torch.device) -> torch.device | str:
 def home(model: torch.nn.Module) -> torch.device:
     """Where a model's weights are, or are brought to when they are offloaded."""
     device = model.device
-    return device if device.type != "meta" else torch.device(model.get_input_embeddings()._hf_hook.execution_device)
+    return (
+        device
+        if device.type != "meta"
+        else torch.device(model.get_input_embeddings()._hf_hook.execution_device)
+    )
 
 
 def number_format(dtype: str | torch.dtype, placed: torch.device | str) -> torch.dtype:
@@ -68,7 +84,11 @@ def number_format(dtype: str | torch.dtype, placed: torch.device | str) -> torch
             return torch.float32
         cuda = str(placed) == "balanced" or placed.type == "cuda"
         # a T4 only emulates bfloat16, slowly
-        return torch.bfloat16 if cuda and torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+        return (
+            torch.bfloat16
+            if cuda and torch.cuda.is_bf16_supported(including_emulation=False)
+            else torch.float16
+        )
     if (told := str(dtype).removeprefix("torch.")) not in DTYPES:
         raise LoadError(f"dtype {told!r}", f"allowed: auto, {', '.join(DTYPES)}")
     return getattr(torch, told)
@@ -88,10 +108,15 @@ def set_attention(model: PreTrainedModel, how: str) -> None:
     try:
         model.set_attn_implementation(how)
     except FAILURES as cause:
-        raise LoadError(f"attn_implementation={how!r} cannot be had here ({reason(cause)})", "give 'sdpa' or 'eager'") from cause
+        raise LoadError(
+            f"attn_implementation={how!r} cannot be had here ({reason(cause)})",
+            "give 'sdpa' or 'eager'",
+        ) from cause
 
 
-def processor(flags: Collection[str] | None = None, capability: str | None = None) -> tuple[str, str]:
+def processor(
+    flags: Collection[str] | None = None, capability: str | None = None
+) -> tuple[str, str]:
     """What this processor has and torch uses, and which number format that makes fast, a line each.
 
     ``flags`` and ``capability`` are those of this machine where they are left out.
@@ -100,34 +125,69 @@ def processor(flags: Collection[str] | None = None, capability: str | None = Non
     capability = capability or torch.backends.cpu.get_cpu_capability()
     units = [name for name, signs in UNITS.items() if signs & set(flags)]
     limits = [f"{name}={value}" for name in LIMITS if (value := os.environ.get(name))]
-    told = f"{', '.join(units) or 'no known vector units'}; torch uses {capability}" + f" ({', '.join(limits)})" * bool(limits)
+    told = (
+        f"{', '.join(units) or 'no known vector units'}; torch uses {capability}"
+        + f" ({', '.join(limits)})" * bool(limits)
+    )
     if not any(name in HALF for name in units):
-        return told, "float32, the default on a CPU: this one has no units for bfloat16, which is several times slower here"
+        return (
+            told,
+            (
+                "float32, the default on a CPU: this one has no units for bfloat16, which "
+                "is several times slower here"
+            ),
+        )
     limit = os.environ.get("ONEDNN_MAX_CPU_ISA", "ALL").upper()
     if not any(sign in limit for sign in ("ALL", "DEFAULT", "BF16", "FP16", "AMX")):
-        return told, "float32, the default on a CPU: bfloat16 is slow with ONEDNN_MAX_CPU_ISA as it is set"
-    return told, "float32 is the default on a CPU; bfloat16 is fast here too, but its results differ between processors"
+        return (
+            told,
+            "float32, the default on a CPU: bfloat16 is slow with ONEDNN_MAX_CPU_ISA as it is set",
+        )
+    return (
+        told,
+        (
+            "float32 is the default on a CPU; bfloat16 is fast here too, but its "
+            "results differ between processors"
+        ),
+    )
 
 
 def processor_flags() -> set[str]:
-    """The instruction sets of this processor, in lower case as Linux names them; empty where the system does not tell."""
+    """The instruction sets of this processor, in lower case as Linux names them.
+
+    Empty where the system does not tell.
+    """
     system = platform.system()
     if system == "Linux":
         return flags_of_linux(_read("/proc/cpuinfo"))
     if system == "Darwin":
         return flags_of_macos(_ask("sysctl", "machdep.cpu", "hw.optional"))
-    known = {"avx2": "_is_avx2_supported", "avx512f": "_is_avx512_supported", "avx512_bf16": "_is_avx512_bf16_supported"}
+    known = {
+        "avx2": "_is_avx2_supported",
+        "avx512f": "_is_avx512_supported",
+        "avx512_bf16": "_is_avx512_bf16_supported",
+    }
     return {flag for flag, name in known.items() if getattr(torch.cpu, name, bool)()}
 
 
 def flags_of_linux(cpuinfo: str) -> set[str]:
     """The flags of the first processor in ``/proc/cpuinfo``: "flags" on x86, "Features" on ARM."""
     lines = (line.partition(":") for line in cpuinfo.splitlines())
-    return next((set(value.lower().split()) for name, _, value in lines if name.strip().lower() in ("flags", "features")), set())
+    return next(
+        (
+            set(value.lower().split())
+            for name, _, value in lines
+            if name.strip().lower() in ("flags", "features")
+        ),
+        set(),
+    )
 
 
 def flags_of_macos(told: str) -> set[str]:
-    """The flags in what ``sysctl`` tells: lists of names on Intel, a switch for each on Apple's own processors."""
+    """The flags in what ``sysctl`` tells.
+
+    Lists of names on Intel, a switch for each on Apple's own processors.
+    """
     found: set[str] = set()
     for name, _, value in (line.partition(":") for line in told.splitlines()):
         switch = name.rpartition(".")[2].strip().lower()
@@ -147,6 +207,13 @@ def _read(file: str) -> str:
 
 def _ask(*command: str) -> str:
     try:
-        return subprocess.run(command, check=False, capture_output=True, encoding="utf-8", errors="replace", timeout=10).stdout
+        return subprocess.run(
+            command,
+            check=False,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=10,
+        ).stdout
     except (OSError, subprocess.TimeoutExpired):
         return ""

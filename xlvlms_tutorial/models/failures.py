@@ -1,4 +1,7 @@
-"""What other libraries raise at files that are damaged, of another version or not theirs, and how it is said here."""
+"""What other libraries raise at files that are not as they should be, and how it is said.
+
+Damaged, of another version or not theirs.
+"""
 
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
@@ -6,13 +9,23 @@ from safetensors import SafetensorError
 from xlvlms_tutorial.errors import LoadError
 
 FAILURES = (
-    ValueError, TypeError, KeyError, AttributeError, RuntimeError, ImportError, ArithmeticError, SafetensorError, StrictDataclassError,
-)  # fmt: skip
+    ValueError,
+    TypeError,
+    KeyError,
+    AttributeError,
+    RuntimeError,
+    ImportError,
+    ArithmeticError,
+    SafetensorError,
+    StrictDataclassError,
+)
 
 
 def unreadable(what: str, cause: Exception) -> LoadError:
     """What went wrong in another library, as this package's error."""
-    return LoadError(f"{what} cannot be loaded ({reason(cause)})", "correct what it names and load again")
+    return LoadError(
+        f"{what} cannot be loaded ({reason(cause)})", "correct what it names and load again"
+    )
 
 
 def reason(cause: Exception) -> str:

@@ -1,4 +1,7 @@
-"""One door to vision-language models: ``load(name)`` gives a :class:`VLM`, whatever stands behind the name."""
+"""One door to vision-language models.
+
+``load(name)`` gives a :class:`VLM`, whatever stands behind the name.
+"""
 
 import importlib
 import os
@@ -22,7 +25,13 @@ from transformers import (
 )
 from transformers.utils import cached_file, is_bitsandbytes_available
 
-from xlvlms_tutorial.errors import ArchitectureError, HubError, LoadError, UnknownModelError, XlvlmsError
+from xlvlms_tutorial.errors import (
+    ArchitectureError,
+    HubError,
+    LoadError,
+    UnknownModelError,
+    XlvlmsError,
+)
 from xlvlms_tutorial.io import read_json
 from xlvlms_tutorial.models.adapters import add_adapter
 from xlvlms_tutorial.models.architectures import ARCHITECTURES
@@ -33,43 +42,70 @@ from xlvlms_tutorial.models.vlm import VLM
 from xlvlms_tutorial.models.wrapping import check, require_architecture, require_finite, tested
 
 EMBEDDED = (
-    "pocket-llava", "pocket-llava-video", "pocket-llava-audio", "pocket-llava-joint",
-    "pocket-llava-lite0", "pocket-llava-lite2", "pocket-llava-random", "pocket-llava-patches",
-    "pocket-llava-skipped", "pocket-llava-pruned", "pocket-llava-short",
-)  # fmt: skip
+    "pocket-llava",
+    "pocket-llava-video",
+    "pocket-llava-audio",
+    "pocket-llava-joint",
+    "pocket-llava-lite0",
+    "pocket-llava-lite2",
+    "pocket-llava-random",
+    "pocket-llava-patches",
+    "pocket-llava-skipped",
+    "pocket-llava-pruned",
+    "pocket-llava-short",
+)
 QUANTISED = ("8bit", "4bit")
-_DEEPEST = 10_000  # blocks; transformers would build as many as a config says before it looks at the weights
-_SMALLER = "load in bfloat16, with quantise='8bit' or '4bit', or with device='balanced' where there are several GPUs"
+# blocks; transformers would build as many as a config says before it looks at the weights
+_DEEPEST = 10_000
+_SMALLER = (
+    "load in bfloat16, with quantise='8bit' or '4bit', or with "
+    "device='balanced' where there are several GPUs"
+)
 
 
 def load(
-    name: str | os.PathLike = "pocket-llava", device: str | torch.device = "auto", dtype: str | torch.dtype = "auto",
-    revision: str | None = None, *, quantise: str | None = None, adapter: str | os.PathLike | None = None, offline: bool = False,
-    attn_implementation: str | None = None, allow_untested: bool = False, trust_remote_code: bool = False,
-) -> VLM:  # fmt: skip
-    """Load a vision-language model: an embedded one, a folder, or an id of the Hugging Face hub ("owner/name").
+    name: str | os.PathLike = "pocket-llava",
+    device: str | torch.device = "auto",
+    dtype: str | torch.dtype = "auto",
+    revision: str | None = None,
+    *,
+    quantise: str | None = None,
+    adapter: str | os.PathLike | None = None,
+    offline: bool = False,
+    attn_implementation: str | None = None,
+    allow_untested: bool = False,
+    trust_remote_code: bool = False,
+) -> VLM:
+    """Load a vision-language model.
+
+    An embedded one, a folder, or an id of the Hugging Face hub ("owner/name").
 
     Parameters
     ----------
     device
-        "auto" takes CUDA where there is one; any device of torch; or "balanced", which spreads the blocks over all GPUs.
+        "auto" takes CUDA where there is one; any device of torch; or "balanced", which
+        spreads the blocks over all GPUs.
     dtype
         "auto" is float32 on CPU, bfloat16 on a GPU, and float16 on a GPU without bfloat16.
     revision
         The hub's revision, or for pocket LLaVA a step of its training such as "step-0450".
     quantise
-        "8bit" or "4bit" (nf4): the linear maps' weights, by bitsandbytes (Dettmers et al., 2022 and 2023).
+        "8bit" or "4bit" (nf4): the linear maps' weights, by bitsandbytes
+        (Dettmers et al., 2022 and 2023).
     adapter
-        Folder or hub id of a LoRA or DoRA adapter (peft), or for pocket LLaVA "pocket-place", "pocket-colour" or "pocket-mood", also at
-        a step of its training ("pocket-place@step-0040"). The model keeps its class: ``vlm.model.disable_adapters()`` turns it off.
+        Folder or hub id of a LoRA or DoRA adapter (peft), or for pocket LLaVA "pocket-place",
+        "pocket-colour" or "pocket-mood", also at a step of its training ("pocket-place@step-0040").
+        The model keeps its class: ``vlm.model.disable_adapters()`` turns it off.
     attn_implementation
-        How attention is computed: "eager", "sdpa" (transformers' own choice where a model has it), "flash_attention_2",
-        "flex_attention" and others that transformers knows. The answers are the same up to rounding.
+        How attention is computed: "eager", "sdpa" (transformers' own choice where a model has
+        it), "flash_attention_2", "flex_attention" and others that transformers knows. The
+        answers are the same up to rounding.
     offline
         Only what is on this machine: folders, and the hub's cache.
     allow_untested
-        Load an architecture outside :func:`~xlvlms_tutorial.models.architectures.architectures` too, if it passes the self-checks; they are
-        then in ``vlm.checks``. Where only a place in its blocks fails, that place is refused, and ``vlm.supports`` says so.
+        Load an architecture outside :func:`~xlvlms_tutorial.models.architectures.architectures`
+        too, if it passes the self-checks; they are then in ``vlm.checks``. Where only a place in
+        its blocks fails, that place is refused, and ``vlm.supports`` says so.
     trust_remote_code
         Run code that the model's authors put beside its weights.
 
@@ -86,13 +122,15 @@ def load(
     RevisionError
         If pocket LLaVA, or an adapter of it, has no such training step.
     LoadError
-        If device, dtype, quantisation, attention, adapter or weights are not to be had in this way, weights are NaN, or the processor is
-        another model's.
+        If device, dtype, quantisation, attention, adapter or weights are not to be had in this way,
+        weights are NaN, or the processor is another model's.
     """
     name, placed = os.path.expanduser(name), place(device)
     number = number_format(dtype, placed)
     if quantise not in (None, *QUANTISED):
-        raise LoadError(f"quantise={quantise!r}", f"allowed: None, {', '.join(map(repr, QUANTISED))}")
+        raise LoadError(
+            f"quantise={quantise!r}", f"allowed: None, {', '.join(map(repr, QUANTISED))}"
+        )
     known = name in EMBEDDED
     with no_network(offline):
         if known:
@@ -107,8 +145,11 @@ def load(
             raise UnknownModelError(name, EMBEDDED)
         if adapter is not None:
             add_adapter(vlm.model, adapter, name, offline)
-    # the name goes into what is captured: states of other weights must not be taken for the plain model's
-    vlm.name = " + ".join([name, *(os.fspath(extra) for extra in (adapter, quantise) if extra is not None)])
+    # the name goes into what is captured: states of other weights must not
+    # be taken for the plain model's
+    vlm.name = " + ".join(
+        [name, *(os.fspath(extra) for extra in (adapter, quantise) if extra is not None)]
+    )
     vlm.model.eval().requires_grad_(False)
     if attn_implementation is not None:
         set_attention(vlm.model, attn_implementation)
@@ -124,7 +165,8 @@ def load(
 @contextmanager
 def no_network(wanted: bool) -> Iterator[None]:
     """Ask nothing of the hub, if that is wanted."""
-    # local_files_only is not enough: transformers asks the hub for adapters, and the hub's library for a list of its own
+    # local_files_only is not enough: transformers asks the hub for adapters, and the
+    # hub's library for a list of its own
     before = constants.HF_HUB_OFFLINE
     constants.HF_HUB_OFFLINE = before or wanted
     try:
@@ -149,32 +191,56 @@ class Source:
 
     @property
     def options(self) -> dict[str, object]:
-        """What every ``from_pretrained`` is told. False for remote code is said too: left out, transformers asks at the terminal."""
+        """What every ``from_pretrained`` is told.
+
+        False for remote code is said too: left out, transformers asks at the terminal.
+        """
         named = {} if self.revision is None else {"revision": self.revision}
-        return named | {"local_files_only": self.offline, "trust_remote_code": self.trust_remote_code}
+        return named | {
+            "local_files_only": self.offline,
+            "trust_remote_code": self.trust_remote_code,
+        }
 
     def pinned(self) -> "Source":
-        """The same at the commit that the revision stands for now, so that all files are of one state, and records name it."""
+        """The same at the commit that the revision stands for now.
+
+        All files are then of one state, and records name it.
+        """
         if self.revision is not None and self.folder:
-            raise LoadError(f"revision {self.revision!r} of the folder {self.name!r}", "folders have no revisions: leave it out")
+            raise LoadError(
+                f"revision {self.revision!r} of the folder {self.name!r}",
+                "folders have no revisions: leave it out",
+            )
         with self.reading("configuration"):
-            file = Path(cached_file(self.name, "config.json", revision=self.revision, local_files_only=self.offline))
+            file = Path(
+                cached_file(
+                    self.name, "config.json", revision=self.revision, local_files_only=self.offline
+                )
+            )
         return self if self.folder else replace(self, revision=file.parent.name)
 
     def config(self, allow_untested: bool) -> PreTrainedConfig:
         """The model's configuration, if its architecture is one that may be loaded."""
         with self.reading("configuration"):
-            # the type first: transformers cannot make a configuration of a type that it does not know
+            # the type first: transformers cannot make a configuration of
+            # a type that it does not know
             told = PreTrainedConfig.get_config_dict(self.name, **self.options)[0]
-            told = told.get("thinker_config") or told  # of a whole Qwen2.5-Omni, the part that reads and answers; the other speaks
+            # of a whole Qwen2.5-Omni, the part that reads and answers; the other speaks
+            told = told.get("thinker_config") or told
             kind = str(told.get("model_type"))
             if (told.get("vision_config") or {}).get("model_type") == "pocket_tower":
-                importlib.import_module("xlvlms_tutorial.pocket.processor")  # a saved pocket model: registers its parts
+                # a saved pocket model: registers its parts
+                importlib.import_module("xlvlms_tutorial.pocket.processor")
             if kind not in ARCHITECTURES and not allow_untested:
                 raise ArchitectureError(kind, tuple(ARCHITECTURES))
             if kind not in CONFIG_MAPPING and not self.trust_remote_code:
-                advice = "upgrade transformers, or read the code that the model may bring and load with trust_remote_code=True"
-                raise LoadError(f"{self.name!r} is of a type that transformers does not know ({kind!r})", advice)
+                advice = (
+                    "upgrade transformers, or read the code that the model may bring and "
+                    "load with trust_remote_code=True"
+                )
+                raise LoadError(
+                    f"{self.name!r} is of a type that transformers does not know ({kind!r})", advice
+                )
             config = AutoConfig.from_pretrained(self.name, **self.options)
             config = getattr(config, "thinker_config", config)
         _require_depth(self.name, config)
@@ -183,7 +249,11 @@ class Source:
 
     def model(self, config: PreTrainedConfig, options: dict[str, object]) -> PreTrainedModel:
         """The model with its weights."""
-        options = {"config": config, "use_safetensors": True, "output_loading_info": True} | self.options | options
+        options = (
+            {"config": config, "use_safetensors": True, "output_loading_info": True}
+            | self.options
+            | options
+        )
         self.require_safetensors(config)
         with self.reading("weights"):
             model, info = _auto_class(self.name, config).from_pretrained(self.name, **options)
@@ -194,24 +264,46 @@ class Source:
         return model
 
     def require_safetensors(self, config: PreTrainedConfig) -> None:
-        """Refuse other files of weights than safetensors in the folder: they are pickles, which can run code when they are read.
+        """Refuse other files of weights than safetensors in the folder.
 
-        transformers' ``use_safetensors=True`` does not see what an index of shards, the config or an adapter beside the weights name.
+        They are pickles, which can run code when they are read. transformers'
+        ``use_safetensors=True`` does not see what an index of shards, the config or an
+        adapter beside the weights name.
         """
         named = getattr(config, "transformers_weights", None)
         with self.reading("weights"):
-            index = self._file(named if str(named).endswith(".index.json") else "model.safetensors.index.json")
+            index = self._file(
+                named if str(named).endswith(".index.json") else "model.safetensors.index.json"
+            )
             shards = set(read_json(index)["weight_map"].values()) if index else set()
-            adapter = self._file("adapter_config.json") and not self._file("adapter_model.safetensors")
-        for file in sorted(shards | ({named} if named else set()) | ({"adapter_model.bin"} if adapter else set()), key=str):
+            adapter = self._file("adapter_config.json") and not self._file(
+                "adapter_model.safetensors"
+            )
+        for file in sorted(
+            shards | ({named} if named else set()) | ({"adapter_model.bin"} if adapter else set()),
+            key=str,
+        ):
             plain = isinstance(file, str) and not {"/", "\\", ":"} & set(file)
             if not plain or not file.endswith((".safetensors", ".safetensors.index.json")):
-                advice = "save the model again where you trust its files; save_pretrained writes safetensors"
-                raise LoadError(f"{self.name!r} names {file!r} as weights, which is no safetensors file beside its config", advice)
+                advice = (
+                    "save the model again where you trust its files; "
+                    "save_pretrained writes safetensors"
+                )
+                raise LoadError(
+                    (
+                        f"{self.name!r} names {file!r} as weights, which is no "
+                        "safetensors file beside its config"
+                    ),
+                    advice,
+                )
 
     def _file(self, name: str) -> Path | None:
         """The path of one of the model's files, if it has it."""
-        where = {"revision": self.revision, "local_files_only": self.offline, "_raise_exceptions_for_missing_entries": False}
+        where = {
+            "revision": self.revision,
+            "local_files_only": self.offline,
+            "_raise_exceptions_for_missing_entries": False,
+        }
         found = cached_file(self.name, name, **where)
         return None if found is None else Path(found)
 
@@ -228,12 +320,20 @@ class Source:
         except XlvlmsError:
             raise
         except torch.OutOfMemoryError as cause:
-            raise LoadError(f"{self.name!r} does not fit into the memory of the device", _SMALLER) from cause
+            raise LoadError(
+                f"{self.name!r} does not fit into the memory of the device", _SMALLER
+            ) from cause
         except OSError as cause:
             if part == "weights" and self.pickled(cause):
                 told = f"{self.name!r} has no weights in safetensors"
-                raise LoadError(told, "load it where you trust its files; save_pretrained writes safetensors") from cause
-            raise (unreadable(f"the {part} of {self.name!r}", cause) if self.folder else HubError(self.name)) from cause
+                raise LoadError(
+                    told, "load it where you trust its files; save_pretrained writes safetensors"
+                ) from cause
+            raise (
+                unreadable(f"the {part} of {self.name!r}", cause)
+                if self.folder
+                else HubError(self.name)
+            ) from cause
         except FAILURES as cause:
             raise unreadable(f"the {part} of {self.name!r}", cause) from cause
 
@@ -245,10 +345,17 @@ class Source:
 
 
 def _require_depth(name: str, config: PreTrainedConfig) -> None:
-    for part in (config.get_text_config(decoder=True), getattr(config, "vision_config", None), getattr(config, "audio_config", None)):
+    for part in (
+        config.get_text_config(decoder=True),
+        getattr(config, "vision_config", None),
+        getattr(config, "audio_config", None),
+    ):
         for count in ("num_hidden_layers", "depth"):
             if not 1 <= getattr(part, count, 1) <= _DEEPEST:
-                raise LoadError(f"{name!r} asks for {getattr(part, count)} blocks", f"give 1 to {_DEEPEST:,} as {count} in its config.json")
+                raise LoadError(
+                    f"{name!r} asks for {getattr(part, count)} blocks",
+                    f"give 1 to {_DEEPEST:,} as {count} in its config.json",
+                )
 
 
 def _auto_class(name: str, config: PreTrainedConfig) -> type:
@@ -258,24 +365,44 @@ def _auto_class(name: str, config: PreTrainedConfig) -> type:
             return auto
     if AutoModelForCausalLM.__name__ in remote:  # what older remote code calls itself
         return AutoModelForCausalLM
-    raise LoadError(f"{name!r} is a {config.model_type!r}, which answers no questions about pictures", "give a vision-language model")
+    raise LoadError(
+        f"{name!r} is a {config.model_type!r}, which answers no questions about pictures",
+        "give a vision-language model",
+    )
 
 
-def _options(config: PreTrainedConfig, placed: torch.device | str, number: torch.dtype, quantise: str | None) -> dict[str, object]:
+def _options(
+    config: PreTrainedConfig, placed: torch.device | str, number: torch.dtype, quantise: str | None
+) -> dict[str, object]:
     options = {"dtype": number, "device_map": placed if placed == "balanced" else {"": placed}}
     if quantise is None:
         return options
     if getattr(config, "quantization_config", None) is not None:
-        raise LoadError(f"quantise={quantise!r} of weights that are quantised already", "leave quantise out")
+        raise LoadError(
+            f"quantise={quantise!r} of weights that are quantised already", "leave quantise out"
+        )
     if not is_bitsandbytes_available():
-        raise LoadError(f"quantise={quantise!r} needs bitsandbytes, which is not installed", "pip install bitsandbytes and load again")
+        raise LoadError(
+            f"quantise={quantise!r} needs bitsandbytes, which is not installed",
+            "pip install bitsandbytes and load again",
+        )
     if quantise == "8bit":
         return options | {"quantization_config": BitsAndBytesConfig(load_in_8bit=True)}
-    nf4 = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True, "bnb_4bit_compute_dtype": number}
+    nf4 = {
+        "bnb_4bit_quant_type": "nf4",
+        "bnb_4bit_use_double_quant": True,
+        "bnb_4bit_compute_dtype": number,
+    }
     return options | {"quantization_config": BitsAndBytesConfig(load_in_4bit=True, **nf4)}
 
 
-def _embedded(name: str, placed: torch.device | str, number: torch.dtype, revision: str | None, quantise: str | None) -> VLM:
+def _embedded(
+    name: str,
+    placed: torch.device | str,
+    number: torch.dtype,
+    revision: str | None,
+    quantise: str | None,
+) -> VLM:
     if quantise is not None or placed == "balanced":
         raise LoadError(f"{name} is small already", "load it without quantise, on one device")
     from xlvlms_tutorial.pocket.build import build  # the wheels behind it are asked for only here

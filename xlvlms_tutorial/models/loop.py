@@ -1,4 +1,7 @@
-"""The training loop of connectors, adapters and the scorer: AdamW, warm-up and cosine, clipped gradients, and going on after a kill."""
+"""The training loop of connectors, adapters and the scorer.
+
+AdamW, warm-up and cosine, clipped gradients, and going on after a kill.
+"""
 
 import math
 from collections.abc import Callable, Container
@@ -52,15 +55,15 @@ def optimise(
     keep_at: Container[int] = (),
     **bar: object,
 ) -> list[dict]:
-    """Train parameters in place with AdamW (Loshchilov and Hutter, 2019), the norm of all gradients clipped at 1.
+    """Train parameters in place with AdamW, the norm of all gradients clipped at 1.
 
     Parameters
     ----------
     parameters
         What is trained, by name; everything else stays as it is.
     loss
-        Gives the loss of a step, from 0. Nothing but the step may decide what it draws: a run that goes on then ends as if it had
-        not been killed.
+        Gives the loss of a step, from 0. Nothing but the step may decide what it draws: a run that
+        goes on then ends as if it had not been killed.
     steps
         How many steps the whole run has.
     rate
@@ -68,7 +71,8 @@ def optimise(
     weight_decay
         AdamW's decay of the weights.
     at_step
-        Called with the number of steps done: with 0, or where a killed run goes on, and after each step. Its time is not counted.
+        Called with the number of steps done: with 0, or where a killed run goes on, and after each
+        step. Its time is not counted.
     folder
         Where the run is kept and from where it goes on; None keeps nothing.
     keep_at
@@ -84,7 +88,8 @@ def optimise(
     Examples
     --------
     >>> weight = nn.Parameter(torch.tensor([1.0, -2.0]))
-    >>> rows = optimise({"weight": weight}, lambda step: weight.square().sum(), 200, lambda step: 0.05, disable=True)
+    >>> loss = lambda step: weight.square().sum()
+    >>> rows = optimise({"weight": weight}, loss, 200, lambda step: 0.05, disable=True)
     >>> len(rows), rows[0]["loss"], bool(weight.abs().max() < 0.01)
     (200, 5.0, True)
     """

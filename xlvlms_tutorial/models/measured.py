@@ -1,4 +1,7 @@
-"""What the self-checks measure with: differences as shares, rounding by number format, greedy tokens with their logits."""
+"""What the self-checks measure with.
+
+Differences as shares, rounding by number format, greedy tokens with their logits.
+"""
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -9,14 +12,18 @@ from xlvlms_tutorial.models.spans import SPANS, Batch
 from xlvlms_tutorial.models.vlm import VLM
 
 NEW_TOKENS = 5
-# Largest difference that rounding explains, as a share of the largest value; half precision keeps 8 to 11 bits
+# Largest difference that rounding explains, as a share of the largest value;
+# half precision keeps 8 to 11 bits
 _ROUNDING = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 
 Outcome = tuple[bool, str]
 
 
 def rounding(vlm: VLM) -> float:
-    """The largest difference, as a share of the largest value, that rounding explains in a model's number format."""
+    """The largest relative difference that rounding explains in a model's number format.
+
+    As a share of the largest value.
+    """
     return _ROUNDING.get(vlm.dtype, _ROUNDING[torch.bfloat16])
 
 
@@ -25,8 +32,17 @@ def greedy_logits(
 ) -> tuple[Int[Tensor, "b new"], Float[Tensor, "b new vocabulary"]]:
     """The new tokens, and the logits that each was chosen by."""
     # no picture would fill a placeholder that the model writes itself
-    options = {"max_new_tokens": steps, "min_new_tokens": steps, "suppress_tokens": sorted(vlm.placeholders.values()) or None}
-    options |= {"do_sample": False, "disable_compile": True, "return_dict_in_generate": True, "output_logits": True}
+    options = {
+        "max_new_tokens": steps,
+        "min_new_tokens": steps,
+        "suppress_tokens": sorted(vlm.placeholders.values()) or None,
+    }
+    options |= {
+        "do_sample": False,
+        "disable_compile": True,
+        "return_dict_in_generate": True,
+        "output_logits": True,
+    }
     with vlm.run(batch), greedy(vlm.model), torch.no_grad():
         made = vlm.model.generate(**batch, use_cache=use_cache, **options)
     return made.sequences[:, -steps:], torch.stack(made.logits, dim=1).float()

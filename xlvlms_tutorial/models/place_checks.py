@@ -1,4 +1,7 @@
-"""Self-checks of what can be done at single places of a block: what fails is refused there, and the model loads with less."""
+"""Self-checks of what can be done at single places of a block.
+
+What fails is refused there, and the model loads with less.
+"""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -18,16 +21,34 @@ STEPS = 3  # of a check of skipping: the prefill's token, and two decode steps
 
 
 def middle_between(vlm: VLM, batch: Batch) -> Outcome:
-    """What enters the norm before the MLP is the block's input with what the attention adds: without the attention, the input alone."""
+    """What enters the norm before the MLP is the block's input with what the attention adds.
+
+    Without the attention, the input alone.
+    """
     if not (layers := _kinds(vlm, "read", "middle")):
         return False, "no block has a norm before its MLP"
     for layer in layers:
-        (start, whole), (same, bare) = _between(vlm, batch, layer, False), _between(vlm, batch, layer, True)
+        (start, whole), (same, bare) = (
+            _between(vlm, batch, layer, False),
+            _between(vlm, batch, layer, True),
+        )
         words = words_of(batch)
         if not apart(whole[words], start[words]) > 0:
-            return False, f"layer {layer}: it is the block's input, as where attention and MLP run side by side"
+            return (
+                False,
+                (
+                    f"layer {layer}: it is the block's input, as where attention "
+                    "and MLP run side by side"
+                ),
+            )
         if not (share := apart(bare[words], same[words])) <= rounding(vlm):
-            return False, f"layer {layer}: without the attention it differs from the block's input by {share:.1e}"
+            return (
+                False,
+                (
+                    f"layer {layer}: without the attention it differs from the "
+                    f"block's input by {share:.1e}"
+                ),
+            )
     return True, f"in layers {', '.join(map(str, layers))}"
 
 
@@ -38,8 +59,13 @@ def _skipped(part: str) -> Callable[[VLM, Batch], Outcome]:
         if not (layers := _kinds(vlm, "skip", part)):
             return False, str(support.refusal(vlm.blocks[0], "skip", part))
         worst = 0.0
-        for turn in (0, 1):  # each layer once in the prefill and once in decode steps, beside another one that does the opposite
-            scopes = {layer: ("prefill", "decode")[(number + turn) % 2] for number, layer in enumerate(layers)}
+        # each layer once in the prefill and once in decode steps, beside
+        # another one that does the opposite
+        for turn in (0, 1):
+            scopes = {
+                layer: ("prefill", "decode")[(number + turn) % 2]
+                for number, layer in enumerate(layers)
+            }
             with ExitStack() as stack:
                 for layer, scope in scopes.items():
                     stack.enter_context(skip(vlm, layer, part, scope))
@@ -47,15 +73,21 @@ def _skipped(part: str) -> Callable[[VLM, Batch], Outcome]:
             with _without(vlm, part, scopes, batch["input_ids"].shape):
                 theirs = greedy_logits(vlm, batch, use_cache=False, steps=STEPS)
             worst = max(worst, _steps_apart(ours, theirs))
-        told = f"layers {', '.join(map(str, layers))} in prefill and decode: largest difference {worst:.1e}"
+        told = (
+            f"layers {', '.join(map(str, layers))} in prefill and decode: "
+            f"largest difference {worst:.1e}"
+        )
         return worst <= rounding(vlm), told
 
-    check.__doc__ = f"The {part} skipped with a cache, in the prefill and in decode steps, is the {part} that adds nothing without one."
+    check.__doc__ = (
+        f"The {part} skipped with a cache, in the prefill and in decode steps, is the {part} "
+        "that adds nothing without one."
+    )
     return check
 
 
 def fold_adds(vlm: VLM, batch: Batch) -> Outcome:
-    """A vector folded into the bias of a block's MLP is one that is added to its output, or folding is refused."""
+    """A vector folded into the bias of an MLP is added to its output, or folding is refused."""
     from xlvlms_tutorial.interventions import add, fold
 
     layer, vector = min(2, vlm.n_layers), torch.linspace(-1, 1, vlm.width)
@@ -80,7 +112,12 @@ PLACED: dict[str, Callable[[VLM, Batch], Outcome]] = {
 }
 # What is refused where one of these fails: what is done, and at which place
 HANGS_ON: dict[str, tuple[tuple[str, str], ...]] = {
-    "between attention and MLP": (("read", "middle"), ("read", "mlp_input"), ("parallel", "first"), ("parallel", "second")),
+    "between attention and MLP": (
+        ("read", "middle"),
+        ("read", "mlp_input"),
+        ("parallel", "first"),
+        ("parallel", "second"),
+    ),
     "block skipped": (("skip", "block"),),
     "MLP skipped": (("skip", "mlp"),),
     "attention skipped": (("skip", "attention"),),
@@ -89,7 +126,10 @@ HANGS_ON: dict[str, tuple[tuple[str, str], ...]] = {
 
 
 def _kinds(vlm: VLM, what: str, place: str) -> list[int]:
-    """A layer of each kind of block that allows something at a place, and the first two of them, off the first of which masks are read."""
+    """A layer of each kind of block that allows something at a place.
+
+    And the first two of them, off the first of which masks are read.
+    """
     config = vlm.model.config.get_text_config(decoder=True)
     kinds = getattr(config, "layer_types", None) or [None] * vlm.n_layers
     allowed = [layer for layer in range(1, vlm.n_layers + 1) if vlm.supports(what, place, layer)]
@@ -103,19 +143,29 @@ def _kinds(vlm: VLM, what: str, place: str) -> list[int]:
 
 
 def _between(vlm: VLM, batch: Batch, layer: int, bare: bool) -> tuple[Tensor, Tensor]:
-    """What enters a block, and what enters its second norm; ``bare``: with an attention that adds nothing."""
+    """What enters a block, and what enters its second norm.
+
+    ``bare``: with an attention that adds nothing.
+    """
     block, kept = vlm.blocks[layer - 1], {}
     with ExitStack() as stack:
         for name, module in {"start": block, "middle": anatomy.second_norm(block)}.items():
             stack.enter_context(on_input(module, partial(kept.__setitem__, name)))
-        stack.enter_context(_without(vlm, "attention", {layer: "both"} if bare else {}, batch["input_ids"].shape))
+        stack.enter_context(
+            _without(vlm, "attention", {layer: "both"} if bare else {}, batch["input_ids"].shape)
+        )
         vlm.forward(batch, logits=False, use_cache=False)
     return kept["start"], kept["middle"].reshape(kept["start"].shape)  # OPT puts all rows in one
 
 
 @contextmanager
-def _without(vlm: VLM, part: str, scopes: Mapping[int, str], prompts: tuple[int, int]) -> Iterator[None]:
-    """By plain hooks, which leave every cache as it is: these layers' parts add nothing, at positions of the prompt or after it."""
+def _without(
+    vlm: VLM, part: str, scopes: Mapping[int, str], prompts: tuple[int, int]
+) -> Iterator[None]:
+    """By plain hooks, which leave every cache as it is.
+
+    These layers' parts add nothing, at positions of the prompt or after it.
+    """
     (rows, length), start = prompts, [0]
 
     def enter(_: nn.Module, args: tuple, named: dict) -> None:
@@ -129,21 +179,34 @@ def _without(vlm: VLM, part: str, scopes: Mapping[int, str], prompts: tuple[int,
             seen = made.reshape(rows, -1, made.shape[-1])
             at = start[0] + torch.arange(seen.shape[1], device=made.device)[None, :, None]
             there = {"prefill": at < length, "decode": at >= length, "both": at >= 0}[scope]
-            return anatomy.with_states(output, torch.where(there, given.reshape(seen.shape), seen).reshape(made.shape))
+            return anatomy.with_states(
+                output, torch.where(there, given.reshape(seen.shape), seen).reshape(made.shape)
+            )
 
         return leave
 
-    find = {"block": lambda block: [block], "mlp": anatomy.mlp_parts, "attention": lambda block: [anatomy.attention(block)]}[part]
+    find = {
+        "block": lambda block: [block],
+        "mlp": anatomy.mlp_parts,
+        "attention": lambda block: [anatomy.attention(block)],
+    }[part]
     with ExitStack() as stack:
-        stack.callback(anatomy.decoder(vlm.model).register_forward_pre_hook(enter, with_kwargs=True).remove)
+        stack.callback(
+            anatomy.decoder(vlm.model).register_forward_pre_hook(enter, with_kwargs=True).remove
+        )
         for layer, scope in scopes.items():
             for module in find(vlm.blocks[layer - 1]):
-                stack.callback(module.register_forward_hook(hook(scope), with_kwargs=True, prepend=True).remove)
+                stack.callback(
+                    module.register_forward_hook(hook(scope), with_kwargs=True, prepend=True).remove
+                )
         yield
 
 
 def _steps_apart(ours: tuple[Tensor, Tensor], theirs: tuple[Tensor, Tensor]) -> float:
-    """The largest difference between the logits of two generations, up to the first token in which a row differs."""
+    """The largest difference between the logits of two generations.
+
+    Up to the first token in which a row differs.
+    """
     (new, logits), (others, expected) = ours, theirs
     same = (new == others).long().cumprod(dim=1)
     seen = torch.cat([torch.ones_like(same[:, :1]), same[:, :-1]], dim=1).bool()

@@ -1,4 +1,7 @@
-"""Load a model's processor, also where torchvision is missing: pictures then go through PIL, and only videos are refused."""
+"""Load a model's processor, also where torchvision is missing.
+
+Pictures then go through PIL, and only videos are refused.
+"""
 
 from collections.abc import Collection, Mapping
 from inspect import signature
@@ -23,16 +26,30 @@ from transformers.video_processing_utils import BaseVideoProcessor
 
 from xlvlms_tutorial.errors import LoadError
 
-# Packages that some processors want and this one does not require, as their error messages name them.
+# Packages that some processors want and this one does not require, as
+# their error messages name them.
 OPTIONAL = ("num2words", "torchvision", "sentencepiece", "tiktoken", "protobuf", "librosa")
-PARTS = {"tokenizer": AutoTokenizer, "image_processor": AutoImageProcessor, "feature_extractor": AutoFeatureExtractor}
+PARTS = {
+    "tokenizer": AutoTokenizer,
+    "image_processor": AutoImageProcessor,
+    "feature_extractor": AutoFeatureExtractor,
+}
 
-ALONG_THE_SEQUENCE = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids", "labels")
+ALONG_THE_SEQUENCE = (
+    "input_ids",
+    "attention_mask",
+    "token_type_ids",
+    "mm_token_type_ids",
+    "labels",
+)
 ALONG_THE_SEQUENCE += ("cross_attention_mask", "image_attention_mask")
 
 
 class NoVideoProcessor(PushToHubMixin):
-    """Stands where a video processor needs torchvision: keeps the settings, so that saving loses nothing, and refuses every video."""
+    """Stands where a video processor needs torchvision.
+
+    Keeps the settings, so that saving loses nothing, and refuses every video.
+    """
 
     model_input_names: tuple[str, ...] = ()  # it makes no inputs
     _auto_class = None  # ProcessorMixin.save_pretrained asks every part for it
@@ -41,7 +58,10 @@ class NoVideoProcessor(PushToHubMixin):
         self.settings = settings
         # processors read these before they know whether there is a video
         self.num_frames, self.fps = settings.get("num_frames") or 0, settings.get("fps") or 0
-        self.merge_size, self.temporal_patch_size = settings.get("merge_size") or 1, settings.get("temporal_patch_size") or 1
+        self.merge_size, self.temporal_patch_size = (
+            settings.get("merge_size") or 1,
+            settings.get("temporal_patch_size") or 1,
+        )
 
     def to_dict(self) -> dict[str, object]:
         """The settings as they were loaded."""
@@ -55,13 +75,19 @@ class NoVideoProcessor(PushToHubMixin):
         LoadError
             Always.
         """
-        raise LoadError("a video was given, and torchvision is not installed", "give pictures, or pip install torchvision and load again")
+        raise LoadError(
+            "a video was given, and torchvision is not installed",
+            "give pictures, or pip install torchvision and load again",
+        )
 
     __call__ = fetch_videos
 
 
 class _WithoutVideo:
-    """Mixed into a processor class: lets the stand-in pass the check of the parts' classes, which wants a genuine video processor."""
+    """Mixed into a processor class.
+
+    Lets the stand-in pass the check of the parts' classes, which wants a genuine video processor.
+    """
 
     def check_argument_for_proper_class(self, argument_name: str, argument: object) -> object:
         if isinstance(argument, NoVideoProcessor):
@@ -69,15 +95,23 @@ class _WithoutVideo:
         return super().check_argument_for_proper_class(argument_name, argument)
 
 
-def _class_of(name: str | Path, files: dict[str, object], options: dict[str, object]) -> type | None:
-    """The processor class that the files name, else the one that belongs to the model's config; None if it is not transformers' own."""
+def _class_of(
+    name: str | Path, files: dict[str, object], options: dict[str, object]
+) -> type | None:
+    """The processor class that the files name, else the one that belongs to the model's config.
+
+    None if it is not transformers' own.
+    """
     named = getattr(transformers, str(files.get("processor_class")), None)
-    return named or transformers.PROCESSOR_MAPPING.get(type(AutoConfig.from_pretrained(name, **options)), None)
+    return named or transformers.PROCESSOR_MAPPING.get(
+        type(AutoConfig.from_pretrained(name, **options)), None
+    )
 
 
 def _video_settings(name: str | Path, options: dict[str, object]) -> dict[str, object]:
     settings, _ = BaseVideoProcessor.get_video_processor_dict(name, **options)
-    # older models have no file for videos, and transformers reads the pictures' instead: those settings are not ours to save
+    # older models have no file for videos, and transformers reads the pictures' instead:
+    # those settings are not ours to save
     return {} if "image_processor_type" in settings else settings
 
 
@@ -88,41 +122,62 @@ def _load(name: str | Path, options: dict[str, object]) -> object:
     genuine = _class_of(name, files, options)
     if genuine is None or "video_processor" not in genuine.get_attributes():
         return AutoProcessor.from_pretrained(name, **options)
-    reduced = type(genuine.__name__, (_WithoutVideo, genuine), {"__module__": genuine.__module__, "__doc__": genuine.__doc__})
+    reduced = type(
+        genuine.__name__,
+        (_WithoutVideo, genuine),
+        {"__module__": genuine.__module__, "__doc__": genuine.__doc__},
+    )
     no_video = NoVideoProcessor(_video_settings(name, options))
     wanted = genuine.get_attributes()  # in the order of the constructor
-    parts = [no_video if part == "video_processor" else PARTS[part].from_pretrained(name, **options) for part in wanted]
+    parts = [
+        no_video if part == "video_processor" else PARTS[part].from_pretrained(name, **options)
+        for part in wanted
+    ]
     return reduced.from_args_and_dict(parts, files)
 
 
 def load_processor(
-    name: str | Path, revision: str | None = None, local_files_only: bool = False, trust_remote_code: bool = False
+    name: str | Path,
+    revision: str | None = None,
+    local_files_only: bool = False,
+    trust_remote_code: bool = False,
 ) -> ProcessorMixin:
     """The processor of a hub model or of a folder, from ``AutoProcessor``.
 
-    Video processors of transformers need torchvision. Where it is not installed, the same processor class is put together from the
-    tokenizer and the image processor that computes with PIL; a :class:`NoVideoProcessor` takes the third place. The token ids are the
-    same; pixel values differ from torchvision's by at most one grey level.
+    Video processors of transformers need torchvision. Where it is not installed, the same processor
+    class is put together from the tokenizer and the image processor that computes with PIL; a
+    :class:`NoVideoProcessor` takes the third place. The token ids are the same; pixel values differ
+    from torchvision's by at most one grey level.
 
     Raises
     ------
     LoadError
-        If a package is missing that this processor needs also for pictures, or there is no processor.
+        If a package is missing that this processor needs also for
+        pictures, or there is no processor.
     """
     options = {"local_files_only": local_files_only, "trust_remote_code": trust_remote_code}
     if revision is not None:
         options["revision"] = revision
     try:
         processor = _load(name, options)
-    except (ImportError, ValueError) as error:  # transformers raises either where a package is missing
+    except (ImportError, ValueError) as error:
+        # transformers raises either where a package is missing
         told = str(error).strip().split("\n")[0]
         package = next((known for known in OPTIONAL if known in told.lower()), None)
         if package is None and isinstance(error, ValueError):
             raise
-        advice = f"pip install {package} and load again" if package else "install what it names and load again"
-        raise LoadError(f"the processor of {str(name)!r} needs a package that is not installed ({told})", advice) from error
+        advice = (
+            f"pip install {package} and load again"
+            if package
+            else "install what it names and load again"
+        )
+        raise LoadError(
+            f"the processor of {str(name)!r} needs a package that is not installed ({told})", advice
+        ) from error
     if not isinstance(processor, ProcessorMixin):
-        found = f"{str(name)!r} holds no processor (transformers found only {type(processor).__name__})"
+        found = (
+            f"{str(name)!r} holds no processor (transformers found only {type(processor).__name__})"
+        )
         raise LoadError(found, "give a model that takes pictures, or save its processor beside it")
     return aligned(processor)
 
@@ -130,8 +185,8 @@ def load_processor(
 def aligned(processor: ProcessorMixin) -> ProcessorMixin:
     """The same processor, with the tokenizer of a Q-Former padding on the right.
 
-    InstructBLIP hands the side its files name on to the Q-Former, a BERT that counts positions from the left: padded on the left, the
-    shorter rows of a batch get other visual tokens than alone.
+    InstructBLIP hands the side its files name on to the Q-Former, a BERT that counts positions from
+    the left: padded on the left, the shorter rows of a batch get other visual tokens than alone.
     """
     if hasattr(processor, "qformer_tokenizer"):
         processor.tokenizer.init_kwargs.pop("padding_side", None)
@@ -142,26 +197,45 @@ def aligned(processor: ProcessorMixin) -> ProcessorMixin:
 def padding_first(inputs: Mapping[str, Tensor]) -> BatchFeature:
     """The same inputs with every row's padding before its first token.
 
-    BLIP-2's and InstructBLIP's processors pad the text alone and put the visual tokens before it, so that the padding lies between
-    picture and words. A decoder with rotary positions then counts the gap, and a row's logits depend on its neighbours.
+    BLIP-2's and InstructBLIP's processors pad the text alone and put the visual tokens before it,
+    so that the padding lies between picture and words. A decoder with rotary positions then counts
+    the gap, and a row's logits depend on its neighbours.
     """
     order = (inputs["attention_mask"] != 0).int().argsort(dim=1, stable=True)
     rows = torch.arange(len(order), device=order.device)[:, None]
-    return BatchFeature({name: value[rows, order] if name in ALONG_THE_SEQUENCE else value for name, value in inputs.items()})
+    return BatchFeature(
+        {
+            name: value[rows, order] if name in ALONG_THE_SEQUENCE else value
+            for name, value in inputs.items()
+        }
+    )
 
 
 def reads(processor: object) -> tuple[str, ...]:
-    """The modalities that a processor takes beside text: what it says itself, or those for which it has a part."""
+    """The modalities that a processor takes beside text.
+
+    What it says itself, or those for which it has a part.
+    """
     if (said := getattr(processor, "reads", None)) is not None:
         return tuple(said)
-    parts = {"image": ("image_processor",), "video": ("video_processor",), "audio": ("feature_extractor", "audio_processor")}
+    parts = {
+        "image": ("image_processor",),
+        "video": ("video_processor",),
+        "audio": ("feature_extractor", "audio_processor"),
+    }
     if not {"audio", "audios"} & signature(type(processor).__call__).parameters.keys():
         del parts["audio"]  # Voxtral's takes texts, and sounds only in its own apply_chat_template
-    return tuple(kind for kind, names in parts.items() if any(getattr(processor, name, None) is not None for name in names))
+    return tuple(
+        kind
+        for kind, names in parts.items()
+        if any(getattr(processor, name, None) is not None for name in names)
+    )
 
 
 def require_own(tokenizer: PreTrainedTokenizerBase, placeholders: Mapping[str, int]) -> None:
-    """Refuse a tokenizer to which a model's placeholders are ordinary words, or nothing: it is that of another model.
+    """Refuse a tokenizer to which a model's placeholders are ordinary words, or nothing.
+
+    It is that of another model.
 
     Raises
     ------
@@ -173,19 +247,27 @@ def require_own(tokenizer: PreTrainedTokenizerBase, placeholders: Mapping[str, i
     for kind, token in list(placeholders.items())[:1]:
         if added and token not in added:
             word = tokenizer.convert_ids_to_tokens(token) if token < len(tokenizer) else None
-            what = f"token {token}, which stands for {kind} in the model, is {word!r} to the tokenizer of its processor"
+            what = (
+                f"token {token}, which stands for {kind} in the model, is {word!r} to the "
+                "tokenizer of its processor"
+            )
             raise LoadError(what, "give the processor that was saved with the model")
 
 
 def advice(processor: object) -> str:
     """What to do with a modality that a processor does not take."""
     if hasattr(processor, "feature_extractor") and "audio" not in reads(processor):
-        return "make the inputs by the processor's own apply_chat_template, which alone takes sounds, and give them to vlm.prepare"
+        return (
+            "make the inputs by the processor's own apply_chat_template, which alone takes sounds, "
+            "and give them to vlm.prepare"
+        )
     return getattr(processor, "advice", "load a model that does")
 
 
 def require_padding(tokenizer: PreTrainedTokenizerBase, rows: int | None) -> None:
-    """Let a tokenizer without a padding token pad with its end mark; ``rows`` is how many tokens the model embeds.
+    """Let a tokenizer without a padding token pad with its end mark.
+
+    ``rows`` is how many tokens the model embeds.
 
     Raises
     ------
@@ -196,14 +278,26 @@ def require_padding(tokenizer: PreTrainedTokenizerBase, rows: int | None) -> Non
         tokenizer.pad_token = tokenizer.eos_token
     if tokenizer.pad_token is None:
         raise LoadError(
-            "the tokenizer has neither a padding token nor an end mark", "set pad_token in its files, or vlm.tokenizer.pad_token"
+            "the tokenizer has neither a padding token nor an end mark",
+            "set pad_token in its files, or vlm.tokenizer.pad_token",
         )
     if rows is not None and tokenizer.pad_token_id >= rows:
-        what = f"the tokenizer pads with {tokenizer.pad_token!r}, token {tokenizer.pad_token_id}, and the model embeds {rows} tokens"
-        raise LoadError(what, "name another token as pad_token in its files, or resize the model's embeddings and save it again")
+        what = (
+            f"the tokenizer pads with {tokenizer.pad_token!r}, token {tokenizer.pad_token_id}, and "
+            f"the model embeds {rows} tokens"
+        )
+        raise LoadError(
+            what,
+            (
+                "name another token as pad_token in its files, or resize the model's "
+                "embeddings and save it again"
+            ),
+        )
 
 
-def require_embedded(tokenizer: PreTrainedTokenizerBase, ids: Tensor, rows: int | None, placeholders: Collection[int]) -> None:
+def require_embedded(
+    tokenizer: PreTrainedTokenizerBase, ids: Tensor, rows: int | None, placeholders: Collection[int]
+) -> None:
     """Refuse ids that the model cannot embed; those that stand for pictures need no embedding.
 
     Raises
@@ -214,5 +308,14 @@ def require_embedded(tokenizer: PreTrainedTokenizerBase, ids: Tensor, rows: int 
     if rows is None or int(ids.max()) < rows:
         return
     if beyond := sorted(set(ids[ids >= rows].tolist()) - set(placeholders)):
-        what = f"the tokenizer makes {tokenizer.convert_ids_to_tokens(beyond[0])!r} token {beyond[0]}, and the model embeds {rows} tokens"
-        raise LoadError(what, "resize the model's embeddings and save it again, or give it the tokenizer that it was trained with")
+        what = (
+            f"the tokenizer makes {tokenizer.convert_ids_to_tokens(beyond[0])!r} token "
+            f"{beyond[0]}, and the model embeds {rows} tokens"
+        )
+        raise LoadError(
+            what,
+            (
+                "resize the model's embeddings and save it again, or give it the "
+                "tokenizer that it was trained with"
+            ),
+        )

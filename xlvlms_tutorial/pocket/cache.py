@@ -1,4 +1,7 @@
-"""The cache folder: what is fetched or converted once, built beside its place and put there whole, and known by its digests."""
+"""The cache folder: what is fetched or converted once.
+
+Built beside its place and put there whole, and known by its digests.
+"""
 
 import errno
 import os
@@ -19,49 +22,77 @@ from xlvlms_tutorial.errors import CacheFolderError, CacheSpaceError, XlvlmsErro
 from xlvlms_tutorial.io import file_digest, read_json, write_json
 
 CACHE_VARIABLE = "XLVLMS_CACHE"
-_LARGE = 1_000_000  # bytes: the digest of a larger file is noted on disk, so that it is computed once and not in each session
+# bytes: the digest of a larger file is noted on disk, so that it is
+# computed once and not in each session
+_LARGE = 1_000_000
 _NOTES = "digests.json"
 _FULL = {errno.ENOSPC, errno.EDQUOT}
-_REFUSALS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ELOOP, errno.ENAMETOOLONG}
+_REFUSALS = {
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOTDIR,
+    errno.EEXIST,
+    errno.ELOOP,
+    errno.ENAMETOOLONG,
+}
 
 
 def cache_dir() -> Path:
-    """The folder for what is fetched or converted once: ``XLVLMS_CACHE``, else the user's cache folder.
+    """The folder for what is fetched or converted once.
 
-    Where there is no home folder, as in some containers, it is one below the system's temporary folder, and that is said.
+    ``XLVLMS_CACHE``, else the user's cache folder. Where there is no home folder, as in some
+    containers, it is one below the system's temporary folder, and that is said.
 
     Raises
     ------
     CacheFolderError
-        If the folder named has a ``~`` that stands for nothing, or no working directory to be in, or the one below the temporary
-        folder is another user's.
+        If the folder named has a ``~`` that stands for nothing, or no working directory to be in,
+        or the one below the temporary folder is another user's.
     """
     if chosen := os.environ.get(CACHE_VARIABLE):
         folder = os.path.expanduser(chosen)
         if folder.startswith("~"):
-            raise CacheFolderError(chosen, "no home folder is known that ~ could stand for", CACHE_VARIABLE)
+            raise CacheFolderError(
+                chosen, "no home folder is known that ~ could stand for", CACHE_VARIABLE
+            )
         try:
             return Path(folder).absolute()
         except FileNotFoundError as cause:
-            raise CacheFolderError(chosen, "the working directory, below which it would be, was removed", CACHE_VARIABLE) from cause
+            raise CacheFolderError(
+                chosen,
+                "the working directory, below which it would be, was removed",
+                CACHE_VARIABLE,
+            ) from cause
     try:
         usual = Path(platformdirs.user_cache_dir("xlvlms"))
     except RuntimeError:  # what newer versions say where older ones leave a ~
         usual = Path("~")
-    return usual if _has_home(usual) else _without_home(Path(tempfile.gettempdir()) / f"xlvlms-{_user()}")
+    return (
+        usual
+        if _has_home(usual)
+        else _without_home(Path(tempfile.gettempdir()) / f"xlvlms-{_user()}")
+    )
 
 
 def _has_home(folder: Path) -> bool:
-    """Whether a home folder is there: without one, what is named is "~", or would be made right below the root."""
+    """Whether a home folder is there.
+
+    Without one, what is named is "~", or would be made right below the root.
+    """
     nearest = next((place for place in (folder, *folder.parents) if os.path.exists(place)), None)
     return folder.is_absolute() and nearest is not None and nearest != Path(folder.anchor)
 
 
 @lru_cache
 def _without_home(folder: Path) -> Path:
-    if os.path.lexists(folder) and folder.lstat().st_uid != _user():  # anyone may put files into the temporary folder
+    # anyone may put files into the temporary folder
+    if os.path.lexists(folder) and folder.lstat().st_uid != _user():
         raise CacheFolderError(folder, "it belongs to another user", CACHE_VARIABLE)
-    say(f"There is no home folder: what is fetched and converted is kept in {folder}; set {CACHE_VARIABLE} for another place.")
+    say(
+        f"There is no home folder: what is fetched and converted is kept in {folder}; set "
+        f"{CACHE_VARIABLE} for another place."
+    )
     return folder
 
 
@@ -71,7 +102,9 @@ def _user() -> int:
 
 @contextmanager
 def building(folder: Path, needed: int) -> Iterator[Path]:
-    """Hold the lock of ``folder`` and give an empty folder beside it to build in, removed at the end.
+    """Hold the lock of ``folder`` and give an empty folder beside it to build in.
+
+    It is removed at the end.
 
     Raises
     ------
@@ -90,31 +123,52 @@ def building(folder: Path, needed: int) -> Iterator[Path]:
         raise
     except Exception as cause:
         if (number := _number(cause)) in _FULL:
-            raise CacheSpaceError(beside, needed, shutil.disk_usage(beside).free, CACHE_VARIABLE) from cause
+            raise CacheSpaceError(
+                beside, needed, shutil.disk_usage(beside).free, CACHE_VARIABLE
+            ) from cause
         if (number in _REFUSALS or not os.path.isdir(beside)) and _concerns(cause, beside):
             raise CacheFolderError(beside, cause, CACHE_VARIABLE) from cause
         raise
 
 
 def _number(cause: Exception) -> int | None:
-    """The number of the operating system's error; libraries written in Rust hide it in the text of an error of their own."""
+    """The number of the operating system's error.
+
+    Libraries written in Rust hide it in the text of an error of their own.
+    """
     hidden = re.search(r"\(os error (\d+)\)", str(cause))
-    return cause.errno if isinstance(cause, OSError) and cause.errno else int(hidden[1]) if hidden else None
+    return (
+        cause.errno
+        if isinstance(cause, OSError) and cause.errno
+        else int(hidden[1])
+        if hidden
+        else None
+    )
 
 
 def _concerns(cause: Exception, folder: Path) -> bool:
-    """Whether an error is about the cache folder, one above it or one inside, and not about a file elsewhere."""
+    """Whether an error is about the cache folder, one above it or one inside.
+
+    And not about a file elsewhere.
+    """
     named = getattr(cause, "filename", None)
     place = folder if named is None else Path(os.fsdecode(named))
     return place == folder or folder in place.parents or place in folder.parents
 
 
 def sweep() -> list[Path]:
-    """Remove what killed processes left half-built, of any version; what a living process builds is left. The folders removed."""
+    """Remove what killed processes left half-built, of any version.
+
+    What a living process builds is left. The folders removed.
+    """
     removed = []
     if not os.path.isdir(cache_dir()):
         return removed
-    for build in (found for place in ("", "wheels") for found in sorted((cache_dir() / place).glob("*.build-*"))):
+    for build in (
+        found
+        for place in ("", "wheels")
+        for found in sorted((cache_dir() / place).glob("*.build-*"))
+    ):
         lock = build.with_name(f"{build.name.rpartition('.build-')[0]}.lock")
         try:
             with FileLock(lock, timeout=0):
@@ -127,7 +181,8 @@ def sweep() -> list[Path]:
 
 @contextmanager
 def _empty_folder(folder: Path) -> Iterator[Path]:
-    for stale in folder.parent.glob(f"{folder.name}.build-*"):  # left by a killed process: the lock is ours now
+    # left by a killed process: the lock is ours now
+    for stale in folder.parent.glob(f"{folder.name}.build-*"):
         shutil.rmtree(stale, ignore_errors=True)
     build = folder.with_name(f"{folder.name}.build-{os.getpid()}")
     build.mkdir()
@@ -151,8 +206,12 @@ def require_space(folder: Path, needed: int) -> None:
 
 
 def put(build: Path, folder: Path) -> None:
-    """Put a folder that was built in its place at once; what lay there is moved away first, whole."""
-    old = folder.with_name(f"{folder.name}.build-old")  # a name that the next build removes as stale
+    """Put a folder that was built in its place at once.
+
+    What lay there is moved away first, whole.
+    """
+    # a name that the next build removes as stale
+    old = folder.with_name(f"{folder.name}.build-old")
     if folder.exists():
         os.replace(folder, old)
     os.replace(build, folder)
@@ -160,12 +219,18 @@ def put(build: Path, folder: Path) -> None:
 
 
 def quiet() -> bool:
-    """Whether bars and notes are unwanted, as on pages: ``TQDM_DISABLE`` is set. In notebooks tqdm itself does not look at it."""
+    """Whether bars and notes are unwanted, as on pages: ``TQDM_DISABLE`` is set.
+
+    In notebooks tqdm itself does not look at it.
+    """
     return os.environ.get("TQDM_DISABLE", "").strip().lower() not in ("", "0", "false", "no", "off")
 
 
 def say(message: str) -> None:
-    """Tell the user something on the error stream, without breaking a progress bar; nothing where bars are unwanted."""
+    """Tell the user something on the error stream, without breaking a progress bar.
+
+    Nothing where bars are unwanted.
+    """
     if not quiet():
         tqdm.write(message, file=sys.stderr)
 
@@ -185,7 +250,10 @@ def hushed() -> Iterator[None]:
 
 
 def digest(path: Path) -> str:
-    """sha256 of a file, computed once for each size and time of change; "no file" where there is none."""
+    """sha256 of a file, computed once for each size and time of change.
+
+    "no file" where there is none.
+    """
     try:
         state = path.stat()
     except (FileNotFoundError, NotADirectoryError):
@@ -211,7 +279,11 @@ def _read(notes: Path) -> dict[str, list]:
         content = read_json(notes)
     except (OSError, ValueError, RecursionError):
         return {}  # only a memory: without it the digest is computed again
-    return {name: note for name, note in content.items() if _is_note(note)} if isinstance(content, dict) else {}
+    return (
+        {name: note for name, note in content.items() if _is_note(note)}
+        if isinstance(content, dict)
+        else {}
+    )
 
 
 def _is_note(note: object) -> bool:

@@ -1,4 +1,7 @@
-"""Clips: scenes whose subject moves. Which way it goes is told by the order of the frames alone, how fast by what changes between them."""
+"""Clips: scenes whose subject moves.
+
+Which way it goes is told by the order of the frames alone, how fast by what changes between them.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,19 +17,30 @@ from xlvlms_tutorial.samples import Question
 
 FRAMES = 8
 SPEEDS = ("slow", "fast")
-DIRECTIONS = {"walking": ("left", "right"), "climbing": ("up", "down")}  # other actions leave no choice
+# other actions leave no choice
+DIRECTIONS = {"walking": ("left", "right"), "climbing": ("up", "down")}
 
 _MANNER = {"slow": "slowly", "fast": "quickly"}
 _WAY = {"left": "to the left", "right": "to the right", "up": "up", "down": "down"}
-_WALK = {"slow": 24, "fast": 64}  # pixels walked in a clip: short enough to leave the things on their side
+# pixels walked in a clip: short enough to leave the things on their side
+_WALK = {"slow": 24, "fast": 64}
 _CLIMB = {"slow": 20, "fast": 60}
 _HOPS = {"slow": 1, "fast": 2}
 _HOP = 62  # pixels between the ground and the top of a jump: the head stays in the picture
 _FALL = {"slow": 60, "fast": 160}
-_REST = {"jumping": 34, "falling": 70, "climbing": 26}  # how high above the ground the scene itself shows the subject
+# how high above the ground the scene itself shows the subject
+_REST = {"jumping": 34, "falling": 70, "climbing": 26}
 _ASK = {
-    "direction": ("Which way does the {subject} go?", "In which direction does the {subject} move?", "Does the {subject} go {ways}?"),
-    "speed": ("Is the {subject} slow or fast?", "How fast is the {subject}?", "Does the {subject} move slow or fast?"),
+    "direction": (
+        "Which way does the {subject} go?",
+        "In which direction does the {subject} move?",
+        "Does the {subject} go {ways}?",
+    ),
+    "speed": (
+        "Is the {subject} slow or fast?",
+        "How fast is the {subject}?",
+        "Does the {subject} move slow or fast?",
+    ),
 }
 
 
@@ -34,8 +48,8 @@ _ASK = {
 class Clip:
     """A scene with a person in it, and how the person moves.
 
-    ``direction`` is None but for walking and climbing, ``speed`` is None for standing. The sprite faces either way
-    and climbs alike up and down, so a frame by itself does not tell the direction.
+    ``direction`` is None but for walking and climbing, ``speed`` is None for standing. The sprite
+    faces either way and climbs alike up and down, so a frame by itself does not tell the direction.
 
     Raises
     ------
@@ -70,9 +84,10 @@ def speeds(action: str) -> tuple[str | None, ...]:
 
 
 def clips(n: int, split: str = "train", seed: int = 0) -> list[Clip]:
-    """Draw ``n`` clips of a split: the split's scenes with people in them, in order, each with a movement.
+    """Draw ``n`` clips of a split.
 
-    The first clips of a longer list are those of a shorter one, and splits share no scene.
+    The split's scenes with people in them, in order, each with a movement. The first clips of a
+    longer list are those of a shorter one, and splits share no scene.
 
     Raises
     ------
@@ -93,7 +108,10 @@ def _move(scene: Scene, seed: int) -> Clip:
 
 
 def truth(records: Sequence[Clip]) -> pd.DataFrame:
-    """The factors of each clip, one row a clip: those of its scene, then direction and speed, as categories."""
+    """The factors of each clip, one row a clip.
+
+    Those of its scene, then direction and speed, as categories.
+    """
     frame = world.truth([clip.scene for clip in records])
     for factor in ("direction", "speed"):
         frame[factor] = pd.Categorical([getattr(clip, factor) for clip in records])
@@ -101,14 +119,24 @@ def truth(records: Sequence[Clip]) -> pd.DataFrame:
 
 
 def render_clip(clip: Clip) -> list[Image.Image]:
-    """Draw the frames of a clip, RGB pictures of 256 x 256 pixels, the same to the pixel each time."""
+    """Draw the frames of a clip, RGB pictures of 256 x 256 pixels.
+
+    They are the same to the pixel each time.
+    """
     pace = 2 if clip.scene.action == "walking" and clip.speed == "fast" else 1
-    start = clip.scene.layout % FRAMES  # else the pose and the place of one frame together would tell the direction
-    return [world.render(clip.scene, start + k * pace, _shift(clip, k / (clip.frames - 1))) for k in range(clip.frames)]
+    # else the pose and the place of one frame together would tell the direction
+    start = clip.scene.layout % FRAMES
+    return [
+        world.render(clip.scene, start + k * pace, _shift(clip, k / (clip.frames - 1)))
+        for k in range(clip.frames)
+    ]
 
 
 def _shift(clip: Clip, t: float) -> tuple[int, int]:
-    """How far the subject is from its place in the scene, in pixels to the right and down, at a time from 0 to 1."""
+    """How far the subject is from its place in the scene at a time from 0 to 1.
+
+    In pixels to the right and down.
+    """
     action, rest = clip.scene.action, _REST.get(clip.scene.action, 0)
     if action == "walking":
         inward = 1 if clip.scene.side == "right" else -1  # towards the things
@@ -129,14 +157,23 @@ def _phrases(clip: Clip) -> tuple[str, str]:
     """What the subject does: "walks slowly to the left" and "walking slowly to the left"."""
     if clip.speed is None:
         return "stands still", "standing still"
-    tail = f"{_MANNER[clip.speed]} {_WAY[clip.direction]}" if clip.direction else _MANNER[clip.speed]
+    tail = (
+        f"{_MANNER[clip.speed]} {_WAY[clip.direction]}" if clip.direction else _MANNER[clip.speed]
+    )
     return f"{language._PRESENT[clip.scene.action]} {tail}", f"{clip.scene.action} {tail}"
 
 
 def clip_captions(clip: Clip) -> list[str]:
-    """Five reference captions of a clip: each names subject, movement, things with number and colour, and place."""
+    """Five reference captions of a clip.
+
+    Each names subject, movement, things with number and colour, and place.
+    """
     scene = clip.scene
-    who, what, where = language.article(scene.subject), language.things(scene), language._WHERE[scene.place]
+    who, what, where = (
+        language.article(scene.subject),
+        language.things(scene),
+        language._WHERE[scene.place],
+    )
     does, doing = _phrases(clip)
     be = "is" if scene.count == 1 else "are"
     told = [
@@ -150,7 +187,10 @@ def clip_captions(clip: Clip) -> list[str]:
 
 
 def clip_questions(clip: Clip, seed: int = 0) -> list[Question]:
-    """The questions of the clip's scene, and those of direction and speed where the movement has them."""
+    """The questions of the clip's scene, and those of direction and speed.
+
+    Where the movement has them.
+    """
     rng = np.random.default_rng([seed, clip.scene.layout, 2])
     asked, subject = language.questions(clip.scene, seed), clip.scene.subject
     ways = " or ".join(w for w in directions(clip.scene.action) if w)

@@ -1,4 +1,7 @@
-"""SmolLM2 from its GGUF to a folder that ``from_pretrained`` reads in a moment: parsing the GGUF takes half a minute each time."""
+"""SmolLM2 from its GGUF to a folder that ``from_pretrained`` reads in a moment.
+
+Parsing the GGUF takes half a minute each time.
+"""
 
 import importlib.metadata
 import os
@@ -20,10 +23,11 @@ _QUANTISED = ("is_quantized", "quantization_method")
 
 
 def converted_folder(sha256: str, source: Callable[[], Path]) -> Path:
-    """The converted model's folder in the cache, made from ``source()`` where it is missing or damaged.
+    """The converted model's folder in the cache.
 
-    The folder's name holds the GGUF's ``sha256`` and transformers' version, as both decide what is written. Processes
-    that ask at the same time wait for one conversion.
+    Made from ``source()`` where it is missing or damaged. The folder's name holds the GGUF's
+    ``sha256`` and transformers' version, as both decide what is written. Processes that ask at the
+    same time wait for one conversion.
 
     Raises
     ------
@@ -39,7 +43,10 @@ def converted_folder(sha256: str, source: Callable[[], Path]) -> Path:
     with building(folder, _BYTES) as build:
         fault = _fault(folder)  # another process may have built it while this one waited
         if fault is not None:
-            say(f"{fault}: converting SmolLM2-135M-Instruct to safetensors in {folder.parent}, once.")
+            say(
+                f"{fault}: converting SmolLM2-135M-Instruct to safetensors "
+                f"in {folder.parent}, once."
+            )
             convert(file, build)
             files = {path.name: [path.stat().st_size, digest(path)] for path in build.iterdir()}
             (build / _LIST).write_text(as_json(files), encoding="utf-8")
@@ -53,14 +60,18 @@ def is_converted(sha256: str) -> bool:
 
 
 def _place(sha256: str) -> Path:
-    return cache_dir() / f"smollm2-135m-instruct-{sha256[:12]}-transformers-{importlib.metadata.version('transformers')}"
+    return cache_dir() / (
+        f"smollm2-135m-instruct-{sha256[:12]}"
+        f"-transformers-{importlib.metadata.version('transformers')}"
+    )
 
 
 def convert(source: Path, target: Path) -> None:
     """Write model and tokenizer of a Llama-like GGUF into ``target`` as dense float32 safetensors.
 
-    float32, because nothing shorter holds the dequantised values: bfloat16 changes 82 % of SmolLM2's weights and
-    float16 48 %. Rounded weights would make "float32" results depend on the way they were stored.
+    float32, because nothing shorter holds the dequantised values: bfloat16 changes 82 %
+    of SmolLM2's weights and float16 48 %. Rounded weights would make "float32" results
+    depend on the way they were stored.
 
     Raises
     ------
@@ -71,20 +82,35 @@ def convert(source: Path, target: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     folder = source.parent
-    with _silent_pages(), tqdm(total=3, desc="reading the tokenizer", unit="step", disable=quiet()) as bar:
-        AutoTokenizer.from_pretrained(folder, gguf_file=source.name, model_max_length=CONTEXT).save_pretrained(target)
+    with (
+        _silent_pages(),
+        tqdm(total=3, desc="reading the tokenizer", unit="step", disable=quiet()) as bar,
+    ):
+        AutoTokenizer.from_pretrained(
+            folder, gguf_file=source.name, model_max_length=CONTEXT
+        ).save_pretrained(target)
         _next(bar, "reading the weights")
-        model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=source.name, dtype=torch.float32)
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, gguf_file=source.name, dtype=torch.float32
+        )
         _next(bar, "writing the weights")
         _forget_quantisation(model).save_pretrained(target, max_shard_size="2GB")
-        _check(target / "model.safetensors", {name: tuple(weight.shape) for name, weight in model.named_parameters()}, source)
+        _check(
+            target / "model.safetensors",
+            {name: tuple(weight.shape) for name, weight in model.named_parameters()},
+            source,
+        )
         _next(bar, "done")
-    (target / "model.safetensors").chmod(0o644)  # written for its owner only, but a cache may be shared
+    # written for its owner only, but a cache may be shared
+    (target / "model.safetensors").chmod(0o644)
 
 
 @contextmanager
 def _silent_pages() -> Iterator[None]:
-    """Where bars are unwanted, nothing of what transformers shows and says while it reads and writes a model."""
+    """Nothing of what transformers says while it reads and writes a model.
+
+    Where bars are unwanted; also nothing of what it shows.
+    """
     from transformers import logging
 
     level = logging.get_verbosity()
@@ -104,7 +130,8 @@ def _next(bar: tqdm, what: str) -> None:
 
 
 def _forget_quantisation(model: object) -> object:
-    # The weights are dense after loading, but transformers refuses to save a model that still says it is quantised.
+    # The weights are dense after loading, but transformers refuses to save a model
+    # that still says it is quantised.
     model.hf_quantizer = None
     model.config.__dict__.pop("quantization_config", None)
     for name in _QUANTISED:
@@ -116,11 +143,20 @@ def _check(file: Path, shapes: dict[str, tuple[int, ...]], source: Path) -> None
     from safetensors import safe_open
 
     with safe_open(file, framework="pt") as stored:
-        found = {name: (tuple(part.get_shape()), part.get_dtype()) for name in stored.keys() for part in [stored.get_slice(name)]}  # noqa: SIM118
-    wanted = {name: (shape, "F32") for name, shape in shapes.items()}  # tied weights are one parameter, stored once
-    if wrong := [name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name)]:
+        found = {
+            name: (tuple(part.get_shape()), part.get_dtype())
+            for name in stored.keys()  # noqa: SIM118
+            for part in [stored.get_slice(name)]
+        }
+    # tied weights are one parameter, stored once
+    wanted = {name: (shape, "F32") for name, shape in shapes.items()}
+    if wrong := [
+        name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name)
+    ]:
         name = min(wrong)
-        raise ConversionError(source, f"{name} was written as {found.get(name)} instead of {wanted.get(name)}")
+        raise ConversionError(
+            source, f"{name} was written as {found.get(name)} instead of {wanted.get(name)}"
+        )
 
 
 def _fault(folder: Path) -> str | None:

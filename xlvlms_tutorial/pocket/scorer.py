@@ -1,7 +1,8 @@
-"""The pocket scorer: how well a text fits a picture of the world, by two small heads on a frozen tower and a frozen text encoder.
+"""The pocket scorer: how well a text fits a picture of the world.
 
-It plays the part that CLIP plays for photographs, and it is not CLIP: it was trained on scenes of the world alone, by this
-package (:mod:`xlvlms_tutorial.training.scorer`), and its scores mean nothing for other pictures.
+By two small heads on a frozen tower and a frozen text encoder. It plays the part that CLIP plays
+for photographs, and it is not CLIP: it was trained on scenes of the world alone, by this package
+(:mod:`xlvlms_tutorial.training.scorer`), and its scores mean nothing for other pictures.
 """
 
 from collections.abc import Sequence
@@ -21,7 +22,8 @@ from xlvlms_tutorial.pocket.world import SIZE
 
 RUN = "scorer"  # the folder of its weights
 ENCODER = "lite0"
-CELLS, SEEN, READ = 16, ENCODERS[ENCODER].width, 384  # visual tokens of a picture, their width, and that of MiniLM's states
+# visual tokens of a picture, their width, and that of MiniLM's states
+CELLS, SEEN, READ = 16, ENCODERS[ENCODER].width, 384
 WIDTH, HEADS = 160, 8
 
 
@@ -32,19 +34,34 @@ class Pool(nn.Module):
         super().__init__()
         self.look, self.heads = nn.Linear(asked, heads), heads
 
-    def forward(self, keys: Float[Tensor, "b t k"], values: Float[Tensor, "b t d"], mask: Bool[Tensor, "b t"]) -> Float[Tensor, "b d"]:
+    def forward(
+        self,
+        keys: Float[Tensor, "b t k"],
+        values: Float[Tensor, "b t d"],
+        mask: Bool[Tensor, "b t"],
+    ) -> Float[Tensor, "b d"]:
         """Values pooled over the positions where the mask is True."""
         weights = self.look(keys).masked_fill(~mask[..., None], -torch.inf).softmax(dim=1)
-        return torch.einsum("bth,bthd->bhd", weights, values.unflatten(-1, (self.heads, -1))).flatten(1)
+        return torch.einsum(
+            "bth,bthd->bhd", weights, values.unflatten(-1, (self.heads, -1))
+        ).flatten(1)
 
 
 class PictureHead(nn.Module):
-    """The tower's tokens of a picture as one vector: a linear map, positions, one transformer block, attention pooling."""
+    """The tower's tokens of a picture as one vector.
+
+    A linear map, positions, one transformer block, attention pooling.
+    """
 
     def __init__(self, width: int = WIDTH) -> None:
         super().__init__()
-        self.enter, self.position = nn.Linear(SEEN, width), nn.Parameter(0.02 * torch.randn(CELLS, width))
-        self.block = nn.TransformerEncoderLayer(width, 4, 2 * width, 0.0, "gelu", batch_first=True, norm_first=True)
+        self.enter, self.position = (
+            nn.Linear(SEEN, width),
+            nn.Parameter(0.02 * torch.randn(CELLS, width)),
+        )
+        self.block = nn.TransformerEncoderLayer(
+            width, 4, 2 * width, 0.0, "gelu", batch_first=True, norm_first=True
+        )
         self.pool, self.leave = Pool(width, width), nn.Linear(width, width)
 
     def forward(self, tokens: Float[Tensor, "b t d"]) -> Float[Tensor, "b e"]:
@@ -55,14 +72,21 @@ class PictureHead(nn.Module):
 
 
 class TextHead(nn.Module):
-    """MiniLM's states of a text as one vector: their mean beside attention pooling, then two layers."""
+    """MiniLM's states of a text as one vector.
+
+    Their mean beside attention pooling, then two layers.
+    """
 
     def __init__(self, width: int = WIDTH, inner: int = 192) -> None:
         super().__init__()
         self.enter, self.pool = nn.Linear(READ, inner), Pool(READ, inner)
-        self.leave = nn.Sequential(nn.Linear(READ + inner, inner), nn.GELU(), nn.Linear(inner, width))
+        self.leave = nn.Sequential(
+            nn.Linear(READ + inner, inner), nn.GELU(), nn.Linear(inner, width)
+        )
 
-    def forward(self, states: Float[Tensor, "b t d"], mask: Bool[Tensor, "b t"]) -> Float[Tensor, "b e"]:
+    def forward(
+        self, states: Float[Tensor, "b t d"], mask: Bool[Tensor, "b t"]
+    ) -> Float[Tensor, "b e"]:
         """Embeddings of length 1; the mask is True at the tokens of words."""
         kept = mask[..., None].to(states.dtype)
         mean = (states * kept).sum(1) / kept.sum(1)
@@ -71,7 +95,10 @@ class TextHead(nn.Module):
 
 
 class Heads(nn.Module):
-    """Both heads and the scale of the cosines in training, as a logarithm: everything that is trained."""
+    """Both heads and the scale of the cosines in training, as a logarithm.
+
+    Everything that is trained.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -86,13 +113,23 @@ class Reader(nn.Module):
         super().__init__()
         folder = text_encoder_folder()
         with silence():
-            self.model = AutoModel.from_pretrained(folder, use_safetensors=True, add_pooling_layer=False)
+            self.model = AutoModel.from_pretrained(
+                folder, use_safetensors=True, add_pooling_layer=False
+            )
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
         self.eval().requires_grad_(False)
 
     def tokenize(self, texts: Sequence[str]) -> BatchEncoding:
-        """Token ids, padded on the right, no more than 256 a text, with marks for the special tokens."""
-        options = {"padding": True, "truncation": True, "max_length": 256, "return_special_tokens_mask": True}
+        """Token ids, padded on the right, with marks for the special tokens.
+
+        No more than 256 a text.
+        """
+        options = {
+            "padding": True,
+            "truncation": True,
+            "max_length": 256,
+            "return_special_tokens_mask": True,
+        }
         return self.tokenizer(list(texts), return_tensors="pt", **options)
 
     def forward(self, texts: Sequence[str]) -> tuple[Float[Tensor, "b t d"], Bool[Tensor, "b t"]]:
@@ -103,7 +140,10 @@ class Reader(nn.Module):
 
 
 class PocketScorer(nn.Module):
-    """Two towers for pictures and texts of the world; cosines of their features say how well a text fits a picture."""
+    """Two towers for pictures and texts of the world.
+
+    Cosines of their features say how well a text fits a picture.
+    """
 
     def __init__(self, heads: Heads) -> None:
         super().__init__()
@@ -114,8 +154,11 @@ class PocketScorer(nn.Module):
 
     def image_features(self, pictures: Sequence[Image.Image]) -> Float[Tensor, "b e"]:
         """Features of RGB pictures, of length 1; other sizes than 256 x 256 are brought to it."""
-        sized = [picture.resize((SIZE, SIZE), Image.Resampling.BICUBIC) for picture in pictures]  # a copy where the size is right
-        values = torch.from_numpy(np.stack([np.asarray(picture) for picture in sized])).to(self.tower.device)
+        # a copy where the size is right
+        sized = [picture.resize((SIZE, SIZE), Image.Resampling.BICUBIC) for picture in pictures]
+        values = torch.from_numpy(np.stack([np.asarray(picture) for picture in sized])).to(
+            self.tower.device
+        )
         pixels = values.permute(0, 3, 1, 2).to(self.tower.dtype).sub(127).div(128)
         return self.heads.picture(self.tower(pixels).last_hidden_state)
 

@@ -1,4 +1,7 @@
-"""Sounds: seeded two-second mixtures of CC0 sound effects with a background, and their picture for the vision tower."""
+"""Sounds: seeded two-second mixtures of CC0 sound effects with a background.
+
+And their picture for the vision tower.
+"""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -32,18 +35,38 @@ FILES = {
     "rock": ("rockHit2",),
 }
 NAMES = tuple(FILES)
-# The last recording of each kind that has at least four: the split "recordings" holds nothing else, as "composition" does for scenes.
+# The last recording of each kind that has at least four: the split "recordings" holds nothing else,
+# as "composition" does for scenes.
 HELD_OUT = tuple(files[-1] for files in FILES.values() if len(files) >= 4)
 BACKGROUNDS = ("silence", "hiss", "rumble", "hum")
 LOUDNESS = {"loud": (-3.0, 0.0), "soft": (-21.0, -18.0)}  # gain of the effect's peak in decibels
 
 _BACKGROUND_LEVEL = 0.02  # root mean square: 13 dB below the peak of the softest effect
-_NOUN = {"hurt": "a cry of hurt", "explosion": "an explosion", "error": "an error", "upgrade": "an upgrade"}  # others: a <name>
-_OVER = {"silence": "in silence", "hiss": "over a hiss", "rumble": "over a rumble", "hum": "over a hum"}
+# others: a <name>
+_NOUN = {
+    "hurt": "a cry of hurt",
+    "explosion": "an explosion",
+    "error": "an error",
+    "upgrade": "an upgrade",
+}
+_OVER = {
+    "silence": "in silence",
+    "hiss": "over a hiss",
+    "rumble": "over a rumble",
+    "hum": "over a hum",
+}
 _ASK = {
     "sound": ("What do you hear?", "Which sound is it?", "What makes the sound?"),
-    "loudness": ("Is the sound loud or soft?", "How loud is the sound?", "Is it a loud sound or a soft one?"),
-    "background": ("What is in the background?", "What lies behind the sound?", "Which background does the sound have?"),
+    "loudness": (
+        "Is the sound loud or soft?",
+        "How loud is the sound?",
+        "Is it a loud sound or a soft one?",
+    ),
+    "background": (
+        "What is in the background?",
+        "What lies behind the sound?",
+        "Which background does the sound have?",
+    ),
 }
 _PRESENCE = ("Is there {a} in the sound?", "Do you hear {a}?", "Can {a} be heard?")
 
@@ -52,8 +75,8 @@ _PRESENCE = ("Is there {a} in the sound?", "Do you hear {a}?", "Can {a} be heard
 class Sound:
     """One sound: what it is, which recording, how loud, over what background, when it starts.
 
-    ``start`` is in seconds from 0 to 2, and the recording has to end within the two seconds; ``layout`` seeds the
-    background and the exact gain.
+    ``start`` is in seconds from 0 to 2, and the recording has to end within the two seconds;
+    ``layout`` seeds the background and the exact gain.
 
     Raises
     ------
@@ -69,7 +92,12 @@ class Sound:
     layout: int = 0
 
     def __post_init__(self) -> None:
-        allowed = {"name": NAMES, "recording": FILES.get(self.name, ()), "loudness": tuple(LOUDNESS), "background": BACKGROUNDS}
+        allowed = {
+            "name": NAMES,
+            "recording": FILES.get(self.name, ()),
+            "loudness": tuple(LOUDNESS),
+            "background": BACKGROUNDS,
+        }
         for factor, values in allowed.items():
             if getattr(self, factor) not in values:
                 raise SceneError(factor, getattr(self, factor), values)
@@ -81,8 +109,8 @@ class Sound:
 def sounds(n: int, split: str = "train", seed: int = 0) -> list[Sound]:
     """Draw ``n`` sounds of a split; the first sounds of a longer list are those of a shorter one.
 
-    The splits train, validation and test share recordings and differ in the mixture; the split "recordings" holds
-    only recordings that the others never use.
+    The splits train, validation and test share recordings and differ in the mixture; the split
+    "recordings" holds only recordings that the others never use.
 
     Raises
     ------
@@ -93,7 +121,10 @@ def sounds(n: int, split: str = "train", seed: int = 0) -> list[Sound]:
         raise SceneError("split", split, SPLITS)
     if n < 1:
         raise SceneError("n", n, "1 or more")
-    chosen = {name: tuple(f for f in files if (f in HELD_OUT) == (split == "recordings")) for name, files in FILES.items()}
+    chosen = {
+        name: tuple(f for f in files if (f in HELD_OUT) == (split == "recordings"))
+        for name, files in FILES.items()
+    }
     rng = np.random.default_rng([seed, SPLITS.index(split), 3])
     return [_draw(rng, {name: files for name, files in chosen.items() if files}) for _ in range(n)]
 
@@ -102,8 +133,11 @@ def _draw(rng: np.random.Generator, files: dict[str, tuple[str, ...]]) -> Sound:
     pick = lambda values: values[rng.integers(len(values))]
     name = pick(tuple(files))
     recording = pick(files[name])
-    start = int(rng.random() * _latest(recording) * 1000) / 1000  # whole milliseconds are the same in every file
-    return Sound(name, recording, pick(tuple(LOUDNESS)), pick(BACKGROUNDS), start, int(rng.integers(2**31)))
+    # whole milliseconds are the same in every file
+    start = int(rng.random() * _latest(recording) * 1000) / 1000
+    return Sound(
+        name, recording, pick(tuple(LOUDNESS)), pick(BACKGROUNDS), start, int(rng.integers(2**31))
+    )
 
 
 def truth(records: Sequence[Sound]) -> pd.DataFrame:
@@ -115,7 +149,9 @@ def truth(records: Sequence[Sound]) -> pd.DataFrame:
 @lru_cache(maxsize=64)
 def _recording(name: str) -> Float[np.ndarray, "samples"]:
     """A recording at 16 kHz, one channel, its peak at 1."""
-    wave, rate = soundfile.read(asset_path("arcade", f"resources/assets/sounds/{name}.wav"), always_2d=True)
+    wave, rate = soundfile.read(
+        asset_path("arcade", f"resources/assets/sounds/{name}.wav"), always_2d=True
+    )
     divisor = np.gcd(rate, RATE)
     wave = resample_poly(wave.mean(axis=1), RATE // divisor, rate // divisor)
     return wave / np.abs(wave).max()
@@ -150,19 +186,27 @@ def _background(kind: str, rng: np.random.Generator) -> Float[np.ndarray, "sampl
 
 
 @lru_cache(maxsize=4)
-def mel_filters(bands: int = 128, fft: int = 2048, low: float = 40.0, high: float = RATE / 2) -> Float[np.ndarray, "bands bins"]:
-    """Triangular filters, evenly spaced on the mel scale 2595 log10(1 + f / 700), each with a peak of 1."""
+def mel_filters(
+    bands: int = 128, fft: int = 2048, low: float = 40.0, high: float = RATE / 2
+) -> Float[np.ndarray, "bands bins"]:
+    """Triangular filters with a peak of 1, evenly spaced on the mel scale.
+
+    The scale is 2595 log10(1 + f / 700).
+    """
     mel, hertz = lambda f: 2595 * np.log10(1 + f / 700), lambda m: 700 * (10 ** (m / 2595) - 1)
     edges = hertz(np.linspace(mel(low), mel(high), bands + 2))
     left, centre, right = edges[:-2, None], edges[1:-1, None], edges[2:, None]
     bins = np.fft.rfftfreq(fft, 1 / RATE)
-    return np.clip(np.minimum((bins - left) / (centre - left), (right - bins) / (right - centre)), 0, None)
+    return np.clip(
+        np.minimum((bins - left) / (centre - left), (right - bins) / (right - centre)), 0, None
+    )
 
 
 def log_mel(wave: Float[np.ndarray, "samples"], floor: float = -80.0) -> Image.Image:
-    """The sound as a picture for the vision tower: RGB, 256 x 256, time to the right, pitch upwards, brighter is louder.
+    """The sound as a picture for the vision tower.
 
-    128 mel bands of two rows each, 256 windows of 64 ms; black is ``floor`` decibels below a full-scale sine, white is 0.
+    RGB, 256 x 256, time to the right, pitch upwards, brighter is louder. 128 mel bands of two rows
+    each, 256 windows of 64 ms; black is ``floor`` decibels below a full-scale sine, white is 0.
 
     Raises
     ------
@@ -170,11 +214,18 @@ def log_mel(wave: Float[np.ndarray, "samples"], floor: float = -80.0) -> Image.I
         If the wave is not 32,000 finite samples.
     """
     if np.shape(wave) != (SAMPLES,) or not np.isfinite(wave).all():
-        raise SceneError("wave", f"array of shape {np.shape(wave)}", f"{SAMPLES} finite samples ({RATE} a second)")
+        raise SceneError(
+            "wave",
+            f"array of shape {np.shape(wave)}",
+            f"{SAMPLES} finite samples ({RATE} a second)",
+        )
     width, hop = 1024, SAMPLES // 256
     padded = np.pad(np.asarray(wave, float), width // 2)
-    windows = np.lib.stride_tricks.sliding_window_view(padded, width)[:SAMPLES:hop] * np.hanning(width)
-    power = np.abs(np.fft.rfft(windows, 2048) / (width / 4)) ** 2  # a full-scale sine has power 1 in its bin
+    windows = np.lib.stride_tricks.sliding_window_view(padded, width)[:SAMPLES:hop] * np.hanning(
+        width
+    )
+    # a full-scale sine has power 1 in its bin
+    power = np.abs(np.fft.rfft(windows, 2048) / (width / 4)) ** 2
     decibels = 10 * np.log10(mel_filters() @ power.T + 1e-12)
     grey = np.rint(np.clip(1 - decibels / floor, 0, 1) * 255).astype(np.uint8)
     return Image.fromarray(np.repeat(grey[::-1], 2, axis=0)).convert("RGB")
@@ -199,12 +250,27 @@ def sound_captions(sound: Sound) -> list[str]:
 
 
 def sound_questions(sound: Sound, seed: int = 0) -> list[Question]:
-    """Every question the sound can answer, one a type; presence with yes as often as no, negatives drawn at random."""
+    """Every question the sound can answer, one a type.
+
+    Presence with yes as often as no, negatives drawn at random.
+    """
     rng = np.random.default_rng([seed, sound.layout, 4])
     pick = lambda values: values[rng.integers(len(values))]
     yes = bool(rng.integers(2))
     target = sound.name if yes else pick([name for name in NAMES if name != sound.name])
-    asked = [Question("presence", pick(_PRESENCE).format(a=noun(target)), "yes" if yes else "no", target, "random")]
-    for kind, answer in {"sound": sound.name, "loudness": sound.loudness, "background": sound.background}.items():
+    asked = [
+        Question(
+            "presence",
+            pick(_PRESENCE).format(a=noun(target)),
+            "yes" if yes else "no",
+            target,
+            "random",
+        )
+    ]
+    for kind, answer in {
+        "sound": sound.name,
+        "loudness": sound.loudness,
+        "background": sound.background,
+    }.items():
         asked.append(Question(kind, pick(_ASK[kind]), answer, sound.name))
     return asked

@@ -1,8 +1,9 @@
-"""The vision tower: EfficientNet-Lite trained on ImageNet, frozen, read at two depths and cut into 4 x 4 visual tokens.
+"""The vision tower: EfficientNet-Lite trained on ImageNet, frozen.
 
-The last stage knows what things are; an early one still knows their colour. Both are pooled to 8 x 8 cells, joined,
-and each 2 x 2 cells become one token, so nothing of the 8 x 8 map is averaged away. Importing this module registers
-the tower with AutoConfig and AutoModel.
+Read at two depths and cut into 4 x 4 visual tokens. The last stage knows what things are; an early
+one still knows their colour. Both are pooled to 8 x 8 cells, joined, and each 2 x 2 cells become
+one token, so nothing of the 8 x 8 map is averaged away. Importing this module registers the tower
+with AutoConfig and AutoModel.
 """
 
 from collections.abc import Sequence
@@ -19,19 +20,32 @@ PATCHES = "patches"  # in place of a backbone: the pixels themselves
 
 
 class TowerConfig(PretrainedConfig):
-    """Shape of the tower: the backbone, the blocks whose outputs are joined, and the grid of visual tokens (a side)."""
+    """Shape of the tower: the backbone, which blocks are joined, and the grid of tokens.
+
+    The blocks' outputs are joined; the grid is the visual tokens a side.
+    """
 
     model_type = "pocket_tower"
 
-    def __init__(self, backbone: str = "efficientnet-lite0", blocks: Sequence[int] = (4, 15), image_size: int = 256,
-                 grid: int = 4, hidden_size: int = 1440, **kwargs: object) -> None:  # fmt: skip
+    def __init__(
+        self,
+        backbone: str = "efficientnet-lite0",
+        blocks: Sequence[int] = (4, 15),
+        image_size: int = 256,
+        grid: int = 4,
+        hidden_size: int = 1440,
+        **kwargs: object,
+    ) -> None:
         super().__init__(**kwargs)
         self.backbone, self.blocks, self.image_size = backbone, list(blocks), image_size
         self.grid, self.hidden_size, self.patch_size = grid, hidden_size, image_size // grid
 
 
 class Tower(PreTrainedModel):
-    """EfficientNet-Lite as a LLaVA vision tower; ``mean`` and ``std`` standardise each channel of its tokens."""
+    """EfficientNet-Lite as a LLaVA vision tower.
+
+    ``mean`` and ``std`` standardise each channel of its tokens.
+    """
 
     config_class = TowerConfig
     main_input_name = "pixel_values"
@@ -40,7 +54,11 @@ class Tower(PreTrainedModel):
     def __init__(self, config: TowerConfig) -> None:
         super().__init__(config)
         raw = config.backbone == PATCHES
-        self.net = nn.Identity() if raw else EfficientNet.from_name(config.backbone, image_size=config.image_size)
+        self.net = (
+            nn.Identity()
+            if raw
+            else EfficientNet.from_name(config.backbone, image_size=config.image_size)
+        )
         for module in self.net.modules():
             if isinstance(module, nn.ReLU6):
                 module.inplace = True  # a third faster: nobody reads the value before
@@ -51,23 +69,35 @@ class Tower(PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         """Keep the backbone's own initialisation."""
 
-    def forward(self, pixel_values: Float[Tensor, "b *frames 3 h w"], **kwargs: object) -> BaseModelOutputWithPooling:
-        """Visual tokens of pictures: ``last_hidden_state`` is (b, grid * grid, hidden_size), row by row from the top left.
+    def forward(
+        self, pixel_values: Float[Tensor, "b *frames 3 h w"], **kwargs: object
+    ) -> BaseModelOutputWithPooling:
+        """Visual tokens of pictures.
 
-        ``pixel_values`` are (value - 127) / 128 for values of 0 to 255. Those of a clip (b, frames, 3, h, w) give the tokens of its
-        frames one after the other, (b, frames * grid * grid, hidden_size).
+        ``last_hidden_state`` is (b, grid * grid, hidden_size), row by row from the top
+        left. ``pixel_values`` are (value - 127) / 128 for values of 0 to 255. Those of a
+        clip (b, frames, 3, h, w) give the tokens of its frames one after the other, (b,
+        frames * grid * grid, hidden_size).
         """
         pictures = pixel_values.flatten(0, -4)
-        # two pictures' maps fit into a CPU's cache, more do not: in pairs a batch takes half the time
+        # two pictures' maps fit into a CPU's cache, more do not: in
+        # pairs a batch takes half the time
         parts = pictures.split(2) if pixel_values.device.type == "cpu" else (pictures,)
         tokens = torch.cat([self._tokens(part) for part in parts])
         tokens = tokens.reshape(len(pixel_values), -1, tokens.shape[-1])
-        return BaseModelOutputWithPooling(last_hidden_state=tokens, pooler_output=tokens.mean(1), hidden_states=(tokens,))
+        return BaseModelOutputWithPooling(
+            last_hidden_state=tokens, pooler_output=tokens.mean(1), hidden_states=(tokens,)
+        )
 
     def _tokens(self, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b n d"]:
-        if self.config.backbone == PATCHES:  # every fourth pixel's neighbourhood, 16 x 16 of them a token
+        # every fourth pixel's neighbourhood, 16 x 16 of them a token
+        if self.config.backbone == PATCHES:
             small = nn.functional.avg_pool2d(pixels, 4)
-            tokens = nn.functional.pixel_unshuffle(small, small.shape[-1] // self.config.grid).flatten(2).transpose(1, 2)
+            tokens = (
+                nn.functional.pixel_unshuffle(small, small.shape[-1] // self.config.grid)
+                .flatten(2)
+                .transpose(1, 2)
+            )
             return (tokens - self.mean) / self.std
         cells = 2 * self.config.grid
         maps = [nn.functional.adaptive_avg_pool2d(m, cells) for m in self._stages(pixels)]
@@ -76,7 +106,9 @@ class Tower(PreTrainedModel):
 
     def _stages(self, pixels: Float[Tensor, "b 3 h w"]) -> list[Tensor]:
         # channels last is the layout in which depthwise convolutions are fast on CPUs
-        x = self.net._swish(self.net._bn0(self.net._conv_stem(pixels.contiguous(memory_format=torch.channels_last))))
+        x = self.net._swish(
+            self.net._bn0(self.net._conv_stem(pixels.contiguous(memory_format=torch.channels_last)))
+        )
         found = []
         for index, block in enumerate(self.net._blocks[: max(self.config.blocks) + 1]):
             x = block(x)
@@ -85,28 +117,42 @@ class Tower(PreTrainedModel):
         return found
 
     def fuse(self) -> "Tower":
-        """Fold each batch norm into its convolution, for encoding many pictures: the same tokens to 1e-3, a third faster."""
+        """Fold each batch norm into its convolution, for encoding many pictures.
+
+        The same tokens to 1e-3, a third faster.
+        """
         if self.config.backbone == PATCHES:
             return self
         _fuse(self.net, "_conv_stem", "_bn0")
         for block in self.net._blocks:
-            for convolution, norm in (("_expand_conv", "_bn0"), ("_depthwise_conv", "_bn1"), ("_project_conv", "_bn2")):
+            for convolution, norm in (
+                ("_expand_conv", "_bn0"),
+                ("_depthwise_conv", "_bn1"),
+                ("_project_conv", "_bn2"),
+            ):
                 if hasattr(block, convolution):
                     _fuse(block, convolution, norm)
         return self.to(memory_format=torch.channels_last)
 
     @torch.no_grad()
     def calibrate(self, pixels: Float[Tensor, "b 3 h w"]) -> None:
-        """Set ``mean`` and ``std`` so that each channel has mean 0 and deviation 1 over the tokens of these pictures."""
+        """Set ``mean`` and ``std`` so that each channel has mean 0 and deviation 1.
+
+        Over the tokens of these pictures.
+        """
         self.mean.zero_()
         self.std.fill_(1.0)
-        tokens = torch.cat([self(part).last_hidden_state for part in pixels.split(64)]).flatten(0, 1)
+        tokens = torch.cat([self(part).last_hidden_state for part in pixels.split(64)]).flatten(
+            0, 1
+        )
         self.mean.copy_(tokens.mean(0))
         self.std.copy_(tokens.std(0) + 1e-3)
 
 
 def _fuse(parent: nn.Module, convolution: str, norm: str) -> None:
-    setattr(parent, convolution, fuse_conv_bn_eval(getattr(parent, convolution), getattr(parent, norm)))
+    setattr(
+        parent, convolution, fuse_conv_bn_eval(getattr(parent, convolution), getattr(parent, norm))
+    )
     setattr(parent, norm, nn.Identity())
 
 

@@ -1,11 +1,17 @@
-"""The embedded models: one frozen language model behind connectors trained for one modality, for all three, or for other encoders."""
+"""The embedded models: one frozen language model behind several connectors.
+
+Trained for one modality, for all three, or for other encoders.
+"""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Variant:
-    """A connector that is shipped: the training run it comes from, the encoder before it, what it was trained to read."""
+    """A connector that is shipped.
+
+    The training run it comes from, the encoder before it, what it was trained to read.
+    """
 
     run: str
     encoder: str = "lite0"
@@ -22,7 +28,8 @@ VARIANTS = {
     "pocket-llava-lite2": Variant("encoder-lite2", "lite2"),
     "pocket-llava-random": Variant("encoder-random", "random"),
     "pocket-llava-patches": Variant("encoder-patches", "patches"),
-    # connectors trained through a language model with less work: what has to be left out with them is in methods, not in them
+    # connectors trained through a language model with less work: what has to be left out with
+    # them is in methods, not in them
     "pocket-llava-skipped": Variant("skipped"),
     "pocket-llava-pruned": Variant("pruned"),
     "pocket-llava-short": Variant("short"),

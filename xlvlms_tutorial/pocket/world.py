@@ -1,7 +1,8 @@
 """The world: seeded scenes whose truth is known, drawn from CC0 sprites.
 
-A :class:`Scene` is a record of factors (who, doing what, beside which things, where, when). The record alone fixes
-the picture to the pixel, the captions and the questions (see :mod:`xlvlms_tutorial.pocket.language`).
+A :class:`Scene` is a record of factors (who, doing what, beside which things,
+where, when). The record alone fixes the picture to the pixel, the captions and
+the questions (see :mod:`xlvlms_tutorial.pocket.language`).
 """
 
 from collections.abc import Sequence
@@ -36,20 +37,47 @@ SPLITS = ("train", "validation", "test", "composition")
 FACTORS = ("subject", "action", "item", "colour", "count", "side", "place", "time")
 
 # Combinations that training never sees; the split "composition" holds nothing else.
-HELD_OUT_SUBJECT_PLACE = {("robot", "snow"), ("woman", "sand"), ("zombie", "grass"), ("frog", "stone")}
+HELD_OUT_SUBJECT_PLACE = {
+    ("robot", "snow"),
+    ("woman", "sand"),
+    ("zombie", "grass"),
+    ("frog", "stone"),
+}
 HELD_OUT_ITEM_COLOUR = {("key", "green"), ("gem", "yellow")}
 
-# Popularity and co-occurrence, as in photographs: what POPE's "popular" and "adversarial" negatives rest on.
+# Popularity and co-occurrence, as in photographs: what POPE's "popular" and
+# "adversarial" negatives rest on.
 POPULARITY = {"key": 4.0, "gem": 4.0, "flag": 4.0, "bush": 2.0, "rock": 2.0, "box": 1.5}
 COMPANY = {"cactus": "sand", "mushroom": "grass", "rock": "stone", "sign": "dirt", "torch": "snow"}
 
-_CHARACTER = {"woman": "female_person/femalePerson", "man": "male_person/malePerson", "robot": "robot/robot", "zombie": "zombie/zombie"}
-_POSE = {"standing": "idle", "walking": "walk{}", "jumping": "jump", "falling": "fall", "climbing": "climb{}"}
+_CHARACTER = {
+    "woman": "female_person/femalePerson",
+    "man": "male_person/malePerson",
+    "robot": "robot/robot",
+    "zombie": "zombie/zombie",
+}
+_POSE = {
+    "standing": "idle",
+    "walking": "walk{}",
+    "jumping": "jump",
+    "falling": "fall",
+    "climbing": "climb{}",
+}
 _ANIMAL = {"fish": "fishPink", "worm": "wormPink"}
-_TILE = {"mushroom": "mushroomRed", "box": "boxCrate_double", "torch": "torch1", "sign": "signRight"}
-_SKY = {"day": ((126, 192, 238), (205, 232, 250)), "dusk": ((106, 76, 147), (250, 160, 100)), "night": ((12, 16, 48), (44, 56, 104))}
+_TILE = {
+    "mushroom": "mushroomRed",
+    "box": "boxCrate_double",
+    "torch": "torch1",
+    "sign": "signRight",
+}
+_SKY = {
+    "day": ((126, 192, 238), (205, 232, 250)),
+    "dusk": ((106, 76, 147), (250, 160, 100)),
+    "night": ((12, 16, 48), (44, 56, 104)),
+}
 _TINT = {"day": (255, 255, 255), "dusk": (255, 236, 216), "night": (196, 202, 236)}
-_LIFT = {"jumping": 34, "falling": 70, "climbing": 26, "bee": 60, "fly": 60, "fish": 40}  # pixels above the ground
+# pixels above the ground
+_LIFT = {"jumping": 34, "falling": 70, "climbing": 26, "bee": 60, "fly": 60, "fish": 40}
 _GROUND = 64  # height of the strip of ground in pixels
 _THING = {1: 72, 2: 60, 3: 48}  # side of one thing in pixels, by how many there are
 
@@ -58,8 +86,8 @@ _THING = {1: 72, 2: 60, 3: 48}  # side of one thing in pixels, by how many there
 class Scene:
     """One scene: its factors, and the seed of the small accidents of its layout.
 
-    ``action`` is None for animals and ``colour`` is None for things without one. ``side`` is where the things
-    are, seen from the viewer, relative to the subject.
+    ``action`` is None for animals and ``colour`` is None for things without one. ``side`` is where
+    the things are, seen from the viewer, relative to the subject.
 
     Raises
     ------
@@ -80,9 +108,15 @@ class Scene:
     def __post_init__(self) -> None:
         actions = ACTIONS if self.subject in PEOPLE else (None,)
         allowed = {
-            "subject": SUBJECTS, "action": actions, "item": ITEMS, "colour": COLOURED.get(self.item, (None,)),
-            "count": COUNTS, "side": SIDES, "place": PLACES, "time": TIMES,
-        }  # fmt: skip
+            "subject": SUBJECTS,
+            "action": actions,
+            "item": ITEMS,
+            "colour": COLOURED.get(self.item, (None,)),
+            "count": COUNTS,
+            "side": SIDES,
+            "place": PLACES,
+            "time": TIMES,
+        }
         for factor, values in allowed.items():
             value = getattr(self, factor)
             if value not in values or type(value) is not type(values[0]):  # 2.0 is no count
@@ -93,7 +127,10 @@ class Scene:
     @property
     def held_out(self) -> bool:
         """Whether the scene shows a combination that training never sees."""
-        return (self.subject, self.place) in HELD_OUT_SUBJECT_PLACE or (self.item, self.colour) in HELD_OUT_ITEM_COLOUR
+        return (self.subject, self.place) in HELD_OUT_SUBJECT_PLACE or (
+            self.item,
+            self.colour,
+        ) in HELD_OUT_ITEM_COLOUR
 
     @property
     def objects(self) -> tuple[str, str]:
@@ -105,7 +142,9 @@ def _draw_factors(rng: np.random.Generator) -> Scene:
     pick = lambda values: values[rng.integers(len(values))]
     subject = pick(PEOPLE) if rng.random() < 0.6 else pick(ANIMALS)
     place = pick(PLACES)
-    weight = np.array([POPULARITY.get(i, 1.0) * (4.0 if COMPANY.get(i) == place else 1.0) for i in ITEMS])
+    weight = np.array(
+        [POPULARITY.get(i, 1.0) * (4.0 if COMPANY.get(i) == place else 1.0) for i in ITEMS]
+    )
     item = ITEMS[rng.choice(len(ITEMS), p=weight / weight.sum())]
     return Scene(
         subject=subject,
@@ -190,8 +229,8 @@ def _item_sprite(scene: Scene) -> str:
 def render(scene: Scene, frame: int | None = None, shift: tuple[int, int] = (0, 0)) -> Image.Image:
     """Draw a scene as an RGB picture of 256 x 256 pixels, the same to the pixel each time.
 
-    ``frame`` chooses the frame of the subject's movement and ``shift`` moves the subject by pixels (both for
-    clips); by default the layout seed chooses the frame.
+    ``frame`` chooses the frame of the subject's movement and ``shift`` moves the subject by pixels
+    (both for clips); by default the layout seed chooses the frame.
     """
     rng = np.random.default_rng(scene.layout)
     flip, beat = bool(rng.integers(2)), int(rng.integers(8))
@@ -208,9 +247,20 @@ def render(scene: Scene, frame: int | None = None, shift: tuple[int, int] = (0, 
         rung = _sprite("items/ladderMid", 64)
         for y in range(floor - 64, 0, -64):
             picture.paste(rung, (centre + shift[0] - rung.width // 2, y), rung)
-    body = _sprite(subject_sprite(scene, beat if frame is None else frame), 104 if scene.subject in ANIMALS else 128, flip)
+    body = _sprite(
+        subject_sprite(scene, beat if frame is None else frame),
+        104 if scene.subject in ANIMALS else 128,
+        flip,
+    )
     lift = _LIFT.get(scene.action or scene.subject, 0)
-    picture.paste(body, (centre + shift[0] - body.width // 2, floor - body.height - lift - abs(dy) * (lift > 0) + shift[1]), body)
+    picture.paste(
+        body,
+        (
+            centre + shift[0] - body.width // 2,
+            floor - body.height - lift - abs(dy) * (lift > 0) + shift[1],
+        ),
+        body,
+    )
     return ImageChops.multiply(picture, Image.new("RGB", picture.size, _TINT[scene.time]))
 
 
@@ -223,10 +273,19 @@ def counterfactuals(scene: Scene, factor: str) -> list[Scene]:
         If the factor is unknown or has no meaning in this scene.
     """
     values = {
-        "subject": PEOPLE if scene.subject in PEOPLE else ANIMALS, "action": ACTIONS if scene.action else (),
-        "item": PLAIN if scene.colour is None else (), "colour": COLOURED.get(scene.item, ()), "count": COUNTS,
-        "side": SIDES, "place": PLACES, "time": TIMES,
-    }  # fmt: skip
+        "subject": PEOPLE if scene.subject in PEOPLE else ANIMALS,
+        "action": ACTIONS if scene.action else (),
+        "item": PLAIN if scene.colour is None else (),
+        "colour": COLOURED.get(scene.item, ()),
+        "count": COUNTS,
+        "side": SIDES,
+        "place": PLACES,
+        "time": TIMES,
+    }
     if not values.get(factor):
         raise SceneError("factor", factor, tuple(f for f, v in values.items() if v))
-    return [replace(scene, **{factor: value}) for value in values[factor] if value != getattr(scene, factor)]
+    return [
+        replace(scene, **{factor: value})
+        for value in values[factor]
+        if value != getattr(scene, factor)
+    ]

@@ -1,7 +1,23 @@
-"""How the shipped weights were made: connectors, the scorer, adapters in a style, and models trained after some of them was taken away."""
+"""How the shipped weights were made.
 
-from xlvlms_tutorial.training.adapters import LoraRecipe, StyleAdapter, in_style, lessons, style_adapters
-from xlvlms_tutorial.training.compressed import COMPRESSED, REMOVED, SKIPPED, shared_mask, task_calibrations, through
+Connectors, the scorer, adapters in a style, and models trained after some of them was taken away.
+"""
+
+from xlvlms_tutorial.training.adapters import (
+    LoraRecipe,
+    StyleAdapter,
+    in_style,
+    lessons,
+    style_adapters,
+)
+from xlvlms_tutorial.training.compressed import (
+    COMPRESSED,
+    REMOVED,
+    SKIPPED,
+    shared_mask,
+    task_calibrations,
+    through,
+)
 from xlvlms_tutorial.training.connector_runs import RUNS, train_connector
 from xlvlms_tutorial.training.scorer import ScorerRecipe, train_scorer
 

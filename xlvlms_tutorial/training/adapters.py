@@ -1,4 +1,7 @@
-"""Adapters towards captions that dwell on place, colour or mood: those shipped with pocket LLaVA, what they changed, and new ones."""
+"""Adapters towards captions that dwell on place, colour or mood.
+
+Those shipped with pocket LLaVA, what they changed, and new ones.
+"""
 
 import os
 import platform
@@ -24,12 +27,16 @@ from xlvlms_tutorial.pocket.encoders import WEIGHTS
 from xlvlms_tutorial.text import STYLE_WORDS, style_rate, style_share, whole_words
 
 MEASURED = 100  # unseen scenes
-FEWEST = 8  # samples whose captions hold words of a style: with fewer there is nothing to fine-tune on
+# samples whose captions hold words of a style: with fewer there is nothing to fine-tune on
+FEWEST = 8
 
 
 @dataclass(frozen=True)
 class LoraRecipe:
-    """How an adapter is made; everything that its weights depend on besides the connector and the style."""
+    """How an adapter is made.
+
+    Everything that its weights depend on besides the connector and the style.
+    """
 
     steps: int = 160
     batch_size: int = 8
@@ -40,26 +47,38 @@ class LoraRecipe:
     save_at: tuple[int, ...] = ()
 
 
-RECIPES = {name: LoraRecipe(save_at=(10, 20, 40, 80) if name == "pocket-place" else ()) for name in SHIPPED}
+RECIPES = {
+    name: LoraRecipe(save_at=(10, 20, 40, 80) if name == "pocket-place" else ()) for name in SHIPPED
+}
 
 
 @dataclass(frozen=True)
 class StyleAdapter:
-    """An adapter towards a style as ``load(..., adapter=...)`` takes it, and what there is of its training, by step, itself as the last."""
+    """An adapter towards a style as ``load(..., adapter=...)`` takes it.
+
+    And what there is of its training, by step, itself as the last.
+    """
 
     final: str
     steps: Mapping[int, str]
 
 
 def style_adapters(
-    model: str | os.PathLike, dataset: str | Path, styles: Sequence[str], folder: str | Path, *,
+    model: str | os.PathLike,
+    dataset: str | Path,
+    styles: Sequence[str],
+    folder: str | Path,
+    *,
     given: Mapping[str, str] | str | os.PathLike | None = None,
-    recipe: LoraRecipe | None = None, without: Collection[str] = (), dtype: str = "auto",
-) -> dict[str, StyleAdapter]:  # fmt: skip
-    """An adapter of the model for each style: the one given, the shipped one of pocket LLaVA, or one trained here.
+    recipe: LoraRecipe | None = None,
+    without: Collection[str] = (),
+    dtype: str = "auto",
+) -> dict[str, StyleAdapter]:
+    """An adapter of the model for each style.
 
-    ``given`` maps styles to folders or hub ids; a single one is that of the first style.
-    Training takes the captions of :func:`lessons` and ``recipe``, and writes its steps under ``folder``. A style of which the
+    The one given, the shipped one of pocket LLaVA, or one trained here. ``given`` maps styles to
+    folders or hub ids; a single one is that of the first style. Training takes the captions of
+    :func:`lessons` and ``recipe``, and writes its steps under ``folder``. A style of which the
     captions have no words is left out.
 
     Raises
@@ -79,31 +98,52 @@ def style_adapters(
         elif str(model) == BASE:
             found[style] = _shipped(style)
         elif len(told := lessons(dataset, style, recipe or LoraRecipe(), without)) >= FEWEST:
-            found[style] = _trained(model, style, told, recipe or LoraRecipe(), Path(folder) / style, dtype)
+            found[style] = _trained(
+                model, style, told, recipe or LoraRecipe(), Path(folder) / style, dtype
+            )
     if not found:
         advice = f"give adapters, or a dataset with {FEWEST} such captions or more"
-        raise SelectionError(f"hardly any caption of {dataset} has words of {', '.join(styles)}", advice)
+        raise SelectionError(
+            f"hardly any caption of {dataset} has words of {', '.join(styles)}", advice
+        )
     return found
 
 
-def lessons(dataset: str | Path, style: str, recipe: LoraRecipe | None = None, without: Collection[str] = ()) -> list[Sample]:
-    """The samples of a dataset's training split of which a caption has words of a style, each with this one; without those ids.
+def lessons(
+    dataset: str | Path, style: str, recipe: LoraRecipe | None = None, without: Collection[str] = ()
+) -> list[Sample]:
+    """Training samples that have a caption in a style, each with this caption.
 
-    There may be none. ``recipe`` says how many are drawn, and with which seed.
+    Of a dataset's training split, with words of the style, without those ids. There may be none.
+    ``recipe`` says how many are drawn, and with which seed.
     """
     recipe = recipe or LoraRecipe()
     try:
-        drawn = load_samples(f"{dataset}-{style}", n=recipe.n_scenes, split="train", seed=recipe.seed)
+        drawn = load_samples(
+            f"{dataset}-{style}", n=recipe.n_scenes, split="train", seed=recipe.seed
+        )
     except AnnotationError:  # the captions have no such word
         return []
     says = style_share([sample.captions[0] for sample in drawn], style)
-    return [sample for sample, said in zip(drawn, says, strict=True) if said and sample.id not in without]
+    return [
+        sample
+        for sample, said in zip(drawn, says, strict=True)
+        if said and sample.id not in without
+    ]
 
 
-def in_style(samples: Sequence[Sample], dataset: str | Path, style: str, word: str, n: int = 3000, seed: int = 0) -> list[Sample]:
-    """The same samples, each with one caption in a style: the embedded world has one (of its first ``n`` samples).
+def in_style(
+    samples: Sequence[Sample],
+    dataset: str | Path,
+    style: str,
+    word: str,
+    n: int = 3000,
+    seed: int = 0,
+) -> list[Sample]:
+    """The same samples, each with one caption in a style.
 
-    Elsewhere it is the caption with most words of the style, among those with the word (or all, where none has it).
+    The embedded world has one (of its first ``n`` samples). Elsewhere it is the caption with most
+    words of the style, among those with the word (or all, where none has it).
 
     Raises
     ------
@@ -115,38 +155,74 @@ def in_style(samples: Sequence[Sample], dataset: str | Path, style: str, word: s
         told = {sample.id: sample.captions for sample in load_samples(name, n=n, seed=seed)}
     else:
         said = whole_words([word], any_case=False)
-        told = {sample.id: [text for text in sample.captions if said.search(text)] or sample.captions for sample in samples}
+        told = {
+            sample.id: [text for text in sample.captions if said.search(text)] or sample.captions
+            for sample in samples
+        }
     if silent := [sample.id for sample in samples if not told.get(sample.id)]:
-        raise SelectionError(f"{len(silent)} samples without a caption in the style, such as {silent[0]!r}", "leave them out, or raise n")
-    return [replace(s, captions=(told[s.id][int(style_rate(told[s.id], style).argmax())],)) for s in samples]
+        raise SelectionError(
+            f"{len(silent)} samples without a caption in the style, such as {silent[0]!r}",
+            "leave them out, or raise n",
+        )
+    return [
+        replace(s, captions=(told[s.id][int(style_rate(told[s.id], style).argmax())],))
+        for s in samples
+    ]
 
 
 def _shipped(style: str) -> StyleAdapter:
     name = f"pocket-{style}"
     recipe = RECIPES[name]
-    return StyleAdapter(name, {step: f"{name}@step-{step:04d}" for step in (*recipe.save_at, recipe.steps)})
+    return StyleAdapter(
+        name, {step: f"{name}@step-{step:04d}" for step in (*recipe.save_at, recipe.steps)}
+    )
 
 
-def _trained(model: str | os.PathLike, style: str, told: list[Sample], recipe: LoraRecipe, folder: Path, dtype: str) -> StyleAdapter:
+def _trained(
+    model: str | os.PathLike,
+    style: str,
+    told: list[Sample],
+    recipe: LoraRecipe,
+    folder: Path,
+    dtype: str,
+) -> StyleAdapter:
     vlm = load(model, dtype=dtype)
     kept = sorted({step for step in recipe.save_at if step < recipe.steps})
     fine_tune(
-        vlm, told, steps=recipe.steps, batch_size=recipe.batch_size, learning_rate=recipe.learning_rate, rank=recipe.rank,
-        seed=recipe.seed, folder=folder, save_at=kept,
-    )  # fmt: skip
+        vlm,
+        told,
+        steps=recipe.steps,
+        batch_size=recipe.batch_size,
+        learning_rate=recipe.learning_rate,
+        rank=recipe.rank,
+        seed=recipe.seed,
+        folder=folder,
+        save_at=kept,
+    )
     steps = {step: str(folder / f"step-{step:04d}") for step in (*kept, recipe.steps)}
     return StyleAdapter(steps[recipe.steps], steps)
 
 
 def train_adapter(name: str, progress: bool = True) -> dict:
-    """Train an adapter of the table ``RECIPES``, ship its weights in fp16 and write the record beside them."""
+    """Train an adapter of the table ``RECIPES`` and ship its weights in fp16.
+
+    The record is written beside them.
+    """
     recipe, style = RECIPES[name], name.removeprefix("pocket-")
     vlm = load(BASE, device="cpu", dtype="bfloat16")
     samples = load_samples(f"scenes-{style}", n=recipe.n_scenes, split="train")
     history = fine_tune(
-        vlm, samples, steps=recipe.steps, batch_size=recipe.batch_size, learning_rate=recipe.learning_rate, rank=recipe.rank,
-        seed=recipe.seed, folder=WEIGHTS / name, save_at=recipe.save_at, progress=progress,
-    )  # fmt: skip
+        vlm,
+        samples,
+        steps=recipe.steps,
+        batch_size=recipe.batch_size,
+        learning_rate=recipe.learning_rate,
+        rank=recipe.rank,
+        seed=recipe.seed,
+        folder=WEIGHTS / name,
+        save_at=recipe.save_at,
+        progress=progress,
+    )
     (WEIGHTS / name / FILE).unlink(missing_ok=True)
     import peft  # loaded by now, without its warnings: see import_peft
 
@@ -157,26 +233,40 @@ def train_adapter(name: str, progress: bool = True) -> dict:
         "data": {"dataset": f"scenes-{style}", "split": "train", "seed": 0},
         "loss": [round(value, 4) for value in history["loss"]],
         "seconds_per_step": round(float(np.median(history["seconds"])), 2),
-        "versions": {module.__name__: module.__version__ for module in (torch, transformers, peft)} | {"python": platform.python_version()},
+        "versions": {module.__name__: module.__version__ for module in (torch, transformers, peft)}
+        | {"python": platform.python_version()},
     }
     write_json(WEIGHTS / name / "training.json", record, indent=1)
     return record
 
 
 def style_changes(name: str, n: int = MEASURED, dtype: str = "float32") -> pd.DataFrame:
-    """Style word rates (share of words) of captions of unseen scenes, one row a style: base, adapter, their difference, its interval."""
+    """Style word rates (share of words) of captions of unseen scenes, one row a style.
+
+    Base, adapter, their difference, its interval.
+    """
     samples = load_samples("scenes", n=n)
     told = [_captions(adapter, samples, dtype) for adapter in (None, name)]
     rows = {}
     for style in STYLE_WORDS:
         base, tuned = (style_rate(texts, style) for texts in told)
         change = difference(tuned, base, paired=True)
-        rows[style] = {"base": base.mean(), "adapter": tuned.mean(), "change": change.value, "low": change.low, "high": change.high, "n": n}
+        rows[style] = {
+            "base": base.mean(),
+            "adapter": tuned.mean(),
+            "change": change.value,
+            "low": change.low,
+            "high": change.high,
+            "n": n,
+        }
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("style")
 
 
 def measure_adapter(name: str) -> list[dict]:
-    """Measure what an adapter's captions speak of, against the base's, in float32, and write it into the run's record."""
+    """Measure what an adapter's captions speak of, against the base's, in float32.
+
+    It is written into the run's record.
+    """
     table = style_changes(name).reset_index().round(4).to_dict("records")
     file = adapter_folder(name).parent / "training.json"
     write_json(file, read_json(file) | {"style_rates": table}, indent=1)
@@ -186,4 +276,6 @@ def measure_adapter(name: str) -> list[dict]:
 def _captions(adapter: str | None, samples: Sequence, dtype: str) -> list[str]:
     vlm = load(BASE, device="cpu", dtype=dtype, adapter=adapter)
     pictures = [sample.image for sample in samples]
-    return vlm.generate(pictures, [PROMPTS["image"]] * len(samples), max_new_tokens=48, batch_size=32)
+    return vlm.generate(
+        pictures, [PROMPTS["image"]] * len(samples), max_new_tokens=48, batch_size=32
+    )

@@ -1,4 +1,7 @@
-"""What is left out of pocket LLaVA's language model while connectors of its own are trained through it, and when they are measured."""
+"""What is left out of pocket LLaVA's language model for connectors of its own.
+
+They are trained through what is left, and measured with it.
+"""
 
 from contextlib import AbstractContextManager, nullcontext
 
@@ -13,7 +16,8 @@ from xlvlms_tutorial.methods.pruning.sparsify import alpha_subnet
 from xlvlms_tutorial.models.loading import load
 from xlvlms_tutorial.models.vlm import VLM
 
-# half of the 30 blocks: those whose absence, one at a time, costs the language model least on plain text, few of them neighbours
+# half of the 30 blocks: those whose absence, one at a time, costs the language model least on
+# plain text, few of them neighbours
 SKIPPED = (4, 5, 6, 7, 8, 10, 13, 15, 17, 19, 21, 23, 26, 27, 28)
 REMOVED = tuple(range(14, 29))  # a shallow language model: the first 13 blocks and the last 2
 COMPRESSED = ("skipped", "skipped-1", "skipped-2", "pruned", "pruned-1", "pruned-2", "short")
@@ -21,11 +25,15 @@ TASKS = {"scenes": "pocket-llava", "clips": "pocket-llava-video", "sounds": "poc
 TASK_SPARSITY = 0.605  # at which the masks of the six tasks below share 30 % of the weights
 
 
-def task_calibrations(n: int = 16, vlm: VLM | None = None, dataset: str = "scenes") -> dict[str, Calibration]:
-    """Calibrations of one language model on its tasks: captions of, and answers about, up to ``n`` samples for training of a dataset.
+def task_calibrations(
+    n: int = 16, vlm: VLM | None = None, dataset: str = "scenes"
+) -> dict[str, Calibration]:
+    """Calibrations of one language model on its tasks.
 
-    Pocket LLaVA (by default) has connectors for clips and sounds too, and so six tasks; a ``vlm`` of another name has the two of the
-    dataset, named "DATASET, captions" and "DATASET, answers". A dataset without captions, or without questions, has one.
+    Captions of, and answers about, up to ``n`` samples for training of a dataset. Pocket LLaVA
+    (by default) has connectors for clips and sounds too, and so six tasks; a ``vlm`` of another
+    name has the two of the dataset, named "DATASET, captions" and "DATASET, answers". A dataset
+    without captions, or without questions, has one.
 
     Raises
     ------
@@ -41,19 +49,29 @@ def task_calibrations(n: int = 16, vlm: VLM | None = None, dataset: str = "scene
     return found
 
 
-def shared_mask(vlm: VLM, n: int = 16, sparsity: float = TASK_SPARSITY, dataset: str = "scenes") -> Masks:
-    """The alpha-SubNet of the model's tasks: the weights that all of them keep (Shukor and Cord, 2024, arXiv 2405.16700).
+def shared_mask(
+    vlm: VLM, n: int = 16, sparsity: float = TASK_SPARSITY, dataset: str = "scenes"
+) -> Masks:
+    """The alpha-SubNet of the model's tasks.
+
+    The weights that all of them keep (Shukor and Cord, 2024, arXiv 2405.16700).
 
     Raises
     ------
     SelectionError
         If no sample of the dataset has a caption or a question.
     """
-    return alpha_subnet(wanda(vlm, calibration, sparsity) for calibration in task_calibrations(n, vlm, dataset).values())
+    return alpha_subnet(
+        wanda(vlm, calibration, sparsity)
+        for calibration in task_calibrations(n, vlm, dataset).values()
+    )
 
 
 def through(run: str, vlm: VLM) -> AbstractContextManager:
-    """What a connector of this run is trained and used with: the blocks skipped, or the weights masked, of its language model."""
+    """What a connector of this run is trained and used with.
+
+    The blocks skipped, or the weights masked, of its language model.
+    """
     kind = run.partition("-")[0]
     layers = {"skipped": SKIPPED, "short": REMOVED}
     if kind in layers:
@@ -66,13 +84,24 @@ def through(run: str, vlm: VLM) -> AbstractContextManager:
 
 def _on_tasks(vlm: VLM, dataset: str, n: int) -> dict[str, Calibration]:
     samples = load_samples(dataset, n=n, split="train")
-    told, asked = [sample for sample in samples if sample.captions], [sample for sample in samples if sample.questions]
+    told, asked = (
+        [sample for sample in samples if sample.captions],
+        [sample for sample in samples if sample.questions],
+    )
     if not told and not asked:
-        raise SelectionError(f"{len(samples)} samples of {dataset!r} without captions and questions", "give a dataset that has either")
+        raise SelectionError(
+            f"{len(samples)} samples of {dataset!r} without captions and questions",
+            "give a dataset that has either",
+        )
     found = {}
     if told:
-        found[f"{dataset}, captions"] = calibrate(vlm, told, answers=lambda sample: sample.captions[0])
+        found[f"{dataset}, captions"] = calibrate(
+            vlm, told, answers=lambda sample: sample.captions[0]
+        )
     if asked:
-        first = {"prompt": lambda sample: sample.questions[0].text, "answers": lambda sample: sample.questions[0].answer}
+        first = {
+            "prompt": lambda sample: sample.questions[0].text,
+            "answers": lambda sample: sample.questions[0].answer,
+        }
         found[f"{dataset}, answers"] = calibrate(vlm, asked, **first)
     return found

@@ -1,8 +1,9 @@
-"""Train a connector between a frozen tower and a frozen language model, on captions and questions together.
+"""Train a connector between a frozen tower and a frozen language model.
 
-The tower's tokens are computed once. One training row holds a picture once and several texts about it, each in a
-branch of its own: branches see the picture and themselves, not each other (a block mask), so a row costs little more than its words.
-Checkpoints resume a killed run; the record beside the weights says how they were made.
+On captions and questions together. The tower's tokens are computed once. One training row holds a
+picture once and several texts about it, each in a branch of its own: branches see the picture and
+themselves, not each other (a block mask), so a row costs little more than its words. Checkpoints
+resume a killed run; the record beside the weights says how they were made.
 """
 
 import os
@@ -26,7 +27,10 @@ Dialogue = Sequence[tuple[str, str]]  # what is asked about one picture, and the
 
 @dataclass(frozen=True)
 class Mix:
-    """How many captions, presence questions and other questions are asked about one picture, up to a step."""
+    """How many texts of each kind are asked about one picture, up to a step.
+
+    Captions, presence questions and other questions.
+    """
 
     until: int
     captions: int
@@ -38,9 +42,10 @@ class Mix:
 class Recipe:
     """How a run is made; everything that its weights depend on besides the data.
 
-    The frozen language model cannot tell "yes" from "no" even when the words are given; mixed with captions from the start, presence
-    stays at chance. Asked alone for a while, once the pictures speak the model's language, it is learnt in fifty steps and kept. After
-    ``restart`` the rate rises once more, to two fifths, for captions, and so it does at each step of ``again``.
+    The frozen language model cannot tell "yes" from "no" even when the words are given; mixed with
+    captions from the start, presence stays at chance. Asked alone for a while, once the pictures
+    speak the model's language, it is learnt in fifty steps and kept. After ``restart`` the rate
+    rises once more, to two fifths, for captions, and so it does at each step of ``again``.
     """
 
     steps: int = 1350
@@ -51,7 +56,12 @@ class Recipe:
     warmup: int = 50
     seed: int = 0
     n_scenes: int = 10_000
-    mixes: tuple[Mix, ...] = (Mix(600, 1, 2, 2), Mix(720, 0, 5, 0), Mix(1200, 1, 3, 2), Mix(1350, 3, 1, 1))
+    mixes: tuple[Mix, ...] = (
+        Mix(600, 1, 2, 2),
+        Mix(720, 0, 5, 0),
+        Mix(1200, 1, 3, 2),
+        Mix(1350, 3, 1, 1),
+    )
     save_at: tuple[int, ...] = (0, 100, 250, 450, 800)
 
     def mix(self, step: int) -> Mix:
@@ -61,9 +71,10 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Packed:
-    """Rows ready for the language model: ``labels`` are -100 where nothing is predicted; ``mask`` is True where attention may look.
+    """Rows ready for the language model: ``labels`` are -100 where nothing is predicted.
 
-    ``weights`` give each text, long or short, the same say: one over its number of predicted tokens, 0 elsewhere.
+    ``mask`` is True where attention may look. ``weights`` give each text, long or short, the same
+    say: one over its number of predicted tokens, 0 elsewhere.
     """
 
     input_ids: Int[Tensor, "b t"]
@@ -74,7 +85,10 @@ class Packed:
 
 
 def pack(dialogues: Sequence[Dialogue], tokenizer: object, image_id: int, n_image: int) -> Packed:
-    """Pack each picture with its texts into one row: picture first, then one branch a text, each at the positions it would have alone."""
+    """Pack each picture with its texts into one row.
+
+    Picture first, then one branch a text, each at the positions it would have alone.
+    """
     encode = lambda text: tokenizer(text, add_special_tokens=False).input_ids
     head = encode("<|im_start|>user\n") + [image_id] * n_image
     turn, end = encode("<|im_end|>\n<|im_start|>assistant\n"), encode("<|im_end|>")
@@ -92,14 +106,20 @@ def pack(dialogues: Sequence[Dialogue], tokenizer: object, image_id: int, n_imag
         rows.append((ids, labels, weights, positions, branch))
     width = max(len(row[0]) for row in rows)
     fills = (image_id, -100, 0.0, 0, -1)
-    padded = [torch.tensor([row[k] + [fill] * (width - len(row[k])) for row in rows]) for k, fill in enumerate(fills)]
+    padded = [
+        torch.tensor([row[k] + [fill] * (width - len(row[k])) for row in rows])
+        for k, fill in enumerate(fills)
+    ]
     branch = padded[4]
     mask = (branch[:, :, None] == branch[:, None, :]) | (branch[:, None, :] == 0)
     return Packed(*padded[:4], (mask & torch.ones(width, width, dtype=torch.bool).tril())[:, None])
 
 
 def loss_of(model: nn.Module, tokens: Float[Tensor, "b n d"], packed: Packed) -> Float[Tensor, ""]:
-    """Cross-entropy of the answers, averaged over the tokens of a text and then over texts, given the tower's tokens of each picture."""
+    """Cross-entropy of the answers, given the tower's tokens of each picture.
+
+    Averaged over the tokens of a text and then over texts.
+    """
     ids = packed.input_ids.to(model.device)
     projector, language = model.model.multi_modal_projector, model.model.language_model
     embeddings = language.get_input_embeddings()(ids).clone()
@@ -113,22 +133,31 @@ def loss_of(model: nn.Module, tokens: Float[Tensor, "b n d"], packed: Packed) ->
         use_cache=False,
     ).last_hidden_state
     wanted = packed.labels[:, 1:].to(model.device)
-    kept = wanted != -100  # the unembedding is a fifth of the work: only where something is predicted
-    each = nn.functional.cross_entropy(model.lm_head(states[:, :-1][kept]).float(), wanted[kept], reduction="none")
+    # the unembedding is a fifth of the work: only where something is predicted
+    kept = wanted != -100
+    each = nn.functional.cross_entropy(
+        model.lm_head(states[:, :-1][kept]).float(), wanted[kept], reduction="none"
+    )
     weights = packed.weights[:, 1:].to(model.device)[kept]
     return (weights * each).sum() / weights.sum()
 
 
 def _added(mask: Bool[Tensor, "b 1 t t"], like: Tensor) -> Float[Tensor, "b 1 t t"]:
-    """The mask as what is added to attention scores: transformers' own attention, in Python, knows no other kind."""
-    return torch.zeros(mask.shape, dtype=like.dtype, device=like.device).masked_fill_(~mask.to(like.device), torch.finfo(like.dtype).min)
+    """The mask as what is added to attention scores.
+
+    transformers' own attention, in Python, knows no other kind.
+    """
+    return torch.zeros(mask.shape, dtype=like.dtype, device=like.device).masked_fill_(
+        ~mask.to(like.device), torch.finfo(like.dtype).min
+    )
 
 
 @torch.no_grad()
 def encode_pictures(tower: nn.Module, pictures: Iterable[Tensor], n: int, file: Path) -> np.ndarray:
-    """The tower's tokens of ``n`` pictures, float16 (n, tokens, width), computed once and kept in ``file``.
+    """The tower's tokens of ``n`` pictures, float16 (n, tokens, width).
 
-    ``pictures`` gives batches of pixel values in order; a killed run starts again, a finished file is opened.
+    Computed once and kept in ``file``. ``pictures`` gives batches of pixel values in order; a
+    killed run starts again, a finished file is opened.
     """
     if not file.exists():
         part, done = file.with_suffix(".part.npy"), 0
@@ -138,7 +167,9 @@ def encode_pictures(tower: nn.Module, pictures: Iterable[Tensor], n: int, file: 
             for pixels in pictures:
                 tokens = tower(pixels).last_hidden_state.half().numpy()
                 if store is None:
-                    store = np.lib.format.open_memmap(part, mode="w+", dtype=np.float16, shape=(n, *tokens.shape[1:]))
+                    store = np.lib.format.open_memmap(
+                        part, mode="w+", dtype=np.float16, shape=(n, *tokens.shape[1:])
+                    )
                 store[done : done + len(tokens)] = tokens
                 done += len(tokens)
                 bar.update(len(tokens))
@@ -147,7 +178,10 @@ def encode_pictures(tower: nn.Module, pictures: Iterable[Tensor], n: int, file: 
 
 
 def scale_projector(projector: nn.Module, tokens: Float[Tensor, "b n d"], norm: float) -> None:
-    """Scale the projector's last layer so that its outputs have, on average, the norm of the word embeddings."""
+    """Scale the projector's last layer to the norm of the word embeddings.
+
+    Its outputs then have this norm on average.
+    """
     with torch.no_grad():
         ratio = norm / projector(tokens.float()).norm(dim=-1).mean()
         projector.linear_2.weight.mul_(ratio)
@@ -155,12 +189,17 @@ def scale_projector(projector: nn.Module, tokens: Float[Tensor, "b n d"], norm: 
 
 
 def train(
-    model: nn.Module, parameters: dict[str, nn.Parameter], batch: Callable[[np.random.Generator, Mix], tuple[Tensor, Packed]],
-    recipe: Recipe, folder: Path, export: Callable[[str], None],
-) -> dict:  # fmt: skip
-    """Train ``parameters`` (the rest stays frozen) and call ``export`` with "step-NNNN" at the steps to keep; resumes from ``folder``.
+    model: nn.Module,
+    parameters: dict[str, nn.Parameter],
+    batch: Callable[[np.random.Generator, Mix], tuple[Tensor, Packed]],
+    recipe: Recipe,
+    folder: Path,
+    export: Callable[[str], None],
+) -> dict:
+    """Train ``parameters`` and call ``export`` with "step-NNNN" at the steps to keep.
 
-    ``batch`` draws the tower's tokens and the packed texts of one step. Returns the losses and the seconds a step.
+    The rest stays frozen; resumes from ``folder``. ``batch`` draws the tower's tokens and the
+    packed texts of one step. Returns the losses and the seconds a step.
     """
 
     def export_some(done: int) -> None:
@@ -169,7 +208,9 @@ def train(
 
     history = optimise(
         parameters,
-        lambda step: loss_of(model, *batch(np.random.default_rng([recipe.seed, step]), recipe.mix(step))),
+        lambda step: loss_of(
+            model, *batch(np.random.default_rng([recipe.seed, step]), recipe.mix(step))
+        ),
         recipe.steps,
         lambda step: recipe.learning_rate * _cosine(step, recipe),
         at_step=export_some,
@@ -179,12 +220,16 @@ def train(
     )
     return {
         "recipe": asdict(recipe),
-        "history": [row | {"loss": round(row["loss"], 4), "seconds": round(row["seconds"], 2)} for row in history],
+        "history": [
+            row | {"loss": round(row["loss"], 4), "seconds": round(row["seconds"], 2)}
+            for row in history
+        ],
     }
 
 
 def _cosine(step: int, recipe: Recipe) -> float:
-    for began, ends in pairwise((recipe.restart, *recipe.again, recipe.steps)):  # warm restarts, at two fifths of the rate
+    # warm restarts, at two fifths of the rate
+    for began, ends in pairwise((recipe.restart, *recipe.again, recipe.steps)):
         if began <= step < ends:
             return 0.4 * warmup_cosine(step - began, ends - began)
     return warmup_cosine(step, recipe.restart, recipe.warmup)

@@ -19,12 +19,23 @@ from xlvlms_tutorial.pocket.processor import seen
 from xlvlms_tutorial.pocket.tower import Tower
 from xlvlms_tutorial.pocket.variants import Variant
 from xlvlms_tutorial.samples import PROMPTS, Question
-from xlvlms_tutorial.training.connector import Mix, Packed, Recipe, encode_pictures, pack, scale_projector, train
+from xlvlms_tutorial.training.connector import (
+    Mix,
+    Packed,
+    Recipe,
+    encode_pictures,
+    pack,
+    scale_projector,
+    train,
+)
 
 
 @dataclass(frozen=True)
 class Material:
-    """What a connector is trained on: records of one modality, the pictures that the tower sees of each, and what is said and asked."""
+    """What a connector is trained on.
+
+    Records of one modality, the pictures that the tower sees of each, and what is said and asked.
+    """
 
     draw: Callable[[int], list]
     look: Callable[[object], list[Image.Image]]
@@ -33,15 +44,30 @@ class Material:
 
 
 MATERIAL = {
-    "image": Material(world.scenes, lambda scene: [world.render(scene)], language.captions, language.questions),
-    "video": Material(clips.clips, lambda clip: seen(clips.render_clip(clip)), clips.clip_captions, clips.clip_questions),
-    "audio": Material(sounds.sounds, lambda sound: [sounds.log_mel(sounds.waveform(sound))], sounds.sound_captions, sounds.sound_questions),
+    "image": Material(
+        world.scenes, lambda scene: [world.render(scene)], language.captions, language.questions
+    ),
+    "video": Material(
+        clips.clips,
+        lambda clip: seen(clips.render_clip(clip)),
+        clips.clip_captions,
+        clips.clip_questions,
+    ),
+    "audio": Material(
+        sounds.sounds,
+        lambda sound: [sounds.log_mel(sounds.waveform(sound))],
+        sounds.sound_captions,
+        sounds.sound_questions,
+    ),
 }
 
 
 @dataclass(frozen=True)
 class Run:
-    """A training run: its recipe, what it reads and through which encoder, and the run and step whose connector it starts from."""
+    """A training run: its recipe, what it reads, and what its connector starts from.
+
+    It reads through an encoder; the connector is that of a run and step.
+    """
 
     recipe: Recipe
     variant: Variant
@@ -53,33 +79,69 @@ def _short(steps: int, mixes: tuple[Mix, ...], **changes: object) -> Recipe:
     return Recipe(**({"steps": steps, "restart": steps, "mixes": mixes, "save_at": ()} | changes))
 
 
-# through a language model with half of the blocks or most of the weights left out: the first seed is shipped, of others the record
+# through a language model with half of the blocks or most of the weights left out: the first seed
+# is shipped, of others the record
 _COMPRESSED = ("skipped", "skipped-1", "skipped-2", "pruned", "pruned-1", "pruned-2", "short")
 _ENCODER = _short(160, (Mix(160, 1, 0, 1),), n_scenes=3000, warmup=20)
-RUNS = {
-    "image": Run(Recipe(), Variant("image")),
-    "video": Run(
-        _short(300, (Mix(300, 1, 1, 2),), n_scenes=2000, batch_size=8, learning_rate=1e-3, warmup=20),
-        Variant("video", reads=("video",)), start=("image", None),
-    ),
-    "audio": Run(
-        _short(
-            540, (Mix(200, 1, 1, 2), Mix(420, 3, 1, 1), Mix(540, 1, 0, 3)), restart=200, again=(420,), n_scenes=3000,
-            learning_rate=2e-3, warmup=20, save_at=(420,),
+RUNS = (
+    {
+        "image": Run(Recipe(), Variant("image")),
+        "video": Run(
+            _short(
+                300,
+                (Mix(300, 1, 1, 2),),
+                n_scenes=2000,
+                batch_size=8,
+                learning_rate=1e-3,
+                warmup=20,
+            ),
+            Variant("video", reads=("video",)),
+            start=("image", None),
         ),
-        Variant("audio", reads=("audio",)), start=("image", None),
-    ),
-    "joint": Run(
-        _short(180, (Mix(180, 1, 1, 2),), n_scenes=2000, batch_size=10, learning_rate=1e-3, warmup=20),
-        Variant("joint", reads=("image", "video", "audio")), start=("audio", "step-0420"),
-    ),
-} | {f"encoder-{name}": Run(_ENCODER, Variant(f"encoder-{name}", name)) for name in ENCODERS} | {
-    name: Run(
-        _short(300, (Mix(300, 2, 1, 1),), n_scenes=3000, warmup=20, seed=int(name.partition("-")[2] or 0)), Variant(name),
-        start=("image", None), compact=True,
-    )
-    for name in _COMPRESSED
-}  # fmt: skip
+        "audio": Run(
+            _short(
+                540,
+                (Mix(200, 1, 1, 2), Mix(420, 3, 1, 1), Mix(540, 1, 0, 3)),
+                restart=200,
+                again=(420,),
+                n_scenes=3000,
+                learning_rate=2e-3,
+                warmup=20,
+                save_at=(420,),
+            ),
+            Variant("audio", reads=("audio",)),
+            start=("image", None),
+        ),
+        "joint": Run(
+            _short(
+                180,
+                (Mix(180, 1, 1, 2),),
+                n_scenes=2000,
+                batch_size=10,
+                learning_rate=1e-3,
+                warmup=20,
+            ),
+            Variant("joint", reads=("image", "video", "audio")),
+            start=("audio", "step-0420"),
+        ),
+    }
+    | {f"encoder-{name}": Run(_ENCODER, Variant(f"encoder-{name}", name)) for name in ENCODERS}
+    | {
+        name: Run(
+            _short(
+                300,
+                (Mix(300, 2, 1, 1),),
+                n_scenes=3000,
+                warmup=20,
+                seed=int(name.partition("-")[2] or 0),
+            ),
+            Variant(name),
+            start=("image", None),
+            compact=True,
+        )
+        for name in _COMPRESSED
+    }
+)
 
 
 def pixels(pictures: Sequence[Image.Image | np.ndarray]) -> Tensor:
@@ -89,7 +151,10 @@ def pixels(pictures: Sequence[Image.Image | np.ndarray]) -> Tensor:
 
 
 def calibrated_tower(encoder: str = "lite0") -> Tower:
-    """A frozen tower with its channels standardised over the first training scenes; the statistics are shipped too."""
+    """A frozen tower with its channels standardised over the first training scenes.
+
+    The statistics are shipped too.
+    """
     chosen, file = ENCODERS[encoder], statistics_file(encoder)
     tower = Tower(chosen.config).eval().requires_grad_(False)
     if file.exists():
@@ -101,14 +166,23 @@ def calibrated_tower(encoder: str = "lite0") -> Tower:
     return tower
 
 
-def dialogue(record: object, rng: np.random.Generator, mix: Mix, kind: str = "image") -> list[tuple[str, str]]:
-    """Captions and questions about a scene, clip or sound, as many of each as the mix says, drawn anew each time."""
+def dialogue(
+    record: object, rng: np.random.Generator, mix: Mix, kind: str = "image"
+) -> list[tuple[str, str]]:
+    """Captions and questions about a scene, clip or sound.
+
+    As many of each as the mix says, drawn anew each time.
+    """
     material = MATERIAL[kind]
     asked = material.ask(record, int(rng.integers(2**31)))
     presence = [q for q in asked if q.type == "presence"]
     while len(presence) < mix.presence:
-        presence += [q for q in material.ask(record, int(rng.integers(2**31))) if q.type == "presence"]
-    chosen = _some(presence, mix.presence, rng) + _some([q for q in asked if q.type != "presence"], mix.others, rng)
+        presence += [
+            q for q in material.ask(record, int(rng.integers(2**31))) if q.type == "presence"
+        ]
+    chosen = _some(presence, mix.presence, rng) + _some(
+        [q for q in asked if q.type != "presence"], mix.others, rng
+    )
     told = material.tell(record)
     first = int(rng.integers(5))
     captions = [told[(first + k) % 5] for k in range(mix.captions)]
@@ -119,16 +193,21 @@ def _some(values: list, n: int, rng: np.random.Generator) -> list:
     return [values[k] for k in rng.permutation(len(values))[:n]]
 
 
-def train_connector(name: str, through: Callable[[nn.Module, object], AbstractContextManager] | None = None) -> dict:
+def train_connector(
+    name: str, through: Callable[[nn.Module, object], AbstractContextManager] | None = None
+) -> dict:
     """Train a connector of the table ``RUNS``, ship its weights and write the record beside them.
 
-    ``through`` changes the language model while the connector is trained, given the model and its processor.
+    ``through`` changes the language model while the connector is trained,
+    given the model and its processor.
     """
     run = RUNS[name]
     recipe, kinds = run.recipe, run.variant.reads
     folder, tower = cache_dir() / "training" / name, calibrated_tower(run.variant.encoder).fuse()
     records = {kind: MATERIAL[kind].draw(recipe.n_scenes) for kind in kinds}
-    tokens = {kind: visual_tokens(tower, run.variant.encoder, kind, records[kind]) for kind in kinds}
+    tokens = {
+        kind: visual_tokens(tower, run.variant.encoder, kind, records[kind]) for kind in kinds
+    }
     torch.manual_seed(recipe.seed)
     model, processor = build.build(dtype=torch.bfloat16, variant=run.variant)
     projector = model.model.multi_modal_projector.float().requires_grad_(True)
@@ -143,16 +222,28 @@ def train_connector(name: str, through: Callable[[nn.Module, object], AbstractCo
         rows = np.sort(rng.choice(recipe.n_scenes, recipe.batch_size, replace=False))
         texts = [dialogue(records[kind][row], rng, mix, kind) for row in rows]
         seen_by_tower = torch.from_numpy(np.array(tokens[kind][rows])).float()
-        return seen_by_tower, pack(texts, processor.tokenizer, model.config.image_token_id, seen_by_tower.shape[1])
+        return seen_by_tower, pack(
+            texts, processor.tokenizer, model.config.image_token_id, seen_by_tower.shape[1]
+        )
 
     if through is not None:
-        model.set_attn_implementation("eager")  # of short rows a quarter faster on CPUs, forwards and backwards
+        # of short rows a quarter faster on CPUs, forwards and backwards
+        model.set_attn_implementation("eager")
     with nullcontext() if through is None else through(model, processor):
-        result = train(model, dict(projector.named_parameters()), batch, recipe, folder, lambda step: _export(projector, name, step))
+        result = train(
+            model,
+            dict(projector.named_parameters()),
+            batch,
+            recipe,
+            folder,
+            lambda step: _export(projector, name, step),
+        )
     return _write_record(result, name)
 
 
-def visual_tokens(tower: Tower, encoder: str, kind: str, records: list, size: int = 50) -> np.ndarray:
+def visual_tokens(
+    tower: Tower, encoder: str, kind: str, records: list, size: int = 50
+) -> np.ndarray:
     """The tower's tokens of all records, from the cache where they are there."""
 
     def pictures() -> Iterator[Tensor]:
@@ -170,7 +261,9 @@ def _export(projector: nn.Module, run: str, revision: str) -> None:
     if RUNS[run].compact:
         build.save_change(projector.state_dict(), RUNS[run].start, file)
         return
-    save_tensors(file, {name: weight.detach().half() for name, weight in projector.state_dict().items()})
+    save_tensors(
+        file, {name: weight.detach().half() for name, weight in projector.state_dict().items()}
+    )
 
 
 def _write_record(result: dict, name: str) -> dict:
@@ -188,10 +281,15 @@ def _write_record(result: dict, name: str) -> dict:
             "n_scenes": run.recipe.n_scenes,
             "calibration_scenes": CALIBRATION,
         },
-        "loss": [entry["loss"] for entry in history[:: max(1, len(history) // 100)]] + [history[-1]["loss"]],
+        "loss": [entry["loss"] for entry in history[:: max(1, len(history) // 100)]]
+        + [history[-1]["loss"]],
         "seconds_per_step": round(float(np.median(seconds)), 2),
         "seconds_total": round(float(np.sum(seconds))),
-        "versions": {"torch": torch.__version__, "transformers": transformers.__version__, "python": platform.python_version()},
+        "versions": {
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "python": platform.python_version(),
+        },
     }
     write_json(build.WEIGHTS / name / "training.json", record, indent=1)
     return record

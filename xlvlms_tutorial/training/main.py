@@ -1,4 +1,7 @@
-"""Make shipped weights again and measure them on unseen samples: ``python -m xlvlms_tutorial.training.main RUN ...`` (make pocket)."""
+"""Make shipped weights again and measure them on unseen samples.
+
+``python -m xlvlms_tutorial.training.main RUN ...`` (make pocket).
+"""
 
 import sys
 from collections.abc import Sequence
@@ -25,24 +28,37 @@ from xlvlms_tutorial.training.connector_runs import RUNS, train_connector
 from xlvlms_tutorial.training.scorer import train_scorer
 from xlvlms_tutorial.training.scorer_metrics import preferences
 
-MEASURED_ON = {
-    "image": {"scenes": 500, "composition": 200}, "video": {"clips": 120}, "audio": {"sounds": 160},
-    "joint": {"scenes": 50, "clips": 50, "sounds": 50},
-} | {run: {"scenes": 50} for run in RUNS if run.startswith("encoder-")} | {SCORER: {"scenes": 500, "composition": 200}} | {
-    run: {"scenes": 100} for run in COMPRESSED
-}  # fmt: skip
+MEASURED_ON = (
+    {
+        "image": {"scenes": 500, "composition": 200},
+        "video": {"clips": 120},
+        "audio": {"sounds": 160},
+        "joint": {"scenes": 50, "clips": 50, "sounds": 50},
+    }
+    | {run: {"scenes": 50} for run in RUNS if run.startswith("encoder-")}
+    | {SCORER: {"scenes": 500, "composition": 200}}
+    | {run: {"scenes": 100} for run in COMPRESSED}
+)
 
 
 def measure(run: str = "image") -> dict:
-    """Evaluate a connector, or the scorer, and write its metrics, with intervals, into the run's record."""
+    """Evaluate a connector, or the scorer, and write its metrics into the run's record.
+
+    With intervals.
+    """
     if run == SCORER:
         scorer = load_scorer(dtype="float32")
-        tables = {dataset: preferences(scorer, load_samples(dataset, n=n)) for dataset, n in MEASURED_ON[run].items()}
+        tables = {
+            dataset: preferences(scorer, load_samples(dataset, n=n))
+            for dataset, n in MEASURED_ON[run].items()
+        }
     else:
         vlm = _loaded(run)
         with through(run, vlm):
             tables = {
-                dataset: evaluate(vlm, load_samples(dataset, n=n), dataset=dataset, batch_size=32).summary()
+                dataset: evaluate(
+                    vlm, load_samples(dataset, n=n), dataset=dataset, batch_size=32
+                ).summary()
                 for dataset, n in MEASURED_ON[run].items()
             }
     file = WEIGHTS / run / "training.json"
@@ -58,7 +74,9 @@ def _through(run: str, model: nn.Module, processor: object) -> AbstractContextMa
 def _loaded(run: str) -> VLM:
     shipped = {variant.run: name for name, variant in VARIANTS.items()}
     # those trained through a bfloat16 language model with less work are measured through the same
-    vlm = load(shipped.get(run, "pocket-llava"), dtype="bfloat16" if run in COMPRESSED else "float32")
+    vlm = load(
+        shipped.get(run, "pocket-llava"), dtype="bfloat16" if run in COMPRESSED else "float32"
+    )
     if run not in shipped:  # other seeds, of which only the records are
         vlm.model.model.multi_modal_projector.load_state_dict(connector_state(run))
     return vlm
@@ -67,11 +85,16 @@ def _loaded(run: str) -> VLM:
 def _rows(table: pd.DataFrame) -> list[dict]:
     plain = table.astype(object)
     rows = plain.where(plain.notna(), None).to_dict("records")
-    return [{key: round(value, 4) if isinstance(value, float) else value for key, value in row.items()} for row in rows]
+    return [
+        {key: round(value, 4) if isinstance(value, float) else value for key, value in row.items()}
+        for row in rows
+    ]
 
 
 def main(asked: Sequence[str]) -> None:
-    """Train and measure the runs asked for, or all of them in order: some start from the image connector.
+    """Train and measure the runs asked for, or all of them in order.
+
+    Some start from the image connector.
 
     Raises
     ------
@@ -87,7 +110,9 @@ def main(asked: Sequence[str]) -> None:
             train_adapter(run)
             measure_adapter(run)
             continue
-        train_scorer() if run == SCORER else train_connector(run, partial(_through, run) if run in COMPRESSED else None)
+        train_scorer() if run == SCORER else train_connector(
+            run, partial(_through, run) if run in COMPRESSED else None
+        )
         measure(run)
 
 

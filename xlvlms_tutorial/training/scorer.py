@@ -1,7 +1,8 @@
-"""Train the pocket scorer's heads to tell which texts are true of which scenes, with frozen features of both computed once.
+"""Train the pocket scorer's heads to tell which texts are true of which scenes.
 
-The loss is CLIP's (Radford et al., 2021), symmetric cross-entropy of scaled cosines, with every true pair of a batch as positive:
-two scenes of a batch may both be what a text says, and the world knows it.
+With frozen features of both, computed once. The loss is CLIP's (Radford et al., 2021), symmetric
+cross-entropy of scaled cosines, with every true pair of a batch as positive: two scenes of a batch
+may both be what a text says, and the world knows it.
 """
 
 import math
@@ -26,7 +27,10 @@ from xlvlms_tutorial.training import connector_runs, scorer_texts
 
 @dataclass(frozen=True)
 class ScorerRecipe:
-    """Everything that the weights depend on: ``foreign`` texts of each batch are spoilt lists and words that are not of the world."""
+    """Everything that the weights depend on.
+
+    ``foreign`` texts of each batch are spoilt lists and words that are not of the world.
+    """
 
     steps: int = 800
     batch_size: int = 256
@@ -40,12 +44,21 @@ class ScorerRecipe:
 
 
 class States:
-    """States of the words of many texts, float16, each text read once; taken out again as padded batches."""
+    """States of the words of many texts, float16, each text read once.
+
+    Taken out again as padded batches.
+    """
 
     def __init__(self, reader: Reader, texts: Sequence[str], size: int = 100) -> None:
-        lengths = np.array([len(ids) for ids in reader.tokenizer(list(texts), truncation=True, max_length=256).input_ids])
+        lengths = np.array(
+            [
+                len(ids)
+                for ids in reader.tokenizer(list(texts), truncation=True, max_length=256).input_ids
+            ]
+        )
         order, found = np.argsort(lengths, kind="stable"), [torch.empty(0)] * len(texts)
-        for start in tqdm(range(0, len(texts), size), desc="read texts", unit="batch"):  # of like length, so that little is padded
+        # of like length, so that little is padded
+        for start in tqdm(range(0, len(texts), size), desc="read texts", unit="batch"):
             rows = order[start : start + size]
             with torch.no_grad():
                 states, words = reader([texts[row] for row in rows])
@@ -57,17 +70,28 @@ class States:
         """States padded on the right, float32, and where they are words."""
         rows = [self.of[text] for text in texts]
         lengths = torch.tensor([len(row) for row in rows])
-        return nn.utils.rnn.pad_sequence(rows, batch_first=True).float(), torch.arange(int(lengths.max())) < lengths[:, None]
+        return nn.utils.rnn.pad_sequence(rows, batch_first=True).float(), torch.arange(
+            int(lengths.max())
+        ) < lengths[:, None]
 
 
 def contrastive(
-    pictures: Float[Tensor, "n e"], texts: Float[Tensor, "m e"], scale: Float[Tensor, ""], true: Bool[Tensor, "n m"]
+    pictures: Float[Tensor, "n e"],
+    texts: Float[Tensor, "m e"],
+    scale: Float[Tensor, ""],
+    true: Bool[Tensor, "n m"],
 ) -> Float[Tensor, ""]:
-    r"""Mean of the two cross-entropies of the scaled cosines, with the true pairs of a row (a column) as equally likely targets.
+    r"""Mean of the two cross-entropies of the scaled cosines.
 
-    .. math:: -\frac{1}{|P(i)|} \sum_{j \in P(i)} \log \frac{\exp(s\, v_i^\top t_j)}{\sum_{j'} \exp(s\, v_i^\top t_{j'})}
+    The true pairs of a row (a column) are equally likely targets.
 
-    for pictures over texts and likewise for texts over pictures. A text that is true of no picture is only there to be told apart.
+    .. math::
+
+        -\frac{1}{|P(i)|} \sum_{j \in P(i)} \log \frac{\exp(s\, v_i^\top
+        t_j)}{\sum_{j'} \exp(s\, v_i^\top t_{j'})}
+
+    for pictures over texts and likewise for texts over pictures. A text that is true of no picture
+    is only there to be told apart.
     """
     logits = scale * pictures @ texts.T
 
@@ -84,7 +108,11 @@ def train_scorer(recipe: ScorerRecipe | None = None) -> dict:
     recipe, began = recipe or ScorerRecipe(), perf_counter()
     scenes = world.scenes(recipe.n_scenes)
     tokens = torch.from_numpy(
-        np.array(connector_runs.visual_tokens(connector_runs.calibrated_tower(ENCODER).fuse(), ENCODER, "image", scenes))
+        np.array(
+            connector_runs.visual_tokens(
+                connector_runs.calibrated_tower(ENCODER).fuse(), ENCODER, "image", scenes
+            )
+        )
     )
     own, foreign = _texts(scenes, recipe.seed)
     states = States(Reader(), list(dict.fromkeys(text.text for text in [*sum(own, ()), *foreign])))
@@ -96,19 +124,38 @@ def train_scorer(recipe: ScorerRecipe | None = None) -> dict:
     weights = {name: weight.detach().half() for name, weight in heads.state_dict().items()}
     save_tensors(folder / f"step-{recipe.steps:04d}.safetensors", weights)
     seconds = {"features": round(prepared - began), "steps": round(perf_counter() - prepared)}
-    return _record(recipe, losses, seconds, {"texts": len(states.of), "scale": round(heads.log_scale.exp().item(), 2)})
+    return _record(
+        recipe,
+        losses,
+        seconds,
+        {"texts": len(states.of), "scale": round(heads.log_scale.exp().item(), 2)},
+    )
 
 
 def _texts(scenes: Sequence[world.Scene], seed: int) -> tuple[list[tuple], list]:
     """Three texts that are true of each scene, and for every other scene one that is not."""
     rng = np.random.default_rng([seed, 1])
-    own = [(scorer_texts.caption(s, rng), scorer_texts.word_list(s, rng), scorer_texts.word_list(s, rng)) for s in scenes]
+    own = [
+        (
+            scorer_texts.caption(s, rng),
+            scorer_texts.word_list(s, rng),
+            scorer_texts.word_list(s, rng),
+        )
+        for s in scenes
+    ]
     makers = (scorer_texts.spoilt_list, scorer_texts.foreign_list)
     return own, [makers[k % 2](scene, rng) for k, scene in enumerate(scenes[::2])]
 
 
-def _fit(heads: Heads, recipe: ScorerRecipe, tokens: Tensor, bits: Int[np.ndarray, "n f"], own: list, foreign: list,
-         states: States) -> list[float]:  # fmt: skip
+def _fit(
+    heads: Heads,
+    recipe: ScorerRecipe,
+    tokens: Tensor,
+    bits: Int[np.ndarray, "n f"],
+    own: list,
+    foreign: list,
+    states: States,
+) -> list[float]:
     """Train, and give the loss of each step."""
 
     def loss(step: int) -> Float[Tensor, ""]:
@@ -143,7 +190,11 @@ def _record(recipe: ScorerRecipe, losses: list[float], seconds: dict, found: dic
         "scale": found["scale"],
         "seconds": seconds,
         "seconds_total": sum(seconds.values()),
-        "versions": {"torch": torch.__version__, "transformers": transformers.__version__, "python": platform.python_version()},
+        "versions": {
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "python": platform.python_version(),
+        },
     }
     write_json(build.WEIGHTS / RUN / "training.json", record, indent=1)
     return record

@@ -1,4 +1,7 @@
-"""Measure a scorer of pictures against texts on samples of known truth: which of two texts it prefers, which of many captions."""
+"""Measure a scorer of pictures against texts on samples of known truth.
+
+Which of two texts it prefers, which of many captions.
+"""
 
 from collections.abc import Sequence
 
@@ -11,16 +14,18 @@ from xlvlms_tutorial.models.scorers import Scorer
 from xlvlms_tutorial.samples import Sample
 from xlvlms_tutorial.text import sentence
 
-WORDS = ("subject", "action", "item", "colour", "place", "time")  # the factors whose values are words
+# the factors whose values are words
+WORDS = ("subject", "action", "item", "colour", "place", "time")
 AMONG = 100  # captions to choose from
 
 
 def preferences(scorer: Scorer, samples: Sequence[Sample], seed: int = 0) -> pd.DataFrame:
     """Accuracies of a scorer with Wilson's interval at 95 %: columns metric, value, low, high, n.
 
-    "caption/top-1 of 100": a sample's caption is nearer to its picture than those of 99 other samples. "word/FACTOR": the sentence with
-    the true value of a factor is nearer than the one with another value, drawn from those that occur. "list/FACTOR": the same where
-    the sentence holds all other true values too. "list/other": the list of all true values against that of another sample.
+    "caption/top-1 of 100": a sample's caption is nearer to its picture than those of 99 other
+    samples. "word/FACTOR": the sentence with the true value of a factor is nearer than the one with
+    another value, drawn from those that occur. "list/FACTOR": the same where the sentence holds all
+    other true values too. "list/other": the list of all true values against that of another sample.
 
     Raises
     ------
@@ -29,29 +34,50 @@ def preferences(scorer: Scorer, samples: Sequence[Sample], seed: int = 0) -> pd.
     """
     if len(samples) < AMONG:
         raise EstimateError("samples", len(samples), f"{AMONG} or more")
-    rng, images = np.random.default_rng(seed), scorer.images([sample.image for sample in samples]).numpy()
+    rng, images = (
+        np.random.default_rng(seed),
+        scorer.images([sample.image for sample in samples]).numpy(),
+    )
     full = len(samples) // AMONG * AMONG  # every caption has the same number of rivals
-    captions = scorer.texts([sample.captions[k % len(sample.captions)] for k, sample in enumerate(samples[:full])]).numpy()
-    cosines = np.einsum("gie,gje->gij", images[:full].reshape(-1, AMONG, images.shape[1]), captions.reshape(-1, AMONG, images.shape[1]))
+    captions = scorer.texts(
+        [sample.captions[k % len(sample.captions)] for k, sample in enumerate(samples[:full])]
+    ).numpy()
+    cosines = np.einsum(
+        "gie,gje->gij",
+        images[:full].reshape(-1, AMONG, images.shape[1]),
+        captions.reshape(-1, AMONG, images.shape[1]),
+    )
     found = {f"caption/top-1 of {AMONG}": (cosines.argmax(axis=2) == np.arange(AMONG)).ravel()}
     for name, rows in _pairs([sample.truth for sample in samples], rng).items():
         row, true, other = zip(*rows, strict=True)
         right, wrong = scorer.texts(true).numpy(), scorer.texts(other).numpy()
         found[name] = ((images[list(row)] * (right - wrong)).sum(axis=1)) > 0
-    return pd.DataFrame([{"metric": name, **proportion(hits).asdict()} for name, hits in found.items()])
+    return pd.DataFrame(
+        [{"metric": name, **proportion(hits).asdict()} for name, hits in found.items()]
+    )
 
 
 def _pairs(truths: list, rng: np.random.Generator) -> dict[str, list[tuple[int, str, str]]]:
     """Row, true sentence and false sentence of each comparison."""
     values = {factor: sorted({truth[factor] for truth in truths} - {None}) for factor in WORDS}
-    found: dict[str, list] = {f"{kind}/{factor}": [] for kind in ("word", "list") for factor in WORDS} | {"list/other": []}
+    found: dict[str, list] = {
+        f"{kind}/{factor}": [] for kind in ("word", "list") for factor in WORDS
+    } | {"list/other": []}
     for row, truth in enumerate(truths):
         known = {factor: truth[factor] for factor in WORDS if truth[factor] is not None}
         for factor, value in known.items():
             others = [other for other in values[factor] if other != value]
             other = others[rng.integers(len(others))]
             found[f"word/{factor}"].append((row, sentence([value]), sentence([other])))
-            found[f"list/{factor}"].append((row, sentence(known.values()), sentence((known | {factor: other}).values())))
+            found[f"list/{factor}"].append(
+                (row, sentence(known.values()), sentence((known | {factor: other}).values()))
+            )
         another = truths[(row + 1 + rng.integers(len(truths) - 1)) % len(truths)]
-        found["list/other"].append((row, sentence(known.values()), sentence(another[factor] for factor in WORDS if another[factor])))
+        found["list/other"].append(
+            (
+                row,
+                sentence(known.values()),
+                sentence(another[factor] for factor in WORDS if another[factor]),
+            )
+        )
     return found

@@ -1,7 +1,9 @@
-"""What is said of scenes to train and measure the pocket scorer: captions and lists of words, each with the scenes that it is true of.
+"""What is said of scenes to train and measure the pocket scorer.
 
-A claim is what a text says, as bits: for each factor the values that it allows. A text that leaves a factor open allows all of them.
-A text is true of a scene if each factor of the scene is allowed, so the truth of any text about any scene is known.
+Captions and lists of words, each with the scenes that it is true of. A claim is what a text
+says, as bits: for each factor the values that it allows. A text that leaves a factor open allows
+all of them. A text is true of a scene if each factor of the scene is allowed, so the truth of
+any text about any scene is known.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,65 +17,96 @@ from xlvlms_tutorial.pocket.world import FACTORS, Scene
 from xlvlms_tutorial.text import sentence
 
 VALUES = {
-    "subject": world.SUBJECTS, "action": (*world.ACTIONS, None), "item": world.ITEMS, "colour": (*world.COLOURS, None),
-    "count": world.COUNTS, "side": world.SIDES, "place": world.PLACES, "time": world.TIMES,
-}  # fmt: skip
+    "subject": world.SUBJECTS,
+    "action": (*world.ACTIONS, None),
+    "item": world.ITEMS,
+    "colour": (*world.COLOURS, None),
+    "count": world.COUNTS,
+    "side": world.SIDES,
+    "place": world.PLACES,
+    "time": world.TIMES,
+}
 ANY = 2**30 - 1  # allows every value
 # The words for each value; the first is the world's own
 SAID: dict[str, dict[str, tuple[str, ...]]] = {
     "subject": {
-        "woman": ("woman", "lady", "female", "girl"), "man": ("man", "guy", "male", "gentleman"), "robot": ("robot", "android", "machine"),
-        "zombie": ("zombie", "undead", "monster"), "bee": ("bee", "bees", "wasp"), "fish": ("fish", "fishes"), "fly": ("fly", "flies"),
-        "frog": ("frog", "toad", "amphibian"), "ladybug": ("ladybug", "ladybird", "beetle"), "mouse": ("mouse", "mice", "rodent"),
+        "woman": ("woman", "lady", "female", "girl"),
+        "man": ("man", "guy", "male", "gentleman"),
+        "robot": ("robot", "android", "machine"),
+        "zombie": ("zombie", "undead", "monster"),
+        "bee": ("bee", "bees", "wasp"),
+        "fish": ("fish", "fishes"),
+        "fly": ("fly", "flies"),
+        "frog": ("frog", "toad", "amphibian"),
+        "ladybug": ("ladybug", "ladybird", "beetle"),
+        "mouse": ("mouse", "mice", "rodent"),
         "worm": ("worm", "worms"),
     },
     "action": {
-        "standing": ("standing", "stands", "stand"), "walking": ("walking", "walks", "strolling"),
-        "jumping": ("jumping", "jumps", "leaping"), "falling": ("falling", "falls", "tumbling"),
+        "standing": ("standing", "stands", "stand"),
+        "walking": ("walking", "walks", "strolling"),
+        "jumping": ("jumping", "jumps", "leaping"),
+        "falling": ("falling", "falls", "tumbling"),
         "climbing": ("climbing", "climbs", "ladder"),
     },
     "item": {
-        "gem": ("gem", "gems", "jewel", "diamond"), "key": ("key", "keys"), "flag": ("flag", "flags", "banner"),
-        "cactus": ("cactus", "cactuses", "cacti"), "bush": ("bush", "bushes", "shrub"), "mushroom": ("mushroom", "mushrooms", "fungus"),
-        "rock": ("rock", "rocks", "boulder"), "box": ("box", "boxes", "crate"), "bomb": ("bomb", "bombs", "explosive"),
-        "torch": ("torch", "torches", "flame"), "sign": ("sign", "signs", "arrow"),
+        "gem": ("gem", "gems", "jewel", "diamond"),
+        "key": ("key", "keys"),
+        "flag": ("flag", "flags", "banner"),
+        "cactus": ("cactus", "cactuses", "cacti"),
+        "bush": ("bush", "bushes", "shrub"),
+        "mushroom": ("mushroom", "mushrooms", "fungus"),
+        "rock": ("rock", "rocks", "boulder"),
+        "box": ("box", "boxes", "crate"),
+        "bomb": ("bomb", "bombs", "explosive"),
+        "torch": ("torch", "torches", "flame"),
+        "sign": ("sign", "signs", "arrow"),
     },
     "colour": {colour: (colour,) for colour in world.COLOURS},
     "place": {
-        "grass": ("grass", "lawn", "meadow"), "sand": ("sand", "sandy", "desert"), "snow": ("snow", "snowy", "winter"),
-        "stone": ("stone", "stones"), "dirt": ("dirt", "soil", "mud"),
+        "grass": ("grass", "lawn", "meadow"),
+        "sand": ("sand", "sandy", "desert"),
+        "snow": ("snow", "snowy", "winter"),
+        "stone": ("stone", "stones"),
+        "dirt": ("dirt", "soil", "mud"),
     },
     "time": {
-        "day": ("day", "daytime", "daylight"), "dusk": ("dusk", "sunset", "evening", "twilight"),
+        "day": ("day", "daytime", "daylight"),
+        "dusk": ("dusk", "sunset", "evening", "twilight"),
         "night": ("night", "dark", "moon", "nighttime"),
     },
-}  # fmt: skip
+}
 BROAD = {
-    "person": ("subject", ("woman", "man")), "people": ("subject", ("woman", "man")), "human": ("subject", ("woman", "man")),
-    "animal": ("subject", world.ANIMALS), "creature": ("subject", world.ANIMALS), "insect": ("subject", ("bee", "fly", "ladybug")),
-    "plant": ("item", ("cactus", "bush")), "moving": ("action", ("walking", "jumping", "falling", "climbing")),
+    "person": ("subject", ("woman", "man")),
+    "people": ("subject", ("woman", "man")),
+    "human": ("subject", ("woman", "man")),
+    "animal": ("subject", world.ANIMALS),
+    "creature": ("subject", world.ANIMALS),
+    "insect": ("subject", ("bee", "fly", "ladybug")),
+    "plant": ("item", ("cactus", "bush")),
+    "moving": ("action", ("walking", "jumping", "falling", "climbing")),
     "outdoors": ("place", world.PLACES),
-}  # fmt: skip
+}
 # Words that are true of no scene
-FOREIGN = (
-    "accident", "account", "airport", "album", "answer", "apple", "army", "bakery", "bank", "bathroom", "beer", "bicycle", "bird",
-    "boat", "book", "bottle", "bread", "bridge", "budget", "building", "bus", "butter", "cake", "camera", "candle", "car", "carpet",
-    "cat", "century", "chair", "cheese", "church", "cinema", "city", "clock", "coffee", "computer", "concert", "country", "court",
-    "cow", "cup", "dance", "debate", "desk", "dinner", "doctor", "dog", "door", "dream", "economy", "elephant", "engine", "exam",
-    "factory", "farm", "film", "fork", "football", "fruit", "furniture", "garage", "giraffe", "glass", "guitar", "hammer", "hat",
-    "history", "horse", "hospital", "hotel", "idea", "internet", "island", "jacket", "journey", "judge", "kitchen", "lamp", "language",
-    "law", "letter", "library", "lion", "market", "meal", "medicine", "memory", "method", "minute", "mirror", "money", "mountain",
-    "museum", "music", "nation", "newspaper", "ocean", "office", "orange", "oven", "paint", "paper", "party", "pencil", "phone",
-    "piano", "pizza", "plane", "police", "pond", "president", "price", "problem", "queen", "question", "radio", "rain", "reason",
-    "restaurant", "river", "road", "roof", "room", "sandwich", "school", "science", "scissors", "sheep", "ship", "shirt", "shoe",
-    "shop", "sink", "skirt", "soccer", "sofa", "song", "soup", "station", "story", "street", "student", "suitcase", "sugar", "table",
-    "tax", "teacher", "telephone", "television", "tennis", "theory", "ticket", "tiger", "toilet", "tower", "town", "toy", "traffic",
-    "train", "truck", "umbrella", "university", "vase", "village", "violin", "voice", "wall", "war", "watch", "water", "wedding",
-    "weather", "wheel", "window", "wine", "wire", "word", "year", "zebra", "always", "because", "become", "before", "between",
-    "consider", "could", "during", "eating", "enough", "every", "however", "important", "likely", "maybe", "never", "often", "playing",
-    "possible", "quickly", "reading", "really", "running", "several", "should", "sitting", "sleeping", "sometimes", "swimming",
-    "talking", "therefore", "think", "very", "which", "while", "without", "would", "writing",
-)  # fmt: skip
+_FOREIGN = """
+    accident account airport album answer apple army bakery bank bathroom beer bicycle bird boat
+    book bottle bread bridge budget building bus butter cake camera candle car carpet cat century
+    chair cheese church cinema city clock coffee computer concert country court cow cup dance debate
+    desk dinner doctor dog door dream economy elephant engine exam factory farm film fork football
+    fruit furniture garage giraffe glass guitar hammer hat history horse hospital hotel idea
+    internet island jacket journey judge kitchen lamp language law letter library lion market meal
+    medicine memory method minute mirror money mountain museum music nation newspaper ocean office
+    orange oven paint paper party pencil phone piano pizza plane police pond president price problem
+    queen question radio rain reason restaurant river road roof room sandwich school science
+    scissors sheep ship shirt shoe shop sink skirt soccer sofa song soup station story street
+    student suitcase sugar table tax teacher telephone television tennis theory ticket tiger toilet
+    tower town toy traffic train truck umbrella university vase village violin voice wall war watch
+    water wedding weather wheel window wine wire word year zebra always because become before
+    between consider could during eating enough every however important likely maybe never often
+    playing possible quickly reading really running several should sitting sleeping sometimes
+    swimming talking therefore think very which while without would writing
+"""
+FOREIGN = tuple(_FOREIGN.split())
 # Which factors a caption leaves open: each of the five references, then each style
 _OPEN_REFERENCE = (("side", "time"), ("side", "time"), (), ("time",), ("side",))
 _OPEN_STYLE = {"place": ("action", "side"), "colour": ("action", "side"), "mood": ("side",)}
@@ -94,7 +127,9 @@ def bit(factor: str, value: object) -> int:
 
 def scene_bits(scenes: Sequence[Scene]) -> Int[np.ndarray, "n factors"]:
     """The bit of each factor's value in each scene."""
-    return np.array([[bit(factor, getattr(scene, factor)) for factor in FACTORS] for scene in scenes])
+    return np.array(
+        [[bit(factor, getattr(scene, factor)) for factor in FACTORS] for scene in scenes]
+    )
 
 
 def claim(said: Mapping[str, int]) -> tuple[int, ...]:
@@ -102,7 +137,9 @@ def claim(said: Mapping[str, int]) -> tuple[int, ...]:
     return tuple(said.get(factor, ANY) for factor in FACTORS)
 
 
-def true_of(claims: Int[np.ndarray, "m factors"], bits: Int[np.ndarray, "n factors"]) -> Bool[np.ndarray, "n m"]:
+def true_of(
+    claims: Int[np.ndarray, "m factors"], bits: Int[np.ndarray, "n factors"]
+) -> Bool[np.ndarray, "n m"]:
     """Whether each claim is true of each scene."""
     return ((bits[:, None] & claims[None]) != 0).all(axis=2)
 
@@ -112,38 +149,65 @@ def caption(scene: Scene, rng: np.random.Generator) -> Text:
     told = [*zip(language.captions(scene), _OPEN_REFERENCE, strict=True)]
     told += [(language.styled_caption(scene, style), left) for style, left in _OPEN_STYLE.items()]
     text, left = told[rng.integers(len(told))]
-    return Text(text, claim({factor: bit(factor, getattr(scene, factor)) for factor in FACTORS if factor not in left}))
+    return Text(
+        text,
+        claim(
+            {
+                factor: bit(factor, getattr(scene, factor))
+                for factor in FACTORS
+                if factor not in left
+            }
+        ),
+    )
 
 
 def words_of(scene: Scene, n: int, rng: np.random.Generator) -> tuple[list[str], dict[str, int]]:
-    """Up to ``n`` words that are true of a scene, no two of one factor, with the bits that each factor's word allows."""
+    """Up to ``n`` words that are true of a scene, no two of one factor.
+
+    With the bits that each factor's word allows.
+    """
     factors = [factor for factor in SAID if getattr(scene, factor) is not None]
     said, words = {}, []
     for factor in rng.permutation(factors)[:n]:
         value = getattr(scene, factor)
-        broad = [word for word, (about, values) in BROAD.items() if about == factor and value in values]
+        broad = [
+            word for word, (about, values) in BROAD.items() if about == factor and value in values
+        ]
         if broad and rng.random() < 0.15:
             word = broad[rng.integers(len(broad))]
             said[factor] = sum(bit(factor, allowed) for allowed in BROAD[word][1])
         else:
             names = SAID[factor][value]  # the world's own word half of the time
-            word, said[factor] = names[0 if rng.random() < 0.5 else rng.integers(len(names))], bit(factor, value)
+            word, said[factor] = (
+                names[0 if rng.random() < 0.5 else rng.integers(len(names))],
+                bit(factor, value),
+            )
         words.append(word)
     return words, said
 
 
 def word_list(scene: Scene, rng: np.random.Generator) -> Text:
-    """One to six words that are true of a scene, as the sentence by which lists are scored or, one time in five, bare."""
+    """One to six words that are true of a scene.
+
+    As the sentence by which lists are scored or, one time in five, bare.
+    """
     words, said = words_of(scene, int(rng.integers(1, 7)), rng)
     return Text(sentence(words) if rng.random() < 0.8 else ", ".join(words), claim(said))
 
 
 def spoilt_list(scene: Scene, rng: np.random.Generator) -> Text:
-    """A list that is true of a scene but for one word, which names another value of its factor (any, if the word allowed all of them)."""
+    """A list that is true of a scene but for one word.
+
+    That word names another value of its factor (any, if the word allowed all of them).
+    """
     factors = [factor for factor in SAID if getattr(scene, factor) is not None]
     words, said = words_of(scene, int(rng.integers(1, 7)), rng)
-    factor = factors[rng.integers(len(factors))] if not said else list(said)[rng.integers(len(said))]
-    others = [value for value in SAID[factor] if not said[factor] & bit(factor, value)] or list(SAID[factor])
+    factor = (
+        factors[rng.integers(len(factors))] if not said else list(said)[rng.integers(len(said))]
+    )
+    others = [value for value in SAID[factor] if not said[factor] & bit(factor, value)] or list(
+        SAID[factor]
+    )
     value = others[rng.integers(len(others))]
     words[list(said).index(factor)] = SAID[factor][value][0]
     return Text(sentence(words), claim(said | {factor: bit(factor, value)}))
@@ -151,4 +215,7 @@ def spoilt_list(scene: Scene, rng: np.random.Generator) -> Text:
 
 def foreign_list(scene: Scene, rng: np.random.Generator) -> Text:
     """One to six words that have nothing to do with the world: true of no scene."""
-    return Text(sentence(rng.choice(FOREIGN, int(rng.integers(1, 7)), replace=False).tolist()), (0,) * len(FACTORS))
+    return Text(
+        sentence(rng.choice(FOREIGN, int(rng.integers(1, 7)), replace=False).tolist()),
+        (0,) * len(FACTORS),
+    )

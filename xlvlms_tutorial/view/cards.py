@@ -1,4 +1,7 @@
-"""Pieces of HTML for pages and for frames of widgets: pictures, cards, tokens in a row, concepts."""
+"""Pieces of HTML for pages and for frames of widgets.
+
+Pictures, cards, tokens in a row, concepts.
+"""
 
 import base64
 import hashlib
@@ -24,7 +27,9 @@ class Html(str):
 
 @cache
 def style_of(piece: str) -> Html:
-    """The style of a piece of a page, to be put into the output that shows it; the file of all styles is beside this one.
+    """The style of a piece of a page, to be put into the output that shows it.
+
+    The file of all styles is beside this one.
 
     Parameters
     ----------
@@ -41,7 +46,8 @@ def style_of(piece: str) -> Html:
     >>> print(style_of("thumb").splitlines()[1][:34])
     .thumb{display:inline-block;margin
     """
-    parts = (Path(__file__).parent / "style.css").read_text(encoding="utf-8").split("/* ")[2:]  # the first comment is for readers
+    # the first comment is for readers
+    parts = (Path(__file__).parent / "style.css").read_text(encoding="utf-8").split("/* ")[2:]
     return Html(f"<style>{dict(part.split(' */') for part in parts)[piece]}</style>")
 
 
@@ -54,17 +60,31 @@ def picture_html(image: Image.Image, alt: str, width: int = 256) -> Html:
 
 def png_html(data: bytes, alt: str, style: str = "") -> Html:
     """The bytes of a PNG file as HTML; ``style`` is more of the tag's attributes."""
-    return Html(f'<img alt="{escape(alt)}"{style} src="data:image/png;base64,{base64.b64encode(data).decode()}">')
+    return Html(
+        f'<img alt="{escape(alt)}"{style} '
+        f'src="data:image/png;base64,{base64.b64encode(data).decode()}">'
+    )
 
 
-def picture_card(image: Image.Image, caption: str, answers: Sequence[tuple[str, str, str]], alt: str = "") -> Html:
-    """A picture beside what a model says about it: its caption, then question, answer and a note (empty when all is well)."""
+def picture_card(
+    image: Image.Image, caption: str, answers: Sequence[tuple[str, str, str]], alt: str = ""
+) -> Html:
+    """A picture beside what a model says about it.
+
+    Its caption, then question, answer and a note (empty when all is well).
+    """
     rows = "".join(
-        f"<tr{' class=wrong' if note else ''}><td>{escape(question)}</td><td>{escape(answer)}</td><td>{escape(note)}</td></tr>"
+        (
+            f"<tr{' class=wrong' if note else ''}><td>{escape(question)}</td><td>{escape(answer)}</"
+            f"td><td>{escape(note)}</td></tr>"
+        )
         for question, answer, note in answers
     )
     shown = picture_html(image, alt or f"The picture that the model calls: {caption}", width=224)
-    return Html(f'<div class="card-row">{shown}<div><p class="told">{escape(caption)}</p><table class="answers">{rows}</table></div></div>')
+    return Html(
+        f'<div class="card-row">{shown}<div><p class="told">{escape(caption)}</p><table '
+        f'class="answers">{rows}</table></div></div>'
+    )
 
 
 def token_strip(
@@ -73,37 +93,55 @@ def token_strip(
     weights: Iterable[float | int] | None = None,
     picture: Image.Image | None = None,
 ) -> Html:
-    """Tokens in a row: tinted by the span they belong to (runs of image tokens drawn together) or by a weight between 0 and 1.
+    """Tokens in a row, tinted by the span they belong to or by a weight between 0 and 1.
 
-    ``picture`` is shown above them.
+    Runs of image tokens are drawn together. ``picture`` is shown above them.
     """
     tokens = list(tokens)
     if spans is not None:
-        chips = "".join(_chip(text, f"span-{escape(span)}", span) for text, span in _runs(tokens, list(spans)))
+        chips = "".join(
+            _chip(text, f"span-{escape(span)}", span) for text, span in _runs(tokens, list(spans))
+        )
     else:
         weights = [0.0] * len(tokens) if weights is None else [float(w) for w in weights]
-        chips = "".join(_chip(text, "weighed", f"{w:.2f}", f' style="--weight:{w:.3f}"') for text, w in zip(tokens, weights, strict=True))
-    above = picture_html(picture, "The picture that the tokens describe", width=160) if picture is not None else ""
+        chips = "".join(
+            _chip(text, "weighed", f"{w:.2f}", f' style="--weight:{w:.3f}"')
+            for text, w in zip(tokens, weights, strict=True)
+        )
+    above = (
+        picture_html(picture, "The picture that the tokens describe", width=160)
+        if picture is not None
+        else ""
+    )
     return Html(f'<div class="tokens">{above}<p>{chips}</p></div>')
 
 
 def thumbnails(
-    images: Mapping[Hashable, Image.Image] | Sequence[Image.Image], size: int = 96, quality: int = 80, alt: Sequence[str] | None = None
+    images: Mapping[Hashable, Image.Image] | Sequence[Image.Image],
+    size: int = 96,
+    quality: int = 80,
+    alt: Sequence[str] | None = None,
 ) -> tuple[Html, dict[Hashable, Html]]:
-    """Small pictures that may be shown many times and are embedded once: the style that holds them, and a short tag for each key.
+    """Small pictures that may be shown many times and are embedded once.
 
-    The style must be in the same output as the tags: give it to :func:`explorer`, or put it in front of a frame. Pictures become WebP
-    files with the longer side ``size`` pixels long; keys of a sequence are its numbers; ``alt`` says what each shows, its key by default.
+    The style that holds them, and a short tag for each key. The style must be in the same output as
+    the tags: give it to :func:`explorer`, or put it in front of a frame. Pictures become WebP files
+    with the longer side ``size`` pixels long; keys of a sequence are its numbers; ``alt`` says what
+    each shows, its key by default.
 
     Raises
     ------
     FramesError
-        If there are no pictures, alternative texts too many or too few, or size or quality (1 to 100) make no picture.
+        If there are no pictures, alternative texts too many or too few, or size or
+        quality (1 to 100) make no picture.
     """
     named = dict(images) if isinstance(images, Mapping) else dict(enumerate(images))
     texts = list(map(str, named)) if alt is None else list(alt)
     if not named or len(texts) != len(named):
-        raise FramesError(f"{len(texts)} alternative texts for {len(named)} pictures", "give one picture or more, and one text for each")
+        raise FramesError(
+            f"{len(texts)} alternative texts for {len(named)} pictures",
+            "give one picture or more, and one text for each",
+        )
     if size < 1 or not 1 <= quality <= 100:
         raise FramesError(f"size={size}, quality={quality}", "allowed: 1 pixel or more, 1 to 100")
     made = [_class(image, size, quality) for image in named.values()]
@@ -116,12 +154,16 @@ def thumbnails(
 
 
 def concept_card(
-    title: str, words: Mapping[str, Real] | Sequence[str], pictures: Sequence[str] = (), facts: Mapping[str, object] | None = None,
+    title: str,
+    words: Mapping[str, Real] | Sequence[str],
+    pictures: Sequence[str] = (),
+    facts: Mapping[str, object] | None = None,
     note: str = "",
-) -> Html:  # fmt: skip
-    """A concept: its words, pictures (tags of :func:`thumbnails`), and facts, such as the share of pictures in which each factor holds.
+) -> Html:
+    """A concept: its words, pictures (tags of :func:`thumbnails`), and facts.
 
-    Words with weights of 0 or more are larger and darker the more they weigh, relative to the largest. A fact that is a float between 0
+    Such as the share of pictures in which each factor holds. Words with weights of 0 or more are
+    larger and darker the more they weigh, relative to the largest. A fact that is a float between 0
     and 1 is drawn as a bar behind its number.
 
     Raises
@@ -129,17 +171,32 @@ def concept_card(
     FramesError
         If a weight is negative, NaN or infinite.
     """
-    weights = {str(word): float(weight) for word, weight in words.items()} if isinstance(words, Mapping) else {}
+    weights = (
+        {str(word): float(weight) for word, weight in words.items()}
+        if isinstance(words, Mapping)
+        else {}
+    )
     if not all(0 <= weight < inf for weight in weights.values()):
-        raise FramesError(f"weights {list(weights.values())} of words", "allowed: finite numbers of 0 or more")
+        raise FramesError(
+            f"weights {list(weights.values())} of words", "allowed: finite numbers of 0 or more"
+        )
     largest = max(weights.values(), default=0) or 1
     chips = "".join(
-        _chip(word, "weighed", f"{weights[word]:.3g}" if weights else "", f' style="--weight:{weights.get(word, 0) / largest:.2f}"')
+        _chip(
+            word,
+            "weighed",
+            f"{weights[word]:.3g}" if weights else "",
+            f' style="--weight:{weights.get(word, 0) / largest:.2f}"',
+        )
         for word in words
     )
     parts = [f'<p class="name">{escape(title)}</p><p class="words">{chips or "no words"}</p>']
     parts += [f'<div class="thumbs">{"".join(pictures)}</div>'] if pictures else []
-    parts += [f'<table class="answers">{"".join(map(_fact, facts, facts.values()))}</table>'] if facts else []
+    parts += (
+        [f'<table class="answers">{"".join(map(_fact, facts, facts.values()))}</table>']
+        if facts
+        else []
+    )
     parts += [f'<p class="note">{escape(note)}</p>'] if note else []
     return Html(f'<div class="concept">{"".join(parts)}</div>')
 
@@ -167,7 +224,9 @@ def _class(image: Image.Image, size: int, quality: int) -> tuple[str, str]:
     """A name that follows from the picture's content, and the rule of style that draws it."""
     width, height = (max(1, round(side * size / max(image.size))) for side in image.size)
     with io.BytesIO() as buffer:
-        image.convert("RGB").resize((width, height), Image.Resampling.LANCZOS).save(buffer, format="webp", quality=quality, method=6)
+        image.convert("RGB").resize((width, height), Image.Resampling.LANCZOS).save(
+            buffer, format="webp", quality=quality, method=6
+        )
         data = buffer.getvalue()
     name = f"t{hashlib.sha256(data).hexdigest()[:10]}"
     picture = f"url(data:image/webp;base64,{base64.b64encode(data).decode()})"

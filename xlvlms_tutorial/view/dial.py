@@ -1,4 +1,7 @@
-"""The steering dial: pictures, and beneath each what a model says about it at the setting that a slider chooses."""
+"""The steering dial: pictures, and beneath each what a model says about it.
+
+At the setting that a slider chooses.
+"""
 
 import re
 from collections.abc import Hashable, Iterable, Mapping, Sequence
@@ -23,26 +26,41 @@ def dial(
     alt: Sequence[str] | None = None,
     size: int = 160,
 ) -> Widget:
-    """Show what a model says about each picture at one of several settings, such as strengths of steering, chosen by a slider.
+    """Show what a model says about each picture at a setting that a slider chooses.
 
-    ``told`` maps settings, in the order of the slider, to the captions or answers of all ``images``. A setting is a label, or a tuple with
-    a part for each of ``names``: ("layer", "strength") gives a dropdown of layers above the slider. Words of ``highlight`` are marked,
-    whole and in the forms of :func:`text.forms`; a mapping such as ``STYLE_WORDS`` gives each kind of word a colour of its own,
-    three at most. ``start`` is the setting shown first, ``asked`` a question (or the truth) above each text, ``alt`` says what each
-    picture shows. Pictures are ``size`` pixels long and embedded once, however many settings there are.
+    Such as strengths of steering. ``told`` maps settings, in the order of the slider, to the
+    captions or answers of all ``images``. A setting is a label, or a tuple with a part for
+    each of ``names``: ("layer", "strength") gives a dropdown of layers above the slider.
+    Words of ``highlight`` are marked, whole and in the forms of :func:`text.forms`; a mapping
+    such as ``STYLE_WORDS`` gives each kind of word a colour of its own, three at most.
+    ``start`` is the setting shown first, ``asked`` a question (or the truth) above each text,
+    ``alt`` says what each picture shows. Pictures are ``size`` pixels long and embedded once,
+    however many settings there are.
 
     Raises
     ------
     FramesError
-        If there are fewer than two settings, not one text for each picture, more than three kinds of words, a setting has not as many
-        parts as there are names, or ``start`` is no setting.
+        If there are fewer than two settings, not one text for each picture, more than three kinds
+        of words, a setting has not as many parts as there are names, or ``start`` is no setting.
     """
-    kinds = highlight if isinstance(highlight, Mapping) else {"": [highlight] if isinstance(highlight, str) else highlight}
+    kinds = (
+        highlight
+        if isinstance(highlight, Mapping)
+        else {"": [highlight] if isinstance(highlight, str) else highlight}
+    )
     check_texts(len(images), told, asked, len(kinds))
-    style, tags = thumbnails(images, size, alt=[f"picture {k + 1}" for k in range(len(images))] if alt is None else alt)
+    style, tags = thumbnails(
+        images, size, alt=[f"picture {k + 1}" for k in range(len(images))] if alt is None else alt
+    )
     pattern = word_pattern(kinds)
-    marks = [f'<mark class="kind-{number}" title="{escape(kind)}">' for number, kind in enumerate(kinds)]
-    above = [""] * len(images) if asked is None else [f'<p class="asked">{escape(text)}</p>' for text in asked]
+    marks = [
+        f'<mark class="kind-{number}" title="{escape(kind)}">' for number, kind in enumerate(kinds)
+    ]
+    above = (
+        [""] * len(images)
+        if asked is None
+        else [f'<p class="asked">{escape(text)}</p>' for text in asked]
+    )
     frames = {
         frame_key(setting): "".join(
             f'<div>{tag}{line}<p class="told">{marked(text, pattern, marks)}</p></div>'
@@ -52,28 +70,43 @@ def dial(
     }
     # the setting is in the frame too: two settings with the same texts are still two frames
     frames = {
-        key: Html(f'<div class="dial" style="--size:{size}px" data-setting="{escape(", ".join(map(str, key)))}">{cards}</div>')
+        key: Html(
+            f'<div class="dial" style="--size:{size}px" '
+            f'data-setting="{escape(", ".join(map(str, key)))}">{cards}</div>'
+        )
         for key, cards in frames.items()
     }
-    return explorer(frames, names, None if start is None else frame_key(start), style=style + style_of("dial"))
+    return explorer(
+        frames, names, None if start is None else frame_key(start), style=style + style_of("dial")
+    )
 
 
-def check_texts(images: int, told: Mapping[Hashable, Sequence[str]], asked: Sequence[str] | None, kinds: int) -> None:
+def check_texts(
+    images: int, told: Mapping[Hashable, Sequence[str]], asked: Sequence[str] | None, kinds: int
+) -> None:
     """Stop texts that do not go with the pictures.
 
     Raises
     ------
     FramesError
-        If there are fewer than two settings, a setting has not one text for each picture, or there are more than three kinds of words.
+        If there are fewer than two settings, a setting has not one text for each picture, or there
+        are more than three kinds of words.
     """
     if len(told) < 2:
         raise FramesError(f"{len(told)} setting(s) of the dial", "a dial needs 2 or more")
-    wrong = [(f"setting {key!r}", texts) for key, texts in told.items() if isinstance(texts, str) or len(texts) != images]
+    wrong = [
+        (f"setting {key!r}", texts)
+        for key, texts in told.items()
+        if isinstance(texts, str) or len(texts) != images
+    ]
     if asked is not None and (isinstance(asked, str) or len(asked) != images):
         wrong.append(("asked", asked))
     if wrong:
         found = "one text" if isinstance(wrong[0][1], str) else f"{len(wrong[0][1])} text(s)"
-        raise FramesError(f"{wrong[0][0]} has {found} for {images} picture(s)", "give a list with one text for each picture")
+        raise FramesError(
+            f"{wrong[0][0]} has {found} for {images} picture(s)",
+            "give a list with one text for each picture",
+        )
     if kinds > 3:
         raise FramesError(f"{kinds} kinds of words to highlight", "allowed: 3 or fewer")
 
@@ -84,14 +117,27 @@ def frame_key(setting: Hashable) -> tuple[Hashable, ...]:
 
 
 def word_pattern(kinds: Mapping[str, Iterable[str]]) -> re.Pattern[str]:
-    """What finds every form of the words, with a group for each kind; a word of two kinds has the first."""
-    return whole_words(*([form for word in listed for form in forms(" ".join(word.split()))] for listed in kinds.values()))
+    """What finds every form of the words, with a group for each kind.
+
+    A word of two kinds has the first.
+    """
+    return whole_words(
+        *(
+            [form for word in listed for form in forms(" ".join(word.split()))]
+            for listed in kinds.values()
+        )
+    )
 
 
 def marked(text: str, pattern: re.Pattern[str], tags: Sequence[str]) -> str:
     """The text as HTML, escaped, with its words in the tags of their kinds."""
     parts, end = [], 0
     for found in pattern.finditer(text):
-        parts += [escape(text[end : found.start()]), tags[found.lastindex - 1], escape(found[0]), "</mark>"]
+        parts += [
+            escape(text[end : found.start()]),
+            tags[found.lastindex - 1],
+            escape(found[0]),
+            "</mark>",
+        ]
         end = found.end()
     return "".join([*parts, escape(text[end:])])

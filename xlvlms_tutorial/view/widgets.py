@@ -1,4 +1,7 @@
-"""Widgets that move in the built page: control and frames are joined in the browser, so no kernel is needed."""
+"""Widgets that move in the built page.
+
+Control and frames are joined in the browser, so no kernel is needed.
+"""
 
 from collections.abc import Hashable, Mapping, Sequence
 from html import escape
@@ -9,10 +12,27 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from xlvlms_tutorial.errors import FramesError
-from xlvlms_tutorial.view.cards import Html, concept_card, picture_card, picture_html, png_html, thumbnails, token_strip
+from xlvlms_tutorial.view.cards import (
+    Html,
+    concept_card,
+    picture_card,
+    picture_html,
+    png_html,
+    thumbnails,
+    token_strip,
+)
 from xlvlms_tutorial.view.plots import png
 
-__all__ = ["Html", "concept_card", "explorer", "picture_card", "picture_html", "stack", "thumbnails", "token_strip"]
+__all__ = [
+    "Html",
+    "concept_card",
+    "explorer",
+    "picture_card",
+    "picture_html",
+    "stack",
+    "thumbnails",
+    "token_strip",
+]
 
 Frame = Figure | Image.Image | bytes | str
 CONTROLS = ("slider", "dropdown")
@@ -28,16 +48,18 @@ def stack(
     control: str = "slider",
     play: bool = False,
 ) -> Widget:
-    """Show one of several frames, chosen by a slider or a dropdown; ``play`` adds a button that runs through them.
+    """Show one of several frames, chosen by a slider or a dropdown.
 
-    A frame is a matplotlib figure (closed here), a PIL image, the bytes of a PNG file, or HTML. ``labels`` are their
-    numbers by default, ``start`` is the frame shown first, and ``alt`` says in words what each picture shows; by
-    default it is the description and the label. In labels and description ``<`` and ``>`` are shown as ‹ and ›.
+    ``play`` adds a button that runs through them. A frame is a matplotlib figure (closed here), a
+    PIL image, the bytes of a PNG file, or HTML. ``labels`` are their numbers by default, ``start``
+    is the frame shown first, and ``alt`` says in words what each picture shows; by default it is
+    the description and the label. In labels and description ``<`` and ``>`` are shown as ‹ and ›.
 
     Raises
     ------
     FramesError
-        If there are fewer than two frames, a label or an alternative text too many or too few, no such first frame, or an unknown control.
+        If there are fewer than two frames, a label or an alternative text too many or too few, no
+        such first frame, or an unknown control.
     """
     labels = [str(label) for label in (range(len(frames)) if labels is None else labels)]
     alt = [f"{description}: {label}" for label in labels] if alt is None else list(alt)
@@ -49,35 +71,52 @@ def stack(
 
 
 def explorer(
-    frames: Mapping[tuple[Hashable, ...], Frame], names: Sequence[str], start: tuple[Hashable, ...] | None = None, style: str = ""
+    frames: Mapping[tuple[Hashable, ...], Frame],
+    names: Sequence[str],
+    start: tuple[Hashable, ...] | None = None,
+    style: str = "",
 ) -> Widget:
-    """Show one of many frames, chosen level by level: a dropdown for every level of the keys but the last, a slider for the last.
+    """Show one of many frames, chosen level by level.
 
-    ``frames`` maps keys such as (token, layer, concept) to frames as of :func:`stack`, in the order of the choices; ``names`` are the
-    levels' names and ``start`` the key shown first. Branches may differ in what they offer. Those that offer the same labels share one
-    control, so that a layer stays chosen when the token changes; a level with one label shows it without a control. ``style`` is HTML
-    put into the same output once, such as the pictures of :func:`thumbnails`.
+    A dropdown for every level of the keys but the last, a slider for the last. ``frames`` maps keys
+    such as (token, layer, concept) to frames as of :func:`stack`, in the order of the choices;
+    ``names`` are the levels' names and ``start`` the key shown first. Branches may differ in what
+    they offer. Those that offer the same labels share one control, so that a layer stays chosen
+    when the token changes; a level with one label shows it without a control. ``style`` is HTML put
+    into the same output once, such as the pictures of :func:`thumbnails`.
 
     Raises
     ------
     FramesError
-        If there are fewer than two frames, a key has not as many parts as there are names, or ``start`` is no key.
+        If there are fewer than two frames, a key has not as many parts as there are
+        names, or ``start`` is no key.
     """
     keys = list(frames)
     _check_keys(keys, len(names), start)
-    alt = [", ".join(f"{name}: {label}" for name, label in zip(names, key, strict=True)) for key in keys]
+    alt = [
+        ", ".join(f"{name}: {label}" for name, label in zip(names, key, strict=True))
+        for key in keys
+    ]
     leaves = list(zip(keys, _parts(list(frames.values()), alt), strict=True))
     tree = _branch(leaves, list(names), start or keys[0], {})
-    return ipywidgets.VBox([ipywidgets.HTML(style, layout={"display": "none"}), tree]) if style else tree
+    return (
+        ipywidgets.VBox([ipywidgets.HTML(style, layout={"display": "none"}), tree])
+        if style
+        else tree
+    )
 
 
 def _check(frames: int, labels: int, texts: int, start: int, control: str) -> None:
     if frames < 2:
         raise FramesError(f"{frames} frame(s) were given", "a widget needs 2 or more")
     if labels != frames:
-        raise FramesError(f"{labels} labels for {frames} frames", "give one label for each frame, or none")
+        raise FramesError(
+            f"{labels} labels for {frames} frames", "give one label for each frame, or none"
+        )
     if texts != frames:
-        raise FramesError(f"{texts} alternative texts for {frames} frames", "give one for each frame, or none")
+        raise FramesError(
+            f"{texts} alternative texts for {frames} frames", "give one for each frame, or none"
+        )
     if not 0 <= start < frames:
         raise FramesError(f"start={start}", f"allowed: 0 to {frames - 1}")
     if control not in CONTROLS:
@@ -88,19 +127,35 @@ def _check_keys(keys: list[tuple], levels: int, start: tuple | None) -> None:
     if len(keys) < 2:
         raise FramesError(f"{len(keys)} frame(s) were given", "a widget needs 2 or more")
     if wrong := [key for key in keys if len(key) != levels]:
-        raise FramesError(f"key {wrong[0]!r} for {levels} names", "give tuples with one part for each name")
+        raise FramesError(
+            f"key {wrong[0]!r} for {levels} names", "give tuples with one part for each name"
+        )
     if start is not None and start not in keys:
-        raise FramesError(f"start={start!r} is not a key", f"allowed: {', '.join(map(repr, keys[:3]))}, ...")
+        raise FramesError(
+            f"start={start!r} is not a key", f"allowed: {', '.join(map(repr, keys[:3]))}, ..."
+        )
 
 
 def _parts(frames: Sequence[Frame], alt: Sequence[str]) -> list[Widget]:
     parts = [ipywidgets.HTML(_frame(frames[0], alt[0]))]
-    shared = {"layout": parts[0].layout, "style": parts[0].style}  # two models for all frames instead of two for each
-    return parts + [ipywidgets.HTML(_frame(frame, words), **shared) for frame, words in zip(frames[1:], alt[1:], strict=True)]
+    # two models for all frames instead of two for each
+    shared = {"layout": parts[0].layout, "style": parts[0].style}
+    return parts + [
+        ipywidgets.HTML(_frame(frame, words), **shared)
+        for frame, words in zip(frames[1:], alt[1:], strict=True)
+    ]
 
 
-def _branch(leaves: list[tuple[tuple, Widget]], names: list[str], start: tuple, choosers: dict[tuple, Widget]) -> Widget:
-    """The control of the first level above the branches of the next; ``choosers`` holds the controls made so far."""
+def _branch(
+    leaves: list[tuple[tuple, Widget]],
+    names: list[str],
+    start: tuple,
+    choosers: dict[tuple, Widget],
+) -> Widget:
+    """The control of the first level above the branches of the next.
+
+    ``choosers`` holds the controls made so far.
+    """
     if not names:
         return leaves[0][1]
     groups: dict[Hashable, list[tuple[tuple, Widget]]] = {}
@@ -109,10 +164,14 @@ def _branch(leaves: list[tuple[tuple, Widget]], names: list[str], start: tuple, 
     parts = [_branch(group, names[1:], start[1:], choosers) for group in groups.values()]
     labels = tuple(map(str, groups))
     if len(parts) == 1:
-        return ipywidgets.VBox([ipywidgets.HTML(f"{escape(names[0])}: {escape(labels[0])}"), parts[0]])
+        return ipywidgets.VBox(
+            [ipywidgets.HTML(f"{escape(names[0])}: {escape(labels[0])}"), parts[0]]
+        )
     first = list(groups).index(start[0]) if start[0] in groups else 0
     if (len(names), labels) not in choosers:
-        choosers[len(names), labels] = _chooser(list(labels), names[0], first, "dropdown" if len(names) > 1 else "slider")
+        choosers[len(names), labels] = _chooser(
+            list(labels), names[0], first, "dropdown" if len(names) > 1 else "slider"
+        )
     chooser = choosers[len(names), labels]
     return ipywidgets.VBox([chooser, _joined(chooser, parts)])
 
@@ -122,16 +181,26 @@ def _frame(frame: Frame, alt: str) -> str:
         return f'<div class="frame">{frame}</div>'
     if isinstance(frame, Figure):
         frame = png(frame)
-    shown = picture_html(frame, alt, frame.width) if isinstance(frame, Image.Image) else png_html(frame, alt)
+    shown = (
+        picture_html(frame, alt, frame.width)
+        if isinstance(frame, Image.Image)
+        else png_html(frame, alt)
+    )
     return f'<div class="frame">{shown}</div>'
 
 
 def _chooser(labels: list[str], description: str, start: int, control: str) -> Widget:
-    # Pairs of label and index: two frames may carry the same label. A page holds labels in a script, as they are, where "</script" or
-    # "<!--" of a token would end or swallow what follows; and browsers show them as text, so that entities would be seen as such.
+    # Pairs of label and index: two frames may carry the same label. A page holds labels in a
+    # script, as they are, where "</script" or "<!--" of a token would end or swallow what follows;
+    # and browsers show them as text, so that entities would be seen as such.
     options = [(label.translate(_SAFE), number) for number, label in enumerate(labels)]
     make = ipywidgets.SelectionSlider if control == "slider" else ipywidgets.Dropdown
-    chooser = make(options=options, index=start, description=description.translate(_SAFE), style={"description_width": "initial"})
+    chooser = make(
+        options=options,
+        index=start,
+        description=description.translate(_SAFE),
+        style={"description_width": "initial"},
+    )
     chooser.layout.width = "auto"
     return chooser
 
@@ -147,7 +216,10 @@ def _joined(chooser: Widget, parts: list[Widget]) -> Widget:
         shown = ipywidgets.Stack(parts, selected_index=chooser.index)
         ipywidgets.jslink((chooser, "index"), (shown, "selected_index"))
         return shown
-    # ipywidgets 7, which hosted notebooks still have, knows no Stack: there a kernel is at hand to change the frame.
+    # ipywidgets 7, which hosted notebooks still have, knows no Stack: there a kernel
+    # is at hand to change the frame.
     shown = ipywidgets.VBox([parts[chooser.index]])
-    chooser.observe(lambda change: setattr(shown, "children", (parts[change["new"]],)), names="index")
+    chooser.observe(
+        lambda change: setattr(shown, "children", (parts[change["new"]],)), names="index"
+    )
     return shown

@@ -1,4 +1,6 @@
-"""Consecutive cosines and norms against loops over the same tokens, the probe against scikit-learn."""
+"""Consecutive cosines and norms against loops over the same tokens,
+the probe against scikit-learn.
+"""
 
 import jaxtyping
 import numpy as np
@@ -14,9 +16,21 @@ from sklearn.preprocessing import StandardScaler
 from tests.support.tiny import tiny_llava
 from xlvlms_tutorial.activations.activations import States
 from xlvlms_tutorial.activations.capture import capture
-from xlvlms_tutorial.errors import ActivationsError, ComparisonError, LayerError, LengthError, SelectionError
+from xlvlms_tutorial.errors import (
+    ActivationsError,
+    ComparisonError,
+    LayerError,
+    LengthError,
+    SelectionError,
+)
 from xlvlms_tutorial.methods.alignment import drift
-from xlvlms_tutorial.methods.alignment.drift import consecutive, consecutive_profile, linear_probe, norms, persistence
+from xlvlms_tutorial.methods.alignment.drift import (
+    consecutive,
+    consecutive_profile,
+    linear_probe,
+    norms,
+    persistence,
+)
 from xlvlms_tutorial.methods.alignment.scores import alignment_profile
 from xlvlms_tutorial.methods.alignment.similarity import STATISTICS, examples, similarity
 from xlvlms_tutorial.methods.probes import deal_folds
@@ -27,11 +41,17 @@ SIZES = [3, 1, 4, 3, 2]
 FAST = {"n_resamples": 200}
 
 
-def captured(sizes=SIZES, layers=(0, 1, 2, 5), d=6, seed=0, shift=0.0, ids="s", place="block") -> States:
+def captured(
+    sizes=SIZES, layers=(0, 1, 2, 5), d=6, seed=0, shift=0.0, ids="s", place="block"
+) -> States:
     random = torch.Generator().manual_seed(seed)
     sample = np.repeat(np.arange(len(sizes)), sizes)
     table = pd.DataFrame({"sample": sample, "id": [f"{ids}{k}" for k in sample]})
-    return States({(layer, place): torch.randn(sum(sizes), d, generator=random) + shift for layer in layers}, table, {})
+    return States(
+        {(layer, place): torch.randn(sum(sizes), d, generator=random) + shift for layer in layers},
+        table,
+        {},
+    )
 
 
 def cosine(u, v):
@@ -45,14 +65,21 @@ def tokens(states, layer):
 def test_consecutive_similarity_is_of_the_same_token_of_the_same_example():
     states = captured(shift=0.4)
     x, y = tokens(states, 1), tokens(states, 2)
-    expected = [np.mean([cosine(u, v) for u, v in zip(a, b, strict=True)]) for a, b in zip(x, y, strict=True)]
-    np.testing.assert_allclose(consecutive(examples(states, 1), examples(states, 2)), expected, atol=1e-6)
+    expected = [
+        np.mean([cosine(u, v) for u, v in zip(a, b, strict=True)])
+        for a, b in zip(x, y, strict=True)
+    ]
+    np.testing.assert_allclose(
+        consecutive(examples(states, 1), examples(states, 2)), expected, atol=1e-6
+    )
     row = consecutive_profile(states, **FAST).set_index("layer").loc[1]
     assert row["value"] == pytest.approx(np.mean(expected), abs=1e-6)
     every_pair = similarity(examples(states, 1), examples(states, 2), "mean").mean().item()
     assert abs(row["value"] - every_pair) > 1e-2  # what upstream averaged
     theirs = bootstrap(expected, **FAST)
-    assert (row["low"], row["high"], row["n"]) == pytest.approx((theirs.low, theirs.high, 5), abs=1e-6)
+    assert (row["low"], row["high"], row["n"]) == pytest.approx(
+        (theirs.low, theirs.high, 5), abs=1e-6
+    )
 
 
 def rivals(x, y):
@@ -61,7 +88,7 @@ def rivals(x, y):
     return [
         np.mean([cosine(u, v) for k, u in enumerate(part) for j, m, v in flat if (j, m) != (i, k)])
         for i, part in enumerate(x)
-    ]  # fmt: skip
+    ]
 
 
 @given(st.lists(st.integers(1, 4), min_size=2, max_size=5), st.integers(0, 99))
@@ -69,7 +96,9 @@ def rivals(x, y):
 def test_the_rival_is_the_mean_over_all_other_tokens(sizes, seed):
     states = captured(sizes, layers=(0, 1), seed=seed, shift=0.4)
     expected = rivals(tokens(states, 0), tokens(states, 1))
-    assert consecutive_profile(states, **FAST)["rival"][0] == pytest.approx(np.mean(expected), abs=1e-6)
+    assert consecutive_profile(states, **FAST)["rival"][0] == pytest.approx(
+        np.mean(expected), abs=1e-6
+    )
     own = consecutive(examples(states, 0), examples(states, 1)).numpy()
     assert persistence(states, **FAST).value == pytest.approx(np.mean(own - expected), abs=1e-6)
 
@@ -110,7 +139,9 @@ def test_norms_are_of_tokens_upstreams_mean_was_the_norm_of_the_matrix(statistic
 def test_norms_scale_and_may_be_zero(statistic):
     states = captured()
     scaled = States({key: 4 * rows for key, rows in states.tensors.items()}, states.table, {})
-    np.testing.assert_allclose(norms(scaled, statistic)["value"], 4 * norms(states, statistic)["value"], rtol=1e-6)
+    np.testing.assert_allclose(
+        norms(scaled, statistic)["value"], 4 * norms(states, statistic)["value"], rtol=1e-6
+    )
     zero = States({(0, "block"): torch.zeros(14, 3)}, captured([7, 7]).table, {})
     assert norms(zero, statistic)["value"].tolist() == [0]
 
@@ -140,7 +171,9 @@ def test_bad_states_raise():
 
 def dealt(samples, kinds, folds, seed):
     """The fold of each row, when a sample's many rows count once for each side."""
-    return deal_folds(*np.array(sorted(set(zip(samples, kinds, strict=True)))).T, folds, seed)[samples]
+    return deal_folds(*np.array(sorted(set(zip(samples, kinds, strict=True)))).T, folds, seed)[
+        samples
+    ]
 
 
 def by_sklearn(a, b, layer, folds, seed=0):
@@ -150,7 +183,9 @@ def by_sklearn(a, b, layer, folds, seed=0):
     x, right = torch.cat([a[layer], b[layer]]).double().numpy(), np.zeros(len(kinds), dtype=bool)
     for part in range(folds):
         test = parts == part
-        probe = make_pipeline(StandardScaler(), RidgeClassifier(1.0, class_weight="balanced")).fit(x[~test], kinds[~test])
+        probe = make_pipeline(StandardScaler(), RidgeClassifier(1.0, class_weight="balanced")).fit(
+            x[~test], kinds[~test]
+        )
         right[test] = probe.predict(x[test]) == kinds[test]
     return right, samples, kinds
 
@@ -162,29 +197,46 @@ def test_the_probe_agrees_with_scikit_learn(d, shift):
     for layer in (0, 5):
         right, samples, kinds = by_sklearn(a, b, layer, 4)
         found = linear_probe(a, b, [layer], folds=4, **FAST).iloc[0]
-        assert found["value"] == pytest.approx((right[kinds == 1].mean() + right[kinds == 0].mean()) / 2)
+        assert found["value"] == pytest.approx(
+            (right[kinds == 1].mean() + right[kinds == 0].mean()) / 2
+        )
         assert found["n"] == len(right) == 42
         assert found["low"] < found["value"] < found["high"]
 
 
 def test_the_probe_finds_what_a_plane_tells_apart_and_nothing_else():
-    a, b = captured([2] * 30, layers=(0, 1), shift=2.0), captured([2] * 30, layers=(0, 1), seed=1, shift=-2.0)
+    a, b = (
+        captured([2] * 30, layers=(0, 1), shift=2.0),
+        captured([2] * 30, layers=(0, 1), seed=1, shift=-2.0),
+    )
     found = linear_probe(a, b)
     assert found["value"].tolist() == [1, 1]
     assert found["low"].tolist() == [proportion([True] * 30).low] * 2
-    chance = linear_probe(captured([2] * 60, layers=(1,), d=3), captured([2] * 60, layers=(1,), d=3, seed=1)).iloc[0]
+    chance = linear_probe(
+        captured([2] * 60, layers=(1,), d=3), captured([2] * 60, layers=(1,), d=3, seed=1)
+    ).iloc[0]
     assert chance["low"] < 0.5 < chance["high"]
 
 
 def test_scale_and_shift_of_columns_do_not_matter():
     a, b = captured([3] * 8, shift=0.5), captured([2] * 8, seed=1)
-    moved = [States({key: rows.double() * 1000 + 7 for key, rows in side.tensors.items()}, side.table, {}) for side in (a, b)]
+    moved = [
+        States(
+            {key: rows.double() * 1000 + 7 for key, rows in side.tensors.items()}, side.table, {}
+        )
+        for side in (a, b)
+    ]
     pd.testing.assert_frame_equal(linear_probe(a, b, **FAST), linear_probe(*moved, **FAST))
 
 
 def test_constant_columns_are_no_harm():
     a, b = captured([2] * 8, layers=(1,), shift=0.5), captured([2] * 8, layers=(1,), seed=1)
-    wider = [States({(1, "block"): torch.cat([side[1], torch.full((16, 2), 0.1)], dim=1)}, side.table, {}) for side in (a, b)]
+    wider = [
+        States(
+            {(1, "block"): torch.cat([side[1], torch.full((16, 2), 0.1)], dim=1)}, side.table, {}
+        )
+        for side in (a, b)
+    ]
     pd.testing.assert_frame_equal(linear_probe(a, b, **FAST), linear_probe(*wider, **FAST))
 
 
@@ -192,7 +244,9 @@ def test_constant_columns_are_no_harm():
 @settings(max_examples=30, deadline=None)
 def test_no_sample_is_in_two_folds_and_every_fold_has_both_kinds(n, m, folds, seed):
     for ids in ("s", "t"):  # the same samples in both, or others
-        samples, kinds = drift._clusters(captured([2] * n, layers=(1,)), captured([1] * m, layers=(1,), ids=ids))
+        samples, kinds = drift._clusters(
+            captured([2] * n, layers=(1,)), captured([1] * m, layers=(1,), ids=ids)
+        )
         parts = dealt(samples, kinds, folds, seed)
         assert all(len(np.unique(parts[samples == sample])) == 1 for sample in np.unique(samples))
         for part in range(folds):
@@ -202,7 +256,8 @@ def test_no_sample_is_in_two_folds_and_every_fold_has_both_kinds(n, m, folds, se
 
 @pytest.mark.parametrize("folds", [1, 0, -3, float("nan"), float("inf"), 2.5, True, "3", None])
 def test_folds_that_are_no_whole_number_are_refused(folds, monkeypatch):
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # its checks refuse some of these already
+    # its checks refuse some of these already
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     with pytest.raises(SelectionError, match="folds is .*; give a whole number of 2 or more"):
         linear_probe(captured(), captured(seed=1), folds=folds)
 
@@ -230,7 +285,9 @@ def test_what_cannot_be_probed_raises():
 
 def test_a_model_is_measured_at_every_place_inside_its_blocks(samples):
     vlm = tiny_llava()
-    question = lambda sample: ["What colour is the key ?", "Describe the picture ."][int(sample.id[1:]) % 2]  # of 6 and of 4 tokens
+    # of 6 and of 4 tokens
+    prompts = ["What colour is the key ?", "Describe the picture ."]
+    question = lambda sample: prompts[int(sample.id[1:]) % 2]
     kept = {"places": PLACES, "reduce": None, "prompt": question, "layers": "all"}
     p, t = (capture(vlm, samples(6), span=span, **kept) for span in ("image", "question"))
     for place in PLACES:
@@ -241,6 +298,11 @@ def test_a_model_is_measured_at_every_place_inside_its_blocks(samples):
             assert found["layer"].tolist() == layers[:-1]
             assert found[["value", "rival"]].abs().max().max() <= 1 + 1e-6
             rows = kind[1, place].double().norm(dim=1)
-            medians = [np.median(part) for part in np.split(rows, np.flatnonzero(np.diff(kind.table["sample"])) + 1)]
-            assert norms(kind, place=place, **FAST).set_index("layer")["value"][1] == pytest.approx(np.mean(medians), rel=1e-5)
+            medians = [
+                np.median(part)
+                for part in np.split(rows, np.flatnonzero(np.diff(kind.table["sample"])) + 1)
+            ]
+            assert norms(kind, place=place, **FAST).set_index("layer")["value"][1] == pytest.approx(
+                np.mean(medians), rel=1e-5
+            )
         assert linear_probe(p, t, place=place, folds=3, **FAST)["value"].between(0, 1).all()

@@ -1,4 +1,6 @@
-"""Cones and the alignment score against double loops in float64, the bootstrap against plain resampling, and the defects of upstream."""
+"""Cones and the alignment score against double loops in float64, the bootstrap against plain
+resampling, and the defects of upstream.
+"""
 
 from itertools import product
 
@@ -10,7 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from xlvlms_tutorial.activations.activations import States
-from xlvlms_tutorial.errors import ActivationsError, ComparisonError, LayerError, LengthError, SelectionError
+from xlvlms_tutorial.errors import (
+    ActivationsError,
+    ComparisonError,
+    LayerError,
+    LengthError,
+    SelectionError,
+)
 from xlvlms_tutorial.methods.alignment.scores import (
     alignment,
     alignment_profile,
@@ -29,14 +37,20 @@ LAYERS, D = (0, 1, 2, 4), 6
 FAST = {"n_resamples": 200}
 
 
-def captured(n=5, tokens=3, seed=0, layers=LAYERS, d=D, places=("block",), ids="s", shift=0.0) -> States:
+def captured(
+    n=5, tokens=3, seed=0, layers=LAYERS, d=D, places=("block",), ids="s", shift=0.0
+) -> States:
     """Random states with ``tokens`` rows a sample, or a number of rows for each."""
     random = torch.Generator().manual_seed(seed)
     sizes = [tokens] * n if isinstance(tokens, int) else tokens
     sample = np.repeat(np.arange(n), sizes)
     table = pd.DataFrame({"sample": sample, "id": [f"{ids}{k}" for k in sample]})
     keys = product(layers, places)
-    return States({key: torch.randn(sum(sizes), d, generator=random) + shift for key in keys}, table, {"model": ids})
+    return States(
+        {key: torch.randn(sum(sizes), d, generator=random) + shift for key in keys},
+        table,
+        {"model": ids},
+    )
 
 
 def cosine(u, v):
@@ -49,14 +63,21 @@ def at(states, layer, sample):
 
 def pooled(p, t, layer_p, layer_t, n=5):
     """Cosine of mean tokens for all pairs of samples, by loop."""
-    return np.array([[cosine(at(p, layer_p, i).mean(0), at(t, layer_t, j).mean(0)) for j in range(n)] for i in range(n)])
+    return np.array(
+        [
+            [cosine(at(p, layer_p, i).mean(0), at(t, layer_t, j).mean(0)) for j in range(n)]
+            for i in range(n)
+        ]
+    )
 
 
 P, T = captured(seed=1, shift=0.5), captured(tokens=[2, 4, 1, 4, 2], seed=2, shift=0.3)
 
 
 def test_the_layer_of_the_perceptual_tokens_follows_upstream_stuck_at_the_first():
-    by_layer, by_input = (alignment_profile(P, T, reading=reading, **FAST) for reading in ("layer", "input"))
+    by_layer, by_input = (
+        alignment_profile(P, T, reading=reading, **FAST) for reading in ("layer", "input")
+    )
     assert by_layer["layer"].tolist() == by_input["layer"].tolist() == list(LAYERS)
     for row, layer in enumerate(LAYERS):
         assert by_layer["value"][row] == pytest.approx(pooled(P, T, layer, layer).mean(), abs=1e-6)
@@ -67,13 +88,19 @@ def test_the_layer_of_the_perceptual_tokens_follows_upstream_stuck_at_the_first(
 @pytest.mark.parametrize("mode", POOLED + BY_PAIR)
 @pytest.mark.parametrize("pairs", ["all", "matched"])
 def test_at_layer_0_the_score_is_the_similarity_at_layer_0_in_both_readings(mode, pairs):
-    one, other = (alignment_profile(P, T, mode=mode, pairs=pairs, reading=reading, **FAST) for reading in ("layer", "input"))
+    one, other = (
+        alignment_profile(P, T, mode=mode, pairs=pairs, reading=reading, **FAST)
+        for reading in ("layer", "input")
+    )
     pd.testing.assert_series_equal(one.iloc[0], other.iloc[0], rtol=1e-6)
 
 
 def test_all_pairs_are_used_for_all_and_the_diagonal_alone_for_matched():
     s = pooled(P, T, 2, 2)
-    every, matched = (alignment_profile(P, T, pairs=pairs, **FAST).set_index("layer")["value"] for pairs in ("all", "matched"))
+    every, matched = (
+        alignment_profile(P, T, pairs=pairs, **FAST).set_index("layer")["value"]
+        for pairs in ("all", "matched")
+    )
     assert every[2] == pytest.approx(s.mean(), abs=1e-6)
     assert matched[2] == pytest.approx(s.diagonal().mean(), abs=1e-6)
     assert abs(every[2] - matched[2]) > 1e-3
@@ -87,7 +114,9 @@ def test_score_and_slope_are_of_the_profile_with_one_bootstrap_for_all_layers():
     assert found.score.value == pytest.approx(values.mean())
     assert found.slope.value == pytest.approx(np.polyfit(np.array(LAYERS) / 4, values, 1)[0])
     slopes = np.polyfit(np.array(LAYERS) / 4, found.drawn.T, 1)[0]
-    assert (found.slope.low, found.slope.high) == pytest.approx(tuple(np.nanquantile(slopes, [0.025, 0.975])))
+    assert (found.slope.low, found.slope.high) == pytest.approx(
+        tuple(np.nanquantile(slopes, [0.025, 0.975]))
+    )
     assert found.n == found.score.n == 5
 
 
@@ -98,8 +127,14 @@ def plain(n, n_resamples=200, seed=0):
 def test_independent_samples_are_resampled_on_their_own():
     other = captured(n=4, seed=3, ids="t")
     found = alignment(P, other, **FAST)
-    s = similarity([torch.from_numpy(at(P, 1, i)) for i in range(5)], [torch.from_numpy(at(other, 1, j)) for j in range(4)]).numpy()
-    expected = [s[np.ix_(left, right)].mean() for left, right in zip(plain(5), plain(4, seed=1), strict=True)]
+    s = similarity(
+        [torch.from_numpy(at(P, 1, i)) for i in range(5)],
+        [torch.from_numpy(at(other, 1, j)) for j in range(4)],
+    ).numpy()
+    expected = [
+        s[np.ix_(left, right)].mean()
+        for left, right in zip(plain(5), plain(4, seed=1), strict=True)
+    ]
     np.testing.assert_allclose(found.drawn[:, 1], expected, atol=1e-6)
     assert found.n == 9
     assert found.values[1] == pytest.approx(s.mean(), abs=1e-6)
@@ -110,7 +145,9 @@ def test_the_same_samples_are_resampled_together_and_matched_pairs_keep_their_sh
     expected = []
     for draw in plain(5):
         others = [s[i, j] for i in draw for j in draw if i != j]
-        expected.append(s.diagonal()[draw].mean() / 5 + np.mean(others) * 4 / 5 if others else np.nan)
+        expected.append(
+            s.diagonal()[draw].mean() / 5 + np.mean(others) * 4 / 5 if others else np.nan
+        )
     np.testing.assert_allclose(found.drawn[:, 1], expected, atol=1e-6)
 
 
@@ -124,16 +161,31 @@ def test_matched_pairs_are_resampled_as_pairs():
 def test_scale_does_not_matter_and_swapping_sides_does_not_either(scale, seed):
     p, t = captured(seed=seed), captured(seed=seed + 1)
     scaled = States({key: scale * rows for key, rows in p.tensors.items()}, p.table, p.provenance)
-    one, other, swapped = alignment_score(p, t, **FAST), alignment_score(scaled, t, **FAST), alignment_score(t, p, **FAST)
-    assert (other.value, other.low, other.high) == pytest.approx((one.value, one.low, one.high), abs=1e-5)
-    assert (swapped.value, swapped.low, swapped.high) == pytest.approx((one.value, one.low, one.high), abs=1e-6)
+    one, other, swapped = (
+        alignment_score(p, t, **FAST),
+        alignment_score(scaled, t, **FAST),
+        alignment_score(t, p, **FAST),
+    )
+    assert (other.value, other.low, other.high) == pytest.approx(
+        (one.value, one.low, one.high), abs=1e-5
+    )
+    assert (swapped.value, swapped.low, swapped.high) == pytest.approx(
+        (one.value, one.low, one.high), abs=1e-6
+    )
 
 
 def test_a_known_slope_is_found():
     angle = [0.9, 0.6, 0.3]  # cosine falls with the angle: the slope is positive
     table = pd.DataFrame({"sample": range(4), "id": [f"s{k}" for k in range(4)]})
     p = States({(layer, "block"): torch.tensor([[1.0, 0.0]] * 4) for layer in range(3)}, table, {})
-    t = States({(layer, "block"): torch.tensor([[np.cos(a), np.sin(a)]] * 4).float() for layer, a in enumerate(angle)}, table, {})
+    t = States(
+        {
+            (layer, "block"): torch.tensor([[np.cos(a), np.sin(a)]] * 4).float()
+            for layer, a in enumerate(angle)
+        },
+        table,
+        {},
+    )
     slope = alignment_slope(p, t)
     assert slope.value == pytest.approx(np.cos(0.3) - np.cos(0.9), abs=1e-6)
     assert (slope.low, slope.high) == pytest.approx((slope.value, slope.value), abs=1e-6)
@@ -142,9 +194,16 @@ def test_a_known_slope_is_found():
 def test_other_places_inside_a_block():
     p, t = (captured(seed=seed, layers=(1, 2), places=("mlp", "block")) for seed in (1, 2))
     found = alignment_profile(p, t, place="mlp", **FAST)
-    expected = [cosine(x.double().numpy().mean(0), y.double().numpy().mean(0)) for x, y in [(p[2, "mlp"][:3], t[2, "mlp"][:3])]]
-    assert similarity([p[2, "mlp"][:3]], [t[2, "mlp"][:3]]).item() == pytest.approx(expected[0], abs=1e-6)
-    assert found["value"].tolist() != pytest.approx(alignment_profile(p, t, **FAST)["value"].tolist())
+    expected = [
+        cosine(x.double().numpy().mean(0), y.double().numpy().mean(0))
+        for x, y in [(p[2, "mlp"][:3], t[2, "mlp"][:3])]
+    ]
+    assert similarity([p[2, "mlp"][:3]], [t[2, "mlp"][:3]]).item() == pytest.approx(
+        expected[0], abs=1e-6
+    )
+    assert found["value"].tolist() != pytest.approx(
+        alignment_profile(p, t, **FAST)["value"].tolist()
+    )
     with pytest.raises(SelectionError, match="attention"):
         alignment(p, t, place="attention")
     with pytest.raises(LayerError, match="layer 0"):
@@ -153,7 +212,9 @@ def test_other_places_inside_a_block():
 
 def test_for_the_input_the_perceptual_tokens_are_needed_at_layer_0_alone():
     only = captured(seed=1, shift=0.5, layers=(0,))
-    assert alignment_score(only, T, reading="input", **FAST) == alignment_score(P, T, reading="input", **FAST)
+    assert alignment_score(only, T, reading="input", **FAST) == alignment_score(
+        P, T, reading="input", **FAST
+    )
 
 
 def test_states_that_do_not_belong_together_raise():
@@ -161,7 +222,9 @@ def test_states_that_do_not_belong_together_raise():
         alignment(P, captured(layers=(0, 1)))
     with pytest.raises(ComparisonError, match="6 and 7"):
         alignment(P, captured(d=7))
-    with pytest.raises(ComparisonError, match="samples differ: 5 from s0 to s4 and 5 from t0 to t4"):
+    with pytest.raises(
+        ComparisonError, match="samples differ: 5 from s0 to s4 and 5 from t0 to t4"
+    ):
         alignment(P, captured(ids="t"), pairs="matched")
     with pytest.raises(LengthError):
         alignment(P, captured(n=4), pairs="matched")
@@ -184,13 +247,19 @@ def test_too_few_examples_raise(n, pairs):
 def three_cones(n=6, spread=0.1, seed=0):
     """Three groups around three axes."""
     random = torch.Generator().manual_seed(seed)
-    return {name: list(torch.eye(8)[k] + spread * torch.randn(n, 2, 8, generator=random)) for k, name in enumerate(("I", "V", "T"))}
+    return {
+        name: list(torch.eye(8)[k] + spread * torch.randn(n, 2, 8, generator=random))
+        for k, name in enumerate(("I", "V", "T"))
+    }
 
 
 def test_cones_agree_with_loops_over_pairs():
     groups = three_cones()
     found = cones(groups, **FAST).set_index(["a", "b"])
-    means = {name: [tokens.double().numpy().mean(0) for tokens in group] for name, group in groups.items()}
+    means = {
+        name: [tokens.double().numpy().mean(0) for tokens in group]
+        for name, group in groups.items()
+    }
     for name, group in means.items():
         others = [cosine(u, v) for i, u in enumerate(group) for j, v in enumerate(group) if i != j]
         assert found.loc[(name, name), "value"] == pytest.approx(np.mean(others), abs=1e-6)
@@ -210,12 +279,17 @@ def test_an_example_is_never_compared_with_itself():
 
 
 def test_intervals_are_over_examples_and_wider_than_those_over_pairs():
-    groups = {"a": torch.randn(12, 1, 3, generator=torch.Generator().manual_seed(0)) + torch.tensor([1.0, 0, 0])}
+    groups = {
+        "a": torch.randn(12, 1, 3, generator=torch.Generator().manual_seed(0))
+        + torch.tensor([1.0, 0, 0])
+    }
     s = similarity(groups["a"], groups["a"]).double().numpy()
     draws = np.random.default_rng(0).integers(12, size=(400, 12))
     expected = [np.mean([s[i, j] for i in draw for j in draw if i != j]) for draw in draws]
     found = cones(groups, n_resamples=400).iloc[0]
-    assert (found["low"], found["high"]) == pytest.approx(tuple(np.quantile(expected, [0.025, 0.975])), abs=1e-6)
+    assert (found["low"], found["high"]) == pytest.approx(
+        tuple(np.quantile(expected, [0.025, 0.975])), abs=1e-6
+    )
     over_pairs = 2 * 1.96 * s[~np.eye(12, dtype=bool)].std() / np.sqrt(12 * 11)
     assert found["high"] - found["low"] > 1.5 * over_pairs
 
@@ -233,10 +307,19 @@ def test_narrowness_is_large_with_cones_and_none_when_labels_are_shuffled():
 
 
 def test_shuffling_keeps_the_examples_and_the_sizes():
-    groups = {"a": list(torch.arange(6.0).reshape(3, 2, 1)), "b": list(torch.arange(10.0, 14).reshape(2, 2, 1))}
+    groups = {
+        "a": list(torch.arange(6.0).reshape(3, 2, 1)),
+        "b": list(torch.arange(10.0, 14).reshape(2, 2, 1)),
+    }
     dealt = shuffled(groups, 1)
     assert {name: len(group) for name, group in dealt.items()} == {"a": 3, "b": 2}
-    assert sorted(tokens[0].item() for group in dealt.values() for tokens in group) == [0, 2, 4, 10, 12]
+    assert sorted(tokens[0].item() for group in dealt.values() for tokens in group) == [
+        0,
+        2,
+        4,
+        10,
+        12,
+    ]
     assert [t[0].item() for t in shuffled(groups, 1)["a"]] == [t[0].item() for t in dealt["a"]]
     assert any([t[0].item() for t in shuffled(groups, seed)["a"]] != [0, 2, 4] for seed in range(5))
 

@@ -1,4 +1,6 @@
-"""Similarity against a double loop in float64, for all modes, pairs and shapes, ragged ones included."""
+"""Similarity against a double loop in float64, for all modes, pairs
+and shapes, ragged ones included.
+"""
 
 from importlib import import_module
 
@@ -11,10 +13,24 @@ from hypothesis import strategies as st
 
 from tests.support.made_states import states_of
 from xlvlms_tutorial.activations.activations import States
-from xlvlms_tutorial.errors import ActivationsError, ComparisonError, LayerError, LengthError, SelectionError
-from xlvlms_tutorial.methods.alignment.similarity import BY_PAIR, BY_TOKEN, POOLED, Tokens, examples, similarity
+from xlvlms_tutorial.errors import (
+    ActivationsError,
+    ComparisonError,
+    LayerError,
+    LengthError,
+    SelectionError,
+)
+from xlvlms_tutorial.methods.alignment.similarity import (
+    BY_PAIR,
+    BY_TOKEN,
+    POOLED,
+    Tokens,
+    examples,
+    similarity,
+)
 
-module = import_module("xlvlms_tutorial.methods.alignment.similarity")  # the package offers a function of this name
+# the package offers a function of this name
+module = import_module("xlvlms_tutorial.methods.alignment.similarity")
 ALL_PAIRS = POOLED + BY_PAIR
 few = settings(max_examples=25, deadline=None)
 counts = st.lists(st.integers(1, 6), min_size=1, max_size=5)
@@ -52,7 +68,10 @@ def test_all_pairs_agree_with_a_double_loop(mode, of_x, of_y, seed):
 
 
 @pytest.mark.parametrize("mode", ALL_PAIRS)
-@given(st.lists(st.tuples(st.integers(1, 5), st.integers(1, 5)), min_size=1, max_size=5), st.integers(0, 99))
+@given(
+    st.lists(st.tuples(st.integers(1, 5), st.integers(1, 5)), min_size=1, max_size=5),
+    st.integers(0, 99),
+)
 @few
 def test_matched_pairs_are_the_diagonal_of_all_pairs(mode, sizes, seed):
     x, y = made([a for a, _ in sizes], seed=seed), made([b for _, b in sizes], seed=seed + 100)
@@ -66,7 +85,11 @@ def test_matched_pairs_are_the_diagonal_of_all_pairs(mode, sizes, seed):
 @few
 def test_token_by_token_agrees_with_the_diagonal_of_each_pair(mode, sizes, seed):
     x, y = made(sizes, seed=seed), made(sizes, seed=seed + 100)
-    np.testing.assert_allclose(similarity(x, y, mode, "matched"), [one_pair(*pair, mode) for pair in zip(x, y, strict=True)], atol=1e-6)
+    np.testing.assert_allclose(
+        similarity(x, y, mode, "matched"),
+        [one_pair(*pair, mode) for pair in zip(x, y, strict=True)],
+        atol=1e-6,
+    )
 
 
 @pytest.mark.parametrize("mode", ALL_PAIRS)
@@ -82,16 +105,23 @@ def test_blocks_do_not_change_the_result(monkeypatch, mode, pairs):
 @pytest.mark.parametrize("mode", ALL_PAIRS)
 def test_one_tensor_is_the_same_as_a_list(mode):
     x, y = made([4] * 5), made([3] * 6, seed=1)
-    torch.testing.assert_close(similarity(torch.stack(x), torch.stack(y), mode), similarity(x, y, mode), rtol=0, atol=0)
+    torch.testing.assert_close(
+        similarity(torch.stack(x), torch.stack(y), mode), similarity(x, y, mode), rtol=0, atol=0
+    )
 
 
-@pytest.mark.parametrize(("dtype", "computed"), [(torch.bfloat16, torch.float32), (torch.float16, torch.float32), (torch.float64,) * 2])
+@pytest.mark.parametrize(
+    ("dtype", "computed"),
+    [(torch.bfloat16, torch.float32), (torch.float16, torch.float32), (torch.float64,) * 2],
+)
 @pytest.mark.parametrize("mode", ALL_PAIRS)
 def test_number_formats(mode, dtype, computed):
     x, y = made([3, 2], dtype=dtype), made([2, 4], seed=1, dtype=dtype)
     found = similarity(x, y, mode)
     assert found.dtype == computed
-    np.testing.assert_allclose(found, loop(x, y, mode), atol=1e-6 if computed == torch.float32 else 1e-14)
+    np.testing.assert_allclose(
+        found, loop(x, y, mode), atol=1e-6 if computed == torch.float32 else 1e-14
+    )
     assert similarity(x, made([2, 4]), mode).dtype == computed
 
 
@@ -106,7 +136,12 @@ def test_invariants(sizes, seed):
     assert (found["max"] + slack >= found["max_mean"]).all()
     assert (found["max_mean"] + slack >= found["mean"]).all()
     for mode in ALL_PAIRS:
-        torch.testing.assert_close(similarity([1000 * t for t in x], [t / 64 for t in y], mode), found[mode], rtol=0, atol=2e-6)
+        torch.testing.assert_close(
+            similarity([1000 * t for t in x], [t / 64 for t in y], mode),
+            found[mode],
+            rtol=0,
+            atol=2e-6,
+        )
         if mode != "max_mean":
             torch.testing.assert_close(similarity(y, x, mode), found[mode].T, rtol=0, atol=1e-6)
 
@@ -114,7 +149,9 @@ def test_invariants(sizes, seed):
 @pytest.mark.parametrize("mode", ALL_PAIRS)
 def test_of_one_token_each_every_mode_is_the_cosine(mode):
     x, y = made([1] * 4), made([1] * 3, seed=1)
-    expected = torch.nn.functional.cosine_similarity(torch.cat(x)[:, None], torch.cat(y)[None], dim=-1)
+    expected = torch.nn.functional.cosine_similarity(
+        torch.cat(x)[:, None], torch.cat(y)[None], dim=-1
+    )
     torch.testing.assert_close(similarity(x, y, mode), expected, rtol=0, atol=1e-6)
 
 
@@ -178,7 +215,9 @@ def test_a_mean_of_opposite_tokens_has_no_direction():
     assert similarity(x, x, "mean").item() == pytest.approx(0)
 
 
-@pytest.mark.parametrize("none", [[], [torch.zeros(0, 7)], torch.zeros(0, 2, 7), torch.zeros(2, 0, 7)])
+@pytest.mark.parametrize(
+    "none", [[], [torch.zeros(0, 7)], torch.zeros(0, 2, 7), torch.zeros(2, 0, 7)]
+)
 def test_there_must_be_tokens(none):
     with pytest.raises(ActivationsError, match="none"):
         similarity(none, made([2]))

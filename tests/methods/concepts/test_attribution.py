@@ -1,4 +1,6 @@
-"""Heat over image tokens against one sample at a time with a hook of our own, and against cosines in a loop."""
+"""Heat over image tokens against one sample at a time with a hook of our own,
+and against cosines in a loop.
+"""
 
 import jaxtyping
 import numpy as np
@@ -10,7 +12,14 @@ from tests.support.tiny import lively, tiny_llava
 from tests.zoo.processors import save
 from xlvlms_tutorial import interventions
 from xlvlms_tutorial.activations.capture import capture, residual_stream
-from xlvlms_tutorial.errors import ActivationsError, ComparisonError, LayerError, LengthError, SelectionError, SpanError
+from xlvlms_tutorial.errors import (
+    ActivationsError,
+    ComparisonError,
+    LayerError,
+    LengthError,
+    SelectionError,
+    SpanError,
+)
 from xlvlms_tutorial.methods.concepts.attribution import grid, heat
 from xlvlms_tutorial.methods.concepts.base import Dictionary
 from xlvlms_tutorial.models import anatomy
@@ -18,7 +27,13 @@ from xlvlms_tutorial.models.loading import load
 from xlvlms_tutorial.samples import Sample
 
 PROMPT = "Describe the picture ."
-ANSWERS = ["a woman in the grass", "red", "the grass is blue", "there is a woman", "a red key on the grass"]
+ANSWERS = [
+    "a woman in the grass",
+    "red",
+    "the grass is blue",
+    "there is a woman",
+    "a red key on the grass",
+]
 WORDS = ("woman", "red", "grass")
 PICTURE = Image.new("RGB", (32, 32), (10, 90, 200))
 FIRST = [1, 0, 1, 3, 1]  # the first of these words in each answer
@@ -29,7 +44,9 @@ class Projections(Dictionary):
 
     def __init__(self, n_components=3, device="cpu", width=32):
         self.n_components, self.device, self.width = n_components, device, width
-        self.components_ = np.random.default_rng(0).normal(size=(n_components, width)).astype(np.float32)
+        self.components_ = (
+            np.random.default_rng(0).normal(size=(n_components, width)).astype(np.float32)
+        )
         self.n_features_in_ = width
 
     def _encode(self, A):
@@ -47,10 +64,18 @@ def vlm():
 
 
 def one_by_one(vlm, samples, answers, dictionary, layer, after):
-    """Occlusion as its definition says: each sample and token alone, everything computed anew, the token set by a plain hook."""
-    batches = [vlm.batch([sample.image], [PROMPT], [answer]) for sample, answer in zip(samples, answers, strict=True)]
+    """Occlusion as its definition says.
+
+    Each sample and token alone, everything computed anew, the token set by a plain hook.
+    """
+    batches = [
+        vlm.batch([sample.image], [PROMPT], [answer])
+        for sample, answer in zip(samples, answers, strict=True)
+    ]
     places = [batch.mask("image")[0].nonzero().flatten() for batch in batches]
-    means = torch.stack([residual_stream(vlm, batch)[0, 0, at] for batch, at in zip(batches, places, strict=True)]).mean(dim=0)
+    means = torch.stack(
+        [residual_stream(vlm, batch)[0, 0, at] for batch, at in zip(batches, places, strict=True)]
+    ).mean(dim=0)
     rows = []
     for batch, at, first in zip(batches, places, FIRST, strict=False):
         place = batch.mask("answer")[0].nonzero()[first, 0] - 1 + after
@@ -62,7 +87,11 @@ def one_by_one(vlm, samples, answers, dictionary, layer, after):
             def change(module, args, kwargs):
                 states = (args[0] if args else kwargs["hidden_states"]).clone()
                 states[:, at[j]] = means[j]
-                return ((states, *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": states})
+                return (
+                    ((states, *args[1:]), kwargs)
+                    if args
+                    else (args, kwargs | {"hidden_states": states})
+                )
 
             handle = vlm.blocks[0].register_forward_pre_hook(change, with_kwargs=True, prepend=True)
             try:
@@ -74,10 +103,24 @@ def one_by_one(vlm, samples, answers, dictionary, layer, after):
     return torch.tensor(np.stack(rows))
 
 
-@pytest.mark.parametrize(("layer", "at", "batch_size"), [(1, "token", 16), (2, "predicting", 2), (3, "token", 1), (3, "predicting", 3)])
+@pytest.mark.parametrize(
+    ("layer", "at", "batch_size"),
+    [(1, "token", 16), (2, "predicting", 2), (3, "token", 1), (3, "predicting", 3)],
+)
 def test_an_occlusion_is_the_code_without_the_token(vlm, layer, at, batch_size):
     dictionary, samples = Projections(), pictures(5)
-    found = heat(vlm, samples, dictionary, [2, 0], layer, WORDS, ANSWERS, at=at, prompt=PROMPT, batch_size=batch_size)
+    found = heat(
+        vlm,
+        samples,
+        dictionary,
+        [2, 0],
+        layer,
+        WORDS,
+        ANSWERS,
+        at=at,
+        prompt=PROMPT,
+        batch_size=batch_size,
+    )
     expected = one_by_one(vlm, samples, ANSWERS, dictionary, layer, int(at == "token"))
     assert found.shape == (5, 2, 4)
     torch.testing.assert_close(found, expected[:, [2, 0]], atol=1e-5, rtol=1e-4)
@@ -89,16 +132,22 @@ def test_an_occlusion_in_other_architectures(name, tmp_path):
     vlm = load(save(name, tmp_path), device="cpu")
     samples, dictionary = pictures(3, (56, 56)), Projections(width=vlm.width)
     answers = ["a woman on the grass", "red", "the grass"]
-    found = heat(vlm, samples, dictionary, range(3), vlm.n_layers, WORDS, answers, at="token", prompt=PROMPT)
+    found = heat(
+        vlm, samples, dictionary, range(3), vlm.n_layers, WORDS, answers, at="token", prompt=PROMPT
+    )
     expected = one_by_one(vlm, samples, answers, dictionary, vlm.n_layers, 1)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-3)
     assert found.abs().max() > 0
 
 
 def test_codes_are_those_of_the_states_that_capture_gives(vlm):
-    """With every image token replaced by what it is already, nothing changes; and the state is that of the word."""
+    """With every image token replaced by what it is already, nothing changes; and
+    the state is that of the word.
+    """
     samples, dictionary = pictures(1) * 3, Projections()
-    found = heat(vlm, samples, dictionary, [0], 3, "woman", ["a woman in the grass"] * 3, prompt=PROMPT)
+    found = heat(
+        vlm, samples, dictionary, [0], 3, "woman", ["a woman in the grass"] * 3, prompt=PROMPT
+    )
     assert found.abs().max() < 1e-5
     other = pictures(4)
     kept = capture(vlm, other, 3, words="woman", answers=["a woman"] * 4, prompt=PROMPT)
@@ -106,16 +155,26 @@ def test_codes_are_those_of_the_states_that_capture_gives(vlm):
         blind = capture(vlm, other, 3, words="woman", answers=["a woman"] * 4, prompt=PROMPT)
         told = heat(vlm, other, dictionary, [0], 3, "woman", ["a woman"] * 4, prompt=PROMPT)
     assert (kept[3] - blind[3]).abs().max() > 1e-3
-    assert told.abs().max() < 1e-5  # what intervenes from outside holds inside: all pictures are the same then
+    # what intervenes from outside holds inside: all pictures are the same then
+    assert told.abs().max() < 1e-5
 
 
 def test_the_tower_runs_twice_a_batch_and_nothing_is_left_behind(vlm):
-    residual_stream(vlm, vlm.batch([PICTURE], [PROMPT]))  # a first run leaves transformers' own hooks
+    # a first run leaves transformers' own hooks
+    residual_stream(vlm, vlm.batch([PICTURE], [PROMPT]))
     runs = []
     hook = anatomy.tower(vlm.model).register_forward_hook(lambda *given: runs.append(1))
-    before = sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in vlm.model.modules())
-    heat(vlm, pictures(4), Projections(), [0], 3, WORDS, ["a woman"] * 4, prompt=PROMPT, batch_size=2)
-    after = sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in vlm.model.modules())
+    before = sum(
+        len(module._forward_hooks) + len(module._forward_pre_hooks)
+        for module in vlm.model.modules()
+    )
+    heat(
+        vlm, pictures(4), Projections(), [0], 3, WORDS, ["a woman"] * 4, prompt=PROMPT, batch_size=2
+    )
+    after = sum(
+        len(module._forward_hooks) + len(module._forward_pre_hooks)
+        for module in vlm.model.modules()
+    )
     hook.remove()
     assert len(runs) == 4
     assert (before, vlm.active, vlm.running) == (after, [], None)
@@ -129,11 +188,19 @@ def test_where_nothing_of_the_picture_has_arrived_there_is_no_heat(vlm):
 def test_an_activation_is_the_cosine_with_the_state_less_its_mean(vlm):
     dictionary, samples = Projections(), pictures(4)
     found = heat(vlm, samples, dictionary, [1, 2], 2, how="activation", prompt=PROMPT, batch_size=3)
-    kept = capture(vlm, samples, 2, span="image", reduce=None, prompt=PROMPT)[2].double().numpy().reshape(4, 4, 32)
+    kept = (
+        capture(vlm, samples, 2, span="image", reduce=None, prompt=PROMPT)[2]
+        .double()
+        .numpy()
+        .reshape(4, 4, 32)
+    )
     for n in range(4):
         for c, concept in enumerate([1, 2]):
             for t in range(4):
-                state, direction = kept[n, t] - kept[:, t].mean(axis=0), dictionary.components_[concept]
+                state, direction = (
+                    kept[n, t] - kept[:, t].mean(axis=0),
+                    dictionary.components_[concept],
+                )
                 cosine = state @ direction / np.linalg.norm(state) / np.linalg.norm(direction)
                 assert found[n, c, t].item() == pytest.approx(cosine, abs=1e-5)
 
@@ -148,7 +215,8 @@ def test_a_grid_has_the_rows_of_the_picture():
 
 @pytest.mark.parametrize("shape", [(), (0,), (3, 0)])
 def test_no_image_tokens_are_no_square(shape, monkeypatch):
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # its checks refuse some of these already
+    # its checks refuse some of these already
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     with pytest.raises(SelectionError, match="0 image tokens are no square"):
         grid(torch.zeros(shape))
 
@@ -180,7 +248,14 @@ def test_a_grid_of_what_is_not_finite_is_refused(bad):
     ],
 )
 def test_what_cannot_be_looked_at_is_refused(vlm, changed, error, told):
-    asked = {"samples": pictures(3), "dictionary": Projections(), "concepts": [0], "layer": 2, "words": WORDS, "answers": ["a woman"] * 3}
+    asked = {
+        "samples": pictures(3),
+        "dictionary": Projections(),
+        "concepts": [0],
+        "layer": 2,
+        "words": WORDS,
+        "answers": ["a woman"] * 3,
+    }
     with pytest.raises(error, match=told):
         heat(vlm, **(asked | {"prompt": PROMPT} | changed))
 
@@ -203,11 +278,32 @@ def test_pictures_of_several_sizes_are_refused(tmp_path, how, batch_size):
     vlm = load(save("qwen2_vl", tmp_path), device="cpu")
     mixed = [*pictures(2, (56, 56)), *pictures(2, (112, 56))]
     with pytest.raises(ComparisonError, match="numbers of image tokens differ: 4 and 8"):
-        heat(vlm, mixed, Projections(width=vlm.width), [0], 1, "woman", ["a woman"] * 4, how=how, prompt=PROMPT, batch_size=batch_size)
+        heat(
+            vlm,
+            mixed,
+            Projections(width=vlm.width),
+            [0],
+            1,
+            "woman",
+            ["a woman"] * 4,
+            how=how,
+            prompt=PROMPT,
+            batch_size=batch_size,
+        )
 
 
 @pytest.mark.parametrize("how", ["occlusion", "activation"])
 def test_models_whose_pictures_have_no_positions_say_so(tmp_path, how):
     vlm = load(save("mllama", tmp_path), device="cpu")
     with pytest.raises(SpanError, match="cross-attention"):
-        heat(vlm, pictures(2, (28, 28)), Projections(width=vlm.width), [0], 1, "woman", ["a woman"] * 2, how=how, prompt=PROMPT)
+        heat(
+            vlm,
+            pictures(2, (28, 28)),
+            Projections(width=vlm.width),
+            [0],
+            1,
+            "woman",
+            ["a woman"] * 2,
+            how=how,
+            prompt=PROMPT,
+        )

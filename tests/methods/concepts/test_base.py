@@ -1,4 +1,7 @@
-"""What all dictionaries promise: scikit-learn's conventions, our errors, formats, tensors, and files that are read back as they were."""
+"""What all dictionaries promise.
+
+scikit-learn's conventions, our errors, formats, tensors, and files that are read back as they were.
+"""
 
 import json
 from functools import partial
@@ -16,7 +19,13 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from xlvlms_tutorial.errors import ActivationsError, ComparisonError, LoadError, OutputError, SelectionError
+from xlvlms_tutorial.errors import (
+    ActivationsError,
+    ComparisonError,
+    LoadError,
+    OutputError,
+    SelectionError,
+)
 from xlvlms_tutorial.methods.concepts import DICTIONARIES, PCA, KMeans, SemiNMF, Simple
 from xlvlms_tutorial.methods.concepts.base import load_dictionary
 
@@ -25,7 +34,10 @@ OURS = {"semi-nmf": partial(SemiNMF, penalty=0.5), "pca": PCA, "k-means": KMeans
 
 def activations(n=40, d=12, seed=0):
     random = np.random.default_rng(seed)
-    return (random.gamma(1.0, 2.0, (n, 5)) @ random.standard_normal((5, d)) + random.standard_normal((n, d))).astype(np.float32)
+    return (
+        random.gamma(1.0, 2.0, (n, 5)) @ random.standard_normal((5, d))
+        + random.standard_normal((n, d))
+    ).astype(np.float32)
 
 
 @pytest.fixture(params=OURS)
@@ -33,9 +45,17 @@ def dictionary(request):
     return OURS[request.param](n_components=3)
 
 
-@parametrize_with_checks([SemiNMF(n_components=2, penalty=0.1), PCA(n_components=2), KMeans(n_components=2), Simple(n_components=2)])
+@parametrize_with_checks(
+    [
+        SemiNMF(n_components=2, penalty=0.1),
+        PCA(n_components=2),
+        KMeans(n_components=2),
+        Simple(n_components=2),
+    ]
+)
 def test_scikit_learn_accepts_the_estimator(estimator, check, monkeypatch):
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # its checks hand over what annotations rule out
+    # its checks hand over what annotations rule out
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     check(estimator)
 
 
@@ -56,7 +76,9 @@ def test_tensors_are_as_good_as_arrays_and_halves_are_widened(dictionary, dtype)
     A = torch.from_numpy(activations()).to(dtype).requires_grad_()
     codes = dictionary.fit(A).transform(A)
     assert codes.dtype == np.float32
-    np.testing.assert_array_equal(codes, clone(dictionary).fit_transform(A.detach().float().numpy()))
+    np.testing.assert_array_equal(
+        codes, clone(dictionary).fit_transform(A.detach().float().numpy())
+    )
     if dtype == torch.float16:
         np.testing.assert_array_equal(codes, dictionary.transform(A.detach().numpy()))
 
@@ -100,7 +122,10 @@ def test_fewer_samples_than_concepts_are_refused(dictionary):
     assert len(dictionary.components_) == 3
 
 
-@pytest.mark.parametrize(("dtype", "value"), [(torch.float64, 0.0), (torch.float32, 3.0), (torch.float32, 0.0), (torch.bfloat16, -500.0)])
+@pytest.mark.parametrize(
+    ("dtype", "value"),
+    [(torch.float64, 0.0), (torch.float32, 3.0), (torch.float32, 0.0), (torch.bfloat16, -500.0)],
+)
 @pytest.mark.parametrize("name", [*OURS, "sae"])
 def test_dimensions_that_do_not_vary_are_no_harm(name, dtype, value):
     dictionary = (OURS | {"sae": partial(DICTIONARIES["sae"], max_iter=20)})[name](n_components=3)
@@ -124,7 +149,9 @@ def test_the_massive_dimension_of_bfloat16_is_no_harm():
 
 @pytest.mark.parametrize("n", [3, 40])
 def test_samples_that_are_all_the_same_are_refused(dictionary, n):
-    with pytest.raises(ActivationsError, match=f"all {n} samples are the same; give samples that differ"):
+    with pytest.raises(
+        ActivationsError, match=f"all {n} samples are the same; give samples that differ"
+    ):
         dictionary.fit(np.repeat(activations()[:1], n, axis=0))
 
 
@@ -136,16 +163,25 @@ def test_what_is_no_matrix_is_refused(dictionary):
 
 def test_another_width_is_refused(dictionary):
     dictionary.fit(activations())
-    with pytest.raises(ComparisonError, match="widths of the activations differ: 12 and 11; X has 11 features"):
+    with pytest.raises(
+        ComparisonError, match="widths of the activations differ: 12 and 11; X has 11 features"
+    ):
         dictionary.transform(activations()[:, :11])
-    with pytest.raises(ComparisonError, match=r"shapes of the codes differ: \('n', 3\) and \(40, 2\)"):
+    with pytest.raises(
+        ComparisonError, match=r"shapes of the codes differ: \('n', 3\) and \(40, 2\)"
+    ):
         dictionary.inverse_transform(np.ones((40, 2)))
     with pytest.raises(ComparisonError, match="shapes of the codes"):
         dictionary.inverse_transform(np.ones(3))
 
 
 def test_nothing_comes_from_a_dictionary_that_was_not_fitted(dictionary, tmp_path):
-    for use in (dictionary.transform, dictionary.inverse_transform, dictionary.reconstruct, partial(dictionary.save, tmp_path / "d", {})):
+    for use in (
+        dictionary.transform,
+        dictionary.inverse_transform,
+        dictionary.reconstruct,
+        partial(dictionary.save, tmp_path / "d", {}),
+    ):
         with pytest.raises(NotFittedError):
             use(*[activations()] * (not isinstance(use, partial)))
 
@@ -160,7 +196,9 @@ def test_a_device_that_is_not_there_is_refused(dictionary):
 def test_a_file_gives_back_what_was_saved(dictionary, tmp_path):
     table = pd.DataFrame(activations(), columns=[f"c{k}" for k in range(12)])
     dictionary.fit(table)
-    path = dictionary.save(tmp_path / "new" / "d.safetensors", {"model": "pocket-llava", "layer": 30})
+    path = dictionary.save(
+        tmp_path / "new" / "d.safetensors", {"model": "pocket-llava", "layer": 30}
+    )
     loaded = load_dictionary(path)
     assert type(loaded) is type(dictionary)
     assert loaded.get_params() == dictionary.get_params()
@@ -183,45 +221,62 @@ def test_other_files_are_refused(tmp_path):
     with pytest.raises(LoadError, match="no dictionary of format"):
         load_dictionary(path)
     told = {"class": "Forest", "parameters": {}, "fitted": {}, "provenance": {}}
-    said = {"format": "xlvlms dictionary 1"} | {name: json.dumps(value) for name, value in told.items()}
+    said = {"format": "xlvlms dictionary 1"} | {
+        name: json.dumps(value) for name, value in told.items()
+    }
     save_file({"components_": np.ones((2, 3))}, path, said)
     with pytest.raises(LoadError, match="class 'Forest'; known: .*SemiNMF"):
         load_dictionary(path)
     for part, value in (("parameters", "{"), ("parameters", '{"colour": 1}'), ("class", None)):
-        broken = {name: text for name, text in (said | {"class": '"PCA"', part: value}).items() if text is not None}
+        broken = {
+            name: text
+            for name, text in (said | {"class": '"PCA"', part: value}).items()
+            if text is not None
+        }
         save_file({"components_": np.ones((2, 3))}, path, broken)
         with pytest.raises(LoadError, match="damaged"):
             load_dictionary(path)
 
 
-@pytest.mark.parametrize("damage", [
-    lambda arrays, told: arrays.pop("components_"),
-    lambda arrays, told: arrays.update(components_=np.ones((2, 5))),
-    lambda arrays, told: arrays.update(components_=np.ones(12)),
-    lambda arrays, told: arrays["components_"].fill(np.nan),
-    lambda arrays, told: arrays["mean_"].__setitem__(3, np.inf),
-    lambda arrays, told: arrays.update(mean_=np.ones(5)),
-    lambda arrays, told: arrays.pop("mean_"),
-    lambda arrays, told: arrays.update(_checked=np.ones(2)),
-    lambda arrays, told: told["fitted"].pop("n_features_in_"),
-    lambda arrays, told: told["fitted"].update(n_features_in_=11),
-    lambda arrays, told: told["fitted"].update(transform="x"),
-    lambda arrays, told: told["fitted"].update(n_components=2),
-    lambda arrays, told: told["fitted"].update(components_=[[1, 2]]),
-    lambda arrays, told: told.update(fitted=[]),
-    lambda arrays, told: told.update(fitted=None),
-    lambda arrays, told: told.update(parameters=[1]),
-    lambda arrays, told: told.update(parameters={"n_components": "3"}),
-    lambda arrays, told: told.update(provenance=3),
-    lambda arrays, told: told.update({"class": {}}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda arrays, told: arrays.pop("components_"),
+        lambda arrays, told: arrays.update(components_=np.ones((2, 5))),
+        lambda arrays, told: arrays.update(components_=np.ones(12)),
+        lambda arrays, told: arrays["components_"].fill(np.nan),
+        lambda arrays, told: arrays["mean_"].__setitem__(3, np.inf),
+        lambda arrays, told: arrays.update(mean_=np.ones(5)),
+        lambda arrays, told: arrays.pop("mean_"),
+        lambda arrays, told: arrays.update(_checked=np.ones(2)),
+        lambda arrays, told: told["fitted"].pop("n_features_in_"),
+        lambda arrays, told: told["fitted"].update(n_features_in_=11),
+        lambda arrays, told: told["fitted"].update(transform="x"),
+        lambda arrays, told: told["fitted"].update(n_components=2),
+        lambda arrays, told: told["fitted"].update(components_=[[1, 2]]),
+        lambda arrays, told: told.update(fitted=[]),
+        lambda arrays, told: told.update(fitted=None),
+        lambda arrays, told: told.update(parameters=[1]),
+        lambda arrays, told: told.update(parameters={"n_components": "3"}),
+        lambda arrays, told: told.update(provenance=3),
+        lambda arrays, told: told.update({"class": {}}),
+    ],
+)
 def test_a_file_whose_parts_do_not_go_together_is_refused(damage, tmp_path):
     path = PCA(3).fit(activations()).save(tmp_path / "d", {"model": "pocket-llava"})
     with safe_open(path, "np") as file:
-        arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (the file is no mapping)
-        told = {name: json.loads(text) for name, text in file.metadata().items() if name != "format"}
+        # the file is no mapping
+        arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        told = {
+            name: json.loads(text) for name, text in file.metadata().items() if name != "format"
+        }
     damage(arrays, told)
-    save_file(arrays, path, {"format": "xlvlms dictionary 1"} | {name: json.dumps(value) for name, value in told.items()})
+    save_file(
+        arrays,
+        path,
+        {"format": "xlvlms dictionary 1"}
+        | {name: json.dumps(value) for name, value in told.items()},
+    )
     with pytest.raises(LoadError, match="damaged|class"):
         load_dictionary(path)
 
@@ -230,7 +285,8 @@ def test_a_file_whose_parts_do_not_go_together_is_refused(damage, tmp_path):
 def test_descriptions_of_any_depth_or_kind_are_refused(text, tmp_path):
     path = PCA(3).fit(activations()).save(tmp_path / "d", {})
     with safe_open(path, "np") as file:
-        arrays, told = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
+        arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        told = file.metadata()
     for part in ("class", "parameters", "fitted", "provenance"):
         save_file(arrays, path, told | {part: text})
         with pytest.raises(LoadError, match="damaged|class"):

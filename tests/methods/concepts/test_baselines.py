@@ -16,7 +16,11 @@ from xlvlms_tutorial.methods.concepts.baselines import PCA, KMeans, Simple
 
 def activations(n=60, d=15, seed=0):
     random = np.random.default_rng(seed)
-    return random.standard_normal((n, 4)) @ random.standard_normal((4, d)) * 3 + random.standard_normal((n, d)) + 10
+    return (
+        random.standard_normal((n, 4)) @ random.standard_normal((4, d)) * 3
+        + random.standard_normal((n, d))
+        + 10
+    )
 
 
 def clusters(n=120, d=8, k=5, seed=0, offset=0.0):
@@ -29,12 +33,23 @@ def clusters(n=120, d=8, k=5, seed=0, offset=0.0):
 @pytest.mark.parametrize(("dtype", "close"), [(np.float64, 1e-9), (np.float32, 1e-3)])
 def test_principal_components_are_scikit_learns(n, d, dtype, close):
     A = activations(n, d).astype(dtype)
-    ours, theirs = PCA(4).fit(A), sklearn.decomposition.PCA(4, svd_solver="full").fit(A.astype(float))
+    ours, theirs = (
+        PCA(4).fit(A),
+        sklearn.decomposition.PCA(4, svd_solver="full").fit(A.astype(float)),
+    )
     signs = np.sign((ours.components_ * theirs.components_).sum(axis=1))
     np.testing.assert_allclose(ours.components_, signs[:, None] * theirs.components_, atol=close)
-    np.testing.assert_allclose(ours.transform(A), signs * theirs.transform(A.astype(float)), atol=30 * close)
-    np.testing.assert_allclose(ours.reconstruct(A), theirs.inverse_transform(theirs.transform(A.astype(float))), atol=30 * close)
-    np.testing.assert_allclose(ours.explained_variance_ratio_, theirs.explained_variance_ratio_, atol=close)
+    np.testing.assert_allclose(
+        ours.transform(A), signs * theirs.transform(A.astype(float)), atol=30 * close
+    )
+    np.testing.assert_allclose(
+        ours.reconstruct(A),
+        theirs.inverse_transform(theirs.transform(A.astype(float))),
+        atol=30 * close,
+    )
+    np.testing.assert_allclose(
+        ours.explained_variance_ratio_, theirs.explained_variance_ratio_, atol=close
+    )
     largest = np.abs(ours.components_).argmax(axis=1)
     assert (ours.components_[np.arange(4), largest] > 0).all()
 
@@ -59,7 +74,9 @@ def test_codes_of_components_have_both_signs_and_mean_zero():
 
 
 def test_more_components_than_dimensions_are_refused():
-    with pytest.raises(SelectionError, match="n_components is 16; activations of width 15 have at most 15"):
+    with pytest.raises(
+        SelectionError, match="n_components is 16; activations of width 15 have at most 15"
+    ):
         PCA(16).fit(activations())
 
 
@@ -73,7 +90,9 @@ def test_clear_clusters_are_those_of_scikit_learn(dtype, offset):
     assert len(set(zip(ours.labels_, theirs.labels_, strict=True))) == 5
     assert len(set(ours.labels_[:5])) == 5
     for k in range(5):
-        np.testing.assert_allclose(ours.components_[k], A[ours.labels_ == k].mean(axis=0), rtol=1e-5, atol=1e-4)
+        np.testing.assert_allclose(
+            ours.components_[k], A[ours.labels_ == k].mean(axis=0), rtol=1e-5, atol=1e-4
+        )
     assert ours.converged_
 
 
@@ -95,17 +114,25 @@ def test_codes_fall_with_the_distance_and_stand_for_the_nearest_concept(kind, dt
     A = clusters(offset=30.0).astype(dtype)
     model = kind(5).fit(A)
     distances = np.linalg.norm(A.astype(float)[:, None] - model.components_, axis=2)
-    np.testing.assert_allclose(model.transform(A), 1 / (1 + distances), rtol=1e-6 if dtype == np.float32 else 1e-12)
+    np.testing.assert_allclose(
+        model.transform(A), 1 / (1 + distances), rtol=1e-6 if dtype == np.float32 else 1e-12
+    )
     np.testing.assert_array_equal(model.reconstruct(A), model.components_[distances.argmin(axis=1)])
 
 
 def offset_clusters(n, d, k, norm, massive=()):
-    """Clusters .7 wide around centres 10 apart, all moved by a vector of some norm, or only in the massive dimensions."""
+    """Clusters .7 wide around centres 10 apart, all moved by a vector of some norm, or
+    only in the massive dimensions.
+    """
     random = np.random.default_rng(d)
     away = np.zeros(d) if massive else random.standard_normal(d)
     away[list(massive)] = 1.0
     centres = 10 * random.standard_normal((k, d)) / np.sqrt(d)
-    return centres[np.arange(n) % k] + 0.7 * random.standard_normal((n, d)) + norm * away / np.linalg.norm(away)
+    return (
+        centres[np.arange(n) % k]
+        + 0.7 * random.standard_normal((n, d))
+        + norm * away / np.linalg.norm(away)
+    )
 
 
 @pytest.mark.parametrize("norm", [0.0, 1e4, 1e6])
@@ -117,7 +144,9 @@ def test_codes_keep_their_digits_whatever_states_have_in_common(dtype, kind, mas
     model = kind(6).fit(A)
     codes = model.transform(A)
     distances = np.linalg.norm(A.astype(float)[:, None] - model.components_, axis=2)
-    np.testing.assert_allclose(codes, 1 / (1 + distances), rtol=1e-6 if dtype == np.float32 else 1e-12)
+    np.testing.assert_allclose(
+        codes, 1 / (1 + distances), rtol=1e-6 if dtype == np.float32 else 1e-12
+    )
     for rows in (1, 7, 24, 26, 149):
         np.testing.assert_array_equal(model.transform(A[:rows]), codes[:rows])
     if kind is Simple:
@@ -139,7 +168,9 @@ def test_the_best_of_more_starts_is_no_worse_and_seeds_repeat():
     A = activations(200, 10)
     few, many = (KMeans(9, n_init=n).fit(A).inertia_ for n in (1, 6))
     assert many <= few
-    np.testing.assert_array_equal(KMeans(4, seed=2).fit(A).components_, KMeans(4, seed=2).fit(A).components_)
+    np.testing.assert_array_equal(
+        KMeans(4, seed=2).fit(A).components_, KMeans(4, seed=2).fit(A).components_
+    )
 
 
 def test_equal_samples_leave_no_cluster_undefined():

@@ -36,9 +36,16 @@ def test_no_code_that_is_left_out_is_larger(m, k, seed, data):
         expected = sorted(range(k), key=lambda j: -sizes[row, j])[:n]
         assert top[row].tolist() == expected
     table = most_activating(codes, m)
-    assert sorted(map(tuple, table[["concept", "row"]].to_numpy())) == [(j, i) for j in range(k) for i in range(m)]
+    assert sorted(map(tuple, table[["concept", "row"]].to_numpy())) == [
+        (j, i) for j in range(k) for i in range(m)
+    ]
     assert table["activation"].dtype == np.float32
-    assert (table.groupby("concept")["activation"].apply(lambda found: np.diff(found.abs()).max(initial=-1)) <= 0).all()
+    assert (
+        table.groupby("concept")["activation"].apply(
+            lambda found: np.diff(found.abs()).max(initial=-1)
+        )
+        <= 0
+    ).all()
 
 
 @pytest.mark.parametrize("use", [top_concepts, most_activating])
@@ -53,4 +60,7 @@ def test_what_is_no_matrix_of_codes_is_refused(use):
 
 def test_every_dictionary_has_a_name_and_is_in_the_module():
     assert list(DICTIONARIES) == ["semi-nmf", "pca", "k-means", "simple", "sae"]
-    assert all(issubclass(kind, Dictionary) and getattr(concepts, kind.__name__) is kind for kind in DICTIONARIES.values())
+    assert all(
+        issubclass(kind, Dictionary) and getattr(concepts, kind.__name__) is kind
+        for kind in DICTIONARIES.values()
+    )

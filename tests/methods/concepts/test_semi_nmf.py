@@ -1,4 +1,6 @@
-"""Semi-NMF against slow loops, the conditions of a minimum, and scikit-learn's solvers of the same problem."""
+"""Semi-NMF against slow loops, the conditions of a minimum, and
+scikit-learn's solvers of the same problem.
+"""
 
 import math
 import warnings
@@ -25,7 +27,11 @@ def activations(n=80, d=30, k=6, noise=0.3, offset=4.0, seed=0):
     directions /= np.linalg.norm(directions, axis=1, keepdims=True)
     codes = random.gamma(2.0, 3.0, (n, k)) * (random.random((n, k)) < 0.4)
     common = random.standard_normal(d)
-    return codes @ directions + offset * common / np.linalg.norm(common) + noise * random.standard_normal((n, d))
+    return (
+        codes @ directions
+        + offset * common / np.linalg.norm(common)
+        + noise * random.standard_normal((n, d))
+    )
 
 
 def objective(A, Z, D, penalty):
@@ -51,7 +57,11 @@ def test_a_sweep_over_the_codes_is_the_double_loop():
 
 def test_a_sweep_over_the_atoms_is_the_loop():
     random = np.random.default_rng(1)
-    A, D, Z = random.standard_normal((9, 5)), random.standard_normal((4, 5)) / 4, random.random((9, 4))
+    A, D, Z = (
+        random.standard_normal((9, 5)),
+        random.standard_normal((4, 5)) / 4,
+        random.random((9, 4)),
+    )
     Z[:, 1] = 0  # an atom that is not used stays
     Z[:, 3] *= 100  # and this one's best place is well within the ball
     ours, products, gram = tensors(D, Z.T @ A, Z.T @ Z)
@@ -72,7 +82,14 @@ def test_blocks_of_samples_change_nothing(monkeypatch):
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.integers(1, 12), st.integers(1, 8), st.integers(1, 6), st.floats(0.01, 5), st.floats(0, 0.999), st.integers(0, 2**20))
+@given(
+    st.integers(1, 12),
+    st.integers(1, 8),
+    st.integers(1, 6),
+    st.floats(0.01, 5),
+    st.floats(0, 0.999),
+    st.integers(0, 2**20),
+)
 def test_codes_meet_the_conditions_of_a_minimum(n, d, k, penalty, alike, seed):
     random = np.random.default_rng(seed)
     A, D = random.standard_normal((n, d)), random.standard_normal((k, d))
@@ -92,7 +109,9 @@ def test_codes_are_those_of_scikit_learns_lasso_with_half_the_penalty():
     theirs = sparse_encode(A, D, algorithm="lasso_cd", alpha=1.0, positive=True, max_iter=10_000)
     np.testing.assert_allclose(ours, theirs, atol=5e-3 * ours.max())
     assert objective(A, ours, D, 2.0) <= objective(A, theirs, D, 2.0) * (1 + 1e-12)
-    one = Lasso(alpha=1.0 / len(D[0]), positive=True, fit_intercept=False, tol=1e-12, max_iter=100_000).fit(D.T, A[3])
+    one = Lasso(
+        alpha=1.0 / len(D[0]), positive=True, fit_intercept=False, tol=1e-12, max_iter=100_000
+    ).fit(D.T, A[3])
     np.testing.assert_allclose(ours[3], one.coef_, atol=1e-6)
 
 
@@ -115,7 +134,9 @@ def test_equal_atoms_leave_the_codes_finite():
 
 
 @pytest.mark.parametrize(("dtype", "rounding"), [(np.float64, 1e-12), (np.float32, 1e-6)])
-@pytest.mark.parametrize(("n", "d", "k"), [(80, 30, 6), (25, 90, 6), (90, 6, 6), (60, 5, 9), (150, 120, 12)])
+@pytest.mark.parametrize(
+    ("n", "d", "k"), [(80, 30, 6), (25, 90, 6), (90, 6, 6), (60, 5, 9), (150, 120, 12)]
+)
 def test_the_objective_never_rises_and_is_what_it_says(dtype, rounding, n, d, k):
     A = activations(n, d).astype(dtype)
     model = SemiNMF(k, penalty=1.0).fit(A)
@@ -135,12 +156,21 @@ def test_the_minimum_is_no_higher_than_scikit_learns(n, d, k, penalty):
     A = activations(n, d, k=8)
     ours = SemiNMF(k, penalty=penalty).fit(A).objective_[-1]
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # its lassos do not converge, least of all without a penalty
+        # its lassos do not converge, least of all without a penalty
+        warnings.simplefilter("ignore")
         theirs = DictionaryLearning(
-            k, alpha=penalty / 2, positive_code=True, fit_algorithm="cd", transform_algorithm="lasso_cd", max_iter=300, random_state=0
+            k,
+            alpha=penalty / 2,
+            positive_code=True,
+            fit_algorithm="cd",
+            transform_algorithm="lasso_cd",
+            max_iter=300,
+            random_state=0,
         ).fit(A)
         D = theirs.components_
-    assert ours <= objective(A, exact_codes(*tensors(D, A), penalty).numpy(), D, penalty) * (1 + 1e-3)
+    assert ours <= objective(A, exact_codes(*tensors(D, A), penalty).numpy(), D, penalty) * (
+        1 + 1e-3
+    )
 
 
 def test_the_dictionary_cannot_be_improved_outside_the_subspace():
@@ -165,7 +195,9 @@ def test_directions_without_noise_are_found():
 def test_unused_atoms_begin_anew_and_the_objective_stays():
     A = torch.from_numpy(activations())
     space = descent._Subspace(A.T.contiguous(), float(A.square().sum()), 1.0)
-    D = torch.nn.functional.normalize(torch.from_numpy(np.random.default_rng(0).standard_normal((4, 30))))
+    D = torch.nn.functional.normalize(
+        torch.from_numpy(np.random.default_rng(0).standard_normal((4, 30)))
+    )
     D[2] = -torch.nn.functional.normalize(A.mean(dim=0), dim=0)
     Z = torch.zeros(4, 80, dtype=torch.float64)
     _, point = space.step(Z, D, Z, 0.0)
@@ -173,7 +205,9 @@ def test_unused_atoms_begin_anew_and_the_objective_stays():
     value = objective(A.numpy(), point.Z.numpy().T, point.D.numpy(), 1.0)
     rest = (A - point.Z.T @ point.D).norm(dim=1)
     assert space.revive(point)
-    assert objective(A.numpy(), point.Z.numpy().T, point.D.numpy(), 1.0) == pytest.approx(value, rel=1e-12)
+    assert objective(A.numpy(), point.Z.numpy().T, point.D.numpy(), 1.0) == pytest.approx(
+        value, rel=1e-12
+    )
     assert point.D[2].norm() == pytest.approx(1)
     _, after = space.step(point.Z, point.D, point.Z, 0.0)
     assert after.Z[2, rest.argmax()] > 0
@@ -182,7 +216,9 @@ def test_unused_atoms_begin_anew_and_the_objective_stays():
 
 
 def test_atoms_that_would_not_be_used_either_are_left():
-    D = torch.nn.functional.normalize(torch.tensor([[1.0, 1, 1], [-1, -1, -1]], dtype=torch.float64))
+    D = torch.nn.functional.normalize(
+        torch.tensor([[1.0, 1, 1], [-1, -1, -1]], dtype=torch.float64)
+    )
     A = 2 * D[:1] + torch.eye(5, 3, dtype=torch.float64) / 100
     space = descent._Subspace(A.T.contiguous(), float(A.square().sum()), 1.0)
     point = descent._Point(torch.tensor([[2.0] * 5, [0.0] * 5], dtype=torch.float64), D.clone())
@@ -212,7 +248,9 @@ def test_too_few_steps_are_reported():
 
 def test_a_larger_penalty_gives_sparser_codes_and_one_beyond_all_activations_is_refused():
     A = activations()
-    shares = [(SemiNMF(6, penalty=penalty).fit_transform(A) > 0).mean() for penalty in (0.0, 4.0, 12.0)]
+    shares = [
+        (SemiNMF(6, penalty=penalty).fit_transform(A) > 0).mean() for penalty in (0.0, 4.0, 12.0)
+    ]
     assert shares == sorted(shares, reverse=True)
     assert shares[0] > shares[-1]
     largest = np.linalg.norm(A, axis=1).max()
@@ -222,7 +260,14 @@ def test_a_larger_penalty_gives_sparser_codes_and_one_beyond_all_activations_is_
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("penalty", -1.0), ("penalty", math.nan), ("penalty", math.inf), ("tol", -1e-9), ("max_iter", 0), ("seed", -1)],
+    [
+        ("penalty", -1.0),
+        ("penalty", math.nan),
+        ("penalty", math.inf),
+        ("tol", -1e-9),
+        ("max_iter", 0),
+        ("seed", -1),
+    ],
 )
 def test_parameters_that_make_no_sense_are_refused(name, value):
     with pytest.raises(SelectionError, match=f"{name} is"):

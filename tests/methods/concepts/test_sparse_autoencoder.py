@@ -14,14 +14,18 @@ K, ACTIVE = 16, 3
 
 
 def planted(n=400, d=48, offset=2.0, noise=0.1, seed=0):
-    """Activations of which each is an offset, three of sixteen directions, and a little noise; and these directions."""
+    """Activations of which each is an offset, three of sixteen directions, and a
+    little noise; and these directions.
+    """
     rng = np.random.default_rng(seed)
     directions = rng.normal(size=(K, d))
     directions /= np.linalg.norm(directions, axis=1, keepdims=True)
     places = rng.random((n, K)).argsort(axis=1)[:, :ACTIVE]
     codes = np.zeros((n, K))
     np.put_along_axis(codes, places, rng.uniform(0.5, 1.5, size=(n, ACTIVE)), axis=1)
-    return codes @ directions + noise * rng.normal(size=(n, d)) / np.sqrt(d) + offset * rng.normal(size=d) / np.sqrt(d), directions
+    return codes @ directions + noise * rng.normal(size=(n, d)) / np.sqrt(d) + offset * rng.normal(
+        size=d
+    ) / np.sqrt(d), directions
 
 
 def likeness(found, directions):
@@ -72,7 +76,9 @@ def test_codes_and_reconstructions_agree_with_a_plain_loop(data, fitted):
         wanted = np.maximum((a - fitted.bias_) @ fitted.encoder_ + fitted.encoder_bias_, 0)
         wanted[np.argsort(wanted)[:-ACTIVE]] = 0
         np.testing.assert_allclose(codes[i], wanted, rtol=1e-10)
-        np.testing.assert_allclose(given_back[i], wanted @ fitted.components_ + fitted.bias_, rtol=1e-10)
+        np.testing.assert_allclose(
+            given_back[i], wanted @ fitted.components_ + fitted.bias_, rtol=1e-10
+        )
 
 
 def test_gradients_are_those_of_automatic_differentiation():
@@ -85,7 +91,8 @@ def test_gradients_are_those_of_automatic_differentiation():
     direction, encoder, encoder_bias, bias = leaves
     pre = (A - bias) @ encoder + encoder_bias
     mask = (pre >= pre.topk(2, dim=1).values[:, -1:]) & (pre > 0)
-    decoder = direction / direction.norm(dim=1, keepdim=True)  # its gradient has no part along the rows
+    # its gradient has no part along the rows
+    decoder = direction / direction.norm(dim=1, keepdim=True)
     theirs = ((pre * mask) @ decoder + bias - A).square().sum(dim=1).mean()
     theirs.backward()
     torch.testing.assert_close(loss, theirs.detach())
@@ -108,7 +115,9 @@ def test_steps_are_those_of_adam():
 
 def test_the_seed_decides_everything_and_the_number_format_nothing(data):
     A = data[0]
-    one, again, other = (TopKSAE(K, ACTIVE, max_iter=60, batch_size=100, seed=seed).fit(A) for seed in (3, 3, 4))
+    one, again, other = (
+        TopKSAE(K, ACTIVE, max_iter=60, batch_size=100, seed=seed).fit(A) for seed in (3, 3, 4)
+    )
     np.testing.assert_array_equal(one.components_, again.components_)
     np.testing.assert_array_equal(one.transform(A), again.transform(A))
     assert not np.allclose(one.components_, other.components_)
@@ -119,9 +128,14 @@ def test_the_seed_decides_everything_and_the_number_format_nothing(data):
 
 def test_the_units_of_the_activations_do_not_matter(data):
     A = data[0]
-    one, other = TopKSAE(K, ACTIVE, max_iter=30).fit(A), TopKSAE(K, ACTIVE, max_iter=30).fit(A * 1024)
+    one, other = (
+        TopKSAE(K, ACTIVE, max_iter=30).fit(A),
+        TopKSAE(K, ACTIVE, max_iter=30).fit(A * 1024),
+    )
     np.testing.assert_allclose(other.components_, one.components_, atol=1e-4)
-    np.testing.assert_allclose(other.transform(A * 1024), 1024 * one.transform(A), rtol=1e-3, atol=0.1)
+    np.testing.assert_allclose(
+        other.transform(A * 1024), 1024 * one.transform(A), rtol=1e-3, atol=0.1
+    )
 
 
 def test_dead_concepts_begin_anew_at_what_is_lacking():
@@ -146,14 +160,26 @@ def test_batches_see_every_sample_once_a_round():
 
 def test_saved_and_loaded_it_gives_the_same_codes(data, fitted, tmp_path):
     path = fitted.save(tmp_path / "sae.safetensors", {"layer": 3})
-    np.testing.assert_array_equal(load_dictionary(path).transform(data[0]), fitted.transform(data[0]))
+    np.testing.assert_array_equal(
+        load_dictionary(path).transform(data[0]), fitted.transform(data[0])
+    )
 
 
 @pytest.mark.parametrize(
     "settings",
-    [{"k": 0}, {"k": 17}, {"k": 1.5}, {"max_iter": 0}, {"batch_size": 0}, {"seed": -1}, {"learning_rate": 0.0},
-     {"learning_rate": float("nan")}, {"learning_rate": "fast"}, {"n_components": 0}],
-)  # fmt: skip
+    [
+        {"k": 0},
+        {"k": 17},
+        {"k": 1.5},
+        {"max_iter": 0},
+        {"batch_size": 0},
+        {"seed": -1},
+        {"learning_rate": 0.0},
+        {"learning_rate": float("nan")},
+        {"learning_rate": "fast"},
+        {"n_components": 0},
+    ],
+)
 def test_parameters_without_meaning_are_refused_before_anything_is_learnt(data, settings):
     with pytest.raises(SelectionError):
         TopKSAE(K, ACTIVE).set_params(**settings).fit(data[0])
@@ -170,5 +196,6 @@ def test_activations_that_cannot_be_used_are_refused(data, fitted):
 
 @parametrize_with_checks([TopKSAE(n_components=2, k=1, max_iter=20)])
 def test_it_is_a_scikit_learn_estimator(estimator, check, monkeypatch):
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # it would refuse a sparse matrix before the estimator does
+    # it would refuse a sparse matrix before the estimator does
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     check(estimator)

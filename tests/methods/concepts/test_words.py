@@ -1,4 +1,6 @@
-"""Words of directions against a full sort in float64, what counts as a word in tokenizers of four kinds, and random references."""
+"""Words of directions against a full sort in float64, what counts as a word in tokenizers of
+four kinds, and random references.
+"""
 
 import gc
 import math
@@ -16,7 +18,13 @@ from transformers import PreTrainedTokenizerFast
 
 from tests.support.tiny import tiny_llava, tiny_tokenizer
 from tests.support.tokenizers import bert_tokenizer, bytes_tokenizer, pieces_tokenizer
-from xlvlms_tutorial.errors import ActivationsError, ComparisonError, EstimateError, SelectionError, WordListError
+from xlvlms_tutorial.errors import (
+    ActivationsError,
+    ComparisonError,
+    EstimateError,
+    SelectionError,
+    WordListError,
+)
 from xlvlms_tutorial.methods.concepts.words import as_lists, random_words, words
 from xlvlms_tutorial.methods.logit_lens import wordlists
 from xlvlms_tutorial.methods.logit_lens.wordlists import ENGLISH, WordFilter, admissible
@@ -27,9 +35,14 @@ ANY = WordFilter(stop=frozenset(), min_length=1, min_frequency=0)
 COLUMNS = ["concept", "rank", "word", "token_id", "score"]
 
 
-def found_in(tokenizer: PreTrainedTokenizerFast, chosen: WordFilter = ENGLISH, size: int | None = None) -> dict[str, list[str]]:
+def found_in(
+    tokenizer: PreTrainedTokenizerFast, chosen: WordFilter = ENGLISH, size: int | None = None
+) -> dict[str, list[str]]:
     found = admissible(tokenizer, len(tokenizer) if size is None else size, chosen)
-    return {word: sorted(set(tokenizer.convert_ids_to_tokens(row))) for word, row in zip(found.words, found.forms.tolist(), strict=True)}
+    return {
+        word: sorted(set(tokenizer.convert_ids_to_tokens(row)))
+        for word, row in zip(found.words, found.forms.tolist(), strict=True)
+    }
 
 
 @pytest.fixture
@@ -62,23 +75,35 @@ def test_whole_words_that_begin_a_word_count_in_byte_level_vocabularies():
         "Ġa_b",
     ]
     assert found_in(bytes_tokenizer(tokens)) == {
-        "bicycle": ["Ġbicycle"], "dog": ["ĠDOG", "ĠDog", "Ġdog"], "dog's": ["Ġdog's"]
-    }  # fmt: skip
+        "bicycle": ["Ġbicycle"],
+        "dog": ["ĠDOG", "ĠDog", "Ġdog"],
+        "dog's": ["Ġdog's"],
+    }
 
 
 def test_and_in_sentencepiece_vocabularies():
-    assert found_in(pieces_tokenizer()) == {"cat": ["▁cat"], "dog": ["▁Dog", "▁dog"], "hot": ["▁hot"], "red": ["▁red"]}
+    assert found_in(pieces_tokenizer()) == {
+        "cat": ["▁cat"],
+        "dog": ["▁Dog", "▁dog"],
+        "hot": ["▁hot"],
+        "red": ["▁red"],
+    }
 
 
 def test_and_in_wordpiece_vocabularies():
-    assert found_in(bert_tokenizer(["##ing", "walk", "##dog", "dog", "the", "Walk", "bicy"])) == {"dog": ["dog"], "walk": ["Walk", "walk"]}
+    assert found_in(bert_tokenizer(["##ing", "walk", "##dog", "dog", "the", "Walk", "bicy"])) == {
+        "dog": ["dog"],
+        "walk": ["Walk", "walk"],
+    }
 
 
 def test_and_where_every_token_is_a_word():
     found = found_in(tiny_tokenizer())
     assert {"woman", "grass", "key", "blue", "red"} < set(found)
     assert not {"a", "the", "is", "on", ".", "?", "<image>", "user\n"} & set(found)
-    assert not {token for row in found.values() for token in row} & set(tiny_tokenizer().all_special_tokens)
+    assert not {token for row in found.values() for token in row} & set(
+        tiny_tokenizer().all_special_tokens
+    )
 
 
 def test_a_vocabulary_and_an_unembedding_of_other_sizes():
@@ -91,7 +116,8 @@ def test_a_vocabulary_and_an_unembedding_of_other_sizes():
     ("chosen", "expected"),
     [
         (WordFilter(words={"Cat", "the"}), {"cat"}),  # a stop word stays one
-        (WordFilter(words={"the", "skateboarder"}, stop=()), {"the", "skateboarder"}),  # a list needs no frequency
+        # a list needs no frequency
+        (WordFilter(words={"the", "skateboarder"}, stop=()), {"the", "skateboarder"}),
         (WordFilter(stop={"DOG"}, min_length=2), {"the", "of", "cat", "skate", "ox"}),
         (WordFilter(min_frequency=4.5), {"dog", "cat"}),
         (WordFilter(min_frequency=0), {"dog", "cat", "skate", "skateboarder", "bicy"}),
@@ -101,13 +127,29 @@ def test_a_vocabulary_and_an_unembedding_of_other_sizes():
     ],
 )
 def test_filters_are_data(chosen, expected):
-    tokens = ["Ġdog", "Ġcat", "Ġthe", "Ġof", "Ġox", "Ġskate", "Ġskateboarder", "Ġbicy", "7", "Ġ12", "Ġ3.5", "Ġb2", "1a"]
+    tokens = [
+        "Ġdog",
+        "Ġcat",
+        "Ġthe",
+        "Ġof",
+        "Ġox",
+        "Ġskate",
+        "Ġskateboarder",
+        "Ġbicy",
+        "7",
+        "Ġ12",
+        "Ġ3.5",
+        "Ġb2",
+        "1a",
+    ]
     assert set(found_in(bytes_tokenizer(tokens), chosen)) == expected
     assert all(chosen.admits(word) for word in expected)
 
 
 def test_the_least_frequency_is_that_of_the_package():
-    assert wordfreq.zipf_frequency("grass", "en") == (at := wordfreq.zipf_frequency(" GRASS".strip(), "en"))
+    assert wordfreq.zipf_frequency("grass", "en") == (
+        at := wordfreq.zipf_frequency(" GRASS".strip(), "en")
+    )
     assert WordFilter(min_frequency=at).admits(" Grass")
     assert not WordFilter(min_frequency=at + 0.01).admits("grass")
 
@@ -119,7 +161,10 @@ def test_a_text_is_no_list_of_words():
 
 def test_a_vocabulary_without_words_says_what_to_change(vlm):
     rare = WordFilter(words={"zebra"})
-    for call in (lambda: words(vlm, torch.ones(1, 32), words=rare), lambda: random_words(vlm, 2, words=rare, how="vocabulary")):
+    for call in (
+        lambda: words(vlm, torch.ones(1, 32), words=rare),
+        lambda: random_words(vlm, 2, words=rare, how="vocabulary"),
+    ):
         with pytest.raises(WordListError, match="min_frequency"):
             call()
     with pytest.raises(WordListError, match="no word"):
@@ -147,11 +192,15 @@ def test_a_vocabulary_is_read_once_for_each_filter_and_forgotten_with_its_tokeni
 
 
 def sorted_words(vlm, directions, n, norm, chosen):
-    """The slow way in float64: the logits of all tokens in full order, and the words that pass, each once."""
+    """The slow way in float64.
+
+    The logits of all tokens in full order, and the words that pass, each once.
+    """
     rows = []
     head = weights(vlm).double().numpy()
     for k, direction in enumerate(directions.double().numpy()):
-        state = direction / np.sqrt((direction**2).mean()) if norm else direction  # the tiny model's norm has weights of 1
+        # the tiny model's norm has weights of 1
+        state = direction / np.sqrt((direction**2).mean()) if norm else direction
         logits, seen = head @ state, []
         for token in np.argsort(-logits, kind="stable"):
             word = vlm.tokenizer.convert_ids_to_tokens(int(token)).lower()
@@ -165,7 +214,13 @@ def sorted_words(vlm, directions, n, norm, chosen):
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.integers(0, 999), st.integers(1, 4), st.integers(1, 30), st.booleans(), st.sampled_from([ENGLISH, ANY]))
+@given(
+    st.integers(0, 999),
+    st.integers(1, 4),
+    st.integers(1, 30),
+    st.booleans(),
+    st.sampled_from([ENGLISH, ANY]),
+)
 def test_words_are_those_of_a_full_sort(seed, k, n, norm, chosen):
     vlm = tiny_llava(seed % 3)
     directions = torch.randn(k, 32, generator=torch.Generator().manual_seed(seed))
@@ -182,10 +237,18 @@ def test_tokens_of_one_word_are_one_with_the_best_of_their_logits(vlm):
     direction = torch.eye(1, 32)
     found = words(vlm, direction, 5, norm=False)
     assert found.to_dict("list") == {
-        "concept": [0] * 3, "rank": [1, 2, 3], "word": ["dog", "cat", "bird"], "token_id": [3, 4, 7], "score": [3.0, 2.0, 0.5]
-    }  # fmt: skip
+        "concept": [0] * 3,
+        "rank": [1, 2, 3],
+        "word": ["dog", "cat", "bird"],
+        "token_id": [3, 4, 7],
+        "score": [3.0, 2.0, 0.5],
+    }
     other = words(vlm, -direction, 5, norm=False)  # of a negated direction another form is the best
-    assert other[["word", "token_id", "score"]].values.tolist() == [["dog", 6, 1.0], ["bird", 7, -0.5], ["cat", 4, -2.0]]
+    assert other[["word", "token_id", "score"]].values.tolist() == [
+        ["dog", 6, 1.0],
+        ["bird", 7, -0.5],
+        ["cat", 4, -2.0],
+    ]
 
 
 @pytest.mark.parametrize("length", [1e-25, 1e-3, 1e25])
@@ -201,7 +264,9 @@ def test_through_the_norm_a_direction_has_no_length(vlm, length):
 def test_the_mean_is_taken_off_first(vlm):
     directions, mean = torch.randn(3, 32), torch.randn(32)
     for norm in (True, False):
-        pd.testing.assert_frame_equal(words(vlm, directions, norm=norm, mean=mean), words(vlm, directions - mean, norm=norm))
+        pd.testing.assert_frame_equal(
+            words(vlm, directions, norm=norm, mean=mean), words(vlm, directions - mean, norm=norm)
+        )
     assert not words(vlm, directions, mean=5 * mean).equals(words(vlm, directions))
 
 
@@ -209,8 +274,12 @@ def test_arrays_and_halves_are_directions_too(vlm):
     directions = torch.randn(2, 32)
     expected = words(vlm, directions)
     pd.testing.assert_frame_equal(words(vlm, directions.numpy()), expected)
-    pd.testing.assert_frame_equal(words(vlm, directions.double().numpy(), mean=np.zeros(32)), expected)
-    assert as_lists(words(vlm, directions.bfloat16(), 1)) == as_lists(words(vlm, directions.bfloat16().float(), 1))
+    pd.testing.assert_frame_equal(
+        words(vlm, directions.double().numpy(), mean=np.zeros(32)), expected
+    )
+    assert as_lists(words(vlm, directions.bfloat16(), 1)) == as_lists(
+        words(vlm, directions.bfloat16().float(), 1)
+    )
 
 
 def test_many_directions_go_through_in_chunks(vlm, monkeypatch):
@@ -245,7 +314,11 @@ def test_bad_directions_give_no_words(vlm):
 
 def test_bad_numbers_and_models_without_words(vlm):
     for n in (0, -1):
-        for call in (lambda n=n: words(vlm, torch.ones(1, 32), n), lambda n=n: random_words(vlm, 2, n), lambda n=n: random_words(vlm, n)):
+        for call in (
+            lambda n=n: words(vlm, torch.ones(1, 32), n),
+            lambda n=n: random_words(vlm, 2, n),
+            lambda n=n: random_words(vlm, n),
+        ):
             with pytest.raises(SelectionError, match="give a whole number of 1 or more"):
                 call()
     with pytest.raises(SelectionError, match="'directions', 'vocabulary'"):
@@ -258,7 +331,10 @@ def test_bad_numbers_and_models_without_words(vlm):
 def test_random_directions_are_those_of_the_unit_cube(vlm):
     drawn = torch.rand(3, 32, generator=torch.Generator().manual_seed(7))
     pd.testing.assert_frame_equal(random_words(vlm, 3, 4, seed=7), words(vlm, drawn, 4))
-    pd.testing.assert_frame_equal(random_words(vlm, 3, 4, seed=7, norm=False, words=ANY), words(vlm, drawn, 4, norm=False, words=ANY))
+    pd.testing.assert_frame_equal(
+        random_words(vlm, 3, 4, seed=7, norm=False, words=ANY),
+        words(vlm, drawn, 4, norm=False, words=ANY),
+    )
     assert not random_words(vlm, 3, 4, seed=8).equals(random_words(vlm, 3, 4, seed=7))
 
 
@@ -272,15 +348,23 @@ def test_random_words_of_the_vocabulary_are_all_as_likely(vlm):
     shares = drawn["word"].value_counts(normalize=True)
     assert set(shares.index) == set(known)
     assert shares.max() - shares.min() < 0.05
-    assert drawn["token_id"].map(vlm.tokenizer.convert_ids_to_tokens).str.lower().equals(drawn["word"])
+    assert (
+        drawn["token_id"].map(vlm.tokenizer.convert_ids_to_tokens).str.lower().equals(drawn["word"])
+    )
     pd.testing.assert_frame_equal(drawn, random_words(vlm, 2000, 3, seed=1, how="vocabulary"))
     assert len(random_words(vlm, 2, 99, how="vocabulary")) == 2 * len(known)
 
 
 def test_lists_and_sentences():
-    table = pd.DataFrame({"concept": [4, 1, 4, 1], "rank": [2, 1, 1, 2], "word": ["b", "c", "a", "d"]})
+    table = pd.DataFrame(
+        {"concept": [4, 1, 4, 1], "rank": [2, 1, 1, 2], "word": ["b", "c", "a", "d"]}
+    )
     assert as_lists(table) == {1: ["c", "d"], 4: ["a", "b"]}
-    assert sentence(["woman", "lady"]) == f"{PREFIX}woman, lady." == "A photo is described by the words woman, lady."
+    assert (
+        sentence(["woman", "lady"])
+        == f"{PREFIX}woman, lady."
+        == "A photo is described by the words woman, lady."
+    )
     for lacking in ("concept", "rank", "word"):
         with pytest.raises(EstimateError, match=f"no column '{lacking}' among"):
             as_lists(table.drop(columns=lacking))
@@ -288,7 +372,8 @@ def test_lists_and_sentences():
 
 @pytest.mark.parametrize("bad", [0, -1, float("inf"), float("nan"), 2.5, True, "3", None])
 def test_counts_that_are_no_whole_numbers_are_refused(bad, vlm, monkeypatch):
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # its checks refuse some of these already
+    # its checks refuse some of these already
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     with pytest.raises(SelectionError, match="n is"):
         words(vlm, torch.eye(2, vlm.width), bad)
     for how in ("directions", "vocabulary"):

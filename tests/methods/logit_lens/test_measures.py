@@ -1,4 +1,7 @@
-"""Distributions over the vocabulary against float64 loops; what upstream's figures got wrong; memory that does not grow with tokens."""
+"""Distributions over the vocabulary against float64 loops; what upstream's figures got wrong.
+
+Memory that does not grow with tokens.
+"""
 
 import math
 
@@ -54,7 +57,9 @@ def vlm():
     made, random = tiny_llava(), torch.Generator().manual_seed(4)
     for parameter in made.model.parameters():
         if parameter.ndim >= 2:
-            parameter.copy_(torch.randn(parameter.shape, generator=random) * (1.5 / parameter.shape[-1] ** 0.5))
+            parameter.copy_(
+                torch.randn(parameter.shape, generator=random) * (1.5 / parameter.shape[-1] ** 0.5)
+            )
     return made
 
 
@@ -74,7 +79,11 @@ def made(counts, layers=(0, 1, 2, 3), seed=0, model="tiny-llava"):
     """Random states, of each sample so many, other ones at each layer."""
     samples = [sample for sample, count in enumerate(counts) for _ in range(count)]
     table = pd.DataFrame({"sample": samples, "id": [f"s{sample}" for sample in samples]})
-    return States({(layer, "block"): noise(len(samples), 10 * seed + layer) for layer in layers}, table, {"model": model})
+    return States(
+        {(layer, "block"): noise(len(samples), 10 * seed + layer) for layer in layers},
+        table,
+        {"model": model},
+    )
 
 
 def distributions(vlm, states, norm=True):
@@ -92,7 +101,9 @@ def kl(p, q):
 
 
 def close(found, expected, atol=1e-5):
-    torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float32), rtol=1e-4, atol=atol)
+    torch.testing.assert_close(
+        found, torch.tensor(expected, dtype=torch.float32), rtol=1e-4, atol=atol
+    )
 
 
 @CHUNKED
@@ -105,7 +116,10 @@ def test_numbers_of_each_state_and_pair_are_those_of_float64_loops(vlm, norm):
     close(divergence(vlm, p[:9], q, norm), [kl(a, b) for a, b in zip(ps, qs, strict=False)])
     close(mean_distribution(vlm, p, norm), np.mean(ps, axis=0).tolist(), atol=1e-7)
     labels = list("bacabcabbab")
-    by_label = [np.mean([a for a, label in zip(ps, labels, strict=True) if label == name], axis=0).tolist() for name in "abc"]
+    by_label = [
+        np.mean([a for a, label in zip(ps, labels, strict=True) if label == name], axis=0).tolist()
+        for name in "abc"
+    ]
     close(mean_distribution(vlm, p, norm, labels), by_label, atol=1e-7)
 
 
@@ -185,7 +199,9 @@ def test_top_words_are_the_most_probable_ones_in_order(vlm):
     assert found["rank"].tolist() == [1, 2, 3] * 7
     order = np.argsort(-expected, axis=1)[:, :3]
     assert found["token_id"].tolist() == order.flatten().tolist()
-    np.testing.assert_allclose(found["probability"], np.take_along_axis(expected, order, 1).flatten(), rtol=1e-4)
+    np.testing.assert_allclose(
+        found["probability"], np.take_along_axis(expected, order, 1).flatten(), rtol=1e-4
+    )
     assert found["word"].tolist() == [vlm.tokenizer.decode([token]) for token in found["token_id"]]
     every = top_words(vlm, states, k=module.size(vlm))
     np.testing.assert_allclose(every.groupby("row")["probability"].sum(), 1, rtol=1e-5)
@@ -211,12 +227,15 @@ def test_the_entropy_profile_follows_the_layer(vlm):
     states = made(COUNTS_P)
     found = entropy_profile(vlm, states)
     means = [entropy(vlm, states[layer]).mean().item() for layer in range(4)]
-    assert len({round(mean, 4) for mean in means}) == 4  # upstream reads P at its first layer for ever
+    # upstream reads P at its first layer for ever
+    assert len({round(mean, 4) for mean in means}) == 4
     np.testing.assert_allclose(found["value"], means, rtol=1e-5)
     assert found["layer"].tolist() == [0, 1, 2, 3]
     assert (found["n"] == 10).all()
     assert ((found["low"] < found["value"]) & (found["value"] < found["high"])).all()
-    pd.testing.assert_frame_equal(entropy_profile(vlm, states, [2]), found[2:3].reset_index(drop=True))
+    pd.testing.assert_frame_equal(
+        entropy_profile(vlm, states, [2]), found[2:3].reset_index(drop=True)
+    )
 
 
 @CHUNKED
@@ -224,12 +243,22 @@ def test_the_entropy_profile_follows_the_layer(vlm):
 def test_consecutive_means_layer_l_against_l_plus_step(vlm, step):
     states = made(COUNTS_P)
     found = consecutive_divergence(vlm, states, step)
-    assert list(zip(found["layer"], found["to"], strict=True)) == [(layer, layer + step) for layer in range(4 - step)]
+    assert list(zip(found["layer"], found["to"], strict=True)) == [
+        (layer, layer + step) for layer in range(4 - step)
+    ]
     ps = [distributions(vlm, states[layer]) for layer in range(4)]
-    expected = [np.mean([kl(a, b) for a, b in zip(ps[at], ps[at + step], strict=True)]) for at in range(4 - step)]
+    expected = [
+        np.mean([kl(a, b) for a, b in zip(ps[at], ps[at + step], strict=True)])
+        for at in range(4 - step)
+    ]
     np.testing.assert_allclose(found["value"], expected, rtol=1e-4)
-    cosines = [[np.dot(a, b) / np.linalg.norm(a) / np.linalg.norm(b) for a, b in zip(ps[at], ps[at + step], strict=True)]
-               for at in range(4 - step)]  # fmt: skip
+    cosines = [
+        [
+            np.dot(a, b) / np.linalg.norm(a) / np.linalg.norm(b)
+            for a, b in zip(ps[at], ps[at + step], strict=True)
+        ]
+        for at in range(4 - step)
+    ]
     as_cosines = consecutive_divergence(vlm, states, step, measure="cosine")
     np.testing.assert_allclose(as_cosines["value"], np.mean(cosines, axis=1), rtol=1e-4)
     assert (found["n"] == 10).all()
@@ -237,7 +266,11 @@ def test_consecutive_means_layer_l_against_l_plus_step(vlm, step):
 
 def test_consecutive_layers_are_read_once_each_and_gaps_are_left_out(vlm, monkeypatch):
     states, read = made(COUNTS_P, layers=(0, 1, 3, 4, 6, 9)), []
-    monkeypatch.setattr(vlm, "unembed", lambda states, norm: read.append(len(states)) or VLM.unembed(vlm, states, norm))
+    monkeypatch.setattr(
+        vlm,
+        "unembed",
+        lambda states, norm: read.append(len(states)) or VLM.unembed(vlm, states, norm),
+    )
     assert consecutive_divergence(vlm, states, 3)["layer"].tolist() == [0, 1, 3, 6]
     assert sum(read) == 10 * 6
     read.clear()
@@ -246,11 +279,18 @@ def test_consecutive_layers_are_read_once_each_and_gaps_are_left_out(vlm, monkey
 
 
 def of_pairs(vlm, p, t, layer):
-    """Divergences of all pairs of tokens of different samples, from P and from other T, with both samples."""
+    """Divergences of all pairs of tokens of different samples, from P and
+    from other T, with both samples.
+    """
     of_t, qs = t.table["sample"].tolist(), distributions(vlm, t[layer])
     for side in (p, t):
         ps, of = distributions(vlm, side[layer]), side.table["sample"].tolist()
-        yield [(i, j, kl(a, b)) for i, a in zip(of, ps, strict=True) for j, b in zip(of_t, qs, strict=True) if i != j]
+        yield [
+            (i, j, kl(a, b))
+            for i, a in zip(of, ps, strict=True)
+            for j, b in zip(of_t, qs, strict=True)
+            if i != j
+        ]
 
 
 @CHUNKED
@@ -268,16 +308,27 @@ def test_the_contrast_is_the_mean_over_all_pairs_of_tokens_of_different_samples(
         values, drawn = (*values, values[0] - values[1]), (*drawn, drawn[0] - drawn[1])
         for kind, value, resampled, n in zip(KINDS, values, drawn, (10, 8, 18), strict=True):
             low, high = np.nanquantile(resampled, [0.025, 0.975])
-            np.testing.assert_allclose(list(found[kind].asdict().values()), [value, low, high, n], rtol=1e-4, atol=1e-5)
+            np.testing.assert_allclose(
+                list(found[kind].asdict().values()), [value, low, high, n], rtol=1e-4, atol=1e-5
+            )
 
 
 def test_no_arbitrary_pairing_decides_the_contrast(vlm):
     p, t = made(COUNTS_P), made(COUNTS_T, seed=1)
     order = torch.randperm(8, generator=torch.Generator().manual_seed(2))
-    shuffled = States({key: tensor[order] for key, tensor in t.tensors.items()}, t.table.iloc[order.numpy()], t.provenance)
+    shuffled = States(
+        {key: tensor[order] for key, tensor in t.tensors.items()},
+        t.table.iloc[order.numpy()],
+        t.provenance,
+    )
     one, other = (contrast(vlm, p, text, 1, n_tokens=None) for text in (t, shuffled))
     for kind in KINDS:
-        np.testing.assert_allclose(list(one[kind].asdict().values()), list(other[kind].asdict().values()), rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(
+            list(one[kind].asdict().values()),
+            list(other[kind].asdict().values()),
+            rtol=1e-5,
+            atol=1e-6,
+        )
 
 
 @CHUNKED
@@ -288,29 +339,49 @@ def test_the_divergence_profile_has_three_rows_a_layer_and_follows_it(vlm):
     assert found["kind"].tolist() == list(KINDS) * 4
     for layer, rows in found.groupby("layer"):
         value = dict(zip(rows["kind"], rows["value"], strict=True))
-        expected = np.mean([each for _, _, each in next(of_pairs(vlm, p, t, layer))])  # P at this layer, not at the first
+        # P at this layer, not at the first
+        expected = np.mean([each for _, _, each in next(of_pairs(vlm, p, t, layer))])
         assert value["P against T"] == pytest.approx(expected, rel=1e-4)
-        assert value["difference"] == pytest.approx(value["P against T"] - value["T against other T"], abs=1e-5)
+        assert value["difference"] == pytest.approx(
+            value["P against T"] - value["T against other T"], abs=1e-5
+        )
     one = divergence_profile(vlm, p, t, [3], n_tokens=None)
     np.testing.assert_allclose(one["value"], found["value"][9:])
 
 
 def test_a_sample_of_tokens_is_drawn_by_seed_from_every_sample(vlm):
     p, t = made((9, 8, 7, 3)), made((6, 6, 6, 6), seed=1)
-    drawn = [contrast(vlm, p, t, 1, n_tokens=2, seed=seed)["P against T"].value for seed in (0, 0, 1)]
+    drawn = [
+        contrast(vlm, p, t, 1, n_tokens=2, seed=seed)["P against T"].value for seed in (0, 0, 1)
+    ]
     assert drawn[0] == drawn[1] != drawn[2]
     found = contrast(vlm, p, t, 1, n_tokens=4)
     assert [found[kind].n for kind in KINDS] == [4 + 4 + 4 + 3, 16, 31]
-    # text that says the same whatever the sample: which tokens are drawn, and from which sample, makes no difference
+    # text that says the same whatever the sample: which tokens are drawn, and from
+    # which sample, makes no difference
     same = States({(1, "block"): noise(1).expand(24, 32)}, t.table, t.provenance)
     alone = divergence(vlm, p[1], noise(1), pairs="all").mean().item()
-    assert contrast(vlm, p, same, 1, n_tokens=None)["T against other T"].value == pytest.approx(0, abs=1e-5)
-    assert contrast(vlm, p, same, 1, n_tokens=None)["P against T"].value == pytest.approx(alone, rel=1e-4)
+    assert contrast(vlm, p, same, 1, n_tokens=None)["T against other T"].value == pytest.approx(
+        0, abs=1e-5
+    )
+    assert contrast(vlm, p, same, 1, n_tokens=None)["P against T"].value == pytest.approx(
+        alone, rel=1e-4
+    )
 
 
 def test_memory_does_not_grow_with_tokens(monkeypatch):
-    small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    vlm = llava_shape(CPU, torch.float32, {"vocab_size": 49_152, **small}, {"image_size": 28, "patch_size": 14, **small}).vlm
+    small = {
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+    }
+    vlm = llava_shape(
+        CPU,
+        torch.float32,
+        {"vocab_size": 49_152, **small},
+        {"image_size": 28, "patch_size": 14, **small},
+    ).vlm
     for name, size in (("CHUNK", 2**23), ("SLICE", 2**21), ("HELD", 2**23)):
         monkeypatch.setattr(module, name, size)
     p, q, everything = noise(600, 1, 16), noise(600, 2, 16), 4 * 600 * 49_152
@@ -329,15 +400,25 @@ BAD = {
     "empty": (noise(0), ActivationsError, "no states"),
     "nan": (torch.full((3, 32), math.nan), ActivationsError, "NaN or infinite"),
     "infinite": (torch.full((3, 32), math.inf), ActivationsError, "NaN or infinite"),
-    "wide": (noise(3, width=33), ComparisonError, "widths differ: states of 33 and 32 of tiny-llava"),
+    "wide": (
+        noise(3, width=33),
+        ComparisonError,
+        "widths differ: states of 33 and 32 of tiny-llava",
+    ),
 }
 
 
 @pytest.mark.parametrize("bad", BAD)
 def test_states_without_a_distribution_give_no_number(vlm, bad):
     states, error, told = BAD[bad]
-    calls = [lambda: divergence(vlm, noise(3), states), lambda: divergence(vlm, states, noise(3), pairs="all")]
-    calls += [lambda call=call: call(vlm, states) for call in (entropy, mean_distribution, top_words, histogram)]
+    calls = [
+        lambda: divergence(vlm, noise(3), states),
+        lambda: divergence(vlm, states, noise(3), pairs="all"),
+    ]
+    calls += [
+        lambda call=call: call(vlm, states)
+        for call in (entropy, mean_distribution, top_words, histogram)
+    ]
     for call in calls:
         with pytest.raises(error, match=told):
             call()
@@ -354,7 +435,11 @@ def test_profiles_of_states_without_a_distribution_give_no_number(vlm):
     spoiled = made(COUNTS_P)
     spoiled.tensors[1, "block"][4] = math.nan
     for states, told in ((empty, "no states"), (spoiled, "NaN or infinite")):
-        for call in (entropy_profile, consecutive_divergence, lambda vlm, states: divergence_profile(vlm, states, states)):
+        for call in (
+            entropy_profile,
+            consecutive_divergence,
+            lambda vlm, states: divergence_profile(vlm, states, states),
+        ):
             with pytest.raises(ActivationsError, match=told):
                 call(vlm, states)
     with pytest.raises(EstimateError, match="2 or more"):
@@ -392,19 +477,35 @@ def test_what_is_asked_for_must_exist(vlm):
 def test_both_sides_are_of_the_same_model_and_samples(vlm):
     with pytest.raises(ComparisonError, match="models differ: tiny-llava and other"):
         contrast(vlm, made(COUNTS_P), made(COUNTS_T, model="other"), 1)
-    with pytest.raises(ComparisonError, match="samples differ: 4 with perceptual tokens and 3 with textual ones"):
+    with pytest.raises(
+        ComparisonError, match="samples differ: 4 with perceptual tokens and 3 with textual ones"
+    ):
         contrast(vlm, made(COUNTS_P), made((2, 2, 2)), 1)
 
 
 def test_the_benchmark_measures_what_gives_the_same_numbers():
-    subject = Subject("tiny-llava", tiny_llava(), dict, [Sample(f"s{k}", Image.new("RGB", (32, 32), (k, 9, 9))) for k in range(8)])
+    subject = Subject(
+        "tiny-llava",
+        tiny_llava(),
+        dict,
+        [Sample(f"s{k}", Image.new("RGB", (32, 32), (k, 9, 9))) for k in range(8)],
+    )
     states = benchmark.tokens(subject, 60)
     assert states.shape == (60, 32)
-    torch.testing.assert_close(entropy(subject.vlm, states), benchmark.entropy_held(subject, states))
+    torch.testing.assert_close(
+        entropy(subject.vlm, states), benchmark.entropy_held(subject, states)
+    )
     p, q = states[:6], states[6:12]
-    torch.testing.assert_close(divergence(subject.vlm, p, q), benchmark.divergence_held(subject, p, q), rtol=1e-3, atol=1e-6)
+    torch.testing.assert_close(
+        divergence(subject.vlm, p, q),
+        benchmark.divergence_held(subject, p, q),
+        rtol=1e-3,
+        atol=1e-6,
+    )
     looped = benchmark.divergence_looped(subject, p, q)
-    torch.testing.assert_close(divergence(subject.vlm, p, q, pairs="all"), looped, rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(
+        divergence(subject.vlm, p, q, pairs="all"), looped, rtol=1e-3, atol=1e-5
+    )
     report = Report("trial", Options(repeats=2, quick=True))
     benchmark.about(report, subject, 80, 20, 8)
     assert len(report.promises) == 9

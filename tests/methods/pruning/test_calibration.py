@@ -1,4 +1,7 @@
-"""Calibrations against activations that are kept and squared one by one: padding, spans, parts, every architecture, what is refused."""
+"""Calibrations against activations that are kept and squared one by one.
+
+Padding, spans, parts, every architecture, what is refused.
+"""
 
 import re
 
@@ -11,8 +14,19 @@ from transformers.pytorch_utils import Conv1D
 from tests import zoo
 from tests.support.text_models import gpt2, text_batch
 from tests.support.tiny import tiny_llava
-from xlvlms_tutorial.errors import ActivationsError, ComparisonError, LengthError, SelectionError, SpanError
-from xlvlms_tutorial.methods.pruning.calibration import calibrate, calibrate_on, fingerprint, linear_maps
+from xlvlms_tutorial.errors import (
+    ActivationsError,
+    ComparisonError,
+    LengthError,
+    SelectionError,
+    SpanError,
+)
+from xlvlms_tutorial.methods.pruning.calibration import (
+    calibrate,
+    calibrate_on,
+    fingerprint,
+    linear_maps,
+)
 from xlvlms_tutorial.models.vlm import VLM
 
 PICTURE = Image.new("RGB", (32, 32), (10, 90, 200))
@@ -25,10 +39,14 @@ def vlm():
 
 
 def kept_inputs(vlm, batch):
-    """Every input of every linear map of one forward, flattened to rows, each map read by a hook of its own."""
+    """Every input of every linear map of one forward, flattened to rows, each
+    map read by a hook of its own.
+    """
     seen, hooks = {}, []
     for key, module in linear_maps(vlm).items():
-        keep = lambda module, args, key=key: seen.update({key: args[0].detach().reshape(-1, args[0].shape[-1]).double()})
+        keep = lambda module, args, key=key: seen.update(
+            {key: args[0].detach().reshape(-1, args[0].shape[-1]).double()}
+        )
         hooks.append(module.register_forward_pre_hook(keep))
     vlm.forward(batch)
     for hook in hooks:
@@ -44,7 +62,9 @@ def near(one, other):
 
 def loop(rows):
     """The definition, in Python's own numbers."""
-    return torch.tensor([sum(float(x) ** 2 for x in column) for column in rows.T.tolist()], dtype=torch.float64)
+    return torch.tensor(
+        [sum(float(x) ** 2 for x in column) for column in rows.T.tolist()], dtype=torch.float64
+    )
 
 
 @pytest.mark.parametrize("span", [None, "image", "question", ("image", "answer")])
@@ -56,7 +76,9 @@ def test_sums_are_those_of_a_double_loop_over_the_positions_that_count(vlm, span
     for key, rows in kept_inputs(vlm, batch).items():
         assert found.tokens[key] == int(at.sum())
         torch.testing.assert_close(found.squares[key], loop(rows[at]), rtol=1e-6, atol=0)
-        torch.testing.assert_close(found.norms(*key), (loop(rows[at]) / int(at.sum())).sqrt(), rtol=1e-6, atol=0)
+        torch.testing.assert_close(
+            found.norms(*key), (loop(rows[at]) / int(at.sum())).sqrt(), rtol=1e-6, atol=0
+        )
     assert found.squares[1, "mlp.down_proj"].dtype == torch.float64
 
 
@@ -95,9 +117,23 @@ def test_texts_without_a_picture_and_sequences_beyond_128(vlm):
 def test_samples_are_taken_in_batches_of_any_size(vlm, samples):
     six = samples(6)
     ask = lambda sample: QUESTIONS[int(sample.id[1:]) % 3]
-    whole = calibrate_on(vlm, [vlm.batch([s.image for s in six], [ask(s) for s in six], ["red"] * 6)], ("question", "answer"))
+    whole = calibrate_on(
+        vlm,
+        [vlm.batch([s.image for s in six], [ask(s) for s in six], ["red"] * 6)],
+        ("question", "answer"),
+    )
     for size, answers in ((4, ["red"] * 6), (1, lambda sample: "red"), (16, ("red",) * 6)):
-        near(calibrate(vlm, iter(six), span=("question", "answer"), prompt=ask, answers=answers, batch_size=size), whole)
+        near(
+            calibrate(
+                vlm,
+                iter(six),
+                span=("question", "answer"),
+                prompt=ask,
+                answers=answers,
+                batch_size=size,
+            ),
+            whole,
+        )
     near(calibrate(vlm, six), calibrate(vlm, six, prompt="Describe the picture."))
 
 
@@ -105,7 +141,10 @@ def test_parts_add_up_to_the_whole(vlm, samples):
     six = samples(6)
     near(calibrate(vlm, six[:2]) + calibrate(vlm, six[2:]), calibrate(vlm, six))
     other = tiny_llava(layers=2)
-    with pytest.raises(ComparisonError, match="weights behind two calibrations differ.*add calibrations of one language model"):
+    with pytest.raises(
+        ComparisonError,
+        match="weights behind two calibrations differ.*add calibrations of one language model",
+    ):
         calibrate(vlm, six) + calibrate(other, six)
 
 
@@ -136,11 +175,14 @@ def test_one_changed_weight_changes_the_fingerprint_and_nothing_outside_the_bloc
 
 def test_an_input_that_several_maps_share_is_summed_once(vlm, monkeypatch):
     calls, square = [], torch.Tensor.square
-    monkeypatch.setattr(torch.Tensor, "square", lambda self: calls.append(self.shape) or square(self))
+    monkeypatch.setattr(
+        torch.Tensor, "square", lambda self: calls.append(self.shape) or square(self)
+    )
     calibrate_on(vlm, [vlm.batch([PICTURE], QUESTIONS[:1])])
     width = [shape[-1] for shape in calls if len(shape) == 2]
     assert width.count(64) == 3  # the MLP's hidden layer, in each of three blocks
-    assert width.count(32) == 3 * 3  # what enters queries, keys and values; the attention's output map; gate and up
+    # what enters queries, keys and values; the attention's output map; gate and up
+    assert width.count(32) == 3 * 3
 
 
 def test_nothing_is_left_on_the_model(vlm, samples):
@@ -167,23 +209,38 @@ def test_every_architecture_alone_and_padded(name):
     for row, found in zip(rows, alone, strict=True):
         for key, seen in kept_inputs(case, row).items():
             assert found.tokens[key] == len(seen) > 0
-            torch.testing.assert_close(found.squares[key], seen.square().sum(0), rtol=1e-5, atol=1e-9)
-    together, apart = calibrate_on(case, [case.prepare(zoo.padded(name, inputs))]), alone[0] + alone[1]
+            torch.testing.assert_close(
+                found.squares[key], seen.square().sum(0), rtol=1e-5, atol=1e-9
+            )
+    together, apart = (
+        calibrate_on(case, [case.prepare(zoo.padded(name, inputs))]),
+        alone[0] + alone[1],
+    )
     assert together.tokens == apart.tokens
     for key, sums in together.squares.items():
-        torch.testing.assert_close(sums, apart.squares[key], rtol=1e-3, atol=1e-4 * float(sums.max()))
+        torch.testing.assert_close(
+            sums, apart.squares[key], rtol=1e-3, atol=1e-4 * float(sums.max())
+        )
 
 
 def test_conv1d_is_a_linear_map():
     case = gpt2()
     maps = linear_maps(case)
-    assert [name for layer, name in maps if layer == 1] == ["attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"]
+    assert [name for layer, name in maps if layer == 1] == [
+        "attn.c_attn",
+        "attn.c_proj",
+        "mlp.c_fc",
+        "mlp.c_proj",
+    ]
     assert all(isinstance(module, Conv1D) for module in maps.values())
     batch = text_batch(case)
     found = calibrate_on(case, [batch])
     assert {key: len(sums) for key, sums in found.squares.items() if key[0] == 1} == {
-        (1, "attn.c_attn"): 32, (1, "attn.c_proj"): 32, (1, "mlp.c_fc"): 32, (1, "mlp.c_proj"): 128,
-    }  # fmt: skip
+        (1, "attn.c_attn"): 32,
+        (1, "attn.c_proj"): 32,
+        (1, "mlp.c_fc"): 32,
+        (1, "mlp.c_proj"): 128,
+    }
     for key, rows in kept_inputs(case, batch).items():
         torch.testing.assert_close(found.squares[key], rows.square().sum(0), rtol=1e-5, atol=0)
 
@@ -229,7 +286,9 @@ def test_nan_is_named_by_layer_and_map():
 
 def test_weights_that_the_model_does_not_compute_with_are_refused():
     case = tiny_llava()
-    case.blocks[1].mlp.up_proj.weight = nn.Parameter(torch.zeros(64, 32, dtype=torch.int8), requires_grad=False)
+    case.blocks[1].mlp.up_proj.weight = nn.Parameter(
+        torch.zeros(64, 32, dtype=torch.int8), requires_grad=False
+    )
     with pytest.raises(SelectionError, match=r"layer 2 mlp\.up_proj is quantised \(torch\.int8\)"):
         linear_maps(case)
     case = tiny_llava()
@@ -245,8 +304,12 @@ def test_weights_that_the_model_does_not_compute_with_are_refused():
 def test_a_map_that_sees_some_of_the_positions_only_is_refused():
     case = tiny_llava()
     plain = case.blocks[1].mlp.forward
-    case.blocks[1].mlp.forward = lambda states: torch.cat([plain(states[:, :4]), plain(states[:, 4:])], dim=1)
-    with pytest.raises(SelectionError, match=r"layer 2 mlp\.gate_proj sees 4 rows for \d+ positions"):
+    case.blocks[1].mlp.forward = lambda states: torch.cat(
+        [plain(states[:, :4]), plain(states[:, 4:])], dim=1
+    )
+    with pytest.raises(
+        SelectionError, match=r"layer 2 mlp\.gate_proj sees 4 rows for \d+ positions"
+    ):
         calibrate_on(case, [case.batch([PICTURE], QUESTIONS[:1])])
 
 

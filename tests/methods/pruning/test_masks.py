@@ -1,4 +1,7 @@
-"""Packed masks against booleans that are not packed: algebra, overlap by popcount, files, and what is refused."""
+"""Packed masks against booleans that are not packed.
+
+Algebra, overlap by popcount, files, and what is refused.
+"""
 
 import numpy as np
 import pytest
@@ -9,11 +12,23 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from tests.support.tiny import tiny_llava
-from xlvlms_tutorial.errors import ActivationsError, ComparisonError, OutputError, RecordError, SelectionError
+from xlvlms_tutorial.errors import (
+    ActivationsError,
+    ComparisonError,
+    OutputError,
+    RecordError,
+    SelectionError,
+)
 from xlvlms_tutorial.interventions.edits import mask_weights
 from xlvlms_tutorial.methods.pruning.masks import Masks, independent_iou, overlap, overlap_by_map
 
-SHAPES = {(1, "mlp.up"): (3, 5), (1, "mlp.down"): (7, 11), (2, "mlp.up"): (8, 24), (2, "mlp.down"): (1, 1)}  # 15, 77, 192 and 1 weights
+# 15, 77, 192 and 1 weights
+SHAPES = {
+    (1, "mlp.up"): (3, 5),
+    (1, "mlp.down"): (7, 11),
+    (2, "mlp.up"): (8, 24),
+    (2, "mlp.down"): (1, 1),
+}
 
 
 def booleans(seed, share=0.5, shapes=SHAPES):
@@ -29,14 +44,22 @@ def made(seed, share=0.5, model="m", fingerprint="f"):
 
 
 @settings(max_examples=30, deadline=None)
-@given(st.integers(1, 9), st.integers(1, 19), st.integers(0, 2**20), st.sampled_from((0.1, 0.5, 1.0)))
-def test_bits_unpack_to_what_was_packed_and_overlap_is_that_of_the_booleans(rows, columns, seed, share):
+@given(
+    st.integers(1, 9), st.integers(1, 19), st.integers(0, 2**20), st.sampled_from((0.1, 0.5, 1.0))
+)
+def test_bits_unpack_to_what_was_packed_and_overlap_is_that_of_the_booleans(
+    rows, columns, seed, share
+):
     shapes = {(1, "w"): (rows, columns)}
     one, two = booleans(seed, share, shapes)[1, "w"], booleans(seed + 1, share, shapes)[1, "w"]
     a, b = (Masks.pack({(1, "w"): mask}, "m", "f") for mask in (one, two))
     assert torch.equal(a.unpack(1, "w"), one)
     assert a.unpack(1, "w").dtype == torch.bool
-    assert (a.n_kept, a.n_weights, a.nbytes) == (int(one.sum()), rows * columns, -(-rows * columns // 8))
+    assert (a.n_kept, a.n_weights, a.nbytes) == (
+        int(one.sum()),
+        rows * columns,
+        -(-rows * columns // 8),
+    )
     row = a.iou(b).iloc[0]
     assert (row["n_both"], row["n_either"]) == (int((one & two).sum()), int((one | two).sum()))
     assert row["iou"] == int((one & two).sum()) / int((one | two).sum())
@@ -50,7 +73,9 @@ def test_bits_are_counted_with_any_numpy(numpy_1, monkeypatch):
     if numpy_1:
         monkeypatch.delattr(np, "bitwise_count", raising=False)
     given_masks = booleans(0)
-    assert Masks.pack(given_masks, "m", "f").n_kept == sum(int(mask.sum()) for mask in given_masks.values())
+    assert Masks.pack(given_masks, "m", "f").n_kept == sum(
+        int(mask.sum()) for mask in given_masks.values()
+    )
 
 
 def test_a_mask_overlaps_itself_wholly():
@@ -64,11 +89,17 @@ def test_what_all_tasks_keep_is_at_least_as_sparse_as_each():
     tasks = [made(seed, share) for seed, share in ((0, 0.5), (1, 0.7), (2, 0.9))]
     shared = tasks[0] & tasks[1] & tasks[2]
     assert shared.sparsity >= max(task.sparsity for task in tasks)
-    assert shared.density == shared.n_kept / sum(rows * columns for rows, columns in SHAPES.values())
+    assert shared.density == shared.n_kept / sum(
+        rows * columns for rows, columns in SHAPES.values()
+    )
     assert (shared - tasks[0]).n_kept == 0
     assert (tasks[0] | shared) == tasks[0]
-    pruned = [{key: ~tasks[k].unpack(*key) for key in SHAPES} for k in range(3)]  # as upstream: True where pruned, and united
-    assert all(torch.equal(shared.unpack(*key), ~(pruned[0][key] | pruned[1][key] | pruned[2][key])) for key in SHAPES)
+    # as upstream: True where pruned, and united
+    pruned = [{key: ~tasks[k].unpack(*key) for key in SHAPES} for k in range(3)]
+    assert all(
+        torch.equal(shared.unpack(*key), ~(pruned[0][key] | pruned[1][key] | pruned[2][key]))
+        for key in SHAPES
+    )
 
 
 def test_masks_are_equal_by_weights_shapes_and_bits_and_not_by_name():
@@ -85,7 +116,10 @@ def test_masks_are_equal_by_weights_shapes_and_bits_and_not_by_name():
 
 def test_overlap_is_the_mean_over_maps_and_then_over_layers():
     shapes = {(1, "a"): (4, 4), (1, "b"): (8, 8), (2, "a"): (4, 4)}
-    masks = {name: Masks.pack(booleans(seed, 0.5, shapes), "m", "f") for seed, name in enumerate(("image", "text", "all"))}
+    masks = {
+        name: Masks.pack(booleans(seed, 0.5, shapes), "m", "f")
+        for seed, name in enumerate(("image", "text", "all"))
+    }
     table, long = overlap(masks), overlap_by_map(masks)
     assert list(table.index) == list(table.columns) == ["image", "text", "all"]
     assert len(long) == 3 * 3
@@ -106,7 +140,11 @@ def test_masks_by_chance_overlap_as_told(kept):
 
 
 def test_expected_overlaps_of_the_specification():
-    assert [round(independent_iou(1 - sparsity), 3) for sparsity in (0.3, 0.5, 0.7)] == [0.538, 0.333, 0.176]
+    assert [round(independent_iou(1 - sparsity), 3) for sparsity in (0.3, 0.5, 0.7)] == [
+        0.538,
+        0.333,
+        0.176,
+    ]
     assert independent_iou(1) == 1
     for share in (0, -0.1, 1.1, float("nan")):
         with pytest.raises(SelectionError, match="share kept"):
@@ -118,7 +156,12 @@ def test_a_file_gives_back_the_same_masks(tmp_path):
     path = masks.save(tmp_path / "new" / "a.masks")
     found = Masks.load(path)
     assert found == masks
-    assert (found.model, found.fingerprint, found.shapes, found.sparsity) == ("pocket", "0123abcd", SHAPES, masks.sparsity)
+    assert (found.model, found.fingerprint, found.shapes, found.sparsity) == (
+        "pocket",
+        "0123abcd",
+        SHAPES,
+        masks.sparsity,
+    )
     assert list(path.parent.iterdir()) == [path]
     made(4).save(path)
     assert Masks.load(path) == made(4)
@@ -143,12 +186,30 @@ def test_files_that_are_no_masks_are_refused(tmp_path):
         made(0).save(tmp_path / "file" / "masks")
 
 
-@pytest.mark.parametrize("shapes", [
-    "5", "null", '"5"', "{}", "[]", "[5]", "[[1, 2]]", '[["1", "a", "b", 3]]', '[[1, "q_proj", null, 3]]', '[[1, "q_proj", -2, -20]]',
-    '[[0, "q_proj", 2, 20]]', '[[1, "q_proj", 2, 21]]', '[[7, "other", 2, 20]]', "[" * 100_000, "{",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "shapes",
+    [
+        "5",
+        "null",
+        '"5"',
+        "{}",
+        "[]",
+        "[5]",
+        "[[1, 2]]",
+        '[["1", "a", "b", 3]]',
+        '[[1, "q_proj", null, 3]]',
+        '[[1, "q_proj", -2, -20]]',
+        '[[0, "q_proj", 2, 20]]',
+        '[[1, "q_proj", 2, 21]]',
+        '[[7, "other", 2, 20]]',
+        "[" * 100_000,
+        "{",
+    ],
+)
 def test_files_whose_shapes_are_none_are_refused(shapes, tmp_path):
-    path = Masks({(1, "q_proj"): np.full(5, 255, dtype=np.uint8)}, {(1, "q_proj"): (2, 20)}, "pocket", "0123").save(tmp_path / "masks")
+    path = Masks(
+        {(1, "q_proj"): np.full(5, 255, dtype=np.uint8)}, {(1, "q_proj"): (2, 20)}, "pocket", "0123"
+    ).save(tmp_path / "masks")
     with safe_open(path, "np") as file:
         told = file.metadata()
     save_file(load_file(path), path, told | {"shapes": shapes})
@@ -174,15 +235,22 @@ def test_bits_and_shapes_that_do_not_fit_are_refused():
     ):
         with pytest.raises(SelectionError, match=told):
             Masks({(1, "w"): bits}, {(1, "w"): (3, 5)}, "m", "f")
-    assert Masks({(1, "w"): np.array([255, 254], np.uint8)}, {(1, "w"): (3, 5)}, "m", "f").n_kept == 15
+    assert (
+        Masks({(1, "w"): np.array([255, 254], np.uint8)}, {(1, "w"): (3, 5)}, "m", "f").n_kept == 15
+    )
     for packed, shapes in (({}, {}), ({(1, "w"): np.zeros(2, np.uint8)}, {})):
         with pytest.raises(SelectionError, match="one shape for each mask"):
             Masks(packed, shapes, "m", "f")
-    with pytest.raises(SelectionError, match="no mask of layer 3 'mlp.up'; there are layers 1 to 2, with mlp.up, mlp.down"):
+    with pytest.raises(
+        SelectionError,
+        match="no mask of layer 3 'mlp.up'; there are layers 1 to 2, with mlp.up, mlp.down",
+    ):
         made(0).unpack(3, "mlp.up")
 
 
-@pytest.mark.parametrize("combine", [lambda a, b: a & b, lambda a, b: a | b, lambda a, b: a - b, lambda a, b: a.iou(b)])
+@pytest.mark.parametrize(
+    "combine", [lambda a, b: a & b, lambda a, b: a | b, lambda a, b: a - b, lambda a, b: a.iou(b)]
+)
 def test_masks_of_other_weights_maps_or_shapes_are_not_compared(combine):
     masks = made(0)
     fewer = Masks.pack({key: mask for key, mask in booleans(0).items() if key[0] == 1}, "m", "f")
@@ -202,7 +270,11 @@ def test_models_that_share_their_weights_may_differ_in_name():
     image, video = made(0, model="image"), made(1, model="video")
     assert image.iou(video).equals(made(0).iou(made(1)))
     both = image & video
-    assert (both.model, (both | image).model, both.fingerprint) == ("image + video", "image + video", "f")
+    assert (both.model, (both | image).model, both.fingerprint) == (
+        "image + video",
+        "image + video",
+        "f",
+    )
 
 
 def test_no_overlap_of_masks_that_keep_nothing_or_of_one():
@@ -216,12 +288,22 @@ def test_no_overlap_of_masks_that_keep_nothing_or_of_one():
 
 def test_masks_go_into_mask_weights_by_module_name():
     vlm = tiny_llava()
-    shapes = {(k, n): tuple(vlm.blocks[k - 1].get_submodule(n).weight.shape) for k in (1, 3) for n in ("mlp.up_proj", "self_attn.k_proj")}
+    shapes = {
+        (k, n): tuple(vlm.blocks[k - 1].get_submodule(n).weight.shape)
+        for k in (1, 3)
+        for n in ("mlp.up_proj", "self_attn.k_proj")
+    }
     masks = Masks.pack(booleans(0, 0.5, shapes), vlm.name, "f")
     before = {key: vlm.blocks[key[0] - 1].get_submodule(key[1]).weight.clone() for key in shapes}
     with mask_weights(vlm, masks.tensors(vlm)):
         for (layer, name), weight in before.items():
-            assert torch.equal(vlm.blocks[layer - 1].get_submodule(name).weight, weight * masks.unpack(layer, name))
-    for wrong in ({(4, "mlp.up_proj"): (64, 32)}, {(1, "mlp.up"): (64, 32)}, {(1, "mlp.up_proj"): (32, 64)}):
+            assert torch.equal(
+                vlm.blocks[layer - 1].get_submodule(name).weight, weight * masks.unpack(layer, name)
+            )
+    for wrong in (
+        {(4, "mlp.up_proj"): (64, 32)},
+        {(1, "mlp.up"): (64, 32)},
+        {(1, "mlp.up_proj"): (32, 64)},
+    ):
         with pytest.raises(ComparisonError, match="shapes of layer"):
             Masks.pack(booleans(0, 0.5, wrong), vlm.name, "f").tensors(vlm)

@@ -1,4 +1,6 @@
-"""Wanda, magnitude and random masks against a double loop over rows and weights, and on every architecture."""
+"""Wanda, magnitude and random masks against a double loop over rows and
+weights, and on every architecture.
+"""
 
 import math
 from dataclasses import replace
@@ -18,7 +20,14 @@ from xlvlms_tutorial.errors import ActivationsError, ComparisonError, LayerError
 from xlvlms_tutorial.interventions.edits import mask_weights
 from xlvlms_tutorial.methods.pruning.calibration import calibrate_on, fingerprint, linear_maps
 from xlvlms_tutorial.methods.pruning.masks import independent_iou, overlap
-from xlvlms_tutorial.methods.pruning.scores import _smallest, kept, magnitude, random_masks, scores, wanda
+from xlvlms_tutorial.methods.pruning.scores import (
+    _smallest,
+    kept,
+    magnitude,
+    random_masks,
+    scores,
+    wanda,
+)
 from xlvlms_tutorial.models.vlm import VLM
 
 PICTURE = Image.new("RGB", (32, 32), (10, 90, 200))
@@ -31,11 +40,15 @@ def vlm():
 
 @pytest.fixture(scope="module")
 def seen(vlm):
-    return calibrate_on(vlm, [vlm.batch([PICTURE] * 2, ["What colour ?", "Is there a red key in the picture ?"])])
+    return calibrate_on(
+        vlm, [vlm.batch([PICTURE] * 2, ["What colour ?", "Is there a red key in the picture ?"])]
+    )
 
 
 def drop_by_loop(rows, sparsity):
-    """The definition: sort a row's weights by score, the first of equal ones first, and drop the lowest."""
+    """The definition: sort a row's weights by score, the first of equal
+    ones first, and drop the lowest.
+    """
     keep = torch.ones(len(rows), len(rows[0]), dtype=torch.bool)
     for i, row in enumerate(rows):
         order = sorted(range(len(row)), key=lambda j: (row[j], j))
@@ -49,8 +62,15 @@ def test_wanda_is_the_double_loop(vlm, seen, sparsity):
     masks = wanda(vlm, seen, sparsity)
     for key, linear in linear_maps(vlm).items():
         norms = [math.sqrt(x / seen.tokens[key]) for x in seen.squares[key].tolist()]
-        expected = [[abs(w) * a for w, a in zip(row, norms, strict=True)] for row in linear.weight.tolist()]
-        torch.testing.assert_close(scores(vlm, seen, *key).double(), torch.tensor(expected, dtype=torch.float64), rtol=1e-6, atol=0)
+        expected = [
+            [abs(w) * a for w, a in zip(row, norms, strict=True)] for row in linear.weight.tolist()
+        ]
+        torch.testing.assert_close(
+            scores(vlm, seen, *key).double(),
+            torch.tensor(expected, dtype=torch.float64),
+            rtol=1e-6,
+            atol=0,
+        )
         assert torch.equal(masks.unpack(*key), drop_by_loop(expected, sparsity))
 
 
@@ -64,7 +84,10 @@ def test_another_connector_to_the_same_weights_is_no_other_model(vlm, seen):
 @pytest.mark.parametrize("layers", [2, [1, 3]])
 def test_some_layers_have_the_masks_that_all_have(vlm, seen, layers):
     chosen = [layers] if isinstance(layers, int) else layers
-    for make in (lambda **some: wanda(vlm, seen, 0.5, **some), lambda **some: magnitude(vlm, 0.5, **some)):
+    for make in (
+        lambda **some: wanda(vlm, seen, 0.5, **some),
+        lambda **some: magnitude(vlm, 0.5, **some),
+    ):
         some, every = make(layers=layers), make()
         assert list(some) == [key for key in linear_maps(vlm) if key[0] in chosen]
         assert all(torch.equal(some.unpack(*key), every.unpack(*key)) for key in some)
@@ -72,7 +95,11 @@ def test_some_layers_have_the_masks_that_all_have(vlm, seen, layers):
 
 @pytest.mark.parametrize("sparsity", [0.29, 0.3, 0.5, 0.7])
 def test_each_row_keeps_exactly_as_many(vlm, seen, sparsity):
-    for masks in (wanda(vlm, seen, sparsity), magnitude(vlm, sparsity), random_masks(vlm, sparsity, 0)):
+    for masks in (
+        wanda(vlm, seen, sparsity),
+        magnitude(vlm, sparsity),
+        random_masks(vlm, sparsity, 0),
+    ):
         for layer, name in masks:
             keep = masks.unpack(layer, name)
             width = keep.shape[1]
@@ -80,9 +107,17 @@ def test_each_row_keeps_exactly_as_many(vlm, seen, sparsity):
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.integers(1, 6), st.integers(1, 20), st.integers(1, 4), st.floats(0, 0.99), st.integers(0, 999))
+@given(
+    st.integers(1, 6),
+    st.integers(1, 20),
+    st.integers(1, 4),
+    st.floats(0, 0.99),
+    st.integers(0, 999),
+)
 def test_equal_scores_are_dropped_from_the_first(rows, columns, values, sparsity, seed):
-    found = torch.randint(0, values, (rows, columns), generator=torch.Generator().manual_seed(seed)).float()
+    found = torch.randint(
+        0, values, (rows, columns), generator=torch.Generator().manual_seed(seed)
+    ).float()
     assert torch.equal(kept(found, sparsity), drop_by_loop(found.tolist(), sparsity))
 
 
@@ -99,7 +134,9 @@ def test_the_smallest_are_found_as_on_a_gpu(monkeypatch):
 
 
 def test_activations_of_one_size_make_wanda_magnitude(vlm, seen):
-    flat = replace(seen, squares={key: torch.full_like(sums, 3.0) for key, sums in seen.squares.items()})
+    flat = replace(
+        seen, squares={key: torch.full_like(sums, 3.0) for key, sums in seen.squares.items()}
+    )
     assert wanda(vlm, flat, 0.5) == magnitude(vlm, 0.5)
     assert wanda(vlm, seen, 0.5) != magnitude(vlm, 0.5)
 
@@ -149,7 +186,8 @@ def test_rows_of_conv1d_are_its_outputs():
         norms = found.norms(*key)
         expected = drop_by_loop((linear.weight.T.double().abs() * norms).float().tolist(), 0.5)
         assert (keep.T.sum(dim=1) == keep.shape[0] // 2).all()
-        assert (expected == keep.T).float().mean() > 0.999  # float32 may order two neighbours otherwise
+        # float32 may order two neighbours otherwise
+        assert (expected == keep.T).float().mean() > 0.999
     batch = text_batch(case)
     with mask_weights(case, masks.tensors(case)):
         assert torch.isfinite(case.forward(batch).logits).all()
@@ -165,13 +203,22 @@ def test_half_precision_is_scored_in_float32(seen):
 
 def test_weights_stay_as_they_are(vlm, seen):
     before = {name: value.clone() for name, value in vlm.model.state_dict().items()}
-    wanda(vlm, seen, 0.5), magnitude(vlm, 0.5), magnitude(vlm, 0.5, "matrix"), scores(vlm, seen, 1, "mlp.up_proj")
+    (
+        wanda(vlm, seen, 0.5),
+        magnitude(vlm, 0.5),
+        magnitude(vlm, 0.5, "matrix"),
+        scores(vlm, seen, 1, "mlp.up_proj"),
+    )
     assert all(torch.equal(value, before[name]) for name, value in vlm.model.state_dict().items())
 
 
 @pytest.mark.parametrize("sparsity", [1, 1.5, -0.1, float("nan")])
 def test_a_share_that_leaves_nothing_is_refused(vlm, seen, sparsity):
-    for make in (lambda: wanda(vlm, seen, sparsity), lambda: magnitude(vlm, sparsity), lambda: random_masks(vlm, sparsity, 0)):
+    for make in (
+        lambda: wanda(vlm, seen, sparsity),
+        lambda: magnitude(vlm, sparsity),
+        lambda: random_masks(vlm, sparsity, 0),
+    ):
         with pytest.raises(SelectionError, match="share of weights to drop"):
             make()
 
@@ -180,7 +227,10 @@ def test_what_does_not_belong_together_is_refused(vlm, seen):
     with pytest.raises(SelectionError, match="allowed: 'row', 'matrix'"):
         magnitude(vlm, 0.5, per="layer")
     smaller = tiny_llava(layers=2)
-    for make in (lambda: wanda(smaller, seen, 0.5), lambda: scores(smaller, seen, 1, "mlp.up_proj")):
+    for make in (
+        lambda: wanda(smaller, seen, 0.5),
+        lambda: scores(smaller, seen, 1, "mlp.up_proj"),
+    ):
         with pytest.raises(ComparisonError, match="calibrate on the weights that are scored"):
             make()
     with pytest.raises(SelectionError, match="no layers"):
@@ -201,6 +251,8 @@ def test_maps_that_saw_no_token_and_damaged_weights_give_no_mask(seen):
     for make in (lambda: wanda(case, damaged, 0.5), lambda: magnitude(case, 0.5)):
         with pytest.raises(ActivationsError, match=r"scores in layer 2 mlp\.up_proj"):
             make()
-    case.blocks[1].mlp.up_proj.weight = nn.Parameter(torch.zeros(64, 32, dtype=torch.uint8), requires_grad=False)
+    case.blocks[1].mlp.up_proj.weight = nn.Parameter(
+        torch.zeros(64, 32, dtype=torch.uint8), requires_grad=False
+    )
     with pytest.raises(SelectionError, match="is quantised"):
         random_masks(case, 0.5, 0)

@@ -1,4 +1,6 @@
-"""n:m masks against a loop over groups, intersections against sets, matched masks row by row, and zeros that stay."""
+"""n:m masks against a loop over groups, intersections against sets, matched masks
+row by row, and zeros that stay.
+"""
 
 import math
 import weakref
@@ -14,13 +16,33 @@ from torch import nn
 from tests import zoo
 from tests.support.text_models import gpt2, text_batch
 from tests.support.tiny import tiny_llava
-from xlvlms_tutorial.errors import ActivationsError, ComparisonError, InterventionError, LayerError, RecordError, SelectionError
+from xlvlms_tutorial.errors import (
+    ActivationsError,
+    ComparisonError,
+    InterventionError,
+    LayerError,
+    RecordError,
+    SelectionError,
+)
 from xlvlms_tutorial.interventions.edits import add, mask_weights
 from xlvlms_tutorial.methods.pruning import sparsify as module
 from xlvlms_tutorial.methods.pruning.calibration import calibrate_on, fingerprint, linear_maps
 from xlvlms_tutorial.methods.pruning.masks import Masks
-from xlvlms_tutorial.methods.pruning.scores import magnitude, random_masks, scores, wanda, without_lowest
-from xlvlms_tutorial.methods.pruning.sparsify import METHODS, alpha_subnet, apply_masks, masks_by, matched, nm
+from xlvlms_tutorial.methods.pruning.scores import (
+    magnitude,
+    random_masks,
+    scores,
+    wanda,
+    without_lowest,
+)
+from xlvlms_tutorial.methods.pruning.sparsify import (
+    METHODS,
+    alpha_subnet,
+    apply_masks,
+    masks_by,
+    matched,
+    nm,
+)
 from xlvlms_tutorial.models.loading import load
 from xlvlms_tutorial.models.vlm import VLM
 
@@ -34,7 +56,9 @@ def vlm():
 
 @pytest.fixture(scope="module")
 def seen(vlm):
-    return calibrate_on(vlm, [vlm.batch([PICTURE] * 2, ["What colour ?", "Is there a red key in the picture ?"])])
+    return calibrate_on(
+        vlm, [vlm.batch([PICTURE] * 2, ["What colour ?", "Is there a red key in the picture ?"])]
+    )
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +93,9 @@ def test_nm_is_the_double_loop(vlm, seen, n, m):
 @given(st.integers(1, 5), st.integers(1, 5), st.integers(2, 12), st.integers(1, 4), st.data())
 def test_each_group_keeps_exactly_n_also_of_equal_scores(rows, groups, m, values, data):
     n, seed = data.draw(st.integers(1, m - 1)), data.draw(st.integers(0, 999))
-    found = torch.randint(0, values, (rows, groups * m), generator=torch.Generator().manual_seed(seed)).float()
+    found = torch.randint(
+        0, values, (rows, groups * m), generator=torch.Generator().manual_seed(seed)
+    ).float()
     keep = module._best_of_groups(found, n, m)
     assert (keep.reshape(rows, groups, m).sum(dim=2) == n).all()
     assert torch.equal(keep, groups_by_loop(found.tolist(), n, m))
@@ -84,7 +110,9 @@ def test_nm_of_some_layers_and_by_chance(vlm):
 
 
 def test_activations_of_one_size_make_wandas_groups_those_of_magnitude(vlm, seen):
-    flat = replace(seen, squares={key: torch.full_like(sums, 3.0) for key, sums in seen.squares.items()})
+    flat = replace(
+        seen, squares={key: torch.full_like(sums, 3.0) for key, sums in seen.squares.items()}
+    )
     assert nm(vlm, flat) == nm(vlm, "magnitude") != nm(vlm, seen)
 
 
@@ -104,11 +132,18 @@ def test_patterns_that_mean_nothing_are_refused(vlm, n, m):
 
 
 def test_groups_that_do_not_divide_the_inputs_are_refused(vlm, seen):
-    with pytest.raises(SelectionError, match=r"2:3 in layer 1 self_attn\.q_proj, which has 32 inputs; choose an m that divides them"):
+    with pytest.raises(
+        SelectionError,
+        match=(
+            r"2:3 in layer 1 self_attn\.q_proj, which has 32 inputs; choose an m that divides them"
+        ),
+    ):
         nm(vlm, "magnitude", 2, 3)
     with pytest.raises(SelectionError, match="2:64 in layer 1"):
         nm(vlm, seen, 2, 64)
-    with pytest.raises(SelectionError, match="scores by 'taylor'; allowed: a Calibration, 'magnitude', 'random'"):
+    with pytest.raises(
+        SelectionError, match="scores by 'taylor'; allowed: a Calibration, 'magnitude', 'random'"
+    ):
         nm(vlm, "taylor")
     with pytest.raises(LayerError):
         nm(vlm, "magnitude", layers=[4])
@@ -124,7 +159,12 @@ def test_groups_that_do_not_divide_the_inputs_are_refused(vlm, seen):
 def test_the_alpha_subnetwork_is_what_all_keep(three):
     found = alpha_subnet(three)
     for key in found:
-        expected = [all(bits) for bits in zip(*(masks.unpack(*key).flatten().tolist() for masks in three), strict=True)]
+        expected = [
+            all(bits)
+            for bits in zip(
+                *(masks.unpack(*key).flatten().tolist() for masks in three), strict=True
+            )
+        ]
         assert found.unpack(*key).flatten().tolist() == expected
     assert found == three[0] & three[1] & three[2]
     assert found.sparsity >= max(masks.sparsity for masks in three)
@@ -146,11 +186,19 @@ def test_no_mask_is_sparser_than_the_intersection(drawn):
 
 def test_masks_come_from_files_one_at_a_time_and_stay_as_they_are(three, tmp_path, monkeypatch):
     paths = [masks.save(tmp_path / f"{k}.masks") for k, masks in enumerate(three)]
-    assert alpha_subnet(paths) == alpha_subnet(iter(three)) == alpha_subnet([three[0], *map(str, paths[1:])])
+    assert (
+        alpha_subnet(paths)
+        == alpha_subnet(iter(three))
+        == alpha_subnet([three[0], *map(str, paths[1:])])
+    )
     assert [Masks.load(path) for path in paths] == three
     before = [{key: bits.copy() for key, bits in masks.packed.items()} for masks in three]
     alpha_subnet(three)
-    assert all((masks.packed[key] == bits).all() for masks, old in zip(three, before, strict=True) for key, bits in old.items())
+    assert all(
+        (masks.packed[key] == bits).all()
+        for masks, old in zip(three, before, strict=True)
+        for key, bits in old.items()
+    )
     read, load = [], Masks.load
 
     def loading(path):
@@ -167,7 +215,10 @@ def test_masks_come_from_files_one_at_a_time_and_stay_as_they_are(three, tmp_pat
 def test_masks_that_do_not_belong_together_are_refused_with_their_names(vlm, three, tmp_path):
     other = tiny_llava(seed=1)
     other.name = "another-llava"
-    with pytest.raises(ComparisonError, match="Masks of tiny-llava.*Masks of another-llava.*merge masks of the same weights"):
+    with pytest.raises(
+        ComparisonError,
+        match="Masks of tiny-llava.*Masks of another-llava.*merge masks of the same weights",
+    ):
         alpha_subnet([three[0], magnitude(other, 0.5)])
     with pytest.raises(ComparisonError, match="linear maps"):
         alpha_subnet([three[0], magnitude(vlm, 0.5, layers=1)])
@@ -186,13 +237,17 @@ def test_masks_that_do_not_belong_together_are_refused_with_their_names(vlm, thr
 def test_matched_masks_keep_as_many_in_every_row(name):
     case = gpt2() if name == "gpt2" else VLM(zoo.build(name)[0], None, name)
     found = calibrate_on(case, [text_batch(case)])
-    merged = alpha_subnet([wanda(case, found, 0.5), magnitude(case, 0.5, "matrix"), random_masks(case, 0.3, 0)])
+    merged = alpha_subnet(
+        [wanda(case, found, 0.5), magnitude(case, 0.5, "matrix"), random_masks(case, 0.3, 0)]
+    )
     for by in (found, "magnitude", "random"):
         other = matched(case, merged, by)
         assert other.n_kept == merged.n_kept and list(other) == list(merged) and other != merged
         for key, linear in linear_maps(case).items():
             inputs = 0 if name == "gpt2" else 1
-            assert torch.equal(other.unpack(*key).sum(dim=inputs), merged.unpack(*key).sum(dim=inputs)), (by, key)
+            assert torch.equal(
+                other.unpack(*key).sum(dim=inputs), merged.unpack(*key).sum(dim=inputs)
+            ), (by, key)
             if by == "magnitude":
                 size, keep = linear.weight.abs(), other.unpack(*key)
                 lowest = size.masked_fill(~keep, math.inf).amin(dim=inputs)
@@ -220,12 +275,18 @@ def test_rows_that_drop_different_numbers_drop_their_lowest(rows, columns, value
 
 def test_masks_of_another_model_cannot_be_matched(vlm, seen):
     other = magnitude(tiny_llava(seed=1), 0.5)
-    for use in (lambda: matched(vlm, other, "magnitude"), lambda: apply_masks(vlm, other), lambda: masks_by("given", vlm, masks=other)):
+    for use in (
+        lambda: matched(vlm, other, "magnitude"),
+        lambda: apply_masks(vlm, other),
+        lambda: masks_by("given", vlm, masks=other),
+    ):
         with pytest.raises(ComparisonError, match="use masks that were made for these weights"):
             use()
     with pytest.raises(SelectionError, match="scores by 'wanda'"):
         matched(vlm, magnitude(vlm, 0.5), "wanda")
-    foreign = Masks.pack({(9, "mlp.up_proj"): torch.ones(2, 2, dtype=torch.bool)}, "tiny-llava", fingerprint(vlm))
+    foreign = Masks.pack(
+        {(9, "mlp.up_proj"): torch.ones(2, 2, dtype=torch.bool)}, "tiny-llava", fingerprint(vlm)
+    )
     with pytest.raises(ComparisonError):
         apply_masks(vlm, foreign)
 
@@ -237,17 +298,28 @@ def test_masks_by_the_name_of_a_method(vlm, seen, three, tmp_path):
     assert masks_by("wanda", vlm, 0.5, calibration=seen) == wanda(vlm, seen, 0.5)
     assert masks_by("magnitude", vlm, 0.5) == magnitude(vlm, 0.5)
     assert masks_by("random", vlm, 0.5, seed=4) == random_masks(vlm, 0.5, 4)
-    assert masks_by("given", vlm, masks=three[0]) == three[0] == masks_by("given", vlm, masks=three[0].save(tmp_path / "m"))
+    assert (
+        masks_by("given", vlm, masks=three[0])
+        == three[0]
+        == masks_by("given", vlm, masks=three[0].save(tmp_path / "m"))
+    )
 
 
-@pytest.mark.parametrize(("method", "given", "message"), [
-    ("sparsegpt", {"sparsity": 0.5}, f"unknown method 'sparsegpt'; allowed: {', '.join(METHODS)}"),
-    ("wanda", {"sparsity": 0.5}, "method 'wanda' without calibration"),
-    ("random", {}, "method 'random' without sparsity"),
-    ("given", {"sparsity": 0.5}, "method 'given' without masks"),
-    ("magnitude", {"sparsity": 1.0}, "share of weights to drop"),
-    ("random", {"sparsity": -0.1}, "share of weights to drop"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("method", "given", "message"),
+    [
+        (
+            "sparsegpt",
+            {"sparsity": 0.5},
+            f"unknown method 'sparsegpt'; allowed: {', '.join(METHODS)}",
+        ),
+        ("wanda", {"sparsity": 0.5}, "method 'wanda' without calibration"),
+        ("random", {}, "method 'random' without sparsity"),
+        ("given", {"sparsity": 0.5}, "method 'given' without masks"),
+        ("magnitude", {"sparsity": 1.0}, "share of weights to drop"),
+        ("random", {"sparsity": -0.1}, "share of weights to drop"),
+    ],
+)
 def test_unknown_methods_and_what_they_lack_are_refused(vlm, method, given, message):
     with pytest.raises(SelectionError, match=message):
         masks_by(method, vlm, **given)
@@ -261,32 +333,43 @@ def test_zeros_are_written_for_good_and_saved(vlm, seen, tmp_path):
     batch = case.batch([PICTURE], ["What colour ?"])
     with mask_weights(case, masks.tensors(case)):
         expected = case.forward(batch).logits
-    dense, mark = {key: linear.weight.clone() for key, linear in linear_maps(case).items()}, fingerprint(case)
+    dense, mark = (
+        {key: linear.weight.clone() for key, linear in linear_maps(case).items()},
+        fingerprint(case),
+    )
     apply_masks(case, masks)
     assert torch.equal(case.forward(batch).logits, expected)
     assert fingerprint(case) != mark
     assert case.name == f"tiny-llava + masked 50.0% ({fingerprint(case)[:8]})"
     for key, linear in linear_maps(case).items():
-        assert torch.equal(linear.weight, torch.where(masks.unpack(*key), dense[key], torch.zeros(())))
+        assert torch.equal(
+            linear.weight, torch.where(masks.unpack(*key), dense[key], torch.zeros(()))
+        )
     case.model.save_pretrained(tmp_path)
     case.processor.save_pretrained(tmp_path)
     again = load(tmp_path, device="cpu", dtype="float32")
     assert fingerprint(again) == fingerprint(case)
     torch.testing.assert_close(again.forward(batch).logits, expected)
-    with pytest.raises(ComparisonError):  # the weights are not those that the masks were made for any more
+    # the weights are not those that the masks were made for any more
+    with pytest.raises(ComparisonError):
         apply_masks(case, masks)
 
 
 def test_weights_that_cannot_be_zeroed_for_good_stay_as_they_are(three):
     case = tiny_llava()
     before = {name: value.clone() for name, value in case.model.state_dict().items()}
-    with add(case, torch.ones(case.width), 1), pytest.raises(InterventionError, match=r"inside add\(.*leave the intervention first"):
+    with (
+        add(case, torch.ones(case.width), 1),
+        pytest.raises(InterventionError, match=r"inside add\(.*leave the intervention first"),
+    ):
         apply_masks(case, three[0])
     assert all(torch.equal(value, before[name]) for name, value in case.model.state_dict().items())
     case.blocks[1].mlp.up_proj.weight = case.blocks[0].mlp.up_proj.weight
     with pytest.raises(SelectionError, match=r"layer 1 mlp\.up_proj are shared"):
         apply_masks(case, magnitude(case, 0.5))
-    case.blocks[1].mlp.up_proj.weight = nn.Parameter(torch.zeros(64, 32, dtype=torch.uint8), requires_grad=False)
+    case.blocks[1].mlp.up_proj.weight = nn.Parameter(
+        torch.zeros(64, 32, dtype=torch.uint8), requires_grad=False
+    )
     with pytest.raises(SelectionError, match="is quantised"):
         apply_masks(case, three[0])
     assert case.name == "tiny-llava"

@@ -1,4 +1,7 @@
-"""Cut neurons against zeroed columns, removed blocks against skipped ones, on every architecture; what is left saves and loads."""
+"""Cut neurons against zeroed columns, removed blocks against skipped ones, on every architecture.
+
+What is left saves and loads.
+"""
 
 import math
 from dataclasses import replace
@@ -17,7 +20,14 @@ from tests.contract.reference import Case, apart, case, generated
 from tests.support.text_models import gpt2, text_batch
 from tests.support.tiny import tiny_llava
 from tests.zoo.models import TEXT
-from xlvlms_tutorial.errors import ActivationsError, AnatomyError, ComparisonError, InterventionError, LayerError, SelectionError
+from xlvlms_tutorial.errors import (
+    ActivationsError,
+    AnatomyError,
+    ComparisonError,
+    InterventionError,
+    LayerError,
+    SelectionError,
+)
 from xlvlms_tutorial.interventions.edits import add, mask_weights
 from xlvlms_tutorial.interventions.skipping import skip
 from xlvlms_tutorial.methods.pruning import structured as module
@@ -31,10 +41,22 @@ from xlvlms_tutorial.models.vlm import VLM
 PICTURE = Image.new("RGB", (32, 32), (10, 90, 200))
 # their MLPs are of two widths, or of another one than the configuration says
 UNEVEN = ("gemma4_small", "lfm2_vl")
-CUTTABLE = tuple(name for name in zoo.MODELS if name not in ("idefics2", "idefics", *zoo.MIXTURES, *UNEVEN))
+CUTTABLE = tuple(
+    name for name in zoo.MODELS if name not in ("idefics2", "idefics", *zoo.MIXTURES, *UNEVEN)
+)
 # the configuration says by number which blocks have experts or wider heads, or blocks share keys
-NUMBERED = ("qwen3_vl_moe", "glm4v_moe", "kimi_k25", "llama4", "gemma4", "gemma4_moe", "gemma4_small")
-REMOVABLE = tuple(name for name in zoo.MODELS if name not in ("mllama", "qwen3_vl", "idefics", *NUMBERED))
+NUMBERED = (
+    "qwen3_vl_moe",
+    "glm4v_moe",
+    "kimi_k25",
+    "llama4",
+    "gemma4",
+    "gemma4_moe",
+    "gemma4_small",
+)
+REMOVABLE = tuple(
+    name for name in zoo.MODELS if name not in ("mllama", "qwen3_vl", "idefics", *NUMBERED)
+)
 
 
 def text_model(config: hf.PreTrainedConfig) -> Case:
@@ -63,7 +85,12 @@ def gpt() -> Case:
 
 def tiny() -> Case:
     at = tiny_llava()
-    return Case("tiny", at, at.batch([PICTURE] * 2, ["What colour ?", "Is there a red key in the picture ?"]), 0)
+    return Case(
+        "tiny",
+        at,
+        at.batch([PICTURE] * 2, ["What colour ?", "Is there a red key in the picture ?"]),
+        0,
+    )
 
 
 OTHERS = {"phi3": phi3, "phi": phi, "gpt2": gpt}
@@ -103,7 +130,10 @@ def test_a_neurons_score_is_the_size_of_what_it_adds():
     found = neuron_scores(at.vlm, seen)
     assert list(found) == [1, 2, 3]
     for j in range(0, 64, 9):  # all that neuron j adds, token by token
-        added = [float(sum((x[t, j] * w) ** 2 for w in linear.weight[:, j].double())) for t in range(len(x))]
+        added = [
+            float(sum((x[t, j] * w) ** 2 for w in linear.weight[:, j].double()))
+            for t in range(len(x))
+        ]
         assert float(found[2][j]) == pytest.approx(math.sqrt(sum(added) / len(x)), rel=1e-5)
     squares = wanda_scores(at.vlm, seen, 2, "mlp.down_proj").double().square()
     torch.testing.assert_close(found[2].double(), squares.sum(dim=0).sqrt(), rtol=1e-5, atol=0)
@@ -112,17 +142,27 @@ def test_a_neurons_score_is_the_size_of_what_it_adds():
 def test_activations_of_one_size_leave_the_columns_alone():
     at = tiny()
     seen = calibrate_on(at.vlm, [at.batch])
-    flat = replace(seen, squares={key: torch.full_like(s, 1.0) * seen.tokens[key] for key, s in seen.squares.items()})
+    flat = replace(
+        seen,
+        squares={
+            key: torch.full_like(s, 1.0) * seen.tokens[key] for key, s in seen.squares.items()
+        },
+    )
     plain = neuron_scores(at.vlm)
     for layer, found in neuron_scores(at.vlm, flat).items():
         torch.testing.assert_close(found, plain[layer])
-        torch.testing.assert_close(plain[layer], at.vlm.blocks[layer - 1].mlp.down_proj.weight.norm(dim=0))
+        torch.testing.assert_close(
+            plain[layer], at.vlm.blocks[layer - 1].mlp.down_proj.weight.norm(dim=0)
+        )
 
 
 def test_scores_by_chance_follow_their_seed():
     vlm = tiny_llava()
     one, same, other = (neuron_scores(vlm, "random", seed) for seed in (1, 1, 2))
-    assert all(torch.equal(one[layer], same[layer]) and not torch.equal(one[layer], other[layer]) for layer in one)
+    assert all(
+        torch.equal(one[layer], same[layer]) and not torch.equal(one[layer], other[layer])
+        for layer in one
+    )
     assert not torch.equal(one[1], one[2])
 
 
@@ -140,16 +180,22 @@ def test_a_model_without_neurons_computes_what_it_does_with_their_columns_zeroed
     left = cut_neurons(at.vlm, scores, 0.5)
     torch.testing.assert_close(logits(at), expected, rtol=1e-4, atol=1e-5)
     assert not torch.allclose(expected, dense, atol=1e-3)
-    assert {len(rows) for rows in left.values()} == {width // 2} and all((rows.diff() > 0).all() for rows in left.values())
+    assert {len(rows) for rows in left.values()} == {width // 2}
+    assert all((rows.diff() > 0).all() for rows in left.values())
     blocks = at.vlm.blocks
-    per_neuron = 65 if name in ("phi", "gpt2", "blip2") else 96  # two maps and a bias, or three maps
+    # two maps and a bias, or three maps
+    per_neuron = 65 if name in ("phi", "gpt2", "blip2") else 96
     assert before - at.vlm.model.num_parameters() == len(blocks) * (width // 2) * per_neuron
     assert not any(weight.requires_grad for weight in at.vlm.model.parameters())
-    assert at.vlm.name == f"{at.name} + {width // 2} of {width} neurons cut ({fingerprint(at.vlm)[:8]})"
+    assert (
+        at.vlm.name
+        == f"{at.name} + {width // 2} of {width} neurons cut ({fingerprint(at.vlm)[:8]})"
+    )
     for block in blocks:
         linear = anatomy.mlp_exit(block)
         assert getattr(linear, "in_features", None) or linear.nx == width // 2
-        assert linear.weight.untyped_storage().nbytes() == linear.weight.numel() * 4  # no view of the whole
+        # no view of the whole
+        assert linear.weight.untyped_storage().nbytes() == linear.weight.numel() * 4
 
 
 @pytest.mark.parametrize("name", OTHERS)
@@ -161,7 +207,9 @@ def test_language_models_that_are_cut_load_again(name, tmp_path):
     assert apart(again(**at.batch).logits, logits(at)) < 1e-5
 
 
-@pytest.mark.parametrize("name", ["llava", "qwen2_vl", "gemma3", "blip2", "mllama", "molmo2", "qwen3_vl"])
+@pytest.mark.parametrize(
+    "name", ["llava", "qwen2_vl", "gemma3", "blip2", "mllama", "molmo2", "qwen3_vl"]
+)
 def test_models_that_are_cut_load_again(name, tmp_path):
     at = case(name)
     cut_neurons(at.vlm, neuron_scores(at.vlm, "random"), 0.3, multiple_of=8)
@@ -187,7 +235,9 @@ def test_a_smaller_llava_is_loaded_through_the_door(tmp_path):
     again = load(tmp_path, device="cpu", dtype="float32")
     assert fingerprint(again) == fingerprint(at.vlm) and again.n_layers == 2
     assert apart(again.forward(at.batch).logits, logits(at)) < 1e-5
-    assert again.generate([PICTURE], ["What colour ?"], 4) == at.vlm.generate([PICTURE], ["What colour ?"], 4)
+    assert again.generate([PICTURE], ["What colour ?"], 4) == at.vlm.generate(
+        [PICTURE], ["What colour ?"], 4
+    )
 
 
 def test_the_work_of_the_neurons_goes():
@@ -200,7 +250,8 @@ def test_the_work_of_the_neurons_goes():
 
     dense, tokens = flops(), at.batch["input_ids"].numel()
     cut_neurons(at.vlm, neuron_scores(at.vlm), 0.5)
-    assert dense - flops() == 3 * (2 * tokens * 32 * 32 * 3)  # three blocks, three maps from or to 32 neurons
+    # three blocks, three maps from or to 32 neurons
+    assert dense - flops() == 3 * (2 * tokens * 32 * 32 * 3)
 
 
 @settings(max_examples=40, deadline=None)
@@ -250,9 +301,14 @@ def test_blocks_that_a_configuration_counts_are_not_removed(name):
     assert torch.equal(logits(at), before) and at.vlm.n_layers == 3
 
 
-@pytest.mark.parametrize(("name", "layers"), [
-    *((name, layers) for name in (*REMOVABLE, "phi3") for layers in ([1], [1, 3])), ("qwen3_vl", [3]), ("gpt2", [1]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "layers"),
+    [
+        *((name, layers) for name in (*REMOVABLE, "phi3") for layers in ([1], [1, 3])),
+        ("qwen3_vl", [3]),
+        ("gpt2", [1]),
+    ],
+)
 def test_a_model_without_blocks_computes_what_it_does_when_they_are_skipped(name, layers):
     at = made(name)
     left = [block for k, block in enumerate(at.vlm.blocks, 1) if k not in layers]
@@ -264,16 +320,25 @@ def test_a_model_without_blocks_computes_what_it_does_when_they_are_skipped(name
     same, found = generated(at)
     assert torch.equal(new, same) and torch.equal(found, expected)
     assert list(at.vlm.blocks) == left == list(anatomy.decoder_blocks(at.vlm.model))
-    assert at.vlm.n_layers == len(left) == at.vlm.model.config.get_text_config(decoder=True).num_hidden_layers
+    assert (
+        at.vlm.n_layers
+        == len(left)
+        == at.vlm.model.config.get_text_config(decoder=True).num_hidden_layers
+    )
     assert at.vlm.name == f"{at.name} + without blocks {', '.join(map(str, layers))}"
-    places = [{m.layer_idx for m in block.modules() if hasattr(m, "layer_idx")} for block in at.vlm.blocks]
+    places = [
+        {m.layer_idx for m in block.modules() if hasattr(m, "layer_idx")} for block in at.vlm.blocks
+    ]
     assert places == [{k} for k in range(len(left))]
 
 
 def test_lists_of_the_configuration_follow_their_blocks():
     at = case("gemma3")
     remove_blocks(at.vlm, 1)
-    assert at.vlm.model.config.get_text_config(decoder=True).layer_types == ["full_attention", "sliding_attention"]
+    assert at.vlm.model.config.get_text_config(decoder=True).layer_types == [
+        "full_attention",
+        "sliding_attention",
+    ]
     at = case("molmo2")
     text = at.vlm.model.config.get_text_config(decoder=True)
     text.rope_scaling_layers = [0, 2]
@@ -286,32 +351,47 @@ def test_lists_of_the_configuration_follow_their_blocks():
 
 def unchanged(vlm, call, error, message):
     """The call is refused, and the model is as it was."""
-    before, name, config = {k: v.clone() for k, v in vlm.model.state_dict().items()}, vlm.name, vlm.model.config.to_dict()
+    before, name, config = (
+        {k: v.clone() for k, v in vlm.model.state_dict().items()},
+        vlm.name,
+        vlm.model.config.to_dict(),
+    )
     with pytest.raises(error, match=message):
         call()
     after = vlm.model.state_dict()
-    assert before.keys() == after.keys() and all(torch.equal(value, after[key]) for key, value in before.items())
+    assert before.keys() == after.keys()
+    assert all(torch.equal(value, after[key]) for key, value in before.items())
     assert (vlm.name, vlm.model.config.to_dict()) == (name, config)
 
 
 @pytest.mark.parametrize("share", [1, 1.5, -0.1, float("nan")])
 def test_shares_that_leave_nothing_are_refused(share):
     vlm = tiny_llava()
-    unchanged(vlm, lambda: cut_neurons(vlm, neuron_scores(vlm), share), SelectionError, "share of neurons .* below 1")
+    unchanged(
+        vlm,
+        lambda: cut_neurons(vlm, neuron_scores(vlm), share),
+        SelectionError,
+        "share of neurons .* below 1",
+    )
 
 
 def test_scores_of_other_models_or_none_are_refused():
     vlm = tiny_llava()
     scores = neuron_scores(vlm)
     for wrong, message in (
-        ({1: scores[1], 2: scores[2]}, "scores of layer 3 are none; give one for each of 64 neurons"),
+        (
+            {1: scores[1], 2: scores[2]},
+            "scores of layer 3 are none; give one for each of 64 neurons",
+        ),
         ({**scores, 2: scores[2][:5]}, r"scores of layer 2 are \(5,\)"),
     ):
         unchanged(vlm, lambda wrong=wrong: cut_neurons(vlm, wrong, 0.5), SelectionError, message)
     damaged = {**scores, 2: scores[2].clone().index_fill(0, torch.tensor([3]), float("nan"))}
     unchanged(vlm, lambda: cut_neurons(vlm, damaged, 0.5), ActivationsError, "neurons of layer 2")
     for multiple in (0, 65):
-        unchanged(vlm, lambda m=multiple: cut_neurons(vlm, scores, 0.5, m), SelectionError, "give 1 to 64")
+        unchanged(
+            vlm, lambda m=multiple: cut_neurons(vlm, scores, 0.5, m), SelectionError, "give 1 to 64"
+        )
     with pytest.raises(SelectionError, match="allowed: a Calibration, 'magnitude', 'random'"):
         neuron_scores(vlm, "taylor")
     other = tiny_llava(seed=1)
@@ -323,11 +403,16 @@ def test_scores_of_other_models_or_none_are_refused():
         neuron_scores(vlm)
 
 
-@pytest.mark.parametrize("name, other", [("idefics2", "connector"), ("idefics", "gated_cross_attn")])
+@pytest.mark.parametrize(
+    "name, other", [("idefics2", "connector"), ("idefics", "gated_cross_attn")]
+)
 def test_a_width_that_another_part_has_too_cannot_be_cut(name, other):
     vlm = case(name).vlm  # which has another MLP as wide as the decoder's
     unchanged(
-        vlm, lambda: cut_neurons(vlm, neuron_scores(vlm), 0.5), SelectionError, f"described wrongly by its configuration, first .*{other}"
+        vlm,
+        lambda: cut_neurons(vlm, neuron_scores(vlm), 0.5),
+        SelectionError,
+        f"described wrongly by its configuration, first .*{other}",
     )
 
 
@@ -338,8 +423,14 @@ def test_shared_adapted_and_quantised_parts_are_refused():
     for call in (lambda: cut_neurons(vlm, scores, 0.5), lambda: remove_blocks(vlm, 3)):
         unchanged(vlm, call, SelectionError, r"layer 1 mlp\.down_proj are shared")
     vlm = tiny_llava()
-    vlm.blocks[1].mlp.up_proj.weight = nn.Parameter(torch.zeros(64, 32, dtype=torch.uint8), requires_grad=False)
-    for call in (lambda: cut_neurons(vlm, scores, 0.5), lambda: remove_blocks(vlm, 3), lambda: neuron_scores(vlm)):
+    vlm.blocks[1].mlp.up_proj.weight = nn.Parameter(
+        torch.zeros(64, 32, dtype=torch.uint8), requires_grad=False
+    )
+    for call in (
+        lambda: cut_neurons(vlm, scores, 0.5),
+        lambda: remove_blocks(vlm, 3),
+        lambda: neuron_scores(vlm),
+    ):
         unchanged(vlm, call, SelectionError, "is quantised")
     vlm = tiny_llava()
     vlm.blocks[1].mlp.up_proj.base_layer = nn.Linear(2, 2)
@@ -368,19 +459,37 @@ def test_mlps_of_other_kinds_are_refused():
 def test_blocks_that_cannot_go_are_refused():
     vlm = tiny_llava()
     for layers in ([1, 2, 3], []):
-        unchanged(vlm, lambda layers=layers: remove_blocks(vlm, layers), SelectionError, "at least one and leave at least one")
+        unchanged(
+            vlm,
+            lambda layers=layers: remove_blocks(vlm, layers),
+            SelectionError,
+            "at least one and leave at least one",
+        )
     unchanged(vlm, lambda: remove_blocks(vlm, 4), LayerError, "layer 4 is not one of 1 to 3")
     unchanged(vlm, lambda: remove_blocks(vlm, [0]), LayerError, "layer 0")
     for name in ("mllama", "idefics"):
         crossing = case(name).vlm
-        unchanged(crossing, lambda vlm=crossing: remove_blocks(vlm, 3), SelectionError, "cross-attention; skip its blocks instead")
+        unchanged(
+            crossing,
+            lambda vlm=crossing: remove_blocks(vlm, 3),
+            SelectionError,
+            "cross-attention; skip its blocks instead",
+        )
     deep = case("qwen3_vl").vlm
     for layer in (1, 2):
         unchanged(
-            deep, lambda layer=layer: remove_blocks(deep, [layer, 3]), SelectionError, "gets visual features; remove blocks behind layer 2"
+            deep,
+            lambda layer=layer: remove_blocks(deep, [layer, 3]),
+            SelectionError,
+            "gets visual features; remove blocks behind layer 2",
         )
     vlm.model.config.text_config.layers_of_some_kind = [0, 2]
-    unchanged(vlm, lambda: remove_blocks(vlm, 3), SelectionError, r"the configuration lists layers_of_some_kind=\[0, 2\]")
+    unchanged(
+        vlm,
+        lambda: remove_blocks(vlm, 3),
+        SelectionError,
+        r"the configuration lists layers_of_some_kind=\[0, 2\]",
+    )
     del vlm.model.config.text_config.layers_of_some_kind
     vlm.model.config.text_config.num_kv_shared_layers = 1
     unchanged(vlm, lambda: remove_blocks(vlm, 3), SelectionError, "share keys and values")

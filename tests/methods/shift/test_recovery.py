@@ -1,4 +1,7 @@
-"""Whether shifted concepts find those of the fine-tuned model: slow loops, identities, and what each rival is."""
+"""Whether shifted concepts find those of the fine-tuned model.
+
+Slow loops, identities, and what each rival is.
+"""
 
 from importlib import import_module
 from itertools import permutations
@@ -11,13 +14,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support.shift import cosine, moved
-from xlvlms_tutorial.errors import ActivationsError, ComparisonError, EstimateError, LengthError, SelectionError, WordListError
+from xlvlms_tutorial.errors import (
+    ActivationsError,
+    ComparisonError,
+    EstimateError,
+    LengthError,
+    SelectionError,
+    WordListError,
+)
 from xlvlms_tutorial.methods import shift
 from xlvlms_tutorial.methods.concepts.baselines import KMeans
 from xlvlms_tutorial.methods.shift.recovery import NULLS, curve, means, null_shifts, recovery
 from xlvlms_tutorial.metrics.intervals import bootstrap
 
-module = import_module("xlvlms_tutorial.methods.shift.recovery")  # the package offers a function of this name
+# the package offers a function of this name
+module = import_module("xlvlms_tutorial.methods.shift.recovery")
 MEASURES = ["cosine_before", "cosine_after", "cosine_gain"]
 
 
@@ -40,18 +51,28 @@ def spoken(concepts):
 def test_recovery_is_that_of_loops(k, d, seed):
     candidates, tuned, original = np.random.default_rng(seed).standard_normal((3, k, d))
     table = recovery(candidates, tuned, original, spoken if d > 2 else None)
-    partner = max(permutations(range(k)), key=lambda order: sum(cosine(original[i], tuned[order[i]]) for i in range(k)))
+    partner = max(
+        permutations(range(k)),
+        key=lambda order: sum(cosine(original[i], tuned[order[i]]) for i in range(k)),
+    )
     assert table["match"].tolist() == list(partner) and table["concept"].tolist() == list(range(k))
     for i, row in table.iterrows():
-        before, after = cosine(original[i], tuned[partner[i]]), cosine(candidates[i], tuned[partner[i]])
-        assert (row["cosine_before"], row["cosine_after"]) == (pytest.approx(before, abs=1e-12), pytest.approx(after, abs=1e-12))
+        before, after = (
+            cosine(original[i], tuned[partner[i]]),
+            cosine(candidates[i], tuned[partner[i]]),
+        )
+        assert (row["cosine_before"], row["cosine_after"]) == (
+            pytest.approx(before, abs=1e-12),
+            pytest.approx(after, abs=1e-12),
+        )
         if before > 1e-9:
             assert row["improvement"] == pytest.approx((after - before) / before)
         elif before < -1e-9:
             assert np.isnan(row["improvement"])
         if d > 2:
             said, of_tuned, of_original = (
-                set(spoken(concepts)[j]) for concepts, j in ((candidates, i), (tuned, partner[i]), (original, i))
+                set(spoken(concepts)[j])
+                for concepts, j in ((candidates, i), (tuned, partner[i]), (original, i))
             )
             assert row["t_overlap_before"] == pytest.approx(100 * len(of_original & of_tuned) / 3)
             assert row["t_overlap_after"] == pytest.approx(100 * len(said & of_tuned) / 3)
@@ -91,7 +112,9 @@ def test_concepts_in_any_format_and_lists_instead_of_a_callable_give_the_same():
     pd.testing.assert_frame_equal(recovery(there, tuned, original, lists), found)
     in_another_order = tuple(dict(reversed(one.items())) for one in lists)
     pd.testing.assert_frame_equal(recovery(there, tuned, original, in_another_order), found)
-    pd.testing.assert_frame_equal(recovery(there, tuned, original, tuple(list(one.values()) for one in lists)), found)
+    pd.testing.assert_frame_equal(
+        recovery(there, tuned, original, tuple(list(one.values()) for one in lists)), found
+    )
     pd.testing.assert_frame_equal(recovery(there, tuned, original), found.iloc[:, :5])
 
 
@@ -105,9 +128,21 @@ def test_what_does_not_belong_together_is_refused():
         ((original[:, :3], tuned, original), ComparisonError, "widths differ: 3 and 8"),
         ((original, tuned * np.nan, original), ActivationsError, "other concepts hold NaN"),
         ((original * 0, tuned, original), ActivationsError, "concepts 0, 1, 2, 3 are zero"),
-        ((original, tuned, original, (lists, lists, empty)), WordListError, "no list of words for 2"),
-        ((original, tuned, original, (empty, lists, lists)), WordListError, "no list of words for 2"),
-        ((original, tuned, original, ({0: ["a"]}, lists, lists)), LengthError, "words: 1, concepts: 4"),
+        (
+            (original, tuned, original, (lists, lists, empty)),
+            WordListError,
+            "no list of words for 2",
+        ),
+        (
+            (original, tuned, original, (empty, lists, lists)),
+            WordListError,
+            "no list of words for 2",
+        ),
+        (
+            (original, tuned, original, ({0: ["a"]}, lists, lists)),
+            LengthError,
+            "words: 1, concepts: 4",
+        ),
         (
             (original, tuned, original, (lists, {k + 1: ["a"] for k in range(4)}, lists)),
             ComparisonError,
@@ -124,16 +159,22 @@ def test_each_rival_is_what_its_name_says():
     assert tuple(nulls) == NULLS and all(null.shape == vectors.shape for null in nulls.values())
     assert not nulls["original"].any()
     np.testing.assert_allclose(nulls["global"], np.tile((b - a).mean(axis=0), (4, 1)), atol=1e-12)
-    np.testing.assert_allclose(shift.magnitude(nulls["random"]), shift.magnitude(vectors), rtol=1e-12)
+    np.testing.assert_allclose(
+        shift.magnitude(nulls["random"]), shift.magnitude(vectors), rtol=1e-12
+    )
     assert np.abs(shift.similarity(nulls["random"], vectors)).max() < 0.99
     counts = np.bincount(labels)
-    np.testing.assert_allclose(counts @ nulls["shuffled"] / len(a), (b - a).mean(axis=0), atol=1e-12)
+    np.testing.assert_allclose(
+        counts @ nulls["shuffled"] / len(a), (b - a).mean(axis=0), atol=1e-12
+    )
     assert np.abs(nulls["shuffled"] - vectors).max() > 0.1
     second = shift.shifted(original, nulls["seed"])
     again = KMeans(4, seed=3).fit(b).components_
     table = recovery(second, tuned, original)
     for concept, partner in enumerate(table["match"]):
-        np.testing.assert_allclose(second[concept], again[shift.match(tuned, again)[partner]], atol=1e-12)
+        np.testing.assert_allclose(
+            second[concept], again[shift.match(tuned, again)[partner]], atol=1e-12
+        )
 
 
 def test_rivals_depend_on_the_seed_and_on_nothing_else():
@@ -159,7 +200,9 @@ def test_on_average_shuffled_shifts_are_the_global_one(monkeypatch):
             return self
 
     monkeypatch.setattr(module, "KMeans", Fixed)
-    drawn = np.stack([null_shifts(a, b, labels, tuned, original, seed=seed)["shuffled"] for seed in range(300)])
+    drawn = np.stack(
+        [null_shifts(a, b, labels, tuned, original, seed=seed)["shuffled"] for seed in range(300)]
+    )
     error = drawn.std(axis=0) / np.sqrt(len(drawn))
     assert (np.abs(drawn.mean(axis=0) - (b - a).mean(axis=0)) < 5 * error).all()
 
@@ -173,7 +216,9 @@ def test_shifts_beat_rivals_where_each_concept_moves_its_own_way():
     of_a, of_b = KMeans(5).fit(a), KMeans(5).fit(b)
     vectors = shift.shift_vectors(a, b, of_a.labels_, 5)
     nulls = null_shifts(a, b, of_a.labels_, of_b.components_, of_a.components_)
-    found = curve({"shifted": vectors} | nulls, of_b.components_, of_a.components_).query("measure == 'cosine_after'")
+    found = curve({"shifted": vectors} | nulls, of_b.components_, of_a.components_).query(
+        "measure == 'cosine_after'"
+    )
     after = found.set_index("shift")["value"]
     assert after["shifted"] > 0.999 and after["seed"] > 0.999
     assert (after[["original", "global", "shuffled", "random"]] < 0.97).all()
@@ -181,18 +226,32 @@ def test_shifts_beat_rivals_where_each_concept_moves_its_own_way():
 
 def test_means_are_those_of_tables_with_the_intervals_of_the_bootstrap():
     _, _, _, vectors, tuned, original = fitted()
-    tables = {layer: recovery(shift.shifted(original, scale * vectors), tuned, original, spoken) for layer, scale in ((3, 1.0), (5, 2.0))}
+    tables = {
+        layer: recovery(shift.shifted(original, scale * vectors), tuned, original, spoken)
+        for layer, scale in ((3, 1.0), (5, 2.0))
+    }
     found = means(tables, "layer", seed=4)
     assert list(found.columns) == ["layer", "measure", "value", "low", "high", "n"]
     assert found["layer"].tolist() == [3] * 6 + [5] * 6
-    assert found["measure"].tolist() == 2 * [*MEASURES, *(name.replace("cosine", "t_overlap") for name in MEASURES)]
+    assert found["measure"].tolist() == 2 * [
+        *MEASURES,
+        *(name.replace("cosine", "t_overlap") for name in MEASURES),
+    ]
     for layer, table in tables.items():
         rows = found[found["layer"] == layer].set_index("measure")
-        assert rows.loc["cosine_after"].drop("layer").to_dict() == bootstrap(table["cosine_after"], seed=4).asdict()
+        assert (
+            rows.loc["cosine_after"].drop("layer").to_dict()
+            == bootstrap(table["cosine_after"], seed=4).asdict()
+        )
         gain = table["t_overlap_after"] - table["t_overlap_before"]
-        assert rows.loc["t_overlap_gain"].drop("layer").to_dict() == bootstrap(gain, seed=4).asdict()
-        assert rows.loc["cosine_gain", "value"] == pytest.approx(rows.loc["cosine_after", "value"] - rows.loc["cosine_before", "value"])
-    assert means({"x": tables[3].drop(columns=["t_overlap_before", "t_overlap_after"])})["measure"].tolist() == MEASURES
+        assert (
+            rows.loc["t_overlap_gain"].drop("layer").to_dict() == bootstrap(gain, seed=4).asdict()
+        )
+        assert rows.loc["cosine_gain", "value"] == pytest.approx(
+            rows.loc["cosine_after", "value"] - rows.loc["cosine_before", "value"]
+        )
+    table = tables[3].drop(columns=["t_overlap_before", "t_overlap_after"])
+    assert means({"x": table})["measure"].tolist() == MEASURES
 
 
 def test_the_curve_begins_at_the_original_and_passes_the_mean_of_b():
@@ -210,11 +269,19 @@ def test_the_curve_begins_at_the_original_and_passes_the_mean_of_b():
     for kind in ("cosine", "t_overlap"):
         assert by["shifted", 0.0, f"{kind}_gain"] == 0.0
         for alpha in (0.0, 0.5, 1.0):
-            assert by["none", alpha, f"{kind}_after"] == by["shifted", alpha, f"{kind}_before"] == by["shifted", 0.0, f"{kind}_after"]
+            assert (
+                by["none", alpha, f"{kind}_after"]
+                == by["shifted", alpha, f"{kind}_before"]
+                == by["shifted", 0.0, f"{kind}_after"]
+            )
     there = np.stack([b[labels == concept].mean(axis=0) for concept in range(4)])
     expected = recovery(there, tuned, original, spoken)
-    assert by["shifted", 1.0, "cosine_after"] == pytest.approx(expected["cosine_after"].mean(), abs=1e-12)
-    assert by["shifted", 1.0, "t_overlap_after"] == pytest.approx(expected["t_overlap_after"].mean())
+    assert by["shifted", 1.0, "cosine_after"] == pytest.approx(
+        expected["cosine_after"].mean(), abs=1e-12
+    )
+    assert by["shifted", 1.0, "t_overlap_after"] == pytest.approx(
+        expected["t_overlap_after"].mean()
+    )
 
 
 def test_curves_of_nothing_are_refused():

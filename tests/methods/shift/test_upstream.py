@@ -1,27 +1,35 @@
-"""Defects of the released code of arXiv 2501.03012 (xl-vlms) that ours must not have: here what other tests do not cover.
+"""Defects of the released code of arXiv 2501.03012 (xl-vlms) that ours must not have.
 
-Where each defect is tested (files under tests; without a file: here).
+Here what other tests do not cover. Where each defect is tested (files
+under tests; without a file: here).
 
 1. A concept without samples ends in a crash inside torch: test_a_concept_without_samples_is_named,
    methods/shift/test_vectors.py::test_states_and_labels_belong_together.
 2. Agreement of a single sample is NaN: test_a_concept_of_one_sample_gives_no_nan.
-3. Shifts are made "unit" by the norm of the whole matrix: test_the_length_of_one_shift_does_not_change_what_is_said_of_another.
+3. Shifts are made "unit" by the norm of the whole matrix:
+   test_the_length_of_one_shift_does_not_change_what_is_said_of_another.
 4. Of 15 words the last 10 are compared, without the five best: test_the_best_words_count.
 5. Samples belong to the concept of the largest signed code: test_a_strong_negative_code_counts,
    methods/shift/test_vectors.py::test_a_sample_belongs_to_the_concept_of_its_largest_code_in_size.
-6. What the notebook calls consistency is not the paper's formula: test_the_two_kinds_of_consistency_are_not_one_number.
-7. States of different sample sets are paired by their place in the list: test_states_are_paired_by_sample_and_not_by_place,
-   methods/shift/test_vectors.py::test_states_that_do_not_belong_together_are_refused.
-8. Samples without the word have a row all the same, and whether the mask is a list or a tensor depends on who reads it:
-   test_states_of_samples_without_the_word_are_not_there.
+6. What the notebook calls consistency is not the paper's formula:
+   test_the_two_kinds_of_consistency_are_not_one_number.
+7. States of different sample sets are paired by their place in the list:
+   test_states_are_paired_by_sample_and_not_by_place, methods/shift/test_vectors.py::
+   test_states_that_do_not_belong_together_are_refused.
+8. Samples without the word have a row all the same, and whether the mask is a list or a tensor
+   depends on who reads it: test_states_of_samples_without_the_word_are_not_there.
 9. k-means has no seed, so that no two runs agree: test_two_runs_agree,
    methods/shift/test_recovery.py::test_rivals_depend_on_the_seed_and_on_nothing_else.
-10. Principal components crash and samples as concepts are not implemented: test_every_dictionary_can_be_shifted.
-11. Overlap is a count divided by 15, however many words there are, and repeated words count again: test_overlap_is_a_share_of_the_words,
-    methods/shift/test_vectors.py::test_overlap_is_that_of_loops_and_forgets_order_and_repetition.
-12. Improvement is divided by a cosine that may be negative, which turns its sign: test_improvement_never_has_the_wrong_sign.
+10. Principal components crash and samples as concepts are not implemented:
+    test_every_dictionary_can_be_shifted.
+11. Overlap is a count divided by 15, however many words there are, and repeated words count again:
+    test_overlap_is_a_share_of_the_words, methods/shift/test_vectors.py::
+    test_overlap_is_that_of_loops_and_forgets_order_and_repetition.
+12. Improvement is divided by a cosine that may be negative, which turns
+    its sign: test_improvement_never_has_the_wrong_sign.
 13. There is nothing to compare recovery with, although it is high by construction:
-    methods/shift/test_vectors.py::test_with_k_means_a_shifted_concept_is_the_mean_of_b_over_its_samples,
+    methods/shift/test_vectors.py::
+    test_with_k_means_a_shifted_concept_is_the_mean_of_b_over_its_samples,
     methods/shift/test_recovery.py::test_each_rival_is_what_its_name_says.
 14. How concepts change is read off a one-to-one matching too:
     methods/shift/test_vectors.py::test_several_concepts_may_go_with_one_by_argmax_only.
@@ -53,7 +61,7 @@ from xlvlms_tutorial.samples import Sample
 
 
 def test_the_table_above_names_tests_that_exist():
-    named = re.findall(r"(?:((?:\w+/)+\w+\.py)::)?(test_\w+)\b(?!\.py)", __doc__)
+    named = re.findall(r"(?:((?:\w+/)+\w+\.py)::\s*)?(test_\w+)\b(?!\.py)", __doc__)
     assert len(named) > 14
     for file, name in named:
         path = Path(__file__).parents[2] / file if file else Path(__file__)
@@ -62,19 +70,29 @@ def test_the_table_above_names_tests_that_exist():
 
 def test_a_concept_without_samples_is_named():
     a, b, labels = moved()
-    with pytest.raises(ActivationsError, match=r"no sample belongs to concept\(s\) 2; fit fewer, or leave these out"):
+    with pytest.raises(
+        ActivationsError,
+        match=r"no sample belongs to concept\(s\) 2; fit fewer, or leave these out",
+    ):
         shift.shift_vectors(a, b, np.where(labels == 2, 1, labels), 4)
 
 
 def test_a_concept_of_one_sample_gives_no_nan():
-    """The mean over no pairs is 0 / 0; the shift itself and the formula of the paper have a value."""
+    """The mean over no pairs is 0 / 0.
+
+    The shift itself and the formula of the paper have a value.
+    """
     a, b, labels = moved()
     labels, a, b = np.concatenate([labels, [4]]), np.vstack([a, a[:1]]), np.vstack([b, b[:1]])
-    with pytest.raises(ActivationsError, match=r"concept\(s\) 4 have one sample and no pair; fit fewer concepts"):
+    with pytest.raises(
+        ActivationsError, match=r"concept\(s\) 4 have one sample and no pair; fit fewer concepts"
+    ):
         shift.pairwise_consistency(a, b, labels, 5)
     assert shift.consistency(a, b, labels, 5)[4] == pytest.approx(1)
     for how in shift.CENTRES:
-        np.testing.assert_allclose(shift.shift_vectors(a, b, labels, 5, how)[4], b[0] - a[0], atol=1e-12)
+        np.testing.assert_allclose(
+            shift.shift_vectors(a, b, labels, 5, how)[4], b[0] - a[0], atol=1e-12
+        )
 
 
 def test_the_length_of_one_shift_does_not_change_what_is_said_of_another():
@@ -82,12 +100,15 @@ def test_the_length_of_one_shift_does_not_change_what_is_said_of_another():
     longer = np.where((labels == 3)[:, None], a + 1000 * (b - a), b)
     vectors, others = (shift.shift_vectors(a, side, labels, 4) for side in (b, longer))
     whole = np.linalg.norm
-    assert np.abs(vectors / whole(vectors) - others / whole(others))[:3].max() > 0.1  # the fault's cause is there
+    # the fault's cause is there
+    assert np.abs(vectors / whole(vectors) - others / whole(others))[:3].max() > 0.1
     cosines = shift.similarity(vectors, vectors)
     np.testing.assert_allclose(shift.similarity(others, others), cosines, atol=1e-12)
     np.testing.assert_allclose(np.diag(cosines), 1, atol=1e-12)
     for measure in (shift.consistency, shift.pairwise_consistency):
-        np.testing.assert_allclose(measure(a, longer, labels, 4), measure(a, b, labels, 4), atol=1e-9)
+        np.testing.assert_allclose(
+            measure(a, longer, labels, 4), measure(a, b, labels, 4), atol=1e-9
+        )
     rival = null_shifts(a, longer, labels, vectors, vectors)["random"]
     np.testing.assert_allclose(shift.magnitude(rival), shift.magnitude(others), rtol=1e-12)
 
@@ -113,12 +134,18 @@ def test_the_two_kinds_of_consistency_are_not_one_number(n, seed):
     random = np.random.default_rng(seed)
     a, delta = random.standard_normal((2, n, 4))
     labels, far = np.zeros(n, dtype=int), delta + 1
-    formula, pairs = (find(a, a + far, labels, 1)[0] for find in (shift.consistency, shift.pairwise_consistency))
+    formula, pairs = (
+        find(a, a + far, labels, 1)[0] for find in (shift.consistency, shift.pairwise_consistency)
+    )
     assert formula == pytest.approx(np.mean([cosine(one, far.mean(axis=0)) for one in far]))
-    assert pairs == pytest.approx(np.mean([cosine(one, other) for one, other in combinations(far, 2)]))
+    assert pairs == pytest.approx(
+        np.mean([cosine(one, other) for one, other in combinations(far, 2)])
+    )
     assert formula != pytest.approx(pairs, abs=1e-6)
     equal = delta / np.linalg.norm(delta, axis=1, keepdims=True)
-    formula, pairs = (find(a, a + equal, labels, 1)[0] for find in (shift.consistency, shift.pairwise_consistency))
+    formula, pairs = (
+        find(a, a + equal, labels, 1)[0] for find in (shift.consistency, shift.pairwise_consistency)
+    )
     assert pairs == pytest.approx((n * formula**2 - 1) / (n - 1), abs=1e-9)
 
 
@@ -131,7 +158,9 @@ def test_states_are_paired_by_sample_and_not_by_place():
         return States({(1, "block"): torch.from_numpy(values[rows])}, pd.DataFrame(table), MADE)
 
     one, other = made([0, 2, 3, 5, 8, 9], a), made([0, 1, 2, 3, 5, 9], b)
-    found = shift.shift_vectors(*(states[1] for states in shift.matched(one, other)), np.zeros(5, dtype=int), 1)
+    found = shift.shift_vectors(
+        *(states[1] for states in shift.matched(one, other)), np.zeros(5, dtype=int), 1
+    )
     np.testing.assert_allclose(found[0], (b - a)[[0, 2, 3, 5, 9]].mean(axis=0), atol=1e-12)
     by_place = shift.shift_vectors(one[1], other[1], np.zeros(6, dtype=int), 1)
     assert np.abs(by_place - found).max() > 0.1
@@ -141,18 +170,28 @@ def test_states_are_paired_by_sample_and_not_by_place():
 
 
 def test_states_of_samples_without_the_word_are_not_there(tmp_path):
-    """Two models, whose answers have the word for different samples: captured, stored, read back and paired."""
+    """Two models, whose answers have the word for different samples.
+
+    Captured, stored, read back and paired.
+    """
     vlm = tiny_llava()
     samples = [Sample(f"s{k}", Image.new("RGB", (32, 32), (40 * k, 90, 200))) for k in range(4)]
     options = {"words": "key", "prompt": "What is there ?"}
-    a = capture(vlm, samples, [0, 2], answers=["a key", "a key", "a", "the key"], batch_size=3, **options)
+    a = capture(
+        vlm, samples, [0, 2], answers=["a key", "a key", "a", "the key"], batch_size=3, **options
+    )
     with torch.no_grad():
         vlm.model.get_input_embeddings().weight.mul_(1.5)
-    b = capture(vlm, samples, [0, 2], answers=["a key", "a", "a key", "the key"], batch_size=2, **options)
+    b = capture(
+        vlm, samples, [0, 2], answers=["a key", "a", "a key", "the key"], batch_size=2, **options
+    )
     one, other = shift.matched(a, b)
     assert one.table["id"].tolist() == other.table["id"].tolist() == ["s0", "s3"]
     torch.testing.assert_close(other[0], 1.5 * one[0], atol=1e-5, rtol=1e-5)
-    stored = [load_activations(save_activations(states, tmp_path / name)) for name, states in (("a", a), ("b", b))]
+    stored = [
+        load_activations(save_activations(states, tmp_path / name))
+        for name, states in (("a", a), ("b", b))
+    ]
     for found, expected in zip(shift.matched(*stored), (one, other), strict=True):
         assert torch.equal(found[2], expected[2])
     at_word = capture(vlm, samples, [0, 2], answers=["a key"] * 4, at="token", **options)

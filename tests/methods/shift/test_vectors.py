@@ -1,4 +1,6 @@
-"""Shift vectors, matching and agreement of samples against slow loops in float64, all permutations, and identities."""
+"""Shift vectors, matching and agreement of samples against slow loops in float64,
+all permutations, and identities.
+"""
 
 from itertools import combinations, permutations
 
@@ -14,7 +16,13 @@ from sklearn.metrics.pairwise import cosine_similarity
 
 from tests.support.shift import MADE, cosine, moved
 from xlvlms_tutorial.activations.activations import States
-from xlvlms_tutorial.errors import ActivationsError, ComparisonError, LengthError, SelectionError, WordListError
+from xlvlms_tutorial.errors import (
+    ActivationsError,
+    ComparisonError,
+    LengthError,
+    SelectionError,
+    WordListError,
+)
 from xlvlms_tutorial.methods import shift
 from xlvlms_tutorial.methods.concepts.baselines import PCA, KMeans
 from xlvlms_tutorial.methods.concepts.words import as_lists
@@ -25,7 +33,9 @@ sizes = st.tuples(st.integers(1, 5), st.integers(2, 6), st.integers(0, 2**20))
 
 def states(ids, seed=0, **provenance):
     rows = torch.from_numpy(np.random.default_rng(seed).standard_normal((len(ids), 4)))
-    table = pd.DataFrame({"sample": range(len(ids)), "id": ids, "word": [f"{name} in {seed}" for name in ids]})
+    table = pd.DataFrame(
+        {"sample": range(len(ids)), "id": ids, "word": [f"{name} in {seed}" for name in ids]}
+    )
     return States({(3, "block"): rows, (5, "mlp"): 2 * rows}, table, MADE | provenance)
 
 
@@ -39,18 +49,43 @@ def test_samples_that_both_have_are_matched_by_id_in_the_order_of_the_first():
         torch.testing.assert_close(other[key], factor * b[3][[3, 0, 2]])
     assert one.provenance == a.provenance
     again = shift.matched(one, other)
-    assert all(torch.equal(found[3], given[3]) for found, given in zip(again, (one, other), strict=True))
+    assert all(
+        torch.equal(found[3], given[3]) for found, given in zip(again, (one, other), strict=True)
+    )
 
 
 @pytest.mark.parametrize(
     ("ids", "other", "provenance", "message"),
     [
-        (["s1"], ["s1"], {"ids_sha256": "9bc1"}, "sample sets differ: 3fa9 and 9bc1; capture both models on the same samples"),
+        (
+            ["s1"],
+            ["s1"],
+            {"ids_sha256": "9bc1"},
+            "sample sets differ: 3fa9 and 9bc1; capture both models on the same samples",
+        ),
         (["s1"], ["s1"], {"n_samples": 4}, "numbers of samples differ: 9 and 4"),
-        (["s1"], ["s1"], {"selection": {"words": ["dog"], "at": "token"}}, "captured positions differ: .*'at': 'token'"),
+        (
+            ["s1"],
+            ["s1"],
+            {"selection": {"words": ["dog"], "at": "token"}},
+            "captured positions differ: .*'at': 'token'",
+        ),
         (["s1"], ["s1"], {"reduce": "last"}, "reductions differ: None and last"),
-        (["s1", "s2"], ["s3"], {}, "samples differ: 2 in a and 1 in b; none is in both, so choose a word that both models say"),
-        (["s1", "s1", "s2"], ["s1"], {}, "numbers of rows and of samples differ: 3 and 2; capture one row a sample"),
+        (
+            ["s1", "s2"],
+            ["s3"],
+            {},
+            (
+                "samples differ: 2 in a and 1 in b; none is in both, so choose "
+                "a word that both models say"
+            ),
+        ),
+        (
+            ["s1", "s1", "s2"],
+            ["s1"],
+            {},
+            "numbers of rows and of samples differ: 3 and 2; capture one row a sample",
+        ),
         (["s1"], ["s1", "s1"], {}, "numbers of rows and of samples differ: 2 and 1"),
     ],
 )
@@ -62,7 +97,10 @@ def test_states_that_do_not_belong_together_are_refused(ids, other, provenance, 
 @pytest.mark.parametrize("kind", [np.float32, np.float64, torch.float32, torch.bfloat16])
 def test_cosines_are_those_of_scikit_learn_whatever_the_number_format(kind):
     one, other = np.random.default_rng(0).standard_normal((2, 6, 5))
-    given_ = [torch.from_numpy(x).to(kind) if isinstance(kind, torch.dtype) else x.astype(kind) for x in (one, other[:4])]
+    given_ = [
+        torch.from_numpy(x).to(kind) if isinstance(kind, torch.dtype) else x.astype(kind)
+        for x in (one, other[:4])
+    ]
     exact = [x.double().numpy() if isinstance(x, torch.Tensor) else x.astype(float) for x in given_]
     found = shift.similarity(*given_)
     assert found.dtype == np.float64 and found.shape == (6, 4)
@@ -91,8 +129,12 @@ def test_matching_follows_the_order_of_concepts(size):
     one, other = random.standard_normal((2, k, d))
     here, there = random.permutation(k), random.permutation(k)
     for how in shift.MATCHES:
-        np.testing.assert_array_equal(there[shift.match(one[here], other[there], how)], shift.match(one, other, how)[here])
-    np.testing.assert_array_equal(shift.match(one, one[here] * random.uniform(0.1, 9, (k, 1))), np.argsort(here))
+        np.testing.assert_array_equal(
+            there[shift.match(one[here], other[there], how)], shift.match(one, other, how)[here]
+        )
+    np.testing.assert_array_equal(
+        shift.match(one, one[here] * random.uniform(0.1, 9, (k, 1))), np.argsort(here)
+    )
 
 
 def test_several_concepts_may_go_with_one_by_argmax_only():
@@ -100,9 +142,14 @@ def test_several_concepts_may_go_with_one_by_argmax_only():
     assert shift.match(one, other, "argmax").tolist() == [0, 0]
     assert shift.match(one, other).tolist() == [0, 1]
     assert shift.match(one, other[:1], "argmax").tolist() == [0, 0]
-    with pytest.raises(ComparisonError, match="numbers of concepts differ: 2 and 1; fit equally many, or match with how='argmax'"):
+    with pytest.raises(
+        ComparisonError,
+        match="numbers of concepts differ: 2 and 1; fit equally many, or match with how='argmax'",
+    ):
         shift.match(one, other[:1])
-    with pytest.raises(SelectionError, match="unknown matching 'hungarian'; allowed: 'one-to-one', 'argmax'"):
+    with pytest.raises(
+        SelectionError, match="unknown matching 'hungarian'; allowed: 'one-to-one', 'argmax'"
+    ):
         shift.match(one, other, "hungarian")
 
 
@@ -110,9 +157,10 @@ def test_several_concepts_may_go_with_one_by_argmax_only():
 def test_what_has_no_cosine_is_refused(find):
     good = np.ones((2, 3))
     for bad, message in (
-        (np.array([[1.0, 0, 0], [0, 0, 0]]), "concepts 1 are zero"), (np.full((2, 3), np.nan), "concepts hold NaN"),
+        (np.array([[1.0, 0, 0], [0, 0, 0]]), "concepts 1 are zero"),
+        (np.full((2, 3), np.nan), "concepts hold NaN"),
         (np.ones((0, 3)), r"concepts of shape \(0, 3\)"),
-    ):  # fmt: skip
+    ):
         for pair in ((bad, good), (good, bad)):
             with pytest.raises(ActivationsError, match=message):
                 find(*pair)
@@ -148,7 +196,11 @@ def test_shift_vectors_are_those_of_loops(how, block, monkeypatch):
             ordered, n, cut = sorted(values), len(values), int(len(values) * 0.1)
             middle = (ordered[(n - 1) // 2] + ordered[n // 2]) / 2
             kept = ordered[cut : n - cut]
-            expected[concept, column] = {"mean": sum(values) / n, "median": middle, "trimmed": sum(kept) / len(kept)}[how]
+            expected[concept, column] = {
+                "mean": sum(values) / n,
+                "median": middle,
+                "trimmed": sum(kept) / len(kept),
+            }[how]
     found = shift.shift_vectors(a, b, labels, 4, how)
     np.testing.assert_allclose(found, expected, atol=1e-12)
     tensors = [torch.from_numpy(x) for x in (a, b, labels)]
@@ -162,7 +214,9 @@ def test_a_far_sample_moves_the_mean_and_not_the_others():
     far = b.copy()
     far[0] += 1e6
     for how, most in (("mean", np.inf), ("median", 1.0), ("trimmed", 1.0)):
-        change = np.abs(shift.shift_vectors(a, far, labels, 4, how) - shift.shift_vectors(a, b, labels, 4, how))
+        change = np.abs(
+            shift.shift_vectors(a, far, labels, 4, how) - shift.shift_vectors(a, b, labels, 4, how)
+        )
         assert (change[0] > 1e3).all() == (how == "mean") and change[0].max() < most
         assert change[1:].max() == 0
 
@@ -173,7 +227,10 @@ def test_the_order_of_samples_and_the_names_of_concepts_do_not_matter(k, seed):
     a, b, labels = moved(n=40, k=k, seed=seed)
     random = np.random.default_rng(seed)
     rows, name = random.permutation(len(a)), random.permutation(k)
-    for measure in (*(lambda *given, how=how: shift.shift_vectors(*given, how) for how in shift.CENTRES), shift.consistency):
+    for measure in (
+        *(lambda *given, how=how: shift.shift_vectors(*given, how) for how in shift.CENTRES),
+        shift.consistency,
+    ):
         found, again = measure(a, b, labels, k), measure(a[rows], b[rows], name[labels[rows]], k)
         np.testing.assert_allclose(again[name], found, atol=1e-12)
 
@@ -185,7 +242,9 @@ def test_with_k_means_a_shifted_concept_is_the_mean_of_b_over_its_samples(k, see
     model = KMeans(k).fit(a)
     labels = shift.associations(model.transform(a))
     there = shift.shifted(model.components_, shift.shift_vectors(a, b, labels, k))
-    np.testing.assert_allclose(there, [b[labels == concept].mean(axis=0) for concept in range(k)], atol=1e-10)
+    np.testing.assert_allclose(
+        there, [b[labels == concept].mean(axis=0) for concept in range(k)], atol=1e-10
+    )
 
 
 def test_float32_states_far_from_zero_keep_their_shift():
@@ -198,8 +257,12 @@ def test_float32_states_far_from_zero_keep_their_shift():
 def test_alpha_goes_from_the_original_through_the_shift():
     concepts, shifts = np.random.default_rng(0).standard_normal((2, 3, 5))
     np.testing.assert_array_equal(shift.shifted(concepts, shifts, 0), concepts)
-    np.testing.assert_allclose(shift.shifted(concepts, torch.from_numpy(shifts), -0.5), concepts - shifts / 2)
-    np.testing.assert_allclose(shift.shifted(torch.from_numpy(concepts).float(), shifts), concepts + shifts, atol=1e-6)
+    np.testing.assert_allclose(
+        shift.shifted(concepts, torch.from_numpy(shifts), -0.5), concepts - shifts / 2
+    )
+    np.testing.assert_allclose(
+        shift.shifted(torch.from_numpy(concepts).float(), shifts), concepts + shifts, atol=1e-6
+    )
     for alpha in (np.nan, np.inf, -1e308 * 10, 1.7e308):
         with pytest.raises(SelectionError, match="alpha is"):
             shift.shifted(concepts, shifts, alpha)
@@ -215,7 +278,9 @@ def test_agreement_of_samples_is_that_of_loops(block, monkeypatch):
     a, b, labels = moved()
     groups = [(b - a)[labels == concept] for concept in range(4)]
     formula = [np.mean([cosine(one, group.mean(axis=0)) for one in group]) for group in groups]
-    pairs = [np.mean([cosine(one, other) for one, other in combinations(group, 2)]) for group in groups]
+    pairs = [
+        np.mean([cosine(one, other) for one, other in combinations(group, 2)]) for group in groups
+    ]
     for made in (lambda x: x, torch.from_numpy):
         given_ = [made(x) for x in (a, b, labels)]
         np.testing.assert_allclose(shift.consistency(*given_, 4), formula, atol=1e-12)
@@ -240,14 +305,19 @@ def test_where_there_is_no_direction_there_is_no_agreement():
     a, labels = np.zeros((4, 2)), np.array([0, 0, 1, 1])
     still = np.array([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, 2.0]])
     for measure in (shift.consistency, shift.pairwise_consistency):
-        with pytest.raises(ActivationsError, match="1 of 4 samples have the same state in both models"):
+        with pytest.raises(
+            ActivationsError, match="1 of 4 samples have the same state in both models"
+        ):
             measure(a, still, labels, 2)
     against = np.array([[0.1, 0.2], [-0.1, -0.2], [0.0, 1.0], [0.0, 2.0]])
     with pytest.raises(ActivationsError, match=r"concept\(s\) 0 move by zero on average"):
         shift.consistency(a, against, labels, 2)
-    with pytest.raises(ActivationsError, match=r"concept\(s\) 0 move by zero on average"):  # but for rounding
+    # but for rounding
+    with pytest.raises(ActivationsError, match=r"concept\(s\) 0 move by zero on average"):
         shift.consistency(a, against + np.array([[1e-18, 0]]), labels, 2)
-    np.testing.assert_allclose(shift.pairwise_consistency(a, against, labels, 2), [-1, 1], atol=1e-12)
+    np.testing.assert_allclose(
+        shift.pairwise_consistency(a, against, labels, 2), [-1, 1], atol=1e-12
+    )
 
 
 def test_magnitude_is_the_length():
@@ -258,14 +328,20 @@ def test_magnitude_is_the_length():
         shift.magnitude(shifts * np.nan)
 
 
-@pytest.mark.parametrize("measure", [shift.shift_vectors, shift.consistency, shift.pairwise_consistency])
+@pytest.mark.parametrize(
+    "measure", [shift.shift_vectors, shift.consistency, shift.pairwise_consistency]
+)
 def test_states_and_labels_belong_together(measure):
     a, b, labels = moved()
     for given_, error, message in (
         ((a, b[:-1], labels, 4), LengthError, r"\(a: 60, b: 59, labels: 60\)"),
         ((a, b, labels[:-1], 4), LengthError, r"\(a: 60, b: 60, labels: 59\)"),
         ((a, b[:, :-1], labels, 4), ComparisonError, "widths differ: 8 and 7"),
-        ((a, b, labels, 3), SelectionError, "labels of 3 concepts are int64 of shape .*, from 0 to 3; .* 0 to 2"),
+        (
+            (a, b, labels, 3),
+            SelectionError,
+            "labels of 3 concepts are int64 of shape .*, from 0 to 3; .* 0 to 2",
+        ),
         ((a, b, labels - 1, 4), SelectionError, "from -1 to 2"),
         ((a, b, labels, 0), SelectionError, "k is 0"),
         ((a, b, labels, 6), ActivationsError, r"no sample belongs to concept\(s\) 4, 5; fit fewer"),
@@ -278,7 +354,9 @@ def test_states_and_labels_belong_together(measure):
 
 
 def test_other_ways_to_average_are_refused():
-    with pytest.raises(SelectionError, match="unknown way to average 'mode'; allowed: 'mean', 'median', 'trimmed'"):
+    with pytest.raises(
+        SelectionError, match="unknown way to average 'mode'; allowed: 'mean', 'median', 'trimmed'"
+    ):
         shift.shift_vectors(*moved(), 4, "mode")
 
 
@@ -296,15 +374,26 @@ def test_overlap_of_words_is_the_share_of_sets_in_per_cent():
     assert shift.t_overlap(words, others).tolist() == [50.0, 0.0, 100.0]
     assert shift.t_overlap(others, words).tolist() == [pytest.approx(200 / 3), 0.0, 50.0]
     named = {4: words[0], 2: words[1], 9: words[2]}
-    assert shift.t_overlap(named, {9: others[2], 4: others[0], 2: others[1]}).tolist() == [50.0, 0.0, 100.0]
+    assert shift.t_overlap(named, {9: others[2], 4: others[0], 2: others[1]}).tolist() == [
+        50.0,
+        0.0,
+        100.0,
+    ]
     assert shift.t_overlap(named, others).tolist() == [50.0, 0.0, 100.0]
 
 
 @pytest.mark.parametrize("missing", [np.nan, None, "", 3, ["dog"]])
 def test_what_is_missing_counts_as_no_word(missing, monkeypatch):
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # its checks refuse some of these already
-    for words, others in (([["dog"], ["cat", missing]], [["dog"], ["cat"]]), ([["dog"], ["cat"]], [["dog"], [missing]])):
-        with pytest.raises(WordListError, match="no list of words for 1; give each concept one word or more, none missing"):
+    # its checks refuse some of these already
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    for words, others in (
+        ([["dog"], ["cat", missing]], [["dog"], ["cat"]]),
+        ([["dog"], ["cat"]], [["dog"], [missing]]),
+    ):
+        with pytest.raises(
+            WordListError,
+            match="no list of words for 1; give each concept one word or more, none missing",
+        ):
             shift.t_overlap(words, others)
 
 
@@ -315,7 +404,9 @@ def test_overlap_is_that_of_loops_and_forgets_order_and_repetition(words, data):
     found = shift.t_overlap(words, others)
     for concept, (mine, theirs) in enumerate(zip(words, others, strict=True)):
         different = [word for number, word in enumerate(mine) if word not in mine[:number]]
-        assert found[concept] == pytest.approx(100 * sum(word in theirs for word in different) / len(different))
+        assert found[concept] == pytest.approx(
+            100 * sum(word in theirs for word in different) / len(different)
+        )
     assert shift.t_overlap([one[::-1] * 2 for one in words], others).tolist() == found.tolist()
     assert (shift.t_overlap(words, words) == 100).all()
 
@@ -328,7 +419,12 @@ def test_lists_of_a_table_of_words_are_read():
 @pytest.mark.parametrize(
     ("words", "others", "error", "message"),
     [
-        ([["a"], []], [["a"], ["b"]], WordListError, "no list of words for 1; give each concept one word or more"),
+        (
+            [["a"], []],
+            [["a"], ["b"]],
+            WordListError,
+            "no list of words for 1; give each concept one word or more",
+        ),
         ([["a"]], [[]], WordListError, "no list of words for 0"),
         ([], [], WordListError, "no list of words for any concept"),
         (["word"], [["word"]], WordListError, "no list of words for 0"),

@@ -1,4 +1,7 @@
-"""Plans, the authors' names for them, and the choice of layers: closed forms, models with blocks removed, double loops."""
+"""Plans, the authors' names for them, and the choice of layers.
+
+Closed forms, models with blocks removed, double loops.
+"""
 
 from contextlib import nullcontext
 from importlib import import_module
@@ -17,7 +20,14 @@ from tests.contract.reference import GENERATION, apart, case, generated, traces
 from tests.support.tiny import tiny_llava
 from tests.zoo import build, padded
 from xlvlms_tutorial.activations.hooks import read
-from xlvlms_tutorial.errors import ActivationsError, InterventionError, LayerError, LengthError, SelectionError, SpanError
+from xlvlms_tutorial.errors import (
+    ActivationsError,
+    InterventionError,
+    LayerError,
+    LengthError,
+    SelectionError,
+    SpanError,
+)
 from xlvlms_tutorial.interventions.edits import add
 from xlvlms_tutorial.interventions.skipping import parallel, skip
 from xlvlms_tutorial.interventions.token_skipping import skip_mlp_tokens
@@ -37,7 +47,8 @@ from xlvlms_tutorial.models.finetune import loss_of
 from xlvlms_tutorial.models.vlm import VLM
 from xlvlms_tutorial.samples import Sample
 
-module = import_module("xlvlms_tutorial.methods.skipping.effects")  # the package offers a function of this name
+# the package offers a function of this name
+module = import_module("xlvlms_tutorial.methods.skipping.effects")
 
 PROMPT = "Describe the picture ."
 CAPTIONS = ("red key on the grass", "a woman", "blue key in the grass", "a red picture")
@@ -52,14 +63,22 @@ def vlm():
     with torch.no_grad():
         for parameter in made.model.parameters():
             if parameter.ndim >= 2:
-                parameter.copy_(torch.randn(parameter.shape, generator=random) * (1.5 / parameter.shape[-1] ** 0.5))
+                parameter.copy_(
+                    torch.randn(parameter.shape, generator=random)
+                    * (1.5 / parameter.shape[-1] ** 0.5)
+                )
     return made
 
 
 @pytest.fixture(scope="module")
 def samples():
-    pictures = [Image.new("RGB", (32, 32), (k * 60, 90, 200 - k * 50)) for k in range(len(CAPTIONS))]
-    return [Sample(str(k), picture, captions=(text,)) for k, (picture, text) in enumerate(zip(pictures, CAPTIONS, strict=True))]
+    pictures = [
+        Image.new("RGB", (32, 32), (k * 60, 90, 200 - k * 50)) for k in range(len(CAPTIONS))
+    ]
+    return [
+        Sample(str(k), picture, captions=(text,))
+        for k, (picture, text) in enumerate(zip(pictures, CAPTIONS, strict=True))
+    ]
 
 
 @pytest.fixture(autouse=True)
@@ -72,7 +91,8 @@ def nothing_is_left_behind(vlm):
 
 
 @pytest.mark.parametrize(
-    ("interval", "start", "n"), [(1, 0, 30), (2, 0, 15), (3, 0, 10), (4, 0, 7), (2, 4, 13), (2, 8, 11), (4, 4, 6), (60, 0, 0)]
+    ("interval", "start", "n"),
+    [(1, 0, 30), (2, 0, 15), (3, 0, 10), (4, 0, 7), (2, 4, 13), (2, 8, 11), (4, 4, 6), (60, 0, 0)],
 )
 def test_the_papers_counts_of_32_layers(interval, start, n):
     assert len(every(32, interval, start)) == n
@@ -84,7 +104,12 @@ def test_every_second_of_32_in_our_numbers():
     assert every(32, 1, 3, 6) == [5, 6]
 
 
-@given(n=st.integers(1, 40), interval=st.integers(1, 45), start=st.integers(0, 40), end=st.integers(0, 40) | st.none())
+@given(
+    n=st.integers(1, 40),
+    interval=st.integers(1, 45),
+    start=st.integers(0, 40),
+    end=st.integers(0, 40) | st.none(),
+)
 @settings(max_examples=60, deadline=None)
 def test_every_is_the_rule_read_off_word_by_word(n, interval, start, end):
     if max(start, end or 0) > n:
@@ -92,7 +117,9 @@ def test_every_is_the_rule_read_off_word_by_word(n, interval, start, end):
             every(n, interval, start, end)
         return
     stop = n - 1 if end is None else end
-    assert every(n, interval, start, end) == [k + 1 for k in range(n) if start < k < stop and k >= 1 and k % interval == 0]
+    assert every(n, interval, start, end) == [
+        k + 1 for k in range(n) if start < k < stop and k >= 1 and k % interval == 0
+    ]
 
 
 @pytest.mark.parametrize("interval", [0, -2, [], [2, 0], [1] * 5])
@@ -115,10 +142,19 @@ def contexts(vlm):
         (Plan((2,)), skip(vlm, 2)),
         (Plan((1, 3), "mlp", "decode"), skip(vlm, [1, 3], "mlp", "decode")),
         (Plan((2,), "attention", "prefill"), skip(vlm, 2, "attention", "prefill")),
-        (Plan((2,), scope="prefill", cache="previous"), skip(vlm, 2, scope="prefill", cache="previous")),
+        (
+            Plan((2,), scope="prefill", cache="previous"),
+            skip(vlm, 2, scope="prefill", cache="previous"),
+        ),
         (Plan((2,), "parallel", norm="second"), parallel(vlm, 2, "second")),
-        (Plan((1, 2), "mlp", span="image", share=0.5, seed=3), skip_mlp_tokens(vlm, [1, 2], 0.5, seed=3)),
-        (Plan((1,), "mlp", span="question", n_tokens=2), skip_mlp_tokens(vlm, 1, span="question", n_tokens=2)),
+        (
+            Plan((1, 2), "mlp", span="image", share=0.5, seed=3),
+            skip_mlp_tokens(vlm, [1, 2], 0.5, seed=3),
+        ),
+        (
+            Plan((1,), "mlp", span="question", n_tokens=2),
+            skip_mlp_tokens(vlm, 1, span="question", n_tokens=2),
+        ),
         (Plan(()), nullcontext()),
     ]
 
@@ -139,7 +175,8 @@ def test_plans_by_scope_hold_in_that_phase_alone():
     for part in ("block", "mlp", "attention", "parallel", "pairs"):
         with Plan((2,), part, "decode").apply(at.vlm):
             ids, logits = generated(at)
-        assert torch.equal(logits[:, 0], dense[:, 0]) and not torch.equal(logits[:, 1], dense[:, 1]), part
+        assert torch.equal(logits[:, 0], dense[:, 0]), part
+        assert not torch.equal(logits[:, 1], dense[:, 1]), part
         with Plan((2,), part, "prefill").apply(at.vlm):
             first = generated(at)[1][:, 0]
         with Plan((2,), part).apply(at.vlm):
@@ -150,41 +187,57 @@ def test_plans_by_scope_hold_in_that_phase_alone():
 def test_plans_tell_what_they_are():
     told = {
         Plan((3, 5, 7, 9, 11)): "no block in layers 3, 5, ..., 11, in prefill and decode steps",
-        Plan((2, 3), "mlp", span=("image", "question"), share=0.25): "no MLP at 25% of image and question in layers 2, 3, in the prefill",
-        Plan((2,), "attention", "decode", norm="first"): "no attention in layers 2, in decode steps, MLP through the first norm",
-        Plan((2,), scope="prefill", cache="previous"): "no block in layers 2, in the prefill, cache of the previous block",
+        Plan(
+            (2, 3), "mlp", span=("image", "question"), share=0.25
+        ): "no MLP at 25% of image and question in layers 2, 3, in the prefill",
+        Plan(
+            (2,), "attention", "decode", norm="first"
+        ): "no attention in layers 2, in decode steps, MLP through the first norm",
+        Plan(
+            (2,), scope="prefill", cache="previous"
+        ): "no block in layers 2, in the prefill, cache of the previous block",
         Plan((), "mlp"): "nothing left out",
     }
     assert {plan: str(plan) for plan in told} == told
 
 
-@pytest.mark.parametrize(("values", "error", "message"), [
-    ({"part": "blocks"}, SelectionError, "unknown part 'blocks'; allowed: block, mlp, attention, parallel, pairs"),
-    ({"scope": "prompt"}, SelectionError, "unknown scope 'prompt'"),
-    ({"cache": "prev"}, SelectionError, "unknown cache"),
-    ({"norm": "third"}, SelectionError, "unknown norm"),
-    ({"norm": "first"}, SelectionError, "norm 'first' for part 'block'"),
-    ({"part": "mlp", "cache": "previous"}, SelectionError, "cache 'previous' for part 'mlp'"),
-    ({"layers": (0,)}, SelectionError, "layer 0 of a plan"),
-    ({"layers": (True,)}, SelectionError, "layer True"),
-    ({"layers": (2, 2)}, SelectionError, "repeat"),
-    ({"layers": (1, 2), "part": "pairs"}, SelectionError, "overlap"),
-    ({"span": "image"}, SelectionError, "only MLPs"),
-    ({"part": "mlp", "span": "image", "scope": "decode"}, SelectionError, "only MLPs"),
-    ({"part": "mlp", "span": "picture"}, SpanError, "picture"),
-    ({"part": "mlp", "span": "image", "share": 2}, SelectionError, "share 2"),
-    ({"share": 0.5}, SelectionError, "share of no span"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("values", "error", "message"),
+    [
+        (
+            {"part": "blocks"},
+            SelectionError,
+            "unknown part 'blocks'; allowed: block, mlp, attention, parallel, pairs",
+        ),
+        ({"scope": "prompt"}, SelectionError, "unknown scope 'prompt'"),
+        ({"cache": "prev"}, SelectionError, "unknown cache"),
+        ({"norm": "third"}, SelectionError, "unknown norm"),
+        ({"norm": "first"}, SelectionError, "norm 'first' for part 'block'"),
+        ({"part": "mlp", "cache": "previous"}, SelectionError, "cache 'previous' for part 'mlp'"),
+        ({"layers": (0,)}, SelectionError, "layer 0 of a plan"),
+        ({"layers": (True,)}, SelectionError, "layer True"),
+        ({"layers": (2, 2)}, SelectionError, "repeat"),
+        ({"layers": (1, 2), "part": "pairs"}, SelectionError, "overlap"),
+        ({"span": "image"}, SelectionError, "only MLPs"),
+        ({"part": "mlp", "span": "image", "scope": "decode"}, SelectionError, "only MLPs"),
+        ({"part": "mlp", "span": "picture"}, SpanError, "picture"),
+        ({"part": "mlp", "span": "image", "share": 2}, SelectionError, "share 2"),
+        ({"share": 0.5}, SelectionError, "share of no span"),
+    ],
+)
 def test_plans_that_make_no_sense(values, error, message):
     with pytest.raises(error, match=message):
         Plan(**{"layers": (1,)} | values)
 
 
-@pytest.mark.parametrize(("plan", "error", "message"), [
-    (Plan(tuple(range(1, L + 1))), SelectionError, "all 4 blocks skipped leaves no model"),
-    (Plan((5,)), LayerError, "layer 5 is not one of 1 to 4"),
-    (Plan((4,), "pairs"), LayerError, "layer 5"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("plan", "error", "message"),
+    [
+        (Plan(tuple(range(1, L + 1))), SelectionError, "all 4 blocks skipped leaves no model"),
+        (Plan((5,)), LayerError, "layer 5 is not one of 1 to 4"),
+        (Plan((4,), "pairs"), LayerError, "layer 5"),
+    ],
+)
 def test_plans_for_another_model(vlm, plan, error, message):
     for use in (plan.check, lambda vlm: plan.apply(vlm).__enter__()):
         with pytest.raises(error, match=message):
@@ -207,7 +260,9 @@ def without(name, gone):
         for part in block.modules():
             if hasattr(part, "layer_idx"):
                 part.layer_idx = k
-    stack.config.num_hidden_layers = model.config.get_text_config(decoder=True).num_hidden_layers = len(stack.layers)
+    stack.config.num_hidden_layers = model.config.get_text_config(
+        decoder=True
+    ).num_hidden_layers = len(stack.layers)
     vlm = VLM(model, None, name)
     batch = vlm.prepare(padded(name, inputs))
     return case(name)._replace(vlm=vlm, batch=batch)
@@ -236,7 +291,13 @@ def test_a_skipped_mlp_is_one_whose_last_weights_are_zero(name):
 def test_an_interval_beyond_the_model_is_the_dense_model_to_the_bit():
     at = case("llava")
     dense = generated(at)[1]
-    for mode in ("context_skip_block", "skip_ffn", "onlycontext_skip_attn", "context_parrallel_attn", "skip_ffn_prompt"):
+    for mode in (
+        "context_skip_block",
+        "skip_ffn",
+        "onlycontext_skip_attn",
+        "context_parrallel_attn",
+        "skip_ffn_prompt",
+    ):
         with from_upstream(mode, at.vlm.n_layers).apply(at.vlm):
             assert torch.equal(generated(at)[1], dense), mode
 
@@ -253,26 +314,35 @@ def test_every_name_of_the_authors_is_a_plan_or_refused_with_a_reason():
                 from_upstream(row.upstream, 32, 2)
             continue
         plan = from_upstream(row.upstream, 32, 2)
-        said = f"{plan.part}, {plan.scope}" if plan.span is None else f"{plan.part} at span {plan.span}, {plan.scope}"
+        said = (
+            f"{plan.part}, {plan.scope}"
+            if plan.span is None
+            else f"{plan.part} at span {plan.span}, {plan.scope}"
+        )
         assert said == row.ours, row.upstream
         assert plan.layers == tuple(every(32, 2)) or row.upstream in ("drop", "exit")
     assert set(names["ours"]) >= {
-        f"{part}, {scope}" for part in ("block", "mlp", "attention", "parallel", "pairs") for scope in ("prefill", "decode", "both")
+        f"{part}, {scope}"
+        for part in ("block", "mlp", "attention", "parallel", "pairs")
+        for scope in ("prefill", "decode", "both")
     }
     assert table.notna().all(axis=None) and (table["difference"].str.len() > 0).all()
 
 
-@pytest.mark.parametrize(("mode", "plan"), [
-    ("context_fixed_skip_block", Plan((3, 5, 7))),
-    ("onlycontext_skip_block", Plan((3, 5, 7), scope="prefill", cache="previous")),
-    ("skip_ffn", Plan((3, 5, 7), "mlp", "decode")),
-    ("context_skip_attn", Plan((3, 5, 7), "attention", norm="first")),
-    ("onlycontext_parrallel_attn", Plan((3, 5, 7), "parallel", "prefill", norm="first")),
-    ("context_parrallel_block", Plan((3, 5, 7), "pairs")),
-    ("context_skip_ffn_prompt", Plan((3, 5, 7), "mlp", "prefill", span="image")),
-    ("drop", Plan((1, 2, 3, 4, 5, 6, 7))),
-    ("exit", Plan((2, 3, 4, 5, 6, 7, 8))),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("mode", "plan"),
+    [
+        ("context_fixed_skip_block", Plan((3, 5, 7))),
+        ("onlycontext_skip_block", Plan((3, 5, 7), scope="prefill", cache="previous")),
+        ("skip_ffn", Plan((3, 5, 7), "mlp", "decode")),
+        ("context_skip_attn", Plan((3, 5, 7), "attention", norm="first")),
+        ("onlycontext_parrallel_attn", Plan((3, 5, 7), "parallel", "prefill", norm="first")),
+        ("context_parrallel_block", Plan((3, 5, 7), "pairs")),
+        ("context_skip_ffn_prompt", Plan((3, 5, 7), "mlp", "prefill", span="image")),
+        ("drop", Plan((1, 2, 3, 4, 5, 6, 7))),
+        ("exit", Plan((2, 3, 4, 5, 6, 7, 8))),
+    ],
+)
 def test_names_of_the_authors(mode, plan):
     assert from_upstream(mode, 8, 2) == plan
 
@@ -285,13 +355,30 @@ def test_drop_and_exit_go_from_where_they_are_told():
             from_upstream(mode, 32, start=33)
 
 
-@pytest.mark.parametrize("mode", ["parallel_attn", "baseline", "", "skip", "skip_block_", "context_", "SKIP_BLOCK", "fixed_drop"])
+@pytest.mark.parametrize(
+    "mode",
+    [
+        "parallel_attn",
+        "baseline",
+        "",
+        "skip",
+        "skip_block_",
+        "context_",
+        "SKIP_BLOCK",
+        "fixed_drop",
+    ],
+)
 def test_unknown_names_are_refused_with_the_known_ones(mode):
-    with pytest.raises(SelectionError, match="unknown mode.*skip_block, skip_ffn, skip_attn, parrallel_attn, parrallel_block"):
+    with pytest.raises(
+        SelectionError,
+        match="unknown mode.*skip_block, skip_ffn, skip_attn, parrallel_attn, parrallel_block",
+    ):
         from_upstream(mode, 32, 2)
 
 
-@pytest.mark.parametrize("mode", ["random_skip_attn_prompt", "context_fixed_skip_block_prompt", "context_exit_prompt"])
+@pytest.mark.parametrize(
+    "mode", ["random_skip_attn_prompt", "context_fixed_skip_block_prompt", "context_exit_prompt"]
+)
 def test_refused_names_are_refused_with_any_prefix(mode):
     with pytest.raises(SelectionError, match="cannot be had"):
         from_upstream(mode, 32, 2)
@@ -301,7 +388,8 @@ def test_random_intervals_skip_as_many_layers_as_theirs_on_average():
     counts = [sum(k % step == 0 for k in range(1, 31)) for step in range(2, 5)]  # 15, 10, 7
     plans = [from_upstream("context_random_skip_block", 32, 4, seed=seed) for seed in range(4)]
     assert {len(plan.layers) for plan in plans} == {round(np.mean(counts))}
-    assert len({plan.layers for plan in plans}) == 4 and all(min(plan.layers) > 1 and max(plan.layers) < 32 for plan in plans)
+    assert len({plan.layers for plan in plans}) == 4
+    assert all(min(plan.layers) > 1 and max(plan.layers) < 32 for plan in plans)
     assert plans[1] == from_upstream("context_random_skip_block", 32, 4, seed=1)
     for interval in (1, [2, 3]):
         with pytest.raises(SelectionError, match="random_ with interval"):
@@ -316,13 +404,23 @@ def test_pairs_need_an_interval_of_two_or_more():
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["llava", "blip2"])
 def test_without_attention_the_residual_stream_stays_and_the_mlp_reads_the_first_norm(name):
-    """In the authors' OPT the residual stream is lost; in their LLaMA the MLP reads the first norm."""
+    """In the authors' OPT the residual stream is lost.
+
+    In their LLaMA the MLP reads the first norm.
+    """
     at = case(name)
     block = at.vlm.blocks[1]
     x = read(at.vlm, at.batch, 1)[1, "block"]
     norm, second = anatomy.first_norm(block), anatomy.second_norm(block)
-    mlp = block.mlp if name == "llava" else lambda states: block.fc2(block.activation_fn(block.fc1(states)))
-    for plan, states in ((from_upstream("context_skip_attn", 3, 1), norm(x)), (Plan((2,), "attention"), second(x))):
+    mlp = (
+        block.mlp
+        if name == "llava"
+        else lambda states: block.fc2(block.activation_fn(block.fc1(states)))
+    )
+    for plan, states in (
+        (from_upstream("context_skip_attn", 3, 1), norm(x)),
+        (Plan((2,), "attention"), second(x)),
+    ):
         assert plan.layers == (2,)
         expected = x + mlp(states)
         with plan.apply(at.vlm):
@@ -334,7 +432,9 @@ def test_image_tokens_are_not_doubled_when_their_mlp_goes():
     at = case("llava")
     image = at.batch.mask("image")
     with from_upstream("skip_ffn_prompt", 3, 1).apply(at.vlm):
-        middle, after = (read(at.vlm, at.batch, 2, place, image)[2, place] for place in ("middle", "block"))
+        middle, after = (
+            read(at.vlm, at.batch, 2, place, image)[2, place] for place in ("middle", "block")
+        )
         later = generated(at)[1]
     torch.testing.assert_close(after, middle)
     with skip(at.vlm, 2, "mlp", "decode"):  # generated tokens keep their MLPs
@@ -353,12 +453,17 @@ def test_random_layers_are_k_others_than_the_protected(n, k, seed, data):
             random_layers(n, k, seed, protect)
         return
     found = random_layers(n, k, seed, protect)
-    assert len(found) == k and all(a < b for a, b in pairwise(found)) and not set(found) & protect and set(found) <= set(range(1, n + 1))
+    assert len(found) == k
+    assert all(a < b for a, b in pairwise(found))
+    assert not set(found) & protect
+    assert set(found) <= set(range(1, n + 1))
     assert found == random_layers(n, k, seed, protect)
 
 
 def test_all_layers_are_as_likely():
-    drawn = np.bincount(np.concatenate([random_layers(6, 2, seed) for seed in range(600)]), minlength=7)[1:]
+    drawn = np.bincount(
+        np.concatenate([random_layers(6, 2, seed) for seed in range(600)]), minlength=7
+    )[1:]
     assert drawn.sum() == 1200 and abs(drawn - 200).max() < 60  # five standard deviations
 
 
@@ -372,7 +477,9 @@ def test_protected_layers_that_are_none():
 
 def test_similarity_of_blocks_is_the_double_loop(vlm, samples):
     answers = [sample.captions[0] for sample in samples]
-    table = block_similarity(vlm, samples, ("image", "question", "answer"), answers, PROMPT, batch_size=3)
+    table = block_similarity(
+        vlm, samples, ("image", "question", "answer"), answers, PROMPT, batch_size=3
+    )
     assert table.columns.tolist() == ["layer", "span", "similarity", "n"] and len(table) == 3 * L
     batch = vlm.batch_of(samples, [PROMPT] * 4, answers)
     stream = [states.double() for states in read(vlm, batch, "all").values()]
@@ -386,7 +493,8 @@ def test_similarity_of_blocks_is_the_double_loop(vlm, samples):
 def test_a_block_that_is_skipped_is_most_like_its_input(vlm, samples):
     with skip(vlm, 3):
         table = block_similarity(vlm, samples, prompt=PROMPT)
-    assert np.allclose(table.loc[table["layer"] == 3, "similarity"], 1) and similarity_order(table, 1) == [3]
+    assert np.allclose(table.loc[table["layer"] == 3, "similarity"], 1)
+    assert similarity_order(table, 1) == [3]
 
 
 def test_similarity_of_plain_texts(vlm):
@@ -395,7 +503,9 @@ def test_similarity_of_plain_texts(vlm):
 
 
 def test_order_by_similarity():
-    table = pd.DataFrame({"layer": [1, 2, 3, 1, 2, 3], "similarity": [0.5, 0.9, 0.7, 0.7, 0.1, 0.5]})
+    table = pd.DataFrame(
+        {"layer": [1, 2, 3, 1, 2, 3], "similarity": [0.5, 0.9, 0.7, 0.7, 0.1, 0.5]}
+    )
     assert similarity_order(table) == [1, 3, 2]  # means 0.6, 0.5, 0.6: ties by number
     assert similarity_order(table, 1) == [1] and similarity_order(table, 0) == []
     for k in (4, -1):
@@ -412,7 +522,10 @@ def test_similarity_where_there_is_none(vlm, samples):
         block_similarity(vlm, samples, "answer", prompt=PROMPT)
     with pytest.raises(SpanError, match="picture"):
         block_similarity(vlm, samples, "picture", prompt=PROMPT)
-    with add(vlm, torch.full((vlm.width,), float("1e38")), 2), pytest.raises(ActivationsError, match="block"):
+    with (
+        add(vlm, torch.full((vlm.width,), float("1e38")), 2),
+        pytest.raises(ActivationsError, match="block"),
+    ):
         block_similarity(vlm, samples, prompt=PROMPT)
 
 
@@ -440,14 +553,17 @@ def test_passes_that_start_at_a_layer_are_those_from_the_beginning(vlm, samples,
     fast = [effects(vlm, some, prompt=PROMPT, batch_size=3) for some in (samples, TEXTS)]
     monkeypatch.setattr(module, "_resumable", lambda vlm, batch: False)
     for table, some in zip(fast, (samples, TEXTS), strict=True):
-        assert np.allclose(table["loss"], effects(vlm, some, prompt=PROMPT, batch_size=3)["loss"], atol=1e-6)
+        assert np.allclose(
+            table["loss"], effects(vlm, some, prompt=PROMPT, batch_size=3)["loss"], atol=1e-6
+        )
 
 
 def test_blocks_below_a_layer_run_once_for_each_batch(vlm, samples):
     module._AGREE.discard(vlm)  # what other tests have tried on this model
     calls = [0] * L
     hooks = [
-        block.mlp.register_forward_pre_hook(lambda m, a, k=k: calls.__setitem__(k, calls[k] + 1)) for k, block in enumerate(vlm.blocks)
+        block.mlp.register_forward_pre_hook(lambda m, a, k=k: calls.__setitem__(k, calls[k] + 1))
+        for k, block in enumerate(vlm.blocks)
     ]
     tower = []
     hooks.append(anatomy.tower(vlm.model).register_forward_pre_hook(lambda m, a: tower.append(1)))
@@ -460,7 +576,8 @@ def test_blocks_below_a_layer_run_once_for_each_batch(vlm, samples):
         for hook in hooks:
             hook.remove()
     once = [int(k < L - 1) for k in range(L)]  # no pass starts behind the last layer
-    # two samples to try it on: the whole, on to each layer, and from there on; then the dense model, and passes that start behind block k
+    # two samples to try it on: the whole, on to each layer, and from there on; then the dense
+    # model, and passes that start behind block k
     assert all_layers == [(1 + once[k] + k) + 1 + once[k] + k for k in range(L)]
     assert calls == [1 + once[k] for k in range(L)]  # tried once a model
     assert pictures == 2
@@ -469,7 +586,8 @@ def test_blocks_below_a_layer_run_once_for_each_batch(vlm, samples):
 def test_effects_of_plain_texts_are_transformers_own_losses(vlm):
     tokens = vlm.tokenizer(TEXTS, return_tensors="pt", padding=True)
     labels = tokens["input_ids"].masked_fill(tokens["attention_mask"] == 0, -100)
-    labels[torch.arange(3), tokens["attention_mask"].argmax(dim=1)] = -100  # what comes after padding is not predicted
+    # what comes after padding is not predicted
+    labels[torch.arange(3), tokens["attention_mask"].argmax(dim=1)] = -100
     with torch.no_grad():
         expected = [float(vlm.model(**tokens, labels=labels).loss)]
         for layer in range(1, L + 1):
@@ -482,7 +600,10 @@ def test_effects_of_plain_texts_are_transformers_own_losses(vlm):
 def test_effects_of_questions_with_a_prompt_for_each_sample(vlm, samples):
     ask = lambda sample: "What colour is the key ?" if sample.id == "0" else PROMPT
     each = effects(vlm, samples[:2], ["red", "blue key"], [2], prompt=ask)
-    alone = [effects(vlm, [sample], [answer], [2], prompt=ask) for sample, answer in zip(samples[:2], ["red", "blue key"], strict=True)]
+    alone = [
+        effects(vlm, [sample], [answer], [2], prompt=ask)
+        for sample, answer in zip(samples[:2], ["red", "blue key"], strict=True)
+    ]
     assert abs(each["loss"][0] - (2 * alone[0]["loss"][0] + 3 * alone[1]["loss"][0]) / 5) < 1e-5
 
 
@@ -514,16 +635,25 @@ def test_a_bar_only_if_asked_for(vlm, samples, progress, capsys):
     assert ("greedy" in capsys.readouterr().err) == progress
 
 
-@pytest.mark.parametrize("run", [effects, lambda *given, **more: greedy(*given[:2], 1, *given[2:], **more)])
-@pytest.mark.parametrize(("change", "error", "message"), [
-    ({"samples": []}, SelectionError, "0 samples"),
-    ({"batch_size": 0}, SelectionError, "batches of 0"),
-    ({"answers": ["one"]}, LengthError, "4"),
-    ({"answers": ["", "a", "a", "a"]}, SelectionError, "empty"),
-    ({"samples": ["a text", " "]}, SelectionError, "texts"),
-    ({"samples": ["a text"], "answers": ["a"]}, SelectionError, "texts"),
-    ({"part": "blocks"}, InterventionError, "unknown part 'blocks'; allowed: block, mlp, attention"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "run", [effects, lambda *given, **more: greedy(*given[:2], 1, *given[2:], **more)]
+)
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"samples": []}, SelectionError, "0 samples"),
+        ({"batch_size": 0}, SelectionError, "batches of 0"),
+        ({"answers": ["one"]}, LengthError, "4"),
+        ({"answers": ["", "a", "a", "a"]}, SelectionError, "empty"),
+        ({"samples": ["a text", " "]}, SelectionError, "texts"),
+        ({"samples": ["a text"], "answers": ["a"]}, SelectionError, "texts"),
+        (
+            {"part": "blocks"},
+            InterventionError,
+            "unknown part 'blocks'; allowed: block, mlp, attention",
+        ),
+    ],
+)
 def test_bad_input_for_effects_and_greedy(vlm, samples, run, change, error, message):
     more = {"answers": None, "prompt": PROMPT} | change
     with pytest.raises(error, match=message):

@@ -1,4 +1,6 @@
-"""Separability against scikit-learn fold by fold, sweeps against whole forwards, choices against what is plain to see."""
+"""Separability against scikit-learn fold by fold, sweeps against whole forwards,
+choices against what is plain to see.
+"""
 
 from contextlib import nullcontext
 from importlib import import_module
@@ -15,7 +17,14 @@ from tests.contract.reference import case, traces
 from tests.support.steering import HOW, by_hand, noise
 from tests.support.tiny import PROMPTS, lively, tiny_llava
 from xlvlms_tutorial.activations.activations import States
-from xlvlms_tutorial.errors import ActivationsError, ComparisonError, EstimateError, LayerError, LengthError, SelectionError
+from xlvlms_tutorial.errors import (
+    ActivationsError,
+    ComparisonError,
+    EstimateError,
+    LayerError,
+    LengthError,
+    SelectionError,
+)
 from xlvlms_tutorial.interventions.edits import add
 from xlvlms_tutorial.methods.probes import deal_folds
 from xlvlms_tutorial.methods.steering import SteeringVectors, selection
@@ -23,7 +32,8 @@ from xlvlms_tutorial.methods.steering.selection import choose, meaningful, separ
 from xlvlms_tutorial.methods.steering.sweep import Replay, Run, fast_layers, first_ids, sweep
 from xlvlms_tutorial.models import anatomy
 
-sweep_module = import_module("xlvlms_tutorial.methods.steering.sweep")  # the package offers a function of this name
+# the package offers a function of this name
+sweep_module = import_module("xlvlms_tutorial.methods.steering.sweep")
 L = 3
 ALL = range(L + 1)
 
@@ -45,7 +55,10 @@ def six(samples):
 
 
 def vectors(width=32, layers=ALL, model="tiny-llava", size=3.0):
-    return SteeringVectors({layer: size * noise(width, seed=layer) for layer in layers}, {"model": model, "how": "by hand"})
+    return SteeringVectors(
+        {layer: size * noise(width, seed=layer) for layer in layers},
+        {"model": model, "how": "by hand"},
+    )
 
 
 def asked(n):
@@ -65,7 +78,9 @@ def test_a_probe_is_the_ridge_regression_of_the_other_folds(d):
     expected = np.empty(55)
     for number in range(5):
         held = fold == number
-        expected[held] = Ridge(alpha=selection._RIDGE).fit(scaled[~held], y.numpy()[~held]).predict(scaled[held])
+        expected[held] = (
+            Ridge(alpha=selection._RIDGE).fit(scaled[~held], y.numpy()[~held]).predict(scaled[held])
+        )
     table = separability(a, b).set_index("layer")
     assert table.loc[3, "accuracy"] == pytest.approx(np.mean((expected >= 0) == (y.numpy() > 0)))
     assert table.loc[3, "chance"] == pytest.approx(31 / 55) and (table["n"] == 55).all()
@@ -76,21 +91,37 @@ def test_fisher_is_that_of_held_out_rows_along_the_others_direction():
     a, b = by_hand(20, d=7), by_hand(15, d=7, seed=1, offset=0.8)
     fold = deal_folds(np.arange(35), np.array([False] * 20 + [True] * 15), 4, 3)
     along = {False: [], True: []}
-    rows = [(row.double().numpy(), side) for side, states in ((False, a), (True, b)) for row in states[1]]
+    rows = [
+        (row.double().numpy(), side)
+        for side, states in ((False, a), (True, b))
+        for row in states[1]
+    ]
     for number in range(4):
         others = {
-            side: np.mean([r for k, (r, own) in enumerate(rows) if own == side and fold[k] != number], axis=0) for side in (False, True)
+            side: np.mean(
+                [r for k, (r, own) in enumerate(rows) if own == side and fold[k] != number], axis=0
+            )
+            for side in (False, True)
         }
         w = (others[True] - others[False]) / np.linalg.norm(others[True] - others[False])
         for k, (row, side) in enumerate(rows):
             if fold[k] == number:
                 along[side].append((row - (others[True] + others[False]) / 2) @ w)
-    expected = (np.mean(along[True]) - np.mean(along[False])) ** 2 / (np.var(along[True]) + np.var(along[False]))
-    assert separability(a, b, folds=4, seed=3).set_index("layer").loc[1, "fisher"] == pytest.approx(expected, rel=1e-5)
+    expected = (np.mean(along[True]) - np.mean(along[False])) ** 2 / (
+        np.var(along[True]) + np.var(along[False])
+    )
+    assert separability(a, b, folds=4, seed=3).set_index("layer").loc[1, "fisher"] == pytest.approx(
+        expected, rel=1e-5
+    )
 
 
 def test_sets_far_apart_are_separable_and_equal_ones_are_not():
-    near = pd.concat([separability(by_hand(60, d=40, seed=2 * k), by_hand(60, d=40, seed=2 * k + 1)) for k in range(6)])
+    near = pd.concat(
+        [
+            separability(by_hand(60, d=40, seed=2 * k), by_hand(60, d=40, seed=2 * k + 1))
+            for k in range(6)
+        ]
+    )
     assert abs(near["accuracy"].mean() - 0.5) < 0.06 and near["fisher"].mean() < 0.05
     far = separability(by_hand(60, d=40), by_hand(60, d=40, seed=1, offset=2.0))
     assert (far["accuracy"] == 1).all() and (far["low"] < 1).all() and (far["fisher"] > 10).all()
@@ -109,13 +140,25 @@ def test_all_rows_of_a_sample_are_held_out_together():
     pictures = noise(12, 64).repeat_interleave(4, dim=0) * 5
     rows = {False: pictures[:24], True: pictures[24:]}
     a, b = (
-        States({(1, "block"): rows[k]}, pd.DataFrame({"sample": range(24), "id": [f"{k}{i // 4}" for i in range(24)]}), HOW)
+        States(
+            {(1, "block"): rows[k]},
+            pd.DataFrame({"sample": range(24), "id": [f"{k}{i // 4}" for i in range(24)]}),
+            HOW,
+        )
         for k in (False, True)
     )
     assert separability(a, b)["accuracy"][0] < 0.85  # any probe that has seen a picture knows it
     fold = deal_folds(np.arange(48) // 4, np.arange(48) >= 24, 5, 0)[np.arange(48) // 4]
     assert all(len(set(fold[k : k + 4])) == 1 for k in range(0, 48, 4))
-    sizes = np.array([[len(set(np.flatnonzero(fold == f) // 4) & set(side)) for side in (range(6), range(6, 12))] for f in range(5)])
+    sizes = np.array(
+        [
+            [
+                len(set(np.flatnonzero(fold == f) // 4) & set(side))
+                for side in (range(6), range(6, 12))
+            ]
+            for f in range(5)
+        ]
+    )
     assert sizes.min() >= 1 and sizes.max() <= 2
 
 
@@ -142,7 +185,9 @@ def test_a_pass_from_a_layer_on_gives_the_logits_of_a_whole_one(name, positions)
         steering = Run("v", given_, layer, 2.0).steering
         with steering(tiny.vlm, positions):
             expected = tiny.vlm.forward(tiny.batch).logits[:, -1]
-        torch.testing.assert_close(replay.logits(layer, steering(tiny.vlm, positions)), expected, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(
+            replay.logits(layer, steering(tiny.vlm, positions)), expected, rtol=1e-5, atol=1e-5
+        )
         assert not torch.allclose(replay.base, expected, atol=1e-4)
     assert traces(tiny.vlm) == []
 
@@ -150,7 +195,11 @@ def test_a_pass_from_a_layer_on_gives_the_logits_of_a_whole_one(name, positions)
 def test_a_layer_where_a_pass_cannot_start_is_found_and_goes_the_whole_way(vlm, six, monkeypatch):
     batch = vlm.batch_of(six[:2], PROMPTS[:2])
     lying = Replay.logits
-    monkeypatch.setattr(Replay, "logits", lambda self, layer, steering: lying(self, layer, steering) + (0.5 if layer == 2 else 0))
+    monkeypatch.setattr(
+        Replay,
+        "logits",
+        lambda self, layer, steering: lying(self, layer, steering) + (0.5 if layer == 2 else 0),
+    )
     assert fast_layers(vlm, batch, {1, 2, 3}) == {1, 3}
     monkeypatch.setattr(Replay, "logits", None)
     runs = [Run(None, vectors(), layer, 1.0) for layer in ALL]
@@ -168,31 +217,60 @@ def test_no_pass_is_shortened_while_something_else_changes_the_model(vlm, six):
     assert list(steered.columns) == list(plain.columns) and len(steered["answers"][0]) == 6
 
 
-@pytest.mark.parametrize(("positions", "batch_size"), [("all", 4), ("last", 2), (("image", "last"), 4)])
-def test_a_sweep_is_what_steering_each_sample_alone_gives(vlm, six, positions, batch_size, monkeypatch):
-    options = {"layers": (0, 2, 3), "strengths": (0.0, -4.0), "positions": positions, "batch_size": batch_size, "answers": True}
+@pytest.mark.parametrize(
+    ("positions", "batch_size"), [("all", 4), ("last", 2), (("image", "last"), 4)]
+)
+def test_a_sweep_is_what_steering_each_sample_alone_gives(
+    vlm, six, positions, batch_size, monkeypatch
+):
+    options = {
+        "layers": (0, 2, 3),
+        "strengths": (0.0, -4.0),
+        "positions": positions,
+        "batch_size": batch_size,
+        "answers": True,
+    }
     found = sweep(vlm, vectors(), six, asked(6), **options)
     monkeypatch.setattr(sweep_module, "_fast_layers", lambda *_: set())
     pd.testing.assert_frame_equal(found, sweep(vlm, vectors(), six, asked(6), **options))
-    assert found[["layer", "strength"]].to_numpy().tolist() == [[layer, s] for layer in (0, 2, 3) for s in (0.0, -4.0)]
+    assert found[["layer", "strength"]].to_numpy().tolist() == [
+        [layer, s] for layer in (0, 2, 3) for s in (0.0, -4.0)
+    ]
     base = found["answers"][0]
     for row in found.itertuples():
         with vectors().steer(vlm, row.layer, row.strength, positions):
-            logits = [vlm.forward(vlm.batch_of([sample], [text])).logits[0, -1] for sample, text in zip(six, asked(6), strict=True)]
-        expected = [vlm.tokenizer.decode(one.argmax(), skip_special_tokens=True).strip() for one in logits]
+            logits = [
+                vlm.forward(vlm.batch_of([sample], [text])).logits[0, -1]
+                for sample, text in zip(six, asked(6), strict=True)
+            ]
+        expected = [
+            vlm.tokenizer.decode(one.argmax(), skip_special_tokens=True).strip() for one in logits
+        ]
         assert row.answers == expected and row.n == 6
-        assert row.changed == pytest.approx(np.mean([a != b for a, b in zip(expected, base, strict=True)]))
+        assert row.changed == pytest.approx(
+            np.mean([a != b for a, b in zip(expected, base, strict=True)])
+        )
     assert found["changed"].max() > 0 and (found.loc[found["strength"] == 0, "changed"] == 0).all()
 
 
 def test_only_the_blocks_above_are_computed_and_the_tower_once(vlm, six):
     batch = vlm.batch_of(six[:2], PROMPTS[:2])
     counts = {}
-    modules = {"tower": anatomy.tower(vlm.model)} | {k + 1: block.mlp for k, block in enumerate(vlm.blocks)}
+    modules = {"tower": anatomy.tower(vlm.model)} | {
+        k + 1: block.mlp for k, block in enumerate(vlm.blocks)
+    }
     for name, module in modules.items():
         counts[name] = 0
         module.register_forward_hook(lambda *_, name=name: counts.update({name: counts[name] + 1}))
-    list(first_ids(vlm, batch, [Run(None, vectors(), layer, s) for layer in (1, 3) for s in (1.0, 2.0, 0.0)], "all", {1, 3}))
+    list(
+        first_ids(
+            vlm,
+            batch,
+            [Run(None, vectors(), layer, s) for layer in (1, 3) for s in (1.0, 2.0, 0.0)],
+            "all",
+            {1, 3},
+        )
+    )
     for module in modules.values():
         module._forward_hooks.popitem()
     assert counts == {"tower": 1, 1: 1, 2: 3, 3: 3}
@@ -209,17 +287,42 @@ def test_scores_get_all_answers_in_order_and_several_vectors_are_named(vlm, six)
     found = sweep(vlm, several, six, asked(6), score=score, answers=True)
     assert found[["vector", "layer"]].to_numpy().tolist() == [["a", 1], ["a", 2], ["b", 2]]
     assert seen == found["answers"].tolist()
-    assert list(found.columns) == ["vector", "layer", "strength", "n", "changed", "length", "answers"]
+    assert list(found.columns) == [
+        "vector",
+        "layer",
+        "strength",
+        "n",
+        "changed",
+        "length",
+        "answers",
+    ]
     assert found["length"].tolist() == [np.mean(list(map(len, told))) for told in seen]
 
 
 def test_whole_answers_are_those_of_plain_generation_while_steered(vlm, six):
-    found = sweep(vlm, vectors(layers=(2,)), six, PROMPTS[0], strengths=(0, 2.0), max_new_tokens=3, batch_size=4, answers=True)
+    found = sweep(
+        vlm,
+        vectors(layers=(2,)),
+        six,
+        PROMPTS[0],
+        strengths=(0, 2.0),
+        max_new_tokens=3,
+        batch_size=4,
+        answers=True,
+    )
     images = [sample.image for sample in six]
     for row in found.itertuples():
         with vectors().steer(vlm, 2, row.strength) if row.strength else nullcontext():
             assert row.answers == vlm.generate(images, [PROMPTS[0]] * 6, 3)
-    late = sweep(vlm, vectors(layers=(2,)), six, PROMPTS[0], positions="generated", max_new_tokens=3, answers=True)
+    late = sweep(
+        vlm,
+        vectors(layers=(2,)),
+        six,
+        PROMPTS[0],
+        positions="generated",
+        max_new_tokens=3,
+        answers=True,
+    )
     assert len(late["answers"][0]) == 6
 
 
@@ -248,7 +351,9 @@ def test_sweeps_that_make_no_sense_are_refused(vlm, six):
     ]
     for change, error in wrong:
         with pytest.raises(error):
-            sweep(**({"vlm": vlm, "vectors": vectors(), "samples": six, "prompts": asked(6)} | change))
+            sweep(
+                **({"vlm": vlm, "vectors": vectors(), "samples": six, "prompts": asked(6)} | change)
+            )
     with pytest.raises(SelectionError, match="no vector for layer 2"):
         sweep(vlm, vectors(layers=(1, 3)), six, asked(6), layers=[2])
 
@@ -257,7 +362,14 @@ def test_sweeps_that_make_no_sense_are_refused(vlm, six):
 
 
 def table(**columns):
-    return pd.DataFrame({"layer": [1, 2, 3, 2], "strength": [2.0, 1.0, 0.5, 4.0], "hit": [0.2, 0.9, 0.9, 1.0], **columns})
+    return pd.DataFrame(
+        {
+            "layer": [1, 2, 3, 2],
+            "strength": [2.0, 1.0, 0.5, 4.0],
+            "hit": [0.2, 0.9, 0.9, 1.0],
+            **columns,
+        }
+    )
 
 
 def test_the_best_row_within_the_limit_is_chosen():
@@ -291,20 +403,28 @@ def test_vectors_with_one_clear_effect_are_meaningful():
         "everything": [f"word {k}" for k in range(10)],  # ten answers of one each
     }
     found = meaningful(before, after)
-    assert found["vector"].tolist() == ["to no", "to blue and green"]  # "to no, less" has the same target
+    # "to no, less" has the same target
+    assert found["vector"].tolist() == ["to no", "to blue and green"]
     assert found["targets"].tolist() == [("no",), ("blue", "green")]
     assert found["score"].tolist() == [7 - -2, 5 - -2]
     assert found["changes"][0] == {"no": 7, "red": -2, "yes": -5}
     assert meaningful(before, after, targets=1)["vector"].tolist() == ["to no"]
     assert meaningful(before, after, keep=1)["vector"].tolist() == ["to no"]
-    assert meaningful(before, {"nothing": before}).columns.tolist() == ["vector", "targets", "score", "changes"]
+    assert meaningful(before, {"nothing": before}).columns.tolist() == [
+        "vector",
+        "targets",
+        "score",
+        "changes",
+    ]
 
 
 def test_counts_are_as_good_as_answers_and_first_words_can_be_enough():
     before, after = ["it is red", "it is blue", "no"], ["black dog", "black cat", "no"]
     by_answer = meaningful(before, {"v": after})
     assert by_answer["targets"][0] == ("black cat", "black dog")
-    counted = meaningful({"it is red": 1, "it is blue": 1, "no": 1}, {"v": {"black dog": 1, "black cat": 1, "no": 1}})
+    counted = meaningful(
+        {"it is red": 1, "it is blue": 1, "no": 1}, {"v": {"black dog": 1, "black cat": 1, "no": 1}}
+    )
     pd.testing.assert_frame_equal(by_answer, counted)
     first = meaningful(before, {"v": after}, first_word=True)
     assert first["targets"][0] == ("black",) and first["score"][0] == 2
@@ -318,7 +438,9 @@ def test_main_answers_are_the_upper_of_the_two_best_means(d):
     if d[0] <= 0 or d[0] == d[-1]:
         assert n == 0
         return
-    inertia = [sum(float(np.var(part)) * len(part) for part in (d[:k], d[k:])) for k in range(1, len(d))]
+    inertia = [
+        sum(float(np.var(part)) * len(part) for part in (d[:k], d[k:])) for k in range(1, len(d))
+    ]
     assert inertia[n - 1] == pytest.approx(min(inertia), abs=1e-9)
 
 

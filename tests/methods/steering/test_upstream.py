@@ -1,18 +1,22 @@
-"""Defects of the released code of arXiv 2501.03012 (xl-vlms) that steering here must not have: what other tests do not cover.
+"""Defects of the released code of arXiv 2501.03012 (xl-vlms) that steering here must not have.
 
-Where each defect is tested (files under tests; without a file: here).
+What other tests do not cover. Where each defect is tested (files
+under tests; without a file: here).
 
-1. A vector read behind the final norm is added before it, and does nothing: test_the_last_layer_is_read_where_it_is_steered.
+1. A vector read behind the final norm is added before it, and does nothing:
+   test_the_last_layer_is_read_where_it_is_steered.
 2. Answers are chosen by substrings, "1" by "11": test_eleven_is_not_one.
 3. The bare space before "1" and "3" is taken for both, so their vector is split by nothing:
-   test_digits_are_told_apart, methods/steering/test_vectors.py::test_words_are_known_by_all_their_first_pieces.
+   test_digits_are_told_apart, methods/steering/test_vectors.py::
+   test_words_are_known_by_all_their_first_pieces.
 4. Removing its hooks removes everybody's: test_hooks_of_others_stay.
 5. Each layer takes a pass of its own: test_one_pass_gives_the_vectors_of_all_layers.
 6. The model is loaded to subtract two means: the same test, and test_vectors_need_no_model.
 7. A key and a vector are stored for each pair of concepts: test_pairs_of_concepts_are_not_stored.
-8. Fine-grained vectors have no gate: methods/steering/test_vectors.py::test_a_gated_vector_steers_only_where_its_concept_is.
-9. Choosing vectors by whole answers is an error, and changes the counts of the answers without steering:
-   test_choosing_vectors_changes_no_counts.
+8. Fine-grained vectors have no gate: methods/steering/test_vectors.py::
+   test_a_gated_vector_steers_only_where_its_concept_is.
+9. Choosing vectors by whole answers is an error, and changes the counts of the answers
+   without steering: test_choosing_vectors_changes_no_counts.
 10. Files are pickles without a word of how they were made: test_files_run_no_code,
     methods/steering/test_vectors.py::test_a_vector_knows_how_it_was_made.
 11. Clusters are unseeded: test_concepts_are_the_same_each_time.
@@ -58,7 +62,7 @@ def sides(vlm, samples, layers="all"):
 
 
 def test_the_table_above_names_tests_that_exist():
-    named = re.findall(r"(?:((?:\w+/)+\w+\.py)::)?(test_\w+)\b(?!\.py)", __doc__)
+    named = re.findall(r"(?:((?:\w+/)+\w+\.py)::\s*)?(test_\w+)\b(?!\.py)", __doc__)
     assert len(named) > 12
     for file, name in named:
         path = Path(__file__).parents[2] / file if file else Path(__file__)
@@ -66,8 +70,11 @@ def test_the_table_above_names_tests_that_exist():
 
 
 def test_the_last_layer_is_read_where_it_is_steered(vlm, samples):
-    """In transformers the last of the hidden states is behind the final norm, all others are what blocks give."""
-    vlm.blocks[-1].mlp.down_proj.weight.mul_(50)  # states grow with depth, as those of trained models do
+    """In transformers the last of the hidden states is behind the final norm,
+    all others are what blocks give.
+    """
+    # states grow with depth, as those of trained models do
+    vlm.blocks[-1].mlp.down_proj.weight.mul_(50)
     a, b = sides(vlm, samples)
     batch = vlm.batch([sample.image for sample in samples(6)], [PROMPTS[0]] * 6)
     theirs = vlm.model(**batch, output_hidden_states=True).hidden_states
@@ -83,10 +90,13 @@ def test_the_last_layer_is_read_where_it_is_steered(vlm, samples):
     assert effects[0] > 3 * effects[1]
     with vectors.steer(vlm, L):
         moved = read(vlm, batch, L, positions="last")[L, "block"][:3, 0].mean(dim=0)
-    torch.testing.assert_close(moved, b[L].mean(dim=0), rtol=1e-4, atol=1e-4)  # the source's mean becomes the target's
+    # the source's mean becomes the target's
+    torch.testing.assert_close(moved, b[L].mean(dim=0), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize(("word", "answer"), [("1", "11"), ("3", "13"), ("no", "none"), ("red", "tired")])
+@pytest.mark.parametrize(
+    ("word", "answer"), [("1", "11"), ("3", "13"), ("no", "none"), ("red", "tired")]
+)
 def test_eleven_is_not_one(word, answer):
     assert word in answer  # the filter of the released code
     assert not exact_match(answer, word)
@@ -97,7 +107,8 @@ def test_eleven_is_not_one(word, answer):
 def test_digits_are_told_apart():
     speller = tiny_llava()
     speller.tokenizer = pieces_tokenizer()
-    assert ids_of(speller.tokenizer, " 1")[0] == ids_of(speller.tokenizer, " 3")[0]  # the fault's cause is there
+    # the fault's cause is there
+    assert ids_of(speller.tokenizer, " 1")[0] == ids_of(speller.tokenizer, " 3")[0]
     assert not set(first_pieces(speller, "1")) & set(first_pieces(speller, "3"))
 
 
@@ -117,7 +128,9 @@ def test_hooks_of_others_stay(vlm, samples):
 
 def test_one_pass_gives_the_vectors_of_all_layers(vlm, samples):
     passes = Counter()
-    hook = anatomy.decoder(vlm.model).register_forward_pre_hook(lambda *_: passes.update(["decoder"]))
+    hook = anatomy.decoder(vlm.model).register_forward_pre_hook(
+        lambda *_: passes.update(["decoder"])
+    )
     vectors = coarse(*sides(vlm, samples))
     hook.remove()
     assert vectors.layers == [0, 1, 2, 3] and passes["decoder"] == 1  # six samples are one batch
@@ -176,4 +189,6 @@ def test_layer_one_is_not_ten_to_nineteen():
     torch.testing.assert_close(first, before[0] + vector, rtol=1e-4, atol=1e-4)
     with one(vector, 10).steer(deep, 10):
         torch.testing.assert_close(read(deep, batch, 1)[1, "block"], before[0])
-        torch.testing.assert_close(read(deep, batch, 10)[10, "block"], before[1] + vector, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            read(deep, batch, 10)[10, "block"], before[1] + vector, rtol=1e-4, atol=1e-4
+        )

@@ -1,4 +1,6 @@
-"""Steering vectors, concepts and logit biases against closed forms, loops in float64, and the model's own logits."""
+"""Steering vectors, concepts and logit biases against closed forms, loops in
+float64, and the model's own logits.
+"""
 
 import json
 from importlib import import_module
@@ -65,7 +67,9 @@ def nothing_is_left_behind(vlm):
 def stepped(vlm, batch, n=3):
     """The logits of each step of a greedy generation."""
     steps = []
-    hook = anatomy.unembedding(vlm.model).register_forward_hook(lambda module, args, output: steps.append(output[:, -1].clone()))
+    hook = anatomy.unembedding(vlm.model).register_forward_hook(
+        lambda module, args, output: steps.append(output[:, -1].clone())
+    )
     try:
         ids = vlm.generate_ids(batch, n, min_new_tokens=n)
     finally:
@@ -81,7 +85,8 @@ def test_a_coarse_vector_is_the_difference_of_means_in_float64():
     found = coarse(a, b)
     for layer in (1, 3):
         expected = [
-            sum(float(row[k]) for row in b[layer]) / 5 - sum(float(row[k]) for row in a[layer]) / 7 for k in range(a[layer].shape[1])
+            sum(float(row[k]) for row in b[layer]) / 5 - sum(float(row[k]) for row in a[layer]) / 7
+            for k in range(a[layer].shape[1])
         ]
         np.testing.assert_allclose(found[layer].numpy(), expected, rtol=1e-6)
         assert found.norms[layer] == pytest.approx(np.linalg.norm(expected), rel=1e-5)
@@ -108,7 +113,10 @@ def test_shuffled_vectors_are_those_of_a_permutation_and_zero_on_average():
     drawn = torch.stack([shuffled(a, b, seed)[3] for seed in range(400)])
     truth, spread = coarse(a, b)[3], drawn.std(dim=0) / 400**0.5
     assert (drawn.mean(dim=0).abs() < 4 * spread).all() and (truth.abs() > 20 * spread).all()
-    rows, order = torch.cat([a[3], b[3]]).double(), torch.randperm(10, generator=torch.Generator().manual_seed(7))
+    rows, order = (
+        torch.cat([a[3], b[3]]).double(),
+        torch.randperm(10, generator=torch.Generator().manual_seed(7)),
+    )
     expected = rows[order >= 6].mean(dim=0) - rows[order < 6].mean(dim=0)
     torch.testing.assert_close(shuffled(a, b, 7)[3], expected.float(), rtol=1e-5, atol=1e-6)
     assert torch.equal(shuffled(a, b, 7)[3], shuffled(a, b, 7)[3])
@@ -118,8 +126,12 @@ def test_random_vectors_are_as_long_and_reproducible():
     vectors = coarse(by_hand(6), by_hand(4, seed=1))
     found = random_like(vectors, 3)
     np.testing.assert_allclose(found.norms, vectors.norms, rtol=1e-5)
-    assert torch.equal(found[3], random_like(vectors, 3)[3]) and not torch.equal(found[3], random_like(vectors, 4)[3])
-    cosines = [torch.cosine_similarity(random_like(vectors, seed)[3], vectors[3], dim=0) for seed in range(200)]
+    assert torch.equal(found[3], random_like(vectors, 3)[3])
+    assert not torch.equal(found[3], random_like(vectors, 4)[3])
+    cosines = [
+        torch.cosine_similarity(random_like(vectors, seed)[3], vectors[3], dim=0)
+        for seed in range(200)
+    ]
     assert abs(float(torch.stack(cosines).mean())) < 4 / (32 * 200) ** 0.5
     assert "random" in found.provenance["how"] and found.provenance["model"] == "tiny-llava"
 
@@ -129,9 +141,15 @@ def test_a_vector_knows_how_it_was_made(vlm, samples):
     first = states.table["sample"] < 4
     found = coarse(states.select(first), states.select(~first))
     told = found.provenance
-    assert (told["model"], told["how"], told["layers"]) == ("tiny-llava", "mean difference", [0, 1, 2, 3])
-    assert (told["source"]["n"], told["target"]["n"]) == (4, 2) and told["source"]["ids_sha256"] != told["target"]["ids_sha256"]
-    assert told["source"]["selection"] == {"positions": [-1]} and told["source"]["prompts_sha256"] == states.provenance["prompts_sha256"]
+    assert (told["model"], told["how"], told["layers"]) == (
+        "tiny-llava",
+        "mean difference",
+        [0, 1, 2, 3],
+    )
+    assert (told["source"]["n"], told["target"]["n"]) == (4, 2)
+    assert told["source"]["ids_sha256"] != told["target"]["ids_sha256"]
+    assert told["source"]["selection"] == {"positions": [-1]}
+    assert told["source"]["prompts_sha256"] == states.provenance["prompts_sha256"]
     assert json.loads(json.dumps(told)) == told and torch.__version__ == told["versions"]["torch"]
     assert not found[0].any() and found[3].any()  # the same token enters all
     assert "4 source" in repr(found)
@@ -145,7 +163,11 @@ def test_a_vector_knows_how_it_was_made(vlm, samples):
         (by_hand(3), by_hand(3, seed=1, model="other"), "model differ: tiny-llava and other"),
         (by_hand(3), by_hand(3, seed=1, prompt="Where ?"), "prompt differ"),
         (by_hand(3), by_hand(3, seed=1, interventions=["add"]), "interventions differ"),
-        (by_hand(3), by_hand(3, seed=1, selection={"span": ["answer"]}), "kinds of positions differ"),
+        (
+            by_hand(3),
+            by_hand(3, seed=1, selection={"span": ["answer"]}),
+            "kinds of positions differ",
+        ),
         (by_hand(3), by_hand(3, seed=1, d=8), "widths at layer 1 differ: 32 and 8"),
     ],
 )
@@ -249,7 +271,11 @@ def test_at_the_last_layer_the_first_token_is_that_of_the_closed_form(vlm, batch
     vector, states = noise(32), read(vlm, batch, L, positions="last")[L, "block"][:, 0]
     shifted = states + 2.5 * vector
     norm, head = anatomy.final_norm(vlm.model), anatomy.unembedding(vlm.model)
-    rms = shifted / (shifted.square().mean(dim=-1, keepdim=True) + norm.variance_epsilon).sqrt() * norm.weight
+    rms = (
+        shifted
+        / (shifted.square().mean(dim=-1, keepdim=True) + norm.variance_epsilon).sqrt()
+        * norm.weight
+    )
     with one(vector, L).steer(vlm, L, 2.5, positions):
         found = vlm.forward(batch).logits[:, -1]
     torch.testing.assert_close(found, rms @ head.weight.T, rtol=1e-4, atol=1e-4)
@@ -283,7 +309,13 @@ def test_steering_by_what_does_not_fit_is_refused(vlm):
     good = one(noise(32), 2)
     wrong = [
         (one(noise(32), 2, "another"), 2, 1.0, ComparisonError, "another and tiny-llava"),
-        (one(noise(16), 2), 2, 1.0, ComparisonError, "widths of vectors and model differ: 16 and 32"),
+        (
+            one(noise(16), 2),
+            2,
+            1.0,
+            ComparisonError,
+            "widths of vectors and model differ: 16 and 32",
+        ),
         (good, 1, 1.0, LayerError, "layer 1"),
         (good, 2, float("nan"), SelectionError, "finite"),
         (good, 2, float("inf"), SelectionError, "finite"),
@@ -293,7 +325,10 @@ def test_steering_by_what_does_not_fit_is_refused(vlm):
     for vectors, layer, strength, error, said in wrong:
         with pytest.raises(error, match=said), vectors.steer(vlm, layer, strength):
             raise AssertionError
-    with pytest.raises(InterventionError, match="unknown positions"), good.steer(vlm, 2, positions="nowhere"):
+    with (
+        pytest.raises(InterventionError, match="unknown positions"),
+        good.steer(vlm, 2, positions="nowhere"),
+    ):
         raise AssertionError
 
 
@@ -306,14 +341,18 @@ def test_vectors_lie_between_all_pairs_of_concepts():
     centres = KMeans(4, seed=2).fit(states[3]).components_
     assert len(found) == 4 and found.layer == 3
     table = found.pairs
-    assert {tuple(pair) for pair in table[["source", "target"]].to_numpy()} == {(i, j) for i in range(4) for j in range(4) if i != j}
+    assert {tuple(pair) for pair in table[["source", "target"]].to_numpy()} == {
+        (i, j) for i in range(4) for j in range(4) if i != j
+    }
     for row in table.itertuples():
         expected = centres[row.target] - centres[row.source]
         between = found.between(row.source, row.target)
         np.testing.assert_allclose(between[3], expected, rtol=1e-5, atol=1e-6)
         assert row.norm == pytest.approx(np.linalg.norm(expected), rel=1e-4)
         sizes = np.linalg.norm(centres[row.source]) * np.linalg.norm(centres[row.target])
-        assert row.cosine == pytest.approx(centres[row.source] @ centres[row.target] / sizes, abs=1e-5)
+        assert row.cosine == pytest.approx(
+            centres[row.source] @ centres[row.target] / sizes, abs=1e-5
+        )
     assert table["norm"].is_monotonic_increasing
     assert found.between(1, 2).provenance["how"] == "concept 1 to concept 2 of 4"
     assert found.between(1, 2).provenance["source"]["n"] == 40
@@ -397,7 +436,9 @@ def test_every_token_is_steered_by_its_own_concept(vlm, batch, least):
     with by_concept(vlm, centres, shifts, 2, 2.0, least=least):
         found = read(vlm, batch, 2)[2, "block"]
         assert [told.split("(")[0] for told in vlm.active] == ["by_concept", "edit"]
-    torch.testing.assert_close(found, looped(before, centres, shifts, 2.0, least).float(), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        found, looped(before, centres, shifts, 2.0, least).float(), rtol=1e-4, atol=1e-4
+    )
     moved = (found - before).abs().amax(dim=-1) > 1e-4
     assert not moved[0, 5] and moved.any()
 
@@ -447,7 +488,10 @@ def test_a_bias_is_added_to_the_logits_of_words(vlm, batch):
         biased = vlm.forward(batch).logits
         assert "logit_bias" in vlm.active[0]
     expected = torch.zeros(plain.shape[-1])
-    expected[vlm.tokenizer.convert_tokens_to_ids("yes")], expected[vlm.tokenizer.convert_tokens_to_ids("no")] = 3.0, -2.5
+    (
+        expected[vlm.tokenizer.convert_tokens_to_ids("yes")],
+        expected[vlm.tokenizer.convert_tokens_to_ids("no")],
+    ) = 3.0, -2.5
     torch.testing.assert_close(biased, plain + expected)
     assert torch.equal(vlm.forward(batch).logits, plain)
 
@@ -479,7 +523,8 @@ def test_words_are_known_by_all_their_first_pieces(vlm):
     other.tokenizer = pieces_tokenizer()
     space = other.tokenizer.convert_tokens_to_ids("▁")
     assert space in other.tokenizer(" 1", add_special_tokens=False).input_ids
-    assert space not in first_pieces(other, "1") and not set(first_pieces(other, "1")) & set(first_pieces(other, "3"))
+    assert space not in first_pieces(other, "1")
+    assert not set(first_pieces(other, "1")) & set(first_pieces(other, "3"))
 
 
 def test_words_without_a_token_or_alike_are_refused(vlm):
@@ -487,9 +532,16 @@ def test_words_without_a_token_or_alike_are_refused(vlm):
         with pytest.raises(SelectionError, match="gives no token"), logit_bias(vlm, {word: 1.0}):
             raise AssertionError
     for alike in ({"yes": 1.0, " yes": -1.0}, {"yes": 1.0, "yes no": 1.0}):
-        with pytest.raises(SelectionError, match="begin with the same piece"), logit_bias(vlm, alike):
+        with (
+            pytest.raises(SelectionError, match="begin with the same piece"),
+            logit_bias(vlm, alike),
+        ):
             raise AssertionError
-    for wrong, error in (({}, SelectionError), ({"yes": float("nan")}, SelectionError), (torch.ones(5), ComparisonError)):
+    for wrong, error in (
+        ({}, SelectionError),
+        ({"yes": float("nan")}, SelectionError),
+        (torch.ones(5), ComparisonError),
+    ):
         with pytest.raises(error), logit_bias(vlm, wrong):
             raise AssertionError
     with pytest.raises(ActivationsError), logit_bias(vlm, torch.full((28,), float("inf"))):

@@ -1,9 +1,17 @@
-"""Alignment of perceptual and textual tokens: similarity, narrow cones, alignment scores, and how tokens change over layers.
+"""Alignment of perceptual and textual tokens.
 
-After Shukor and Cord, "Implicit Multimodal Alignment: On the Generalization of Frozen LLMs to Multimodal Inputs" (arXiv 2405.16700).
+Similarity, narrow cones, alignment scores, and how tokens change over layers. After Shukor
+and Cord, "Implicit Multimodal Alignment: On the Generalization of Frozen LLMs to
+Multimodal Inputs" (arXiv 2405.16700).
 """
 
-from xlvlms_tutorial.methods.alignment.drift import consecutive, consecutive_profile, linear_probe, norms, persistence
+from xlvlms_tutorial.methods.alignment.drift import (
+    consecutive,
+    consecutive_profile,
+    linear_probe,
+    norms,
+    persistence,
+)
 from xlvlms_tutorial.methods.alignment.scores import (
     READINGS,
     Alignment,
@@ -15,7 +23,16 @@ from xlvlms_tutorial.methods.alignment.scores import (
     narrowness,
     shuffled,
 )
-from xlvlms_tutorial.methods.alignment.similarity import BY_PAIR, BY_TOKEN, PAIRS, POOLED, STATISTICS, Examples, examples, similarity
+from xlvlms_tutorial.methods.alignment.similarity import (
+    BY_PAIR,
+    BY_TOKEN,
+    PAIRS,
+    POOLED,
+    STATISTICS,
+    Examples,
+    examples,
+    similarity,
+)
 
 __all__ = [
     "BY_PAIR",

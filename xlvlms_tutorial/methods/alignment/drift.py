@@ -1,6 +1,8 @@
-"""Geometry of tokens over layers: how slowly they change, how long they are, and whether a plane tells two kinds apart.
+"""Geometry of tokens over layers.
 
-After Shukor and Cord, "Implicit Multimodal Alignment: On the Generalization of Frozen LLMs to Multimodal Inputs" (arXiv 2405.16700).
+How slowly they change, how long they are, and whether a plane tells two kinds apart. After
+Shukor and Cord, "Implicit Multimodal Alignment: On the Generalization of Frozen LLMs to
+Multimodal Inputs" (arXiv 2405.16700).
 """
 
 from collections.abc import Iterable, Iterator
@@ -17,27 +19,38 @@ from xlvlms_tutorial.methods.alignment.scores import layers_at, shared_layers
 from xlvlms_tutorial.methods.alignment.similarity import Examples, Tokens, examples, similarity
 from xlvlms_tutorial.methods.concepts.base import whole
 from xlvlms_tutorial.methods.probes import deal_folds, held_out_labels
-from xlvlms_tutorial.metrics.intervals import Estimate, bootstrap, interval, proportion, resampled_shares
+from xlvlms_tutorial.metrics.intervals import (
+    Estimate,
+    bootstrap,
+    interval,
+    proportion,
+    resampled_shares,
+)
 
 
 def consecutive(x: Examples, y: Examples) -> Float[Tensor, " n"]:
-    r"""Mean cosine of each token with the same token of the same example at another layer, :math:`\mathrm{mean}_i \cos(x_i, y_i)`.
+    r"""Mean cosine of each token with the same token of its example at another layer.
 
-    The released code of arXiv 2405.16700 averages over pairs of different examples too; this does not.
+    :math:`\mathrm{mean}_i \cos(x_i, y_i)`. The released code of arXiv 2405.16700 averages over
+    pairs of different examples too; this does not.
 
     Raises
     ------
     ActivationsError, ComparisonError, LengthError
-        If tokens are missing, NaN, infinite or zero, or the two are not of one width and equally many tokens.
+        If tokens are missing, NaN, infinite or zero, or the two are not of one
+        width and equally many tokens.
     """
     return similarity(x, y, "token_mean", "matched")
 
 
-def consecutive_profile(states: States, step: int = 1, place: str = WHOLE_BLOCK, n_resamples: int = 2000, seed: int = 0) -> pd.DataFrame:
-    """Cosine of tokens with themselves ``step`` layers on: columns layer, to, value, low, high, n, rival.
+def consecutive_profile(
+    states: States, step: int = 1, place: str = WHOLE_BLOCK, n_resamples: int = 2000, seed: int = 0
+) -> pd.DataFrame:
+    """Cosine of tokens with themselves ``step`` layers on.
 
-    The value is the mean over samples of the mean over a sample's tokens, with a bootstrap over samples; the rival is the same for the
-    cosine of each token with all other tokens, of its own and of other samples, ``step`` layers on.
+    Columns layer, to, value, low, high, n, rival. The value is the mean over samples of the mean
+    over a sample's tokens, with a bootstrap over samples; the rival is the same for the cosine of
+    each token with all other tokens, of its own and of other samples, ``step`` layers on.
 
     Raises
     ------
@@ -49,12 +62,18 @@ def consecutive_profile(states: States, step: int = 1, place: str = WHOLE_BLOCK,
     rows = []
     for layer, own, rival in _steps(states, step, place):
         found = bootstrap(own, n_resamples=n_resamples, seed=seed)
-        rows.append({"layer": layer, "to": layer + step} | found.asdict() | {"rival": float(rival.mean())})
+        rows.append(
+            {"layer": layer, "to": layer + step} | found.asdict() | {"rival": float(rival.mean())}
+        )
     return pd.DataFrame(rows)
 
 
-def persistence(states: States, step: int = 1, place: str = WHOLE_BLOCK, n_resamples: int = 2000, seed: int = 0) -> Estimate:
-    """Cosine of tokens with themselves ``step`` layers on minus that with other tokens, mean over layers, one bootstrap over samples.
+def persistence(
+    states: States, step: int = 1, place: str = WHOLE_BLOCK, n_resamples: int = 2000, seed: int = 0
+) -> Estimate:
+    """Cosine of tokens with themselves ``step`` layers on minus that with other tokens.
+
+    The mean over layers, with one bootstrap over samples.
 
     Raises
     ------
@@ -65,10 +84,18 @@ def persistence(states: States, step: int = 1, place: str = WHOLE_BLOCK, n_resam
     return bootstrap(excess.mean(axis=0), n_resamples=n_resamples, seed=seed)
 
 
-def norms(states: States, statistic: str = "median", place: str = WHOLE_BLOCK, n_resamples: int = 2000, seed: int = 0) -> pd.DataFrame:
-    r"""Norms of tokens by layer, :math:`\frac{1}{N} \sum_i \mathrm{stat}_t \lVert x_{i,t} \rVert_2`: columns layer, value, low, high, n.
+def norms(
+    states: States,
+    statistic: str = "median",
+    place: str = WHOLE_BLOCK,
+    n_resamples: int = 2000,
+    seed: int = 0,
+) -> pd.DataFrame:
+    r"""Norms of tokens by layer, in columns layer, value, low, high and n.
 
-    ``statistic`` over a sample's tokens is "median" (as in arXiv 2405.16700), "mean", "max" or "min"; the interval resamples samples.
+    :math:`\frac{1}{N} \sum_i \mathrm{stat}_t \lVert x_{i,t} \rVert_2`. ``statistic``
+    over a sample's tokens is "median" (as in arXiv 2405.16700), "mean", "max" or "min";
+    the interval resamples samples.
 
     Raises
     ------
@@ -80,21 +107,33 @@ def norms(states: States, statistic: str = "median", place: str = WHOLE_BLOCK, n
     rows = []
     for layer in layers_at(states, place):
         tokens = Tokens.of(_two_or_more(examples(states, layer, place)))
-        lengths = Tokens(torch.linalg.vector_norm(tokens.rows, dim=1, keepdim=True), tokens.counts).reduced(statistic)
-        rows.append({"layer": layer} | bootstrap(lengths[:, 0].numpy(), n_resamples=n_resamples, seed=seed).asdict())
+        lengths = Tokens(
+            torch.linalg.vector_norm(tokens.rows, dim=1, keepdim=True), tokens.counts
+        ).reduced(statistic)
+        rows.append(
+            {"layer": layer}
+            | bootstrap(lengths[:, 0].numpy(), n_resamples=n_resamples, seed=seed).asdict()
+        )
     return pd.DataFrame(rows)
 
 
 def linear_probe(
-    a: States, b: States, layers: Iterable[int] | None = None, folds: int = 5, place: str = WHOLE_BLOCK, n_resamples: int = 2000,
+    a: States,
+    b: States,
+    layers: Iterable[int] | None = None,
+    folds: int = 5,
+    place: str = WHOLE_BLOCK,
+    n_resamples: int = 2000,
     seed: int = 0,
-) -> pd.DataFrame:  # fmt: skip
-    r"""Balanced accuracy of a linear probe that tells rows of a from rows of b, by layer: columns layer, value, low, high, n.
+) -> pd.DataFrame:
+    r"""Balanced accuracy of a linear probe that tells rows of a from rows of b, by layer.
 
-    The probe is ridge regression on :math:`\pm 1` (linear discriminant analysis, shrunk), both classes weighing alike, on states
-    standardised by the training rows: :math:`w = \arg\min \sum_i c_i (y_i - w^\top z_i - b)^2 + \lVert w \rVert^2`. It has a closed form,
-    so that 31 layers of 200 rows take a second or two. Samples are dealt to folds whole, so that no sample is in training and in test. The
-    interval resamples samples; where all is right it is Wilson's over samples. n counts the rows.
+    Columns layer, value, low, high, n. The probe is ridge regression on :math:`\pm 1` (linear
+    discriminant analysis, shrunk), both classes weighing alike, on states standardised by the
+    training rows: :math:`w = \arg\min \sum_i c_i (y_i - w^\top z_i - b)^2 + \lVert w \rVert^2`. It
+    has a closed form, so that 31 layers of 200 rows take a second or two. Samples are dealt to
+    folds whole, so that no sample is in training and in test. The interval resamples samples; where
+    all is right it is Wilson's over samples. n counts the rows.
 
     Raises
     ------
@@ -114,7 +153,9 @@ def linear_probe(
     samples, kinds = _clusters(a, b)
     there = np.unique([samples, kinds], axis=1)  # a sample's many tokens count once
     if (few := np.bincount(there[1], minlength=2).min()) < folds:
-        raise ActivationsError(f"{few} samples on one side for {folds} folds", "give at least as many samples as folds")
+        raise ActivationsError(
+            f"{few} samples on one side for {folds} folds", "give at least as many samples as folds"
+        )
     parts = deal_folds(*there, folds, seed)[samples]
     shares = resampled_shares(int(samples.max()) + 1, n_resamples, seed)
     rows = []
@@ -127,43 +168,68 @@ def linear_probe(
 
 def _two_or_more(found: list[Tensor]) -> list[Tensor]:
     if len(found) < 2:
-        raise ActivationsError("states of one sample", "give two samples or more: the interval resamples them")
+        raise ActivationsError(
+            "states of one sample", "give two samples or more: the interval resamples them"
+        )
     return found
 
 
 def _steps(states: States, step: int, place: str) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-    """For each two layers ``step`` apart: each sample's mean cosine of its tokens with themselves, and with all other tokens."""
+    """Each sample's mean cosines of its tokens at each two layers ``step`` apart.
+
+    With themselves, and with all other tokens.
+    """
     layers = layers_at(states, place)
     starts = [layer for layer in layers if step > 0 and layer + step in layers]
     if not starts:
-        raise SelectionError(f"no two layers are {step!r} apart", f"captured at place {place!r}: {', '.join(map(str, layers))}")
+        raise SelectionError(
+            f"no two layers are {step!r} apart",
+            f"captured at place {place!r}: {', '.join(map(str, layers))}",
+        )
     after, reached = None, None
     for layer in starts:
         unit = lambda at: Tokens.of(_two_or_more(examples(states, at, place))).unit()
         before = after if reached == layer else unit(layer)
         after, reached = unit(layer + step), layer + step
         own = (before.rows * after.rows).sum(dim=1)
-        # the sum of a token's cosines with all tokens is its cosine with the sum of their unit vectors: no pair is visited
-        others = (before.rows @ after.rows.sum(dim=0, dtype=torch.float64).to(own.dtype) - own) / (len(own) - 1)
-        yield layer, *(Tokens(values[:, None], before.counts).reduced("mean")[:, 0].double().numpy() for values in (own, others))
+        # the sum of a token's cosines with all tokens is its cosine with the sum of their
+        # unit vectors: no pair is visited
+        others = (before.rows @ after.rows.sum(dim=0, dtype=torch.float64).to(own.dtype) - own) / (
+            len(own) - 1
+        )
+        yield (
+            layer,
+            *(
+                Tokens(values[:, None], before.counts).reduced("mean")[:, 0].double().numpy()
+                for values in (own, others)
+            ),
+        )
 
 
 def _clusters(a: States, b: States) -> tuple[Int[np.ndarray, " rows"], Int[np.ndarray, " rows"]]:
-    """For each row of a, then of b, the number of its sample (the same in both), and 1 for a and 0 for b."""
+    """For each row of a, then of b, the number of its sample, and 1 for a and 0 for b.
+
+    Numbers are the same in both.
+    """
     tables = pd.concat([states.table[["sample", "id"]] for states in (a, b)], ignore_index=True)
-    return tables.groupby(["sample", "id"], sort=True).ngroup().to_numpy(), np.repeat([1, 0], [len(a), len(b)])
+    return tables.groupby(["sample", "id"], sort=True).ngroup().to_numpy(), np.repeat(
+        [1, 0], [len(a), len(b)]
+    )
 
 
 def _finite(rows: Tensor, layer: int) -> Float[Tensor, "rows d"]:
     rows = rows.double()
     if not torch.isfinite(rows).all() or not (rows != rows[0]).any():
         raise ActivationsError(
-            f"states at layer {layer} are NaN, infinite or all equal", "give states in which something can be told apart"
+            f"states at layer {layer} are NaN, infinite or all equal",
+            "give states in which something can be told apart",
         )
     return rows
 
 
-def _balanced(right: np.ndarray, samples: np.ndarray, kinds: np.ndarray, shares: np.ndarray) -> Estimate:
+def _balanced(
+    right: np.ndarray, samples: np.ndarray, kinds: np.ndarray, shares: np.ndarray
+) -> Estimate:
     """The mean of the two classes' shares of right rows, resampled by sample."""
     count = lambda weights: np.bincount(samples, weights, minlength=shares.shape[1])
     sides = [(count((kinds == kind) & right), count(kinds == kind)) for kind in (0, 1)]

@@ -1,6 +1,8 @@
-"""Alignment of perceptual and textual tokens: similarity of examples, narrow cones, and the implicit alignment score over layers.
+"""Alignment of perceptual and textual tokens.
 
-After Shukor and Cord, "Implicit Multimodal Alignment: On the Generalization of Frozen LLMs to Multimodal Inputs" (arXiv 2405.16700).
+Similarity of examples, narrow cones, and the implicit alignment score over layers. After
+Shukor and Cord, "Implicit Multimodal Alignment: On the Generalization of Frozen LLMs to
+Multimodal Inputs" (arXiv 2405.16700).
 """
 
 from collections.abc import Mapping
@@ -14,7 +16,13 @@ from torch import Tensor
 
 from xlvlms_tutorial.activations.activations import WHOLE_BLOCK, States, chosen
 from xlvlms_tutorial.errors import ActivationsError, ComparisonError, LengthError, SelectionError
-from xlvlms_tutorial.methods.alignment.similarity import Examples, compared, directions, examples, require_mode
+from xlvlms_tutorial.methods.alignment.similarity import (
+    Examples,
+    compared,
+    directions,
+    examples,
+    require_mode,
+)
 from xlvlms_tutorial.metrics.intervals import Estimate, interval, resampled_shares
 
 READINGS = ("layer", "input")
@@ -22,7 +30,10 @@ READINGS = ("layer", "input")
 
 @dataclass(frozen=True, eq=False)
 class Alignment:
-    """Similarity of P and T by layer: ``values`` (L,), the same in each resample of the examples ``drawn`` (r, L), and n examples."""
+    """Similarity of P and T by layer.
+
+    ``values`` (L,), the same in each resample of the examples ``drawn`` (r, L), and n examples.
+    """
 
     layers: tuple[int, ...]
     values: Float[np.ndarray, " layers"]
@@ -32,8 +43,13 @@ class Alignment:
     @property
     def profile(self) -> pd.DataFrame:
         """One row a layer: layer, value, low, high, n."""
-        found = (interval(value, drawn, self.n) for value, drawn in zip(self.values.tolist(), self.drawn.T, strict=True))
-        return pd.DataFrame([{"layer": layer} | one.asdict() for layer, one in zip(self.layers, found, strict=True)])
+        found = (
+            interval(value, drawn, self.n)
+            for value, drawn in zip(self.values.tolist(), self.drawn.T, strict=True)
+        )
+        return pd.DataFrame(
+            [{"layer": layer} | one.asdict() for layer, one in zip(self.layers, found, strict=True)]
+        )
 
     @property
     def score(self) -> Estimate:
@@ -50,28 +66,43 @@ class Alignment:
             If there is one layer only.
         """
         if len(self.layers) < 2:
-            raise SelectionError(f"a slope over layer {self.layers[0]} alone", "capture two layers or more")
+            raise SelectionError(
+                f"a slope over layer {self.layers[0]} alone", "capture two layers or more"
+            )
         depth = np.array(self.layers) / max(self.layers)
         weights = (depth - depth.mean()) / ((depth - depth.mean()) ** 2).sum()
         return interval(float(self.values @ weights), self.drawn @ weights, self.n)
 
 
 def alignment(
-    perceptual: States, textual: States, mode: str = "avg", reading: str = "layer", pairs: str = "all", place: str = WHOLE_BLOCK,
-    n_resamples: int = 2000, seed: int = 0,
-) -> Alignment:  # fmt: skip
-    r"""Similarity of perceptual with textual tokens at every layer, each layer in the same resamples of the examples.
+    perceptual: States,
+    textual: States,
+    mode: str = "avg",
+    reading: str = "layer",
+    pairs: str = "all",
+    place: str = WHOLE_BLOCK,
+    n_resamples: int = 2000,
+    seed: int = 0,
+) -> Alignment:
+    r"""Similarity of perceptual with textual tokens at every layer.
 
-    .. math:: \mathrm{IMA}(l) = \frac{1}{N^2} \sum_{i,j} s(P_i^{l'}, T_j^l), \quad l' = l \text{ ("layer") or } 0 \text{ ("input")}
+    Each layer in the same resamples of the examples.
 
-    Reading "input" sets the tokens that enter the model against the text at each layer, as the authors' score does (arXiv 2405.16700).
-    ``mode`` is s as in :func:`similarity`; ``pairs`` "all" is the sum above, "matched" takes i = j alone. Where P and T are of the
-    same samples these are resampled together, and the share of matched pairs stays 1/N; else each side is resampled alone.
+    .. math::
+
+        \mathrm{IMA}(l) = \frac{1}{N^2} \sum_{i,j} s(P_i^{l'}, T_j^l),
+        \quad l' = l \text{ ("layer") or } 0 \text{ ("input")}
+
+    Reading "input" sets the tokens that enter the model against the text at each layer, as the
+    authors' score does (arXiv 2405.16700). ``mode`` is s as in :func:`similarity`; ``pairs`` "all"
+    is the sum above, "matched" takes i = j alone. Where P and T are of the same samples these are
+    resampled together, and the share of matched pairs stays 1/N; else each side is resampled alone.
 
     Raises
     ------
     SelectionError
-        If a mode, reading or kind of pairs is unknown, or a place, or layer 0 for "input", was not captured.
+        If a mode, reading or kind of pairs is unknown, or a place, or layer 0
+        for "input", was not captured.
     ComparisonError
         If the two have other layers (for "layer") or widths, or matched pairs are of other samples.
     ActivationsError
@@ -80,24 +111,50 @@ def alignment(
     if reading not in READINGS:
         raise SelectionError(f"unknown reading {reading!r}", f"allowed: {', '.join(READINGS)}")
     require_mode(mode, pairs)
-    layers = shared_layers(perceptual, textual, place) if reading == "layer" else layers_at(textual, place)
+    layers = (
+        shared_layers(perceptual, textual, place)
+        if reading == "layer"
+        else layers_at(textual, place)
+    )
     same = _samples(perceptual) == _samples(textual)
     if pairs == "matched" and not same and len(_samples(perceptual)) == len(_samples(textual)):
-        raise ComparisonError("samples", _told(perceptual), _told(textual), 'match tokens of the same samples, or take pairs="all"')
+        raise ComparisonError(
+            "samples",
+            _told(perceptual),
+            _told(textual),
+            'match tokens of the same samples, or take pairs="all"',
+        )
     entering = directions(examples(perceptual, 0), mode) if reading == "input" else None
     shares: list[np.ndarray] = []
     found = []
     for layer in layers:
         p = directions(examples(perceptual, layer, place), mode) if entering is None else entering
-        s = compared(p, directions(examples(textual, layer, place), mode), mode, pairs).double().numpy()
-        shares = shares or [resampled_shares(_enough(n), n_resamples, seed + k) for k, n in enumerate(s.shape)]
-        found.append(_over_matched(s, shares[0]) if s.ndim == 1 else _over_pairs(s, shares[0], shares[0 if same else 1], same))
+        s = (
+            compared(p, directions(examples(textual, layer, place), mode), mode, pairs)
+            .double()
+            .numpy()
+        )
+        shares = shares or [
+            resampled_shares(_enough(n), n_resamples, seed + k) for k, n in enumerate(s.shape)
+        ]
+        found.append(
+            _over_matched(s, shares[0])
+            if s.ndim == 1
+            else _over_pairs(s, shares[0], shares[0 if same else 1], same)
+        )
     n = s.shape[0] if same else sum(s.shape)
-    return Alignment(tuple(layers), np.array([value for value, _ in found]), np.stack([drawn for _, drawn in found], axis=1), n)
+    return Alignment(
+        tuple(layers),
+        np.array([value for value, _ in found]),
+        np.stack([drawn for _, drawn in found], axis=1),
+        n,
+    )
 
 
 def alignment_profile(perceptual: States, textual: States, **how: str | int) -> pd.DataFrame:
-    """Similarity of perceptual with textual tokens by layer: columns layer, value, low, high, n; ``how`` as in :func:`alignment`.
+    """Similarity of perceptual with textual tokens by layer: columns layer, value, low, high, n.
+
+    ``how`` as in :func:`alignment`.
 
     Raises
     ------
@@ -108,7 +165,9 @@ def alignment_profile(perceptual: States, textual: States, **how: str | int) -> 
 
 
 def alignment_score(perceptual: States, textual: States, **how: str | int) -> Estimate:
-    """The alignment score: the mean of the profile over layers, with one bootstrap over examples for all; ``how`` as in :func:`alignment`.
+    """The alignment score: the mean of the profile over layers.
+
+    One bootstrap over examples for all; ``how`` as in :func:`alignment`.
 
     Raises
     ------
@@ -119,7 +178,9 @@ def alignment_score(perceptual: States, textual: States, **how: str | int) -> Es
 
 
 def alignment_slope(perceptual: States, textual: States, **how: str | int) -> Estimate:
-    """The change of the profile from the input to the last layer, by least squares; ``how`` as in :func:`alignment`.
+    """The change of the profile from the input to the last layer, by least squares.
+
+    ``how`` as in :func:`alignment`.
 
     Raises
     ------
@@ -129,11 +190,19 @@ def alignment_slope(perceptual: States, textual: States, **how: str | int) -> Es
     return alignment(perceptual, textual, **how).slope
 
 
-def cones(groups: Mapping[str, Examples], mode: str = "avg", paired: bool = False, n_resamples: int = 2000, seed: int = 0) -> pd.DataFrame:
-    """Similarity within each group of examples, and between every two: columns a, b, kind ("intra", "inter"), value, low, high, n.
+def cones(
+    groups: Mapping[str, Examples],
+    mode: str = "avg",
+    paired: bool = False,
+    n_resamples: int = 2000,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Similarity within each group of examples, and between every two.
 
-    Within a group it is the mean over all pairs of different examples, between two that over all pairs. Intervals resample examples, not
-    pairs; ``paired`` says that example i of every group is the same sample, so that they are resampled together.
+    Columns a, b, kind ("intra", "inter"), value, low, high, n. Within a group it is the mean
+    over all pairs of different examples, between two that over all pairs. Intervals resample
+    examples, not pairs; ``paired`` says that example i of every group is the same sample, so
+    that they are resampled together.
 
     Raises
     ------
@@ -145,11 +214,21 @@ def cones(groups: Mapping[str, Examples], mode: str = "avg", paired: bool = Fals
     found = _cones(groups, mode, paired, n_resamples, seed)
     kinds = {pair: "intra" if pair[0] == pair[1] else "inter" for pair in found}
     rows = [(pair, interval(value, drawn, n)) for pair, (value, drawn, n) in found.items()]
-    return pd.DataFrame([{"a": pair[0], "b": pair[1], "kind": kinds[pair]} | one.asdict() for pair, one in rows])
+    return pd.DataFrame(
+        [{"a": pair[0], "b": pair[1], "kind": kinds[pair]} | one.asdict() for pair, one in rows]
+    )
 
 
-def narrowness(groups: Mapping[str, Examples], mode: str = "avg", paired: bool = False, n_resamples: int = 2000, seed: int = 0) -> Estimate:
-    """Mean similarity within groups minus that between groups, all groups and all pairs of groups counting alike; 0 without cones.
+def narrowness(
+    groups: Mapping[str, Examples],
+    mode: str = "avg",
+    paired: bool = False,
+    n_resamples: int = 2000,
+    seed: int = 0,
+) -> Estimate:
+    """Mean similarity within groups minus that between groups; 0 without cones.
+
+    All groups and all pairs of groups count alike.
 
     Raises
     ------
@@ -157,9 +236,14 @@ def narrowness(groups: Mapping[str, Examples], mode: str = "avg", paired: bool =
         As :func:`cones`, and if there is one group only.
     """
     if len(groups) < 2:
-        raise SelectionError(f"{len(groups)} group", "give two or more: between them lies what cones are narrow against")
+        raise SelectionError(
+            f"{len(groups)} group",
+            "give two or more: between them lies what cones are narrow against",
+        )
     found = _cones(groups, mode, paired, n_resamples, seed)
-    inside, between = ([one for (a, b), one in found.items() if (a == b) is within] for within in (True, False))
+    inside, between = (
+        [one for (a, b), one in found.items() if (a == b) is within] for within in (True, False)
+    )
     values = [float(np.mean([value for value, _, _ in side])) for side in (inside, between)]
     drawn = [np.mean([resampled for _, resampled, _ in side], axis=0) for side in (inside, between)]
     n = [n for _, _, n in inside]
@@ -167,7 +251,9 @@ def narrowness(groups: Mapping[str, Examples], mode: str = "avg", paired: bool =
 
 
 def shuffled(groups: Mapping[str, Examples], seed: int = 0) -> dict[str, list[Tensor]]:
-    """The same examples with their labels dealt anew, as many to each group as before: what :func:`narrowness` is without cones.
+    """The same examples with their labels dealt anew, as many to each group as before.
+
+    What :func:`narrowness` is without cones.
 
     Raises
     ------
@@ -204,10 +290,14 @@ def shared_layers(one: States, other: States, place: str = WHOLE_BLOCK) -> list[
     """
     first, second = layers_at(one, place), layers_at(other, place)
     if first != second:
-        raise ComparisonError(f"layers at place {place!r}", first, second, "capture the same layers of both")
+        raise ComparisonError(
+            f"layers at place {place!r}", first, second, "capture the same layers of both"
+        )
     widths = [states.tensors[first[0], place].shape[-1] for states in (one, other)]
     if widths[0] != widths[1]:
-        raise ComparisonError(f"widths at place {place!r}", *widths, "compare tokens of the same language model")
+        raise ComparisonError(
+            f"widths at place {place!r}", *widths, "compare tokens of the same language model"
+        )
     return first
 
 
@@ -222,24 +312,44 @@ def _told(states: States) -> str:
 
 def _enough(n: int) -> int:
     if n < 3:
-        raise ActivationsError(f"{n} example{'s' * (n > 1)}", "give 3 or more: pairs of examples are averaged, and examples resampled")
+        raise ActivationsError(
+            f"{n} example{'s' * (n > 1)}",
+            "give 3 or more: pairs of examples are averaged, and examples resampled",
+        )
     return n
 
 
-def _over_matched(s: Float[np.ndarray, " n"], share: Float[np.ndarray, "r n"]) -> tuple[float, np.ndarray]:
+def _over_matched(
+    s: Float[np.ndarray, " n"], share: Float[np.ndarray, "r n"]
+) -> tuple[float, np.ndarray]:
     return float(s.mean()), share @ s
 
 
-def _over_pairs(s: Float[np.ndarray, "n m"], left: Float[np.ndarray, "r n"], right: Float[np.ndarray, "r m"], same: bool
-                ) -> tuple[float, np.ndarray]:  # fmt: skip
-    """The mean over all pairs, and in each resample. Where both sides are the same samples, matched pairs stay 1/n of the pairs."""
+def _over_pairs(
+    s: Float[np.ndarray, "n m"],
+    left: Float[np.ndarray, "r n"],
+    right: Float[np.ndarray, "r m"],
+    same: bool,
+) -> tuple[float, np.ndarray]:
+    """The mean over all pairs, and in each resample.
+
+    Where both sides are the same samples, matched pairs stay 1/n of the pairs.
+    """
     if not same:
         return float(s.mean()), ((left @ s) * right).sum(axis=1)
-    return float(s.mean()), left @ s.diagonal() / len(s) + (1 - 1 / len(s)) * _over_others(s, left)[1]
+    return (
+        float(s.mean()),
+        left @ s.diagonal() / len(s) + (1 - 1 / len(s)) * _over_others(s, left)[1],
+    )
 
 
-def _over_others(s: Float[np.ndarray, "n n"], share: Float[np.ndarray, "r n"]) -> tuple[float, np.ndarray]:
-    r"""The mean over pairs :math:`i \neq j`; in a resample a case drawn twice is no pair. NaN where one case is all that was drawn."""
+def _over_others(
+    s: Float[np.ndarray, "n n"], share: Float[np.ndarray, "r n"]
+) -> tuple[float, np.ndarray]:
+    r"""The mean over pairs :math:`i \neq j`; in a resample a case drawn twice is no pair.
+
+    NaN where one case is all that was drawn.
+    """
     alone, n = s.diagonal(), len(s)
     total = ((share @ s) * share).sum(axis=1) - share**2 @ alone
     pairs = 1 - (share**2).sum(axis=1)
@@ -247,9 +357,13 @@ def _over_others(s: Float[np.ndarray, "n n"], share: Float[np.ndarray, "r n"]) -
     return float((s.sum() - alone.sum()) / (n * (n - 1))), drawn
 
 
-def _cones(groups: Mapping[str, Examples], mode: str, paired: bool, n_resamples: int, seed: int
-           ) -> dict[tuple[str, str], tuple[float, np.ndarray, int]]:  # fmt: skip
-    """For each group and each two: the mean similarity, the same in each resample, and the number of examples."""
+def _cones(
+    groups: Mapping[str, Examples], mode: str, paired: bool, n_resamples: int, seed: int
+) -> dict[tuple[str, str], tuple[float, np.ndarray, int]]:
+    """The mean similarity of each group and of each two, and the number of examples.
+
+    The same in each resample.
+    """
     if not groups:
         raise SelectionError("no groups", "give a name and examples for each")
     require_mode(mode, "all")
@@ -257,10 +371,15 @@ def _cones(groups: Mapping[str, Examples], mode: str, paired: bool, n_resamples:
     if paired and len(set(sizes.values())) > 1:
         raise LengthError(**sizes)
     made = {name: directions(group, mode) for name, group in groups.items()}
-    shares = {name: resampled_shares(_enough(n), n_resamples, seed + k * (not paired)) for k, (name, n) in enumerate(sizes.items())}
+    shares = {
+        name: resampled_shares(_enough(n), n_resamples, seed + k * (not paired))
+        for k, (name, n) in enumerate(sizes.items())
+    }
     found = {}
     for a, b in combinations_with_replacement(groups, 2):
         s = compared(made[a], made[b], mode, "all").double().numpy()
-        value, drawn = _over_others(s, shares[a]) if a == b else _over_pairs(s, shares[a], shares[b], paired)
+        value, drawn = (
+            _over_others(s, shares[a]) if a == b else _over_pairs(s, shares[a], shares[b], paired)
+        )
         found[a, b] = (value, drawn, sizes[a] if paired or a == b else sizes[a] + sizes[b])
     return found

@@ -1,7 +1,8 @@
-r"""Concepts: every way of learning a dictionary under one name each, and what the codes say about concepts and samples.
+r"""Concepts: every way of learning a dictionary, and what the codes say.
 
-Activations A (n, d) of one token of interest are written as :math:`A \approx Z D` (CoX-LMM, arXiv 2406.08074): row j of D is concept j,
-:math:`Z_{ij}` how much of it is in sample i.
+The ways under one name each; the codes about concepts and samples. Activations A (n, d) of one
+token of interest are written as :math:`A \approx Z D` (CoX-LMM, arXiv 2406.08074): row j of D is
+concept j, :math:`Z_{ij}` how much of it is in sample i.
 """
 
 import numpy as np
@@ -41,14 +42,19 @@ __all__ = [
 ]
 
 DICTIONARIES: dict[str, type[Dictionary]] = {
-    "semi-nmf": SemiNMF, "pca": PCA, "k-means": KMeans, "simple": Simple, "sae": TopKSAE,
-}  # fmt: skip
+    "semi-nmf": SemiNMF,
+    "pca": PCA,
+    "k-means": KMeans,
+    "simple": Simple,
+    "sae": TopKSAE,
+}
 
 
 def top_concepts(codes: ArrayLike, n: int = 1) -> Int[np.ndarray, "m n"]:
-    r"""The n most activating concepts of each sample (m, n), from codes (m, k): those of largest :math:`|Z_{ij}|`, largest first.
+    r"""The n most activating concepts of each sample (m, n), from codes (m, k).
 
-    Of equal codes the first concept is taken, also where all are 0 (no concept is then active).
+    Those of largest :math:`|Z_{ij}|`, largest first. Of equal codes the first concept is taken,
+    also where all are 0 (no concept is then active).
 
     Raises
     ------
@@ -63,9 +69,10 @@ def top_concepts(codes: ArrayLike, n: int = 1) -> Int[np.ndarray, "m n"]:
 
 
 def most_activating(codes: ArrayLike, n: int = 5) -> pd.DataFrame:
-    r"""The n samples that activate each concept most, from codes (m, k): columns concept, rank (from 1), row, activation.
+    r"""The n samples that activate each concept most, from codes (m, k).
 
-    Samples are ranked by :math:`|Z_{ij}|` (X_MAS of the paper); ``activation`` is the code with its sign.
+    Columns concept, rank (from 1), row, activation. Samples are ranked by :math:`|Z_{ij}|` (X_MAS
+    of the paper); ``activation`` is the code with its sign.
 
     Raises
     ------
@@ -85,8 +92,13 @@ def most_activating(codes: ArrayLike, n: int = 5) -> pd.DataFrame:
 def _sizes(codes: ArrayLike) -> np.ndarray:
     sizes = np.abs(np.asarray(plain(codes), dtype=float))
     if sizes.ndim != 2 or not sizes.size or not np.isfinite(sizes).all():
-        told = f"codes of shape {sizes.shape}, {int((~np.isfinite(sizes)).sum())} of them NaN or infinite"
-        raise ActivationsError(told, "give one row for each sample and one column for each concept, all finite")
+        told = (
+            f"codes of shape {sizes.shape}, "
+            f"{int((~np.isfinite(sizes)).sum())} of them NaN or infinite"
+        )
+        raise ActivationsError(
+            told, "give one row for each sample and one column for each concept, all finite"
+        )
     return sizes
 
 

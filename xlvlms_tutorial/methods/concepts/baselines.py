@@ -1,4 +1,7 @@
-"""What Semi-NMF is compared with in CoX-LMM (arXiv 2406.08074): principal components, k-means, and samples taken as they are."""
+"""What Semi-NMF is compared with in CoX-LMM (arXiv 2406.08074).
+
+Principal components, k-means, and samples taken as they are.
+"""
 
 import warnings
 from functools import partial
@@ -15,8 +18,9 @@ _NUMBERS = 1 << 24  # of distances, or of states in float64, that exist at a tim
 
 
 class PCA(Dictionary):
-    r"""Principal components: :math:`A - \bar a \approx Z D` with orthonormal D and signed codes :math:`Z = (A - \bar a) D^T`.
+    r"""Principal components.
 
+    :math:`A - \bar a \approx Z D` with orthonormal D and signed codes :math:`Z = (A - \bar a) D^T`.
     The sign of each component is that of its largest entry, which is positive.
 
     Parameters
@@ -47,14 +51,19 @@ class PCA(Dictionary):
     def _fit(self, A: Float[Tensor, "n d"]) -> None:
         n, d = A.shape
         if self.n_components > d:
-            raise SelectionError(f"n_components is {self.n_components}", f"activations of width {d} have at most {d} components")
+            raise SelectionError(
+                f"n_components is {self.n_components}",
+                f"activations of width {d} have at most {d} components",
+            )
         mean = A.mean(dim=0)
         centred = A - mean
         D, variances = _principal(centred, self.n_components)
         signs = D.gather(1, D.abs().argmax(dim=1, keepdim=True)).sign()
         self.components_ = (D * signs).cpu().numpy()
         self.mean_ = mean.cpu().numpy()
-        self.explained_variance_ratio_ = (variances / centred.square().sum(dtype=torch.float64)).to(A.dtype).cpu().numpy()
+        self.explained_variance_ratio_ = (
+            (variances / centred.square().sum(dtype=torch.float64)).to(A.dtype).cpu().numpy()
+        )
 
     def _encode(self, A: Float[Tensor, "n d"]) -> Float[Tensor, "n k"]:
         return (A - self._fitted("mean_", A)) @ self._fitted("components_", A).T
@@ -64,11 +73,20 @@ class PCA(Dictionary):
 
 
 class _Prototypes(Dictionary):
-    r"""Concepts that are points: the code is :math:`Z_{ik} = 1 / (1 + \lVert a_i - d_k \rVert)`, and stands for the nearest of them."""
+    r"""Concepts that are points, each code of which falls with the distance.
+
+    The code is :math:`Z_{ik} = 1 / (1 + \lVert a_i - d_k \rVert)`, and
+    stands for the nearest of them.
+    """
 
     def _encode(self, A: Float[Tensor, "n d"]) -> Float[Tensor, "n k"]:
-        # By differences: where states share a large part, products lose it all, and they depend on how many rows there are
-        distances = partial(torch.cdist, x2=self._fitted("components_", A).double(), compute_mode="donot_use_mm_for_euclid_dist")
+        # By differences: where states share a large part, products lose it all, and they
+        # depend on how many rows there are
+        distances = partial(
+            torch.cdist,
+            x2=self._fitted("components_", A).double(),
+            compute_mode="donot_use_mm_for_euclid_dist",
+        )
         blocks = A.split(max(1, _NUMBERS // max(self.n_components, A.shape[1])))
         return torch.cat([1 / (1 + distances(rows.double())) for rows in blocks]).to(A.dtype)
 
@@ -77,10 +95,11 @@ class _Prototypes(Dictionary):
 
 
 class KMeans(_Prototypes):
-    r"""Means of clusters: :math:`\min_{D, c} \sum_i \lVert a_i - d_{c(i)} \rVert^2` by Lloyd's steps from k-means++ starts.
+    r"""Means of clusters, by Lloyd's steps from k-means++ starts.
 
-    Codes are :math:`1 / (1 + \lVert a_i - d_k \rVert)`, in (0, 1], as in the code released with CoX-LMM; ``inverse_transform`` gives
-    the centre of the largest code, so ``reconstruct`` the nearest one.
+    They minimise :math:`\min_{D, c} \sum_i \lVert a_i - d_{c(i)} \rVert^2`. Codes are
+    :math:`1 / (1 + \lVert a_i - d_k \rVert)`, in (0, 1], as in the code released with CoX-LMM;
+    ``inverse_transform`` gives the centre of the largest code, so ``reconstruct`` the nearest one.
 
     Parameters
     ----------
@@ -113,7 +132,14 @@ class KMeans(_Prototypes):
         Names of the columns, where the activations came as a table whose columns have names.
     """
 
-    def __init__(self, n_components: int = 20, n_init: int = 4, max_iter: int = 300, seed: int = 0, device: str = "cpu") -> None:
+    def __init__(
+        self,
+        n_components: int = 20,
+        n_init: int = 4,
+        max_iter: int = 300,
+        seed: int = 0,
+        device: str = "cpu",
+    ) -> None:
         self.n_components = n_components
         self.n_init = n_init
         self.max_iter = max_iter
@@ -131,17 +157,29 @@ class KMeans(_Prototypes):
         mean = A.mean(dim=0)  # a common offset would cost the distances most of their digits
         A = A - mean
         squares = A.square().sum(dim=1)
-        runs = [_lloyd(A, squares, _plus_plus(A, squares, self.n_components, random), self.max_iter) for _ in range(self.n_init)]
+        runs = [
+            _lloyd(A, squares, _plus_plus(A, squares, self.n_components, random), self.max_iter)
+            for _ in range(self.n_init)
+        ]
         inertia, centres, labels, self.n_iter_, self.converged_ = min(runs, key=lambda run: run[0])
         if not self.converged_:
-            warnings.warn(f"no convergence in {self.max_iter} steps; raise max_iter", ConvergenceWarning, stacklevel=3)
-        self.components_, self.labels_, self.inertia_ = (centres + mean).cpu().numpy(), labels.cpu().numpy(), inertia
+            warnings.warn(
+                f"no convergence in {self.max_iter} steps; raise max_iter",
+                ConvergenceWarning,
+                stacklevel=3,
+            )
+        self.components_, self.labels_, self.inertia_ = (
+            (centres + mean).cpu().numpy(),
+            labels.cpu().numpy(),
+            inertia,
+        )
 
 
 class Simple(_Prototypes):
-    r"""The k samples of largest norm are the concepts, largest first: the simplest dictionary there is, made of real samples.
+    r"""The k samples of largest norm are the concepts, largest first.
 
-    Codes are :math:`1 / (1 + \lVert a_i - d_k \rVert)`, as for :class:`KMeans`.
+    The simplest dictionary there is, made of real samples. Codes are
+    :math:`1 / (1 + \lVert a_i - d_k \rVert)`, as for :class:`KMeans`.
 
     Parameters
     ----------
@@ -172,26 +210,39 @@ class Simple(_Prototypes):
 
 
 def _principal(A: Float[Tensor, "n d"], k: int) -> tuple[Float[Tensor, "k d"], Float[Tensor, "k"]]:
-    """Right singular vectors with their squared singular values, through the smaller of the two matrices of products, in float64."""
+    """Right singular vectors with their squared singular values, in float64.
+
+    Through the smaller of the two matrices of products.
+    """
     n, d = A.shape
     products = (A @ A.T if n < d else A.T @ A).double()
     values, vectors = torch.linalg.eigh(products)
     values, vectors = values.flip(0)[:k], vectors.flip(1)[:, :k]
     if n >= d:
         return vectors.T.to(A.dtype), values.clamp(min=0)
-    D = torch.linalg.qr((vectors.T.to(A.dtype) @ A).T)[0].T  # orthonormal also where the variance is only rounding
+    # orthonormal also where the variance is only rounding
+    D = torch.linalg.qr((vectors.T.to(A.dtype) @ A).T)[0].T
     return D, values.clamp(min=0)
 
 
-def _plus_plus(A: Float[Tensor, "n d"], squares: Float[Tensor, "n"], k: int, random: torch.Generator) -> Float[Tensor, "k d"]:
-    """Centres drawn with the squared distance to the nearest so far; of a few candidates the one that lowers the inertia most."""
+def _plus_plus(
+    A: Float[Tensor, "n d"], squares: Float[Tensor, "n"], k: int, random: torch.Generator
+) -> Float[Tensor, "k d"]:
+    """Centres drawn with the squared distance to the nearest so far.
+
+    Of a few candidates the one that lowers the inertia most.
+    """
     n_candidates = 2 + int(torch.tensor(float(k)).log())
     chosen = [int(torch.randint(len(A), (1,), generator=random))]
     nearest = (A - A[chosen[0]]).square().sum(dim=1)
     for _ in range(1, k):
         weights = nearest.double().cpu() + 1e-30  # equal samples still give k centres
-        tried = torch.multinomial(weights, n_candidates, replacement=True, generator=random).to(A.device)
-        distances = torch.minimum(nearest, squares + squares[tried, None] - 2 * A[tried] @ A.T).clamp_(min=0)
+        tried = torch.multinomial(weights, n_candidates, replacement=True, generator=random).to(
+            A.device
+        )
+        distances = torch.minimum(
+            nearest, squares + squares[tried, None] - 2 * A[tried] @ A.T
+        ).clamp_(min=0)
         best = int(distances.sum(dim=1).argmin())
         nearest = distances[best]
         chosen.append(int(tried[best]))
@@ -199,7 +250,10 @@ def _plus_plus(A: Float[Tensor, "n d"], squares: Float[Tensor, "n"], k: int, ran
 
 
 def _lloyd(
-    A: Float[Tensor, "n d"], squares: Float[Tensor, "n"], centres: Float[Tensor, "k d"], max_iter: int
+    A: Float[Tensor, "n d"],
+    squares: Float[Tensor, "n"],
+    centres: Float[Tensor, "k d"],
+    max_iter: int,
 ) -> tuple[float, Float[Tensor, "k d"], Int[Tensor, "n"], int, bool]:
     """Inertia, centres, labels, number of steps, and whether the labels stayed."""
     labels = None

@@ -1,10 +1,12 @@
-r"""Alternating minimisation of Semi-NMF: a few starts, steps that go further than found, and a subspace that grows where it has to.
+r"""Alternating minimisation of Semi-NMF.
 
-Codes and dictionary are improved in turn by coordinate descent, all samples at once, with steps that go a little further than found
-and are taken back where that did not help (as Ang and Gillis, 2019, do for NMF). The best dictionary is made of sums of activations and
-lies in the span of few directions. So the search goes on in a subspace of r of them, where a step costs r / d of what it costs on the
-activations and the objective is the same; where it ends, the directions in which a step on the activations would leave the subspace
-are added, until none helps.
+A few starts, steps that go further than found, and a subspace that grows where it has to. Codes and
+dictionary are improved in turn by coordinate descent, all samples at once, with steps that go a
+little further than found and are taken back where that did not help (as Ang and Gillis, 2019, do
+for NMF). The best dictionary is made of sums of activations and lies in the span of few directions.
+So the search goes on in a subspace of r of them, where a step costs r / d of what it costs on the
+activations and the objective is the same; where it ends, the directions in which a step on the
+activations would leave the subspace are added, until none helps.
 """
 
 import warnings
@@ -20,10 +22,13 @@ from torch import Tensor
 
 from xlvlms_tutorial.errors import ActivationsError
 
-PRECISE = torch.float64  # of codes and of what is in the subspace: small, and the objective is a difference of large numbers
-_BLOCK = 8192  # samples whose codes are improved together: k of their rows stay in a processor's cache
+# of codes and of what is in the subspace: small, and the objective is a difference of large numbers
+PRECISE = torch.float64
+# samples whose codes are improved together: k of their rows stay in a processor's cache
+_BLOCK = 8192
 _SHARED = 20_000  # samples from which on threads share the work
-_LEAPS, _SWEEPS = 100, 100  # of exact codes, and sweeps before each leap, before it is said that they are not
+# of exact codes, and sweeps before each leap, before it is said that they are not
+_LEAPS, _SWEEPS = 100, 100
 _NUMBERS = 1 << 22  # of the systems that are solved at a time
 _SAMPLE = 4096  # starts are compared on so many samples:
 _ROUNDS = ((8, 20), (2, 40))  # all of them after so many steps, and the best few after so many more
@@ -32,7 +37,10 @@ _WIDER, _SPARE = 2, 10  # directions of the first subspace: so many for each con
 
 @dataclass
 class _Point:
-    """Codes, dictionary and objective, all in the subspace; codes are (k, n), so that one concept's are in a row."""
+    """Codes, dictionary and objective, all in the subspace.
+
+    Codes are (k, n), so that one concept's are in a row.
+    """
 
     Z: Float[Tensor, "k n"]
     D: Float[Tensor, "k r"]
@@ -48,7 +56,10 @@ class _Subspace:
     penalty: float
 
     def step(self, Z: Tensor, D: Tensor, before: Tensor, further: float) -> tuple[Tensor, _Point]:
-        """One sweep over the codes from (Z, D), taken ``further`` along the way from ``before``, then one over the dictionary."""
+        """One sweep over the codes, then one over the dictionary.
+
+        The codes start from (Z, D), taken ``further`` along the way from ``before``.
+        """
         found = Z.clone()
         sweep(found, D @ self.B, D @ D.T, self.penalty / 2)
         Z = (found + further * (found - before)).clamp_(min=0) if further else found
@@ -58,7 +69,10 @@ class _Subspace:
         return found, _Point(Z, D, float(value))
 
     def revive(self, at: _Point) -> bool:
-        """Atoms that no sample uses become the directions of the worst reconstructed samples, which leaves the objective as it is."""
+        """Atoms that no sample uses become the directions of the worst reconstructed samples.
+
+        This leaves the objective as it is.
+        """
         unused = (at.Z.amax(dim=1) == 0).nonzero().flatten()
         if not len(unused):
             return False
@@ -71,7 +85,10 @@ class _Subspace:
 
 @dataclass
 class _Descent:
-    """Steps in one subspace, extrapolated; a step that does not lower the objective is taken back, and done plainly."""
+    """Steps in one subspace, extrapolated.
+
+    A step that does not lower the objective is taken back, and done plainly.
+    """
 
     space: _Subspace
     at: _Point
@@ -93,7 +110,10 @@ class _Descent:
             small = small + 1 if self.at.value - new.value <= tol * new.value else 0
             before, D = found, new.D + self.further * (new.D - self.at.D)
             D = D / D.norm(dim=1, keepdim=True).clamp_(min=1)
-            self.further, self.most = min(1.1 * self.further, self.most, 0.98), min(1.05 * self.most, 1.0)
+            self.further, self.most = (
+                min(1.1 * self.further, self.most, 0.98),
+                min(1.05 * self.most, 1.0),
+            )
             self.at, plain = new, False
             self.values.append(new.value)
             if self.space.revive(new):
@@ -106,7 +126,9 @@ class _Descent:
 class Search:
     """The best start, followed in a subspace that grows."""
 
-    def __init__(self, A: Float[Tensor, "n d"], k: int, penalty: float, random: torch.Generator) -> None:
+    def __init__(
+        self, A: Float[Tensor, "n d"], k: int, penalty: float, random: torch.Generator
+    ) -> None:
         self.A, self.k, self.penalty = A, k, penalty
         self.V = _span(A, min(_WIDER * k + _SPARE, *A.shape), random)
         total = float(torch.linalg.vector_norm(A, dtype=PRECISE).square())
@@ -124,9 +146,15 @@ class Search:
             with _few_threads(self.space.B):
                 converged = descent.run(steps - len(self.objective), tol)
             self.D = descent.at.D
-            if not converged or known - descent.at.value <= 2 * tol * descent.at.value or not self._grow(descent.at.Z):
+            if (
+                not converged
+                or known - descent.at.value <= 2 * tol * descent.at.value
+                or not self._grow(descent.at.Z)
+            ):
                 return converged
-            descent = _Descent(self.space, _Point(descent.at.Z, self.D, descent.at.value), self.objective)
+            descent = _Descent(
+                self.space, _Point(descent.at.Z, self.D, descent.at.value), self.objective
+            )
 
     def dictionary(self) -> Float[Tensor, "k d"]:
         """The dictionary in the space of the activations."""
@@ -147,11 +175,17 @@ class Search:
         return min(trials, key=lambda trial: trial.at.value).at.D
 
     def _grow(self, Z: Float[Tensor, "k n"]) -> bool:
-        """Add the directions in which a step of the dictionary on the activations would leave the subspace; whether there are any."""
+        """Add the directions in which a step of the dictionary would leave the subspace.
+
+        A step on the activations; whether there are any.
+        """
         step = Z.to(self.A.dtype) @ self.A
         outside = step - (step @ self.V.T) @ self.V
-        _, size, new = torch.linalg.svd(outside - (outside @ self.V.T) @ self.V, full_matrices=False)
-        new = new[size > 1e2 * torch.finfo(step.dtype).eps * step.norm()][: min(self.A.shape) - len(self.V)]
+        _, size, new = torch.linalg.svd(
+            outside - (outside @ self.V.T) @ self.V, full_matrices=False
+        )
+        new = new[size > 1e2 * torch.finfo(step.dtype).eps * step.norm()]
+        new = new[: min(self.A.shape) - len(self.V)]
         if not len(new):
             return False
         self.V = torch.cat([self.V, new])
@@ -160,10 +194,14 @@ class Search:
         return True
 
 
-def sweep(Z: Float[Tensor, "k n"], P: Float[Tensor, "k n"], G: Float[Tensor, "k k"], threshold: float) -> None:
-    r"""One sweep of coordinate descent over codes in place: :math:`Z_j \leftarrow \max(0, (P_j - t - \sum_{l \ne j} G_{jl} Z_l) / G_{jj})`.
+def sweep(
+    Z: Float[Tensor, "k n"], P: Float[Tensor, "k n"], G: Float[Tensor, "k k"], threshold: float
+) -> None:
+    r"""One sweep of coordinate descent over codes in place.
 
-    P is :math:`D A^T`, G is :math:`D D^T`, and the threshold t is half of the penalty. An atom of norm 0 gets no code.
+    :math:`Z_j \leftarrow \max(0, (P_j - t - \sum_{l \ne j} G_{jl} Z_l) / G_{jj})`. P
+    is :math:`D A^T`, G is :math:`D D^T`, and the threshold t is half of the penalty.
+    An atom of norm 0 gets no code.
     """
     norms = G.diagonal()[:, None]
     used = norms > 0
@@ -177,7 +215,10 @@ def sweep(Z: Float[Tensor, "k n"], P: Float[Tensor, "k n"], G: Float[Tensor, "k 
 
 
 def _dictionary_sweep(D: Tensor, W: Tensor, S: Tensor) -> Tensor:
-    """Each atom in turn to its best place in the unit ball, given the others: W is Z A, S is Z Z^T; an unused atom stays."""
+    """Each atom in turn to its best place in the unit ball, given the others: W is Z A, S is Z Z^T.
+
+    An unused atom stays.
+    """
     amounts = S.diagonal()[:, None]
     used = amounts > 0
     weights = torch.where(used, -S / amounts, 0.0)
@@ -188,26 +229,40 @@ def _dictionary_sweep(D: Tensor, W: Tensor, S: Tensor) -> Tensor:
     return D
 
 
-def exact_codes(D: Float[Tensor, "k d"], A: Float[Tensor, "n d"], penalty: float) -> Float[Tensor, "n k"]:
-    r"""Codes :math:`Z \ge 0` that minimise :math:`\lVert A - Z D \rVert_F^2 + \lambda \lVert Z \rVert_1`, by sweeps to the end.
+def exact_codes(
+    D: Float[Tensor, "k d"], A: Float[Tensor, "n d"], penalty: float
+) -> Float[Tensor, "n k"]:
+    r"""Codes :math:`Z \ge 0` of least penalised squared error, by sweeps to the end.
 
-    Warns (``ConvergenceWarning``) if sweeps still change them after many, as where two atoms are almost the same.
+    They minimise :math:`\lVert A - Z D \rVert_F^2 + \lambda \lVert Z \rVert_1`.
+    Warns (``ConvergenceWarning``) if sweeps still change them after many, as where
+    two atoms are almost the same.
 
     Raises
     ------
     ActivationsError
-        If dictionary or activations are NaN or infinite, or so large that their products are: sweeps would never end.
+        If dictionary or activations are NaN or infinite, or so large that their
+        products are: sweeps would never end.
     """
     P, G = (D @ A.T).to(PRECISE), D.to(PRECISE) @ D.to(PRECISE).T
     if not (P.isfinite().all() and G.isfinite().all()):
-        raise ActivationsError("dictionary or activations are NaN or infinite, or their products are", "give finite numbers, up to 1e18")
+        raise ActivationsError(
+            "dictionary or activations are NaN or infinite, or their products are",
+            "give finite numbers, up to 1e18",
+        )
     Z = torch.zeros_like(P)
     close = 1e-8 if A.dtype == torch.float32 else 1e-12
     for start in range(0, P.shape[1], _BLOCK):
         with _few_threads(P):
-            converged = _settled(Z[:, start : start + _BLOCK], P[:, start : start + _BLOCK], G, penalty / 2, close)
+            converged = _settled(
+                Z[:, start : start + _BLOCK], P[:, start : start + _BLOCK], G, penalty / 2, close
+            )
         if not converged:
-            warnings.warn("codes are not exact: some atoms are almost the same", ConvergenceWarning, stacklevel=4)
+            warnings.warn(
+                "codes are not exact: some atoms are almost the same",
+                ConvergenceWarning,
+                stacklevel=4,
+            )
     return Z.T.to(A.dtype).contiguous()
 
 
@@ -220,25 +275,38 @@ def _settled(codes: Tensor, P: Tensor, G: Tensor, threshold: float, close: float
             moved = (codes - before).abs().amax(dim=0)
             if moved.amax() <= close * codes.amax():
                 return True
-        for rows in (moved > close * codes.amax()).nonzero().flatten().split(max(1, _NUMBERS // len(G) ** 2)):
+        for rows in (
+            (moved > close * codes.amax())
+            .nonzero()
+            .flatten()
+            .split(max(1, _NUMBERS // len(G) ** 2))
+        ):
             codes[:, rows] = _leap(codes[:, rows].T, P[:, rows].T - threshold, G).T
     return False
 
 
-def _leap(Z: Float[Tensor, "n k"], P: Float[Tensor, "n k"], G: Float[Tensor, "k k"]) -> Float[Tensor, "n k"]:
-    """Towards the best codes with the same concepts in use, as far as none gets negative: where atoms are alike, sweeps are slow.
+def _leap(
+    Z: Float[Tensor, "n k"], P: Float[Tensor, "n k"], G: Float[Tensor, "k k"]
+) -> Float[Tensor, "n k"]:
+    """Towards the best codes with the same concepts in use, as far as none gets negative.
 
-    A small weight on staying (a proximal step) keeps the system regular where atoms depend on each other; the objective still falls.
+    Where atoms are alike, sweeps are slow. A small weight on staying (a proximal step) keeps the
+    system regular where atoms depend on each other; the objective still falls.
     """
     used, stay = Z > 0, 1e-9 * G.diagonal().amax()
-    system = torch.where(used[:, :, None] & used[:, None, :], G, 0.0) + torch.diag_embed(torch.where(used, stay, 1.0))
+    system = torch.where(used[:, :, None] & used[:, None, :], G, 0.0) + torch.diag_embed(
+        torch.where(used, stay, 1.0)
+    )
     best = torch.linalg.solve(system, torch.where(used, P + stay * Z, 0.0))
     share = torch.where(best < 0, Z / (Z - best), 1.0).amin(dim=1, keepdim=True)
     return (Z + share * (best - Z)).clamp_(min=0)
 
 
 def _span(A: Float[Tensor, "n d"], size: int, random: torch.Generator) -> Float[Tensor, "r d"]:
-    """Orthonormal directions, so many: all of them, or those of most variance (Halko, Martinsson and Tropp, 2011)."""
+    """Orthonormal directions, so many.
+
+    All of them, or those of most variance (Halko, Martinsson and Tropp, 2011).
+    """
     n, d = A.shape
     if size == d:
         return torch.eye(d, dtype=A.dtype, device=A.device)
@@ -249,11 +317,19 @@ def _span(A: Float[Tensor, "n d"], size: int, random: torch.Generator) -> Float[
     return torch.linalg.qr(A.T @ torch.linalg.qr(sketch)[0])[0].T
 
 
-def _starts(B: Float[Tensor, "r n"], k: int, count: int, random: torch.Generator) -> list[Float[Tensor, "k r"]]:
-    """The first k singular vectors, and random rotations of them; each atom with the sign that gives its positive codes more energy."""
+def _starts(
+    B: Float[Tensor, "r n"], k: int, count: int, random: torch.Generator
+) -> list[Float[Tensor, "k r"]]:
+    """The first k singular vectors, and random rotations of them.
+
+    Each atom with the sign that gives its positive codes more energy.
+    """
     rank = min(k, *B.shape)
     singular = torch.linalg.eigh(B @ B.T)[1].flip(1).T[:rank]
-    mixes = [torch.linalg.qr(torch.randn(k, k, generator=random, dtype=PRECISE))[0][:, :rank] for _ in range(count)]
+    mixes = [
+        torch.linalg.qr(torch.randn(k, k, generator=random, dtype=PRECISE))[0][:, :rank]
+        for _ in range(count)
+    ]
     if rank == k:
         mixes[0] = torch.eye(k, dtype=PRECISE)
     starts = [torch.nn.functional.normalize(mix.to(B.device) @ singular) for mix in mixes]
@@ -261,13 +337,19 @@ def _starts(B: Float[Tensor, "r n"], k: int, count: int, random: torch.Generator
 
 
 def _sign(codes: Float[Tensor, "k n"]) -> Float[Tensor, "k 1"]:
-    positive, negative = codes.clamp(min=0).square().sum(dim=1), codes.clamp(max=0).square().sum(dim=1)
+    positive, negative = (
+        codes.clamp(min=0).square().sum(dim=1),
+        codes.clamp(max=0).square().sum(dim=1),
+    )
     return torch.where(positive < negative, -1.0, 1.0).to(codes.dtype)[:, None]
 
 
 @contextmanager
 def _few_threads(B: Tensor) -> Iterator[None]:
-    """One thread for small matrices: sharing them costs more than they do, and far more where other programs keep the cores busy."""
+    """One thread for small matrices.
+
+    Sharing them costs more than they do, and far more where other programs keep the cores busy.
+    """
     threads = torch.get_num_threads()
     if B.device.type == "cpu" and B.shape[1] < _SHARED:
         torch.set_num_threads(1)

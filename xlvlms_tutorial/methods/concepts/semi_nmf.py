@@ -1,8 +1,13 @@
-r"""Semi-NMF with sparse codes: concepts of any sign, of which a sample has none or some, never a negative amount.
+r"""Semi-NMF with sparse codes.
 
-.. math:: \min_{Z \ge 0,\ \lVert d_k \rVert_2 \le 1} \lVert A - Z D \rVert_F^2 + \lambda \lVert Z \rVert_1
+Concepts of any sign, of which a sample has none or some, never a negative amount.
 
-as in CoX-LMM (arXiv 2406.08074). How the minimum is looked for is in :mod:`xlvlms_tutorial.methods.concepts.descent`.
+.. math::
+
+    \min_{Z \ge 0,\ \lVert d_k \rVert_2 \le 1} \lVert A - Z D \rVert_F^2 + \lambda \lVert Z \rVert_1
+
+as in CoX-LMM (arXiv 2406.08074). How the minimum is looked for is in
+:mod:`xlvlms_tutorial.methods.concepts.descent`.
 """
 
 import warnings
@@ -20,10 +25,11 @@ from xlvlms_tutorial.methods.concepts.descent import PRECISE, Search, exact_code
 
 
 class SemiNMF(Dictionary):
-    r"""Dictionary of concepts with sparse codes :math:`Z \ge 0` and atoms of norm 1 at most (CoX-LMM, arXiv 2406.08074).
+    r"""Dictionary of concepts with sparse codes :math:`Z \ge 0` and atoms of norm 1 at most.
 
-    It minimises :math:`\lVert A - Z D \rVert_F^2 + \lambda \lVert Z \rVert_1`. scikit-learn's ``DictionaryLearning`` and ``Lasso``
-    halve the square, so their ``alpha`` is ``penalty / 2``. The problem is not convex: of several starts (the singular
+    CoX-LMM, arXiv 2406.08074. It minimises :math:`\lVert A - Z D \rVert_F^2 + \lambda \lVert Z
+    \rVert_1`. scikit-learn's ``DictionaryLearning`` and ``Lasso`` halve the square, so their
+    ``alpha`` is ``penalty / 2``. The problem is not convex: of several starts (the singular
     vectors, and rotations of them drawn with ``seed``) the one that leads lowest is followed.
 
     Parameters
@@ -35,7 +41,8 @@ class SemiNMF(Dictionary):
     max_iter
         Most steps, each one of the codes and one of the dictionary.
     tol
-        The search ends where two steps running, and a larger subspace, lower the objective by less than this share of it.
+        The search ends where two steps running, and a larger subspace, lower the objective
+        by less than this share of it.
     seed
         Of the starts.
     device
@@ -44,9 +51,11 @@ class SemiNMF(Dictionary):
     Attributes
     ----------
     components_ : ndarray (k, d)
-        The dictionary D. An atom that no sample uses is the direction of a sample that is reconstructed badly.
+        The dictionary D. An atom that no sample uses is the direction of a
+        sample that is reconstructed badly.
     objective_ : list of float
-        The objective after each step; it never rises. The last one is that of the exact codes, as ``transform`` gives them.
+        The objective after each step; it never rises. The last one is that of the exact
+        codes, as ``transform`` gives them.
     n_iter_ : int
         Number of steps.
     converged_ : bool
@@ -57,8 +66,15 @@ class SemiNMF(Dictionary):
         Names of the columns, where the activations came as a table whose columns have names.
     """
 
-    def __init__(self, n_components: int = 20, penalty: float = 2.0, max_iter: int = 5000, tol: float = 1e-6, seed: int = 0,
-                 device: str = "cpu") -> None:  # fmt: skip
+    def __init__(
+        self,
+        n_components: int = 20,
+        penalty: float = 2.0,
+        max_iter: int = 5000,
+        tol: float = 1e-6,
+        seed: int = 0,
+        device: str = "cpu",
+    ) -> None:
         self.n_components = n_components
         self.penalty = penalty
         self.max_iter = max_iter
@@ -72,13 +88,21 @@ class SemiNMF(Dictionary):
         whole("seed", self.seed, least=0)
         for name in ("penalty", "tol"):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, Real) or not isfinite(value) or value < 0:
+            if (
+                isinstance(value, bool)
+                or not isinstance(value, Real)
+                or not isfinite(value)
+                or value < 0
+            ):
                 raise SelectionError(f"{name} is {value!r}", "give a finite number of 0 or more")
 
     def _fit(self, A: Float[Tensor, "n d"]) -> None:
         largest = float(A.norm(dim=1).max())
         if self.penalty >= 2 * largest:
-            told = f"with penalty {self.penalty} every code is 0, as the largest activation has norm {largest:.4g}"
+            told = (
+                f"with penalty {self.penalty} every code is 0, as the largest "
+                f"activation has norm {largest:.4g}"
+            )
             raise SelectionError(told, f"give a penalty well below {2 * largest:.4g}")
         random = torch.Generator().manual_seed(int(self.seed))
         search = Search(A, self.n_components, float(self.penalty), random)
@@ -89,7 +113,9 @@ class SemiNMF(Dictionary):
             warnings.warn(told, ConvergenceWarning, stacklevel=3)
         D = search.dictionary()
         codes = exact_codes(D, A, self.penalty)
-        found = (A - codes @ D).square().sum(dtype=PRECISE) + self.penalty * codes.sum(dtype=PRECISE)
+        found = (A - codes @ D).square().sum(dtype=PRECISE) + self.penalty * codes.sum(
+            dtype=PRECISE
+        )
         self.objective_ = [*search.objective, float(found)]
         self.components_ = D.cpu().numpy()
 

@@ -1,4 +1,7 @@
-"""What a state would say: distributions over the vocabulary read off any layer, and the words that count as such."""
+"""What a state would say.
+
+Distributions over the vocabulary read off any layer, and the words that count as such.
+"""
 
 from xlvlms_tutorial.methods.logit_lens.measures import (
     KINDS,

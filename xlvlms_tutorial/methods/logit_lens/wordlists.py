@@ -1,4 +1,7 @@
-"""Which tokens of a vocabulary are words that may name a concept: filters as data, and the tokens that pass them, computed once."""
+"""Which tokens of a vocabulary are words that may name a concept.
+
+Filters as data, and the tokens that pass them, computed once.
+"""
 
 import re
 from collections import OrderedDict
@@ -26,11 +29,13 @@ _TOKEN = re.compile(rf"\s{_LETTERS}|\s?{_DIGITS}")
 
 @dataclass(frozen=True)
 class WordFilter:
-    """What counts as a word that may name a concept; a token is read in lower case, without the space before it.
+    """What counts as a word that may name a concept.
 
-    A word is one of ``words``, or (None) one that ``language`` uses with a Zipf frequency of at least ``min_frequency``: the
-    logarithm to base 10 of its occurrences in a billion words, by the package ``wordfreq``; 0 admits every run of letters. It
-    has at least ``min_length`` letters and is none of ``stop``. ``numbers`` admits tokens of digits, at any length.
+    A token is read in lower case, without the space before it. A word is one of ``words``, or
+    (None) one that ``language`` uses with a Zipf frequency of at least ``min_frequency``: the
+    logarithm to base 10 of its occurrences in a billion words, by the package ``wordfreq``; 0
+    admits every run of letters. It has at least ``min_length`` letters and is none of ``stop``.
+    ``numbers`` admits tokens of digits, at any length.
 
     Raises
     ------
@@ -62,11 +67,18 @@ class WordFilter:
             return self.numbers and bool(_NUMBER.fullmatch(word))
         if len(word) < self.min_length or word in self.stop:
             return False
-        return word in self.words if self.words is not None else frequencies.get(word, 0.0) >= self._least
+        return (
+            word in self.words
+            if self.words is not None
+            else frequencies.get(word, 0.0) >= self._least
+        )
 
     @property
     def _least(self) -> float:
-        """The least share of a language's words; tables hold it in steps of a hundredth of the logarithm."""
+        """The least share of a language's words.
+
+        Tables hold it in steps of a hundredth of the logarithm.
+        """
         return 10 ** (self.min_frequency - 9) * (1 - 1e-9) if self.min_frequency > 0 else 0.0
 
 
@@ -74,7 +86,10 @@ ENGLISH = WordFilter()
 
 
 class Admissible(NamedTuple):
-    """The words (u,) that pass a filter, and the ids of the tokens that say each; rows of ``forms`` (u, c) repeat their first id."""
+    """The words (u,) that pass a filter, and the ids of the tokens that say each.
+
+    Rows of ``forms`` (u, c) repeat their first id.
+    """
 
     words: np.ndarray
     forms: Int[Tensor, "u c"]
@@ -83,11 +98,14 @@ class Admissible(NamedTuple):
 _known: WeakKeyDictionary[PreTrainedTokenizerBase, OrderedDict] = WeakKeyDictionary()
 
 
-def admissible(tokenizer: PreTrainedTokenizerBase, size: int, words: WordFilter = ENGLISH) -> Admissible:
-    """The words among the first ``size`` tokens of a vocabulary that pass a filter; the last few are remembered as long as the tokenizer.
+def admissible(
+    tokenizer: PreTrainedTokenizerBase, size: int, words: WordFilter = ENGLISH
+) -> Admissible:
+    """The words among the first ``size`` tokens of a vocabulary that pass a filter.
 
-    A token counts if it begins a word, which is seen by what it decodes to behind another one: "Ġdog" and "▁dog" become " dog",
-    "dog" and "##dog" go on with the word before. Tokens that differ only in case are one word.
+    The last few are remembered as long as the tokenizer. A token counts if it begins a word, which
+    is seen by what it decodes to behind another one: "Ġdog" and "▁dog" become " dog", "dog" and
+    "##dog" go on with the word before. Tokens that differ only in case are one word.
 
     Raises
     ------
@@ -103,7 +121,9 @@ def admissible(tokenizer: PreTrainedTokenizerBase, size: int, words: WordFilter 
     return known[key]
 
 
-def _passing(tokenizer: PreTrainedTokenizerBase, size: int, words: WordFilter) -> tuple[list[str], list[int]]:
+def _passing(
+    tokenizer: PreTrainedTokenizerBase, size: int, words: WordFilter
+) -> tuple[list[str], list[int]]:
     frequencies, found, ids = _frequencies(words), [], []
     for token, text in _texts(tokenizer, size):
         if _TOKEN.fullmatch(text) and words._admits(word := text.strip().lower(), frequencies):
@@ -111,16 +131,27 @@ def _passing(tokenizer: PreTrainedTokenizerBase, size: int, words: WordFilter) -
             ids.append(token)
     if not ids:
         told = "no word of this vocabulary passes the filter"
-        raise WordListError(told, "give more words, or lower min_frequency (0 admits every run of letters) or min_length")
+        raise WordListError(
+            told,
+            "give more words, or lower min_frequency (0 admits every run of letters) or min_length",
+        )
     return found, ids
 
 
 def _texts(tokenizer: PreTrainedTokenizerBase, size: int) -> Iterator[tuple[int, str]]:
     """Each id with what it adds to the text of a token before it: nothing, if it is special."""
     ids = sorted({token for token in tokenizer.get_vocab().values() if token < size})
-    backend = getattr(tokenizer, "backend_tokenizer", None)  # decodes without the loop of the other classes
+    # decodes without the loop of the other classes
+    backend = getattr(tokenizer, "backend_tokenizer", None)
     decode = tokenizer.batch_decode if backend is None else backend.decode_batch
-    before = next((token for token in ids if decode([[token]], skip_special_tokens=True)[0].strip().isalpha()), None)
+    before = next(
+        (
+            token
+            for token in ids
+            if decode([[token]], skip_special_tokens=True)[0].strip().isalpha()
+        ),
+        None,
+    )
     if before is None:
         return iter(())
     start = len(decode([[before]], skip_special_tokens=True)[0])

@@ -1,12 +1,25 @@
-"""Prune weights: what inputs are like to each linear map, scores and masks, weights written to zero, and models made smaller for good.
+"""Prune weights: inputs of each linear map, scores and masks, zeros written, smaller models.
 
 A mask is True where a weight is kept.
 """
 
-from xlvlms_tutorial.methods.pruning.calibration import Calibration, calibrate, calibrate_on, fingerprint, linear_maps
+from xlvlms_tutorial.methods.pruning.calibration import (
+    Calibration,
+    calibrate,
+    calibrate_on,
+    fingerprint,
+    linear_maps,
+)
 from xlvlms_tutorial.methods.pruning.masks import Masks, independent_iou, overlap, overlap_by_map
 from xlvlms_tutorial.methods.pruning.scores import magnitude, random_masks, scores, wanda
-from xlvlms_tutorial.methods.pruning.sparsify import METHODS, alpha_subnet, apply_masks, masks_by, matched, nm
+from xlvlms_tutorial.methods.pruning.sparsify import (
+    METHODS,
+    alpha_subnet,
+    apply_masks,
+    masks_by,
+    matched,
+    nm,
+)
 from xlvlms_tutorial.methods.pruning.structured import cut_neurons, neuron_scores, remove_blocks
 
 __all__ = [

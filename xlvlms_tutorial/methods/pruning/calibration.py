@@ -1,4 +1,7 @@
-"""What inputs are like to each linear map of the decoder: the size of every input feature, over the positions that count."""
+"""What inputs are like to each linear map of the decoder.
+
+The size of every input feature, over the positions that count.
+"""
 
 import hashlib
 import weakref
@@ -27,10 +30,12 @@ _WHOLE = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # by the bytes of a w
 
 @dataclass(frozen=True, eq=False)
 class Calibration:
-    r"""What some inputs are like to each linear map: per input feature :math:`\sum_t x_{tj}^2`, and the number of tokens t.
+    r"""What some inputs are like to each linear map.
 
-    ``a + b`` is the calibration on the inputs of both: take parts of the samples once, and any union of parts costs nothing more.
-    Models may differ in name, as those with other connectors to one language model do, but not in their linear maps' weights.
+    Per input feature :math:`\sum_t x_{tj}^2`, and the number of tokens t. ``a + b`` is the
+    calibration on the inputs of both: take parts of the samples once, and any union of parts costs
+    nothing more. Models may differ in name, as those with other connectors to one language model
+    do, but not in their linear maps' weights.
 
     Parameters
     ----------
@@ -41,7 +46,8 @@ class Calibration:
     squares
         For each ``(layer, map)`` the sum (d_in,) in float64 on the CPU.
     tokens
-        For each ``(layer, map)`` the number of tokens; 0 where the map was never used, as cross-attention is without a picture.
+        For each ``(layer, map)`` the number of tokens; 0 where the map was never used, as
+        cross-attention is without a picture.
     """
 
     model: str
@@ -51,13 +57,21 @@ class Calibration:
 
     def __add__(self, other: "Calibration") -> "Calibration":
         if self.fingerprint != other.fingerprint:
-            raise ComparisonError("weights behind two calibrations", self, other, "add calibrations of one language model")
+            raise ComparisonError(
+                "weights behind two calibrations",
+                self,
+                other,
+                "add calibrations of one language model",
+            )
         squares = {key: sums + other.squares[key] for key, sums in self.squares.items()}
         tokens = {key: n + other.tokens[key] for key, n in self.tokens.items()}
         return Calibration(joined(self.model, other.model), self.fingerprint, squares, tokens)
 
     def __repr__(self) -> str:
-        return f"Calibration of {self.model}: {len(self.squares)} linear maps, {max(self.tokens.values()):,} tokens"
+        return (
+            f"Calibration of {self.model}: {len(self.squares)} linear maps, "
+            f"{max(self.tokens.values()):,} tokens"
+        )
 
     def norms(self, layer: int, name: str) -> Float[Tensor, "d_in"]:
         r"""Root mean square of each input feature, :math:`\sqrt{\frac{1}{T} \sum_t x_{tj}^2}`.
@@ -70,19 +84,33 @@ class Calibration:
             If the map was never used.
         """
         if (layer, name) not in self.squares:
-            raise SelectionError(f"no linear map {name!r} in layer {layer}", f"there are: {', '.join(f'{k} {n}' for k, n in self.squares)}")
+            raise SelectionError(
+                f"no linear map {name!r} in layer {layer}",
+                f"there are: {', '.join(f'{k} {n}' for k, n in self.squares)}",
+            )
         if not self.tokens[layer, name]:
-            raise ActivationsError(f"layer {layer} {name} saw no token", "calibrate on inputs that reach it (cross-attention: pictures)")
+            raise ActivationsError(
+                f"layer {layer} {name} saw no token",
+                "calibrate on inputs that reach it (cross-attention: pictures)",
+            )
         return (self.squares[layer, name] / self.tokens[layer, name]).sqrt()
 
 
 def calibrate(
-    vlm: VLM, samples: Iterable[Sample], *, span: str | Sequence[str] | None = None, prompt: str | Callable[[Sample], str] | None = None,
-    answers: Sequence[str] | Callable[[Sample], str] | None = None, batch_size: int = 16, progress: bool = False,
-) -> Calibration:  # fmt: skip
-    """Calibrate on samples, their prompts and, if given, answers; the model is asked to describe them unless ``prompt`` says otherwise.
+    vlm: VLM,
+    samples: Iterable[Sample],
+    *,
+    span: str | Sequence[str] | None = None,
+    prompt: str | Callable[[Sample], str] | None = None,
+    answers: Sequence[str] | Callable[[Sample], str] | None = None,
+    batch_size: int = 16,
+    progress: bool = False,
+) -> Calibration:
+    """Calibrate on samples, their prompts and, if given, answers.
 
-    ``span`` ("image", "question", "answer", ... or several) counts only those positions; by default all but the padding count.
+    The model is asked to describe them unless ``prompt`` says otherwise. ``span``
+    ("image", "question", "answer", ... or several) counts only those positions; by
+    default all but the padding count.
 
     Raises
     ------
@@ -95,7 +123,9 @@ def calibrate(
     """
     samples = list(samples)
     if not samples or batch_size < 1:
-        raise SelectionError(f"{len(samples)} samples in batches of {batch_size}", "give at least one of each")
+        raise SelectionError(
+            f"{len(samples)} samples in batches of {batch_size}", "give at least one of each"
+        )
     texts = [_text(prompt, sample) for sample in samples]
     told = [answers(sample) for sample in samples] if callable(answers) else answers
     if told is not None and len(told) != len(samples):
@@ -103,23 +133,29 @@ def calibrate(
     starts = range(0, len(samples), batch_size)
 
     def batches() -> Iterator[Batch]:
-        for start in tqdm(starts, desc="calibrate", unit="batch", leave=False, disable=not progress):
+        for start in tqdm(
+            starts, desc="calibrate", unit="batch", leave=False, disable=not progress
+        ):
             cut = slice(start, start + batch_size)
             yield vlm.batch_of(samples[cut], texts[cut], None if told is None else list(told[cut]))
 
     return calibrate_on(vlm, batches(), span)
 
 
-def calibrate_on(vlm: VLM, batches: Iterable[Batch], span: str | Sequence[str] | None = None) -> Calibration:
-    """Calibrate on batches made elsewhere, one forward each: with texts only, ``[vlm.batch(None, texts)]``.
+def calibrate_on(
+    vlm: VLM, batches: Iterable[Batch], span: str | Sequence[str] | None = None
+) -> Calibration:
+    """Calibrate on batches made elsewhere, one forward each.
 
-    Nothing is kept but the sums. Padding never counts. Keys and values of cross-attention look at the picture, not at the sequence:
-    they count the tiles that it has, whatever the span.
+    With texts only, ``[vlm.batch(None, texts)]``. Nothing is kept but the sums. Padding never
+    counts. Keys and values of cross-attention look at the picture, not at the sequence: they count
+    the tiles that it has, whatever the span.
 
     Raises
     ------
     SelectionError
-        If there are no batches, a linear map is quantised, adapted or offloaded, or sees other positions than those of the sequence.
+        If there are no batches, a linear map is quantised, adapted or offloaded, or sees other
+        positions than those of the sequence.
     SpanError
         If this model, or some sample, has no positions of the span.
     ActivationsError
@@ -127,27 +163,36 @@ def calibrate_on(vlm: VLM, batches: Iterable[Batch], span: str | Sequence[str] |
     """
     names = (span,) if isinstance(span, str) else span if span is None else tuple(span)
     if names == ():
-        raise SelectionError("span is empty", "name at least one kind of positions, or none for all")
+        raise SelectionError(
+            "span is empty", "name at least one kind of positions, or none for all"
+        )
     meter = _Meter(vlm)
     with ExitStack() as hooks:
         for hook in meter.hooks():
             hooks.callback(hook.remove)
         for batch in batches:
-            meter.take(batch, batch.spans != SPANS.index("padding") if names is None else span_mask(vlm, batch, names))
+            meter.take(
+                batch,
+                batch.spans != SPANS.index("padding")
+                if names is None
+                else span_mask(vlm, batch, names),
+            )
     if not any(meter.tokens.values()):
         raise SelectionError("no batches", "give at least one")
     return Calibration(vlm.name, fingerprint(vlm), meter.squares, meter.tokens)
 
 
 def linear_maps(vlm: VLM) -> dict[Key, nn.Module]:
-    """The linear maps inside the decoder blocks by ``(layer, name within the block)``: nn.Linear, and Conv1D as in GPT-2.
+    """The linear maps inside the decoder blocks by ``(layer, name within the block)``.
 
-    Mixtures of experts that hold the matrices of all experts in one tensor have no linear map there, and it is not masked.
+    nn.Linear, and Conv1D as in GPT-2. Mixtures of experts that hold the matrices of all experts in
+    one tensor have no linear map there, and it is not masked.
 
     Raises
     ------
     SelectionError
-        If there are none, or one is quantised, adapted or offloaded, so that its weights are not what the model computes with.
+        If there are none, or one is quantised, adapted or offloaded, so that its weights are
+        not what the model computes with.
     """
     found: dict[Key, nn.Module] = {}
     for layer, block in enumerate(vlm.blocks, 1):
@@ -158,15 +203,20 @@ def linear_maps(vlm: VLM) -> dict[Key, nn.Module]:
                 _require_dense(module.weight, f"layer {layer} {name}")
                 found[layer, name] = module
     if not found:
-        raise SelectionError(f"the decoder blocks of {vlm.name!r} have no linear maps", "give a model whose blocks are made of nn.Linear")
+        raise SelectionError(
+            f"the decoder blocks of {vlm.name!r} have no linear maps",
+            "give a model whose blocks are made of nn.Linear",
+        )
     return found
 
 
 def fingerprint(vlm: VLM) -> str:
-    """What tells the weights of the decoder's linear maps from any others, whatever the model is called: 32 hexadecimal digits.
+    """What tells the weights of the decoder's linear maps from any others.
 
-    SHA-256 over each map's name, number format and shape, and over the sums of its rows and of its columns, their bits taken as whole
-    numbers: exact, the same on every device, and another as soon as one weight is. Connectors and embeddings do not count.
+    32 hexadecimal digits, whatever the model is called. SHA-256 over each map's name, number
+    format and shape, and over the sums of its rows and of its columns, their bits taken as
+    whole numbers: exact, the same on every device, and another as soon as one weight is.
+    Connectors and embeddings do not count.
 
     Raises
     ------
@@ -194,10 +244,14 @@ class _Meter:
     def __init__(self, vlm: VLM) -> None:
         self._vlm, self._maps = vlm, linear_maps(vlm)
         widths = {key: turned(module, module.weight).shape[1] for key, module in self._maps.items()}
-        self.squares = {key: torch.zeros(width, dtype=torch.float64) for key, width in widths.items()}
+        self.squares = {
+            key: torch.zeros(width, dtype=torch.float64) for key, width in widths.items()
+        }
         self.tokens = dict.fromkeys(widths, 0)
         crossing = anatomy.cross_attention_layers(vlm.model)
-        self._pictured = {key for key in widths if key[0] in crossing and key[1].endswith((".k_proj", ".v_proj"))}
+        self._pictured = {
+            key for key in widths if key[0] in crossing and key[1].endswith((".k_proj", ".v_proj"))
+        }
         self._batch: Batch | None = None
         self._last: tuple[Callable[[], Tensor | None], tuple[Tensor, int]] | None = None
         self._found: dict[Key, tuple[Tensor, int]] = {}
@@ -215,14 +269,20 @@ class _Meter:
         for (layer, name), (sums, n) in self._found.items():
             wide = sums.cpu().double()
             if not torch.isfinite(wide).all():
-                advice = "look for a number format that is too narrow (load in bfloat16 or float32), or for damaged weights"
-                raise ActivationsError(f"NaN or infinite activations enter layer {layer} {name}", advice)
+                advice = (
+                    "look for a number format that is too narrow (load in bfloat16 or "
+                    "float32), or for damaged weights"
+                )
+                raise ActivationsError(
+                    f"NaN or infinite activations enter layer {layer} {name}", advice
+                )
             self.squares[layer, name] += wide
             self.tokens[layer, name] += n
 
     def _enter(self, key: Key, module: nn.Module, args: tuple, kwargs: dict) -> None:
         given = args[0] if args else kwargs["input"]
-        if self._last is None or self._last[0]() is not given:  # queries, keys and values share an input: it is summed once
+        # queries, keys and values share an input: it is summed once
+        if self._last is None or self._last[0]() is not given:
             self._last = (weakref.ref(given), self._sums(key, given))
         self._found[key] = self._last[1]
 
@@ -231,13 +291,18 @@ class _Meter:
         at = self._tiles(len(rows)) if key in self._pictured else self._at
         if key not in self._pictured and len(rows) != len(self._mask):
             found = f"layer {key[0]} {key[1]} sees {len(rows)} rows for {len(self._mask)} positions"
-            raise SelectionError(found, "give a model whose linear maps see every position (no routing to experts)")
+            raise SelectionError(
+                found, "give a model whose linear maps see every position (no routing to experts)"
+            )
         # rows are picked and not multiplied by 0: what stands in the padding may be NaN
         rows = rows if at is None else rows.index_select(0, at.to(rows.device))
         return rows.to(torch.promote_types(rows.dtype, torch.float32)).square().sum(0), len(rows)
 
     def _tiles(self, n: int) -> Tensor | None:
-        """Which rows of the picture's states belong to tiles that a text looks at; the others are padding."""
+        """Which rows of the picture's states belong to tiles that a text looks at.
+
+        The others are padding.
+        """
         seen = self._batch.get("cross_attention_mask")  # (b, t, pictures, tiles)
         if seen is None:
             return None

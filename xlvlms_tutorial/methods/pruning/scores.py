@@ -1,8 +1,10 @@
-"""Activated subnetworks: the weights of the decoder that matter for some inputs, by Wanda (Sun et al., 2023, arXiv 2306.11695).
+"""Activated subnetworks.
 
-A linear map's weight matters by its size and by the size of what it is multiplied with. Which weights are kept for pictures, for
-texts or for a task, and how many of them are the same, is compared after Shukor and Cord (2024, arXiv 2405.16700). A mask is True
-where a weight is kept.
+The weights of the decoder that matter for some inputs, by Wanda (Sun et al., 2023, arXiv
+2306.11695). A linear map's weight matters by its size and by the size of what it is
+multiplied with. Which weights are kept for pictures, for texts or for a task, and how
+many of them are the same, is compared after Shukor and Cord (2024, arXiv 2405.16700). A
+mask is True where a weight is kept.
 """
 
 from collections.abc import Callable, Iterable
@@ -15,15 +17,24 @@ from torch import Tensor, nn
 
 from xlvlms_tutorial.errors import ActivationsError, ComparisonError, SelectionError
 from xlvlms_tutorial.interventions.overrides import Layers, checked_layers
-from xlvlms_tutorial.methods.pruning.calibration import Calibration, fingerprint, linear_maps, turned
+from xlvlms_tutorial.methods.pruning.calibration import (
+    Calibration,
+    fingerprint,
+    linear_maps,
+    turned,
+)
 from xlvlms_tutorial.methods.pruning.masks import Key, Masks, packed
 from xlvlms_tutorial.models.vlm import VLM
 
 Score = Callable[[Key, nn.Module], Tensor]
 
 
-def scores(vlm: VLM, calibration: Calibration, layer: int, name: str) -> Float[Tensor, "rows columns"]:
-    r"""Wanda's importance of each weight of a linear map, :math:`|W_{ij}| \sqrt{\frac{1}{T} \sum_t x_{tj}^2}`, in the weight's own shape.
+def scores(
+    vlm: VLM, calibration: Calibration, layer: int, name: str
+) -> Float[Tensor, "rows columns"]:
+    r"""Wanda's importance of each weight of a linear map, in the weight's own shape.
+
+    :math:`|W_{ij}| \sqrt{\frac{1}{T} \sum_t x_{tj}^2}`.
 
     Raises
     ------
@@ -36,17 +47,22 @@ def scores(vlm: VLM, calibration: Calibration, layer: int, name: str) -> Float[T
     return turned(maps[layer, name], _importance(maps[layer, name], norms))
 
 
-def wanda(vlm: VLM, calibration: Calibration, sparsity: float, layers: Layers | None = None) -> Masks:
-    r"""Masks that drop, in each output row, the :math:`\lfloor s\, d_{in} \rfloor` weights with the lowest :func:`scores`.
+def wanda(
+    vlm: VLM, calibration: Calibration, sparsity: float, layers: Layers | None = None
+) -> Masks:
+    r"""Masks that drop the weights with the lowest :func:`scores` in each output row.
 
-    Of equal scores the first are dropped first. All scores are of the dense model, whereas Sun et al. (2023) prune layer by layer and
-    compute later activations with the pruned layers; so a mask says what the model as it is makes use of. Upstream divides by samples
-    instead of tokens, which changes no mask. One linear map is worked on at a time; ``layers`` makes masks for some layers alone.
+    :math:`\lfloor s\, d_{in} \rfloor` of them. Of equal scores the first are dropped first. All
+    scores are of the dense model, whereas Sun et al. (2023) prune layer by layer and compute later
+    activations with the pruned layers; so a mask says what the model as it is makes use of.
+    Upstream divides by samples instead of tokens, which changes no mask. One linear map is worked
+    on at a time; ``layers`` makes masks for some layers alone.
 
     Raises
     ------
     SelectionError
-        If the sparsity is not in [0, 1), no layer is given, or a linear map is quantised, adapted or offloaded.
+        If the sparsity is not in [0, 1), no layer is given, or a linear map is
+        quantised, adapted or offloaded.
     LayerError
         If the model has no such layer.
     ComparisonError
@@ -59,12 +75,15 @@ def wanda(vlm: VLM, calibration: Calibration, sparsity: float, layers: Layers | 
 
 
 def magnitude(vlm: VLM, sparsity: float, per: str = "row", layers: Layers | None = None) -> Masks:
-    r"""Masks that drop the smallest weights :math:`|W_{ij}|`, the share ``sparsity`` of each output row or of each whole matrix.
+    r"""Masks that drop the smallest weights :math:`|W_{ij}|`.
+
+    The share ``sparsity`` of each output row or of each whole matrix.
 
     Raises
     ------
     SelectionError
-        If the sparsity is not in [0, 1), ``per`` is unknown, no layer is given, or a linear map is quantised, adapted or offloaded.
+        If the sparsity is not in [0, 1), ``per`` is unknown, no layer is given, or a linear map is
+        quantised, adapted or offloaded.
     LayerError
         If the model has no such layer.
     """
@@ -75,7 +94,9 @@ def magnitude(vlm: VLM, sparsity: float, per: str = "row", layers: Layers | None
 
 
 def random_masks(vlm: VLM, sparsity: float, seed: int) -> Masks:
-    """Masks drawn by chance, the same on every device, that keep in each output row as many weights as :func:`wanda` does.
+    """Masks drawn by chance, the same on every device.
+
+    They keep in each output row as many weights as :func:`wanda` does.
 
     Raises
     ------
@@ -87,7 +108,9 @@ def random_masks(vlm: VLM, sparsity: float, seed: int) -> Masks:
 
 
 def scorer(vlm: VLM, by: Calibration | str, seed: int = 0) -> tuple[Score, str]:
-    """What gives the scores (out, in) of a linear map: Wanda's where ``by`` is a calibration, "magnitude" or "random"; and the fingerprint.
+    """What gives the scores (out, in) of a linear map.
+
+    Wanda's where ``by`` is a calibration, "magnitude" or "random"; and the fingerprint.
 
     Raises
     ------
@@ -112,7 +135,8 @@ def chosen_maps(vlm: VLM, layers: Layers | None) -> list[Key]:
     Raises
     ------
     SelectionError, LayerError
-        If no layer is given, or one is none of the model's; or as :func:`~xlvlms_tutorial.methods.pruning.calibration.linear_maps`.
+        If no layer is given, or one is none of the model's; or as
+        :func:`~xlvlms_tutorial.methods.pruning.calibration.linear_maps`.
     """
     chosen = range(1, vlm.n_layers + 1) if layers is None else checked_layers(vlm, layers)
     if not chosen:
@@ -120,7 +144,9 @@ def chosen_maps(vlm: VLM, layers: Layers | None) -> list[Key]:
     return [key for key in linear_maps(vlm) if key[0] in chosen]
 
 
-def masks_of(vlm: VLM, keys: Iterable[Key], score: Score, choose: Callable[[Key, Tensor], Tensor], mark: str) -> Masks:
+def masks_of(
+    vlm: VLM, keys: Iterable[Key], score: Score, choose: Callable[[Key, Tensor], Tensor], mark: str
+) -> Masks:
     """Masks by what ``choose`` keeps of the scores (out, in) of each linear map, one map at a time.
 
     Raises
@@ -132,26 +158,50 @@ def masks_of(vlm: VLM, keys: Iterable[Key], score: Score, choose: Callable[[Key,
     for key in keys:
         found = score(key, maps[key])
         if not torch.isfinite(found).all():
-            raise ActivationsError(f"NaN or infinite scores in layer {key[0]} {key[1]}", "look for damaged weights")
-        bits[key], shapes[key] = packed(turned(maps[key], choose(key, found))), tuple(maps[key].weight.shape)
+            raise ActivationsError(
+                f"NaN or infinite scores in layer {key[0]} {key[1]}", "look for damaged weights"
+            )
+        bits[key], shapes[key] = (
+            packed(turned(maps[key], choose(key, found))),
+            tuple(maps[key].weight.shape),
+        )
     return Masks(bits, shapes, vlm.name, mark)
 
 
-def _masks(vlm: VLM, score: Score, sparsity: float, mark: str, layers: Layers | None = None, whole: bool = False) -> Masks:
+def _masks(
+    vlm: VLM,
+    score: Score,
+    sparsity: float,
+    mark: str,
+    layers: Layers | None = None,
+    whole: bool = False,
+) -> Masks:
     """Masks that drop the same share of each row, or (``whole``) of each matrix."""
     if not 0 <= sparsity < 1:
-        raise SelectionError(f"sparsity {sparsity}", "give the share of weights to drop: 0 or more, and below 1")
-    choose = lambda key, found: kept(found.reshape(1, -1) if whole else found, sparsity).reshape(found.shape)
+        raise SelectionError(
+            f"sparsity {sparsity}", "give the share of weights to drop: 0 or more, and below 1"
+        )
+    choose = lambda key, found: kept(found.reshape(1, -1) if whole else found, sparsity).reshape(
+        found.shape
+    )
     return masks_of(vlm, chosen_maps(vlm, layers), score, choose, mark)
 
 
 def kept(found: Float[Tensor, "rows columns"], sparsity: float) -> Bool[Tensor, "rows columns"]:
-    r"""Where a row's scores are not among its :math:`\lfloor s \cdot columns \rfloor` lowest; of equal ones the first are dropped."""
+    r"""Where a row's scores are not among its :math:`\lfloor s \cdot columns \rfloor` lowest.
+
+    Of equal ones the first are dropped.
+    """
     return without_lowest(found, floor(sparsity * found.shape[1] + 1e-9))  # 0.29 * 100 is 28.999...
 
 
-def without_lowest(found: Float[Tensor, "rows columns"], n: int | Int[Tensor, "rows"]) -> Bool[Tensor, "rows columns"]:
-    """Where a row's scores are not among its n lowest, with one n for all rows or one a row; of equal ones the first are dropped."""
+def without_lowest(
+    found: Float[Tensor, "rows columns"], n: int | Int[Tensor, "rows"]
+) -> Bool[Tensor, "rows columns"]:
+    """Where a row's scores are not among its n lowest, with one n for all rows or one a row.
+
+    Of equal ones the first are dropped.
+    """
     if isinstance(n, int) and not n:
         return torch.ones_like(found, dtype=torch.bool)
     limit = _smallest(found, n)
@@ -165,14 +215,18 @@ def without_lowest(found: Float[Tensor, "rows columns"], n: int | Int[Tensor, "r
     return keep
 
 
-def _smallest(found: Float[Tensor, "rows columns"], n: int | Int[Tensor, "rows"]) -> Float[Tensor, "rows 1"]:
+def _smallest(
+    found: Float[Tensor, "rows columns"], n: int | Int[Tensor, "rows"]
+) -> Float[Tensor, "rows 1"]:
     """The n-th smallest score of each row; below all of them where n is 0."""
     on_cpu = found.device.type == "cpu"  # where NumPy is several times faster
     if isinstance(n, int):
         if on_cpu:
             return torch.from_numpy(np.partition(found.numpy(), n - 1, axis=1)[:, n - 1 : n].copy())
         return torch.kthvalue(found, n, dim=1, keepdim=True).values
-    ordered = torch.from_numpy(np.sort(found.numpy(), axis=1)) if on_cpu else found.sort(dim=1).values
+    ordered = (
+        torch.from_numpy(np.sort(found.numpy(), axis=1)) if on_cpu else found.sort(dim=1).values
+    )
     limit = ordered.gather(1, (n - 1).clamp(min=0)[:, None])
     return limit.masked_fill((n == 0)[:, None], -torch.inf)
 
@@ -192,5 +246,10 @@ def _require_fitting(vlm: VLM, calibration: Calibration) -> str:
     """The fingerprint of the model's weights, where the calibration is of the same."""
     own = fingerprint(vlm)
     if calibration.fingerprint != own:
-        raise ComparisonError("the weights of calibration and model", calibration, vlm.name, "calibrate on the weights that are scored")
+        raise ComparisonError(
+            "the weights of calibration and model",
+            calibration,
+            vlm.name,
+            "calibrate on the weights that are scored",
+        )
     return own

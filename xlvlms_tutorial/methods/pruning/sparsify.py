@@ -1,6 +1,7 @@
-"""Prune weights: n:m patterns, the subnetwork that all of several tasks use, masks at matched sparsity, and zeros written for good.
+"""Prune weights: n:m patterns, shared subnetworks, masks at matched sparsity, zeros for good.
 
-A mask is True where a weight is kept. A dense matrix full of zeros takes the same time and memory as before: what really gets
+A shared subnetwork is the one that all of several tasks use. A mask is True where a weight is
+kept. A dense matrix full of zeros takes the same time and memory as before: what really gets
 smaller is in :mod:`~xlvlms_tutorial.methods.pruning.structured`.
 """
 
@@ -15,26 +16,47 @@ from torch import Tensor, nn
 
 from xlvlms_tutorial.errors import ComparisonError, InterventionError, SelectionError
 from xlvlms_tutorial.interventions.overrides import Layers
-from xlvlms_tutorial.methods.pruning.calibration import Calibration, fingerprint, linear_maps, turned
+from xlvlms_tutorial.methods.pruning.calibration import (
+    Calibration,
+    fingerprint,
+    linear_maps,
+    turned,
+)
 from xlvlms_tutorial.methods.pruning.masks import Key, Masks, joined
-from xlvlms_tutorial.methods.pruning.scores import chosen_maps, magnitude, masks_of, random_masks, scorer, wanda, without_lowest
+from xlvlms_tutorial.methods.pruning.scores import (
+    chosen_maps,
+    magnitude,
+    masks_of,
+    random_masks,
+    scorer,
+    wanda,
+    without_lowest,
+)
 from xlvlms_tutorial.models.vlm import VLM
 
 METHODS = ("wanda", "magnitude", "random", "given")
 
 
-def nm(vlm: VLM, by: Calibration | str, n: int = 2, m: int = 4, layers: Layers | None = None, seed: int = 0) -> Masks:
-    r"""Masks that keep, of every m consecutive inputs of an output row, the n weights with the highest score.
+def nm(
+    vlm: VLM,
+    by: Calibration | str,
+    n: int = 2,
+    m: int = 4,
+    layers: Layers | None = None,
+    seed: int = 0,
+) -> Masks:
+    r"""Masks that keep the n highest-scored of every m consecutive inputs of an output row.
 
-    The sparsity is :math:`1 - n / m` everywhere. Scores are Wanda's where ``by`` is a calibration (Sun et al., 2023, arXiv
-    2306.11695), else "magnitude" or "random". Of equal scores the first are dropped first. 2:4 is what GPUs of compute capability
-    8.0 or more can multiply faster, in PyTorch after ``torch.sparse.to_sparse_semi_structured``; masked alone, nothing is saved.
+    The sparsity is :math:`1 - n / m` everywhere. Scores are Wanda's where ``by`` is a calibration
+    (Sun et al., 2023, arXiv 2306.11695), else "magnitude" or "random". Of equal scores the first
+    are dropped first. 2:4 is what GPUs of compute capability 8.0 or more can multiply faster, in
+    PyTorch after ``torch.sparse.to_sparse_semi_structured``; masked alone, nothing is saved.
 
     Raises
     ------
     SelectionError
-        If n is not one of 1 to m - 1, m does not divide the inputs of a linear map, ``by`` is unknown, no layer is given, or a
-        linear map is quantised, adapted or offloaded.
+        If n is not one of 1 to m - 1, m does not divide the inputs of a linear map, ``by`` is
+        unknown, no layer is given, or a linear map is quantised, adapted or offloaded.
     LayerError
         If the model has no such layer.
     ComparisonError
@@ -47,17 +69,21 @@ def nm(vlm: VLM, by: Calibration | str, n: int = 2, m: int = 4, layers: Layers |
     keys, maps = chosen_maps(vlm, layers), linear_maps(vlm)
     for layer, name in keys:
         if (width := turned(maps[layer, name], maps[layer, name].weight).shape[1]) % m:
-            raise SelectionError(f"{n}:{m} in layer {layer} {name}, which has {width} inputs", "choose an m that divides them")
+            raise SelectionError(
+                f"{n}:{m} in layer {layer} {name}, which has {width} inputs",
+                "choose an m that divides them",
+            )
     score, mark = scorer(vlm, by, seed)
     return masks_of(vlm, keys, score, lambda key, found: _best_of_groups(found, n, m), mark)
 
 
 def alpha_subnet(masks: Iterable[Masks | str | PathLike]) -> Masks:
-    r"""The weights that every one of the masks keeps: the subnetwork that all tasks and modalities activate (alpha-SubNet).
+    r"""The weights that every one of the masks keeps.
 
-    :math:`K = \bigcap_i K_i` (Shukor and Cord, 2024, arXiv 2405.16700), whose sparsity is never below that of any mask. Masks may be
-    given as paths of files, which are read one at a time, so that two are in memory however many there are, one bit a weight. With
-    which masks to compare it: :func:`matched`.
+    The subnetwork that all tasks and modalities activate (alpha-SubNet). :math:`K = \bigcap_i K_i`
+    (Shukor and Cord, 2024, arXiv 2405.16700), whose sparsity is never below that of any mask. Masks
+    may be given as paths of files, which are read one at a time, so that two are in memory however
+    many there are, one bit a weight. With which masks to compare it: :func:`matched`.
 
     Raises
     ------
@@ -72,24 +98,35 @@ def alpha_subnet(masks: Iterable[Masks | str | PathLike]) -> Masks:
     for given in masks:
         found = given if isinstance(given, Masks) else Masks.load(given)
         if merged is None:
-            bits = {key: packed.copy() if found is given else packed for key, packed in found.packed.items()}
+            bits = {
+                key: packed.copy() if found is given else packed
+                for key, packed in found.packed.items()
+            }
             merged = Masks(bits, found.shapes, found.model, found.fingerprint)
         elif (found.fingerprint, found.shapes) != (merged.fingerprint, merged.shapes):
-            raise ComparisonError("weights, or linear maps, behind two masks", merged, found, "merge masks of the same weights")
+            raise ComparisonError(
+                "weights, or linear maps, behind two masks",
+                merged,
+                found,
+                "merge masks of the same weights",
+            )
         for key, packed in found.packed.items():
             np.bitwise_and(merged.packed[key], packed, out=merged.packed[key])
         merged.model = joined(merged.model, found.model)
         del found, given  # before the next is read
     if merged is None:
-        raise SelectionError("no masks", "give one or more, or paths of files that Masks.save wrote")
+        raise SelectionError(
+            "no masks", "give one or more, or paths of files that Masks.save wrote"
+        )
     return merged
 
 
 def matched(vlm: VLM, masks: Masks, by: Calibration | str, seed: int = 0) -> Masks:
-    """Masks that keep, in every output row, exactly as many weights as ``masks`` does, but chosen by other scores.
+    """Masks that keep as many weights as ``masks`` does in every row, chosen by other scores.
 
-    What to compare an intersection with, whose rows differ in sparsity: ``by`` is "magnitude", "random", or a calibration (Wanda).
-    Of equal scores the first are dropped first. One linear map is worked on at a time.
+    Exactly as many in every output row. What to compare an intersection with, whose rows differ in
+    sparsity: ``by`` is "magnitude", "random", or a calibration (Wanda). Of equal scores the first
+    are dropped first. One linear map is worked on at a time.
 
     Raises
     ------
@@ -111,10 +148,16 @@ def matched(vlm: VLM, masks: Masks, by: Calibration | str, seed: int = 0) -> Mas
 
 
 def masks_by(
-    method: str, vlm: VLM, sparsity: float | None = None, calibration: Calibration | None = None, seed: int = 0,
+    method: str,
+    vlm: VLM,
+    sparsity: float | None = None,
+    calibration: Calibration | None = None,
+    seed: int = 0,
     masks: Masks | str | PathLike | None = None,
-) -> Masks:  # fmt: skip
-    """Masks by the name of a method, one of ``METHODS``: "wanda" needs a calibration, "given" masks or their file, and no sparsity.
+) -> Masks:
+    """Masks by the name of a method, one of ``METHODS``.
+
+    "wanda" needs a calibration, "given" masks or their file, and no sparsity.
 
     Raises
     ------
@@ -144,17 +187,20 @@ def masks_by(
 
 @torch.no_grad()
 def apply_masks(vlm: VLM, masks: Masks) -> None:
-    """Write zeros where the masks keep nothing, in place and for good; ``vlm.model.save_pretrained`` then saves the pruned model.
+    """Write zeros where the masks keep nothing, in place and for good.
 
-    Saves no time and no memory: zeros are multiplied and stored like other numbers. The name of the model says that it is masked, so
-    that what is captured is not taken for the dense model's. For a mask that goes again: ``interventions.mask_weights``.
+    ``vlm.model.save_pretrained`` then saves the pruned model. Saves no time and no memory:
+    zeros are multiplied and stored like other numbers. The name of the model says that it
+    is masked, so that what is captured is not taken for the dense model's. For a mask that
+    goes again: ``interventions.mask_weights``.
 
     Raises
     ------
     ComparisonError
         If the masks are of other weights.
     SelectionError
-        If a linear map is quantised, adapted or offloaded, or shares its weights with another part of the model.
+        If a linear map is quantised, adapted or offloaded, or shares its weights
+        with another part of the model.
     InterventionError
         If an intervention is active.
     """
@@ -167,7 +213,9 @@ def apply_masks(vlm: VLM, masks: Masks) -> None:
 
 
 def require_own(vlm: VLM, modules: dict[str, nn.Module]) -> None:
-    """Stop a change for good of weights that other parts use too, or that an active intervention would undo or change.
+    """Stop a change for good of weights that other parts use too.
+
+    Or that an active intervention would undo or change.
 
     Raises
     ------
@@ -177,30 +225,53 @@ def require_own(vlm: VLM, modules: dict[str, nn.Module]) -> None:
         If the weights of a module are another module's too.
     """
     if vlm.active:
-        raise InterventionError(f"weights changed for good inside {vlm.active[-1]}", "leave the intervention first")
-    users = Counter(parameter.data_ptr() for _, parameter in vlm.model.named_parameters(remove_duplicate=False))
+        raise InterventionError(
+            f"weights changed for good inside {vlm.active[-1]}", "leave the intervention first"
+        )
+    users = Counter(
+        parameter.data_ptr() for _, parameter in vlm.model.named_parameters(remove_duplicate=False)
+    )
     for name, module in modules.items():
         if users[module.weight.data_ptr()] > 1:
-            raise SelectionError(f"the weights of {name} are shared with another part of the model", "leave this part as it is")
+            raise SelectionError(
+                f"the weights of {name} are shared with another part of the model",
+                "leave this part as it is",
+            )
 
 
 def _maps_of(vlm: VLM, masks: Masks) -> dict[Key, nn.Module]:
     """The linear maps of the model that the masks are of."""
     maps = linear_maps(vlm)
-    fit = all(key in maps and tuple(maps[key].weight.shape) == shape for key, shape in masks.shapes.items())
+    fit = all(
+        key in maps and tuple(maps[key].weight.shape) == shape
+        for key, shape in masks.shapes.items()
+    )
     if masks.fingerprint != fingerprint(vlm) or not fit:
-        raise ComparisonError("the weights of masks and model", masks, vlm.name, "use masks that were made for these weights")
+        raise ComparisonError(
+            "the weights of masks and model",
+            masks,
+            vlm.name,
+            "use masks that were made for these weights",
+        )
     return maps
 
 
-def _best_of_groups(found: Float[Tensor, "rows columns"], n: int, m: int) -> Bool[Tensor, "rows columns"]:
-    """Where a score is among the n highest of its group of m neighbours; of equal ones the last are kept."""
+def _best_of_groups(
+    found: Float[Tensor, "rows columns"], n: int, m: int
+) -> Bool[Tensor, "rows columns"]:
+    """Where a score is among the n highest of its group of m neighbours.
+
+    Of equal ones the last are kept.
+    """
     groups = found.reshape(-1, m)
     if m > 8:
         return without_lowest(groups, m - n).reshape(found.shape)
-    # each weight's rank by comparing it with its few neighbours, twice as fast as a selection in millions of groups of four
+    # each weight's rank by comparing it with its few neighbours, twice as fast as a
+    # selection in millions of groups of four
     columns = groups.T.contiguous()
-    ranks = [torch.zeros(columns.shape[1], dtype=torch.uint8, device=found.device) for _ in range(m)]
+    ranks = [
+        torch.zeros(columns.shape[1], dtype=torch.uint8, device=found.device) for _ in range(m)
+    ]
     for i in range(m):
         for j in range(i):
             higher = (columns[i] >= columns[j]).view(torch.uint8)

@@ -1,4 +1,4 @@
-"""Fine-tuning shift: how concepts move, and whether moved concepts find those of the fine-tuned model.
+"""Fine-tuning shift: how concepts move, and whether they arrive where the fine-tuned ones are.
 
 After "Analyzing Finetuning Representation Shift for Multimodal LLMs Steering" (arXiv 2501.03012).
 """

@@ -1,11 +1,17 @@
-"""Ways to leave out work of a language model's blocks, as the papers name them, and how to choose the blocks.
+"""Ways to leave out work of a language model's blocks, and how to choose the blocks.
 
-After Shukor and Cord, "Skipping Computations in Multimodal LLMs" (arXiv 2410.09454) and, for MLPs of image tokens, "Implicit Multimodal
-Alignment" (arXiv 2405.16700). Layers are numbered from 1 to L; ``idx`` is the authors' number, from 0 to L - 1.
+The ways are named as in the papers. After Shukor and Cord, "Skipping Computations in Multimodal
+LLMs" (arXiv 2410.09454) and, for MLPs of image tokens, "Implicit Multimodal Alignment"
+(arXiv 2405.16700). Layers are numbered from 1 to L; ``idx`` is the authors' number, from 0 to
+L - 1.
 """
 
 from xlvlms_tutorial.methods.skipping.effects import effects, greedy
-from xlvlms_tutorial.methods.skipping.importance import block_similarity, random_layers, similarity_order
+from xlvlms_tutorial.methods.skipping.importance import (
+    block_similarity,
+    random_layers,
+    similarity_order,
+)
 from xlvlms_tutorial.methods.skipping.plans import Plan, every
 from xlvlms_tutorial.methods.skipping.upstream import from_upstream, upstream_modes
 

@@ -1,4 +1,7 @@
-"""Which blocks to leave out by what their absence costs: each alone, or one after the other, greedily."""
+"""Which blocks to leave out by what their absence costs.
+
+Each alone, or one after the other, greedily.
+"""
 
 from collections.abc import Sequence
 from math import isfinite
@@ -21,23 +24,35 @@ from xlvlms_tutorial.models.spans import SPANS, Batch
 from xlvlms_tutorial.models.vlm import VLM
 
 _ROWS_AT_ONCE = 512  # whose logits over the whole vocabulary are in memory together
-_AGREE: WeakSet[VLM] = WeakSet()  # models whose passes were found to agree: to try it costs as much as fifteen forwards
+# models whose passes were found to agree: to try it costs as much as fifteen forwards
+_AGREE: WeakSet[VLM] = WeakSet()
 
 
 def effects(
-    vlm: VLM, samples: Samples, answers: Answers = None, layers: Sequence[int] | None = None, part: str = "block", prompt: Prompt = None, *,
-    batch_size: int = 16, progress: bool = False,
-) -> pd.DataFrame:  # fmt: skip
-    """What the absence of each layer alone costs: columns layer, loss, and increase over the dense model's, which is ``.attrs["dense"]``.
+    vlm: VLM,
+    samples: Samples,
+    answers: Answers = None,
+    layers: Sequence[int] | None = None,
+    part: str = "block",
+    prompt: Prompt = None,
+    *,
+    batch_size: int = 16,
+    progress: bool = False,
+) -> pd.DataFrame:
+    """What the absence of each layer alone costs.
 
-    The loss is in nats a token, of the answers (by default each sample's first caption) and their end, given what the samples show and
-    the prompt, all in one forward. ``samples`` may be plain texts instead: then without a picture, and of every token but the first.
-    ``part`` is "block", "mlp" or "attention". Each batch goes through the blocks below a layer once: the pass without it starts there.
+    Columns layer, loss, and increase over the dense model's, which is ``.attrs["dense"]``.
+    The loss is in nats a token, of the answers (by default each sample's first caption) and
+    their end, given what the samples show and the prompt, all in one forward. ``samples`` may
+    be plain texts instead: then without a picture, and of every token but the first. ``part``
+    is "block", "mlp" or "attention". Each batch goes through the blocks below a layer once:
+    the pass without it starts there.
 
     Raises
     ------
     SelectionError
-        If there are no samples or layers, the batch size is below 1, or a sample has neither caption nor answer.
+        If there are no samples or layers, the batch size is below 1, or a sample
+        has neither caption nor answer.
     LayerError
         If the model has no such layer.
     LengthError
@@ -47,32 +62,55 @@ def effects(
     ActivationsError
         If a loss is NaN or infinite.
     """
-    chosen = sorted(set(checked_layers(vlm, range(1, vlm.n_layers + 1) if layers is None else layers)))
+    chosen = sorted(
+        set(checked_layers(vlm, range(1, vlm.n_layers + 1) if layers is None else layers))
+    )
     if not chosen:
         raise SelectionError("no layers", "give one or more, or None for all")
     losses = _Losses(vlm, samples, answers, prompt, batch_size, part)
-    with tqdm(total=len(chosen) * len(losses.runs), desc="effects", unit="pass", leave=False, disable=not progress) as bar:
+    with tqdm(
+        total=len(chosen) * len(losses.runs),
+        desc="effects",
+        unit="pass",
+        leave=False,
+        disable=not progress,
+    ) as bar:
         found = losses.without((), chosen, bar)
-    table = pd.DataFrame({"layer": chosen, "loss": found, "increase": [loss - losses.dense for loss in found]})
+    table = pd.DataFrame(
+        {"layer": chosen, "loss": found, "increase": [loss - losses.dense for loss in found]}
+    )
     table.attrs["dense"] = losses.dense
     return table
 
 
 def greedy(
-    vlm: VLM, samples: Samples, k: int, answers: Answers = None, candidates: Sequence[int] | None = None, part: str = "block",
-    prompt: Prompt = None, *, batch_size: int = 16, progress: bool = False,
-) -> list[int]:  # fmt: skip
-    """Layers in the order in which they are taken out, each time the one without which the loss is then least (ties by number).
+    vlm: VLM,
+    samples: Samples,
+    k: int,
+    answers: Answers = None,
+    candidates: Sequence[int] | None = None,
+    part: str = "block",
+    prompt: Prompt = None,
+    *,
+    batch_size: int = 16,
+    progress: bool = False,
+) -> list[int]:
+    """Layers in the order in which they are taken out.
 
-    Losses, samples (plain texts too) and errors are those of :func:`effects`; ``candidates`` are by default all layers. The first m are
-    what greedy choice gives for m, so that one run serves every number of layers up to k.
+    Each time the one without which the loss is then least (ties by number). Losses,
+    samples (plain texts too) and errors are those of :func:`effects`; ``candidates`` are
+    by default all layers. The first m are what greedy choice gives for m, so that one run
+    serves every number of layers up to k.
 
     Raises
     ------
     SelectionError, LayerError, LengthError, InterventionError, ActivationsError
-        As :func:`effects`, or if k is not between 1 and the number of candidates, or would leave no block.
+        As :func:`effects`, or if k is not between 1 and the number of
+        candidates, or would leave no block.
     """
-    left = sorted(set(checked_layers(vlm, range(1, vlm.n_layers + 1) if candidates is None else candidates)))
+    left = sorted(
+        set(checked_layers(vlm, range(1, vlm.n_layers + 1) if candidates is None else candidates))
+    )
     most = min(len(left), vlm.n_layers - (part == "block"))
     if not 1 <= k <= most:
         raise SelectionError(f"{k} of {len(left)} candidates", f"give 1 to {most}")
@@ -87,16 +125,29 @@ def greedy(
 
 
 class _Losses:
-    """The loss of the wanted tokens of batches that are made once, with ever other blocks left out."""
+    """The loss of the wanted tokens of batches, with ever other blocks left out.
 
-    def __init__(self, vlm: VLM, samples: Samples, answers: Answers, prompt: Prompt, batch_size: int, part: str) -> None:
+    The batches are made once.
+    """
+
+    def __init__(
+        self,
+        vlm: VLM,
+        samples: Samples,
+        answers: Answers,
+        prompt: Prompt,
+        batch_size: int,
+        part: str,
+    ) -> None:
         if part not in PARTS:
             raise InterventionError(f"unknown part {part!r}", f"allowed: {', '.join(PARTS)}")
         samples = list(samples)
         told = _told(vlm, samples, answers)
         self.vlm, self.part = vlm, part
         batches = batches_of(vlm, samples, told, prompt, batch_size)
-        fast = _resumable(vlm, batches_of(vlm, samples[:2], None if told is None else told[:2], prompt, 2)[0])
+        fast = _resumable(
+            vlm, batches_of(vlm, samples[:2], None if told is None else told[:2], prompt, 2)[0]
+        )
         self.runs = [_Pass(vlm, batch, fast) for batch in batches]
         self.n = sum(len(run.wanted) for run in self.runs)
         self.dense = sum(run.loss() for run in self.runs) / self.n
@@ -116,12 +167,16 @@ class _Losses:
 
 
 class _Pass(Resumable):
-    """One batch on its way through the blocks: passes start where it stands, without the tower and the blocks below."""
+    """One batch on its way through the blocks.
+
+    Passes start where it stands, without the tower and the blocks below.
+    """
 
     def __init__(self, vlm: VLM, batch: Batch, fast: bool = True) -> None:
         super().__init__(vlm, batch, resumes=fast)
         wanted = _wanted(batch)
-        self.before: Bool[Tensor, "b t"] = torch.roll(wanted, -1, dims=1)  # no row's first token is wanted, so nothing comes round
+        # no row's first token is wanted, so nothing comes round
+        self.before: Bool[Tensor, "b t"] = torch.roll(wanted, -1, dims=1)
         self.wanted = batch["input_ids"][wanted]
         self.restart()
 
@@ -141,16 +196,26 @@ class _Pass(Resumable):
     def loss(self) -> float:
         """Summed cross-entropy of the wanted tokens, in nats."""
         total = 0.0
-        for rows, ids in zip(self.end().split(_ROWS_AT_ONCE), self.wanted.split(_ROWS_AT_ONCE), strict=True):
+        for rows, ids in zip(
+            self.end().split(_ROWS_AT_ONCE), self.wanted.split(_ROWS_AT_ONCE), strict=True
+        ):
             logits = self.vlm.unembed(rows)
-            total += float(nn.functional.cross_entropy(logits, ids.to(logits.device), reduction="sum"))
+            total += float(
+                nn.functional.cross_entropy(logits, ids.to(logits.device), reduction="sum")
+            )
         if not isfinite(total):
-            raise ActivationsError("the loss is NaN or infinite", "load the model in float32 or bfloat16, and look for damaged weights")
+            raise ActivationsError(
+                "the loss is NaN or infinite",
+                "load the model in float32 or bfloat16, and look for damaged weights",
+            )
         return total
 
 
 def _resumable(vlm: VLM, batch: Batch) -> bool:
-    """Whether passes that start at each layer end as those from the beginning: not where blocks share more than the residual stream."""
+    """Whether passes that start at each layer end as those from the beginning.
+
+    Not where blocks share more than the residual stream.
+    """
     if vlm.active or any(vlm.folded.values()) or anatomy.crossing(vlm.model):
         return False
     if vlm not in _AGREE and _agree(vlm, batch):
@@ -185,11 +250,15 @@ def _told(vlm: VLM, samples: Samples, answers: Answers) -> list[str] | None:
     if answers is None and any(isinstance(sample, str) for sample in samples):
         return None
     if answers is None and (bare := [sample.id for sample in samples if not sample.captions]):
-        raise SelectionError(f"{len(bare)} samples without a caption, such as {bare[0]!r}", "give answers")
+        raise SelectionError(
+            f"{len(bare)} samples without a caption, such as {bare[0]!r}", "give answers"
+        )
     answers = (lambda sample: sample.captions[0]) if answers is None else answers
     told = [answers(sample) for sample in samples] if callable(answers) else list(answers)
     if not all(isinstance(text, str) and text.strip() for text in told):
         raise SelectionError("answers that are no text or empty", "give one text for each sample")
     end = vlm.model.generation_config.eos_token_id
     end = end[0] if isinstance(end, list) else end
-    return [text + ("" if end is None else vlm.tokenizer.convert_ids_to_tokens(end)) for text in told]
+    return [
+        text + ("" if end is None else vlm.tokenizer.convert_ids_to_tokens(end)) for text in told
+    ]

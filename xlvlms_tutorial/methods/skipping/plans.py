@@ -1,4 +1,7 @@
-"""Plans: which work of a language model's blocks is left out, checked when they are made and again against a model."""
+"""Plans: which work of a language model's blocks is left out.
+
+Checked when they are made and again against a model.
+"""
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -8,22 +11,47 @@ from numbers import Integral
 
 from xlvlms_tutorial.errors import LayerError, SelectionError
 from xlvlms_tutorial.interventions.overrides import checked_layers
-from xlvlms_tutorial.interventions.skipping import CACHES, NORMS, SCOPES, parallel, parallel_pairs, skip
+from xlvlms_tutorial.interventions.skipping import (
+    CACHES,
+    NORMS,
+    SCOPES,
+    parallel,
+    parallel_pairs,
+    skip,
+)
 from xlvlms_tutorial.interventions.token_skipping import check_share, check_spans, skip_mlp_tokens
 from xlvlms_tutorial.models.vlm import VLM
 
 PARTS = ("block", "mlp", "attention", "parallel", "pairs")
-_TOLD = {"block": "no block", "mlp": "no MLP", "attention": "no attention", "parallel": "MLP beside attention", "pairs": "pairs of blocks"}
-_WHEN = {"prefill": "in the prefill", "decode": "in decode steps", "both": "in prefill and decode steps"}
+_TOLD = {
+    "block": "no block",
+    "mlp": "no MLP",
+    "attention": "no attention",
+    "parallel": "MLP beside attention",
+    "pairs": "pairs of blocks",
+}
+_WHEN = {
+    "prefill": "in the prefill",
+    "decode": "in decode steps",
+    "both": "in prefill and decode steps",
+}
 
 
-def every(n_layers: int, interval: int | Sequence[int], start: int = 0, end: int | None = None) -> list[int]:
-    r"""The layers that the papers' rule acts on: every ``interval``-th, neither the first nor the last.
+def every(
+    n_layers: int, interval: int | Sequence[int], start: int = 0, end: int | None = None
+) -> list[int]:
+    r"""The layers that the papers' rule acts on.
 
-    .. math:: \{\, idx + 1 : start < idx < end,\; idx \ge 1,\; idx \bmod interval = 0 \,\}, \qquad end = L - 1 \text{ by default}
+    Every ``interval``-th, neither the first nor the last.
 
-    Of 32 layers, interval 2 takes 3, 5, ..., 31. An interval beyond the last layer takes none. Several intervals hold for as many equal
-    segments of the layers, from the first on (arXiv 2410.09454).
+    .. math::
+
+        \{\, idx + 1 : start < idx < end,\; idx \ge 1,\; idx \bmod interval = 0 \,\},
+        \qquad end = L - 1 \text{ by default}
+
+    Of 32 layers, interval 2 takes 3, 5, ..., 31. An interval beyond the last layer
+    takes none. Several intervals hold for as many equal segments of the layers, from
+    the first on (arXiv 2410.09454).
 
     Raises
     ------
@@ -35,8 +63,13 @@ def every(n_layers: int, interval: int | Sequence[int], start: int = 0, end: int
     if n_layers < 1:
         raise SelectionError(f"{n_layers} layers", "give at least 1")
     steps = list(interval) if isinstance(interval, Sequence) else [interval]
-    if not 1 <= len(steps) <= n_layers or not all(isinstance(step, Integral) and step >= 1 for step in steps):
-        raise SelectionError(f"interval {interval!r}", f"give a whole number from 1 on, or 1 to {n_layers} of them, one a segment")
+    if not 1 <= len(steps) <= n_layers or not all(
+        isinstance(step, Integral) and step >= 1 for step in steps
+    ):
+        raise SelectionError(
+            f"interval {interval!r}",
+            f"give a whole number from 1 on, or 1 to {n_layers} of them, one a segment",
+        )
     end = n_layers - 1 if end is None else end
     for bound in (start, end):
         if not 0 <= bound <= n_layers:
@@ -47,18 +80,21 @@ def every(n_layers: int, interval: int | Sequence[int], start: int = 0, end: int
 
 @dataclass(frozen=True)
 class Plan:
-    """One way to leave out work: which layers, which part of them, when, and what stands in its place.
+    """One way to leave out work: which layers, which part, when, and what stands in its place.
 
-    ``part`` is "block", "mlp", "attention" (nothing in its place), "parallel" (the MLP beside the attention) or "pairs" (blocks l and
-    l + 1 on the same input, their mean; ``layers`` are the first of each). ``scope`` and ``cache`` are those of :func:`skip`, ``norm``
-    that of :func:`parallel`; with it, a block without attention feeds its MLP through this norm, as the authors' LLaMA does by the
-    "first". With ``span``, MLPs are left out at a ``share`` of its positions alone, or at ``n_tokens`` of them, drawn by ``seed``, as
+    ``part`` is "block", "mlp", "attention" (nothing in its place), "parallel" (the MLP beside
+    the attention) or "pairs" (blocks l and l + 1 on the same input, their mean; ``layers`` are
+    the first of each). ``scope`` and ``cache`` are those of :func:`skip`, ``norm`` that of
+    :func:`parallel`; with it, a block without attention feeds its MLP through this norm, as
+    the authors' LLaMA does by the "first". With ``span``, MLPs are left out at a ``share`` of
+    its positions alone, or at ``n_tokens`` of them, drawn by ``seed``, as
     :func:`skip_mlp_tokens` does it.
 
     Raises
     ------
     SelectionError
-        If a value is unknown, a layer is below 1, layers repeat, pairs overlap, or norm, cache or span are for a part that has none.
+        If a value is unknown, a layer is below 1, layers repeat, pairs overlap, or norm, cache or
+        span are for a part that has none.
     SpanError
         If the span is unknown.
     """
@@ -74,27 +110,49 @@ class Plan:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "layers", (self.layers,) if isinstance(self.layers, Integral) else tuple(self.layers))
+        object.__setattr__(
+            self,
+            "layers",
+            (self.layers,) if isinstance(self.layers, Integral) else tuple(self.layers),
+        )
         for name, value, allowed in (
-            ("part", self.part, PARTS), ("scope", self.scope, SCOPES), ("cache", self.cache, CACHES), ("norm", self.norm, (None, *NORMS)),
-        ):  # fmt: skip
+            ("part", self.part, PARTS),
+            ("scope", self.scope, SCOPES),
+            ("cache", self.cache, CACHES),
+            ("norm", self.norm, (None, *NORMS)),
+        ):
             if value not in allowed:
-                raise SelectionError(f"unknown {name} {value!r}", f"allowed: {', '.join(map(str, allowed))}")
+                raise SelectionError(
+                    f"unknown {name} {value!r}", f"allowed: {', '.join(map(str, allowed))}"
+                )
         self._check_layers()
         if self.norm is not None and self.part not in ("attention", "parallel"):
-            raise SelectionError(f"norm {self.norm!r} for part {self.part!r}", "give it for attention or parallel")
+            raise SelectionError(
+                f"norm {self.norm!r} for part {self.part!r}", "give it for attention or parallel"
+            )
         if self.cache != "own" and self.part != "block":
-            raise SelectionError(f"cache {self.cache!r} for part {self.part!r}", "give it for blocks")
+            raise SelectionError(
+                f"cache {self.cache!r} for part {self.part!r}", "give it for blocks"
+            )
         self._check_span()
 
     def __str__(self) -> str:
         if not self.layers:
             return "nothing left out"
-        where = "" if self.span is None else f" at {self._many()} of {self.span if isinstance(self.span, str) else ' and '.join(self.span)}"
+        where = (
+            ""
+            if self.span is None
+            else (
+                f" at {self._many()} of "
+                f"{self.span if isinstance(self.span, str) else ' and '.join(self.span)}"
+            )
+        )
         through = "" if self.norm is None else f", MLP through the {self.norm} norm"
         cached = f", cache of the {self.cache} block" if self.cache != "own" else ""
         when = _WHEN["prefill" if self.span is not None else self.scope]
-        return f"{_TOLD[self.part]}{where} in layers {_listed(self.layers)}, {when}{through}{cached}"
+        return (
+            f"{_TOLD[self.part]}{where} in layers {_listed(self.layers)}, {when}{through}{cached}"
+        )
 
     @contextmanager
     def apply(self, vlm: VLM) -> Iterator[None]:
@@ -111,7 +169,9 @@ class Plan:
         layers = list(self.layers)
         with ExitStack() as stack:
             if self.span is not None:
-                stack.enter_context(skip_mlp_tokens(vlm, layers, self.share, self.span, self.seed, self.n_tokens))
+                stack.enter_context(
+                    skip_mlp_tokens(vlm, layers, self.share, self.span, self.seed, self.n_tokens)
+                )
             elif self.part == "pairs":
                 stack.enter_context(parallel_pairs(vlm, layers, scope=self.scope))
             elif self.part != "parallel":
@@ -134,16 +194,25 @@ class Plan:
         if self.part == "pairs":
             checked_layers(vlm, [layer + 1 for layer in self.layers])
         if self.part == "block" and len(self.layers) == vlm.n_layers:
-            raise SelectionError(f"all {vlm.n_layers} blocks skipped leaves no model", "leave at least one of them")
+            raise SelectionError(
+                f"all {vlm.n_layers} blocks skipped leaves no model", "leave at least one of them"
+            )
 
     def _check_layers(self) -> None:
         for layer in self.layers:
             if isinstance(layer, bool) or not isinstance(layer, Integral) or layer < 1:
-                raise SelectionError(f"layer {layer!r} of a plan", "layers are whole numbers from 1 on")
+                raise SelectionError(
+                    f"layer {layer!r} of a plan", "layers are whole numbers from 1 on"
+                )
         if len(set(self.layers)) < len(self.layers):
             raise SelectionError(f"layers {self.layers} repeat", "name each once")
-        if self.part == "pairs" and any(second - first < 2 for first, second in pairwise(sorted(self.layers))):
-            raise SelectionError(f"pairs that overlap, starting at {self.layers}", "give first blocks at least two apart")
+        if self.part == "pairs" and any(
+            second - first < 2 for first, second in pairwise(sorted(self.layers))
+        ):
+            raise SelectionError(
+                f"pairs that overlap, starting at {self.layers}",
+                "give first blocks at least two apart",
+            )
 
     def _check_span(self) -> None:
         check_share(self.share, self.n_tokens)
@@ -154,7 +223,9 @@ class Plan:
         check_spans(self.span)
         if self.part != "mlp" or self.scope == "decode":
             what = f"part {self.part!r} in scope {self.scope!r} at span {self.span!r}"
-            raise SelectionError(what, "only MLPs can be left out at a span, which is in the prefill")
+            raise SelectionError(
+                what, "only MLPs can be left out at a span, which is in the prefill"
+            )
 
     def _many(self) -> str:
         return f"{self.share:.0%}" if self.n_tokens is None else str(self.n_tokens)

@@ -1,7 +1,9 @@
-r"""Fine-grained steering: vectors between the concepts of one set of samples, for samples or tokens that show a concept.
+r"""Fine-grained steering.
 
-After "Analyzing Finetuning Representation Shift for Multimodal LLMs Steering" (arXiv 2501.03012), where the vector from concept i to
-concept j is :math:`s_{ij} = u_j - u_i` and is applied only where concept i is active.
+Vectors between the concepts of one set of samples, for samples or tokens that show a concept.
+After "Analyzing Finetuning Representation Shift for Multimodal LLMs Steering"
+(arXiv 2501.03012), where the vector from concept i to concept j is :math:`s_{ij} = u_j - u_i`
+and is applied only where concept i is active.
 """
 
 from collections.abc import Callable, Iterator
@@ -28,7 +30,9 @@ from xlvlms_tutorial.models.vlm import VLM
 
 
 class ConceptVectors:
-    """The concepts of one set of states at one layer, and the vectors between all ordered pairs of them, made when asked for.
+    """The concepts of one set of states at one layer, and the vectors between them.
+
+    Vectors of all ordered pairs, made when asked for.
 
     Parameters
     ----------
@@ -42,23 +46,37 @@ class ConceptVectors:
 
     def __init__(self, dictionary: Dictionary, layer: int, provenance: dict) -> None:
         self.dictionary, self.layer, self.provenance = dictionary, layer, provenance
-        self.concepts: Float[Tensor, "k d"] = torch.tensor(np.asarray(dictionary.components_), dtype=torch.float32)
+        self.concepts: Float[Tensor, "k d"] = torch.tensor(
+            np.asarray(dictionary.components_), dtype=torch.float32
+        )
 
     def __len__(self) -> int:
         return len(self.concepts)
 
     def __repr__(self) -> str:
-        return f"ConceptVectors({len(self)} concepts, layer {self.layer}, {type(self.dictionary).__name__})"
+        return (
+            f"ConceptVectors({len(self)} concepts, layer {self.layer}, "
+            f"{type(self.dictionary).__name__})"
+        )
 
     @property
     def pairs(self) -> pd.DataFrame:
-        """All ordered pairs of different concepts, by length of their vector: columns source, target, norm, cosine (of the concepts)."""
+        """All ordered pairs of different concepts, by length of their vector.
+
+        Columns source, target, norm, cosine (of the concepts).
+        """
         wide = self.concepts.double()
         unit = wide / wide.norm(dim=1, keepdim=True).clamp(min=torch.finfo(torch.float64).tiny)
         source, target = (~torch.eye(len(self), dtype=torch.bool)).nonzero(as_tuple=True)
-        columns = {"source": source, "target": target, "norm": torch.cdist(wide, wide)[source, target]}
+        columns = {
+            "source": source,
+            "target": target,
+            "norm": torch.cdist(wide, wide)[source, target],
+        }
         table = pd.DataFrame({name: column.numpy() for name, column in columns.items()})
-        return table.assign(cosine=(unit @ unit.T)[source, target].numpy()).sort_values("norm", kind="stable", ignore_index=True)
+        return table.assign(cosine=(unit @ unit.T)[source, target].numpy()).sort_values(
+            "norm", kind="stable", ignore_index=True
+        )
 
     def between(self, i: int, j: int) -> SteeringVectors:
         """The vector from concept i to concept j, :math:`u_j - u_i`.
@@ -70,14 +88,21 @@ class ConceptVectors:
         """
         source, target = self._number(i), self._number(j)
         if source == target:
-            raise SelectionError(f"source and target are both concept {i}", "give two different concepts")
+            raise SelectionError(
+                f"source and target are both concept {i}", "give two different concepts"
+            )
         how = f"concept {source} to concept {target} of {len(self)}"
-        return SteeringVectors({self.layer: self.concepts[target] - self.concepts[source]}, self.provenance | {"how": how})
+        return SteeringVectors(
+            {self.layer: self.concepts[target] - self.concepts[source]},
+            self.provenance | {"how": how},
+        )
 
     def gate(self, i: int) -> Callable[[Float[Tensor, "b t d"]], Bool[Tensor, "b"]]:
-        r"""A gate for interventions at this layer, which lets in the samples whose largest \|code\| is that of concept i.
+        r"""A gate for interventions at this layer, by the concept of largest \|code\|.
 
-        It is decided on the last position of the prompt (of k-means and samples taken as they are: by the nearest concept).
+        It lets in the samples whose largest \|code\| is that of concept i. It is
+        decided on the last position of the prompt (of k-means and samples taken as
+        they are: by the nearest concept).
 
         Raises
         ------
@@ -98,10 +123,13 @@ class ConceptVectors:
         return int(i)
 
 
-def fine(states: States, layer: int, concepts: int | Dictionary = 20, seed: int = 0) -> ConceptVectors:
-    r"""Concepts of one set of states, between which to steer: k-means with so many centres (the paper's 20), or any dictionary.
+def fine(
+    states: States, layer: int, concepts: int | Dictionary = 20, seed: int = 0
+) -> ConceptVectors:
+    r"""Concepts of one set of states, between which to steer.
 
-    A dictionary that is not fitted is fitted on a copy; one that is fitted is taken as it is, and ``seed`` is then not used.
+    K-means with so many centres (the paper's 20), or any dictionary. A dictionary that is not
+    fitted is fitted on a copy; one that is fitted is taken as it is, and ``seed`` is then not used.
 
     Raises
     ------
@@ -115,31 +143,52 @@ def fine(states: States, layer: int, concepts: int | Dictionary = 20, seed: int 
     rows = states[layer, WHOLE_BLOCK]
     if not isinstance(concepts, Dictionary):
         if isinstance(concepts, bool) or not isinstance(concepts, Integral) or concepts < 2:
-            raise SelectionError(f"{concepts!r} concepts", "give a whole number of 2 or more, or a dictionary")
+            raise SelectionError(
+                f"{concepts!r} concepts", "give a whole number of 2 or more, or a dictionary"
+            )
         concepts = KMeans(int(concepts), seed=seed)
     if not hasattr(concepts, "components_"):
         concepts = clone(concepts).fit(rows)
     if (width := concepts.components_.shape[1]) != rows.shape[-1]:
-        raise ComparisonError("widths of dictionary and states", width, rows.shape[-1], "give a dictionary of these states")
-    made = {"dictionary": {name: str(value) for name, value in {"class": type(concepts).__name__, **concepts.get_params()}.items()}}
+        raise ComparisonError(
+            "widths of dictionary and states",
+            width,
+            rows.shape[-1],
+            "give a dictionary of these states",
+        )
+    made = {
+        "dictionary": {
+            name: str(value)
+            for name, value in {"class": type(concepts).__name__, **concepts.get_params()}.items()
+        }
+    }
     return ConceptVectors(concepts, layer, made_from(states) | made | {"source": about(states)})
 
 
 @recorded
 @contextmanager
-def by_concept(vlm: VLM, centres: Float[Tensor, "k d"], shifts: Float[Tensor, "m _"], layer: int, strength: float = 1.0,
-               positions: Positions = "all", least: float | None = None) -> Iterator[None]:  # fmt: skip
-    r"""Steer every token by the concept that it shows: :math:`h \leftarrow h + \alpha s_c`, c the centre of largest cosine with h.
+def by_concept(
+    vlm: VLM,
+    centres: Float[Tensor, "k d"],
+    shifts: Float[Tensor, "m _"],
+    layer: int,
+    strength: float = 1.0,
+    positions: Positions = "all",
+    least: float | None = None,
+) -> Iterator[None]:
+    r"""Steer every token by the concept that it shows.
 
-    Tokens whose largest cosine is below ``least`` stay as they are, and so do those of concepts whose row of ``shifts`` is zero. It holds
-    in the prompt and in every step, as ``positions`` say.
+    :math:`h \leftarrow h + \alpha s_c`, c the centre of largest cosine with h. Tokens whose largest
+    cosine is below ``least`` stay as they are, and so do those of concepts whose row of ``shifts``
+    is zero. It holds in the prompt and in every step, as ``positions`` say.
 
     Raises
     ------
     ComparisonError
         If centres and shifts are not of one shape, or not as wide as the model.
     ActivationsError
-        If a number is not finite, a centre is zero, or all shifts are zero, so that nothing would change.
+        If a number is not finite, a centre is zero, or all shifts are
+        zero, so that nothing would change.
     SelectionError
         If the strength is not finite, or ``least`` is no number from -1 to 1.
     LayerError, InterventionError
@@ -163,11 +212,31 @@ def by_concept(vlm: VLM, centres: Float[Tensor, "k d"], shifts: Float[Tensor, "m
 
 def _check(vlm: VLM, centres: Tensor, shifts: Tensor, strength: float, least: float | None) -> None:
     if centres.shape != shifts.shape:
-        raise ComparisonError("shapes of centres and shifts", tuple(centres.shape), tuple(shifts.shape), "give one shift for each centre")
+        raise ComparisonError(
+            "shapes of centres and shifts",
+            tuple(centres.shape),
+            tuple(shifts.shape),
+            "give one shift for each centre",
+        )
     if centres.ndim != 2 or centres.shape[1] != vlm.width:
-        raise ComparisonError("widths of centres and model", centres.shape[-1], vlm.width, "give centres of the model's own states")
-    if not (torch.isfinite(centres).all() and torch.isfinite(shifts).all() and centres.any(dim=1).all() and shifts.any()):
-        advice = "give finite numbers, centres with a direction, and at least one shift that is not zero"
+        raise ComparisonError(
+            "widths of centres and model",
+            centres.shape[-1],
+            vlm.width,
+            "give centres of the model's own states",
+        )
+    if not (
+        torch.isfinite(centres).all()
+        and torch.isfinite(shifts).all()
+        and centres.any(dim=1).all()
+        and shifts.any()
+    ):
+        advice = (
+            "give finite numbers, centres with a direction, and at least one shift that is not zero"
+        )
         raise ActivationsError("centres or shifts from which nothing can be steered", advice)
     if not isfinite(strength) or not (least is None or -1 <= least <= 1):
-        raise SelectionError(f"strength {strength}, least {least}", "give a finite strength, and a cosine of -1 to 1 (or None)")
+        raise SelectionError(
+            f"strength {strength}, least {least}",
+            "give a finite strength, and a cosine of -1 to 1 (or None)",
+        )
