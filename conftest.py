@@ -1,4 +1,7 @@
-"""What holds for every test run, the notebooks in book/ included."""
+"""What holds for every test run, the notebooks in book/ and the examples of docstrings included."""
+
+import pytest
+from _pytest.doctest import DoctestItem
 
 
 def pytest_collectstart(collector):
@@ -7,3 +10,27 @@ def pytest_collectstart(collector):
     # out pictures and the ids of widgets.
     if hasattr(collector, "skip_compare"):
         collector.skip_compare += ("text/html", "stderr")
+
+
+@pytest.fixture(scope="session")
+def example_objects():
+    """What the examples of docstrings may use without making it.
+
+    A model with its processor, four samples, and a batch of them with a question each.
+    """
+    from xlvlms_tutorial import load, load_samples
+
+    vlm, samples = load("pocket-llava"), load_samples("scenes", n=4)
+    images = [sample.image for sample in samples]
+    batch = vlm.batch(images, ["What colour is the sky?"] * len(images))
+    return {"vlm": vlm, "samples": samples, "batch": batch}
+
+
+@pytest.fixture(autouse=True)
+def examples(request):
+    """Give an example what it uses, and load a model only for one that uses it."""
+    if not isinstance(request.node, DoctestItem):
+        return
+    source = "".join(example.source for example in request.node.dtest.examples)
+    if any(name in source for name in ("vlm", "samples", "batch")):
+        request.node.dtest.globs.update(request.getfixturevalue("example_objects"))

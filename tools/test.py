@@ -38,7 +38,13 @@ PARTS = {
         ],
     ),
     "quick": ("the unit tests that are not slow", [(*PYTEST, "-m", "not slow", *WITHOUT, "tests")]),
-    "unit": ("all tests of package, tools and repository", [(*PYTEST, *WITHOUT, "tests")]),
+    "unit": (
+        "all tests of package, tools and repository, and the examples of docstrings",
+        [
+            (*PYTEST, *WITHOUT, "tests"),
+            (*PYTHON, "pytest", "-q", "--doctest-modules", "xlvlms_tutorial"),
+        ],
+    ),
     "models": (
         "every chapter on two other models, pictures from a folder",
         [(*PYTEST[:-2], "--maxschedchunk=1", "tests/chapters")],

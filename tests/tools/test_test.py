@@ -42,7 +42,7 @@ def test_what_will_run_is_said_first_and_how_long_it_took_last(ran, monkeypatch,
     )
     assert all(line.split()[2:] == ["s", "passed"] for line in said[-4:])
     assert (parts.BUILD / "seconds.txt").read_text().splitlines() == said[-4:]
-    assert len(ran) == 6
+    assert len(ran) == 7
 
 
 def test_a_failure_is_the_exit_status_and_the_rest_runs(ran, monkeypatch, capsys):
