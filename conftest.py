@@ -1,5 +1,7 @@
 """What holds for every test run, the notebooks in book/ and the examples of docstrings included."""
 
+import re
+
 import pytest
 from _pytest.doctest import DoctestItem
 
@@ -32,5 +34,5 @@ def examples(request):
     if not isinstance(request.node, DoctestItem):
         return
     source = "".join(example.source for example in request.node.dtest.examples)
-    if any(name in source for name in ("vlm", "samples", "batch")):
+    if re.search(r"\b(vlm|samples|batch)\b", source):
         request.node.dtest.globs.update(request.getfixturevalue("example_objects"))
