@@ -486,8 +486,12 @@ def require_like(source: States, target: States, same_positions: bool = True) ->
 
     Raises
     ------
-    ComparisonError, ActivationsError, SelectionError
-        As :func:`coarse` explains.
+    ComparisonError
+        If model, prompt, layers, places, widths or kinds of positions differ.
+    ActivationsError
+        If a set is empty, not finite or not (n, d).
+    SelectionError
+        If no layer was captured at the end of its block.
     """
     if source.layers != target.layers or source.places != target.places:
         captured = [f"{states.layers} {states.places}" for states in (source, target)]
