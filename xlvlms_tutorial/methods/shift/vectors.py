@@ -487,7 +487,7 @@ def pairwise_consistency(
 def magnitude(shifts: Float[Array, "k d"]) -> Float[np.ndarray, "k"]:
     r"""Measure the length of each shift, :math:`\lVert \Delta_k \rVert`.
 
-    Use it to see which concepts fine-tuning moves far, and to make rivals of equal length.
+    Use it to see which concepts fine-tuning moves far, and to make baselines of equal length.
 
     Parameters
     ----------

@@ -86,6 +86,10 @@ class SteeringVectors:
     >>> vectors = SteeringVectors({24: direction}, {"model": vlm.name, "how": "by hand"})
     >>> vectors
     SteeringVectors(by hand, layers 24)
+    >>> vectors.norms.tolist()
+    [5.0]
+    >>> torch.equal(vectors.checked(vlm, 24), direction)
+    True
     >>> before = read(vlm, batch, 24, positions="last")[24, "block"]
     >>> with vectors.steer(vlm, 24, strength=2.0):
     ...     after = read(vlm, batch, 24, positions="last")[24, "block"]
