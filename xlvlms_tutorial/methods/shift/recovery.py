@@ -29,6 +29,7 @@ from xlvlms_tutorial.methods.shift.vectors import (
 )
 from xlvlms_tutorial.metrics.intervals import bootstrap
 
+# What shift vectors are compared with: the names of ``null_shifts``
 NULLS = ("original", "seed", "global", "shuffled", "random")
 
 Array = Tensor | np.ndarray
@@ -44,33 +45,77 @@ def null_shifts(
     *,
     seed: int = 1,
 ) -> dict[str, Float[np.ndarray, "k _"]]:
-    r"""What else could be added to the original concepts (k, d), under the names ``NULLS``.
+    r"""Make the baselines that shift vectors are compared with, under the names ``NULLS``.
 
-    To compare shift vectors with. "original" adds nothing. "seed" leads to the concepts of another
-    k-means of b, matched one-to-one with ``tuned``: what two runs on b agree on. "global" is the
-    mean shift of all samples, the same for every concept. "shuffled" are shift vectors of labels
-    permuted over the samples; on average over permutations they are the global one. "random" are
-    directions drawn by :math:`\mathcal N(0, 1)^d`, as long as the shift vector of their concept.
-    ``seed`` must not be the one of ``tuned``.
+    Use it with :func:`curve`: recovery by shift vectors means something where these do worse.
+
+    Parameters
+    ----------
+    a : array or tensor (n, d)
+        Activations of the original model, a row for each sample.
+    b : array or tensor (n, d)
+        Activations of the fine-tuned model, of the same samples in the same order.
+    labels : array or tensor of int (n,)
+        The concept of each sample, 0 to k - 1.
+    tuned : array or tensor (k, d)
+        Concepts of the fine-tuned model.
+    original : array or tensor (k, d)
+        Concepts of the original model.
+    seed : int
+        Of what is drawn at random (by default 1). It must not be the one of ``tuned``, or "seed"
+        leads to the same concepts.
+
+    Returns
+    -------
+    dict of ndarray (k, d)
+        "original" adds nothing. "seed" leads to the concepts of another k-means of b, matched
+        one-to-one with ``tuned``: what two runs on b agree on. "global" is the mean shift of all
+        samples, the same for every concept. "shuffled" are shift vectors of labels permuted over
+        the samples; on average over permutations they are the global one. "random" are directions
+        drawn by :math:`\mathcal N(0, 1)^d`, as long as the shift vector of their concept.
 
     Raises
     ------
-    ActivationsError, ComparisonError, LengthError, SelectionError
-        As ``shift.shift_vectors``, ``shift.match`` and ``KMeans.fit``.
+    ActivationsError
+        If activations or concepts are missing, NaN or infinite, a concept is zero, or a concept
+        has no samples.
+    ComparisonError, LengthError
+        If widths or numbers of concepts differ, or a, b and labels are not equally many.
+    SelectionError
+        If labels are not among 0 to k - 1.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from xlvlms_tutorial.methods.shift import null_shifts
+    >>> original = np.array([[4.0, 0.0, 0.0], [0.0, 4.0, 0.0]])
+    >>> labels = np.arange(8) % 2
+    >>> a = original[labels] + 0.1 * np.random.default_rng(0).standard_normal((8, 3))
+    >>> b = a + np.array([0.0, 0.0, 2.0])
+    >>> shifts = null_shifts(a, b, labels, original + np.array([0.0, 0.0, 2.0]), original)
+    >>> list(shifts)
+    ['original', 'seed', 'global', 'shuffled', 'random']
+    >>> shifts["original"].tolist()
+    [[0.0, 0.0, 0.0], [0.0, 0.0, 0.0]]
+    >>> np.linalg.norm(shifts["random"], axis=1).round(2).tolist()
+    [2.0, 2.0]
     """
-    k, start, random = len(original), _array(original), np.random.default_rng(seed)
-    own = shift_vectors(a, b, labels, k)
+    k = len(original)
+    start = _as_float64(original)
+    random = np.random.default_rng(seed)
+    shifts = shift_vectors(a, b, labels, k)
     to_tuned = match(start, tuned)
-    second = KMeans(k, seed=seed, device=str(getattr(b, "device", "cpu"))).fit(b).components_
-    everywhere = shift_vectors(a, b, np.zeros(len(a), dtype=int), 1)
+    device = str(getattr(b, "device", "cpu"))
+    second = KMeans(k, seed=seed, device=device).fit(b).components_
+    mean_shift = shift_vectors(a, b, np.zeros(len(a), dtype=int), 1)
     permuted = labels[random.permutation(len(a))]
-    drawn = random.standard_normal(own.shape)
+    directions = random.standard_normal(shifts.shape)
     return {
-        "original": np.zeros_like(own),
+        "original": np.zeros_like(shifts),
         "seed": second[match(tuned, second)[to_tuned]] - start,
-        "global": np.repeat(everywhere, k, axis=0),
+        "global": np.repeat(mean_shift, k, axis=0),
         "shuffled": shift_vectors(a, b, permuted, k),
-        "random": drawn * (magnitude(own) / magnitude(drawn))[:, None],
+        "random": directions * (magnitude(shifts) / magnitude(directions))[:, None],
     }
 
 
@@ -80,13 +125,31 @@ def recovery(
     original: Float[Array, "j _"],
     words: Words | tuple[WordLists, WordLists, WordLists] | None = None,
 ) -> pd.DataFrame:
-    r"""How near each candidate comes to the fine-tuned concept its original concept matches.
+    r"""Measure how near each candidate comes to the fine-tuned concept its original one matches.
 
-    Candidates (k, d), row by row. Columns: concept; match, m(k) one-to-one from original to
-    tuned; cosine_before :math:`\cos(u_k^a, u_{m(k)}^b)`; cosine_after
-    :math:`\cos(u_k^s, u_{m(k)}^b)`; improvement, (after - before) / before, missing (NaN) where
-    before is not positive. With ``words`` (a callable, or lists of candidates, tuned and
-    original) also t_overlap_before and t_overlap_after, in per cent.
+    Use it to see whether :func:`shifted` concepts :math:`u_k^s` predict those of the fine-tuned
+    model, :math:`u_{m(k)}^b`, concept by concept; :func:`means` averages its tables
+    (arXiv 2501.03012).
+
+    Parameters
+    ----------
+    candidates : array or tensor (k, d)
+        Where the original concepts are moved to, row by row.
+    tuned : array or tensor (k, d)
+        Concepts of the fine-tuned model, in any order.
+    original : array or tensor (k, d)
+        Concepts of the original model; :func:`match` pairs them one-to-one with ``tuned``.
+    words : callable, or tuple of three word lists, optional
+        What concepts say: a function of concepts (k, d) that returns their lists of words, or the
+        lists of candidates, tuned and original. None (the default) leaves T-Overlap out.
+
+    Returns
+    -------
+    pd.DataFrame
+        One row a concept. Columns concept; match, m(k); cosine_before
+        :math:`\cos(u_k^a, u_{m(k)}^b)`; cosine_after :math:`\cos(u_k^s, u_{m(k)}^b)`; improvement,
+        (after - before) / before, missing (NaN) where before is not positive. With ``words`` also
+        t_overlap_before and t_overlap_after, in per cent.
 
     Raises
     ------
@@ -98,13 +161,30 @@ def recovery(
         If there are not as many candidates, or lists of words, as concepts.
     WordListError
         If a concept has no words.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from xlvlms_tutorial.methods.shift import recovery
+    >>> original = np.array([[1.0, 0.0], [0.0, 1.0]])
+    >>> tuned = np.array([[0.0, 1.0], [1.0, 1.0]])
+    >>> candidates = np.array([[1.0, 1.0], [0.0, 1.0]])
+    >>> table = recovery(candidates, tuned, original)
+    >>> table["match"].tolist()
+    [1, 0]
+    >>> table["cosine_before"].round(2).tolist()
+    [0.71, 1.0]
+    >>> table["cosine_after"].round(2).tolist()
+    [1.0, 1.0]
     """
     if len(candidates) != len(original):
         raise LengthError(candidates=len(candidates), original=len(original))
-    concept, partner = np.arange(len(original)), match(original, tuned)
-    before, after = (similarity(side, tuned)[concept, partner] for side in (original, candidates))
+    concept = np.arange(len(original))
+    partner = match(original, tuned)
+    before = similarity(original, tuned)[concept, partner]
+    after = similarity(candidates, tuned)[concept, partner]
     ratio = np.divide(after - before, before, out=np.full(len(before), np.nan), where=before > 0)
-    found = {
+    columns = {
         "concept": concept,
         "match": partner,
         "cosine_before": before,
@@ -112,13 +192,15 @@ def recovery(
         "improvement": ratio,
     }
     if words is not None:
-        said, of_tuned, of_original = (
-            [words(_array(D)) for D in (candidates, tuned, original)] if callable(words) else words
-        )
-        theirs = _in_order(of_tuned, partner)
-        found |= {"t_overlap_before": t_overlap(_in_order(of_original, concept), theirs)}
-        found |= {"t_overlap_after": t_overlap(_in_order(said, concept), theirs)}
-    return pd.DataFrame(found)
+        if callable(words):
+            words = tuple(words(_as_float64(D)) for D in (candidates, tuned, original))
+        of_candidates, of_tuned, of_original = words
+        partner_words = _words_in_order(of_tuned, partner)
+        original_words = _words_in_order(of_original, concept)
+        columns["t_overlap_before"] = t_overlap(original_words, partner_words)
+        candidate_words = _words_in_order(of_candidates, concept)
+        columns["t_overlap_after"] = t_overlap(candidate_words, partner_words)
+    return pd.DataFrame(columns)
 
 
 def means(
@@ -127,12 +209,28 @@ def means(
     level: float = 0.95,
     seed: int = 0,
 ) -> pd.DataFrame:
-    r"""Means of several tables of :func:`recovery` over their concepts.
+    r"""Average several tables of :func:`recovery` over their concepts, with intervals.
 
-    Columns ``by``, measure, value, low, high, n. Measures are cosine_before, cosine_after,
-    cosine_gain (after - before, concept by concept) and, where there are words, t_overlap
-    in the same three. Intervals resample the concepts. Keys may be numbers of concepts,
-    layers, training steps or names.
+    Use it to compare candidates, layers, training steps or numbers of concepts in one table.
+    Intervals are those of the bootstrap, which resamples the concepts.
+
+    Parameters
+    ----------
+    tables : mapping of DataFrame
+        Tables of :func:`recovery`, by a number or name of your own.
+    by : str
+        The name of the column that holds these numbers or names; by default "candidate".
+    level : float
+        The level of the intervals, between 0 and 1; by default 0.95.
+    seed : int
+        Of the resamples.
+
+    Returns
+    -------
+    pd.DataFrame
+        One row a table and measure. Columns ``by``, measure, value, low, high, n (concepts).
+        Measures are cosine_before, cosine_after, cosine_gain (after - before, concept by concept)
+        and, where there are words, t_overlap in the same three.
 
     Raises
     ------
@@ -140,17 +238,33 @@ def means(
         If there are no tables.
     EstimateError
         If a table has fewer than two concepts.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> from xlvlms_tutorial.methods.shift import means
+    >>> table = pd.DataFrame({"cosine_before": [0.5, 0.7, 0.6], "cosine_after": [0.9, 0.8, 1.0]})
+    >>> averages = means({24: table}, by="layer")
+    >>> list(averages)
+    ['layer', 'measure', 'value', 'low', 'high', 'n']
+    >>> averages["measure"].tolist()
+    ['cosine_before', 'cosine_after', 'cosine_gain']
+    >>> averages["value"].round(2).tolist()
+    [0.6, 0.9, 0.3]
     """
     if not tables:
         raise SelectionError("there are no tables", "give at least one of recovery")
     rows = []
     for key, table in tables.items():
         for kind in ("cosine", "t_overlap"):
-            if f"{kind}_after" in table:
-                before, after = table[f"{kind}_before"], table[f"{kind}_after"]
-                for of, values in (("before", before), ("after", after), ("gain", after - before)):
-                    estimate = bootstrap(values, level=level, seed=seed)
-                    rows.append({by: key, "measure": f"{kind}_{of}"} | estimate.asdict())
+            if f"{kind}_after" not in table:
+                continue
+            before = table[f"{kind}_before"]
+            after = table[f"{kind}_after"]
+            measures = {"before": before, "after": after, "gain": after - before}
+            for measure, values in measures.items():
+                estimate = bootstrap(values, level=level, seed=seed)
+                rows.append({by: key, "measure": f"{kind}_{measure}"} | estimate.asdict())
     return pd.DataFrame(rows)
 
 
@@ -163,53 +277,93 @@ def curve(
     level: float = 0.95,
     seed: int = 0,
 ) -> pd.DataFrame:
-    r"""Recovery by :math:`u_k^a + \alpha \Delta_k` for several shifts (k, d) and strengths.
+    r"""Measure recovery by :math:`u_k^a + \alpha \Delta_k` for several shifts and strengths.
 
-    Columns shift, alpha, those of :func:`means`.
-    ``{"shifted": shift_vectors(...)} | null_shifts(...)`` compares the shift vectors with their
-    rivals. Words of tuned and original are asked for once.
+    Use it to compare the shift vectors with their baselines:
+    ``{"shifted": shift_vectors(...)} | null_shifts(...)``.
+
+    Parameters
+    ----------
+    shifts : mapping of array or tensor (k, d)
+        Shifts of the concepts, by name.
+    tuned : array or tensor (k, d)
+        Concepts of the fine-tuned model.
+    original : array or tensor (k, d)
+        Concepts of the original model, which are moved.
+    alphas : iterable of float
+        The strengths :math:`\alpha`; by default 1 alone, the paper's.
+    words : callable, optional
+        A function of concepts (k, d) that returns their lists of words, called once for ``tuned``
+        and ``original``. None (the default) leaves T-Overlap out.
+    level : float
+        The level of the intervals, between 0 and 1; by default 0.95.
+    seed : int
+        Of the resamples.
+
+    Returns
+    -------
+    pd.DataFrame
+        One row a shift, strength and measure. Columns shift, alpha, measure, value, low, high, n,
+        as in :func:`means`.
 
     Raises
     ------
     SelectionError
         If there are no shifts or alphas, or an alpha is not a finite number.
-    ActivationsError, ComparisonError, WordListError, EstimateError
-        As :func:`recovery` and :func:`means`.
+    ActivationsError, ComparisonError
+        If concepts or shifts are not finite, or differ in width or number.
+    WordListError
+        If a concept has no words.
+    EstimateError
+        If there are fewer than two concepts.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from xlvlms_tutorial.methods.shift import curve
+    >>> original = np.array([[1.0, 0.0], [0.0, 1.0]])
+    >>> tuned = np.array([[1.0, 1.0], [0.0, 1.0]])
+    >>> table = curve({"shifted": tuned - original}, tuned, original, alphas=(0.0, 1.0))
+    >>> after = table[table["measure"] == "cosine_after"]
+    >>> after["alpha"].tolist()
+    [0.0, 1.0]
+    >>> after["value"].round(2).tolist()
+    [0.85, 1.0]
     """
     strengths = list(alphas)
     if not shifts or not strengths:
         raise SelectionError(
             f"{len(shifts)} shifts and {len(strengths)} alphas", "give at least one of each"
         )
-    known = None if words is None else (words(_array(tuned)), words(_array(original)))
+    of_tuned = None if words is None else words(_as_float64(tuned))
+    of_original = None if words is None else words(_as_float64(original))
     parts = []
     for name, shift in shifts.items():
         tables = {}
         for alpha in strengths:
-            there = shifted(original, shift, alpha)
-            tables[float(alpha)] = recovery(
-                there, tuned, original, None if known is None else (words(there), *known)
-            )
+            candidates = shifted(original, shift, alpha)
+            lists = None if words is None else (words(candidates), of_tuned, of_original)
+            tables[float(alpha)] = recovery(candidates, tuned, original, lists)
         parts.append(means(tables, "alpha", level, seed).assign(shift=name))
-    found = pd.concat(parts, ignore_index=True)
-    return found[["shift", *found.columns.drop("shift")]]
+    table = pd.concat(parts, ignore_index=True)
+    return table[["shift", *table.columns.drop("shift")]]
 
 
-def _in_order(words: WordLists, order: Int[np.ndarray, "k"]) -> list:
+def _words_in_order(words: WordLists, order: Int[np.ndarray, "k"]) -> list:
     """The lists of words of some concepts, by number."""
     if len(words) != len(order):
         raise LengthError(words=len(words), concepts=len(order))
-    if isinstance(words, Mapping) and (strange := set(words) - set(range(len(order)))):
+    if isinstance(words, Mapping) and (unknown := set(words) - set(range(len(order)))):
         raise ComparisonError(
             "concepts",
-            sorted(strange, key=str),
+            sorted(unknown, key=str),
             f"0 to {len(order) - 1}",
             "number the lists as the concepts are",
         )
     return [words[int(concept)] for concept in order]
 
 
-def _array(concepts: Array) -> Float[np.ndarray, "k d"]:
-    return (
-        concepts.detach().double().cpu().numpy() if isinstance(concepts, Tensor) else concepts
-    ).astype(np.float64, copy=False)
+def _as_float64(concepts: Array) -> Float[np.ndarray, "k d"]:
+    if isinstance(concepts, Tensor):
+        return concepts.detach().double().cpu().numpy()
+    return concepts.astype(np.float64, copy=False)

@@ -1,7 +1,7 @@
 r"""How fine-tuning moves concepts.
 
-Shift vectors, who matches whom, and how well the samples of a concept agree. States a (n, d) of the
-original and b (n, d) of the fine-tuned model, row m of both from the same sample, differ by
+Shift vectors, who matches whom, and how well the samples of a concept agree. Activations a (n, d)
+of the original and b (n, d) of the fine-tuned model, row m of both from the same sample, differ by
 :math:`\delta_m = b_m - a_m`. A concept :math:`u_k` of a is moved by the mean of this over the
 samples that it is strongest in, after "Analyzing Finetuning Representation Shift for Multimodal
 LLMs Steering" (arXiv 2501.03012). NumPy arrays and torch tensors are read; sums are taken in
@@ -29,14 +29,16 @@ from xlvlms_tutorial.errors import (
 from xlvlms_tutorial.methods.concepts.base import whole
 from xlvlms_tutorial.metrics.dictionaries import match_concepts
 
+# How the shift of a concept can be averaged over its samples: ``how`` of ``shift_vectors``
 CENTRES = ("mean", "median", "trimmed")
 
 Array = Tensor | np.ndarray
+# Words of concepts: a list for each concept in order, or a mapping from its number to its list
 WordLists = Mapping[int, Sequence[str]] | Sequence[Sequence[str]]
 
 _BLOCK = 2**20  # numbers of one array at a time, to bound memory
 _ROUNDING = 1e-12  # of the length of what was averaged: below it a mean is zero but for rounding
-_SAME = {
+_MUST_AGREE = {
     "n_samples": "numbers of samples",
     "ids_sha256": "sample sets",
     "selection": "captured positions",
@@ -45,79 +47,153 @@ _SAME = {
 
 
 def matched(a: States, b: States) -> tuple[States, States]:
-    """The rows of the samples that both have, in the order of a.
+    """Keep the rows of the samples that two captures share, in the order of the first.
 
-    Those for which both models said the token of interest. Both must be captured from the same list
-    of samples, at the same kind of position. Samples are told apart by their id.
+    Use it before :func:`shift_vectors` where the two models need not have said the token of
+    interest about the same samples. Both must be captured from the same list of samples, at the
+    same kind of position, with one row a sample. Samples are told apart by their id.
+
+    Parameters
+    ----------
+    a : States
+        Activations of the original model.
+    b : States
+        Activations of the fine-tuned model.
+
+    Returns
+    -------
+    tuple of States
+        The shared rows of ``a`` and of ``b``: row m of both is of the same sample. Each keeps its
+        own table and provenance.
 
     Raises
     ------
     ComparisonError
         If the two are of other samples or positions, a sample has several
         rows, or no sample is in both.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> import torch
+    >>> from xlvlms_tutorial import States
+    >>> from xlvlms_tutorial.methods.shift import matched
+    >>> def activations(ids):
+    ...     table = pd.DataFrame({"sample": range(len(ids)), "id": ids})
+    ...     return States({(3, "block"): torch.ones(len(ids), 2)}, table, {})
+    >>> a, b = matched(activations(["s4", "s1", "s7"]), activations(["s7", "s4"]))
+    >>> a.table["id"].tolist()
+    ['s4', 's7']
+    >>> b.table["id"].tolist()
+    ['s4', 's7']
     """
-    for name, what in _SAME.items():
-        one, other = a.provenance.get(name), b.provenance.get(name)
-        if one != other:
+    for name, description in _MUST_AGREE.items():
+        value_a = a.provenance.get(name)
+        value_b = b.provenance.get(name)
+        if value_a != value_b:
             raise ComparisonError(
-                what, one, other, "capture both models on the same samples in the same way"
+                description,
+                value_a,
+                value_b,
+                "capture both models on the same samples in the same way",
             )
     for states in (a, b):
-        if (several := len(states) - states.table["id"].nunique()) > 0:
+        n_samples = states.table["id"].nunique()
+        if len(states) > n_samples:
             advice = (
                 "capture one row a sample (words, or reduce='mean'), and give "
                 "each sample an id of its own"
             )
-            raise ComparisonError(
-                "numbers of rows and of samples", len(states), len(states) - several, advice
-            )
-    ids, others = a.table["id"], pd.Index(b.table["id"])
-    rows = ids.isin(others).to_numpy().nonzero()[0]
-    if not len(rows):
+            raise ComparisonError("numbers of rows and of samples", len(states), n_samples, advice)
+    ids_a = a.table["id"]
+    ids_b = pd.Index(b.table["id"])
+    rows_a = ids_a.isin(ids_b).to_numpy().nonzero()[0]
+    if not len(rows_a):
         advice = "none is in both, so choose a word that both models say, or give more samples"
         raise ComparisonError("samples", f"{len(a)} in a", f"{len(b)} in b", advice)
-    pick = lambda side, at: States(
-        {key: part[at] for key, part in side.tensors.items()}, side.table.iloc[at], side.provenance
-    )
-    return pick(a, rows), pick(b, others.get_indexer(ids.iloc[rows]))
+    rows_b = ids_b.get_indexer(ids_a.iloc[rows_a])
+    return _rows_of(a, rows_a), _rows_of(b, rows_b)
 
 
 def similarity(one: Float[Array, "k d"], other: Float[Array, "m _"]) -> Float[np.ndarray, "k m"]:
-    r"""Cosines of concepts (k, d) with others (m, d), :math:`S_{ij} = \cos(u_i, u'_j)`.
+    r"""Compute the cosines of all pairs of concepts, :math:`S_{ij} = \cos(u_i, u'_j)`.
+
+    Use it to see how alike two sets of concepts are before they are matched by :func:`match`.
+
+    Parameters
+    ----------
+    one : array or tensor (k, d)
+        Concepts, a row each.
+    other : array or tensor (m, d)
+        The concepts they are compared with, of the same width.
+
+    Returns
+    -------
+    ndarray (k, m)
+        Cosines in float64, from -1 to 1.
 
     Raises
     ------
-    ActivationsError, ComparisonError
-        If concepts are missing, NaN, infinite or zero, or the two are not equally wide.
+    ActivationsError
+        If concepts are missing, NaN, infinite or zero, which has no direction.
+    ComparisonError
+        If the two are not equally wide.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from xlvlms_tutorial.methods.shift import similarity
+    >>> similarity(np.array([[3.0, 4.0], [0.0, 2.0]]), np.eye(2)).round(2).tolist()
+    [[0.6, 0.8], [0.0, 1.0]]
     """
-    sides = [side.double() for side in _alike(one, other, "concepts", "other concepts")]
-    lengths = [torch.linalg.vector_norm(side, dim=1, keepdim=True) for side in sides]
-    if zero := [
-        _listed((length[:, 0] == 0).cpu().numpy()) for length in lengths if not length.all()
-    ]:
-        raise ActivationsError(
-            f"concepts {zero[0]} are zero and have no direction",
-            "leave out concepts that are never used",
-        )
-    left, right = (side / length for side, length in zip(sides, lengths, strict=True))
-    return (left @ right.T).clamp_(-1, 1).cpu().numpy()
+    first, second = _same_width(one, other, "concepts", "other concepts")
+    cosines = _unit_rows(first) @ _unit_rows(second).T
+    return cosines.clamp_(-1, 1).cpu().numpy()
 
 
 def match(
     one: Float[Array, "k d"], other: Float[Array, "m _"], how: str = "one-to-one"
 ) -> Int[np.ndarray, "k"]:
-    r"""Which of the other concepts each concept goes with, m(k), by their cosines :math:`S`.
+    r"""Find the concept of another set that each concept goes with, m(k), by cosine.
 
-    "argmax" takes :math:`m(i) = \arg\max_j S_{ij}`, so several may go with one: how concepts
-    changed. "one-to-one" is the bijection :math:`\gamma \in \{0, 1\}` that minimises
-    :math:`\sum \gamma_{ij} (1 - S_{ij})`: what a concept has become.
+    Use it to follow concepts from the original to the fine-tuned model. With S the cosines of
+    :func:`similarity`, "one-to-one" is the bijection :math:`\gamma \in \{0, 1\}` that minimises
+    :math:`\sum \gamma_{ij} (1 - S_{ij})`, what a concept has become; "argmax" takes
+    :math:`m(i) = \arg\max_j S_{ij}`, so several may go with one, how concepts changed
+    (arXiv 2501.03012).
+
+    Parameters
+    ----------
+    one : array or tensor (k, d)
+        Concepts, a row each.
+    other : array or tensor (m, d)
+        The concepts to choose from, of the same width; as many as in ``one`` for "one-to-one".
+    how : str
+        The kind of matching, one of ``MATCHES``: "one-to-one" (the default) or "argmax".
+
+    Returns
+    -------
+    ndarray of int (k,)
+        For each row of ``one`` the number of its row in ``other``.
 
     Raises
     ------
-    ActivationsError, ComparisonError
-        As :func:`similarity`; also if the two are not equally many for one-to-one.
+    ActivationsError
+        If concepts are missing, NaN, infinite or zero, which has no direction.
+    ComparisonError
+        If the two are not equally wide, or not equally many for "one-to-one".
     SelectionError
         If ``how`` is unknown.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from xlvlms_tutorial.methods.shift import match
+    >>> original = np.array([[1.0, 0.0], [0.9, 0.1]])
+    >>> match(original, np.eye(2)).tolist()
+    [0, 1]
+    >>> match(original, np.eye(2), how="argmax").tolist()
+    [0, 0]
     """
     shape = similarity(one, other).shape  # refuses what has no cosine
     if how == "one-to-one" and shape[0] != shape[1]:
@@ -128,20 +204,38 @@ def match(
 
 
 def associations(codes: Float[Array, "n k"]) -> Int[np.ndarray, "n"]:
-    r"""The concept that each sample belongs to, from codes (n, k).
+    r"""Assign each sample to the concept of its largest code.
 
-    :math:`A_k = \{m : k = \arg\max_i |v_i(x_m)|\}`, as labels. Of equal
-    codes the first concept is taken.
+    Use it to label samples for :func:`shift_vectors` and :func:`consistency`. The samples of
+    concept k are :math:`A_k = \{m : k = \arg\max_i |v_i(x_m)|\}`.
+
+    Parameters
+    ----------
+    codes : array or tensor (n, k)
+        Codes of samples, as ``Dictionary.transform`` gives them; compared by size, without sign.
+
+    Returns
+    -------
+    ndarray of int (n,)
+        The number of each sample's concept, 0 to k - 1; the first of equal codes.
 
     Raises
     ------
     ActivationsError
         If the codes are no matrix of finite numbers, or no concept is active in some sample.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from xlvlms_tutorial.methods.shift import associations
+    >>> associations(np.array([[0.1, -3.0, 2.0], [0.5, 0.5, 0.0]])).tolist()
+    [1, 0]
     """
-    size, labels = _rows(codes, "codes").abs().max(dim=1)  # the first of equal ones
-    if silent := int((size == 0).sum()):
+    sizes, labels = _matrix(codes, "codes").abs().max(dim=1)  # the first of equal ones
+    inactive = int((sizes == 0).sum())
+    if inactive:
         raise ActivationsError(
-            f"no concept is active in {silent} of {len(size)} samples",
+            f"no concept is active in {inactive} of {len(sizes)} samples",
             "leave them out, or lower the penalty",
         )
     return labels.cpu().numpy()
@@ -154,20 +248,53 @@ def shift_vectors(
     k: int,
     how: str = "mean",
 ) -> Float[np.ndarray, "k _"]:
-    r"""The shift of each concept (k, d).
+    r"""Average how far fine-tuning moves the samples of each concept.
 
-    :math:`\Delta_k = \frac{1}{|A_k|} \sum_{m \in A_k} (b_m - a_m)`, A_k the samples labelled k.
-    ``how`` "median" takes the median of each dimension's differences, "trimmed" their mean without
-    the smallest and largest 10 %; the authors' code takes the difference of the two sides' medians.
+    Use it to predict where a concept of the original model goes: add its shift vector by
+    :func:`shifted`. The shift is
+    :math:`\Delta_k = \frac{1}{|A_k|} \sum_{m \in A_k} (b_m - a_m)`, with A_k the samples labelled k
+    (arXiv 2501.03012; the authors' code takes the difference of the two sides' medians).
+
+    Parameters
+    ----------
+    a : array or tensor (n, d)
+        Activations of the original model, a row for each sample.
+    b : array or tensor (n, d)
+        Activations of the fine-tuned model, of the same samples in the same order.
+    labels : array or tensor of int (n,)
+        The concept of each sample, 0 to k - 1, as :func:`associations` gives it.
+    k : int
+        The number of concepts; each must have a sample.
+    how : str
+        How differences are averaged, one of ``CENTRES``: "mean" (the default, the paper's),
+        "median" of each dimension, or "trimmed", the mean of each dimension without the smallest
+        and largest 10 %.
+
+    Returns
+    -------
+    ndarray (k, d)
+        The shift vector of each concept, in float64.
 
     Raises
     ------
     ActivationsError
-        If states are missing, NaN or infinite, or a concept has no samples.
+        If activations are missing, NaN or infinite, or a concept has no samples.
     ComparisonError, LengthError
         If a and b are not equally wide, or a, b and labels not equally many.
     SelectionError
         If ``how`` is unknown, or labels are not among 0 to k - 1.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from xlvlms_tutorial.methods.shift import shift_vectors
+    >>> a = np.zeros((4, 2))
+    >>> b = np.array([[1.0, 0.0], [3.0, 0.0], [8.0, 0.0], [0.0, 5.0]])
+    >>> labels = np.array([0, 0, 0, 1])
+    >>> shift_vectors(a, b, labels, k=2).tolist()
+    [[4.0, 0.0], [0.0, 5.0]]
+    >>> shift_vectors(a, b, labels, k=2, how="median").tolist()
+    [[3.0, 0.0], [0.0, 5.0]]
     """
     if how not in CENTRES:
         raise SelectionError(
@@ -175,67 +302,125 @@ def shift_vectors(
         )
     pairs = _paired(a, b, labels, k)
     if how == "mean":
-        return (
-            sum(member.T @ delta for member, delta in pairs.blocks()).cpu().numpy()
-            / pairs.sizes[:, None]
-        )
-    centre = {
-        "median": lambda rows: np.median(rows, axis=0),
-        "trimmed": lambda rows: trim_mean(rows, 0.1, axis=0),
-    }[how]
-    return np.stack(
-        [centre(pairs.differences(pairs.labels == concept).cpu().numpy()) for concept in range(k)]
-    )
+        totals = sum(member.T @ delta for member, delta in pairs.blocks())
+        return totals.cpu().numpy() / pairs.sizes[:, None]
+    centres = []
+    for concept in range(k):
+        deltas = pairs.differences(pairs.labels == concept).cpu().numpy()
+        if how == "median":
+            centres.append(np.median(deltas, axis=0))
+        else:
+            centres.append(trim_mean(deltas, 0.1, axis=0))
+    return np.stack(centres)
 
 
 def shifted(
     concepts: Float[Array, "k d"], shifts: Float[Array, "m _"], alpha: float | int = 1.0
 ) -> Float[np.ndarray, "k d"]:
-    r"""Concepts (k, d) moved along their shifts (k, d): :math:`u_k^s = u_k^a + \alpha \Delta_k`.
+    r"""Move concepts along their shifts, :math:`u_k^s = u_k^a + \alpha \Delta_k`.
 
-    With means of k-means clusters, and shifts that are means over the same clusters,
-    :math:`\alpha = 1` gives the mean of b over A_k.
+    Use it before :func:`recovery`, which says whether the moved concepts arrive at those of the
+    fine-tuned model. With means of k-means clusters, and shifts that are means over the same
+    clusters, :math:`\alpha = 1` gives the mean of b over A_k.
+
+    Parameters
+    ----------
+    concepts : array or tensor (k, d)
+        Concepts of the original model, a row each.
+    shifts : array or tensor (k, d)
+        The shift of each concept, as :func:`shift_vectors` gives it.
+    alpha : float
+        The strength :math:`\alpha`; 1 (the default) is the paper's, 0 leaves the concepts in place.
+
+    Returns
+    -------
+    ndarray (k, d)
+        The moved concepts, in float64.
 
     Raises
     ------
-    ActivationsError, ComparisonError
-        If concepts or shifts are missing, NaN or infinite, or the two are not
-        equally wide and equally many.
+    ActivationsError
+        If concepts or shifts are missing, NaN or infinite.
+    ComparisonError
+        If the two are not equally wide and equally many.
     SelectionError
         If alpha is not a finite number, or so large that concepts become infinite.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from xlvlms_tutorial.methods.shift import shifted
+    >>> shifted(np.array([[1.0, 1.0]]), np.array([[2.0, 0.0]]), alpha=0.5).tolist()
+    [[2.0, 1.0]]
     """
-    start, by = _alike(concepts, shifts, "concepts", "shifts")
-    if len(start) != len(by):
+    start, steps = _same_width(concepts, shifts, "concepts", "shifts")
+    if len(start) != len(steps):
         raise ComparisonError(
-            "numbers of concepts and shifts", len(start), len(by), "give one shift for each concept"
+            "numbers of concepts and shifts",
+            len(start),
+            len(steps),
+            "give one shift for each concept",
         )
-    if not (found := start.double() + alpha * by.double()).isfinite().all():
+    moved = start.double() + alpha * steps.double()
+    if not moved.isfinite().all():
         raise SelectionError(
             f"alpha is {alpha}",
             "give a finite number with which concepts stay finite; 1 is the paper's",
         )
-    return found.cpu().numpy()
+    return moved.cpu().numpy()
 
 
 def consistency(
     a: Float[Array, "n d"], b: Float[Array, "m _"], labels: Int[Array, "l"], k: int
 ) -> Float[np.ndarray, "k"]:
-    r"""How far the samples of each concept (k,) move its way.
+    r"""Measure how far the samples of each concept move in its direction.
 
-    :math:`\frac{1}{|A_k|} \sum_{m \in A_k} \cos(\delta_m, \Delta_k)`, at most 1.
+    Use it to see which shift vectors stand for their samples:
+    :math:`\frac{1}{|A_k|} \sum_{m \in A_k} \cos(\delta_m, \Delta_k)`, at most 1
+    (arXiv 2501.03012). A concept of one sample has 1 whatever it is.
+
+    Parameters
+    ----------
+    a : array or tensor (n, d)
+        Activations of the original model, a row for each sample.
+    b : array or tensor (n, d)
+        Activations of the fine-tuned model, of the same samples in the same order.
+    labels : array or tensor of int (n,)
+        The concept of each sample, 0 to k - 1.
+    k : int
+        The number of concepts; each must have a sample.
+
+    Returns
+    -------
+    ndarray (k,)
+        The mean cosine of each concept's samples with its shift vector.
 
     Raises
     ------
-    ActivationsError, ComparisonError, LengthError, SelectionError
-        As :func:`shift_vectors`; also if a sample, or a concept on average, does
-        not move, which has no direction.
+    ActivationsError
+        If a sample, or a concept on average, does not move, which has no direction; activations
+        are missing, NaN or infinite; or a concept has no samples.
+    ComparisonError, LengthError
+        If a and b are not equally wide, or a, b and labels not equally many.
+    SelectionError
+        If labels are not among 0 to k - 1.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from xlvlms_tutorial.methods.shift import consistency
+    >>> a = np.zeros((4, 2))
+    >>> b = np.array([[1.0, 0.0], [1.0, 0.0], [2.0, 0.0], [0.0, 2.0]])
+    >>> consistency(a, b, np.array([0, 0, 1, 1]), k=2).round(2).tolist()
+    [1.0, 0.71]
     """
     pairs = _paired(a, b, labels, k)
     totals, units, lengths = pairs.moments()
     norms = np.linalg.norm(totals, axis=1)
-    if still := _listed(norms <= _ROUNDING * lengths):
+    unmoved = _row_numbers(norms <= _ROUNDING * lengths)
+    if unmoved:
         raise ActivationsError(
-            f"concept(s) {still} move by zero on average",
+            f"concept(s) {unmoved} move by zero on average",
             "use pairwise_consistency, or fit other concepts",
         )
     return ((units * totals).sum(axis=1) / (norms * pairs.sizes)).clip(-1, 1)
@@ -244,42 +429,109 @@ def consistency(
 def pairwise_consistency(
     a: Float[Array, "n d"], b: Float[Array, "m _"], labels: Int[Array, "l"], k: int
 ) -> Float[np.ndarray, "k"]:
-    r"""Mean cosine of the shifts of two different samples of each concept (k,).
+    r"""Average the cosines of the shifts of all pairs of samples of each concept.
 
-    The authors' released notebook calls it consistency. From the sum of unit shifts, :math:`(\lVert
-    \sum_m \hat\delta_m \rVert^2 - |A_k|) / (|A_k| (|A_k| - 1))`. Where all :math:`\delta_m` are
-    equally long it is :math:`(|A_k| c^2 - 1) / (|A_k| - 1)` of the :func:`consistency` c.
+    Use it where the shift vector of a concept may be zero, or to compare with the authors' released
+    notebook, which calls it consistency. It is computed from the sum of unit shifts,
+    :math:`(\lVert \sum_m \hat\delta_m \rVert^2 - |A_k|) / (|A_k| (|A_k| - 1))`. Where all
+    :math:`\delta_m` are equally long it is :math:`(|A_k| c^2 - 1) / (|A_k| - 1)` of the
+    :func:`consistency` c.
+
+    Parameters
+    ----------
+    a : array or tensor (n, d)
+        Activations of the original model, a row for each sample.
+    b : array or tensor (n, d)
+        Activations of the fine-tuned model, of the same samples in the same order.
+    labels : array or tensor of int (n,)
+        The concept of each sample, 0 to k - 1.
+    k : int
+        The number of concepts; each must have two samples.
+
+    Returns
+    -------
+    ndarray (k,)
+        The mean cosine over pairs of different samples, from -1 to 1.
 
     Raises
     ------
-    ActivationsError, ComparisonError, LengthError, SelectionError
-        As :func:`shift_vectors`; also if a concept has only one sample, or a sample does not move.
+    ActivationsError
+        If a concept has no or only one sample, a sample does not move, or activations are missing,
+        NaN or infinite.
+    ComparisonError, LengthError
+        If a and b are not equally wide, or a, b and labels not equally many.
+    SelectionError
+        If labels are not among 0 to k - 1.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from xlvlms_tutorial.methods.shift import pairwise_consistency
+    >>> a = np.zeros((4, 2))
+    >>> b = np.array([[1.0, 0.0], [1.0, 0.0], [2.0, 0.0], [0.0, 2.0]])
+    >>> pairwise_consistency(a, b, np.array([0, 0, 1, 1]), k=2).tolist()
+    [1.0, 0.0]
     """
     pairs = _paired(a, b, labels, k)
-    if alone := _listed((n := pairs.sizes) == 1):
+    n = pairs.sizes
+    single = _row_numbers(n == 1)
+    if single:
         raise ActivationsError(
-            f"concept(s) {alone} have one sample and no pair",
+            f"concept(s) {single} have one sample and no pair",
             "fit fewer concepts, or give more samples",
         )
-    return ((np.square(pairs.moments()[1]).sum(axis=1) - n) / (n * (n - 1))).clip(-1, 1)
+    _, units, _ = pairs.moments()
+    return ((np.square(units).sum(axis=1) - n) / (n * (n - 1))).clip(-1, 1)
 
 
 def magnitude(shifts: Float[Array, "k d"]) -> Float[np.ndarray, "k"]:
-    r"""Length of each shift (k,), :math:`\lVert \Delta_k \rVert`, in units of the states.
+    r"""Measure the length of each shift, :math:`\lVert \Delta_k \rVert`.
+
+    Use it to see which concepts fine-tuning moves far, and to make baselines of equal length.
+
+    Parameters
+    ----------
+    shifts : array or tensor (k, d)
+        The shift of each concept.
+
+    Returns
+    -------
+    ndarray (k,)
+        Lengths in float64, in units of the activations.
 
     Raises
     ------
     ActivationsError
         If shifts are missing, NaN or infinite.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from xlvlms_tutorial.methods.shift import magnitude
+    >>> magnitude(np.array([[3.0, 4.0], [0.0, 0.0]])).tolist()
+    [5.0, 0.0]
     """
-    return _rows(shifts, "shifts").double().norm(dim=1).cpu().numpy()
+    return _matrix(shifts, "shifts").double().norm(dim=1).cpu().numpy()
 
 
 def t_overlap(words: WordLists, others: WordLists) -> Float[np.ndarray, "k"]:
-    r"""Share of each concept's words T that are also among the other's, in per cent.
+    r"""Compute the share of each concept's words that its partner has too, in per cent.
 
-    :math:`100 |T \cap T'| / |T|` (T-Overlap). A word counts once, whatever its rank. Two mappings
-    (``concepts.as_lists``) are paired by key, lists by position.
+    Use it to compare concepts by what they say (T-Overlap, arXiv 2501.03012):
+    :math:`100 |T \cap T'| / |T|`. A word counts once, whatever its rank.
+
+    Parameters
+    ----------
+    words : mapping or sequence of word lists
+        The words T of each concept, one or more.
+    others : mapping or sequence of word lists
+        The words T' of each partner. Two mappings (from ``concepts.as_lists``) are paired by key,
+        lists by position.
+
+    Returns
+    -------
+    ndarray (k,)
+        Shares from 0 to 100, in the order of ``words``.
 
     Raises
     ------
@@ -287,6 +539,12 @@ def t_overlap(words: WordLists, others: WordLists) -> Float[np.ndarray, "k"]:
         If there are no concepts, or a concept has no list of words.
     ComparisonError, LengthError
         If two mappings have other keys, or the two are not equally many.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.methods.shift import t_overlap
+    >>> t_overlap([["dog", "cat"], ["red"]], [["dog"], ["red"]]).tolist()
+    [50.0, 100.0]
     """
     if isinstance(words, Mapping) and isinstance(others, Mapping):
         if set(words) != set(others):
@@ -294,16 +552,18 @@ def t_overlap(words: WordLists, others: WordLists) -> Float[np.ndarray, "k"]:
                 "concepts", sorted(words), sorted(others), "give words of the same concepts"
             )
         others = [others[concept] for concept in words]
-    one, other = _sets(words), _sets(others)
-    if len(one) != len(other):
-        raise LengthError(words=len(one), others=len(other))
-    return np.array(
-        [100 * len(mine & theirs) / len(mine) for mine, theirs in zip(one, other, strict=True)]
-    )
+    word_sets = _word_sets(words)
+    partner_sets = _word_sets(others)
+    if len(word_sets) != len(partner_sets):
+        raise LengthError(words=len(word_sets), others=len(partner_sets))
+    shares = []
+    for word_set, partner_set in zip(word_sets, partner_sets, strict=True):
+        shares.append(100 * len(word_set & partner_set) / len(word_set))
+    return np.array(shares)
 
 
 class _Pairs(NamedTuple):
-    """States of the same samples in two models, with the concept of each sample.
+    """Activations of the same samples in two models, with the concept of each sample.
 
     And the number of samples of each concept.
     """
@@ -319,11 +579,10 @@ class _Pairs(NamedTuple):
     def blocks(self) -> Iterator[tuple[Float[Tensor, "b k"], Float[Tensor, "b d"]]]:
         """Membership (0 or 1) and shifts of a bounded number of samples at a time."""
         step = max(1, _BLOCK // self.a.shape[1])
-        for rows in (slice(start, start + step) for start in range(0, len(self.labels), step)):
-            yield (
-                torch.nn.functional.one_hot(self.labels[rows], len(self.sizes)).double(),
-                self.differences(rows),
-            )
+        for start in range(0, len(self.labels), step):
+            rows = slice(start, start + step)
+            member = torch.nn.functional.one_hot(self.labels[rows], len(self.sizes)).double()
+            yield member, self.differences(rows)
 
     def moments(
         self,
@@ -332,16 +591,19 @@ class _Pairs(NamedTuple):
 
         ``ActivationsError`` if a sample does not move.
         """
-        totals, units, lengths, still = 0, 0, 0, 0
+        totals = 0
+        units = 0
+        lengths = 0
+        unmoved = 0
         for member, delta in self.blocks():
             length = torch.linalg.vector_norm(delta, dim=1, keepdim=True)
-            still += int((length == 0).sum())
-            totals, units = totals + member.T @ delta, units + (member / length).T @ delta
+            unmoved += int((length == 0).sum())
+            totals = totals + member.T @ delta
+            units = units + (member / length).T @ delta
             lengths = lengths + (member * length).sum(dim=0)
-        if still:
-            told = f"{still} of {len(self.labels)} samples have the same state in both models"
+        if unmoved:
             raise ActivationsError(
-                told,
+                f"{unmoved} of {len(self.labels)} samples have the same state in both models",
                 (
                     "cosines need a direction; check that the two models differ, "
                     "or leave these samples out"
@@ -350,75 +612,99 @@ class _Pairs(NamedTuple):
         return totals.cpu().numpy(), units.cpu().numpy(), lengths.cpu().numpy()
 
 
+def _rows_of(states: States, rows: Int[np.ndarray, "_"]) -> States:
+    """Some rows of a capture, by number, in this order."""
+    tensors = {key: tensor[rows] for key, tensor in states.tensors.items()}
+    return States(tensors, states.table.iloc[rows], states.provenance)
+
+
+def _unit_rows(concepts: Float[Tensor, "k d"]) -> Float[Tensor, "k d"]:
+    """Concepts scaled to length 1, in float64."""
+    wide = concepts.double()
+    lengths = torch.linalg.vector_norm(wide, dim=1, keepdim=True)
+    zero = _row_numbers((lengths[:, 0] == 0).cpu().numpy())
+    if zero:
+        raise ActivationsError(
+            f"concepts {zero} are zero and have no direction",
+            "leave out concepts that are never used",
+        )
+    return wide / lengths
+
+
 def _paired(a: Array, b: Array, labels: Array, k: int) -> _Pairs:
-    """States and labels that belong together, with no concept without samples."""
-    one, other = _alike(a, b, "states of a", "states of b")
+    """Activations and labels that belong together, with no concept without samples."""
+    original, tuned = _same_width(a, b, "states of a", "states of b")
     whole("k", k)
     groups = labels.cpu().numpy() if isinstance(labels, Tensor) else np.asarray(labels)
-    if not len(one) == len(other) == groups.size:
-        raise LengthError(a=len(one), b=len(other), labels=groups.size)
+    if not len(original) == len(tuned) == groups.size:
+        raise LengthError(a=len(original), b=len(tuned), labels=groups.size)
     if groups.ndim != 1 or groups.dtype.kind not in "iu" or groups.min() < 0 or groups.max() >= k:
-        told = (
+        problem = (
             f"labels of {k} concepts are {groups.dtype} of shape {groups.shape}, from "
             f"{groups.min()} to {groups.max()}"
         )
-        raise SelectionError(told, f"give the number of each sample's concept, 0 to {k - 1}")
+        raise SelectionError(problem, f"give the number of each sample's concept, 0 to {k - 1}")
     sizes = np.bincount(groups, minlength=k)
-    if empty := _listed(sizes == 0):
+    empty = _row_numbers(sizes == 0)
+    if empty:
         raise ActivationsError(
             f"no sample belongs to concept(s) {empty}",
             "fit fewer, or leave these out of concepts and codes",
         )
-    return _Pairs(one, other, torch.from_numpy(groups.astype(np.int64)).to(one.device), sizes)
+    numbers = torch.from_numpy(groups.astype(np.int64)).to(original.device)
+    return _Pairs(original, tuned, numbers, sizes)
 
 
-def _alike(
-    one: Array, other: Array, what: str, others: str
+def _same_width(
+    first: Array, second: Array, first_name: str, second_name: str
 ) -> tuple[Float[Tensor, "n d"], Float[Tensor, "m d"]]:
     """Both as matrices of one width on the device of the first."""
-    left, right = _rows(one, what), _rows(other, others)
-    if left.shape[1] != right.shape[1]:
+    first_rows = _matrix(first, first_name)
+    second_rows = _matrix(second, second_name)
+    if first_rows.shape[1] != second_rows.shape[1]:
         raise ComparisonError(
             "widths",
-            left.shape[1],
-            right.shape[1],
+            first_rows.shape[1],
+            second_rows.shape[1],
             "give both at the same layer, of models of one width",
         )
-    return left, right.to(left.device)
+    return first_rows, second_rows.to(first_rows.device)
 
 
-def _rows(values: Array, what: str) -> Float[Tensor, "n d"]:
-    found = (
-        values.detach()
-        if isinstance(values, Tensor)
-        else torch.from_numpy(np.require(values, requirements="W"))
-    )
-    if found.ndim != 2 or not found.numel():
+def _matrix(values: Array, name: str) -> Float[Tensor, "n d"]:
+    if isinstance(values, Tensor):
+        matrix = values.detach()
+    else:  # torch warns of arrays that cannot be written to, which are copied here
+        matrix = torch.from_numpy(np.require(values, requirements="W"))
+    if matrix.ndim != 2 or not matrix.numel():
         raise ActivationsError(
-            f"{what} of shape {tuple(found.shape)}", "give one row and one column or more"
+            f"{name} of shape {tuple(matrix.shape)}", "give one row and one column or more"
         )
-    if not found.isfinite().all():
+    if not matrix.isfinite().all():
         raise ActivationsError(
-            f"{what} hold NaN or infinite values", "leave out the samples or concepts that do"
+            f"{name} hold NaN or infinite values", "leave out the samples or concepts that do"
         )
-    return found
+    return matrix
 
 
-def _sets(words: WordLists) -> list[set[str]]:
-    named = dict(words) if isinstance(words, Mapping) else dict(enumerate(words))
-    fit = lambda found: (
-        not isinstance(found, str)
-        and len(found)
-        and all(isinstance(word, str) and word for word in found)
-    )
-    if (bad := [str(concept) for concept, found in named.items() if not fit(found)]) or not named:
+def _word_sets(words: WordLists) -> list[set[str]]:
+    """The words of each concept as a set; refuses a concept without words."""
+    by_concept = dict(words) if isinstance(words, Mapping) else dict(enumerate(words))
+    without = [str(concept) for concept, listed in by_concept.items() if not _is_word_list(listed)]
+    if without or not by_concept:
         raise WordListError(
-            f"no list of words for {', '.join(bad) or 'any concept'}",
+            f"no list of words for {', '.join(without) or 'any concept'}",
             "give each concept one word or more, none missing",
         )
-    return [set(found) for found in named.values()]
+    return [set(listed) for listed in by_concept.values()]
 
 
-def _listed(mask: np.ndarray) -> str:
+def _is_word_list(words: object) -> bool:
+    if isinstance(words, str) or not len(words):
+        return False
+    return all(isinstance(word, str) and word for word in words)
+
+
+def _row_numbers(mask: np.ndarray) -> str:
     """The numbers of the rows where a mask is true, as text; empty where none is."""
     return ", ".join(map(str, np.flatnonzero(mask)))

@@ -30,22 +30,51 @@ from xlvlms_tutorial.models.vlm import VLM
 
 
 class ConceptVectors:
-    """The concepts of one set of states at one layer, and the vectors between them.
+    """Hold the concepts of one set of activations at one layer, and the vectors between them.
 
-    Vectors of all ordered pairs, made when asked for.
+    :func:`fine` makes it. Use it to steer from one concept to another, only where the first is
+    active. Vectors are made when asked for, between all ordered pairs; ``len(vectors)`` is the
+    number of concepts.
 
     Parameters
     ----------
-    dictionary
+    dictionary : Dictionary
         A fitted dictionary of k concepts.
-    layer
-        The layer at which its states were read.
-    provenance
-        How the states were read.
+    layer : int
+        The layer at which its activations were read.
+    provenance : dict
+        How the activations were read; vectors take it over.
+
+    Attributes
+    ----------
+    concepts : tensor (k, d)
+        The concepts in float32, a row each.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> import torch
+    >>> from xlvlms_tutorial import States
+    >>> from xlvlms_tutorial.methods.steering import fine
+    >>> rows = torch.tensor([[0.0, 1.0], [0.0, 3.0], [10.0, 1.0], [10.0, 3.0]])
+    >>> table = pd.DataFrame({"sample": range(4), "id": list("abcd")})
+    >>> vectors = fine(States({(24, "block"): rows}, table, {}), layer=24, concepts=2)
+    >>> vectors
+    ConceptVectors(2 concepts, layer 24, KMeans)
+    >>> vectors.pairs["norm"].round(2).tolist()
+    [10.0, 10.0]
+    >>> vectors.between(0, 1)
+    SteeringVectors(concept 0 to concept 1 of 2, layers 24, 4 source)
+    >>> concept = int(vectors.dictionary.labels_[0])
+    >>> gate = vectors.gate(concept)
+    >>> gate(rows[:, None]).tolist()
+    [True, True, False, False]
     """
 
     def __init__(self, dictionary: Dictionary, layer: int, provenance: dict) -> None:
-        self.dictionary, self.layer, self.provenance = dictionary, layer, provenance
+        self.dictionary = dictionary
+        self.layer = layer
+        self.provenance = provenance
         self.concepts: Float[Tensor, "k d"] = torch.tensor(
             np.asarray(dictionary.components_), dtype=torch.float32
         )
@@ -68,56 +97,79 @@ class ConceptVectors:
         wide = self.concepts.double()
         unit = wide / wide.norm(dim=1, keepdim=True).clamp(min=torch.finfo(torch.float64).tiny)
         source, target = (~torch.eye(len(self), dtype=torch.bool)).nonzero(as_tuple=True)
-        columns = {
-            "source": source,
-            "target": target,
-            "norm": torch.cdist(wide, wide)[source, target],
-        }
-        table = pd.DataFrame({name: column.numpy() for name, column in columns.items()})
-        return table.assign(cosine=(unit @ unit.T)[source, target].numpy()).sort_values(
-            "norm", kind="stable", ignore_index=True
+        table = pd.DataFrame(
+            {
+                "source": source.numpy(),
+                "target": target.numpy(),
+                "norm": torch.cdist(wide, wide)[source, target].numpy(),
+                "cosine": (unit @ unit.T)[source, target].numpy(),
+            }
         )
+        return table.sort_values("norm", kind="stable", ignore_index=True)
 
     def between(self, i: int, j: int) -> SteeringVectors:
-        """The vector from concept i to concept j, :math:`u_j - u_i`.
+        """Make the vector from concept i to concept j, :math:`u_j - u_i`.
+
+        Parameters
+        ----------
+        i : int
+            The concept to steer away from, 0 to k - 1.
+        j : int
+            The concept to steer to, another one.
+
+        Returns
+        -------
+        SteeringVectors
+            The vector, for the layer of the concepts.
 
         Raises
         ------
         SelectionError
             If there is no such concept, or both are the same.
         """
-        source, target = self._number(i), self._number(j)
+        source = self._concept_number(i)
+        target = self._concept_number(j)
         if source == target:
             raise SelectionError(
                 f"source and target are both concept {i}", "give two different concepts"
             )
-        how = f"concept {source} to concept {target} of {len(self)}"
+        method = f"concept {source} to concept {target} of {len(self)}"
         return SteeringVectors(
             {self.layer: self.concepts[target] - self.concepts[source]},
-            self.provenance | {"how": how},
+            self.provenance | {"how": method},
         )
 
     def gate(self, i: int) -> Callable[[Float[Tensor, "b t d"]], Bool[Tensor, "b"]]:
-        r"""A gate for interventions at this layer, by the concept of largest \|code\|.
+        r"""Make a gate that lets in the samples in which concept i is the most active.
 
-        It lets in the samples whose largest \|code\| is that of concept i. It is
-        decided on the last position of the prompt (of k-means and samples taken as
-        they are: by the nearest concept).
+        Use it as ``gate`` of :meth:`SteeringVectors.steer`, at the layer of the concepts. The most
+        active concept is that of the largest \|code\| at the last position of the prompt (of
+        k-means and samples taken as they are: the nearest).
+
+        Parameters
+        ----------
+        i : int
+            The concept, 0 to k - 1.
+
+        Returns
+        -------
+        callable
+            A function of the residual stream (b, t, d) that returns a mask (b,) over samples.
 
         Raises
         ------
         SelectionError
             If there is no such concept.
         """
-        wanted = self._number(i)
+        concept = self._concept_number(i)
 
         def active(states: Float[Tensor, "b t d"]) -> Bool[Tensor, "b"]:
             codes = np.abs(self.dictionary.transform(states[:, -1]))
-            return torch.from_numpy((codes.argmax(axis=1) == wanted) & codes.any(axis=1))
+            return torch.from_numpy((codes.argmax(axis=1) == concept) & codes.any(axis=1))
 
         return active
 
-    def _number(self, i: int) -> int:
+    def _concept_number(self, i: int) -> int:
         if isinstance(i, bool) or not isinstance(i, Integral) or not 0 <= i < len(self):
             raise SelectionError(f"concept {i!r}", f"give one of 0 to {len(self) - 1}")
         return int(i)
@@ -126,19 +178,49 @@ class ConceptVectors:
 def fine(
     states: States, layer: int, concepts: int | Dictionary = 20, seed: int = 0
 ) -> ConceptVectors:
-    r"""Concepts of one set of states, between which to steer.
+    r"""Find concepts in one set of activations, between which to steer.
 
-    K-means with so many centres (the paper's 20), or any dictionary. A dictionary that is not
-    fitted is fitted on a copy; one that is fitted is taken as it is, and ``seed`` is then not used.
+    Use it to steer within one set, where :func:`coarse` steers between two. The vector from
+    concept i to concept j is :math:`s_{ij} = u_j - u_i`, applied only where concept i is active
+    (arXiv 2501.03012).
+
+    Parameters
+    ----------
+    states : States
+        Activations (n, d) at the end of blocks, of samples that show several concepts.
+    layer : int
+        The layer whose activations are used, and where the vectors are added.
+    concepts : int or Dictionary
+        The number of k-means centres (by default the paper's 20), or any dictionary. A dictionary
+        that is not fitted is fitted on a copy; one that is fitted is taken as it is.
+    seed : int
+        Of k-means; not used with a dictionary.
+
+    Returns
+    -------
+    ConceptVectors
+        The concepts, with the vectors between all pairs.
 
     Raises
     ------
     LayerError, SelectionError
         If the layer was not captured, or the number of concepts is no whole number of 2 or more.
     ActivationsError
-        If the states are fewer than the concepts, not finite, or do not vary.
+        If the activations are fewer than the concepts, not finite, or do not vary.
     ComparisonError
-        If a fitted dictionary is not as wide as the states.
+        If a fitted dictionary is not as wide as the activations.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> import torch
+    >>> from xlvlms_tutorial import PCA, States
+    >>> from xlvlms_tutorial.methods.steering import fine
+    >>> rows = torch.tensor([[0.0, 1.0], [0.0, 3.0], [10.0, 1.0], [10.0, 3.0]])
+    >>> table = pd.DataFrame({"sample": range(4), "id": list("abcd")})
+    >>> states = States({(24, "block"): rows}, table, {"model": "pocket-llava"})
+    >>> fine(states, layer=24, concepts=PCA(2))
+    ConceptVectors(2 concepts, layer 24, PCA)
     """
     rows = states[layer, WHOLE_BLOCK]
     if not isinstance(concepts, Dictionary):
@@ -149,20 +231,20 @@ def fine(
         concepts = KMeans(int(concepts), seed=seed)
     if not hasattr(concepts, "components_"):
         concepts = clone(concepts).fit(rows)
-    if (width := concepts.components_.shape[1]) != rows.shape[-1]:
+    width = concepts.components_.shape[1]
+    if width != rows.shape[-1]:
         raise ComparisonError(
             "widths of dictionary and states",
             width,
             rows.shape[-1],
             "give a dictionary of these states",
         )
-    made = {
-        "dictionary": {
-            name: str(value)
-            for name, value in {"class": type(concepts).__name__, **concepts.get_params()}.items()
-        }
+    settings = {"class": type(concepts).__name__, **concepts.get_params()}
+    record = {
+        "dictionary": {name: str(value) for name, value in settings.items()},
+        "source": about(states),
     }
-    return ConceptVectors(concepts, layer, made_from(states) | made | {"source": about(states)})
+    return ConceptVectors(concepts, layer, made_from(states) | record)
 
 
 @recorded
@@ -176,11 +258,29 @@ def by_concept(
     positions: Positions = "all",
     least: float | None = None,
 ) -> Iterator[None]:
-    r"""Steer every token by the concept that it shows.
+    r"""Steer every token by the concept that it shows, inside a ``with`` block.
 
-    :math:`h \leftarrow h + \alpha s_c`, c the centre of largest cosine with h. Tokens whose largest
-    cosine is below ``least`` stay as they are, and so do those of concepts whose row of ``shifts``
-    is zero. It holds in the prompt and in every step, as ``positions`` say.
+    Use it to change some words and leave the rest of a caption alone. Each token moves by
+    :math:`h \leftarrow h + \alpha s_c`, with c the centre of largest cosine with h, in the prompt
+    and in every step of a generation.
+
+    Parameters
+    ----------
+    vlm : VLM
+        The model that is steered.
+    centres : tensor (k, d)
+        The concepts that tokens are compared with, none of them zero.
+    shifts : tensor (k, d)
+        What is added to the tokens of each concept; a row of zeros leaves them as they are.
+    layer : int
+        The layer of the residual stream that is changed, 0 to L.
+    strength : float
+        The factor :math:`\alpha` of the shifts; by default 1.
+    positions : str, tuple of str, or mask (b, t)
+        Which tokens may be steered, as for :meth:`SteeringVectors.steer`: by default "all".
+    least : float, optional
+        The smallest cosine, -1 to 1: tokens whose largest cosine is below it stay as they are.
+        None (the default) steers all.
 
     Raises
     ------
@@ -193,8 +293,22 @@ def by_concept(
         If the strength is not finite, or ``least`` is no number from -1 to 1.
     LayerError, InterventionError
         If layer or positions do not fit the model.
+
+    Examples
+    --------
+    Two concepts, whose tokens are moved along their own centre:
+
+    >>> import torch
+    >>> from xlvlms_tutorial.activations import read
+    >>> from xlvlms_tutorial.methods.steering import by_concept
+    >>> centres = torch.eye(2, vlm.width)
+    >>> before = read(vlm, batch, 24, positions="last")[24, "block"]
+    >>> with by_concept(vlm, centres, 10 * centres, layer=24, positions="last"):
+    ...     after = read(vlm, batch, 24, positions="last")[24, "block"]
+    >>> (after - before).norm(dim=-1).flatten().round().tolist()
+    [10.0, 10.0, 10.0, 10.0]
     """
-    _check(vlm, centres, shifts, strength, least)
+    _require_usable(vlm, centres, shifts, strength, least)
     unit = torch.nn.functional.normalize(centres.detach().to(vlm.device, torch.float32), dim=1)
     moves = strength * shifts.detach().to(vlm.device, torch.float32)
 
@@ -210,7 +324,10 @@ def by_concept(
         yield
 
 
-def _check(vlm: VLM, centres: Tensor, shifts: Tensor, strength: float, least: float | None) -> None:
+def _require_usable(
+    vlm: VLM, centres: Tensor, shifts: Tensor, strength: float, min_cosine: float | None
+) -> None:
+    """Refuse centres and shifts that do not fit each other or the model, or change nothing."""
     if centres.shape != shifts.shape:
         raise ComparisonError(
             "shapes of centres and shifts",
@@ -225,18 +342,14 @@ def _check(vlm: VLM, centres: Tensor, shifts: Tensor, strength: float, least: fl
             vlm.width,
             "give centres of the model's own states",
         )
-    if not (
-        torch.isfinite(centres).all()
-        and torch.isfinite(shifts).all()
-        and centres.any(dim=1).all()
-        and shifts.any()
-    ):
+    finite = torch.isfinite(centres).all() and torch.isfinite(shifts).all()
+    if not (finite and centres.any(dim=1).all() and shifts.any()):
         advice = (
             "give finite numbers, centres with a direction, and at least one shift that is not zero"
         )
         raise ActivationsError("centres or shifts from which nothing can be steered", advice)
-    if not isfinite(strength) or not (least is None or -1 <= least <= 1):
+    if not isfinite(strength) or not (min_cosine is None or -1 <= min_cosine <= 1):
         raise SelectionError(
-            f"strength {strength}, least {least}",
+            f"strength {strength}, least {min_cosine}",
             "give a finite strength, and a cosine of -1 to 1 (or None)",
         )

@@ -1,6 +1,6 @@
 """The baseline of steering at the last layer: a constant added to the logits of every step."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import combinations
 from math import isfinite
@@ -17,20 +17,26 @@ from xlvlms_tutorial.models import anatomy
 from xlvlms_tutorial.models.spans import decode
 from xlvlms_tutorial.models.vlm import VLM
 
-_ROWS = 64  # states whose logits exist at a time
+_ROWS = 64  # activations whose logits exist at a time, to bound memory
 
 
 @recorded
 @contextmanager
 def logit_bias(vlm: VLM, bias: Mapping[str, float] | Float[Tensor, "v"]) -> Iterator[None]:
-    r"""Add a constant to the logits at every step.
+    r"""Add a constant to the logits at every step inside a ``with`` block.
 
-    :math:`z \leftarrow z + b`, for words, or for the whole vocabulary (V,). A word stands for
-    the first pieces of all its forms: inside a sentence and at the start of an answer, as given
-    and capitalised (so all words that begin with this piece are raised too). Steering by a
-    vector at the last layer does little more than this (arXiv 2501.03012), which makes it the
-    baseline there. The constant is added to what the unembedding gives, before a model that
-    rescales or caps its logits does so.
+    Use it as the baseline of steering at the last layer: a vector there does little more than
+    :math:`z \leftarrow z + b` (arXiv 2501.03012). The constant is added to what the unembedding
+    gives, before a model that rescales or caps its logits does so.
+
+    Parameters
+    ----------
+    vlm : VLM
+        The model whose answers are changed.
+    bias : mapping of str to float, or tensor (V,)
+        What is added: a number for each word, or for each token of the vocabulary. A word stands
+        for the first pieces of all its forms (:func:`first_pieces`), so all words that begin with
+        such a piece are raised too.
 
     Raises
     ------
@@ -41,9 +47,17 @@ def logit_bias(vlm: VLM, bias: Mapping[str, float] | Float[Tensor, "v"]) -> Iter
         If a vector has not one number for each logit.
     ActivationsError
         If it holds NaN or infinite numbers.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.methods.steering import first_pieces, logit_bias
+    >>> with logit_bias(vlm, {"red": 1000.0}):
+    ...     tokens = vlm.forward(batch).logits[:, -1].argmax(dim=-1).tolist()
+    >>> set(tokens) <= set(first_pieces(vlm, "red"))
+    True
     """
     head = anatomy.unembedding(vlm.model)
-    added = _by_token(vlm, bias, anatomy.vocabulary_size(vlm.model)).to(vlm.device)
+    added = _bias_of_tokens(vlm, bias, anatomy.vocabulary_size(vlm.model)).to(vlm.device)
 
     def hook(module: nn.Module, args: tuple, logits: Tensor) -> Tensor:
         return logits + added.to(logits.device, logits.dtype)
@@ -56,77 +70,135 @@ def logit_bias(vlm: VLM, bias: Mapping[str, float] | Float[Tensor, "v"]) -> Iter
 
 
 def first_pieces(vlm: VLM, word: str) -> list[int]:
-    """The ids with which a word can begin.
+    """Find the token ids with which a word can begin.
 
-    With and without a leading space, as given and capitalised. A piece that is only a space is
+    Use it to read the logit of a word, or to see whether two words begin alike. The word is tried
+    with and without a leading space, as given and capitalised. A piece that is only a space is
     passed over: in SentencePiece vocabularies it stands before every word.
+
+    Parameters
+    ----------
+    vlm : VLM
+        The model whose tokenizer is used.
+    word : str
+        A word or phrase; spaces around it do not count.
+
+    Returns
+    -------
+    list of int
+        The ids, each once, in the order of these forms.
 
     Raises
     ------
     SelectionError
         If the model has no tokenizer, or the word gives no token that is known.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.methods.steering import first_pieces
+    >>> pieces = first_pieces(vlm, "red")
+    >>> vlm.tokenizer("red", add_special_tokens=False).input_ids[0] in pieces
+    True
+    >>> first_pieces(vlm, " red ") == pieces
+    True
     """
     if vlm.tokenizer is None or not isinstance(word, str):
+        with_or_without = "without" if vlm.tokenizer is None else "with"
         raise SelectionError(
-            (
-                f"the word {word!r} for a model "
-                f"{'without' if vlm.tokenizer is None else 'with'} a tokenizer"
-            ),
-            "give text",
+            f"the word {word!r} for a model {with_or_without} a tokenizer", "give text"
         )
-    told = word.strip()
-    forms = (
-        [
-            space + form
-            for form in dict.fromkeys((told, told[:1].upper() + told[1:]))
-            for space in ("", " ")
-        ]
-        if told
-        else []
-    )
-    found = {}
-    for ids in vlm.tokenizer(forms, add_special_tokens=False).input_ids if forms else []:
-        piece = next((token for token in ids if decode(vlm.tokenizer, [token]).strip()), None)
-        if piece is not None and piece not in vlm.tokenizer.all_special_ids:
-            found[piece] = None
-    if not found:
+    pieces = {}  # in order, each once
+    forms = _forms(word.strip())
+    if forms:
+        for ids in vlm.tokenizer(forms, add_special_tokens=False).input_ids:
+            piece = _first_visible(vlm, ids)
+            if piece is not None and piece not in vlm.tokenizer.all_special_ids:
+                pieces[piece] = None
+    if not pieces:
         raise SelectionError(
             f"the word {word!r} gives no token of this model",
             "give a word that its vocabulary can spell",
         )
-    return list(found)
+    return list(pieces)
 
 
 def mean_logits_bias(vlm: VLM, source: States, target: States) -> Float[Tensor, "v"]:
-    r"""The bias that answers to a mean-difference vector.
+    r"""Compute the logit bias that corresponds to a mean-difference vector.
 
-    :math:`\bar z_{target} - \bar z_{source}`, from states of the last layer.
+    Use it with :func:`logit_bias`, to see whether steering at the last layer by :func:`coarse` does
+    more than this. It is :math:`\bar z_{target} - \bar z_{source}`, the difference of the mean
+    logits, from activations of the last layer.
+
+    Parameters
+    ----------
+    vlm : VLM
+        The model that the activations are of; its unembedding gives the logits.
+    source : States
+        Activations (n, d) that hold the last layer, of samples that show what to steer away from.
+    target : States
+        Activations (m, d) of samples that show what to steer to, captured in the same way.
+
+    Returns
+    -------
+    tensor (V,)
+        A number for each token of the vocabulary, in float32 on the CPU.
 
     Raises
     ------
     LayerError, SelectionError
         If the last layer was not captured.
-    ComparisonError, ActivationsError
-        As :func:`coarse`.
+    ComparisonError
+        If the two sets were not captured alike, or are of another model.
+    ActivationsError
+        If a set is empty, not finite or not (n, d).
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial import capture
+    >>> from xlvlms_tutorial.methods.steering import mean_logits_bias
+    >>> prompt = "What colour is the sky?"
+    >>> states = capture(vlm, samples, vlm.n_layers, positions=-1, prompt=prompt)
+    >>> first = states.table["sample"] < 2
+    >>> bias = mean_logits_bias(vlm, states.select(first), states.select(~first))
+    >>> len(bias) == vlm.unembed(states[vlm.n_layers]).shape[-1]
+    True
     """
     require_like(source, target)
-    if (model := source.provenance.get("model")) != vlm.name:
+    model = source.provenance.get("model")
+    if model != vlm.name:
         raise ComparisonError(
             "models of states and unembedding", model, vlm.name, "give states of this model"
         )
-    one, other = (
-        _mean_logits(vlm, states[vlm.n_layers, WHOLE_BLOCK]) for states in (source, target)
-    )
-    return (other - one).float()
+    source_logits = _mean_logits(vlm, source[vlm.n_layers, WHOLE_BLOCK])
+    target_logits = _mean_logits(vlm, target[vlm.n_layers, WHOLE_BLOCK])
+    return (target_logits - source_logits).float()
+
+
+def _forms(word: str) -> list[str]:
+    """A word as it is and capitalised, each with and without a leading space."""
+    if not word:
+        return []
+    forms = []
+    for form in dict.fromkeys((word, word[:1].upper() + word[1:])):
+        forms += [form, " " + form]
+    return forms
+
+
+def _first_visible(vlm: VLM, ids: Sequence[int]) -> int | None:
+    """The first of some token ids that is not only a space."""
+    for token in ids:
+        if decode(vlm.tokenizer, [token]).strip():
+            return token
+    return None
 
 
 def _mean_logits(vlm: VLM, rows: Float[Tensor, "n d"]) -> Float[Tensor, "v"]:
-    return sum(
-        vlm.unembed(part).sum(dim=0, dtype=torch.float64) for part in rows.split(_ROWS)
-    ).cpu() / len(rows)
+    total = sum(vlm.unembed(part).sum(dim=0, dtype=torch.float64) for part in rows.split(_ROWS))
+    return total.cpu() / len(rows)
 
 
-def _by_token(vlm: VLM, bias: Mapping[str, float] | Tensor, size: int) -> Float[Tensor, "v"]:
+def _bias_of_tokens(vlm: VLM, bias: Mapping[str, float] | Tensor, size: int) -> Float[Tensor, "v"]:
+    """The number added to each logit."""
     if isinstance(bias, Tensor):
         if bias.shape != (size,):
             raise ComparisonError(
@@ -143,14 +215,15 @@ def _by_token(vlm: VLM, bias: Mapping[str, float] | Tensor, size: int) -> Float[
             f"the bias {dict(bias)}", "give one word or more, each with a finite number"
         )
     pieces = {word: first_pieces(vlm, word) for word in bias}
-    for one, other in combinations(pieces, 2):
-        if shared := set(pieces[one]) & set(pieces[other]):
-            told = decode(vlm.tokenizer, [min(shared)])
+    for word, second_word in combinations(pieces, 2):
+        shared = set(pieces[word]) & set(pieces[second_word])
+        if shared:
+            piece = decode(vlm.tokenizer, [min(shared)])
             raise SelectionError(
-                f"the words {one!r} and {other!r} begin with the same piece {told!r}",
+                f"the words {word!r} and {second_word!r} begin with the same piece {piece!r}",
                 "give words that begin differently",
             )
-    found = torch.zeros(size)
+    added = torch.zeros(size)
     for word, value in bias.items():
-        found[pieces[word]] = float(value)
-    return found
+        added[pieces[word]] = float(value)
+    return added

@@ -29,7 +29,31 @@ _UNSTEERED = ("generated", "answer")  # positions that leave the first token as 
 
 
 class Run(NamedTuple):
-    """One way to steer: by which vectors, at which layer, how strongly."""
+    """One way to steer: by which vectors, at which layer, how strongly.
+
+    :func:`sweep` makes one for each row of its table; make one to steer in the way of a row.
+
+    Parameters
+    ----------
+    name : hashable
+        What the vectors are called in the table, None where there is only one set of them.
+    vectors : SteeringVectors
+        The vectors to steer by.
+    layer : int
+        The layer whose vector is added there.
+    strength : float
+        The factor of the vector; 0 is the model as it is.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from xlvlms_tutorial.methods.steering import Run, SteeringVectors
+    >>> vectors = SteeringVectors({24: torch.ones(vlm.width)}, {"model": vlm.name})
+    >>> run = Run("ones", vectors, layer=24, strength=2.0)
+    >>> with run.steering(vlm, "all"):
+    ...     print([text.split("(")[0] for text in vlm.active])
+    ['add']
+    """
 
     name: Hashable
     vectors: SteeringVectors
@@ -37,7 +61,20 @@ class Run(NamedTuple):
     strength: float
 
     def steering(self, vlm: VLM, positions: Positions) -> AbstractContextManager:
-        """The context in which the model is steered in this way."""
+        """Return the context in which the model is steered in this way.
+
+        Parameters
+        ----------
+        vlm : VLM
+            The model that is steered.
+        positions : str, tuple of str, or mask (b, t)
+            Where the vector is added, as for :meth:`SteeringVectors.steer`.
+
+        Returns
+        -------
+        context manager
+            Steers inside its ``with`` block.
+        """
         return self.vectors.steer(vlm, self.layer, self.strength, positions)
 
 
@@ -56,20 +93,50 @@ def sweep(
     batch_size: int = 16,
     progress: bool = False,
 ) -> pd.DataFrame:
-    """What steering does to the first token of the answers, for each layer and strength.
+    """Measure what steering does to the answers, for each layer and strength.
 
-    Columns layer, strength, n, changed and scores. ``prompts`` is one question for all samples, or
-    one for each. ``changed`` is the share of samples whose answer is no longer the one without
-    steering. ``score`` gets all answers in the order of the samples, stripped, and returns numbers
-    by name, one column each; with ``answers`` they are in a column of that name. Strength 0 is the
-    model as it is, and costs nothing. ``vectors`` may also be several by name, for a column
-    ``vector``; ``layers`` are by default all with a vector that is not zero. With
-    ``max_new_tokens`` the answers are generated whole and greedily, else the first token is the
-    likeliest of the whole vocabulary.
+    Use it on validation samples to find where and how strongly to steer, and :func:`choose` to take
+    the best row. First-token answers are cheap: each batch goes once through the unsteered model,
+    and every steered pass resumes at its layer from the activations that were read there. Resuming
+    is verified on two samples for each layer; where its logits are not those of the whole forward,
+    the whole forward is run.
 
-    Of first tokens, a batch goes through the model once, and steered passes start at their layer
-    from the states that were read, where this gives the logits of the whole forward (which is tried
-    first on two samples, for each layer); elsewhere they are whole forwards.
+    Parameters
+    ----------
+    vlm : VLM
+        The model that is steered.
+    vectors : SteeringVectors, or mapping of SteeringVectors
+        The vectors to steer by, or several by name, for a column ``vector``.
+    samples : sequence of Sample
+        The samples that are asked about.
+    prompts : str or sequence of str
+        One question for all samples, or one for each.
+    layers : sequence of int, optional
+        The layers that are tried, 0 to L. None (the default) tries all with a vector that is not
+        zero.
+    strengths : sequence of float
+        The factors that are tried; by default 1 alone. 0 is the model as it is, and costs nothing.
+    score : callable, optional
+        A function of all answers, in the order of the samples and stripped, that returns numbers by
+        name, one column each. None (the default) adds none.
+    positions : str or tuple of str
+        Where vectors are added, as for :meth:`SteeringVectors.steer`: by default "all".
+    max_new_tokens : int, optional
+        How many tokens of the answers are generated, greedily. None (the default) takes the
+        likeliest first token of the whole vocabulary.
+    answers : bool
+        Whether the answers are returned too, in a column of that name; by default they are not.
+    batch_size : int
+        The number of samples that go through the model together; by default 16.
+    progress : bool
+        Whether a progress bar is shown; by default none is.
+
+    Returns
+    -------
+    pd.DataFrame
+        One row a vector, layer and strength. Columns vector (where there are several), layer,
+        strength, n (samples), changed (the share of samples whose answer is no longer the one
+        without steering), scores, and answers if asked for.
 
     Raises
     ------
@@ -82,28 +149,39 @@ def sweep(
         If samples and prompts are not equally many.
     ActivationsError, ComparisonError
         If a vector is zero, or of another model.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from xlvlms_tutorial.methods.steering import SteeringVectors, sweep
+    >>> vectors = SteeringVectors({29: torch.ones(vlm.width)}, {"model": vlm.name})
+    >>> table = sweep(vlm, vectors, samples, "What colour is the sky?", strengths=(0.0, 4.0))
+    >>> list(table)
+    ['layer', 'strength', 'n', 'changed']
+    >>> table["n"].tolist()
+    [4, 4]
+    >>> table["changed"][0].item()
+    0.0
     """
     samples = list(samples)
-    asked = [prompts] * len(samples) if isinstance(prompts, str) else list(prompts)
-    _check(samples, asked, positions, max_new_tokens, batch_size)
-    runs = _runs(vlm, vectors, layers, strengths)
-    fast = (
-        set()
-        if max_new_tokens is not None
-        else _fast_layers(vlm, samples, asked, {run.layer for run in runs})
-    )
-    said: list[list[str]] = [[] for _ in range(len(runs) + 1)]
+    questions = [prompts] * len(samples) if isinstance(prompts, str) else list(prompts)
+    _check(samples, questions, positions, max_new_tokens, batch_size)
+    settings = _settings(vlm, vectors, layers, strengths)
+    resumable: set[int] = set()
+    if max_new_tokens is None:
+        resumable = _fast_layers(vlm, samples, questions, {run.layer for run in settings})
+    texts: list[list[str]] = [[] for _ in range(len(settings) + 1)]  # first those unsteered
     starts = range(0, len(samples), batch_size)
-    for start in tqdm(starts, desc="sweep", unit="batch", leave=False) if progress else starts:
+    if progress:
+        starts = tqdm(starts, desc="sweep", unit="batch", leave=False)
+    for start in starts:
         part = slice(start, start + batch_size)
-        batch = vlm.batch_of(samples[part], asked[part])
-        for found, ids in zip(
-            said, _said(vlm, batch, runs, positions, fast, max_new_tokens), strict=True
-        ):
-            found += [
-                text.strip() for text in vlm.tokenizer.batch_decode(ids, skip_special_tokens=True)
-            ]
-    return _table(runs, said, score, answers, named=not isinstance(vectors, SteeringVectors))
+        batch = vlm.batch_of(samples[part], questions[part])
+        answer_ids = _answer_ids(vlm, batch, settings, positions, resumable, max_new_tokens)
+        for run_texts, ids in zip(texts, answer_ids, strict=True):
+            for text in vlm.tokenizer.batch_decode(ids, skip_special_tokens=True):
+                run_texts.append(text.strip())
+    return _table(settings, texts, score, answers, named=not isinstance(vectors, SteeringVectors))
 
 
 def first_ids(
@@ -113,9 +191,25 @@ def first_ids(
     positions: Positions = "all",
     fast: Collection[int] = (),
 ) -> Iterator[Int[Tensor, "b"]]:
-    """The likeliest first token of each sample without steering, then for each run.
+    """Yield the likeliest first token of each sample without steering, then for each run.
 
-    ``fast`` layers are where passes may start.
+    Parameters
+    ----------
+    vlm : VLM
+        The model that is steered.
+    batch : Batch
+        Prompts of one batch.
+    runs : sequence of Run
+        The ways to steer.
+    positions : str, tuple of str, or mask (b, t)
+        Where vectors are added; by default "all".
+    fast : collection of int
+        The layers at which passes may start, from :func:`fast_layers`; by default none.
+
+    Yields
+    ------
+    tensor (b,)
+        Token ids.
     """
     replay = Replay(vlm, batch, set(fast) & {run.layer for run in runs if run.strength})
     base = replay.base.argmax(dim=-1)
@@ -131,37 +225,67 @@ def first_ids(
 
 
 class Replay(Resumable):
-    """One forward over a batch, and the decoder again from a layer on.
+    """Run one forward over a batch, and the decoder again from a layer on.
 
-    It starts with the states that were read there, without tower or connector.
+    It starts with the activations that were read there, without tower or connector.
+
+    Parameters
+    ----------
+    vlm : VLM
+        The model.
+    batch : Batch
+        Prompts of one batch.
+    layers : set of int
+        The layers at which later passes start.
+
+    Attributes
+    ----------
+    base : tensor (b, V)
+        The logits of the first token without steering.
+    states : dict of tensor (b, t, d)
+        The activations read at each of the layers.
     """
 
     def __init__(self, vlm: VLM, batch: Batch, layers: set[int]) -> None:
         super().__init__(vlm, batch)
-        with reading(vlm, layers) if layers else nullcontext({}) as found:
+        with reading(vlm, layers) if layers else nullcontext({}) as parts:
             self.base = self.forward()
-        self.states = {layer: parts[0] for (layer, _), parts in computed(found).items()}
+        self.states = {layer: blocks[0] for (layer, _), blocks in computed(parts).items()}
 
     @torch.no_grad()
     def logits(self, layer: int, steering: AbstractContextManager) -> Float[Tensor, "b v"]:
-        """The logits of the first token, from the states read at this layer."""
+        """Compute the logits of the first token from the activations read at this layer."""
         last = self.read(
             self.vlm.n_layers, "last", start=layer, states=self.states[layer], change=steering
         )
         return self.vlm.unembed(last[:, 0])
 
     def holds(self, layer: int) -> bool:
-        """Whether starting at this layer without steering gives the logits of the whole forward.
+        """Tell whether a pass from this layer on gives the logits of the whole forward.
 
-        Up to rounding.
+        Without steering, up to rounding.
         """
         return same_up_to_rounding(self.logits(layer, nullcontext()), self.base, self.vlm.dtype)
 
 
 def fast_layers(vlm: VLM, batch: Batch, layers: set[int]) -> set[int]:
-    """The layers at which steered passes of this model may start.
+    """Find the layers at which steered passes of this model may start.
 
     None while something else changes the model.
+
+    Parameters
+    ----------
+    vlm : VLM
+        The model.
+    batch : Batch
+        A few prompts, on which starting at each layer is tried.
+    layers : set of int
+        The layers that are tried.
+
+    Returns
+    -------
+    set of int
+        Those from which a pass gives the logits of the whole forward, up to rounding.
     """
     if vlm.active:
         return set()
@@ -169,49 +293,52 @@ def fast_layers(vlm: VLM, batch: Batch, layers: set[int]) -> set[int]:
     return {layer for layer in layers if len(replay.calls) == 1 and replay.holds(layer)}
 
 
-def _fast_layers(vlm: VLM, samples: list[Sample], asked: list[str], layers: set[int]) -> set[int]:
-    ends = sorted(
-        {
-            min(range(len(asked)), key=lambda k: len(asked[k])),
-            max(range(len(asked)), key=lambda k: len(asked[k])),
-        }
-    )
-    # unlike lengths: padding too
-    return fast_layers(
-        vlm, vlm.batch_of([samples[k] for k in ends], [asked[k] for k in ends]), layers
-    )
+def _fast_layers(
+    vlm: VLM, samples: list[Sample], questions: list[str], layers: set[int]
+) -> set[int]:
+    """The layers at which passes may start, tried on the shortest and the longest question."""
+    lengths = [len(question) for question in questions]
+    shortest = lengths.index(min(lengths))
+    longest = lengths.index(max(lengths))
+    tried = sorted({shortest, longest})  # unlike lengths, so that padding is tried too
+    batch = vlm.batch_of([samples[k] for k in tried], [questions[k] for k in tried])
+    return fast_layers(vlm, batch, layers)
 
 
-def _said(
+def _answer_ids(
     vlm: VLM,
     batch: Batch,
-    runs: list[Run],
+    settings: list[Run],
     positions: Positions,
-    fast: set[int],
+    resumable: set[int],
     max_new_tokens: int | None,
 ) -> Iterator[Int[Tensor, "b t"]]:
     """The ids of the answers of a batch, without steering and then for each run."""
     if max_new_tokens is None:
-        yield from (ids[:, None] for ids in first_ids(vlm, batch, runs, positions, fast))
+        for ids in first_ids(vlm, batch, settings, positions, resumable):
+            yield ids[:, None]
         return
     base = vlm.generate_ids(batch, max_new_tokens)
     yield base
-    for run in runs:
-        with run.steering(vlm, positions) if run.strength else nullcontext():
-            yield vlm.generate_ids(batch, max_new_tokens) if run.strength else base
+    for run in settings:
+        if not run.strength:
+            yield base
+        else:
+            with run.steering(vlm, positions):
+                yield vlm.generate_ids(batch, max_new_tokens)
 
 
 def _check(
     samples: list[Sample],
-    asked: list[str],
+    questions: list[str],
     positions: Positions,
     max_new_tokens: int | None,
     batch_size: int,
 ) -> None:
     if not samples:
         raise SelectionError("no samples", "give at least one")
-    if len(asked) != len(samples):
-        raise LengthError(samples=len(samples), prompts=len(asked))
+    if len(questions) != len(samples):
+        raise LengthError(samples=len(samples), prompts=len(questions))
     if batch_size < 1 or (max_new_tokens is not None and max_new_tokens < 1):
         raise SelectionError(
             f"batch_size {batch_size}, max_new_tokens {max_new_tokens}", "give at least 1"
@@ -224,47 +351,60 @@ def _check(
         )
 
 
-def _runs(
+def _settings(
     vlm: VLM, vectors: Vectors, layers: Sequence[int] | None, strengths: Sequence[float]
 ) -> list[Run]:
-    known = {None: vectors} if isinstance(vectors, SteeringVectors) else dict(vectors)
-    found = []
-    for name, one in known.items():
-        at = [layer for layer, norm in one.norms.items() if norm] if layers is None else layers
-        found += [
-            Run(name, one, layer, strength)
-            for layer in checked_layers(vlm, at, first=0)
-            for strength in strengths
-        ]
-    if not found:
+    """All ways to steer, each checked to be possible."""
+    by_name = {None: vectors} if isinstance(vectors, SteeringVectors) else dict(vectors)
+    settings = []
+    for name, named_vectors in by_name.items():
+        tried = layers
+        if tried is None:
+            tried = [layer for layer, norm in named_vectors.norms.items() if norm]
+        for layer in checked_layers(vlm, tried, first=0):
+            for strength in strengths:
+                settings.append(Run(name, named_vectors, layer, strength))
+    if not settings:
         raise SelectionError(
-            f"vectors {list(known)}, layers {layers!r}, strengths {strengths!r}",
+            f"vectors {list(by_name)}, layers {layers!r}, strengths {strengths!r}",
             "give at least one of each",
         )
-    for run in found:
+    for run in settings:
         run.vectors.checked(vlm, run.layer, run.strength)
-    return found
+    return settings
 
 
 def _table(
-    runs: list[Run], said: list[list[str]], score: Score | None, answers: bool, named: bool
+    settings: list[Run],
+    texts: list[list[str]],
+    score: Score | None,
+    answers: bool,
+    named: bool,
 ) -> pd.DataFrame:
-    base, rows = said[0], []
-    for run, told in zip(runs, said[1:], strict=True):
-        changed = sum(one != other for one, other in zip(told, base, strict=True)) / len(base)
+    """A row for each run, from the answers without steering and then for each run."""
+    base = texts[0]
+    rows = []
+    for run, run_texts in zip(settings, texts[1:], strict=True):
+        n_changed = 0
+        for text, unsteered in zip(run_texts, base, strict=True):
+            n_changed += text != unsteered
         row = {
             "vector": run.name,
             "layer": run.layer,
             "strength": run.strength,
             "n": len(base),
-            "changed": changed,
+            "changed": n_changed / len(base),
         }
-        scores = {} if score is None else dict(score(list(told)))
-        if taken := set(scores) & {*row, "answers"}:
+        scores = {} if score is None else dict(score(list(run_texts)))
+        reserved = set(scores) & {*row, "answers"}
+        if reserved:
             raise SelectionError(
-                f"scores named {', '.join(map(repr, sorted(taken)))}",
+                f"scores named {', '.join(map(repr, sorted(reserved)))}",
                 f"allowed: other names than {', '.join(row)}, answers",
             )
-        rows.append(row | scores | ({"answers": told} if answers else {}))
+        row |= scores
+        if answers:
+            row["answers"] = run_texts
+        rows.append(row)
     table = pd.DataFrame(rows)
     return table if named else table.drop(columns="vector")

@@ -41,19 +41,30 @@ _BY_SIDE = (
     "prompts_sha256",
     "answers_sha256",
 )
-_ROWS = 4096  # states that are widened to float64 at a time
-_NOTHING = 1e-9  # of the states' norm: what is shorter is rounding of the means
+_ROWS = 4096  # activations that are widened to float64 at a time, to bound memory
+_NEGLIGIBLE = 1e-9  # of the activations' norm: what is shorter is rounding of the means
 
 
 class SteeringVectors:
-    """One vector (d,) in float32 for each layer, and how they were made: ``vectors[layer]``.
+    r"""Hold one steering vector for each layer, and the record of how they were made.
+
+    :func:`coarse` makes them from two sets of activations; make them by hand to steer by a
+    direction of your own. ``vectors[layer]`` is the vector (d,) in float32 on the CPU, and
+    ``len(vectors)`` the number of layers.
 
     Parameters
     ----------
-    tensors
-        For each layer (0 to L) a vector of the residual stream, all of one width.
-    provenance
-        How they were made, as JSON knows it; ``model`` is the name of the model that they are for.
+    tensors : mapping of int to tensor (d,)
+        For each layer (0 to L; 0 is what enters the first block) a vector of the residual stream,
+        all of one width.
+    provenance : mapping
+        How they were made, in what JSON can hold. ``model`` is the name of the model that they are
+        for, the only one that :meth:`steer` accepts; ``how`` says the method in words.
+
+    Attributes
+    ----------
+    provenance : dict
+        As given, with the list of ``layers``.
 
     Raises
     ------
@@ -64,6 +75,26 @@ class SteeringVectors:
         If a layer is not numbered from 0 on.
     ComparisonError
         If they differ in width.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from xlvlms_tutorial import SteeringVectors
+    >>> from xlvlms_tutorial.activations import read
+    >>> direction = torch.zeros(vlm.width)
+    >>> direction[7] = 5.0
+    >>> vectors = SteeringVectors({24: direction}, {"model": vlm.name, "how": "by hand"})
+    >>> vectors
+    SteeringVectors(by hand, layers 24)
+    >>> vectors.norms.tolist()
+    [5.0]
+    >>> torch.equal(vectors.checked(vlm, 24), direction)
+    True
+    >>> before = read(vlm, batch, 24, positions="last")[24, "block"]
+    >>> with vectors.steer(vlm, 24, strength=2.0):
+    ...     after = read(vlm, batch, 24, positions="last")[24, "block"]
+    >>> (after - before)[..., 7].flatten().round().tolist()
+    [10.0, 10.0, 10.0, 10.0]
     """
 
     __iter__ = None  # without this, iterating would ask for layers 0, 1, 2 ... until one is missing
@@ -71,27 +102,18 @@ class SteeringVectors:
     def __init__(
         self, tensors: Mapping[int, Float[Tensor, "_"]], provenance: Mapping[str, object]
     ) -> None:
-        finite = lambda vector: (
-            vector.ndim == 1
-            and vector.is_floating_point()
-            and vector.numel()
-            and torch.isfinite(vector).all()
-        )
-        if not tensors or not all(map(finite, tensors.values())):
-            told = (
+        if not tensors or not all(map(_is_finite_vector, tensors.values())):
+            problem = (
                 f"{len(tensors)} vectors, or one that is not finite or "
                 "not of floating-point numbers"
             )
-            raise ActivationsError(told, "give one finite vector (d,) for each layer")
-        if wrong := [
-            layer
-            for layer in tensors
-            if isinstance(layer, bool) or not isinstance(layer, Integral) or layer < 0
-        ]:
-            raise SelectionError(
-                f"a vector for layer {wrong[0]!r}",
-                "number layers as the model does: 0 is what enters the first block",
-            )
+            raise ActivationsError(problem, "give one finite vector (d,) for each layer")
+        for layer in tensors:
+            if isinstance(layer, bool) or not isinstance(layer, Integral) or layer < 0:
+                raise SelectionError(
+                    f"a vector for layer {layer!r}",
+                    "number layers as the model does: 0 is what enters the first block",
+                )
         widths = sorted({len(vector) for vector in tensors.values()})
         if len(widths) > 1:
             raise ComparisonError(
@@ -104,27 +126,21 @@ class SteeringVectors:
         return len(self._tensors)
 
     def __getitem__(self, layer: int) -> Float[Tensor, "d"]:
-        if layer not in self._tensors:
-            first, last = self.layers[0], self.layers[-1]
-            if not isinstance(layer, Real) or not first <= layer <= last:
-                raise LayerError(layer, first, last)
-            raise SelectionError(
-                f"no vector for layer {layer}", f"there are: {', '.join(map(str, self.layers))}"
-            )
-        return self._tensors[layer]
+        if layer in self._tensors:
+            return self._tensors[layer]
+        first, last = self.layers[0], self.layers[-1]
+        if not isinstance(layer, Real) or not first <= layer <= last:
+            raise LayerError(layer, first, last)
+        raise SelectionError(
+            f"no vector for layer {layer}", f"there are: {', '.join(map(str, self.layers))}"
+        )
 
     def __repr__(self) -> str:
-        sides = [
-            f"{self.provenance[side]['n']:,} {side}"
-            for side in ("source", "target")
-            if side in self.provenance
-        ]
-        told = [
-            str(self.provenance.get("how")),
-            f"layers {' '.join(map(str, self.layers))}",
-            *sides,
-        ]
-        return f"SteeringVectors({', '.join(told)})"
+        parts = [str(self.provenance.get("how")), f"layers {' '.join(map(str, self.layers))}"]
+        for side in ("source", "target"):
+            if side in self.provenance:
+                parts.append(f"{self.provenance[side]['n']:,} {side}")
+        return f"SteeringVectors({', '.join(parts)})"
 
     @property
     def layers(self) -> list[int]:
@@ -133,7 +149,7 @@ class SteeringVectors:
 
     @property
     def norms(self) -> pd.Series:
-        """The length of each layer's vector."""
+        """The length of each layer's vector, with the layers as index."""
         lengths = [float(vector.norm()) for vector in self._tensors.values()]
         return pd.Series(lengths, index=pd.Index(self.layers, name="layer"), name="norm")
 
@@ -146,9 +162,29 @@ class SteeringVectors:
         positions: Positions = "all",
         gate: Gate = None,
     ) -> Iterator[None]:
-        r"""Add the vector at a layer inside this block: :math:`h \leftarrow h + \alpha s`.
+        r"""Add the vector of a layer inside a ``with`` block, :math:`h \leftarrow h + \alpha s`.
 
-        It is added in the prompt and in every step, by ``interventions.add``.
+        Use it around ``vlm.generate``, ``vlm.forward`` or a capture. The vector is added in the
+        prompt and in every step of a generation, by ``interventions.add``, and no longer when the
+        block ends.
+
+        Parameters
+        ----------
+        vlm : VLM
+            The model that is steered, the one that the vectors were made for.
+        layer : int
+            The layer whose vector is added there.
+        strength : float
+            The factor :math:`\alpha`: 1 (the default) adds the vector as it is, 0 changes nothing,
+            a negative number steers the other way.
+        positions : str, tuple of str, or mask (b, t)
+            Where it is added: "all" positions (the default); "last", the positions that predict
+            (the prompt's last and all that follow); "generated", the answer's tokens; a span such
+            as "image" or "question"; several of these; or a mask over the prompt.
+        gate : mask (b,) or callable, optional
+            Which samples of a batch are steered: a mask, or a function of the residual stream
+            (b, t, d) that gives one, decided at the prompt, as :meth:`ConceptVectors.gate` makes
+            it. None (the default) steers all.
 
         Raises
         ------
@@ -166,11 +202,35 @@ class SteeringVectors:
             yield
 
     def checked(self, vlm: VLM, layer: int, strength: float = 1.0) -> Float[Tensor, "d"]:
-        """The vector of a layer, if this model can be steered by it at this strength.
+        """Return the vector of a layer if this model can be steered by it at this strength.
 
-        Raises as :meth:`steer`.
+        Use it to find out before a long run what :meth:`steer` would refuse.
+
+        Parameters
+        ----------
+        vlm : VLM
+            The model that is to be steered.
+        layer : int
+            The layer whose vector is wanted.
+        strength : float
+            The factor to steer with; any finite number.
+
+        Returns
+        -------
+        tensor (d,)
+            The vector in float32, on the CPU.
+
+        Raises
+        ------
+        LayerError, SelectionError
+            If there is no vector for the layer, or the strength is not finite.
+        ComparisonError
+            If the vectors are of another model.
+        ActivationsError
+            If the vector is zero, so that nothing would change.
         """
-        vector, model = self[layer], self.provenance.get("model")
+        vector = self[layer]
+        model = self.provenance.get("model")
         if model != vlm.name:
             raise ComparisonError(
                 "models of the vectors and of what is steered",
@@ -196,42 +256,73 @@ class SteeringVectors:
         return vector
 
     def save(self, path: str | Path) -> Path:
-        """Write vectors and provenance to one file of safetensors, which is whole or absent.
+        """Write vectors and provenance to one safetensors file, which is whole or absent.
 
         :func:`load_vectors` reads it.
+
+        Parameters
+        ----------
+        path : str or Path
+            The file to write or to replace; its folder is made where it is missing.
+
+        Returns
+        -------
+        Path
+            The file.
 
         Raises
         ------
         OutputError
             If the file cannot be written.
         """
-        told = {"format": _FORMAT, "provenance": json.dumps(self.provenance)}
-        return save_tensors(
-            path, {str(layer): vector for layer, vector in self._tensors.items()}, told
-        )
+        metadata = {"format": _FORMAT, "provenance": json.dumps(self.provenance)}
+        tensors = {str(layer): vector for layer, vector in self._tensors.items()}
+        return save_tensors(path, tensors, metadata)
 
 
 def load_vectors(path: str | Path) -> SteeringVectors:
-    """Vectors that :meth:`SteeringVectors.save` wrote.
+    """Read the vectors that :meth:`SteeringVectors.save` wrote.
+
+    Use it to steer in a later session, by vectors that know how they were made.
+
+    Parameters
+    ----------
+    path : str or Path
+        The safetensors file.
+
+    Returns
+    -------
+    SteeringVectors
+        The vectors, with their provenance.
 
     Raises
     ------
     LoadError
         If there is no such file, or it is damaged or no file of steering vectors.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> from tempfile import mkdtemp
+    >>> import torch
+    >>> from xlvlms_tutorial.methods.steering import SteeringVectors, load_vectors
+    >>> vectors = SteeringVectors({24: torch.tensor([3.0, 4.0])}, {"how": "by hand"})
+    >>> path = vectors.save(Path(mkdtemp()) / "vectors.safetensors")
+    >>> load_vectors(path)[24].tolist()
+    [3.0, 4.0]
     """
     try:
-        tensors, told = load_tensors(path)
+        tensors, metadata = load_tensors(path)
     except OSError as cause:
         raise LoadError(
             f"{path!s} cannot be read as steering vectors ({cause!s})",
             "give a file written by save",
         ) from cause
-    if told.get("format") != _FORMAT:
+    if metadata.get("format") != _FORMAT:
         raise LoadError(f"{path!s} is no file of format {_FORMAT!r}", "give a file written by save")
     try:
-        return SteeringVectors(
-            {int(name): vector for name, vector in tensors.items()}, json.loads(told["provenance"])
-        )
+        by_layer = {int(name): vector for name, vector in tensors.items()}
+        return SteeringVectors(by_layer, json.loads(metadata["provenance"]))
     except (KeyError, TypeError, ValueError, RecursionError) as cause:
         raise LoadError(
             f"{path!s} is damaged: its content cannot be used ({cause!r})", "make the vectors again"
@@ -239,12 +330,28 @@ def load_vectors(path: str | Path) -> SteeringVectors:
 
 
 def coarse(source: States, target: States, same_positions: bool = True) -> SteeringVectors:
-    r"""The difference of mean states of target b and source a, for every layer captured.
+    r"""Make mean-difference vectors that steer from one set of samples to another.
 
-    :math:`s_l = \bar b_l - \bar a_l`. Sums are in float64. ``same_positions=False`` allows
-    sets that were read at other kinds of positions, as the paper's captions (the mean over
-    an answer, and the state at one word), where the vector also holds what tells these
-    positions apart (arXiv 2501.03012).
+    Use it to steer answers or style without training. For every layer captured the vector is
+    :math:`s_l = \bar b_l - \bar a_l`, the mean activation of the target b minus that of the source
+    a, with sums in float64 (arXiv 2501.03012).
+
+    Parameters
+    ----------
+    source : States
+        Activations (n, d) at the end of blocks, of samples that show what to steer away from.
+    target : States
+        Activations (m, d) of samples that show what to steer to, captured with the same model and
+        prompt at the same layers.
+    same_positions : bool
+        True (the default) refuses sets that were read at different kinds of positions. False allows
+        them, as the paper's captions (the mean over an answer, and the state at one word), where
+        the vector also holds what tells these positions apart.
+
+    Returns
+    -------
+    SteeringVectors
+        A vector for each layer; a difference that is only rounding is zero.
 
     Raises
     ------
@@ -254,66 +361,162 @@ def coarse(source: States, target: States, same_positions: bool = True) -> Steer
         If a set is empty, not finite or not (n, d), or source and target are the same.
     SelectionError
         If no layer was captured at the end of its block.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> import torch
+    >>> from xlvlms_tutorial import States, coarse
+    >>> def activations(rows):
+    ...     table = pd.DataFrame({"sample": range(len(rows)), "id": list("abcdef")[: len(rows)]})
+    ...     return States({(24, "block"): torch.tensor(rows)}, table, {"model": "pocket-llava"})
+    >>> day = activations([[0.0, 1.0], [2.0, 1.0]])
+    >>> night = activations([[4.0, 1.0], [6.0, 3.0]])
+    >>> vectors = coarse(day, night)
+    >>> vectors
+    SteeringVectors(mean difference, layers 24, 2 source, 2 target)
+    >>> vectors[24].tolist()
+    [4.0, 1.0]
     """
     member = torch.arange(len(source) + len(target)) >= len(source)
-    return _difference(source, target, member, {"how": "mean difference"}, same_positions)
+    return _mean_difference(source, target, member, {"how": "mean difference"}, same_positions)
 
 
 def shuffled(
     source: States, target: States, seed: int = 0, same_positions: bool = True
 ) -> SteeringVectors:
-    """As :func:`coarse`, after the rows of both sets are dealt out anew.
+    """Make the mean difference of two sets after their rows are dealt out anew at random.
 
-    What a mean difference is when membership means nothing.
+    Use it as a control for :func:`coarse`: it is what a mean difference is when membership means
+    nothing. The sets keep their sizes.
+
+    Parameters
+    ----------
+    source : States
+        Activations (n, d), as for :func:`coarse`.
+    target : States
+        Activations (m, d), as for :func:`coarse`.
+    seed : int
+        Of the random order of rows.
+    same_positions : bool
+        Whether the two sets must have been read at the same kind of positions (the default).
+
+    Returns
+    -------
+    SteeringVectors
+        A vector for each layer captured, with the seed in its provenance.
 
     Raises
     ------
-    ComparisonError, ActivationsError, SelectionError
-        As :func:`coarse`.
+    ComparisonError
+        If model, prompt, layers, places, widths or kinds of positions differ.
+    ActivationsError
+        If a set is empty, not finite or not (n, d), or the means of the new sets are the same.
+    SelectionError
+        If no layer was captured at the end of its block.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> import torch
+    >>> from xlvlms_tutorial import States
+    >>> from xlvlms_tutorial.methods.steering import shuffled
+    >>> def activations(rows):
+    ...     table = pd.DataFrame({"sample": range(len(rows)), "id": list("abcdef")[: len(rows)]})
+    ...     return States({(24, "block"): torch.tensor(rows)}, table, {"model": "pocket-llava"})
+    >>> vectors = shuffled(activations([[0.0], [1.0]]), activations([[10.0], [100.0]]), seed=3)
+    >>> vectors
+    SteeringVectors(shuffled mean difference, layers 24, 2 source, 2 target)
+    >>> abs(vectors[24].item()) in (54.5, 45.5, 44.5)
+    True
     """
     member = torch.arange(len(source) + len(target)) >= len(source)
     member = member[torch.randperm(len(member), generator=torch.Generator().manual_seed(seed))]
-    return _difference(
-        source, target, member, {"how": "shuffled mean difference", "seed": seed}, same_positions
-    )
+    record = {"how": "shuffled mean difference", "seed": seed}
+    return _mean_difference(source, target, member, record, same_positions)
 
 
 def random_like(vectors: SteeringVectors, seed: int = 0) -> SteeringVectors:
-    """Random directions, uniform on the sphere, as long as the given vectors at each layer."""
-    drawn = torch.Generator().manual_seed(seed)
-    found = {}
+    """Draw random vectors, uniform in direction, as long as the given ones at each layer.
+
+    Use it as a control: what vectors of this length do, whatever their direction.
+
+    Parameters
+    ----------
+    vectors : SteeringVectors
+        The vectors whose layers and lengths are taken over.
+    seed : int
+        Of the directions.
+
+    Returns
+    -------
+    SteeringVectors
+        Random vectors for the same model, with the seed in their provenance.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from xlvlms_tutorial.methods.steering import SteeringVectors, random_like
+    >>> vectors = SteeringVectors({24: torch.tensor([3.0, 4.0])}, {"how": "by hand"})
+    >>> control = random_like(vectors, seed=1)
+    >>> control
+    SteeringVectors(random, as long as: by hand, layers 24)
+    >>> control.norms.round(2).tolist()
+    [5.0]
+    """
+    generator = torch.Generator().manual_seed(seed)
+    tensors = {}
     for layer in vectors.layers:
-        noise = torch.randn(len(vectors[layer]), generator=drawn)
-        found[layer] = noise * (vectors[layer].norm() / noise.norm())
-    return SteeringVectors(
-        found,
-        vectors.provenance
-        | {"how": f"random, as long as: {vectors.provenance.get('how')}", "seed": seed},
-    )
+        noise = torch.randn(len(vectors[layer]), generator=generator)
+        tensors[layer] = noise * (vectors[layer].norm() / noise.norm())
+    record = {"how": f"random, as long as: {vectors.provenance.get('how')}", "seed": seed}
+    return SteeringVectors(tensors, vectors.provenance | record)
 
 
 def require_like(source: States, target: States, same_positions: bool = True) -> list[int]:
-    """The layers at which two sets of states were read alike, so that their means can be compared.
+    """Check that two sets were captured alike, so that their means can be compared.
 
-    Raises as :func:`coarse`.
+    Parameters
+    ----------
+    source, target : States
+        The two sets of activations.
+    same_positions : bool
+        Whether the kinds of positions must be the same (the default).
+
+    Returns
+    -------
+    list of int
+        The layers captured at the end of their block, in order.
+
+    Raises
+    ------
+    ComparisonError
+        If model, prompt, layers, places, widths or kinds of positions differ.
+    ActivationsError
+        If a set is empty, not finite or not (n, d).
+    SelectionError
+        If no layer was captured at the end of its block.
     """
     if source.layers != target.layers or source.places != target.places:
-        told = [f"{states.layers} {states.places}" for states in (source, target)]
-        raise ComparisonError("layers and places", *told, "capture both sets at the same")
-    one, other = source.provenance, target.provenance
+        captured = [f"{states.layers} {states.places}" for states in (source, target)]
+        raise ComparisonError("layers and places", *captured, "capture both sets at the same")
+    of_source = source.provenance
+    of_target = target.provenance
     for name in (*_COMMON, "prompt"):
-        if one.get(name) != other.get(name):
+        if of_source.get(name) != of_target.get(name):
             raise ComparisonError(
                 name,
-                one.get(name),
-                other.get(name),
+                of_source.get(name),
+                of_target.get(name),
                 "capture both sets with one model and one prompt",
             )
-    if same_positions and _kind(one) != _kind(other):
+    source_kind = _position_kind(of_source)
+    target_kind = _position_kind(of_target)
+    if same_positions and source_kind != target_kind:
         raise ComparisonError(
             "kinds of positions",
-            _kind(one),
-            _kind(other),
+            source_kind,
+            target_kind,
             "capture both alike, or give same_positions=False",
         )
     layers = [layer for layer, place in source.tensors if place == WHOLE_BLOCK]
@@ -328,78 +531,80 @@ def require_like(source: States, target: States, same_positions: bool = True) ->
 
 
 def about(states: States) -> dict[str, object]:
-    """Which samples a set of states is of and how they were read, by name or digest."""
+    """Describe which samples a capture is of and how they were read, by name or digest."""
     ids = digest(states.table["id"].tolist(), ensure_ascii=False)
-    return {"n": len(states), "ids_sha256": ids} | {
-        name: states.provenance.get(name) for name in _BY_SIDE
-    }
+    settings = {name: states.provenance.get(name) for name in _BY_SIDE}
+    return {"n": len(states), "ids_sha256": ids} | settings
 
 
 def made_from(states: States) -> dict[str, object]:
-    """The part of a provenance that vectors share with the states they are made of."""
+    """Return the part of a provenance that vectors share with the states they are made of."""
     versions = {module.__name__: module.__version__ for module in (torch, xlvlms_tutorial)}
     return {name: states.provenance.get(name) for name in _COMMON} | {"versions": versions}
 
 
-def _kind(provenance: Mapping[str, object]) -> str:
-    """Where states were read, whatever the words of interest are."""
-    selection = provenance.get("selection") or {}
-    return str(
-        {name: "any" if name == "words" else value for name, value in selection.items()}
-        | {"reduce": provenance.get("reduce")}
-    )
+def _is_finite_vector(vector: Tensor) -> bool:
+    if vector.ndim != 1 or not vector.is_floating_point() or not vector.numel():
+        return False
+    return bool(torch.isfinite(vector).all())
 
 
-def _require_rows(one: Tensor, other: Tensor, layer: int) -> None:
-    for rows in (one, other):
+def _position_kind(provenance: Mapping[str, object]) -> str:
+    """Where activations were read, whatever the words of interest are."""
+    selection = dict(provenance.get("selection") or {})
+    if "words" in selection:
+        selection["words"] = "any"
+    return str(selection | {"reduce": provenance.get("reduce")})
+
+
+def _require_rows(source: Tensor, target: Tensor, layer: int) -> None:
+    """Refuse activations of which a layer's means cannot be compared."""
+    for rows in (source, target):
         if rows.ndim != 2 or not rows.numel():
             raise ActivationsError(
                 f"states of shape {tuple(rows.shape)} at layer {layer}",
                 "give sets (n, d) of one row or more",
             )
-        if bad := int((~torch.isfinite(rows)).any(dim=1).sum()):
+        bad = int((~torch.isfinite(rows)).any(dim=1).sum())
+        if bad:
             raise ActivationsError(
                 f"{bad} of {len(rows)} states are NaN or infinite at layer {layer}",
                 "leave these samples out",
             )
-    if one.shape[1] != other.shape[1]:
+    if source.shape[1] != target.shape[1]:
         raise ComparisonError(
-            f"widths at layer {layer}", one.shape[1], other.shape[1], "give states of one model"
+            f"widths at layer {layer}",
+            source.shape[1],
+            target.shape[1],
+            "give states of one model",
         )
 
 
-def _difference(
-    source: States, target: States, member: Bool[Tensor, "n"], made: dict, same_positions: bool
+def _mean_difference(
+    source: States, target: States, member: Bool[Tensor, "n"], record: dict, same_positions: bool
 ) -> SteeringVectors:
     """The mean of the member rows of both sets minus that of the others, at every layer.
 
     What is only rounding is zero.
     """
     layers = require_like(source, target, same_positions)
-    shares = torch.where(member, 1 / member.sum().double(), -1 / (~member).sum().double()).split(
-        [len(source), len(target)]
-    )
-    found = {}
+    weights = torch.where(member, 1 / member.sum().double(), -1 / (~member).sum().double())
+    source_weights, target_weights = weights.split([len(source), len(target)])
+    tensors = {}
     for layer in layers:
-        one, other = (
-            _summed(states[layer, WHOLE_BLOCK], part)
-            for states, part in zip((source, target), shares, strict=True)
-        )
-        vector = one + other
-        found[layer] = (
-            vector
-            if vector.norm() > _NOTHING * (one.norm() + other.norm())
-            else torch.zeros_like(vector)
-        )
-    if not any(vector.any() for vector in found.values()):
+        source_sum = _weighted_sum(source[layer, WHOLE_BLOCK], source_weights)
+        target_sum = _weighted_sum(target[layer, WHOLE_BLOCK], target_weights)
+        vector = source_sum + target_sum
+        is_more = vector.norm() > _NEGLIGIBLE * (source_sum.norm() + target_sum.norm())
+        tensors[layer] = vector if is_more else torch.zeros_like(vector)
+    if not any(vector.any() for vector in tensors.values()):
         raise ActivationsError(
             "source and target are the same", "give two sets of samples or of answers that differ"
         )
-    return SteeringVectors(
-        found, made_from(source) | made | {"source": about(source), "target": about(target)}
-    )
+    samples = {"source": about(source), "target": about(target)}
+    return SteeringVectors(tensors, made_from(source) | record | samples)
 
 
-def _summed(rows: Float[Tensor, "n d"], weights: Float[Tensor, "n"]) -> Float[Tensor, "d"]:
+def _weighted_sum(rows: Float[Tensor, "n d"], weights: Float[Tensor, "n"]) -> Float[Tensor, "d"]:
     blocks = zip(rows.split(_ROWS), weights.split(_ROWS), strict=True)
     return sum(part @ block.double() for block, part in blocks)
