@@ -448,11 +448,11 @@ class _Meter:
         return tiles.repeat_interleave(n // len(tiles)).nonzero().flatten()
 
 
-def _require_dense(weight: Tensor, where: str) -> None:
+def _require_dense(weight: Tensor, name: str) -> None:
     if weight.is_meta:
-        raise SelectionError(f"{where} is offloaded", _DENSE)
+        raise SelectionError(f"{name} is offloaded", _DENSE)
     if not weight.is_floating_point() or type(weight) is not nn.Parameter:
-        raise SelectionError(f"{where} is quantised ({weight.dtype})", _DENSE)
+        raise SelectionError(f"{name} is quantised ({weight.dtype})", _DENSE)
 
 
 def _prompt_of(sample: Sample, prompt: str | Callable[[Sample], str] | None) -> str:

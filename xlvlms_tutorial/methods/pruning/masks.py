@@ -185,6 +185,18 @@ class Masks:
         ------
         ComparisonError
             If the model has no such linear map, or one of another shape.
+
+        Examples
+        --------
+        >>> from transformers import LlamaConfig, LlamaForCausalLM
+        >>> from xlvlms_tutorial import VLM
+        >>> from xlvlms_tutorial.methods.pruning import magnitude
+        >>> config = LlamaConfig(vocab_size=8, hidden_size=8, intermediate_size=12,
+        ...                      num_hidden_layers=2, num_attention_heads=2)
+        >>> small = VLM(LlamaForCausalLM(config), None, "small")
+        >>> tensors = magnitude(small, sparsity=0.5, layers=1).tensors(small)
+        >>> tuple(tensors["model.layers.0.mlp.up_proj"].shape)
+        (12, 8)
         """
         names = {module: name for name, module in vlm.model.named_modules()}
         tensors = {}
@@ -370,8 +382,9 @@ class Masks:
             shape = self.shapes.get(key, "absent")
             second_shape = second.shapes.get(key, "absent")
             if shape != second_shape:
-                what = f"masks of layer {key[0]} {key[1]}"
-                raise ComparisonError(what, shape, second_shape, advice)
+                raise ComparisonError(
+                    f"masks of layer {key[0]} {key[1]}", shape, second_shape, advice
+                )
 
 
 def overlap_by_map(masks: Mapping[str, Masks]) -> pd.DataFrame:

@@ -234,7 +234,10 @@ class _Losses:
         self.dense = sum(run.loss() for run in self.passes) / self.n
 
     def without(self, skipped: Sequence[int], layers: Sequence[int], bar: tqdm) -> list[float]:
-        """The losses without the skipped layers and each of ``layers``, which are in order."""
+        """The losses without the skipped layers and each of ``layers``, which are in order.
+
+        Each pass moves the ``bar`` on.
+        """
         totals = np.zeros(len(layers))
         for run in self.passes:
             run.restart()

@@ -254,7 +254,10 @@ def batches_of(
         _require_texts(samples, answers)
         return [_text_batch(vlm, samples[part]) for part in parts]
     default = PROMPTS.get(samples[0].modality, PROMPTS["image"])
-    questions = [prompt(sample) if callable(prompt) else prompt or default for sample in samples]
+    if callable(prompt):
+        questions = [prompt(sample) for sample in samples]
+    else:
+        questions = [prompt or default] * len(samples)
     batches = []
     for part in parts:
         texts = None if answers is None else list(answers[part])

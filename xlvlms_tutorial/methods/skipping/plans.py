@@ -301,9 +301,9 @@ class Plan:
             return
         check_spans(self.span)
         if self.part != "mlp" or self.scope == "decode":
-            what = f"part {self.part!r} in scope {self.scope!r} at span {self.span!r}"
             raise SelectionError(
-                what, "only MLPs can be left out at a span, which is in the prefill"
+                f"part {self.part!r} in scope {self.scope!r} at span {self.span!r}",
+                "only MLPs can be left out at a span, which is in the prefill",
             )
 
     def _amount(self) -> str:
