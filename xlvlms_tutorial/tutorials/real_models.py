@@ -1,6 +1,6 @@
-"""The shapes of real models, without their weights.
+"""Compute what real models would occupy, without their weights.
 
-What they would occupy, computed from configurations on torch's meta device.
+From their configurations, on torch's meta device.
 """
 
 from collections.abc import Callable
@@ -52,8 +52,26 @@ _PERCEIVER = {
 class Shape:
     """A model of the hub as its ``config.json`` describes it.
 
-    And how many visual tokens a picture of (width, height) becomes. ``patches`` is how many patches
-    its tower sees for each token (Idefics2: about, for pictures of 640 x 480).
+    Use ``SHAPES`` for those that are known here, by their names on the hub.
+
+    Parameters
+    ----------
+    kind : str
+        The model type by which transformers knows its configuration, such as "llava".
+    config : dict
+        The arguments of that configuration.
+    tokens : function
+        Takes the width and height of a picture in pixels, gives its number of visual tokens.
+    patches : int
+        How many patches the tower sees for each visual token (Idefics2: about, for pictures of
+        640 x 480). By default 1.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.tutorials import real_models
+    >>> shape = real_models.SHAPES["llava-hf/llava-1.5-7b-hf"]
+    >>> shape.kind, shape.tokens(640, 480), shape.patches
+    ('llava', 576, 1)
     """
 
     kind: str
@@ -63,19 +81,25 @@ class Shape:
 
 
 def _text(
-    width: int, hidden: int, layers: int, heads: int, kv_heads: int, vocabulary: int, **more: object
+    width: int,
+    hidden: int,
+    layers: int,
+    heads: int,
+    kv_heads: int,
+    vocabulary: int,
+    **options: object,
 ) -> dict[str, object]:
-    names = {
+    """The arguments of a language model's configuration, by the names that most of them have."""
+    sizes = {
         "hidden_size": width,
         "intermediate_size": hidden,
         "num_hidden_layers": layers,
         "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "vocab_size": vocabulary,
+        "pad_token_id": 0,
     }
-    return (
-        names
-        | {"num_key_value_heads": kv_heads, "vocab_size": vocabulary, "pad_token_id": 0}
-        | more
-    )
+    return sizes | options
 
 
 def _dynamic(width: int, height: int) -> int:
@@ -84,17 +108,17 @@ def _dynamic(width: int, height: int) -> int:
     return (tall // 28) * (wide // 28)
 
 
-def _tiled(side: int, most: int, each: int) -> Callable[[int, int], int]:
-    """Tiles of a picture whose longer side is made ``most`` tiles, and the whole picture once more.
+def _tiled(side: int, n_tiles: int, tile_tokens: int) -> Callable[[int, int], int]:
+    """Count the tokens of the tiles of a picture, and of the whole picture once more.
 
-    ``each`` tokens a tile.
+    The longer side is made ``n_tiles`` tiles of ``side`` pixels; each has ``tile_tokens`` tokens.
     """
 
     def tokens(width: int, height: int) -> int:
-        scale = most * side / max(width, height)
+        scale = n_tiles * side / max(width, height)
         # the shorter side is rounded to whole pixels, made even, and then up to whole tiles
         short = int(min(width, height) * scale)
-        return each * (most * -(-(short + short % 2) // side) + 1)
+        return tile_tokens * (n_tiles * -(-(short + short % 2) // side) + 1)
 
     return tokens
 
@@ -189,16 +213,34 @@ SHAPES: dict[str, Shape] = {
 
 
 def empty(name: str) -> PreTrainedModel:
-    """The genuine class of a model in ``SHAPES``, on the meta device.
+    """Build a model of ``SHAPES`` without weights, in its genuine class.
 
-    All parameters with their shapes, and no numbers in them.
+    Use it to count what a model of this shape would occupy, on a machine that cannot hold it. All
+    parameters lie on the meta device, with their shapes and no numbers in them.
+
+    Parameters
+    ----------
+    name : str
+        The model's name on the hub, one of ``SHAPES``.
+
+    Returns
+    -------
+    PreTrainedModel
+        The model in evaluation mode.
 
     Raises
     ------
     SelectionError
         If the model is not in ``SHAPES``.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.tutorials import real_models
+    >>> model = real_models.empty("HuggingFaceTB/SmolVLM-256M-Instruct")
+    >>> type(model).__name__, model.device.type
+    ('Idefics3ForConditionalGeneration', 'meta')
     """
-    shape = _known(name)
+    shape = _shape_of(name)
     config = CONFIG_MAPPING[shape.kind](**{"tie_word_embeddings": False} | shape.config)
     with no_init_weights(), torch.device("meta"):
         model = AutoModelForImageTextToText.from_config(config)
@@ -207,121 +249,203 @@ def empty(name: str) -> PreTrainedModel:
 
 
 def image_tokens(name: str, width: int, height: int) -> int:
-    """How many visual tokens a picture of so many pixels becomes in a model of ``SHAPES``.
+    """Count the visual tokens that a picture becomes in a model of ``SHAPES``.
 
-    Marks around tiles are not counted.
+    Use it to see how long a prompt with a picture is. Marks around tiles are not counted.
+
+    Parameters
+    ----------
+    name : str
+        The model's name on the hub, one of ``SHAPES``.
+    width : int
+        The picture's width in pixels.
+    height : int
+        The picture's height in pixels.
+
+    Returns
+    -------
+    int
+        The number of visual tokens.
 
     Raises
     ------
     SelectionError
         If the model is not in ``SHAPES``, or a side is below 1.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.tutorials import real_models
+    >>> real_models.image_tokens("Qwen/Qwen2-VL-2B-Instruct", 640, 480)
+    391
     """
     if min(width, height) < 1:
         raise SelectionError(
             f"a picture of {width} x {height} pixels", "give sides of 1 pixel or more"
         )
-    return _known(name).tokens(width, height)
+    return _shape_of(name).tokens(width, height)
 
 
 def parameters(model: nn.Module) -> dict[str, int]:
-    """Numbers of parameters by part.
+    """Count the parameters of a model by part.
 
-    Tower, connector, embeddings, blocks, unembedding, rest, and total; tied weights count once.
-    An unembedding that is the embedding matrix, as in small models, counts 0. Works on any
-    model, with weights or without.
+    Use it on any model, with weights or without. Tied weights count once: an unembedding that is
+    the embedding matrix, as in small models, counts 0.
+
+    Parameters
+    ----------
+    model : Module
+        A model with decoder blocks, such as ``vlm.model`` or what :func:`empty` gives.
+
+    Returns
+    -------
+    dict of str to int
+        The number of parameters of the ``tower``, ``connector``, ``embeddings``, ``blocks``,
+        ``unembedding`` and ``rest``, and the ``total``.
 
     Raises
     ------
     AnatomyError
         If no decoder blocks are found, or the model has no unembedding.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.tutorials import real_models
+    >>> model = real_models.empty("HuggingFaceTB/SmolVLM-256M-Instruct")
+    >>> real_models.parameters(model)["total"]
+    256484928
     """
-    counted: set[int] = set()
-    places = {
-        "connector": [anatomy.connector(model)],  # before the tower, inside which it may lie
+    # the connector comes before the tower, inside which it may lie
+    parts = {
+        "connector": [anatomy.connector(model)],
         "tower": [anatomy.tower(model), anatomy.tower(model, "audio")],
         "embeddings": [model.get_input_embeddings()],
         "blocks": [anatomy.decoder_blocks(model)],
         "unembedding": [anatomy.unembedding(model)],
         "rest": [model],
     }
-    found = {
-        part: sum(_count(module, counted) for module in modules if module is not None)
-        for part, modules in places.items()
+    counted: set[int] = set()
+    counts = {
+        "tower": 0,
+        "connector": 0,
+        "embeddings": 0,
+        "blocks": 0,
+        "unembedding": 0,
+        "rest": 0,
     }
-    ordered = {
-        part: found[part]
-        for part in ("tower", "connector", "embeddings", "blocks", "unembedding", "rest")
-    }
-    return ordered | {"total": sum(ordered.values())}
+    for part, modules in parts.items():
+        for module in modules:
+            if module is not None:
+                counts[part] += _count(module, counted)
+    counts["total"] = sum(counts.values())
+    return counts
 
 
 def weight_bytes(model: nn.Module, number: str = "bfloat16") -> int:
-    """Bytes that a model's parameters take in a number format, one of ``BYTES``.
+    """Compute the bytes that a model's parameters take in a dtype.
 
-    "8bit" and "4bit" are those of ``load(..., quantise=...)``: the linear maps except the
-    unembedding, with a scale in float32 for each row (8bit), or for every 64 weights a scale of one
-    byte, and a float32 for every 256 of these (4bit); the rest stays in two bytes.
+    Use it to see whether a model fits a graphics card, before it is loaded. "8bit" and "4bit" are
+    those of ``load(..., quantise=...)``: the linear maps except the unembedding, with a scale in
+    float32 for each row (8bit), or for every 64 weights a scale of one byte, and a float32 for
+    every 256 of these (4bit); the rest stays in two bytes.
+
+    Parameters
+    ----------
+    model : Module
+        A model with weights or without.
+    number : str
+        The dtype, one of ``BYTES``: "float32", "bfloat16" (the default), "float16", "8bit" or
+        "4bit".
+
+    Returns
+    -------
+    int
+        The number of bytes.
 
     Raises
     ------
     SelectionError
-        If the number format is unknown.
+        If the dtype is unknown.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.tutorials import real_models
+    >>> model = real_models.empty("HuggingFaceTB/SmolVLM-256M-Instruct")
+    >>> real_models.weight_bytes(model, "float32") == 4 * real_models.parameters(model)["total"]
+    True
     """
     if number not in BYTES:
         raise SelectionError(f"number format {number!r}", f"allowed: {', '.join(BYTES)}")
     total = sum(weight.numel() for weight in model.parameters())
     if number not in ("8bit", "4bit"):
         return int(total * BYTES[number])
-    last = model.get_output_embeddings()
-    maps = [
-        module.weight
-        for module in model.modules()
-        if isinstance(module, nn.Linear) and module is not last
-    ]
-    quantised = sum(weight.numel() for weight in maps)
-    scales = sum(
-        4 * weight.shape[0] if number == "8bit" else _scales(weight.numel()) for weight in maps
-    )
+    unembedding = model.get_output_embeddings()
+    quantised = 0
+    scales = 0
+    for module in model.modules():
+        if not isinstance(module, nn.Linear) or module is unembedding:
+            continue
+        n = module.weight.numel()
+        quantised += n
+        scales += 4 * module.weight.shape[0] if number == "8bit" else _scales(n)
     return int(2 * (total - quantised) + BYTES[number] * quantised + scales)
 
 
 def cache_bytes(model: nn.Module, number: str = "bfloat16") -> int:
-    """Bytes of keys and values that a model keeps for each token of a sequence, in all layers.
+    """Compute the bytes of keys and values that a model caches for each token, in all layers.
 
-    Blocks that keep a state of fixed size instead, or use an earlier block's keys, add nothing.
+    Use it to see how much memory long prompts or large batches take. Blocks that keep a state of
+    fixed size instead, or use an earlier block's keys, add nothing.
+
+    Parameters
+    ----------
+    model : Module
+        A model with decoder blocks, with weights or without.
+    number : {"bfloat16", "float16", "float32"}
+        The dtype of the cache.
+
+    Returns
+    -------
+    int
+        The number of bytes a token.
 
     Raises
     ------
     SelectionError
-        If the number format is none of float32, bfloat16, float16.
+        If the dtype is none of float32, bfloat16, float16.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.tutorials import real_models
+    >>> model = real_models.empty("HuggingFaceTB/SmolVLM-256M-Instruct")
+    >>> real_models.cache_bytes(model)  # 30 layers, 3 heads of 64 for keys and for values, 2 bytes
+    23040
     """
     if number not in ("float32", "bfloat16", "float16"):
         raise SelectionError(
             f"number format {number!r} of a cache", "allowed: float32, bfloat16, float16"
         )
     text = model.config.get_text_config(decoder=True)
-    return int(sum(_kept(block, text) for block in anatomy.decoder_blocks(model)) * BYTES[number])
+    blocks = anatomy.decoder_blocks(model)
+    return int(sum(_cached_numbers(block, text) for block in blocks) * BYTES[number])
 
 
-def _kept(block: nn.Module, text: PreTrainedConfig) -> int:
-    """How many numbers a block keeps of each token."""
+def _cached_numbers(block: nn.Module, text: PreTrainedConfig) -> int:
+    """The numbers that a block caches for each token."""
     if anatomy.recurrent(block) or anatomy.key_sharing(block) == "borrows":
         return 0
     # latent attention keeps what keys and values are made of
     if getattr(text, "kv_lora_rank", None):
         return text.kv_lora_rank + text.qk_rope_head_dim
     # its width may differ from block to block
-    if (keys := anatomy.child(anatomy.attention(block), ("k_proj",))) is not None:
+    keys = anatomy.child(anatomy.attention(block), ("k_proj",))
+    if keys is not None:
         return 2 * keys.out_features
     heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
-    return (
-        2
-        * heads
-        * (getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads)
-    )
+    width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    return 2 * heads * width
 
 
-def _known(name: str) -> Shape:
+def _shape_of(name: str) -> Shape:
     if name not in SHAPES:
         raise SelectionError(f"no shape of {name!r}", f"allowed: {', '.join(SHAPES)}")
     return SHAPES[name]
@@ -334,6 +458,7 @@ def _count(module: nn.Module, counted: set[int]) -> int:
     return sum(weight.numel() for weight in new)
 
 
-def _scales(weights: int) -> int:
-    blocks = -(-weights // 64)
+def _scales(n: int) -> int:
+    """The bytes of the scales of n weights in 4 bits."""
+    blocks = -(-n // 64)
     return blocks + 4 * -(-blocks // 256)

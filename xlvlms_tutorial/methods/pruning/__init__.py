@@ -1,4 +1,4 @@
-"""Prune weights: inputs of each linear map, scores and masks, zeros written, smaller models.
+"""Prune a decoder: calibrate, score weights, mask them, or cut neurons and blocks out.
 
 A mask is True where a weight is kept.
 """

@@ -1,6 +1,6 @@
-"""What inputs are like to each linear map of the decoder.
+"""Measure the size of every input feature of the decoder's linear layers.
 
-The size of every input feature, over the positions that count.
+The root mean square over the positions that count. Linear layers are called linear maps.
 """
 
 import hashlib
@@ -25,29 +25,44 @@ from xlvlms_tutorial.models.vlm import VLM
 from xlvlms_tutorial.samples import PROMPTS, Sample
 
 _DENSE = "load the model without quantise, whole on its devices, and without an adapter"
-_WHOLE = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # by the bytes of a weight
+# integers as wide as a weight, by its bytes
+_INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 @dataclass(frozen=True, eq=False)
 class Calibration:
-    r"""What some inputs are like to each linear map.
+    r"""Activation statistics of each linear map: the size of every input feature.
 
-    Per input feature :math:`\sum_t x_{tj}^2`, and the number of tokens t. ``a + b`` is the
-    calibration on the inputs of both: take parts of the samples once, and any union of parts costs
-    nothing more. Models may differ in name, as those with other connectors to one language model
-    do, but not in their linear maps' weights.
+    Made by :func:`calibrate` or :func:`calibrate_on`, for :func:`wanda` and whatever else scores
+    weights by activations. Holds :math:`\sum_t x_{tj}^2` for each input feature j, and the number
+    of tokens t. ``a + b`` is the calibration on the inputs of both: calibrate on parts of the
+    samples once, and any union of parts costs nothing more. Models may differ in name, as those
+    with other connectors to one language model do, but not in their linear maps' weights.
 
     Parameters
     ----------
-    model
+    model : str
         The name of the model.
-    fingerprint
+    fingerprint : str
         What tells its linear maps' weights from any others: :func:`fingerprint`.
-    squares
-        For each ``(layer, map)`` the sum (d_in,) in float64 on the CPU.
-    tokens
-        For each ``(layer, map)`` the number of tokens; 0 where the map was never used, as
+    squares : mapping of (layer, map) to Tensor
+        The sum of squares for each linear map, of shape (d_in,), in float64 on the CPU. A layer is
+        a number from 1 to L, a map its name within the block, such as "self_attn.q_proj".
+    tokens : mapping of (layer, map) to int
+        The number of tokens for each linear map; 0 where the map was never used, as
         cross-attention is without a picture.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from xlvlms_tutorial.methods.pruning import Calibration
+    >>> key = (1, "mlp.up_proj")
+    >>> squares = torch.tensor([8.0, 2.0], dtype=torch.float64)
+    >>> calibration = Calibration("small", "f", {key: squares}, {key: 2})
+    >>> calibration.norms(1, "mlp.up_proj").tolist()
+    [2.0, 1.0]
+    >>> (calibration + calibration).tokens[key]
+    4
     """
 
     model: str
@@ -74,7 +89,21 @@ class Calibration:
         )
 
     def norms(self, layer: int, name: str) -> Float[Tensor, "d_in"]:
-        r"""Root mean square of each input feature, :math:`\sqrt{\frac{1}{T} \sum_t x_{tj}^2}`.
+        r"""Give the root mean square of each input feature over the tokens.
+
+        :math:`\sqrt{\frac{1}{T} \sum_t x_{tj}^2}`.
+
+        Parameters
+        ----------
+        layer : int
+            The layer, from 1 to L.
+        name : str
+            The name of the linear map within its block, such as "self_attn.q_proj".
+
+        Returns
+        -------
+        Tensor
+            Of shape (d_in,), in float64 on the CPU, in the units of the activations.
 
         Raises
         ------
@@ -108,36 +137,70 @@ def calibrate(
 ) -> Calibration:
     """Calibrate on samples, their prompts and, if given, answers.
 
-    The model is asked to describe them unless ``prompt`` says otherwise. ``span``
-    ("image", "question", "answer", ... or several) counts only those positions; by
-    default all but the padding count.
+    Use it before :func:`wanda`, with samples like those that the pruned model is for. Several
+    calibrations add up: calibrate on parts of the samples to compare them.
+
+    Parameters
+    ----------
+    vlm : VLM
+        The model.
+    samples : iterable of Sample
+        Samples with what they show.
+    span : str or sequence of str, optional
+        The kinds of positions that count, such as "image", "question" or "answer". By default all
+        but the padding.
+    prompt : str, or function of a sample, optional
+        What the model is asked. By default a description of what the sample shows.
+    answers : sequence of str, or function of a sample, optional
+        The text that follows each sample's prompt. By default none.
+    batch_size : int
+        How many samples go through the model together.
+    progress : bool
+        Whether to show a progress bar.
+
+    Returns
+    -------
+    Calibration
+        Sums of squares and numbers of tokens for each linear map.
 
     Raises
     ------
     SelectionError
-        If there are no samples, or the batch size is below 1.
+        If there are no samples, the batch size is below 1, or a linear map is quantised, adapted
+        or offloaded, or sees other positions than those of the sequence.
     LengthError
-        If samples and answers are not equally many.
-    SpanError, ActivationsError
-        As :func:`calibrate_on`.
+        If the numbers of samples and answers differ.
+    SpanError
+        If this model, or some sample, has no positions of the span.
+    ActivationsError
+        If an activation that counts is NaN or infinite, with its layer and map.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.methods.pruning import calibrate
+    >>> calibration = calibrate(vlm, samples[:1], span="image")
+    >>> tuple(calibration.norms(1, "mlp.down_proj").shape)
+    (1536,)
     """
     samples = list(samples)
     if not samples or batch_size < 1:
         raise SelectionError(
             f"{len(samples)} samples in batches of {batch_size}", "give at least one of each"
         )
-    texts = [_text(prompt, sample) for sample in samples]
-    told = [answers(sample) for sample in samples] if callable(answers) else answers
-    if told is not None and len(told) != len(samples):
-        raise LengthError(samples=len(samples), answers=len(told))
+    prompts = [_prompt_of(sample, prompt) for sample in samples]
+    if callable(answers):
+        answers = [answers(sample) for sample in samples]
+    if answers is not None and len(answers) != len(samples):
+        raise LengthError(samples=len(samples), answers=len(answers))
     starts = range(0, len(samples), batch_size)
 
     def batches() -> Iterator[Batch]:
         for start in tqdm(
             starts, desc="calibrate", unit="batch", leave=False, disable=not progress
         ):
-            cut = slice(start, start + batch_size)
-            yield vlm.batch_of(samples[cut], texts[cut], None if told is None else list(told[cut]))
+            part = slice(start, start + batch_size)
+            texts = None if answers is None else list(answers[part])
+            yield vlm.batch_of(samples[part], prompts[part], texts)
 
     return calibrate_on(vlm, batches(), span)
 
@@ -145,11 +208,26 @@ def calibrate(
 def calibrate_on(
     vlm: VLM, batches: Iterable[Batch], span: str | Sequence[str] | None = None
 ) -> Calibration:
-    """Calibrate on batches made elsewhere, one forward each.
+    """Calibrate on batches that are made already, one forward each.
 
-    With texts only, ``[vlm.batch(None, texts)]``. Nothing is kept but the sums. Padding never
-    counts. Keys and values of cross-attention look at the picture, not at the sequence: they count
-    the tiles that it has, whatever the span.
+    Use it for inputs that are not samples, such as plain texts: ``[vlm.batch(None, texts)]``.
+    Nothing but the sums is kept. Padding never counts. Keys and values of cross-attention look at
+    the picture, not at the sequence: they count the tiles that it has, whatever the span.
+
+    Parameters
+    ----------
+    vlm : VLM
+        The model.
+    batches : iterable of Batch
+        What ``vlm.batch`` or ``vlm.prepare`` gives. A generator is read one batch at a time.
+    span : str or sequence of str, optional
+        The kinds of positions that count, such as "image", "question" or "answer". By default all
+        but the padding.
+
+    Returns
+    -------
+    Calibration
+        Sums of squares and numbers of tokens for each linear map.
 
     Raises
     ------
@@ -160,9 +238,17 @@ def calibrate_on(
         If this model, or some sample, has no positions of the span.
     ActivationsError
         If an activation that counts is NaN or infinite, with its layer and map.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.methods.pruning import calibrate_on
+    >>> texts = vlm.batch(None, ["A red ball lies on the grass."])
+    >>> calibration = calibrate_on(vlm, [texts])
+    >>> calibration.tokens[1, "mlp.up_proj"] == texts["input_ids"].shape[1]
+    True
     """
-    names = (span,) if isinstance(span, str) else span if span is None else tuple(span)
-    if names == ():
+    names = (span,) if isinstance(span, str) else tuple(span or ())
+    if span is not None and not names:
         raise SelectionError(
             "span is empty", "name at least one kind of positions, or none for all"
         )
@@ -171,102 +257,149 @@ def calibrate_on(
         for hook in meter.hooks():
             hooks.callback(hook.remove)
         for batch in batches:
-            meter.take(
-                batch,
-                batch.spans != SPANS.index("padding")
-                if names is None
-                else span_mask(vlm, batch, names),
-            )
+            words = batch.spans != SPANS.index("padding")
+            meter.add(batch, span_mask(vlm, batch, names) if names else words)
     if not any(meter.tokens.values()):
         raise SelectionError("no batches", "give at least one")
     return Calibration(vlm.name, fingerprint(vlm), meter.squares, meter.tokens)
 
 
 def linear_maps(vlm: VLM) -> dict[Key, nn.Module]:
-    """The linear maps inside the decoder blocks by ``(layer, name within the block)``.
+    """Collect the linear maps of the decoder blocks: what can be masked.
 
-    nn.Linear, and Conv1D as in GPT-2. Mixtures of experts that hold the matrices of all experts in
-    one tensor have no linear map there, and it is not masked.
+    Use it to look up the names that masks and calibrations go by. Linear maps are nn.Linear, and
+    Conv1D as in GPT-2. Mixtures of experts that hold the matrices of all experts in one tensor have
+    no linear map there, and it is not masked.
+
+    Parameters
+    ----------
+    vlm : VLM
+        The model.
+
+    Returns
+    -------
+    dict of (layer, map) to Module
+        By the layer, from 1 to L, and the name of the linear map within its block.
 
     Raises
     ------
     SelectionError
         If there are none, or one is quantised, adapted or offloaded, so that its weights are
         not what the model computes with.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.methods.pruning import linear_maps
+    >>> maps = linear_maps(vlm)
+    >>> len(maps), tuple(maps[1, "mlp.up_proj"].weight.shape)
+    (210, (1536, 576))
     """
-    found: dict[Key, nn.Module] = {}
+    maps: dict[Key, nn.Module] = {}
     for layer, block in enumerate(vlm.blocks, 1):
         for name, module in block.named_modules():
             if hasattr(module, "base_layer"):
                 raise SelectionError(f"layer {layer} {name} has an adapter", _DENSE)
             if isinstance(module, (nn.Linear, Conv1D)):
                 _require_dense(module.weight, f"layer {layer} {name}")
-                found[layer, name] = module
-    if not found:
+                maps[layer, name] = module
+    if not maps:
         raise SelectionError(
             f"the decoder blocks of {vlm.name!r} have no linear maps",
             "give a model whose blocks are made of nn.Linear",
         )
-    return found
+    return maps
 
 
 def fingerprint(vlm: VLM) -> str:
-    """What tells the weights of the decoder's linear maps from any others.
+    """Compute a fingerprint that tells the decoder's linear maps from any others.
 
-    32 hexadecimal digits, whatever the model is called. SHA-256 over each map's name, number
-    format and shape, and over the sums of its rows and of its columns, their bits taken as
-    whole numbers: exact, the same on every device, and another as soon as one weight is.
-    Connectors and embeddings do not count.
+    Use it to check that masks or calibrations belong to a model, whatever the model is called. It
+    is SHA-256 over each map's name, dtype and shape, and over the sums of its rows and of its
+    columns, their bits taken as integers: exact, the same on every device, and another as soon as
+    one weight is. Connectors and embeddings do not count.
+
+    Parameters
+    ----------
+    vlm : VLM
+        The model.
+
+    Returns
+    -------
+    str
+        32 hexadecimal digits.
 
     Raises
     ------
     SelectionError
-        As :func:`linear_maps`.
+        If the model has no linear maps, or one is quantised, adapted or offloaded.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from transformers import LlamaConfig, LlamaForCausalLM
+    >>> from xlvlms_tutorial import VLM
+    >>> from xlvlms_tutorial.methods.pruning import fingerprint
+    >>> config = LlamaConfig(vocab_size=8, hidden_size=8, intermediate_size=12,
+    ...                      num_hidden_layers=2, num_attention_heads=2)
+    >>> small = VLM(LlamaForCausalLM(config), None, "small")
+    >>> before = fingerprint(small)
+    >>> with torch.no_grad():
+    ...     small.blocks[0].mlp.up_proj.weight[0, 0] = 1
+    >>> len(before), fingerprint(small) == before
+    (32, False)
     """
     digest = hashlib.sha256()
     for (layer, name), module in linear_maps(vlm).items():
         weight = module.weight.detach()
         digest.update(f"{layer} {name} {weight.dtype} {tuple(weight.shape)}".encode())
-        bits = weight.view(_WHOLE[weight.element_size()])
+        bits = weight.view(_INTEGERS[weight.element_size()])
         for sums in (bits.sum(dim=0), bits.sum(dim=1)):
             digest.update(sums.cpu().numpy().tobytes())
     return digest.hexdigest()[:32]
 
 
 def turned(module: nn.Module, matrix: Tensor) -> Tensor:
-    """From the weight's own shape to (out, in) or back: Conv1D keeps its weight as (in, out)."""
+    """Turn a matrix from the weight's own shape to (out, in), or back.
+
+    Conv1D keeps its weight as (in, out).
+    """
     return matrix.T if isinstance(module, Conv1D) else matrix
 
 
 class _Meter:
-    """What the hooks of one calibration share: where the batch is, and the sums so far."""
+    """The state that the hooks of one calibration share: the current batch, and the sums so far."""
 
     def __init__(self, vlm: VLM) -> None:
-        self._vlm, self._maps = vlm, linear_maps(vlm)
+        self._vlm = vlm
+        self._maps = linear_maps(vlm)
         widths = {key: turned(module, module.weight).shape[1] for key, module in self._maps.items()}
         self.squares = {
             key: torch.zeros(width, dtype=torch.float64) for key, width in widths.items()
         }
         self.tokens = dict.fromkeys(widths, 0)
         crossing = anatomy.cross_attention_layers(vlm.model)
+        # their inputs are the picture's states
         self._pictured = {
             key for key in widths if key[0] in crossing and key[1].endswith((".k_proj", ".v_proj"))
         }
         self._batch: Batch | None = None
         self._last: tuple[Callable[[], Tensor | None], tuple[Tensor, int]] | None = None
-        self._found: dict[Key, tuple[Tensor, int]] = {}
+        self._batch_sums: dict[Key, tuple[Tensor, int]] = {}
 
     def hooks(self) -> Iterator[torch.utils.hooks.RemovableHandle]:
         """Register them one by one."""
         for key, module in self._maps.items():
             yield module.register_forward_pre_hook(partial(self._enter, key), with_kwargs=True)
 
-    def take(self, batch: Batch, mask: Bool[Tensor, "b t"]) -> None:
-        """One forward over a batch, whose sums over the positions of the mask are added."""
-        self._batch, self._mask, self._last, self._found = batch, mask.flatten(), None, {}
-        self._at = None if mask.all() else self._mask.nonzero().flatten()
+    def add(self, batch: Batch, mask: Bool[Tensor, "b t"]) -> None:
+        """Run a forward over a batch and add the sums over the positions of the mask."""
+        self._batch = batch
+        self._mask = mask.flatten()
+        self._last = None
+        self._batch_sums = {}
+        self._positions = None if mask.all() else self._mask.nonzero().flatten()
         self._vlm.forward(batch, logits=False, use_cache=False)
-        for (layer, name), (sums, n) in self._found.items():
+        for (layer, name), (sums, n) in self._batch_sums.items():
             wide = sums.cpu().double()
             if not torch.isfinite(wide).all():
                 advice = (
@@ -280,45 +413,52 @@ class _Meter:
             self.tokens[layer, name] += n
 
     def _enter(self, key: Key, module: nn.Module, args: tuple, kwargs: dict) -> None:
-        given = args[0] if args else kwargs["input"]
+        states = args[0] if args else kwargs["input"]
         # queries, keys and values share an input: it is summed once
-        if self._last is None or self._last[0]() is not given:
-            self._last = (weakref.ref(given), self._sums(key, given))
-        self._found[key] = self._last[1]
+        if self._last is None or self._last[0]() is not states:
+            self._last = (weakref.ref(states), self._sums(key, states))
+        self._batch_sums[key] = self._last[1]
 
-    def _sums(self, key: Key, given: Tensor) -> tuple[Float[Tensor, "d_in"], int]:
-        rows = given.detach().reshape(-1, given.shape[-1])  # OPT's MLP has all positions in one row
-        at = self._tiles(len(rows)) if key in self._pictured else self._at
-        if key not in self._pictured and len(rows) != len(self._mask):
-            found = f"layer {key[0]} {key[1]} sees {len(rows)} rows for {len(self._mask)} positions"
+    def _sums(self, key: Key, states: Tensor) -> tuple[Float[Tensor, "d_in"], int]:
+        # OPT's MLP has all positions in one row
+        rows = states.detach().reshape(-1, states.shape[-1])
+        if key in self._pictured:
+            selected = self._tiles(len(rows))
+        elif len(rows) == len(self._mask):
+            selected = self._positions
+        else:
             raise SelectionError(
-                found, "give a model whose linear maps see every position (no routing to experts)"
+                f"layer {key[0]} {key[1]} sees {len(rows)} rows for {len(self._mask)} positions",
+                "give a model whose linear maps see every position (no routing to experts)",
             )
         # rows are picked and not multiplied by 0: what stands in the padding may be NaN
-        rows = rows if at is None else rows.index_select(0, at.to(rows.device))
+        if selected is not None:
+            rows = rows.index_select(0, selected.to(rows.device))
         return rows.to(torch.promote_types(rows.dtype, torch.float32)).square().sum(0), len(rows)
 
     def _tiles(self, n: int) -> Tensor | None:
-        """Which rows of the picture's states belong to tiles that a text looks at.
+        """The rows of the picture's states that belong to tiles which a text looks at.
 
         The others are padding.
         """
-        seen = self._batch.get("cross_attention_mask")  # (b, t, pictures, tiles)
-        if seen is None:
+        mask = self._batch.get("cross_attention_mask")  # (b, t, pictures, tiles)
+        if mask is None:
             return None
-        tiles = seen.bool().any(dim=1).flatten()
+        tiles = mask.bool().any(dim=1).flatten()
         return tiles.repeat_interleave(n // len(tiles)).nonzero().flatten()
 
 
-def _require_dense(weight: Tensor, where: str) -> None:
+def _require_dense(weight: Tensor, name: str) -> None:
     if weight.is_meta:
-        raise SelectionError(f"{where} is offloaded", _DENSE)
+        raise SelectionError(f"{name} is offloaded", _DENSE)
     if not weight.is_floating_point() or type(weight) is not nn.Parameter:
-        raise SelectionError(f"{where} is quantised ({weight.dtype})", _DENSE)
+        raise SelectionError(f"{name} is quantised ({weight.dtype})", _DENSE)
 
 
-def _text(prompt: str | Callable[[Sample], str] | None, sample: Sample) -> str:
+def _prompt_of(sample: Sample, prompt: str | Callable[[Sample], str] | None) -> str:
     if callable(prompt):
         return prompt(sample)
+    if prompt is not None:
+        return prompt
     # samples of an unknown modality are refused where they are batched
-    return PROMPTS.get(sample.modality, PROMPTS["image"]) if prompt is None else prompt
+    return PROMPTS.get(sample.modality, PROMPTS["image"])

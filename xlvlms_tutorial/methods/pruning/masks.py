@@ -1,6 +1,6 @@
-"""Masks over the weights of a decoder, one bit a weight: True where a weight is kept.
+"""Masks over the weights of a decoder, with their algebra and their overlap.
 
-Their algebra, and how much they share.
+One bit a weight: True where a weight is kept.
 """
 
 import json
@@ -25,31 +25,59 @@ _FORMAT = "xlvlms masks 1"
 
 
 class Masks:
-    """Which weights are kept (True), for every linear map of the decoder blocks.
+    """Masks over the linear maps of the decoder blocks: True where a weight is kept.
 
-    In one bit a weight. Each mask has the shape of the map's own ``weight``: (out, in) in
-    nn.Linear, (in, out) in the Conv1D of GPT-2. Masks of the same maps are combined weight by
-    weight: ``a & b`` is kept in both, ``a | b`` in either, ``a - b`` in a and not in b. The
-    subnetwork that all of several tasks activate (alpha-SubNet; Shukor and Cord, 2024, arXiv
-    2405.16700) is ``a & b & c``: its sparsity is never below theirs. Models may differ in name, as
-    those with other connectors to one language model do, but not in the masked maps' weights.
+    Made by :func:`wanda`, :func:`magnitude` and the like. Use them to compare which weights matter
+    for pictures, texts or tasks, or to prune a model with :func:`apply_masks`. A mask takes one bit
+    a weight and has the shape of the map's own ``weight``: (out, in) in nn.Linear, (in, out) in the
+    Conv1D of GPT-2.
+
+    Masks of the same maps are combined weight by weight: ``a & b`` is kept in both, ``a | b`` in
+    either, ``a - b`` in a and not in b. The subnetwork that all of several tasks activate
+    (alpha-SubNet; Shukor and Cord, 2024, arXiv 2405.16700) is ``a & b & c``: its sparsity is never
+    below theirs. Models may differ in name, as those with other connectors to one language model
+    do, but not in the masked maps' weights.
 
     Parameters
     ----------
-    packed
-        For each ``(layer, map)`` the bits of its flattened mask, eight a byte, the
-        first in the highest bit; the bits that fill up the last byte are 0.
-        :meth:`pack` makes them from booleans.
-    shapes
-        For each ``(layer, map)`` the shape of its weight.
-    model, fingerprint
-        The name of the model, and what tells its weights from any others:
+    packed : mapping of (layer, map) to ndarray
+        The bits of each flattened mask, eight a byte (uint8), the first in the highest bit; the
+        bits that fill up the last byte are 0. :meth:`pack` makes them from booleans.
+    shapes : mapping of (layer, map) to (int, int)
+        The shape of each map's weight.
+    model : str
+        The name of the model.
+    fingerprint : str
+        What tells its weights from any others:
         :func:`~xlvlms_tutorial.methods.pruning.calibration.fingerprint`.
 
     Raises
     ------
     SelectionError
         If there are no masks, or bytes and shapes do not go together.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from xlvlms_tutorial.methods.pruning import Masks
+    >>> key = (1, "mlp.up_proj")
+    >>> kept = torch.tensor([[True, True, False, False], [True, False, False, False]])
+    >>> captions = Masks.pack({key: kept}, "small", "f")
+    >>> answers = Masks.pack({key: kept.flip(1)}, "small", "f")
+    >>> captions
+    Masks of small: 1 linear maps, 8 weights, 62.5% dropped
+    >>> (captions | answers).unpack(1, "mlp.up_proj").tolist()
+    [[True, True, True, True], [True, False, False, True]]
+    >>> captions.iou(answers)[["layer", "linear", "n_both", "n_either"]].values.tolist()
+    [[1, 'mlp.up_proj', 0, 6]]
+
+    A file of masks gives the same masks again:
+
+    >>> from pathlib import Path
+    >>> from tempfile import mkdtemp
+    >>> path = captions.save(Path(mkdtemp()) / "captions.safetensors")
+    >>> Masks.load(path) == captions
+    True
     """
 
     __hash__ = None
@@ -67,34 +95,32 @@ class Masks:
                 "give one shape for each mask, and at least one mask",
             )
         for (layer, name), bits in packed.items():
-            rows, columns = shapes[layer, name]
-            size = rows * columns if min(layer, rows, columns) > 0 else 0
-            spare = -size % 8
-            if (
-                not size
-                or bits.dtype != np.uint8
-                or bits.shape != ((size + 7) // 8,)
-                or (spare and bits[-1] & ((1 << spare) - 1))
-            ):
-                allowed = (
-                    f"give {(size + 7) // 8} bytes (uint8), their last {spare} "
-                    "bits 0, and layers from 1 on"
-                )
-                raise SelectionError(
-                    (
-                        f"the packed mask of layer {layer} {name}, {rows} x {columns}, "
-                        f"is {bits.dtype} {bits.shape}"
-                    ),
-                    allowed,
-                )
-        self.packed, self.shapes = dict(packed), {key: tuple(shapes[key]) for key in packed}
-        self.model, self.fingerprint = model, fingerprint
+            _require_packed(bits, layer, name, shapes[layer, name])
+        self.packed = dict(packed)
+        self.shapes = {key: tuple(shapes[key]) for key in packed}
+        self.model = model
+        self.fingerprint = fingerprint
 
     @staticmethod
     def pack(
         masks: Mapping[Key, Bool[Tensor, "rows columns"]], model: str, fingerprint: str
     ) -> "Masks":
-        """Masks from booleans for each ``(layer, map)``, in the shape of its weight."""
+        """Make masks from booleans.
+
+        Parameters
+        ----------
+        masks : mapping of (layer, map) to Tensor
+            Each mask in the shape of the map's weight, True where a weight is kept.
+        model : str
+            The name of the model.
+        fingerprint : str
+            What tells its weights from any others.
+
+        Returns
+        -------
+        Masks
+            The same masks, one bit a weight.
+        """
         shapes = {key: tuple(mask.shape) for key, mask in masks.items()}
         return Masks({key: packed(mask) for key, mask in masks.items()}, shapes, model, fingerprint)
 
@@ -111,9 +137,19 @@ class Masks:
         )
 
     def unpack(self, layer: int, name: str) -> Bool[Tensor, "rows columns"]:
-        """The mask of one linear map in the shape of its weight, on the CPU.
+        """Give the mask of one linear map as booleans, True where a weight is kept.
 
-        True where a weight is kept.
+        Parameters
+        ----------
+        layer : int
+            The layer, from 1 to L.
+        name : str
+            The name of the linear map within its block, such as "self_attn.q_proj".
+
+        Returns
+        -------
+        Tensor
+            Of the shape of the map's weight, on the CPU.
 
         Raises
         ------
@@ -121,7 +157,7 @@ class Masks:
             If there is no mask of this map.
         """
         if (layer, name) not in self.packed:
-            names = ", ".join(dict.fromkeys(known for _, known in self.packed))
+            names = ", ".join(dict.fromkeys(map_name for _, map_name in self.packed))
             layers = f"layers {min(self.packed)[0]} to {max(self.packed)[0]}"
             raise SelectionError(
                 f"no mask of layer {layer} {name!r}", f"there are {layers}, with {names}"
@@ -131,55 +167,77 @@ class Masks:
         return torch.from_numpy(bits.view(np.bool_)).reshape(shape)
 
     def tensors(self, vlm: VLM) -> dict[str, Bool[Tensor, "rows columns"]]:
-        """All masks by module name, as ``interventions.mask_weights`` takes them.
+        """Give all masks as booleans, for ``interventions.mask_weights``.
 
-        One byte a weight.
+        Use them to mask a model for a while. They take one byte a weight.
+
+        Parameters
+        ----------
+        vlm : VLM
+            The model, by whose module names the masks are called.
+
+        Returns
+        -------
+        dict of str to Tensor
+            The mask of each linear map by the map's name in ``vlm.model``.
 
         Raises
         ------
         ComparisonError
             If the model has no such linear map, or one of another shape.
+
+        Examples
+        --------
+        >>> from transformers import LlamaConfig, LlamaForCausalLM
+        >>> from xlvlms_tutorial import VLM
+        >>> from xlvlms_tutorial.methods.pruning import magnitude
+        >>> config = LlamaConfig(vocab_size=8, hidden_size=8, intermediate_size=12,
+        ...                      num_hidden_layers=2, num_attention_heads=2)
+        >>> small = VLM(LlamaForCausalLM(config), None, "small")
+        >>> tensors = magnitude(small, sparsity=0.5, layers=1).tensors(small)
+        >>> tuple(tensors["model.layers.0.mlp.up_proj"].shape)
+        (12, 8)
         """
         names = {module: name for name, module in vlm.model.named_modules()}
-        found = {}
+        tensors = {}
         for layer, name in self:
-            block = vlm.blocks[layer - 1] if layer <= vlm.n_layers else None
-            module = dict(block.named_modules()).get(name) if block is not None else None
+            module = None
+            if layer <= vlm.n_layers:
+                module = dict(vlm.blocks[layer - 1].named_modules()).get(name)
             shape = tuple(getattr(getattr(module, "weight", None), "shape", ()))
             if shape != self.shapes[layer, name]:
-                advice = "use the masks with the model that they were made for"
                 raise ComparisonError(
                     f"shapes of layer {layer} {name}",
                     self.shapes[layer, name],
                     shape or "no such map",
-                    advice,
+                    "use the masks with the model that they were made for",
                 )
-            found[names[module]] = self.unpack(layer, name)
-        return found
+            tensors[names[module]] = self.unpack(layer, name)
+        return tensors
 
     @cached_property
     def n_weights(self) -> int:
-        """How many weights the masks are over."""
+        """The number of weights that the masks are over."""
         return sum(rows * columns for rows, columns in self.shapes.values())
 
     @cached_property
     def n_kept(self) -> int:
-        """How many weights are kept."""
+        """The number of weights that are kept."""
         return sum(map(_ones, self.packed.values()))
 
     @property
     def density(self) -> float:
-        """Share of the weights that are kept."""
+        """The share of the weights that are kept, from 0 to 1."""
         return self.n_kept / self.n_weights
 
     @property
     def sparsity(self) -> float:
-        """Share of the weights that are dropped."""
+        """The share of the weights that are dropped, from 0 to 1."""
         return 1 - self.density
 
     @property
     def nbytes(self) -> int:
-        """Bytes of memory that the bits take."""
+        """The memory that the bits take, in bytes."""
         return sum(bits.nbytes for bits in self.packed.values())
 
     def __and__(self, other: "Masks") -> "Masks":
@@ -189,7 +247,7 @@ class Masks:
         return self._with(other, np.bitwise_or)
 
     def __sub__(self, other: "Masks") -> "Masks":
-        return self._with(other, lambda one, two: one & ~two)
+        return self._with(other, lambda first, second: first & ~second)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Masks):
@@ -200,10 +258,22 @@ class Masks:
         )
 
     def iou(self, other: "Masks") -> pd.DataFrame:
-        r"""Overlap of the kept weights of each linear map, counted in the packed bits.
+        r"""Measure the overlap of the kept weights of each linear map.
 
-        :math:`|K_1 \cap K_2| / |K_1 \cup K_2|`. Columns layer, linear, iou, n_both and n_either
-        (weights kept by both masks, and by at least one).
+        Intersection over union, :math:`|K_1 \cap K_2| / |K_1 \cup K_2|`, counted in the packed
+        bits. Use :func:`overlap` for one number a pair of masks.
+
+        Parameters
+        ----------
+        other : Masks
+            Masks of the same weights and maps.
+
+        Returns
+        -------
+        DataFrame
+            One row for each linear map. Columns ``layer``; ``linear``, the map's name; ``iou``,
+            from 0 to 1; ``n_both`` and ``n_either``, the numbers of weights kept by both masks and
+            by at least one.
 
         Raises
         ------
@@ -214,9 +284,10 @@ class Masks:
         """
         self._require_same(other)
         rows = []
-        for (layer, name), one in self.packed.items():
-            two = other.packed[layer, name]
-            both, either = _ones(one & two), _ones(one | two)
+        for (layer, name), bits in self.packed.items():
+            other_bits = other.packed[layer, name]
+            both = _ones(bits & other_bits)
+            either = _ones(bits | other_bits)
             if not either:
                 raise ActivationsError(
                     f"neither mask keeps a weight of layer {layer} {name}",
@@ -226,27 +297,49 @@ class Masks:
         return pd.DataFrame(rows, columns=["layer", "linear", "iou", "n_both", "n_either"])
 
     def save(self, path: str | Path) -> Path:
-        """Write the bits to one file of safetensors, which is whole or absent.
+        """Write the masks to one file of safetensors, which is whole or absent.
 
         With shapes, sparsity, the model's name and fingerprint.
+
+        Parameters
+        ----------
+        path : str or Path
+            The file to write or to replace.
+
+        Returns
+        -------
+        Path
+            The file.
 
         Raises
         ------
         OutputError
             If the file cannot be written.
         """
-        told = {
+        shapes = [(*key, *shape) for key, shape in self.shapes.items()]
+        metadata = {
             "format": _FORMAT,
             "model": self.model,
             "fingerprint": self.fingerprint,
             "sparsity": repr(self.sparsity),
+            "shapes": json.dumps(shapes),
         }
-        told["shapes"] = json.dumps([(*key, *shape) for key, shape in self.shapes.items()])
-        return save_tensors(path, {_stored(key): bits for key, bits in self.packed.items()}, told)
+        arrays = {_stored(key): bits for key, bits in self.packed.items()}
+        return save_tensors(path, arrays, metadata)
 
     @staticmethod
     def load(path: str | Path) -> "Masks":
-        """Read what ``save`` wrote.
+        """Read the masks that :meth:`save` wrote.
+
+        Parameters
+        ----------
+        path : str or Path
+            The file.
+
+        Returns
+        -------
+        Masks
+            Equal to those that were saved.
 
         Raises
         ------
@@ -254,19 +347,16 @@ class Masks:
             If there is no such file, or it is no file of masks, or is damaged.
         """
         try:
-            arrays, told = load_tensors(path, "np")
-            if told.get("format") != _FORMAT:
+            arrays, metadata = load_tensors(path, "np")
+            if metadata.get("format") != _FORMAT:
                 raise RecordError(path, "no file of masks")
-            shapes = {
-                (int(layer), str(name)): (int(rows), int(columns))
-                for layer, name, rows, columns in json.loads(told["shapes"])
-            }
-            return Masks(
-                {key: arrays[_stored(key)] for key in shapes},
-                shapes,
-                told["model"],
-                told["fingerprint"],
-            )
+            shapes = {}
+            for layer, name, rows, columns in json.loads(metadata["shapes"]):
+                shapes[int(layer), str(name)] = (int(rows), int(columns))
+            packed = {key: arrays[_stored(key)] for key in shapes}
+            return Masks(packed, shapes, metadata["model"], metadata["fingerprint"])
+        except RecordError:
+            raise
         except (
             OSError,
             ValueError,
@@ -275,101 +365,184 @@ class Masks:
             AttributeError,
             RecursionError,
         ) as cause:
-            raise (
-                cause
-                if isinstance(cause, RecordError)
-                else RecordError(path, f"no file of masks, or damaged ({cause})")
-            ) from cause
+            raise RecordError(path, f"no file of masks, or damaged ({cause})") from cause
 
     def _with(
-        self, other: "Masks", combine: Callable[[np.ndarray, np.ndarray], np.ndarray]
+        self, second: "Masks", combine: Callable[[np.ndarray, np.ndarray], np.ndarray]
     ) -> "Masks":
-        self._require_same(other)
-        found = {key: combine(bits, other.packed[key]) for key, bits in self.packed.items()}
-        return Masks(found, self.shapes, joined(self.model, other.model), self.fingerprint)
+        self._require_same(second)
+        packed = {key: combine(bits, second.packed[key]) for key, bits in self.packed.items()}
+        return Masks(packed, self.shapes, joined(self.model, second.model), self.fingerprint)
 
-    def _require_same(self, other: "Masks") -> None:
+    def _require_same(self, second: "Masks") -> None:
         advice = "compare masks of the same weights, those of the same linear maps"
-        if self.fingerprint != other.fingerprint:
-            raise ComparisonError("weights behind two masks", self, other, advice)
-        for layer, name in {**self.shapes, **other.shapes}:
-            one, two = (masks.shapes.get((layer, name), "absent") for masks in (self, other))
-            if one != two:
-                raise ComparisonError(f"masks of layer {layer} {name}", one, two, advice)
+        if self.fingerprint != second.fingerprint:
+            raise ComparisonError("weights behind two masks", self, second, advice)
+        for key in {**self.shapes, **second.shapes}:
+            shape = self.shapes.get(key, "absent")
+            second_shape = second.shapes.get(key, "absent")
+            if shape != second_shape:
+                raise ComparisonError(
+                    f"masks of layer {key[0]} {key[1]}", shape, second_shape, advice
+                )
 
 
 def overlap_by_map(masks: Mapping[str, Masks]) -> pd.DataFrame:
-    """:meth:`Masks.iou` of every pair of masks.
+    """Measure the overlap of every pair of masks in each linear map.
 
-    The pair's names are in the columns ``one`` and ``other``.
+    Use it to see in which layers and maps masks are alike; :func:`overlap` gives one number a pair.
+
+    Parameters
+    ----------
+    masks : mapping of str to Masks
+        Two or more masks of the same weights, by name.
+
+    Returns
+    -------
+    DataFrame
+        One row for each pair and linear map. The columns of :meth:`Masks.iou` (``layer``,
+        ``linear``, ``iou``, ``n_both`` and ``n_either``), and the pair's names in ``one`` and
+        ``other``.
 
     Raises
     ------
     SelectionError
         If there are fewer than two masks.
-    ComparisonError, ActivationsError
-        As :meth:`Masks.iou`.
+    ComparisonError
+        If the masks are of other weights, maps or shapes.
+    ActivationsError
+        If neither mask of a pair keeps a weight of some map: then the ratio has no value.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from xlvlms_tutorial.methods.pruning import Masks, overlap_by_map
+    >>> key = (1, "mlp.up_proj")
+    >>> captions = Masks.pack({key: torch.tensor([[True, True, False]])}, "small", "f")
+    >>> answers = Masks.pack({key: torch.tensor([[True, False, True]])}, "small", "f")
+    >>> table = overlap_by_map({"captions": captions, "answers": answers})
+    >>> table[["one", "other", "n_both", "n_either"]].values.tolist()
+    [['captions', 'answers', 1, 3]]
     """
     if len(masks) < 2:
         raise SelectionError(f"{len(masks)} masks", "give two or more, by name")
-    pairs = [(one, other, masks[one].iou(masks[other])) for one, other in combinations(masks, 2)]
-    return pd.concat(
-        [table.assign(one=one, other=other) for one, other, table in pairs], ignore_index=True
-    )
+    tables = []
+    for first, second in combinations(masks, 2):
+        table = masks[first].iou(masks[second])
+        tables.append(table.assign(one=first, other=second))
+    return pd.concat(tables, ignore_index=True)
 
 
 def overlap(masks: Mapping[str, Masks]) -> pd.DataFrame:
-    """IoU of every pair of masks as a symmetric table, names by names.
+    """Measure the overlap of every pair of masks by the intersection over union (IoU).
 
-    The mean over the maps of a layer, then over layers. Maps count alike, whatever their number
-    of weights, as in Shukor and Cord (2024). Masks drawn by chance have
-    :func:`independent_iou`, and are what to compare with.
+    Use it to compare which weights several inputs or tasks activate, as Shukor and Cord, 2024
+    (arXiv 2405.16700). The IoU is the mean over the maps of a layer, then over layers. Maps count
+    alike, whatever their number of weights. Masks drawn by chance have :func:`independent_iou`, and
+    are what to compare with.
+
+    Parameters
+    ----------
+    masks : mapping of str to Masks
+        Two or more masks of the same weights, by name.
+
+    Returns
+    -------
+    DataFrame
+        A symmetric table, names by names, with values from 0 to 1 and 1 on the diagonal.
 
     Raises
     ------
-    SelectionError, ComparisonError, ActivationsError
-        As :func:`overlap_by_map`.
+    SelectionError
+        If there are fewer than two masks.
+    ComparisonError
+        If the masks are of other weights, maps or shapes.
+    ActivationsError
+        If neither mask of a pair keeps a weight of some map: then the ratio has no value.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from xlvlms_tutorial.methods.pruning import Masks, overlap
+    >>> key = (1, "mlp.up_proj")
+    >>> captions = Masks.pack({key: torch.tensor([[True, True, False]])}, "small", "f")
+    >>> answers = Masks.pack({key: torch.tensor([[True, False, True]])}, "small", "f")
+    >>> overlap({"captions": captions, "answers": answers}).round(2).values.tolist()
+    [[1.0, 0.33], [0.33, 1.0]]
     """
     table = overlap_by_map(masks)
-    means = table.groupby(["one", "other", "layer"])["iou"].mean().groupby(["one", "other"]).mean()
-    found = pd.DataFrame(1.0, index=list(masks), columns=list(masks))
-    for (one, other), value in means.items():
-        found.loc[one, other] = found.loc[other, one] = value
-    return found
+    by_layer = table.groupby(["one", "other", "layer"])["iou"].mean()
+    means = by_layer.groupby(["one", "other"]).mean()
+    symmetric = pd.DataFrame(1.0, index=list(masks), columns=list(masks))
+    for (first, second), value in means.items():
+        symmetric.loc[first, second] = value
+        symmetric.loc[second, first] = value
+    return symmetric
 
 
 def independent_iou(kept: float) -> float:
-    r"""Expected overlap of two masks that keep a share k of the weights by chance.
+    r"""Compute the expected overlap of two masks that are drawn by chance.
 
+    Use it as the baseline of :func:`overlap`. Of masks that keep a share k of the weights it is
     :math:`k^2 / (2k - k^2) = k / (2 - k)`.
+
+    Parameters
+    ----------
+    kept : float
+        The share of the weights that each mask keeps, above 0 and at most 1.
+
+    Returns
+    -------
+    float
+        The intersection over union, from 0 to 1.
 
     Raises
     ------
     SelectionError
         If the share is not in (0, 1].
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.methods.pruning import independent_iou
+    >>> independent_iou(1.0), round(independent_iou(0.5), 2)
+    (1.0, 0.33)
     """
     if not 0 < kept <= 1:
         raise SelectionError(f"a share kept of {kept}", "give a share above 0 and at most 1")
     return kept / (2 - kept)
 
 
-def joined(one: str, other: str) -> str:
-    """The names of the models behind what is made of two, each once."""
-    return " + ".join(dict.fromkeys([*one.split(" + "), *other.split(" + ")]))
+def joined(first: str, second: str) -> str:
+    """Join the names of the models behind what is made of two, each once."""
+    return " + ".join(dict.fromkeys([*first.split(" + "), *second.split(" + ")]))
 
 
 def packed(mask: Bool[Tensor, "rows columns"]) -> np.ndarray:
-    """The bits of a flattened mask, as :class:`Masks` keeps them."""
+    """Pack a flattened mask into bits, as :class:`Masks` keeps them."""
     return np.packbits(mask.contiguous().cpu().numpy())
+
+
+def _require_packed(bits: np.ndarray, layer: int, name: str, shape: tuple[int, int]) -> None:
+    rows, columns = shape
+    size = rows * columns if min(layer, rows, columns) > 0 else 0
+    spare = -size % 8
+    valid = size and bits.dtype == np.uint8 and bits.shape == ((size + 7) // 8,)
+    if not valid or (spare and bits[-1] & ((1 << spare) - 1)):
+        raise SelectionError(
+            f"the packed mask of layer {layer} {name}, {rows} x {columns}, "
+            f"is {bits.dtype} {bits.shape}",
+            f"give {(size + 7) // 8} bytes (uint8), their last {spare} "
+            "bits 0, and layers from 1 on",
+        )
 
 
 def _ones(bits: np.ndarray) -> int:
     if not hasattr(np, "bitwise_count"):  # NumPy 1
         return int.from_bytes(bits.tobytes(), "little").bit_count()
-    whole = len(bits) // 8 * 8  # eight bytes at once; the few at the end one by one
-    return int(np.bitwise_count(bits[:whole].view(np.uint64)).sum()) + int(
-        np.bitwise_count(bits[whole:]).sum()
-    )
+    # eight bytes at once; the few at the end one by one
+    end = len(bits) // 8 * 8
+    words = int(np.bitwise_count(bits[:end].view(np.uint64)).sum())
+    return words + int(np.bitwise_count(bits[end:]).sum())
 
 
 def _stored(key: Key) -> str:

@@ -1,10 +1,9 @@
-"""Activated subnetworks.
+"""Score the weights of the decoder and mask the lowest: Wanda, magnitude, random.
 
-The weights of the decoder that matter for some inputs, by Wanda (Sun et al., 2023, arXiv
-2306.11695). A linear map's weight matters by its size and by the size of what it is
-multiplied with. Which weights are kept for pictures, for texts or for a task, and how
-many of them are the same, is compared after Shukor and Cord (2024, arXiv 2405.16700). A
-mask is True where a weight is kept.
+By Wanda (Sun et al., 2023, arXiv 2306.11695) a linear map's weight matters by its size and by the
+size of what it is multiplied with. Which weights are kept for pictures, for texts or for a task
+(activated subnetworks), and how many of them are the same, is compared after Shukor and Cord (2024,
+arXiv 2405.16700). A mask is True where a weight is kept.
 """
 
 from collections.abc import Callable, Iterable
@@ -32,14 +31,51 @@ Score = Callable[[Key, nn.Module], Tensor]
 def scores(
     vlm: VLM, calibration: Calibration, layer: int, name: str
 ) -> Float[Tensor, "rows columns"]:
-    r"""Wanda's importance of each weight of a linear map, in the weight's own shape.
+    r"""Score each weight of one linear map by Wanda.
 
-    :math:`|W_{ij}| \sqrt{\frac{1}{T} \sum_t x_{tj}^2}`.
+    :math:`|W_{ij}| \sqrt{\frac{1}{T} \sum_t x_{tj}^2}` (Sun et al., 2023, arXiv 2306.11695). Use it
+    to look at what :func:`wanda` decides by.
+
+    Parameters
+    ----------
+    vlm : VLM
+        The model.
+    calibration : Calibration
+        Activation statistics of the same weights.
+    layer : int
+        The layer, from 1 to L.
+    name : str
+        The name of the linear map within its block, such as "self_attn.q_proj".
+
+    Returns
+    -------
+    Tensor
+        In the shape of the map's own weight.
 
     Raises
     ------
-    SelectionError, ActivationsError, ComparisonError
-        As :func:`wanda`.
+    SelectionError
+        If there is no such map, or a linear map is quantised, adapted or offloaded.
+    ComparisonError
+        If the calibration is of other weights.
+    ActivationsError
+        If the linear map saw no token.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from transformers import LlamaConfig, LlamaForCausalLM
+    >>> from xlvlms_tutorial import VLM
+    >>> from xlvlms_tutorial.methods.pruning import calibrate_on, scores
+    >>> config = LlamaConfig(vocab_size=8, hidden_size=8, intermediate_size=12,
+    ...                      num_hidden_layers=2, num_attention_heads=2)
+    >>> small = VLM(LlamaForCausalLM(config), None, "small")
+    >>> ids = torch.tensor([[3, 4, 5, 6]])
+    >>> texts = small.prepare({"input_ids": ids, "attention_mask": torch.ones_like(ids)})
+    >>> calibration = calibrate_on(small, [texts])
+    >>> importance = scores(small, calibration, layer=1, name="mlp.down_proj")
+    >>> tuple(importance.shape), bool((importance >= 0).all())
+    ((8, 12), True)
     """
     maps = linear_maps(vlm)
     _require_fitting(vlm, calibration)
@@ -50,13 +86,30 @@ def scores(
 def wanda(
     vlm: VLM, calibration: Calibration, sparsity: float, layers: Layers | None = None
 ) -> Masks:
-    r"""Masks that drop the weights with the lowest :func:`scores` in each output row.
+    r"""Mask the weights with the lowest Wanda scores in each output row.
 
-    :math:`\lfloor s\, d_{in} \rfloor` of them. Of equal scores the first are dropped first. All
-    scores are of the dense model, whereas Sun et al. (2023) prune layer by layer and compute later
-    activations with the pruned layers; so a mask says what the model as it is makes use of.
-    Upstream divides by samples instead of tokens, which changes no mask. One linear map is worked
-    on at a time; ``layers`` makes masks for some layers alone.
+    Use it to find the weights that matter for some inputs, and to prune the others without
+    training. :math:`\lfloor s\, d_{in} \rfloor` weights of each row are dropped; of equal scores
+    the first are dropped first. All scores (:func:`scores`) are of the dense model, whereas Sun et
+    al. (2023, arXiv 2306.11695) prune layer by layer and compute later activations with the pruned
+    layers; so a mask says what the model as it is makes use of. Upstream divides by samples instead
+    of tokens, which changes no mask. One linear map is worked on at a time.
+
+    Parameters
+    ----------
+    vlm : VLM
+        The model.
+    calibration : Calibration
+        Activation statistics of the same weights; the name of the model does not matter.
+    sparsity : float
+        The share s of weights to drop, from 0 to below 1.
+    layers : int or sequence of int, optional
+        The layers to make masks for, from 1 to L. By default all.
+
+    Returns
+    -------
+    Masks
+        One mask for each linear map, True where a weight is kept.
 
     Raises
     ------
@@ -66,18 +119,51 @@ def wanda(
     LayerError
         If the model has no such layer.
     ComparisonError
-        If the calibration is of other weights; the name of the model does not matter.
+        If the calibration is of other weights.
     ActivationsError
         If a linear map saw no token, or a score is NaN or infinite.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from transformers import LlamaConfig, LlamaForCausalLM
+    >>> from xlvlms_tutorial import VLM
+    >>> from xlvlms_tutorial.methods.pruning import calibrate_on, wanda
+    >>> config = LlamaConfig(vocab_size=8, hidden_size=8, intermediate_size=12,
+    ...                      num_hidden_layers=2, num_attention_heads=2)
+    >>> small = VLM(LlamaForCausalLM(config), None, "small")
+    >>> ids = torch.tensor([[3, 4, 5, 6]])
+    >>> texts = small.prepare({"input_ids": ids, "attention_mask": torch.ones_like(ids)})
+    >>> calibration = calibrate_on(small, [texts])
+    >>> wanda(small, calibration, sparsity=0.5)
+    Masks of small: 14 linear maps, 1,088 weights, 50.0% dropped
     """
     score, mark = scorer(vlm, calibration)
     return _masks(vlm, score, sparsity, mark, layers)
 
 
 def magnitude(vlm: VLM, sparsity: float, per: str = "row", layers: Layers | None = None) -> Masks:
-    r"""Masks that drop the smallest weights :math:`|W_{ij}|`.
+    r"""Mask the smallest weights :math:`|W_{ij}|`.
 
-    The share ``sparsity`` of each output row or of each whole matrix.
+    Use it as the baseline of :func:`wanda` that looks at no inputs. Of equal weights the first are
+    dropped first.
+
+    Parameters
+    ----------
+    vlm : VLM
+        The model.
+    sparsity : float
+        The share of weights to drop, from 0 to below 1.
+    per : {"row", "matrix"}
+        Whether this share is dropped from each output row, which is the default and what Wanda
+        does, or from each whole matrix.
+    layers : int or sequence of int, optional
+        The layers to make masks for, from 1 to L. By default all.
+
+    Returns
+    -------
+    Masks
+        One mask for each linear map, True where a weight is kept.
 
     Raises
     ------
@@ -86,31 +172,83 @@ def magnitude(vlm: VLM, sparsity: float, per: str = "row", layers: Layers | None
         quantised, adapted or offloaded.
     LayerError
         If the model has no such layer.
+
+    Examples
+    --------
+    >>> from transformers import LlamaConfig, LlamaForCausalLM
+    >>> from xlvlms_tutorial import VLM
+    >>> from xlvlms_tutorial.methods.pruning import magnitude
+    >>> config = LlamaConfig(vocab_size=8, hidden_size=8, intermediate_size=12,
+    ...                      num_hidden_layers=2, num_attention_heads=2)
+    >>> small = VLM(LlamaForCausalLM(config), None, "small")
+    >>> magnitude(small, sparsity=0.5, layers=1)
+    Masks of small: 7 linear maps, 544 weights, 50.0% dropped
     """
     if per not in ("row", "matrix"):
         raise SelectionError(f"magnitude per {per!r}", "allowed: 'row', 'matrix'")
     score, mark = scorer(vlm, "magnitude")
-    return _masks(vlm, score, sparsity, mark, layers, whole=per == "matrix")
+    return _masks(vlm, score, sparsity, mark, layers, per_matrix=per == "matrix")
 
 
 def random_masks(vlm: VLM, sparsity: float, seed: int) -> Masks:
-    """Masks drawn by chance, the same on every device.
+    """Draw masks at random, the same on every device.
 
-    They keep in each output row as many weights as :func:`wanda` does.
+    Use them as the baseline of any other masks. They keep in each output row as many weights as
+    :func:`wanda` does.
+
+    Parameters
+    ----------
+    vlm : VLM
+        The model.
+    sparsity : float
+        The share of weights to drop, from 0 to below 1.
+    seed : int
+        The seed of the draw: the same seed gives the same masks.
+
+    Returns
+    -------
+    Masks
+        One mask for each linear map, True where a weight is kept.
 
     Raises
     ------
     SelectionError
         If the sparsity is not in [0, 1), or a linear map is quantised, adapted or offloaded.
+
+    Examples
+    --------
+    >>> from transformers import LlamaConfig, LlamaForCausalLM
+    >>> from xlvlms_tutorial import VLM
+    >>> from xlvlms_tutorial.methods.pruning import random_masks
+    >>> config = LlamaConfig(vocab_size=8, hidden_size=8, intermediate_size=12,
+    ...                      num_hidden_layers=2, num_attention_heads=2)
+    >>> small = VLM(LlamaForCausalLM(config), None, "small")
+    >>> masks = random_masks(small, sparsity=0.5, seed=0)
+    >>> masks == random_masks(small, sparsity=0.5, seed=0)
+    True
     """
     score, mark = scorer(vlm, "random", seed)
     return _masks(vlm, score, sparsity, mark)
 
 
 def scorer(vlm: VLM, by: Calibration | str, seed: int = 0) -> tuple[Score, str]:
-    """What gives the scores (out, in) of a linear map.
+    """Choose the function that scores the weights of a linear map.
 
-    Wanda's where ``by`` is a calibration, "magnitude" or "random"; and the fingerprint.
+    Parameters
+    ----------
+    vlm : VLM
+        The model.
+    by : Calibration or {"magnitude", "random"}
+        Wanda's scores for a calibration, the sizes of the weights, or random numbers.
+    seed : int
+        The seed of "random".
+
+    Returns
+    -------
+    score : function
+        Takes the key and the module of a linear map, gives its scores in the shape (out, in).
+    fingerprint : str
+        That of the model's weights.
 
     Raises
     ------
@@ -120,51 +258,75 @@ def scorer(vlm: VLM, by: Calibration | str, seed: int = 0) -> tuple[Score, str]:
         If the calibration is of other weights.
     """
     if isinstance(by, Calibration):
-        mark = _require_fitting(vlm, by)
-        return lambda key, module: _importance(module, by.norms(*key)), mark
+        weights = _require_fitting(vlm, by)
+        return lambda key, module: _importance(module, by.norms(*key)), weights
     if by not in ("magnitude", "random"):
         raise SelectionError(f"scores by {by!r}", "allowed: a Calibration, 'magnitude', 'random'")
+    if by == "magnitude":
+        return lambda key, module: _sizes(module), fingerprint(vlm)
     generator = torch.Generator().manual_seed(seed)
-    drawn = lambda key, module: torch.rand(turned(module, module.weight).shape, generator=generator)
-    return drawn if by == "random" else lambda key, module: _rows(module), fingerprint(vlm)
+
+    def random(key: Key, module: nn.Module) -> Tensor:
+        return torch.rand(turned(module, module.weight).shape, generator=generator)
+
+    return random, fingerprint(vlm)
 
 
 def chosen_maps(vlm: VLM, layers: Layers | None) -> list[Key]:
-    """The linear maps of some layers, or of all.
+    """List the linear maps of some layers, or of all.
 
     Raises
     ------
-    SelectionError, LayerError
-        If no layer is given, or one is none of the model's; or as
-        :func:`~xlvlms_tutorial.methods.pruning.calibration.linear_maps`.
+    SelectionError
+        If no layer is given, or a linear map is quantised, adapted or offloaded.
+    LayerError
+        If the model has no such layer.
     """
-    chosen = range(1, vlm.n_layers + 1) if layers is None else checked_layers(vlm, layers)
-    if not chosen:
+    selected = range(1, vlm.n_layers + 1) if layers is None else checked_layers(vlm, layers)
+    if not selected:
         raise SelectionError("no layers", "give one or more, or None for all")
-    return [key for key in linear_maps(vlm) if key[0] in chosen]
+    return [key for key in linear_maps(vlm) if key[0] in selected]
 
 
 def masks_of(
     vlm: VLM, keys: Iterable[Key], score: Score, choose: Callable[[Key, Tensor], Tensor], mark: str
 ) -> Masks:
-    """Masks by what ``choose`` keeps of the scores (out, in) of each linear map, one map at a time.
+    """Make masks from scores, one linear map at a time.
+
+    Parameters
+    ----------
+    vlm : VLM
+        The model.
+    keys : iterable of (layer, map)
+        The linear maps that are masked.
+    score : function
+        Gives the scores (out, in) of a linear map: the first result of :func:`scorer`.
+    choose : function
+        Takes the key and the scores of a linear map, and is True where a weight is kept.
+    mark : str
+        The fingerprint of the weights: the second result of :func:`scorer`.
+
+    Returns
+    -------
+    Masks
+        One mask for each linear map.
 
     Raises
     ------
     ActivationsError
         If a score is NaN or infinite.
     """
-    maps, bits, shapes = linear_maps(vlm), {}, {}
+    maps = linear_maps(vlm)
+    bits = {}
+    shapes = {}
     for key in keys:
-        found = score(key, maps[key])
-        if not torch.isfinite(found).all():
+        values = score(key, maps[key])
+        if not torch.isfinite(values).all():
             raise ActivationsError(
                 f"NaN or infinite scores in layer {key[0]} {key[1]}", "look for damaged weights"
             )
-        bits[key], shapes[key] = (
-            packed(turned(maps[key], choose(key, found))),
-            tuple(maps[key].weight.shape),
-        )
+        bits[key] = packed(turned(maps[key], choose(key, values)))
+        shapes[key] = tuple(maps[key].weight.shape)
     return Masks(bits, shapes, vlm.name, mark)
 
 
@@ -174,69 +336,76 @@ def _masks(
     sparsity: float,
     mark: str,
     layers: Layers | None = None,
-    whole: bool = False,
+    per_matrix: bool = False,
 ) -> Masks:
-    """Masks that drop the same share of each row, or (``whole``) of each matrix."""
+    """Masks that drop the same share of each row, or of each matrix."""
     if not 0 <= sparsity < 1:
         raise SelectionError(
             f"sparsity {sparsity}", "give the share of weights to drop: 0 or more, and below 1"
         )
-    choose = lambda key, found: kept(found.reshape(1, -1) if whole else found, sparsity).reshape(
-        found.shape
-    )
+
+    def choose(key: Key, values: Tensor) -> Tensor:
+        rows = values.reshape(1, -1) if per_matrix else values
+        return kept(rows, sparsity).reshape(values.shape)
+
     return masks_of(vlm, chosen_maps(vlm, layers), score, choose, mark)
 
 
-def kept(found: Float[Tensor, "rows columns"], sparsity: float) -> Bool[Tensor, "rows columns"]:
-    r"""Where a row's scores are not among its :math:`\lfloor s \cdot columns \rfloor` lowest.
+def kept(values: Float[Tensor, "rows columns"], sparsity: float) -> Bool[Tensor, "rows columns"]:
+    r"""Mark the scores that are not among the lowest :math:`\lfloor s \cdot columns \rfloor`.
 
-    Of equal ones the first are dropped.
+    In each row; of equal ones the first are dropped.
     """
-    return without_lowest(found, floor(sparsity * found.shape[1] + 1e-9))  # 0.29 * 100 is 28.999...
+    n = floor(sparsity * values.shape[1] + 1e-9)  # 0.29 * 100 is 28.999...
+    return without_lowest(values, n)
 
 
 def without_lowest(
-    found: Float[Tensor, "rows columns"], n: int | Int[Tensor, "rows"]
+    values: Float[Tensor, "rows columns"], n: int | Int[Tensor, "rows"]
 ) -> Bool[Tensor, "rows columns"]:
-    """Where a row's scores are not among its n lowest, with one n for all rows or one a row.
+    """Mark the scores that are not among their row's n lowest, with one n for all rows or one each.
 
     Of equal ones the first are dropped.
     """
     if isinstance(n, int) and not n:
-        return torch.ones_like(found, dtype=torch.bool)
-    limit = _smallest(found, n)
-    keep = found > limit
-    tied = (keep.count_nonzero(dim=1) != found.shape[1] - n).nonzero().flatten()
+        return torch.ones_like(values, dtype=torch.bool)
+    limit = _smallest(values, n)
+    keep = values > limit
+    tied = (keep.count_nonzero(dim=1) != values.shape[1] - n).nonzero().flatten()
     if len(tied):
-        some, edge = found[tied], limit[tied]
-        equal, below = some == edge, (some < edge).count_nonzero(dim=1)
+        tied_values = values[tied]
+        edge = limit[tied]
+        equal = tied_values == edge
+        below = (tied_values < edge).count_nonzero(dim=1)
         due = (n if isinstance(n, int) else n[tied]) - below
         keep[tied] |= equal & (equal.cumsum(dim=1) > due[:, None])
     return keep
 
 
 def _smallest(
-    found: Float[Tensor, "rows columns"], n: int | Int[Tensor, "rows"]
+    values: Float[Tensor, "rows columns"], n: int | Int[Tensor, "rows"]
 ) -> Float[Tensor, "rows 1"]:
     """The n-th smallest score of each row; below all of them where n is 0."""
-    on_cpu = found.device.type == "cpu"  # where NumPy is several times faster
+    on_cpu = values.device.type == "cpu"  # where NumPy is several times faster
+    if isinstance(n, int) and on_cpu:
+        ordered = np.partition(values.numpy(), n - 1, axis=1)
+        return torch.from_numpy(ordered[:, n - 1 : n].copy())
     if isinstance(n, int):
-        if on_cpu:
-            return torch.from_numpy(np.partition(found.numpy(), n - 1, axis=1)[:, n - 1 : n].copy())
-        return torch.kthvalue(found, n, dim=1, keepdim=True).values
-    ordered = (
-        torch.from_numpy(np.sort(found.numpy(), axis=1)) if on_cpu else found.sort(dim=1).values
-    )
+        return torch.kthvalue(values, n, dim=1, keepdim=True).values
+    if on_cpu:
+        ordered = torch.from_numpy(np.sort(values.numpy(), axis=1))
+    else:
+        ordered = values.sort(dim=1).values
     limit = ordered.gather(1, (n - 1).clamp(min=0)[:, None])
     return limit.masked_fill((n == 0)[:, None], -torch.inf)
 
 
 def _importance(module: nn.Module, norms: Float[Tensor, "d_in"]) -> Float[Tensor, "out d_in"]:
-    rows = _rows(module)
-    return rows.mul_(norms.to(dtype=rows.dtype).to(rows.device))
+    sizes = _sizes(module)
+    return sizes.mul_(norms.to(dtype=sizes.dtype).to(sizes.device))
 
 
-def _rows(module: nn.Module) -> Float[Tensor, "out d_in"]:
+def _sizes(module: nn.Module) -> Float[Tensor, "out d_in"]:
     """The sizes of the weights, one row for each output, in memory of their own."""
     weight = turned(module, module.weight.detach())
     return weight.abs().to(torch.promote_types(weight.dtype, torch.float32)).contiguous()
@@ -244,12 +413,12 @@ def _rows(module: nn.Module) -> Float[Tensor, "out d_in"]:
 
 def _require_fitting(vlm: VLM, calibration: Calibration) -> str:
     """The fingerprint of the model's weights, where the calibration is of the same."""
-    own = fingerprint(vlm)
-    if calibration.fingerprint != own:
+    weights = fingerprint(vlm)
+    if calibration.fingerprint != weights:
         raise ComparisonError(
             "the weights of calibration and model",
             calibration,
             vlm.name,
             "calibrate on the weights that are scored",
         )
-    return own
+    return weights

@@ -1,4 +1,4 @@
-"""Prune weights: n:m patterns, shared subnetworks, masks at matched sparsity, zeros for good.
+"""Prune weights by n:m patterns, shared subnetworks and masks at matched sparsity.
 
 A shared subnetwork is the one that all of several tasks use. A mask is True where a weight is
 kept. A dense matrix full of zeros takes the same time and memory as before: what really gets
@@ -45,12 +45,32 @@ def nm(
     layers: Layers | None = None,
     seed: int = 0,
 ) -> Masks:
-    r"""Masks that keep the n highest-scored of every m consecutive inputs of an output row.
+    r"""Mask all but the n highest-scored of every m consecutive weights of an output row.
 
-    The sparsity is :math:`1 - n / m` everywhere. Scores are Wanda's where ``by`` is a calibration
-    (Sun et al., 2023, arXiv 2306.11695), else "magnitude" or "random". Of equal scores the first
-    are dropped first. 2:4 is what GPUs of compute capability 8.0 or more can multiply faster, in
-    PyTorch after ``torch.sparse.to_sparse_semi_structured``; masked alone, nothing is saved.
+    Use 2:4 for what GPUs of compute capability 8.0 or more can multiply faster, in PyTorch after
+    ``torch.sparse.to_sparse_semi_structured``; masked alone, nothing is saved. The sparsity is
+    :math:`1 - n / m` everywhere. Of equal scores the first are dropped first.
+
+    Parameters
+    ----------
+    vlm : VLM
+        The model.
+    by : Calibration or {"magnitude", "random"}
+        The scores: Wanda's for a calibration (Sun et al., 2023, arXiv 2306.11695), the sizes of
+        the weights, or random numbers.
+    n : int
+        How many weights of each group are kept, from 1 to m - 1.
+    m : int
+        The size of a group, which has to divide the number of inputs of every linear map.
+    layers : int or sequence of int, optional
+        The layers to make masks for, from 1 to L. By default all.
+    seed : int
+        The seed of "random".
+
+    Returns
+    -------
+    Masks
+        One mask for each linear map, True where a weight is kept.
 
     Raises
     ------
@@ -63,27 +83,52 @@ def nm(
         If the calibration is of other weights.
     ActivationsError
         If a linear map saw no token, or a score is NaN or infinite.
+
+    Examples
+    --------
+    >>> from transformers import LlamaConfig, LlamaForCausalLM
+    >>> from xlvlms_tutorial import VLM
+    >>> from xlvlms_tutorial.methods.pruning import nm
+    >>> config = LlamaConfig(vocab_size=8, hidden_size=8, intermediate_size=12,
+    ...                      num_hidden_layers=2, num_attention_heads=2)
+    >>> small = VLM(LlamaForCausalLM(config), None, "small")
+    >>> masks = nm(small, "magnitude", n=2, m=4)
+    >>> mask = masks.unpack(1, "mlp.up_proj")
+    >>> mask.reshape(-1, 4).sum(dim=1).unique().tolist()
+    [2]
     """
     if not 1 <= n < m:
         raise SelectionError(f"{n}:{m}", "keep n of m consecutive weights, n from 1 to m - 1")
-    keys, maps = chosen_maps(vlm, layers), linear_maps(vlm)
+    keys = chosen_maps(vlm, layers)
+    maps = linear_maps(vlm)
     for layer, name in keys:
-        if (width := turned(maps[layer, name], maps[layer, name].weight).shape[1]) % m:
+        width = turned(maps[layer, name], maps[layer, name].weight).shape[1]
+        if width % m:
             raise SelectionError(
                 f"{n}:{m} in layer {layer} {name}, which has {width} inputs",
                 "choose an m that divides them",
             )
     score, mark = scorer(vlm, by, seed)
-    return masks_of(vlm, keys, score, lambda key, found: _best_of_groups(found, n, m), mark)
+    return masks_of(vlm, keys, score, lambda key, values: _best_of_groups(values, n, m), mark)
 
 
 def alpha_subnet(masks: Iterable[Masks | str | PathLike]) -> Masks:
-    r"""The weights that every one of the masks keeps.
+    r"""Intersect masks: keep the weights that every one of them keeps.
 
-    The subnetwork that all tasks and modalities activate (alpha-SubNet). :math:`K = \bigcap_i K_i`
-    (Shukor and Cord, 2024, arXiv 2405.16700), whose sparsity is never below that of any mask. Masks
-    may be given as paths of files, which are read one at a time, so that two are in memory however
-    many there are, one bit a weight. With which masks to compare it: :func:`matched`.
+    Use it to find the subnetwork that all tasks and modalities activate, the alpha-SubNet of Shukor
+    and Cord, 2024 (arXiv 2405.16700). :math:`K = \bigcap_i K_i`, whose sparsity is never below that
+    of any mask. Compare it with :func:`matched` masks.
+
+    Parameters
+    ----------
+    masks : iterable of Masks, str or path
+        Masks of the same weights and maps, or files that ``Masks.save`` wrote. Files are read one
+        at a time, so that two masks are in memory however many there are, one bit a weight.
+
+    Returns
+    -------
+    Masks
+        The intersection. Its ``model`` joins the names of the masks' models.
 
     Raises
     ------
@@ -93,27 +138,37 @@ def alpha_subnet(masks: Iterable[Masks | str | PathLike]) -> Masks:
         If they are of other weights, or of other linear maps.
     RecordError
         If a file is no file of masks, or is damaged.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from xlvlms_tutorial.methods.pruning import Masks, alpha_subnet
+    >>> key = (1, "mlp.up_proj")
+    >>> captions = Masks.pack({key: torch.tensor([[True, True, False]])}, "small", "f")
+    >>> answers = Masks.pack({key: torch.tensor([[True, False, True]])}, "small", "f")
+    >>> alpha_subnet([captions, answers]).unpack(1, "mlp.up_proj").tolist()
+    [[True, False, False]]
     """
     merged: Masks | None = None
-    for given in masks:
-        found = given if isinstance(given, Masks) else Masks.load(given)
+    for source in masks:
+        loaded = source if isinstance(source, Masks) else Masks.load(source)
         if merged is None:
-            bits = {
-                key: packed.copy() if found is given else packed
-                for key, packed in found.packed.items()
-            }
-            merged = Masks(bits, found.shapes, found.model, found.fingerprint)
-        elif (found.fingerprint, found.shapes) != (merged.fingerprint, merged.shapes):
+            bits = dict(loaded.packed)
+            # what the caller has stays as it is
+            if loaded is source:
+                bits = {key: packed.copy() for key, packed in bits.items()}
+            merged = Masks(bits, loaded.shapes, loaded.model, loaded.fingerprint)
+        elif (loaded.fingerprint, loaded.shapes) != (merged.fingerprint, merged.shapes):
             raise ComparisonError(
                 "weights, or linear maps, behind two masks",
                 merged,
-                found,
+                loaded,
                 "merge masks of the same weights",
             )
-        for key, packed in found.packed.items():
+        for key, packed in loaded.packed.items():
             np.bitwise_and(merged.packed[key], packed, out=merged.packed[key])
-        merged.model = joined(merged.model, found.model)
-        del found, given  # before the next is read
+        merged.model = joined(merged.model, loaded.model)
+        del loaded, source  # before the next is read
     if merged is None:
         raise SelectionError(
             "no masks", "give one or more, or paths of files that Masks.save wrote"
@@ -122,11 +177,26 @@ def alpha_subnet(masks: Iterable[Masks | str | PathLike]) -> Masks:
 
 
 def matched(vlm: VLM, masks: Masks, by: Calibration | str, seed: int = 0) -> Masks:
-    """Masks that keep as many weights as ``masks`` does in every row, chosen by other scores.
+    """Make masks that keep the same number of weights in every output row, by other scores.
 
-    Exactly as many in every output row. What to compare an intersection with, whose rows differ in
-    sparsity: ``by`` is "magnitude", "random", or a calibration (Wanda). Of equal scores the first
-    are dropped first. One linear map is worked on at a time.
+    Use them to compare with an intersection of masks, whose rows differ in sparsity. Of equal
+    scores the first are dropped first. One linear map is worked on at a time.
+
+    Parameters
+    ----------
+    vlm : VLM
+        The model.
+    masks : Masks
+        The masks that say how many weights each row keeps.
+    by : Calibration or {"magnitude", "random"}
+        The scores: Wanda's for a calibration, the sizes of the weights, or random numbers.
+    seed : int
+        The seed of "random".
+
+    Returns
+    -------
+    Masks
+        One mask for each linear map in ``masks``.
 
     Raises
     ------
@@ -136,13 +206,26 @@ def matched(vlm: VLM, masks: Masks, by: Calibration | str, seed: int = 0) -> Mas
         If ``by`` is unknown, or a linear map is quantised, adapted or offloaded.
     ActivationsError
         If a linear map saw no token, or a score is NaN or infinite.
+
+    Examples
+    --------
+    >>> from transformers import LlamaConfig, LlamaForCausalLM
+    >>> from xlvlms_tutorial import VLM
+    >>> from xlvlms_tutorial.methods.pruning import alpha_subnet, matched, random_masks
+    >>> config = LlamaConfig(vocab_size=8, hidden_size=8, intermediate_size=12,
+    ...                      num_hidden_layers=2, num_attention_heads=2)
+    >>> small = VLM(LlamaForCausalLM(config), None, "small")
+    >>> shared = alpha_subnet(random_masks(small, 0.5, seed) for seed in (0, 1))
+    >>> baseline = matched(small, shared, "magnitude")
+    >>> baseline.n_kept == shared.n_kept, baseline == shared
+    (True, False)
     """
     maps = _maps_of(vlm, masks)
     score, mark = scorer(vlm, by, seed)
 
-    def choose(key: Key, found: Tensor) -> Tensor:
+    def choose(key: Key, values: Tensor) -> Tensor:
         counts = turned(maps[key], masks.unpack(*key)).count_nonzero(dim=1)
-        return without_lowest(found, (found.shape[1] - counts).to(found.device))
+        return without_lowest(values, (values.shape[1] - counts).to(values.device))
 
     return masks_of(vlm, masks, score, choose, mark)
 
@@ -155,18 +238,53 @@ def masks_by(
     seed: int = 0,
     masks: Masks | str | PathLike | None = None,
 ) -> Masks:
-    """Masks by the name of a method, one of ``METHODS``.
+    """Make masks by the name of a method, one of ``METHODS``.
 
-    "wanda" needs a calibration, "given" masks or their file, and no sparsity.
+    Use it where the method comes from a table or a command line.
+
+    Parameters
+    ----------
+    method : {"wanda", "magnitude", "random", "given"}
+        How the weights are chosen: :func:`wanda`, :func:`magnitude` or :func:`random_masks`, or
+        masks that exist already.
+    vlm : VLM
+        The model.
+    sparsity : float, optional
+        The share of weights to drop, from 0 to below 1. Needed by all methods but "given".
+    calibration : Calibration, optional
+        Activation statistics of the same weights. Needed by "wanda".
+    seed : int
+        The seed of "random".
+    masks : Masks, str or path, optional
+        The masks, or the file that ``Masks.save`` wrote. Needed by "given".
+
+    Returns
+    -------
+    Masks
+        One mask for each linear map, True where a weight is kept.
 
     Raises
     ------
     SelectionError
-        If the method is unknown, what it needs is not given, or as the method itself.
+        If the method is unknown, what it needs is not given, the sparsity is not in [0, 1), or a
+        linear map is quantised, adapted or offloaded.
     ComparisonError
         If the calibration, or the masks given, are of other weights.
-    ActivationsError, RecordError
-        As :func:`wanda` and :func:`alpha_subnet`.
+    ActivationsError
+        If a linear map saw no token, or a score is NaN or infinite.
+    RecordError
+        If the file is no file of masks, or is damaged.
+
+    Examples
+    --------
+    >>> from transformers import LlamaConfig, LlamaForCausalLM
+    >>> from xlvlms_tutorial import VLM
+    >>> from xlvlms_tutorial.methods.pruning import magnitude, masks_by
+    >>> config = LlamaConfig(vocab_size=8, hidden_size=8, intermediate_size=12,
+    ...                      num_hidden_layers=2, num_attention_heads=2)
+    >>> small = VLM(LlamaForCausalLM(config), None, "small")
+    >>> masks_by("magnitude", small, sparsity=0.5) == magnitude(small, sparsity=0.5)
+    True
     """
     if method not in METHODS:
         raise SelectionError(f"unknown method {method!r}", f"allowed: {', '.join(METHODS)}")
@@ -180,19 +298,26 @@ def masks_by(
         return magnitude(vlm, sparsity)
     if method == "random":
         return random_masks(vlm, sparsity, seed)
-    given = masks if isinstance(masks, Masks) else Masks.load(masks)
-    _maps_of(vlm, given)
-    return given
+    loaded = masks if isinstance(masks, Masks) else Masks.load(masks)
+    _maps_of(vlm, loaded)  # raises at masks of other weights
+    return loaded
 
 
 @torch.no_grad()
 def apply_masks(vlm: VLM, masks: Masks) -> None:
-    """Write zeros where the masks keep nothing, in place and for good.
+    """Set the weights that the masks drop to zero, in place and for good.
 
-    ``vlm.model.save_pretrained`` then saves the pruned model. Saves no time and no memory:
-    zeros are multiplied and stored like other numbers. The name of the model says that it
-    is masked, so that what is captured is not taken for the dense model's. For a mask that
-    goes again: ``interventions.mask_weights``.
+    Use it to save a pruned model: ``vlm.model.save_pretrained(folder)``. It saves no time and no
+    memory: zeros are multiplied and stored like other numbers. The name of the model says that it
+    is masked, so that what is captured is not taken for the dense model's. For a mask that goes
+    again use ``interventions.mask_weights``.
+
+    Parameters
+    ----------
+    vlm : VLM
+        The model, which is changed.
+    masks : Masks
+        Masks of its weights, True where a weight is kept.
 
     Raises
     ------
@@ -203,6 +328,20 @@ def apply_masks(vlm: VLM, masks: Masks) -> None:
         with another part of the model.
     InterventionError
         If an intervention is active.
+
+    Examples
+    --------
+    >>> from transformers import LlamaConfig, LlamaForCausalLM
+    >>> from xlvlms_tutorial import VLM
+    >>> from xlvlms_tutorial.methods.pruning import apply_masks, magnitude
+    >>> config = LlamaConfig(vocab_size=8, hidden_size=8, intermediate_size=12,
+    ...                      num_hidden_layers=2, num_attention_heads=2)
+    >>> small = VLM(LlamaForCausalLM(config), None, "small")
+    >>> apply_masks(small, magnitude(small, sparsity=0.5))
+    >>> int((small.blocks[0].mlp.up_proj.weight == 0).sum())
+    48
+    >>> small.name.startswith("small + masked 50.0%")
+    True
     """
     maps = _maps_of(vlm, masks)
     require_own(vlm, {f"layer {layer} {name}": maps[layer, name] for layer, name in masks})
@@ -213,9 +352,14 @@ def apply_masks(vlm: VLM, masks: Masks) -> None:
 
 
 def require_own(vlm: VLM, modules: dict[str, nn.Module]) -> None:
-    """Stop a change for good of weights that other parts use too.
+    """Refuse to change weights for good that other parts use, or that an intervention holds.
 
-    Or that an active intervention would undo or change.
+    Parameters
+    ----------
+    vlm : VLM
+        The model.
+    modules : dict of str to Module
+        The modules whose weights would change, by the name that the error says.
 
     Raises
     ------
@@ -242,10 +386,8 @@ def require_own(vlm: VLM, modules: dict[str, nn.Module]) -> None:
 def _maps_of(vlm: VLM, masks: Masks) -> dict[Key, nn.Module]:
     """The linear maps of the model that the masks are of."""
     maps = linear_maps(vlm)
-    fit = all(
-        key in maps and tuple(maps[key].weight.shape) == shape
-        for key, shape in masks.shapes.items()
-    )
+    shapes = {key: tuple(module.weight.shape) for key, module in maps.items()}
+    fit = all(shapes.get(key) == shape for key, shape in masks.shapes.items())
     if masks.fingerprint != fingerprint(vlm) or not fit:
         raise ComparisonError(
             "the weights of masks and model",
@@ -257,24 +399,24 @@ def _maps_of(vlm: VLM, masks: Masks) -> dict[Key, nn.Module]:
 
 
 def _best_of_groups(
-    found: Float[Tensor, "rows columns"], n: int, m: int
+    values: Float[Tensor, "rows columns"], n: int, m: int
 ) -> Bool[Tensor, "rows columns"]:
     """Where a score is among the n highest of its group of m neighbours.
 
     Of equal ones the last are kept.
     """
-    groups = found.reshape(-1, m)
+    groups = values.reshape(-1, m)
     if m > 8:
-        return without_lowest(groups, m - n).reshape(found.shape)
+        return without_lowest(groups, m - n).reshape(values.shape)
     # each weight's rank by comparing it with its few neighbours, twice as fast as a
     # selection in millions of groups of four
     columns = groups.T.contiguous()
     ranks = [
-        torch.zeros(columns.shape[1], dtype=torch.uint8, device=found.device) for _ in range(m)
+        torch.zeros(columns.shape[1], dtype=torch.uint8, device=values.device) for _ in range(m)
     ]
     for i in range(m):
         for j in range(i):
             higher = (columns[i] >= columns[j]).view(torch.uint8)
             ranks[i] += higher
             ranks[j] += 1 - higher
-    return (torch.stack(ranks, dim=1) >= m - n).reshape(found.shape)
+    return (torch.stack(ranks, dim=1) >= m - n).reshape(values.shape)

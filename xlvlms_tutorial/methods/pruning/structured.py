@@ -40,14 +40,29 @@ _LAYER_NUMBERS = ("rope_scaling_layers",)  # lists of layers, counted from 0
 def neuron_scores(
     vlm: VLM, by: Calibration | str = "magnitude", seed: int = 0
 ) -> dict[int, Float[Tensor, "neurons"]]:
-    r"""Importance of each hidden neuron of each layer's MLP.
+    r"""Score each hidden neuron of each layer's MLP by the size of what it adds.
 
-    The size of what it adds to the residual stream. With the activations :math:`x_{tj}` of neuron j
-    and its outgoing column :math:`W_{\cdot j}` in the MLP's last linear map, :math:`s_j =
-    \sqrt{\frac{1}{T} \sum_t \lVert x_{tj} W_{\cdot j} \rVert_2^2} = \lVert W_{\cdot j} \rVert_2
-    \sqrt{\frac{1}{T} \sum_t x_{tj}^2}`, which is the square root of the sum of Wanda's squared
-    scores over the column (Sun et al., 2023, arXiv 2306.11695). ``by`` = "magnitude" takes
-    :math:`\lVert W_{\cdot j} \rVert_2` alone, and "random" draws by ``seed``.
+    Use it to choose the neurons that :func:`cut_neurons` cuts. With the activations :math:`x_{tj}`
+    of neuron j and its outgoing column :math:`W_{\cdot j}` in the MLP's last linear map, the size
+    of what it adds to the residual stream is :math:`s_j = \sqrt{\frac{1}{T} \sum_t \lVert x_{tj}
+    W_{\cdot j} \rVert_2^2} = \lVert W_{\cdot j} \rVert_2 \sqrt{\frac{1}{T} \sum_t x_{tj}^2}`, which
+    is the square root of the sum of Wanda's squared scores over the column (Sun et al., 2023, arXiv
+    2306.11695).
+
+    Parameters
+    ----------
+    vlm : VLM
+        The model.
+    by : Calibration or {"magnitude", "random"}
+        Where the activations come from. The default, "magnitude", takes
+        :math:`\lVert W_{\cdot j} \rVert_2` alone, and "random" draws the scores.
+    seed : int
+        The seed of "random".
+
+    Returns
+    -------
+    dict of int to Tensor
+        For each layer, from 1 to L, the scores (neurons,) of its MLP, 0 or more.
 
     Raises
     ------
@@ -59,34 +74,65 @@ def neuron_scores(
         If the calibration is of other weights.
     ActivationsError
         If a linear map saw no token, or a score is NaN or infinite.
+
+    Examples
+    --------
+    >>> from transformers import LlamaConfig, LlamaForCausalLM
+    >>> from xlvlms_tutorial import VLM
+    >>> from xlvlms_tutorial.methods.pruning import neuron_scores
+    >>> config = LlamaConfig(vocab_size=8, hidden_size=8, intermediate_size=12,
+    ...                      num_hidden_layers=3, num_attention_heads=2)
+    >>> small = VLM(LlamaForCausalLM(config), None, "small")
+    >>> importance = neuron_scores(small)
+    >>> list(importance), tuple(importance[1].shape)
+    ([1, 2, 3], (12,))
     """
     score, _ = scorer(vlm, by, seed)
-    found = {}
+    by_layer = {}
     for part in _mlps(vlm):
         weights = score((part.layer, part.exit_name), part.exit)
-        found[part.layer] = (
-            weights[0].clone() if by == "random" else torch.linalg.vector_norm(weights, dim=0)
-        )
-        if not torch.isfinite(found[part.layer]).all():
+        if by == "random":
+            importance = weights[0].clone()
+        else:
+            importance = torch.linalg.vector_norm(weights, dim=0)
+        if not torch.isfinite(importance).all():
             raise ActivationsError(
                 f"NaN or infinite scores of the neurons of layer {part.layer}",
                 "look for damaged weights",
             )
-    return found
+        by_layer[part.layer] = importance
+    return by_layer
 
 
 @torch.no_grad()
 def cut_neurons(
     vlm: VLM, scores: Mapping[int, Float[Tensor, "neurons"]], share: float, multiple_of: int = 1
 ) -> dict[int, Int[Tensor, "kept"]]:
-    r"""Cut the share of the hidden neurons with the lowest scores out of every MLP, in place.
+    r"""Cut the hidden neurons with the lowest scores out of every MLP, in place and for good.
 
-    Gives the neurons left, by layer. Rows of the first linear maps, biases, and columns of
-    the last one go: of N neurons :math:`\lfloor s N \rfloor` in every block, fewer if what is
-    left shall be a ``multiple_of`` a number that the hardware likes. The model computes what
-    it would compute with these columns set to zero. Every block has the same number of
-    neurons, as configurations allow no other. Of equal scores the first neurons go first. The
-    name of the model says what is gone.
+    Use it for a model that is really smaller, unlike a masked one. Rows of the first linear maps,
+    biases, and columns of the last one go: of N neurons :math:`\lfloor s N \rfloor` in every block.
+    The model computes what it would compute with these columns set to zero. Every block has the
+    same number of neurons, as configurations allow no other. Of equal scores the first neurons go
+    first. The name of the model says what is gone.
+
+    Parameters
+    ----------
+    vlm : VLM
+        The model, which is changed.
+    scores : mapping of int to Tensor
+        For each layer, from 1 to L, a score (neurons,) for each neuron, as :func:`neuron_scores`
+        gives them.
+    share : float
+        The share s of neurons to cut, from 0 to below 1.
+    multiple_of : int
+        A number, liked by the hardware, of which the number of neurons that remain shall be a
+        multiple: fewer neurons are cut then. By default 1, any number.
+
+    Returns
+    -------
+    dict of int to Tensor
+        For each layer the numbers, counted from 0, of the neurons that remain, in order.
 
     Raises
     ------
@@ -100,47 +146,63 @@ def cut_neurons(
         If a score is NaN or infinite.
     InterventionError
         If an intervention is active.
+
+    Examples
+    --------
+    >>> from transformers import LlamaConfig, LlamaForCausalLM
+    >>> from xlvlms_tutorial import VLM
+    >>> from xlvlms_tutorial.methods.pruning import cut_neurons, neuron_scores
+    >>> config = LlamaConfig(vocab_size=8, hidden_size=8, intermediate_size=12,
+    ...                      num_hidden_layers=3, num_attention_heads=2)
+    >>> small = VLM(LlamaForCausalLM(config), None, "small")
+    >>> remaining = cut_neurons(small, neuron_scores(small), share=0.5)
+    >>> {layer: len(neurons) for layer, neurons in remaining.items()}
+    {1: 6, 2: 6, 3: 6}
+    >>> small.blocks[0].mlp.down_proj.in_features
+    6
     """
     parts = _mlps(vlm)
     width = parts[0].width
     dropped = _number_to_drop(share, width, multiple_of)
-    left = {part.layer: _highest(scores, part, dropped) for part in parts}
-    require_own(
-        vlm,
-        {
-            f"layer {p.layer} {name}": module
-            for p in parts
-            for name, module in [*p.entries.items(), (p.exit_name, p.exit)]
-        },
-    )
-    if not dropped:
-        return left
-    change = lambda text: _set_width(text, vlm.name, width, width - dropped)
-    shapes = {name: tuple(value.shape) for name, value in vlm.model.state_dict().items()}
-    _require_described(
-        vlm,
-        change,
-        shapes
-        | {
-            name: shape
-            for part in parts
-            for name, shape in part.shapes(vlm, width - dropped).items()
-        },
-    )
+    remaining = {part.layer: _highest(scores, part, dropped) for part in parts}
+    modules = {}
     for part in parts:
-        part.cut(left[part.layer])
+        for name, module in part.entries.items():
+            modules[f"layer {part.layer} {name}"] = module
+        modules[f"layer {part.layer} {part.exit_name}"] = part.exit
+    require_own(vlm, modules)
+    if not dropped:
+        return remaining
+
+    def change(text: PreTrainedConfig) -> None:
+        _set_width(text, vlm.name, width, width - dropped)
+
+    shapes = {name: tuple(value.shape) for name, value in vlm.model.state_dict().items()}
+    for part in parts:
+        shapes |= part.shapes(vlm, width - dropped)
+    _require_described(vlm, change, shapes)
+    for part in parts:
+        part.cut(remaining[part.layer])
     _change_configs(vlm, change)
     vlm.name += f" + {dropped} of {width} neurons cut ({fingerprint(vlm)[:8]})"
-    return left
+    return remaining
 
 
 @torch.no_grad()
 def remove_blocks(vlm: VLM, layers: Layers) -> None:
-    """Remove decoder blocks for good, in place.
+    """Remove decoder blocks, in place and for good.
 
-    The model computes what it computes under ``interventions.skip(vlm, layers)``. The blocks after
-    a removed one move up: layers are counted anew from 1, in ``vlm.blocks`` and in the cache. The
-    name of the model says what is gone.
+    Use it for a model that is really smaller, after ``interventions.skip`` has shown which blocks
+    can go: the model computes what it computes under ``interventions.skip(vlm, layers)``. The
+    blocks after a removed one move up: layers are counted anew from 1, in ``vlm.blocks`` and in the
+    cache. The name of the model says what is gone.
+
+    Parameters
+    ----------
+    vlm : VLM
+        The model, which is changed.
+    layers : int or sequence of int
+        The layers that go, from 1 to L.
 
     Raises
     ------
@@ -152,33 +214,47 @@ def remove_blocks(vlm: VLM, layers: Layers) -> None:
         offloaded, or has a configuration that cannot describe what is left.
     InterventionError
         If an intervention is active.
+
+    Examples
+    --------
+    >>> from transformers import LlamaConfig, LlamaForCausalLM
+    >>> from xlvlms_tutorial import VLM
+    >>> from xlvlms_tutorial.methods.pruning import remove_blocks
+    >>> config = LlamaConfig(vocab_size=8, hidden_size=8, intermediate_size=12,
+    ...                      num_hidden_layers=3, num_attention_heads=2)
+    >>> small = VLM(LlamaForCausalLM(config), None, "small")
+    >>> remove_blocks(small, layers=[2])
+    >>> small.n_layers, small.name
+    (2, 'small + without blocks 2')
     """
-    gone = set(checked_layers(vlm, layers))
-    left = [layer for layer in range(1, vlm.n_layers + 1) if layer not in gone]
-    if not gone or not left:
+    removed = set(checked_layers(vlm, layers))
+    remaining = [layer for layer in range(1, vlm.n_layers + 1) if layer not in removed]
+    if not removed or not remaining:
         raise SelectionError(
-            f"{len(gone)} of {vlm.n_layers} blocks to remove",
+            f"{len(removed)} of {vlm.n_layers} blocks to remove",
             "remove at least one and leave at least one",
         )
-    _require_removable(vlm, gone)
-    require_own(
-        vlm, {f"layer {layer} {name}": module for (layer, name), module in linear_maps(vlm).items()}
-    )
-    change = lambda text: _set_layers(text, [layer - 1 for layer in left])
-    _require_described(vlm, change, _renumbered(vlm, left))
+    _require_removable(vlm, removed)
+    modules = {f"layer {layer} {name}": m for (layer, name), m in linear_maps(vlm).items()}
+    require_own(vlm, modules)
+
+    def change(text: PreTrainedConfig) -> None:
+        _set_layers(text, [layer - 1 for layer in remaining])
+
+    _require_described(vlm, change, _renumbered(vlm, remaining))
     decoder = anatomy.decoder(vlm.model)
     for name, value in vars(decoder).items():
         # Molmo2 has the kind of positions of each block there
         if isinstance(value, list) and len(value) == vlm.n_layers:
-            setattr(decoder, name, [value[layer - 1] for layer in left])
-    for layer in sorted(gone, reverse=True):
+            setattr(decoder, name, [value[layer - 1] for layer in remaining])
+    for layer in sorted(removed, reverse=True):
         del vlm.blocks[layer - 1]
     for index, block in enumerate(vlm.blocks):
         for module in block.modules():
             if hasattr(module, "layer_idx"):  # where in the cache its keys and values are
                 module.layer_idx = index
     _change_configs(vlm, change)
-    vlm.name += f" + without blocks {', '.join(map(str, sorted(gone)))}"
+    vlm.name += f" + without blocks {', '.join(map(str, sorted(removed)))}"
 
 
 @dataclass(frozen=True)
@@ -197,73 +273,79 @@ class _MLP:
         return turned(self.exit, self.exit.weight).shape[1]
 
     def shapes(self, vlm: VLM, width: int) -> dict[str, tuple[int, ...]]:
-        """The shapes of the parameters by their names in the model, for so many neurons."""
+        """The shapes of the parameters by their names in the model, for ``width`` neurons."""
         names = {module: name for name, module in vlm.model.named_modules()}
-        found = {}
+        shapes = {}
         for module in self.entries.values():
             rows = width * (_rows(module) // self.width)
-            found[f"{names[module]}.weight"] = tuple(
-                turned(module, torch.empty(rows, vlm.width, device="meta")).shape
-            )
+            shapes[f"{names[module]}.weight"] = _weight_shape(module, rows, vlm.width)
             if module.bias is not None:
-                found[f"{names[module]}.bias"] = (rows,)
-        return found | {
-            f"{names[self.exit]}.weight": tuple(
-                turned(self.exit, torch.empty(vlm.width, width, device="meta")).shape
-            )
-        }
+                shapes[f"{names[module]}.bias"] = (rows,)
+        shapes[f"{names[self.exit]}.weight"] = _weight_shape(self.exit, vlm.width, width)
+        return shapes
 
-    def cut(self, left: Int[Tensor, "kept"]) -> None:
-        """Leave these neurons alone."""
+    def cut(self, remaining: Int[Tensor, "kept"]) -> None:
+        """Cut all neurons but these."""
         width = self.width
         for module in self.entries.values():
-            rows = torch.cat([left + start for start in range(0, _rows(module), width)]).to(
-                module.weight.device
-            )
-            _replace(module, 0, rows)
-        _replace(self.exit, 1, left.to(self.exit.weight.device))
+            starts = range(0, _rows(module), width)
+            rows = torch.cat([remaining + start for start in starts])
+            _replace(module, 0, rows.to(module.weight.device))
+        _replace(self.exit, 1, remaining.to(self.exit.weight.device))
         if hasattr(self.inside, "intermediate_size"):
-            self.inside.intermediate_size = len(left)
+            self.inside.intermediate_size = len(remaining)
+
+
+def _weight_shape(module: nn.Module, rows: int, columns: int) -> tuple[int, ...]:
+    """The shape of a linear map's weight for so many outputs and inputs."""
+    return tuple(turned(module, torch.empty(rows, columns, device="meta")).shape)
 
 
 def _mlps(vlm: VLM) -> list[_MLP]:
-    """The MLPs of all blocks, all equally wide.
+    """The MLPs of all blocks, all of the same width.
 
     Each with all of its parameters in linear maps around one hidden layer.
     """
     names = {module: name for (_, name), module in linear_maps(vlm).items()}
-    found = []
+    parts: list[_MLP] = []
     for layer, block in enumerate(vlm.blocks, 1):
-        exit_ = anatomy.mlp_exit(block)
-        # OPT's two maps lie in the block itself
-        inside = anatomy.mlp(block) if anatomy.mlp(block) is not exit_ else block
-        entries = {
-            names[m]: m for name in _ENTRIES if (m := anatomy.child(inside, (name,))) in names
-        }
-        found.append(_MLP(layer, inside, entries, names.get(exit_, ""), exit_))
-        others = (
-            []
-            if inside is block
-            else [m for m in inside.modules() if m not in (*entries.values(), exit_)]
-        )
-        if not entries or exit_ not in names or any(m._parameters for m in others):
-            raise AnatomyError(
-                "MLP of linear maps around one hidden layer", type(inside).__name__, _ENTRIES
-            )
-        part = found[-1]
-        if (
-            any(
-                _rows(m) != part.width * (1 + name.endswith("gate_up_proj"))
-                for name, m in entries.items()
-            )
-            or part.width != found[0].width
-        ):
-            told = (
+        part = _mlp_of(layer, block, names)
+        parts.append(part)
+        if not _widths_agree(part) or part.width != parts[0].width:
+            raise SelectionError(
                 f"layer {layer} has an MLP of {part.width} neurons beside maps, or "
-                "other MLPs, of another number"
+                "other MLPs, of another number",
+                "give a model whose MLPs are all equally wide",
             )
-            raise SelectionError(told, "give a model whose MLPs are all equally wide")
-    return found
+    return parts
+
+
+def _mlp_of(layer: int, block: nn.Module, names: Mapping[nn.Module, str]) -> _MLP:
+    exit_ = anatomy.mlp_exit(block)
+    inside = anatomy.mlp(block)
+    # OPT's two maps lie in the block itself
+    if inside is exit_:
+        inside = block
+    entries = {}
+    for name in _ENTRIES:
+        module = anatomy.child(inside, (name,))
+        if module in names:
+            entries[names[module]] = module
+    maps = (*entries.values(), exit_)
+    beside = [] if inside is block else [m for m in inside.modules() if m not in maps]
+    if not entries or exit_ not in names or any(m._parameters for m in beside):
+        raise AnatomyError(
+            "MLP of linear maps around one hidden layer", type(inside).__name__, _ENTRIES
+        )
+    return _MLP(layer, inside, entries, names[exit_], exit_)
+
+
+def _widths_agree(part: _MLP) -> bool:
+    for name, module in part.entries.items():
+        rows = part.width * (2 if name.endswith("gate_up_proj") else 1)
+        if _rows(module) != rows:
+            return False
+    return True
 
 
 def _rows(module: nn.Module) -> int:
@@ -279,70 +361,70 @@ def _number_to_drop(share: float, width: int, multiple_of: int) -> int:
         raise SelectionError(
             f"multiple_of={multiple_of}", f"the MLPs have {width} neurons: give 1 to {width}"
         )
-    left = width - floor(share * width + 1e-9)
-    return width - min(width, -(-left // multiple_of) * multiple_of)
+    remaining = width - floor(share * width + 1e-9)
+    return width - min(width, -(-remaining // multiple_of) * multiple_of)
 
 
 def _highest(scores: Mapping[int, Tensor], part: _MLP, dropped: int) -> Int[Tensor, "kept"]:
-    found = scores.get(part.layer)
-    if found is None or tuple(found.shape) != (part.width,):
-        told = "none" if found is None else tuple(found.shape)
+    """The numbers of the neurons that remain when those with the lowest scores are dropped."""
+    values = scores.get(part.layer)
+    shape = "none" if values is None else tuple(values.shape)
+    if shape != (part.width,):
         raise SelectionError(
-            f"scores of layer {part.layer} are {told}",
+            f"scores of layer {part.layer} are {shape}",
             f"give one for each of {part.width} neurons, as neuron_scores does",
         )
-    if not torch.isfinite(found).all():
+    if not torch.isfinite(values).all():
         raise ActivationsError(
             f"NaN or infinite scores of the neurons of layer {part.layer}", "give finite scores"
         )
-    return without_lowest(found[None].float(), dropped)[0].nonzero().flatten()
+    return without_lowest(values[None].float(), dropped)[0].nonzero().flatten()
 
 
 def _replace(module: nn.Module, dim: int, index: Int[Tensor, "kept"]) -> None:
     """Keep some outputs (``dim`` 0) or inputs (1) of a linear map, in memory of their own."""
-    turn = isinstance(module, Conv1D)
-    weight = module.weight
-    module.weight = nn.Parameter(
-        weight.index_select(1 - dim if turn else dim, index), requires_grad=weight.requires_grad
-    )
+    transposed = isinstance(module, Conv1D)
+    weight = module.weight.index_select(1 - dim if transposed else dim, index)
+    module.weight = nn.Parameter(weight, requires_grad=module.weight.requires_grad)
     if dim == 0 and module.bias is not None:
         module.bias = nn.Parameter(module.bias[index], requires_grad=module.bias.requires_grad)
-    names = {"nf": 0, "nx": 1} if turn else {"out_features": 0, "in_features": 1}
-    for name, of in names.items():
-        if of == dim:
-            setattr(module, name, len(index))
+    # the attributes that hold the number of outputs, and that of inputs
+    names = ("nf", "nx") if transposed else ("out_features", "in_features")
+    setattr(module, names[dim], len(index))
 
 
 def _set_width(text: PreTrainedConfig, model: str, old: int, new: int) -> None:
-    known = [name for name in _WIDTHS if hasattr(text, name)]
+    """Describe in a configuration that its MLPs have the new number of neurons."""
+    names = [name for name in _WIDTHS if hasattr(text, name)]
     # None means four times the width, in GPT-2
-    if not known or getattr(text, known[0]) not in (old, None):
+    if not names or getattr(text, names[0]) not in (old, None):
         raise SelectionError(
             f"the configuration of {model!r} does not say that its MLPs have {old} neurons",
             "remove blocks instead",
         )
-    setattr(text, known[0], new)
+    setattr(text, names[0], new)
 
 
-def _set_layers(text: PreTrainedConfig, left: list[int]) -> None:
+def _set_layers(text: PreTrainedConfig, remaining: list[int]) -> None:
     """Describe in a configuration that only these blocks, counted from 0, are there."""
     before = text.num_hidden_layers
     for name, value in text.to_dict().items():
-        if name in _BY_LAYER and value:
-            setattr(text, name, [value[index] for index in left])
-        elif name in _LAYER_NUMBERS and value:
-            setattr(text, name, [left.index(index) for index in value if index in left])
-        elif (
-            isinstance(value, list | tuple) and value and ("layer" in name or len(value) == before)
-        ):
+        if not value:
+            continue
+        if name in _BY_LAYER:
+            setattr(text, name, [value[index] for index in remaining])
+        elif name in _LAYER_NUMBERS:
+            setattr(text, name, [remaining.index(index) for index in value if index in remaining])
+        elif isinstance(value, list | tuple) and ("layer" in name or len(value) == before):
             raise SelectionError(
                 f"the configuration lists {name}={value}",
                 "it cannot be said how to cut it: skip the blocks instead",
             )
-    text.num_hidden_layers = len(left)
+    text.num_hidden_layers = len(remaining)
 
 
-def _require_removable(vlm: VLM, gone: set[int]) -> None:
+def _require_removable(vlm: VLM, removed: set[int]) -> None:
+    """Refuse a model whose blocks depend on their numbers, or on blocks that go."""
     text = vlm.model.config.get_text_config(decoder=True)
     if anatomy.crossing(vlm.model):
         raise SelectionError(
@@ -359,60 +441,56 @@ def _require_removable(vlm: VLM, gone: set[int]) -> None:
             f"the blocks of {vlm.name!r} differ by their number",
             "skip its blocks instead (interventions.skip)",
         )
-    deep = len(
-        getattr(getattr(vlm.model.config, "vision_config", None), "deepstack_visual_indexes", None)
-        or ()
-    )
-    if min(gone) <= deep:
+    vision = getattr(vlm.model.config, "vision_config", None)
+    # the blocks after which visual features are added again
+    n_visual = len(getattr(vision, "deepstack_visual_indexes", None) or ())
+    if min(removed) <= n_visual:
         raise SelectionError(
-            f"layer {min(gone)} of {vlm.name!r} gets visual features",
-            f"remove blocks behind layer {deep}, or skip it",
+            f"layer {min(removed)} of {vlm.name!r} gets visual features",
+            f"remove blocks behind layer {n_visual}, or skip it",
         )
 
 
-def _renumbered(vlm: VLM, left: list[int]) -> dict[str, tuple[int, ...]]:
+def _renumbered(vlm: VLM, remaining: list[int]) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the model's tensors without the blocks that go."""
     prefix = next(name for name, module in vlm.model.named_modules() if module is vlm.blocks) + "."
-    places = {str(layer - 1): str(k) for k, layer in enumerate(left)}
-    found = {}
+    numbers = {str(layer - 1): str(k) for k, layer in enumerate(remaining)}
+    shapes = {}
     for name, value in vlm.model.state_dict().items():
         index, _, rest = name.removeprefix(prefix).partition(".")
         if not name.startswith(prefix):
-            found[name] = tuple(value.shape)
-        elif index in places:
-            found[f"{prefix}{places[index]}.{rest}"] = tuple(value.shape)
-    return found
+            shapes[name] = tuple(value.shape)
+        elif index in numbers:
+            shapes[f"{prefix}{numbers[index]}.{rest}"] = tuple(value.shape)
+    return shapes
 
 
 def _require_described(
     vlm: VLM, change: Callable[[PreTrainedConfig], None], planned: Mapping[str, tuple[int, ...]]
 ) -> None:
-    """Stop, before anything is changed, where a smaller model could not be built again.
+    """Refuse, before anything is changed, a smaller model that could not be built again.
 
-    Where a model made from the changed configuration would not have the tensors that are left.
+    A model made from the changed configuration has to have the tensors that are planned.
     """
     config = deepcopy(vlm.model.config)
     change(config.get_text_config(decoder=True))
     with torch.device("meta"):
-        made = type(vlm.model)._from_config(config)
-    described = {name: tuple(value.shape) for name, value in made.state_dict().items()}
-    if wrong := sorted(
-        name for name in {**described, **planned} if described.get(name) != planned.get(name)
-    ):
-        told = (
-            f"{vlm.name!r} would be described wrongly by its configuration, first "
-            f"{wrong[0]}: {described.get(wrong[0])}"
-        )
-        raise SelectionError(
-            told,
-            (
-                f"it would be {planned.get(wrong[0])}; give a model whose blocks "
-                "are alike, without an adapter"
-            ),
-        )
+        model = type(vlm.model)._from_config(config)
+    described = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    for name in sorted({**described, **planned}):
+        if described.get(name) != planned.get(name):
+            raise SelectionError(
+                f"{vlm.name!r} would be described wrongly by its configuration, first "
+                f"{name}: {described.get(name)}",
+                f"it would be {planned.get(name)}; give a model whose blocks "
+                "are alike, without an adapter",
+            )
 
 
 def _change_configs(vlm: VLM, change: Callable[[PreTrainedConfig], None]) -> None:
-    configs = (vlm.model.config.get_text_config(decoder=True), anatomy.decoder(vlm.model).config)
-    for config in {id(config): config for config in configs}.values():
+    text = vlm.model.config.get_text_config(decoder=True)
+    change(text)
+    # the decoder may hold a configuration of its own
+    config = anatomy.decoder(vlm.model).config
+    if config is not text:
         change(config)

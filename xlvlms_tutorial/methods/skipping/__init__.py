@@ -1,4 +1,4 @@
-"""Ways to leave out work of a language model's blocks, and how to choose the blocks.
+"""Leave out work of a language model's blocks, and choose the blocks.
 
 The ways are named as in the papers. After Shukor and Cord, "Skipping Computations in Multimodal
 LLMs" (arXiv 2410.09454) and, for MLPs of image tokens, "Implicit Multimodal Alignment"

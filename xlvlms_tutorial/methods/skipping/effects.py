@@ -1,6 +1,6 @@
-"""Which blocks to leave out by what their absence costs.
+"""Choose the blocks to skip by the loss of the model without them.
 
-Each alone, or one after the other, greedily.
+Each layer is left out alone, or layers are left out one after the other, greedily.
 """
 
 from collections.abc import Sequence
@@ -23,8 +23,10 @@ from xlvlms_tutorial.models import anatomy
 from xlvlms_tutorial.models.spans import SPANS, Batch
 from xlvlms_tutorial.models.vlm import VLM
 
-_ROWS_AT_ONCE = 512  # whose logits over the whole vocabulary are in memory together
-# models whose passes were found to agree: to try it costs as much as fifteen forwards
+# whose logits over the whole vocabulary are in memory together
+_ROWS_AT_ONCE = 512
+# models whose resumed passes were found to agree with whole forwards: to try it costs as much
+# as fifteen forwards
 _AGREE: WeakSet[VLM] = WeakSet()
 
 
@@ -39,14 +41,39 @@ def effects(
     batch_size: int = 16,
     progress: bool = False,
 ) -> pd.DataFrame:
-    """What the absence of each layer alone costs.
+    """Measure how much the loss increases when each layer alone is left out.
 
-    Columns layer, loss, and increase over the dense model's, which is ``.attrs["dense"]``.
-    The loss is in nats a token, of the answers (by default each sample's first caption) and
-    their end, given what the samples show and the prompt, all in one forward. ``samples`` may
-    be plain texts instead: then without a picture, and of every token but the first. ``part``
-    is "block", "mlp" or "attention". Each batch goes through the blocks below a layer once:
-    the pass without it starts there.
+    Use it to see which blocks, MLPs or attentions the model can do without. The effect of one
+    layer does not say what several cost together: that is what :func:`greedy` is for. Each batch
+    goes through the blocks below a layer once: the pass without the layer starts there.
+
+    Parameters
+    ----------
+    vlm : VLM
+        The model.
+    samples : sequence of Sample, or of str
+        Samples with what they show, or plain texts. Plain texts are read without a picture, and
+        all of their tokens but the first count in the loss.
+    answers : sequence of str, or function of a sample, optional
+        The text whose loss is measured for each sample, given what the sample shows and the
+        prompt. By default the sample's first caption. Not for plain texts.
+    layers : sequence of int, optional
+        The layers that are left out, one at a time, from 1 to L. By default all.
+    part : {"block", "mlp", "attention"}
+        What of a layer is left out. By default the whole block.
+    prompt : str, or function of a sample, optional
+        What the model is asked. By default a description of what the sample shows.
+    batch_size : int
+        How many samples go through the model together.
+    progress : bool
+        Whether to show a progress bar.
+
+    Returns
+    -------
+    DataFrame
+        One row for each layer, in order. Columns ``layer``; ``loss``, the cross-entropy without
+        the layer, in nats a token, of the answers and the EOS token after each; ``increase``, how
+        much that is above the loss of the dense model, which is in ``.attrs["dense"]``.
 
     Raises
     ------
@@ -56,29 +83,34 @@ def effects(
     LayerError
         If the model has no such layer.
     LengthError
-        If answers and samples are not equally many.
+        If the numbers of answers and samples differ.
     InterventionError
         If the part is unknown.
     ActivationsError
         If a loss is NaN or infinite.
+
+    Examples
+    --------
+    The model can do without a late block far better than without the first one:
+
+    >>> from xlvlms_tutorial.methods.skipping import effects
+    >>> table = effects(vlm, ["A red ball lies on the grass."], layers=[1, 25])
+    >>> table.columns.tolist()
+    ['layer', 'loss', 'increase']
+    >>> table["layer"].tolist()
+    [1, 25]
+    >>> bool(table["increase"][0] > table["increase"][1])
+    True
     """
-    chosen = sorted(
-        set(checked_layers(vlm, range(1, vlm.n_layers + 1) if layers is None else layers))
-    )
-    if not chosen:
+    selected = _sorted_layers(vlm, layers)
+    if not selected:
         raise SelectionError("no layers", "give one or more, or None for all")
     losses = _Losses(vlm, samples, answers, prompt, batch_size, part)
-    with tqdm(
-        total=len(chosen) * len(losses.runs),
-        desc="effects",
-        unit="pass",
-        leave=False,
-        disable=not progress,
-    ) as bar:
-        found = losses.without((), chosen, bar)
-    table = pd.DataFrame(
-        {"layer": chosen, "loss": found, "increase": [loss - losses.dense for loss in found]}
-    )
+    total = len(selected) * len(losses.passes)
+    with tqdm(total=total, desc="effects", unit="pass", leave=False, disable=not progress) as bar:
+        values = losses.without((), selected, bar)
+    increases = [loss - losses.dense for loss in values]
+    table = pd.DataFrame({"layer": selected, "loss": values, "increase": increases})
     table.attrs["dense"] = losses.dense
     return table
 
@@ -95,37 +127,85 @@ def greedy(
     batch_size: int = 16,
     progress: bool = False,
 ) -> list[int]:
-    """Layers in the order in which they are taken out.
+    """Order layers by leaving out, one after the other, the one that costs the least.
 
-    Each time the one without which the loss is then least (ties by number). Losses,
-    samples (plain texts too) and errors are those of :func:`effects`; ``candidates`` are
-    by default all layers. The first m are what greedy choice gives for m, so that one run
-    serves every number of layers up to k.
+    Use it to choose several layers that are left out together. Each step takes the layer without
+    which the loss is then smallest. The first m layers are the greedy choice of m, so that one run
+    serves every number of layers up to k. Losses are those of :func:`effects`.
+
+    Parameters
+    ----------
+    vlm : VLM
+        The model.
+    samples : sequence of Sample, or of str
+        Samples with what they show, or plain texts. Plain texts are read without a picture, and
+        all of their tokens but the first count in the loss.
+    k : int
+        How many layers are chosen.
+    answers : sequence of str, or function of a sample, optional
+        The text whose loss is measured for each sample. By default the sample's first caption.
+        Not for plain texts.
+    candidates : sequence of int, optional
+        The layers that may be left out, from 1 to L. By default all. Fewer candidates take
+        less time: each step tries all that are left.
+    part : {"block", "mlp", "attention"}
+        What of a layer is left out. By default the whole block.
+    prompt : str, or function of a sample, optional
+        What the model is asked. By default a description of what the sample shows.
+    batch_size : int
+        How many samples go through the model together.
+    progress : bool
+        Whether to show a progress bar.
+
+    Returns
+    -------
+    list of int
+        The k layers in the order in which they are left out. Of equal losses the layer with the
+        smaller number comes first.
 
     Raises
     ------
-    SelectionError, LayerError, LengthError, InterventionError, ActivationsError
-        As :func:`effects`, or if k is not between 1 and the number of
-        candidates, or would leave no block.
+    SelectionError
+        If k is not between 1 and the number of candidates, or would leave no block, there are no
+        samples, the batch size is below 1, or a sample has neither caption nor answer.
+    LayerError
+        If the model has no such layer.
+    LengthError
+        If the numbers of answers and samples differ.
+    InterventionError
+        If the part is unknown.
+    ActivationsError
+        If a loss is NaN or infinite.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.methods.skipping import greedy
+    >>> greedy(vlm, ["A red ball lies on the grass."], k=1, candidates=[1, 25])
+    [25]
     """
-    left = sorted(
-        set(checked_layers(vlm, range(1, vlm.n_layers + 1) if candidates is None else candidates))
-    )
-    most = min(len(left), vlm.n_layers - (part == "block"))
-    if not 1 <= k <= most:
-        raise SelectionError(f"{k} of {len(left)} candidates", f"give 1 to {most}")
+    remaining = _sorted_layers(vlm, candidates)
+    maximum = min(len(remaining), vlm.n_layers - (part == "block"))
+    if not 1 <= k <= maximum:
+        raise SelectionError(f"{k} of {len(remaining)} candidates", f"give 1 to {maximum}")
     losses = _Losses(vlm, samples, answers, prompt, batch_size, part)
-    gone: list[int] = []
-    total = sum(len(left) - done for done in range(k)) * len(losses.runs)
+    order: list[int] = []
+    total = sum(len(remaining) - step for step in range(k)) * len(losses.passes)
     with tqdm(total=total, desc="greedy", unit="pass", leave=False, disable=not progress) as bar:
         for _ in range(k):
-            found = losses.without(gone, left, bar)
-            gone.append(left.pop(int(np.argmin(found))))
-    return gone
+            values = losses.without(order, remaining, bar)
+            order.append(remaining.pop(int(np.argmin(values))))
+    return order
+
+
+def _sorted_layers(vlm: VLM, layers: Sequence[int] | None) -> list[int]:
+    """Each layer once, in order; all layers of the model for None."""
+    if layers is None:
+        layers = range(1, vlm.n_layers + 1)
+    return sorted(set(checked_layers(vlm, layers)))
 
 
 class _Losses:
-    """The loss of the wanted tokens of batches, with ever other blocks left out.
+    """The mean loss of the target tokens of some batches, while layers are left out.
 
     The batches are made once.
     """
@@ -142,22 +222,26 @@ class _Losses:
         if part not in PARTS:
             raise InterventionError(f"unknown part {part!r}", f"allowed: {', '.join(PARTS)}")
         samples = list(samples)
-        told = _told(vlm, samples, answers)
-        self.vlm, self.part = vlm, part
-        batches = batches_of(vlm, samples, told, prompt, batch_size)
-        fast = _resumable(
-            vlm, batches_of(vlm, samples[:2], None if told is None else told[:2], prompt, 2)[0]
-        )
-        self.runs = [_Pass(vlm, batch, fast) for batch in batches]
-        self.n = sum(len(run.wanted) for run in self.runs)
-        self.dense = sum(run.loss() for run in self.runs) / self.n
+        texts = _answers_with_eos(vlm, samples, answers)
+        self.vlm = vlm
+        self.part = part
+        batches = batches_of(vlm, samples, texts, prompt, batch_size)
+        first_texts = None if texts is None else texts[:2]
+        trial = batches_of(vlm, samples[:2], first_texts, prompt, 2)[0]
+        resumes = _resumable(vlm, trial)
+        self.passes = [_Pass(vlm, batch, resumes) for batch in batches]
+        self.n = sum(len(run.targets) for run in self.passes)
+        self.dense = sum(run.loss() for run in self.passes) / self.n
 
-    def without(self, gone: Sequence[int], layers: Sequence[int], bar: tqdm) -> list[float]:
-        """The losses without those that are gone and each of these layers, which are in order."""
+    def without(self, skipped: Sequence[int], layers: Sequence[int], bar: tqdm) -> list[float]:
+        """The losses without the skipped layers and each of ``layers``, which are in order.
+
+        Each pass moves the ``bar`` on.
+        """
         totals = np.zeros(len(layers))
-        for run in self.runs:
+        for run in self.passes:
             run.restart()
-            with skip(self.vlm, list(gone), self.part):
+            with skip(self.vlm, list(skipped), self.part):
                 for k, layer in enumerate(layers):
                     run.advance(layer - 1)
                     with skip(self.vlm, layer, self.part):
@@ -172,37 +256,38 @@ class _Pass(Resumable):
     Passes start where it stands, without the tower and the blocks below.
     """
 
-    def __init__(self, vlm: VLM, batch: Batch, fast: bool = True) -> None:
-        super().__init__(vlm, batch, resumes=fast)
-        wanted = _wanted(batch)
-        # no row's first token is wanted, so nothing comes round
-        self.before: Bool[Tensor, "b t"] = torch.roll(wanted, -1, dims=1)
-        self.wanted = batch["input_ids"][wanted]
+    def __init__(self, vlm: VLM, batch: Batch, resumes: bool = True) -> None:
+        super().__init__(vlm, batch, resumes=resumes)
+        mask = _target_mask(batch)
+        # each token is predicted one position before it; no row's first token is a target, so
+        # that nothing is rolled round to the end of a row
+        self.predicting: Bool[Tensor, "b t"] = torch.roll(mask, -1, dims=1)
+        self.targets = batch["input_ids"][mask]
         self.restart()
 
     def restart(self) -> None:
         """Go back to what enters the first block."""
-        self.layer, self.states = 0, None
+        self.layer = 0
+        self.states = None
 
     def advance(self, layer: int) -> None:
         """Go on to what leaves this layer."""
         if self.resumes and layer > self.layer:
-            self.states, self.layer = self.read(layer, start=self.layer, states=self.states), layer
+            self.states = self.read(layer, start=self.layer, states=self.states)
+            self.layer = layer
 
     def end(self) -> Float[Tensor, "n d"]:
-        """What leaves the last block where the wanted tokens are predicted."""
-        return self.read(self.vlm.n_layers, self.before, start=self.layer, states=self.states)
+        """What leaves the last block where the target tokens are predicted."""
+        return self.read(self.vlm.n_layers, self.predicting, start=self.layer, states=self.states)
 
     def loss(self) -> float:
-        """Summed cross-entropy of the wanted tokens, in nats."""
+        """Summed cross-entropy of the target tokens, in nats."""
         total = 0.0
-        for rows, ids in zip(
-            self.end().split(_ROWS_AT_ONCE), self.wanted.split(_ROWS_AT_ONCE), strict=True
-        ):
-            logits = self.vlm.unembed(rows)
-            total += float(
-                nn.functional.cross_entropy(logits, ids.to(logits.device), reduction="sum")
-            )
+        parts = zip(self.end().split(_ROWS_AT_ONCE), self.targets.split(_ROWS_AT_ONCE), strict=True)
+        for states, ids in parts:
+            logits = self.vlm.unembed(states)
+            loss = nn.functional.cross_entropy(logits, ids.to(logits.device), reduction="sum")
+            total += float(loss)
         if not isfinite(total):
             raise ActivationsError(
                 "the loss is NaN or infinite",
@@ -224,18 +309,19 @@ def _resumable(vlm: VLM, batch: Batch) -> bool:
 
 
 def _agree(vlm: VLM, batch: Batch) -> bool:
+    """Try a pass from each layer on against a whole forward."""
     run = _Pass(vlm, batch)
-    whole = run.end()
-    if not torch.isfinite(whole).all():  # told where the loss is computed
+    expected = run.end()
+    if not torch.isfinite(expected).all():  # the error comes where the loss is computed
         return False
     for layer in range(1, vlm.n_layers):
         run.advance(layer)
-        if not same_up_to_rounding(run.end(), whole, vlm.dtype):
+        if not same_up_to_rounding(run.end(), expected, vlm.dtype):
             return False
     return True
 
 
-def _wanted(batch: Batch) -> Bool[Tensor, "b t"]:
+def _target_mask(batch: Batch) -> Bool[Tensor, "b t"]:
     """The tokens whose loss counts: the answers', or of plain texts all but the first."""
     answer = batch.spans == SPANS.index("answer")
     if answer.any():
@@ -245,20 +331,31 @@ def _wanted(batch: Batch) -> Bool[Tensor, "b t"]:
     return words
 
 
-def _told(vlm: VLM, samples: Samples, answers: Answers) -> list[str] | None:
-    """What the samples shall be answered by, with the end mark; None for plain texts."""
+def _answers_with_eos(vlm: VLM, samples: Samples, answers: Answers) -> list[str] | None:
+    """The answers to the samples, each with the EOS token; None for plain texts."""
     if answers is None and any(isinstance(sample, str) for sample in samples):
         return None
-    if answers is None and (bare := [sample.id for sample in samples if not sample.captions]):
+    if answers is None:
+        texts = _first_captions(samples)
+    elif callable(answers):
+        texts = [answers(sample) for sample in samples]
+    else:
+        texts = list(answers)
+    if not all(isinstance(text, str) and text.strip() for text in texts):
+        raise SelectionError("answers that are no text or empty", "give one text for each sample")
+    eos = vlm.model.generation_config.eos_token_id
+    if isinstance(eos, list):
+        eos = eos[0]
+    if eos is None:
+        return texts
+    token = vlm.tokenizer.convert_ids_to_tokens(eos)
+    return [text + token for text in texts]
+
+
+def _first_captions(samples: Samples) -> list[str]:
+    bare = [sample.id for sample in samples if not sample.captions]
+    if bare:
         raise SelectionError(
             f"{len(bare)} samples without a caption, such as {bare[0]!r}", "give answers"
         )
-    answers = (lambda sample: sample.captions[0]) if answers is None else answers
-    told = [answers(sample) for sample in samples] if callable(answers) else list(answers)
-    if not all(isinstance(text, str) and text.strip() for text in told):
-        raise SelectionError("answers that are no text or empty", "give one text for each sample")
-    end = vlm.model.generation_config.eos_token_id
-    end = end[0] if isinstance(end, list) else end
-    return [
-        text + ("" if end is None else vlm.tokenizer.convert_ids_to_tokens(end)) for text in told
-    ]
+    return [sample.captions[0] for sample in samples]

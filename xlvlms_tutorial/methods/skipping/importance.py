@@ -1,4 +1,4 @@
-"""Which blocks to leave out: some at random, or those that change their input least."""
+"""Choose the blocks to skip: at random, or those that change their input least."""
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -26,9 +26,25 @@ Prompt = str | Callable[[Sample], str] | None
 
 
 def random_layers(n_layers: int, k: int, seed: int, protect: Collection[int] = ()) -> list[int]:
-    """The numbers of k of the layers 1 to L, drawn at random, in order.
+    """Draw k of the layers 1 to L at random.
 
-    Without those that are protected.
+    Use it as a baseline for layers that are chosen by a rule.
+
+    Parameters
+    ----------
+    n_layers : int
+        The number L of layers.
+    k : int
+        How many layers are drawn.
+    seed : int
+        The seed of the draw: the same seed gives the same layers.
+    protect : collection of int
+        Layers that are not drawn. By default all may be.
+
+    Returns
+    -------
+    list of int
+        The numbers of the layers, in order.
 
     Raises
     ------
@@ -36,16 +52,25 @@ def random_layers(n_layers: int, k: int, seed: int, protect: Collection[int] = (
         If a protected layer is none of 1 to L.
     SelectionError
         If k is negative, or there are fewer layers to draw from.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.methods.skipping import random_layers
+    >>> random_layers(6, 4, seed=0, protect=[1, 6])
+    [2, 3, 4, 5]
+    >>> random_layers(32, 4, seed=0) == random_layers(32, 4, seed=0)
+    True
     """
     for layer in protect:
         if isinstance(layer, bool) or not isinstance(layer, Integral) or not 1 <= layer <= n_layers:
             raise LayerError(layer, 1, n_layers)
-    left = [layer for layer in range(1, n_layers + 1) if layer not in set(protect)]
-    if not 0 <= k <= len(left):
+    candidates = [layer for layer in range(1, n_layers + 1) if layer not in set(protect)]
+    if not 0 <= k <= len(candidates):
         raise SelectionError(
-            f"{k} layers", f"give 0 to {len(left)}: those of {n_layers} that are not protected"
+            f"{k} layers",
+            f"give 0 to {len(candidates)}: those of {n_layers} that are not protected",
         )
-    return sorted(np.random.default_rng(seed).choice(left, k, replace=False).tolist())
+    return sorted(np.random.default_rng(seed).choice(candidates, k, replace=False).tolist())
 
 
 @torch.no_grad()
@@ -59,16 +84,39 @@ def block_similarity(
     batch_size: int = 16,
     progress: bool = False,
 ) -> pd.DataFrame:
-    r"""How little each block changes its input.
+    r"""Measure how similar the output of each block is to its input.
 
-    Columns layer, span, similarity and n, the number of positions it is a mean of.
+    Use it as a cheap guess of which blocks can be skipped: one forward for each batch, whatever the
+    number of layers. What a block's absence really costs is measured by :func:`effects`.
 
     .. math:: \mathrm{similarity}_l = \frac{1}{n} \sum_i \cos(h_i^{l-1}, h_i^l)
 
-    One row for each layer and kind of position in ``span``, over all samples. The cosines are
-    computed while the model runs, and nothing but their sums is kept. Answers are read too if
-    given; ``prompt`` asks for a description unless it says otherwise (one text, or one for each
-    sample). Samples may be plain texts: these are "question".
+    The mean is over all n positions of one kind in all samples. The cosines are computed while the
+    model runs, and nothing but their sums is kept.
+
+    Parameters
+    ----------
+    vlm : VLM
+        The model.
+    samples : sequence of Sample, or of str
+        Samples with what they show, or plain texts. All positions of plain texts are "question".
+    span : str or sequence of str
+        The kinds of positions that are read, such as "image", "question" or "answer". By default
+        the picture and the prompt. Give "question" for plain texts.
+    answers : sequence of str, or function of a sample, optional
+        The text that follows each sample's prompt. By default none. Not for plain texts.
+    prompt : str, or function of a sample, optional
+        What the model is asked. By default a description of what the sample shows.
+    batch_size : int
+        How many samples go through the model together.
+    progress : bool
+        Whether to show a progress bar.
+
+    Returns
+    -------
+    DataFrame
+        One row for each layer and kind of position. Columns ``layer``, from 1 to L; ``span``, the
+        kind; ``similarity``, from -1 to 1; ``n``, the number of positions in the mean.
 
     Raises
     ------
@@ -77,80 +125,111 @@ def block_similarity(
     SpanError
         If a kind of position is unknown, or the model or some sample has none.
     LengthError
-        If answers and samples are not equally many.
+        If the numbers of answers and samples differ.
     ActivationsError
         If a state is zero, NaN or infinite.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.methods.skipping import block_similarity
+    >>> texts = ["A red ball lies on the grass."]
+    >>> table = block_similarity(vlm, texts, span="question")
+    >>> table.columns.tolist(), len(table)
+    (['layer', 'span', 'similarity', 'n'], 30)
     """
     names = check_spans(span if isinstance(span, str) else tuple(span))
     sums = torch.zeros(vlm.n_layers, len(SPANS), dtype=torch.float64)
     counts = torch.zeros_like(sums)
-    for batch in _shown(
-        batches_of(vlm, samples, answers, prompt, batch_size), "similarity", progress
-    ):
-        kinds = batch.spans[
-            torch.stack([span_mask(vlm, batch, (name,)) for name in names]).any(dim=0)
-        ]
-        with _cosines(vlm, torch.isin(batch.spans, kinds)) as found:
+    batches = batches_of(vlm, samples, answers, prompt, batch_size)
+    for batch in _with_progress(batches, "similarity", progress):
+        masks = [span_mask(vlm, batch, (name,)) for name in names]
+        kinds = batch.spans[torch.stack(masks).any(dim=0)]
+        with _cosines(vlm, torch.isin(batch.spans, kinds)) as by_layer:
             vlm.forward(batch, logits=False, use_cache=False)
-        for layer, cosines in found.items():
+        for layer, cosines in by_layer.items():
             sums[layer - 1].index_add_(0, kinds.cpu(), cosines)
             counts[layer - 1].index_add_(0, kinds.cpu(), torch.ones_like(cosines))
-    rows = [
-        (layer, name, SPANS.index(name)) for layer in range(1, vlm.n_layers + 1) for name in names
-    ]
-    if absent := [layer for layer, _, k in rows if not counts[layer - 1, k]]:
-        raise SelectionError(
-            f"layer {absent[0]} was never computed", "show a picture, or leave out what skips it"
-        )
-    return pd.DataFrame(
-        [
-            (
-                layer,
-                name,
-                float(sums[layer - 1, k] / counts[layer - 1, k]),
-                int(counts[layer - 1, k]),
-            )
-            for layer, name, k in rows
-        ],
-        columns=["layer", "span", "similarity", "n"],
-    )
+    rows = []
+    for layer in range(1, vlm.n_layers + 1):
+        for name in names:
+            index = (layer - 1, SPANS.index(name))
+            n = int(counts[index])
+            if not n:
+                raise SelectionError(
+                    f"layer {layer} was never computed",
+                    "show a picture, or leave out what skips it",
+                )
+            rows.append((layer, name, float(sums[index] / counts[index]), n))
+    return pd.DataFrame(rows, columns=["layer", "span", "similarity", "n"])
 
 
 def similarity_order(table: pd.DataFrame, k: int | None = None) -> list[int]:
-    """Layers from the one whose output is most like its input on.
+    """Order layers by how similar their output is to their input, the most similar first.
 
-    The first k of them, or all (ties by number). ``table`` is that of :func:`block_similarity`, or
-    any with columns layer and similarity; several rows of a layer count by their mean.
+    Use it to choose the blocks to skip from the table of :func:`block_similarity`.
+
+    Parameters
+    ----------
+    table : DataFrame
+        The table of :func:`block_similarity`, or any with columns ``layer`` and ``similarity``.
+        Several rows of a layer count by their mean.
+    k : int, optional
+        How many layers are given. By default all.
+
+    Returns
+    -------
+    list of int
+        The first k layers. Of equal similarities the layer with the smaller number comes first.
 
     Raises
     ------
     SelectionError
         If a column is missing, a similarity is NaN, or there are fewer than k layers.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> from xlvlms_tutorial.methods.skipping import similarity_order
+    >>> table = pd.DataFrame({"layer": [1, 2, 3], "similarity": [0.4, 0.9, 0.8]})
+    >>> similarity_order(table, k=2)
+    [2, 3]
     """
-    if missing := {"layer", "similarity"} - set(table.columns):
+    missing = {"layer", "similarity"} - set(table.columns)
+    if missing:
         raise SelectionError(
             f"a table without {' and '.join(sorted(missing))}", "give that of block_similarity"
         )
     if table["similarity"].isna().any():
         raise SelectionError("similarities that are NaN", "give a number for every layer")
-    found = (
-        table.groupby("layer")["similarity"]
-        .mean()
-        .sort_index()
-        .sort_values(ascending=False, kind="stable")
-        .index.tolist()
-    )
-    if k is not None and not 0 <= k <= len(found):
-        raise SelectionError(f"{k} of {len(found)} layers", f"give 0 to {len(found)}")
-    return found[:k]
+    means = table.groupby("layer")["similarity"].mean().sort_index()
+    order = means.sort_values(ascending=False, kind="stable").index.tolist()
+    if k is not None and not 0 <= k <= len(order):
+        raise SelectionError(f"{k} of {len(order)} layers", f"give 0 to {len(order)}")
+    return order[:k]
 
 
 def batches_of(
     vlm: VLM, samples: Samples, answers: Answers, prompt: Prompt, batch_size: int
 ) -> list[Batch]:
-    """The batches that are run, made once.
+    """Make the batches of samples, or of plain texts, that are run.
 
-    Of samples with their prompts and answers, or of plain texts as they are.
+    Parameters
+    ----------
+    vlm : VLM
+        The model.
+    samples : sequence of Sample, or of str
+        Samples with what they show, or plain texts as they are.
+    answers : sequence of str, or function of a sample, or None
+        The text that follows each sample's prompt.
+    prompt : str, or function of a sample, or None
+        What the model is asked; for None a description of what the first sample shows.
+    batch_size : int
+        How many samples are in a batch.
+
+    Returns
+    -------
+    list of Batch
+        The samples in their order.
 
     Raises
     ------
@@ -158,58 +237,69 @@ def batches_of(
         If there are no samples, the batch size is below 1, or plain texts are empty,
         among samples or have answers.
     LengthError
-        If answers and samples are not equally many.
+        If the numbers of answers and samples differ.
     """
     samples = list(samples)
     if not samples or batch_size < 1:
         raise SelectionError(
             f"{len(samples)} samples in batches of {batch_size}", "give at least one of each"
         )
-    told = [answers(sample) for sample in samples] if callable(answers) else answers
-    if told is not None and len(told) != len(samples):
-        raise LengthError(samples=len(samples), answers=len(told))
-    cuts = [slice(start, start + batch_size) for start in range(0, len(samples), batch_size)]
+    if callable(answers):
+        answers = [answers(sample) for sample in samples]
+    if answers is not None and len(answers) != len(samples):
+        raise LengthError(samples=len(samples), answers=len(answers))
+    starts = range(0, len(samples), batch_size)
+    parts = [slice(start, start + batch_size) for start in starts]
     if any(isinstance(sample, str) for sample in samples):
-        if told is not None or not all(
-            isinstance(sample, str) and sample.strip() for sample in samples
-        ):
-            raise SelectionError(
-                "texts with answers, empty ones, or texts among samples",
-                "give plain texts alone, or samples alone",
-            )
-        return [
-            vlm.prepare(vlm.tokenizer(samples[cut], return_tensors="pt", padding=True))
-            for cut in cuts
-        ]
+        _require_texts(samples, answers)
+        return [_text_batch(vlm, samples[part]) for part in parts]
     default = PROMPTS.get(samples[0].modality, PROMPTS["image"])
-    asked = [prompt(sample) if callable(prompt) else prompt or default for sample in samples]
-    return [
-        vlm.batch_of(samples[cut], asked[cut], None if told is None else list(told[cut]))
-        for cut in cuts
-    ]
+    if callable(prompt):
+        questions = [prompt(sample) for sample in samples]
+    else:
+        questions = [prompt or default] * len(samples)
+    batches = []
+    for part in parts:
+        texts = None if answers is None else list(answers[part])
+        batches.append(vlm.batch_of(samples[part], questions[part], texts))
+    return batches
 
 
-def _shown(batches: list[Batch], what: str, progress: bool) -> Iterator[Batch]:
-    return iter(tqdm(batches, desc=what, unit="batch", leave=False, disable=not progress))
+def _require_texts(samples: Samples, answers: Sequence[str] | None) -> None:
+    texts = all(isinstance(sample, str) and sample.strip() for sample in samples)
+    if answers is not None or not texts:
+        raise SelectionError(
+            "texts with answers, empty ones, or texts among samples",
+            "give plain texts alone, or samples alone",
+        )
+
+
+def _text_batch(vlm: VLM, texts: Sequence[str]) -> Batch:
+    return vlm.prepare(vlm.tokenizer(texts, return_tensors="pt", padding=True))
+
+
+def _with_progress(batches: list[Batch], name: str, progress: bool) -> Iterator[Batch]:
+    return iter(tqdm(batches, desc=name, unit="batch", leave=False, disable=not progress))
 
 
 @contextmanager
 def _cosines(vlm: VLM, mask: Bool[Tensor, "b t"]) -> Iterator[dict[int, Float[Tensor, "n"]]]:
-    """The cosine of each block's input with its output, row by row, while the model runs.
+    """The cosine of each block's input with its output, by layer, while the model runs.
 
-    At the positions of a mask.
+    Row by row, at the positions of a mask.
     """
-    found: dict[int, Tensor] = {}
-    entered: dict[int, Tensor] = {}
+    by_layer: dict[int, Tensor] = {}
+    inputs: dict[int, Tensor] = {}
 
-    def taken(states: Tensor) -> Tensor:
+    def masked(states: Tensor) -> Tensor:
         return states[mask.to(states.device)].float()  # a copy: a block may write into its input
 
     def before(layer: int, states: Tensor) -> None:
-        entered[layer] = taken(states)
+        inputs[layer] = masked(states)
 
     def after(layer: int, states: Tensor) -> None:
-        x, y = entered.pop(layer), taken(states)
+        x = inputs.pop(layer)
+        y = masked(states)
         norms = torch.linalg.vector_norm(x, dim=1) * torch.linalg.vector_norm(y, dim=1)
         # rounding takes the cosine of equal states beyond 1
         cosines = ((x * y).sum(dim=1) / norms).clamp(-1, 1)
@@ -218,10 +308,10 @@ def _cosines(vlm: VLM, mask: Bool[Tensor, "b t"]) -> Iterator[dict[int, Float[Te
                 f"states before or after block {layer} are zero, NaN or infinite",
                 "look for damaged weights",
             )
-        found[layer] = cosines.double().cpu()
+        by_layer[layer] = cosines.double().cpu()
 
     with ExitStack() as stack:
         for layer, block in enumerate(vlm.blocks, 1):
             stack.enter_context(on_input(block, partial(before, layer)))
             stack.enter_context(on_output(block, partial(after, layer)))
-        yield found
+        yield by_layer

@@ -1,6 +1,6 @@
-"""Plans: which work of a language model's blocks is left out.
+"""Plans of which work of a language model's blocks is left out.
 
-Checked when they are made and again against a model.
+A plan is checked when it is made, and again against a model.
 """
 
 from collections.abc import Iterator, Sequence
@@ -23,14 +23,14 @@ from xlvlms_tutorial.interventions.token_skipping import check_share, check_span
 from xlvlms_tutorial.models.vlm import VLM
 
 PARTS = ("block", "mlp", "attention", "parallel", "pairs")
-_TOLD = {
+_PART_TEXTS = {
     "block": "no block",
     "mlp": "no MLP",
     "attention": "no attention",
     "parallel": "MLP beside attention",
     "pairs": "pairs of blocks",
 }
-_WHEN = {
+_SCOPE_TEXTS = {
     "prefill": "in the prefill",
     "decode": "in decode steps",
     "both": "in prefill and decode steps",
@@ -40,18 +40,35 @@ _WHEN = {
 def every(
     n_layers: int, interval: int | Sequence[int], start: int = 0, end: int | None = None
 ) -> list[int]:
-    r"""The layers that the papers' rule acts on.
+    r"""Choose every ``interval``-th layer, as the papers do.
 
-    Every ``interval``-th, neither the first nor the last.
+    Use it to name the layers of a :class:`Plan` that follows the rule of Shukor and Cord, 2024
+    (arXiv 2410.09454). Neither the first nor the last layer is chosen:
 
     .. math::
 
         \{\, idx + 1 : start < idx < end,\; idx \ge 1,\; idx \bmod interval = 0 \,\},
         \qquad end = L - 1 \text{ by default}
 
-    Of 32 layers, interval 2 takes 3, 5, ..., 31. An interval beyond the last layer
-    takes none. Several intervals hold for as many equal segments of the layers, from
-    the first on (arXiv 2410.09454).
+    Of 32 layers, interval 2 takes 3, 5, ..., 31. An interval beyond the last layer takes none.
+
+    Parameters
+    ----------
+    n_layers : int
+        The number L of layers.
+    interval : int or sequence of int
+        The distance of chosen layers. Several intervals hold for as many equal segments of the
+        layers, from the first on.
+    start : int
+        The authors' number of a block, counted from 0, behind which the rule begins. By default
+        behind the first block.
+    end : int, optional
+        The authors' number of the block before which the rule ends. By default the last block's.
+
+    Returns
+    -------
+    list of int
+        The chosen layers, counted from 1, in order.
 
     Raises
     ------
@@ -59,36 +76,75 @@ def every(
         If there is no layer, an interval is below 1, or there are more of them than layers.
     LayerError
         If ``start`` or ``end`` is none of 0 to L.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.methods.skipping import every
+    >>> every(8, 2)
+    [3, 5, 7]
+    >>> every(8, [1, 2])
+    [2, 3, 4, 5, 7]
     """
     if n_layers < 1:
         raise SelectionError(f"{n_layers} layers", "give at least 1")
     steps = list(interval) if isinstance(interval, Sequence) else [interval]
-    if not 1 <= len(steps) <= n_layers or not all(
-        isinstance(step, Integral) and step >= 1 for step in steps
-    ):
+    valid = all(isinstance(step, Integral) and step >= 1 for step in steps)
+    if not valid or not 1 <= len(steps) <= n_layers:
         raise SelectionError(
             f"interval {interval!r}",
             f"give a whole number from 1 on, or 1 to {n_layers} of them, one a segment",
         )
-    end = n_layers - 1 if end is None else end
+    if end is None:
+        end = n_layers - 1
     for bound in (start, end):
         if not 0 <= bound <= n_layers:
             raise LayerError(bound, 0, n_layers)
-    inside = range(max(start + 1, 1), min(end, n_layers))
-    return [idx + 1 for idx in inside if idx % steps[idx * len(steps) // n_layers] == 0]
+    layers = []
+    for idx in range(max(start + 1, 1), min(end, n_layers)):
+        step = steps[idx * len(steps) // n_layers]
+        if idx % step == 0:
+            layers.append(idx + 1)
+    return layers
 
 
 @dataclass(frozen=True)
 class Plan:
-    """One way to leave out work: which layers, which part, when, and what stands in its place.
+    """A way to leave out work: which layers, which part, when, and what stands in its place.
 
-    ``part`` is "block", "mlp", "attention" (nothing in its place), "parallel" (the MLP beside
-    the attention) or "pairs" (blocks l and l + 1 on the same input, their mean; ``layers`` are
-    the first of each). ``scope`` and ``cache`` are those of :func:`skip`, ``norm`` that of
-    :func:`parallel`; with it, a block without attention feeds its MLP through this norm, as
-    the authors' LLaMA does by the "first". With ``span``, MLPs are left out at a ``share`` of
-    its positions alone, or at ``n_tokens`` of them, drawn by ``seed``, as
-    :func:`skip_mlp_tokens` does it.
+    Use it where a choice of skipped work is kept, compared or shown: a plan can be printed, serves
+    as a key of a dict, and holds for any model with these layers. The ways are those of Shukor and
+    Cord, 2024, "Skipping Computations in Multimodal LLMs" (arXiv 2410.09454) and, for MLPs at some
+    positions, "Implicit Multimodal Alignment" (arXiv 2405.16700).
+
+    Parameters
+    ----------
+    layers : tuple of int, or int
+        The layers, counted from 1; for "pairs" the first layer of each pair. None may repeat.
+    part : {"block", "mlp", "attention", "parallel", "pairs"}
+        What is changed. A "block" (the default), "mlp" or "attention" is left out with nothing in
+        its place. "parallel" runs the MLP beside the attention. "pairs" runs blocks l and l + 1 on
+        the same input and takes their mean.
+    scope : {"both", "prefill", "decode"}
+        Whether this holds in the prefill, in decode steps or in both, which is the default.
+    cache : {"own", "previous"}
+        For blocks, which keys and values decode steps find where the prefill skipped a block: its
+        own (the default), or those of the block before it, as
+        :func:`~xlvlms_tutorial.interventions.skipping.skip` says.
+    norm : {"first", "second"}, optional
+        For "parallel", the norm of the block that the MLP's input goes through, by default the
+        first, as :func:`~xlvlms_tutorial.interventions.skipping.parallel` says. For "attention",
+        the same norm in a block without attention, as the authors' LLaMA does with the "first";
+        by default the block's own second norm.
+    span : str or tuple of str, optional
+        For "mlp", the kind of positions at which MLPs are left out, such as "image". By default
+        all positions. With a span the plan holds in the prefill alone.
+    share : float
+        The share of the span's positions, from 0 to 1, that are drawn. By default all, as
+        :func:`~xlvlms_tutorial.interventions.token_skipping.skip_mlp_tokens` says.
+    n_tokens : int, optional
+        How many of the span's positions are drawn, instead of a share.
+    seed : int
+        The seed of the drawn positions.
 
     Raises
     ------
@@ -97,6 +153,20 @@ class Plan:
         span are for a part that has none.
     SpanError
         If the span is unknown.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.methods.skipping import Plan
+    >>> plan = Plan((2, 4, 6, 8, 10), part="mlp")
+    >>> print(plan)
+    no MLP in layers 2, 4, ..., 10, in prefill and decode steps
+    >>> plan.check(vlm)
+    >>> texts = vlm.batch(None, ["A red ball lies on the grass."])
+    >>> dense = vlm.forward(texts).logits
+    >>> with plan.apply(vlm):
+    ...     skipped = vlm.forward(texts).logits
+    >>> skipped.shape == dense.shape, bool((skipped == dense).all())
+    (True, False)
     """
 
     layers: tuple[int, ...]
@@ -110,11 +180,8 @@ class Plan:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        object.__setattr__(
-            self,
-            "layers",
-            (self.layers,) if isinstance(self.layers, Integral) else tuple(self.layers),
-        )
+        layers = (self.layers,) if isinstance(self.layers, Integral) else tuple(self.layers)
+        object.__setattr__(self, "layers", layers)
         for name, value, allowed in (
             ("part", self.part, PARTS),
             ("scope", self.scope, SCOPES),
@@ -139,31 +206,37 @@ class Plan:
     def __str__(self) -> str:
         if not self.layers:
             return "nothing left out"
-        where = (
-            ""
-            if self.span is None
-            else (
-                f" at {self._many()} of "
-                f"{self.span if isinstance(self.span, str) else ' and '.join(self.span)}"
-            )
-        )
-        through = "" if self.norm is None else f", MLP through the {self.norm} norm"
-        cached = f", cache of the {self.cache} block" if self.cache != "own" else ""
-        when = _WHEN["prefill" if self.span is not None else self.scope]
-        return (
-            f"{_TOLD[self.part]}{where} in layers {_listed(self.layers)}, {when}{through}{cached}"
-        )
+        text = _PART_TEXTS[self.part]
+        if self.span is not None:
+            spans = self.span if isinstance(self.span, str) else " and ".join(self.span)
+            text += f" at {self._amount()} of {spans}"
+        scope = self.scope if self.span is None else "prefill"
+        text += f" in layers {_listed(self.layers)}, {_SCOPE_TEXTS[scope]}"
+        if self.norm is not None:
+            text += f", MLP through the {self.norm} norm"
+        if self.cache != "own":
+            text += f", cache of the {self.cache} block"
+        return text
 
     @contextmanager
     def apply(self, vlm: VLM) -> Iterator[None]:
-        """Leave the work out inside this block.
+        """Leave the work out of a model inside a ``with`` statement.
+
+        Parameters
+        ----------
+        vlm : VLM
+            The model. It is as before when the statement ends.
 
         Raises
         ------
-        SelectionError, LayerError
-            As :meth:`check`.
-        SpanError, FoldError
-            As :func:`skip` and :func:`skip_mlp_tokens`.
+        LayerError
+            If the model has no such layer, or none after the last one of the pairs' first.
+        SelectionError
+            If all blocks would be skipped.
+        SpanError
+            When the model runs, if it, or some sample, has no positions of the span.
+        FoldError
+            If a vector is folded into a block or MLP that would be skipped.
         """
         self.check(vlm)
         layers = list(self.layers)
@@ -181,7 +254,12 @@ class Plan:
             yield
 
     def check(self, vlm: VLM) -> None:
-        """Stop a plan that does not fit a model.
+        """Raise an error if the plan does not fit a model.
+
+        Parameters
+        ----------
+        vlm : VLM
+            The model, of which only the number of layers counts.
 
         Raises
         ------
@@ -206,9 +284,10 @@ class Plan:
                 )
         if len(set(self.layers)) < len(self.layers):
             raise SelectionError(f"layers {self.layers} repeat", "name each once")
-        if self.part == "pairs" and any(
-            second - first < 2 for first, second in pairwise(sorted(self.layers))
-        ):
+        if self.part != "pairs":
+            return
+        distances = [second - first for first, second in pairwise(sorted(self.layers))]
+        if min(distances, default=2) < 2:
             raise SelectionError(
                 f"pairs that overlap, starting at {self.layers}",
                 "give first blocks at least two apart",
@@ -222,12 +301,12 @@ class Plan:
             return
         check_spans(self.span)
         if self.part != "mlp" or self.scope == "decode":
-            what = f"part {self.part!r} in scope {self.scope!r} at span {self.span!r}"
             raise SelectionError(
-                what, "only MLPs can be left out at a span, which is in the prefill"
+                f"part {self.part!r} in scope {self.scope!r} at span {self.span!r}",
+                "only MLPs can be left out at a span, which is in the prefill",
             )
 
-    def _many(self) -> str:
+    def _amount(self) -> str:
         return f"{self.share:.0%}" if self.n_tokens is None else str(self.n_tokens)
 
 

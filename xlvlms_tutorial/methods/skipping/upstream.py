@@ -1,6 +1,6 @@
-"""The names under which the authors' code skips, translated into plans, with what differs.
+"""Translate the names under which the authors' code skips into plans, and say what differs.
 
-arXiv 2410.09454.
+The code is that of Shukor and Cord, 2024 (arXiv 2410.09454).
 """
 
 import re
@@ -17,11 +17,11 @@ PREFIXES = {"": "decode", "context_": "both", "onlycontext_": "prefill"}
 
 
 class _Mode(NamedTuple):
-    """What a mode of the authors' code is with us."""
+    """What a mode of the authors' code is in this package."""
 
     part: str
     difference: str
-    more: dict[str, str] = {}
+    options: dict[str, str] = {}
 
 
 _MODES = {
@@ -95,14 +95,39 @@ def from_upstream(
     end: int | None = None,
     seed: int = 0,
 ) -> Plan:
-    """The plan that a mode of the authors' code stands for, with its interval.
+    """Translate a mode of the authors' code, with its interval, into a :class:`Plan`.
 
-    ``start`` and ``end`` are numbered as there. It computes what their LLaMA does where that is
-    what the mode says, and the corrected thing where it is not, as :func:`upstream_modes` tells.
-    Their ``parrallel`` is spelt as there. For "drop" the layers from ``start`` on and before
-    ``end`` go, for "exit" all behind ``start``. Several intervals share the layers in proportion
-    (:func:`every`); upstream's parts are floor(L / n) long, the last takes the rest, so that plans
-    differ where n does not divide L. Only modes with ``random_`` draw, by ``seed``.
+    Use it to repeat a run of the authors' code (Shukor and Cord, 2024, arXiv 2410.09454). The plan
+    computes what their LLaMA does where that is what the mode says, and the corrected thing where
+    it is not: :func:`upstream_modes` lists the differences. Upstream's parts of several intervals
+    are floor(L / n) long and the last takes the rest, so that plans differ where n does not
+    divide L.
+
+    Parameters
+    ----------
+    mode : str
+        The authors' name, "parrallel" spelt as there: "skip_block", "skip_ffn", "skip_attn",
+        "parrallel_attn" or "parrallel_block", with "context_" (prefill and decode steps) or
+        "onlycontext_" (prefill alone) before it, then "fixed_" or "random_"; "skip_ffn_prompt";
+        "drop", for the layers from ``start`` on and before ``end``; or "exit", for all behind
+        ``start``.
+    n_layers : int
+        The number L of layers.
+    interval : int or sequence of int
+        The distance of the layers that are changed. Several intervals share the layers in
+        proportion, as in :func:`every`. By default 60, which is beyond most models and changes
+        nothing. For "random_", the largest interval. Without a meaning for "drop" and "exit".
+    start : int
+        The authors' number of a block, counted from 0, behind which layers are changed.
+    end : int, optional
+        The authors' number of the block before which this ends. By default the last block's.
+    seed : int
+        The seed of the layers that modes with "random_" draw; the others draw nothing.
+
+    Returns
+    -------
+    Plan
+        The plan, with layers counted from 1.
 
     Raises
     ------
@@ -111,59 +136,78 @@ def from_upstream(
         reason, or the interval does not fit.
     LayerError
         If ``start`` or ``end`` is none of 0 to L.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.methods.skipping import from_upstream
+    >>> print(from_upstream("context_skip_block", n_layers=32, interval=2))
+    no block in layers 3, 5, ..., 31, in prefill and decode steps
+    >>> print(from_upstream("skip_ffn", n_layers=32, interval=8))
+    no MLP in layers 9, 17, 25, in decode steps
     """
     if mode in ("drop", "exit"):
-        every(n_layers, 1, start, end)  # bounds that the model does not have
-        first, last = (
-            (start + 1, n_layers - 1 if end is None else end)
-            if mode == "drop"
-            else (start + 2, n_layers)
-        )
-        return Plan(tuple(range(first, last + 1)))
-    found = _NAME.fullmatch(mode)
-    name = (
-        mode.removeprefix("onlycontext_").removeprefix("context_")
-        if found is None
-        else found[3] + (found[4] or "")
-    )
+        every(n_layers, 1, start, end)  # raises at bounds that the model does not have
+    if mode == "exit":
+        return Plan(tuple(range(start + 2, n_layers + 1)))
+    if mode == "drop":
+        last = n_layers - 1 if end is None else end
+        return Plan(tuple(range(start + 1, last + 1)))
+    match = _NAME.fullmatch(mode)
+    if match is None:
+        name = mode.removeprefix("onlycontext_").removeprefix("context_")
+    else:
+        name = match[3] + (match[4] or "")
     if name in _REFUSED:
         raise SelectionError(
             f"mode {mode!r} cannot be had: {_REFUSED[name]}", "upstream_modes() tells which can"
         )
-    if found is None:
+    if match is None:
         names = ", ".join((*_MODES, "skip_ffn_prompt", "drop", "exit"))
         raise SelectionError(
             f"unknown mode {mode!r}",
             f"allowed: {names}, with context_ or onlycontext_ before, then fixed_ or random_",
         )
-    layers = (
-        _drawn(n_layers, interval, start, end, seed)
-        if "random_" in found[2]
-        else every(n_layers, interval, start, end)
-    )
+    if "random_" in match[2]:
+        layers = _random_layers(n_layers, interval, start, end, seed)
+    else:
+        layers = every(n_layers, interval, start, end)
     if name == "skip_ffn_prompt":
         return Plan(tuple(layers), "mlp", "prefill", span="image")
-    scope = PREFIXES[found[1] or ""]
-    more = {} if name == "skip_block" and scope != "prefill" else _MODES[name].more
-    return Plan(tuple(layers), _MODES[name].part, scope, **more)
+    scope = PREFIXES[match[1] or ""]
+    # a block that is skipped in decode steps too keeps a whole cache
+    options = {} if name == "skip_block" and scope != "prefill" else _MODES[name].options
+    return Plan(tuple(layers), _MODES[name].part, scope, **options)
 
 
 def upstream_modes() -> pd.DataFrame:
-    """What the names of the authors' modes mean.
+    """List the modes of the authors' code, what each is as a plan, and what differs.
 
-    Columns upstream, ours (part and scope) and difference; for :func:`from_upstream`.
+    Use it to look up a name of the authors' code before :func:`from_upstream`.
+
+    Returns
+    -------
+    DataFrame
+        One row for each name. Columns ``upstream``, the authors' name; ``ours``, the part and the
+        scope of the :class:`Plan`, or "refused"; ``difference``, what upstream does otherwise, or
+        the reason.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.methods.skipping import upstream_modes
+    >>> table = upstream_modes().set_index("upstream")
+    >>> table.loc["context_skip_ffn", "ours"]
+    'mlp, both'
     """
-    rows = [
-        (prefix + name, f"{mode.part}, {scope}", mode.difference)
-        for name, mode in _MODES.items()
-        for prefix, scope in PREFIXES.items()
-    ]
-    told = (
+    rows = []
+    for name, mode in _MODES.items():
+        for prefix, scope in PREFIXES.items():
+            rows.append((prefix + name, f"{mode.part}, {scope}", mode.difference))
+    prompt_difference = (
         "upstream adds the states twice, or their norm, at image tokens, and leaves out "
         "the MLPs of generated tokens"
     )
     rows += [
-        ("skip_ffn_prompt", "mlp at span image, prefill", told),
+        ("skip_ffn_prompt", "mlp at span image, prefill", prompt_difference),
         (
             "drop",
             "block, both",
@@ -187,18 +231,16 @@ def upstream_modes() -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["upstream", "ours", "difference"])
 
 
-def _drawn(
+def _random_layers(
     n_layers: int, interval: int | Sequence[int], start: int, end: int | None, seed: int
 ) -> list[int]:
+    """As many layers as intervals from 2 to ``interval`` take on average, drawn at random."""
     if not isinstance(interval, int) or interval < 2:
         raise SelectionError(
             f"random_ with interval {interval!r}",
             "give one whole number from 2 on: intervals are drawn up to it",
         )
     allowed = every(n_layers, 1, start, end)
-    mean = sum(len(every(n_layers, step, start, end)) for step in range(2, interval + 1)) / (
-        interval - 1
-    )
-    return random_layers(
-        n_layers, round(mean), seed, protect=set(range(1, n_layers + 1)) - set(allowed)
-    )
+    total = sum(len(every(n_layers, step, start, end)) for step in range(2, interval + 1))
+    protected = set(range(1, n_layers + 1)) - set(allowed)
+    return random_layers(n_layers, round(total / (interval - 1)), seed, protected)
