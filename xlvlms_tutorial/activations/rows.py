@@ -169,10 +169,10 @@ class Selection:
 
 
 def of_forward(vlm: VLM, batch: Batch, answers: list[str] | None, selection: Selection) -> Rows:
-    """Collect the rows of one forward over a batch of prompts.
+    """Collect the rows of one forward of ``vlm`` over a batch of prompts.
 
-    ``answers`` are the texts that follow the prompts, if there are any; ``selection`` says what is
-    read.
+    ``batch`` holds the prompts and ``answers`` the texts that follow them, if there are any;
+    ``selection`` says what is read.
 
     Raises
     ------
@@ -204,9 +204,10 @@ def of_forward(vlm: VLM, batch: Batch, answers: list[str] | None, selection: Sel
 
 
 def of_generation(vlm: VLM, batch: Batch, max_new_tokens: int, selection: Selection) -> Rows:
-    """Collect the rows of greedy answers to a batch of prompts.
+    """Collect the rows of greedy answers of ``vlm`` to a batch of prompts.
 
-    ``max_new_tokens`` is the largest number of tokens to generate; ``selection`` says what is read.
+    ``batch`` holds the prompts, ``max_new_tokens`` is the largest number of tokens to generate, and
+    ``selection`` says what is read.
 
     Raises
     ------

@@ -217,6 +217,9 @@ def _expect(vlm: VLM, layer: int, edit: Edit) -> torch.utils.hooks.RemovableHand
     """
 
     def ended(module: nn.Module, args: tuple, output: object) -> None:
+        """Check, by a hook on the decoder (``module``, ``args``, ``output``), that the edit was
+        reached.
+        """
         if edit in vlm.edits[layer] and not edit.clock.reached:
             problem = (
                 f"layer {layer} is left out by the model for these inputs, so "
@@ -236,11 +239,13 @@ def _install(vlm: VLM, layer: int, queue: list[Edit]) -> torch.utils.hooks.Remov
         return states
 
     def before(module: nn.Module, args: tuple, kwargs: dict) -> tuple:
+        """Edit what enters ``module``: the states among its ``args`` or ``kwargs``."""
         if args:
             return (run(args[0]), *args[1:]), kwargs
         return args, {**kwargs, "hidden_states": run(kwargs["hidden_states"])}
 
     def after(module: nn.Module, args: tuple, output: Tensor | tuple) -> Tensor | tuple:
+        """Edit the ``output`` of ``module``; its ``args`` are not used."""
         return anatomy.with_states(output, run(anatomy.states_of(output)))
 
     # first of all hooks: transformers' recorder of hidden states and our captures
