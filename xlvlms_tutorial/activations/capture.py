@@ -261,7 +261,9 @@ class _Job:
         self.batch_size = batch_size
         self.max_new_tokens = max_new_tokens
         self.keys = wanted(vlm, selection.layers, selection.places)
-        self.prompts = [prompt(sample) if callable(prompt) else prompt for sample in samples]
+        self.prompts = [prompt] * len(samples)
+        if callable(prompt):
+            self.prompts = [prompt(sample) for sample in samples]
         if callable(answers):
             answers = [answers(sample) for sample in samples]
         self.answers = None if answers is None else list(answers)

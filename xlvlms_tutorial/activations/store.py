@@ -92,6 +92,8 @@ class Store:
     [0, 1]
     >>> store.verify()
     []
+    >>> store.whole(0)
+    True
     >>> store.table["shard"].tolist()
     [0, 1]
     >>> store.states(samples=[1])[12].tolist()

@@ -508,7 +508,7 @@ def _probe(vlm: VLM, block: nn.Module) -> Tensor | None:
 
 
 def _tolerance(vlm: VLM, states: Tensor, shift: Tensor) -> float:
-    # the sums are rounded in the model's number format, at the size of what is summed
+    # the sums are rounded in the model's dtype, at the size of their terms
     return 8 * torch.finfo(vlm.dtype).eps * float(states.abs().max() + shift.abs().max())
 
 

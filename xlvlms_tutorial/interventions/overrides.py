@@ -217,9 +217,7 @@ def _expect(vlm: VLM, layer: int, edit: Edit) -> torch.utils.hooks.RemovableHand
     """
 
     def ended(module: nn.Module, args: tuple, output: object) -> None:
-        """Check, by a hook on the decoder (``module``, ``args``, ``output``), that the edit was
-        reached.
-        """
+        """Check, as a hook on ``module``, that its ``args`` and ``output`` passed this edit."""
         if edit in vlm.edits[layer] and not edit.clock.reached:
             problem = (
                 f"layer {layer} is left out by the model for these inputs, so "
