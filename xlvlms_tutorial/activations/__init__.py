@@ -1,6 +1,7 @@
-"""States of the residual stream.
+"""Capture activations of the residual stream, and store them.
 
-Captured from many samples, described row by row, stored and read again.
+``capture`` reads them from many samples, ``States`` holds them with a description of each row, and
+``Store`` keeps them on disk.
 """
 
 from xlvlms_tutorial.activations.activations import WHOLE_BLOCK, States

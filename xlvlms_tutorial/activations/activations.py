@@ -1,6 +1,6 @@
 """States: what a capture returns.
 
-One tensor for each layer and place, one row of a table for each row of the tensors.
+They hold one tensor for each layer and place, and one row of a table for each row of the tensors.
 """
 
 import ast
@@ -26,32 +26,63 @@ from xlvlms_tutorial.errors import (
 Key = tuple[int, str]  # a layer, and a place at that layer: "block", "attention", "mlp" ...
 WHOLE_BLOCK = "block"
 FORMATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-# what provenance tells about a run, and what does not decide its content
+# entries of a provenance that describe a run and do not decide its content
 NOT_COMPARED = ("versions", "created", "seconds")
 _REQUIRED = ("sample", "id")
 
 
 class States:
-    """Captured states with what each row is and how they were made.
+    """Hold activations of the residual stream, with what each row is and how they were made.
+
+    ``capture`` and ``load_activations`` return it, and most methods take it. Make one yourself when
+    the activations come from elsewhere. ``states[layer]`` is the tensor of a layer, and
+    ``states[layer, place]`` that of one place where several were captured; ``len(states)`` is n.
 
     Parameters
     ----------
-    tensors
-        For each ``(layer, place)`` a tensor ``(n, *shape)``, usually ``(n, d)``; all have the
-        same n. They are kept on the CPU.
-    table
-        One row for each of the n rows of the tensors: ``sample`` (number of the sample in the
-        capture), ``id``, and what else was captured.
-    provenance
-        How they were made (model, revision, prompt, layers, seed, versions ...), as JSON knows it.
+    tensors : dict of (layer, place) to tensor (n, *shape)
+        The activations, usually (n, d). A place is "block" (the residual stream that leaves the
+        layer), "attention", "mlp" and so on. All tensors have the same n; they are moved to the
+        CPU.
+    table : DataFrame
+        One row for each of the n rows of the tensors. It needs the columns ``sample`` (integer, the
+        number of the sample in the capture) and ``id`` (text); other columns say more about a row,
+        such as ``position``, ``token`` or ``word``.
+    provenance : dict
+        How they were made (model, revision, prompt, layers, seed, versions ...), as values that
+        JSON can hold.
+
+    Attributes
+    ----------
+    tensors : dict of (layer, place) to tensor (n, *shape)
+        The activations, on the CPU.
+    table : DataFrame
+        The table, with rows numbered from 0.
+    provenance : dict
+        The provenance, as it would be read back from JSON: tuples have become lists.
 
     Raises
     ------
     LengthError
         If a tensor has another number of rows than the table.
     SelectionError
-        If there are no tensors, the table lacks ``sample`` or ``id``, or the
-        provenance cannot be written as JSON.
+        If there are no tensors, the table lacks ``sample`` or ``id``, or the provenance cannot be
+        written as JSON.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> import torch
+    >>> from xlvlms_tutorial.activations import States
+    >>> words = ["key", "dog", "key"]
+    >>> table = pd.DataFrame({"sample": [0, 0, 1], "id": ["a", "a", "b"], "word": words})
+    >>> states = States({(12, "block"): torch.arange(6.0).reshape(3, 2)}, table, {"model": "toy"})
+    >>> states
+    States(3 rows, layers 12, block, float32, 0.0 MB)
+    >>> states[12].tolist()
+    [[0.0, 1.0], [2.0, 3.0], [4.0, 5.0]]
+    >>> states.select("word == 'key'")[12].tolist()
+    [[0.0, 1.0], [4.0, 5.0]]
     """
 
     __iter__ = None  # without this, iterating would ask for layers 0, 1, 2 ... until one is missing
@@ -60,14 +91,15 @@ class States:
         if not tensors:
             raise SelectionError("there are no tensors", "give one for each (layer, place)")
         lengths = {
-            f"layer {layer} {place}": _rows(tensor) for (layer, place), tensor in tensors.items()
+            f"layer {layer} {place}": _row_count(tensor)
+            for (layer, place), tensor in tensors.items()
         }
         if set(lengths.values()) != {len(table)}:
             raise LengthError(table=len(table), **lengths)
         self.tensors: dict[Key, Tensor] = {
             key: tensor.detach().cpu() for key, tensor in tensors.items()
         }
-        self.table = _checked(table)
+        self.table = _checked_table(table)
         self.provenance = as_json_knows(provenance)
 
     def __len__(self) -> int:
@@ -76,53 +108,99 @@ class States:
     def __getitem__(self, key: int | Key) -> Shaped[Tensor, "n *shape"]:
         if isinstance(key, tuple):
             return self.tensors[chosen(self.tensors, *key)[0]]
-        found = chosen(self.tensors, operator.index(key), None)
-        if len(found) == 1:
-            return self.tensors[found[0]]
-        if (key, WHOLE_BLOCK) in found:
+        keys = chosen(self.tensors, operator.index(key), None)
+        if len(keys) == 1:
+            return self.tensors[keys[0]]
+        if (key, WHOLE_BLOCK) in keys:
             return self.tensors[key, WHOLE_BLOCK]
-        places = [place for _, place in found]
+        places = [place for _, place in keys]
         raise SelectionError(
-            f"layer {key} was captured at {len(found)} places",
+            f"layer {key} was captured at {len(keys)} places",
             f"say which, as in states[{key}, {places[0]!r}]: {places}",
         )
 
     def __repr__(self) -> str:
-        kinds = sorted(
+        dtypes = sorted(
             {str(tensor.dtype).removeprefix("torch.") for tensor in self.tensors.values()}
         )
         first, last = self.layers[0], self.layers[-1]
-        run = len(self.layers) > 2 and self.layers == list(range(first, last + 1))
-        layers = f"{first} to {last}" if run else " ".join(map(str, self.layers))
+        consecutive = len(self.layers) > 2 and self.layers == list(range(first, last + 1))
+        layers = f"{first} to {last}" if consecutive else " ".join(map(str, self.layers))
         size = sum(tensor.nbytes for tensor in self.tensors.values()) / 1e6
         return (
             f"States({len(self):,} rows, layers {layers}, {' '.join(self.places)}, "
-            f"{' '.join(kinds)}, {size:,.1f} MB)"
+            f"{' '.join(dtypes)}, {size:,.1f} MB)"
         )
 
     @property
     def layers(self) -> list[int]:
-        """The layers that were captured, in order."""
+        """The layers that were captured, in ascending order.
+
+        Examples
+        --------
+        >>> import pandas as pd
+        >>> import torch
+        >>> from xlvlms_tutorial.activations import States
+        >>> table = pd.DataFrame({"sample": [0], "id": ["a"]})
+        >>> tensors = {(3, "block"): torch.zeros(1, 2), (1, "block"): torch.zeros(1, 2)}
+        >>> States(tensors, table, {}).layers
+        [1, 3]
+        """
         return sorted({layer for layer, _ in self.tensors})
 
     @property
     def places(self) -> list[str]:
-        """The places that were captured, in the order of capture."""
+        """The places that were captured, in the order of capture.
+
+        Examples
+        --------
+        >>> import pandas as pd
+        >>> import torch
+        >>> from xlvlms_tutorial.activations import States
+        >>> table = pd.DataFrame({"sample": [0], "id": ["a"]})
+        >>> tensors = {(1, "mlp"): torch.zeros(1, 2), (1, "block"): torch.zeros(1, 2)}
+        >>> States(tensors, table, {}).places
+        ['mlp', 'block']
+        """
         return list(dict.fromkeys(place for _, place in self.tensors))
 
     def select(self, rows: str | Sequence[bool] | np.ndarray | pd.Series | Tensor) -> "States":
-        """The rows where a mask is true, or where a condition on the table's columns holds.
+        """Keep the rows where a mask is true, or where a condition on the table's columns holds.
 
-        Such as ``"word == 'key'"``. A condition compares columns, numbers and texts, with
-        arithmetic, ``in``, ``and``, ``or`` and ``not``. It calls nothing, has no attributes and
-        sees no variables (``@``), so that it may come from anywhere; for more, give a mask.
+        Use it to take the states of one word, one kind of position or some samples. A condition
+        compares columns, numbers and texts, with arithmetic, ``in``, ``and``, ``or`` and ``not``.
+        It calls nothing, has no attributes and sees no variables (``@``), so a condition from an
+        untrusted source is safe; for anything more, give a mask.
+
+        Parameters
+        ----------
+        rows : str or mask (n,)
+            A condition such as ``"word == 'key'"``, or one boolean for each row: a list, an array,
+            a Series or a tensor.
+
+        Returns
+        -------
+        States
+            The selected rows, in their order, with the same provenance.
 
         Raises
         ------
         LengthError
-            If the mask has not one value for each row.
+            If the mask does not have one value for each row.
         SelectionError
-            If it is not a mask, or the condition cannot be evaluated on the table.
+            If the mask is not boolean, or the condition cannot be evaluated on the table.
+
+        Examples
+        --------
+        >>> import pandas as pd
+        >>> import torch
+        >>> from xlvlms_tutorial.activations import States
+        >>> table = pd.DataFrame({"sample": [0, 1], "id": ["a", "b"], "position": [3, 8]})
+        >>> states = States({(1, "block"): torch.tensor([[1.0], [2.0]])}, table, {})
+        >>> states.select("position > 5")[1].tolist()
+        [[2.0]]
+        >>> states.select([True, False])[1].tolist()
+        [[1.0]]
         """
         mask = torch.from_numpy(_mask(self._where(rows) if isinstance(rows, str) else rows))
         if len(mask) != len(self):
@@ -135,7 +213,7 @@ class States:
 
     def _where(self, condition: str) -> np.ndarray | pd.Series:
         try:
-            _only_compares(condition)
+            _require_comparison(condition)
             # no names but those of the columns
             return self.table.eval(condition.strip(), local_dict={}, global_dict={})
         except (
@@ -156,14 +234,36 @@ class States:
             ) from cause
 
     def to(self, dtype: torch.dtype) -> "States":
-        """The same states in another floating-point format.
+        """Convert the states to another floating-point dtype.
+
+        Use it before saving, to halve the size of a file, or before arithmetic that needs float64.
+
+        Parameters
+        ----------
+        dtype : torch.dtype
+            ``torch.float32``, ``torch.bfloat16``, ``torch.float16`` or ``torch.float64``.
+
+        Returns
+        -------
+        States
+            The same rows in this dtype.
 
         Raises
         ------
         SelectionError
-            If the format is not one that states are kept in.
+            If the dtype is not one that states are stored in.
         StateError
-            If a value is too large for it, as residual streams often are for float16.
+            If a value is too large for it, as those of residual streams often are for float16.
+
+        Examples
+        --------
+        >>> import pandas as pd
+        >>> import torch
+        >>> from xlvlms_tutorial.activations import States
+        >>> table = pd.DataFrame({"sample": [0], "id": ["a"]})
+        >>> states = States({(1, "block"): torch.ones(1, 2)}, table, {})
+        >>> states.to(torch.float16)[1].dtype
+        torch.float16
         """
         if dtype not in FORMATS:
             raise SelectionError(
@@ -171,37 +271,56 @@ class States:
             )
         converted = {key: tensor.to(dtype) for key, tensor in self.tensors.items()}
         for (layer, _), tensor in sorted(converted.items()):
-            bad = (
-                (~torch.isfinite(tensor)).reshape(len(self), -1).any(dim=1)
-                if tensor.numel()
-                else torch.zeros(0)
-            )
-            if bad.any():
-                raise StateError(
-                    layer, sample=int(self.table["sample"].iloc[int(bad.nonzero()[0])])
-                )
+            if not tensor.numel():
+                continue  # without rows it cannot be reshaped
+            overflowed = (~torch.isfinite(tensor)).reshape(len(self), -1).any(dim=1)
+            if overflowed.any():
+                row = int(overflowed.nonzero()[0])
+                raise StateError(layer, sample=int(self.table["sample"].iloc[row]))
         return States(converted, self.table, self.provenance)
 
     @staticmethod
     def concat(parts: Sequence["States"]) -> "States":
-        """The rows of all parts, one after the other.
+        """Join the rows of several States, one after the other.
+
+        Use it for states that were captured in parts with the same settings.
+
+        Parameters
+        ----------
+        parts : sequence of States
+            At least one; all with the same layers, places, row shapes, dtypes and provenance
+            (versions and times are not compared).
+
+        Returns
+        -------
+        States
+            The rows of all parts, in order, with the provenance of the first part.
 
         Raises
         ------
         SelectionError
             If there are no parts.
         StoreMismatchError
-            If parts were not made in the same way: other layers, places, shapes,
-            number formats or provenance.
+            If the parts were made with different settings.
+
+        Examples
+        --------
+        >>> import pandas as pd
+        >>> import torch
+        >>> from xlvlms_tutorial.activations import States
+        >>> table = pd.DataFrame({"sample": [0], "id": ["a"]})
+        >>> states = States({(1, "block"): torch.ones(1, 2)}, table, {})
+        >>> States.concat([states, states])
+        States(2 rows, layers 1, block, float32, 0.0 MB)
         """
         if not parts:
             raise SelectionError("there is nothing to put together", "give at least one States")
         first = parts[0]
         for part in parts[1:]:
-            if found := differences(described(first), described(part)) or differences(
+            if mismatch := differences(described(first), described(part)) or differences(
                 first.provenance, part.provenance
             ):
-                raise StoreMismatchError(found)
+                raise StoreMismatchError(mismatch)
         tensors = {key: torch.cat([part.tensors[key] for part in parts]) for key in first.tensors}
         return States(
             tensors, pd.concat([part.table for part in parts], ignore_index=True), first.provenance
@@ -209,7 +328,7 @@ class States:
 
 
 def chosen(keys: Collection[Key], layer: int | None, place: str | None) -> list[Key]:
-    """The keys with this layer and this place; None means any.
+    """Select the keys with this layer and this place, where None means any.
 
     Raises
     ------
@@ -218,52 +337,54 @@ def chosen(keys: Collection[Key], layer: int | None, place: str | None) -> list[
     SelectionError
         If it lies between them, or the place was not captured there.
     """
-    layers = sorted({known for known, _ in keys})
+    layers = sorted({captured for captured, _ in keys})
     if layer is not None and not layers[0] <= layer <= layers[-1]:
         raise LayerError(layer, layers[0], layers[-1])
     if layer is not None and layer not in layers:
         raise SelectionError(
             f"layer {layer} was not captured", f"there are: {', '.join(map(str, layers))}"
         )
-    found = [key for key in keys if layer in (None, key[0]) and place in (None, key[1])]
-    if not found:
-        at, places = (
-            "" if layer is None else f" at layer {layer}",
-            {known[1]: None for known in keys if layer in (None, known[0])},
-        )
+    matching = [key for key in keys if layer in (None, key[0]) and place in (None, key[1])]
+    if not matching:
+        site = "" if layer is None else f" at layer {layer}"
+        places = dict.fromkeys(key[1] for key in keys if layer in (None, key[0]))
         raise SelectionError(
-            f"nothing was captured at place {place!r}{at}", f"there are: {', '.join(places)}"
+            f"nothing was captured at place {place!r}{site}", f"there are: {', '.join(places)}"
         )
-    return found
+    return matching
 
 
 def described(states: States) -> dict[str, list]:
-    """Number format and shape of a row for each tensor, by a name such as "12/block"."""
+    """Describe each tensor by its dtype and the shape of a row, under a name such as "12/block"."""
     return {
         f"{layer}/{place}": [str(tensor.dtype), *tensor.shape[1:]]
         for (layer, place), tensor in sorted(states.tensors.items())
     }
 
 
-def differences(stored: dict, asked: dict, within: str = "") -> list[tuple[str, object, object]]:
-    """Name and both values of all that differs between two provenances.
+def differences(
+    stored: dict, requested: dict, within: str = ""
+) -> list[tuple[str, object, object]]:
+    """List what differs between two provenances: name, stored value, requested value.
 
-    But for what only tells about a run.
+    Entries that only describe a run (versions, times) are not compared. ``within`` is the name of
+    the dictionary that holds both, with a dot, and empty at the top.
     """
-    found: list[tuple[str, object, object]] = []
-    for name in dict.fromkeys([*stored, *asked]):
+    changes: list[tuple[str, object, object]] = []
+    for name in dict.fromkeys([*stored, *requested]):
         if name in NOT_COMPARED and not within:
             continue
-        one, other = stored.get(name, "absent"), asked.get(name, "absent")
-        if isinstance(one, dict) and isinstance(other, dict):
-            found += differences(one, other, f"{within}{name}.")
-        elif one != other:
-            found.append((f"{within}{name}", one, other))
-    return found
+        before = stored.get(name, "absent")
+        after = requested.get(name, "absent")
+        if isinstance(before, dict) and isinstance(after, dict):
+            changes += differences(before, after, f"{within}{name}.")
+        elif before != after:
+            changes.append((f"{within}{name}", before, after))
+    return changes
 
 
 def as_json_knows(provenance: dict) -> dict:
-    """A provenance as it would be read back from its JSON: tuples become lists.
+    """Convert a provenance to what would be read back from its JSON: tuples become lists.
 
     Raises
     ------
@@ -279,7 +400,7 @@ def as_json_knows(provenance: dict) -> dict:
         ) from cause
 
 
-_ALLOWED = (
+_ALLOWED_NODES = (
     ast.Expression,
     ast.BoolOp,
     ast.And,
@@ -307,23 +428,27 @@ _ALLOWED = (
     ast.List,
     ast.Tuple,
 )
-_GROWING = (ast.Mult, ast.Mod, ast.Pow)  # of texts and lists these make as many signs as one likes
+_GROWING_OPERATORS = (
+    ast.Mult,
+    ast.Mod,
+    ast.Pow,
+)  # of texts and lists these make results of any length
 # a text, or a column's name
 _QUOTED = re.compile(r"""('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")|`[^`'"#\\\n]*`""")
-_MOST = 10  # the largest exponent
+_MAX_POWER = 10  # the largest exponent
 
 
-def _only_compares(condition: str) -> None:
-    """Refuse a condition that does more than to compare.
+def _require_comparison(condition: str) -> None:
+    """Refuse a condition that does more than compare.
 
-    pandas would call and look up whatever it says.
+    pandas would call and look up whatever it contains.
     """
-    for node in ast.walk(
-        ast.parse(_QUOTED.sub(lambda part: part[1] or "name", condition.strip()), mode="eval")
-    ):
-        if not isinstance(node, _ALLOWED):
+    # a column's name in backticks is no Python: any name stands for it here
+    expression = _QUOTED.sub(lambda part: part[1] or "name", condition.strip())
+    for node in ast.walk(ast.parse(expression, mode="eval")):
+        if not isinstance(node, _ALLOWED_NODES):
             raise SyntaxError(f"{type(node).__name__} is not among comparisons")
-        if isinstance(node, ast.BinOp) and isinstance(node.op, _GROWING):
+        if isinstance(node, ast.BinOp) and isinstance(node.op, _GROWING_OPERATORS):
             parts = [*ast.walk(node.left), *ast.walk(node.right)]
             if any(
                 isinstance(part, (ast.List, ast.Tuple))
@@ -332,20 +457,20 @@ def _only_compares(condition: str) -> None:
             ):
                 raise SyntaxError("texts and lists are compared, not multiplied")
         if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Pow):
-            small = isinstance(node.right, ast.Constant) and abs(node.right.value) <= _MOST
+            small = isinstance(node.right, ast.Constant) and abs(node.right.value) <= _MAX_POWER
             if not small or any(isinstance(part, ast.Pow) for part in ast.walk(node.left)):
                 raise SyntaxError(
-                    f"an exponent is a number of at most {_MOST}, and no power is raised again"
+                    f"an exponent is a number of at most {_MAX_POWER}, and no power is raised again"
                 )
 
 
-def _rows(tensor: Tensor) -> int:
+def _row_count(tensor: Tensor) -> int:
     if tensor.dim() == 0:
         raise SelectionError("a tensor has no rows, only one number", "give (n, *shape)")
     return len(tensor)
 
 
-def _checked(table: pd.DataFrame) -> pd.DataFrame:
+def _checked_table(table: pd.DataFrame) -> pd.DataFrame:
     columns = list(table.columns)
     if absent := [name for name in _REQUIRED if name not in columns]:
         raise SelectionError(

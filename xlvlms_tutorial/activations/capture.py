@@ -1,6 +1,6 @@
 """Capture the residual stream of many samples.
 
-Chosen layers, places and positions, in batches, in memory or in a store.
+Layers, places and positions are selected; batches are collected in memory or in a store.
 """
 
 import re
@@ -8,6 +8,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 import pandas as pd
@@ -37,7 +38,7 @@ from xlvlms_tutorial.models.spans import Batch
 from xlvlms_tutorial.models.vlm import VLM
 from xlvlms_tutorial.samples import PROMPTS, Sample
 
-_NUMBERS = ("sample", "position", "token_index")
+_NUMBERS = ("sample", "position", "token_index")  # columns of integers; the others are text
 
 
 def capture(
@@ -62,55 +63,123 @@ def capture(
     seed: int | None = None,
     progress: bool = False,
 ) -> States:
-    """States (n, d) of samples at chosen layers and places, with a table of what each row is.
+    """Run the model on samples and collect activations at selected layers and positions.
 
-    Layers are 0 to L, or "all"; how all was made is kept with it. Exactly one says where: ``span``
-    ("image", "question", "answer", ... or several), ``positions`` ("all", or numbers: 0 is a
-    sample's first token and -1 its last), or ``words``, the token of interest: the state that
-    predicts the first piece of the first of these words or phrases in an answer, one row for each
-    sample that has one (with ``at="token"`` the state at the word's last piece, which predicts what
-    follows). ``reduce`` "mean" or "last" gives one row a sample, None one a position. Answers are
-    given (``answers``, read in one forward) or generated greedily (``max_new_tokens``); then
-    "answer" is where generated tokens were fed back, hence without the last one, and all else is in
-    the prompt. Without generation a forward ends after the last wanted layer. Without ``prompt``
-    the model is asked to describe what a sample shows.
+    Use it to get the states that the methods of this package start from. Say where to read in
+    exactly one of three ways: ``span`` (all image, question or answer positions), ``positions`` (by
+    number), or ``words`` (the token of interest in an answer). Answers are given (``answers``, read
+    in one forward) or generated greedily (``max_new_tokens``). Without generation, a forward ends
+    after the last layer that is needed. With ``store``, a capture that was killed continues where
+    it stopped.
 
-    With ``store`` the states go to a folder, ``shard_size`` samples a file. Run again after a
-    kill it goes on, and makes damaged shards anew. Under ``accelerate launch``, torchrun or MPI
-    each process makes its own shards, waits for those of the others and returns everything. It
-    gives up when another process has failed, or after ``wait`` seconds without a new shard; with
-    ``wait=0`` it returns what is there, or the states of its own samples. ``seed`` is only
-    noted: the samples were drawn by it.
+    Parameters
+    ----------
+    vlm : VLM
+        The model.
+    samples : iterable of Sample
+        At least one; all of one modality.
+    layers : int, iterable of int, or "all"
+        The layers to read: 0 is what enters the first block, l what leaves block l, up to L.
+    places : str or sequence of str
+        The places in a layer: "block" (default: the residual stream that leaves it), or one of its
+        parts, such as "attention" or "mlp".
+    span : str or sequence of str, optional
+        The spans whose positions are read: "image", "question", "answer", ... In a generation,
+        "answer" is where generated tokens were fed back, hence without the last one; everything
+        else is in the prompt.
+    positions : int, sequence of int, or "all", optional
+        Position numbers: 0 is a sample's first token and -1 its last, padding not counted. "all"
+        reads every position.
+    words : str or sequence of str, optional
+        Words or phrases of interest. The first of them in each answer gives one row; samples whose
+        answer has none give no row.
+    at : "predicting" or "token"
+        Which state of a word is read. "predicting" (default) is the state that predicts the word's
+        first piece. "token" is the state at its last piece, which predicts what follows.
+    reduce : "mean", "last" or None
+        "mean" (default) and "last" give one row a sample, None one row a position. With ``words``
+        it is not used.
+    prompt : str or function of a Sample, optional
+        What the model is asked; by default it is asked to describe what the sample shows.
+    answers : sequence of str, or function of a Sample, optional
+        One answer for each sample, read as if the model had given it.
+    max_new_tokens : int, optional
+        The largest number of tokens to generate; by default nothing is generated.
+    dtype : torch.dtype
+        The dtype of the result; float32 by default.
+    batch_size : int
+        How many samples go through the model at once.
+    store : path, optional
+        A folder to write the states to, in shards. Run again after a kill, it continues and makes
+        damaged shards anew. Under ``accelerate launch``, torchrun or MPI each process makes its own
+        shards, waits for those of the others and returns everything. By default the states are held
+        in memory only.
+    shard_size : int
+        How many samples go into one file of the store.
+    wait : float
+        Seconds without a new shard after which waiting for other processes is given up; it is given
+        up too when one of them has failed. With 0 nothing is waited for: the result is what is
+        there, or the states of this process's samples.
+    seed : int, optional
+        The seed that the samples were drawn with. It is only recorded in the provenance.
+    progress : bool
+        Whether a progress bar is shown.
+
+    Returns
+    -------
+    States
+        One tensor (n, d) for each layer and place. Columns of the table: sample, id; text (the
+        answer, where there are answers); position, token, span (``reduce=None``); word, token_index
+        (``words``).
 
     Raises
     ------
     SelectionError
-        If there are no samples, or it is not said in one clear way what to keep.
+        If there are no samples, or it is not said in one clear way what to read.
     LayerError, SpanError
         If the model or the samples have no such layer, or no such positions.
     TokenOfInterestError
         If no answer has one of the words.
     StateError
-        If a state that is kept is NaN or infinite, or too large for ``dtype``.
+        If a state is NaN or infinite, or too large for ``dtype``.
     StoreMismatchError
         If the store was made with other settings.
     RunError
         If the shards of another process do not come.
     PromptError
-        If a prompt or an answer is no text, is empty, or holds what marks a picture for this model.
+        If a prompt or an answer is not text, is empty, or holds the marker of a picture for this
+        model.
     ActivationsError
         If answers are generated from logits that are NaN or infinite.
     LengthError, DeviceMemoryError
-        If answers and samples are not equally many, or the device is full.
+        If the numbers of answers and samples differ, or the device runs out of memory.
+
+    Examples
+    --------
+    The mean over the image positions of each sample, at two layers:
+
+    >>> from xlvlms_tutorial.activations import capture
+    >>> states = capture(vlm, samples, [12, 24], span="image")
+    >>> states
+    States(4 rows, layers 12 24, block, float32, 0.0 MB)
+    >>> states[24].shape
+    torch.Size([4, 576])
+
+    The states that predict a word of interest, in captions that are given:
+
+    >>> captions = [sample.captions[0] for sample in samples]
+    >>> states = capture(vlm, samples, 24, words=["mushroom", "rock"], answers=captions)
+    >>> states.table["word"].tolist()
+    ['mushroom', 'rock']
     """
     wait = checked_wait(wait)
-    asked = Selection.of(layers, places, span, positions, words, reduce, dtype, at)
+    selection = Selection.of(layers, places, span, positions, words, reduce, dtype, at)
     if isinstance(samples, Sample):
         raise SelectionError("one sample", "give a list of samples")
     samples = list(samples)
-    if prompt is None:  # samples of several modalities are refused where they are batched
+    if prompt is None:  # samples of several modalities are refused when they are batched
         prompt = PROMPTS.get(samples[0].modality, PROMPTS["image"]) if samples else ""
-    job = _Job(vlm, samples, asked, prompt, answers, max_new_tokens, batch_size)
+    job = _Job(vlm, samples, selection, prompt, answers, max_new_tokens, batch_size)
     provenance = job.provenance(prompt, seed)
     if store is not None:
         plan = shard_plan(len(job.samples), shard_size)
@@ -123,17 +192,39 @@ def capture(
 
 @torch.no_grad()
 def residual_stream(vlm: VLM, inputs: BatchFeature) -> Float[Tensor, "layers b t d"]:
-    """The residual stream at every layer, on the CPU in the model's number format.
+    """Run one forward and return the residual stream of every layer.
 
-    0 is what enters the first block, l what leaves block l. The last layer is taken before the
-    final norm (transformers' last ``hidden_states`` is after it).
+    Use it to look at all positions of one batch; for many samples, ``capture`` selects what is
+    needed. The last layer is read before the final norm, whereas the last of transformers'
+    ``hidden_states`` is after it.
+
+    Parameters
+    ----------
+    vlm : VLM
+        The model.
+    inputs : Batch or BatchFeature
+        Model inputs, as ``vlm.batch`` or a processor makes them, left-padded.
+
+    Returns
+    -------
+    tensor (L + 1, b, t, d)
+        Layer 0 is what enters the first block, layer l what leaves block l; on the CPU in the
+        model's dtype.
 
     Raises
     ------
     StateError
-        If a layer holds NaN or infinite values, with the first such layer.
+        If a layer holds NaN or infinite values; it names the first such layer.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.activations import residual_stream
+    >>> stream = residual_stream(vlm, batch)
+    >>> stream.shape[:2]
+    torch.Size([31, 4])
     """
-    stream = read(vlm, inputs if isinstance(inputs, Batch) else vlm.prepare(inputs), "all")
+    batch = inputs if isinstance(inputs, Batch) else vlm.prepare(inputs)
+    stream = read(vlm, batch, "all")
     for (layer, _), states in stream.items():
         if not torch.isfinite(states).all():
             raise StateError(layer)
@@ -141,13 +232,13 @@ def residual_stream(vlm: VLM, inputs: BatchFeature) -> Float[Tensor, "layers b t
 
 
 class _Job:
-    """A capture that has been checked: what is asked of which samples, batch by batch."""
+    """A capture whose arguments have been checked; it runs batch by batch."""
 
     def __init__(
         self,
         vlm: VLM,
         samples: list[Sample],
-        asked: Selection,
+        selection: Selection,
         prompt: str | Callable[[Sample], str],
         answers: Sequence[str] | Callable[[Sample], str] | None,
         max_new_tokens: int | None,
@@ -159,61 +250,60 @@ class _Job:
             raise SelectionError(
                 "answers and max_new_tokens given", "give answers, or let the model generate them"
             )
-        if asked.words is not None and answers is None and max_new_tokens is None:
+        if selection.words is not None and answers is None and max_new_tokens is None:
             raise SelectionError(
                 "words without answers", "give answers, or max_new_tokens to generate them"
             )
         require_counts(max_new_tokens=max_new_tokens, batch_size=batch_size)
-        self.vlm, self.samples, self.asked, self.batch_size, self.max_new_tokens = (
-            vlm,
-            samples,
-            asked,
-            batch_size,
-            max_new_tokens,
-        )
-        self.keys = wanted(vlm, asked.layers, asked.places)
-        self.prompts = [prompt(sample) if callable(prompt) else prompt for sample in samples]
-        self.answers = [answers(sample) for sample in samples] if callable(answers) else answers
-        self.answers = None if self.answers is None else list(self.answers)
+        self.vlm = vlm
+        self.samples = samples
+        self.selection = selection
+        self.batch_size = batch_size
+        self.max_new_tokens = max_new_tokens
+        self.keys = wanted(vlm, selection.layers, selection.places)
+        self.prompts = [prompt] * len(samples)
+        if callable(prompt):
+            self.prompts = [prompt(sample) for sample in samples]
+        if callable(answers):
+            answers = [answers(sample) for sample in samples]
+        self.answers = None if answers is None else list(answers)
         if self.answers is not None and len(self.answers) != len(samples):
             raise LengthError(samples=len(samples), answers=len(self.answers))
-        # before a long run, not in it
+        # checked before a long run rather than in it
         require_texts(vlm.processor, self.prompts, self.answers, [sample.id for sample in samples])
-        # words of the answers seen so far, for the message if those of interest are never there
+        # words of the answers so far, for the message if no answer has a word of interest
         self.generated: Counter[str] = Counter()
 
     def provenance(
         self, prompt: str | Callable[[Sample], str], seed: int | None
     ) -> dict[str, object]:
-        """How the states are made; what is long is there by its sha256."""
-        vlm, asked = self.vlm, self.asked
-        # those of numpy are no JSON
-        seed, most = (
-            None if number is None else int(number) for number in (seed, self.max_new_tokens)
-        )
-        kind = (
-            "given"
-            if self.answers is not None
-            else "generated"
-            if self.max_new_tokens is not None
-            else None
-        )
+        """How the states are made; long values are represented by their sha256."""
+        vlm = self.vlm
+        selection = self.selection
+        # int(): JSON has no form for integers of numpy
+        seed = None if seed is None else int(seed)
+        max_new_tokens = None if self.max_new_tokens is None else int(self.max_new_tokens)
+        answer_source = None
+        if self.answers is not None:
+            answer_source = "given"
+        elif max_new_tokens is not None:
+            answer_source = "generated"
+        if not isinstance(prompt, str):
+            prompt = getattr(prompt, "__qualname__", type(prompt).__name__)
         sha256 = partial(digest, ensure_ascii=False)
         return {
             "model": vlm.name,
             "revision": vlm.revision,
             "dtype": str(vlm.dtype),
-            "kept_dtype": str(asked.dtype),
+            "kept_dtype": str(selection.dtype),
             "interventions": list(vlm.active),
-            "prompt": prompt
-            if isinstance(prompt, str)
-            else getattr(prompt, "__qualname__", type(prompt).__name__),
+            "prompt": prompt,
             "layers": sorted({layer for layer, _ in self.keys}),
             "places": list(dict.fromkeys(place for _, place in self.keys)),
-            "selection": asked.described,
-            "reduce": asked.reduce,
-            "max_new_tokens": most,
-            "answers": kind,
+            "selection": selection.described,
+            "reduce": selection.reduce,
+            "max_new_tokens": max_new_tokens,
+            "answers": answer_source,
             "seed": seed,
             "n_samples": len(self.samples),
             "ids_sha256": sha256([sample.id for sample in self.samples]),
@@ -226,7 +316,11 @@ class _Job:
         }
 
     def states(self, numbers: range, provenance: dict, bar: tqdm) -> States:
-        """The states of some of the samples."""
+        """Capture some of the samples.
+
+        ``numbers`` are their numbers, ``provenance`` goes with the result, and ``bar`` shows
+        progress.
+        """
         parts: list[dict[Key, Tensor]] = []
         tables: list[pd.DataFrame] = []
         for start in range(numbers.start, numbers.stop, self.batch_size):
@@ -239,12 +333,12 @@ class _Job:
         return States(_joined(parts), pd.concat(tables, ignore_index=True), provenance)
 
     def concluded(self, states: States) -> States:
-        """The states of all samples, with how many of them have a word of interest.
+        """Return the states of all samples, with the number of those that have a word of interest.
 
-        ``TokenOfInterestError`` if none has.
+        It raises ``TokenOfInterestError`` if none has.
         """
         n = states.table["sample"].nunique()
-        if self.asked.words is None:
+        if self.selection.words is None:
             if not n:
                 raise SpanError(
                     "answer", "no generated token was fed back (raise max_new_tokens)", ()
@@ -259,10 +353,10 @@ class _Job:
                 )
             return states
         if not n:
-            if not self.generated:  # all was in the store: look again at the first answers
+            if not self.generated:  # all states came from the store: generate the first answers
                 self._rows(range(min(self.batch_size, len(self.samples))))
             raise TokenOfInterestError(
-                self.asked.words, len(self.samples), self.generated.most_common(5)
+                self.selection.words, len(self.samples), self.generated.most_common(5)
             )
         return States(states.tensors, states.table, states.provenance | {"samples_with_word": n})
 
@@ -271,60 +365,55 @@ class _Job:
         answers = None if self.answers is None else self.answers[cut]
         batch = self.vlm.batch_of(self.samples[cut], self.prompts[cut], answers)
         if self.max_new_tokens is None:
-            rows = of_forward(self.vlm, batch, answers, self.asked)
+            rows = of_forward(self.vlm, batch, answers, self.selection)
         else:
-            rows = of_generation(self.vlm, batch, self.max_new_tokens, self.asked)
-        if self.asked.words is not None:
-            self.generated.update(
-                word for text in rows.texts for word in re.findall(r"\w+", text.lower())
-            )
+            rows = of_generation(self.vlm, batch, self.max_new_tokens, self.selection)
+        if self.selection.words is not None:
+            for text in rows.texts:
+                self.generated.update(re.findall(r"\w+", text.lower()))
         return rows
 
     def _table(self, rows: Rows, part: range) -> pd.DataFrame:
-        at = rows.columns["row"]
-        columns = {
-            "sample": [part[row] for row in at],
-            "id": [self.samples[part[row]].id for row in at],
-        }
-        columns |= {"text": [rows.texts[row] for row in at]} if rows.texts else {}
-        columns |= {name: values for name, values in rows.columns.items() if name != "row"}
-        return pd.DataFrame(
-            {
-                name: pd.Series(values, dtype="int64" if name in _NUMBERS else str)
-                for name, values in columns.items()
-            }
-        )
+        columns = dict(rows.columns)
+        batch_rows = columns.pop("row")
+        numbers = [part[row] for row in batch_rows]
+        table = {"sample": numbers, "id": [self.samples[number].id for number in numbers]}
+        if rows.texts:
+            table["text"] = [rows.texts[row] for row in batch_rows]
+        series = {}
+        for name, values in (table | columns).items():
+            series[name] = pd.Series(values, dtype="int64" if name in _NUMBERS else str)
+        return pd.DataFrame(series)
 
 
 def _stored(job: _Job, store: Store, plan: list[range], wait: float, progress: bool) -> States:
-    """Make this process's shards that are missing or damaged.
+    """Make the shards of this process that are missing or damaged, and read back the result.
 
-    And read back everything once the others have made theirs.
+    The result is everything once the other processes have made theirs.
     """
     rank, world = dealt()
-    missing, mine = store.missing(len(plan), rank, world), plan[rank::world]
-    total = sum(map(len, mine))
-    with (
-        making_shards(store, rank, world),
-        _bar(progress, total, total - sum(len(plan[number]) for number in missing)) as bar,
-    ):
+    missing = store.missing(len(plan), rank, world)
+    own_shards = plan[rank::world]
+    total = sum(map(len, own_shards))
+    done = total - sum(len(plan[number]) for number in missing)
+    with making_shards(store, rank, world), _bar(progress, total, done) as bar:
         for number in missing:
             store.write(number, job.states(plan[number], store.provenance, bar))
     if wait:
         await_others(store, len(plan), rank, world, wait)
     if len(store.done) == len(plan):
         return job.concluded(store.states())
-    own = {sample for part in mine for sample in part}
-    some = own & set(store.table["sample"])
-    # without a row of its own: the columns and shapes of all
-    states = store.states(samples=some) if some else store.states()
-    return states.select(states.table["sample"].isin(own))
+    own_samples = set(chain.from_iterable(own_shards))
+    stored = own_samples & set(store.table["sample"])
+    # where this process has no row, the states of all give columns and shapes
+    states = store.states(samples=stored) if stored else store.states()
+    return states.select(states.table["sample"].isin(own_samples))
 
 
 def _joined(parts: list[dict[Key, Tensor]]) -> dict[Key, Tensor]:
-    """The rows of all batches in one tensor each.
+    """Join the rows of all batches into one tensor for each key.
 
-    Every batch is let go as it is copied, so that there are never two of all.
+    Each batch is freed as it is copied, so that memory never holds two copies of everything.
     """
     joined = {}
     for key in list(parts[0]):
@@ -345,9 +434,9 @@ def _joined(parts: list[dict[Key, Tensor]]) -> dict[Key, Tensor]:
 
 def _require_finite(tensors: dict[Key, Tensor], table: pd.DataFrame) -> None:
     for (layer, _), states in tensors.items():
-        bad = ~torch.isfinite(states).all(dim=1)
-        if bad.any():
-            first = table.iloc[int(bad.nonzero()[0])]
+        not_finite = ~torch.isfinite(states).all(dim=1)
+        if not_finite.any():
+            first = table.iloc[int(not_finite.nonzero()[0])]
             raise StateError(layer, first["sample"], first.get("position"))
 
 

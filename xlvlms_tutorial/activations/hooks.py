@@ -1,6 +1,6 @@
-"""Read states where they arise.
+"""Read activations while the model runs.
 
-Hooks that keep only what is asked for, and move it to the CPU at once.
+Hooks keep only the layers, places and positions that were requested, and move them to the CPU.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -38,38 +38,81 @@ def reading(
     steps: bool = True,
     stop: bool = False,
 ) -> Iterator[dict[Key, list[Tensor]]]:
-    """Read states while the model runs inside this block.
+    """Collect activations while the model runs inside this ``with`` block.
 
-    For each ``(layer, place)`` first those of the prompt, then of each decode step. Of the prompt,
-    ``positions`` "all" gives (b, t, d), "last" (b, 1, d), and a mask (b, t), a span or a tuple of
-    spans (n, d), row by row; with ``reduce`` "mean" or "last" it is (b, d), the padding left out. A
-    decode step gives (b, 1, d), the state of the token it was fed; ``steps=False`` leaves these
-    out. All are copies on the CPU, in ``dtype`` or in the model's number format; a mean is taken on
-    the device in float32. A reading sees what interventions did. ``stop`` ends a forward, and this
-    block, after the last state that is wanted.
+    Use it around a generation, or any call of the model that you make yourself; for one forward
+    over a batch, ``read`` is shorter. It sees the effect of interventions that are in force. The
+    activations are copies on the CPU.
+
+    Parameters
+    ----------
+    vlm : VLM
+        The model.
+    layers : int, iterable of int, or "all"
+        The layers to read: 0 is what enters the first block, l what leaves block l, up to L. "all"
+        means every layer where the place exists. Parts of a block have no layer 0.
+    places : str or sequence of str
+        The places in a layer: "block" (default: the residual stream that leaves it), or one of its
+        parts, such as "attention" or "mlp".
+    positions : str, tuple of str, or mask (b, t)
+        The positions of the prompt: "all" (default), "last", a span such as "image" or "question",
+        several spans in a tuple, or a boolean mask.
+    reduce : "mean", "last" or None
+        None (default) keeps every position. "mean" averages over the positions of each sample, on
+        the device in float32, and "last" keeps the last of them; padding is left out.
+    dtype : torch.dtype, optional
+        The dtype of the copies; by default the model's.
+    steps : bool
+        Whether decode steps are read too (default), or the prompt only.
+    stop : bool
+        True ends the forward, and this block, after the last layer that is needed. This saves the
+        blocks above it; it cannot be used while generating.
+
+    Returns
+    -------
+    context manager of a dict
+        For each ``(layer, place)`` a list of tensors, filled while the model runs: first the
+        prompt's, then one for each decode step. The prompt's is (b, t, d) for "all", (b, 1, d) for
+        "last", (n, d) row by row for spans and masks, and (b, d) with ``reduce``. A decode step's
+        is (b, 1, d), the state of the token that was fed.
 
     Raises
     ------
     LayerError
         If a layer is out of range: 0 to L, and 1 to L for the parts of a block.
     SelectionError
-        If there are no layers, a place is unknown, positions do not fit, or ``stop``
-        is asked for while generating.
+        If there are no layers, a place is unknown, positions do not fit, or ``stop`` is used while
+        generating.
     SpanError
         If this model, or some sample, has no positions of these kinds.
     AnatomyError
-        If a block has no such part; ``vlm.supports("read", place)`` says so before.
+        If a block has no such part; ``vlm.supports("read", place)`` tells before.
     InterventionError
-        If a part is not all of its kind in the block, as an MLP with experts beside it.
+        If a part is not the only one of its kind in the block, as an MLP with experts beside it.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.activations import reading
+    >>> with reading(vlm, [12, 24], positions="last") as activations:
+    ...     _ = vlm.forward(batch)
+    >>> activations[12, "block"][0].shape
+    torch.Size([4, 1, 576])
+
+    While generating, the list holds the prompt, then every token that was fed:
+
+    >>> with reading(vlm, 12, positions="last") as activations:
+    ...     _ = vlm.generate_ids(batch, max_new_tokens=2)
+    >>> [tuple(states.shape) for states in activations[12, "block"]]
+    [(4, 1, 576), (4, 1, 576)]
     """
     reader = _Reader(vlm, wanted(vlm, layers, places), positions, reduce, dtype, steps, stop)
     with ExitStack() as hooks:
         for hook in reader.hooks():
             hooks.callback(hook.remove)
         try:
-            yield reader.kept
-        except _Enough as enough:
-            if enough.reader is not reader:
+            yield reader.collected
+        except _AllRead as signal:
+            if signal.reader is not reader:  # of a reading around this one
                 raise
 
 
@@ -82,39 +125,77 @@ def read(
     reduce: str | None = None,
     dtype: torch.dtype | None = None,
 ) -> dict[Key, Tensor]:
-    """The states of one forward over a batch, which ends after the last state that is wanted.
+    """Run one forward over a batch and return its activations.
 
-    Shapes and errors as in ``reading``.
+    Use it for a batch that you made yourself; ``capture`` does the same for many samples. The
+    forward ends after the last layer that is needed.
+
+    Parameters
+    ----------
+    vlm : VLM
+        The model.
+    batch : Batch
+        The inputs, as ``vlm.batch`` makes them.
+    layers : int, iterable of int, or "all"
+        The layers to read, 0 to L; "all" means every layer where the place exists.
+    places : str or sequence of str
+        The places in a layer: "block" (default: the residual stream that leaves it), or one of its
+        parts, such as "attention" or "mlp".
+    positions : str, tuple of str, or mask (b, t)
+        "all" (default), "last", a span such as "image" or "question", several spans in a tuple, or
+        a boolean mask.
+    reduce : "mean", "last" or None
+        None (default) keeps every position; "mean" averages over the positions of each sample, and
+        "last" keeps the last of them.
+    dtype : torch.dtype, optional
+        The dtype of the result; by default the model's.
+
+    Returns
+    -------
+    dict of (layer, place) to tensor
+        On the CPU: (b, t, d) for "all", (b, 1, d) for "last", (n, d) row by row for spans and
+        masks, and (b, d) with ``reduce``.
 
     Raises
     ------
+    LayerError, SpanError
+        If the model has no such layer, or the model or some sample has no such positions.
     SelectionError
-        If a part was never computed, because its block is skipped.
+        If a place is unknown, positions do not fit, or a part was never computed because its block
+        is skipped.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.activations import read
+    >>> activations = read(vlm, batch, [12, 24], positions="image", reduce="mean")
+    >>> activations[24, "block"].shape
+    torch.Size([4, 576])
     """
-    with reading(vlm, layers, places, positions, reduce, dtype, stop=True) as found:
+    with reading(vlm, layers, places, positions, reduce, dtype, stop=True) as collected:
         vlm.forward(batch, logits=False, use_cache=False)
-    return {key: parts[0] for key, parts in computed(found).items()}
+    return {key: parts[0] for key, parts in computed(collected).items()}
 
 
-def computed(found: dict[Key, list[Tensor]]) -> dict[Key, list[Tensor]]:
-    """What was read, all of it.
+def computed(collected: dict[Key, list[Tensor]]) -> dict[Key, list[Tensor]]:
+    """Return what was read, once it is certain that every part was computed.
 
     Raises
     ------
     SelectionError
         If a part was never computed, because its block is skipped.
     """
-    for (layer, place), parts in found.items():
+    for (layer, place), parts in collected.items():
         if not parts:
             allowed = "read it without the intervention that skips it"
             raise SelectionError(f"the {place} of layer {layer} was never computed", allowed)
-    return found
+    return collected
 
 
 def wanted(vlm: VLM, layers: Layers, places: Places = (WHOLE_BLOCK,)) -> list[Key]:
-    """The ``(layer, place)`` pairs that are asked for, by layer.
+    """List the ``(layer, place)`` pairs to read, ordered by layer.
 
-    "all" means every layer where the place exists.
+    ``layers`` is one number, several, or "all" (every layer where the place exists); ``places`` one
+    place or several. ``vlm`` says how many layers there are.
 
     Raises
     ------
@@ -127,12 +208,10 @@ def wanted(vlm: VLM, layers: Layers, places: Places = (WHOLE_BLOCK,)) -> list[Ke
     if isinstance(layers, str) and layers != "all":
         raise SelectionError(f"layers {layers!r}", 'give numbers, or "all"')
     if isinstance(layers, str):
-        return [
-            (layer, place)
-            for layer in range(vlm.n_layers + 1)
-            for place in places
-            if layer or place == WHOLE_BLOCK
-        ]
+        keys = []
+        for layer in range(vlm.n_layers + 1):
+            keys += [(layer, place) for place in places if layer or place == WHOLE_BLOCK]
+        return keys
     numbers = [layers] if isinstance(layers, int) else list(layers)
     if not numbers or not places:
         raise SelectionError(
@@ -151,17 +230,40 @@ def wanted(vlm: VLM, layers: Layers, places: Places = (WHOLE_BLOCK,)) -> list[Ke
 
 
 def span_mask(vlm: VLM, batch: Batch, spans: tuple[str, ...]) -> Bool[Tensor, "b t"]:
-    """Where a batch has positions of these kinds.
+    """Mark where a batch has positions of these spans.
+
+    Use it to select image, question or answer positions from activations of shape (b, t, d).
+
+    Parameters
+    ----------
+    vlm : VLM
+        The model; it knows which modalities it reads.
+    batch : Batch
+        The inputs, as ``vlm.batch`` makes them.
+    spans : tuple of str
+        The spans to mark, such as ``("image",)`` or ``("question", "answer")``.
+
+    Returns
+    -------
+    mask (b, t)
+        True at the positions of any of these spans.
 
     Raises
     ------
     SpanError
-        If this model has no such positions at all, or some sample has none of any of these kinds.
+        If this model has no such positions at all, or some sample has none of any of these spans.
+
+    Examples
+    --------
+    The pocket model turns each picture into 16 visual tokens:
+
+    >>> from xlvlms_tutorial.activations import span_mask
+    >>> span_mask(vlm, batch, ("image",)).sum(dim=1).tolist()
+    [16, 16, 16, 16]
     """
     absent = set(anatomy.MODALITIES) - set(vlm.placeholders)
     for name in spans:
-        # a model may take clips or sounds in the place of a picture,
-        # where the batch alone knows of them
+        # a model may take clips or sounds in the place of pictures, and only the batch knows that
         if name in absent and not (batch.spans == SPANS.index(name)).any():
             crossing = name == "image" and anatomy.crossing(vlm.model)
             reason = (
@@ -173,10 +275,10 @@ def span_mask(vlm: VLM, batch: Batch, spans: tuple[str, ...]) -> Bool[Tensor, "b
     return batch.mask(*spans)
 
 
-class _Enough(Exception):
-    """All that is wanted has been read.
+class _AllRead(Exception):
+    """Everything that was requested has been read.
 
-    Ends a forward, and is caught by the reading that raised it.
+    It ends a forward, and is caught by the reading that raised it.
     """
 
     def __init__(self, reader: "_Reader") -> None:
@@ -187,7 +289,7 @@ class _Enough(Exception):
 class _Reader:
     """What the hooks of one reading share.
 
-    Which rows and positions the model is at, and what has been kept.
+    It knows which rows and positions the model computes, and holds the activations so far.
     """
 
     def __init__(
@@ -204,134 +306,144 @@ class _Reader:
             raise SelectionError(
                 f"unknown reduction {reduce!r}", f"allowed: {', '.join(map(repr, REDUCTIONS))}"
             )
-        self._vlm, self._positions, self._reduce, self._dtype = vlm, positions, reduce, dtype
-        self._steps, self._stop = steps, stop
+        self._vlm = vlm
+        self._positions = positions
+        self._reduce = reduce
+        self._dtype = dtype
+        self._steps = steps
+        self._stop = stop
         require_hookable(vlm.model)
         for layer, place in keys:
             require(vlm, "read", place, [layer] if place in anatomy.PLACES and layer else [])
         self._sites = [(key, anatomy.site(vlm.blocks[max(key[0], 1) - 1], key[1])) for key in keys]
-        self.kept: dict[Key, list[Tensor]] = {key: [] for key in keys}
-        self._waiting = set(keys)
+        self.collected: dict[Key, list[Tensor]] = {key: [] for key in keys}
+        self._pending = set(keys)
         self._batch: Batch | None = None
-        self._clock, self._rows, self._length, self._decoding = Clock(vlm), 0, 0, False
-        self._picked: slice | list[slice | Tensor] = slice(None)
+        self._clock = Clock(vlm)
+        self._rows = 0
+        self._length = 0
+        self._decoding = False
+        self._selected: slice | list[slice | Tensor] = slice(None)
 
     def hooks(self) -> Iterator[torch.utils.hooks.RemovableHandle]:
-        """Register them one by one; interventions register theirs in front of these."""
+        """Register the hooks one by one; interventions register theirs in front of these."""
         yield anatomy.decoder(self._vlm.model).register_forward_pre_hook(
             self._begin, with_kwargs=True
         )
         if self._stop:
             model = self._vlm.model
-            model = model.get_base_model() if hasattr(model, "get_base_model") else model
+            if hasattr(model, "get_base_model"):
+                model = model.get_base_model()
             # BLIP-2 leaves generating to the language model inside
             for generator in (model, *model.children()):
                 if isinstance(generator, GenerationMixin):
                     yield generator.register_forward_pre_hook(_refuse_generation, with_kwargs=True)
-        for key, (module, side) in ((key, (site.module, site.side)) for key, site in self._sites):
-            if side == "input" or key[0] == 0:
-                yield module.register_forward_pre_hook(
+        for key, site in self._sites:
+            if site.side == "input" or key[0] == 0:
+                yield site.module.register_forward_pre_hook(
                     partial(self._entering, key), with_kwargs=True
                 )
             else:
-                yield module.register_forward_hook(partial(self._leaving, key))
+                yield site.module.register_forward_hook(partial(self._leaving, key))
 
     def _entering(self, key: Key, module: nn.Module, args: tuple, kwargs: dict) -> None:
-        self._keep(key, anatomy.states_in(args, kwargs))
+        self._collect(key, anatomy.states_in(args, kwargs))
 
     def _leaving(self, key: Key, module: nn.Module, args: tuple, output: Tensor | tuple) -> None:
-        self._keep(key, anatomy.states_of(output))
+        self._collect(key, anatomy.states_of(output))
 
     def _begin(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
-        """The decoder starts: is it a prompt, and which of its positions are wanted."""
+        """As the decoder starts, note whether this is a prompt and which positions to read."""
         self._clock.tick(module, args, kwargs)
         self._rows, length = self._clock.shape
         self._decoding = self._length > 0 and (
             self._clock.mixed or (self._clock.decoding and length == 1)
         )
         if not self._decoding:
-            whole = length if self._vlm.running is None else self._vlm.running["input_ids"].shape[1]
-            if length < whole:
-                what = (
-                    f"{length} positions of a prompt that has {whole}, or of "
+            batch = self._vlm.running
+            prompt_length = length if batch is None else batch["input_ids"].shape[1]
+            if length < prompt_length:
+                problem = (
+                    f"{length} positions of a prompt that has {prompt_length}, or of "
                     "several new tokens at once"
                 )
                 raise SelectionError(
-                    what,
+                    problem,
                     (
                         "run the whole prompt at once: no prefill in chunks, no cache "
                         "from before, no assistant"
                     ),
                 )
-            self._batch, self._length = self._vlm.running, length
-            self._picked = self._pick()
+            self._batch = batch
+            self._length = length
+            self._selected = self._select_positions()
 
-    def _keep(self, key: Key, states: Tensor) -> None:
+    def _collect(self, key: Key, states: Tensor) -> None:
         states = states.detach()
         if states.ndim == 2:  # OPT's MLP puts all positions in one row
             states = states.reshape(self._rows, -1, states.shape[-1])
         if not self._decoding:
-            self.kept[key].append(self._taken(states))
+            self.collected[key].append(self._prompt_states(states))
         elif self._steps:
-            self.kept[key].append(states[:, -1:].to("cpu", self._dtype, copy=True))
-        self._waiting.discard(key)
-        if self._stop and not self._waiting:
-            raise _Enough(self)
+            self.collected[key].append(states[:, -1:].to("cpu", self._dtype, copy=True))
+        self._pending.discard(key)
+        if self._stop and not self._pending:
+            raise _AllRead(self)
 
-    def _taken(self, states: Float[Tensor, "b t d"]) -> Tensor:
-        """What is wanted of the prompt, in memory of its own.
+    def _prompt_states(self, states: Float[Tensor, "b t d"]) -> Tensor:
+        """Copy the selected positions of the prompt into memory of their own.
 
-        A view would keep all, and later blocks may write into it.
+        A view would keep all of them in memory, and later blocks may write into it.
         """
         dtype = self._dtype or states.dtype
-        if isinstance(self._picked, slice):
-            return states[:, self._picked].to("cpu", dtype, copy=True)
+        if isinstance(self._selected, slice):
+            return states[:, self._selected].to("cpu", dtype, copy=True)
         if self._reduce == "mean":
-            # sample by sample: no copy of all, and what stands elsewhere
-            # (0 * NaN is NaN) cannot enter
+            # sample by sample: this copies less, and a NaN at other positions cannot enter the
+            # mean, as it would by weights of 0 (0 * NaN is NaN)
             wide = torch.promote_types(states.dtype, torch.float32)
-            return torch.stack(
-                [row[at].mean(0, dtype=wide) for row, at in zip(states, self._picked, strict=True)]
-            ).to("cpu", dtype)
-        counts = [at.stop - at.start if isinstance(at, slice) else len(at) for at in self._picked]
-        kept = torch.empty((sum(counts), states.shape[-1]), dtype=dtype)
-        for row, at, place in zip(states, self._picked, kept.split(counts), strict=True):
-            place.copy_(row[at])
-        return kept
-
-    def _pick(self) -> slice | list[slice | Tensor]:
-        """Which positions of the prompt are wanted.
-
-        The same of all rows, or of each row its own.
-        """
-        if (
-            self._reduce is None
-            and isinstance(self._positions, str)
-            and self._positions in ("all", "last")
+            means = []
+            for row, positions in zip(states, self._selected, strict=True):
+                means.append(row[positions].mean(0, dtype=wide))
+            return torch.stack(means).to("cpu", dtype)
+        counts = [_count(positions) for positions in self._selected]
+        result = torch.empty((sum(counts), states.shape[-1]), dtype=dtype)
+        for row, positions, target in zip(
+            states, self._selected, result.split(counts), strict=True
         ):
-            return slice(None) if self._positions == "all" else slice(-1, None)
+            target.copy_(row[positions])
+        return result
+
+    def _select_positions(self) -> slice | list[slice | Tensor]:
+        """Select positions of the prompt: one slice for all rows, or one entry for each row."""
+        if self._reduce is None and isinstance(self._positions, str):
+            if self._positions == "all":
+                return slice(None)
+            if self._positions == "last":
+                return slice(-1, None)
         mask = self._mask().cpu()
         if mask.shape[1] != self._length or self._rows % len(mask):
             raise SelectionError(
                 f"a mask {tuple(mask.shape)} for {self._rows} rows of {self._length}",
                 "give one value a position",
             )
-        chosen = [row.nonzero().flatten() for row in mask]
-        if self._reduce is not None and not all(map(len, chosen)):
-            empty = next(k for k, at in enumerate(chosen) if not len(at))
-            raise SelectionError(
-                f"row {empty} of the mask is empty",
-                f"give at least one position a row for reduce={self._reduce!r}",
-            )
-        chosen = [at[-1:] for at in chosen] if self._reduce == "last" else chosen
-        parts = [
-            slice(*_ends(at)) if _ends(at)[1] - _ends(at)[0] == len(at) else at for at in chosen
-        ]
         beams = self._rows // len(mask)  # beams repeat each row
-        return [part for part in parts for _ in range(beams)]
+        selected: list[slice | Tensor] = []
+        for number, row in enumerate(mask):
+            positions = row.nonzero().flatten()
+            if self._reduce is not None and not len(positions):
+                raise SelectionError(
+                    f"row {number} of the mask is empty",
+                    f"give at least one position a row for reduce={self._reduce!r}",
+                )
+            if self._reduce == "last":
+                positions = positions[-1:]
+            selected += [_as_slice(positions)] * beams
+        return selected
 
     def _mask(self) -> Bool[Tensor, "b t"]:
-        batch, positions = self._batch, self._positions
+        batch = self._batch
+        positions = self._positions
         if isinstance(positions, Tensor):
             return positions
         if positions == "last":
@@ -343,17 +455,24 @@ class _Reader:
             raise SelectionError(f"where {positions!r} is, is known only of a batch", allowed)
         if positions == "all":
             return batch["attention_mask"].bool()
-        return span_mask(
-            self._vlm, batch, (positions,) if isinstance(positions, str) else positions
-        )
+        spans = (positions,) if isinstance(positions, str) else positions
+        return span_mask(self._vlm, batch, spans)
 
 
-def _ends(at: Tensor) -> tuple[int, int]:
-    return (int(at[0]), int(at[-1]) + 1) if len(at) else (0, 0)
+def _as_slice(positions: Tensor) -> slice | Tensor:
+    """A slice where the positions are consecutive: indexing by it copies nothing."""
+    if not len(positions):
+        return slice(0, 0)
+    start, stop = int(positions[0]), int(positions[-1]) + 1
+    return slice(start, stop) if stop - start == len(positions) else positions
+
+
+def _count(positions: slice | Tensor) -> int:
+    return positions.stop - positions.start if isinstance(positions, slice) else len(positions)
 
 
 def _refuse_generation(module: nn.Module, args: tuple, kwargs: dict) -> None:
-    # which generate() makes, and hands to every forward
+    # a cache, which generate() makes and passes to every forward
     if kwargs.get("past_key_values") is not None:
         raise SelectionError(
             "stop=True while generating",

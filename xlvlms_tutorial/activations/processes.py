@@ -1,8 +1,8 @@
-"""Several processes that fill one store.
+"""Coordinate several processes that fill one store.
 
-Who they are, what became of them, and how one waits for the shards of the others. All goes through
-the store's folder, so that no port, no process group and no order of starting is needed: processes
-of one machine or of many, which share the file system.
+Each process leaves a note in the store's folder, and waits for the shards of the others. No port,
+no process group and no order of starting is needed: the processes may run on one machine or on
+many, as long as they share the file system.
 """
 
 import json
@@ -26,69 +26,72 @@ _LOOK_EVERY = 0.5  # seconds
 
 @contextmanager
 def making_shards(store: Store, rank: int, world: int) -> Iterator[None]:
-    """Tell the other processes who this one is, while it makes its shards.
+    """Leave a note for the other processes while this one makes its shards.
 
-    And if it cannot go on, why.
+    The note in the folder of ``store`` says who process ``rank`` of ``world`` is and, if it fails,
+    why.
     """
     if world == 1:
         yield
         return
     note = _note(store, rank, world)
-    told = {
+    record = {
         "host": socket.gethostname(),
         "process": os.getpid(),
         "began": psutil.Process().create_time(),
         "at": time.time(),
     }
     with telling(store.folder, rank):  # the number of its first shard too
-        _write(note, told)
+        _write(note, record)
     try:
         yield
     except BaseException as cause:
-        with suppress(OSError):  # a full disk may be the cause, and that is what must be told
-            _write(note, told | {"failed": f"{type(cause).__name__}: {cause}", "at": time.time()})
+        with suppress(OSError):  # a full disk may be the cause, and must be what is raised
+            failure = {"failed": f"{type(cause).__name__}: {cause}", "at": time.time()}
+            _write(note, record | failure)
         raise
     note.unlink(missing_ok=True)
 
 
 def await_others(store: Store, n_shards: int, rank: int, world: int, wait: float = WAIT) -> None:
-    """Return once all shards are there, whole.
+    """Return once all shards exist and are intact.
 
-    ``wait`` is the time in seconds without a new shard after which that is given up.
+    ``store`` is to have ``n_shards`` shards, of which process ``rank`` of ``world`` has made its
+    own. ``wait`` is the time in seconds without a new shard after which waiting is given up.
 
     Raises
     ------
     RunError
-        If a process that has shards to make has failed or ended, or no shard has come for too
-        long, with the missing shards.
+        If a process that has shards to make has failed or ended, or no shard has come for too long;
+        it names the missing shards.
     """
-    left = {number for number in range(n_shards) if number % world != rank}
-    since = _launched()
-    until = time.monotonic() + wait
-    while left:
-        there = set(store.done) & left
-        if come := {number for number in there if store.whole(number)}:
-            left, until = left - come, time.monotonic() + wait
+    pending = {number for number in range(n_shards) if number % world != rank}
+    launched = _launched()
+    deadline = time.monotonic() + wait
+    while pending:
+        arrived = {number for number in set(store.done) & pending if store.whole(number)}
+        if arrived:
+            pending -= arrived
+            deadline = time.monotonic() + wait
             continue
-        for other in sorted({number % world for number in left}):
-            if (end := _end(_note(store, other, world), since)) and (
-                lost := _lacking(store, left, other, world)
-            ):
+        for peer in sorted({number % world for number in pending}):
+            ending = _end(_note(store, peer, world), launched)
+            lost = _lacking(store, pending, peer, world) if ending else []
+            if lost:
                 raise _given_up(
-                    f"process {other} of {world} {end}", lost, "its own message says more"
+                    f"process {peer} of {world} {ending}", lost, "its own message says more"
                 )
-        if time.monotonic() > until:
-            waited = f"process {rank} of {world} waited {wait:g} s in which no shard came"
+        if time.monotonic() > deadline:
             raise _given_up(
-                waited,
-                sorted(left),
+                f"process {rank} of {world} waited {wait:g} s in which no shard came",
+                sorted(pending),
                 "look whether the others still run, and raise wait if they are slow",
             )
         time.sleep(_LOOK_EVERY)
 
 
 def checked_wait(wait: float) -> float:
-    """The time to wait for others, in seconds.
+    """Return the time to wait for other processes, in seconds, once it is checked.
 
     Raises
     ------
@@ -102,57 +105,61 @@ def checked_wait(wait: float) -> float:
     return wait
 
 
-def _given_up(what: str, lost: list[int], advice: str) -> RunError:
-    shown = ", ".join(map(str, lost[:10])) + (", ..." if len(lost) > 10 else "")
+def _given_up(problem: str, missing: list[int], advice: str) -> RunError:
+    listed = ", ".join(map(str, missing[:10])) + (", ..." if len(missing) > 10 else "")
     return RunError(
-        f"{what}; missing are {len(lost)} shards: {shown}",
+        f"{problem}; missing are {len(missing)} shards: {listed}",
         f"{advice}; run the same again, it continues",
     )
 
 
-def _lacking(store: Store, left: set[int], other: int, world: int) -> list[int]:
-    # looked at once more: it may have written the last one just before it ended
-    there = set(store.done)
-    return sorted(
-        number
-        for number in left
-        if number % world == other and not (number in there and store.whole(number))
-    )
+def _lacking(store: Store, pending: set[int], rank: int, world: int) -> list[int]:
+    # the store is read again: the process may have written its last shard just before it ended
+    existing = set(store.done)
+    missing = []
+    for number in sorted(pending):
+        if number % world != rank:
+            continue
+        if number not in existing or not store.whole(number):
+            missing.append(number)
+    return missing
 
 
 def _note(store: Store, rank: int, world: int) -> Path:
     return store.folder / f".process-{rank}-of-{world}.json"
 
 
-def _write(note: Path, told: dict[str, object]) -> None:
+def _write(note: Path, record: dict[str, object]) -> None:
     with replacing(note) as draft:
-        draft.write_text(json.dumps(told), encoding="utf-8")
+        draft.write_text(json.dumps(record), encoding="utf-8")
 
 
 def _launched() -> float:
-    """When the launcher of this process began: notes of before are of earlier runs."""
+    """When the launcher of this process began: notes from before are of earlier runs."""
     with suppress(psutil.Error):
         return psutil.Process(os.getppid()).create_time()
     return psutil.Process().create_time()
 
 
-def _end(note: Path, since: float) -> str | None:
-    """How a process ended, None as long as nothing says that it did."""
+def _end(note: Path, launched: float) -> str | None:
+    """How a process ended; None as long as nothing says that it did."""
     try:
-        told = read_json(note)
+        record = read_json(note)
     except (OSError, ValueError):
-        # not there yet, or made its shards, or is being read on a file
-        # system whose moves are not atomic
+        # the process has not begun, or has made its shards, or its note is being replaced on a
+        # file system whose moves are not atomic
         return None
-    here = told["host"] == socket.gethostname()
-    # The system counts starts in another clock than that of ``at``, up to a second apart: on
-    # one machine starts are compared.
-    if (told["began"] if here else told["at"]) < since:
+    same_host = record["host"] == socket.gethostname()
+    # The system measures starts by another clock than that of ``at``, up to a second apart: on one
+    # machine starts are compared.
+    began = record["began"] if same_host else record["at"]
+    if began < launched:
         return None
-    if "failed" in told:
-        return f"failed ({told['failed']})"
-    gone = here and not _runs(told["process"])
-    return f"has ended (number {told['process']} on {told['host']})" if gone else None
+    if "failed" in record:
+        return f"failed ({record['failed']})"
+    if same_host and not _runs(record["process"]):
+        return f"has ended (number {record['process']} on {record['host']})"
+    return None
 
 
 def _runs(process: int) -> bool:

@@ -1,6 +1,6 @@
 """The rows that one batch gives to a capture.
 
-States at the positions that were chosen, and what each row is.
+They are the states at the selected positions, with a description of each row.
 """
 
 from collections.abc import Iterable, Sequence
@@ -27,7 +27,7 @@ from xlvlms_tutorial.errors import SelectionError
 from xlvlms_tutorial.models.spans import SPANS, Batch, decode, find_words
 from xlvlms_tutorial.models.vlm import VLM
 
-# whole numbers, of numpy too, or "all"
+# integers, of numpy too, or "all"
 Positions = SupportsIndex | str | Sequence[SupportsIndex] | None
 # of a word: the position before it, which predicts it, and that of its last piece
 SIDES = ("predicting", "token")
@@ -35,9 +35,9 @@ ANSWER, PADDING = SPANS.index("answer"), SPANS.index("padding")
 
 
 class Rows(NamedTuple):
-    """States (n, d) by layer and place, and columns of n values.
+    """States (n, d) for each layer and place, and columns of n values.
 
-    ``row`` is the number of the sample within the batch.
+    The column ``row`` is the number of the sample within the batch.
     """
 
     columns: dict[str, list]
@@ -47,10 +47,10 @@ class Rows(NamedTuple):
 
 @dataclass(frozen=True)
 class Selection:
-    """What a capture keeps.
+    """What a capture reads.
 
-    Layers, places, positions said in one of three ways, one row a sample
-    or all, and the number format.
+    It holds layers, places, positions in one of three forms, the reduction (one row a sample, or
+    one a position) and the dtype.
     """
 
     layers: Layers
@@ -73,20 +73,23 @@ class Selection:
         dtype: torch.dtype,
         at: str = "predicting",
     ) -> "Selection":
-        """The selection in one form.
+        """Check the arguments of a capture and bring them to one form.
+
+        The parameters are those of ``capture``: ``layers``, ``places``, exactly one of ``span``,
+        ``positions`` and ``words``, then ``reduce``, ``dtype`` and ``at``.
 
         Raises
         ------
         SelectionError
             If not exactly one of span, positions and words is given, or it is empty, or reduction,
-            number format or ``at`` is unknown.
+            dtype or ``at`` is unknown.
         """
-        given = {"span": span, "positions": positions, "words": words}
-        named = [name for name, value in given.items() if value is not None]
+        arguments = {"span": span, "positions": positions, "words": words}
+        named = [name for name, value in arguments.items() if value is not None]
         if len(named) != 1:
             raise SelectionError(
                 f"{' and '.join(named) or 'no positions'} given",
-                f"give exactly one of {', '.join(given)}",
+                f"give exactly one of {', '.join(arguments)}",
             )
         if reduce not in REDUCTIONS:
             raise SelectionError(
@@ -102,170 +105,186 @@ class Selection:
                 'give numbers, or "all"; kinds of positions go into span',
             )
         if at not in SIDES or (at != SIDES[0] and words is None):
-            why = " without words" if at in SIDES else ""
+            suffix = " without words" if at in SIDES else ""
             raise SelectionError(
-                f"at={at!r}{why}", f"allowed: {', '.join(map(repr, SIDES))}, with words"
+                f"at={at!r}{suffix}", f"allowed: {', '.join(map(repr, SIDES))}, with words"
             )
-        where = positions if isinstance(positions, str) else _tuple(positions)
-        if where is not None and not isinstance(where, str):
-            if not all(isinstance(number, Integral) for number in where):
+        numbers = positions if isinstance(positions, str) else _tuple(positions)
+        if numbers is not None and not isinstance(numbers, str):
+            if not all(isinstance(number, Integral) for number in numbers):
                 raise SelectionError(f"positions {positions!r}", 'give whole numbers, or "all"')
-            where = tuple(map(int, where))  # those of numpy are no JSON
-        layers = (
-            layers
-            if isinstance(layers, str)
-            else tuple(layers if isinstance(layers, Iterable) else [layers])
+            numbers = tuple(map(int, numbers))  # JSON has no form for integers of numpy
+        if not isinstance(layers, str):
+            layers = tuple(layers) if isinstance(layers, Iterable) else (layers,)
+        if words is not None:
+            reduce = None
+        selection = Selection(
+            layers, _tuple(places), _tuple(span), numbers, _tuple(words), reduce, dtype, at
         )
-        reduce = None if words is not None else reduce
-        found = Selection(
-            layers, _tuple(places), _tuple(span), where, _tuple(words), reduce, dtype, at
-        )
-        if any(
-            value is not None and not len(value)
-            for value in (found.spans, found.positions, found.words)
-        ):
-            raise SelectionError(f"{named[0]} is empty", "name at least one")
-        if not all(isinstance(word, str) and word.strip() for word in found.words or ()):
+        for value in (selection.spans, selection.positions, selection.words):
+            if value is not None and not len(value):
+                raise SelectionError(f"{named[0]} is empty", "name at least one")
+        if not all(isinstance(word, str) and word.strip() for word in selection.words or ()):
             raise SelectionError(f"words {words!r}", "give words or phrases, none of them empty")
-        return found
+        return selection
 
     @property
     def described(self) -> dict[str, object]:
-        """What was selected, for the provenance."""
-        given = {"span": self.spans, "positions": self.positions, "words": self.words}
-        given["at"] = None if self.at == SIDES[0] else self.at
-        return {name: value for name, value in given.items() if value is not None}
+        """What was selected, as it goes into the provenance."""
+        fields = {"span": self.spans, "positions": self.positions, "words": self.words}
+        fields["at"] = None if self.at == SIDES[0] else self.at
+        return {name: value for name, value in fields.items() if value is not None}
 
     def mask(self, vlm: VLM, batch: Batch) -> Bool[Tensor, "b t"]:
-        """Where a batch has the positions of a span, or these numbers.
+        """Mark where a batch has the positions of a span, or positions of these numbers.
 
-        Counted from each sample's own first or last one.
+        Numbers count from each sample's own first or last position.
 
         Raises
         ------
         SpanError
             If this model, or some sample, has no position of the span.
         SelectionError
-            If a sample is shorter than a number says.
+            If a sample is shorter than a number requires.
         """
         if self.spans is not None:
             return span_mask(vlm, batch, self.spans)
-        words = batch.spans != PADDING
+        tokens = batch.spans != PADDING
         if isinstance(self.positions, str):
-            return words
-        length, first = words.shape[1], words.int().argmax(dim=1, keepdim=True)
-        mask = torch.zeros_like(words)
+            return tokens
+        length = tokens.shape[1]
+        first = tokens.int().argmax(dim=1, keepdim=True)  # left padding goes before it
+        mask = torch.zeros_like(tokens)
         for number in self.positions:
-            at = (first if number >= 0 else torch.full_like(first, length)) + number
-            if (at < first).any() or (at >= length).any():
+            origin = first if number >= 0 else torch.full_like(first, length)
+            columns = origin + number
+            if (columns < first).any() or (columns >= length).any():
                 shortest = length - int(first.max())
                 raise SelectionError(
                     f"position {number} in a sample of {shortest}",
                     f"give {-shortest} to {shortest - 1}",
                 )
-            mask.scatter_(1, at, True)
+            mask.scatter_(1, columns, True)
         return mask
 
 
-def of_forward(vlm: VLM, batch: Batch, answers: list[str] | None, asked: Selection) -> Rows:
-    """The rows of one forward over prompts, with their answers if there are any.
+def of_forward(vlm: VLM, batch: Batch, answers: list[str] | None, selection: Selection) -> Rows:
+    """Collect the rows of one forward of ``vlm`` over a batch of prompts.
+
+    ``batch`` holds the prompts and ``answers`` the texts that follow them, if there are any;
+    ``selection`` says what is read.
 
     Raises
     ------
     SpanError, SelectionError
-        As ``Selection.mask`` says, or if an answer is not found in its prompt.
+        If the positions are absent, or an answer is not found in its prompt.
     """
-    if asked.words is None:
-        mask = asked.mask(vlm, batch)
-        kept = read(vlm, batch, asked.layers, asked.places, mask, asked.reduce, asked.dtype)
-        columns = {"row": list(range(len(mask)))} if asked.reduce else _positions(vlm, batch, mask)
-        return Rows(columns, kept, answers or [])
-    parts = [row.nonzero().flatten() for row in batch.mask("answer")]
-    ids = [row[at].tolist() for row, at in zip(batch["input_ids"], parts, strict=True)]
-    columns = _hits(vlm.tokenizer, ids, asked, batch.spans.shape[1])
+    if selection.words is None:
+        mask = selection.mask(vlm, batch)
+        tensors = read(
+            vlm, batch, selection.layers, selection.places, mask, selection.reduce, selection.dtype
+        )
+        columns = (
+            {"row": list(range(len(mask)))}
+            if selection.reduce
+            else _position_columns(vlm, batch, mask)
+        )
+        return Rows(columns, tensors, answers or [])
+    answer_positions = [row.nonzero().flatten() for row in batch.mask("answer")]
+    ids = []
+    for row, positions in zip(batch["input_ids"], answer_positions, strict=True):
+        ids.append(row[positions].tolist())
+    columns = _word_positions(vlm.tokenizer, ids, selection, batch.spans.shape[1])
     mask = torch.zeros_like(batch.spans, dtype=torch.bool)
-    before = int(asked.at == SIDES[0])  # the position before a token predicts it
+    offset = int(selection.at == SIDES[0])  # the position before a token predicts it
     for row, token in zip(columns["row"], columns["token_index"], strict=True):
-        mask[row, parts[row][token] - before] = True
-    return Rows(
-        columns, read(vlm, batch, asked.layers, asked.places, mask, dtype=asked.dtype), answers
-    )
+        mask[row, answer_positions[row][token] - offset] = True
+    tensors = read(vlm, batch, selection.layers, selection.places, mask, dtype=selection.dtype)
+    return Rows(columns, tensors, answers)
 
 
-def of_generation(vlm: VLM, batch: Batch, max_new_tokens: int, asked: Selection) -> Rows:
-    """The rows of greedy answers to prompts.
+def of_generation(vlm: VLM, batch: Batch, max_new_tokens: int, selection: Selection) -> Rows:
+    """Collect the rows of greedy answers of ``vlm`` to a batch of prompts.
+
+    ``batch`` holds the prompts, ``max_new_tokens`` is the largest number of tokens to generate, and
+    ``selection`` says what is read.
 
     Raises
     ------
     SpanError, SelectionError
-        As ``Selection.mask`` says.
+        If the positions are absent.
     """
-    if asked.words is not None:
-        return _of_words(vlm, batch, max_new_tokens, asked)
-    if asked.spans is not None and "answer" in asked.spans:
-        return _of_answers(vlm, batch, max_new_tokens, asked)
-    mask = asked.mask(vlm, batch)
+    if selection.words is not None:
+        return _word_rows(vlm, batch, max_new_tokens, selection)
+    if selection.spans is not None and "answer" in selection.spans:
+        return _answer_rows(vlm, batch, max_new_tokens, selection)
+    mask = selection.mask(vlm, batch)
     with reading(
-        vlm, asked.layers, asked.places, mask, asked.reduce, asked.dtype, steps=False
-    ) as found:
-        texts = _texts(vlm, _generated(vlm, batch, max_new_tokens)[0])
-    columns = {"row": list(range(len(mask)))} if asked.reduce else _positions(vlm, batch, mask)
-    return Rows(columns, {key: parts[0] for key, parts in computed(found).items()}, texts)
+        vlm,
+        selection.layers,
+        selection.places,
+        mask,
+        selection.reduce,
+        selection.dtype,
+        steps=False,
+    ) as collected:
+        texts = _texts(vlm, _generate(vlm, batch, max_new_tokens)[0])
+    columns = (
+        {"row": list(range(len(mask)))} if selection.reduce else _position_columns(vlm, batch, mask)
+    )
+    return Rows(columns, {key: parts[0] for key, parts in computed(collected).items()}, texts)
 
 
-def _of_words(vlm: VLM, batch: Batch, max_new_tokens: int, asked: Selection) -> Rows:
-    with reading(vlm, asked.layers, asked.places, "last", dtype=asked.dtype) as found:
-        ids, longest = _generated(vlm, batch, max_new_tokens)
-    after = int(asked.at == SIDES[1])
+def _word_rows(vlm: VLM, batch: Batch, max_new_tokens: int, selection: Selection) -> Rows:
+    with reading(
+        vlm, selection.layers, selection.places, "last", dtype=selection.dtype
+    ) as collected:
+        ids, longest = _generate(vlm, batch, max_new_tokens)
+    offset = int(selection.at == SIDES[1])
     # the prompt's last position predicts token 0, the step that is fed token k - 1 predicts token
     # k, and the last one is never fed
-    columns = _hits(vlm.tokenizer, ids, asked, longest - after)
-    at = [
-        (row, token + after)
-        for row, token in zip(columns["row"], columns["token_index"], strict=True)
-    ]
-    tensors = {
-        key: torch.cat([steps[0][:0, 0], *(steps[step][row] for row, step in at)])
-        for key, steps in computed(found).items()
-    }
+    columns = _word_positions(vlm.tokenizer, ids, selection, longest - offset)
+    tensors = {}
+    for key, steps in computed(collected).items():
+        states = [steps[0][:0, 0]]  # so that width and dtype are right without any hit
+        for row, token in zip(columns["row"], columns["token_index"], strict=True):
+            states.append(steps[token + offset][row])
+        tensors[key] = torch.cat(states)
     return Rows(columns, tensors, _texts(vlm, ids))
 
 
-def _of_answers(vlm: VLM, batch: Batch, max_new_tokens: int, asked: Selection) -> Rows:
-    """Rows at generated tokens, and at the prompt's positions of other kinds if asked for."""
-    others = tuple(name for name in asked.spans if name != "answer")
-    mask = (
-        span_mask(vlm, batch, others) if others else torch.zeros_like(batch.spans, dtype=torch.bool)
-    )
-    with reading(vlm, asked.layers, asked.places, mask) as found:
-        ids, longest = _generated(vlm, batch, max_new_tokens)
-    # the last is never fed
-    fed = [
-        (row, token)
-        for row, tokens in enumerate(ids)
-        for token in range(min(len(tokens), longest - 1))
-    ]
+def _answer_rows(vlm: VLM, batch: Batch, max_new_tokens: int, selection: Selection) -> Rows:
+    """Rows at generated tokens, and at the prompt's positions if other spans are selected too."""
+    prompt_spans = tuple(name for name in selection.spans if name != "answer")
+    mask = torch.zeros_like(batch.spans, dtype=torch.bool)
+    if prompt_spans:
+        mask = span_mask(vlm, batch, prompt_spans)
+    with reading(vlm, selection.layers, selection.places, mask) as collected:
+        ids, longest = _generate(vlm, batch, max_new_tokens)
+    fed = []
+    for row, tokens in enumerate(ids):
+        # the last token of the longest answer is never fed
+        fed += [(row, token) for token in range(min(len(tokens), longest - 1))]
     lengths = (batch.spans != PADDING).sum(dim=1).tolist()
-    columns = _positions(vlm, batch, mask)
+    columns = _position_columns(vlm, batch, mask)
     columns["row"] += [row for row, _ in fed]
     columns["position"] += [lengths[row] + token for row, token in fed]
-    columns["token"] += _names(vlm.tokenizer, [ids[row][token] for row, token in fed])
+    columns["token"] += _token_texts(vlm.tokenizer, [ids[row][token] for row, token in fed])
     columns["span"] += ["answer"] * len(fed)
     # stable: by sample, then by position
     order = sorted(range(len(columns["row"])), key=lambda k: columns["row"][k])
     columns = {name: [values[k] for k in order] for name, values in columns.items()}
-    rows, tokens = (torch.tensor([pair[side] for pair in fed], dtype=torch.long) for side in (0, 1))
+    rows = torch.tensor([row for row, _ in fed], dtype=torch.long)
+    tokens = torch.tensor([token for _, token in fed], dtype=torch.long)
     tensors = {}
-    for key, (prompt, *steps) in computed(found).items():
+    for key, (prompt, *steps) in computed(collected).items():
         answer = torch.cat(steps, dim=1)[rows, tokens] if fed else prompt[:0]
-        tensors[key] = _reduced(
-            torch.cat([prompt, answer])[order], columns["row"], asked.reduce
-        ).to(asked.dtype)
-    return Rows(
-        {"row": list(dict.fromkeys(columns["row"]))} if asked.reduce else columns,
-        tensors,
-        _texts(vlm, ids),
-    )
+        states = torch.cat([prompt, answer])[order]
+        reduced = _reduced(states, columns["row"], selection.reduce)
+        tensors[key] = reduced.to(selection.dtype)
+    if selection.reduce:
+        columns = {"row": list(dict.fromkeys(columns["row"]))}
+    return Rows(columns, tensors, _texts(vlm, ids))
 
 
 def _reduced(states: Tensor, rows: list[int], reduce: str | None) -> Tensor:
@@ -273,73 +292,77 @@ def _reduced(states: Tensor, rows: list[int], reduce: str | None) -> Tensor:
         return states
     counts = torch.tensor(rows).unique_consecutive(return_counts=True)[1].tolist()
     wide = torch.promote_types(states.dtype, torch.float32)
-    return torch.stack(
-        [
-            part[-1] if reduce == "last" else part.mean(0, dtype=wide)
-            for part in states.split(counts)
-        ]
-    )
+    parts = states.split(counts)
+    if reduce == "last":
+        return torch.stack([part[-1] for part in parts])
+    return torch.stack([part.mean(0, dtype=wide) for part in parts])
 
 
-def _generated(vlm: VLM, batch: Batch, max_new_tokens: int) -> tuple[list[list[int]], int]:
-    """The ids of each greedy answer, without the end mark and what follows it.
+def _generate(vlm: VLM, batch: Batch, max_new_tokens: int) -> tuple[list[list[int]], int]:
+    """Generate greedy answers.
 
-    And how many tokens the longest has.
+    It returns the ids of each answer, without the end-of-sequence token and what follows it, and
+    the number of tokens of the longest answer.
     """
     ids = vlm.generate_ids(batch, max_new_tokens)
     ends = vlm.model.generation_config.eos_token_id
-    ends = getattr(vlm.tokenizer, "eos_token_id", None) if ends is None else ends
-    ends = torch.tensor(
-        ends if isinstance(ends, list) else [] if ends is None else [ends], device=ids.device
-    )
-    # a row that has ended goes on with padding
-    before = (torch.isin(ids, ends).cumsum(dim=1) == 0).sum(dim=1).tolist()
-    return [row[:n] for row, n in zip(ids.tolist(), before, strict=True)], ids.shape[1]
+    if ends is None:
+        ends = getattr(vlm.tokenizer, "eos_token_id", None)
+    if not isinstance(ends, list):
+        ends = [] if ends is None else [ends]
+    # a row that has ended continues with padding
+    ended = torch.isin(ids, torch.tensor(ends, device=ids.device)).cumsum(dim=1) > 0
+    lengths = (~ended).sum(dim=1).tolist()
+    answers = [row[:length] for row, length in zip(ids.tolist(), lengths, strict=True)]
+    return answers, ids.shape[1]
 
 
 def _texts(vlm: VLM, ids: list[list[int]]) -> list[str]:
     return [text.strip() for text in vlm.tokenizer.batch_decode(ids, skip_special_tokens=True)]
 
 
-def _hits(
-    tokenizer: PreTrainedTokenizerBase, ids: list[list[int]], asked: Selection, end: int
+def _word_positions(
+    tokenizer: PreTrainedTokenizerBase, ids: list[list[int]], selection: Selection, end: int
 ) -> dict[str, list]:
-    """Where the words stand in the answers, before token ``end``.
+    """Find the words in the answers, before token ``end``.
 
-    Columns row, word, token_index (first piece, or last).
+    It returns the columns row, word, token_index (of the word's first piece, or of its last).
     """
-    hits = [(row, find_words(tokenizer, tokens, asked.words)) for row, tokens in enumerate(ids)]
-    found = [
-        (row, hit[1], hit[0].start if asked.at == SIDES[0] else hit[0].stop - 1)
-        for row, hit in hits
-        if hit
-    ]
-    return {
-        name: [hit[k] for hit in found if hit[2] < end]
-        for k, name in enumerate(("row", "word", "token_index"))
-    }
+    columns: dict[str, list] = {"row": [], "word": [], "token_index": []}
+    for row, tokens in enumerate(ids):
+        hit = find_words(tokenizer, tokens, selection.words)
+        if hit is None:
+            continue
+        pieces, word = hit
+        token = pieces.start if selection.at == SIDES[0] else pieces.stop - 1
+        if token >= end:
+            continue  # its state was never computed
+        columns["row"].append(row)
+        columns["word"].append(word)
+        columns["token_index"].append(token)
+    return columns
 
 
-def _positions(vlm: VLM, batch: Batch, mask: Bool[Tensor, "b t"]) -> dict[str, list]:
-    """What stands at each position of a mask.
+def _position_columns(vlm: VLM, batch: Batch, mask: Bool[Tensor, "b t"]) -> dict[str, list]:
+    """Describe each position of a mask.
 
-    Columns row, position (0 is the sample's first token), token, span.
+    It returns the columns row, position (0 is the sample's first token), token, span.
     """
-    rows, at = mask.nonzero(as_tuple=True)
+    rows, positions = mask.nonzero(as_tuple=True)
     first: Int[Tensor, "b"] = (batch.spans != PADDING).int().argmax(dim=1)
-    names = _names(vlm.tokenizer, batch["input_ids"][mask].tolist())
+    names = _token_texts(vlm.tokenizer, batch["input_ids"][mask].tolist())
     kinds = [SPANS[k] for k in batch.spans[mask].tolist()]
     return {
         "row": rows.tolist(),
-        "position": (at - first[rows]).tolist(),
+        "position": (positions - first[rows]).tolist(),
         "token": names,
         "span": kinds,
     }
 
 
-def _names(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[str]:
-    known = {token: decode(tokenizer, [token]) for token in dict.fromkeys(ids)}
-    return [known[token] for token in ids]
+def _token_texts(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[str]:
+    decoded = {token: decode(tokenizer, [token]) for token in dict.fromkeys(ids)}
+    return [decoded[token] for token in ids]
 
 
 def _tuple(values: object) -> tuple | None:

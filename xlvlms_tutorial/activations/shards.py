@@ -1,7 +1,6 @@
-"""One shard of a store.
+"""One shard of a store: its tensors and its part of the index.
 
-Its tensors and its part of the index, made as drafts and moved to their
-places by one atomic step each.
+Both are written as drafts, and each is moved to its place by one atomic step.
 """
 
 import errno
@@ -40,23 +39,23 @@ from xlvlms_tutorial.io import digest, file_digest
 # the columns that the index has beyond those of States.table: where a row lies
 ADDED = ("shard", "row")
 _DRAFT = re.compile(r"\.(\d+)\.(.+)\.(\d+)(?:-(\d+))?")  # .shard.host.process-thread
-# seconds: no write takes so long, so an older draft was left by a killed
-# process, of whatever other machine
-_DAY = 86_400
+# seconds: no write takes so long, so an older draft was left by a killed process, on whichever
+# machine
+_STALE_AFTER = 86_400
 _PART = re.compile(r"[0-9]{5}|[1-9][0-9]{5,}")
 _FULL = {errno.ENOSPC, errno.EDQUOT}
-# the names in the metadata of a part of the index
-_TOLD = ("sha256", "bytes", "tensors", "columns")
-# in the metadata too, since a shard without rows says nowhere else which one it is
+# the entries in the metadata of a part of the index
+_ENTRIES = ("sha256", "bytes", "tensors", "columns")
+# in the metadata too: in a shard without rows nothing else says which shard it is
 _NUMBER = "number"
 # columns whose type is known even in a shard that has no value for them
-_WHOLE_NUMBERS = {"sample", "position"}
+_INTEGER_COLUMNS = {"sample", "position"}
 
 
 class Record(NamedTuple):
-    """What a part of the index says of its shard's file.
+    """What a part of the index records of its shard's file.
 
-    Digest, size in bytes, number format and row shape of each tensor.
+    It holds the sha256, the size in bytes, and the dtype and row shape of each tensor.
     """
 
     sha256: str
@@ -67,18 +66,18 @@ class Record(NamedTuple):
 class Shard:
     """The two files of a shard, ``shards/00012.safetensors`` and ``index/00012.parquet``.
 
-    It is there if the second one is.
+    The shard exists if the second file does.
     """
 
     def __init__(self, folder: Path, number: int) -> None:
         self.folder, self.number = folder, number
         self.names = f"shards/{number:05d}.safetensors", f"index/{number:05d}.parquet"
         self.file, self.part = (folder / name for name in self.names)
-        # what the files were when they were last found whole, so that they are hashed once
-        self._whole: tuple | None = None
+        # the files when they were last found intact, so that they are hashed once
+        self._intact_stamp: tuple | None = None
 
     def index(self) -> pa.Table:
-        """The shard's part of the index; ``DamagedShardError`` if it cannot be read."""
+        """Read the shard's part of the index; ``DamagedShardError`` if it cannot be read."""
         with self._reading(), pq.ParquetFile(self.part, page_checksum_verification=True) as file:
             table = file.read(use_threads=False)
             if _columns(table.schema, len(table)) != self._metadata(table.schema)["columns"]:
@@ -88,17 +87,19 @@ class Shard:
             return table
 
     def record(self) -> Record:
-        """What the index says of the tensors' file; ``DamagedShardError`` if it cannot be read."""
+        """Read what the index records of the tensors' file; ``DamagedShardError`` if it cannot."""
         with self._reading():
-            told = self._metadata(pq.read_schema(self.part))
-            return Record(told["sha256"], int(told["bytes"]), json.loads(told["tensors"]))
+            metadata = self._metadata(pq.read_schema(self.part))
+            return Record(
+                metadata["sha256"], int(metadata["bytes"]), json.loads(metadata["tensors"])
+            )
 
     def _metadata(self, schema: pa.Schema) -> dict[str, str]:
-        """What the metadata says, of this shard.
+        """The metadata of the index, which must be of this shard.
 
-        Earlier versions did not write of which one it is.
+        Earlier versions did not record the shard's number.
         """
-        metadata = _told(schema)
+        metadata = _metadata_entries(schema)
         if metadata.get(_NUMBER, str(self.number)) != str(self.number):
             raise ValueError("it is a copy of another shard's")
         return metadata
@@ -115,19 +116,19 @@ class Shard:
             raise DamagedShardError([self.names[1]], self.folder) from cause
 
     def damage(self) -> str | None:
-        """The name of the file that is damaged, None where both are whole.
+        """Return the name of the damaged file, or None where both are intact.
 
-        Whole files are read once, and then known by their stamp.
+        Intact files are hashed once, and later recognised by size, time and inode.
         """
         try:
             record = self.record()
-            state = self.file.stat()
-            stamp = (record, state.st_size, state.st_mtime_ns, state.st_ino)
-            if stamp != self._whole and not self._as_recorded(record, self.index()):
+            status = self.file.stat()
+            stamp = (record, status.st_size, status.st_mtime_ns, status.st_ino)
+            if stamp != self._intact_stamp and not self._as_recorded(record, self.index()):
                 return self.names[0]
         except (DamagedShardError, FileNotFoundError, SafetensorError) as cause:
             return self.names[1] if isinstance(cause, DamagedShardError) else self.names[0]
-        self._whole = stamp
+        self._intact_stamp = stamp
         return None
 
     def _as_recorded(self, record: Record, index: pa.Table) -> bool:
@@ -140,16 +141,14 @@ class Shard:
             return False
         with safe_open(self.file, "pt") as file:
             # the file is not a dictionary
-            found = {
-                name: list(file.get_slice(name).get_shape())
-                for name in file.keys()  # noqa: SIM118
-            }
-        return found == {name: [len(rows), *shape] for name, (_, *shape) in record.tensors.items()}
+            names = file.keys()
+            shapes = {name: list(file.get_slice(name).get_shape()) for name in names}
+        return shapes == {name: [len(rows), *shape] for name, (_, *shape) in record.tensors.items()}
 
     def read(self, keys: list[Key], rows: Int[Tensor, " m"]) -> dict[Key, Shaped[Tensor, "m ..."]]:
-        """These rows of these tensors; the others stay on the disk.
+        """Read these rows of these tensors; the others stay on the disk.
 
-        ``DamagedShardError`` if the shard is not whole.
+        It raises ``DamagedShardError`` if the shard is not intact.
         """
         if damaged := self.damage():
             raise DamagedShardError([damaged], self.folder)
@@ -159,9 +158,9 @@ class Shard:
             }
 
     def write(self, states: States, keep: bool) -> None:
-        """Write both files; with ``keep``, what is there must be the same."""
+        """Write both files; with ``keep``, an existing shard must hold the same."""
         with drafting(self.folder, self.number) as draft:
-            save_file(_apart(states.tensors), draft / "shard")
+            save_file(_without_sharing(states.tensors), draft / "shard")
             record = Record(
                 file_digest(draft / "shard"), (draft / "shard").stat().st_size, described(states)
             )
@@ -171,13 +170,13 @@ class Shard:
             pq.write_table(index, draft / "part", write_page_checksum=True)
             self._put(draft, record.sha256)
 
-    def copy(self, other: "Shard") -> None:
+    def copy(self, source: "Shard") -> None:
         """Copy both files from another store."""
         with drafting(self.folder, self.number) as draft:
-            shutil.copyfile(other.file, draft / "shard")
-            shutil.copyfile(other.part, draft / "part")
-            if (copied := file_digest(draft / "shard")) != other.record().sha256:
-                raise DamagedShardError([self.names[0]], other.folder)
+            shutil.copyfile(source.file, draft / "shard")
+            shutil.copyfile(source.part, draft / "part")
+            if (copied := file_digest(draft / "shard")) != source.record().sha256:
+                raise DamagedShardError([self.names[0]], source.folder)
             self._put(draft, copied)
 
     def remove(self) -> None:
@@ -189,7 +188,7 @@ class Shard:
     def _put(self, draft: Path, digest: str) -> None:
         """Move a draft to its place, the part of the index last.
 
-        Until then the shard is not there.
+        Until then the shard does not exist.
         """
         for path in (draft / "shard", draft / "part"):
             os.chmod(path, 0o644)  # safetensors makes private files; results need not be
@@ -198,10 +197,10 @@ class Shard:
         if self.part.exists() and self._recorded_digest() != digest:
             self.part.unlink(missing_ok=True)
             sync(self.part.parent)
-        for drafted, path in ((draft / "shard", self.file), (draft / "part", self.part)):
-            path.parent.mkdir(exist_ok=True)
-            os.replace(drafted, path)
-            sync(path.parent)
+        for source, target in ((draft / "shard", self.file), (draft / "part", self.part)):
+            target.parent.mkdir(exist_ok=True)
+            os.replace(source, target)
+            sync(target.parent)
         sync(self.folder)
 
     def _recorded_digest(self) -> str:
@@ -211,28 +210,27 @@ class Shard:
             return "damaged"  # the draft is going to replace it
 
     def _indexed(self, states: States, record: Record) -> pa.Table:
-        if taken := set(ADDED) & set(states.table.columns):
+        if reserved := set(ADDED) & set(states.table.columns):
             raise SelectionError(
-                f"the table has a column {min(taken)!r}",
+                f"the table has a column {min(reserved)!r}",
                 "rename it: the index keeps there where a row lies",
             )
         table = states.table.assign(shard=self.number, row=np.arange(len(states)))
-        found = pa.Table.from_pandas(table, preserve_index=False)
-        schema = pa.schema(
-            [field.with_type(_stored_type(field, len(states))) for field in found.schema]
-        )
-        told = {
+        index = pa.Table.from_pandas(table, preserve_index=False)
+        fields = [field.with_type(_stored_type(field, len(states))) for field in index.schema]
+        schema = pa.schema(fields)
+        metadata = {
             "sha256": record.sha256,
             "bytes": str(record.size),
             "tensors": json.dumps(record.tensors),
             _NUMBER: str(self.number),
+            "columns": _columns(schema, len(states)),
         }
-        told |= {"columns": _columns(schema, len(states))}
-        return found.cast(schema.with_metadata(told | {"check": digest(told)}))
+        return index.cast(schema.with_metadata(metadata | {"check": digest(metadata)}))
 
 
 def numbers(folder: Path) -> list[int]:
-    """The numbers of the shards that are in a folder, in order."""
+    """List the numbers of the shards that exist in a folder, in ascending order."""
     return sorted(
         int(part.stem)
         for part in (folder / "index").glob("*.parquet")
@@ -240,10 +238,12 @@ def numbers(folder: Path) -> list[int]:
     )
 
 
-def same(one: pa.Table, other: pa.Table) -> bool:
-    """Whether two parts of an index hold the same rows, and record the same tensors."""
-    said, also = (_told(part.schema) for part in (one, other))
-    return one.equals(other) and all(said[name] == also[name] for name in _TOLD)
+def same(first: pa.Table, second: pa.Table) -> bool:
+    """Whether two parts of an index hold the same rows and record the same tensors."""
+    first_metadata = _metadata_entries(first.schema)
+    second_metadata = _metadata_entries(second.schema)
+    recorded_alike = all(first_metadata[name] == second_metadata[name] for name in _ENTRIES)
+    return first.equals(second) and recorded_alike
 
 
 def sync(path: Path) -> None:
@@ -259,9 +259,9 @@ def sync(path: Path) -> None:
 
 @contextmanager
 def telling(folder: Path, number: int) -> Iterator[None]:
-    """Say what a failed write means.
+    """Turn the error of a failed write into one of a store.
 
-    ``StoreSpaceError`` for a full disk or quota, ``StoreError`` for all else.
+    It is ``StoreSpaceError`` for a full disk or quota, and ``StoreError`` otherwise.
     """
     try:
         yield
@@ -275,14 +275,14 @@ def telling(folder: Path, number: int) -> Iterator[None]:
 
 @contextmanager
 def drafting(folder: Path, number: int) -> Iterator[Path]:
-    """Give an empty hidden folder inside ``folder`` to make files in.
+    """Provide an empty hidden folder inside ``folder`` for the files of a draft.
 
-    It is removed at the end with what is still in it.
+    It is removed at the end, with whatever is still in it.
     """
     draft = folder / f".{number:05d}.{socket.gethostname()}.{os.getpid()}-{threading.get_ident()}"
     with telling(folder, number):
         try:
-            _sweep(folder, number)
+            _remove_stale_drafts(folder, number)
             draft.mkdir(parents=True)
             yield draft
         finally:
@@ -290,63 +290,64 @@ def drafting(folder: Path, number: int) -> Iterator[Path]:
             shutil.rmtree(draft, ignore_errors=True)
 
 
-def _sweep(folder: Path, number: int) -> None:
-    """Remove what killed processes left.
+def _remove_stale_drafts(folder: Path, number: int) -> None:
+    """Remove drafts that killed processes left.
 
-    Drafts of this shard whose process is gone, and any of other machines that is older than a day.
-    Clocks may jump: a draft of this machine is left alone as long as its process lives.
+    These are drafts of this shard whose process is gone, and any of other machines that are older
+    than a day. Clocks may jump: a draft of this machine stays as long as its process lives.
     """
     for draft in folder.glob(".*.*.*"):
-        if not (named := _DRAFT.fullmatch(draft.name)):
+        name = _DRAFT.fullmatch(draft.name)
+        if name is None:
             continue
         with suppress(FileNotFoundError):  # its process has just finished
-            process, here = int(named[3]), named[2] == socket.gethostname()
-            own = process == os.getpid() and named[4] in (None, str(threading.get_ident()))
-            lives = here and not own and psutil.pid_exists(process)
-            if not lives and (
-                (here and int(named[1]) == number) or time.time() - draft.stat().st_mtime > _DAY
-            ):
+            process = int(name[3])
+            same_host = name[2] == socket.gethostname()
+            same_thread = process == os.getpid() and name[4] in (None, str(threading.get_ident()))
+            if same_host and not same_thread and psutil.pid_exists(process):
+                continue
+            of_this_shard = same_host and int(name[1]) == number
+            if of_this_shard or time.time() - draft.stat().st_mtime > _STALE_AFTER:
                 shutil.rmtree(draft)
 
 
 def _error_number(cause: Exception) -> int | None:
     if isinstance(cause, OSError):
         return cause.errno
-    # safetensors passes on what the system said as text
-    told = re.search(r"os error (\d+)", str(cause))
-    return int(told[1]) if told else None
+    # safetensors passes on the system's error as text
+    match = re.search(r"os error (\d+)", str(cause))
+    return int(match[1]) if match else None
 
 
-def _apart(tensors: dict[Key, Tensor]) -> dict[str, Tensor]:
+def _without_sharing(tensors: dict[Key, Tensor]) -> dict[str, Tensor]:
     """The tensors by name, contiguous, and copied where they share memory.
 
-    A file of safetensors does not share.
+    A safetensors file cannot hold tensors that share memory.
     """
-    ready: dict[str, Tensor] = {}
-    taken: list[tuple[int, int]] = []
+    separate: dict[str, Tensor] = {}
+    occupied: list[tuple[int, int]] = []
     for (layer, place), tensor in tensors.items():
         flat = tensor.contiguous()
         start, end = flat.data_ptr(), flat.data_ptr() + flat.nbytes
-        ready[f"{layer}/{place}"] = (
-            flat.clone()
-            if any(start < other_end and other < end for other, other_end in taken)
-            else flat
-        )
-        taken.append((start, end))
-    return ready
+        if any(start < last and first < end for first, last in occupied):
+            flat = flat.clone()
+        separate[f"{layer}/{place}"] = flat
+        occupied.append((start, end))
+    return separate
 
 
-def _told(schema: pa.Schema) -> dict[str, str]:
-    """What the metadata of a part of the index says.
+def _metadata_entries(schema: pa.Schema) -> dict[str, str]:
+    """The entries in the metadata of a part of the index, once their checksum is verified.
 
-    Parquet has checksums for values only, so that it needs one of its own.
+    Parquet has checksums for values only, so the metadata has one of its own.
     """
     metadata = schema.metadata or {}
-    found = {name: metadata[name.encode()].decode() for name in _TOLD}
-    found |= {_NUMBER: metadata[_NUMBER.encode()].decode()} if _NUMBER.encode() in metadata else {}
-    if metadata[b"check"].decode() != digest(found):
+    entries = {name: metadata[name.encode()].decode() for name in _ENTRIES}
+    if _NUMBER.encode() in metadata:
+        entries[_NUMBER] = metadata[_NUMBER.encode()].decode()
+    if metadata[b"check"].decode() != digest(entries):
         raise ValueError("the metadata was changed")
-    return found
+    return entries
 
 
 def _columns(schema: pa.Schema, rows: int) -> str:
@@ -356,15 +357,15 @@ def _columns(schema: pa.Schema, rows: int) -> str:
 def _stored_type(field: pa.Field, rows: int) -> pa.DataType:
     """One type for each column in all shards, also where a shard has no value that shows it.
 
-    For pandas an empty list is float.
+    pandas reads an empty list as float.
     """
     if pa.types.is_null(field.type) or (rows == 0 and pa.types.is_floating(field.type)):
-        return pa.int64() if field.name in _WHOLE_NUMBERS else pa.string()
+        return pa.int64() if field.name in _INTEGER_COLUMNS else pa.string()
     if pa.types.is_dictionary(field.type):
         return field.type.value_type
     return pa.string() if pa.types.is_large_string(field.type) else field.type
 
 
 def torch_dtype(name: str) -> torch.dtype:
-    """The number format that ``str(dtype)`` names."""
+    """Return the dtype that ``str(dtype)`` names."""
     return getattr(torch, name.removeprefix("torch."))

@@ -39,75 +39,135 @@ _PROVENANCE = "provenance.json"
 
 
 class Store:
-    """A folder of shards of States.
+    """Keep States in a folder of shards, which survives kills and several writers.
 
-    ``provenance.json``, ``shards/00012.safetensors`` and ``index/00012.parquet``. A shard is there
-    if and only if its part of the index is, and that is moved to its place last. So a kill at any
-    moment leaves whole shards and drafts that do not count. Several processes may write at once:
-    different shards, or the same shard with the same content.
-    ``pandas.read_parquet(folder / "index")`` reads the whole index.
+    ``capture(..., store=folder)`` writes such a folder. Use this class to read parts of it, to
+    check and repair it, to merge folders, or to write shards of your own.
+
+    A folder holds ``provenance.json`` and, for each shard, ``shards/00012.safetensors`` and
+    ``index/00012.parquet``. A shard exists if and only if its part of the index does, and that is
+    moved to its place last: a kill at any moment leaves complete shards, and drafts that do not
+    count. Several processes may write at once: different shards, or the same shard with the same
+    content. ``pandas.read_parquet(folder / "index")`` reads the whole index.
+
+    Parameters
+    ----------
+    folder : path
+        The folder of the store.
+    provenance : dict, optional
+        How the states are made. With it the store is created where there is none, and an existing
+        one must have the same provenance (versions and times are not compared). By default the
+        store must exist.
+
+    Attributes
+    ----------
+    folder : Path
+        The folder of the store.
+    provenance : dict
+        How its states were made, as it is stored.
 
     Raises
     ------
     StoreError
-        If ``provenance`` is None and there is no store, or the folder holds other
-        files, or cannot be read or written.
+        If ``provenance`` is None and there is no store, or the folder holds other files, or cannot
+        be read or written.
     StoreMismatchError
-        If the store was made in another way than ``provenance`` says;
-        versions and times are not compared.
+        If the store was made with another provenance.
+
+    Examples
+    --------
+    >>> from tempfile import TemporaryDirectory
+    >>> import pandas as pd
+    >>> import torch
+    >>> from xlvlms_tutorial.activations import States, Store
+    >>> table = pd.DataFrame({"sample": [0, 1], "id": ["a", "b"]})
+    >>> states = States({(12, "block"): torch.eye(2)}, table, {"model": "toy"})
+    >>> folder = TemporaryDirectory()
+    >>> store = Store(folder.name, states.provenance)
+    >>> store.missing(2)
+    [0, 1]
+    >>> store.write(0, states.select("sample == 0"))
+    >>> store.write(1, states.select("sample == 1"))
+    >>> store.done
+    [0, 1]
+    >>> store.verify()
+    []
+    >>> store.whole(0)
+    True
+    >>> store.table["shard"].tolist()
+    [0, 1]
+    >>> store.states(samples=[1])[12].tolist()
+    [[0.0, 1.0]]
+    >>> [len(part) for part in store.iterate()]
+    [1, 1]
+
+    A shard that is discarded is missing again:
+
+    >>> store.discard(1)
+    >>> store.missing(2)
+    [1]
+    >>> folder.cleanup()
     """
 
     def __init__(self, folder: str | Path, provenance: dict | None = None) -> None:
         self.folder = Path(folder)
         self._shards: dict[int, Shard] = {}
-        asked = None if provenance is None else as_json_knows(provenance)
-        if asked is not None:
-            self._create(asked)
+        requested = None if provenance is None else as_json_knows(provenance)
+        if requested is not None:
+            self._create(requested)
         self.provenance = self._stored_provenance()
-        if asked is not None:
-            _require_same(self.provenance, asked)
+        if requested is not None:
+            _require_same(self.provenance, requested)
 
     def __repr__(self) -> str:
         return f"Store({str(self.folder)!r}, {len(self.done)} shards)"
 
     @property
     def done(self) -> list[int]:
-        """The numbers of the shards that are there, in order."""
+        """The numbers of the shards that exist, in ascending order."""
         return numbers(self.folder)
 
     @property
     def table(self) -> pd.DataFrame:
-        """The whole index, ordered by sample.
+        """The whole index as a DataFrame, ordered by sample.
 
-        The table of the captured states, and ``shard`` and ``row`` where each row lies.
+        It has the columns of ``States.table``, then ``shard`` and ``row``, which say where each row
+        lies.
 
         Raises
         ------
         StoreError
-            If no shard is there yet, or shards have columns that do not go together.
+            If no shard exists yet, or the columns of shards do not go together.
         DamagedShardError
-            If a part of the index is damaged, named.
+            If a part of the index is damaged; it names the file.
         """
         parts = [self._shard(number).index() for number in self.done]
         if not parts:
             raise StoreError(self.folder, "no shard is there yet")
         try:
-            whole = _together(parts).to_pandas()
+            table = _join_parts(parts).to_pandas()
         except pa.ArrowException as cause:
             raise StoreError(
                 self.folder, f"shards with columns that do not go together ({cause})"
             ) from cause
-        return whole.sort_values(["sample", *ADDED], ignore_index=True)
+        return table.sort_values(["sample", *ADDED], ignore_index=True)
 
     def write(self, number: int, states: States) -> None:
-        """Write a shard, or write it anew.
+        """Write a shard, or replace it.
 
-        Afterwards it is there, whole, or the store is as it was.
+        Afterwards the shard is complete, or the store is as it was before.
+
+        Parameters
+        ----------
+        number : int
+            The number of the shard, from 0.
+        states : States
+            Its content, with the provenance of the store.
 
         Raises
         ------
         StoreMismatchError
-            If the states were made in another way than those of the store.
+            If the states were made with another provenance, or have other tensors, than the store.
         StoreSpaceError
             If the disk is full.
         StoreError
@@ -118,17 +178,63 @@ class Store:
     def hold(self, states: States) -> None:
         """Make these states the only content of the store.
 
-        Raises what ``write`` raises, and ``StoreError`` if it has other content.
+        ``save_activations`` uses it. Saving the same states again changes nothing.
+
+        Parameters
+        ----------
+        states : States
+            The content, with the provenance of the store.
+
+        Raises
+        ------
+        StoreMismatchError
+            If the states were made with another provenance than the store.
+        StoreSpaceError
+            If the disk is full.
+        StoreError
+            If the store has other content, or cannot be written.
+
+        Examples
+        --------
+        >>> from tempfile import TemporaryDirectory
+        >>> import pandas as pd
+        >>> import torch
+        >>> from xlvlms_tutorial.activations import States, Store
+        >>> table = pd.DataFrame({"sample": [0, 1], "id": ["a", "b"]})
+        >>> states = States({(12, "block"): torch.eye(2)}, table, {"model": "toy"})
+        >>> folder = TemporaryDirectory()
+        >>> store = Store(folder.name, states.provenance)
+        >>> store.hold(states)
+        >>> len(store.states())
+        2
+        >>> folder.cleanup()
         """
-        if others := set(self.done) - {0}:
-            raise StoreError(self.folder, f"it already holds {len(others)} shards of other content")
+        if foreign := set(self.done) - {0}:
+            raise StoreError(
+                self.folder, f"it already holds {len(foreign)} shards of other content"
+            )
         self._write(0, states, keep=True)
 
     def missing(self, n_shards: int, rank: int = 0, world: int = 1) -> list[int]:
-        """The shards of ``n_shards`` that process ``rank`` of ``world`` still has to make.
+        """List the shards that a process still has to make: absent and damaged ones.
 
-        Absent ones, and damaged ones. A warning names the damaged ones. Each shard of this process
-        is compared with its sha256, and not again when it is read.
+        A warning names the damaged ones. Each shard of this process is compared with its sha256,
+        and not again when it is read.
+
+        Parameters
+        ----------
+        n_shards : int
+            The number of shards of the complete store.
+        rank : int
+            The number of this process, from 0.
+        world : int
+            The number of processes; process ``rank`` makes every ``world``-th shard. With the
+            defaults one process makes all.
+
+        Returns
+        -------
+        list of int
+            Shard numbers, in ascending order.
 
         Raises
         ------
@@ -140,35 +246,56 @@ class Store:
                 f"{n_shards} shards for process {rank} of {world}",
                 "give 0 or more shards, and 0 <= rank < world",
             )
-        mine, there = range(rank, n_shards, world), set(self.done)
-        damaged = {
-            number: name
-            for number in mine
-            if number in there and (name := self._shard(number).damage())
-        }
+        existing = set(self.done)
+        missing = []
+        damaged = []
+        for number in range(rank, n_shards, world):
+            name = self._shard(number).damage() if number in existing else None
+            if name is not None:
+                damaged.append(name)
+            if number not in existing or name is not None:
+                missing.append(number)
         if damaged:
             warnings.warn(
-                f"damaged in {self.folder!s}, to be made anew: {', '.join(damaged.values())}",
+                f"damaged in {self.folder!s}, to be made anew: {', '.join(damaged)}",
                 stacklevel=2,
             )
-        return [number for number in mine if number in damaged or number not in there]
+        return missing
 
     def verify(self) -> list[str]:
-        """The names of damaged files, one a shard.
+        """List the names of damaged files, at most one for each shard.
 
-        Absent, not readable, or not of the size, sha256 and rows that the index says.
+        A file is damaged if it is absent or unreadable, or does not have the size, sha256 and rows
+        that the index records.
+
+        Returns
+        -------
+        list of str
+            Names such as "shards/00002.safetensors"; empty for a store without damage.
         """
-        return [name for number in self.done if (name := self._shard(number).damage())]
+        names = [self._shard(number).damage() for number in self.done]
+        return [name for name in names if name is not None]
 
     def whole(self, number: int) -> bool:
-        """Whether a shard is there and of the sha256 that its index says.
+        """Whether a shard exists and has the sha256 that its index records.
 
-        It is read once, and not again while its file is the same.
+        The shard is read once, and not again while its file is unchanged.
+
+        Parameters
+        ----------
+        number : int
+            The number of the shard.
         """
         return self._shard(number).damage() is None
 
     def discard(self, number: int) -> None:
-        """Remove a shard, so that it is made anew; nothing happens if it is not there."""
+        """Remove a shard, so that it is made anew; nothing happens if it does not exist.
+
+        Parameters
+        ----------
+        number : int
+            The number of the shard.
+        """
         self._shard(number).remove()
 
     def states(
@@ -177,104 +304,162 @@ class Store:
         place: str | None = None,
         samples: Iterable[int] | None = None,
     ) -> States:
-        """The stored states, ordered by sample.
+        """Read the stored states, ordered by sample.
 
-        Of all layers, places and samples or of those that are named. Only the tensors and shards
-        that are needed are read. A sample of which no position was captured gives no row.
+        Only the tensors and shards that are needed are read. A sample of which no position was
+        captured gives no row.
+
+        Parameters
+        ----------
+        layer : int, optional
+            Read this layer only; by default all layers.
+        place : str, optional
+            Read this place only; by default all places.
+        samples : iterable of int, optional
+            Read the rows of these samples only, by their numbers in the capture; by default of all.
+
+        Returns
+        -------
+        States
+            The states, with the provenance of the store.
 
         Raises
         ------
         LayerError, SelectionError
-            If the layer or place is not stored, or none of the samples.
+            If the layer or place is not stored, or none of the samples is.
         DamagedShardError
-            If a shard that is needed is damaged, named.
+            If a shard that is needed is damaged; it names the file.
         StoreError, StoreMismatchError
-            If no shard is there yet, or shards hold different tensors.
+            If no shard exists yet, or shards hold different tensors.
         """
         table = self.table
         if samples is not None:
-            wanted = list(samples)
-            table = table[table["sample"].isin(wanted)].reset_index(drop=True)
+            requested = list(samples)
+            table = table[table["sample"].isin(requested)].reset_index(drop=True)
             if table.empty:
                 raise SelectionError(
-                    f"none of the samples {str(wanted)[:80]} is stored",
+                    f"none of the samples {str(requested)[:80]} is stored",
                     "the column sample of Store.table has all",
                 )
         return self._read(table, layer, place, alike=self.done[0])
 
     def iterate(self, layer: int | None = None, place: str | None = None) -> Iterator[States]:
-        """The stored states shard by shard, in the order of their numbers.
+        """Read the stored states shard by shard, in the order of their numbers.
 
-        Raises what ``states`` raises.
+        Use it where all states together do not fit in memory.
+
+        Parameters
+        ----------
+        layer : int, optional
+            Read this layer only; by default all layers.
+        place : str, optional
+            Read this place only; by default all places.
+
+        Yields
+        ------
+        States
+            The states of one shard.
+
+        Raises
+        ------
+        LayerError, SelectionError
+            If the layer or place is not stored.
+        DamagedShardError
+            If a shard is damaged; it names the file.
         """
         for number in self.done:
             yield self._read(self._shard(number).index().to_pandas(), layer, place, alike=number)
 
     def merge(self, *folders: str | Path) -> list[int]:
-        """Copy the shards of stores made elsewhere, and tell which.
+        """Copy the shards of stores that were made elsewhere into this one.
 
-        A shard that is here already is kept. All is checked before the first is copied.
+        A shard that exists here already is not copied. Everything is checked before the first copy.
+
+        Parameters
+        ----------
+        *folders : path
+            The folders of the other stores, made with the same provenance.
+
+        Returns
+        -------
+        list of int
+            The numbers of the shards that were copied.
 
         Raises
         ------
         StoreMismatchError
-            If a store was made in another way than this one.
+            If a store was made with another provenance.
         DamagedShardError
-            If a shard of another store is damaged, named.
+            If a shard of another store is damaged; it names the file.
         StoreError
             If two stores have the same shard with different content, or a shard cannot be written.
         StoreSpaceError
             If the disk is full.
+
+        Examples
+        --------
+        >>> from tempfile import TemporaryDirectory
+        >>> import pandas as pd
+        >>> import torch
+        >>> from xlvlms_tutorial.activations import States, Store
+        >>> table = pd.DataFrame({"sample": [0, 1], "id": ["a", "b"]})
+        >>> states = States({(12, "block"): torch.eye(2)}, table, {"model": "toy"})
+        >>> first, second = TemporaryDirectory(), TemporaryDirectory()
+        >>> Store(second.name, states.provenance).write(1, states)
+        >>> Store(first.name, states.provenance).merge(second.name)
+        [1]
+        >>> first.cleanup()
+        >>> second.cleanup()
         """
-        sources = {
-            number: self._shard(number) for number in self.done if not self._shard(number).damage()
-        }
-        here = set(sources)
-        for other in map(Store, folders):
-            _require_same(self.provenance, other.provenance)
-            if damaged := other.verify():
-                raise DamagedShardError(damaged, other.folder)
-            for number in other.done:
-                first = sources.setdefault(number, other._shard(number))
-                if not same(first.index(), other._shard(number).index()):
+        sources = {number: self._shard(number) for number in self.done if self.whole(number)}
+        existing = set(sources)
+        for store in map(Store, folders):
+            _require_same(self.provenance, store.provenance)
+            if damaged := store.verify():
+                raise DamagedShardError(damaged, store.folder)
+            for number in store.done:
+                shard = sources.setdefault(number, store._shard(number))
+                if not same(shard.index(), store._shard(number).index()):
                     raise StoreError(
-                        other.folder, f"shard {number} has other content than in {first.folder!s}"
+                        store.folder, f"shard {number} has other content than in {shard.folder!s}"
                     )
-        for number in sorted(sources.keys() - here):
+        added = sorted(sources.keys() - existing)
+        for number in added:
             self._shard(number).copy(sources[number])
-        return sorted(sources.keys() - here)
+        return added
 
     def _write(self, number: int, states: States, keep: bool) -> None:
         if number < 0:
             raise SelectionError(f"there is no shard {number}", "shards are numbered from 0")
         _require_same(self.provenance, states.provenance)
-        if found := self._any_record(but=number):
-            _require_same(found.tensors, described(states))
+        if record := self._any_record(but=number):
+            _require_same(record.tensors, described(states))
         self._shard(number).write(states, keep)
 
     def _read(
         self, table: pd.DataFrame, layer: int | None, place: str | None, alike: int
     ) -> States:
-        """The rows that a table of the index names.
+        """Read the rows that a table of the index names.
 
-        ``alike`` is a shard that shows the tensors where there are no rows.
+        ``alike`` is the number of a shard whose tensors give dtypes and shapes where there are no
+        rows.
         """
         needed = {
-            int(number): torch.from_numpy(at)
-            for number, at in table.groupby("shard").indices.items()
+            int(number): torch.from_numpy(positions)
+            for number, positions in table.groupby("shard").indices.items()
         }
-        kinds = self._shard(next(iter(needed), alike)).record().tensors
+        formats = self._shard(next(iter(needed), alike)).record().tensors
         for number in needed:
-            _require_same(kinds, self._shard(number).record().tensors)
-        names = {_key(name): name for name in kinds}
+            _require_same(formats, self._shard(number).record().tensors)
+        names = {_key(name): name for name in formats}
         tensors: dict[Key, Tensor] = {}
         for key in chosen(names, layer, place):
-            dtype, *shape = kinds[names[key]]
+            dtype, *shape = formats[names[key]]
             tensors[key] = torch.empty((len(table), *shape), dtype=torch_dtype(dtype))
         rows = torch.from_numpy(table["row"].to_numpy(copy=True))
-        for number, to in needed.items():
-            for key, values in self._shard(number).read(list(tensors), rows[to]).items():
-                tensors[key][to] = values
+        for number, targets in needed.items():
+            for key, values in self._shard(number).read(list(tensors), rows[targets]).items():
+                tensors[key][targets] = values
         return States(tensors, table.drop(columns=list(ADDED)), self.provenance)
 
     def _shard(self, number: int) -> Shard:
@@ -282,7 +467,7 @@ class Store:
 
     def _any_record(self, but: int) -> Record | None:
         for number in self.done:
-            # verify() and missing() name it; any other shard tells as much
+            # verify() and missing() name a damaged shard; any other one serves here
             with suppress(DamagedShardError):
                 if number != but:
                     return self._shard(number).record()
@@ -296,7 +481,7 @@ class Store:
             foreign = [
                 entry.name for entry in self.folder.iterdir() if not entry.name.startswith(".")
             ]
-            # asked again: another process may have made the store meanwhile
+            # checked again: another process may have made the store meanwhile
             if foreign and not path.exists():
                 raise StoreError(self.folder, f"it holds other files ({min(foreign)!r})")
             drafted = draft / _PROVENANCE
@@ -315,18 +500,45 @@ class Store:
 
 
 def save_activations(states: States, folder: str | Path) -> Path:
-    """Write states as a store of one shard, which :func:`load_activations` and ``Store`` read.
+    """Write states to a folder, as a store of one shard.
 
-    Saving the same again changes nothing.
+    Use it for states that you have in memory; ``load_activations`` and ``Store`` read the folder.
+    Saving the same states again changes nothing.
+
+    Parameters
+    ----------
+    states : States
+        What to save.
+    folder : path
+        A new or empty folder, or the one that holds the same states already.
+
+    Returns
+    -------
+    Path
+        The folder.
 
     Raises
     ------
     StoreMismatchError
-        If the folder holds a store that was made in another way.
+        If the folder holds a store with another provenance.
     StoreError
         If it holds a store with other content, or other files, or cannot be written.
     StoreSpaceError
         If the disk is full.
+
+    Examples
+    --------
+    >>> from tempfile import TemporaryDirectory
+    >>> import pandas as pd
+    >>> import torch
+    >>> from xlvlms_tutorial.activations import States, load_activations, save_activations
+    >>> table = pd.DataFrame({"sample": [0, 1], "id": ["a", "b"]})
+    >>> states = States({(12, "block"): torch.eye(2)}, table, {"model": "toy"})
+    >>> folder = TemporaryDirectory()
+    >>> path = save_activations(states, folder.name)
+    >>> load_activations(path)
+    States(2 rows, layers 12, block, float32, 0.0 MB)
+    >>> folder.cleanup()
     """
     store = Store(folder, states.provenance)
     store.hold(states)
@@ -334,25 +546,72 @@ def save_activations(states: States, folder: str | Path) -> Path:
 
 
 def load_activations(folder: str | Path) -> States:
-    """All states of a store, of however many shards, ordered by sample.
+    """Read all states of a store, of one shard or many, ordered by sample.
+
+    Use it to continue with states that ``save_activations`` or ``capture(..., store=folder)``
+    wrote; a ``Store`` reads parts of a folder.
+
+    Parameters
+    ----------
+    folder : path
+        The folder of the store.
+
+    Returns
+    -------
+    States
+        The states with their table and provenance.
 
     Raises
     ------
     StoreError
         If there is no store, or nothing in it.
     DamagedShardError
-        If a shard is damaged, named.
+        If a shard is damaged; it names the file.
+
+    Examples
+    --------
+    >>> from tempfile import TemporaryDirectory
+    >>> import pandas as pd
+    >>> import torch
+    >>> from xlvlms_tutorial.activations import States, load_activations, save_activations
+    >>> table = pd.DataFrame({"sample": [0, 1], "id": ["a", "b"]})
+    >>> states = States({(12, "block"): torch.eye(2)}, table, {"model": "toy"})
+    >>> folder = TemporaryDirectory()
+    >>> path = save_activations(states, folder.name)
+    >>> load_activations(path)
+    States(2 rows, layers 12, block, float32, 0.0 MB)
+    >>> folder.cleanup()
     """
     return Store(folder).states()
 
 
 def shard_plan(n_samples: int, shard_size: int) -> list[range]:
-    """The numbers of the samples of each shard.
+    """Divide the numbers of the samples into shards.
+
+    Use it to make the shards of a ``Store`` yourself; ``capture`` uses it too.
+
+    Parameters
+    ----------
+    n_samples : int
+        The number of samples.
+    shard_size : int
+        The number of samples in a shard; the last one may have fewer.
+
+    Returns
+    -------
+    list of range
+        The sample numbers of each shard.
 
     Raises
     ------
     SelectionError
         If there are fewer than 0 samples, or a shard would have none.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.activations import shard_plan
+    >>> shard_plan(5, 2)
+    [range(0, 2), range(2, 4), range(4, 5)]
     """
     if n_samples < 0 or shard_size < 1:
         raise SelectionError(
@@ -366,31 +625,31 @@ def shard_plan(n_samples: int, shard_size: int) -> list[range]:
 
 
 def dealt() -> tuple[int, int]:
-    """Number of this process and number of processes; (0, 1) in a plain run.
+    """Return the number of this process and the number of processes; (0, 1) in a plain run.
 
-    As ``accelerate launch``, torchrun or MPI set them. Nothing is initialised: shards need no
-    communication. Under Slurm, RANK=$SLURM_PROCID and WORLD_SIZE=$SLURM_NTASKS tell the same.
+    ``accelerate launch``, torchrun and MPI set them in the environment. Nothing is initialised:
+    shards need no communication. Under Slurm, set RANK=$SLURM_PROCID and WORLD_SIZE=$SLURM_NTASKS.
     """
     # here: importing accelerate takes a second
     from accelerate.utils.environment import get_cpu_distributed_information
 
     # reads only the environment, which is the same for processes that use GPUs
-    found = get_cpu_distributed_information()
-    return found.rank, found.world_size
+    information = get_cpu_distributed_information()
+    return information.rank, information.world_size
 
 
-def _publish(drafted: Path, path: Path) -> None:
+def _publish(draft: Path, path: Path) -> None:
     try:
-        os.link(drafted, path)  # unlike os.replace it leaves what another process has put there
+        os.link(draft, path)  # unlike os.replace it leaves what another process has put there
     except FileExistsError:
         return  # and that is compared next
     except OSError:
-        os.replace(drafted, path)  # a file system without hard links
+        os.replace(draft, path)  # a file system without hard links
 
 
-def _require_same(stored: dict, asked: dict) -> None:
-    if found := differences(stored, asked):
-        raise StoreMismatchError(found)
+def _require_same(stored: dict, requested: dict) -> None:
+    if mismatch := differences(stored, requested):
+        raise StoreMismatchError(mismatch)
 
 
 def _key(name: str) -> Key:
@@ -398,23 +657,21 @@ def _key(name: str) -> Key:
     return int(layer), place
 
 
-def _together(parts: list[pa.Table]) -> pa.Table:
-    """The rows of all parts.
+def _join_parts(parts: list[pa.Table]) -> pa.Table:
+    """Join the rows of all parts.
 
     Where a part has no value in a column, its type for that column does not count.
     """
-    whole = pa.concat_tables(map(_untyped_where_empty, parts), promote_options="permissive")
-    typed = pa.schema(
-        [
-            parts[0].schema.field(field.name) if pa.types.is_null(field.type) else field
-            for field in whole.schema
-        ]
-    )
-    return whole.cast(typed)
+    joined = pa.concat_tables(map(_untyped_where_empty, parts), promote_options="permissive")
+    fields = []
+    for field in joined.schema:
+        untyped = pa.types.is_null(field.type)
+        fields.append(parts[0].schema.field(field.name) if untyped else field)
+    return joined.cast(pa.schema(fields))
 
 
 def _untyped_where_empty(part: pa.Table) -> pa.Table:
-    for at, field in enumerate(part.schema):
-        if part.column(at).null_count == len(part):
-            part = part.set_column(at, field.name, pa.nulls(len(part)))
+    for number, field in enumerate(part.schema):
+        if part.column(number).null_count == len(part):
+            part = part.set_column(number, field.name, pa.nulls(len(part)))
     return part

@@ -1,6 +1,7 @@
 """Change what a model computes, inside ``with``.
 
-Edits of the residual stream, blocks and tokens left out, masked weights.
+Interventions edit the residual stream, skip blocks or the MLPs of some tokens, run blocks in
+parallel, or mask weights.
 """
 
 from xlvlms_tutorial.interventions.edits import add, edit, fold, mask_weights, project_out, replace

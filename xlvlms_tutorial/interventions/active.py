@@ -1,6 +1,6 @@
-"""What changes a model at this moment, in words and digests.
+"""Record which interventions change a model at this moment, in words and digests.
 
-States captured meanwhile say so and are not mixed with others.
+States that are captured meanwhile name them in their provenance, and are not mixed with others.
 """
 
 import hashlib
@@ -18,9 +18,9 @@ from xlvlms_tutorial.models.support import require_hookable
 def recorded(
     context: Callable[..., AbstractContextManager],
 ) -> Callable[..., AbstractContextManager]:
-    """Let a context manager be found in ``vlm.active`` while it lasts, with its arguments.
+    """Make a context manager list itself in ``vlm.active``, with its arguments, while in force.
 
-    Its first argument is a VLM.
+    ``context`` is the context manager; its first argument is a VLM.
     """
 
     @wraps(context)
@@ -28,26 +28,25 @@ def recorded(
     def wrapper(*args: object, **kwargs: object) -> Iterator[None]:
         bound = signature(context).bind(*args, **kwargs)
         bound.apply_defaults()
-        vlm, *rest = bound.arguments.items()
-        require_hookable(vlm[1].model)
-        vlm[1].active.append(
-            f"{context.__name__}({', '.join(f'{name}={_told(value)}' for name, value in rest)})"
-        )
-        place = len(vlm[1].active) - 1
+        (_, vlm), *arguments = bound.arguments.items()
+        require_hookable(vlm.model)
+        described = ", ".join(f"{name}={_describe(value)}" for name, value in arguments)
+        vlm.active.append(f"{context.__name__}({described})")
+        place = len(vlm.active) - 1
         try:
             with context(*args, **kwargs):
                 yield
         finally:
-            del vlm[1].active[place]
+            del vlm.active[place]
 
     return wrapper
 
 
-def _told(value: object) -> str:
+def _describe(value: object) -> str:
     if isinstance(value, Tensor):
-        plain = value.detach().to("cpu").contiguous()
-        digest = hashlib.sha256(plain.view(-1).view(torch.uint8).numpy().tobytes()).hexdigest()
+        values = value.detach().to("cpu").contiguous()
+        digest = hashlib.sha256(values.view(-1).view(torch.uint8).numpy().tobytes()).hexdigest()
         return f"{value.dtype} {list(value.shape)} {digest[:12]}"
     if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{name}: {_told(part)}" for name, part in value.items()) + "}"
+        return "{" + ", ".join(f"{name}: {_describe(part)}" for name, part in value.items()) + "}"
     return getattr(value, "__qualname__", None) or repr(value)

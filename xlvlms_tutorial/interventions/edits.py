@@ -1,4 +1,4 @@
-"""Change the residual stream or leave out work, inside ``with``.
+"""Change the residual stream or the weights of a model, inside ``with``.
 
 Every change nests, and is undone on the way out, even by an error. Layers are numbered as
 everywhere: 0 is what enters the first block, l what leaves block l. ``positions`` is ``"all"``,
@@ -40,10 +40,30 @@ from xlvlms_tutorial.models.watching import on_output
 def edit(
     vlm: VLM, change: Change, layers: Layers, positions: Positions = "all", gate: Gate = None
 ) -> Iterator[None]:
-    """Pass the residual stream (b, t, d) of these layers through any function of your own.
+    """Pass the residual stream of some layers through any function of your own.
 
-    At these positions of the samples let in. ``gate`` is a mask over the samples of a batch, or a
-    function of the states that gives one, decided at the prefill.
+    Use it for a change that ``add``, ``replace`` and ``project_out`` do not offer.
+
+    Parameters
+    ----------
+    vlm : VLM
+        The model.
+    change : function
+        Takes the states (b, t, d) of a layer and returns states of the same shape.
+    layers : int or sequence of int
+        The layers to change, 0 to L: 0 is what enters the first block, l what leaves block l.
+    positions : str, tuple of str, or mask (b, t)
+        Where: "all" (default); a span such as "image" or "question"; "last", the prompt's last
+        position and all that follow; "generated", the answer's tokens; several of these in a tuple;
+        or a boolean mask over the prompt.
+    gate : mask (b,) or function, optional
+        Which samples of a batch: a boolean mask, or a function that takes the states (b, t, d) and
+        returns one; it is decided at the prefill. By default all samples.
+
+    Returns
+    -------
+    context manager
+        The change is in force inside ``with``.
 
     Raises
     ------
@@ -53,6 +73,17 @@ def edit(
         If the positions are unknown, or the gate is for another number of samples.
     FoldError
         If a vector is folded into one of these layers.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from xlvlms_tutorial.activations import read
+    >>> from xlvlms_tutorial.interventions import edit
+    >>> plain = read(vlm, batch, 12)[12, "block"]
+    >>> with edit(vlm, lambda states: 2 * states, 12):
+    ...     doubled = read(vlm, batch, 12)[12, "block"]
+    >>> torch.allclose(doubled, 2 * plain)
+    True
     """
     with _edited(vlm, change, layers, positions, gate, "an edit"):
         yield
@@ -68,9 +99,33 @@ def add(
     positions: Positions = "all",
     gate: Gate = None,
 ) -> Iterator[None]:
-    r"""Steer: :math:`h \leftarrow h + \alpha s`.
+    r"""Steer the model: add a vector to the residual stream, :math:`h \leftarrow h + \alpha s`.
 
-    The vector is ``s`` (one for all, or one a sample), the strength :math:`\alpha`.
+    Use it to steer by a direction, such as a difference of means or a concept. ``fold`` does the
+    same at no cost, at all positions.
+
+    Parameters
+    ----------
+    vlm : VLM
+        The model.
+    vector : tensor (d,) or (b, d)
+        The vector :math:`s`, one for all samples or one for each.
+    layers : int or sequence of int
+        The layers to change, 0 to L: 0 is what enters the first block, l what leaves block l.
+    strength : float
+        The factor :math:`\alpha`; 1 by default. A negative one steers away.
+    positions : str, tuple of str, or mask (b, t)
+        Where: "all" (default); a span such as "image" or "question"; "last", the prompt's last
+        position and all that follow; "generated", the answer's tokens; several of these in a tuple;
+        or a boolean mask over the prompt.
+    gate : mask (b,) or function, optional
+        Which samples of a batch: a boolean mask, or a function that takes the states (b, t, d) and
+        returns one; it is decided at the prefill. By default all samples.
+
+    Returns
+    -------
+    context manager
+        The change is in force inside ``with``.
 
     Raises
     ------
@@ -78,11 +133,27 @@ def add(
         If a layer is out of range.
     InterventionError
         If vector, positions or gate do not fit the model or the batch.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from xlvlms_tutorial.activations import read
+    >>> from xlvlms_tutorial.interventions import add
+    >>> plain = read(vlm, batch, 12, positions="last")[12, "block"]
+    >>> with add(vlm, torch.ones(vlm.width), 12, strength=2.0):
+    ...     steered = read(vlm, batch, 12, positions="last")[12, "block"]
+    >>> torch.allclose(steered, plain + 2, atol=1e-3)
+    True
     """
     shift = _vector(vlm, strength * vector, "vector")
-    chosen = checked_layers(vlm, layers, first=0)
+    selected = checked_layers(vlm, layers, first=0)
     with edited(
-        vlm, chosen, lambda states: states + _rows(shift, states), positions, gate, adds=True
+        vlm,
+        selected,
+        lambda states: states + _broadcast(shift, states),
+        positions,
+        gate,
+        additive=True,
     ):
         yield
 
@@ -96,9 +167,32 @@ def replace(
     positions: Positions = "all",
     gate: Gate = None,
 ) -> Iterator[None]:
-    """Put other states in place of the model's own.
+    """Put other states in place of the model's own (activation patching).
 
-    One for all, one a sample, or (activation patching) one a position of the prompt.
+    Use it to find out what a layer's states cause: patch in the states of another prompt or
+    picture, or their mean.
+
+    Parameters
+    ----------
+    vlm : VLM
+        The model.
+    states : tensor (d,), (b, d) or (b, t, d)
+        The new states: one for all positions, one for each sample, or one for each position of the
+        prompt. A tensor (b, t, d) leaves what is generated unchanged.
+    layers : int or sequence of int
+        The layers to change, 0 to L: 0 is what enters the first block, l what leaves block l.
+    positions : str, tuple of str, or mask (b, t)
+        Where: "all" (default); a span such as "image" or "question"; "last", the prompt's last
+        position and all that follow; "generated", the answer's tokens; several of these in a tuple;
+        or a boolean mask over the prompt.
+    gate : mask (b,) or function, optional
+        Which samples of a batch: a boolean mask, or a function that takes the states (b, t, d) and
+        returns one; it is decided at the prefill. By default all samples.
+
+    Returns
+    -------
+    context manager
+        The change is in force inside ``with``.
 
     Raises
     ------
@@ -108,19 +202,34 @@ def replace(
         If states, positions or gate do not fit the model or the batch.
     FoldError
         If a vector is folded into one of these layers.
+
+    Examples
+    --------
+    Each sample gets the states of its neighbour in the batch:
+
+    >>> import torch
+    >>> from xlvlms_tutorial.activations import read
+    >>> from xlvlms_tutorial.interventions import replace
+    >>> patches = read(vlm, batch, 12)[12, "block"].roll(1, dims=0)
+    >>> with replace(vlm, patches, 12):
+    ...     states = read(vlm, batch, 12)[12, "block"]
+    >>> torch.equal(states, patches)
+    True
     """
-    given = _vector(vlm, states, "states", most=3)
+    replacement = _vector(vlm, states, "states", 3)
 
-    def change(own: Tensor) -> Tensor:
-        if given.ndim < 3:
-            return _rows(given, own).expand_as(own)
-        check_length(vlm, given, "states")
-        rows = fit(given, len(own), "states").to(own)
-        if rows.shape[1] > own.shape[1]:
-            return own  # a decode step: the states given are the prompt's
-        return torch.cat([rows, own[:, rows.shape[1] :]], dim=1)
+    def change(current: Tensor) -> Tensor:
+        if replacement.ndim < 3:
+            return _broadcast(replacement, current).expand_as(current)
+        check_length(vlm, replacement, "states")
+        rows = fit(replacement, len(current), "states").to(current)
+        if rows.shape[1] > current.shape[1]:
+            return current  # a decode step: the replacement is for the prompt
+        return torch.cat([rows, current[:, rows.shape[1] :]], dim=1)
 
-    with _edited(vlm, change, layers, positions, gate, "replacing states", whole=given.ndim == 3):
+    with _edited(
+        vlm, change, layers, positions, gate, "replacing states", whole_prompt=replacement.ndim == 3
+    ):
         yield
 
 
@@ -134,9 +243,32 @@ def project_out(
     positions: Positions = "all",
     gate: Gate = None,
 ) -> Iterator[None]:
-    r"""Remove directions: :math:`h \leftarrow h - \alpha\, Q Q^\top h`.
+    r"""Remove directions from the residual stream, :math:`h \leftarrow h - \alpha\, Q Q^\top h`.
 
-    Q is an orthonormal basis of their span.
+    Use it to ablate a concept or a direction. Q is an orthonormal basis of the directions' span.
+
+    Parameters
+    ----------
+    vlm : VLM
+        The model.
+    directions : tensor (d,) or (k, d)
+        One direction or several; they are independent, and need not be orthogonal or of length 1.
+    layers : int or sequence of int
+        The layers to change, 0 to L: 0 is what enters the first block, l what leaves block l.
+    strength : float
+        The factor :math:`\alpha`: 1 (default) removes the directions, 2 reflects them.
+    positions : str, tuple of str, or mask (b, t)
+        Where: "all" (default); a span such as "image" or "question"; "last", the prompt's last
+        position and all that follow; "generated", the answer's tokens; several of these in a tuple;
+        or a boolean mask over the prompt.
+    gate : mask (b,) or function, optional
+        Which samples of a batch: a boolean mask, or a function that takes the states (b, t, d) and
+        returns one; it is decided at the prefill. By default all samples.
+
+    Returns
+    -------
+    context manager
+        The change is in force inside ``with``.
 
     Raises
     ------
@@ -146,10 +278,22 @@ def project_out(
         If the directions are dependent, or do not fit the model.
     FoldError
         If a vector is folded into one of these layers.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from xlvlms_tutorial.activations import read
+    >>> from xlvlms_tutorial.interventions import project_out
+    >>> direction = torch.zeros(vlm.width)
+    >>> direction[0] = 1.0
+    >>> with project_out(vlm, direction, 12):
+    ...     states = read(vlm, batch, 12)[12, "block"]
+    >>> float(states[..., 0].abs().max()) < 1e-3
+    True
     """
-    given = torch.atleast_2d(_vector(vlm, directions, "directions").cpu().double())
-    _, singular, basis = torch.linalg.svd(given, full_matrices=False)
-    if len(given) > vlm.width or singular[-1] <= 1e-5 * singular[0] or singular[0] == 0:
+    matrix = torch.atleast_2d(_vector(vlm, directions, "directions").cpu().double())
+    _, singular, basis = torch.linalg.svd(matrix, full_matrices=False)
+    if len(matrix) > vlm.width or singular[-1] <= 1e-5 * singular[0] or singular[0] == 0:
         raise InterventionError(
             "directions that are zero or depend on each other",
             "give independent directions, none of them zero",
@@ -170,39 +314,93 @@ def project_out(
 def fold(
     vlm: VLM, vector: Float[Tensor, "d"], layers: Layers, strength: float = 1.0
 ) -> Iterator[None]:
-    r"""Steer at no cost, at all positions at all times.
+    r"""Steer at no cost: fold a vector into a bias of each layer's block.
 
-    Adds :math:`\alpha s` to the bias of the last linear map of a block's MLP. That the block's
-    output moves by just this vector is measured on entry.
+    Use it instead of ``add`` where all positions are steered at all times, as in a long generation.
+    It adds :math:`\alpha s` to the bias of the last linear layer of the block's MLP. On entry it is
+    measured that the block's output moves by just this vector.
+
+    Parameters
+    ----------
+    vlm : VLM
+        The model.
+    vector : tensor (d,)
+        The vector :math:`s`.
+    layers : int or sequence of int
+        The layers to steer, 1 to L; layer 0 has no block to fold into.
+    strength : float
+        The factor :math:`\alpha`; 1 by default.
+
+    Returns
+    -------
+    context manager
+        The vector is folded in inside ``with``.
 
     Raises
     ------
     LayerError
-        If a layer is out of range; layer 0 has no block to fold into.
+        If a layer is out of range.
     InterventionError
         If the vector does not fit the model.
     FoldError
-        If the block does more to its MLP's output than add it (a norm after it, a
-        gate, experts), or is bypassed.
+        If the block does more to its MLP's output than add it (a norm after it, a gate, experts),
+        or is bypassed. ``vlm.supports("fold", "mlp")`` tells before.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from xlvlms_tutorial.activations import read
+    >>> from xlvlms_tutorial.interventions import add, fold
+    >>> vector = torch.ones(vlm.width)
+    >>> with fold(vlm, vector, 12):
+    ...     folded = read(vlm, batch, 12, positions="last")[12, "block"]
+    >>> with add(vlm, vector, 12):
+    ...     added = read(vlm, batch, 12, positions="last")[12, "block"]
+    >>> torch.allclose(folded, added, atol=1e-3)
+    True
     """
-    shift = _vector(vlm, strength * vector, "vector", most=1)
-    with _each(_folded(vlm, shift, layer) for layer in checked_layers(vlm, layers)):
+    shift = _vector(vlm, strength * vector, "vector", 1)
+    with _entered(_folded(vlm, shift, layer) for layer in checked_layers(vlm, layers)):
         yield
 
 
 @recorded
 @contextmanager
 def mask_weights(vlm: VLM, masks: Mapping[str, Bool[Tensor, "out in"]]) -> Iterator[None]:
-    """Set the weights that a mask does not keep to zero, by module name.
+    """Set the weights that a mask excludes to zero.
 
-    A mask is True where a weight is kept. They return exactly. This removes no work: it shows what
-    pruning does to the answers, not to the clock.
+    Use it to see what pruning does to the answers. It removes no work, so the model is not faster;
+    on the way out the weights are restored exactly.
+
+    Parameters
+    ----------
+    vlm : VLM
+        The model.
+    masks : dict of str to mask (out, in)
+        For each linear layer, by its name in ``vlm.model.named_modules()``, a boolean mask of its
+        weight's shape, True where a weight stays.
+
+    Returns
+    -------
+    context manager
+        The weights are masked inside ``with``.
 
     Raises
     ------
     InterventionError
-        If a name is no linear map of the model, a shape differs, or the weight is quantised
-        or shared with the embeddings.
+        If a name is not a linear layer of the model, a shape differs, or the weight is quantised or
+        shared with the embeddings.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.interventions import mask_weights
+    >>> linear = vlm.blocks[0].mlp.down_proj
+    >>> names = {module: name for name, module in vlm.model.named_modules()}
+    >>> with mask_weights(vlm, {names[linear]: linear.weight > 0}):
+    ...     print(bool((linear.weight < 0).any()))
+    False
+    >>> bool((linear.weight < 0).any())
+    True
     """
     modules = dict(vlm.model.named_modules())
     pairs = [(_maskable(vlm, modules, name, mask), mask) for name, mask in masks.items()]
@@ -210,14 +408,14 @@ def mask_weights(vlm: VLM, masks: Mapping[str, Bool[Tensor, "out in"]]) -> Itera
     try:
         with torch.no_grad():
             for weight, mask in pairs:
-                # a copy is faster than gathering what goes, and takes no more with its mask
+                # a copy is faster than gathering the masked weights, and needs no more memory
                 saved.append((weight, weight.clone()))
                 weight.masked_fill_(~mask.to(weight.device), 0)
         yield
     finally:
         with torch.no_grad():
-            for weight, before in reversed(saved):
-                weight.copy_(before)
+            for weight, original in reversed(saved):
+                weight.copy_(original)
 
 
 @contextmanager
@@ -227,12 +425,12 @@ def _edited(
     layers: Layers,
     positions: Positions,
     gate: Gate,
-    what: str,
-    whole: bool = False,
+    action: str,
+    whole_prompt: bool = False,
 ) -> Iterator[None]:
-    chosen = checked_layers(vlm, layers, first=0)
-    refuse_folded(vlm, chosen, what)
-    with edited(vlm, chosen, change, positions, gate, whole=whole):
+    selected = checked_layers(vlm, layers, first=0)
+    refuse_folded(vlm, selected, action)
+    with edited(vlm, selected, change, positions, gate, whole_prompt=whole_prompt):
         yield
 
 
@@ -244,7 +442,7 @@ def _folded(vlm: VLM, shift: Tensor, layer: int) -> Iterator[None]:
             layer,
             "its block or MLP is skipped or run in parallel here, so a bias of it may do nothing",
         )
-    if not all(edit.adds for edit in vlm.edits.get(layer, ())):
+    if not all(edit.additive for edit in vlm.edits.get(layer, ())):
         raise FoldError(
             layer,
             "a change of its states was entered before, and would now act after, on the vector too",
@@ -260,74 +458,82 @@ def _folded(vlm: VLM, shift: Tensor, layer: int) -> Iterator[None]:
     linear = getattr(linear, "base_layer", linear)
     if linear.weight.is_meta:
         raise FoldError(layer, "its weights are offloaded and fetched anew for each step")
-    before = linear.bias
+    own_bias = linear.bias
     try:
-        plain = _probe(vlm, block)
+        baseline = _probe(vlm, block)
     except (ValueError, TypeError, AttributeError, LookupError, RuntimeError) as cause:
-        # Idefics needs its picture, Gemma 4 ids
+        # Idefics needs its picture, Gemma 4 needs ids
         raise FoldError(
             layer, f"what it does cannot be measured by embeddings alone ({reason(cause)})"
         ) from cause
     bias = shift.to(linear.weight.device, vlm.dtype)
     vlm.folded[layer] += 1
     try:
-        linear.bias = nn.Parameter(bias if before is None else before + bias, requires_grad=False)
-        moved = _probe(vlm, block)
-        if plain is None or not torch.allclose(
-            moved - plain, bias.float().expand_as(plain), rtol=0, atol=_tolerance(vlm, plain, bias)
+        linear.bias = nn.Parameter(
+            bias if own_bias is None else own_bias + bias, requires_grad=False
+        )
+        shifted = _probe(vlm, block)
+        if baseline is None or not torch.allclose(
+            shifted - baseline,
+            bias.float().expand_as(baseline),
+            rtol=0,
+            atol=_tolerance(vlm, baseline, bias),
         ):
             raise FoldError(
                 layer, "its block does not simply add its MLP's output to the residual stream"
             )
         yield
     finally:
-        linear.bias = before
+        linear.bias = own_bias
         vlm.folded[layer] -= 1
 
 
 @torch.no_grad()
 def _probe(vlm: VLM, block: nn.Module) -> Tensor | None:
-    """The block's output for two fixed embeddings, or None if the decoder leaves it out.
+    """The block's output for two fixed embeddings, or None if the decoder leaves the block out.
 
-    It leaves out cross-attention without a picture.
+    It leaves out cross-attention blocks without a picture.
     """
-    seen: list[Tensor] = []
+    outputs: list[Tensor] = []
     embeddings = torch.linspace(-1, 1, 2 * vlm.width, device=vlm.device, dtype=vlm.dtype).reshape(
         1, 2, -1
     )
     # without edits, which may be for other inputs than these two embeddings
-    with on_output(block, lambda states: seen.append(states.float()), prepend=True), unedited(vlm):
+    with (
+        on_output(block, lambda states: outputs.append(states.float()), prepend=True),
+        unedited(vlm),
+    ):
         anatomy.decoder(vlm.model)(inputs_embeds=embeddings, use_cache=False)
-    return seen[0] if seen else None
+    return outputs[0] if outputs else None
 
 
 def _tolerance(vlm: VLM, states: Tensor, shift: Tensor) -> float:
-    # the sums are rounded in the model's number format, at the size of what is summed
+    # the sums are rounded in the model's dtype, at the size of their terms
     return 8 * torch.finfo(vlm.dtype).eps * float(states.abs().max() + shift.abs().max())
 
 
 @contextmanager
-def _each(contexts: Iterator) -> Iterator[None]:
+def _entered(contexts: Iterator) -> Iterator[None]:
     with ExitStack() as stack:
         for context in contexts:
             stack.enter_context(context)
         yield
 
 
-def _vector(vlm: VLM, given: Tensor, what: str, most: int = 2) -> Tensor:
-    if not 1 <= given.ndim <= most or given.shape[-1] != vlm.width:
+def _vector(vlm: VLM, vector: Tensor, name: str, max_ndim: int = 2) -> Tensor:
+    if not 1 <= vector.ndim <= max_ndim or vector.shape[-1] != vlm.width:
         raise InterventionError(
-            f"{what} of shape {tuple(given.shape)}", f"the residual stream has width {vlm.width}"
+            f"{name} of shape {tuple(vector.shape)}", f"the residual stream has width {vlm.width}"
         )
-    if not torch.isfinite(given).all():
-        raise InterventionError(f"{what} with NaN or infinite values", "give finite values")
-    return given.detach()
+    if not torch.isfinite(vector).all():
+        raise InterventionError(f"{name} with NaN or infinite values", "give finite values")
+    return vector.detach()
 
 
-def _rows(vectors: Tensor, states: Tensor) -> Tensor:
-    """Vectors (d,) or (b, d) so that they broadcast over states (b, t, d)."""
-    moved = vectors.to(states.device, states.dtype, non_blocking=True)
-    return moved if moved.ndim == 1 else fit(moved, len(states), "vectors")[:, None]
+def _broadcast(vectors: Tensor, states: Tensor) -> Tensor:
+    """Bring vectors (d,) or (b, d) to a shape that broadcasts over states (b, t, d)."""
+    rows = vectors.to(states.device, states.dtype, non_blocking=True)
+    return rows if rows.ndim == 1 else fit(rows, len(states), "vectors")[:, None]
 
 
 def _maskable(vlm: VLM, modules: dict[str, nn.Module], name: str, mask: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
-"""How interventions take hold.
+"""How interventions take effect.
 
-Edits of the residual stream in order of entry, and replaced forwards, both always undone.
+Edits of the residual stream act in order of entry; forwards are replaced. Both are always undone.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,26 +27,30 @@ Gate = Bool[Tensor, "b"] | Callable[[Float[Tensor, "b t d"]], Bool[Tensor, "b"]]
 
 
 def checked_layers(vlm: VLM, layers: Layers, first: int = 1) -> list[int]:
-    """Layers as a list, each checked to be one of ``first`` to L.
+    """Return layers as a list, each checked to be one of ``first`` to L.
+
+    ``layers`` is one number or several, and ``vlm`` says what L is.
 
     Raises
     ------
     LayerError
-        If a layer is none of the model's.
+        If a layer is out of range.
     """
-    found = [layers] if isinstance(layers, Integral) else list(layers)
-    for layer in found:
+    numbers = [layers] if isinstance(layers, Integral) else list(layers)
+    for layer in numbers:
         if (
             isinstance(layer, bool)
             or not isinstance(layer, Integral)
             or not first <= layer <= vlm.n_layers
         ):
             raise LayerError(layer, first, vlm.n_layers)
-    return [int(layer) for layer in found]
+    return [int(layer) for layer in numbers]
 
 
-def refuse_folded(vlm: VLM, layers: Sequence[int], what: str) -> None:
-    """Stop what would undo a vector that is folded into a layer's bias.
+def refuse_folded(vlm: VLM, layers: Sequence[int], action: str) -> None:
+    """Refuse an action that would undo a vector folded into a layer's bias.
+
+    ``vlm`` and ``layers`` say where the action takes place; ``action`` names it in the message.
 
     Raises
     ------
@@ -57,15 +61,15 @@ def refuse_folded(vlm: VLM, layers: Sequence[int], what: str) -> None:
         if vlm.folded[layer]:
             raise FoldError(
                 layer,
-                f"a vector is folded into its bias, which {what} would silently undo or change",
+                f"a vector is folded into its bias, which {action} would silently undo or change",
             )
 
 
 class Edit:
-    """A change of the residual stream at chosen positions of chosen samples.
+    """A change of the residual stream at selected positions of selected samples.
 
-    ``adds`` says that it adds the same whatever is there, and ``whole`` that it has
-    to see the whole prompt at once.
+    ``additive`` means that it adds the same whatever the states are, and ``whole_prompt`` that it
+    has to see the whole prompt at once.
     """
 
     def __init__(
@@ -74,8 +78,8 @@ class Edit:
         change: Change,
         positions: Positions,
         gate: Gate,
-        adds: bool = False,
-        whole: bool = False,
+        additive: bool = False,
+        whole_prompt: bool = False,
     ) -> None:
         if not isinstance(positions, Tensor):
             positions = (positions,) if isinstance(positions, str) else tuple(positions)
@@ -84,75 +88,69 @@ class Edit:
                     f"unknown positions {positions!r}",
                     f"allowed: {', '.join(POSITIONS)}, or a mask (b, t)",
                 )
-        self.vlm, self.change, self.positions, self.gate, self.adds = (
-            vlm,
-            change,
-            positions,
-            gate,
-            adds,
-        )
-        self.clock, self._whole = Clock(vlm), whole or callable(gate)
-        named = () if isinstance(positions, Tensor) else positions
-        self._everywhere = "all" in named
-        # whether it holds for what is generated too
-        self._goes_on = bool({"all", "last", "generated", "answer"} & set(named))
-        self._open: Tensor | None = None  # the gate as decided at the prefill
+        self.vlm = vlm
+        self.change = change
+        self.positions = positions
+        self.gate = gate
+        self.additive = additive
+        self.clock = Clock(vlm)
+        self._whole_prompt = whole_prompt or callable(gate)
+        names = () if isinstance(positions, Tensor) else positions
+        self._everywhere = "all" in names
+        # whether it acts on generated tokens too
+        self._on_generated = bool({"all", "last", "generated", "answer"} & set(names))
+        self._decided: Tensor | None = None  # the gate as decided at the prefill
 
     def __call__(self, states: Float[Tensor, "b t d"]) -> Float[Tensor, "b t d"]:
-        """The states after the change."""
+        """Return the states after the change."""
         self.clock.reached = True
-        if self._whole and self.clock.partial:
-            what = (
+        if self._whole_prompt and self.clock.partial:
+            problem = (
                 f"{self.clock.shape[1]} positions of a prompt that has {self.clock.prompt}, for a "
                 "change that needs all of it"
             )
             raise InterventionError(
-                what, "run the whole prompt at once: no prefill in chunks, no cache from before"
+                problem, "run the whole prompt at once: no prefill in chunks, no cache from before"
             )
-        if self.clock.decoding and not self._goes_on:
+        if self.clock.decoding and not self._on_generated:
             return states
-        where = self._where(states)
+        mask = self._mask(states)
         if self.gate is not None:
-            opened = self._opened(states)[:, None]
-            where = opened if where is None else where & opened
-        if where is None:
+            samples = self._gate_mask(states)[:, None]
+            mask = samples if mask is None else mask & samples
+        if mask is None:
             return self.change(states)
-        if not where.any():
+        if not mask.any():
             return states
-        return torch.where(where[..., None], self.change(states), states)
+        return torch.where(mask[..., None], self.change(states), states)
 
-    def _where(self, states: Tensor) -> Tensor | None:
+    def _mask(self, states: Tensor) -> Tensor | None:
         if self._everywhere or self.clock.decoding:
             return None
         mask = fit(self._prompt_mask(states), len(states), "positions")
-        # a prefill in chunks sees a part of the prompt, and without a cache every step sees what
-        # has been generated after it too
+        # a prefill in chunks sees a part of the prompt, and without a cache every step sees the
+        # generated tokens too
         start = 0 if self.vlm.running is None else self.clock.start
         end = start + states.shape[1]
-        return nn.functional.pad(mask, (0, max(0, end - mask.shape[1])), value=self._goes_on)[
-            :, start:end
-        ]
+        missing = max(0, end - mask.shape[1])
+        return nn.functional.pad(mask, (0, missing), value=self._on_generated)[:, start:end]
 
     def _prompt_mask(self, states: Tensor) -> Bool[Tensor, "b t"]:
         if isinstance(self.positions, Tensor):
             check_length(self.vlm, self.positions, "positions")
             return self.positions.to(states.device)
         batch = self.vlm.running
-        empty = torch.zeros(
-            states.shape[:2] if batch is None else batch.spans.shape,
-            dtype=torch.bool,
-            device=states.device,
-        )
-        mask = empty.clone()
+        shape = states.shape[:2] if batch is None else batch.spans.shape
+        mask = torch.zeros(shape, dtype=torch.bool, device=states.device)
         for name in self.positions:
-            if name == "last":
-                mask |= _last(empty) if batch is None else batch.predicting.to(states.device)
+            if name == "last" and batch is None:
+                mask[:, -1] = True
+            elif name == "last":
+                mask |= batch.predicting.to(states.device)
+            elif name in ("generated", "answer") and batch is None:
+                continue  # inputs of an unknown batch are taken for a prompt
             elif name in ("generated", "answer"):
-                mask |= (
-                    empty
-                    if batch is None
-                    else (batch.spans == SPANS.index("answer")).to(states.device)
-                )
+                mask |= (batch.spans == SPANS.index("answer")).to(states.device)
             elif batch is None:
                 raise InterventionError(
                     f"positions {name!r} of unknown inputs",
@@ -162,17 +160,13 @@ class Edit:
                 mask |= batch.mask(name).to(states.device)
         return mask
 
-    def _opened(self, states: Tensor) -> Bool[Tensor, "b"]:
-        if self._open is None or not self.clock.decoding:
-            # without a cache a step sees its own tokens too, and the gate is
-            # decided on the prompt all the same
-            prompt = (
-                states
-                if self.vlm.running is None
-                else states[:, : self.vlm.running["input_ids"].shape[1]]
-            )
-            self._open = self.gate(prompt) if callable(self.gate) else self.gate
-        return fit(self._open.to(states.device, torch.bool), len(states), "gate")
+    def _gate_mask(self, states: Tensor) -> Bool[Tensor, "b"]:
+        if self._decided is None or not self.clock.decoding:
+            # without a cache a step sees its own tokens too; the gate is decided on the prompt
+            batch = self.vlm.running
+            prompt = states if batch is None else states[:, : batch["input_ids"].shape[1]]
+            self._decided = self.gate(prompt) if callable(self.gate) else self.gate
+        return fit(self._decided.to(states.device, torch.bool), len(states), "gate")
 
 
 @contextmanager
@@ -182,16 +176,17 @@ def edited(
     change: Change,
     positions: Positions,
     gate: Gate,
-    adds: bool = False,
-    whole: bool = False,
+    additive: bool = False,
+    whole_prompt: bool = False,
 ) -> Iterator[None]:
-    """Apply a change to these layers.
+    """Apply a change to these layers; several nested ones act in order of entry.
 
-    Several nested ones act in the order in which they were entered.
+    The parameters are those of :class:`Edit`: ``vlm``, ``layers``, ``change``, ``positions``,
+    ``gate``, ``additive`` and ``whole_prompt``.
     """
     with ExitStack() as undo:
         for layer in layers:
-            edit = Edit(vlm, change, positions, gate, adds, whole)
+            edit = Edit(vlm, change, positions, gate, additive, whole_prompt)
             undo.enter_context(edit.clock.ticking())
             queue = vlm.edits.setdefault(layer, [])
             queue.append(edit)
@@ -204,31 +199,32 @@ def edited(
 
 @contextmanager
 def unedited(vlm: VLM) -> Iterator[None]:
-    """Inside this block no edit acts."""
-    waiting = {layer: list(queue) for layer, queue in vlm.edits.items()}
+    """Suspend all edits inside this block."""
+    suspended = {layer: list(queue) for layer, queue in vlm.edits.items()}
     for queue in vlm.edits.values():
         queue.clear()
     try:
         yield
     finally:
-        for layer, queue in waiting.items():
+        for layer, queue in suspended.items():
             vlm.edits[layer][:] = queue  # in place: the hooks hold these lists
 
 
 def _expect(vlm: VLM, layer: int, edit: Edit) -> torch.utils.hooks.RemovableHandle:
-    """Stop the decoder if it ends without having come to this edit.
+    """Stop the decoder if it ends without having reached this edit.
 
     Mllama leaves out its cross-attention blocks without a picture.
     """
 
     def ended(module: nn.Module, args: tuple, output: object) -> None:
+        """Check, as a hook on ``module``, that its ``args`` and ``output`` passed this edit."""
         if edit in vlm.edits[layer] and not edit.clock.reached:
-            what = (
+            problem = (
                 f"layer {layer} is left out by the model for these inputs, so "
                 "nothing can be changed there"
             )
             raise InterventionError(
-                what, "give a picture, or choose a layer that is computed without one"
+                problem, "give a picture, or choose a layer that is computed without one"
             )
 
     return anatomy.decoder(vlm.model).register_forward_hook(ended)
@@ -241,11 +237,13 @@ def _install(vlm: VLM, layer: int, queue: list[Edit]) -> torch.utils.hooks.Remov
         return states
 
     def before(module: nn.Module, args: tuple, kwargs: dict) -> tuple:
+        """Edit what enters ``module``: the states among its ``args`` or ``kwargs``."""
         if args:
             return (run(args[0]), *args[1:]), kwargs
         return args, {**kwargs, "hidden_states": run(kwargs["hidden_states"])}
 
     def after(module: nn.Module, args: tuple, output: Tensor | tuple) -> Tensor | tuple:
+        """Edit the ``output`` of ``module``; its ``args`` are not used."""
         return anatomy.with_states(output, run(anatomy.states_of(output)))
 
     # first of all hooks: transformers' recorder of hidden states and our captures
@@ -259,18 +257,18 @@ def _install(vlm: VLM, layer: int, queue: list[Edit]) -> torch.utils.hooks.Remov
 def overridden(forwards: Mapping[nn.Module, Callable]) -> Iterator[None]:
     """Replace modules' ``forward`` by ``f(original, *args, **kwargs)``.
 
-    Names, weights, hooks and recorders stay, only the work goes.
+    Names, weights, hooks and recorders stay; only the computation is replaced.
     """
-    before = {module: module.__dict__.get("forward") for module in forwards}
+    instance_forwards = {module: module.__dict__.get("forward") for module in forwards}
     for module, function in forwards.items():
         module.forward = _bound(function, module.forward)
     try:
         yield
     finally:
-        for module, old in before.items():
+        for module, forward in instance_forwards.items():
             del module.forward
-            if old is not None:  # someone else's override, accelerate's for instance
-                module.forward = old
+            if forward is not None:  # someone else's override, accelerate's for instance
+                module.forward = forward
 
 
 def _bound(function: Callable, original: Callable) -> Callable:
@@ -278,9 +276,10 @@ def _bound(function: Callable, original: Callable) -> Callable:
 
 
 def pad_cache(cache: Cache | None, index: int, states: Tensor) -> None:
-    """Lengthen a skipped block's cache by what it would have written.
+    """Lengthen a skipped block's cache by what the block would have written.
 
-    Masks and positions of all blocks are read off one block's length.
+    ``index`` is the block's number in ``cache``, and ``states`` what enters it. Masks and positions
+    of all blocks are read off one block's length.
     """
     if cache is None:
         return
@@ -288,23 +287,23 @@ def pad_cache(cache: Cache | None, index: int, states: Tensor) -> None:
     if layer is not None and not isinstance(layer, CacheLayerMixin):
         return  # linear attention and convolutions keep a state, which has no length
     batch, length = states.shape[:2]
-    # an entry of width zero would count as length zero, so the narrowest that
-    # counts is one head of width one
-    held = (
-        (layer.keys, layer.values)
-        if layer is not None and layer.is_initialized
-        else (states.new_empty(1, 1, 1, 1),) * 2
-    )
-    # values may be narrower than keys
+    # an entry of width zero would count as length zero: the narrowest that counts is one head of
+    # width one
+    keys = values = states.new_empty(1, 1, 1, 1)
+    if layer is not None and layer.is_initialized:
+        keys, values = layer.keys, layer.values  # values may be narrower than keys
     cache.update(
-        *(states.new_zeros(batch, entry.shape[1], length, entry.shape[-1]) for entry in held), index
+        states.new_zeros(batch, keys.shape[1], length, keys.shape[-1]),
+        states.new_zeros(batch, values.shape[1], length, values.shape[-1]),
+        index,
     )
 
 
 def copy_cache(cache: Cache | None, index: int, length: int) -> bool:
     """Give a skipped block the previous block's keys and values, as the released code does.
 
-    False where that block has none to give.
+    ``index`` is the block's number in ``cache``, and ``length`` the number of positions to copy.
+    The result is False where the previous block has none to give.
     """
     if cache is None or index == 0:
         return False
@@ -321,23 +320,28 @@ def copy_cache(cache: Cache | None, index: int, length: int) -> bool:
     return True
 
 
-def check_length(vlm: VLM, values: Tensor, what: str) -> None:
-    """Stop what was made for inputs of another length, which would silently fall on other tokens.
+def check_length(vlm: VLM, values: Tensor, name: str) -> None:
+    """Refuse values that were made for inputs of another length.
+
+    They would silently fall on other tokens. ``vlm`` knows the running batch, ``values`` is (b, t,
+    ...), and ``name`` names them in the message.
 
     Raises
     ------
     InterventionError
-        If the length is not that of what runs now.
+        If the length is not that of the running batch.
     """
     if vlm.running is not None and values.shape[1] != (length := vlm.running["input_ids"].shape[1]):
         raise InterventionError(
-            f"{what} for rows of {values.shape[1]} tokens in a batch of {length}",
+            f"{name} for rows of {values.shape[1]} tokens in a batch of {length}",
             "make them for this batch",
         )
 
 
-def fit(values: Tensor, batch: int, what: str) -> Tensor:
-    """Repeat rows for beams.
+def fit(values: Tensor, batch: int, name: str) -> Tensor:
+    """Repeat rows for beams, up to ``batch`` rows.
+
+    ``values`` has one row for each sample, and ``name`` names it in the message.
 
     Raises
     ------
@@ -346,13 +350,7 @@ def fit(values: Tensor, batch: int, what: str) -> Tensor:
     """
     if len(values) == 0 or batch % len(values):
         raise InterventionError(
-            f"{what} for {len(values)} samples in a batch of {batch}",
+            f"{name} for {len(values)} samples in a batch of {batch}",
             "give one row a sample, or run one batch",
         )
     return values.repeat_interleave(batch // len(values), dim=0) if len(values) < batch else values
-
-
-def _last(empty: Tensor) -> Tensor:
-    last = empty.clone()
-    last[:, -1] = True
-    return last

@@ -1,6 +1,6 @@
-"""A forward that is resumed at a layer.
+"""Resume a forward at a layer.
 
-Tower, connector and the blocks below have been run once, and are not run again.
+Vision tower, connector and the blocks below have run once, and are not run again.
 """
 
 from contextlib import AbstractContextManager, ExitStack, nullcontext
@@ -20,23 +20,23 @@ from xlvlms_tutorial.models.watching import record_calls
 
 
 class Resumable:
-    """A forward over one batch that can be run again from a layer on.
+    """Run a forward over one batch once, and then again from a layer on.
 
-    Other states may stand there, or other blocks above.
-
-    The first pass goes through the whole model and records how it calls its decoder; later ones
-    call the decoder alone. Where blocks share more than the residual stream, what is resumed may
-    differ from a whole forward: try it first, and compare by :func:`same_up_to_rounding`.
+    Use it to compare many interventions on upper layers: other states at a layer, or other blocks
+    above it. The first pass goes through the whole model and records how it calls its decoder;
+    later passes call the decoder alone. Where blocks share more than the residual stream, a resumed
+    pass may differ from a whole forward: try it first, and compare by ``same_up_to_rounding``.
 
     Parameters
     ----------
     vlm : VLM
-        The model. What changes it in the first pass changes what tower and
-        connector give later ones too.
+        The model. What changes it in the first pass changes what tower and connector give in later
+        passes too.
     batch : Batch
-        One batch, of samples or of plain texts.
+        One batch, of samples or of plain texts, as ``vlm.batch`` makes it.
     resumes : bool
-        False makes every pass a whole forward, for models where resuming gives something else.
+        True (default) resumes. False makes every pass a whole forward, for models where resuming
+        gives something else.
 
     Attributes
     ----------
@@ -47,24 +47,40 @@ class Resumable:
     --------
     The first tokens of the answers without block 2, at the cost of the blocks above it:
 
+    >>> import torch
+    >>> from xlvlms_tutorial.interventions import Resumable, skip
     >>> run = Resumable(vlm, batch)
     >>> states = run.read(1)
     >>> last = run.read(vlm.n_layers, "last", start=1, states=states, change=skip(vlm, 2))
-    >>> first = vlm.unembed(last[:, 0]).argmax(dim=-1)
+    >>> first_tokens = vlm.unembed(last[:, 0]).argmax(dim=-1)
     >>> with skip(vlm, 2):
-    ...     whole = vlm.forward(batch).logits[:, -1].argmax(dim=-1)
-    >>> torch.equal(first, whole)
+    ...     expected = vlm.forward(batch).logits[:, -1].argmax(dim=-1)
+    >>> torch.equal(first_tokens.cpu(), expected.cpu())
     True
     """
 
     def __init__(self, vlm: VLM, batch: Batch, resumes: bool = True) -> None:
-        self.vlm, self.batch, self.resumes = vlm, batch, resumes
+        self.vlm = vlm
+        self.batch = batch
+        self.resumes = resumes
         self.calls: list[tuple[tuple, dict]] = []
 
     def forward(self) -> Float[Tensor, "b v"]:
-        """Logits of the last position from the whole model, without a cache.
+        """Run the whole model without a cache, and record the decoder's call.
 
-        Records the decoder's call.
+        Call it for the unchanged logits; ``read`` calls it where it has not been called.
+
+        Returns
+        -------
+        tensor (b, v)
+            Logits of the last position, v the size of the vocabulary, in float32.
+
+        Examples
+        --------
+        >>> from xlvlms_tutorial.interventions import Resumable
+        >>> logits = Resumable(vlm, batch).forward()
+        >>> len(logits)
+        4
         """
         with record_calls(anatomy.decoder(self.vlm.model)) as calls:
             self.calls = calls if self.resumes else []
@@ -81,28 +97,36 @@ class Resumable:
         change: AbstractContextManager | None = None,
         dtype: torch.dtype | None = None,
     ) -> Float[Tensor, "*n d"]:
-        """What leaves a layer, at which the pass ends.
+        """Read what leaves a layer, at which the pass ends.
 
         Parameters
         ----------
         layer : int
             The layer that is read, 0 to L.
         positions : str or mask (b, t)
-            Which positions are read, as in :func:`~xlvlms_tutorial.activations.hooks.reading`.
+            Which positions are read: "all" (default), "last", or as in
+            :func:`~xlvlms_tutorial.activations.reading`.
         start : int
-            The layer at which the pass starts, with ``states`` in the place of what
-            the blocks up to it would give.
+            The layer at which the pass starts, with ``states`` in place of what the blocks up to it
+            would compute. 0 (default) starts at the embeddings.
         states : tensor (b, t, d), optional
-            What leaves layer ``start``, at all positions; without a meaning where that is 0.
+            What leaves layer ``start``, at all positions; not used where ``start`` is 0.
         change : context manager, optional
-            An intervention that holds during this pass; edits of layer ``start`` act on ``states``.
+            An intervention that is in force during this pass; edits of layer ``start`` act on
+            ``states``. By default there is none.
         dtype : torch.dtype, optional
-            The number format of what is read; by default the model's.
+            The dtype of the result; by default the model's.
 
         Returns
         -------
         tensor
             On the CPU: (b, t, d) of all positions, (b, 1, d) of "last", (n, d) of a mask.
+
+        Examples
+        --------
+        >>> from xlvlms_tutorial.interventions import Resumable
+        >>> Resumable(vlm, batch).read(12, "last").shape
+        torch.Size([4, 1, 576])
         """
         vlm = self.vlm
         with ExitStack() as stack:
@@ -110,7 +134,7 @@ class Resumable:
                 stack.enter_context(skip(vlm, range(1, start + 1)))
                 stack.enter_context(replace(vlm, states, start))
             stack.enter_context(change or nullcontext())
-            found = stack.enter_context(
+            collected = stack.enter_context(
                 reading(vlm, layer, positions=positions, dtype=dtype, stop=True)
             )
             if self.calls:
@@ -119,34 +143,39 @@ class Resumable:
                 anatomy.decoder(vlm.model)(*args, **kwargs)
             else:
                 self.forward()
-        return computed(found)[layer, WHOLE_BLOCK][0]
+        return computed(collected)[layer, WHOLE_BLOCK][0]
 
 
 def same_up_to_rounding(
     states: Float[Tensor, "*n"], expected: Float[Tensor, "*n"], dtype: torch.dtype
 ) -> bool:
-    """Whether what a resumed pass gives is what a whole forward gives.
+    """Whether two results agree up to rounding, as those of a resumed and a whole forward should.
+
+    Use it before relying on ``Resumable``: where it is False, blocks of this model share more than
+    the residual stream.
 
     Parameters
     ----------
     states, expected : tensor
         States or logits of the two passes, in one shape.
     dtype : torch.dtype
-        The number format in which the model computes.
+        The dtype in which the model computes.
 
     Returns
     -------
     bool
-        Whether no difference is more than two roundings (or 1e-5) of the largest expected value.
+        Whether no difference exceeds two roundings of this dtype, or 1e-5, times the largest
+        absolute expected value.
 
     Examples
     --------
     >>> import torch
+    >>> from xlvlms_tutorial.interventions import same_up_to_rounding
     >>> expected = torch.tensor([-100.0, 1.0])
     >>> same_up_to_rounding(expected + 9e-4, expected, torch.float32)
     True
     >>> same_up_to_rounding(expected + 2e-3, expected, torch.float32)
     False
     """
-    near = max(2 * torch.finfo(dtype).eps, 1e-5) * float(expected.abs().max())
-    return torch.allclose(states, expected, rtol=0, atol=near)
+    tolerance = max(2 * torch.finfo(dtype).eps, 1e-5) * float(expected.abs().max())
+    return torch.allclose(states, expected, rtol=0, atol=tolerance)

@@ -1,4 +1,4 @@
-"""Leave out blocks, MLPs or attentions, or run them side by side, with caches that stay correct.
+"""Skip blocks, MLPs or attentions, or run them in parallel, with caches that stay correct.
 
 What is skipped is not computed.
 """
@@ -27,6 +27,7 @@ from xlvlms_tutorial.models.support import require
 from xlvlms_tutorial.models.vlm import VLM
 from xlvlms_tutorial.models.watching import on_input, on_output
 
+# the allowed values of the arguments part, scope, cache, norm and combine
 PARTS = ("block", "mlp", "attention")
 SCOPES = ("prefill", "decode", "both")
 CACHES = ("own", "previous")
@@ -41,46 +42,74 @@ def skip(
 ) -> Iterator[None]:
     """Skip blocks, or their MLPs or attentions, in the prefill, in decode steps or in both.
 
-    Shukor and Cord, 2024, Skipping Computations. A skipped block hands on what it was given, a
-    skipped MLP or attention adds nothing. Where decode steps run a block that the prefill skipped,
-    they find in its cache its ``own`` keys and values, for which its attention still runs in the
-    prefill (exact: only the outputs are bypassed), or those of the ``previous`` block, which costs
-    nothing (as the authors' code does). A block keeps its own if there is none before it, or one
-    whose keys are not of its kind: linear attention and convolutions keep a state instead, windows
-    hold less than the prompt, heads may differ. Where later blocks attend to a block's keys
-    (Gemma 4), its attention always runs.
+    Use it to see which layers a model needs, and what skipping saves: what is skipped is not
+    computed. A skipped block passes on its input; a skipped MLP or attention adds nothing (Shukor
+    and Cord, 2024, Skipping Computations in Multimodal LLMs, arXiv 2410.09454).
+
+    Parameters
+    ----------
+    vlm : VLM
+        The model.
+    layers : int or sequence of int
+        The layers whose block is skipped, 1 to L.
+    part : "block", "mlp" or "attention"
+        What is skipped of each; the whole block by default.
+    scope : "prefill", "decode" or "both"
+        Whether the change is in force while the prompt is processed, in decode steps, or in both
+        (default).
+    cache : "own" or "previous"
+        Which keys and values a decode step finds where the prefill skipped its block. "own"
+        (default): the block's own, for which its attention still runs in the prefill (exact: only
+        the outputs are bypassed). "previous": those of the block before it, which costs nothing (as
+        the authors' code does). A block keeps its own if there is none before it, or one whose keys
+        are not of its kind: linear attention and convolutions keep a state instead, windows hold
+        less than the prompt, heads may differ. Where later blocks attend to a block's keys (Gemma
+        4), its attention always runs.
+
+    Returns
+    -------
+    context manager
+        The change is in force inside ``with``.
 
     Raises
     ------
     LayerError
         If a layer is out of range.
     InterventionError
-        If part, scope or cache has another value than those named, a model has more
-        that does the part's work (experts beside an MLP), or a scope is asked for
-        in a generation without a cache.
+        If part, scope or cache has another value than those named, a model has more that does the
+        part's work (experts beside an MLP), or a scope is requested in a generation without a
+        cache.
     AnatomyError
-        If a block has no such part; ``vlm.supports("skip", part)`` says so before.
+        If a block has no such part; ``vlm.supports("skip", part)`` tells before.
     FoldError
         If a vector is folded into a block or MLP that would be skipped.
+
+    Examples
+    --------
+    A skipped block passes on its input, the residual stream of the layer below:
+
+    >>> import torch
+    >>> from xlvlms_tutorial.activations import read
+    >>> from xlvlms_tutorial.interventions import skip
+    >>> with skip(vlm, 12):
+    ...     states = read(vlm, batch, [11, 12], positions="last")
+    >>> torch.equal(states[11, "block"], states[12, "block"])
+    True
     """
-    _known(part=(part, PARTS), scope=(scope, SCOPES), cache=(cache, CACHES))
-    chosen, clock = checked_layers(vlm, layers), Clock(vlm)
-    require(vlm, "skip", part, chosen)
+    _require_allowed(part=(part, PARTS), scope=(scope, SCOPES), cache=(cache, CACHES))
+    selected = checked_layers(vlm, layers)
+    clock = Clock(vlm)
+    require(vlm, "skip", part, selected)
     if part != "attention":
-        refuse_folded(vlm, chosen, "skipping")
+        refuse_folded(vlm, selected, "skipping")
     make = {"block": _no_block, "mlp": _no_mlp, "attention": _no_attention}[part]
     forwards: dict[nn.Module, Callable] = {}
-    for layer in chosen:
-        keeps = _Keeps(vlm, layer, scope, cache == "previous" and part == "block", clock)
-        forwards |= {
-            module: _scoped(scope, clock, function)
-            for module, function in make(vlm, layer, keeps).items()
-        }
-    with (
-        clock.ticking(),
-        overridden(forwards),
-        bypassing(vlm, chosen if part != "attention" else []),
-    ):
+    for layer in selected:
+        keeper = _CacheKeeper(vlm, layer, scope, cache == "previous" and part == "block", clock)
+        for module, function in make(vlm, layer, keeper).items():
+            forwards[module] = _scoped(scope, clock, function)
+    bypassed = selected if part != "attention" else []
+    with clock.ticking(), overridden(forwards), bypassing(vlm, bypassed):
         yield
 
 
@@ -89,45 +118,73 @@ def skip(
 def parallel(vlm: VLM, layers: Layers, norm: str = "first", scope: str = "both") -> Iterator[None]:
     r"""Run a block's MLP beside its attention instead of after it.
 
-    The block's output is :math:`x + \mathrm{attention}(\mathrm{LN}_1 x) +
-    \mathrm{MLP}(\mathrm{LN} x)`, where ``norm`` says which of the block's two norms the MLP's
-    input goes through: the ``first``, shared with the attention (as the authors' code does), or
-    the ``second``, its own. No work goes, only depth.
+    Use it to see whether the order of the two matters. The block's output is :math:`x +
+    \mathrm{attention}(\mathrm{LN}_1 x) + \mathrm{MLP}(\mathrm{LN} x)`. It saves no work, only
+    depth.
+
+    Parameters
+    ----------
+    vlm : VLM
+        The model.
+    layers : int or sequence of int
+        The layers whose block is changed, 1 to L.
+    norm : "first" or "second"
+        Which of the block's two norms the MLP's input goes through: the "first" (default), shared
+        with the attention (as the authors' code does), or the "second", its own.
+    scope : "prefill", "decode" or "both"
+        Whether the change is in force while the prompt is processed, in decode steps, or in both
+        (default).
+
+    Returns
+    -------
+    context manager
+        The change is in force inside ``with``.
 
     Raises
     ------
     LayerError
         If a layer is out of range.
     InterventionError
-        If ``norm`` or ``scope`` has another value than those named, or a scope is asked for
-        in a generation without a cache.
+        If ``norm`` or ``scope`` has another value than those named, or a scope is requested in a
+        generation without a cache.
     AnatomyError
-        If a block has no two norms or no single MLP;
-        ``vlm.supports("parallel", norm)`` says so before.
+        If a block has no two norms or no single MLP; ``vlm.supports("parallel", norm)`` tells
+        before.
+
+    Examples
+    --------
+    The states differ from those of the usual order:
+
+    >>> import torch
+    >>> from xlvlms_tutorial.activations import read
+    >>> from xlvlms_tutorial.interventions import parallel
+    >>> usual = read(vlm, batch, 12, positions="last")[12, "block"]
+    >>> with parallel(vlm, 12):
+    ...     states = read(vlm, batch, 12, positions="last")[12, "block"]
+    >>> states.shape, torch.equal(states, usual)
+    (torch.Size([4, 1, 576]), False)
     """
-    _known(norm=(norm, NORMS), scope=(scope, SCOPES))
-    chosen, clock = checked_layers(vlm, layers), Clock(vlm)
-    require(vlm, "parallel", norm, chosen)
+    _require_allowed(norm=(norm, NORMS), scope=(scope, SCOPES))
+    selected = checked_layers(vlm, layers)
+    clock = Clock(vlm)
+    require(vlm, "parallel", norm, selected)
     forwards: dict[nn.Module, Callable] = {}
     with clock.ticking(), ExitStack() as stack:
-        for layer in chosen:
-            block, seen = vlm.blocks[layer - 1], {}
+        for layer in selected:
+            block = vlm.blocks[layer - 1]
             entry = anatomy.mlp_entry(block)
+            buffer: dict[str, Tensor] = {}
             # LN1's output goes into the MLP, or LN1's input, which is the block's, into LN2
             watch = on_output if norm == "first" else on_input
-            stack.enter_context(
-                watch(anatomy.first_norm(block), partial(seen.__setitem__, "states"))
-            )
+            save = partial(buffer.__setitem__, "states")
+            stack.enter_context(watch(anatomy.first_norm(block), save))
             # by a hook: whatever replaces the MLP's forward may give it some of the positions only
             if norm == "first":
-                stack.enter_context(
-                    entry.register_forward_pre_hook(_giver(seen, scope, clock), prepend=True)
-                )
+                hook = _mlp_input(buffer, scope, clock)
+                stack.enter_context(entry.register_forward_pre_hook(hook, prepend=True))
             else:
-                own = lambda original, given, seen=seen: original(
-                    seen.pop("states").reshape(given.shape)
-                )
-                forwards[anatomy.second_norm(block)] = _scoped(scope, clock, own)
+                second_norm = anatomy.second_norm(block)
+                forwards[second_norm] = _scoped(scope, clock, partial(_norm_of_saved, buffer))
         stack.enter_context(overridden(forwards))
         yield
 
@@ -139,79 +196,117 @@ def parallel_pairs(
 ) -> Iterator[None]:
     r"""Run block l and block l + 1 on the same input.
 
-    The pair's output is the ``mean`` of theirs, or (``sum``) :math:`x + f_l(x) + f_{l+1}(x)`,
-    where ``f`` is what a block adds. ``layers`` names the first block of each pair. Each block
-    keeps the keys and values of its own.
+    Use it to see whether two consecutive blocks need each other. The pair's output is the mean of
+    theirs, or their sum :math:`x + f_l(x) + f_{l+1}(x)`, where :math:`f` is what a block adds. Each
+    block keeps its own keys and values.
+
+    Parameters
+    ----------
+    vlm : VLM
+        The model.
+    layers : int or sequence of int
+        The first layer l of each pair, 1 to L - 1; pairs do not overlap.
+    combine : "mean" or "sum"
+        How the outputs of a pair are combined; "mean" by default.
+    scope : "prefill", "decode" or "both"
+        Whether the change is in force while the prompt is processed, in decode steps, or in both
+        (default).
+
+    Returns
+    -------
+    context manager
+        The change is in force inside ``with``.
 
     Raises
     ------
     LayerError
         If a pair is out of range.
     InterventionError
-        If pairs overlap, or ``combine`` or ``scope`` has another value than those named.
+        If pairs overlap, ``combine`` or ``scope`` has another value than those named, or a scope is
+        requested in a generation without a cache.
     FoldError
         If a vector is folded into a block of a pair.
+
+    Examples
+    --------
+    Layer 13 is the sum of what both blocks make of layer 11:
+
+    >>> import torch
+    >>> from xlvlms_tutorial.activations import read
+    >>> from xlvlms_tutorial.interventions import parallel_pairs, skip
+    >>> with parallel_pairs(vlm, 12, combine="sum"):
+    ...     states = read(vlm, batch, [11, 12, 13], positions="last")
+    >>> with skip(vlm, 12):
+    ...     second = read(vlm, batch, 13, positions="last")[13, "block"]
+    >>> expected = states[12, "block"] + second - states[11, "block"]
+    >>> torch.allclose(states[13, "block"], expected, atol=1e-3)
+    True
     """
-    _known(combine=(combine, COMBINES), scope=(scope, SCOPES))
-    firsts, clock = checked_layers(vlm, layers), Clock(vlm)
-    both = checked_layers(vlm, [layer + k for layer in firsts for k in (0, 1)])
-    if len(set(both)) < len(both):
+    _require_allowed(combine=(combine, COMBINES), scope=(scope, SCOPES))
+    firsts = checked_layers(vlm, layers)
+    clock = Clock(vlm)
+    paired = []
+    for layer in firsts:
+        paired += [layer, layer + 1]
+    paired = checked_layers(vlm, paired)
+    if len(set(paired)) < len(paired):
         raise InterventionError(
             f"pairs that overlap, starting at {firsts}", "give first blocks at least two apart"
         )
-    refuse_folded(vlm, both, "running blocks in pairs")
+    refuse_folded(vlm, paired, "running blocks in pairs")
     forwards: dict[nn.Module, Callable] = {}
     for layer in firsts:
-        seen: dict[str, Tensor] = {}
-
-        def leading(
-            original: Callable, *args: object, seen: dict = seen, **kwargs: object
-        ) -> Tensor | tuple:
-            seen["states"] = anatomy.states_in(args, kwargs)
-            return original(*args, **kwargs)
-
-        def following(
-            original: Callable, *args: object, seen: dict = seen, **kwargs: object
-        ) -> Tensor | tuple:
-            # the first was left out, as cross-attention is without a picture
-            if "states" not in seen:
-                return original(*args, **kwargs)
-            first, start = anatomy.states_in(args, kwargs), seen.pop("states")
-            output = original(
-                start, *args[1:], **{k: v for k, v in kwargs.items() if k != "hidden_states"}
-            )
-            second = anatomy.states_of(output)
-            return anatomy.with_states(
-                output, (first + second) / 2 if combine == "mean" else first + second - start
-            )
-
-        pair = {vlm.blocks[layer - 1]: leading, vlm.blocks[layer]: following}
-        forwards |= {block: _scoped(scope, clock, function) for block, function in pair.items()}
-    with clock.ticking(), overridden(forwards), bypassing(vlm, both):
+        leading, following = _pair(combine)
+        forwards[vlm.blocks[layer - 1]] = _scoped(scope, clock, leading)
+        forwards[vlm.blocks[layer]] = _scoped(scope, clock, following)
+    with clock.ticking(), overridden(forwards), bypassing(vlm, paired):
         yield
 
 
-class _Keeps:
-    """Whether a skipped block's cache must hold keys and values that later steps will read.
+def _pair(combine: str) -> tuple[Callable, Callable]:
+    """Forwards of two blocks that run on the same input."""
+    buffer: dict[str, Tensor] = {}
 
-    And how it gets them.
-    """
+    def leading(original: Callable, *args: object, **kwargs: object) -> Tensor | tuple:
+        buffer["states"] = anatomy.states_in(args, kwargs)
+        return original(*args, **kwargs)
+
+    def following(original: Callable, *args: object, **kwargs: object) -> Tensor | tuple:
+        # the first block was left out, as cross-attention is without a picture
+        if "states" not in buffer:
+            return original(*args, **kwargs)
+        first = anatomy.states_in(args, kwargs)
+        start = buffer.pop("states")
+        kwargs.pop("hidden_states", None)
+        output = original(start, *args[1:], **kwargs)
+        second = anatomy.states_of(output)
+        if combine == "mean":
+            return anatomy.with_states(output, (first + second) / 2)
+        return anatomy.with_states(output, first + second - start)
+
+    return leading, following
+
+
+class _CacheKeeper:
+    """Fill a skipped block's cache with the keys and values that later steps will read."""
 
     def __init__(self, vlm: VLM, layer: int, scope: str, previous: bool, clock: Clock) -> None:
         cross = anatomy.cross_attention_layers(vlm.model)
-        self.index, self.scope, self.clock = layer - 1, scope, clock
+        self.index = layer - 1
+        self.scope = scope
+        self.clock = clock
         self.cross = layer in cross
         self.sharing = anatomy.key_sharing(vlm.blocks[layer - 1])
         self.previous = (
             previous
             and layer > 1
             and not {layer, layer - 1} & cross
-            and _alike(*vlm.blocks[layer - 2 : layer])
+            and _same_shapes(*vlm.blocks[layer - 2 : layer])
         )
 
     def must_run(self, states: Tensor, kwargs: dict) -> bool:
         """Bring the cache in order; True if the attention itself has to run for that."""
-        # what is lent must be made, cache or not; who borrows keeps nothing
+        # keys that a block lends must be computed, with or without a cache; a borrower has none
         if self.sharing is not None:
             return self.sharing == "lends"
         cache = kwargs.get("past_key_values", kwargs.get("cache_params"))
@@ -227,83 +322,87 @@ class _Keeps:
         return not (self.previous and copy_cache(cache, self.index, states.shape[1]))
 
 
-def _no_block(vlm: VLM, layer: int, keeps: _Keeps) -> dict[nn.Module, Callable]:
+def _no_block(vlm: VLM, layer: int, keeper: _CacheKeeper) -> dict[nn.Module, Callable]:
     block = vlm.blocks[layer - 1]
 
     def forward(original: Callable, *args: object, **kwargs: object) -> Tensor | tuple:
         states = anatomy.states_in(args, kwargs)
-        if not keeps.must_run(states, kwargs):
+        if not keeper.must_run(states, kwargs):
             return states
-        with overridden(_no_mlp(vlm, layer, keeps)):
+        with overridden(_no_mlp(vlm, layer, keeper)):
             return anatomy.with_states(original(*args, **kwargs), states)
 
     return {block: forward}
 
 
-def _no_mlp(vlm: VLM, layer: int, keeps: _Keeps) -> dict[nn.Module, Callable]:
+def _no_mlp(vlm: VLM, layer: int, keeper: _CacheKeeper) -> dict[nn.Module, Callable]:
     def silent(part: nn.Module) -> Callable:
-        return lambda original, states, *more: nothing(part, states, *more)
+        return lambda original, states, *arguments: nothing(part, states, *arguments)
 
     return {part: silent(part) for part in anatomy.mlp_parts(vlm.blocks[layer - 1])}
 
 
-# how many things a mixture of experts returns beside the states
-_BESIDE: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
+# how many outputs a mixture of experts has beside the states
+_EXTRA_OUTPUTS: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
 
 
-def nothing(part: nn.Module, states: Tensor, *more: object) -> Tensor | tuple:
-    """What an MLP, or a linear map that is a part of it, returns when it adds nothing.
+def nothing(part: nn.Module, states: Tensor, *arguments: object) -> Tensor | tuple:
+    """Return what an MLP, or a linear layer that is a part of it, gives when it adds nothing.
 
-    Some mixtures of experts return their router's scores too: each runs once, for one
-    position, to see whether it does.
+    ``part`` is the MLP, ``states`` its input, and ``arguments`` what else it is called with. Some
+    mixtures of experts return their router's scores too: each runs once, for one position, to see
+    whether it does.
     """
     zeros = states.new_zeros(*states.shape[:-1], getattr(part, "out_features", states.shape[-1]))
-    if anatomy.mixed(part) and part not in _BESIDE:
-        one = [given[:1, :1] if isinstance(given, Tensor) else given for given in (states, *more)]
+    if anatomy.mixed(part) and part not in _EXTRA_OUTPUTS:
+        one_position = []
+        for argument in (states, *arguments):
+            cut = isinstance(argument, Tensor)
+            one_position.append(argument[:1, :1] if cut else argument)
         # the class's own function: the module's may be one that counts on all positions
         with torch.no_grad():
-            made = type(part).forward(part, *one)
-        _BESIDE[part] = len(made) - 1 if isinstance(made, tuple) else 0
-    beside = _BESIDE.get(part, 0)
-    return (zeros, *[None] * beside) if beside else zeros
+            output = type(part).forward(part, *one_position)
+        _EXTRA_OUTPUTS[part] = len(output) - 1 if isinstance(output, tuple) else 0
+    extra = _EXTRA_OUTPUTS.get(part, 0)
+    return (zeros, *[None] * extra) if extra else zeros
 
 
-def _no_attention(vlm: VLM, layer: int, keeps: _Keeps) -> dict[nn.Module, Callable]:
+def _no_attention(vlm: VLM, layer: int, keeper: _CacheKeeper) -> dict[nn.Module, Callable]:
     block = vlm.blocks[layer - 1]
-    alone = anatomy.recurrent(block)  # it gives its states alone, an attention weights too
+    recurrent = anatomy.recurrent(block)  # it returns states only, an attention its weights too
 
     def forward(original: Callable, *args: object, **kwargs: object) -> Tensor | tuple:
         states = anatomy.states_in(args, kwargs)
-        if keeps.must_run(states, kwargs):
+        if keeper.must_run(states, kwargs):
             original(*args, **kwargs)
-        made = states.new_zeros(*states.shape[:-1], vlm.width)
-        return made if alone else (made, None)
+        zeros = states.new_zeros(*states.shape[:-1], vlm.width)
+        return zeros if recurrent else (zeros, None)
 
     return {anatomy.attention(block): forward}
 
 
-def _alike(first: nn.Module, second: nn.Module) -> bool:
-    """Whether one block's keys can stand for the other's: made by attentions of the same shapes."""
-    shapes = [
-        {name: weight.shape for name, weight in anatomy.attention(block).named_parameters()}
-        for block in (first, second)
-    ]
+def _same_shapes(first: nn.Module, second: nn.Module) -> bool:
+    """Whether one block's keys can replace the other's: their attentions have the same shapes."""
+    shapes = []
+    for block in (first, second):
+        weights = anatomy.attention(block).named_parameters()
+        shapes.append({name: weight.shape for name, weight in weights})
     return shapes[0] == shapes[1] and not anatomy.recurrent(second)
 
 
-def _known(**given: tuple[str, Sequence[str]]) -> None:
-    for name, (value, allowed) in given.items():
+def _require_allowed(**options: tuple[str, Sequence[str]]) -> None:
+    for name, (value, allowed) in options.items():
         if value not in allowed:
             raise InterventionError(f"unknown {name} {value!r}", f"allowed: {', '.join(allowed)}")
 
 
 def _outside(scope: str, clock: Clock) -> bool:
     if scope != "both" and clock.mixed:
-        what = (
+        problem = (
             f"scope {scope!r} without a cache, where each step runs the "
             "prompt and the answer together"
         )
-        raise InterventionError(what, "leave use_cache=False out, or use scope='both'")
+        raise InterventionError(problem, "leave use_cache=False out, or use scope='both'")
     return scope == ("prefill" if clock.decoding else "decode")
 
 
@@ -316,17 +415,27 @@ def _scoped(scope: str, clock: Clock, function: Callable) -> Callable:
     return forward
 
 
-def _giver(seen: dict[str, Tensor], scope: str, clock: Clock) -> Callable:
-    def give(module: nn.Module, args: tuple) -> tuple:
-        states = seen.pop("states")
+def _mlp_input(buffer: dict[str, Tensor], scope: str, clock: Clock) -> Callable:
+    """A hook that gives the saved states to the MLP."""
+
+    def hook(module: nn.Module, args: tuple) -> tuple:
+        states = buffer.pop("states")
         return args if _outside(scope, clock) else (states.reshape(args[0].shape),)
 
-    return give
+    return hook
+
+
+def _norm_of_saved(buffer: dict[str, Tensor], original: Callable, states: Tensor) -> Tensor:
+    """The second norm, of the saved states in place of its own input."""
+    return original(buffer.pop("states").reshape(states.shape))
 
 
 @contextmanager
 def bypassing(vlm: VLM, layers: Sequence[int]) -> Iterator[None]:
-    """Let nothing be folded into these layers meanwhile, whose work may not be done."""
+    """Refuse, inside this block, to fold a vector into these layers, whose work may not be done.
+
+    ``vlm`` is the model, ``layers`` the numbers of the layers.
+    """
     vlm.bypassed.update(layers)
     try:
         yield

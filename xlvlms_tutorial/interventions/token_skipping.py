@@ -1,6 +1,6 @@
-"""Leave out the MLPs of some positions only.
+"""Skip the MLPs of some positions only.
 
-The others are gathered, computed and scattered back, so that the work really goes.
+The other positions are gathered, computed and scattered back, so that the work is really saved.
 """
 
 from collections.abc import Callable, Iterator
@@ -45,48 +45,79 @@ def skip_mlp_tokens(
 ) -> Iterator[None]:
     r"""Skip the MLPs of these blocks at a share of each sample's positions of a span.
 
-    Shukor and Cord, 2024, arXiv 2405.16700, figure 11.
+    Use it to see how many image tokens need their MLPs (Shukor and Cord, 2024, Implicit Multimodal
+    Alignment, arXiv 2405.16700, figure 11).
 
     .. math::
 
         h_i \leftarrow h_i + m_i \, \mathrm{MLP}(\mathrm{LN}_2 h_i),
         \quad m_i = 0 \text{ at the positions drawn, else } 1
 
-    Attention keeps all positions. Of the :math:`n` positions of the span that a sample has,
-    :math:`\lfloor share \cdot n + 1/2 \rfloor` are drawn, or ``n_tokens``; at all layers the same.
-    The draw depends on ``seed`` and on the sample's row in its batch alone, and what a smaller
-    share draws, a larger one draws too. ``span`` is a name such as "image", "question" or "answer",
-    several in a tuple, or a mask (b, t) over the prompt. Only the prompt's positions are skipped:
-    tokens that are generated have their MLPs.
+    Attention keeps all positions. The same positions are drawn at all layers; the draw depends only
+    on ``seed`` and on the sample's row in its batch, and what a smaller share draws, a larger one
+    draws too. Only the prompt's positions are skipped: generated tokens have their MLPs.
+
+    Parameters
+    ----------
+    vlm : VLM
+        The model.
+    layers : int or sequence of int
+        The layers whose block's MLP is skipped, 1 to L.
+    share : float
+        The share of the positions to draw, 0 to 1: of the :math:`n` positions that a sample has,
+        :math:`\lfloor share \cdot n + 1/2 \rfloor`. 1 (default) draws all.
+    span : str, tuple of str, or mask (b, t)
+        Where positions are drawn: a span such as "image" (default), "question" or "answer", several
+        of them in a tuple, or a boolean mask over the prompt.
+    seed : int
+        The seed of the draw.
+    n_tokens : int, optional
+        The number of positions to draw in each sample, in place of a share.
+
+    Returns
+    -------
+    context manager
+        The MLPs are skipped inside ``with``.
 
     Raises
     ------
     LayerError
         If a layer is out of range.
     SelectionError
-        If the share is not in [0, 1], ``n_tokens`` is negative or given with a share,
-        or a sample has fewer positions.
+        If the share is not in [0, 1], ``n_tokens`` is negative or given with a share, or a sample
+        has fewer positions.
     SpanError
-        If the kind of positions is unknown, or the running model or some sample has none.
+        If the span is unknown, or the model or some sample has no such positions.
     InterventionError
         If it is not known where the span is, or the mask is for another batch.
     AnatomyError
         If a block has no single MLP, as one with experts beside a dense MLP.
     FoldError
         If a vector is folded into an MLP that would be skipped.
+
+    Examples
+    --------
+    Half of the 16 image positions of each of four samples get nothing from the MLP:
+
+    >>> from xlvlms_tutorial.activations import read
+    >>> from xlvlms_tutorial.interventions import skip_mlp_tokens
+    >>> with skip_mlp_tokens(vlm, 12, share=0.5):
+    ...     mlp = read(vlm, batch, 12, places="mlp", positions="image")[12, "mlp"]
+    >>> len(mlp), int((mlp == 0).all(dim=1).sum())
+    (64, 32)
     """
-    chosen = checked_layers(vlm, layers)
-    require(vlm, "skip", "mlp", chosen)
-    refuse_folded(vlm, chosen, "skipping")
+    selected = checked_layers(vlm, layers)
+    require(vlm, "skip", "mlp", selected)
+    refuse_folded(vlm, selected, "skipping")
     draw = _Draw(vlm, span, share, n_tokens, seed)
-    with draw.clock.ticking(), bypassing(vlm, chosen), ExitStack() as stack:
-        for layer in dict.fromkeys(chosen):
+    with draw.clock.ticking(), bypassing(vlm, selected), ExitStack() as stack:
+        for layer in dict.fromkeys(selected):
             stack.enter_context(_drawn_at(vlm.blocks[layer - 1], draw))
         yield
 
 
 def check_share(share: float, n_tokens: int | None = None) -> None:
-    """Stop a share or a number of positions that cannot be drawn.
+    """Refuse a share, or a number ``n_tokens`` of positions, that cannot be drawn.
 
     Raises
     ------
@@ -105,7 +136,7 @@ def check_share(share: float, n_tokens: int | None = None) -> None:
 
 
 def check_spans(span: str | tuple[str, ...]) -> tuple[str, ...]:
-    """The names of kinds of positions, in a tuple.
+    """Return the names of spans as a tuple, once they are checked.
 
     Raises
     ------
@@ -121,47 +152,54 @@ def check_spans(span: str | tuple[str, ...]) -> tuple[str, ...]:
 
 
 class _Draw:
-    """Which positions one context skips, drawn once for each batch."""
+    """Which positions one context manager skips, drawn once for each batch."""
 
     def __init__(self, vlm: VLM, span: Span, share: float, n_tokens: int | None, seed: int) -> None:
         check_share(share, n_tokens)
         self.span = span if isinstance(span, Tensor) else check_spans(span)
-        self.vlm, self.share, self.n_tokens, self.seed = vlm, share, n_tokens, seed
+        self.vlm = vlm
+        self.share = share
+        self.n_tokens = n_tokens
+        self.seed = seed
         self.clock = Clock(vlm)
-        # the batch, rows and positions that the draw is for
-        self._of: tuple[object, tuple[int, int]] | None = None
+        # the batch, and its numbers of rows and positions, that the draw is for
+        self._drawn_for: tuple[object, tuple[int, int]] | None = None
         self._skipped = self._rest = torch.empty(0)
 
     def skipped(self) -> Bool[Tensor, "b t"]:
-        """Where the MLP is left out, on the CPU."""
+        """Mark where the MLP is skipped, on the CPU."""
         self._update()
         return self._skipped
 
     def rest(self) -> Int[Tensor, "n"]:
         """The numbers of the other positions, on the model's device.
 
-        All rows of the batch one after the other.
+        They are counted through all rows of the batch, one after the other.
         """
         self._update()
         return self._rest
 
     def _update(self) -> None:
-        batch, shape = self.vlm.running, self.clock.shape
-        # by identity: a batch is never changed, and the next one may have pictures elsewhere
-        if self._of is not None and self._of[0] is batch and self._of[1] == shape:
-            return
-        drawn = fit(self._drawn(self._where().cpu()), shape[0], "span")
-        if (missing := shape[1] - drawn.shape[1]) < 0:
-            what = f"{shape[1]} positions of a prompt that has {drawn.shape[1]}"
+        batch = self.vlm.running
+        shape = self.clock.shape
+        if self._drawn_for is not None:
+            drawn_batch, drawn_shape = self._drawn_for
+            # by identity: a batch is never changed, and the next one may have pictures elsewhere
+            if drawn_batch is batch and drawn_shape == shape:
+                return
+        skipped = fit(self._draw(self._span_mask().cpu()), shape[0], "span")
+        missing = shape[1] - skipped.shape[1]
+        if missing < 0:
             raise InterventionError(
-                what, "run the whole prompt at once: no prefill in chunks, no assisted decoding"
+                f"{shape[1]} positions of a prompt that has {skipped.shape[1]}",
+                "run the whole prompt at once: no prefill in chunks, no assisted decoding",
             )
-        # without a cache every step sees the whole sequence: what
-        # follows the prompt has been generated
-        self._skipped = nn.functional.pad(drawn, (0, missing))
-        self._rest, self._of = _numbers(~self._skipped).to(self.vlm.device), (batch, shape)
+        # without a cache every step sees the whole sequence, with generated tokens after the prompt
+        self._skipped = nn.functional.pad(skipped, (0, missing))
+        self._rest = _numbers(~self._skipped).to(self.vlm.device)
+        self._drawn_for = (batch, shape)
 
-    def _where(self) -> Bool[Tensor, "b t"]:
+    def _span_mask(self) -> Bool[Tensor, "b t"]:
         if isinstance(self.span, Tensor):
             check_length(self.vlm, self.span, "span")
             return self.span
@@ -172,18 +210,20 @@ class _Draw:
             )
         return span_mask(self.vlm, self.vlm.running, self.span)
 
-    def _drawn(self, where: Bool[Tensor, "b t"]) -> Bool[Tensor, "b t"]:
-        drawn = torch.zeros_like(where)
-        for row, found in enumerate(where):
-            at = found.nonzero().flatten()
-            n = int(self.share * len(at) + 0.5) if self.n_tokens is None else self.n_tokens
-            if n > len(at):
+    def _draw(self, mask: Bool[Tensor, "b t"]) -> Bool[Tensor, "b t"]:
+        result = torch.zeros_like(mask)
+        for row, row_mask in enumerate(mask):
+            positions = row_mask.nonzero().flatten()
+            count = len(positions)
+            n = int(self.share * count + 0.5) if self.n_tokens is None else self.n_tokens
+            if n > count:
                 raise SelectionError(
-                    f"{n} positions of row {row} of the batch, which has {len(at)} of them",
+                    f"{n} positions of row {row} of the batch, which has {count} of them",
                     "give fewer n_tokens",
                 )
-            drawn[row, at[np.random.default_rng([self.seed, row]).permutation(len(at))[:n]]] = True
-        return drawn
+            order = np.random.default_rng([self.seed, row]).permutation(count)
+            result[row, positions[order[:n]]] = True
+        return result
 
 
 # of each block, in order of entry
@@ -192,11 +232,16 @@ _DRAWS: WeakKeyDictionary[nn.Module, list[_Draw]] = WeakKeyDictionary()
 
 @contextmanager
 def _drawn_at(block: nn.Module, draw: _Draw) -> Iterator[None]:
-    """Let a draw hold at a block; nested ones skip what any of them draws, by one gather."""
+    """Put a draw in force at a block.
+
+    Nested ones skip what any of them draws, by one gather.
+    """
     draws = _DRAWS.setdefault(block, [])
     draws.append(draw)
     try:
-        with overridden(_gathering(block, draws) if len(draws) == 1 else {}):
+        # the outermost draw replaces the forwards, and they look at all draws
+        forwards = _gathering(block, draws) if len(draws) == 1 else {}
+        with overridden(forwards):
             yield
     finally:
         draws.remove(draw)
@@ -205,42 +250,40 @@ def _drawn_at(block: nn.Module, draw: _Draw) -> Iterator[None]:
 def _gathering(block: nn.Module, draws: list[_Draw]) -> dict[nn.Module, Callable]:
     entry, exit_ = anatomy.mlp_entry(block), anatomy.mlp(block)
 
-    def whole(original: Callable, states: Tensor) -> Tensor | tuple:
-        if (rest := _rest(draws, states.device)) is None:
+    def whole_mlp(original: Callable, states: Tensor) -> Tensor | tuple:
+        rest = _rest(draws, states.device)
+        if rest is None:
             return original(states)
         if not len(rest):
             return nothing(exit_, states)
         output = original(_gathered(states, rest))
-        return anatomy.with_states(
-            output, _scattered(anatomy.states_of(output), rest, draws[0].clock.shape)
-        )
+        computed = anatomy.states_of(output)
+        return anatomy.with_states(output, _scattered(computed, rest, draws[0].clock.shape))
 
-    def first(original: Callable, states: Tensor) -> Tensor:
+    def first_layer(original: Callable, states: Tensor) -> Tensor:
         rest = _rest(draws, states.device)
         return original(states if rest is None else _gathered(states, rest))
 
-    def last(original: Callable, hidden: Tensor) -> Tensor:
+    def last_layer(original: Callable, hidden: Tensor) -> Tensor:
         rest = _rest(draws, hidden.device)
-        return (
-            original(hidden)
-            if rest is None
-            else _scattered(original(hidden), rest, draws[0].clock.shape)
-        )
+        if rest is None:
+            return original(hidden)
+        return _scattered(original(hidden), rest, draws[0].clock.shape)
 
-    return {exit_: whole} if entry is exit_ else {entry: first, exit_: last}
+    return {exit_: whole_mlp} if entry is exit_ else {entry: first_layer, exit_: last_layer}
 
 
 def _rest(draws: list[_Draw], device: torch.device) -> Int[Tensor, "n"] | None:
-    """The positions whose MLP runs, or None where that is all of them."""
+    """The positions whose MLP runs, or None where all of them do."""
     if draws[0].clock.decoding:
         return None
-    one = (
-        draws[0].rest()
-        if len(draws) == 1
-        else _numbers(~torch.stack([draw.skipped() for draw in draws]).any(dim=0))
-    )
+    if len(draws) == 1:
+        rest = draws[0].rest()
+    else:
+        skipped = torch.stack([draw.skipped() for draw in draws]).any(dim=0)
+        rest = _numbers(~skipped)
     rows, length = draws[0].clock.shape
-    return None if len(one) == rows * length else one.to(device)
+    return None if len(rest) == rows * length else rest.to(device)
 
 
 def _numbers(mask: Bool[Tensor, "b t"]) -> Int[Tensor, "n"]:
@@ -256,8 +299,10 @@ def _gathered(
 
 
 def _scattered(
-    made: Tensor, rest: Int[Tensor, "n"], shape: tuple[int, int]
+    output: Tensor, rest: Int[Tensor, "n"], shape: tuple[int, int]
 ) -> Float[Tensor, "b t d"] | Float[Tensor, "positions d"]:
-    width = made.shape[-1]
-    rows = made.new_zeros(shape[0] * shape[1], width).index_copy_(0, rest, made.reshape(-1, width))
-    return rows if made.ndim == 2 else rows.view(*shape, width)
+    width = output.shape[-1]
+    rows = output.new_zeros(shape[0] * shape[1], width).index_copy_(
+        0, rest, output.reshape(-1, width)
+    )
+    return rows if output.ndim == 2 else rows.view(*shape, width)
