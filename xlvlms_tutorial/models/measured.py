@@ -32,8 +32,21 @@ def greedy_logits(
 ) -> tuple[Int[Tensor, "b new"], Float[Tensor, "b new vocabulary"]]:
     """Return the new tokens, and the logits that each was chosen by.
 
-    ``use_cache`` says whether keys and values are cached, ``steps`` how many tokens are generated
-    after the prompts of ``batch``.
+    Parameters
+    ----------
+    vlm : VLM
+        The model.
+    batch : Batch
+        The prompts.
+    use_cache : bool
+        Whether keys and values are cached.
+    steps : int
+        How many tokens are generated after each prompt, 5 by default.
+
+    Returns
+    -------
+    tuple of Tensor and Tensor
+        Integers (b, new), and logits (b, new, vocabulary) in float32.
     """
     # no picture would fill a placeholder that the model writes itself
     options = {

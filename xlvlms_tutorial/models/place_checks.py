@@ -170,12 +170,14 @@ def _without(
     rows, length = prompts
     start = [0]
 
-    def enter(_: nn.Module, args: tuple, named: dict) -> None:
+    def _enter(_: nn.Module, args: tuple, named: dict) -> None:
         cache = named.get("past_key_values")  # BLIP-2 has one even where none is asked for
         start[0] = 0 if cache is None else int(cache.get_seq_length())
 
     def hook(scope: str) -> Callable:
-        def leave(_: nn.Module, args: tuple, named: dict, output: Tensor | tuple) -> Tensor | tuple:
+        def _leave(
+            _: nn.Module, args: tuple, named: dict, output: Tensor | tuple
+        ) -> Tensor | tuple:
             states = anatomy.states_of(output)
             by_row = states.reshape(rows, -1, states.shape[-1])
             if part == "block":
@@ -191,7 +193,7 @@ def _without(
             changed = torch.where(mask, replacement, by_row).reshape(states.shape)
             return anatomy.with_states(output, changed)
 
-        return leave
+        return _leave
 
     find = {
         "block": lambda block: [block],
@@ -200,7 +202,7 @@ def _without(
     }[part]
     with ExitStack() as stack:
         stack.callback(
-            anatomy.decoder(vlm.model).register_forward_pre_hook(enter, with_kwargs=True).remove
+            anatomy.decoder(vlm.model).register_forward_pre_hook(_enter, with_kwargs=True).remove
         )
         for layer, scope in scopes.items():
             for module in find(vlm.blocks[layer - 1]):

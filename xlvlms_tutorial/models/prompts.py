@@ -82,13 +82,13 @@ def counted(
             raise PromptError(
                 f"{type(many).__name__} as {name}", "give a list, with one for each sample"
             )
-    shown = {name: many for name, many in shown.items() if many is not None}
-    sizes = {len(many) for many in (*shown.values(), answers) if many is not None}
+    media = {name: many for name, many in shown.items() if many is not None}
+    sizes = {len(many) for many in (*media.values(), answers) if many is not None}
     if sizes - {len(texts)} or len(texts) < least:
-        counts = ", ".join(f"{len(many)} {name}s" for name, many in shown.items()) or "no pictures"
+        counts = ", ".join(f"{len(many)} {name}s" for name, many in media.items()) or "no pictures"
         n_answers = 0 if answers is None else len(answers)
         raise PromptError(f"{len(texts)} texts, {n_answers} answers, {counts}")
-    return shown
+    return media
 
 
 def require_counts(**numbers: int | None) -> None:

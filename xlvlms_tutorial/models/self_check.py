@@ -207,11 +207,11 @@ def block_in_path(vlm: VLM, batch: Batch) -> Outcome:
     number = min(2, vlm.n_layers)
     before = vlm.forward(batch).logits
 
-    def bypass(_: nn.Module, args: tuple, named: dict, output: Tensor | tuple) -> Tensor | tuple:
+    def _bypass(_: nn.Module, args: tuple, named: dict, output: Tensor | tuple) -> Tensor | tuple:
         return anatomy.with_states(output, anatomy.states_in(args, named))
 
     # first of all hooks: the model's own must see what the bypass leaves
-    with vlm.blocks[number - 1].register_forward_hook(bypass, with_kwargs=True, prepend=True):
+    with vlm.blocks[number - 1].register_forward_hook(_bypass, with_kwargs=True, prepend=True):
         after = vlm.forward(batch).logits
     share = apart(after[words_of(batch)], before[words_of(batch)])
     return share > 0, f"without block {number} logits differ by {share:.1e}"
