@@ -253,9 +253,9 @@ def _answers(
     if not samples:
         raise SelectionError("no samples", "give at least one")
     if answers is None:
-        if bare := [sample.id for sample in samples if not sample.captions]:
+        if uncaptioned := [sample.id for sample in samples if not sample.captions]:
             raise SelectionError(
-                f"{len(bare)} samples without a caption, such as {bare[0]!r}",
+                f"{len(uncaptioned)} samples without a caption, such as {uncaptioned[0]!r}",
                 "give the answers to train on",
             )
         return [sample.captions[0] for sample in samples]

@@ -41,6 +41,7 @@ from xlvlms_tutorial.models.processors import load_processor, require_own
 from xlvlms_tutorial.models.vlm import VLM
 from xlvlms_tutorial.models.wrapping import check, require_architecture, require_finite, tested
 
+# The models that come with the package, by name
 EMBEDDED = (
     "pocket-llava",
     "pocket-llava-video",
@@ -144,7 +145,8 @@ def load(
     >>> pocket.name, pocket.n_layers, str(pocket.dtype)
     ('pocket-llava', 30, 'torch.float32')
     """
-    name, placed = os.path.expanduser(name), place(device)
+    name = os.path.expanduser(name)
+    placed = place(device)
     number = number_format(dtype, placed)
     if quantise not in (None, *QUANTISED):
         raise LoadError(

@@ -28,8 +28,8 @@ def middle_between(vlm: VLM, batch: Batch) -> Outcome:
     if not (layers := _kinds(vlm, "read", "middle")):
         return False, "no block has a norm before its MLP"
     for layer in layers:
-        start, middle = _between(vlm, batch, layer, False)
-        same, without = _between(vlm, batch, layer, True)
+        start, middle = _between(vlm, batch, layer, attention=True)
+        start_without, middle_without = _between(vlm, batch, layer, attention=False)
         words = words_of(batch)
         if not apart(middle[words], start[words]) > 0:
             return (
@@ -39,7 +39,8 @@ def middle_between(vlm: VLM, batch: Batch) -> Outcome:
                     "and MLP run side by side"
                 ),
             )
-        if not (share := apart(without[words], same[words])) <= rounding(vlm):
+        share = apart(middle_without[words], start_without[words])
+        if not share <= rounding(vlm):
             return (
                 False,
                 (
@@ -88,7 +89,8 @@ def fold_adds(vlm: VLM, batch: Batch) -> Outcome:
     """A vector folded into the bias of an MLP is added to its output, or folding is refused."""
     from xlvlms_tutorial.interventions import add, fold
 
-    layer, vector = min(2, vlm.n_layers), torch.linspace(-1, 1, vlm.width)
+    layer = min(2, vlm.n_layers)
+    vector = torch.linspace(-1, 1, vlm.width)
     try:
         with fold(vlm, vector, layer):
             folded = vlm.forward(batch).logits
@@ -140,10 +142,10 @@ def _kinds(vlm: VLM, what: str, place: str) -> list[int]:
     return sorted({*allowed[:2], *first.values()})
 
 
-def _between(vlm: VLM, batch: Batch, layer: int, bare: bool) -> tuple[Tensor, Tensor]:
+def _between(vlm: VLM, batch: Batch, layer: int, attention: bool) -> tuple[Tensor, Tensor]:
     """Return what enters a block, and what enters its second norm.
 
-    ``bare``: with an attention that adds nothing.
+    Without ``attention`` its attention adds nothing.
     """
     block = vlm.blocks[layer - 1]
     states = {}
@@ -151,7 +153,9 @@ def _between(vlm: VLM, batch: Batch, layer: int, bare: bool) -> tuple[Tensor, Te
         for name, module in {"start": block, "middle": anatomy.second_norm(block)}.items():
             stack.enter_context(on_input(module, partial(states.__setitem__, name)))
         stack.enter_context(
-            _without(vlm, "attention", {layer: "both"} if bare else {}, batch["input_ids"].shape)
+            _without(
+                vlm, "attention", {} if attention else {layer: "both"}, batch["input_ids"].shape
+            )
         )
         vlm.forward(batch, logits=False, use_cache=False)
     # OPT puts all rows in one
@@ -217,7 +221,7 @@ def _steps_apart(ours: tuple[Tensor, Tensor], theirs: tuple[Tensor, Tensor]) -> 
 
     Steps count up to the first token in which a row differs.
     """
-    (new, logits), (others, expected) = ours, theirs
-    same = (new == others).long().cumprod(dim=1)
-    comparable = torch.cat([torch.ones_like(same[:, :1]), same[:, :-1]], dim=1).bool()
+    (tokens, logits), (expected_tokens, expected) = ours, theirs
+    agreed = (tokens == expected_tokens).long().cumprod(dim=1)
+    comparable = torch.cat([torch.ones_like(agreed[:, :1]), agreed[:, :-1]], dim=1).bool()
     return apart(logits[comparable], expected[comparable])

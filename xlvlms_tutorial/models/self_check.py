@@ -205,15 +205,15 @@ def cache_equal(vlm: VLM, batch: Batch) -> Outcome:
 def block_in_path(vlm: VLM, batch: Batch) -> Outcome:
     """The logits change when a block's output is replaced by its input."""
     number = min(2, vlm.n_layers)
-    before = vlm.forward(batch).logits
+    plain = vlm.forward(batch).logits
 
     def _bypass(_: nn.Module, args: tuple, named: dict, output: Tensor | tuple) -> Tensor | tuple:
         return anatomy.with_states(output, anatomy.states_in(args, named))
 
     # first of all hooks: the model's own must see what the bypass leaves
     with vlm.blocks[number - 1].register_forward_hook(_bypass, with_kwargs=True, prepend=True):
-        after = vlm.forward(batch).logits
-    share = apart(after[words_of(batch)], before[words_of(batch)])
+        bypassed = vlm.forward(batch).logits
+    share = apart(bypassed[words_of(batch)], plain[words_of(batch)])
     return share > 0, f"without block {number} logits differ by {share:.1e}"
 
 
@@ -228,6 +228,7 @@ REQUIRED: dict[str, Callable[[VLM, Batch], Outcome]] = {
     "generation": cache_equal,
     "block bypass": block_in_path,
 }
+# All self-checks by name, those of single places included
 CHECKS = REQUIRED | PLACED
 
 

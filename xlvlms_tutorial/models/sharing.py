@@ -213,14 +213,14 @@ def generate_shared(
     numbers = {picture: number for number, picture in enumerate(pictures)}
     of_row = torch.tensor([numbers[id(image)] for image in images], device=vlm.device)
     start = _without_padding(batch, 0)[:length]
-    begin = vlm.prepare(
+    beginning = vlm.prepare(
         {
             "input_ids": start.expand(len(pictures), -1),
             "attention_mask": torch.ones(len(pictures), length, dtype=torch.long),
             "pixel_values": batch["pixel_values"][list(pictures.values())],
         }
     )
-    cache = vlm.forward(begin, logits=False, use_cache=True).past_key_values
+    cache = vlm.forward(beginning, logits=False, use_cache=True).past_key_values
     cache.batch_select_indices(of_row)
     return vlm.generate_ids(_continued(vlm, batch, start), max_new_tokens, past_key_values=cache)
 

@@ -179,16 +179,16 @@ def refusal(block: nn.Module, what: str, place: str) -> XlvlmsError | None:
             "choose another place",
         )
     if what == "fold" and (
-        after := [name for name, _ in block.named_children() if re.fullmatch(_AFTER, name)]
+        norms := [name for name, _ in block.named_children() if re.fullmatch(_AFTER, name)]
     ):
         return InterventionError(
             "its block does not simply add its MLP's output to the residual stream "
-            f"({after[0]} comes after it)"
+            f"({norms[0]} comes after it)"
         )
     for part, places in _WHOLE.items():
-        if (what, place) in places and (others := beside(block, part)):
+        if (what, place) in places and (names := beside(block, part)):
             message = (
-                f"{what} {place}: {type(block).__name__} has {' and '.join(others)} beside its "
+                f"{what} {place}: {type(block).__name__} has {' and '.join(names)} beside its "
                 f"{part}, which would go on working"
             )
             return InterventionError(message, "choose the whole block, or another part")
