@@ -172,8 +172,14 @@ class TextEncoder:
 
     Attributes
     ----------
-    model, tokenizer, name, layer
-        As they were given.
+    model : PreTrainedModel
+        The encoder.
+    tokenizer : PreTrainedTokenizerBase
+        Its tokenizer.
+    name : str
+        What records call the encoder.
+    layer : int or None
+        The layer whose states are given.
 
     Examples
     --------

@@ -59,8 +59,10 @@ class VLM:
         Its processor.
     tokenizer : PreTrainedTokenizerBase or None
         The processor's tokenizer, which pads on the left.
-    name, revision : str, str or None
-        What records call these weights.
+    name : str
+        What records call these weights, an adapter or quantisation included.
+    revision : str or None
+        Their revision.
     blocks : torch.nn.ModuleList
         The decoder blocks; ``blocks[l - 1]`` writes layer l of the residual stream.
     checks : DataFrame or None
