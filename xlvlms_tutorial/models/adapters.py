@@ -24,9 +24,21 @@ _MAGNITUDE = "lora_magnitude_vector"
 def add_adapter(
     model: PreTrainedModel, adapter: str | os.PathLike, name: str = "", offline: bool = False
 ) -> None:
-    """Add a LoRA (Hu et al., 2021) or DoRA (Liu et al., 2024) to the model ``name``, in place.
+    """Add a LoRA or DoRA adapter to a model, in place.
 
-    A shipped one, or from a folder or the hub.
+    The adapter is a shipped one, or comes from a folder or the hub (Hu et al., 2021, arXiv
+    2106.09685; Liu et al., 2024, arXiv 2402.09353).
+
+    Parameters
+    ----------
+    model : PreTrainedModel
+        The model, changed in place.
+    adapter : str or path
+        One of ``SHIPPED``, also at a step ("pocket-place@step-0040"), a folder or a hub id.
+    name : str
+        What the model was loaded as: shipped adapters fit one model only.
+    offline : bool
+        Whether only files on this machine are used. False by default.
 
     Raises
     ------
@@ -58,7 +70,7 @@ def add_adapter(
         except OSError as cause:
             advice = "give a folder, or a hub id, with what peft's save_pretrained writes"
             raise LoadError(f"adapter {adapter!r} has no {file} that can be had", advice) from cause
-    shown = logging.is_progress_bar_enabled()
+    bar_enabled = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()  # of what takes a tenth of a second
     try:
         import_peft()
@@ -71,45 +83,45 @@ def add_adapter(
     except (OSError, *FAILURES) as cause:
         raise unreadable(f"adapter {adapter!r}", cause) from cause
     finally:
-        if shown:
+        if bar_enabled:
             logging.enable_progress_bar()
-    if wrong := sorted({*info.missing_keys, *info.unexpected_keys}):
+    if unmatched := sorted({*info.missing_keys, *info.unexpected_keys}):
         # transformers only logs it, and answers as if there were no adapter
-        told = (
-            f"adapter {adapter!r} does not fit {type(model).__name__}: {len(wrong)} weights have "
-            f"no counterpart, such as {wrong[0]}"
+        message = (
+            f"adapter {adapter!r} does not fit {type(model).__name__}: {len(unmatched)} weights "
+            f"have no counterpart, such as {unmatched[0]}"
         )
         advice = (
             "give an adapter that was trained on this model, or merge it into the "
             "weights by peft and load those"
         )
-        raise LoadError(told, advice)
+        raise LoadError(message, advice)
 
 
 def _with_magnitudes(file: str) -> dict[str, Tensor] | None:
-    """The weights of a DoRA (Liu et al., 2024), whose vectors peft names otherwise in a model.
+    """Return the weights of a DoRA adapter, whose magnitude vectors have another name in a model.
 
-    None for others, to be read as ever.
+    None for other adapters, which peft reads itself.
     """
     with safe_open(file, "pt") as weights:
         if not any(name.endswith(_MAGNITUDE) for name in weights.keys()):  # noqa: SIM118
             return None
-        return {
-            name + ".weight" * name.endswith(_MAGNITUDE): weights.get_tensor(name)
-            for name in weights.keys()  # noqa: SIM118
-        }
+        state = {}
+        for name in weights.keys():  # noqa: SIM118
+            suffix = ".weight" if name.endswith(_MAGNITUDE) else ""
+            state[name + suffix] = weights.get_tensor(name)
+        return state
 
 
 def import_peft() -> None:
-    """Import peft.
+    """Import peft without the warning of bitsandbytes.
 
-    Where bitsandbytes is installed it comes along, and its warning of a kernel
-    for 4-bit weights is held back.
+    Where bitsandbytes is installed peft imports it, and it warns of a kernel for 4-bit weights.
     """
-    noisy = messages.getLogger("bitsandbytes.backends.cpu.ops")
-    before = noisy.level
-    noisy.setLevel(messages.ERROR)
+    logger = messages.getLogger("bitsandbytes.backends.cpu.ops")
+    level = logger.level
+    logger.setLevel(messages.ERROR)
     try:
         importlib.import_module("peft")
     finally:
-        noisy.setLevel(before)
+        logger.setLevel(level)

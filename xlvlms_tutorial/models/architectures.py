@@ -9,7 +9,20 @@ import pandas as pd
 class Architecture:
     """An architecture that passes the contract tests.
 
-    Its name, what it takes beside text, and what to know about it.
+    Parameters
+    ----------
+    name : str
+        What its authors call it.
+    modalities : tuple of str
+        What it takes beside text: "image" (the default), "video", "audio".
+    note : str
+        What to know about it; empty by default.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.models import ARCHITECTURES
+    >>> ARCHITECTURES["llava"].name, ARCHITECTURES["llava"].modalities
+    ('LLaVA-1.5', ('image',))
     """
 
     name: str
@@ -115,12 +128,25 @@ ARCHITECTURES: dict[str, Architecture] = {
 
 
 def architectures() -> pd.DataFrame:
-    """The architectures that pass the contract tests.
+    """Return a table of the architectures that pass the contract tests.
 
-    Columns model_type, name, takes (beside text) and note.
+    ``load`` takes these without ``allow_untested``.
+
+    Returns
+    -------
+    DataFrame
+        A row for each architecture: model_type (as ``config.json`` names it), name, takes (what it
+        takes beside text) and note.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.models import architectures
+    >>> table = architectures().set_index("model_type")
+    >>> table.loc["qwen2_vl", "name"], table.loc["qwen2_vl", "takes"]
+    ('Qwen2-VL', 'image, video')
     """
     rows = [
-        (kind, known.name, ", ".join(known.modalities), known.note)
-        for kind, known in ARCHITECTURES.items()
+        (kind, architecture.name, ", ".join(architecture.modalities), architecture.note)
+        for kind, architecture in ARCHITECTURES.items()
     ]
     return pd.DataFrame(rows, columns=["model_type", "name", "takes", "note"])

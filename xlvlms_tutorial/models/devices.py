@@ -1,4 +1,4 @@
-"""Which device a model goes to, and in which number format."""
+"""Which device a model goes to, and in which dtype."""
 
 import os
 import platform
@@ -31,7 +31,7 @@ DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 
 def place(device: str | torch.device) -> torch.device | str:
-    """The device for "auto", and any other as torch names it; "balanced" stays.
+    """Return the device for "auto", and any other as torch names it; "balanced" stays.
 
     Raises
     ------
@@ -41,43 +41,44 @@ def place(device: str | torch.device) -> torch.device | str:
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if device == "auto":
         # accelerate launch and torchrun: one process a GPU
-        mine = int(os.environ.get("LOCAL_RANK", "0"))
-        return torch.device("cuda", mine % gpus) if gpus else torch.device("cpu")
+        rank = int(os.environ.get("LOCAL_RANK", "0"))
+        return torch.device("cuda", rank % gpus) if gpus else torch.device("cpu")
     if device == "balanced" and gpus:
         return device
     try:
-        found = torch.device(device)
-        torch.zeros(1, device=found)
+        placed = torch.device(device)
+        torch.zeros(1, device=placed)
     except (RuntimeError, AssertionError, NotImplementedError) as cause:
-        here = ["auto", "cpu", *(f"cuda:{k}" for k in range(gpus)), *["balanced"] * bool(gpus)]
-        here += ["mps"] * torch.backends.mps.is_available()
+        available = ["auto", "cpu", *(f"cuda:{k}" for k in range(gpus))]
+        if gpus:
+            available.append("balanced")
+        if torch.backends.mps.is_available():
+            available.append("mps")
         reason = str(cause).strip().split("\n")[0]
         raise LoadError(
             f"device {str(device)!r} cannot be used ({reason})",
-            f"this machine has: {', '.join(here)}",
+            f"this machine has: {', '.join(available)}",
         ) from cause
-    if found.type == "meta":
+    if placed.type == "meta":
         raise LoadError("device 'meta' holds no weights", "give cpu, cuda or auto")
-    return found
+    return placed
 
 
 def home(model: torch.nn.Module) -> torch.device:
-    """Where a model's weights are, or are brought to when they are offloaded."""
+    """Return where a model's weights are, or are brought to when they are offloaded."""
     device = model.device
-    return (
-        device
-        if device.type != "meta"
-        else torch.device(model.get_input_embeddings()._hf_hook.execution_device)
-    )
+    if device.type != "meta":
+        return device
+    return torch.device(model.get_input_embeddings()._hf_hook.execution_device)
 
 
 def number_format(dtype: str | torch.dtype, placed: torch.device | str) -> torch.dtype:
-    """The number format of the weights for "auto" on a device, or the one that is named.
+    """Return the dtype of the weights for "auto" on a device, or the one that is named.
 
     Raises
     ------
     LoadError
-        If it is no floating-point format.
+        If it is no floating-point dtype.
     """
     if dtype == "auto":
         if str(placed) == "cpu":
@@ -89,9 +90,9 @@ def number_format(dtype: str | torch.dtype, placed: torch.device | str) -> torch
             if cuda and torch.cuda.is_bf16_supported(including_emulation=False)
             else torch.float16
         )
-    if (told := str(dtype).removeprefix("torch.")) not in DTYPES:
-        raise LoadError(f"dtype {told!r}", f"allowed: auto, {', '.join(DTYPES)}")
-    return getattr(torch, told)
+    if (name := str(dtype).removeprefix("torch.")) not in DTYPES:
+        raise LoadError(f"dtype {name!r}", f"allowed: auto, {', '.join(DTYPES)}")
+    return getattr(torch, name)
 
 
 def set_attention(model: PreTrainedModel, how: str) -> None:
@@ -100,11 +101,12 @@ def set_attention(model: PreTrainedModel, how: str) -> None:
     Raises
     ------
     LoadError
-        If it is none, needs a package that is not installed, or the model does not have it.
+        If ``how`` is none of them, needs a package that is not installed, or the model does not
+        have it.
     """
-    known = ["eager", *(name for name in ALL_ATTENTION_FUNCTIONS.valid_keys() if "|" not in name)]
-    if how not in known:  # a hub id would be code to run
-        raise LoadError(f"attn_implementation={how!r}", f"allowed: {', '.join(known)}")
+    allowed = ["eager", *(name for name in ALL_ATTENTION_FUNCTIONS.valid_keys() if "|" not in name)]
+    if how not in allowed:  # a hub id would be code to run
+        raise LoadError(f"attn_implementation={how!r}", f"allowed: {', '.join(allowed)}")
     try:
         model.set_attn_implementation(how)
     except FAILURES as cause:
@@ -117,7 +119,7 @@ def set_attention(model: PreTrainedModel, how: str) -> None:
 def processor(
     flags: Collection[str] | None = None, capability: str | None = None
 ) -> tuple[str, str]:
-    """What this processor has and torch uses, and which number format that makes fast, a line each.
+    """Return what this CPU has and torch uses, and which dtype that makes fast, a line each.
 
     ``flags`` and ``capability`` are those of this machine where they are left out.
     """
@@ -125,13 +127,12 @@ def processor(
     capability = capability or torch.backends.cpu.get_cpu_capability()
     units = [name for name, signs in UNITS.items() if signs & set(flags)]
     limits = [f"{name}={value}" for name in LIMITS if (value := os.environ.get(name))]
-    told = (
-        f"{', '.join(units) or 'no known vector units'}; torch uses {capability}"
-        + f" ({', '.join(limits)})" * bool(limits)
-    )
+    description = f"{', '.join(units) or 'no known vector units'}; torch uses {capability}"
+    if limits:
+        description += f" ({', '.join(limits)})"
     if not any(name in HALF for name in units):
         return (
-            told,
+            description,
             (
                 "float32, the default on a CPU: this one has no units for bfloat16, which "
                 "is several times slower here"
@@ -140,11 +141,11 @@ def processor(
     limit = os.environ.get("ONEDNN_MAX_CPU_ISA", "ALL").upper()
     if not any(sign in limit for sign in ("ALL", "DEFAULT", "BF16", "FP16", "AMX")):
         return (
-            told,
+            description,
             "float32, the default on a CPU: bfloat16 is slow with ONEDNN_MAX_CPU_ISA as it is set",
         )
     return (
-        told,
+        description,
         (
             "float32 is the default on a CPU; bfloat16 is fast here too, but its "
             "results differ between processors"
@@ -153,7 +154,7 @@ def processor(
 
 
 def processor_flags() -> set[str]:
-    """The instruction sets of this processor, in lower case as Linux names them.
+    """Return the instruction sets of this CPU, in lower case as Linux names them.
 
     Empty where the system does not tell.
     """
@@ -162,40 +163,40 @@ def processor_flags() -> set[str]:
         return flags_of_linux(_read("/proc/cpuinfo"))
     if system == "Darwin":
         return flags_of_macos(_ask("sysctl", "machdep.cpu", "hw.optional"))
-    known = {
+    checks = {
         "avx2": "_is_avx2_supported",
         "avx512f": "_is_avx512_supported",
         "avx512_bf16": "_is_avx512_bf16_supported",
     }
-    return {flag for flag, name in known.items() if getattr(torch.cpu, name, bool)()}
+    return {flag for flag, name in checks.items() if getattr(torch.cpu, name, bool)()}
 
 
 def flags_of_linux(cpuinfo: str) -> set[str]:
-    """The flags of the first processor in ``/proc/cpuinfo``: "flags" on x86, "Features" on ARM."""
-    lines = (line.partition(":") for line in cpuinfo.splitlines())
-    return next(
-        (
-            set(value.lower().split())
-            for name, _, value in lines
-            if name.strip().lower() in ("flags", "features")
-        ),
-        set(),
-    )
+    """Return the flags of the first CPU in ``/proc/cpuinfo``.
+
+    They stand behind "flags" on x86 and "Features" on ARM.
+    """
+    for line in cpuinfo.splitlines():
+        name, _, value = line.partition(":")
+        if name.strip().lower() in ("flags", "features"):
+            return set(value.lower().split())
+    return set()
 
 
 def flags_of_macos(told: str) -> set[str]:
-    """The flags in what ``sysctl`` tells.
+    """Return the flags in the output of ``sysctl``.
 
-    Lists of names on Intel, a switch for each on Apple's own processors.
+    It has lists of names on Intel, a switch for each on Apple's own CPUs.
     """
-    found: set[str] = set()
-    for name, _, value in (line.partition(":") for line in told.splitlines()):
+    flags: set[str] = set()
+    for line in told.splitlines():
+        name, _, value = line.partition(":")
         switch = name.rpartition(".")[2].strip().lower()
         if switch in ("features", "leaf7_features"):
-            found |= set(value.lower().split())
+            flags |= set(value.lower().split())
         elif value.strip() == "1":
-            found.add(switch)
-    return found
+            flags.add(switch)
+    return flags
 
 
 def _read(file: str) -> str:

@@ -1,6 +1,6 @@
-"""What other libraries raise at files that are not as they should be, and how it is said.
+"""What other libraries raise at files that are not as they should be, and how it is reported.
 
-Damaged, of another version or not theirs.
+Such files are damaged, of another version or not theirs.
 """
 
 from huggingface_hub.errors import StrictDataclassError
@@ -22,12 +22,12 @@ FAILURES = (
 
 
 def unreadable(what: str, cause: Exception) -> LoadError:
-    """What went wrong in another library, as this package's error."""
+    """Return this package's error for what went wrong in another library."""
     return LoadError(
         f"{what} cannot be loaded ({reason(cause)})", "correct what it names and load again"
     )
 
 
 def reason(cause: Exception) -> str:
-    """What another library says, in one line."""
+    """Return what another library says, in one line."""
     return f"{type(cause).__name__}: {' '.join(str(cause).split())[:300]}"

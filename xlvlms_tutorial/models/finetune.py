@@ -1,6 +1,6 @@
 """Fine-tune a vision-language model towards other answers with LoRA, by peft.
 
-Hu et al., 2021; the steps on the way are kept.
+Hu et al., 2021, arXiv 2106.09685; the steps on the way are kept.
 """
 
 import re
@@ -45,40 +45,84 @@ def fine_tune(
     save_at: Sequence[int] = (),
     progress: bool = False,
 ) -> pd.DataFrame:
-    r"""Train a LoRA of the language model's blocks, or the connector, in place.
+    r"""Train a LoRA of the language model's blocks, or of the connector, in place.
 
-    Returns a row a step: step, loss (nats a token), seconds. The model gives ``answers`` (by
-    default the first caption of each sample) to ``prompt`` (by default the one that asks for a
-    description): :math:`W + \frac{2 r}{r} B A` for the linear maps whose names end in ``targets``,
-    or with "connector" for those of the map from the tower to the language model; everything else
-    is frozen. What is left out meanwhile, as in ``with skip(vlm, layers):``, is trained through.
-    AdamW with ten steps of warmup and a cosine to 0. ``vlm.model.disable_adapters()`` gives the
-    model as it was. With ``folder`` the adapter goes to ``folder/step-0050`` and the like, at the
-    steps of ``save_at`` and at the end, in float16; ``load(..., adapter=...)`` takes it from
-    there, and a killed run goes on.
+    Use it to teach a model another way to answer with few weights. The model learns to give
+    ``answers`` to ``prompt``: :math:`W + \frac{2 r}{r} B A` for the chosen linear layers (Hu et
+    al., 2021, arXiv 2106.09685), with everything else frozen. The optimiser is AdamW with ten steps
+    of warm-up and a cosine to 0. What is left out meanwhile, as in ``with skip(vlm, layers):``, is
+    trained through. ``vlm.model.disable_adapters()`` gives the model as it was.
+
+    Parameters
+    ----------
+    vlm : VLM
+        The model, without an adapter; it is changed in place, its name too.
+    samples : iterable of Sample
+        What the answers are about, all of one modality.
+    answers : sequence of str, or callable, optional
+        One answer for each sample, or a function from a sample to its answer. By default the first
+        caption of each sample.
+    prompt : str, optional
+        What the model is asked. By default the prompt that asks for a description.
+    steps : int
+        How many steps the run has, 200 by default.
+    batch_size : int
+        Samples of a step, 16 by default; at most all of them.
+    learning_rate : float
+        The largest learning rate, reached after the warm-up; 1e-3 by default.
+    rank : int
+        Rank r of the factors A and B, 4 by default.
+    targets : sequence of str, or "connector"
+        Endings of the names of the blocks' linear layers that are adapted, by default "q_proj" and
+        "v_proj"; "connector" adapts those between tower and language model instead.
+    seed : int
+        Draws the first factor and the samples of each step. The same seed gives the same adapter.
+    folder : str or Path, optional
+        Where the adapter goes, as ``folder/step-0050`` and the like, in float16;
+        ``load(..., adapter=...)`` takes it from there, and a killed run goes on. By default nothing
+        is written.
+    save_at : sequence of int
+        After which steps the adapter is written too; it always is at the end. None by default.
+    progress : bool
+        Whether a progress bar is shown; not by default.
+
+    Returns
+    -------
+    DataFrame
+        A row for each step: step (from 1), loss (nats a token) and seconds.
 
     Raises
     ------
     LoadError
         If peft is not installed, or the model has an adapter already.
     SelectionError
-        If there are no samples, as many answers as samples are not given, a number is below 1, or
-        no linear map has such a name.
+        If there are no samples, the answers are not as many as the samples, a number is below 1, or
+        no linear layer has such a name.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.models import fine_tune, load
+    >>> pupil = load("pocket-llava")
+    >>> history = fine_tune(pupil, samples, ["A scene."] * 4, steps=1, batch_size=1, rank=1)
+    >>> history.columns.tolist(), history["step"].tolist()
+    (['step', 'loss', 'seconds'], [1])
+    >>> pupil.name
+    'pocket-llava + LoRA of 1 steps, seed 0'
     """
     samples = list(samples)
-    told = _answers(samples, answers)
+    texts = _answers(samples, answers)
     require_counts(steps=steps, batch_size=batch_size, rank=rank)
     if seed < 0:
         raise SelectionError(f"seed is {seed}", "give 0 or more")
     parameters = _add(vlm, rank, targets, seed)
     folder = None if folder is None else Path(folder)
-    asked = prompt or PROMPTS.get(samples[0].modality, PROMPTS["image"])
+    prompt = prompt or PROMPTS.get(samples[0].modality, PROMPTS["image"])
 
     def loss(step: int) -> Float[Tensor, ""]:
         rows = np.random.default_rng([seed, step]).choice(
             len(samples), min(batch_size, len(samples)), replace=False
         )
-        return loss_of(vlm, [samples[row] for row in rows], asked, [told[row] for row in rows])
+        return loss_of(vlm, [samples[row] for row in rows], prompt, [texts[row] for row in rows])
 
     def save(done: int) -> None:
         if folder is not None and done and (done in save_at or done == steps):
@@ -106,26 +150,69 @@ def fine_tune(
 def loss_of(
     vlm: VLM, samples: Sequence[Sample], prompt: str, answers: Sequence[str]
 ) -> Float[Tensor, ""]:
-    """Mean cross-entropy of answers and their end, in nats a token.
+    """Return the mean cross-entropy of answers and their EOS token, in nats a token.
 
-    Given what the samples show and the prompt.
+    Use it to train, or to measure how well answers fit what the samples show. Gradients flow into
+    the weights that require them.
+
+    Parameters
+    ----------
+    vlm : VLM
+        The model.
+    samples : sequence of Sample
+        What the answers are about.
+    prompt : str
+        What the model is asked about each sample.
+    answers : sequence of str
+        One for each sample.
+
+    Returns
+    -------
+    Tensor
+        A scalar: the mean over all tokens of all answers.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.models import loss_of
+    >>> captions = [sample.captions[0] for sample in samples]
+    >>> loss = loss_of(vlm, samples, "Describe the picture.", captions)
+    >>> shuffled = loss_of(vlm, samples, "Describe the picture.", captions[::-1])
+    >>> loss.ndim, bool(loss < shuffled)
+    (0, True)
     """
     end = vlm.model.generation_config.eos_token_id
-    mark = vlm.tokenizer.convert_ids_to_tokens(end[0] if isinstance(end, list) else end)
-    batch = vlm.batch_of(samples, [prompt] * len(samples), [answer + mark for answer in answers])
-    ids, wanted = batch["input_ids"], batch.mask("answer")
+    eos = vlm.tokenizer.convert_ids_to_tokens(end[0] if isinstance(end, list) else end)
+    batch = vlm.batch_of(samples, [prompt] * len(samples), [answer + eos for answer in answers])
+    ids = batch["input_ids"]
+    mask = batch.mask("answer")
     # the unembedding is a fifth of the work: only where an answer may stand
-    first = int(wanted.any(dim=0).int().argmax())
-    kept = {"logits_to_keep": ids.shape[1] - first + 1} if "logits_to_keep" in vlm.accepts else {}
+    first = int(mask.any(dim=0).int().argmax())
+    options = {}
+    if "logits_to_keep" in vlm.accepts:
+        options["logits_to_keep"] = ids.shape[1] - first + 1
     with vlm.run(batch):
-        logits = vlm.model(**batch, **kept).logits
+        logits = vlm.model(**batch, **options).logits
     length = logits.shape[1] - 1
-    where = wanted[:, -length:]
-    return nn.functional.cross_entropy(logits[:, :-1][where].float(), ids[:, -length:][where])
+    mask = mask[:, -length:]
+    return nn.functional.cross_entropy(logits[:, :-1][mask].float(), ids[:, -length:][mask])
 
 
 def save_adapter(vlm: VLM, folder: str | Path) -> Path:
-    """Write the model's adapter to a folder as peft does, in float16, and return the folder.
+    """Write the model's adapter to a folder as peft does, in float16.
+
+    ``load(..., adapter=folder)`` takes it from there.
+
+    Parameters
+    ----------
+    vlm : VLM
+        A model with an adapter, trained by :func:`fine_tune` or loaded.
+    folder : str or Path
+        Where to write; it is made if it is not there.
+
+    Returns
+    -------
+    Path
+        The folder.
 
     Raises
     ------
@@ -133,6 +220,15 @@ def save_adapter(vlm: VLM, folder: str | Path) -> Path:
         If the model has no adapter.
     OutputError
         If the weights cannot be written.
+
+    Examples
+    --------
+    >>> from tempfile import TemporaryDirectory
+    >>> from xlvlms_tutorial.models import load, save_adapter
+    >>> styled = load("pocket-llava", adapter="pocket-place")
+    >>> with TemporaryDirectory() as folder:
+    ...     sorted(file.name for file in save_adapter(styled, folder).iterdir())
+    ['adapter_config.json', 'adapter_model.safetensors']
     """
     folder = Path(folder)
     if not getattr(vlm.model, "peft_config", None):
@@ -157,21 +253,21 @@ def _answers(
     if not samples:
         raise SelectionError("no samples", "give at least one")
     if answers is None:
-        if bare := [sample.id for sample in samples if not sample.captions]:
+        if uncaptioned := [sample.id for sample in samples if not sample.captions]:
             raise SelectionError(
-                f"{len(bare)} samples without a caption, such as {bare[0]!r}",
+                f"{len(uncaptioned)} samples without a caption, such as {uncaptioned[0]!r}",
                 "give the answers to train on",
             )
         return [sample.captions[0] for sample in samples]
-    told = [answers(sample) for sample in samples] if callable(answers) else list(answers)
-    if len(told) != len(samples) or not all(
-        isinstance(text, str) and text.strip() for text in told
+    texts = [answers(sample) for sample in samples] if callable(answers) else list(answers)
+    if len(texts) != len(samples) or not all(
+        isinstance(text, str) and text.strip() for text in texts
     ):
         raise SelectionError(
-            f"{len(told)} answers for {len(samples)} samples",
+            f"{len(texts)} answers for {len(samples)} samples",
             "give one text for each, none of them empty",
         )
-    return told
+    return texts
 
 
 def _add(vlm: VLM, rank: int, targets: Sequence[str], seed: int) -> dict[str, nn.Parameter]:
@@ -187,7 +283,7 @@ def _add(vlm: VLM, rank: int, targets: Sequence[str], seed: int) -> dict[str, nn
     pattern = _connector_pattern(vlm) if targets == "connector" else _blocks_pattern(vlm, targets)
     torch.manual_seed(seed)  # of the first of the two factors; the second starts at 0
     vlm.model.add_adapter(LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=pattern))
-    # the factors learn in float32, whatever the format of the frozen weights
+    # the factors learn in float32, whatever the dtype of the frozen weights
     parameters = {name: weight for name, weight in vlm.model.named_parameters() if "lora_" in name}
     for weight in parameters.values():
         weight.data = weight.data.float()
@@ -198,17 +294,15 @@ def _add(vlm: VLM, rank: int, targets: Sequence[str], seed: int) -> dict[str, nn
 
 def _blocks_pattern(vlm: VLM, targets: Sequence[str]) -> str:
     names = {id(module): name for name, module in vlm.model.named_modules()}
-    inside = {
-        name
-        for block in vlm.blocks
-        for name, module in block.named_modules()
-        if isinstance(module, nn.Linear)
-    }
-    if not any(name.split(".")[-1] in targets for name in inside):
-        known = sorted({name.split(".")[-1] for name in inside})
+    endings = set()
+    for block in vlm.blocks:
+        for name, module in block.named_modules():
+            if isinstance(module, nn.Linear):
+                endings.add(name.split(".")[-1])
+    if not any(ending in targets for ending in endings):
         raise SelectionError(
             f"targets {targets!r}",
-            f"'connector', or some of the blocks' linear maps {', '.join(known)}",
+            f"'connector', or some of the blocks' linear maps {', '.join(sorted(endings))}",
         )
     stack = names[id(vlm.blocks[0])].rpartition(".")[0]
     return rf"{re.escape(stack)}\.\d+\..*?({'|'.join(map(re.escape, targets))})"
@@ -216,12 +310,10 @@ def _blocks_pattern(vlm: VLM, targets: Sequence[str]) -> str:
 
 def _connector_pattern(vlm: VLM) -> str:
     connector = anatomy.connector(vlm.model)
-    own = (
-        {id(module) for module in connector.modules() if isinstance(module, nn.Linear)}
-        if connector is not None
-        else ()
-    )
-    names = [name for name, module in vlm.model.named_modules() if id(module) in own]
+    names = []
+    if connector is not None:
+        linears = {id(module) for module in connector.modules() if isinstance(module, nn.Linear)}
+        names = [name for name, module in vlm.model.named_modules() if id(module) in linears]
     if not names:
         raise SelectionError(
             (

@@ -41,6 +41,7 @@ from xlvlms_tutorial.models.processors import load_processor, require_own
 from xlvlms_tutorial.models.vlm import VLM
 from xlvlms_tutorial.models.wrapping import check, require_architecture, require_finite, tested
 
+# The models that come with the package, by name
 EMBEDDED = (
     "pocket-llava",
     "pocket-llava-video",
@@ -76,38 +77,50 @@ def load(
     allow_untested: bool = False,
     trust_remote_code: bool = False,
 ) -> VLM:
-    """Load a vision-language model.
+    """Load a vision-language model by name.
 
-    An embedded one, a folder, or an id of the Hugging Face hub ("owner/name").
+    Use it for an embedded model, a folder, or an id of the Hugging Face hub ("owner/name"); for a
+    model that is in memory already there is :meth:`VLM.from_model`.
 
     Parameters
     ----------
-    device
-        "auto" takes CUDA where there is one; any device of torch; or "balanced", which
-        spreads the blocks over all GPUs.
-    dtype
-        "auto" is float32 on CPU, bfloat16 on a GPU, and float16 on a GPU without bfloat16.
-    revision
-        The hub's revision, or for pocket LLaVA a step of its training such as "step-0450".
-    quantise
-        "8bit" or "4bit" (nf4): the linear maps' weights, by bitsandbytes
-        (Dettmers et al., 2022 and 2023).
-    adapter
+    name : str or path
+        One of ``EMBEDDED`` ("pocket-llava" by default), a folder, or a hub id.
+    device : str or torch.device
+        "auto" (the default) takes CUDA where there is one; any device of torch; or "balanced",
+        which spreads the blocks over all GPUs.
+    dtype : str or torch.dtype
+        "auto" (the default) is float32 on CPU, bfloat16 on a GPU, and float16 on a GPU without
+        bfloat16.
+    revision : str, optional
+        The hub's revision, or for pocket LLaVA a step of its training such as "step-0450". By
+        default the newest, or the last step.
+    quantise : str, optional
+        "8bit" or "4bit" (nf4): the linear layers' weights, by bitsandbytes (Dettmers et al., 2022,
+        arXiv 2208.07339, and 2023, arXiv 2305.14314). Not quantised by default.
+    adapter : str or path, optional
         Folder or hub id of a LoRA or DoRA adapter (peft), or for pocket LLaVA "pocket-place",
         "pocket-colour" or "pocket-mood", also at a step of its training ("pocket-place@step-0040").
-        The model keeps its class: ``vlm.model.disable_adapters()`` turns it off.
-    attn_implementation
+        The model keeps its class: ``vlm.model.disable_adapters()`` turns it off. None by default.
+    offline : bool
+        Whether only what is on this machine is used: folders, and the hub's cache. False by
+        default.
+    attn_implementation : str, optional
         How attention is computed: "eager", "sdpa" (transformers' own choice where a model has
         it), "flash_attention_2", "flex_attention" and others that transformers knows. The
-        answers are the same up to rounding.
-    offline
-        Only what is on this machine: folders, and the hub's cache.
-    allow_untested
-        Load an architecture outside :func:`~xlvlms_tutorial.models.architectures.architectures`
-        too, if it passes the self-checks; they are then in ``vlm.checks``. Where only a place in
-        its blocks fails, that place is refused, and ``vlm.supports`` says so.
-    trust_remote_code
-        Run code that the model's authors put beside its weights.
+        answers are the same up to rounding. Transformers' choice by default.
+    allow_untested : bool
+        Whether an architecture outside :func:`~xlvlms_tutorial.models.architectures.architectures`
+        is loaded too, if it passes the self-checks; they are then in ``vlm.checks``. Where only a
+        place in its blocks fails, that place is refused, and ``vlm.supports`` says so. False by
+        default.
+    trust_remote_code : bool
+        Whether code is run that the model's authors put beside its weights. False by default.
+
+    Returns
+    -------
+    VLM
+        The model with its processor, in evaluation mode and with frozen weights.
 
     Raises
     ------
@@ -124,21 +137,29 @@ def load(
     LoadError
         If device, dtype, quantisation, attention, adapter or weights are not to be had in this way,
         weights are NaN, or the processor is another model's.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.models import load
+    >>> pocket = load("pocket-llava", device="cpu")
+    >>> pocket.name, pocket.n_layers, str(pocket.dtype)
+    ('pocket-llava', 30, 'torch.float32')
     """
-    name, placed = os.path.expanduser(name), place(device)
+    name = os.path.expanduser(name)
+    placed = place(device)
     number = number_format(dtype, placed)
     if quantise not in (None, *QUANTISED):
         raise LoadError(
             f"quantise={quantise!r}", f"allowed: None, {', '.join(map(repr, QUANTISED))}"
         )
-    known = name in EMBEDDED
+    reliable = name in EMBEDDED
     with no_network(offline):
-        if known:
+        if reliable:
             vlm = _embedded(name, placed, number, revision, quantise)
         elif os.path.isdir(name) or name.count("/") == 1:
             source = Source(name, revision, offline, trust_remote_code).pinned()
             config = source.config(allow_untested)
-            known = tested(config)
+            reliable = tested(config)
             model = source.model(config, _options(config, placed, number, quantise))
             vlm = VLM(model, source.processor(), name, source.revision)
         else:
@@ -155,7 +176,7 @@ def load(
         set_attention(vlm.model, attn_implementation)
     if name not in EMBEDDED or adapter is not None:
         require_finite(vlm.name, vlm.model)
-    if not known:
+    if not reliable:
         check(vlm)
     elif name not in EMBEDDED:
         require_own(vlm.tokenizer, vlm.placeholders)
@@ -164,20 +185,38 @@ def load(
 
 @contextmanager
 def no_network(wanted: bool) -> Iterator[None]:
-    """Ask nothing of the hub, if that is wanted."""
+    """Ask nothing of the hub inside this block, if that is wanted.
+
+    Parameters
+    ----------
+    wanted : bool
+        False leaves everything as it is.
+    """
     # local_files_only is not enough: transformers asks the hub for adapters, and the
     # hub's library for a list of its own
-    before = constants.HF_HUB_OFFLINE
-    constants.HF_HUB_OFFLINE = before or wanted
+    previous = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = previous or wanted
     try:
         yield
     finally:
-        constants.HF_HUB_OFFLINE = before
+        constants.HF_HUB_OFFLINE = previous
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where a model's files come from."""
+    """Where a model's files come from.
+
+    Parameters
+    ----------
+    name : str
+        A folder, or a hub id.
+    revision : str or None
+        The hub's revision; None is the newest.
+    offline : bool
+        Whether only files on this machine are used.
+    trust_remote_code : bool
+        Whether code beside the files is run.
+    """
 
     name: str
     revision: str | None
@@ -191,18 +230,18 @@ class Source:
 
     @property
     def options(self) -> dict[str, object]:
-        """What every ``from_pretrained`` is told.
+        """The options of every ``from_pretrained``.
 
-        False for remote code is said too: left out, transformers asks at the terminal.
+        False for remote code is given too: left out, transformers asks at the terminal.
         """
-        named = {} if self.revision is None else {"revision": self.revision}
-        return named | {
+        revision = {} if self.revision is None else {"revision": self.revision}
+        return revision | {
             "local_files_only": self.offline,
             "trust_remote_code": self.trust_remote_code,
         }
 
     def pinned(self) -> "Source":
-        """The same at the commit that the revision stands for now.
+        """Return the same source at the commit that the revision stands for now.
 
         All files are then of one state, and records name it.
         """
@@ -220,15 +259,18 @@ class Source:
         return self if self.folder else replace(self, revision=file.parent.name)
 
     def config(self, allow_untested: bool) -> PreTrainedConfig:
-        """The model's configuration, if its architecture is one that may be loaded."""
+        """Return the model's configuration, if its architecture is one that may be loaded.
+
+        ``allow_untested`` is that of :func:`load`.
+        """
         with self.reading("configuration"):
             # the type first: transformers cannot make a configuration of
             # a type that it does not know
-            told = PreTrainedConfig.get_config_dict(self.name, **self.options)[0]
+            settings = PreTrainedConfig.get_config_dict(self.name, **self.options)[0]
             # of a whole Qwen2.5-Omni, the part that reads and answers; the other speaks
-            told = told.get("thinker_config") or told
-            kind = str(told.get("model_type"))
-            if (told.get("vision_config") or {}).get("model_type") == "pocket_tower":
+            settings = settings.get("thinker_config") or settings
+            kind = str(settings.get("model_type"))
+            if (settings.get("vision_config") or {}).get("model_type") == "pocket_tower":
                 # a saved pocket model: registers its parts
                 importlib.import_module("xlvlms_tutorial.pocket.processor")
             if kind not in ARCHITECTURES and not allow_untested:
@@ -248,7 +290,10 @@ class Source:
         return config
 
     def model(self, config: PreTrainedConfig, options: dict[str, object]) -> PreTrainedModel:
-        """The model with its weights."""
+        """Return the model with its weights.
+
+        ``config`` is its configuration; ``options`` go to ``from_pretrained`` with :attr:`options`.
+        """
         options = (
             {"config": config, "use_safetensors": True, "output_loading_info": True}
             | self.options
@@ -257,10 +302,10 @@ class Source:
         self.require_safetensors(config)
         with self.reading("weights"):
             model, info = _auto_class(self.name, config).from_pretrained(self.name, **options)
-        if lacking := sorted(info["missing_keys"]):
+        if missing := sorted(info["missing_keys"]):
             # transformers fills them with random numbers and goes on
-            told = f"{self.name!r} lacks {len(lacking)} of its weights, such as {lacking[0]}"
-            raise LoadError(told, "download it again, or save the whole model")
+            message = f"{self.name!r} lacks {len(missing)} of its weights, such as {missing[0]}"
+            raise LoadError(message, "download it again, or save the whole model")
         return model
 
     def require_safetensors(self, config: PreTrainedConfig) -> None:
@@ -270,21 +315,23 @@ class Source:
         ``use_safetensors=True`` does not see what an index of shards, the config or an
         adapter beside the weights name.
         """
-        named = getattr(config, "transformers_weights", None)
+        weights = getattr(config, "transformers_weights", None)
         with self.reading("weights"):
             index = self._file(
-                named if str(named).endswith(".index.json") else "model.safetensors.index.json"
+                weights if str(weights).endswith(".index.json") else "model.safetensors.index.json"
             )
             shards = set(read_json(index)["weight_map"].values()) if index else set()
             adapter = self._file("adapter_config.json") and not self._file(
                 "adapter_model.safetensors"
             )
         for file in sorted(
-            shards | ({named} if named else set()) | ({"adapter_model.bin"} if adapter else set()),
+            shards
+            | ({weights} if weights else set())
+            | ({"adapter_model.bin"} if adapter else set()),
             key=str,
         ):
-            plain = isinstance(file, str) and not {"/", "\\", ":"} & set(file)
-            if not plain or not file.endswith((".safetensors", ".safetensors.index.json")):
+            beside = isinstance(file, str) and not {"/", "\\", ":"} & set(file)
+            if not beside or not file.endswith((".safetensors", ".safetensors.index.json")):
                 advice = (
                     "save the model again where you trust its files; "
                     "save_pretrained writes safetensors"
@@ -299,22 +346,22 @@ class Source:
 
     def _file(self, name: str) -> Path | None:
         """The path of one of the model's files, if it has it."""
-        where = {
+        options = {
             "revision": self.revision,
             "local_files_only": self.offline,
             "_raise_exceptions_for_missing_entries": False,
         }
-        found = cached_file(self.name, name, **where)
-        return None if found is None else Path(found)
+        path = cached_file(self.name, name, **options)
+        return None if path is None else Path(path)
 
     def processor(self) -> ProcessorMixin:
-        """The model's processor."""
+        """Return the model's processor."""
         with self.reading("processor"):
             return load_processor(self.name, self.revision, self.offline, self.trust_remote_code)
 
     @contextmanager
     def reading(self, part: str) -> Iterator[None]:
-        """Say in this package's errors what transformers raises while it reads a part."""
+        """Turn what transformers raises while it reads a ``part`` into this package's errors."""
         try:
             yield
         except XlvlmsError:
@@ -325,9 +372,9 @@ class Source:
             ) from cause
         except OSError as cause:
             if part == "weights" and self.pickled(cause):
-                told = f"{self.name!r} has no weights in safetensors"
+                message = f"{self.name!r} has no weights in safetensors"
                 raise LoadError(
-                    told, "load it where you trust its files; save_pretrained writes safetensors"
+                    message, "load it where you trust its files; save_pretrained writes safetensors"
                 ) from cause
             raise (
                 unreadable(f"the {part} of {self.name!r}", cause)
@@ -338,7 +385,10 @@ class Source:
             raise unreadable(f"the {part} of {self.name!r}", cause) from cause
 
     def pickled(self, cause: OSError) -> bool:
-        """Whether there are no weights in safetensors, rather than none to be had now."""
+        """Tell whether there are no weights in safetensors, rather than none to be had now.
+
+        ``cause`` is what transformers raised.
+        """
         if self.folder:
             return not any(Path(self.name).glob("*.safetensors"))
         return "with `safetensors`" in str(cause) and not constants.HF_HUB_OFFLINE

@@ -1,6 +1,6 @@
 """The training loop of connectors, adapters and the scorer.
 
-AdamW, warm-up and cosine, clipped gradients, and going on after a kill.
+AdamW, warm-up and cosine, clipped gradients, and resuming after a kill.
 """
 
 import math
@@ -95,18 +95,20 @@ def optimise(
     """
     optimiser = torch.optim.AdamW(parameters.values(), weight_decay=weight_decay)
     history = [] if folder is None else resumed(folder, parameters, optimiser)
-    shown = tqdm(range(len(history), steps), initial=len(history), total=steps, unit="step", **bar)
-    for step in shown:
+    progress = tqdm(
+        range(len(history), steps), initial=len(history), total=steps, unit="step", **bar
+    )
+    for step in progress:
         at_step(step)
-        began = perf_counter()
+        start = perf_counter()
         optimiser.param_groups[0]["lr"] = rate(step)
         current = loss(step)
         optimiser.zero_grad()
         current.backward()
         nn.utils.clip_grad_norm_(parameters.values(), 1.0)
         optimiser.step()
-        history.append({"step": step, "loss": current.item(), "seconds": perf_counter() - began})
-        shown.set_postfix(loss=f"{history[-1]['loss']:.3f}", refresh=False)
+        history.append({"step": step, "loss": current.item(), "seconds": perf_counter() - start})
+        progress.set_postfix(loss=f"{history[-1]['loss']:.3f}", refresh=False)
         if folder is not None and step + 1 in keep_at:
             keep(folder, parameters, optimiser, history)
     at_step(steps)

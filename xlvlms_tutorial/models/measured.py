@@ -1,6 +1,6 @@
 """What the self-checks measure with.
 
-Differences as shares, rounding by number format, greedy tokens with their logits.
+Differences as shares, rounding by dtype, greedy tokens with their logits.
 """
 
 import torch
@@ -20,9 +20,9 @@ Outcome = tuple[bool, str]
 
 
 def rounding(vlm: VLM) -> float:
-    """The largest relative difference that rounding explains in a model's number format.
+    """Return the largest relative difference that rounding explains in a model's dtype.
 
-    As a share of the largest value.
+    It is a share of the largest value.
     """
     return _ROUNDING.get(vlm.dtype, _ROUNDING[torch.bfloat16])
 
@@ -30,7 +30,24 @@ def rounding(vlm: VLM) -> float:
 def greedy_logits(
     vlm: VLM, batch: Batch, use_cache: bool, steps: int = NEW_TOKENS
 ) -> tuple[Int[Tensor, "b new"], Float[Tensor, "b new vocabulary"]]:
-    """The new tokens, and the logits that each was chosen by."""
+    """Return the new tokens, and the logits that each was chosen by.
+
+    Parameters
+    ----------
+    vlm : VLM
+        The model.
+    batch : Batch
+        The prompts.
+    use_cache : bool
+        Whether keys and values are cached.
+    steps : int
+        How many tokens are generated after each prompt, 5 by default.
+
+    Returns
+    -------
+    tuple of Tensor and Tensor
+        Integers (b, new), and logits (b, new, vocabulary) in float32.
+    """
     # no picture would fill a placeholder that the model writes itself
     options = {
         "max_new_tokens": steps,
@@ -44,15 +61,15 @@ def greedy_logits(
         "output_logits": True,
     }
     with vlm.run(batch), greedy(vlm.model), torch.no_grad():
-        made = vlm.model.generate(**batch, use_cache=use_cache, **options)
-    return made.sequences[:, -steps:], torch.stack(made.logits, dim=1).float()
+        output = vlm.model.generate(**batch, use_cache=use_cache, **options)
+    return output.sequences[:, -steps:], torch.stack(output.logits, dim=1).float()
 
 
 def words_of(batch: Batch) -> Bool[Tensor, "b t"]:
-    """Every position but padding, whose states mean nothing."""
+    """Return every position but padding, whose states mean nothing."""
     return batch.spans != SPANS.index("padding")
 
 
 def apart(a: Float[Tensor, "n d"], b: Float[Tensor, "n d"]) -> float:
-    """The largest difference, as a share of the largest value."""
+    """Return the largest difference of ``a`` from ``b``, as a share of ``b``'s largest value."""
     return ((a.float() - b.float()).abs().max() / b.float().abs().max()).item()

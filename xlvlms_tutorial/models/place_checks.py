@@ -28,12 +28,10 @@ def middle_between(vlm: VLM, batch: Batch) -> Outcome:
     if not (layers := _kinds(vlm, "read", "middle")):
         return False, "no block has a norm before its MLP"
     for layer in layers:
-        (start, whole), (same, bare) = (
-            _between(vlm, batch, layer, False),
-            _between(vlm, batch, layer, True),
-        )
+        start, middle = _between(vlm, batch, layer, attention=True)
+        start_without, middle_without = _between(vlm, batch, layer, attention=False)
         words = words_of(batch)
-        if not apart(whole[words], start[words]) > 0:
+        if not apart(middle[words], start[words]) > 0:
             return (
                 False,
                 (
@@ -41,7 +39,8 @@ def middle_between(vlm: VLM, batch: Batch) -> Outcome:
                     "and MLP run side by side"
                 ),
             )
-        if not (share := apart(bare[words], same[words])) <= rounding(vlm):
+        share = apart(middle_without[words], start_without[words])
+        if not share <= rounding(vlm):
             return (
                 False,
                 (
@@ -73,11 +72,11 @@ def _skipped(part: str) -> Callable[[VLM, Batch], Outcome]:
             with _without(vlm, part, scopes, batch["input_ids"].shape):
                 theirs = greedy_logits(vlm, batch, use_cache=False, steps=STEPS)
             worst = max(worst, _steps_apart(ours, theirs))
-        told = (
+        detail = (
             f"layers {', '.join(map(str, layers))} in prefill and decode: "
             f"largest difference {worst:.1e}"
         )
-        return worst <= rounding(vlm), told
+        return worst <= rounding(vlm), detail
 
     check.__doc__ = (
         f"The {part} skipped with a cache, in the prefill and in decode steps, is the {part} "
@@ -90,7 +89,8 @@ def fold_adds(vlm: VLM, batch: Batch) -> Outcome:
     """A vector folded into the bias of an MLP is added to its output, or folding is refused."""
     from xlvlms_tutorial.interventions import add, fold
 
-    layer, vector = min(2, vlm.n_layers), torch.linspace(-1, 1, vlm.width)
+    layer = min(2, vlm.n_layers)
+    vector = torch.linspace(-1, 1, vlm.width)
     try:
         with fold(vlm, vector, layer):
             folded = vlm.forward(batch).logits
@@ -126,64 +126,78 @@ HANGS_ON: dict[str, tuple[tuple[str, str], ...]] = {
 
 
 def _kinds(vlm: VLM, what: str, place: str) -> list[int]:
-    """A layer of each kind of block that allows something at a place.
+    """Return a layer of each kind of block that allows something at a place.
 
-    And the first two of them, off the first of which masks are read.
+    The first two such layers are always among them: masks are read off the first.
     """
     config = vlm.model.config.get_text_config(decoder=True)
     kinds = getattr(config, "layer_types", None) or [None] * vlm.n_layers
     allowed = [layer for layer in range(1, vlm.n_layers + 1) if vlm.supports(what, place, layer)]
-    found: dict[object, int] = {}
+    first: dict[object, int] = {}
     for layer in allowed:
         block = vlm.blocks[layer - 1]
         parts = [anatomy.attention(block), *anatomy.mlp_parts(block)]
         kind = (*map(type, parts), kinds[layer - 1] if layer <= len(kinds) else None)
-        found.setdefault(kind, layer)
-    return sorted({*allowed[:2], *found.values()})
+        first.setdefault(kind, layer)
+    return sorted({*allowed[:2], *first.values()})
 
 
-def _between(vlm: VLM, batch: Batch, layer: int, bare: bool) -> tuple[Tensor, Tensor]:
-    """What enters a block, and what enters its second norm.
+def _between(vlm: VLM, batch: Batch, layer: int, attention: bool) -> tuple[Tensor, Tensor]:
+    """Return what enters a block, and what enters its second norm.
 
-    ``bare``: with an attention that adds nothing.
+    Without ``attention`` its attention adds nothing.
     """
-    block, kept = vlm.blocks[layer - 1], {}
+    block = vlm.blocks[layer - 1]
+    states = {}
     with ExitStack() as stack:
         for name, module in {"start": block, "middle": anatomy.second_norm(block)}.items():
-            stack.enter_context(on_input(module, partial(kept.__setitem__, name)))
+            stack.enter_context(on_input(module, partial(states.__setitem__, name)))
         stack.enter_context(
-            _without(vlm, "attention", {layer: "both"} if bare else {}, batch["input_ids"].shape)
+            _without(
+                vlm, "attention", {} if attention else {layer: "both"}, batch["input_ids"].shape
+            )
         )
         vlm.forward(batch, logits=False, use_cache=False)
-    return kept["start"], kept["middle"].reshape(kept["start"].shape)  # OPT puts all rows in one
+    # OPT puts all rows in one
+    return states["start"], states["middle"].reshape(states["start"].shape)
 
 
 @contextmanager
 def _without(
     vlm: VLM, part: str, scopes: Mapping[int, str], prompts: tuple[int, int]
 ) -> Iterator[None]:
-    """By plain hooks, which leave every cache as it is.
+    """Let parts of some layers add nothing inside this block, by plain hooks.
 
-    These layers' parts add nothing, at positions of the prompt or after it.
+    They add nothing at positions of the prompt or after it, as the scope says. Every cache stays as
+    it is.
     """
-    (rows, length), start = prompts, [0]
+    rows, length = prompts
+    start = [0]
 
-    def enter(_: nn.Module, args: tuple, named: dict) -> None:
+    def _enter(_: nn.Module, args: tuple, named: dict) -> None:
         cache = named.get("past_key_values")  # BLIP-2 has one even where none is asked for
         start[0] = 0 if cache is None else int(cache.get_seq_length())
 
     def hook(scope: str) -> Callable:
-        def leave(_: nn.Module, args: tuple, named: dict, output: Tensor | tuple) -> Tensor | tuple:
-            made = anatomy.states_of(output)
-            given = anatomy.states_in(args, named) if part == "block" else torch.zeros_like(made)
-            seen = made.reshape(rows, -1, made.shape[-1])
-            at = start[0] + torch.arange(seen.shape[1], device=made.device)[None, :, None]
-            there = {"prefill": at < length, "decode": at >= length, "both": at >= 0}[scope]
-            return anatomy.with_states(
-                output, torch.where(there, given.reshape(seen.shape), seen).reshape(made.shape)
-            )
+        def _leave(
+            _: nn.Module, args: tuple, named: dict, output: Tensor | tuple
+        ) -> Tensor | tuple:
+            states = anatomy.states_of(output)
+            by_row = states.reshape(rows, -1, states.shape[-1])
+            if part == "block":
+                replacement = anatomy.states_in(args, named).reshape(by_row.shape)
+            else:
+                replacement = torch.zeros_like(by_row)
+            position = start[0] + torch.arange(by_row.shape[1], device=states.device)[None, :, None]
+            mask = {
+                "prefill": position < length,
+                "decode": position >= length,
+                "both": position >= 0,
+            }[scope]
+            changed = torch.where(mask, replacement, by_row).reshape(states.shape)
+            return anatomy.with_states(output, changed)
 
-        return leave
+        return _leave
 
     find = {
         "block": lambda block: [block],
@@ -192,7 +206,7 @@ def _without(
     }[part]
     with ExitStack() as stack:
         stack.callback(
-            anatomy.decoder(vlm.model).register_forward_pre_hook(enter, with_kwargs=True).remove
+            anatomy.decoder(vlm.model).register_forward_pre_hook(_enter, with_kwargs=True).remove
         )
         for layer, scope in scopes.items():
             for module in find(vlm.blocks[layer - 1]):
@@ -203,11 +217,11 @@ def _without(
 
 
 def _steps_apart(ours: tuple[Tensor, Tensor], theirs: tuple[Tensor, Tensor]) -> float:
-    """The largest difference between the logits of two generations.
+    """Return the largest difference between the logits of two generations.
 
-    Up to the first token in which a row differs.
+    Steps count up to the first token in which a row differs.
     """
-    (new, logits), (others, expected) = ours, theirs
-    same = (new == others).long().cumprod(dim=1)
-    seen = torch.cat([torch.ones_like(same[:, :1]), same[:, :-1]], dim=1).bool()
-    return apart(logits[seen], expected[seen])
+    (tokens, logits), (expected_tokens, expected) = ours, theirs
+    agreed = (tokens == expected_tokens).long().cumprod(dim=1)
+    comparable = torch.cat([torch.ones_like(agreed[:, :1]), agreed[:, :-1]], dim=1).bool()
+    return apart(logits[comparable], expected[comparable])

@@ -46,9 +46,19 @@ ALONG_THE_SEQUENCE += ("cross_attention_mask", "image_attention_mask")
 
 
 class NoVideoProcessor(PushToHubMixin):
-    """Stands where a video processor needs torchvision.
+    """Stand-in for a video processor where torchvision is missing.
 
-    Keeps the settings, so that saving loses nothing, and refuses every video.
+    It keeps the settings, so that saving loses nothing, and refuses every video.
+
+    Parameters
+    ----------
+    settings : dict
+        What the video processor's file holds.
+
+    Examples
+    --------
+    >>> NoVideoProcessor({"fps": 2}).to_dict()
+    {'fps': 2}
     """
 
     model_input_names: tuple[str, ...] = ()  # it makes no inputs
@@ -64,7 +74,7 @@ class NoVideoProcessor(PushToHubMixin):
         )
 
     def to_dict(self) -> dict[str, object]:
-        """The settings as they were loaded."""
+        """Return the settings as they were loaded."""
         return dict(self.settings)
 
     def fetch_videos(self, *_: object, **__: object) -> NoReturn:
@@ -102,8 +112,8 @@ def _class_of(
 
     None if it is not transformers' own.
     """
-    named = getattr(transformers, str(files.get("processor_class")), None)
-    return named or transformers.PROCESSOR_MAPPING.get(
+    processor_class = getattr(transformers, str(files.get("processor_class")), None)
+    return processor_class or transformers.PROCESSOR_MAPPING.get(
         type(AutoConfig.from_pretrained(name, **options)), None
     )
 
@@ -128,10 +138,10 @@ def _load(name: str | Path, options: dict[str, object]) -> object:
         {"__module__": genuine.__module__, "__doc__": genuine.__doc__},
     )
     no_video = NoVideoProcessor(_video_settings(name, options))
-    wanted = genuine.get_attributes()  # in the order of the constructor
+    attributes = genuine.get_attributes()  # in the order of the constructor
     parts = [
         no_video if part == "video_processor" else PARTS[part].from_pretrained(name, **options)
-        for part in wanted
+        for part in attributes
     ]
     return reduced.from_args_and_dict(parts, files)
 
@@ -142,18 +152,34 @@ def load_processor(
     local_files_only: bool = False,
     trust_remote_code: bool = False,
 ) -> ProcessorMixin:
-    """The processor of a hub model or of a folder, from ``AutoProcessor``.
+    """Load the processor of a hub model or of a folder, from ``AutoProcessor``.
 
     Video processors of transformers need torchvision. Where it is not installed, the same processor
     class is put together from the tokenizer and the image processor that computes with PIL; a
     :class:`NoVideoProcessor` takes the third place. The token ids are the same; pixel values differ
     from torchvision's by at most one grey level.
 
+    Parameters
+    ----------
+    name : str or Path
+        A folder, or a hub id.
+    revision : str, optional
+        The hub's revision; by default the newest.
+    local_files_only : bool
+        Whether only files on this machine are used. False by default.
+    trust_remote_code : bool
+        Whether code beside the processor's files is run. False by default.
+
+    Returns
+    -------
+    ProcessorMixin
+        The processor.
+
     Raises
     ------
     LoadError
-        If a package is missing that this processor needs also for
-        pictures, or there is no processor.
+        If a package is missing that this processor needs also for pictures, or there is no
+        processor.
     """
     options = {"local_files_only": local_files_only, "trust_remote_code": trust_remote_code}
     if revision is not None:
@@ -162,8 +188,8 @@ def load_processor(
         processor = _load(name, options)
     except (ImportError, ValueError) as error:
         # transformers raises either where a package is missing
-        told = str(error).strip().split("\n")[0]
-        package = next((known for known in OPTIONAL if known in told.lower()), None)
+        reason = str(error).strip().split("\n")[0]
+        package = next((word for word in OPTIONAL if word in reason.lower()), None)
         if package is None and isinstance(error, ValueError):
             raise
         advice = (
@@ -172,18 +198,21 @@ def load_processor(
             else "install what it names and load again"
         )
         raise LoadError(
-            f"the processor of {str(name)!r} needs a package that is not installed ({told})", advice
+            f"the processor of {str(name)!r} needs a package that is not installed ({reason})",
+            advice,
         ) from error
     if not isinstance(processor, ProcessorMixin):
-        found = (
+        message = (
             f"{str(name)!r} holds no processor (transformers found only {type(processor).__name__})"
         )
-        raise LoadError(found, "give a model that takes pictures, or save its processor beside it")
+        raise LoadError(
+            message, "give a model that takes pictures, or save its processor beside it"
+        )
     return aligned(processor)
 
 
 def aligned(processor: ProcessorMixin) -> ProcessorMixin:
-    """The same processor, with the tokenizer of a Q-Former padding on the right.
+    """Return the same processor, with the tokenizer of a Q-Former padding on the right.
 
     InstructBLIP hands the side its files name on to the Q-Former, a BERT that counts positions from
     the left: padded on the left, the shorter rows of a batch get other visual tokens than alone.
@@ -195,7 +224,7 @@ def aligned(processor: ProcessorMixin) -> ProcessorMixin:
 
 
 def padding_first(inputs: Mapping[str, Tensor]) -> BatchFeature:
-    """The same inputs with every row's padding before its first token.
+    """Return the same inputs with every row's padding before its first token.
 
     BLIP-2's and InstructBLIP's processors pad the text alone and put the visual tokens before it,
     so that the padding lies between picture and words. A decoder with rotary positions then counts
@@ -212,12 +241,12 @@ def padding_first(inputs: Mapping[str, Tensor]) -> BatchFeature:
 
 
 def reads(processor: object) -> tuple[str, ...]:
-    """The modalities that a processor takes beside text.
+    """Return the modalities that a processor takes beside text.
 
-    What it says itself, or those for which it has a part.
+    They are what the processor says itself, or those for which it has a part.
     """
-    if (said := getattr(processor, "reads", None)) is not None:
-        return tuple(said)
+    if (modalities := getattr(processor, "reads", None)) is not None:
+        return tuple(modalities)
     parts = {
         "image": ("image_processor",),
         "video": ("video_processor",),
@@ -235,7 +264,14 @@ def reads(processor: object) -> tuple[str, ...]:
 def require_own(tokenizer: PreTrainedTokenizerBase, placeholders: Mapping[str, int]) -> None:
     """Refuse a tokenizer to which a model's placeholders are ordinary words, or nothing.
 
-    It is that of another model.
+    Such a tokenizer is that of another model.
+
+    Parameters
+    ----------
+    tokenizer : PreTrainedTokenizerBase
+        The processor's tokenizer.
+    placeholders : Mapping of str to int
+        The model's placeholder ids.
 
     Raises
     ------
@@ -247,15 +283,15 @@ def require_own(tokenizer: PreTrainedTokenizerBase, placeholders: Mapping[str, i
     for kind, token in list(placeholders.items())[:1]:
         if added and token not in added:
             word = tokenizer.convert_ids_to_tokens(token) if token < len(tokenizer) else None
-            what = (
+            message = (
                 f"token {token}, which stands for {kind} in the model, is {word!r} to the "
                 "tokenizer of its processor"
             )
-            raise LoadError(what, "give the processor that was saved with the model")
+            raise LoadError(message, "give the processor that was saved with the model")
 
 
 def advice(processor: object) -> str:
-    """What to do with a modality that a processor does not take."""
+    """Return what to do with a modality that a processor does not take."""
     if hasattr(processor, "feature_extractor") and "audio" not in reads(processor):
         return (
             "make the inputs by the processor's own apply_chat_template, which alone takes sounds, "
@@ -265,9 +301,14 @@ def advice(processor: object) -> str:
 
 
 def require_padding(tokenizer: PreTrainedTokenizerBase, rows: int | None) -> None:
-    """Let a tokenizer without a padding token pad with its end mark.
+    """Let a tokenizer without a padding token pad with its EOS token.
 
-    ``rows`` is how many tokens the model embeds.
+    Parameters
+    ----------
+    tokenizer : PreTrainedTokenizerBase
+        The tokenizer, changed in place.
+    rows : int or None
+        How many tokens the model embeds, None where this is not known.
 
     Raises
     ------
@@ -282,12 +323,12 @@ def require_padding(tokenizer: PreTrainedTokenizerBase, rows: int | None) -> Non
             "set pad_token in its files, or vlm.tokenizer.pad_token",
         )
     if rows is not None and tokenizer.pad_token_id >= rows:
-        what = (
+        message = (
             f"the tokenizer pads with {tokenizer.pad_token!r}, token {tokenizer.pad_token_id}, and "
             f"the model embeds {rows} tokens"
         )
         raise LoadError(
-            what,
+            message,
             (
                 "name another token as pad_token in its files, or resize the model's "
                 "embeddings and save it again"
@@ -298,7 +339,18 @@ def require_padding(tokenizer: PreTrainedTokenizerBase, rows: int | None) -> Non
 def require_embedded(
     tokenizer: PreTrainedTokenizerBase, ids: Tensor, rows: int | None, placeholders: Collection[int]
 ) -> None:
-    """Refuse ids that the model cannot embed; those that stand for pictures need no embedding.
+    """Refuse ids that the model cannot embed.
+
+    Parameters
+    ----------
+    tokenizer : PreTrainedTokenizerBase
+        Made the ids; errors name its token.
+    ids : Tensor
+        Input ids (b, t).
+    rows : int or None
+        How many tokens the model embeds; None, where this is not known, refuses nothing.
+    placeholders : collection of int
+        Ids that stand for pictures and need no embedding.
 
     Raises
     ------
@@ -307,13 +359,13 @@ def require_embedded(
     """
     if rows is None or int(ids.max()) < rows:
         return
-    if beyond := sorted(set(ids[ids >= rows].tolist()) - set(placeholders)):
-        what = (
-            f"the tokenizer makes {tokenizer.convert_ids_to_tokens(beyond[0])!r} token "
-            f"{beyond[0]}, and the model embeds {rows} tokens"
+    if unknown := sorted(set(ids[ids >= rows].tolist()) - set(placeholders)):
+        message = (
+            f"the tokenizer makes {tokenizer.convert_ids_to_tokens(unknown[0])!r} token "
+            f"{unknown[0]}, and the model embeds {rows} tokens"
         )
         raise LoadError(
-            what,
+            message,
             (
                 "resize the model's embeddings and save it again, or give it the "
                 "tokenizer that it was trained with"

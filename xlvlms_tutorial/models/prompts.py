@@ -1,6 +1,6 @@
 """Prompts and what is shown with them, as a model's processor takes them.
 
-What it would not take, or take wrongly, is refused.
+Inputs that a processor would not take, or take wrongly, are refused.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -21,9 +21,9 @@ _FLAT = ("GotOcr2Processor", "IdeficsProcessor")
 
 
 def marks(processor: object) -> tuple[str, ...]:
-    """The texts by which a processor finds the places of what is shown in a prompt.
+    """Return the texts by which a processor finds the places of what is shown in a prompt.
 
-    Of pictures, videos and sounds.
+    They stand for pictures, videos and sounds.
     """
     return tuple(
         dict.fromkeys(
@@ -32,8 +32,8 @@ def marks(processor: object) -> tuple[str, ...]:
     )
 
 
-def _taken(processor: object) -> set[str]:
-    """The marks, and what a tokenizer has in their place once they are found.
+def _reserved(processor: object) -> set[str]:
+    """Return the marks, and what a tokenizer has in their place once they are found.
 
     In a text, each is taken for a picture.
     """
@@ -41,10 +41,10 @@ def _taken(processor: object) -> set[str]:
     ids = [
         token for name in _MARKS if (token := getattr(processor, f"{name}_id", None)) is not None
     ]
-    own = [getattr(tokenizer, name, None) for name in _MARKS] + (
-        tokenizer.convert_ids_to_tokens(ids) if tokenizer is not None else []
-    )
-    return {*marks(processor), *(str(mark) for mark in own if mark)}
+    tokens = [getattr(tokenizer, name, None) for name in _MARKS]
+    if tokenizer is not None:
+        tokens += tokenizer.convert_ids_to_tokens(ids)
+    return {*marks(processor), *(str(token) for token in tokens if token)}
 
 
 def counted(
@@ -53,9 +53,23 @@ def counted(
     least: int = 1,
     **shown: Sequence[object] | object | None,
 ) -> dict[str, Sequence[object]]:
-    """What is shown, by its kind, if there is one of it for each text.
+    """Return what is shown by its kind, if there is one of it for each text.
 
-    And there are at ``least`` so many texts.
+    Parameters
+    ----------
+    texts : sequence of str
+        The questions or instructions.
+    answers : sequence of str, optional
+        One for each text; none by default.
+    least : int
+        The smallest number of texts, 1 by default.
+    **shown : sequence or None
+        Pictures, videos or sounds by their kind, None for a kind that is not given.
+
+    Returns
+    -------
+    dict
+        What is shown, without the kinds that are not given.
 
     Raises
     ------
@@ -68,19 +82,17 @@ def counted(
             raise PromptError(
                 f"{type(many).__name__} as {name}", "give a list, with one for each sample"
             )
-    shown = {name: many for name, many in shown.items() if many is not None}
-    if {len(many) for many in (*shown.values(), answers) if many is not None} - {len(texts)} or len(
-        texts
-    ) < least:
-        told = ", ".join(f"{len(many)} {name}s" for name, many in shown.items()) or "no pictures"
-        raise PromptError(
-            f"{len(texts)} texts, {len(() if answers is None else answers)} answers, {told}"
-        )
-    return shown
+    media = {name: many for name, many in shown.items() if many is not None}
+    sizes = {len(many) for many in (*media.values(), answers) if many is not None}
+    if sizes - {len(texts)} or len(texts) < least:
+        counts = ", ".join(f"{len(many)} {name}s" for name, many in media.items()) or "no pictures"
+        n_answers = 0 if answers is None else len(answers)
+        raise PromptError(f"{len(texts)} texts, {n_answers} answers, {counts}")
+    return media
 
 
 def require_counts(**numbers: int | None) -> None:
-    """Refuse numbers, by their names, that are no whole numbers from 1 on.
+    """Refuse ``numbers``, by their names, that are no integers from 1 on; None passes.
 
     Raises
     ------
@@ -95,16 +107,24 @@ def require_counts(**numbers: int | None) -> None:
 def media_of(
     images: Sequence[object] | None, videos: Sequence[object] | None, audio: Sequence[object] | None
 ) -> dict[str, list]:
-    """What is shown, in the form and by the names in which processors take it.
+    """Return what is shown in the form and by the names in which processors take it.
+
+    ``images`` (one a text), ``videos`` and ``audio`` are lists, None where there is none of the
+    kind.
 
     Raises
     ------
     ImageError, PromptError
         If a picture or a sound is none.
     """
-    given = {"images": [[as_image(picture)] for picture in images]} if images is not None else {}
-    given |= {"videos": list(videos)} if videos is not None else {}
-    return given | ({"audio": [as_sound(wave) for wave in audio]} if audio is not None else {})
+    media = {}
+    if images is not None:
+        media["images"] = [[as_image(picture)] for picture in images]
+    if videos is not None:
+        media["videos"] = list(videos)
+    if audio is not None:
+        media["audio"] = [as_sound(wave) for wave in audio]
+    return media
 
 
 def require_texts(
@@ -115,7 +135,16 @@ def require_texts(
 ) -> None:
     """Refuse texts and answers of which no prompt can be made.
 
-    ``names`` says what errors call the samples.
+    Parameters
+    ----------
+    processor : object
+        The model's processor.
+    texts : sequence
+        The questions or instructions.
+    answers : sequence, optional
+        One for each text, None for a text without one; none by default.
+    names : sequence, optional
+        What errors call the samples; by default they are not named.
 
     Raises
     ------
@@ -125,8 +154,8 @@ def require_texts(
     """
     # without a chat template it is the text that says where the picture goes, except where the
     # processor (of BLIP-2) puts it first
-    taken = sorted(_taken(processor))
-    own = getattr(processor, "chat_template", None) is None and not hasattr(
+    reserved = sorted(_reserved(processor))
+    places_itself = getattr(processor, "chat_template", None) is None and not hasattr(
         processor, "num_query_tokens"
     )
     for row, text in enumerate(texts):
@@ -136,9 +165,11 @@ def require_texts(
         if not isinstance(answer, str | None):
             raise PromptError(answer)
         for part in (text, answer or ""):
-            if found := [mark for mark in taken if mark in part and not (own and part is text)]:
+            if places_itself and part is text:
+                continue
+            if clashes := [mark for mark in reserved if mark in part]:
                 advice = (
-                    f"{found[0]!r} marks the place of a picture, video or sound for this "
+                    f"{clashes[0]!r} marks the place of a picture, video or sound for this "
                     "model: write it in another way"
                 )
                 raise PromptError(_named(part, names, row), advice)
@@ -147,9 +178,22 @@ def require_texts(
 def prompt_of(
     processor: object, model: str, text: str, answer: str | None, media: Sequence[str]
 ) -> str:
-    """The prompt for a text about what ``media`` names, with its answer when one is given.
+    """Return the prompt for a text about what is shown, with its answer when one is given.
 
-    As it is where there is no chat template.
+    The text stays as it is where there is no chat template.
+
+    Parameters
+    ----------
+    processor : object
+        The model's processor.
+    model : str
+        The model's name, for errors.
+    text : str
+        The question or instruction.
+    answer : str or None
+        The answer, put where the model would begin its own.
+    media : sequence of str
+        What is shown: "image", "video" or "audio".
 
     Raises
     ------
@@ -166,24 +210,33 @@ def prompt_of(
     )
     # LLaVA 1.5 opens an answer by "ASSISTANT:": the first word that it generates has its space
     # before it, another token than without
-    glue = " " if answer and not (chat[-1:].isspace() or answer[0].isspace()) else ""
-    return chat + glue + (answer or "")
+    space = " " if answer and not (chat[-1:].isspace() or answer[0].isspace()) else ""
+    return chat + space + (answer or "")
 
 
 def placeholders_of(known: dict[str, int], shown: tuple[str, ...]) -> dict[str, int]:
-    """A model's placeholders, named after what is shown, and the marks around one.
+    """Return a model's placeholders under the name of what is shown.
 
-    Named so where it takes clips or sounds in the place of a picture.
+    A model that takes clips or sounds in the place of a picture has a picture's placeholder only:
+    it gets the name of what is ``shown``, and the other marks are left out. ``known`` are the
+    model's own.
     """
-    return (
-        {shown[0]: known["image"]}
-        if len(shown) == 1 and "image" in known and shown[0] not in known
-        else known
-    )
+    if len(shown) == 1 and "image" in known and shown[0] not in known:
+        return {shown[0]: known["image"]}
+    return known
 
 
 def chat_of(processor: object, model: str, parts: Sequence[Mapping[str, str]]) -> str:
-    """The chat-formatted prompt of a user who says these parts, up to where the answer begins.
+    """Return the chat-formatted prompt of a user, up to where the answer begins.
+
+    Parameters
+    ----------
+    processor : object
+        The model's processor, with a chat template.
+    model : str
+        The model's name, for errors.
+    parts : sequence of Mapping
+        What the user shows and says, in the form that chat templates take.
 
     Raises
     ------
@@ -207,9 +260,18 @@ def inputs_of(
     given: Mapping[str, Sequence[object]],
     names: Sequence[object],
 ) -> BatchFeature:
-    """Model inputs for prompts and what is ``given`` with them, padded.
+    """Return model inputs for prompts and what is given with them, padded.
 
-    ``names`` says what errors call the samples.
+    Parameters
+    ----------
+    processor : object
+        The model's processor.
+    prompts : sequence of str
+        Chat-formatted prompts.
+    given : Mapping of str to sequence
+        Pictures, videos or sounds, one for each prompt, by the processor's names for them.
+    names : sequence
+        What errors call the samples.
 
     Raises
     ------
@@ -235,12 +297,11 @@ def _called(
     given: Mapping[str, Sequence[object]],
     options: Mapping[str, object],
 ) -> object:
-    """What a processor makes of prompts and what is shown with them."""
+    """Return what a processor makes of prompts and what is shown with them."""
     if any(kind.__name__ in _FLAT for kind in type(processor).__mro__):
-        flat = {
-            name: [one for (one,) in values] if name == "images" else values
-            for name, values in given.items()
-        }
+        flat = dict(given)
+        if "images" in flat:
+            flat["images"] = [picture for (picture,) in flat["images"]]
         # Idefics takes a list of texts without pictures for the pieces of one
         return processor(
             text=prompts if flat else [[prompt] for prompt in prompts], **flat, **options
@@ -256,7 +317,7 @@ def _unfit(
     options: Mapping[str, object],
     cause: Exception,
 ) -> XlvlmsError:
-    """What a processor does not take, by trying each sample alone, in this package's words."""
+    """Return this package's error for the first sample that a processor does not take alone."""
     row = 0
     for row, prompt in enumerate(prompts):
         try:
@@ -266,8 +327,8 @@ def _unfit(
                 {name: [values[row]] for name, values in given.items()},
                 options,
             )
-        except (OSError, LookupError, *FAILURES) as alone:
-            cause = alone
+        except (OSError, LookupError, *FAILURES) as own_cause:
+            cause = own_cause
             break
     if given and marks(processor) and not any(mark in prompts[row] for mark in marks(processor)):
         return _placeless(processor, _named(prompts[row], names, row))
@@ -298,27 +359,40 @@ def require_places(
 
     The model would answer without having seen it.
 
+    Parameters
+    ----------
+    processor : object
+        The model's processor.
+    ids : Tensor
+        Input ids (b, t).
+    placeholders : collection of int
+        The ids, each of which has to stand in each row.
+    texts : sequence of str
+        The questions or instructions, for errors.
+    names : sequence
+        What errors call the samples.
+
     Raises
     ------
     PromptError
         If there is one, with what is missing.
     """
     for token in placeholders:
-        there = (ids == token).any(dim=1).tolist()
-        if not all(there):
-            row = there.index(False)
+        present = (ids == token).any(dim=1).tolist()
+        if not all(present):
+            row = present.index(False)
             raise _placeless(processor, _named(texts[row], names, row))
 
 
 def _placeless(processor: object, prompt: str) -> PromptError:
     advice = "save one beside the processor (or set vlm.processor.chat_template)"
     if getattr(processor, "chat_template", None) is None:
-        own = " or ".join(map(repr, marks(processor)))
+        choices = " or ".join(map(repr, marks(processor)))
         return PromptError(
             prompt,
             (
                 "there is no chat template to say where the picture goes: "
-                f"{advice}, or write {own} there"
+                f"{advice}, or write {choices} there"
             ),
         )
     return PromptError(
@@ -331,7 +405,7 @@ def _named(text: str, names: Sequence[object] | None, row: int) -> str:
 
 
 def text_options(processor: object) -> frozenset[str]:
-    """The names of what a processor takes beside a text."""
+    """Return the names of what a processor takes beside a text."""
     kwargs = getattr(processor, "valid_processor_kwargs", None)
     text = getattr(kwargs, "__annotations__", {}).get("text_kwargs")
     return frozenset(getattr(text, "__annotations__", {}))

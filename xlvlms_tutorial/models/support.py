@@ -79,16 +79,16 @@ _TYPE_IDS = ("mm_token_type_ids", "token_type_ids", "moe_mm_token_type_ids")
 
 
 def check_known(what: str, place: str) -> None:
-    """Stop a question about something that there is in no model.
+    """Refuse a question about something that no model has.
 
     Raises
     ------
     SelectionError
-        If what, or the place for it, is unknown.
+        If ``what``, or the ``place`` for it, is unknown.
     """
     if (what, place) not in _NEEDS:
         kinds = list(dict.fromkeys(kind for kind, _ in _NEEDS))
-        places = [where for kind, where in _NEEDS if kind == what]
+        places = [name for kind, name in _NEEDS if kind == what]
         raise SelectionError(
             f"unknown support {what!r}, {place!r}", f"allowed: {', '.join(places or kinds)}"
         )
@@ -97,12 +97,24 @@ def check_known(what: str, place: str) -> None:
 def allowed(
     blocks: Iterable[nn.Module], refused: Mapping[tuple[str, str], str], what: str, place: str
 ) -> bool:
-    """Whether all blocks allow something at a place, and no self-check has ``refused`` it.
+    """Tell whether all blocks allow something at a place, and no self-check has refused it.
+
+    Parameters
+    ----------
+    blocks : iterable of nn.Module
+        The decoder blocks that are asked about.
+    refused : Mapping
+        What the self-checks found wrong, as ``vlm.refused``.
+    what : str
+        "read", "skip", "parallel" or "fold".
+    place : str
+        Where: for "read" one of ``anatomy.PLACES``; for "skip" "block", "mlp" or "attention"; for
+        "parallel" "first" or "second"; for "fold" "mlp".
 
     Raises
     ------
     SelectionError
-        If what, or the place for it, is unknown.
+        If ``what``, or the place for it, is unknown.
     """
     check_known(what, place)
     return (what, place) not in refused and all(
@@ -111,7 +123,19 @@ def allowed(
 
 
 def require(vlm: "VLM", what: str, place: str, layers: Iterable[int]) -> None:
-    """Stop what ``vlm.supports`` says is not possible in these layers.
+    """Refuse what ``vlm.supports`` says is not possible in these layers.
+
+    Parameters
+    ----------
+    vlm : VLM
+        The model.
+    what : str
+        "read", "skip", "parallel" or "fold".
+    place : str
+        Where: for "read" one of ``anatomy.PLACES``; for "skip" "block", "mlp" or "attention"; for
+        "parallel" "first" or "second"; for "fold" "mlp".
+    layers : iterable of int
+        The layers (from 1) whose blocks are asked about.
 
     Raises
     ------
@@ -131,15 +155,23 @@ def require(vlm: "VLM", what: str, place: str, layers: Iterable[int]) -> None:
 
 
 def refusal(block: nn.Module, what: str, place: str) -> XlvlmsError | None:
-    """Why something cannot be done at a place of a block, or None where it can.
+    """Return the error that says why something cannot be done at a place of a block, or None.
 
-    As the error to be raised.
+    Parameters
+    ----------
+    block : nn.Module
+        A decoder block.
+    what : str
+        "read", "skip", "parallel" or "fold".
+    place : str
+        Where: for "read" one of ``anatomy.PLACES``; for "skip" "block", "mlp" or "attention"; for
+        "parallel" "first" or "second"; for "fold" "mlp".
     """
     try:
         for part in _NEEDS[what, place]:
             part(block)
-    except AnatomyError as lacking:
-        return lacking
+    except AnatomyError as error:
+        return error
     # OPT says it there
     if (what, place) in _BEFORE and not getattr(block, "do_layer_norm_before", True):
         return InterventionError(
@@ -147,51 +179,49 @@ def refusal(block: nn.Module, what: str, place: str) -> XlvlmsError | None:
             "choose another place",
         )
     if what == "fold" and (
-        after := [name for name, _ in block.named_children() if re.fullmatch(_AFTER, name)]
+        norms := [name for name, _ in block.named_children() if re.fullmatch(_AFTER, name)]
     ):
         return InterventionError(
             "its block does not simply add its MLP's output to the residual stream "
-            f"({after[0]} comes after it)"
+            f"({norms[0]} comes after it)"
         )
     for part, places in _WHOLE.items():
-        if (what, place) in places and (others := beside(block, part)):
-            told = (
-                f"{what} {place}: {type(block).__name__} has {' and '.join(others)} beside its "
+        if (what, place) in places and (names := beside(block, part)):
+            message = (
+                f"{what} {place}: {type(block).__name__} has {' and '.join(names)} beside its "
                 f"{part}, which would go on working"
             )
-            return InterventionError(told, "choose the whole block, or another part")
+            return InterventionError(message, "choose the whole block, or another part")
     return None
 
 
 def beside(block: nn.Module, part: str) -> list[str]:
-    """The names of what does a part's work beside the module that goes by its name.
+    """Return the names of modules that do a part's work beside the module that goes by its name.
 
-    Of the part "mlp" or "attention" in a block, as experts do. Whatever holds a matrix and is
-    neither of the two counts as both, unless its name says which.
+    ``part`` is "mlp" or "attention" of a ``block``; experts do the work of an MLP. Whatever holds a
+    matrix and is neither of the two counts as both, unless its name says which.
     """
-    known = {
-        *_found(lambda block: [anatomy.attention(block)], block),
-        *_found(anatomy.mlp_parts, block),
+    parts = {
+        *_modules(lambda block: [anatomy.attention(block)], block),
+        *_modules(anatomy.mlp_parts, block),
     }
-    held = {
+    weights = {
         name: list(module.parameters())
         for name, module in block.named_children()
-        if module not in known
+        if module not in parts
     }
-    held |= {name: [weight] for name, weight in block.named_parameters(recurse=False)}
-    others = [
-        name
-        for name, weights in held.items()
-        if any(map(_matrix, weights)) and not re.search(_HARMLESS, name)
-    ]
-    kinds = {
-        name: [kind for kind, like in _LIKE.items() if re.search(like, name)] or list(_LIKE)
-        for name in others
-    }
-    return [name for name in others if part in kinds[name]]
+    weights |= {name: [weight] for name, weight in block.named_parameters(recurse=False)}
+    names = []
+    for name, tensors in weights.items():
+        if re.search(_HARMLESS, name) or not any(map(_matrix, tensors)):
+            continue
+        kinds = [kind for kind, pattern in _LIKE.items() if re.search(pattern, name)]
+        if part in (kinds or _LIKE):
+            names.append(name)
+    return names
 
 
-def _found(find: Callable[[nn.Module], list[nn.Module]], block: nn.Module) -> list[nn.Module]:
+def _modules(find: Callable[[nn.Module], list[nn.Module]], block: nn.Module) -> list[nn.Module]:
     try:
         return find(block)
     except AnatomyError:
@@ -211,19 +241,21 @@ def require_hookable(model: nn.Module) -> None:
         If the model or a part of it is compiled or scripted.
     """
     for name, module in model.named_modules():
-        own = vars(module)
-        compiled = "_orig_mod" in module._modules or own.get("_compiled_call_impl") is not None
+        attributes = vars(module)
+        compiled = (
+            "_orig_mod" in module._modules or attributes.get("_compiled_call_impl") is not None
+        )
         if (
             compiled
-            or hasattr(own.get("forward"), "_torchdynamo_orig_callable")
+            or hasattr(attributes.get("forward"), "_torchdynamo_orig_callable")
             or isinstance(module, torch.jit.ScriptModule)
         ):
-            what = (
+            message = (
                 f"{name or type(module).__name__!r} is compiled, and would ignore what is "
                 "changed or read from now on"
             )
             raise LoadError(
-                what,
+                message,
                 (
                     "give the model as it was before torch.compile (its _orig_mod), or load it "
                     "again and leave compiling out"
@@ -235,7 +267,7 @@ def require_hookable(model: nn.Module) -> None:
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Run a model without dropout inside this block.
 
-    Each part of it is left in the mode in which it was.
+    Each part of it goes back to the mode in which it was.
     """
     training = [module for module in model.modules() if module.training]
     try:
@@ -248,14 +280,14 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def base_of(model: nn.Module) -> nn.Module:
-    """The transformers model inside peft's wrapper, or the model itself."""
+    """Return the transformers model inside peft's wrapper, or the model itself."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def accepted(model: nn.Module) -> frozenset[str]:
-    """The arguments that a model's ``forward`` takes by name.
+    """Return the arguments that a model's ``forward`` takes by name.
 
-    Whatever wraps it or has been put in its place.
+    They are those of its class, whatever wraps it or has been put in its place.
     """
     return frozenset(signature(type(base_of(model)).forward).parameters) - {"self"}
 
@@ -269,15 +301,14 @@ def require_arguments(model: nn.Module, inputs: Mapping[str, object]) -> None:
         If something is not there.
     """
     kind = type(base_of(model))
-    taken = [value for name, value in signature(kind.forward).parameters.items() if name != "self"]
-    needed = [
-        value.name
-        for value in taken
-        if value.kind is value.POSITIONAL_OR_KEYWORD and value.default is value.empty
-    ]
-    if lacking := [name for name in needed if name not in inputs]:
-        what = f"inputs without {', '.join(lacking)}, without which {kind.__name__} cannot run"
-        raise InputsError(what, "give a picture (a clip, a sound) with each text")
+    missing = []
+    for name, value in signature(kind.forward).parameters.items():
+        needed = value.kind is value.POSITIONAL_OR_KEYWORD and value.default is value.empty
+        if needed and name != "self" and name not in inputs:
+            missing.append(name)
+    if missing:
+        message = f"inputs without {', '.join(missing)}, without which {kind.__name__} cannot run"
+        raise InputsError(message, "give a picture (a clip, a sound) with each text")
 
 
 def require_types(
@@ -285,31 +316,38 @@ def require_types(
 ) -> None:
     """Refuse inputs with a picture that lack the token types which the model takes.
 
+    Parameters
+    ----------
+    inputs : Mapping
+        What the model's ``forward`` gets.
+    accepts : frozenset of str
+        The arguments that it takes by name.
+    placeholders : Mapping of str to int
+        The ids that stand for pictures, videos and sounds.
+
     Raises
     ------
     InputsError
         If there are none.
     """
-    lacking = [name for name in _TYPE_IDS if name in accepts and name not in inputs]
-    if lacking and any((inputs["input_ids"] == token).any() for token in placeholders.values()):
-        raise InputsError(lacking)
+    missing = [name for name in _TYPE_IDS if name in accepts and name not in inputs]
+    if missing and any((inputs["input_ids"] == token).any() for token in placeholders.values()):
+        raise InputsError(missing)
 
 
 def require_left_padding(mask: Tensor | None) -> None:
     """Refuse rows that end with padding.
 
-    What is last there is no word, and generation would go on from it.
+    Their last token is no word, and generation would go on from it.
 
     Raises
     ------
     InputsError
         If there is one.
     """
-    if (
-        mask is not None
-        and mask.ndim == 2
-        and (padded := (mask[:, -1] == 0).nonzero().flatten().tolist())
-    ):
+    if mask is None or mask.ndim != 2:
+        return
+    if padded := (mask[:, -1] == 0).nonzero().flatten().tolist():
         advice = "make them with padding_side='left', or by vlm.batch"
         raise InputsError(
             f"inputs whose row {padded[0]} ends with padding, where its last word should be", advice

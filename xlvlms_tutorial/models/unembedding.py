@@ -12,19 +12,36 @@ from xlvlms_tutorial.models import anatomy
 def unembedded(
     model: nn.Module, states: Float[Tensor, "*n d"], rules: Mapping[str, float], norm: bool
 ) -> Float[Tensor, "*n vocabulary"]:
-    """Logits of the next token read off states, through the final norm or not.
+    """Return the logits of the next token read off states, through the final norm or not.
 
-    With the rules of :func:`anatomy.logit_rules`.
+    Parameters
+    ----------
+    model : nn.Module
+        The model of transformers.
+    states : Tensor
+        States (..., d) of the residual stream.
+    rules : Mapping of str to float
+        What the model does to its logits, as :func:`anatomy.logit_rules` returns it.
+    norm : bool
+        Whether the final norm comes before the unembedding.
+
+    Returns
+    -------
+    Tensor
+        Logits (..., vocabulary) in float32.
     """
     decoder, head = anatomy.decoder(model), anatomy.unembedding(model)
-    there = next(head.parameters()).device
+    device = next(head.parameters()).device
     # modules are called and their weights never read: those of an
     # offloaded model are nowhere until then
-    states = states.to("cpu" if there.type == "meta" else there)
+    states = states.to("cpu" if device.type == "meta" else device)
     final = anatomy.final_norm(model)
-    states = final(states) if norm and final is not None else states
+    if norm and final is not None:
+        states = final(states)
     project = getattr(decoder, "project_out", None)
-    logits = head(project(states) if project is not None else states).float()
+    if project is not None:
+        states = project(states)
+    logits = head(states).float()
     if (cap := rules.get("final_logit_softcapping")) is not None:
         logits = torch.tanh(logits / cap) * cap
     scale = rules.get("logit_scale", 1) / rules.get("logits_scaling", 1)

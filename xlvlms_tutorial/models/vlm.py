@@ -35,10 +35,56 @@ from xlvlms_tutorial.samples import Sample, media
 class VLM:
     """A vision-language model with its processor.
 
-    Prompts, batches, spans, forward, generation, unembedding. ``model`` is the transformers model
-    itself, of whatever class; ``blocks`` are its decoder blocks. A processor is needed only by what
-    takes pictures and texts; inputs made elsewhere go through :meth:`prepare`. ``load`` and
-    :meth:`from_model` check what they take; ``VLM(...)`` itself takes what it is given.
+    It makes prompts and batches, knows which positions are picture, question and answer, and runs,
+    generates and unembeds. Use ``load`` or :meth:`from_model` to make one: they check what they
+    take; ``VLM(...)`` itself takes what it is given.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        A model of transformers, of whatever class.
+    processor : object or None
+        Its processor, which goes with what takes pictures and texts. None for a model whose inputs
+        are made elsewhere and go through :meth:`prepare`.
+    name : str
+        What records call these weights.
+    revision : str, optional
+        The revision of the weights, for records. None where there is none.
+
+    Attributes
+    ----------
+    model : torch.nn.Module
+        The model of transformers itself.
+    processor : object or None
+        Its processor.
+    tokenizer : PreTrainedTokenizerBase or None
+        The processor's tokenizer, which pads on the left.
+    name : str
+        What records call these weights, an adapter or quantisation included.
+    revision : str or None
+        Their revision.
+    blocks : torch.nn.ModuleList
+        The decoder blocks; ``blocks[l - 1]`` writes layer l of the residual stream.
+    checks : DataFrame or None
+        The self-checks of an architecture outside the table of tested ones.
+    refused : dict
+        What the self-checks found wrong, by what is done and at which place.
+    active : list of str
+        The interventions that hold now, with their arguments.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial import load
+    >>> pocket = load("pocket-llava")
+    >>> pocket.n_layers, pocket.width
+    (30, 576)
+    >>> answers = pocket.generate([samples[0].image], ["What colour is the sky?"], max_new_tokens=3)
+    >>> len(answers)
+    1
+    >>> inputs = pocket.batch([samples[0].image], ["What colour is the sky?"])
+    >>> hidden_states = pocket.forward(inputs, output_hidden_states=True).hidden_states
+    >>> len(hidden_states), hidden_states[0].shape[-1]
+    (31, 576)
     """
 
     def __init__(
@@ -83,14 +129,32 @@ class VLM:
         revision: str | None = None,
         allow_untested: bool = False,
     ) -> "VLM":
-        """A model that is loaded already.
+        """Wrap a model that is loaded already.
 
-        Quantised, on several devices, with a LoRA of peft, or fine-tuned a moment ago. It has
-        to pass what ``load`` asks for, and answers once about a grey picture, by which a
-        processor of another model is found. Model and processor stay as they are: it runs in
-        evaluation mode and goes back to its own, and ``vlm.processor`` is a copy, which pads on
-        the left. ``name`` is what records call these weights: give others another name.
-        ``allow_untested`` is that of ``load``.
+        Use it for a model that is quantised, on several devices, with a LoRA of peft, or fine-tuned
+        a moment ago. It has to pass what ``load`` asks for, and answers once about a grey picture,
+        by which a processor of another model is found. Model and processor stay as they are: the
+        model runs in evaluation mode and goes back to its own, and ``vlm.processor`` is a copy,
+        which pads on the left.
+
+        Parameters
+        ----------
+        model : torch.nn.Module
+            What ``from_pretrained`` of transformers returns, or peft's wrapper around it.
+        processor : object, optional
+            What ``AutoProcessor.from_pretrained`` returns. None for inputs that are made elsewhere.
+        name : str
+            What records call these weights: give other weights another name.
+        revision : str, optional
+            Their revision, for records.
+        allow_untested : bool
+            As for ``load``: take an architecture outside the table of tested ones too, if it passes
+            the self-checks. False by default.
+
+        Returns
+        -------
+        VLM
+            The model, checked.
 
         Raises
         ------
@@ -100,36 +164,58 @@ class VLM:
         LoadError
             If the model is compiled, has no weights or some that are NaN, reads no pictures, or the
             processor is another model's.
+
+        Examples
+        --------
+        >>> from xlvlms_tutorial.models import VLM
+        >>> wrapped = VLM.from_model(vlm.model, vlm.processor, name="my-llava, step 500")
+        >>> wrapped.name, wrapped.n_layers
+        ('my-llava, step 500', 30)
         """
         return VLM._taken_in(model, processor, name, revision, allow_untested)
 
     @property
     def device(self) -> torch.device:
-        """Where the model's weights are, or are brought to when they are offloaded."""
+        """The device of the weights, or the one they are brought to when they are offloaded."""
         return home(self.model)
 
     @property
     def dtype(self) -> torch.dtype:
-        """Number format of the weights."""
+        """The dtype of the weights."""
         return self.model.dtype
 
     @property
     def n_layers(self) -> int:
-        """Number L of decoder blocks.
+        """The number L of decoder blocks.
 
         Layers of the residual stream run from 0 (embeddings) to L.
         """
         return len(self.blocks)
 
     def layer_at(self, share: float) -> int:
-        """The layer at a share of the depth, so that a choice carries over to other models.
+        """Return the layer at a share of the depth.
 
-        0.8 is layer 24 of 30 and 26 of 32.
+        Use it instead of a number, so that a choice of layer carries over to other models.
+
+        Parameters
+        ----------
+        share : float
+            From 0 (embeddings) to 1 (last layer).
+
+        Returns
+        -------
+        int
+            The nearest layer: 0.8 is layer 24 of 30 and 26 of 32.
 
         Raises
         ------
         SelectionError
             If the share does not lie in 0 to 1.
+
+        Examples
+        --------
+        >>> vlm.layer_at(0.8)
+        24
         """
         if not 0 <= share <= 1:
             raise SelectionError(
@@ -139,7 +225,7 @@ class VLM:
 
     @property
     def width(self) -> int:
-        """Width d of the residual stream."""
+        """The width d of the residual stream."""
         return self.model.config.get_text_config(decoder=True).hidden_size
 
     @cached_property
@@ -165,17 +251,35 @@ class VLM:
         return support.accepted(self.model)
 
     def supports(self, what: str, place: str, layer: int | None = None) -> bool:
-        """Whether this model allows something at a place of all its blocks.
+        """Tell whether this model allows something at a place of its blocks.
 
-        Or of the one that writes a layer. ``what`` is "read" (``place`` is one of
-        ``anatomy.PLACES``), "skip" ("block", "mlp" or "attention"), "parallel" (its norm, "first"
-        or "second") or "fold" ("mlp"). Changing the residual stream works at all layers of all
-        models. What is not allowed is refused where it is asked for, with the reason.
+        Ask it before you choose a place for any model. Changing the residual stream works at all
+        layers of all models. What is not allowed is refused where it is asked for, with the reason.
+
+        Parameters
+        ----------
+        what : str
+            "read", "skip", "parallel" or "fold".
+        place : str
+            For "read" one of ``anatomy.PLACES``; for "skip" "block", "mlp" or "attention"; for
+            "parallel" whose norm is used, "first" or "second"; for "fold" "mlp".
+        layer : int, optional
+            The layer (from 1) whose block is asked about; by default all blocks.
+
+        Returns
+        -------
+        bool
+            True if all these blocks allow it and no self-check has failed there.
 
         Raises
         ------
         SelectionError
-            If this, or the place for it, is unknown.
+            If ``what``, or the place for it, is unknown.
+
+        Examples
+        --------
+        >>> vlm.supports("read", "mlp_hidden"), vlm.supports("skip", "block", layer=3)
+        (True, True)
         """
         blocks = self.blocks if layer is None else [self.blocks[layer - 1]]
         return support.allowed(blocks, self.refused, what, place)
@@ -183,10 +287,24 @@ class VLM:
     def prompt(
         self, text: str, answer: str | None = None, media: Sequence[str] = ("image",)
     ) -> str:
-        """The chat-formatted prompt for a text about a picture (or ``video``, ``audio``).
+        """Return the chat-formatted prompt for a text about a picture, video or sound.
 
-        With its answer when one is given. Models without a chat template get the text as it is,
-        which then says itself where the picture goes.
+        Use it to see what the model reads; :meth:`batch` makes prompts itself. Models without a
+        chat template get the text as it is, which then says itself where the picture goes.
+
+        Parameters
+        ----------
+        text : str
+            The question or instruction.
+        answer : str, optional
+            The answer to put after the prompt; by default the prompt ends where the answer begins.
+        media : sequence of str
+            What is shown: "image" (the default), "video" or "audio". Empty for text alone.
+
+        Returns
+        -------
+        str
+            The prompt, with a placeholder for what is shown.
 
         Raises
         ------
@@ -194,6 +312,11 @@ class VLM:
             If the text is empty, or text or answer hold what marks a picture for this model.
         LoadError
             If the chat template fails.
+
+        Examples
+        --------
+        >>> vlm.prompt("What is it?").splitlines()
+        ['<|im_start|>user', '<reponame>What is it?<|im_end|>', '<|im_start|>assistant']
         """
         return prompts.prompt_of(self.processor, self.name, text, answer, media)
 
@@ -206,10 +329,29 @@ class VLM:
         audio: Sequence[object] | None = None,
         names: Sequence[object] | None = None,
     ) -> Batch:
-        """Model inputs for pictures (videos, sounds) and texts, left-padded.
+        """Make model inputs for pictures (videos, sounds) and texts, left-padded.
 
-        ``input_ids``, ``attention_mask`` (b, t) and their ``spans``. ``names`` says what errors
-        call the samples; their numbers by default.
+        Parameters
+        ----------
+        images : sequence or None
+            A picture for each text: PIL image, array, bytes or path. None where nothing is seen.
+        texts : sequence of str
+            The questions or instructions, b of them.
+        answers : sequence of str, optional
+            An answer for each text, put after its prompt; by default prompts end where answers
+            begin.
+        videos : sequence, optional
+            A clip for each text: a list of frames.
+        audio : sequence, optional
+            A sound for each text: a 1-d array of samples.
+        names : sequence, optional
+            What errors call the samples; their numbers from 0 by default.
+
+        Returns
+        -------
+        Batch
+            ``input_ids`` and ``attention_mask`` (b, t), what the processor makes of pictures, and
+            ``spans`` (b, t), which say what stands at each position.
 
         Raises
         ------
@@ -222,29 +364,37 @@ class VLM:
             If something given as a picture is none, or is not taken by the model's processor.
         LoadError
             If chat template or tokenizer do not go with the model.
+
+        Examples
+        --------
+        >>> inputs = vlm.batch([samples[0].image], ["Describe the picture."], ["A frog."])
+        >>> len(inputs["input_ids"]), int(inputs.mask("image").sum())
+        (1, 16)
+        >>> bool(inputs.mask("answer").any())
+        True
         """
-        shown = prompts.counted(texts, answers, image=images, video=videos, audio=audio)
+        content = prompts.counted(texts, answers, image=images, video=videos, audio=audio)
         names = range(len(texts)) if names is None else names
         # PaliGemma ends the prompt itself
-        after = answers is not None and "suffix" in prompts.text_options(self.processor)
-        told = [None] * len(texts) if answers is None or after else answers
-        known = reads(self.processor)
-        if unread := [kind for kind in shown if kind not in known]:
-            raise ModalityError(unread[0], self.name, known, advice(self.processor))
+        suffixed = answers is not None and "suffix" in prompts.text_options(self.processor)
+        endings = [None] * len(texts) if answers is None or suffixed else answers
+        modalities = reads(self.processor)
+        if unread := [kind for kind in content if kind not in modalities]:
+            raise ModalityError(unread[0], self.name, modalities, advice(self.processor))
         prompts.require_texts(self.processor, texts, answers, names)
         require_padding(self.tokenizer, anatomy.embedded(self.model))
-        asked = [
-            self.prompt(text, answer, tuple(shown))
-            for text, answer in zip(texts, told, strict=True)
+        chats = [
+            self.prompt(text, answer, tuple(content))
+            for text, answer in zip(texts, endings, strict=True)
         ]
-        given = prompts.media_of(images, videos, audio) | (
-            {"suffix": list(answers)} if after else {}
+        arguments = prompts.media_of(images, videos, audio) | (
+            {"suffix": list(answers)} if suffixed else {}
         )
-        inputs = prompts.inputs_of(self.processor, asked, given, names)
+        inputs = prompts.inputs_of(self.processor, chats, arguments, names)
         inputs.pop("labels", None)
         batch = Batch(dict(padding_first(inputs))).to(self.device, self.dtype)
-        placeholders = prompts.placeholders_of(self.placeholders, tuple(shown))
-        places = [placeholders[kind] for kind in shown if kind in placeholders]
+        placeholders = prompts.placeholders_of(self.placeholders, tuple(content))
+        places = [placeholders[kind] for kind in content if kind in placeholders]
         prompts.require_places(self.processor, batch["input_ids"], places, texts, names)
         require_embedded(
             self.tokenizer, batch["input_ids"], anatomy.embedded(self.model), placeholders.values()
@@ -255,14 +405,34 @@ class VLM:
     def batch_of(
         self, samples: Sequence[Sample], texts: Sequence[str], answers: Sequence[str] | None = None
     ) -> Batch:
-        """Model inputs for what samples show, pictures, clips or sounds, and texts about them.
+        """Make model inputs for what samples show, pictures, clips or sounds, and texts about them.
 
-        Raises as :meth:`batch` does.
+        It raises as :meth:`batch` does.
+
+        Parameters
+        ----------
+        samples : sequence of Sample
+            As ``load_samples`` gives them.
+        texts : sequence of str
+            One for each sample.
+        answers : sequence of str, optional
+            One for each sample, put after its prompt; none by default.
+
+        Returns
+        -------
+        Batch
+            As :meth:`batch` returns it. Errors call the samples by their ids.
 
         Raises
         ------
         SelectionError
             If the samples are of different modalities.
+
+        Examples
+        --------
+        >>> inputs = vlm.batch_of(samples[:2], ["Describe the picture."] * 2)
+        >>> inputs.mask("image").sum(dim=1).tolist()
+        [16, 16]
         """
         return self.batch(
             **({"images": None} | media(samples)),
@@ -274,14 +444,34 @@ class VLM:
     def prepare(
         self, inputs: Mapping[str, object], spans: Int[Tensor, "b t"] | None = None
     ) -> Batch:
-        """A batch of inputs made elsewhere, left-padded.
+        """Make a batch of inputs that were made elsewhere, left-padded.
 
-        ``spans`` indexes ``SPANS``; by default every word counts as question.
+        Use it for a model without a processor, or for text alone.
+
+        Parameters
+        ----------
+        inputs : Mapping
+            What the model's ``forward`` takes: ``input_ids`` (b, t), ``attention_mask`` (b, t) and
+            what belongs to the pictures.
+        spans : Tensor, optional
+            Integers (b, t), the index into ``SPANS`` of each position; by default every position
+            that is no placeholder and no padding counts as question.
+
+        Returns
+        -------
+        Batch
+            The inputs on the model's device, with their spans.
 
         Raises
         ------
         InputsError
             If a row ends with padding.
+
+        Examples
+        --------
+        >>> inputs = vlm.tokenizer(["The sky is", "Two words"], padding=True, return_tensors="pt")
+        >>> vlm.prepare(inputs).mask("question").any(dim=1).tolist()
+        [True, True]
         """
         support.require_left_padding(inputs.get("attention_mask"))
         batch = Batch(dict(inputs)).to(self.device, self.dtype)
@@ -292,7 +482,18 @@ class VLM:
     def run(self, batch: Batch) -> Iterator[None]:
         """Let hooks know, while the model runs, which batch it is and where its spans are.
 
-        It runs in evaluation mode.
+        Use it around your own call of ``vlm.model``; :meth:`forward` and :meth:`generate` use it
+        themselves. The model runs in evaluation mode.
+
+        Parameters
+        ----------
+        batch : Batch
+            What goes through the model inside the block.
+
+        Returns
+        -------
+        context manager
+            Its block sees the batch as ``vlm.running``.
 
         Raises
         ------
@@ -301,23 +502,49 @@ class VLM:
             which it would silently use wrong positions or masks.
         DeviceMemoryError
             If the device runs out of memory, with what to lower.
+
+        Examples
+        --------
+        >>> with vlm.run(batch):
+        ...     vlm.running is batch
+        True
+        >>> vlm.running is None
+        True
         """
         support.require_arguments(self.model, batch)
         support.require_types(batch, self.accepts, self.placeholders)
-        before, self.running = self.running, batch
+        previous, self.running = self.running, batch
         try:
             with support.evaluating(self.model):
                 yield
         except torch.OutOfMemoryError as cause:
             raise DeviceMemoryError(len(batch["input_ids"]), self.dtype) from cause
         finally:
-            self.running = before
+            self.running = previous
 
     @torch.no_grad()  # not inference_mode: its tensors could never be trained on
     def forward(self, batch: Batch, logits: bool = True, **options: object) -> ModelOutput:
-        """One pass over a batch.
+        """Run the model once over a batch, without gradients.
 
-        ``logits=False`` computes those of the last position only, where the model can.
+        Parameters
+        ----------
+        batch : Batch
+            The inputs, as :meth:`batch` makes them.
+        logits : bool
+            Whether logits of all positions are computed (the default). False computes those of the
+            last position only, where the model can, which saves time and memory.
+        **options : object
+            Further arguments of the model's ``forward``, such as ``output_hidden_states=True``.
+
+        Returns
+        -------
+        ModelOutput
+            Of transformers: ``logits`` (b, t, vocabulary) and what the options ask for.
+
+        Examples
+        --------
+        >>> tuple(vlm.forward(batch, logits=False).logits.shape)
+        (4, 1, 49152)
         """
         with self.run(batch):
             options = options if logits else {**self._last_logits, **options}
@@ -327,16 +554,34 @@ class VLM:
     def generate_ids(
         self, batch: Batch, max_new_tokens: int = 32, **options: object
     ) -> Int[Tensor, "b new"]:
-        """The ids generated after a batch's prompts.
+        """Generate ids after a batch's prompts.
 
-        Greedily unless ``options`` of transformers' ``generate`` say otherwise.
-        The ``generation_config.json`` of the model's folder says only which
-        tokens end, fill and are suppressed.
+        Generation is greedy unless ``options`` say otherwise. The ``generation_config.json`` of the
+        model's folder says only which tokens end, fill and are suppressed.
+
+        Parameters
+        ----------
+        batch : Batch
+            The prompts, as :meth:`batch` makes them.
+        max_new_tokens : int
+            At most so many tokens are generated after each prompt; 32 by default.
+        **options : object
+            Of transformers' ``generate``, such as ``num_beams``.
+
+        Returns
+        -------
+        Tensor
+            Integers (b, new), the prompts left out. Rows that have ended are padded.
 
         Raises
         ------
         ActivationsError
             If the logits are NaN or infinite, as those of damaged weights.
+
+        Examples
+        --------
+        >>> tuple(vlm.generate_ids(batch, max_new_tokens=1).shape)
+        (4, 1)
         """
         # compiled generation ignores hooks that are registered later
         options = {
@@ -363,19 +608,48 @@ class VLM:
         videos: Sequence[object] | None = None,
         audio: Sequence[object] | None = None,
     ) -> list[str]:
-        """Greedy answers to texts about pictures (videos, sounds), one a pair.
+        """Return greedy answers to texts about pictures (videos, sounds), one for each text.
 
-        Stripped of special tokens; raises as :meth:`batch` does. A picture that several texts
-        are about (the same object in ``images``) runs through a LLaVA once, which takes about
-        half the time. Where something is in force that depends on positions, and in other
-        models, each prompt runs whole.
+        It raises as :meth:`batch` does. A picture that several texts are about (the same object in
+        ``images``) runs through a LLaVA once, which takes about half the time. Where an
+        intervention is in force that depends on positions, and in other models, each prompt runs
+        whole.
+
+        Parameters
+        ----------
+        images : sequence or None
+            A picture for each text: PIL image, array, bytes or path. None where nothing is seen.
+        texts : sequence of str
+            The questions or instructions.
+        max_new_tokens : int
+            At most so many tokens an answer; 32 by default.
+        batch_size : int
+            Texts that run through the model together, 16 by default. Lower it where memory runs
+            out.
+        progress : bool
+            Whether a progress bar is shown; not by default.
+        videos : sequence, optional
+            A clip for each text: a list of frames.
+        audio : sequence, optional
+            A sound for each text: a 1-d array of samples.
+
+        Returns
+        -------
+        list of str
+            The answers in the order of the texts, without special tokens.
+
+        Examples
+        --------
+        >>> answers = vlm.generate([samples[0].image], ["Is there a frog?"], max_new_tokens=2)
+        >>> len(answers), isinstance(answers[0], str)
+        (1, True)
         """
         prompts.counted(texts, least=0, image=images, video=videos, audio=audio)
         # before a long run rather than in it
         prompts.require_texts(self.processor, texts, None, range(len(texts)))
         prompts.require_counts(max_new_tokens=max_new_tokens, batch_size=batch_size)
-        shown = {"images": images, "videos": videos, "audio": audio}
-        return answers_to(self, shown, texts, max_new_tokens, batch_size, progress)
+        content = {"images": images, "videos": videos, "audio": audio}
+        return answers_to(self, content, texts, max_new_tokens, batch_size, progress)
 
     def spans(
         self,
@@ -383,10 +657,33 @@ class VLM:
         texts: Sequence[str],
         answers: Sequence[str] | None = None,
     ) -> pd.DataFrame:
-        """What stands at each position.
+        """Return a table of what stands at each position of the prompts for pictures and texts.
 
-        Columns sample, position, token_id, token, span (one of ``SPANS``). ``question`` is the text
-        asked, ``answer`` the text after the assistant's mark, ``template`` the chat's own marks.
+        ``question`` is the text asked, ``answer`` the text after the assistant's mark, ``template``
+        the chat's own marks.
+
+        Parameters
+        ----------
+        images : sequence or None
+            A picture for each text, as for :meth:`batch`.
+        texts : sequence of str
+            The questions or instructions.
+        answers : sequence of str, optional
+            An answer for each text; none by default.
+
+        Returns
+        -------
+        DataFrame
+            A row for each position: sample and position (from 0), token_id, token (its text) and
+            span (one of ``SPANS``).
+
+        Examples
+        --------
+        >>> table = vlm.spans([samples[0].image], ["What is it?"])
+        >>> table["span"].unique().tolist()
+        ['template', 'image', 'question']
+        >>> int((table["span"] == "image").sum())
+        16
         """
         return positions(self.batch(images, texts, answers), self.tokenizer)
 
@@ -394,9 +691,29 @@ class VLM:
     def unembed(
         self, states: Float[Tensor, "*n d"], norm: bool = True
     ) -> Float[Tensor, "*n vocabulary"]:
-        r"""Logits of the next token read off a state of the residual stream (the logit lens).
+        r"""Return the logits of the next token read off a state of the residual stream.
 
-        :math:`W_U \, \mathrm{norm}(h)`.
+        This is the logit lens: :math:`W_U \, \mathrm{norm}(h)`, with the scaling or capping of
+        logits that the model applies itself (nostalgebraist, 2020).
+
+        Parameters
+        ----------
+        states : Tensor
+            States (..., d) of any layer, for instance from ``capture``.
+        norm : bool
+            Whether the final norm comes before the unembedding, as in the model itself (the
+            default). False for states that are normed already.
+
+        Returns
+        -------
+        Tensor
+            Logits (..., vocabulary) in float32.
+
+        Examples
+        --------
+        >>> import torch
+        >>> tuple(vlm.unembed(torch.ones(2, vlm.width)).shape)
+        (2, 49152)
         """
         return unembedded(self.model, states.to(self.dtype), self._logit_rules, norm)
 
@@ -407,5 +724,21 @@ class VLM:
         return {"logits_to_keep": torch.tensor([-1])} if "logits_to_keep" in self.accepts else {}
 
     def token_ids(self, word: str) -> Int[Tensor, "k"]:
-        """The ids of a word as it stands inside a sentence (with its leading space)."""
+        """Return the ids of a word as it stands inside a sentence (with its leading space).
+
+        Parameters
+        ----------
+        word : str
+            The word, without the space.
+
+        Returns
+        -------
+        Tensor
+            Integers (k,), one for each piece that the tokenizer cuts the word into.
+
+        Examples
+        --------
+        >>> vlm.tokenizer.decode(vlm.token_ids("sky"))
+        ' sky'
+        """
         return torch.tensor(self.tokenizer(f" {word}", add_special_tokens=False).input_ids)

@@ -1,6 +1,6 @@
 """Watch modules while a model runs.
 
-The states that they get and give, and the calls that they are given.
+The states that enter and leave them, and the arguments of their calls.
 """
 
 from collections.abc import Callable, Iterator
@@ -15,7 +15,9 @@ Seen = Callable[[Tensor], None]
 
 
 def on_input(module: nn.Module, seen: Seen) -> RemovableHandle:
-    """Call a function with the states that a module gets, each time it runs.
+    """Call a function with the states that enter a module, each time it runs.
+
+    Use it to read activations in front of a module that ``capture`` has no place for.
 
     Parameters
     ----------
@@ -32,6 +34,7 @@ def on_input(module: nn.Module, seen: Seen) -> RemovableHandle:
     Examples
     --------
     >>> import torch
+    >>> from xlvlms_tutorial.models import on_input
     >>> linear, sums = torch.nn.Linear(2, 1), []
     >>> with on_input(linear, lambda states: sums.append(float(states.sum()))):
     ...     _ = linear(torch.ones(3, 2))
@@ -44,7 +47,9 @@ def on_input(module: nn.Module, seen: Seen) -> RemovableHandle:
 
 
 def on_output(module: nn.Module, seen: Seen, prepend: bool = False) -> RemovableHandle:
-    """Call a function with the states that a module gives, each time it runs.
+    """Call a function with the states that leave a module, each time it runs.
+
+    Use it to read activations behind a module that ``capture`` has no place for.
 
     Parameters
     ----------
@@ -53,8 +58,8 @@ def on_output(module: nn.Module, seen: Seen, prepend: bool = False) -> Removable
     seen : callable
         Called with the states, which it leaves as they are; it returns nothing.
     prepend : bool
-        Whether it is called in front of all hooks that are there, with
-        what none of them has changed.
+        Whether it is called before all hooks that are registered already, with what none of them
+        has changed. False by default.
 
     Returns
     -------
@@ -64,6 +69,7 @@ def on_output(module: nn.Module, seen: Seen, prepend: bool = False) -> Removable
     Examples
     --------
     >>> import torch
+    >>> from xlvlms_tutorial.models import on_output
     >>> linear, shapes = torch.nn.Linear(2, 1), []
     >>> with on_output(linear, lambda states: shapes.append(tuple(states.shape))):
     ...     _ = linear(torch.ones(3, 2))
@@ -77,13 +83,14 @@ def on_output(module: nn.Module, seen: Seen, prepend: bool = False) -> Removable
 
 @contextmanager
 def record_calls(module: nn.Module) -> Iterator[list[tuple[tuple, dict]]]:
-    """Keep what a module is called with inside this block.
+    """Record the arguments of a module's calls inside this block.
+
+    Use it to run a part of a model again with the arguments that the model itself gave it.
 
     Parameters
     ----------
     module : nn.Module
-        For instance ``anatomy.decoder(vlm.model)``, which gets
-        embeddings with the picture merged in.
+        For instance ``decoder(vlm.model)``, which gets embeddings with the picture merged in.
 
     Returns
     -------
@@ -93,6 +100,7 @@ def record_calls(module: nn.Module) -> Iterator[list[tuple[tuple, dict]]]:
     Examples
     --------
     >>> import torch
+    >>> from xlvlms_tutorial.models import record_calls
     >>> module = torch.nn.Identity()
     >>> with record_calls(module) as calls:
     ...     _ = module(1), module(input=2)

@@ -1,4 +1,4 @@
-"""What a model has to be before it is taken in, whether it was loaded here or is handed over.
+"""What a model has to be before it is used, whether it was loaded here or is handed over.
 
 Architecture, weights, processor.
 """
@@ -28,16 +28,25 @@ from xlvlms_tutorial.models.spans import Batch
 from xlvlms_tutorial.models.vlm import VLM
 
 # of different length, so that one row is padded
-_ASKED = ("What is this?", "What does it show, and where?")
+_TEXTS = ("What is this?", "What does it show, and where?")
 
 
 def tested(config: PreTrainedConfig) -> bool:
-    """Whether an architecture is one of those that pass the contract tests."""
+    """Tell whether an architecture is one of those that pass the contract tests."""
     return config.model_type in ARCHITECTURES and not _encoding(config)
 
 
 def require_architecture(name: str, config: PreTrainedConfig, allow_untested: bool) -> None:
     """Refuse an architecture that may not be loaded; nothing but its configuration is read.
+
+    Parameters
+    ----------
+    name : str
+        The model's name, for errors.
+    config : PreTrainedConfig
+        Its configuration.
+    allow_untested : bool
+        Whether an architecture outside the table of tested ones is allowed.
 
     Raises
     ------
@@ -48,9 +57,9 @@ def require_architecture(name: str, config: PreTrainedConfig, allow_untested: bo
     """
     kind = config.model_type
     if not tested(config) and not allow_untested:
-        inside = config.get_text_config(decoder=True).model_type
+        text_kind = config.get_text_config(decoder=True).model_type
         raise ArchitectureError(
-            f"{kind} with {inside}" if kind in ARCHITECTURES else kind, tuple(ARCHITECTURES)
+            f"{kind} with {text_kind}" if kind in ARCHITECTURES else kind, tuple(ARCHITECTURES)
         )
     if _encoding(config):
         advice = "give a model whose pictures and words run through one stack of decoder blocks"
@@ -71,14 +80,14 @@ def _encoding(config: PreTrainedConfig) -> bool:
 def require_finite(name: str, model: nn.Module) -> None:
     """Refuse weights that are NaN or infinite.
 
-    Of those that are offloaded or packed into whole numbers nothing is known.
+    Nothing is known of weights that are offloaded or packed into integers.
 
     Raises
     ------
     LoadError
         If there are some, with the first.
     """
-    for where, weight in model.named_parameters():
+    for parameter, weight in model.named_parameters():
         if (
             weight.is_meta
             or not weight.is_floating_point()
@@ -89,7 +98,7 @@ def require_finite(name: str, model: nn.Module) -> None:
         ends = torch.stack(torch.aminmax(weight.detach()))  # no copy of the weights
         if not ends.isfinite().all():
             raise LoadError(
-                f"{name!r} has weights that are NaN or infinite, first in {where}",
+                f"{name!r} has weights that are NaN or infinite, first in {parameter}",
                 "download or train it again",
             )
 
@@ -97,7 +106,8 @@ def require_finite(name: str, model: nn.Module) -> None:
 def check(vlm: VLM) -> None:
     """Run the self-checks on a model with its processor.
 
-    What single places fail is kept in ``vlm.refused``, all of it in ``vlm.checks``.
+    Places that fail theirs are recorded in ``vlm.refused``, the table of all checks in
+    ``vlm.checks``.
 
     Raises
     ------
@@ -106,7 +116,7 @@ def check(vlm: VLM) -> None:
     """
     kind = vlm.model.config.model_type
     try:
-        batch = _trial(vlm, _ASKED)
+        batch = _trial(vlm, _TEXTS)
     except (OSError, LookupError, *FAILURES) as cause:
         raise SelfCheckError(kind, [("inputs from its processor", cause)]) from cause
     vlm.checks = self_check(vlm, batch)
@@ -115,9 +125,11 @@ def check(vlm: VLM) -> None:
             index=False, name=None
         )
     )
-    if lost := [(name, detail) for name, detail in failed.items() if name in REQUIRED]:
-        raise SelfCheckError(kind, lost)
-    vlm.refused |= {place: detail for name, detail in failed.items() for place in HANGS_ON[name]}
+    if fatal := [(name, detail) for name, detail in failed.items() if name in REQUIRED]:
+        raise SelfCheckError(kind, fatal)
+    for name, detail in failed.items():
+        for place in HANGS_ON[name]:
+            vlm.refused[place] = detail
 
 
 def wrapped(
@@ -127,9 +139,22 @@ def wrapped(
     revision: str | None = None,
     allow_untested: bool = False,
 ) -> VLM:
-    """A model that is loaded already, checked as one that is loaded here.
+    """Return a model that is loaded already as a VLM, checked as one that is loaded here.
 
     See :meth:`VLM.from_model`.
+
+    Parameters
+    ----------
+    model : object
+        A model of transformers.
+    processor : object or None
+        Its processor.
+    name : object
+        What records call these weights.
+    revision : str, optional
+        Their revision; none by default.
+    allow_untested : bool
+        Whether an architecture outside the table of tested ones is allowed. False by default.
     """
     if not isinstance(name, str) or not name.strip():
         raise LoadError(
@@ -143,25 +168,23 @@ def wrapped(
             "give what from_pretrained returns",
         )
     support.require_hookable(model)
-    if any(
-        getattr(told, "is_prompt_learning", False)
-        for told in (getattr(model, "peft_config", None) or {}).values()
-    ):
+    adapters = (getattr(model, "peft_config", None) or {}).values()
+    if any(getattr(adapter, "is_prompt_learning", False) for adapter in adapters):
         raise LoadError(
             f"{name!r} has a learned prompt of peft around it",
             "give a model without adapter, or with a LoRA",
         )
     model = support.base_of(model)
     require_architecture(name, model.config, allow_untested)
-    own = [
+    mapped = any(
         type(model.config) in auto._model_mapping
         for auto in (AutoModelForImageTextToText, AutoModelForMultimodalLM)
-    ]
-    if not any(own) and not getattr(model.config, "auto_map", None):  # remote code names its own
-        what = (
+    )
+    if not mapped and not getattr(model.config, "auto_map", None):  # remote code names its own
+        message = (
             f"{name!r} is a {model.config.model_type!r}, which answers no questions about pictures"
         )
-        raise LoadError(what, "give a vision-language model")
+        raise LoadError(message, "give a vision-language model")
     anatomy.unembedding(model)
     if any(weight.is_meta for weight in model.parameters()) and not any(
         hasattr(part, "_hf_hook") for part in model.modules()
@@ -204,7 +227,7 @@ def _try(vlm: VLM) -> None:
     if vlm.processor is None:
         return
     try:
-        batch = _trial(vlm, _ASKED[:1])
+        batch = _trial(vlm, _TEXTS[:1])
     except PromptError:
         return  # without a chat template it is the caller's texts that say where the picture goes
     except XlvlmsError:
@@ -223,10 +246,10 @@ def _try(vlm: VLM) -> None:
 
 
 def _trial(vlm: VLM, texts: tuple[str, ...]) -> Batch:
-    shown = {"images": [Image.new("RGB", (224, 224), (128, 128, 128))] * len(texts)}
+    media = {"images": [Image.new("RGB", (224, 224), (128, 128, 128))] * len(texts)}
     if not hasattr(vlm.processor, "image_processor"):
-        shown = {"images": None, "audio": [np.zeros(16000)] * len(texts)}
-    return vlm.batch(texts=texts, **shown)
+        media = {"images": None, "audio": [np.zeros(16000)] * len(texts)}
+    return vlm.batch(texts=texts, **media)
 
 
 def _unfit(name: str, cause: Exception) -> LoadError:
