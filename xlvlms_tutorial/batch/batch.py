@@ -73,9 +73,9 @@ def reproduce(
     options, out = options or Options(), Path(out).resolve()
     cells = read_grid(experiments, options.chapters, embedded)
     profile = _profile(options.profile)
-    if profile.local and (most := max(cell.gpus for cell in cells)) > options.gpus:
+    if profile.local and (required := max(cell.gpus for cell in cells)) > options.gpus:
         raise SelectionError(
-            f"a run wants {most} GPUs of {options.gpus}",
+            f"a run wants {required} GPUs of {options.gpus}",
             "give --gpus N, the number that this machine lends to the batch",
         )
     with _only(out) as lock:
@@ -91,8 +91,8 @@ def reproduce(
         chapters = {
             name: opened(name, options.chapters) for name in {cell.chapter for cell in cells}
         }
-        told = [_aside(cell, out, chapters[cell.chapter], options.dry_run) for cell in cells]
-        for line in filter(None, told):
+        notices = [_move_aside(cell, out, chapters[cell.chapter], options.dry_run) for cell in cells]
+        for line in filter(None, notices):
             say(line)
         if code := _engine(_command(out, profile, options), out, lock):
             say(f"Snakemake ended with code {code}")
@@ -152,7 +152,7 @@ def _copy(file: Path, target: Path) -> None:
         raise OutputError(target, cause.strerror or cause) from cause
 
 
-def _aside(cell: Cell, out: Path, chapter: Chapter, dry_run: bool) -> str:
+def _move_aside(cell: Cell, out: Path, chapter: Chapter, dry_run: bool) -> str:
     """Move aside results that are damaged or of other code, and say so.
 
     Empty where there is nothing to say.
@@ -210,7 +210,7 @@ def _engine(command: list[str], out: Path, lock: int) -> int:
 
     It is named in the lock, which it holds as long as it lives.
     """
-    with _asked_to_end(), subprocess.Popen(command, pass_fds=(lock,), cwd=out) as engine:
+    with _leaving_on_signals(), subprocess.Popen(command, pass_fds=(lock,), cwd=out) as engine:
         _sign(lock, engine.pid)
         try:
             return engine.wait()
@@ -220,7 +220,7 @@ def _engine(command: list[str], out: Path, lock: int) -> int:
 
 
 @contextmanager
-def _asked_to_end() -> Iterator[None]:
+def _leaving_on_signals() -> Iterator[None]:
     """Leave by an exception where a signal asks this process to end.
 
     The signal would otherwise end it and leave its children at work.

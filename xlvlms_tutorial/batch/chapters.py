@@ -45,10 +45,10 @@ def checkout() -> Path | None:
 
     None where there is none.
     """
-    here = Path.cwd()
-    places = (ROOT, here, *here.parents, here / "xlvlms-tutorial")
+    working = Path.cwd()
+    folders = (ROOT, working, *working.parents, working / "xlvlms-tutorial")
     return next(
-        (place for place in places if (place / "_toc.yml").exists() and (place / "book").is_dir()),
+        (folder for folder in folders if (folder / "_toc.yml").exists() and (folder / "book").is_dir()),
         None,
     )
 
@@ -80,18 +80,18 @@ def find_chapter(chapter: str | Path, folder: str | Path | None = None) -> Path:
     SelectionError
         If there is no such chapter.
     """
-    given = Path(chapter)
-    if given.suffix in SUFFIXES and os.path.isfile(given):
-        return given.resolve()
+    path = Path(chapter)
+    if path.suffix in SUFFIXES and os.path.isfile(path):
+        return path.resolve()
     folder = Path(folder) if folder is not None else book_folder()
     for suffix in SUFFIXES:
-        if given.name == str(chapter) and os.path.isfile(found := folder / f"{chapter}{suffix}"):
-            return found.resolve()
-    known = sorted(
+        if path.name == str(chapter) and os.path.isfile(file := folder / f"{chapter}{suffix}"):
+            return file.resolve()
+    names = sorted(
         page.stem for page in folder.glob("*.md") if f"[{TAG}]" in page.read_text(encoding="utf-8")
     )
-    what = f"no chapter {str(chapter)!r} in {folder}{closest(str(chapter), known)}"
-    raise SelectionError(what, f"there are: {', '.join(known) or 'none'}")
+    message = f"no chapter {str(chapter)!r} in {folder}{closest(str(chapter), names)}"
+    raise SelectionError(message, f"there are: {', '.join(names) or 'none'}")
 
 
 def read_chapter(file: Path) -> NotebookNode:
@@ -148,14 +148,14 @@ def defaults(notebook: NotebookNode) -> dict[str, object]:
         raise SelectionError(
             f"the cell tagged {TAG!r} cannot be read ({cause})", "write NAME = VALUE, one in a line"
         ) from cause
-    found: dict[str, object] = {}
+    parameters: dict[str, object] = {}
     for statement in body:
         if isinstance(statement, ast.AnnAssign) and statement.value is not None:
-            found |= _assigned(statement.target, statement.value)
+            parameters |= _assigned(statement.target, statement.value)
         elif isinstance(statement, ast.Assign):
             for target in statement.targets:
-                found |= _assigned(target, statement.value)
-    return found
+                parameters |= _assigned(target, statement.value)
+    return parameters
 
 
 def _assigned(target: ast.expr, value: ast.expr) -> dict[str, object]:
@@ -167,9 +167,9 @@ def _assigned(target: ast.expr, value: ast.expr) -> dict[str, object]:
         and len(target.elts) == len(value.elts)
     ):
         return {
-            name: got
+            name: content
             for pair in zip(target.elts, value.elts, strict=True)
-            for name, got in _assigned(*pair).items()
+            for name, content in _assigned(*pair).items()
         }
     return {}
 
@@ -207,10 +207,10 @@ def checked(
     ready = {}
     for parameter, written in given.items():
         if parameter not in known:
-            what = (
+            message = (
                 f"chapter {name!r} has no parameter {parameter!r}{closest(str(parameter), known)}"
             )
-            raise SelectionError(what, f"there are: {', '.join(known)}")
+            raise SelectionError(message, f"there are: {', '.join(known)}")
         default = known[parameter]
         value = meant(default, written) if _json(written) else written
         if not _json(value) or not _fits(default, value):
@@ -219,7 +219,7 @@ def checked(
                 f"as the default {default!r}"
             )
             raise SelectionError(
-                f"parameter {parameter}={_shown(written)} of chapter {name!r} is of the wrong type",
+                f"parameter {parameter}={_short_repr(written)} of chapter {name!r} is of the wrong type",
                 allowed,
             )
         ready[parameter] = _absolute(parameter, json.loads(json.dumps(value)))
@@ -241,11 +241,11 @@ def _json(value: object) -> bool:
 def _text_keys(value: object) -> bool:
     """Whether all keys are text: JSON would silently make text of a number."""
     if isinstance(value, dict):
-        return all(isinstance(key, str) and _text_keys(one) for key, one in value.items())
+        return all(isinstance(key, str) and _text_keys(element) for key, element in value.items())
     return not isinstance(value, (list, tuple)) or all(map(_text_keys, value))
 
 
-def _shown(value: object) -> str:
+def _short_repr(value: object) -> str:
     """A value in short, also one that holds itself or has more digits than Python writes."""
     try:
         return reprlib.repr(value)
@@ -266,12 +266,12 @@ def _fits(default: object, value: object) -> bool:
         return isinstance(value, (int, float))
     if isinstance(default, (list, tuple)):
         return isinstance(value, (list, tuple)) and (
-            not default or all(any(_fits(one, got) for one in default) for got in value)
+            not default or all(any(_fits(element, candidate) for element in default) for candidate in value)
         )
     if isinstance(default, dict):
         return isinstance(value, dict) and (
             not default
-            or all(any(_fits(one, got) for one in default.values()) for got in value.values())
+            or all(any(_fits(element, candidate) for element in default.values()) for candidate in value.values())
         )
     return isinstance(value, type(default))
 
@@ -291,5 +291,5 @@ def _absolute(parameter: str, value: object) -> object:
 
 def closest(name: str, known: Iterable[str]) -> str:
     """What was probably meant, as the end of a message; empty where nothing is near."""
-    found = get_close_matches(name, list(known), n=1)
-    return f" (did you mean {found[0]!r}?)" if found else ""
+    matches = get_close_matches(name, list(known), n=1)
+    return f" (did you mean {matches[0]!r}?)" if matches else ""

@@ -54,7 +54,7 @@ class Gathered:
         try:
             row, measured = (
                 _row(name, result),
-                [judged(one, name) | {"run": name} for one in result["claims"]],
+                [judged(record, name) | {"run": name} for record in result["claims"]],
             )
         except (KeyError, TypeError, ValueError, AttributeError) as cause:
             if isinstance(cause, XlvlmsError):
@@ -68,7 +68,7 @@ class Gathered:
 
     def count(self, state: str) -> int:
         """How many runs are in a state."""
-        return sum(found == state for found in self.states.values())
+        return sum(run_state == state for run_state in self.states.values())
 
 
 def gather(batch: str | Path, write: bool = True) -> Gathered:
@@ -84,22 +84,22 @@ def gather(batch: str | Path, write: bool = True) -> Gathered:
     OutputError
         If a file cannot be written.
     """
-    batch, found = Path(batch), Gathered()
+    batch, gathered = Path(batch), Gathered()
     for name in read_plan(batch / PLAN):
-        at = batch / RUNS / name
+        folder = batch / RUNS / name
         try:
-            found.add(name, read_results(at / RESULTS))
+            gathered.add(name, read_results(folder / RESULTS))
         except (RecordError, ClaimError) as error:
-            there = (at / RESULTS).exists()
-            found.states[name] = (
-                "damaged" if there else "failed" if (at / FAILURE).exists() else "missing"
+            exists = (folder / RESULTS).exists()
+            gathered.states[name] = (
+                "damaged" if exists else "failed" if (folder / FAILURE).exists() else "missing"
             )
-            found.problems[name] = (
-                str(error) if there else _failure(at / FAILURE, batch / "logs" / f"{name}.log")
+            gathered.problems[name] = (
+                str(error) if exists else _failure(folder / FAILURE, batch / "logs" / f"{name}.log")
             )
     if write:
-        _write(batch, found)
-    return found
+        _write(batch, gathered)
+    return gathered
 
 
 def measurements(path: str | Path) -> list[dict[str, object]]:
@@ -124,15 +124,15 @@ def measurements(path: str | Path) -> list[dict[str, object]]:
             warnings.warn(f"left out of {path}, damaged: {'; '.join(damaged)}", stacklevel=2)
         return batch.measurements
     file = path / RESULTS if path.is_dir() else path
-    return [judged(one, file) for one in read_results(file)["claims"]]
+    return [judged(record, file) for record in read_results(file)["claims"]]
 
 
 def _failure(file: Path, log: Path) -> str:
     """What a failure report says in one line, or where there is none the last line of the log."""
     try:
-        told = read_json(file)
-        where = "" if told["cell"] is None else f" (cell [{told['cell']}])"
-        return f"{told['error']}{where}: {' '.join(str(told['message']).split())}"
+        report = read_json(file)
+        location = "" if report["cell"] is None else f" (cell [{report['cell']}])"
+        return f"{report['error']}{location}: {' '.join(str(report['message']).split())}"
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         lines = (
             log.read_text(encoding="utf-8", errors="replace").split("\n") if log.exists() else []
@@ -149,7 +149,7 @@ def run_table(found: Gathered) -> pd.DataFrame:
 
 
 def _row(name: str, result: Mapping[str, Any]) -> dict[str, object]:
-    given = {
+    settings = {
         key: result["parameters"][key]
         for key in ("model", "dataset", "seed", "n_samples")
         if key in result["parameters"]
@@ -157,17 +157,17 @@ def _row(name: str, result: Mapping[str, Any]) -> dict[str, object]:
     seconds = result["seconds"] | {
         "overhead": round(result["seconds"]["total"] - result["seconds"]["cells"], 3)
     }
-    told = {
+    row = {
         "run": name,
         "chapter": result["chapter"],
-        **given,
+        **settings,
         "parameters": json.dumps(result["parameters"]),
     }
-    told |= {f"seconds_{key}": value for key, value in seconds.items()} | result["memory"]
-    told["peak_bytes"] = None if told["peak_bytes"] is None else int(told["peak_bytes"])
-    told |= {key: result[key] for key in ("started", "commit", "code")}
+    row |= {f"seconds_{key}": value for key, value in seconds.items()} | result["memory"]
+    row["peak_bytes"] = None if row["peak_bytes"] is None else int(row["peak_bytes"])
+    row |= {key: result[key] for key in ("started", "commit", "code")}
     return (
-        told
+        row
         | result["machine"]
         | {"versions": json.dumps(result["versions"]), "claims": len(result["claims"])}
     )
@@ -178,8 +178,8 @@ def pooled(verdicts: Iterable[str]) -> str:
 
     Theirs if they agree, "undecided" if not, "not measured" if there are none.
     """
-    said = set(verdicts)
-    return said.pop() if len(said) == 1 else "undecided" if said else "not measured"
+    distinct = set(verdicts)
+    return distinct.pop() if len(distinct) == 1 else "undecided" if distinct else "not measured"
 
 
 def summary(measurements: Iterable[Mapping[str, object]]) -> pd.DataFrame:
@@ -199,46 +199,46 @@ def ledger(measurements: Iterable[Mapping[str, object]]) -> list[dict[str, objec
 
     What is claimed, the verdict by model over all measurements, and these.
     """
-    found: dict[str, list[Mapping[str, object]]] = {}
-    for one in measurements:
-        found.setdefault(str(one["id"]), []).append(one)
-    return [_entry(claimed, found.get(claimed.id, [])) for claimed in CLAIMS.values()]
+    by_claim: dict[str, list[Mapping[str, object]]] = {}
+    for measurement in measurements:
+        by_claim.setdefault(str(measurement["id"]), []).append(measurement)
+    return [_entry(claimed, by_claim.get(claimed.id, [])) for claimed in CLAIMS.values()]
 
 
 def _entry(claimed: Claim, measured: list[Mapping[str, object]]) -> dict[str, object]:
-    models = dict.fromkeys(str(one["model"]) for one in measured)
+    models = dict.fromkeys(str(measurement["model"]) for measurement in measured)
     by_model = {
-        model: pooled([str(one["verdict"]) for one in measured if one["model"] == model])
+        model: pooled([str(measurement["verdict"]) for measurement in measured if measurement["model"] == model])
         for model in models
     }
     source = {"paper": claimed.paper, "where": claimed.where}
-    told = {
+    entry = {
         "id": claimed.id,
         "statement": claimed.statement,
         "source": source,
         "metric": claimed.metric,
         "rival": claimed.rival,
     }
-    told |= {
+    entry |= {
         "direction": claimed.direction,
         "null": claimed.null,
         "margin": claimed.margin,
         "test": claimed.test,
     }
-    verdict = pooled([str(one["verdict"]) for one in measured])
-    rows = [{name: one.get(name) for name in (*_WHERE, *_MEASURED)} for one in measured]
-    return told | {"verdict": verdict, "by_model": by_model, "measurements": rows}
+    verdict = pooled([str(measurement["verdict"]) for measurement in measured])
+    rows = [{name: measurement.get(name) for name in (*_WHERE, *_MEASURED)} for measurement in measured]
+    return entry | {"verdict": verdict, "by_model": by_model, "measurements": rows}
 
 
-def _write(batch: Path, found: Gathered) -> None:
-    measured = found.measurements
-    table = pd.DataFrame([one | {"versions": json.dumps(one["versions"])} for one in measured])
-    for name, rows in (("runs", run_table(found)), ("measurements", table)):
+def _write(batch: Path, gathered: Gathered) -> None:
+    measured = gathered.measurements
+    table = pd.DataFrame([measurement | {"versions": json.dumps(measurement["versions"])} for measurement in measured])
+    for name, rows in (("runs", run_table(gathered)), ("measurements", table)):
         write_atomically(
             batch / f"{name}.parquet", partial(_storable(rows).to_parquet, index=False)
         )
     write_json(batch / "claims.json", ledger(measured))
-    write_utf8(batch / "report.md", report(found))
+    write_utf8(batch / "report.md", report(gathered))
 
 
 def _storable(table: pd.DataFrame) -> pd.DataFrame:
@@ -263,13 +263,13 @@ def report(found: Gathered) -> str:
     counts = ", ".join(f"{count} {state}" for state in STATES if (count := found.count(state)))
     parts = [f"# {len(found.states)} runs: {counts or 'none'}"]
     if found.problems:
-        told = [
+        lines = [
             f"- `{name}` {found.states[name]}: {' '.join(problem.split())}"
             for name, problem in found.problems.items()
         ]
         parts += [
             "## Not done",
-            "\n".join(told),
+            "\n".join(lines),
             f"Tracebacks: `{RUNS}/RUN/{FAILURE}`, the notebook beside it; logs: `logs/RUN.log`.",
         ]
     if found.results:
@@ -307,10 +307,10 @@ def main() -> None:
     Exit code 1 unless all of its runs are done.
     """
     try:
-        found = gather(sys.argv[1])
+        gathered = gather(sys.argv[1])
     except XlvlmsError as error:
         sys.exit(f"{type(error).__name__}: {error}")
-    sys.exit(int(bool(found.problems)))
+    sys.exit(int(bool(gathered.problems)))
 
 
 if __name__ == "__main__":

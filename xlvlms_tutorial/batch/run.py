@@ -70,8 +70,8 @@ class Chapter:
 
         Raises what :func:`prepare` raises of them.
         """
-        given = checked(self.file.stem, self.defaults, parameters or {})
-        return Run(self.file, self.notebook, given, {**self.defaults, **given})
+        values = checked(self.file.stem, self.defaults, parameters or {})
+        return Run(self.file, self.notebook, values, {**self.defaults, **values})
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ def run_chapter(
         If a file cannot be written.
     """
     run, out = prepare(chapter, parameters, folder), Path(out).resolve()
-    with _alone(out, wait=resume):
+    with _locked(out, wait=resume):
         if resume and same_run(out / RESULTS, run):
             return out / RESULTS
         return _run(run, out, progress)
@@ -179,7 +179,7 @@ def same_run(path: Path, run: Run) -> bool:
 
 
 @contextmanager
-def _alone(out: Path, wait: bool) -> Iterator[None]:
+def _locked(out: Path, wait: bool) -> Iterator[None]:
     """Hold the folder of a run; the operating system lets go of it when its holder is killed."""
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -198,8 +198,8 @@ def _alone(out: Path, wait: bool) -> Iterator[None]:
 def _run(run: Run, out: Path, progress: bool) -> Path:
     for name in (RESULTS, FAILURE, NOTEBOOK):
         (out / name).unlink(missing_ok=True)
-    for left in out.glob(f"{_WORK}*"):  # by a process that was killed
-        shutil.rmtree(left, ignore_errors=True)
+    for stale in out.glob(f"{_WORK}*"):  # by a process that was killed
+        shutil.rmtree(stale, ignore_errors=True)
     work, started = Path(tempfile.mkdtemp(prefix=_WORK, dir=out)), datetime.now(UTC)
     try:
         executed = _execute(run, work, progress)
@@ -212,14 +212,14 @@ def _run(run: Run, out: Path, progress: bool) -> Path:
             )
         )
         claims = [_claim(file) for file in sorted((work / "claims").glob("*.json"))]
-    except (PapermillExecutionError, DeadKernelError, RecordError, ClaimError) as failed:
-        _report(run, out, work, started, failed)
+    except (PapermillExecutionError, DeadKernelError, RecordError, ClaimError) as failure:
+        _report(run, out, work, started, failure)
     finally:
         # a kernel that is dying may still hold a file there
         shutil.rmtree(work, ignore_errors=True)
-    _keep(executed, out)
+    _save_notebook(executed, out)
     machine = _machine() | {"gpu": measured.pop("gpu")}
-    made = {
+    provenance = {
         "claims": claims,
         "versions": versions(),
         "commit": _commit(run.file),
@@ -227,7 +227,7 @@ def _run(run: Run, out: Path, progress: bool) -> Path:
     }
     return write_sealed(
         out / RESULTS,
-        run.origin | made | {"seconds": seconds, "memory": measured, "machine": machine},
+        run.origin | provenance | {"seconds": seconds, "memory": measured, "machine": machine},
     )
 
 
@@ -264,10 +264,10 @@ def _unformatted(path: Path) -> str:
 
 
 @contextmanager
-def _environment(wanted: dict[str, str]) -> Iterator[None]:
+def _environment(variables: dict[str, str]) -> Iterator[None]:
     """Variables for the kernel, which inherits those of this process."""
-    before = {name: os.environ.get(name) for name in wanted}
-    os.environ.update(wanted)
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
     try:
         yield
     finally:
@@ -277,16 +277,16 @@ def _environment(wanted: dict[str, str]) -> Iterator[None]:
 
 def _seconds(executed: NotebookNode, started: datetime) -> dict[str, float]:
     """Wall clock: all of it, until the kernel took the first cell, and the chapter's own cells."""
-    told = [cell.metadata.papermill for cell in executed.cells]
-    cells = sum(one.duration for one in told[:-1] if one.get("duration"))
+    timings = [cell.metadata.papermill for cell in executed.cells]
+    cells = sum(timing.duration for timing in timings[:-1] if timing.get("duration"))
     total = (datetime.now(UTC) - started).total_seconds()
     start = (
-        datetime.fromisoformat(told[0].start_time).replace(tzinfo=UTC) - started
+        datetime.fromisoformat(timings[0].start_time).replace(tzinfo=UTC) - started
     ).total_seconds()
     return {"total": round(total, 3), "kernel_start": round(start, 3), "cells": round(cells, 3)}
 
 
-def _keep(executed: NotebookNode, out: Path) -> None:
+def _save_notebook(executed: NotebookNode, out: Path) -> None:
     """Put the executed notebook into its place at once.
 
     Without the paths of this machine's working folder.
@@ -303,18 +303,18 @@ def _report(run: Run, out: Path, work: Path, started: datetime, failed: Exceptio
     """Write what failed, and where; then raise it as an error of this package."""
     executed = nbformat.read(work / NOTEBOOK, as_version=4)
     executed.cells.pop()  # the measuring cell, which was not reached
-    at = {"cell": None, "source": "", "traceback": ""}
+    details = {"cell": None, "source": "", "traceback": ""}
     if isinstance(failed, PapermillExecutionError):
-        name, message = failed.ename, strip_color(str(failed.evalue))
-        at = {
+        name, reason = failed.ename, strip_color(str(failed.evalue))
+        details = {
             "cell": failed.exec_count,
             "source": failed.source,
             "traceback": strip_color("\n".join(failed.traceback)),
         }
     elif isinstance(failed, XlvlmsError):
-        name, message = type(failed).__name__, str(failed)
+        name, reason = type(failed).__name__, str(failed)
     else:
-        name, message = (
+        name, reason = (
             type(failed).__name__,
             "the kernel died: killed from outside, or out of memory",
         )
@@ -323,19 +323,19 @@ def _report(run: Run, out: Path, work: Path, started: datetime, failed: Exceptio
             for cell in executed.cells
             if cell.metadata.get("papermill", {}).get("start_time")
         ]
-        at |= {"source": begun[-1]} if begun else {}
-    _keep(executed, out)
-    told = {
+        details |= {"source": begun[-1]} if begun else {}
+    _save_notebook(executed, out)
+    report = {
         "error": name,
-        "message": message,
-        **at,
+        "message": reason,
+        **details,
         "started": started.isoformat(timespec="seconds"),
     }
-    write_json(out / FAILURE, run.origin | told | {"versions": versions(), "machine": _machine()})
-    where = "" if at["cell"] is None else f" in cell [{at['cell']}]"
-    what = f"chapter {run.file.stem!r} failed{where}: {name}: {' '.join(message.split())}"
+    write_json(out / FAILURE, run.origin | report | {"versions": versions(), "machine": _machine()})
+    location = "" if details["cell"] is None else f" in cell [{details['cell']}]"
+    message = f"chapter {run.file.stem!r} failed{location}: {name}: {' '.join(reason.split())}"
     raise RunError(
-        what, f"the traceback is in {out / FAILURE}, the notebook as far as it came beside it"
+        message, f"the traceback is in {out / FAILURE}, the notebook as far as it came beside it"
     ) from failed
 
 
@@ -355,7 +355,7 @@ def _commit(file: Path) -> str | None:
         "--exclude=*",
     ]
     try:
-        found = subprocess.run(
+        result = subprocess.run(
             command,
             check=False,
             capture_output=True,
@@ -365,12 +365,12 @@ def _commit(file: Path) -> str | None:
         )
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return found.stdout.strip() or None
+    return result.stdout.strip() or None
 
 
 def _machine() -> dict[str, object]:
-    listed = Path("/proc/cpuinfo")
-    lines = listed.read_text(encoding="utf-8").splitlines() if listed.exists() else []
-    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    processor = named[0] if named else platform.processor() or platform.machine()
+    file = Path("/proc/cpuinfo")
+    lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    processor = models[0] if models else platform.processor() or platform.machine()
     return {"system": platform.platform(), "processor": processor, "cores": os.cpu_count()}

@@ -59,22 +59,22 @@ def gpus(wanted: int, among: int, folder: Path | None = None) -> Iterator[str]:
         raise SelectionError(
             f"{wanted} GPUs wanted of {among}", "give a number of GPUs that this machine has"
         )
-    folder = folder or _own(
+    folder = folder or _own_folder(
         Path(tempfile.gettempdir()) / f"xlvlms-gpus-{os.getuid() if hasattr(os, 'getuid') else ''}"
     )
-    with ExitStack() as held:
-        while len(taken := _take(names, wanted, folder, held)) < wanted:
+    with ExitStack() as locks:
+        while len(acquired := _acquire(names, wanted, folder, locks)) < wanted:
             # never hold some while waiting for others: two such jobs would wait for each other
-            held.close()
+            locks.close()
             time.sleep(PAUSE)
-        os.environ[VARIABLE] = ",".join(taken)
+        os.environ[VARIABLE] = ",".join(acquired)
         try:
             yield os.environ[VARIABLE]
         finally:
             os.environ.pop(VARIABLE) if before is None else os.environ.update({VARIABLE: before})
 
 
-def _own(folder: Path) -> Path:
+def _own_folder(folder: Path) -> Path:
     """The folder for the locks, if it is this user's.
 
     In the temporary folder anyone may have made one of its name first.
@@ -95,21 +95,21 @@ def _locking(folder: Path) -> Iterator[None]:
     except Timeout:
         raise
     except OSError as cause:
-        what = f"the locks of GPUs in {folder} cannot be held ({cause.strerror or cause})"
+        message = f"the locks of GPUs in {folder} cannot be held ({cause.strerror or cause})"
         raise RunError(
-            what, "set TMPDIR to a folder of your own, the same one for all batches"
+            message, "set TMPDIR to a folder of your own, the same one for all batches"
         ) from cause
 
 
-def _take(names: list[str], wanted: int, folder: Path, held: ExitStack) -> list[str]:
-    taken: list[str] = []
+def _acquire(names: list[str], count: int, folder: Path, locks: ExitStack) -> list[str]:
+    acquired: list[str] = []
     for name in names:
-        if len(taken) == wanted:
+        if len(acquired) == count:
             break
         try:
             with _locking(folder):
-                held.enter_context(FileLock(folder / f"{name}.lock", timeout=0))
+                locks.enter_context(FileLock(folder / f"{name}.lock", timeout=0))
         except Timeout:
             continue
-        taken.append(name)
-    return taken
+        acquired.append(name)
+    return acquired

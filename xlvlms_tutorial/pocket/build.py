@@ -54,10 +54,10 @@ def adapter_folder(name: str) -> Path:
         If the adapter has no such step, with those it has.
     """
     run, _, step = name.partition("@")
-    known = sorted(folder.name for folder in (WEIGHTS / run).glob("step-*"))
-    step = step or (known[-1] if known else None)
-    if step not in known:
-        raise RevisionError(name, [f"{run}@{step}" for step in known])
+    steps = sorted(folder.name for folder in (WEIGHTS / run).glob("step-*"))
+    step = step or (steps[-1] if steps else None)
+    if step not in steps:
+        raise RevisionError(name, [f"{run}@{step}" for step in steps])
     return WEIGHTS / run / step
 
 
@@ -74,10 +74,10 @@ def connector_state(run: str = "image", revision: str | None = None) -> dict[str
     RevisionError
         If the run has no such revision, with those it has.
     """
-    known = revisions(run)
-    revision = revision or (known[-1] if known else None)
-    if revision not in known:
-        raise RevisionError(revision, known)
+    steps = revisions(run)
+    revision = revision or (steps[-1] if steps else None)
+    if revision not in steps:
+        raise RevisionError(revision, steps)
     tensors, metadata = load_tensors(WEIGHTS / run / f"{revision}.safetensors")
     stored = {name: weight.float() for name, weight in tensors.items()}
     if (start := metadata.get("start")) is None:
@@ -156,20 +156,20 @@ def build(
 
     With a ``variant`` the connector is left as it was initialised, for training.
     """
-    folder, chosen = language_model_folder(), variant or VARIANTS[name]
-    tower = ENCODERS[chosen.encoder].config
+    folder, settings = language_model_folder(), variant or VARIANTS[name]
+    tower = ENCODERS[settings.encoder].config
     config = pocket_config(folder, tower)
     state = {
-        _place(name): weight
+        _weight_name(name): weight
         for name, weight in load_tensors(folder / "model.safetensors")[0].items()
     }
     state |= {
-        f"model.vision_tower.{name}": weight for name, weight in tower_state(chosen.encoder).items()
+        f"model.vision_tower.{name}": weight for name, weight in tower_state(settings.encoder).items()
     }
     if variant is None:
         state |= {
             f"model.multi_modal_projector.{name}": weight
-            for name, weight in connector_state(chosen.run, revision).items()
+            for name, weight in connector_state(settings.run, revision).items()
         }
     with silence():
         model = LlavaForConditionalGeneration.from_pretrained(
@@ -178,7 +178,7 @@ def build(
     model.generation_config.eos_token_id = model.generation_config.pad_token_id = (
         config.text_config.eos_token_id
     )
-    return model.eval().requires_grad_(False), pocket_processor(folder, tower, chosen.reads)
+    return model.eval().requires_grad_(False), pocket_processor(folder, tower, settings.reads)
 
 
 @contextmanager
@@ -187,16 +187,16 @@ def silence() -> Iterator[None]:
 
     A connector that is about to be trained is new.
     """
-    shown, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    bars_enabled, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
     logging.set_verbosity_error()
     try:
         yield
     finally:
         logging.set_verbosity(level)
-        if shown:
+        if bars_enabled:
             logging.enable_progress_bar()
 
 
-def _place(name: str) -> str:
+def _weight_name(name: str) -> str:
     return name.replace("model.", "model.language_model.", 1) if name.startswith("model.") else name

@@ -50,17 +50,17 @@ def cache_dir() -> Path:
         If the folder named has a ``~`` that stands for nothing, or no working directory to be in,
         or the one below the temporary folder is another user's.
     """
-    if chosen := os.environ.get(CACHE_VARIABLE):
-        folder = os.path.expanduser(chosen)
+    if named := os.environ.get(CACHE_VARIABLE):
+        folder = os.path.expanduser(named)
         if folder.startswith("~"):
             raise CacheFolderError(
-                chosen, "no home folder is known that ~ could stand for", CACHE_VARIABLE
+                named, "no home folder is known that ~ could stand for", CACHE_VARIABLE
             )
         try:
             return Path(folder).absolute()
         except FileNotFoundError as cause:
             raise CacheFolderError(
-                chosen,
+                named,
                 "the working directory, below which it would be, was removed",
                 CACHE_VARIABLE,
             ) from cause
@@ -165,9 +165,9 @@ def sweep() -> list[Path]:
     if not os.path.isdir(cache_dir()):
         return removed
     for build in (
-        found
+        draft
         for place in ("", "wheels")
-        for found in sorted((cache_dir() / place).glob("*.build-*"))
+        for draft in sorted((cache_dir() / place).glob("*.build-*"))
     ):
         lock = build.with_name(f"{build.name.rpartition('.build-')[0]}.lock")
         try:
@@ -264,14 +264,14 @@ def digest(path: Path) -> str:
 @lru_cache(maxsize=4096)
 def _digest(path: Path, size: int, changed: int) -> str:
     notes = cache_dir() / _NOTES
-    known = _read(notes).get(str(path))
-    if known and known[:2] == [size, changed]:
-        return known[2]
-    found = file_digest(path)
+    note = _read(notes).get(str(path))
+    if note and note[:2] == [size, changed]:
+        return note[2]
+    sha256 = file_digest(path)
     if size > _LARGE:
         with suppress(OSError):  # a memory that cannot be written costs time, nothing else
-            write_json(notes, _read(notes) | {str(path): [size, changed, found]}, indent=1)
-    return found
+            write_json(notes, _read(notes) | {str(path): [size, changed, sha256]}, indent=1)
+    return sha256
 
 
 def _read(notes: Path) -> dict[str, list]:

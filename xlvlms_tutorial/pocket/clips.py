@@ -94,11 +94,11 @@ def clips(n: int, split: str = "train", seed: int = 0) -> list[Clip]:
     SceneError
         If the split is unknown or ``n`` is below 1.
     """
-    found, asked = [], n
-    while not found or len(found) < n:
-        found = [scene for scene in world.scenes(asked, split, seed) if scene.action]
-        asked *= 2
-    return [_move(scene, seed) for scene in found[:n]]
+    moving, n_scenes = [], n
+    while not moving or len(moving) < n:
+        moving = [scene for scene in world.scenes(n_scenes, split, seed) if scene.action]
+        n_scenes *= 2
+    return [_move(scene, seed) for scene in moving[:n]]
 
 
 def _move(scene: Scene, seed: int) -> Clip:
@@ -169,21 +169,21 @@ def clip_captions(clip: Clip) -> list[str]:
     Each names subject, movement, things with number and colour, and place.
     """
     scene = clip.scene
-    who, what, where = (
+    subject, things, place = (
         language.article(scene.subject),
         language.things(scene),
         language._WHERE[scene.place],
     )
     does, doing = _phrases(clip)
     be = "is" if scene.count == 1 else "are"
-    told = [
-        f"{who} is {doing} {where} next to {what}.",
-        f"{where} {who} {does} beside {what}.",
-        f"{who} {does} {where} {language._WHEN[scene.time]}, and there {be} {what}.",
-        f"there {be} {what} {where} near {who} {doing}.",
-        f"{language._WHEN[scene.time]}, {who} {does} {where} near {what}.",
+    sentences = [
+        f"{subject} is {doing} {place} next to {things}.",
+        f"{place} {subject} {does} beside {things}.",
+        f"{subject} {does} {place} {language._WHEN[scene.time]}, and there {be} {things}.",
+        f"there {be} {things} {place} near {subject} {doing}.",
+        f"{language._WHEN[scene.time]}, {subject} {does} {place} near {things}.",
     ]
-    return [line[0].upper() + line[1:] for line in told]
+    return [line[0].upper() + line[1:] for line in sentences]
 
 
 def clip_questions(clip: Clip, seed: int = 0) -> list[Question]:
@@ -192,10 +192,10 @@ def clip_questions(clip: Clip, seed: int = 0) -> list[Question]:
     Where the movement has them.
     """
     rng = np.random.default_rng([seed, clip.scene.layout, 2])
-    asked, subject = language.questions(clip.scene, seed), clip.scene.subject
+    questions, subject = language.questions(clip.scene, seed), clip.scene.subject
     ways = " or ".join(w for w in directions(clip.scene.action) if w)
     for kind, answer in (("direction", clip.direction), ("speed", clip.speed)):
         if answer is not None:
             text = _ASK[kind][rng.integers(3)].format(subject=subject, ways=ways)
-            asked.append(Question(kind, text, answer, subject))
-    return asked
+            questions.append(Question(kind, text, answer, subject))
+    return questions

@@ -124,9 +124,9 @@ def _silent_pages() -> Iterator[None]:
             logging.set_verbosity(level)
 
 
-def _next(bar: tqdm, what: str) -> None:
+def _next(bar: tqdm, description: str) -> None:
     bar.update()
-    bar.set_description(what)
+    bar.set_description(description)
 
 
 def _forget_quantisation(model: object) -> object:
@@ -143,19 +143,19 @@ def _check(file: Path, shapes: dict[str, tuple[int, ...]], source: Path) -> None
     from safetensors import safe_open
 
     with safe_open(file, framework="pt") as stored:
-        found = {
+        written = {
             name: (tuple(part.get_shape()), part.get_dtype())
             for name in stored.keys()  # noqa: SIM118
             for part in [stored.get_slice(name)]
         }
     # tied weights are one parameter, stored once
-    wanted = {name: (shape, "F32") for name, shape in shapes.items()}
+    expected = {name: (shape, "F32") for name, shape in shapes.items()}
     if wrong := [
-        name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name)
+        name for name in expected.keys() | written.keys() if expected.get(name) != written.get(name)
     ]:
         name = min(wrong)
         raise ConversionError(
-            source, f"{name} was written as {found.get(name)} instead of {wanted.get(name)}"
+            source, f"{name} was written as {written.get(name)} instead of {expected.get(name)}"
         )
 
 

@@ -103,7 +103,7 @@ def captions(scene: Scene) -> list[str]:
 
     Each names subject, action, things with number and colour, and place.
     """
-    who, what, where, when, side = (
+    subject, phrase, place, time, side = (
         article(scene.subject),
         things(scene),
         _WHERE[scene.place],
@@ -111,16 +111,16 @@ def captions(scene: Scene) -> list[str]:
         scene.side,
     )
     doing = f" {scene.action}" if scene.action else ""
-    does = f"{who} {_PRESENT[scene.action]}" if scene.action else f"{who} is"
+    does = f"{subject} {_PRESENT[scene.action]}" if scene.action else f"{subject} is"
     be = "is" if scene.count == 1 else "are"
-    told = [
-        f"{who}{f' is {scene.action}' if doing else ' is'} {where} next to {what}.",
-        f"{where} {does} beside {what}.",
-        f"{who}{doing} {where} {when}, with {what} on the {side}.",
-        f"there {be} {what} to the {side} of {who}{doing} {where}.",
-        f"{when}, {does} {where} near {what}.",
+    sentences = [
+        f"{subject}{f' is {scene.action}' if doing else ' is'} {place} next to {phrase}.",
+        f"{place} {does} beside {phrase}.",
+        f"{subject}{doing} {place} {time}, with {phrase} on the {side}.",
+        f"there {be} {phrase} to the {side} of {subject}{doing} {place}.",
+        f"{time}, {does} {place} near {phrase}.",
     ]
-    return [line[0].upper() + line[1:] for line in told]
+    return [line[0].upper() + line[1:] for line in sentences]
 
 
 def styled_caption(scene: Scene, style: str) -> str:
@@ -131,24 +131,24 @@ def styled_caption(scene: Scene, style: str) -> str:
     SceneError
         If the style is unknown.
     """
-    who, what, where, when = scene.subject, things(scene), _WHERE[scene.place], _WHEN[scene.time]
+    subject, phrase, place, time = scene.subject, things(scene), _WHERE[scene.place], _WHEN[scene.time]
     ground, sky = _GROUND_HUE[scene.place], _SKY_HUE[scene.time]
     hues = f"{sky}, {ground} and {scene.colour}" if scene.colour else f"{sky} and {ground}"
-    ground_told = f"A wide place of {scene.place} {when}: the ground is all {scene.place}"
-    told = {
-        "place": f"{ground_told}, and {article(who)} is there {where} with {what}.",
+    opening = f"A wide place of {scene.place} {time}: the ground is all {scene.place}"
+    styled = {
+        "place": f"{opening}, and {article(subject)} is there {place} with {phrase}.",
         "colour": (
-            f"Under {article(sky)} sky, above {ground} ground, {article(who)} is near "
-            f"{what}; the colours are {hues}."
+            f"Under {article(sky)} sky, above {ground} ground, {article(subject)} is near "
+            f"{phrase}; the colours are {hues}."
         ),
         "mood": (
-            f"What a {_MOOD[scene.time]} scene: {article(who)} "
-            f"{_FEELING[scene.action]} {where} beside {what}."
+            f"What a {_MOOD[scene.time]} scene: {article(subject)} "
+            f"{_FEELING[scene.action]} {place} beside {phrase}."
         ),
     }
-    if style not in told:
+    if style not in styled:
         raise SceneError("style", style, STYLES)
-    return told[style]
+    return styled[style]
 
 
 def popularity() -> dict[str, float]:
@@ -189,12 +189,12 @@ def questions(scene: Scene, seed: int = 0) -> list[Question]:
     """
     rng = np.random.default_rng([seed, scene.layout])
     pick = lambda values: values[rng.integers(len(values))]
-    asked = []
+    result = []
     for stratum in STRATA:
         yes = bool(rng.integers(2))
         target = pick(scene.objects if yes else absent(scene, stratum))
         text = pick(_PRESENCE).format(a=article(target))
-        asked.append(Question("presence", text, "yes" if yes else "no", target, stratum))
+        result.append(Question("presence", text, "yes" if yes else "no", target, stratum))
     words = {
         "subject": scene.subject,
         "things": scene.item if scene.count == 1 else plural(scene.item),
@@ -212,5 +212,5 @@ def questions(scene: Scene, seed: int = 0) -> list[Question]:
     for kind, answer in answers.items():
         target = scene.subject if kind in ("place", "action") else scene.item
         if answer is not None:
-            asked.append(Question(kind, pick(_ASK[kind]).format(**words), answer, target))
-    return asked
+            result.append(Question(kind, pick(_ASK[kind]).format(**words), answer, target))
+    return result

@@ -88,8 +88,8 @@ class TextHead(nn.Module):
         self, states: Float[Tensor, "b t d"], mask: Bool[Tensor, "b t"]
     ) -> Float[Tensor, "b e"]:
         """Embeddings of length 1; the mask is True at the tokens of words."""
-        kept = mask[..., None].to(states.dtype)
-        mean = (states * kept).sum(1) / kept.sum(1)
+        weights = mask[..., None].to(states.dtype)
+        mean = (states * weights).sum(1) / weights.sum(1)
         pooled = self.pool(states, nn.functional.gelu(self.enter(states)), mask)
         return nn.functional.normalize(self.leave(torch.cat([mean, pooled], dim=-1)), dim=-1)
 

@@ -121,12 +121,12 @@ def sounds(n: int, split: str = "train", seed: int = 0) -> list[Sound]:
         raise SceneError("split", split, SPLITS)
     if n < 1:
         raise SceneError("n", n, "1 or more")
-    chosen = {
+    recordings = {
         name: tuple(f for f in files if (f in HELD_OUT) == (split == "recordings"))
         for name, files in FILES.items()
     }
     rng = np.random.default_rng([seed, SPLITS.index(split), 3])
-    return [_draw(rng, {name: files for name, files in chosen.items() if files}) for _ in range(n)]
+    return [_draw(rng, {name: files for name, files in recordings.items() if files}) for _ in range(n)]
 
 
 def _draw(rng: np.random.Generator, files: dict[str, tuple[str, ...]]) -> Sound:
@@ -195,10 +195,10 @@ def mel_filters(
     """
     mel, hertz = lambda f: 2595 * np.log10(1 + f / 700), lambda m: 700 * (10 ** (m / 2595) - 1)
     edges = hertz(np.linspace(mel(low), mel(high), bands + 2))
-    left, centre, right = edges[:-2, None], edges[1:-1, None], edges[2:, None]
+    lower, centre, upper = edges[:-2, None], edges[1:-1, None], edges[2:, None]
     bins = np.fft.rfftfreq(fft, 1 / RATE)
     return np.clip(
-        np.minimum((bins - left) / (centre - left), (right - bins) / (right - centre)), 0, None
+        np.minimum((bins - lower) / (centre - lower), (upper - bins) / (upper - centre)), 0, None
     )
 
 
@@ -238,14 +238,14 @@ def noun(name: str) -> str:
 
 def sound_captions(sound: Sound) -> list[str]:
     """Five reference captions of a sound: each names the sound, its loudness and its background."""
-    what, over, loud = noun(sound.name), _OVER[sound.background], sound.loudness
+    phrase, over, loud = noun(sound.name), _OVER[sound.background], sound.loudness
     behind = "nothing but silence" if sound.background == "silence" else f"a {sound.background}"
     return [
-        f"The {loud} sound of {what} {over}.",
-        f"{what[0].upper()}{what[1:]}, {loud}, {over}.",
-        f"One can hear {what}: it is {loud}, with {behind} behind it.",
-        f"There is {behind} in the background of {what} that is {loud}.",
-        f"This is {what}. It sounds {loud} {over}.",
+        f"The {loud} sound of {phrase} {over}.",
+        f"{phrase[0].upper()}{phrase[1:]}, {loud}, {over}.",
+        f"One can hear {phrase}: it is {loud}, with {behind} behind it.",
+        f"There is {behind} in the background of {phrase} that is {loud}.",
+        f"This is {phrase}. It sounds {loud} {over}.",
     ]
 
 
@@ -258,7 +258,7 @@ def sound_questions(sound: Sound, seed: int = 0) -> list[Question]:
     pick = lambda values: values[rng.integers(len(values))]
     yes = bool(rng.integers(2))
     target = sound.name if yes else pick([name for name in NAMES if name != sound.name])
-    asked = [
+    questions = [
         Question(
             "presence",
             pick(_PRESENCE).format(a=noun(target)),
@@ -272,5 +272,5 @@ def sound_questions(sound: Sound, seed: int = 0) -> list[Question]:
         "loudness": sound.loudness,
         "background": sound.background,
     }.items():
-        asked.append(Question(kind, pick(_ASK[kind]), answer, sound.name))
-    return asked
+        questions.append(Question(kind, pick(_ASK[kind]), answer, sound.name))
+    return questions

@@ -109,12 +109,12 @@ class Tower(PreTrainedModel):
         x = self.net._swish(
             self.net._bn0(self.net._conv_stem(pixels.contiguous(memory_format=torch.channels_last)))
         )
-        found = []
+        outputs = []
         for index, block in enumerate(self.net._blocks[: max(self.config.blocks) + 1]):
             x = block(x)
             if index in self.config.blocks:
-                found.append(x)
-        return found
+                outputs.append(x)
+        return outputs
 
     def fuse(self) -> "Tower":
         """Fold each batch norm into its convolution, for encoding many pictures.

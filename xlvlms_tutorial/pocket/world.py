@@ -172,12 +172,12 @@ def scenes(n: int, split: str = "train", seed: int = 0) -> list[Scene]:
     if n < 1:
         raise SceneError("n", n, "1 or more")
     rng = np.random.default_rng([seed, SPLITS.index(split)])
-    found: list[Scene] = []
-    while len(found) < n:
+    accepted: list[Scene] = []
+    while len(accepted) < n:
         scene = _draw_factors(rng)
         if scene.held_out == (split == "composition"):
-            found.append(scene)
-    return found
+            accepted.append(scene)
+    return accepted
 
 
 def truth(records: Sequence[Scene]) -> pd.DataFrame:
@@ -237,12 +237,12 @@ def render(scene: Scene, frame: int | None = None, shift: tuple[int, int] = (0, 
     dx, dy, gap = (int(v) for v in rng.integers(-6, 7, size=3))
     picture = _backdrop(scene.place, scene.time).copy()
     floor = SIZE - _GROUND + 8
-    left = scene.side == "left"
+    on_left = scene.side == "left"
     size, ground = _THING[scene.count], _sprite(_item_sprite(scene), _THING[scene.count])
-    start = (6 if left else SIZE - 6 - size * scene.count) + (gap + 6 if left else gap - 6) // 2
+    start = (6 if on_left else SIZE - 6 - size * scene.count) + (gap + 6 if on_left else gap - 6) // 2
     for k in range(scene.count):
         picture.paste(ground, (start + k * size, floor - size), ground)
-    centre = (SIZE - 56 if left else 56) + dx
+    centre = (SIZE - 56 if on_left else 56) + dx
     if scene.action == "climbing":
         rung = _sprite("items/ladderMid", 64)
         for y in range(floor - 64, 0, -64):

@@ -91,22 +91,22 @@ def style_adapters(
     given = {styles[0]: given} if isinstance(given, (str, os.PathLike)) else given or {}
     if unknown := [style for style in (*styles, *given) if style not in STYLE_WORDS]:
         raise SelectionError(f"no style {unknown[0]!r}", f"allowed: {', '.join(STYLE_WORDS)}")
-    found = {}
+    adapters = {}
     for style in styles:
         if style in given:
-            found[style] = StyleAdapter(str(given[style]), {})
+            adapters[style] = StyleAdapter(str(given[style]), {})
         elif str(model) == BASE:
-            found[style] = _shipped(style)
-        elif len(told := lessons(dataset, style, recipe or LoraRecipe(), without)) >= FEWEST:
-            found[style] = _trained(
-                model, style, told, recipe or LoraRecipe(), Path(folder) / style, dtype
+            adapters[style] = _shipped(style)
+        elif len(samples := lessons(dataset, style, recipe or LoraRecipe(), without)) >= FEWEST:
+            adapters[style] = _trained(
+                model, style, samples, recipe or LoraRecipe(), Path(folder) / style, dtype
             )
-    if not found:
+    if not adapters:
         advice = f"give adapters, or a dataset with {FEWEST} such captions or more"
         raise SelectionError(
             f"hardly any caption of {dataset} has words of {', '.join(styles)}", advice
         )
-    return found
+    return adapters
 
 
 def lessons(
@@ -119,16 +119,16 @@ def lessons(
     """
     recipe = recipe or LoraRecipe()
     try:
-        drawn = load_samples(
+        samples = load_samples(
             f"{dataset}-{style}", n=recipe.n_scenes, split="train", seed=recipe.seed
         )
     except AnnotationError:  # the captions have no such word
         return []
-    says = style_share([sample.captions[0] for sample in drawn], style)
+    shares = style_share([sample.captions[0] for sample in samples], style)
     return [
         sample
-        for sample, said in zip(drawn, says, strict=True)
-        if said and sample.id not in without
+        for sample, share in zip(samples, shares, strict=True)
+        if share and sample.id not in without
     ]
 
 
@@ -152,20 +152,20 @@ def in_style(
     """
     name = f"{dataset}-{style}"
     if name in DATASETS:
-        told = {sample.id: sample.captions for sample in load_samples(name, n=n, seed=seed)}
+        captions = {sample.id: sample.captions for sample in load_samples(name, n=n, seed=seed)}
     else:
-        said = whole_words([word], any_case=False)
-        told = {
-            sample.id: [text for text in sample.captions if said.search(text)] or sample.captions
+        pattern = whole_words([word], any_case=False)
+        captions = {
+            sample.id: [text for text in sample.captions if pattern.search(text)] or sample.captions
             for sample in samples
         }
-    if silent := [sample.id for sample in samples if not told.get(sample.id)]:
+    if silent := [sample.id for sample in samples if not captions.get(sample.id)]:
         raise SelectionError(
             f"{len(silent)} samples without a caption in the style, such as {silent[0]!r}",
             "leave them out, or raise n",
         )
     return [
-        replace(s, captions=(told[s.id][int(style_rate(told[s.id], style).argmax())],))
+        replace(s, captions=(captions[s.id][int(style_rate(captions[s.id], style).argmax())],))
         for s in samples
     ]
 
@@ -181,25 +181,25 @@ def _shipped(style: str) -> StyleAdapter:
 def _trained(
     model: str | os.PathLike,
     style: str,
-    told: list[Sample],
+    samples: list[Sample],
     recipe: LoraRecipe,
     folder: Path,
     dtype: str,
 ) -> StyleAdapter:
     vlm = load(model, dtype=dtype)
-    kept = sorted({step for step in recipe.save_at if step < recipe.steps})
+    checkpoints = sorted({step for step in recipe.save_at if step < recipe.steps})
     fine_tune(
         vlm,
-        told,
+        samples,
         steps=recipe.steps,
         batch_size=recipe.batch_size,
         learning_rate=recipe.learning_rate,
         rank=recipe.rank,
         seed=recipe.seed,
         folder=folder,
-        save_at=kept,
+        save_at=checkpoints,
     )
-    steps = {step: str(folder / f"step-{step:04d}") for step in (*kept, recipe.steps)}
+    steps = {step: str(folder / f"step-{step:04d}") for step in (*checkpoints, recipe.steps)}
     return StyleAdapter(steps[recipe.steps], steps)
 
 
@@ -246,10 +246,10 @@ def style_changes(name: str, n: int = MEASURED, dtype: str = "float32") -> pd.Da
     Base, adapter, their difference, its interval.
     """
     samples = load_samples("scenes", n=n)
-    told = [_captions(adapter, samples, dtype) for adapter in (None, name)]
+    captions = [_captions(adapter, samples, dtype) for adapter in (None, name)]
     rows = {}
     for style in STYLE_WORDS:
-        base, tuned = (style_rate(texts, style) for texts in told)
+        base, tuned = (style_rate(texts, style) for texts in captions)
         change = difference(tuned, base, paired=True)
         rows[style] = {
             "base": base.mean(),

@@ -42,11 +42,11 @@ def task_calibrations(
     """
     home, *others = TASKS
     vlm = load(TASKS[home], dtype="float32") if vlm is None else vlm
-    found = _on_tasks(vlm, dataset, n)
+    calibrations = _on_tasks(vlm, dataset, n)
     if vlm.name == TASKS[home]:
-        for other in others:
-            found |= _on_tasks(load(TASKS[other], dtype="float32"), other, n)
-    return found
+        for name in others:
+            calibrations |= _on_tasks(load(TASKS[name], dtype="float32"), name, n)
+    return calibrations
 
 
 def shared_mask(
@@ -84,24 +84,24 @@ def through(run: str, vlm: VLM) -> AbstractContextManager:
 
 def _on_tasks(vlm: VLM, dataset: str, n: int) -> dict[str, Calibration]:
     samples = load_samples(dataset, n=n, split="train")
-    told, asked = (
+    captioned, questioned = (
         [sample for sample in samples if sample.captions],
         [sample for sample in samples if sample.questions],
     )
-    if not told and not asked:
+    if not captioned and not questioned:
         raise SelectionError(
             f"{len(samples)} samples of {dataset!r} without captions and questions",
             "give a dataset that has either",
         )
-    found = {}
-    if told:
-        found[f"{dataset}, captions"] = calibrate(
-            vlm, told, answers=lambda sample: sample.captions[0]
+    calibrations = {}
+    if captioned:
+        calibrations[f"{dataset}, captions"] = calibrate(
+            vlm, captioned, answers=lambda sample: sample.captions[0]
         )
-    if asked:
+    if questioned:
         first = {
             "prompt": lambda sample: sample.questions[0].text,
             "answers": lambda sample: sample.questions[0].answer,
         }
-        found[f"{dataset}, answers"] = calibrate(vlm, asked, **first)
-    return found
+        calibrations[f"{dataset}, answers"] = calibrate(vlm, questioned, **first)
+    return calibrations

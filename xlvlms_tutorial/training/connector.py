@@ -96,8 +96,8 @@ def pack(dialogues: Sequence[Dialogue], tokenizer: object, image_id: int, n_imag
     for dialogue in dialogues:
         ids, labels, weights = list(head), [-100] * len(head), [0.0] * len(head)
         positions, branch = list(range(len(head))), [0] * len(head)
-        for number, (asked, answer) in enumerate(dialogue, start=1):
-            question, reply = encode(asked) + turn, encode(answer) + end
+        for number, (prompt, answer) in enumerate(dialogue, start=1):
+            question, reply = encode(prompt) + turn, encode(answer) + end
             ids += question + reply
             labels += [-100] * len(question) + reply
             weights += [0.0] * len(question) + [1 / len(reply)] * len(reply)
@@ -132,14 +132,14 @@ def loss_of(model: nn.Module, tokens: Float[Tensor, "b n d"], packed: Packed) ->
         position_ids=packed.position_ids.to(model.device),
         use_cache=False,
     ).last_hidden_state
-    wanted = packed.labels[:, 1:].to(model.device)
+    targets = packed.labels[:, 1:].to(model.device)
     # the unembedding is a fifth of the work: only where something is predicted
-    kept = wanted != -100
-    each = nn.functional.cross_entropy(
-        model.lm_head(states[:, :-1][kept]).float(), wanted[kept], reduction="none"
+    predicted = targets != -100
+    losses = nn.functional.cross_entropy(
+        model.lm_head(states[:, :-1][predicted]).float(), targets[predicted], reduction="none"
     )
-    weights = packed.weights[:, 1:].to(model.device)[kept]
-    return (weights * each).sum() / weights.sum()
+    weights = packed.weights[:, 1:].to(model.device)[predicted]
+    return (weights * losses).sum() / weights.sum()
 
 
 def _added(mask: Bool[Tensor, "b 1 t t"], like: Tensor) -> Float[Tensor, "b 1 t t"]:

@@ -155,12 +155,12 @@ def calibrated_tower(encoder: str = "lite0") -> Tower:
 
     The statistics are shipped too.
     """
-    chosen, file = ENCODERS[encoder], statistics_file(encoder)
-    tower = Tower(chosen.config).eval().requires_grad_(False)
+    settings, file = ENCODERS[encoder], statistics_file(encoder)
+    tower = Tower(settings.config).eval().requires_grad_(False)
     if file.exists():
         tower.load_state_dict(tower_state(encoder))
     else:
-        tower.net.load_state_dict(chosen.weights())
+        tower.net.load_state_dict(settings.weights())
         tower.calibrate(pixels([world.render(scene) for scene in world.scenes(CALIBRATION)]))
         save_tensors(file, {"mean": tower.mean.clone(), "std": tower.std.clone()})
     return tower
@@ -174,19 +174,19 @@ def dialogue(
     As many of each as the mix says, drawn anew each time.
     """
     material = MATERIAL[kind]
-    asked = material.ask(record, int(rng.integers(2**31)))
-    presence = [q for q in asked if q.type == "presence"]
+    questions = material.ask(record, int(rng.integers(2**31)))
+    presence = [q for q in questions if q.type == "presence"]
     while len(presence) < mix.presence:
         presence += [
             q for q in material.ask(record, int(rng.integers(2**31))) if q.type == "presence"
         ]
-    chosen = _some(presence, mix.presence, rng) + _some(
-        [q for q in asked if q.type != "presence"], mix.others, rng
+    selected = _some(presence, mix.presence, rng) + _some(
+        [q for q in questions if q.type != "presence"], mix.others, rng
     )
-    told = material.tell(record)
+    references = material.tell(record)
     first = int(rng.integers(5))
-    captions = [told[(first + k) % 5] for k in range(mix.captions)]
-    return [(PROMPTS[kind], caption) for caption in captions] + [(q.text, q.answer) for q in chosen]
+    captions = [references[(first + k) % 5] for k in range(mix.captions)]
+    return [(PROMPTS[kind], caption) for caption in captions] + [(q.text, q.answer) for q in selected]
 
 
 def _some(values: list, n: int, rng: np.random.Generator) -> list:

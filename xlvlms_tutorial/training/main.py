@@ -101,11 +101,11 @@ def main(asked: Sequence[str]) -> None:
     RevisionError
         If there is no such run.
     """
-    known = [*RUNS, SCORER, *RECIPES]
+    runs = [*RUNS, SCORER, *RECIPES]
     for run in asked:
-        if run not in known:
-            raise RevisionError(run, known)
-    for run in asked or known:
+        if run not in runs:
+            raise RevisionError(run, runs)
+    for run in asked or runs:
         if run in RECIPES:
             train_adapter(run)
             measure_adapter(run)

@@ -47,37 +47,37 @@ def preferences(scorer: Scorer, samples: Sequence[Sample], seed: int = 0) -> pd.
         images[:full].reshape(-1, AMONG, images.shape[1]),
         captions.reshape(-1, AMONG, images.shape[1]),
     )
-    found = {f"caption/top-1 of {AMONG}": (cosines.argmax(axis=2) == np.arange(AMONG)).ravel()}
+    correct = {f"caption/top-1 of {AMONG}": (cosines.argmax(axis=2) == np.arange(AMONG)).ravel()}
     for name, rows in _pairs([sample.truth for sample in samples], rng).items():
-        row, true, other = zip(*rows, strict=True)
-        right, wrong = scorer.texts(true).numpy(), scorer.texts(other).numpy()
-        found[name] = ((images[list(row)] * (right - wrong)).sum(axis=1)) > 0
+        row, true, false = zip(*rows, strict=True)
+        true_features, false_features = scorer.texts(true).numpy(), scorer.texts(false).numpy()
+        correct[name] = ((images[list(row)] * (true_features - false_features)).sum(axis=1)) > 0
     return pd.DataFrame(
-        [{"metric": name, **proportion(hits).asdict()} for name, hits in found.items()]
+        [{"metric": name, **proportion(hits).asdict()} for name, hits in correct.items()]
     )
 
 
 def _pairs(truths: list, rng: np.random.Generator) -> dict[str, list[tuple[int, str, str]]]:
     """Row, true sentence and false sentence of each comparison."""
     values = {factor: sorted({truth[factor] for truth in truths} - {None}) for factor in WORDS}
-    found: dict[str, list] = {
+    pairs: dict[str, list] = {
         f"{kind}/{factor}": [] for kind in ("word", "list") for factor in WORDS
     } | {"list/other": []}
     for row, truth in enumerate(truths):
-        known = {factor: truth[factor] for factor in WORDS if truth[factor] is not None}
-        for factor, value in known.items():
-            others = [other for other in values[factor] if other != value]
-            other = others[rng.integers(len(others))]
-            found[f"word/{factor}"].append((row, sentence([value]), sentence([other])))
-            found[f"list/{factor}"].append(
-                (row, sentence(known.values()), sentence((known | {factor: other}).values()))
+        present = {factor: truth[factor] for factor in WORDS if truth[factor] is not None}
+        for factor, value in present.items():
+            alternatives = [alternative for alternative in values[factor] if alternative != value]
+            alternative = alternatives[rng.integers(len(alternatives))]
+            pairs[f"word/{factor}"].append((row, sentence([value]), sentence([alternative])))
+            pairs[f"list/{factor}"].append(
+                (row, sentence(present.values()), sentence((present | {factor: alternative}).values()))
             )
         another = truths[(row + 1 + rng.integers(len(truths) - 1)) % len(truths)]
-        found["list/other"].append(
+        pairs["list/other"].append(
             (
                 row,
-                sentence(known.values()),
+                sentence(present.values()),
                 sentence(another[factor] for factor in WORDS if another[factor]),
             )
         )
-    return found
+    return pairs

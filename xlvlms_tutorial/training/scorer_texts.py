@@ -146,16 +146,16 @@ def true_of(
 
 def caption(scene: Scene, rng: np.random.Generator) -> Text:
     """One of the five references or of the three styles."""
-    told = [*zip(language.captions(scene), _OPEN_REFERENCE, strict=True)]
-    told += [(language.styled_caption(scene, style), left) for style, left in _OPEN_STYLE.items()]
-    text, left = told[rng.integers(len(told))]
+    candidates = [*zip(language.captions(scene), _OPEN_REFERENCE, strict=True)]
+    candidates += [(language.styled_caption(scene, style), open_factors) for style, open_factors in _OPEN_STYLE.items()]
+    text, open_factors = candidates[rng.integers(len(candidates))]
     return Text(
         text,
         claim(
             {
                 factor: bit(factor, getattr(scene, factor))
                 for factor in FACTORS
-                if factor not in left
+                if factor not in open_factors
             }
         ),
     )
@@ -167,7 +167,7 @@ def words_of(scene: Scene, n: int, rng: np.random.Generator) -> tuple[list[str],
     With the bits that each factor's word allows.
     """
     factors = [factor for factor in SAID if getattr(scene, factor) is not None]
-    said, words = {}, []
+    bits, words = {}, []
     for factor in rng.permutation(factors)[:n]:
         value = getattr(scene, factor)
         broad = [
@@ -175,15 +175,15 @@ def words_of(scene: Scene, n: int, rng: np.random.Generator) -> tuple[list[str],
         ]
         if broad and rng.random() < 0.15:
             word = broad[rng.integers(len(broad))]
-            said[factor] = sum(bit(factor, allowed) for allowed in BROAD[word][1])
+            bits[factor] = sum(bit(factor, allowed) for allowed in BROAD[word][1])
         else:
             names = SAID[factor][value]  # the world's own word half of the time
-            word, said[factor] = (
+            word, bits[factor] = (
                 names[0 if rng.random() < 0.5 else rng.integers(len(names))],
                 bit(factor, value),
             )
         words.append(word)
-    return words, said
+    return words, bits
 
 
 def word_list(scene: Scene, rng: np.random.Generator) -> Text:
@@ -191,8 +191,8 @@ def word_list(scene: Scene, rng: np.random.Generator) -> Text:
 
     As the sentence by which lists are scored or, one time in five, bare.
     """
-    words, said = words_of(scene, int(rng.integers(1, 7)), rng)
-    return Text(sentence(words) if rng.random() < 0.8 else ", ".join(words), claim(said))
+    words, bits = words_of(scene, int(rng.integers(1, 7)), rng)
+    return Text(sentence(words) if rng.random() < 0.8 else ", ".join(words), claim(bits))
 
 
 def spoilt_list(scene: Scene, rng: np.random.Generator) -> Text:
@@ -201,16 +201,16 @@ def spoilt_list(scene: Scene, rng: np.random.Generator) -> Text:
     That word names another value of its factor (any, if the word allowed all of them).
     """
     factors = [factor for factor in SAID if getattr(scene, factor) is not None]
-    words, said = words_of(scene, int(rng.integers(1, 7)), rng)
+    words, bits = words_of(scene, int(rng.integers(1, 7)), rng)
     factor = (
-        factors[rng.integers(len(factors))] if not said else list(said)[rng.integers(len(said))]
+        factors[rng.integers(len(factors))] if not bits else list(bits)[rng.integers(len(bits))]
     )
-    others = [value for value in SAID[factor] if not said[factor] & bit(factor, value)] or list(
+    others = [value for value in SAID[factor] if not bits[factor] & bit(factor, value)] or list(
         SAID[factor]
     )
     value = others[rng.integers(len(others))]
-    words[list(said).index(factor)] = SAID[factor][value][0]
-    return Text(sentence(words), claim(said | {factor: bit(factor, value)}))
+    words[list(bits).index(factor)] = SAID[factor][value][0]
+    return Text(sentence(words), claim(bits | {factor: bit(factor, value)}))
 
 
 def foreign_list(scene: Scene, rng: np.random.Generator) -> Text:

@@ -80,9 +80,9 @@ def picture_card(
         )
         for question, answer, note in answers
     )
-    shown = picture_html(image, alt or f"The picture that the model calls: {caption}", width=224)
+    picture = picture_html(image, alt or f"The picture that the model calls: {caption}", width=224)
     return Html(
-        f'<div class="card-row">{shown}<div><p class="told">{escape(caption)}</p><table '
+        f'<div class="card-row">{picture}<div><p class="told">{escape(caption)}</p><table '
         f'class="answers">{rows}</table></div></div>'
     )
 
@@ -144,11 +144,11 @@ def thumbnails(
         )
     if size < 1 or not 1 <= quality <= 100:
         raise FramesError(f"size={size}, quality={quality}", "allowed: 1 pixel or more, 1 to 100")
-    made = [_class(image, size, quality) for image in named.values()]
-    rules = "".join(dict(made).values())  # one rule for each content: equal pictures share it
+    classes = [_class(image, size, quality) for image in named.values()]
+    rules = "".join(dict(classes).values())  # one rule for each content: equal pictures share it
     tags = {
         key: Html(f'<span class="thumb {name}" role="img" aria-label="{escape(text)}"></span>')
-        for key, (name, _), text in zip(named, made, texts, strict=True)
+        for key, (name, _), text in zip(named, classes, texts, strict=True)
     }
     return Html(f"{style_of('thumb')}<style>{rules}</style>"), tags
 
@@ -202,22 +202,22 @@ def concept_card(
 
 
 def _runs(tokens: list[str], spans: list[str]) -> list[tuple[str, str]]:
-    shown: list[tuple[str, str]] = []
+    pieces: list[tuple[str, str]] = []
     count = 0
     for number, (text, span) in enumerate(zip(tokens, spans, strict=True)):
         if span not in ("image", "video", "audio", "padding"):
-            shown.append((text, span))
+            pieces.append((text, span))
             continue
         count += 1
         if number + 1 == len(spans) or spans[number + 1] != span:
-            shown.append((f"{span} \u00d7 {count}", span))
+            pieces.append((f"{span} \u00d7 {count}", span))
             count = 0
-    return shown
+    return pieces
 
 
 def _chip(text: str, kind: str, title: str, style: str = "") -> str:
-    shown = escape(text.replace("\n", "\u21b5")) or "&nbsp;"
-    return f'<span class="token {kind}" title="{escape(title)}"{style}>{shown}</span> '
+    label = escape(text.replace("\n", "\u21b5")) or "&nbsp;"
+    return f'<span class="token {kind}" title="{escape(title)}"{style}>{label}</span> '
 
 
 def _class(image: Image.Image, size: int, quality: int) -> tuple[str, str]:

@@ -102,9 +102,9 @@ def check_texts(
     if asked is not None and (isinstance(asked, str) or len(asked) != images):
         wrong.append(("asked", asked))
     if wrong:
-        found = "one text" if isinstance(wrong[0][1], str) else f"{len(wrong[0][1])} text(s)"
+        count = "one text" if isinstance(wrong[0][1], str) else f"{len(wrong[0][1])} text(s)"
         raise FramesError(
-            f"{wrong[0][0]} has {found} for {images} picture(s)",
+            f"{wrong[0][0]} has {count} for {images} picture(s)",
             "give a list with one text for each picture",
         )
     if kinds > 3:
@@ -132,12 +132,12 @@ def word_pattern(kinds: Mapping[str, Iterable[str]]) -> re.Pattern[str]:
 def marked(text: str, pattern: re.Pattern[str], tags: Sequence[str]) -> str:
     """The text as HTML, escaped, with its words in the tags of their kinds."""
     parts, end = [], 0
-    for found in pattern.finditer(text):
+    for match in pattern.finditer(text):
         parts += [
-            escape(text[end : found.start()]),
-            tags[found.lastindex - 1],
-            escape(found[0]),
+            escape(text[end : match.start()]),
+            tags[match.lastindex - 1],
+            escape(match[0]),
             "</mark>",
         ]
-        end = found.end()
+        end = match.end()
     return "".join([*parts, escape(text[end:])])

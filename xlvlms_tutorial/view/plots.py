@@ -130,9 +130,9 @@ def profile(
     )
     colours = sns.color_palette("colorblind", len(parts))
     for number, (name, part) in enumerate(parts):
-        at, colour = part[x].to_numpy(float), colours[number]
+        x_values, colour = part[x].to_numpy(float), colours[number]
         ax.fill_between(
-            at,
+            x_values,
             part["low"].to_numpy(float),
             part["high"].to_numpy(float),
             color=colour,
@@ -141,7 +141,7 @@ def profile(
         )
         style = ("-", "--", "-.", ":")[number % 4]
         ax.plot(
-            at,
+            x_values,
             part["value"],
             style,
             color=colour,
@@ -391,8 +391,8 @@ def printable(word: str, letters: int | None = None) -> str:
     No space around, line breaks visible, foreign scripts as a dot, no
     maths. At most ``letters`` of it.
     """
-    shown = word.strip(" ").replace("\n", "\\n")[:letters]
-    return literal("".join(letter if " " <= letter < "\u0250" else "\u00b7" for letter in shown))
+    visible = word.strip(" ").replace("\n", "\\n")[:letters]
+    return literal("".join(letter if " " <= letter < "\u0250" else "\u00b7" for letter in visible))
 
 
 def _literally(table: pd.DataFrame) -> pd.DataFrame:

@@ -58,7 +58,7 @@ def tradeoff(
         words are not listed for each picture.
     """
     check_texts(len(images), told, None, 2)
-    drawn = _bars(told, costs)
+    bars = _bars(told, costs)
     plans = _plans(told, layers, n_layers)
     patterns = _patterns(len(images), right, wrong)
     style, tags = thumbnails(
@@ -66,7 +66,7 @@ def tradeoff(
     )
     frames = {}
     for setting, texts in told.items():
-        said = "".join(
+        cards = "".join(
             f'<div>{tag}<p class="told">{marked(text, pattern, _MARKS)}</p></div>'
             for tag, pattern, text in zip(tags.values(), patterns, texts, strict=True)
         )
@@ -75,8 +75,8 @@ def tradeoff(
         label = escape(", ".join(map(str, key)))
         frames[key] = Html(
             f'<div class="tradeoff" style="--size:{size}px" '
-            f'data-setting="{label}">{plans[setting]}{drawn[setting]}<div '
-            f'class="said">{said}</div></div>'
+            f'data-setting="{label}">{plans[setting]}{bars[setting]}<div '
+            f'class="said">{cards}</div></div>'
         )
     return explorer(
         frames,
@@ -93,7 +93,7 @@ def _bars(settings: Iterable[Hashable], costs: pd.DataFrame) -> dict[Hashable, s
             "give one for each setting",
         )
     rows = dict(zip(costs.index, costs.to_dict("records"), strict=True))
-    found = {}
+    bars = {}
     for setting in settings:
         if setting not in rows or not rows[setting]:
             raise FramesError(
@@ -112,8 +112,8 @@ def _bars(settings: Iterable[Hashable], costs: pd.DataFrame) -> dict[Hashable, s
                 f'style="--share:{min(value, 1):.4f}"></i>'
             )
             cells.append(f"<b>{escape(str(name))}</b>{bar}<span>{100 * value:.0f} %</span>")
-        found[setting] = f'<div class="costs">{"".join(cells)}</div>'
-    return found
+        bars[setting] = f'<div class="costs">{"".join(cells)}</div>'
+    return bars
 
 
 def _plans(
@@ -153,8 +153,8 @@ def _plan(skipped: list[int], n_layers: int) -> str:
     )
 
 
-def _patterns(images: int, right: Words | None, wrong: Words | None) -> list:
-    for name, words in (("right", right), ("wrong", wrong)):
+def _patterns(images: int, right_words: Words | None, wrong_words: Words | None) -> list:
+    for name, words in (("right", right_words), ("wrong", wrong_words)):
         if words is not None and (
             isinstance(words, str)
             or len(words) != images
@@ -167,5 +167,5 @@ def _patterns(images: int, right: Words | None, wrong: Words | None) -> list:
     empty: Words = [()] * images
     return [
         word_pattern({"right": yes, "wrong": no})
-        for yes, no in zip(right or empty, wrong or empty, strict=True)
+        for yes, no in zip(right_words or empty, wrong_words or empty, strict=True)
     ]

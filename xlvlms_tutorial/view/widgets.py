@@ -181,12 +181,12 @@ def _frame(frame: Frame, alt: str) -> str:
         return f'<div class="frame">{frame}</div>'
     if isinstance(frame, Figure):
         frame = png(frame)
-    shown = (
+    picture = (
         picture_html(frame, alt, frame.width)
         if isinstance(frame, Image.Image)
         else png_html(frame, alt)
     )
-    return f'<div class="frame">{shown}</div>'
+    return f'<div class="frame">{picture}</div>'
 
 
 def _chooser(labels: list[str], description: str, start: int, control: str) -> Widget:
@@ -213,13 +213,13 @@ def _player(chooser: Widget, count: int) -> Widget:
 
 def _joined(chooser: Widget, parts: list[Widget]) -> Widget:
     if hasattr(ipywidgets, "Stack"):
-        shown = ipywidgets.Stack(parts, selected_index=chooser.index)
-        ipywidgets.jslink((chooser, "index"), (shown, "selected_index"))
-        return shown
+        frame_box = ipywidgets.Stack(parts, selected_index=chooser.index)
+        ipywidgets.jslink((chooser, "index"), (frame_box, "selected_index"))
+        return frame_box
     # ipywidgets 7, which hosted notebooks still have, knows no Stack: there a kernel
     # is at hand to change the frame.
-    shown = ipywidgets.VBox([parts[chooser.index]])
+    frame_box = ipywidgets.VBox([parts[chooser.index]])
     chooser.observe(
-        lambda change: setattr(shown, "children", (parts[change["new"]],)), names="index"
+        lambda change: setattr(frame_box, "children", (parts[change["new"]],)), names="index"
     )
-    return shown
+    return frame_box
