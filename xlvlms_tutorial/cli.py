@@ -232,7 +232,8 @@ def run(
     from xlvlms_tutorial.batch.run import run_chapter
     from xlvlms_tutorial.io import build_folder
 
-    values, out = _parameters(parameter or []), out or build_folder() / "runs" / Path(chapter).stem
+    values = _parameters(parameter or [])
+    out = out or build_folder() / "runs" / Path(chapter).stem
     try:
         results = run_chapter(chapter, out, values, folder=chapters, progress=sys.stderr.isatty())
     except RunError as error:
@@ -479,13 +480,12 @@ def _wheels() -> list[tuple[str, str, Path | None]]:
 def _cache(lacking: list[str]) -> list[tuple[str, str]]:
     from xlvlms_tutorial.pocket import assets
 
-    conversion = (
-        "not known"
-        if lacking
-        else "missing; xlvlms fetch makes it"
-        if assets.CONVERSION in assets.lacking()
-        else "there"
-    )
+    if lacking:
+        conversion = "not known"
+    elif assets.CONVERSION in assets.lacking():
+        conversion = "missing; xlvlms fetch makes it"
+    else:
+        conversion = "there"
     return [("cache folder", str(assets.cache_dir())), (assets.CONVERSION, conversion)]
 
 

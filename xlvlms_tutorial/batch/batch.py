@@ -70,7 +70,8 @@ def reproduce(
     OutputError
         If a file cannot be written.
     """
-    options, out = options or Options(), Path(out).resolve()
+    options = options or Options()
+    out = Path(out).resolve()
     cells = read_grid(experiments, options.chapters, embedded)
     profile = _profile(options.profile)
     if profile.local and (required := max(cell.gpus for cell in cells)) > options.gpus:
@@ -91,7 +92,9 @@ def reproduce(
         chapters = {
             name: opened(name, options.chapters) for name in {cell.chapter for cell in cells}
         }
-        notices = [_move_aside(cell, out, chapters[cell.chapter], options.dry_run) for cell in cells]
+        notices = [
+            _move_aside(cell, out, chapters[cell.chapter], options.dry_run) for cell in cells
+        ]
         for line in filter(None, notices):
             say(line)
         if code := _engine(_command(out, profile, options), out, lock):
@@ -127,7 +130,8 @@ def _profile(name: str) -> _Profile:
         raise SelectionError(
             f"profile {name!r} cannot be read ({' '.join(str(cause).split())})", allowed
         ) from cause
-    executor, storage = content.get("executor", "local"), content.get("default-storage-provider")
+    executor = content.get("executor", "local")
+    storage = content.get("default-storage-provider")
     needed = [f"executor-plugin-{executor}"] * (executor != "local") + [
         f"storage-plugin-{storage}"
     ] * bool(storage)
@@ -197,12 +201,17 @@ def _command(out: Path, profile: _Profile, options: Options) -> list[str]:
         "--nolock",
         "--ignore-incomplete",
     ]
-    command += ["--cores", str(options.cores)] if options.cores else []
-    # jobs that together need more wait for each other
-    memory = int(0.9 * psutil.virtual_memory().total / 1e6)
-    command += ["--resources", f"gpu={options.gpus}", f"mem_mb={memory}"] if profile.local else []
-    command += ["--default-storage-prefix", str(out)] if profile.storage else []
-    return [*command, *(["--dry-run"] if options.dry_run else [])]
+    if options.cores:
+        command += ["--cores", str(options.cores)]
+    if profile.local:
+        # jobs that together need more wait for each other
+        memory = int(0.9 * psutil.virtual_memory().total / 1e6)
+        command += ["--resources", f"gpu={options.gpus}", f"mem_mb={memory}"]
+    if profile.storage:
+        command += ["--default-storage-prefix", str(out)]
+    if options.dry_run:
+        command.append("--dry-run")
+    return command
 
 
 def _engine(command: list[str], out: Path, lock: int) -> int:

@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import reprlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -48,7 +48,11 @@ def checkout() -> Path | None:
     working = Path.cwd()
     folders = (ROOT, working, *working.parents, working / "xlvlms-tutorial")
     return next(
-        (folder for folder in folders if (folder / "_toc.yml").exists() and (folder / "book").is_dir()),
+        (
+            folder
+            for folder in folders
+            if (folder / "_toc.yml").exists() and (folder / "book").is_dir()
+        ),
         None,
     )
 
@@ -166,11 +170,10 @@ def _assigned(target: ast.expr, value: ast.expr) -> dict[str, object]:
         and isinstance(value, ast.Tuple)
         and len(target.elts) == len(value.elts)
     ):
-        return {
-            name: content
-            for pair in zip(target.elts, value.elts, strict=True)
-            for name, content in _assigned(*pair).items()
-        }
+        values: dict[str, object] = {}
+        for element, expression in zip(target.elts, value.elts, strict=True):
+            values |= _assigned(element, expression)
+        return values
     return {}
 
 
@@ -218,9 +221,9 @@ def checked(
                 f"give {_WORDS.get(type(default), type(default).__name__)}, such "
                 f"as the default {default!r}"
             )
+            spelled = f"{parameter}={_short_repr(written)}"
             raise SelectionError(
-                f"parameter {parameter}={_short_repr(written)} of chapter {name!r} is of the wrong type",
-                allowed,
+                f"parameter {spelled} of chapter {name!r} is of the wrong type", allowed
             )
         ready[parameter] = _absolute(parameter, json.loads(json.dumps(value)))
     return ready
@@ -265,15 +268,17 @@ def _fits(default: object, value: object) -> bool:
     if isinstance(default, float):
         return isinstance(value, (int, float))
     if isinstance(default, (list, tuple)):
-        return isinstance(value, (list, tuple)) and (
-            not default or all(any(_fits(element, candidate) for element in default) for candidate in value)
-        )
+        return isinstance(value, (list, tuple)) and _all_fit(default, value)
     if isinstance(default, dict):
-        return isinstance(value, dict) and (
-            not default
-            or all(any(_fits(element, candidate) for element in default.values()) for candidate in value.values())
-        )
+        return isinstance(value, dict) and _all_fit(default.values(), value.values())
     return isinstance(value, type(default))
+
+
+def _all_fit(defaults: Collection[object], values: Iterable[object]) -> bool:
+    """Whether each value fits one of the defaults; any does where there are none."""
+    if not defaults:
+        return True
+    return all(any(_fits(default, value) for default in defaults) for value in values)
 
 
 def _absolute(parameter: str, value: object) -> object:

@@ -77,11 +77,16 @@ def read_grid(
     for number, entry in enumerate(content["experiments"]):
         location = f"{Path(path).name}, line {lines[number]}, experiment {number + 1}"
         for cell in _cells(
-            location, content["defaults"], entry, embedded, partial(_opened, location, folder, chapters)
+            location,
+            content["defaults"],
+            entry,
+            embedded,
+            partial(_opened, location, folder, chapters),
         ):
             if cell.id in cells:
                 raise SelectionError(
-                    f"{location}: the run {cell.id} is asked for twice", "give each combination once"
+                    f"{location}: the run {cell.id} is asked for twice",
+                    "give each combination once",
                 )
             cells[cell.id] = cell
     return list(cells.values())
@@ -96,13 +101,12 @@ def _read(path: Path) -> tuple[dict[str, object], list[int]]:
             f"{path} cannot be read: {' '.join(str(cause).split())}",
             "give a YAML file of experiments",
         ) from cause
-    name, form = (
-        path.name,
-        "give a mapping with experiments: a list of entries, each a mapping with chapters",
-    )
+    name = path.name
+    form = "give a mapping with experiments: a list of entries, each a mapping with chapters"
     content, tree = read_yaml(text, name, "give a YAML file of experiments")
     _keys(name, content, ("defaults", "experiments"), form)
-    entries, common = content.get("experiments"), content.get("defaults") or {}
+    entries = content.get("experiments")
+    common = content.get("defaults") or {}
     if not isinstance(entries, list) or not entries:
         raise SelectionError(f"{name}: no list of experiments", form)
     _keys(f"{name}, defaults", common, _COMMON, form)
@@ -170,7 +174,9 @@ def _cells(
             yield Cell(_name(name, parameters), name, checked, **needs)
 
 
-def _opened(location: str, folder: str | Path | None, chapters: dict[str, Chapter], name: str) -> Chapter:
+def _opened(
+    location: str, folder: str | Path | None, chapters: dict[str, Chapter], name: str
+) -> Chapter:
     """A chapter, read only when it is met first."""
     if name not in chapters:
         with _naming(location):
@@ -190,7 +196,8 @@ def _naming(location: str) -> Iterator[None]:
 def _mapping(location: str, key: str, value: object) -> dict[str, object]:
     if value and not isinstance(value, dict):
         raise SelectionError(
-            f"{location}: {key} is {value!r}, no mapping", f"give {key} as NAME: VALUE, one in a line"
+            f"{location}: {key} is {value!r}, no mapping",
+            f"give {key} as NAME: VALUE, one in a line",
         )
     return value or {}
 
@@ -215,7 +222,9 @@ def _need(location: str, name: str, value: object) -> int:
     return value
 
 
-def _require_known(location: str, model: object, dataset: object, embedded: Collection[str]) -> None:
+def _require_known(
+    location: str, model: object, dataset: object, embedded: Collection[str]
+) -> None:
     """Refuse names that are neither embedded nor a folder.
 
     Nor (a model) look like an id of the hub.

@@ -49,7 +49,8 @@ def run_cell(told: Mapping[str, object], out: Path, threads: int) -> Path:
     XlvlmsError
         As :func:`~xlvlms_tutorial.batch.run.run_chapter`.
     """
-    cell, among = told["cell"], told["gpus"]
+    cell = told["cell"]
+    among = told["gpus"]
     os.environ["OMP_NUM_THREADS"] = str(threads)
     # on a cluster the scheduler says which GPUs a job sees
     with gpus(cell["gpus"], among) if among else nullcontext():

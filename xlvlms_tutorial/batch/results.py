@@ -52,10 +52,8 @@ class Gathered:
             If a measurement cannot be judged, or what is said of the run is not what a run says.
         """
         try:
-            row, measured = (
-                _row(name, result),
-                [judged(record, name) | {"run": name} for record in result["claims"]],
-            )
+            row = _row(name, result)
+            measured = [judged(record, name) | {"run": name} for record in result["claims"]]
         except (KeyError, TypeError, ValueError, AttributeError) as cause:
             if isinstance(cause, XlvlmsError):
                 raise
@@ -84,19 +82,20 @@ def gather(batch: str | Path, write: bool = True) -> Gathered:
     OutputError
         If a file cannot be written.
     """
-    batch, gathered = Path(batch), Gathered()
+    batch = Path(batch)
+    gathered = Gathered()
     for name in read_plan(batch / PLAN):
         folder = batch / RUNS / name
         try:
             gathered.add(name, read_results(folder / RESULTS))
         except (RecordError, ClaimError) as error:
-            exists = (folder / RESULTS).exists()
-            gathered.states[name] = (
-                "damaged" if exists else "failed" if (folder / FAILURE).exists() else "missing"
-            )
-            gathered.problems[name] = (
-                str(error) if exists else _failure(folder / FAILURE, batch / "logs" / f"{name}.log")
-            )
+            if (folder / RESULTS).exists():
+                gathered.states[name] = "damaged"
+                gathered.problems[name] = str(error)
+                continue
+            failed = (folder / FAILURE).exists()
+            gathered.states[name] = "failed" if failed else "missing"
+            gathered.problems[name] = _failure(folder / FAILURE, batch / "logs" / f"{name}.log")
     if write:
         _write(batch, gathered)
     return gathered
@@ -179,7 +178,9 @@ def pooled(verdicts: Iterable[str]) -> str:
     Theirs if they agree, "undecided" if not, "not measured" if there are none.
     """
     distinct = set(verdicts)
-    return distinct.pop() if len(distinct) == 1 else "undecided" if distinct else "not measured"
+    if not distinct:
+        return "not measured"
+    return distinct.pop() if len(distinct) == 1 else "undecided"
 
 
 def summary(measurements: Iterable[Mapping[str, object]]) -> pd.DataFrame:
@@ -206,11 +207,10 @@ def ledger(measurements: Iterable[Mapping[str, object]]) -> list[dict[str, objec
 
 
 def _entry(claimed: Claim, measured: list[Mapping[str, object]]) -> dict[str, object]:
-    models = dict.fromkeys(str(measurement["model"]) for measurement in measured)
-    by_model = {
-        model: pooled([str(measurement["verdict"]) for measurement in measured if measurement["model"] == model])
-        for model in models
-    }
+    by_model = {}
+    for model in dict.fromkeys(str(row["model"]) for row in measured):
+        of_model = [row for row in measured if row["model"] == model]
+        by_model[model] = pooled(str(row["verdict"]) for row in of_model)
     source = {"paper": claimed.paper, "where": claimed.where}
     entry = {
         "id": claimed.id,
@@ -225,14 +225,16 @@ def _entry(claimed: Claim, measured: list[Mapping[str, object]]) -> dict[str, ob
         "margin": claimed.margin,
         "test": claimed.test,
     }
-    verdict = pooled([str(measurement["verdict"]) for measurement in measured])
-    rows = [{name: measurement.get(name) for name in (*_WHERE, *_MEASURED)} for measurement in measured]
+    verdict = pooled([str(row["verdict"]) for row in measured])
+    rows = []
+    for row in measured:
+        rows.append({name: row.get(name) for name in (*_WHERE, *_MEASURED)})
     return entry | {"verdict": verdict, "by_model": by_model, "measurements": rows}
 
 
 def _write(batch: Path, gathered: Gathered) -> None:
     measured = gathered.measurements
-    table = pd.DataFrame([measurement | {"versions": json.dumps(measurement["versions"])} for measurement in measured])
+    table = pd.DataFrame([row | {"versions": json.dumps(row["versions"])} for row in measured])
     for name, rows in (("runs", run_table(gathered)), ("measurements", table)):
         write_atomically(
             batch / f"{name}.parquet", partial(_storable(rows).to_parquet, index=False)
@@ -295,10 +297,11 @@ def _table(table: pd.DataFrame) -> str:
         ["---"] * len(table.columns),
         *table.astype(str).to_numpy().tolist(),
     ]
-    return "\n".join(
-        f"| {' | '.join(' '.join(cell.replace('|', '/').split()) for cell in line)} |"
-        for line in lines
-    )
+    rows = []
+    for line in lines:
+        cells = [" ".join(cell.replace("|", "/").split()) for cell in line]
+        rows.append(f"| {' | '.join(cells)} |")
+    return "\n".join(rows)
 
 
 def main() -> None:

@@ -143,7 +143,8 @@ def run_chapter(
     OutputError
         If a file cannot be written.
     """
-    run, out = prepare(chapter, parameters, folder), Path(out).resolve()
+    run = prepare(chapter, parameters, folder)
+    out = Path(out).resolve()
     with _locked(out, wait=resume):
         if resume and same_run(out / RESULTS, run):
             return out / RESULTS
@@ -200,7 +201,8 @@ def _run(run: Run, out: Path, progress: bool) -> Path:
         (out / name).unlink(missing_ok=True)
     for stale in out.glob(f"{_WORK}*"):  # by a process that was killed
         shutil.rmtree(stale, ignore_errors=True)
-    work, started = Path(tempfile.mkdtemp(prefix=_WORK, dir=out)), datetime.now(UTC)
+    work = Path(tempfile.mkdtemp(prefix=_WORK, dir=out))
+    started = datetime.now(UTC)
     try:
         executed = _execute(run, work, progress)
         seconds = _seconds(executed, started)
@@ -272,7 +274,10 @@ def _environment(variables: dict[str, str]) -> Iterator[None]:
         yield
     finally:
         for name, value in before.items():
-            os.environ.pop(name) if value is None else os.environ.update({name: value})
+            if value is None:
+                os.environ.pop(name)
+            else:
+                os.environ[name] = value
 
 
 def _seconds(executed: NotebookNode, started: datetime) -> dict[str, float]:
@@ -323,7 +328,8 @@ def _report(run: Run, out: Path, work: Path, started: datetime, failed: Exceptio
             for cell in executed.cells
             if cell.metadata.get("papermill", {}).get("start_time")
         ]
-        details |= {"source": begun[-1]} if begun else {}
+        if begun:
+            details["source"] = begun[-1]
     _save_notebook(executed, out)
     report = {
         "error": name,

@@ -54,7 +54,8 @@ def gpus(wanted: int, among: int, folder: Path | None = None) -> Iterator[str]:
     RunError
         If the locks cannot be held: another user has made their folder, or it cannot be written.
     """
-    names, before = devices(among), os.environ.get(VARIABLE)
+    names = devices(among)
+    before = os.environ.get(VARIABLE)
     if wanted > among:
         raise SelectionError(
             f"{wanted} GPUs wanted of {among}", "give a number of GPUs that this machine has"
@@ -71,7 +72,10 @@ def gpus(wanted: int, among: int, folder: Path | None = None) -> Iterator[str]:
         try:
             yield os.environ[VARIABLE]
         finally:
-            os.environ.pop(VARIABLE) if before is None else os.environ.update({VARIABLE: before})
+            if before is None:
+                os.environ.pop(VARIABLE)
+            else:
+                os.environ[VARIABLE] = before
 
 
 def _own_folder(folder: Path) -> Path:

@@ -134,7 +134,8 @@ def meant(default: object, value: object) -> object:
         return {_key(key): _like(inner, element) for key, element in value.items()}
     if isinstance(value, list):
         return [
-            _like(list(default) if isinstance(default, (list, tuple)) else [], element) for element in value
+            _like(list(default) if isinstance(default, (list, tuple)) else [], element)
+            for element in value
         ]
     return _like([default], value)
 
@@ -152,11 +153,14 @@ def _like(defaults: list[object], value: object) -> object:
     """The value as the first of the defaults takes it."""
     if isinstance(value, (dict, list)):
         kinds = dict if isinstance(value, dict) else (list, tuple)
-        return meant(next((candidate for candidate in defaults if isinstance(candidate, kinds)), ()), value)
+        return meant(
+            next((candidate for candidate in defaults if isinstance(candidate, kinds)), ()), value
+        )
     if not isinstance(value, Word):
         return value
     for default in defaults:
-        kind, parsed = type(default), _plain_value(value)
+        kind = type(default)
+        parsed = _plain_value(value)
         if kind is str:
             return str(value)
         if kind is bool and value.lower() in _TRUTHS:

@@ -84,7 +84,10 @@ class Claim:
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
-            if not _is_kind((int, float) if name in ("null", "margin") else str, value) or value == "":
+            if (
+                not _is_kind((int, float) if name in ("null", "margin") else str, value)
+                or value == ""
+            ):
                 raise EstimateError(
                     f"{name} of claim {self.id}",
                     repr(value),
@@ -148,7 +151,8 @@ def read_register(file: str | Path = REGISTER) -> dict[str, Claim]:
     >>> register["SKIP-3"].statement, register["SKIP-3"].test
     ('Training with half of the blocks skipped keeps about 97 %.', '> 0.95')
     """
-    register, name = {}, "sources and claims"
+    register = {}
+    name = "sources and claims"
     try:
         content = yaml.load(Path(file).read_text(encoding="utf-8"), _UniqueKeyLoader)
         if content.keys() != {"sources", "claims"}:
@@ -194,7 +198,9 @@ def verdict(claimed: Claim, estimate: Estimate | None) -> str:
         "less": (high < below, low >= below),
         "equal": (low > above and high < below, high <= above or low >= below),
     }[claimed.direction]
-    return "confirmed" if confirmed else "refuted" if refuted else "undecided"
+    if confirmed:
+        return "confirmed"
+    return "refuted" if refuted else "undecided"
 
 
 def record(
@@ -226,7 +232,8 @@ def record(
     OutputError
         If the record cannot be written.
     """
-    claimed, numbers = claim(claim_id), [int(seed) for seed in np.atleast_1d(seeds)]
+    claimed = claim(claim_id)
+    numbers = [int(seed) for seed in np.atleast_1d(seeds)]
     if not isinstance(estimate, Estimate):
         raise RecordError(
             f"record of {claim_id}", f"{estimate!r} is not an Estimate with value, low, high and n"
@@ -304,12 +311,12 @@ def merge(
     unmeasured = dict.fromkeys(MEASURED) | {"verdict": "not measured", BETWEEN: False}
     measured: dict[str, list[dict[str, object]]] = {name: [] for name in CLAIMS}
     for row in (*_rows(folder), *(judged(record, "a record") for record in more)):
-        measured[row["id"]] += [] if row in measured[row["id"]] else [row]
-    entries = [
-        {**asdict(registered), **row}
-        for registered in CLAIMS.values()
-        for row in measured[registered.id] or [unmeasured]
-    ]
+        if row not in measured[row["id"]]:
+            measured[row["id"]].append(row)
+    entries = []
+    for registered in CLAIMS.values():
+        for row in measured[registered.id] or [unmeasured]:
+            entries.append(asdict(registered) | row)
     if path is not None:
         write_json(path, entries)
     return entries

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from html import escape
 from itertools import groupby
-from math import inf
+from math import copysign, inf
 
 import numpy as np
 import pandas as pd
@@ -54,7 +54,8 @@ def overview(entries: Sequence[Entry], ax: Axes | None = None) -> Axes:
     """
     if not entries:
         raise SelectionError("a ledger without entries", "give the entries of claims.merge")
-    table, names = distances(entries), list(dict.fromkeys(str(entry["id"]) for entry in entries))
+    table = distances(entries)
+    names = list(dict.fromkeys(str(entry["id"]) for entry in entries))
     ax = plots._axes(ax, height=0.9 + 0.24 * len(names))
     row = table["id"].map(names.index).astype(float)
     stacking = table.groupby("id").cumcount(), table.groupby("id")["id"].transform("size")
@@ -179,8 +180,12 @@ def _scaled(claimed: Claim, entry: Entry) -> dict[str, float]:
             min(high - above, below - low),
         ),
     }[claimed.direction]
-    half = (high - low) / 2
-    scaled = [
-        end / half if half else (inf if end > 0 else -inf if end < 0 else 0.0) for end in ends
-    ]
+    scaled = [_in_half_widths(end, (high - low) / 2) for end in ends]
     return dict(zip(("value", "low", "high"), scaled, strict=True))
+
+
+def _in_half_widths(distance: float, half: float) -> float:
+    """A distance in half intervals; an interval of no width decides by the sign alone."""
+    if half:
+        return distance / half
+    return copysign(inf, distance) if distance else 0.0

@@ -34,7 +34,11 @@ def of(key: Mapping[str, object], estimate: Estimate) -> list[Estimate]:
 
     Empty where it did not move, or was made with another number of observations.
     """
-    return [Estimate(**row) for row in _read_spread(FILE).get(name_of(key), []) if row["n"] == estimate.n]
+    return [
+        Estimate(**row)
+        for row in _read_spread(FILE).get(name_of(key), [])
+        if row["n"] == estimate.n
+    ]
 
 
 def joined(estimate: Estimate, others: Iterable[Estimate]) -> Estimate:

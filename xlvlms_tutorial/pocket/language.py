@@ -103,13 +103,11 @@ def captions(scene: Scene) -> list[str]:
 
     Each names subject, action, things with number and colour, and place.
     """
-    subject, phrase, place, time, side = (
-        article(scene.subject),
-        things(scene),
-        _WHERE[scene.place],
-        _WHEN[scene.time],
-        scene.side,
-    )
+    subject = article(scene.subject)
+    phrase = things(scene)
+    place = _WHERE[scene.place]
+    time = _WHEN[scene.time]
+    side = scene.side
     doing = f" {scene.action}" if scene.action else ""
     does = f"{subject} {_PRESENT[scene.action]}" if scene.action else f"{subject} is"
     be = "is" if scene.count == 1 else "are"
@@ -131,7 +129,10 @@ def styled_caption(scene: Scene, style: str) -> str:
     SceneError
         If the style is unknown.
     """
-    subject, phrase, place, time = scene.subject, things(scene), _WHERE[scene.place], _WHEN[scene.time]
+    subject = scene.subject
+    phrase = things(scene)
+    place = _WHERE[scene.place]
+    time = _WHEN[scene.time]
     ground, sky = _GROUND_HUE[scene.place], _SKY_HUE[scene.time]
     hues = f"{sky}, {ground} and {scene.colour}" if scene.colour else f"{sky} and {ground}"
     opening = f"A wide place of {scene.place} {time}: the ground is all {scene.place}"

@@ -112,7 +112,9 @@ def seen(frames: Sequence[object]) -> list[Image.Image]:
     ImageError
         If there are no frames, or one is no picture.
     """
-    indices = np.linspace(0, len(frames) - 1, FRAMES_SEEN).round().astype(int) if len(frames) else [0]
+    indices = (
+        np.linspace(0, len(frames) - 1, FRAMES_SEEN).round().astype(int) if len(frames) else [0]
+    )
     return [as_image(frames[k] if len(frames) else None) for k in indices]
 
 

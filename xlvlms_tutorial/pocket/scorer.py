@@ -23,7 +23,9 @@ from xlvlms_tutorial.pocket.world import SIZE
 RUN = "scorer"  # the folder of its weights
 ENCODER = "lite0"
 # visual tokens of a picture, their width, and that of MiniLM's states
-CELLS, SEEN, READ = 16, ENCODERS[ENCODER].width, 384
+CELLS = 16
+SEEN = ENCODERS[ENCODER].width
+READ = 384
 WIDTH, HEADS = 160, 8
 
 
@@ -32,7 +34,8 @@ class Pool(nn.Module):
 
     def __init__(self, asked: int, width: int, heads: int = HEADS) -> None:
         super().__init__()
-        self.look, self.heads = nn.Linear(asked, heads), heads
+        self.look = nn.Linear(asked, heads)
+        self.heads = heads
 
     def forward(
         self,
@@ -55,14 +58,13 @@ class PictureHead(nn.Module):
 
     def __init__(self, width: int = WIDTH) -> None:
         super().__init__()
-        self.enter, self.position = (
-            nn.Linear(SEEN, width),
-            nn.Parameter(0.02 * torch.randn(CELLS, width)),
-        )
+        self.enter = nn.Linear(SEEN, width)
+        self.position = nn.Parameter(0.02 * torch.randn(CELLS, width))
         self.block = nn.TransformerEncoderLayer(
             width, 4, 2 * width, 0.0, "gelu", batch_first=True, norm_first=True
         )
-        self.pool, self.leave = Pool(width, width), nn.Linear(width, width)
+        self.pool = Pool(width, width)
+        self.leave = nn.Linear(width, width)
 
     def forward(self, tokens: Float[Tensor, "b t d"]) -> Float[Tensor, "b e"]:
         """Embeddings of length 1."""
@@ -79,7 +81,8 @@ class TextHead(nn.Module):
 
     def __init__(self, width: int = WIDTH, inner: int = 192) -> None:
         super().__init__()
-        self.enter, self.pool = nn.Linear(READ, inner), Pool(READ, inner)
+        self.enter = nn.Linear(READ, inner)
+        self.pool = Pool(READ, inner)
         self.leave = nn.Sequential(
             nn.Linear(READ + inner, inner), nn.GELU(), nn.Linear(inner, width)
         )
@@ -102,7 +105,8 @@ class Heads(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.picture, self.text = PictureHead(), TextHead()
+        self.picture = PictureHead()
+        self.text = TextHead()
         self.log_scale = nn.Parameter(torch.tensor(np.log(10.0), dtype=torch.float32))
 
 
@@ -149,7 +153,9 @@ class PocketScorer(nn.Module):
         super().__init__()
         tower = Tower(ENCODERS[ENCODER].config).eval()
         tower.load_state_dict(tower_state(ENCODER))
-        self.tower, self.reader, self.heads = tower.fuse(), Reader(), heads
+        self.tower = tower.fuse()
+        self.reader = Reader()
+        self.heads = heads
         self.eval().requires_grad_(False)
 
     def image_features(self, pictures: Sequence[Image.Image]) -> Float[Tensor, "b e"]:

@@ -126,7 +126,9 @@ def sounds(n: int, split: str = "train", seed: int = 0) -> list[Sound]:
         for name, files in FILES.items()
     }
     rng = np.random.default_rng([seed, SPLITS.index(split), 3])
-    return [_draw(rng, {name: files for name, files in recordings.items() if files}) for _ in range(n)]
+    return [
+        _draw(rng, {name: files for name, files in recordings.items() if files}) for _ in range(n)
+    ]
 
 
 def _draw(rng: np.random.Generator, files: dict[str, tuple[str, ...]]) -> Sound:
@@ -165,7 +167,8 @@ def waveform(sound: Sound) -> Float[np.ndarray, "samples"]:
     """The sound as 32,000 float32 samples from -1 to 1, 16 kHz, one channel, two seconds."""
     rng = np.random.default_rng(sound.layout)
     gain = 10 ** (rng.uniform(*LOUDNESS[sound.loudness]) / 20)
-    effect, first = _recording(sound.recording), int(sound.start * RATE)
+    effect = _recording(sound.recording)
+    first = int(sound.start * RATE)
     wave = _background(sound.background, rng)
     wave[first : first + len(effect)] += gain * effect
     return np.clip(wave, -1, 1).astype(np.float32)
@@ -219,7 +222,8 @@ def log_mel(wave: Float[np.ndarray, "samples"], floor: float = -80.0) -> Image.I
             f"array of shape {np.shape(wave)}",
             f"{SAMPLES} finite samples ({RATE} a second)",
         )
-    width, hop = 1024, SAMPLES // 256
+    width = 1024
+    hop = SAMPLES // 256
     padded = np.pad(np.asarray(wave, float), width // 2)
     windows = np.lib.stride_tricks.sliding_window_view(padded, width)[:SAMPLES:hop] * np.hanning(
         width
@@ -238,7 +242,9 @@ def noun(name: str) -> str:
 
 def sound_captions(sound: Sound) -> list[str]:
     """Five reference captions of a sound: each names the sound, its loudness and its background."""
-    phrase, over, loud = noun(sound.name), _OVER[sound.background], sound.loudness
+    phrase = noun(sound.name)
+    over = _OVER[sound.background]
+    loud = sound.loudness
     behind = "nothing but silence" if sound.background == "silence" else f"a {sound.background}"
     return [
         f"The {loud} sound of {phrase} {over}.",

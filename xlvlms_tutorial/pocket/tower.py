@@ -37,8 +37,12 @@ class TowerConfig(PretrainedConfig):
         **kwargs: object,
     ) -> None:
         super().__init__(**kwargs)
-        self.backbone, self.blocks, self.image_size = backbone, list(blocks), image_size
-        self.grid, self.hidden_size, self.patch_size = grid, hidden_size, image_size // grid
+        self.backbone = backbone
+        self.blocks = list(blocks)
+        self.image_size = image_size
+        self.grid = grid
+        self.hidden_size = hidden_size
+        self.patch_size = image_size // grid
 
 
 class Tower(PreTrainedModel):

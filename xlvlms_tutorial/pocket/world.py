@@ -238,8 +238,11 @@ def render(scene: Scene, frame: int | None = None, shift: tuple[int, int] = (0, 
     picture = _backdrop(scene.place, scene.time).copy()
     floor = SIZE - _GROUND + 8
     on_left = scene.side == "left"
-    size, ground = _THING[scene.count], _sprite(_item_sprite(scene), _THING[scene.count])
-    start = (6 if on_left else SIZE - 6 - size * scene.count) + (gap + 6 if on_left else gap - 6) // 2
+    size = _THING[scene.count]
+    ground = _sprite(_item_sprite(scene), _THING[scene.count])
+    start = (6 if on_left else SIZE - 6 - size * scene.count) + (
+        gap + 6 if on_left else gap - 6
+    ) // 2
     for k in range(scene.count):
         picture.paste(ground, (start + k * size, floor - size), ground)
     centre = (SIZE - 56 if on_left else 56) + dx

@@ -155,10 +155,10 @@ def in_style(
         captions = {sample.id: sample.captions for sample in load_samples(name, n=n, seed=seed)}
     else:
         pattern = whole_words([word], any_case=False)
-        captions = {
-            sample.id: [text for text in sample.captions if pattern.search(text)] or sample.captions
-            for sample in samples
-        }
+        captions = {}
+        for sample in samples:
+            with_word = [text for text in sample.captions if pattern.search(text)]
+            captions[sample.id] = with_word or sample.captions
     if silent := [sample.id for sample in samples if not captions.get(sample.id)]:
         raise SelectionError(
             f"{len(silent)} samples without a caption in the style, such as {silent[0]!r}",
@@ -208,7 +208,8 @@ def train_adapter(name: str, progress: bool = True) -> dict:
 
     The record is written beside them.
     """
-    recipe, style = RECIPES[name], name.removeprefix("pocket-")
+    recipe = RECIPES[name]
+    style = name.removeprefix("pocket-")
     vlm = load(BASE, device="cpu", dtype="bfloat16")
     samples = load_samples(f"scenes-{style}", n=recipe.n_scenes, split="train")
     history = fine_tune(

@@ -84,10 +84,8 @@ def through(run: str, vlm: VLM) -> AbstractContextManager:
 
 def _on_tasks(vlm: VLM, dataset: str, n: int) -> dict[str, Calibration]:
     samples = load_samples(dataset, n=n, split="train")
-    captioned, questioned = (
-        [sample for sample in samples if sample.captions],
-        [sample for sample in samples if sample.questions],
-    )
+    captioned = [sample for sample in samples if sample.captions]
+    questioned = [sample for sample in samples if sample.questions]
     if not captioned and not questioned:
         raise SelectionError(
             f"{len(samples)} samples of {dataset!r} without captions and questions",

@@ -160,7 +160,8 @@ def encode_pictures(tower: nn.Module, pictures: Iterable[Tensor], n: int, file: 
     killed run starts again, a finished file is opened.
     """
     if not file.exists():
-        part, done = file.with_suffix(".part.npy"), 0
+        part = file.with_suffix(".part.npy")
+        done = 0
         file.parent.mkdir(parents=True, exist_ok=True)
         with tqdm(total=n, desc="encode pictures", unit="picture") as bar:
             store = None

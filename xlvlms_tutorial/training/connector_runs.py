@@ -155,7 +155,8 @@ def calibrated_tower(encoder: str = "lite0") -> Tower:
 
     The statistics are shipped too.
     """
-    settings, file = ENCODERS[encoder], statistics_file(encoder)
+    settings = ENCODERS[encoder]
+    file = statistics_file(encoder)
     tower = Tower(settings.config).eval().requires_grad_(False)
     if file.exists():
         tower.load_state_dict(tower_state(encoder))
@@ -186,7 +187,9 @@ def dialogue(
     references = material.tell(record)
     first = int(rng.integers(5))
     captions = [references[(first + k) % 5] for k in range(mix.captions)]
-    return [(PROMPTS[kind], caption) for caption in captions] + [(q.text, q.answer) for q in selected]
+    return [(PROMPTS[kind], caption) for caption in captions] + [
+        (q.text, q.answer) for q in selected
+    ]
 
 
 def _some(values: list, n: int, rng: np.random.Generator) -> list:
@@ -202,8 +205,10 @@ def train_connector(
     given the model and its processor.
     """
     run = RUNS[name]
-    recipe, kinds = run.recipe, run.variant.reads
-    folder, tower = cache_dir() / "training" / name, calibrated_tower(run.variant.encoder).fuse()
+    recipe = run.recipe
+    kinds = run.variant.reads
+    folder = cache_dir() / "training" / name
+    tower = calibrated_tower(run.variant.encoder).fuse()
     records = {kind: MATERIAL[kind].draw(recipe.n_scenes) for kind in kinds}
     tokens = {
         kind: visual_tokens(tower, run.variant.encoder, kind, records[kind]) for kind in kinds
@@ -267,7 +272,8 @@ def _export(projector: nn.Module, run: str, revision: str) -> None:
 
 
 def _write_record(result: dict, name: str) -> dict:
-    history, run = result["history"], RUNS[name]
+    history = result["history"]
+    run = RUNS[name]
     seconds = [entry["seconds"] for entry in history]
     record = {
         "run": name,

@@ -85,10 +85,11 @@ def _loaded(run: str) -> VLM:
 def _rows(table: pd.DataFrame) -> list[dict]:
     plain = table.astype(object)
     rows = plain.where(plain.notna(), None).to_dict("records")
-    return [
-        {key: round(value, 4) if isinstance(value, float) else value for key, value in row.items()}
-        for row in rows
-    ]
+    for row in rows:
+        for key, value in row.items():
+            if isinstance(value, float):
+                row[key] = round(value, 4)
+    return rows
 
 
 def main(asked: Sequence[str]) -> None:
@@ -110,9 +111,10 @@ def main(asked: Sequence[str]) -> None:
             train_adapter(run)
             measure_adapter(run)
             continue
-        train_scorer() if run == SCORER else train_connector(
-            run, partial(_through, run) if run in COMPRESSED else None
-        )
+        if run == SCORER:
+            train_scorer()
+        else:
+            train_connector(run, partial(_through, run) if run in COMPRESSED else None)
         measure(run)
 
 

@@ -56,7 +56,8 @@ class States:
                 for ids in reader.tokenizer(list(texts), truncation=True, max_length=256).input_ids
             ]
         )
-        order, stored = np.argsort(lengths, kind="stable"), [torch.empty(0)] * len(texts)
+        order = np.argsort(lengths, kind="stable")
+        stored = [torch.empty(0)] * len(texts)
         # of like length, so that little is padded
         for start in tqdm(range(0, len(texts), size), desc="read texts", unit="batch"):
             rows = order[start : start + size]
@@ -98,14 +99,20 @@ def contrastive(
     def one_way(scores: Tensor, positive: Tensor) -> Tensor:
         has_positive = positive.any(dim=1)
         targets = positive[has_positive].float()
-        return -(scores[has_positive].log_softmax(dim=1) * targets).sum(dim=1).div(targets.sum(dim=1)).mean()
+        return (
+            -(scores[has_positive].log_softmax(dim=1) * targets)
+            .sum(dim=1)
+            .div(targets.sum(dim=1))
+            .mean()
+        )
 
     return (one_way(logits, true) + one_way(logits.T, true.T)) / 2
 
 
 def train_scorer(recipe: ScorerRecipe | None = None) -> dict:
     """Train the heads, ship them in fp16 and write the record beside them."""
-    recipe, start = recipe or ScorerRecipe(), perf_counter()
+    recipe = recipe or ScorerRecipe()
+    start = perf_counter()
     scenes = world.scenes(recipe.n_scenes)
     tokens = torch.from_numpy(
         np.array(
@@ -115,11 +122,15 @@ def train_scorer(recipe: ScorerRecipe | None = None) -> dict:
         )
     )
     true_texts, false_texts = _texts(scenes, recipe.seed)
-    states = States(Reader(), list(dict.fromkeys(text.text for text in [*sum(true_texts, ()), *false_texts])))
+    states = States(
+        Reader(), list(dict.fromkeys(text.text for text in [*sum(true_texts, ()), *false_texts]))
+    )
     prepared = perf_counter()
     torch.manual_seed(recipe.seed)
     heads = Heads()
-    losses = _fit(heads, recipe, tokens, scorer_texts.scene_bits(scenes), true_texts, false_texts, states)
+    losses = _fit(
+        heads, recipe, tokens, scorer_texts.scene_bits(scenes), true_texts, false_texts, states
+    )
     folder = build.WEIGHTS / RUN
     weights = {name: weight.detach().half() for name, weight in heads.state_dict().items()}
     save_tensors(folder / f"step-{recipe.steps:04d}.safetensors", weights)
@@ -162,7 +173,9 @@ def _fit(
         rng = np.random.default_rng([recipe.seed, 2, step])
         rows = rng.choice(len(true_texts), recipe.batch_size, replace=False)
         batch = [true_texts[row][rng.integers(3)] for row in rows]
-        batch += [false_texts[k] for k in rng.choice(len(false_texts), recipe.foreign, replace=False)]
+        batch += [
+            false_texts[k] for k in rng.choice(len(false_texts), recipe.foreign, replace=False)
+        ]
         true = scorer_texts.true_of(np.array([text.claim for text in batch]), bits[rows])
         pictures = heads.picture(tokens[rows].float())
         texts = heads.text(*states.batch([text.text for text in batch]))
@@ -185,7 +198,12 @@ def _record(recipe: ScorerRecipe, losses: list[float], seconds: dict, measured: 
         "run": RUN,
         "recipe": asdict(recipe),
         "encoder": ENCODER,
-        "data": {"split": "train", "seed": 0, "n_scenes": recipe.n_scenes, "texts": measured["texts"]},
+        "data": {
+            "split": "train",
+            "seed": 0,
+            "n_scenes": recipe.n_scenes,
+            "texts": measured["texts"],
+        },
         "loss": [*losses[:: max(1, len(losses) // 100)], losses[-1]],
         "scale": measured["scale"],
         "seconds": seconds,

@@ -34,10 +34,8 @@ def preferences(scorer: Scorer, samples: Sequence[Sample], seed: int = 0) -> pd.
     """
     if len(samples) < AMONG:
         raise EstimateError("samples", len(samples), f"{AMONG} or more")
-    rng, images = (
-        np.random.default_rng(seed),
-        scorer.images([sample.image for sample in samples]).numpy(),
-    )
+    rng = np.random.default_rng(seed)
+    images = scorer.images([sample.image for sample in samples]).numpy()
     full = len(samples) // AMONG * AMONG  # every caption has the same number of rivals
     captions = scorer.texts(
         [sample.captions[k % len(sample.captions)] for k, sample in enumerate(samples[:full])]
@@ -70,7 +68,11 @@ def _pairs(truths: list, rng: np.random.Generator) -> dict[str, list[tuple[int, 
             alternative = alternatives[rng.integers(len(alternatives))]
             pairs[f"word/{factor}"].append((row, sentence([value]), sentence([alternative])))
             pairs[f"list/{factor}"].append(
-                (row, sentence(present.values()), sentence((present | {factor: alternative}).values()))
+                (
+                    row,
+                    sentence(present.values()),
+                    sentence((present | {factor: alternative}).values()),
+                )
             )
         another = truths[(row + 1 + rng.integers(len(truths) - 1)) % len(truths)]
         pairs["list/other"].append(

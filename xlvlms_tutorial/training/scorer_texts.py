@@ -147,7 +147,10 @@ def true_of(
 def caption(scene: Scene, rng: np.random.Generator) -> Text:
     """One of the five references or of the three styles."""
     candidates = [*zip(language.captions(scene), _OPEN_REFERENCE, strict=True)]
-    candidates += [(language.styled_caption(scene, style), open_factors) for style, open_factors in _OPEN_STYLE.items()]
+    candidates += [
+        (language.styled_caption(scene, style), open_factors)
+        for style, open_factors in _OPEN_STYLE.items()
+    ]
     text, open_factors = candidates[rng.integers(len(candidates))]
     return Text(
         text,
@@ -167,7 +170,8 @@ def words_of(scene: Scene, n: int, rng: np.random.Generator) -> tuple[list[str],
     With the bits that each factor's word allows.
     """
     factors = [factor for factor in SAID if getattr(scene, factor) is not None]
-    bits, words = {}, []
+    bits = {}
+    words = []
     for factor in rng.permutation(factors)[:n]:
         value = getattr(scene, factor)
         broad = [
@@ -178,10 +182,8 @@ def words_of(scene: Scene, n: int, rng: np.random.Generator) -> tuple[list[str],
             bits[factor] = sum(bit(factor, allowed) for allowed in BROAD[word][1])
         else:
             names = SAID[factor][value]  # the world's own word half of the time
-            word, bits[factor] = (
-                names[0 if rng.random() < 0.5 else rng.integers(len(names))],
-                bit(factor, value),
-            )
+            word = names[0 if rng.random() < 0.5 else rng.integers(len(names))]
+            bits[factor] = bit(factor, value)
         words.append(word)
     return words, bits
 

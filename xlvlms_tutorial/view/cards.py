@@ -191,13 +191,13 @@ def concept_card(
         for word in words
     )
     parts = [f'<p class="name">{escape(title)}</p><p class="words">{chips or "no words"}</p>']
-    parts += [f'<div class="thumbs">{"".join(pictures)}</div>'] if pictures else []
-    parts += (
-        [f'<table class="answers">{"".join(map(_fact, facts, facts.values()))}</table>']
-        if facts
-        else []
-    )
-    parts += [f'<p class="note">{escape(note)}</p>'] if note else []
+    if pictures:
+        parts.append(f'<div class="thumbs">{"".join(pictures)}</div>')
+    if facts:
+        rows = "".join(map(_fact, facts, facts.values()))
+        parts.append(f'<table class="answers">{rows}</table>')
+    if note:
+        parts.append(f'<p class="note">{escape(note)}</p>')
     return Html(f'<div class="concept">{"".join(parts)}</div>')
 
 

@@ -43,11 +43,10 @@ def dial(
         If there are fewer than two settings, not one text for each picture, more than three kinds
         of words, a setting has not as many parts as there are names, or ``start`` is no setting.
     """
-    kinds = (
-        highlight
-        if isinstance(highlight, Mapping)
-        else {"": [highlight] if isinstance(highlight, str) else highlight}
-    )
+    if isinstance(highlight, Mapping):
+        kinds = highlight
+    else:
+        kinds = {"": [highlight] if isinstance(highlight, str) else highlight}
     check_texts(len(images), told, asked, len(kinds))
     style, tags = thumbnails(
         images, size, alt=[f"picture {k + 1}" for k in range(len(images))] if alt is None else alt
@@ -61,21 +60,18 @@ def dial(
         if asked is None
         else [f'<p class="asked">{escape(text)}</p>' for text in asked]
     )
-    frames = {
-        frame_key(setting): "".join(
+    frames = {}
+    for setting, texts in told.items():
+        cards = "".join(
             f'<div>{tag}{line}<p class="told">{marked(text, pattern, marks)}</p></div>'
             for tag, line, text in zip(tags.values(), above, texts, strict=True)
         )
-        for setting, texts in told.items()
-    }
-    # the setting is in the frame too: two settings with the same texts are still two frames
-    frames = {
-        key: Html(
-            f'<div class="dial" style="--size:{size}px" '
-            f'data-setting="{escape(", ".join(map(str, key)))}">{cards}</div>'
+        key = frame_key(setting)
+        # the setting is in the frame too: two settings with the same texts are still two frames
+        label = escape(", ".join(map(str, key)))
+        frames[key] = Html(
+            f'<div class="dial" style="--size:{size}px" data-setting="{label}">{cards}</div>'
         )
-        for key, cards in frames.items()
-    }
     return explorer(
         frames, names, None if start is None else frame_key(start), style=style + style_of("dial")
     )
@@ -121,17 +117,19 @@ def word_pattern(kinds: Mapping[str, Iterable[str]]) -> re.Pattern[str]:
 
     A word of two kinds has the first.
     """
-    return whole_words(
-        *(
-            [form for word in listed for form in forms(" ".join(word.split()))]
-            for listed in kinds.values()
-        )
-    )
+    groups = []
+    for words in kinds.values():
+        group = []
+        for word in words:
+            group += forms(" ".join(word.split()))
+        groups.append(group)
+    return whole_words(*groups)
 
 
 def marked(text: str, pattern: re.Pattern[str], tags: Sequence[str]) -> str:
     """The text as HTML, escaped, with its words in the tags of their kinds."""
-    parts, end = [], 0
+    parts = []
+    end = 0
     for match in pattern.finditer(text):
         parts += [
             escape(text[end : match.start()]),

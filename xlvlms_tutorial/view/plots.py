@@ -130,7 +130,8 @@ def profile(
     )
     colours = sns.color_palette("colorblind", len(parts))
     for number, (name, part) in enumerate(parts):
-        x_values, colour = part[x].to_numpy(float), colours[number]
+        x_values = part[x].to_numpy(float)
+        colour = colours[number]
         ax.fill_between(
             x_values,
             part["low"].to_numpy(float),
@@ -198,7 +199,8 @@ def matrix(
     Cells that are NaN stay empty.
     """
     ax = _axes(ax, height=1.2 + 0.42 * len(table))
-    table, colours = _literally(table), sns.light_palette(ACCENT, as_cmap=True)
+    table = _literally(table)
+    colours = sns.light_palette(ACCENT, as_cmap=True)
     sns.heatmap(
         table.astype(float),
         annot=True,
@@ -255,7 +257,8 @@ def heat(
     ActivationsError
         If values are not a table of finite numbers.
     """
-    values, ax = _cells(values), _axes(ax)
+    values = _cells(values)
+    ax = _axes(ax)
     top = float(vmax or np.abs(values).max() or 1)
     opacity = alpha * np.clip(np.abs(values) / top, 0, 1)
     extent = (0, image.width, image.height, 0)
@@ -411,7 +414,8 @@ def _places(captions: Sequence[str], columns: int, width: float) -> tuple[Figure
     columns = min(columns, len(captions))
     letters = max(12, int(width / columns * 13))
     texts = [wrapped(caption, letters) for caption in captions]
-    side, below = width / columns, 0.18 + 0.16 * max(text.count("\n") + 1 for text in texts)
+    side = width / columns
+    below = 0.18 + 0.16 * max(text.count("\n") + 1 for text in texts)
     rows = -(-len(captions) // columns)
     figure, axes = plt.subplots(
         rows, columns, figsize=(width, rows * (side + below)), squeeze=False, layout="none"
