@@ -1,6 +1,6 @@
-"""What a saving costs: which blocks run, and what the model then says.
+"""Show what a saving costs: which blocks run, what the model then says, time and operations.
 
-What that takes of time and operations; moved by a slider.
+All of it is moved by a slider.
 """
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
@@ -38,17 +38,46 @@ def tradeoff(
     alt: Sequence[str] | None = None,
     size: int = 160,
 ) -> Widget:
-    """Show, for the setting that a slider chooses, which blocks run and what is said.
+    """Show, for the setting that a slider chooses, which blocks run, its costs, and what is said.
 
-    Its costs and score as bars, and what is said about each picture. ``told`` maps settings, in the
-    order of the slider, to the captions or answers of all ``images``. ``costs`` has a row for each
-    setting and columns such as time, flops and score: shares of the whole model's, where 1 is a
-    full bar and the number beside it says more; the column ``score`` is drawn in another colour.
-    ``layers`` maps settings to the layers (from 1) that are skipped, of ``n_layers``; they are
-    drawn hollow in a row of blocks. Words of ``right`` and ``wrong``, a list for each picture, are
-    marked in the forms of :func:`text.forms`. Settings of several parts (scope, skipped) have as
-    many ``names``, and dropdowns above the slider, as in :func:`view.dial.dial`, whose ``start``,
-    ``alt`` and ``size`` these are. All moves in the browser, without a kernel.
+    Use it to compare plans of skipping or degrees of pruning. Costs and score are drawn as bars, and
+    beneath each picture stands what the model says about it. All moves in the browser, without a
+    kernel.
+
+    Parameters
+    ----------
+    images : sequence of PIL.Image.Image
+        The pictures.
+    told : mapping of setting to sequence of str
+        The captions or answers of all ``images``, by setting, in the order of the slider.
+    costs : pandas.DataFrame
+        A row for each setting and columns such as time, flops and score: shares of the whole
+        model's, where 1 is a full bar and the number beside it says more. The column ``score`` is
+        drawn in another colour.
+    layers : mapping of setting to iterable of int, optional
+        The layers (from 1) that are skipped; they are drawn hollow in a row of blocks. By default
+        no blocks are drawn.
+    n_layers : int, optional
+        Number of layers of the model; given together with ``layers``.
+    right : sequence of iterable of str, optional
+        Words that are true of each picture, a list for each; they are marked in the forms of
+        :func:`text.forms`. By default none.
+    wrong : sequence of iterable of str, optional
+        Words that are not true of each picture, marked likewise.
+    names : sequence of str, default ("skipped",)
+        The names of the parts of a setting. Settings of several parts (scope, skipped) have as many
+        names, and dropdowns above the slider.
+    start : hashable, optional
+        The setting shown first; by default the first one.
+    alt : sequence of str, optional
+        What each picture shows; by default "picture 1", "picture 2" and so on.
+    size : int, default 160
+        The longer side of a picture in pixels.
+
+    Returns
+    -------
+    ipywidgets.Widget
+        Blocks, bars and pictures below their controls.
 
     Raises
     ------
@@ -56,6 +85,17 @@ def tradeoff(
         If there are fewer than two settings, a setting has not one text for each picture, no row of
         costs or no layers, a cost is negative or not finite, a layer is none of the model's, or
         words are not listed for each picture.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> from xlvlms_tutorial.view import tradeoff
+    >>> captions = {0: ["two red keys"] * 4, 2: ["two keys"] * 4}
+    >>> costs = pd.DataFrame({"time": [1.0, 0.93], "score": [1.0, 0.8]}, index=[0, 2])
+    >>> images = [sample.image for sample in samples]
+    >>> widget = tradeoff(images, captions, costs, layers={0: [], 2: [9, 10]}, n_layers=30)
+    >>> type(widget).__name__
+    'VBox'
     """
     check_texts(len(images), told, None, 2)
     bars = _bars(told, costs)

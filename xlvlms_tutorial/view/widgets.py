@@ -1,4 +1,4 @@
-"""Widgets that move in the built page.
+"""Build widgets that move in the built page.
 
 Control and frames are joined in the browser, so no kernel is needed.
 """
@@ -50,16 +50,43 @@ def stack(
 ) -> Widget:
     """Show one of several frames, chosen by a slider or a dropdown.
 
-    ``play`` adds a button that runs through them. A frame is a matplotlib figure (closed here), a
-    PIL image, the bytes of a PNG file, or HTML. ``labels`` are their numbers by default, ``start``
-    is the frame shown first, and ``alt`` says in words what each picture shows; by default it is
-    the description and the label. In labels and description ``<`` and ``>`` are shown as ‹ and ›.
+    Use it for one thing that changes, such as the layer; :func:`explorer` takes several.
+
+    Parameters
+    ----------
+    frames : sequence of figure, picture, bytes or str
+        Two or more. A frame is a matplotlib figure (closed here), a PIL image, the bytes of a PNG
+        file, or HTML.
+    labels : sequence, optional
+        The label of each frame; by default its number from 0. ``<`` and ``>`` are shown as ‹ and ›.
+    description : str, default "frame"
+        The name of what is chosen, beside the control; ``<`` and ``>`` are shown as ‹ and ›.
+    alt : sequence of str, optional
+        What each picture shows; by default the description and the label.
+    start : int, default 0
+        The number of the frame shown first.
+    control : str, default "slider"
+        "slider" or "dropdown".
+    play : bool, default False
+        Whether a button runs through the frames.
+
+    Returns
+    -------
+    ipywidgets.Widget
+        The control above the frames.
 
     Raises
     ------
     FramesError
         If there are fewer than two frames, a label or an alternative text too many or too few, no
         such first frame, or an unknown control.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.view import widgets
+    >>> widget = widgets.stack(["<b>early</b>", "<b>late</b>"], labels=[1, 30], description="layer")
+    >>> [label for label, _ in widget.children[0].options]
+    ['1', '30']
     """
     labels = [str(label) for label in (range(len(frames)) if labels is None else labels)]
     alt = [f"{description}: {label}" for label in labels] if alt is None else list(alt)
@@ -76,20 +103,45 @@ def explorer(
     start: tuple[Hashable, ...] | None = None,
     style: str = "",
 ) -> Widget:
-    """Show one of many frames, chosen level by level.
+    """Show one of many frames, chosen level by level: dropdowns, and a slider for the last level.
 
-    A dropdown for every level of the keys but the last, a slider for the last. ``frames`` maps keys
-    such as (token, layer, concept) to frames as of :func:`stack`, in the order of the choices;
-    ``names`` are the levels' names and ``start`` the key shown first. Branches may differ in what
-    they offer. Those that offer the same labels share one control, so that a layer stays chosen
-    when the token changes; a level with one label shows it without a control. ``style`` is HTML put
-    into the same output once, such as the pictures of :func:`thumbnails`.
+    Use it where frames depend on several things, such as token, layer and concept. Branches may
+    differ in what they offer. Those that offer the same labels share one control, so that a layer
+    stays chosen when the token changes; a level with one label shows it without a control.
+
+    Parameters
+    ----------
+    frames : mapping of tuple to frame
+        Frames as of :func:`stack` by keys such as (token, layer, concept), in the order of the
+        choices.
+    names : sequence of str
+        The names of the levels.
+    start : tuple, optional
+        The key shown first; by default the first one.
+    style : str, default ""
+        HTML put into the same output once, such as the pictures of :func:`thumbnails`.
+
+    Returns
+    -------
+    ipywidgets.Widget
+        The controls above the frames.
 
     Raises
     ------
     FramesError
-        If there are fewer than two frames, a key has not as many parts as there are
-        names, or ``start`` is no key.
+        If there are fewer than two frames, a key has not as many parts as there are names, or
+        ``start`` is no key.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.view import widgets
+    >>> frames = {}
+    >>> for layer in (1, 2):
+    ...     for concept in ("a", "b"):
+    ...         frames[layer, concept] = f"layer {layer}, concept {concept}"
+    >>> widget = widgets.explorer(frames, names=["layer", "concept"])
+    >>> type(widget.children[0]).__name__
+    'Dropdown'
     """
     keys = list(frames)
     _check_keys(keys, len(names), start)
