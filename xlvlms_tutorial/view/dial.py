@@ -28,8 +28,8 @@ def dial(
 ) -> Widget:
     """Show what a model says about each picture at a setting that a slider chooses.
 
-    Use it for captions at several strengths of steering. All moves in the browser, without a kernel.
-    Pictures are embedded once, however many settings there are.
+    Use it for captions at several strengths of steering. All moves in the browser, without a
+    kernel. Pictures are embedded once, however many settings there are.
 
     Parameters
     ----------

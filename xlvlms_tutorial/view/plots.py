@@ -429,9 +429,9 @@ def heat(
 ) -> Axes:
     """Draw the values of the image tokens over the picture.
 
-    Use it to show where in a picture a concept or an answer comes from. The further from 0, the more
-    a cell is tinted: values above 0 are red and those below 0 blue. The picture is drawn grey, so
-    that no colour of its own is taken for a value.
+    Use it to show where in a picture a concept or an answer comes from. The further from 0, the
+    more a cell is tinted: values above 0 are red and those below 0 blue. The picture is drawn grey,
+    so that no colour of its own is taken for a value.
 
     Parameters
     ----------

@@ -40,9 +40,9 @@ def tradeoff(
 ) -> Widget:
     """Show, for the setting that a slider chooses, which blocks run, its costs, and what is said.
 
-    Use it to compare plans of skipping or degrees of pruning. Costs and score are drawn as bars, and
-    beneath each picture stands what the model says about it. All moves in the browser, without a
-    kernel.
+    Use it to compare plans of skipping or degrees of pruning. Costs and score are drawn as bars,
+    and beneath each picture stands what the model says about it. All moves in the browser, without
+    a kernel.
 
     Parameters
     ----------
