@@ -36,9 +36,28 @@ _GRACE = 10.0  # seconds that an engine has to take back what it gave to a clust
 
 @dataclass(frozen=True)
 class Options:
-    """How a batch is run: the profile, cores, GPUs, and where the chapters lie.
+    """How a batch is run.
 
-    The profile is a name or a folder; cores and GPUs are those of this machine.
+    Give it to :func:`reproduce` where the defaults, one machine without GPUs, do not fit.
+
+    Parameters
+    ----------
+    profile : str, default "local"
+        "local", "slurm", "kubernetes", or a folder with a profile of Snakemake.
+    cores : int, optional
+        Processor cores for all jobs at once; by default as the profile says.
+    gpus : int, default 0
+        GPUs of this machine that are shared out, so that no two jobs use one at a time.
+    chapters : path, optional
+        The folder of the chapters; by default that of the book.
+    dry_run : bool, default False
+        Whether everything is checked and nothing is run.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.batch import Options
+    >>> Options(cores=8).profile, Options().gpus
+    ('local', 0)
     """
 
     profile: str = "local"
@@ -55,11 +74,31 @@ def reproduce(
     embedded: Collection[str] = (),
     say: Callable[[str], object] = print,
 ) -> Gathered:
-    """Run every run of a grid that is not done yet, and gather them all in ``out``.
+    """Run every run of a grid that is not done yet, and gather them all.
 
-    A run that fails leaves the others alone. Damaged results are named, moved aside and made again,
-    as are those of other code of their chapter. ``say`` is told what was found. Whatever ends this
-    process, but for SIGKILL, ends the engine and its jobs too; then the same call goes on.
+    Use it for many chapters, models, datasets and seeds; :func:`run_chapter` runs one. A run that
+    fails leaves the others alone. Damaged results are named, moved aside and made again, as are
+    those of other code of their chapter. Whatever ends this process, but for SIGKILL, ends the
+    engine and its jobs too; then the same call goes on.
+
+    Parameters
+    ----------
+    experiments : path
+        The file of the grid, as :func:`read_grid` reads it; ``EXPERIMENTS`` is that of the book.
+    out : path
+        The folder of the batch.
+    options : Options, optional
+        How it is run; by default on this machine, without GPUs.
+    embedded : collection of str, default ()
+        The names of models that need neither folder nor hub. Where they are given, any other model
+        has to be a folder or an id of the hub (owner/name).
+    say : callable, default print
+        It is called with each line on what was found.
+
+    Returns
+    -------
+    Gathered
+        The states and results of all runs.
 
     Raises
     ------
@@ -69,6 +108,12 @@ def reproduce(
         If another batch is at work in ``out``.
     OutputError
         If a file cannot be written.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.batch import EXPERIMENTS, Options, reproduce
+    >>> gathered = reproduce(EXPERIMENTS, "runs", Options(cores=8))  # doctest: +SKIP
+    >>> gathered.count("done")  # doctest: +SKIP
     """
     options = options or Options()
     out = Path(out).resolve()

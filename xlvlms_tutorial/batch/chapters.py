@@ -1,6 +1,6 @@
-"""The chapters as programs.
+"""Read the chapters as programs.
 
-Where they are, which parameters they take, and whether given ones fit.
+Where they are, which parameters they take, and whether given values fit.
 """
 
 import ast
@@ -41,7 +41,7 @@ class Expression(str):
 
 
 def checkout() -> Path | None:
-    """The repository: around the package, else around the working directory or cloned into it.
+    """Find the repository: around the package, else around the working directory or cloned into it.
 
     None where there is none.
     """
@@ -58,10 +58,10 @@ def checkout() -> Path | None:
 
 
 def book_folder() -> Path:
-    """The folder of the chapters.
+    """Find the folder of the chapters.
 
-    Beside the package in a checkout, else of one around the working
-    directory or cloned into it (Colab).
+    Beside the package in a checkout, else of one around the working directory or cloned into it
+    (Colab).
 
     Raises
     ------
@@ -77,7 +77,19 @@ def book_folder() -> Path:
 
 
 def find_chapter(chapter: str | Path, folder: str | Path | None = None) -> Path:
-    """The file of a chapter, given by name ("outside") or as a path to an .md or .ipynb file.
+    """Find the file of a chapter.
+
+    Parameters
+    ----------
+    chapter : path
+        A name ("outside"), or a path to an .md or .ipynb file.
+    folder : path, optional
+        The folder of the chapters; by default that of the book.
+
+    Returns
+    -------
+    pathlib.Path
+        The file.
 
     Raises
     ------
@@ -99,7 +111,7 @@ def find_chapter(chapter: str | Path, folder: str | Path | None = None) -> Path:
 
 
 def read_chapter(file: Path) -> NotebookNode:
-    """A chapter as a notebook without outputs.
+    """Read a chapter as a notebook without outputs.
 
     Raises
     ------
@@ -120,7 +132,7 @@ def read_chapter(file: Path) -> NotebookNode:
 
 
 def code_of(notebook: NotebookNode) -> str:
-    """A digest of all code of a chapter.
+    """Return a digest of all code of a chapter.
 
     Results made by other code are not results of this chapter.
     """
@@ -129,7 +141,7 @@ def code_of(notebook: NotebookNode) -> str:
 
 
 def defaults(notebook: NotebookNode) -> dict[str, object]:
-    """The parameters of a chapter and their values, from its cell tagged "parameters".
+    """Read the parameters of a chapter and their values, from its cell tagged "parameters".
 
     Raises
     ------
@@ -196,16 +208,30 @@ def _value(node: ast.expr) -> object:
 def checked(
     name: str, known: Mapping[str, object], given: Mapping[str, object]
 ) -> dict[str, object]:
-    """The given parameters of the chapter ``name`` as JSON knows them, with folders made absolute.
+    """Check given parameters of a chapter, and return them as JSON knows them.
 
-    ``known`` are its defaults. A tuple becomes the list that a record of the run holds, and words
+    Folders are made absolute. A tuple becomes the list that a record of the run holds, and words
     of YAML what the default says they mean (:func:`~xlvlms_tutorial.batch.spelling.meant`).
+
+    Parameters
+    ----------
+    name : str
+        The name of the chapter, for messages.
+    known : mapping
+        Its parameters with their defaults.
+    given : mapping
+        The values given.
+
+    Returns
+    -------
+    dict
+        The values by parameter.
 
     Raises
     ------
     SelectionError
-        If the chapter has no such parameter, a value is of another type than
-        the default, or a key is no text.
+        If the chapter has no such parameter, a value is of another type than the default, or a key
+        is no text.
     """
     ready = {}
     for parameter, written in given.items():
@@ -295,6 +321,6 @@ def _absolute(parameter: str, value: object) -> object:
 
 
 def closest(name: str, known: Iterable[str]) -> str:
-    """What was probably meant, as the end of a message; empty where nothing is near."""
+    """Say what was probably meant, as the end of a message; empty where nothing is near."""
     matches = get_close_matches(name, list(known), n=1)
     return f" (did you mean {matches[0]!r}?)" if matches else ""

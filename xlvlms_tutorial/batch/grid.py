@@ -1,4 +1,4 @@
-"""From a file of experiments to a list of runs.
+"""Read a file of experiments as a list of runs.
 
 Chapter x model x dataset x seed x parameters, checked before anything starts.
 """
@@ -49,27 +49,54 @@ class Cell:
     retries: int
 
     def asdict(self) -> dict[str, object]:
-        """The run in plain types."""
+        """Return the run in plain types."""
         return asdict(self)
 
 
 def read_grid(
     path: str | Path, folder: str | Path | None = None, embedded: Collection[str] = ()
 ) -> list[Cell]:
-    """The runs that a file of experiments asks for, in its order.
+    """List the runs that a file of experiments asks for, in its order.
 
-    The file is YAML: ``experiments`` is a list of entries, each with ``chapters`` and, where
-    wanted, ``models``, ``datasets``, ``seeds`` (one value or a list: every combination is a run),
-    ``parameters`` (of all runs of the entry), ``vary`` (lists of values by parameter) and the needs
-    ``threads``, ``gpus``, ``mem_mb``, ``minutes``, ``retries``. ``defaults`` holds what entries
-    share. Folders of models and datasets are relative to the working directory. ``embedded`` are
-    the names of models that need neither folder nor hub.
+    Use it to check a grid before it is run. The file is YAML: ``experiments`` is a list of entries,
+    each with ``chapters`` and, where wanted, ``models``, ``datasets``, ``seeds`` (one value or a
+    list: every combination is a run), ``parameters`` (of all runs of the entry), ``vary`` (lists of
+    values by parameter) and the needs ``threads``, ``gpus``, ``mem_mb``, ``minutes``, ``retries``.
+    ``defaults`` holds what entries share. Folders of models and datasets are relative to the
+    working directory.
+
+    Parameters
+    ----------
+    path : path
+        The file of experiments.
+    folder : path, optional
+        The folder of the chapters; by default that of the book.
+    embedded : collection of str, default ()
+        The names of models that need neither folder nor hub. Where they are given, any other model
+        has to be a folder or an id of the hub (owner/name); by default models are not checked.
+
+    Returns
+    -------
+    list of Cell
+        The runs, each with its id, chapter, parameters and needs.
 
     Raises
     ------
     SelectionError
         If the file cannot be read, or a key, chapter, parameter, model or dataset is unknown, a
         value is of the wrong type, or two entries ask for the same run; the message names the line.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> from tempfile import TemporaryDirectory
+    >>> from xlvlms_tutorial.batch import read_grid
+    >>> with TemporaryDirectory() as folder:
+    ...     file = Path(folder) / "grid.yaml"
+    ...     size = file.write_text("experiments: [{chapters: outside, seeds: [0, 1]}]")
+    ...     cells = read_grid(file)
+    >>> [(cell.chapter, cell.parameters["seed"]) for cell in cells]
+    [('outside', 0), ('outside', 1)]
     """
     content, lines = _read(Path(path))
     cells: dict[str, Cell] = {}

@@ -1,4 +1,4 @@
-"""One run of a batch, as its engine starts it.
+"""Run one cell of a batch, as its engine starts it.
 
 ``python -m xlvlms_tutorial.batch.job PLAN RUN RESULTS THREADS``.
 """
@@ -18,7 +18,7 @@ PLAN, RUNS = "plan.json", "runs"
 
 
 def read_plan(file: Path) -> dict[str, dict[str, object]]:
-    """The runs of a plan by name, with what ``run_cell`` has to know of each.
+    """Read the runs of a plan by name, with what ``run_cell`` has to know of each.
 
     Its cell, the GPUs there are, where the chapters lie.
 
@@ -44,10 +44,24 @@ def run_cell(told: Mapping[str, object], out: Path, threads: int) -> Path:
 
     Whole results of the same run are kept.
 
+    Parameters
+    ----------
+    told : mapping
+        What :func:`read_plan` says of the run: "cell", "gpus" and "chapters".
+    out : pathlib.Path
+        The folder of the run.
+    threads : int
+        Threads of the processor.
+
+    Returns
+    -------
+    pathlib.Path
+        The results file.
+
     Raises
     ------
     XlvlmsError
-        As :func:`~xlvlms_tutorial.batch.run.run_chapter`.
+        What :func:`~xlvlms_tutorial.batch.run.run_chapter` raises.
     """
     cell = told["cell"]
     among = told["gpus"]

@@ -31,7 +31,27 @@ _MEASURED = ("chapter", "seeds", "value", "low", "high", "n", "verdict", "run")
 class Gathered:
     """What a batch has come to.
 
-    A state for each run (done, failed, missing, damaged), results, and what failed.
+    :func:`gather` and :func:`reproduce` return one.
+
+    Parameters
+    ----------
+    states : dict of str to str
+        A state for each run: done, failed, missing or damaged.
+    results : dict of str to dict
+        The content of the results files of runs that are done.
+    problems : dict of str to str
+        What went wrong, for runs that are not done.
+    rows : list of dict
+        The rows of the table of runs, one a run that is done.
+    measurements : list of dict
+        The measurements of claims, each with its verdict and its run.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.batch import Gathered
+    >>> gathered = Gathered(states={"outside-s0": "done", "outside-s1": "failed"})
+    >>> gathered.count("done")
+    1
     """
 
     states: dict[str, str] = field(default_factory=dict)
@@ -45,6 +65,13 @@ class Gathered:
 
         Its row of the table of runs, and its measurements with their verdicts. Nothing of it is
         taken where a part of it cannot be used, so that one bad run leaves the others alone.
+
+        Parameters
+        ----------
+        name : str
+            The name of the run.
+        result : dict
+            The content of its results file, from :func:`read_results`.
 
         Raises
         ------
@@ -65,15 +92,39 @@ class Gathered:
         self.results[name], self.states[name] = result, "done"
 
     def count(self, state: str) -> int:
-        """How many runs are in a state."""
+        """Count the runs in a state.
+
+        Parameters
+        ----------
+        state : str
+            "done", "failed", "missing" or "damaged".
+
+        Returns
+        -------
+        int
+            How many there are.
+        """
         return sum(run_state == state for run_state in self.states.values())
 
 
 def gather(batch: str | Path, write: bool = True) -> Gathered:
-    """Read the results of every run of a batch and write its tables and report.
+    """Read the results of every run of a batch, and write its tables and report.
 
-    ``runs.parquet``, ``measurements.parquet``, ``claims.json``, ``report.md``. A run whose results
-    are damaged or missing is named, and the rest are gathered.
+    Use it while a batch runs, or after it. A run whose results are damaged or missing is named, and
+    the rest are gathered.
+
+    Parameters
+    ----------
+    batch : path
+        The folder of the batch.
+    write : bool, default True
+        Whether ``runs.parquet``, ``measurements.parquet``, ``claims.json`` and ``report.md`` are
+        written into the folder.
+
+    Returns
+    -------
+    Gathered
+        The states and results of all runs.
 
     Raises
     ------
@@ -81,6 +132,17 @@ def gather(batch: str | Path, write: bool = True) -> Gathered:
         If the folder holds no plan of a batch.
     OutputError
         If a file cannot be written.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> from tempfile import TemporaryDirectory
+    >>> from xlvlms_tutorial.batch import gather
+    >>> with TemporaryDirectory() as folder:
+    ...     size = (Path(folder) / "plan.json").write_text('{"runs": [{"id": "outside-s0"}]}')
+    ...     gathered = gather(folder, write=False)
+    >>> gathered.states, gathered.problems
+    ({'outside-s0': 'missing'}, {'outside-s0': 'not run yet'})
     """
     batch = Path(batch)
     gathered = Gathered()
@@ -102,15 +164,36 @@ def gather(batch: str | Path, write: bool = True) -> Gathered:
 
 
 def measurements(path: str | Path) -> list[dict[str, object]]:
-    """The claims that a batch, or one run, has measured.
+    """Read the claims that a batch, or one run, has measured.
 
-    ``path`` is the folder of a batch or of a run, or a results file. A warning names the
-    runs of a batch that are damaged.
+    Use it to put the measurements of a batch into the ledger: ``claims.merge(more=...)``. A warning
+    names the runs of a batch that are damaged.
+
+    Parameters
+    ----------
+    path : path
+        The folder of a batch or of a run, or a results file.
+
+    Returns
+    -------
+    list of dict
+        The records with their verdicts.
 
     Raises
     ------
     RecordError
         If there are no results, or they are damaged.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> from tempfile import TemporaryDirectory
+    >>> from xlvlms_tutorial.batch import measurements
+    >>> with TemporaryDirectory() as folder:
+    ...     size = (Path(folder) / "plan.json").write_text('{"runs": [{"id": "outside-s0"}]}')
+    ...     records = measurements(folder)
+    >>> records  # nothing was run yet
+    []
     """
     path = Path(path)
     if (path / PLAN).exists():
@@ -140,9 +223,10 @@ def _failure(file: Path, log: Path) -> str:
 
 
 def run_table(found: Gathered) -> pd.DataFrame:
-    """One row a run that is done.
+    """List the runs that are done, one a row.
 
-    Chapter, parameters, seconds (in all, of its cells, of all else), peak memory, versions.
+    Columns: run, chapter, parameters, seconds (in all, of its cells, of all else), peak memory,
+    machine and versions.
     """
     return pd.DataFrame(found.rows)
 
@@ -173,9 +257,23 @@ def _row(name: str, result: Mapping[str, Any]) -> dict[str, object]:
 
 
 def pooled(verdicts: Iterable[str]) -> str:
-    """One verdict for several.
+    """Give one verdict for several, such as those of all seeds.
 
-    Theirs if they agree, "undecided" if not, "not measured" if there are none.
+    Parameters
+    ----------
+    verdicts : iterable of str
+        Verdicts, such as "confirmed".
+
+    Returns
+    -------
+    str
+        Theirs if they agree, "undecided" if not, "not measured" if there are none.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.batch import pooled
+    >>> pooled(["confirmed", "confirmed"]), pooled(["confirmed", "refuted"]), pooled([])
+    ('confirmed', 'undecided', 'not measured')
     """
     distinct = set(verdicts)
     if not distinct:
@@ -184,7 +282,7 @@ def pooled(verdicts: Iterable[str]) -> str:
 
 
 def summary(measurements: Iterable[Mapping[str, object]]) -> pd.DataFrame:
-    """The verdict of each claim on each model, dataset and variant over all seeds.
+    """Pool the verdicts of each claim on each model, dataset and variant over all seeds.
 
     Columns id, model, dataset, variant, verdict, n. "confirmed" if all ``n`` measurements confirm,
     "refuted" if all refute, else "undecided".
@@ -196,7 +294,7 @@ def summary(measurements: Iterable[Mapping[str, object]]) -> pd.DataFrame:
 
 
 def ledger(measurements: Iterable[Mapping[str, object]]) -> list[dict[str, object]]:
-    """Every claim of the register for machines.
+    """List every claim of the register for machines.
 
     What is claimed, the verdict by model over all measurements, and these.
     """
@@ -258,7 +356,7 @@ def _storable(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def report(found: Gathered) -> str:
-    """The batch in words, as Markdown.
+    """Write the batch in words, as Markdown.
 
     How many runs are done, what went wrong where, times, and verdicts by model.
     """

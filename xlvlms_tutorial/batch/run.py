@@ -66,7 +66,7 @@ class Chapter:
     defaults: Mapping[str, object]
 
     def run(self, parameters: Mapping[str, object] | None = None) -> "Run":
-        """The chapter with checked parameters, ready to run.
+        """Make a run of the chapter with checked parameters.
 
         Raises what :func:`prepare` raises of them.
         """
@@ -91,7 +91,7 @@ class Run:
 
 
 def opened(chapter: str | Path, folder: str | Path | None = None) -> Chapter:
-    """A chapter, read once for as many runs as are wanted.
+    """Read a chapter once for as many runs as are wanted.
 
     Raises
     ------
@@ -108,12 +108,35 @@ def prepare(
     parameters: Mapping[str, object] | None = None,
     folder: str | Path | None = None,
 ) -> Run:
-    """A chapter with checked parameters, ready to run.
+    """Read a chapter and check parameters for it, without running it.
+
+    Use it to see what a run would take.
+
+    Parameters
+    ----------
+    chapter : path
+        A name, such as "outside", or a path to an .md or .ipynb file.
+    parameters : mapping, optional
+        Values by parameter, of the types of the defaults; by default all defaults.
+    folder : path, optional
+        The folder of the chapters; by default that of the book.
+
+    Returns
+    -------
+    Run
+        The chapter's ``file`` and ``notebook``, the parameters ``given`` and all ``parameters``.
 
     Raises
     ------
     SelectionError
         If there is no such chapter or parameter, or a value is of the wrong type.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.batch import prepare
+    >>> run = prepare("outside", {"n_samples": 20})
+    >>> run.given, run.parameters["model"]
+    ({'n_samples': 20}, 'pocket-llava')
     """
     return opened(chapter, folder).run(parameters)
 
@@ -127,12 +150,32 @@ def run_chapter(
     progress: bool = False,
     resume: bool = False,
 ) -> Path:
-    """Run a chapter and return its results file.
+    """Run a chapter and return its results file, ``out/results.json``.
 
-    ``out/results.json``, written last, with the notebook beside it. ``out`` belongs to this run
-    alone: what an earlier one left there is replaced. With ``resume``, whole results of the very
-    same run are kept instead, and a process that is at it is waited for. A chapter that fails
-    leaves ``failure.json`` and its notebook.
+    Use it for a chapter with another model, dataset, seed or number of samples. The results file is
+    written last, with the notebook beside it. ``out`` belongs to this run alone: what an earlier
+    one left there is replaced. A chapter that fails leaves ``failure.json`` and its notebook.
+
+    Parameters
+    ----------
+    chapter : path
+        A name, such as "outside", or a path to an .md or .ipynb file.
+    out : path
+        The folder of the run.
+    parameters : mapping, optional
+        Values by parameter, of the types of the defaults; by default all defaults.
+    folder : path, optional
+        The folder of the chapters; by default that of the book.
+    progress : bool, default False
+        Whether a bar counts the cells.
+    resume : bool, default False
+        Whether whole results of the very same run are kept, and a process that is at it is waited
+        for.
+
+    Returns
+    -------
+    pathlib.Path
+        The results file, for :func:`read_results`.
 
     Raises
     ------
@@ -142,6 +185,12 @@ def run_chapter(
         If the chapter fails, or another process is running it in the same folder.
     OutputError
         If a file cannot be written.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.batch import read_results, run_chapter
+    >>> file = run_chapter("outside", "runs/outside", {"n_samples": 20})  # doctest: +SKIP
+    >>> read_results(file)["claims"]  # doctest: +SKIP
     """
     run = prepare(chapter, parameters, folder)
     out = Path(out).resolve()
@@ -152,12 +201,28 @@ def run_chapter(
 
 
 def read_results(path: str | Path) -> dict[str, object]:
-    """The content of a results file.
+    """Read the content of a results file.
+
+    Parameters
+    ----------
+    path : path
+        The file, as :func:`run_chapter` returns it.
+
+    Returns
+    -------
+    dict
+        Its fields: chapter, code, parameters, given, claims, versions, commit, started, seconds,
+        memory and machine.
 
     Raises
     ------
     RecordError
         If the file is damaged: cut off, changed by hand, or without one of its fields.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.batch import read_results
+    >>> read_results("runs/outside/results.json")["seconds"]["total"]  # doctest: +SKIP
     """
     content = read_sealed(path)
     if lacking := [name for name in FIELDS if name not in content]:

@@ -1,4 +1,4 @@
-"""GPUs of one machine as slots.
+"""Share out the GPUs of one machine as slots.
 
 A job holds a lock on each that it uses, so that no two jobs, of any batch, share one.
 """
@@ -19,7 +19,7 @@ PAUSE = 2.0  # seconds between two looks for a free GPU
 
 
 def devices(number: int) -> list[str]:
-    """The names of the first ``number`` GPUs.
+    """Name the first ``number`` GPUs.
 
     Of those that ``CUDA_VISIBLE_DEVICES`` lists where it is set.
 
@@ -41,11 +41,24 @@ def devices(number: int) -> list[str]:
 
 @contextmanager
 def gpus(wanted: int, among: int, folder: Path | None = None) -> Iterator[str]:
-    """Hold ``wanted`` of ``among`` GPUs, waiting until they are free.
+    """Hold GPUs of this machine, waiting until they are free.
 
-    ``CUDA_VISIBLE_DEVICES`` is set to them; yields its value. None are seen where none are wanted.
-    The locks lie in ``folder``, by default one for this user on this machine; the operating system
-    lets go of them when their holder is killed.
+    ``CUDA_VISIBLE_DEVICES`` is set to them, and yielded. No GPU is visible where none is wanted.
+
+    Parameters
+    ----------
+    wanted : int
+        GPUs to hold.
+    among : int
+        GPUs of the machine, the first ones.
+    folder : pathlib.Path, optional
+        Where the locks lie, by default in a folder for this user on this machine. The operating
+        system lets go of them when their holder is killed.
+
+    Yields
+    ------
+    str
+        The value of ``CUDA_VISIBLE_DEVICES``.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""Values as users spell them in YAML.
+"""Read values as users spell them in YAML.
 
 Words without quotes stay text until a chapter's default says which type is meant.
 """
@@ -46,15 +46,29 @@ _Loader.add_constructor(_WORD, lambda _, node: Word(node.value))
 
 
 def read_yaml(text: str, where: str, advice: str = QUOTES) -> tuple[object, yaml.Node | None]:
-    """The content of a YAML text with its words as they are spelled, and its tree.
+    """Read a YAML text with its words as they are spelled, and its tree.
 
-    ``where`` it stands is for messages.
+    Parameters
+    ----------
+    text : str
+        The text.
+    where : str
+        The file or option it comes from, for messages.
+    advice : str
+        What to do next, for messages; by default about quotes.
+
+    Returns
+    -------
+    content : object
+        The content, each value without quotes as a :class:`Word`.
+    tree : yaml.Node or None
+        The tree, with the lines.
 
     Raises
     ------
     SelectionError
-        If it is no YAML, is nested too deep, repeats too much by aliases,
-        holds itself, or gives a key twice.
+        If it is no YAML, is nested too deep, repeats too much by aliases, holds itself, or gives a
+        key twice.
     """
     try:
         tree = yaml.compose(text, _Loader)
@@ -107,7 +121,7 @@ def _refuse_duplicates(location: str, node: yaml.Node | None) -> None:
 
 
 def plain(value: object) -> object:
-    """A value with each word in the type that it has by itself: text, number, truth value or None.
+    """Give each word of a value the type that it has by itself: text, number, truth value or None.
 
     Raises
     ------
@@ -118,11 +132,11 @@ def plain(value: object) -> object:
 
 
 def meant(default: object, value: object) -> object:
-    """A value with each word in the type of the default, where it can be read so.
+    """Give each word of a value the type of the default, where it can be read so.
 
-    Or in that of the default's elements. Where the default is text, ``no``, ``3`` and ``1e-3`` are
-    the text that was written; where it is a truth value ``no`` is False; where it is a number, 1e-3
-    and 010 are numbers. Elsewhere, as by :func:`plain`. What is no word is left as it is.
+    Or that of the default's elements. Where the default is text, ``no``, ``3`` and ``1e-3`` are the
+    text that was written; where it is a truth value ``no`` is False; where it is a number, 1e-3 and
+    010 are numbers. Elsewhere, as by :func:`plain`. What is no word is left as it is.
 
     Raises
     ------

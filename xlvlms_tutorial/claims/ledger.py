@@ -1,4 +1,4 @@
-"""The ledger of claims as a page shows it.
+"""Show the ledger of claims on a page.
 
 One figure with every measurement on one axis, and one entry a claim.
 """
@@ -27,11 +27,29 @@ _HEAD = ("model", "data", "setting", "value [95 % interval]", "n", "seeds", "ver
 
 
 def distances(entries: Sequence[Entry]) -> pd.DataFrame:
-    """How far each measurement lies on the claimed side of its bar, in half intervals.
+    """Compute how far each measurement lies on the claimed side of its bar, in half intervals.
 
-    Columns id, model, variant, verdict, value, low, high. Above 0 is the claimed side, so an
+    Use it to compare claims whose effects have different units. Above 0 is the claimed side, so an
     interval that excludes 0 decides. For a claim of equality the bar is the nearer end of the
-    margin. Claims that are not measured have no row.
+    margin.
+
+    Parameters
+    ----------
+    entries : sequence of mapping
+        The entries of :func:`merge`. Claims that are not measured have no row.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Columns id, model, variant, verdict, value, low and high.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.claims import distances
+    >>> names = {"id": "IMA-1", "model": "pocket-llava", "variant": "", "verdict": "confirmed"}
+    >>> table = distances([{**names, "value": 0.75, "low": 0.5, "high": 1.0}])
+    >>> table[["value", "low", "high"]].to_numpy().tolist()
+    [[3.0, 2.0, 4.0]]
     """
     measured = [entry for entry in entries if entry["value"] is not None]
     rows = [
@@ -45,12 +63,36 @@ def distances(entries: Sequence[Entry]) -> pd.DataFrame:
 def overview(entries: Sequence[Entry], ax: Axes | None = None) -> Axes:
     """Draw every measurement on one axis, a row a claim.
 
-    Right of 0 is the claimed side, an interval that touches 0 leaves it open.
+    Use it as the picture of all verdicts. Right of 0 is the claimed side, and an interval that
+    touches 0 leaves the claim open; distances are those of :func:`distances`, cut at 12.
+
+    Parameters
+    ----------
+    entries : sequence of mapping
+        The entries of :func:`merge`, one or more.
+    ax : matplotlib.axes.Axes, optional
+        Where to draw; by default on a new figure.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+        The axes.
 
     Raises
     ------
     SelectionError
         If there are no entries.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.claims import overview
+    >>> from xlvlms_tutorial.view import plots
+    >>> names = {"id": "IMA-1", "model": "pocket-llava", "variant": "", "verdict": "confirmed"}
+    >>> ax = overview([{**names, "value": 0.75, "low": 0.5, "high": 1.0}])
+    >>> ax.get_xlabel(), [label.get_text() for label in ax.get_yticklabels()]
+    ('distance from the bar, in half intervals', ['IMA-1'])
+    >>> plots.png(ax.figure)[1:4]  # also closes the figure
+    b'PNG'
     """
     if not entries:
         raise SelectionError("a ledger without entries", "give the entries of claims.merge")
@@ -84,7 +126,25 @@ def overview(entries: Sequence[Entry], ax: Axes | None = None) -> Axes:
 
 
 def counts(entries: Sequence[Entry]) -> pd.DataFrame:
-    """Measurements by part of the book and verdict; "not measured" counts claims."""
+    """Count measurements by part of the book and verdict; "not measured" counts claims.
+
+    Parameters
+    ----------
+    entries : sequence of mapping
+        The entries of :func:`merge`.
+
+    Returns
+    -------
+    pandas.DataFrame
+        A row for each part, and a column for each of :data:`VERDICTS`.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.claims import counts
+    >>> entries = [{"part": "I", "verdict": verdict} for verdict in ("confirmed", "refuted")]
+    >>> counts(entries).loc["I"].to_dict()
+    {'confirmed': 1, 'refuted': 1, 'undecided': 0, 'not measured': 0}
+    """
     table = pd.DataFrame(
         [{"part": entry["part"], "verdict": entry["verdict"]} for entry in entries],
         columns=["part", "verdict"],
@@ -98,9 +158,30 @@ def counts(entries: Sequence[Entry]) -> pd.DataFrame:
 
 
 def ledger(entries: Sequence[Entry], link: str = "../{}.html") -> Html:
-    """One entry a claim, that opens.
+    """Show the ledger as HTML: one entry a claim, that opens.
 
-    What is claimed and where, how it is tested, and every measurement; ``link`` leads to a chapter.
+    An entry says what is claimed and where, how it is tested, and lists every measurement.
+
+    Parameters
+    ----------
+    entries : sequence of mapping
+        The entries of :func:`merge`.
+    link : str, default "../{}.html"
+        The address of a chapter, with its name in place of the braces.
+
+    Returns
+    -------
+    Html
+        The ledger with its style.
+
+    Examples
+    --------
+    >>> from tempfile import TemporaryDirectory
+    >>> from xlvlms_tutorial.claims import CLAIMS, ledger, merge
+    >>> with TemporaryDirectory() as folder:
+    ...     html = ledger(merge(folder))
+    >>> html.count("<details") == len(CLAIMS)
+    True
     """
     parts = []
     for part, of_part in groupby(entries, key=lambda entry: entry["part"]):

@@ -1,6 +1,6 @@
-"""How far a measurement moves between processors.
+"""Say how far a measurement moves between processors.
 
-Intervals measured as on several of them, joined to the one measured here. Processors add
+Intervals measured as on several of them are joined to the one measured here. Processors add
 numbers in different orders. ``make numerics`` executes every chapter under settings that stand
 for four kinds of processor, and keeps in ``spread.json`` what moved: for each measurement the
 value and interval under each setting. A measurement that did not move by more than a hundredth
@@ -20,7 +20,7 @@ MOVED = 0.01  # share of the interval's width
 
 
 def name_of(record: Mapping[str, object]) -> str:
-    """The name of a measurement in the file: claim, chapter, model, dataset, seeds and variant."""
+    """Return the name of a measurement in the file, made of the fields of ``KEY``."""
     return " | ".join(str(record[part]) for part in KEY)
 
 
@@ -30,7 +30,7 @@ def _read_spread(file: Path) -> dict[str, list[dict[str, float]]]:
 
 
 def of(key: Mapping[str, object], estimate: Estimate) -> list[Estimate]:
-    """What a measurement was under each setting.
+    """Return what a measurement was under each setting.
 
     Empty where it did not move, or was made with another number of observations.
     """
@@ -42,7 +42,7 @@ def of(key: Mapping[str, object], estimate: Estimate) -> list[Estimate]:
 
 
 def joined(estimate: Estimate, others: Iterable[Estimate]) -> Estimate:
-    """The estimate with the smallest interval that holds its own and those of the others."""
+    """Return the estimate with the smallest interval that holds its own and those of the others."""
     intervals = [estimate, *others]
     return Estimate(
         estimate.value,
