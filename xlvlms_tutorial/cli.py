@@ -1,4 +1,4 @@
-"""The command ``xlvlms``.
+"""Define the command ``xlvlms``.
 
 Look at the machine, fetch the weights, evaluate a model, run chapters, print the ledger of
 claims. Thin on purpose: each command calls the package. Imports are inside the commands, so
@@ -50,7 +50,7 @@ CHAPTERS = (  # name, memory, time on two CPU cores with the embedded model
 class _Commands(typer.core.TyperGroup):
     """Print an error of the package, or of a file or stream, as one line, and leave with code 2.
 
-    Without a traceback.
+    No traceback is printed.
     """
 
     def invoke(self, ctx: Any) -> object:
@@ -403,9 +403,9 @@ def _require(*packages: str) -> None:
 
 
 def _parameters(pairs: Iterable[str]) -> dict[str, object]:
-    """NAME=VALUE pairs, values as they are spelled in YAML.
+    """Read NAME=VALUE pairs, values as they are spelled in YAML.
 
-    Which type a word is of, the chapter's default says.
+    The chapter's default says which type a word is of.
     """
     from xlvlms_tutorial.batch.spelling import QUOTES, Word, read_yaml
 

@@ -1,13 +1,26 @@
-"""Every error the package raises, one type per cause.
+"""Define every error the package raises, one type per cause.
 
-What was wrong, what is allowed, what to do next.
+A message says what was wrong, what is allowed, what to do next.
 """
 
 
 class XlvlmsError(Exception):
-    """Base of all errors of this package.
+    """The base of all errors of this package.
 
-    What was wrong and, where the type has no words of its own, what is allowed.
+    Catch it to handle whatever the package refuses.
+
+    Parameters
+    ----------
+    what : str
+        What was wrong, or the whole message.
+    allowed : str, optional
+        What is allowed or what to do next; by default the message is ``what``.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.errors import XlvlmsError
+    >>> print(XlvlmsError("batch_size=0", "give 1 or more"))
+    batch_size=0; give 1 or more.
     """
 
     def __init__(self, what: str, allowed: str | None = None) -> None:
@@ -109,7 +122,7 @@ class PromptError(XlvlmsError, ValueError):
 
 
 class InputsError(XlvlmsError, ValueError):
-    """Model inputs with which the model would silently use wrong positions or masks.
+    """Model inputs were given with which the model would silently use wrong positions or masks.
 
     ``lacking`` names what is not there, or says it.
     """
@@ -411,16 +424,16 @@ class ModalityError(XlvlmsError, ValueError):
 
 
 class ActivationsError(XlvlmsError, ValueError):
-    """Activations from which the number asked for cannot be computed.
+    """The number asked for cannot be computed from these activations.
 
-    None, too few, NaN, or without a direction.
+    There are none, too few, some are NaN, or they have no direction.
     """
 
 
 class ComparisonError(XlvlmsError, ValueError):
     """Two things were compared that do not belong together.
 
-    Other models, layers, vocabularies or shapes.
+    They are of other models, layers, vocabularies or shapes.
     """
 
     def __init__(self, what: str, one: object, other: object, advice: str) -> None:

@@ -36,7 +36,7 @@ CHAT_TEMPLATE = (
 
 
 def revisions(run: str = "image") -> list[str]:
-    """The shipped states of a training run, in order of training.
+    """List the shipped states of a training run, in order of training.
 
     The last is the trained connector.
     """
@@ -44,7 +44,7 @@ def revisions(run: str = "image") -> list[str]:
 
 
 def adapter_folder(name: str) -> Path:
-    """The folder of a shipped LoRA adapter.
+    """Find the folder of a shipped LoRA adapter.
 
     "pocket-place" (the last step) or "pocket-place@step-0040".
 
@@ -62,12 +62,30 @@ def adapter_folder(name: str) -> Path:
 
 
 def training_record(run: str = "image") -> dict:
-    """How the run's connector was trained: seed, data, steps, loss, metrics."""
+    """Read how a shipped connector was trained: seed, data, steps, loss, metrics.
+
+    Parameters
+    ----------
+    run : str, default "image"
+        The training run, such as ``VARIANTS["pocket-llava-video"].run``.
+
+    Returns
+    -------
+    dict
+        The record that training and measuring wrote beside the weights.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.pocket import training_record
+    >>> record = training_record("image")
+    >>> record["run"], record["data"]["n_scenes"]
+    ('image', 10000)
+    """
     return read_json(WEIGHTS / run / "training.json")
 
 
 def connector_state(run: str = "image", revision: str | None = None) -> dict[str, torch.Tensor]:
-    """The projector's weights at a training step (the last by default), float32.
+    """Read the projector's weights at a training step (the last by default), float32.
 
     Raises
     ------
@@ -93,7 +111,16 @@ def connector_state(run: str = "image", revision: str | None = None) -> dict[str
 def save_change(state: dict[str, torch.Tensor], start: tuple[str, str | None], file: Path) -> None:
     """Write what training changed in the connector of another run.
 
-    Matrices in eight bits with a scale for each row, half of fp16.
+    Matrices in eight bits with a scale for each row, half of float16.
+
+    Parameters
+    ----------
+    state : dict of str to Tensor
+        The trained weights by name.
+    start : (str, str or None)
+        The run and the step that training began with; None for the last step.
+    file : pathlib.Path
+        The file.
     """
     stored = {}
     for name, before in connector_state(*start).items():
@@ -108,7 +135,7 @@ def save_change(state: dict[str, torch.Tensor], start: tuple[str, str | None], f
 
 
 def pocket_config(folder: Path, tower: TowerConfig | None = None) -> LlavaConfig:
-    """LLaVA's configuration around the language model in ``folder`` and the tower."""
+    """Return LLaVA's configuration around the language model in ``folder`` and the tower."""
     tower = tower or TowerConfig()
     placeholder = AutoTokenizer.from_pretrained(folder).convert_tokens_to_ids(PLACEHOLDER)
     return LlavaConfig(
@@ -125,9 +152,23 @@ def pocket_config(folder: Path, tower: TowerConfig | None = None) -> LlavaConfig
 def pocket_processor(
     folder: Path, tower: TowerConfig | None = None, reads: tuple[str, ...] = ("image",)
 ) -> PocketProcessor:
-    """LLaVA's processor for the tower's pictures and the language model's words.
+    """Return LLaVA's processor for the tower's pictures and the language model's words.
 
-    Without torchvision.
+    It works without torchvision.
+
+    Parameters
+    ----------
+    folder : pathlib.Path
+        The folder of the language model.
+    tower : TowerConfig, optional
+        The shape of the tower; by default that of pocket LLaVA.
+    reads : tuple of str, default ("image",)
+        What the connector reads: "image", "video", "audio".
+
+    Returns
+    -------
+    PocketProcessor
+        The processor.
     """
     tower = tower or TowerConfig()
     tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left", model_max_length=8192)
@@ -153,9 +194,26 @@ def build(
     dtype: torch.dtype = torch.float32,
     variant: Variant | None = None,
 ) -> tuple[LlavaForConditionalGeneration, PocketProcessor]:
-    """A pocket LLaVA and its processor, at a training step of its connector (the last by default).
+    """Build a pocket LLaVA and its processor.
 
-    With a ``variant`` the connector is left as it was initialised, for training.
+    Parameters
+    ----------
+    name : str, default "pocket-llava"
+        The model, a key of ``VARIANTS``.
+    revision : str, optional
+        The training step of its connector; by default the last.
+    dtype : torch.dtype, default torch.float32
+        The dtype of the weights.
+    variant : Variant, optional
+        A variant whose connector is left as it was initialised, for training; then ``name`` and
+        ``revision`` are not used.
+
+    Returns
+    -------
+    model : LlavaForConditionalGeneration
+        The model, frozen.
+    processor : PocketProcessor
+        Its processor.
     """
     folder = language_model_folder()
     settings = variant or VARIANTS[name]

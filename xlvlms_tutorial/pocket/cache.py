@@ -1,4 +1,4 @@
-"""The cache folder: what is fetched or converted once.
+"""Keep what is fetched or converted once in the cache folder.
 
 Built beside its place and put there whole, and known by its digests.
 """
@@ -153,9 +153,9 @@ def _concerns(cause: Exception, folder: Path) -> bool:
 
 
 def sweep() -> list[Path]:
-    """Remove what killed processes left half-built, of any version.
+    """Remove what killed processes left half-built, of any version, and return these folders.
 
-    What a living process builds is left. The folders removed.
+    What a living process builds is left.
     """
     removed = []
     folder = cache_dir()
@@ -233,7 +233,7 @@ def say(message: str) -> None:
 
 @contextmanager
 def hushed() -> Iterator[None]:
-    """Where bars are unwanted, none of those that libraries show: they take no option for it."""
+    """Show none of the bars of libraries where bars are unwanted: they take no option for it."""
     if not quiet():
         yield
         return
@@ -246,7 +246,7 @@ def hushed() -> Iterator[None]:
 
 
 def digest(path: Path) -> str:
-    """sha256 of a file, computed once for each size and time of change.
+    """Compute the sha256 of a file, once for each size and time of change.
 
     "no file" where there is none.
     """

@@ -1,4 +1,4 @@
-"""Clips: scenes whose subject moves.
+"""Make clips: scenes whose subject moves.
 
 Which way it goes is told by the order of the frames alone, how fast by what changes between them.
 """
@@ -74,20 +74,33 @@ class Clip:
 
 
 def directions(action: str) -> tuple[str | None, ...]:
-    """The directions that an action can take; (None,) where it leaves no choice."""
+    """List the directions that an action can take; (None,) where it leaves no choice."""
     return DIRECTIONS.get(action, (None,))
 
 
 def speeds(action: str) -> tuple[str | None, ...]:
-    """The speeds that an action can have; (None,) for standing."""
+    """List the speeds that an action can have; (None,) for standing."""
     return (None,) if action == "standing" else SPEEDS
 
 
 def clips(n: int, split: str = "train", seed: int = 0) -> list[Clip]:
-    """Draw ``n`` clips of a split.
+    """Draw clips of a split: its scenes with people in them, in order, each with a movement.
 
-    The split's scenes with people in them, in order, each with a movement. The first clips of a
-    longer list are those of a shorter one, and splits share no scene.
+    The first clips of a longer list are those of a shorter one, and splits share no scene.
+
+    Parameters
+    ----------
+    n : int
+        Number of clips.
+    split : str, default "train"
+        "train", "validation", "test" or "composition".
+    seed : int, default 0
+        Seed of the scenes.
+
+    Returns
+    -------
+    list of Clip
+        The clips.
 
     Raises
     ------
@@ -109,7 +122,7 @@ def _move(scene: Scene, seed: int) -> Clip:
 
 
 def truth(records: Sequence[Clip]) -> pd.DataFrame:
-    """The factors of each clip, one row a clip.
+    """List the factors of each clip, one row a clip.
 
     Those of its scene, then direction and speed, as categories.
     """
@@ -166,7 +179,7 @@ def _phrases(clip: Clip) -> tuple[str, str]:
 
 
 def clip_captions(clip: Clip) -> list[str]:
-    """Five reference captions of a clip.
+    """Write five reference captions of a clip.
 
     Each names subject, movement, things with number and colour, and place.
     """
@@ -187,7 +200,7 @@ def clip_captions(clip: Clip) -> list[str]:
 
 
 def clip_questions(clip: Clip, seed: int = 0) -> list[Question]:
-    """The questions of the clip's scene, and those of direction and speed.
+    """Write the questions of the clip's scene, and those of direction and speed.
 
     Where the movement has them.
     """

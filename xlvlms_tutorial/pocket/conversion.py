@@ -1,4 +1,4 @@
-"""SmolLM2 from its GGUF to a folder that ``from_pretrained`` reads in a moment.
+"""Convert SmolLM2 from its GGUF to a folder that ``from_pretrained`` reads in a moment.
 
 Parsing the GGUF takes half a minute each time.
 """
@@ -23,7 +23,7 @@ _QUANTISED = ("is_quantized", "quantization_method")
 
 
 def converted_folder(sha256: str, source: Callable[[], Path]) -> Path:
-    """The converted model's folder in the cache.
+    """Return the converted model's folder in the cache.
 
     Made from ``source()`` where it is missing or damaged. The folder's name holds the GGUF's
     ``sha256`` and transformers' version, as both decide what is written. Processes that ask at the

@@ -1,4 +1,4 @@
-"""What can be said about a scene: captions, captions in a style, questions with their answers.
+"""Write what can be said about a scene: captions, also in a style, questions with their answers.
 
 All follow from the record.
 """
@@ -82,24 +82,24 @@ _SKY_HUE = {"day": "blue", "dusk": "orange", "night": "black"}
 
 
 def article(noun: str) -> str:
-    """The noun phrase with its indefinite article."""
+    """Return the noun phrase with its indefinite article."""
     return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
 
 
 def plural(noun: str) -> str:
-    """The plural of one of the world's nouns."""
+    """Return the plural of one of the world's nouns."""
     return _PLURAL.get(noun, f"{noun}s")
 
 
 def things(scene: Scene) -> str:
-    """The scene's things with number and colour: "two red keys", "a cactus"."""
+    """Name the scene's things with number and colour: "two red keys", "a cactus"."""
     noun = scene.item if scene.count == 1 else plural(scene.item)
     phrase = f"{scene.colour} {noun}" if scene.colour else noun
     return article(phrase) if scene.count == 1 else f"{NUMBER_WORDS[scene.count]} {phrase}"
 
 
 def captions(scene: Scene) -> list[str]:
-    """Five reference captions of a scene.
+    """Write five reference captions of a scene.
 
     Each names subject, action, things with number and colour, and place.
     """
@@ -122,7 +122,7 @@ def captions(scene: Scene) -> list[str]:
 
 
 def styled_caption(scene: Scene, style: str) -> str:
-    """A caption that dwells on one aspect of the scene: "place", "colour" or "mood".
+    """Write a caption that dwells on one aspect of the scene: "place", "colour" or "mood".
 
     Raises
     ------
@@ -153,7 +153,7 @@ def styled_caption(scene: Scene, style: str) -> str:
 
 
 def popularity() -> dict[str, float]:
-    """How often each kind of object is in a scene.
+    """Compute how often each kind of object is in a scene.
 
     The expected share of scenes, before anything is held out.
     """
@@ -163,7 +163,7 @@ def popularity() -> dict[str, float]:
 
 
 def absent(scene: Scene, stratum: str) -> list[str]:
-    """The objects that a negative presence question may name.
+    """List the objects that a negative presence question may name.
 
     Any, the most popular, or those that usually keep company. Adversarial are the thing that the
     place usually has and the kin of what is there (another person beside a person, another coloured
@@ -184,9 +184,9 @@ def absent(scene: Scene, stratum: str) -> list[str]:
 
 
 def questions(scene: Scene, seed: int = 0) -> list[Question]:
-    """Every question the scene can answer, one a type, and one presence question a stratum.
+    """Write every question the scene can answer, one a type, and one presence question a stratum.
 
-    With yes as often as no.
+    The answer to a presence question is yes as often as no.
     """
     rng = np.random.default_rng([seed, scene.layout])
     pick = lambda values: values[rng.integers(len(values))]

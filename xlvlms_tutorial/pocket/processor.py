@@ -1,4 +1,4 @@
-"""LLaVA's processor for the pocket models.
+"""Prepare pictures, clips and sounds for the pocket models.
 
 Pictures as they are, clips as four of their frames, sounds as log-mel pictures.
 """
@@ -103,7 +103,7 @@ class PocketProcessor(LlavaProcessor):
 
 
 def seen(frames: Sequence[object]) -> list[Image.Image]:
-    """The frames of a clip that the model sees, evenly from the first to the last.
+    """Select the frames of a clip that the model sees, evenly from the first to the last.
 
     A shorter clip repeats some.
 

@@ -1,4 +1,4 @@
-"""The pocket scorer: how well a text fits a picture of the world.
+"""Score how well a text fits a picture of the world, by the pocket scorer.
 
 By two small heads on a frozen tower and a frozen text encoder. It plays the part that CLIP plays
 for photographs, and it is not CLIP: it was trained on scenes of the world alone, by this package
@@ -43,7 +43,22 @@ class Pool(nn.Module):
         values: Float[Tensor, "b t d"],
         mask: Bool[Tensor, "b t"],
     ) -> Float[Tensor, "b d"]:
-        """Values pooled over the positions where the mask is True."""
+        """Pool values over the positions where the mask is True.
+
+        Parameters
+        ----------
+        keys : Tensor of shape (b, t, k)
+            What the weights of the positions follow from.
+        values : Tensor of shape (b, t, d)
+            What is averaged.
+        mask : Tensor of shape (b, t)
+            True at the positions that count.
+
+        Returns
+        -------
+        Tensor of shape (b, d)
+            The weighted means.
+        """
         weights = self.look(keys).masked_fill(~mask[..., None], -torch.inf).softmax(dim=1)
         return torch.einsum(
             "bth,bthd->bhd", weights, values.unflatten(-1, (self.heads, -1))
@@ -51,9 +66,9 @@ class Pool(nn.Module):
 
 
 class PictureHead(nn.Module):
-    """The tower's tokens of a picture as one vector.
+    """Turn the tower's tokens of a picture into one vector.
 
-    A linear map, positions, one transformer block, attention pooling.
+    A linear layer, positions, one transformer block, attention pooling.
     """
 
     def __init__(self, width: int = WIDTH) -> None:
@@ -74,7 +89,7 @@ class PictureHead(nn.Module):
 
 
 class TextHead(nn.Module):
-    """MiniLM's states of a text as one vector.
+    """Turn MiniLM's states of a text into one vector.
 
     Their mean beside attention pooling, then two layers.
     """
@@ -174,7 +189,7 @@ class PocketScorer(nn.Module):
 
 
 def build_scorer() -> PocketScorer:
-    """The scorer with its shipped weights, float32.
+    """Build the scorer with its shipped weights, float32.
 
     Raises
     ------

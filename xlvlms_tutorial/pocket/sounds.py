@@ -1,4 +1,4 @@
-"""Sounds: seeded two-second mixtures of CC0 sound effects with a background.
+"""Make sounds: seeded two-second mixtures of CC0 sound effects with a background.
 
 And their picture for the vision tower.
 """
@@ -107,10 +107,24 @@ class Sound:
 
 
 def sounds(n: int, split: str = "train", seed: int = 0) -> list[Sound]:
-    """Draw ``n`` sounds of a split; the first sounds of a longer list are those of a shorter one.
+    """Draw sounds of a split; the first sounds of a longer list are those of a shorter one.
 
     The splits train, validation and test share recordings and differ in the mixture; the split
     "recordings" holds only recordings that the others never use.
+
+    Parameters
+    ----------
+    n : int
+        Number of sounds.
+    split : str, default "train"
+        "train", "validation", "test" or "recordings".
+    seed : int, default 0
+        Seed of the sounds.
+
+    Returns
+    -------
+    list of Sound
+        The sounds.
 
     Raises
     ------
@@ -143,7 +157,7 @@ def _draw(rng: np.random.Generator, files: dict[str, tuple[str, ...]]) -> Sound:
 
 
 def truth(records: Sequence[Sound]) -> pd.DataFrame:
-    """The factors of each sound, one row a sound, as categories (``start`` in seconds)."""
+    """List the factors of each sound, one row a sound, as categories (``start`` in seconds)."""
     frame = pd.DataFrame([asdict(sound) for sound in records]).drop(columns="layout")
     return frame.astype(dict.fromkeys(("name", "recording", "loudness", "background"), "category"))
 
@@ -164,7 +178,7 @@ def _latest(recording: str) -> float:
 
 
 def waveform(sound: Sound) -> Float[np.ndarray, "samples"]:
-    """The sound as 32,000 float32 samples from -1 to 1, 16 kHz, one channel, two seconds."""
+    """Mix the sound: 32,000 float32 samples from -1 to 1, 16 kHz, one channel, two seconds."""
     rng = np.random.default_rng(sound.layout)
     gain = 10 ** (rng.uniform(*LOUDNESS[sound.loudness]) / 20)
     effect = _recording(sound.recording)
@@ -192,9 +206,25 @@ def _background(kind: str, rng: np.random.Generator) -> Float[np.ndarray, "sampl
 def mel_filters(
     bands: int = 128, fft: int = 2048, low: float = 40.0, high: float = RATE / 2
 ) -> Float[np.ndarray, "bands bins"]:
-    """Triangular filters with a peak of 1, evenly spaced on the mel scale.
+    """Compute triangular filters with a peak of 1, evenly spaced on the mel scale.
 
     The scale is 2595 log10(1 + f / 700).
+
+    Parameters
+    ----------
+    bands : int, default 128
+        Number of filters.
+    fft : int, default 2048
+        Samples of the Fourier transform.
+    low : float, default 40.0
+        Where the first filter begins, in hertz.
+    high : float, default 8000.0
+        Where the last filter ends, in hertz.
+
+    Returns
+    -------
+    numpy.ndarray of shape (bands, bins)
+        The filters.
     """
     mel, hertz = lambda f: 2595 * np.log10(1 + f / 700), lambda m: 700 * (10 ** (m / 2595) - 1)
     edges = hertz(np.linspace(mel(low), mel(high), bands + 2))
@@ -206,7 +236,7 @@ def mel_filters(
 
 
 def log_mel(wave: Float[np.ndarray, "samples"], floor: float = -80.0) -> Image.Image:
-    """The sound as a picture for the vision tower.
+    """Draw the sound as a picture for the vision tower.
 
     RGB, 256 x 256, time to the right, pitch upwards, brighter is louder. 128 mel bands of two rows
     each, 256 windows of 64 ms; black is ``floor`` decibels below a full-scale sine, white is 0.
@@ -236,12 +266,15 @@ def log_mel(wave: Float[np.ndarray, "samples"], floor: float = -80.0) -> Image.I
 
 
 def noun(name: str) -> str:
-    """The noun phrase of a kind of sound."""
+    """Return the noun phrase of a kind of sound."""
     return _NOUN.get(name, f"a {name}")
 
 
 def sound_captions(sound: Sound) -> list[str]:
-    """Five reference captions of a sound: each names the sound, its loudness and its background."""
+    """Write five reference captions of a sound.
+
+    Each names the sound, its loudness and its background.
+    """
     phrase = noun(sound.name)
     over = _OVER[sound.background]
     loud = sound.loudness
@@ -256,9 +289,9 @@ def sound_captions(sound: Sound) -> list[str]:
 
 
 def sound_questions(sound: Sound, seed: int = 0) -> list[Question]:
-    """Every question the sound can answer, one a type.
+    """Write every question the sound can answer, one a type.
 
-    Presence with yes as often as no, negatives drawn at random.
+    The answer to the presence question is yes as often as no; negatives are drawn at random.
     """
     rng = np.random.default_rng([seed, sound.layout, 4])
     pick = lambda values: values[rng.integers(len(values))]

@@ -1,4 +1,4 @@
-"""The vision tower: EfficientNet-Lite trained on ImageNet, frozen.
+"""Read pictures by the vision tower: EfficientNet-Lite trained on ImageNet, frozen.
 
 Read at two depths and cut into 4 x 4 visual tokens. The last stage knows what things are; an early
 one still knows their colour. Both are pooled to 8 x 8 cells, joined, and each 2 x 2 cells become
@@ -76,12 +76,21 @@ class Tower(PreTrainedModel):
     def forward(
         self, pixel_values: Float[Tensor, "b *frames 3 h w"], **kwargs: object
     ) -> BaseModelOutputWithPooling:
-        """Visual tokens of pictures.
+        """Compute visual tokens of pictures.
 
-        ``last_hidden_state`` is (b, grid * grid, hidden_size), row by row from the top
-        left. ``pixel_values`` are (value - 127) / 128 for values of 0 to 255. Those of a
-        clip (b, frames, 3, h, w) give the tokens of its frames one after the other, (b,
-        frames * grid * grid, hidden_size).
+        Parameters
+        ----------
+        pixel_values : Tensor of shape (b, 3, h, w) or (b, frames, 3, h, w)
+            (value - 127) / 128 for values of 0 to 255. The tokens of a clip are those of its frames
+            one after the other.
+        **kwargs
+            Not used.
+
+        Returns
+        -------
+        BaseModelOutputWithPooling
+            ``last_hidden_state`` is (b, grid * grid, hidden_size), row by row from the top left, or
+            (b, frames * grid * grid, hidden_size) for clips.
         """
         pictures = pixel_values.flatten(0, -4)
         # two pictures' maps fit into a CPU's cache, more do not: in

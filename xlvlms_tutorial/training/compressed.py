@@ -1,4 +1,4 @@
-"""What is left out of pocket LLaVA's language model for connectors of its own.
+"""Leave out parts of pocket LLaVA's language model, for connectors of its own.
 
 They are trained through what is left, and measured with it.
 """
@@ -28,17 +28,37 @@ TASK_SPARSITY = 0.605  # at which the masks of the six tasks below share 30 % of
 def task_calibrations(
     n: int = 16, vlm: VLM | None = None, dataset: str = "scenes"
 ) -> dict[str, Calibration]:
-    """Calibrations of one language model on its tasks.
+    """Calibrate one language model on each of its tasks.
 
-    Captions of, and answers about, up to ``n`` samples for training of a dataset. Pocket LLaVA
-    (by default) has connectors for clips and sounds too, and so six tasks; a ``vlm`` of another
-    name has the two of the dataset, named "DATASET, captions" and "DATASET, answers". A dataset
-    without captions, or without questions, has one.
+    Use it for masks that serve several tasks, as :func:`shared_mask` does. Pocket LLaVA has
+    connectors for clips and sounds too, and so six tasks; a model of another name has the two of
+    the dataset, named "DATASET, captions" and "DATASET, answers". A dataset without captions, or
+    without questions, has one.
+
+    Parameters
+    ----------
+    n : int, default 16
+        Training samples of a dataset, at most.
+    vlm : VLM, optional
+        The model; by default pocket LLaVA in float32.
+    dataset : str, default "scenes"
+        The dataset.
+
+    Returns
+    -------
+    dict of str to Calibration
+        The calibrations by task.
 
     Raises
     ------
     SelectionError
         If no sample has a caption or a question.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.training import task_calibrations
+    >>> list(task_calibrations(n=4))[:2]  # doctest: +SKIP
+    ['scenes, captions', 'scenes, answers']
     """
     home, *others = TASKS
     vlm = load(TASKS[home], dtype="float32") if vlm is None else vlm
@@ -52,14 +72,37 @@ def task_calibrations(
 def shared_mask(
     vlm: VLM, n: int = 16, sparsity: float = TASK_SPARSITY, dataset: str = "scenes"
 ) -> Masks:
-    """The alpha-SubNet of the model's tasks.
+    """Compute the alpha-SubNet of a model's tasks: the weights that the masks of all of them keep.
 
-    The weights that all of them keep (Shukor and Cord, 2024, arXiv 2405.16700).
+    Use it for one sparse language model that serves every task (Shukor and Cord, 2024,
+    arXiv 2405.16700). The mask of a task is that of Wanda on its calibration.
+
+    Parameters
+    ----------
+    vlm : VLM
+        The model.
+    n : int, default 16
+        Training samples of a dataset that a task is calibrated on, at most.
+    sparsity : float, default 0.605
+        Share of the weights that the mask of one task leaves out. At the default the masks of
+        pocket LLaVA's six tasks share 30 % of the weights.
+    dataset : str, default "scenes"
+        The dataset.
+
+    Returns
+    -------
+    Masks
+        The shared mask.
 
     Raises
     ------
     SelectionError
         If no sample of the dataset has a caption or a question.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.training import shared_mask
+    >>> mask = shared_mask(vlm, n=4)  # doctest: +SKIP
     """
     return alpha_subnet(
         wanda(vlm, calibration, sparsity)
@@ -68,9 +111,30 @@ def shared_mask(
 
 
 def through(run: str, vlm: VLM) -> AbstractContextManager:
-    """What a connector of this run is trained and used with.
+    """Apply the compression of a run to the language model, within a ``with`` block.
 
-    The blocks skipped, or the weights masked, of its language model.
+    Use it to run a connector as it was trained: with blocks skipped or weights masked.
+
+    Parameters
+    ----------
+    run : str
+        A run of ``COMPRESSED``: "skipped" and "short" skip blocks, "pruned" masks weights, also
+        with the number of a seed behind ("pruned-1"). Any other run changes nothing.
+    vlm : VLM
+        The model.
+
+    Returns
+    -------
+    context manager
+        The model is compressed within it.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.training import through
+    >>> with through("short", vlm):
+    ...     captions = vlm.generate([samples[0].image], ["Describe the picture."], max_new_tokens=2)
+    >>> len(captions)
+    1
     """
     kind = run.partition("-")[0]
     layers = {"skipped": SKIPPED, "short": REMOVED}

@@ -65,7 +65,7 @@ class Recipe:
     save_at: tuple[int, ...] = (0, 100, 250, 450, 800)
 
     def mix(self, step: int) -> Mix:
-        """The mix of texts at a step."""
+        """Return the mix of texts at a step."""
         return next(mix for mix in self.mixes if step < mix.until)
 
 
@@ -87,7 +87,23 @@ class Packed:
 def pack(dialogues: Sequence[Dialogue], tokenizer: object, image_id: int, n_image: int) -> Packed:
     """Pack each picture with its texts into one row.
 
-    Picture first, then one branch a text, each at the positions it would have alone.
+    Picture first, then one branch a text, each at the positions it would have by itself.
+
+    Parameters
+    ----------
+    dialogues : sequence of sequence of (str, str)
+        Prompts and answers about each picture.
+    tokenizer : PreTrainedTokenizer
+        The tokenizer of the language model.
+    image_id : int
+        The token id of the picture's placeholder.
+    n_image : int
+        Visual tokens of a picture.
+
+    Returns
+    -------
+    Packed
+        The rows, padded on the right.
     """
     encode = lambda text: tokenizer(text, add_special_tokens=False).input_ids
     head = encode("<|im_start|>user\n") + [image_id] * n_image
@@ -116,9 +132,23 @@ def pack(dialogues: Sequence[Dialogue], tokenizer: object, image_id: int, n_imag
 
 
 def loss_of(model: nn.Module, tokens: Float[Tensor, "b n d"], packed: Packed) -> Float[Tensor, ""]:
-    """Cross-entropy of the answers, given the tower's tokens of each picture.
+    """Compute the cross-entropy of the answers, given the tower's tokens of each picture.
 
-    Averaged over the tokens of a text and then over texts.
+    Averaged over the tokens of a text and then over texts, in nats.
+
+    Parameters
+    ----------
+    model : nn.Module
+        The LLaVA model.
+    tokens : Tensor of shape (b, n, d)
+        The tower's tokens of each picture.
+    packed : Packed
+        The rows of texts, from :func:`pack`.
+
+    Returns
+    -------
+    Tensor
+        The loss, a scalar.
     """
     ids = packed.input_ids.to(model.device)
     projector, language = model.model.multi_modal_projector, model.model.language_model
@@ -143,7 +173,7 @@ def loss_of(model: nn.Module, tokens: Float[Tensor, "b n d"], packed: Packed) ->
 
 
 def _added(mask: Bool[Tensor, "b 1 t t"], like: Tensor) -> Float[Tensor, "b 1 t t"]:
-    """The mask as what is added to attention scores.
+    """Write the mask as what is added to attention scores.
 
     transformers' own attention, in Python, knows no other kind.
     """
@@ -154,10 +184,25 @@ def _added(mask: Bool[Tensor, "b 1 t t"], like: Tensor) -> Float[Tensor, "b 1 t 
 
 @torch.no_grad()
 def encode_pictures(tower: nn.Module, pictures: Iterable[Tensor], n: int, file: Path) -> np.ndarray:
-    """The tower's tokens of ``n`` pictures, float16 (n, tokens, width).
+    """Compute the tower's tokens of pictures once, and keep them in a file.
 
-    Computed once and kept in ``file``. ``pictures`` gives batches of pixel values in order; a
-    killed run starts again, a finished file is opened.
+    A killed run starts again, a finished file is opened.
+
+    Parameters
+    ----------
+    tower : nn.Module
+        The vision tower.
+    pictures : iterable of Tensor
+        Batches of pixel values, in order.
+    n : int
+        Number of pictures.
+    file : pathlib.Path
+        The file.
+
+    Returns
+    -------
+    numpy.ndarray of shape (n, tokens, width)
+        The tokens in float16, read from the disk as they are used.
     """
     if not file.exists():
         part = file.with_suffix(".part.npy")
@@ -182,6 +227,15 @@ def scale_projector(projector: nn.Module, tokens: Float[Tensor, "b n d"], norm: 
     """Scale the projector's last layer to the norm of the word embeddings.
 
     Its outputs then have this norm on average.
+
+    Parameters
+    ----------
+    projector : nn.Module
+        The projector, changed in place.
+    tokens : Tensor of shape (b, n, d)
+        The tower's tokens of some pictures.
+    norm : float
+        The norm that outputs should have on average.
     """
     with torch.no_grad():
         ratio = norm / projector(tokens.float()).norm(dim=-1).mean()
@@ -197,10 +251,27 @@ def train(
     folder: Path,
     export: Callable[[str], None],
 ) -> dict:
-    """Train ``parameters`` and call ``export`` with "step-NNNN" at the steps to keep.
+    """Train parameters of a model whose rest stays frozen, and export them at the steps to keep.
 
-    The rest stays frozen; resumes from ``folder``. ``batch`` draws the tower's tokens and the
-    packed texts of one step. Returns the losses and the seconds a step.
+    Parameters
+    ----------
+    model : nn.Module
+        The LLaVA model.
+    parameters : dict of str to nn.Parameter
+        What is trained.
+    batch : callable
+        It draws the tower's tokens and the packed texts of one step, given a generator and a mix.
+    recipe : Recipe
+        How the run is made.
+    folder : pathlib.Path
+        The folder of checkpoints; a killed run resumes from it.
+    export : callable
+        It is called with "step-NNNN" at the steps to keep.
+
+    Returns
+    -------
+    dict
+        "recipe", and "history" with the loss and the seconds of each step.
     """
 
     def export_some(done: int) -> None:

@@ -1,4 +1,4 @@
-"""The training runs whose weights are shipped. ``make pocket`` makes them again."""
+"""Make the training runs whose weights are shipped; ``make pocket`` makes them again."""
 
 import platform
 from collections.abc import Callable, Iterator, Sequence
@@ -145,13 +145,13 @@ RUNS = (
 
 
 def pixels(pictures: Sequence[Image.Image | np.ndarray]) -> Tensor:
-    """Pictures as the tower's input: (value - 127) / 128, (b, 3, h, w)."""
+    """Turn pictures into the tower's input: (value - 127) / 128, (b, 3, h, w)."""
     values = np.stack([np.asarray(picture) for picture in pictures])
     return torch.from_numpy(values).permute(0, 3, 1, 2).float().sub(127).div(128)
 
 
 def calibrated_tower(encoder: str = "lite0") -> Tower:
-    """A frozen tower with its channels standardised over the first training scenes.
+    """Load a frozen tower with its channels standardised over the first training scenes.
 
     The statistics are shipped too.
     """
@@ -170,9 +170,23 @@ def calibrated_tower(encoder: str = "lite0") -> Tower:
 def dialogue(
     record: object, rng: np.random.Generator, mix: Mix, kind: str = "image"
 ) -> list[tuple[str, str]]:
-    """Captions and questions about a scene, clip or sound.
+    """Draw captions and questions about a scene, clip or sound, anew each time.
 
-    As many of each as the mix says, drawn anew each time.
+    Parameters
+    ----------
+    record : Scene, Clip or Sound
+        What the texts are about.
+    rng : numpy.random.Generator
+        What draws them.
+    mix : Mix
+        How many of each kind.
+    kind : str, default "image"
+        "image", "video" or "audio".
+
+    Returns
+    -------
+    list of (str, str)
+        Prompts and answers.
     """
     material = MATERIAL[kind]
     questions = material.ask(record, int(rng.integers(2**31)))
@@ -201,8 +215,27 @@ def train_connector(
 ) -> dict:
     """Train a connector of the table ``RUNS``, ship its weights and write the record beside them.
 
-    ``through`` changes the language model while the connector is trained,
-    given the model and its processor.
+    Use it to make shipped weights again, which takes minutes to an hour a run on two CPU cores.
+
+    Parameters
+    ----------
+    name : str
+        The run, a key of ``RUNS``.
+    through : callable, optional
+        It changes the language model while the connector is trained: given the model and its
+        processor, it returns a context manager. By default nothing is changed.
+
+    Returns
+    -------
+    dict
+        The record: recipe, data, losses, seconds and versions.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.training import RUNS, train_connector
+    >>> RUNS["video"].recipe.steps, RUNS["video"].variant.reads
+    (300, ('video',))
+    >>> record = train_connector("video")  # doctest: +SKIP
     """
     run = RUNS[name]
     recipe = run.recipe
@@ -249,7 +282,26 @@ def train_connector(
 def visual_tokens(
     tower: Tower, encoder: str, kind: str, records: list, size: int = 50
 ) -> np.ndarray:
-    """The tower's tokens of all records, from the cache where they are there."""
+    """Compute the tower's tokens of all records, or read them from the cache.
+
+    Parameters
+    ----------
+    tower : Tower
+        The vision tower.
+    encoder : str
+        The name of its encoder, for the name of the file.
+    kind : str
+        "image", "video" or "audio".
+    records : list
+        Scenes, clips or sounds.
+    size : int, default 50
+        Records a batch.
+
+    Returns
+    -------
+    numpy.ndarray of shape (records, tokens, width)
+        The tokens in float16.
+    """
 
     def pictures() -> Iterator[Tensor]:
         for start in range(0, len(records), size):

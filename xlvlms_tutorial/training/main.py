@@ -44,7 +44,7 @@ MEASURED_ON = (
 def measure(run: str = "image") -> dict:
     """Evaluate a connector, or the scorer, and write its metrics into the run's record.
 
-    With intervals.
+    The metrics have intervals.
     """
     if run == SCORER:
         scorer = load_scorer(dtype="float32")

@@ -27,9 +27,36 @@ from xlvlms_tutorial.training import connector_runs, scorer_texts
 
 @dataclass(frozen=True)
 class ScorerRecipe:
-    """Everything that the weights depend on.
+    """How the scorer is trained: everything that its weights depend on.
 
-    ``foreign`` texts of each batch are spoilt lists and words that are not of the world.
+    The defaults are those of the shipped scorer.
+
+    Parameters
+    ----------
+    steps : int, default 800
+        Training steps.
+    batch_size : int, default 256
+        Scenes a step.
+    foreign : int, default 96
+        Texts of each batch that are spoilt lists and words that are not of the world.
+    learning_rate : float, default 1e-3
+        The highest learning rate.
+    weight_decay : float, default 0.05
+        Weight decay of AdamW.
+    warmup : int, default 50
+        Steps of warm-up.
+    largest_scale : float, default 30.0
+        The scale of the cosines at most.
+    seed : int, default 0
+        Seed of the texts and of the training.
+    n_scenes : int, default 6000
+        Training scenes.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.training import ScorerRecipe
+    >>> ScorerRecipe(steps=100).steps, ScorerRecipe().batch_size
+    (100, 256)
     """
 
     steps: int = 800
@@ -68,7 +95,7 @@ class States:
         self.of = dict(zip(texts, stored, strict=True))
 
     def batch(self, texts: Sequence[str]) -> tuple[Float[Tensor, "b t d"], Bool[Tensor, "b t"]]:
-        """States padded on the right, float32, and where they are words."""
+        """Return states padded on the right, float32, and where they are words."""
         rows = [self.of[text] for text in texts]
         lengths = torch.tensor([len(row) for row in rows])
         return nn.utils.rnn.pad_sequence(rows, batch_first=True).float(), torch.arange(
@@ -82,7 +109,7 @@ def contrastive(
     scale: Float[Tensor, ""],
     true: Bool[Tensor, "n m"],
 ) -> Float[Tensor, ""]:
-    r"""Mean of the two cross-entropies of the scaled cosines.
+    r"""Compute the mean of the two cross-entropies of the scaled cosines.
 
     The true pairs of a row (a column) are equally likely targets.
 
@@ -93,6 +120,22 @@ def contrastive(
 
     for pictures over texts and likewise for texts over pictures. A text that is true of no picture
     is only there to be told apart.
+
+    Parameters
+    ----------
+    pictures : Tensor of shape (n, e)
+        Embeddings of pictures, of length 1.
+    texts : Tensor of shape (m, e)
+        Embeddings of texts, of length 1.
+    scale : Tensor
+        The scale of the cosines, a scalar.
+    true : Tensor of shape (n, m)
+        Whether each text is true of each picture.
+
+    Returns
+    -------
+    Tensor
+        The loss in nats, a scalar.
     """
     logits = scale * pictures @ texts.T
 
@@ -110,7 +153,25 @@ def contrastive(
 
 
 def train_scorer(recipe: ScorerRecipe | None = None) -> dict:
-    """Train the heads, ship them in fp16 and write the record beside them."""
+    """Train the heads of the scorer, ship them in float16 and write the record beside them.
+
+    Use it to make the shipped scorer again; pictures and texts are encoded once, by frozen models.
+
+    Parameters
+    ----------
+    recipe : ScorerRecipe, optional
+        How it is trained; by default as the shipped scorer.
+
+    Returns
+    -------
+    dict
+        The record: recipe, data, losses, seconds and versions.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.training import ScorerRecipe, train_scorer
+    >>> record = train_scorer(ScorerRecipe(steps=100))  # doctest: +SKIP
+    """
     recipe = recipe or ScorerRecipe()
     start = perf_counter()
     scenes = world.scenes(recipe.n_scenes)
@@ -144,7 +205,7 @@ def train_scorer(recipe: ScorerRecipe | None = None) -> dict:
 
 
 def _texts(scenes: Sequence[world.Scene], seed: int) -> tuple[list[tuple], list]:
-    """Three texts that are true of each scene, and for every other scene one that is not."""
+    """Draw three texts that are true of each scene, and for every other scene one that is not."""
     rng = np.random.default_rng([seed, 1])
     true_texts = [
         (

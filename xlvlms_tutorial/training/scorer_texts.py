@@ -1,4 +1,4 @@
-"""What is said of scenes to train and measure the pocket scorer.
+"""Make texts about scenes, to train and measure the pocket scorer.
 
 Captions and lists of words, each with the scenes that it is true of. A claim is what a text
 says, as bits: for each factor the values that it allows. A text that leaves a factor open allows
@@ -121,19 +121,19 @@ class Text:
 
 
 def bit(factor: str, value: object) -> int:
-    """The bit of a factor's value."""
+    """Return the bit of a factor's value."""
     return 1 << VALUES[factor].index(value)
 
 
 def scene_bits(scenes: Sequence[Scene]) -> Int[np.ndarray, "n factors"]:
-    """The bit of each factor's value in each scene."""
+    """Return the bit of each factor's value in each scene."""
     return np.array(
         [[bit(factor, getattr(scene, factor)) for factor in FACTORS] for scene in scenes]
     )
 
 
 def claim(said: Mapping[str, int]) -> tuple[int, ...]:
-    """The claim that allows these bits of some factors, and everything of the others."""
+    """Make the claim that allows these bits of some factors, and everything of the others."""
     return tuple(said.get(factor, ANY) for factor in FACTORS)
 
 
@@ -145,7 +145,7 @@ def true_of(
 
 
 def caption(scene: Scene, rng: np.random.Generator) -> Text:
-    """One of the five references or of the three styles."""
+    """Draw one of the five references or of the three styles."""
     candidates = [*zip(language.captions(scene), _OPEN_REFERENCE, strict=True)]
     candidates += [
         (language.styled_caption(scene, style), open_factors)
@@ -165,9 +165,23 @@ def caption(scene: Scene, rng: np.random.Generator) -> Text:
 
 
 def words_of(scene: Scene, n: int, rng: np.random.Generator) -> tuple[list[str], dict[str, int]]:
-    """Up to ``n`` words that are true of a scene, no two of one factor.
+    """Draw words that are true of a scene, no two of one factor.
 
-    With the bits that each factor's word allows.
+    Parameters
+    ----------
+    scene : Scene
+        The scene.
+    n : int
+        Words at most.
+    rng : numpy.random.Generator
+        What draws them.
+
+    Returns
+    -------
+    words : list of str
+        The words.
+    bits : dict of str to int
+        The bits that each factor's word allows.
     """
     factors = [factor for factor in SAID if getattr(scene, factor) is not None]
     bits = {}
@@ -189,7 +203,7 @@ def words_of(scene: Scene, n: int, rng: np.random.Generator) -> tuple[list[str],
 
 
 def word_list(scene: Scene, rng: np.random.Generator) -> Text:
-    """One to six words that are true of a scene.
+    """Draw one to six words that are true of a scene.
 
     As the sentence by which lists are scored or, one time in five, bare.
     """
@@ -198,7 +212,7 @@ def word_list(scene: Scene, rng: np.random.Generator) -> Text:
 
 
 def spoilt_list(scene: Scene, rng: np.random.Generator) -> Text:
-    """A list that is true of a scene but for one word.
+    """Draw a list that is true of a scene but for one word.
 
     That word names another value of its factor (any, if the word allowed all of them).
     """
@@ -216,7 +230,7 @@ def spoilt_list(scene: Scene, rng: np.random.Generator) -> Text:
 
 
 def foreign_list(scene: Scene, rng: np.random.Generator) -> Text:
-    """One to six words that have nothing to do with the world: true of no scene."""
+    """Draw one to six words that have nothing to do with the world: true of no scene."""
     return Text(
         sentence(rng.choice(FOREIGN, int(rng.integers(1, 7)), replace=False).tolist()),
         (0,) * len(FACTORS),
