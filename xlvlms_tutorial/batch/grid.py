@@ -131,20 +131,20 @@ def _read(path: Path) -> tuple[dict[str, object], list[int]]:
     name = path.name
     form = "give a mapping with experiments: a list of entries, each a mapping with chapters"
     content, tree = read_yaml(text, name, "give a YAML file of experiments")
-    _keys(name, content, ("defaults", "experiments"), form)
+    _require_keys(name, content, ("defaults", "experiments"), form)
     entries = content.get("experiments")
     common = content.get("defaults") or {}
     if not isinstance(entries, list) or not entries:
         raise SelectionError(f"{name}: no list of experiments", form)
-    _keys(f"{name}, defaults", common, _COMMON, form)
-    (listed,) = [value for key, value in tree.value if key.value == "experiments"]
-    lines = [node.start_mark.line + 1 for node in listed.value]
+    _require_keys(f"{name}, defaults", common, _COMMON, form)
+    (experiments,) = [value for key, value in tree.value if key.value == "experiments"]
+    lines = [node.start_mark.line + 1 for node in experiments.value]
     for line, entry in zip(lines, entries, strict=True):
-        _keys(f"{name}, line {line}", entry, ("chapters", "vary", *_COMMON), form)
+        _require_keys(f"{name}, line {line}", entry, ("chapters", "vary", *_COMMON), form)
     return {"experiments": entries, "defaults": common}, lines
 
 
-def _keys(location: str, content: object, allowed: Sequence[str], form: str) -> None:
+def _require_keys(location: str, content: object, allowed: Sequence[str], form: str) -> None:
     if not isinstance(content, dict):
         raise SelectionError(f"{location}: {content!r} is no mapping", form)
     for key in content:
@@ -167,7 +167,7 @@ def _cells(
         for name, value in NEEDS.items()
     }
     axes = {
-        name: _list(location, key, entry.get(key, common.get(key, value)))
+        name: _as_list(location, key, entry.get(key, common.get(key, value)))
         for key, (name, value) in AXES.items()
     }
     for model, dataset in product(axes["model"], axes["dataset"]):
@@ -176,7 +176,7 @@ def _cells(
         location, "parameters", entry.get("parameters")
     )
     vary = _mapping(location, "vary", entry.get("vary"))
-    if doubled := [
+    if duplicates := [
         name for name in (*fixed, *vary) if name in axes or (name in vary and name in fixed)
     ]:
         allowed = (
@@ -184,21 +184,21 @@ def _cells(
             "in one of parameters and vary"
         )
         raise SelectionError(
-            f"{location}: parameter {doubled[0]!r} is given in two places, or in the wrong one",
+            f"{location}: parameter {duplicates[0]!r} is given in two places, or in the wrong one",
             allowed,
         )
-    axes |= {name: _list(location, f"vary: {name}", values) for name, values in vary.items()}
-    for name in map(str, _list(location, "chapters", entry.get("chapters"))):
+    axes |= {name: _as_list(location, f"vary: {name}", values) for name, values in vary.items()}
+    for name in map(str, _as_list(location, "chapters", entry.get("chapters"))):
         chapter = read(name)
         for values in product(*axes.values()):
             parameters = dict(zip(axes, values, strict=True)) | fixed
-            with _naming(location):
+            with _located(location):
                 parameters = {
                     key: meant(chapter.defaults.get(key), value)
                     for key, value in parameters.items()
                 }
-                checked = dict(chapter.run(parameters).given)
-            yield Cell(_name(name, parameters), name, checked, **needs)
+                run_parameters = dict(chapter.run(parameters).given)
+            yield Cell(_name(name, parameters), name, run_parameters, **needs)
 
 
 def _opened(
@@ -206,13 +206,13 @@ def _opened(
 ) -> Chapter:
     """A chapter, read only when it is met first."""
     if name not in chapters:
-        with _naming(location):
+        with _located(location):
             chapters[name] = opened(name, folder)
     return chapters[name]
 
 
 @contextmanager
-def _naming(location: str) -> Iterator[None]:
+def _located(location: str) -> Iterator[None]:
     """Say where in the file stands what is wrong."""
     try:
         yield
@@ -229,7 +229,7 @@ def _mapping(location: str, key: str, value: object) -> dict[str, object]:
     return value or {}
 
 
-def _list(location: str, key: str, value: object) -> list[object]:
+def _as_list(location: str, key: str, value: object) -> list[object]:
     values = value if isinstance(value, list) else [value]
     if not values or None in map(plain, values):
         raise SelectionError(

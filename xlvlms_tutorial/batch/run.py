@@ -225,8 +225,8 @@ def read_results(path: str | Path) -> dict[str, object]:
     >>> read_results("runs/outside/results.json")["seconds"]["total"]  # doctest: +SKIP
     """
     content = read_sealed(path)
-    if lacking := [name for name in FIELDS if name not in content]:
-        raise RecordError(path, f"no results of a run ({', '.join(lacking)} missing)")
+    if missing := [name for name in FIELDS if name not in content]:
+        raise RecordError(path, f"no results of a run ({', '.join(missing)} missing)")
     if not isinstance(content["claims"], list):
         raise RecordError(path, "no results of a run (claims are no list)")
     return content
@@ -271,7 +271,7 @@ def _run(run: Run, out: Path, progress: bool) -> Path:
     try:
         executed = _execute(run, work, progress)
         seconds = _seconds(executed, started)
-        measured = json.loads(
+        memory = json.loads(
             "".join(
                 output.text
                 for output in executed.cells.pop().outputs
@@ -285,7 +285,7 @@ def _run(run: Run, out: Path, progress: bool) -> Path:
         # a kernel that is dying may still hold a file there
         shutil.rmtree(work, ignore_errors=True)
     _save_notebook(executed, out)
-    machine = _machine() | {"gpu": measured.pop("gpu")}
+    machine = _machine() | {"gpu": memory.pop("gpu")}
     provenance = {
         "claims": claims,
         "versions": versions(),
@@ -294,7 +294,7 @@ def _run(run: Run, out: Path, progress: bool) -> Path:
     }
     return write_sealed(
         out / RESULTS,
-        run.origin | provenance | {"seconds": seconds, "memory": measured, "machine": machine},
+        run.origin | provenance | {"seconds": seconds, "memory": memory, "machine": machine},
     )
 
 
@@ -333,12 +333,12 @@ def _unformatted(path: Path) -> str:
 @contextmanager
 def _environment(variables: dict[str, str]) -> Iterator[None]:
     """Variables for the kernel, which inherits those of this process."""
-    before = {name: os.environ.get(name) for name in variables}
+    previous = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)
     try:
         yield
     finally:
-        for name, value in before.items():
+        for name, value in previous.items():
             if value is None:
                 os.environ.pop(name)
             else:
@@ -388,13 +388,13 @@ def _report(run: Run, out: Path, work: Path, started: datetime, failed: Exceptio
             type(failed).__name__,
             "the kernel died: killed from outside, or out of memory",
         )
-        begun = [
+        sources = [
             cell.source
             for cell in executed.cells
             if cell.metadata.get("papermill", {}).get("start_time")
         ]
-        if begun:
-            details["source"] = begun[-1]
+        if sources:
+            details["source"] = sources[-1]
     _save_notebook(executed, out)
     report = {
         "error": name,

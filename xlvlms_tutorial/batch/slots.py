@@ -28,12 +28,12 @@ def devices(number: int) -> list[str]:
     SelectionError
         If it lists fewer.
     """
-    if (listed := os.environ.get(VARIABLE)) is None:
+    if (visible := os.environ.get(VARIABLE)) is None:
         return [str(k) for k in range(number)]
-    names = [name.strip() for name in listed.split(",") if name.strip()]
+    names = [name.strip() for name in visible.split(",") if name.strip()]
     if len(names) < number:
         raise SelectionError(
-            f"{number} GPUs asked for, but {VARIABLE}={listed!r}",
+            f"{number} GPUs asked for, but {VARIABLE}={visible!r}",
             f"give {len(names)} or fewer, or set it to more",
         )
     return names[:number]
@@ -68,7 +68,7 @@ def gpus(wanted: int, among: int, folder: Path | None = None) -> Iterator[str]:
         If the locks cannot be held: another user has made their folder, or it cannot be written.
     """
     names = devices(among)
-    before = os.environ.get(VARIABLE)
+    previous = os.environ.get(VARIABLE)
     if wanted > among:
         raise SelectionError(
             f"{wanted} GPUs wanted of {among}", "give a number of GPUs that this machine has"
@@ -85,10 +85,10 @@ def gpus(wanted: int, among: int, folder: Path | None = None) -> Iterator[str]:
         try:
             yield os.environ[VARIABLE]
         finally:
-            if before is None:
+            if previous is None:
                 os.environ.pop(VARIABLE)
             else:
-                os.environ[VARIABLE] = before
+                os.environ[VARIABLE] = previous
 
 
 def _own_folder(folder: Path) -> Path:

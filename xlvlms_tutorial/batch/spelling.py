@@ -91,7 +91,10 @@ def read_yaml(text: str, where: str, advice: str = QUOTES) -> tuple[object, yaml
 
 def _children(node: yaml.Node) -> list[yaml.Node]:
     if isinstance(node, yaml.MappingNode):
-        return [part for pair in node.value for part in pair]
+        parts: list[yaml.Node] = []
+        for key, value in node.value:
+            parts += [key, value]
+        return parts
     return node.value if isinstance(node, yaml.SequenceNode) else []
 
 
@@ -144,14 +147,14 @@ def meant(default: object, value: object) -> object:
         If a key is no text.
     """
     if isinstance(value, dict):
-        inner = list(default.values()) if isinstance(default, dict) else []
-        return {_key(key): _like(inner, element) for key, element in value.items()}
+        defaults = list(default.values()) if isinstance(default, dict) else []
+        return {_key(key): _convert(defaults, element) for key, element in value.items()}
     if isinstance(value, list):
         return [
-            _like(list(default) if isinstance(default, (list, tuple)) else [], element)
+            _convert(list(default) if isinstance(default, (list, tuple)) else [], element)
             for element in value
         ]
-    return _like([default], value)
+    return _convert([default], value)
 
 
 def _key(key: object) -> str:
@@ -163,7 +166,7 @@ def _key(key: object) -> str:
     return str(name)
 
 
-def _like(defaults: list[object], value: object) -> object:
+def _convert(defaults: list[object], value: object) -> object:
     """The value as the first of the defaults takes it."""
     if isinstance(value, (dict, list)):
         kinds = dict if isinstance(value, dict) else (list, tuple)
@@ -180,7 +183,7 @@ def _like(defaults: list[object], value: object) -> object:
         if kind is bool and value.lower() in _TRUTHS:
             return _TRUTHS[value.lower()]
         if kind in (int, float) and isinstance(parsed, str):
-            parsed = _number(value, kind)
+            parsed = _as_number(value, kind)
         if (
             kind in (bool, int, float)
             and isinstance(parsed, (int, float))
@@ -190,7 +193,7 @@ def _like(defaults: list[object], value: object) -> object:
     return _plain_value(value)
 
 
-def _number(word: str, kind: type) -> object:
+def _as_number(word: str, kind: type) -> object:
     """A word such as 1_000 as a number; itself where it is none."""
     try:
         return kind(word)

@@ -118,10 +118,8 @@ class Claim:
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
-            if (
-                not _is_kind((int, float) if name in ("null", "margin") else str, value)
-                or value == ""
-            ):
+            kind = (int, float) if name in ("null", "margin") else str
+            if not _is_kind(kind, value) or value == "":
                 raise EstimateError(
                     f"{name} of claim {self.id}",
                     repr(value),
@@ -152,10 +150,12 @@ class Claim:
 
 class _UniqueKeyLoader(yaml.SafeLoader):  # of a key that stands twice YAML takes the last
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        if doubled := [
+        if duplicates := [
             key for key, count in Counter(key.value for key, _ in node.value).items() if count > 1
         ]:
-            raise ValueError(f"{', '.join(doubled)} twice from line {node.start_mark.line + 1} on")
+            raise ValueError(
+                f"{', '.join(duplicates)} twice from line {node.start_mark.line + 1} on"
+            )
         return super().construct_mapping(node, deep)
 
 
@@ -262,12 +262,12 @@ def verdict(claimed: Claim, estimate: Estimate | None) -> str:
     """
     if estimate is None:
         return "not measured"
-    above, below = claimed.null - claimed.margin, claimed.null + claimed.margin
+    lower_bar, upper_bar = claimed.null - claimed.margin, claimed.null + claimed.margin
     low, high = estimate.low, estimate.high
     confirmed, refuted = {
-        "greater": (low > above, high <= above),
-        "less": (high < below, low >= below),
-        "equal": (low > above and high < below, high <= above or low >= below),
+        "greater": (low > lower_bar, high <= lower_bar),
+        "less": (high < upper_bar, low >= upper_bar),
+        "equal": (low > lower_bar and high < upper_bar, high <= lower_bar or low >= upper_bar),
     }[claimed.direction]
     if confirmed:
         return "confirmed"
@@ -554,8 +554,8 @@ def judged(record: Any, where: object) -> dict[str, object]:
     """
     with reading(where, "not a record of a measurement"):
         row = {name: record[name] for name in ("id", *MEASURED)}
-        if wrong := [name for name, kind in _KINDS.items() if not _is_kind(kind, row[name])]:
-            raise ValueError(f"{wrong[0]} is {row[wrong[0]]!r}")
+        if invalid := [name for name, kind in _KINDS.items() if not _is_kind(kind, row[name])]:
+            raise ValueError(f"{invalid[0]} is {row[invalid[0]]!r}")
         estimate = Estimate(**{field.name: record[field.name] for field in fields(Estimate)})
         json.dumps(row, allow_nan=False, ensure_ascii=False).encode()
     # results of earlier versions do not say it

@@ -51,13 +51,13 @@ def distances(entries: Sequence[Entry]) -> pd.DataFrame:
     >>> table[["value", "low", "high"]].to_numpy().tolist()
     [[3.0, 2.0, 4.0]]
     """
-    measured = [entry for entry in entries if entry["value"] is not None]
-    rows = [
-        {name: entry[name] for name in ("id", "model", "variant", "verdict")}
-        | _scaled(claim(str(entry["id"])), entry)
-        for entry in measured
-    ]
-    return pd.DataFrame(rows, columns=["id", "model", "variant", "verdict", "value", "low", "high"])
+    names = ["id", "model", "variant", "verdict"]
+    rows = []
+    for entry in entries:
+        if entry["value"] is not None:
+            row = {name: entry[name] for name in names}
+            rows.append(row | _scaled(claim(str(entry["id"])), entry))
+    return pd.DataFrame(rows, columns=[*names, "value", "low", "high"])
 
 
 def overview(entries: Sequence[Entry], ax: Axes | None = None) -> Axes:
@@ -196,7 +196,7 @@ def ledger(entries: Sequence[Entry], link: str = "../{}.html") -> Html:
 def _entry(claimed: Claim, rows: list[Entry], link: str) -> str:
     verdicts = Counter(str(row["verdict"]) for row in rows)
     signs = "".join(
-        _sign(verdict, verdicts[verdict]) for verdict in VERDICTS if verdict in verdicts
+        _verdict_badge(verdict, verdicts[verdict]) for verdict in VERDICTS if verdict in verdicts
     )
     chapters = dict.fromkeys(str(row["chapter"]) for row in rows if row["chapter"])
     links = ", ".join(
@@ -237,11 +237,11 @@ def _row(entry: Entry) -> str:
     )
     return (
         f"<tr>{''.join(f'<td>{escape(str(cell))}</td>' for cell in cells)}<td>"
-        f"{_sign(str(entry['verdict']))}{between}</td></tr>"
+        f"{_verdict_badge(str(entry['verdict']))}{between}</td></tr>"
     )
 
 
-def _sign(verdict: str, count: int = 1) -> str:
+def _verdict_badge(verdict: str, count: int = 1) -> str:
     return (
         f'<span class="sign {verdict.replace(" ", "-")}">{_SIGNS[verdict]} '
         f"{verdict}{f' {count}' if count > 1 else ''}</span>"
@@ -249,19 +249,19 @@ def _sign(verdict: str, count: int = 1) -> str:
 
 
 def _scaled(claimed: Claim, entry: Entry) -> dict[str, float]:
-    above, below = claimed.null - claimed.margin, claimed.null + claimed.margin
+    lower_bar, upper_bar = claimed.null - claimed.margin, claimed.null + claimed.margin
     value, low, high = (float(entry[name]) for name in ("value", "low", "high"))
-    ends = {
-        "greater": (value - above, low - above, high - above),
-        "less": (below - value, below - high, below - low),
+    signed = {
+        "greater": (value - lower_bar, low - lower_bar, high - lower_bar),
+        "less": (upper_bar - value, upper_bar - high, upper_bar - low),
         # inside the margin is the claimed side: the nearer end counts
         "equal": (
-            min(value - above, below - value),
-            min(low - above, below - high),
-            min(high - above, below - low),
+            min(value - lower_bar, upper_bar - value),
+            min(low - lower_bar, upper_bar - high),
+            min(high - lower_bar, upper_bar - low),
         ),
     }[claimed.direction]
-    scaled = [_in_half_widths(end, (high - low) / 2) for end in ends]
+    scaled = [_in_half_widths(end, (high - low) / 2) for end in signed]
     return dict(zip(("value", "low", "high"), scaled, strict=True))
 
 

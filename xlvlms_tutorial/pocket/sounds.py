@@ -135,14 +135,13 @@ def sounds(n: int, split: str = "train", seed: int = 0) -> list[Sound]:
         raise SceneError("split", split, SPLITS)
     if n < 1:
         raise SceneError("n", n, "1 or more")
-    recordings = {
-        name: tuple(f for f in files if (f in HELD_OUT) == (split == "recordings"))
-        for name, files in FILES.items()
-    }
+    recordings = {}
+    for name, files in FILES.items():
+        allowed = tuple(file for file in files if (file in HELD_OUT) == (split == "recordings"))
+        if allowed:
+            recordings[name] = allowed
     rng = np.random.default_rng([seed, SPLITS.index(split), 3])
-    return [
-        _draw(rng, {name: files for name, files in recordings.items() if files}) for _ in range(n)
-    ]
+    return [_draw(rng, recordings) for _ in range(n)]
 
 
 def _draw(rng: np.random.Generator, files: dict[str, tuple[str, ...]]) -> Sound:

@@ -163,9 +163,9 @@ def style_adapters(
         if style in given:
             adapters[style] = StyleAdapter(str(given[style]), {})
         elif str(model) == BASE:
-            adapters[style] = _shipped(style)
+            adapters[style] = _shipped_adapter(style)
         elif len(samples := lessons(dataset, style, recipe or LoraRecipe(), without)) >= FEWEST:
-            adapters[style] = _trained(
+            adapters[style] = _train_style(
                 model, style, samples, recipe or LoraRecipe(), Path(folder) / style, dtype
             )
     if not adapters:
@@ -275,9 +275,9 @@ def in_style(
         for sample in samples:
             with_word = [text for text in sample.captions if pattern.search(text)]
             captions[sample.id] = with_word or sample.captions
-    if silent := [sample.id for sample in samples if not captions.get(sample.id)]:
+    if missing := [sample.id for sample in samples if not captions.get(sample.id)]:
         raise SelectionError(
-            f"{len(silent)} samples without a caption in the style, such as {silent[0]!r}",
+            f"{len(missing)} samples without a caption in the style, such as {missing[0]!r}",
             "leave them out, or raise n",
         )
     return [
@@ -286,7 +286,7 @@ def in_style(
     ]
 
 
-def _shipped(style: str) -> StyleAdapter:
+def _shipped_adapter(style: str) -> StyleAdapter:
     name = f"pocket-{style}"
     recipe = RECIPES[name]
     return StyleAdapter(
@@ -294,7 +294,7 @@ def _shipped(style: str) -> StyleAdapter:
     )
 
 
-def _trained(
+def _train_style(
     model: str | os.PathLike,
     style: str,
     samples: list[Sample],

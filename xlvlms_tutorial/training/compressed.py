@@ -62,10 +62,10 @@ def task_calibrations(
     """
     home, *others = TASKS
     vlm = load(TASKS[home], dtype="float32") if vlm is None else vlm
-    calibrations = _on_tasks(vlm, dataset, n)
+    calibrations = _calibrations_of(vlm, dataset, n)
     if vlm.name == TASKS[home]:
         for name in others:
-            calibrations |= _on_tasks(load(TASKS[name], dtype="float32"), name, n)
+            calibrations |= _calibrations_of(load(TASKS[name], dtype="float32"), name, n)
     return calibrations
 
 
@@ -146,7 +146,7 @@ def through(run: str, vlm: VLM) -> AbstractContextManager:
     return nullcontext()
 
 
-def _on_tasks(vlm: VLM, dataset: str, n: int) -> dict[str, Calibration]:
+def _calibrations_of(vlm: VLM, dataset: str, n: int) -> dict[str, Calibration]:
     samples = load_samples(dataset, n=n, split="train")
     captioned = [sample for sample in samples if sample.captions]
     questioned = [sample for sample in samples if sample.questions]

@@ -122,10 +122,10 @@ def pack(dialogues: Sequence[Dialogue], tokenizer: object, image_id: int, n_imag
         rows.append((ids, labels, weights, positions, branch))
     width = max(len(row[0]) for row in rows)
     fills = (image_id, -100, 0.0, 0, -1)
-    padded = [
-        torch.tensor([row[k] + [fill] * (width - len(row[k])) for row in rows])
-        for k, fill in enumerate(fills)
-    ]
+    padded = []
+    for k, fill in enumerate(fills):
+        column = [row[k] + [fill] * (width - len(row[k])) for row in rows]
+        padded.append(torch.tensor(column))
     branch = padded[4]
     mask = (branch[:, :, None] == branch[:, None, :]) | (branch[:, None, :] == 0)
     return Packed(*padded[:4], (mask & torch.ones(width, width, dtype=torch.bool).tril())[:, None])
@@ -158,7 +158,7 @@ def loss_of(model: nn.Module, tokens: Float[Tensor, "b n d"], packed: Packed) ->
     embeddings[:, first : first + visual.shape[1]] = visual.to(embeddings.dtype)
     states = language(
         inputs_embeds=embeddings,
-        attention_mask=_added(packed.mask, embeddings),
+        attention_mask=_additive_mask(packed.mask, embeddings),
         position_ids=packed.position_ids.to(model.device),
         use_cache=False,
     ).last_hidden_state
@@ -172,7 +172,7 @@ def loss_of(model: nn.Module, tokens: Float[Tensor, "b n d"], packed: Packed) ->
     return (weights * losses).sum() / weights.sum()
 
 
-def _added(mask: Bool[Tensor, "b 1 t t"], like: Tensor) -> Float[Tensor, "b 1 t t"]:
+def _additive_mask(mask: Bool[Tensor, "b 1 t t"], like: Tensor) -> Float[Tensor, "b 1 t t"]:
     """Write the mask as what is added to attention scores.
 
     transformers' own attention, in Python, knows no other kind.
@@ -301,7 +301,7 @@ def train(
 
 def _cosine(step: int, recipe: Recipe) -> float:
     # warm restarts, at two fifths of the rate
-    for began, ends in pairwise((recipe.restart, *recipe.again, recipe.steps)):
-        if began <= step < ends:
-            return 0.4 * warmup_cosine(step - began, ends - began)
+    for start, end in pairwise((recipe.restart, *recipe.again, recipe.steps)):
+        if start <= step < end:
+            return 0.4 * warmup_cosine(step - start, end - start)
     return warmup_cosine(step, recipe.restart, recipe.warmup)

@@ -75,19 +75,19 @@ class Run:
     compact: bool = False  # whether only what changed since the start is kept, in eight bits
 
 
-def _short(steps: int, mixes: tuple[Mix, ...], **changes: object) -> Recipe:
+def _short_recipe(steps: int, mixes: tuple[Mix, ...], **changes: object) -> Recipe:
     return Recipe(**({"steps": steps, "restart": steps, "mixes": mixes, "save_at": ()} | changes))
 
 
 # through a language model with half of the blocks or most of the weights left out: the first seed
 # is shipped, of others the record
 _COMPRESSED = ("skipped", "skipped-1", "skipped-2", "pruned", "pruned-1", "pruned-2", "short")
-_ENCODER = _short(160, (Mix(160, 1, 0, 1),), n_scenes=3000, warmup=20)
+_ENCODER = _short_recipe(160, (Mix(160, 1, 0, 1),), n_scenes=3000, warmup=20)
 RUNS = (
     {
         "image": Run(Recipe(), Variant("image")),
         "video": Run(
-            _short(
+            _short_recipe(
                 300,
                 (Mix(300, 1, 1, 2),),
                 n_scenes=2000,
@@ -99,7 +99,7 @@ RUNS = (
             start=("image", None),
         ),
         "audio": Run(
-            _short(
+            _short_recipe(
                 540,
                 (Mix(200, 1, 1, 2), Mix(420, 3, 1, 1), Mix(540, 1, 0, 3)),
                 restart=200,
@@ -113,7 +113,7 @@ RUNS = (
             start=("image", None),
         ),
         "joint": Run(
-            _short(
+            _short_recipe(
                 180,
                 (Mix(180, 1, 1, 2),),
                 n_scenes=2000,
@@ -128,7 +128,7 @@ RUNS = (
     | {f"encoder-{name}": Run(_ENCODER, Variant(f"encoder-{name}", name)) for name in ENCODERS}
     | {
         name: Run(
-            _short(
+            _short_recipe(
                 300,
                 (Mix(300, 2, 1, 1),),
                 n_scenes=3000,
@@ -195,7 +195,7 @@ def dialogue(
         presence += [
             q for q in material.ask(record, int(rng.integers(2**31))) if q.type == "presence"
         ]
-    selected = _some(presence, mix.presence, rng) + _some(
+    selected = _random_subset(presence, mix.presence, rng) + _random_subset(
         [q for q in questions if q.type != "presence"], mix.others, rng
     )
     references = material.tell(record)
@@ -206,7 +206,7 @@ def dialogue(
     ]
 
 
-def _some(values: list, n: int, rng: np.random.Generator) -> list:
+def _random_subset(values: list, n: int, rng: np.random.Generator) -> list:
     return [values[k] for k in rng.permutation(len(values))[:n]]
 
 
@@ -259,9 +259,9 @@ def train_connector(
         kind = kinds[0] if len(kinds) == 1 else kinds[rng.integers(len(kinds))]
         rows = np.sort(rng.choice(recipe.n_scenes, recipe.batch_size, replace=False))
         texts = [dialogue(records[kind][row], rng, mix, kind) for row in rows]
-        seen_by_tower = torch.from_numpy(np.array(tokens[kind][rows])).float()
-        return seen_by_tower, pack(
-            texts, processor.tokenizer, model.config.image_token_id, seen_by_tower.shape[1]
+        visual = torch.from_numpy(np.array(tokens[kind][rows])).float()
+        return visual, pack(
+            texts, processor.tokenizer, model.config.image_token_id, visual.shape[1]
         )
 
     if through is not None:

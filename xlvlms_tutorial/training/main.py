@@ -53,7 +53,7 @@ def measure(run: str = "image") -> dict:
             for dataset, n in MEASURED_ON[run].items()
         }
     else:
-        vlm = _loaded(run)
+        vlm = _load_run(run)
         with through(run, vlm):
             tables = {
                 dataset: evaluate(
@@ -71,7 +71,7 @@ def _through(run: str, model: nn.Module, processor: object) -> AbstractContextMa
     return through(run, VLM(model, processor, run))
 
 
-def _loaded(run: str) -> VLM:
+def _load_run(run: str) -> VLM:
     shipped = {variant.run: name for name, variant in VARIANTS.items()}
     # those trained through a bfloat16 language model with less work are measured through the same
     vlm = load(

@@ -72,9 +72,8 @@ def preferences(scorer: Scorer, samples: Sequence[Sample], seed: int = 0) -> pd.
 def _pairs(truths: list, rng: np.random.Generator) -> dict[str, list[tuple[int, str, str]]]:
     """Row, true sentence and false sentence of each comparison."""
     values = {factor: sorted({truth[factor] for truth in truths} - {None}) for factor in WORDS}
-    pairs: dict[str, list] = {
-        f"{kind}/{factor}": [] for kind in ("word", "list") for factor in WORDS
-    } | {"list/other": []}
+    kinds = [*(f"word/{factor}" for factor in WORDS), *(f"list/{factor}" for factor in WORDS)]
+    pairs: dict[str, list] = {name: [] for name in (*kinds, "list/other")}
     for row, truth in enumerate(truths):
         present = {factor: truth[factor] for factor in WORDS if truth[factor] is not None}
         for factor, value in present.items():

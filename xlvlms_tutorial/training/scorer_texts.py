@@ -127,9 +127,10 @@ def bit(factor: str, value: object) -> int:
 
 def scene_bits(scenes: Sequence[Scene]) -> Int[np.ndarray, "n factors"]:
     """Return the bit of each factor's value in each scene."""
-    return np.array(
-        [[bit(factor, getattr(scene, factor)) for factor in FACTORS] for scene in scenes]
-    )
+    rows = []
+    for scene in scenes:
+        rows.append([bit(factor, getattr(scene, factor)) for factor in FACTORS])
+    return np.array(rows)
 
 
 def claim(said: Mapping[str, int]) -> tuple[int, ...]:

@@ -157,17 +157,14 @@ def picture_card(
     >>> card.count("<tr"), card.count("<tr class=wrong>")
     (2, 1)
     """
-    rows = "".join(
-        (
-            f"<tr{' class=wrong' if note else ''}><td>{escape(question)}</td><td>{escape(answer)}</"
-            f"td><td>{escape(note)}</td></tr>"
-        )
-        for question, answer, note in answers
-    )
+    rows = []
+    for question, answer, note in answers:
+        cells = "".join(f"<td>{escape(text)}</td>" for text in (question, answer, note))
+        rows.append(f"<tr{' class=wrong' if note else ''}>{cells}</tr>")
     picture = picture_html(image, alt or f"The picture that the model calls: {caption}", width=224)
     return Html(
-        f'<div class="card-row">{picture}<div><p class="told">{escape(caption)}</p><table '
-        f'class="answers">{rows}</table></div></div>'
+        f'<div class="card-row">{picture}<div><p class="told">{escape(caption)}</p>'
+        f'<table class="answers">{"".join(rows)}</table></div></div>'
     )
 
 
@@ -208,22 +205,19 @@ def token_strip(
     (3, True)
     """
     tokens = list(tokens)
+    chips = []
     if spans is not None:
-        chips = "".join(
-            _chip(text, f"span-{escape(span)}", span) for text, span in _runs(tokens, list(spans))
-        )
+        for text, span in _merged_runs(tokens, list(spans)):
+            chips.append(_chip(text, f"span-{escape(span)}", span))
     else:
         weights = [0.0] * len(tokens) if weights is None else [float(w) for w in weights]
-        chips = "".join(
-            _chip(text, "weighed", f"{w:.2f}", f' style="--weight:{w:.3f}"')
-            for text, w in zip(tokens, weights, strict=True)
-        )
-    above = (
-        picture_html(picture, "The picture that the tokens describe", width=160)
-        if picture is not None
-        else ""
-    )
-    return Html(f'<div class="tokens">{above}<p>{chips}</p></div>')
+        for text, weight in zip(tokens, weights, strict=True):
+            style = f' style="--weight:{weight:.3f}"'
+            chips.append(_chip(text, "weighed", f"{weight:.2f}", style))
+    header = ""
+    if picture is not None:
+        header = picture_html(picture, "The picture that the tokens describe", width=160)
+    return Html(f'<div class="tokens">{header}<p>{"".join(chips)}</p></div>')
 
 
 def thumbnails(
@@ -271,20 +265,20 @@ def thumbnails(
     >>> list(tags), style.count("width:32px;height:16px")
     (['first', 'second'], 1)
     """
-    named = dict(images) if isinstance(images, Mapping) else dict(enumerate(images))
-    texts = list(map(str, named)) if alt is None else list(alt)
-    if not named or len(texts) != len(named):
+    pictures = dict(images) if isinstance(images, Mapping) else dict(enumerate(images))
+    texts = list(map(str, pictures)) if alt is None else list(alt)
+    if not pictures or len(texts) != len(pictures):
         raise FramesError(
-            f"{len(texts)} alternative texts for {len(named)} pictures",
+            f"{len(texts)} alternative texts for {len(pictures)} pictures",
             "give one picture or more, and one text for each",
         )
     if size < 1 or not 1 <= quality <= 100:
         raise FramesError(f"size={size}, quality={quality}", "allowed: 1 pixel or more, 1 to 100")
-    classes = [_class(image, size, quality) for image in named.values()]
+    classes = [_style_class(image, size, quality) for image in pictures.values()]
     rules = "".join(dict(classes).values())  # one rule for each content: equal pictures share it
     tags = {
         key: Html(f'<span class="thumb {name}" role="img" aria-label="{escape(text)}"></span>')
-        for key, (name, _), text in zip(named, classes, texts, strict=True)
+        for key, (name, _), text in zip(pictures, classes, texts, strict=True)
     }
     return Html(f"{style_of('thumb')}<style>{rules}</style>"), tags
 
@@ -342,27 +336,24 @@ def concept_card(
             f"weights {list(weights.values())} of words", "allowed: finite numbers of 0 or more"
         )
     largest = max(weights.values(), default=0) or 1
-    chips = "".join(
-        _chip(
-            word,
-            "weighed",
-            f"{weights[word]:.3g}" if weights else "",
-            f' style="--weight:{weights.get(word, 0) / largest:.2f}"',
-        )
-        for word in words
-    )
-    parts = [f'<p class="name">{escape(title)}</p><p class="words">{chips or "no words"}</p>']
+    chips = []
+    for word in words:
+        tooltip = f"{weights[word]:.3g}" if weights else ""
+        style = f' style="--weight:{weights.get(word, 0) / largest:.2f}"'
+        chips.append(_chip(word, "weighed", tooltip, style))
+    listing = "".join(chips) or "no words"
+    parts = [f'<p class="name">{escape(title)}</p><p class="words">{listing}</p>']
     if pictures:
         parts.append(f'<div class="thumbs">{"".join(pictures)}</div>')
     if facts:
-        rows = "".join(map(_fact, facts, facts.values()))
+        rows = "".join(map(_fact_row, facts, facts.values()))
         parts.append(f'<table class="answers">{rows}</table>')
     if note:
         parts.append(f'<p class="note">{escape(note)}</p>')
     return Html(f'<div class="concept">{"".join(parts)}</div>')
 
 
-def _runs(tokens: list[str], spans: list[str]) -> list[tuple[str, str]]:
+def _merged_runs(tokens: list[str], spans: list[str]) -> list[tuple[str, str]]:
     pieces: list[tuple[str, str]] = []
     count = 0
     for number, (text, span) in enumerate(zip(tokens, spans, strict=True)):
@@ -381,7 +372,7 @@ def _chip(text: str, kind: str, title: str, style: str = "") -> str:
     return f'<span class="token {kind}" title="{escape(title)}"{style}>{label}</span> '
 
 
-def _class(image: Image.Image, size: int, quality: int) -> tuple[str, str]:
+def _style_class(image: Image.Image, size: int, quality: int) -> tuple[str, str]:
     """A name that follows from the picture's content, and the rule of style that draws it."""
     width, height = (max(1, round(side * size / max(image.size))) for side in image.size)
     with io.BytesIO() as buffer:
@@ -394,7 +385,7 @@ def _class(image: Image.Image, size: int, quality: int) -> tuple[str, str]:
     return name, f".{name}{{width:{width}px;height:{height}px;background-image:{picture}}}"
 
 
-def _fact(name: str, value: object) -> str:
+def _fact_row(name: str, value: object) -> str:
     fractional = isinstance(value, Real) and not isinstance(value, Integral)  # numpy's numbers too
     if fractional and 0 <= value <= 1:
         cell = f'<td class="bar" style="--weight:{value:.3f}">{value:.2f}</td>'

@@ -84,7 +84,7 @@ def dial(
     marks = [
         f'<mark class="kind-{number}" title="{escape(kind)}">' for number, kind in enumerate(kinds)
     ]
-    above = (
+    headings = (
         [""] * len(images)
         if asked is None
         else [f'<p class="asked">{escape(text)}</p>' for text in asked]
@@ -93,7 +93,7 @@ def dial(
     for setting, texts in told.items():
         cards = "".join(
             f'<div>{tag}{line}<p class="told">{marked(text, pattern, marks)}</p></div>'
-            for tag, line, text in zip(tags.values(), above, texts, strict=True)
+            for tag, line, text in zip(tags.values(), headings, texts, strict=True)
         )
         key = frame_key(setting)
         # the setting is in the frame too: two settings with the same texts are still two frames
@@ -130,17 +130,19 @@ def check_texts(
     """
     if len(told) < 2:
         raise FramesError(f"{len(told)} setting(s) of the dial", "a dial needs 2 or more")
-    wrong = [
+    mismatched = [
         (f"setting {key!r}", texts)
         for key, texts in told.items()
         if isinstance(texts, str) or len(texts) != images
     ]
     if asked is not None and (isinstance(asked, str) or len(asked) != images):
-        wrong.append(("asked", asked))
-    if wrong:
-        count = "one text" if isinstance(wrong[0][1], str) else f"{len(wrong[0][1])} text(s)"
+        mismatched.append(("asked", asked))
+    if mismatched:
+        count = (
+            "one text" if isinstance(mismatched[0][1], str) else f"{len(mismatched[0][1])} text(s)"
+        )
         raise FramesError(
-            f"{wrong[0][0]} has {count} for {images} picture(s)",
+            f"{mismatched[0][0]} has {count} for {images} picture(s)",
             "give a list with one text for each picture",
         )
     if kinds > 3:

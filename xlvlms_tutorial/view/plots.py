@@ -297,9 +297,8 @@ def points(
     """
     ax = _axes(ax, height=4.2)
     places = np.asarray(places, float)
-    hue, style = (
-        named if named is None else list(map(literal, named)) for named in (labels, styles)
-    )
+    hue = [literal(label) for label in labels]
+    style = None if styles is None else [literal(name) for name in styles]
     sns.scatterplot(
         x=places[:, 0], y=places[:, 1], hue=hue, style=style, s=26, linewidth=0.3, ax=ax
     )
@@ -732,12 +731,12 @@ def printable(word: str, letters: int | None = None) -> str:
 
 def _literally(table: pd.DataFrame) -> pd.DataFrame:
     """The table with its names as :func:`literal` writes them."""
-    named = {
+    axis_names = {
         axis: literal(getattr(table, axis).name)
         for axis in ("index", "columns")
         if isinstance(getattr(table, axis).name, str)
     }
-    return table.rename(index=literal, columns=literal).rename_axis(**named)
+    return table.rename(index=literal, columns=literal).rename_axis(**axis_names)
 
 
 def _places(captions: Sequence[str], columns: int, width: float) -> tuple[Figure, list[Axes]]:
@@ -747,14 +746,19 @@ def _places(captions: Sequence[str], columns: int, width: float) -> tuple[Figure
     letters = max(12, int(width / columns * 13))
     texts = [wrapped(caption, letters) for caption in captions]
     side = width / columns
-    below = 0.18 + 0.16 * max(text.count("\n") + 1 for text in texts)
+    caption_height = 0.18 + 0.16 * max(text.count("\n") + 1 for text in texts)
     rows = -(-len(captions) // columns)
     figure, axes = plt.subplots(
-        rows, columns, figsize=(width, rows * (side + below)), squeeze=False, layout="none"
+        rows, columns, figsize=(width, rows * (side + caption_height)), squeeze=False, layout="none"
     )
-    share = below / (side + below) / rows
+    share = caption_height / (side + caption_height) / rows
     figure.subplots_adjust(
-        left=0.01, right=0.99, top=1 - 0.01 / rows, bottom=share, hspace=below / side, wspace=0.05
+        left=0.01,
+        right=0.99,
+        top=1 - 0.01 / rows,
+        bottom=share,
+        hspace=caption_height / side,
+        wspace=0.05,
     )
     for ax in axes.flat:
         ax.axis("off")

@@ -175,18 +175,17 @@ def _plans(
 
 def _plan(skipped: list[int], n_layers: int) -> str:
     """A row of blocks from the first to the last, those left out hollow."""
-    if wrong := [layer for layer in skipped if layer not in range(1, n_layers + 1)]:
-        raise FramesError(f"layer {wrong[0]!r} is skipped", f"allowed: 1 to {n_layers}")
-    blocks = "".join(
-        (
-            f'<i class="{"off" if layer in skipped else "on"}" title="block '
-            f'{layer}{", skipped" if layer in skipped else ""}"></i>'
-        )
-        for layer in range(1, n_layers + 1)
-    )
-    words = f"{n_layers - len(skipped)} of {n_layers} blocks run" + (
-        f"; skipped: {', '.join(map(str, skipped))}" if skipped else ""
-    )
+    if invalid := [layer for layer in skipped if layer not in range(1, n_layers + 1)]:
+        raise FramesError(f"layer {invalid[0]!r} is skipped", f"allowed: 1 to {n_layers}")
+    blocks = ""
+    for layer in range(1, n_layers + 1):
+        if layer in skipped:
+            blocks += f'<i class="off" title="block {layer}, skipped"></i>'
+        else:
+            blocks += f'<i class="on" title="block {layer}"></i>'
+    words = f"{n_layers - len(skipped)} of {n_layers} blocks run"
+    if skipped:
+        words += f"; skipped: {', '.join(map(str, skipped))}"
     return (
         '<div class="plan" role="img" '
         f'aria-label="{words}">{blocks}</div><p class="legend">{words}</p>'
@@ -198,7 +197,7 @@ def _patterns(images: int, right_words: Words | None, wrong_words: Words | None)
         if words is not None and (
             isinstance(words, str)
             or len(words) != images
-            or any(isinstance(listed, str) for listed in words)
+            or any(isinstance(group, str) for group in words)
         ):
             raise FramesError(
                 f"{name} has not a list of words for each of {images} picture(s)",
@@ -206,6 +205,6 @@ def _patterns(images: int, right_words: Words | None, wrong_words: Words | None)
             )
     empty: Words = [()] * images
     return [
-        word_pattern({"right": yes, "wrong": no})
-        for yes, no in zip(right_words or empty, wrong_words or empty, strict=True)
+        word_pattern({"right": right_group, "wrong": wrong_group})
+        for right_group, wrong_group in zip(right_words or empty, wrong_words or empty, strict=True)
     ]

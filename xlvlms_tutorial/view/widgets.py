@@ -91,10 +91,10 @@ def stack(
     labels = [str(label) for label in (range(len(frames)) if labels is None else labels)]
     alt = [f"{description}: {label}" for label in labels] if alt is None else list(alt)
     _check(len(frames), len(labels), len(alt), start, control)
-    parts = _parts(frames, alt)
+    parts = _frame_widgets(frames, alt)
     chooser = _chooser(labels, description, start, control)
     head = ipywidgets.HBox([chooser, _player(chooser, len(parts))]) if play else chooser
-    return ipywidgets.VBox([head, _joined(chooser, parts)])
+    return ipywidgets.VBox([head, _linked(chooser, parts)])
 
 
 def explorer(
@@ -145,11 +145,11 @@ def explorer(
     """
     keys = list(frames)
     _check_keys(keys, len(names), start)
-    alt = [
-        ", ".join(f"{name}: {label}" for name, label in zip(names, key, strict=True))
-        for key in keys
-    ]
-    leaves = list(zip(keys, _parts(list(frames.values()), alt), strict=True))
+    alt = []
+    for key in keys:
+        choices = zip(names, key, strict=True)
+        alt.append(", ".join(f"{name}: {label}" for name, label in choices))
+    leaves = list(zip(keys, _frame_widgets(list(frames.values()), alt), strict=True))
     tree = _branch(leaves, list(names), start or keys[0], {})
     return (
         ipywidgets.VBox([ipywidgets.HTML(style, layout={"display": "none"}), tree])
@@ -178,9 +178,9 @@ def _check(frames: int, labels: int, texts: int, start: int, control: str) -> No
 def _check_keys(keys: list[tuple], levels: int, start: tuple | None) -> None:
     if len(keys) < 2:
         raise FramesError(f"{len(keys)} frame(s) were given", "a widget needs 2 or more")
-    if wrong := [key for key in keys if len(key) != levels]:
+    if invalid := [key for key in keys if len(key) != levels]:
         raise FramesError(
-            f"key {wrong[0]!r} for {levels} names", "give tuples with one part for each name"
+            f"key {invalid[0]!r} for {levels} names", "give tuples with one part for each name"
         )
     if start is not None and start not in keys:
         raise FramesError(
@@ -188,7 +188,7 @@ def _check_keys(keys: list[tuple], levels: int, start: tuple | None) -> None:
         )
 
 
-def _parts(frames: Sequence[Frame], alt: Sequence[str]) -> list[Widget]:
+def _frame_widgets(frames: Sequence[Frame], alt: Sequence[str]) -> list[Widget]:
     parts = [ipywidgets.HTML(_frame(frames[0], alt[0]))]
     # two models for all frames instead of two for each
     shared = {"layout": parts[0].layout, "style": parts[0].style}
@@ -225,7 +225,7 @@ def _branch(
             list(labels), names[0], first, "dropdown" if len(names) > 1 else "slider"
         )
     chooser = choosers[len(names), labels]
-    return ipywidgets.VBox([chooser, _joined(chooser, parts)])
+    return ipywidgets.VBox([chooser, _linked(chooser, parts)])
 
 
 def _frame(frame: Frame, alt: str) -> str:
@@ -263,7 +263,7 @@ def _player(chooser: Widget, count: int) -> Widget:
     return player
 
 
-def _joined(chooser: Widget, parts: list[Widget]) -> Widget:
+def _linked(chooser: Widget, parts: list[Widget]) -> Widget:
     if hasattr(ipywidgets, "Stack"):
         frame_box = ipywidgets.Stack(parts, selected_index=chooser.index)
         ipywidgets.jslink((chooser, "index"), (frame_box, "selected_index"))
