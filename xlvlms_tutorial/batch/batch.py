@@ -25,7 +25,9 @@ from xlvlms_tutorial.batch.spelling import plain, read_yaml
 from xlvlms_tutorial.errors import ClaimError, OutputError, RecordError, RunError, SelectionError
 from xlvlms_tutorial.io import write_json
 
-FOLDER = (checkout() or ROOT) / "reproduce"  # the Snakefile, experiments and profiles
+# The folder of the Snakefile, the experiments and the profiles.
+FOLDER = (checkout() or ROOT) / "reproduce"
+# The file of the book's own grid, for reproduce and read_grid.
 EXPERIMENTS = FOLDER / "experiments.yaml"
 PROFILES = ("local", "slurm", "kubernetes")
 SNAKEFILE, LOCK = "Snakefile", ".batch.lock"

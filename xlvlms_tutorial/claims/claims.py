@@ -23,6 +23,7 @@ from xlvlms_tutorial.io import default_folder, digest, read_json, reading, versi
 from xlvlms_tutorial.metrics.intervals import Estimate
 
 DIRECTIONS = ("greater", "less", "equal")
+# What a measurement can say of a claim.
 VERDICTS = ("confirmed", "refuted", "undecided", "not measured")
 MEASURED = (
     "verdict",
@@ -200,6 +201,7 @@ def read_register(file: str | Path = REGISTER) -> dict[str, Claim]:
     return register
 
 
+# The claims of this book by their ids, in the order of the register.
 CLAIMS = read_register()
 
 

@@ -33,6 +33,7 @@ class Variant:
     reads: tuple[str, ...] = ("image",)
 
 
+# The embedded models by the names that load takes.
 VARIANTS = {
     "pocket-llava": Variant("image"),
     "pocket-llava-video": Variant("video", reads=("video",)),

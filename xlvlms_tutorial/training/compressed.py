@@ -16,10 +16,12 @@ from xlvlms_tutorial.methods.pruning.sparsify import alpha_subnet
 from xlvlms_tutorial.models.loading import load
 from xlvlms_tutorial.models.vlm import VLM
 
-# half of the 30 blocks: those whose absence, one at a time, costs the language model least on
-# plain text, few of them neighbours
+# Half of the 30 blocks: those whose absence, one at a time, costs the language model least on
+# plain text, few of them neighbours.
 SKIPPED = (4, 5, 6, 7, 8, 10, 13, 15, 17, 19, 21, 23, 26, 27, 28)
-REMOVED = tuple(range(14, 29))  # a shallow language model: the first 13 blocks and the last 2
+# The blocks that a shallow language model is without: it keeps the first 13 and the last 2.
+REMOVED = tuple(range(14, 29))
+# The runs whose connectors are trained through a compressed language model.
 COMPRESSED = ("skipped", "skipped-1", "skipped-2", "pruned", "pruned-1", "pruned-2", "short")
 TASKS = {"scenes": "pocket-llava", "clips": "pocket-llava-video", "sounds": "pocket-llava-audio"}
 TASK_SPARSITY = 0.605  # at which the masks of the six tasks below share 30 % of the weights

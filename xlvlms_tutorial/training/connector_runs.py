@@ -83,6 +83,7 @@ def _short_recipe(steps: int, mixes: tuple[Mix, ...], **changes: object) -> Reci
 # is shipped, of others the record
 _COMPRESSED = ("skipped", "skipped-1", "skipped-2", "pruned", "pruned-1", "pruned-2", "short")
 _ENCODER = _short_recipe(160, (Mix(160, 1, 0, 1),), n_scenes=3000, warmup=20)
+# The training runs of connectors by name.
 RUNS = (
     {
         "image": Run(Recipe(), Variant("image")),
