@@ -162,14 +162,12 @@ def _cells(
     embedded: Collection[str],
     read: Callable[[str], Chapter],
 ) -> Iterator[Cell]:
-    needs = {
-        name: _need(location, name, entry.get(name, common.get(name, value)))
-        for name, value in NEEDS.items()
-    }
-    axes = {
-        name: _as_list(location, key, entry.get(key, common.get(key, value)))
-        for key, (name, value) in AXES.items()
-    }
+    needs = {}
+    for name, default in NEEDS.items():
+        needs[name] = _need(location, name, entry.get(name, common.get(name, default)))
+    axes = {}
+    for key, (name, default) in AXES.items():
+        axes[name] = _as_list(location, key, entry.get(key, common.get(key, default)))
     for model, dataset in product(axes["model"], axes["dataset"]):
         _require_known(location, model, dataset, embedded)
     fixed = _mapping(location, "parameters", common.get("parameters")) | _mapping(
@@ -187,7 +185,8 @@ def _cells(
             f"{location}: parameter {duplicates[0]!r} is given in two places, or in the wrong one",
             allowed,
         )
-    axes |= {name: _as_list(location, f"vary: {name}", values) for name, values in vary.items()}
+    for name, values in vary.items():
+        axes[name] = _as_list(location, f"vary: {name}", values)
     for name in map(str, _as_list(location, "chapters", entry.get("chapters"))):
         chapter = read(name)
         for values in product(*axes.values()):
@@ -256,14 +255,9 @@ def _require_known(
 
     Nor (a model) look like an id of the hub.
     """
-    base = next(
-        (
-            str(dataset).removesuffix(f"-{style}")
-            for style in STYLES
-            if str(dataset).endswith(f"-{style}")
-        ),
-        str(dataset),
-    )
+    base, dash, style = str(dataset).rpartition("-")
+    if not dash or style not in STYLES:
+        base = str(dataset)
     names = (*DATASETS, *HUB)
     if (
         str(dataset) not in names

@@ -29,14 +29,8 @@ def read_plan(file: Path) -> dict[str, dict[str, object]]:
     """
     with reading(file, "no plan of a batch"):
         plan = read_json(file)
-        return {
-            cell["id"]: {
-                "cell": cell,
-                "gpus": plan.get("gpus", 0),
-                "chapters": plan.get("chapters"),
-            }
-            for cell in plan["runs"]
-        }
+        common = {"gpus": plan.get("gpus", 0), "chapters": plan.get("chapters")}
+        return {cell["id"]: {"cell": cell, **common} for cell in plan["runs"]}
 
 
 def run_cell(told: Mapping[str, object], out: Path, threads: int) -> Path:

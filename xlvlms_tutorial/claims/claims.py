@@ -151,9 +151,8 @@ class Claim:
 
 class _UniqueKeyLoader(yaml.SafeLoader):  # of a key that stands twice YAML takes the last
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        if duplicates := [
-            key for key, count in Counter(key.value for key, _ in node.value).items() if count > 1
-        ]:
+        counts = Counter(key.value for key, _ in node.value)
+        if duplicates := [key for key, count in counts.items() if count > 1]:
             raise ValueError(
                 f"{', '.join(duplicates)} twice from line {node.start_mark.line + 1} on"
             )

@@ -186,10 +186,8 @@ def ledger(entries: Sequence[Entry], link: str = "../{}.html") -> Html:
     parts = []
     for part, of_part in groupby(entries, key=lambda entry: entry["part"]):
         parts.append(f"<h3>{escape(str(part))}</h3>")
-        parts += [
-            _entry(claim(str(name)), list(rows), link)
-            for name, rows in groupby(of_part, key=lambda entry: entry["id"])
-        ]
+        for name, rows in groupby(of_part, key=lambda entry: entry["id"]):
+            parts.append(_entry(claim(str(name)), list(rows), link))
     return Html(f'{style_of("ledger")}<div class="ledger">{"".join(parts)}</div>')
 
 
@@ -204,11 +202,11 @@ def _entry(claimed: Claim, rows: list[Entry], link: str) -> str:
     )
     facts = (
         f"<b>Source.</b> {escape(claimed.paper)} ({escape(claimed.where)}). "
-        f"<b>Effect.</b> {escape(claimed.metric)}; claimed "
+        f"<b>Effect.</b> {escape(claimed.metric)}; claimed {escape(claimed.test)}. "
+        f"<b>Rival.</b> {escape(claimed.rival)}."
     )
-    facts += f"{escape(claimed.test)}. <b>Rival.</b> {escape(claimed.rival)}." + (
-        f" <b>Chapter.</b> {links}." if links else ""
-    )
+    if links:
+        facts += f" <b>Chapter.</b> {links}."
     head = "".join(f"<th>{name}</th>" for name in _HEAD)
     body = "".join(map(_row, (row for row in rows if row["value"] is not None)))
     table = (

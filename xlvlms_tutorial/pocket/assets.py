@@ -361,12 +361,10 @@ def _record(root: Path, module: str, version: str) -> Path:
 def _listed(root: Path, module: str, version: str) -> dict[str, str]:
     """sha256 of each file below the wheel's folder, from the wheel's own list."""
     with _record(root, module, version).open(newline="", encoding="utf-8") as lines:
-        rows = [
-            row
-            for row in csv.reader(lines)
-            if row[0].startswith(f"{module}/") and row[1].startswith("sha256=")
-        ]
-    return {
-        name.removeprefix(f"{module}/"): base64.urlsafe_b64decode(code[7:] + "==").hex()
-        for name, code, *_ in rows
-    }
+        rows = list(csv.reader(lines))
+    digests = {}
+    for name, code, *_ in rows:
+        if name.startswith(f"{module}/") and code.startswith("sha256="):
+            sha256 = base64.urlsafe_b64decode(code.removeprefix("sha256=") + "==").hex()
+            digests[name.removeprefix(f"{module}/")] = sha256
+    return digests

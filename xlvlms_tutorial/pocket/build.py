@@ -100,12 +100,11 @@ def connector_state(run: str = "image", revision: str | None = None) -> dict[str
     stored = {name: weight.float() for name, weight in tensors.items()}
     if (start := metadata.get("start")) is None:
         return stored
-    changes = {
-        name: weight * stored.get(f"{name}.scale", 1)
-        for name, weight in stored.items()
-        if not name.endswith(".scale")
-    }
-    return {name: weight + changes[name] for name, weight in connector_state(start).items()}
+    weights = {}
+    for name, weight in connector_state(start).items():
+        # matrices are stored in eight bits, with a scale for each row
+        weights[name] = weight + stored[name] * stored.get(f"{name}.scale", 1)
+    return weights
 
 
 def save_change(state: dict[str, torch.Tensor], start: tuple[str, str | None], file: Path) -> None:
@@ -219,19 +218,13 @@ def build(
     settings = variant or VARIANTS[name]
     tower = ENCODERS[settings.encoder].config
     config = pocket_config(folder, tower)
-    state = {
-        _weight_name(name): weight
-        for name, weight in load_tensors(folder / "model.safetensors")[0].items()
-    }
-    state |= {
-        f"model.vision_tower.{name}": weight
-        for name, weight in tower_state(settings.encoder).items()
-    }
+    language, _ = load_tensors(folder / "model.safetensors")
+    state = {_weight_name(key): weight for key, weight in language.items()}
+    for key, weight in tower_state(settings.encoder).items():
+        state[f"model.vision_tower.{key}"] = weight
     if variant is None:
-        state |= {
-            f"model.multi_modal_projector.{name}": weight
-            for name, weight in connector_state(settings.run, revision).items()
-        }
+        for key, weight in connector_state(settings.run, revision).items():
+            state[f"model.multi_modal_projector.{key}"] = weight
     with silence():
         model = LlavaForConditionalGeneration.from_pretrained(
             None, config=config, state_dict=state, dtype=dtype

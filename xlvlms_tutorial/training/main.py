@@ -46,21 +46,18 @@ def measure(run: str = "image") -> dict:
 
     The metrics have intervals.
     """
+    tables = {}
     if run == SCORER:
         scorer = load_scorer(dtype="float32")
-        tables = {
-            dataset: preferences(scorer, load_samples(dataset, n=n))
-            for dataset, n in MEASURED_ON[run].items()
-        }
+        for dataset, n in MEASURED_ON[run].items():
+            tables[dataset] = preferences(scorer, load_samples(dataset, n=n))
     else:
         vlm = _load_run(run)
         with through(run, vlm):
-            tables = {
-                dataset: evaluate(
-                    vlm, load_samples(dataset, n=n), dataset=dataset, batch_size=32
-                ).summary()
-                for dataset, n in MEASURED_ON[run].items()
-            }
+            for dataset, n in MEASURED_ON[run].items():
+                samples = load_samples(dataset, n=n)
+                report = evaluate(vlm, samples, dataset=dataset, batch_size=32)
+                tables[dataset] = report.summary()
     file = WEIGHTS / run / "training.json"
     metrics = {dataset: _rows(table) for dataset, table in tables.items()}
     write_json(file, read_json(file) | {"metrics": metrics}, indent=1)

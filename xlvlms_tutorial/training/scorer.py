@@ -207,16 +207,16 @@ def train_scorer(recipe: ScorerRecipe | None = None) -> dict:
 def _texts(scenes: Sequence[world.Scene], seed: int) -> tuple[list[tuple], list]:
     """Draw three texts that are true of each scene, and for every other scene one that is not."""
     rng = np.random.default_rng([seed, 1])
-    true_texts = [
-        (
-            scorer_texts.caption(s, rng),
-            scorer_texts.word_list(s, rng),
-            scorer_texts.word_list(s, rng),
-        )
-        for s in scenes
-    ]
-    makers = (scorer_texts.spoilt_list, scorer_texts.foreign_list)
-    return true_texts, [makers[k % 2](scene, rng) for k, scene in enumerate(scenes[::2])]
+    true_texts = []
+    for scene in scenes:
+        caption = scorer_texts.caption(scene, rng)
+        lists = scorer_texts.word_list(scene, rng), scorer_texts.word_list(scene, rng)
+        true_texts.append((caption, *lists))
+    false_texts = []
+    for k, scene in enumerate(scenes[::2]):
+        make = scorer_texts.foreign_list if k % 2 else scorer_texts.spoilt_list
+        false_texts.append(make(scene, rng))
+    return true_texts, false_texts
 
 
 def _fit(

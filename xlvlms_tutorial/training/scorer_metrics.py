@@ -76,23 +76,14 @@ def _pairs(truths: list, rng: np.random.Generator) -> dict[str, list[tuple[int, 
     pairs: dict[str, list] = {name: [] for name in (*kinds, "list/other")}
     for row, truth in enumerate(truths):
         present = {factor: truth[factor] for factor in WORDS if truth[factor] is not None}
+        everything = sentence(present.values())
         for factor, value in present.items():
             alternatives = [alternative for alternative in values[factor] if alternative != value]
             alternative = alternatives[rng.integers(len(alternatives))]
             pairs[f"word/{factor}"].append((row, sentence([value]), sentence([alternative])))
-            pairs[f"list/{factor}"].append(
-                (
-                    row,
-                    sentence(present.values()),
-                    sentence((present | {factor: alternative}).values()),
-                )
-            )
+            changed = present | {factor: alternative}
+            pairs[f"list/{factor}"].append((row, everything, sentence(changed.values())))
         another = truths[(row + 1 + rng.integers(len(truths) - 1)) % len(truths)]
-        pairs["list/other"].append(
-            (
-                row,
-                sentence(present.values()),
-                sentence(another[factor] for factor in WORDS if another[factor]),
-            )
-        )
+        values_there = [another[factor] for factor in WORDS if another[factor]]
+        pairs["list/other"].append((row, everything, sentence(values_there)))
     return pairs

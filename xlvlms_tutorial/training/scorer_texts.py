@@ -219,12 +219,10 @@ def spoilt_list(scene: Scene, rng: np.random.Generator) -> Text:
     """
     factors = [factor for factor in SAID if getattr(scene, factor) is not None]
     words, bits = words_of(scene, int(rng.integers(1, 7)), rng)
-    factor = (
-        factors[rng.integers(len(factors))] if not bits else list(bits)[rng.integers(len(bits))]
-    )
-    others = [value for value in SAID[factor] if not bits[factor] & bit(factor, value)] or list(
-        SAID[factor]
-    )
+    candidates = list(bits) or factors
+    factor = candidates[rng.integers(len(candidates))]
+    others = [value for value in SAID[factor] if not bits[factor] & bit(factor, value)]
+    others = others or list(SAID[factor])
     value = others[rng.integers(len(others))]
     words[list(bits).index(factor)] = SAID[factor][value][0]
     return Text(sentence(words), claim(bits | {factor: bit(factor, value)}))

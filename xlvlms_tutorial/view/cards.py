@@ -276,10 +276,10 @@ def thumbnails(
         raise FramesError(f"size={size}, quality={quality}", "allowed: 1 pixel or more, 1 to 100")
     classes = [_style_class(image, size, quality) for image in pictures.values()]
     rules = "".join(dict(classes).values())  # one rule for each content: equal pictures share it
-    tags = {
-        key: Html(f'<span class="thumb {name}" role="img" aria-label="{escape(text)}"></span>')
-        for key, (name, _), text in zip(pictures, classes, texts, strict=True)
-    }
+    tags = {}
+    for key, (name, _), text in zip(pictures, classes, texts, strict=True):
+        label = escape(text)
+        tags[key] = Html(f'<span class="thumb {name}" role="img" aria-label="{label}"></span>')
     return Html(f"{style_of('thumb')}<style>{rules}</style>"), tags
 
 

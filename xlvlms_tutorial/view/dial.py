@@ -91,10 +91,10 @@ def dial(
     )
     frames = {}
     for setting, texts in told.items():
-        cards = "".join(
-            f'<div>{tag}{line}<p class="told">{marked(text, pattern, marks)}</p></div>'
-            for tag, line, text in zip(tags.values(), headings, texts, strict=True)
-        )
+        cards = ""
+        for tag, heading, text in zip(tags.values(), headings, texts, strict=True):
+            words = marked(text, pattern, marks)
+            cards += f'<div>{tag}{heading}<p class="told">{words}</p></div>'
         key = frame_key(setting)
         # the setting is in the frame too: two settings with the same texts are still two frames
         label = escape(", ".join(map(str, key)))
@@ -130,21 +130,16 @@ def check_texts(
     """
     if len(told) < 2:
         raise FramesError(f"{len(told)} setting(s) of the dial", "a dial needs 2 or more")
-    mismatched = [
-        (f"setting {key!r}", texts)
-        for key, texts in told.items()
-        if isinstance(texts, str) or len(texts) != images
-    ]
-    if asked is not None and (isinstance(asked, str) or len(asked) != images):
-        mismatched.append(("asked", asked))
-    if mismatched:
-        count = (
-            "one text" if isinstance(mismatched[0][1], str) else f"{len(mismatched[0][1])} text(s)"
-        )
-        raise FramesError(
-            f"{mismatched[0][0]} has {count} for {images} picture(s)",
-            "give a list with one text for each picture",
-        )
+    lists = [(f"setting {key!r}", texts) for key, texts in told.items()]
+    if asked is not None:
+        lists.append(("asked", asked))
+    for name, texts in lists:
+        if isinstance(texts, str) or len(texts) != images:
+            count = "one text" if isinstance(texts, str) else f"{len(texts)} text(s)"
+            raise FramesError(
+                f"{name} has {count} for {images} picture(s)",
+                "give a list with one text for each picture",
+            )
     if kinds > 3:
         raise FramesError(f"{kinds} kinds of words to highlight", "allowed: 3 or fewer")
 

@@ -731,11 +731,11 @@ def printable(word: str, letters: int | None = None) -> str:
 
 def _literally(table: pd.DataFrame) -> pd.DataFrame:
     """The table with its names as :func:`literal` writes them."""
-    axis_names = {
-        axis: literal(getattr(table, axis).name)
-        for axis in ("index", "columns")
-        if isinstance(getattr(table, axis).name, str)
-    }
+    axis_names = {}
+    for axis in ("index", "columns"):
+        name = getattr(table, axis).name
+        if isinstance(name, str):
+            axis_names[axis] = literal(name)
     return table.rename(index=literal, columns=literal).rename_axis(**axis_names)
 
 

@@ -106,10 +106,9 @@ def tradeoff(
     )
     frames = {}
     for setting, texts in told.items():
-        cards = "".join(
-            f'<div>{tag}<p class="told">{marked(text, pattern, _MARKS)}</p></div>'
-            for tag, pattern, text in zip(tags.values(), patterns, texts, strict=True)
-        )
+        cards = ""
+        for tag, pattern, text in zip(tags.values(), patterns, texts, strict=True):
+            cards += f'<div>{tag}<p class="told">{marked(text, pattern, _MARKS)}</p></div>'
         key = frame_key(setting)
         # the setting is in the frame too: two settings with the same content are still two frames
         label = escape(", ".join(map(str, key)))
@@ -204,7 +203,7 @@ def _patterns(images: int, right_words: Words | None, wrong_words: Words | None)
                 "give one list for each, empty for none",
             )
     empty: Words = [()] * images
-    return [
-        word_pattern({"right": right_group, "wrong": wrong_group})
-        for right_group, wrong_group in zip(right_words or empty, wrong_words or empty, strict=True)
-    ]
+    patterns = []
+    for true, false in zip(right_words or empty, wrong_words or empty, strict=True):
+        patterns.append(word_pattern({"right": true, "wrong": false}))
+    return patterns

@@ -192,10 +192,9 @@ def _frame_widgets(frames: Sequence[Frame], alt: Sequence[str]) -> list[Widget]:
     parts = [ipywidgets.HTML(_frame(frames[0], alt[0]))]
     # two models for all frames instead of two for each
     shared = {"layout": parts[0].layout, "style": parts[0].style}
-    return parts + [
-        ipywidgets.HTML(_frame(frame, words), **shared)
-        for frame, words in zip(frames[1:], alt[1:], strict=True)
-    ]
+    for frame, words in zip(frames[1:], alt[1:], strict=True):
+        parts.append(ipywidgets.HTML(_frame(frame, words), **shared))
+    return parts
 
 
 def _branch(
