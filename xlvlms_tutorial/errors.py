@@ -1,13 +1,26 @@
-"""Every error the package raises, one type per cause.
+"""Define every error the package raises, one type per cause.
 
-What was wrong, what is allowed, what to do next.
+A message says what was wrong, what is allowed, what to do next.
 """
 
 
 class XlvlmsError(Exception):
-    """Base of all errors of this package.
+    """The base of all errors of this package.
 
-    What was wrong and, where the type has no words of its own, what is allowed.
+    Catch it to handle whatever the package refuses.
+
+    Parameters
+    ----------
+    what : str
+        What was wrong, or the whole message.
+    allowed : str, optional
+        What is allowed or what to do next; by default the message is ``what``.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.errors import XlvlmsError
+    >>> print(XlvlmsError("batch_size=0", "give 1 or more"))
+    batch_size=0; give 1 or more.
     """
 
     def __init__(self, what: str, allowed: str | None = None) -> None:
@@ -31,13 +44,13 @@ class ImageError(XlvlmsError, ValueError):
         problem: str = "is not a picture that can be read",
         allowed: str | None = None,
     ) -> None:
-        what = (
+        name = (
             str(source)[:300]
             if isinstance(source, str) or hasattr(source, "__fspath__")
             else type(source).__name__
         )
         super().__init__(
-            f"{what} {problem}",
+            f"{name} {problem}",
             allowed
             or "give a PIL image, an array, or the path or bytes of a PNG, JPEG or WebP file",
         )
@@ -54,9 +67,9 @@ class LengthError(XlvlmsError, ValueError):
     """Two lists that belong together, element by element, have different lengths."""
 
     def __init__(self, **lengths: int) -> None:
-        told = ", ".join(f"{name}: {length}" for name, length in lengths.items())
+        listed = ", ".join(f"{name}: {length}" for name, length in lengths.items())
         super().__init__(
-            f"lists that belong together differ in length ({told}); give one "
+            f"lists that belong together differ in length ({listed}); give one "
             "element of each for every sample."
         )
 
@@ -109,19 +122,19 @@ class PromptError(XlvlmsError, ValueError):
 
 
 class InputsError(XlvlmsError, ValueError):
-    """Model inputs with which the model would silently use wrong positions or masks.
+    """Model inputs were given with which the model would silently use wrong positions or masks.
 
     ``lacking`` names what is not there, or says it.
     """
 
     def __init__(self, lacking: object, advice: str = "") -> None:
-        what = (
+        message = (
             lacking
             if isinstance(lacking, str)
             else f"inputs without {', '.join(lacking)}, so positions or masks would be wrong"
         )
         super().__init__(
-            what,
+            message,
             advice
             or (
                 "make the inputs with the model's own processor (vlm.batch), or "
@@ -207,9 +220,9 @@ class CacheSpaceError(XlvlmsError, OSError):
     """The disk of the cache folder is too full for what has to be written."""
 
     def __init__(self, folder: object, needed: int, available: int, variable: str) -> None:
-        told = f"{needed / 1e6:,.0f} MB are needed and {available / 1e6:,.0f} MB are free"
+        amounts = f"{needed / 1e6:,.0f} MB are needed and {available / 1e6:,.0f} MB are free"
         super().__init__(
-            f"no space in the cache folder {folder!s}: {told}; free some, or set {variable} "
+            f"no space in the cache folder {folder!s}: {amounts}; free some, or set {variable} "
             "to a folder on a larger disk."
         )
 
@@ -262,10 +275,10 @@ class StateError(XlvlmsError, ValueError):
     """A captured state holds NaN or infinite values."""
 
     def __init__(self, layer: int, sample: object = None, position: object = None) -> None:
-        where = "".join(
-            f", {name} {at}"
-            for name, at in (("sample", sample), ("position", position))
-            if at is not None
+        place = "".join(
+            f", {name} {value}"
+            for name, value in (("sample", sample), ("position", position))
+            if value is not None
         )
         advice = (
             "load the model in float32 or bfloat16, keep states in float32 or "
@@ -273,7 +286,7 @@ class StateError(XlvlmsError, ValueError):
         )
         super().__init__(
             "the residual stream holds NaN or infinite values, first at "
-            f"layer {layer}{where}; {advice}."
+            f"layer {layer}{place}; {advice}."
         )
 
 
@@ -306,11 +319,11 @@ class TokenOfInterestError(XlvlmsError, LookupError):
     """The words of interest are in no answer or caption."""
 
     def __init__(self, words: object, n_samples: int, instead: object) -> None:
-        told = ", ".join(f"{word!r} ({count})" for word, count in instead) or "nothing"
+        alternatives = ", ".join(f"{word!r} ({count})" for word, count in instead) or "nothing"
         advice = "choose one of these, give more samples, or raise the number of new tokens"
         super().__init__(
             f"{', '.join(map(repr, words))}: in 0 of {n_samples} samples; said "
-            f"instead: {told}. Next: {advice}."
+            f"instead: {alternatives}. Next: {advice}."
         )
 
 
@@ -336,9 +349,9 @@ class StoreSpaceError(XlvlmsError, OSError):
     """The disk is full; the shards written so far are safe."""
 
     def __init__(self, folder: object, shard: int, done: int) -> None:
-        told = f"no space for shard {shard}, and the {done} shards written so far are safe"
+        state = f"no space for shard {shard}, and the {done} shards written so far are safe"
         super().__init__(
-            f"{folder!s}: {told}; free some space and run the same capture again, it continues."
+            f"{folder!s}: {state}; free some space and run the same capture again, it continues."
         )
 
 
@@ -357,12 +370,12 @@ class StoreMismatchError(XlvlmsError, ValueError):
     """A store was made with another model, layer, prompt or selection than asked for now."""
 
     def __init__(self, differences: object) -> None:
-        told = "; ".join(
-            f"{name} is {stored!r} in the store and {asked!r} here"
-            for name, stored, asked in differences
+        changes = "; ".join(
+            f"{name} is {stored!r} in the store and {requested!r} here"
+            for name, stored, requested in differences
         )
         super().__init__(
-            f"model and store do not match: {told}. Use the settings of "
+            f"model and store do not match: {changes}. Use the settings of "
             "the store, or another folder."
         )
 
@@ -385,9 +398,9 @@ class SelfCheckError(XlvlmsError, RuntimeError):
     """A model outside the table of tested architectures failed its self-checks."""
 
     def __init__(self, model_type: str, failed: object) -> None:
-        told = "; ".join(f"{name}: {why}" for name, why in failed)
+        failures = "; ".join(f"{name}: {why}" for name, why in failed)
         super().__init__(
-            f"architecture {model_type!r} failed {told}. The page 'Add your model' "
+            f"architecture {model_type!r} failed {failures}. The page 'Add your model' "
             "says what each check needs."
         )
 
@@ -411,16 +424,16 @@ class ModalityError(XlvlmsError, ValueError):
 
 
 class ActivationsError(XlvlmsError, ValueError):
-    """Activations from which the number asked for cannot be computed.
+    """The number asked for cannot be computed from these activations.
 
-    None, too few, NaN, or without a direction.
+    There are none, too few, some are NaN, or they have no direction.
     """
 
 
 class ComparisonError(XlvlmsError, ValueError):
     """Two things were compared that do not belong together.
 
-    Other models, layers, vocabularies or shapes.
+    They are of other models, layers, vocabularies or shapes.
     """
 
     def __init__(self, what: str, one: object, other: object, advice: str) -> None:

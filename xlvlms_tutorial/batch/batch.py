@@ -25,7 +25,9 @@ from xlvlms_tutorial.batch.spelling import plain, read_yaml
 from xlvlms_tutorial.errors import ClaimError, OutputError, RecordError, RunError, SelectionError
 from xlvlms_tutorial.io import write_json
 
-FOLDER = (checkout() or ROOT) / "reproduce"  # the Snakefile, experiments and profiles
+# The folder of the Snakefile, the experiments and the profiles.
+FOLDER = (checkout() or ROOT) / "reproduce"
+# The file of the book's own grid, for reproduce and read_grid.
 EXPERIMENTS = FOLDER / "experiments.yaml"
 PROFILES = ("local", "slurm", "kubernetes")
 SNAKEFILE, LOCK = "Snakefile", ".batch.lock"
@@ -36,9 +38,28 @@ _GRACE = 10.0  # seconds that an engine has to take back what it gave to a clust
 
 @dataclass(frozen=True)
 class Options:
-    """How a batch is run: the profile, cores, GPUs, and where the chapters lie.
+    """How a batch is run.
 
-    The profile is a name or a folder; cores and GPUs are those of this machine.
+    Give it to :func:`reproduce` where the defaults, one machine without GPUs, do not fit.
+
+    Parameters
+    ----------
+    profile : str, default "local"
+        "local", "slurm", "kubernetes", or a folder with a profile of Snakemake.
+    cores : int, optional
+        Processor cores for all jobs at once; by default as the profile says.
+    gpus : int, default 0
+        GPUs of this machine that are shared out, so that no two jobs use one at a time.
+    chapters : path, optional
+        The folder of the chapters; by default that of the book.
+    dry_run : bool, default False
+        Whether everything is checked and nothing is run.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.batch import Options
+    >>> Options(cores=8).profile, Options().gpus
+    ('local', 0)
     """
 
     profile: str = "local"
@@ -55,11 +76,31 @@ def reproduce(
     embedded: Collection[str] = (),
     say: Callable[[str], object] = print,
 ) -> Gathered:
-    """Run every run of a grid that is not done yet, and gather them all in ``out``.
+    """Run every run of a grid that is not done yet, and gather them all.
 
-    A run that fails leaves the others alone. Damaged results are named, moved aside and made again,
-    as are those of other code of their chapter. ``say`` is told what was found. Whatever ends this
-    process, but for SIGKILL, ends the engine and its jobs too; then the same call goes on.
+    Use it for many chapters, models, datasets and seeds; :func:`run_chapter` runs one. A run that
+    fails leaves the others alone. Damaged results are named, moved aside and made again, as are
+    those of other code of their chapter. Whatever ends this process, but for SIGKILL, ends the
+    engine and its jobs too; then the same call goes on.
+
+    Parameters
+    ----------
+    experiments : path
+        The file of the grid, as :func:`read_grid` reads it; ``EXPERIMENTS`` is that of the book.
+    out : path
+        The folder of the batch.
+    options : Options, optional
+        How it is run; by default on this machine, without GPUs.
+    embedded : collection of str, default ()
+        The names of models that need neither folder nor hub. Where they are given, any other model
+        has to be a folder or an id of the hub (owner/name).
+    say : callable, default print
+        It is called with each line on what was found.
+
+    Returns
+    -------
+    Gathered
+        The states and results of all runs.
 
     Raises
     ------
@@ -69,13 +110,20 @@ def reproduce(
         If another batch is at work in ``out``.
     OutputError
         If a file cannot be written.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.batch import EXPERIMENTS, Options, reproduce
+    >>> gathered = reproduce(EXPERIMENTS, "runs", Options(cores=8))  # doctest: +SKIP
+    >>> gathered.count("done")  # doctest: +SKIP
     """
-    options, out = options or Options(), Path(out).resolve()
+    options = options or Options()
+    out = Path(out).resolve()
     cells = read_grid(experiments, options.chapters, embedded)
     profile = _profile(options.profile)
-    if profile.local and (most := max(cell.gpus for cell in cells)) > options.gpus:
+    if profile.local and (max_gpus := max(cell.gpus for cell in cells)) > options.gpus:
         raise SelectionError(
-            f"a run wants {most} GPUs of {options.gpus}",
+            f"a run wants {max_gpus} GPUs of {options.gpus}",
             "give --gpus N, the number that this machine lends to the batch",
         )
     with _only(out) as lock:
@@ -91,8 +139,10 @@ def reproduce(
         chapters = {
             name: opened(name, options.chapters) for name in {cell.chapter for cell in cells}
         }
-        told = [_aside(cell, out, chapters[cell.chapter], options.dry_run) for cell in cells]
-        for line in filter(None, told):
+        notices = [
+            _move_aside(cell, out, chapters[cell.chapter], options.dry_run) for cell in cells
+        ]
+        for line in filter(None, notices):
             say(line)
         if code := _engine(_command(out, profile, options), out, lock):
             say(f"Snakemake ended with code {code}")
@@ -127,13 +177,14 @@ def _profile(name: str) -> _Profile:
         raise SelectionError(
             f"profile {name!r} cannot be read ({' '.join(str(cause).split())})", allowed
         ) from cause
-    executor, storage = content.get("executor", "local"), content.get("default-storage-provider")
-    needed = [f"executor-plugin-{executor}"] * (executor != "local") + [
+    executor = content.get("executor", "local")
+    storage = content.get("default-storage-provider")
+    plugins = [f"executor-plugin-{executor}"] * (executor != "local") + [
         f"storage-plugin-{storage}"
     ] * bool(storage)
     packages = [
         f"snakemake-{plugin}"
-        for plugin in needed
+        for plugin in plugins
         if find_spec(f"snakemake_{plugin.replace('-', '_')}") is None
     ]
     if packages:
@@ -152,7 +203,7 @@ def _copy(file: Path, target: Path) -> None:
         raise OutputError(target, cause.strerror or cause) from cause
 
 
-def _aside(cell: Cell, out: Path, chapter: Chapter, dry_run: bool) -> str:
+def _move_aside(cell: Cell, out: Path, chapter: Chapter, dry_run: bool) -> str:
     """Move aside results that are damaged or of other code, and say so.
 
     Empty where there is nothing to say.
@@ -197,12 +248,17 @@ def _command(out: Path, profile: _Profile, options: Options) -> list[str]:
         "--nolock",
         "--ignore-incomplete",
     ]
-    command += ["--cores", str(options.cores)] if options.cores else []
-    # jobs that together need more wait for each other
-    memory = int(0.9 * psutil.virtual_memory().total / 1e6)
-    command += ["--resources", f"gpu={options.gpus}", f"mem_mb={memory}"] if profile.local else []
-    command += ["--default-storage-prefix", str(out)] if profile.storage else []
-    return [*command, *(["--dry-run"] if options.dry_run else [])]
+    if options.cores:
+        command += ["--cores", str(options.cores)]
+    if profile.local:
+        # jobs that together need more wait for each other
+        memory = int(0.9 * psutil.virtual_memory().total / 1e6)
+        command += ["--resources", f"gpu={options.gpus}", f"mem_mb={memory}"]
+    if profile.storage:
+        command += ["--default-storage-prefix", str(out)]
+    if options.dry_run:
+        command.append("--dry-run")
+    return command
 
 
 def _engine(command: list[str], out: Path, lock: int) -> int:
@@ -210,17 +266,17 @@ def _engine(command: list[str], out: Path, lock: int) -> int:
 
     It is named in the lock, which it holds as long as it lives.
     """
-    with _asked_to_end(), subprocess.Popen(command, pass_fds=(lock,), cwd=out) as engine:
-        _sign(lock, engine.pid)
+    with _leaving_on_signals(), subprocess.Popen(command, pass_fds=(lock,), cwd=out) as engine:
+        _write_holder(lock, engine.pid)
         try:
             return engine.wait()
         except BaseException:
-            _end(engine.pid)
+            _terminate(engine.pid)
             raise
 
 
 @contextmanager
-def _asked_to_end() -> Iterator[None]:
+def _leaving_on_signals() -> Iterator[None]:
     """Leave by an exception where a signal asks this process to end.
 
     The signal would otherwise end it and leave its children at work.
@@ -231,7 +287,7 @@ def _asked_to_end() -> Iterator[None]:
         raise SystemExit(128 + number)
 
     main = threading.current_thread() is threading.main_thread()  # signals come to it alone
-    before = {
+    previous = {
         number: signal.signal(number, leave)
         for number in _ENDINGS
         if main and signal.getsignal(number) is signal.SIG_DFL
@@ -239,31 +295,31 @@ def _asked_to_end() -> Iterator[None]:
     try:
         yield
     finally:
-        for number, handler in before.items():
+        for number, handler in previous.items():
             signal.signal(number, handler)
 
 
-def _end(number: int) -> None:
+def _terminate(number: int) -> None:
     """End an engine and all that it has started.
 
     Asked first, so that it takes back what it gave to a cluster; then killed.
     """
     with suppress(psutil.NoSuchProcess):
         engine = psutil.Process(number)
-        started = engine.children(recursive=True)
+        children = engine.children(recursive=True)
         engine.send_signal(signal.SIGINT)  # from now on it starts no job
-        for process in started:
+        for process in children:
             with suppress(psutil.Error):
                 process.terminate()
-        psutil.wait_procs([engine, *started], timeout=_GRACE)
+        psutil.wait_procs([engine, *children], timeout=_GRACE)
         with suppress(psutil.NoSuchProcess):
-            started += engine.children(recursive=True)
-        for process in [engine, *started]:
+            children += engine.children(recursive=True)
+        for process in [engine, *children]:
             with suppress(psutil.Error):
                 process.kill()
 
 
-def _sign(lock: int, process: int) -> None:
+def _write_holder(lock: int, process: int) -> None:
     """Write into the lock who holds it."""
     holder = (
         f"process {process} on {platform.node()}, started "
@@ -296,7 +352,7 @@ def _only(out: Path) -> Iterator[int]:
             "wait for it, or give another folder with --out",
         ) from None
     try:
-        _sign(lock, os.getpid())
+        _write_holder(lock, os.getpid())
         yield lock
     finally:
         os.close(lock)

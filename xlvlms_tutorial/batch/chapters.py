@@ -1,6 +1,6 @@
-"""The chapters as programs.
+"""Read the chapters as programs.
 
-Where they are, which parameters they take, and whether given ones fit.
+Where they are, which parameters they take, and whether given values fit.
 """
 
 import ast
@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import reprlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -41,23 +41,27 @@ class Expression(str):
 
 
 def checkout() -> Path | None:
-    """The repository: around the package, else around the working directory or cloned into it.
+    """Find the repository: around the package, else around the working directory or cloned into it.
 
     None where there is none.
     """
-    here = Path.cwd()
-    places = (ROOT, here, *here.parents, here / "xlvlms-tutorial")
+    cwd = Path.cwd()
+    folders = (ROOT, cwd, *cwd.parents, cwd / "xlvlms-tutorial")
     return next(
-        (place for place in places if (place / "_toc.yml").exists() and (place / "book").is_dir()),
+        (
+            folder
+            for folder in folders
+            if (folder / "_toc.yml").exists() and (folder / "book").is_dir()
+        ),
         None,
     )
 
 
 def book_folder() -> Path:
-    """The folder of the chapters.
+    """Find the folder of the chapters.
 
-    Beside the package in a checkout, else of one around the working
-    directory or cloned into it (Colab).
+    Beside the package in a checkout, else of one around the working directory or cloned into it
+    (Colab).
 
     Raises
     ------
@@ -73,29 +77,41 @@ def book_folder() -> Path:
 
 
 def find_chapter(chapter: str | Path, folder: str | Path | None = None) -> Path:
-    """The file of a chapter, given by name ("outside") or as a path to an .md or .ipynb file.
+    """Find the file of a chapter.
+
+    Parameters
+    ----------
+    chapter : path
+        A name ("outside"), or a path to an .md or .ipynb file.
+    folder : path, optional
+        The folder of the chapters; by default that of the book.
+
+    Returns
+    -------
+    pathlib.Path
+        The file.
 
     Raises
     ------
     SelectionError
         If there is no such chapter.
     """
-    given = Path(chapter)
-    if given.suffix in SUFFIXES and os.path.isfile(given):
-        return given.resolve()
+    path = Path(chapter)
+    if path.suffix in SUFFIXES and os.path.isfile(path):
+        return path.resolve()
     folder = Path(folder) if folder is not None else book_folder()
     for suffix in SUFFIXES:
-        if given.name == str(chapter) and os.path.isfile(found := folder / f"{chapter}{suffix}"):
-            return found.resolve()
-    known = sorted(
+        if path.name == str(chapter) and os.path.isfile(file := folder / f"{chapter}{suffix}"):
+            return file.resolve()
+    names = sorted(
         page.stem for page in folder.glob("*.md") if f"[{TAG}]" in page.read_text(encoding="utf-8")
     )
-    what = f"no chapter {str(chapter)!r} in {folder}{closest(str(chapter), known)}"
-    raise SelectionError(what, f"there are: {', '.join(known) or 'none'}")
+    message = f"no chapter {str(chapter)!r} in {folder}{closest(str(chapter), names)}"
+    raise SelectionError(message, f"there are: {', '.join(names) or 'none'}")
 
 
 def read_chapter(file: Path) -> NotebookNode:
-    """A chapter as a notebook without outputs.
+    """Read a chapter as a notebook without outputs.
 
     Raises
     ------
@@ -116,7 +132,7 @@ def read_chapter(file: Path) -> NotebookNode:
 
 
 def code_of(notebook: NotebookNode) -> str:
-    """A digest of all code of a chapter.
+    """Return a digest of all code of a chapter.
 
     Results made by other code are not results of this chapter.
     """
@@ -125,7 +141,7 @@ def code_of(notebook: NotebookNode) -> str:
 
 
 def defaults(notebook: NotebookNode) -> dict[str, object]:
-    """The parameters of a chapter and their values, from its cell tagged "parameters".
+    """Read the parameters of a chapter and their values, from its cell tagged "parameters".
 
     Raises
     ------
@@ -148,14 +164,14 @@ def defaults(notebook: NotebookNode) -> dict[str, object]:
         raise SelectionError(
             f"the cell tagged {TAG!r} cannot be read ({cause})", "write NAME = VALUE, one in a line"
         ) from cause
-    found: dict[str, object] = {}
+    parameters: dict[str, object] = {}
     for statement in body:
         if isinstance(statement, ast.AnnAssign) and statement.value is not None:
-            found |= _assigned(statement.target, statement.value)
+            parameters |= _assigned(statement.target, statement.value)
         elif isinstance(statement, ast.Assign):
             for target in statement.targets:
-                found |= _assigned(target, statement.value)
-    return found
+                parameters |= _assigned(target, statement.value)
+    return parameters
 
 
 def _assigned(target: ast.expr, value: ast.expr) -> dict[str, object]:
@@ -166,11 +182,10 @@ def _assigned(target: ast.expr, value: ast.expr) -> dict[str, object]:
         and isinstance(value, ast.Tuple)
         and len(target.elts) == len(value.elts)
     ):
-        return {
-            name: got
-            for pair in zip(target.elts, value.elts, strict=True)
-            for name, got in _assigned(*pair).items()
-        }
+        values: dict[str, object] = {}
+        for element, expression in zip(target.elts, value.elts, strict=True):
+            values |= _assigned(element, expression)
+        return values
     return {}
 
 
@@ -193,24 +208,38 @@ def _value(node: ast.expr) -> object:
 def checked(
     name: str, known: Mapping[str, object], given: Mapping[str, object]
 ) -> dict[str, object]:
-    """The given parameters of the chapter ``name`` as JSON knows them, with folders made absolute.
+    """Check given parameters of a chapter, and return them as JSON knows them.
 
-    ``known`` are its defaults. A tuple becomes the list that a record of the run holds, and words
+    Folders are made absolute. A tuple becomes the list that a record of the run holds, and words
     of YAML what the default says they mean (:func:`~xlvlms_tutorial.batch.spelling.meant`).
+
+    Parameters
+    ----------
+    name : str
+        The name of the chapter, for messages.
+    known : mapping
+        Its parameters with their defaults.
+    given : mapping
+        The values given.
+
+    Returns
+    -------
+    dict
+        The values by parameter.
 
     Raises
     ------
     SelectionError
-        If the chapter has no such parameter, a value is of another type than
-        the default, or a key is no text.
+        If the chapter has no such parameter, a value is of another type than the default, or a key
+        is no text.
     """
     ready = {}
     for parameter, written in given.items():
         if parameter not in known:
-            what = (
+            message = (
                 f"chapter {name!r} has no parameter {parameter!r}{closest(str(parameter), known)}"
             )
-            raise SelectionError(what, f"there are: {', '.join(known)}")
+            raise SelectionError(message, f"there are: {', '.join(known)}")
         default = known[parameter]
         value = meant(default, written) if _json(written) else written
         if not _json(value) or not _fits(default, value):
@@ -218,9 +247,9 @@ def checked(
                 f"give {_WORDS.get(type(default), type(default).__name__)}, such "
                 f"as the default {default!r}"
             )
+            spelled = f"{parameter}={_short_repr(written)}"
             raise SelectionError(
-                f"parameter {parameter}={_shown(written)} of chapter {name!r} is of the wrong type",
-                allowed,
+                f"parameter {spelled} of chapter {name!r} is of the wrong type", allowed
             )
         ready[parameter] = _absolute(parameter, json.loads(json.dumps(value)))
     return ready
@@ -241,11 +270,11 @@ def _json(value: object) -> bool:
 def _text_keys(value: object) -> bool:
     """Whether all keys are text: JSON would silently make text of a number."""
     if isinstance(value, dict):
-        return all(isinstance(key, str) and _text_keys(one) for key, one in value.items())
+        return all(isinstance(key, str) and _text_keys(element) for key, element in value.items())
     return not isinstance(value, (list, tuple)) or all(map(_text_keys, value))
 
 
-def _shown(value: object) -> str:
+def _short_repr(value: object) -> str:
     """A value in short, also one that holds itself or has more digits than Python writes."""
     try:
         return reprlib.repr(value)
@@ -265,15 +294,17 @@ def _fits(default: object, value: object) -> bool:
     if isinstance(default, float):
         return isinstance(value, (int, float))
     if isinstance(default, (list, tuple)):
-        return isinstance(value, (list, tuple)) and (
-            not default or all(any(_fits(one, got) for one in default) for got in value)
-        )
+        return isinstance(value, (list, tuple)) and _all_fit(default, value)
     if isinstance(default, dict):
-        return isinstance(value, dict) and (
-            not default
-            or all(any(_fits(one, got) for one in default.values()) for got in value.values())
-        )
+        return isinstance(value, dict) and _all_fit(default.values(), value.values())
     return isinstance(value, type(default))
+
+
+def _all_fit(defaults: Collection[object], values: Iterable[object]) -> bool:
+    """Whether each value fits one of the defaults; any does where there are none."""
+    if not defaults:
+        return True
+    return all(any(_fits(default, value) for default in defaults) for value in values)
 
 
 def _absolute(parameter: str, value: object) -> object:
@@ -283,13 +314,13 @@ def _absolute(parameter: str, value: object) -> object:
     """
     if parameter in FOLDERS and isinstance(value, str) and "/" in value:
         folder = Path(os.path.expanduser(value))  # which leaves the ~ of nobody as it is
-        styled = folder.parent / (folder.name.rpartition("-")[0] or "-")
-        if os.path.exists(folder) or os.path.exists(styled):
+        base = folder.parent / (folder.name.rpartition("-")[0] or "-")
+        if os.path.exists(folder) or os.path.exists(base):
             return str(folder.resolve())
     return value
 
 
 def closest(name: str, known: Iterable[str]) -> str:
-    """What was probably meant, as the end of a message; empty where nothing is near."""
-    found = get_close_matches(name, list(known), n=1)
-    return f" (did you mean {found[0]!r}?)" if found else ""
+    """Say what was probably meant, as the end of a message; empty where nothing is near."""
+    matches = get_close_matches(name, list(known), n=1)
+    return f" (did you mean {matches[0]!r}?)" if matches else ""

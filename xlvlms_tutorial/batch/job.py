@@ -1,4 +1,4 @@
-"""One run of a batch, as its engine starts it.
+"""Run one cell of a batch, as its engine starts it.
 
 ``python -m xlvlms_tutorial.batch.job PLAN RUN RESULTS THREADS``.
 """
@@ -18,7 +18,7 @@ PLAN, RUNS = "plan.json", "runs"
 
 
 def read_plan(file: Path) -> dict[str, dict[str, object]]:
-    """The runs of a plan by name, with what ``run_cell`` has to know of each.
+    """Read the runs of a plan by name, with what ``run_cell`` has to know of each.
 
     Its cell, the GPUs there are, where the chapters lie.
 
@@ -29,14 +29,8 @@ def read_plan(file: Path) -> dict[str, dict[str, object]]:
     """
     with reading(file, "no plan of a batch"):
         plan = read_json(file)
-        return {
-            cell["id"]: {
-                "cell": cell,
-                "gpus": plan.get("gpus", 0),
-                "chapters": plan.get("chapters"),
-            }
-            for cell in plan["runs"]
-        }
+        common = {"gpus": plan.get("gpus", 0), "chapters": plan.get("chapters")}
+        return {cell["id"]: {"cell": cell, **common} for cell in plan["runs"]}
 
 
 def run_cell(told: Mapping[str, object], out: Path, threads: int) -> Path:
@@ -44,12 +38,27 @@ def run_cell(told: Mapping[str, object], out: Path, threads: int) -> Path:
 
     Whole results of the same run are kept.
 
+    Parameters
+    ----------
+    told : mapping
+        What :func:`read_plan` says of the run: "cell", "gpus" and "chapters".
+    out : pathlib.Path
+        The folder of the run.
+    threads : int
+        Threads of the processor.
+
+    Returns
+    -------
+    pathlib.Path
+        The results file.
+
     Raises
     ------
     XlvlmsError
-        As :func:`~xlvlms_tutorial.batch.run.run_chapter`.
+        What :func:`~xlvlms_tutorial.batch.run.run_chapter` raises.
     """
-    cell, among = told["cell"], told["gpus"]
+    cell = told["cell"]
+    among = told["gpus"]
     os.environ["OMP_NUM_THREADS"] = str(threads)
     # on a cluster the scheduler says which GPUs a job sees
     with gpus(cell["gpus"], among) if among else nullcontext():

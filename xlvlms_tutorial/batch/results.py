@@ -31,7 +31,27 @@ _MEASURED = ("chapter", "seeds", "value", "low", "high", "n", "verdict", "run")
 class Gathered:
     """What a batch has come to.
 
-    A state for each run (done, failed, missing, damaged), results, and what failed.
+    :func:`gather` and :func:`reproduce` return one.
+
+    Parameters
+    ----------
+    states : dict of str to str
+        A state for each run: done, failed, missing or damaged.
+    results : dict of str to dict
+        The content of the results files of runs that are done.
+    problems : dict of str to str
+        What went wrong, for runs that are not done.
+    rows : list of dict
+        The rows of the table of runs, one a run that is done.
+    measurements : list of dict
+        The measurements of claims, each with its verdict and its run.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.batch import Gathered
+    >>> gathered = Gathered(states={"outside-s0": "done", "outside-s1": "failed"})
+    >>> gathered.count("done")
+    1
     """
 
     states: dict[str, str] = field(default_factory=dict)
@@ -46,16 +66,21 @@ class Gathered:
         Its row of the table of runs, and its measurements with their verdicts. Nothing of it is
         taken where a part of it cannot be used, so that one bad run leaves the others alone.
 
+        Parameters
+        ----------
+        name : str
+            The name of the run.
+        result : dict
+            The content of its results file, from :func:`read_results`.
+
         Raises
         ------
         RecordError, ClaimError
             If a measurement cannot be judged, or what is said of the run is not what a run says.
         """
         try:
-            row, measured = (
-                _row(name, result),
-                [judged(one, name) | {"run": name} for one in result["claims"]],
-            )
+            row = _row(name, result)
+            measured = [judged(record, name) | {"run": name} for record in result["claims"]]
         except (KeyError, TypeError, ValueError, AttributeError) as cause:
             if isinstance(cause, XlvlmsError):
                 raise
@@ -67,15 +92,39 @@ class Gathered:
         self.results[name], self.states[name] = result, "done"
 
     def count(self, state: str) -> int:
-        """How many runs are in a state."""
-        return sum(found == state for found in self.states.values())
+        """Count the runs in a state.
+
+        Parameters
+        ----------
+        state : str
+            "done", "failed", "missing" or "damaged".
+
+        Returns
+        -------
+        int
+            How many there are.
+        """
+        return sum(run_state == state for run_state in self.states.values())
 
 
 def gather(batch: str | Path, write: bool = True) -> Gathered:
-    """Read the results of every run of a batch and write its tables and report.
+    """Read the results of every run of a batch, and write its tables and report.
 
-    ``runs.parquet``, ``measurements.parquet``, ``claims.json``, ``report.md``. A run whose results
-    are damaged or missing is named, and the rest are gathered.
+    Use it while a batch runs, or after it. A run whose results are damaged or missing is named, and
+    the rest are gathered.
+
+    Parameters
+    ----------
+    batch : path
+        The folder of the batch.
+    write : bool, default True
+        Whether ``runs.parquet``, ``measurements.parquet``, ``claims.json`` and ``report.md`` are
+        written into the folder.
+
+    Returns
+    -------
+    Gathered
+        The states and results of all runs.
 
     Raises
     ------
@@ -83,35 +132,68 @@ def gather(batch: str | Path, write: bool = True) -> Gathered:
         If the folder holds no plan of a batch.
     OutputError
         If a file cannot be written.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> from tempfile import TemporaryDirectory
+    >>> from xlvlms_tutorial.batch import gather
+    >>> with TemporaryDirectory() as folder:
+    ...     size = (Path(folder) / "plan.json").write_text('{"runs": [{"id": "outside-s0"}]}')
+    ...     gathered = gather(folder, write=False)
+    >>> gathered.states, gathered.problems
+    ({'outside-s0': 'missing'}, {'outside-s0': 'not run yet'})
     """
-    batch, found = Path(batch), Gathered()
+    batch = Path(batch)
+    gathered = Gathered()
     for name in read_plan(batch / PLAN):
-        at = batch / RUNS / name
+        folder = batch / RUNS / name
         try:
-            found.add(name, read_results(at / RESULTS))
+            gathered.add(name, read_results(folder / RESULTS))
         except (RecordError, ClaimError) as error:
-            there = (at / RESULTS).exists()
-            found.states[name] = (
-                "damaged" if there else "failed" if (at / FAILURE).exists() else "missing"
-            )
-            found.problems[name] = (
-                str(error) if there else _failure(at / FAILURE, batch / "logs" / f"{name}.log")
-            )
+            if (folder / RESULTS).exists():
+                gathered.states[name] = "damaged"
+                gathered.problems[name] = str(error)
+                continue
+            failed = (folder / FAILURE).exists()
+            gathered.states[name] = "failed" if failed else "missing"
+            gathered.problems[name] = _failure(folder / FAILURE, batch / "logs" / f"{name}.log")
     if write:
-        _write(batch, found)
-    return found
+        _write(batch, gathered)
+    return gathered
 
 
 def measurements(path: str | Path) -> list[dict[str, object]]:
-    """The claims that a batch, or one run, has measured.
+    """Read the claims that a batch, or one run, has measured.
 
-    ``path`` is the folder of a batch or of a run, or a results file. A warning names the
-    runs of a batch that are damaged.
+    Use it to put the measurements of a batch into the ledger: ``claims.merge(more=...)``. A warning
+    names the runs of a batch that are damaged.
+
+    Parameters
+    ----------
+    path : path
+        The folder of a batch or of a run, or a results file.
+
+    Returns
+    -------
+    list of dict
+        The records with their verdicts.
 
     Raises
     ------
     RecordError
         If there are no results, or they are damaged.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> from tempfile import TemporaryDirectory
+    >>> from xlvlms_tutorial.batch import measurements
+    >>> with TemporaryDirectory() as folder:
+    ...     size = (Path(folder) / "plan.json").write_text('{"runs": [{"id": "outside-s0"}]}')
+    ...     records = measurements(folder)
+    >>> records  # nothing was run yet
+    []
     """
     path = Path(path)
     if (path / PLAN).exists():
@@ -124,15 +206,15 @@ def measurements(path: str | Path) -> list[dict[str, object]]:
             warnings.warn(f"left out of {path}, damaged: {'; '.join(damaged)}", stacklevel=2)
         return batch.measurements
     file = path / RESULTS if path.is_dir() else path
-    return [judged(one, file) for one in read_results(file)["claims"]]
+    return [judged(record, file) for record in read_results(file)["claims"]]
 
 
 def _failure(file: Path, log: Path) -> str:
     """What a failure report says in one line, or where there is none the last line of the log."""
     try:
-        told = read_json(file)
-        where = "" if told["cell"] is None else f" (cell [{told['cell']}])"
-        return f"{told['error']}{where}: {' '.join(str(told['message']).split())}"
+        report = read_json(file)
+        location = "" if report["cell"] is None else f" (cell [{report['cell']}])"
+        return f"{report['error']}{location}: {' '.join(str(report['message']).split())}"
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         lines = (
             log.read_text(encoding="utf-8", errors="replace").split("\n") if log.exists() else []
@@ -141,15 +223,16 @@ def _failure(file: Path, log: Path) -> str:
 
 
 def run_table(found: Gathered) -> pd.DataFrame:
-    """One row a run that is done.
+    """List the runs that are done, one a row.
 
-    Chapter, parameters, seconds (in all, of its cells, of all else), peak memory, versions.
+    Columns: run, chapter, parameters, seconds (in all, of its cells, of all else), peak memory,
+    machine and versions.
     """
     return pd.DataFrame(found.rows)
 
 
 def _row(name: str, result: Mapping[str, Any]) -> dict[str, object]:
-    given = {
+    settings = {
         key: result["parameters"][key]
         for key in ("model", "dataset", "seed", "n_samples")
         if key in result["parameters"]
@@ -157,33 +240,49 @@ def _row(name: str, result: Mapping[str, Any]) -> dict[str, object]:
     seconds = result["seconds"] | {
         "overhead": round(result["seconds"]["total"] - result["seconds"]["cells"], 3)
     }
-    told = {
+    row = {
         "run": name,
         "chapter": result["chapter"],
-        **given,
+        **settings,
         "parameters": json.dumps(result["parameters"]),
     }
-    told |= {f"seconds_{key}": value for key, value in seconds.items()} | result["memory"]
-    told["peak_bytes"] = None if told["peak_bytes"] is None else int(told["peak_bytes"])
-    told |= {key: result[key] for key in ("started", "commit", "code")}
+    row |= {f"seconds_{key}": value for key, value in seconds.items()} | result["memory"]
+    row["peak_bytes"] = None if row["peak_bytes"] is None else int(row["peak_bytes"])
+    row |= {key: result[key] for key in ("started", "commit", "code")}
     return (
-        told
+        row
         | result["machine"]
         | {"versions": json.dumps(result["versions"]), "claims": len(result["claims"])}
     )
 
 
 def pooled(verdicts: Iterable[str]) -> str:
-    """One verdict for several.
+    """Give one verdict for several, such as those of all seeds.
 
-    Theirs if they agree, "undecided" if not, "not measured" if there are none.
+    Parameters
+    ----------
+    verdicts : iterable of str
+        Verdicts, such as "confirmed".
+
+    Returns
+    -------
+    str
+        Theirs if they agree, "undecided" if not, "not measured" if there are none.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.batch import pooled
+    >>> pooled(["confirmed", "confirmed"]), pooled(["confirmed", "refuted"]), pooled([])
+    ('confirmed', 'undecided', 'not measured')
     """
-    said = set(verdicts)
-    return said.pop() if len(said) == 1 else "undecided" if said else "not measured"
+    distinct = set(verdicts)
+    if not distinct:
+        return "not measured"
+    return distinct.pop() if len(distinct) == 1 else "undecided"
 
 
 def summary(measurements: Iterable[Mapping[str, object]]) -> pd.DataFrame:
-    """The verdict of each claim on each model, dataset and variant over all seeds.
+    """Pool the verdicts of each claim on each model, dataset and variant over all seeds.
 
     Columns id, model, dataset, variant, verdict, n. "confirmed" if all ``n`` measurements confirm,
     "refuted" if all refute, else "undecided".
@@ -195,50 +294,51 @@ def summary(measurements: Iterable[Mapping[str, object]]) -> pd.DataFrame:
 
 
 def ledger(measurements: Iterable[Mapping[str, object]]) -> list[dict[str, object]]:
-    """Every claim of the register for machines.
+    """List every claim of the register for machines.
 
     What is claimed, the verdict by model over all measurements, and these.
     """
-    found: dict[str, list[Mapping[str, object]]] = {}
-    for one in measurements:
-        found.setdefault(str(one["id"]), []).append(one)
-    return [_entry(claimed, found.get(claimed.id, [])) for claimed in CLAIMS.values()]
+    by_claim: dict[str, list[Mapping[str, object]]] = {}
+    for measurement in measurements:
+        by_claim.setdefault(str(measurement["id"]), []).append(measurement)
+    return [_entry(claimed, by_claim.get(claimed.id, [])) for claimed in CLAIMS.values()]
 
 
 def _entry(claimed: Claim, measured: list[Mapping[str, object]]) -> dict[str, object]:
-    models = dict.fromkeys(str(one["model"]) for one in measured)
-    by_model = {
-        model: pooled([str(one["verdict"]) for one in measured if one["model"] == model])
-        for model in models
-    }
+    by_model = {}
+    for model in dict.fromkeys(str(row["model"]) for row in measured):
+        of_model = [row for row in measured if row["model"] == model]
+        by_model[model] = pooled(str(row["verdict"]) for row in of_model)
     source = {"paper": claimed.paper, "where": claimed.where}
-    told = {
+    entry = {
         "id": claimed.id,
         "statement": claimed.statement,
         "source": source,
         "metric": claimed.metric,
         "rival": claimed.rival,
     }
-    told |= {
+    entry |= {
         "direction": claimed.direction,
         "null": claimed.null,
         "margin": claimed.margin,
         "test": claimed.test,
     }
-    verdict = pooled([str(one["verdict"]) for one in measured])
-    rows = [{name: one.get(name) for name in (*_WHERE, *_MEASURED)} for one in measured]
-    return told | {"verdict": verdict, "by_model": by_model, "measurements": rows}
+    verdict = pooled([str(row["verdict"]) for row in measured])
+    rows = []
+    for row in measured:
+        rows.append({name: row.get(name) for name in (*_WHERE, *_MEASURED)})
+    return entry | {"verdict": verdict, "by_model": by_model, "measurements": rows}
 
 
-def _write(batch: Path, found: Gathered) -> None:
-    measured = found.measurements
-    table = pd.DataFrame([one | {"versions": json.dumps(one["versions"])} for one in measured])
-    for name, rows in (("runs", run_table(found)), ("measurements", table)):
+def _write(batch: Path, gathered: Gathered) -> None:
+    measured = gathered.measurements
+    table = pd.DataFrame([row | {"versions": json.dumps(row["versions"])} for row in measured])
+    for name, rows in (("runs", run_table(gathered)), ("measurements", table)):
         write_atomically(
             batch / f"{name}.parquet", partial(_storable(rows).to_parquet, index=False)
         )
     write_json(batch / "claims.json", ledger(measured))
-    write_utf8(batch / "report.md", report(found))
+    write_utf8(batch / "report.md", report(gathered))
 
 
 def _storable(table: pd.DataFrame) -> pd.DataFrame:
@@ -256,20 +356,20 @@ def _storable(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def report(found: Gathered) -> str:
-    """The batch in words, as Markdown.
+    """Write the batch in words, as Markdown.
 
     How many runs are done, what went wrong where, times, and verdicts by model.
     """
     counts = ", ".join(f"{count} {state}" for state in STATES if (count := found.count(state)))
     parts = [f"# {len(found.states)} runs: {counts or 'none'}"]
     if found.problems:
-        told = [
+        lines = [
             f"- `{name}` {found.states[name]}: {' '.join(problem.split())}"
             for name, problem in found.problems.items()
         ]
         parts += [
             "## Not done",
-            "\n".join(told),
+            "\n".join(lines),
             f"Tracebacks: `{RUNS}/RUN/{FAILURE}`, the notebook beside it; logs: `logs/RUN.log`.",
         ]
     if found.results:
@@ -295,10 +395,11 @@ def _table(table: pd.DataFrame) -> str:
         ["---"] * len(table.columns),
         *table.astype(str).to_numpy().tolist(),
     ]
-    return "\n".join(
-        f"| {' | '.join(' '.join(cell.replace('|', '/').split()) for cell in line)} |"
-        for line in lines
-    )
+    rows = []
+    for line in lines:
+        cells = [" ".join(cell.replace("|", "/").split()) for cell in line]
+        rows.append(f"| {' | '.join(cells)} |")
+    return "\n".join(rows)
 
 
 def main() -> None:
@@ -307,10 +408,10 @@ def main() -> None:
     Exit code 1 unless all of its runs are done.
     """
     try:
-        found = gather(sys.argv[1])
+        gathered = gather(sys.argv[1])
     except XlvlmsError as error:
         sys.exit(f"{type(error).__name__}: {error}")
-    sys.exit(int(bool(found.problems)))
+    sys.exit(int(bool(gathered.problems)))
 
 
 if __name__ == "__main__":

@@ -66,12 +66,12 @@ class Chapter:
     defaults: Mapping[str, object]
 
     def run(self, parameters: Mapping[str, object] | None = None) -> "Run":
-        """The chapter with checked parameters, ready to run.
+        """Make a run of the chapter with checked parameters.
 
         Raises what :func:`prepare` raises of them.
         """
-        given = checked(self.file.stem, self.defaults, parameters or {})
-        return Run(self.file, self.notebook, given, {**self.defaults, **given})
+        values = checked(self.file.stem, self.defaults, parameters or {})
+        return Run(self.file, self.notebook, values, {**self.defaults, **values})
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class Run:
 
 
 def opened(chapter: str | Path, folder: str | Path | None = None) -> Chapter:
-    """A chapter, read once for as many runs as are wanted.
+    """Read a chapter once for as many runs as are wanted.
 
     Raises
     ------
@@ -108,12 +108,35 @@ def prepare(
     parameters: Mapping[str, object] | None = None,
     folder: str | Path | None = None,
 ) -> Run:
-    """A chapter with checked parameters, ready to run.
+    """Read a chapter and check parameters for it, without running it.
+
+    Use it to see what a run would take.
+
+    Parameters
+    ----------
+    chapter : path
+        A name, such as "outside", or a path to an .md or .ipynb file.
+    parameters : mapping, optional
+        Values by parameter, of the types of the defaults; by default all defaults.
+    folder : path, optional
+        The folder of the chapters; by default that of the book.
+
+    Returns
+    -------
+    Run
+        The chapter's ``file`` and ``notebook``, the parameters ``given`` and all ``parameters``.
 
     Raises
     ------
     SelectionError
         If there is no such chapter or parameter, or a value is of the wrong type.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.batch import prepare
+    >>> run = prepare("outside", {"n_samples": 20})
+    >>> run.given, run.parameters["model"]
+    ({'n_samples': 20}, 'pocket-llava')
     """
     return opened(chapter, folder).run(parameters)
 
@@ -127,12 +150,32 @@ def run_chapter(
     progress: bool = False,
     resume: bool = False,
 ) -> Path:
-    """Run a chapter and return its results file.
+    """Run a chapter and return its results file, ``out/results.json``.
 
-    ``out/results.json``, written last, with the notebook beside it. ``out`` belongs to this run
-    alone: what an earlier one left there is replaced. With ``resume``, whole results of the very
-    same run are kept instead, and a process that is at it is waited for. A chapter that fails
-    leaves ``failure.json`` and its notebook.
+    Use it for a chapter with another model, dataset, seed or number of samples. The results file is
+    written last, with the notebook beside it. ``out`` belongs to this run alone: what an earlier
+    one left there is replaced. A chapter that fails leaves ``failure.json`` and its notebook.
+
+    Parameters
+    ----------
+    chapter : path
+        A name, such as "outside", or a path to an .md or .ipynb file.
+    out : path
+        The folder of the run.
+    parameters : mapping, optional
+        Values by parameter, of the types of the defaults; by default all defaults.
+    folder : path, optional
+        The folder of the chapters; by default that of the book.
+    progress : bool, default False
+        Whether a bar counts the cells.
+    resume : bool, default False
+        Whether whole results of the very same run are kept, and a process that is at it is waited
+        for.
+
+    Returns
+    -------
+    pathlib.Path
+        The results file, for :func:`read_results`.
 
     Raises
     ------
@@ -142,25 +185,48 @@ def run_chapter(
         If the chapter fails, or another process is running it in the same folder.
     OutputError
         If a file cannot be written.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.batch import read_results, run_chapter
+    >>> file = run_chapter("outside", "runs/outside", {"n_samples": 20})  # doctest: +SKIP
+    >>> read_results(file)["claims"]  # doctest: +SKIP
     """
-    run, out = prepare(chapter, parameters, folder), Path(out).resolve()
-    with _alone(out, wait=resume):
+    run = prepare(chapter, parameters, folder)
+    out = Path(out).resolve()
+    with _locked(out, wait=resume):
         if resume and same_run(out / RESULTS, run):
             return out / RESULTS
         return _run(run, out, progress)
 
 
 def read_results(path: str | Path) -> dict[str, object]:
-    """The content of a results file.
+    """Read the content of a results file.
+
+    Parameters
+    ----------
+    path : path
+        The file, as :func:`run_chapter` returns it.
+
+    Returns
+    -------
+    dict
+        Its fields: chapter, code, parameters, given, claims, versions, commit, started, seconds,
+        memory and machine.
 
     Raises
     ------
     RecordError
         If the file is damaged: cut off, changed by hand, or without one of its fields.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.batch import read_results
+    >>> read_results("runs/outside/results.json")["seconds"]["total"]  # doctest: +SKIP
     """
     content = read_sealed(path)
-    if lacking := [name for name in FIELDS if name not in content]:
-        raise RecordError(path, f"no results of a run ({', '.join(lacking)} missing)")
+    if missing := [name for name in FIELDS if name not in content]:
+        raise RecordError(path, f"no results of a run ({', '.join(missing)} missing)")
     if not isinstance(content["claims"], list):
         raise RecordError(path, "no results of a run (claims are no list)")
     return content
@@ -179,7 +245,7 @@ def same_run(path: Path, run: Run) -> bool:
 
 
 @contextmanager
-def _alone(out: Path, wait: bool) -> Iterator[None]:
+def _locked(out: Path, wait: bool) -> Iterator[None]:
     """Hold the folder of a run; the operating system lets go of it when its holder is killed."""
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -198,13 +264,14 @@ def _alone(out: Path, wait: bool) -> Iterator[None]:
 def _run(run: Run, out: Path, progress: bool) -> Path:
     for name in (RESULTS, FAILURE, NOTEBOOK):
         (out / name).unlink(missing_ok=True)
-    for left in out.glob(f"{_WORK}*"):  # by a process that was killed
-        shutil.rmtree(left, ignore_errors=True)
-    work, started = Path(tempfile.mkdtemp(prefix=_WORK, dir=out)), datetime.now(UTC)
+    for stale in out.glob(f"{_WORK}*"):  # by a process that was killed
+        shutil.rmtree(stale, ignore_errors=True)
+    work = Path(tempfile.mkdtemp(prefix=_WORK, dir=out))
+    started = datetime.now(UTC)
     try:
         executed = _execute(run, work, progress)
         seconds = _seconds(executed, started)
-        measured = json.loads(
+        memory = json.loads(
             "".join(
                 output.text
                 for output in executed.cells.pop().outputs
@@ -212,14 +279,14 @@ def _run(run: Run, out: Path, progress: bool) -> Path:
             )
         )
         claims = [_claim(file) for file in sorted((work / "claims").glob("*.json"))]
-    except (PapermillExecutionError, DeadKernelError, RecordError, ClaimError) as failed:
-        _report(run, out, work, started, failed)
+    except (PapermillExecutionError, DeadKernelError, RecordError, ClaimError) as failure:
+        _report(run, out, work, started, failure)
     finally:
         # a kernel that is dying may still hold a file there
         shutil.rmtree(work, ignore_errors=True)
-    _keep(executed, out)
-    machine = _machine() | {"gpu": measured.pop("gpu")}
-    made = {
+    _save_notebook(executed, out)
+    machine = _machine() | {"gpu": memory.pop("gpu")}
+    provenance = {
         "claims": claims,
         "versions": versions(),
         "commit": _commit(run.file),
@@ -227,7 +294,7 @@ def _run(run: Run, out: Path, progress: bool) -> Path:
     }
     return write_sealed(
         out / RESULTS,
-        run.origin | made | {"seconds": seconds, "memory": measured, "machine": machine},
+        run.origin | provenance | {"seconds": seconds, "memory": memory, "machine": machine},
     )
 
 
@@ -264,29 +331,32 @@ def _unformatted(path: Path) -> str:
 
 
 @contextmanager
-def _environment(wanted: dict[str, str]) -> Iterator[None]:
+def _environment(variables: dict[str, str]) -> Iterator[None]:
     """Variables for the kernel, which inherits those of this process."""
-    before = {name: os.environ.get(name) for name in wanted}
-    os.environ.update(wanted)
+    previous = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
     try:
         yield
     finally:
-        for name, value in before.items():
-            os.environ.pop(name) if value is None else os.environ.update({name: value})
+        for name, value in previous.items():
+            if value is None:
+                os.environ.pop(name)
+            else:
+                os.environ[name] = value
 
 
 def _seconds(executed: NotebookNode, started: datetime) -> dict[str, float]:
     """Wall clock: all of it, until the kernel took the first cell, and the chapter's own cells."""
-    told = [cell.metadata.papermill for cell in executed.cells]
-    cells = sum(one.duration for one in told[:-1] if one.get("duration"))
+    timings = [cell.metadata.papermill for cell in executed.cells]
+    cells = sum(timing.duration for timing in timings[:-1] if timing.get("duration"))
     total = (datetime.now(UTC) - started).total_seconds()
     start = (
-        datetime.fromisoformat(told[0].start_time).replace(tzinfo=UTC) - started
+        datetime.fromisoformat(timings[0].start_time).replace(tzinfo=UTC) - started
     ).total_seconds()
     return {"total": round(total, 3), "kernel_start": round(start, 3), "cells": round(cells, 3)}
 
 
-def _keep(executed: NotebookNode, out: Path) -> None:
+def _save_notebook(executed: NotebookNode, out: Path) -> None:
     """Put the executed notebook into its place at once.
 
     Without the paths of this machine's working folder.
@@ -303,39 +373,40 @@ def _report(run: Run, out: Path, work: Path, started: datetime, failed: Exceptio
     """Write what failed, and where; then raise it as an error of this package."""
     executed = nbformat.read(work / NOTEBOOK, as_version=4)
     executed.cells.pop()  # the measuring cell, which was not reached
-    at = {"cell": None, "source": "", "traceback": ""}
+    details = {"cell": None, "source": "", "traceback": ""}
     if isinstance(failed, PapermillExecutionError):
-        name, message = failed.ename, strip_color(str(failed.evalue))
-        at = {
+        name, reason = failed.ename, strip_color(str(failed.evalue))
+        details = {
             "cell": failed.exec_count,
             "source": failed.source,
             "traceback": strip_color("\n".join(failed.traceback)),
         }
     elif isinstance(failed, XlvlmsError):
-        name, message = type(failed).__name__, str(failed)
+        name, reason = type(failed).__name__, str(failed)
     else:
-        name, message = (
+        name, reason = (
             type(failed).__name__,
             "the kernel died: killed from outside, or out of memory",
         )
-        begun = [
+        sources = [
             cell.source
             for cell in executed.cells
             if cell.metadata.get("papermill", {}).get("start_time")
         ]
-        at |= {"source": begun[-1]} if begun else {}
-    _keep(executed, out)
-    told = {
+        if sources:
+            details["source"] = sources[-1]
+    _save_notebook(executed, out)
+    report = {
         "error": name,
-        "message": message,
-        **at,
+        "message": reason,
+        **details,
         "started": started.isoformat(timespec="seconds"),
     }
-    write_json(out / FAILURE, run.origin | told | {"versions": versions(), "machine": _machine()})
-    where = "" if at["cell"] is None else f" in cell [{at['cell']}]"
-    what = f"chapter {run.file.stem!r} failed{where}: {name}: {' '.join(message.split())}"
+    write_json(out / FAILURE, run.origin | report | {"versions": versions(), "machine": _machine()})
+    location = "" if details["cell"] is None else f" in cell [{details['cell']}]"
+    message = f"chapter {run.file.stem!r} failed{location}: {name}: {' '.join(reason.split())}"
     raise RunError(
-        what, f"the traceback is in {out / FAILURE}, the notebook as far as it came beside it"
+        message, f"the traceback is in {out / FAILURE}, the notebook as far as it came beside it"
     ) from failed
 
 
@@ -355,7 +426,7 @@ def _commit(file: Path) -> str | None:
         "--exclude=*",
     ]
     try:
-        found = subprocess.run(
+        result = subprocess.run(
             command,
             check=False,
             capture_output=True,
@@ -365,12 +436,12 @@ def _commit(file: Path) -> str | None:
         )
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return found.stdout.strip() or None
+    return result.stdout.strip() or None
 
 
 def _machine() -> dict[str, object]:
-    listed = Path("/proc/cpuinfo")
-    lines = listed.read_text(encoding="utf-8").splitlines() if listed.exists() else []
-    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    processor = named[0] if named else platform.processor() or platform.machine()
+    file = Path("/proc/cpuinfo")
+    lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    processor = models[0] if models else platform.processor() or platform.machine()
     return {"system": platform.platform(), "processor": processor, "cores": os.cpu_count()}

@@ -1,4 +1,4 @@
-"""GPUs of one machine as slots.
+"""Share out the GPUs of one machine as slots.
 
 A job holds a lock on each that it uses, so that no two jobs, of any batch, share one.
 """
@@ -19,7 +19,7 @@ PAUSE = 2.0  # seconds between two looks for a free GPU
 
 
 def devices(number: int) -> list[str]:
-    """The names of the first ``number`` GPUs.
+    """Name the first ``number`` GPUs.
 
     Of those that ``CUDA_VISIBLE_DEVICES`` lists where it is set.
 
@@ -28,12 +28,12 @@ def devices(number: int) -> list[str]:
     SelectionError
         If it lists fewer.
     """
-    if (listed := os.environ.get(VARIABLE)) is None:
+    if (visible := os.environ.get(VARIABLE)) is None:
         return [str(k) for k in range(number)]
-    names = [name.strip() for name in listed.split(",") if name.strip()]
+    names = [name.strip() for name in visible.split(",") if name.strip()]
     if len(names) < number:
         raise SelectionError(
-            f"{number} GPUs asked for, but {VARIABLE}={listed!r}",
+            f"{number} GPUs asked for, but {VARIABLE}={visible!r}",
             f"give {len(names)} or fewer, or set it to more",
         )
     return names[:number]
@@ -41,11 +41,24 @@ def devices(number: int) -> list[str]:
 
 @contextmanager
 def gpus(wanted: int, among: int, folder: Path | None = None) -> Iterator[str]:
-    """Hold ``wanted`` of ``among`` GPUs, waiting until they are free.
+    """Hold GPUs of this machine, waiting until they are free.
 
-    ``CUDA_VISIBLE_DEVICES`` is set to them; yields its value. None are seen where none are wanted.
-    The locks lie in ``folder``, by default one for this user on this machine; the operating system
-    lets go of them when their holder is killed.
+    ``CUDA_VISIBLE_DEVICES`` is set to them, and yielded. No GPU is visible where none is wanted.
+
+    Parameters
+    ----------
+    wanted : int
+        GPUs to hold.
+    among : int
+        GPUs of the machine, the first ones.
+    folder : pathlib.Path, optional
+        Where the locks lie, by default in a folder for this user on this machine. The operating
+        system lets go of them when their holder is killed.
+
+    Yields
+    ------
+    str
+        The value of ``CUDA_VISIBLE_DEVICES``.
 
     Raises
     ------
@@ -54,27 +67,31 @@ def gpus(wanted: int, among: int, folder: Path | None = None) -> Iterator[str]:
     RunError
         If the locks cannot be held: another user has made their folder, or it cannot be written.
     """
-    names, before = devices(among), os.environ.get(VARIABLE)
+    names = devices(among)
+    previous = os.environ.get(VARIABLE)
     if wanted > among:
         raise SelectionError(
             f"{wanted} GPUs wanted of {among}", "give a number of GPUs that this machine has"
         )
-    folder = folder or _own(
+    folder = folder or _own_folder(
         Path(tempfile.gettempdir()) / f"xlvlms-gpus-{os.getuid() if hasattr(os, 'getuid') else ''}"
     )
-    with ExitStack() as held:
-        while len(taken := _take(names, wanted, folder, held)) < wanted:
+    with ExitStack() as locks:
+        while len(acquired := _acquire(names, wanted, folder, locks)) < wanted:
             # never hold some while waiting for others: two such jobs would wait for each other
-            held.close()
+            locks.close()
             time.sleep(PAUSE)
-        os.environ[VARIABLE] = ",".join(taken)
+        os.environ[VARIABLE] = ",".join(acquired)
         try:
             yield os.environ[VARIABLE]
         finally:
-            os.environ.pop(VARIABLE) if before is None else os.environ.update({VARIABLE: before})
+            if previous is None:
+                os.environ.pop(VARIABLE)
+            else:
+                os.environ[VARIABLE] = previous
 
 
-def _own(folder: Path) -> Path:
+def _own_folder(folder: Path) -> Path:
     """The folder for the locks, if it is this user's.
 
     In the temporary folder anyone may have made one of its name first.
@@ -95,21 +112,21 @@ def _locking(folder: Path) -> Iterator[None]:
     except Timeout:
         raise
     except OSError as cause:
-        what = f"the locks of GPUs in {folder} cannot be held ({cause.strerror or cause})"
+        message = f"the locks of GPUs in {folder} cannot be held ({cause.strerror or cause})"
         raise RunError(
-            what, "set TMPDIR to a folder of your own, the same one for all batches"
+            message, "set TMPDIR to a folder of your own, the same one for all batches"
         ) from cause
 
 
-def _take(names: list[str], wanted: int, folder: Path, held: ExitStack) -> list[str]:
-    taken: list[str] = []
+def _acquire(names: list[str], count: int, folder: Path, locks: ExitStack) -> list[str]:
+    acquired: list[str] = []
     for name in names:
-        if len(taken) == wanted:
+        if len(acquired) == count:
             break
         try:
             with _locking(folder):
-                held.enter_context(FileLock(folder / f"{name}.lock", timeout=0))
+                locks.enter_context(FileLock(folder / f"{name}.lock", timeout=0))
         except Timeout:
             continue
-        taken.append(name)
-    return taken
+        acquired.append(name)
+    return acquired

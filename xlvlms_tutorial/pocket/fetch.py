@@ -51,12 +51,10 @@ def fetch(pin: "Wheel", build: Path) -> Path:
     DamagedFileError
         If what pip downloaded has another hash than the pinned one.
     """
-    pins, log, target, scratch = (
-        build / "requirements.txt",
-        build / "pip.log",
-        build / "wheel",
-        build / "scratch",
-    )
+    pins = build / "requirements.txt"
+    log = build / "pip.log"
+    target = build / "wheel"
+    scratch = build / "scratch"
     pins.write_text(pin.requirement, encoding="utf-8")
     scratch.mkdir()
     command = [
@@ -91,9 +89,9 @@ def _watch(process: subprocess.Popen, scratch: Path, pin: "Wheel") -> None:
         with tqdm(total=pin.size, unit="B", unit_scale=True, desc=pin.name, disable=quiet()) as bar:
             done = 0  # a bar that is not shown does not count
             while process.poll() is None:
-                more = max(0, min(_downloaded(scratch), pin.size) - done)
-                bar.update(more)
-                done += more
+                new_bytes = max(0, min(_downloaded(scratch), pin.size) - done)
+                bar.update(new_bytes)
+                done += new_bytes
                 time.sleep(0.1)
             if process.returncode == 0:
                 bar.update(pin.size - done)
@@ -108,30 +106,31 @@ def _downloaded(scratch: Path) -> int:
 
     It creates and removes files and folders there.
     """
-    found = 0
+    total = 0
     for folder, _, names in os.walk(scratch):  # unlike rglob, walks on where a folder has just gone
         for name in names:
             with suppress(FileNotFoundError):
-                found += os.path.getsize(os.path.join(folder, name)) if name.endswith(".whl") else 0
-    return found
+                if name.endswith(".whl"):
+                    total += os.path.getsize(os.path.join(folder, name))
+    return total
 
 
 def _explain(pin: "Wheel", log: str) -> None:
     if "DO NOT MATCH THE HASHES" in log:
-        found = re.search(r"Got\s+([0-9a-f]{64})", log)
+        match = re.search(r"Got\s+([0-9a-f]{64})", log)
         raise DamagedFileError(
             f"the wheel {pin.name} {pin.version}",
             pin.sha256,
-            found[1] if found else "another",
+            match[1] if match else "another",
             pin.repair,
         )
     if re.search(r"No space left on device|Disk quota exceeded", log):
         raise OSError(errno.ENOSPC, f"the disk filled up while {pin.name} was unpacked")
-    told = [
+    errors = [
         line.strip()
         for line in log.splitlines()
         if line.startswith("ERROR") or "No module named pip" in line
     ]
     raise MissingWheelError(
-        f"{pin.name} {pin.version}", told[-1] if told else "pip gave no reason", GO_ON
+        f"{pin.name} {pin.version}", errors[-1] if errors else "pip gave no reason", GO_ON
     )

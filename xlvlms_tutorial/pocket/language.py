@@ -1,4 +1,4 @@
-"""What can be said about a scene: captions, captions in a style, questions with their answers.
+"""Write what can be said about a scene: captions, also in a style, questions with their answers.
 
 All follow from the record.
 """
@@ -82,77 +82,78 @@ _SKY_HUE = {"day": "blue", "dusk": "orange", "night": "black"}
 
 
 def article(noun: str) -> str:
-    """The noun phrase with its indefinite article."""
+    """Return the noun phrase with its indefinite article."""
     return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
 
 
 def plural(noun: str) -> str:
-    """The plural of one of the world's nouns."""
+    """Return the plural of one of the world's nouns."""
     return _PLURAL.get(noun, f"{noun}s")
 
 
 def things(scene: Scene) -> str:
-    """The scene's things with number and colour: "two red keys", "a cactus"."""
+    """Name the scene's things with number and colour: "two red keys", "a cactus"."""
     noun = scene.item if scene.count == 1 else plural(scene.item)
     phrase = f"{scene.colour} {noun}" if scene.colour else noun
     return article(phrase) if scene.count == 1 else f"{NUMBER_WORDS[scene.count]} {phrase}"
 
 
 def captions(scene: Scene) -> list[str]:
-    """Five reference captions of a scene.
+    """Write five reference captions of a scene.
 
     Each names subject, action, things with number and colour, and place.
     """
-    who, what, where, when, side = (
-        article(scene.subject),
-        things(scene),
-        _WHERE[scene.place],
-        _WHEN[scene.time],
-        scene.side,
-    )
+    subject = article(scene.subject)
+    phrase = things(scene)
+    place = _WHERE[scene.place]
+    time = _WHEN[scene.time]
+    side = scene.side
     doing = f" {scene.action}" if scene.action else ""
-    does = f"{who} {_PRESENT[scene.action]}" if scene.action else f"{who} is"
+    does = f"{subject} {_PRESENT[scene.action]}" if scene.action else f"{subject} is"
     be = "is" if scene.count == 1 else "are"
-    told = [
-        f"{who}{f' is {scene.action}' if doing else ' is'} {where} next to {what}.",
-        f"{where} {does} beside {what}.",
-        f"{who}{doing} {where} {when}, with {what} on the {side}.",
-        f"there {be} {what} to the {side} of {who}{doing} {where}.",
-        f"{when}, {does} {where} near {what}.",
+    sentences = [
+        f"{subject}{f' is {scene.action}' if doing else ' is'} {place} next to {phrase}.",
+        f"{place} {does} beside {phrase}.",
+        f"{subject}{doing} {place} {time}, with {phrase} on the {side}.",
+        f"there {be} {phrase} to the {side} of {subject}{doing} {place}.",
+        f"{time}, {does} {place} near {phrase}.",
     ]
-    return [line[0].upper() + line[1:] for line in told]
+    return [line[0].upper() + line[1:] for line in sentences]
 
 
 def styled_caption(scene: Scene, style: str) -> str:
-    """A caption that dwells on one aspect of the scene: "place", "colour" or "mood".
+    """Write a caption that dwells on one aspect of the scene: "place", "colour" or "mood".
 
     Raises
     ------
     SceneError
         If the style is unknown.
     """
-    who, what, where, when = scene.subject, things(scene), _WHERE[scene.place], _WHEN[scene.time]
+    subject = scene.subject
+    phrase = things(scene)
+    place = _WHERE[scene.place]
+    time = _WHEN[scene.time]
     ground, sky = _GROUND_HUE[scene.place], _SKY_HUE[scene.time]
     hues = f"{sky}, {ground} and {scene.colour}" if scene.colour else f"{sky} and {ground}"
-    ground_told = f"A wide place of {scene.place} {when}: the ground is all {scene.place}"
-    told = {
-        "place": f"{ground_told}, and {article(who)} is there {where} with {what}.",
+    opening = f"A wide place of {scene.place} {time}: the ground is all {scene.place}"
+    styled = {
+        "place": f"{opening}, and {article(subject)} is there {place} with {phrase}.",
         "colour": (
-            f"Under {article(sky)} sky, above {ground} ground, {article(who)} is near "
-            f"{what}; the colours are {hues}."
+            f"Under {article(sky)} sky, above {ground} ground, {article(subject)} is near "
+            f"{phrase}; the colours are {hues}."
         ),
         "mood": (
-            f"What a {_MOOD[scene.time]} scene: {article(who)} "
-            f"{_FEELING[scene.action]} {where} beside {what}."
+            f"What a {_MOOD[scene.time]} scene: {article(subject)} "
+            f"{_FEELING[scene.action]} {place} beside {phrase}."
         ),
     }
-    if style not in told:
+    if style not in styled:
         raise SceneError("style", style, STYLES)
-    return told[style]
+    return styled[style]
 
 
 def popularity() -> dict[str, float]:
-    """How often each kind of object is in a scene.
+    """Compute how often each kind of object is in a scene.
 
     The expected share of scenes, before anything is held out.
     """
@@ -162,7 +163,7 @@ def popularity() -> dict[str, float]:
 
 
 def absent(scene: Scene, stratum: str) -> list[str]:
-    """The objects that a negative presence question may name.
+    """List the objects that a negative presence question may name.
 
     Any, the most popular, or those that usually keep company. Adversarial are the thing that the
     place usually has and the kin of what is there (another person beside a person, another coloured
@@ -183,18 +184,18 @@ def absent(scene: Scene, stratum: str) -> list[str]:
 
 
 def questions(scene: Scene, seed: int = 0) -> list[Question]:
-    """Every question the scene can answer, one a type, and one presence question a stratum.
+    """Write every question the scene can answer, one a type, and one presence question a stratum.
 
-    With yes as often as no.
+    The answer to a presence question is yes as often as no.
     """
     rng = np.random.default_rng([seed, scene.layout])
     pick = lambda values: values[rng.integers(len(values))]
-    asked = []
+    result = []
     for stratum in STRATA:
         yes = bool(rng.integers(2))
         target = pick(scene.objects if yes else absent(scene, stratum))
         text = pick(_PRESENCE).format(a=article(target))
-        asked.append(Question("presence", text, "yes" if yes else "no", target, stratum))
+        result.append(Question("presence", text, "yes" if yes else "no", target, stratum))
     words = {
         "subject": scene.subject,
         "things": scene.item if scene.count == 1 else plural(scene.item),
@@ -212,5 +213,5 @@ def questions(scene: Scene, seed: int = 0) -> list[Question]:
     for kind, answer in answers.items():
         target = scene.subject if kind in ("place", "action") else scene.item
         if answer is not None:
-            asked.append(Question(kind, pick(_ASK[kind]).format(**words), answer, target))
-    return asked
+            result.append(Question(kind, pick(_ASK[kind]).format(**words), answer, target))
+    return result

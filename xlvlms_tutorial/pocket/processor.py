@@ -1,4 +1,4 @@
-"""LLaVA's processor for the pocket models.
+"""Prepare pictures, clips and sounds for the pocket models.
 
 Pictures as they are, clips as four of their frames, sounds as log-mel pictures.
 """
@@ -73,13 +73,13 @@ class PocketProcessor(LlavaProcessor):
         ImageError, SceneError
             If a frame is no picture, or a sound is not two seconds of finite samples.
         """
-        given = [
+        kinds = [
             kind
             for kind, value in (("pictures", images), ("videos", videos), ("sounds", audio))
             if value is not None
         ]
-        if len(given) > 1:
-            raise PromptError(" and ".join(given))
+        if len(kinds) > 1:
+            raise PromptError(" and ".join(kinds))
         if videos is not None:
             return self._clips(videos, text, **kwargs)
         if audio is not None:
@@ -94,16 +94,16 @@ class PocketProcessor(LlavaProcessor):
             images=[[frame] for frame in frames], text=[self.image_token] * len(frames), **kwargs
         )
         pixels = inputs["pixel_values"]
-        each = self.replace_image_token({"pixel_values": pixels}, 0) * FRAMES_SEEN
-        long = [prompt.replace(self.image_token, each) for prompt in text]
-        words = self.tokenizer(long, **kwargs)
+        placeholders = self.replace_image_token({"pixel_values": pixels}, 0) * FRAMES_SEEN
+        prompts = [prompt.replace(self.image_token, placeholders) for prompt in text]
+        words = self.tokenizer(prompts, **kwargs)
         return BatchFeature(
             {**words, "pixel_values": pixels.reshape(len(videos), FRAMES_SEEN, *pixels.shape[1:])}
         )
 
 
 def seen(frames: Sequence[object]) -> list[Image.Image]:
-    """The frames of a clip that the model sees, evenly from the first to the last.
+    """Select the frames of a clip that the model sees, evenly from the first to the last.
 
     A shorter clip repeats some.
 
@@ -112,8 +112,10 @@ def seen(frames: Sequence[object]) -> list[Image.Image]:
     ImageError
         If there are no frames, or one is no picture.
     """
-    at = np.linspace(0, len(frames) - 1, FRAMES_SEEN).round().astype(int) if len(frames) else [0]
-    return [as_image(frames[k] if len(frames) else None) for k in at]
+    indices = (
+        np.linspace(0, len(frames) - 1, FRAMES_SEEN).round().astype(int) if len(frames) else [0]
+    )
+    return [as_image(frames[k] if len(frames) else None) for k in indices]
 
 
 AutoProcessor.register(TowerConfig, PocketProcessor)

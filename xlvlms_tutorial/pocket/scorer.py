@@ -1,4 +1,4 @@
-"""The pocket scorer: how well a text fits a picture of the world.
+"""Score how well a text fits a picture of the world, by the pocket scorer.
 
 By two small heads on a frozen tower and a frozen text encoder. It plays the part that CLIP plays
 for photographs, and it is not CLIP: it was trained on scenes of the world alone, by this package
@@ -23,7 +23,9 @@ from xlvlms_tutorial.pocket.world import SIZE
 RUN = "scorer"  # the folder of its weights
 ENCODER = "lite0"
 # visual tokens of a picture, their width, and that of MiniLM's states
-CELLS, SEEN, READ = 16, ENCODERS[ENCODER].width, 384
+CELLS = 16
+SEEN = ENCODERS[ENCODER].width
+READ = 384
 WIDTH, HEADS = 160, 8
 
 
@@ -32,7 +34,8 @@ class Pool(nn.Module):
 
     def __init__(self, asked: int, width: int, heads: int = HEADS) -> None:
         super().__init__()
-        self.look, self.heads = nn.Linear(asked, heads), heads
+        self.look = nn.Linear(asked, heads)
+        self.heads = heads
 
     def forward(
         self,
@@ -40,7 +43,22 @@ class Pool(nn.Module):
         values: Float[Tensor, "b t d"],
         mask: Bool[Tensor, "b t"],
     ) -> Float[Tensor, "b d"]:
-        """Values pooled over the positions where the mask is True."""
+        """Pool values over the positions where the mask is True.
+
+        Parameters
+        ----------
+        keys : Tensor of shape (b, t, k)
+            What the weights of the positions follow from.
+        values : Tensor of shape (b, t, d)
+            What is averaged.
+        mask : Tensor of shape (b, t)
+            True at the positions that count.
+
+        Returns
+        -------
+        Tensor of shape (b, d)
+            The weighted means.
+        """
         weights = self.look(keys).masked_fill(~mask[..., None], -torch.inf).softmax(dim=1)
         return torch.einsum(
             "bth,bthd->bhd", weights, values.unflatten(-1, (self.heads, -1))
@@ -48,21 +66,20 @@ class Pool(nn.Module):
 
 
 class PictureHead(nn.Module):
-    """The tower's tokens of a picture as one vector.
+    """Turn the tower's tokens of a picture into one vector.
 
-    A linear map, positions, one transformer block, attention pooling.
+    A linear layer, positions, one transformer block, attention pooling.
     """
 
     def __init__(self, width: int = WIDTH) -> None:
         super().__init__()
-        self.enter, self.position = (
-            nn.Linear(SEEN, width),
-            nn.Parameter(0.02 * torch.randn(CELLS, width)),
-        )
+        self.enter = nn.Linear(SEEN, width)
+        self.position = nn.Parameter(0.02 * torch.randn(CELLS, width))
         self.block = nn.TransformerEncoderLayer(
             width, 4, 2 * width, 0.0, "gelu", batch_first=True, norm_first=True
         )
-        self.pool, self.leave = Pool(width, width), nn.Linear(width, width)
+        self.pool = Pool(width, width)
+        self.leave = nn.Linear(width, width)
 
     def forward(self, tokens: Float[Tensor, "b t d"]) -> Float[Tensor, "b e"]:
         """Embeddings of length 1."""
@@ -72,14 +89,15 @@ class PictureHead(nn.Module):
 
 
 class TextHead(nn.Module):
-    """MiniLM's states of a text as one vector.
+    """Turn MiniLM's states of a text into one vector.
 
     Their mean beside attention pooling, then two layers.
     """
 
     def __init__(self, width: int = WIDTH, inner: int = 192) -> None:
         super().__init__()
-        self.enter, self.pool = nn.Linear(READ, inner), Pool(READ, inner)
+        self.enter = nn.Linear(READ, inner)
+        self.pool = Pool(READ, inner)
         self.leave = nn.Sequential(
             nn.Linear(READ + inner, inner), nn.GELU(), nn.Linear(inner, width)
         )
@@ -88,8 +106,8 @@ class TextHead(nn.Module):
         self, states: Float[Tensor, "b t d"], mask: Bool[Tensor, "b t"]
     ) -> Float[Tensor, "b e"]:
         """Embeddings of length 1; the mask is True at the tokens of words."""
-        kept = mask[..., None].to(states.dtype)
-        mean = (states * kept).sum(1) / kept.sum(1)
+        weights = mask[..., None].to(states.dtype)
+        mean = (states * weights).sum(1) / weights.sum(1)
         pooled = self.pool(states, nn.functional.gelu(self.enter(states)), mask)
         return nn.functional.normalize(self.leave(torch.cat([mean, pooled], dim=-1)), dim=-1)
 
@@ -102,7 +120,8 @@ class Heads(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.picture, self.text = PictureHead(), TextHead()
+        self.picture = PictureHead()
+        self.text = TextHead()
         self.log_scale = nn.Parameter(torch.tensor(np.log(10.0), dtype=torch.float32))
 
 
@@ -149,7 +168,9 @@ class PocketScorer(nn.Module):
         super().__init__()
         tower = Tower(ENCODERS[ENCODER].config).eval()
         tower.load_state_dict(tower_state(ENCODER))
-        self.tower, self.reader, self.heads = tower.fuse(), Reader(), heads
+        self.tower = tower.fuse()
+        self.reader = Reader()
+        self.heads = heads
         self.eval().requires_grad_(False)
 
     def image_features(self, pictures: Sequence[Image.Image]) -> Float[Tensor, "b e"]:
@@ -168,7 +189,7 @@ class PocketScorer(nn.Module):
 
 
 def build_scorer() -> PocketScorer:
-    """The scorer with its shipped weights, float32.
+    """Build the scorer with its shipped weights, float32.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""Sounds: seeded two-second mixtures of CC0 sound effects with a background.
+"""Make sounds: seeded two-second mixtures of CC0 sound effects with a background.
 
 And their picture for the vision tower.
 """
@@ -107,10 +107,24 @@ class Sound:
 
 
 def sounds(n: int, split: str = "train", seed: int = 0) -> list[Sound]:
-    """Draw ``n`` sounds of a split; the first sounds of a longer list are those of a shorter one.
+    """Draw sounds of a split; the first sounds of a longer list are those of a shorter one.
 
     The splits train, validation and test share recordings and differ in the mixture; the split
     "recordings" holds only recordings that the others never use.
+
+    Parameters
+    ----------
+    n : int
+        Number of sounds.
+    split : str, default "train"
+        "train", "validation", "test" or "recordings".
+    seed : int, default 0
+        Seed of the sounds.
+
+    Returns
+    -------
+    list of Sound
+        The sounds.
 
     Raises
     ------
@@ -121,12 +135,13 @@ def sounds(n: int, split: str = "train", seed: int = 0) -> list[Sound]:
         raise SceneError("split", split, SPLITS)
     if n < 1:
         raise SceneError("n", n, "1 or more")
-    chosen = {
-        name: tuple(f for f in files if (f in HELD_OUT) == (split == "recordings"))
-        for name, files in FILES.items()
-    }
+    recordings = {}
+    for name, files in FILES.items():
+        allowed = tuple(file for file in files if (file in HELD_OUT) == (split == "recordings"))
+        if allowed:
+            recordings[name] = allowed
     rng = np.random.default_rng([seed, SPLITS.index(split), 3])
-    return [_draw(rng, {name: files for name, files in chosen.items() if files}) for _ in range(n)]
+    return [_draw(rng, recordings) for _ in range(n)]
 
 
 def _draw(rng: np.random.Generator, files: dict[str, tuple[str, ...]]) -> Sound:
@@ -141,7 +156,7 @@ def _draw(rng: np.random.Generator, files: dict[str, tuple[str, ...]]) -> Sound:
 
 
 def truth(records: Sequence[Sound]) -> pd.DataFrame:
-    """The factors of each sound, one row a sound, as categories (``start`` in seconds)."""
+    """List the factors of each sound, one row a sound, as categories (``start`` in seconds)."""
     frame = pd.DataFrame([asdict(sound) for sound in records]).drop(columns="layout")
     return frame.astype(dict.fromkeys(("name", "recording", "loudness", "background"), "category"))
 
@@ -162,10 +177,11 @@ def _latest(recording: str) -> float:
 
 
 def waveform(sound: Sound) -> Float[np.ndarray, "samples"]:
-    """The sound as 32,000 float32 samples from -1 to 1, 16 kHz, one channel, two seconds."""
+    """Mix the sound: 32,000 float32 samples from -1 to 1, 16 kHz, one channel, two seconds."""
     rng = np.random.default_rng(sound.layout)
     gain = 10 ** (rng.uniform(*LOUDNESS[sound.loudness]) / 20)
-    effect, first = _recording(sound.recording), int(sound.start * RATE)
+    effect = _recording(sound.recording)
+    first = int(sound.start * RATE)
     wave = _background(sound.background, rng)
     wave[first : first + len(effect)] += gain * effect
     return np.clip(wave, -1, 1).astype(np.float32)
@@ -189,21 +205,37 @@ def _background(kind: str, rng: np.random.Generator) -> Float[np.ndarray, "sampl
 def mel_filters(
     bands: int = 128, fft: int = 2048, low: float = 40.0, high: float = RATE / 2
 ) -> Float[np.ndarray, "bands bins"]:
-    """Triangular filters with a peak of 1, evenly spaced on the mel scale.
+    """Compute triangular filters with a peak of 1, evenly spaced on the mel scale.
 
     The scale is 2595 log10(1 + f / 700).
+
+    Parameters
+    ----------
+    bands : int, default 128
+        Number of filters.
+    fft : int, default 2048
+        Samples of the Fourier transform.
+    low : float, default 40.0
+        Where the first filter begins, in hertz.
+    high : float, default 8000.0
+        Where the last filter ends, in hertz.
+
+    Returns
+    -------
+    numpy.ndarray of shape (bands, bins)
+        The filters.
     """
     mel, hertz = lambda f: 2595 * np.log10(1 + f / 700), lambda m: 700 * (10 ** (m / 2595) - 1)
     edges = hertz(np.linspace(mel(low), mel(high), bands + 2))
-    left, centre, right = edges[:-2, None], edges[1:-1, None], edges[2:, None]
+    lower, centre, upper = edges[:-2, None], edges[1:-1, None], edges[2:, None]
     bins = np.fft.rfftfreq(fft, 1 / RATE)
     return np.clip(
-        np.minimum((bins - left) / (centre - left), (right - bins) / (right - centre)), 0, None
+        np.minimum((bins - lower) / (centre - lower), (upper - bins) / (upper - centre)), 0, None
     )
 
 
 def log_mel(wave: Float[np.ndarray, "samples"], floor: float = -80.0) -> Image.Image:
-    """The sound as a picture for the vision tower.
+    """Draw the sound as a picture for the vision tower.
 
     RGB, 256 x 256, time to the right, pitch upwards, brighter is louder. 128 mel bands of two rows
     each, 256 windows of 64 ms; black is ``floor`` decibels below a full-scale sine, white is 0.
@@ -219,7 +251,8 @@ def log_mel(wave: Float[np.ndarray, "samples"], floor: float = -80.0) -> Image.I
             f"array of shape {np.shape(wave)}",
             f"{SAMPLES} finite samples ({RATE} a second)",
         )
-    width, hop = 1024, SAMPLES // 256
+    width = 1024
+    hop = SAMPLES // 256
     padded = np.pad(np.asarray(wave, float), width // 2)
     windows = np.lib.stride_tricks.sliding_window_view(padded, width)[:SAMPLES:hop] * np.hanning(
         width
@@ -232,33 +265,38 @@ def log_mel(wave: Float[np.ndarray, "samples"], floor: float = -80.0) -> Image.I
 
 
 def noun(name: str) -> str:
-    """The noun phrase of a kind of sound."""
+    """Return the noun phrase of a kind of sound."""
     return _NOUN.get(name, f"a {name}")
 
 
 def sound_captions(sound: Sound) -> list[str]:
-    """Five reference captions of a sound: each names the sound, its loudness and its background."""
-    what, over, loud = noun(sound.name), _OVER[sound.background], sound.loudness
+    """Write five reference captions of a sound.
+
+    Each names the sound, its loudness and its background.
+    """
+    phrase = noun(sound.name)
+    over = _OVER[sound.background]
+    loud = sound.loudness
     behind = "nothing but silence" if sound.background == "silence" else f"a {sound.background}"
     return [
-        f"The {loud} sound of {what} {over}.",
-        f"{what[0].upper()}{what[1:]}, {loud}, {over}.",
-        f"One can hear {what}: it is {loud}, with {behind} behind it.",
-        f"There is {behind} in the background of {what} that is {loud}.",
-        f"This is {what}. It sounds {loud} {over}.",
+        f"The {loud} sound of {phrase} {over}.",
+        f"{phrase[0].upper()}{phrase[1:]}, {loud}, {over}.",
+        f"One can hear {phrase}: it is {loud}, with {behind} behind it.",
+        f"There is {behind} in the background of {phrase} that is {loud}.",
+        f"This is {phrase}. It sounds {loud} {over}.",
     ]
 
 
 def sound_questions(sound: Sound, seed: int = 0) -> list[Question]:
-    """Every question the sound can answer, one a type.
+    """Write every question the sound can answer, one a type.
 
-    Presence with yes as often as no, negatives drawn at random.
+    The answer to the presence question is yes as often as no; negatives are drawn at random.
     """
     rng = np.random.default_rng([seed, sound.layout, 4])
     pick = lambda values: values[rng.integers(len(values))]
     yes = bool(rng.integers(2))
     target = sound.name if yes else pick([name for name in NAMES if name != sound.name])
-    asked = [
+    questions = [
         Question(
             "presence",
             pick(_PRESENCE).format(a=noun(target)),
@@ -272,5 +310,5 @@ def sound_questions(sound: Sound, seed: int = 0) -> list[Question]:
         "loudness": sound.loudness,
         "background": sound.background,
     }.items():
-        asked.append(Question(kind, pick(_ASK[kind]), answer, sound.name))
-    return asked
+        questions.append(Question(kind, pick(_ASK[kind]), answer, sound.name))
+    return questions

@@ -1,4 +1,4 @@
-"""The vision tower: EfficientNet-Lite trained on ImageNet, frozen.
+"""Read pictures by the vision tower: EfficientNet-Lite trained on ImageNet, frozen.
 
 Read at two depths and cut into 4 x 4 visual tokens. The last stage knows what things are; an early
 one still knows their colour. Both are pooled to 8 x 8 cells, joined, and each 2 x 2 cells become
@@ -37,8 +37,12 @@ class TowerConfig(PretrainedConfig):
         **kwargs: object,
     ) -> None:
         super().__init__(**kwargs)
-        self.backbone, self.blocks, self.image_size = backbone, list(blocks), image_size
-        self.grid, self.hidden_size, self.patch_size = grid, hidden_size, image_size // grid
+        self.backbone = backbone
+        self.blocks = list(blocks)
+        self.image_size = image_size
+        self.grid = grid
+        self.hidden_size = hidden_size
+        self.patch_size = image_size // grid
 
 
 class Tower(PreTrainedModel):
@@ -72,12 +76,21 @@ class Tower(PreTrainedModel):
     def forward(
         self, pixel_values: Float[Tensor, "b *frames 3 h w"], **kwargs: object
     ) -> BaseModelOutputWithPooling:
-        """Visual tokens of pictures.
+        """Compute visual tokens of pictures.
 
-        ``last_hidden_state`` is (b, grid * grid, hidden_size), row by row from the top
-        left. ``pixel_values`` are (value - 127) / 128 for values of 0 to 255. Those of a
-        clip (b, frames, 3, h, w) give the tokens of its frames one after the other, (b,
-        frames * grid * grid, hidden_size).
+        Parameters
+        ----------
+        pixel_values : Tensor of shape (b, 3, h, w) or (b, frames, 3, h, w)
+            (value - 127) / 128 for values of 0 to 255. The tokens of a clip are those of its frames
+            one after the other.
+        **kwargs
+            Not used.
+
+        Returns
+        -------
+        BaseModelOutputWithPooling
+            ``last_hidden_state`` is (b, grid * grid, hidden_size), row by row from the top left, or
+            (b, frames * grid * grid, hidden_size) for clips.
         """
         pictures = pixel_values.flatten(0, -4)
         # two pictures' maps fit into a CPU's cache, more do not: in
@@ -109,12 +122,12 @@ class Tower(PreTrainedModel):
         x = self.net._swish(
             self.net._bn0(self.net._conv_stem(pixels.contiguous(memory_format=torch.channels_last)))
         )
-        found = []
+        outputs = []
         for index, block in enumerate(self.net._blocks[: max(self.config.blocks) + 1]):
             x = block(x)
             if index in self.config.blocks:
-                found.append(x)
-        return found
+                outputs.append(x)
+        return outputs
 
     def fuse(self) -> "Tower":
         """Fold each batch norm into its convolution, for encoding many pictures.

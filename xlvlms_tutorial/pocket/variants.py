@@ -1,4 +1,4 @@
-"""The embedded models: one frozen language model behind several connectors.
+"""List the embedded models: one frozen language model behind several connectors.
 
 Trained for one modality, for all three, or for other encoders.
 """
@@ -10,7 +10,22 @@ from dataclasses import dataclass
 class Variant:
     """A connector that is shipped.
 
-    The training run it comes from, the encoder before it, what it was trained to read.
+    ``VARIANTS`` holds them by the names that ``load`` takes.
+
+    Parameters
+    ----------
+    run : str
+        The training run it comes from.
+    encoder : str, default "lite0"
+        The vision encoder before it.
+    reads : tuple of str, default ("image",)
+        What it was trained to read: "image", "video", "audio".
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.pocket import VARIANTS
+    >>> VARIANTS["pocket-llava-video"].reads, VARIANTS["pocket-llava"].encoder
+    (('video',), 'lite0')
     """
 
     run: str
@@ -18,6 +33,7 @@ class Variant:
     reads: tuple[str, ...] = ("image",)
 
 
+# The embedded models by the names that load takes.
 VARIANTS = {
     "pocket-llava": Variant("image"),
     "pocket-llava-video": Variant("video", reads=("video",)),

@@ -1,4 +1,4 @@
-"""The world: seeded scenes whose truth is known, drawn from CC0 sprites.
+"""Draw the world: seeded scenes whose truth is known, made of CC0 sprites.
 
 A :class:`Scene` is a record of factors (who, doing what, beside which things,
 where, when). The record alone fixes the picture to the pixel, the captions and
@@ -86,13 +86,43 @@ _THING = {1: 72, 2: 60, 3: 48}  # side of one thing in pixels, by how many there
 class Scene:
     """One scene: its factors, and the seed of the small accidents of its layout.
 
-    ``action`` is None for animals and ``colour`` is None for things without one. ``side`` is where
-    the things are, seen from the viewer, relative to the subject.
+    Use it to make a picture of your own; :func:`scenes` draws many.
+
+    Parameters
+    ----------
+    subject : str
+        A person ("woman", "man", "robot", "zombie") or an animal ("bee", "fish", "fly", "frog",
+        "ladybug", "mouse", "worm").
+    action : str or None
+        What a person does: "standing", "walking", "jumping", "falling" or "climbing"; None for
+        animals.
+    item : str
+        The kind of the things beside the subject, such as "key" or "cactus".
+    colour : str or None
+        "blue", "green", "red" or "yellow" for gems, keys and flags (which are never blue); None for
+        things without a colour.
+    count : int
+        How many things there are, 1 to 3.
+    side : str
+        Where the things are, seen from the viewer, relative to the subject: "left" or "right".
+    place : str
+        "grass", "sand", "snow", "stone" or "dirt".
+    time : str
+        "day", "dusk" or "night".
+    layout : int, default 0
+        The seed of the layout, 0 or more.
 
     Raises
     ------
     SceneError
         If a factor has a value that the world cannot draw, with the allowed values.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.pocket import Scene
+    >>> scene = Scene("woman", "walking", "key", "red", 2, side="left", place="sand", time="day")
+    >>> scene.objects, scene.held_out
+    (('woman', 'key'), True)
     """
 
     subject: str
@@ -160,28 +190,51 @@ def _draw_factors(rng: np.random.Generator) -> Scene:
 
 
 def scenes(n: int, split: str = "train", seed: int = 0) -> list[Scene]:
-    """Draw ``n`` scenes of a split; the first scenes of a longer list are those of a shorter one.
+    """Draw scenes of a split; the first scenes of a longer list are those of a shorter one.
+
+    Use it where scenes are wanted as records; ``load_samples`` gives them as samples.
+
+    Parameters
+    ----------
+    n : int
+        Number of scenes.
+    split : str, default "train"
+        "train", "validation", "test", or "composition", which holds nothing but combinations that
+        the others never show.
+    seed : int, default 0
+        Seed of the scenes.
+
+    Returns
+    -------
+    list of Scene
+        The scenes.
 
     Raises
     ------
     SceneError
         If the split is unknown or ``n`` is below 1.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.pocket import scenes
+    >>> scenes(5)[:2] == scenes(2), scenes(1, split="composition")[0].held_out
+    (True, True)
     """
     if split not in SPLITS:
         raise SceneError("split", split, SPLITS)
     if n < 1:
         raise SceneError("n", n, "1 or more")
     rng = np.random.default_rng([seed, SPLITS.index(split)])
-    found: list[Scene] = []
-    while len(found) < n:
+    accepted: list[Scene] = []
+    while len(accepted) < n:
         scene = _draw_factors(rng)
         if scene.held_out == (split == "composition"):
-            found.append(scene)
-    return found
+            accepted.append(scene)
+    return accepted
 
 
 def truth(records: Sequence[Scene]) -> pd.DataFrame:
-    """The factors of each scene, one row a scene, as categories (``count`` as integers)."""
+    """List the factors of each scene, one row a scene, as categories (``count`` as integers)."""
     frame = pd.DataFrame([asdict(scene) for scene in records]).drop(columns="layout")
     return frame.astype({factor: "category" for factor in FACTORS if factor != "count"})
 
@@ -213,7 +266,7 @@ def _backdrop(place: str, time: str) -> Image.Image:
 
 
 def subject_sprite(scene: Scene, frame: int) -> str:
-    """Name of the sprite of the scene's subject at a frame of its movement."""
+    """Name the sprite of the scene's subject at a frame of its movement."""
     if scene.subject in ANIMALS:
         return f"enemies/{_ANIMAL.get(scene.subject, scene.subject)}"
     beat = frame % (8 if scene.action == "walking" else 2)
@@ -229,20 +282,41 @@ def _item_sprite(scene: Scene) -> str:
 def render(scene: Scene, frame: int | None = None, shift: tuple[int, int] = (0, 0)) -> Image.Image:
     """Draw a scene as an RGB picture of 256 x 256 pixels, the same to the pixel each time.
 
-    ``frame`` chooses the frame of the subject's movement and ``shift`` moves the subject by pixels
-    (both for clips); by default the layout seed chooses the frame.
+    Parameters
+    ----------
+    scene : Scene
+        The scene.
+    frame : int, optional
+        The frame of the subject's movement, for clips; by default the layout seed chooses it.
+    shift : (int, int), default (0, 0)
+        Pixels by which the subject is moved to the right and down, for clips.
+
+    Returns
+    -------
+    PIL.Image.Image
+        The picture.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.pocket import render, scenes
+    >>> picture = render(scenes(1)[0])
+    >>> picture.size, picture.mode
+    ((256, 256), 'RGB')
     """
     rng = np.random.default_rng(scene.layout)
     flip, beat = bool(rng.integers(2)), int(rng.integers(8))
     dx, dy, gap = (int(v) for v in rng.integers(-6, 7, size=3))
     picture = _backdrop(scene.place, scene.time).copy()
     floor = SIZE - _GROUND + 8
-    left = scene.side == "left"
-    size, ground = _THING[scene.count], _sprite(_item_sprite(scene), _THING[scene.count])
-    start = (6 if left else SIZE - 6 - size * scene.count) + (gap + 6 if left else gap - 6) // 2
+    on_left = scene.side == "left"
+    size = _THING[scene.count]
+    ground = _sprite(_item_sprite(scene), _THING[scene.count])
+    start = (6 if on_left else SIZE - 6 - size * scene.count) + (
+        gap + 6 if on_left else gap - 6
+    ) // 2
     for k in range(scene.count):
         picture.paste(ground, (start + k * size, floor - size), ground)
-    centre = (SIZE - 56 if left else 56) + dx
+    centre = (SIZE - 56 if on_left else 56) + dx
     if scene.action == "climbing":
         rung = _sprite("items/ladderMid", 64)
         for y in range(floor - 64, 0, -64):
@@ -265,12 +339,33 @@ def render(scene: Scene, frame: int | None = None, shift: tuple[int, int] = (0, 
 
 
 def counterfactuals(scene: Scene, factor: str) -> list[Scene]:
-    """The same scene with one factor changed, for each other value that the factor can take.
+    """Change one factor of a scene to each other value that it can take.
+
+    Use it for pairs of pictures that differ in one thing, such as for activation patching.
+
+    Parameters
+    ----------
+    scene : Scene
+        The scene.
+    factor : str
+        The name of the factor, such as "time".
+
+    Returns
+    -------
+    list of Scene
+        The changed scenes; they have the same layout.
 
     Raises
     ------
     SceneError
         If the factor is unknown or has no meaning in this scene.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.pocket import Scene, counterfactuals
+    >>> scene = Scene("fish", None, "cactus", None, 1, side="left", place="sand", time="day")
+    >>> [changed.time for changed in counterfactuals(scene, "time")]
+    ['dusk', 'night']
     """
     values = {
         "subject": PEOPLE if scene.subject in PEOPLE else ANIMALS,

@@ -1,4 +1,4 @@
-"""Adapters towards captions that dwell on place, colour or mood.
+"""Train and measure adapters towards captions that dwell on place, colour or mood.
 
 Those shipped with pocket LLaVA, what they changed, and new ones.
 """
@@ -33,9 +33,32 @@ FEWEST = 8
 
 @dataclass(frozen=True)
 class LoraRecipe:
-    """How an adapter is made.
+    """How an adapter is made: all that its weights depend on besides the connector and the style.
 
-    Everything that its weights depend on besides the connector and the style.
+    The defaults are those of the shipped adapters; fewer steps or scenes are faster.
+
+    Parameters
+    ----------
+    steps : int, default 160
+        Training steps.
+    batch_size : int, default 8
+        Samples a step.
+    learning_rate : float, default 4e-3
+        The highest learning rate.
+    rank : int, default 4
+        Rank of the LoRA.
+    seed : int, default 0
+        Seed of the samples and of the training.
+    n_scenes : int, default 3000
+        Training samples drawn.
+    save_at : tuple of int, default ()
+        Steps at which the adapter is saved, besides the last.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.training import LoraRecipe
+    >>> LoraRecipe(steps=80).steps, LoraRecipe().rank
+    (80, 4)
     """
 
     steps: int = 160
@@ -54,9 +77,22 @@ RECIPES = {
 
 @dataclass(frozen=True)
 class StyleAdapter:
-    """An adapter towards a style as ``load(..., adapter=...)`` takes it.
+    """An adapter towards a style, with the steps of its training.
 
-    And what there is of its training, by step, itself as the last.
+    :func:`style_adapters` returns one for each style.
+
+    Parameters
+    ----------
+    final : str
+        The adapter as ``load(..., adapter=...)`` takes it.
+    steps : mapping of int to str
+        What there is of its training, by step, itself as the last; empty where it was given.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.training import StyleAdapter
+    >>> StyleAdapter("pocket-mood", {160: "pocket-mood@step-0160"}).final
+    'pocket-mood'
     """
 
     final: str
@@ -74,12 +110,36 @@ def style_adapters(
     without: Collection[str] = (),
     dtype: str = "auto",
 ) -> dict[str, StyleAdapter]:
-    """An adapter of the model for each style.
+    """Find or train an adapter of a model for each style.
 
-    The one given, the shipped one of pocket LLaVA, or one trained here. ``given`` maps styles to
-    folders or hub ids; a single one is that of the first style. Training takes the captions of
-    :func:`lessons` and ``recipe``, and writes its steps under ``folder``. A style of which the
-    captions have no words is left out.
+    Use it to compare a model before and after fine-tuning. The adapter of a style is the given one,
+    the shipped one of pocket LLaVA, or one trained here on the captions of :func:`lessons`. A style
+    of which the captions have hardly any words is left out.
+
+    Parameters
+    ----------
+    model : str or path
+        The model, as ``load`` takes it.
+    dataset : str or path
+        The dataset whose training split is used.
+    styles : sequence of str
+        "place", "colour" or "mood".
+    folder : path
+        Where the steps of training are written, one folder a style.
+    given : mapping of str to str, or a single one, optional
+        Folders or hub ids of adapters by style; a single one is that of the first style. By default
+        none.
+    recipe : LoraRecipe, optional
+        How adapters are trained; by default as the shipped ones.
+    without : collection of str, default ()
+        Ids of samples that are not trained on.
+    dtype : str, default "auto"
+        The dtype in which the model is loaded for training.
+
+    Returns
+    -------
+    dict of str to StyleAdapter
+        The adapters by style.
 
     Raises
     ------
@@ -87,48 +147,76 @@ def style_adapters(
         If a style is unknown, or no style is left.
     LoadError
         If the model cannot be loaded, or peft is not installed.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.training import style_adapters
+    >>> adapters = style_adapters("pocket-llava", "scenes", ["place", "mood"], folder="adapters")
+    >>> adapters["place"].final, list(adapters["place"].steps)
+    ('pocket-place', [10, 20, 40, 80, 160])
     """
     given = {styles[0]: given} if isinstance(given, (str, os.PathLike)) else given or {}
     if unknown := [style for style in (*styles, *given) if style not in STYLE_WORDS]:
         raise SelectionError(f"no style {unknown[0]!r}", f"allowed: {', '.join(STYLE_WORDS)}")
-    found = {}
+    adapters = {}
     for style in styles:
         if style in given:
-            found[style] = StyleAdapter(str(given[style]), {})
+            adapters[style] = StyleAdapter(str(given[style]), {})
         elif str(model) == BASE:
-            found[style] = _shipped(style)
-        elif len(told := lessons(dataset, style, recipe or LoraRecipe(), without)) >= FEWEST:
-            found[style] = _trained(
-                model, style, told, recipe or LoraRecipe(), Path(folder) / style, dtype
+            adapters[style] = _shipped_adapter(style)
+        elif len(samples := lessons(dataset, style, recipe or LoraRecipe(), without)) >= FEWEST:
+            adapters[style] = _train_style(
+                model, style, samples, recipe or LoraRecipe(), Path(folder) / style, dtype
             )
-    if not found:
+    if not adapters:
         advice = f"give adapters, or a dataset with {FEWEST} such captions or more"
         raise SelectionError(
             f"hardly any caption of {dataset} has words of {', '.join(styles)}", advice
         )
-    return found
+    return adapters
 
 
 def lessons(
     dataset: str | Path, style: str, recipe: LoraRecipe | None = None, without: Collection[str] = ()
 ) -> list[Sample]:
-    """Training samples that have a caption in a style, each with this caption.
+    """Select training samples that have a caption in a style; only this caption is kept.
 
-    Of a dataset's training split, with words of the style, without those ids. There may be none.
-    ``recipe`` says how many are drawn, and with which seed.
+    Use it to fine-tune a model towards a style. There may be none.
+
+    Parameters
+    ----------
+    dataset : str or path
+        The dataset whose training split is used.
+    style : str
+        "place", "colour" or "mood".
+    recipe : LoraRecipe, optional
+        How many samples are drawn, and with which seed; by default 3000 with seed 0.
+    without : collection of str, default ()
+        Ids of samples to leave out.
+
+    Returns
+    -------
+    list of Sample
+        The samples, each with one caption.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.training import LoraRecipe, lessons
+    >>> [len(sample.captions) for sample in lessons("scenes", "colour", LoraRecipe(n_scenes=3))]
+    [1, 1, 1]
     """
     recipe = recipe or LoraRecipe()
     try:
-        drawn = load_samples(
+        samples = load_samples(
             f"{dataset}-{style}", n=recipe.n_scenes, split="train", seed=recipe.seed
         )
     except AnnotationError:  # the captions have no such word
         return []
-    says = style_share([sample.captions[0] for sample in drawn], style)
+    shares = style_share([sample.captions[0] for sample in samples], style)
     return [
         sample
-        for sample, said in zip(drawn, says, strict=True)
-        if said and sample.id not in without
+        for sample, share in zip(samples, shares, strict=True)
+        if share and sample.id not in without
     ]
 
 
@@ -140,37 +228,65 @@ def in_style(
     n: int = 3000,
     seed: int = 0,
 ) -> list[Sample]:
-    """The same samples, each with one caption in a style.
+    """Replace the captions of samples by one caption each in a style.
 
-    The embedded world has one (of its first ``n`` samples). Elsewhere it is the caption with most
-    words of the style, among those with the word (or all, where none has it).
+    Use it to compare captions of two styles on the same pictures. The embedded world has one such
+    caption a scene. Elsewhere it is the caption with most words of the style, among those with the
+    word (or all, where none has it).
+
+    Parameters
+    ----------
+    samples : sequence of Sample
+        The samples.
+    dataset : str or path
+        The dataset they are from.
+    style : str
+        "place", "colour" or "mood".
+    word : str
+        A word that the caption has where it can; not used for the embedded world.
+    n : int, default 3000
+        For the embedded world: the samples are among the first ``n`` of the dataset.
+    seed : int, default 0
+        For the embedded world: the seed with which the samples were drawn.
+
+    Returns
+    -------
+    list of Sample
+        The same samples, each with one caption.
 
     Raises
     ------
     SelectionError
         If a sample has no caption, or is none of the first ``n``.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.training import in_style
+    >>> styled = in_style(samples, "scenes", "colour", word="key", n=4)
+    >>> [len(sample.captions) for sample in styled], styled[0].id == samples[0].id
+    ([1, 1, 1, 1], True)
     """
     name = f"{dataset}-{style}"
     if name in DATASETS:
-        told = {sample.id: sample.captions for sample in load_samples(name, n=n, seed=seed)}
+        captions = {sample.id: sample.captions for sample in load_samples(name, n=n, seed=seed)}
     else:
-        said = whole_words([word], any_case=False)
-        told = {
-            sample.id: [text for text in sample.captions if said.search(text)] or sample.captions
-            for sample in samples
-        }
-    if silent := [sample.id for sample in samples if not told.get(sample.id)]:
+        pattern = whole_words([word], any_case=False)
+        captions = {}
+        for sample in samples:
+            with_word = [text for text in sample.captions if pattern.search(text)]
+            captions[sample.id] = with_word or sample.captions
+    if missing := [sample.id for sample in samples if not captions.get(sample.id)]:
         raise SelectionError(
-            f"{len(silent)} samples without a caption in the style, such as {silent[0]!r}",
+            f"{len(missing)} samples without a caption in the style, such as {missing[0]!r}",
             "leave them out, or raise n",
         )
     return [
-        replace(s, captions=(told[s.id][int(style_rate(told[s.id], style).argmax())],))
+        replace(s, captions=(captions[s.id][int(style_rate(captions[s.id], style).argmax())],))
         for s in samples
     ]
 
 
-def _shipped(style: str) -> StyleAdapter:
+def _shipped_adapter(style: str) -> StyleAdapter:
     name = f"pocket-{style}"
     recipe = RECIPES[name]
     return StyleAdapter(
@@ -178,37 +294,38 @@ def _shipped(style: str) -> StyleAdapter:
     )
 
 
-def _trained(
+def _train_style(
     model: str | os.PathLike,
     style: str,
-    told: list[Sample],
+    samples: list[Sample],
     recipe: LoraRecipe,
     folder: Path,
     dtype: str,
 ) -> StyleAdapter:
     vlm = load(model, dtype=dtype)
-    kept = sorted({step for step in recipe.save_at if step < recipe.steps})
+    checkpoints = sorted({step for step in recipe.save_at if step < recipe.steps})
     fine_tune(
         vlm,
-        told,
+        samples,
         steps=recipe.steps,
         batch_size=recipe.batch_size,
         learning_rate=recipe.learning_rate,
         rank=recipe.rank,
         seed=recipe.seed,
         folder=folder,
-        save_at=kept,
+        save_at=checkpoints,
     )
-    steps = {step: str(folder / f"step-{step:04d}") for step in (*kept, recipe.steps)}
+    steps = {step: str(folder / f"step-{step:04d}") for step in (*checkpoints, recipe.steps)}
     return StyleAdapter(steps[recipe.steps], steps)
 
 
 def train_adapter(name: str, progress: bool = True) -> dict:
-    """Train an adapter of the table ``RECIPES`` and ship its weights in fp16.
+    """Train an adapter of the table ``RECIPES``, and ship its weights in float16.
 
     The record is written beside them.
     """
-    recipe, style = RECIPES[name], name.removeprefix("pocket-")
+    recipe = RECIPES[name]
+    style = name.removeprefix("pocket-")
     vlm = load(BASE, device="cpu", dtype="bfloat16")
     samples = load_samples(f"scenes-{style}", n=recipe.n_scenes, split="train")
     history = fine_tune(
@@ -241,15 +358,28 @@ def train_adapter(name: str, progress: bool = True) -> dict:
 
 
 def style_changes(name: str, n: int = MEASURED, dtype: str = "float32") -> pd.DataFrame:
-    """Style word rates (share of words) of captions of unseen scenes, one row a style.
+    """Compare how much captions of unseen scenes speak of each style, with and without an adapter.
 
-    Base, adapter, their difference, its interval.
+    Parameters
+    ----------
+    name : str
+        The adapter.
+    n : int
+        Scenes that are captioned; by default 100.
+    dtype : str, default "float32"
+        The dtype of the model.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row a style; columns base and adapter (the share of words that speak of it), change,
+        low, high and n.
     """
     samples = load_samples("scenes", n=n)
-    told = [_captions(adapter, samples, dtype) for adapter in (None, name)]
+    captions = [_captions(adapter, samples, dtype) for adapter in (None, name)]
     rows = {}
     for style in STYLE_WORDS:
-        base, tuned = (style_rate(texts, style) for texts in told)
+        base, tuned = (style_rate(texts, style) for texts in captions)
         change = difference(tuned, base, paired=True)
         rows[style] = {
             "base": base.mean(),

@@ -65,7 +65,7 @@ class Recipe:
     save_at: tuple[int, ...] = (0, 100, 250, 450, 800)
 
     def mix(self, step: int) -> Mix:
-        """The mix of texts at a step."""
+        """Return the mix of texts at a step."""
         return next(mix for mix in self.mixes if step < mix.until)
 
 
@@ -87,7 +87,23 @@ class Packed:
 def pack(dialogues: Sequence[Dialogue], tokenizer: object, image_id: int, n_image: int) -> Packed:
     """Pack each picture with its texts into one row.
 
-    Picture first, then one branch a text, each at the positions it would have alone.
+    Picture first, then one branch a text, each at the positions it would have by itself.
+
+    Parameters
+    ----------
+    dialogues : sequence of sequence of (str, str)
+        Prompts and answers about each picture.
+    tokenizer : PreTrainedTokenizer
+        The tokenizer of the language model.
+    image_id : int
+        The token id of the picture's placeholder.
+    n_image : int
+        Visual tokens of a picture.
+
+    Returns
+    -------
+    Packed
+        The rows, padded on the right.
     """
     encode = lambda text: tokenizer(text, add_special_tokens=False).input_ids
     head = encode("<|im_start|>user\n") + [image_id] * n_image
@@ -96,8 +112,8 @@ def pack(dialogues: Sequence[Dialogue], tokenizer: object, image_id: int, n_imag
     for dialogue in dialogues:
         ids, labels, weights = list(head), [-100] * len(head), [0.0] * len(head)
         positions, branch = list(range(len(head))), [0] * len(head)
-        for number, (asked, answer) in enumerate(dialogue, start=1):
-            question, reply = encode(asked) + turn, encode(answer) + end
+        for number, (prompt, answer) in enumerate(dialogue, start=1):
+            question, reply = encode(prompt) + turn, encode(answer) + end
             ids += question + reply
             labels += [-100] * len(question) + reply
             weights += [0.0] * len(question) + [1 / len(reply)] * len(reply)
@@ -106,19 +122,33 @@ def pack(dialogues: Sequence[Dialogue], tokenizer: object, image_id: int, n_imag
         rows.append((ids, labels, weights, positions, branch))
     width = max(len(row[0]) for row in rows)
     fills = (image_id, -100, 0.0, 0, -1)
-    padded = [
-        torch.tensor([row[k] + [fill] * (width - len(row[k])) for row in rows])
-        for k, fill in enumerate(fills)
-    ]
+    padded = []
+    for k, fill in enumerate(fills):
+        column = [row[k] + [fill] * (width - len(row[k])) for row in rows]
+        padded.append(torch.tensor(column))
     branch = padded[4]
     mask = (branch[:, :, None] == branch[:, None, :]) | (branch[:, None, :] == 0)
     return Packed(*padded[:4], (mask & torch.ones(width, width, dtype=torch.bool).tril())[:, None])
 
 
 def loss_of(model: nn.Module, tokens: Float[Tensor, "b n d"], packed: Packed) -> Float[Tensor, ""]:
-    """Cross-entropy of the answers, given the tower's tokens of each picture.
+    """Compute the cross-entropy of the answers, given the tower's tokens of each picture.
 
-    Averaged over the tokens of a text and then over texts.
+    Averaged over the tokens of a text and then over texts, in nats.
+
+    Parameters
+    ----------
+    model : nn.Module
+        The LLaVA model.
+    tokens : Tensor of shape (b, n, d)
+        The tower's tokens of each picture.
+    packed : Packed
+        The rows of texts, from :func:`pack`.
+
+    Returns
+    -------
+    Tensor
+        The loss, a scalar.
     """
     ids = packed.input_ids.to(model.device)
     projector, language = model.model.multi_modal_projector, model.model.language_model
@@ -128,22 +158,22 @@ def loss_of(model: nn.Module, tokens: Float[Tensor, "b n d"], packed: Packed) ->
     embeddings[:, first : first + visual.shape[1]] = visual.to(embeddings.dtype)
     states = language(
         inputs_embeds=embeddings,
-        attention_mask=_added(packed.mask, embeddings),
+        attention_mask=_additive_mask(packed.mask, embeddings),
         position_ids=packed.position_ids.to(model.device),
         use_cache=False,
     ).last_hidden_state
-    wanted = packed.labels[:, 1:].to(model.device)
+    targets = packed.labels[:, 1:].to(model.device)
     # the unembedding is a fifth of the work: only where something is predicted
-    kept = wanted != -100
-    each = nn.functional.cross_entropy(
-        model.lm_head(states[:, :-1][kept]).float(), wanted[kept], reduction="none"
+    predicted = targets != -100
+    losses = nn.functional.cross_entropy(
+        model.lm_head(states[:, :-1][predicted]).float(), targets[predicted], reduction="none"
     )
-    weights = packed.weights[:, 1:].to(model.device)[kept]
-    return (weights * each).sum() / weights.sum()
+    weights = packed.weights[:, 1:].to(model.device)[predicted]
+    return (weights * losses).sum() / weights.sum()
 
 
-def _added(mask: Bool[Tensor, "b 1 t t"], like: Tensor) -> Float[Tensor, "b 1 t t"]:
-    """The mask as what is added to attention scores.
+def _additive_mask(mask: Bool[Tensor, "b 1 t t"], like: Tensor) -> Float[Tensor, "b 1 t t"]:
+    """Write the mask as what is added to attention scores.
 
     transformers' own attention, in Python, knows no other kind.
     """
@@ -154,13 +184,29 @@ def _added(mask: Bool[Tensor, "b 1 t t"], like: Tensor) -> Float[Tensor, "b 1 t 
 
 @torch.no_grad()
 def encode_pictures(tower: nn.Module, pictures: Iterable[Tensor], n: int, file: Path) -> np.ndarray:
-    """The tower's tokens of ``n`` pictures, float16 (n, tokens, width).
+    """Compute the tower's tokens of pictures once, and keep them in a file.
 
-    Computed once and kept in ``file``. ``pictures`` gives batches of pixel values in order; a
-    killed run starts again, a finished file is opened.
+    A killed run starts again, a finished file is opened.
+
+    Parameters
+    ----------
+    tower : nn.Module
+        The vision tower.
+    pictures : iterable of Tensor
+        Batches of pixel values, in order.
+    n : int
+        Number of pictures.
+    file : pathlib.Path
+        The file.
+
+    Returns
+    -------
+    numpy.ndarray of shape (n, tokens, width)
+        The tokens in float16, read from the disk as they are used.
     """
     if not file.exists():
-        part, done = file.with_suffix(".part.npy"), 0
+        part = file.with_suffix(".part.npy")
+        done = 0
         file.parent.mkdir(parents=True, exist_ok=True)
         with tqdm(total=n, desc="encode pictures", unit="picture") as bar:
             store = None
@@ -181,6 +227,15 @@ def scale_projector(projector: nn.Module, tokens: Float[Tensor, "b n d"], norm: 
     """Scale the projector's last layer to the norm of the word embeddings.
 
     Its outputs then have this norm on average.
+
+    Parameters
+    ----------
+    projector : nn.Module
+        The projector, changed in place.
+    tokens : Tensor of shape (b, n, d)
+        The tower's tokens of some pictures.
+    norm : float
+        The norm that outputs should have on average.
     """
     with torch.no_grad():
         ratio = norm / projector(tokens.float()).norm(dim=-1).mean()
@@ -196,10 +251,27 @@ def train(
     folder: Path,
     export: Callable[[str], None],
 ) -> dict:
-    """Train ``parameters`` and call ``export`` with "step-NNNN" at the steps to keep.
+    """Train parameters of a model whose rest stays frozen, and export them at the steps to keep.
 
-    The rest stays frozen; resumes from ``folder``. ``batch`` draws the tower's tokens and the
-    packed texts of one step. Returns the losses and the seconds a step.
+    Parameters
+    ----------
+    model : nn.Module
+        The LLaVA model.
+    parameters : dict of str to nn.Parameter
+        What is trained.
+    batch : callable
+        It draws the tower's tokens and the packed texts of one step, given a generator and a mix.
+    recipe : Recipe
+        How the run is made.
+    folder : pathlib.Path
+        The folder of checkpoints; a killed run resumes from it.
+    export : callable
+        It is called with "step-NNNN" at the steps to keep.
+
+    Returns
+    -------
+    dict
+        "recipe", and "history" with the loss and the seconds of each step.
     """
 
     def export_some(done: int) -> None:
@@ -229,7 +301,7 @@ def train(
 
 def _cosine(step: int, recipe: Recipe) -> float:
     # warm restarts, at two fifths of the rate
-    for began, ends in pairwise((recipe.restart, *recipe.again, recipe.steps)):
-        if began <= step < ends:
-            return 0.4 * warmup_cosine(step - began, ends - began)
+    for start, end in pairwise((recipe.restart, *recipe.again, recipe.steps)):
+        if start <= step < end:
+            return 0.4 * warmup_cosine(step - start, end - start)
     return warmup_cosine(step, recipe.restart, recipe.warmup)

@@ -1,4 +1,4 @@
-"""The training runs whose weights are shipped. ``make pocket`` makes them again."""
+"""Make the training runs whose weights are shipped; ``make pocket`` makes them again."""
 
 import platform
 from collections.abc import Callable, Iterator, Sequence
@@ -75,19 +75,20 @@ class Run:
     compact: bool = False  # whether only what changed since the start is kept, in eight bits
 
 
-def _short(steps: int, mixes: tuple[Mix, ...], **changes: object) -> Recipe:
+def _short_recipe(steps: int, mixes: tuple[Mix, ...], **changes: object) -> Recipe:
     return Recipe(**({"steps": steps, "restart": steps, "mixes": mixes, "save_at": ()} | changes))
 
 
 # through a language model with half of the blocks or most of the weights left out: the first seed
 # is shipped, of others the record
 _COMPRESSED = ("skipped", "skipped-1", "skipped-2", "pruned", "pruned-1", "pruned-2", "short")
-_ENCODER = _short(160, (Mix(160, 1, 0, 1),), n_scenes=3000, warmup=20)
+_ENCODER = _short_recipe(160, (Mix(160, 1, 0, 1),), n_scenes=3000, warmup=20)
+# The training runs of connectors by name.
 RUNS = (
     {
         "image": Run(Recipe(), Variant("image")),
         "video": Run(
-            _short(
+            _short_recipe(
                 300,
                 (Mix(300, 1, 1, 2),),
                 n_scenes=2000,
@@ -99,7 +100,7 @@ RUNS = (
             start=("image", None),
         ),
         "audio": Run(
-            _short(
+            _short_recipe(
                 540,
                 (Mix(200, 1, 1, 2), Mix(420, 3, 1, 1), Mix(540, 1, 0, 3)),
                 restart=200,
@@ -113,7 +114,7 @@ RUNS = (
             start=("image", None),
         ),
         "joint": Run(
-            _short(
+            _short_recipe(
                 180,
                 (Mix(180, 1, 1, 2),),
                 n_scenes=2000,
@@ -128,7 +129,7 @@ RUNS = (
     | {f"encoder-{name}": Run(_ENCODER, Variant(f"encoder-{name}", name)) for name in ENCODERS}
     | {
         name: Run(
-            _short(
+            _short_recipe(
                 300,
                 (Mix(300, 2, 1, 1),),
                 n_scenes=3000,
@@ -145,22 +146,23 @@ RUNS = (
 
 
 def pixels(pictures: Sequence[Image.Image | np.ndarray]) -> Tensor:
-    """Pictures as the tower's input: (value - 127) / 128, (b, 3, h, w)."""
+    """Turn pictures into the tower's input: (value - 127) / 128, (b, 3, h, w)."""
     values = np.stack([np.asarray(picture) for picture in pictures])
     return torch.from_numpy(values).permute(0, 3, 1, 2).float().sub(127).div(128)
 
 
 def calibrated_tower(encoder: str = "lite0") -> Tower:
-    """A frozen tower with its channels standardised over the first training scenes.
+    """Load a frozen tower with its channels standardised over the first training scenes.
 
     The statistics are shipped too.
     """
-    chosen, file = ENCODERS[encoder], statistics_file(encoder)
-    tower = Tower(chosen.config).eval().requires_grad_(False)
+    settings = ENCODERS[encoder]
+    file = statistics_file(encoder)
+    tower = Tower(settings.config).eval().requires_grad_(False)
     if file.exists():
         tower.load_state_dict(tower_state(encoder))
     else:
-        tower.net.load_state_dict(chosen.weights())
+        tower.net.load_state_dict(settings.weights())
         tower.calibrate(pixels([world.render(scene) for scene in world.scenes(CALIBRATION)]))
         save_tensors(file, {"mean": tower.mean.clone(), "std": tower.std.clone()})
     return tower
@@ -169,27 +171,43 @@ def calibrated_tower(encoder: str = "lite0") -> Tower:
 def dialogue(
     record: object, rng: np.random.Generator, mix: Mix, kind: str = "image"
 ) -> list[tuple[str, str]]:
-    """Captions and questions about a scene, clip or sound.
+    """Draw captions and questions about a scene, clip or sound, anew each time.
 
-    As many of each as the mix says, drawn anew each time.
+    Parameters
+    ----------
+    record : Scene, Clip or Sound
+        What the texts are about.
+    rng : numpy.random.Generator
+        What draws them.
+    mix : Mix
+        How many of each kind.
+    kind : str, default "image"
+        "image", "video" or "audio".
+
+    Returns
+    -------
+    list of (str, str)
+        Prompts and answers.
     """
     material = MATERIAL[kind]
-    asked = material.ask(record, int(rng.integers(2**31)))
-    presence = [q for q in asked if q.type == "presence"]
+    questions = material.ask(record, int(rng.integers(2**31)))
+    presence = [q for q in questions if q.type == "presence"]
     while len(presence) < mix.presence:
         presence += [
             q for q in material.ask(record, int(rng.integers(2**31))) if q.type == "presence"
         ]
-    chosen = _some(presence, mix.presence, rng) + _some(
-        [q for q in asked if q.type != "presence"], mix.others, rng
+    selected = _random_subset(presence, mix.presence, rng) + _random_subset(
+        [q for q in questions if q.type != "presence"], mix.others, rng
     )
-    told = material.tell(record)
+    references = material.tell(record)
     first = int(rng.integers(5))
-    captions = [told[(first + k) % 5] for k in range(mix.captions)]
-    return [(PROMPTS[kind], caption) for caption in captions] + [(q.text, q.answer) for q in chosen]
+    captions = [references[(first + k) % 5] for k in range(mix.captions)]
+    return [(PROMPTS[kind], caption) for caption in captions] + [
+        (q.text, q.answer) for q in selected
+    ]
 
 
-def _some(values: list, n: int, rng: np.random.Generator) -> list:
+def _random_subset(values: list, n: int, rng: np.random.Generator) -> list:
     return [values[k] for k in rng.permutation(len(values))[:n]]
 
 
@@ -198,12 +216,33 @@ def train_connector(
 ) -> dict:
     """Train a connector of the table ``RUNS``, ship its weights and write the record beside them.
 
-    ``through`` changes the language model while the connector is trained,
-    given the model and its processor.
+    Use it to make shipped weights again, which takes minutes to an hour a run on two CPU cores.
+
+    Parameters
+    ----------
+    name : str
+        The run, a key of ``RUNS``.
+    through : callable, optional
+        It changes the language model while the connector is trained: given the model and its
+        processor, it returns a context manager. By default nothing is changed.
+
+    Returns
+    -------
+    dict
+        The record: recipe, data, losses, seconds and versions.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.training import RUNS, train_connector
+    >>> RUNS["video"].recipe.steps, RUNS["video"].variant.reads
+    (300, ('video',))
+    >>> record = train_connector("video")  # doctest: +SKIP
     """
     run = RUNS[name]
-    recipe, kinds = run.recipe, run.variant.reads
-    folder, tower = cache_dir() / "training" / name, calibrated_tower(run.variant.encoder).fuse()
+    recipe = run.recipe
+    kinds = run.variant.reads
+    folder = cache_dir() / "training" / name
+    tower = calibrated_tower(run.variant.encoder).fuse()
     records = {kind: MATERIAL[kind].draw(recipe.n_scenes) for kind in kinds}
     tokens = {
         kind: visual_tokens(tower, run.variant.encoder, kind, records[kind]) for kind in kinds
@@ -221,9 +260,9 @@ def train_connector(
         kind = kinds[0] if len(kinds) == 1 else kinds[rng.integers(len(kinds))]
         rows = np.sort(rng.choice(recipe.n_scenes, recipe.batch_size, replace=False))
         texts = [dialogue(records[kind][row], rng, mix, kind) for row in rows]
-        seen_by_tower = torch.from_numpy(np.array(tokens[kind][rows])).float()
-        return seen_by_tower, pack(
-            texts, processor.tokenizer, model.config.image_token_id, seen_by_tower.shape[1]
+        visual = torch.from_numpy(np.array(tokens[kind][rows])).float()
+        return visual, pack(
+            texts, processor.tokenizer, model.config.image_token_id, visual.shape[1]
         )
 
     if through is not None:
@@ -244,7 +283,26 @@ def train_connector(
 def visual_tokens(
     tower: Tower, encoder: str, kind: str, records: list, size: int = 50
 ) -> np.ndarray:
-    """The tower's tokens of all records, from the cache where they are there."""
+    """Compute the tower's tokens of all records, or read them from the cache.
+
+    Parameters
+    ----------
+    tower : Tower
+        The vision tower.
+    encoder : str
+        The name of its encoder, for the name of the file.
+    kind : str
+        "image", "video" or "audio".
+    records : list
+        Scenes, clips or sounds.
+    size : int, default 50
+        Records a batch.
+
+    Returns
+    -------
+    numpy.ndarray of shape (records, tokens, width)
+        The tokens in float16.
+    """
 
     def pictures() -> Iterator[Tensor]:
         for start in range(0, len(records), size):
@@ -267,7 +325,8 @@ def _export(projector: nn.Module, run: str, revision: str) -> None:
 
 
 def _write_record(result: dict, name: str) -> dict:
-    history, run = result["history"], RUNS[name]
+    history = result["history"]
+    run = RUNS[name]
     seconds = [entry["seconds"] for entry in history]
     record = {
         "run": name,

@@ -44,23 +44,20 @@ MEASURED_ON = (
 def measure(run: str = "image") -> dict:
     """Evaluate a connector, or the scorer, and write its metrics into the run's record.
 
-    With intervals.
+    The metrics have intervals.
     """
+    tables = {}
     if run == SCORER:
         scorer = load_scorer(dtype="float32")
-        tables = {
-            dataset: preferences(scorer, load_samples(dataset, n=n))
-            for dataset, n in MEASURED_ON[run].items()
-        }
+        for dataset, n in MEASURED_ON[run].items():
+            tables[dataset] = preferences(scorer, load_samples(dataset, n=n))
     else:
-        vlm = _loaded(run)
+        vlm = _load_run(run)
         with through(run, vlm):
-            tables = {
-                dataset: evaluate(
-                    vlm, load_samples(dataset, n=n), dataset=dataset, batch_size=32
-                ).summary()
-                for dataset, n in MEASURED_ON[run].items()
-            }
+            for dataset, n in MEASURED_ON[run].items():
+                samples = load_samples(dataset, n=n)
+                report = evaluate(vlm, samples, dataset=dataset, batch_size=32)
+                tables[dataset] = report.summary()
     file = WEIGHTS / run / "training.json"
     metrics = {dataset: _rows(table) for dataset, table in tables.items()}
     write_json(file, read_json(file) | {"metrics": metrics}, indent=1)
@@ -71,7 +68,7 @@ def _through(run: str, model: nn.Module, processor: object) -> AbstractContextMa
     return through(run, VLM(model, processor, run))
 
 
-def _loaded(run: str) -> VLM:
+def _load_run(run: str) -> VLM:
     shipped = {variant.run: name for name, variant in VARIANTS.items()}
     # those trained through a bfloat16 language model with less work are measured through the same
     vlm = load(
@@ -85,10 +82,11 @@ def _loaded(run: str) -> VLM:
 def _rows(table: pd.DataFrame) -> list[dict]:
     plain = table.astype(object)
     rows = plain.where(plain.notna(), None).to_dict("records")
-    return [
-        {key: round(value, 4) if isinstance(value, float) else value for key, value in row.items()}
-        for row in rows
-    ]
+    for row in rows:
+        for key, value in row.items():
+            if isinstance(value, float):
+                row[key] = round(value, 4)
+    return rows
 
 
 def main(asked: Sequence[str]) -> None:
@@ -101,18 +99,19 @@ def main(asked: Sequence[str]) -> None:
     RevisionError
         If there is no such run.
     """
-    known = [*RUNS, SCORER, *RECIPES]
+    runs = [*RUNS, SCORER, *RECIPES]
     for run in asked:
-        if run not in known:
-            raise RevisionError(run, known)
-    for run in asked or known:
+        if run not in runs:
+            raise RevisionError(run, runs)
+    for run in asked or runs:
         if run in RECIPES:
             train_adapter(run)
             measure_adapter(run)
             continue
-        train_scorer() if run == SCORER else train_connector(
-            run, partial(_through, run) if run in COMPRESSED else None
-        )
+        if run == SCORER:
+            train_scorer()
+        else:
+            train_connector(run, partial(_through, run) if run in COMPRESSED else None)
         measure(run)
 
 

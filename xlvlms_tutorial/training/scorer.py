@@ -27,9 +27,36 @@ from xlvlms_tutorial.training import connector_runs, scorer_texts
 
 @dataclass(frozen=True)
 class ScorerRecipe:
-    """Everything that the weights depend on.
+    """How the scorer is trained: everything that its weights depend on.
 
-    ``foreign`` texts of each batch are spoilt lists and words that are not of the world.
+    The defaults are those of the shipped scorer.
+
+    Parameters
+    ----------
+    steps : int, default 800
+        Training steps.
+    batch_size : int, default 256
+        Scenes a step.
+    foreign : int, default 96
+        Texts of each batch that are spoilt lists and words that are not of the world.
+    learning_rate : float, default 1e-3
+        The highest learning rate.
+    weight_decay : float, default 0.05
+        Weight decay of AdamW.
+    warmup : int, default 50
+        Steps of warm-up.
+    largest_scale : float, default 30.0
+        The scale of the cosines at most.
+    seed : int, default 0
+        Seed of the texts and of the training.
+    n_scenes : int, default 6000
+        Training scenes.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.training import ScorerRecipe
+    >>> ScorerRecipe(steps=100).steps, ScorerRecipe().batch_size
+    (100, 256)
     """
 
     steps: int = 800
@@ -56,18 +83,19 @@ class States:
                 for ids in reader.tokenizer(list(texts), truncation=True, max_length=256).input_ids
             ]
         )
-        order, found = np.argsort(lengths, kind="stable"), [torch.empty(0)] * len(texts)
+        order = np.argsort(lengths, kind="stable")
+        stored = [torch.empty(0)] * len(texts)
         # of like length, so that little is padded
         for start in tqdm(range(0, len(texts), size), desc="read texts", unit="batch"):
             rows = order[start : start + size]
             with torch.no_grad():
                 states, words = reader([texts[row] for row in rows])
-            for row, state, kept in zip(rows, states.half(), words, strict=True):
-                found[row] = state[kept]
-        self.of = dict(zip(texts, found, strict=True))
+            for row, state, is_word in zip(rows, states.half(), words, strict=True):
+                stored[row] = state[is_word]
+        self.of = dict(zip(texts, stored, strict=True))
 
     def batch(self, texts: Sequence[str]) -> tuple[Float[Tensor, "b t d"], Bool[Tensor, "b t"]]:
-        """States padded on the right, float32, and where they are words."""
+        """Return states padded on the right, float32, and where they are words."""
         rows = [self.of[text] for text in texts]
         lengths = torch.tensor([len(row) for row in rows])
         return nn.utils.rnn.pad_sequence(rows, batch_first=True).float(), torch.arange(
@@ -81,7 +109,7 @@ def contrastive(
     scale: Float[Tensor, ""],
     true: Bool[Tensor, "n m"],
 ) -> Float[Tensor, ""]:
-    r"""Mean of the two cross-entropies of the scaled cosines.
+    r"""Compute the mean of the two cross-entropies of the scaled cosines.
 
     The true pairs of a row (a column) are equally likely targets.
 
@@ -92,20 +120,60 @@ def contrastive(
 
     for pictures over texts and likewise for texts over pictures. A text that is true of no picture
     is only there to be told apart.
+
+    Parameters
+    ----------
+    pictures : Tensor of shape (n, e)
+        Embeddings of pictures, of length 1.
+    texts : Tensor of shape (m, e)
+        Embeddings of texts, of length 1.
+    scale : Tensor
+        The scale of the cosines, a scalar.
+    true : Tensor of shape (n, m)
+        Whether each text is true of each picture.
+
+    Returns
+    -------
+    Tensor
+        The loss in nats, a scalar.
     """
     logits = scale * pictures @ texts.T
 
     def one_way(scores: Tensor, positive: Tensor) -> Tensor:
-        some = positive.any(dim=1)
-        wanted = positive[some].float()
-        return -(scores[some].log_softmax(dim=1) * wanted).sum(dim=1).div(wanted.sum(dim=1)).mean()
+        has_positive = positive.any(dim=1)
+        targets = positive[has_positive].float()
+        return (
+            -(scores[has_positive].log_softmax(dim=1) * targets)
+            .sum(dim=1)
+            .div(targets.sum(dim=1))
+            .mean()
+        )
 
     return (one_way(logits, true) + one_way(logits.T, true.T)) / 2
 
 
 def train_scorer(recipe: ScorerRecipe | None = None) -> dict:
-    """Train the heads, ship them in fp16 and write the record beside them."""
-    recipe, began = recipe or ScorerRecipe(), perf_counter()
+    """Train the heads of the scorer, ship them in float16 and write the record beside them.
+
+    Use it to make the shipped scorer again; pictures and texts are encoded once, by frozen models.
+
+    Parameters
+    ----------
+    recipe : ScorerRecipe, optional
+        How it is trained; by default as the shipped scorer.
+
+    Returns
+    -------
+    dict
+        The record: recipe, data, losses, seconds and versions.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.training import ScorerRecipe, train_scorer
+    >>> record = train_scorer(ScorerRecipe(steps=100))  # doctest: +SKIP
+    """
+    recipe = recipe or ScorerRecipe()
+    start = perf_counter()
     scenes = world.scenes(recipe.n_scenes)
     tokens = torch.from_numpy(
         np.array(
@@ -114,16 +182,20 @@ def train_scorer(recipe: ScorerRecipe | None = None) -> dict:
             )
         )
     )
-    own, foreign = _texts(scenes, recipe.seed)
-    states = States(Reader(), list(dict.fromkeys(text.text for text in [*sum(own, ()), *foreign])))
+    true_texts, false_texts = _texts(scenes, recipe.seed)
+    states = States(
+        Reader(), list(dict.fromkeys(text.text for text in [*sum(true_texts, ()), *false_texts]))
+    )
     prepared = perf_counter()
     torch.manual_seed(recipe.seed)
     heads = Heads()
-    losses = _fit(heads, recipe, tokens, scorer_texts.scene_bits(scenes), own, foreign, states)
+    losses = _fit(
+        heads, recipe, tokens, scorer_texts.scene_bits(scenes), true_texts, false_texts, states
+    )
     folder = build.WEIGHTS / RUN
     weights = {name: weight.detach().half() for name, weight in heads.state_dict().items()}
     save_tensors(folder / f"step-{recipe.steps:04d}.safetensors", weights)
-    seconds = {"features": round(prepared - began), "steps": round(perf_counter() - prepared)}
+    seconds = {"features": round(prepared - start), "steps": round(perf_counter() - prepared)}
     return _record(
         recipe,
         losses,
@@ -133,18 +205,18 @@ def train_scorer(recipe: ScorerRecipe | None = None) -> dict:
 
 
 def _texts(scenes: Sequence[world.Scene], seed: int) -> tuple[list[tuple], list]:
-    """Three texts that are true of each scene, and for every other scene one that is not."""
+    """Draw three texts that are true of each scene, and for every other scene one that is not."""
     rng = np.random.default_rng([seed, 1])
-    own = [
-        (
-            scorer_texts.caption(s, rng),
-            scorer_texts.word_list(s, rng),
-            scorer_texts.word_list(s, rng),
-        )
-        for s in scenes
-    ]
-    makers = (scorer_texts.spoilt_list, scorer_texts.foreign_list)
-    return own, [makers[k % 2](scene, rng) for k, scene in enumerate(scenes[::2])]
+    true_texts = []
+    for scene in scenes:
+        caption = scorer_texts.caption(scene, rng)
+        lists = scorer_texts.word_list(scene, rng), scorer_texts.word_list(scene, rng)
+        true_texts.append((caption, *lists))
+    false_texts = []
+    for k, scene in enumerate(scenes[::2]):
+        make = scorer_texts.foreign_list if k % 2 else scorer_texts.spoilt_list
+        false_texts.append(make(scene, rng))
+    return true_texts, false_texts
 
 
 def _fit(
@@ -152,20 +224,22 @@ def _fit(
     recipe: ScorerRecipe,
     tokens: Tensor,
     bits: Int[np.ndarray, "n f"],
-    own: list,
-    foreign: list,
+    true_texts: list,
+    false_texts: list,
     states: States,
 ) -> list[float]:
     """Train, and give the loss of each step."""
 
     def loss(step: int) -> Float[Tensor, ""]:
         rng = np.random.default_rng([recipe.seed, 2, step])
-        rows = rng.choice(len(own), recipe.batch_size, replace=False)
-        told = [own[row][rng.integers(3)] for row in rows]
-        told += [foreign[k] for k in rng.choice(len(foreign), recipe.foreign, replace=False)]
-        true = scorer_texts.true_of(np.array([text.claim for text in told]), bits[rows])
+        rows = rng.choice(len(true_texts), recipe.batch_size, replace=False)
+        batch = [true_texts[row][rng.integers(3)] for row in rows]
+        batch += [
+            false_texts[k] for k in rng.choice(len(false_texts), recipe.foreign, replace=False)
+        ]
+        true = scorer_texts.true_of(np.array([text.claim for text in batch]), bits[rows])
         pictures = heads.picture(tokens[rows].float())
-        texts = heads.text(*states.batch([text.text for text in told]))
+        texts = heads.text(*states.batch([text.text for text in batch]))
         return contrastive(pictures, texts, heads.log_scale.exp(), torch.from_numpy(true))
 
     history = optimise(
@@ -180,14 +254,19 @@ def _fit(
     return [round(row["loss"], 4) for row in history]
 
 
-def _record(recipe: ScorerRecipe, losses: list[float], seconds: dict, found: dict) -> dict:
+def _record(recipe: ScorerRecipe, losses: list[float], seconds: dict, measured: dict) -> dict:
     record = {
         "run": RUN,
         "recipe": asdict(recipe),
         "encoder": ENCODER,
-        "data": {"split": "train", "seed": 0, "n_scenes": recipe.n_scenes, "texts": found["texts"]},
+        "data": {
+            "split": "train",
+            "seed": 0,
+            "n_scenes": recipe.n_scenes,
+            "texts": measured["texts"],
+        },
         "loss": [*losses[:: max(1, len(losses) // 100)], losses[-1]],
-        "scale": found["scale"],
+        "scale": measured["scale"],
         "seconds": seconds,
         "seconds_total": sum(seconds.values()),
         "versions": {

@@ -20,12 +20,26 @@ AMONG = 100  # captions to choose from
 
 
 def preferences(scorer: Scorer, samples: Sequence[Sample], seed: int = 0) -> pd.DataFrame:
-    """Accuracies of a scorer with Wilson's interval at 95 %: columns metric, value, low, high, n.
+    """Measure which texts a scorer prefers for a picture, as accuracies with 95 % intervals.
 
     "caption/top-1 of 100": a sample's caption is nearer to its picture than those of 99 other
     samples. "word/FACTOR": the sentence with the true value of a factor is nearer than the one with
     another value, drawn from those that occur. "list/FACTOR": the same where the sentence holds all
     other true values too. "list/other": the list of all true values against that of another sample.
+
+    Parameters
+    ----------
+    scorer : Scorer
+        The scorer.
+    samples : sequence of Sample
+        100 or more, with captions and truth.
+    seed : int, default 0
+        Seed of the false values.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Columns metric, value, low, high (Wilson's interval) and n.
 
     Raises
     ------
@@ -34,10 +48,8 @@ def preferences(scorer: Scorer, samples: Sequence[Sample], seed: int = 0) -> pd.
     """
     if len(samples) < AMONG:
         raise EstimateError("samples", len(samples), f"{AMONG} or more")
-    rng, images = (
-        np.random.default_rng(seed),
-        scorer.images([sample.image for sample in samples]).numpy(),
-    )
+    rng = np.random.default_rng(seed)
+    images = scorer.images([sample.image for sample in samples]).numpy()
     full = len(samples) // AMONG * AMONG  # every caption has the same number of rivals
     captions = scorer.texts(
         [sample.captions[k % len(sample.captions)] for k, sample in enumerate(samples[:full])]
@@ -47,37 +59,31 @@ def preferences(scorer: Scorer, samples: Sequence[Sample], seed: int = 0) -> pd.
         images[:full].reshape(-1, AMONG, images.shape[1]),
         captions.reshape(-1, AMONG, images.shape[1]),
     )
-    found = {f"caption/top-1 of {AMONG}": (cosines.argmax(axis=2) == np.arange(AMONG)).ravel()}
+    correct = {f"caption/top-1 of {AMONG}": (cosines.argmax(axis=2) == np.arange(AMONG)).ravel()}
     for name, rows in _pairs([sample.truth for sample in samples], rng).items():
-        row, true, other = zip(*rows, strict=True)
-        right, wrong = scorer.texts(true).numpy(), scorer.texts(other).numpy()
-        found[name] = ((images[list(row)] * (right - wrong)).sum(axis=1)) > 0
+        row, true, false = zip(*rows, strict=True)
+        true_features, false_features = scorer.texts(true).numpy(), scorer.texts(false).numpy()
+        correct[name] = ((images[list(row)] * (true_features - false_features)).sum(axis=1)) > 0
     return pd.DataFrame(
-        [{"metric": name, **proportion(hits).asdict()} for name, hits in found.items()]
+        [{"metric": name, **proportion(hits).asdict()} for name, hits in correct.items()]
     )
 
 
 def _pairs(truths: list, rng: np.random.Generator) -> dict[str, list[tuple[int, str, str]]]:
     """Row, true sentence and false sentence of each comparison."""
     values = {factor: sorted({truth[factor] for truth in truths} - {None}) for factor in WORDS}
-    found: dict[str, list] = {
-        f"{kind}/{factor}": [] for kind in ("word", "list") for factor in WORDS
-    } | {"list/other": []}
+    kinds = [*(f"word/{factor}" for factor in WORDS), *(f"list/{factor}" for factor in WORDS)]
+    pairs: dict[str, list] = {name: [] for name in (*kinds, "list/other")}
     for row, truth in enumerate(truths):
-        known = {factor: truth[factor] for factor in WORDS if truth[factor] is not None}
-        for factor, value in known.items():
-            others = [other for other in values[factor] if other != value]
-            other = others[rng.integers(len(others))]
-            found[f"word/{factor}"].append((row, sentence([value]), sentence([other])))
-            found[f"list/{factor}"].append(
-                (row, sentence(known.values()), sentence((known | {factor: other}).values()))
-            )
+        present = {factor: truth[factor] for factor in WORDS if truth[factor] is not None}
+        everything = sentence(present.values())
+        for factor, value in present.items():
+            alternatives = [alternative for alternative in values[factor] if alternative != value]
+            alternative = alternatives[rng.integers(len(alternatives))]
+            pairs[f"word/{factor}"].append((row, sentence([value]), sentence([alternative])))
+            changed = present | {factor: alternative}
+            pairs[f"list/{factor}"].append((row, everything, sentence(changed.values())))
         another = truths[(row + 1 + rng.integers(len(truths) - 1)) % len(truths)]
-        found["list/other"].append(
-            (
-                row,
-                sentence(known.values()),
-                sentence(another[factor] for factor in WORDS if another[factor]),
-            )
-        )
-    return found
+        values_there = [another[factor] for factor in WORDS if another[factor]]
+        pairs["list/other"].append((row, everything, sentence(values_there)))
+    return pairs

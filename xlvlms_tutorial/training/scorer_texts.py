@@ -1,4 +1,4 @@
-"""What is said of scenes to train and measure the pocket scorer.
+"""Make texts about scenes, to train and measure the pocket scorer.
 
 Captions and lists of words, each with the scenes that it is true of. A claim is what a text
 says, as bits: for each factor the values that it allows. A text that leaves a factor open allows
@@ -121,19 +121,20 @@ class Text:
 
 
 def bit(factor: str, value: object) -> int:
-    """The bit of a factor's value."""
+    """Return the bit of a factor's value."""
     return 1 << VALUES[factor].index(value)
 
 
 def scene_bits(scenes: Sequence[Scene]) -> Int[np.ndarray, "n factors"]:
-    """The bit of each factor's value in each scene."""
-    return np.array(
-        [[bit(factor, getattr(scene, factor)) for factor in FACTORS] for scene in scenes]
-    )
+    """Return the bit of each factor's value in each scene."""
+    rows = []
+    for scene in scenes:
+        rows.append([bit(factor, getattr(scene, factor)) for factor in FACTORS])
+    return np.array(rows)
 
 
 def claim(said: Mapping[str, int]) -> tuple[int, ...]:
-    """The claim that allows these bits of some factors, and everything of the others."""
+    """Make the claim that allows these bits of some factors, and everything of the others."""
     return tuple(said.get(factor, ANY) for factor in FACTORS)
 
 
@@ -145,29 +146,47 @@ def true_of(
 
 
 def caption(scene: Scene, rng: np.random.Generator) -> Text:
-    """One of the five references or of the three styles."""
-    told = [*zip(language.captions(scene), _OPEN_REFERENCE, strict=True)]
-    told += [(language.styled_caption(scene, style), left) for style, left in _OPEN_STYLE.items()]
-    text, left = told[rng.integers(len(told))]
+    """Draw one of the five references or of the three styles."""
+    candidates = [*zip(language.captions(scene), _OPEN_REFERENCE, strict=True)]
+    candidates += [
+        (language.styled_caption(scene, style), open_factors)
+        for style, open_factors in _OPEN_STYLE.items()
+    ]
+    text, open_factors = candidates[rng.integers(len(candidates))]
     return Text(
         text,
         claim(
             {
                 factor: bit(factor, getattr(scene, factor))
                 for factor in FACTORS
-                if factor not in left
+                if factor not in open_factors
             }
         ),
     )
 
 
 def words_of(scene: Scene, n: int, rng: np.random.Generator) -> tuple[list[str], dict[str, int]]:
-    """Up to ``n`` words that are true of a scene, no two of one factor.
+    """Draw words that are true of a scene, no two of one factor.
 
-    With the bits that each factor's word allows.
+    Parameters
+    ----------
+    scene : Scene
+        The scene.
+    n : int
+        Words at most.
+    rng : numpy.random.Generator
+        What draws them.
+
+    Returns
+    -------
+    words : list of str
+        The words.
+    bits : dict of str to int
+        The bits that each factor's word allows.
     """
     factors = [factor for factor in SAID if getattr(scene, factor) is not None]
-    said, words = {}, []
+    bits = {}
+    words = []
     for factor in rng.permutation(factors)[:n]:
         value = getattr(scene, factor)
         broad = [
@@ -175,46 +194,42 @@ def words_of(scene: Scene, n: int, rng: np.random.Generator) -> tuple[list[str],
         ]
         if broad and rng.random() < 0.15:
             word = broad[rng.integers(len(broad))]
-            said[factor] = sum(bit(factor, allowed) for allowed in BROAD[word][1])
+            bits[factor] = sum(bit(factor, allowed) for allowed in BROAD[word][1])
         else:
             names = SAID[factor][value]  # the world's own word half of the time
-            word, said[factor] = (
-                names[0 if rng.random() < 0.5 else rng.integers(len(names))],
-                bit(factor, value),
-            )
+            word = names[0 if rng.random() < 0.5 else rng.integers(len(names))]
+            bits[factor] = bit(factor, value)
         words.append(word)
-    return words, said
+    return words, bits
 
 
 def word_list(scene: Scene, rng: np.random.Generator) -> Text:
-    """One to six words that are true of a scene.
+    """Draw one to six words that are true of a scene.
 
     As the sentence by which lists are scored or, one time in five, bare.
     """
-    words, said = words_of(scene, int(rng.integers(1, 7)), rng)
-    return Text(sentence(words) if rng.random() < 0.8 else ", ".join(words), claim(said))
+    words, bits = words_of(scene, int(rng.integers(1, 7)), rng)
+    return Text(sentence(words) if rng.random() < 0.8 else ", ".join(words), claim(bits))
 
 
 def spoilt_list(scene: Scene, rng: np.random.Generator) -> Text:
-    """A list that is true of a scene but for one word.
+    """Draw a list that is true of a scene but for one word.
 
     That word names another value of its factor (any, if the word allowed all of them).
     """
     factors = [factor for factor in SAID if getattr(scene, factor) is not None]
-    words, said = words_of(scene, int(rng.integers(1, 7)), rng)
-    factor = (
-        factors[rng.integers(len(factors))] if not said else list(said)[rng.integers(len(said))]
-    )
-    others = [value for value in SAID[factor] if not said[factor] & bit(factor, value)] or list(
-        SAID[factor]
-    )
+    words, bits = words_of(scene, int(rng.integers(1, 7)), rng)
+    candidates = list(bits) or factors
+    factor = candidates[rng.integers(len(candidates))]
+    others = [value for value in SAID[factor] if not bits[factor] & bit(factor, value)]
+    others = others or list(SAID[factor])
     value = others[rng.integers(len(others))]
-    words[list(said).index(factor)] = SAID[factor][value][0]
-    return Text(sentence(words), claim(said | {factor: bit(factor, value)}))
+    words[list(bits).index(factor)] = SAID[factor][value][0]
+    return Text(sentence(words), claim(bits | {factor: bit(factor, value)}))
 
 
 def foreign_list(scene: Scene, rng: np.random.Generator) -> Text:
-    """One to six words that have nothing to do with the world: true of no scene."""
+    """Draw one to six words that have nothing to do with the world: true of no scene."""
     return Text(
         sentence(rng.choice(FOREIGN, int(rng.integers(1, 7)), replace=False).tolist()),
         (0,) * len(FACTORS),

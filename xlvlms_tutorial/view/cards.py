@@ -1,4 +1,4 @@
-"""Pieces of HTML for pages and for frames of widgets.
+"""Build the pieces of HTML that pages and frames of widgets show.
 
 Pictures, cards, tokens in a row, concepts.
 """
@@ -19,7 +19,17 @@ from xlvlms_tutorial.errors import FramesError
 
 
 class Html(str):
-    """HTML that a notebook shows as it is, and that can be a frame of a widget."""
+    """HTML that a notebook shows as it is, and that can be a frame of a widget.
+
+    Use it for HTML of your own that stands at the end of a cell or in a frame. It is a ``str``;
+    nothing in it is escaped.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.view import cards
+    >>> cards.Html("<b>two keys</b>")._repr_html_()
+    '<b>two keys</b>'
+    """
 
     def _repr_html_(self) -> str:
         return str(self)
@@ -27,13 +37,13 @@ class Html(str):
 
 @cache
 def style_of(piece: str) -> Html:
-    """The style of a piece of a page, to be put into the output that shows it.
+    """Return the style rules of a piece of a page, to be put into the output that shows it.
 
-    The file of all styles is beside this one.
+    The file of all styles, ``style.css``, is beside this one.
 
     Parameters
     ----------
-    piece
+    piece : str
         "thumb", "dial", "tradeoff" or "ledger".
 
     Returns
@@ -52,14 +62,63 @@ def style_of(piece: str) -> Html:
 
 
 def picture_html(image: Image.Image, alt: str, width: int = 256) -> Html:
-    """A picture as HTML, ``width`` pixels wide on a page that has the room."""
+    """Embed a picture in HTML, as a PNG within the tag.
+
+    Use it where one picture is shown once; :func:`thumbnails` embeds pictures that are shown
+    many times.
+
+    Parameters
+    ----------
+    image : PIL.Image.Image
+        The picture, kept at its own resolution.
+    alt : str
+        What the picture shows, for those who do not see it.
+    width : int, default 256
+        Width in pixels on a page that has the room.
+
+    Returns
+    -------
+    Html
+        An ``img`` tag.
+
+    Examples
+    --------
+    >>> from PIL import Image
+    >>> from xlvlms_tutorial.view import cards
+    >>> html = cards.picture_html(Image.new("RGB", (8, 8)), alt="a black square", width=64)
+    >>> html.partition(" src=")[0]
+    '<img alt="a black square" style="width:64px"'
+    """
     with io.BytesIO() as buffer:
         image.save(buffer, format="png")
         return png_html(buffer.getvalue(), alt, f' style="width:{width}px"')
 
 
 def png_html(data: bytes, alt: str, style: str = "") -> Html:
-    """The bytes of a PNG file as HTML; ``style`` is more of the tag's attributes."""
+    """Embed the bytes of a PNG file in HTML.
+
+    Use it for figures that were drawn before, such as those of :func:`plots.png`.
+
+    Parameters
+    ----------
+    data : bytes
+        The content of the file.
+    alt : str
+        What the picture shows, for those who do not see it.
+    style : str, default ""
+        More attributes of the tag, with a space in front, such as ``' style="width:64px"'``.
+
+    Returns
+    -------
+    Html
+        An ``img`` tag.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.view import cards
+    >>> print(cards.png_html(b"bytes", alt="two keys"))
+    <img alt="two keys" src="data:image/png;base64,Ynl0ZXM=">
+    """
     return Html(
         f'<img alt="{escape(alt)}"{style} '
         f'src="data:image/png;base64,{base64.b64encode(data).decode()}">'
@@ -69,21 +128,43 @@ def png_html(data: bytes, alt: str, style: str = "") -> Html:
 def picture_card(
     image: Image.Image, caption: str, answers: Sequence[tuple[str, str, str]], alt: str = ""
 ) -> Html:
-    """A picture beside what a model says about it.
+    """Show a picture beside its caption and a table of questions and answers.
 
-    Its caption, then question, answer and a note (empty when all is well).
+    Use it to look at single samples: what the model says of a picture, and where it is wrong.
+
+    Parameters
+    ----------
+    image : PIL.Image.Image
+        The picture, shown 224 pixels wide.
+    caption : str
+        The caption, such as the model's.
+    answers : sequence of (question, answer, note)
+        One row of the table each. The note is empty when all is well; a row with a note is marked
+        as wrong.
+    alt : str, default ""
+        What the picture shows; by default the caption, named as the model's.
+
+    Returns
+    -------
+    Html
+        The card.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.view import cards
+    >>> answers = [("Where is the key?", "left", ""), ("How many keys?", "two", "there is one")]
+    >>> card = cards.picture_card(samples[0].image, samples[0].captions[0], answers)
+    >>> card.count("<tr"), card.count("<tr class=wrong>")
+    (2, 1)
     """
-    rows = "".join(
-        (
-            f"<tr{' class=wrong' if note else ''}><td>{escape(question)}</td><td>{escape(answer)}</"
-            f"td><td>{escape(note)}</td></tr>"
-        )
-        for question, answer, note in answers
-    )
-    shown = picture_html(image, alt or f"The picture that the model calls: {caption}", width=224)
+    rows = []
+    for question, answer, note in answers:
+        cells = "".join(f"<td>{escape(text)}</td>" for text in (question, answer, note))
+        rows.append(f"<tr{' class=wrong' if note else ''}>{cells}</tr>")
+    picture = picture_html(image, alt or f"The picture that the model calls: {caption}", width=224)
     return Html(
-        f'<div class="card-row">{shown}<div><p class="told">{escape(caption)}</p><table '
-        f'class="answers">{rows}</table></div></div>'
+        f'<div class="card-row">{picture}<div><p class="told">{escape(caption)}</p>'
+        f'<table class="answers">{"".join(rows)}</table></div></div>'
     )
 
 
@@ -93,27 +174,50 @@ def token_strip(
     weights: Iterable[float | int] | None = None,
     picture: Image.Image | None = None,
 ) -> Html:
-    """Tokens in a row, tinted by the span they belong to or by a weight between 0 and 1.
+    """Show tokens in a row, tinted by the span they belong to or by a weight.
 
-    Runs of image tokens are drawn together. ``picture`` is shown above them.
+    Use it to show where image tokens stand in a prompt, or how much each token counts. Image,
+    video, audio or padding tokens that follow each other are drawn as one, with their number.
+
+    Parameters
+    ----------
+    tokens : iterable of str
+        The texts of the tokens, in order.
+    spans : iterable of str, optional
+        The span of each token, such as "image" or "text". Where it is given, ``weights`` are not
+        used.
+    weights : iterable of float, optional
+        A weight between 0 and 1 for each token; by default 0, no tint.
+    picture : PIL.Image.Image, optional
+        A picture shown above the tokens; by default none.
+
+    Returns
+    -------
+    Html
+        The tokens.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.view import cards
+    >>> tokens = ["Describe", "<image>", "<image>", "it"]
+    >>> strip = cards.token_strip(tokens, spans=["text", "image", "image", "text"])
+    >>> strip.count("<span"), "image × 2" in strip
+    (3, True)
     """
     tokens = list(tokens)
+    chips = []
     if spans is not None:
-        chips = "".join(
-            _chip(text, f"span-{escape(span)}", span) for text, span in _runs(tokens, list(spans))
-        )
+        for text, span in _merged_runs(tokens, list(spans)):
+            chips.append(_chip(text, f"span-{escape(span)}", span))
     else:
         weights = [0.0] * len(tokens) if weights is None else [float(w) for w in weights]
-        chips = "".join(
-            _chip(text, "weighed", f"{w:.2f}", f' style="--weight:{w:.3f}"')
-            for text, w in zip(tokens, weights, strict=True)
-        )
-    above = (
-        picture_html(picture, "The picture that the tokens describe", width=160)
-        if picture is not None
-        else ""
-    )
-    return Html(f'<div class="tokens">{above}<p>{chips}</p></div>')
+        for text, weight in zip(tokens, weights, strict=True):
+            style = f' style="--weight:{weight:.3f}"'
+            chips.append(_chip(text, "weighed", f"{weight:.2f}", style))
+    header = ""
+    if picture is not None:
+        header = picture_html(picture, "The picture that the tokens describe", width=160)
+    return Html(f'<div class="tokens">{header}<p>{"".join(chips)}</p></div>')
 
 
 def thumbnails(
@@ -122,34 +226,60 @@ def thumbnails(
     quality: int = 80,
     alt: Sequence[str] | None = None,
 ) -> tuple[Html, dict[Hashable, Html]]:
-    """Small pictures that may be shown many times and are embedded once.
+    """Embed small pictures once, and return a short tag for each that may be shown many times.
 
-    The style that holds them, and a short tag for each key. The style must be in the same output as
-    the tags: give it to :func:`explorer`, or put it in front of a frame. Pictures become WebP files
-    with the longer side ``size`` pixels long; keys of a sequence are its numbers; ``alt`` says what
-    each shows, its key by default.
+    Use it where the same pictures appear in many frames or cards. The style must be in the same
+    output as the tags: give it to :func:`explorer`, or put it in front of a frame. Equal pictures
+    share one rule of style.
+
+    Parameters
+    ----------
+    images : mapping or sequence of PIL.Image.Image
+        The pictures; keys of a sequence are its numbers.
+    size : int, default 96
+        The longer side in pixels.
+    quality : int, default 80
+        Quality of the WebP files, 1 to 100.
+    alt : sequence of str, optional
+        What each picture shows; by default its key.
+
+    Returns
+    -------
+    style : Html
+        The style that holds the pictures.
+    tags : dict
+        A tag for each key.
 
     Raises
     ------
     FramesError
-        If there are no pictures, alternative texts too many or too few, or size or
-        quality (1 to 100) make no picture.
+        If there are no pictures, alternative texts too many or too few, or size or quality make no
+        picture.
+
+    Examples
+    --------
+    >>> from PIL import Image
+    >>> from xlvlms_tutorial.view import cards
+    >>> square = Image.new("RGB", (8, 4))
+    >>> style, tags = cards.thumbnails({"first": square, "second": square}, size=32)
+    >>> list(tags), style.count("width:32px;height:16px")
+    (['first', 'second'], 1)
     """
-    named = dict(images) if isinstance(images, Mapping) else dict(enumerate(images))
-    texts = list(map(str, named)) if alt is None else list(alt)
-    if not named or len(texts) != len(named):
+    pictures = dict(images) if isinstance(images, Mapping) else dict(enumerate(images))
+    texts = list(map(str, pictures)) if alt is None else list(alt)
+    if not pictures or len(texts) != len(pictures):
         raise FramesError(
-            f"{len(texts)} alternative texts for {len(named)} pictures",
+            f"{len(texts)} alternative texts for {len(pictures)} pictures",
             "give one picture or more, and one text for each",
         )
     if size < 1 or not 1 <= quality <= 100:
         raise FramesError(f"size={size}, quality={quality}", "allowed: 1 pixel or more, 1 to 100")
-    made = [_class(image, size, quality) for image in named.values()]
-    rules = "".join(dict(made).values())  # one rule for each content: equal pictures share it
-    tags = {
-        key: Html(f'<span class="thumb {name}" role="img" aria-label="{escape(text)}"></span>')
-        for key, (name, _), text in zip(named, made, texts, strict=True)
-    }
+    classes = [_style_class(image, size, quality) for image in pictures.values()]
+    rules = "".join(dict(classes).values())  # one rule for each content: equal pictures share it
+    tags = {}
+    for key, (name, _), text in zip(pictures, classes, texts, strict=True):
+        label = escape(text)
+        tags[key] = Html(f'<span class="thumb {name}" role="img" aria-label="{label}"></span>')
     return Html(f"{style_of('thumb')}<style>{rules}</style>"), tags
 
 
@@ -160,16 +290,41 @@ def concept_card(
     facts: Mapping[str, object] | None = None,
     note: str = "",
 ) -> Html:
-    """A concept: its words, pictures (tags of :func:`thumbnails`), and facts.
+    """Show a concept: its words, its pictures and facts about it.
 
-    Such as the share of pictures in which each factor holds. Words with weights of 0 or more are
-    larger and darker the more they weigh, relative to the largest. A fact that is a float between 0
-    and 1 is drawn as a bar behind its number.
+    Use it to look at the atoms of a dictionary. Facts may be the share of pictures in which each
+    factor holds.
+
+    Parameters
+    ----------
+    title : str
+        The name of the concept.
+    words : mapping of str to number, or sequence of str
+        Its words. Words with weights of 0 or more are larger and darker the more they weigh,
+        relative to the largest.
+    pictures : sequence of str, default ()
+        Tags of :func:`thumbnails`, such as those of the samples that activate the concept most.
+    facts : mapping, optional
+        A value by name. A float between 0 and 1 is drawn as a bar behind its number.
+    note : str, default ""
+        A line below; by default none.
+
+    Returns
+    -------
+    Html
+        The card.
 
     Raises
     ------
     FramesError
         If a weight is negative, NaN or infinite.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.view import cards
+    >>> card = cards.concept_card("concept 3", {"key": 2.0, "gem": 1.0}, facts={"a key": 0.75})
+    >>> "--weight:1.00" in card, "--weight:0.50" in card, '"--weight:0.750">0.75</td>' in card
+    (True, True, True)
     """
     weights = (
         {str(word): float(weight) for word, weight in words.items()}
@@ -181,46 +336,43 @@ def concept_card(
             f"weights {list(weights.values())} of words", "allowed: finite numbers of 0 or more"
         )
     largest = max(weights.values(), default=0) or 1
-    chips = "".join(
-        _chip(
-            word,
-            "weighed",
-            f"{weights[word]:.3g}" if weights else "",
-            f' style="--weight:{weights.get(word, 0) / largest:.2f}"',
-        )
-        for word in words
-    )
-    parts = [f'<p class="name">{escape(title)}</p><p class="words">{chips or "no words"}</p>']
-    parts += [f'<div class="thumbs">{"".join(pictures)}</div>'] if pictures else []
-    parts += (
-        [f'<table class="answers">{"".join(map(_fact, facts, facts.values()))}</table>']
-        if facts
-        else []
-    )
-    parts += [f'<p class="note">{escape(note)}</p>'] if note else []
+    chips = []
+    for word in words:
+        tooltip = f"{weights[word]:.3g}" if weights else ""
+        style = f' style="--weight:{weights.get(word, 0) / largest:.2f}"'
+        chips.append(_chip(word, "weighed", tooltip, style))
+    listing = "".join(chips) or "no words"
+    parts = [f'<p class="name">{escape(title)}</p><p class="words">{listing}</p>']
+    if pictures:
+        parts.append(f'<div class="thumbs">{"".join(pictures)}</div>')
+    if facts:
+        rows = "".join(map(_fact_row, facts, facts.values()))
+        parts.append(f'<table class="answers">{rows}</table>')
+    if note:
+        parts.append(f'<p class="note">{escape(note)}</p>')
     return Html(f'<div class="concept">{"".join(parts)}</div>')
 
 
-def _runs(tokens: list[str], spans: list[str]) -> list[tuple[str, str]]:
-    shown: list[tuple[str, str]] = []
+def _merged_runs(tokens: list[str], spans: list[str]) -> list[tuple[str, str]]:
+    pieces: list[tuple[str, str]] = []
     count = 0
     for number, (text, span) in enumerate(zip(tokens, spans, strict=True)):
         if span not in ("image", "video", "audio", "padding"):
-            shown.append((text, span))
+            pieces.append((text, span))
             continue
         count += 1
         if number + 1 == len(spans) or spans[number + 1] != span:
-            shown.append((f"{span} \u00d7 {count}", span))
+            pieces.append((f"{span} \u00d7 {count}", span))
             count = 0
-    return shown
+    return pieces
 
 
 def _chip(text: str, kind: str, title: str, style: str = "") -> str:
-    shown = escape(text.replace("\n", "\u21b5")) or "&nbsp;"
-    return f'<span class="token {kind}" title="{escape(title)}"{style}>{shown}</span> '
+    label = escape(text.replace("\n", "\u21b5")) or "&nbsp;"
+    return f'<span class="token {kind}" title="{escape(title)}"{style}>{label}</span> '
 
 
-def _class(image: Image.Image, size: int, quality: int) -> tuple[str, str]:
+def _style_class(image: Image.Image, size: int, quality: int) -> tuple[str, str]:
     """A name that follows from the picture's content, and the rule of style that draws it."""
     width, height = (max(1, round(side * size / max(image.size))) for side in image.size)
     with io.BytesIO() as buffer:
@@ -233,7 +385,7 @@ def _class(image: Image.Image, size: int, quality: int) -> tuple[str, str]:
     return name, f".{name}{{width:{width}px;height:{height}px;background-image:{picture}}}"
 
 
-def _fact(name: str, value: object) -> str:
+def _fact_row(name: str, value: object) -> str:
     fractional = isinstance(value, Real) and not isinstance(value, Integral)  # numpy's numbers too
     if fractional and 0 <= value <= 1:
         cell = f'<td class="bar" style="--weight:{value:.3f}">{value:.2f}</td>'

@@ -1,6 +1,6 @@
-"""The steering dial: pictures, and beneath each what a model says about it.
+"""Show what a model says about pictures at the setting that a slider chooses.
 
-At the setting that a slider chooses.
+The steering dial: pictures, and beneath each the caption or answer at this setting.
 """
 
 import re
@@ -28,26 +28,54 @@ def dial(
 ) -> Widget:
     """Show what a model says about each picture at a setting that a slider chooses.
 
-    Such as strengths of steering. ``told`` maps settings, in the order of the slider, to the
-    captions or answers of all ``images``. A setting is a label, or a tuple with a part for
-    each of ``names``: ("layer", "strength") gives a dropdown of layers above the slider.
-    Words of ``highlight`` are marked, whole and in the forms of :func:`text.forms`; a mapping
-    such as ``STYLE_WORDS`` gives each kind of word a colour of its own, three at most.
-    ``start`` is the setting shown first, ``asked`` a question (or the truth) above each text,
-    ``alt`` says what each picture shows. Pictures are ``size`` pixels long and embedded once,
-    however many settings there are.
+    Use it for captions at several strengths of steering. All moves in the browser, without a
+    kernel. Pictures are embedded once, however many settings there are.
+
+    Parameters
+    ----------
+    images : sequence of PIL.Image.Image
+        The pictures.
+    told : mapping of setting to sequence of str
+        The captions or answers of all ``images``, by setting, in the order of the slider. A setting
+        is a label, or a tuple with a part for each of ``names``: ("layer", "strength") gives a
+        dropdown of layers above the slider.
+    highlight : iterable of str, or mapping of str to iterable of str, default ()
+        Words that are marked, whole and in the forms of :func:`text.forms`. A mapping such as
+        ``STYLE_WORDS`` gives each kind of word a colour of its own, three at most.
+    names : sequence of str, default ("strength",)
+        The names of the parts of a setting.
+    start : hashable, optional
+        The setting shown first; by default the first one.
+    asked : sequence of str, optional
+        A question (or the truth) above each text; by default none.
+    alt : sequence of str, optional
+        What each picture shows; by default "picture 1", "picture 2" and so on.
+    size : int, default 160
+        The longer side of a picture in pixels.
+
+    Returns
+    -------
+    ipywidgets.Widget
+        The pictures below their controls.
 
     Raises
     ------
     FramesError
         If there are fewer than two settings, not one text for each picture, more than three kinds
         of words, a setting has not as many parts as there are names, or ``start`` is no setting.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.view import dial
+    >>> captions = {0: ["two keys"] * 4, 2: ["two red keys"] * 4}
+    >>> widget = dial([sample.image for sample in samples], captions, highlight=["red"])
+    >>> type(widget).__name__
+    'VBox'
     """
-    kinds = (
-        highlight
-        if isinstance(highlight, Mapping)
-        else {"": [highlight] if isinstance(highlight, str) else highlight}
-    )
+    if isinstance(highlight, Mapping):
+        kinds = highlight
+    else:
+        kinds = {"": [highlight] if isinstance(highlight, str) else highlight}
     check_texts(len(images), told, asked, len(kinds))
     style, tags = thumbnails(
         images, size, alt=[f"picture {k + 1}" for k in range(len(images))] if alt is None else alt
@@ -56,26 +84,23 @@ def dial(
     marks = [
         f'<mark class="kind-{number}" title="{escape(kind)}">' for number, kind in enumerate(kinds)
     ]
-    above = (
+    headings = (
         [""] * len(images)
         if asked is None
         else [f'<p class="asked">{escape(text)}</p>' for text in asked]
     )
-    frames = {
-        frame_key(setting): "".join(
-            f'<div>{tag}{line}<p class="told">{marked(text, pattern, marks)}</p></div>'
-            for tag, line, text in zip(tags.values(), above, texts, strict=True)
+    frames = {}
+    for setting, texts in told.items():
+        cards = ""
+        for tag, heading, text in zip(tags.values(), headings, texts, strict=True):
+            words = marked(text, pattern, marks)
+            cards += f'<div>{tag}{heading}<p class="told">{words}</p></div>'
+        key = frame_key(setting)
+        # the setting is in the frame too: two settings with the same texts are still two frames
+        label = escape(", ".join(map(str, key)))
+        frames[key] = Html(
+            f'<div class="dial" style="--size:{size}px" data-setting="{label}">{cards}</div>'
         )
-        for setting, texts in told.items()
-    }
-    # the setting is in the frame too: two settings with the same texts are still two frames
-    frames = {
-        key: Html(
-            f'<div class="dial" style="--size:{size}px" '
-            f'data-setting="{escape(", ".join(map(str, key)))}">{cards}</div>'
-        )
-        for key, cards in frames.items()
-    }
     return explorer(
         frames, names, None if start is None else frame_key(start), style=style + style_of("dial")
     )
@@ -86,6 +111,17 @@ def check_texts(
 ) -> None:
     """Stop texts that do not go with the pictures.
 
+    Parameters
+    ----------
+    images : int
+        Number of pictures.
+    told : mapping of setting to sequence of str
+        The texts of all pictures by setting.
+    asked : sequence of str, optional
+        A text above each picture; None for none.
+    kinds : int
+        Number of kinds of words to highlight.
+
     Raises
     ------
     FramesError
@@ -94,50 +130,64 @@ def check_texts(
     """
     if len(told) < 2:
         raise FramesError(f"{len(told)} setting(s) of the dial", "a dial needs 2 or more")
-    wrong = [
-        (f"setting {key!r}", texts)
-        for key, texts in told.items()
-        if isinstance(texts, str) or len(texts) != images
-    ]
-    if asked is not None and (isinstance(asked, str) or len(asked) != images):
-        wrong.append(("asked", asked))
-    if wrong:
-        found = "one text" if isinstance(wrong[0][1], str) else f"{len(wrong[0][1])} text(s)"
-        raise FramesError(
-            f"{wrong[0][0]} has {found} for {images} picture(s)",
-            "give a list with one text for each picture",
-        )
+    lists = [(f"setting {key!r}", texts) for key, texts in told.items()]
+    if asked is not None:
+        lists.append(("asked", asked))
+    for name, texts in lists:
+        if isinstance(texts, str) or len(texts) != images:
+            count = "one text" if isinstance(texts, str) else f"{len(texts)} text(s)"
+            raise FramesError(
+                f"{name} has {count} for {images} picture(s)",
+                "give a list with one text for each picture",
+            )
     if kinds > 3:
         raise FramesError(f"{kinds} kinds of words to highlight", "allowed: 3 or fewer")
 
 
 def frame_key(setting: Hashable) -> tuple[Hashable, ...]:
-    """A setting as the explorer wants it, a tuple."""
+    """Return a setting as the explorer takes it, a tuple."""
     return setting if isinstance(setting, tuple) else (setting,)
 
 
 def word_pattern(kinds: Mapping[str, Iterable[str]]) -> re.Pattern[str]:
-    """What finds every form of the words, with a group for each kind.
+    """Compile an expression that finds every form of the words, with a group for each kind.
 
     A word of two kinds has the first.
     """
-    return whole_words(
-        *(
-            [form for word in listed for form in forms(" ".join(word.split()))]
-            for listed in kinds.values()
-        )
-    )
+    groups = []
+    for words in kinds.values():
+        group = []
+        for word in words:
+            group += forms(" ".join(word.split()))
+        groups.append(group)
+    return whole_words(*groups)
 
 
 def marked(text: str, pattern: re.Pattern[str], tags: Sequence[str]) -> str:
-    """The text as HTML, escaped, with its words in the tags of their kinds."""
-    parts, end = [], 0
-    for found in pattern.finditer(text):
+    """Write a text as HTML, escaped, with its words in the tags of their kinds.
+
+    Parameters
+    ----------
+    text : str
+        The text.
+    pattern : re.Pattern
+        What finds the words, from :func:`word_pattern`.
+    tags : sequence of str
+        The opening tag of each kind, in the order of the pattern's groups.
+
+    Returns
+    -------
+    str
+        The HTML.
+    """
+    parts = []
+    end = 0
+    for match in pattern.finditer(text):
         parts += [
-            escape(text[end : found.start()]),
-            tags[found.lastindex - 1],
-            escape(found[0]),
+            escape(text[end : match.start()]),
+            tags[match.lastindex - 1],
+            escape(match[0]),
             "</mark>",
         ]
-        end = found.end()
+        end = match.end()
     return "".join([*parts, escape(text[end:])])

@@ -1,4 +1,4 @@
-"""The book's figures: one theme on a light ground that reads in the dark too.
+"""Draw the book's figures in one theme, on a light ground that reads in the dark too.
 
 Its colours are those that colour-blind readers tell apart. All texts are drawn as they are written:
 a price in a caption is no formula.
@@ -30,7 +30,15 @@ HEAT = ListedColormap(["#0a5ad6", "#d62a0a"])  # below and above 0
 def theme() -> None:
     """Set the one look of all figures: seaborn's colour-blind palette on a light, opaque ground.
 
-    Every function here calls it.
+    Every function here calls it; call it yourself before figures of your own.
+
+    Examples
+    --------
+    >>> import matplotlib.pyplot as plt
+    >>> from xlvlms_tutorial.view import plots
+    >>> plots.theme()
+    >>> plt.rcParams["axes.titlelocation"]
+    'left'
     """
     rc = {
         "figure.facecolor": GROUND,
@@ -60,11 +68,40 @@ def intervals(
     xlim: tuple[float | int, float | int] | None = None,
     ax: Axes | None = None,
 ) -> Axes:
-    """Draw one dot and one interval for each row of ``table``, first row on top.
+    """Draw one dot and one interval for each row of a table, first row on top.
 
-    ``table`` has the columns ``value``, ``low`` and ``high`` and the names of the rows in its
-    index. ``reference`` is what the values must beat: a number draws a dashed line, a series with
-    the same names a tick in each row it has.
+    Use it for values with confidence intervals that are compared with a baseline.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        Columns ``value``, ``low`` and ``high``; the index names the rows.
+    reference : float or pandas.Series, optional
+        What the values must beat: a number draws a dashed line, a series with the same names a tick
+        in each row it has. By default nothing.
+    xlabel : str, default ""
+        The label of the axis.
+    xlim : (float, float), optional
+        The ends of the axis; by default those of the data.
+    ax : matplotlib.axes.Axes, optional
+        Where to draw; by default on a new figure.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+        The axes.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> from xlvlms_tutorial.view import plots
+    >>> columns = {"value": [0.4, 0.6], "low": [0.3, 0.5], "high": [0.5, 0.7]}
+    >>> table = pd.DataFrame(columns, index=["image", "text"])
+    >>> ax = plots.intervals(table, reference=0.5, xlabel="accuracy")
+    >>> [label.get_text() for label in ax.get_yticklabels()]
+    ['image', 'text']
+    >>> plots.png(ax.figure)[1:4]  # also closes the figure
+    b'PNG'
     """
     ax = _axes(ax, height=0.9 + 0.36 * len(table))
     rows = np.arange(len(table))
@@ -92,9 +129,38 @@ def intervals(
 
 
 def lines(table: pd.DataFrame, ylabel: str = "", log: bool = False, ax: Axes | None = None) -> Axes:
-    """Draw one line for each column of ``table`` over its index.
+    """Draw one line for each column of a table over its index.
 
-    Told apart by dashes as well as by colour.
+    Use it for curves without intervals, such as a loss over steps; :func:`profile` draws intervals
+    too. Lines are told apart by dashes as well as by colour.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        A column a line. The name of the index labels the axis, that of the columns the legend.
+    ylabel : str, default ""
+        The label of the vertical axis.
+    log : bool, default False
+        Whether the vertical axis is logarithmic.
+    ax : matplotlib.axes.Axes, optional
+        Where to draw; by default on a new figure.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+        The axes.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> from xlvlms_tutorial.view import plots
+    >>> index = pd.Index([0, 1], name="layer")
+    >>> table = pd.DataFrame({"image": [1.0, 2.0], "text": [1.0, 1.5]}, index=index)
+    >>> ax = plots.lines(table, ylabel="norm")
+    >>> ax.get_xlabel(), ax.get_ylabel()
+    ('layer', 'norm')
+    >>> plots.png(ax.figure)[1:4]  # also closes the figure
+    b'PNG'
     """
     ax = _axes(ax)
     table = _literally(table)
@@ -118,11 +184,44 @@ def profile(
     xlabel: str = "",
     ax: Axes | None = None,
 ) -> Axes:
-    """Draw ``value`` over ``x`` with its interval as a band.
+    """Draw values over the layers with their intervals as bands, one line for each group.
 
-    One line for each value of the column ``group``. ``table`` has the columns ``value``,
-    ``low`` and ``high``; lines are told apart by dashes and markers as well as by colour.
-    ``reference`` draws a dashed level.
+    Use it for a measure at every layer. Lines are told apart by dashes and markers as well as by
+    colour.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        Columns ``value``, ``low`` and ``high``, the column ``x``, and that of ``group``.
+    group : str, optional
+        The column whose values are the lines; by default all rows are one line.
+    x : str, default "layer"
+        The column of the horizontal axis.
+    reference : float, optional
+        A level drawn as a dashed line; by default none.
+    ylabel : str, default ""
+        The label of the vertical axis.
+    xlabel : str, default ""
+        The label of the horizontal axis; by default the name ``x``.
+    ax : matplotlib.axes.Axes, optional
+        Where to draw; by default on a new figure.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+        The axes.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> from xlvlms_tutorial.view import plots
+    >>> columns = {"layer": [0, 1, 0, 1], "span": ["image", "image", "text", "text"]}
+    >>> table = pd.DataFrame(columns).assign(value=0.5, low=0.4, high=0.6)
+    >>> ax = plots.profile(table, group="span", ylabel="cosine")
+    >>> [text.get_text() for text in ax.get_legend().get_texts()]
+    ['image', 'text']
+    >>> plots.png(ax.figure)[1:4]  # also closes the figure
+    b'PNG'
     """
     ax = _axes(ax)
     parts = (
@@ -130,9 +229,10 @@ def profile(
     )
     colours = sns.color_palette("colorblind", len(parts))
     for number, (name, part) in enumerate(parts):
-        at, colour = part[x].to_numpy(float), colours[number]
+        x_values = part[x].to_numpy(float)
+        colour = colours[number]
         ax.fill_between(
-            at,
+            x_values,
             part["low"].to_numpy(float),
             part["high"].to_numpy(float),
             color=colour,
@@ -141,7 +241,7 @@ def profile(
         )
         style = ("-", "--", "-.", ":")[number % 4]
         ax.plot(
-            at,
+            x_values,
             part["value"],
             style,
             color=colour,
@@ -164,15 +264,41 @@ def points(
     legend: bool = True,
     ax: Axes | None = None,
 ) -> Axes:
-    """Draw a map of points (n, 2), such as one of t-SNE.
+    """Draw a map of points, such as one of t-SNE, coloured by their labels.
 
-    Colour by ``labels``, marker by ``styles``; the axes of such maps mean nothing.
+    Use it to see which activations lie together; the axes of such maps mean nothing.
+
+    Parameters
+    ----------
+    places : array_like of shape (n, 2)
+        The points.
+    labels : sequence of length n
+        What the colour says.
+    styles : sequence of length n, optional
+        What the marker says; by default all markers are the same.
+    legend : bool, default True
+        Whether colours and markers are explained beside the map.
+    ax : matplotlib.axes.Axes, optional
+        Where to draw; by default on a new figure.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+        The axes.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.view import plots
+    >>> ax = plots.points([[0, 0], [1, 0], [0, 1]], labels=["image", "image", "text"])
+    >>> ax.collections[0].get_offsets().shape
+    (3, 2)
+    >>> plots.png(ax.figure)[1:4]  # also closes the figure
+    b'PNG'
     """
     ax = _axes(ax, height=4.2)
     places = np.asarray(places, float)
-    hue, style = (
-        named if named is None else list(map(literal, named)) for named in (labels, styles)
-    )
+    hue = [literal(label) for label in labels]
+    style = None if styles is None else [literal(name) for name in styles]
     sns.scatterplot(
         x=places[:, 0], y=places[:, 1], hue=hue, style=style, s=26, linewidth=0.3, ax=ax
     )
@@ -195,10 +321,40 @@ def matrix(
 ) -> Axes:
     """Draw a table of numbers as a map with each number written in its cell.
 
-    Cells that are NaN stay empty.
+    Use it for comparisons of all pairs, such as models by datasets.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        The numbers. Cells that are NaN stay empty. The names of index and columns label the axes.
+    decimals : int, default 2
+        Decimals of the numbers written.
+    vmin : float, optional
+        The value of the lightest colour; by default the smallest number.
+    vmax : float, optional
+        The value of the darkest colour; by default the largest number.
+    ax : matplotlib.axes.Axes, optional
+        Where to draw; by default on a new figure.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+        The axes.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> from xlvlms_tutorial.view import plots
+    >>> table = pd.DataFrame({"image": [1.0, 0.5], "text": [0.5, 1.0]}, index=["image", "text"])
+    >>> ax = plots.matrix(table, decimals=1)
+    >>> [text.get_text() for text in ax.texts]
+    ['1.0', '0.5', '0.5', '1.0']
+    >>> plots.png(ax.figure)[1:4]  # also closes the figure
+    b'PNG'
     """
     ax = _axes(ax, height=1.2 + 0.42 * len(table))
-    table, colours = _literally(table), sns.light_palette(ACCENT, as_cmap=True)
+    table = _literally(table)
+    colours = sns.light_palette(ACCENT, as_cmap=True)
     sns.heatmap(
         table.astype(float),
         annot=True,
@@ -220,14 +376,40 @@ def matrix(
 def gallery(
     images: Sequence[Image.Image], captions: Sequence[str], columns: int = 4, width: float = 6.8
 ) -> Figure:
-    """Draw pictures in rows of ``columns`` with a caption under each.
+    """Draw pictures in rows with a caption under each.
 
-    ``width`` is that of the figure in inches.
+    Use it to look at several samples with what is said of them.
+
+    Parameters
+    ----------
+    images : sequence of PIL.Image.Image
+        The pictures.
+    captions : sequence of str
+        A caption for each; it is broken into lines as wide as the picture.
+    columns : int, default 4
+        Pictures a row.
+    width : float, default 6.8
+        Width of the figure in inches.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        The figure.
 
     Raises
     ------
     LengthError
         If there are not as many captions as pictures.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.view import plots
+    >>> images = [sample.image for sample in samples]
+    >>> figure = plots.gallery(images, [sample.captions[0] for sample in samples], columns=2)
+    >>> len(figure.axes)
+    4
+    >>> plots.png(figure)[1:4]  # also closes the figure
+    b'PNG'
     """
     if len(images) != len(captions):
         raise LengthError(images=len(images), captions=len(captions))
@@ -244,18 +426,48 @@ def heat(
     alpha: float | int = 0.75,
     vmax: float | int | None = None,
 ) -> Axes:
-    """Draw the values of the image tokens, (rows, columns), over the picture.
+    """Draw the values of the image tokens over the picture.
 
-    The further from 0, the more a cell is tinted. Values above 0 are red and those below 0 blue.
-    The tint of a cell is as opaque as its share of ``vmax`` (the largest magnitude by default), up
-    to ``alpha``; the picture is drawn grey, so that no colour of its own is taken for a value.
+    Use it to show where in a picture a concept or an answer comes from. The further from 0, the
+    more a cell is tinted: values above 0 are red and those below 0 blue. The picture is drawn grey,
+    so that no colour of its own is taken for a value.
+
+    Parameters
+    ----------
+    image : PIL.Image.Image
+        The picture.
+    values : array_like of shape (rows, columns)
+        A value for each image token, row by row from the top left.
+    ax : matplotlib.axes.Axes, optional
+        Where to draw; by default on a new figure.
+    alpha : float, default 0.75
+        Opacity of the strongest tint, 0 to 1. The tint of a cell is as opaque as its share of
+        ``vmax``, up to this.
+    vmax : float, optional
+        The magnitude of the strongest tint; by default the largest of ``values``.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+        The axes.
 
     Raises
     ------
     ActivationsError
         If values are not a table of finite numbers.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from xlvlms_tutorial.view import plots
+    >>> ax = plots.heat(samples[0].image, np.eye(4))
+    >>> len(ax.images)  # the picture and its tints
+    2
+    >>> plots.png(ax.figure)[1:4]  # also closes the figure
+    b'PNG'
     """
-    values, ax = _cells(values), _axes(ax)
+    values = _cells(values)
+    ax = _axes(ax)
     top = float(vmax or np.abs(values).max() or 1)
     opacity = alpha * np.clip(np.abs(values) / top, 0, 1)
     extent = (0, image.width, image.height, 0)
@@ -282,17 +494,48 @@ def heats(
     width: float = 6.8,
     vmax: float | int | None = None,
 ) -> Figure:
-    """Draw a heat map over each picture as :func:`heat` does, in rows, all on one scale.
+    """Draw a heat map over each picture, in rows and all on one scale.
 
-    In rows as :func:`gallery` does. ``vmax`` is the magnitude of the strongest tint, by default the
-    largest of all maps, so that pictures can be compared.
+    Use it to compare pictures: a tint means the same value in each. Each map is drawn as by
+    :func:`heat`, the rows are those of :func:`gallery`.
+
+    Parameters
+    ----------
+    images : sequence of PIL.Image.Image
+        The pictures.
+    maps : sequence of array_like of shape (rows, columns)
+        The values of the image tokens of each picture.
+    captions : sequence of str
+        A caption for each.
+    columns : int, default 4
+        Pictures a row.
+    width : float, default 6.8
+        Width of the figure in inches.
+    vmax : float, optional
+        The magnitude of the strongest tint; by default the largest of all maps.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        The figure.
 
     Raises
     ------
     LengthError
         If there are not as many maps and captions as pictures.
     ActivationsError
-        As :func:`heat`, or if there are none.
+        If there are no maps, or one is not a table of finite numbers.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from xlvlms_tutorial.view import plots
+    >>> images = [sample.image for sample in samples[:2]]
+    >>> figure = plots.heats(images, [np.eye(4), -np.eye(4)], captions=["a key", "a gem"])
+    >>> len(figure.axes)
+    2
+    >>> plots.png(figure)[1:4]  # also closes the figure
+    b'PNG'
     """
     if not len(images) == len(maps) == len(captions):
         raise LengthError(images=len(images), maps=len(maps), captions=len(captions))
@@ -311,11 +554,36 @@ def lens(
     columns: Sequence[str],
     rows: Sequence[object] | None = None,
 ) -> Figure:
-    """Draw a map with the word of each cell written in it.
+    """Draw a map of layers by positions with the word of each cell written in it.
 
-    Layer 0 at the bottom, positions from left to right. ``values`` are probabilities between 0 and
-    1 of shape (layers, positions), ``words`` has the same shape; ``columns`` names the positions
-    and ``rows`` the layers (their numbers by default).
+    Use it for the logit lens: the most probable token of each layer at each position. Layer 0 is at
+    the bottom, positions go from left to right.
+
+    Parameters
+    ----------
+    values : array_like of shape (layers, positions)
+        Probabilities between 0 and 1, drawn as colour.
+    words : sequence of sequence of str
+        The word of each cell, of the same shape.
+    columns : sequence of str
+        The names of the positions.
+    rows : sequence, optional
+        The names of the layers; by default their numbers from 0.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        The figure.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.view import plots
+    >>> words = [["the", "a"], ["key", "gem"]]
+    >>> figure = plots.lens([[0.1, 0.2], [0.9, 0.7]], words, columns=["two", "red"])
+    >>> [text.get_text() for text in figure.axes[0].texts]
+    ['the', 'a', 'key', 'gem']
+    >>> plots.png(figure)[1:4]  # also closes the figure
+    b'PNG'
     """
     theme()
     values = np.asarray(values, float)
@@ -351,9 +619,26 @@ def lens(
 
 
 def png(figure: Figure) -> bytes:
-    """The figure as a PNG file, the same bytes each time.
+    """Save a figure as the bytes of a PNG file, and close it.
 
-    Closes the figure, so that a notebook does not show it twice.
+    The bytes are the same each time. A closed figure is not shown twice by a notebook.
+
+    Parameters
+    ----------
+    figure : matplotlib.figure.Figure
+        The figure.
+
+    Returns
+    -------
+    bytes
+        The content of the file.
+
+    Examples
+    --------
+    >>> from matplotlib.figure import Figure
+    >>> from xlvlms_tutorial.view import plots
+    >>> plots.png(Figure())[1:4]
+    b'PNG'
     """
     with io.BytesIO() as buffer:
         figure.savefig(buffer, format="png", metadata={"Software": None})
@@ -362,9 +647,26 @@ def png(figure: Figure) -> bytes:
 
 
 def wrapped(text: str, letters: int) -> str:
-    """The text broken between words into lines of at most ``letters``.
+    """Break a text between words into lines of a largest length.
 
-    A longer word keeps its own line.
+    Parameters
+    ----------
+    text : str
+        The text.
+    letters : int
+        Letters a line at most; a longer word keeps its own line.
+
+    Returns
+    -------
+    str
+        The text with line breaks.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.view import plots
+    >>> print(plots.wrapped("two red keys on the sand", 12))
+    two red keys
+    on the sand
     """
     broken = [""]
     for word in text.split():
@@ -376,33 +678,65 @@ def wrapped(text: str, letters: int) -> str:
 
 
 def literal(label: Any) -> Any:
-    """A text as matplotlib draws it sign by sign.
+    r"""Write a text so that matplotlib draws it sign by sign.
 
-    Between two unescaped ``$`` it would read a formula, and fail at most prices. For texts
-    that go to axes directly; the functions here do it by themselves. What is no text, such as
-    a number, is left to the axis.
+    Between two unescaped ``$`` it would read a formula, and fail at most prices. Use it for texts
+    that go to axes directly; the functions here do it by themselves.
+
+    Parameters
+    ----------
+    label : object
+        The text. What is no text, such as a number, is left to the axis.
+
+    Returns
+    -------
+    object
+        The text with each ``$`` escaped, or what was given.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.view import plots
+    >>> print(plots.literal("from $5 to $6"), plots.literal(7))
+    from \$5 to \$6 7
     """
     return label.replace("$", r"\$") if isinstance(label, str) else label
 
 
 def printable(word: str, letters: int | None = None) -> str:
-    """A token as matplotlib's font can draw it.
+    """Write a token so that matplotlib's font can draw it.
 
-    No space around, line breaks visible, foreign scripts as a dot, no
-    maths. At most ``letters`` of it.
+    No space around, line breaks visible, foreign scripts as a dot, no formulas.
+
+    Parameters
+    ----------
+    word : str
+        The token.
+    letters : int, optional
+        Letters of it at most; by default all.
+
+    Returns
+    -------
+    str
+        The text to draw.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.view import plots
+    >>> plots.printable(" keys"), plots.printable(" mushroom", 4)
+    ('keys', 'mush')
     """
-    shown = word.strip(" ").replace("\n", "\\n")[:letters]
-    return literal("".join(letter if " " <= letter < "\u0250" else "\u00b7" for letter in shown))
+    visible = word.strip(" ").replace("\n", "\\n")[:letters]
+    return literal("".join(letter if " " <= letter < "\u0250" else "\u00b7" for letter in visible))
 
 
 def _literally(table: pd.DataFrame) -> pd.DataFrame:
     """The table with its names as :func:`literal` writes them."""
-    named = {
-        axis: literal(getattr(table, axis).name)
-        for axis in ("index", "columns")
-        if isinstance(getattr(table, axis).name, str)
-    }
-    return table.rename(index=literal, columns=literal).rename_axis(**named)
+    axis_names = {}
+    for axis in ("index", "columns"):
+        name = getattr(table, axis).name
+        if isinstance(name, str):
+            axis_names[axis] = literal(name)
+    return table.rename(index=literal, columns=literal).rename_axis(**axis_names)
 
 
 def _places(captions: Sequence[str], columns: int, width: float) -> tuple[Figure, list[Axes]]:
@@ -411,14 +745,20 @@ def _places(captions: Sequence[str], columns: int, width: float) -> tuple[Figure
     columns = min(columns, len(captions))
     letters = max(12, int(width / columns * 13))
     texts = [wrapped(caption, letters) for caption in captions]
-    side, below = width / columns, 0.18 + 0.16 * max(text.count("\n") + 1 for text in texts)
+    side = width / columns
+    caption_height = 0.18 + 0.16 * max(text.count("\n") + 1 for text in texts)
     rows = -(-len(captions) // columns)
     figure, axes = plt.subplots(
-        rows, columns, figsize=(width, rows * (side + below)), squeeze=False, layout="none"
+        rows, columns, figsize=(width, rows * (side + caption_height)), squeeze=False, layout="none"
     )
-    share = below / (side + below) / rows
+    share = caption_height / (side + caption_height) / rows
     figure.subplots_adjust(
-        left=0.01, right=0.99, top=1 - 0.01 / rows, bottom=share, hspace=below / side, wspace=0.05
+        left=0.01,
+        right=0.99,
+        top=1 - 0.01 / rows,
+        bottom=share,
+        hspace=caption_height / side,
+        wspace=0.05,
     )
     for ax in axes.flat:
         ax.axis("off")

@@ -1,6 +1,6 @@
-"""What a saving costs: which blocks run, and what the model then says.
+"""Show what a saving costs: which blocks run, what the model then says, time and operations.
 
-What that takes of time and operations; moved by a slider.
+All of it is moved by a slider.
 """
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
@@ -38,17 +38,46 @@ def tradeoff(
     alt: Sequence[str] | None = None,
     size: int = 160,
 ) -> Widget:
-    """Show, for the setting that a slider chooses, which blocks run and what is said.
+    """Show, for the setting that a slider chooses, which blocks run, its costs, and what is said.
 
-    Its costs and score as bars, and what is said about each picture. ``told`` maps settings, in the
-    order of the slider, to the captions or answers of all ``images``. ``costs`` has a row for each
-    setting and columns such as time, flops and score: shares of the whole model's, where 1 is a
-    full bar and the number beside it says more; the column ``score`` is drawn in another colour.
-    ``layers`` maps settings to the layers (from 1) that are skipped, of ``n_layers``; they are
-    drawn hollow in a row of blocks. Words of ``right`` and ``wrong``, a list for each picture, are
-    marked in the forms of :func:`text.forms`. Settings of several parts (scope, skipped) have as
-    many ``names``, and dropdowns above the slider, as in :func:`view.dial.dial`, whose ``start``,
-    ``alt`` and ``size`` these are. All moves in the browser, without a kernel.
+    Use it to compare plans of skipping or degrees of pruning. Costs and score are drawn as bars,
+    and beneath each picture stands what the model says about it. All moves in the browser, without
+    a kernel.
+
+    Parameters
+    ----------
+    images : sequence of PIL.Image.Image
+        The pictures.
+    told : mapping of setting to sequence of str
+        The captions or answers of all ``images``, by setting, in the order of the slider.
+    costs : pandas.DataFrame
+        A row for each setting and columns such as time, flops and score: shares of the whole
+        model's, where 1 is a full bar and the number beside it says more. The column ``score`` is
+        drawn in another colour.
+    layers : mapping of setting to iterable of int, optional
+        The layers (from 1) that are skipped; they are drawn hollow in a row of blocks. By default
+        no blocks are drawn.
+    n_layers : int, optional
+        Number of layers of the model; given together with ``layers``.
+    right : sequence of iterable of str, optional
+        Words that are true of each picture, a list for each; they are marked in the forms of
+        :func:`text.forms`. By default none.
+    wrong : sequence of iterable of str, optional
+        Words that are not true of each picture, marked likewise.
+    names : sequence of str, default ("skipped",)
+        The names of the parts of a setting. Settings of several parts (scope, skipped) have as many
+        names, and dropdowns above the slider.
+    start : hashable, optional
+        The setting shown first; by default the first one.
+    alt : sequence of str, optional
+        What each picture shows; by default "picture 1", "picture 2" and so on.
+    size : int, default 160
+        The longer side of a picture in pixels.
+
+    Returns
+    -------
+    ipywidgets.Widget
+        Blocks, bars and pictures below their controls.
 
     Raises
     ------
@@ -56,9 +85,20 @@ def tradeoff(
         If there are fewer than two settings, a setting has not one text for each picture, no row of
         costs or no layers, a cost is negative or not finite, a layer is none of the model's, or
         words are not listed for each picture.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> from xlvlms_tutorial.view import tradeoff
+    >>> captions = {0: ["two red keys"] * 4, 2: ["two keys"] * 4}
+    >>> costs = pd.DataFrame({"time": [1.0, 0.93], "score": [1.0, 0.8]}, index=[0, 2])
+    >>> images = [sample.image for sample in samples]
+    >>> widget = tradeoff(images, captions, costs, layers={0: [], 2: [9, 10]}, n_layers=30)
+    >>> type(widget).__name__
+    'VBox'
     """
     check_texts(len(images), told, None, 2)
-    drawn = _bars(told, costs)
+    bars = _bars(told, costs)
     plans = _plans(told, layers, n_layers)
     patterns = _patterns(len(images), right, wrong)
     style, tags = thumbnails(
@@ -66,17 +106,16 @@ def tradeoff(
     )
     frames = {}
     for setting, texts in told.items():
-        said = "".join(
-            f'<div>{tag}<p class="told">{marked(text, pattern, _MARKS)}</p></div>'
-            for tag, pattern, text in zip(tags.values(), patterns, texts, strict=True)
-        )
+        cards = ""
+        for tag, pattern, text in zip(tags.values(), patterns, texts, strict=True):
+            cards += f'<div>{tag}<p class="told">{marked(text, pattern, _MARKS)}</p></div>'
         key = frame_key(setting)
         # the setting is in the frame too: two settings with the same content are still two frames
         label = escape(", ".join(map(str, key)))
         frames[key] = Html(
             f'<div class="tradeoff" style="--size:{size}px" '
-            f'data-setting="{label}">{plans[setting]}{drawn[setting]}<div '
-            f'class="said">{said}</div></div>'
+            f'data-setting="{label}">{plans[setting]}{bars[setting]}<div '
+            f'class="said">{cards}</div></div>'
         )
     return explorer(
         frames,
@@ -93,7 +132,7 @@ def _bars(settings: Iterable[Hashable], costs: pd.DataFrame) -> dict[Hashable, s
             "give one for each setting",
         )
     rows = dict(zip(costs.index, costs.to_dict("records"), strict=True))
-    found = {}
+    bars = {}
     for setting in settings:
         if setting not in rows or not rows[setting]:
             raise FramesError(
@@ -112,8 +151,8 @@ def _bars(settings: Iterable[Hashable], costs: pd.DataFrame) -> dict[Hashable, s
                 f'style="--share:{min(value, 1):.4f}"></i>'
             )
             cells.append(f"<b>{escape(str(name))}</b>{bar}<span>{100 * value:.0f} %</span>")
-        found[setting] = f'<div class="costs">{"".join(cells)}</div>'
-    return found
+        bars[setting] = f'<div class="costs">{"".join(cells)}</div>'
+    return bars
 
 
 def _plans(
@@ -135,37 +174,36 @@ def _plans(
 
 def _plan(skipped: list[int], n_layers: int) -> str:
     """A row of blocks from the first to the last, those left out hollow."""
-    if wrong := [layer for layer in skipped if layer not in range(1, n_layers + 1)]:
-        raise FramesError(f"layer {wrong[0]!r} is skipped", f"allowed: 1 to {n_layers}")
-    blocks = "".join(
-        (
-            f'<i class="{"off" if layer in skipped else "on"}" title="block '
-            f'{layer}{", skipped" if layer in skipped else ""}"></i>'
-        )
-        for layer in range(1, n_layers + 1)
-    )
-    words = f"{n_layers - len(skipped)} of {n_layers} blocks run" + (
-        f"; skipped: {', '.join(map(str, skipped))}" if skipped else ""
-    )
+    if invalid := [layer for layer in skipped if layer not in range(1, n_layers + 1)]:
+        raise FramesError(f"layer {invalid[0]!r} is skipped", f"allowed: 1 to {n_layers}")
+    blocks = ""
+    for layer in range(1, n_layers + 1):
+        if layer in skipped:
+            blocks += f'<i class="off" title="block {layer}, skipped"></i>'
+        else:
+            blocks += f'<i class="on" title="block {layer}"></i>'
+    words = f"{n_layers - len(skipped)} of {n_layers} blocks run"
+    if skipped:
+        words += f"; skipped: {', '.join(map(str, skipped))}"
     return (
         '<div class="plan" role="img" '
         f'aria-label="{words}">{blocks}</div><p class="legend">{words}</p>'
     )
 
 
-def _patterns(images: int, right: Words | None, wrong: Words | None) -> list:
-    for name, words in (("right", right), ("wrong", wrong)):
+def _patterns(images: int, right_words: Words | None, wrong_words: Words | None) -> list:
+    for name, words in (("right", right_words), ("wrong", wrong_words)):
         if words is not None and (
             isinstance(words, str)
             or len(words) != images
-            or any(isinstance(listed, str) for listed in words)
+            or any(isinstance(group, str) for group in words)
         ):
             raise FramesError(
                 f"{name} has not a list of words for each of {images} picture(s)",
                 "give one list for each, empty for none",
             )
     empty: Words = [()] * images
-    return [
-        word_pattern({"right": yes, "wrong": no})
-        for yes, no in zip(right or empty, wrong or empty, strict=True)
-    ]
+    patterns = []
+    for true, false in zip(right_words or empty, wrong_words or empty, strict=True):
+        patterns.append(word_pattern({"right": true, "wrong": false}))
+    return patterns

@@ -1,4 +1,4 @@
-"""Widgets that move in the built page.
+"""Build widgets that move in the built page.
 
 Control and frames are joined in the browser, so no kernel is needed.
 """
@@ -50,24 +50,51 @@ def stack(
 ) -> Widget:
     """Show one of several frames, chosen by a slider or a dropdown.
 
-    ``play`` adds a button that runs through them. A frame is a matplotlib figure (closed here), a
-    PIL image, the bytes of a PNG file, or HTML. ``labels`` are their numbers by default, ``start``
-    is the frame shown first, and ``alt`` says in words what each picture shows; by default it is
-    the description and the label. In labels and description ``<`` and ``>`` are shown as ‹ and ›.
+    Use it for one thing that changes, such as the layer; :func:`explorer` takes several.
+
+    Parameters
+    ----------
+    frames : sequence of figure, picture, bytes or str
+        Two or more. A frame is a matplotlib figure (closed here), a PIL image, the bytes of a PNG
+        file, or HTML.
+    labels : sequence, optional
+        The label of each frame; by default its number from 0. ``<`` and ``>`` are shown as ‹ and ›.
+    description : str, default "frame"
+        The name of what is chosen, beside the control; ``<`` and ``>`` are shown as ‹ and ›.
+    alt : sequence of str, optional
+        What each picture shows; by default the description and the label.
+    start : int, default 0
+        The number of the frame shown first.
+    control : str, default "slider"
+        "slider" or "dropdown".
+    play : bool, default False
+        Whether a button runs through the frames.
+
+    Returns
+    -------
+    ipywidgets.Widget
+        The control above the frames.
 
     Raises
     ------
     FramesError
         If there are fewer than two frames, a label or an alternative text too many or too few, no
         such first frame, or an unknown control.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.view import widgets
+    >>> widget = widgets.stack(["<b>early</b>", "<b>late</b>"], labels=[1, 30], description="layer")
+    >>> [label for label, _ in widget.children[0].options]
+    ['1', '30']
     """
     labels = [str(label) for label in (range(len(frames)) if labels is None else labels)]
     alt = [f"{description}: {label}" for label in labels] if alt is None else list(alt)
     _check(len(frames), len(labels), len(alt), start, control)
-    parts = _parts(frames, alt)
+    parts = _frame_widgets(frames, alt)
     chooser = _chooser(labels, description, start, control)
     head = ipywidgets.HBox([chooser, _player(chooser, len(parts))]) if play else chooser
-    return ipywidgets.VBox([head, _joined(chooser, parts)])
+    return ipywidgets.VBox([head, _linked(chooser, parts)])
 
 
 def explorer(
@@ -76,28 +103,53 @@ def explorer(
     start: tuple[Hashable, ...] | None = None,
     style: str = "",
 ) -> Widget:
-    """Show one of many frames, chosen level by level.
+    """Show one of many frames, chosen level by level: dropdowns, and a slider for the last level.
 
-    A dropdown for every level of the keys but the last, a slider for the last. ``frames`` maps keys
-    such as (token, layer, concept) to frames as of :func:`stack`, in the order of the choices;
-    ``names`` are the levels' names and ``start`` the key shown first. Branches may differ in what
-    they offer. Those that offer the same labels share one control, so that a layer stays chosen
-    when the token changes; a level with one label shows it without a control. ``style`` is HTML put
-    into the same output once, such as the pictures of :func:`thumbnails`.
+    Use it where frames depend on several things, such as token, layer and concept. Branches may
+    differ in what they offer. Those that offer the same labels share one control, so that a layer
+    stays chosen when the token changes; a level with one label shows it without a control.
+
+    Parameters
+    ----------
+    frames : mapping of tuple to frame
+        Frames as of :func:`stack` by keys such as (token, layer, concept), in the order of the
+        choices.
+    names : sequence of str
+        The names of the levels.
+    start : tuple, optional
+        The key shown first; by default the first one.
+    style : str, default ""
+        HTML put into the same output once, such as the pictures of :func:`thumbnails`.
+
+    Returns
+    -------
+    ipywidgets.Widget
+        The controls above the frames.
 
     Raises
     ------
     FramesError
-        If there are fewer than two frames, a key has not as many parts as there are
-        names, or ``start`` is no key.
+        If there are fewer than two frames, a key has not as many parts as there are names, or
+        ``start`` is no key.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.view import widgets
+    >>> frames = {}
+    >>> for layer in (1, 2):
+    ...     for concept in ("a", "b"):
+    ...         frames[layer, concept] = f"layer {layer}, concept {concept}"
+    >>> widget = widgets.explorer(frames, names=["layer", "concept"])
+    >>> type(widget.children[0]).__name__
+    'Dropdown'
     """
     keys = list(frames)
     _check_keys(keys, len(names), start)
-    alt = [
-        ", ".join(f"{name}: {label}" for name, label in zip(names, key, strict=True))
-        for key in keys
-    ]
-    leaves = list(zip(keys, _parts(list(frames.values()), alt), strict=True))
+    alt = []
+    for key in keys:
+        choices = zip(names, key, strict=True)
+        alt.append(", ".join(f"{name}: {label}" for name, label in choices))
+    leaves = list(zip(keys, _frame_widgets(list(frames.values()), alt), strict=True))
     tree = _branch(leaves, list(names), start or keys[0], {})
     return (
         ipywidgets.VBox([ipywidgets.HTML(style, layout={"display": "none"}), tree])
@@ -126,9 +178,9 @@ def _check(frames: int, labels: int, texts: int, start: int, control: str) -> No
 def _check_keys(keys: list[tuple], levels: int, start: tuple | None) -> None:
     if len(keys) < 2:
         raise FramesError(f"{len(keys)} frame(s) were given", "a widget needs 2 or more")
-    if wrong := [key for key in keys if len(key) != levels]:
+    if invalid := [key for key in keys if len(key) != levels]:
         raise FramesError(
-            f"key {wrong[0]!r} for {levels} names", "give tuples with one part for each name"
+            f"key {invalid[0]!r} for {levels} names", "give tuples with one part for each name"
         )
     if start is not None and start not in keys:
         raise FramesError(
@@ -136,14 +188,13 @@ def _check_keys(keys: list[tuple], levels: int, start: tuple | None) -> None:
         )
 
 
-def _parts(frames: Sequence[Frame], alt: Sequence[str]) -> list[Widget]:
+def _frame_widgets(frames: Sequence[Frame], alt: Sequence[str]) -> list[Widget]:
     parts = [ipywidgets.HTML(_frame(frames[0], alt[0]))]
     # two models for all frames instead of two for each
     shared = {"layout": parts[0].layout, "style": parts[0].style}
-    return parts + [
-        ipywidgets.HTML(_frame(frame, words), **shared)
-        for frame, words in zip(frames[1:], alt[1:], strict=True)
-    ]
+    for frame, words in zip(frames[1:], alt[1:], strict=True):
+        parts.append(ipywidgets.HTML(_frame(frame, words), **shared))
+    return parts
 
 
 def _branch(
@@ -173,7 +224,7 @@ def _branch(
             list(labels), names[0], first, "dropdown" if len(names) > 1 else "slider"
         )
     chooser = choosers[len(names), labels]
-    return ipywidgets.VBox([chooser, _joined(chooser, parts)])
+    return ipywidgets.VBox([chooser, _linked(chooser, parts)])
 
 
 def _frame(frame: Frame, alt: str) -> str:
@@ -181,12 +232,12 @@ def _frame(frame: Frame, alt: str) -> str:
         return f'<div class="frame">{frame}</div>'
     if isinstance(frame, Figure):
         frame = png(frame)
-    shown = (
+    picture = (
         picture_html(frame, alt, frame.width)
         if isinstance(frame, Image.Image)
         else png_html(frame, alt)
     )
-    return f'<div class="frame">{shown}</div>'
+    return f'<div class="frame">{picture}</div>'
 
 
 def _chooser(labels: list[str], description: str, start: int, control: str) -> Widget:
@@ -211,15 +262,15 @@ def _player(chooser: Widget, count: int) -> Widget:
     return player
 
 
-def _joined(chooser: Widget, parts: list[Widget]) -> Widget:
+def _linked(chooser: Widget, parts: list[Widget]) -> Widget:
     if hasattr(ipywidgets, "Stack"):
-        shown = ipywidgets.Stack(parts, selected_index=chooser.index)
-        ipywidgets.jslink((chooser, "index"), (shown, "selected_index"))
-        return shown
+        frame_box = ipywidgets.Stack(parts, selected_index=chooser.index)
+        ipywidgets.jslink((chooser, "index"), (frame_box, "selected_index"))
+        return frame_box
     # ipywidgets 7, which hosted notebooks still have, knows no Stack: there a kernel
     # is at hand to change the frame.
-    shown = ipywidgets.VBox([parts[chooser.index]])
+    frame_box = ipywidgets.VBox([parts[chooser.index]])
     chooser.observe(
-        lambda change: setattr(shown, "children", (parts[change["new"]],)), names="index"
+        lambda change: setattr(frame_box, "children", (parts[change["new"]],)), names="index"
     )
-    return shown
+    return frame_box
