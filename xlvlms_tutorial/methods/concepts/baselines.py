@@ -206,8 +206,8 @@ class Simple(_Prototypes):
     r"""Take the k samples of largest norm as concepts, largest first.
 
     The simplest baseline: a dictionary of real samples, without any learning. As for
-    :class:`KMeans`, codes are :math:`1 / (1 + \lVert a_i - d_k \rVert)`, and the reconstruction of a
-    sample is the nearest concept.
+    :class:`KMeans`, codes are :math:`1 / (1 + \lVert a_i - d_k \rVert)`, and the reconstruction of
+    a sample is the nearest concept.
 
     Parameters
     ----------
