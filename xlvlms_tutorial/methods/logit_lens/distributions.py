@@ -245,7 +245,7 @@ def _probabilities(
 
 
 def means(
-    vlm: VLM, states: Float[Tensor, "n d"], of: Int[Tensor, "n"], norm: bool, logs: bool = False
+    vlm: VLM, states: Float[Tensor, "n d"], groups: Int[Tensor, "n"], norm: bool, logs: bool = False
 ) -> tuple[Float[Tensor, "g v"], Float[Tensor, "g v"] | None, Float[Tensor, "g"]]:
     """Compute means over groups of states, in one pass.
 
@@ -255,7 +255,7 @@ def means(
         The model whose unembedding is used.
     states
         Rows of the residual stream.
-    of
+    groups
         The group of each row, numbered from 0.
     norm
         Whether states go through the final norm first.
@@ -267,11 +267,13 @@ def means(
     tuple
         The mean of p, that of log p (None without ``logs``), and the mean entropy of each group.
     """
-    sizes = torch.bincount(of)
+    sizes = torch.bincount(groups)
     total = None
     log_total = None
     entropy = []
-    for logits, chunk in zip(chunks(vlm, states, norm), of.split(rows(vlm, CHUNK)), strict=True):
+    for logits, chunk in zip(
+        chunks(vlm, states, norm), groups.split(rows(vlm, CHUNK)), strict=True
+    ):
         if total is None:
             sizes = sizes.to(logits.device)
             total = logits.new_zeros(len(sizes), logits.shape[-1])
@@ -282,7 +284,9 @@ def means(
             total.index_add_(0, group, e.div_(s[:, None]))
             if logs:
                 log_total.index_add_(0, group, z.sub_(s.log()[:, None]))
-    summed = torch.zeros_like(total[:, 0]).index_add_(0, of.to(total.device), torch.cat(entropy))
+    summed = torch.zeros_like(total[:, 0]).index_add_(
+        0, groups.to(total.device), torch.cat(entropy)
+    )
     return (
         total.div_(sizes[:, None]),
         log_total.div_(sizes[:, None]) if logs else None,

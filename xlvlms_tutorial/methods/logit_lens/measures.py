@@ -232,14 +232,14 @@ def relative_entropy(p: Float[Tensor, "*n v"], q: Float[Tensor, "*m w"]) -> Floa
             q.shape[-1],
             "compare distributions over the words of one model",
         )
-    left, right = p.double(), q.double()
-    for name, side in (("p", left), ("q", right)):
+    p64, q64 = p.double(), q.double()
+    for name, side in (("p", p64), ("q", q64)):
         if not _are_distributions(side):
             raise ActivationsError(
                 f"{name} holds vectors that are not distributions",
                 "give numbers of 0 or more that sum to 1",
             )
-    terms = torch.where(left > 0, left * (left.log() - right.log()), 0.0)
+    terms = torch.where(p64 > 0, p64 * (p64.log() - q64.log()), 0.0)
     return terms.sum(dim=-1).clamp(min=0).to(p.dtype)
 
 
