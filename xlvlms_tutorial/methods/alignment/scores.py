@@ -25,7 +25,7 @@ from xlvlms_tutorial.methods.alignment.similarity import (
 )
 from xlvlms_tutorial.metrics.intervals import Estimate, interval, resampled_shares
 
-READINGS = ("layer", "input")
+READINGS = ("layer", "input")  # the argument ``reading`` of alignment
 
 
 @dataclass(frozen=True, eq=False)

@@ -22,7 +22,7 @@ from xlvlms_tutorial.models.spans import Batch, find_words
 from xlvlms_tutorial.models.vlm import VLM
 from xlvlms_tutorial.samples import PROMPTS, Sample
 
-WAYS = ("occlusion", "activation")
+WAYS = ("occlusion", "activation")  # of attribution, the argument ``how`` of heat
 _ADVICE = "give pictures of one size, so that the same token is the same place in all of them"
 
 

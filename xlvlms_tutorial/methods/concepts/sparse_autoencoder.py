@@ -80,6 +80,12 @@ class TopKSAE(Dictionary):
     feature_names_in_ : ndarray (d,)
         Names of the columns, where the activations came as a table whose columns have names.
 
+    Raises
+    ------
+    SelectionError
+        When it is fitted, if ``k`` is not between 1 and ``n_components``, or another parameter has
+        a value that is not allowed.
+
     Examples
     --------
     >>> import numpy as np

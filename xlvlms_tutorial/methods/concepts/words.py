@@ -20,7 +20,7 @@ from xlvlms_tutorial.methods.logit_lens.wordlists import ENGLISH, Admissible, Wo
 from xlvlms_tutorial.metrics.answers import with_columns
 from xlvlms_tutorial.models.vlm import VLM
 
-REFERENCES = ("directions", "vocabulary")
+REFERENCES = ("directions", "vocabulary")  # the argument ``how`` of random_words
 
 Directions = Float[Tensor, "k d"] | Float[np.ndarray, "k d"]
 Vector = Float[Tensor, "_"] | Float[np.ndarray, "_"]
