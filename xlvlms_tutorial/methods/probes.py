@@ -1,8 +1,8 @@
-"""A linear probe: whether a plane tells sets of states apart, on samples that it was not fitted on.
+"""A linear probe of how well a plane separates sets of activations, on held-out samples.
 
 The probe is scikit-learn's ridge classifier. It has a closed form, so that all layers of a
-model are probed in seconds. Which samples are held out together is decided here, and each call
-with the same seed decides alike.
+model are probed in seconds. The folds that samples are held out in are decided here; the same seed
+gives the same folds.
 """
 
 import numpy as np
@@ -23,27 +23,29 @@ def deal_folds(
     folds: int = 5,
     seed: int = 0,
 ) -> Int[np.ndarray, "n"]:
-    """The fold of each sample, so that its rows are held out together.
+    """Assign each sample to a fold of a cross-validation, so that its rows are held out together.
 
-    Of two labels every fold has samples of both. Samples are dealt out in random order, those whose
-    rows are all of the first label before those of both, and these before the rest.
+    Use it where a sample has several rows (tokens, or an image and its caption): a probe must not
+    be tested on a sample that it was fitted on. Of two labels every fold has samples of both.
+    Samples are assigned in random order: first those whose rows all have the first label, then
+    those with rows of both, then the rest.
 
     Parameters
     ----------
-    samples
-        The number of each row's sample, from 0 on with none left out.
-    labels
-        The set that each row belongs to: numbers or names.
-    folds
-        How many folds, two or more.
-    seed
-        Of the random order.
+    samples : array of int (rows,)
+        The sample of each row. Samples are numbered from 0, without gaps.
+    labels : array (rows,)
+        The set that each row belongs to, as numbers or names.
+    folds : int, default 5
+        Number of folds, two or more.
+    seed : int, default 0
+        Seed of the random order; the same seed gives the same folds.
 
     Returns
     -------
-    Int[np.ndarray, "n"]
-        A fold from 0 to ``folds - 1`` for each sample; index it with
-        ``samples`` for that of each row.
+    array of int (n,)
+        The fold of each sample, from 0 to ``folds - 1``. Index it with ``samples`` to get the fold
+        of each row.
 
     Raises
     ------
@@ -52,6 +54,8 @@ def deal_folds(
 
     Examples
     --------
+    >>> import numpy as np
+    >>> from xlvlms_tutorial.methods.probes import deal_folds
     >>> samples = np.array([0, 0, 1, 1, 2, 2, 3, 3])
     >>> labels = np.array(["picture"] * 4 + ["text"] * 4)
     >>> deal_folds(samples, labels, folds=2)[samples]
@@ -60,8 +64,8 @@ def deal_folds(
     names, codes = np.unique(labels, return_inverse=True)
     counts = [len(np.unique(samples[codes == code])) for code in range(len(names))]
     if min(counts) < folds:
-        found = " and ".join(f"{count} {name}" for count, name in zip(counts, names, strict=True))
-        raise EstimateError(f"samples for {folds} folds", found, "as many as folds in each set")
+        sizes = " and ".join(f"{count} {name}" for count, name in zip(counts, names, strict=True))
+        raise EstimateError(f"samples for {folds} folds", sizes, "as many as folds in each set")
     means = np.bincount(samples, codes) / np.bincount(samples)
     order = np.random.default_rng(seed).permutation(len(means))
     order = order[np.argsort(means[order], kind="stable")]
@@ -71,23 +75,27 @@ def deal_folds(
 
 
 def balanced_probe(penalty: float = 1.0) -> Pipeline:
-    r"""A ridge classifier of standardised states, to which all labels weigh alike.
+    r"""Make a ridge classifier of standardised activations in which all labels have equal weight.
 
-    Of two labels it is linear discriminant analysis, shrunk: with y of :math:`\pm 1` and weights c
-    of rows, :math:`w = \arg\min \sum_i c_i (y_i - w^\top z_i - b)^2 + \lambda \lVert w \rVert^2`.
+    Use it as the probe of :func:`held_out_labels`, or fit it yourself to get a direction. With two
+    labels it is a regularised linear discriminant analysis. With standardised activations
+    :math:`z_i`, labels :math:`y_i = \pm 1` and row weights :math:`c_i` that balance the labels, it
+    solves :math:`w = \arg\min \sum_i c_i (y_i - w^\top z_i - b)^2 + \lambda \lVert w \rVert^2`.
 
     Parameters
     ----------
-    penalty
-        :math:`\lambda`, in units of standardised states.
+    penalty : float, default 1.0
+        :math:`\lambda`, in units of standardised activations.
 
     Returns
     -------
-    Pipeline
-        An estimator of scikit-learn that is not fitted yet.
+    sklearn.pipeline.Pipeline
+        An estimator that is not fitted yet.
 
     Examples
     --------
+    >>> import numpy as np
+    >>> from xlvlms_tutorial.methods.probes import balanced_probe
     >>> rows = np.array([[0.0, 3.0], [1.0, 1.0], [5.0, 2.0], [6.0, 2.0]])
     >>> balanced_probe().fit(rows, ["low", "low", "high", "high"]).predict([[0.5, 2.0]]).tolist()
     ['low']
@@ -101,30 +109,35 @@ def held_out_labels(
     folds: Int[np.ndarray, "rows"],
     probe: ClassifierMixin | Pipeline | None = None,
 ) -> Shaped[np.ndarray, "rows"]:
-    """What a probe says of each row when it is fitted on the rows of all other folds.
+    """Predict the label of each row by a probe that is fitted on the rows of all other folds.
+
+    Compare the predictions with the labels to see how well a plane separates the sets of
+    activations on samples that the probe has not seen.
 
     Parameters
     ----------
-    rows
-        States, computed with in float64.
-    labels
+    rows : tensor or array (rows, d)
+        Activations, computed with in float64.
+    labels : array (rows,)
         The set that each row belongs to, of two sets or more.
-    folds
+    folds : array of int (rows,)
         The fold of each row, from :func:`deal_folds`.
-    probe
-        A classifier of scikit-learn; None is :func:`balanced_probe`.
+    probe : scikit-learn classifier, optional
+        The classifier to fit. None means :func:`balanced_probe`.
 
     Returns
     -------
-    Shaped[np.ndarray, "rows"]
-        One of the labels for each row.
+    array (rows,)
+        The predicted label of each row.
 
     Examples
     --------
+    >>> import numpy as np
+    >>> from xlvlms_tutorial.methods.probes import deal_folds, held_out_labels
     >>> labels = np.repeat(["picture", "text"], 20)
     >>> rows = np.random.default_rng(0).standard_normal((40, 8)) + 2 * (labels == "text")[:, None]
-    >>> said = held_out_labels(rows, labels, deal_folds(np.arange(40), labels))
-    >>> float((said == labels).mean())
+    >>> predicted = held_out_labels(rows, labels, deal_folds(np.arange(40), labels))
+    >>> float((predicted == labels).mean())
     1.0
     """
     rows = rows.detach().double().cpu().numpy() if isinstance(rows, Tensor) else rows.astype(float)

@@ -2,7 +2,7 @@
 
 Similarity, narrow cones, alignment scores, and how tokens change over layers. After Shukor
 and Cord, "Implicit Multimodal Alignment: On the Generalization of Frozen LLMs to
-Multimodal Inputs" (arXiv 2405.16700).
+Multimodal Inputs" (2024, arXiv 2405.16700).
 """
 
 from xlvlms_tutorial.methods.alignment.drift import (

@@ -1,8 +1,8 @@
 """Geometry of tokens over layers.
 
-How slowly they change, how long they are, and whether a plane tells two kinds apart. After
-Shukor and Cord, "Implicit Multimodal Alignment: On the Generalization of Frozen LLMs to
-Multimodal Inputs" (arXiv 2405.16700).
+How slowly they change, how large their norms are, and whether a plane separates two kinds of them.
+After Shukor and Cord, "Implicit Multimodal Alignment: On the Generalization of Frozen LLMs to
+Multimodal Inputs" (2024, arXiv 2405.16700).
 """
 
 from collections.abc import Iterable, Iterator
@@ -29,16 +29,41 @@ from xlvlms_tutorial.metrics.intervals import (
 
 
 def consecutive(x: Examples, y: Examples) -> Float[Tensor, " n"]:
-    r"""Mean cosine of each token with the same token of its example at another layer.
+    r"""Compute the mean cosine of the tokens of each example with themselves at another layer.
 
-    :math:`\mathrm{mean}_i \cos(x_i, y_i)`. The released code of arXiv 2405.16700 averages over
-    pairs of different examples too; this does not.
+    Use it to measure how little a block changes tokens: :math:`\mathrm{mean}_i \cos(x_i, y_i)` is 1
+    where no direction changes. The released code of Shukor and Cord (2024, arXiv 2405.16700)
+    averages over pairs of different examples too; this does not.
+
+    Parameters
+    ----------
+    x : tensor (n, t, d) or sequence of tensors (t_i, d)
+        Tokens of each example at a layer, from :func:`examples`.
+    y : tensor (n, t, d) or sequence of tensors (t_i, d)
+        The same tokens of the same examples at another layer.
+
+    Returns
+    -------
+    Tensor (n,)
+        Mean cosine of each example.
 
     Raises
     ------
-    ActivationsError, ComparisonError, LengthError
-        If tokens are missing, NaN, infinite or zero, or the two are not of one
-        width and equally many tokens.
+    ActivationsError
+        If tokens are missing, NaN, infinite or zero.
+    ComparisonError
+        If widths or token counts differ.
+    LengthError
+        If the numbers of examples differ.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from xlvlms_tutorial.methods.alignment import consecutive
+    >>> x = torch.tensor([[[1.0, 0.0], [0.0, 1.0]]])
+    >>> y = torch.tensor([[[3.0, 0.0], [1.0, 0.0]]])
+    >>> consecutive(x, y).tolist()
+    [0.5]
     """
     return similarity(x, y, "token_mean", "matched")
 
@@ -46,11 +71,31 @@ def consecutive(x: Examples, y: Examples) -> Float[Tensor, " n"]:
 def consecutive_profile(
     states: States, step: int = 1, place: str = WHOLE_BLOCK, n_resamples: int = 2000, seed: int = 0
 ) -> pd.DataFrame:
-    """Cosine of tokens with themselves ``step`` layers on.
+    """Compute the cosine of tokens with themselves ``step`` layers later, at each layer.
 
-    Columns layer, to, value, low, high, n, rival. The value is the mean over samples of the mean
-    over a sample's tokens, with a bootstrap over samples; the rival is the same for the cosine of
-    each token with all other tokens, of its own and of other samples, ``step`` layers on.
+    Use it to see where tokens change. The baseline is the cosine of each token with all other
+    tokens, of its own and of other samples, ``step`` layers later: tokens in a narrow cone are
+    similar to all others.
+
+    Parameters
+    ----------
+    states : States
+        Captured activations with one row for each token, of two samples or more.
+    step : int, default 1
+        Distance of the two layers.
+    place : str, default "block"
+        Where in the layers they were captured; "block" is the residual stream after the block.
+    n_resamples : int, default 2000
+        Number of resamples of the bootstrap.
+    seed : int, default 0
+        Seed of the bootstrap.
+
+    Returns
+    -------
+    DataFrame
+        One row for each pair of layers, with columns ``layer``, ``to``, ``value`` (mean over
+        samples of the mean over a sample's tokens), ``low``, ``high`` (95 % interval over samples),
+        ``n`` (samples) and ``rival`` (the baseline).
 
     Raises
     ------
@@ -58,29 +103,72 @@ def consecutive_profile(
         If no two captured layers are ``step`` apart, or the place was not captured.
     ActivationsError
         If there are fewer than two samples, or tokens are NaN, infinite or zero.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> import torch
+    >>> from xlvlms_tutorial.activations import States
+    >>> from xlvlms_tutorial.methods.alignment import consecutive_profile
+    >>> table = pd.DataFrame({"sample": [0, 1, 2, 3], "id": list("abcd")})
+    >>> states = States({(0, "block"): torch.eye(4), (1, "block"): torch.eye(4)}, table, {})
+    >>> consecutive_profile(states)[["layer", "to", "value", "rival"]].to_dict("records")
+    [{'layer': 0, 'to': 1, 'value': 1.0, 'rival': 0.0}]
     """
     rows = []
-    for layer, own, rival in _steps(states, step, place):
-        found = bootstrap(own, n_resamples=n_resamples, seed=seed)
-        rows.append(
-            {"layer": layer, "to": layer + step} | found.asdict() | {"rival": float(rival.mean())}
-        )
+    for layer, same, different in _steps(states, step, place):
+        estimate = bootstrap(same, n_resamples=n_resamples, seed=seed)
+        row = {"layer": layer, "to": layer + step, **estimate.asdict()}
+        rows.append(row | {"rival": float(different.mean())})
     return pd.DataFrame(rows)
 
 
 def persistence(
     states: States, step: int = 1, place: str = WHOLE_BLOCK, n_resamples: int = 2000, seed: int = 0
 ) -> Estimate:
-    """Cosine of tokens with themselves ``step`` layers on minus that with other tokens.
+    """Estimate how much more similar tokens are to themselves than to others ``step`` layers later.
 
-    The mean over layers, with one bootstrap over samples.
+    Use it as a single number for :func:`consecutive_profile`: value minus baseline, averaged over
+    layers, with one bootstrap over samples.
+
+    Parameters
+    ----------
+    states : States
+        Captured activations with one row for each token, of two samples or more.
+    step : int, default 1
+        Distance of the two layers.
+    place : str, default "block"
+        Where in the layers they were captured; "block" is the residual stream after the block.
+    n_resamples : int, default 2000
+        Number of resamples of the bootstrap.
+    seed : int, default 0
+        Seed of the bootstrap.
+
+    Returns
+    -------
+    Estimate
+        The mean difference of cosines; n counts samples.
 
     Raises
     ------
-    SelectionError, ActivationsError
-        As :func:`consecutive_profile`.
+    SelectionError
+        If no two captured layers are ``step`` apart, or the place was not captured.
+    ActivationsError
+        If there are fewer than two samples, or tokens are NaN, infinite or zero.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> import torch
+    >>> from xlvlms_tutorial.activations import States
+    >>> from xlvlms_tutorial.methods.alignment import persistence
+    >>> table = pd.DataFrame({"sample": [0, 1, 2, 3], "id": list("abcd")})
+    >>> states = States({(0, "block"): torch.eye(4), (1, "block"): torch.eye(4)}, table, {})
+    >>> persistence(states).value
+    1.0
     """
-    excess = np.stack([own - rival for _, own, rival in _steps(states, step, place)])
+    steps = _steps(states, step, place)
+    excess = np.stack([same - different for _, same, different in steps])
     return bootstrap(excess.mean(axis=0), n_resamples=n_resamples, seed=seed)
 
 
@@ -91,11 +179,30 @@ def norms(
     n_resamples: int = 2000,
     seed: int = 0,
 ) -> pd.DataFrame:
-    r"""Norms of tokens by layer, in columns layer, value, low, high and n.
+    r"""Compute the norm of tokens at each layer.
 
-    :math:`\frac{1}{N} \sum_i \mathrm{stat}_t \lVert x_{i,t} \rVert_2`. ``statistic``
-    over a sample's tokens is "median" (as in arXiv 2405.16700), "mean", "max" or "min";
-    the interval resamples samples.
+    Use it to compare the scale of image and text tokens over depth:
+    :math:`\frac{1}{N} \sum_i \mathrm{stat}_t \lVert x_{i,t} \rVert_2`.
+
+    Parameters
+    ----------
+    states : States
+        Captured activations with one row for each token, of two samples or more.
+    statistic : {"median", "mean", "max", "min"}, default "median"
+        Statistic over the tokens of a sample; the median is that of Shukor and Cord (2024,
+        arXiv 2405.16700).
+    place : str, default "block"
+        Where in the layers they were captured; "block" is the residual stream after the block.
+    n_resamples : int, default 2000
+        Number of resamples of the bootstrap.
+    seed : int, default 0
+        Seed of the bootstrap.
+
+    Returns
+    -------
+    DataFrame
+        One row for each layer, with columns ``layer``, ``value`` (mean over samples), ``low``,
+        ``high`` (95 % interval over samples) and ``n`` (samples).
 
     Raises
     ------
@@ -103,17 +210,26 @@ def norms(
         If the statistic is unknown, or the place was not captured.
     ActivationsError
         If there are fewer than two samples, or tokens are NaN or infinite.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> import torch
+    >>> from xlvlms_tutorial.activations import States
+    >>> from xlvlms_tutorial.methods.alignment import norms
+    >>> table = pd.DataFrame({"sample": [0, 1], "id": ["a", "b"]})
+    >>> tokens = torch.tensor([[3.0, 4.0], [6.0, 8.0]])
+    >>> states = States({(15, "block"): tokens}, table, {})
+    >>> norms(states)[["layer", "value", "n"]].to_dict("records")
+    [{'layer': 15, 'value': 7.5, 'n': 2}]
     """
     rows = []
     for layer in layers_at(states, place):
         tokens = Tokens.of(_two_or_more(examples(states, layer, place)))
-        lengths = Tokens(
-            torch.linalg.vector_norm(tokens.rows, dim=1, keepdim=True), tokens.counts
-        ).reduced(statistic)
-        rows.append(
-            {"layer": layer}
-            | bootstrap(lengths[:, 0].numpy(), n_resamples=n_resamples, seed=seed).asdict()
-        )
+        token_norms = torch.linalg.vector_norm(tokens.rows, dim=1, keepdim=True)
+        by_sample = Tokens(token_norms, tokens.counts).reduced(statistic)[:, 0].numpy()
+        estimate = bootstrap(by_sample, n_resamples=n_resamples, seed=seed)
+        rows.append({"layer": layer, **estimate.asdict()})
     return pd.DataFrame(rows)
 
 
@@ -126,14 +242,39 @@ def linear_probe(
     n_resamples: int = 2000,
     seed: int = 0,
 ) -> pd.DataFrame:
-    r"""Balanced accuracy of a linear probe that tells rows of a from rows of b, by layer.
+    r"""Compute the balanced accuracy of a linear probe of two sets of activations, at each layer.
 
-    Columns layer, value, low, high, n. The probe is ridge regression on :math:`\pm 1` (linear
-    discriminant analysis, shrunk), both classes weighing alike, on states standardised by the
-    training rows: :math:`w = \arg\min \sum_i c_i (y_i - w^\top z_i - b)^2 + \lVert w \rVert^2`. It
-    has a closed form, so that 31 layers of 200 rows take a second or two. Samples are dealt to
-    folds whole, so that no sample is in training and in test. The interval resamples samples; where
-    all is right it is Wilson's over samples. n counts the rows.
+    Use it to see where a plane separates two kinds of tokens, such as image and text: 0.5 is
+    chance, 1 is a perfect separation. The probe is a ridge regression on :math:`\pm 1` (regularised
+    linear discriminant analysis) in which both classes have equal weight, on activations
+    standardised by the training rows:
+    :math:`w = \arg\min \sum_i c_i (y_i - w^\top z_i - b)^2 + \lVert w \rVert^2`. It has a closed
+    form, so that 31 layers of 200 rows take a second or two. All rows of a sample are in the same
+    fold, so that no sample is in training and in test.
+
+    Parameters
+    ----------
+    a : States
+        Captured activations of the first class.
+    b : States
+        Captured activations of the second class, at the same layers and of the same width.
+    layers : iterable of int, optional
+        Layers among the captured ones. None means all of them.
+    folds : int, default 5
+        Number of folds of the cross-validation, two or more.
+    place : str, default "block"
+        Where in the layers they were captured; "block" is the residual stream after the block.
+    n_resamples : int, default 2000
+        Number of resamples of the bootstrap.
+    seed : int, default 0
+        Seed of the folds and of the bootstrap.
+
+    Returns
+    -------
+    DataFrame
+        One row for each layer, with columns ``layer``, ``value`` (balanced accuracy on held-out
+        rows), ``low``, ``high`` (95 % interval over samples; Wilson's where all predictions are
+        right, or all wrong) and ``n`` (rows).
 
     Raises
     ------
@@ -143,41 +284,59 @@ def linear_probe(
         If a layer was not captured, or there are fewer than two folds.
     ActivationsError
         If a side has fewer samples than there are folds, or states are NaN, infinite or all equal.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> import torch
+    >>> from xlvlms_tutorial.activations import States
+    >>> from xlvlms_tutorial.methods.alignment import linear_probe
+    >>> random = torch.Generator().manual_seed(0)
+    >>> tokens = torch.randn(10, 4, generator=random)
+    >>> table = pd.DataFrame({"sample": range(10), "id": list("abcdefghij")})
+    >>> image = States({(15, "block"): tokens + 5}, table, {})
+    >>> text = States({(15, "block"): tokens - 5}, table, {})
+    >>> linear_probe(image, text)[["layer", "value", "n"]].to_dict("records")
+    [{'layer': 15, 'value': 1.0, 'n': 20}]
     """
-    held, asked = shared_layers(a, b, place), None if layers is None else list(layers)
-    if outside := [layer for layer in asked or () if layer not in held]:
-        raise LayerError(outside[0], held[0], held[-1])
+    captured = shared_layers(a, b, place)
+    layers = captured if layers is None else list(layers)
+    for layer in layers:
+        if layer not in captured:
+            raise LayerError(layer, captured[0], captured[-1])
     whole("folds", folds, least=2)
-    if asked == []:
+    if not layers:
         raise SelectionError("no layers", "give at least one layer, or None for all")
     samples, kinds = _clusters(a, b)
-    there = np.unique([samples, kinds], axis=1)  # a sample's many tokens count once
-    if (few := np.bincount(there[1], minlength=2).min()) < folds:
+    members = np.unique([samples, kinds], axis=1)  # a sample counts once, not once for each token
+    fewest = np.bincount(members[1], minlength=2).min()
+    if fewest < folds:
         raise ActivationsError(
-            f"{few} samples on one side for {folds} folds", "give at least as many samples as folds"
+            f"{fewest} samples on one side for {folds} folds",
+            "give at least as many samples as folds",
         )
-    parts = deal_folds(*there, folds, seed)[samples]
+    row_folds = deal_folds(*members, folds, seed)[samples]
     shares = resampled_shares(int(samples.max()) + 1, n_resamples, seed)
     rows = []
-    for layer in held if asked is None else asked:
-        both = _finite(torch.cat([states.tensors[layer, place] for states in (a, b)]), layer)
-        right = held_out_labels(both, kinds, parts) == kinds
-        rows.append({"layer": layer} | _balanced(right, samples, kinds, shares).asdict())
+    for layer in layers:
+        tokens = torch.cat([a.tensors[layer, place], b.tensors[layer, place]])
+        correct = held_out_labels(_finite(tokens, layer), kinds, row_folds) == kinds
+        rows.append({"layer": layer, **_balanced(correct, samples, kinds, shares).asdict()})
     return pd.DataFrame(rows)
 
 
-def _two_or_more(found: list[Tensor]) -> list[Tensor]:
-    if len(found) < 2:
+def _two_or_more(tokens: list[Tensor]) -> list[Tensor]:
+    if len(tokens) < 2:
         raise ActivationsError(
             "states of one sample", "give two samples or more: the interval resamples them"
         )
-    return found
+    return tokens
 
 
 def _steps(states: States, step: int, place: str) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-    """Each sample's mean cosines of its tokens at each two layers ``step`` apart.
+    """Mean cosines of each sample's tokens, for each pair of layers that are ``step`` apart.
 
-    With themselves, and with all other tokens.
+    Yields the first layer, the cosines of tokens with themselves, and those with all other tokens.
     """
     layers = layers_at(states, place)
     starts = [layer for layer in layers if step > 0 and layer + step in layers]
@@ -186,35 +345,37 @@ def _steps(states: States, step: int, place: str) -> Iterator[tuple[int, np.ndar
             f"no two layers are {step!r} apart",
             f"captured at place {place!r}: {', '.join(map(str, layers))}",
         )
-    after, reached = None, None
+    after = None
+    after_layer = None
     for layer in starts:
-        unit = lambda at: Tokens.of(_two_or_more(examples(states, at, place))).unit()
-        before = after if reached == layer else unit(layer)
-        after, reached = unit(layer + step), layer + step
-        own = (before.rows * after.rows).sum(dim=1)
-        # the sum of a token's cosines with all tokens is its cosine with the sum of their
+        before = after if after_layer == layer else _unit_tokens(states, layer, place)
+        after_layer = layer + step
+        after = _unit_tokens(states, after_layer, place)
+        same = (before.rows * after.rows).sum(dim=1)
+        # the sum of a token's cosines with all tokens is its product with the sum of their
         # unit vectors: no pair is visited
-        others = (before.rows @ after.rows.sum(dim=0, dtype=torch.float64).to(own.dtype) - own) / (
-            len(own) - 1
-        )
-        yield (
-            layer,
-            *(
-                Tokens(values[:, None], before.counts).reduced("mean")[:, 0].double().numpy()
-                for values in (own, others)
-            ),
-        )
+        total = before.rows @ after.rows.sum(dim=0, dtype=torch.float64).to(same.dtype)
+        different = (total - same) / (len(same) - 1)
+        yield layer, _sample_means(same, before), _sample_means(different, before)
+
+
+def _unit_tokens(states: States, layer: int, place: str) -> Tokens:
+    return Tokens.of(_two_or_more(examples(states, layer, place))).unit()
+
+
+def _sample_means(values: Float[Tensor, " tokens"], tokens: Tokens) -> Float[np.ndarray, " n"]:
+    """The mean of one value for each token over the tokens of each sample."""
+    return Tokens(values[:, None], tokens.counts).reduced("mean")[:, 0].double().numpy()
 
 
 def _clusters(a: States, b: States) -> tuple[Int[np.ndarray, " rows"], Int[np.ndarray, " rows"]]:
     """For each row of a, then of b, the number of its sample, and 1 for a and 0 for b.
 
-    Numbers are the same in both.
+    A sample has the same number in both.
     """
     tables = pd.concat([states.table[["sample", "id"]] for states in (a, b)], ignore_index=True)
-    return tables.groupby(["sample", "id"], sort=True).ngroup().to_numpy(), np.repeat(
-        [1, 0], [len(a), len(b)]
-    )
+    samples = tables.groupby(["sample", "id"], sort=True).ngroup().to_numpy()
+    return samples, np.repeat([1, 0], [len(a), len(b)])
 
 
 def _finite(rows: Tensor, layer: int) -> Float[Tensor, "rows d"]:
@@ -228,15 +389,20 @@ def _finite(rows: Tensor, layer: int) -> Float[Tensor, "rows d"]:
 
 
 def _balanced(
-    right: np.ndarray, samples: np.ndarray, kinds: np.ndarray, shares: np.ndarray
+    correct: np.ndarray, samples: np.ndarray, kinds: np.ndarray, shares: np.ndarray
 ) -> Estimate:
-    """The mean of the two classes' shares of right rows, resampled by sample."""
-    count = lambda weights: np.bincount(samples, weights, minlength=shares.shape[1])
-    sides = [(count((kinds == kind) & right), count(kinds == kind)) for kind in (0, 1)]
-    value = float(np.mean([hits.sum() / rows.sum() for hits, rows in sides]))
+    """The mean of the accuracies of the two classes, resampled by sample."""
+    n_samples = shares.shape[1]
+    counts = []
+    for kind in (0, 1):
+        hits = np.bincount(samples, (kinds == kind) & correct, minlength=n_samples)
+        rows = np.bincount(samples, kinds == kind, minlength=n_samples)
+        counts.append((hits, rows))
+    value = float(np.mean([hits.sum() / rows.sum() for hits, rows in counts]))
     if value in (0.0, 1.0):
-        found = proportion(np.full(shares.shape[1], value))
-        return Estimate(value, found.low, found.high, len(right))
-    with np.errstate(invalid="ignore"):  # a resample may miss one class altogether
-        drawn = np.mean([(shares @ hits) / (shares @ rows) for hits, rows in sides], axis=0)
-    return interval(value, drawn, len(right))
+        # the bootstrap would claim certainty
+        wilson = proportion(np.full(n_samples, value))
+        return Estimate(value, wilson.low, wilson.high, len(correct))
+    with np.errstate(invalid="ignore"):  # a resample may have no row of a class
+        resampled = np.mean([(shares @ hits) / (shares @ rows) for hits, rows in counts], axis=0)
+    return interval(value, resampled, len(correct))

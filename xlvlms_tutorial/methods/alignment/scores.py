@@ -2,7 +2,7 @@
 
 Similarity of examples, narrow cones, and the implicit alignment score over layers. After
 Shukor and Cord, "Implicit Multimodal Alignment: On the Generalization of Frozen LLMs to
-Multimodal Inputs" (arXiv 2405.16700).
+Multimodal Inputs" (2024, arXiv 2405.16700).
 """
 
 from collections.abc import Mapping
@@ -25,14 +25,37 @@ from xlvlms_tutorial.methods.alignment.similarity import (
 )
 from xlvlms_tutorial.metrics.intervals import Estimate, interval, resampled_shares
 
-READINGS = ("layer", "input")
+READINGS = ("layer", "input")  # the argument ``reading`` of alignment
 
 
 @dataclass(frozen=True, eq=False)
 class Alignment:
-    """Similarity of P and T by layer.
+    """Similarity of perceptual and textual tokens at each layer, with its resamples.
 
-    ``values`` (L,), the same in each resample of the examples ``drawn`` (r, L), and n examples.
+    :func:`alignment` returns it. Its properties are the profile over layers, the mean (the
+    alignment score of Shukor and Cord, 2024, arXiv 2405.16700) and the slope.
+
+    Parameters
+    ----------
+    layers : tuple of int
+        The layers that were compared.
+    values : array (layers,)
+        The mean similarity at each layer.
+    drawn : array (r, layers)
+        The same in each of r resamples of the examples.
+    n : int
+        Number of examples.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from xlvlms_tutorial.methods.alignment import Alignment
+    >>> values = np.array([0.0, 0.5, 1.0])
+    >>> result = Alignment((0, 1, 2), values, np.tile(values, (100, 1)), n=4)
+    >>> result.profile["value"].tolist()
+    [0.0, 0.5, 1.0]
+    >>> result.score.value, result.slope.value
+    (0.5, 1.0)
     """
 
     layers: tuple[int, ...]
@@ -42,18 +65,19 @@ class Alignment:
 
     @property
     def profile(self) -> pd.DataFrame:
-        """One row a layer: layer, value, low, high, n."""
-        found = (
-            interval(value, drawn, self.n)
-            for value, drawn in zip(self.values.tolist(), self.drawn.T, strict=True)
-        )
-        return pd.DataFrame(
-            [{"layer": layer} | one.asdict() for layer, one in zip(self.layers, found, strict=True)]
-        )
+        """One row for each layer, with columns ``layer``, ``value``, ``low``, ``high`` and ``n``.
+
+        The interval is at 95 %, over examples.
+        """
+        rows = []
+        for k, layer in enumerate(self.layers):
+            estimate = interval(float(self.values[k]), self.drawn[:, k], self.n)
+            rows.append({"layer": layer, **estimate.asdict()})
+        return pd.DataFrame(rows)
 
     @property
     def score(self) -> Estimate:
-        """The mean over layers."""
+        """The alignment score: the mean over layers, with its interval."""
         return interval(float(self.values.mean()), self.drawn.mean(axis=1), self.n)
 
     @property
@@ -63,7 +87,7 @@ class Alignment:
         Raises
         ------
         SelectionError
-            If there is one layer only.
+            If there is a single layer.
         """
         if len(self.layers) < 2:
             raise SelectionError(
@@ -84,19 +108,44 @@ def alignment(
     n_resamples: int = 2000,
     seed: int = 0,
 ) -> Alignment:
-    r"""Similarity of perceptual with textual tokens at every layer.
+    r"""Compute the similarity of perceptual with textual tokens at every layer.
 
-    Each layer in the same resamples of the examples.
+    Use it to see how close image (or video, audio) tokens are to text inside the model, after
+    Shukor and Cord (2024, arXiv 2405.16700). All layers use the same resamples of the examples, so
+    profile, score and slope have consistent intervals.
 
     .. math::
 
         \mathrm{IMA}(l) = \frac{1}{N^2} \sum_{i,j} s(P_i^{l'}, T_j^l),
         \quad l' = l \text{ ("layer") or } 0 \text{ ("input")}
 
-    Reading "input" sets the tokens that enter the model against the text at each layer, as the
-    authors' score does (arXiv 2405.16700). ``mode`` is s as in :func:`similarity`; ``pairs`` "all"
-    is the sum above, "matched" takes i = j alone. Where P and T are of the same samples these are
-    resampled together, and the share of matched pairs stays 1/N; else each side is resampled alone.
+    Where P and T are of the same samples, these are resampled together and the share of matched
+    pairs stays 1/N; otherwise each side is resampled on its own.
+
+    Parameters
+    ----------
+    perceptual : States
+        Captured activations P of image, video or audio tokens, of three samples or more.
+    textual : States
+        Captured activations T of text tokens, of three samples or more.
+    mode : str, default "avg"
+        The similarity s of two examples; the modes of :func:`similarity`.
+    reading : {"layer", "input"}, default "layer"
+        "layer" compares both at the same layer. "input" compares the perceptual tokens that enter
+        the model (layer 0) with the text at each layer, as the authors' score does.
+    pairs : {"all", "matched"}, default "all"
+        "all" is the sum above, "matched" takes i = j alone.
+    place : str, default "block"
+        Where in the layers they were captured; "block" is the residual stream after the block.
+    n_resamples : int, default 2000
+        Number of resamples of the bootstrap.
+    seed : int, default 0
+        Seed of the bootstrap.
+
+    Returns
+    -------
+    Alignment
+        The similarity at each layer, with properties ``profile``, ``score`` and ``slope``.
 
     Raises
     ------
@@ -107,85 +156,197 @@ def alignment(
         If the two have other layers (for "layer") or widths, or matched pairs are of other samples.
     ActivationsError
         If there are too few examples to resample, or tokens are NaN, infinite or zero.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> import torch
+    >>> from xlvlms_tutorial.activations import States
+    >>> from xlvlms_tutorial.methods.alignment import alignment
+    >>> table = pd.DataFrame({"sample": [0, 1, 2, 3], "id": list("abcd")})
+    >>> tokens = torch.eye(4)
+    >>> text = States({(0, "block"): tokens, (1, "block"): tokens}, table, {})
+    >>> image = States({(0, "block"): tokens.roll(1, 0), (1, "block"): tokens}, table, {})
+    >>> alignment(image, text, pairs="matched").profile["value"].tolist()
+    [0.0, 1.0]
+    >>> alignment(image, text).profile["value"].tolist()
+    [0.25, 0.25]
     """
     if reading not in READINGS:
         raise SelectionError(f"unknown reading {reading!r}", f"allowed: {', '.join(READINGS)}")
     require_mode(mode, pairs)
-    layers = (
-        shared_layers(perceptual, textual, place)
-        if reading == "layer"
-        else layers_at(textual, place)
-    )
-    same = _samples(perceptual) == _samples(textual)
-    if pairs == "matched" and not same and len(_samples(perceptual)) == len(_samples(textual)):
+    if reading == "layer":
+        layers = shared_layers(perceptual, textual, place)
+    else:
+        layers = layers_at(textual, place)
+    p_samples, t_samples = _samples(perceptual), _samples(textual)
+    same = p_samples == t_samples
+    if pairs == "matched" and not same and len(p_samples) == len(t_samples):
         raise ComparisonError(
             "samples",
-            _told(perceptual),
-            _told(textual),
+            _described(p_samples),
+            _described(t_samples),
             'match tokens of the same samples, or take pairs="all"',
         )
-    entering = directions(examples(perceptual, 0), mode) if reading == "input" else None
+    if reading == "input":
+        p = directions(examples(perceptual, 0), mode)
     shares: list[np.ndarray] = []
-    found = []
+    values = []
+    resamples = []
     for layer in layers:
-        p = directions(examples(perceptual, layer, place), mode) if entering is None else entering
-        s = (
-            compared(p, directions(examples(textual, layer, place), mode), mode, pairs)
-            .double()
-            .numpy()
-        )
-        shares = shares or [
-            resampled_shares(_enough(n), n_resamples, seed + k) for k, n in enumerate(s.shape)
-        ]
-        found.append(
-            _over_matched(s, shares[0])
-            if s.ndim == 1
-            else _over_pairs(s, shares[0], shares[0 if same else 1], same)
-        )
+        if reading == "layer":
+            p = directions(examples(perceptual, layer, place), mode)
+        t = directions(examples(textual, layer, place), mode)
+        s = compared(p, t, mode, pairs).double().numpy()
+        if not shares:  # the same for all layers
+            for k, n in enumerate(s.shape):
+                shares.append(resampled_shares(_enough(n), n_resamples, seed + k))
+        if s.ndim == 1:
+            value, resampled = _over_matched(s, shares[0])
+        else:
+            value, resampled = _over_pairs(s, shares[0], shares[0 if same else 1], same)
+        values.append(value)
+        resamples.append(resampled)
     n = s.shape[0] if same else sum(s.shape)
-    return Alignment(
-        tuple(layers),
-        np.array([value for value, _ in found]),
-        np.stack([drawn for _, drawn in found], axis=1),
-        n,
-    )
+    return Alignment(tuple(layers), np.array(values), np.stack(resamples, axis=1), n)
 
 
 def alignment_profile(perceptual: States, textual: States, **how: str | int) -> pd.DataFrame:
-    """Similarity of perceptual with textual tokens by layer: columns layer, value, low, high, n.
+    """Tabulate the similarity of perceptual with textual tokens at each layer.
 
-    ``how`` as in :func:`alignment`.
+    Use it to plot alignment over depth; it is ``alignment(...).profile``.
+
+    Parameters
+    ----------
+    perceptual : States
+        Captured activations of image, video or audio tokens.
+    textual : States
+        Captured activations of text tokens.
+    **how
+        The options of :func:`alignment`: ``mode``, ``reading``, ``pairs``, ``place``,
+        ``n_resamples`` and ``seed``, with the same defaults.
+
+    Returns
+    -------
+    DataFrame
+        One row for each layer, with columns ``layer``, ``value``, ``low``, ``high`` (95 % interval
+        over examples) and ``n`` (examples).
 
     Raises
     ------
-    SelectionError, ComparisonError, ActivationsError
-        As :func:`alignment`.
+    SelectionError
+        If a mode, reading or kind of pairs is unknown, or a place or layer was not captured.
+    ComparisonError
+        If the two have other layers or widths, or matched pairs are of other samples.
+    ActivationsError
+        If there are too few examples to resample, or tokens are NaN, infinite or zero.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> import torch
+    >>> from xlvlms_tutorial.activations import States
+    >>> from xlvlms_tutorial.methods.alignment import alignment_profile
+    >>> table = pd.DataFrame({"sample": [0, 1, 2, 3], "id": list("abcd")})
+    >>> tokens = torch.eye(4)
+    >>> text = States({(0, "block"): tokens, (1, "block"): tokens}, table, {})
+    >>> image = States({(0, "block"): tokens.roll(1, 0), (1, "block"): tokens}, table, {})
+    >>> profile = alignment_profile(image, text, pairs="matched")
+    >>> profile[["layer", "value", "n"]].to_dict("records")
+    [{'layer': 0, 'value': 0.0, 'n': 4}, {'layer': 1, 'value': 1.0, 'n': 4}]
     """
     return alignment(perceptual, textual, **how).profile
 
 
 def alignment_score(perceptual: States, textual: States, **how: str | int) -> Estimate:
-    """The alignment score: the mean of the profile over layers.
+    """Compute the alignment score: the mean over layers of the similarity of P and T.
 
-    One bootstrap over examples for all; ``how`` as in :func:`alignment`.
+    Use it to compare models or data sets by one number (Shukor and Cord, 2024, arXiv 2405.16700);
+    it is ``alignment(...).score``. P are the perceptual tokens, T the textual ones. One bootstrap
+    over examples is used for all layers.
+
+    Parameters
+    ----------
+    perceptual : States
+        Captured activations of image, video or audio tokens.
+    textual : States
+        Captured activations of text tokens.
+    **how
+        The options of :func:`alignment`: ``mode``, ``reading``, ``pairs``, ``place``,
+        ``n_resamples`` and ``seed``, with the same defaults.
+
+    Returns
+    -------
+    Estimate
+        The score with its interval.
 
     Raises
     ------
-    SelectionError, ComparisonError, ActivationsError
-        As :func:`alignment`.
+    SelectionError
+        If a mode, reading or kind of pairs is unknown, or a place or layer was not captured.
+    ComparisonError
+        If the two have other layers or widths, or matched pairs are of other samples.
+    ActivationsError
+        If there are too few examples to resample, or tokens are NaN, infinite or zero.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> import torch
+    >>> from xlvlms_tutorial.activations import States
+    >>> from xlvlms_tutorial.methods.alignment import alignment_score
+    >>> table = pd.DataFrame({"sample": [0, 1, 2, 3], "id": list("abcd")})
+    >>> tokens = torch.eye(4)
+    >>> text = States({(0, "block"): tokens, (1, "block"): tokens}, table, {})
+    >>> image = States({(0, "block"): tokens.roll(1, 0), (1, "block"): tokens}, table, {})
+    >>> alignment_score(image, text, pairs="matched").value
+    0.5
     """
     return alignment(perceptual, textual, **how).score
 
 
 def alignment_slope(perceptual: States, textual: States, **how: str | int) -> Estimate:
-    """The change of the profile from the input to the last layer, by least squares.
+    """Compute the change of the similarity from the input to the last layer, by least squares.
 
-    ``how`` as in :func:`alignment`.
+    Use it to see whether tokens become more alike over depth; it is ``alignment(...).slope``.
+
+    Parameters
+    ----------
+    perceptual : States
+        Captured activations of image, video or audio tokens.
+    textual : States
+        Captured activations of text tokens.
+    **how
+        The options of :func:`alignment`: ``mode``, ``reading``, ``pairs``, ``place``,
+        ``n_resamples`` and ``seed``, with the same defaults.
+
+    Returns
+    -------
+    Estimate
+        The slope over l / L with its interval.
 
     Raises
     ------
-    SelectionError, ComparisonError, ActivationsError
-        As :func:`alignment`, and if there is one layer only.
+    SelectionError
+        If a mode, reading or kind of pairs is unknown, a place or layer was not captured, or
+        there is a single layer.
+    ComparisonError
+        If the two have other layers or widths, or matched pairs are of other samples.
+    ActivationsError
+        If there are too few examples to resample, or tokens are NaN, infinite or zero.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> import torch
+    >>> from xlvlms_tutorial.activations import States
+    >>> from xlvlms_tutorial.methods.alignment import alignment_slope
+    >>> table = pd.DataFrame({"sample": [0, 1, 2, 3], "id": list("abcd")})
+    >>> tokens = torch.eye(4)
+    >>> text = States({(0, "block"): tokens, (1, "block"): tokens}, table, {})
+    >>> image = States({(0, "block"): tokens.roll(1, 0), (1, "block"): tokens}, table, {})
+    >>> alignment_slope(image, text, pairs="matched").value
+    1.0
     """
     return alignment(perceptual, textual, **how).slope
 
@@ -197,26 +358,60 @@ def cones(
     n_resamples: int = 2000,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Similarity within each group of examples, and between every two.
+    """Compute the similarity within each group of examples and between each two groups.
 
-    Columns a, b, kind ("intra", "inter"), value, low, high, n. Within a group it is the mean
-    over all pairs of different examples, between two that over all pairs. Intervals resample
-    examples, not pairs; ``paired`` says that example i of every group is the same sample, so
-    that they are resampled together.
+    Use it to see narrow cones: groups (modalities, data sets) whose examples are more similar to
+    each other than to those of other groups. Within a group the mean is over all pairs of different
+    examples, between two groups over all pairs. Intervals resample examples, not pairs.
+
+    Parameters
+    ----------
+    groups : mapping of str to examples
+        Tokens of the examples of each group, as for :func:`similarity`; three examples or more.
+    mode : str, default "avg"
+        How two examples are compared; one of the modes of :func:`similarity` for all pairs.
+    paired : bool, default False
+        Whether example i of every group is the same sample, so that they are resampled together.
+        The groups then have the same number of examples.
+    n_resamples : int, default 2000
+        Number of resamples of the bootstrap.
+    seed : int, default 0
+        Seed of the bootstrap.
+
+    Returns
+    -------
+    DataFrame
+        One row for each group and each two groups, with columns ``a``, ``b``, ``kind`` ("intra" or
+        "inter"), ``value``, ``low``, ``high`` (95 % interval) and ``n`` (examples).
 
     Raises
     ------
-    SelectionError, ComparisonError, ActivationsError
-        As :func:`similarity`, and if there is no group, or one with too few examples to resample.
+    SelectionError
+        If the mode is unknown, or there is no group.
+    ComparisonError
+        If widths differ.
+    ActivationsError
+        If a group has too few examples to resample, or tokens are missing, NaN, infinite or zero.
     LengthError
-        If paired groups are not equally large.
+        If the numbers of examples of paired groups differ.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from xlvlms_tutorial.methods.alignment import cones
+    >>> groups = {
+    ...     "image": torch.tensor([[[1.0, 0.0]]] * 3),
+    ...     "text": torch.tensor([[[0.0, 1.0]]] * 3),
+    ... }
+    >>> table = cones(groups)
+    >>> table["kind"].tolist(), table["value"].tolist()
+    (['intra', 'inter', 'intra'], [1.0, 0.0, 1.0])
     """
-    found = _cones(groups, mode, paired, n_resamples, seed)
-    kinds = {pair: "intra" if pair[0] == pair[1] else "inter" for pair in found}
-    rows = [(pair, interval(value, drawn, n)) for pair, (value, drawn, n) in found.items()]
-    return pd.DataFrame(
-        [{"a": pair[0], "b": pair[1], "kind": kinds[pair]} | one.asdict() for pair, one in rows]
-    )
+    rows = []
+    for (a, b), (value, resampled, n) in _cones(groups, mode, paired, n_resamples, seed).items():
+        row = {"a": a, "b": b, "kind": "intra" if a == b else "inter"}
+        rows.append(row | interval(value, resampled, n).asdict())
+    return pd.DataFrame(rows)
 
 
 def narrowness(
@@ -226,39 +421,100 @@ def narrowness(
     n_resamples: int = 2000,
     seed: int = 0,
 ) -> Estimate:
-    """Mean similarity within groups minus that between groups; 0 without cones.
+    """Estimate the mean similarity within groups minus that between groups.
 
-    All groups and all pairs of groups count alike.
+    Use it as a single number for :func:`cones`: it is 0 without cones. All groups have equal
+    weight, and so have all pairs of groups.
+
+    Parameters
+    ----------
+    groups : mapping of str to examples
+        Tokens of the examples of each group, as for :func:`similarity`; three examples or more.
+    mode : str, default "avg"
+        How two examples are compared; one of the modes of :func:`similarity` for all pairs.
+    paired : bool, default False
+        Whether example i of every group is the same sample, so that they are resampled together.
+        The groups then have the same number of examples.
+    n_resamples : int, default 2000
+        Number of resamples of the bootstrap.
+    seed : int, default 0
+        Seed of the bootstrap.
+
+    Returns
+    -------
+    Estimate
+        The difference with its interval; n counts examples.
 
     Raises
     ------
-    SelectionError, ComparisonError, ActivationsError, LengthError
-        As :func:`cones`, and if there is one group only.
+    SelectionError
+        If the mode is unknown, or there are fewer than two groups.
+    ComparisonError
+        If widths differ.
+    ActivationsError
+        If a group has too few examples to resample, or tokens are missing, NaN, infinite or zero.
+    LengthError
+        If the numbers of examples of paired groups differ.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from xlvlms_tutorial.methods.alignment import narrowness
+    >>> groups = {
+    ...     "image": torch.tensor([[[1.0, 0.0]]] * 3),
+    ...     "text": torch.tensor([[[0.0, 1.0]]] * 3),
+    ... }
+    >>> narrowness(groups).value
+    1.0
     """
     if len(groups) < 2:
         raise SelectionError(
             f"{len(groups)} group",
             "give two or more: between them lies what cones are narrow against",
         )
-    found = _cones(groups, mode, paired, n_resamples, seed)
-    inside, between = (
-        [one for (a, b), one in found.items() if (a == b) is within] for within in (True, False)
+    intra = []
+    inter = []
+    for (a, b), result in _cones(groups, mode, paired, n_resamples, seed).items():
+        (intra if a == b else inter).append(result)
+    intra_value, intra_resampled = _averaged(intra)
+    inter_value, inter_resampled = _averaged(inter)
+    sizes = [n for _, _, n in intra]
+    return interval(
+        intra_value - inter_value,
+        intra_resampled - inter_resampled,
+        sizes[0] if paired else sum(sizes),
     )
-    values = [float(np.mean([value for value, _, _ in side])) for side in (inside, between)]
-    drawn = [np.mean([resampled for _, resampled, _ in side], axis=0) for side in (inside, between)]
-    n = [n for _, _, n in inside]
-    return interval(values[0] - values[1], drawn[0] - drawn[1], n[0] if paired else sum(n))
 
 
 def shuffled(groups: Mapping[str, Examples], seed: int = 0) -> dict[str, list[Tensor]]:
-    """The same examples with their labels dealt anew, as many to each group as before.
+    """Assign the examples to the groups at random, with the same number in each group as before.
 
-    What :func:`narrowness` is without cones.
+    Use it as a control: it shows the value of :func:`narrowness` without cones.
+
+    Parameters
+    ----------
+    groups : mapping of str to examples
+        Tokens of the examples of each group, as for :func:`similarity`.
+    seed : int, default 0
+        Seed of the assignment.
+
+    Returns
+    -------
+    dict of str to list of Tensor (t, d)
+        Tokens of the examples of each group.
 
     Raises
     ------
     SelectionError
         If there is no group.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from xlvlms_tutorial.methods.alignment import shuffled
+    >>> groups = {"image": torch.zeros(3, 2, 4), "text": torch.ones(2, 5, 4)}
+    >>> {name: len(group) for name, group in shuffled(groups).items()}
+    {'image': 3, 'text': 2}
     """
     if not groups:
         raise SelectionError("no groups", "give a name and examples for each")
@@ -268,7 +524,7 @@ def shuffled(groups: Mapping[str, Examples], seed: int = 0) -> dict[str, list[Te
 
 
 def layers_at(states: States, place: str = WHOLE_BLOCK) -> list[int]:
-    """The layers that were captured at a place, in order.
+    """List the layers that were captured at a place, in order.
 
     Raises
     ------
@@ -278,8 +534,15 @@ def layers_at(states: States, place: str = WHOLE_BLOCK) -> list[int]:
     return sorted(layer for layer, _ in chosen(states.tensors, None, place))
 
 
-def shared_layers(one: States, other: States, place: str = WHOLE_BLOCK) -> list[int]:
-    """The layers that both hold at a place.
+def shared_layers(a: States, b: States, place: str = WHOLE_BLOCK) -> list[int]:
+    """List the layers that were captured in both of two states.
+
+    Parameters
+    ----------
+    a, b
+        Captured activations.
+    place
+        Where in the layers they were captured.
 
     Raises
     ------
@@ -288,26 +551,28 @@ def shared_layers(one: States, other: States, place: str = WHOLE_BLOCK) -> list[
     ComparisonError
         If layers or widths differ.
     """
-    first, second = layers_at(one, place), layers_at(other, place)
-    if first != second:
+    a_layers, b_layers = layers_at(a, place), layers_at(b, place)
+    if a_layers != b_layers:
         raise ComparisonError(
-            f"layers at place {place!r}", first, second, "capture the same layers of both"
+            f"layers at place {place!r}", a_layers, b_layers, "capture the same layers of both"
         )
-    widths = [states.tensors[first[0], place].shape[-1] for states in (one, other)]
-    if widths[0] != widths[1]:
+    a_width, b_width = (states.tensors[a_layers[0], place].shape[-1] for states in (a, b))
+    if a_width != b_width:
         raise ComparisonError(
-            f"widths at place {place!r}", *widths, "compare tokens of the same language model"
+            f"widths at place {place!r}",
+            a_width,
+            b_width,
+            "compare tokens of the same language model",
         )
-    return first
+    return a_layers
 
 
 def _samples(states: States) -> list[tuple[int, str]]:
     return sorted(set(zip(states.table["sample"].tolist(), states.table["id"], strict=True)))
 
 
-def _told(states: States) -> str:
-    ids = [name for _, name in _samples(states)]
-    return f"{len(ids)} from {ids[0]} to {ids[-1]}"
+def _described(samples: list[tuple[int, str]]) -> str:
+    return f"{len(samples)} from {samples[0][1]} to {samples[-1][1]}"
 
 
 def _enough(n: int) -> int:
@@ -327,59 +592,65 @@ def _over_matched(
 
 def _over_pairs(
     s: Float[np.ndarray, "n m"],
-    left: Float[np.ndarray, "r n"],
-    right: Float[np.ndarray, "r m"],
+    p_share: Float[np.ndarray, "r n"],
+    t_share: Float[np.ndarray, "r m"],
     same: bool,
 ) -> tuple[float, np.ndarray]:
-    """The mean over all pairs, and in each resample.
+    """The mean over all pairs, and that of each resample.
 
     Where both sides are the same samples, matched pairs stay 1/n of the pairs.
     """
+    mean = float(s.mean())
     if not same:
-        return float(s.mean()), ((left @ s) * right).sum(axis=1)
-    return (
-        float(s.mean()),
-        left @ s.diagonal() / len(s) + (1 - 1 / len(s)) * _over_others(s, left)[1],
-    )
+        return mean, ((p_share @ s) * t_share).sum(axis=1)
+    matched = p_share @ s.diagonal()
+    _, different = _over_different(s, p_share)
+    return mean, matched / len(s) + (1 - 1 / len(s)) * different
 
 
-def _over_others(
+def _over_different(
     s: Float[np.ndarray, "n n"], share: Float[np.ndarray, "r n"]
 ) -> tuple[float, np.ndarray]:
-    r"""The mean over pairs :math:`i \neq j`; in a resample a case drawn twice is no pair.
+    r"""The mean over pairs :math:`i \neq j`, and that of each resample.
 
-    NaN where one case is all that was drawn.
+    An example that is drawn twice is no pair; a resample of a single example gives NaN.
     """
-    alone, n = s.diagonal(), len(s)
-    total = ((share @ s) * share).sum(axis=1) - share**2 @ alone
+    n = len(s)
+    diagonal = s.diagonal()
+    total = ((share @ s) * share).sum(axis=1) - share**2 @ diagonal
     pairs = 1 - (share**2).sum(axis=1)
-    drawn = np.divide(total, pairs, out=np.full(len(share), np.nan), where=pairs > 0.5 / n)
-    return float((s.sum() - alone.sum()) / (n * (n - 1))), drawn
+    resampled = np.divide(total, pairs, out=np.full(len(share), np.nan), where=pairs > 0.5 / n)
+    return float((s.sum() - diagonal.sum()) / (n * (n - 1))), resampled
 
 
 def _cones(
     groups: Mapping[str, Examples], mode: str, paired: bool, n_resamples: int, seed: int
 ) -> dict[tuple[str, str], tuple[float, np.ndarray, int]]:
-    """The mean similarity of each group and of each two, and the number of examples.
-
-    The same in each resample.
-    """
+    """Mean similarity, its resamples and number of examples for each group and each two groups."""
     if not groups:
         raise SelectionError("no groups", "give a name and examples for each")
     require_mode(mode, "all")
     sizes = {name: len(group) for name, group in groups.items()}
     if paired and len(set(sizes.values())) > 1:
         raise LengthError(**sizes)
-    made = {name: directions(group, mode) for name, group in groups.items()}
-    shares = {
-        name: resampled_shares(_enough(n), n_resamples, seed + k * (not paired))
-        for k, (name, n) in enumerate(sizes.items())
-    }
-    found = {}
+    tokens = {name: directions(group, mode) for name, group in groups.items()}
+    shares = {}
+    for k, (name, n) in enumerate(sizes.items()):
+        # paired groups are resampled together: by the same seed
+        shares[name] = resampled_shares(_enough(n), n_resamples, seed if paired else seed + k)
+    results = {}
     for a, b in combinations_with_replacement(groups, 2):
-        s = compared(made[a], made[b], mode, "all").double().numpy()
-        value, drawn = (
-            _over_others(s, shares[a]) if a == b else _over_pairs(s, shares[a], shares[b], paired)
-        )
-        found[a, b] = (value, drawn, sizes[a] if paired or a == b else sizes[a] + sizes[b])
-    return found
+        s = compared(tokens[a], tokens[b], mode, "all").double().numpy()
+        if a == b:
+            value, resampled = _over_different(s, shares[a])
+        else:
+            value, resampled = _over_pairs(s, shares[a], shares[b], paired)
+        n = sizes[a] if paired or a == b else sizes[a] + sizes[b]
+        results[a, b] = (value, resampled, n)
+    return results
+
+
+def _averaged(results: list[tuple[float, np.ndarray, int]]) -> tuple[float, np.ndarray]:
+    """The mean of values, and that of each resample."""
+    value = float(np.mean([value for value, _, _ in results]))
+    return value, np.mean([resampled for _, resampled, _ in results], axis=0)

@@ -1,8 +1,8 @@
 """Similarity of examples that have many tokens each.
 
-All pairs or matched ones, by blocked matrix products in bounded memory. After Shukor
+Of all pairs or of matched ones, by blocked matrix products in bounded memory. After Shukor
 and Cord, "Implicit Multimodal Alignment: On the Generalization of Frozen LLMs to
-Multimodal Inputs" (arXiv 2405.16700).
+Multimodal Inputs" (2024, arXiv 2405.16700).
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,7 +16,7 @@ from torch import Tensor
 from xlvlms_tutorial.activations.activations import WHOLE_BLOCK, States
 from xlvlms_tutorial.errors import ActivationsError, ComparisonError, LengthError, SelectionError
 
-# (n, t, d), or n tensors (t_i, d)
+# Tokens of n examples: one tensor (n, t, d), or n tensors (t_i, d)
 Examples = Float[Tensor, "_ _ _"] | Sequence[Float[Tensor, "_ _"]]
 
 POOLED = ("avg", "mean")
@@ -25,22 +25,40 @@ BY_TOKEN = ("token_mean", "token_median", "token_max")
 PAIRS = ("all", "matched")
 STATISTICS = ("median", "mean", "max", "min")
 
-# of each side: a block of cosines has 16 MB in float32, unless one example alone has more tokens
+# tokens of each side in a block of cosines: it has 16 MB in float32, unless a single example has
+# more tokens
 _TOKENS_AT_ONCE = 2048
 
 
 def similarity(
     x: Examples, y: Examples, mode: str = "avg", pairs: str = "all"
 ) -> Float[Tensor, "n m"] | Float[Tensor, " n"]:
-    r"""Similarity of every example of x with every one of y, (n_x, n_y).
+    r"""Compute the similarity of examples that have many tokens each.
 
-    Or (n,) of example i with example i for ``pairs`` "matched". With :math:`S_{ij}` the cosine of
-    token i of one with token j of the other, ``mode`` is "avg" (the cosine of the mean tokens),
-    "max", "min", "mean" or "median" of all :math:`S_{ij}`, or "max_mean",
-    :math:`\mathrm{mean}_i \max_j S_{ij}`. For matched pairs of equally many tokens also
-    "token_mean", "token_median" and "token_max", over :math:`S_{ii}`. Examples are one tensor (n,
-    t, d), or n tensors (t_i, d) of any lengths; 16-bit formats are computed in float32. The modes
-    are those of arXiv 2405.16700.
+    Use it to compare images with captions, or tokens of two layers. The modes are those of Shukor
+    and Cord (2024, arXiv 2405.16700). :math:`S_{ij}` is the cosine of token i of an example of x
+    with token j of an example of y.
+
+    Parameters
+    ----------
+    x : tensor (n, t, d) or sequence of tensors (t_i, d)
+        Tokens of each example; examples may have different numbers of tokens. 16-bit formats are
+        computed in float32.
+    y : tensor (m, t, d) or sequence of tensors (t_i, d)
+        Tokens of the examples to compare with, of the same width.
+    mode : str, default "avg"
+        "avg" is the cosine of the mean tokens; "max", "min", "mean" and "median" are over all
+        :math:`S_{ij}`; "max_mean" is :math:`\mathrm{mean}_i \max_j S_{ij}`. "token_mean",
+        "token_median" and "token_max" are over :math:`S_{ii}`, for matched pairs with the same
+        number of tokens.
+    pairs : {"all", "matched"}, default "all"
+        "all" compares every example of x with every example of y, "matched" example i with
+        example i.
+
+    Returns
+    -------
+    Tensor (n, m) or (n,)
+        Similarities from -1 to 1; (n,) for matched pairs.
 
     Raises
     ------
@@ -51,16 +69,41 @@ def similarity(
     ComparisonError
         If widths differ, or token counts where tokens are matched.
     LengthError
-        If matched examples are not equally many.
+        If the numbers of matched examples differ.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from xlvlms_tutorial.methods.alignment import similarity
+    >>> x = [torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([[1.0, 0.0]])]
+    >>> y = [torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 1.0]])]
+    >>> similarity(x, y, mode="max").tolist()
+    [[1.0, 1.0], [1.0, 0.0]]
+    >>> similarity(x, y, mode="mean", pairs="matched").tolist()
+    [0.5, 0.0]
     """
     require_mode(mode, pairs)
     return compared(directions(x, mode), directions(y, mode), mode, pairs)
 
 
 def examples(states: States, layer: int, place: str = WHOLE_BLOCK) -> list[Float[Tensor, "_ _"]]:
-    """The states of a layer and place as one tensor (t_i, d) for each sample.
+    """Split the states of a layer into one tensor of tokens for each sample.
 
-    In the order of the samples' numbers.
+    Use it to pass captured activations to :func:`similarity` or :func:`cones`.
+
+    Parameters
+    ----------
+    states : States
+        Captured activations with one row for each token (``reduce=None``) or sample.
+    layer : int
+        A captured layer.
+    place : str, default "block"
+        Where in the layer they were captured; "block" is the residual stream after the block.
+
+    Returns
+    -------
+    list of Tensor (t_i, d)
+        The tokens of each sample, in the order of the samples' numbers.
 
     Raises
     ------
@@ -68,8 +111,20 @@ def examples(states: States, layer: int, place: str = WHOLE_BLOCK) -> list[Float
         If the layer or the place was not captured.
     ActivationsError
         If there are no rows, or a row is not one vector.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> import torch
+    >>> from xlvlms_tutorial.activations import States
+    >>> from xlvlms_tutorial.methods.alignment import examples
+    >>> table = pd.DataFrame({"sample": [0, 0, 1], "id": ["a", "a", "b"]})
+    >>> states = States({(15, "block"): torch.ones(3, 8)}, table, {})
+    >>> [tuple(tokens.shape) for tokens in examples(states, layer=15)]
+    [(2, 8), (1, 8)]
     """
-    rows, samples = states[layer, place], states.table["sample"].to_numpy()
+    rows = states[layer, place]
+    samples = states.table["sample"].to_numpy()
     if not len(rows) or rows.dim() != 2:
         raise ActivationsError(
             f"states of shape {tuple(rows.shape)} at layer {layer}",
@@ -81,14 +136,14 @@ def examples(states: States, layer: int, place: str = WHOLE_BLOCK) -> list[Float
 
 
 class Tokens(NamedTuple):
-    """The tokens of all examples, one below the other, and how many each example has."""
+    """The tokens of all examples as rows of one tensor, and the number of tokens of each."""
 
     rows: Float[Tensor, "tokens d"]
     counts: Int[Tensor, " n"]
 
     @staticmethod
-    def of(given: Examples) -> "Tokens":
-        """The tokens on the CPU, in float32 or float64.
+    def of(tensors: Examples) -> "Tokens":
+        """Collect the tokens of examples on the CPU, in float32 or float64.
 
         Raises
         ------
@@ -98,10 +153,9 @@ class Tokens(NamedTuple):
         ComparisonError
             If examples differ in width.
         """
-        parts = list(given)
-        if not parts or not all(
-            part.dim() == 2 and part.numel() and part.is_floating_point() for part in parts
-        ):
+        parts = list(tensors)
+        valid = [part.dim() == 2 and part.numel() and part.is_floating_point() for part in parts]
+        if not parts or not all(valid):
             shapes = sorted({f"{tuple(part.shape)} {part.dtype}" for part in parts})
             raise ActivationsError(
                 f"examples are {', '.join(shapes) or 'none'}",
@@ -115,10 +169,11 @@ class Tokens(NamedTuple):
                 max(widths),
                 "give examples of one model and place",
             )
-        whole = isinstance(given, Tensor)
-        rows = (given.flatten(0, 1) if whole else torch.cat(parts)).detach().cpu()
+        rows = tensors.flatten(0, 1) if isinstance(tensors, Tensor) else torch.cat(parts)
+        rows = rows.detach().cpu()
         rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
-        if bad := int((~torch.isfinite(rows)).any(dim=1).sum()):
+        bad = int((~torch.isfinite(rows)).any(dim=1).sum())
+        if bad:
             raise ActivationsError(
                 f"{bad} of {len(rows)} tokens hold NaN or infinite values",
                 "allowed: finite numbers",
@@ -126,20 +181,20 @@ class Tokens(NamedTuple):
         return Tokens(rows, torch.tensor([len(part) for part in parts]))
 
     def alike(self, at_once: int = _TOKENS_AT_ONCE) -> Iterator[Int[Tensor, " g"]]:
-        """Numbers of examples that have equally many tokens.
+        """Yield numbers of examples that have the same number of tokens.
 
-        Together no more than ``at_once`` where one alone does not exceed it.
+        Together they have at most ``at_once`` tokens, unless a single example has more.
         """
         for count in self.counts.unique().tolist():
             yield from (self.counts == count).nonzero().flatten().split(max(1, at_once // count))
 
     def at(self, numbers: Int[Tensor, " g"]) -> Float[Tensor, "g t d"]:
-        """The tokens of these examples, which have equally many."""
+        """The tokens of some examples, which have the same number of tokens."""
         first = (self.counts.cumsum(0) - self.counts)[numbers]
         return self.rows[first[:, None] + torch.arange(int(self.counts[numbers[0]]))]
 
     def reduced(self, statistic: str) -> Float[Tensor, "n d"]:
-        """A statistic of each example's tokens, column by column.
+        """Compute a statistic of the tokens of each example, column by column.
 
         Raises
         ------
@@ -150,24 +205,24 @@ class Tokens(NamedTuple):
             raise SelectionError(
                 f"unknown statistic {statistic!r}", f"allowed: {', '.join(STATISTICS)}"
             )
-        take = {
+        functions = {
             "mean": lambda x: x.mean(1),
             "max": lambda x: x.amax(1),
             "min": lambda x: x.amin(1),
             "median": lambda x: _median(x.mT),
         }
-        found = self.rows.new_empty(len(self.counts), self.rows.shape[1])
+        result = self.rows.new_empty(len(self.counts), self.rows.shape[1])
         for numbers in self.alike():
-            found[numbers] = take[statistic](self.at(numbers))
-        return found
+            result[numbers] = functions[statistic](self.at(numbers))
+        return result
 
     def unit(self) -> "Tokens":
-        """The same tokens at norm 1.
+        """Scale all tokens to norm 1.
 
         Raises
         ------
         ActivationsError
-            If a token is zero, or its norm too small or too large for its number format.
+            If a token is zero, or its norm too small or too large for its dtype.
         """
         norms = torch.linalg.vector_norm(self.rows, dim=1, keepdim=True)
         bad = int((~torch.isfinite(norms) | (norms <= torch.finfo(norms.dtype).tiny ** 0.5)).sum())
@@ -179,39 +234,50 @@ class Tokens(NamedTuple):
         return Tokens(self.rows / norms, self.counts)
 
 
-def directions(given: Examples, mode: str) -> Tokens:
-    """What a mode compares.
-
-    Unit tokens, or one vector for each example where the mode needs no single tokens.
+def directions(tensors: Examples, mode: str) -> Tokens:
+    """Prepare examples for a mode: unit tokens, or one vector for each example in pooled modes.
 
     Raises
     ------
-    ActivationsError, ComparisonError
-        As :func:`similarity`.
+    ActivationsError
+        If there are no examples or no tokens, or tokens are NaN, infinite or zero.
+    ComparisonError
+        If widths differ.
     """
-    tokens = Tokens.of(given)
+    tokens = Tokens.of(tensors)
     unit = tokens.unit()  # for "avg" too: a zero token is a mistake in every mode
     if mode not in POOLED:
         return unit
     ones = torch.ones_like(tokens.counts)
-    return (
-        Tokens(tokens.reduced("mean"), ones).unit()
-        if mode == "avg"
-        else Tokens(unit.reduced("mean"), ones)
-    )
+    if mode == "avg":
+        return Tokens(tokens.reduced("mean"), ones).unit()
+    return Tokens(unit.reduced("mean"), ones)
 
 
 def compared(
     x: Tokens, y: Tokens, mode: str, pairs: str
 ) -> Float[Tensor, "n m"] | Float[Tensor, " n"]:
-    """The similarity of what :func:`directions` has made.
+    """Compute the similarity of examples that :func:`directions` has prepared.
 
-    One side need not be made anew for every layer.
+    So a side that stays the same is prepared once for all layers.
+
+    Parameters
+    ----------
+    x, y
+        Prepared examples.
+    mode
+        The mode that both were prepared for.
+    pairs
+        "all" or "matched".
 
     Raises
     ------
-    SelectionError, ComparisonError, LengthError
-        As :func:`similarity`.
+    SelectionError
+        If a mode or kind of pairs is unknown, or the mode needs matched pairs.
+    ComparisonError
+        If widths differ, or token counts where tokens are matched.
+    LengthError
+        If the numbers of matched examples differ.
     """
     require_mode(mode, pairs)
     if x.rows.shape[1] != y.rows.shape[1]:
@@ -220,19 +286,20 @@ def compared(
         )
     if pairs == "matched" and len(x.counts) != len(y.counts):
         raise LengthError(x=len(x.counts), y=len(y.counts))
-    kind = torch.promote_types(x.rows.dtype, y.rows.dtype)
-    x, y = (Tokens(side.rows.to(kind), side.counts) for side in (x, y))
+    dtype = torch.promote_types(x.rows.dtype, y.rows.dtype)
+    x = Tokens(x.rows.to(dtype), x.counts)
+    y = Tokens(y.rows.to(dtype), y.counts)
     if mode in POOLED:
-        found = x.rows @ y.rows.T if pairs == "all" else (x.rows * y.rows).sum(dim=1)
+        cosines = x.rows @ y.rows.T if pairs == "all" else (x.rows * y.rows).sum(dim=1)
     elif mode in BY_TOKEN:
-        found = _token_by_token(x, y, mode)
+        cosines = _token_by_token(x, y, mode)
     else:
-        found = _all(x, y, mode) if pairs == "all" else _matched(x, y, mode)
-    return found.clamp_(-1, 1)  # rounding takes the cosine of equal tokens beyond 1
+        cosines = _all(x, y, mode) if pairs == "all" else _matched(x, y, mode)
+    return cosines.clamp_(-1, 1)  # rounding takes the cosine of equal tokens beyond 1
 
 
 def require_mode(mode: str, pairs: str) -> None:
-    """Refuse a mode or a kind of pairs that is unknown, or the two together.
+    """Refuse an unknown mode or kind of pairs, or a mode that these pairs do not allow.
 
     Raises
     ------
@@ -243,32 +310,31 @@ def require_mode(mode: str, pairs: str) -> None:
         raise SelectionError(f"unknown pairs {pairs!r}", f"allowed: {', '.join(PAIRS)}")
     allowed = POOLED + BY_PAIR + (BY_TOKEN if pairs == "matched" else ())
     if mode not in allowed:
-        needs = (
-            f"mode {mode!r} needs pairs='matched'" if mode in BY_TOKEN else f"unknown mode {mode!r}"
-        )
-        raise SelectionError(needs, f"allowed for {pairs} pairs: {', '.join(allowed)}")
+        problem = f"unknown mode {mode!r}"
+        if mode in BY_TOKEN:
+            problem = f"mode {mode!r} needs pairs='matched'"
+        raise SelectionError(problem, f"allowed for {pairs} pairs: {', '.join(allowed)}")
 
 
 def _all(x: Tokens, y: Tokens, mode: str) -> Float[Tensor, "n m"]:
-    found = x.rows.new_empty(len(y.counts), len(x.counts))
-    for right in y.alike():
-        of_right = y.at(right)
-        for left in x.alike():
-            of_left = x.at(left)
-            cosines = of_right.flatten(0, 1) @ of_left.flatten(0, 1).T
-            found[right[:, None], left] = _reduced(
-                cosines.view(*of_right.shape[:2], *of_left.shape[:2]), mode
-            )
-    return found.T
+    result = x.rows.new_empty(len(y.counts), len(x.counts))
+    for y_numbers in y.alike():
+        y_tokens = y.at(y_numbers)
+        for x_numbers in x.alike():
+            x_tokens = x.at(x_numbers)
+            cosines = y_tokens.flatten(0, 1) @ x_tokens.flatten(0, 1).T
+            cosines = cosines.view(*y_tokens.shape[:2], *x_tokens.shape[:2])
+            result[y_numbers[:, None], x_numbers] = _reduced(cosines, mode)
+    return result.T
 
 
 def _matched(x: Tokens, y: Tokens, mode: str) -> Float[Tensor, " n"]:
-    found = x.rows.new_empty(len(x.counts))
-    # one number for each pair of token counts
+    result = x.rows.new_empty(len(x.counts))
+    # each pair of token counts gets a number of its own, by which examples are grouped
     both = Tokens(x.rows, x.counts * (int(y.counts.max()) + 1) + y.counts)
     for numbers in both.alike(_TOKENS_AT_ONCE**2):
-        found[numbers] = _reduced(torch.bmm(y.at(numbers), x.at(numbers).mT), mode)
-    return found
+        result[numbers] = _reduced(torch.bmm(y.at(numbers), x.at(numbers).mT), mode)
+    return result
 
 
 def _reduced(cosines: Float[Tensor, "g ty *h tx"], mode: str) -> Float[Tensor, "g *h"]:
@@ -280,7 +346,9 @@ def _reduced(cosines: Float[Tensor, "g ty *h tx"], mode: str) -> Float[Tensor, "
         return _median(cosines.movedim(1, -2).flatten(-2))
     if mode == "min":
         return cosines.amin(1).amin(-1)
-    return cosines.amax(1).amax(-1) if mode == "max" else cosines.amax(1).mean(-1)
+    if mode == "max":
+        return cosines.amax(1).amax(-1)
+    return cosines.amax(1).mean(-1)
 
 
 def _median(values: Float[Tensor, "*b k"]) -> Float[Tensor, "*b"]:
@@ -288,22 +356,21 @@ def _median(values: Float[Tensor, "*b k"]) -> Float[Tensor, "*b"]:
 
     In numpy, whose partition is many times faster than sorting, kthvalue or median in PyTorch.
     """
-    ordered, half = values.numpy(), values.shape[-1] // 2
-    ordered = np.partition(ordered, half, axis=-1)
+    half = values.shape[-1] // 2
+    ordered = np.partition(values.numpy(), half, axis=-1)
     upper = ordered[..., half]
-    return torch.from_numpy(
-        upper.copy() if values.shape[-1] % 2 else (upper + ordered[..., :half].max(axis=-1)) / 2
-    )
+    if values.shape[-1] % 2:
+        return torch.from_numpy(upper.copy())
+    return torch.from_numpy((upper + ordered[..., :half].max(axis=-1)) / 2)
 
 
 def _token_by_token(x: Tokens, y: Tokens, mode: str) -> Float[Tensor, " n"]:
     if not torch.equal(x.counts, y.counts):
-        where = int((x.counts != y.counts).nonzero()[0])
-        one, other = int(x.counts[where]), int(y.counts[where])
+        example = int((x.counts != y.counts).nonzero()[0])
         raise ComparisonError(
-            f"token counts of example {where}",
-            one,
-            other,
+            f"token counts of example {example}",
+            int(x.counts[example]),
+            int(y.counts[example]),
             "token by token, give equally many of each",
         )
     cosines = (x.rows * y.rows).sum(dim=1, keepdim=True)

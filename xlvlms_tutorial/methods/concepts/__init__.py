@@ -1,8 +1,8 @@
-r"""Concepts: every way of learning a dictionary, and what the codes say.
+r"""Concepts: learn a dictionary of directions from activations, and read what each concept means.
 
-The ways under one name each; the codes about concepts and samples. Activations A (n, d) of one
-token of interest are written as :math:`A \approx Z D` (CoX-LMM, arXiv 2406.08074): row j of D is
-concept j, :math:`Z_{ij}` how much of it is in sample i.
+Activations A (n, d) of one token of interest are decomposed as :math:`A \approx Z D` (CoX-LMM,
+Parekh et al., 2024, arXiv 2406.08074): row j of D is concept j, and :math:`Z_{ij}` is the amount of
+concept j in sample i. ``DICTIONARIES`` has every class by its name.
 """
 
 import numpy as np
@@ -51,10 +51,23 @@ DICTIONARIES: dict[str, type[Dictionary]] = {
 
 
 def top_concepts(codes: ArrayLike, n: int = 1) -> Int[np.ndarray, "m n"]:
-    r"""The n most activating concepts of each sample (m, n), from codes (m, k).
+    r"""Rank the concepts of each sample by the size of their codes.
 
-    Those of largest :math:`|Z_{ij}|`, largest first. Of equal codes the first concept is taken,
-    also where all are 0 (no concept is then active).
+    Use it to explain one sample: the concepts with the largest :math:`|Z_{ij}|` contribute most to
+    its activation. Of equal codes the first concept is taken, also where all are 0 (no concept is
+    then active).
+
+    Parameters
+    ----------
+    codes : array (m, k)
+        Codes of m samples in k concepts, from ``Dictionary.transform``.
+    n : int, default 1
+        Number of concepts for each sample, from 1 to k.
+
+    Returns
+    -------
+    array of int (m, n)
+        Numbers of the concepts of each sample, the largest code first.
 
     Raises
     ------
@@ -62,6 +75,13 @@ def top_concepts(codes: ArrayLike, n: int = 1) -> Int[np.ndarray, "m n"]:
         If the codes are no matrix of finite numbers.
     SelectionError
         If n is not between 1 and k.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.methods.concepts import top_concepts
+    >>> top_concepts([[0.0, -3.0, 2.0], [1.0, 0.0, 0.0]], n=2)
+    array([[1, 2],
+           [0, 1]])
     """
     sizes = _sizes(codes)
     _within(n, sizes.shape[1], "concepts")
@@ -69,10 +89,23 @@ def top_concepts(codes: ArrayLike, n: int = 1) -> Int[np.ndarray, "m n"]:
 
 
 def most_activating(codes: ArrayLike, n: int = 5) -> pd.DataFrame:
-    r"""The n samples that activate each concept most, from codes (m, k).
+    r"""Find the samples that activate each concept most.
 
-    Columns concept, rank (from 1), row, activation. Samples are ranked by :math:`|Z_{ij}|` (X_MAS
-    of the paper); ``activation`` is the code with its sign.
+    Use it to illustrate a concept by examples: these are the maximally activating samples (X_MAS)
+    of CoX-LMM (Parekh et al., 2024, arXiv 2406.08074). Samples are ranked by :math:`|Z_{ij}|`.
+
+    Parameters
+    ----------
+    codes : array (m, k)
+        Codes of m samples in k concepts, from ``Dictionary.transform``.
+    n : int, default 5
+        Number of samples for each concept, from 1 to m.
+
+    Returns
+    -------
+    DataFrame
+        n rows for each concept, with columns ``concept``, ``rank`` (from 1), ``row`` (of the
+        sample in ``codes``) and ``activation`` (the code with its sign).
 
     Raises
     ------
@@ -80,28 +113,43 @@ def most_activating(codes: ArrayLike, n: int = 5) -> pd.DataFrame:
         If the codes are no matrix of finite numbers.
     SelectionError
         If n is not between 1 and the number of samples.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.methods.concepts import most_activating
+    >>> most_activating([[0.0, 2.0], [-3.0, 1.0], [1.0, 0.0]], n=2)
+       concept  rank  row  activation
+    0        0     1    1        -3.0
+    1        0     2    2         1.0
+    2        1     1    0         2.0
+    3        1     2    1         1.0
     """
     sizes = _sizes(codes)
     _within(n, len(sizes), "samples")
     rows = np.argsort(-sizes, axis=0, kind="stable")[:n].T
     concept, rank = np.divmod(np.arange(rows.size), n)
-    found = pd.DataFrame({"concept": concept, "rank": rank + 1, "row": rows.ravel()})
-    return found.assign(activation=plain(codes)[rows.ravel(), concept])
+    samples = rows.ravel()
+    return pd.DataFrame(
+        {
+            "concept": concept,
+            "rank": rank + 1,
+            "row": samples,
+            "activation": plain(codes)[samples, concept],
+        }
+    )
 
 
 def _sizes(codes: ArrayLike) -> np.ndarray:
     sizes = np.abs(np.asarray(plain(codes), dtype=float))
     if sizes.ndim != 2 or not sizes.size or not np.isfinite(sizes).all():
-        told = (
-            f"codes of shape {sizes.shape}, "
-            f"{int((~np.isfinite(sizes)).sum())} of them NaN or infinite"
-        )
+        bad = int((~np.isfinite(sizes)).sum())
         raise ActivationsError(
-            told, "give one row for each sample and one column for each concept, all finite"
+            f"codes of shape {sizes.shape}, {bad} of them NaN or infinite",
+            "give one row for each sample and one column for each concept, all finite",
         )
     return sizes
 
 
-def _within(n: int, most: int, what: str) -> None:
-    if not 1 <= n <= most:
-        raise SelectionError(f"n is {n}", f"there are {most} {what}, so give 1 to {most}")
+def _within(n: int, maximum: int, name: str) -> None:
+    if not 1 <= n <= maximum:
+        raise SelectionError(f"n is {n}", f"there are {maximum} {name}, so give 1 to {maximum}")

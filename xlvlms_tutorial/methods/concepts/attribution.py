@@ -1,6 +1,7 @@
-"""Where in a picture a concept comes from.
+"""Attribution: which image tokens a concept comes from.
 
-What each image token adds to its code, or how much of it each token's own state holds.
+Either what each image token adds to the concept's code (occlusion), or how well the activation of
+the image token itself agrees with the concept's direction.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -21,7 +22,7 @@ from xlvlms_tutorial.models.spans import Batch, find_words
 from xlvlms_tutorial.models.vlm import VLM
 from xlvlms_tutorial.samples import PROMPTS, Sample
 
-WAYS = ("occlusion", "activation")
+WAYS = ("occlusion", "activation")  # of attribution, the argument ``how`` of heat
 _ADVICE = "give pictures of one size, so that the same token is the same place in all of them"
 
 
@@ -38,31 +39,76 @@ def heat(
     batch_size: int = 16,
     prompt: str = PROMPTS["image"],
 ) -> Float[Tensor, "n c t"]:
-    r"""How much each image token carries of each concept in each sample.
+    r"""Compute how much each image token contributes to each concept in each sample.
 
-    (samples, concepts, image tokens), on the CPU. ``how`` "occlusion":
-    :math:`z_k(h) - z_k(h^{(j)})`, the code of the state of the token of interest (``words`` in
-    ``answers``; ``at`` as in ``capture``) less that with image token j replaced, where it enters
-    the decoder, by the mean of that token over all samples. Positive where the token brings the
-    concept about; a forward over the samples for each image token, the vision tower run twice.
-    ``how`` "activation": the cosine of the concept's direction with the state of the image token
-    itself at that layer, less the mean of that token over all samples; in one forward, words and
-    answers play no part. :func:`grid` makes rows and columns of the tokens.
+    Use it to see where in a picture a concept comes from; :func:`grid` turns the values into a map
+    of rows and columns. "occlusion" measures what the token of interest loses without an image
+    token and costs a forward over the samples for each image token (the vision tower runs twice in
+    all). "activation" compares directions in a single forward.
+
+    Parameters
+    ----------
+    vlm : VLM
+        The model whose activations the dictionary was fitted on.
+    samples : sequence of Sample
+        Two samples or more, with pictures that have the same number of image tokens.
+    dictionary : Dictionary
+        A fitted dictionary, as wide as the model.
+    concepts : sequence of int
+        Numbers of the concepts, rows of ``dictionary.components_``.
+    layer : int
+        The layer of the activations, from 0 (input of the first block) to L.
+    words : str or sequence of str, optional
+        Words or phrases of interest; the first one that occurs in each answer is the token of
+        interest. Needed for "occlusion", not used by "activation".
+    answers : sequence of str or function, optional
+        One answer for each sample that has one of the words, or a function of the sample that
+        returns it. Needed for "occlusion", not used by "activation".
+    at : {"predicting", "token"}, default "predicting"
+        The position of the token of interest: the one that predicts the first piece of the word, or
+        the word's last piece.
+    how : {"occlusion", "activation"}, default "occlusion"
+        "occlusion" is :math:`z_k(h) - z_k(h^{(j)})`: the code of the activation of the token of
+        interest minus the same code with image token j replaced, where it enters the decoder, by
+        the mean of that token over all samples. It is positive where the token adds to the concept.
+        "activation" is the cosine of the concept's direction with the activation of the image token
+        itself at the layer, centred by the mean of that token over all samples.
+    batch_size : int, default 16
+        Samples in a forward.
+    prompt : str
+        The question about each picture; by default the model is asked to describe it.
+
+    Returns
+    -------
+    Tensor (samples, concepts, image tokens)
+        The contributions, on the CPU.
 
     Raises
     ------
     SelectionError
-        If ``how``, ``at`` or a concept is unknown, or no sample, or words and answers for an
-        occlusion are not given or do not occur.
+        If ``how``, ``at`` or a concept is unknown, there is no sample, or the words and answers of
+        an occlusion are missing or do not occur.
     ComparisonError
         If dictionary and model differ in width, or the samples in their number of image tokens.
     ActivationsError
-        If there is a single sample, or one token's state is the same in all, so that nothing
-        is left of it without the mean.
+        If there is a single sample, or an image token has the same activation in all samples, so
+        that nothing remains of it without the mean.
     LayerError, SpanError
-        If the model has no such layer, or no positions of a picture.
+        If the model has no such layer, or the samples have no image tokens.
     LengthError
-        If answers and samples are not equally many.
+        If the numbers of answers and samples differ.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.activations import capture
+    >>> from xlvlms_tutorial.methods.concepts import PCA, grid, heat
+    >>> states = capture(vlm, samples, layers=15, span="image")
+    >>> dictionary = PCA(n_components=2).fit(states[15])
+    >>> maps = heat(vlm, samples, dictionary, concepts=[0, 1], layer=15, how="activation")
+    >>> maps.shape
+    torch.Size([4, 2, 16])
+    >>> grid(maps).shape
+    torch.Size([4, 2, 4, 4])
     """
     samples, concepts = list(samples), list(concepts)
     _check(vlm, samples, dictionary, concepts, layer)
@@ -78,7 +124,9 @@ def heat(
         )
     if at not in SIDES:
         raise SelectionError(f"at={at!r}", f"allowed: {', '.join(map(repr, SIDES))}")
-    answers = [answers(sample) for sample in samples] if callable(answers) else list(answers)
+    if callable(answers):
+        answers = map(answers, samples)
+    answers = list(answers)
     if len(answers) != len(samples):
         raise LengthError(samples=len(samples), answers=len(answers))
     words = (words,) if isinstance(words, str) else tuple(words)
@@ -93,16 +141,34 @@ def heat(
 
 
 def grid(heat: Float[Tensor, "*n t"]) -> Float[Tensor, "*n side side"]:
-    """Image tokens (..., t) as rows and columns of the picture.
+    """Reshape values of image tokens into rows and columns of the picture.
 
-    In the order in which towers of square pictures give them.
+    Use it to draw the result of :func:`heat` over a picture. It fits vision towers that cut a
+    square picture into a square of patches and return them row by row.
+
+    Parameters
+    ----------
+    heat : Tensor (..., t)
+        One value for each image token; t is a square number.
+
+    Returns
+    -------
+    Tensor (..., side, side)
+        The same values with :math:`t = side^2`.
 
     Raises
     ------
     SelectionError
-        If t is no square.
+        If t is not a square number.
     ActivationsError
         If a value is NaN or infinite.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from xlvlms_tutorial.methods.concepts import grid
+    >>> grid(torch.tensor([0.0, 1.0, 2.0, 3.0])).tolist()
+    [[0.0, 1.0], [2.0, 3.0]]
     """
     tokens = heat.shape[-1] if heat.ndim else 0
     side = round(tokens**0.5)
@@ -112,9 +178,10 @@ def grid(heat: Float[Tensor, "*n t"]) -> Float[Tensor, "*n side side"]:
             "reshape them as the model's tower lays them out",
         )
     if not heat.isfinite().all():
-        told = f"{int((~heat.isfinite()).sum())} of {heat.numel()} values are NaN or infinite"
+        bad = int((~heat.isfinite()).sum())
         raise ActivationsError(
-            told, "load the model in float32 or bfloat16, and check the dictionary"
+            f"{bad} of {heat.numel()} values are NaN or infinite",
+            "load the model in float32 or bfloat16, and check the dictionary",
         )
     return heat.unflatten(-1, (side, side))
 
@@ -150,77 +217,85 @@ def _batches(
     if size < 1:
         raise SelectionError(f"batch_size is {size}", "give at least 1")
     for start in range(0, len(samples), size):
-        some = samples[start : start + size]
-        yield vlm.batch_of(
-            some, [prompt] * len(some), None if answers is None else answers[start : start + size]
-        )
+        part = samples[start : start + size]
+        part_answers = None if answers is None else answers[start : start + size]
+        yield vlm.batch_of(part, [prompt] * len(part), part_answers)
 
 
-def _pictures(vlm: VLM, batch: Batch, like: int | None = None) -> Bool[Tensor, "b t"]:
-    """Where a batch has image tokens, as many in each row.
+def _image_mask(vlm: VLM, batch: Batch, expected: int | None = None) -> Bool[Tensor, "b t"]:
+    """Mask of the image tokens of a batch, the same number in each row.
 
-    And as many as in the rows before, if ``like`` is given.
+    The number is ``expected``, or by default that of the first row.
     """
     mask = span_mask(vlm, batch, ("image",))
     counts = mask.sum(dim=1)
-    expected = int(counts[0]) if like is None else like
-    if (other := counts[counts != expected]).numel():
-        raise ComparisonError("numbers of image tokens", expected, int(other[0]), _ADVICE)
+    if expected is None:
+        expected = int(counts[0])
+    different = counts[counts != expected]
+    if different.numel():
+        raise ComparisonError("numbers of image tokens", expected, int(different[0]), _ADVICE)
     return mask
 
 
 def _means(vlm: VLM, batches: Iterator[Batch]) -> Float[Tensor, "t d"]:
     """The mean over samples of each image token as it enters the first block."""
-    total, n = None, 0
+    total = None
+    n = 0
     for batch in batches:
-        mask = _pictures(vlm, batch, None if total is None else len(total))
+        mask = _image_mask(vlm, batch, None if total is None else len(total))
         (states,) = read(vlm, batch, 0, positions=mask, dtype=torch.float32).values()
-        added = states.reshape(len(mask), -1, states.shape[-1]).sum(dim=0, dtype=torch.float64)
-        total, n = added if total is None else total + added, n + len(mask)
+        batch_total = states.reshape(len(mask), -1, states.shape[-1]).sum(
+            dim=0, dtype=torch.float64
+        )
+        total = batch_total if total is None else total + batch_total
+        n += len(mask)
     return (total / n).float()
 
 
 def _up_to_words(
-    vlm: VLM, batch: Batch, words: tuple[str, ...], at: str
+    vlm: VLM, batch: Batch, words: tuple[str, ...], side: str
 ) -> tuple[Batch, Bool[Tensor, "b t"]]:
-    """The batch up to the last state of interest, and where that state is in each row.
+    """The batch up to the last token of interest, and the mask of that token in each row.
 
-    It sees nothing of what is behind it.
+    What comes after it is cut off: in a causal decoder it has no influence.
     """
     mask = torch.zeros_like(batch.spans, dtype=torch.bool)
     for row, answer in enumerate(batch.mask("answer")):
-        places = answer.nonzero().flatten()
-        hit = find_words(vlm.tokenizer, batch["input_ids"][row, places].tolist(), words)
-        if hit is None:
-            told = vlm.tokenizer.decode(batch["input_ids"][row, places])
+        positions = answer.nonzero().flatten()
+        ids = batch["input_ids"][row, positions]
+        match = find_words(vlm.tokenizer, ids.tolist(), words)
+        if match is None:
             raise SelectionError(
-                f"none of {', '.join(map(repr, words))} in the answer {told!r}",
+                f"none of {', '.join(map(repr, words))} in the answer "
+                f"{vlm.tokenizer.decode(ids)!r}",
                 "leave out samples without these words",
             )
-        mask[row, places[hit[0].start] - 1 if at == SIDES[0] else places[hit[0].stop - 1]] = True
-    end, shape = int(mask.any(dim=0).nonzero().max()) + 1, batch.spans.shape
-    cut = {
-        name: value[:, :end] if getattr(value, "shape", ())[:2] == shape else value
-        for name, value in batch.items()
-    }
-    return vlm.prepare(cut, batch.spans[:, :end]), mask[:, :end]
+        pieces = match[0]
+        predicting, last = positions[pieces.start] - 1, positions[pieces.stop - 1]
+        mask[row, predicting if side == SIDES[0] else last] = True
+    end = int(mask.any(dim=0).nonzero().max()) + 1
+    inputs = {}
+    for name, value in batch.items():
+        per_token = getattr(value, "shape", ())[:2] == batch.spans.shape
+        inputs[name] = value[:, :end] if per_token else value
+    return vlm.prepare(inputs, batch.spans[:, :end]), mask[:, :end]
 
 
 def _occluded(
     vlm: VLM, batch: Batch, mask: Bool[Tensor, "b t"], layer: int, means: Float[Tensor, "j d"]
 ) -> Float[Tensor, "1+j b d"]:
-    """The states of interest of whole pictures, and with each image token replaced in turn.
+    """Activations of interest with the picture intact, then with each image token replaced.
 
     The vision tower runs once.
     """
-    pictures, run = _pictures(vlm, batch, len(means)), Resumable(vlm, batch)
-    found, number = [run.read(layer, mask, dtype=torch.float32)], pictures.cumsum(dim=1)
+    image = _image_mask(vlm, batch, len(means))
+    number = image.cumsum(dim=1)  # of each image token within its row, from 1
+    run = Resumable(vlm, batch)
+    states = [run.read(layer, mask, dtype=torch.float32)]
     for j, mean in enumerate(means, 1):
-        where = pictures & (number == j)
-        found.append(
-            run.read(layer, mask, change=replace(vlm, mean, 0, where), dtype=torch.float32)
-        )
-    return torch.stack(found)
+        patch = replace(vlm, mean, 0, image & (number == j))
+        states.append(run.read(layer, mask, change=patch, dtype=torch.float32))
+    return torch.stack(states)
 
 
 def _projected(
@@ -231,13 +306,14 @@ def _projected(
     prompt: str,
     batch_size: int,
 ) -> Tensor:
-    found = capture(
+    captured = capture(
         vlm, samples, layer, span="image", reduce=None, prompt=prompt, batch_size=batch_size
     )
-    counts = found.table.groupby("sample").size()
-    if (other := counts[counts != counts.iloc[0]]).size:
-        raise ComparisonError("numbers of image tokens", counts.iloc[0], other.iloc[0], _ADVICE)
-    states = found[layer].reshape(len(samples), -1, vlm.width)
+    counts = captured.table.groupby("sample").size()
+    different = counts[counts != counts.iloc[0]]
+    if different.size:
+        raise ComparisonError("numbers of image tokens", counts.iloc[0], different.iloc[0], _ADVICE)
+    states = captured[layer].reshape(len(samples), -1, vlm.width)
     centred = states - states.mean(dim=0)
     length = centred.norm(dim=-1, keepdim=True)
     if (length <= 1e-6 * states.norm(dim=-1, keepdim=True)).any():
@@ -245,7 +321,8 @@ def _projected(
             "an image token's state is its mean over the samples, and has no direction",
             "give pictures that differ",
         )
-    if not (norms := directions.norm(dim=-1, keepdim=True)).all():
+    norms = directions.norm(dim=-1, keepdim=True)
+    if not norms.all():
         raise ActivationsError(
             "a concept's direction is zero", "leave out concepts that are never used"
         )

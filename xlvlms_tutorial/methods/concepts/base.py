@@ -1,7 +1,7 @@
-r"""What all dictionaries of concepts share.
+r"""The base class of all dictionaries of concepts, and how one is loaded.
 
-Activations A (n, d) are written as codes Z (n, k) times a dictionary D (k, d).
-:math:`A \approx Z D`: row j of D is concept j, and :math:`Z_{ij}` how much of it is in sample i.
+Activations A (n, d) are decomposed into codes Z (n, k) times a dictionary D (k, d).
+:math:`A \approx Z D`: row j of D is concept j, and :math:`Z_{ij}` is the amount of it in sample i.
 (CoX-LMM, arXiv 2406.08074, writes :math:`Z \approx U V` with samples as columns.)
 """
 
@@ -30,12 +30,12 @@ _MATRIX = "give one row for each sample and one column for each dimension, all f
 
 
 class Dictionary(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
-    r"""Base of all dictionaries.
+    r"""Base class of all dictionaries of concepts.
 
-    scikit-learn's conventions, NumPy arrays or torch tensors in, NumPy arrays out. A subclass
-    fits ``components_`` in ``_fit`` and gives codes in ``_encode``; both get a checked tensor
-    on the device. What it keeps in attributes that end in "_" (arrays of numbers, or what
-    JSON knows) is saved and loaded.
+    Use one of its subclasses, or derive your own. All follow scikit-learn's conventions: NumPy
+    arrays or torch tensors in, NumPy arrays out. A subclass fits ``components_`` in ``_fit`` and
+    computes codes in ``_encode``; both receive a checked tensor on the device. Attributes that end
+    in "_" (arrays of numbers, or values that JSON can represent) are saved and loaded.
 
     Attributes
     ----------
@@ -46,23 +46,49 @@ class Dictionary(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
     feature_names_in_ : ndarray (d,)
         Names of the columns, where the activations came as a table whose columns have names.
     provenance_ : dict
-        What was said about the dictionary when it was saved; only after :func:`load_dictionary`.
+        The provenance given to :meth:`save`; only after :func:`load_dictionary`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from xlvlms_tutorial.methods.concepts import Simple
+    >>> A = np.array([[3.0, 0.0], [0.0, 2.0], [1.0, 0.0]])
+    >>> dictionary = Simple(n_components=2).fit(A)
+    >>> dictionary.transform(A).shape
+    (3, 2)
+    >>> dictionary.inverse_transform([[0.2, 1.0]]).tolist()
+    [[0.0, 2.0]]
+    >>> dictionary.reconstruct(A).tolist()
+    [[3.0, 0.0], [0.0, 2.0], [3.0, 0.0]]
     """
 
     n_components: int
     device: str
 
     def fit(self, A: ArrayLike | Tensor, y: object = None) -> "Dictionary":
-        """Learn the dictionary from activations (n, d); ``y`` is ignored.
+        """Learn the dictionary from activations.
+
+        Parameters
+        ----------
+        A : array, DataFrame or tensor (n, d)
+            Activations of n samples, with n at least ``n_components``. Half precision is computed
+            in float32.
+        y : object, optional
+            Ignored; scikit-learn's pipelines pass it.
+
+        Returns
+        -------
+        Dictionary
+            The fitted dictionary itself.
 
         Raises
         ------
         SelectionError
-            If a parameter has a value that makes no sense.
+            If a parameter has a value that is not allowed.
         ActivationsError
             If the activations are no matrix of finite numbers, are fewer than the concepts, or all
             the same. (A dimension that has the same value in all samples, such as a dead neuron or
-            a massive one in bfloat16, is no harm.)
+            a massive one in bfloat16, does no harm.)
         LoadError
             If this machine does not have the device.
         """
@@ -81,7 +107,17 @@ class Dictionary(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
         return self
 
     def transform(self, A: ArrayLike | Tensor) -> np.ndarray:
-        """The codes Z (n, k) of activations (n, d), in the number format of the activations.
+        """Compute the codes of activations.
+
+        Parameters
+        ----------
+        A : array, DataFrame or tensor (n, d)
+            Activations, as wide as those that the dictionary was fitted on.
+
+        Returns
+        -------
+        ndarray (n, k)
+            The codes Z, in the dtype of the activations.
 
         Raises
         ------
@@ -90,13 +126,23 @@ class Dictionary(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
         ComparisonError
             If they are not as wide as those that the dictionary was fitted on.
         NotFittedError
-            If nothing was fitted (scikit-learn's error, a ValueError).
+            If the dictionary was not fitted (scikit-learn's error, a ValueError).
         """
         check_is_fitted(self)
         return self._encode(self._tensor(self._checked(A))).cpu().numpy()
 
     def inverse_transform(self, Z: ArrayLike | Tensor) -> np.ndarray:
-        """The activations (n, d) that codes (n, k) stand for.
+        """Compute the activations that codes stand for.
+
+        Parameters
+        ----------
+        Z : array or tensor (n, k)
+            Codes, one column for each concept.
+
+        Returns
+        -------
+        ndarray (n, d)
+            The reconstructed activations.
 
         Raises
         ------
@@ -105,7 +151,7 @@ class Dictionary(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
         ComparisonError
             If there is not one column for each concept.
         NotFittedError
-            If nothing was fitted.
+            If the dictionary was not fitted.
         """
         check_is_fitted(self)
         codes = _finite(_array(Z))
@@ -117,48 +163,73 @@ class Dictionary(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
         return self._decode(self._tensor(codes)).cpu().numpy()
 
     def reconstruct(self, A: ArrayLike | Tensor) -> np.ndarray:
-        """What the dictionary keeps of activations (n, d): ``inverse_transform(transform(A))``.
+        """Reconstruct activations from their codes: ``inverse_transform(transform(A))``.
 
-        Raises as these do.
+        Parameters
+        ----------
+        A : array, DataFrame or tensor (n, d)
+            Activations, as wide as those that the dictionary was fitted on.
+
+        Returns
+        -------
+        ndarray (n, d)
+            The part of the activations that the dictionary captures.
+
+        Raises
+        ------
+        ActivationsError
+            If the activations are no matrix of finite numbers.
+        ComparisonError
+            If they are not as wide as those that the dictionary was fitted on.
+        NotFittedError
+            If the dictionary was not fitted.
         """
         return self.inverse_transform(_array(self.transform(A)))
 
     def save(self, path: str | Path, provenance: Mapping[str, object]) -> Path:
-        """Write the dictionary, its parameters and what it was made from to a safetensors file.
+        """Write the dictionary, its parameters and its provenance to a safetensors file.
 
-        What it was made from is anything JSON knows.
+        Parameters
+        ----------
+        path : str or Path
+            The file to write.
+        provenance : mapping
+            How the activations were made (model, layer, prompt ...), as far as JSON can represent
+            it.
+
+        Returns
+        -------
+        Path
+            The file, which :func:`load_dictionary` reads.
 
         Raises
         ------
         NotFittedError
-            If nothing was fitted.
+            If the dictionary was not fitted.
         OutputError
             If the file cannot be written.
         """
         check_is_fitted(self)
-        known = {
-            name: value
-            for name, value in vars(self).items()
-            if name.endswith("_") and name != "provenance_"
+        arrays = {}
+        values = {}
+        for name, value in vars(self).items():
+            if not name.endswith("_") or name == "provenance_":
+                continue
+            if isinstance(value, np.ndarray) and value.dtype != object:
+                arrays[name] = value
+            else:
+                values[name] = value
+        metadata = {
+            "format": _FORMAT,
+            "class": _json(type(self).__name__),
+            "parameters": _json(self.get_params()),
+            "fitted": _json(values),
+            "provenance": _json(dict(provenance)),
         }
-        arrays = {
-            name: value
-            for name, value in known.items()
-            if isinstance(value, np.ndarray) and value.dtype != object
-        }
-        others = {name: value for name, value in known.items() if name not in arrays}
-        told = {
-            "class": type(self).__name__,
-            "parameters": self.get_params(),
-            "fitted": others,
-            "provenance": dict(provenance),
-        }
-        return save_tensors(
-            path, arrays, {"format": _FORMAT} | {name: _json(value) for name, value in told.items()}
-        )
+        return save_tensors(path, arrays, metadata)
 
     def _fit(self, A: Float[Tensor, "n d"]) -> None:
-        """Set ``components_`` and what else is learnt."""
+        """Set ``components_`` and all other learnt attributes."""
         raise NotImplementedError
 
     def _encode(self, A: Float[Tensor, "n d"]) -> Float[Tensor, "n k"]:
@@ -172,31 +243,29 @@ class Dictionary(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
         whole("n_components", self.n_components)
 
     def _check_fitted(self) -> None:
-        """Whether what a file holds goes together.
+        """Check that the attributes read from a file are consistent.
 
-        Every number finite, and codes and activations of the right shapes.
+        Every number is finite, and codes and activations have the right shapes.
         """
-        k, d, kept = self.n_components, self.n_features_in_, self.components_
-        if kept.shape != (k, d):
-            raise ValueError(f"components of shape {kept.shape}, for {k} concepts of width {d}")
+        k, d = self.n_components, self.n_features_in_
+        shape = self.components_.shape
+        if shape != (k, d):
+            raise ValueError(f"components of shape {shape}, for {k} concepts of width {d}")
         for name, value in vars(self).items():
-            if (
-                isinstance(value, np.ndarray)
-                and value.dtype.kind == "f"
-                and not np.isfinite(value).all()
-            ):
+            is_float = isinstance(value, np.ndarray) and value.dtype.kind == "f"
+            if is_float and not np.isfinite(value).all():
                 raise ValueError(f"{name} holds NaN or infinite values")
-        # not on the device, which this machine may lack
+        # on the CPU: this machine may not have the device
         self._decode(self._encode(torch.zeros(1, d, dtype=torch.float64)))
 
     def _fitted(self, name: str, like: Tensor) -> Tensor:
-        """A fitted array on the device and in the number format of a tensor."""
+        """A fitted array on the device and in the dtype of a tensor."""
         return torch.as_tensor(getattr(self, name)).to(like)
 
     def _checked(self, A: ArrayLike | Tensor, fitting: bool = False) -> np.ndarray:
-        known = None if fitting else self.n_features_in_
+        width = None if fitting else self.n_features_in_
         try:
-            found = validate_data(
+            array = validate_data(
                 self,
                 _array(A),
                 reset=fitting,
@@ -205,22 +274,22 @@ class Dictionary(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
             )
         except ValueError as cause:
             shape = np.shape(A)
-            if known is not None and len(shape) == 2 and shape[1] != known:
+            if width is not None and len(shape) == 2 and shape[1] != width:
                 raise ComparisonError(
-                    "widths of the activations", known, shape[1], str(cause).rstrip(".")
+                    "widths of the activations", width, shape[1], str(cause).rstrip(".")
                 ) from cause
             raise ActivationsError(
                 f"these activations cannot be used: {str(cause).strip().rstrip('.')}", _MATRIX
             ) from cause
-        return _finite(found)
+        return _finite(array)
 
     def _tensor(self, array: np.ndarray) -> Tensor:
         if self.device == "balanced":
             raise SelectionError("device 'balanced' is for models", "give cpu, cuda or auto")
-        with_strides = np.ascontiguousarray(array)
-        return torch.from_numpy(
-            with_strides if with_strides.flags.writeable else with_strides.copy()
-        ).to(place(self.device))
+        contiguous = np.ascontiguousarray(array)
+        if not contiguous.flags.writeable:  # torch would warn of a tensor that may be written to
+            contiguous = contiguous.copy()
+        return torch.from_numpy(contiguous).to(place(self.device))
 
     @property
     def _n_features_out(self) -> int:
@@ -233,36 +302,53 @@ class Dictionary(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
 
 
 def load_dictionary(path: str | Path) -> Dictionary:
-    """A dictionary that :meth:`Dictionary.save` wrote.
+    """Load a dictionary that :meth:`Dictionary.save` wrote.
 
-    What was said about it is in ``provenance_``.
+    Use it to interpret activations with concepts that were learnt earlier, or by someone else.
+
+    Parameters
+    ----------
+    path : str or Path
+        The safetensors file.
+
+    Returns
+    -------
+    Dictionary
+        The fitted dictionary, of the class that was saved; its ``provenance_`` says how the
+        activations were made.
 
     Raises
     ------
     LoadError
-        If there is no such file, or it is damaged, not a dictionary, or of a class
-        that this package does not have.
+        If there is no such file, or it is damaged, not a dictionary, or of a class that this
+        package does not have.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> from xlvlms_tutorial.methods.concepts import Simple, load_dictionary
+    >>> dictionary = Simple(n_components=1).fit([[3.0, 0.0], [0.0, 2.0]])
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = dictionary.save(Path(folder) / "simple.safetensors", {"layer": 15})
+    ...     loaded = load_dictionary(path)
+    >>> loaded.components_.tolist(), loaded.provenance_
+    ([[3.0, 0.0]], {'layer': 15})
     """
     try:
-        arrays, told = load_tensors(path, "np")
+        arrays, metadata = load_tensors(path, "np")
     except OSError as cause:
         raise LoadError(
             f"{path!s} cannot be read as a dictionary ({cause!s})",
             "give a file written by save, or fit it again",
         ) from cause
-    if told.get("format") != _FORMAT:
+    if metadata.get("format") != _FORMAT:
         raise LoadError(
             f"{path!s} is no dictionary of format {_FORMAT!r}", "give a file written by save"
         )
     try:
-        return _restored(
-            path,
-            arrays,
-            {
-                part: json.loads(told[part])
-                for part in ("class", "parameters", "fitted", "provenance")
-            },
-        )
+        parts = ("class", "parameters", "fitted", "provenance")
+        return _restored(path, arrays, {part: json.loads(metadata[part]) for part in parts})
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as cause:
         if isinstance(cause, LoadError):
             raise
@@ -273,60 +359,78 @@ def load_dictionary(path: str | Path) -> Dictionary:
 
 
 def _restored(
-    path: str | Path, arrays: Mapping[str, np.ndarray], told: Mapping[str, Any]
+    path: str | Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, Any]
 ) -> Dictionary:
-    # all of them: whoever imports this module has imported the package, which imports every class
-    kinds = _kinds(Dictionary)
-    if told["class"] not in kinds:
+    # every class is there: importing this module imports the package, which imports all of them
+    classes = _subclasses(Dictionary)
+    name = metadata["class"]
+    if name not in classes:
         raise LoadError(
-            f"{path!s} holds a dictionary of class {told['class']!r}",
-            f"known: {', '.join(sorted(kinds))}",
+            f"{path!s} holds a dictionary of class {name!r}",
+            f"known: {', '.join(sorted(classes))}",
         )
-    found = kinds[told["class"]](**told["parameters"])
-    found._check_parameters()
-    for key, value in (arrays | told["fitted"]).items():
-        if not key.endswith("_") or key.startswith("_") or hasattr(type(found), key):
+    dictionary = classes[name](**metadata["parameters"])
+    dictionary._check_parameters()
+    for key, value in (arrays | metadata["fitted"]).items():
+        if not key.endswith("_") or key.startswith("_") or hasattr(type(dictionary), key):
             raise ValueError(f"{key!r} is nothing that is fitted")
-        setattr(found, key, np.array(value, dtype=object) if key == "feature_names_in_" else value)
-    found.provenance_ = dict(told["provenance"])
-    found._check_fitted()
-    return found
+        is_names = key == "feature_names_in_"
+        setattr(dictionary, key, np.array(value, dtype=object) if is_names else value)
+    dictionary.provenance_ = dict(metadata["provenance"])
+    dictionary._check_fitted()
+    return dictionary
 
 
-def _kinds(base: type) -> dict[str, type]:
-    """All dictionaries by name; those that only others are made from begin with an underscore."""
-    found = {
-        name: kind
-        for child in base.__subclasses__()
-        for name, kind in ({child.__name__: child} | _kinds(child)).items()
-    }
-    return {name: kind for name, kind in found.items() if not name.startswith("_")}
+def _subclasses(base: type) -> dict[str, type]:
+    """All classes derived from a class, by name.
+
+    Names with an underscore are left out: they only serve as bases of others.
+    """
+    classes = {}
+    for child in base.__subclasses__():
+        classes |= {child.__name__: child} | _subclasses(child)
+    return {name: cls for name, cls in classes.items() if not name.startswith("_")}
 
 
 def _array(A: Any) -> Any:
-    """Tensors as arrays and halves as float32; anything else as it is."""
-    if isinstance(A, (Tensor, np.ma.MaskedArray)) or (
-        isinstance(A, np.ndarray) and A.dtype.kind in "US"
-    ):
+    """Tensors as arrays and half precision as float32; anything else unchanged."""
+    is_array = isinstance(A, np.ndarray)
+    if isinstance(A, (Tensor, np.ma.MaskedArray)) or (is_array and A.dtype.kind in "US"):
         return plain(A)
-    return A.astype(np.float32) if isinstance(A, np.ndarray) and A.dtype == np.float16 else A
+    if is_array and A.dtype == np.float16:
+        return A.astype(np.float32)
+    return A
 
 
 def _finite(numbers: ArrayLike) -> np.ndarray:
-    found = plain(numbers)
-    found = found if found.dtype in (np.float32, np.float64) else found.astype(np.float64)
-    if bad := found.size - int(np.isfinite(found).sum()):
-        told = f"{bad} of {found.size} numbers are NaN or infinite"
+    array = plain(numbers)
+    if array.dtype not in (np.float32, np.float64):
+        array = array.astype(np.float64)
+    bad = array.size - int(np.isfinite(array).sum())
+    if bad:
         raise ActivationsError(
-            told, "leave the samples that hold them out, and check how they were captured"
+            f"{bad} of {array.size} numbers are NaN or infinite",
+            "leave the samples that hold them out, and check how they were captured",
         )
-    return found
+    return array
 
 
 def whole(name: str, value: object, least: int = 1) -> None:
-    """Refuse a parameter that is no whole number of so much at least.
+    """Refuse a parameter that is not an integer, or is too small.
 
-    ``SelectionError`` says what is allowed.
+    Parameters
+    ----------
+    name : str
+        Name of the parameter, for the message.
+    value : object
+        Its value.
+    least : int, default 1
+        The smallest value that is allowed.
+
+    Raises
+    ------
+    SelectionError
+        With the values that are allowed.
     """
     if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
         raise SelectionError(f"{name} is {value!r}", f"give a whole number of {least} or more")
@@ -334,4 +438,4 @@ def whole(name: str, value: object, least: int = 1) -> None:
 
 def _json(value: object) -> str:
     # NumPy's numbers and arrays of names
-    return json.dumps(value, default=lambda other: other.tolist())
+    return json.dumps(value, default=lambda array: array.tolist())

@@ -1,6 +1,6 @@
-"""What Semi-NMF is compared with in CoX-LMM (arXiv 2406.08074).
+"""The baselines of Semi-NMF in CoX-LMM (Parekh et al., 2024, arXiv 2406.08074).
 
-Principal components, k-means, and samples taken as they are.
+Principal components, k-means, and a few of the samples themselves.
 """
 
 import warnings
@@ -14,21 +14,23 @@ from torch import Tensor
 from xlvlms_tutorial.errors import SelectionError
 from xlvlms_tutorial.methods.concepts.base import Dictionary, whole
 
-_NUMBERS = 1 << 24  # of distances, or of states in float64, that exist at a time
+_NUMBERS = 1 << 24  # of distances, or of activations in float64, that exist at a time
 
 
 class PCA(Dictionary):
-    r"""Principal components.
+    r"""Learn concepts as principal components.
 
-    :math:`A - \bar a \approx Z D` with orthonormal D and signed codes :math:`Z = (A - \bar a) D^T`.
-    The sign of each component is that of its largest entry, which is positive.
+    The best linear reconstruction with k directions, and a baseline for sparse or non-negative
+    codes: its codes are dense and signed, so a direction has two opposite meanings.
+    :math:`A - \bar a \approx Z D` with orthonormal D and :math:`Z = (A - \bar a) D^T`. Signs are
+    such that the entry of largest size in each component is positive.
 
     Parameters
     ----------
-    n_components
-        Number of concepts k, at most d.
-    device
-        "cpu", "cuda" or "auto".
+    n_components : int, default 20
+        Number of concepts k, at most d and at most the number of samples.
+    device : {"cpu", "cuda", "auto"}, default "cpu"
+        Where the fit and the codes are computed; "auto" is a GPU if there is one.
 
     Attributes
     ----------
@@ -42,6 +44,19 @@ class PCA(Dictionary):
         Width d of the activations.
     feature_names_in_ : ndarray (d,)
         Names of the columns, where the activations came as a table whose columns have names.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from xlvlms_tutorial.methods.concepts import PCA
+    >>> A = np.array([[0.0, 0.0], [3.0, 4.0], [6.0, 8.0], [9.0, 12.0]])
+    >>> pca = PCA(n_components=1).fit(A)
+    >>> pca.components_.round(2).tolist()
+    [[0.6, 0.8]]
+    >>> pca.transform(A).round(2).tolist()
+    [[-7.5], [-2.5], [2.5], [7.5]]
+    >>> pca.explained_variance_ratio_.round(2).tolist()
+    [1.0]
     """
 
     def __init__(self, n_components: int = 20, device: str = "cpu") -> None:
@@ -59,11 +74,10 @@ class PCA(Dictionary):
         centred = A - mean
         D, variances = _principal(centred, self.n_components)
         signs = D.gather(1, D.abs().argmax(dim=1, keepdim=True)).sign()
+        ratio = variances / centred.square().sum(dtype=torch.float64)
         self.components_ = (D * signs).cpu().numpy()
         self.mean_ = mean.cpu().numpy()
-        self.explained_variance_ratio_ = (
-            (variances / centred.square().sum(dtype=torch.float64)).to(A.dtype).cpu().numpy()
-        )
+        self.explained_variance_ratio_ = ratio.to(A.dtype).cpu().numpy()
 
     def _encode(self, A: Float[Tensor, "n d"]) -> Float[Tensor, "n k"]:
         return (A - self._fitted("mean_", A)) @ self._fitted("components_", A).T
@@ -73,15 +87,15 @@ class PCA(Dictionary):
 
 
 class _Prototypes(Dictionary):
-    r"""Concepts that are points, each code of which falls with the distance.
+    r"""Base of dictionaries whose concepts are points in the space of activations.
 
-    The code is :math:`Z_{ik} = 1 / (1 + \lVert a_i - d_k \rVert)`, and
-    stands for the nearest of them.
+    Codes fall with the distance, :math:`Z_{ik} = 1 / (1 + \lVert a_i - d_k \rVert)`; the
+    reconstruction of a sample is the nearest point.
     """
 
     def _encode(self, A: Float[Tensor, "n d"]) -> Float[Tensor, "n k"]:
-        # By differences: where states share a large part, products lose it all, and they
-        # depend on how many rows there are
+        # From differences: where activations share a large part, products lose all digits, and
+        # they depend on the number of rows
         distances = partial(
             torch.cdist,
             x2=self._fitted("components_", A).double(),
@@ -95,24 +109,26 @@ class _Prototypes(Dictionary):
 
 
 class KMeans(_Prototypes):
-    r"""Means of clusters, by Lloyd's steps from k-means++ starts.
+    r"""Learn concepts as the means of clusters.
 
-    They minimise :math:`\min_{D, c} \sum_i \lVert a_i - d_{c(i)} \rVert^2`. Codes are
-    :math:`1 / (1 + \lVert a_i - d_k \rVert)`, in (0, 1], as in the code released with CoX-LMM;
-    ``inverse_transform`` gives the centre of the largest code, so ``reconstruct`` the nearest one.
+    Use it where each sample should belong to one concept. Lloyd's algorithm from k-means++ starts
+    looks for :math:`\min_{D, c} \sum_i \lVert a_i - d_{c(i)} \rVert^2`. Codes are
+    :math:`1 / (1 + \lVert a_i - d_k \rVert)`, in (0, 1], as in the code released with CoX-LMM
+    (Parekh et al., 2024, arXiv 2406.08074); ``inverse_transform`` returns the centre of the largest
+    code, so ``reconstruct`` returns the nearest centre.
 
     Parameters
     ----------
-    n_components
+    n_components : int, default 20
         Number of concepts k.
-    n_init
-        Starts, of which the one with the lowest inertia is kept.
-    max_iter
-        Most steps from each start.
-    seed
-        Of the starts.
-    device
-        "cpu", "cuda" or "auto".
+    n_init : int, default 4
+        Number of starts; the result with the lowest inertia is kept.
+    max_iter : int, default 300
+        Largest number of steps from each start. A warning says where they were not enough.
+    seed : int, default 0
+        Seed of the starts.
+    device : {"cpu", "cuda", "auto"}, default "cpu"
+        Where the fit and the codes are computed; "auto" is a GPU if there is one.
 
     Attributes
     ----------
@@ -123,13 +139,26 @@ class KMeans(_Prototypes):
     inertia_ : float
         Sum of squared distances to the nearest centre.
     n_iter_ : int
-        Steps from the start that was kept.
+        Steps from the start that gave the result.
     converged_ : bool
         Whether no sample changed its cluster in the last of them.
     n_features_in_ : int
         Width d of the activations.
     feature_names_in_ : ndarray (d,)
         Names of the columns, where the activations came as a table whose columns have names.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from xlvlms_tutorial.methods.concepts import KMeans
+    >>> A = np.array([[0.0, 0.0], [0.0, 2.0], [10.0, 0.0], [10.0, 2.0]])
+    >>> kmeans = KMeans(n_components=2, seed=0).fit(A)
+    >>> sorted(np.round(kmeans.components_, 2).tolist())
+    [[0.0, 1.0], [10.0, 1.0]]
+    >>> round(kmeans.inertia_, 2), kmeans.converged_
+    (4.0, True)
+    >>> np.round(kmeans.reconstruct([[9.0, 5.0]]), 2).tolist()
+    [[10.0, 1.0]]
     """
 
     def __init__(
@@ -157,10 +186,10 @@ class KMeans(_Prototypes):
         mean = A.mean(dim=0)  # a common offset would cost the distances most of their digits
         A = A - mean
         squares = A.square().sum(dim=1)
-        runs = [
-            _lloyd(A, squares, _plus_plus(A, squares, self.n_components, random), self.max_iter)
-            for _ in range(self.n_init)
-        ]
+        runs = []
+        for _ in range(self.n_init):
+            start = _plus_plus(A, squares, self.n_components, random)
+            runs.append(_lloyd(A, squares, start, self.max_iter))
         inertia, centres, labels, self.n_iter_, self.converged_ = min(runs, key=lambda run: run[0])
         if not self.converged_:
             warnings.warn(
@@ -168,36 +197,44 @@ class KMeans(_Prototypes):
                 ConvergenceWarning,
                 stacklevel=3,
             )
-        self.components_, self.labels_, self.inertia_ = (
-            (centres + mean).cpu().numpy(),
-            labels.cpu().numpy(),
-            inertia,
-        )
+        self.components_ = (centres + mean).cpu().numpy()
+        self.labels_ = labels.cpu().numpy()
+        self.inertia_ = inertia
 
 
 class Simple(_Prototypes):
-    r"""The k samples of largest norm are the concepts, largest first.
+    r"""Take the k samples of largest norm as concepts, largest first.
 
-    The simplest dictionary there is, made of real samples. Codes are
-    :math:`1 / (1 + \lVert a_i - d_k \rVert)`, as for :class:`KMeans`.
+    The simplest baseline: a dictionary of real samples, without any learning. As for
+    :class:`KMeans`, codes are :math:`1 / (1 + \lVert a_i - d_k \rVert)`, and the reconstruction of
+    a sample is the nearest concept.
 
     Parameters
     ----------
-    n_components
+    n_components : int, default 20
         Number of concepts k.
-    device
-        "cpu", "cuda" or "auto".
+    device : {"cpu", "cuda", "auto"}, default "cpu"
+        Where the fit and the codes are computed; "auto" is a GPU if there is one.
 
     Attributes
     ----------
     components_ : ndarray (k, d)
         The samples.
     rows_ : ndarray (k,)
-        Which samples they are.
+        The rows of these samples in the fitted activations.
     n_features_in_ : int
         Width d of the activations.
     feature_names_in_ : ndarray (d,)
         Names of the columns, where the activations came as a table whose columns have names.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.methods.concepts import Simple
+    >>> simple = Simple(n_components=2).fit([[1.0, 0.0], [0.0, 3.0], [2.0, 0.0]])
+    >>> simple.rows_.tolist(), simple.components_.tolist()
+    ([1, 2], [[0.0, 3.0], [2.0, 0.0]])
+    >>> simple.transform([[2.0, 0.0]]).round(2).tolist()
+    [[0.22, 1.0]]
     """
 
     def __init__(self, n_components: int = 20, device: str = "cpu") -> None:
@@ -206,13 +243,14 @@ class Simple(_Prototypes):
 
     def _fit(self, A: Float[Tensor, "n d"]) -> None:
         rows = torch.sort(A.norm(dim=1), descending=True, stable=True).indices[: self.n_components]
-        self.components_, self.rows_ = A[rows].cpu().numpy(), rows.cpu().numpy()
+        self.components_ = A[rows].cpu().numpy()
+        self.rows_ = rows.cpu().numpy()
 
 
 def _principal(A: Float[Tensor, "n d"], k: int) -> tuple[Float[Tensor, "k d"], Float[Tensor, "k"]]:
     """Right singular vectors with their squared singular values, in float64.
 
-    Through the smaller of the two matrices of products.
+    From the smaller of the two Gram matrices.
     """
     n, d = A.shape
     products = (A @ A.T if n < d else A.T @ A).double()
@@ -220,7 +258,7 @@ def _principal(A: Float[Tensor, "n d"], k: int) -> tuple[Float[Tensor, "k d"], F
     values, vectors = values.flip(0)[:k], vectors.flip(1)[:, :k]
     if n >= d:
         return vectors.T.to(A.dtype), values.clamp(min=0)
-    # orthonormal also where the variance is only rounding
+    # QR makes them orthonormal also where the variance is only rounding
     D = torch.linalg.qr((vectors.T.to(A.dtype) @ A).T)[0].T
     return D, values.clamp(min=0)
 
@@ -228,25 +266,23 @@ def _principal(A: Float[Tensor, "n d"], k: int) -> tuple[Float[Tensor, "k d"], F
 def _plus_plus(
     A: Float[Tensor, "n d"], squares: Float[Tensor, "n"], k: int, random: torch.Generator
 ) -> Float[Tensor, "k d"]:
-    """Centres drawn with the squared distance to the nearest so far.
+    """Centres drawn with a probability that is the squared distance to the nearest one so far.
 
-    Of a few candidates the one that lowers the inertia most.
+    Of a few candidates the one that lowers the inertia most is taken.
     """
     n_candidates = 2 + int(torch.tensor(float(k)).log())
-    chosen = [int(torch.randint(len(A), (1,), generator=random))]
-    nearest = (A - A[chosen[0]]).square().sum(dim=1)
+    centres = [int(torch.randint(len(A), (1,), generator=random))]
+    nearest = (A - A[centres[0]]).square().sum(dim=1)
     for _ in range(1, k):
         weights = nearest.double().cpu() + 1e-30  # equal samples still give k centres
-        tried = torch.multinomial(weights, n_candidates, replacement=True, generator=random).to(
-            A.device
-        )
-        distances = torch.minimum(
-            nearest, squares + squares[tried, None] - 2 * A[tried] @ A.T
-        ).clamp_(min=0)
+        candidates = torch.multinomial(weights, n_candidates, replacement=True, generator=random)
+        candidates = candidates.to(A.device)
+        distances = squares + squares[candidates, None] - 2 * A[candidates] @ A.T
+        distances = torch.minimum(nearest, distances).clamp_(min=0)
         best = int(distances.sum(dim=1).argmin())
         nearest = distances[best]
-        chosen.append(int(tried[best]))
-    return A[chosen]
+        centres.append(int(candidates[best]))
+    return A[centres]
 
 
 def _lloyd(
@@ -255,11 +291,12 @@ def _lloyd(
     centres: Float[Tensor, "k d"],
     max_iter: int,
 ) -> tuple[float, Float[Tensor, "k d"], Int[Tensor, "n"], int, bool]:
-    """Inertia, centres, labels, number of steps, and whether the labels stayed."""
+    """Inertia, centres, labels, number of steps, and whether the labels have settled."""
     labels = None
     for step in range(1, max_iter + 1):
-        before, (labels, nearest) = labels, _assigned(A, squares, centres)
-        if before is not None and torch.equal(before, labels):
+        previous = labels
+        labels, nearest = _assigned(A, squares, centres)
+        if previous is not None and torch.equal(previous, labels):
             return float(nearest.sum(dtype=torch.float64)), centres, labels, step, True
         centres = _means(A, labels, nearest, centres)
     labels, nearest = _assigned(A, squares, centres)
@@ -270,15 +307,16 @@ def _assigned(
     A: Float[Tensor, "n d"], squares: Float[Tensor, "n"], centres: Float[Tensor, "k d"]
 ) -> tuple[Int[Tensor, "n"], Float[Tensor, "n"]]:
     """The nearest centre of each sample, and its squared distance."""
-    found = torch.addmm(centres.square().sum(dim=1), A, centres.T, alpha=-2).min(dim=1)
-    return found.indices, (found.values + squares).clamp_(min=0)
+    # without the sample's own square, which is the same for all centres
+    smallest = torch.addmm(centres.square().sum(dim=1), A, centres.T, alpha=-2).min(dim=1)
+    return smallest.indices, (smallest.values + squares).clamp_(min=0)
 
 
 def _means(A: Tensor, labels: Tensor, nearest: Tensor, centres: Tensor) -> Float[Tensor, "k d"]:
-    """Means of the clusters; one without samples moves to a sample that is far from its centre."""
+    """Means of the clusters; an empty cluster moves to a sample that is far from its centre."""
     member = torch.nn.functional.one_hot(labels, len(centres)).to(A.dtype)
     sizes = member.sum(dim=0)
-    found = member.T @ A / sizes.clamp(min=1)[:, None]
+    means = member.T @ A / sizes.clamp(min=1)[:, None]
     empty = (sizes == 0).nonzero().flatten()
-    found[empty] = A[nearest.topk(len(empty)).indices]
-    return found
+    means[empty] = A[nearest.topk(len(empty)).indices]
+    return means

@@ -1,12 +1,12 @@
 r"""Alternating minimisation of Semi-NMF.
 
-A few starts, steps that go further than found, and a subspace that grows where it has to. Codes and
-dictionary are improved in turn by coordinate descent, all samples at once, with steps that go a
-little further than found and are taken back where that did not help (as Ang and Gillis, 2019, do
-for NMF). The best dictionary is made of sums of activations and lies in the span of few directions.
-So the search goes on in a subspace of r of them, where a step costs r / d of what it costs on the
-activations and the objective is the same; where it ends, the directions in which a step on the
-activations would leave the subspace are added, until none helps.
+The search compares a few starts, extrapolates its steps, and works in a subspace that grows where
+it has to. Codes and dictionary are improved in turn by coordinate descent, all samples at once.
+Each step is extrapolated a little, and undone where that did not lower the objective (as Ang and
+Gillis, 2019, do for NMF). The best dictionary consists of sums of activations and lies in the span
+of few directions. So the search runs in a subspace of r of them, where a step costs r / d of what
+it costs on the activations and the objective is the same. Where it ends, the directions in which a
+step on the activations would leave the subspace are added, until none helps.
 """
 
 import warnings
@@ -22,24 +22,26 @@ from torch import Tensor
 
 from xlvlms_tutorial.errors import ActivationsError
 
-# of codes and of what is in the subspace: small, and the objective is a difference of large numbers
+# dtype of codes and of the subspace: they are small, and the objective is a difference of large
+# numbers
 PRECISE = torch.float64
 # samples whose codes are improved together: k of their rows stay in a processor's cache
 _BLOCK = 8192
-_SHARED = 20_000  # samples from which on threads share the work
-# of exact codes, and sweeps before each leap, before it is said that they are not
+_SHARED = 20_000  # number of samples from which on threads share the work
+# leaps, and sweeps before each leap, after which codes that still change are called inexact
 _LEAPS, _SWEEPS = 100, 100
-_NUMBERS = 1 << 22  # of the systems that are solved at a time
-_SAMPLE = 4096  # starts are compared on so many samples:
-_ROUNDS = ((8, 20), (2, 40))  # all of them after so many steps, and the best few after so many more
-_WIDER, _SPARE = 2, 10  # directions of the first subspace: so many for each concept, and a few
+_NUMBERS = 1 << 22  # entries of the linear systems that are solved together
+_SAMPLE = 4096  # number of samples on which starts are compared
+_ROUNDS = ((8, 20), (2, 40))  # of the comparison: number of starts, and steps for each
+# size of the first subspace: directions for each concept, and additional ones
+_WIDER, _SPARE = 2, 10
 
 
 @dataclass
 class _Point:
     """Codes, dictionary and objective, all in the subspace.
 
-    Codes are (k, n), so that one concept's are in a row.
+    Codes are (k, n): one row for each concept.
     """
 
     Z: Float[Tensor, "k n"]
@@ -49,82 +51,103 @@ class _Point:
 
 @dataclass
 class _Subspace:
-    """Activations seen in r orthonormal directions, and the square of their whole norm."""
+    """Activations projected on r orthonormal directions, and the square of their full norm."""
 
     B: Float[Tensor, "r n"]
     total: float
     penalty: float
 
     def step(self, Z: Tensor, D: Tensor, before: Tensor, further: float) -> tuple[Tensor, _Point]:
-        """One sweep over the codes, then one over the dictionary.
+        """One sweep over the codes, then one over the dictionary, from (Z, D).
 
-        The codes start from (Z, D), taken ``further`` along the way from ``before``.
+        The codes are extrapolated by ``further`` times their change from ``before``. The result is
+        the codes without that, and the new point.
         """
-        found = Z.clone()
-        sweep(found, D @ self.B, D @ D.T, self.penalty / 2)
-        Z = (found + further * (found - before)).clamp_(min=0) if further else found
+        swept = Z.clone()
+        sweep(swept, D @ self.B, D @ D.T, self.penalty / 2)
+        Z = (swept + further * (swept - before)).clamp_(min=0) if further else swept
         W, S = Z @ self.B.T, Z @ Z.T
         D = _dictionary_sweep(D.clone(), W, S)
         value = self.total - 2 * (W * D).sum() + (S * (D @ D.T)).sum() + self.penalty * Z.sum()
-        return found, _Point(Z, D, float(value))
+        return swept, _Point(Z, D, float(value))
 
-    def revive(self, at: _Point) -> bool:
-        """Atoms that no sample uses become the directions of the worst reconstructed samples.
+    def revive(self, point: _Point) -> bool:
+        """Replace atoms that no sample uses by the residuals of the worst reconstructed samples.
 
-        This leaves the objective as it is.
+        The objective stays as it is. Whether any atom was replaced is returned.
         """
-        unused = (at.Z.amax(dim=1) == 0).nonzero().flatten()
+        unused = (point.Z.amax(dim=1) == 0).nonzero().flatten()
         if not len(unused):
             return False
-        rest = self.B - at.D.T @ at.Z
-        size, worst = rest.norm(dim=0).topk(len(unused))
-        helps = size > self.penalty / 2  # others would not be used either
-        at.D[unused[helps]] = (rest[:, worst[helps]] / size[helps]).T
-        return bool(helps.any())
+        residual = self.B - point.D.T @ point.Z
+        norm, worst = residual.norm(dim=0).topk(len(unused))
+        useful = norm > self.penalty / 2  # with a smaller residual the code would stay 0
+        point.D[unused[useful]] = (residual[:, worst[useful]] / norm[useful]).T
+        return bool(useful.any())
 
 
 @dataclass
 class _Descent:
-    """Steps in one subspace, extrapolated.
+    """Extrapolated steps in one subspace.
 
-    A step that does not lower the objective is taken back, and done plainly.
+    A step that does not lower the objective is undone and repeated without extrapolation.
     """
 
     space: _Subspace
-    at: _Point
+    point: _Point
     values: list[float] = field(default_factory=list)
     further: float = 0.5
-    most: float = 1.0
+    limit: float = 1.0  # of ``further``
 
     def run(self, steps: int, tol: float) -> bool:
-        """Whether it converged within so many steps."""
-        before, D, small, plain = self.at.Z, self.at.D, 0, True
+        """Take at most ``steps`` steps and return whether the objective has converged."""
+        before = self.point.Z
+        D = self.point.D
+        n_small = 0  # consecutive steps that lowered the objective by less than ``tol``
+        plain = True  # the next step is not extrapolated
         for _ in range(steps):
-            found, new = self.space.step(self.at.Z, D, before, 0.0 if plain else self.further)
-            if new.value > self.at.value:
+            swept, new = self.space.step(self.point.Z, D, before, 0.0 if plain else self.further)
+            if new.value > self.point.value:
                 if plain:
-                    return True  # only rounding is left
-                self.most, self.further = max(self.further, 0.1), self.further / 2
-                before, D, plain = self.at.Z, self.at.D, True
+                    return True  # the rest is rounding
+                self.limit = max(self.further, 0.1)
+                self.further /= 2
+                before = self.point.Z
+                D = self.point.D
+                plain = True
                 continue
-            small = small + 1 if self.at.value - new.value <= tol * new.value else 0
-            before, D = found, new.D + self.further * (new.D - self.at.D)
+            is_small = self.point.value - new.value <= tol * new.value
+            n_small = n_small + 1 if is_small else 0
+            before = swept
+            D = new.D + self.further * (new.D - self.point.D)
             D = D / D.norm(dim=1, keepdim=True).clamp_(min=1)
-            self.further, self.most = (
-                min(1.1 * self.further, self.most, 0.98),
-                min(1.05 * self.most, 1.0),
-            )
-            self.at, plain = new, False
+            self.further = min(1.1 * self.further, self.limit, 0.98)
+            self.limit = min(1.05 * self.limit, 1.0)
+            self.point = new
+            plain = False
             self.values.append(new.value)
             if self.space.revive(new):
-                D, small = new.D, 0
-            if small == 2:
+                D = new.D
+                n_small = 0
+            if n_small == 2:
                 return True
         return False
 
 
 class Search:
-    """The best start, followed in a subspace that grows."""
+    """The search for a dictionary: the best of several starts, in a subspace that grows.
+
+    Parameters
+    ----------
+    A
+        Activations (n, d).
+    k
+        Number of concepts.
+    penalty
+        Weight of the sum of codes in the objective.
+    random
+        Draws the starts; it is on the CPU.
+    """
 
     def __init__(
         self, A: Float[Tensor, "n d"], k: int, penalty: float, random: torch.Generator
@@ -137,24 +160,21 @@ class Search:
         self.objective: list[float] = []
 
     def run(self, steps: int, tol: float) -> bool:
-        """Whether it converged within so many steps."""
+        """Take at most ``steps`` steps and return whether the search has converged."""
         codes = self.space.B.new_zeros(self.k, len(self.A))
         sweep(codes, self.D @ self.space.B, self.D @ self.D.T, self.penalty / 2)
         descent = _Descent(self.space, _Point(codes, self.D), self.objective)
         while True:
-            known = descent.at.value
+            previous = descent.point.value
             with _few_threads(self.space.B):
                 converged = descent.run(steps - len(self.objective), tol)
-            self.D = descent.at.D
-            if (
-                not converged
-                or known - descent.at.value <= 2 * tol * descent.at.value
-                or not self._grow(descent.at.Z)
-            ):
+            point = descent.point
+            self.D = point.D
+            if not converged or previous - point.value <= 2 * tol * point.value:
                 return converged
-            descent = _Descent(
-                self.space, _Point(descent.at.Z, self.D, descent.at.value), self.objective
-            )
+            if not self._grow(point.Z):
+                return converged
+            descent = _Descent(self.space, _Point(point.Z, self.D, point.value), self.objective)
 
     def dictionary(self) -> Float[Tensor, "k d"]:
         """The dictionary in the space of the activations."""
@@ -164,27 +184,26 @@ class Search:
     def _start(self, random: torch.Generator) -> Float[Tensor, "k r"]:
         rows = torch.randperm(len(self.A), generator=random)[:_SAMPLE].to(self.A.device)
         B = self.space.B[:, rows]
-        part = _Subspace(B, float(self.A[rows].to(PRECISE).square().sum()), self.penalty)
+        space = _Subspace(B, float(self.A[rows].to(PRECISE).square().sum()), self.penalty)
         starts = _starts(B, self.k, _ROUNDS[0][0], random)
-        trials = [_Descent(part, _Point(B.new_zeros(self.k, len(rows)), D)) for D in starts]
-        for best, steps in _ROUNDS:
-            trials = sorted(trials, key=lambda trial: trial.at.value)[:best]
+        trials = [_Descent(space, _Point(B.new_zeros(self.k, len(rows)), D)) for D in starts]
+        for n_best, steps in _ROUNDS:
+            trials = sorted(trials, key=lambda trial: trial.point.value)[:n_best]
             with _few_threads(B):
                 for trial in trials:
                     trial.run(steps, 0.0)
-        return min(trials, key=lambda trial: trial.at.value).at.D
+        return min(trials, key=lambda trial: trial.point.value).point.D
 
     def _grow(self, Z: Float[Tensor, "k n"]) -> bool:
-        """Add the directions in which a step of the dictionary would leave the subspace.
+        """Add the directions in which a step on the activations would leave the subspace.
 
-        A step on the activations; whether there are any.
+        Returns whether there are any.
         """
         step = Z.to(self.A.dtype) @ self.A
         outside = step - (step @ self.V.T) @ self.V
-        _, size, new = torch.linalg.svd(
-            outside - (outside @ self.V.T) @ self.V, full_matrices=False
-        )
-        new = new[size > 1e2 * torch.finfo(step.dtype).eps * step.norm()]
+        outside -= (outside @ self.V.T) @ self.V  # once more, for what rounding has left
+        _, sizes, new = torch.linalg.svd(outside, full_matrices=False)
+        new = new[sizes > 1e2 * torch.finfo(step.dtype).eps * step.norm()]
         new = new[: min(self.A.shape) - len(self.V)]
         if not len(new):
             return False
@@ -197,11 +216,21 @@ class Search:
 def sweep(
     Z: Float[Tensor, "k n"], P: Float[Tensor, "k n"], G: Float[Tensor, "k k"], threshold: float
 ) -> None:
-    r"""One sweep of coordinate descent over codes in place.
+    r"""Improve codes by one sweep of coordinate descent, in place.
 
-    :math:`Z_j \leftarrow \max(0, (P_j - t - \sum_{l \ne j} G_{jl} Z_l) / G_{jj})`. P
-    is :math:`D A^T`, G is :math:`D D^T`, and the threshold t is half of the penalty.
-    An atom of norm 0 gets no code.
+    :math:`Z_j \leftarrow \max(0, (P_j - t - \sum_{l \ne j} G_{jl} Z_l) / G_{jj})`. An atom of
+    norm 0 gets no code.
+
+    Parameters
+    ----------
+    Z
+        Codes, one row for each concept.
+    P
+        Products of atoms and activations, :math:`D A^T`.
+    G
+        Products of atoms, :math:`D D^T`.
+    threshold
+        t, half of the penalty.
     """
     norms = G.diagonal()[:, None]
     used = norms > 0
@@ -209,22 +238,23 @@ def sweep(
     weights.fill_diagonal_(0)
     for start in range(0, Z.shape[1], _BLOCK):
         codes = Z[:, start : start + _BLOCK]
-        alone = torch.where(used, (P[:, start : start + _BLOCK] - threshold) / norms, 0.0)
-        for code, target, others in zip(codes, alone, weights, strict=True):
-            torch.clamp(torch.addmv(target, codes.T, others), min=0, out=code)
+        targets = torch.where(used, (P[:, start : start + _BLOCK] - threshold) / norms, 0.0)
+        for code, target, weight in zip(codes, targets, weights, strict=True):
+            torch.clamp(torch.addmv(target, codes.T, weight), min=0, out=code)
 
 
 def _dictionary_sweep(D: Tensor, W: Tensor, S: Tensor) -> Tensor:
-    """Each atom in turn to its best place in the unit ball, given the others: W is Z A, S is Z Z^T.
+    """Move each atom in turn to its best place in the unit ball, with the others fixed.
 
-    An unused atom stays.
+    W is Z A, S is Z Z^T. An unused atom stays.
     """
     amounts = S.diagonal()[:, None]
     used = amounts > 0
     weights = torch.where(used, -S / amounts, 0.0)
     weights.fill_diagonal_(0)
-    for atom, target, others in zip(D, torch.where(used, W / amounts, D), weights, strict=True):
-        best = torch.addmv(target, D.T, others)
+    targets = torch.where(used, W / amounts, D)
+    for atom, target, weight in zip(D, targets, weights, strict=True):
+        best = torch.addmv(target, D.T, weight)
         torch.div(best, torch.linalg.vector_norm(best).clamp_(min=1), out=atom)
     return D
 
@@ -232,11 +262,20 @@ def _dictionary_sweep(D: Tensor, W: Tensor, S: Tensor) -> Tensor:
 def exact_codes(
     D: Float[Tensor, "k d"], A: Float[Tensor, "n d"], penalty: float
 ) -> Float[Tensor, "n k"]:
-    r"""Codes :math:`Z \ge 0` of least penalised squared error, by sweeps to the end.
+    r"""Compute the codes :math:`Z \ge 0` of least penalised squared error, by sweeps to the end.
 
-    They minimise :math:`\lVert A - Z D \rVert_F^2 + \lambda \lVert Z \rVert_1`.
-    Warns (``ConvergenceWarning``) if sweeps still change them after many, as where
-    two atoms are almost the same.
+    They minimise :math:`\lVert A - Z D \rVert_F^2 + \lambda \lVert Z \rVert_1`. A
+    ``ConvergenceWarning`` says where sweeps still change them after many, as where two atoms are
+    almost the same.
+
+    Parameters
+    ----------
+    D
+        The dictionary, one atom a row.
+    A
+        Activations, one sample a row.
+    penalty
+        :math:`\lambda`.
 
     Raises
     ------
@@ -267,20 +306,16 @@ def exact_codes(
 
 
 def _settled(codes: Tensor, P: Tensor, G: Tensor, threshold: float, close: float) -> bool:
-    """Whether a sweep changed the codes by less than this share of the largest, in the end."""
+    """Sweep until the codes change by less than ``close`` times the largest; whether they do."""
     for _ in range(_LEAPS):
         for _ in range(_SWEEPS):
             before = codes.clone()
             sweep(codes, P, G, threshold)
-            moved = (codes - before).abs().amax(dim=0)
-            if moved.amax() <= close * codes.amax():
+            change = (codes - before).abs().amax(dim=0)
+            if change.amax() <= close * codes.amax():
                 return True
-        for rows in (
-            (moved > close * codes.amax())
-            .nonzero()
-            .flatten()
-            .split(max(1, _NUMBERS // len(G) ** 2))
-        ):
+        unsettled = (change > close * codes.amax()).nonzero().flatten()
+        for rows in unsettled.split(max(1, _NUMBERS // len(G) ** 2)):
             codes[:, rows] = _leap(codes[:, rows].T, P[:, rows].T - threshold, G).T
     return False
 
@@ -288,24 +323,25 @@ def _settled(codes: Tensor, P: Tensor, G: Tensor, threshold: float, close: float
 def _leap(
     Z: Float[Tensor, "n k"], P: Float[Tensor, "n k"], G: Float[Tensor, "k k"]
 ) -> Float[Tensor, "n k"]:
-    """Towards the best codes with the same concepts in use, as far as none gets negative.
+    """Move towards the best codes with the same concepts in use, until one would be negative.
 
     Where atoms are alike, sweeps are slow. A small weight on staying (a proximal step) keeps the
     system regular where atoms depend on each other; the objective still falls.
     """
-    used, stay = Z > 0, 1e-9 * G.diagonal().amax()
-    system = torch.where(used[:, :, None] & used[:, None, :], G, 0.0) + torch.diag_embed(
-        torch.where(used, stay, 1.0)
-    )
+    used = Z > 0
+    stay = 1e-9 * G.diagonal().amax()
+    system = torch.where(used[:, :, None] & used[:, None, :], G, 0.0)
+    system = system + torch.diag_embed(torch.where(used, stay, 1.0))
     best = torch.linalg.solve(system, torch.where(used, P + stay * Z, 0.0))
     share = torch.where(best < 0, Z / (Z - best), 1.0).amin(dim=1, keepdim=True)
     return (Z + share * (best - Z)).clamp_(min=0)
 
 
 def _span(A: Float[Tensor, "n d"], size: int, random: torch.Generator) -> Float[Tensor, "r d"]:
-    """Orthonormal directions, so many.
+    """``size`` orthonormal directions.
 
-    All of them, or those of most variance (Halko, Martinsson and Tropp, 2011).
+    A basis of the whole space, or the directions of most variance (Halko, Martinsson and Tropp,
+    2011).
     """
     n, d = A.shape
     if size == d:
@@ -322,7 +358,7 @@ def _starts(
 ) -> list[Float[Tensor, "k r"]]:
     """The first k singular vectors, and random rotations of them.
 
-    Each atom with the sign that gives its positive codes more energy.
+    Each atom has the sign that gives its positive codes more energy.
     """
     rank = min(k, *B.shape)
     singular = torch.linalg.eigh(B @ B.T)[1].flip(1).T[:rank]
@@ -337,18 +373,17 @@ def _starts(
 
 
 def _sign(codes: Float[Tensor, "k n"]) -> Float[Tensor, "k 1"]:
-    positive, negative = (
-        codes.clamp(min=0).square().sum(dim=1),
-        codes.clamp(max=0).square().sum(dim=1),
-    )
+    positive = codes.clamp(min=0).square().sum(dim=1)
+    negative = codes.clamp(max=0).square().sum(dim=1)
     return torch.where(positive < negative, -1.0, 1.0).to(codes.dtype)[:, None]
 
 
 @contextmanager
 def _few_threads(B: Tensor) -> Iterator[None]:
-    """One thread for small matrices.
+    """Context manager that uses one thread for small matrices.
 
-    Sharing them costs more than they do, and far more where other programs keep the cores busy.
+    Sharing the work costs more than the work itself, and far more where other programs keep the
+    cores busy.
     """
     threads = torch.get_num_threads()
     if B.device.type == "cpu" and B.shape[1] < _SHARED:

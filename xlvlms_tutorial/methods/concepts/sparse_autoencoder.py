@@ -1,8 +1,8 @@
 r"""Sparse autoencoders with TopK activations.
 
-An encoder that keeps the k largest codes of a sample, and a dictionary that decodes them. After
-"Scaling and evaluating sparse autoencoders" (Gao et al., arXiv 2406.04093), for the few
-thousand activations of a chapter.
+An encoder keeps the k largest codes of a sample, and a dictionary decodes them. After "Scaling and
+evaluating sparse autoencoders" (Gao et al., 2024, arXiv 2406.04093), for the few thousand
+activations of a chapter.
 """
 
 from collections.abc import Iterator
@@ -17,46 +17,48 @@ from xlvlms_tutorial.errors import SelectionError
 from xlvlms_tutorial.methods.concepts.base import Dictionary, whole
 
 _RATES = (0.9, 0.999)  # of Adam's two running means
-_REVIVE_EVERY = 25  # steps between two looks for concepts that hardly any sample uses
-# of the mean number of uses: what is used less often mostly stands for a
-# shift that the bias should have
+_REVIVE_EVERY = 25  # steps between two searches for concepts that hardly any sample uses
+# share of the mean number of uses: a concept that is used less often mostly stands for a shift that
+# belongs into the bias
 _RARE = 0.3
-_REVIVE_UNTIL = 0.6  # share of the steps after which concepts are left as they are, to settle
-# starts that are compared, after so many steps: minima that differ are then far apart
+_REVIVE_UNTIL = 0.6  # share of the steps after which no concept is restarted, so that all settle
+# number of starts, and of steps before they are compared: different minima are then far apart
 _STARTS, _TRIAL = 4, 60
 _DECAY_FROM = 0.5  # share of the steps after which the learning rate falls to 0
 
 
 class TopKSAE(Dictionary):
-    r"""Sparse autoencoder with at most ``k`` of ``n_components`` concepts active in a sample.
+    r"""Learn concepts by a sparse autoencoder with at most ``k`` of them active in a sample.
 
-    With a bias b (d,), an encoder W (d, K) and its bias c (K,):
-    :math:`Z = \mathrm{TopK}(\mathrm{ReLU}((A - b) W + c))`, :math:`\hat A = Z D + b`, rows of D of
-    norm 1, and :math:`\|A - \hat A\|^2 / \|A - \bar A\|^2` minimised by Adam on activations whose
-    mean squared distance to their mean is scaled to 1. D begins with samples, W with the transpose
-    of D, b with the mean; of several starts the one with the lowest loss after a short trial is
-    followed. In the first part of the steps a concept that hardly any sample has used for a while
-    begins anew at what is badly reconstructed (instead of the paper's auxiliary loss for dead
+    Use it where the number of active concepts should be set directly, instead of by a penalty (Gao
+    et al., 2024, arXiv 2406.04093). With a bias b (d,), an encoder W (d, K) and its bias c (K,),
+    codes are :math:`Z = \mathrm{TopK}(\mathrm{ReLU}((A - b) W + c))` and reconstructions
+    :math:`\hat A = Z D + b`, with rows of D of norm 1. Adam minimises
+    :math:`\|A - \hat A\|^2 / \|A - \bar A\|^2` on activations whose mean squared distance to their
+    mean is scaled to 1. D is initialised with samples, W with the transpose of D, b with the mean;
+    several starts are compared by their loss after a short trial, and the best one is continued. In
+    the first part of the steps, a concept that hardly any sample has used for a while is restarted
+    at the residual of a badly reconstructed sample (instead of the paper's auxiliary loss for dead
     concepts, which is made for far more steps). The gradient of D leaves out the part along its
     rows. The problem has many minima: fit several seeds, and keep the lowest objective.
 
     Parameters
     ----------
-    n_components : int
+    n_components : int, default 20
         Number of concepts K.
-    k : int
-        Largest number of concepts active in a sample.
-    max_iter : int
-        Steps of Adam.
-    learning_rate : float
-        Of Adam, as a share of the typical size of an entry of D, :math:`1 / \sqrt d`; falls to 0
-        over the second half of the steps.
-    batch_size : int
-        Samples a step.
-    seed : int
-        Of the starts, the batches and the concepts that begin anew.
-    device : str
-        "cpu", "cuda" or "auto".
+    k : int, default 3
+        Largest number of concepts active in a sample, from 1 to ``n_components``.
+    max_iter : int, default 500
+        Number of steps of Adam.
+    learning_rate : float, default 0.2
+        Learning rate of Adam, as a share of the typical size of an entry of D,
+        :math:`1 / \sqrt d`. It falls to 0 over the second half of the steps.
+    batch_size : int, default 512
+        Samples in a step; all of them where there are fewer.
+    seed : int, default 0
+        Seed of the starts, the batches and the restarted concepts.
+    device : {"cpu", "cuda", "auto"}, default "cpu"
+        Where the fit and the codes are computed; "auto" is a GPU if there is one.
 
     Attributes
     ----------
@@ -70,15 +72,31 @@ class TopKSAE(Dictionary):
         b.
     objective_ : list of float
         The loss of each step on its batch, then that on all samples at the end: 0 is perfect, 1
-        as good as giving back the mean.
+        as good as returning the mean.
     n_iter_ : int
-        Steps taken.
+        Number of steps.
+    n_features_in_ : int
+        Width d of the activations.
+    feature_names_in_ : ndarray (d,)
+        Names of the columns, where the activations came as a table whose columns have names.
 
     Raises
     ------
     SelectionError
-        If ``k`` is not between 1 and ``n_components``, or another
-        parameter makes no sense (when fitted).
+        When it is fitted, if ``k`` is not between 1 and ``n_components``, or another parameter has
+        a value that is not allowed.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from xlvlms_tutorial.methods.concepts import TopKSAE
+    >>> A = np.random.default_rng(0).standard_normal((40, 8))
+    >>> sae = TopKSAE(n_components=6, k=2, max_iter=20).fit(A)
+    >>> codes = sae.transform(A)
+    >>> codes.shape, bool(((codes > 0).sum(axis=1) <= 2).all())
+    ((40, 6), True)
+    >>> sae.components_.shape, sae.encoder_.shape, sae.n_iter_
+    ((6, 8), (8, 6), 20)
     """
 
     def __init__(
@@ -101,8 +119,9 @@ class TopKSAE(Dictionary):
 
     def _check_parameters(self) -> None:
         super()._check_parameters()
-        for name, least in (("k", 1), ("max_iter", 1), ("batch_size", 1), ("seed", 0)):
-            whole(name, getattr(self, name), least)
+        for name in ("k", "max_iter", "batch_size"):
+            whole(name, getattr(self, name))
+        whole("seed", self.seed, least=0)
         if self.k > self.n_components:
             raise SelectionError(
                 f"k={self.k} active concepts of {self.n_components}",
@@ -145,13 +164,15 @@ class TopKSAE(Dictionary):
 
 
 class _Training:
-    """Adam on one autoencoder.
+    """Training of one autoencoder by Adam.
 
     Gradients are written out, which halves the time of a step against automatic ones.
     """
 
     def __init__(self, settings: TopKSAE, A: Float[Tensor, "n d"], start: int = 0) -> None:
-        self.settings, self.A, self.losses = settings, A, []
+        self.settings = settings
+        self.A = A
+        self.losses = []
         self.random = torch.Generator().manual_seed(int(settings.seed) * _STARTS + start)
         self.batches = self._batches()
         first = torch.randperm(len(A), generator=self.random)[: settings.n_components]
@@ -163,43 +184,42 @@ class _Training:
         self.used = torch.zeros(settings.n_components, dtype=torch.long, device=A.device)
 
     def run(self, until: int) -> None:
-        """Go on to the step with this number."""
+        """Train up to the step with this number."""
         steps = self.settings.max_iter
         for step in range(len(self.losses) + 1, until + 1):
             batch = next(self.batches)
             loss, *gradients = self._gradients(batch)
             self.losses.append(loss)
-            left = min(1.0, (1 - (step - 1) / steps) / (1 - _DECAY_FROM))
-            self._update(
-                gradients, step, left * self.settings.learning_rate / self.A.shape[1] ** 0.5
-            )
+            decay = min(1.0, (1 - (step - 1) / steps) / (1 - _DECAY_FROM))
+            rate = decay * self.settings.learning_rate / self.A.shape[1] ** 0.5
+            self._update(gradients, step, rate)
             if step % _REVIVE_EVERY == 0 and step <= _REVIVE_UNTIL * steps:
                 self._revive(batch)
 
     def loss(self) -> float:
         decoder, encoder, encoder_bias, bias = self.parameters
-        errors = [
-            _top((part - bias) @ encoder + encoder_bias, self.settings.k) @ decoder + bias - part
-            for part in self.A.split(2**13)
-        ]
-        return float(
-            sum(error.double().square().sum() for error in errors) / self.A.double().square().sum()
-        )
+        total = 0.0
+        for part in self.A.split(2**13):
+            codes = _top((part - bias) @ encoder + encoder_bias, self.settings.k)
+            error = codes @ decoder + bias - part
+            total = total + error.double().square().sum()
+        return float(total / self.A.double().square().sum())
 
     def _batches(self) -> Iterator[Float[Tensor, "b d"]]:
         """Batches of equal size, drawn without replacement.
 
-        The rows left over begin the next round.
+        Rows that remain of an epoch begin the next one.
         """
-        size, waiting = min(self.settings.batch_size, len(self.A)), torch.empty(0, dtype=torch.long)
+        size = min(self.settings.batch_size, len(self.A))
+        order = torch.empty(0, dtype=torch.long)
         for _ in range(self.settings.max_iter):
             if size == len(self.A):
                 yield self.A
                 continue
-            if len(waiting) < size:
-                waiting = torch.cat([waiting, torch.randperm(len(self.A), generator=self.random)])
-            yield self.A[waiting[:size].to(self.A.device)]
-            waiting = waiting[size:]
+            if len(order) < size:
+                order = torch.cat([order, torch.randperm(len(self.A), generator=self.random)])
+            yield self.A[order[:size].to(self.A.device)]
+            order = order[size:]
 
     def _gradients(self, A: Float[Tensor, "b d"]) -> list[Tensor]:
         """The loss of a batch and its gradient with respect to each parameter."""
@@ -223,33 +243,37 @@ class _Training:
         ]
 
     def _update(self, gradients: list[Tensor], step: int, rate: float) -> None:
-        one, other = _RATES
-        torch._foreach_lerp_(self.means, gradients, 1 - one)
-        torch._foreach_mul_(self.squares, other)
-        torch._foreach_addcmul_(self.squares, gradients, gradients, 1 - other)
-        size = rate * (1 - other**step) ** 0.5 / (1 - one**step)
+        beta1, beta2 = _RATES
+        torch._foreach_lerp_(self.means, gradients, 1 - beta1)
+        torch._foreach_mul_(self.squares, beta2)
+        torch._foreach_addcmul_(self.squares, gradients, gradients, 1 - beta2)
+        size = rate * (1 - beta2**step) ** 0.5 / (1 - beta1**step)
         for parameter, mean, square in zip(self.parameters, self.means, self.squares, strict=True):
             parameter.addcdiv_(mean, square.sqrt().add_(1e-12), value=-size)
         self.parameters[0] = _unit(self.parameters[0])
 
     def _revive(self, A: Float[Tensor, "b d"]) -> None:
-        """Concepts hardly used since the last look begin anew at what samples lack.
+        """Restart concepts that were hardly used since the last search at residuals of samples.
 
-        The samples are drawn by their squared error.
+        The samples are drawn with a probability that is their squared error.
         """
         decoder, encoder, encoder_bias, bias = self.parameters
         dead = (self.used <= _RARE * self.used.double().mean()).nonzero()[:, 0]
         self.used = torch.zeros_like(self.used)
-        lacking = A - bias - _top((A - bias) @ encoder + encoder_bias, self.settings.k) @ decoder
-        errors = lacking.square().sum(dim=1)
+        codes = _top((A - bias) @ encoder + encoder_bias, self.settings.k)
+        residuals = A - bias - codes @ decoder
+        errors = residuals.square().sum(dim=1)
         dead = dead[: int((errors > 0).sum())]
         if not len(dead):
             return
-        drawn = torch.multinomial(errors.cpu(), len(dead), generator=self.random).to(A.device)
-        decoder[dead] = _unit(lacking[drawn])
-        encoder[:, dead], encoder_bias[dead] = decoder[dead].T, 0.0
-        for memory in (self.means, self.squares):
-            memory[0][dead], memory[1][:, dead], memory[2][dead] = 0.0, 0.0, 0.0
+        rows = torch.multinomial(errors.cpu(), len(dead), generator=self.random).to(A.device)
+        decoder[dead] = _unit(residuals[rows])
+        encoder[:, dead] = decoder[dead].T
+        encoder_bias[dead] = 0.0
+        for moments in (self.means, self.squares):
+            moments[0][dead] = 0.0
+            moments[1][:, dead] = 0.0
+            moments[2][dead] = 0.0
 
 
 def _top(codes: Float[Tensor, "n k"], k: int) -> Float[Tensor, "n k"]:

@@ -1,10 +1,10 @@
-r"""What a concept is: its words, and where in a picture it comes from.
+r"""The words of a concept, read off its direction through the unembedding.
 
-The words are those that its direction says through the unembedding. The words of a direction
-:math:`u_k` are those with the largest logits :math:`W_U \, \mathrm{norm}(u_k)`, as in "A
-Concept-Based Explainability Framework for Large Multimodal Models" (arXiv 2406.08074), which leaves
-the norm out. Only :math:`+u_k` is read: of a signed concept, as those of a PCA, give the negated
-direction too if its other side matters.
+The words of a direction :math:`u_k` are those with the largest logits
+:math:`W_U \, \mathrm{norm}(u_k)`, as in "A Concept-Based Explainability Framework for Large
+Multimodal Models" (Parekh et al., 2024, arXiv 2406.08074), which leaves the norm out. Only
+:math:`+u_k` is read: of a signed concept, such as a component of a PCA, give the negated direction
+too if its other side matters.
 """
 
 import numpy as np
@@ -20,7 +20,7 @@ from xlvlms_tutorial.methods.logit_lens.wordlists import ENGLISH, Admissible, Wo
 from xlvlms_tutorial.metrics.answers import with_columns
 from xlvlms_tutorial.models.vlm import VLM
 
-REFERENCES = ("directions", "vocabulary")
+REFERENCES = ("directions", "vocabulary")  # the argument ``how`` of random_words
 
 Directions = Float[Tensor, "k d"] | Float[np.ndarray, "k d"]
 Vector = Float[Tensor, "_"] | Float[np.ndarray, "_"]
@@ -34,14 +34,34 @@ def words(
     mean: Vector | None = None,
     words: WordFilter = ENGLISH,
 ) -> pd.DataFrame:
-    r"""The n words that each direction (k, d) says most.
+    r"""Decode each direction into the n words with the largest logits.
 
-    Columns concept, rank (from 1), word, token_id, score (the logit), best first. Only words that
-    pass the filter ``words`` compete, so a concept has fewer than n only if fewer pass. Tokens of
-    one word (" dog", " Dog") are one, with the best of their logits. ``mean`` (d,) is taken off the
-    directions first. With ``norm`` the direction goes through the model's final norm, after it is
-    given the length :math:`\sqrt d`, so that no epsilon matters; without, the logits are
-    :math:`W_U u_k`, as published.
+    Use it to name concepts: directions are the rows of a dictionary's ``components_``, or any
+    vectors of the residual stream. Tokens of one word (" dog", " Dog") count as one, with the
+    largest of their logits. The method is that of CoX-LMM (Parekh et al., 2024, arXiv 2406.08074).
+
+    Parameters
+    ----------
+    vlm : VLM
+        The model whose unembedding reads the directions.
+    directions : array or tensor (k, d)
+        One direction a row, as wide as the model.
+    n : int, default 10
+        Number of words for each direction. There are fewer only if fewer words pass the filter.
+    norm : bool, default True
+        Whether the direction, scaled to the length :math:`\sqrt d` so that no epsilon matters, goes
+        through the model's final norm. Without it the logits are :math:`W_U u_k`, as published.
+    mean : array or tensor (d,), optional
+        A vector that is subtracted from all directions first, such as the mean activation. None
+        subtracts nothing.
+    words : WordFilter
+        The words that compete; by default common English words.
+
+    Returns
+    -------
+    DataFrame
+        One row for each direction and word, best first, with columns ``concept``, ``rank`` (from
+        1), ``word``, ``token_id`` and ``score`` (the logit).
 
     Raises
     ------
@@ -51,11 +71,21 @@ def words(
         If there are no directions, or one is NaN, infinite or zero (a concept
         that is never used: leave it out).
     SelectionError
-        If n is below 1, or the model came without a tokenizer.
+        If n is below 1, or the model has no tokenizer.
     WordListError
         If no word of the vocabulary passes the filter.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from xlvlms_tutorial.methods.concepts import words
+    >>> table = words(vlm, torch.eye(2, 576), n=3)
+    >>> table.columns.tolist()
+    ['concept', 'rank', 'word', 'token_id', 'score']
+    >>> table["concept"].tolist(), table["rank"].tolist()
+    ([0, 0, 0, 1, 1, 1], [1, 2, 3, 1, 2, 3])
     """
-    return _said(vlm, _directions(vlm, directions, mean, norm), n, norm, words)
+    return _decoded(vlm, _directions(vlm, directions, mean, norm), n, norm, words)
 
 
 def random_words(
@@ -67,47 +97,98 @@ def random_words(
     words: WordFilter = ENGLISH,
     how: str = "directions",
 ) -> pd.DataFrame:
-    r"""Words of k concepts that mean nothing, to compare with: columns as those of :func:`words`.
+    r"""Draw words for k concepts without meaning, as a baseline for the words of real concepts.
 
-    ``how`` "directions" (Rnd-Words of arXiv 2406.08074) takes the words of directions from
-    :math:`U[0, 1)^d`, which share a mean, so many words recur. "vocabulary" draws n different words
-    of those that pass the filter, all as likely; their score is missing (NaN).
+    Use it to see what a score of words would be by chance.
+
+    Parameters
+    ----------
+    vlm : VLM
+        The model whose vocabulary the words come from.
+    k : int
+        Number of concepts.
+    n : int, default 10
+        Number of words for each concept. There are fewer only if fewer words pass the filter.
+    seed : int, default 0
+        Seed of the random directions or words.
+    norm : bool, default True
+        Whether directions go through the model's final norm, as in :func:`words`; "vocabulary" does
+        not use it.
+    words : WordFilter
+        The words that compete; by default common English words.
+    how : {"directions", "vocabulary"}, default "directions"
+        "directions" decodes random directions from :math:`U[0, 1)^d`, which share a mean, so many
+        words recur (Rnd-Words of Parekh et al., 2024, arXiv 2406.08074). "vocabulary" draws n
+        different words of those that pass the filter, with equal probability.
+
+    Returns
+    -------
+    DataFrame
+        One row for each concept and word, with columns ``concept``, ``rank`` (from 1), ``word``,
+        ``token_id`` and ``score`` (the logit, NaN for "vocabulary").
 
     Raises
     ------
     SelectionError
-        If k or n is below 1, ``how`` is unknown, or the model came without a tokenizer.
+        If k or n is below 1, ``how`` is unknown, or the model has no tokenizer.
     WordListError
         If no word of the vocabulary passes the filter.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.methods.concepts import random_words
+    >>> table = random_words(vlm, k=2, n=3, how="vocabulary")
+    >>> len(table), table["score"].isna().all().item()
+    (6, True)
+    >>> table.groupby("concept")["word"].nunique().tolist()
+    [3, 3]
     """
     if how not in REFERENCES:
         raise SelectionError(
             f"unknown reference {how!r}", f"allowed: {', '.join(map(repr, REFERENCES))}"
         )
     whole("k", k)
-    drawn = torch.Generator().manual_seed(seed)
+    random = torch.Generator().manual_seed(seed)
     if how == "directions":
-        return _said(
-            vlm,
-            _directions(vlm, torch.rand(k, vlm.width, generator=drawn), None, norm),
-            n,
-            norm,
-            words,
-        )
-    known = _admissible(vlm, n, words)
-    chosen = torch.rand(k, len(known.words), generator=drawn).topk(min(n, len(known.words))).indices
-    return _table(known, chosen, known.forms[chosen, 0], torch.full(chosen.shape, torch.nan))
+        directions = torch.rand(k, vlm.width, generator=random)
+        return _decoded(vlm, _directions(vlm, directions, None, norm), n, norm, words)
+    allowed = _admissible(vlm, n, words)
+    n_words = len(allowed.words)
+    # the largest of random numbers: different words, each with the same probability
+    index = torch.rand(k, n_words, generator=random).topk(min(n, n_words)).indices
+    return _table(allowed, index, allowed.forms[index, 0], torch.full(index.shape, torch.nan))
 
 
 def as_lists(table: pd.DataFrame) -> dict[int, list[str]]:
-    """The words of each concept in order of rank, from a table of :func:`words`.
+    """List the words of each concept in the order of their rank.
 
-    Concepts in their order.
+    Use it to go from the table of :func:`words` to lists, as the metrics of grounding take them.
+
+    Parameters
+    ----------
+    table : DataFrame
+        A table with columns ``concept``, ``rank`` and ``word``, from :func:`words` or
+        :func:`random_words`.
+
+    Returns
+    -------
+    dict of int to list of str
+        The words of each concept, concepts in ascending order.
 
     Raises
     ------
     EstimateError
-        If it is no such table.
+        If the table lacks one of these columns.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> from xlvlms_tutorial.methods.concepts import as_lists
+    >>> table = pd.DataFrame(
+    ...     {"concept": [0, 0, 1], "rank": [2, 1, 1], "word": ["lady", "woman", "key"]}
+    ... )
+    >>> as_lists(table)
+    {0: ['woman', 'lady'], 1: ['key']}
     """
     ordered = with_columns(table, ("concept", "rank", "word"), "a table of words").sort_values(
         ["concept", "rank"]
@@ -115,52 +196,58 @@ def as_lists(table: pd.DataFrame) -> dict[int, list[str]]:
     return {int(concept): part.tolist() for concept, part in ordered.groupby("concept")["word"]}
 
 
-def _said(
+def _decoded(
     vlm: VLM, directions: Float[Tensor, "k d"], n: int, norm: bool, words: WordFilter
 ) -> pd.DataFrame:
-    known = _admissible(vlm, n, words)
-    best, chosen, token = zip(
-        *(_best(logits, known, n) for logits in distributions.chunks(vlm, directions, norm)),
-        strict=True,
-    )
-    score = torch.cat(best)
+    allowed = _admissible(vlm, n, words)
+    scores, indices, tokens = [], [], []
+    for logits in distributions.chunks(vlm, directions, norm):
+        score, index, token = _best(logits, allowed, n)
+        scores.append(score)
+        indices.append(index)
+        tokens.append(token)
+    score = torch.cat(scores)
     if not torch.isfinite(score).all():
         raise ActivationsError(
             "the logits hold NaN or infinite values", "load the model in float32 or bfloat16"
         )
-    return _table(known, torch.cat(chosen), torch.cat(token), score)
+    return _table(allowed, torch.cat(indices), torch.cat(tokens), score)
 
 
-def _best(logits: Float[Tensor, "c v"], known: Admissible, n: int) -> tuple[Tensor, Tensor, Tensor]:
+def _best(
+    logits: Float[Tensor, "c v"], allowed: Admissible, n: int
+) -> tuple[Tensor, Tensor, Tensor]:
     """Scores, words and tokens (c, n) of the best words of each row.
 
-    Of each word its best token, and of those the largest.
+    The score of a word is that of its best token.
     """
-    forms = known.forms.to(logits.device)
-    score, form = logits[:, forms[:, 0]], torch.zeros_like(forms[:, 0]).expand(len(logits), -1)
+    forms = allowed.forms.to(logits.device)
+    score = logits[:, forms[:, 0]]
+    form = torch.zeros_like(forms[:, 0]).expand(len(logits), -1)
     for column in range(1, forms.shape[1]):  # a word has a handful of forms
-        other = logits[:, forms[:, column]]
-        form = torch.where(other > score, column, form)
-        score = torch.maximum(score, other)
+        form_score = logits[:, forms[:, column]]
+        form = torch.where(form_score > score, column, form)
+        score = torch.maximum(score, form_score)
     top = score.topk(min(n, len(forms)))
     token = forms[top.indices, form.gather(1, top.indices)]
     return top.values.cpu(), top.indices.cpu(), token.cpu()
 
 
 def _table(
-    known: Admissible,
-    chosen: Int[Tensor, "k n"],
+    allowed: Admissible,
+    index: Int[Tensor, "k n"],
     token: Int[Tensor, "k n"],
     score: Float[Tensor, "k n"],
 ) -> pd.DataFrame:
-    concept, rank = np.divmod(np.arange(chosen.numel()), chosen.shape[1])
-    found = {
-        "concept": concept,
-        "rank": rank + 1,
-        "word": known.words[chosen.flatten().numpy()].astype(object),
-    }
+    concept, rank = np.divmod(np.arange(index.numel()), index.shape[1])
     return pd.DataFrame(
-        found | {"token_id": token.flatten().numpy(), "score": score.flatten().numpy()}
+        {
+            "concept": concept,
+            "rank": rank + 1,
+            "word": allowed.words[index.flatten().numpy()].astype(object),
+            "token_id": token.flatten().numpy(),
+            "score": score.flatten().numpy(),
+        }
     )
 
 
@@ -175,31 +262,33 @@ def _admissible(vlm: VLM, n: int, words: WordFilter) -> Admissible:
 
 
 def _directions(
-    vlm: VLM, given: Directions, mean: Vector | None, norm: bool
+    vlm: VLM, directions: Directions, mean: Vector | None, norm: bool
 ) -> Float[Tensor, "k d"]:
-    """The directions as they go to the final norm, or (``norm`` False) to the unembedding."""
+    """The directions as they enter the final norm, or (``norm`` False) the unembedding."""
     # the square of a length must not overflow
-    directions = torch.as_tensor(given).detach().double()
+    directions = torch.as_tensor(directions).detach().double()
     distributions.check(vlm, directions)
     if mean is not None:
-        away = torch.as_tensor(mean).detach().to(directions)
-        if away.shape != directions.shape[1:]:
+        offset = torch.as_tensor(mean).detach().to(directions)
+        if offset.shape != directions.shape[1:]:
             raise ComparisonError(
                 "widths",
-                f"a mean of {tuple(away.shape)}",
+                f"a mean of {tuple(offset.shape)}",
                 f"directions of {directions.shape[1]}",
                 "give their own mean",
             )
-        if not torch.isfinite(away).all():
+        if not torch.isfinite(offset).all():
             raise ActivationsError(
                 "the mean holds NaN or infinite values", "check the states that it is taken of"
             )
-        directions = directions - away
+        directions = directions - offset
     length = directions.norm(dim=1, keepdim=True)
-    if (length == 0).any():
-        zero = (length == 0).flatten().nonzero().flatten().tolist()
+    zero = (length == 0).flatten().nonzero().flatten().tolist()
+    if zero:
         raise ActivationsError(
             f"directions {', '.join(map(str, zero))} are zero and say nothing",
             "leave out concepts that are never used",
         )
-    return (directions * (vlm.width**0.5 / length) if norm else directions).float()
+    if norm:
+        directions = directions * (vlm.width**0.5 / length)
+    return directions.float()

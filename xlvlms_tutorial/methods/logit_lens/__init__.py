@@ -1,6 +1,6 @@
-"""What a state would say.
+"""The logit lens: distributions over the vocabulary read off the residual stream at any layer.
 
-Distributions over the vocabulary read off any layer, and the words that count as such.
+Top words, entropy and divergence of these distributions, and the tokens that count as words.
 """
 
 from xlvlms_tutorial.methods.logit_lens.measures import (

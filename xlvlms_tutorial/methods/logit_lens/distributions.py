@@ -1,6 +1,6 @@
-"""The arithmetic of distributions over a vocabulary: what ``vocabulary`` rests on.
+"""The arithmetic of distributions over a vocabulary, on which the measures rest.
 
-A bounded part of the (n, V) numbers at a time.
+A bounded part of the (n, V) numbers exists at a time.
 """
 
 from collections.abc import Callable, Iterator
@@ -14,12 +14,12 @@ from xlvlms_tutorial.errors import ActivationsError, ComparisonError
 from xlvlms_tutorial.models import anatomy
 from xlvlms_tutorial.models.vlm import VLM
 
-# bytes of logits made by one product with the unembedding, which is fast only for hundreds of rows
+# bytes of logits in one product with the unembedding, which is fast only for hundreds of rows
 CHUNK = 64 * 2**20
-# bytes of them worked on at a time, so that exponentials stay in the processor's cache
+# bytes of logits that are worked on together, so that exponentials stay in the processor's cache
 SLICE = 8 * 2**20
-# bytes of probabilities kept while the other side of all pairs passes by, to
-# make that side's logits less often
+# bytes of probabilities of one side of all pairs that are kept in memory, so that the logits of
+# the second side are computed less often
 HELD = 4 * CHUNK
 
 
@@ -29,7 +29,7 @@ def check(vlm: VLM, states: Float[Tensor, "n d"]) -> None:
     Raises
     ------
     ActivationsError
-        If there are none, or one is NaN or infinite.
+        If there are no states, or one is NaN or infinite.
     ComparisonError
         If they are not as wide as the model.
     """
@@ -55,36 +55,59 @@ def size(vlm: VLM) -> int:
 
 
 def rows(vlm: VLM, budget: int) -> int:
-    """How many rows of V numbers in float32 fit into so many bytes, at least 1."""
+    """Number of rows of V numbers in float32 that fit into ``budget`` bytes, at least 1."""
     return max(1, budget // (4 * size(vlm)))
 
 
 def chunks(vlm: VLM, states: Float[Tensor, "n d"], norm: bool) -> Iterator[Float[Tensor, "c v"]]:
-    """The logits of the states, some rows at a time, each chunk the caller's own to change."""
+    """Compute the logits of states, some rows at a time; the caller may change each chunk.
+
+    Parameters
+    ----------
+    vlm
+        The model whose unembedding is used.
+    states
+        Rows of the residual stream.
+    norm
+        Whether they go through the final norm first.
+    """
     for chunk in states.split(rows(vlm, CHUNK)):
         yield vlm.unembed(chunk, norm)
 
 
-def slices(*of: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Views of a few rows of the first tensor (c, V), and the same rows of the others."""
-    few = max(1, SLICE // (4 * of[0].shape[-1]))
-    return zip(*(tensor.split(few) for tensor in of), strict=True)
+def slices(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Views of a few rows of the first tensor (c, V), and the same rows of all further ones."""
+    n_rows = max(1, SLICE // (4 * tensors[0].shape[-1]))
+    return zip(*(tensor.split(n_rows) for tensor in tensors), strict=True)
 
 
 def by_slices(measure: Callable[..., Tensor], *logits: Float[Tensor, "c v"]) -> Float[Tensor, "c"]:
-    """A number for each row, on the CPU; the logits are used up."""
+    """One number for each row, on the CPU; the logits are overwritten."""
     return torch.cat([measure(*parts) for parts in slices(*logits)]).cpu()
 
 
 def by_rows(
     vlm: VLM, measure: Callable[..., Tensor], norm: bool, *sides: Float[Tensor, "n d"]
 ) -> Float[Tensor, "n"]:
-    """What ``measure`` says of each row's logits, of one side or of more of the same length."""
-    parts = zip(*(side.split(rows(vlm, CHUNK)) for side in sides), strict=True)
-    # logits have no name here, so that those of one chunk are gone before the next are made
-    return torch.cat(
-        [by_slices(measure, *(vlm.unembed(chunk, norm) for chunk in some)) for some in parts]
-    )
+    """Measure the logits of each row, of one side or of several of the same length.
+
+    Parameters
+    ----------
+    vlm
+        The model whose unembedding is used.
+    measure
+        A function of logits (c, V), one argument for each side, that returns (c,).
+    norm
+        Whether states go through the final norm first.
+    *sides
+        Rows of the residual stream.
+    """
+    n_rows = rows(vlm, CHUNK)
+    values = []
+    for parts in zip(*(side.split(n_rows) for side in sides), strict=True):
+        # the logits get no name, so that they are freed before the next ones are computed
+        values.append(by_slices(measure, *(vlm.unembed(part, norm) for part in parts)))
+    return torch.cat(values)
 
 
 def exponentials(z: Float[Tensor, "c v"]) -> tuple[Float[Tensor, "c v"], Float[Tensor, "c"]]:
@@ -113,19 +136,18 @@ def entropies(z: Float[Tensor, "c v"]) -> Float[Tensor, "c"]:
 
 
 def divergences(z: Float[Tensor, "c v"], y: Float[Tensor, "c v"]) -> Float[Tensor, "c"]:
-    """Divergence of each row of logits from the same row of the others, in nats."""
-    (e, total), (_, other) = exponentials(z), exponentials(y)
+    """Divergence of each row of logits z from the same row of y, in nats."""
+    e, total = exponentials(z)
+    _, y_total = exponentials(y)
     # differences of logits come first, so that equal distributions give 0
     # and close ones keep their digits
-    return (vecdot(e, z.sub_(y)) / total + other.log() - total.log()).clamp_(min=0)
+    return (vecdot(e, z.sub_(y)) / total + y_total.log() - total.log()).clamp_(min=0)
 
 
 def cosines(z: Float[Tensor, "c v"], y: Float[Tensor, "c v"]) -> Float[Tensor, "c"]:
-    """Cosine of the two vectors of probabilities that two rows of logits stand for.
-
-    Each row with the same row of the others.
-    """
-    (e, _), (f, _) = exponentials(z), exponentials(y)
+    """Cosine of the probabilities of each row of logits z with those of the same row of y."""
+    e, _ = exponentials(z)
+    f, _ = exponentials(y)
     return (vecdot(e, f) / (e.norm(dim=-1) * f.norm(dim=-1))).clamp_(max=1)
 
 
@@ -136,81 +158,135 @@ def moves(
     norm: bool,
     measure: Callable[..., Tensor],
 ) -> dict[int, Float[Tensor, "n"]]:
-    """By layer l, in order, what ``measure`` says of each row's logits at l and at l + step.
+    """Measure each row's logits at layer l together with those at layer l + step, by l in order.
 
-    The logits of each layer are made once.
+    The logits of each layer are computed once.
+
+    Parameters
+    ----------
+    vlm
+        The model whose unembedding is used.
+    states
+        The same rows at several layers.
+    step
+        Distance of the two layers.
+    norm
+        Whether states go through the final norm first.
+    measure
+        A function of the logits (c, V) of both layers that returns (c,).
     """
-    # so that of all others only the layer before is kept
+    # in this order only the logits of one previous layer are needed
     order = sorted(states, key=lambda layer: (layer % step, layer))
-    found: dict[int, list[Tensor]] = {
+    values: dict[int, list[Tensor]] = {
         layer: [] for layer in sorted(states) if layer + step in states
     }
     for chunk in torch.arange(len(states[order[0]])).split(rows(vlm, CHUNK)):
-        last, before = None, None
+        previous = None
+        previous_logits = None
         for layer in order:
             logits = vlm.unembed(states[layer][chunk], norm)
-            if last == layer - step:
-                found[last].append(by_slices(measure, before, logits))
-            last, before = layer, logits
-    return {layer: torch.cat(parts) for layer, parts in found.items()}
+            if previous == layer - step:
+                values[previous].append(by_slices(measure, previous_logits, logits))
+            previous = layer
+            previous_logits = logits
+    return {layer: torch.cat(parts) for layer, parts in values.items()}
 
 
 def all_divergences(
     vlm: VLM, p: Float[Tensor, "n d"], q: Float[Tensor, "m d"], norm: bool
 ) -> Float[Tensor, "n m"]:
-    r"""Divergence of each row's distribution from each other row's.
+    r"""Compute the divergence of the distribution of each row of p from that of each row of q.
 
     :math:`-H(p_i) - \sum_v p_{iv} \log q_{jv}`, by products of blocks.
+
+    Parameters
+    ----------
+    vlm
+        The model whose unembedding is used.
+    p, q
+        Rows of the residual stream.
+    norm
+        Whether they go through the final norm first.
     """
-    found = torch.empty(len(p), len(q))
-    for i, some in zip(
-        torch.arange(len(p)).split(rows(vlm, HELD)), p.split(rows(vlm, HELD)), strict=True
-    ):
-        held, entropy = _probabilities(vlm, some, norm)
-        for j, logits in zip(
-            torch.arange(len(q)).split(rows(vlm, CHUNK)), chunks(vlm, q, norm), strict=True
-        ):
+    result = torch.empty(len(p), len(q))
+    p_start = 0
+    for block in p.split(rows(vlm, HELD)):
+        probabilities, entropy = _probabilities(vlm, block, norm)
+        p_end = p_start + len(block)
+        q_start = 0
+        for logits in chunks(vlm, q, norm):
             for (z,) in slices(logits):
                 z.sub_(exponentials(z)[1].log()[:, None])
-            found[i[0] : i[-1] + 1, j[0] : j[-1] + 1] = (
-                (-entropy[:, None] - held @ logits.T).clamp_(min=0).cpu()
+            q_end = q_start + len(logits)
+            result[p_start:p_end, q_start:q_end] = (
+                (-entropy[:, None] - probabilities @ logits.T).clamp_(min=0).cpu()
             )
-    return found
+            q_start = q_end
+        p_start = p_end
+    return result
 
 
 def _probabilities(
     vlm: VLM, states: Tensor, norm: bool
 ) -> tuple[Float[Tensor, "n v"], Float[Tensor, "n"]]:
-    held, entropy, start = None, [], 0
+    """Probabilities and entropy of each row."""
+    probabilities = None
+    entropy = []
+    start = 0
     for logits in chunks(vlm, states, norm):
-        held = logits.new_empty(len(states), logits.shape[-1]) if held is None else held
-        for z, p in slices(logits, held[start : start + len(logits)]):
+        if probabilities is None:
+            probabilities = logits.new_empty(len(states), logits.shape[-1])
+        for z, p in slices(logits, probabilities[start : start + len(logits)]):
             e, total = exponentials(z)
             entropy.append(total.log() - vecdot(e, z) / total)
             torch.div(e, total[:, None], out=p)
         start += len(logits)
-    return held, torch.cat(entropy)
+    return probabilities, torch.cat(entropy)
 
 
 def means(
-    vlm: VLM, states: Float[Tensor, "n d"], of: Int[Tensor, "n"], norm: bool, logs: bool = False
+    vlm: VLM, states: Float[Tensor, "n d"], groups: Int[Tensor, "n"], norm: bool, logs: bool = False
 ) -> tuple[Float[Tensor, "g v"], Float[Tensor, "g v"] | None, Float[Tensor, "g"]]:
-    """Means by group, the groups numbered from 0 in ``of``.
+    """Compute means over groups of states, in one pass.
 
-    The mean of p, with ``logs`` also that of log p, and the mean entropy; all in one pass.
+    Parameters
+    ----------
+    vlm
+        The model whose unembedding is used.
+    states
+        Rows of the residual stream.
+    groups
+        The group of each row, numbered from 0.
+    norm
+        Whether states go through the final norm first.
+    logs
+        Whether the mean of log p is computed too.
+
+    Returns
+    -------
+    tuple
+        The mean of p, that of log p (None without ``logs``), and the mean entropy of each group.
     """
-    sizes, total, log_total, entropy = torch.bincount(of), None, None, []
-    for logits, chunk in zip(chunks(vlm, states, norm), of.split(rows(vlm, CHUNK)), strict=True):
+    sizes = torch.bincount(groups)
+    total = None
+    log_total = None
+    entropy = []
+    for logits, chunk in zip(
+        chunks(vlm, states, norm), groups.split(rows(vlm, CHUNK)), strict=True
+    ):
         if total is None:
-            sizes, total = sizes.to(logits.device), logits.new_zeros(len(sizes), logits.shape[-1])
+            sizes = sizes.to(logits.device)
+            total = logits.new_zeros(len(sizes), logits.shape[-1])
             log_total = torch.zeros_like(total) if logs else None
-        for z, at in slices(logits, chunk.to(logits.device)):
+        for z, group in slices(logits, chunk.to(logits.device)):
             e, s = exponentials(z)
             entropy.append(s.log() - vecdot(e, z) / s)
-            total.index_add_(0, at, e.div_(s[:, None]))
+            total.index_add_(0, group, e.div_(s[:, None]))
             if logs:
-                log_total.index_add_(0, at, z.sub_(s.log()[:, None]))
-    summed = torch.zeros_like(total[:, 0]).index_add_(0, of.to(total.device), torch.cat(entropy))
+                log_total.index_add_(0, group, z.sub_(s.log()[:, None]))
+    summed = torch.zeros_like(total[:, 0]).index_add_(
+        0, groups.to(total.device), torch.cat(entropy)
+    )
     return (
         total.div_(sizes[:, None]),
         log_total.div_(sizes[:, None]) if logs else None,
@@ -221,11 +297,24 @@ def means(
 def most_probable(
     vlm: VLM, states: Float[Tensor, "n d"], k: int, norm: bool
 ) -> tuple[Int[Tensor, "n k"], Float[Tensor, "n k"]]:
-    """The ids of the k most probable words of each state, best first, and their probabilities."""
+    """Find the k most probable tokens of each state, best first: ids and probabilities.
+
+    Parameters
+    ----------
+    vlm
+        The model whose unembedding is used.
+    states
+        Rows of the residual stream.
+    k
+        Number of tokens for each state.
+    norm
+        Whether states go through the final norm first.
+    """
     ids, probabilities = [], []
     for logits in chunks(vlm, states, norm):
         for (z,) in slices(logits):
-            total, top = exponentials(z)[1], z.topk(k)
+            _, total = exponentials(z)  # shifts z to a maximum of 0, in place
+            top = z.topk(k)
             ids.append(top.indices.cpu())
             probabilities.append((top.values.exp() / total[:, None]).cpu())
     return torch.cat(ids), torch.cat(probabilities)

@@ -1,11 +1,11 @@
-r"""What a state would say.
+r"""Measures of the distributions that the logit lens reads off a layer.
 
-Distributions over the vocabulary, read through the unembedding at any layer (the logit lens). A
-state :math:`h` of layer l has the distribution
-:math:`p = \mathrm{softmax}(W_U \, \mathrm{norm}(h))`, as in "Implicit Multimodal Alignment"
-(arXiv 2405.16700). All functions go through the tokens in chunks: of the (n, V) probabilities a
-bounded part exists at a time, whatever n is. Divergences and entropies are in nats. States are
-those of layers 0 to L, before the final norm; ``norm=False`` leaves that norm out.
+A state :math:`h` of layer l has the distribution
+:math:`p = \mathrm{softmax}(W_U \, \mathrm{norm}(h))` over the vocabulary, as in "Implicit
+Multimodal Alignment" (Shukor and Cord, 2024, arXiv 2405.16700). All functions go through the tokens
+in chunks: of the (n, V) probabilities a bounded part exists at a time, whatever n is. Divergences
+and entropies are in nats. States are those of layers 0 to L, before the final norm; ``norm=False``
+leaves that norm out.
 """
 
 from collections.abc import Iterable
@@ -34,11 +34,26 @@ KINDS = ("P against T", "T against other T", "difference")
 
 
 def entropy(vlm: VLM, states: Float[Tensor, "n d"], norm: bool = True) -> Float[Tensor, "n"]:
-    r"""Entropy of the distribution of each state, in nats.
+    r"""Compute the entropy of the distribution of each state, in nats.
 
-    0 for a sure word, log V where all words are equally likely.
-    :math:`H = \log \sum_v e^{z_v} - \sum_v p_v z_v` from the logits z, which needs no logarithm
-    of a probability that may be 0.
+    Use it to see how certain the model would be of the next token at a layer: 0 where one token has
+    all the probability, log V where all tokens are equally likely. From the logits z it is
+    :math:`H = \log \sum_v e^{z_v} - \sum_v p_v z_v`, which needs no logarithm of a probability that
+    may be 0.
+
+    Parameters
+    ----------
+    vlm : VLM
+        The model whose unembedding reads the states.
+    states : tensor (n, d)
+        Rows of the residual stream at any layer.
+    norm : bool, default True
+        Whether states go through the model's final norm first.
+
+    Returns
+    -------
+    Tensor (n,)
+        Entropies in nats, on the CPU.
 
     Raises
     ------
@@ -46,6 +61,15 @@ def entropy(vlm: VLM, states: Float[Tensor, "n d"], norm: bool = True) -> Float[
         If there are no states, or a state or a logit is NaN or infinite.
     ComparisonError
         If the states are not as wide as the model.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from xlvlms_tutorial.methods.logit_lens import entropy
+    >>> states = torch.zeros(1, 576)
+    >>> vocabulary = vlm.unembed(states).shape[-1]
+    >>> round(float(entropy(vlm, states, norm=False).exp()) / vocabulary, 2)
+    1.0
     """
     distributions.check(vlm, states)
     return distributions.by_rows(vlm, distributions.entropies, norm, states)
@@ -58,20 +82,50 @@ def divergence(
     norm: bool = True,
     pairs: str = "matched",
 ) -> Float[Tensor, "n *m"]:
-    r"""Kullback-Leibler divergence of the distributions of states, in nats.
+    r"""Compute the Kullback-Leibler divergence of the distributions of states, in nats.
 
-    :math:`\sum_v p_v \log (p_v / q_v)`. ``pairs`` "matched" gives (n,), row i of p against row i of
-    q; "all" gives (n, m), each row of p against each row of q. What rounding makes negative is set
-    to 0, below which no divergence lies.
+    Use it to compare what two sets of states predict, such as image tokens and text tokens, or the
+    same tokens with and without an intervention. :math:`\sum_v p_v \log (p_v / q_v)`, with negative
+    values that come from rounding set to 0.
+
+    Parameters
+    ----------
+    vlm : VLM
+        The model whose unembedding reads the states.
+    p : tensor (n, d)
+        States of the left side.
+    q : tensor (m, d)
+        States of the right side.
+    norm : bool, default True
+        Whether states go through the model's final norm first.
+    pairs : {"matched", "all"}, default "matched"
+        "matched" compares row i of p with row i of q, "all" each row of p with each row of q.
+
+    Returns
+    -------
+    Tensor (n,) or (n, m)
+        Divergences in nats, on the CPU; (n, m) for all pairs.
 
     Raises
     ------
-    ActivationsError, ComparisonError
-        As :func:`entropy`, for either side.
+    ActivationsError
+        If a side has no states, or a state or a logit is NaN or infinite.
+    ComparisonError
+        If the states are not as wide as the model.
     LengthError
         If matched sides differ in length.
     SelectionError
-        If the pairs are neither "matched" nor "all".
+        If ``pairs`` is neither "matched" nor "all".
+
+    Examples
+    --------
+    >>> import torch
+    >>> from xlvlms_tutorial.methods.logit_lens import divergence
+    >>> states = torch.eye(2, 576)
+    >>> divergence(vlm, states, states).round(decimals=2).tolist()
+    [0.0, 0.0]
+    >>> divergence(vlm, states, torch.eye(3, 576), pairs="all").shape
+    torch.Size([2, 3])
     """
     distributions.check(vlm, p)
     distributions.check(vlm, q)
@@ -87,30 +141,72 @@ def divergence(
 def mean_distribution(
     vlm: VLM, states: Float[Tensor, "n d"], norm: bool = True, groups: ArrayLike | None = None
 ) -> Float[Tensor, "*g vocabulary"]:
-    """The mean of the distributions of all states (V,), or of each group's (g, V).
+    """Average the distributions of states, over all of them or over groups.
 
-    ``groups`` (n,) has the group of each state; the means are in the order of sorted labels.
+    Use it to summarise what a kind of tokens, or the tokens of a sample, predict; compare the means
+    with :func:`relative_entropy`.
+
+    Parameters
+    ----------
+    vlm : VLM
+        The model whose unembedding reads the states.
+    states : tensor (n, d)
+        Rows of the residual stream at any layer.
+    norm : bool, default True
+        Whether states go through the model's final norm first.
+    groups : array (n,), optional
+        The group of each state, as numbers or names. None averages over all states.
+
+    Returns
+    -------
+    Tensor (V,) or (g, V)
+        Mean probabilities, on the CPU; with ``groups`` one row for each group, in the order of
+        sorted labels.
 
     Raises
     ------
-    ActivationsError, ComparisonError
-        As :func:`entropy`.
+    ActivationsError
+        If there are no states, or a state or a logit is NaN or infinite.
+    ComparisonError
+        If the states are not as wide as the model.
     LengthError
-        If ``groups`` has another length.
+        If ``groups`` has another length than ``states``.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from xlvlms_tutorial.methods.logit_lens import mean_distribution
+    >>> means = mean_distribution(vlm, torch.eye(3, 576), groups=["image", "text", "text"])
+    >>> len(means), means.sum(dim=1).round(decimals=2).tolist()
+    (2, [1.0, 1.0])
     """
     distributions.check(vlm, states)
     labels = np.zeros(len(states), dtype=int) if groups is None else np.asarray(groups)
     if len(labels) != len(states):
         raise LengthError(states=len(states), groups=len(labels))
-    found = distributions.means(vlm, states, _numbered(labels), norm)[0].cpu()
-    return found[0] if groups is None else found
+    means, _, _ = distributions.means(vlm, states, _numbered(labels), norm)
+    means = means.cpu()
+    return means[0] if groups is None else means
 
 
 def relative_entropy(p: Float[Tensor, "*n v"], q: Float[Tensor, "*m w"]) -> Float[Tensor, "*k"]:
-    r"""Kullback-Leibler divergence of probability vectors, in nats.
+    r"""Compute the Kullback-Leibler divergence of probability vectors, in nats.
 
-    :math:`\sum_v p_v \log (p_v / q_v)`; leading dimensions broadcast. Nothing is smoothed: a word
-    with p = 0 adds nothing, and one with q = 0 that p can say makes the divergence infinite.
+    Use it for means of :func:`mean_distribution`; :func:`divergence` takes states instead.
+    :math:`\sum_v p_v \log (p_v / q_v)`. Nothing is smoothed: a token with p = 0 adds nothing, and a
+    token with q = 0 and p > 0 makes the divergence infinite.
+
+    Parameters
+    ----------
+    p : tensor (..., V)
+        Probabilities of the left side, which sum to 1.
+    q : tensor (..., V)
+        Probabilities of the right side. Leading dimensions of p and q broadcast.
+
+    Returns
+    -------
+    Tensor (...)
+        Divergences in nats, in the dtype of p.
 
     Raises
     ------
@@ -118,6 +214,16 @@ def relative_entropy(p: Float[Tensor, "*n v"], q: Float[Tensor, "*m w"]) -> Floa
         If the vectors are over vocabularies of different sizes.
     ActivationsError
         If a vector is not a distribution.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from xlvlms_tutorial.methods.logit_lens import relative_entropy
+    >>> fair, biased = torch.tensor([0.5, 0.5]), torch.tensor([0.25, 0.75])
+    >>> round(float(relative_entropy(fair, biased)), 2)
+    0.14
+    >>> float(relative_entropy(fair, torch.tensor([0.0, 1.0])))
+    inf
     """
     if p.shape[-1] != q.shape[-1]:
         raise ComparisonError(
@@ -126,87 +232,176 @@ def relative_entropy(p: Float[Tensor, "*n v"], q: Float[Tensor, "*m w"]) -> Floa
             q.shape[-1],
             "compare distributions over the words of one model",
         )
-    one, other = (side.double() for side in (p, q))
-    for name, side in (("p", one), ("q", other)):
-        if not (
-            side.numel()
-            and (side >= 0).all()
-            and torch.isclose(side.sum(dim=-1), side.new_ones(()), rtol=0, atol=1e-3).all()
-        ):
+    p64, q64 = p.double(), q.double()
+    for name, side in (("p", p64), ("q", q64)):
+        if not _are_distributions(side):
             raise ActivationsError(
                 f"{name} holds vectors that are not distributions",
                 "give numbers of 0 or more that sum to 1",
             )
-    terms = torch.where(one > 0, one * (one.log() - other.log()), 0.0)
+    terms = torch.where(p64 > 0, p64 * (p64.log() - q64.log()), 0.0)
     return terms.sum(dim=-1).clamp(min=0).to(p.dtype)
+
+
+def _are_distributions(p: Float[Tensor, "*n v"]) -> bool:
+    if not p.numel() or not (p >= 0).all():
+        return False
+    sums = p.sum(dim=-1)
+    return bool(torch.isclose(sums, p.new_ones(()), rtol=0, atol=1e-3).all())
 
 
 def top_words(
     vlm: VLM, states: Float[Tensor, "n d"], k: int = 5, norm: bool = True
 ) -> pd.DataFrame:
-    """The k most probable words of each state.
+    """List the k most probable tokens of each state.
 
-    Columns row, rank (from 1), token_id, word, probability.
+    Use it to read what a state would make the model say if its layer were the last one (the logit
+    lens).
+
+    Parameters
+    ----------
+    vlm : VLM
+        The model whose unembedding reads the states.
+    states : tensor (n, d)
+        Rows of the residual stream at any layer.
+    k : int, default 5
+        Number of tokens for each state, from 1 to the size V of the vocabulary.
+    norm : bool, default True
+        Whether states go through the model's final norm first.
+
+    Returns
+    -------
+    DataFrame
+        k rows for each state, the most probable token first, with columns ``row`` (of the state),
+        ``rank`` (from 1), ``token_id``, ``word`` (text of the token) and ``probability``.
 
     Raises
     ------
-    ActivationsError, ComparisonError
-        As :func:`entropy`.
+    ActivationsError
+        If there are no states, or a state or a logit is NaN or infinite.
+    ComparisonError
+        If the states are not as wide as the model.
     SelectionError
-        If k is not between 1 and V, or the model came without a tokenizer.
+        If k is not between 1 and V, or the model has no tokenizer.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from xlvlms_tutorial.methods.logit_lens import top_words
+    >>> table = top_words(vlm, torch.eye(2, 576), k=2)
+    >>> table.columns.tolist()
+    ['row', 'rank', 'token_id', 'word', 'probability']
+    >>> table[["row", "rank"]].to_numpy().tolist()
+    [[0, 1], [0, 2], [1, 1], [1, 2]]
     """
     _check_k(vlm, states, k)
     ids, probabilities = distributions.most_probable(vlm, states, k, norm)
     row, rank = np.divmod(np.arange(ids.numel()), k)
-    found = pd.DataFrame({"row": row, "rank": rank + 1, "token_id": ids.flatten().numpy()})
-    return found.assign(
-        word=_words(vlm, found["token_id"]), probability=probabilities.flatten().numpy()
-    )
+    table = pd.DataFrame({"row": row, "rank": rank + 1, "token_id": ids.flatten().numpy()})
+    table["word"] = _words(vlm, table["token_id"])
+    table["probability"] = probabilities.flatten().numpy()
+    return table
 
 
 def histogram(
     vlm: VLM, states: Float[Tensor, "n d"], k: int = 1, norm: bool = True
 ) -> pd.DataFrame:
-    """How many states have a word among their k most probable ones.
+    """Count in how many states each token is among the k most probable ones.
 
-    Columns token_id, word, count, share, most frequent first. All k words of a state count, so
-    counts sum to n k; ``share`` is of the n states. Words that never occur are left out.
+    Use it to see which tokens a kind of states mostly predicts. All k tokens of a state count, so
+    counts sum to n k.
+
+    Parameters
+    ----------
+    vlm : VLM
+        The model whose unembedding reads the states.
+    states : tensor (n, d)
+        Rows of the residual stream at any layer.
+    k : int, default 1
+        Number of tokens of each state that count, from 1 to the size V of the vocabulary.
+    norm : bool, default True
+        Whether states go through the model's final norm first.
+
+    Returns
+    -------
+    DataFrame
+        One row for each token that occurs, the most frequent first, with columns ``token_id``,
+        ``word`` (text of the token), ``count`` and ``share`` (of the n states).
 
     Raises
     ------
-    ActivationsError, ComparisonError, SelectionError
-        As :func:`top_words`.
+    ActivationsError
+        If there are no states, or a state or a logit is NaN or infinite.
+    ComparisonError
+        If the states are not as wide as the model.
+    SelectionError
+        If k is not between 1 and V, or the model has no tokenizer.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from xlvlms_tutorial.methods.logit_lens import histogram
+    >>> table = histogram(vlm, torch.ones(4, 576), k=2)
+    >>> table["count"].tolist(), table["share"].tolist()
+    ([4, 4], [1.0, 1.0])
     """
     _check_k(vlm, states, k)
     ids, _ = distributions.most_probable(vlm, states, k, norm)
     token, count = np.unique(ids.numpy(), return_counts=True)
-    found = pd.DataFrame({"token_id": token, "count": count, "share": count / len(states)})
-    found.insert(1, "word", _words(vlm, found["token_id"]))
-    return found.sort_values(["count", "token_id"], ascending=[False, True], ignore_index=True)
+    table = pd.DataFrame({"token_id": token, "count": count, "share": count / len(states)})
+    table.insert(1, "word", _words(vlm, table["token_id"]))
+    return table.sort_values(["count", "token_id"], ascending=[False, True], ignore_index=True)
 
 
 def entropy_profile(
     vlm: VLM, states: States, layers: Iterable[int] | None = None, norm: bool = True, seed: int = 0
 ) -> pd.DataFrame:
-    """Mean entropy by layer.
+    """Average the entropy of tokens at each layer, with intervals.
 
-    Columns layer, value, low, high (95 %, whole samples resampled), n (tokens);
-    all captured layers by default.
+    Use it to see at which depth the distributions become certain.
+
+    Parameters
+    ----------
+    vlm : VLM
+        The model whose unembedding reads the states.
+    states : States
+        Captured activations of two samples or more.
+    layers : iterable of int, optional
+        Layers among the captured ones. None means all of them.
+    norm : bool, default True
+        Whether states go through the model's final norm first.
+    seed : int, default 0
+        Seed of the bootstrap.
+
+    Returns
+    -------
+    DataFrame
+        One row for each layer, with columns ``layer``, ``value`` (mean entropy in nats), ``low``,
+        ``high`` (95 % interval, whole samples resampled) and ``n`` (tokens).
 
     Raises
     ------
-    ActivationsError, ComparisonError
-        As :func:`entropy`.
+    ActivationsError
+        If there are no states, or a state or a logit is NaN or infinite.
+    ComparisonError
+        If the states are not as wide as the model.
     LayerError, SelectionError
         If a layer was not captured.
     EstimateError
         If the states are of fewer than two samples.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.activations import capture
+    >>> from xlvlms_tutorial.methods.logit_lens import entropy_profile
+    >>> states = capture(vlm, samples, layers=[15, 30], span="image")
+    >>> entropy_profile(vlm, states)[["layer", "n"]].to_numpy().tolist()
+    [[15, 4], [30, 4]]
     """
-    found = {
-        layer: entropy(vlm, states[layer], norm)
-        for layer in (states.layers if layers is None else layers)
-    }
-    return _by_layer(found, states, seed)
+    entropies = {}
+    for layer in states.layers if layers is None else layers:
+        entropies[layer] = entropy(vlm, states[layer], norm)
+    return _by_layer(entropies, states, seed)
 
 
 def consecutive_divergence(
@@ -217,29 +412,62 @@ def consecutive_divergence(
     measure: str = "divergence",
     seed: int = 0,
 ) -> pd.DataFrame:
-    r"""How far the distribution of a token moves from layer l to l + ``step``.
+    r"""Measure how much the distribution of a token changes from layer l to layer l + ``step``.
 
-    Columns layer, to, value, low, high, n. ``measure`` "divergence" is the mean over
-    tokens of :math:`\mathrm{KL}(p_l \| p_{l + step})`, "cosine" that of the cosine of the
-    two vectors of probabilities. Intervals are at 95 %, whole samples resampled. The
-    logits of each layer are computed once.
+    Use it to see which blocks change the prediction. The logits of each layer are computed once.
+
+    Parameters
+    ----------
+    vlm : VLM
+        The model whose unembedding reads the states.
+    states : States
+        Captured activations of two samples or more, at layers that are ``step`` apart.
+    step : int, default 1
+        Distance of the two layers.
+    norm : bool, default True
+        Whether states go through the model's final norm first.
+    measure : {"divergence", "cosine"}, default "divergence"
+        "divergence" is the mean over tokens of :math:`\mathrm{KL}(p_l \| p_{l + step})` in nats,
+        "cosine" the mean over tokens of the cosine of the two vectors of probabilities.
+    seed : int, default 0
+        Seed of the bootstrap.
+
+    Returns
+    -------
+    DataFrame
+        One row for each pair of layers, with columns ``layer``, ``to``, ``value``, ``low``,
+        ``high`` (95 % interval, whole samples resampled) and ``n`` (tokens).
 
     Raises
     ------
-    ActivationsError, ComparisonError
-        As :func:`entropy`.
+    ActivationsError
+        If there are no states, or a state or a logit is NaN or infinite.
+    ComparisonError
+        If the states are not as wide as the model.
     SelectionError
         If the step is below 1, no two captured layers are that far
         apart, or the measure is unknown.
     EstimateError
         If the states are of fewer than two samples.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.activations import capture
+    >>> from xlvlms_tutorial.methods.logit_lens import consecutive_divergence
+    >>> states = capture(vlm, samples, layers=[13, 14, 15], span="image")
+    >>> table = consecutive_divergence(vlm, states)
+    >>> table[["layer", "to", "n"]].to_numpy().tolist()
+    [[13, 14, 4], [14, 15, 4]]
+    >>> bool((table["value"] > 0).all())
+    True
     """
     measures = {"divergence": distributions.divergences, "cosine": distributions.cosines}
     if measure not in measures:
         raise SelectionError(
             f"unknown measure {measure!r}", f"allowed: {', '.join(map(repr, measures))}"
         )
-    layers = [layer for layer in states.layers if {layer - step, layer + step} & set(states.layers)]
+    captured = set(states.layers)
+    layers = [layer for layer in states.layers if {layer - step, layer + step} & captured]
     if step < 1 or not layers:
         raise SelectionError(
             f"no two layers are a step of {step} apart",
@@ -247,13 +475,11 @@ def consecutive_divergence(
         )
     for layer in layers:
         distributions.check(vlm, states[layer])
-    found = _by_layer(
-        distributions.moves(vlm, {at: states[at] for at in layers}, step, norm, measures[measure]),
-        states,
-        seed,
-    )
-    found.insert(1, "to", found["layer"] + step)
-    return found
+    by_layer = {layer: states[layer] for layer in layers}
+    values = distributions.moves(vlm, by_layer, step, norm, measures[measure])
+    table = _by_layer(values, states, seed)
+    table.insert(1, "to", table["layer"] + step)
+    return table
 
 
 def contrast(
@@ -265,37 +491,77 @@ def contrast(
     n_tokens: int | None = 16,
     seed: int = 0,
 ) -> dict[str, Estimate]:
-    r"""Mean divergence of perceptual from textual tokens at a layer, against that among texts.
+    r"""Compare the divergence of perceptual from textual tokens at a layer with that among texts.
 
-    Of textual ones from other textual ones, and the difference. The mean is over all pairs of
-    tokens of two different samples, so it depends on no pairing, and it is exact without the
-    divergence of any one pair: :math:`\sum_{ij} \mathrm{KL}(p_i \| q_j) / nm = -\overline{H(p)} -
-    \sum_v \bar p_v \, \overline{\log q_v}`. ``n_tokens`` of each sample, drawn by ``seed``, take
-    part (None: all). The interval (95 %) is the bootstrap over samples, the same for all three; n
-    counts the tokens on the left, for the difference both. Memory holds two means (samples, V).
+    Use it to see whether image (or video, audio) tokens predict other tokens than text does. Three
+    means are estimated: the divergence of perceptual from textual tokens, that of textual tokens
+    from other textual ones, and the difference. Each is over all pairs of tokens of two different
+    samples, so it depends on no pairing, and it is exact without the divergence of any single pair:
+    :math:`\sum_{ij} \mathrm{KL}(p_i \| q_j) / nm = -\overline{H(p)} - \sum_v \bar p_v \,
+    \overline{\log q_v}`. Memory holds two means (samples, V).
+
+    Parameters
+    ----------
+    vlm : VLM
+        The model whose unembedding reads the states.
+    perceptual : States
+        Captured activations of image, video or audio tokens.
+    textual : States
+        Captured activations of text tokens of the same samples, three or more.
+    layer : int
+        The layer to compare, captured in both.
+    norm : bool, default True
+        Whether states go through the model's final norm first.
+    n_tokens : int or None, default 16
+        Number of tokens that are drawn from each sample. None takes all.
+    seed : int, default 0
+        Seed of the drawn tokens and of the bootstrap.
+
+    Returns
+    -------
+    dict of str to Estimate
+        An estimate in nats for each of ``KINDS``. Intervals (95 %) are from one bootstrap over
+        samples, the same for all three; ``n`` counts the tokens on the left side, for the
+        difference those of both.
 
     Raises
     ------
-    ActivationsError, ComparisonError
-        As :func:`entropy`; also if the two are not of the same model and samples.
+    ActivationsError
+        If a state or a logit is NaN or infinite.
+    ComparisonError
+        If the two are not of the same model and samples, or not as wide as the model.
     LayerError, SelectionError
-        If the layer was not captured.
+        If the layer was not captured, or ``n_tokens`` is below 1.
     EstimateError
         If there are fewer than three samples.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.activations import capture
+    >>> from xlvlms_tutorial.methods.logit_lens import contrast
+    >>> perceptual = capture(vlm, samples, layers=15, span="image", reduce=None)
+    >>> textual = capture(vlm, samples, layers=15, span="question", reduce=None)
+    >>> estimates = contrast(vlm, perceptual, textual, layer=15, n_tokens=2)
+    >>> {kind: estimate.n for kind, estimate in estimates.items()}
+    {'P against T': 8, 'T against other T': 8, 'difference': 16}
     """
     _check_sides(perceptual, textual)
-    (p, of_p), (t, of_t) = (
-        _drawn(states, layer, n_tokens, seed) for states in (perceptual, textual)
-    )
+    p, p_samples = _random_tokens(perceptual, layer, n_tokens, seed)
+    t, t_samples = _random_tokens(textual, layer, n_tokens, seed)
     distributions.check(vlm, p)
     distributions.check(vlm, t)
-    mean, logs, entropies = distributions.means(vlm, t, of_t, norm, logs=True)
+    mean, logs, entropies = distributions.means(vlm, t, t_samples, norm, logs=True)
     from_t = -entropies[:, None] - mean @ logs.T
-    del mean  # the most that is held; P needs as much
-    mean, _, entropies = distributions.means(vlm, p, of_p, norm)
+    del mean  # it is the largest array, and P needs another one of this size
+    mean, _, entropies = distributions.means(vlm, p, p_samples, norm)
     from_p = -entropies[:, None] - mean @ logs.T
-    found = (part.clamp_(min=0).double().cpu().numpy() for part in (from_p, from_t))
-    return _estimates(*found, np.bincount(of_p), np.bincount(of_t), seed)
+    return _estimates(
+        from_p.clamp_(min=0).double().cpu().numpy(),
+        from_t.clamp_(min=0).double().cpu().numpy(),
+        np.bincount(p_samples),
+        np.bincount(t_samples),
+        seed,
+    )
 
 
 def divergence_profile(
@@ -307,50 +573,92 @@ def divergence_profile(
     n_tokens: int | None = 16,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """:func:`contrast` by layer: columns layer, kind (one of ``KINDS``), value, low, high, n.
+    """Compare the divergence of perceptual from textual tokens with that among texts, by layer.
 
-    All layers of ``perceptual`` by default.
+    Use it to see at which depth image (or video, audio) tokens come to predict what text tokens
+    predict. Each layer is an estimate of :func:`contrast`.
+
+    Parameters
+    ----------
+    vlm : VLM
+        The model whose unembedding reads the states.
+    perceptual : States
+        Captured activations of image, video or audio tokens.
+    textual : States
+        Captured activations of text tokens of the same samples, three or more.
+    layers : iterable of int, optional
+        Layers captured in both. None means all layers of ``perceptual``.
+    norm : bool, default True
+        Whether states go through the model's final norm first.
+    n_tokens : int or None, default 16
+        Number of tokens that are drawn from each sample. None takes all.
+    seed : int, default 0
+        Seed of the drawn tokens and of the bootstrap.
+
+    Returns
+    -------
+    DataFrame
+        One row for each layer and kind, with columns ``layer``, ``kind`` (one of ``KINDS``),
+        ``value`` (nats), ``low``, ``high`` (95 % interval over samples) and ``n`` (tokens).
 
     Raises
     ------
-    ActivationsError, ComparisonError, LayerError, SelectionError, EstimateError
-        As :func:`contrast`.
+    ActivationsError
+        If a state or a logit is NaN or infinite.
+    ComparisonError
+        If the two are not of the same model and samples, or not as wide as the model.
+    LayerError, SelectionError
+        If a layer was not captured, or ``n_tokens`` is below 1.
+    EstimateError
+        If there are fewer than three samples.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.activations import capture
+    >>> from xlvlms_tutorial.methods.logit_lens import divergence_profile
+    >>> perceptual = capture(vlm, samples, layers=[10, 15], span="image", reduce=None)
+    >>> textual = capture(vlm, samples, layers=[10, 15], span="question", reduce=None)
+    >>> table = divergence_profile(vlm, perceptual, textual, n_tokens=2)
+    >>> table[["layer", "kind"]].to_numpy().tolist()[:3]
+    [[10, 'P against T'], [10, 'T against other T'], [10, 'difference']]
     """
     rows = []
     for layer in perceptual.layers if layers is None else layers:
-        found = contrast(vlm, perceptual, textual, layer, norm, n_tokens, seed)
-        rows += [
-            {"layer": layer, "kind": kind, **estimate.asdict()} for kind, estimate in found.items()
-        ]
+        estimates = contrast(vlm, perceptual, textual, layer, norm, n_tokens, seed)
+        for kind, estimate in estimates.items():
+            rows.append({"layer": layer, "kind": kind, **estimate.asdict()})
     return pd.DataFrame(rows)
 
 
-def _by_layer(found: dict[int, Tensor], states: States, seed: int) -> pd.DataFrame:
+def _by_layer(values: dict[int, Tensor], states: States, seed: int) -> pd.DataFrame:
+    """The mean of the values of each layer, with a bootstrap over samples."""
     samples = states.table["sample"]
-    return pd.DataFrame(
-        [
-            {"layer": layer, **bootstrap(values, samples, seed=seed).asdict()}
-            for layer, values in found.items()
-        ]
-    )
+    rows = []
+    for layer, layer_values in values.items():
+        estimate = bootstrap(layer_values, samples, seed=seed)
+        rows.append({"layer": layer, **estimate.asdict()})
+    return pd.DataFrame(rows)
 
 
 def _check_sides(perceptual: States, textual: States) -> None:
     for name in ("model", "revision"):
-        one, other = (states.provenance.get(name) for states in (perceptual, textual))
-        if one != other:
+        p_value, t_value = perceptual.provenance.get(name), textual.provenance.get(name)
+        if p_value != t_value:
             raise ComparisonError(
-                f"{name}s", one, other, "capture both kinds of tokens from one model"
+                f"{name}s", p_value, t_value, "capture both kinds of tokens from one model"
             )
-    one, other = (
-        dict(states.table[["sample", "id"]].to_numpy()) for states in (perceptual, textual)
-    )
-    if one != other:
-        told = (f"{len(one)} with perceptual tokens", f"{len(other)} with textual ones")
-        raise ComparisonError("samples", *told, "capture both kinds of tokens of the same samples")
-    if 0 < len(one) < 3:
+    p_ids = dict(perceptual.table[["sample", "id"]].to_numpy())
+    t_ids = dict(textual.table[["sample", "id"]].to_numpy())
+    if p_ids != t_ids:
+        raise ComparisonError(
+            "samples",
+            f"{len(p_ids)} with perceptual tokens",
+            f"{len(t_ids)} with textual ones",
+            "capture both kinds of tokens of the same samples",
+        )
+    if 0 < len(p_ids) < 3:
         raise EstimateError(
-            "the bootstrap over pairs of samples", f"{len(one)} samples", "3 or more"
+            "the bootstrap over pairs of samples", f"{len(p_ids)} samples", "3 or more"
         )
 
 
@@ -375,12 +683,12 @@ def _numbered(labels: np.ndarray) -> Int[Tensor, "n"]:
     return torch.from_numpy(np.unique(labels, return_inverse=True)[1])
 
 
-def _drawn(
+def _random_tokens(
     states: States, layer: int, n_tokens: int | None, seed: int
 ) -> tuple[Tensor, Int[Tensor, "n"]]:
-    """The states that take part, of each sample so many or all.
+    """States of ``n_tokens`` random tokens of each sample, or of all of them.
 
-    And the sample of each, numbered from 0.
+    The sample of each state comes with them, numbered from 0.
     """
     if n_tokens is not None and n_tokens < 1:
         raise SelectionError(f"n_tokens is {n_tokens}", "allowed: 1 or more, or None for all")
@@ -391,29 +699,34 @@ def _drawn(
 
 
 def _estimates(
-    p: np.ndarray, t: np.ndarray, of_p: np.ndarray, of_t: np.ndarray, seed: int
+    p: np.ndarray, t: np.ndarray, p_sizes: np.ndarray, t_sizes: np.ndarray, seed: int
 ) -> dict[str, Estimate]:
-    """From mean divergences (N, N) of P and of T of each sample from T of each sample.
+    """The three estimates, from mean divergences (N, N) of each sample from T of each sample.
 
-    And how many tokens of each there are.
+    ``p`` are those of perceptual tokens, ``t`` those of textual ones; sizes are the numbers of
+    tokens of each sample.
     """
-    others, shares = (
-        1.0 - np.eye(len(of_t)),
-        np.vstack([np.full(len(of_t), 1 / len(of_t)), resampled_shares(len(of_t), seed=seed)]),
-    )
+    n = len(t_sizes)
+    different = 1.0 - np.eye(n)
+    # the data themselves come first, then the resamples
+    shares = np.vstack([np.full(n, 1 / n), resampled_shares(n, seed=seed)])
 
     def means(values: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-        # how many pairs of tokens stand behind a pair of samples
-        weights = np.outer(sizes, of_t) * others
-        total, pairs = (
-            ((shares @ part) * shares).sum(axis=1) for part in (weights * values, weights)
-        )
+        # number of pairs of tokens in each pair of samples
+        weights = np.outer(sizes, t_sizes) * different
+        total = ((shares @ (weights * values)) * shares).sum(axis=1)
+        pairs = ((shares @ weights) * shares).sum(axis=1)
         # one sample drawn n times has no pairs
         return np.divide(total, pairs, out=np.full_like(total, np.nan), where=pairs > 0)
 
-    found = (means(p, of_p), of_p.sum()), (means(t, of_t), of_t.sum())
-    found += ((found[0][0] - found[1][0], of_p.sum() + of_t.sum()),)
-    return {
-        kind: interval(float(drawn[0]), drawn[1:], int(n))
-        for kind, (drawn, n) in zip(KINDS, found, strict=True)
-    }
+    p_means, t_means = means(p, p_sizes), means(t, t_sizes)
+    p_tokens, t_tokens = int(p_sizes.sum()), int(t_sizes.sum())
+    results = (
+        (p_means, p_tokens),
+        (t_means, t_tokens),
+        (p_means - t_means, p_tokens + t_tokens),
+    )
+    estimates = {}
+    for kind, (resampled, n_tokens) in zip(KINDS, results, strict=True):
+        estimates[kind] = interval(float(resampled[0]), resampled[1:], n_tokens)
+    return estimates

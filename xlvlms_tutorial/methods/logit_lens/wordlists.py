@@ -1,6 +1,6 @@
 """Which tokens of a vocabulary are words that may name a concept.
 
-Filters as data, and the tokens that pass them, computed once.
+Filters are data; the tokens that pass one are computed once.
 """
 
 import re
@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerBase
 
 from xlvlms_tutorial.errors import SelectionError, WordListError
 
-KEPT = 8  # filters remembered for each tokenizer
+KEPT = 8  # number of filters that are cached for each tokenizer
 _DIGITS, _LETTERS = r"\d+(?:[.,]\d+)?", r"[^\W\d_]+(?:['’-][^\W\d_]+)*"
 _NUMBER = re.compile(_DIGITS)
 # the space says that a token begins a word; many tokenizers write digits apart from it
@@ -29,18 +29,38 @@ _TOKEN = re.compile(rf"\s{_LETTERS}|\s?{_DIGITS}")
 
 @dataclass(frozen=True)
 class WordFilter:
-    """What counts as a word that may name a concept.
+    """Define which tokens count as words that may name a concept.
 
-    A token is read in lower case, without the space before it. A word is one of ``words``, or
-    (None) one that ``language`` uses with a Zipf frequency of at least ``min_frequency``: the
-    logarithm to base 10 of its occurrences in a billion words, by the package ``wordfreq``; 0
-    admits every run of letters. It has at least ``min_length`` letters and is none of ``stop``.
-    ``numbers`` admits tokens of digits, at any length.
+    Use it to restrict the words of a direction to a list, to a language, or to more or rarer words
+    than the default. A token is read in lower case, without the space before it.
+
+    Parameters
+    ----------
+    words : collection of str, optional
+        The words that pass. None means the words that ``language`` uses often enough.
+    stop : collection of str
+        Words that never pass; by default scikit-learn's English stop words.
+    min_length : int, default 3
+        Smallest number of letters of a word.
+    min_frequency : float, default 2.5
+        Smallest Zipf frequency of a word, where ``words`` is None: the logarithm to base 10 of its
+        occurrences in a billion words, by the package ``wordfreq``. 0 admits every run of letters.
+    numbers : bool, default False
+        Whether tokens of digits pass, at any length.
+    language : str, default "en"
+        Code of the language whose word frequencies are used.
 
     Raises
     ------
     SelectionError
-        If ``words`` or ``stop`` is a single text, which would be taken for its letters.
+        If ``words`` or ``stop`` is a single text, which would be read as a list of letters.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.methods.logit_lens import WordFilter
+    >>> animals = WordFilter(words={"Dog", "cat"}, numbers=True)
+    >>> animals.admits(" dog"), animals.admits("tree"), animals.admits("12")
+    (True, False, True)
     """
 
     words: Collection[str] | None = None
@@ -52,14 +72,25 @@ class WordFilter:
 
     def __post_init__(self) -> None:
         for name in ("words", "stop"):
-            given = getattr(self, name)
-            if isinstance(given, str):
-                raise SelectionError(f"{name} is the text {given!r}", "give a set of words")
-            if given is not None:
-                object.__setattr__(self, name, frozenset(word.lower() for word in given))
+            words = getattr(self, name)
+            if isinstance(words, str):
+                raise SelectionError(f"{name} is the text {words!r}", "give a set of words")
+            if words is not None:
+                object.__setattr__(self, name, frozenset(word.lower() for word in words))
 
     def admits(self, word: str) -> bool:
-        """Whether a word passes, as it would as a token."""
+        """Tell whether a word passes the filter, as it would as a token.
+
+        Parameters
+        ----------
+        word : str
+            The word, in any case, with or without a space before it.
+
+        Returns
+        -------
+        bool
+            Whether it passes.
+        """
         return self._admits(word.strip().lower(), _frequencies(self))
 
     def _admits(self, word: str, frequencies: dict[str, float]) -> bool:
@@ -67,15 +98,13 @@ class WordFilter:
             return self.numbers and bool(_NUMBER.fullmatch(word))
         if len(word) < self.min_length or word in self.stop:
             return False
-        return (
-            word in self.words
-            if self.words is not None
-            else frequencies.get(word, 0.0) >= self._least
-        )
+        if self.words is not None:
+            return word in self.words
+        return frequencies.get(word, 0.0) >= self._min_share
 
     @property
-    def _least(self) -> float:
-        """The least share of a language's words.
+    def _min_share(self) -> float:
+        """The smallest share of a language's words, with a margin for rounding.
 
         Tables hold it in steps of a hundredth of the logarithm.
         """
@@ -86,9 +115,9 @@ ENGLISH = WordFilter()
 
 
 class Admissible(NamedTuple):
-    """The words (u,) that pass a filter, and the ids of the tokens that say each.
+    """The words (u,) that pass a filter, and the ids of the tokens of each.
 
-    Rows of ``forms`` (u, c) repeat their first id.
+    Rows of ``forms`` (u, c) are filled up with their first id.
     """
 
     words: np.ndarray
@@ -101,65 +130,76 @@ _known: WeakKeyDictionary[PreTrainedTokenizerBase, OrderedDict] = WeakKeyDiction
 def admissible(
     tokenizer: PreTrainedTokenizerBase, size: int, words: WordFilter = ENGLISH
 ) -> Admissible:
-    """The words among the first ``size`` tokens of a vocabulary that pass a filter.
+    """Find the words of a vocabulary that pass a filter.
 
-    The last few are remembered as long as the tokenizer. A token counts if it begins a word, which
-    is seen by what it decodes to behind another one: "Ġdog" and "▁dog" become " dog", "dog" and
-    "##dog" go on with the word before. Tokens that differ only in case are one word.
+    The results of the last few filters are cached as long as the tokenizer exists. A token counts
+    if it begins a word, which is read off its text after another token: "Ġdog" and "▁dog" become
+    " dog", while "dog" and "##dog" continue the word before. Tokens that differ only in case are
+    one word.
+
+    Parameters
+    ----------
+    tokenizer
+        Has the vocabulary.
+    size
+        Number of tokens, from the first one, that are considered.
+    words
+        The filter.
 
     Raises
     ------
     WordListError
         If no word passes, or ``wordfreq`` knows no words of the language.
     """
-    known, key = _known.setdefault(tokenizer, OrderedDict()), (words, size, len(tokenizer))
-    if key not in known:
-        known[key] = _grouped(*_passing(tokenizer, size, words))
-    known.move_to_end(key)
-    while len(known) > KEPT:
-        known.popitem(last=False)
-    return known[key]
+    cache = _known.setdefault(tokenizer, OrderedDict())
+    key = (words, size, len(tokenizer))
+    if key not in cache:
+        cache[key] = _grouped(*_passing(tokenizer, size, words))
+    cache.move_to_end(key)
+    while len(cache) > KEPT:
+        cache.popitem(last=False)
+    return cache[key]
 
 
 def _passing(
     tokenizer: PreTrainedTokenizerBase, size: int, words: WordFilter
 ) -> tuple[list[str], list[int]]:
-    frequencies, found, ids = _frequencies(words), [], []
+    """The words of all tokens that pass, and the ids of these tokens."""
+    frequencies = _frequencies(words)
+    passing = []
+    ids = []
     for token, text in _texts(tokenizer, size):
-        if _TOKEN.fullmatch(text) and words._admits(word := text.strip().lower(), frequencies):
-            found.append(word)
+        word = text.strip().lower()
+        if _TOKEN.fullmatch(text) and words._admits(word, frequencies):
+            passing.append(word)
             ids.append(token)
     if not ids:
-        told = "no word of this vocabulary passes the filter"
         raise WordListError(
-            told,
+            "no word of this vocabulary passes the filter",
             "give more words, or lower min_frequency (0 admits every run of letters) or min_length",
         )
-    return found, ids
+    return passing, ids
 
 
 def _texts(tokenizer: PreTrainedTokenizerBase, size: int) -> Iterator[tuple[int, str]]:
-    """Each id with what it adds to the text of a token before it: nothing, if it is special."""
+    """Each id with the text that it adds after another token; nothing for a special token."""
     ids = sorted({token for token in tokenizer.get_vocab().values() if token < size})
-    # decodes without the loop of the other classes
+    # of fast tokenizers: it decodes a batch without a loop in Python
     backend = getattr(tokenizer, "backend_tokenizer", None)
     decode = tokenizer.batch_decode if backend is None else backend.decode_batch
-    before = next(
-        (
-            token
-            for token in ids
-            if decode([[token]], skip_special_tokens=True)[0].strip().isalpha()
-        ),
-        None,
-    )
-    if before is None:
-        return iter(())
-    start = len(decode([[before]], skip_special_tokens=True)[0])
-    texts = decode([[before, token] for token in ids], skip_special_tokens=True)
-    return ((token, text[start:]) for token, text in zip(ids, texts, strict=True))
+    for first in ids:
+        first_text = decode([[first]], skip_special_tokens=True)[0]
+        if first_text.strip().isalpha():
+            break
+    else:
+        return
+    texts = decode([[first, token] for token in ids], skip_special_tokens=True)
+    for token, text in zip(ids, texts, strict=True):
+        yield token, text[len(first_text) :]
 
 
 def _grouped(words: list[str], ids: list[int]) -> Admissible:
+    """Each word once, with the ids of all its tokens."""
     unique, group, counts = np.unique(words, return_inverse=True, return_counts=True)
     order = np.argsort(group, kind="stable")
     sorted_ids, first = np.asarray(ids)[order], np.cumsum(counts) - counts
@@ -172,8 +212,10 @@ def _frequencies(words: WordFilter) -> dict[str, float]:
     """Shares of the words of the filter's language; ``wordfreq`` keeps the table."""
     if words.words is not None or words.min_frequency <= 0:
         return {}
-    there = wordfreq.available_languages("best")
-    if words.language not in there:  # the package would take the nearest language that it knows
-        told = f"no word frequencies of language {words.language!r}"
-        raise WordListError(told, f"there are those of {', '.join(sorted(there))}; or give words")
+    languages = wordfreq.available_languages("best")
+    if words.language not in languages:  # the package would take the nearest language it knows
+        raise WordListError(
+            f"no word frequencies of language {words.language!r}",
+            f"there are those of {', '.join(sorted(languages))}; or give words",
+        )
     return wordfreq.get_frequency_dict(words.language, "best")
