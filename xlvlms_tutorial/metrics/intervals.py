@@ -301,10 +301,8 @@ def difference(
     labels_b = labels_a if paired else _labels(groups_b, len(second))
     value = float(first.mean() - second.mean())
     n = len(first) if paired else len(first) + len(second)
-    if paired:
-        constant = np.ptp(first - second) == 0
-    else:
-        constant = np.ptp(first) == 0 or np.ptp(second) == 0
+    sides = [first - second] if paired else [first, second]
+    constant = any(np.ptp(side) == 0 for side in sides)
     if constant and _binary(first) and _binary(second):
         n_groups_a, n_groups_b = len(np.unique(labels_a)), len(np.unique(labels_b))
         return _newcombe(first, second, n_groups_a, n_groups_b, n, level)
