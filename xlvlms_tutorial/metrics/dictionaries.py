@@ -289,8 +289,8 @@ def reconstruction_error(A: ArrayLike | Tensor, A_hat: ArrayLike | Tensor) -> Re
     step = max(1, _BLOCK // activations.shape[1])
     sums = torch.zeros(3, dtype=torch.float64, device=activations.device)
     for rows, rows_hat in zip(activations.split(step), reconstructions.split(step), strict=True):
-        rows = rows.double()
-        differences = (rows - rows_hat, rows, rows - mean)
+        exact = rows.double()
+        differences = (exact - rows_hat, exact, exact - mean)
         sums += torch.stack([difference.square().sum() for difference in differences])
     error, energy, variance = sums.tolist()
     return ReconstructionError(error / energy, error / variance, 1 - error / variance)

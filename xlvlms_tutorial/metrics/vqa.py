@@ -95,13 +95,13 @@ def vqa_accuracy(
             )
     matches, sizes = [], []
     for prediction, answers in zip(predictions, references, strict=True):
-        prediction, answers = _text(prediction), list(map(_text, answers))
+        text, texts = _text(prediction), list(map(_text, answers))
         if official:
-            prediction, answers = as_compared(prediction, answers)
+            text, texts = as_compared(text, texts)
         else:
-            prediction, answers = vqa_normalise(prediction), list(map(vqa_normalise, answers))
-        matches.append(answers.count(prediction))
-        sizes.append(len(answers))
+            text, texts = vqa_normalise(text), list(map(vqa_normalise, texts))
+        matches.append(texts.count(text))
+        sizes.append(len(texts))
     k, m = np.array(matches, dtype=np.float64), np.array(sizes, dtype=np.float64)
     accuracy = (k * np.clip((k - 1) / 3, 0, 1) + (m - k) * np.minimum(k / 3, 1)) / m
     return accuracy if official else np.where(m == 1, k, accuracy)
