@@ -188,18 +188,17 @@ class Report:
             model, dataset, seed, n, versions, summary, captions, answers; None where undefined.
         """
         tables = {"summary": self.summary(), "captions": self.captions, "answers": self.answers}
-        plain = {
-            name: table.astype(object).where(table.notna(), None).to_dict("records")
-            for name, table in tables.items()
-        }
-        made_by = {
+        rows = {}
+        for name, table in tables.items():
+            rows[name] = table.astype(object).where(table.notna(), None).to_dict("records")
+        provenance = {
             "model": self.model,
             "dataset": self.dataset,
             "seed": self.seed,
             "n": len(self.captions),
             "versions": self.versions,
         }
-        return made_by | plain
+        return provenance | rows
 
     def to_json(self) -> str:
         """Return the whole report as JSON text."""

@@ -37,7 +37,8 @@ def each(entries: Iterable[object], read_one: Callable) -> list:
     AnnotationError
         If an entry is wrong; a :class:`Stray` if none fits.
     """
-    results, error = [], None
+    results = []
+    error = None
     for entry in entries:
         try:
             results.append(read_one(entry))

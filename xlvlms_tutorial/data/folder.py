@@ -187,7 +187,8 @@ def _gathered(folder: Path) -> Gathered:
 
 @lru_cache(maxsize=1)
 def _read(folder: Path, listed: tuple, files: tuple[tuple[str, int, int, bool], ...]) -> Gathered:
-    gathered, root = Gathered(Tree(folder, listed)), folder.resolve()
+    gathered = Gathered(Tree(folder, listed))
+    root = folder.resolve()
     private = set()
     for place, names in listed:
         for file in (f"{place}{name}" for name in names if hidden(name)):

@@ -230,7 +230,8 @@ def _read_answers(gathered: Gathered, part: Part, entries: list) -> None:
     part.form = "VQA answers"
 
     def annotation(entry: object) -> tuple:
-        number, image = str(value(part, "annotations", entry, "question_id")), None
+        number = str(value(part, "annotations", entry, "question_id"))
+        image = None
         if entry.get("image_id") is not None:
             image = str(value(part, "annotations", entry, "image_id"))
         text = answer_of(part, "annotations", entry, ("multiple_choice_answer", "answers"))

@@ -91,7 +91,8 @@ class Gathered:
             If the name leaves the folder or fits pictures that differ, or two files
             put the picture into two splits.
         """
-        name, split = inside(part, name), own or part.split
+        name = inside(part, name)
+        split = own or part.split
         path = self.tree.picture(part.file, name, split)
         if path and not own and "/" not in name and self.tree.apart(path, split):
             path = None  # the picture of another split that has the same name
@@ -191,7 +192,9 @@ class Gathered:
                 message, "leave every picture in one split, so that none leaks into another"
             )
         if split and rank > picture.rank:
-            picture.split, picture.rank, picture.teller = split, rank, part
+            picture.split = split
+            picture.rank = rank
+            picture.teller = part
         return picture
 
     def caption(self, part: Part, picture: Picture, text: str) -> None:
@@ -351,9 +354,9 @@ class Gathered:
             if pictures and not any(picture.exists for picture in pictures):
                 part.reason = str(missing(self.tree, pictures))
                 part.taken.clear()
-                gone |= part.pictures.keys()
+                gone.update(part.pictures)
             if not part.reason:
-                needed |= part.pictures.keys()
+                needed.update(part.pictures)
         self.pictures = [p for p in self.pictures if id(p) in needed or id(p) not in gone]
         splits = {picture.split for picture in self.pictures} - {None}
         by_folder = {}
@@ -399,9 +402,9 @@ class Gathered:
 def missing(tree: Tree, pictures: Iterable[Picture]) -> AnnotationError:
     """Make the error that pictures are not there, the first by name."""
     first, *rest = pictures
-    more_missing = f", as are {len(rest)} more" if rest else ""
     message = f"{tree.folder}: the picture {first.source} of image {first.id} is missing"
-    message += more_missing
+    if rest:
+        message += f", as are {len(rest)} more"
     return AnnotationError(message, "put it into the folder or one below it")
 
 

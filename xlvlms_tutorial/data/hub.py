@@ -256,7 +256,9 @@ def _texts(value: object) -> list[str]:
     """List captions: of a text, or of texts or records with the text as "raw" or "phrase"."""
     captions = []
     for entry in [value] if isinstance(value, str) else list(value or ()):
-        text = entry if isinstance(entry, str) else entry["raw" if "raw" in entry else "phrase"]
+        text = entry
+        if not isinstance(entry, str):
+            text = entry["raw" if "raw" in entry else "phrase"]
         if text.strip():
             captions.append(text.strip())
     return list(dict.fromkeys(captions))
@@ -302,12 +304,14 @@ def _read_pope(row: Mapping[str, object]) -> Record:
 
 
 def _read_clip(row: Mapping[str, object]) -> Record:
-    cell, captions = row["video"], _texts(row["caption"])
+    cell = row["video"]
+    captions = _texts(row["caption"])
     return Record(str(row.get("video_id") or cell["path"]), lambda: _frames(cell), captions)
 
 
 def _read_sound(row: Mapping[str, object]) -> Record:
-    cell, captions = row["audio"], _texts(row["caption"])
+    cell = row["audio"]
+    captions = _texts(row["caption"])
     return Record(str(row["audiocap_id"]), lambda: _sound(cell), captions)
 
 

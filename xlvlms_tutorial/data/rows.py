@@ -57,7 +57,8 @@ def roles_of(row: dict) -> dict[str, object]:
 
     All others are facts.
     """
-    columns, captions = defaultdict(list), []  # the names of columns by their plain form
+    columns = defaultdict(list)  # the names of columns by their plain form
+    captions = []
     for name in row:
         if not isinstance(name, str):
             continue

@@ -87,10 +87,9 @@ def caption_attributes(
     """
     if len(captions) != len(truths):
         raise LengthError(captions=len(captions), truths=len(truths))
-    rows = [
-        [_named(caption, truth, factor) for factor in factors]
-        for caption, truth in zip(captions, truths, strict=True)
-    ]
+    rows = []
+    for caption, truth in zip(captions, truths, strict=True):
+        rows.append([_named(caption, truth, factor) for factor in factors])
     return pd.DataFrame(rows, columns=list(factors), dtype="boolean")
 
 

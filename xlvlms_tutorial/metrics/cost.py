@@ -92,7 +92,8 @@ def count_flops(
     [['both', 'layer', 48], ['both', 'rest', 0], ['both', 'total', 48]]
     """
     owners = _owners(parts or {})
-    tally, missed = _Tally(decoder), _Missed()
+    tally = _Tally(decoder)
+    missed = _Missed()
     with ExitStack() as stack:
         for module, part in owners.items():
             stack.enter_context(
@@ -233,7 +234,8 @@ class _Tally:
             self._first = set(self._outside)
         self._settle(self._first if self.calls == 0 or not decoding else set())
         self._phase = "decode" if decoding else "prefill"
-        self._outside, self.calls = None, self.calls + 1
+        self._outside = None
+        self.calls += 1
 
     def end(self, *_: object) -> None:
         self._book()

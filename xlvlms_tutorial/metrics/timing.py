@@ -387,7 +387,10 @@ def _inner(tensor: Tensor) -> list[Tensor]:
     if not hasattr(tensor, "__tensor_flatten__"):
         return [tensor]
     names, _ = tensor.__tensor_flatten__()
-    return [part for name in names for part in _inner(getattr(tensor, name))]
+    tensors = []
+    for name in names:
+        tensors += _inner(getattr(tensor, name))
+    return tensors
 
 
 def _cpu_meters(folder: Path) -> list[tuple[Callable[[], float], float]]:
