@@ -1,6 +1,6 @@
-"""What a training run that was killed goes on from.
+"""Checkpoints from which a training run that was killed goes on.
 
-Parameters, the optimiser's memory of them and the history, in one file.
+Parameters, the optimiser's state and the history, in one file.
 """
 
 import json

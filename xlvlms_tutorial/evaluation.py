@@ -1,6 +1,6 @@
-"""One evaluation for every model: what its captions name, what it answers, what it says yes to.
+"""Evaluate any model in one way: its captions, its answers, and what it says yes to.
 
-Only what is shown, and words.
+Only ``model.generate`` is used.
 """
 
 from collections.abc import Iterator, Sequence

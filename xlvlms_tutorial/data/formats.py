@@ -181,13 +181,13 @@ def _read_coco(gathered: Gathered, part: Part, content: dict) -> None:
         pictures[key] = picture = gathered.listed(part, key, name, split)
         picture.width = picture.width or width
         picture.boxes = [] if boxed and picture.boxes is None else picture.boxes
-    for key, content, number, crowd in annotations:
+    for key, entry, number, crowd in annotations:
         picture = pictures[key]
-        if isinstance(content, str):
-            gathered.caption(part, picture, content)
+        if isinstance(entry, str):
+            gathered.caption(part, picture, entry)
         else:
             picture.boxes = picture.boxes or []
-            gathered.box(part, picture, content, number, crowd)
+            gathered.box(part, picture, entry, number, crowd)
 
 
 def _box(part: Part, names: dict[str, str], entry: dict) -> tuple[tuple, str | None, bool]:

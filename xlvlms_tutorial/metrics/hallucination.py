@@ -1,6 +1,6 @@
-"""Objects that a model sees and that are not there.
+"""Objects that a model reports and that are not there.
 
-Asked for (POPE) and told of unasked (CHAIR).
+In its answers to presence questions (POPE) and in its captions (CHAIR).
 """
 
 import re
