@@ -1,6 +1,6 @@
-"""One evaluation for every model: what its captions name, what it answers, what it says yes to.
+"""Evaluate any model in one way: its captions, its answers, and what it says yes to.
 
-Only what is shown, and words.
+Only ``model.generate`` is used.
 """
 
 from collections.abc import Iterator, Sequence
@@ -27,9 +27,10 @@ SCENES_AT_ONCE = 32  # samples held open at a time
 
 @runtime_checkable
 class Generator(Protocol):
-    """What a model must offer to be evaluated.
+    """Describe what a model must offer to be evaluated.
 
-    A name, and greedy generation from texts and pictures (or ``videos``, ``audio``).
+    A name, and greedy generation from texts and pictures (or ``videos``, ``audio``), as
+    :class:`~xlvlms_tutorial.models.VLM` has them.
     """
 
     name: str
@@ -43,17 +44,59 @@ class Generator(Protocol):
         progress: bool = False,
         **shown: Sequence[object],
     ) -> list[str]:
-        """One text for each pair of a picture, clip or sound and a text."""
+        """Generate one text for each pair of a picture, clip or sound and a text.
+
+        Parameters
+        ----------
+        images : sequence of Image, optional
+            The pictures, None where clips or sounds are given.
+        texts : sequence of str
+            One prompt for each of them.
+        max_new_tokens : int, default 32
+            Tokens after which a text is cut.
+        batch_size : int, default 16
+            Pairs that go through the model together.
+        progress : bool, default False
+            Whether to show a progress bar.
+        **shown
+            ``videos`` or ``audio`` in the place of pictures.
+
+        Returns
+        -------
+        list of str
+            The generated texts.
+        """
         ...
 
 
 @dataclass(frozen=True)
 class Report:
-    """The result of an evaluation.
+    """Hold the result of an evaluation, as :func:`evaluate` returns it.
 
-    ``captions``: one row a sample (sample, caption, a boolean column for
-    each known factor). ``answers``: one row a question (sample, then the
-    columns of :func:`~xlvlms_tutorial.metrics.answers.answer_table`).
+    Parameters
+    ----------
+    model : str
+        The model's name.
+    dataset : str
+        The dataset's name.
+    seed : int
+        Of the bootstrap intervals.
+    captions : pandas.DataFrame
+        One row a sample: sample (its id), caption, a boolean column for each known factor.
+    answers : pandas.DataFrame
+        One row a question: sample, then the columns of
+        :func:`~xlvlms_tutorial.metrics.answers.answer_table`.
+    versions : dict of str to str
+        Of the packages that numbers depend on; by default those of this process.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial import evaluate
+    >>> report = evaluate(vlm, samples[:1], progress=False, caption_tokens=4, answer_tokens=1)
+    >>> report.summary().columns.tolist()
+    ['metric', 'value', 'low', 'high', 'n']
+    >>> report.scores().columns.tolist()
+    ['caption', 'answer']
     """
 
     model: str
@@ -64,54 +107,66 @@ class Report:
     versions: dict[str, str] = field(default_factory=versions)
 
     def summary(self) -> pd.DataFrame:
-        """One row a metric: metric, value, low, high, n.
+        """Summarise the report, with one row a metric.
 
-        Shares of captions have Wilson intervals; questions are resampled by scene.
-        "caption/all" is the share of captions that name every factor of their scene; precision,
-        recall and f1 of presence have no interval.
+        Returns
+        -------
+        pandas.DataFrame
+            Columns metric, value, low, high, n. "caption/<factor>" is the share of captions that
+            name the factor, with Wilson's interval; "caption/all" the share that name every factor
+            of their scene; "qa/<type>" an accuracy, resampled by scene; "presence/<stratum>/<name>"
+            a number of :meth:`presence`, of which precision, recall and f1 have no interval.
         """
         rows = [*self._caption_rows(), *self._answer_rows(), *self._presence_rows()]
         return pd.DataFrame(rows, columns=["metric", "value", "low", "high", "n"])
 
     def presence(self) -> pd.DataFrame:
-        """Presence questions as :func:`~xlvlms_tutorial.metrics.hallucination.pope` scores them.
+        """Score presence questions as :func:`~xlvlms_tutorial.metrics.hallucination.pope` does.
 
-        A table without rows if none was asked.
+        Returns
+        -------
+        pandas.DataFrame
+            One row a stratum; no rows if there are no presence questions.
         """
         if not (self.answers["type"] == "presence").any():
             return pd.DataFrame(columns=[*_PRESENCE, "n"], index=pd.Index([], name="stratum"))
         return pope(self.answers, self.answers["sample"], seed=self.seed)
 
     def scores(self) -> pd.DataFrame:
-        """One row a sample, by its id.
+        """Score each sample by its caption and by its answers.
 
-        Caption, the share of its known factors that the caption names, and answer, that of right
-        answers. NaN where nothing is known or asked; the mean over samples, and differences between
-        models on the same samples, come from here.
+        Use it for means over samples, and for differences between models on the same samples.
+
+        Returns
+        -------
+        pandas.DataFrame
+            One row a sample, by its id. Columns caption, the share of its known factors that the
+            caption names, and answer, the share of correct answers. NaN where nothing is known or
+            asked.
         """
-        known = self.captions.drop(columns=["caption"]).set_index("sample").astype("Float64")
-        right = self.answers.astype({"correct": float}).groupby("sample")["correct"].mean()
+        named = self.captions.drop(columns=["caption"]).set_index("sample").astype("Float64")
+        correct = self.answers.astype({"correct": float}).groupby("sample")["correct"].mean()
         table = pd.DataFrame(
-            {"caption": known.mean(axis=1).astype(float), "answer": right.reindex(known.index)}
+            {"caption": named.mean(axis=1).astype(float), "answer": correct.reindex(named.index)}
         )
         return table.rename_axis("sample")
 
     def _caption_rows(self) -> Iterator[dict[str, object]]:
         factors = self.captions.drop(columns=["sample", "caption"])
-        known = factors[factors.notna().any(axis=1)]
-        if not known.empty:
-            factors = factors.assign(all=known.fillna(True).all(axis=1).astype("boolean"))
+        with_truth = factors[factors.notna().any(axis=1)]
+        if not with_truth.empty:
+            factors = factors.assign(all=with_truth.fillna(True).all(axis=1).astype("boolean"))
         for name in factors:
             named = factors[name].dropna()
             if len(named):
                 yield {"metric": f"caption/{name}", **proportion(named.astype(bool)).asdict()}
 
     def _answer_rows(self) -> Iterator[dict[str, object]]:
-        if len(self.answers):
-            by_type = accuracy_by_type(self.answers, self.answers["sample"], seed=self.seed)
-            yield from (
-                {"metric": f"qa/{kind}", **row} for kind, row in by_type.to_dict("index").items()
-            )
+        if not len(self.answers):
+            return
+        by_type = accuracy_by_type(self.answers, self.answers["sample"], seed=self.seed)
+        for kind, row in by_type.to_dict("index").items():
+            yield {"metric": f"qa/{kind}", **row}
 
     def _presence_rows(self) -> Iterator[dict[str, object]]:
         for stratum, row in self.presence().to_dict("index").items():
@@ -125,30 +180,42 @@ class Report:
                 }
 
     def content(self) -> dict[str, object]:
-        """The whole report in plain types.
+        """Return the whole report in plain types.
 
-        Model, dataset, seed, versions, summary, captions, answers; None where undefined.
+        Returns
+        -------
+        dict of str to object
+            model, dataset, seed, n, versions, summary, captions, answers; None where undefined.
         """
         tables = {"summary": self.summary(), "captions": self.captions, "answers": self.answers}
-        plain = {
-            name: table.astype(object).where(table.notna(), None).to_dict("records")
-            for name, table in tables.items()
-        }
-        made_by = {
+        rows = {}
+        for name, table in tables.items():
+            rows[name] = table.astype(object).where(table.notna(), None).to_dict("records")
+        provenance = {
             "model": self.model,
             "dataset": self.dataset,
             "seed": self.seed,
             "n": len(self.captions),
             "versions": self.versions,
         }
-        return made_by | plain
+        return provenance | rows
 
     def to_json(self) -> str:
-        """The whole report as JSON text."""
+        """Return the whole report as JSON text."""
         return as_json(self.content())
 
     def save(self, path: str | Path) -> Path:
         """Write the whole report as a JSON file.
+
+        Parameters
+        ----------
+        path : str or Path
+            The file to write or to replace.
+
+        Returns
+        -------
+        Path
+            The file.
 
         Raises
         ------
@@ -168,10 +235,34 @@ def evaluate(
     caption_tokens: int = CAPTION_TOKENS,
     answer_tokens: int = ANSWER_TOKENS,
 ) -> Report:
-    """Caption every scene, clip or sound and ask all its questions, with greedy decoding.
+    """Caption every sample and ask all its questions, with greedy decoding, and score the results.
 
-    ``seed`` is that of the bootstrap. Captions and answers are cut after so many tokens: a model
-    that has learnt nothing never ends by itself.
+    Use it to compare models, or a model before and after steering or compression: it uses only what
+    :class:`Generator` describes.
+
+    Parameters
+    ----------
+    vlm : Generator
+        The model, such as :func:`~xlvlms_tutorial.models.load` returns it.
+    samples : sequence of Sample
+        Scenes, clips or sounds, one modality, each with its own id.
+    seed : int, default 0
+        Of the bootstrap intervals.
+    progress : bool, default True
+        Whether to show a progress bar.
+    dataset : str, default ""
+        The dataset's name, for the report.
+    batch_size : int, default 16
+        Prompts that go through the model together.
+    caption_tokens : int, default CAPTION_TOKENS
+        Tokens after which captions are cut: a model that has learnt nothing never ends by itself.
+    answer_tokens : int, default ANSWER_TOKENS
+        Tokens after which answers are cut.
+
+    Returns
+    -------
+    Report
+        The captions, the answers, and their scores.
 
     Raises
     ------
@@ -183,6 +274,13 @@ def evaluate(
         If samples of several modalities are mixed.
     ImageError
         If a picture cannot be read.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial import evaluate
+    >>> report = evaluate(vlm, samples[:1], progress=False, caption_tokens=4, answer_tokens=1)
+    >>> len(report.captions), len(report.answers) == len(samples[0].questions)
+    (1, True)
     """
     ids = [sample.id for sample in samples]
     if not ids or len(set(ids)) < len(ids):
@@ -191,26 +289,29 @@ def evaluate(
             f"{len(ids)} samples with {len(set(ids))} ids",
             "one sample or more, each with its own id",
         )
-    told: list[str] = []
-    answered: list[pd.DataFrame] = [pd.DataFrame(columns=["sample", *COLUMNS])]
+    captions: list[str] = []
+    tables: list[pd.DataFrame] = []
     with tqdm(
         total=len(samples), disable=not progress, unit="sample", desc=f"evaluating {vlm.name}"
     ) as bar:
         for start in range(0, len(samples), SCENES_AT_ONCE):
             part = samples[start : start + SCENES_AT_ONCE]
-            captions, answers = _ask(vlm, part, batch_size, caption_tokens, answer_tokens)
-            told += captions
-            answered.append(answers)
+            texts, answers = _ask(vlm, part, batch_size, caption_tokens, answer_tokens)
+            captions += texts
+            if len(answers):
+                tables.append(answers)
             bar.update(len(part))
-    factors = [
-        factor
-        for factor in (*CAPTION_FACTORS, *SOUND_FACTORS)
-        if any(sample.truth.get(factor) is not None for sample in samples)
-    ]
-    table = pd.DataFrame({"sample": ids, "caption": told}).join(
-        caption_attributes(told, [sample.truth for sample in samples], factors)
-    )
-    answers = pd.concat([part for part in answered if len(part)] or answered, ignore_index=True)
+    truths = [sample.truth for sample in samples]
+    factors = []
+    for factor in (*CAPTION_FACTORS, *SOUND_FACTORS):
+        if any(truth.get(factor) is not None for truth in truths):
+            factors.append(factor)
+    attributes = caption_attributes(captions, truths, factors)
+    table = pd.DataFrame({"sample": ids, "caption": captions}).join(attributes)
+    if tables:
+        answers = pd.concat(tables, ignore_index=True)
+    else:
+        answers = pd.DataFrame(columns=["sample", *COLUMNS])
     return Report(vlm.name, dataset, seed, table, answers)
 
 
@@ -221,40 +322,37 @@ def _ask(
     caption_tokens: int,
     answer_tokens: int,
 ) -> tuple[list[str], pd.DataFrame]:
-    """Captions of a few samples, and the answers to all their questions."""
-    (name, shown), *_ = media(samples).items()
-    asked: list[tuple[int, Question]] = [
-        (k, question) for k, sample in enumerate(samples) for question in sample.questions
-    ]
-    captions = _generate(
-        vlm,
-        name,
-        shown,
-        [PROMPTS[sample.modality] for sample in samples],
-        caption_tokens,
-        batch_size,
-    )
-    answers = _generate(
-        vlm,
-        name,
-        [shown[k] for k, _ in asked],
-        [question.text for _, question in asked],
-        answer_tokens,
-        batch_size,
-    )
-    table = answer_table(answers, [question for _, question in asked])
-    table.insert(0, "sample", [samples[k].id for k, _ in asked])
+    """Generate captions of a few samples, and the answers to all their questions."""
+    (name, contents), *_ = media(samples).items()
+    prompts = [PROMPTS[sample.modality] for sample in samples]
+    captions = _generate(vlm, name, contents, prompts, caption_tokens, batch_size)
+    ids: list[str] = []
+    repeated: list[object] = []
+    questions: list[Question] = []
+    for sample, content in zip(samples, contents, strict=True):
+        ids += [sample.id] * len(sample.questions)
+        repeated += [content] * len(sample.questions)
+        questions += sample.questions
+    prompts = [question.text for question in questions]
+    answers = _generate(vlm, name, repeated, prompts, answer_tokens, batch_size)
+    table = answer_table(answers, questions)
+    table.insert(0, "sample", ids)
     return captions, table
 
 
 def _generate(
-    vlm: Generator, name: str, shown: list[object], texts: list[str], tokens: int, batch_size: int
+    vlm: Generator,
+    name: str,
+    contents: list[object],
+    texts: list[str],
+    tokens: int,
+    batch_size: int,
 ) -> list[str]:
     if not texts:
         return []
-    given = {"images": None} | {name: shown}
+    inputs = {"images": None} | {name: contents}
     generated = vlm.generate(
-        **given, texts=texts, max_new_tokens=tokens, batch_size=batch_size, progress=False
+        **inputs, texts=texts, max_new_tokens=tokens, batch_size=batch_size, progress=False
     )
     if len(generated) != len(texts):
         raise LengthError(asked=len(texts), generated=len(generated))

@@ -34,7 +34,7 @@ FOLDER_VARIABLE = "XLVLMS_CLAIMS"  # where records of claims go
 
 
 def default_folder() -> Path:
-    """Where records go.
+    """Return the folder for records of claims.
 
     ``$XLVLMS_CLAIMS``, else ``_build/claims`` of the book around the working
     directory, else of that directory.
@@ -45,31 +45,38 @@ def default_folder() -> Path:
 
 
 def build_folder() -> Path:
-    """Where what is made goes.
+    """Return the folder for what is made.
 
     ``_build`` of the book around the working directory, else of that directory.
     """
-    here = Path.cwd()
-    book = (
-        place
-        for place in (here, *here.parents)
-        if (place / "_config.yml").exists() and (place / "_toc.yml").exists()
-    )
-    return next(book, here) / "_build"
+    working = Path.cwd()
+    for folder in (working, *working.parents):
+        if (folder / "_config.yml").exists() and (folder / "_toc.yml").exists():
+            return folder / "_build"
+    return working / "_build"
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that numbers depend on.
+    """Return the versions of Python and of the packages that numbers depend on.
 
-    "source" for a package that runs uninstalled.
+    Returns
+    -------
+    dict of str to str
+        The version by name; "source" for this package where it runs uninstalled, "absent" for
+        others.
+
+    Examples
+    --------
+    >>> list(versions())[:3]
+    ['python', 'xlvlms_tutorial', 'torch']
     """
-    found = {"python": platform.python_version()}
+    result = {"python": platform.python_version()}
     for name in _PACKAGES:
         try:
-            found[name] = version(name)
+            result[name] = version(name)
         except PackageNotFoundError:
-            found[name] = "source" if name == "xlvlms_tutorial" else "absent"
-    return found
+            result[name] = "source" if name == "xlvlms_tutorial" else "absent"
+    return result
 
 
 @contextmanager
@@ -187,12 +194,29 @@ def write_utf8(path: str | Path, text: str) -> Path:
 
 
 def as_json(content: object, indent: int = 2) -> str:
-    """Strict JSON text of a result, indented.
+    r"""Convert a result to strict JSON text, indented.
+
+    Parameters
+    ----------
+    content : object
+        What JSON knows: no NaN and no infinity.
+    indent : int, default 2
+        Blanks a level.
+
+    Returns
+    -------
+    str
+        The text, with a line break at its end.
 
     Raises
     ------
     ValueError
         If the content holds NaN or infinity, which JSON does not know.
+
+    Examples
+    --------
+    >>> as_json({"n": None})
+    '{\n  "n": null\n}\n'
     """
     return json.dumps(content, indent=indent, ensure_ascii=False, allow_nan=False) + "\n"
 
@@ -230,7 +254,7 @@ def write_json(path: str | Path, content: object, indent: int = 2) -> Path:
 
 
 def read_json(path: str | Path) -> Any:
-    """The content of a JSON file.
+    """Read the content of a JSON file.
 
     Parameters
     ----------
@@ -259,7 +283,7 @@ def read_json(path: str | Path) -> Any:
 
 @contextmanager
 def reading(where: object, problem: str) -> Iterator[None]:
-    """Say of whatever fails in a block that reads a file's content that the file is damaged.
+    """Report whatever fails in a block that reads a file's content as damage of the file.
 
     Parameters
     ----------
@@ -291,32 +315,67 @@ def reading(where: object, problem: str) -> Iterator[None]:
 def write_sealed(path: str | Path, content: dict[str, object]) -> Path:
     """Write a result as :func:`write_json` does, with a digest of its content as "sha256".
 
+    Parameters
+    ----------
+    path : str or Path
+        The file to write or to replace.
+    content : dict
+        What JSON knows: no NaN and no infinity.
+
+    Returns
+    -------
+    Path
+        The file.
+
     Raises
     ------
     OutputError
         If the file cannot be written.
+
+    Examples
+    --------
+    >>> from tempfile import mkdtemp
+    >>> read_sealed(write_sealed(Path(mkdtemp()) / "a.json", {"n": 3}))
+    {'n': 3}
     """
     return write_json(path, content | {"sha256": digest(content)})
 
 
 def read_sealed(path: str | Path) -> dict[str, object]:
-    """The content of a file of :func:`write_sealed`, without its digest.
+    """Read the content of a file of :func:`write_sealed`, without its digest.
+
+    Parameters
+    ----------
+    path : str or Path
+        The file.
+
+    Returns
+    -------
+    dict
+        What was written.
 
     Raises
     ------
     RecordError
         If the file is missing, cut off, or not what was written.
+
+    Examples
+    --------
+    >>> from tempfile import mkdtemp
+    >>> read_sealed(write_sealed(Path(mkdtemp()) / "a.json", {"n": 3}))
+    {'n': 3}
     """
     with reading(path, "not a whole results file"):
         content = read_json(path)
-        stated, computed = content.pop("sha256"), digest(content)
+        stated = content.pop("sha256")
+        computed = digest(content)  # of what is left
     if stated != computed:
         raise RecordError(path, "its content is not what was written (its digest differs)")
     return content
 
 
 def digest(content: object, ensure_ascii: bool = True) -> str:
-    """The sha256 of what JSON knows, the same for the same content in any order of keys.
+    """Compute the sha256 of what JSON knows, the same for the same content in any order of keys.
 
     Parameters
     ----------
@@ -346,7 +405,7 @@ def digest(content: object, ensure_ascii: bool = True) -> str:
 
 
 def file_digest(path: str | Path) -> str:
-    """The sha256 of a file's bytes, read in pieces.
+    """Compute the sha256 of a file's bytes, read in pieces.
 
     Parameters
     ----------
@@ -432,7 +491,7 @@ def save_tensors(
 
 
 def load_tensors(path: str | Path, framework: str = "pt") -> tuple[dict[str, Any], dict[str, str]]:
-    """The tensors of a file of safetensors by name, and its metadata.
+    """Read the tensors of a file of safetensors by name, and its metadata.
 
     What kind of file it is, and whether its content is whole, is for the caller to say.
 
@@ -473,23 +532,32 @@ def load_tensors(path: str | Path, framework: str = "pt") -> tuple[dict[str, Any
 
 
 def peak_memory() -> dict[str, object]:
-    """Largest memory of this process so far, in bytes: main memory, and what torch took of the GPU.
+    """Return the largest memory of this process so far, in bytes.
 
-    None where it cannot be told.
+    Returns
+    -------
+    dict of str to object
+        peak_bytes, of main memory; peak_gpu_bytes, what torch took of the GPU that it filled most;
+        gpu, the name of that GPU. None where it cannot be told.
+
+    Examples
+    --------
+    >>> list(peak_memory())
+    ['peak_bytes', 'peak_gpu_bytes', 'gpu']
     """
-    found: dict[str, object] = {"peak_bytes": None, "peak_gpu_bytes": None, "gpu": None}
+    result: dict[str, object] = {"peak_bytes": None, "peak_gpu_bytes": None, "gpu": None}
     try:
         import resource
     except ImportError:  # Windows
         pass
     else:
         unit = 1 if sys.platform == "darwin" else 1024
-        found["peak_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+        result["peak_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():
-        at = max(range(torch.cuda.device_count()), key=torch.cuda.max_memory_allocated)
-        found |= {
-            "peak_gpu_bytes": torch.cuda.max_memory_allocated(at),
-            "gpu": torch.cuda.get_device_name(at),
+        device = max(range(torch.cuda.device_count()), key=torch.cuda.max_memory_allocated)
+        result |= {
+            "peak_gpu_bytes": torch.cuda.max_memory_allocated(device),
+            "gpu": torch.cuda.get_device_name(device),
         }
-    return found
+    return result

@@ -58,9 +58,28 @@ _LOUDEST = 10.0
 
 @dataclass(frozen=True)
 class Question:
-    """A question about a picture.
+    """Hold a question about a picture, clip or sound, with its correct answer.
 
-    ``stratum`` says how a presence question chose its object, and is None elsewhere.
+    Parameters
+    ----------
+    type : str
+        The kind of question, such as "count", "colour" or "presence"; accuracy is given by type.
+    text : str
+        The question, as a prompt for the model.
+    answer : str
+        The correct answer.
+    target : str, default ""
+        The object that the question is about.
+    stratum : str, optional
+        How a presence question chose its object: "random", "popular" or "adversarial". None
+        elsewhere.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.data import Question
+    >>> question = Question("count", "How many keys are there?", "two", target="key")
+    >>> question.answer, question.stratum
+    ('two', None)
     """
 
     type: str
@@ -72,11 +91,35 @@ class Question:
 
 @dataclass(frozen=True)
 class Sample:
-    """A picture, clip or sound with its references.
+    """Hold a picture, clip or sound with its captions, questions and known facts.
 
-    ``source`` is a picture as :func:`as_image` takes it, a clip's list of frames, a sound's
-    samples (1-d array), or a function that makes it when asked for; ``modality`` says
-    which: "image", "video" or "audio".
+    Every dataset is a list of these (:func:`~xlvlms_tutorial.data.load_samples`).
+
+    Parameters
+    ----------
+    id : str
+        A name that no other sample of the dataset has.
+    source : object
+        A picture as :func:`as_image` takes it, a clip's list of frames, a sound's samples (1-d
+        array), or a function without arguments that makes it when it is used.
+    captions : tuple of str, default ()
+        The reference captions.
+    questions : tuple of Question, default ()
+        The questions with their answers.
+    truth : mapping of str to object, default {}
+        What is known of the content, by factor ("subject", "colour", ...); None where unknown.
+    modality : {"image", "video", "audio"}, default "image"
+        What the source is.
+
+    Examples
+    --------
+    >>> from PIL import Image
+    >>> from xlvlms_tutorial.data import Sample
+    >>> sample = Sample("wall", Image.new("L", (6, 4)), ("A grey wall.",), truth={"item": "wall"})
+    >>> sample.image.mode, sample.image.size
+    ('RGB', (6, 4))
+    >>> sample.content.size == sample.image.size
+    True
     """
 
     id: str
@@ -88,30 +131,32 @@ class Sample:
 
     @property
     def content(self) -> Image.Image | list[Image.Image] | np.ndarray:
-        """The picture in RGB, the clip's frames in RGB, or the sound's samples.
+        """Return the picture in RGB, the clip's frames in RGB, or the sound's samples.
 
         Raises
         ------
         ImageError
             If a picture or a frame cannot be read.
         """
-        made = self._made()
+        content = self._opened()
         if self.modality == "image":
-            return as_image(made)
-        return [as_image(frame) for frame in made] if self.modality == "video" else as_sound(made)
+            return as_image(content)
+        if self.modality == "video":
+            return [as_image(frame) for frame in content]
+        return as_sound(content)
 
     @property
     def image(self) -> Image.Image:
-        """The picture in RGB.
+        """Return the picture in RGB.
 
         Raises
         ------
         ImageError
             If the source cannot be read as a picture, as that of a clip or a sound.
         """
-        return as_image(self._made())
+        return as_image(self._opened())
 
-    def _made(self) -> object:
+    def _opened(self) -> object:
         if not callable(self.source):
             return self.source
         try:
@@ -126,25 +171,42 @@ class Sample:
 
 
 def as_image(source: object) -> Image.Image:
-    """A picture in RGB, upright, from a picture, an array, bytes, an open file or an address.
+    """Convert a picture, an array, bytes, an open file or an address to a picture in RGB, upright.
 
-    Bytes are those of a file; an address is a file's path or ``file://``. It is turned as its EXIF
-    orientation says. What is transparent is laid on white. Arrays (of torch too) are
-    (height, width), (height, width, channels) or (channels, height, width), with 1, 3 or 4 channels
-    in the order red, green, blue, opacity. Levels of 16 or 32 bits or of floats are scaled to 0 to
-    255, by the smallest full scale that holds them: 1 for floats, 255, 65535 or 2**31 - 1.
+    Bytes are those of a file; an address is a file's path or ``file://``. The picture is turned as
+    its EXIF orientation says. What is transparent is laid on white.
+
+    Parameters
+    ----------
+    source : Image, array, bytes, file, str or path
+        Arrays (of torch too) are (height, width), (height, width, channels) or
+        (channels, height, width), with 1, 3 or 4 channels in the order red, green, blue, opacity.
+        Levels of 16 or 32 bits or of floats are scaled to 0 to 255, by the smallest full scale that
+        holds them: 1 for floats, 255, 65535 or 2**31 - 1.
+
+    Returns
+    -------
+    PIL.Image.Image
+        In RGB.
 
     Raises
     ------
     ImageError
         If the source cannot be read as a picture, has no pixel or too many, has levels that are
         negative or not finite, or is an address on the network.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> picture = as_image(np.ones((4, 6)))
+    >>> picture.size, picture.getpixel((0, 0))
+    ((6, 4), (255, 255, 255))
     """
     try:
         if isinstance(source, Image.Image):
             return _upright(source, source)
         if hasattr(source, "__array__"):
-            return _upright(_drawn(source), source)
+            return _upright(_from_array(source), source)
         with Image.open(_file(source), formats=FORMATS) as picture:
             return _upright(picture, source)
     except ImageError:
@@ -162,7 +224,7 @@ def as_image(source: object) -> Image.Image:
 
 
 def _file(source: object) -> object:
-    """What Pillow opens: a path, or an open file."""
+    """Return what Pillow opens: a path, or an open file."""
     if isinstance(source, (bytes, bytearray, memoryview)):
         return BytesIO(source)
     if isinstance(source, str) and (address := re.match(r"(\w[\w+.-]+)://", source)):
@@ -179,25 +241,21 @@ def _file(source: object) -> object:
     raise ImageError(source)
 
 
-def _drawn(source: object) -> Image.Image:
-    """The picture in an array."""
+def _from_array(source: object) -> Image.Image:
+    """Return the picture in an array."""
     # one of torch may be on a GPU, or be trained
     levels = np.asarray(source.detach().cpu() if hasattr(source, "detach") else source)
     if levels.ndim == 3 and levels.shape[2] not in (1, 3, 4) and levels.shape[0] in (1, 3, 4):
         levels = np.moveaxis(levels, 0, 2)
     if levels.ndim == 3 and levels.shape[2] == 1:
         levels = levels[..., 0]
-    if levels.dtype.kind not in "buif" or not (
-        levels.ndim == 2 or (levels.ndim == 3 and levels.shape[2] in (3, 4))
-    ):
-        problem = f"of {levels.dtype} and shape {levels.shape} is not a picture"
+    drawable = levels.ndim == 2 or (levels.ndim == 3 and levels.shape[2] in (3, 4))
+    if levels.dtype.kind not in "buif" or not drawable:
         raise ImageError(
             source,
-            problem,
-            (
-                "give numbers of shape (height, width) or (height, width, 3 "
-                "or 4), one picture at a time"
-            ),
+            f"of {levels.dtype} and shape {levels.shape} is not a picture",
+            "give numbers of shape (height, width) or (height, width, 3 or 4), "
+            "one picture at a time",
         )
     if min(levels.shape[:2]) < 1:
         raise ImageError(
@@ -207,12 +265,13 @@ def _drawn(source: object) -> Image.Image:
         )
     if levels.dtype == np.uint8:
         return Image.fromarray(levels)
-    full = {
-        "f": _FULL_SCALES,
-        "b": _FULL_SCALES,
-        "u": _FULL_SCALES[2:3] if levels.dtype.itemsize == 2 else _FULL_SCALES[1:],
-    }
-    return Image.fromarray(_scaled(levels, full.get(levels.dtype.kind, _FULL_SCALES[1:]), source))
+    if levels.dtype.kind in "fb":
+        scales = _FULL_SCALES
+    elif levels.dtype.kind == "u" and levels.dtype.itemsize == 2:
+        scales = _FULL_SCALES[2:3]
+    else:
+        scales = _FULL_SCALES[1:]
+    return Image.fromarray(_scaled(levels, scales, source))
 
 
 def _upright(picture: Image.Image, source: object) -> Image.Image:
@@ -243,27 +302,41 @@ def _grey(picture: Image.Image, source: object) -> Image.Image:
     return Image.fromarray(_scaled(np.asarray(picture), scales, source)).convert("RGB")
 
 
-def _scaled(given: np.ndarray, scales: Sequence[float], source: object) -> np.ndarray:
-    """Levels from 0 to 255, by the smallest of these full scales that holds them."""
-    levels = np.asarray(given, dtype=np.float64)
-    white = next((scale for scale in scales if levels.min() >= 0 and levels.max() <= scale), None)
-    if white is None:  # NaN too
-        problem = (
-            f"has {'grey ' * (levels.ndim == 2)}levels from {levels.min():g} to {levels.max():g}"
-        )
-        raise ImageError(source, problem, "scale them to 0 to 1, or to 0 to 255")
-    return np.rint(levels * (255 / white)).astype(np.uint8)
+def _scaled(values: np.ndarray, scales: Sequence[float], source: object) -> np.ndarray:
+    """Scale levels to 0 to 255, by the smallest of these full scales that holds them."""
+    levels = np.asarray(values, dtype=np.float64)
+    low, high = levels.min(), levels.max()
+    for scale in scales:
+        if low >= 0 and high <= scale:
+            return np.rint(levels * (255 / scale)).astype(np.uint8)
+    # NaN comes here too
+    problem = f"has {'grey ' * (levels.ndim == 2)}levels from {low:g} to {high:g}"
+    raise ImageError(source, problem, "scale them to 0 to 1, or to 0 to 255")
 
 
 def as_sound(source: object) -> np.ndarray:
-    """The samples of a sound as floats from -1 to 1.
+    """Convert the samples of a sound to floats from -1 to 1.
 
-    From floats as they are or from the whole numbers of a wav file.
+    Parameters
+    ----------
+    source : array-like (n,)
+        Floats, which stay as they are, or the integers of a wav file (int16, int32 or uint8).
+
+    Returns
+    -------
+    ndarray (n,)
+        The sound; of integers in float32.
 
     Raises
     ------
     PromptError
         If they are neither, not finite, or floats far beyond -1 to 1.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> as_sound(np.array([0, 16384], dtype=np.int16)).tolist()
+    [0.0, 0.5]
     """
     wave = np.asarray(source)
     if wave.dtype == np.uint8:  # the one format of wav files without a sign
@@ -273,22 +346,42 @@ def as_sound(source: object) -> np.ndarray:
     # not so for NaN
     if wave.dtype.kind == "f" and np.abs(wave, dtype=np.float64).max(initial=0) <= _LOUDEST:
         return wave
-    held = (
-        f" from {wave.min():g} to {wave.max():g}" if wave.size and wave.dtype.kind in "fiu" else ""
-    )
+    numeric = wave.size and wave.dtype.kind in "fiu"
+    span = f" from {wave.min():g} to {wave.max():g}" if numeric else ""
     raise PromptError(
-        f"a sound of {wave.dtype}{held}",
+        f"a sound of {wave.dtype}{span}",
         "give floats from -1 to 1, or int16, int32 or uint8 as a wav file has them",
     )
 
 
 def media(samples: Sequence[Sample]) -> dict[str, list]:
-    """What samples show, under the name by which processors take it: images, videos or audio.
+    """Return what samples show, under the name by which processors take it.
+
+    Use it to give samples of any modality to a model.
+
+    Parameters
+    ----------
+    samples : sequence of Sample
+        Samples of one modality.
+
+    Returns
+    -------
+    dict of str to list
+        One key, "images", "videos" or "audio", with the content of each sample.
 
     Raises
     ------
     SelectionError
         If the samples are of different modalities, or of one that is not known.
+
+    Examples
+    --------
+    >>> from PIL import Image
+    >>> from xlvlms_tutorial.data import Sample, media
+    >>> scene = Sample("wall", Image.new("L", (6, 4)))
+    >>> contents = media([scene, scene])
+    >>> list(contents), len(contents["images"])
+    (['images'], 2)
     """
     kinds = list(dict.fromkeys(sample.modality for sample in samples))
     names = {"image": "images", "video": "videos", "audio": "audio"}
@@ -303,33 +396,70 @@ def media(samples: Sequence[Sample]) -> dict[str, list]:
 def mentioning(
     samples: Iterable[Sample], words: str | Sequence[str], n: SupportsIndex | None = None
 ) -> list[Sample]:
-    """The samples, at most ``n``, with one of these words (or phrases) in a reference caption.
+    """Select the samples that have one of these words or phrases in a reference caption.
 
-    Whole words, in any case.
+    Use it to collect pictures of one thing, whose activations hold its concept. Words count whole,
+    in any case.
+
+    Parameters
+    ----------
+    samples : iterable of Sample
+        The samples to select from.
+    words : str or sequence of str
+        The word or phrase, or several of them.
+    n : int, optional
+        How many samples to return at most; by default all.
+
+    Returns
+    -------
+    list of Sample
+        In the order of ``samples``.
 
     Raises
     ------
     SelectionError
         If there are no words, one is empty, or n is below 1.
     TokenOfInterestError
-        If no caption has one of the words, with the words that captions have most often.
+        If no caption has one of the words; the message has the words that captions have most often.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.data import Sample, mentioning
+    >>> scenes = [Sample("a", None, ("A red key.",)), Sample("b", None, ("A monkey.",))]
+    >>> [scene.id for scene in mentioning(scenes, "key")]
+    ['a']
     """
     samples = list(samples)
     if n is not None and index(n) < 1:
         raise SelectionError(f"n={n!r}", "give 1 or more")
-    pattern = _whole(words)
-    found = [sample for sample in samples if any(map(pattern.search, sample.captions))]
-    if not found:
-        raise _unsaid(words, [sample.captions for sample in samples])
-    return found[:n]
+    pattern = _pattern(words)
+    selected = [sample for sample in samples if any(map(pattern.search, sample.captions))]
+    if not selected:
+        raise _not_mentioned(words, [sample.captions for sample in samples])
+    return selected[:n]
 
 
 def both_mention(
     samples: Sequence[Sample], predictions: Sequence[str], words: str | Sequence[str]
 ) -> list[int]:
-    """The papers' filter: which samples have one of these words in prediction and reference.
+    """Find the samples that have one of these words in the prediction and in a reference caption.
 
-    In the prediction and in some reference; whole words, in any case.
+    Use it as the papers' filter: the activations of a word are read where the model says it and a
+    person does too. Words count whole, in any case.
+
+    Parameters
+    ----------
+    samples : sequence of Sample
+        The samples.
+    predictions : sequence of str
+        The model's caption of each sample.
+    words : str or sequence of str
+        The word or phrase, or several of them.
+
+    Returns
+    -------
+    list of int
+        The numbers of the samples, from 0.
 
     Raises
     ------
@@ -338,35 +468,44 @@ def both_mention(
     SelectionError
         If there are no words, or one is empty.
     TokenOfInterestError
-        If no sample has a word in both, with the words that predictions have most often.
+        If no sample has a word in both; the message has the words that predictions have most often.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.data import Sample, both_mention
+    >>> scenes = [Sample("a", None, ("A red key.",)), Sample("b", None, ("A blue key.",))]
+    >>> both_mention(scenes, ["Keys and a key.", "A dog."], "key")
+    [0]
     """
     if len(samples) != len(predictions):
         raise LengthError(samples=len(samples), predictions=len(predictions))
-    pattern = _whole(words)
-    pairs = enumerate(zip(samples, predictions, strict=True))
-    found = [
-        k
-        for k, (sample, told) in pairs
-        if pattern.search(told) and any(map(pattern.search, sample.captions))
-    ]
-    if not found:
-        raise _unsaid(words, [[told] for told in predictions])
-    return found
+    pattern = _pattern(words)
+    numbers = []
+    for number, (sample, prediction) in enumerate(zip(samples, predictions, strict=True)):
+        if pattern.search(prediction) and any(map(pattern.search, sample.captions)):
+            numbers.append(number)
+    if not numbers:
+        raise _not_mentioned(words, [[prediction] for prediction in predictions])
+    return numbers
 
 
-def _whole(words: str | Sequence[str]) -> re.Pattern[str]:
-    """What finds any of some words or phrases, whole, in any case."""
+def _pattern(words: str | Sequence[str]) -> re.Pattern[str]:
+    """Return what finds any of some words or phrases, whole, in any case."""
     words = [words] if isinstance(words, str) else list(words)
     if not words or not all(isinstance(word, str) and word.strip() for word in words):
         raise SelectionError(f"words {words!r}", "give words or phrases, none of them empty")
     return whole_words(words)
 
 
-def _unsaid(words: str | Sequence[str], texts: Sequence[Iterable[str]]) -> TokenOfInterestError:
-    heard = Counter(
-        word for told in texts for text in told for word in set(re.findall(r"\w+", text.lower()))
-    )
-    most = sorted(heard.items(), key=lambda item: (-item[1], item[0]))[:10]
+def _not_mentioned(
+    words: str | Sequence[str], texts: Sequence[Iterable[str]]
+) -> TokenOfInterestError:
+    """Make the error that no text has one of the words, with the words that texts have most."""
+    counts = Counter()
+    for group in texts:
+        for text in group:
+            counts.update(set(re.findall(r"\w+", text.lower())))
+    frequent = sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:10]
     return TokenOfInterestError(
-        [words] if isinstance(words, str) else list(words), len(texts), most
+        [words] if isinstance(words, str) else list(words), len(texts), frequent
     )

@@ -70,14 +70,22 @@ _CONTRACTED = """
     why's how's how'd you'd you'll you're you've somebody's someone's something's everyone's y'all
     ma'am o'clock
 """
-_CONTRACTIONS = {
-    "".join(
-        part if number in kept else part.replace("'", "") for number, part in enumerate(parts)
-    ): "".join(parts)
-    for parts in (re.split(r"(')", word) for word in _CONTRACTED.split())
-    for size in range(len(parts) // 2)  # one apostrophe missing or more
-    for kept in combinations(range(1, len(parts), 2), size)
-}
+
+
+def _contractions() -> dict[str, str]:
+    """Map each contraction without one apostrophe or more to its spelling."""
+    spellings = {}
+    for word in _CONTRACTED.split():
+        parts = re.split(r"(')", word)
+        apostrophes = range(1, len(parts), 2)
+        for size in range(len(apostrophes)):
+            for present in combinations(apostrophes, size):
+                letters = [part for k, part in enumerate(parts) if part != "'" or k in present]
+                spellings["".join(letters)] = word
+    return spellings
+
+
+_CONTRACTIONS = _contractions()
 # What answers are rid of, one after another: expressions, and what stands in their place
 _BY_THE_CHALLENGE = (
     (r"(?<=\d),(?=\d)", ""),
@@ -117,7 +125,7 @@ _IRREGULAR = {
     "aircraft": "aircraft",
     "series": "series",
 }
-_SEVERAL = re.compile(rf"(.*)({'|'.join(_IRREGULAR)})")
+_PLURAL = re.compile(rf"(.*)({'|'.join(_IRREGULAR)})")
 _NOT_IRREGULAR = re.compile(
     r".*(?:human|roman|german|norman|ottoman|shaman|talisman|caiman|\wox|mongoose)"
 )
@@ -134,12 +142,23 @@ _POSSESSIVE = re.compile(r"['\u2019]s\b", re.IGNORECASE)
 
 
 def style_rate(captions: Sequence[str], style: str | Iterable[str]) -> Float64[np.ndarray, "n"]:
-    """Share of the words of each caption that speak of a style.
+    """Compute the share of the words of each caption that speak of a style.
 
-    "place", "colour" or "mood", or a list of words of your own. Words count whole, in any
-    case and in the forms of :func:`forms`; a caption without words has the rate 0. The rate
-    is a style strength: it needs no reference captions and no model, and cannot tell a
-    fitting word from a wrong one.
+    Use it as the strength of a style: it needs no reference captions and no model, and cannot tell
+    a fitting word from a wrong one. Words count whole, in any case and in the forms of
+    :func:`forms`.
+
+    Parameters
+    ----------
+    captions : sequence of str
+        The captions.
+    style : {"place", "colour", "mood"} or iterable of str
+        The style, or a list of words of your own.
+
+    Returns
+    -------
+    ndarray (n,)
+        From 0 to 1; 0 for a caption without words.
 
     Raises
     ------
@@ -147,21 +166,52 @@ def style_rate(captions: Sequence[str], style: str | Iterable[str]) -> Float64[n
         If there is no such style.
     WordListError
         If a list of words is empty, or one of them is not a single word.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.metrics import style_rate
+    >>> style_rate(["A red car outside.", "Two cars."], "colour").tolist()
+    [0.25, 0.0]
     """
     hits, lengths = _counts(captions, style)
     return hits / np.maximum(lengths, 1)
 
 
 def style_share(captions: Sequence[str], style: str | Iterable[str]) -> Bool[np.ndarray, "n"]:
-    """Whether each caption has one word of a style or more.
+    """Return whether each caption has one word of a style or more.
 
-    The words and the errors are those of :func:`style_rate`.
+    Its mean is the share of captions in that style; :func:`style_rate` says how strongly.
+
+    Parameters
+    ----------
+    captions : sequence of str
+        The captions.
+    style : {"place", "colour", "mood"} or iterable of str
+        The style, or a list of words of your own.
+
+    Returns
+    -------
+    ndarray of bool (n,)
+        True where a caption has such a word.
+
+    Raises
+    ------
+    SelectionError
+        If there is no such style.
+    WordListError
+        If a list of words is empty, or one of them is not a single word.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.metrics import style_share
+    >>> style_share(["A red car outside.", "Two cars."], "colour").tolist()
+    [True, False]
     """
     return _counts(captions, style)[0] > 0
 
 
 def whole_words(*lists: Iterable[str], any_case: bool = True) -> re.Pattern[str]:
-    r"""A regular expression that finds words and phrases whole.
+    r"""Make a regular expression that finds words and phrases whole.
 
     "car" is in "a car.", not in "cars" or "scar". Any white space may stand between the words of a
     phrase. Where several begin at one place, the longest is found.
@@ -183,22 +233,22 @@ def whole_words(*lists: Iterable[str], any_case: bool = True) -> re.Pattern[str]
     --------
     >>> whole_words(["traffic light", "car"]).findall("A car, cars, a Traffic\nlight.")
     ['car', 'Traffic\nlight']
-    >>> [found.lastindex for found in whole_words(["woman"], ["man"]).finditer("a man, a woman")]
+    >>> [match.lastindex for match in whole_words(["woman"], ["man"]).finditer("a man, a woman")]
     [2, 1]
     """
-    ordered = (sorted(filter(str.strip, listed), key=len, reverse=True) for listed in lists)
-    patterns = (
-        "|".join(r"\s+".join(map(re.escape, phrase.split())) for phrase in listed)
-        for listed in ordered
-    )
-    groups = "|".join(f"({pattern or '(?!)'})" for pattern in patterns) or "(?!)"
+    groups = []
+    for listed in lists:
+        phrases = sorted(filter(str.strip, listed), key=len, reverse=True)  # the longest wins
+        patterns = [r"\s+".join(map(re.escape, phrase.split())) for phrase in phrases]
+        groups.append(f"({'|'.join(patterns) or '(?!)'})")
+    groups = "|".join(groups) or "(?!)"
     return re.compile(rf"(?<!\w)(?:{groups})(?!\w)", re.IGNORECASE if any_case else re.NOFLAG)
 
 
 def sentence(words: Iterable[str]) -> str:
-    """The text by which words are compared with pictures.
+    """Make the text by which words are compared with pictures.
 
-    The prefix of CLIPScore (Hessel et al., 2021), then the words.
+    The prefix of CLIPScore (Hessel et al. 2021, arXiv 2104.08718), then the words.
 
     Parameters
     ----------
@@ -219,11 +269,12 @@ def sentence(words: Iterable[str]) -> str:
 
 
 def normalise(answer: str) -> str:
-    """An answer as accuracy compares it: the words alone, in lower case.
+    """Normalise an answer as accuracy compares it: the words alone, in lower case.
 
-    Articles go, number words up to ten become digits, and every mark becomes a space, but
-    for points within numbers; apostrophes and commas between digits are dropped.
-    Normalising twice changes nothing.
+    Use it before two answers are compared; :func:`vqa_normalise` does so by the rules of the VQA
+    challenge. Articles go, number words up to ten become digits, and every mark becomes a space,
+    but for points within numbers; apostrophes and commas between digits are dropped. Normalising
+    twice changes nothing.
 
     Parameters
     ----------
@@ -237,6 +288,7 @@ def normalise(answer: str) -> str:
 
     Examples
     --------
+    >>> from xlvlms_tutorial.metrics import normalise
     >>> normalise("The two."), normalise("left-hand side"), normalise("1,000"), normalise("3.5")
     ('2', 'left hand side', '1000', '3.5')
     """
@@ -244,7 +296,7 @@ def normalise(answer: str) -> str:
 
 
 def vqa_normalise(answer: str) -> str:
-    """An answer as the VQA challenge compares it.
+    """Normalise an answer as the VQA challenge compares it.
 
     Lower case; commas between digits are dropped and other punctuation becomes a space, periods are
     dropped unless a digit follows; number words up to ten become digits, articles go, contractions
@@ -267,6 +319,7 @@ def vqa_normalise(answer: str) -> str:
 
     Examples
     --------
+    >>> from xlvlms_tutorial.metrics import vqa_normalise
     >>> vqa_normalise("The  two dogs."), vqa_normalise("dont"), vqa_normalise("10:30 a.m.")
     ('2 dogs', "don't", '10:30 am')
     """
@@ -274,45 +327,82 @@ def vqa_normalise(answer: str) -> str:
 
 
 def words(text: str) -> list[str]:
-    """The words of a text in lower case, without punctuation; apostrophes within a word stay.
+    """Split a text into words in lower case, without punctuation; apostrophes within a word stay.
 
     Of scripts without spaces (Chinese, Japanese, Thai) each character is a word, as their captions
     are usually scored. A letter with its accent is one character, however it was typed (NFC).
+
+    Parameters
+    ----------
+    text : str
+        Any text, such as a caption.
+
+    Returns
+    -------
+    list of str
+        The words in their order.
+
+    Examples
+    --------
+    >>> words("A dog's ball.")
+    ['a', "dog's", 'ball']
     """
     return _TOKEN.findall(_UNSPACED.sub(r" \g<0> ", composed(text)))
 
 
 def composed(text: str) -> str:
-    """A text in lower case, each letter and its accent one character (Unicode's NFC)."""
+    """Return a text in lower case, each letter and its accent one character (Unicode's NFC)."""
     return unicodedata.normalize("NFC", text.lower())
 
 
 def unspaced(text: str) -> bool:
-    """Whether a text is of a script without spaces, and nobody has put spaces between its words."""
+    """Return whether a text of a script without spaces has none between its words."""
     return _UNSPACED.search(text) is not None and len(text.split()) == 1
 
 
 def forms(word: str) -> list[str]:
-    """A word in lower case with its plural or present ("box", "boxes"; "goose", "geese").
+    """List the forms of a word by which captions are searched, itself first.
 
-    Of "walking" also "walk" and "walks".
+    These are the word in lower case with its plural or present ("box", "boxes"), and of "walking"
+    also "walk" and "walks".
+
+    Parameters
+    ----------
+    word : str
+        A noun, or a verb that ends in "ing".
+
+    Returns
+    -------
+    list of str
+        The forms. Where spelling leaves it open, some are no words.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.metrics import forms
+    >>> forms("Box"), forms("goose")
+    (['box', 'boxes'], ['goose', 'geese'])
     """
     word = composed(word)
-    # else the pattern tries every vowel for every other
-    stem = _VERB.fullmatch(word) if word.endswith("ing") else None
-    several = None if _NOT_IRREGULAR.fullmatch(word) else _SEVERAL.fullmatch(word)
-    found = [word, several[1] + _IRREGULAR[several[2]]] if several else [word, *_third_person(word)]
-    if stem:
-        # walk, ride, run
-        roots = [stem[1], f"{stem[1]}e"] + (
-            [stem[1][:-1]] if stem[1][-1:] == stem[1][-2:-1] else []
-        )
-        found += [form for root in roots for form in (root, *_third_person(root))]
-    return found
+    irregular = None if _NOT_IRREGULAR.fullmatch(word) else _PLURAL.fullmatch(word)
+    if irregular:
+        result = [word, irregular[1] + _IRREGULAR[irregular[2]]]
+    else:
+        result = [word, *_third_person(word)]
+    # without the first condition the pattern tries every vowel for every other
+    verb = _VERB.fullmatch(word) if word.endswith("ing") else None
+    if verb is None:
+        return result
+    stem = verb[1]
+    roots = [stem, f"{stem}e"]  # walk, ride
+    if stem[-1:] == stem[-2:-1]:
+        roots.append(stem[:-1])  # run
+    for root in roots:
+        result += [root, *_third_person(root)]
+    return result
 
 
 def _compared(answer: str, removed: Iterable[tuple[str, str]]) -> list[str]:
-    """The words of an answer but for articles, numbers as digits."""
+    """Split an answer into words but for articles, numbers as digits."""
     text = answer.lower().replace("\u2019", "'")
     for expression, instead in removed:
         text = re.sub(expression, instead, text)
@@ -320,31 +410,33 @@ def _compared(answer: str, removed: Iterable[tuple[str, str]]) -> list[str]:
 
 
 def _third_person(word: str) -> list[str]:
-    if re.search(r"(s|x|z|ch|sh|o)$", word):
-        return [f"{word}es", f"{word}s"] if word.endswith("o") else [f"{word}es"]
-    return [f"{word}s", f"{word[:-1]}ies"] if re.search(r"[^aeiou]y$", word) else [f"{word}s"]
+    if word.endswith("o"):
+        return [f"{word}es", f"{word}s"]
+    if re.search(r"(s|x|z|ch|sh)$", word):
+        return [f"{word}es"]
+    if re.search(r"[^aeiou]y$", word):
+        return [f"{word}s", f"{word[:-1]}ies"]
+    return [f"{word}s"]
 
 
 def _counts(captions: Sequence[str], style: str | Iterable[str]) -> tuple[np.ndarray, np.ndarray]:
-    """How many words of the style and how many words at all each caption has."""
-    wanted = _wanted(style)
-    told = [words(_POSSESSIVE.sub("", caption)) for caption in captions]
-    hits = [sum(map(wanted.__contains__, caption)) for caption in told]
-    return np.array(hits, dtype=np.int64), np.array(list(map(len, told)), dtype=np.int64)
+    """Count the words of the style and all words of each caption."""
+    vocabulary = _style_words(style)
+    texts = [words(_POSSESSIVE.sub("", caption)) for caption in captions]
+    hits = [sum(map(vocabulary.__contains__, caption)) for caption in texts]
+    return np.array(hits, dtype=np.int64), np.array(list(map(len, texts)), dtype=np.int64)
 
 
-def _wanted(style: str | Iterable[str]) -> frozenset[str]:
+def _style_words(style: str | Iterable[str]) -> frozenset[str]:
     if isinstance(style, str) and style not in STYLE_WORDS:
         raise SelectionError(
             f"no style {style!r}", f"allowed: {', '.join(STYLE_WORDS)}, or a list of words"
         )
     listed = list(STYLE_WORDS[style] if isinstance(style, str) else style)
-    wrong = [
-        word for word in listed if not isinstance(word, str) or words(word) != [composed(word)]
-    ]
-    if wrong or not listed:
-        raise WordListError(
-            f"{wrong[0]!r} is not one word" if wrong else "no words of the style",
-            "give a list of one single word or more",
-        )
+    advice = "give a list of one single word or more"
+    if not listed:
+        raise WordListError("no words of the style", advice)
+    for word in listed:
+        if not isinstance(word, str) or words(word) != [composed(word)]:
+            raise WordListError(f"{word!r} is not one word", advice)
     return frozenset(form for word in listed for form in forms(word))

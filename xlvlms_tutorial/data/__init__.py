@@ -38,14 +38,30 @@ __getattr__, __dir__ = lazy_attributes(__name__)
 def load_samples(
     dataset: str | Path = "scenes", n: int = 100, split: str = "test", seed: int = 0
 ) -> list[Sample]:
-    """The first ``n`` samples of a dataset's split; the same seed gives the same samples.
+    """Load the first ``n`` samples of a dataset's split; the same seed gives the same samples.
 
-    ``dataset`` is an embedded name (``DATASETS``), a name of the hub
-    (:data:`~xlvlms_tutorial.data.hub.HUB`) or a folder
-    (see :func:`~xlvlms_tutorial.data.folder.folder_samples`). With "-place", "-colour" or "-mood"
-    behind it, it gives the same pictures, each with one caption in that style. A folder or a hub
-    dataset with fewer samples than ``n`` gives all there are. What of a folder is left alone is
-    said in a warning, and in full by :func:`~xlvlms_tutorial.data.folder.folder_report`.
+    Everything starts here: an embedded dataset needs neither network nor files, a folder holds
+    pictures and annotations of your own, and a hub dataset is streamed.
+
+    Parameters
+    ----------
+    dataset : str or Path, default "scenes"
+        An embedded name (``DATASETS``), a name of the hub (:data:`~xlvlms_tutorial.data.hub.HUB`)
+        or a folder (see :func:`~xlvlms_tutorial.data.folder.folder_samples`). With "-place",
+        "-colour" or "-mood" behind it, it gives the same pictures, each with one caption in that
+        style.
+    n : int, default 100
+        How many samples; a folder or a hub dataset with fewer gives all there are.
+    split : str, default "test"
+        "train", "validation" or "test", as the dataset has them.
+    seed : int, default 0
+        Which samples are drawn, 0 or more.
+
+    Returns
+    -------
+    list of Sample
+        Pictures, clips or sounds with captions, questions and truth. What of a folder is left alone
+        is said in a warning, and in full by :func:`~xlvlms_tutorial.data.folder.folder_report`.
 
     Raises
     ------
@@ -57,6 +73,15 @@ def load_samples(
         If a dataset of the hub cannot be reached, or read.
     SceneError, SelectionError
         If the split is unknown, ``n`` is below 1, or the seed is no whole number of 0 or more.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.data import load_samples
+    >>> scenes = load_samples("scenes", n=2)
+    >>> [scene.id for scene in scenes]
+    ['test-0-00000', 'test-0-00001']
+    >>> [scene.modality for scene in load_samples("sounds", n=1)]
+    ['audio']
     """
     from xlvlms_tutorial.data import folder, hub, pocket
 
@@ -64,18 +89,21 @@ def load_samples(
         raise SelectionError(f"seed={seed!r}", "give a whole number of 0 or more")
     name = str(dataset)
     base, _, style = name.rpartition("-")
+    if name == "clips":
+        return pocket.clip_samples(n, split, seed)
+    if name == "sounds":
+        return pocket.sound_samples(n, split, seed)
+    if name == "composition":
+        return pocket.scene_samples(n, "composition", seed)
     if name in DATASETS:
-        drawn = {"clips": pocket.clip_samples, "sounds": pocket.sound_samples}.get(
-            name, pocket.scene_samples
-        )
-        styled = {"style": style} if base == "scenes" else {}
-        return drawn(n, "composition" if name == "composition" else split, seed, **styled)
-    for known, draw in (
+        return pocket.scene_samples(n, split, seed, style if base == "scenes" else None)
+    # a folder goes before a dataset of the hub with the same name
+    for exists, load in (
         (os.path.isdir, folder.folder_samples),
         (hub.HUB.__contains__, hub.hub_samples),
     ):
-        if known(name):
-            return draw(name, n, split, seed)
-        if style in STYLES and known(base):
-            return folder.in_style(draw(base, n, split, seed), style, base)
+        if exists(name):
+            return load(name, n, split, seed)
+        if style in STYLES and exists(base):
+            return folder.in_style(load(base, n, split, seed), style, base)
     raise DatasetError(name, (*DATASETS, *hub.HUB, "or a folder"))

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from heapq import nsmallest
+from itertools import chain
 from math import isfinite
 
 import numpy as np
@@ -102,7 +103,7 @@ _WORDING = (
 
 @dataclass
 class Record:
-    """All that files say of one picture.
+    """Hold all that files say of one picture.
 
     Captions, boxes as (kind, x, y, width, height) in pixels, questions, facts.
     """
@@ -121,7 +122,7 @@ class Record:
 
 
 def question_type(text: str, answer: str = "") -> str:
-    """The type of a question by its wording.
+    """Return the type of a question by its wording.
 
     One of the world's types, else "yes/no" by its answer, else "other".
     """
@@ -134,17 +135,19 @@ def question_type(text: str, answer: str = "") -> str:
 
 
 def answer_text(answer: object) -> str | None:
-    """An answer as text: a number as digits.
+    """Convert an answer to text: a number to digits.
 
     Of several (plain, or records with "answer") the most frequent; None where there is none.
     """
     if isinstance(answer, list):
-        texts = (
-            answer_text(one.get("answer") if isinstance(one, dict) else one)
-            for one in answer
-            if not isinstance(one, list)
-        )
-        return next((text for text, _ in Counter(filter(None, texts)).most_common(1)), None)
+        counts = Counter()
+        for entry in answer:
+            if isinstance(entry, list):
+                continue
+            text = answer_text(entry.get("answer") if isinstance(entry, dict) else entry)
+            if text:
+                counts[text] += 1
+        return counts.most_common(1)[0][0] if counts else None
     # as tables write whole numbers where some are missing
     if isinstance(answer, float) and isfinite(answer):
         return str(int(answer) if answer.is_integer() else answer)
@@ -156,43 +159,65 @@ def answer_text(answer: object) -> str | None:
 def samples_of(
     records: Sequence[Record], drawn: Iterable[Record], names: Sequence[str] = (), seed: int = 0
 ) -> list[Sample]:
-    """The records drawn, as samples with the world's factors as truth and questions of its types.
+    """Make samples of records, with the world's factors as truth and questions of its types.
 
-    ``records`` is the whole set, by which objects are popular or keep company (POPE, Li et al.
-    2023, arXiv 2305.10355); ``names`` are the kinds of objects, by default those of COCO. The
-    largest object (by the area of all its boxes) is the subject, the next the item; without boxes,
-    the first two that captions name. The colour is the word before the item in a caption; action,
-    place and time are the first word of a list in the captions. A factor of which nothing is said
-    is None. Made questions only fill what a record does not ask already.
+    The largest object (by the area of all its boxes) is the subject, the next the item; without
+    boxes, the first two that captions name. The colour is the word before the item in a caption;
+    action, place and time are the first word of a list in the captions. A factor of which nothing
+    is said is None. Made questions only fill what a record does not ask already.
+
+    Parameters
+    ----------
+    records : sequence of Record
+        The whole set, by which objects are popular or keep company (POPE, Li et al.
+        2023, arXiv 2305.10355).
+    drawn : iterable of Record
+        The records that become samples.
+    names : sequence of str, default ()
+        The kinds of objects; by default those of COCO.
+    seed : int, default 0
+        Of the objects that presence questions ask for.
+
+    Returns
+    -------
+    list of Sample
+        One for each record that was drawn.
     """
     names = tuple(names) or OBJECTS
-    find, place = _finder(names), {name: k for k, name in enumerate(names)}
-    there = {record.id: _objects(record, find) for record in records}
-    often = Counter(name for objects in there.values() for name in objects)
-    shown = _table(there.values(), place)
-    showing = shown.T.tocsr()
-    made = []
+    find = _finder(names)
+    place = {name: k for k, name in enumerate(names)}
+    objects = {record.id: _objects(record, find) for record in records}
+    counts = Counter()
+    for kinds in objects.values():
+        counts.update(kinds)
+    table = _table(objects.values(), place)
+    pictures_of_kind = table.T.tocsr()
+    company = lambda present: present @ pictures_of_kind @ table
+    samples = []
     for record in drawn:
-        truth = _truth(record, there[record.id])
+        kinds = objects[record.id]
+        truth = _truth(record, kinds)
         rng = np.random.default_rng([seed, *record.id.encode("utf-8", "surrogatepass")])
-        asked = [
-            *_presence(
-                record, there[record.id], place, often, lambda here: here @ showing @ shown, rng
-            ),
-            *_facts(record, truth),
-        ]
-        known = {(q.type, q.stratum) for q in record.questions}
-        questions = (*record.questions, *(q for q in asked if (q.type, q.stratum) not in known))
-        made.append(
+        questions = list(record.questions)
+        types = {(question.type, question.stratum) for question in questions}
+        proposed = _presence(record, kinds, place, counts, company, rng) + _facts(record, truth)
+        for question in proposed:
+            if (question.type, question.stratum) not in types:
+                questions.append(question)
+        samples.append(
             Sample(
-                record.id, record.source, tuple(record.captions), questions, truth | record.truth
+                record.id,
+                record.source,
+                tuple(record.captions),
+                tuple(questions),
+                truth | record.truth,
             )
         )
-    return made
+    return samples
 
 
 def objects_in(text: str, names: Sequence[str] = OBJECTS) -> list[str]:
-    """The kinds of objects that a text names, in the order of their first mention.
+    """List the kinds of objects that a text names, in the order of their first mention.
 
     Whole words, in singular or plural.
     """
@@ -200,30 +225,34 @@ def objects_in(text: str, names: Sequence[str] = OBJECTS) -> list[str]:
 
 
 def plural(noun: str) -> str:
-    """The plural of a noun: "knives", "people", "traffic lights"."""
+    """Return the plural of a noun: "knives", "people", "traffic lights"."""
     head, _, last = noun.rpartition(" ")
-    return f"{head} {plural(last)}" if head else _PLURALS.get(noun) or forms(noun)[1]
+    if head:
+        return f"{head} {plural(last)}"
+    return _PLURALS.get(noun) or forms(noun)[1]
 
 
 @lru_cache
 def _finder(names: tuple[str, ...]) -> Callable[[str], list[str]]:
-    known = {
-        form: name
-        for name in names
-        for other in _SYNONYMS.get(name, "").split()
-        for form in (other, plural(other))
-    }
-    known |= {
-        " ".join(form.lower().split()): name for name in names for form in (name, plural(name))
-    }
-    pattern = whole_words(known, any_case=False)
-    return lambda text: list(
-        dict.fromkeys(known[" ".join(found.split())] for found in pattern.findall(text.lower()))
-    )
+    kinds = {}
+    for name in names:
+        for synonym in _SYNONYMS.get(name, "").split():
+            kinds[synonym] = kinds[plural(synonym)] = name
+    # a kind's own name goes before another's synonym
+    for name in names:
+        for form in (name, plural(name)):
+            kinds[" ".join(form.lower().split())] = name
+    pattern = whole_words(kinds, any_case=False)
+
+    def find(text: str) -> list[str]:
+        mentions = pattern.findall(text.lower())
+        return list(dict.fromkeys(kinds[" ".join(mention.split())] for mention in mentions))
+
+    return find
 
 
 def _objects(record: Record, find: Callable[[str], list[str]]) -> list[str]:
-    """The kinds of objects in a picture.
+    """List the kinds of objects in a picture.
 
     Those with boxes, the largest first, else those in captions, the first first.
     """
@@ -237,61 +266,51 @@ def _objects(record: Record, find: Callable[[str], list[str]]) -> list[str]:
 
 def _truth(record: Record, objects: list[str]) -> dict[str, object]:
     subject, item = (*objects, None, None)[:2]
-    told = [words(caption) for caption in record.captions]
-    first = {
-        factor: next((w for line in told for w in line if w in listed), None)
-        for factor, listed in _LISTS.items()
-    }
-    mine = [box for box in record.boxes or () if box[0] == item]
+    captions = [words(caption) for caption in record.captions]
     truth = {
         "subject": subject,
         "item": item,
-        "colour": _colour(told, item or subject),
+        "colour": _colour(captions, item or subject),
         "count": _count(record, item),
-    } | first
-    return {
-        factor: (_side(record, mine) if factor == "side" else truth[factor]) for factor in FACTORS
+        "side": _side(record, [box for box in record.boxes or () if box[0] == item]),
     }
+    for factor, vocabulary in _LISTS.items():
+        mentions = (word for word in chain.from_iterable(captions) if word in vocabulary)
+        truth[factor] = next(mentions, None)
+    return {factor: truth[factor] for factor in FACTORS}
 
 
 def _count(record: Record, noun: str | None) -> int | None:
-    return (
-        None if noun in record.crowds else sum(box[0] == noun for box in record.boxes or ()) or None
-    )
+    if noun in record.crowds:
+        return None
+    return sum(box[0] == noun for box in record.boxes or ()) or None
 
 
-def _colour(told: list[list[str]], noun: str | None) -> str | None:
-    """The colour that stands right before a noun or its synonyms in a caption."""
+def _colour(captions: list[list[str]], noun: str | None) -> str | None:
+    """Return the colour that stands right before a noun or its synonyms in a caption."""
     if noun is None:
         return None
-    nouns = {
-        form
-        for other in (noun, *_SYNONYMS.get(noun, "").split())
-        for form in (other, plural(other))
-    }
-    ends = {tuple(form.lower().split()) for form in nouns}
-    pairs = (
-        (line[k], tuple(line[k + 1 : k + 1 + len(end)]), end)
-        for line in told
-        for k in range(len(line))
-        for end in ends
-    )
-    return next((hue for hue, after, end in pairs if hue in _HUES and after == end), None)
+    phrases = set()
+    for name in (noun, *_SYNONYMS.get(noun, "").split()):
+        phrases |= {tuple(form.lower().split()) for form in (name, plural(name))}
+    for caption in captions:
+        for k, word in enumerate(caption, 1):
+            if word in _HUES and any(
+                tuple(caption[k : k + len(phrase)]) == phrase for phrase in phrases
+            ):
+                return word
+    return None
 
 
 def _side(record: Record, boxes: list[tuple]) -> str | None:
-    """The side of the picture on which the middle of some boxes is."""
+    """Return the side of the picture on which the middle of some boxes is."""
     if not boxes:
         return None
     width = record.width or _open(record).width
-    middle = float(np.mean([x + wide / 2 for _, x, _, wide, _ in boxes]))
-    return (
-        None
-        if abs(middle - width / 2) < 1e-6 * width
-        else "left"
-        if middle < width / 2
-        else "right"
-    )
+    middle = float(np.mean([x + box_width / 2 for _, x, _, box_width, _ in boxes]))
+    if abs(middle - width / 2) < 1e-6 * width:
+        return None
+    return "left" if middle < width / 2 else "right"
 
 
 def _open(record: Record) -> Image.Image:
@@ -299,19 +318,20 @@ def _open(record: Record) -> Image.Image:
 
 
 def _table(pictures: Iterable[list[str]], place: dict[str, int]) -> csr_matrix:
-    """Which kinds are in which picture, as 0 and 1.
+    """Make a table of which kinds are in which picture, as 0 and 1.
 
     Pairs of kinds would be too many where a picture has many.
     """
-    columns = [[place[name] for name in objects if name in place] for objects in pictures]
-    ends, flat = np.cumsum([0, *map(len, columns)]), [k for listed in columns for k in listed]
-    return csr_matrix(
-        (np.ones(len(flat), dtype=np.int64), flat, ends), shape=(len(columns), len(place))
-    )
+    columns, ends = [], [0]
+    for objects in pictures:
+        columns += [place[name] for name in objects if name in place]
+        ends.append(len(columns))
+    ones = np.ones(len(columns), dtype=np.int64)
+    return csr_matrix((ones, columns, ends), shape=(len(ends) - 1, len(place)))
 
 
-def _presence(record, objects, place, often, beside, rng) -> list[Question]:
-    """One question a stratum, yes as often as no.
+def _presence(record, objects, place, counts, company, rng) -> list[Question]:
+    """Ask one question a stratum, yes as often as no.
 
     None where captions name no object, since then nobody looked for one.
     """
@@ -319,21 +339,20 @@ def _presence(record, objects, place, often, beside, rng) -> list[Question]:
     absent = [name for name in place if name not in present]
     if not objects and record.boxes is None or not absent:
         return []
-    company = beside(_table([objects], place)).toarray()[
-        0
-    ]  # of each kind, in how many pictures it keeps company with each kind that is here
+    # of each kind, in how many pictures it keeps company with each kind that is here
+    shared = company(_table([objects], place)).toarray()[0]
     rank = lambda count: nsmallest(NEAREST, absent, key=lambda name: (-count(name), place[name]))
     pools = {
         "random": absent,
-        "popular": rank(often.__getitem__),
-        "adversarial": rank(lambda name: company[place[name]]),
+        "popular": rank(counts.__getitem__),
+        "adversarial": rank(lambda name: shared[place[name]]),
     }
-    asked = []
+    questions = []
     for stratum, pool in pools.items():
         yes = bool(rng.integers(2)) and bool(objects)
         choice = objects if yes else pool
         target = choice[rng.integers(len(choice))]
-        asked.append(
+        questions.append(
             Question(
                 "presence",
                 f"{_is_there(target)} in the picture?",
@@ -342,7 +361,7 @@ def _presence(record, objects, place, often, beside, rng) -> list[Question]:
                 stratum,
             )
         )
-    return asked
+    return questions
 
 
 def _is_there(noun: str) -> str:
@@ -352,29 +371,27 @@ def _is_there(noun: str) -> str:
 
 
 def _facts(record: Record, truth: dict[str, object]) -> list[Question]:
-    """Questions about what is known.
+    """Ask about what is known.
 
     The item (or, alone in the picture, the subject), and what the subject does and where.
     """
     noun = truth["item"] or truth["subject"]
     if noun is None:
         return []
-    count, who = _count(record, noun), truth["subject"]
-    be, things = (
-        ("is", noun) if count in (1, None) and plural(noun) != noun else ("are", plural(noun))
-    )
-    number = (
-        None if count is None else NUMBER_WORDS[count] if count < len(NUMBER_WORDS) else str(count)
-    )
-    texts = {
-        "colour": (f"What colour {be} the {things}?", truth["colour"], noun),
-        "place": (f"Where is the {who}?", truth["place"], who),
-        "action": (f"What is the {who} doing?", truth["action"], who),
-        "side": (f"On which side of the picture {be} the {things}?", truth["side"], noun),
-        "count": (f"How many {plural(noun)} are there?", number, noun),
-    }
-    return [
-        Question(kind, text, answer, target)
-        for kind, (text, answer, target) in texts.items()
-        if answer
+    subject, count = truth["subject"], _count(record, noun)
+    if count in (1, None) and plural(noun) != noun:
+        be, things = "is", noun
+    else:
+        be, things = "are", plural(noun)
+    number = None
+    if count is not None:
+        number = NUMBER_WORDS[count] if count < len(NUMBER_WORDS) else str(count)
+    side = f"On which side of the picture {be} the {things}?"
+    facts = [
+        ("colour", f"What colour {be} the {things}?", truth["colour"], noun),
+        ("place", f"Where is the {subject}?", truth["place"], subject),
+        ("action", f"What is the {subject} doing?", truth["action"], subject),
+        ("side", side, truth["side"], noun),
+        ("count", f"How many {plural(noun)} are there?", number, noun),
     ]
+    return [Question(*fact) for fact in facts if fact[2]]

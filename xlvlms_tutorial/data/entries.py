@@ -28,7 +28,7 @@ class Stray(AnnotationError):
 
 
 def each(entries: Iterable[object], read_one: Callable) -> list:
-    """Every entry read.
+    """Read every entry of a file.
 
     A file is a stray where none fits, and wrong where some do and one does not.
 
@@ -37,15 +37,16 @@ def each(entries: Iterable[object], read_one: Callable) -> list:
     AnnotationError
         If an entry is wrong; a :class:`Stray` if none fits.
     """
-    done, wrong = [], None
+    results = []
+    error = None
     for entry in entries:
         try:
-            done.append(read_one(entry))
+            results.append(read_one(entry))
         except Stray as cause:
-            wrong = wrong or cause
-    if wrong:
-        raise AnnotationError(str(wrong)) if done else wrong
-    return done
+            error = error or cause
+    if error:
+        raise AnnotationError(str(error)) if results else error
+    return results
 
 
 def value(
@@ -56,7 +57,22 @@ def value(
     kind: type | tuple[type, ...] = (int, str),
     empty: bool = False,
 ) -> object:
-    """A value of an entry.
+    """Return a value of an entry, checked.
+
+    Parameters
+    ----------
+    part : Part
+        The file, for the message.
+    where : str
+        The list that the entry is of, for the message.
+    entry : object
+        The entry, which should be a dict.
+    key : str
+        The key of the value.
+    kind : type or tuple of type, default (int, str)
+        The types that the value may have.
+    empty : bool, default False
+        Whether a text may be empty.
 
     Raises
     ------
@@ -77,21 +93,38 @@ def checked(
     kind: type | tuple[type, ...],
     empty: bool = False,
 ) -> object:
-    """A value as it is.
+    """Return a value as it is, once its type is checked.
+
+    Parameters
+    ----------
+    part : Part
+        The file, for the message.
+    where : str
+        The entry, or the list that it is of, for the message.
+    key : str
+        The key of the value, for the message.
+    value : object
+        The value.
+    kind : type or tuple of type
+        The types that the value may have; booleans are none of them.
+    empty : bool, default False
+        Whether a text may be empty.
 
     Raises
     ------
     AnnotationError
         If it is of another type, or empty, or a text that cannot be written.
     """
-    wrong = not isinstance(value, kind) or isinstance(value, bool)
-    if wrong or isinstance(value, str) and not (plain(value) and (empty or value.strip())):
+    allowed = isinstance(value, kind) and not isinstance(value, bool)
+    if allowed and isinstance(value, str):
+        allowed = plain(value) and (empty or value.strip())
+    if not allowed:
         raise AnnotationError(f"{part}: {key!r} of {where!r} is {reprlib.repr(value)}", KNOWN)
     return value
 
 
 def plain(text: str) -> bool:
-    """Whether a text can be written in UTF-8, which half of a pair of surrogates cannot."""
+    """Return whether a text can be written in UTF-8, which half of a pair of surrogates cannot."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -100,18 +133,31 @@ def plain(text: str) -> bool:
 
 
 def optional(part: Part, where: str, entry: dict, key: str) -> str | None:
-    """The text of a key that need not be there.
+    """Return the text of a key that need not be there, None where it is not.
+
+    Parameters
+    ----------
+    part : Part
+        The file, for the message.
+    where : str
+        The list that the entry is of, for the message.
+    entry : dict
+        The entry.
+    key : str
+        The key of the text.
 
     Raises
     ------
     AnnotationError
         If it is no text.
     """
-    return None if entry.get(key) is None else checked(part, where, key, entry[key], str, True)
+    if entry.get(key) is None:
+        return None
+    return checked(part, where, key, entry[key], str, True)
 
 
 def split_of(part: Part, split: object) -> str | None:
-    """The split that an entry tells under any of its names, None where it tells none.
+    """Return the split that an entry tells under any of its names, None where it tells none.
 
     Raises
     ------
@@ -129,7 +175,7 @@ def split_of(part: Part, split: object) -> str | None:
 
 
 def measured(value: object) -> bool:
-    """Whether a value is a number that pixels can have."""
+    """Return whether a value is a number that pixels can have."""
     return (
         isinstance(value, (int, float))
         and not isinstance(value, bool)
@@ -138,9 +184,19 @@ def measured(value: object) -> bool:
 
 
 def answer_of(part: Part, where: str, entry: dict, keys: Iterable[str]) -> str:
-    """The answer of an entry by the first of some keys.
+    """Return the answer of an entry by the first of some keys.
 
-    A text or a number, or the most frequent of several.
+    Parameters
+    ----------
+    part : Part
+        The file, for the message.
+    where : str
+        The list that the entry is of, for the message.
+    entry : dict
+        The entry.
+    keys : iterable of str
+        The keys that may hold the answer: a text or a number, or several, of which the most
+        frequent counts.
 
     Raises
     ------

@@ -13,9 +13,22 @@ from xlvlms_tutorial.samples import Sample
 def write_coco(samples: Sequence[Sample], folder: str | Path) -> Path:
     """Write samples with pictures as a COCO-format folder, and return it.
 
-    Holds images/, captions.json, instances.json, and questions.json with answers.json in VQA
-    format. Where truth knows subject and item, boxes stand for them in their number and on their
-    side: places that are plausible, not measured.
+    Use it to look at a dataset with other tools, or to give it to
+    :func:`~xlvlms_tutorial.data.load_samples` as a folder. Where truth knows subject and item,
+    boxes stand for them in their number and on their side: places that are plausible, not measured.
+
+    Parameters
+    ----------
+    samples : sequence of Sample
+        One sample or more, all of them pictures.
+    folder : str or Path
+        The folder to write, absent or empty.
+
+    Returns
+    -------
+    Path
+        The folder, which holds images/, captions.json, instances.json, and questions.json with
+        answers.json in VQA format.
 
     Raises
     ------
@@ -23,6 +36,15 @@ def write_coco(samples: Sequence[Sample], folder: str | Path) -> Path:
         If the folder holds files already, or cannot be written.
     SelectionError
         If there are no samples, or one is no picture.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> from tempfile import mkdtemp
+    >>> from xlvlms_tutorial.data import write_coco
+    >>> folder = write_coco(samples, Path(mkdtemp()) / "coco")
+    >>> sorted(path.name for path in folder.iterdir())
+    ['answers.json', 'captions.json', 'images', 'instances.json', 'questions.json']
     """
     folder = Path(folder).absolute()
     if not samples or any(sample.modality != "image" for sample in samples):
@@ -48,19 +70,16 @@ def write_coco(samples: Sequence[Sample], folder: str | Path) -> Path:
 
 
 def _as_coco(samples: Sequence[Sample], images: Path) -> dict[str, dict]:
-    kinds = sorted(
-        {
-            str(s.truth[factor])
-            for s in samples
-            for factor in ("subject", "item")
-            if s.truth.get(factor)
-        }
-    )
-    listed, captions, boxes, questions, answers = [], [], [], [], []
+    nouns = set()
+    for sample in samples:
+        nouns |= {str(noun) for noun in map(sample.truth.get, ("subject", "item")) if noun}
+    kinds = sorted(nouns)
+    pictures, captions, boxes, questions, answers = [], [], [], [], []
     for key, sample in enumerate(samples, 1):
-        picture, name = sample.image, f"{key:06d}.png"
+        picture = sample.image
+        name = f"{key:06d}.png"
         picture.save(images / name)
-        listed.append(
+        pictures.append(
             {"id": key, "file_name": name, "width": picture.width, "height": picture.height}
         )
         captions += [{"image_id": key, "caption": caption} for caption in sample.captions]
@@ -75,21 +94,31 @@ def _as_coco(samples: Sequence[Sample], images: Path) -> dict[str, dict]:
                     "iscrowd": 0,
                 }
             )
-        for asked in sample.questions:
-            more = {"type": asked.type, "target": asked.target, "stratum": asked.stratum}
+        for question in sample.questions:
+            number = len(questions) + 1
             questions.append(
-                {"question_id": len(questions) + 1, "image_id": key, "question": asked.text} | more
+                {
+                    "question_id": number,
+                    "image_id": key,
+                    "question": question.text,
+                    "type": question.type,
+                    "target": question.target,
+                    "stratum": question.stratum,
+                }
             )
-            given = {
-                "multiple_choice_answer": asked.answer,
-                "answers": [{"answer": asked.answer, "answer_id": 1}],
-            }
-            answers.append({"question_id": len(questions), "image_id": key} | given)
+            answers.append(
+                {
+                    "question_id": number,
+                    "image_id": key,
+                    "multiple_choice_answer": question.answer,
+                    "answers": [{"answer": question.answer, "answer_id": 1}],
+                }
+            )
     numbered = lambda entries: [{"id": number} | entry for number, entry in enumerate(entries, 1)]
-    categories = [{"id": number, "name": noun} for number, noun in enumerate(kinds, 1)]
+    categories = numbered([{"name": noun} for noun in kinds])
     return {
-        "captions": {"images": listed, "annotations": numbered(captions)},
-        "instances": {"images": listed, "annotations": numbered(boxes), "categories": categories},
+        "captions": {"images": pictures, "annotations": numbered(captions)},
+        "instances": {"images": pictures, "annotations": numbered(boxes), "categories": categories},
         "questions": {"questions": questions},
         "answers": {"annotations": answers},
     }
@@ -98,15 +127,18 @@ def _as_coco(samples: Sequence[Sample], images: Path) -> dict[str, dict]:
 def _boxes(
     truth: Mapping[str, object], width: int, height: int
 ) -> Iterator[tuple[str, list[float]]]:
-    """Boxes as x, y, width, height in pixels.
+    """Yield boxes as x, y, width, height in pixels.
 
     The items on their side, the subject larger on the other.
     """
-    left = {"left": 0.05, "right": 0.55}.get(truth.get("side"), 0.3) * width
+    side = truth.get("side")
     if truth.get("subject"):
-        other = {"left": 0.5, "right": 0.0}.get(truth.get("side"), 0.25) * width
-        yield str(truth["subject"]), [other, 0.1 * height, 0.5 * width, 0.8 * height]
-    count = int(truth.get("count") or 1) if truth.get("item") else 0
+        x = {"left": 0.5, "right": 0.0}.get(side, 0.25) * width
+        yield str(truth["subject"]), [x, 0.1 * height, 0.5 * width, 0.8 * height]
+    if not truth.get("item"):
+        return
+    count = int(truth.get("count") or 1)
+    x = {"left": 0.05, "right": 0.55}.get(side, 0.3) * width
+    item_width = 0.4 * width / count if count else 0
     for k in range(count):
-        wide = 0.4 * width / count
-        yield str(truth["item"]), [left + k * wide, 0.6 * height, wide, 0.3 * height]
+        yield str(truth["item"]), [x + k * item_width, 0.6 * height, item_width, 0.3 * height]

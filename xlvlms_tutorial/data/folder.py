@@ -29,16 +29,33 @@ _SEEDS = {"train": 0, "validation": 2, "test": 4}  # each split is drawn in an o
 
 
 def folder_samples(folder: str | Path, n: int, split: str = "test", seed: int = 0) -> list[Sample]:
-    """At most ``n`` samples of a folder's split, drawn by the seed.
+    """Load at most ``n`` samples of a folder's split, drawn by the seed.
 
-    The first of a longer list are those of a shorter one. Splits are told by a key or column
-    "split", else by the folder or the name of a file
-    (train/captions.json, captions_val2017.json), else by the folder of the picture. Where some
-    pictures have a split, those without are in none, with a warning; a folder without splits
-    gives every split from everything, in an order of its own: samples of two splits may then be
-    the same. Pictures are opened when asked for. Truth and questions are those of
-    :func:`~xlvlms_tutorial.data.annotations.samples_of`. Files of no form that is known are left
-    alone with a warning; :func:`folder_report` says what was taken and what was not.
+    :func:`~xlvlms_tutorial.data.load_samples` calls it for a folder. The first of a longer list are
+    those of a shorter one. Splits are told by a key or column "split", else by the folder or the
+    name of a file (train/captions.json, captions_val2017.json), else by the folder of the picture.
+    Where some pictures have a split, those without are in none, with a warning; a folder without
+    splits gives every split from everything, in an order of its own: samples of two splits may then
+    be the same. Files of no form that is known are left alone with a warning; :func:`folder_report`
+    says what was taken and what was not.
+
+    Parameters
+    ----------
+    folder : str or Path
+        A folder with pictures, and annotations in COCO's, Karpathy's, Visual Genome's or VQA's
+        form, in csv or in json lines.
+    n : int
+        How many samples, 1 or more.
+    split : str, default "test"
+        "train", "validation" or "test", by any of their usual names.
+    seed : int, default 0
+        Which samples are drawn, and in which order.
+
+    Returns
+    -------
+    list of Sample
+        Pictures are opened when they are used. Truth and questions are those of
+        :func:`~xlvlms_tutorial.data.annotations.samples_of`.
 
     Raises
     ------
@@ -56,15 +73,12 @@ def folder_samples(folder: str | Path, n: int, split: str = "test", seed: int = 
     gathered = _gathered(Path(folder))
     splits = sorted({p.split for p in gathered.pictures} - {None})
     records = [p for p in gathered.pictures if not splits or p.split == split]
-    if alone := [
-        f"{part.file} ({part.why})" for part in gathered.parts if part.reason and not part.quiet
-    ] + _unsplit(gathered):
-        message = "; ".join(alone[:3]) + ("; ..." if len(alone) > 3 else "")
+    unused = [f"{part.file} ({part.why})" for part in _unread(gathered)] + _unsplit(gathered)
+    if unused:
+        message = "; ".join(unused[:3]) + ("; ..." if len(unused) > 3 else "")
         warnings.warn(
-            (
-                f"{folder}: left alone: {message}. Next: xlvlms data {folder} shows what "
-                "was taken and what was not"
-            ),
+            f"{folder}: left alone: {message}. Next: xlvlms data {folder} shows what "
+            "was taken and what was not",
             stacklevel=3,
         )
     if gathered.shared:
@@ -73,10 +87,8 @@ def folder_samples(folder: str | Path, n: int, split: str = "test", seed: int = 
             f"as {' and '.join(gathered.shared[0])}"
         )
         warnings.warn(
-            (
-                f"{folder}: {message}. Next: leave one copy of each, so that "
-                "none leaks into another split"
-            ),
+            f"{folder}: {message}. Next: leave one copy of each, so that "
+            "none leaks into another split",
             stacklevel=3,
         )
     if not records:
@@ -84,19 +96,31 @@ def folder_samples(folder: str | Path, n: int, split: str = "test", seed: int = 
             f"{folder}: no split {split!r}",
             f"there are: {', '.join(splits) or 'no annotated pictures'}",
         )
-    if absent := [p for p in records if not p.there]:
+    if absent := [p for p in records if not p.exists]:
         raise missing(gathered.tree, absent)
     records.sort(key=lambda r: r.id)
     order = np.random.default_rng([seed, _SEEDS[split]]).permutation(len(records))
-    drawn = [replace(records[k], source=Path(folder) / records[k].source) for k in order[:n]]
-    return samples_of(records, drawn, tuple(gathered.names), seed)
+    selected = [replace(records[k], source=Path(folder) / records[k].source) for k in order[:n]]
+    return samples_of(records, selected, tuple(gathered.names), seed)
 
 
 def folder_report(folder: str | Path) -> pd.DataFrame:
-    """What each file of a folder gave.
+    """Report what was read from each file of a folder, and what was left alone and why.
 
-    A row a file, with its form, its split, what was taken, what was left alone and why. A last row
-    says how many of the folder's pictures are in each split, and how many no file speaks of.
+    Use it before :func:`~xlvlms_tutorial.data.load_samples` on a folder of your own; the command
+    ``xlvlms data FOLDER`` prints it.
+
+    Parameters
+    ----------
+    folder : str or Path
+        A folder with pictures and annotations.
+
+    Returns
+    -------
+    pandas.DataFrame
+        A row a file; columns file, form, split, taken (what was read), "left alone" (what was not,
+        and why). A last row says how many of the folder's pictures are in each split, and how many
+        no file speaks of.
 
     Raises
     ------
@@ -104,74 +128,82 @@ def folder_report(folder: str | Path) -> pd.DataFrame:
         If no file can be used, or one is malformed.
     DatasetError
         If there is no such folder.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> from tempfile import mkdtemp
+    >>> from xlvlms_tutorial.data import folder_report, write_coco
+    >>> folder = write_coco(samples, Path(mkdtemp()) / "coco")
+    >>> folder_report(folder)["file"].tolist()
+    ['answers.json', 'captions.json', 'instances.json', 'questions.json', 'pictures']
     """
     folder = Path(folder)
     if not os.path.isdir(folder):
         raise DatasetError(str(folder), ("folders that exist",))
     gathered = _gathered(folder)
-    counts = lambda counter: ", ".join(
-        f"{what}: {number}" for what, number in sorted(counter.items()) if number
-    )
     rows = []
     for part in gathered.parts:
-        taken = Counter() if part.reason else part.taken | Counter(pictures=len(part.pictures))
-        rows.append(
-            (part.file, part.form, part.split or "", counts(taken), part.why or counts(part.left))
-        )
-    splits = {name: sum(p.split == name for p in gathered.pictures) for name in (*_SEEDS, None)}
-    counted = ", ".join(
-        f"{name or 'without a split'}: {number}" for name, number in splits.items() if number
-    )
+        counts = Counter() if part.reason else part.taken | Counter(pictures=len(part.pictures))
+        reason = part.why or _counts(part.left)
+        rows.append((part.file, part.form, part.split or "", _counts(counts), reason))
+    n_pictures = Counter(picture.split for picture in gathered.pictures)
+    splits = []
+    for name in (*_SEEDS, None):
+        if n_pictures[name]:
+            splits.append(f"{name or 'without a split'}: {n_pictures[name]}")
+    unused = []
     silent = len(gathered.tree.pictures - {p.source for p in gathered.pictures})
-    left = [f"{silent} of which no file says anything"] if silent else []
-    left += (
-        [f"{len(gathered.shared)} in two splits as copies: {' and '.join(gathered.shared[0])}"]
-        if gathered.shared
-        else []
-    )
-    rows.append(("pictures", "", "", counted, "; ".join(left)))
+    if silent:
+        unused.append(f"{silent} of which no file says anything")
+    if gathered.shared:
+        copies = " and ".join(gathered.shared[0])
+        unused.append(f"{len(gathered.shared)} in two splits as copies: {copies}")
+    rows.append(("pictures", "", "", ", ".join(splits), "; ".join(unused)))
     return pd.DataFrame(rows, columns=["file", "form", "split", "taken", "left alone"])
 
 
+def _counts(counter: Counter) -> str:
+    return ", ".join(f"{kind}: {number}" for kind, number in sorted(counter.items()) if number)
+
+
 def _gathered(folder: Path) -> Gathered:
-    """What a folder says, read once as long as nothing in it changes.
+    """Read what a folder says, once as long as nothing in it changes.
 
     COCO's files take minutes, and a chapter asks for several splits.
     """
     listed = listing(folder)
-    files = [
-        f"{place}{name}" for place, names in listed for name in names if name.lower().endswith(DATA)
-    ]
-    stamps = ((file, (folder / file).is_file()) for file in files if not (folder / file).is_dir())
-    stamps = (
-        (file, os.stat(folder / file, follow_symlinks=there), there) for file, there in stamps
-    )
-    return _read(
-        folder,
-        listed,
-        tuple((file, at.st_mtime_ns, at.st_size, there) for file, at, there in stamps),
-    )
+    stamps = []
+    for place, names in listed:
+        for name in names:
+            path = folder / f"{place}{name}"
+            if not name.lower().endswith(DATA) or path.is_dir():
+                continue
+            is_file = path.is_file()
+            state = os.stat(path, follow_symlinks=is_file)  # a link to nothing has a state too
+            stamps.append((f"{place}{name}", state.st_mtime_ns, state.st_size, is_file))
+    return _read(folder, listed, tuple(stamps))
 
 
 @lru_cache(maxsize=1)
 def _read(folder: Path, listed: tuple, files: tuple[tuple[str, int, int, bool], ...]) -> Gathered:
-    gathered, later, root = Gathered(Tree(folder, listed)), [], folder.resolve()
-    private = [f"{place}{name}" for place, names in listed for name in names if hidden(name)]
-    gathered.parts = [
-        Part(
-            file,
-            str(folder / file),
-            reason="hidden: systems and editors make it for themselves",
-            quiet=True,
-        )
-        for file in private
-    ]
-    for file, *_, there in sorted(one for one in files if one[0] not in set(private)):
+    gathered = Gathered(Tree(folder, listed))
+    root = folder.resolve()
+    private = set()
+    for place, names in listed:
+        for file in (f"{place}{name}" for name in names if hidden(name)):
+            private.add(file)
+            reason = "hidden: systems and editors make it for themselves"
+            gathered.parts.append(Part(file, str(folder / file), reason=reason, quiet=True))
+    later = []
+    for file, *_, is_file in sorted(files):
+        if file in private:
+            continue
         stem = file.rpartition("/")[2].rpartition(".")[0]
         part = Part(file, str(folder / file), folder_split(file) or named_split(stem))
         gathered.parts.append(part)
         with _stray(part):
-            if not there:
+            if not is_file:
                 raise Stray(f"{part} is no file, or a link to none", "leave files only")
             linked = not (folder / file).resolve().is_relative_to(root)
             later += [(order, len(later), part, add) for order, add in read(gathered, part, linked)]
@@ -183,18 +215,23 @@ def _read(folder: Path, listed: tuple, files: tuple[tuple[str, int, int, bool], 
         p for p in gathered.pictures if p.captions or p.boxes is not None or p.questions or p.truth
     ]
     _count_alone(gathered)
-    alone = [part for part in gathered.parts if part.reason and not part.quiet]
-    if alone and not gathered.pictures:
+    unread = _unread(gathered)
+    if unread and not gathered.pictures:
         # what asks says more than what answers
-        raise AnnotationError(min(alone, key=lambda part: part.form == "VQA answers").reason)
+        raise AnnotationError(min(unread, key=lambda part: part.form == "VQA answers").reason)
     if all(part.quiet for part in gathered.parts):
         raise AnnotationError(f"{folder}: no json or csv file", KNOWN)
     return gathered
 
 
+def _unread(gathered: Gathered) -> list[Part]:
+    """List the files that were meant for data and could not be read."""
+    return [part for part in gathered.parts if part.reason and not part.quiet]
+
+
 @contextmanager
 def _stray(part: Part) -> Iterator[None]:
-    """A file of which nothing fits a known form is left alone, and why is kept.
+    """Leave a file alone of which nothing fits a known form, and keep the reason.
 
     One file too many must not make a folder useless.
     """
@@ -205,33 +242,43 @@ def _stray(part: Part) -> Iterator[None]:
 
 
 def _count_alone(gathered: Gathered) -> None:
-    """Say of each file what of it can be in no sample."""
+    """Note of each file what of it can be in no sample."""
     divided = any(p.split for p in gathered.pictures)
     for part in gathered.parts:
         if part.form == "VQA answers" and not (part.taken or part.left or part.reason):
             part.reason = f"{part}: no question asks for its answers"
-        if not part.reason:
-            part.left["pictures in no split, while others are in one"] = divided * sum(
-                p.split is None for p in part.pictures.values()
-            )
-            part.left["pictures that are missing"] = sum(
-                not p.there for p in part.pictures.values()
-            )
+        if part.reason:
+            continue
+        pictures = part.pictures.values()
+        unsplit = sum(picture.split is None for picture in pictures)
+        part.left["pictures in no split, while others are in one"] = divided * unsplit
+        absent = sum(not picture.exists for picture in pictures)
+        part.left["pictures that are missing"] = absent
 
 
 def _unsplit(gathered: Gathered) -> list[str]:
     count = sum(p.split is None for p in gathered.pictures)
-    return (
-        [f"{count} pictures in no split, while others are in one"]
-        if 0 < count < len(gathered.pictures)
-        else []
-    )
+    if 0 < count < len(gathered.pictures):
+        return [f"{count} pictures in no split, while others are in one"]
+    return []
 
 
 def in_style(samples: Sequence[Sample], style: str, where: str) -> list[Sample]:
-    """The same samples, each with its one caption that has most of a style.
+    """Return the same samples, each with its one caption that has most of a style.
 
-    "place", "colour" or "mood".
+    Parameters
+    ----------
+    samples : sequence of Sample
+        The samples; those without captions are left out.
+    style : {"place", "colour", "mood"}
+        The style.
+    where : str
+        The dataset, for the message.
+
+    Returns
+    -------
+    list of Sample
+        With one caption each.
 
     Raises
     ------
@@ -245,7 +292,8 @@ def in_style(samples: Sequence[Sample], style: str, where: str) -> list[Sample]:
             f"{where}: no caption of {len(samples)} samples has a word of {style}",
             "give more samples or other captions",
         )
-    return [
-        replace(s, captions=(s.captions[int(rate.argmax())],))
-        for s, rate in zip(samples, rates, strict=True)
-    ]
+    styled = []
+    for sample, rate in zip(samples, rates, strict=True):
+        caption = sample.captions[int(rate.argmax())]
+        styled.append(replace(sample, captions=(caption,)))
+    return styled

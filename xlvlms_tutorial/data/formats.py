@@ -30,10 +30,24 @@ Later = Callable[[], None]
 
 
 def read(gathered: Gathered, part: Part, linked: bool) -> list[tuple[int, Later]]:
-    """Read a file.
+    """Read a file of any form that is known.
 
     Pictures that it lists are added at once; what only refers to them is given back
     with the order in which to do it.
+
+    Parameters
+    ----------
+    gathered : Gathered
+        What the folder says, to which is added.
+    part : Part
+        The file.
+    linked : bool
+        Whether the file is a link that leads out of the folder.
+
+    Returns
+    -------
+    list of (int, callable)
+        What is to be added later, each with its place in the order.
 
     Raises
     ------
@@ -64,15 +78,17 @@ def read(gathered: Gathered, part: Part, linked: bool) -> list[tuple[int, Later]
     later = [(2, _read_questions(gathered, part, content))] if has("questions") else []
     if has("images"):
         entries = content["images"]
-        karpathy = any(isinstance(e, dict) and "sentences" in e for e in entries)
-        (_read_karpathy if karpathy else _read_coco)(gathered, part, content)
+        if any(isinstance(entry, dict) and "sentences" in entry for entry in entries):
+            _read_karpathy(gathered, part, content)
+        else:
+            _read_coco(gathered, part, content)
     elif has("annotations"):
         _read_answers(gathered, part, content["annotations"])
     return later
 
 
 def _json(part: Part) -> object:
-    """The content of a json file, or of json lines.
+    """Read the content of a json file, or of json lines.
 
     POPE's files are json lines under the name of json.
     """
@@ -89,7 +105,7 @@ def _json(part: Part) -> object:
 
 
 def _listed(part: Part, entry: object, key: str = "file_name") -> tuple[str, str | None]:
-    """The picture's name and the split that an entry tells."""
+    """Return the picture's name and the split that an entry tells."""
     name = inside(part, value(part, "images", entry, key, str))
     return name, split_of(part, entry.get("split"))
 
@@ -97,39 +113,35 @@ def _listed(part: Part, entry: object, key: str = "file_name") -> tuple[str, str
 def _read_karpathy(gathered: Gathered, part: Part, content: dict) -> None:
     part.form = "Karpathy's captions"
 
-    def one(entry: object) -> tuple:
-        said = [
-            value(part, "sentences", s, "raw", str, True)
-            for s in value(part, "images", entry, "sentences", list)
-        ]
+    def image(entry: object) -> tuple:
+        sentences = value(part, "images", entry, "sentences", list)
+        captions = [value(part, "sentences", s, "raw", str, True) for s in sentences]
         folder = optional(part, "images", entry, "filepath") or "."
-        name, split = _listed(
-            part,
-            entry | {"filename": f"{folder}/{value(part, 'images', entry, 'filename', str)}"},
-            "filename",
-        )
-        key = next(
-            (value(part, "images", entry, key) for key in ("cocoid", "imgid") if key in entry), name
-        )
-        return str(key), name, split, said
+        file = f"{folder}/{value(part, 'images', entry, 'filename', str)}"
+        name, split = _listed(part, entry | {"filename": file}, "filename")
+        for key in ("cocoid", "imgid"):
+            if key in entry:
+                return str(value(part, "images", entry, key)), name, split, captions
+        return name, name, split, captions
 
-    for key, name, split, said in each(content["images"], one):
+    for key, name, split, captions in each(content["images"], image):
         picture = gathered.listed(part, key, name, split)
-        for text in said:
+        for text in captions:
             gathered.caption(part, picture, text)
 
 
 def _read_coco(gathered: Gathered, part: Part, content: dict) -> None:
-    part.form, boxed = "COCO's", isinstance(content.get("categories"), list)
-    entries, names = content.get("annotations"), {}
+    part.form = "COCO's"
+    boxed = isinstance(content.get("categories"), list)
+    entries = content.get("annotations")
+    names: dict[str, str] = {}
+    listed: dict[str, str] = {}
     if not isinstance(entries, list):
         raise Stray(f"{part}: an entry of 'file' has no 'annotations'", KNOWN)
 
     def kind(entry: object) -> None:
-        key, name = (
-            str(value(part, "categories", entry, "id")),
-            value(part, "categories", entry, "name", str).strip(),
-        )
+        key = str(value(part, "categories", entry, "id"))
+        name = value(part, "categories", entry, "name", str).strip()
         if names.setdefault(key, name) != name:
             raise AnnotationError(
                 f"{part}: kind {key} is both {names[key]} and {name}",
@@ -137,18 +149,17 @@ def _read_coco(gathered: Gathered, part: Part, content: dict) -> None:
             )
 
     def image(entry: object) -> tuple:
-        key, (name, split) = str(value(part, "images", entry, "id")), _listed(part, entry)
+        key = str(value(part, "images", entry, "id"))
+        name, split = _listed(part, entry)
         if listed.setdefault(key, name) != name:
             raise AnnotationError(
                 f"{part}: image {key} is both {listed[key]} and {name}",
                 "give every picture an id of its own",
             )
-        return (
-            key,
-            name,
-            split,
-            entry.get("width") if measured(entry.get("width")) and entry["width"] > 0 else None,
-        )
+        width = entry.get("width")
+        if not measured(width) or width <= 0:
+            width = None
+        return key, name, split, width
 
     def annotation(entry: object) -> tuple:
         key = str(value(part, "annotations", entry, "image_id"))
@@ -161,29 +172,28 @@ def _read_coco(gathered: Gathered, part: Part, content: dict) -> None:
             return key, value(part, "annotations", entry, "caption", str, True), None, False
         return key, *_box(part, names, entry)
 
-    listed: dict[str, str] = {}
     each(content["categories"] if boxed else (), kind)
-    images, annotations = each(content["images"], image), each(entries, annotation)
+    images = each(content["images"], image)
+    annotations = each(entries, annotation)
     gathered.names |= dict.fromkeys(names.values())
     pictures: dict[str, Picture] = {}
     for key, name, split, width in images:
         pictures[key] = picture = gathered.listed(part, key, name, split)
         picture.width = picture.width or width
         picture.boxes = [] if boxed and picture.boxes is None else picture.boxes
-    for key, said, number, crowd in annotations:
-        if isinstance(said, str):
-            gathered.caption(part, pictures[key], said)
+    for key, entry, number, crowd in annotations:
+        picture = pictures[key]
+        if isinstance(entry, str):
+            gathered.caption(part, picture, entry)
         else:
-            pictures[key].boxes = pictures[key].boxes or []
-            gathered.box(part, pictures[key], said, number, crowd)
+            picture.boxes = picture.boxes or []
+            gathered.box(part, picture, entry, number, crowd)
 
 
 def _box(part: Part, names: dict[str, str], entry: dict) -> tuple[tuple, str | None, bool]:
-    """A box with its kind, its id and whether it holds more than one."""
-    kind, box = (
-        str(value(part, "annotations", entry, "category_id")),
-        value(part, "annotations", entry, "bbox", list),
-    )
+    """Return a box with its kind, its id and whether it holds more than one."""
+    kind = str(value(part, "annotations", entry, "category_id"))
+    box = value(part, "annotations", entry, "bbox", list)
     if kind not in names or len(box) != 4 or not all(map(measured, box)) or min(box[2:]) < 0:
         message = (
             f"'category_id' {reprlib.repr(entry['category_id'])} and 'bbox' {reprlib.repr(box)}"
@@ -197,22 +207,20 @@ def _box(part: Part, names: dict[str, str], entry: dict) -> tuple[tuple, str | N
 
 
 def _read_regions(gathered: Gathered, part: Part, content: list) -> Later:
-    """Visual Genome's region descriptions: every phrase is a caption."""
+    """Read Visual Genome's region descriptions: every phrase is a caption."""
     part.form = "Visual Genome's regions"
 
-    def one(entry: object) -> tuple:
+    def image(entry: object) -> tuple:
         key = str(value(part, "file", entry, "id"))
-        return key, [
-            value(part, "regions", r, "phrase", str, True)
-            for r in value(part, "file", entry, "regions", list)
-        ]
+        regions = value(part, "file", entry, "regions", list)
+        return key, [value(part, "regions", region, "phrase", str, True) for region in regions]
 
-    entries = each(content, one)
+    entries = each(content, image)
 
     def add() -> None:
-        for key, said in entries:
+        for key, phrases in entries:
             picture = gathered.numbered(part, key, part.split, by_name=True)
-            for text in said:
+            for text in phrases:
                 gathered.caption(part, picture, text)
 
     return add
@@ -221,40 +229,35 @@ def _read_regions(gathered: Gathered, part: Part, content: list) -> Later:
 def _read_answers(gathered: Gathered, part: Part, entries: list) -> None:
     part.form = "VQA answers"
 
-    def one(entry: object) -> tuple:
+    def annotation(entry: object) -> tuple:
         number = str(value(part, "annotations", entry, "question_id"))
-        image = (
-            str(value(part, "annotations", entry, "image_id"))
-            if entry.get("image_id") is not None
-            else None
-        )
-        return (
-            number,
-            image,
-            answer_of(part, "annotations", entry, ("multiple_choice_answer", "answers")),
-        )
+        image = None
+        if entry.get("image_id") is not None:
+            image = str(value(part, "annotations", entry, "image_id"))
+        text = answer_of(part, "annotations", entry, ("multiple_choice_answer", "answers"))
+        return number, image, text
 
-    for entry in each(entries, one):
-        gathered.answer(part, *entry)
+    for number, image, text in each(entries, annotation):
+        gathered.answer(part, number, image, text)
 
 
 def _read_questions(gathered: Gathered, part: Part, content: dict) -> Later:
-    """Questions of a VQA file.
+    """Read the questions of a VQA file.
 
     Type, target and stratum are read where a file has them, else told by the wording.
     """
-    part.form, subset = "VQA questions", content.get("data_subtype")
-    part.split = part.split or (named_split(subset) if isinstance(subset, str) else None)
+    part.form = "VQA questions"
+    subset = content.get("data_subtype")
+    if not part.split and isinstance(subset, str):
+        part.split = named_split(subset)
 
-    def one(entry: object) -> tuple:
-        text, key = (
-            value(part, "questions", entry, "question", str),
-            str(value(part, "questions", entry, "image_id")),
-        )
+    def question(entry: object) -> tuple:
+        text = value(part, "questions", entry, "question", str)
+        key = str(value(part, "questions", entry, "image_id"))
         extra = [optional(part, "questions", entry, name) for name in ("type", "target", "stratum")]
         return str(value(part, "questions", entry, "question_id")), key, text, extra
 
-    entries = each(content["questions"], one)
+    entries = each(content["questions"], question)
 
     def with_answer(entry: tuple) -> tuple:
         number, key, text, extra = entry

@@ -33,13 +33,27 @@ FRAMES = 8  # of a video, evenly spaced
 
 @dataclass(frozen=True)
 class HubSet:
-    """Where a dataset lies and how a row of it is read.
+    """Describe where a dataset of the hub lies and how a row of it is read.
 
-    ``splits`` maps our names to the (configuration, split) pairs of the repository that make
-    them up; names with the same pairs divide them, picture by picture. ``pictures`` says where
-    the pictures lie if they are apart. ``repo`` may be a local folder in the same form; a
-    revision makes it the same for ever. With a style, only pictures with a caption in that style
-    are kept, with these captions alone.
+    Use ``dataclasses.replace(HUB[name], repo=...)`` to read the same form from elsewhere.
+
+    Parameters
+    ----------
+    repo : str
+        The repository, or a local folder in the same form.
+    splits : mapping of str to tuple
+        Our names, each with the (configuration, split) pairs of the repository that make it up;
+        names with the same pairs divide them, picture by picture.
+    read : callable
+        Makes a record of a row.
+    revision : str, optional
+        A commit of the repository, which makes it the same for ever; by default the newest.
+    modality : {"image", "video", "audio"}, default "image"
+        What the samples are.
+    style : str, optional
+        Only pictures with a caption in this style are used, with these captions alone.
+    pictures : mapping of str to (str, str), optional
+        Where the pictures of each split lie if they are apart.
     """
 
     repo: str
@@ -52,11 +66,28 @@ class HubSet:
 
 
 def hub_samples(name: str, n: int, split: str = "test", seed: int = 0) -> list[Sample]:
-    """At most ``n`` samples of a dataset of ``HUB``, shuffled by the seed within a buffer.
+    """Load at most ``n`` samples of a dataset of ``HUB``, shuffled within a buffer.
 
-    The first are those of a shorter list. Pictures, sounds and videos are decoded when asked for.
-    Loading scripts are never run. Truth and questions of pictures are those of
-    :func:`~xlvlms_tutorial.data.annotations.samples_of`, where strata rest on the samples drawn.
+    :func:`~xlvlms_tutorial.data.load_samples` calls it for a name of the hub. The first samples are
+    those of a shorter list. Loading scripts are never run.
+
+    Parameters
+    ----------
+    name : str
+        A key of ``HUB``.
+    n : int
+        How many samples, 1 or more.
+    split : str, default "test"
+        One of the dataset's splits.
+    seed : int, default 0
+        Of the shuffling.
+
+    Returns
+    -------
+    list of Sample
+        Pictures, sounds and videos are decoded when they are used. Truth and questions of pictures
+        are those of :func:`~xlvlms_tutorial.data.annotations.samples_of`, where strata rest on the
+        samples drawn.
 
     Raises
     ------
@@ -68,7 +99,8 @@ def hub_samples(name: str, n: int, split: str = "test", seed: int = 0) -> list[S
     SelectionError
         If ``n`` is below 1, or the dataset has no such split.
     """
-    source, split = HUB[name], "validation" if split == "val" else split
+    source = HUB[name]
+    split = "validation" if split == "val" else split
     if not isinstance(n, Integral) or n < 1:
         raise SelectionError(f"n={n!r}", "give 1 or more")
     if split not in source.splits:
@@ -76,9 +108,9 @@ def hub_samples(name: str, n: int, split: str = "test", seed: int = 0) -> list[S
             f"{name} has no split {split!r}", f"there are: {', '.join(source.splits)}"
         )
     records = []
-    with _told(name, source):
+    with _translated(name, source):
         rows = _stream(source, source.splits[split], seed)
-        records = list(islice(_kept(source, split, map(source.read, rows)), n))
+        records = list(islice(_selected(source, split, map(source.read, rows)), n))
         if source.pictures:
             _find_pictures(source, source.pictures[split], records)
     if source.modality == "image":
@@ -90,8 +122,8 @@ def hub_samples(name: str, n: int, split: str = "test", seed: int = 0) -> list[S
 
 
 @contextmanager
-def _told(name: str, source: HubSet) -> Iterator[None]:
-    """Errors of the libraries below in our words."""
+def _translated(name: str, source: HubSet) -> Iterator[None]:
+    """Turn errors of the libraries below into ours."""
     # of the client that this version of the hub's library uses
     from huggingface_hub.errors import HTTPError
 
@@ -105,41 +137,39 @@ def _told(name: str, source: HubSet) -> Iterator[None]:
     except (HTTPError, OSError) as cause:
         raise HubError(source.repo) from cause
     except KeyError as cause:
-        told = f"a row of {source.repo!r} ({name}) has no column {cause.args[0]!r}"
+        problem = f"a row of {source.repo!r} ({name}) has no column {cause.args[0]!r}"
         raise LoadError(
-            told, "use a repository that has: HUB[name] = dataclasses.replace(HUB[name], repo=...)"
+            problem,
+            "use a repository that has: HUB[name] = dataclasses.replace(HUB[name], repo=...)",
         ) from cause
     except (AttributeError, RuntimeError, TypeError, ValueError) as cause:
         if isinstance(cause, XlvlmsError):
             raise
-        told = (
-            f"{source.repo!r} ({name}) cannot be read without running its "
-            f"code, or not at all ({cause})"
-        )
         raise LoadError(
-            told,
-            (
-                "use a copy in parquet form: HUB[name] = "
-                "dataclasses.replace(HUB[name], repo=...), or a folder"
-            ),
+            f"{source.repo!r} ({name}) cannot be read without running its "
+            f"code, or not at all ({cause})",
+            "use a copy in parquet form: HUB[name] = "
+            "dataclasses.replace(HUB[name], repo=...), or a folder",
         ) from cause
 
 
 def _stream(
     source: HubSet, parts: tuple[tuple[str | None, str], ...], seed: int | None
 ) -> Iterator[Mapping[str, object]]:
-    """The rows of some splits, shuffled where a seed is given, media as bytes."""
+    """Stream the rows of some splits, shuffled where a seed is given, media as bytes."""
     from datasets import concatenate_datasets, load_dataset
 
-    found = [
+    datasets = [
         load_dataset(source.repo, config, split=split, streaming=True, revision=source.revision)
         for config, split in parts
     ]
-    rows = concatenate_datasets([part.decode(False) for part in found])
+    rows = concatenate_datasets([part.decode(False) for part in datasets])
     return iter(rows if seed is None else rows.shuffle(seed=seed, buffer_size=BUFFER))
 
 
-def _kept(source: HubSet, split: str, records: Iterator[Record]) -> Iterator[Record]:
+def _selected(source: HubSet, split: str, records: Iterator[Record]) -> Iterator[Record]:
+    """Yield the records of a split, with the captions of the style alone where there is one."""
+    # several of our splits may share one of the repository: the picture's id decides
     sharing = [name for name, parts in source.splits.items() if parts == source.splits[split]]
     for record in records:
         if crc32(record.id.partition("-")[0].encode()) % len(sharing) != sharing.index(split):
@@ -155,42 +185,40 @@ def _kept(source: HubSet, split: str, records: Iterator[Record]) -> Iterator[Rec
 
 def _find_pictures(source: HubSet, part: tuple[str | None, str], records: list[Record]) -> None:
     """Fill in pictures that lie apart from the questions, by their id."""
-    wanted = {str(record.source) for record in records}
-    found: dict[str, Callable] = {}
+    ids = {str(record.source) for record in records}
+    pictures: dict[str, Callable] = {}
     for row in _stream(source, (part,), None):
-        if str(row["id"]) in wanted:
-            found[str(row["id"])] = _picture(row)
-            if len(found) == len(wanted):
+        if str(row["id"]) in ids:
+            pictures[str(row["id"])] = _picture(row)
+            if len(pictures) == len(ids):
                 break
-    if missing := sorted(wanted - set(found)):
+    if missing := sorted(ids - set(pictures)):
         raise LoadError(f"{source.repo!r} has no picture {missing[0]}", "use a complete copy")
     for record in records:
-        record.source = found[str(record.source)]
+        record.source = pictures[str(record.source)]
 
 
 def _picture(row: Mapping[str, object]) -> Callable[[], Image.Image]:
-    """What makes a row's picture: from its bytes or file, else from its address."""
-    held = row.get("image")
-    if held is None and not str(row["url"]).startswith(("http://", "https://")):
+    """Make a function that opens a row's picture: from its bytes or file, else from its address."""
+    content = row.get("image")
+    if content is None and not str(row["url"]).startswith(("http://", "https://")):
         raise LoadError(
             f"the address {row['url']!r} of a picture is none of the web",
             "use a repository that holds its pictures",
         )
-    return (
-        (lambda: Image.open(_file(held)))
-        if held is not None
-        else (lambda: Image.open(_fetch(str(row["url"]))))
-    )
+    if content is None:
+        return lambda: Image.open(_fetch(str(row["url"])))
+    return lambda: Image.open(_file(content))
 
 
-def _file(held: Mapping[str, object] | bytes) -> io.BytesIO:
-    """The bytes of a picture, sound or video as rows hold it undecoded."""
-    content = held if isinstance(held, bytes) else held["bytes"]
+def _file(cell: Mapping[str, object] | bytes) -> io.BytesIO:
+    """Read the bytes of a picture, sound or video as rows hold it undecoded."""
+    content = cell if isinstance(cell, bytes) else cell["bytes"]
     if content is not None:
         return io.BytesIO(content)
     from datasets.utils.file_utils import xopen
 
-    with xopen(held["path"], "rb") as opened:
+    with xopen(cell["path"], "rb") as opened:
         return io.BytesIO(opened.read())
 
 
@@ -202,42 +230,46 @@ def _fetch(url: str) -> io.BytesIO:
         raise HubError(url) from cause
 
 
-def _sound(held: Mapping[str, object]) -> np.ndarray:
-    """A sound as mono float32 at ``RATE``."""
+def _sound(cell: Mapping[str, object]) -> np.ndarray:
+    """Decode a sound as mono float32 at ``RATE``."""
     import soundfile
     from scipy.signal import resample_poly
 
-    wave, rate = soundfile.read(_file(held), dtype="float32", always_2d=True)
+    wave, rate = soundfile.read(_file(cell), dtype="float32", always_2d=True)
     return resample_poly(wave.mean(axis=1), RATE, rate).astype(np.float32)
 
 
-def _frames(held: Mapping[str, object]) -> list[Image.Image]:
-    """``FRAMES`` frames of a video, evenly spaced."""
+def _frames(cell: Mapping[str, object]) -> list[Image.Image]:
+    """Decode ``FRAMES`` frames of a video, evenly spaced."""
     try:
         import av
     except ImportError as cause:
         raise LoadError(
             "videos are read by the package av, which is not installed", "pip install av"
         ) from cause
-    with av.open(_file(held)) as opened:
+    with av.open(_file(cell)) as opened:
         frames = [frame.to_image() for frame in opened.decode(video=0)]
     return [frames[k] for k in np.linspace(0, len(frames) - 1, FRAMES).round().astype(int)]
 
 
 def _texts(value: object) -> list[str]:
-    """Captions from a text, a list of texts or of records with the text as "raw" or "phrase"."""
-    listed = [value] if isinstance(value, str) else list(value or ())
-    texts = [v if isinstance(v, str) else v["raw" if "raw" in v else "phrase"] for v in listed]
-    return list(dict.fromkeys(text.strip() for text in texts if text.strip()))
+    """List captions: of a text, or of texts or records with the text as "raw" or "phrase"."""
+    captions = []
+    for entry in [value] if isinstance(value, str) else list(value or ()):
+        text = entry
+        if not isinstance(entry, str):
+            text = entry["raw" if "raw" in entry else "phrase"]
+        if text.strip():
+            captions.append(text.strip())
+    return list(dict.fromkeys(captions))
 
 
 def _question(text: str, answer: object, stratum: str | None = None) -> Question:
     plain = answer_text(answer)
     if plain is None or not text.strip():
         raise ValueError(f"question {text!r} with answer {answer!r}")
-    return Question(
-        question_type(text, plain), text, plain, next(iter(objects_in(text)), ""), stratum
-    )
+    target = next(iter(objects_in(text)), "")
+    return Question(question_type(text, plain), text, plain, target, stratum)
 
 
 def _read_coco(row: Mapping[str, object]) -> Record:
@@ -248,8 +280,8 @@ def _read_vqa(row: Mapping[str, object]) -> Record:
     answer = (
         row.get("multiple_choice_answer") if "answers" in row else row["multiple_choice_answer"]
     )
-    asked = _question(row["question"], row["answers"] if answer is None else answer)
-    return Record(f"{row['image_id']}-{row['question_id']}", _picture(row), questions=[asked])
+    question = _question(row["question"], row["answers"] if answer is None else answer)
+    return Record(f"{row['image_id']}-{row['question_id']}", _picture(row), questions=[question])
 
 
 def _read_gqa(row: Mapping[str, object]) -> Record:
@@ -263,22 +295,24 @@ def _read_regions(row: Mapping[str, object]) -> Record:
 
 
 def _read_pope(row: Mapping[str, object]) -> Record:
-    asked = _question(row["question"], row["answer"], row["category"])
+    question = _question(row["question"], row["answer"], row["category"])
     return Record(
         f"{row['image_source']}-{row['category']}-{row['question_id']}",
         _picture(row),
-        questions=[asked],
+        questions=[question],
     )
 
 
 def _read_clip(row: Mapping[str, object]) -> Record:
-    held, captions = row["video"], _texts(row["caption"])
-    return Record(str(row.get("video_id") or held["path"]), lambda: _frames(held), captions)
+    cell = row["video"]
+    captions = _texts(row["caption"])
+    return Record(str(row.get("video_id") or cell["path"]), lambda: _frames(cell), captions)
 
 
 def _read_sound(row: Mapping[str, object]) -> Record:
-    held, captions = row["audio"], _texts(row["caption"])
-    return Record(str(row["audiocap_id"]), lambda: _sound(held), captions)
+    cell = row["audio"]
+    captions = _texts(row["caption"])
+    return Record(str(row["audiocap_id"]), lambda: _sound(cell), captions)
 
 
 def _same(*names: str, config: str | None = None) -> dict[str, tuple[tuple[str | None, str], ...]]:

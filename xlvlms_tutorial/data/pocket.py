@@ -1,62 +1,102 @@
 """The embedded world as samples: scenes (unseen, or held-out combinations), clips and sounds."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import asdict
 
 from xlvlms_tutorial.pocket import clips, language, sounds, world
-from xlvlms_tutorial.samples import Question, Sample
+from xlvlms_tutorial.samples import Sample
 
 
 def scene_samples(
     n: int, split: str = "test", seed: int = 0, style: str | None = None
 ) -> list[Sample]:
-    """``n`` scenes of a split with five captions (or one in a style), questions and the truth.
+    """Draw ``n`` scenes of the embedded world as samples, with the factors as truth.
 
-    The truth is the factors; pictures are drawn on demand.
+    Parameters
+    ----------
+    n : int
+        How many scenes.
+    split : str, default "test"
+        "train", "validation", "test" or "composition".
+    seed : int, default 0
+        Which scenes are drawn.
+    style : str, optional
+        The style of the one caption; by default each scene has five captions.
+
+    Returns
+    -------
+    list of Sample
+        Pictures are drawn when they are used.
     """
-    tell = (
-        language.captions
-        if style is None
-        else lambda scene: [language.styled_caption(scene, style)]
-    )
-    return [
-        _sample(
-            f"{split}-{seed}-{k:05d}",
-            "image",
-            _later(world.render, scene),
-            tell(scene),
-            language.questions(scene),
-            scene,
+    samples = []
+    for k, scene in enumerate(world.scenes(n, split, seed)):
+        if style is None:
+            captions = language.captions(scene)
+        else:
+            captions = [language.styled_caption(scene, style)]
+        samples.append(
+            Sample(
+                f"{split}-{seed}-{k:05d}",
+                _later(world.render, scene),
+                tuple(captions),
+                tuple(language.questions(scene)),
+                _factors(scene),
+            )
         )
-        for k, scene in enumerate(world.scenes(n, split, seed))
-    ]
+    return samples
 
 
 def clip_samples(n: int, split: str = "test", seed: int = 0) -> list[Sample]:
-    """``n`` clips of a split, as :func:`scene_samples`.
+    """Draw ``n`` clips of the embedded world as samples.
 
-    The truth also holds direction and speed.
+    Parameters
+    ----------
+    n : int
+        How many clips.
+    split : str, default "test"
+        The split.
+    seed : int, default 0
+        Which clips are drawn.
+
+    Returns
+    -------
+    list of Sample
+        As of :func:`scene_samples`; the truth also holds direction and speed.
     """
-    return [
-        _sample(
-            f"clip-{split}-{seed}-{k:05d}",
-            "video",
-            _later(clips.render_clip, clip),
-            clips.clip_captions(clip),
-            clips.clip_questions(clip),
-            clip.scene,
-            {"direction": clip.direction, "speed": clip.speed},
+    samples = []
+    for k, clip in enumerate(clips.clips(n, split, seed)):
+        truth = _factors(clip.scene) | {"direction": clip.direction, "speed": clip.speed}
+        samples.append(
+            Sample(
+                f"clip-{split}-{seed}-{k:05d}",
+                _later(clips.render_clip, clip),
+                tuple(clips.clip_captions(clip)),
+                tuple(clips.clip_questions(clip)),
+                truth,
+                "video",
+            )
         )
-        for k, clip in enumerate(clips.clips(n, split, seed))
-    ]
+    return samples
 
 
 def sound_samples(n: int, split: str = "test", seed: int = 0) -> list[Sample]:
-    """``n`` sounds of a split.
+    """Mix ``n`` sounds of the embedded world as samples.
 
-    Two seconds at 16 kHz, with captions, questions and what was mixed as truth.
+    Parameters
+    ----------
+    n : int
+        How many sounds.
+    split : str, default "test"
+        The split.
+    seed : int, default 0
+        Which sounds are drawn.
+
+    Returns
+    -------
+    list of Sample
+        Two seconds at 16 kHz, with captions, questions and what was mixed as truth.
     """
-    found = []
+    samples = []
     for k, sound in enumerate(sounds.sounds(n, split, seed)):
         truth = {
             "sound": sound.name,
@@ -64,33 +104,21 @@ def sound_samples(n: int, split: str = "test", seed: int = 0) -> list[Sample]:
             "background": sound.background,
             "recording": sound.recording,
         }
-        told, asked = tuple(sounds.sound_captions(sound)), tuple(sounds.sound_questions(sound))
-        found.append(
+        samples.append(
             Sample(
                 f"sound-{split}-{seed}-{k:05d}",
                 _later(sounds.waveform, sound),
-                told,
-                asked,
+                tuple(sounds.sound_captions(sound)),
+                tuple(sounds.sound_questions(sound)),
                 truth,
                 "audio",
             )
         )
-    return found
+    return samples
 
 
-def _sample(
-    name: str,
-    kind: str,
-    source: Callable[[], object],
-    told: Iterable[str],
-    asked: Iterable[Question],
-    scene: world.Scene,
-    more: dict[str, object] | None = None,
-) -> Sample:
-    factors = {
-        factor: value for factor, value in asdict(scene).items() if factor in world.FACTORS
-    } | (more or {})
-    return Sample(name, source, tuple(told), tuple(asked), factors, kind)
+def _factors(scene: world.Scene) -> dict[str, object]:
+    return {factor: value for factor, value in asdict(scene).items() if factor in world.FACTORS}
 
 
 def _later(draw: Callable, record: object) -> Callable[[], object]:

@@ -5,6 +5,7 @@ csv, and json lines as metadata.jsonl, POPE and VizWiz have them.
 
 import csv
 import re
+from collections import defaultdict
 from functools import lru_cache, partial
 from pathlib import PurePosixPath
 
@@ -20,7 +21,7 @@ _ANSWERS = ("answer", "label", "answers")
 
 
 def read_csv(part: Part, linked: bool) -> list[dict]:
-    """The rows of a csv file.
+    """Read the rows of a csv file.
 
     Raises
     ------
@@ -29,21 +30,21 @@ def read_csv(part: Part, linked: bool) -> list[dict]:
         or has no column for pictures.
     """
     try:
-        with open(part.path, encoding="utf-8-sig", newline="") as opened:
-            table = csv.DictReader(opened)
-            rows, columns = list(table), list(table.fieldnames or ())
+        with open(part.path, encoding="utf-8-sig", newline="") as stream:
+            table = csv.DictReader(stream)
+            rows = list(table)
+            columns = list(table.fieldnames or ())
     except (ValueError, csv.Error, OSError) as cause:
         raise Stray(
             f"{part} is no csv that can be read ({cause})", "write it again in UTF-8"
         ) from cause
     if not roles_of(dict.fromkeys(columns))["file"]:
         # A link may lead to any file of this machine: its first line is nobody's business
-        there = (
-            "columns of a link are not shown"
-            if linked
-            else f"there are: {', '.join(columns)[:200] or 'none'}"
-        )
-        raise Stray(f"{part}: no column {' or '.join(_FILE_COLUMNS[:2])}", there)
+        if linked:
+            advice = "columns of a link are not shown"
+        else:
+            advice = f"there are: {', '.join(columns)[:200] or 'none'}"
+        raise Stray(f"{part}: no column {' or '.join(_FILE_COLUMNS[:2])}", advice)
     if len(set(columns)) < len(columns):
         raise AnnotationError(
             f"{part}: two columns have one name", "give every column a name of its own"
@@ -52,31 +53,32 @@ def read_csv(part: Part, linked: bool) -> list[dict]:
 
 
 def roles_of(row: dict) -> dict[str, object]:
-    """Which columns of a row are what, in any case: file, question, answer, split, captions.
+    """Find which columns of a row are what, in any case: file, question, answer, split, captions.
 
     All others are facts.
     """
-    columns = {name: _column(name) for name in row if isinstance(name, str)}
-    first = lambda *wanted: next(
-        (name for want in wanted for name, said in columns.items() if said == want), None
-    )
+    columns = defaultdict(list)  # the names of columns by their plain form
+    captions = []
+    for name in row:
+        if not isinstance(name, str):
+            continue
+        column = _column(name)
+        columns[column].append(name)
+        if re.fullmatch(r"(caption|text|description|sentence)s?(_?\d+)?", column):
+            captions.append(name)
+    first = lambda *labels: next((columns[label][0] for label in labels if label in columns), None)
     roles = {"file": first(*_FILE_COLUMNS), "question": first("question"), "split": first("split")}
-    captions = [
-        name
-        for name, said in columns.items()
-        if re.fullmatch(r"(caption|text|description|sentence)s?(_?\d+)?", said)
-    ]
     text = first("text")
     is_question = text and (
         first("question_id") or first(*_ANSWERS) and str(row[text]).strip().endswith("?")
     )
     if is_question and not roles["question"]:  # POPE's text and label
-        roles["question"], captions = text, [name for name in captions if name != text]
-    roles["answers"] = (
-        [name for want in _ANSWERS for name, said in columns.items() if said == want]
-        if roles["question"]
-        else []
-    )
+        roles["question"] = text
+        captions.remove(text)
+    roles["answers"] = []
+    if roles["question"]:
+        for label in _ANSWERS:
+            roles["answers"] += columns.get(label, [])
     return roles | {"captions": captions}
 
 
@@ -87,6 +89,17 @@ def _column(name: str) -> str:
 
 def add_rows(gathered: Gathered, part: Part, rows: list, form: str) -> None:
     """Add what rows say: captions, a question with its answer, and facts.
+
+    Parameters
+    ----------
+    gathered : Gathered
+        What the folder says, to which is added.
+    part : Part
+        The file.
+    rows : list
+        Its rows, each a dict.
+    form : str
+        The form of the file, for the report.
 
     Raises
     ------
@@ -102,9 +115,8 @@ def add_rows(gathered: Gathered, part: Part, rows: list, form: str) -> None:
             gathered.question(part, picture, question)
         for fact, value in facts.items():
             if value is not None or fact not in picture.truth:
-                part.left["facts that a later row says otherwise"] += picture.truth.get(
-                    fact, value
-                ) not in (None, value)
+                differs = picture.truth.get(fact, value) not in (None, value)
+                part.left["facts that a later row says otherwise"] += differs
                 picture.truth[fact] = value
                 part.taken["facts"] += value is not None
 
@@ -118,55 +130,65 @@ def _row(gathered: Gathered, part: Part, row: object) -> tuple:
             f"{part}: a row has no {column!r} or more cells than the header",
             "give every row one cell a column",
         )
-    name, where = inside(part, name.strip()), f"row of {name.strip()[:200]}"
-    captions = [
-        text
-        for column in roles["captions"]
-        for text in _captions(part, where, column, row.get(column))
-    ]
-    text, question = row.get(roles["question"]), None
-    left = {roles["file"], roles["split"], roles["question"], *roles["captions"], *roles["answers"]}
-    if any(value not in (None, "", []) for value in (text, *map(row.get, roles["answers"]))):
-        checked(part, where, roles["question"], text, str)
-        keys = roles["answers"] or ["answer"]
-        if all(row.get(key) in (None, "", []) for key in keys):
-            raise Stray(
-                f"{part}: {keys[0]!r} of {where!r} is {row.get(keys[0])!r}",
-                "give every question an answer",
-            )
-        answer = answer_of(part, where, row, keys)
-        kind = question_type(text, answer)
-        strata = (str(row.get(key)) for key in ("stratum", "category") if key in row)
-        named = (word for word in re.split(r"[^a-z]+", PurePosixPath(part.file).stem.lower()))
-        stratum = (
-            next((said for said in (*strata, *named) if said in STRATA), None)
-            if kind == "presence"
-            else None
-        )
-        left |= {"question_id"} | ({"category", "stratum"} if stratum else set())
-        question = Question(
-            kind, text, answer, next(iter(objects_in(text, tuple(gathered.names))), ""), stratum
-        )
-    cells = {
-        key: value
-        for key, value in row.items()
-        if key not in left and not isinstance(value, (list, dict))
-    }
-    facts = {
-        key: _fact(checked(part, where, key, value, str, True) if isinstance(value, str) else value)
-        for key, value in cells.items()
-    }
+    place = f"row of {name.strip()[:200]}"
+    name = inside(part, name.strip())
+    captions = []
+    for column in roles["captions"]:
+        captions += _captions(part, place, column, row.get(column))
+    used = {roles["file"], roles["split"], roles["question"], *roles["captions"], *roles["answers"]}
+    question = _question(gathered, part, place, row, roles)
+    if question:
+        used.add("question_id")
+        if question.stratum:
+            used |= {"category", "stratum"}
+    facts = {}
+    for key, value in row.items():
+        if key in used or isinstance(value, (list, dict)):
+            continue
+        if isinstance(value, str):
+            checked(part, place, key, value, str, True)
+        facts[key] = _fact(value)
     return name, split_of(part, row.get(roles["split"])), captions, question, facts
 
 
-def _captions(part: Part, where: str, column: str, value: object) -> list[str]:
-    """The captions of a cell: a text, or a list of texts in json lines."""
-    listed = value if isinstance(value, list) else [] if value is None else [value]
-    return [checked(part, where, column, text, str, True) for text in listed]
+def _question(
+    gathered: Gathered, part: Part, place: str, row: dict, roles: dict[str, object]
+) -> Question | None:
+    """Return the question of a row with its answer, None where it asks nothing."""
+    text = row.get(roles["question"])
+    if all(value in (None, "", []) for value in (text, *map(row.get, roles["answers"]))):
+        return None
+    checked(part, place, roles["question"], text, str)
+    keys = roles["answers"] or ["answer"]
+    if all(row.get(key) in (None, "", []) for key in keys):
+        raise Stray(
+            f"{part}: {keys[0]!r} of {place!r} is {row.get(keys[0])!r}",
+            "give every question an answer",
+        )
+    answer = answer_of(part, place, row, keys)
+    kind = question_type(text, answer)
+    stratum = _stratum(part, row) if kind == "presence" else None
+    target = next(iter(objects_in(text, tuple(gathered.names))), "")
+    return Question(kind, text, answer, target, stratum)
+
+
+def _stratum(part: Part, row: dict) -> str | None:
+    """Return the stratum that a row tells, or else the name of its file."""
+    words = [str(row[key]) for key in ("stratum", "category") if key in row]
+    words += re.split(r"[^a-z]+", PurePosixPath(part.file).stem.lower())
+    return next((word for word in words if word in STRATA), None)
+
+
+def _captions(part: Part, place: str, column: str, value: object) -> list[str]:
+    """List the captions of a cell: a text, or a list of texts in json lines."""
+    if value is None:
+        return []
+    texts = value if isinstance(value, list) else [value]
+    return [checked(part, place, column, text, str, True) for text in texts]
 
 
 def _fact(value: object) -> object:
-    """A cell as a fact.
+    """Convert a cell to a fact.
 
     A whole number where it reads so, None where it is empty or not a number.
     """

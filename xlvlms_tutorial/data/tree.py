@@ -37,7 +37,7 @@ _NAMED = re.compile(
 
 @lru_cache(maxsize=1024)
 def named_split(name: str) -> str | None:
-    """The split that one name tells: "captions_val2017" and "valid" are of validation.
+    """Return the split that one name tells: "captions_val2017" and "valid" are of validation.
 
     A name with two splits tells none.
     """
@@ -47,12 +47,15 @@ def named_split(name: str) -> str | None:
 
 
 def folder_split(file: str) -> str | None:
-    """The split that the folders of a file tell, the nearest first."""
-    return next(filter(None, map(named_split, reversed(file.split("/")[:-1]))), None)
+    """Return the split that the folders of a file tell, the nearest first."""
+    for name in reversed(file.split("/")[:-1]):
+        if split := named_split(name):
+            return split
+    return None
 
 
 def inside(file: object, name: str) -> str:
-    """A file name in its plain form.
+    """Return a file name in its plain form.
 
     Raises
     ------
@@ -69,24 +72,23 @@ def inside(file: object, name: str) -> str:
 
 
 def listing(folder: Path) -> tuple[tuple[str, tuple[str, ...]], ...]:
-    """The folder and its folders, two levels down, each with the names in it.
+    """List the folder and its folders, two levels down, each with the names in it.
 
-    What the folder's reading may be kept by.
+    The folder is read again where this changes.
     """
     folders_in = []
-    for at, folders, files in os.walk(folder, followlinks=True):
-        below = os.path.relpath(at, folder).replace(os.sep, "/").removeprefix(".")
+    for path, folders, files in os.walk(folder, followlinks=True):
+        below = os.path.relpath(path, folder).replace(os.sep, "/").removeprefix(".")
         folders_in.append((f"{below}/" if below else "", tuple(sorted(folders + files))))
-        folders[:] = (
-            sorted(name for name in folders if not hidden(name))
-            if below.count("/") + bool(below) < LEVELS
-            else []
-        )
+        if below.count("/") + bool(below) < LEVELS:
+            folders[:] = sorted(name for name in folders if not hidden(name))
+        else:
+            folders.clear()  # the walk goes no deeper
     return tuple(folders_in)
 
 
 def hidden(name: str) -> bool:
-    """Whether a name is one that systems and editors make for themselves.
+    """Return whether a name is one that systems and editors make for themselves.
 
     "._captions.json", ".ipynb_checkpoints", "__MACOSX".
     """
@@ -94,7 +96,7 @@ def hidden(name: str) -> bool:
 
 
 class Tree:
-    """Where the pictures of a folder are, by the names that annotations call them."""
+    """Find the pictures of a folder by the names that annotations call them."""
 
     def __init__(self, folder: Path, listed: Sequence[tuple[str, tuple[str, ...]]]) -> None:
         self.folder = folder
@@ -105,18 +107,25 @@ class Tree:
                     self.places[name].append(place)
         self.splits = {folder_split(place) for place, _ in listed} - {None}
         self.contents: dict[str, object] = {}
-        self.pictures = {
-            f"{place}{name}"
-            for name, at in self.places.items()
-            if name.lower().endswith(PICTURES)
-            for place in at
-        }
+        self.pictures = set()
+        for name, places in self.places.items():
+            if name.lower().endswith(PICTURES):
+                self.pictures |= {f"{place}{name}" for place in places}
 
     def picture(self, file: str, name: str, split: str | None) -> str | None:
-        """The path of a picture that a file calls by a name, None where there is none.
+        """Return the path of a picture that a file calls by a name, None where there is none.
 
         Of several, it is the one beside the file, else the one in a folder of the split, else the
         one that the name says from the folder.
+
+        Parameters
+        ----------
+        file : str
+            The file of annotations, from the folder.
+        name : str
+            The picture's name in that file.
+        split : str or None
+            The split that the file or the entry tells.
 
         Raises
         ------
@@ -127,33 +136,37 @@ class Tree:
         # False too for names that no system takes
         paths = [path for path in paths if os.path.isfile(self.folder / path)]
         beside = posixpath.join(posixpath.dirname(file), name)
-        if beside in paths or len(paths) < 2:
-            return beside if beside in paths else next(iter(paths), None)
+        if beside in paths:
+            return beside
+        if len(paths) < 2:
+            return paths[0] if paths else None
         paths = [path for path in paths if split and folder_split(path) == split] or paths
         if name in paths:
             return name
-        if other := next((path for path in paths[1:] if not self.same(paths[0], path)), None):
-            message = f"{file}: {name!r} may be {paths[0]} or {other}, which are different pictures"
-            raise AnnotationError(message, "give the path of each from the folder")
-        return paths[0]
+        first = paths[0]
+        for path in paths[1:]:
+            if not self.same(first, path):
+                message = f"{file}: {name!r} may be {first} or {path}, which are different pictures"
+                raise AnnotationError(message, "give the path of each from the folder")
+        return first
 
     def apart(self, path: str, split: str | None) -> bool:
-        """Whether a picture is in the folder of another split, while there is one of this split."""
+        """Return whether a picture is in another split's folder while this split has one."""
         return folder_split(path) not in (None, split) and split in self.splits
 
-    def same(self, one: str, other: str) -> bool:
-        """Whether two pictures are one, byte by byte."""
-        return self.content(one) == self.content(other)
+    def same(self, a: str, b: str) -> bool:
+        """Return whether two pictures are one, byte by byte."""
+        return self.content(a) == self.content(b)
 
     def size(self, path: str) -> int:
-        """The size of a file in bytes, -1 if it is gone."""
+        """Return the size of a file in bytes, -1 if it is gone."""
         try:
             return os.path.getsize(self.folder / path)
         except OSError:
             return -1
 
     def content(self, path: str) -> object:
-        """What two files have in common if they hold the same: their digest, made once.
+        """Return what two files have in common if they hold the same: their digest, made once.
 
         Of a file that cannot be read, its path.
         """

@@ -14,56 +14,131 @@ COLUMNS = ("type", "stratum", "answer", "prediction", "correct", "target", "ques
 
 
 def yes_or_no(prediction: str) -> str | None:
-    """The first word of a prediction where that is yes or no, else None."""
+    """Return the first word of a prediction if that is yes or no, else None.
+
+    Use it to read the answers to presence questions; :func:`exact_match` reads yes/no questions so.
+
+    Parameters
+    ----------
+    prediction : str
+        What a model has said; it is normalised first (:func:`~xlvlms_tutorial.text.normalise`).
+
+    Returns
+    -------
+    str or None
+        "yes", "no" or None.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.metrics import yes_or_no
+    >>> yes_or_no("Yes, there is."), yes_or_no("nobody")
+    ('yes', None)
+    """
     first = normalise(prediction).partition(" ")[0]
     return first if first in ("yes", "no") else None
 
 
 def exact_match(prediction: str, answer: str) -> bool:
-    """Whether a prediction is the answer once both are normalised.
+    """Return whether a prediction is the answer once both are normalised.
 
-    Of a yes/no question the first word decides.
+    Of a yes/no question the first word decides. :func:`answer_table` uses it for a whole list.
+
+    Parameters
+    ----------
+    prediction : str
+        What a model has said.
+    answer : str
+        The correct answer.
+
+    Returns
+    -------
+    bool
+        True if the two agree.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.metrics import exact_match
+    >>> exact_match("Two.", "2"), exact_match("Yes, two.", "yes"), exact_match("a red car", "red")
+    (True, True, False)
     """
-    wanted = normalise(answer)
-    return (
-        yes_or_no(prediction) == wanted
-        if wanted in ("yes", "no")
-        else normalise(prediction) == wanted
-    )
+    expected = normalise(answer)
+    if expected in ("yes", "no"):
+        return yes_or_no(prediction) == expected
+    return normalise(prediction) == expected
 
 
 def answer_table(predictions: Sequence[str], questions: Sequence[Question]) -> pd.DataFrame:
-    """One row a question: type, stratum, answer, prediction, correct, target, question.
+    """Make a table of predictions beside their questions, with one row a question.
+
+    The other functions for answers (:func:`accuracy_by_type`,
+    :func:`~xlvlms_tutorial.metrics.hallucination.pope`,
+    :func:`~xlvlms_tutorial.metrics.vqa.side_effects`) start from it.
+
+    Parameters
+    ----------
+    predictions : sequence of str
+        What a model has said, one text for each question.
+    questions : sequence of Question
+        The questions with their correct answers.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Columns type, stratum, answer, prediction, correct (bool, see :func:`exact_match`), target,
+        question.
 
     Raises
     ------
     LengthError
         If there are not as many predictions as questions.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.data import Question
+    >>> from xlvlms_tutorial.metrics import answer_table
+    >>> question = Question("count", "How many keys are there?", "two", "key")
+    >>> table = answer_table(["2", "three"], [question, question])
+    >>> table["correct"].tolist()
+    [True, False]
     """
     if len(predictions) != len(questions):
         raise LengthError(predictions=len(predictions), questions=len(questions))
-    rows = [
-        (
-            asked.type,
-            asked.stratum,
-            asked.answer,
-            told,
-            exact_match(told, asked.answer),
-            asked.target,
-            asked.text,
+    rows = []
+    for prediction, question in zip(predictions, questions, strict=True):
+        correct = exact_match(prediction, question.answer)
+        rows.append(
+            (
+                question.type,
+                question.stratum,
+                question.answer,
+                prediction,
+                correct,
+                question.target,
+                question.text,
+            )
         )
-        for told, asked in zip(predictions, questions, strict=True)
-    ]
     return pd.DataFrame(rows, columns=list(COLUMNS)).astype({"correct": bool})
 
 
 def accuracy_by_type(
     table: pd.DataFrame, groups: ArrayLike | None = None, seed: int = 0
 ) -> pd.DataFrame:
-    """Accuracy with its interval (value, low, high, n) of an :func:`answer_table`.
+    """Compute the accuracy, with its interval, overall and for each type of question.
 
-    A row "overall", then a row for each type. ``groups`` (one label a row, usually the scene) makes
-    the intervals those of a cluster bootstrap.
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        An :func:`answer_table`, or any table with the columns type and correct.
+    groups : array-like, optional
+        One label a row, usually the scene, which makes the intervals those of a cluster bootstrap.
+        By default each answer is independent, and the intervals are Wilson's.
+    seed : int, default 0
+        Of the bootstrap.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Columns value, low, high, n; a row "overall", then a row for each type.
 
     Raises
     ------
@@ -71,21 +146,26 @@ def accuracy_by_type(
         If the table is empty, or has no such columns.
     LengthError
         If ``groups`` has another length.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.data import Question
+    >>> from xlvlms_tutorial.metrics import accuracy_by_type, answer_table
+    >>> question = Question("count", "How many keys are there?", "two", "key")
+    >>> accuracy = accuracy_by_type(answer_table(["2", "three"], [question, question]))
+    >>> accuracy["value"].to_dict()
+    {'overall': 0.5, 'count': 0.5}
     """
     with_columns(table, ("type", "correct"))
     if table.empty:
         raise EstimateError("accuracy", "no answers", "a table with one answer or more")
     labels = group_labels(table, groups)
-    parts = {"overall": slice(None)} | {
-        kind: (table["type"] == kind).to_numpy() for kind in table["type"].unique()
-    }
-    estimates = {
-        name: share(table["correct"].to_numpy()[rows], labels[rows], seed=seed)
-        for name, rows in parts.items()
-    }
-    return pd.DataFrame(
-        [e.asdict() for e in estimates.values()], index=pd.Index(estimates, name="type")
-    )
+    correct = table["correct"].to_numpy()
+    estimates = {"overall": share(correct, labels, seed=seed).asdict()}
+    for kind in table["type"].unique():
+        rows = (table["type"] == kind).to_numpy()
+        estimates[kind] = share(correct[rows], labels[rows], seed=seed).asdict()
+    return pd.DataFrame(list(estimates.values()), index=pd.Index(estimates, name="type"))
 
 
 def with_columns(
@@ -93,26 +173,35 @@ def with_columns(
     names: Collection[str],
     wanted: str = "a table of answers, as answer_table makes it",
 ) -> pd.DataFrame:
-    """The columns of a table that are needed.
+    """Return the columns of a table that are needed, or refuse the table.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        What the caller gave.
+    names : collection of str
+        The columns that are needed.
+    wanted : str
+        What to give instead, for the message.
 
     Raises
     ------
     EstimateError
-        If it is no table, or lacks one, with those that it has.
+        If it is no table, or lacks a column; the message names those that it has.
     """
     if not isinstance(table, pd.DataFrame):
         raise EstimateError("a table", f"a {type(table).__name__}", wanted)
-    if lacking := [name for name in names if name not in table]:
-        there = (
-            f"no column {', '.join(map(repr, lacking))} among "
+    if missing := [name for name in names if name not in table]:
+        problem = (
+            f"no column {', '.join(map(repr, missing))} among "
             f"{', '.join(map(str, table.columns)) or 'none'}"
         )
-        raise EstimateError("a table", there, wanted)
+        raise EstimateError("a table", problem, wanted)
     return table[list(names)]
 
 
 def group_labels(table: pd.DataFrame, groups: ArrayLike | None) -> pd.Series:
-    """One label for each row of a table: the labels given, or each row its own.
+    """Return one label for each row of a table: the labels given, or each row its own.
 
     Raises
     ------

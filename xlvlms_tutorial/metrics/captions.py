@@ -14,17 +14,35 @@ SOUND_FACTORS = ("sound", "loudness", "background")
 
 
 def names(caption: str, word: str) -> bool:
-    """Whether a caption names a word.
+    """Return whether a caption names a word.
 
-    Whole, in any case, also in the plural or, for "walking", as "walk" and "walks".
+    The word counts whole, in any case, also in the plural or, for "walking", as "walk" and "walks".
+
+    Parameters
+    ----------
+    caption : str
+        The caption of a picture, clip or sound.
+    word : str
+        The word to look for.
+
+    Returns
+    -------
+    bool
+        True if the caption has the word or one of its forms.
 
     Raises
     ------
     WordListError
         If the word is part of a caption without spaces, in Chinese for one,
         where words cannot be told apart.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.metrics import names
+    >>> names("Two red keys.", "key"), names("a monkey", "key")
+    (True, False)
     """
-    return _found(_pattern(word), word, caption)
+    return _has(_pattern(word), word, caption)
 
 
 def caption_attributes(
@@ -32,24 +50,46 @@ def caption_attributes(
     truths: Sequence[Mapping[str, object]],
     factors: Sequence[str] = CAPTION_FACTORS,
 ) -> pd.DataFrame:
-    """Which factors of its truth each caption names.
+    """Find which known factors of its picture each caption names.
 
-    One row a caption, one boolean column a factor, NA where there is no truth. A colour counts only
-    right before the item it belongs to ("red keys"), or anywhere where the truth has no item.
+    The mean of a column is the share of captions that name that factor. A colour counts only right
+    before the item it belongs to ("red keys"), or anywhere where the truth has no item.
+
+    Parameters
+    ----------
+    captions : sequence of str
+        One caption a sample.
+    truths : sequence of mapping
+        The truth of each sample, as ``sample.truth``: the value of each factor by its name.
+    factors : sequence of str, default CAPTION_FACTORS
+        The factors to look for; sounds have ``SOUND_FACTORS``.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row a caption, one boolean column a factor, NA where the truth does not have it.
 
     Raises
     ------
     LengthError
         If there are not as many truths as captions.
     WordListError
-        As :func:`names`.
+        If a value is part of a caption without spaces.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.metrics import caption_attributes
+    >>> truth = {"subject": "woman", "item": "key", "colour": "red"}
+    >>> factors = ("subject", "colour", "place")
+    >>> table = caption_attributes(["a woman with red keys"], [truth], factors)
+    >>> bool(table["colour"].all()), table.notna().sum().to_dict()
+    (True, {'subject': 1, 'colour': 1, 'place': 0})
     """
     if len(captions) != len(truths):
         raise LengthError(captions=len(captions), truths=len(truths))
-    rows = [
-        [_named(caption, truth, factor) for factor in factors]
-        for caption, truth in zip(captions, truths, strict=True)
-    ]
+    rows = []
+    for caption, truth in zip(captions, truths, strict=True):
+        rows.append([_named(caption, truth, factor) for factor in factors])
     return pd.DataFrame(rows, columns=list(factors), dtype="boolean")
 
 
@@ -58,41 +98,37 @@ def _named(caption: str, truth: Mapping[str, object], factor: str) -> bool | Non
     if pd.isna(word):  # None, or NaN where the truth comes from a DataFrame
         return None
     item = truth.get("item")
-    before = str(item) if factor == "colour" and not pd.isna(item) else None
-    return _found(_pattern(str(word), before), str(word), caption)
+    noun = str(item) if factor == "colour" and not pd.isna(item) else None
+    return _has(_pattern(str(word), noun), str(word), caption)
 
 
-def _found(pattern: re.Pattern[str], word: str, caption: str) -> bool:
+def _has(pattern: re.Pattern[str], word: str, caption: str) -> bool:
     caption = composed(caption)
     separate(caption, [word])
     return pattern.search(caption) is not None
 
 
 def separate(caption: str, words: Iterable[str]) -> None:
-    """Refuse a caption without spaces that holds one of these words.
-
-    As part of a longer one or beside others.
+    """Refuse a caption without spaces that holds one of these words among others.
 
     Raises
     ------
     WordListError
-        If it does.
+        If the words of the caption cannot be told apart.
     """
-    if unspaced(caption) and (
-        inside := [
-            word
-            for word in words
-            if composed(word) in caption and composed(word) != caption.strip()
-        ]
-    ):
-        told = f"{inside[0]!r} is part of the caption {caption!r}, which has no spaces"
-        raise WordListError(
-            told, "put spaces between the words of captions, with a word segmenter of the language"
-        )
+    if not unspaced(caption):
+        return
+    for word in words:
+        if composed(word) in caption and composed(word) != caption.strip():
+            raise WordListError(
+                f"{word!r} is part of the caption {caption!r}, which has no spaces",
+                "put spaces between the words of captions, with a word segmenter of the language",
+            )
 
 
 @lru_cache(maxsize=4096)
-def _pattern(word: str, before: str | None = None) -> re.Pattern[str]:
-    return whole_words(
-        forms(word) if before is None else [f"{composed(word)} {form}" for form in forms(before)]
-    )
+def _pattern(word: str, noun: str | None = None) -> re.Pattern[str]:
+    """Return what finds a word: in any of its forms, or right before a noun where one is given."""
+    if noun is None:
+        return whole_words(forms(word))
+    return whole_words([f"{composed(word)} {form}" for form in forms(noun)])

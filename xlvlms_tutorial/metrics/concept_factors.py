@@ -35,7 +35,8 @@ _NULLS = 8  # permuted factors that the interval of an agreement averages over
 class _Factor(NamedTuple):
     """A factor: its name, and which of its values rows have.
 
-    The rows (n,) that have a value, the number of the value of each of these (m,), and the values.
+    The mask (n,) of rows that have a value, the number of the value of each of these (m,), and the
+    values.
     """
 
     name: object
@@ -61,21 +62,37 @@ def track(
     top: int | None = None,
     seed: int = 0,
 ) -> pd.DataFrame:
-    r"""How much each concept says about each known factor.
+    r"""Measure how much each concept says about each known factor.
 
-    One row for each concept (column of ``codes`` (n, k)) and factor of ``truth``. Columns: concept,
-    factor; information :math:`I = \sum p(b, v) \log \frac{p(b, v)}{p(b) p(v)}` of the binned code
-    and the factor, null (its mean over permutations of the factor's rows), excess = information -
-    null, share (the excess relative to the factor's entropy), p (one-sided, (1 + hits) / (1 +
-    tried)), p_adjusted (Benjamini and Hochberg's, over all rows of the table); value (the factor's
-    value most over-represented among the ``top`` rows with the largest \|code\|), purity (its share
-    there), base_rate (its share among all rows), null_purity and p_purity (the same choice under
-    permutation); n (rows with a value) and n_values.
+    Use it to see which concepts track which facts of the pictures, and whether more than by chance.
+    Rows without a value (None, NaN) are left out for that factor, and factors with a single value
+    altogether. A concept that is zero everywhere has no value and NaN purities.
 
-    ``top`` is by default 10, or n // k where that is less; rows of zero code never count, and
-    rows that tie for the last places share them. Rows without a value (None, NaN) are left out
-    for that factor, and factors with a single value altogether. A concept that is zero everywhere
-    has no value and NaN purities.
+    Parameters
+    ----------
+    codes : array-like (n, k)
+        How active each concept is in each sample.
+    truth : pandas.DataFrame or mapping
+        The value of each factor in each sample: one column (n,) a factor.
+    n_permutations : int, default 1000
+        How often a factor's rows are permuted for the null, 100 or more.
+    top : int, optional
+        How many of the most active rows purity looks at; by default 10, or n // k where that is
+        less. Rows of zero code never count, and rows that tie for the last places share them.
+    seed : int, default 0
+        Of the permutations.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row for each concept and factor. Columns: concept, factor; information
+        :math:`I = \sum p(b, v) \log \frac{p(b, v)}{p(b) p(v)}` of the binned code and the factor,
+        in nats; null, its mean over permutations of the factor's rows; excess, information - null;
+        share, the excess relative to the factor's entropy; p, one-sided, (1 + hits) / (1 + tried);
+        p_adjusted, Benjamini and Hochberg's over all rows of the table; value, the factor's value
+        most over-represented among the ``top`` rows with the largest \|code\|; purity, its share
+        there; base_rate, its share among all rows; null_purity and p_purity, the same choice under
+        permutation; n, the rows with a value; n_values.
 
     Raises
     ------
@@ -88,6 +105,14 @@ def track(
     SelectionError
         If ``top`` is below 1, or the values of a factor hardly repeat, as those
         of a caption or a measurement.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.metrics import track
+    >>> codes = [[1.0, 0.0], [0.0, 1.0]] * 10
+    >>> table = track(codes, {"colour": ["red", "blue"] * 10}, n_permutations=100)
+    >>> table["value"].tolist(), table["purity"].round(2).tolist()
+    (['red', 'blue'], [1.0, 1.0])
     """
     activations = _codes(codes)
     n, k = activations.shape
@@ -95,139 +120,199 @@ def track(
         raise EstimateError("n_permutations", n_permutations, "100 or more")
     if top is not None and top < 1:
         raise SelectionError(f"top={top}", "give 1 or more of the most activating rows, or None")
-    wanted = min(10, max(1, n // k)) if top is None else top
-    found = pd.concat(
-        [
-            _tracked(activations, factor, n_permutations, wanted, seed)
-            for factor in _factors(truth, n)
-        ],
-        ignore_index=True,
-    )
-    found.insert(found.columns.get_loc("p") + 1, "p_adjusted", false_discovery_control(found["p"]))
-    return found.sort_values("concept", kind="stable", ignore_index=True)
+    n_top = min(10, max(1, n // k)) if top is None else top
+    tables = [
+        _tracked(activations, factor, n_permutations, n_top, seed) for factor in _factors(truth, n)
+    ]
+    table = pd.concat(tables, ignore_index=True)
+    table.insert(table.columns.get_loc("p") + 1, "p_adjusted", false_discovery_control(table["p"]))
+    return table.sort_values("concept", kind="stable", ignore_index=True)
 
 
 def agreement(
     codes: ArrayLike, factor: ArrayLike, level: float = 0.95, n_resamples: int = 2000, seed: int = 0
 ) -> Estimate:
-    r"""Adjusted mutual information of an assignment of rows to concepts and a factor (n,).
+    r"""Estimate how well an assignment of samples to concepts agrees with a factor.
 
-    0 at chance, 1 where each gives the other. ``codes`` are (n, k), and each row belongs to its
-    largest \|code\| (rows of zeros to none, which counts as a concept), or are labels (n,). With
-    entropies H, and E the mean of I over all permutations of the factor (Vinh et al., JMLR 2010),
-    :math:`\frac{I - E}{(H_{concept} + H_{factor}) / 2 - E}`. The interval resamples rows. Rows
-    drawn twice raise any mutual information, so each resample takes E from permutations made before
-    it was drawn, which are raised alike. Rows without a value are left out.
+    The measure is adjusted mutual information: 0 at chance, 1 where each gives the other. Use it
+    for a whole dictionary and one factor, where :func:`track` looks at each concept. With entropies
+    H, and E the mean of the information I over all permutations of the factor (Vinh et al., JMLR
+    2010), it is :math:`\frac{I - E}{(H_{concept} + H_{factor}) / 2 - E}`. The interval resamples
+    rows. Rows drawn twice raise any mutual information, so each resample takes E from permutations
+    made before it was drawn, which are raised alike.
+
+    Parameters
+    ----------
+    codes : array-like (n, k) or (n,)
+        How active each concept is in each sample, where each row belongs to its largest \|code\|
+        (rows of zeros to none, which counts as a concept); or the label of each sample.
+    factor : array-like (n,)
+        The factor's value in each sample; rows without a value are left out.
+    level : float, default 0.95
+        The confidence level, between 0 and 1.
+    n_resamples : int, default 2000
+        How often rows are resampled, 100 or more.
+    seed : int, default 0
+        Of the resamples and permutations.
+
+    Returns
+    -------
+    Estimate
+        The agreement, its interval, and the number of rows with a value.
 
     Raises
     ------
-    ActivationsError, LengthError, SelectionError
-        As :func:`track`.
+    ActivationsError
+        If there are no codes, or one is NaN or infinite.
+    LengthError
+        If codes and factor differ in length.
     EstimateError
         If the factor has one value only.
+    SelectionError
+        If the values of the factor hardly repeat.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.metrics import agreement
+    >>> print(agreement([0, 1] * 20, ["red", "blue"] * 20, n_resamples=100))
+    1.00 [1.00, 1.00]
     """
-    given = np.asarray(codes)
-    labels = given if given.ndim == 1 else _assigned(_codes(given))
-    (known,) = _factors({"factor": factor}, len(labels))
-    labels = pd.factorize(labels[known.rows], use_na_sentinel=False)[0]
-    value = float(adjusted_mutual_info_score(known.numbers, labels))
-    blocks = _blocks(len(labels), n_resamples)
-    drawn = np.concatenate(
-        [_resampled(labels, known.numbers, size, seed + i) for i, size in enumerate(blocks)]
-    )
-    return interval(value, drawn, len(labels), level)
+    values = np.asarray(codes)
+    labels = values if values.ndim == 1 else _assigned(_codes(values))
+    (repeated,) = _factors({"factor": factor}, len(labels))
+    labels = pd.factorize(labels[repeated.rows], use_na_sentinel=False)[0]
+    value = float(adjusted_mutual_info_score(repeated.numbers, labels))
+    resamples = []
+    for number, size in enumerate(_blocks(len(labels), n_resamples)):
+        resamples.append(_resampled(labels, repeated.numbers, size, seed + number))
+    return interval(value, np.concatenate(resamples), len(labels), level)
 
 
 def informative(truth: pd.DataFrame | Mapping) -> pd.DataFrame:
-    """The factors that :func:`track` and :func:`agreement` can ask about.
+    """Select the factors that :func:`track` and :func:`agreement` can ask about.
 
-    Those with two values or more, which repeat. What annotators say of photographs has gaps: a
+    Those have two values or more, which repeat. What annotators say of photographs has gaps: a
     factor may be missing, the same everywhere, or different in every row.
+
+    Parameters
+    ----------
+    truth : pandas.DataFrame or mapping
+        The value of each factor in each sample: one column (n,) a factor.
+
+    Returns
+    -------
+    pandas.DataFrame
+        The columns of those factors.
 
     Raises
     ------
     EstimateError
-        If there is none.
+        If there is none; the message says how many values each factor has.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.metrics import informative
+    >>> truth = {"colour": ["red", "blue"] * 2, "count": [1] * 4, "caption": list("abcd")}
+    >>> informative(truth).columns.tolist()
+    ['colour']
     """
     table = pd.DataFrame(dict(truth.items()))
-    kept = [
-        name
-        for name, column in table.items()
-        if 1 < column.nunique() <= _most_values(int(column.count()))
-    ]
-    if not kept:
-        found = (
-            ", ".join(
-                f"{name}: {column.nunique()} in {column.count()} rows"
-                for name, column in table.items()
-            )
-            or "no factors"
-        )
+    selected, counts = [], []
+    for name, column in table.items():
+        n_values, n_rows = column.nunique(), int(column.count())
+        counts.append(f"{name}: {n_values} in {n_rows} rows")
+        if 1 < n_values <= _max_values(n_rows):
+            selected.append(name)
+    if not selected:
         raise EstimateError(
             "numbers of values",
-            found,
+            ", ".join(counts) or "no factors",
             "a factor with at least 2 different values that repeat; give more samples",
         )
-    return table[kept]
+    return table[selected]
 
 
 def spoken(samples: Iterable[Sample], wanted: Sequence[str], least: int = 8) -> list[str]:
-    """The words that the first captions of so many samples or more hold.
+    """List words that occur in the first captions of enough samples.
 
-    Those wanted, and in place of the others what samples show most. There are as many as wanted, or
-    fewer where no more are said so often. Words and phrases count whole, in any case.
+    Use it to choose words whose concepts can be studied in a dataset. Requested words that are too
+    rare are replaced by the most frequent subjects and items of the samples. Words and phrases
+    count whole, in any case.
+
+    Parameters
+    ----------
+    samples : iterable of Sample
+        The samples; those without captions are left out.
+    wanted : sequence of str
+        The requested words, which also say how many words are returned.
+    least : int, default 8
+        In how many first captions a word must occur.
+
+    Returns
+    -------
+    list of str
+        As many words as requested, or fewer where no more occur often enough.
 
     Raises
     ------
     SelectionError
-        If no word is said so often, with the words that captions have most often.
+        If no word occurs often enough; the message has the words that captions have most often.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.data import Sample
+    >>> from xlvlms_tutorial.metrics import spoken
+    >>> scene = Sample("scene", None, ("A woman holds a key.",), truth={"item": "key"})
+    >>> spoken([scene] * 8, ["woman", "dog"])
+    ['woman', 'key']
     """
-    known = [sample for sample in samples if sample.captions]
-    shown = Counter(
-        value
-        for sample in known
-        for value in map(sample.truth.get, ("subject", "item"))
-        if isinstance(value, str)
+    captions, objects = [], Counter()
+    for sample in samples:
+        if sample.captions:
+            captions.append(sample.captions[0])
+            nouns = map(sample.truth.get, ("subject", "item"))
+            objects.update(noun for noun in nouns if isinstance(noun, str))
+    words = []
+    for word in dict.fromkeys([*wanted, *(noun for noun, _ in objects.most_common())]):
+        pattern = whole_words([word])
+        n_captions = sum(pattern.search(caption) is not None for caption in captions)
+        if n_captions >= least and len(words) < len(wanted):
+            words.append(word)
+    if words:
+        return words
+    counts = Counter()
+    for caption in captions:
+        counts.update(set(re.findall(r"\w+", caption.lower())))
+    frequent = ", ".join(f"{word!r} ({count})" for word, count in counts.most_common(10))
+    raise SelectionError(
+        f"fewer than {least} of {len(captions)} samples say {', '.join(map(repr, wanted))}",
+        f"they say {frequent or 'nothing'}",
     )
-    told, found = [sample.captions[0] for sample in known], []
-    for word in dict.fromkeys([*wanted, *(name for name, _ in shown.most_common())]):
-        often = sum(map(bool, map(whole_words([word]).search, told))) >= least
-        found += [word] if often and len(found) < len(wanted) else []
-    if not found:
-        heard = Counter(word for text in told for word in {*re.findall(r"\w+", text.lower())})
-        most = (
-            ", ".join(f"{word!r} ({count})" for word, count in heard.most_common(10)) or "nothing"
-        )
-        raise SelectionError(
-            f"fewer than {least} of {len(known)} samples say {', '.join(map(repr, wanted))}",
-            f"they say {most}",
-        )
-    return found
 
 
-def _most_values(rows: int) -> float:
-    """How many values a factor may have for its values to repeat."""
+def _max_values(rows: int) -> float:
+    """Return how many values a factor may have for its values to repeat."""
     return max(2, rows / 2)
 
 
 def _codes(codes: ArrayLike) -> Float[np.ndarray, "n k"]:
     try:
-        found = np.asarray(plain(codes), dtype=float)
+        values = np.asarray(plain(codes), dtype=float)
     except (TypeError, ValueError) as cause:
         raise ActivationsError(
             f"codes are not numbers ({cause})", "give one row of codes for each sample"
         ) from cause
-    if found.ndim != 2 or found.size == 0:
+    if values.ndim != 2 or values.size == 0:
         raise ActivationsError(
-            f"codes have the shape {found.shape}",
+            f"codes have the shape {values.shape}",
             "give (n, k): one row for each sample, one column for each concept",
         )
-    if not np.isfinite(found).all():
+    if not np.isfinite(values).all():
         raise ActivationsError(
-            f"{int((~np.isfinite(found)).sum())} of {found.size} codes are NaN or infinite",
+            f"{int((~np.isfinite(values)).sum())} of {values.size} codes are NaN or infinite",
             "give finite codes",
         )
-    return found
+    return values
 
 
 def _factors(truth: pd.DataFrame | Mapping, n: int) -> list[_Factor]:
@@ -235,14 +320,19 @@ def _factors(truth: pd.DataFrame | Mapping, n: int) -> list[_Factor]:
     for name, values in columns.items():
         if len(values) != n:
             raise LengthError(codes=n, **{str(name): len(values)})
-    named = [
-        _factor(name, pd.Series(list(values), dtype=object)) for name, values in columns.items()
-    ]
-    kept = [factor for factor in named if len(factor.values) > 1]
-    if not kept:
-        told = ", ".join(f"{factor.name}: {len(factor.values)}" for factor in named) or "no factors"
-        raise EstimateError("numbers of values", told, "a factor with at least 2 different values")
-    return kept
+    factors, counts = [], []
+    for name, values in columns.items():
+        factor = _factor(name, pd.Series(list(values), dtype=object))
+        counts.append(f"{name}: {len(factor.values)}")
+        if len(factor.values) > 1:
+            factors.append(factor)
+    if not factors:
+        raise EstimateError(
+            "numbers of values",
+            ", ".join(counts) or "no factors",
+            "a factor with at least 2 different values",
+        )
+    return factors
 
 
 def _factor(name: object, column: pd.Series) -> _Factor:
@@ -253,7 +343,7 @@ def _factor(name: object, column: pd.Series) -> _Factor:
             f"the values of factor {name!r} cannot be told apart ({cause})", "give words or numbers"
         ) from cause
     rows = numbers >= 0
-    if len(values) > _most_values(int(rows.sum())):
+    if len(values) > _max_values(int(rows.sum())):
         advice = "give factors whose values repeat, or put a measurement into bins first"
         raise SelectionError(
             f"factor {name!r} has {len(values)} values in {rows.sum()} rows", advice
@@ -267,13 +357,13 @@ def _tracked(
     codes = codes[factor.rows]
     n, k = codes.shape
     base = np.bincount(factor.numbers) / n
-    counted = _counter(codes, min(top, n), len(base))
-    information, value, purity, above = _measured(counted(factor.numbers[None]), base, n)
+    count = _counter(codes, min(top, n), len(base))
+    information, value, purity, above = _measured(count(factor.numbers[None]), base, n)
     sums, hits = np.zeros((2, k)), np.zeros((2, k))
     for orders in _orders(factor.numbers, n_permutations, len(base) * max(n, 4 * k), seed):
-        infos, _, purities, aboves = _measured(counted(orders), base, n)
+        infos, _, purities, aboves = _measured(count(orders), base, n)
         sums += infos.sum(axis=1), purities.sum(axis=1)
-        # Orders that tie with the one found differ from it by rounding
+        # orders that tie with that of the data differ from it by rounding
         hits += (infos >= information - 1e-9).sum(axis=1), (aboves >= above - 1e-5).sum(axis=1)
     null, p = sums / n_permutations, (1 + hits) / (1 + n_permutations)
     alive = codes.any(axis=0)
@@ -301,17 +391,17 @@ def _tracked(
 def _counter(
     codes: Float[np.ndarray, "m k"], top: int, n_values: int
 ) -> Callable[[Int[np.ndarray, "p m"]], _Counts]:
-    """A function from orders of a factor (p, m) to counts.
+    """Make a function from orders of a factor (p, m) to counts.
 
     One product of the bins' and top rows' indicators with the values'.
     """
-    k, bins, weights = codes.shape[1], _bins(codes), _top_weights(codes, top)
-    indicators = np.concatenate(
-        [*(bins == b for b in range(1, N_BINS + 1)), weights], axis=1
-    ).astype(np.float32)
+    k = codes.shape[1]
+    bins, weights = _bins(codes), _top_weights(codes, top)
+    indicators = [*(bins == b for b in range(1, N_BINS + 1)), weights]
+    indicators = np.concatenate(indicators, axis=1).astype(np.float32)
     places = np.maximum(weights.sum(axis=0), 1e-9)[:, None, None]
 
-    def counted(orders: Int[np.ndarray, "p m"]) -> _Counts:
+    def count(orders: Int[np.ndarray, "p m"]) -> _Counts:
         values = (orders.T[:, :, None] == np.arange(n_values)).astype(np.float32)
         product = (indicators.T @ values.reshape(len(values), -1)).reshape(
             N_BINS + 1, k, len(orders), n_values
@@ -320,22 +410,19 @@ def _counter(
         zero = np.bincount(orders[0], minlength=n_values) - nonzero.sum(axis=0, keepdims=True)
         return _Counts(np.concatenate([zero, nonzero]), product[N_BINS] / places)
 
-    return counted
+    return count
 
 
 def _bins(codes: Float[np.ndarray, "m k"]) -> Int[np.ndarray, "m k"]:
-    """0 for a zero, 1 to 3 for the thirds of the other codes of a column, by their mean ranks."""
+    """Give 0 for a zero, 1 to 3 for the thirds of a column's other codes, by their mean ranks."""
     nonzero = codes != 0
     ranks = rankdata(np.where(nonzero, codes, np.inf), axis=0) - 0.5
-    return np.where(
-        nonzero,
-        1 + (N_BINS * ranks / np.maximum(nonzero.sum(axis=0), 1)).astype(int).clip(max=N_BINS - 1),
-        0,
-    )
+    thirds = (N_BINS * ranks / np.maximum(nonzero.sum(axis=0), 1)).astype(int)
+    return np.where(nonzero, 1 + thirds.clip(max=N_BINS - 1), 0)
 
 
 def _top_weights(codes: Float[np.ndarray, "m k"], top: int) -> Float[np.ndarray, "m k"]:
-    """Which rows are among the ``top`` largest of a column, as numbers from 0 to 1.
+    """Mark which rows are among the ``top`` largest of a column, as numbers from 0 to 1.
 
     1 for those among them, a fraction for those that tie for the last places, 0 elsewhere.
     """
@@ -346,20 +433,20 @@ def _top_weights(codes: Float[np.ndarray, "m k"], top: int) -> Float[np.ndarray,
 
 
 def _entropy(counts: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:
-    """Entropy over some axes of whole counts, from a table of c log c.
+    """Compute the entropy over some axes of integer counts, from a table of c log c.
 
     The logarithms would cost more than the counting.
     """
-    whole = np.rint(counts).astype(np.int32)
-    total = whole.sum(axis=axes, keepdims=True).ravel()[0]
+    integers = np.rint(counts).astype(np.int32)
+    total = integers.sum(axis=axes, keepdims=True).ravel()[0]
     table = xlogy(np.arange(total + 1.0), np.arange(total + 1.0))
-    return np.log(total) - table[whole].sum(axis=axes) / total
+    return np.log(total) - table[integers].sum(axis=axes) / total
 
 
 def _measured(counts: _Counts, base: Float[np.ndarray, "v"], n: int) -> tuple[np.ndarray, ...]:
-    """Information, and the value most over-represented at the top, with its share and excess.
+    """Return information, and the value most over-represented at the top, with its purity.
 
-    Its share there, and by how much that exceeds its base rate; (k, p).
+    Then by how much its share there, the purity, exceeds its base rate; (k, p).
     """
     information = (
         _entropy(counts.joint.sum(axis=3), (0,))
@@ -374,7 +461,8 @@ def _measured(counts: _Counts, base: Float[np.ndarray, "v"], n: int) -> tuple[np
 def _orders(
     numbers: np.ndarray, n_permutations: int, size: int, seed: int
 ) -> Iterator[Int[np.ndarray, "p m"]]:
-    rng, step = np.random.default_rng(seed), max(1, _BLOCK // size)
+    rng = np.random.default_rng(seed)
+    step = max(1, _BLOCK // size)
     for start in range(0, n_permutations, step):
         yield rng.permuted(np.tile(numbers, (min(step, n_permutations - start), 1)), axis=1)
 
@@ -384,7 +472,7 @@ def _assigned(codes: Float[np.ndarray, "n k"]) -> Int[np.ndarray, "n"]:
 
 
 def _blocks(n: int, n_resamples: int) -> list[int]:
-    """Resamples to draw at once, at least 100 wherever there are as many."""
+    """Divide resamples into blocks to draw at once, at least 100 wherever there are as many."""
     count = max(1, min(n_resamples // 100, n_resamples * n // (2 * _BLOCK)))
     return [len(part) for part in np.array_split(np.arange(n_resamples), count)]
 
@@ -392,32 +480,32 @@ def _blocks(n: int, n_resamples: int) -> list[int]:
 def _resampled(
     labels: Int[np.ndarray, "n"], values: Int[np.ndarray, "n"], n_resamples: int, seed: int
 ) -> Float[np.ndarray, "r"]:
-    """The agreement on resamples.
+    """Compute the agreement on resamples.
 
-    Tables of shares as products of the sparse indicator of each row's
+    Tables of shares are products of the sparse indicator of each row's
     cell with the resamples' shares.
     """
     shares = resampled_shares(len(labels), n_resamples, seed).T
-    rng, shape = np.random.default_rng(seed), (int(labels.max()) + 1, int(values.max()) + 1)
-    orders = [values, *rng.permuted(np.tile(values, (_NULLS, 1)), axis=1)]
-    tables = [
-        (_indicator(labels * shape[1] + order, shape[0] * shape[1]) @ shares).reshape(*shape, -1)
-        for order in orders
-    ]
-    concepts, factor = (
-        -xlogy(tables[0].sum(axis=1), tables[0].sum(axis=1)).sum(axis=0),
-        _margin(tables[0]),
-    )
+    n_labels, n_values = int(labels.max()) + 1, int(values.max()) + 1
+    rng = np.random.default_rng(seed)
+    tables = []
+    for order in [values, *rng.permuted(np.tile(values, (_NULLS, 1)), axis=1)]:
+        cells = _indicator(labels * n_values + order, n_labels * n_values)
+        tables.append((cells @ shares).reshape(n_labels, n_values, -1))
+    concept_entropy = _margin_entropy(tables[0], 1)
+    factor_entropy = _margin_entropy(tables[0], 0)
     information, *nulls = [
-        concepts + _margin(table) + xlogy(table, table).sum(axis=(0, 1)) for table in tables
+        concept_entropy + _margin_entropy(table, 0) + xlogy(table, table).sum(axis=(0, 1))
+        for table in tables
     ]
     expected = np.mean(nulls, axis=0)
     with np.errstate(invalid="ignore", divide="ignore"):
-        return (information - expected) / ((concepts + factor) / 2 - expected)
+        return (information - expected) / ((concept_entropy + factor_entropy) / 2 - expected)
 
 
-def _margin(table: np.ndarray) -> np.ndarray:
-    shares = table.sum(axis=0)
+def _margin_entropy(table: np.ndarray, axis: int) -> np.ndarray:
+    """Compute the entropy of what is left when an axis is summed over, for each resample."""
+    shares = table.sum(axis=axis)
     return -xlogy(shares, shares).sum(axis=0)
 
 

@@ -48,17 +48,31 @@ _PRODUCTS = re.compile(
 def count_flops(
     call: Callable[[], object], parts: Parts | None = None, decoder: nn.Module | None = None
 ) -> pd.DataFrame:
-    """Floating-point operations that a call really executes, by phase and part.
+    """Count the floating-point operations that a call really executes, by phase and part.
 
-    Columns phase, part, flops. Counted are products of matrices, convolutions and attention, two
-    operations for each multiply-add, by torch's own counter with the formulas that it lacks on
-    CPUs. A skipped block counts nothing. A masked weight counts as any other, and so do the
-    scores above the diagonal of causal attention: zeros that are multiplied are work. ``parts``
-    names modules; work goes to the innermost of them that is running, or to ``rest``, and
-    ``total`` is their sum. With a ``decoder`` (``anatomy.decoder(vlm.model)``) the phases
-    ``prefill`` and ``decode`` are told apart: a decode step gives the decoder one position and a
-    cache that is not empty. Without it the phase is ``both``. What a backward pass executes
-    outside the modules counts as ``rest``.
+    Use it to see what a skipped block or a pruned layer saves. Counted are products of matrices,
+    convolutions and attention, two operations for each multiply-add, by torch's own counter with
+    the formulas that it lacks on CPUs. A skipped block counts nothing. A masked weight counts as
+    any other, and so do the scores above the diagonal of causal attention: zeros that are
+    multiplied are work. :func:`decoder_flops` computes the same numbers from shapes.
+
+    Parameters
+    ----------
+    call : callable
+        Called once without arguments, such as ``lambda: vlm.generate(images, texts)``.
+    parts : mapping of str to Module or iterable of Module, optional
+        Modules by the name of their part. Work goes to the innermost of them that is running, or to
+        "rest". By default all work is rest.
+    decoder : Module, optional
+        The decoder (``anatomy.decoder(vlm.model)``), by whose calls the phases "prefill" and
+        "decode" are told apart: a decode step gives the decoder one position and a cache that is
+        not empty. Without it the phase is "both".
+
+    Returns
+    -------
+    pandas.DataFrame
+        Columns phase, part, flops. In each phase the parts, then "rest", then "total", their sum.
+        What a backward pass executes outside the modules counts as rest.
 
     Raises
     ------
@@ -68,9 +82,18 @@ def count_flops(
     EstimateError
         If the call executes nothing that is counted, an operator without a
         formula, or never the decoder.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from xlvlms_tutorial.metrics import count_flops
+    >>> layer, tokens = torch.nn.Linear(4, 3), torch.ones(2, 4)
+    >>> count_flops(lambda: layer(tokens), {"layer": layer}).to_numpy().tolist()
+    [['both', 'layer', 48], ['both', 'rest', 0], ['both', 'total', 48]]
     """
     owners = _owners(parts or {})
-    tally, missed = _Tally(decoder), _Missed()
+    tally = _Tally(decoder)
+    missed = _Missed()
     with ExitStack() as stack:
         for module, part in owners.items():
             stack.enter_context(
@@ -84,9 +107,8 @@ def count_flops(
         call()
         tally.finish()
     _check(tally, missed.names, decoder)
-    return _table(
-        tally.flops, list(parts or {}), ("both",) if decoder is None else ("prefill", "decode")
-    )
+    phases = ("both",) if decoder is None else ("prefill", "decode")
+    return _table(tally.flops, list(parts or {}), phases)
 
 
 def decoder_flops(
@@ -104,55 +126,95 @@ def decoder_flops(
     batch: int = 1,
     gated: bool = True,
 ) -> dict[str, int]:
-    r"""Floating-point operations of a standard decoder from its shapes, by part.
+    r"""Compute the floating-point operations of a standard decoder from its shapes, by part.
 
-    Without running it. For t ``tokens`` that enter after c ``cached`` ones, width d, MLPs of
-    ``hidden`` size m, h ``heads`` and k ``kv_heads`` (all by default) of size e (``head_size``, d /
-    h by default), each of the L ``layers`` takes, two operations for each multiply-add,
+    Use it for models that are too large to run; :func:`count_flops` counts what a call executes.
+    For t ``tokens`` that enter after c ``cached`` ones, width d, MLPs of ``hidden`` size m, h
+    ``heads`` and k ``kv_heads`` of size e, each of the L ``layers`` takes, two operations for each
+    multiply-add,
 
     .. math:: 4\,t\,d\,e\,(h + k) + 4\,t\,(t + c)\,h\,e + 2\,g\,t\,d\,m
 
-    for ``attention_projections``, ``attention_scores`` (scores and weighted values, above the
-    diagonal too) and ``mlp``, where g is 3 maps in a ``gated`` MLP (Llama's kind) and 2 in others.
-    The ``unembedding`` takes :math:`2\,p\,d\,v` for p positions with ``logits``.
+    for the attention's projections, its scores and weighted values (above the diagonal too), and
+    the MLP, where g is 3 in a ``gated`` MLP and 2 in others. The unembedding takes
+    :math:`2\,p\,d\,v` for p positions with ``logits``.
+
+    Parameters
+    ----------
+    tokens : int
+        Positions that enter the decoder.
+    layers : int
+        The number of blocks.
+    width : int
+        The width of the residual stream.
+    hidden : int
+        The width inside the MLP.
+    heads : int
+        The number of query heads.
+    kv_heads : int, optional
+        The number of key and value heads; by default as many as query heads.
+    head_size : int, optional
+        The width of a head; by default ``width / heads``.
+    vocabulary : int, default 0
+        The number of tokens in the vocabulary; with 0 the unembedding costs nothing.
+    logits : int, default 1
+        The positions for which logits are computed.
+    cached : int, default 0
+        The positions that are in the cache already.
+    batch : int, default 1
+        The number of sequences, by which all is multiplied.
+    gated : bool, default True
+        Whether the MLP has three linear layers (Llama's kind) or two.
+
+    Returns
+    -------
+    dict of str to int
+        The keys attention_projections, attention_scores, mlp, unembedding and total.
 
     Raises
     ------
     SelectionError
         If a size is not a whole number of 1 or more (``cached``, ``vocabulary``, ``logits``: 0 or
         more), or heads do not divide.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.metrics import decoder_flops
+    >>> decoder_flops(2, layers=1, width=4, hidden=8, heads=2)
+    {'attention_projections': 256, 'attention_scores': 64, 'mlp': 384, 'unembedding': 0, 'total':
+    704}
     """
-    k, positive = (
-        heads if kv_heads is None else kv_heads,
-        {"tokens": tokens, "layers": layers, "width": width, "hidden": hidden},
-    )
-    _whole(positive | {"heads": heads, "kv_heads": k, "batch": batch}, 1)
-    _whole({"vocabulary": vocabulary, "logits": logits, "cached": cached}, 0)
+    k = heads if kv_heads is None else kv_heads
+    sizes = {"tokens": tokens, "layers": layers, "width": width, "hidden": hidden}
+    _check_integers(sizes | {"heads": heads, "kv_heads": k, "batch": batch}, 1)
+    _check_integers({"vocabulary": vocabulary, "logits": logits, "cached": cached}, 0)
     if heads % k or (head_size is None and width % heads):
         raise SelectionError(
             f"{heads} heads, {k} kv_heads and width {width}",
             "allowed: kv_heads divides heads, heads divides width",
         )
     e = width // heads if head_size is None else head_size
-    _whole({"head_size": e}, 1)
-    each = {
+    _check_integers({"head_size": e}, 1)
+    flops = {
         "attention_projections": layers * 4 * tokens * width * e * (heads + k),
         "attention_scores": layers * 4 * tokens * (tokens + cached) * heads * e,
         "mlp": layers * 2 * (3 if gated else 2) * tokens * width * hidden,
         "unembedding": 2 * logits * width * vocabulary,
     }
-    return {part: batch * flops for part, flops in (each | {"total": sum(each.values())}).items()}
+    flops["total"] = sum(flops.values())
+    return {part: batch * count for part, count in flops.items()}
 
 
 class _Tally:
-    """Who gets what the counter has counted since the last time somebody began or ended."""
+    """Book what is counted between one begin or end of a part or decoder and the next."""
 
     def __init__(self, decoder: nn.Module | None) -> None:
         self.counter = FlopCounterMode(display=False, custom_mapping=_formulas())
         self.flops: Counter[tuple[str, str]] = Counter()
         self.calls = 0  # of the decoder
         self._phase = "both" if decoder is None else "prefill"
-        self._open, self._seen = ["rest"], 0
+        self._open = ["rest"]  # the parts that are running, the innermost last
+        self._booked = 0
         # by part, since the decoder was left
         self._outside: Counter[str] | None = None if decoder is None else Counter()
         self._first: set[str] = set()  # parts that worked before the decoder's first call
@@ -172,7 +234,8 @@ class _Tally:
             self._first = set(self._outside)
         self._settle(self._first if self.calls == 0 or not decoding else set())
         self._phase = "decode" if decoding else "prefill"
-        self._outside, self.calls = None, self.calls + 1
+        self._outside = None
+        self.calls += 1
 
     def end(self, *_: object) -> None:
         self._book()
@@ -184,7 +247,8 @@ class _Tally:
 
     def _book(self) -> None:
         total = self.counter.get_total_flops()
-        new, self._seen = total - self._seen, total
+        new = total - self._booked
+        self._booked = total
         if new and self._outside is not None:
             self._outside[self._open[-1]] += new
         elif new:
@@ -200,7 +264,7 @@ class _Tally:
 
 
 class _Missed(TorchDispatchMode):
-    """The operators that multiply matrices and have no formula.
+    """Collect the operators that multiply matrices and have no formula.
 
     Leaving them out in silence would give a wrong number.
     """
@@ -222,14 +286,14 @@ class _Missed(TorchDispatchMode):
 
 
 def _formulas() -> dict[object, Callable[..., int]]:
-    """Formulas, from shapes, of operators that torch's counter does not know.
+    """Return formulas, from shapes, of operators that torch's counter does not know.
 
     Those of this torch and of what is imported.
     """
-    found = {
+    formulas = {
         ("aten", "mv"): lambda matrix, vector, **_: 2 * matrix[0] * matrix[1],
         ("aten", "addmv"): lambda added, matrix, vector, **_: 2 * matrix[0] * matrix[1],
-        ("aten", "dot"): lambda one, other, **_: 2 * one[0],
+        ("aten", "dot"): lambda first, second, **_: 2 * first[0],
         ("aten", "_grouped_mm"): _grouped,
         ("transformers", "grouped_mm_fallback"): _grouped,
         ("aten", "_scaled_dot_product_flash_attention_for_cpu"): _attention,
@@ -243,10 +307,10 @@ def _formulas() -> dict[object, Callable[..., int]]:
             2 * q[0] * q[1] * q[2] * k[2] * (3 * q[3] + 2 * v[3])
         ),
     }
-    spaces = {space: getattr(torch.ops, space) for space, _ in found}
+    spaces = {space: getattr(torch.ops, space) for space, _ in formulas}
     return {
         getattr(spaces[space], name): formula
-        for (space, name), formula in found.items()
+        for (space, name), formula in formulas.items()
         if hasattr(spaces[space], name)
     }
 
@@ -254,7 +318,7 @@ def _formulas() -> dict[object, Callable[..., int]]:
 def _attention(
     q: Sequence[int], k: Sequence[int], v: Sequence[int], *_: object, **__: object
 ) -> int:
-    """Scores and weighted values; grouped keys and values are multiplied once a query head."""
+    """Count scores and weighted values; grouped keys and values are used once a query head."""
     return 2 * q[0] * q[1] * q[2] * k[2] * (q[3] + v[3])
 
 
@@ -266,8 +330,8 @@ def _grouped(a: Sequence[int], b: Sequence[int], *_: object, **__: object) -> in
 
 def _owners(parts: Parts) -> dict[nn.Module, str]:
     owners: dict[nn.Module, str] = {}
-    for part, given in parts.items():
-        modules = [given] if isinstance(given, nn.Module) else list(given)
+    for part, members in parts.items():
+        modules = [members] if isinstance(members, nn.Module) else list(members)
         if part in ("rest", "total") or not modules:
             raise SelectionError(
                 f"part {part!r} with {len(modules)} modules",
@@ -284,9 +348,9 @@ def _owners(parts: Parts) -> dict[nn.Module, str]:
 
 @contextmanager
 def _hooked(module: nn.Module, before: Callable, after: Callable) -> Iterator[None]:
-    """Hooks that stay where an intervention replaces the module's forward.
+    """Attach hooks that stay where an intervention replaces the module's forward.
 
-    Around all others, so that their work is inside.
+    They lie around all others, so that the work of these is inside.
     """
     enter = module.register_forward_pre_hook(before, prepend=True, with_kwargs=True)
     # also where a capture stops the model by an exception
@@ -296,25 +360,24 @@ def _hooked(module: nn.Module, before: Callable, after: Callable) -> Iterator[No
 
 
 def _decoding(args: tuple, kwargs: dict) -> bool:
-    given = kwargs.get("inputs_embeds")
-    given = given if given is not None else kwargs.get("input_ids", args[0] if args else None)
+    """Return whether a call of the decoder is a decode step: one position and a filled cache."""
+    tokens = kwargs.get("inputs_embeds")
+    if tokens is None:
+        tokens = kwargs.get("input_ids", args[0] if args else None)
     cache = kwargs.get("past_key_values")
-    return (
-        given is not None
-        and given.shape[1] == 1
-        and cache is not None
-        and int(cache.get_seq_length()) > 0
-    )
+    if tokens is None or tokens.shape[1] != 1 or cache is None:
+        return False
+    return int(cache.get_seq_length()) > 0
 
 
 def _check(tally: _Tally, missed: set[str], decoder: nn.Module | None) -> None:
     if missed:
-        known = (
+        advice = (
             "operators of torch itself; run the model unquantised and with "
             "attn_implementation 'sdpa' or 'eager'"
         )
         raise EstimateError(
-            "operators that multiply and have no formula", ", ".join(sorted(missed)), known
+            "operators that multiply and have no formula", ", ".join(sorted(missed)), advice
         )
     if not tally.flops:
         raise EstimateError(
@@ -333,14 +396,13 @@ def _table(
 ) -> pd.DataFrame:
     rows = []
     for phase in phases:
-        found = {part: flops[phase, part] for part in (*parts, "rest")}
-        rows += [
-            (phase, part, count) for part, count in (found | {"total": sum(found.values())}).items()
-        ]
+        counts = {part: flops[phase, part] for part in (*parts, "rest")}
+        counts["total"] = sum(counts.values())
+        rows += [(phase, part, count) for part, count in counts.items()]
     return pd.DataFrame(rows, columns=["phase", "part", "flops"])
 
 
-def _whole(sizes: Mapping[str, object], least: int) -> None:
+def _check_integers(sizes: Mapping[str, object], minimum: int) -> None:
     for name, size in sizes.items():
-        if isinstance(size, bool) or not isinstance(size, Integral) or size < least:
-            raise SelectionError(f"{name}={size!r}", f"allowed: whole numbers of {least} or more")
+        if isinstance(size, bool) or not isinstance(size, Integral) or size < minimum:
+            raise SelectionError(f"{name}={size!r}", f"allowed: whole numbers of {minimum} or more")

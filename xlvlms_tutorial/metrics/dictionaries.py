@@ -26,9 +26,24 @@ _BLOCK = 2**22  # numbers of one array at a time, to bound memory
 
 
 class ReconstructionError(NamedTuple):
-    """Squared error relative to the sum of squares and to the variance, and 1 minus the latter.
+    """Hold the squared error of reconstructions, relative to the activations.
 
-    Both are those of the activations.
+    :func:`reconstruction_error` makes it.
+
+    Parameters
+    ----------
+    of_energy : float
+        The error relative to the sum of squares of the activations.
+    of_variance : float
+        The error relative to their variance.
+    explained_variance : float
+        1 minus the latter.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.metrics import ReconstructionError
+    >>> ReconstructionError(of_energy=0.1, of_variance=0.25, explained_variance=0.75).of_variance
+    0.25
     """
 
     of_energy: float
@@ -37,9 +52,24 @@ class ReconstructionError(NamedTuple):
 
 
 class Sparsity(NamedTuple):
-    """Share of codes that are zero, active concepts per sample, and share of unused concepts.
+    """Hold how few concepts codes use.
 
-    The mean number of active concepts per sample; unused ones are active in no sample.
+    :func:`sparsity` makes it.
+
+    Parameters
+    ----------
+    zeros : float
+        The share of codes that are zero.
+    active : float
+        The mean number of active concepts per sample.
+    dead : float
+        The share of concepts that are active in no sample.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.metrics import Sparsity
+    >>> Sparsity(zeros=0.5, active=1.0, dead=0.0).active
+    1.0
     """
 
     zeros: float
@@ -50,27 +80,26 @@ class Sparsity(NamedTuple):
 def match_concepts(
     a: ArrayLike | Tensor, b: ArrayLike | Tensor, how: str = "one-to-one", absolute: bool = False
 ) -> pd.DataFrame:
-    r"""Which of the concepts b goes with each of the concepts a, by their cosines.
+    r"""Match the concepts of one dictionary with those of another by their cosines.
 
-    They are compared by :math:`S_{ij} = \cos(a_i, b_j)`.
-
-    "one-to-one" is the :math:`\gamma \in \{0, 1\}` that minimises
-    :math:`\sum \gamma_{ij} (1 - S_{ij})`, each row and column used once; where the two differ in
-    number the smaller set is assigned (arXiv 2501.03012). "argmax" takes :math:`\arg\max_j S_{ij}`,
-    so that several may go with one.
+    Use it to see whether two runs, or two models, find the same concepts. They are compared by
+    :math:`S_{ij} = \cos(a_i, b_j)`.
 
     Parameters
     ----------
-    a, b
-        Concepts (k, d) and (l, d), a row each.
-    how
-        "one-to-one" or "argmax".
-    absolute
-        Take :math:`|S|`, for concepts whose sign is arbitrary (PCA).
+    a, b : array-like or Tensor (k, d) and (l, d)
+        Concepts, a row each.
+    how : {"one-to-one", "argmax"}, default "one-to-one"
+        "one-to-one" is the :math:`\gamma \in \{0, 1\}` that minimises
+        :math:`\sum \gamma_{ij} (1 - S_{ij})`, each row and column used once; where the two differ
+        in number the smaller set is assigned (arXiv 2501.03012). "argmax" takes :math:`\arg\max_j
+        S_{ij}`, so that several may go with one.
+    absolute : bool, default False
+        Whether to compare by :math:`|S|`, for concepts whose sign is arbitrary (PCA).
 
     Returns
     -------
-    pd.DataFrame
+    pandas.DataFrame
         Columns a and b (numbers of rows) and cosine, in the order of ``a``.
 
     Raises
@@ -84,6 +113,7 @@ def match_concepts(
 
     Examples
     --------
+    >>> from xlvlms_tutorial.metrics import match_concepts
     >>> match_concepts([[1, 0], [3, 4]], [[0, 2], [5, 0]])
        a  b  cosine
     0  0  1     1.0
@@ -93,25 +123,51 @@ def match_concepts(
         raise SelectionError(
             f"unknown matching {how!r}", f"allowed: {', '.join(map(repr, MATCHES))}"
         )
-    one, other = _directions(a, "a"), _directions(b, "b")
-    if one.shape[1] != other.shape[1]:
+    directions_a, directions_b = _directions(a, "a"), _directions(b, "b")
+    if directions_a.shape[1] != directions_b.shape[1]:
         raise ComparisonError(
             "widths of the components",
-            one.shape[1],
-            other.shape[1],
+            directions_a.shape[1],
+            directions_b.shape[1],
             "compare dictionaries of the same layer and model",
         )
-    cosines = (one @ other.T).clip(-1, 1)
+    cosines = (directions_a @ directions_b.T).clip(-1, 1)
     cosines = np.abs(cosines) if absolute else cosines
     if how == "argmax":
-        rows, columns = np.arange(len(one)), cosines.argmax(axis=1)
+        rows, columns = np.arange(len(directions_a)), cosines.argmax(axis=1)
     else:
         rows, columns = linear_sum_assignment(cosines, maximize=True)
     return pd.DataFrame({"a": rows, "b": columns, "cosine": cosines[rows, columns]})
 
 
 def matched(a: ArrayLike | Tensor, b: ArrayLike | Tensor, absolute: bool = False) -> pd.DataFrame:
-    r"""Components ``a`` matched one to one with ``b`` (by :math:`|S|` if ``absolute``)."""
+    """Match components one to one by their cosines, as :func:`match_concepts` does by default.
+
+    Parameters
+    ----------
+    a, b : array-like or Tensor (k, d) and (l, d)
+        Components, a row each.
+    absolute : bool, default False
+        Whether to compare by :math:`|S|`, for components whose sign is arbitrary.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Columns a and b (numbers of rows) and cosine, in the order of ``a``.
+
+    Raises
+    ------
+    ActivationsError
+        If components are missing, not finite, or zero, which has no direction.
+    ComparisonError
+        If the two are not equally wide.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.metrics import matched
+    >>> matched([[1, 0], [0, 1]], [[0, 2], [-5, 0]], absolute=True)["b"].tolist()
+    [1, 0]
+    """
     return match_concepts(a, b, absolute=absolute)
 
 
@@ -122,51 +178,86 @@ def stability(
     n_resamples: int = 2000,
     seed: int = 0,
 ) -> Estimate:
-    """Mean matched cosine over all pairs of runs.
+    """Estimate how far runs with different seeds find the same components.
 
-    1 where every seed finds the same (k, d) components up to their order. The interval
-    resamples the concepts of the first run, each drawn together with what the other runs have
-    for it; it says how the mean varies with the concepts, not with further seeds. n is the
-    number of pairs of runs times k.
+    It is the mean matched cosine over all pairs of runs, 1 where every seed finds the same
+    components up to their order. The interval resamples the concepts of the first run, each drawn
+    together with what the other runs have for it; it says how the mean varies with the concepts,
+    not with further seeds.
+
+    Parameters
+    ----------
+    components : sequence of array-like or Tensor (k, d)
+        The components of each run, 2 runs or more.
+    absolute : bool, default False
+        Whether to take the absolute cosines, for components whose sign is arbitrary (PCA).
+    level : float, default 0.95
+        The confidence level, between 0 and 1.
+    n_resamples : int, default 2000
+        How often the concepts of the first run are resampled, 100 or more.
+    seed : int, default 0
+        Of the bootstrap.
+
+    Returns
+    -------
+    Estimate
+        The mean cosine and its interval; n is the number of pairs of runs times k.
 
     Raises
     ------
     ActivationsError
-        As :func:`match_concepts`.
+        If components are missing, not finite, or zero, which has no direction.
     ComparisonError
         If runs differ in their number of components or in width.
     EstimateError
         If there are fewer than 2 runs or 2 components.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.metrics import stability
+    >>> print(stability([[[1, 0], [0, 1]], [[0, 2], [3, 0]]]))
+    1.00 [1.00, 1.00]
     """
-    runs = [_directions(run, f"run {i}") for i, run in enumerate(components)]
-    if len(runs) < 2:
-        raise EstimateError("runs", len(runs), "2 or more, fitted with different seeds")
-    if differing := [run.shape for run in runs if run.shape != runs[0].shape]:
-        raise ComparisonError(
-            "shapes of the components",
-            runs[0].shape,
-            differing[0],
-            "fit the runs with the same settings",
-        )
-    pairs = {
-        pair: match_concepts(runs[pair[0]], runs[pair[1]], absolute=absolute)
-        for pair in combinations(range(len(runs)), 2)
-    }
+    directions = [_directions(run, f"run {i}") for i, run in enumerate(components)]
+    n_runs = len(directions)
+    if n_runs < 2:
+        raise EstimateError("runs", n_runs, "2 or more, fitted with different seeds")
+    shape = directions[0].shape
+    for run in directions:
+        if run.shape != shape:
+            raise ComparisonError(
+                "shapes of the components", shape, run.shape, "fit the runs with the same settings"
+            )
+    matches = {}
+    for i, j in combinations(range(n_runs), 2):
+        matches[i, j] = match_concepts(directions[i], directions[j], absolute=absolute)
     # for each run and component, the concept of the first run that it stands for
-    first = [np.arange(len(runs[0]))]
-    first += [np.argsort(pairs[0, i]["b"].to_numpy()) for i in range(1, len(runs))]
-    cosines = np.concatenate([found["cosine"] for found in pairs.values()])
-    groups = np.concatenate([first[i][found["a"]] for (i, _), found in pairs.items()])
+    first = [np.arange(len(directions[0]))]
+    first += [np.argsort(matches[0, i]["b"].to_numpy()) for i in range(1, n_runs)]
+    cosines = np.concatenate([match["cosine"] for match in matches.values()])
+    groups = np.concatenate([first[i][match["a"]] for (i, _), match in matches.items()])
     return bootstrap(cosines, groups, level=level, n_resamples=n_resamples, seed=seed)
 
 
 def reconstruction_error(A: ArrayLike | Tensor, A_hat: ArrayLike | Tensor) -> ReconstructionError:
-    r"""How much of activations (n, d) is lost.
+    r"""Measure how much of activations is lost in their reconstructions.
 
-    :math:`\|A - \hat A\|^2 / \|A\|^2`, and relative to the variance :math:`\|A - \bar A\|^2`. The
-    first flatters dictionaries of activations with a large common mean, which one concept
-    reconstructs. Giving back the mean has an error of 1 of the variance, and an
-    ``explained_variance`` of 0; worse than that is negative.
+    The error is :math:`\|A - \hat A\|^2 / \|A\|^2`, and relative to the variance
+    :math:`\|A - \bar A\|^2`. The first flatters dictionaries of activations with a large common
+    mean, which one concept reconstructs. Giving back the mean has an error of 1 of the variance,
+    and an ``explained_variance`` of 0; worse than that is negative.
+
+    Parameters
+    ----------
+    A : array-like or Tensor (n, d)
+        The activations, at least two that differ.
+    A_hat : array-like or Tensor (n, d)
+        Their reconstructions.
+
+    Returns
+    -------
+    ReconstructionError
+        The numbers of_energy, of_variance and explained_variance.
 
     Raises
     ------
@@ -174,35 +265,53 @@ def reconstruction_error(A: ArrayLike | Tensor, A_hat: ArrayLike | Tensor) -> Re
         If either is no matrix of finite numbers, or all activations are the same.
     ComparisonError
         If shapes differ.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.metrics import reconstruction_error
+    >>> reconstruction_error([[1.0, 0.0], [3.0, 0.0]], [[2.0, 0.0], [2.0, 0.0]])
+    ReconstructionError(of_energy=0.2, of_variance=1.0, explained_variance=0.0)
     """
-    given, found = _matrix(A, "activations"), _matrix(A_hat, "reconstructions")
-    if given.shape != found.shape:
+    activations, reconstructions = _matrix(A, "activations"), _matrix(A_hat, "reconstructions")
+    if activations.shape != reconstructions.shape:
         raise ComparisonError(
             "shapes",
-            tuple(given.shape),
-            tuple(found.shape),
+            tuple(activations.shape),
+            tuple(reconstructions.shape),
             "give the reconstructions of these activations",
         )
-    if (given == given[0]).all():
+    if (activations == activations[0]).all():
         raise ActivationsError(
             "the activations are all the same", "give at least two samples that differ"
         )
-    found = found.to(given.device)
-    mean, step = given.mean(dim=0, dtype=torch.float64), max(1, _BLOCK // given.shape[1])
-    sums = torch.zeros(3, dtype=torch.float64, device=given.device)
-    for block, other in zip(given.split(step), found.split(step), strict=True):
-        one = block.double()
-        sums += torch.stack(
-            [(one - other).square().sum(), one.square().sum(), (one - mean).square().sum()]
-        )
+    reconstructions = reconstructions.to(activations.device)
+    mean = activations.mean(dim=0, dtype=torch.float64)
+    step = max(1, _BLOCK // activations.shape[1])
+    sums = torch.zeros(3, dtype=torch.float64, device=activations.device)
+    for rows, rows_hat in zip(activations.split(step), reconstructions.split(step), strict=True):
+        exact = rows.double()
+        differences = (exact - rows_hat, exact, exact - mean)
+        sums += torch.stack([difference.square().sum() for difference in differences])
     error, energy, variance = sums.tolist()
     return ReconstructionError(error / energy, error / variance, 1 - error / variance)
 
 
 def sparsity(codes: ArrayLike | Tensor, threshold: float = 0.0) -> Sparsity:
-    """How few concepts codes (n, k) use.
+    """Measure how few concepts codes use.
 
-    A code is active where its absolute value exceeds the threshold, by default any but 0.
+    Use it beside :func:`reconstruction_error`: a dictionary that uses more concepts loses less.
+
+    Parameters
+    ----------
+    codes : array-like or Tensor (n, k)
+        How active each concept is in each sample.
+    threshold : float, default 0.0
+        A code is active where its absolute value exceeds this, by default any but 0.
+
+    Returns
+    -------
+    Sparsity
+        The numbers zeros, active and dead.
 
     Raises
     ------
@@ -210,45 +319,50 @@ def sparsity(codes: ArrayLike | Tensor, threshold: float = 0.0) -> Sparsity:
         If the codes are no matrix of finite numbers.
     SelectionError
         If the threshold is negative.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.metrics import sparsity
+    >>> sparsity([[1.0, 0.0], [0.5, 0.0]])
+    Sparsity(zeros=0.5, active=1.0, dead=0.5)
     """
     if not threshold >= 0:
         raise SelectionError(f"threshold={threshold}", "give 0 or more")
     active = _matrix(codes, "codes").abs() > threshold
     share = active.double().mean().item()
-    return Sparsity(
-        1 - share, share * active.shape[1], 1 - active.any(dim=0).double().mean().item()
-    )
+    used = active.any(dim=0).double().mean().item()
+    return Sparsity(1 - share, share * active.shape[1], 1 - used)
 
 
 def _matrix(values: ArrayLike | Tensor, name: str) -> Float[Tensor, "n d"]:
     try:
-        found = (
-            values.detach()
-            if isinstance(values, Tensor)
-            else torch.from_numpy(np.require(values, requirements="W"))
-        )
+        if isinstance(values, Tensor):
+            matrix = values.detach()
+        else:
+            matrix = torch.from_numpy(np.require(values, requirements="W"))
     except (TypeError, ValueError) as cause:
         raise ActivationsError(
             f"{name} are not numbers ({cause})", "give an array or a tensor of numbers"
         ) from cause
-    found = found if found.is_floating_point() else found.double()
-    if found.ndim != 2 or not found.numel():
+    if not matrix.is_floating_point():
+        matrix = matrix.double()
+    if matrix.ndim != 2 or not matrix.numel():
         raise ActivationsError(
-            f"{name} have the shape {tuple(found.shape)}", "give one row for each of one or more"
+            f"{name} have the shape {tuple(matrix.shape)}", "give one row for each of one or more"
         )
-    if bad := int((~found.isfinite()).sum()):
+    if bad := int((~matrix.isfinite()).sum()):
         raise ActivationsError(
-            f"{name}: {bad} of {found.numel()} numbers are NaN or infinite", "give finite numbers"
+            f"{name}: {bad} of {matrix.numel()} numbers are NaN or infinite", "give finite numbers"
         )
-    return found
+    return matrix
 
 
 def _directions(components: ArrayLike | Tensor, name: str) -> Float[np.ndarray, "k d"]:
-    found = _matrix(components, f"components of {name}").double().cpu().numpy()
-    sizes = np.linalg.norm(found, axis=1, keepdims=True)
+    matrix = _matrix(components, f"components of {name}").double().cpu().numpy()
+    sizes = np.linalg.norm(matrix, axis=1, keepdims=True)
     if not sizes.all():
         raise ActivationsError(
             f"components of {name}: {int((sizes == 0).sum())} are zero",
             "leave them out, they have no direction",
         )
-    return found / sizes
+    return matrix / sizes

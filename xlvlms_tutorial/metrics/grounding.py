@@ -35,11 +35,25 @@ Vectors = Tensor | np.ndarray
 def clip_score(
     images: Float[Vectors, "n e"], texts: Float[Vectors, "m _"], w: float | int = 2.5
 ) -> Float[np.ndarray, "n m"]:
-    r"""CLIPScore of each picture with each text from their embeddings.
+    r"""Compute CLIPScore of each picture with each text from their embeddings.
 
-    :math:`w \max(\cos(\mathrm{image}, \mathrm{text}), 0)`. Between 0 and w. Embeddings need no
-    normalisation. "CLIPScore: A Reference-free Evaluation Metric for Image Captioning"
-    (arXiv 2104.08718); which w was used belongs to every number.
+    The score is :math:`w \max(\cos(\mathrm{image}, \mathrm{text}), 0)`. Use it to see how well
+    captions, or the words of concepts, fit pictures. From "CLIPScore: A Reference-free Evaluation
+    Metric for Image Captioning" (Hessel et al. 2021, arXiv 2104.08718).
+
+    Parameters
+    ----------
+    images : Tensor or ndarray (n, e)
+        Embeddings of pictures, which need no normalisation.
+    texts : Tensor or ndarray (m, e)
+        Embeddings of texts by the same model.
+    w : float, default 2.5
+        The factor of the cosines, by default the paper's; which w was used belongs to every number.
+
+    Returns
+    -------
+    ndarray (n, m)
+        Scores between 0 and w.
 
     Raises
     ------
@@ -49,18 +63,23 @@ def clip_score(
         If pictures and texts are embedded in spaces of different widths.
     SelectionError
         If w is not a positive number.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from xlvlms_tutorial.metrics import clip_score
+    >>> clip_score(np.array([[3.0, 0.0]]), np.array([[1.0, 0.0], [0.0, 1.0]])).tolist()
+    [[2.5, 0.0]]
     """
     # above, the product would be infinite in float32
     if isinstance(w, bool) or not 0 < w <= _LARGEST:
         raise SelectionError(
             f"w={w}", f"allowed: a positive number up to {_LARGEST:.0e}; the paper's is 2.5"
         )
-    pictures, words = (
-        _unit(_tensor(images), "image embeddings"),
-        _unit(_tensor(texts), "text embeddings"),
-    )
-    pictures, words = _comparable(pictures, words)
-    return (pictures @ words.T).clamp_(0, 1).mul_(w).cpu().numpy()
+    pictures = _unit(_tensor(images), "image embeddings")
+    sentences = _unit(_tensor(texts), "text embeddings")
+    pictures, sentences = _comparable(pictures, sentences)
+    return (pictures @ sentences.T).clamp_(0, 1).mul_(w).cpu().numpy()
 
 
 def bert_score(
@@ -69,17 +88,35 @@ def bert_score(
     best: str = "max",
     baseline: float | int | None = None,
 ) -> pd.DataFrame:
-    r"""BERTScore of candidate i with reference i from token embeddings (t, e) and (u, e).
+    r"""Compute BERTScore of candidate i with reference i from their token embeddings.
 
-    Columns precision, recall, f1. With the cosine :math:`s_{ab}` of candidate token a and reference
-    token b: :math:`P = \frac1t \sum_a \max_b s_{ab}`, :math:`R = \frac1u \sum_b \max_a s_{ab}`,
-    :math:`F = 2PR/(P + R)`; F is 0 where P or R is not positive, where a harmonic mean says
-    nothing. "BERTScore: Evaluating Text Generation with BERT" (arXiv 1904.09675), without weights
-    for rare words. Tokens match only tokens that are given: the authors' package lets a word match
-    the special tokens ([CLS], [SEP]) of the other text too, which moves F by some thousandths; give
-    these among the others to have the same. A reference may be a list of several: ``best`` "max"
-    takes the largest of each column, "mean" their mean. ``baseline`` b rescales each number to
-    :math:`(x - b)/(1 - b)`, 0 for what unrelated texts reach.
+    Use it to compare texts by meaning instead of by words; :func:`bert_scores` compares all with
+    all. With the cosine :math:`s_{ab}` of candidate token a and reference token b: :math:`P =
+    \frac1t \sum_a \max_b s_{ab}`, :math:`R = \frac1u \sum_b \max_a s_{ab}`, :math:`F = 2PR/(P +
+    R)`; F is 0 where P or R is not positive, where a harmonic mean says nothing. From "BERTScore:
+    Evaluating Text Generation with BERT" (Zhang et al. 2020, arXiv 1904.09675), without weights for
+    rare words.
+
+    Tokens match only tokens that are given: the authors' package lets a word match the special
+    tokens ([CLS], [SEP]) of the other text too, which moves F by some thousandths; give these among
+    the others to have the same.
+
+    Parameters
+    ----------
+    candidates : sequence of Tensor or ndarray (t, e)
+        The token embeddings of each candidate.
+    references : sequence of Tensor or ndarray (u, e)
+        Those of the reference of each candidate, or of a list of several references.
+    best : {"max", "mean"}, default "max"
+        Of several references, whether to take the largest of each column or their mean.
+    baseline : float, optional
+        The score b that unrelated texts reach: each number becomes :math:`(x - b)/(1 - b)`. By
+        default scores are not rescaled.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Columns precision, recall, f1; one row a candidate.
 
     Raises
     ------
@@ -92,22 +129,31 @@ def bert_score(
         If embeddings differ in width.
     SelectionError
         If ``best`` is unknown, or the baseline is not below 1.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from xlvlms_tutorial.metrics import bert_score
+    >>> table = bert_score([np.eye(2)], [np.eye(2)[:1]])
+    >>> table.round(2).to_numpy().tolist()
+    [[0.5, 1.0, 0.67]]
     """
     _check_options(baseline, best)
     if len(candidates) != len(references):
         raise LengthError(candidates=len(candidates), references=len(references))
-    several = [[one] if isinstance(one, Vectors) else list(one) for one in references]
-    if not all(several):
+    texts, sizes = [], []
+    for reference in references:
+        group = [reference] if isinstance(reference, Vectors) else list(reference)
+        texts += group
+        sizes.append(len(group))
+    if not all(sizes):
         raise ActivationsError(
             "a candidate has no reference", "give one or more for each candidate"
         )
-    owner = np.repeat(np.arange(len(several)), [len(one) for one in several])
-    ours, theirs = _comparable_texts(
-        _packed(candidates, "candidate"),
-        _packed([one for group in several for one in group], "reference"),
-    )
+    owner = np.repeat(np.arange(len(sizes)), sizes)
+    ours, theirs = _comparable_texts(_packed(candidates, "candidate"), _packed(texts, "reference"))
     table = _harmonic(*_pairs(ours, theirs, owner), baseline)
-    return table.groupby(owner).agg(best) if len(owner) > len(several) else table
+    return table.groupby(owner).agg(best) if len(owner) > len(sizes) else table
 
 
 def bert_scores(
@@ -115,15 +161,42 @@ def bert_scores(
     references: Sequence[Vectors],
     baseline: float | int | None = None,
 ) -> np.ndarray:
-    """BERTScore F1 of every candidate with every reference, (n, m).
+    """Compute the BERTScore F1 of every candidate with every reference.
 
     Entry (i, j) is ``bert_score([c_i], [r_j])["f1"]``. Texts are sorted by length and compared in
     blocks, so that memory is bounded and little of the work goes into padding.
 
+    Parameters
+    ----------
+    candidates : sequence of Tensor or ndarray (t, e)
+        The token embeddings of each candidate.
+    references : sequence of Tensor or ndarray (u, e)
+        The token embeddings of each reference.
+    baseline : float, optional
+        The score b that unrelated texts reach: each number becomes :math:`(x - b)/(1 - b)`. By
+        default scores are not rescaled.
+
+    Returns
+    -------
+    ndarray (n, m)
+        The F1 of each of n candidates with each of m references.
+
     Raises
     ------
-    ActivationsError, ComparisonError, SelectionError
-        As :func:`bert_score`.
+    ActivationsError
+        If there are no texts, a text has no tokens, or a token's
+        embedding is NaN, infinite or zero.
+    ComparisonError
+        If embeddings differ in width.
+    SelectionError
+        If the baseline is not below 1.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from xlvlms_tutorial.metrics import bert_scores
+    >>> bert_scores([np.eye(2)], [np.eye(2)[:1], np.eye(2)]).round(2).tolist()
+    [[0.67, 1.0]]
     """
     _check_options(baseline)
     ours, theirs = _comparable_texts(
@@ -132,21 +205,31 @@ def bert_scores(
     scores = torch.empty(
         len(ours.lengths), len(theirs.lengths), dtype=ours.tokens.dtype, device=ours.tokens.device
     )
-    columns = [(block, *_padded(theirs, block)) for block in _blocks(theirs.lengths)]
+    columns = [(block, _padded(theirs, block)) for block in _blocks(theirs.lengths)]
     for rows in _blocks(ours.lengths):
-        one = _padded(ours, rows)
-        for block, *other in columns:
-            scores[rows[:, None], block] = _f1(*_all_matches(one, other))
+        padded_rows = _padded(ours, rows)
+        for block, padded_block in columns:
+            scores[rows[:, None], block] = _f1(*_all_matches(padded_rows, padded_block))
     return _rescaled(scores, baseline).cpu().numpy()
 
 
 def overlap(words: Mapping[int, Sequence[str]] | pd.DataFrame) -> pd.Series:
-    r"""Share of a concept's words :math:`T_k` that each other concept has too, on average.
+    r"""Compute the share of each concept's words that each other concept has too, on average.
 
-    0 for words of its own, 1 for shared ones. :math:`\mathrm{Overlap}(u_k) = \frac{1}{K-1} \sum_{l
-    \ne k} |T_l \cap T_k| / |T_k|` (arXiv 2406.08074) on sets: a word counts once in a list.
-    ``words`` maps concepts to words, or is a table with the columns concept and word. The mean of
-    the series is the overlap of the whole dictionary.
+    Use it to see whether concepts are distinct: 0 for words of its own, 1 for shared ones. With the
+    words :math:`T_k` of concept k,
+    :math:`\mathrm{Overlap}(u_k) = \frac{1}{K-1} \sum_{l \ne k} |T_l \cap T_k| / |T_k|`
+    (Parekh et al. 2024, arXiv 2406.08074) on sets: a word counts once in a list.
+
+    Parameters
+    ----------
+    words : mapping of int to sequence of str, or pandas.DataFrame
+        The words of each concept, or a table with the columns concept and word.
+
+    Returns
+    -------
+    pandas.Series
+        The overlap of each concept, by concept. Its mean is the overlap of the whole dictionary.
 
     Raises
     ------
@@ -154,6 +237,12 @@ def overlap(words: Mapping[int, Sequence[str]] | pd.DataFrame) -> pd.Series:
         If a concept has no words, or something that is not a word.
     SelectionError
         If there are fewer than 2 concepts.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.metrics import overlap
+    >>> overlap({0: ["key", "dog"], 1: ["key", "cat"]}).to_dict()
+    {0: 0.5, 1: 0.5}
     """
     pairs = _pairs_of_words(words)
     # in how many other lists each word of each list is
@@ -165,16 +254,32 @@ def overlap(words: Mapping[int, Sequence[str]] | pd.DataFrame) -> pd.Series:
 
 
 def top_scores(codes: np.ndarray, scores: np.ndarray, n_concepts: int = 5) -> pd.DataFrame:
-    """Scores of each sample's most activating concepts, one row for each sample.
+    """Select the scores of each sample's most activating concepts.
 
-    Columns top_1, top_3, active. ``codes`` (n, K) say how strongly a concept is active in a sample
-    (largest magnitude first, the lower number on a tie), ``scores`` (n, K) how well its words fit
-    that sample. ``top_1`` is the score of the most activating concept, ``top_3`` the mean over the
-    three most activating ones: the protocol of arXiv 2406.08074 as its code is released. The codes
-    alone choose the concepts, never the scores, so that random words gain nothing by the choice.
-    (The released code takes the largest signed codes, which differ for PCA.) ``active`` counts
-    those of the ``n_concepts`` most activating concepts (the paper lists 5) whose code is not 0;
-    where it is smaller than ``n_concepts``, the others stand there by their number only.
+    Use it to measure how well the words of concepts fit unseen pictures. The codes alone choose the
+    concepts, never the scores, so that random words gain nothing by the choice. It is the protocol
+    of "A Concept-based Explainability Framework for Large Multimodal Models" (Parekh et al. 2024,
+    arXiv 2406.08074) as its code is released. (The released code takes the largest signed codes,
+    which differ for PCA.)
+
+    Parameters
+    ----------
+    codes : ndarray (n, K)
+        How strongly each concept is active in each sample (largest magnitude first, the lower
+        number on a tie).
+    scores : ndarray (n, K)
+        How well the words of each concept fit each sample, as of :func:`clip_score`.
+    n_concepts : int, default 5
+        How many of the most activating concepts ``active`` looks at, from 3 to K; the paper lists
+        5.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row a sample. Columns top_1, the score of the most activating concept; top_3, the mean
+        over the three most activating ones; active, how many of the ``n_concepts`` most activating
+        concepts have a code that is not 0. Where active is smaller than ``n_concepts``, the others
+        stand there by their number only.
 
     Raises
     ------
@@ -185,6 +290,14 @@ def top_scores(codes: np.ndarray, scores: np.ndarray, n_concepts: int = 5) -> pd
         concept is active in some sample.
     SelectionError
         If ``n_concepts`` is not between 3 and K.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from xlvlms_tutorial.metrics import top_scores
+    >>> codes, scores = np.array([[3.0, 2.0, 0.0]]), np.array([[0.9, 0.6, 0.3]])
+    >>> top_scores(codes, scores, n_concepts=3).round(2).to_numpy().tolist()
+    [[0.9, 0.6, 2.0]]
     """
     strength, scores = np.abs(_numbers(codes, "codes")), _numbers(scores, "scores")
     if strength.shape != scores.shape:
@@ -204,10 +317,10 @@ def top_scores(codes: np.ndarray, scores: np.ndarray, n_concepts: int = 5) -> pd
             f"no concept is active in {silent} of {len(codes)} samples",
             "leave them out, or lower the penalty",
         )
-    chosen = np.argsort(-strength, axis=1, kind="stable")[:, :n_concepts]
-    found = np.take_along_axis(scores, chosen[:, :3], axis=1)
-    active = (np.take_along_axis(strength, chosen, axis=1) > 0).sum(axis=1)
-    return pd.DataFrame({"top_1": found[:, 0], "top_3": found.mean(axis=1), "active": active})
+    concepts = np.argsort(-strength, axis=1, kind="stable")[:, :n_concepts]
+    top = np.take_along_axis(scores, concepts[:, :3], axis=1)
+    active = (np.take_along_axis(strength, concepts, axis=1) > 0).sum(axis=1)
+    return pd.DataFrame({"top_1": top[:, 0], "top_3": top.mean(axis=1), "active": active})
 
 
 class _Texts(NamedTuple):
@@ -221,26 +334,26 @@ class _Texts(NamedTuple):
     lengths: Int[Tensor, "n"]
 
 
-def _packed(texts: Sequence[Vectors], what: str) -> _Texts:
+def _packed(texts: Sequence[Vectors], kind: str) -> _Texts:
     if not len(texts):
         raise ActivationsError(
-            f"no {what}s", "give the token embeddings (t, e) of one text or more"
+            f"no {kind}s", "give the token embeddings (t, e) of one text or more"
         )
     parts = list(map(_tensor, texts))
     for number, part in enumerate(parts):
         if part.ndim != 2 or not part.numel():
             raise ActivationsError(
-                f"{what} {number} has shape {tuple(part.shape)}",
+                f"{kind} {number} has shape {tuple(part.shape)}",
                 "give (tokens, width), one token or more",
             )
         if part.shape[1] != parts[0].shape[1]:
             raise ComparisonError(
-                f"widths of {what}s",
+                f"widths of {kind}s",
                 parts[0].shape[1],
                 part.shape[1],
                 "embed all texts with one model",
             )
-    tokens = _unit(torch.cat(parts), f"token embeddings of {what}s")
+    tokens = _unit(torch.cat(parts), f"token embeddings of {kind}s")
     lengths = torch.tensor([len(part) for part in parts], device=tokens.device)
     return _Texts(tokens, lengths.cumsum(0) - lengths, lengths)
 
@@ -248,7 +361,7 @@ def _packed(texts: Sequence[Vectors], what: str) -> _Texts:
 def _padded(
     texts: _Texts, rows: Int[Tensor, "b"]
 ) -> tuple[Float[Tensor, "t b e"], Float[Tensor, "t b"]]:
-    """Tokens of some texts, and their weights in the mean.
+    """Return the tokens of some texts, and their weights in the mean.
 
     A short text repeats its last token, with weight 0, which changes no maximum.
     """
@@ -259,19 +372,20 @@ def _padded(
 
 
 def _blocks(lengths: Int[Tensor, "n"]) -> tuple[Int[Tensor, "_"], ...]:
-    """Texts of similar length, as many together as make a square block of cosines affordable."""
+    """Group texts of similar length, as many as make a square block of cosines affordable."""
     order = lengths.argsort()
     return order.split(max(1, int(_BLOCK**0.5) // int(lengths.max())))
 
 
 def _all_matches(
-    one: Sequence[Tensor], other: Sequence[Tensor]
+    rows: Sequence[Tensor], columns: Sequence[Tensor]
 ) -> tuple[Float[Tensor, "b c"], Float[Tensor, "b c"]]:
-    """Precision and recall of b texts (t, b, e) with c texts (u, c, e).
+    """Compute precision and recall of b texts (t, b, e) with c texts (u, c, e).
 
     Tokens lead, so that maxima run over contiguous rows.
     """
-    (x, weights_x), (y, weights_y) = one, other
+    x, weights_x = rows
+    y, weights_y = columns
     cosines = (x.flatten(0, 1) @ y.flatten(0, 1).T).view(*x.shape[:2], *y.shape[:2])
     precision = torch.einsum("tbc,tb->bc", cosines.amax(dim=2), weights_x)
     return precision, torch.einsum("buc,uc->bc", cosines.amax(dim=0), weights_y)
@@ -280,14 +394,14 @@ def _all_matches(
 def _pairs(
     ours: _Texts, theirs: _Texts, owner: np.ndarray
 ) -> tuple[Float[Tensor, "p"], Float[Tensor, "p"]]:
-    """Precision and recall of reference j with candidate ``owner[j]``."""
+    """Compute precision and recall of reference j with candidate ``owner[j]``."""
     partner = torch.as_tensor(owner, device=ours.tokens.device)
     area = ours.lengths[partner] * theirs.lengths
+    n_rows = max(1, _BLOCK // int(ours.lengths.max() * theirs.lengths.max()))
     precision, recall = ours.tokens.new_empty(2, len(owner))
-    for rows in area.argsort().split(
-        max(1, _BLOCK // int(ours.lengths.max() * theirs.lengths.max()))
-    ):
-        (x, weights_x), (y, weights_y) = _padded(ours, partner[rows]), _padded(theirs, rows)
+    for rows in area.argsort().split(n_rows):
+        x, weights_x = _padded(ours, partner[rows])
+        y, weights_y = _padded(theirs, rows)
         cosines = x.transpose(0, 1) @ y.permute(1, 2, 0)
         precision[rows] = (cosines.amax(dim=2) * weights_x.T).sum(dim=1)
         recall[rows] = (cosines.amax(dim=1) * weights_y.T).sum(dim=1)
@@ -325,10 +439,10 @@ def _tensor(values: Vectors) -> Tensor:
     return values.detach() if isinstance(values, Tensor) else torch.as_tensor(plain(values))
 
 
-def _unit(vectors: Tensor, what: str) -> Tensor:
+def _unit(vectors: Tensor, kind: str) -> Tensor:
     if vectors.ndim != 2 or not vectors.numel() or vectors.is_complex():
         raise ActivationsError(
-            f"no {what}: {vectors.dtype} of shape {tuple(vectors.shape)}",
+            f"no {kind}: {vectors.dtype} of shape {tuple(vectors.shape)}",
             "give one row of real numbers or more",
         )
     vectors = vectors if vectors.dtype == torch.float64 else vectors.float()
@@ -336,62 +450,64 @@ def _unit(vectors: Tensor, what: str) -> Tensor:
     bad = int(((lengths == 0) | ~lengths.isfinite()).sum())
     if bad:
         raise ActivationsError(
-            f"{what}: {bad} of {len(vectors)} are zero, NaN or infinite",
+            f"{kind}: {bad} of {len(vectors)} are zero, NaN or infinite",
             "a cosine needs a direction; check the inputs",
         )
     return vectors / lengths
 
 
-def _comparable(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
-    if one.shape[1] != other.shape[1]:
+def _comparable(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    if first.shape[1] != second.shape[1]:
         raise ComparisonError(
-            "widths of embeddings", one.shape[1], other.shape[1], "embed both sides with one model"
+            "widths of embeddings",
+            first.shape[1],
+            second.shape[1],
+            "embed both sides with one model",
         )
-    wide = torch.promote_types(one.dtype, other.dtype)
-    return one.to(wide), other.to(one.device, wide)
+    wide = torch.promote_types(first.dtype, second.dtype)
+    return first.to(wide), second.to(first.device, wide)
 
 
-def _comparable_texts(one: _Texts, other: _Texts) -> tuple[_Texts, _Texts]:
-    ours, theirs = _comparable(one.tokens, other.tokens)
-    return one._replace(tokens=ours), _Texts(
-        theirs, other.starts.to(ours.device), other.lengths.to(ours.device)
-    )
+def _comparable_texts(ours: _Texts, theirs: _Texts) -> tuple[_Texts, _Texts]:
+    tokens, their_tokens = _comparable(ours.tokens, theirs.tokens)
+    starts, lengths = theirs.starts.to(tokens.device), theirs.lengths.to(tokens.device)
+    return ours._replace(tokens=tokens), _Texts(their_tokens, starts, lengths)
 
 
-def _numbers(values: np.ndarray, what: str) -> np.ndarray:
+def _numbers(values: np.ndarray, name: str) -> np.ndarray:
     values = plain(values)
     if values.ndim != 2 or not values.size:
         raise ActivationsError(
-            f"{what} of shape {values.shape}", "give (samples, concepts), one of each or more"
+            f"{name} of shape {values.shape}", "give (samples, concepts), one of each or more"
         )
     if not np.isfinite(values).all():
         raise ActivationsError(
-            f"{what}: {int((~np.isfinite(values)).sum())} of {values.size} are NaN or infinite",
+            f"{name}: {int((~np.isfinite(values)).sum())} of {values.size} are NaN or infinite",
             "give finite numbers",
         )
     return values
 
 
 def _pairs_of_words(words: Mapping[int, Sequence[str]] | pd.DataFrame) -> pd.DataFrame:
-    """Each word of each concept once, in the order of concepts."""
+    """List each word of each concept once, in the order of concepts."""
     if isinstance(words, pd.DataFrame):
         pairs = with_columns(
             words, ("concept", "word"), "a table of words, as concepts.words makes it"
         )
     else:
-        empty = [
-            concept for concept, found in words.items() if isinstance(found, str) or not len(found)
-        ]
+        rows, empty = [], []
+        for concept, listed in words.items():
+            if isinstance(listed, str) or not len(listed):
+                empty.append(concept)
+            else:
+                rows += [(concept, word) for word in listed]
         if empty:
             raise WordListError(
                 f"no list of words for concept(s) {', '.join(map(str, empty))}",
                 "give each concept one word or more",
             )
-        pairs = pd.DataFrame(
-            [(concept, word) for concept, found in words.items() for word in found],
-            columns=["concept", "word"],
-        )
-    strange = [word for word in pairs["word"] if not isinstance(word, str) or not word]
-    if strange:
-        raise WordListError(f"{strange[0]!r} is not a word", "give non-empty strings")
+        pairs = pd.DataFrame(rows, columns=["concept", "word"])
+    for word in pairs["word"]:
+        if not isinstance(word, str) or not word:
+            raise WordListError(f"{word!r} is not a word", "give non-empty strings")
     return pairs.drop_duplicates()

@@ -1,6 +1,6 @@
-"""Objects that a model sees and that are not there.
+"""Objects that a model reports and that are not there.
 
-Asked for (POPE) and told of unasked (CHAIR).
+In its answers to presence questions (POPE) and in its captions (CHAIR).
 """
 
 import re
@@ -33,14 +33,31 @@ _DOUBLE = {
 
 
 def pope(table: pd.DataFrame, groups: ArrayLike | None = None, seed: int = 0) -> pd.DataFrame:
-    """Presence questions scored as by POPE, for each stratum of negatives and overall.
+    """Score presence questions as POPE does, for each stratum of negatives and overall.
 
-    Li et al. 2023, arXiv 2305.10355. Takes an
-    :func:`~xlvlms_tutorial.metrics.answers.answer_table`. Columns: accuracy and yes_ratio, each
-    with _low and _high; precision, recall and f1 of "yes" (NaN where undefined); unclear, the share
-    of answers that are neither yes nor no; n. Unlike the authors' script, which reads every answer
-    without "no" or "not" as yes, an unclear answer is not a yes and is never correct. Correct
-    answers count in any case ("Yes", "yes.").
+    Use it to see whether a model says yes to objects that are not there. An answer that is neither
+    yes nor no is not a yes and is never correct, unlike in the authors' script, which reads every
+    answer without "no" or "not" as yes. Correct answers count in any case ("Yes", "yes."). From
+    "Evaluating Object Hallucination in Large Vision-Language Models" (Li et al. 2023, arXiv
+    2305.10355).
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        An :func:`~xlvlms_tutorial.metrics.answers.answer_table`; rows of type "presence" are
+        scored.
+    groups : array-like, optional
+        One label a row of the table, usually the scene, which makes the intervals those of a
+        cluster bootstrap. By default each answer is independent.
+    seed : int, default 0
+        Of the bootstrap.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Rows by stratum, the last "overall". Columns accuracy and yes_ratio, each with _low and
+        _high; precision, recall and f1 of "yes" (NaN where undefined); unclear, the share of
+        answers that are neither yes nor no; n.
 
     Raises
     ------
@@ -48,47 +65,62 @@ def pope(table: pd.DataFrame, groups: ArrayLike | None = None, seed: int = 0) ->
         If the table has no presence question, lacks a column, or the correct
         answer of one is neither yes nor no.
     LengthError
-        If ``groups`` (one label a row of the table) has another length.
+        If ``groups`` has another length than the table.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.data import Question
+    >>> from xlvlms_tutorial.metrics import answer_table, pope
+    >>> questions = [
+    ...     Question("presence", "Is there a key?", answer, "key", "random")
+    ...     for answer in ("yes", "no", "no", "yes")
+    ... ]
+    >>> scores = pope(answer_table(["Yes", "No.", "Yes.", "maybe"], questions))
+    >>> scores.loc["random", ["accuracy", "precision", "recall", "unclear"]].tolist()
+    [0.5, 0.5, 0.5, 0.25]
     """
     with_columns(table, ("type", "stratum", "answer", "prediction", "correct"))
-    asked = (table["type"] == "presence").to_numpy() if len(table) else np.zeros(0, bool)
-    if not asked.any():
+    presence = (table["type"] == "presence").to_numpy(dtype=bool)
+    if not presence.any():
         raise EstimateError(
             "presence questions", "none", "a table with one presence question or more"
         )
-    labels, rows = group_labels(table, groups)[asked], table[asked]
+    labels = group_labels(table, groups)[presence]
+    rows = table[presence]
     rows = rows.assign(answer=[normalise(str(answer)) for answer in rows["answer"]])
-    if strange := set(rows["answer"]) - {"yes", "no"}:
+    if unexpected := set(rows["answer"]) - {"yes", "no"}:
         raise EstimateError(
             "correct answers of presence questions",
-            ", ".join(map(repr, sorted(strange))),
+            ", ".join(map(repr, sorted(unexpected))),
             "yes and no",
         )
-    strata = [s for s in rows["stratum"].unique() if isinstance(s, str)]
-    parts = {s: (rows["stratum"] == s).to_numpy() for s in strata} | {"overall": slice(None)}
-    scores = {name: _scores(rows[part], labels[part], seed) for name, part in parts.items()}
+    scores = {}
+    for stratum in rows["stratum"].unique():
+        if isinstance(stratum, str):
+            part = (rows["stratum"] == stratum).to_numpy()
+            scores[stratum] = _scores(rows[part], labels[part], seed)
+    scores["overall"] = _scores(rows, labels, seed)
     return pd.DataFrame(list(scores.values()), index=pd.Index(scores, name="stratum"))
 
 
 def _scores(rows: pd.DataFrame, labels: pd.Series, seed: int) -> dict[str, float]:
-    told = rows["prediction"].map(yes_or_no)
-    yes, present = (told == "yes").to_numpy(), (rows["answer"] == "yes").to_numpy()
-    hits, said, there = (int(which.sum()) for which in (yes & present, yes, present))
-    accuracy, ratio = (
-        share(rows["correct"].to_numpy(), labels, seed=seed),
-        share(yes, labels, seed=seed),
-    )
+    answers = rows["prediction"].map(yes_or_no)
+    yes = (answers == "yes").to_numpy()
+    present = (rows["answer"] == "yes").to_numpy()
+    n_hits, n_yes, n_present = (int(mask.sum()) for mask in (yes & present, yes, present))
+    accuracy = share(rows["correct"].to_numpy(), labels, seed=seed)
+    ratio = share(yes, labels, seed=seed)
     return {
         "accuracy": accuracy.value,
         "accuracy_low": accuracy.low,
         "accuracy_high": accuracy.high,
-        "precision": _ratio(hits, said),
-        "recall": _ratio(hits, there),
-        "f1": _ratio(2 * hits, said + there),
+        "precision": _ratio(n_hits, n_yes),
+        "recall": _ratio(n_hits, n_present),
+        "f1": _ratio(2 * n_hits, n_yes + n_present),
         "yes_ratio": ratio.value,
         "yes_ratio_low": ratio.low,
         "yes_ratio_high": ratio.high,
-        "unclear": float(told.isna().mean()),
+        "unclear": float(answers.isna().mean()),
         "n": len(rows),
     }
 
@@ -99,17 +131,33 @@ def chair(
     vocabulary: Sequence[str] | Mapping[str, Sequence[str]],
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Hallucinated objects in captions (Rohrbach et al. 2018, arXiv 1809.02156).
+    """Measure objects that captions name although they are not in the picture (CHAIR).
 
-    Rows CHAIR_i and CHAIR_s; value, low, high, n. CHAIR_i is the share of named objects that are
-    absent (n objects, each counted once a caption), CHAIR_s the share of captions that name an
-    absent object (n captions). ``vocabulary`` lists the objects that count, or maps each to its
-    synonyms. Where no caption names an object, CHAIR_i is undefined: NaN with n = 0.
+    CHAIR_i is the share of named objects that are absent, CHAIR_s the share of captions that name
+    an absent object. From "Object Hallucination in Image Captioning" (Rohrbach et al. 2018, arXiv
+    1809.02156).
 
     As in the authors' code the longest name wins: a hot dog is no dog, a passenger jet or a baby
     elephant (``QUALIFIERS``) names no person, a toilet seat is a toilet, home plates and train
     tracks are nothing. Unlike it, an object counts once a caption, not once a mention, and plurals
     are those of :func:`~xlvlms_tutorial.text.forms`, where theirs make "bu" of "bus".
+
+    Parameters
+    ----------
+    captions : sequence of str
+        One caption a picture.
+    present : sequence of collection of str
+        The objects that are in each picture, by their names in the vocabulary.
+    vocabulary : sequence of str, or mapping of str to sequence of str
+        The objects that count, or each with its synonyms.
+    seed : int, default 0
+        Of the bootstrap over captions.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Rows CHAIR_i (n objects, each counted once a caption) and CHAIR_s (n captions); columns
+        value, low, high, n. Where no caption names an object, CHAIR_i is undefined: NaN with n = 0.
 
     Raises
     ------
@@ -120,6 +168,13 @@ def chair(
     WordListError
         If the vocabulary has something that is no word, or an object's name is in a caption
         without spaces (in Chinese, for one).
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.metrics import chair
+    >>> table = chair(["a dog and a cat", "two dogs"], [{"dog"}, {"dog"}], ["dog", "cat"])
+    >>> table["value"].round(2).to_dict()
+    {'CHAIR_i': 0.33, 'CHAIR_s': 0.5}
     """
     if len(captions) != len(present):
         raise LengthError(captions=len(captions), present=len(present))
@@ -132,58 +187,57 @@ def chair(
             "words of the vocabulary, or the vocabulary widened by these",
         )
     named = list(map(_reader(words), captions))
-    absent = [
-        (len(objects - set(there)), len(objects))
-        for objects, there in zip(named, present, strict=True)
-    ]
+    counts = []
+    for named_objects, present_objects in zip(named, present, strict=True):
+        n_absent = len(named_objects - set(present_objects))
+        counts.append((n_absent, len(named_objects)))
     rows = {
-        "CHAIR_i": _chair_i(np.array(absent), seed),
-        "CHAIR_s": proportion([wrong > 0 for wrong, _ in absent]).asdict(),
+        "CHAIR_i": _chair_i(np.array(counts), seed),
+        "CHAIR_s": proportion([n_absent > 0 for n_absent, _ in counts]).asdict(),
     }
     return pd.DataFrame(list(rows.values()), index=pd.Index(rows, name="metric"))
 
 
-def _vocabulary(given: Sequence[str] | Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
-    """Each object with all its names."""
-    words = (
-        given
-        if isinstance(given, Mapping)
-        else {}
-        if isinstance(given, str)
-        else dict.fromkeys(given, ())
+def _vocabulary(vocabulary: Sequence[str] | Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+    """Return each object with all its names."""
+    problem = WordListError(
+        "no objects in the vocabulary, or a name that is no word",
+        "give a list of names, or lists of synonyms by name",
     )
-    listed = {
-        word: [word, *([None] if isinstance(others, str) else others)]
-        for word, others in words.items()
-    }
-    if not listed or not all(
-        isinstance(name, str) and name.strip() for names in listed.values() for name in names
-    ):
-        raise WordListError(
-            "no objects in the vocabulary, or a name that is no word",
-            "give a list of names, or lists of synonyms by name",
-        )
-    return listed
+    if isinstance(vocabulary, str):
+        raise problem
+    if not isinstance(vocabulary, Mapping):
+        vocabulary = dict.fromkeys(vocabulary, ())
+    if not vocabulary:
+        raise problem
+    objects = {}
+    for word, synonyms in vocabulary.items():
+        if isinstance(synonyms, str):
+            raise problem
+        objects[word] = [word, *synonyms]
+        if not all(isinstance(name, str) and name.strip() for name in objects[word]):
+            raise problem
+    return objects
 
 
 def _reader(words: Mapping[str, Sequence[str]]) -> Callable[[str], set[str]]:
-    """What finds the objects that a caption names: the longest name wins."""
-    known = defaultdict(set)
+    """Make a function that finds the objects a caption names: the longest name wins."""
+    objects = defaultdict(set)
     for word, names in words.items():
-        for form in (form for name in names for form in forms(" ".join(name.split()))):
-            known[form].add(word)
+        for name in names:
+            for form in forms(" ".join(name.split())):
+                objects[form].add(word)
     for double, part in _DOUBLE.items():
-        for form in set(forms(double)) - set(known):
-            known[form] = known.get(part, set())
-    names = whole_words(known, any_case=False)
+        for form in set(forms(double)) - set(objects):
+            objects[form] = objects.get(part, set())
+    names = whole_words(objects, any_case=False)
     kinds = re.compile(rf"{whole_words(QUALIFIERS).pattern}\s+(?={names.pattern})")
 
     def named(caption: str) -> set[str]:
         caption = composed(caption)
-        separate(caption, known)
-        return set().union(
-            *(known[" ".join(told.split())] for told in names.findall(kinds.sub("", caption)))
-        )
+        separate(caption, objects)
+        mentions = names.findall(kinds.sub("", caption))
+        return set().union(*(objects[" ".join(mention.split())] for mention in mentions))
 
     return named
 
@@ -191,9 +245,11 @@ def _reader(words: Mapping[str, Sequence[str]]) -> Callable[[str], set[str]]:
 def _chair_i(counts: np.ndarray, seed: int) -> dict[str, float]:
     if counts.size == 0 or counts[:, 1].sum() == 0:
         return {"value": np.nan, "low": np.nan, "high": np.nan, "n": 0}
-    mentions = np.concatenate([[True] * bad + [False] * (total - bad) for bad, total in counts])
+    mentions = np.concatenate(
+        [[True] * absent + [False] * (total - absent) for absent, total in counts]
+    )
     return share(mentions, np.repeat(np.arange(len(counts)), counts[:, 1]), seed=seed).asdict()
 
 
-def _ratio(part: int, whole: int) -> float:
-    return float(part / whole) if whole else np.nan
+def _ratio(part: int, total: int) -> float:
+    return float(part / total) if total else np.nan

@@ -21,14 +21,33 @@ _CHUNK = 2**22  # indices drawn at once, to bound memory
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value, the interval that holds it, and the number of observations behind it.
+    """Hold a value, its interval, and the number of observations that it rests on.
 
-    Of observations, not of clusters.
+    Every function of this package that estimates something returns one; its text is the value with
+    the interval in brackets, to two digits.
+
+    Parameters
+    ----------
+    value : float
+        The estimate.
+    low, high : float
+        The ends of the interval, with ``low <= value <= high``.
+    n : int
+        The number of observations: of trials, not of the groups (clusters) that they form.
 
     Raises
     ------
     EstimateError
         If a number is not finite, the interval does not contain the value, or n is below 1.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.metrics import Estimate
+    >>> estimate = Estimate(0.75, 0.25, 0.875, n=4)
+    >>> print(estimate)
+    0.75 [0.25, 0.88]
+    >>> estimate.asdict()
+    {'value': 0.75, 'low': 0.25, 'high': 0.875, 'n': 4}
     """
 
     value: float | np.floating
@@ -44,8 +63,8 @@ class Estimate:
                 "finite numbers",
             )
         if not self.low <= self.value <= self.high:
-            found = f"value {self.value} outside [{self.low}, {self.high}]"
-            raise EstimateError("an estimate", found, "an interval that contains its value")
+            problem = f"value {self.value} outside [{self.low}, {self.high}]"
+            raise EstimateError("an estimate", problem, "an interval that contains its value")
         if self.n < 1:
             raise EstimateError("an estimate", f"n = {self.n}", "1 observation or more")
 
@@ -53,7 +72,13 @@ class Estimate:
         return f"{self.value:.2f} [{self.low:.2f}, {self.high:.2f}]"
 
     def asdict(self) -> dict[str, float]:
-        """The four numbers by name, for a row of a table."""
+        """Return the four numbers by name, for a row of a table.
+
+        Returns
+        -------
+        dict of str to float
+            The keys value, low, high and n (an int).
+        """
         return {
             "value": float(self.value),
             "low": float(self.low),
@@ -63,14 +88,33 @@ class Estimate:
 
 
 def proportion(successes: ArrayLike, level: float = 0.95) -> Estimate:
-    """Share of True in independent trials ``(n,)`` with the Wilson score interval.
+    """Estimate the share of True in independent trials with the Wilson score interval.
 
-    The interval is honest at 0 and 1.
+    Use it for accuracies and rates. The interval is honest at 0 and 1. Where trials belong to
+    groups, such as several questions about one scene, use :func:`share`.
+
+    Parameters
+    ----------
+    successes : array-like (n,)
+        True and False, or 1 and 0.
+    level : float, default 0.95
+        The confidence level, between 0 and 1.
+
+    Returns
+    -------
+    Estimate
+        The share, its interval, and the number of trials.
 
     Raises
     ------
     EstimateError
         If there are no trials, a value is neither 0 nor 1, or the level is not between 0 and 1.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.metrics import proportion
+    >>> print(proportion([True, True, True, False]))
+    0.75 [0.30, 0.95]
     """
     trials = _checked(successes, flat=True)
     if not _binary(trials):
@@ -90,24 +134,50 @@ def bootstrap(
     n_resamples: int = 2000,
     seed: int = 0,
 ) -> Estimate:
-    """A statistic of ``values`` ``(n,)`` or ``(n, k)`` with the percentile interval.
+    """Estimate a statistic of the rows of an array with the percentile bootstrap interval.
 
-    Rows are resampled. ``groups`` ``(n,)`` makes it a cluster bootstrap: all rows of a group (the
-    questions about one scene) are drawn together. The interval is widened where needed to contain
-    the value. A share that is exactly 0 or 1 has no spread to resample: use :func:`share`.
+    Use it for means, medians and any other statistic of samples. A share that is exactly 0 or 1 has
+    no spread to resample: use :func:`share`.
+
+    Parameters
+    ----------
+    values : array-like (n,) or (n, k)
+        One row for each observation.
+    groups : array-like (n,), optional
+        A label for each row. It makes this a cluster bootstrap: all rows of a group (the questions
+        about one scene) are drawn together. By default each row is its own group.
+    statistic : callable, default numpy.mean
+        Called with an array of rows, it returns a number.
+    level : float, default 0.95
+        The confidence level, between 0 and 1.
+    n_resamples : int, default 2000
+        How often rows are resampled, 100 or more.
+    seed : int, default 0
+        Of the random numbers.
+
+    Returns
+    -------
+    Estimate
+        The statistic of all rows, its interval (widened where needed to contain it), and n.
 
     Raises
     ------
     EstimateError
-        If there are fewer than two rows or groups, a value is not finite,
-        or the statistic is undefined.
+        If there are fewer than two rows or groups, a value is not finite, or the statistic is
+        undefined on the data or on most resamples.
     LengthError
         If ``groups`` has another length.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.metrics import bootstrap
+    >>> print(bootstrap([1.0, 2.0, 3.0, 6.0], groups=["a", "a", "b", "b"]))
+    3.00 [1.50, 4.50]
     """
     rows = _checked(values)
     labels = _labels(groups, len(rows))
-    drawn = _resamples(rows, labels, statistic, n_resamples, seed)
-    return interval(float(statistic(rows)), drawn, len(rows), level)
+    resamples = _resamples(rows, labels, statistic, n_resamples, seed)
+    return interval(float(statistic(rows)), resamples, len(rows), level)
 
 
 def share(
@@ -117,23 +187,52 @@ def share(
     n_resamples: int = 2000,
     seed: int = 0,
 ) -> Estimate:
-    """Share of True in trials ``(n,)``.
+    """Estimate the share of True in trials, by Wilson or by the cluster bootstrap.
 
-    Wilson where each trial is its own group, the cluster bootstrap elsewhere. Where
-    all trials agree the bootstrap would claim certainty; then Wilson's interval
-    counts groups instead of trials.
+    Use it where several trials may belong to one group, such as the questions about one scene. The
+    interval is Wilson's where each trial is its own group, the cluster bootstrap's elsewhere. Where
+    all trials agree the bootstrap would claim certainty; then Wilson's interval counts groups
+    instead of trials.
+
+    Parameters
+    ----------
+    successes : array-like (n,)
+        True and False, or 1 and 0.
+    groups : array-like (n,), optional
+        A label for each trial; by default each trial is its own group.
+    level : float, default 0.95
+        The confidence level, between 0 and 1.
+    n_resamples : int, default 2000
+        How often groups are resampled, 100 or more.
+    seed : int, default 0
+        Of the bootstrap.
+
+    Returns
+    -------
+    Estimate
+        The share, its interval, and the number of trials.
 
     Raises
     ------
-    EstimateError, LengthError
-        As :func:`proportion` and :func:`bootstrap`.
+    EstimateError
+        If there are no trials, or a value is neither 0 nor 1.
+    LengthError
+        If ``groups`` has another length.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.metrics import share
+    >>> print(share([True, True, True, False]))
+    0.75 [0.30, 0.95]
+    >>> print(share([True, True, False, False], groups=["a", "a", "b", "b"]))
+    0.50 [0.00, 1.00]
     """
-    whole = proportion(successes, level)
-    clusters = len(np.unique(_labels(groups, whole.n)))
-    if clusters == whole.n:
-        return whole
-    if clusters == 1 or whole.value in (0.0, 1.0):
-        return _wilson(whole.value, clusters, whole.n, level)
+    independent = proportion(successes, level)
+    clusters = len(np.unique(_labels(groups, independent.n)))
+    if clusters == independent.n:
+        return independent
+    if clusters == 1 or independent.value in (0.0, 1.0):
+        return _wilson(independent.value, clusters, independent.n, level)
     return bootstrap(successes, groups, level=level, n_resamples=n_resamples, seed=seed)
 
 
@@ -147,20 +246,49 @@ def difference(
     n_resamples: int = 2000,
     seed: int = 0,
 ) -> Estimate:
-    """Mean of ``a`` ``(n,)`` minus mean of ``b`` ``(m,)`` with a bootstrap interval.
+    """Estimate the mean of ``a`` minus the mean of ``b`` with a bootstrap interval.
 
-    ``paired`` takes a[i] and b[i] as the same case. With both ``groups_a`` and ``groups_b`` (or
-    ``groups_a`` and ``paired``) whole groups are drawn, and one label in both is one group (one
-    scene asked twice). Where the bootstrap would claim certainty, because all trials of a side
-    agree, the interval is Newcombe's (1998, method 10), from the two Wilson intervals.
+    Use it to compare two models or two settings, paired where both saw the same cases. Where the
+    bootstrap would claim certainty, because all trials of a side agree, the interval is Newcombe's
+    (1998, method 10), from the two Wilson intervals.
+
+    Parameters
+    ----------
+    a : array-like (n,)
+        The values of one side.
+    b : array-like (m,)
+        The values of the side that is subtracted.
+    groups_a, groups_b : array-like (n,) and (m,), optional
+        Labels of the groups that are drawn as a whole. With both (or ``groups_a`` and ``paired``)
+        one label in both sides is one group, such as one scene asked twice.
+    paired : bool, default False
+        Whether ``a[i]`` and ``b[i]`` are the same case.
+    level : float, default 0.95
+        The confidence level, between 0 and 1.
+    n_resamples : int, default 2000
+        How often cases or groups are resampled, 100 or more.
+    seed : int, default 0
+        Of the bootstrap.
+
+    Returns
+    -------
+    Estimate
+        The difference and its interval; n is the number of pairs, or of the values of both sides.
 
     Raises
     ------
     EstimateError
-        If a side is empty or not finite, has fewer than two cases or
-        groups, or only one side has groups.
+        If a side is empty or not finite, has fewer than two cases or groups, or only one side has
+        groups.
     LengthError
         If paired sides, or a side and its groups, differ in length.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.metrics import difference
+    >>> after, before = [1, 1, 0, 1], [0, 0, 0, 1]
+    >>> print(difference(after, before, groups_a=["s", "s", "t", "t"], paired=True))
+    0.50 [0.00, 1.00]
     """
     first, second = _checked(a, flat=True), _checked(b, flat=True)
     if paired and len(first) != len(second):
@@ -171,24 +299,22 @@ def difference(
         )
     labels_a = _labels(groups_a, len(first))
     labels_b = labels_a if paired else _labels(groups_b, len(second))
-    value, n = (
-        float(first.mean() - second.mean()),
-        len(first) if paired else len(first) + len(second),
-    )
-    flat = np.ptp(first - second) == 0 if paired else np.ptp(first) == 0 or np.ptp(second) == 0
-    if flat and _binary(first) and _binary(second):
-        return _newcombe(
-            first, second, len(np.unique(labels_a)), len(np.unique(labels_b)), n, level
-        )
+    value = float(first.mean() - second.mean())
+    n = len(first) if paired else len(first) + len(second)
+    sides = [first - second] if paired else [first, second]
+    constant = any(np.ptp(side) == 0 for side in sides)
+    if constant and _binary(first) and _binary(second):
+        n_groups_a, n_groups_b = len(np.unique(labels_a)), len(np.unique(labels_b))
+        return _newcombe(first, second, n_groups_a, n_groups_b, n, level)
     if paired:
-        drawn = _resamples(first - second, labels_a, np.mean, n_resamples, seed)
+        resamples = _resamples(first - second, labels_a, np.mean, n_resamples, seed)
     elif groups_a is None:
-        drawn = _resamples(first, labels_a, np.mean, n_resamples, seed) - _resamples(
-            second, labels_b, np.mean, n_resamples, seed + 1
-        )
+        resamples_a = _resamples(first, labels_a, np.mean, n_resamples, seed)
+        resamples_b = _resamples(second, labels_b, np.mean, n_resamples, seed + 1)
+        resamples = resamples_a - resamples_b
     else:
-        drawn = _joint(first, second, labels_a, labels_b, n_resamples, seed)
-    return interval(value, drawn, n, level)
+        resamples = _joint(first, second, labels_a, labels_b, n_resamples, seed)
+    return interval(value, resamples, n, level)
 
 
 def correlation(
@@ -199,94 +325,191 @@ def correlation(
     n_resamples: int = 2000,
     seed: int = 0,
 ) -> Estimate:
-    """Correlation of ``x`` ``(n,)`` with ``y`` ``(n,)``, "pearson" or "spearman".
+    """Estimate the correlation of two lists of values with its bootstrap interval.
 
-    With the percentile bootstrap interval over points. Resamples are ranked anew, ties sharing the
-    mean rank; those in which one side has no spread are left out.
+    The interval is that of percentiles, over points. Use "pearson" for linear relations and
+    "spearman" for monotonic ones. Resamples are ranked anew, ties sharing the mean rank; resamples
+    in which one side has no spread are left out.
+
+    Parameters
+    ----------
+    x, y : array-like (n,)
+        The two sides, 4 points or more.
+    kind : {"pearson", "spearman"}, default "pearson"
+        Of the values, or of their ranks.
+    level : float, default 0.95
+        The confidence level, between 0 and 1.
+    n_resamples : int, default 2000
+        How often points are resampled, 100 or more.
+    seed : int, default 0
+        Of the bootstrap.
+
+    Returns
+    -------
+    Estimate
+        The correlation, from -1 to 1, its interval, and the number of points.
 
     Raises
     ------
-    EstimateError, LengthError
-        If there are fewer than 4 points, a value is not finite, one side is constant, the kind
-        is unknown, or lengths differ.
+    EstimateError
+        If there are fewer than 4 points, a value is not finite, one side is constant, or the kind
+        is unknown.
+    LengthError
+        If the two sides differ in length.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.metrics import correlation
+    >>> print(correlation([1, 2, 3, 4], [1, 10, 100, 1000], kind="spearman"))
+    1.00 [1.00, 1.00]
     """
     first, second = _points(x, y, kind)
     draws = [np.arange(len(first))[None], *_draws(len(first), n_resamples, seed)]
-    value, *drawn = np.concatenate([_correlated(first[draw], second[draw], kind) for draw in draws])
-    return interval(float(value), np.array(drawn), len(first), level)
+    # the data themselves are the first draw
+    correlations = [_correlated(first[draw], second[draw], kind) for draw in draws]
+    value, *resamples = np.concatenate(correlations)
+    return interval(float(value), np.array(resamples), len(first), level)
 
 
 def permutation_p(
     x: ArrayLike, y: ArrayLike, kind: str = "pearson", n_permutations: int = 10_000, seed: int = 0
 ) -> float:
-    """Two-sided p-value of a correlation.
+    """Return the two-sided p-value of a correlation, by permutation.
 
-    The share of orders of ``y`` ``(n,)`` whose correlation with ``x`` is at least as far from 0.
-    All orders are tried for 7 points or fewer, else so many random ones and the one that was
-    found: p = (1 + hits) / (1 + tried).
+    It is the share of orders of ``y`` whose correlation with ``x`` is at least as far from 0 as
+    that of the data. Use it beside :func:`correlation` where there are few points.
+
+    Parameters
+    ----------
+    x, y : array-like (n,)
+        The two sides, 4 points or more.
+    kind : {"pearson", "spearman"}, default "pearson"
+        Of the values, or of their ranks.
+    n_permutations : int, default 10_000
+        How many random orders are tried, 1,000 or more. For 7 points or fewer all orders are tried
+        instead.
+    seed : int, default 0
+        Of the random orders.
+
+    Returns
+    -------
+    float
+        Of random orders, which take the order of the data with them, (1 + hits) / (1 + tried).
 
     Raises
     ------
-    EstimateError, LengthError
-        As :func:`correlation`, or if fewer than 1,000 permutations are asked for.
+    EstimateError
+        If there are fewer than 4 points, a value is not finite, one side is constant, the kind is
+        unknown, or fewer than 1,000 permutations are asked for.
+    LengthError
+        If the two sides differ in length.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.metrics import permutation_p
+    >>> round(permutation_p([1, 2, 3, 4], [1, 2, 3, 4]), 3)  # 2 of 24 orders
+    0.083
     """
     first, second = (rankdata(side) if kind == "spearman" else side for side in _points(x, y, kind))
     if n_permutations < 1000:
         raise EstimateError("n_permutations", n_permutations, "1,000 or more")
-    numbers, extra = np.arange(len(first)), int(len(first) > 7)
-    orders = (
-        np.random.default_rng(seed).permuted(np.tile(numbers, (n_permutations, 1)), axis=1)
-        if extra
-        else [*permutations(numbers)]
-    )
-    products = np.abs(
-        (second - second.mean())[np.vstack([numbers, orders])] @ (first - first.mean())
-    )
-    # orders that tie with the one found differ from it by rounding
+    numbers = np.arange(len(first))
+    if len(first) > 7:
+        extra = 1  # random orders take that of the data with them
+        rng = np.random.default_rng(seed)
+        orders = rng.permuted(np.tile(numbers, (n_permutations, 1)), axis=1)
+    else:
+        extra = 0
+        orders = [*permutations(numbers)]
+    centred_x, centred_y = first - first.mean(), second - second.mean()
+    products = np.abs(centred_y[np.vstack([numbers, orders])] @ centred_x)
+    # orders that tie with that of the data differ from it by rounding
     hits = (products[1:] >= products[0] * (1 - 1e-9)).sum()
     return float((extra + hits) / (extra + len(orders)))
 
 
 def resampled_shares(n: int, n_resamples: int = 2000, seed: int = 0) -> np.ndarray:
-    """How much of each resample each of n cases is, ``(n_resamples, n)``, rows that sum to 1.
+    """Draw bootstrap resamples of n cases as the share of each resample that each case makes up.
 
-    For statistics that are matrix products.
+    Use it for statistics that are matrix products: one product with the shares gives all resamples.
+
+    Parameters
+    ----------
+    n : int
+        The number of cases, 2 or more.
+    n_resamples : int, default 2000
+        The number of resamples, 100 or more.
+    seed : int, default 0
+        Of the random numbers.
+
+    Returns
+    -------
+    ndarray (n_resamples, n)
+        Rows that sum to 1.
 
     Raises
     ------
     EstimateError
         If there are fewer than 2 cases or 100 resamples.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.metrics import resampled_shares
+    >>> shares = resampled_shares(4, n_resamples=100)
+    >>> shares.shape, bool((shares.sum(axis=1) == 1).all())
+    ((100, 4), True)
     """
     draw = np.concatenate(_draws(n, n_resamples, seed))
-    return (
-        np.bincount(
-            (draw + n * np.arange(n_resamples)[:, None]).ravel(), minlength=draw.size
-        ).reshape(draw.shape)
-        / n
-    )
+    cells = draw + n * np.arange(n_resamples)[:, None]  # one count over all resamples
+    counts = np.bincount(cells.ravel(), minlength=draw.size)
+    return counts.reshape(draw.shape) / n
 
 
 def interval(value: float, drawn: np.ndarray, n: int, level: float = 0.95) -> Estimate:
-    """A statistic of n observations with the percentile interval of its resamples ``(r,)``.
+    """Make an estimate from a statistic and its values on resamples, by percentiles.
 
-    The interval is widened where needed to contain it.
+    Use it where resamples come from elsewhere, such as from :func:`resampled_shares`; else
+    :func:`bootstrap` does both. The interval is widened where needed to contain the value.
+
+    Parameters
+    ----------
+    value : float
+        The statistic of the data.
+    drawn : ndarray (r,)
+        The statistic of each resample; NaN where it is undefined.
+    n : int
+        The number of observations.
+    level : float, default 0.95
+        The confidence level, between 0 and 1.
+
+    Returns
+    -------
+    Estimate
+        The value, the percentile interval of the resamples, and n.
 
     Raises
     ------
     EstimateError
-        If the value is not finite, or more than half of the resamples
-        are NaN, which means undefined.
+        If the value is not finite, more than half of the resamples are NaN, or the level is not
+        between 0 and 1.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from xlvlms_tutorial.metrics import interval
+    >>> print(interval(2.0, np.arange(5.0), n=10))
+    2.00 [0.10, 3.90]
     """
     if not 0 < level < 1:
         raise EstimateError("level", level, "a number between 0 and 1, such as 0.95")
     defined = drawn[np.isfinite(drawn)]
     if not isfinite(value) or 2 * len(defined) < len(drawn):
-        found = (
+        problem = (
             f"{value} on the data, undefined on "
             f"{len(drawn) - len(defined)} of {len(drawn)} resamples"
         )
         raise EstimateError(
-            "the statistic", found, "a statistic defined on the data and on most resamples"
+            "the statistic", problem, "a statistic defined on the data and on most resamples"
         )
     low, high = np.quantile(defined, [(1 - level) / 2, (1 + level) / 2])
     return Estimate(value, min(value, float(low)), max(value, float(high)), n)
@@ -326,7 +549,7 @@ def _binary(rows: np.ndarray) -> bool:
 
 
 def _wilson(p: float, trials: int, n: int, level: float) -> Estimate:
-    """Wilson (1927): centre and half width of the interval of a share.
+    """Return Wilson's interval (1927) of the share ``p`` in so many ``trials``.
 
     Centre (p + z^2/2t) / (1 + z^2/t), half width z sqrt(p(1-p)/t + z^2/4t^2) / (1 + z^2/t).
     """
@@ -341,10 +564,8 @@ def _wilson(p: float, trials: int, n: int, level: float) -> Estimate:
 def _newcombe(
     a: np.ndarray, b: np.ndarray, trials_a: int, trials_b: int, n: int, level: float
 ) -> Estimate:
-    p, q = (
-        _wilson(float(a.mean()), trials_a, len(a), level),
-        _wilson(float(b.mean()), trials_b, len(b), level),
-    )
+    p = _wilson(float(a.mean()), trials_a, len(a), level)
+    q = _wilson(float(b.mean()), trials_b, len(b), level)
     value = p.value - q.value
     low = value - sqrt((p.value - p.low) ** 2 + (q.high - q.value) ** 2)
     return Estimate(value, low, value + sqrt((p.high - p.value) ** 2 + (q.value - q.low) ** 2), n)
@@ -359,11 +580,13 @@ def _draws(clusters: int, n_resamples: int, seed: int) -> list[np.ndarray]:
         )
     if n_resamples < 100:
         raise EstimateError("n_resamples", n_resamples, "100 or more")
-    rng, size = np.random.default_rng(seed), max(1, _CHUNK // clusters)
-    return [
-        rng.integers(clusters, size=(min(size, n_resamples - start), clusters))
-        for start in range(0, n_resamples, size)
-    ]
+    rng = np.random.default_rng(seed)
+    size = max(1, _CHUNK // clusters)
+    draws = []
+    for start in range(0, n_resamples, size):
+        shape = (min(size, n_resamples - start), clusters)
+        draws.append(rng.integers(clusters, size=shape))
+    return draws
 
 
 def _resamples(
@@ -378,14 +601,12 @@ def _resamples(
             [totals[draw].sum(axis=1) / sizes[draw].sum(axis=1) for draw in draws]
         )
     members = np.split(np.argsort(index, kind="stable"), np.cumsum(np.bincount(index))[:-1])
-    return np.array(
-        [
-            statistic(rows[np.concatenate([members[g] for g in one])])
-            for draw in draws
-            for one in draw
-        ],
-        dtype=float,
-    )
+    values = []
+    for draw in draws:
+        for clusters in draw:
+            rows_drawn = np.concatenate([members[cluster] for cluster in clusters])
+            values.append(statistic(rows[rows_drawn]))
+    return np.array(values, dtype=float)
 
 
 def _joint(
@@ -397,15 +618,16 @@ def _joint(
     seed: int,
 ) -> np.ndarray:
     _, index = np.unique(np.concatenate([labels_a, labels_b]), return_inverse=True)
-    clusters, (ia, ib) = int(index.max()) + 1, np.split(index, [len(a)])
+    clusters = int(index.max()) + 1
+    ia, ib = np.split(index, [len(a)])
     count = lambda i, weights=None: np.bincount(i, weights, minlength=clusters)
     columns = (count(ia, a), count(ia), count(ib, b), count(ib))
-    drawn = []
+    differences = []
     for draw in _draws(clusters, n_resamples, seed):
         total_a, size_a, total_b, size_b = (column[draw].sum(axis=1) for column in columns)
         with np.errstate(invalid="ignore"):  # a resample may miss one side altogether
-            drawn.append(total_a / size_a - total_b / size_b)
-    return np.concatenate(drawn)
+            differences.append(total_a / size_a - total_b / size_b)
+    return np.concatenate(differences)
 
 
 def _points(x: ArrayLike, y: ArrayLike, kind: str) -> tuple[np.ndarray, np.ndarray]:
@@ -424,7 +646,7 @@ def _points(x: ArrayLike, y: ArrayLike, kind: str) -> tuple[np.ndarray, np.ndarr
 
 
 def _correlated(x: np.ndarray, y: np.ndarray, kind: str) -> np.ndarray:
-    """Correlation of each row of x (r, n) with the same row of y; NaN where one has no spread."""
+    """Correlate each row of x (r, n) with the same row of y; NaN where one has no spread."""
     flat = (np.ptp(x, axis=1) == 0) | (np.ptp(y, axis=1) == 0)
     x, y = (rankdata(side, axis=1) for side in (x, y)) if kind == "spearman" else (x, y)
     x, y = (side - side.mean(axis=1, keepdims=True) for side in (x, y))

@@ -9,7 +9,7 @@ from xlvlms_tutorial.errors import ActivationsError
 
 
 def plain(values: object) -> np.ndarray:
-    """Numbers as an array: of a tensor on any device its values, halves in float32.
+    """Convert numbers to an array; of a tensor on any device its values, halves in float32.
 
     Raises
     ------
@@ -24,10 +24,9 @@ def plain(values: object) -> np.ndarray:
         )
     if hasattr(values, "detach"):
         values = values.detach().cpu()
-        values = (
-            values.float() if values.is_floating_point() and values.element_size() < 4 else values
-        )
-    found = np.asarray(values)
-    if found.dtype.kind not in "biufO":
-        raise ActivationsError(f"values of type {found.dtype}", "give real numbers")
-    return found
+        if values.is_floating_point() and values.element_size() < 4:
+            values = values.float()  # NumPy has no bfloat16
+    array = np.asarray(values)
+    if array.dtype.kind not in "biufO":
+        raise ActivationsError(f"values of type {array.dtype}", "give real numbers")
+    return array

@@ -25,11 +25,12 @@ _SCALE = 10.0
 def cider(
     candidates: Sequence[str], references: Sequence[Sequence[str]]
 ) -> tuple[Float64[np.ndarray, "n"], float]:
-    r"""CIDEr-D of each caption, 0 to 10, and their mean, the corpus value.
+    r"""Compute CIDEr-D of each caption against its references, and the mean, the corpus value.
 
-    Vedantam et al. 2015, section 6. With g_n(c) the counts of the n-grams of caption c, each
-    weighted by log N - log(df) where df is the number of images, of N, whose references have the
-    n-gram, and l the length in words, the score of candidate c with references r_1 ... r_m is
+    Use it to compare captions with what several people wrote. With g_n(c) the counts of the n-grams
+    of caption c, each weighted by log N - log(df) where df is the number of images, of N, whose
+    references have the n-gram, and l the length in words, the score of candidate c with references
+    r_1 ... r_m is
 
     .. math::
 
@@ -37,7 +38,22 @@ def cider(
         \frac{\min(g_n(c), g_n(r_j)) \cdot g_n(r_j)}{\lVert g_n(c) \rVert \, \lVert g_n(r_j) \rVert}
 
     Captions shorter than n words have no n-grams and contribute 0 there, and the value depends on
-    the set that is scored, since df counts the references given here.
+    the set that is scored, since df counts the references given here. From "CIDEr: Consensus-based
+    Image Description Evaluation" (Vedantam et al. 2015, arXiv 1411.5726, section 6).
+
+    Parameters
+    ----------
+    candidates : sequence of str
+        The captions to score, two or more.
+    references : sequence of sequence of str
+        The reference captions of each candidate, one or more.
+
+    Returns
+    -------
+    scores : ndarray (n,)
+        The score of each candidate, 0 to 10.
+    mean : float
+        Their mean.
 
     Raises
     ------
@@ -46,10 +62,20 @@ def cider(
         one, or a reference has no words.
     LengthError
         If there are not as many lists of references as candidates.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.metrics import cider
+    >>> candidates = ["a woman holds keys", "nobody is on stage"]
+    >>> scores, mean = cider(candidates, [["a woman holds keys"], ["two dogs run fast"]])
+    >>> scores.round(2).tolist(), round(mean, 2)
+    ([10.0, 0.0], 5.0)
     """
-    told, known, owner = _split(candidates, references, least=2)
-    counts, order = _ngrams(told + known)
-    n, lengths = len(told), np.array(list(map(len, told + known)), dtype=np.float64)
+    captions, reference_words, owner = _split(candidates, references, min_candidates=2)
+    texts = captions + reference_words
+    counts, order = _ngrams(texts)
+    n = len(captions)
+    lengths = np.array(list(map(len, texts)), dtype=np.float64)
     # (images, references)
     grouped = csr_array(
         (np.ones(len(owner)), (owner, np.arange(len(owner)))), shape=(n, len(owner))
@@ -74,11 +100,23 @@ def cider(
 
 
 def bleu(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> float:
-    """BLEU-4 of a set of captions, 0 to 1.
+    """Compute BLEU-4 of a set of captions against their references.
 
     Geometric mean of the clipped n-gram precisions times a brevity penalty (Papineni et
     al. 2002). Counts are summed over the set, unsmoothed: one number for all captions,
     which is not the mean of theirs.
+
+    Parameters
+    ----------
+    candidates : sequence of str
+        The captions to score.
+    references : sequence of sequence of str
+        The reference captions of each candidate, one or more.
+
+    Returns
+    -------
+    float
+        From 0 to 1.
 
     Raises
     ------
@@ -86,59 +124,60 @@ def bleu(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> floa
         If there are no candidates, no references of one, or a reference has no words.
     LengthError
         If there are not as many lists of references as candidates.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.metrics import bleu
+    >>> round(bleu(["a woman holds keys"], [["a woman holds keys", "keys"]]), 2)
+    1.0
     """
     from sacrebleu.metrics import BLEU  # here, so that CIDEr does not wait for it
 
-    told, known, owner = _split(candidates, references, least=1)
-    texts, starts = list(map(" ".join, known)), np.searchsorted(owner, np.arange(len(told) + 1))
-    most = int(np.diff(starts).max())
-    columns = [
-        [texts[a + k] if a + k < b else None for a, b in zip(starts, starts[1:], strict=False)]
-        for k in range(most)
-    ]
-    score = (
-        BLEU(tokenize="none", smooth_method="none")
-        .corpus_score(list(map(" ".join, told)), columns)
-        .score
-    )
+    captions, reference_words, owner = _split(candidates, references, min_candidates=1)
+    # sacrebleu takes the k-th references of all captions as a list, None where there is none
+    starts = np.searchsorted(owner, np.arange(len(captions) + 1))
+    n_columns = int(np.diff(starts).max())
+    columns = [[None] * len(captions) for _ in range(n_columns)]
+    for number, text in enumerate(map(" ".join, reference_words)):
+        caption = owner[number]
+        columns[number - starts[caption]][caption] = text
+    metric = BLEU(tokenize="none", smooth_method="none")
+    score = metric.corpus_score(list(map(" ".join, captions)), columns).score
     return min(score / 100, 1.0)  # rounding can exceed 1
 
 
 def _split(
-    candidates: Sequence[str], references: Sequence[Sequence[str]], least: int
+    candidates: Sequence[str], references: Sequence[Sequence[str]], min_candidates: int
 ) -> tuple[list[list[str]], list[list[str]], np.ndarray]:
-    """The words of the candidates and of all references.
-
-    And to which candidate each reference belongs.
-    """
+    """Split the candidates and all references into words, and say whose each reference is."""
     if len(candidates) != len(references):
         raise LengthError(candidates=len(candidates), references=len(references))
-    if len(candidates) < least:
-        raise EstimateError(
-            "a score against references", f"{len(candidates)} candidates", f"{least} or more"
-        )
-    if wrong := [given for given in references if isinstance(given, str) or not len(given)]:
+    if len(candidates) < min_candidates:
         raise EstimateError(
             "a score against references",
-            f"references {wrong[0]!r}",
-            "a list of one caption or more for each candidate",
+            f"{len(candidates)} candidates",
+            f"{min_candidates} or more",
         )
-    known = list(map(words, chain.from_iterable(references)))
-    if not all(known):
+    for captions in references:
+        if isinstance(captions, str) or not len(captions):
+            raise EstimateError(
+                "a score against references",
+                f"references {captions!r}",
+                "a list of one caption or more for each candidate",
+            )
+    reference_words = list(map(words, chain.from_iterable(references)))
+    if not all(reference_words):
         raise EstimateError(
             "a score against references",
             "a reference without words",
             "captions of one word or more",
         )
-    return (
-        list(map(words, candidates)),
-        known,
-        np.repeat(np.arange(len(candidates)), list(map(len, references))),
-    )
+    owner = np.repeat(np.arange(len(candidates)), list(map(len, references)))
+    return list(map(words, candidates)), reference_words, owner
 
 
 def _ngrams(texts: list[list[str]]) -> tuple[csr_array, np.ndarray]:
-    """Counts of the n-grams of each text ``(texts, grams)``, and the order n of each column."""
+    """Count the n-grams of each text ``(texts, grams)``, and give the order n of each column."""
     numbers: dict[tuple[str, ...], int] = {}
     grams = [[numbers.setdefault(gram, len(numbers)) for gram in _grams(text)] for text in texts]
     ends = np.cumsum([0, *map(len, grams)])
@@ -149,4 +188,7 @@ def _ngrams(texts: list[list[str]]) -> tuple[csr_array, np.ndarray]:
 
 
 def _grams(text: list[str]) -> list[tuple[str, ...]]:
-    return [tuple(text[k : k + n]) for n in ORDERS for k in range(len(text) - n + 1)]
+    grams = []
+    for n in ORDERS:
+        grams += [tuple(text[k : k + n]) for k in range(len(text) - n + 1)]
+    return grams

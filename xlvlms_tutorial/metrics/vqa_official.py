@@ -30,34 +30,31 @@ _MENDED = {
 _MARKS = ';/[]"{}()=+\\_-><@`,?!'
 _COMMA = re.compile(r"\d,\d")
 _PERIOD = re.compile(r"\.(?!\d)")
-_MOST_PERIODS = 32  # a flag is given there in the place of the count
+_MAX_PERIODS = 32  # a flag is given there in the place of the count
 
 
 def as_compared(answer: str, references: list[str]) -> tuple[str, list[str]]:
-    """A prediction and its references as the script compares them.
+    """Return a prediction and its references as the script compares them.
 
-    Normalised, but as they are where all references are the same.
+    They are normalised, but as they are where all references are the same.
     """
-    answer, *references = (re.sub(r"[\n\t]", " ", one).strip() for one in (answer, *references))
-    return (
-        (answer, references)
-        if len(set(references)) == 1
-        else (_normalised(answer), list(map(_normalised, references)))
-    )
+    answer, *references = (re.sub(r"[\n\t]", " ", text).strip() for text in (answer, *references))
+    if len(set(references)) == 1:
+        return answer, references
+    return _normalised(answer), list(map(_normalised, references))
 
 
 def _normalised(answer: str) -> str:
-    """Marks are dropped here, and become spaces elsewhere.
+    """Normalise an answer: marks are dropped here, and become spaces elsewhere.
 
-    Dropped where the answer holds digit, comma, digit, or this mark beside a space anywhere.
+    They are dropped where the answer holds digit, comma, digit, or this mark beside a space
+    anywhere.
     """
     joined = _COMMA.search(answer) is not None
-    marks = {
-        mark: "" if joined or f"{mark} " in answer or f" {mark}" in answer else " "
-        for mark in _MARKS
-    }
-    words = (
-        _PERIOD.sub("", answer.translate(str.maketrans(marks)), count=_MOST_PERIODS).lower().split()
-    )
-    words = [NUMBERS.get(word, word) for word in words]
+    marks = {}
+    for mark in _MARKS:
+        dropped = joined or f"{mark} " in answer or f" {mark}" in answer
+        marks[mark] = "" if dropped else " "
+    text = _PERIOD.sub("", answer.translate(str.maketrans(marks)), count=_MAX_PERIODS)
+    words = [NUMBERS.get(word, word) for word in text.lower().split()]
     return " ".join(_MENDED.get(word, word) for word in words if word not in ARTICLES)
