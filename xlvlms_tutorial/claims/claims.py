@@ -122,14 +122,15 @@ class _OneOfAKey(yaml.SafeLoader):  # of a key that stands twice YAML takes the 
         return super().construct_mapping(node, deep)
 
 
-def read_register(file: str | Path = REGISTER) -> dict[str, Claim]:
+def read_register(file: str | Path | None = None) -> dict[str, Claim]:
     """Read a register of claims, and check every field of it.
 
     Parameters
     ----------
-    file : path, default the register of this book
-        A YAML file with two keys. "sources" maps the beginning of an id ("IMA") to a part of the
-        book and a paper; "claims" maps ids to the other fields of :class:`Claim`.
+    file : path, optional
+        A YAML file, by default the register of this book. It has two keys: "sources" maps the
+        beginning of an id ("IMA") to a part of the book and a paper; "claims" maps ids to the
+        other fields of :class:`Claim`.
 
     Returns
     -------
@@ -149,8 +150,9 @@ def read_register(file: str | Path = REGISTER) -> dict[str, Claim]:
     ('Training with half of the blocks skipped keeps about 97 %.', '> 0.95')
     """
     register, name = {}, "sources and claims"
+    file = REGISTER if file is None else Path(file)
     try:
-        content = yaml.load(Path(file).read_text(encoding="utf-8"), _OneOfAKey)
+        content = yaml.load(file.read_text(encoding="utf-8"), _OneOfAKey)
         if content.keys() != {"sources", "claims"}:
             raise ValueError(f"the keys are {', '.join(content)}")
         for name, entry in content["claims"].items():
