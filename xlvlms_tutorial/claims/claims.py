@@ -159,14 +159,15 @@ class _UniqueKeyLoader(yaml.SafeLoader):  # of a key that stands twice YAML take
         return super().construct_mapping(node, deep)
 
 
-def read_register(file: str | Path = REGISTER) -> dict[str, Claim]:
+def read_register(file: str | Path | None = None) -> dict[str, Claim]:
     """Read a register of claims, and check every field of it.
 
     Parameters
     ----------
-    file : path, default the register of this book
-        A YAML file with two keys. "sources" maps the beginning of an id ("IMA") to a part of the
-        book and a paper; "claims" maps ids to the other fields of :class:`Claim`.
+    file : path, optional
+        A YAML file, by default the register of this book. It has two keys: "sources" maps the
+        beginning of an id ("IMA") to a part of the book and a paper; "claims" maps ids to the
+        other fields of :class:`Claim`.
 
     Returns
     -------
@@ -187,8 +188,9 @@ def read_register(file: str | Path = REGISTER) -> dict[str, Claim]:
     """
     register = {}
     name = "sources and claims"
+    file = REGISTER if file is None else Path(file)
     try:
-        content = yaml.load(Path(file).read_text(encoding="utf-8"), _UniqueKeyLoader)
+        content = yaml.load(file.read_text(encoding="utf-8"), _UniqueKeyLoader)
         if content.keys() != {"sources", "claims"}:
             raise ValueError(f"the keys are {', '.join(content)}")
         for name, entry in content["claims"].items():
