@@ -180,9 +180,9 @@ def decoder_flops(
     Examples
     --------
     >>> from xlvlms_tutorial.metrics import decoder_flops
-    >>> decoder_flops(2, layers=1, width=4, hidden=8, heads=2)
-    {'attention_projections': 256, 'attention_scores': 64, 'mlp': 384, 'unembedding': 0, 'total':
-    704}
+    >>> flops = decoder_flops(2, layers=1, width=4, hidden=8, heads=2)
+    >>> flops["attention_scores"], flops["mlp"], flops["total"]
+    (64, 384, 704)
     """
     k = heads if kv_heads is None else kv_heads
     sizes = {"tokens": tokens, "layers": layers, "width": width, "hidden": hidden}
