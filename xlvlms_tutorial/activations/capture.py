@@ -33,10 +33,11 @@ from xlvlms_tutorial.errors import (
     TokenOfInterestError,
 )
 from xlvlms_tutorial.io import digest
-from xlvlms_tutorial.models.prompts import require_counts, require_texts
+from xlvlms_tutorial.models.prompts import require_texts
 from xlvlms_tutorial.models.spans import Batch
 from xlvlms_tutorial.models.vlm import VLM
 from xlvlms_tutorial.samples import PROMPTS, Sample
+from xlvlms_tutorial.validation import require_counts
 
 _NUMBERS = ("sample", "position", "token_index")  # columns of integers; the others are text
 

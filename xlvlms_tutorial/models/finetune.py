@@ -20,9 +20,9 @@ from xlvlms_tutorial.io import save_tensors
 from xlvlms_tutorial.models import anatomy
 from xlvlms_tutorial.models.adapters import import_peft
 from xlvlms_tutorial.models.loop import optimise, warmup_cosine
-from xlvlms_tutorial.models.prompts import require_counts
 from xlvlms_tutorial.models.vlm import VLM
 from xlvlms_tutorial.samples import PROMPTS, Sample
+from xlvlms_tutorial.validation import require_counts
 
 RESUME_EVERY = 50  # steps between the files from which a killed run goes on
 TARGETS = ("q_proj", "v_proj")

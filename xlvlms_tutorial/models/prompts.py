@@ -4,12 +4,11 @@ Inputs that a processor would not take, or take wrongly, are refused.
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from numbers import Integral
 
 from torch import Tensor
 from transformers import BatchFeature
 
-from xlvlms_tutorial.errors import ImageError, LoadError, PromptError, SelectionError, XlvlmsError
+from xlvlms_tutorial.errors import ImageError, LoadError, PromptError, XlvlmsError
 from xlvlms_tutorial.models.failures import FAILURES, reason
 from xlvlms_tutorial.samples import as_image, as_sound
 
@@ -89,19 +88,6 @@ def counted(
         n_answers = 0 if answers is None else len(answers)
         raise PromptError(f"{len(texts)} texts, {n_answers} answers, {counts}")
     return media
-
-
-def require_counts(**numbers: int | None) -> None:
-    """Refuse ``numbers``, by their names, that are no integers from 1 on; None passes.
-
-    Raises
-    ------
-    SelectionError
-        If there is one.
-    """
-    for name, number in numbers.items():
-        if number is not None and not (isinstance(number, Integral) and number >= 1):
-            raise SelectionError(f"{name} is {number}", "give at least 1")
 
 
 def media_of(

@@ -30,6 +30,7 @@ from xlvlms_tutorial.models.sharing import Finite, after_prompts, answers_to, gr
 from xlvlms_tutorial.models.spans import Batch, label, positions
 from xlvlms_tutorial.models.unembedding import unembedded
 from xlvlms_tutorial.samples import Sample, media
+from xlvlms_tutorial.validation import require_counts
 
 
 class VLM:
@@ -647,7 +648,7 @@ class VLM:
         prompts.counted(texts, least=0, image=images, video=videos, audio=audio)
         # before a long run rather than in it
         prompts.require_texts(self.processor, texts, None, range(len(texts)))
-        prompts.require_counts(max_new_tokens=max_new_tokens, batch_size=batch_size)
+        require_counts(max_new_tokens=max_new_tokens, batch_size=batch_size)
         content = {"images": images, "videos": videos, "audio": audio}
         return answers_to(self, content, texts, max_new_tokens, batch_size, progress)
 

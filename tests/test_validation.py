@@ -1,0 +1,27 @@
+"""The checks of arguments: what passes, and the words of what does not."""
+
+import numpy as np
+import pytest
+
+from xlvlms_tutorial.errors import LengthError, SelectionError
+from xlvlms_tutorial.validation import require_counts, require_one_of, require_same_length
+
+
+def test_a_value_that_is_not_allowed_is_named_with_all_that_are():
+    require_one_of("b", iter(("a", "b")), "mode")
+    with pytest.raises(SelectionError, match="^unknown mode 'c'; allowed: 'a', 'b'.$"):
+        require_one_of("c", iter(("a", "b")), "mode")
+
+
+@pytest.mark.parametrize("number", [0, -1, 1.0, "3", float("nan")])
+def test_a_count_is_an_integer_of_one_or_more(number):
+    require_counts(steps=1, batch_size=np.int64(3), rank=None)
+    with pytest.raises(SelectionError, match=f"^rank is {number}; give at least 1.$"):
+        require_counts(steps=1, rank=number)
+
+
+def test_lists_that_differ_in_length_are_named_with_their_lengths():
+    require_same_length(a=[1, 2], b=np.zeros(2), c=2, d=None)
+    require_same_length(a=None)
+    with pytest.raises(LengthError, match=r"\(a: 2, b: 0\)"):
+        require_same_length(a=[1, 2], b=[], c=None)
