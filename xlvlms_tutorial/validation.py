@@ -41,7 +41,7 @@ def require_one_of(value: object, allowed: Iterable[object], name: str) -> None:
         raise SelectionError(f"unknown {name} {value!r}", f"allowed: {options}")
 
 
-def require_counts(**numbers: int | None) -> None:
+def require_counts(**numbers: object) -> None:
     """Refuse numbers that are not integers of 1 or more.
 
     Parameters
@@ -67,7 +67,7 @@ def require_counts(**numbers: int | None) -> None:
             raise SelectionError(f"{name} is {number}", "give at least 1")
 
 
-def require_same_length(**values: Sized | int | None) -> None:
+def require_same_length(**values: Sized | Integral | None) -> None:
     """Refuse lists that belong together, element by element, but differ in length.
 
     Parameters
