@@ -26,13 +26,13 @@ from xlvlms_tutorial.activations.processes import WAIT, await_others, checked_wa
 from xlvlms_tutorial.activations.rows import Positions, Rows, Selection, of_forward, of_generation
 from xlvlms_tutorial.activations.store import Store, dealt, shard_plan
 from xlvlms_tutorial.errors import (
-    LengthError,
     SelectionError,
     SpanError,
     StateError,
     TokenOfInterestError,
 )
 from xlvlms_tutorial.io import digest
+from xlvlms_tutorial.models.batching import answers_of, prompts_of
 from xlvlms_tutorial.models.prompts import require_texts
 from xlvlms_tutorial.models.spans import Batch
 from xlvlms_tutorial.models.vlm import VLM
@@ -262,14 +262,8 @@ class _Job:
         self.batch_size = batch_size
         self.max_new_tokens = max_new_tokens
         self.keys = wanted(vlm, selection.layers, selection.places)
-        self.prompts = [prompt] * len(samples)
-        if callable(prompt):
-            self.prompts = [prompt(sample) for sample in samples]
-        if callable(answers):
-            answers = [answers(sample) for sample in samples]
-        self.answers = None if answers is None else list(answers)
-        if self.answers is not None and len(self.answers) != len(samples):
-            raise LengthError(samples=len(samples), answers=len(self.answers))
+        self.prompts = prompts_of(samples, prompt)
+        self.answers = answers_of(samples, answers)
         # checked before a long run rather than in it
         require_texts(vlm.processor, self.prompts, self.answers, [sample.id for sample in samples])
         # words of the answers so far, for the message if no answer has a word of interest

@@ -6,6 +6,7 @@ Adapters, and models that judge captions.
 from xlvlms_tutorial.models import anatomy
 from xlvlms_tutorial.models.anatomy import PLACES, decoder, final_norm
 from xlvlms_tutorial.models.architectures import ARCHITECTURES, Architecture, architectures
+from xlvlms_tutorial.models.batching import batches
 from xlvlms_tutorial.models.finetune import fine_tune, loss_of, save_adapter
 from xlvlms_tutorial.models.loading import EMBEDDED, load
 from xlvlms_tutorial.models.scorers import Scorer, TextEncoder, load_scorer, load_text_encoder
@@ -27,6 +28,7 @@ __all__ = [
     "TextEncoder",
     "anatomy",
     "architectures",
+    "batches",
     "decode",
     "decoder",
     "final_norm",

@@ -19,6 +19,7 @@ from xlvlms_tutorial.errors import LoadError, SelectionError
 from xlvlms_tutorial.io import save_tensors
 from xlvlms_tutorial.models import anatomy
 from xlvlms_tutorial.models.adapters import import_peft
+from xlvlms_tutorial.models.batching import first_captions, with_eos
 from xlvlms_tutorial.models.loop import optimise, warmup_cosine
 from xlvlms_tutorial.models.vlm import VLM
 from xlvlms_tutorial.samples import PROMPTS, Sample
@@ -180,9 +181,7 @@ def loss_of(
     >>> loss.ndim, bool(loss < shuffled)
     (0, True)
     """
-    end = vlm.model.generation_config.eos_token_id
-    eos = vlm.tokenizer.convert_ids_to_tokens(end[0] if isinstance(end, list) else end)
-    batch = vlm.batch_of(samples, [prompt] * len(samples), [answer + eos for answer in answers])
+    batch = vlm.batch_of(samples, [prompt] * len(samples), with_eos(vlm, answers))
     ids = batch["input_ids"]
     mask = batch.mask("answer")
     # the unembedding is a fifth of the work: only where an answer may stand
@@ -253,12 +252,7 @@ def _answers(
     if not samples:
         raise SelectionError("no samples", "give at least one")
     if answers is None:
-        if uncaptioned := [sample.id for sample in samples if not sample.captions]:
-            raise SelectionError(
-                f"{len(uncaptioned)} samples without a caption, such as {uncaptioned[0]!r}",
-                "give the answers to train on",
-            )
-        return [sample.captions[0] for sample in samples]
+        return first_captions(samples, "give the answers to train on")
     texts = [answers(sample) for sample in samples] if callable(answers) else list(answers)
     if len(texts) != len(samples) or not all(
         isinstance(text, str) and text.strip() for text in texts

@@ -14,13 +14,15 @@ from torch import Tensor
 from xlvlms_tutorial.activations.capture import capture
 from xlvlms_tutorial.activations.hooks import read, span_mask, wanted
 from xlvlms_tutorial.activations.rows import SIDES
-from xlvlms_tutorial.errors import ActivationsError, ComparisonError, LengthError, SelectionError
+from xlvlms_tutorial.errors import ActivationsError, ComparisonError, SelectionError
 from xlvlms_tutorial.interventions.edits import replace
 from xlvlms_tutorial.interventions.replay import Resumable
 from xlvlms_tutorial.methods.concepts.base import Dictionary
+from xlvlms_tutorial.models.batching import answers_of, batches
 from xlvlms_tutorial.models.spans import Batch, find_words
 from xlvlms_tutorial.models.vlm import VLM
 from xlvlms_tutorial.samples import PROMPTS, Sample
+from xlvlms_tutorial.validation import require_counts
 
 WAYS = ("occlusion", "activation")  # of attribution, the argument ``how`` of heat
 _ADVICE = "give pictures of one size, so that the same token is the same place in all of them"
@@ -124,15 +126,12 @@ def heat(
         )
     if at not in SIDES:
         raise SelectionError(f"at={at!r}", f"allowed: {', '.join(map(repr, SIDES))}")
-    if callable(answers):
-        answers = map(answers, samples)
-    answers = list(answers)
-    if len(answers) != len(samples):
-        raise LengthError(samples=len(samples), answers=len(answers))
+    answers = answers_of(samples, answers)
+    require_counts(batch_size=batch_size)
     words = (words,) if isinstance(words, str) else tuple(words)
-    means = _means(vlm, _batches(vlm, samples, prompt, None, batch_size))
+    means = _means(vlm, batches(vlm, samples, prompt, batch_size=batch_size))
     parts = []
-    for batch in _batches(vlm, samples, prompt, answers, batch_size):
+    for batch in batches(vlm, samples, prompt, answers, batch_size=batch_size):
         states = _occluded(vlm, *_up_to_words(vlm, batch, words, at), layer, means)
         codes = torch.as_tensor(dictionary.transform(states.flatten(0, 1)))[:, concepts].float()
         codes = codes.reshape(*states.shape[:2], -1)
@@ -211,17 +210,6 @@ def _check(
         )
 
 
-def _batches(
-    vlm: VLM, samples: list[Sample], prompt: str, answers: list[str] | None, size: int
-) -> Iterator[Batch]:
-    if size < 1:
-        raise SelectionError(f"batch_size is {size}", "give at least 1")
-    for start in range(0, len(samples), size):
-        part = samples[start : start + size]
-        part_answers = None if answers is None else answers[start : start + size]
-        yield vlm.batch_of(part, [prompt] * len(part), part_answers)
-
-
 def _image_mask(vlm: VLM, batch: Batch, expected: int | None = None) -> Bool[Tensor, "b t"]:
     """Mask of the image tokens of a batch, the same number in each row.
 
@@ -237,11 +225,11 @@ def _image_mask(vlm: VLM, batch: Batch, expected: int | None = None) -> Bool[Ten
     return mask
 
 
-def _means(vlm: VLM, batches: Iterator[Batch]) -> Float[Tensor, "t d"]:
+def _means(vlm: VLM, inputs: Iterator[Batch]) -> Float[Tensor, "t d"]:
     """The mean over samples of each image token as it enters the first block."""
     total = None
     n = 0
-    for batch in batches:
+    for batch in inputs:
         mask = _image_mask(vlm, batch, None if total is None else len(total))
         (states,) = read(vlm, batch, 0, positions=mask, dtype=torch.float32).values()
         batch_total = states.reshape(len(mask), -1, states.shape[-1]).sum(

@@ -13,16 +13,16 @@ from functools import partial
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 from transformers.pytorch_utils import Conv1D
 
 from xlvlms_tutorial.activations.hooks import span_mask
-from xlvlms_tutorial.errors import ActivationsError, ComparisonError, LengthError, SelectionError
+from xlvlms_tutorial.errors import ActivationsError, ComparisonError, SelectionError
 from xlvlms_tutorial.methods.pruning.masks import Key, joined
 from xlvlms_tutorial.models import anatomy
+from xlvlms_tutorial.models.batching import batches
 from xlvlms_tutorial.models.spans import SPANS, Batch
 from xlvlms_tutorial.models.vlm import VLM
-from xlvlms_tutorial.samples import PROMPTS, Sample
+from xlvlms_tutorial.samples import Sample
 
 _DENSE = "load the model without quantise, whole on its devices, and without an adapter"
 # integers as wide as a weight, by its bytes
@@ -182,27 +182,10 @@ def calibrate(
     >>> tuple(calibration.norms(1, "mlp.down_proj").shape)
     (1536,)
     """
-    samples = list(samples)
-    if not samples or batch_size < 1:
-        raise SelectionError(
-            f"{len(samples)} samples in batches of {batch_size}", "give at least one of each"
-        )
-    prompts = [_prompt_of(sample, prompt) for sample in samples]
-    if callable(answers):
-        answers = [answers(sample) for sample in samples]
-    if answers is not None and len(answers) != len(samples):
-        raise LengthError(samples=len(samples), answers=len(answers))
-    starts = range(0, len(samples), batch_size)
-
-    def batches() -> Iterator[Batch]:
-        for start in tqdm(
-            starts, desc="calibrate", unit="batch", leave=False, disable=not progress
-        ):
-            part = slice(start, start + batch_size)
-            texts = None if answers is None else list(answers[part])
-            yield vlm.batch_of(samples[part], prompts[part], texts)
-
-    return calibrate_on(vlm, batches(), span)
+    inputs = batches(
+        vlm, samples, prompt, answers, batch_size=batch_size, progress=progress, desc="calibrate"
+    )
+    return calibrate_on(vlm, inputs, span)
 
 
 def calibrate_on(
@@ -453,12 +436,3 @@ def _require_dense(weight: Tensor, name: str) -> None:
         raise SelectionError(f"{name} is offloaded", _DENSE)
     if not weight.is_floating_point() or type(weight) is not nn.Parameter:
         raise SelectionError(f"{name} is quantised ({weight.dtype})", _DENSE)
-
-
-def _prompt_of(sample: Sample, prompt: str | Callable[[Sample], str] | None) -> str:
-    if callable(prompt):
-        return prompt(sample)
-    if prompt is not None:
-        return prompt
-    # samples of an unknown modality are refused where they are batched
-    return PROMPTS.get(sample.modality, PROMPTS["image"])

@@ -18,8 +18,15 @@ from xlvlms_tutorial.errors import ActivationsError, InterventionError, Selectio
 from xlvlms_tutorial.interventions.overrides import checked_layers
 from xlvlms_tutorial.interventions.replay import Resumable, same_up_to_rounding
 from xlvlms_tutorial.interventions.skipping import PARTS, skip
-from xlvlms_tutorial.methods.skipping.importance import Answers, Prompt, Samples, batches_of
 from xlvlms_tutorial.models import anatomy
+from xlvlms_tutorial.models.batching import (
+    Answers,
+    Prompts,
+    Samples,
+    batches,
+    first_captions,
+    with_eos,
+)
 from xlvlms_tutorial.models.spans import SPANS, Batch
 from xlvlms_tutorial.models.vlm import VLM
 
@@ -36,7 +43,7 @@ def effects(
     answers: Answers = None,
     layers: Sequence[int] | None = None,
     part: str = "block",
-    prompt: Prompt = None,
+    prompt: Prompts = None,
     *,
     batch_size: int = 16,
     progress: bool = False,
@@ -122,7 +129,7 @@ def greedy(
     answers: Answers = None,
     candidates: Sequence[int] | None = None,
     part: str = "block",
-    prompt: Prompt = None,
+    prompt: Prompts = None,
     *,
     batch_size: int = 16,
     progress: bool = False,
@@ -215,7 +222,7 @@ class _Losses:
         vlm: VLM,
         samples: Samples,
         answers: Answers,
-        prompt: Prompt,
+        prompt: Prompts,
         batch_size: int,
         part: str,
     ) -> None:
@@ -225,11 +232,11 @@ class _Losses:
         texts = _answers_with_eos(vlm, samples, answers)
         self.vlm = vlm
         self.part = part
-        batches = batches_of(vlm, samples, texts, prompt, batch_size)
+        inputs = list(batches(vlm, samples, prompt, texts, batch_size=batch_size))
         first_texts = None if texts is None else texts[:2]
-        trial = batches_of(vlm, samples[:2], first_texts, prompt, 2)[0]
+        trial = next(batches(vlm, samples[:2], prompt, first_texts))
         resumes = _resumable(vlm, trial)
-        self.passes = [_Pass(vlm, batch, resumes) for batch in batches]
+        self.passes = [_Pass(vlm, batch, resumes) for batch in inputs]
         self.n = sum(len(run.targets) for run in self.passes)
         self.dense = sum(run.loss() for run in self.passes) / self.n
 
@@ -336,26 +343,11 @@ def _answers_with_eos(vlm: VLM, samples: Samples, answers: Answers) -> list[str]
     if answers is None and any(isinstance(sample, str) for sample in samples):
         return None
     if answers is None:
-        texts = _first_captions(samples)
+        texts = first_captions(samples, "give answers")
     elif callable(answers):
         texts = [answers(sample) for sample in samples]
     else:
         texts = list(answers)
     if not all(isinstance(text, str) and text.strip() for text in texts):
         raise SelectionError("answers that are no text or empty", "give one text for each sample")
-    eos = vlm.model.generation_config.eos_token_id
-    if isinstance(eos, list):
-        eos = eos[0]
-    if eos is None:
-        return texts
-    token = vlm.tokenizer.convert_ids_to_tokens(eos)
-    return [text + token for text in texts]
-
-
-def _first_captions(samples: Samples) -> list[str]:
-    bare = [sample.id for sample in samples if not sample.captions]
-    if bare:
-        raise SelectionError(
-            f"{len(bare)} samples without a caption, such as {bare[0]!r}", "give answers"
-        )
-    return [sample.captions[0] for sample in samples]
+    return with_eos(vlm, texts)

@@ -1,6 +1,6 @@
 """Choose the blocks to skip: at random, or those that change their input least."""
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from numbers import Integral
@@ -10,19 +10,14 @@ import pandas as pd
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from xlvlms_tutorial.activations.hooks import span_mask
-from xlvlms_tutorial.errors import ActivationsError, LayerError, LengthError, SelectionError
+from xlvlms_tutorial.errors import ActivationsError, LayerError, SelectionError
 from xlvlms_tutorial.interventions.token_skipping import check_spans
-from xlvlms_tutorial.models.spans import SPANS, Batch
+from xlvlms_tutorial.models.batching import Answers, Prompts, Samples, batches
+from xlvlms_tutorial.models.spans import SPANS
 from xlvlms_tutorial.models.vlm import VLM
 from xlvlms_tutorial.models.watching import on_input, on_output
-from xlvlms_tutorial.samples import PROMPTS, Sample
-
-Samples = Sequence[Sample] | Sequence[str]
-Answers = Sequence[str] | Callable[[Sample], str] | None
-Prompt = str | Callable[[Sample], str] | None
 
 
 def random_layers(n_layers: int, k: int, seed: int, protect: Collection[int] = ()) -> list[int]:
@@ -79,7 +74,7 @@ def block_similarity(
     samples: Samples,
     span: str | Sequence[str] = ("image", "question"),
     answers: Answers = None,
-    prompt: Prompt = None,
+    prompt: Prompts = None,
     *,
     batch_size: int = 16,
     progress: bool = False,
@@ -140,8 +135,9 @@ def block_similarity(
     names = check_spans(span if isinstance(span, str) else tuple(span))
     sums = torch.zeros(vlm.n_layers, len(SPANS), dtype=torch.float64)
     counts = torch.zeros_like(sums)
-    batches = batches_of(vlm, samples, answers, prompt, batch_size)
-    for batch in _with_progress(batches, "similarity", progress):
+    for batch in batches(
+        vlm, samples, prompt, answers, batch_size=batch_size, progress=progress, desc="similarity"
+    ):
         masks = [span_mask(vlm, batch, (name,)) for name in names]
         kinds = batch.spans[torch.stack(masks).any(dim=0)]
         with _cosines(vlm, torch.isin(batch.spans, kinds)) as by_layer:
@@ -206,80 +202,6 @@ def similarity_order(table: pd.DataFrame, k: int | None = None) -> list[int]:
     if k is not None and not 0 <= k <= len(order):
         raise SelectionError(f"{k} of {len(order)} layers", f"give 0 to {len(order)}")
     return order[:k]
-
-
-def batches_of(
-    vlm: VLM, samples: Samples, answers: Answers, prompt: Prompt, batch_size: int
-) -> list[Batch]:
-    """Make the batches of samples, or of plain texts, that are run.
-
-    Parameters
-    ----------
-    vlm : VLM
-        The model.
-    samples : sequence of Sample, or of str
-        Samples with what they show, or plain texts as they are.
-    answers : sequence of str, or function of a sample, or None
-        The text that follows each sample's prompt.
-    prompt : str, or function of a sample, or None
-        What the model is asked; for None a description of what the first sample shows.
-    batch_size : int
-        How many samples are in a batch.
-
-    Returns
-    -------
-    list of Batch
-        The samples in their order.
-
-    Raises
-    ------
-    SelectionError
-        If there are no samples, the batch size is below 1, or plain texts are empty,
-        among samples or have answers.
-    LengthError
-        If the numbers of answers and samples differ.
-    """
-    samples = list(samples)
-    if not samples or batch_size < 1:
-        raise SelectionError(
-            f"{len(samples)} samples in batches of {batch_size}", "give at least one of each"
-        )
-    if callable(answers):
-        answers = [answers(sample) for sample in samples]
-    if answers is not None and len(answers) != len(samples):
-        raise LengthError(samples=len(samples), answers=len(answers))
-    starts = range(0, len(samples), batch_size)
-    parts = [slice(start, start + batch_size) for start in starts]
-    if any(isinstance(sample, str) for sample in samples):
-        _require_texts(samples, answers)
-        return [_text_batch(vlm, samples[part]) for part in parts]
-    default = PROMPTS.get(samples[0].modality, PROMPTS["image"])
-    if callable(prompt):
-        questions = [prompt(sample) for sample in samples]
-    else:
-        questions = [prompt or default] * len(samples)
-    batches = []
-    for part in parts:
-        texts = None if answers is None else list(answers[part])
-        batches.append(vlm.batch_of(samples[part], questions[part], texts))
-    return batches
-
-
-def _require_texts(samples: Samples, answers: Sequence[str] | None) -> None:
-    texts = all(isinstance(sample, str) and sample.strip() for sample in samples)
-    if answers is not None or not texts:
-        raise SelectionError(
-            "texts with answers, empty ones, or texts among samples",
-            "give plain texts alone, or samples alone",
-        )
-
-
-def _text_batch(vlm: VLM, texts: Sequence[str]) -> Batch:
-    return vlm.prepare(vlm.tokenizer(texts, return_tensors="pt", padding=True))
-
-
-def _with_progress(batches: list[Batch], name: str, progress: bool) -> Iterator[Batch]:
-    return iter(tqdm(batches, desc=name, unit="batch", leave=False, disable=not progress))
 
 
 @contextmanager

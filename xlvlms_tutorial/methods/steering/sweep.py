@@ -11,13 +11,13 @@ import pandas as pd
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from xlvlms_tutorial.activations.hooks import computed, reading
-from xlvlms_tutorial.errors import LengthError, SelectionError
+from xlvlms_tutorial.errors import SelectionError
 from xlvlms_tutorial.interventions.overrides import Positions, checked_layers
 from xlvlms_tutorial.interventions.replay import Resumable, same_up_to_rounding
 from xlvlms_tutorial.methods.steering.vectors import SteeringVectors
+from xlvlms_tutorial.models.batching import batches, prompts_of
 from xlvlms_tutorial.models.spans import Batch
 from xlvlms_tutorial.models.vlm import VLM
 from xlvlms_tutorial.samples import Sample
@@ -164,19 +164,16 @@ def sweep(
     0.0
     """
     samples = list(samples)
-    questions = [prompts] * len(samples) if isinstance(prompts, str) else list(prompts)
-    _check(samples, questions, positions, max_new_tokens, batch_size)
+    _check(samples, positions, max_new_tokens, batch_size)
+    questions = prompts_of(samples, prompts)
     settings = _settings(vlm, vectors, layers, strengths)
     resumable: set[int] = set()
     if max_new_tokens is None:
         resumable = _fast_layers(vlm, samples, questions, {run.layer for run in settings})
     texts: list[list[str]] = [[] for _ in range(len(settings) + 1)]  # first those unsteered
-    starts = range(0, len(samples), batch_size)
-    if progress:
-        starts = tqdm(starts, desc="sweep", unit="batch", leave=False)
-    for start in starts:
-        part = slice(start, start + batch_size)
-        batch = vlm.batch_of(samples[part], questions[part])
+    for batch in batches(
+        vlm, samples, questions, batch_size=batch_size, progress=progress, desc="sweep"
+    ):
         answer_ids = _answer_ids(vlm, batch, settings, positions, resumable, max_new_tokens)
         for run_texts, ids in zip(texts, answer_ids, strict=True):
             for text in vlm.tokenizer.batch_decode(ids, skip_special_tokens=True):
@@ -330,15 +327,12 @@ def _answer_ids(
 
 def _check(
     samples: list[Sample],
-    questions: list[str],
     positions: Positions,
     max_new_tokens: int | None,
     batch_size: int,
 ) -> None:
     if not samples:
         raise SelectionError("no samples", "give at least one")
-    if len(questions) != len(samples):
-        raise LengthError(samples=len(samples), prompts=len(questions))
     if batch_size < 1 or (max_new_tokens is not None and max_new_tokens < 1):
         raise SelectionError(
             f"batch_size {batch_size}, max_new_tokens {max_new_tokens}", "give at least 1"

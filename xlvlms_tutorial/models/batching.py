@@ -1,0 +1,190 @@
+"""Samples, prompts and answers as batches of a model, in their order."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+from tqdm.auto import tqdm
+
+from xlvlms_tutorial.errors import SelectionError
+from xlvlms_tutorial.models.prompts import require_texts
+from xlvlms_tutorial.models.spans import Batch
+from xlvlms_tutorial.models.vlm import VLM
+from xlvlms_tutorial.samples import PROMPTS, Sample
+from xlvlms_tutorial.validation import require_same_length
+
+Samples = Sequence[Sample] | Sequence[str]
+Prompts = str | Sequence[str] | Callable[[Sample], str] | None
+Answers = Sequence[str] | Callable[[Sample], str] | None
+
+
+def batches(
+    vlm: VLM,
+    samples: Iterable[Sample] | Iterable[str],
+    prompts: Prompts = None,
+    answers: Answers = None,
+    *,
+    batch_size: int = 16,
+    progress: bool = False,
+    desc: str = "batches",
+) -> Iterator[Batch]:
+    """Make the batches of samples, their prompts and answers, one at a time.
+
+    Use it to run a model over more samples than fit through it at once. Everything is checked
+    before the first batch is made.
+
+    Parameters
+    ----------
+    vlm : VLM
+        The model.
+    samples : iterable of Sample, or of str
+        Samples with what they show, or plain texts, which the model reads as they are.
+    prompts : str, sequence of str, or function of a sample, optional
+        What the model is asked: one text for all, one for each sample, or a function that gives it.
+        By default a description of what the sample shows.
+    answers : sequence of str, or function of a sample, optional
+        The text that follows each sample's prompt; by default prompts end where answers begin.
+    batch_size : int
+        Samples of a batch, 16 by default; the last batch holds what remains.
+    progress : bool
+        Whether a progress bar is shown; not by default.
+    desc : str
+        What the progress bar is called.
+
+    Returns
+    -------
+    iterator of Batch
+        The batches, in the order of the samples. Each is made when it is asked for.
+
+    Raises
+    ------
+    SelectionError
+        If there are no samples, the batch size is below 1, or plain texts are empty, among samples
+        or have answers.
+    LengthError
+        If the numbers of samples, prompts and answers differ.
+    PromptError
+        If a prompt or an answer is empty or holds what marks a picture for this model.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.models import batches
+    >>> for inputs in batches(vlm, samples, "What is in the picture?", batch_size=3):
+    ...     print(len(inputs["input_ids"]), int(inputs.mask("image").sum()))
+    3 48
+    1 16
+    """
+    samples = list(samples)
+    if not samples or batch_size < 1:
+        raise SelectionError(
+            f"{len(samples)} samples in batches of {batch_size}", "give at least one of each"
+        )
+    answers = answers_of(samples, answers)
+    plain = any(isinstance(sample, str) for sample in samples)
+    if plain:
+        _require_plain(samples, answers)
+    else:
+        prompts = prompts_of(samples, prompts)
+        # before a long run rather than in it
+        require_texts(vlm.processor, prompts, answers, [sample.id for sample in samples])
+
+    def batch_of(rows: slice) -> Batch:
+        if plain:
+            return vlm.prepare(vlm.tokenizer(samples[rows], return_tensors="pt", padding=True))
+        return vlm.batch_of(
+            samples[rows], prompts[rows], None if answers is None else answers[rows]
+        )
+
+    starts = range(0, len(samples), batch_size)
+    bar = tqdm(starts, desc=desc, unit="batch", leave=False, disable=not progress)
+    return (batch_of(slice(start, start + batch_size)) for start in bar)
+
+
+def prompts_of(samples: Sequence[Sample], prompts: Prompts) -> list[str]:
+    """Return a prompt for each sample.
+
+    Parameters
+    ----------
+    samples : sequence of Sample
+        What the prompts are about.
+    prompts : str, sequence of str, or function of a sample, or None
+        As for :func:`batches`.
+
+    Raises
+    ------
+    LengthError
+        If there are not as many prompts as samples.
+    """
+    if prompts is None:
+        # samples of an unknown modality are refused where they are batched
+        return [PROMPTS.get(sample.modality, PROMPTS["image"]) for sample in samples]
+    if isinstance(prompts, str):
+        return [prompts] * len(samples)
+    if callable(prompts):
+        return [prompts(sample) for sample in samples]
+    prompts = list(prompts)
+    require_same_length(samples=samples, prompts=prompts)
+    return prompts
+
+
+def answers_of(samples: Samples, answers: Answers) -> list[str] | None:
+    """Return an answer for each sample, or None where there are none.
+
+    Parameters
+    ----------
+    samples : sequence of Sample, or of str
+        What the answers are about.
+    answers : sequence of str, or function of a sample, or None
+        As for :func:`batches`.
+
+    Raises
+    ------
+    LengthError
+        If there are not as many answers as samples.
+    """
+    if answers is None:
+        return None
+    if callable(answers):
+        return [answers(sample) for sample in samples]
+    answers = list(answers)
+    require_same_length(samples=samples, answers=answers)
+    return answers
+
+
+def first_captions(samples: Sequence[Sample], advice: str) -> list[str]:
+    """Return the first caption of each sample.
+
+    Parameters
+    ----------
+    samples : sequence of Sample
+        Samples with captions.
+    advice : str
+        What the error tells those to do whose samples have none.
+
+    Raises
+    ------
+    SelectionError
+        If a sample has no caption, with the first such sample.
+    """
+    bare = [sample.id for sample in samples if not sample.captions]
+    if bare:
+        raise SelectionError(f"{len(bare)} samples without a caption, such as {bare[0]!r}", advice)
+    return [sample.captions[0] for sample in samples]
+
+
+def with_eos(vlm: VLM, answers: Sequence[str]) -> list[str]:
+    """Return answers with the token by which the model ends them, if it has one."""
+    eos = vlm.model.generation_config.eos_token_id
+    if isinstance(eos, list):
+        eos = eos[0]
+    if eos is None:
+        return list(answers)
+    token = vlm.tokenizer.convert_ids_to_tokens(eos)
+    return [answer + token for answer in answers]
+
+
+def _require_plain(samples: Samples, answers: Sequence[str] | None) -> None:
+    texts = all(isinstance(sample, str) and sample.strip() for sample in samples)
+    if answers is not None or not texts:
+        raise SelectionError(
+            "texts with answers, empty ones, or texts among samples",
+            "give plain texts alone, or samples alone",
+        )
