@@ -9,12 +9,9 @@ from importlib import import_module
 
 import pytest
 
+from tests.support.doors import DOORS
 from tools import ROOT
 
-PACKAGE = ROOT / "xlvlms_tutorial"
-DOORS = sorted(
-    ".".join(path.relative_to(ROOT).parent.parts) for path in PACKAGE.rglob("__init__.py")
-)
 LAZY = [door for door in DOORS if hasattr(import_module(door), "__getattr__")]
 
 

@@ -1,4 +1,3 @@
-import doctest
 import hashlib
 import json
 import os
@@ -52,11 +51,6 @@ def test_a_path_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="another path"):
         io.write_json(tmp_path / "file" / "a.json", 1)
-
-
-def test_the_examples_run():
-    tried = doctest.testmod(io)
-    assert tried.attempted > 10 and not tried.failed
 
 
 # Files that are whole or absent

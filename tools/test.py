@@ -42,7 +42,7 @@ PARTS = {
         "all tests of package, tools and repository, and the examples of docstrings",
         [
             (*PYTEST, *WITHOUT, "tests"),
-            (*PYTHON, "pytest", "-q", "--doctest-modules", "xlvlms_tutorial"),
+            (*PYTEST, "--doctest-modules", "xlvlms_tutorial"),
         ],
     ),
     "models": (

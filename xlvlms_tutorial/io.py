@@ -45,9 +45,18 @@ def default_folder() -> Path:
 
 
 def build_folder() -> Path:
-    """Return the folder for what is made.
+    """Return the folder into which runs, results and the built book go.
 
-    ``_build`` of the book around the working directory, else of that directory.
+    Returns
+    -------
+    Path
+        ``_build`` of the book around the working directory, else of that directory.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.io import build_folder
+    >>> build_folder().name
+    '_build'
     """
     working = Path.cwd()
     for folder in (working, *working.parents):

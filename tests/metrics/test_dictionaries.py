@@ -1,4 +1,3 @@
-import doctest
 from itertools import permutations
 
 import numpy as np
@@ -82,12 +81,6 @@ def test_of_equal_concepts_the_first_is_the_nearest():
         SelectionError, match="unknown matching 'hungarian'; allowed: 'one-to-one', 'argmax'"
     ):
         match_concepts(a, a, "hungarian")
-
-
-def test_the_example_in_the_words_of_match_concepts_runs():
-    scope = {"match_concepts": match_concepts}
-    (example,) = doctest.DocTestFinder().find(match_concepts, "match_concepts", globs=scope)
-    assert example.examples and doctest.DocTestRunner().run(example).failed == 0
 
 
 def test_stability_is_the_mean_over_all_pairs_of_runs():

@@ -2,13 +2,10 @@
 changed, and nothing left behind.
 """
 
-import doctest
-
 import pytest
 import torch
 from torch import nn
 
-from xlvlms_tutorial.models import watching
 from xlvlms_tutorial.models.watching import on_input, on_output, record_calls
 
 
@@ -76,8 +73,3 @@ def test_an_error_inside_leaves_no_hook_and_keeps_the_call():
     with pytest.raises(TypeError), record_calls(block) as calls:
         block("not states", scale=None)
     assert calls == [(("not states",), {"scale": None})] and hooks_left(block) == 0
-
-
-def test_examples_run():
-    failed, attempted = doctest.testmod(watching)
-    assert failed == 0 and attempted == 12
