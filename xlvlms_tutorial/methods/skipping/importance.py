@@ -13,12 +13,13 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from xlvlms_tutorial.activations.hooks import span_mask
-from xlvlms_tutorial.errors import ActivationsError, LayerError, LengthError, SelectionError
+from xlvlms_tutorial.errors import LayerError
 from xlvlms_tutorial.interventions.token_skipping import check_spans
 from xlvlms_tutorial.models.spans import SPANS, Batch
 from xlvlms_tutorial.models.vlm import VLM
 from xlvlms_tutorial.models.watching import on_input, on_output
 from xlvlms_tutorial.samples import PROMPTS, Sample
+from xlvlms_tutorial.validation import require, require_activations, require_same_length
 
 Samples = Sequence[Sample] | Sequence[str]
 Answers = Sequence[str] | Callable[[Sample], str] | None
@@ -64,12 +65,12 @@ def random_layers(n_layers: int, k: int, seed: int, protect: Collection[int] = (
     for layer in protect:
         if isinstance(layer, bool) or not isinstance(layer, Integral) or not 1 <= layer <= n_layers:
             raise LayerError(layer, 1, n_layers)
-    candidates = [layer for layer in range(1, n_layers + 1) if layer not in set(protect)]
-    if not 0 <= k <= len(candidates):
-        raise SelectionError(
-            f"{k} layers",
-            f"give 0 to {len(candidates)}: those of {n_layers} that are not protected",
-        )
+    candidates = sorted(set(range(1, n_layers + 1)).difference(protect))
+    require(
+        0 <= k <= len(candidates),
+        f"{k} layers",
+        f"give 0 to {len(candidates)}: those of {n_layers} that are not protected",
+    )
     return sorted(np.random.default_rng(seed).choice(candidates, k, replace=False).tolist())
 
 
@@ -154,11 +155,9 @@ def block_similarity(
         for name in names:
             index = (layer - 1, SPANS.index(name))
             n = int(counts[index])
-            if not n:
-                raise SelectionError(
-                    f"layer {layer} was never computed",
-                    "show a picture, or leave out what skips it",
-                )
+            require(
+                n, f"layer {layer} was never computed", "show a picture, or leave out what skips it"
+            )
             rows.append((layer, name, float(sums[index] / counts[index]), n))
     return pd.DataFrame(rows, columns=["layer", "span", "similarity", "n"])
 
@@ -195,16 +194,21 @@ def similarity_order(table: pd.DataFrame, k: int | None = None) -> list[int]:
     [2, 3]
     """
     missing = {"layer", "similarity"} - set(table.columns)
-    if missing:
-        raise SelectionError(
-            f"a table without {' and '.join(sorted(missing))}", "give that of block_similarity"
-        )
-    if table["similarity"].isna().any():
-        raise SelectionError("similarities that are NaN", "give a number for every layer")
+    require(
+        not missing,
+        f"a table without {' and '.join(sorted(missing))}",
+        "give that of block_similarity",
+    )
+    require(
+        not table["similarity"].isna().any(),
+        "similarities that are NaN",
+        "give a number for every layer",
+    )
     means = table.groupby("layer")["similarity"].mean().sort_index()
     order = means.sort_values(ascending=False, kind="stable").index.tolist()
-    if k is not None and not 0 <= k <= len(order):
-        raise SelectionError(f"{k} of {len(order)} layers", f"give 0 to {len(order)}")
+    require(
+        k is None or 0 <= k <= len(order), f"{k} of {len(order)} layers", f"give 0 to {len(order)}"
+    )
     return order[:k]
 
 
@@ -240,14 +244,14 @@ def batches_of(
         If the numbers of answers and samples differ.
     """
     samples = list(samples)
-    if not samples or batch_size < 1:
-        raise SelectionError(
-            f"{len(samples)} samples in batches of {batch_size}", "give at least one of each"
-        )
+    require(
+        samples and batch_size >= 1,
+        f"{len(samples)} samples in batches of {batch_size}",
+        "give at least one of each",
+    )
     if callable(answers):
         answers = [answers(sample) for sample in samples]
-    if answers is not None and len(answers) != len(samples):
-        raise LengthError(samples=len(samples), answers=len(answers))
+    require_same_length(samples=samples, answers=answers)
     starts = range(0, len(samples), batch_size)
     parts = [slice(start, start + batch_size) for start in starts]
     if any(isinstance(sample, str) for sample in samples):
@@ -267,11 +271,11 @@ def batches_of(
 
 def _require_texts(samples: Samples, answers: Sequence[str] | None) -> None:
     texts = all(isinstance(sample, str) and sample.strip() for sample in samples)
-    if answers is not None or not texts:
-        raise SelectionError(
-            "texts with answers, empty ones, or texts among samples",
-            "give plain texts alone, or samples alone",
-        )
+    require(
+        answers is None and texts,
+        "texts with answers, empty ones, or texts among samples",
+        "give plain texts alone, or samples alone",
+    )
 
 
 def _text_batch(vlm: VLM, texts: Sequence[str]) -> Batch:
@@ -303,11 +307,11 @@ def _cosines(vlm: VLM, mask: Bool[Tensor, "b t"]) -> Iterator[dict[int, Float[Te
         norms = torch.linalg.vector_norm(x, dim=1) * torch.linalg.vector_norm(y, dim=1)
         # rounding takes the cosine of equal states beyond 1
         cosines = ((x * y).sum(dim=1) / norms).clamp(-1, 1)
-        if not torch.isfinite(cosines).all():
-            raise ActivationsError(
-                f"states before or after block {layer} are zero, NaN or infinite",
-                "look for damaged weights",
-            )
+        require_activations(
+            torch.isfinite(cosines).all(),
+            f"states before or after block {layer} are zero, NaN or infinite",
+            "look for damaged weights",
+        )
         by_layer[layer] = cosines.double().cpu()
 
     with ExitStack() as stack:
