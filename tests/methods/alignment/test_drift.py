@@ -25,7 +25,6 @@ from xlvlms_tutorial.errors import (
 )
 from xlvlms_tutorial.methods.alignment import drift
 from xlvlms_tutorial.methods.alignment.drift import (
-    consecutive,
     consecutive_profile,
     linear_probe,
     norms,
@@ -70,7 +69,9 @@ def test_consecutive_similarity_is_of_the_same_token_of_the_same_example():
         for a, b in zip(x, y, strict=True)
     ]
     np.testing.assert_allclose(
-        consecutive(examples(states, 1), examples(states, 2)), expected, atol=1e-6
+        similarity(examples(states, 1), examples(states, 2), "token_mean", "matched"),
+        expected,
+        atol=1e-6,
     )
     row = consecutive_profile(states, **FAST).set_index("layer").loc[1]
     assert row["value"] == pytest.approx(np.mean(expected), abs=1e-6)
@@ -99,7 +100,7 @@ def test_the_rival_is_the_mean_over_all_other_tokens(sizes, seed):
     assert consecutive_profile(states, **FAST)["rival"][0] == pytest.approx(
         np.mean(expected), abs=1e-6
     )
-    own = consecutive(examples(states, 0), examples(states, 1)).numpy()
+    own = similarity(examples(states, 0), examples(states, 1), "token_mean", "matched").numpy()
     assert persistence(states, **FAST).value == pytest.approx(np.mean(own - expected), abs=1e-6)
 
 
@@ -164,9 +165,11 @@ def test_bad_states_raise():
     with pytest.raises(ActivationsError, match="no direction"):
         consecutive_profile(zero)
     with pytest.raises(LengthError):
-        consecutive(examples(states, 1), examples(states, 2)[:-1])
+        similarity(examples(states, 1), examples(states, 2)[:-1], "token_mean", "matched")
     with pytest.raises(ComparisonError, match="token counts"):
-        consecutive(examples(states, 1), examples(captured([3, 1, 4, 3, 1]), 1))
+        similarity(
+            examples(states, 1), examples(captured([3, 1, 4, 3, 1]), 1), "token_mean", "matched"
+        )
 
 
 def dealt(samples, kinds, folds, seed):

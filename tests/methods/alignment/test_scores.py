@@ -22,8 +22,6 @@ from xlvlms_tutorial.errors import (
 from xlvlms_tutorial.methods.alignment.scores import (
     alignment,
     alignment_profile,
-    alignment_score,
-    alignment_slope,
     cones,
     layers_at,
     narrowness,
@@ -108,8 +106,6 @@ def test_all_pairs_are_used_for_all_and_the_diagonal_alone_for_matched():
 
 def test_score_and_slope_are_of_the_profile_with_one_bootstrap_for_all_layers():
     found = alignment(P, T, **FAST)
-    assert found.score == alignment_score(P, T, **FAST)
-    assert found.slope == alignment_slope(P, T, **FAST)
     values = found.profile["value"].to_numpy()
     assert found.score.value == pytest.approx(values.mean())
     assert found.slope.value == pytest.approx(np.polyfit(np.array(LAYERS) / 4, values, 1)[0])
@@ -162,9 +158,9 @@ def test_scale_does_not_matter_and_swapping_sides_does_not_either(scale, seed):
     p, t = captured(seed=seed), captured(seed=seed + 1)
     scaled = States({key: scale * rows for key, rows in p.tensors.items()}, p.table, p.provenance)
     one, other, swapped = (
-        alignment_score(p, t, **FAST),
-        alignment_score(scaled, t, **FAST),
-        alignment_score(t, p, **FAST),
+        alignment(p, t, **FAST).score,
+        alignment(scaled, t, **FAST).score,
+        alignment(t, p, **FAST).score,
     )
     assert (other.value, other.low, other.high) == pytest.approx(
         (one.value, one.low, one.high), abs=1e-5
@@ -186,7 +182,7 @@ def test_a_known_slope_is_found():
         table,
         {},
     )
-    slope = alignment_slope(p, t)
+    slope = alignment(p, t).slope
     assert slope.value == pytest.approx(np.cos(0.3) - np.cos(0.9), abs=1e-6)
     assert (slope.low, slope.high) == pytest.approx((slope.value, slope.value), abs=1e-6)
 
@@ -212,9 +208,8 @@ def test_other_places_inside_a_block():
 
 def test_for_the_input_the_perceptual_tokens_are_needed_at_layer_0_alone():
     only = captured(seed=1, shift=0.5, layers=(0,))
-    assert alignment_score(only, T, reading="input", **FAST) == alignment_score(
-        P, T, reading="input", **FAST
-    )
+    found = alignment(only, T, reading="input", **FAST)
+    assert found.score == alignment(P, T, reading="input", **FAST).score
 
 
 def test_states_that_do_not_belong_together_raise():
@@ -232,8 +227,9 @@ def test_states_that_do_not_belong_together_raise():
         alignment(P, T, reading="imagelayer0")
     with pytest.raises(SelectionError, match="max_mean"):
         alignment(P, T, mode="sum")
+    single = alignment(captured(layers=(2,)), captured(layers=(2,)))
     with pytest.raises(SelectionError, match="a slope over layer 2 alone"):
-        alignment_slope(captured(layers=(2,)), captured(layers=(2,)))
+        _ = single.slope
     assert (layers_at(P), shared_layers(P, T)) == ([*LAYERS], [*LAYERS])
 
 
@@ -352,5 +348,5 @@ def test_cones_need_groups_of_examples():
 
 
 def test_a_score_is_an_estimate_that_a_claim_can_record():
-    assert isinstance(alignment_score(P, T, **FAST), Estimate)
+    assert isinstance(alignment(P, T, **FAST).score, Estimate)
     assert isinstance(narrowness(three_cones(), **FAST), Estimate)

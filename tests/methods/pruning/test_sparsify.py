@@ -36,10 +36,8 @@ from xlvlms_tutorial.methods.pruning.scores import (
     without_lowest,
 )
 from xlvlms_tutorial.methods.pruning.sparsify import (
-    METHODS,
     alpha_subnet,
     apply_masks,
-    masks_by,
     matched,
     nm,
 )
@@ -278,7 +276,6 @@ def test_masks_of_another_model_cannot_be_matched(vlm, seen):
     for use in (
         lambda: matched(vlm, other, "magnitude"),
         lambda: apply_masks(vlm, other),
-        lambda: masks_by("given", vlm, masks=other),
     ):
         with pytest.raises(ComparisonError, match="use masks that were made for these weights"):
             use()
@@ -289,40 +286,6 @@ def test_masks_of_another_model_cannot_be_matched(vlm, seen):
     )
     with pytest.raises(ComparisonError):
         apply_masks(vlm, foreign)
-
-
-# One door
-
-
-def test_masks_by_the_name_of_a_method(vlm, seen, three, tmp_path):
-    assert masks_by("wanda", vlm, 0.5, calibration=seen) == wanda(vlm, seen, 0.5)
-    assert masks_by("magnitude", vlm, 0.5) == magnitude(vlm, 0.5)
-    assert masks_by("random", vlm, 0.5, seed=4) == random_masks(vlm, 0.5, 4)
-    assert (
-        masks_by("given", vlm, masks=three[0])
-        == three[0]
-        == masks_by("given", vlm, masks=three[0].save(tmp_path / "m"))
-    )
-
-
-@pytest.mark.parametrize(
-    ("method", "given", "message"),
-    [
-        (
-            "sparsegpt",
-            {"sparsity": 0.5},
-            f"unknown method 'sparsegpt'; allowed: {', '.join(METHODS)}",
-        ),
-        ("wanda", {"sparsity": 0.5}, "method 'wanda' without calibration"),
-        ("random", {}, "method 'random' without sparsity"),
-        ("given", {"sparsity": 0.5}, "method 'given' without masks"),
-        ("magnitude", {"sparsity": 1.0}, "share of weights to drop"),
-        ("random", {"sparsity": -0.1}, "share of weights to drop"),
-    ],
-)
-def test_unknown_methods_and_what_they_lack_are_refused(vlm, method, given, message):
-    with pytest.raises(SelectionError, match=message):
-        masks_by(method, vlm, **given)
 
 
 # Zeros for good

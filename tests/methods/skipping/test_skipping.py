@@ -36,16 +36,15 @@ from xlvlms_tutorial.methods.skipping import (
     block_similarity,
     effects,
     every,
-    from_upstream,
     greedy,
     random_layers,
     similarity_order,
-    upstream_modes,
 )
 from xlvlms_tutorial.models import anatomy
 from xlvlms_tutorial.models.finetune import loss_of
 from xlvlms_tutorial.models.vlm import VLM
 from xlvlms_tutorial.samples import Sample
+from xlvlms_tutorial.tutorials.upstream import from_upstream
 
 # the package offers a function of this name
 module = import_module("xlvlms_tutorial.methods.skipping.effects")
@@ -300,105 +299,6 @@ def test_an_interval_beyond_the_model_is_the_dense_model_to_the_bit():
     ):
         with from_upstream(mode, at.vlm.n_layers).apply(at.vlm):
             assert torch.equal(generated(at)[1], dense), mode
-
-
-# The authors' names
-
-
-def test_every_name_of_the_authors_is_a_plan_or_refused_with_a_reason():
-    table = upstream_modes()
-    names = table[~table["upstream"].isin(["fixed_", "random_", "any other name"])]
-    for row in names.itertuples():
-        if row.ours == "refused":
-            with pytest.raises(SelectionError, match="cannot be had"):
-                from_upstream(row.upstream, 32, 2)
-            continue
-        plan = from_upstream(row.upstream, 32, 2)
-        said = (
-            f"{plan.part}, {plan.scope}"
-            if plan.span is None
-            else f"{plan.part} at span {plan.span}, {plan.scope}"
-        )
-        assert said == row.ours, row.upstream
-        assert plan.layers == tuple(every(32, 2)) or row.upstream in ("drop", "exit")
-    assert set(names["ours"]) >= {
-        f"{part}, {scope}"
-        for part in ("block", "mlp", "attention", "parallel", "pairs")
-        for scope in ("prefill", "decode", "both")
-    }
-    assert table.notna().all(axis=None) and (table["difference"].str.len() > 0).all()
-
-
-@pytest.mark.parametrize(
-    ("mode", "plan"),
-    [
-        ("context_fixed_skip_block", Plan((3, 5, 7))),
-        ("onlycontext_skip_block", Plan((3, 5, 7), scope="prefill", cache="previous")),
-        ("skip_ffn", Plan((3, 5, 7), "mlp", "decode")),
-        ("context_skip_attn", Plan((3, 5, 7), "attention", norm="first")),
-        ("onlycontext_parrallel_attn", Plan((3, 5, 7), "parallel", "prefill", norm="first")),
-        ("context_parrallel_block", Plan((3, 5, 7), "pairs")),
-        ("context_skip_ffn_prompt", Plan((3, 5, 7), "mlp", "prefill", span="image")),
-        ("drop", Plan((1, 2, 3, 4, 5, 6, 7))),
-        ("exit", Plan((2, 3, 4, 5, 6, 7, 8))),
-    ],
-)
-def test_names_of_the_authors(mode, plan):
-    assert from_upstream(mode, 8, 2) == plan
-
-
-def test_drop_and_exit_go_from_where_they_are_told():
-    assert from_upstream("drop", 32, start=4, end=7).layers == (5, 6, 7)  # idx 4, 5, 6
-    assert from_upstream("exit", 32, start=29).layers == (31, 32)  # idx 30 and 31
-    for mode in ("drop", "exit"):
-        with pytest.raises(LayerError, match="layer 33"):
-            from_upstream(mode, 32, start=33)
-
-
-@pytest.mark.parametrize(
-    "mode",
-    [
-        "parallel_attn",
-        "baseline",
-        "",
-        "skip",
-        "skip_block_",
-        "context_",
-        "SKIP_BLOCK",
-        "fixed_drop",
-    ],
-)
-def test_unknown_names_are_refused_with_the_known_ones(mode):
-    with pytest.raises(
-        SelectionError,
-        match="unknown mode.*skip_block, skip_ffn, skip_attn, parrallel_attn, parrallel_block",
-    ):
-        from_upstream(mode, 32, 2)
-
-
-@pytest.mark.parametrize(
-    "mode", ["random_skip_attn_prompt", "context_fixed_skip_block_prompt", "context_exit_prompt"]
-)
-def test_refused_names_are_refused_with_any_prefix(mode):
-    with pytest.raises(SelectionError, match="cannot be had"):
-        from_upstream(mode, 32, 2)
-
-
-def test_random_intervals_skip_as_many_layers_as_theirs_on_average():
-    counts = [sum(k % step == 0 for k in range(1, 31)) for step in range(2, 5)]  # 15, 10, 7
-    plans = [from_upstream("context_random_skip_block", 32, 4, seed=seed) for seed in range(4)]
-    assert {len(plan.layers) for plan in plans} == {round(np.mean(counts))}
-    assert len({plan.layers for plan in plans}) == 4
-    assert all(min(plan.layers) > 1 and max(plan.layers) < 32 for plan in plans)
-    assert plans[1] == from_upstream("context_random_skip_block", 32, 4, seed=1)
-    for interval in (1, [2, 3]):
-        with pytest.raises(SelectionError, match="random_ with interval"):
-            from_upstream("random_skip_block", 32, interval)
-
-
-def test_pairs_need_an_interval_of_two_or_more():
-    with pytest.raises(SelectionError, match="overlap"):
-        from_upstream("context_parrallel_block", 32, 1)
 
 
 @torch.no_grad()

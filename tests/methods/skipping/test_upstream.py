@@ -3,9 +3,10 @@ and pruning here must not have.
 
 Where each defect is tested (files under tests; without a file: here).
 
-1. Unknown skip modes run the dense model: methods/skipping/test_skipping.py::
-   test_unknown_names_are_refused_with_the_known_ones; unknown pruning methods too:
-   methods/pruning/test_sparsify.py:: test_unknown_methods_and_what_they_lack_are_refused.
+1. Unknown skip modes run the dense model: tutorials/test_upstream.py::
+   test_unknown_names_are_refused_with_the_known_ones; unknown pruning methods too: here each is a
+   function, and names of scores are tried in methods/pruning/test_sparsify.py::
+   test_masks_of_another_model_cannot_be_matched.
 2. Skipping OPT's attention loses the residual stream: methods/skipping/test_skipping.py::
    test_without_attention_the_residual_stream_stays_and_the_mlp_reads_the_first_norm.
 3. Modes for the prompt's tokens double their states:
@@ -37,11 +38,12 @@ from tests.support.tiny import tiny_llava
 from xlvlms_tutorial.interventions.edits import mask_weights
 from xlvlms_tutorial.interventions.skipping import skip
 from xlvlms_tutorial.methods.pruning.scores import kept, magnitude, random_masks
-from xlvlms_tutorial.methods.skipping import every, from_upstream
+from xlvlms_tutorial.methods.skipping import every
 from xlvlms_tutorial.metrics.answers import answer_table
 from xlvlms_tutorial.metrics.cost import count_flops
 from xlvlms_tutorial.metrics.timing import memory_of
 from xlvlms_tutorial.samples import Question
+from xlvlms_tutorial.tutorials.upstream import from_upstream
 
 
 def test_later_steps_look_at_the_blocks_own_prompt():

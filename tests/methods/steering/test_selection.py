@@ -9,8 +9,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from sklearn.linear_model import Ridge
 
 from tests.contract.reference import case, traces
@@ -28,7 +26,7 @@ from xlvlms_tutorial.errors import (
 from xlvlms_tutorial.interventions.edits import add
 from xlvlms_tutorial.methods.probes import deal_folds
 from xlvlms_tutorial.methods.steering import SteeringVectors, selection
-from xlvlms_tutorial.methods.steering.selection import choose, meaningful, separability
+from xlvlms_tutorial.methods.steering.selection import choose, separability
 from xlvlms_tutorial.methods.steering.sweep import Replay, Run, fast_layers, first_ids, sweep
 from xlvlms_tutorial.models import anatomy
 
@@ -391,68 +389,3 @@ def test_nothing_is_chosen_where_nothing_fits():
         choose(table(), "hit", ("elsewhere", 1.0))
     with pytest.raises(SelectionError, match="no row has numbers"):
         choose(table(hit=[np.nan] * 4), "hit")
-
-
-def test_vectors_with_one_clear_effect_are_meaningful():
-    before = ["yes"] * 5 + ["no"] * 3 + ["red"] * 2
-    after = {
-        "to no": ["no"] * 10,  # +7 no
-        "to no, less": ["yes"] * 3 + ["no"] * 5 + ["red"] * 2,  # +2 no
-        "to blue and green": ["blue"] * 5 + ["green"] * 5,
-        "nothing": before,
-        "everything": [f"word {k}" for k in range(10)],  # ten answers of one each
-    }
-    found = meaningful(before, after)
-    # "to no, less" has the same target
-    assert found["vector"].tolist() == ["to no", "to blue and green"]
-    assert found["targets"].tolist() == [("no",), ("blue", "green")]
-    assert found["score"].tolist() == [7 - -2, 5 - -2]
-    assert found["changes"][0] == {"no": 7, "red": -2, "yes": -5}
-    assert meaningful(before, after, targets=1)["vector"].tolist() == ["to no"]
-    assert meaningful(before, after, keep=1)["vector"].tolist() == ["to no"]
-    assert meaningful(before, {"nothing": before}).columns.tolist() == [
-        "vector",
-        "targets",
-        "score",
-        "changes",
-    ]
-
-
-def test_counts_are_as_good_as_answers_and_first_words_can_be_enough():
-    before, after = ["it is red", "it is blue", "no"], ["black dog", "black cat", "no"]
-    by_answer = meaningful(before, {"v": after})
-    assert by_answer["targets"][0] == ("black cat", "black dog")
-    counted = meaningful(
-        {"it is red": 1, "it is blue": 1, "no": 1}, {"v": {"black dog": 1, "black cat": 1, "no": 1}}
-    )
-    pd.testing.assert_frame_equal(by_answer, counted)
-    first = meaningful(before, {"v": after}, first_word=True)
-    assert first["targets"][0] == ("black",) and first["score"][0] == 2
-
-
-@settings(max_examples=40, deadline=None)
-@given(st.lists(st.integers(-9, 9), min_size=2, max_size=5))
-def test_main_answers_are_the_upper_of_the_two_best_means(d):
-    d = sorted(d, reverse=True)
-    n = selection._main(d)
-    if d[0] <= 0 or d[0] == d[-1]:
-        assert n == 0
-        return
-    inertia = [
-        sum(float(np.var(part)) * len(part) for part in (d[:k], d[k:])) for k in range(1, len(d))
-    ]
-    assert inertia[n - 1] == pytest.approx(min(inertia), abs=1e-9)
-
-
-def test_answers_that_do_not_belong_together_are_refused():
-    wrong = [
-        ((["a"], {"v": ["a", "b"]}), {}, LengthError),
-        (([], {"v": []}), {}, ActivationsError),
-        ((["a"], {}), {}, ActivationsError),
-        ((["a"], {"v": ["b"]}), {"top": 1}, SelectionError),
-        ((["a"], {"v": ["b"]}), {"targets": 0}, SelectionError),
-        ((["a"], {"v": ["b"]}), {"keep": 0}, SelectionError),
-    ]
-    for told, options, error in wrong:
-        with pytest.raises(error):
-            meaningful(*told, **options)

@@ -15,13 +15,11 @@ under tests; without a file: here).
 7. A key and a vector are stored for each pair of concepts: test_pairs_of_concepts_are_not_stored.
 8. Fine-grained vectors have no gate: methods/steering/test_vectors.py::
    test_a_gated_vector_steers_only_where_its_concept_is.
-9. Choosing vectors by whole answers is an error, and changes the counts of the answers
-   without steering: test_choosing_vectors_changes_no_counts.
-10. Files are pickles without a word of how they were made: test_files_run_no_code,
+9. Files are pickles without a word of how they were made: test_files_run_no_code,
     methods/steering/test_vectors.py::test_a_vector_knows_how_it_was_made.
-11. Clusters are unseeded: test_concepts_are_the_same_each_time.
-12. Layers are found by a pattern, "layers.1" in 10 to 19: test_layer_one_is_not_ten_to_nineteen.
-13. Sets of samples that do not fit give a vector all the same:
+10. Clusters are unseeded: test_concepts_are_the_same_each_time.
+11. Layers are found by a pattern, "layers.1" in 10 to 19: test_layer_one_is_not_ten_to_nineteen.
+12. Sets of samples that do not fit give a vector all the same:
     methods/steering/test_vectors.py::test_sets_that_do_not_belong_together_are_refused.
 """
 
@@ -42,7 +40,6 @@ from xlvlms_tutorial.activations.hooks import read
 from xlvlms_tutorial.errors import LoadError
 from xlvlms_tutorial.methods.steering import coarse, fine, load_vectors, logit_bias
 from xlvlms_tutorial.methods.steering.logit_bias import first_pieces
-from xlvlms_tutorial.methods.steering.selection import meaningful
 from xlvlms_tutorial.metrics.answers import exact_match
 from xlvlms_tutorial.models import anatomy
 from xlvlms_tutorial.models.spans import find_words
@@ -148,15 +145,6 @@ def test_pairs_of_concepts_are_not_stored():
     kept = [value for value in vars(found).values() if hasattr(value, "numel")]
     assert sum(value.numel() for value in kept) == 20 * 6
     assert len(found.pairs) == 20 * 19
-
-
-def test_choosing_vectors_changes_no_counts():
-    before = Counter({"yes": 6, "no": 4})
-    after = {"a": Counter({"no": 10}), "b": Counter({"yes": 10})}
-    kept = [Counter(before), *(Counter(counts) for counts in after.values())]
-    found = meaningful(before, after, first_word=False)
-    assert [before, *after.values()] == kept
-    assert found["vector"].tolist() == ["a", "b"] and found["score"].tolist() == [12, 8]
 
 
 def test_files_run_no_code(tmp_path):

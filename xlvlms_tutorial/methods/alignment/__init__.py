@@ -6,7 +6,6 @@ Multimodal Inputs" (2024, arXiv 2405.16700).
 """
 
 from xlvlms_tutorial.methods.alignment.drift import (
-    consecutive,
     consecutive_profile,
     linear_probe,
     norms,
@@ -17,8 +16,6 @@ from xlvlms_tutorial.methods.alignment.scores import (
     Alignment,
     alignment,
     alignment_profile,
-    alignment_score,
-    alignment_slope,
     cones,
     narrowness,
     shuffled,
@@ -45,10 +42,7 @@ __all__ = [
     "Examples",
     "alignment",
     "alignment_profile",
-    "alignment_score",
-    "alignment_slope",
     "cones",
-    "consecutive",
     "consecutive_profile",
     "examples",
     "linear_probe",

@@ -14,9 +14,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from xlvlms_tutorial.activations.activations import WHOLE_BLOCK, States
-from xlvlms_tutorial.errors import ActivationsError, LayerError, SelectionError
+from xlvlms_tutorial.errors import LayerError
 from xlvlms_tutorial.methods.alignment.scores import layers_at, shared_layers
-from xlvlms_tutorial.methods.alignment.similarity import Examples, Tokens, examples, similarity
+from xlvlms_tutorial.methods.alignment.similarity import Tokens, examples
 from xlvlms_tutorial.methods.concepts.base import whole
 from xlvlms_tutorial.methods.probes import deal_folds, held_out_labels
 from xlvlms_tutorial.metrics.intervals import (
@@ -26,46 +26,7 @@ from xlvlms_tutorial.metrics.intervals import (
     proportion,
     resampled_shares,
 )
-
-
-def consecutive(x: Examples, y: Examples) -> Float[Tensor, " n"]:
-    r"""Compute the mean cosine of the tokens of each example with themselves at another layer.
-
-    Use it to measure how little a block changes tokens: :math:`\mathrm{mean}_i \cos(x_i, y_i)` is 1
-    where no direction changes. The released code of Shukor and Cord (2024, arXiv 2405.16700)
-    averages over pairs of different examples too; this does not.
-
-    Parameters
-    ----------
-    x : tensor (n, t, d) or sequence of tensors (t_i, d)
-        Tokens of each example at a layer, from :func:`examples`.
-    y : tensor (n, t, d) or sequence of tensors (t_i, d)
-        The same tokens of the same examples at another layer.
-
-    Returns
-    -------
-    Tensor (n,)
-        Mean cosine of each example.
-
-    Raises
-    ------
-    ActivationsError
-        If tokens are missing, NaN, infinite or zero.
-    ComparisonError
-        If widths or token counts differ.
-    LengthError
-        If the numbers of examples differ.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from xlvlms_tutorial.methods.alignment import consecutive
-    >>> x = torch.tensor([[[1.0, 0.0], [0.0, 1.0]]])
-    >>> y = torch.tensor([[[3.0, 0.0], [1.0, 0.0]]])
-    >>> consecutive(x, y).tolist()
-    [0.5]
-    """
-    return similarity(x, y, "token_mean", "matched")
+from xlvlms_tutorial.validation import require, require_activations
 
 
 def consecutive_profile(
@@ -305,16 +266,15 @@ def linear_probe(
         if layer not in captured:
             raise LayerError(layer, captured[0], captured[-1])
     whole("folds", folds, least=2)
-    if not layers:
-        raise SelectionError("no layers", "give at least one layer, or None for all")
+    require(layers, "no layers", "give at least one layer, or None for all")
     samples, kinds = _clusters(a, b)
     members = np.unique([samples, kinds], axis=1)  # a sample counts once, not once for each token
     fewest = np.bincount(members[1], minlength=2).min()
-    if fewest < folds:
-        raise ActivationsError(
-            f"{fewest} samples on one side for {folds} folds",
-            "give at least as many samples as folds",
-        )
+    require_activations(
+        fewest >= folds,
+        f"{fewest} samples on one side for {folds} folds",
+        "give at least as many samples as folds",
+    )
     row_folds = deal_folds(*members, folds, seed)[samples]
     shares = resampled_shares(int(samples.max()) + 1, n_resamples, seed)
     rows = []
@@ -326,10 +286,11 @@ def linear_probe(
 
 
 def _two_or_more(tokens: list[Tensor]) -> list[Tensor]:
-    if len(tokens) < 2:
-        raise ActivationsError(
-            "states of one sample", "give two samples or more: the interval resamples them"
-        )
+    require_activations(
+        len(tokens) >= 2,
+        "states of one sample",
+        "give two samples or more: the interval resamples them",
+    )
     return tokens
 
 
@@ -340,11 +301,11 @@ def _steps(states: States, step: int, place: str) -> Iterator[tuple[int, np.ndar
     """
     layers = layers_at(states, place)
     starts = [layer for layer in layers if step > 0 and layer + step in layers]
-    if not starts:
-        raise SelectionError(
-            f"no two layers are {step!r} apart",
-            f"captured at place {place!r}: {', '.join(map(str, layers))}",
-        )
+    require(
+        starts,
+        f"no two layers are {step!r} apart",
+        f"captured at place {place!r}: {', '.join(map(str, layers))}",
+    )
     after = None
     after_layer = None
     for layer in starts:
@@ -380,11 +341,11 @@ def _clusters(a: States, b: States) -> tuple[Int[np.ndarray, " rows"], Int[np.nd
 
 def _finite(rows: Tensor, layer: int) -> Float[Tensor, "rows d"]:
     rows = rows.double()
-    if not torch.isfinite(rows).all() or not (rows != rows[0]).any():
-        raise ActivationsError(
-            f"states at layer {layer} are NaN, infinite or all equal",
-            "give states in which something can be told apart",
-        )
+    require_activations(
+        torch.isfinite(rows).all() and (rows != rows[0]).any(),
+        f"states at layer {layer} are NaN, infinite or all equal",
+        "give states in which something can be told apart",
+    )
     return rows
 
 

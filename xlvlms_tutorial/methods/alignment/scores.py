@@ -7,7 +7,7 @@ Multimodal Inputs" (2024, arXiv 2405.16700).
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import combinations_with_replacement
+from itertools import chain, combinations_with_replacement
 
 import numpy as np
 import pandas as pd
@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from xlvlms_tutorial.activations.activations import WHOLE_BLOCK, States, chosen
-from xlvlms_tutorial.errors import ActivationsError, ComparisonError, LengthError, SelectionError
+from xlvlms_tutorial.errors import ComparisonError
 from xlvlms_tutorial.methods.alignment.similarity import (
     Examples,
     compared,
@@ -24,6 +24,12 @@ from xlvlms_tutorial.methods.alignment.similarity import (
     require_mode,
 )
 from xlvlms_tutorial.metrics.intervals import Estimate, interval, resampled_shares
+from xlvlms_tutorial.validation import (
+    require,
+    require_activations,
+    require_equal,
+    require_same_length,
+)
 
 READINGS = ("layer", "input")  # the argument ``reading`` of alignment
 
@@ -89,10 +95,11 @@ class Alignment:
         SelectionError
             If there is a single layer.
         """
-        if len(self.layers) < 2:
-            raise SelectionError(
-                f"a slope over layer {self.layers[0]} alone", "capture two layers or more"
-            )
+        require(
+            len(self.layers) >= 2,
+            f"a slope over layer {self.layers[0]} alone",
+            "capture two layers or more",
+        )
         depth = np.array(self.layers) / max(self.layers)
         weights = (depth - depth.mean()) / ((depth - depth.mean()) ** 2).sum()
         return interval(float(self.values @ weights), self.drawn @ weights, self.n)
@@ -172,8 +179,7 @@ def alignment(
     >>> alignment(image, text).profile["value"].tolist()
     [0.25, 0.25]
     """
-    if reading not in READINGS:
-        raise SelectionError(f"unknown reading {reading!r}", f"allowed: {', '.join(READINGS)}")
+    require(reading in READINGS, f"unknown reading {reading!r}", f"allowed: {', '.join(READINGS)}")
     require_mode(mode, pairs)
     if reading == "layer":
         layers = shared_layers(perceptual, textual, place)
@@ -211,7 +217,7 @@ def alignment(
     return Alignment(tuple(layers), np.array(values), np.stack(resamples, axis=1), n)
 
 
-def alignment_profile(perceptual: States, textual: States, **how: str | int) -> pd.DataFrame:
+def alignment_profile(perceptual: States, textual: States, **options: str | int) -> pd.DataFrame:
     """Tabulate the similarity of perceptual with textual tokens at each layer.
 
     Use it to plot alignment over depth; it is ``alignment(...).profile``.
@@ -222,7 +228,7 @@ def alignment_profile(perceptual: States, textual: States, **how: str | int) -> 
         Captured activations of image, video or audio tokens.
     textual : States
         Captured activations of text tokens.
-    **how
+    **options
         The options of :func:`alignment`: ``mode``, ``reading``, ``pairs``, ``place``,
         ``n_resamples`` and ``seed``, with the same defaults.
 
@@ -255,100 +261,7 @@ def alignment_profile(perceptual: States, textual: States, **how: str | int) -> 
     >>> profile[["layer", "value", "n"]].to_dict("records")
     [{'layer': 0, 'value': 0.0, 'n': 4}, {'layer': 1, 'value': 1.0, 'n': 4}]
     """
-    return alignment(perceptual, textual, **how).profile
-
-
-def alignment_score(perceptual: States, textual: States, **how: str | int) -> Estimate:
-    """Compute the alignment score: the mean over layers of the similarity of P and T.
-
-    Use it to compare models or data sets by one number (Shukor and Cord, 2024, arXiv 2405.16700);
-    it is ``alignment(...).score``. P are the perceptual tokens, T the textual ones. One bootstrap
-    over examples is used for all layers.
-
-    Parameters
-    ----------
-    perceptual : States
-        Captured activations of image, video or audio tokens.
-    textual : States
-        Captured activations of text tokens.
-    **how
-        The options of :func:`alignment`: ``mode``, ``reading``, ``pairs``, ``place``,
-        ``n_resamples`` and ``seed``, with the same defaults.
-
-    Returns
-    -------
-    Estimate
-        The score with its interval.
-
-    Raises
-    ------
-    SelectionError
-        If a mode, reading or kind of pairs is unknown, or a place or layer was not captured.
-    ComparisonError
-        If the two have other layers or widths, or matched pairs are of other samples.
-    ActivationsError
-        If there are too few examples to resample, or tokens are NaN, infinite or zero.
-
-    Examples
-    --------
-    >>> import pandas as pd
-    >>> import torch
-    >>> from xlvlms_tutorial.activations import States
-    >>> from xlvlms_tutorial.methods.alignment import alignment_score
-    >>> table = pd.DataFrame({"sample": [0, 1, 2, 3], "id": list("abcd")})
-    >>> tokens = torch.eye(4)
-    >>> text = States({(0, "block"): tokens, (1, "block"): tokens}, table, {})
-    >>> image = States({(0, "block"): tokens.roll(1, 0), (1, "block"): tokens}, table, {})
-    >>> alignment_score(image, text, pairs="matched").value
-    0.5
-    """
-    return alignment(perceptual, textual, **how).score
-
-
-def alignment_slope(perceptual: States, textual: States, **how: str | int) -> Estimate:
-    """Compute the change of the similarity from the input to the last layer, by least squares.
-
-    Use it to see whether tokens become more alike over depth; it is ``alignment(...).slope``.
-
-    Parameters
-    ----------
-    perceptual : States
-        Captured activations of image, video or audio tokens.
-    textual : States
-        Captured activations of text tokens.
-    **how
-        The options of :func:`alignment`: ``mode``, ``reading``, ``pairs``, ``place``,
-        ``n_resamples`` and ``seed``, with the same defaults.
-
-    Returns
-    -------
-    Estimate
-        The slope over l / L with its interval.
-
-    Raises
-    ------
-    SelectionError
-        If a mode, reading or kind of pairs is unknown, a place or layer was not captured, or
-        there is a single layer.
-    ComparisonError
-        If the two have other layers or widths, or matched pairs are of other samples.
-    ActivationsError
-        If there are too few examples to resample, or tokens are NaN, infinite or zero.
-
-    Examples
-    --------
-    >>> import pandas as pd
-    >>> import torch
-    >>> from xlvlms_tutorial.activations import States
-    >>> from xlvlms_tutorial.methods.alignment import alignment_slope
-    >>> table = pd.DataFrame({"sample": [0, 1, 2, 3], "id": list("abcd")})
-    >>> tokens = torch.eye(4)
-    >>> text = States({(0, "block"): tokens, (1, "block"): tokens}, table, {})
-    >>> image = States({(0, "block"): tokens.roll(1, 0), (1, "block"): tokens}, table, {})
-    >>> alignment_slope(image, text, pairs="matched").value
-    1.0
-    """
-    return alignment(perceptual, textual, **how).slope
+    return alignment(perceptual, textual, **options).profile
 
 
 def cones(
@@ -467,15 +380,18 @@ def narrowness(
     >>> narrowness(groups).value
     1.0
     """
-    if len(groups) < 2:
-        raise SelectionError(
-            f"{len(groups)} group",
-            "give two or more: between them lies what cones are narrow against",
-        )
+    require(
+        len(groups) >= 2,
+        f"{len(groups)} group",
+        "give two or more: between them lies what cones are narrow against",
+    )
     intra = []
     inter = []
     for (a, b), result in _cones(groups, mode, paired, n_resamples, seed).items():
-        (intra if a == b else inter).append(result)
+        if a == b:
+            intra.append(result)
+        else:
+            inter.append(result)
     intra_value, intra_resampled = _averaged(intra)
     inter_value, inter_resampled = _averaged(inter)
     sizes = [n for _, _, n in intra]
@@ -516,11 +432,16 @@ def shuffled(groups: Mapping[str, Examples], seed: int = 0) -> dict[str, list[Te
     >>> {name: len(group) for name, group in shuffled(groups).items()}
     {'image': 3, 'text': 2}
     """
-    if not groups:
-        raise SelectionError("no groups", "give a name and examples for each")
-    pool = [tokens for group in groups.values() for tokens in group]
-    order = iter(np.random.default_rng(seed).permutation(len(pool)).tolist())
-    return {name: [pool[next(order)] for _ in range(len(group))] for name, group in groups.items()}
+    require(groups, "no groups", "give a name and examples for each")
+    pool = list(chain.from_iterable(groups.values()))
+    order = np.random.default_rng(seed).permutation(len(pool)).tolist()
+    result = {}
+    start = 0
+    for name, group in groups.items():
+        end = start + len(group)
+        result[name] = [pool[k] for k in order[start:end]]
+        start = end
+    return result
 
 
 def layers_at(states: States, place: str = WHOLE_BLOCK) -> list[int]:
@@ -552,18 +473,14 @@ def shared_layers(a: States, b: States, place: str = WHOLE_BLOCK) -> list[int]:
         If layers or widths differ.
     """
     a_layers, b_layers = layers_at(a, place), layers_at(b, place)
-    if a_layers != b_layers:
-        raise ComparisonError(
-            f"layers at place {place!r}", a_layers, b_layers, "capture the same layers of both"
-        )
-    a_width, b_width = (states.tensors[a_layers[0], place].shape[-1] for states in (a, b))
-    if a_width != b_width:
-        raise ComparisonError(
-            f"widths at place {place!r}",
-            a_width,
-            b_width,
-            "compare tokens of the same language model",
-        )
+    require_equal(
+        f"layers at place {place!r}", a_layers, b_layers, "capture the same layers of both"
+    )
+    a_width = a.tensors[a_layers[0], place].shape[-1]
+    b_width = b.tensors[a_layers[0], place].shape[-1]
+    require_equal(
+        f"widths at place {place!r}", a_width, b_width, "compare tokens of the same language model"
+    )
     return a_layers
 
 
@@ -576,11 +493,11 @@ def _described(samples: list[tuple[int, str]]) -> str:
 
 
 def _enough(n: int) -> int:
-    if n < 3:
-        raise ActivationsError(
-            f"{n} example{'s' * (n > 1)}",
-            "give 3 or more: pairs of examples are averaged, and examples resampled",
-        )
+    require_activations(
+        n >= 3,
+        f"{n} example{'s' * (n > 1)}",
+        "give 3 or more: pairs of examples are averaged, and examples resampled",
+    )
     return n
 
 
@@ -627,12 +544,11 @@ def _cones(
     groups: Mapping[str, Examples], mode: str, paired: bool, n_resamples: int, seed: int
 ) -> dict[tuple[str, str], tuple[float, np.ndarray, int]]:
     """Mean similarity, its resamples and number of examples for each group and each two groups."""
-    if not groups:
-        raise SelectionError("no groups", "give a name and examples for each")
+    require(groups, "no groups", "give a name and examples for each")
     require_mode(mode, "all")
     sizes = {name: len(group) for name, group in groups.items()}
-    if paired and len(set(sizes.values())) > 1:
-        raise LengthError(**sizes)
+    if paired:
+        require_same_length(**sizes)
     tokens = {name: directions(group, mode) for name, group in groups.items()}
     shares = {}
     for k, (name, n) in enumerate(sizes.items()):
@@ -652,5 +568,5 @@ def _cones(
 
 def _averaged(results: list[tuple[float, np.ndarray, int]]) -> tuple[float, np.ndarray]:
     """The mean of values, and that of each resample."""
-    value = float(np.mean([value for value, _, _ in results]))
-    return value, np.mean([resampled for _, resampled, _ in results], axis=0)
+    values, resampled, _ = zip(*results, strict=True)
+    return float(np.mean(values)), np.mean(resampled, axis=0)

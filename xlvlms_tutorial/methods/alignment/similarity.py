@@ -14,7 +14,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from xlvlms_tutorial.activations.activations import WHOLE_BLOCK, States
-from xlvlms_tutorial.errors import ActivationsError, ComparisonError, LengthError, SelectionError
+from xlvlms_tutorial.errors import ActivationsError, ComparisonError, SelectionError
+from xlvlms_tutorial.validation import (
+    require,
+    require_activations,
+    require_equal,
+    require_same_length,
+)
 
 # Tokens of n examples: one tensor (n, t, d), or n tensors (t_i, d)
 Examples = Float[Tensor, "_ _ _"] | Sequence[Float[Tensor, "_ _"]]
@@ -125,11 +131,11 @@ def examples(states: States, layer: int, place: str = WHOLE_BLOCK) -> list[Float
     """
     rows = states[layer, place]
     samples = states.table["sample"].to_numpy()
-    if not len(rows) or rows.dim() != 2:
-        raise ActivationsError(
-            f"states of shape {tuple(rows.shape)} at layer {layer}",
-            "allowed: (n, d) with one row or more",
-        )
+    require_activations(
+        len(rows) and rows.dim() == 2,
+        f"states of shape {tuple(rows.shape)} at layer {layer}",
+        "allowed: (n, d) with one row or more",
+    )
     if (np.diff(samples) < 0).any():
         rows = rows[torch.from_numpy(np.argsort(samples, kind="stable"))]
     return list(rows.split(np.unique(samples, return_counts=True)[1].tolist()))
@@ -280,12 +286,9 @@ def compared(
         If the numbers of matched examples differ.
     """
     require_mode(mode, pairs)
-    if x.rows.shape[1] != y.rows.shape[1]:
-        raise ComparisonError(
-            "widths", x.rows.shape[1], y.rows.shape[1], "give states of one model and place"
-        )
-    if pairs == "matched" and len(x.counts) != len(y.counts):
-        raise LengthError(x=len(x.counts), y=len(y.counts))
+    require_equal("widths", x.rows.shape[1], y.rows.shape[1], "give states of one model and place")
+    if pairs == "matched":
+        require_same_length(x=x.counts, y=y.counts)
     dtype = torch.promote_types(x.rows.dtype, y.rows.dtype)
     x = Tokens(x.rows.to(dtype), x.counts)
     y = Tokens(y.rows.to(dtype), y.counts)
@@ -306,8 +309,7 @@ def require_mode(mode: str, pairs: str) -> None:
     SelectionError
         With those that are allowed.
     """
-    if pairs not in PAIRS:
-        raise SelectionError(f"unknown pairs {pairs!r}", f"allowed: {', '.join(PAIRS)}")
+    require(pairs in PAIRS, f"unknown pairs {pairs!r}", f"allowed: {', '.join(PAIRS)}")
     allowed = POOLED + BY_PAIR + (BY_TOKEN if pairs == "matched" else ())
     if mode not in allowed:
         problem = f"unknown mode {mode!r}"

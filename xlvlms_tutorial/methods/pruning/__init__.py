@@ -10,20 +10,17 @@ from xlvlms_tutorial.methods.pruning.calibration import (
     fingerprint,
     linear_maps,
 )
-from xlvlms_tutorial.methods.pruning.masks import Masks, independent_iou, overlap, overlap_by_map
+from xlvlms_tutorial.methods.pruning.masks import Masks, independent_iou, overlap
 from xlvlms_tutorial.methods.pruning.scores import magnitude, random_masks, scores, wanda
 from xlvlms_tutorial.methods.pruning.sparsify import (
-    METHODS,
     alpha_subnet,
     apply_masks,
-    masks_by,
     matched,
     nm,
 )
 from xlvlms_tutorial.methods.pruning.structured import cut_neurons, neuron_scores, remove_blocks
 
 __all__ = [
-    "METHODS",
     "Calibration",
     "Masks",
     "alpha_subnet",
@@ -35,12 +32,10 @@ __all__ = [
     "independent_iou",
     "linear_maps",
     "magnitude",
-    "masks_by",
     "matched",
     "neuron_scores",
     "nm",
     "overlap",
-    "overlap_by_map",
     "random_masks",
     "remove_blocks",
     "scores",

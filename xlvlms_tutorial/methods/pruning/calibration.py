@@ -22,7 +22,12 @@ from xlvlms_tutorial.models import anatomy
 from xlvlms_tutorial.models.batching import batches
 from xlvlms_tutorial.models.spans import SPANS, Batch
 from xlvlms_tutorial.models.vlm import VLM
+<<<<<<< HEAD
 from xlvlms_tutorial.samples import Sample
+=======
+from xlvlms_tutorial.samples import PROMPTS, Sample
+from xlvlms_tutorial.validation import require, require_activations, require_same_length
+>>>>>>> r-ski
 
 _DENSE = "load the model without quantise, whole on its devices, and without an adapter"
 # integers as wide as a weight, by its bytes
@@ -117,11 +122,11 @@ class Calibration:
                 f"no linear map {name!r} in layer {layer}",
                 f"there are: {', '.join(f'{k} {n}' for k, n in self.squares)}",
             )
-        if not self.tokens[layer, name]:
-            raise ActivationsError(
-                f"layer {layer} {name} saw no token",
-                "calibrate on inputs that reach it (cross-attention: pictures)",
-            )
+        require_activations(
+            self.tokens[layer, name],
+            f"layer {layer} {name} saw no token",
+            "calibrate on inputs that reach it (cross-attention: pictures)",
+        )
         return (self.squares[layer, name] / self.tokens[layer, name]).sqrt()
 
 
@@ -182,10 +187,34 @@ def calibrate(
     >>> tuple(calibration.norms(1, "mlp.down_proj").shape)
     (1536,)
     """
+<<<<<<< HEAD
     inputs = batches(
         vlm, samples, prompt, answers, batch_size=batch_size, progress=progress, desc="calibrate"
     )
     return calibrate_on(vlm, inputs, span)
+=======
+    samples = list(samples)
+    require(
+        samples and batch_size >= 1,
+        f"{len(samples)} samples in batches of {batch_size}",
+        "give at least one of each",
+    )
+    prompts = [_prompt_of(sample, prompt) for sample in samples]
+    if callable(answers):
+        answers = [answers(sample) for sample in samples]
+    require_same_length(samples=samples, answers=answers)
+    starts = range(0, len(samples), batch_size)
+
+    def batches() -> Iterator[Batch]:
+        for start in tqdm(
+            starts, desc="calibrate", unit="batch", leave=False, disable=not progress
+        ):
+            part = slice(start, start + batch_size)
+            texts = None if answers is None else list(answers[part])
+            yield vlm.batch_of(samples[part], prompts[part], texts)
+
+    return calibrate_on(vlm, batches(), span)
+>>>>>>> r-ski
 
 
 def calibrate_on(
@@ -231,10 +260,11 @@ def calibrate_on(
     True
     """
     names = (span,) if isinstance(span, str) else tuple(span or ())
-    if span is not None and not names:
-        raise SelectionError(
-            "span is empty", "name at least one kind of positions, or none for all"
-        )
+    require(
+        span is None or names,
+        "span is empty",
+        "name at least one kind of positions, or none for all",
+    )
     meter = _Meter(vlm)
     with ExitStack() as hooks:
         for hook in meter.hooks():
@@ -242,8 +272,7 @@ def calibrate_on(
         for batch in batches:
             words = batch.spans != SPANS.index("padding")
             meter.add(batch, span_mask(vlm, batch, names) if names else words)
-    if not any(meter.tokens.values()):
-        raise SelectionError("no batches", "give at least one")
+    require(any(meter.tokens.values()), "no batches", "give at least one")
     return Calibration(vlm.name, fingerprint(vlm), meter.squares, meter.tokens)
 
 
@@ -280,16 +309,17 @@ def linear_maps(vlm: VLM) -> dict[Key, nn.Module]:
     maps: dict[Key, nn.Module] = {}
     for layer, block in enumerate(vlm.blocks, 1):
         for name, module in block.named_modules():
-            if hasattr(module, "base_layer"):
-                raise SelectionError(f"layer {layer} {name} has an adapter", _DENSE)
+            require(
+                not hasattr(module, "base_layer"), f"layer {layer} {name} has an adapter", _DENSE
+            )
             if isinstance(module, (nn.Linear, Conv1D)):
                 _require_dense(module.weight, f"layer {layer} {name}")
                 maps[layer, name] = module
-    if not maps:
-        raise SelectionError(
-            f"the decoder blocks of {vlm.name!r} have no linear maps",
-            "give a model whose blocks are made of nn.Linear",
-        )
+    require(
+        maps,
+        f"the decoder blocks of {vlm.name!r} have no linear maps",
+        "give a model whose blocks are made of nn.Linear",
+    )
     return maps
 
 
@@ -363,7 +393,9 @@ class _Meter:
         crossing = anatomy.cross_attention_layers(vlm.model)
         # their inputs are the picture's states
         self._pictured = {
-            key for key in widths if key[0] in crossing and key[1].endswith((".k_proj", ".v_proj"))
+            (layer, name)
+            for layer, name in widths
+            if layer in crossing and name.endswith((".k_proj", ".v_proj"))
         }
         self._batch: Batch | None = None
         self._last: tuple[Callable[[], Tensor | None], tuple[Tensor, int]] | None = None
@@ -432,7 +464,25 @@ class _Meter:
 
 
 def _require_dense(weight: Tensor, name: str) -> None:
+<<<<<<< HEAD
     if weight.is_meta:
         raise SelectionError(f"{name} is offloaded", _DENSE)
     if not weight.is_floating_point() or type(weight) is not nn.Parameter:
         raise SelectionError(f"{name} is quantised ({weight.dtype})", _DENSE)
+=======
+    require(not weight.is_meta, f"{name} is offloaded", _DENSE)
+    require(
+        weight.is_floating_point() and type(weight) is nn.Parameter,
+        f"{name} is quantised ({weight.dtype})",
+        _DENSE,
+    )
+
+
+def _prompt_of(sample: Sample, prompt: str | Callable[[Sample], str] | None) -> str:
+    if callable(prompt):
+        return prompt(sample)
+    if prompt is not None:
+        return prompt
+    # samples of an unknown modality are refused where they are batched
+    return PROMPTS.get(sample.modality, PROMPTS["image"])
+>>>>>>> r-ski

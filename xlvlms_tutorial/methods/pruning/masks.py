@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from itertools import combinations
+from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +16,10 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from xlvlms_tutorial.errors import ActivationsError, ComparisonError, RecordError, SelectionError
+from xlvlms_tutorial.errors import ComparisonError, RecordError, SelectionError
 from xlvlms_tutorial.io import load_tensors, save_tensors
 from xlvlms_tutorial.models.vlm import VLM
+from xlvlms_tutorial.validation import require, require_activations, require_equal
 
 # a layer (1 to L), and the name of a linear map within its block, such as "self_attn.q_proj"
 Key = tuple[int, str]
@@ -89,11 +91,11 @@ class Masks:
         model: str,
         fingerprint: str,
     ) -> None:
-        if not packed or packed.keys() != shapes.keys():
-            raise SelectionError(
-                f"{len(packed)} masks with {len(shapes)} shapes",
-                "give one shape for each mask, and at least one mask",
-            )
+        require(
+            packed and packed.keys() == shapes.keys(),
+            f"{len(packed)} masks with {len(shapes)} shapes",
+            "give one shape for each mask, and at least one mask",
+        )
         for (layer, name), bits in packed.items():
             _require_packed(bits, layer, name, shapes[layer, name])
         self.packed = dict(packed)
@@ -205,20 +207,19 @@ class Masks:
             if layer <= vlm.n_layers:
                 module = dict(vlm.blocks[layer - 1].named_modules()).get(name)
             shape = tuple(getattr(getattr(module, "weight", None), "shape", ()))
-            if shape != self.shapes[layer, name]:
-                raise ComparisonError(
-                    f"shapes of layer {layer} {name}",
-                    self.shapes[layer, name],
-                    shape or "no such map",
-                    "use the masks with the model that they were made for",
-                )
+            require_equal(
+                f"shapes of layer {layer} {name}",
+                self.shapes[layer, name],
+                shape or "no such map",
+                "use the masks with the model that they were made for",
+            )
             tensors[names[module]] = self.unpack(layer, name)
         return tensors
 
     @cached_property
     def n_weights(self) -> int:
         """The number of weights that the masks are over."""
-        return sum(rows * columns for rows, columns in self.shapes.values())
+        return sum(map(prod, self.shapes.values()))
 
     @cached_property
     def n_kept(self) -> int:
@@ -288,11 +289,11 @@ class Masks:
             other_bits = other.packed[layer, name]
             both = _ones(bits & other_bits)
             either = _ones(bits | other_bits)
-            if not either:
-                raise ActivationsError(
-                    f"neither mask keeps a weight of layer {layer} {name}",
-                    "compare masks that keep some of each map",
-                )
+            require_activations(
+                either,
+                f"neither mask keeps a weight of layer {layer} {name}",
+                "compare masks that keep some of each map",
+            )
             rows.append((layer, name, both / either, both, either))
         return pd.DataFrame(rows, columns=["layer", "linear", "iou", "n_both", "n_either"])
 
@@ -381,56 +382,7 @@ class Masks:
         for key in {**self.shapes, **second.shapes}:
             shape = self.shapes.get(key, "absent")
             second_shape = second.shapes.get(key, "absent")
-            if shape != second_shape:
-                raise ComparisonError(
-                    f"masks of layer {key[0]} {key[1]}", shape, second_shape, advice
-                )
-
-
-def overlap_by_map(masks: Mapping[str, Masks]) -> pd.DataFrame:
-    """Measure the overlap of every pair of masks in each linear map.
-
-    Use it to see in which layers and maps masks are alike; :func:`overlap` gives one number a pair.
-
-    Parameters
-    ----------
-    masks : mapping of str to Masks
-        Two or more masks of the same weights, by name.
-
-    Returns
-    -------
-    DataFrame
-        One row for each pair and linear map. The columns of :meth:`Masks.iou` (``layer``,
-        ``linear``, ``iou``, ``n_both`` and ``n_either``), and the pair's names in ``one`` and
-        ``other``.
-
-    Raises
-    ------
-    SelectionError
-        If there are fewer than two masks.
-    ComparisonError
-        If the masks are of other weights, maps or shapes.
-    ActivationsError
-        If neither mask of a pair keeps a weight of some map: then the ratio has no value.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from xlvlms_tutorial.methods.pruning import Masks, overlap_by_map
-    >>> key = (1, "mlp.up_proj")
-    >>> captions = Masks.pack({key: torch.tensor([[True, True, False]])}, "small", "f")
-    >>> answers = Masks.pack({key: torch.tensor([[True, False, True]])}, "small", "f")
-    >>> table = overlap_by_map({"captions": captions, "answers": answers})
-    >>> table[["one", "other", "n_both", "n_either"]].values.tolist()
-    [['captions', 'answers', 1, 3]]
-    """
-    if len(masks) < 2:
-        raise SelectionError(f"{len(masks)} masks", "give two or more, by name")
-    tables = []
-    for first, second in combinations(masks, 2):
-        table = masks[first].iou(masks[second])
-        tables.append(table.assign(one=first, other=second))
-    return pd.concat(tables, ignore_index=True)
+            require_equal(f"masks of layer {key[0]} {key[1]}", shape, second_shape, advice)
 
 
 def overlap(masks: Mapping[str, Masks]) -> pd.DataFrame:
@@ -470,14 +422,14 @@ def overlap(masks: Mapping[str, Masks]) -> pd.DataFrame:
     >>> overlap({"captions": captions, "answers": answers}).round(2).values.tolist()
     [[1.0, 0.33], [0.33, 1.0]]
     """
-    table = overlap_by_map(masks)
-    by_layer = table.groupby(["one", "other", "layer"])["iou"].mean()
-    means = by_layer.groupby(["one", "other"]).mean()
-    symmetric = pd.DataFrame(1.0, index=list(masks), columns=list(masks))
-    for (first, second), value in means.items():
-        symmetric.loc[first, second] = value
-        symmetric.loc[second, first] = value
-    return symmetric
+    require(len(masks) >= 2, f"{len(masks)} masks", "give two or more, by name")
+    table = pd.DataFrame(1.0, index=list(masks), columns=list(masks))
+    for first, second in combinations(masks, 2):
+        by_layer = masks[first].iou(masks[second]).groupby("layer")["iou"].mean()
+        value = by_layer.mean()
+        table.loc[first, second] = value
+        table.loc[second, first] = value
+    return table
 
 
 def independent_iou(kept: float) -> float:
@@ -507,8 +459,7 @@ def independent_iou(kept: float) -> float:
     >>> independent_iou(1.0), round(independent_iou(0.5), 2)
     (1.0, 0.33)
     """
-    if not 0 < kept <= 1:
-        raise SelectionError(f"a share kept of {kept}", "give a share above 0 and at most 1")
+    require(0 < kept <= 1, f"a share kept of {kept}", "give a share above 0 and at most 1")
     return kept / (2 - kept)
 
 
@@ -527,13 +478,12 @@ def _require_packed(bits: np.ndarray, layer: int, name: str, shape: tuple[int, i
     size = rows * columns if min(layer, rows, columns) > 0 else 0
     spare = -size % 8
     valid = size and bits.dtype == np.uint8 and bits.shape == ((size + 7) // 8,)
-    if not valid or (spare and bits[-1] & ((1 << spare) - 1)):
-        raise SelectionError(
-            f"the packed mask of layer {layer} {name}, {rows} x {columns}, "
-            f"is {bits.dtype} {bits.shape}",
-            f"give {(size + 7) // 8} bytes (uint8), their last {spare} "
-            "bits 0, and layers from 1 on",
-        )
+    require(
+        valid and not (spare and bits[-1] & ((1 << spare) - 1)),
+        f"the packed mask of layer {layer} {name}, {rows} x {columns}, "
+        f"is {bits.dtype} {bits.shape}",
+        f"give {(size + 7) // 8} bytes (uint8), their last {spare} bits 0, and layers from 1 on",
+    )
 
 
 def _ones(bits: np.ndarray) -> int:

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from xlvlms_tutorial.errors import ActivationsError, ComparisonError, SelectionError
+from xlvlms_tutorial.errors import ComparisonError
 from xlvlms_tutorial.interventions.overrides import Layers, checked_layers
 from xlvlms_tutorial.methods.pruning.calibration import (
     Calibration,
@@ -24,6 +24,7 @@ from xlvlms_tutorial.methods.pruning.calibration import (
 )
 from xlvlms_tutorial.methods.pruning.masks import Key, Masks, packed
 from xlvlms_tutorial.models.vlm import VLM
+from xlvlms_tutorial.validation import require, require_activations
 
 Score = Callable[[Key, nn.Module], Tensor]
 
@@ -184,8 +185,7 @@ def magnitude(vlm: VLM, sparsity: float, per: str = "row", layers: Layers | None
     >>> magnitude(small, sparsity=0.5, layers=1)
     Masks of small: 7 linear maps, 544 weights, 50.0% dropped
     """
-    if per not in ("row", "matrix"):
-        raise SelectionError(f"magnitude per {per!r}", "allowed: 'row', 'matrix'")
+    require(per in ("row", "matrix"), f"magnitude per {per!r}", "allowed: 'row', 'matrix'")
     score, mark = scorer(vlm, "magnitude")
     return _masks(vlm, score, sparsity, mark, layers, per_matrix=per == "matrix")
 
@@ -260,8 +260,11 @@ def scorer(vlm: VLM, by: Calibration | str, seed: int = 0) -> tuple[Score, str]:
     if isinstance(by, Calibration):
         weights = _require_fitting(vlm, by)
         return lambda key, module: _importance(module, by.norms(*key)), weights
-    if by not in ("magnitude", "random"):
-        raise SelectionError(f"scores by {by!r}", "allowed: a Calibration, 'magnitude', 'random'")
+    require(
+        by in ("magnitude", "random"),
+        f"scores by {by!r}",
+        "allowed: a Calibration, 'magnitude', 'random'",
+    )
     if by == "magnitude":
         return lambda key, module: _sizes(module), fingerprint(vlm)
     generator = torch.Generator().manual_seed(seed)
@@ -283,8 +286,7 @@ def chosen_maps(vlm: VLM, layers: Layers | None) -> list[Key]:
         If the model has no such layer.
     """
     selected = range(1, vlm.n_layers + 1) if layers is None else checked_layers(vlm, layers)
-    if not selected:
-        raise SelectionError("no layers", "give one or more, or None for all")
+    require(selected, "no layers", "give one or more, or None for all")
     return [key for key in linear_maps(vlm) if key[0] in selected]
 
 
@@ -321,10 +323,11 @@ def masks_of(
     shapes = {}
     for key in keys:
         values = score(key, maps[key])
-        if not torch.isfinite(values).all():
-            raise ActivationsError(
-                f"NaN or infinite scores in layer {key[0]} {key[1]}", "look for damaged weights"
-            )
+        require_activations(
+            torch.isfinite(values).all(),
+            f"NaN or infinite scores in layer {key[0]} {key[1]}",
+            "look for damaged weights",
+        )
         bits[key] = packed(turned(maps[key], choose(key, values)))
         shapes[key] = tuple(maps[key].weight.shape)
     return Masks(bits, shapes, vlm.name, mark)
@@ -339,10 +342,11 @@ def _masks(
     per_matrix: bool = False,
 ) -> Masks:
     """Masks that drop the same share of each row, or of each matrix."""
-    if not 0 <= sparsity < 1:
-        raise SelectionError(
-            f"sparsity {sparsity}", "give the share of weights to drop: 0 or more, and below 1"
-        )
+    require(
+        0 <= sparsity < 1,
+        f"sparsity {sparsity}",
+        "give the share of weights to drop: 0 or more, and below 1",
+    )
 
     def choose(key: Key, values: Tensor) -> Tensor:
         rows = values.reshape(1, -1) if per_matrix else values

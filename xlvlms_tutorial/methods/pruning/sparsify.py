@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from xlvlms_tutorial.errors import ComparisonError, InterventionError, SelectionError
+from xlvlms_tutorial.errors import ComparisonError, InterventionError
 from xlvlms_tutorial.interventions.overrides import Layers
 from xlvlms_tutorial.methods.pruning.calibration import (
     Calibration,
@@ -25,16 +25,12 @@ from xlvlms_tutorial.methods.pruning.calibration import (
 from xlvlms_tutorial.methods.pruning.masks import Key, Masks, joined
 from xlvlms_tutorial.methods.pruning.scores import (
     chosen_maps,
-    magnitude,
     masks_of,
-    random_masks,
     scorer,
-    wanda,
     without_lowest,
 )
 from xlvlms_tutorial.models.vlm import VLM
-
-METHODS = ("wanda", "magnitude", "random", "given")
+from xlvlms_tutorial.validation import require
 
 
 def nm(
@@ -97,17 +93,16 @@ def nm(
     >>> mask.reshape(-1, 4).sum(dim=1).unique().tolist()
     [2]
     """
-    if not 1 <= n < m:
-        raise SelectionError(f"{n}:{m}", "keep n of m consecutive weights, n from 1 to m - 1")
+    require(1 <= n < m, f"{n}:{m}", "keep n of m consecutive weights, n from 1 to m - 1")
     keys = chosen_maps(vlm, layers)
     maps = linear_maps(vlm)
     for layer, name in keys:
         width = turned(maps[layer, name], maps[layer, name].weight).shape[1]
-        if width % m:
-            raise SelectionError(
-                f"{n}:{m} in layer {layer} {name}, which has {width} inputs",
-                "choose an m that divides them",
-            )
+        require(
+            width % m == 0,
+            f"{n}:{m} in layer {layer} {name}, which has {width} inputs",
+            "choose an m that divides them",
+        )
     score, mark = scorer(vlm, by, seed)
     return masks_of(vlm, keys, score, lambda key, values: _best_of_groups(values, n, m), mark)
 
@@ -169,10 +164,9 @@ def alpha_subnet(masks: Iterable[Masks | str | PathLike]) -> Masks:
             np.bitwise_and(merged.packed[key], packed, out=merged.packed[key])
         merged.model = joined(merged.model, loaded.model)
         del loaded, source  # before the next is read
-    if merged is None:
-        raise SelectionError(
-            "no masks", "give one or more, or paths of files that Masks.save wrote"
-        )
+    require(
+        merged is not None, "no masks", "give one or more, or paths of files that Masks.save wrote"
+    )
     return merged
 
 
@@ -228,79 +222,6 @@ def matched(vlm: VLM, masks: Masks, by: Calibration | str, seed: int = 0) -> Mas
         return without_lowest(values, (values.shape[1] - counts).to(values.device))
 
     return masks_of(vlm, masks, score, choose, mark)
-
-
-def masks_by(
-    method: str,
-    vlm: VLM,
-    sparsity: float | None = None,
-    calibration: Calibration | None = None,
-    seed: int = 0,
-    masks: Masks | str | PathLike | None = None,
-) -> Masks:
-    """Make masks by the name of a method, one of ``METHODS``.
-
-    Use it where the method comes from a table or a command line.
-
-    Parameters
-    ----------
-    method : {"wanda", "magnitude", "random", "given"}
-        How the weights are chosen: :func:`wanda`, :func:`magnitude` or :func:`random_masks`, or
-        masks that exist already.
-    vlm : VLM
-        The model.
-    sparsity : float, optional
-        The share of weights to drop, from 0 to below 1. Needed by all methods but "given".
-    calibration : Calibration, optional
-        Activation statistics of the same weights. Needed by "wanda".
-    seed : int
-        The seed of "random".
-    masks : Masks, str or path, optional
-        The masks, or the file that ``Masks.save`` wrote. Needed by "given".
-
-    Returns
-    -------
-    Masks
-        One mask for each linear map, True where a weight is kept.
-
-    Raises
-    ------
-    SelectionError
-        If the method is unknown, what it needs is not given, the sparsity is not in [0, 1), or a
-        linear map is quantised, adapted or offloaded.
-    ComparisonError
-        If the calibration, or the masks given, are of other weights.
-    ActivationsError
-        If a linear map saw no token, or a score is NaN or infinite.
-    RecordError
-        If the file is no file of masks, or is damaged.
-
-    Examples
-    --------
-    >>> from transformers import LlamaConfig, LlamaForCausalLM
-    >>> from xlvlms_tutorial import VLM
-    >>> from xlvlms_tutorial.methods.pruning import magnitude, masks_by
-    >>> config = LlamaConfig(vocab_size=8, hidden_size=8, intermediate_size=12,
-    ...                      num_hidden_layers=2, num_attention_heads=2)
-    >>> small = VLM(LlamaForCausalLM(config), None, "small")
-    >>> masks_by("magnitude", small, sparsity=0.5) == magnitude(small, sparsity=0.5)
-    True
-    """
-    if method not in METHODS:
-        raise SelectionError(f"unknown method {method!r}", f"allowed: {', '.join(METHODS)}")
-    needs = {"wanda": {"sparsity": sparsity, "calibration": calibration}, "given": {"masks": masks}}
-    for name, value in needs.get(method, {"sparsity": sparsity}).items():
-        if value is None:
-            raise SelectionError(f"method {method!r} without {name}", f"give {name}=...")
-    if method == "wanda":
-        return wanda(vlm, calibration, sparsity)
-    if method == "magnitude":
-        return magnitude(vlm, sparsity)
-    if method == "random":
-        return random_masks(vlm, sparsity, seed)
-    loaded = masks if isinstance(masks, Masks) else Masks.load(masks)
-    _maps_of(vlm, loaded)  # raises at masks of other weights
-    return loaded
 
 
 @torch.no_grad()
@@ -376,18 +297,18 @@ def require_own(vlm: VLM, modules: dict[str, nn.Module]) -> None:
         parameter.data_ptr() for _, parameter in vlm.model.named_parameters(remove_duplicate=False)
     )
     for name, module in modules.items():
-        if users[module.weight.data_ptr()] > 1:
-            raise SelectionError(
-                f"the weights of {name} are shared with another part of the model",
-                "leave this part as it is",
-            )
+        require(
+            users[module.weight.data_ptr()] <= 1,
+            f"the weights of {name} are shared with another part of the model",
+            "leave this part as it is",
+        )
 
 
 def _maps_of(vlm: VLM, masks: Masks) -> dict[Key, nn.Module]:
     """The linear maps of the model that the masks are of."""
     maps = linear_maps(vlm)
     shapes = {key: tuple(module.weight.shape) for key, module in maps.items()}
-    fit = all(shapes.get(key) == shape for key, shape in masks.shapes.items())
+    fit = masks.shapes.items() <= shapes.items()
     if masks.fingerprint != fingerprint(vlm) or not fit:
         raise ComparisonError(
             "the weights of masks and model",
@@ -411,12 +332,10 @@ def _best_of_groups(
     # each weight's rank by comparing it with its few neighbours, twice as fast as a
     # selection in millions of groups of four
     columns = groups.T.contiguous()
-    ranks = [
-        torch.zeros(columns.shape[1], dtype=torch.uint8, device=values.device) for _ in range(m)
-    ]
+    ranks = torch.zeros(columns.shape, dtype=torch.uint8, device=values.device)
     for i in range(m):
         for j in range(i):
             higher = (columns[i] >= columns[j]).view(torch.uint8)
             ranks[i] += higher
             ranks[j] += 1 - higher
-    return (torch.stack(ranks, dim=1) >= m - n).reshape(values.shape)
+    return (m - n <= ranks.T).reshape(values.shape)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig
 from transformers.pytorch_utils import Conv1D
 
-from xlvlms_tutorial.errors import ActivationsError, AnatomyError, SelectionError
+from xlvlms_tutorial.errors import AnatomyError, SelectionError
 from xlvlms_tutorial.interventions.overrides import Layers, checked_layers
 from xlvlms_tutorial.methods.pruning.calibration import (
     Calibration,
@@ -27,6 +27,7 @@ from xlvlms_tutorial.methods.pruning.scores import scorer, without_lowest
 from xlvlms_tutorial.methods.pruning.sparsify import require_own
 from xlvlms_tutorial.models import anatomy
 from xlvlms_tutorial.models.vlm import VLM
+from xlvlms_tutorial.validation import require, require_activations
 
 # gate_up_proj holds the rows of both, one after the other
 _ENTRIES = ("gate_proj", "up_proj", "gate_up_proj", "fc1", "c_fc")
@@ -95,11 +96,11 @@ def neuron_scores(
             importance = weights[0].clone()
         else:
             importance = torch.linalg.vector_norm(weights, dim=0)
-        if not torch.isfinite(importance).all():
-            raise ActivationsError(
-                f"NaN or infinite scores of the neurons of layer {part.layer}",
-                "look for damaged weights",
-            )
+        require_activations(
+            torch.isfinite(importance).all(),
+            f"NaN or infinite scores of the neurons of layer {part.layer}",
+            "look for damaged weights",
+        )
         by_layer[part.layer] = importance
     return by_layer
 
@@ -228,12 +229,12 @@ def remove_blocks(vlm: VLM, layers: Layers) -> None:
     (2, 'small + without blocks 2')
     """
     removed = set(checked_layers(vlm, layers))
-    remaining = [layer for layer in range(1, vlm.n_layers + 1) if layer not in removed]
-    if not removed or not remaining:
-        raise SelectionError(
-            f"{len(removed)} of {vlm.n_layers} blocks to remove",
-            "remove at least one and leave at least one",
-        )
+    remaining = sorted(set(range(1, vlm.n_layers + 1)) - removed)
+    require(
+        removed and remaining,
+        f"{len(removed)} of {vlm.n_layers} blocks to remove",
+        "remove at least one and leave at least one",
+    )
     _require_removable(vlm, removed)
     modules = {f"layer {layer} {name}": m for (layer, name), m in linear_maps(vlm).items()}
     require_own(vlm, modules)
@@ -311,12 +312,12 @@ def _mlps(vlm: VLM) -> list[_MLP]:
     for layer, block in enumerate(vlm.blocks, 1):
         part = _mlp_of(layer, block, names)
         parts.append(part)
-        if not _widths_agree(part) or part.width != parts[0].width:
-            raise SelectionError(
-                f"layer {layer} has an MLP of {part.width} neurons beside maps, or "
-                "other MLPs, of another number",
-                "give a model whose MLPs are all equally wide",
-            )
+        require(
+            _widths_agree(part) and part.width == parts[0].width,
+            f"layer {layer} has an MLP of {part.width} neurons beside maps, or "
+            "other MLPs, of another number",
+            "give a model whose MLPs are all equally wide",
+        )
     return parts
 
 
@@ -331,8 +332,9 @@ def _mlp_of(layer: int, block: nn.Module, names: Mapping[nn.Module, str]) -> _ML
         module = anatomy.child(inside, (name,))
         if module in names:
             entries[names[module]] = module
-    maps = (*entries.values(), exit_)
-    beside = [] if inside is block else [m for m in inside.modules() if m not in maps]
+    beside = set()
+    if inside is not block:
+        beside = set(inside.modules()).difference(entries.values(), [exit_])
     if not entries or exit_ not in names or any(m._parameters for m in beside):
         raise AnatomyError(
             "MLP of linear maps around one hidden layer", type(inside).__name__, _ENTRIES
@@ -353,14 +355,16 @@ def _rows(module: nn.Module) -> int:
 
 
 def _number_to_drop(share: float, width: int, multiple_of: int) -> int:
-    if not 0 <= share < 1:
-        raise SelectionError(
-            f"a share of neurons of {share}", "give the share to cut: 0 or more, and below 1"
-        )
-    if not 1 <= multiple_of <= width:
-        raise SelectionError(
-            f"multiple_of={multiple_of}", f"the MLPs have {width} neurons: give 1 to {width}"
-        )
+    require(
+        0 <= share < 1,
+        f"a share of neurons of {share}",
+        "give the share to cut: 0 or more, and below 1",
+    )
+    require(
+        1 <= multiple_of <= width,
+        f"multiple_of={multiple_of}",
+        f"the MLPs have {width} neurons: give 1 to {width}",
+    )
     remaining = width - floor(share * width + 1e-9)
     return width - min(width, -(-remaining // multiple_of) * multiple_of)
 
@@ -369,15 +373,16 @@ def _highest(scores: Mapping[int, Tensor], part: _MLP, dropped: int) -> Int[Tens
     """The numbers of the neurons that remain when those with the lowest scores are dropped."""
     values = scores.get(part.layer)
     shape = "none" if values is None else tuple(values.shape)
-    if shape != (part.width,):
-        raise SelectionError(
-            f"scores of layer {part.layer} are {shape}",
-            f"give one for each of {part.width} neurons, as neuron_scores does",
-        )
-    if not torch.isfinite(values).all():
-        raise ActivationsError(
-            f"NaN or infinite scores of the neurons of layer {part.layer}", "give finite scores"
-        )
+    require(
+        shape == (part.width,),
+        f"scores of layer {part.layer} are {shape}",
+        f"give one for each of {part.width} neurons, as neuron_scores does",
+    )
+    require_activations(
+        torch.isfinite(values).all(),
+        f"NaN or infinite scores of the neurons of layer {part.layer}",
+        "give finite scores",
+    )
     return without_lowest(values[None].float(), dropped)[0].nonzero().flatten()
 
 
@@ -397,11 +402,11 @@ def _set_width(text: PreTrainedConfig, model: str, old: int, new: int) -> None:
     """Describe in a configuration that its MLPs have the new number of neurons."""
     names = [name for name in _WIDTHS if hasattr(text, name)]
     # None means four times the width, in GPT-2
-    if not names or getattr(text, names[0]) not in (old, None):
-        raise SelectionError(
-            f"the configuration of {model!r} does not say that its MLPs have {old} neurons",
-            "remove blocks instead",
-        )
+    require(
+        names and getattr(text, names[0]) in (old, None),
+        f"the configuration of {model!r} does not say that its MLPs have {old} neurons",
+        "remove blocks instead",
+    )
     setattr(text, names[0], new)
 
 
@@ -426,29 +431,29 @@ def _set_layers(text: PreTrainedConfig, remaining: list[int]) -> None:
 def _require_removable(vlm: VLM, removed: set[int]) -> None:
     """Refuse a model whose blocks depend on their numbers, or on blocks that go."""
     text = vlm.model.config.get_text_config(decoder=True)
-    if anatomy.crossing(vlm.model):
-        raise SelectionError(
-            f"{vlm.name!r} attends to its picture by cross-attention",
-            "skip its blocks instead (interventions.skip)",
-        )
-    if getattr(text, "num_kv_shared_layers", None):
-        raise SelectionError(
-            f"the last blocks of {vlm.name!r} share keys and values",
-            "skip its blocks instead (interventions.skip)",
-        )
-    if getattr(text, "_heterogeneity_spec", None) is not None:
-        raise SelectionError(
-            f"the blocks of {vlm.name!r} differ by their number",
-            "skip its blocks instead (interventions.skip)",
-        )
+    require(
+        not anatomy.crossing(vlm.model),
+        f"{vlm.name!r} attends to its picture by cross-attention",
+        "skip its blocks instead (interventions.skip)",
+    )
+    require(
+        not getattr(text, "num_kv_shared_layers", None),
+        f"the last blocks of {vlm.name!r} share keys and values",
+        "skip its blocks instead (interventions.skip)",
+    )
+    require(
+        getattr(text, "_heterogeneity_spec", None) is None,
+        f"the blocks of {vlm.name!r} differ by their number",
+        "skip its blocks instead (interventions.skip)",
+    )
     vision = getattr(vlm.model.config, "vision_config", None)
     # the blocks after which visual features are added again
     n_visual = len(getattr(vision, "deepstack_visual_indexes", None) or ())
-    if min(removed) <= n_visual:
-        raise SelectionError(
-            f"layer {min(removed)} of {vlm.name!r} gets visual features",
-            f"remove blocks behind layer {n_visual}, or skip it",
-        )
+    require(
+        min(removed) > n_visual,
+        f"layer {min(removed)} of {vlm.name!r} gets visual features",
+        f"remove blocks behind layer {n_visual}, or skip it",
+    )
 
 
 def _renumbered(vlm: VLM, remaining: list[int]) -> dict[str, tuple[int, ...]]:

@@ -13,16 +13,13 @@ from xlvlms_tutorial.methods.skipping.importance import (
     similarity_order,
 )
 from xlvlms_tutorial.methods.skipping.plans import Plan, every
-from xlvlms_tutorial.methods.skipping.upstream import from_upstream, upstream_modes
 
 __all__ = [
     "Plan",
     "block_similarity",
     "effects",
     "every",
-    "from_upstream",
     "greedy",
     "random_layers",
     "similarity_order",
-    "upstream_modes",
 ]

@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from xlvlms_tutorial.errors import ActivationsError, InterventionError, SelectionError
+from xlvlms_tutorial.errors import InterventionError, SelectionError
 from xlvlms_tutorial.interventions.overrides import checked_layers
 from xlvlms_tutorial.interventions.replay import Resumable, same_up_to_rounding
 from xlvlms_tutorial.interventions.skipping import PARTS, skip
@@ -29,6 +29,7 @@ from xlvlms_tutorial.models.batching import (
 )
 from xlvlms_tutorial.models.spans import SPANS, Batch
 from xlvlms_tutorial.models.vlm import VLM
+from xlvlms_tutorial.validation import require, require_activations
 
 # whose logits over the whole vocabulary are in memory together
 _ROWS_AT_ONCE = 512
@@ -110,14 +111,13 @@ def effects(
     True
     """
     selected = _sorted_layers(vlm, layers)
-    if not selected:
-        raise SelectionError("no layers", "give one or more, or None for all")
+    require(selected, "no layers", "give one or more, or None for all")
     losses = _Losses(vlm, samples, answers, prompt, batch_size, part)
     total = len(selected) * len(losses.passes)
     with tqdm(total=total, desc="effects", unit="pass", leave=False, disable=not progress) as bar:
         values = losses.without((), selected, bar)
-    increases = [loss - losses.dense for loss in values]
-    table = pd.DataFrame({"layer": selected, "loss": values, "increase": increases})
+    table = pd.DataFrame({"layer": selected, "loss": values})
+    table["increase"] = table["loss"] - losses.dense
     table.attrs["dense"] = losses.dense
     return table
 
@@ -192,8 +192,7 @@ def greedy(
     """
     remaining = _sorted_layers(vlm, candidates)
     maximum = min(len(remaining), vlm.n_layers - (part == "block"))
-    if not 1 <= k <= maximum:
-        raise SelectionError(f"{k} of {len(remaining)} candidates", f"give 1 to {maximum}")
+    require(1 <= k <= maximum, f"{k} of {len(remaining)} candidates", f"give 1 to {maximum}")
     losses = _Losses(vlm, samples, answers, prompt, batch_size, part)
     order: list[int] = []
     total = sum(len(remaining) - step for step in range(k)) * len(losses.passes)
@@ -295,11 +294,11 @@ class _Pass(Resumable):
             logits = self.vlm.unembed(states)
             loss = nn.functional.cross_entropy(logits, ids.to(logits.device), reduction="sum")
             total += float(loss)
-        if not isfinite(total):
-            raise ActivationsError(
-                "the loss is NaN or infinite",
-                "load the model in float32 or bfloat16, and look for damaged weights",
-            )
+        require_activations(
+            isfinite(total),
+            "the loss is NaN or infinite",
+            "load the model in float32 or bfloat16, and look for damaged weights",
+        )
         return total
 
 
@@ -348,6 +347,30 @@ def _answers_with_eos(vlm: VLM, samples: Samples, answers: Answers) -> list[str]
         texts = [answers(sample) for sample in samples]
     else:
         texts = list(answers)
+<<<<<<< HEAD
     if not all(isinstance(text, str) and text.strip() for text in texts):
         raise SelectionError("answers that are no text or empty", "give one text for each sample")
     return with_eos(vlm, texts)
+=======
+    require(
+        all(isinstance(text, str) and text.strip() for text in texts),
+        "answers that are no text or empty",
+        "give one text for each sample",
+    )
+    eos = vlm.model.generation_config.eos_token_id
+    if isinstance(eos, list):
+        eos = eos[0]
+    if eos is None:
+        return texts
+    token = vlm.tokenizer.convert_ids_to_tokens(eos)
+    return [text + token for text in texts]
+
+
+def _first_captions(samples: Samples) -> list[str]:
+    bare = [sample.id for sample in samples if not sample.captions]
+    if bare:
+        raise SelectionError(
+            f"{len(bare)} samples without a caption, such as {bare[0]!r}", "give answers"
+        )
+    return [sample.captions[0] for sample in samples]
+>>>>>>> r-ski

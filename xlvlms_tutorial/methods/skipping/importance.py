@@ -12,12 +12,25 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from xlvlms_tutorial.activations.hooks import span_mask
+<<<<<<< HEAD
 from xlvlms_tutorial.errors import ActivationsError, LayerError, SelectionError
+=======
+from xlvlms_tutorial.errors import LayerError
+>>>>>>> r-ski
 from xlvlms_tutorial.interventions.token_skipping import check_spans
 from xlvlms_tutorial.models.batching import Answers, Prompts, Samples, batches
 from xlvlms_tutorial.models.spans import SPANS
 from xlvlms_tutorial.models.vlm import VLM
 from xlvlms_tutorial.models.watching import on_input, on_output
+<<<<<<< HEAD
+=======
+from xlvlms_tutorial.samples import PROMPTS, Sample
+from xlvlms_tutorial.validation import require, require_activations, require_same_length
+
+Samples = Sequence[Sample] | Sequence[str]
+Answers = Sequence[str] | Callable[[Sample], str] | None
+Prompt = str | Callable[[Sample], str] | None
+>>>>>>> r-ski
 
 
 def random_layers(n_layers: int, k: int, seed: int, protect: Collection[int] = ()) -> list[int]:
@@ -59,12 +72,12 @@ def random_layers(n_layers: int, k: int, seed: int, protect: Collection[int] = (
     for layer in protect:
         if isinstance(layer, bool) or not isinstance(layer, Integral) or not 1 <= layer <= n_layers:
             raise LayerError(layer, 1, n_layers)
-    candidates = [layer for layer in range(1, n_layers + 1) if layer not in set(protect)]
-    if not 0 <= k <= len(candidates):
-        raise SelectionError(
-            f"{k} layers",
-            f"give 0 to {len(candidates)}: those of {n_layers} that are not protected",
-        )
+    candidates = sorted(set(range(1, n_layers + 1)).difference(protect))
+    require(
+        0 <= k <= len(candidates),
+        f"{k} layers",
+        f"give 0 to {len(candidates)}: those of {n_layers} that are not protected",
+    )
     return sorted(np.random.default_rng(seed).choice(candidates, k, replace=False).tolist())
 
 
@@ -150,11 +163,9 @@ def block_similarity(
         for name in names:
             index = (layer - 1, SPANS.index(name))
             n = int(counts[index])
-            if not n:
-                raise SelectionError(
-                    f"layer {layer} was never computed",
-                    "show a picture, or leave out what skips it",
-                )
+            require(
+                n, f"layer {layer} was never computed", "show a picture, or leave out what skips it"
+            )
             rows.append((layer, name, float(sums[index] / counts[index]), n))
     return pd.DataFrame(rows, columns=["layer", "span", "similarity", "n"])
 
@@ -191,19 +202,101 @@ def similarity_order(table: pd.DataFrame, k: int | None = None) -> list[int]:
     [2, 3]
     """
     missing = {"layer", "similarity"} - set(table.columns)
-    if missing:
-        raise SelectionError(
-            f"a table without {' and '.join(sorted(missing))}", "give that of block_similarity"
-        )
-    if table["similarity"].isna().any():
-        raise SelectionError("similarities that are NaN", "give a number for every layer")
+    require(
+        not missing,
+        f"a table without {' and '.join(sorted(missing))}",
+        "give that of block_similarity",
+    )
+    require(
+        not table["similarity"].isna().any(),
+        "similarities that are NaN",
+        "give a number for every layer",
+    )
     means = table.groupby("layer")["similarity"].mean().sort_index()
     order = means.sort_values(ascending=False, kind="stable").index.tolist()
-    if k is not None and not 0 <= k <= len(order):
-        raise SelectionError(f"{k} of {len(order)} layers", f"give 0 to {len(order)}")
+    require(
+        k is None or 0 <= k <= len(order), f"{k} of {len(order)} layers", f"give 0 to {len(order)}"
+    )
     return order[:k]
 
 
+<<<<<<< HEAD
+=======
+def batches_of(
+    vlm: VLM, samples: Samples, answers: Answers, prompt: Prompt, batch_size: int
+) -> list[Batch]:
+    """Make the batches of samples, or of plain texts, that are run.
+
+    Parameters
+    ----------
+    vlm : VLM
+        The model.
+    samples : sequence of Sample, or of str
+        Samples with what they show, or plain texts as they are.
+    answers : sequence of str, or function of a sample, or None
+        The text that follows each sample's prompt.
+    prompt : str, or function of a sample, or None
+        What the model is asked; for None a description of what the first sample shows.
+    batch_size : int
+        How many samples are in a batch.
+
+    Returns
+    -------
+    list of Batch
+        The samples in their order.
+
+    Raises
+    ------
+    SelectionError
+        If there are no samples, the batch size is below 1, or plain texts are empty,
+        among samples or have answers.
+    LengthError
+        If the numbers of answers and samples differ.
+    """
+    samples = list(samples)
+    require(
+        samples and batch_size >= 1,
+        f"{len(samples)} samples in batches of {batch_size}",
+        "give at least one of each",
+    )
+    if callable(answers):
+        answers = [answers(sample) for sample in samples]
+    require_same_length(samples=samples, answers=answers)
+    starts = range(0, len(samples), batch_size)
+    parts = [slice(start, start + batch_size) for start in starts]
+    if any(isinstance(sample, str) for sample in samples):
+        _require_texts(samples, answers)
+        return [_text_batch(vlm, samples[part]) for part in parts]
+    default = PROMPTS.get(samples[0].modality, PROMPTS["image"])
+    if callable(prompt):
+        questions = [prompt(sample) for sample in samples]
+    else:
+        questions = [prompt or default] * len(samples)
+    batches = []
+    for part in parts:
+        texts = None if answers is None else list(answers[part])
+        batches.append(vlm.batch_of(samples[part], questions[part], texts))
+    return batches
+
+
+def _require_texts(samples: Samples, answers: Sequence[str] | None) -> None:
+    texts = all(isinstance(sample, str) and sample.strip() for sample in samples)
+    require(
+        answers is None and texts,
+        "texts with answers, empty ones, or texts among samples",
+        "give plain texts alone, or samples alone",
+    )
+
+
+def _text_batch(vlm: VLM, texts: Sequence[str]) -> Batch:
+    return vlm.prepare(vlm.tokenizer(texts, return_tensors="pt", padding=True))
+
+
+def _with_progress(batches: list[Batch], name: str, progress: bool) -> Iterator[Batch]:
+    return iter(tqdm(batches, desc=name, unit="batch", leave=False, disable=not progress))
+
+
+>>>>>>> r-ski
 @contextmanager
 def _cosines(vlm: VLM, mask: Bool[Tensor, "b t"]) -> Iterator[dict[int, Float[Tensor, "n"]]]:
     """The cosine of each block's input with its output, by layer, while the model runs.
@@ -225,11 +318,11 @@ def _cosines(vlm: VLM, mask: Bool[Tensor, "b t"]) -> Iterator[dict[int, Float[Te
         norms = torch.linalg.vector_norm(x, dim=1) * torch.linalg.vector_norm(y, dim=1)
         # rounding takes the cosine of equal states beyond 1
         cosines = ((x * y).sum(dim=1) / norms).clamp(-1, 1)
-        if not torch.isfinite(cosines).all():
-            raise ActivationsError(
-                f"states before or after block {layer} are zero, NaN or infinite",
-                "look for damaged weights",
-            )
+        require_activations(
+            torch.isfinite(cosines).all(),
+            f"states before or after block {layer} are zero, NaN or infinite",
+            "look for damaged weights",
+        )
         by_layer[layer] = cosines.double().cpu()
 
     with ExitStack() as stack:

@@ -6,10 +6,11 @@ A plan is checked when it is made, and again against a model.
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from itertools import pairwise
 from numbers import Integral
 
-from xlvlms_tutorial.errors import LayerError, SelectionError
+import numpy as np
+
+from xlvlms_tutorial.errors import LayerError
 from xlvlms_tutorial.interventions.overrides import checked_layers
 from xlvlms_tutorial.interventions.skipping import (
     CACHES,
@@ -21,6 +22,7 @@ from xlvlms_tutorial.interventions.skipping import (
 )
 from xlvlms_tutorial.interventions.token_skipping import check_share, check_spans, skip_mlp_tokens
 from xlvlms_tutorial.models.vlm import VLM
+from xlvlms_tutorial.validation import require
 
 PARTS = ("block", "mlp", "attention", "parallel", "pairs")
 _PART_TEXTS = {
@@ -85,15 +87,14 @@ def every(
     >>> every(8, [1, 2])
     [2, 3, 4, 5, 7]
     """
-    if n_layers < 1:
-        raise SelectionError(f"{n_layers} layers", "give at least 1")
+    require(n_layers >= 1, f"{n_layers} layers", "give at least 1")
     steps = list(interval) if isinstance(interval, Sequence) else [interval]
     valid = all(isinstance(step, Integral) and step >= 1 for step in steps)
-    if not valid or not 1 <= len(steps) <= n_layers:
-        raise SelectionError(
-            f"interval {interval!r}",
-            f"give a whole number from 1 on, or 1 to {n_layers} of them, one a segment",
-        )
+    require(
+        valid and 1 <= len(steps) <= n_layers,
+        f"interval {interval!r}",
+        f"give a whole number from 1 on, or 1 to {n_layers} of them, one a segment",
+    )
     if end is None:
         end = n_layers - 1
     for bound in (start, end):
@@ -188,19 +189,22 @@ class Plan:
             ("cache", self.cache, CACHES),
             ("norm", self.norm, (None, *NORMS)),
         ):
-            if value not in allowed:
-                raise SelectionError(
-                    f"unknown {name} {value!r}", f"allowed: {', '.join(map(str, allowed))}"
-                )
+            require(
+                value in allowed,
+                f"unknown {name} {value!r}",
+                f"allowed: {', '.join(map(str, allowed))}",
+            )
         self._check_layers()
-        if self.norm is not None and self.part not in ("attention", "parallel"):
-            raise SelectionError(
-                f"norm {self.norm!r} for part {self.part!r}", "give it for attention or parallel"
-            )
-        if self.cache != "own" and self.part != "block":
-            raise SelectionError(
-                f"cache {self.cache!r} for part {self.part!r}", "give it for blocks"
-            )
+        require(
+            self.norm is None or self.part in ("attention", "parallel"),
+            f"norm {self.norm!r} for part {self.part!r}",
+            "give it for attention or parallel",
+        )
+        require(
+            self.cache == "own" or self.part == "block",
+            f"cache {self.cache!r} for part {self.part!r}",
+            "give it for blocks",
+        )
         self._check_span()
 
     def __str__(self) -> str:
@@ -271,47 +275,55 @@ class Plan:
         checked_layers(vlm, self.layers)
         if self.part == "pairs":
             checked_layers(vlm, [layer + 1 for layer in self.layers])
-        if self.part == "block" and len(self.layers) == vlm.n_layers:
-            raise SelectionError(
-                f"all {vlm.n_layers} blocks skipped leaves no model", "leave at least one of them"
-            )
+        require(
+            self.part != "block" or len(self.layers) < vlm.n_layers,
+            f"all {vlm.n_layers} blocks skipped leaves no model",
+            "leave at least one of them",
+        )
 
     def _check_layers(self) -> None:
         for layer in self.layers:
-            if isinstance(layer, bool) or not isinstance(layer, Integral) or layer < 1:
-                raise SelectionError(
-                    f"layer {layer!r} of a plan", "layers are whole numbers from 1 on"
-                )
-        if len(set(self.layers)) < len(self.layers):
-            raise SelectionError(f"layers {self.layers} repeat", "name each once")
+            require(
+                not isinstance(layer, bool) and isinstance(layer, Integral) and layer >= 1,
+                f"layer {layer!r} of a plan",
+                "layers are whole numbers from 1 on",
+            )
+        require(
+            len(set(self.layers)) == len(self.layers),
+            f"layers {self.layers} repeat",
+            "name each once",
+        )
         if self.part != "pairs":
             return
-        distances = [second - first for first, second in pairwise(sorted(self.layers))]
-        if min(distances, default=2) < 2:
-            raise SelectionError(
-                f"pairs that overlap, starting at {self.layers}",
-                "give first blocks at least two apart",
-            )
+        distances = np.diff(sorted(self.layers)).tolist()
+        require(
+            min(distances, default=2) >= 2,
+            f"pairs that overlap, starting at {self.layers}",
+            "give first blocks at least two apart",
+        )
 
     def _check_span(self) -> None:
         check_share(self.share, self.n_tokens)
         if self.span is None:
-            if self.share != 1 or self.n_tokens is not None:
-                raise SelectionError("a share of no span", "name the span, such as 'image'")
+            require(
+                self.share == 1 and self.n_tokens is None,
+                "a share of no span",
+                "name the span, such as 'image'",
+            )
             return
         check_spans(self.span)
-        if self.part != "mlp" or self.scope == "decode":
-            raise SelectionError(
-                f"part {self.part!r} in scope {self.scope!r} at span {self.span!r}",
-                "only MLPs can be left out at a span, which is in the prefill",
-            )
+        require(
+            self.part == "mlp" and self.scope != "decode",
+            f"part {self.part!r} in scope {self.scope!r} at span {self.span!r}",
+            "only MLPs can be left out at a span, which is in the prefill",
+        )
 
     def _amount(self) -> str:
         return f"{self.share:.0%}" if self.n_tokens is None else str(self.n_tokens)
 
 
 def _listed(layers: Sequence[int]) -> str:
-    steps = {second - first for first, second in pairwise(layers)}
+    steps = set(np.diff(layers).tolist())
     if len(layers) > 4 and len(steps) == 1:
         return f"{layers[0]}, {layers[1]}, ..., {layers[-1]}"
     return ", ".join(map(str, layers))

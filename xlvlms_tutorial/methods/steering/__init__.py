@@ -10,7 +10,7 @@ does nothing at the last layer.
 
 from xlvlms_tutorial.methods.steering.concept_vectors import ConceptVectors, by_concept, fine
 from xlvlms_tutorial.methods.steering.logit_bias import first_pieces, logit_bias, mean_logits_bias
-from xlvlms_tutorial.methods.steering.selection import choose, meaningful, separability
+from xlvlms_tutorial.methods.steering.selection import choose, separability
 from xlvlms_tutorial.methods.steering.sweep import Run, sweep
 from xlvlms_tutorial.methods.steering.vectors import (
     SteeringVectors,
@@ -31,7 +31,6 @@ __all__ = [
     "first_pieces",
     "load_vectors",
     "logit_bias",
-    "meaningful",
     "mean_logits_bias",
     "random_like",
     "separability",

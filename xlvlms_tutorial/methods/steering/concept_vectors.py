@@ -19,7 +19,7 @@ from sklearn.base import clone
 from torch import Tensor
 
 from xlvlms_tutorial.activations.activations import WHOLE_BLOCK, States
-from xlvlms_tutorial.errors import ActivationsError, ComparisonError, SelectionError
+from xlvlms_tutorial.errors import ActivationsError, ComparisonError
 from xlvlms_tutorial.interventions.active import recorded
 from xlvlms_tutorial.interventions.edits import edit
 from xlvlms_tutorial.interventions.overrides import Positions
@@ -27,6 +27,7 @@ from xlvlms_tutorial.methods.concepts.base import Dictionary
 from xlvlms_tutorial.methods.concepts.baselines import KMeans
 from xlvlms_tutorial.methods.steering.vectors import SteeringVectors, about, made_from
 from xlvlms_tutorial.models.vlm import VLM
+from xlvlms_tutorial.validation import require, require_equal
 
 
 class ConceptVectors:
@@ -110,6 +111,9 @@ class ConceptVectors:
     def between(self, i: int, j: int) -> SteeringVectors:
         """Make the vector from concept i to concept j, :math:`u_j - u_i`.
 
+        Use it for the fine-grained steering of arXiv 2501.03012: add it where :meth:`gate` finds
+        concept i. To steer every token by its own concept there is :func:`by_concept`.
+
         Parameters
         ----------
         i : int
@@ -129,10 +133,11 @@ class ConceptVectors:
         """
         source = self._concept_number(i)
         target = self._concept_number(j)
-        if source == target:
-            raise SelectionError(
-                f"source and target are both concept {i}", "give two different concepts"
-            )
+        require(
+            source != target,
+            f"source and target are both concept {i}",
+            "give two different concepts",
+        )
         method = f"concept {source} to concept {target} of {len(self)}"
         return SteeringVectors(
             {self.layer: self.concepts[target] - self.concepts[source]},
@@ -170,8 +175,11 @@ class ConceptVectors:
         return active
 
     def _concept_number(self, i: int) -> int:
-        if isinstance(i, bool) or not isinstance(i, Integral) or not 0 <= i < len(self):
-            raise SelectionError(f"concept {i!r}", f"give one of 0 to {len(self) - 1}")
+        require(
+            not isinstance(i, bool) and isinstance(i, Integral) and 0 <= i < len(self),
+            f"concept {i!r}",
+            f"give one of 0 to {len(self) - 1}",
+        )
         return int(i)
 
 
@@ -224,21 +232,21 @@ def fine(
     """
     rows = states[layer, WHOLE_BLOCK]
     if not isinstance(concepts, Dictionary):
-        if isinstance(concepts, bool) or not isinstance(concepts, Integral) or concepts < 2:
-            raise SelectionError(
-                f"{concepts!r} concepts", "give a whole number of 2 or more, or a dictionary"
-            )
+        require(
+            not isinstance(concepts, bool) and isinstance(concepts, Integral) and concepts >= 2,
+            f"{concepts!r} concepts",
+            "give a whole number of 2 or more, or a dictionary",
+        )
         concepts = KMeans(int(concepts), seed=seed)
     if not hasattr(concepts, "components_"):
         concepts = clone(concepts).fit(rows)
     width = concepts.components_.shape[1]
-    if width != rows.shape[-1]:
-        raise ComparisonError(
-            "widths of dictionary and states",
-            width,
-            rows.shape[-1],
-            "give a dictionary of these states",
-        )
+    require_equal(
+        "widths of dictionary and states",
+        width,
+        rows.shape[-1],
+        "give a dictionary of these states",
+    )
     settings = {"class": type(concepts).__name__, **concepts.get_params()}
     record = {
         "dictionary": {name: str(value) for name, value in settings.items()},
@@ -328,13 +336,12 @@ def _require_usable(
     vlm: VLM, centres: Tensor, shifts: Tensor, strength: float, min_cosine: float | None
 ) -> None:
     """Refuse centres and shifts that do not fit each other or the model, or change nothing."""
-    if centres.shape != shifts.shape:
-        raise ComparisonError(
-            "shapes of centres and shifts",
-            tuple(centres.shape),
-            tuple(shifts.shape),
-            "give one shift for each centre",
-        )
+    require_equal(
+        "shapes of centres and shifts",
+        tuple(centres.shape),
+        tuple(shifts.shape),
+        "give one shift for each centre",
+    )
     if centres.ndim != 2 or centres.shape[1] != vlm.width:
         raise ComparisonError(
             "widths of centres and model",
@@ -348,8 +355,8 @@ def _require_usable(
             "give finite numbers, centres with a direction, and at least one shift that is not zero"
         )
         raise ActivationsError("centres or shifts from which nothing can be steered", advice)
-    if not isfinite(strength) or not (min_cosine is None or -1 <= min_cosine <= 1):
-        raise SelectionError(
-            f"strength {strength}, least {min_cosine}",
-            "give a finite strength, and a cosine of -1 to 1 (or None)",
-        )
+    require(
+        isfinite(strength) and (min_cosine is None or -1 <= min_cosine <= 1),
+        f"strength {strength}, least {min_cosine}",
+        "give a finite strength, and a cosine of -1 to 1 (or None)",
+    )

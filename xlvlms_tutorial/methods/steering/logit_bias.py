@@ -10,12 +10,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from xlvlms_tutorial.activations.activations import WHOLE_BLOCK, States
-from xlvlms_tutorial.errors import ActivationsError, ComparisonError, SelectionError
+from xlvlms_tutorial.errors import SelectionError
 from xlvlms_tutorial.interventions.active import recorded
 from xlvlms_tutorial.methods.steering.vectors import require_like
 from xlvlms_tutorial.models import anatomy
 from xlvlms_tutorial.models.spans import decode
 from xlvlms_tutorial.models.vlm import VLM
+from xlvlms_tutorial.validation import require, require_activations, require_equal
 
 _ROWS = 64  # activations whose logits exist at a time, to bound memory
 
@@ -103,9 +104,9 @@ def first_pieces(vlm: VLM, word: str) -> list[int]:
     True
     """
     if vlm.tokenizer is None or not isinstance(word, str):
-        with_or_without = "without" if vlm.tokenizer is None else "with"
+        preposition = "without" if vlm.tokenizer is None else "with"
         raise SelectionError(
-            f"the word {word!r} for a model {with_or_without} a tokenizer", "give text"
+            f"the word {word!r} for a model {preposition} a tokenizer", "give text"
         )
     pieces = {}  # in order, each once
     forms = _forms(word.strip())
@@ -114,11 +115,11 @@ def first_pieces(vlm: VLM, word: str) -> list[int]:
             piece = _first_visible(vlm, ids)
             if piece is not None and piece not in vlm.tokenizer.all_special_ids:
                 pieces[piece] = None
-    if not pieces:
-        raise SelectionError(
-            f"the word {word!r} gives no token of this model",
-            "give a word that its vocabulary can spell",
-        )
+    require(
+        pieces,
+        f"the word {word!r} gives no token of this model",
+        "give a word that its vocabulary can spell",
+    )
     return list(pieces)
 
 
@@ -165,10 +166,7 @@ def mean_logits_bias(vlm: VLM, source: States, target: States) -> Float[Tensor, 
     """
     require_like(source, target)
     model = source.provenance.get("model")
-    if model != vlm.name:
-        raise ComparisonError(
-            "models of states and unembedding", model, vlm.name, "give states of this model"
-        )
+    require_equal("models of states and unembedding", model, vlm.name, "give states of this model")
     source_logits = _mean_logits(vlm, source[vlm.n_layers, WHOLE_BLOCK])
     target_logits = _mean_logits(vlm, target[vlm.n_layers, WHOLE_BLOCK])
     return (target_logits - source_logits).float()
@@ -200,20 +198,23 @@ def _mean_logits(vlm: VLM, rows: Float[Tensor, "n d"]) -> Float[Tensor, "v"]:
 def _bias_of_tokens(vlm: VLM, bias: Mapping[str, float] | Tensor, size: int) -> Float[Tensor, "v"]:
     """The number added to each logit."""
     if isinstance(bias, Tensor):
-        if bias.shape != (size,):
-            raise ComparisonError(
-                "sizes of bias and vocabulary",
-                tuple(bias.shape),
-                (size,),
-                "give one number for each logit",
-            )
-        if not torch.isfinite(bias).all():
-            raise ActivationsError("the bias holds NaN or infinite numbers", "give finite numbers")
-        return bias.detach().float()
-    if not bias or not all(isfinite(value) for value in bias.values()):
-        raise SelectionError(
-            f"the bias {dict(bias)}", "give one word or more, each with a finite number"
+        require_equal(
+            "sizes of bias and vocabulary",
+            tuple(bias.shape),
+            (size,),
+            "give one number for each logit",
         )
+        require_activations(
+            torch.isfinite(bias).all(),
+            "the bias holds NaN or infinite numbers",
+            "give finite numbers",
+        )
+        return bias.detach().float()
+    require(
+        bias and all(map(isfinite, bias.values())),
+        f"the bias {dict(bias)}",
+        "give one word or more, each with a finite number",
+    )
     pieces = {word: first_pieces(vlm, word) for word in bias}
     for word, second_word in combinations(pieces, 2):
         shared = set(pieces[word]) & set(pieces[second_word])

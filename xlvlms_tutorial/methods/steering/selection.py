@@ -1,11 +1,8 @@
 """Where and how strongly to steer.
 
-How far two sets lie apart at each layer, what steering does to answers, which vectors matter. After
+How far two sets lie apart at each layer, and what steering does to answers. After
 "Analyzing Finetuning Representation Shift for Multimodal LLMs Steering" (arXiv 2501.03012).
 """
-
-from collections import Counter
-from collections.abc import Hashable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -16,16 +13,15 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from xlvlms_tutorial.activations.activations import WHOLE_BLOCK, States
-from xlvlms_tutorial.errors import ActivationsError, LengthError, SelectionError
+from xlvlms_tutorial.errors import SelectionError
 from xlvlms_tutorial.methods.concepts.base import whole
 from xlvlms_tutorial.methods.probes import deal_folds, held_out_labels
 from xlvlms_tutorial.methods.steering.vectors import require_like
 from xlvlms_tutorial.metrics.intervals import share
+from xlvlms_tutorial.validation import require
 
 _RIDGE = 0.1  # of the mean squared length of standardised activations
 _CONSTANT = 1e-9  # of its size: a dimension that varies by less is constant, but for rounding
-
-Counts = Sequence[str] | Mapping[str, int]
 
 
 def separability(source: States, target: States, folds: int = 5, seed: int = 0) -> pd.DataFrame:
@@ -157,112 +153,22 @@ def choose(
     if limit is not None:
         required.append(limit[0])
     absent = [name for name in required if name not in table]
-    if absent:
-        raise SelectionError(
-            f"the table lacks {', '.join(map(repr, absent))}",
-            f"there are: {', '.join(map(str, table.columns))}",
-        )
+    require(
+        not absent,
+        f"the table lacks {', '.join(map(repr, absent))}",
+        f"there are: {', '.join(map(str, table.columns))}",
+    )
     allowed = table.dropna(subset=required)
-    if allowed.empty:
-        raise SelectionError(
-            f"no row has numbers in {', '.join(map(repr, required))}", "give the table of a sweep"
-        )
+    require(
+        not allowed.empty,
+        f"no row has numbers in {', '.join(map(repr, required))}",
+        "give the table of a sweep",
+    )
     if limit is not None:
         allowed = _within(allowed, *limit)
     best = allowed[allowed[by] == allowed[by].max()]
     row = best.loc[best["strength"].abs().sort_values(kind="stable").index[0]]
     return int(row["layer"]), float(row["strength"])
-
-
-def meaningful(
-    before: Counts,
-    after: Mapping[Hashable, Counts],
-    top: int = 5,
-    targets: int = 2,
-    keep: int | None = 5,
-    first_word: bool = False,
-) -> pd.DataFrame:
-    r"""Select the steering vectors that raise a few answers and no others.
-
-    Use it to find, among the vectors between all pairs of concepts, those with a clear effect
-    (arXiv 2501.03012). Of the ``top`` answers of largest change
-    :math:`d = n_{steered} - n_{base}`, two means split d into main and other answers; the score is
-    the smallest d of the main ones minus the largest of the others. A vector is kept if it has at
-    most ``targets`` main answers, and of several with the same set of them the one of best score;
-    one that raises no answer is left out.
-
-    Parameters
-    ----------
-    before : sequence of str, or mapping of str to int
-        The answers without steering, or how often each was given.
-    after : mapping
-        The answers by each vector, or how often each was given: as many as in ``before``.
-    top : int
-        How many answers of largest change are looked at, 2 or more; by default 5.
-    targets : int
-        How many main answers a vector may have; by default 2.
-    keep : int or None
-        How many vectors are returned; by default 5, None returns all.
-    first_word : bool
-        Whether answers count by their first word alone; by default they count whole.
-
-    Returns
-    -------
-    pd.DataFrame
-        One row a vector, best first. Columns vector, targets (its main answers), score, and
-        changes, a dict with d of the ``top`` answers.
-
-    Raises
-    ------
-    SelectionError
-        If top is below 2, or targets or keep is below 1.
-    ActivationsError
-        If there are no answers or no vectors.
-    LengthError
-        If a vector's answers are not as many as those without steering.
-
-    Examples
-    --------
-    >>> from xlvlms_tutorial.methods.steering import meaningful
-    >>> before = {"yes": 5, "no": 3, "red": 2}
-    >>> table = meaningful(before, {"to no": {"no": 10}, "nothing": before})
-    >>> table[["vector", "targets", "score"]].to_numpy().tolist()
-    [['to no', ('no',), 9]]
-    >>> table["changes"][0]
-    {'no': 7, 'red': -2, 'yes': -5}
-    """
-    if top < 2 or targets < 1 or (keep is not None and keep < 1):
-        raise SelectionError(
-            f"top {top}, targets {targets}, keep {keep}",
-            "give top of 2 or more, and at least 1 of the others",
-        )
-    base = _answer_counts(before, first_word)
-    if not base or not after:
-        raise ActivationsError(
-            "no answers, or no vectors",
-            "give the answers without steering, and those by each vector",
-        )
-    rows = []
-    for name, answers in after.items():
-        counts = _answer_counts(answers, first_word)
-        if counts.total() != base.total():
-            raise LengthError(before=base.total(), **{str(name): counts.total()})
-        changes = {answer: counts[answer] - base[answer] for answer in sorted({*counts, *base})}
-        largest = dict(sorted(changes.items(), key=lambda item: -item[1])[:top])
-        d = list(largest.values())
-        n = _main(d)
-        if 0 < n <= targets:
-            rows.append(
-                {
-                    "vector": name,
-                    "targets": tuple(sorted(list(largest)[:n])),
-                    "score": d[n - 1] - d[n],
-                    "changes": largest,
-                }
-            )
-    table = pd.DataFrame(rows, columns=["vector", "targets", "score", "changes"])
-    table = table.sort_values("score", ascending=False, kind="stable").drop_duplicates("targets")
-    return table.head(keep or len(table)).reset_index(drop=True)
 
 
 def _within(table: pd.DataFrame, name: str, maximum: float) -> pd.DataFrame:
@@ -308,32 +214,3 @@ def _means_of(
 ) -> Float[Tensor, "folds d"]:
     """The mean of the rows that each mask selects."""
     return members.double() @ states / members.sum(dim=1, keepdim=True)
-
-
-def _answer_counts(answers: Counts, first_word: bool) -> Counter[str]:
-    counts = Counter(dict(answers)) if isinstance(answers, Mapping) else Counter(answers)
-    if not first_word:
-        return counts
-    by_first_word: Counter[str] = Counter()
-    for answer, n in counts.items():
-        words = answer.split() or [""]
-        by_first_word[words[0]] += n
-    return by_first_word
-
-
-def _main(d: list[int]) -> int:
-    """How many of these falling numbers belong to the upper of two means.
-
-    0 if none has risen or they are all the same.
-    """
-    values = np.array(d, dtype=float)
-    if values[0] <= 0 or len(values) < 2 or values[0] == values[-1]:
-        return 0
-    inertias = []
-    for n in range(1, len(values)):
-        inertias.append(_inertia(values[:n]) + _inertia(values[n:]))
-    return 1 + int(np.argmin(inertias))
-
-
-def _inertia(values: Float[np.ndarray, "n"]) -> float:
-    return float(((values - values.mean()) ** 2).sum())

@@ -13,7 +13,6 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from xlvlms_tutorial.activations.hooks import computed, reading
-from xlvlms_tutorial.errors import SelectionError
 from xlvlms_tutorial.interventions.overrides import Positions, checked_layers
 from xlvlms_tutorial.interventions.replay import Resumable, same_up_to_rounding
 from xlvlms_tutorial.methods.steering.vectors import SteeringVectors
@@ -21,6 +20,7 @@ from xlvlms_tutorial.models.batching import batches, prompts_of
 from xlvlms_tutorial.models.spans import Batch
 from xlvlms_tutorial.models.vlm import VLM
 from xlvlms_tutorial.samples import Sample
+from xlvlms_tutorial.validation import require
 
 Score = Callable[[list[str]], Mapping[str, float]]
 Vectors = SteeringVectors | Mapping[Hashable, SteeringVectors]
@@ -287,14 +287,16 @@ def fast_layers(vlm: VLM, batch: Batch, layers: set[int]) -> set[int]:
     if vlm.active:
         return set()
     replay = Replay(vlm, batch, layers)
-    return {layer for layer in layers if len(replay.calls) == 1 and replay.holds(layer)}
+    if len(replay.calls) != 1:
+        return set()
+    return {layer for layer in layers if replay.holds(layer)}
 
 
 def _fast_layers(
     vlm: VLM, samples: list[Sample], questions: list[str], layers: set[int]
 ) -> set[int]:
     """The layers at which passes may start, tried on the shortest and the longest question."""
-    lengths = [len(question) for question in questions]
+    lengths = list(map(len, questions))
     shortest = lengths.index(min(lengths))
     longest = lengths.index(max(lengths))
     tried = sorted({shortest, longest})  # unlike lengths, so that padding is tried too
@@ -331,18 +333,18 @@ def _check(
     max_new_tokens: int | None,
     batch_size: int,
 ) -> None:
-    if not samples:
-        raise SelectionError("no samples", "give at least one")
-    if batch_size < 1 or (max_new_tokens is not None and max_new_tokens < 1):
-        raise SelectionError(
-            f"batch_size {batch_size}, max_new_tokens {max_new_tokens}", "give at least 1"
-        )
+    require(samples, "no samples", "give at least one")
+    require(
+        batch_size >= 1 and (max_new_tokens is None or max_new_tokens >= 1),
+        f"batch_size {batch_size}, max_new_tokens {max_new_tokens}",
+        "give at least 1",
+    )
     named = {positions} if isinstance(positions, str) else set(positions)
-    if max_new_tokens is None and named <= set(_UNSTEERED):
-        raise SelectionError(
-            f"positions {positions!r} leave the first token as it is",
-            "give max_new_tokens, or other positions",
-        )
+    require(
+        max_new_tokens is not None or not named <= set(_UNSTEERED),
+        f"positions {positions!r} leave the first token as it is",
+        "give max_new_tokens, or other positions",
+    )
 
 
 def _settings(
@@ -358,11 +360,11 @@ def _settings(
         for layer in checked_layers(vlm, tried, first=0):
             for strength in strengths:
                 settings.append(Run(name, named_vectors, layer, strength))
-    if not settings:
-        raise SelectionError(
-            f"vectors {list(by_name)}, layers {layers!r}, strengths {strengths!r}",
-            "give at least one of each",
-        )
+    require(
+        settings,
+        f"vectors {list(by_name)}, layers {layers!r}, strengths {strengths!r}",
+        "give at least one of each",
+    )
     for run in settings:
         run.vectors.checked(vlm, run.layer, run.strength)
     return settings
@@ -391,11 +393,11 @@ def _table(
         }
         scores = {} if score is None else dict(score(list(run_texts)))
         reserved = set(scores) & {*row, "answers"}
-        if reserved:
-            raise SelectionError(
-                f"scores named {', '.join(map(repr, sorted(reserved)))}",
-                f"allowed: other names than {', '.join(row)}, answers",
-            )
+        require(
+            not reserved,
+            f"scores named {', '.join(map(repr, sorted(reserved)))}",
+            f"allowed: other names than {', '.join(row)}, answers",
+        )
         row |= scores
         if answers:
             row["answers"] = run_texts

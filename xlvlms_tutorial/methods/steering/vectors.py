@@ -29,6 +29,7 @@ from xlvlms_tutorial.interventions.edits import add
 from xlvlms_tutorial.interventions.overrides import Gate, Positions
 from xlvlms_tutorial.io import digest, load_tensors, save_tensors
 from xlvlms_tutorial.models.vlm import VLM
+from xlvlms_tutorial.validation import require, require_activations, require_equal
 
 _FORMAT = "xlvlms steering vectors 1"
 _COMMON = ("model", "revision", "dtype", "interventions")
@@ -109,12 +110,12 @@ class SteeringVectors:
             )
             raise ActivationsError(problem, "give one finite vector (d,) for each layer")
         for layer in tensors:
-            if isinstance(layer, bool) or not isinstance(layer, Integral) or layer < 0:
-                raise SelectionError(
-                    f"a vector for layer {layer!r}",
-                    "number layers as the model does: 0 is what enters the first block",
-                )
-        widths = sorted({len(vector) for vector in tensors.values()})
+            require(
+                not isinstance(layer, bool) and isinstance(layer, Integral) and layer >= 0,
+                f"a vector for layer {layer!r}",
+                "number layers as the model does: 0 is what enters the first block",
+            )
+        widths = sorted(set(map(len, tensors.values())))
         if len(widths) > 1:
             raise ComparisonError(
                 "widths of the vectors", widths[0], widths[-1], "give the vectors of one model"
@@ -231,22 +232,23 @@ class SteeringVectors:
         """
         vector = self[layer]
         model = self.provenance.get("model")
-        if model != vlm.name:
-            raise ComparisonError(
-                "models of the vectors and of what is steered",
-                model,
-                vlm.name,
-                "make vectors of the model's own states",
-            )
-        if len(vector) != vlm.width:
-            raise ComparisonError(
-                "widths of vectors and model",
-                len(vector),
-                vlm.width,
-                "make vectors of the model's own states",
-            )
-        if isinstance(strength, bool) or not isinstance(strength, Real) or not isfinite(strength):
-            raise SelectionError(f"strength is {strength!r}", "give a finite number")
+        require_equal(
+            "models of the vectors and of what is steered",
+            model,
+            vlm.name,
+            "make vectors of the model's own states",
+        )
+        require_equal(
+            "widths of vectors and model",
+            len(vector),
+            vlm.width,
+            "make vectors of the model's own states",
+        )
+        require(
+            not isinstance(strength, bool) and isinstance(strength, Real) and isfinite(strength),
+            f"strength is {strength!r}",
+            "give a finite number",
+        )
         if not vector.any():
             advice = (
                 "choose a layer where the two sets differ (at layer 0 the "
@@ -497,34 +499,36 @@ def require_like(source: States, target: States, same_positions: bool = True) ->
     SelectionError
         If no layer was captured at the end of its block.
     """
-    if source.layers != target.layers or source.places != target.places:
-        captured = [f"{states.layers} {states.places}" for states in (source, target)]
-        raise ComparisonError("layers and places", *captured, "capture both sets at the same")
+    require_equal(
+        "layers and places",
+        f"{source.layers} {source.places}",
+        f"{target.layers} {target.places}",
+        "capture both sets at the same",
+    )
     of_source = source.provenance
     of_target = target.provenance
     for name in (*_COMMON, "prompt"):
-        if of_source.get(name) != of_target.get(name):
-            raise ComparisonError(
-                name,
-                of_source.get(name),
-                of_target.get(name),
-                "capture both sets with one model and one prompt",
-            )
+        require_equal(
+            name,
+            of_source.get(name),
+            of_target.get(name),
+            "capture both sets with one model and one prompt",
+        )
     source_kind = _position_kind(of_source)
     target_kind = _position_kind(of_target)
-    if same_positions and source_kind != target_kind:
-        raise ComparisonError(
+    if same_positions:
+        require_equal(
             "kinds of positions",
             source_kind,
             target_kind,
             "capture both alike, or give same_positions=False",
         )
     layers = [layer for layer, place in source.tensors if place == WHOLE_BLOCK]
-    if not layers:
-        raise SelectionError(
-            "no residual stream was captured",
-            f"capture the place {WHOLE_BLOCK!r}; there are: {source.places}",
-        )
+    require(
+        layers,
+        "no residual stream was captured",
+        f"capture the place {WHOLE_BLOCK!r}; there are: {source.places}",
+    )
     for layer in layers:
         _require_rows(source[layer, WHOLE_BLOCK], target[layer, WHOLE_BLOCK], layer)
     return sorted(layers)
@@ -560,24 +564,20 @@ def _position_kind(provenance: Mapping[str, object]) -> str:
 def _require_rows(source: Tensor, target: Tensor, layer: int) -> None:
     """Refuse activations of which a layer's means cannot be compared."""
     for rows in (source, target):
-        if rows.ndim != 2 or not rows.numel():
-            raise ActivationsError(
-                f"states of shape {tuple(rows.shape)} at layer {layer}",
-                "give sets (n, d) of one row or more",
-            )
-        bad = int((~torch.isfinite(rows)).any(dim=1).sum())
-        if bad:
-            raise ActivationsError(
-                f"{bad} of {len(rows)} states are NaN or infinite at layer {layer}",
-                "leave these samples out",
-            )
-    if source.shape[1] != target.shape[1]:
-        raise ComparisonError(
-            f"widths at layer {layer}",
-            source.shape[1],
-            target.shape[1],
-            "give states of one model",
+        require_activations(
+            rows.ndim == 2 and rows.numel(),
+            f"states of shape {tuple(rows.shape)} at layer {layer}",
+            "give sets (n, d) of one row or more",
         )
+        bad = int((~torch.isfinite(rows)).any(dim=1).sum())
+        require_activations(
+            not bad,
+            f"{bad} of {len(rows)} states are NaN or infinite at layer {layer}",
+            "leave these samples out",
+        )
+    require_equal(
+        f"widths at layer {layer}", source.shape[1], target.shape[1], "give states of one model"
+    )
 
 
 def _mean_difference(
@@ -597,10 +597,11 @@ def _mean_difference(
         vector = source_sum + target_sum
         is_more = vector.norm() > _NEGLIGIBLE * (source_sum.norm() + target_sum.norm())
         tensors[layer] = vector if is_more else torch.zeros_like(vector)
-    if not any(vector.any() for vector in tensors.values()):
-        raise ActivationsError(
-            "source and target are the same", "give two sets of samples or of answers that differ"
-        )
+    require_activations(
+        any(vector.any() for vector in tensors.values()),
+        "source and target are the same",
+        "give two sets of samples or of answers that differ",
+    )
     samples = {"source": about(source), "target": about(target)}
     return SteeringVectors(tensors, made_from(source) | record | samples)
 
