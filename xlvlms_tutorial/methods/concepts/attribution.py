@@ -14,13 +14,14 @@ from torch import Tensor
 from xlvlms_tutorial.activations.capture import capture
 from xlvlms_tutorial.activations.hooks import read, span_mask, wanted
 from xlvlms_tutorial.activations.rows import SIDES
-from xlvlms_tutorial.errors import ActivationsError, ComparisonError, LengthError, SelectionError
+from xlvlms_tutorial.errors import ActivationsError, ComparisonError, SelectionError
 from xlvlms_tutorial.interventions.edits import replace
 from xlvlms_tutorial.interventions.replay import Resumable
 from xlvlms_tutorial.methods.concepts.base import Dictionary
 from xlvlms_tutorial.models.spans import Batch, find_words
 from xlvlms_tutorial.models.vlm import VLM
 from xlvlms_tutorial.samples import PROMPTS, Sample
+from xlvlms_tutorial.validation import require_counts, require_one_of, require_same_length
 
 WAYS = ("occlusion", "activation")  # of attribution, the argument ``how`` of heat
 _ADVICE = "give pictures of one size, so that the same token is the same place in all of them"
@@ -112,11 +113,10 @@ def heat(
     """
     samples, concepts = list(samples), list(concepts)
     _check(vlm, samples, dictionary, concepts, layer)
+    require_one_of(how, WAYS, "way")
     if how == "activation":
         directions = torch.as_tensor(dictionary.components_)[concepts].float()
         return _projected(vlm, samples, directions, layer, prompt, batch_size)
-    if how != "occlusion":
-        raise SelectionError(f"unknown way {how!r}", f"allowed: {', '.join(map(repr, WAYS))}")
     if words is None or answers is None:
         raise SelectionError(
             "an occlusion without words or answers",
@@ -127,8 +127,7 @@ def heat(
     if callable(answers):
         answers = map(answers, samples)
     answers = list(answers)
-    if len(answers) != len(samples):
-        raise LengthError(samples=len(samples), answers=len(answers))
+    require_same_length(samples=samples, answers=answers)
     words = (words,) if isinstance(words, str) else tuple(words)
     means = _means(vlm, _batches(vlm, samples, prompt, None, batch_size))
     parts = []
@@ -214,8 +213,7 @@ def _check(
 def _batches(
     vlm: VLM, samples: list[Sample], prompt: str, answers: list[str] | None, size: int
 ) -> Iterator[Batch]:
-    if size < 1:
-        raise SelectionError(f"batch_size is {size}", "give at least 1")
+    require_counts(batch_size=size)
     for start in range(0, len(samples), size):
         part = samples[start : start + size]
         part_answers = None if answers is None else answers[start : start + size]
@@ -228,13 +226,15 @@ def _image_mask(vlm: VLM, batch: Batch, expected: int | None = None) -> Bool[Ten
     The number is ``expected``, or by default that of the first row.
     """
     mask = span_mask(vlm, batch, ("image",))
-    counts = mask.sum(dim=1)
-    if expected is None:
-        expected = int(counts[0])
-    different = counts[counts != expected]
-    if different.numel():
-        raise ComparisonError("numbers of image tokens", expected, int(different[0]), _ADVICE)
+    counts = mask.sum(dim=1).tolist()
+    _require_same_count(counts, counts[0] if expected is None else expected)
     return mask
+
+
+def _require_same_count(counts: list[int], expected: int) -> None:
+    for count in counts:
+        if count != expected:
+            raise ComparisonError("numbers of image tokens", expected, count, _ADVICE)
 
 
 def _means(vlm: VLM, batches: Iterator[Batch]) -> Float[Tensor, "t d"]:
@@ -309,10 +309,8 @@ def _projected(
     captured = capture(
         vlm, samples, layer, span="image", reduce=None, prompt=prompt, batch_size=batch_size
     )
-    counts = captured.table.groupby("sample").size()
-    different = counts[counts != counts.iloc[0]]
-    if different.size:
-        raise ComparisonError("numbers of image tokens", counts.iloc[0], different.iloc[0], _ADVICE)
+    counts = captured.table.groupby("sample").size().tolist()
+    _require_same_count(counts, counts[0])
     states = captured[layer].reshape(len(samples), -1, vlm.width)
     centred = states - states.mean(dim=0)
     length = centred.norm(dim=-1, keepdim=True)
