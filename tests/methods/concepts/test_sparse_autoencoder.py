@@ -121,6 +121,15 @@ def test_dead_concepts_begin_anew_at_what_is_lacking():
     assert training.loss() < before
 
 
+@pytest.mark.parametrize(("n_components", "d"), [(1, 4), (3, 1)])
+def test_encoder_and_decoder_are_learnt_apart(n_components, d):
+    A = torch.randn(20, d, generator=torch.Generator().manual_seed(0))
+    training = sparse_autoencoder._Training(TopKSAE(n_components, 1), A)
+    decoder, encoder, *_ = training.parameters
+    assert decoder.is_leaf and encoder.is_leaf
+    assert decoder.data_ptr() != encoder.data_ptr()
+
+
 def test_batches_see_every_sample_once_a_round():
     A = torch.arange(20.0)[:, None] * torch.ones(3)
     training = sparse_autoencoder._Training(TopKSAE(2, 1, max_iter=4, batch_size=5), A)

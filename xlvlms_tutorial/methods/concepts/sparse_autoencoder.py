@@ -174,7 +174,9 @@ class _Training:
         first = torch.randperm(len(A), generator=self.random)[: settings.n_components]
         decoder = _unit(A[first.to(A.device)])
         biases = A.new_zeros(settings.n_components), A.new_zeros(A.shape[1])
-        self.parameters = [decoder, decoder.T.contiguous(), *biases]
+        # a copy: the transpose of a single row or column would share the memory of the decoder
+        encoder = decoder.T.clone(memory_format=torch.contiguous_format)
+        self.parameters = [decoder, encoder, *biases]
         for parameter in self.parameters:
             parameter.requires_grad_()
         rate = settings.learning_rate / A.shape[1] ** 0.5
