@@ -81,38 +81,6 @@ def test_codes_and_reconstructions_agree_with_a_plain_loop(data, fitted):
         )
 
 
-def test_gradients_are_those_of_automatic_differentiation():
-    A = torch.randn(30, 7, generator=torch.Generator().manual_seed(0))
-    training = sparse_autoencoder._Training(TopKSAE(5, 2), A)
-    training.parameters[2].normal_(generator=torch.Generator().manual_seed(1)).mul_(0.1)
-    training.parameters[3].normal_(generator=torch.Generator().manual_seed(2)).mul_(0.1)
-    loss, *ours = training._gradients(A)
-    leaves = [parameter.clone().requires_grad_() for parameter in training.parameters]
-    direction, encoder, encoder_bias, bias = leaves
-    pre = (A - bias) @ encoder + encoder_bias
-    mask = (pre >= pre.topk(2, dim=1).values[:, -1:]) & (pre > 0)
-    # its gradient has no part along the rows
-    decoder = direction / direction.norm(dim=1, keepdim=True)
-    theirs = ((pre * mask) @ decoder + bias - A).square().sum(dim=1).mean()
-    theirs.backward()
-    torch.testing.assert_close(loss, theirs.detach())
-    for one, leaf in zip(ours, leaves, strict=True):
-        torch.testing.assert_close(one, leaf.grad, rtol=1e-4, atol=1e-5)
-
-
-def test_steps_are_those_of_adam():
-    A = torch.randn(30, 7, generator=torch.Generator().manual_seed(0))
-    training = sparse_autoencoder._Training(TopKSAE(5, 2), A)
-    bias = training.parameters[3].clone().requires_grad_()
-    theirs = torch.optim.Adam([bias], lr=0.01, eps=1e-12)
-    for step in range(1, 4):
-        _, *gradients = training._gradients(A)
-        bias.grad = gradients[3].clone()
-        training._update(gradients, step, 0.01)
-        theirs.step()
-    torch.testing.assert_close(training.parameters[3], bias.detach())
-
-
 def test_the_seed_decides_everything_and_the_number_format_nothing(data):
     A = data[0]
     one, again, other = (
@@ -141,14 +109,25 @@ def test_the_units_of_the_activations_do_not_matter(data):
 def test_dead_concepts_begin_anew_at_what_is_lacking():
     A = torch.from_numpy(planted(offset=0.0)[0]).float()
     training = sparse_autoencoder._Training(TopKSAE(K, ACTIVE), A)
-    training.parameters[2][:4] = -100.0
-    training._gradients(A)
+    training.parameters[2].data[:4] = -100.0
+    training._step(A)
     assert (training.used > 0).tolist() == [False] * 4 + [True] * 12
     before = training.loss()
     training._revive(A)
-    training._gradients(A)
+    for moments in training.adam.state[training.parameters[0]].values():
+        assert moments.ndim == 0 or not moments[:4].any()
+    training._step(A)
     assert (training.used > 0).all()
     assert training.loss() < before
+
+
+@pytest.mark.parametrize(("n_components", "d"), [(1, 4), (3, 1)])
+def test_encoder_and_decoder_are_learnt_apart(n_components, d):
+    A = torch.randn(20, d, generator=torch.Generator().manual_seed(0))
+    training = sparse_autoencoder._Training(TopKSAE(n_components, 1), A)
+    decoder, encoder, *_ = training.parameters
+    assert decoder.is_leaf and encoder.is_leaf
+    assert decoder.data_ptr() != encoder.data_ptr()
 
 
 def test_batches_see_every_sample_once_a_round():

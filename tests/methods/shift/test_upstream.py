@@ -32,7 +32,7 @@ under tests; without a file: here).
     test_with_k_means_a_shifted_concept_is_the_mean_of_b_over_its_samples,
     methods/shift/test_recovery.py::test_each_rival_is_what_its_name_says.
 14. How concepts change is read off a one-to-one matching too:
-    methods/shift/test_vectors.py::test_several_concepts_may_go_with_one_by_argmax_only.
+    metrics/test_dictionaries.py::test_argmax_takes_the_nearest_of_all_whoever_else_does.
 """
 
 import re
@@ -46,6 +46,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from sklearn.metrics.pairwise import cosine_similarity
 
 from tests.support.shift import MADE, cosine, moved
 from tests.support.tiny import tiny_llava
@@ -102,8 +103,8 @@ def test_the_length_of_one_shift_does_not_change_what_is_said_of_another():
     whole = np.linalg.norm
     # the fault's cause is there
     assert np.abs(vectors / whole(vectors) - others / whole(others))[:3].max() > 0.1
-    cosines = shift.similarity(vectors, vectors)
-    np.testing.assert_allclose(shift.similarity(others, others), cosines, atol=1e-12)
+    cosines = cosine_similarity(vectors)
+    np.testing.assert_allclose(cosine_similarity(others), cosines, atol=1e-12)
     np.testing.assert_allclose(np.diag(cosines), 1, atol=1e-12)
     for measure in (shift.consistency, shift.pairwise_consistency):
         np.testing.assert_allclose(

@@ -22,7 +22,7 @@ from xlvlms_tutorial.models.batching import answers_of, batches
 from xlvlms_tutorial.models.spans import Batch, find_words
 from xlvlms_tutorial.models.vlm import VLM
 from xlvlms_tutorial.samples import PROMPTS, Sample
-from xlvlms_tutorial.validation import require_counts
+from xlvlms_tutorial.validation import require_counts, require_one_of
 
 WAYS = ("occlusion", "activation")  # of attribution, the argument ``how`` of heat
 _ADVICE = "give pictures of one size, so that the same token is the same place in all of them"
@@ -114,11 +114,10 @@ def heat(
     """
     samples, concepts = list(samples), list(concepts)
     _check(vlm, samples, dictionary, concepts, layer)
+    require_one_of(how, WAYS, "way")
     if how == "activation":
         directions = torch.as_tensor(dictionary.components_)[concepts].float()
         return _projected(vlm, samples, directions, layer, prompt, batch_size)
-    if how != "occlusion":
-        raise SelectionError(f"unknown way {how!r}", f"allowed: {', '.join(map(repr, WAYS))}")
     if words is None or answers is None:
         raise SelectionError(
             "an occlusion without words or answers",
@@ -216,13 +215,15 @@ def _image_mask(vlm: VLM, batch: Batch, expected: int | None = None) -> Bool[Ten
     The number is ``expected``, or by default that of the first row.
     """
     mask = span_mask(vlm, batch, ("image",))
-    counts = mask.sum(dim=1)
-    if expected is None:
-        expected = int(counts[0])
-    different = counts[counts != expected]
-    if different.numel():
-        raise ComparisonError("numbers of image tokens", expected, int(different[0]), _ADVICE)
+    counts = mask.sum(dim=1).tolist()
+    _require_same_count(counts, counts[0] if expected is None else expected)
     return mask
+
+
+def _require_same_count(counts: list[int], expected: int) -> None:
+    for count in counts:
+        if count != expected:
+            raise ComparisonError("numbers of image tokens", expected, count, _ADVICE)
 
 
 def _means(vlm: VLM, inputs: Iterator[Batch]) -> Float[Tensor, "t d"]:
@@ -297,10 +298,8 @@ def _projected(
     captured = capture(
         vlm, samples, layer, span="image", reduce=None, prompt=prompt, batch_size=batch_size
     )
-    counts = captured.table.groupby("sample").size()
-    different = counts[counts != counts.iloc[0]]
-    if different.size:
-        raise ComparisonError("numbers of image tokens", counts.iloc[0], different.iloc[0], _ADVICE)
+    counts = captured.table.groupby("sample").size().tolist()
+    _require_same_count(counts, counts[0])
     states = captured[layer].reshape(len(samples), -1, vlm.width)
     centred = states - states.mean(dim=0)
     length = centred.norm(dim=-1, keepdim=True)

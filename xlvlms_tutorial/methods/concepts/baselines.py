@@ -6,9 +6,13 @@ Principal components, k-means, and a few of the samples themselves.
 import warnings
 from functools import partial
 
+import numpy as np
+import sklearn.cluster
+import sklearn.decomposition
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from sklearn.exceptions import ConvergenceWarning
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from xlvlms_tutorial.errors import SelectionError
@@ -23,14 +27,15 @@ class PCA(Dictionary):
     The best linear reconstruction with k directions, and a baseline for sparse or non-negative
     codes: its codes are dense and signed, so a direction has two opposite meanings.
     :math:`A - \bar a \approx Z D` with orthonormal D and :math:`Z = (A - \bar a) D^T`. Signs are
-    such that the entry of largest size in each component is positive.
+    such that the entry of largest size in each component is positive. The fit is that of
+    scikit-learn's ``PCA``, by a full singular value decomposition on the CPU.
 
     Parameters
     ----------
     n_components : int, default 20
         Number of concepts k, at most d and at most the number of samples.
     device : {"cpu", "cuda", "auto"}, default "cpu"
-        Where the fit and the codes are computed; "auto" is a GPU if there is one.
+        Where codes are computed; "auto" is a GPU if there is one.
 
     Attributes
     ----------
@@ -64,20 +69,16 @@ class PCA(Dictionary):
         self.device = device
 
     def _fit(self, A: Float[Tensor, "n d"]) -> None:
-        n, d = A.shape
-        if self.n_components > d:
+        if self.n_components > A.shape[1]:
             raise SelectionError(
                 f"n_components is {self.n_components}",
-                f"activations of width {d} have at most {d} components",
+                f"activations of width {A.shape[1]} have at most {A.shape[1]} components",
             )
-        mean = A.mean(dim=0)
-        centred = A - mean
-        D, variances = _principal(centred, self.n_components)
-        signs = D.gather(1, D.abs().argmax(dim=1, keepdim=True)).sign()
-        ratio = variances / centred.square().sum(dtype=torch.float64)
-        self.components_ = (D * signs).cpu().numpy()
-        self.mean_ = mean.cpu().numpy()
-        self.explained_variance_ratio_ = ratio.to(A.dtype).cpu().numpy()
+        pca = sklearn.decomposition.PCA(self.n_components, svd_solver="full").fit(A.cpu().numpy())
+        # in memory as a file gives it back: the last digits of products depend on it
+        self.components_ = np.ascontiguousarray(pca.components_)
+        self.mean_ = pca.mean_
+        self.explained_variance_ratio_ = pca.explained_variance_ratio_
 
     def _encode(self, A: Float[Tensor, "n d"]) -> Float[Tensor, "n k"]:
         return (A - self._fitted("mean_", A)) @ self._fitted("components_", A).T
@@ -111,8 +112,9 @@ class _Prototypes(Dictionary):
 class KMeans(_Prototypes):
     r"""Learn concepts as the means of clusters.
 
-    Use it where each sample should belong to one concept. Lloyd's algorithm from k-means++ starts
-    looks for :math:`\min_{D, c} \sum_i \lVert a_i - d_{c(i)} \rVert^2`. Codes are
+    Use it where each sample should belong to one concept. The fit is that of scikit-learn's
+    ``KMeans``: Lloyd's algorithm from k-means++ starts looks for
+    :math:`\min_{D, c} \sum_i \lVert a_i - d_{c(i)} \rVert^2`, on the CPU. Codes are
     :math:`1 / (1 + \lVert a_i - d_k \rVert)`, in (0, 1], as in the code released with CoX-LMM
     (Parekh et al., 2024, arXiv 2406.08074); ``inverse_transform`` returns the centre of the largest
     code, so ``reconstruct`` returns the nearest centre.
@@ -128,7 +130,7 @@ class KMeans(_Prototypes):
     seed : int, default 0
         Seed of the starts.
     device : {"cpu", "cuda", "auto"}, default "cpu"
-        Where the fit and the codes are computed; "auto" is a GPU if there is one.
+        Where codes are computed; "auto" is a GPU if there is one.
 
     Attributes
     ----------
@@ -141,7 +143,7 @@ class KMeans(_Prototypes):
     n_iter_ : int
         Steps from the start that gave the result.
     converged_ : bool
-        Whether no sample changed its cluster in the last of them.
+        Whether these were fewer than ``max_iter``.
     n_features_in_ : int
         Width d of the activations.
     feature_names_in_ : ndarray (d,)
@@ -182,24 +184,28 @@ class KMeans(_Prototypes):
         whole("seed", self.seed, least=0)
 
     def _fit(self, A: Float[Tensor, "n d"]) -> None:
-        random = torch.Generator().manual_seed(int(self.seed))
-        mean = A.mean(dim=0)  # a common offset would cost the distances most of their digits
-        A = A - mean
-        squares = A.square().sum(dim=1)
-        runs = []
-        for _ in range(self.n_init):
-            start = _plus_plus(A, squares, self.n_components, random)
-            runs.append(_lloyd(A, squares, start, self.max_iter))
-        inertia, centres, labels, self.n_iter_, self.converged_ = min(runs, key=lambda run: run[0])
+        kmeans = sklearn.cluster.KMeans(
+            self.n_components,
+            n_init=self.n_init,
+            max_iter=self.max_iter,
+            tol=0.0,
+            random_state=self.seed,
+            algorithm="lloyd",
+        )
+        # several threads would add up the samples of a cluster in an order that varies
+        with threadpool_limits(1, user_api="openmp"):
+            kmeans.fit(A.cpu().numpy())
+        self.n_iter_ = kmeans.n_iter_
+        self.converged_ = self.n_iter_ < self.max_iter
         if not self.converged_:
             warnings.warn(
                 f"no convergence in {self.max_iter} steps; raise max_iter",
                 ConvergenceWarning,
                 stacklevel=3,
             )
-        self.components_ = (centres + mean).cpu().numpy()
-        self.labels_ = labels.cpu().numpy()
-        self.inertia_ = inertia
+        self.components_ = kmeans.cluster_centers_
+        self.labels_ = kmeans.labels_
+        self.inertia_ = float(kmeans.inertia_)
 
 
 class Simple(_Prototypes):
@@ -245,78 +251,3 @@ class Simple(_Prototypes):
         rows = torch.sort(A.norm(dim=1), descending=True, stable=True).indices[: self.n_components]
         self.components_ = A[rows].cpu().numpy()
         self.rows_ = rows.cpu().numpy()
-
-
-def _principal(A: Float[Tensor, "n d"], k: int) -> tuple[Float[Tensor, "k d"], Float[Tensor, "k"]]:
-    """Right singular vectors with their squared singular values, in float64.
-
-    From the smaller of the two Gram matrices.
-    """
-    n, d = A.shape
-    products = (A @ A.T if n < d else A.T @ A).double()
-    values, vectors = torch.linalg.eigh(products)
-    values, vectors = values.flip(0)[:k], vectors.flip(1)[:, :k]
-    if n >= d:
-        return vectors.T.to(A.dtype), values.clamp(min=0)
-    # QR makes them orthonormal also where the variance is only rounding
-    D = torch.linalg.qr((vectors.T.to(A.dtype) @ A).T)[0].T
-    return D, values.clamp(min=0)
-
-
-def _plus_plus(
-    A: Float[Tensor, "n d"], squares: Float[Tensor, "n"], k: int, random: torch.Generator
-) -> Float[Tensor, "k d"]:
-    """Centres drawn with a probability that is the squared distance to the nearest one so far.
-
-    Of a few candidates the one that lowers the inertia most is taken.
-    """
-    n_candidates = 2 + int(torch.tensor(float(k)).log())
-    centres = [int(torch.randint(len(A), (1,), generator=random))]
-    nearest = (A - A[centres[0]]).square().sum(dim=1)
-    for _ in range(1, k):
-        weights = nearest.double().cpu() + 1e-30  # equal samples still give k centres
-        candidates = torch.multinomial(weights, n_candidates, replacement=True, generator=random)
-        candidates = candidates.to(A.device)
-        distances = squares + squares[candidates, None] - 2 * A[candidates] @ A.T
-        distances = torch.minimum(nearest, distances).clamp_(min=0)
-        best = int(distances.sum(dim=1).argmin())
-        nearest = distances[best]
-        centres.append(int(candidates[best]))
-    return A[centres]
-
-
-def _lloyd(
-    A: Float[Tensor, "n d"],
-    squares: Float[Tensor, "n"],
-    centres: Float[Tensor, "k d"],
-    max_iter: int,
-) -> tuple[float, Float[Tensor, "k d"], Int[Tensor, "n"], int, bool]:
-    """Inertia, centres, labels, number of steps, and whether the labels have settled."""
-    labels = None
-    for step in range(1, max_iter + 1):
-        previous = labels
-        labels, nearest = _assigned(A, squares, centres)
-        if previous is not None and torch.equal(previous, labels):
-            return float(nearest.sum(dtype=torch.float64)), centres, labels, step, True
-        centres = _means(A, labels, nearest, centres)
-    labels, nearest = _assigned(A, squares, centres)
-    return float(nearest.sum(dtype=torch.float64)), centres, labels, max_iter, False
-
-
-def _assigned(
-    A: Float[Tensor, "n d"], squares: Float[Tensor, "n"], centres: Float[Tensor, "k d"]
-) -> tuple[Int[Tensor, "n"], Float[Tensor, "n"]]:
-    """The nearest centre of each sample, and its squared distance."""
-    # without the sample's own square, which is the same for all centres
-    smallest = torch.addmm(centres.square().sum(dim=1), A, centres.T, alpha=-2).min(dim=1)
-    return smallest.indices, (smallest.values + squares).clamp_(min=0)
-
-
-def _means(A: Tensor, labels: Tensor, nearest: Tensor, centres: Tensor) -> Float[Tensor, "k d"]:
-    """Means of the clusters; an empty cluster moves to a sample that is far from its centre."""
-    member = torch.nn.functional.one_hot(labels, len(centres)).to(A.dtype)
-    sizes = member.sum(dim=0)
-    means = member.T @ A / sizes.clamp(min=1)[:, None]
-    empty = (sizes == 0).nonzero().flatten()
-    means[empty] = A[nearest.topk(len(empty)).indices]
-    return means

@@ -16,7 +16,6 @@ from torch import Tensor
 from xlvlms_tutorial.errors import SelectionError
 from xlvlms_tutorial.methods.concepts.base import Dictionary, whole
 
-_RATES = (0.9, 0.999)  # of Adam's two running means
 _REVIVE_EVERY = 25  # steps between two searches for concepts that hardly any sample uses
 # share of the mean number of uses: a concept that is used less often mostly stands for a shift that
 # belongs into the bias
@@ -39,8 +38,8 @@ class TopKSAE(Dictionary):
     several starts are compared by their loss after a short trial, and the best one is continued. In
     the first part of the steps, a concept that hardly any sample has used for a while is restarted
     at the residual of a badly reconstructed sample (instead of the paper's auxiliary loss for dead
-    concepts, which is made for far more steps). The gradient of D leaves out the part along its
-    rows. The problem has many minima: fit several seeds, and keep the lowest objective.
+    concepts, which is made for far more steps). The problem has many minima: fit several seeds, and
+    keep the lowest objective.
 
     Parameters
     ----------
@@ -144,7 +143,7 @@ class TopKSAE(Dictionary):
         training = min(starts, key=_Training.loss)
         training.run(self.max_iter)
         decoder, encoder, encoder_bias, bias = (
-            parameter.to(A) for parameter in training.parameters
+            parameter.detach().to(A) for parameter in training.parameters
         )
         self.components_ = decoder.cpu().numpy()
         self.encoder_ = encoder.cpu().numpy()
@@ -164,10 +163,7 @@ class TopKSAE(Dictionary):
 
 
 class _Training:
-    """Training of one autoencoder by Adam.
-
-    Gradients are written out, which halves the time of a step against automatic ones.
-    """
+    """Training of one autoencoder by Adam."""
 
     def __init__(self, settings: TopKSAE, A: Float[Tensor, "n d"], start: int = 0) -> None:
         self.settings = settings
@@ -178,31 +174,32 @@ class _Training:
         first = torch.randperm(len(A), generator=self.random)[: settings.n_components]
         decoder = _unit(A[first.to(A.device)])
         biases = A.new_zeros(settings.n_components), A.new_zeros(A.shape[1])
-        self.parameters = [decoder, decoder.T.contiguous(), *biases]
-        self.means = [torch.zeros_like(parameter) for parameter in self.parameters]
-        self.squares = [torch.zeros_like(parameter) for parameter in self.parameters]
+        # a copy: the transpose of a single row or column would share the memory of the decoder
+        encoder = decoder.T.clone(memory_format=torch.contiguous_format)
+        self.parameters = [decoder, encoder, *biases]
+        for parameter in self.parameters:
+            parameter.requires_grad_()
+        rate = settings.learning_rate / A.shape[1] ** 0.5
+        self.adam = torch.optim.Adam(self.parameters, rate, eps=1e-12)
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(
+            self.adam, lambda step: min(1.0, (1 - step / settings.max_iter) / (1 - _DECAY_FROM))
+        )
         self.used = torch.zeros(settings.n_components, dtype=torch.long, device=A.device)
 
     def run(self, until: int) -> None:
         """Train up to the step with this number."""
-        steps = self.settings.max_iter
         for step in range(len(self.losses) + 1, until + 1):
             batch = next(self.batches)
-            loss, *gradients = self._gradients(batch)
-            self.losses.append(loss)
-            decay = min(1.0, (1 - (step - 1) / steps) / (1 - _DECAY_FROM))
-            rate = decay * self.settings.learning_rate / self.A.shape[1] ** 0.5
-            self._update(gradients, step, rate)
-            if step % _REVIVE_EVERY == 0 and step <= _REVIVE_UNTIL * steps:
+            self._step(batch)
+            if step % _REVIVE_EVERY == 0 and step <= _REVIVE_UNTIL * self.settings.max_iter:
                 self._revive(batch)
 
+    @torch.no_grad()
     def loss(self) -> float:
-        decoder, encoder, encoder_bias, bias = self.parameters
         total = 0.0
         for part in self.A.split(2**13):
-            codes = _top((part - bias) @ encoder + encoder_bias, self.settings.k)
-            error = codes @ decoder + bias - part
-            total = total + error.double().square().sum()
+            _, residuals = self._pass(part)
+            total = total + residuals.double().square().sum()
         return float(total / self.A.double().square().sum())
 
     def _batches(self) -> Iterator[Float[Tensor, "b d"]]:
@@ -221,47 +218,35 @@ class _Training:
             yield self.A[order[:size].to(self.A.device)]
             order = order[size:]
 
-    def _gradients(self, A: Float[Tensor, "b d"]) -> list[Tensor]:
-        """The loss of a batch and its gradient with respect to each parameter."""
+    def _pass(self, A: Float[Tensor, "b d"]) -> tuple[Float[Tensor, "b k"], Float[Tensor, "b d"]]:
+        """Codes of activations, and what the reconstruction lacks."""
         decoder, encoder, encoder_bias, bias = self.parameters
         centred = A - bias
         codes = _top(centred @ encoder + encoder_bias, self.settings.k)
-        active = codes > 0
-        self.used += active.sum(dim=0)
-        error = codes @ decoder - centred
-        loss = error.square().sum() / len(A)
-        error *= 2 / len(A)
-        back = (error @ decoder.T) * active  # through TopK and ReLU only where a code is active
-        along = codes.T @ error
-        along -= (along * decoder).sum(dim=1, keepdim=True) * decoder
-        return [
-            loss,
-            along,
-            centred.T @ back,
-            back.sum(dim=0),
-            error.sum(dim=0) - encoder @ back.sum(dim=0),
-        ]
+        return codes, centred - codes @ _unit(decoder)
 
-    def _update(self, gradients: list[Tensor], step: int, rate: float) -> None:
-        beta1, beta2 = _RATES
-        torch._foreach_lerp_(self.means, gradients, 1 - beta1)
-        torch._foreach_mul_(self.squares, beta2)
-        torch._foreach_addcmul_(self.squares, gradients, gradients, 1 - beta2)
-        size = rate * (1 - beta2**step) ** 0.5 / (1 - beta1**step)
-        for parameter, mean, square in zip(self.parameters, self.means, self.squares, strict=True):
-            parameter.addcdiv_(mean, square.sqrt().add_(1e-12), value=-size)
-        self.parameters[0] = _unit(self.parameters[0])
+    def _step(self, batch: Float[Tensor, "b d"]) -> None:
+        codes, residuals = self._pass(batch)
+        self.used += (codes > 0).sum(dim=0)
+        loss = residuals.square().sum() / len(batch)
+        self.adam.zero_grad()
+        loss.backward()
+        self.adam.step()
+        self.schedule.step()
+        self.losses.append(loss.detach())
+        decoder = self.parameters[0]
+        decoder.data = _unit(decoder.data)
 
+    @torch.no_grad()
     def _revive(self, A: Float[Tensor, "b d"]) -> None:
         """Restart concepts that were hardly used since the last search at residuals of samples.
 
         The samples are drawn with a probability that is their squared error.
         """
-        decoder, encoder, encoder_bias, bias = self.parameters
+        decoder, encoder, encoder_bias, _ = self.parameters
         dead = (self.used <= _RARE * self.used.double().mean()).nonzero()[:, 0]
         self.used = torch.zeros_like(self.used)
-        codes = _top((A - bias) @ encoder + encoder_bias, self.settings.k)
-        residuals = A - bias - codes @ decoder
+        _, residuals = self._pass(A)
         errors = residuals.square().sum(dim=1)
         dead = dead[: int((errors > 0).sum())]
         if not len(dead):
@@ -270,16 +255,16 @@ class _Training:
         decoder[dead] = _unit(residuals[rows])
         encoder[:, dead] = decoder[dead].T
         encoder_bias[dead] = 0.0
-        for moments in (self.means, self.squares):
-            moments[0][dead] = 0.0
-            moments[1][:, dead] = 0.0
-            moments[2][dead] = 0.0
+        for name in ("exp_avg", "exp_avg_sq"):
+            self.adam.state[decoder][name][dead] = 0.0
+            self.adam.state[encoder][name][:, dead] = 0.0
+            self.adam.state[encoder_bias][name][dead] = 0.0
 
 
 def _top(codes: Float[Tensor, "n k"], k: int) -> Float[Tensor, "n k"]:
     """The k largest positive codes of each sample, 0 elsewhere."""
     values, places = codes.topk(k, dim=1)
-    return torch.zeros_like(codes).scatter_(1, places, values.relu_())
+    return torch.zeros_like(codes).scatter(1, places, values.relu())
 
 
 def _unit(rows: Float[Tensor, "k d"]) -> Float[Tensor, "k d"]:

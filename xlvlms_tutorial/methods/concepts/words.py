@@ -13,12 +13,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from xlvlms_tutorial.errors import ActivationsError, ComparisonError, SelectionError
+from xlvlms_tutorial.errors import ActivationsError, ComparisonError
 from xlvlms_tutorial.methods.concepts.base import whole
 from xlvlms_tutorial.methods.logit_lens import distributions
 from xlvlms_tutorial.methods.logit_lens.wordlists import ENGLISH, Admissible, WordFilter, admissible
 from xlvlms_tutorial.metrics.answers import with_columns
 from xlvlms_tutorial.models.vlm import VLM
+from xlvlms_tutorial.validation import require_one_of
 
 REFERENCES = ("directions", "vocabulary")  # the argument ``how`` of random_words
 
@@ -143,10 +144,7 @@ def random_words(
     >>> table.groupby("concept")["word"].nunique().tolist()
     [3, 3]
     """
-    if how not in REFERENCES:
-        raise SelectionError(
-            f"unknown reference {how!r}", f"allowed: {', '.join(map(repr, REFERENCES))}"
-        )
+    require_one_of(how, REFERENCES, "reference")
     whole("k", k)
     random = torch.Generator().manual_seed(seed)
     if how == "directions":
@@ -207,10 +205,7 @@ def _decoded(
         indices.append(index)
         tokens.append(token)
     score = torch.cat(scores)
-    if not torch.isfinite(score).all():
-        raise ActivationsError(
-            "the logits hold NaN or infinite values", "load the model in float32 or bfloat16"
-        )
+    distributions.check_logits(score)
     return _table(allowed, torch.cat(indices), torch.cat(tokens), score)
 
 
@@ -253,11 +248,7 @@ def _table(
 
 def _admissible(vlm: VLM, n: int, words: WordFilter) -> Admissible:
     whole("n", n)
-    if vlm.tokenizer is None:
-        raise SelectionError(
-            "this model came without a tokenizer, so its words have no names",
-            "load it with its processor",
-        )
+    distributions.require_tokenizer(vlm)
     return admissible(vlm.tokenizer, distributions.size(vlm), words)
 
 

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.linalg import vecdot
 
-from xlvlms_tutorial.errors import ActivationsError, ComparisonError
+from xlvlms_tutorial.errors import ActivationsError, ComparisonError, SelectionError
 from xlvlms_tutorial.models import anatomy
 from xlvlms_tutorial.models.vlm import VLM
 
@@ -46,6 +46,23 @@ def check(vlm: VLM, states: Float[Tensor, "n d"]) -> None:
         raise ActivationsError(
             "the states hold NaN or infinite values",
             "keep them in float32 or bfloat16, and check the inputs",
+        )
+
+
+def check_logits(*numbers: Tensor) -> None:
+    """Refuse logits, or numbers made of them, that are NaN or infinite."""
+    if not all(torch.isfinite(part).all() for part in numbers):
+        raise ActivationsError(
+            "the logits hold NaN or infinite values", "load the model in float32 or bfloat16"
+        )
+
+
+def require_tokenizer(vlm: VLM) -> None:
+    """Refuse a model whose tokens cannot be read as words."""
+    if vlm.tokenizer is None:
+        raise SelectionError(
+            "this model came without a tokenizer, so its words have no names",
+            "load it with its processor",
         )
 
 
@@ -121,10 +138,7 @@ def exponentials(z: Float[Tensor, "c v"]) -> tuple[Float[Tensor, "c v"], Float[T
         If a logit is NaN or infinite.
     """
     low, high = z.aminmax(dim=-1)
-    if not (torch.isfinite(low) & torch.isfinite(high)).all():
-        raise ActivationsError(
-            "the logits hold NaN or infinite values", "load the model in float32 or bfloat16"
-        )
+    check_logits(low, high)
     e = z.sub_(high[:, None]).exp()
     return e, e.sum(dim=-1)
 

@@ -22,13 +22,13 @@ from xlvlms_tutorial.errors import (
     ActivationsError,
     ComparisonError,
     EstimateError,
-    LengthError,
     SelectionError,
 )
 from xlvlms_tutorial.methods.logit_lens import distributions
 from xlvlms_tutorial.metrics.intervals import Estimate, bootstrap, interval, resampled_shares
 from xlvlms_tutorial.models.spans import decode
 from xlvlms_tutorial.models.vlm import VLM
+from xlvlms_tutorial.validation import require_one_of, require_same_length
 
 KINDS = ("P against T", "T against other T", "difference")
 
@@ -129,12 +129,10 @@ def divergence(
     """
     distributions.check(vlm, p)
     distributions.check(vlm, q)
+    require_one_of(pairs, ("matched", "all"), "pairs")
     if pairs == "all":
         return distributions.all_divergences(vlm, p, q, norm)
-    if pairs != "matched":
-        raise SelectionError(f"unknown pairs {pairs!r}", "allowed: 'matched', 'all'")
-    if len(p) != len(q):
-        raise LengthError(p=len(p), q=len(q))
+    require_same_length(p=p, q=q)
     return distributions.by_rows(vlm, distributions.divergences, norm, p, q)
 
 
@@ -182,8 +180,7 @@ def mean_distribution(
     """
     distributions.check(vlm, states)
     labels = np.zeros(len(states), dtype=int) if groups is None else np.asarray(groups)
-    if len(labels) != len(states):
-        raise LengthError(states=len(states), groups=len(labels))
+    require_same_length(states=states, groups=labels)
     means, _, _ = distributions.means(vlm, states, _numbered(labels), norm)
     means = means.cpu()
     return means[0] if groups is None else means
@@ -462,10 +459,7 @@ def consecutive_divergence(
     True
     """
     measures = {"divergence": distributions.divergences, "cosine": distributions.cosines}
-    if measure not in measures:
-        raise SelectionError(
-            f"unknown measure {measure!r}", f"allowed: {', '.join(map(repr, measures))}"
-        )
+    require_one_of(measure, measures, "measure")
     captured = set(states.layers)
     layers = [layer for layer in states.layers if {layer - step, layer + step} & captured]
     if step < 1 or not layers:
@@ -668,11 +662,7 @@ def _check_k(vlm: VLM, states: Tensor, k: int) -> None:
         raise SelectionError(
             f"k is {k}", f"allowed: 1 to {distributions.size(vlm)}, the size of the vocabulary"
         )
-    if vlm.tokenizer is None:
-        raise SelectionError(
-            "this model came without a tokenizer, so its words have no names",
-            "load it with its processor",
-        )
+    distributions.require_tokenizer(vlm)
 
 
 def _words(vlm: VLM, ids: pd.Series) -> pd.Series:

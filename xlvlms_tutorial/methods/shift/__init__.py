@@ -10,26 +10,21 @@ from xlvlms_tutorial.methods.shift.vectors import (
     associations,
     consistency,
     magnitude,
-    match,
     matched,
     pairwise_consistency,
     shift_vectors,
     shifted,
-    similarity,
     t_overlap,
 )
-from xlvlms_tutorial.metrics.dictionaries import MATCHES
 
 __all__ = [
     "CENTRES",
-    "MATCHES",
     "NULLS",
     "WordLists",
     "associations",
     "consistency",
     "curve",
     "magnitude",
-    "match",
     "matched",
     "means",
     "null_shifts",
@@ -37,6 +32,5 @@ __all__ = [
     "recovery",
     "shift_vectors",
     "shifted",
-    "similarity",
     "t_overlap",
 ]

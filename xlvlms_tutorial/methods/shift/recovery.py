@@ -16,18 +16,20 @@ import pandas as pd
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from xlvlms_tutorial.errors import ComparisonError, LengthError, SelectionError
+from xlvlms_tutorial.errors import ComparisonError, SelectionError
 from xlvlms_tutorial.methods.concepts.baselines import KMeans
 from xlvlms_tutorial.methods.shift.vectors import (
     WordLists,
     magnitude,
-    match,
+    require_equal,
+    row_cosines,
     shift_vectors,
     shifted,
-    similarity,
     t_overlap,
 )
+from xlvlms_tutorial.metrics.dictionaries import match_concepts
 from xlvlms_tutorial.metrics.intervals import bootstrap
+from xlvlms_tutorial.validation import require_same_length
 
 # What shift vectors are compared with: the names of ``null_shifts``
 NULLS = ("original", "seed", "global", "shuffled", "random")
@@ -104,7 +106,7 @@ def null_shifts(
     start = _as_float64(original)
     random = np.random.default_rng(seed)
     shifts = shift_vectors(a, b, labels, k)
-    to_tuned = match(start, tuned)
+    to_tuned = _partners(start, tuned)
     device = str(getattr(b, "device", "cpu"))
     second = KMeans(k, seed=seed, device=device).fit(b).components_
     mean_shift = shift_vectors(a, b, np.zeros(len(a), dtype=int), 1)
@@ -112,7 +114,7 @@ def null_shifts(
     directions = random.standard_normal(shifts.shape)
     return {
         "original": np.zeros_like(shifts),
-        "seed": second[match(tuned, second)[to_tuned]] - start,
+        "seed": second[_partners(tuned, second)[to_tuned]] - start,
         "global": np.repeat(mean_shift, k, axis=0),
         "shuffled": shift_vectors(a, b, permuted, k),
         "random": directions * (magnitude(shifts) / magnitude(directions))[:, None],
@@ -138,7 +140,8 @@ def recovery(
     tuned : array or tensor (k, d)
         Concepts of the fine-tuned model, in any order.
     original : array or tensor (k, d)
-        Concepts of the original model; :func:`match` pairs them one-to-one with ``tuned``.
+        Concepts of the original model, which :func:`~xlvlms_tutorial.metrics.match_concepts` pairs
+        one-to-one with ``tuned``.
     words : callable, or tuple of three word lists, optional
         What concepts say: a function of concepts (k, d) that returns their lists of words, or the
         lists of candidates, tuned and original. None (the default) leaves T-Overlap out.
@@ -177,12 +180,11 @@ def recovery(
     >>> table["cosine_after"].round(2).tolist()
     [1.0, 1.0]
     """
-    if len(candidates) != len(original):
-        raise LengthError(candidates=len(candidates), original=len(original))
+    require_same_length(candidates=candidates, original=original)
     concept = np.arange(len(original))
-    partner = match(original, tuned)
-    before = similarity(original, tuned)[concept, partner]
-    after = similarity(candidates, tuned)[concept, partner]
+    partner = _partners(original, tuned)
+    before = row_cosines(original, tuned[partner])
+    after = row_cosines(candidates, tuned[partner])
     ratio = np.divide(after - before, before, out=np.full(len(before), np.nan), where=before > 0)
     columns = {
         "concept": concept,
@@ -349,10 +351,16 @@ def curve(
     return table[["shift", *table.columns.drop("shift")]]
 
 
+def _partners(concepts: Float[Array, "k d"], others: Float[Array, "m _"]) -> Int[np.ndarray, "_"]:
+    """The row of others that goes with each concept, one to one."""
+    advice = "fit equally many, or match with how='argmax'"
+    require_equal("numbers of concepts", len(concepts), len(others), advice)
+    return np.array(match_concepts(concepts, others)["b"])
+
+
 def _words_in_order(words: WordLists, order: Int[np.ndarray, "k"]) -> list:
     """The lists of words of some concepts, by number."""
-    if len(words) != len(order):
-        raise LengthError(words=len(words), concepts=len(order))
+    require_same_length(words=words, concepts=order)
     if isinstance(words, Mapping) and (unknown := set(words) - set(range(len(order)))):
         raise ComparisonError(
             "concepts",

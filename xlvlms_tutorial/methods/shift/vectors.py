@@ -1,6 +1,6 @@
 r"""How fine-tuning moves concepts.
 
-Shift vectors, who matches whom, and how well the samples of a concept agree. Activations a (n, d)
+Shift vectors, and how well the samples of a concept agree. Activations a (n, d)
 of the original and b (n, d) of the fine-tuned model, row m of both from the same sample, differ by
 :math:`\delta_m = b_m - a_m`. A concept :math:`u_k` of a is moved by the mean of this over the
 samples that it is strongest in, after "Analyzing Finetuning Representation Shift for Multimodal
@@ -22,12 +22,11 @@ from xlvlms_tutorial.activations.activations import States
 from xlvlms_tutorial.errors import (
     ActivationsError,
     ComparisonError,
-    LengthError,
     SelectionError,
     WordListError,
 )
 from xlvlms_tutorial.methods.concepts.base import whole
-from xlvlms_tutorial.metrics.dictionaries import match_concepts
+from xlvlms_tutorial.validation import require_one_of, require_same_length
 
 # How the shift of a concept can be averaged over its samples: ``how`` of ``shift_vectors``
 CENTRES = ("mean", "median", "trimmed")
@@ -90,13 +89,8 @@ def matched(a: States, b: States) -> tuple[States, States]:
     for name, description in _MUST_AGREE.items():
         value_a = a.provenance.get(name)
         value_b = b.provenance.get(name)
-        if value_a != value_b:
-            raise ComparisonError(
-                description,
-                value_a,
-                value_b,
-                "capture both models on the same samples in the same way",
-            )
+        advice = "capture both models on the same samples in the same way"
+        require_equal(description, value_a, value_b, advice)
     for states in (a, b):
         n_samples = states.table["id"].nunique()
         if len(states) > n_samples:
@@ -113,94 +107,6 @@ def matched(a: States, b: States) -> tuple[States, States]:
         raise ComparisonError("samples", f"{len(a)} in a", f"{len(b)} in b", advice)
     rows_b = ids_b.get_indexer(ids_a.iloc[rows_a])
     return _rows_of(a, rows_a), _rows_of(b, rows_b)
-
-
-def similarity(one: Float[Array, "k d"], other: Float[Array, "m _"]) -> Float[np.ndarray, "k m"]:
-    r"""Compute the cosines of all pairs of concepts, :math:`S_{ij} = \cos(u_i, u'_j)`.
-
-    Use it to see how alike two sets of concepts are before they are matched by :func:`match`.
-
-    Parameters
-    ----------
-    one : array or tensor (k, d)
-        Concepts, a row each.
-    other : array or tensor (m, d)
-        The concepts they are compared with, of the same width.
-
-    Returns
-    -------
-    ndarray (k, m)
-        Cosines in float64, from -1 to 1.
-
-    Raises
-    ------
-    ActivationsError
-        If concepts are missing, NaN, infinite or zero, which has no direction.
-    ComparisonError
-        If the two are not equally wide.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from xlvlms_tutorial.methods.shift import similarity
-    >>> similarity(np.array([[3.0, 4.0], [0.0, 2.0]]), np.eye(2)).round(2).tolist()
-    [[0.6, 0.8], [0.0, 1.0]]
-    """
-    first, second = _same_width(one, other, "concepts", "other concepts")
-    cosines = _unit_rows(first) @ _unit_rows(second).T
-    return cosines.clamp_(-1, 1).cpu().numpy()
-
-
-def match(
-    one: Float[Array, "k d"], other: Float[Array, "m _"], how: str = "one-to-one"
-) -> Int[np.ndarray, "k"]:
-    r"""Find the concept of another set that each concept goes with, m(k), by cosine.
-
-    Use it to follow concepts from the original to the fine-tuned model. With S the cosines of
-    :func:`similarity`, "one-to-one" is the bijection :math:`\gamma \in \{0, 1\}` that minimises
-    :math:`\sum \gamma_{ij} (1 - S_{ij})`, what a concept has become; "argmax" takes
-    :math:`m(i) = \arg\max_j S_{ij}`, so several may go with one, how concepts changed
-    (arXiv 2501.03012).
-
-    Parameters
-    ----------
-    one : array or tensor (k, d)
-        Concepts, a row each.
-    other : array or tensor (m, d)
-        The concepts to choose from, of the same width; as many as in ``one`` for "one-to-one".
-    how : str
-        The kind of matching, one of ``MATCHES``: "one-to-one" (the default) or "argmax".
-
-    Returns
-    -------
-    ndarray of int (k,)
-        For each row of ``one`` the number of its row in ``other``.
-
-    Raises
-    ------
-    ActivationsError
-        If concepts are missing, NaN, infinite or zero, which has no direction.
-    ComparisonError
-        If the two are not equally wide, or not equally many for "one-to-one".
-    SelectionError
-        If ``how`` is unknown.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from xlvlms_tutorial.methods.shift import match
-    >>> original = np.array([[1.0, 0.0], [0.9, 0.1]])
-    >>> match(original, np.eye(2)).tolist()
-    [0, 1]
-    >>> match(original, np.eye(2), how="argmax").tolist()
-    [0, 0]
-    """
-    shape = similarity(one, other).shape  # refuses what has no cosine
-    if how == "one-to-one" and shape[0] != shape[1]:
-        raise ComparisonError(
-            "numbers of concepts", *shape, "fit equally many, or match with how='argmax'"
-        )
-    return np.array(match_concepts(one, other, how)["b"])
 
 
 def associations(codes: Float[Array, "n k"]) -> Int[np.ndarray, "n"]:
@@ -296,10 +202,7 @@ def shift_vectors(
     >>> shift_vectors(a, b, labels, k=2, how="median").tolist()
     [[3.0, 0.0], [0.0, 5.0]]
     """
-    if how not in CENTRES:
-        raise SelectionError(
-            f"unknown way to average {how!r}", f"allowed: {', '.join(map(repr, CENTRES))}"
-        )
+    require_one_of(how, CENTRES, "way to average")
     pairs = _paired(a, b, labels, k)
     if how == "mean":
         totals = sum(member.T @ delta for member, delta in pairs.blocks())
@@ -354,13 +257,8 @@ def shifted(
     [[2.0, 1.0]]
     """
     start, steps = _same_width(concepts, shifts, "concepts", "shifts")
-    if len(start) != len(steps):
-        raise ComparisonError(
-            "numbers of concepts and shifts",
-            len(start),
-            len(steps),
-            "give one shift for each concept",
-        )
+    advice = "give one shift for each concept"
+    require_equal("numbers of concepts and shifts", len(start), len(steps), advice)
     moved = start.double() + alpha * steps.double()
     if not moved.isfinite().all():
         raise SelectionError(
@@ -417,12 +315,11 @@ def consistency(
     pairs = _paired(a, b, labels, k)
     totals, units, lengths = pairs.moments()
     norms = np.linalg.norm(totals, axis=1)
-    unmoved = _row_numbers(norms <= _ROUNDING * lengths)
-    if unmoved:
-        raise ActivationsError(
-            f"concept(s) {unmoved} move by zero on average",
-            "use pairwise_consistency, or fit other concepts",
-        )
+    _refuse_concepts(
+        norms <= _ROUNDING * lengths,
+        "concept(s) {} move by zero on average",
+        "use pairwise_consistency, or fit other concepts",
+    )
     return ((units * totals).sum(axis=1) / (norms * pairs.sizes)).clip(-1, 1)
 
 
@@ -474,12 +371,11 @@ def pairwise_consistency(
     """
     pairs = _paired(a, b, labels, k)
     n = pairs.sizes
-    single = _row_numbers(n == 1)
-    if single:
-        raise ActivationsError(
-            f"concept(s) {single} have one sample and no pair",
-            "fit fewer concepts, or give more samples",
-        )
+    _refuse_concepts(
+        n == 1,
+        "concept(s) {} have one sample and no pair",
+        "fit fewer concepts, or give more samples",
+    )
     _, units, _ = pairs.moments()
     return ((np.square(units).sum(axis=1) - n) / (n * (n - 1))).clip(-1, 1)
 
@@ -547,15 +443,12 @@ def t_overlap(words: WordLists, others: WordLists) -> Float[np.ndarray, "k"]:
     [50.0, 100.0]
     """
     if isinstance(words, Mapping) and isinstance(others, Mapping):
-        if set(words) != set(others):
-            raise ComparisonError(
-                "concepts", sorted(words), sorted(others), "give words of the same concepts"
-            )
+        advice = "give words of the same concepts"
+        require_equal("concepts", sorted(words), sorted(others), advice)
         others = [others[concept] for concept in words]
     word_sets = _word_sets(words)
     partner_sets = _word_sets(others)
-    if len(word_sets) != len(partner_sets):
-        raise LengthError(words=len(word_sets), others=len(partner_sets))
+    require_same_length(words=word_sets, others=partner_sets)
     shares = []
     for word_set, partner_set in zip(word_sets, partner_sets, strict=True):
         shares.append(100 * len(word_set & partner_set) / len(word_set))
@@ -618,16 +511,24 @@ def _rows_of(states: States, rows: Int[np.ndarray, "_"]) -> States:
     return States(tensors, states.table.iloc[rows], states.provenance)
 
 
+def row_cosines(
+    concepts: Float[Array, "k d"], others: Float[Array, "m _"]
+) -> Float[np.ndarray, "k"]:
+    """Cosine of each concept with the one in the same row of others, in float64."""
+    first, second = _same_width(concepts, others, "concepts", "other concepts")
+    cosines = (_unit_rows(first) * _unit_rows(second)).sum(dim=1)
+    return cosines.clamp_(-1, 1).cpu().numpy()
+
+
 def _unit_rows(concepts: Float[Tensor, "k d"]) -> Float[Tensor, "k d"]:
     """Concepts scaled to length 1, in float64."""
     wide = concepts.double()
     lengths = torch.linalg.vector_norm(wide, dim=1, keepdim=True)
-    zero = _row_numbers((lengths[:, 0] == 0).cpu().numpy())
-    if zero:
-        raise ActivationsError(
-            f"concepts {zero} are zero and have no direction",
-            "leave out concepts that are never used",
-        )
+    _refuse_concepts(
+        (lengths[:, 0] == 0).cpu().numpy(),
+        "concepts {} are zero and have no direction",
+        "leave out concepts that are never used",
+    )
     return wide / lengths
 
 
@@ -636,8 +537,7 @@ def _paired(a: Array, b: Array, labels: Array, k: int) -> _Pairs:
     original, tuned = _same_width(a, b, "states of a", "states of b")
     whole("k", k)
     groups = labels.cpu().numpy() if isinstance(labels, Tensor) else np.asarray(labels)
-    if not len(original) == len(tuned) == groups.size:
-        raise LengthError(a=len(original), b=len(tuned), labels=groups.size)
+    require_same_length(a=original, b=tuned, labels=groups.size)
     if groups.ndim != 1 or groups.dtype.kind not in "iu" or groups.min() < 0 or groups.max() >= k:
         problem = (
             f"labels of {k} concepts are {groups.dtype} of shape {groups.shape}, from "
@@ -645,12 +545,11 @@ def _paired(a: Array, b: Array, labels: Array, k: int) -> _Pairs:
         )
         raise SelectionError(problem, f"give the number of each sample's concept, 0 to {k - 1}")
     sizes = np.bincount(groups, minlength=k)
-    empty = _row_numbers(sizes == 0)
-    if empty:
-        raise ActivationsError(
-            f"no sample belongs to concept(s) {empty}",
-            "fit fewer, or leave these out of concepts and codes",
-        )
+    _refuse_concepts(
+        sizes == 0,
+        "no sample belongs to concept(s) {}",
+        "fit fewer, or leave these out of concepts and codes",
+    )
     numbers = torch.from_numpy(groups.astype(np.int64)).to(original.device)
     return _Pairs(original, tuned, numbers, sizes)
 
@@ -661,13 +560,8 @@ def _same_width(
     """Both as matrices of one width on the device of the first."""
     first_rows = _matrix(first, first_name)
     second_rows = _matrix(second, second_name)
-    if first_rows.shape[1] != second_rows.shape[1]:
-        raise ComparisonError(
-            "widths",
-            first_rows.shape[1],
-            second_rows.shape[1],
-            "give both at the same layer, of models of one width",
-        )
+    advice = "give both at the same layer, of models of one width"
+    require_equal("widths", first_rows.shape[1], second_rows.shape[1], advice)
     return first_rows, second_rows.to(first_rows.device)
 
 
@@ -705,6 +599,13 @@ def _is_word_list(words: object) -> bool:
     return all(isinstance(word, str) and word for word in words)
 
 
-def _row_numbers(mask: np.ndarray) -> str:
-    """The numbers of the rows where a mask is true, as text; empty where none is."""
-    return ", ".join(map(str, np.flatnonzero(mask)))
+def _refuse_concepts(mask: np.ndarray, problem: str, advice: str) -> None:
+    """Refuse the concepts where a mask is true; ``problem`` has a place for their numbers."""
+    if mask.any():
+        raise ActivationsError(problem.format(", ".join(map(str, np.flatnonzero(mask)))), advice)
+
+
+def require_equal(description: str, a: object, b: object, advice: str) -> None:
+    """Refuse sides ``a`` and ``b`` that differ in what ``description`` says, with ``advice``."""
+    if a != b:
+        raise ComparisonError(description, a, b, advice)
