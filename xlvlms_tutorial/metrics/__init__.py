@@ -49,14 +49,7 @@ if TYPE_CHECKING:
         share,
     )
     from xlvlms_tutorial.metrics.references import bleu, cider
-    from xlvlms_tutorial.metrics.timing import (
-        energy,
-        measure_time,
-        memory_of,
-        peak_memory,
-        time_medians,
-        time_ratios,
-    )
+    from xlvlms_tutorial.metrics.timing import measure_time, memory_of, time_ratios
     from xlvlms_tutorial.metrics.vqa import (
         answer_counts,
         answer_kl,
@@ -94,7 +87,6 @@ __all__ = [
     "count_flops",
     "decoder_flops",
     "difference",
-    "energy",
     "exact_match",
     "forms",
     "informative",
@@ -106,7 +98,6 @@ __all__ = [
     "names",
     "normalise",
     "overlap",
-    "peak_memory",
     "permutation_p",
     "pope",
     "proportion",
@@ -121,7 +112,6 @@ __all__ = [
     "style_rate",
     "style_share",
     "targeted_change",
-    "time_medians",
     "time_ratios",
     "top_scores",
     "track",

@@ -1,7 +1,4 @@
-"""What a call costs: operations counted as they run; time, memory and energy measured.
-
-The operations are those on floating-point numbers.
-"""
+"""What a call costs in floating-point operations, counted as they run."""
 
 import re
 from collections import Counter
@@ -16,25 +13,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from xlvlms_tutorial.errors import EstimateError, SelectionError
-from xlvlms_tutorial.metrics.timing import (
-    energy,
-    measure_time,
-    memory_of,
-    peak_memory,
-    time_medians,
-    time_ratios,
-)
-
-__all__ = [
-    "count_flops",
-    "decoder_flops",
-    "energy",
-    "measure_time",
-    "memory_of",
-    "peak_memory",
-    "time_medians",
-    "time_ratios",
-]
 
 Parts = Mapping[str, nn.Module | Iterable[nn.Module]]
 
