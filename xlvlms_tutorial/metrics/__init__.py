@@ -46,7 +46,6 @@ if TYPE_CHECKING:
         permutation_p,
         proportion,
         resampled_shares,
-        share,
     )
     from xlvlms_tutorial.metrics.references import bleu, cider
     from xlvlms_tutorial.metrics.timing import measure_time, memory_of, time_ratios
@@ -103,7 +102,6 @@ __all__ = [
     "proportion",
     "reconstruction_error",
     "resampled_shares",
-    "share",
     "side_effects",
     "sparsity",
     "spoken",

@@ -6,7 +6,7 @@ import pandas as pd
 from numpy.typing import ArrayLike
 
 from xlvlms_tutorial.errors import EstimateError, LengthError
-from xlvlms_tutorial.metrics.intervals import share
+from xlvlms_tutorial.metrics.intervals import proportion
 from xlvlms_tutorial.samples import Question
 from xlvlms_tutorial.text import normalise
 
@@ -161,10 +161,10 @@ def accuracy_by_type(
         raise EstimateError("accuracy", "no answers", "a table with one answer or more")
     labels = group_labels(table, groups)
     correct = table["correct"].to_numpy()
-    estimates = {"overall": share(correct, labels, seed=seed).asdict()}
+    estimates = {"overall": proportion(correct, labels, seed=seed).asdict()}
     for kind in table["type"].unique():
         rows = (table["type"] == kind).to_numpy()
-        estimates[kind] = share(correct[rows], labels[rows], seed=seed).asdict()
+        estimates[kind] = proportion(correct[rows], labels[rows], seed=seed).asdict()
     return pd.DataFrame(list(estimates.values()), index=pd.Index(estimates, name="type"))
 
 

@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 from xlvlms_tutorial.errors import EstimateError, LengthError, WordListError
 from xlvlms_tutorial.metrics.answers import group_labels, normalise, with_columns, yes_or_no
 from xlvlms_tutorial.metrics.captions import separate
-from xlvlms_tutorial.metrics.intervals import proportion, share
+from xlvlms_tutorial.metrics.intervals import proportion
 from xlvlms_tutorial.text import composed, forms, whole_words
 
 # Right before another object's name these say of what kind it is, and name no person: a
@@ -108,8 +108,8 @@ def _scores(rows: pd.DataFrame, labels: pd.Series, seed: int) -> dict[str, float
     yes = (answers == "yes").to_numpy()
     present = (rows["answer"] == "yes").to_numpy()
     n_hits, n_yes, n_present = (int(mask.sum()) for mask in (yes & present, yes, present))
-    accuracy = share(rows["correct"].to_numpy(), labels, seed=seed)
-    ratio = share(yes, labels, seed=seed)
+    accuracy = proportion(rows["correct"].to_numpy(), labels, seed=seed)
+    ratio = proportion(yes, labels, seed=seed)
     return {
         "accuracy": accuracy.value,
         "accuracy_low": accuracy.low,
@@ -248,7 +248,7 @@ def _chair_i(counts: np.ndarray, seed: int) -> dict[str, float]:
     mentions = np.concatenate(
         [[True] * absent + [False] * (total - absent) for absent, total in counts]
     )
-    return share(mentions, np.repeat(np.arange(len(counts)), counts[:, 1]), seed=seed).asdict()
+    return proportion(mentions, np.repeat(np.arange(len(counts)), counts[:, 1]), seed=seed).asdict()
 
 
 def _ratio(part: int, total: int) -> float:

@@ -5,13 +5,12 @@ Shares by Wilson's score interval, everything else by the bootstrap.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import permutations
 from math import isfinite, sqrt
 from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.stats import rankdata
+from scipy.stats import permutation_test, rankdata
 
 from xlvlms_tutorial.errors import EstimateError, LengthError
 from xlvlms_tutorial.metrics.plain import plain
@@ -87,18 +86,33 @@ class Estimate:
         }
 
 
-def proportion(successes: ArrayLike, level: float = 0.95) -> Estimate:
-    """Estimate the share of True in independent trials with the Wilson score interval.
+def proportion(
+    successes: ArrayLike,
+    groups: ArrayLike | None = None,
+    level: float = 0.95,
+    n_resamples: int = 2000,
+    seed: int = 0,
+) -> Estimate:
+    """Estimate the share of True in trials, by Wilson or by the cluster bootstrap.
 
-    Use it for accuracies and rates. The interval is honest at 0 and 1. Where trials belong to
-    groups, such as several questions about one scene, use :func:`share`.
+    Use it for accuracies and rates, with ``groups`` where several trials belong together, such as
+    the questions about one scene. The interval is Wilson's score interval where each trial is its
+    own group, which is honest at 0 and 1, and the cluster bootstrap's elsewhere. Where all trials
+    agree the bootstrap would claim certainty; then Wilson's interval counts groups instead of
+    trials.
 
     Parameters
     ----------
     successes : array-like (n,)
         True and False, or 1 and 0.
+    groups : array-like (n,), optional
+        A label for each trial; by default each trial is its own group.
     level : float, default 0.95
         The confidence level, between 0 and 1.
+    n_resamples : int, default 2000
+        How often groups are resampled, 100 or more.
+    seed : int, default 0
+        Of the bootstrap.
 
     Returns
     -------
@@ -109,12 +123,16 @@ def proportion(successes: ArrayLike, level: float = 0.95) -> Estimate:
     ------
     EstimateError
         If there are no trials, a value is neither 0 nor 1, or the level is not between 0 and 1.
+    LengthError
+        If ``groups`` has another length.
 
     Examples
     --------
     >>> from xlvlms_tutorial.metrics import proportion
     >>> print(proportion([True, True, True, False]))
     0.75 [0.30, 0.95]
+    >>> print(proportion([True, True, False, False], groups=["a", "a", "b", "b"]))
+    0.50 [0.00, 1.00]
     """
     trials = _checked(successes, flat=True)
     if not _binary(trials):
@@ -123,7 +141,11 @@ def proportion(successes: ArrayLike, level: float = 0.95) -> Estimate:
             f"values such as {trials[~np.isin(trials, (0, 1))][0]}",
             "True and False (or 1 and 0)",
         )
-    return _wilson(float(trials.mean()), len(trials), len(trials), level)
+    value = float(trials.mean())
+    n_groups = len(np.unique(_labels(groups, len(trials))))
+    if n_groups in (1, len(trials)) or value in (0.0, 1.0):
+        return _wilson(value, n_groups, len(trials), level)
+    return bootstrap(trials, groups, level=level, n_resamples=n_resamples, seed=seed)
 
 
 def bootstrap(
@@ -137,7 +159,7 @@ def bootstrap(
     """Estimate a statistic of the rows of an array with the percentile bootstrap interval.
 
     Use it for means, medians and any other statistic of samples. A share that is exactly 0 or 1 has
-    no spread to resample: use :func:`share`.
+    no spread to resample: use :func:`proportion`.
 
     Parameters
     ----------
@@ -178,62 +200,6 @@ def bootstrap(
     labels = _labels(groups, len(rows))
     resamples = _resamples(rows, labels, statistic, n_resamples, seed)
     return interval(float(statistic(rows)), resamples, len(rows), level)
-
-
-def share(
-    successes: ArrayLike,
-    groups: ArrayLike | None = None,
-    level: float = 0.95,
-    n_resamples: int = 2000,
-    seed: int = 0,
-) -> Estimate:
-    """Estimate the share of True in trials, by Wilson or by the cluster bootstrap.
-
-    Use it where several trials may belong to one group, such as the questions about one scene. The
-    interval is Wilson's where each trial is its own group, the cluster bootstrap's elsewhere. Where
-    all trials agree the bootstrap would claim certainty; then Wilson's interval counts groups
-    instead of trials.
-
-    Parameters
-    ----------
-    successes : array-like (n,)
-        True and False, or 1 and 0.
-    groups : array-like (n,), optional
-        A label for each trial; by default each trial is its own group.
-    level : float, default 0.95
-        The confidence level, between 0 and 1.
-    n_resamples : int, default 2000
-        How often groups are resampled, 100 or more.
-    seed : int, default 0
-        Of the bootstrap.
-
-    Returns
-    -------
-    Estimate
-        The share, its interval, and the number of trials.
-
-    Raises
-    ------
-    EstimateError
-        If there are no trials, or a value is neither 0 nor 1.
-    LengthError
-        If ``groups`` has another length.
-
-    Examples
-    --------
-    >>> from xlvlms_tutorial.metrics import share
-    >>> print(share([True, True, True, False]))
-    0.75 [0.30, 0.95]
-    >>> print(share([True, True, False, False], groups=["a", "a", "b", "b"]))
-    0.50 [0.00, 1.00]
-    """
-    independent = proportion(successes, level)
-    clusters = len(np.unique(_labels(groups, independent.n)))
-    if clusters == independent.n:
-        return independent
-    if clusters == 1 or independent.value in (0.0, 1.0):
-        return _wilson(independent.value, clusters, independent.n, level)
-    return bootstrap(successes, groups, level=level, n_resamples=n_resamples, seed=seed)
 
 
 def difference(
@@ -386,8 +352,8 @@ def permutation_p(
     kind : {"pearson", "spearman"}, default "pearson"
         Of the values, or of their ranks.
     n_permutations : int, default 10_000
-        How many random orders are tried, 1,000 or more. For 7 points or fewer all orders are tried
-        instead.
+        How many random orders are tried, 1,000 or more. Where there are no more orders than that
+        (by default for 7 points or fewer) each is tried once instead.
     seed : int, default 0
         Of the random orders.
 
@@ -410,22 +376,22 @@ def permutation_p(
     >>> round(permutation_p([1, 2, 3, 4], [1, 2, 3, 4]), 3)  # 2 of 24 orders
     0.083
     """
-    first, second = (rankdata(side) if kind == "spearman" else side for side in _points(x, y, kind))
+    first, second = _points(x, y, kind)
     if n_permutations < 1000:
         raise EstimateError("n_permutations", n_permutations, "1,000 or more")
-    numbers = np.arange(len(first))
-    if len(first) > 7:
-        extra = 1  # random orders take that of the data with them
-        rng = np.random.default_rng(seed)
-        orders = rng.permuted(np.tile(numbers, (n_permutations, 1)), axis=1)
-    else:
-        extra = 0
-        orders = [*permutations(numbers)]
+    if kind == "spearman":
+        first, second = rankdata(first), rankdata(second)
     centred_x, centred_y = first - first.mean(), second - second.mean()
-    products = np.abs(centred_y[np.vstack([numbers, orders])] @ centred_x)
-    # orders that tie with that of the data differ from it by rounding
-    hits = (products[1:] >= products[0] * (1 - 1e-9)).sum()
-    return float((extra + hits) / (extra + len(orders)))
+    result = permutation_test(
+        (centred_y,),
+        lambda order, axis: np.abs(order @ centred_x),
+        permutation_type="pairings",
+        vectorized=True,
+        n_resamples=n_permutations,
+        alternative="greater",
+        rng=np.random.default_rng(seed),
+    )
+    return float(result.pvalue)
 
 
 def resampled_shares(n: int, n_resamples: int = 2000, seed: int = 0) -> np.ndarray:
