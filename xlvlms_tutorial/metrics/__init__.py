@@ -48,18 +48,10 @@ if TYPE_CHECKING:
         resampled_shares,
     )
     from xlvlms_tutorial.metrics.references import bleu, cider
+    from xlvlms_tutorial.metrics.steering import answer_kl, steering_table
     from xlvlms_tutorial.metrics.timing import measure_time, memory_of, time_ratios
-    from xlvlms_tutorial.metrics.vqa import (
-        answer_counts,
-        answer_kl,
-        answer_type,
-        side_effects,
-        steering_table,
-        targeted_change,
-        vqa_accuracy,
-        vqa_normalise,
-    )
-    from xlvlms_tutorial.text import STYLE_WORDS, forms, style_rate, style_share
+    from xlvlms_tutorial.metrics.vqa import vqa_accuracy
+    from xlvlms_tutorial.text import STYLE_WORDS, forms, style_rate, style_share, vqa_normalise
 
 __all__ = [
     "CAPTION_FACTORS",
@@ -70,10 +62,8 @@ __all__ = [
     "Sparsity",
     "accuracy_by_type",
     "agreement",
-    "answer_counts",
     "answer_kl",
     "answer_table",
-    "answer_type",
     "bert_score",
     "bert_scores",
     "bleu",
@@ -102,14 +92,12 @@ __all__ = [
     "proportion",
     "reconstruction_error",
     "resampled_shares",
-    "side_effects",
     "sparsity",
     "spoken",
     "stability",
     "steering_table",
     "style_rate",
     "style_share",
-    "targeted_change",
     "time_ratios",
     "top_scores",
     "track",

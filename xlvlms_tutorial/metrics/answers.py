@@ -72,7 +72,7 @@ def answer_table(predictions: Sequence[str], questions: Sequence[Question]) -> p
 
     The other functions for answers (:func:`accuracy_by_type`,
     :func:`~xlvlms_tutorial.metrics.hallucination.pope`,
-    :func:`~xlvlms_tutorial.metrics.vqa.side_effects`) start from it.
+    :func:`~xlvlms_tutorial.metrics.steering.steering_table`) start from it.
 
     Parameters
     ----------
