@@ -30,7 +30,6 @@ if TYPE_CHECKING:
         stability,
     )
     from xlvlms_tutorial.metrics.grounding import (
-        bert_score,
         bert_scores,
         clip_score,
         overlap,
@@ -64,7 +63,6 @@ __all__ = [
     "agreement",
     "answer_kl",
     "answer_table",
-    "bert_score",
     "bert_scores",
     "bleu",
     "bootstrap",

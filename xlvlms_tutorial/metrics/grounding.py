@@ -19,7 +19,6 @@ from torch import Tensor
 from xlvlms_tutorial.errors import (
     ActivationsError,
     ComparisonError,
-    LengthError,
     SelectionError,
     WordListError,
 )
@@ -82,89 +81,23 @@ def clip_score(
     return (pictures @ sentences.T).clamp_(0, 1).mul_(w).cpu().numpy()
 
 
-def bert_score(
-    candidates: Sequence[Vectors],
-    references: Sequence[Vectors | Sequence[Vectors]],
-    best: str = "max",
-    baseline: float | int | None = None,
-) -> pd.DataFrame:
-    r"""Compute BERTScore of candidate i with reference i from their token embeddings.
-
-    Use it to compare texts by meaning instead of by words; :func:`bert_scores` compares all with
-    all. With the cosine :math:`s_{ab}` of candidate token a and reference token b: :math:`P =
-    \frac1t \sum_a \max_b s_{ab}`, :math:`R = \frac1u \sum_b \max_a s_{ab}`, :math:`F = 2PR/(P +
-    R)`; F is 0 where P or R is not positive, where a harmonic mean says nothing. From "BERTScore:
-    Evaluating Text Generation with BERT" (Zhang et al. 2020, arXiv 1904.09675), without weights for
-    rare words.
-
-    Tokens match only tokens that are given: the authors' package lets a word match the special
-    tokens ([CLS], [SEP]) of the other text too, which moves F by some thousandths; give these among
-    the others to have the same.
-
-    Parameters
-    ----------
-    candidates : sequence of Tensor or ndarray (t, e)
-        The token embeddings of each candidate.
-    references : sequence of Tensor or ndarray (u, e)
-        Those of the reference of each candidate, or of a list of several references.
-    best : {"max", "mean"}, default "max"
-        Of several references, whether to take the largest of each column or their mean.
-    baseline : float, optional
-        The score b that unrelated texts reach: each number becomes :math:`(x - b)/(1 - b)`. By
-        default scores are not rescaled.
-
-    Returns
-    -------
-    pandas.DataFrame
-        Columns precision, recall, f1; one row a candidate.
-
-    Raises
-    ------
-    LengthError
-        If there are not as many references as candidates.
-    ActivationsError
-        If there are no texts, a text has no tokens, or a token's
-        embedding is NaN, infinite or zero.
-    ComparisonError
-        If embeddings differ in width.
-    SelectionError
-        If ``best`` is unknown, or the baseline is not below 1.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from xlvlms_tutorial.metrics import bert_score
-    >>> table = bert_score([np.eye(2)], [np.eye(2)[:1]])
-    >>> table.round(2).to_numpy().tolist()
-    [[0.5, 1.0, 0.67]]
-    """
-    _check_options(baseline, best)
-    if len(candidates) != len(references):
-        raise LengthError(candidates=len(candidates), references=len(references))
-    texts, sizes = [], []
-    for reference in references:
-        group = [reference] if isinstance(reference, Vectors) else list(reference)
-        texts += group
-        sizes.append(len(group))
-    if not all(sizes):
-        raise ActivationsError(
-            "a candidate has no reference", "give one or more for each candidate"
-        )
-    owner = np.repeat(np.arange(len(sizes)), sizes)
-    ours, theirs = _comparable_texts(_packed(candidates, "candidate"), _packed(texts, "reference"))
-    table = _harmonic(*_pairs(ours, theirs, owner), baseline)
-    return table.groupby(owner).agg(best) if len(owner) > len(sizes) else table
-
-
 def bert_scores(
     candidates: Sequence[Vectors],
     references: Sequence[Vectors],
     baseline: float | int | None = None,
 ) -> np.ndarray:
-    """Compute the BERTScore F1 of every candidate with every reference.
+    r"""Compute the BERTScore F1 of every candidate with every reference.
 
-    Entry (i, j) is ``bert_score([c_i], [r_j])["f1"]``. Texts are sorted by length and compared in
-    blocks, so that memory is bounded and little of the work goes into padding.
+    Use it to compare texts by meaning instead of by words. With the cosine :math:`s_{ab}` of
+    candidate token a and reference token b: :math:`P = \frac1t \sum_a \max_b s_{ab}`, :math:`R =
+    \frac1u \sum_b \max_a s_{ab}`, :math:`F = 2PR/(P + R)`; F is 0 where P or R is not positive,
+    where a harmonic mean says nothing. From "BERTScore: Evaluating Text Generation with BERT"
+    (Zhang et al. 2020, arXiv 1904.09675), without weights for rare words.
+
+    Tokens match only tokens that are given: the authors' package lets a word match the special
+    tokens ([CLS], [SEP]) of the other text too, which moves F by some thousandths; give these among
+    the others to have the same. Texts are sorted by length and compared in blocks, so that memory
+    is bounded and little of the work goes into padding.
 
     Parameters
     ----------
@@ -198,7 +131,10 @@ def bert_scores(
     >>> bert_scores([np.eye(2)], [np.eye(2)[:1], np.eye(2)]).round(2).tolist()
     [[0.67, 1.0]]
     """
-    _check_options(baseline)
+    if baseline is not None and not -1 <= baseline < 1:
+        raise SelectionError(
+            f"baseline={baseline}", "allowed: None, or a number from -1 to below 1"
+        )
     ours, theirs = _comparable_texts(
         _packed(candidates, "candidate"), _packed(references, "reference")
     )
@@ -210,7 +146,9 @@ def bert_scores(
         padded_rows = _padded(ours, rows)
         for block, padded_block in columns:
             scores[rows[:, None], block] = _f1(*_all_matches(padded_rows, padded_block))
-    return _rescaled(scores, baseline).cpu().numpy()
+    if baseline is not None:
+        scores = (scores - baseline) / (1 - baseline)
+    return scores.cpu().numpy()
 
 
 def overlap(words: Mapping[int, Sequence[str]] | pd.DataFrame) -> pd.Series:
@@ -391,48 +329,11 @@ def _all_matches(
     return precision, torch.einsum("buc,uc->bc", cosines.amax(dim=0), weights_y)
 
 
-def _pairs(
-    ours: _Texts, theirs: _Texts, owner: np.ndarray
-) -> tuple[Float[Tensor, "p"], Float[Tensor, "p"]]:
-    """Compute precision and recall of reference j with candidate ``owner[j]``."""
-    partner = torch.as_tensor(owner, device=ours.tokens.device)
-    area = ours.lengths[partner] * theirs.lengths
-    n_rows = max(1, _BLOCK // int(ours.lengths.max() * theirs.lengths.max()))
-    precision, recall = ours.tokens.new_empty(2, len(owner))
-    for rows in area.argsort().split(n_rows):
-        x, weights_x = _padded(ours, partner[rows])
-        y, weights_y = _padded(theirs, rows)
-        cosines = x.transpose(0, 1) @ y.permute(1, 2, 0)
-        precision[rows] = (cosines.amax(dim=2) * weights_x.T).sum(dim=1)
-        recall[rows] = (cosines.amax(dim=1) * weights_y.T).sum(dim=1)
-    return precision, recall
-
-
 def _f1(precision: Tensor, recall: Tensor) -> Tensor:
     positive = (precision > 0) & (recall > 0)
     return torch.where(
         positive, 2 * precision * recall / torch.where(positive, precision + recall, 1), 0
     )
-
-
-def _harmonic(precision: Tensor, recall: Tensor, baseline: float | int | None) -> pd.DataFrame:
-    columns = {"precision": precision, "recall": recall, "f1": _f1(precision, recall)}
-    return pd.DataFrame(
-        {name: _rescaled(values, baseline).cpu().numpy() for name, values in columns.items()}
-    )
-
-
-def _rescaled(values: Tensor, baseline: float | int | None) -> Tensor:
-    return values if baseline is None else (values - baseline) / (1 - baseline)
-
-
-def _check_options(baseline: float | int | None, best: str = "max") -> None:
-    if baseline is not None and not -1 <= baseline < 1:
-        raise SelectionError(
-            f"baseline={baseline}", "allowed: None, or a number from -1 to below 1"
-        )
-    if best not in ("max", "mean"):
-        raise SelectionError(f"best={best!r}", "allowed: 'max', 'mean'")
 
 
 def _tensor(values: Vectors) -> Tensor:
