@@ -3,8 +3,37 @@
 import numpy as np
 import pytest
 
-from xlvlms_tutorial.errors import LengthError, SelectionError
-from xlvlms_tutorial.validation import require_counts, require_one_of, require_same_length
+from xlvlms_tutorial.errors import (
+    ActivationsError,
+    ComparisonError,
+    LengthError,
+    SelectionError,
+)
+from xlvlms_tutorial.validation import (
+    require,
+    require_activations,
+    require_counts,
+    require_equal,
+    require_one_of,
+    require_same_length,
+)
+
+
+@pytest.mark.parametrize(
+    ("check", "error"), [(require, SelectionError), (require_activations, ActivationsError)]
+)
+def test_what_does_not_hold_is_refused_with_the_problem_and_the_advice(check, error):
+    check(np.True_, "too large", "give less")
+    with pytest.raises(error, match="^too large; give less.$"):
+        check(np.False_, "too large", "give less")
+
+
+def test_things_that_belong_together_are_equal():
+    require_equal("shapes", (2, 3), (2, 3), "give equal ones")
+    with pytest.raises(
+        ComparisonError, match=r"^shapes differ: \(2,\) and \(3,\); give equal ones"
+    ):
+        require_equal("shapes", (2,), (3,), "give equal ones")
 
 
 def test_a_value_that_is_not_allowed_is_named_with_all_that_are():

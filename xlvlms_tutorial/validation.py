@@ -7,7 +7,100 @@ wrong and what is allowed.
 from collections.abc import Iterable, Sized
 from numbers import Integral
 
-from xlvlms_tutorial.errors import LengthError, SelectionError
+from xlvlms_tutorial.errors import (
+    ActivationsError,
+    ComparisonError,
+    LengthError,
+    SelectionError,
+)
+
+
+def require(condition: object, problem: str, advice: str) -> None:
+    """Refuse an argument where a condition does not hold.
+
+    Parameters
+    ----------
+    condition : bool
+        What has to hold.
+    problem : str
+        What is wrong where it does not.
+    advice : str
+        What is allowed, or what to do instead.
+
+    Raises
+    ------
+    SelectionError
+        With the problem and the advice.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.validation import require
+    >>> sparsity = 1.5
+    >>> require(0 <= sparsity < 1, f"sparsity is {sparsity}", "give 0 or more, below 1")
+    Traceback (most recent call last):
+    xlvlms_tutorial.errors.SelectionError: sparsity is 1.5; give 0 or more, below 1.
+    """
+    if not condition:
+        raise SelectionError(problem, advice)
+
+
+def require_activations(condition: object, problem: str, advice: str) -> None:
+    """Refuse numbers of a model, or scores made of them, where a condition does not hold.
+
+    Parameters
+    ----------
+    condition : bool
+        What has to hold, such as that all numbers are finite.
+    problem : str
+        What is wrong where it does not.
+    advice : str
+        What is allowed, or what to do instead.
+
+    Raises
+    ------
+    ActivationsError
+        With the problem and the advice.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from xlvlms_tutorial.validation import require_activations
+    >>> states = np.array([1.0, np.nan])
+    >>> require_activations(np.isfinite(states).all(), "states are NaN", "leave them out")
+    Traceback (most recent call last):
+    xlvlms_tutorial.errors.ActivationsError: states are NaN; leave them out.
+    """
+    if not condition:
+        raise ActivationsError(problem, advice)
+
+
+def require_equal(what: str, first: object, second: object, advice: str) -> None:
+    """Refuse two things that do not belong together because they differ.
+
+    Parameters
+    ----------
+    what : str
+        What is compared, in the plural, such as ``"widths"``.
+    first, second : object
+        The two values that have to be equal.
+    advice : str
+        What to do instead.
+
+    Raises
+    ------
+    ComparisonError
+        With both values and the advice.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.validation import require_equal
+    >>> require_equal("widths", 576, 576, "give states of one model")
+    >>> require_equal("widths", 576, 960, "give states of one model")
+    Traceback (most recent call last):
+    xlvlms_tutorial.errors.ComparisonError: widths differ: 576 and 960; give states of one model.
+    """
+    if first != second:
+        raise ComparisonError(what, first, second, advice)
 
 
 def require_one_of(value: object, allowed: Iterable[object], name: str) -> None:
