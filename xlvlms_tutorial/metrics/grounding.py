@@ -16,14 +16,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from xlvlms_tutorial.errors import (
-    ActivationsError,
-    ComparisonError,
-    SelectionError,
-    WordListError,
-)
+from xlvlms_tutorial.errors import WordListError
 from xlvlms_tutorial.metrics.answers import with_columns
 from xlvlms_tutorial.metrics.plain import plain
+from xlvlms_tutorial.validation import require, require_activations, require_equal
 
 _LARGEST = 1e30
 _BLOCK = 2**20  # cosines computed at once: bounds memory, and stays in the cache of a processor
@@ -71,10 +67,11 @@ def clip_score(
     [[2.5, 0.0]]
     """
     # above, the product would be infinite in float32
-    if isinstance(w, bool) or not 0 < w <= _LARGEST:
-        raise SelectionError(
-            f"w={w}", f"allowed: a positive number up to {_LARGEST:.0e}; the paper's is 2.5"
-        )
+    require(
+        not isinstance(w, bool) and 0 < w <= _LARGEST,
+        f"w={w}",
+        f"allowed: a positive number up to {_LARGEST:.0e}; the paper's is 2.5",
+    )
     pictures = _unit(_tensor(images), "image embeddings")
     sentences = _unit(_tensor(texts), "text embeddings")
     pictures, sentences = _comparable(pictures, sentences)
@@ -131,10 +128,11 @@ def bert_scores(
     >>> bert_scores([np.eye(2)], [np.eye(2)[:1], np.eye(2)]).round(2).tolist()
     [[0.67, 1.0]]
     """
-    if baseline is not None and not -1 <= baseline < 1:
-        raise SelectionError(
-            f"baseline={baseline}", "allowed: None, or a number from -1 to below 1"
-        )
+    require(
+        baseline is None or -1 <= baseline < 1,
+        f"baseline={baseline}",
+        "allowed: None, or a number from -1 to below 1",
+    )
     ours, theirs = _comparable_texts(
         _packed(candidates, "candidate"), _packed(references, "reference")
     )
@@ -186,8 +184,7 @@ def overlap(words: Mapping[int, Sequence[str]] | pd.DataFrame) -> pd.Series:
     # in how many other lists each word of each list is
     shared = pairs.groupby("word")["concept"].transform("size") - 1
     concepts = pairs["concept"].nunique()
-    if concepts < 2:
-        raise SelectionError(f"the overlap of {concepts} concept", "give 2 concepts or more")
+    require(concepts >= 2, f"the overlap of {concepts} concept", "give 2 concepts or more")
     return (shared.groupby(pairs["concept"], sort=False).mean() / (concepts - 1)).rename("overlap")
 
 
@@ -238,23 +235,23 @@ def top_scores(codes: np.ndarray, scores: np.ndarray, n_concepts: int = 5) -> pd
     [[0.9, 0.6, 2.0]]
     """
     strength, scores = np.abs(_numbers(codes, "codes")), _numbers(scores, "scores")
-    if strength.shape != scores.shape:
-        raise ComparisonError(
-            "codes and scores",
-            strength.shape,
-            scores.shape,
-            "give one of each for every sample and concept",
-        )
-    if not 3 <= n_concepts <= strength.shape[1]:
-        raise SelectionError(
-            f"n_concepts={n_concepts}", f"allowed: 3 to {strength.shape[1]}, the number of concepts"
-        )
+    require_equal(
+        "codes and scores",
+        strength.shape,
+        scores.shape,
+        "give one of each for every sample and concept",
+    )
+    require(
+        3 <= n_concepts <= strength.shape[1],
+        f"n_concepts={n_concepts}",
+        f"allowed: 3 to {strength.shape[1]}, the number of concepts",
+    )
     silent = int((strength.max(axis=1) == 0).sum())
-    if silent:
-        raise ActivationsError(
-            f"no concept is active in {silent} of {len(codes)} samples",
-            "leave them out, or lower the penalty",
-        )
+    require_activations(
+        silent == 0,
+        f"no concept is active in {silent} of {len(codes)} samples",
+        "leave them out, or lower the penalty",
+    )
     concepts = np.argsort(-strength, axis=1, kind="stable")[:, :n_concepts]
     top = np.take_along_axis(scores, concepts[:, :3], axis=1)
     active = (np.take_along_axis(strength, concepts, axis=1) > 0).sum(axis=1)
@@ -273,24 +270,22 @@ class _Texts(NamedTuple):
 
 
 def _packed(texts: Sequence[Vectors], kind: str) -> _Texts:
-    if not len(texts):
-        raise ActivationsError(
-            f"no {kind}s", "give the token embeddings (t, e) of one text or more"
-        )
+    require_activations(
+        len(texts) > 0, f"no {kind}s", "give the token embeddings (t, e) of one text or more"
+    )
     parts = list(map(_tensor, texts))
     for number, part in enumerate(parts):
-        if part.ndim != 2 or not part.numel():
-            raise ActivationsError(
-                f"{kind} {number} has shape {tuple(part.shape)}",
-                "give (tokens, width), one token or more",
-            )
-        if part.shape[1] != parts[0].shape[1]:
-            raise ComparisonError(
-                f"widths of {kind}s",
-                parts[0].shape[1],
-                part.shape[1],
-                "embed all texts with one model",
-            )
+        require_activations(
+            part.ndim == 2 and part.numel() > 0,
+            f"{kind} {number} has shape {tuple(part.shape)}",
+            "give (tokens, width), one token or more",
+        )
+        require_equal(
+            f"widths of {kind}s",
+            parts[0].shape[1],
+            part.shape[1],
+            "embed all texts with one model",
+        )
     tokens = _unit(torch.cat(parts), f"token embeddings of {kind}s")
     lengths = torch.tensor([len(part) for part in parts], device=tokens.device)
     return _Texts(tokens, lengths.cumsum(0) - lengths, lengths)
@@ -341,30 +336,29 @@ def _tensor(values: Vectors) -> Tensor:
 
 
 def _unit(vectors: Tensor, kind: str) -> Tensor:
-    if vectors.ndim != 2 or not vectors.numel() or vectors.is_complex():
-        raise ActivationsError(
-            f"no {kind}: {vectors.dtype} of shape {tuple(vectors.shape)}",
-            "give one row of real numbers or more",
-        )
+    require_activations(
+        vectors.ndim == 2 and vectors.numel() and not vectors.is_complex(),
+        f"no {kind}: {vectors.dtype} of shape {tuple(vectors.shape)}",
+        "give one row of real numbers or more",
+    )
     vectors = vectors if vectors.dtype == torch.float64 else vectors.float()
     lengths = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
-    bad = int(((lengths == 0) | ~lengths.isfinite()).sum())
-    if bad:
-        raise ActivationsError(
-            f"{kind}: {bad} of {len(vectors)} are zero, NaN or infinite",
-            "a cosine needs a direction; check the inputs",
-        )
+    n_bad = int(((lengths == 0) | ~lengths.isfinite()).sum())
+    require_activations(
+        n_bad == 0,
+        f"{kind}: {n_bad} of {len(vectors)} are zero, NaN or infinite",
+        "a cosine needs a direction; check the inputs",
+    )
     return vectors / lengths
 
 
 def _comparable(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-    if first.shape[1] != second.shape[1]:
-        raise ComparisonError(
-            "widths of embeddings",
-            first.shape[1],
-            second.shape[1],
-            "embed both sides with one model",
-        )
+    require_equal(
+        "widths of embeddings",
+        first.shape[1],
+        second.shape[1],
+        "embed both sides with one model",
+    )
     wide = torch.promote_types(first.dtype, second.dtype)
     return first.to(wide), second.to(first.device, wide)
 
@@ -377,15 +371,15 @@ def _comparable_texts(ours: _Texts, theirs: _Texts) -> tuple[_Texts, _Texts]:
 
 def _numbers(values: np.ndarray, name: str) -> np.ndarray:
     values = plain(values)
-    if values.ndim != 2 or not values.size:
-        raise ActivationsError(
-            f"{name} of shape {values.shape}", "give (samples, concepts), one of each or more"
-        )
-    if not np.isfinite(values).all():
-        raise ActivationsError(
-            f"{name}: {int((~np.isfinite(values)).sum())} of {values.size} are NaN or infinite",
-            "give finite numbers",
-        )
+    require_activations(
+        values.ndim == 2 and values.size > 0,
+        f"{name} of shape {values.shape}",
+        "give (samples, concepts), one of each or more",
+    )
+    n_bad = int((~np.isfinite(values)).sum())
+    require_activations(
+        n_bad == 0, f"{name}: {n_bad} of {values.size} are NaN or infinite", "give finite numbers"
+    )
     return values
 
 
@@ -396,7 +390,8 @@ def _pairs_of_words(words: Mapping[int, Sequence[str]] | pd.DataFrame) -> pd.Dat
             words, ("concept", "word"), "a table of words, as concepts.words makes it"
         )
     else:
-        rows, empty = [], []
+        rows = []
+        empty = []
         for concept, listed in words.items():
             if isinstance(listed, str) or not len(listed):
                 empty.append(concept)

@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.stats import permutation_test, rankdata
 
-from xlvlms_tutorial.errors import EstimateError, LengthError
-from xlvlms_tutorial.metrics.plain import plain
+from xlvlms_tutorial.errors import EstimateError
+from xlvlms_tutorial.metrics.plain import plain, require_estimate, require_level
+from xlvlms_tutorial.validation import require_same_length
 
 _CHUNK = 2**22  # indices drawn at once, to bound memory
 
@@ -55,17 +56,19 @@ class Estimate:
     n: int | np.integer
 
     def __post_init__(self) -> None:
-        if not all(map(isfinite, (self.value, self.low, self.high))):
-            raise EstimateError(
-                "an estimate",
-                f"value {self.value}, interval [{self.low}, {self.high}]",
-                "finite numbers",
-            )
-        if not self.low <= self.value <= self.high:
-            problem = f"value {self.value} outside [{self.low}, {self.high}]"
-            raise EstimateError("an estimate", problem, "an interval that contains its value")
-        if self.n < 1:
-            raise EstimateError("an estimate", f"n = {self.n}", "1 observation or more")
+        require_estimate(
+            all(map(isfinite, (self.value, self.low, self.high))),
+            "an estimate",
+            f"value {self.value}, interval [{self.low}, {self.high}]",
+            "finite numbers",
+        )
+        require_estimate(
+            self.low <= self.value <= self.high,
+            "an estimate",
+            f"value {self.value} outside [{self.low}, {self.high}]",
+            "an interval that contains its value",
+        )
+        require_estimate(self.n >= 1, "an estimate", f"n = {self.n}", "1 observation or more")
 
     def __str__(self) -> str:
         return f"{self.value:.2f} [{self.low:.2f}, {self.high:.2f}]"
@@ -257,12 +260,14 @@ def difference(
     0.50 [0.00, 1.00]
     """
     first, second = _checked(a, flat=True), _checked(b, flat=True)
-    if paired and len(first) != len(second):
-        raise LengthError(a=len(first), b=len(second))
-    if not paired and (groups_a is None) != (groups_b is None):
-        raise EstimateError(
-            "groups", "groups of one side only", "groups for both sides or for none"
-        )
+    if paired:
+        require_same_length(a=first, b=second)
+    require_estimate(
+        paired or (groups_a is None) == (groups_b is None),
+        "groups",
+        "groups of one side only",
+        "groups for both sides or for none",
+    )
     labels_a = _labels(groups_a, len(first))
     labels_b = labels_a if paired else _labels(groups_b, len(second))
     value = float(first.mean() - second.mean())
@@ -377,8 +382,7 @@ def permutation_p(
     0.083
     """
     first, second = _points(x, y, kind)
-    if n_permutations < 1000:
-        raise EstimateError("n_permutations", n_permutations, "1,000 or more")
+    require_estimate(n_permutations >= 1000, "n_permutations", n_permutations, "1,000 or more")
     if kind == "spearman":
         first, second = rankdata(first), rankdata(second)
     centred_x, centred_y = first - first.mean(), second - second.mean()
@@ -466,17 +470,14 @@ def interval(value: float, drawn: np.ndarray, n: int, level: float = 0.95) -> Es
     >>> print(interval(2.0, np.arange(5.0), n=10))
     2.00 [0.10, 3.90]
     """
-    if not 0 < level < 1:
-        raise EstimateError("level", level, "a number between 0 and 1, such as 0.95")
+    require_level(level)
     defined = drawn[np.isfinite(drawn)]
-    if not isfinite(value) or 2 * len(defined) < len(drawn):
-        problem = (
-            f"{value} on the data, undefined on "
-            f"{len(drawn) - len(defined)} of {len(drawn)} resamples"
-        )
-        raise EstimateError(
-            "the statistic", problem, "a statistic defined on the data and on most resamples"
-        )
+    require_estimate(
+        isfinite(value) and 2 * len(defined) >= len(drawn),
+        "the statistic",
+        f"{value} on the data, undefined on {len(drawn) - len(defined)} of {len(drawn)} resamples",
+        "a statistic defined on the data and on most resamples",
+    )
     low, high = np.quantile(defined, [(1 - level) / 2, (1 + level) / 2])
     return Estimate(value, min(value, float(low)), max(value, float(high)), n)
 
@@ -486,27 +487,31 @@ def _checked(values: ArrayLike, flat: bool = False) -> np.ndarray:
         rows = np.asarray(plain(values), dtype=float)
     except (TypeError, ValueError) as cause:
         raise EstimateError("values", cause, "numbers without gaps") from cause
-    if rows.ndim == 0 or rows.size == 0:
-        raise EstimateError(
-            "values", "no values", "one row of numbers for each observation, at least one"
-        )
-    if flat and rows.ndim > 1:
-        raise EstimateError(
-            "values", f"an array of shape {rows.shape}", "one number for each observation"
-        )
-    if bad := int((~np.isfinite(rows)).sum()):
-        raise EstimateError(
-            "values",
-            f"{bad} of {rows.size} NaN or infinite",
-            "finite numbers; leave out what was not measured",
-        )
+    require_estimate(
+        rows.ndim > 0 and rows.size > 0,
+        "values",
+        "no values",
+        "one row of numbers for each observation, at least one",
+    )
+    require_estimate(
+        rows.ndim == 1 or not flat,
+        "values",
+        f"an array of shape {rows.shape}",
+        "one number for each observation",
+    )
+    n_bad = int((~np.isfinite(rows)).sum())
+    require_estimate(
+        n_bad == 0,
+        "values",
+        f"{n_bad} of {rows.size} NaN or infinite",
+        "finite numbers; leave out what was not measured",
+    )
     return rows
 
 
 def _labels(groups: ArrayLike | None, n: int) -> np.ndarray:
     labels = np.arange(n) if groups is None else np.asarray(groups)
-    if len(labels) != n:
-        raise LengthError(values=n, groups=len(labels))
+    require_same_length(values=n, groups=labels)
     return labels
 
 
@@ -519,8 +524,7 @@ def _wilson(p: float, trials: int, n: int, level: float) -> Estimate:
 
     Centre (p + z^2/2t) / (1 + z^2/t), half width z sqrt(p(1-p)/t + z^2/4t^2) / (1 + z^2/t).
     """
-    if not 0 < level < 1:
-        raise EstimateError("level", level, "a number between 0 and 1, such as 0.95")
+    require_level(level)
     z2 = NormalDist().inv_cdf((1 + level) / 2) ** 2
     centre = (p + z2 / (2 * trials)) / (1 + z2 / trials)
     half = sqrt(z2 * (p * (1 - p) / trials + z2 / (4 * trials**2))) / (1 + z2 / trials)
@@ -538,14 +542,13 @@ def _newcombe(
 
 
 def _draws(clusters: int, n_resamples: int, seed: int) -> list[np.ndarray]:
-    if clusters < 2:
-        raise EstimateError(
-            "the bootstrap",
-            f"{clusters} case or group",
-            "2 or more: the spread between cases is what it measures",
-        )
-    if n_resamples < 100:
-        raise EstimateError("n_resamples", n_resamples, "100 or more")
+    require_estimate(
+        clusters >= 2,
+        "the bootstrap",
+        f"{clusters} case or group",
+        "2 or more: the spread between cases is what it measures",
+    )
+    require_estimate(n_resamples >= 100, "n_resamples", n_resamples, "100 or more")
     rng = np.random.default_rng(seed)
     size = max(1, _CHUNK // clusters)
     draws = []
@@ -598,16 +601,16 @@ def _joint(
 
 def _points(x: ArrayLike, y: ArrayLike, kind: str) -> tuple[np.ndarray, np.ndarray]:
     first, second = _checked(x, flat=True), _checked(y, flat=True)
-    if kind not in ("pearson", "spearman"):
-        raise EstimateError("kind of correlation", repr(kind), "pearson or spearman")
-    if len(first) != len(second):
-        raise LengthError(x=len(first), y=len(second))
-    if len(first) < 4 or np.ptp(first) == 0 or np.ptp(second) == 0:
-        raise EstimateError(
-            "points",
-            f"{len(first)}, x and y varying by {np.ptp(first)}, {np.ptp(second)}",
-            "4 or more, varying in both",
-        )
+    require_estimate(
+        kind in ("pearson", "spearman"), "kind of correlation", repr(kind), "pearson or spearman"
+    )
+    require_same_length(x=first, y=second)
+    require_estimate(
+        len(first) >= 4 and np.ptp(first) > 0 and np.ptp(second) > 0,
+        "points",
+        f"{len(first)}, x and y varying by {np.ptp(first)}, {np.ptp(second)}",
+        "4 or more, varying in both",
+    )
     return first, second
 
 

@@ -9,15 +9,16 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from xlvlms_tutorial.errors import (
-    ActivationsError,
-    ComparisonError,
-    EstimateError,
-    LengthError,
-    SelectionError,
-)
+from xlvlms_tutorial.errors import ComparisonError
 from xlvlms_tutorial.metrics.answers import with_columns
+from xlvlms_tutorial.metrics.plain import require_estimate
 from xlvlms_tutorial.text import vqa_normalise
+from xlvlms_tutorial.validation import (
+    require,
+    require_activations,
+    require_equal,
+    require_same_length,
+)
 
 _YES_NO = re.compile(r"\s*(yes|no)\s*(?:[,.;:!\n]|$)")
 _BLOCK = 2**24  # logits turned to float64 at once
@@ -71,14 +72,13 @@ def steering_table(
     >>> table.loc["yes"].to_dict()
     {'time': 1.0, 'colour': 1.0, 'to target': 0.5, 'elsewhere': 0.0}
     """
-    if not tables:
-        raise SelectionError("no tables", "give the one without steering first, then one or more")
+    require(tables, "no tables", "give the one without steering first, then one or more")
     first, *others = tables
-    if others != list(changes):
-        raise SelectionError(
-            f"changes for {', '.join(changes) or 'nothing'}",
-            f"give one for each of {', '.join(others)}, in this order",
-        )
+    require(
+        others == list(changes),
+        f"changes for {', '.join(changes) or 'nothing'}",
+        f"give one for each of {', '.join(others)}, in this order",
+    )
     base = tables[first]
     for table in tables.values():
         _same_questions(base, table)
@@ -90,12 +90,12 @@ def steering_table(
         source, target = changes[name]
         predictions = list(base["prediction"]), list(tables[name]["prediction"])
         was_source, is_target, changed = _changes(*predictions, source, target)
-        if was_source.all() or not was_source.any():
-            raise EstimateError(
-                f"the change {name!r}",
-                f"{was_source.sum()} of {len(was_source)} answers {source!r} before",
-                "some, not all",
-            )
+        require_estimate(
+            was_source.any() and not was_source.all(),
+            f"the change {name!r}",
+            f"{was_source.sum()} of {len(was_source)} answers {source!r} before",
+            "some, not all",
+        )
         rows[name]["to target"] = is_target[was_source].mean()
         rows[name]["elsewhere"] = changed[~was_source].mean()
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("steering")
@@ -135,19 +135,17 @@ def answer_kl(
     >>> round(answer_kl(before, after).item(), 2)  # from (1/2, 1/2) to (3/4, 1/4)
     0.14
     """
-    if logits_before.shape != logits_after.shape:
-        raise ComparisonError(
-            "the logits' shapes",
-            tuple(logits_before.shape),
-            tuple(logits_after.shape),
-            "give the same questions twice",
-        )
-    if not logits_before.numel() or not (
-        logits_before.isfinite().all() and logits_after.isfinite().all()
-    ):
-        raise ActivationsError(
-            "logits are missing, NaN or infinite", "give one row or more of finite logits"
-        )
+    require_equal(
+        "the logits' shapes",
+        tuple(logits_before.shape),
+        tuple(logits_after.shape),
+        "give the same questions twice",
+    )
+    require_activations(
+        logits_before.numel() and logits_before.isfinite().all() and logits_after.isfinite().all(),
+        "logits are missing, NaN or infinite",
+        "give one row or more of finite logits",
+    )
     n_rows = max(1, _BLOCK // logits_before.shape[1])  # bounds the memory in float64
     divergences = []
     for p, q in zip(logits_before.split(n_rows), logits_after.split(n_rows), strict=True):
@@ -169,12 +167,12 @@ def _changes(
     before: Sequence[str], after: Sequence[str], source: str, target: str
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return which answers were the source, which are the target now, and which changed."""
-    if len(before) != len(after):
-        raise LengthError(before=len(before), after=len(after))
-    if _read(source) == _read(target):
-        raise SelectionError(
-            f"source {source!r} and target {target!r} are the same answer", "give two that differ"
-        )
+    require_same_length(before=before, after=after)
+    require(
+        _read(source) != _read(target),
+        f"source {source!r} and target {target!r} are the same answer",
+        "give two that differ",
+    )
     was = np.array(list(map(_read, before)), dtype=object)
     now = np.array(list(map(_read, after)), dtype=object)
     return was == _read(source), now == _read(target), was != now
@@ -184,13 +182,12 @@ def _same_questions(before: pd.DataFrame, after: pd.DataFrame) -> None:
     columns = ["type", "question", "target", "answer"]
     for table in (before, after):
         with_columns(table, (*columns, "correct", "prediction"))
-    if len(before) != len(after):
-        raise ComparisonError(
-            "the numbers of questions",
-            len(before),
-            len(after),
-            "give the answers to the same questions",
-        )
+    require_equal(
+        "the numbers of questions",
+        len(before),
+        len(after),
+        "give the answers to the same questions",
+    )
     questions_before = before[columns].reset_index(drop=True).fillna("")
     questions_after = after[columns].reset_index(drop=True).fillna("")
     differing = np.flatnonzero((questions_before != questions_after).any(axis=1)).tolist()

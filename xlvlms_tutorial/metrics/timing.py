@@ -11,8 +11,10 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from xlvlms_tutorial.errors import EstimateError, SelectionError
+from xlvlms_tutorial.errors import EstimateError
 from xlvlms_tutorial.metrics.intervals import bootstrap
+from xlvlms_tutorial.metrics.plain import require_estimate
+from xlvlms_tutorial.validation import require
 
 Device = str | torch.device | None
 
@@ -72,9 +74,11 @@ def measure_time(
     >>> times[["way", "round"]].to_numpy().tolist()
     [['list', 0], ['range', 0], ['range', 1], ['list', 1]]
     """
-    if not ways or rounds < 1 or warm_up < 0:
-        allowed = "give 1 way or more, 1 round or more, and 0 or more to warm up"
-        raise SelectionError(f"{len(ways)} ways, rounds={rounds}, warm_up={warm_up}", allowed)
+    require(
+        ways and rounds >= 1 and warm_up >= 0,
+        f"{len(ways)} ways, rounds={rounds}, warm_up={warm_up}",
+        "give 1 way or more, 1 round or more, and 0 or more to warm up",
+    )
     names = list(ways)
     wait = _waiter(device)
     enter = (lambda way: way()) if prepared else nullcontext
@@ -136,14 +140,14 @@ def time_ratios(times: pd.DataFrame, to: str, seed: int = 0) -> pd.DataFrame:
     {'a': 2.0, 'b': 1.0}
     """
     seconds = _rounds(times)
-    if to not in seconds:
-        raise SelectionError(
-            f"no way is called {to!r}", f"allowed: {', '.join(map(repr, seconds))}"
-        )
-    if not (seconds[to] > 0).all():
-        raise EstimateError(
-            f"seconds of {to!r}", seconds[to].min(), "more than 0; let each way do more"
-        )
+    ways = ", ".join(map(repr, seconds))
+    require(to in seconds, f"no way is called {to!r}", f"allowed: {ways}")
+    require_estimate(
+        (seconds[to] > 0).all(),
+        f"seconds of {to!r}",
+        seconds[to].min(),
+        "more than 0; let each way do more",
+    )
     rows = {}
     for way in seconds:
         ratios = (seconds[way] / seconds[to]).to_numpy()
@@ -237,15 +241,18 @@ def no_collection() -> Iterator[None]:
 
 def _rounds(times: pd.DataFrame) -> pd.DataFrame:
     """Arrange seconds by round (rows) and way (columns, in the order of the table)."""
-    if missing := {"way", "round", "seconds"} - set(times):
-        raise EstimateError(
-            "table of times", f"no column {', '.join(sorted(missing))}", "the table of measure_time"
-        )
+    missing = ", ".join(sorted({"way", "round", "seconds"} - set(times)))
+    require_estimate(
+        not missing, "table of times", f"no column {missing}", "the table of measure_time"
+    )
     counts = times.groupby(["round", "way"]).size()
     rounds, ways = times["round"].nunique(), times["way"].unique()
-    if rounds < 2 or len(counts) != rounds * len(ways) or (counts != 1).any():
-        problem = f"{len(times)} times of {len(ways)} way(s) in {rounds} round(s)"
-        raise EstimateError("times", problem, "2 rounds or more, with each way once in every round")
+    require_estimate(
+        rounds >= 2 and len(counts) == rounds * len(ways) and (counts == 1).all(),
+        "times",
+        f"{len(times)} times of {len(ways)} way(s) in {rounds} round(s)",
+        "2 rounds or more, with each way once in every round",
+    )
     return times.pivot(index="round", columns="way", values="seconds")[ways]
 
 

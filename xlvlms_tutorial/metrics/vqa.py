@@ -12,9 +12,11 @@ from numbers import Real
 import numpy as np
 from jaxtyping import Float64
 
-from xlvlms_tutorial.errors import EstimateError, LengthError
+from xlvlms_tutorial.errors import EstimateError
+from xlvlms_tutorial.metrics.plain import require_estimate, require_lists
 from xlvlms_tutorial.metrics.vqa_official import as_compared
 from xlvlms_tutorial.text import vqa_normalise
+from xlvlms_tutorial.validation import require_same_length
 
 
 def vqa_accuracy(
@@ -63,17 +65,9 @@ def vqa_accuracy(
     >>> vqa_accuracy(["Two.", "red"], references).round(2).tolist()
     [1.0, 0.6]
     """
-    if len(predictions) != len(references):
-        raise LengthError(predictions=len(predictions), references=len(references))
-    if not len(predictions):
-        raise EstimateError("VQA accuracy", "no predictions", "one or more")
-    for answers in references:
-        if isinstance(answers, str) or not len(answers):
-            raise EstimateError(
-                "VQA accuracy",
-                f"references {answers!r}",
-                "a list of one answer or more for each question",
-            )
+    require_same_length(predictions=predictions, references=references)
+    require_estimate(len(predictions) > 0, "VQA accuracy", "no predictions", "one or more")
+    require_lists(references, "VQA accuracy", "a list of one answer or more for each question")
     matches, sizes = [], []
     for prediction, answers in zip(predictions, references, strict=True):
         text, texts = _text(prediction), list(map(_text, answers))
