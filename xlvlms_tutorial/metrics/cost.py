@@ -207,6 +207,7 @@ class _Tally:
         self._open.pop()
 
     def begin(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
+        """Begin a call of the decoder, the ``module``: ``args`` and ``kwargs`` tell its phase."""
         self._book()
         decoding = _decoding(args, kwargs)
         if self.calls == 0:
