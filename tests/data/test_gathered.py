@@ -370,4 +370,4 @@ def test_what_is_told_of_one_picture_costs_the_same_however_much_is_told_already
         20,
         20,
     ]
-    assert part.left == {"repeated captions": 20, "repeated boxes": 20, "repeated questions": 20}
+    assert part.unused == {"repeated captions": 20, "repeated boxes": 20, "repeated questions": 20}

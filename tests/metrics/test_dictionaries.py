@@ -10,7 +10,6 @@ from xlvlms_tutorial.errors import ActivationsError, ComparisonError, EstimateEr
 from xlvlms_tutorial.metrics import dictionaries
 from xlvlms_tutorial.metrics.dictionaries import (
     match_concepts,
-    matched,
     reconstruction_error,
     sparsity,
     stability,
@@ -30,7 +29,7 @@ def test_matched_is_the_best_of_all_assignments(seed, absolute):
         sum(sign(cosine(a[i], b[j])) for i, j in enumerate(order))
         for order in permutations(range(4))
     )
-    found = matched(a, b, absolute)
+    found = match_concepts(a, b, absolute=absolute)
     assert found["cosine"].sum() == pytest.approx(best)
     assert sorted(found["b"]) == list(found["a"]) == [0, 1, 2, 3]
     for row in found.itertuples():
@@ -40,23 +39,23 @@ def test_matched_is_the_best_of_all_assignments(seed, absolute):
 def test_matched_finds_a_shuffled_and_scaled_copy_and_a_smaller_set():
     a = np.random.default_rng(0).normal(size=(5, 8))
     order = [3, 0, 4, 1, 2]
-    found = matched(torch.from_numpy(a[order] * 7).float(), a)
+    found = match_concepts(torch.from_numpy(a[order] * 7).float(), a)
     assert list(found["b"]) == order
     np.testing.assert_allclose(found["cosine"], 1, atol=1e-6)
-    assert list(matched(a[[4, 1]], a)["b"]) == [4, 1]
-    flipped = matched(-a[order], a, absolute=True)
+    assert list(match_concepts(a[[4, 1]], a)["b"]) == [4, 1]
+    flipped = match_concepts(-a[order], a, absolute=True)
     assert list(flipped["b"]) == order
 
 
 def test_matched_refuses_what_has_no_direction_or_another_width():
     with pytest.raises(ActivationsError, match="zero"):
-        matched(np.zeros((2, 3)), np.ones((2, 3)))
+        match_concepts(np.zeros((2, 3)), np.ones((2, 3)))
     with pytest.raises(ActivationsError):
-        matched(np.full((2, 3), np.nan), np.ones((2, 3)))
+        match_concepts(np.full((2, 3), np.nan), np.ones((2, 3)))
     with pytest.raises(ActivationsError):
-        matched(np.ones(3), np.ones((2, 3)))
+        match_concepts(np.ones(3), np.ones((2, 3)))
     with pytest.raises(ComparisonError):
-        matched(np.ones((2, 3)), np.ones((2, 4)))
+        match_concepts(np.ones((2, 3)), np.ones((2, 4)))
 
 
 @given(st.integers(0, 1000), st.booleans())
@@ -86,7 +85,7 @@ def test_of_equal_concepts_the_first_is_the_nearest():
 def test_stability_is_the_mean_over_all_pairs_of_runs():
     runs = np.random.default_rng(1).normal(size=(4, 5, 9))
     wanted = np.mean(
-        [matched(runs[i], runs[j])["cosine"].mean() for i in range(4) for j in range(i)]
+        [match_concepts(runs[i], runs[j])["cosine"].mean() for i in range(4) for j in range(i)]
     )
     found = stability(list(runs))
     assert found.value == pytest.approx(wanted)

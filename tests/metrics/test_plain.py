@@ -11,7 +11,7 @@ import torch
 from xlvlms_tutorial.errors import ActivationsError, EstimateError
 from xlvlms_tutorial.methods.concepts import PCA, most_activating, top_concepts
 from xlvlms_tutorial.metrics.concept_factors import track
-from xlvlms_tutorial.metrics.grounding import bert_score, clip_score, top_scores
+from xlvlms_tutorial.metrics.grounding import bert_scores, clip_score, top_scores
 from xlvlms_tutorial.metrics.intervals import bootstrap, correlation, difference, proportion
 from xlvlms_tutorial.metrics.plain import plain
 
@@ -33,7 +33,7 @@ USES = {
     "track": (lambda codes: track(codes, FACTOR, 100), ActivationsError),
     "top_scores": (lambda codes: top_scores(codes, GOOD, 3), ActivationsError),
     "clip_score": (lambda codes: clip_score(codes, GOOD), ActivationsError),
-    "bert_score": (lambda codes: bert_score([GOOD], [codes]), ActivationsError),
+    "bert_scores": (lambda codes: bert_scores([GOOD], [codes]), ActivationsError),
     "most_activating": (most_activating, ActivationsError),
     "top_concepts": (top_concepts, ActivationsError),
     "fit": (lambda codes: PCA(2).fit(codes), ActivationsError),

@@ -1,12 +1,7 @@
-"""Rounds are interleaved and paired, on a clock of the test's own; memory counts storage once.
-
-Energy is read off made-up meters.
-"""
+"""Rounds are interleaved and paired, on a clock of the test's own; memory counts storage once."""
 
 import gc
-import sys
 from contextlib import contextmanager, nullcontext
-from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -18,14 +13,7 @@ from torch import nn
 
 from xlvlms_tutorial.errors import EstimateError, SelectionError
 from xlvlms_tutorial.metrics.intervals import bootstrap
-from xlvlms_tutorial.metrics.timing import (
-    energy,
-    measure_time,
-    memory_of,
-    peak_memory,
-    time_medians,
-    time_ratios,
-)
+from xlvlms_tutorial.metrics.timing import measure_time, memory_of, time_ratios
 
 
 class Clock:
@@ -132,8 +120,6 @@ def test_ratios_are_medians_of_pairs_whatever_slows_a_round():
 def test_intervals_are_those_of_the_bootstrap_of_the_median(seconds, seed):
     values, rounds = np.array(seconds), np.arange(1, len(seconds) + 1)
     times = series(x=values, one=rounds.astype(float))
-    medians = time_medians(times, seed)
-    assert medians.loc["x"].to_dict() == bootstrap(values, statistic=np.median, seed=seed).asdict()
     shuffled = times.sample(frac=1, random_state=seed)
     ratio = bootstrap(values / rounds, statistic=np.median, seed=seed).asdict()
     assert time_ratios(shuffled, "one", seed).loc["x"].to_dict() == ratio
@@ -152,9 +138,9 @@ def test_times_that_cannot_be_compared_are_refused():
         time_ratios(good, "b")
     for bad in (good[:3], good[good["round"] == 0], pd.concat([good, good]), good[:0]):
         with pytest.raises(EstimateError, match="2 rounds or more"):
-            time_medians(bad)
+            time_ratios(bad, "a")
     with pytest.raises(EstimateError, match="no column seconds"):
-        time_medians(good.drop(columns="seconds"))
+        time_ratios(good.drop(columns="seconds"), "a")
 
 
 # Memory
@@ -221,99 +207,3 @@ def test_memory_that_is_not_there_is_refused():
     model.register_buffer("sparse", torch.eye(3).to_sparse())
     with pytest.raises(EstimateError, match="sparse_coo"):
         memory_of(model)
-
-
-def test_the_peak_is_what_a_call_adds_on_a_gpu_and_unknown_on_a_cpu(monkeypatch):
-    assert peak_memory(lambda: 1 / 0) is peak_memory(lambda: 1 / 0, "cpu") is None
-    held = SimpleNamespace(now=100, peak=900)
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
-    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: held.now)
-    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: held.peak)
-    monkeypatch.setattr(
-        torch.cuda, "reset_peak_memory_stats", lambda device: setattr(held, "peak", held.now)
-    )
-    assert peak_memory(lambda: setattr(held, "peak", 350), "cuda") == 250
-
-
-# Energy
-
-
-def meter(folder, zone, name, used=0, most=1_000_000):
-    where = folder / zone
-    where.mkdir(parents=True)
-    for file, content in (("name", name), ("energy_uj", used), ("max_energy_range_uj", most)):
-        (where / file).write_text(f"{content}\n")
-    return where / "energy_uj"
-
-
-def test_joules_of_all_packages_and_of_nothing_else(tmp_path):
-    one, two = (
-        meter(tmp_path, "intel-rapl:0", "package-0", 100),
-        meter(tmp_path, "intel-rapl:1", "package-1", 999_000),
-    )
-    others = [
-        meter(tmp_path, zone, name)
-        for zone, name in (
-            ("intel-rapl:0:0", "core"),
-            ("intel-rapl:2", "psys"),
-            ("intel-rapl-mmio:0", "package-0"),
-        )
-    ]
-    (tmp_path / "intel-rapl").mkdir()
-
-    def call():
-        one.write_text("500100")
-        two.write_text("1999")  # went round: 1001 to the start, and 1999 on
-        for other in others:
-            other.write_text("77")
-
-    assert energy(call, powercap=tmp_path) == pytest.approx((500_000 + 1_001 + 1_999) / 1e6)
-    with pytest.raises(EstimateError, match="takes longer"):
-        energy(lambda: None, "cpu", tmp_path)
-
-
-def test_without_a_meter_there_is_no_number_and_no_call(tmp_path):
-    assert (
-        energy(lambda: 1 / 0, powercap=tmp_path / "none")
-        is energy(lambda: 1 / 0, powercap=tmp_path)
-        is None
-    )
-    (meter(tmp_path, "intel-rapl:0", "package-0").parent / "max_energy_range_uj").unlink()
-    assert energy(lambda: 1 / 0, powercap=str(tmp_path)) is None
-
-
-class NotSupported(Exception):
-    """As NVML raises it."""
-
-
-def nvml(monkeypatch, read):
-    module = ModuleType("pynvml")
-    module.__spec__ = SimpleNamespace(name="pynvml")
-    module.NVMLError_NotSupported = NotSupported
-    module.nvmlInit = lambda: None
-    module.nvmlDeviceGetHandleByUUID = lambda uuid: uuid
-    module.nvmlDeviceGetTotalEnergyConsumption = read
-    monkeypatch.setitem(sys.modules, "pynvml", module)
-    monkeypatch.setattr(
-        torch.cuda,
-        "get_device_properties",
-        lambda device: SimpleNamespace(uuid=f"of-{device.index}"),
-    )
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
-
-
-def test_joules_of_a_gpu_by_its_own_name(monkeypatch):
-    used = {"GPU-of-1": 5_000}
-    nvml(monkeypatch, used.__getitem__)
-    assert energy(lambda: used.update({"GPU-of-1": 7_500}), "cuda:1") == 2.5
-
-
-def test_a_gpu_that_reports_nothing(monkeypatch):
-    def refuse(handle):
-        raise NotSupported
-
-    nvml(monkeypatch, refuse)
-    assert energy(lambda: 1 / 0, "cuda:0") is None
-    monkeypatch.setitem(sys.modules, "pynvml", None)
-    monkeypatch.setattr("xlvlms_tutorial.metrics.timing.find_spec", lambda name: None)
-    assert energy(lambda: 1 / 0, "cuda:0") is None

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 
 from xlvlms_tutorial._lazy import lazy_attributes
 from xlvlms_tutorial.data.export import write_coco
-from xlvlms_tutorial.errors import DatasetError, SelectionError
-from xlvlms_tutorial.samples import PROMPTS, Question, Sample, both_mention, media, mentioning
+from xlvlms_tutorial.errors import DatasetError
+from xlvlms_tutorial.samples import PROMPTS, Question, Sample, media, mentioning
 from xlvlms_tutorial.text import STYLES
+from xlvlms_tutorial.validation import require
 
 if TYPE_CHECKING:
     from xlvlms_tutorial.data.folder import folder_report
@@ -24,7 +25,6 @@ __all__ = [
     "PROMPTS",
     "Question",
     "Sample",
-    "both_mention",
     "folder_report",
     "load_samples",
     "media",
@@ -85,8 +85,11 @@ def load_samples(
     """
     from xlvlms_tutorial.data import folder, hub, pocket
 
-    if not isinstance(seed, Integral) or seed < 0:
-        raise SelectionError(f"seed={seed!r}", "give a whole number of 0 or more")
+    require(
+        isinstance(seed, Integral) and seed >= 0,
+        f"seed={seed!r}",
+        "give a whole number of 0 or more",
+    )
     name = str(dataset)
     base, _, style = name.rpartition("-")
     if name == "clips":

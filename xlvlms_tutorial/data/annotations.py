@@ -157,7 +157,7 @@ def answer_text(answer: object) -> str | None:
 
 
 def samples_of(
-    records: Sequence[Record], drawn: Iterable[Record], names: Sequence[str] = (), seed: int = 0
+    records: Sequence[Record], selected: Iterable[Record], names: Sequence[str] = (), seed: int = 0
 ) -> list[Sample]:
     """Make samples of records, with the world's factors as truth and questions of its types.
 
@@ -171,7 +171,7 @@ def samples_of(
     records : sequence of Record
         The whole set, by which objects are popular or keep company (POPE, Li et al.
         2023, arXiv 2305.10355).
-    drawn : iterable of Record
+    selected : iterable of Record
         The records that become samples.
     names : sequence of str, default ()
         The kinds of objects; by default those of COCO.
@@ -181,7 +181,7 @@ def samples_of(
     Returns
     -------
     list of Sample
-        One for each record that was drawn.
+        One for each record that was selected.
     """
     names = tuple(names) or OBJECTS
     find = _finder(names)
@@ -194,7 +194,7 @@ def samples_of(
     pictures_of_kind = table.T.tocsr()
     company = lambda present: present @ pictures_of_kind @ table
     samples = []
-    for record in drawn:
+    for record in selected:
         kinds = objects[record.id]
         truth = _truth(record, kinds)
         rng = np.random.default_rng([seed, *record.id.encode("utf-8", "surrogatepass")])
@@ -322,7 +322,8 @@ def _table(pictures: Iterable[list[str]], place: dict[str, int]) -> csr_matrix:
 
     Pairs of kinds would be too many where a picture has many.
     """
-    columns, ends = [], [0]
+    columns = []
+    ends = [0]
     for objects in pictures:
         columns += [place[name] for name in objects if name in place]
         ends.append(len(columns))

@@ -51,7 +51,7 @@ def each(entries: Iterable[object], read_one: Callable) -> list:
 
 def value(
     part: Part,
-    where: str,
+    section: str,
     entry: object,
     key: str,
     kind: type | tuple[type, ...] = (int, str),
@@ -63,7 +63,7 @@ def value(
     ----------
     part : Part
         The file, for the message.
-    where : str
+    section : str
         The list that the entry is of, for the message.
     entry : object
         The entry, which should be a dict.
@@ -81,13 +81,13 @@ def value(
         The message names file and key.
     """
     if not isinstance(entry, dict) or key not in entry:
-        raise Stray(f"{part}: an entry of {where!r} has no {key!r}", KNOWN)
-    return checked(part, where, key, entry[key], kind, empty)
+        raise Stray(f"{part}: an entry of {section!r} has no {key!r}", KNOWN)
+    return checked(part, section, key, entry[key], kind, empty)
 
 
 def checked(
     part: Part,
-    where: str,
+    section: str,
     key: str,
     value: object,
     kind: type | tuple[type, ...],
@@ -99,7 +99,7 @@ def checked(
     ----------
     part : Part
         The file, for the message.
-    where : str
+    section : str
         The entry, or the list that it is of, for the message.
     key : str
         The key of the value, for the message.
@@ -119,7 +119,7 @@ def checked(
     if allowed and isinstance(value, str):
         allowed = plain(value) and (empty or value.strip())
     if not allowed:
-        raise AnnotationError(f"{part}: {key!r} of {where!r} is {reprlib.repr(value)}", KNOWN)
+        raise AnnotationError(f"{part}: {key!r} of {section!r} is {reprlib.repr(value)}", KNOWN)
     return value
 
 
@@ -132,14 +132,14 @@ def plain(text: str) -> bool:
     return True
 
 
-def optional(part: Part, where: str, entry: dict, key: str) -> str | None:
+def optional(part: Part, section: str, entry: dict, key: str) -> str | None:
     """Return the text of a key that need not be there, None where it is not.
 
     Parameters
     ----------
     part : Part
         The file, for the message.
-    where : str
+    section : str
         The list that the entry is of, for the message.
     entry : dict
         The entry.
@@ -153,7 +153,7 @@ def optional(part: Part, where: str, entry: dict, key: str) -> str | None:
     """
     if entry.get(key) is None:
         return None
-    return checked(part, where, key, entry[key], str, True)
+    return checked(part, section, key, entry[key], str, True)
 
 
 def split_of(part: Part, split: object) -> str | None:
@@ -183,14 +183,14 @@ def measured(value: object) -> bool:
     )
 
 
-def answer_of(part: Part, where: str, entry: dict, keys: Iterable[str]) -> str:
+def answer_of(part: Part, section: str, entry: dict, keys: Iterable[str]) -> str:
     """Return the answer of an entry by the first of some keys.
 
     Parameters
     ----------
     part : Part
         The file, for the message.
-    where : str
+    section : str
         The list that the entry is of, for the message.
     entry : dict
         The entry.
@@ -208,9 +208,9 @@ def answer_of(part: Part, where: str, entry: dict, keys: Iterable[str]) -> str:
     if text is None or not plain(text):
         key = key or next(iter(keys))
         if key not in entry:
-            raise Stray(f"{part}: an entry of {where!r} has no {key!r}", KNOWN)
+            raise Stray(f"{part}: an entry of {section!r} has no {key!r}", KNOWN)
         raise AnnotationError(
-            f"{part}: {key!r} of {where!r} is {reprlib.repr(entry[key])}",
+            f"{part}: {key!r} of {section!r} is {reprlib.repr(entry[key])}",
             "give a text, a number or a list of answers",
         )
     return text

@@ -6,8 +6,9 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from xlvlms_tutorial.errors import OutputError, SelectionError, XlvlmsError
+from xlvlms_tutorial.errors import OutputError, XlvlmsError
 from xlvlms_tutorial.samples import Sample
+from xlvlms_tutorial.validation import require
 
 
 def write_coco(samples: Sequence[Sample], folder: str | Path) -> Path:
@@ -47,10 +48,11 @@ def write_coco(samples: Sequence[Sample], folder: str | Path) -> Path:
     ['answers.json', 'captions.json', 'images', 'instances.json', 'questions.json']
     """
     folder = Path(folder).absolute()
-    if not samples or any(sample.modality != "image" for sample in samples):
-        raise SelectionError(
-            "no samples with pictures to write", "give one sample or more, all of modality image"
-        )
+    require(
+        samples and all(sample.modality == "image" for sample in samples),
+        "no samples with pictures to write",
+        "give one sample or more, all of modality image",
+    )
     # unlike Path's, these take any name
     if os.path.isfile(folder) or os.path.isdir(folder) and os.listdir(folder):
         raise OutputError(folder, "it holds files already")

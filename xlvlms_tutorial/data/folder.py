@@ -21,9 +21,10 @@ from xlvlms_tutorial.data.entries import KNOWN, Stray
 from xlvlms_tutorial.data.formats import read
 from xlvlms_tutorial.data.gathered import Gathered, Part, missing
 from xlvlms_tutorial.data.tree import DATA, SPLITS, Tree, folder_split, hidden, listing, named_split
-from xlvlms_tutorial.errors import AnnotationError, DatasetError, SelectionError
+from xlvlms_tutorial.errors import AnnotationError, DatasetError
 from xlvlms_tutorial.samples import Sample
 from xlvlms_tutorial.text import style_rate
+from xlvlms_tutorial.validation import require
 
 _SEEDS = {"train": 0, "validation": 2, "test": 4}  # each split is drawn in an order of its own
 
@@ -65,10 +66,8 @@ def folder_samples(folder: str | Path, n: int, split: str = "test", seed: int = 
     SelectionError
         If ``n`` is below 1, or the folder has no such split.
     """
-    if not isinstance(n, Integral) or n < 1:
-        raise SelectionError(f"n={n!r}", "give 1 or more")
-    if split not in SPLITS:
-        raise SelectionError(f"no split {split!r}", f"allowed: {', '.join(_SEEDS)}")
+    require(isinstance(n, Integral) and n >= 1, f"n={n!r}", "give 1 or more")
+    require(split in SPLITS, f"no split {split!r}", f"allowed: {', '.join(_SEEDS)}")
     split = SPLITS[split]
     gathered = _gathered(Path(folder))
     splits = sorted({p.split for p in gathered.pictures} - {None})
@@ -91,11 +90,11 @@ def folder_samples(folder: str | Path, n: int, split: str = "test", seed: int = 
             "none leaks into another split",
             stacklevel=3,
         )
-    if not records:
-        raise SelectionError(
-            f"{folder}: no split {split!r}",
-            f"there are: {', '.join(splits) or 'no annotated pictures'}",
-        )
+    require(
+        records,
+        f"{folder}: no split {split!r}",
+        f"there are: {', '.join(splits) or 'no annotated pictures'}",
+    )
     if absent := [p for p in records if not p.exists]:
         raise missing(gathered.tree, absent)
     records.sort(key=lambda r: r.id)
@@ -144,8 +143,8 @@ def folder_report(folder: str | Path) -> pd.DataFrame:
     gathered = _gathered(folder)
     rows = []
     for part in gathered.parts:
-        counts = Counter() if part.reason else part.taken | Counter(pictures=len(part.pictures))
-        reason = part.why or _counts(part.left)
+        counts = Counter() if part.reason else part.used | Counter(pictures=len(part.pictures))
+        reason = part.why or _counts(part.unused)
         rows.append((part.file, part.form, part.split or "", _counts(counts), reason))
     n_pictures = Counter(picture.split for picture in gathered.pictures)
     splits = []
@@ -191,7 +190,8 @@ def _read(folder: Path, listed: tuple, files: tuple[tuple[str, int, int, bool], 
     root = folder.resolve()
     private = set()
     for place, names in listed:
-        for file in (f"{place}{name}" for name in names if hidden(name)):
+        for name in filter(hidden, names):
+            file = f"{place}{name}"
             private.add(file)
             reason = "hidden: systems and editors make it for themselves"
             gathered.parts.append(Part(file, str(folder / file), reason=reason, quiet=True))
@@ -245,15 +245,15 @@ def _count_alone(gathered: Gathered) -> None:
     """Note of each file what of it can be in no sample."""
     divided = any(p.split for p in gathered.pictures)
     for part in gathered.parts:
-        if part.form == "VQA answers" and not (part.taken or part.left or part.reason):
+        if part.form == "VQA answers" and not (part.used or part.unused or part.reason):
             part.reason = f"{part}: no question asks for its answers"
         if part.reason:
             continue
         pictures = part.pictures.values()
         unsplit = sum(picture.split is None for picture in pictures)
-        part.left["pictures in no split, while others are in one"] = divided * unsplit
+        part.unused["pictures in no split, while others are in one"] = divided * unsplit
         absent = sum(not picture.exists for picture in pictures)
-        part.left["pictures that are missing"] = absent
+        part.unused["pictures that are missing"] = absent
 
 
 def _unsplit(gathered: Gathered) -> list[str]:
@@ -263,7 +263,7 @@ def _unsplit(gathered: Gathered) -> list[str]:
     return []
 
 
-def in_style(samples: Sequence[Sample], style: str, where: str) -> list[Sample]:
+def in_style(samples: Sequence[Sample], style: str, dataset: str) -> list[Sample]:
     """Return the same samples, each with its one caption that has most of a style.
 
     Parameters
@@ -272,8 +272,8 @@ def in_style(samples: Sequence[Sample], style: str, where: str) -> list[Sample]:
         The samples; those without captions are left out.
     style : {"place", "colour", "mood"}
         The style.
-    where : str
-        The dataset, for the message.
+    dataset : str
+        Its name, for the message.
 
     Returns
     -------
@@ -289,7 +289,7 @@ def in_style(samples: Sequence[Sample], style: str, where: str) -> list[Sample]:
     rates = [style_rate(sample.captions, style) for sample in samples]
     if not any(rate.any() for rate in rates):
         raise AnnotationError(
-            f"{where}: no caption of {len(samples)} samples has a word of {style}",
+            f"{dataset}: no caption of {len(samples)} samples has a word of {style}",
             "give more samples or other captions",
         )
     styled = []

@@ -142,20 +142,12 @@ def _read_coco(gathered: Gathered, part: Part, content: dict) -> None:
     def kind(entry: object) -> None:
         key = str(value(part, "categories", entry, "id"))
         name = value(part, "categories", entry, "name", str).strip()
-        if names.setdefault(key, name) != name:
-            raise AnnotationError(
-                f"{part}: kind {key} is both {names[key]} and {name}",
-                "give every kind an id of its own",
-            )
+        _require_one_name(part, names, key, name, "kind", "kind")
 
     def image(entry: object) -> tuple:
         key = str(value(part, "images", entry, "id"))
         name, split = _listed(part, entry)
-        if listed.setdefault(key, name) != name:
-            raise AnnotationError(
-                f"{part}: image {key} is both {listed[key]} and {name}",
-                "give every picture an id of its own",
-            )
+        _require_one_name(part, listed, key, name, "image", "picture")
         width = entry.get("width")
         if not measured(width) or width <= 0:
             width = None
@@ -188,6 +180,17 @@ def _read_coco(gathered: Gathered, part: Part, content: dict) -> None:
         else:
             picture.boxes = picture.boxes or []
             gathered.box(part, picture, entry, number, crowd)
+
+
+def _require_one_name(
+    part: Part, names: dict[str, str], key: str, name: str, kind: str, thing: str
+) -> None:
+    """Note the name that an id stands for, and refuse an id that stands for two."""
+    if names.setdefault(key, name) != name:
+        raise AnnotationError(
+            f"{part}: {kind} {key} is both {names[key]} and {name}",
+            f"give every {thing} an id of its own",
+        )
 
 
 def _box(part: Part, names: dict[str, str], entry: dict) -> tuple[tuple, str | None, bool]:

@@ -34,8 +34,8 @@ class Part:
     path: str
     split: str | None = None
     form: str = ""
-    taken: Counter = field(default_factory=Counter)
-    left: Counter = field(default_factory=Counter)
+    used: Counter = field(default_factory=Counter)
+    unused: Counter = field(default_factory=Counter)
     reason: str = ""
     quiet: bool = False  # nobody meant it for data
     pictures: dict[int, Picture] = field(default_factory=dict)
@@ -71,7 +71,7 @@ class Gathered:
         self.shared: list[tuple[str, str]] = []
         self.answers: dict[tuple, dict[str, tuple[Part, str]]] = defaultdict(dict)
 
-    def listed(self, part: Part, key: str, name: str, own: str | None = None) -> Picture:
+    def listed(self, part: Part, key: str, name: str, entry_split: str | None = None) -> Picture:
         """Return the picture of an entry that names its file.
 
         Parameters
@@ -82,7 +82,7 @@ class Gathered:
             The picture's id in that file.
         name : str
             The picture's file.
-        own : str, optional
+        entry_split : str, optional
             The split that the entry tells; by default the file's.
 
         Raises
@@ -92,16 +92,16 @@ class Gathered:
             put the picture into two splits.
         """
         name = inside(part, name)
-        split = own or part.split
+        split = entry_split or part.split
         path = self.tree.picture(part.file, name, split)
-        if path and not own and "/" not in name and self.tree.apart(path, split):
+        if path and not entry_split and "/" not in name and self.tree.apart(path, split):
             path = None  # the picture of another split that has the same name
         mark = path or (name, split)
         picture = self.by_place.get(mark) or self._copy(key, path, split)
         if picture is None:
             picture = self._new(key, path, name)
         self.by_place[mark] = self.by_id[key][id(picture)] = picture
-        return self._placed(part, picture, split, BY_ENTRY if own else BY_FILE)
+        return self._placed(part, picture, split, BY_ENTRY if entry_split else BY_FILE)
 
     def numbered(self, part: Part, key: str, split: str | None, by_name: bool = False) -> Picture:
         """Return the picture of an entry that gives an id alone.
@@ -213,7 +213,7 @@ class Gathered:
         if text:
             self._add(part, "captions", (id(picture), text), picture.captions, text)
         else:
-            part.left["empty captions"] += 1
+            part.unused["empty captions"] += 1
 
     def question(
         self, part: Part, picture: Picture, question: Question, key: object = None
@@ -235,11 +235,11 @@ class Gathered:
 
     def _add(self, part: Part, kind: str, mark: tuple, entries: list, content: object) -> None:
         if mark in self.marks:
-            part.left[f"repeated {kind}"] += 1
+            part.unused[f"repeated {kind}"] += 1
             return
         self.marks.add(mark)
         entries.append(content)
-        part.taken[kind] += 1
+        part.used[kind] += 1
 
     def box(self, part: Part, picture: Picture, box: tuple, key: object, crowd: bool) -> None:
         """Add a box unless it repeats one.
@@ -264,13 +264,13 @@ class Gathered:
         mark = (id(picture), box)
         part.boxes[mark].add(key)
         if len(part.boxes[mark]) <= self.n_boxes[mark]:
-            part.left["repeated boxes"] += 1
+            part.unused["repeated boxes"] += 1
             return
         self.n_boxes[mark] += 1
         picture.boxes.append(box)
         if crowd:
             picture.crowds.add(box[0])
-        part.taken["boxes"] += 1
+        part.used["boxes"] += 1
 
     def answer(self, part: Part, question: str, image: str | None, text: str) -> None:
         """Keep the answer to a question, by the question's id, the picture's and the file.
@@ -334,9 +334,9 @@ class Gathered:
         if len({text for _, text in answers}) > 1:
             raise _two_answers(question, answers)
         (source, text), *repeated = answers
-        source.taken["answers"] += 1
+        source.used["answers"] += 1
         for source, _ in repeated:
-            source.left["repeated answers"] += 1
+            source.unused["repeated answers"] += 1
         return text
 
     def finish(self) -> None:
@@ -347,13 +347,14 @@ class Gathered:
         # of no use after reading, and large
         self.marks.clear()
         self.n_boxes.clear()
-        gone, needed = set(), set()
+        gone = set()
+        needed = set()
         for part in self.parts:
             part.boxes.clear()
             pictures = list(part.pictures.values())
             if pictures and not any(picture.exists for picture in pictures):
                 part.reason = str(missing(self.tree, pictures))
-                part.taken.clear()
+                part.used.clear()
                 gone.update(part.pictures)
             if not part.reason:
                 needed.update(part.pictures)

@@ -7,7 +7,7 @@ import io
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice
+from itertools import compress, islice
 from numbers import Integral
 from urllib.request import urlopen
 from zlib import crc32
@@ -22,9 +22,10 @@ from xlvlms_tutorial.data.annotations import (
     question_type,
     samples_of,
 )
-from xlvlms_tutorial.errors import HubError, LoadError, SelectionError, XlvlmsError
+from xlvlms_tutorial.errors import HubError, LoadError, XlvlmsError
 from xlvlms_tutorial.samples import Question, Sample
 from xlvlms_tutorial.text import STYLES, style_share
+from xlvlms_tutorial.validation import require
 
 BUFFER = 1000  # rows from which shuffling draws the next
 RATE = 16_000  # samples a second of sounds
@@ -101,12 +102,9 @@ def hub_samples(name: str, n: int, split: str = "test", seed: int = 0) -> list[S
     """
     source = HUB[name]
     split = "validation" if split == "val" else split
-    if not isinstance(n, Integral) or n < 1:
-        raise SelectionError(f"n={n!r}", "give 1 or more")
-    if split not in source.splits:
-        raise SelectionError(
-            f"{name} has no split {split!r}", f"there are: {', '.join(source.splits)}"
-        )
+    splits = ", ".join(source.splits)
+    require(isinstance(n, Integral) and n >= 1, f"n={n!r}", "give 1 or more")
+    require(split in source.splits, f"{name} has no split {split!r}", f"there are: {splits}")
     records = []
     with _translated(name, source):
         rows = _stream(source, source.splits[split], seed)
@@ -176,9 +174,7 @@ def _selected(source: HubSet, split: str, records: Iterator[Record]) -> Iterator
             continue
         if source.style:
             fitting = style_share(record.captions, source.style) if record.captions else []
-            record.captions = [
-                caption for caption, fits in zip(record.captions, fitting, strict=True) if fits
-            ]
+            record.captions = list(compress(record.captions, fitting))
         if record.captions or not source.style:
             yield record
 

@@ -116,9 +116,9 @@ def add_rows(gathered: Gathered, part: Part, rows: list, form: str) -> None:
         for fact, value in facts.items():
             if value is not None or fact not in picture.truth:
                 differs = picture.truth.get(fact, value) not in (None, value)
-                part.left["facts that a later row says otherwise"] += differs
+                part.unused["facts that a later row says otherwise"] += differs
                 picture.truth[fact] = value
-                part.taken["facts"] += value is not None
+                part.used["facts"] += value is not None
 
 
 def _row(gathered: Gathered, part: Part, row: object) -> tuple:

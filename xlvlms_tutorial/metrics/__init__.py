@@ -24,13 +24,11 @@ if TYPE_CHECKING:
         ReconstructionError,
         Sparsity,
         match_concepts,
-        matched,
         reconstruction_error,
         sparsity,
         stability,
     )
     from xlvlms_tutorial.metrics.grounding import (
-        bert_score,
         bert_scores,
         clip_score,
         overlap,
@@ -46,28 +44,12 @@ if TYPE_CHECKING:
         permutation_p,
         proportion,
         resampled_shares,
-        share,
     )
     from xlvlms_tutorial.metrics.references import bleu, cider
-    from xlvlms_tutorial.metrics.timing import (
-        energy,
-        measure_time,
-        memory_of,
-        peak_memory,
-        time_medians,
-        time_ratios,
-    )
-    from xlvlms_tutorial.metrics.vqa import (
-        answer_counts,
-        answer_kl,
-        answer_type,
-        side_effects,
-        steering_table,
-        targeted_change,
-        vqa_accuracy,
-        vqa_normalise,
-    )
-    from xlvlms_tutorial.text import STYLE_WORDS, forms, style_rate, style_share
+    from xlvlms_tutorial.metrics.steering import answer_kl, steering_table
+    from xlvlms_tutorial.metrics.timing import measure_time, memory_of, time_ratios
+    from xlvlms_tutorial.metrics.vqa import vqa_accuracy
+    from xlvlms_tutorial.text import STYLE_WORDS, forms, style_rate, style_share, vqa_normalise
 
 __all__ = [
     "CAPTION_FACTORS",
@@ -78,11 +60,8 @@ __all__ = [
     "Sparsity",
     "accuracy_by_type",
     "agreement",
-    "answer_counts",
     "answer_kl",
     "answer_table",
-    "answer_type",
-    "bert_score",
     "bert_scores",
     "bleu",
     "bootstrap",
@@ -94,34 +73,27 @@ __all__ = [
     "count_flops",
     "decoder_flops",
     "difference",
-    "energy",
     "exact_match",
     "forms",
     "informative",
     "interval",
     "match_concepts",
-    "matched",
     "measure_time",
     "memory_of",
     "names",
     "normalise",
     "overlap",
-    "peak_memory",
     "permutation_p",
     "pope",
     "proportion",
     "reconstruction_error",
     "resampled_shares",
-    "share",
-    "side_effects",
     "sparsity",
     "spoken",
     "stability",
     "steering_table",
     "style_rate",
     "style_share",
-    "targeted_change",
-    "time_medians",
     "time_ratios",
     "top_scores",
     "track",

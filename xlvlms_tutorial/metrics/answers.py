@@ -5,10 +5,11 @@ from collections.abc import Collection, Sequence
 import pandas as pd
 from numpy.typing import ArrayLike
 
-from xlvlms_tutorial.errors import EstimateError, LengthError
-from xlvlms_tutorial.metrics.intervals import share
+from xlvlms_tutorial.metrics.intervals import proportion
+from xlvlms_tutorial.metrics.plain import require_estimate
 from xlvlms_tutorial.samples import Question
 from xlvlms_tutorial.text import normalise
+from xlvlms_tutorial.validation import require_same_length
 
 COLUMNS = ("type", "stratum", "answer", "prediction", "correct", "target", "question")
 
@@ -72,7 +73,7 @@ def answer_table(predictions: Sequence[str], questions: Sequence[Question]) -> p
 
     The other functions for answers (:func:`accuracy_by_type`,
     :func:`~xlvlms_tutorial.metrics.hallucination.pope`,
-    :func:`~xlvlms_tutorial.metrics.vqa.side_effects`) start from it.
+    :func:`~xlvlms_tutorial.metrics.steering.steering_table`) start from it.
 
     Parameters
     ----------
@@ -101,8 +102,7 @@ def answer_table(predictions: Sequence[str], questions: Sequence[Question]) -> p
     >>> table["correct"].tolist()
     [True, False]
     """
-    if len(predictions) != len(questions):
-        raise LengthError(predictions=len(predictions), questions=len(questions))
+    require_same_length(predictions=predictions, questions=questions)
     rows = []
     for prediction, question in zip(predictions, questions, strict=True):
         correct = exact_match(prediction, question.answer)
@@ -157,21 +157,20 @@ def accuracy_by_type(
     {'overall': 0.5, 'count': 0.5}
     """
     with_columns(table, ("type", "correct"))
-    if table.empty:
-        raise EstimateError("accuracy", "no answers", "a table with one answer or more")
+    require_estimate(not table.empty, "accuracy", "no answers", "a table with one answer or more")
     labels = group_labels(table, groups)
     correct = table["correct"].to_numpy()
-    estimates = {"overall": share(correct, labels, seed=seed).asdict()}
+    estimates = {"overall": proportion(correct, labels, seed=seed).asdict()}
     for kind in table["type"].unique():
         rows = (table["type"] == kind).to_numpy()
-        estimates[kind] = share(correct[rows], labels[rows], seed=seed).asdict()
+        estimates[kind] = proportion(correct[rows], labels[rows], seed=seed).asdict()
     return pd.DataFrame(list(estimates.values()), index=pd.Index(estimates, name="type"))
 
 
 def with_columns(
     table: pd.DataFrame,
     names: Collection[str],
-    wanted: str = "a table of answers, as answer_table makes it",
+    allowed: str = "a table of answers, as answer_table makes it",
 ) -> pd.DataFrame:
     """Return the columns of a table that are needed, or refuse the table.
 
@@ -181,7 +180,7 @@ def with_columns(
         What the caller gave.
     names : collection of str
         The columns that are needed.
-    wanted : str
+    allowed : str
         What to give instead, for the message.
 
     Raises
@@ -189,14 +188,14 @@ def with_columns(
     EstimateError
         If it is no table, or lacks a column; the message names those that it has.
     """
-    if not isinstance(table, pd.DataFrame):
-        raise EstimateError("a table", f"a {type(table).__name__}", wanted)
-    if missing := [name for name in names if name not in table]:
-        problem = (
-            f"no column {', '.join(map(repr, missing))} among "
-            f"{', '.join(map(str, table.columns)) or 'none'}"
-        )
-        raise EstimateError("a table", problem, wanted)
+    is_table = isinstance(table, pd.DataFrame)
+    require_estimate(is_table, "a table", f"a {type(table).__name__}", allowed)
+    missing = [name for name in names if name not in table]
+    problem = (
+        f"no column {', '.join(map(repr, missing))} among "
+        f"{', '.join(map(str, table.columns)) or 'none'}"
+    )
+    require_estimate(not missing, "a table", problem, allowed)
     return table[list(names)]
 
 
@@ -209,6 +208,5 @@ def group_labels(table: pd.DataFrame, groups: ArrayLike | None) -> pd.Series:
         If there are not as many labels as rows.
     """
     labels = pd.Series(range(len(table)) if groups is None else groups).reset_index(drop=True)
-    if len(labels) != len(table):
-        raise LengthError(rows=len(table), groups=len(labels))
+    require_same_length(rows=table, groups=labels)
     return labels

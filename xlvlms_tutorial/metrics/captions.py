@@ -6,8 +6,9 @@ from functools import lru_cache
 
 import pandas as pd
 
-from xlvlms_tutorial.errors import LengthError, WordListError
+from xlvlms_tutorial.errors import WordListError
 from xlvlms_tutorial.text import composed, forms, unspaced, whole_words
+from xlvlms_tutorial.validation import require_same_length
 
 CAPTION_FACTORS = ("subject", "action", "item", "colour", "place")
 SOUND_FACTORS = ("sound", "loudness", "background")
@@ -85,8 +86,7 @@ def caption_attributes(
     >>> bool(table["colour"].all()), table.notna().sum().to_dict()
     (True, {'subject': 1, 'colour': 1, 'place': 0})
     """
-    if len(captions) != len(truths):
-        raise LengthError(captions=len(captions), truths=len(truths))
+    require_same_length(captions=captions, truths=truths)
     rows = []
     for caption, truth in zip(captions, truths, strict=True):
         rows.append([_named(caption, truth, factor) for factor in factors])

@@ -21,11 +21,12 @@ from scipy.special import xlogy
 from scipy.stats import false_discovery_control, rankdata
 from sklearn.metrics import adjusted_mutual_info_score
 
-from xlvlms_tutorial.errors import ActivationsError, EstimateError, LengthError, SelectionError
+from xlvlms_tutorial.errors import ActivationsError, LengthError, SelectionError
 from xlvlms_tutorial.metrics.intervals import Estimate, interval, resampled_shares
-from xlvlms_tutorial.metrics.plain import plain
+from xlvlms_tutorial.metrics.plain import plain, require_estimate
 from xlvlms_tutorial.samples import Sample
 from xlvlms_tutorial.text import whole_words
+from xlvlms_tutorial.validation import require, require_activations
 
 N_BINS = 3  # for the codes that are not zero
 _BLOCK = 2**22  # numbers of one array at a time, to bound memory
@@ -116,14 +117,13 @@ def track(
     """
     activations = _codes(codes)
     n, k = activations.shape
-    if n_permutations < 100:
-        raise EstimateError("n_permutations", n_permutations, "100 or more")
-    if top is not None and top < 1:
-        raise SelectionError(f"top={top}", "give 1 or more of the most activating rows, or None")
-    n_top = min(10, max(1, n // k)) if top is None else top
-    tables = [
-        _tracked(activations, factor, n_permutations, n_top, seed) for factor in _factors(truth, n)
-    ]
+    require_estimate(n_permutations >= 100, "n_permutations", n_permutations, "100 or more")
+    if top is None:
+        top = min(10, max(1, n // k))
+    require(top >= 1, f"top={top}", "give 1 or more of the most activating rows, or None")
+    tables = []
+    for factor in _factors(truth, n):
+        tables.append(_tracked(activations, factor, n_permutations, top, seed))
     table = pd.concat(tables, ignore_index=True)
     table.insert(table.columns.get_loc("p") + 1, "p_adjusted", false_discovery_control(table["p"]))
     return table.sort_values("concept", kind="stable", ignore_index=True)
@@ -223,12 +223,12 @@ def informative(truth: pd.DataFrame | Mapping) -> pd.DataFrame:
         counts.append(f"{name}: {n_values} in {n_rows} rows")
         if 1 < n_values <= _max_values(n_rows):
             selected.append(name)
-    if not selected:
-        raise EstimateError(
-            "numbers of values",
-            ", ".join(counts) or "no factors",
-            "a factor with at least 2 different values that repeat; give more samples",
-        )
+    require_estimate(
+        selected,
+        "numbers of values",
+        ", ".join(counts) or "no factors",
+        "a factor with at least 2 different values that repeat; give more samples",
+    )
     return table[selected]
 
 
@@ -302,16 +302,15 @@ def _codes(codes: ArrayLike) -> Float[np.ndarray, "n k"]:
         raise ActivationsError(
             f"codes are not numbers ({cause})", "give one row of codes for each sample"
         ) from cause
-    if values.ndim != 2 or values.size == 0:
-        raise ActivationsError(
-            f"codes have the shape {values.shape}",
-            "give (n, k): one row for each sample, one column for each concept",
-        )
-    if not np.isfinite(values).all():
-        raise ActivationsError(
-            f"{int((~np.isfinite(values)).sum())} of {values.size} codes are NaN or infinite",
-            "give finite codes",
-        )
+    require_activations(
+        values.ndim == 2 and values.size > 0,
+        f"codes have the shape {values.shape}",
+        "give (n, k): one row for each sample, one column for each concept",
+    )
+    n_bad = int((~np.isfinite(values)).sum())
+    require_activations(
+        n_bad == 0, f"{n_bad} of {values.size} codes are NaN or infinite", "give finite codes"
+    )
     return values
 
 
@@ -326,12 +325,12 @@ def _factors(truth: pd.DataFrame | Mapping, n: int) -> list[_Factor]:
         counts.append(f"{name}: {len(factor.values)}")
         if len(factor.values) > 1:
             factors.append(factor)
-    if not factors:
-        raise EstimateError(
-            "numbers of values",
-            ", ".join(counts) or "no factors",
-            "a factor with at least 2 different values",
-        )
+    require_estimate(
+        factors,
+        "numbers of values",
+        ", ".join(counts) or "no factors",
+        "a factor with at least 2 different values",
+    )
     return factors
 
 
@@ -343,11 +342,11 @@ def _factor(name: object, column: pd.Series) -> _Factor:
             f"the values of factor {name!r} cannot be told apart ({cause})", "give words or numbers"
         ) from cause
     rows = numbers >= 0
-    if len(values) > _max_values(int(rows.sum())):
-        advice = "give factors whose values repeat, or put a measurement into bins first"
-        raise SelectionError(
-            f"factor {name!r} has {len(values)} values in {rows.sum()} rows", advice
-        )
+    require(
+        len(values) <= _max_values(int(rows.sum())),
+        f"factor {name!r} has {len(values)} values in {rows.sum()} rows",
+        "give factors whose values repeat, or put a measurement into bins first",
+    )
     return _Factor(name, rows, numbers[rows], np.asarray(values, dtype=object))
 
 

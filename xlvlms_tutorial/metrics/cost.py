@@ -1,7 +1,4 @@
-"""What a call costs: operations counted as they run; time, memory and energy measured.
-
-The operations are those on floating-point numbers.
-"""
+"""What a call costs in floating-point operations, counted as they run."""
 
 import re
 from collections import Counter
@@ -15,26 +12,8 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from xlvlms_tutorial.errors import EstimateError, SelectionError
-from xlvlms_tutorial.metrics.timing import (
-    energy,
-    measure_time,
-    memory_of,
-    peak_memory,
-    time_medians,
-    time_ratios,
-)
-
-__all__ = [
-    "count_flops",
-    "decoder_flops",
-    "energy",
-    "measure_time",
-    "memory_of",
-    "peak_memory",
-    "time_medians",
-    "time_ratios",
-]
+from xlvlms_tutorial.metrics.plain import require_estimate
+from xlvlms_tutorial.validation import require
 
 Parts = Mapping[str, nn.Module | Iterable[nn.Module]]
 
@@ -188,11 +167,11 @@ def decoder_flops(
     sizes = {"tokens": tokens, "layers": layers, "width": width, "hidden": hidden}
     _check_integers(sizes | {"heads": heads, "kv_heads": k, "batch": batch}, 1)
     _check_integers({"vocabulary": vocabulary, "logits": logits, "cached": cached}, 0)
-    if heads % k or (head_size is None and width % heads):
-        raise SelectionError(
-            f"{heads} heads, {k} kv_heads and width {width}",
-            "allowed: kv_heads divides heads, heads divides width",
-        )
+    require(
+        heads % k == 0 and (head_size is not None or width % heads == 0),
+        f"{heads} heads, {k} kv_heads and width {width}",
+        "allowed: kv_heads divides heads, heads divides width",
+    )
     e = width // heads if head_size is None else head_size
     _check_integers({"head_size": e}, 1)
     flops = {
@@ -228,6 +207,7 @@ class _Tally:
         self._open.pop()
 
     def begin(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
+        """Begin a call of the decoder, the ``module``: ``args`` and ``kwargs`` tell its phase."""
         self._book()
         decoding = _decoding(args, kwargs)
         if self.calls == 0:
@@ -332,17 +312,18 @@ def _owners(parts: Parts) -> dict[nn.Module, str]:
     owners: dict[nn.Module, str] = {}
     for part, members in parts.items():
         modules = [members] if isinstance(members, nn.Module) else list(members)
-        if part in ("rest", "total") or not modules:
-            raise SelectionError(
-                f"part {part!r} with {len(modules)} modules",
-                "give 1 or more, under another name than rest and total",
-            )
+        require(
+            modules and part not in ("rest", "total"),
+            f"part {part!r} with {len(modules)} modules",
+            "give 1 or more, under another name than rest and total",
+        )
         for module in modules:
-            if owners.setdefault(module, part) != part:
-                raise SelectionError(
-                    f"one {type(module).__name__} is in {owners[module]!r} and in {part!r}",
-                    "a module has one part",
-                )
+            owner = owners.setdefault(module, part)
+            require(
+                owner == part,
+                f"one {type(module).__name__} is in {owner!r} and in {part!r}",
+                "a module has one part",
+            )
     return owners
 
 
@@ -371,24 +352,25 @@ def _decoding(args: tuple, kwargs: dict) -> bool:
 
 
 def _check(tally: _Tally, missed: set[str], decoder: nn.Module | None) -> None:
-    if missed:
-        advice = (
-            "operators of torch itself; run the model unquantised and with "
-            "attn_implementation 'sdpa' or 'eager'"
-        )
-        raise EstimateError(
-            "operators that multiply and have no formula", ", ".join(sorted(missed)), advice
-        )
-    if not tally.flops:
-        raise EstimateError(
-            "floating-point operations of the call",
-            0,
-            "a call that multiplies matrices or convolves",
-        )
-    if decoder is not None and not tally.calls:
-        raise EstimateError(
-            "calls of the decoder", 0, "the decoder of the model that the call runs, or none"
-        )
+    require_estimate(
+        not missed,
+        "operators that multiply and have no formula",
+        ", ".join(sorted(missed)),
+        "operators of torch itself; run the model unquantised and with "
+        "attn_implementation 'sdpa' or 'eager'",
+    )
+    require_estimate(
+        tally.flops,
+        "floating-point operations of the call",
+        0,
+        "a call that multiplies matrices or convolves",
+    )
+    require_estimate(
+        decoder is None or tally.calls,
+        "calls of the decoder",
+        0,
+        "the decoder of the model that the call runs, or none",
+    )
 
 
 def _table(
@@ -404,5 +386,5 @@ def _table(
 
 def _check_integers(sizes: Mapping[str, object], minimum: int) -> None:
     for name, size in sizes.items():
-        if isinstance(size, bool) or not isinstance(size, Integral) or size < minimum:
-            raise SelectionError(f"{name}={size!r}", f"allowed: whole numbers of {minimum} or more")
+        valid = isinstance(size, Integral) and not isinstance(size, bool) and size >= minimum
+        require(valid, f"{name}={size!r}", f"allowed: whole numbers of {minimum} or more")

@@ -17,8 +17,15 @@ from numpy.typing import ArrayLike
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from xlvlms_tutorial.errors import ActivationsError, ComparisonError, EstimateError, SelectionError
+from xlvlms_tutorial.errors import ActivationsError
 from xlvlms_tutorial.metrics.intervals import Estimate, bootstrap
+from xlvlms_tutorial.metrics.plain import require_estimate
+from xlvlms_tutorial.validation import (
+    require,
+    require_activations,
+    require_equal,
+    require_one_of,
+)
 
 MATCHES = ("one-to-one", "argmax")
 
@@ -119,56 +126,23 @@ def match_concepts(
     0  0  1     1.0
     1  1  0     0.8
     """
-    if how not in MATCHES:
-        raise SelectionError(
-            f"unknown matching {how!r}", f"allowed: {', '.join(map(repr, MATCHES))}"
-        )
+    require_one_of(how, MATCHES, "matching")
     directions_a, directions_b = _directions(a, "a"), _directions(b, "b")
-    if directions_a.shape[1] != directions_b.shape[1]:
-        raise ComparisonError(
-            "widths of the components",
-            directions_a.shape[1],
-            directions_b.shape[1],
-            "compare dictionaries of the same layer and model",
-        )
+    require_equal(
+        "widths of the components",
+        directions_a.shape[1],
+        directions_b.shape[1],
+        "compare dictionaries of the same layer and model",
+    )
     cosines = (directions_a @ directions_b.T).clip(-1, 1)
-    cosines = np.abs(cosines) if absolute else cosines
+    if absolute:
+        cosines = np.abs(cosines)
     if how == "argmax":
-        rows, columns = np.arange(len(directions_a)), cosines.argmax(axis=1)
+        rows = np.arange(len(directions_a))
+        columns = cosines.argmax(axis=1)
     else:
         rows, columns = linear_sum_assignment(cosines, maximize=True)
     return pd.DataFrame({"a": rows, "b": columns, "cosine": cosines[rows, columns]})
-
-
-def matched(a: ArrayLike | Tensor, b: ArrayLike | Tensor, absolute: bool = False) -> pd.DataFrame:
-    """Match components one to one by their cosines, as :func:`match_concepts` does by default.
-
-    Parameters
-    ----------
-    a, b : array-like or Tensor (k, d) and (l, d)
-        Components, a row each.
-    absolute : bool, default False
-        Whether to compare by :math:`|S|`, for components whose sign is arbitrary.
-
-    Returns
-    -------
-    pandas.DataFrame
-        Columns a and b (numbers of rows) and cosine, in the order of ``a``.
-
-    Raises
-    ------
-    ActivationsError
-        If components are missing, not finite, or zero, which has no direction.
-    ComparisonError
-        If the two are not equally wide.
-
-    Examples
-    --------
-    >>> from xlvlms_tutorial.metrics import matched
-    >>> matched([[1, 0], [0, 1]], [[0, 2], [-5, 0]], absolute=True)["b"].tolist()
-    [1, 0]
-    """
-    return match_concepts(a, b, absolute=absolute)
 
 
 def stability(
@@ -220,14 +194,10 @@ def stability(
     """
     directions = [_directions(run, f"run {i}") for i, run in enumerate(components)]
     n_runs = len(directions)
-    if n_runs < 2:
-        raise EstimateError("runs", n_runs, "2 or more, fitted with different seeds")
-    shape = directions[0].shape
+    require_estimate(n_runs >= 2, "runs", n_runs, "2 or more, fitted with different seeds")
+    advice = "fit the runs with the same settings"
     for run in directions:
-        if run.shape != shape:
-            raise ComparisonError(
-                "shapes of the components", shape, run.shape, "fit the runs with the same settings"
-            )
+        require_equal("shapes of the components", directions[0].shape, run.shape, advice)
     matches = {}
     for i, j in combinations(range(n_runs), 2):
         matches[i, j] = match_concepts(directions[i], directions[j], absolute=absolute)
@@ -272,18 +242,19 @@ def reconstruction_error(A: ArrayLike | Tensor, A_hat: ArrayLike | Tensor) -> Re
     >>> reconstruction_error([[1.0, 0.0], [3.0, 0.0]], [[2.0, 0.0], [2.0, 0.0]])
     ReconstructionError(of_energy=0.2, of_variance=1.0, explained_variance=0.0)
     """
-    activations, reconstructions = _matrix(A, "activations"), _matrix(A_hat, "reconstructions")
-    if activations.shape != reconstructions.shape:
-        raise ComparisonError(
-            "shapes",
-            tuple(activations.shape),
-            tuple(reconstructions.shape),
-            "give the reconstructions of these activations",
-        )
-    if (activations == activations[0]).all():
-        raise ActivationsError(
-            "the activations are all the same", "give at least two samples that differ"
-        )
+    activations = _matrix(A, "activations")
+    reconstructions = _matrix(A_hat, "reconstructions")
+    require_equal(
+        "shapes",
+        tuple(activations.shape),
+        tuple(reconstructions.shape),
+        "give the reconstructions of these activations",
+    )
+    require_activations(
+        (activations != activations[0]).any(),
+        "the activations are all the same",
+        "give at least two samples that differ",
+    )
     reconstructions = reconstructions.to(activations.device)
     mean = activations.mean(dim=0, dtype=torch.float64)
     step = max(1, _BLOCK // activations.shape[1])
@@ -326,8 +297,7 @@ def sparsity(codes: ArrayLike | Tensor, threshold: float = 0.0) -> Sparsity:
     >>> sparsity([[1.0, 0.0], [0.5, 0.0]])
     Sparsity(zeros=0.5, active=1.0, dead=0.5)
     """
-    if not threshold >= 0:
-        raise SelectionError(f"threshold={threshold}", "give 0 or more")
+    require(threshold >= 0, f"threshold={threshold}", "give 0 or more")
     active = _matrix(codes, "codes").abs() > threshold
     share = active.double().mean().item()
     used = active.any(dim=0).double().mean().item()
@@ -346,23 +316,26 @@ def _matrix(values: ArrayLike | Tensor, name: str) -> Float[Tensor, "n d"]:
         ) from cause
     if not matrix.is_floating_point():
         matrix = matrix.double()
-    if matrix.ndim != 2 or not matrix.numel():
-        raise ActivationsError(
-            f"{name} have the shape {tuple(matrix.shape)}", "give one row for each of one or more"
-        )
-    if bad := int((~matrix.isfinite()).sum()):
-        raise ActivationsError(
-            f"{name}: {bad} of {matrix.numel()} numbers are NaN or infinite", "give finite numbers"
-        )
+    require_activations(
+        matrix.ndim == 2 and matrix.numel() > 0,
+        f"{name} have the shape {tuple(matrix.shape)}",
+        "give one row for each of one or more",
+    )
+    n_bad = int((~matrix.isfinite()).sum())
+    require_activations(
+        n_bad == 0,
+        f"{name}: {n_bad} of {matrix.numel()} numbers are NaN or infinite",
+        "give finite numbers",
+    )
     return matrix
 
 
 def _directions(components: ArrayLike | Tensor, name: str) -> Float[np.ndarray, "k d"]:
     matrix = _matrix(components, f"components of {name}").double().cpu().numpy()
     sizes = np.linalg.norm(matrix, axis=1, keepdims=True)
-    if not sizes.all():
-        raise ActivationsError(
-            f"components of {name}: {int((sizes == 0).sum())} are zero",
-            "leave them out, they have no direction",
-        )
+    require_activations(
+        sizes.all(),
+        f"components of {name}: {int((sizes == 0).sum())} are zero",
+        "leave them out, they have no direction",
+    )
     return matrix / sizes

@@ -16,15 +16,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from xlvlms_tutorial.errors import (
-    ActivationsError,
-    ComparisonError,
-    LengthError,
-    SelectionError,
-    WordListError,
-)
+from xlvlms_tutorial.errors import WordListError
 from xlvlms_tutorial.metrics.answers import with_columns
 from xlvlms_tutorial.metrics.plain import plain
+from xlvlms_tutorial.validation import require, require_activations, require_equal
 
 _LARGEST = 1e30
 _BLOCK = 2**20  # cosines computed at once: bounds memory, and stays in the cache of a processor
@@ -72,88 +67,15 @@ def clip_score(
     [[2.5, 0.0]]
     """
     # above, the product would be infinite in float32
-    if isinstance(w, bool) or not 0 < w <= _LARGEST:
-        raise SelectionError(
-            f"w={w}", f"allowed: a positive number up to {_LARGEST:.0e}; the paper's is 2.5"
-        )
+    require(
+        not isinstance(w, bool) and 0 < w <= _LARGEST,
+        f"w={w}",
+        f"allowed: a positive number up to {_LARGEST:.0e}; the paper's is 2.5",
+    )
     pictures = _unit(_tensor(images), "image embeddings")
     sentences = _unit(_tensor(texts), "text embeddings")
     pictures, sentences = _comparable(pictures, sentences)
     return (pictures @ sentences.T).clamp_(0, 1).mul_(w).cpu().numpy()
-
-
-def bert_score(
-    candidates: Sequence[Vectors],
-    references: Sequence[Vectors | Sequence[Vectors]],
-    best: str = "max",
-    baseline: float | int | None = None,
-) -> pd.DataFrame:
-    r"""Compute BERTScore of candidate i with reference i from their token embeddings.
-
-    Use it to compare texts by meaning instead of by words; :func:`bert_scores` compares all with
-    all. With the cosine :math:`s_{ab}` of candidate token a and reference token b: :math:`P =
-    \frac1t \sum_a \max_b s_{ab}`, :math:`R = \frac1u \sum_b \max_a s_{ab}`, :math:`F = 2PR/(P +
-    R)`; F is 0 where P or R is not positive, where a harmonic mean says nothing. From "BERTScore:
-    Evaluating Text Generation with BERT" (Zhang et al. 2020, arXiv 1904.09675), without weights for
-    rare words.
-
-    Tokens match only tokens that are given: the authors' package lets a word match the special
-    tokens ([CLS], [SEP]) of the other text too, which moves F by some thousandths; give these among
-    the others to have the same.
-
-    Parameters
-    ----------
-    candidates : sequence of Tensor or ndarray (t, e)
-        The token embeddings of each candidate.
-    references : sequence of Tensor or ndarray (u, e)
-        Those of the reference of each candidate, or of a list of several references.
-    best : {"max", "mean"}, default "max"
-        Of several references, whether to take the largest of each column or their mean.
-    baseline : float, optional
-        The score b that unrelated texts reach: each number becomes :math:`(x - b)/(1 - b)`. By
-        default scores are not rescaled.
-
-    Returns
-    -------
-    pandas.DataFrame
-        Columns precision, recall, f1; one row a candidate.
-
-    Raises
-    ------
-    LengthError
-        If there are not as many references as candidates.
-    ActivationsError
-        If there are no texts, a text has no tokens, or a token's
-        embedding is NaN, infinite or zero.
-    ComparisonError
-        If embeddings differ in width.
-    SelectionError
-        If ``best`` is unknown, or the baseline is not below 1.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from xlvlms_tutorial.metrics import bert_score
-    >>> table = bert_score([np.eye(2)], [np.eye(2)[:1]])
-    >>> table.round(2).to_numpy().tolist()
-    [[0.5, 1.0, 0.67]]
-    """
-    _check_options(baseline, best)
-    if len(candidates) != len(references):
-        raise LengthError(candidates=len(candidates), references=len(references))
-    texts, sizes = [], []
-    for reference in references:
-        group = [reference] if isinstance(reference, Vectors) else list(reference)
-        texts += group
-        sizes.append(len(group))
-    if not all(sizes):
-        raise ActivationsError(
-            "a candidate has no reference", "give one or more for each candidate"
-        )
-    owner = np.repeat(np.arange(len(sizes)), sizes)
-    ours, theirs = _comparable_texts(_packed(candidates, "candidate"), _packed(texts, "reference"))
-    table = _harmonic(*_pairs(ours, theirs, owner), baseline)
-    return table.groupby(owner).agg(best) if len(owner) > len(sizes) else table
 
 
 def bert_scores(
@@ -161,10 +83,18 @@ def bert_scores(
     references: Sequence[Vectors],
     baseline: float | int | None = None,
 ) -> np.ndarray:
-    """Compute the BERTScore F1 of every candidate with every reference.
+    r"""Compute the BERTScore F1 of every candidate with every reference.
 
-    Entry (i, j) is ``bert_score([c_i], [r_j])["f1"]``. Texts are sorted by length and compared in
-    blocks, so that memory is bounded and little of the work goes into padding.
+    Use it to compare texts by meaning instead of by words. With the cosine :math:`s_{ab}` of
+    candidate token a and reference token b: :math:`P = \frac1t \sum_a \max_b s_{ab}`, :math:`R =
+    \frac1u \sum_b \max_a s_{ab}`, :math:`F = 2PR/(P + R)`; F is 0 where P or R is not positive,
+    where a harmonic mean says nothing. From "BERTScore: Evaluating Text Generation with BERT"
+    (Zhang et al. 2020, arXiv 1904.09675), without weights for rare words.
+
+    Tokens match only tokens that are given: the authors' package lets a word match the special
+    tokens ([CLS], [SEP]) of the other text too, which moves F by some thousandths; give these among
+    the others to have the same. Texts are sorted by length and compared in blocks, so that memory
+    is bounded and little of the work goes into padding.
 
     Parameters
     ----------
@@ -198,7 +128,11 @@ def bert_scores(
     >>> bert_scores([np.eye(2)], [np.eye(2)[:1], np.eye(2)]).round(2).tolist()
     [[0.67, 1.0]]
     """
-    _check_options(baseline)
+    require(
+        baseline is None or -1 <= baseline < 1,
+        f"baseline={baseline}",
+        "allowed: None, or a number from -1 to below 1",
+    )
     ours, theirs = _comparable_texts(
         _packed(candidates, "candidate"), _packed(references, "reference")
     )
@@ -210,7 +144,9 @@ def bert_scores(
         padded_rows = _padded(ours, rows)
         for block, padded_block in columns:
             scores[rows[:, None], block] = _f1(*_all_matches(padded_rows, padded_block))
-    return _rescaled(scores, baseline).cpu().numpy()
+    if baseline is not None:
+        scores = (scores - baseline) / (1 - baseline)
+    return scores.cpu().numpy()
 
 
 def overlap(words: Mapping[int, Sequence[str]] | pd.DataFrame) -> pd.Series:
@@ -248,8 +184,7 @@ def overlap(words: Mapping[int, Sequence[str]] | pd.DataFrame) -> pd.Series:
     # in how many other lists each word of each list is
     shared = pairs.groupby("word")["concept"].transform("size") - 1
     concepts = pairs["concept"].nunique()
-    if concepts < 2:
-        raise SelectionError(f"the overlap of {concepts} concept", "give 2 concepts or more")
+    require(concepts >= 2, f"the overlap of {concepts} concept", "give 2 concepts or more")
     return (shared.groupby(pairs["concept"], sort=False).mean() / (concepts - 1)).rename("overlap")
 
 
@@ -300,23 +235,23 @@ def top_scores(codes: np.ndarray, scores: np.ndarray, n_concepts: int = 5) -> pd
     [[0.9, 0.6, 2.0]]
     """
     strength, scores = np.abs(_numbers(codes, "codes")), _numbers(scores, "scores")
-    if strength.shape != scores.shape:
-        raise ComparisonError(
-            "codes and scores",
-            strength.shape,
-            scores.shape,
-            "give one of each for every sample and concept",
-        )
-    if not 3 <= n_concepts <= strength.shape[1]:
-        raise SelectionError(
-            f"n_concepts={n_concepts}", f"allowed: 3 to {strength.shape[1]}, the number of concepts"
-        )
+    require_equal(
+        "codes and scores",
+        strength.shape,
+        scores.shape,
+        "give one of each for every sample and concept",
+    )
+    require(
+        3 <= n_concepts <= strength.shape[1],
+        f"n_concepts={n_concepts}",
+        f"allowed: 3 to {strength.shape[1]}, the number of concepts",
+    )
     silent = int((strength.max(axis=1) == 0).sum())
-    if silent:
-        raise ActivationsError(
-            f"no concept is active in {silent} of {len(codes)} samples",
-            "leave them out, or lower the penalty",
-        )
+    require_activations(
+        silent == 0,
+        f"no concept is active in {silent} of {len(codes)} samples",
+        "leave them out, or lower the penalty",
+    )
     concepts = np.argsort(-strength, axis=1, kind="stable")[:, :n_concepts]
     top = np.take_along_axis(scores, concepts[:, :3], axis=1)
     active = (np.take_along_axis(strength, concepts, axis=1) > 0).sum(axis=1)
@@ -335,24 +270,22 @@ class _Texts(NamedTuple):
 
 
 def _packed(texts: Sequence[Vectors], kind: str) -> _Texts:
-    if not len(texts):
-        raise ActivationsError(
-            f"no {kind}s", "give the token embeddings (t, e) of one text or more"
-        )
+    require_activations(
+        len(texts) > 0, f"no {kind}s", "give the token embeddings (t, e) of one text or more"
+    )
     parts = list(map(_tensor, texts))
     for number, part in enumerate(parts):
-        if part.ndim != 2 or not part.numel():
-            raise ActivationsError(
-                f"{kind} {number} has shape {tuple(part.shape)}",
-                "give (tokens, width), one token or more",
-            )
-        if part.shape[1] != parts[0].shape[1]:
-            raise ComparisonError(
-                f"widths of {kind}s",
-                parts[0].shape[1],
-                part.shape[1],
-                "embed all texts with one model",
-            )
+        require_activations(
+            part.ndim == 2 and part.numel() > 0,
+            f"{kind} {number} has shape {tuple(part.shape)}",
+            "give (tokens, width), one token or more",
+        )
+        require_equal(
+            f"widths of {kind}s",
+            parts[0].shape[1],
+            part.shape[1],
+            "embed all texts with one model",
+        )
     tokens = _unit(torch.cat(parts), f"token embeddings of {kind}s")
     lengths = torch.tensor([len(part) for part in parts], device=tokens.device)
     return _Texts(tokens, lengths.cumsum(0) - lengths, lengths)
@@ -391,23 +324,6 @@ def _all_matches(
     return precision, torch.einsum("buc,uc->bc", cosines.amax(dim=0), weights_y)
 
 
-def _pairs(
-    ours: _Texts, theirs: _Texts, owner: np.ndarray
-) -> tuple[Float[Tensor, "p"], Float[Tensor, "p"]]:
-    """Compute precision and recall of reference j with candidate ``owner[j]``."""
-    partner = torch.as_tensor(owner, device=ours.tokens.device)
-    area = ours.lengths[partner] * theirs.lengths
-    n_rows = max(1, _BLOCK // int(ours.lengths.max() * theirs.lengths.max()))
-    precision, recall = ours.tokens.new_empty(2, len(owner))
-    for rows in area.argsort().split(n_rows):
-        x, weights_x = _padded(ours, partner[rows])
-        y, weights_y = _padded(theirs, rows)
-        cosines = x.transpose(0, 1) @ y.permute(1, 2, 0)
-        precision[rows] = (cosines.amax(dim=2) * weights_x.T).sum(dim=1)
-        recall[rows] = (cosines.amax(dim=1) * weights_y.T).sum(dim=1)
-    return precision, recall
-
-
 def _f1(precision: Tensor, recall: Tensor) -> Tensor:
     positive = (precision > 0) & (recall > 0)
     return torch.where(
@@ -415,55 +331,34 @@ def _f1(precision: Tensor, recall: Tensor) -> Tensor:
     )
 
 
-def _harmonic(precision: Tensor, recall: Tensor, baseline: float | int | None) -> pd.DataFrame:
-    columns = {"precision": precision, "recall": recall, "f1": _f1(precision, recall)}
-    return pd.DataFrame(
-        {name: _rescaled(values, baseline).cpu().numpy() for name, values in columns.items()}
-    )
-
-
-def _rescaled(values: Tensor, baseline: float | int | None) -> Tensor:
-    return values if baseline is None else (values - baseline) / (1 - baseline)
-
-
-def _check_options(baseline: float | int | None, best: str = "max") -> None:
-    if baseline is not None and not -1 <= baseline < 1:
-        raise SelectionError(
-            f"baseline={baseline}", "allowed: None, or a number from -1 to below 1"
-        )
-    if best not in ("max", "mean"):
-        raise SelectionError(f"best={best!r}", "allowed: 'max', 'mean'")
-
-
 def _tensor(values: Vectors) -> Tensor:
     return values.detach() if isinstance(values, Tensor) else torch.as_tensor(plain(values))
 
 
 def _unit(vectors: Tensor, kind: str) -> Tensor:
-    if vectors.ndim != 2 or not vectors.numel() or vectors.is_complex():
-        raise ActivationsError(
-            f"no {kind}: {vectors.dtype} of shape {tuple(vectors.shape)}",
-            "give one row of real numbers or more",
-        )
+    require_activations(
+        vectors.ndim == 2 and vectors.numel() and not vectors.is_complex(),
+        f"no {kind}: {vectors.dtype} of shape {tuple(vectors.shape)}",
+        "give one row of real numbers or more",
+    )
     vectors = vectors if vectors.dtype == torch.float64 else vectors.float()
     lengths = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
-    bad = int(((lengths == 0) | ~lengths.isfinite()).sum())
-    if bad:
-        raise ActivationsError(
-            f"{kind}: {bad} of {len(vectors)} are zero, NaN or infinite",
-            "a cosine needs a direction; check the inputs",
-        )
+    n_bad = int(((lengths == 0) | ~lengths.isfinite()).sum())
+    require_activations(
+        n_bad == 0,
+        f"{kind}: {n_bad} of {len(vectors)} are zero, NaN or infinite",
+        "a cosine needs a direction; check the inputs",
+    )
     return vectors / lengths
 
 
 def _comparable(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-    if first.shape[1] != second.shape[1]:
-        raise ComparisonError(
-            "widths of embeddings",
-            first.shape[1],
-            second.shape[1],
-            "embed both sides with one model",
-        )
+    require_equal(
+        "widths of embeddings",
+        first.shape[1],
+        second.shape[1],
+        "embed both sides with one model",
+    )
     wide = torch.promote_types(first.dtype, second.dtype)
     return first.to(wide), second.to(first.device, wide)
 
@@ -476,15 +371,15 @@ def _comparable_texts(ours: _Texts, theirs: _Texts) -> tuple[_Texts, _Texts]:
 
 def _numbers(values: np.ndarray, name: str) -> np.ndarray:
     values = plain(values)
-    if values.ndim != 2 or not values.size:
-        raise ActivationsError(
-            f"{name} of shape {values.shape}", "give (samples, concepts), one of each or more"
-        )
-    if not np.isfinite(values).all():
-        raise ActivationsError(
-            f"{name}: {int((~np.isfinite(values)).sum())} of {values.size} are NaN or infinite",
-            "give finite numbers",
-        )
+    require_activations(
+        values.ndim == 2 and values.size > 0,
+        f"{name} of shape {values.shape}",
+        "give (samples, concepts), one of each or more",
+    )
+    n_bad = int((~np.isfinite(values)).sum())
+    require_activations(
+        n_bad == 0, f"{name}: {n_bad} of {values.size} are NaN or infinite", "give finite numbers"
+    )
     return values
 
 
@@ -495,7 +390,8 @@ def _pairs_of_words(words: Mapping[int, Sequence[str]] | pd.DataFrame) -> pd.Dat
             words, ("concept", "word"), "a table of words, as concepts.words makes it"
         )
     else:
-        rows, empty = [], []
+        rows = []
+        empty = []
         for concept, listed in words.items():
             if isinstance(listed, str) or not len(listed):
                 empty.append(concept)

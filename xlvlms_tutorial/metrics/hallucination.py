@@ -11,11 +11,13 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
-from xlvlms_tutorial.errors import EstimateError, LengthError, WordListError
+from xlvlms_tutorial.errors import WordListError
 from xlvlms_tutorial.metrics.answers import group_labels, normalise, with_columns, yes_or_no
 from xlvlms_tutorial.metrics.captions import separate
-from xlvlms_tutorial.metrics.intervals import proportion, share
+from xlvlms_tutorial.metrics.intervals import proportion
+from xlvlms_tutorial.metrics.plain import require_estimate
 from xlvlms_tutorial.text import composed, forms, whole_words
+from xlvlms_tutorial.validation import require_same_length
 
 # Right before another object's name these say of what kind it is, and name no person: a
 # passenger jet, a baby elephant.
@@ -81,19 +83,19 @@ def pope(table: pd.DataFrame, groups: ArrayLike | None = None, seed: int = 0) ->
     """
     with_columns(table, ("type", "stratum", "answer", "prediction", "correct"))
     presence = (table["type"] == "presence").to_numpy(dtype=bool)
-    if not presence.any():
-        raise EstimateError(
-            "presence questions", "none", "a table with one presence question or more"
-        )
+    require_estimate(
+        presence.any(), "presence questions", "none", "a table with one presence question or more"
+    )
     labels = group_labels(table, groups)[presence]
     rows = table[presence]
     rows = rows.assign(answer=[normalise(str(answer)) for answer in rows["answer"]])
-    if unexpected := set(rows["answer"]) - {"yes", "no"}:
-        raise EstimateError(
-            "correct answers of presence questions",
-            ", ".join(map(repr, sorted(unexpected))),
-            "yes and no",
-        )
+    unexpected = sorted(set(rows["answer"]) - {"yes", "no"})
+    require_estimate(
+        not unexpected,
+        "correct answers of presence questions",
+        ", ".join(map(repr, unexpected)),
+        "yes and no",
+    )
     scores = {}
     for stratum in rows["stratum"].unique():
         if isinstance(stratum, str):
@@ -108,8 +110,8 @@ def _scores(rows: pd.DataFrame, labels: pd.Series, seed: int) -> dict[str, float
     yes = (answers == "yes").to_numpy()
     present = (rows["answer"] == "yes").to_numpy()
     n_hits, n_yes, n_present = (int(mask.sum()) for mask in (yes & present, yes, present))
-    accuracy = share(rows["correct"].to_numpy(), labels, seed=seed)
-    ratio = share(yes, labels, seed=seed)
+    accuracy = proportion(rows["correct"].to_numpy(), labels, seed=seed)
+    ratio = proportion(yes, labels, seed=seed)
     return {
         "accuracy": accuracy.value,
         "accuracy_low": accuracy.low,
@@ -176,16 +178,15 @@ def chair(
     >>> table["value"].round(2).to_dict()
     {'CHAIR_i': 0.33, 'CHAIR_s': 0.5}
     """
-    if len(captions) != len(present):
-        raise LengthError(captions=len(captions), present=len(present))
+    require_same_length(captions=captions, present=present)
     words = _vocabulary(vocabulary)
     unknown = sorted(set().union(*present) - set(words))
-    if unknown:
-        raise EstimateError(
-            "objects present",
-            ", ".join(unknown),
-            "words of the vocabulary, or the vocabulary widened by these",
-        )
+    require_estimate(
+        not unknown,
+        "objects present",
+        ", ".join(unknown),
+        "words of the vocabulary, or the vocabulary widened by these",
+    )
     named = list(map(_reader(words), captions))
     counts = []
     for named_objects, present_objects in zip(named, present, strict=True):
@@ -248,7 +249,7 @@ def _chair_i(counts: np.ndarray, seed: int) -> dict[str, float]:
     mentions = np.concatenate(
         [[True] * absent + [False] * (total - absent) for absent, total in counts]
     )
-    return share(mentions, np.repeat(np.arange(len(counts)), counts[:, 1]), seed=seed).asdict()
+    return proportion(mentions, np.repeat(np.arange(len(counts)), counts[:, 1]), seed=seed).asdict()
 
 
 def _ratio(part: int, total: int) -> float:

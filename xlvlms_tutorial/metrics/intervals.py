@@ -5,16 +5,16 @@ Shares by Wilson's score interval, everything else by the bootstrap.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import permutations
 from math import isfinite, sqrt
 from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.stats import rankdata
+from scipy.stats import permutation_test, rankdata
 
-from xlvlms_tutorial.errors import EstimateError, LengthError
-from xlvlms_tutorial.metrics.plain import plain
+from xlvlms_tutorial.errors import EstimateError
+from xlvlms_tutorial.metrics.plain import plain, require_estimate, require_level
+from xlvlms_tutorial.validation import require_same_length
 
 _CHUNK = 2**22  # indices drawn at once, to bound memory
 
@@ -56,17 +56,19 @@ class Estimate:
     n: int | np.integer
 
     def __post_init__(self) -> None:
-        if not all(map(isfinite, (self.value, self.low, self.high))):
-            raise EstimateError(
-                "an estimate",
-                f"value {self.value}, interval [{self.low}, {self.high}]",
-                "finite numbers",
-            )
-        if not self.low <= self.value <= self.high:
-            problem = f"value {self.value} outside [{self.low}, {self.high}]"
-            raise EstimateError("an estimate", problem, "an interval that contains its value")
-        if self.n < 1:
-            raise EstimateError("an estimate", f"n = {self.n}", "1 observation or more")
+        require_estimate(
+            all(map(isfinite, (self.value, self.low, self.high))),
+            "an estimate",
+            f"value {self.value}, interval [{self.low}, {self.high}]",
+            "finite numbers",
+        )
+        require_estimate(
+            self.low <= self.value <= self.high,
+            "an estimate",
+            f"value {self.value} outside [{self.low}, {self.high}]",
+            "an interval that contains its value",
+        )
+        require_estimate(self.n >= 1, "an estimate", f"n = {self.n}", "1 observation or more")
 
     def __str__(self) -> str:
         return f"{self.value:.2f} [{self.low:.2f}, {self.high:.2f}]"
@@ -87,18 +89,33 @@ class Estimate:
         }
 
 
-def proportion(successes: ArrayLike, level: float = 0.95) -> Estimate:
-    """Estimate the share of True in independent trials with the Wilson score interval.
+def proportion(
+    successes: ArrayLike,
+    groups: ArrayLike | None = None,
+    level: float = 0.95,
+    n_resamples: int = 2000,
+    seed: int = 0,
+) -> Estimate:
+    """Estimate the share of True in trials, by Wilson or by the cluster bootstrap.
 
-    Use it for accuracies and rates. The interval is honest at 0 and 1. Where trials belong to
-    groups, such as several questions about one scene, use :func:`share`.
+    Use it for accuracies and rates, with ``groups`` where several trials belong together, such as
+    the questions about one scene. The interval is Wilson's score interval where each trial is its
+    own group, which is honest at 0 and 1, and the cluster bootstrap's elsewhere. Where all trials
+    agree the bootstrap would claim certainty; then Wilson's interval counts groups instead of
+    trials.
 
     Parameters
     ----------
     successes : array-like (n,)
         True and False, or 1 and 0.
+    groups : array-like (n,), optional
+        A label for each trial; by default each trial is its own group.
     level : float, default 0.95
         The confidence level, between 0 and 1.
+    n_resamples : int, default 2000
+        How often groups are resampled, 100 or more.
+    seed : int, default 0
+        Of the bootstrap.
 
     Returns
     -------
@@ -109,12 +126,16 @@ def proportion(successes: ArrayLike, level: float = 0.95) -> Estimate:
     ------
     EstimateError
         If there are no trials, a value is neither 0 nor 1, or the level is not between 0 and 1.
+    LengthError
+        If ``groups`` has another length.
 
     Examples
     --------
     >>> from xlvlms_tutorial.metrics import proportion
     >>> print(proportion([True, True, True, False]))
     0.75 [0.30, 0.95]
+    >>> print(proportion([True, True, False, False], groups=["a", "a", "b", "b"]))
+    0.50 [0.00, 1.00]
     """
     trials = _checked(successes, flat=True)
     if not _binary(trials):
@@ -123,7 +144,11 @@ def proportion(successes: ArrayLike, level: float = 0.95) -> Estimate:
             f"values such as {trials[~np.isin(trials, (0, 1))][0]}",
             "True and False (or 1 and 0)",
         )
-    return _wilson(float(trials.mean()), len(trials), len(trials), level)
+    value = float(trials.mean())
+    n_groups = len(np.unique(_labels(groups, len(trials))))
+    if n_groups in (1, len(trials)) or value in (0.0, 1.0):
+        return _wilson(value, n_groups, len(trials), level)
+    return bootstrap(trials, groups, level=level, n_resamples=n_resamples, seed=seed)
 
 
 def bootstrap(
@@ -137,7 +162,7 @@ def bootstrap(
     """Estimate a statistic of the rows of an array with the percentile bootstrap interval.
 
     Use it for means, medians and any other statistic of samples. A share that is exactly 0 or 1 has
-    no spread to resample: use :func:`share`.
+    no spread to resample: use :func:`proportion`.
 
     Parameters
     ----------
@@ -178,62 +203,6 @@ def bootstrap(
     labels = _labels(groups, len(rows))
     resamples = _resamples(rows, labels, statistic, n_resamples, seed)
     return interval(float(statistic(rows)), resamples, len(rows), level)
-
-
-def share(
-    successes: ArrayLike,
-    groups: ArrayLike | None = None,
-    level: float = 0.95,
-    n_resamples: int = 2000,
-    seed: int = 0,
-) -> Estimate:
-    """Estimate the share of True in trials, by Wilson or by the cluster bootstrap.
-
-    Use it where several trials may belong to one group, such as the questions about one scene. The
-    interval is Wilson's where each trial is its own group, the cluster bootstrap's elsewhere. Where
-    all trials agree the bootstrap would claim certainty; then Wilson's interval counts groups
-    instead of trials.
-
-    Parameters
-    ----------
-    successes : array-like (n,)
-        True and False, or 1 and 0.
-    groups : array-like (n,), optional
-        A label for each trial; by default each trial is its own group.
-    level : float, default 0.95
-        The confidence level, between 0 and 1.
-    n_resamples : int, default 2000
-        How often groups are resampled, 100 or more.
-    seed : int, default 0
-        Of the bootstrap.
-
-    Returns
-    -------
-    Estimate
-        The share, its interval, and the number of trials.
-
-    Raises
-    ------
-    EstimateError
-        If there are no trials, or a value is neither 0 nor 1.
-    LengthError
-        If ``groups`` has another length.
-
-    Examples
-    --------
-    >>> from xlvlms_tutorial.metrics import share
-    >>> print(share([True, True, True, False]))
-    0.75 [0.30, 0.95]
-    >>> print(share([True, True, False, False], groups=["a", "a", "b", "b"]))
-    0.50 [0.00, 1.00]
-    """
-    independent = proportion(successes, level)
-    clusters = len(np.unique(_labels(groups, independent.n)))
-    if clusters == independent.n:
-        return independent
-    if clusters == 1 or independent.value in (0.0, 1.0):
-        return _wilson(independent.value, clusters, independent.n, level)
-    return bootstrap(successes, groups, level=level, n_resamples=n_resamples, seed=seed)
 
 
 def difference(
@@ -291,12 +260,14 @@ def difference(
     0.50 [0.00, 1.00]
     """
     first, second = _checked(a, flat=True), _checked(b, flat=True)
-    if paired and len(first) != len(second):
-        raise LengthError(a=len(first), b=len(second))
-    if not paired and (groups_a is None) != (groups_b is None):
-        raise EstimateError(
-            "groups", "groups of one side only", "groups for both sides or for none"
-        )
+    if paired:
+        require_same_length(a=first, b=second)
+    require_estimate(
+        paired or (groups_a is None) == (groups_b is None),
+        "groups",
+        "groups of one side only",
+        "groups for both sides or for none",
+    )
     labels_a = _labels(groups_a, len(first))
     labels_b = labels_a if paired else _labels(groups_b, len(second))
     value = float(first.mean() - second.mean())
@@ -386,8 +357,8 @@ def permutation_p(
     kind : {"pearson", "spearman"}, default "pearson"
         Of the values, or of their ranks.
     n_permutations : int, default 10_000
-        How many random orders are tried, 1,000 or more. For 7 points or fewer all orders are tried
-        instead.
+        How many random orders are tried, 1,000 or more. Where there are no more orders than that
+        (by default for 7 points or fewer) each is tried once instead.
     seed : int, default 0
         Of the random orders.
 
@@ -410,22 +381,21 @@ def permutation_p(
     >>> round(permutation_p([1, 2, 3, 4], [1, 2, 3, 4]), 3)  # 2 of 24 orders
     0.083
     """
-    first, second = (rankdata(side) if kind == "spearman" else side for side in _points(x, y, kind))
-    if n_permutations < 1000:
-        raise EstimateError("n_permutations", n_permutations, "1,000 or more")
-    numbers = np.arange(len(first))
-    if len(first) > 7:
-        extra = 1  # random orders take that of the data with them
-        rng = np.random.default_rng(seed)
-        orders = rng.permuted(np.tile(numbers, (n_permutations, 1)), axis=1)
-    else:
-        extra = 0
-        orders = [*permutations(numbers)]
+    first, second = _points(x, y, kind)
+    require_estimate(n_permutations >= 1000, "n_permutations", n_permutations, "1,000 or more")
+    if kind == "spearman":
+        first, second = rankdata(first), rankdata(second)
     centred_x, centred_y = first - first.mean(), second - second.mean()
-    products = np.abs(centred_y[np.vstack([numbers, orders])] @ centred_x)
-    # orders that tie with that of the data differ from it by rounding
-    hits = (products[1:] >= products[0] * (1 - 1e-9)).sum()
-    return float((extra + hits) / (extra + len(orders)))
+    result = permutation_test(
+        (centred_y,),
+        lambda order, axis: np.abs(order @ centred_x),
+        permutation_type="pairings",
+        vectorized=True,
+        n_resamples=n_permutations,
+        alternative="greater",
+        rng=np.random.default_rng(seed),
+    )
+    return float(result.pvalue)
 
 
 def resampled_shares(n: int, n_resamples: int = 2000, seed: int = 0) -> np.ndarray:
@@ -500,17 +470,14 @@ def interval(value: float, drawn: np.ndarray, n: int, level: float = 0.95) -> Es
     >>> print(interval(2.0, np.arange(5.0), n=10))
     2.00 [0.10, 3.90]
     """
-    if not 0 < level < 1:
-        raise EstimateError("level", level, "a number between 0 and 1, such as 0.95")
+    require_level(level)
     defined = drawn[np.isfinite(drawn)]
-    if not isfinite(value) or 2 * len(defined) < len(drawn):
-        problem = (
-            f"{value} on the data, undefined on "
-            f"{len(drawn) - len(defined)} of {len(drawn)} resamples"
-        )
-        raise EstimateError(
-            "the statistic", problem, "a statistic defined on the data and on most resamples"
-        )
+    require_estimate(
+        isfinite(value) and 2 * len(defined) >= len(drawn),
+        "the statistic",
+        f"{value} on the data, undefined on {len(drawn) - len(defined)} of {len(drawn)} resamples",
+        "a statistic defined on the data and on most resamples",
+    )
     low, high = np.quantile(defined, [(1 - level) / 2, (1 + level) / 2])
     return Estimate(value, min(value, float(low)), max(value, float(high)), n)
 
@@ -520,27 +487,31 @@ def _checked(values: ArrayLike, flat: bool = False) -> np.ndarray:
         rows = np.asarray(plain(values), dtype=float)
     except (TypeError, ValueError) as cause:
         raise EstimateError("values", cause, "numbers without gaps") from cause
-    if rows.ndim == 0 or rows.size == 0:
-        raise EstimateError(
-            "values", "no values", "one row of numbers for each observation, at least one"
-        )
-    if flat and rows.ndim > 1:
-        raise EstimateError(
-            "values", f"an array of shape {rows.shape}", "one number for each observation"
-        )
-    if bad := int((~np.isfinite(rows)).sum()):
-        raise EstimateError(
-            "values",
-            f"{bad} of {rows.size} NaN or infinite",
-            "finite numbers; leave out what was not measured",
-        )
+    require_estimate(
+        rows.ndim > 0 and rows.size > 0,
+        "values",
+        "no values",
+        "one row of numbers for each observation, at least one",
+    )
+    require_estimate(
+        rows.ndim == 1 or not flat,
+        "values",
+        f"an array of shape {rows.shape}",
+        "one number for each observation",
+    )
+    n_bad = int((~np.isfinite(rows)).sum())
+    require_estimate(
+        n_bad == 0,
+        "values",
+        f"{n_bad} of {rows.size} NaN or infinite",
+        "finite numbers; leave out what was not measured",
+    )
     return rows
 
 
 def _labels(groups: ArrayLike | None, n: int) -> np.ndarray:
     labels = np.arange(n) if groups is None else np.asarray(groups)
-    if len(labels) != n:
-        raise LengthError(values=n, groups=len(labels))
+    require_same_length(values=n, groups=labels)
     return labels
 
 
@@ -553,8 +524,7 @@ def _wilson(p: float, trials: int, n: int, level: float) -> Estimate:
 
     Centre (p + z^2/2t) / (1 + z^2/t), half width z sqrt(p(1-p)/t + z^2/4t^2) / (1 + z^2/t).
     """
-    if not 0 < level < 1:
-        raise EstimateError("level", level, "a number between 0 and 1, such as 0.95")
+    require_level(level)
     z2 = NormalDist().inv_cdf((1 + level) / 2) ** 2
     centre = (p + z2 / (2 * trials)) / (1 + z2 / trials)
     half = sqrt(z2 * (p * (1 - p) / trials + z2 / (4 * trials**2))) / (1 + z2 / trials)
@@ -572,14 +542,13 @@ def _newcombe(
 
 
 def _draws(clusters: int, n_resamples: int, seed: int) -> list[np.ndarray]:
-    if clusters < 2:
-        raise EstimateError(
-            "the bootstrap",
-            f"{clusters} case or group",
-            "2 or more: the spread between cases is what it measures",
-        )
-    if n_resamples < 100:
-        raise EstimateError("n_resamples", n_resamples, "100 or more")
+    require_estimate(
+        clusters >= 2,
+        "the bootstrap",
+        f"{clusters} case or group",
+        "2 or more: the spread between cases is what it measures",
+    )
+    require_estimate(n_resamples >= 100, "n_resamples", n_resamples, "100 or more")
     rng = np.random.default_rng(seed)
     size = max(1, _CHUNK // clusters)
     draws = []
@@ -632,16 +601,16 @@ def _joint(
 
 def _points(x: ArrayLike, y: ArrayLike, kind: str) -> tuple[np.ndarray, np.ndarray]:
     first, second = _checked(x, flat=True), _checked(y, flat=True)
-    if kind not in ("pearson", "spearman"):
-        raise EstimateError("kind of correlation", repr(kind), "pearson or spearman")
-    if len(first) != len(second):
-        raise LengthError(x=len(first), y=len(second))
-    if len(first) < 4 or np.ptp(first) == 0 or np.ptp(second) == 0:
-        raise EstimateError(
-            "points",
-            f"{len(first)}, x and y varying by {np.ptp(first)}, {np.ptp(second)}",
-            "4 or more, varying in both",
-        )
+    require_estimate(
+        kind in ("pearson", "spearman"), "kind of correlation", repr(kind), "pearson or spearman"
+    )
+    require_same_length(x=first, y=second)
+    require_estimate(
+        len(first) >= 4 and np.ptp(first) > 0 and np.ptp(second) > 0,
+        "points",
+        f"{len(first)}, x and y varying by {np.ptp(first)}, {np.ptp(second)}",
+        "4 or more, varying in both",
+    )
     return first, second
 
 

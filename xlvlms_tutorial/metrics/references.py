@@ -14,8 +14,9 @@ import numpy as np
 from jaxtyping import Float64
 from scipy.sparse import csr_array
 
-from xlvlms_tutorial.errors import EstimateError, LengthError
+from xlvlms_tutorial.metrics.plain import require_estimate, require_lists
 from xlvlms_tutorial.text import words
+from xlvlms_tutorial.validation import require_same_length
 
 ORDERS = (1, 2, 3, 4)
 _SIGMA = 6.0  # of the penalty on a difference in length, in words
@@ -150,28 +151,19 @@ def _split(
     candidates: Sequence[str], references: Sequence[Sequence[str]], min_candidates: int
 ) -> tuple[list[list[str]], list[list[str]], np.ndarray]:
     """Split the candidates and all references into words, and say whose each reference is."""
-    if len(candidates) != len(references):
-        raise LengthError(candidates=len(candidates), references=len(references))
-    if len(candidates) < min_candidates:
-        raise EstimateError(
-            "a score against references",
-            f"{len(candidates)} candidates",
-            f"{min_candidates} or more",
-        )
-    for captions in references:
-        if isinstance(captions, str) or not len(captions):
-            raise EstimateError(
-                "a score against references",
-                f"references {captions!r}",
-                "a list of one caption or more for each candidate",
-            )
+    score = "a score against references"
+    require_same_length(candidates=candidates, references=references)
+    require_estimate(
+        len(candidates) >= min_candidates,
+        score,
+        f"{len(candidates)} candidates",
+        f"{min_candidates} or more",
+    )
+    require_lists(references, score, "a list of one caption or more for each candidate")
     reference_words = list(map(words, chain.from_iterable(references)))
-    if not all(reference_words):
-        raise EstimateError(
-            "a score against references",
-            "a reference without words",
-            "captions of one word or more",
-        )
+    require_estimate(
+        all(reference_words), score, "a reference without words", "captions of one word or more"
+    )
     owner = np.repeat(np.arange(len(candidates)), list(map(len, references)))
     return list(map(words, candidates)), reference_words, owner
 

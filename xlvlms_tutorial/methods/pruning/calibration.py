@@ -22,12 +22,8 @@ from xlvlms_tutorial.models import anatomy
 from xlvlms_tutorial.models.batching import batches
 from xlvlms_tutorial.models.spans import SPANS, Batch
 from xlvlms_tutorial.models.vlm import VLM
-<<<<<<< HEAD
 from xlvlms_tutorial.samples import Sample
-=======
-from xlvlms_tutorial.samples import PROMPTS, Sample
-from xlvlms_tutorial.validation import require, require_activations, require_same_length
->>>>>>> r-ski
+from xlvlms_tutorial.validation import require, require_activations
 
 _DENSE = "load the model without quantise, whole on its devices, and without an adapter"
 # integers as wide as a weight, by its bytes
@@ -187,34 +183,10 @@ def calibrate(
     >>> tuple(calibration.norms(1, "mlp.down_proj").shape)
     (1536,)
     """
-<<<<<<< HEAD
     inputs = batches(
         vlm, samples, prompt, answers, batch_size=batch_size, progress=progress, desc="calibrate"
     )
     return calibrate_on(vlm, inputs, span)
-=======
-    samples = list(samples)
-    require(
-        samples and batch_size >= 1,
-        f"{len(samples)} samples in batches of {batch_size}",
-        "give at least one of each",
-    )
-    prompts = [_prompt_of(sample, prompt) for sample in samples]
-    if callable(answers):
-        answers = [answers(sample) for sample in samples]
-    require_same_length(samples=samples, answers=answers)
-    starts = range(0, len(samples), batch_size)
-
-    def batches() -> Iterator[Batch]:
-        for start in tqdm(
-            starts, desc="calibrate", unit="batch", leave=False, disable=not progress
-        ):
-            part = slice(start, start + batch_size)
-            texts = None if answers is None else list(answers[part])
-            yield vlm.batch_of(samples[part], prompts[part], texts)
-
-    return calibrate_on(vlm, batches(), span)
->>>>>>> r-ski
 
 
 def calibrate_on(
@@ -464,25 +436,9 @@ class _Meter:
 
 
 def _require_dense(weight: Tensor, name: str) -> None:
-<<<<<<< HEAD
-    if weight.is_meta:
-        raise SelectionError(f"{name} is offloaded", _DENSE)
-    if not weight.is_floating_point() or type(weight) is not nn.Parameter:
-        raise SelectionError(f"{name} is quantised ({weight.dtype})", _DENSE)
-=======
     require(not weight.is_meta, f"{name} is offloaded", _DENSE)
     require(
         weight.is_floating_point() and type(weight) is nn.Parameter,
         f"{name} is quantised ({weight.dtype})",
         _DENSE,
     )
-
-
-def _prompt_of(sample: Sample, prompt: str | Callable[[Sample], str] | None) -> str:
-    if callable(prompt):
-        return prompt(sample)
-    if prompt is not None:
-        return prompt
-    # samples of an unknown modality are refused where they are batched
-    return PROMPTS.get(sample.modality, PROMPTS["image"])
->>>>>>> r-ski

@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from xlvlms_tutorial.errors import InterventionError, SelectionError
+from xlvlms_tutorial.errors import InterventionError
 from xlvlms_tutorial.interventions.overrides import checked_layers
 from xlvlms_tutorial.interventions.replay import Resumable, same_up_to_rounding
 from xlvlms_tutorial.interventions.skipping import PARTS, skip
@@ -347,30 +347,9 @@ def _answers_with_eos(vlm: VLM, samples: Samples, answers: Answers) -> list[str]
         texts = [answers(sample) for sample in samples]
     else:
         texts = list(answers)
-<<<<<<< HEAD
-    if not all(isinstance(text, str) and text.strip() for text in texts):
-        raise SelectionError("answers that are no text or empty", "give one text for each sample")
-    return with_eos(vlm, texts)
-=======
     require(
         all(isinstance(text, str) and text.strip() for text in texts),
         "answers that are no text or empty",
         "give one text for each sample",
     )
-    eos = vlm.model.generation_config.eos_token_id
-    if isinstance(eos, list):
-        eos = eos[0]
-    if eos is None:
-        return texts
-    token = vlm.tokenizer.convert_ids_to_tokens(eos)
-    return [text + token for text in texts]
-
-
-def _first_captions(samples: Samples) -> list[str]:
-    bare = [sample.id for sample in samples if not sample.captions]
-    if bare:
-        raise SelectionError(
-            f"{len(bare)} samples without a caption, such as {bare[0]!r}", "give answers"
-        )
-    return [sample.captions[0] for sample in samples]
->>>>>>> r-ski
+    return with_eos(vlm, texts)

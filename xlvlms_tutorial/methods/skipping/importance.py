@@ -12,25 +12,13 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from xlvlms_tutorial.activations.hooks import span_mask
-<<<<<<< HEAD
-from xlvlms_tutorial.errors import ActivationsError, LayerError, SelectionError
-=======
 from xlvlms_tutorial.errors import LayerError
->>>>>>> r-ski
 from xlvlms_tutorial.interventions.token_skipping import check_spans
 from xlvlms_tutorial.models.batching import Answers, Prompts, Samples, batches
 from xlvlms_tutorial.models.spans import SPANS
 from xlvlms_tutorial.models.vlm import VLM
 from xlvlms_tutorial.models.watching import on_input, on_output
-<<<<<<< HEAD
-=======
-from xlvlms_tutorial.samples import PROMPTS, Sample
-from xlvlms_tutorial.validation import require, require_activations, require_same_length
-
-Samples = Sequence[Sample] | Sequence[str]
-Answers = Sequence[str] | Callable[[Sample], str] | None
-Prompt = str | Callable[[Sample], str] | None
->>>>>>> r-ski
+from xlvlms_tutorial.validation import require, require_activations
 
 
 def random_layers(n_layers: int, k: int, seed: int, protect: Collection[int] = ()) -> list[int]:
@@ -220,83 +208,6 @@ def similarity_order(table: pd.DataFrame, k: int | None = None) -> list[int]:
     return order[:k]
 
 
-<<<<<<< HEAD
-=======
-def batches_of(
-    vlm: VLM, samples: Samples, answers: Answers, prompt: Prompt, batch_size: int
-) -> list[Batch]:
-    """Make the batches of samples, or of plain texts, that are run.
-
-    Parameters
-    ----------
-    vlm : VLM
-        The model.
-    samples : sequence of Sample, or of str
-        Samples with what they show, or plain texts as they are.
-    answers : sequence of str, or function of a sample, or None
-        The text that follows each sample's prompt.
-    prompt : str, or function of a sample, or None
-        What the model is asked; for None a description of what the first sample shows.
-    batch_size : int
-        How many samples are in a batch.
-
-    Returns
-    -------
-    list of Batch
-        The samples in their order.
-
-    Raises
-    ------
-    SelectionError
-        If there are no samples, the batch size is below 1, or plain texts are empty,
-        among samples or have answers.
-    LengthError
-        If the numbers of answers and samples differ.
-    """
-    samples = list(samples)
-    require(
-        samples and batch_size >= 1,
-        f"{len(samples)} samples in batches of {batch_size}",
-        "give at least one of each",
-    )
-    if callable(answers):
-        answers = [answers(sample) for sample in samples]
-    require_same_length(samples=samples, answers=answers)
-    starts = range(0, len(samples), batch_size)
-    parts = [slice(start, start + batch_size) for start in starts]
-    if any(isinstance(sample, str) for sample in samples):
-        _require_texts(samples, answers)
-        return [_text_batch(vlm, samples[part]) for part in parts]
-    default = PROMPTS.get(samples[0].modality, PROMPTS["image"])
-    if callable(prompt):
-        questions = [prompt(sample) for sample in samples]
-    else:
-        questions = [prompt or default] * len(samples)
-    batches = []
-    for part in parts:
-        texts = None if answers is None else list(answers[part])
-        batches.append(vlm.batch_of(samples[part], questions[part], texts))
-    return batches
-
-
-def _require_texts(samples: Samples, answers: Sequence[str] | None) -> None:
-    texts = all(isinstance(sample, str) and sample.strip() for sample in samples)
-    require(
-        answers is None and texts,
-        "texts with answers, empty ones, or texts among samples",
-        "give plain texts alone, or samples alone",
-    )
-
-
-def _text_batch(vlm: VLM, texts: Sequence[str]) -> Batch:
-    return vlm.prepare(vlm.tokenizer(texts, return_tensors="pt", padding=True))
-
-
-def _with_progress(batches: list[Batch], name: str, progress: bool) -> Iterator[Batch]:
-    return iter(tqdm(batches, desc=name, unit="batch", leave=False, disable=not progress))
-
-
->>>>>>> r-ski
 @contextmanager
 def _cosines(vlm: VLM, mask: Bool[Tensor, "b t"]) -> Iterator[dict[int, Float[Tensor, "n"]]]:
     """The cosine of each block's input with its output, by layer, while the model runs.

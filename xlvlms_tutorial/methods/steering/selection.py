@@ -17,7 +17,7 @@ from xlvlms_tutorial.errors import SelectionError
 from xlvlms_tutorial.methods.concepts.base import whole
 from xlvlms_tutorial.methods.probes import deal_folds, held_out_labels
 from xlvlms_tutorial.methods.steering.vectors import require_like
-from xlvlms_tutorial.metrics.intervals import share
+from xlvlms_tutorial.metrics.intervals import proportion
 from xlvlms_tutorial.validation import require
 
 _RIDGE = 0.1  # of the mean squared length of standardised activations
@@ -93,7 +93,7 @@ def separability(source: States, target: States, folds: int = 5, seed: int = 0) 
         probe = RidgeClassifier(_RIDGE * max(1, int(states.any(dim=0).sum())))
         standardised = StandardScaler().fit_transform(states.numpy())
         correct = held_out_labels(standardised, sides, fold, probe) == sides
-        accuracy = share(correct, samples, seed=seed)
+        accuracy = proportion(correct, samples, seed=seed)
         rows.append(
             {
                 "layer": layer,
