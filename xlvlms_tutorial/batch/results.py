@@ -146,7 +146,7 @@ def gather(batch: str | Path, write: bool = True) -> Gathered:
     """
     batch = Path(batch)
     gathered = Gathered()
-    for name in read_plan(batch / PLAN):
+    for name in read_plan(batch / PLAN)["runs"]:
         folder = batch / RUNS / name
         try:
             gathered.add(name, read_results(folder / RESULTS))

@@ -312,7 +312,7 @@ def _execute(run: Run, work: Path, progress: bool) -> NotebookNode:
     notebook = nbformat.from_dict(run.notebook)
     notebook.cells = [*notebook.cells, nbformat.v4.new_code_cell(_MEASURE)]
     nbformat.write(notebook, work / "chapter.ipynb")
-    with _environment({FOLDER_VARIABLE: str(work / "claims"), "TQDM_DISABLE": "1"}):
+    with environment({FOLDER_VARIABLE: str(work / "claims"), "TQDM_DISABLE": "1"}):
         chapter, executed = map(_unformatted, (work / "chapter.ipynb", work / NOTEBOOK))
         return papermill.execute_notebook(
             chapter,
@@ -331,7 +331,7 @@ def _unformatted(path: Path) -> str:
 
 
 @contextmanager
-def _environment(variables: dict[str, str]) -> Iterator[None]:
+def environment(variables: dict[str, str]) -> Iterator[None]:
     """Variables for the kernel, which inherits those of this process."""
     previous = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)
