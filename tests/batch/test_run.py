@@ -246,6 +246,6 @@ def test_results_without_a_field_are_damaged(made, tmp_path):
 def test_the_environment_is_as_before(made, monkeypatch):
     monkeypatch.setenv("TQDM_DISABLE", "0")
     monkeypatch.delenv("XLVLMS_CLAIMS", raising=False)
-    with run._environment({"TQDM_DISABLE": "1", "XLVLMS_CLAIMS": "there"}):
+    with run.environment({"TQDM_DISABLE": "1", "XLVLMS_CLAIMS": "there"}):
         assert (os.environ["TQDM_DISABLE"], os.environ["XLVLMS_CLAIMS"]) == ("1", "there")
     assert os.environ["TQDM_DISABLE"] == "0" and "XLVLMS_CLAIMS" not in os.environ

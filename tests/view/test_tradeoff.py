@@ -12,7 +12,7 @@ from ipywidgets.widgets.widget_link import Link
 from PIL import Image
 
 from xlvlms_tutorial.errors import FramesError
-from xlvlms_tutorial.view.tradeoff import tradeoff
+from xlvlms_tutorial.view.dial import tradeoff
 
 PICTURES = [Image.new("RGB", (40, 30), colour) for colour in ("red", "blue")]
 TOLD = {

@@ -24,8 +24,7 @@ from xlvlms_tutorial.view.cards import (
     thumbnails,
     token_strip,
 )
-from xlvlms_tutorial.view.dial import dial
-from xlvlms_tutorial.view.tradeoff import tradeoff
+from xlvlms_tutorial.view.dial import dial, tradeoff
 from xlvlms_tutorial.view.widgets import explorer, stack
 
 HTML = ["<b>one</b>", "<b>two</b>", "<b>three</b>"]

@@ -9,8 +9,9 @@ import sys
 import threading
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime
+from functools import cache, partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -128,22 +129,17 @@ def reproduce(
         )
     with _only(out) as lock:
         plan = {
-            "runs": [cell.asdict() for cell in cells],
+            "runs": [asdict(cell) for cell in cells],
             "gpus": options.gpus if profile.local else 0,
+            "chapters": options.chapters and str(Path(options.chapters).resolve()),
         }
-        write_json(
-            out / PLAN,
-            plan | {"chapters": options.chapters and str(Path(options.chapters).resolve())},
-        )
+        write_json(out / PLAN, plan)
         _copy(FOLDER / SNAKEFILE, out / SNAKEFILE)
-        chapters = {
-            name: opened(name, options.chapters) for name in {cell.chapter for cell in cells}
-        }
-        notices = [
-            _move_aside(cell, out, chapters[cell.chapter], options.dry_run) for cell in cells
-        ]
-        for line in filter(None, notices):
-            say(line)
+        read = cache(partial(opened, folder=options.chapters))  # each chapter once
+        for cell in cells:
+            notice = _move_aside(cell, out, read(cell.chapter), options.dry_run)
+            if notice:
+                say(notice)
         if code := _engine(_command(out, profile, options), out, lock):
             say(f"Snakemake ended with code {code}")
         return gather(out, write=not options.dry_run)
@@ -164,9 +160,8 @@ class _Profile:
 def _profile(name: str) -> _Profile:
     folder = FOLDER / "profiles" / name if name in PROFILES else Path(name)
     try:
-        content = plain(
-            read_yaml((folder / "config.yaml").read_text(encoding="utf-8"), "config.yaml")[0] or {}
-        )
+        text = (folder / "config.yaml").read_text(encoding="utf-8")
+        content = plain(read_yaml(text, "config.yaml")[0] or {})
         if not isinstance(content, dict):
             raise ValueError("config.yaml is no mapping")
     except (OSError, ValueError) as cause:
@@ -179,14 +174,15 @@ def _profile(name: str) -> _Profile:
         ) from cause
     executor = content.get("executor", "local")
     storage = content.get("default-storage-provider")
-    plugins = [f"executor-plugin-{executor}"] * (executor != "local") + [
-        f"storage-plugin-{storage}"
-    ] * bool(storage)
-    packages = [
-        f"snakemake-{plugin}"
-        for plugin in plugins
-        if find_spec(f"snakemake_{plugin.replace('-', '_')}") is None
-    ]
+    plugins = []
+    if executor != "local":
+        plugins.append(f"executor-plugin-{executor}")
+    if storage:
+        plugins.append(f"storage-plugin-{storage}")
+    packages = []
+    for plugin in plugins:
+        if find_spec(f"snakemake_{plugin.replace('-', '_')}") is None:
+            packages.append(f"snakemake-{plugin}")
     if packages:
         raise SelectionError(
             f"profile {name!r} needs {' and '.join(packages)}",
@@ -230,24 +226,9 @@ def _command(out: Path, profile: _Profile, options: Options) -> list[str]:
 
     Ours end with their holder, and results are whole or absent.
     """
-    command = [
-        sys.executable,
-        "-m",
-        "snakemake",
-        "all",
-        "--snakefile",
-        SNAKEFILE,
-        "--configfile",
-        PLAN,
-    ]
-    command += [
-        "--workflow-profile",
-        "none",
-        "--profile",
-        str(profile.folder),
-        "--nolock",
-        "--ignore-incomplete",
-    ]
+    command = [sys.executable, "-m", "snakemake", "all", "--nolock", "--ignore-incomplete"]
+    command += ["--snakefile", SNAKEFILE, "--configfile", PLAN]
+    command += ["--workflow-profile", "none", "--profile", str(profile.folder)]
     if options.cores:
         command += ["--cores", str(options.cores)]
     if profile.local:
@@ -286,12 +267,11 @@ def _leaving_on_signals() -> Iterator[None]:
         signal.signal(number, signal.SIG_IGN)  # asked once more, it goes on ending its children
         raise SystemExit(128 + number)
 
-    main = threading.current_thread() is threading.main_thread()  # signals come to it alone
-    previous = {
-        number: signal.signal(number, leave)
-        for number in _ENDINGS
-        if main and signal.getsignal(number) is signal.SIG_DFL
-    }
+    previous = {}
+    if threading.current_thread() is threading.main_thread():  # signals come to it alone
+        for number in _ENDINGS:
+            if signal.getsignal(number) is signal.SIG_DFL:
+                previous[number] = signal.signal(number, leave)
     try:
         yield
     finally:

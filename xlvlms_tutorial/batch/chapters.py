@@ -46,15 +46,10 @@ def checkout() -> Path | None:
     None where there is none.
     """
     cwd = Path.cwd()
-    folders = (ROOT, cwd, *cwd.parents, cwd / "xlvlms-tutorial")
-    return next(
-        (
-            folder
-            for folder in folders
-            if (folder / "_toc.yml").exists() and (folder / "book").is_dir()
-        ),
-        None,
-    )
+    for folder in (ROOT, cwd, *cwd.parents, cwd / "xlvlms-tutorial"):
+        if (folder / "_toc.yml").exists() and (folder / "book").is_dir():
+            return folder
+    return None
 
 
 def book_folder() -> Path:
@@ -68,12 +63,13 @@ def book_folder() -> Path:
     SelectionError
         If there is none: the package was installed without its book.
     """
-    if (place := checkout()) is not None:
-        return place / "book"
-    raise SelectionError(
-        "no chapters found beside the package",
-        "run inside a clone of the repository, or give the path of a chapter",
-    )
+    folder = checkout()
+    if folder is None:
+        raise SelectionError(
+            "no chapters found beside the package",
+            "run inside a clone of the repository, or give the path of a chapter",
+        )
+    return folder / "book"
 
 
 def find_chapter(chapter: str | Path, folder: str | Path | None = None) -> Path:
@@ -103,9 +99,10 @@ def find_chapter(chapter: str | Path, folder: str | Path | None = None) -> Path:
     for suffix in SUFFIXES:
         if path.name == str(chapter) and os.path.isfile(file := folder / f"{chapter}{suffix}"):
             return file.resolve()
-    names = sorted(
-        page.stem for page in folder.glob("*.md") if f"[{TAG}]" in page.read_text(encoding="utf-8")
-    )
+    names = []
+    for page in sorted(folder.glob("*.md")):
+        if f"[{TAG}]" in page.read_text(encoding="utf-8"):
+            names.append(page.stem)
     message = f"no chapter {str(chapter)!r} in {folder}{closest(str(chapter), names)}"
     raise SelectionError(message, f"there are: {', '.join(names) or 'none'}")
 
@@ -148,11 +145,10 @@ def defaults(notebook: NotebookNode) -> dict[str, object]:
     SelectionError
         If there is not exactly one such cell, or it is no Python.
     """
-    cells = [
-        cell.source
-        for cell in notebook.cells
-        if cell.cell_type == "code" and TAG in cell.metadata.get("tags", [])
-    ]
+    cells = []
+    for cell in notebook.cells:
+        if cell.cell_type == "code" and TAG in cell.metadata.get("tags", []):
+            cells.append(cell.source)
     if len(cells) != 1:
         raise SelectionError(
             f"{len(cells)} cells tagged {TAG!r}", "give a chapter with exactly one"
@@ -190,25 +186,33 @@ def _assigned(target: ast.expr, value: ast.expr) -> dict[str, object]:
 
 
 def _value(node: ast.expr) -> object:
+    """A default: what the source says, or the source where it is not a plain value."""
     try:
-        if (
-            isinstance(node, ast.Call)
-            and isinstance(node.func, ast.Name)
-            and node.func.id == "range"
-            and not node.keywords
-        ):
-            numbers = range(*map(ast.literal_eval, node.args))
-            return list(numbers) if len(numbers) <= _LONGEST else Expression(ast.unparse(node))
-        value = ast.literal_eval(node)
+        value = _numbers(node) if _is_range(node) else ast.literal_eval(node)
+        if _json(value) and _text_keys(value):
+            return value
     except (ValueError, TypeError, OverflowError):
-        return Expression(ast.unparse(node))
-    return value if _json(value) and _text_keys(value) else Expression(ast.unparse(node))
+        pass
+    return Expression(ast.unparse(node))
+
+
+def _is_range(node: ast.expr) -> bool:
+    if not isinstance(node, ast.Call) or node.keywords:
+        return False
+    return isinstance(node.func, ast.Name) and node.func.id == "range"
+
+
+def _numbers(node: ast.Call) -> list[int]:
+    numbers = range(*map(ast.literal_eval, node.args))
+    if len(numbers) > _LONGEST:
+        raise ValueError("too long for a list")
+    return list(numbers)
 
 
 def checked(
-    name: str, known: Mapping[str, object], given: Mapping[str, object]
+    name: str, defaults: Mapping[str, object], values: Mapping[str, object]
 ) -> dict[str, object]:
-    """Check given parameters of a chapter, and return them as JSON knows them.
+    """Check values for parameters of a chapter, and return them as JSON knows them.
 
     Folders are made absolute. A tuple becomes the list that a record of the run holds, and words
     of YAML what the default says they mean (:func:`~xlvlms_tutorial.batch.spelling.meant`).
@@ -217,10 +221,10 @@ def checked(
     ----------
     name : str
         The name of the chapter, for messages.
-    known : mapping
-        Its parameters with their defaults.
-    given : mapping
-        The values given.
+    defaults : mapping
+        The chapter's parameters with their defaults.
+    values : mapping
+        The values to check, by parameter.
 
     Returns
     -------
@@ -234,22 +238,21 @@ def checked(
         is no text.
     """
     ready = {}
-    for parameter, written in given.items():
-        if parameter not in known:
-            message = (
-                f"chapter {name!r} has no parameter {parameter!r}{closest(str(parameter), known)}"
+    for parameter, written in values.items():
+        if parameter not in defaults:
+            guess = closest(str(parameter), defaults)
+            raise SelectionError(
+                f"chapter {name!r} has no parameter {parameter!r}{guess}",
+                f"there are: {', '.join(defaults)}",
             )
-            raise SelectionError(message, f"there are: {', '.join(known)}")
-        default = known[parameter]
+        default = defaults[parameter]
         value = meant(default, written) if _json(written) else written
         if not _json(value) or not _fits(default, value):
-            allowed = (
-                f"give {_WORDS.get(type(default), type(default).__name__)}, such "
-                f"as the default {default!r}"
-            )
-            spelled = f"{parameter}={_short_repr(written)}"
+            kind = _WORDS.get(type(default), type(default).__name__)
             raise SelectionError(
-                f"parameter {spelled} of chapter {name!r} is of the wrong type", allowed
+                f"parameter {parameter}={_short_repr(written)} of chapter {name!r} is of the "
+                "wrong type",
+                f"give {kind}, such as the default {default!r}",
             )
         ready[parameter] = _absolute(parameter, json.loads(json.dumps(value)))
     return ready
@@ -320,7 +323,7 @@ def _absolute(parameter: str, value: object) -> object:
     return value
 
 
-def closest(name: str, known: Iterable[str]) -> str:
+def closest(name: str, candidates: Iterable[str]) -> str:
     """Say what was probably meant, as the end of a message; empty where nothing is near."""
-    matches = get_close_matches(name, list(known), n=1)
+    matches = get_close_matches(name, list(candidates), n=1)
     return f" (did you mean {matches[0]!r}?)" if matches else ""

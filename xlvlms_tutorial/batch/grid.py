@@ -8,8 +8,8 @@ import os
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from functools import partial
+from dataclasses import dataclass
+from functools import cache, partial
 from itertools import product
 from pathlib import Path
 
@@ -47,10 +47,6 @@ class Cell:
     mem_mb: int
     minutes: int
     retries: int
-
-    def asdict(self) -> dict[str, object]:
-        """Return the run in plain types."""
-        return asdict(self)
 
 
 def read_grid(
@@ -98,29 +94,23 @@ def read_grid(
     >>> [(cell.chapter, cell.parameters["seed"]) for cell in cells]
     [('outside', 0), ('outside', 1)]
     """
-    content, lines = _read(Path(path))
+    path = Path(path)
+    common, entries, lines = _read(path)
+    read = cache(partial(opened, folder=folder))  # each chapter once
     cells: dict[str, Cell] = {}
-    chapters: dict[str, Chapter] = {}  # those that were read
-    for number, entry in enumerate(content["experiments"]):
-        location = f"{Path(path).name}, line {lines[number]}, experiment {number + 1}"
-        for cell in _cells(
-            location,
-            content["defaults"],
-            entry,
-            embedded,
-            partial(_opened, location, folder, chapters),
-        ):
-            if cell.id in cells:
-                raise SelectionError(
-                    f"{location}: the run {cell.id} is asked for twice",
-                    "give each combination once",
-                )
-            cells[cell.id] = cell
+    for number, (line, entry) in enumerate(zip(lines, entries, strict=True), start=1):
+        with _located(f"{path.name}, line {line}, experiment {number}"):
+            for cell in _cells(common, entry, embedded, read):
+                if cell.id in cells:
+                    raise SelectionError(
+                        f"the run {cell.id} is asked for twice", "give each combination once"
+                    )
+                cells[cell.id] = cell
     return list(cells.values())
 
 
-def _read(path: Path) -> tuple[dict[str, object], list[int]]:
-    """The checked outline of the file, and the line of each experiment."""
+def _read(path: Path) -> tuple[dict[str, object], list[dict], list[int]]:
+    """What entries share, the entries, and the line of each; the keys of all are checked."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, ValueError) as cause:
@@ -141,7 +131,7 @@ def _read(path: Path) -> tuple[dict[str, object], list[int]]:
     lines = [node.start_mark.line + 1 for node in experiments.value]
     for line, entry in zip(lines, entries, strict=True):
         _require_keys(f"{name}, line {line}", entry, ("chapters", "vary", *_COMMON), form)
-    return {"experiments": entries, "defaults": common}, lines
+    return common, entries, lines
 
 
 def _require_keys(location: str, content: object, allowed: Sequence[str], form: str) -> None:
@@ -156,58 +146,42 @@ def _require_keys(location: str, content: object, allowed: Sequence[str], form: 
 
 
 def _cells(
-    location: str,
     common: Mapping,
     entry: Mapping,
     embedded: Collection[str],
     read: Callable[[str], Chapter],
 ) -> Iterator[Cell]:
+    """The runs of one entry."""
     needs = {}
     for name, default in NEEDS.items():
-        needs[name] = _need(location, name, entry.get(name, common.get(name, default)))
+        needs[name] = _need(name, entry.get(name, common.get(name, default)))
     axes = {}
     for key, (name, default) in AXES.items():
-        axes[name] = _as_list(location, key, entry.get(key, common.get(key, default)))
-    for model, dataset in product(axes["model"], axes["dataset"]):
-        _require_known(location, model, dataset, embedded)
-    fixed = _mapping(location, "parameters", common.get("parameters")) | _mapping(
-        location, "parameters", entry.get("parameters")
-    )
-    vary = _mapping(location, "vary", entry.get("vary"))
-    if duplicates := [
-        name for name in (*fixed, *vary) if name in axes or (name in vary and name in fixed)
-    ]:
-        allowed = (
-            f"set {', '.join(axes)} by {', '.join(AXES)}, and any other "
-            "in one of parameters and vary"
-        )
-        raise SelectionError(
-            f"{location}: parameter {duplicates[0]!r} is given in two places, or in the wrong one",
-            allowed,
-        )
+        axes[name] = _as_list(key, entry.get(key, common.get(key, default)))
+    for dataset in map(str, axes["dataset"]):
+        _require_dataset(dataset)
+    for model in map(str, axes["model"]):
+        _require_model(model, embedded)
+    fixed = _mapping("parameters", common.get("parameters"))
+    fixed = fixed | _mapping("parameters", entry.get("parameters"))
+    vary = _mapping("vary", entry.get("vary"))
+    for name in (*fixed, *vary):
+        if name in axes or (name in fixed and name in vary):
+            raise SelectionError(
+                f"parameter {name!r} is given in two places, or in the wrong one",
+                f"set {', '.join(axes)} by {', '.join(AXES)}, and any other "
+                "in one of parameters and vary",
+            )
     for name, values in vary.items():
-        axes[name] = _as_list(location, f"vary: {name}", values)
-    for name in map(str, _as_list(location, "chapters", entry.get("chapters"))):
+        axes[name] = _as_list(f"vary: {name}", values)
+    for name in map(str, _as_list("chapters", entry.get("chapters"))):
         chapter = read(name)
         for values in product(*axes.values()):
             parameters = dict(zip(axes, values, strict=True)) | fixed
-            with _located(location):
-                parameters = {
-                    key: meant(chapter.defaults.get(key), value)
-                    for key, value in parameters.items()
-                }
-                run_parameters = dict(chapter.run(parameters).given)
+            for key, value in parameters.items():
+                parameters[key] = meant(chapter.defaults.get(key), value)
+            run_parameters = dict(chapter.run(parameters).given)
             yield Cell(_name(name, parameters), name, run_parameters, **needs)
-
-
-def _opened(
-    location: str, folder: str | Path | None, chapters: dict[str, Chapter], name: str
-) -> Chapter:
-    """A chapter, read only when it is met first."""
-    if name not in chapters:
-        with _located(location):
-            chapters[name] = opened(name, folder)
-    return chapters[name]
 
 
 @contextmanager
@@ -219,66 +193,54 @@ def _located(location: str) -> Iterator[None]:
         raise SelectionError(f"{location}: {error}") from None
 
 
-def _mapping(location: str, key: str, value: object) -> dict[str, object]:
+def _mapping(key: str, value: object) -> dict[str, object]:
     if value and not isinstance(value, dict):
         raise SelectionError(
-            f"{location}: {key} is {value!r}, no mapping",
-            f"give {key} as NAME: VALUE, one in a line",
+            f"{key} is {value!r}, no mapping", f"give {key} as NAME: VALUE, one in a line"
         )
     return value or {}
 
 
-def _as_list(location: str, key: str, value: object) -> list[object]:
+def _as_list(key: str, value: object) -> list[object]:
     values = value if isinstance(value, list) else [value]
     if not values or None in map(plain, values):
-        raise SelectionError(
-            f"{location}: {key} has no value", "give one value, or a list of one or more"
-        )
+        raise SelectionError(f"{key} has no value", "give one value, or a list of one or more")
     if len({json.dumps(element, sort_keys=True, default=str) for element in values}) < len(values):
-        raise SelectionError(f"{location}: {key} has a value twice", "give each value once")
+        raise SelectionError(f"{key} has a value twice", "give each value once")
     return values
 
 
-def _need(location: str, name: str, value: object) -> int:
+def _need(name: str, value: object) -> int:
     value = plain(value)
     if not isinstance(value, int) or isinstance(value, bool) or value < _MINIMUM[name]:
         raise SelectionError(
-            f"{location}: {name}={value!r}", f"give a whole number of {_MINIMUM[name]} or more"
+            f"{name}={value!r}", f"give a whole number of {_MINIMUM[name]} or more"
         )
     return value
 
 
-def _require_known(
-    location: str, model: object, dataset: object, embedded: Collection[str]
-) -> None:
-    """Refuse names that are neither embedded nor a folder.
-
-    Nor (a model) look like an id of the hub.
-    """
-    base, dash, style = str(dataset).rpartition("-")
+def _require_dataset(dataset: str) -> None:
+    """Refuse a data set that is neither embedded, on the hub nor a folder, in any style."""
+    base, dash, style = dataset.rpartition("-")
     if not dash or style not in STYLES:
-        base = str(dataset)
+        base = dataset
     names = (*DATASETS, *HUB)
-    if (
-        str(dataset) not in names
-        and base not in HUB
-        and not os.path.isdir(base)
-        and not os.path.isdir(str(dataset))
-    ):
-        allowed = f"there are: {', '.join(names)}, and folders"
-        raise SelectionError(
-            f"{location}: unknown dataset {dataset!r}{closest(str(dataset), names)}", allowed
-        )
-    if (
-        embedded
-        and "/" not in str(model)
-        and str(model) not in embedded
-        and not os.path.isdir(str(model))
-    ):
-        allowed = f"there are: {', '.join(embedded)}, folders, and hub ids (owner/name)"
-        raise SelectionError(
-            f"{location}: unknown model {model!r}{closest(str(model), embedded)}", allowed
-        )
+    if dataset in names or base in HUB or os.path.isdir(base) or os.path.isdir(dataset):
+        return
+    raise SelectionError(
+        f"unknown dataset {dataset!r}{closest(dataset, names)}",
+        f"there are: {', '.join(names)}, and folders",
+    )
+
+
+def _require_model(model: str, embedded: Collection[str]) -> None:
+    """Refuse a model that is neither embedded nor a folder, and no id of the hub."""
+    if not embedded or model in embedded or "/" in model or os.path.isdir(model):
+        return
+    raise SelectionError(
+        f"unknown model {model!r}{closest(model, embedded)}",
+        f"there are: {', '.join(embedded)}, folders, and hub ids (owner/name)",
+    )
 
 
 def _name(chapter: str, parameters: Mapping[str, object]) -> str:

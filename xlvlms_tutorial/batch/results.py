@@ -6,6 +6,7 @@ Parquet for analysis, the ledger as JSON for machines, a report for people.
 import json
 import sys
 import warnings
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -104,7 +105,7 @@ class Gathered:
         int
             How many there are.
         """
-        return sum(run_state == state for run_state in self.states.values())
+        return list(self.states.values()).count(state)
 
 
 def gather(batch: str | Path, write: bool = True) -> Gathered:
@@ -146,7 +147,7 @@ def gather(batch: str | Path, write: bool = True) -> Gathered:
     """
     batch = Path(batch)
     gathered = Gathered()
-    for name in read_plan(batch / PLAN):
+    for name in read_plan(batch / PLAN)["runs"]:
         folder = batch / RUNS / name
         try:
             gathered.add(name, read_results(folder / RESULTS))
@@ -198,11 +199,11 @@ def measurements(path: str | Path) -> list[dict[str, object]]:
     path = Path(path)
     if (path / PLAN).exists():
         batch = gather(path, write=False)
-        if damaged := [
-            f"{name} ({batch.problems[name]})"
-            for name, state in batch.states.items()
-            if state == "damaged"
-        ]:
+        damaged = []
+        for name, state in batch.states.items():
+            if state == "damaged":
+                damaged.append(f"{name} ({batch.problems[name]})")
+        if damaged:
             warnings.warn(f"left out of {path}, damaged: {'; '.join(damaged)}", stacklevel=2)
         return batch.measurements
     file = path / RESULTS if path.is_dir() else path
@@ -216,44 +217,36 @@ def _failure(file: Path, log: Path) -> str:
         location = "" if report["cell"] is None else f" (cell [{report['cell']}])"
         return f"{report['error']}{location}: {' '.join(str(report['message']).split())}"
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        lines = (
-            log.read_text(encoding="utf-8", errors="replace").split("\n") if log.exists() else []
-        )
-        return next((line.strip() for line in reversed(lines) if line.strip()), "not run yet")
+        text = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
+    lines = text.strip().split("\n")
+    return lines[-1].strip() or "not run yet"
 
 
-def run_table(found: Gathered) -> pd.DataFrame:
+def run_table(gathered: Gathered) -> pd.DataFrame:
     """List the runs that are done, one a row.
 
     Columns: run, chapter, parameters, seconds (in all, of its cells, of all else), peak memory,
     machine and versions.
     """
-    return pd.DataFrame(found.rows)
+    return pd.DataFrame(gathered.rows)
 
 
 def _row(name: str, result: Mapping[str, Any]) -> dict[str, object]:
-    settings = {
-        key: result["parameters"][key]
-        for key in ("model", "dataset", "seed", "n_samples")
-        if key in result["parameters"]
-    }
-    seconds = result["seconds"] | {
-        "overhead": round(result["seconds"]["total"] - result["seconds"]["cells"], 3)
-    }
-    row = {
-        "run": name,
-        "chapter": result["chapter"],
-        **settings,
-        "parameters": json.dumps(result["parameters"]),
-    }
-    row |= {f"seconds_{key}": value for key, value in seconds.items()} | result["memory"]
-    row["peak_bytes"] = None if row["peak_bytes"] is None else int(row["peak_bytes"])
-    row |= {key: result[key] for key in ("started", "commit", "code")}
-    return (
-        row
-        | result["machine"]
-        | {"versions": json.dumps(result["versions"]), "claims": len(result["claims"])}
-    )
+    row: dict[str, object] = {"run": name, "chapter": result["chapter"]}
+    for key in ("model", "dataset", "seed", "n_samples"):
+        if key in result["parameters"]:
+            row[key] = result["parameters"][key]
+    row["parameters"] = json.dumps(result["parameters"])
+    for key, value in result["seconds"].items():
+        row[f"seconds_{key}"] = value
+    row["seconds_overhead"] = round(result["seconds"]["total"] - result["seconds"]["cells"], 3)
+    row = row | result["memory"]
+    if row["peak_bytes"] is not None:
+        row["peak_bytes"] = int(row["peak_bytes"])
+    for key in ("started", "commit", "code"):
+        row[key] = result[key]
+    row = row | result["machine"]
+    return row | {"versions": json.dumps(result["versions"]), "claims": len(result["claims"])}
 
 
 def pooled(verdicts: Iterable[str]) -> str:
@@ -304,45 +297,37 @@ def ledger(measurements: Iterable[Mapping[str, object]]) -> list[dict[str, objec
     return [_entry(claimed, by_claim.get(claimed.id, [])) for claimed in CLAIMS.values()]
 
 
-def _entry(claimed: Claim, measured: list[Mapping[str, object]]) -> dict[str, object]:
-    by_model = {}
-    for model in dict.fromkeys(str(row["model"]) for row in measured):
-        of_model = [row for row in measured if row["model"] == model]
-        by_model[model] = pooled(str(row["verdict"]) for row in of_model)
-    source = {"paper": claimed.paper, "where": claimed.where}
+def _entry(claimed: Claim, rows: list[Mapping[str, object]]) -> dict[str, object]:
+    verdicts: dict[str, list[str]] = {}
+    for row in rows:
+        verdicts.setdefault(str(row["model"]), []).append(str(row["verdict"]))
+    by_model = {model: pooled(of_model) for model, of_model in verdicts.items()}
     entry = {
         "id": claimed.id,
         "statement": claimed.statement,
-        "source": source,
-        "metric": claimed.metric,
-        "rival": claimed.rival,
+        "source": {"paper": claimed.paper, "where": claimed.where},
     }
-    entry |= {
-        "direction": claimed.direction,
-        "null": claimed.null,
-        "margin": claimed.margin,
-        "test": claimed.test,
-    }
-    verdict = pooled([str(row["verdict"]) for row in measured])
-    rows = []
-    for row in measured:
-        rows.append({name: row.get(name) for name in (*_WHERE, *_MEASURED)})
-    return entry | {"verdict": verdict, "by_model": by_model, "measurements": rows}
+    for name in ("metric", "rival", "direction", "null", "margin", "test"):
+        entry[name] = getattr(claimed, name)
+    entry["verdict"] = pooled(str(row["verdict"]) for row in rows)
+    entry["by_model"] = by_model
+    entry["measurements"] = [
+        {name: row.get(name) for name in (*_WHERE, *_MEASURED)} for row in rows
+    ]
+    return entry
 
 
 def _write(batch: Path, gathered: Gathered) -> None:
     measured = gathered.measurements
     table = pd.DataFrame([row | {"versions": json.dumps(row["versions"])} for row in measured])
-    for name, rows in (("runs", run_table(gathered)), ("measurements", table)):
-        write_atomically(
-            batch / f"{name}.parquet", partial(_storable(rows).to_parquet, index=False)
-        )
+    _write_parquet(batch / "runs.parquet", run_table(gathered))
+    _write_parquet(batch / "measurements.parquet", table)
     write_json(batch / "claims.json", ledger(measured))
     write_utf8(batch / "report.md", report(gathered))
 
 
-def _storable(table: pd.DataFrame) -> pd.DataFrame:
-    """The table with a column of several types, or of numbers that are too large, as JSON text.
+def _write_parquet(file: Path, table: pd.DataFrame) -> None:
+    """Write a table; a column of several types, or of numbers that are too large, as JSON text.
 
     Parquet has one type a column.
     """
@@ -352,30 +337,30 @@ def _storable(table: pd.DataFrame) -> pd.DataFrame:
             pa.Array.from_pandas(table[name])
         except (pa.ArrowException, OverflowError, ValueError):
             table[name] = table[name].map(json.dumps)
-    return table
+    write_atomically(file, partial(table.to_parquet, index=False))
 
 
-def report(found: Gathered) -> str:
+def report(gathered: Gathered) -> str:
     """Write the batch in words, as Markdown.
 
     How many runs are done, what went wrong where, times, and verdicts by model.
     """
-    counts = ", ".join(f"{count} {state}" for state in STATES if (count := found.count(state)))
-    parts = [f"# {len(found.states)} runs: {counts or 'none'}"]
-    if found.problems:
-        lines = [
-            f"- `{name}` {found.states[name]}: {' '.join(problem.split())}"
-            for name, problem in found.problems.items()
-        ]
+    counts = Counter(gathered.states.values())
+    listed = ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state])
+    parts = [f"# {len(gathered.states)} runs: {listed or 'none'}"]
+    if gathered.problems:
+        lines = []
+        for name, problem in gathered.problems.items():
+            lines.append(f"- `{name}` {gathered.states[name]}: {' '.join(problem.split())}")
         parts += [
             "## Not done",
             "\n".join(lines),
             f"Tracebacks: `{RUNS}/RUN/{FAILURE}`, the notebook beside it; logs: `logs/RUN.log`.",
         ]
-    if found.results:
-        parts += ["## Times and memory", _table(_times(run_table(found)))]
-    if found.measurements:
-        parts += ["## Verdicts over seeds", _table(summary(found.measurements))]
+    if gathered.results:
+        parts += ["## Times and memory", _table(_times(run_table(gathered)))]
+    if gathered.measurements:
+        parts += ["## Verdicts over seeds", _table(summary(gathered.measurements))]
     return "\n\n".join(parts) + "\n"
 
 
@@ -390,11 +375,8 @@ def _times(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _table(table: pd.DataFrame) -> str:
-    lines = [
-        list(map(str, table.columns)),
-        ["---"] * len(table.columns),
-        *table.astype(str).to_numpy().tolist(),
-    ]
+    lines = [map(str, table.columns), ["---"] * len(table.columns)]
+    lines += table.astype(str).to_numpy().tolist()
     rows = []
     for line in lines:
         cells = [" ".join(cell.replace("|", "/").split()) for cell in line]

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import nbformat
 import papermill
@@ -255,10 +256,10 @@ def _locked(out: Path, wait: bool) -> Iterator[None]:
         raise RunError(
             f"another process is running a chapter in {out}", "give another folder, or wait for it"
         ) from None
+    except OutputError:
+        raise
     except OSError as cause:
-        raise (
-            cause if isinstance(cause, OutputError) else OutputError(out, cause.strerror or cause)
-        ) from cause
+        raise OutputError(out, cause.strerror or cause) from cause
 
 
 def _run(run: Run, out: Path, progress: bool) -> Path:
@@ -271,13 +272,7 @@ def _run(run: Run, out: Path, progress: bool) -> Path:
     try:
         executed = _execute(run, work, progress)
         seconds = _seconds(executed, started)
-        memory = json.loads(
-            "".join(
-                output.text
-                for output in executed.cells.pop().outputs
-                if output.output_type == "stream"
-            )
-        )
+        memory = _memory(executed.cells.pop())
         claims = [_claim(file) for file in sorted((work / "claims").glob("*.json"))]
     except (PapermillExecutionError, DeadKernelError, RecordError, ClaimError) as failure:
         _report(run, out, work, started, failure)
@@ -312,7 +307,7 @@ def _execute(run: Run, work: Path, progress: bool) -> NotebookNode:
     notebook = nbformat.from_dict(run.notebook)
     notebook.cells = [*notebook.cells, nbformat.v4.new_code_cell(_MEASURE)]
     nbformat.write(notebook, work / "chapter.ipynb")
-    with _environment({FOLDER_VARIABLE: str(work / "claims"), "TQDM_DISABLE": "1"}):
+    with environment({FOLDER_VARIABLE: str(work / "claims"), "TQDM_DISABLE": "1"}):
         chapter, executed = map(_unformatted, (work / "chapter.ipynb", work / NOTEBOOK))
         return papermill.execute_notebook(
             chapter,
@@ -331,7 +326,7 @@ def _unformatted(path: Path) -> str:
 
 
 @contextmanager
-def _environment(variables: dict[str, str]) -> Iterator[None]:
+def environment(variables: dict[str, str]) -> Iterator[None]:
     """Variables for the kernel, which inherits those of this process."""
     previous = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)
@@ -350,10 +345,15 @@ def _seconds(executed: NotebookNode, started: datetime) -> dict[str, float]:
     timings = [cell.metadata.papermill for cell in executed.cells]
     cells = sum(timing.duration for timing in timings[:-1] if timing.get("duration"))
     total = (datetime.now(UTC) - started).total_seconds()
-    start = (
-        datetime.fromisoformat(timings[0].start_time).replace(tzinfo=UTC) - started
-    ).total_seconds()
+    first = datetime.fromisoformat(timings[0].start_time).replace(tzinfo=UTC)
+    start = (first - started).total_seconds()
     return {"total": round(total, 3), "kernel_start": round(start, 3), "cells": round(cells, 3)}
+
+
+def _memory(cell: NotebookNode) -> dict[str, Any]:
+    """What the measuring cell has printed."""
+    texts = [output.text for output in cell.outputs if output.output_type == "stream"]
+    return json.loads("".join(texts))
 
 
 def _save_notebook(executed: NotebookNode, out: Path) -> None:
@@ -369,45 +369,49 @@ def _save_notebook(executed: NotebookNode, out: Path) -> None:
         nbformat.write(executed, draft)
 
 
-def _report(run: Run, out: Path, work: Path, started: datetime, failed: Exception) -> None:
+def _report(run: Run, out: Path, work: Path, started: datetime, failure: Exception) -> None:
     """Write what failed, and where; then raise it as an error of this package."""
     executed = nbformat.read(work / NOTEBOOK, as_version=4)
     executed.cells.pop()  # the measuring cell, which was not reached
-    details = {"cell": None, "source": "", "traceback": ""}
-    if isinstance(failed, PapermillExecutionError):
-        name, reason = failed.ename, strip_color(str(failed.evalue))
-        details = {
-            "cell": failed.exec_count,
-            "source": failed.source,
-            "traceback": strip_color("\n".join(failed.traceback)),
-        }
-    elif isinstance(failed, XlvlmsError):
-        name, reason = type(failed).__name__, str(failed)
-    else:
-        name, reason = (
-            type(failed).__name__,
-            "the kernel died: killed from outside, or out of memory",
-        )
-        sources = [
-            cell.source
-            for cell in executed.cells
-            if cell.metadata.get("papermill", {}).get("start_time")
-        ]
-        if sources:
-            details["source"] = sources[-1]
+    problem = _problem(failure, executed)
     _save_notebook(executed, out)
-    report = {
-        "error": name,
-        "message": reason,
-        **details,
+    origin = {
         "started": started.isoformat(timespec="seconds"),
+        "versions": versions(),
+        "machine": _machine(),
     }
-    write_json(out / FAILURE, run.origin | report | {"versions": versions(), "machine": _machine()})
-    location = "" if details["cell"] is None else f" in cell [{details['cell']}]"
-    message = f"chapter {run.file.stem!r} failed{location}: {name}: {' '.join(reason.split())}"
+    write_json(out / FAILURE, run.origin | problem | origin)
+    location = "" if problem["cell"] is None else f" in cell [{problem['cell']}]"
+    reason = " ".join(problem["message"].split())
     raise RunError(
-        message, f"the traceback is in {out / FAILURE}, the notebook as far as it came beside it"
-    ) from failed
+        f"chapter {run.file.stem!r} failed{location}: {problem['error']}: {reason}",
+        f"the traceback is in {out / FAILURE}, the notebook as far as it came beside it",
+    ) from failure
+
+
+def _problem(failure: Exception, executed: NotebookNode) -> dict[str, Any]:
+    """What failed, and in which cell."""
+    if isinstance(failure, PapermillExecutionError):
+        return {
+            "error": failure.ename,
+            "message": strip_color(str(failure.evalue)),
+            "cell": failure.exec_count,
+            "source": failure.source,
+            "traceback": strip_color("\n".join(failure.traceback)),
+        }
+    problem = {
+        "error": type(failure).__name__,
+        "message": str(failure),
+        "cell": None,
+        "source": "",
+        "traceback": "",
+    }
+    if not isinstance(failure, XlvlmsError):
+        problem["message"] = "the kernel died: killed from outside, or out of memory"
+        for cell in executed.cells:
+            if cell.metadata.get("papermill", {}).get("start_time"):
+                problem["source"] = cell.source  # of the last that was started
+    return problem
 
 
 def _commit(file: Path) -> str | None:
@@ -415,19 +419,11 @@ def _commit(file: Path) -> str | None:
 
     None outside of one.
     """
-    command = [
-        "git",
-        "-C",
-        str(file.parent),
-        "describe",
-        "--always",
-        "--dirty",
-        "--abbrev=40",
-        "--exclude=*",
-    ]
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
         result = subprocess.run(
             command,
+            cwd=file.parent,
             check=False,
             capture_output=True,
             encoding="utf-8",

@@ -81,9 +81,9 @@ def read_yaml(text: str, where: str, advice: str = QUOTES) -> tuple[object, yaml
         return yaml.load(text, _Loader), tree
     except RecursionError as cause:
         raise SelectionError(f"{where} cannot be read: nested too deep", advice) from cause
+    except SelectionError:
+        raise
     except (yaml.YAMLError, ValueError, TypeError) as cause:
-        if isinstance(cause, SelectionError):
-            raise
         raise SelectionError(
             f"{where} cannot be read: {' '.join(str(cause).split())}", advice
         ) from cause
@@ -113,14 +113,18 @@ def _refuse_duplicates(location: str, node: yaml.Node | None) -> None:
     """Refuse a key that is given twice: YAML would silently take the last."""
     for child in () if node is None else _children(node):
         _refuse_duplicates(location, child)
-    if isinstance(node, yaml.MappingNode):
-        keys: set[object] = set()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode) and (key.value in keys or keys.add(key.value)):
-                raise SelectionError(
-                    f"{location}, line {key.start_mark.line + 1}: {key.value!r} stands twice",
-                    "give each key once",
-                )
+    if not isinstance(node, yaml.MappingNode):
+        return
+    keys: set[object] = set()
+    for key, _ in node.value:
+        if not isinstance(key, yaml.ScalarNode):
+            continue
+        if key.value in keys:
+            raise SelectionError(
+                f"{location}, line {key.start_mark.line + 1}: {key.value!r} stands twice",
+                "give each key once",
+            )
+        keys.add(key.value)
 
 
 def plain(value: object) -> object:
@@ -150,10 +154,8 @@ def meant(default: object, value: object) -> object:
         defaults = list(default.values()) if isinstance(default, dict) else []
         return {_key(key): _convert(defaults, element) for key, element in value.items()}
     if isinstance(value, list):
-        return [
-            _convert(list(default) if isinstance(default, (list, tuple)) else [], element)
-            for element in value
-        ]
+        defaults = list(default) if isinstance(default, (list, tuple)) else []
+        return [_convert(defaults, element) for element in value]
     return _convert([default], value)
 
 
@@ -170,35 +172,35 @@ def _convert(defaults: list[object], value: object) -> object:
     """The value as the first of the defaults takes it."""
     if isinstance(value, (dict, list)):
         kinds = dict if isinstance(value, dict) else (list, tuple)
-        return meant(
-            next((candidate for candidate in defaults if isinstance(candidate, kinds)), ()), value
-        )
+        for default in defaults:
+            if isinstance(default, kinds):
+                return meant(default, value)
+        return meant((), value)
     if not isinstance(value, Word):
         return value
     for default in defaults:
         kind = type(default)
-        parsed = _plain_value(value)
         if kind is str:
             return str(value)
         if kind is bool and value.lower() in _TRUTHS:
             return _TRUTHS[value.lower()]
-        if kind in (int, float) and isinstance(parsed, str):
-            parsed = _as_number(value, kind)
-        if (
-            kind in (bool, int, float)
-            and isinstance(parsed, (int, float))
-            and (kind is bool) == isinstance(parsed, bool)
-        ):
-            return parsed
+        if kind in (int, float):
+            number = _as_number(value, kind)
+            if number is not None:
+                return number
     return _plain_value(value)
 
 
-def _as_number(word: str, kind: type) -> object:
-    """A word such as 1_000 as a number; itself where it is none."""
-    try:
-        return kind(word)
-    except ValueError:
-        return word
+def _as_number(word: Word, kind: type) -> int | float | None:
+    """A word as a number, also one such as 1_000; None where it is none."""
+    number = _plain_value(word)
+    if isinstance(number, str):
+        try:
+            return kind(word)
+        except ValueError:
+            return None
+    is_number = isinstance(number, (int, float)) and not isinstance(number, bool)
+    return number if is_number else None
 
 
 def _plain_value(word: Word) -> object:

@@ -5,14 +5,13 @@ from xlvlms_tutorial.claims.claims import (
     VERDICTS,
     Claim,
     claim,
-    gather,
     merge,
     read_register,
     record,
     sentence,
     verdict,
 )
-from xlvlms_tutorial.claims.ledger import counts, distances, ledger, overview
+from xlvlms_tutorial.claims.ledger import counts, ledger, overview
 
 __all__ = [
     "CLAIMS",
@@ -20,8 +19,6 @@ __all__ = [
     "Claim",
     "claim",
     "counts",
-    "distances",
-    "gather",
     "ledger",
     "merge",
     "overview",

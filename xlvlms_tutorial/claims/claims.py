@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import yaml
 
 from xlvlms_tutorial.claims import spread
@@ -408,46 +407,6 @@ def sentence(measured: dict[str, object]) -> str:
     )
 
 
-def gather(folder: str | Path | None = None) -> pd.DataFrame:
-    """Read all records of a folder as a table, one a row.
-
-    Use it to look at what was measured so far. The verdicts are computed again from the numbers.
-
-    Parameters
-    ----------
-    folder : path, optional
-        Where records lie; by default ``$XLVLMS_CLAIMS``, else ``_build/claims`` of the book. A
-        folder that is not there holds none.
-
-    Returns
-    -------
-    pandas.DataFrame
-        Columns id, verdict, value, low, high, n, seeds, model, dataset, chapter, variant, versions
-        and between_machines.
-
-    Raises
-    ------
-    RecordError
-        If a record is damaged or incomplete.
-    ClaimError
-        If a record names a claim that the register does not hold.
-
-    Examples
-    --------
-    >>> from tempfile import TemporaryDirectory
-    >>> from xlvlms_tutorial.claims import gather, record
-    >>> from xlvlms_tutorial.metrics import Estimate
-    >>> effect = Estimate(0.31, 0.28, 0.34, 200)
-    >>> names = {"model": "pocket-llava", "dataset": "scenes", "seeds": 0}
-    >>> with TemporaryDirectory() as folder:
-    ...     entry = record("IMA-1", effect, **names, folder=folder)
-    ...     table = gather(folder)
-    >>> table["id"].tolist(), table["verdict"].tolist()
-    (['IMA-1'], ['confirmed'])
-    """
-    return pd.DataFrame(_rows(folder), columns=["id", *MEASURED, BETWEEN])
-
-
 def merge(
     folder: str | Path | None = None,
     path: str | Path | None = None,
@@ -460,7 +419,8 @@ def merge(
     Parameters
     ----------
     folder : path, optional
-        Where records lie; by default ``$XLVLMS_CLAIMS``, else ``_build/claims`` of the book.
+        Where records lie; by default ``$XLVLMS_CLAIMS``, else ``_build/claims`` of the book. A
+        folder that is not there holds none.
     path : path, optional
         A file to write the entries to, as JSON; by default none.
     more : iterable of mapping, default ()
@@ -470,9 +430,10 @@ def merge(
     Returns
     -------
     list of dict
-        One entry a claim and measurement: the fields of :class:`Claim` and the columns of
-        :func:`gather`. A claim without a measurement has the verdict "not measured" and None
-        elsewhere.
+        One entry a claim and measurement: the fields of :class:`Claim`, and verdict, value, low,
+        high, n, seeds, model, dataset, chapter, variant, versions and between_machines of the
+        measurement. The verdicts are computed again from the numbers. A claim without a
+        measurement has the verdict "not measured" and None elsewhere.
 
     Raises
     ------
@@ -494,13 +455,14 @@ def merge(
     """
     unmeasured = dict.fromkeys(MEASURED) | {"verdict": "not measured", BETWEEN: False}
     measured: dict[str, list[dict[str, object]]] = {name: [] for name in CLAIMS}
-    for row in (*_rows(folder), *(judged(record, "a record") for record in more)):
+    rows = _rows(folder) + [judged(record, "a record") for record in more]
+    for row in rows:
         if row not in measured[row["id"]]:
             measured[row["id"]].append(row)
     entries = []
     for registered in CLAIMS.values():
-        for row in measured[registered.id] or [unmeasured]:
-            entries.append(asdict(registered) | row)
+        rows = measured[registered.id] or [unmeasured]
+        entries += [asdict(registered) | row for row in rows]
     if path is not None:
         write_json(path, entries)
     return entries
@@ -509,16 +471,16 @@ def merge(
 def _rows(folder: str | Path | None) -> list[dict[str, object]]:
     folder = Path(folder or default_folder())
     try:
-        files = sorted(
-            file
-            for file in folder.iterdir()
-            if file.suffix == ".json" and not file.name.startswith(".")
-        )
+        files = sorted(folder.iterdir())
     except FileNotFoundError:
         return []  # nothing is measured yet
     except OSError as cause:
         raise RecordError(folder, f"no folder of records ({cause.strerror})") from cause
-    return [judged(read_record(file), file) for file in files]
+    rows = []
+    for file in files:
+        if file.suffix == ".json" and not file.name.startswith("."):
+            rows.append(judged(read_record(file), file))
+    return rows
 
 
 def read_record(file: Path) -> object:

@@ -29,27 +29,8 @@ _HEAD = ("model", "data", "setting", "value [95 % interval]", "n", "seeds", "ver
 def distances(entries: Sequence[Entry]) -> pd.DataFrame:
     """Compute how far each measurement lies on the claimed side of its bar, in half intervals.
 
-    Use it to compare claims whose effects have different units. Above 0 is the claimed side, so an
-    interval that excludes 0 decides. For a claim of equality the bar is the nearer end of the
-    margin.
-
-    Parameters
-    ----------
-    entries : sequence of mapping
-        The entries of :func:`merge`. Claims that are not measured have no row.
-
-    Returns
-    -------
-    pandas.DataFrame
-        Columns id, model, variant, verdict, value, low and high.
-
-    Examples
-    --------
-    >>> from xlvlms_tutorial.claims import distances
-    >>> names = {"id": "IMA-1", "model": "pocket-llava", "variant": "", "verdict": "confirmed"}
-    >>> table = distances([{**names, "value": 0.75, "low": 0.5, "high": 1.0}])
-    >>> table[["value", "low", "high"]].to_numpy().tolist()
-    [[3.0, 2.0, 4.0]]
+    Above 0 is the claimed side, so an interval that excludes 0 decides. For a claim of equality the
+    bar is the nearer end of the margin. Claims that are not measured have no row.
     """
     names = ["id", "model", "variant", "verdict"]
     rows = []
@@ -64,7 +45,8 @@ def overview(entries: Sequence[Entry], ax: Axes | None = None) -> Axes:
     """Draw every measurement on one axis, a row a claim.
 
     Use it as the picture of all verdicts. Right of 0 is the claimed side, and an interval that
-    touches 0 leaves the claim open; distances are those of :func:`distances`, cut at 12.
+    touches 0 leaves the claim open. Distances from the bar are in half intervals, so that effects
+    of different units compare, and are cut at 12.
 
     Parameters
     ----------
@@ -100,20 +82,20 @@ def overview(entries: Sequence[Entry], ax: Axes | None = None) -> Axes:
     names = list(dict.fromkeys(str(entry["id"]) for entry in entries))
     ax = plots._axes(ax, height=0.9 + 0.24 * len(names))
     row = table["id"].map(names.index).astype(float)
-    stacking = table.groupby("id").cumcount(), table.groupby("id")["id"].transform("size")
+    by_claim = table.groupby("id")["id"]
     # several measurements of one claim lie one above the other
-    row += 0.62 * ((stacking[0] + 0.5) / stacking[1] - 0.5)
+    row += 0.62 * ((by_claim.cumcount() + 0.5) / by_claim.transform("size") - 0.5)
     for verdict, colour in COLOURS.items():
         mask = table["verdict"] == verdict
-        low, value, high = (
-            table.loc[mask, name].clip(-REACH, REACH) for name in ("low", "value", "high")
+        ends = table.loc[mask, ["low", "value", "high"]].clip(-REACH, REACH)
+        ax.hlines(row[mask], ends["low"], ends["high"], color=colour, linewidth=1.2, alpha=0.6)
+        ax.plot(
+            ends["value"], row[mask], MARKERS[verdict], color=colour, markersize=4.2, label=verdict
         )
-        ax.hlines(row[mask], low, high, color=colour, linewidth=1.2, alpha=0.6)
-        ax.plot(value, row[mask], MARKERS[verdict], color=colour, markersize=4.2, label=verdict)
     ax.axvline(0, color=plots.INK, linewidth=1)
-    blank = [name for name in names if name not in set(table["id"])]
-    for name in blank:
-        ax.text(0.3, names.index(name), "not measured", color=plots.MUTED, fontsize=7, va="center")
+    for number, name in enumerate(names):
+        if name not in set(table["id"]):
+            ax.text(0.3, number, "not measured", color=plots.MUTED, fontsize=7, va="center")
     ax.set_yticks(range(len(names)), list(map(plots.literal, names)), fontsize=8)
     ax.set(
         ylim=(len(names) - 0.4, -0.6),
@@ -145,16 +127,9 @@ def counts(entries: Sequence[Entry]) -> pd.DataFrame:
     >>> counts(entries).loc["I"].to_dict()
     {'confirmed': 1, 'refuted': 1, 'undecided': 0, 'not measured': 0}
     """
-    table = pd.DataFrame(
-        [{"part": entry["part"], "verdict": entry["verdict"]} for entry in entries],
-        columns=["part", "verdict"],
-    )
-    return (
-        table.groupby(["part", "verdict"], sort=False)
-        .size()
-        .unstack(fill_value=0)
-        .reindex(columns=list(VERDICTS), fill_value=0)
-    )
+    table = pd.DataFrame(entries, columns=["part", "verdict"])
+    sizes = table.groupby(["part", "verdict"], sort=False).size().unstack(fill_value=0)
+    return sizes.reindex(columns=list(VERDICTS), fill_value=0)
 
 
 def ledger(entries: Sequence[Entry], link: str = "../{}.html") -> Html:
@@ -192,75 +167,68 @@ def ledger(entries: Sequence[Entry], link: str = "../{}.html") -> Html:
 
 
 def _entry(claimed: Claim, rows: list[Entry], link: str) -> str:
+    """A claim and its measurements, as an element that opens."""
     verdicts = Counter(str(row["verdict"]) for row in rows)
-    signs = "".join(
-        _verdict_badge(verdict, verdicts[verdict]) for verdict in VERDICTS if verdict in verdicts
-    )
-    chapters = dict.fromkeys(str(row["chapter"]) for row in rows if row["chapter"])
-    links = ", ".join(
-        f'<a href="{escape(link.format(name))}">{escape(name)}</a>' for name in chapters
-    )
+    signs = ""
+    for verdict in VERDICTS:
+        if verdict in verdicts:
+            signs += _verdict_badge(verdict, verdicts[verdict])
     facts = (
         f"<b>Source.</b> {escape(claimed.paper)} ({escape(claimed.where)}). "
         f"<b>Effect.</b> {escape(claimed.metric)}; claimed {escape(claimed.test)}. "
         f"<b>Rival.</b> {escape(claimed.rival)}."
     )
+    links = []
+    for name in dict.fromkeys(str(row["chapter"]) for row in rows if row["chapter"]):
+        links.append(f'<a href="{escape(link.format(name))}">{escape(name)}</a>')
     if links:
-        facts += f" <b>Chapter.</b> {links}."
-    head = "".join(f"<th>{name}</th>" for name in _HEAD)
-    body = "".join(map(_row, (row for row in rows if row["value"] is not None)))
-    table = (
-        f'<div class="scroll"><table><tr>{head}</tr>{body}</table></div>'
-        if body
-        else "<p>No record of a measurement.</p>"
-    )
+        facts += f" <b>Chapter.</b> {', '.join(links)}."
     title = f"{signs} <b>{claimed.id}</b> {escape(claimed.statement)}"
     return (
-        f'<details id="{claimed.id}"><summary>{title}</summary><p '
-        f'class="facts">{facts}</p>{table}</details>'
+        f'<details id="{claimed.id}"><summary>{title}</summary>'
+        f'<p class="facts">{facts}</p>{_table(rows)}</details>'
     )
+
+
+def _table(rows: list[Entry]) -> str:
+    """The measurements of a claim, one a row."""
+    body = "".join(_row(row) for row in rows if row["value"] is not None)
+    if not body:
+        return "<p>No record of a measurement.</p>"
+    head = "".join(f"<th>{name}</th>" for name in _HEAD)
+    return f'<div class="scroll"><table><tr>{head}</tr>{body}</table></div>'
 
 
 def _row(entry: Entry) -> str:
-    value, low, high = (f"{entry[name]:.3g}" for name in ("value", "low", "high"))
-    seeds = ", ".join(map(str, entry["seeds"]))
-    between = " between machines" if entry.get("between_machines") else ""
     cells = (
         entry["model"],
         entry["dataset"],
         entry["variant"] or "",
-        f"{value} [{low}, {high}]",
+        f"{entry['value']:.3g} [{entry['low']:.3g}, {entry['high']:.3g}]",
         entry["n"],
-        seeds,
+        ", ".join(map(str, entry["seeds"])),
     )
-    return (
-        f"<tr>{''.join(f'<td>{escape(str(cell))}</td>' for cell in cells)}<td>"
-        f"{_verdict_badge(str(entry['verdict']))}{between}</td></tr>"
-    )
+    row = "".join(f"<td>{escape(str(cell))}</td>" for cell in cells)
+    between = " between machines" if entry.get("between_machines") else ""
+    return f"<tr>{row}<td>{_verdict_badge(str(entry['verdict']))}{between}</td></tr>"
 
 
 def _verdict_badge(verdict: str, count: int = 1) -> str:
-    return (
-        f'<span class="sign {verdict.replace(" ", "-")}">{_SIGNS[verdict]} '
-        f"{verdict}{f' {count}' if count > 1 else ''}</span>"
-    )
+    times = f" {count}" if count > 1 else ""
+    kind = verdict.replace(" ", "-")
+    return f'<span class="sign {kind}">{_SIGNS[verdict]} {verdict}{times}</span>'
 
 
 def _scaled(claimed: Claim, entry: Entry) -> dict[str, float]:
-    lower_bar, upper_bar = claimed.null - claimed.margin, claimed.null + claimed.margin
+    """The value of a measurement and the ends of its interval as distances from the bar."""
     value, low, high = (float(entry[name]) for name in ("value", "low", "high"))
-    signed = {
-        "greater": (value - lower_bar, low - lower_bar, high - lower_bar),
-        "less": (upper_bar - value, upper_bar - high, upper_bar - low),
-        # inside the margin is the claimed side: the nearer end counts
-        "equal": (
-            min(value - lower_bar, upper_bar - value),
-            min(low - lower_bar, upper_bar - high),
-            min(high - lower_bar, upper_bar - low),
-        ),
-    }[claimed.direction]
-    scaled = [_in_half_widths(end, (high - low) / 2) for end in signed]
-    return dict(zip(("value", "low", "high"), scaled, strict=True))
+    above = np.array([value, low, high]) - (claimed.null - claimed.margin)
+    below = (claimed.null + claimed.margin) - np.array([value, high, low])
+    # inside the margin is the claimed side: the nearer end counts
+    signed = {"greater": above, "less": below, "equal": np.minimum(above, below)}
+    names = ("value", "low", "high")
+    ends = zip(names, signed[claimed.direction].tolist(), strict=True)
+    return {name: _in_half_widths(end, (high - low) / 2) for name, end in ends}
 
 
 def _in_half_widths(distance: float, half: float) -> float:

@@ -11,6 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 
+import numpy as np
+
 from xlvlms_tutorial.io import read_json
 from xlvlms_tutorial.metrics.intervals import Estimate
 
@@ -57,10 +59,6 @@ def moved(estimates: Sequence[Estimate]) -> bool:
 
     In an end of the interval, or in the value.
     """
-    width = max(interval.high - interval.low for interval in estimates)
-    ends = (
-        [interval.value for interval in estimates],
-        [interval.low for interval in estimates],
-        [interval.high for interval in estimates],
-    )
-    return any(max(end) - min(end) > MOVED * width for end in ends)
+    numbers = np.array([(interval.value, interval.low, interval.high) for interval in estimates])
+    width = (numbers[:, 2] - numbers[:, 1]).max()
+    return bool((np.ptp(numbers, axis=0) > MOVED * width).any())

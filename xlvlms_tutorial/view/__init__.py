@@ -1,8 +1,7 @@
 """Figures, cards and widgets of the book."""
 
 from xlvlms_tutorial.view import cards, plots, widgets
-from xlvlms_tutorial.view.dial import dial
-from xlvlms_tutorial.view.tradeoff import tradeoff
+from xlvlms_tutorial.view.dial import dial, tradeoff
 
 __all__ = [
     "cards",

@@ -326,11 +326,9 @@ def concept_card(
     >>> "--weight:1.00" in card, "--weight:0.50" in card, '"--weight:0.750">0.75</td>' in card
     (True, True, True)
     """
-    weights = (
-        {str(word): float(weight) for word, weight in words.items()}
-        if isinstance(words, Mapping)
-        else {}
-    )
+    weights = {}
+    if isinstance(words, Mapping):
+        weights = {str(word): float(weight) for word, weight in words.items()}
     if not all(0 <= weight < inf for weight in weights.values()):
         raise FramesError(
             f"weights {list(weights.values())} of words", "allowed: finite numbers of 0 or more"

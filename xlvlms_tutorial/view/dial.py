@@ -1,12 +1,16 @@
 """Show what a model says about pictures at the setting that a slider chooses.
 
-The steering dial: pictures, and beneath each the caption or answer at this setting.
+The steering dial has pictures, and beneath each the caption or answer at this setting; the
+trade-off also has the blocks that run, and what they cost.
 """
 
 import re
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from html import escape
+from math import isfinite
+from numbers import Real
 
+import pandas as pd
 from ipywidgets import Widget
 from PIL import Image
 
@@ -14,6 +18,13 @@ from xlvlms_tutorial.errors import FramesError
 from xlvlms_tutorial.text import forms, whole_words
 from xlvlms_tutorial.view.cards import Html, style_of, thumbnails
 from xlvlms_tutorial.view.widgets import explorer
+
+_MARKS = (
+    '<mark class="right" title="true of the picture">',
+    '<mark class="wrong" title="not true of the picture">',
+)
+
+Words = Sequence[Iterable[str]]
 
 
 def dial(
@@ -72,90 +83,184 @@ def dial(
     >>> type(widget).__name__
     'VBox'
     """
-    if isinstance(highlight, Mapping):
-        kinds = highlight
-    else:
-        kinds = {"": [highlight] if isinstance(highlight, str) else highlight}
-    check_texts(len(images), told, asked, len(kinds))
-    style, tags = thumbnails(
-        images, size, alt=[f"picture {k + 1}" for k in range(len(images))] if alt is None else alt
-    )
-    pattern = word_pattern(kinds)
-    marks = [
-        f'<mark class="kind-{number}" title="{escape(kind)}">' for number, kind in enumerate(kinds)
-    ]
-    headings = (
-        [""] * len(images)
-        if asked is None
-        else [f'<p class="asked">{escape(text)}</p>' for text in asked]
-    )
+    _require_texts(len(images), told, asked)
+    if isinstance(highlight, str):
+        highlight = [highlight]
+    kinds = highlight if isinstance(highlight, Mapping) else {"": highlight}
+    if len(kinds) > 3:
+        raise FramesError(f"{len(kinds)} kinds of words to highlight", "allowed: 3 or fewer")
+    style, pictures = _pictures(images, size, alt)
+    pattern = _word_pattern(kinds.values())
+    marks = []
+    for number, kind in enumerate(kinds):
+        marks.append(f'<mark class="kind-{number}" title="{escape(kind)}">')
+    if asked is not None:
+        for number, question in enumerate(asked):
+            pictures[number] += f'<p class="asked">{escape(question)}</p>'
     frames = {}
     for setting, texts in told.items():
-        cards = ""
-        for tag, heading, text in zip(tags.values(), headings, texts, strict=True):
-            words = marked(text, pattern, marks)
-            cards += f'<div>{tag}{heading}<p class="told">{words}</p></div>'
-        key = frame_key(setting)
-        # the setting is in the frame too: two settings with the same texts are still two frames
-        label = escape(", ".join(map(str, key)))
-        frames[key] = Html(
-            f'<div class="dial" style="--size:{size}px" data-setting="{label}">{cards}</div>'
-        )
-    return explorer(
-        frames, names, None if start is None else frame_key(start), style=style + style_of("dial")
-    )
+        frames[setting] = _cards(pictures, [_marked(text, pattern, marks) for text in texts])
+    return _explorer("dial", frames, names, start, size, style)
 
 
-def check_texts(
-    images: int, told: Mapping[Hashable, Sequence[str]], asked: Sequence[str] | None, kinds: int
-) -> None:
-    """Stop texts that do not go with the pictures.
+def tradeoff(
+    images: Sequence[Image.Image],
+    told: Mapping[Hashable, Sequence[str]],
+    costs: pd.DataFrame,
+    layers: Mapping[Hashable, Iterable[int]] | None = None,
+    n_layers: int | None = None,
+    right: Words | None = None,
+    wrong: Words | None = None,
+    names: Sequence[str] = ("skipped",),
+    start: Hashable | None = None,
+    alt: Sequence[str] | None = None,
+    size: int = 160,
+) -> Widget:
+    """Show, for the setting that a slider chooses, which blocks run, its costs, and what is said.
+
+    Use it to compare plans of skipping or degrees of pruning. Costs and score are drawn as bars,
+    and beneath each picture stands what the model says about it. All moves in the browser, without
+    a kernel.
 
     Parameters
     ----------
-    images : int
-        Number of pictures.
+    images : sequence of PIL.Image.Image
+        The pictures.
     told : mapping of setting to sequence of str
-        The texts of all pictures by setting.
-    asked : sequence of str, optional
-        A text above each picture; None for none.
-    kinds : int
-        Number of kinds of words to highlight.
+        The captions or answers of all ``images``, by setting, in the order of the slider.
+    costs : pandas.DataFrame
+        A row for each setting and columns such as time, flops and score: shares of the whole
+        model's, where 1 is a full bar and the number beside it says more. The column ``score`` is
+        drawn in another colour.
+    layers : mapping of setting to iterable of int, optional
+        The layers (from 1) that are skipped; they are drawn hollow in a row of blocks. By default
+        no blocks are drawn.
+    n_layers : int, optional
+        Number of layers of the model; given together with ``layers``.
+    right : sequence of iterable of str, optional
+        Words that are true of each picture, a list for each; they are marked in the forms of
+        :func:`text.forms`. By default none.
+    wrong : sequence of iterable of str, optional
+        Words that are not true of each picture, marked likewise.
+    names : sequence of str, default ("skipped",)
+        The names of the parts of a setting. Settings of several parts (scope, skipped) have as many
+        names, and dropdowns above the slider.
+    start : hashable, optional
+        The setting shown first; by default the first one.
+    alt : sequence of str, optional
+        What each picture shows; by default "picture 1", "picture 2" and so on.
+    size : int, default 160
+        The longer side of a picture in pixels.
+
+    Returns
+    -------
+    ipywidgets.Widget
+        Blocks, bars and pictures below their controls.
 
     Raises
     ------
     FramesError
-        If there are fewer than two settings, a setting has not one text for each picture, or there
-        are more than three kinds of words.
+        If there are fewer than two settings, a setting has not one text for each picture, no row of
+        costs or no layers, a cost is negative or not finite, a layer is none of the model's, or
+        words are not listed for each picture.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> from xlvlms_tutorial.view import tradeoff
+    >>> captions = {0: ["two red keys"] * 4, 2: ["two keys"] * 4}
+    >>> costs = pd.DataFrame({"time": [1.0, 0.93], "score": [1.0, 0.8]}, index=[0, 2])
+    >>> images = [sample.image for sample in samples]
+    >>> widget = tradeoff(images, captions, costs, layers={0: [], 2: [9, 10]}, n_layers=30)
+    >>> type(widget).__name__
+    'VBox'
     """
-    if len(told) < 2:
-        raise FramesError(f"{len(told)} setting(s) of the dial", "a dial needs 2 or more")
-    lists = [(f"setting {key!r}", texts) for key, texts in told.items()]
-    if asked is not None:
-        lists.append(("asked", asked))
-    for name, texts in lists:
-        if isinstance(texts, str) or len(texts) != images:
-            count = "one text" if isinstance(texts, str) else f"{len(texts)} text(s)"
+    _require_texts(len(images), told)
+    bars = _bars(told, costs)
+    plans = _plans(told, layers, n_layers)
+    patterns = _patterns(len(images), right, wrong)
+    style, pictures = _pictures(images, size, alt)
+    frames = {}
+    for setting, texts in told.items():
+        captions = []
+        for text, pattern in zip(texts, patterns, strict=True):
+            captions.append(_marked(text, pattern, _MARKS))
+        cards = f'<div class="said">{_cards(pictures, captions)}</div>'
+        frames[setting] = plans[setting] + bars[setting] + cards
+    return _explorer("tradeoff", frames, names, start, size, style)
+
+
+def _require_texts(
+    images: int,
+    texts: Mapping[Hashable, Sequence[str]],
+    questions: Sequence[str] | None = None,
+) -> None:
+    """Refuse texts that do not go with the pictures."""
+    if len(texts) < 2:
+        raise FramesError(f"{len(texts)} setting(s) of the dial", "a dial needs 2 or more")
+    lists = {f"setting {setting!r}": captions for setting, captions in texts.items()}
+    if questions is not None:
+        lists["asked"] = questions
+    for name, captions in lists.items():
+        if isinstance(captions, str) or len(captions) != images:
+            count = "one text" if isinstance(captions, str) else f"{len(captions)} text(s)"
             raise FramesError(
                 f"{name} has {count} for {images} picture(s)",
                 "give a list with one text for each picture",
             )
-    if kinds > 3:
-        raise FramesError(f"{kinds} kinds of words to highlight", "allowed: 3 or fewer")
 
 
-def frame_key(setting: Hashable) -> tuple[Hashable, ...]:
-    """Return a setting as the explorer takes it, a tuple."""
+def _pictures(
+    images: Sequence[Image.Image], size: int, alt: Sequence[str] | None
+) -> tuple[str, list[str]]:
+    """The style that holds the pictures, and the tag of each."""
+    if alt is None:
+        alt = [f"picture {number}" for number in range(1, len(images) + 1)]
+    style, tags = thumbnails(images, size, alt=alt)
+    return style, list(tags.values())
+
+
+def _cards(pictures: Sequence[str], captions: Sequence[str]) -> str:
+    """The pictures, each above its caption."""
+    cards = ""
+    for picture, caption in zip(pictures, captions, strict=True):
+        cards += f'<div>{picture}<p class="told">{caption}</p></div>'
+    return cards
+
+
+def _explorer(
+    kind: str,
+    contents: Mapping[Hashable, str],
+    names: Sequence[str],
+    start: Hashable | None,
+    size: int,
+    style: str,
+) -> Widget:
+    """The frames of all settings below their controls."""
+    frames = {}
+    for setting, content in contents.items():
+        key = _frame_key(setting)
+        # the setting is in the frame too: two settings with the same content are still two frames
+        label = escape(", ".join(map(str, key)))
+        frames[key] = Html(
+            f'<div class="{kind}" style="--size:{size}px" data-setting="{label}">{content}</div>'
+        )
+    first = None if start is None else _frame_key(start)
+    return explorer(frames, names, first, style=style + style_of(kind))
+
+
+def _frame_key(setting: Hashable) -> tuple[Hashable, ...]:
+    """A setting as the explorer takes it, a tuple."""
     return setting if isinstance(setting, tuple) else (setting,)
 
 
-def word_pattern(kinds: Mapping[str, Iterable[str]]) -> re.Pattern[str]:
-    """Compile an expression that finds every form of the words, with a group for each kind.
+def _word_pattern(kinds: Iterable[Iterable[str]]) -> re.Pattern[str]:
+    """What finds every form of the words, with a group for each kind.
 
     A word of two kinds has the first.
     """
     groups = []
-    for words in kinds.values():
+    for words in kinds:
         group = []
         for word in words:
             group += forms(" ".join(word.split()))
@@ -163,31 +268,101 @@ def word_pattern(kinds: Mapping[str, Iterable[str]]) -> re.Pattern[str]:
     return whole_words(*groups)
 
 
-def marked(text: str, pattern: re.Pattern[str], tags: Sequence[str]) -> str:
-    """Write a text as HTML, escaped, with its words in the tags of their kinds.
-
-    Parameters
-    ----------
-    text : str
-        The text.
-    pattern : re.Pattern
-        What finds the words, from :func:`word_pattern`.
-    tags : sequence of str
-        The opening tag of each kind, in the order of the pattern's groups.
-
-    Returns
-    -------
-    str
-        The HTML.
-    """
-    parts = []
+def _marked(text: str, pattern: re.Pattern[str], tags: Sequence[str]) -> str:
+    """The text as HTML, escaped, with its words in the tags of their kinds."""
+    html = ""
     end = 0
     for match in pattern.finditer(text):
-        parts += [
-            escape(text[end : match.start()]),
-            tags[match.lastindex - 1],
-            escape(match[0]),
-            "</mark>",
-        ]
+        html += escape(text[end : match.start()])
+        html += f"{tags[match.lastindex - 1]}{escape(match[0])}</mark>"
         end = match.end()
-    return "".join([*parts, escape(text[end:])])
+    return html + escape(text[end:])
+
+
+def _bars(settings: Iterable[Hashable], costs: pd.DataFrame) -> dict[Hashable, str]:
+    """The costs of each setting as bars."""
+    if not costs.index.is_unique:
+        raise FramesError(
+            f"two rows of costs for setting {costs.index[costs.index.duplicated()][0]}",
+            "give one for each setting",
+        )
+    rows = dict(zip(costs.index, costs.to_dict("records"), strict=True))
+    bars = {}
+    for setting in settings:
+        if setting not in rows or not rows[setting]:
+            raise FramesError(
+                f"no costs of setting {setting!r}",
+                "give a table with one row for each setting, and 1 column or more",
+            )
+        cells = []
+        for name, value in rows[setting].items():
+            if not (isinstance(value, Real) and isfinite(value) and value >= 0):
+                raise FramesError(
+                    f"{name} of setting {setting!r} is {value!r}",
+                    "allowed: shares of the whole model's, finite, 0 or more",
+                )
+            kind = "score" if name == "score" else "cost"
+            bar = f'<i class="{kind}" style="--share:{min(value, 1):.4f}"></i>'
+            cells.append(f"<b>{escape(str(name))}</b>{bar}<span>{100 * value:.0f} %</span>")
+        bars[setting] = f'<div class="costs">{"".join(cells)}</div>'
+    return bars
+
+
+def _plans(
+    settings: Iterable[Hashable],
+    layers: Mapping[Hashable, Iterable[int]] | None,
+    n_layers: int | None,
+) -> dict[Hashable, str]:
+    """The blocks that run at each setting; empty where no layers are given."""
+    if (layers is None) != (n_layers is None):
+        raise FramesError("only one of layers and n_layers was given", "give both, or none")
+    if layers is None:
+        return dict.fromkeys(settings, "")
+    plans = {}
+    for setting in settings:
+        if setting not in layers:
+            raise FramesError(
+                f"no layers of setting {setting!r}",
+                "give the skipped layers of each setting, an empty list for none",
+            )
+        plans[setting] = _plan(sorted(set(layers[setting])), n_layers)
+    return plans
+
+
+def _plan(skipped: list[int], n_layers: int) -> str:
+    """A row of blocks from the first to the last, those left out hollow."""
+    for layer in skipped:
+        if layer not in range(1, n_layers + 1):
+            raise FramesError(f"layer {layer!r} is skipped", f"allowed: 1 to {n_layers}")
+    blocks = ""
+    for layer in range(1, n_layers + 1):
+        if layer in skipped:
+            blocks += f'<i class="off" title="block {layer}, skipped"></i>'
+        else:
+            blocks += f'<i class="on" title="block {layer}"></i>'
+    words = f"{n_layers - len(skipped)} of {n_layers} blocks run"
+    if skipped:
+        words += f"; skipped: {', '.join(map(str, skipped))}"
+    return (
+        '<div class="plan" role="img" '
+        f'aria-label="{words}">{blocks}</div><p class="legend">{words}</p>'
+    )
+
+
+def _patterns(images: int, true: Words | None, false: Words | None) -> list[re.Pattern[str]]:
+    """What finds the words that are true of each picture, and those that are not."""
+    for name, words in (("right", true), ("wrong", false)):
+        if words is not None and not _is_list_for_each(words, images):
+            raise FramesError(
+                f"{name} has not a list of words for each of {images} picture(s)",
+                "give one list for each, empty for none",
+            )
+    empty: Words = [()] * images
+    pairs = zip(true or empty, false or empty, strict=True)
+    return [_word_pattern(pair) for pair in pairs]
+
+
+def _is_list_for_each(words: Words, images: int) -> bool:
+    if isinstance(words, str) or len(words) != images:
+        return False
+    return not any(isinstance(group, str) for group in words)

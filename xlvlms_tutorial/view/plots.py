@@ -5,6 +5,7 @@ a price in a caption is no formula.
 """
 
 import io
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,7 +19,8 @@ from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 from PIL import Image
 
-from xlvlms_tutorial.errors import ActivationsError, LengthError
+from xlvlms_tutorial.errors import ActivationsError
+from xlvlms_tutorial.validation import require_same_length
 
 GROUND = "#fbfaf7"  # opaque, so that black text stays readable on a dark page
 INK = "#22292d"
@@ -411,8 +413,7 @@ def gallery(
     >>> plots.png(figure)[1:4]  # also closes the figure
     b'PNG'
     """
-    if len(images) != len(captions):
-        raise LengthError(images=len(images), captions=len(captions))
+    require_same_length(images=images, captions=captions)
     figure, places = _places(captions, columns, width)
     for ax, image in zip(places, images, strict=True):
         ax.imshow(image)
@@ -537,8 +538,7 @@ def heats(
     >>> plots.png(figure)[1:4]  # also closes the figure
     b'PNG'
     """
-    if not len(images) == len(maps) == len(captions):
-        raise LengthError(images=len(images), maps=len(maps), captions=len(captions))
+    require_same_length(images=images, maps=maps, captions=captions)
     if not len(maps):
         raise ActivationsError("no maps", "give one or more, each with its picture and caption")
     top = vmax or max(float(np.abs(_cells(values)).max()) for values in maps)
@@ -668,13 +668,9 @@ def wrapped(text: str, letters: int) -> str:
     two red keys
     on the sand
     """
-    broken = [""]
-    for word in text.split():
-        if broken[-1] and len(broken[-1]) + 1 + len(word) > letters:
-            broken.append(word)
-        else:
-            broken[-1] = f"{broken[-1]} {word}".strip()
-    return "\n".join(broken)
+    return textwrap.fill(
+        " ".join(text.split()), letters, break_long_words=False, break_on_hyphens=False
+    )
 
 
 def literal(label: Any) -> Any:
