@@ -96,11 +96,11 @@ def about(report: Report, subject: Subject, size: int, steps: int) -> None:
                 ratio(seconds, str(k), "dense"),
                 goal,
             )
-        told = (
+        description = (
             f"{phase} with {middle} of {n_layers} blocks bypassed by a "
             "hook (today's way), over dense"
         )
-        report.tell(told, ratio(seconds, "today", "dense"))
+        report.tell(description, ratio(seconds, "today", "dense"))
     whole = {
         name: within(contexts[name], lambda: vlm.forward(batch, logits=False))
         for name in ("dense", *map(str, counts))
@@ -136,18 +136,18 @@ def image_mlps(report: Report, subject: Subject, size: int) -> None:
     seconds = timed(ways, report.options.rounds(ROUNDS), subject.device, label="image tokens' MLPs")
     for name in list(contexts)[1:]:
         saved = 1 - flops[name] / flops["dense"]
-        shown = median(
+        measured = median(
             [
                 (1 - less / all_) / saved
                 for less, all_ in zip(seconds[name], seconds["dense"], strict=True)
             ]
         )
-        told = (
+        description = (
             f"saving in time over counted saving, without the MLPs of {name} of {n} "
             "image tokens in the prefill"
         )
-        report.promise(told, shown, Goal(">=", SHOWN)) if name == "100%" else report.tell(
-            told, shown
+        report.promise(description, measured, Goal(">=", SHOWN)) if name == "100%" else report.tell(
+            description, measured
         )
         report.tell(
             f"counted share of the FLOPs saved without the MLPs of {name} of {n} image tokens",

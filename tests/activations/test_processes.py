@@ -79,7 +79,7 @@ def launch(folder: Path) -> subprocess.CompletedProcess:
         port = free.getsockname()[1]
     # --multi_gpu starts the processes, whether there are GPUs or not; with
     # --cpu accelerate starts one alone
-    asked = [
+    arguments = [
         "--multi_gpu",
         "--num_processes",
         "2",
@@ -94,7 +94,7 @@ def launch(folder: Path) -> subprocess.CompletedProcess:
         sys.executable,
         "-m",
         "accelerate.commands.launch",
-        *asked,
+        *arguments,
         "--main_process_port",
         str(port),
     ]
@@ -125,9 +125,9 @@ def test_what_a_killed_process_began_a_launch_of_several_ends_as_one_process_wou
         await_others(store, 6, 0, 2, wait=5)
     again = launch(tmp_path)
     assert again.returncode == 0, again.stderr
-    made = {rank: (tmp_path / f"{rank}-of-2").read_text() for rank in (0, 1)}
+    texts = {rank: (tmp_path / f"{rank}-of-2").read_text() for rank in (0, 1)}
     rows = sum(len(states) for states in store.iterate())
-    assert made == {0: f"[0, 2, 4] {rows}", 1: f"[3, 5] {rows}"}
+    assert texts == {0: f"[0, 2, 4] {rows}", 1: f"[3, 5] {rows}"}
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     capture(tiny_llava(), pictures(), store=tmp_path / "alone", **ASKED)
@@ -148,15 +148,15 @@ def test_what_a_killed_process_began_a_launch_of_several_ends_as_one_process_wou
 def store(tmp_path, monkeypatch) -> Store:
     """Of process 0, which has made its shards 0, 2, 4; looked at often."""
     monkeypatch.setattr(processes, "_LOOK_EVERY", 0.01)
-    made = Store(tmp_path / "store", PROVENANCE)
+    built = Store(tmp_path / "store", PROVENANCE)
     for number in range(0, 6, 2):
-        made.write(number, states_of(PLAN[number]))
-    return made
+        built.write(number, states_of(PLAN[number]))
+    return built
 
 
-def note(store: Store, **told: object) -> None:
+def note(store: Store, **fields: object) -> None:
     now = time.time()
-    whole = {"host": socket.gethostname(), "process": os.getpid(), "began": now, "at": now} | told
+    whole = {"host": socket.gethostname(), "process": os.getpid(), "began": now, "at": now} | fields
     (store.folder / ".process-1-of-2.json").write_text(json.dumps(whole))
 
 
@@ -174,7 +174,7 @@ def gone() -> int:
 def test_a_process_waits_for_the_shards_of_the_others(store):
     came = []
 
-    def other():
+    def run_second():
         mine = Store(store.folder)
         with making_shards(mine, 1, 2):
             for number in (1, 3, 5):
@@ -182,7 +182,7 @@ def test_a_process_waits_for_the_shards_of_the_others(store):
                 came.append(number)
                 mine.write(number, states_of(PLAN[number]))
 
-    thread = threading.Thread(target=other)
+    thread = threading.Thread(target=run_second)
     thread.start()
     await_others(store, 6, 0, 2)
     assert came == [1, 3, 5]
@@ -242,8 +242,8 @@ def test_what_an_earlier_launch_left_is_no_news(store):
     # On this machine it counts when the process began, by the clock of the processes' table: it
     # runs up to a second apart from the other.
     before = processes._launched() - 1
-    for told in ({"began": before, "at": time.time()}, {"host": "elsewhere", "at": before}):
-        note(store, **({"process": gone(), "failed": "KeyboardInterrupt: "} | told))
+    for fields in ({"began": before, "at": time.time()}, {"host": "elsewhere", "at": before}):
+        note(store, **({"process": gone(), "failed": "KeyboardInterrupt: "} | fields))
         with pytest.raises(RunError, match=r"waited 0\.05 s"):
             await_others(store, 6, 0, 2, wait=0.05)
 
@@ -260,12 +260,12 @@ def test_a_process_of_this_launch_that_ended_is_no_old_news_whatever_the_clocks_
 
 
 def test_a_new_shard_prolongs_the_wait(store):
-    def other():
+    def run_second():
         for number in (1, 3, 5):
             time.sleep(0.25)
             Store(store.folder).write(number, states_of(PLAN[number]))
 
-    thread = threading.Thread(target=other)
+    thread = threading.Thread(target=run_second)
     thread.start()
     began = time.monotonic()
     await_others(store, 6, 0, 2, wait=0.6)

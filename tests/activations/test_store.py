@@ -37,10 +37,10 @@ FORK = multiprocessing.get_context("fork")
 @pytest.fixture
 def store(tmp_path) -> Store:
     """Samples 0 to 9, two rows each, in three shards."""
-    made = Store(tmp_path / "store", PROVENANCE)
+    built = Store(tmp_path / "store", PROVENANCE)
     for number, samples in enumerate(shard_plan(10, 4)):
-        made.write(number, states_of(samples, rows=2))
-    return made
+        built.write(number, states_of(samples, rows=2))
+    return built
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -135,9 +135,9 @@ def test_reading_takes_the_chosen_layer_place_and_samples(store):
     whole = states_of(range(10), rows=2)
     assert list(store.states(3).tensors) == [(3, "block"), (3, "mlp")]
     assert list(store.states(place="mlp").tensors) == [(3, "mlp")]
-    some = store.states(3, "mlp", samples=[8, 1, 99])
-    assert torch.equal(some[3], whole[3, "mlp"][[2, 3, 16, 17]])
-    assert some.table["sample"].tolist() == [1, 1, 8, 8]
+    subset = store.states(3, "mlp", samples=[8, 1, 99])
+    assert torch.equal(subset[3], whole[3, "mlp"][[2, 3, 16, 17]])
+    assert subset.table["sample"].tolist() == [1, 1, 8, 8]
     assert [len(part) for part in store.iterate(0)] == [8, 8, 4]
 
 
@@ -220,7 +220,7 @@ def test_a_plan_without_samples_in_a_shard_is_refused():
 
 
 @pytest.mark.parametrize(
-    ("changed", "told"),
+    ("changed", "message"),
     [
         ({"model": "other"}, "model is 'fake' in the store and 'other' here"),
         ({"revision": "2"}, "revision is '1' in the store and '2' here"),
@@ -232,10 +232,10 @@ def test_a_plan_without_samples_in_a_shard_is_refused():
         ({"selection": {"span": "text"}}, "selection.span is 'image' in the store and 'text' here"),
     ],
 )
-def test_a_store_of_another_capture_names_what_differs(store, changed, told):
-    with pytest.raises(StoreMismatchError, match=told):
+def test_a_store_of_another_capture_names_what_differs(store, changed, message):
+    with pytest.raises(StoreMismatchError, match=message):
         Store(store.folder, PROVENANCE | changed)
-    with pytest.raises(StoreMismatchError, match=told):
+    with pytest.raises(StoreMismatchError, match=message):
         store.write(3, states_of([10], provenance=PROVENANCE | changed))
     assert store.done == [0, 1, 2]
 
@@ -292,15 +292,15 @@ def test_merge_repairs_a_damaged_shard_from_another_store(store, tmp_path):
 
 
 def test_merge_refuses_what_does_not_match_and_copies_nothing(store, tmp_path):
-    other = Store(tmp_path / "other", PROVENANCE)
-    other.write(3, states_of([10], rows=2))
-    other.write(1, states_of(range(4, 8), rows=2, shift=1))
+    second_store = Store(tmp_path / "other", PROVENANCE)
+    second_store.write(3, states_of([10], rows=2))
+    second_store.write(1, states_of(range(4, 8), rows=2, shift=1))
     with pytest.raises(StoreError, match="shard 1 has other content"):
-        store.merge(other.folder)
-    other.discard(1)
-    (other.folder / "shards" / "00003.safetensors").unlink()
+        store.merge(second_store.folder)
+    second_store.discard(1)
+    (second_store.folder / "shards" / "00003.safetensors").unlink()
     with pytest.raises(DamagedShardError, match=r"shards/00003\.safetensors"):
-        store.merge(other.folder)
+        store.merge(second_store.folder)
     seeded = Store(tmp_path / "seeded", PROVENANCE | {"seed": 1})
     with pytest.raises(StoreMismatchError, match="seed is 0 in the store and 1 here"):
         store.merge(seeded.folder)
@@ -383,7 +383,7 @@ def test_accelerate_launch_deals_the_shards_to_its_processes(tmp_path, monkeypat
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    asked = [
+    arguments = [
         "--multi_gpu",
         "--num_processes",
         "2",
@@ -394,7 +394,7 @@ def test_accelerate_launch_deals_the_shards_to_its_processes(tmp_path, monkeypat
         "--dynamo_backend",
         "no",
     ]
-    command = [sys.executable, "-m", "accelerate.commands.launch", *asked]
+    command = [sys.executable, "-m", "accelerate.commands.launch", *arguments]
     command += ["--main_process_port", str(port), tmp_path / "fake_capture.py", tmp_path / "s"]
     done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr

@@ -32,34 +32,34 @@ def _short(monkeypatch):
 
 
 def test_processes_at_the_same_time_never_share_a_gpu(tmp_path):
-    def job(wanted):
-        command = [sys.executable, "-c", JOB, str(wanted), str(tmp_path)]
-        told = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
-        return set(told[0].split(",")), float(told[1]), float(told[2])
+    def job(n_gpus):
+        command = [sys.executable, "-c", JOB, str(n_gpus), str(tmp_path)]
+        output = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+        return set(output[0].split(",")), float(output[1]), float(output[2])
 
     with ThreadPoolExecutor(6) as pool:
         ran = list(pool.map(job, [1, 2, 1, 3, 1, 2]))
-    assert [len(seen) for seen, *_ in ran] == [1, 2, 1, 3, 1, 2]
-    for k, (seen, start, end) in enumerate(ran):
-        for other, its_start, its_end in ran[:k]:
-            assert end <= its_start or its_end <= start or seen.isdisjoint(other)
+    assert [len(visible) for visible, *_ in ran] == [1, 2, 1, 3, 1, 2]
+    for k, (visible, start, end) in enumerate(ran):
+        for its_devices, its_start, its_end in ran[:k]:
+            assert end <= its_start or its_end <= start or visible.isdisjoint(its_devices)
 
 
 def test_a_taken_gpu_is_passed_over_and_a_free_one_seen(tmp_path):
-    with FileLock(tmp_path / "0.lock"), gpus(1, 3, tmp_path) as seen:
-        assert seen == os.environ[VARIABLE] == "1"
+    with FileLock(tmp_path / "0.lock"), gpus(1, 3, tmp_path) as visible:
+        assert visible == os.environ[VARIABLE] == "1"
     assert VARIABLE not in os.environ
-    with gpus(2, 3, tmp_path) as seen:
-        assert seen == "0,1"
+    with gpus(2, 3, tmp_path) as visible:
+        assert visible == "0,1"
 
 
 def test_the_gpus_are_those_that_this_process_may_see(tmp_path, monkeypatch):
     monkeypatch.setenv(VARIABLE, "4, GPU-7f,6")
     assert devices(2) == ["4", "GPU-7f"]
-    with gpus(1, 3, tmp_path) as seen:
-        assert seen == "4"
-    with gpus(0, 3, tmp_path) as seen:
-        assert seen == os.environ[VARIABLE] == ""  # a job that asked for none sees none
+    with gpus(1, 3, tmp_path) as visible:
+        assert visible == "4"
+    with gpus(0, 3, tmp_path) as visible:
+        assert visible == os.environ[VARIABLE] == ""  # a job that asked for none sees none
     assert os.environ[VARIABLE] == "4, GPU-7f,6"
     with pytest.raises(SelectionError, match="4 GPUs asked for, but CUDA_VISIBLE_DEVICES="):
         devices(4)
@@ -68,8 +68,8 @@ def test_the_gpus_are_those_that_this_process_may_see(tmp_path, monkeypatch):
 def test_the_lock_ends_with_a_job_that_fails(tmp_path):
     with pytest.raises(ZeroDivisionError), gpus(1, 1, tmp_path):
         _ = 1 / 0
-    with gpus(1, 1, tmp_path) as seen:
-        assert seen == "0"
+    with gpus(1, 1, tmp_path) as visible:
+        assert visible == "0"
 
 
 def test_more_than_there_are_is_refused_at_once(tmp_path):
@@ -80,12 +80,12 @@ def test_more_than_there_are_is_refused_at_once(tmp_path):
 @pytest.mark.skipif(
     not hasattr(os, "getuid"), reason="Windows has a temporary folder for each user"
 )
-@pytest.mark.parametrize("made", ["folder", "link", "file"])
-def test_a_folder_of_locks_that_is_not_ours_is_refused_with_what_to_do(tmp_path, monkeypatch, made):
+@pytest.mark.parametrize("kind", ["folder", "link", "file"])
+def test_a_folder_of_locks_that_is_not_ours_is_refused_with_what_to_do(tmp_path, monkeypatch, kind):
     monkeypatch.setattr(slots.tempfile, "gettempdir", lambda: str(tmp_path))
     place = tmp_path / f"xlvlms-gpus-{os.getuid()}"
-    {"folder": place.mkdir, "file": place.touch, "link": lambda: place.symlink_to(tmp_path)}[made]()
-    if made != "file":
+    {"folder": place.mkdir, "file": place.touch, "link": lambda: place.symlink_to(tmp_path)}[kind]()
+    if kind != "file":
         monkeypatch.setattr(os, "getuid", lambda: -1)
         place.rename(tmp_path / "xlvlms-gpus--1")
     with (
@@ -111,9 +111,9 @@ def test_a_lock_that_cannot_be_held_is_said(tmp_path, harm):
 
 def test_the_folder_of_locks_is_made_for_this_user_alone(tmp_path, monkeypatch):
     monkeypatch.setattr(slots.tempfile, "gettempdir", lambda: str(tmp_path))
-    with gpus(1, 1) as seen:
-        assert seen == "0"
+    with gpus(1, 1) as visible:
+        assert visible == "0"
     (place,) = tmp_path.iterdir()
     assert place.stat().st_mode & 0o077 == 0 or os.name == "nt"
-    with gpus(1, 1) as seen:  # and is taken again
-        assert seen == "0"
+    with gpus(1, 1) as visible:  # and is taken again
+        assert visible == "0"

@@ -25,9 +25,9 @@ WIDE = """(width) => [...document.querySelectorAll('article *')].filter(e => {
 
 
 def test_page_is_rendered_without_complaints(visit, name):
-    seen = visit(name)
-    assert seen.page.locator("article h1").first.inner_text().strip()
-    assert seen.complaints == []
+    page_visit = visit(name)
+    assert page_visit.page.locator("article h1").first.inner_text().strip()
+    assert page_visit.complaints == []
 
 
 def test_page_asks_for_nothing_outside(visit, name):
@@ -46,7 +46,7 @@ def test_images_have_words_and_are_drawn(visit, name):
         )
     )
     assert [source for alt, source, _ in images if not alt.strip()] == []
-    assert [source for _, source, drawn in images if not drawn] == []
+    assert [source for _, source, loaded in images if not loaded] == []
 
 
 def test_outputs_hold_no_errors_and_no_bare_widgets(visit, name):

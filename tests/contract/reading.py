@@ -66,10 +66,10 @@ def parts(case: Case) -> None:
 def spans(case: Case) -> str | None:
     if case.modality is None:
         return _no_positions(case)
-    given: list[Tensor] = []
+    embeddings: list[Tensor] = []
 
     def keep(module: torch.nn.Module, args: tuple, kwargs: dict) -> None:
-        given.append(kwargs["inputs_embeds"])
+        embeddings.append(kwargs["inputs_embeds"])
 
     hook = anatomy.decoder(case.vlm.model).register_forward_pre_hook(keep, with_kwargs=True)
     try:
@@ -80,7 +80,7 @@ def spans(case: Case) -> str | None:
     # Molmo2 holds its 200 words and 8 special tokens in two tables
     rows = getattr(table, "num_embeddings", 208)
     with torch.no_grad():
-        measured = (given[0] != table(case.batch["input_ids"].clamp(max=rows - 1))).any(-1)
+        measured = (embeddings[0] != table(case.batch["input_ids"].clamp(max=rows - 1))).any(-1)
     assert measured.any() and torch.equal(measured, case.batch.mask(case.modality))
     return None
 
@@ -125,13 +125,13 @@ def states_generate(case: Case) -> None:
     with reading(vlm, "all") as ours:
         vlm.generate_ids(case.batch, **GENERATION)
     with vlm.run(case.batch), torch.no_grad():
-        told = {
+        options = {
             "output_hidden_states": True,
             "return_dict_in_generate": True,
             "do_sample": False,
             "disable_compile": True,
         }
-        recorded = vlm.model.generate(**case.batch, **GENERATION, **told).hidden_states
+        recorded = vlm.model.generate(**case.batch, **GENERATION, **options).hidden_states
     assert len(recorded) == len(ours[1, "block"]) == GENERATION["max_new_tokens"]
     for step, layers in enumerate(recorded):
         for layer in range(vlm.n_layers):
@@ -162,8 +162,12 @@ def batch_sizes(case: Case) -> None:
     for size in (2, 4, 8):
         states, scores = _read(case, vlm.prepare(repeated(dict(case.batch), size // 2)))
         for row in range(size):
-            own, score = alone[row % 2]
-            agree(states[:, row, -own.shape[2] :], own[:, 0], f"states of row {row} of {size}")
+            own_states, score = alone[row % 2]
+            agree(
+                states[:, row, -own_states.shape[2] :],
+                own_states[:, 0],
+                f"states of row {row} of {size}",
+            )
             agree(scores[row], score[0], f"score of row {row} of {size}")
 
 

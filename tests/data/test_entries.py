@@ -13,9 +13,9 @@ BOX = (1, 0, 0, 0, 9, 9)
 ONE = captions("a.png", "A dog.")
 
 
-def box(*values, **more):
+def box(*values, **fields):
     content = boxes("a.png", (1, 0, *values))
-    content["annotations"][0] |= more
+    content["annotations"][0] |= fields
     return content
 
 

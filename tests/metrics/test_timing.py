@@ -80,9 +80,9 @@ def test_what_prepares_and_tidies_up_is_not_timed():
 
 
 def test_no_garbage_is_collected_while_the_clock_runs_and_then_again():
-    seen = []
-    measure_time({"a": lambda: seen.append(gc.isenabled())}, rounds=2, warm_up=0)
-    assert seen == [False, False] and gc.isenabled()
+    gc_states = []
+    measure_time({"a": lambda: gc_states.append(gc.isenabled())}, rounds=2, warm_up=0)
+    assert gc_states == [False, False] and gc.isenabled()
     with pytest.raises(ZeroDivisionError):
         measure_time({"a": lambda: 1 / 0})
     assert gc.isenabled()
@@ -96,16 +96,16 @@ def test_no_garbage_is_collected_while_the_clock_runs_and_then_again():
 
 def test_a_cuda_device_is_waited_for_on_both_sides_of_the_clock(monkeypatch):
     clock = Clock()
-    told = []
+    devices = []
     monkeypatch.setattr(
         torch.cuda,
         "synchronize",
-        lambda device: (told.append(str(device)), clock.way("wait", 1.0)()),
+        lambda device: (devices.append(str(device)), clock.way("wait", 1.0)()),
     )
     times = measure_time(
         {"a": clock.way("a", 2.0)}, rounds=2, warm_up=0, device="cuda:1", clock=clock
     )
-    assert clock.ran == ["wait", "a", "wait"] * 2 and set(told) == {"cuda:1"}
+    assert clock.ran == ["wait", "a", "wait"] * 2 and set(devices) == {"cuda:1"}
     assert times["seconds"].tolist() == [3.0, 3.0]
 
 
@@ -118,13 +118,13 @@ def series(**seconds):
 
 def test_ratios_are_medians_of_pairs_whatever_slows_a_round():
     slow = np.array([1.0, 7.0, 2.0, 100.0, 3.0])
-    found = time_ratios(series(dense=slow, half=slow / 2, third=slow / [3, 3, 4, 3, 2]), to="dense")
-    assert found.index.tolist() == ["dense", "half", "third"]
-    assert found.columns.tolist() == ["value", "low", "high", "n"]
-    assert found.loc["half"].tolist() == [0.5, 0.5, 0.5, 5]
-    assert found.loc["dense"].tolist() == [1, 1, 1, 5]
-    assert found.loc["third", "value"] == pytest.approx(1 / 3)
-    assert found.loc["third", "low"] < 1 / 3 < found.loc["third", "high"]
+    table = time_ratios(series(dense=slow, half=slow / 2, third=slow / [3, 3, 4, 3, 2]), to="dense")
+    assert table.index.tolist() == ["dense", "half", "third"]
+    assert table.columns.tolist() == ["value", "low", "high", "n"]
+    assert table.loc["half"].tolist() == [0.5, 0.5, 0.5, 5]
+    assert table.loc["dense"].tolist() == [1, 1, 1, 5]
+    assert table.loc["third", "value"] == pytest.approx(1 / 3)
+    assert table.loc["third", "low"] < 1 / 3 < table.loc["third", "high"]
 
 
 @settings(max_examples=5, deadline=None)
@@ -225,29 +225,29 @@ def test_memory_that_is_not_there_is_refused():
 
 def test_the_peak_is_what_a_call_adds_on_a_gpu_and_unknown_on_a_cpu(monkeypatch):
     assert peak_memory(lambda: 1 / 0) is peak_memory(lambda: 1 / 0, "cpu") is None
-    held = SimpleNamespace(now=100, peak=900)
+    memory = SimpleNamespace(now=100, peak=900)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
-    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: held.now)
-    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: held.peak)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: memory.now)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: memory.peak)
     monkeypatch.setattr(
-        torch.cuda, "reset_peak_memory_stats", lambda device: setattr(held, "peak", held.now)
+        torch.cuda, "reset_peak_memory_stats", lambda device: setattr(memory, "peak", memory.now)
     )
-    assert peak_memory(lambda: setattr(held, "peak", 350), "cuda") == 250
+    assert peak_memory(lambda: setattr(memory, "peak", 350), "cuda") == 250
 
 
 # Energy
 
 
-def meter(folder, zone, name, used=0, most=1_000_000):
-    where = folder / zone
-    where.mkdir(parents=True)
-    for file, content in (("name", name), ("energy_uj", used), ("max_energy_range_uj", most)):
-        (where / file).write_text(f"{content}\n")
-    return where / "energy_uj"
+def meter(folder, zone, name, used=0, maximum=1_000_000):
+    directory = folder / zone
+    directory.mkdir(parents=True)
+    for file, content in (("name", name), ("energy_uj", used), ("max_energy_range_uj", maximum)):
+        (directory / file).write_text(f"{content}\n")
+    return directory / "energy_uj"
 
 
 def test_joules_of_all_packages_and_of_nothing_else(tmp_path):
-    one, two = (
+    first, second = (
         meter(tmp_path, "intel-rapl:0", "package-0", 100),
         meter(tmp_path, "intel-rapl:1", "package-1", 999_000),
     )
@@ -262,10 +262,10 @@ def test_joules_of_all_packages_and_of_nothing_else(tmp_path):
     (tmp_path / "intel-rapl").mkdir()
 
     def call():
-        one.write_text("500100")
-        two.write_text("1999")  # went round: 1001 to the start, and 1999 on
-        for other in others:
-            other.write_text("77")
+        first.write_text("500100")
+        second.write_text("1999")  # went round: 1001 to the start, and 1999 on
+        for file in others:
+            file.write_text("77")
 
     assert energy(call, powercap=tmp_path) == pytest.approx((500_000 + 1_001 + 1_999) / 1e6)
     with pytest.raises(EstimateError, match="takes longer"):

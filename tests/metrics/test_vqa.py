@@ -79,9 +79,11 @@ def test_normalising_twice_changes_nothing(text):
 
 
 def slow_accuracy(prediction, references):
-    told, given = vqa_normalise(prediction), list(map(vqa_normalise, references))
-    subsets = list(combinations(given, len(given) - 1))
-    return np.mean([min(1, sum(one == told for one in subset) / 3) for subset in subsets])
+    answer, answers = vqa_normalise(prediction), list(map(vqa_normalise, references))
+    subsets = list(combinations(answers, len(answers) - 1))
+    return np.mean(
+        [min(1, sum(reference == answer for reference in subset) / 3) for subset in subsets]
+    )
 
 
 ANSWER = st.sampled_from(["yes", "no", "Yes.", "2", "two"])
@@ -91,14 +93,16 @@ ANSWER = st.sampled_from(["yes", "no", "Yes.", "2", "two"])
     st.lists(st.tuples(ANSWER, st.lists(ANSWER, min_size=2, max_size=10)), min_size=1, max_size=5)
 )
 @settings(deadline=None, max_examples=100)
-def test_accuracy_is_the_mean_over_the_subsets_that_leave_one_out(asked):
-    told, known = map(list, zip(*asked, strict=True))
-    assert vqa_accuracy(told, known) == pytest.approx([slow_accuracy(*one) for one in asked])
+def test_accuracy_is_the_mean_over_the_subsets_that_leave_one_out(cases):
+    predictions, references = map(list, zip(*cases, strict=True))
+    assert vqa_accuracy(predictions, references) == pytest.approx(
+        [slow_accuracy(*entry) for entry in cases]
+    )
 
 
 def test_accuracy_of_ten_answers():
-    known = [["yes"] * k + ["no"] * (10 - k) for k in range(11)]
-    assert vqa_accuracy(["yes"] * 11, known) == pytest.approx([0, 0.3, 0.6, 0.9] + [1] * 7)
+    references = [["yes"] * k + ["no"] * (10 - k) for k in range(11)]
+    assert vqa_accuracy(["yes"] * 11, references) == pytest.approx([0, 0.3, 0.6, 0.9] + [1] * 7)
 
 
 def test_three_of_ten_are_not_yet_right():
@@ -118,7 +122,7 @@ def test_a_single_reference_is_matched_exactly():
 
 
 @pytest.mark.parametrize(
-    ("told", "known", "error"),
+    ("predictions", "references", "error"),
     [
         ([], [], EstimateError),
         (["a"], [[]], EstimateError),
@@ -126,9 +130,9 @@ def test_a_single_reference_is_matched_exactly():
         (["a"], [["a"], ["b"]], LengthError),
     ],
 )
-def test_accuracy_refuses_what_has_no_answers(told, known, error):
+def test_accuracy_refuses_what_has_no_answers(predictions, references, error):
     with pytest.raises(error):
-        vqa_accuracy(told, known)
+        vqa_accuracy(predictions, references)
 
 
 @pytest.mark.parametrize(
@@ -159,13 +163,13 @@ def test_answer_type(answer, kind):
 
 def test_counts_add_up_over_calls_and_answers():
     """The released code overwrites the overall counts of a type by those of the next."""
-    told = ["Yes", "yes, it is", "no", "two", "2", "snow", "the Snow"]
-    counts = answer_counts(told)
+    predictions = ["Yes", "yes, it is", "no", "two", "2", "snow", "the Snow"]
+    counts = answer_counts(predictions)
     expected = {("yes/no", "yes"): 2, ("yes/no", "no"): 1, ("number", "2"): 2, ("other", "snow"): 2}
     assert counts["count"].to_dict() == expected
     assert counts.index.tolist() == list(expected)
     both = counts.add(answer_counts(["no", "red"]), fill_value=0)["count"]
-    assert both.sum() == len(told) + 2 and both["yes/no", "no"] == 2
+    assert both.sum() == len(predictions) + 2 and both["yes/no", "no"] == 2
     with pytest.raises(EstimateError):
         answer_counts([])
 
@@ -173,8 +177,8 @@ def test_counts_add_up_over_calls_and_answers():
 def test_targeted_change_counts_those_that_held_the_source():
     before = ["Yes", "yes.", "yes, a cat", "no", "nobody", "red"]
     after = ["No", "yes", "no, none", "no", "no", "no"]
-    found = targeted_change(before, after, "yes", "no")
-    assert found == proportion([True, False, True])
+    estimate = targeted_change(before, after, "yes", "no")
+    assert estimate == proportion([True, False, True])
     assert targeted_change(before, after, "red", "no").value == 1
 
 
@@ -197,7 +201,7 @@ def test_targeted_change_refuses():
 
 ASKED = [Question("presence", f"Any {k}?", "yes" if k % 2 else "no", "key") for k in range(12)]
 ASKED += [Question("colour", f"Which {k}?", "red", "key") for k in range(4)]
-BEFORE = [asked.answer for asked in ASKED]
+BEFORE = [question.answer for question in ASKED]
 AFTER = ["no"] * 12 + ["red", "red", "blue", "no"]
 
 
@@ -207,14 +211,14 @@ def tables():
 
 
 def test_side_effects_by_type(tables):
-    found = side_effects(*tables, ["presence"])
-    assert found.index.tolist() == ["overall", "elsewhere", "presence", "colour"]
-    assert found["targeted"].tolist() == [False, False, True, False]
-    assert found["n"].tolist() == [16, 4, 12, 4]
-    assert found["after"].tolist() == pytest.approx([8 / 16, 2 / 4, 6 / 12, 2 / 4])
-    assert found["change"].tolist() == pytest.approx((found["after"] - found["before"]).tolist())
+    table = side_effects(*tables, ["presence"])
+    assert table.index.tolist() == ["overall", "elsewhere", "presence", "colour"]
+    assert table["targeted"].tolist() == [False, False, True, False]
+    assert table["n"].tolist() == [16, 4, 12, 4]
+    assert table["after"].tolist() == pytest.approx([8 / 16, 2 / 4, 6 / 12, 2 / 4])
+    assert table["change"].tolist() == pytest.approx((table["after"] - table["before"]).tolist())
     expected = bootstrap([0.0] * 2 + [-1.0] * 2)
-    assert (found.loc["colour", "low"], found.loc["colour", "high"]) == (
+    assert (table.loc["colour", "low"], table.loc["colour", "high"]) == (
         expected.low,
         expected.high,
     )
@@ -223,23 +227,23 @@ def test_side_effects_by_type(tables):
 def test_overall_is_the_mean_over_questions_not_over_types():
     """The released code gives each type the same weight however many questions it has."""
     before = answer_table(BEFORE, ASKED)
-    found = side_effects(before, answer_table(BEFORE[:12] + ["blue"] * 4, ASKED))
+    table = side_effects(before, answer_table(BEFORE[:12] + ["blue"] * 4, ASKED))
     assert (
-        found.loc["overall", "after"]
+        table.loc["overall", "after"]
         == 12 / 16
-        != found.loc[["presence", "colour"], "after"].mean()
+        != table.loc[["presence", "colour"], "after"].mean()
     )
-    assert "elsewhere" not in found.index
+    assert "elsewhere" not in table.index
 
 
 def test_nothing_changed_is_no_certainty(tables):
-    found = side_effects(tables[0], tables[0])
-    assert (found["change"] == 0).all() and (found["low"] < 0).all() and (found["high"] > 0).all()
+    table = side_effects(tables[0], tables[0])
+    assert (table["change"] == 0).all() and (table["low"] < 0).all() and (table["high"] > 0).all()
 
 
 def test_groups_make_the_intervals_those_of_clusters(tables):
     scene = np.repeat(np.arange(8), 2)
-    found = side_effects(*tables, groups=scene).loc["overall"]
+    row = side_effects(*tables, groups=scene).loc["overall"]
     expected = bootstrap(
         np.array(
             [
@@ -249,7 +253,7 @@ def test_groups_make_the_intervals_those_of_clusters(tables):
         ),
         scene,
     )
-    assert (found["low"], found["high"]) == (expected.low, expected.high)
+    assert (row["low"], row["high"]) == (expected.low, expected.high)
 
 
 def test_side_effects_refuse(tables):
@@ -266,10 +270,10 @@ def test_side_effects_refuse(tables):
 
 def test_steering_table(tables):
     before, after = tables
-    found = steering_table({"none": before, "yes to no": after}, {"yes to no": ("yes", "no")})
-    assert found.loc["none", ["presence", "colour"]].tolist() == [1, 1]
-    assert found.loc["none", ["to target", "elsewhere"]].isna().all()
-    assert found.loc["yes to no"].to_dict() == pytest.approx(
+    table = steering_table({"none": before, "yes to no": after}, {"yes to no": ("yes", "no")})
+    assert table.loc["none", ["presence", "colour"]].tolist() == [1, 1]
+    assert table.loc["none", ["to target", "elsewhere"]].isna().all()
+    assert table.loc["yes to no"].to_dict() == pytest.approx(
         {"presence": 0.5, "colour": 0.5, "to target": 1, "elsewhere": 2 / 10}
     )
     with pytest.raises(SelectionError, match="changes for nothing; give one for each of b"):
@@ -281,16 +285,16 @@ def test_steering_table(tables):
 
 
 def test_kl_is_its_definition(monkeypatch):
-    one, other = torch.randn(2, 9, 11, generator=torch.Generator().manual_seed(0))
-    p, q = (np.exp(side.double().numpy()) for side in (one, other))
+    first, second = torch.randn(2, 9, 11, generator=torch.Generator().manual_seed(0))
+    p, q = (np.exp(side.double().numpy()) for side in (first, second))
     p, q = p / p.sum(1, keepdims=True), q / q.sum(1, keepdims=True)
     expected = [
         sum(a * np.log(a / b) for a, b in zip(*rows, strict=True))
         for rows in zip(p, q, strict=True)
     ]
-    assert answer_kl(one, other).numpy() == pytest.approx(np.array(expected), rel=1e-12)
+    assert answer_kl(first, second).numpy() == pytest.approx(np.array(expected), rel=1e-12)
     monkeypatch.setattr(vqa, "_BLOCK", 25)  # two rows at once
-    assert answer_kl(one, other).numpy() == pytest.approx(np.array(expected), rel=1e-12)
+    assert answer_kl(first, second).numpy() == pytest.approx(np.array(expected), rel=1e-12)
 
 
 def test_kl_of_the_same_answers_is_nothing_and_of_sure_ones_finite():
@@ -340,10 +344,10 @@ def as_the_script_does(prediction, references):
         for mark in ';/[]"{}()=+\\_-><@`,?!':
             beside = mark + " " in text or " " + mark in text
             out = out.replace(mark, "" if beside or re.search(r"\d,\d", text) else " ")
-        out, left = "", list(reversed(out))
-        while left:
-            letter = left.pop()
-            out += "" if letter == "." and not (left and left[-1].isdigit()) else letter
+        out, remaining = "", list(reversed(out))
+        while remaining:
+            letter = remaining.pop()
+            out += "" if letter == "." and not (remaining and remaining[-1].isdigit()) else letter
         words = [
             {"none": "0", "two": "2", "ten": "10"}.get(word, word) for word in out.lower().split()
         ]
@@ -351,14 +355,17 @@ def as_the_script_does(prediction, references):
             contractions.get(word, word) for word in words if word not in ("a", "an", "the")
         )
 
-    prediction, references = prediction.strip(), [one.strip() for one in references]
+    prediction, references = prediction.strip(), [reference.strip() for reference in references]
     if len(set(references)) > 1:
-        prediction, references = normalised(prediction), [normalised(one) for one in references]
-    kept = [
-        sum(other == prediction for k, other in enumerate(references) if k != out)
+        prediction, references = (
+            normalised(prediction),
+            [normalised(reference) for reference in references],
+        )
+    matches = [
+        sum(reference == prediction for k, reference in enumerate(references) if k != out)
         for out in range(len(references))
     ]
-    return np.mean([min(1, count / 3) for count in kept])
+    return np.mean([min(1, count / 3) for count in matches])
 
 
 PARTS = [
@@ -399,7 +406,7 @@ def test_official_is_what_the_script_gives(prediction, references):
 
 
 @pytest.mark.parametrize(
-    ("told", "known", "official", "ours"),
+    ("prediction", "references", "official", "ours"),
     [
         ("Yes", ["yes"] * 10, 0, 1),
         ("yes", ["yes"] * 10, 1, 1),
@@ -412,26 +419,26 @@ def test_official_is_what_the_script_gives(prediction, references):
         ("yes", ["yes"], 0, 1),
     ],
 )
-def test_official_and_ours_differ_as_is_told(told, known, official, ours):
-    assert vqa_accuracy([told], [known], official=True)[0] == official
-    assert vqa_accuracy([told], [known])[0] == ours
+def test_official_and_ours_differ_as_is_told(prediction, references, official, ours):
+    assert vqa_accuracy([prediction], [references], official=True)[0] == official
+    assert vqa_accuracy([prediction], [references])[0] == ours
 
 
 @pytest.mark.parametrize("official", [False, True])
 @pytest.mark.parametrize(
-    ("told", "known"), [("2", 2), (2, "2"), (2, np.int64(2)), (2.5, 2.5), ("3.5", 3.5)]
+    ("prediction", "reference"), [("2", 2), (2, "2"), (2, np.int64(2)), (2.5, 2.5), ("3.5", 3.5)]
 )
-def test_numbers_count_as_their_digits(told, known, official):
-    assert vqa_accuracy([told], [[known] * 10], official)[0] == 1
+def test_numbers_count_as_their_digits(prediction, reference, official):
+    assert vqa_accuracy([prediction], [[reference] * 10], official)[0] == 1
 
 
 @pytest.mark.parametrize("bad", [None, True, float("nan"), ["2"], b"2", {"answer": "2"}])
 def test_answers_that_are_no_texts_are_refused(bad, monkeypatch):
     # its checks refuse some of these already
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
-    for told, known in (([bad], [["2"] * 3]), (["2"], [["2", bad, "2"]])):
+    for predictions, references in (([bad], [["2"] * 3]), (["2"], [["2", bad, "2"]])):
         with pytest.raises(EstimateError, match="texts and finite numbers"):
-            vqa_accuracy(told, known)
+            vqa_accuracy(predictions, references)
 
 
 @pytest.mark.parametrize("lacking", ["type", "question", "target", "answer", "correct"])

@@ -418,7 +418,7 @@ def test_blocks_that_lend_and_borrow_keys(models):
     }
     # the first two are the last of their kinds that make their own
     assert sharing.pop("gemma4_small") == ["lends", "lends", "borrows"]
-    assert all(found == [None] * 3 for found in sharing.values())
+    assert all(sources == [None] * 3 for sources in sharing.values())
 
 
 def test_an_unknown_place_lists_the_known(models):
@@ -430,7 +430,7 @@ def test_an_unknown_place_lists_the_known(models):
 
 
 def test_states_are_taken_from_and_put_back_into_what_modules_return():
-    states, other, weights = torch.zeros(1, 2, 3), torch.ones(1, 2, 3), torch.eye(2)
+    states, new_states, weights = torch.zeros(1, 2, 3), torch.ones(1, 2, 3), torch.eye(2)
     assert anatomy.states_of(states) is states and anatomy.states_of((states, weights)) is states
-    assert anatomy.with_states(states, other) is other
-    assert anatomy.with_states((states, weights), other) == (other, weights)
+    assert anatomy.with_states(states, new_states) is new_states
+    assert anatomy.with_states((states, weights), new_states) == (new_states, weights)

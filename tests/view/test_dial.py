@@ -28,16 +28,16 @@ def widgets(top):
 
 def frames(top):
     """The dial's frames as parsed HTML, in order."""
-    found = [
-        one.value
-        for one in widgets(top)
-        if isinstance(one, ipywidgets.HTML) and 'class="dial"' in one.value
+    contents = [
+        widget.value
+        for widget in widgets(top)
+        if isinstance(widget, ipywidgets.HTML) and 'class="dial"' in widget.value
     ]
-    return [BeautifulSoup(value, "html.parser") for value in found]
+    return [BeautifulSoup(value, "html.parser") for value in contents]
 
 
 def texts(frame):
-    return [told.get_text() for told in frame.select(".told")]
+    return [tag.get_text() for tag in frame.select(".told")]
 
 
 def marked(frame):
@@ -45,23 +45,23 @@ def marked(frame):
 
 
 def test_each_setting_shows_every_text_beneath_its_picture():
-    shown = frames(dial(PICTURES, TOLD))
-    assert [texts(frame) for frame in shown] == list(TOLD.values())
-    for frame in shown:
+    views = frames(dial(PICTURES, TOLD))
+    assert [texts(frame) for frame in views] == list(TOLD.values())
+    for frame in views:
         cards = frame.select(".dial > div")
         assert [len(card.select(".thumb")) for card in cards] == [1, 1]
         assert [card.select_one(".thumb")["aria-label"] for card in cards] == [
             "picture 1",
             "picture 2",
         ]
-    assert not shown[0].select("b, mark, .asked")
+    assert not views[0].select("b, mark, .asked")
 
 
 def test_pictures_are_embedded_once():
     html = "".join(
-        one.value
-        for one in widgets(dial(PICTURES, TOLD, size=32))
-        if isinstance(one, ipywidgets.HTML)
+        widget.value
+        for widget in widgets(dial(PICTURES, TOLD, size=32))
+        if isinstance(widget, ipywidgets.HTML)
     )
     assert html.count("data:image/webp") == 2
     assert html.count('class="thumb ') == 6
@@ -74,37 +74,41 @@ def test_two_dials_of_a_page_keep_each_its_own_size():
 
 
 def test_slider_and_frames_are_linked_in_the_browser(monkeypatch):
-    made, real = [], Link.__init__
+    links, real = [], Link.__init__
     monkeypatch.setattr(
-        Link, "__init__", lambda self, *a, **k: (made.append(self), real(self, *a, **k))[1]
+        Link, "__init__", lambda self, *a, **k: (links.append(self), real(self, *a, **k))[1]
     )
     top = dial(PICTURES, TOLD, start=0.5)
-    (slider,) = (one for one in widgets(top) if isinstance(one, ipywidgets.SelectionSlider))
-    (stack,) = (one for one in widgets(top) if isinstance(one, ipywidgets.Stack))
+    (slider,) = (
+        widget for widget in widgets(top) if isinstance(widget, ipywidgets.SelectionSlider)
+    )
+    (stack,) = (widget for widget in widgets(top) if isinstance(widget, ipywidgets.Stack))
     assert [label for label, _ in slider.options] == ["0", "0.5", "1"]
     assert slider.description == "strength"
     assert slider.index == stack.selected_index == 1
-    assert [(link.source, link.target) for link in made] == [
+    assert [(link.source, link.target) for link in links] == [
         ((slider, "index"), (stack, "selected_index"))
     ]
 
 
 def test_settings_of_two_parts_have_a_dropdown_and_a_slider():
-    told = {(layer, strength): [f"{layer} {strength}"] for layer in (4, 8) for strength in (0, 1)}
-    top = dial(PICTURES[:1], told, names=("layer", "strength"), start=(8, 0))
-    (dropdown,) = (one for one in widgets(top) if isinstance(one, ipywidgets.Dropdown))
+    captions = {
+        (layer, strength): [f"{layer} {strength}"] for layer in (4, 8) for strength in (0, 1)
+    }
+    top = dial(PICTURES[:1], captions, names=("layer", "strength"), start=(8, 0))
+    (dropdown,) = (widget for widget in widgets(top) if isinstance(widget, ipywidgets.Dropdown))
     assert (dropdown.description, dropdown.index) == ("layer", 1)
-    assert [texts(frame) for frame in frames(top)] == list(told.values())
+    assert [texts(frame) for frame in frames(top)] == list(captions.values())
 
 
 def test_words_are_marked_whole_in_their_forms_and_kinds():
-    shown = frames(dial(PICTURES, TOLD, ["key", "red"]))
-    assert [marked(frame) for frame in shown] == [
+    views = frames(dial(PICTURES, TOLD, ["key", "red"]))
+    assert [marked(frame) for frame in views] == [
         [("kind-0", "red"), ("kind-0", "key"), ("kind-0", "keys")],
         [("kind-0", "red")],
         [("kind-0", "KEYS")],
     ]
-    assert [texts(frame) for frame in shown] == list(TOLD.values())
+    assert [texts(frame) for frame in views] == list(TOLD.values())
     styled = frames(dial(PICTURES, TOLD, STYLE_WORDS))[1]
     assert marked(styled) == [
         ("kind-1", "red"),
@@ -121,15 +125,15 @@ def test_words_are_marked_whole_in_their_forms_and_kinds():
 
 
 def test_marks_do_not_break_what_is_escaped():
-    told = [["amp & lt <i>amp</i>"], ['a "traffic  lights" \u017fnow']]
+    captions = [["amp & lt <i>amp</i>"], ['a "traffic  lights" \u017fnow']]
     first, second = frames(
         dial(
             PICTURES[:1],
-            dict(enumerate(told)),
+            dict(enumerate(captions)),
             {'a"<b>': ["amp", "lt", "traffic light", "snow"], "none": []},
         )
     )
-    assert texts(first) == told[0] and texts(second) == told[1]
+    assert texts(first) == captions[0] and texts(second) == captions[1]
     assert [word for _, word in marked(first)] == ["amp", "lt", "amp"]
     assert [word for _, word in marked(second)] == ["traffic  lights", "\u017fnow"]
     assert first.select_one("mark")["title"] == 'a"<b>' and not first.select("i, b")
@@ -146,11 +150,11 @@ def test_one_word_is_a_word_not_its_letters():
 def test_questions_stand_above_and_alternative_texts_are_taken():
     frame = frames(dial(PICTURES, TOLD, asked=["Where <is> it?", "Who?"], alt=["a key", "b"]))[2]
     assert [line.get_text() for line in frame.select(".asked")] == ["Where <is> it?", "Who?"]
-    assert [one["aria-label"] for one in frame.select(".thumb")] == ["a key", "b"]
+    assert [tag["aria-label"] for tag in frame.select(".thumb")] == ["a key", "b"]
 
 
 @pytest.mark.parametrize(
-    ("told", "options", "problem"),
+    ("captions", "options", "problem"),
     [
         ({0: ["a", "b"]}, {}, "a dial needs 2 or more"),
         ({}, {}, "a dial needs 2 or more"),
@@ -163,11 +167,11 @@ def test_questions_stand_above_and_alternative_texts_are_taken():
         (TOLD, {"highlight": dict.fromkeys("abcd", ())}, "4 kinds"),
     ],
 )
-def test_what_does_not_go_together_is_refused(told, options, problem):
+def test_what_does_not_go_together_is_refused(captions, options, problem):
     with pytest.raises(FramesError, match=problem):
-        dial(PICTURES, told, **options)
+        dial(PICTURES, captions, **options)
 
 
 def test_settings_with_the_same_texts_are_different_frames():
-    shown = frames(dial(PICTURES, {1: ["same"] * 2, 2: ["same"] * 2}))
-    assert texts(shown[0]) == texts(shown[1]) and str(shown[0]) != str(shown[1])
+    views = frames(dial(PICTURES, {1: ["same"] * 2, 2: ["same"] * 2}))
+    assert texts(views[0]) == texts(views[1]) and str(views[0]) != str(views[1])
