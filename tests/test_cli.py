@@ -530,7 +530,7 @@ def leave(command, folder=None, **options):
     return done.returncode, done.stderr
 
 
-@pytest.mark.skipif(os.name == "nt", reason="Windows keeps a folder in which a process is")
+@pytest.mark.skipif(os.name == "nt", reason="runs on Linux and macOS: a folder in use goes")
 @pytest.mark.parametrize(
     "command", ["claims", "claims --json -", "doctor", "run outside", "reproduce"]
 )
@@ -547,7 +547,8 @@ def test_a_working_directory_that_is_gone_is_said(tmp_path, command):
 
 
 @pytest.mark.skipif(
-    not Path("/dev/full").exists(), reason="this system has no disk that is always full"
+    not Path("/dev/full").exists(),
+    reason="runs on Linux, which has a disk that is always full",
 )
 @pytest.mark.parametrize("command", ["claims", "claims --json -"])
 def test_an_output_that_is_full_is_said_in_one_line(command):

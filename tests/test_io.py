@@ -71,7 +71,7 @@ def test_a_block_that_fails_leaves_the_old_file_and_nothing_else(tmp_path):
     assert path.read_text() == "old"
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGKILL")
+@pytest.mark.skipif(sys.platform == "win32", reason="runs on Linux and macOS, which have SIGKILL")
 def test_a_writer_that_is_killed_leaves_the_old_file_and_a_hidden_draft(tmp_path):
     path = io.write_utf8(tmp_path / "a", "old")
     code = (
@@ -101,7 +101,7 @@ def test_writers_of_one_file_do_not_take_each_other_s_drafts(tmp_path):
     assert (tmp_path / "a").read_text() in texts
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="permissions are others there")
+@pytest.mark.skipif(sys.platform == "win32", reason="runs on Linux and macOS, which have umask")
 def test_what_is_written_may_be_read_by_everybody(tmp_path):
     before = os.umask(0o077)
     try:

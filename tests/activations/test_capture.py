@@ -16,9 +16,9 @@ import torch
 from PIL import Image
 
 from tests.support import tiny
-from tests.support.tiny import PROMPTS, lively, tiny_llava
+from tests.support.tiny import PICTURE, PROMPTS, lively, spelling, tiny_llava
 from tests.support.tiny_pocket import tiny_reader
-from tests.support.tokenizers import fallback_tokenizer, pieces_tokenizer
+from tests.support.tokenizers import fallback_tokenizer
 from xlvlms_tutorial.activations.capture import capture, residual_stream
 from xlvlms_tutorial.activations.rows import Selection
 from xlvlms_tutorial.data import load_samples
@@ -39,7 +39,6 @@ from xlvlms_tutorial.models.spans import SPANS, find_words
 
 # the package offers a function of this name
 module = import_module("xlvlms_tutorial.activations.capture")
-PICTURE = Image.new("RGB", (32, 32), (10, 90, 200))
 
 
 @pytest.fixture
@@ -405,18 +404,8 @@ def test_one_new_token_is_never_fed_back(vlm, six):
 
 @pytest.fixture
 def speller(monkeypatch):
-    """A model whose tokenizer cuts words as LLaMA's does.
-
-    The marks of the chat are among its specials.
-    """
-
-    def tokenizer():
-        built = pieces_tokenizer("always")
-        built.add_special_tokens({"additional_special_tokens": tiny.SPECIAL[2:]})
-        built.padding_side = "left"
-        return built
-
-    monkeypatch.setattr(tiny, "tiny_tokenizer", tokenizer)
+    """A model whose tokenizer cuts words as LLaMA's does."""
+    spelling(monkeypatch)
     return lively(tiny_llava(), seed=2)
 
 

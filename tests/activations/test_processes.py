@@ -13,12 +13,12 @@ import sys
 import threading
 import time
 from importlib import import_module
-from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 
+from tests.support.launching import WITHOUT_GPUS, launch
 from tests.support.made_states import PROVENANCE, assert_same, states_of
 from tests.support.tiny import tiny_llava
 from xlvlms_tutorial.activations import processes
@@ -30,7 +30,6 @@ from xlvlms_tutorial.samples import Sample
 
 # the package offers a function of this name
 capture_module = import_module("xlvlms_tutorial.activations.capture")
-ROOT = Path(__file__).parents[2]
 ASKED = {
     "layers": "all",
     "span": "image",
@@ -70,44 +69,6 @@ found = capture(tiny_llava(), pictures(), store=folder / "store", **ASKED)
 """
 
 
-TOLD = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-
-
-def launch(folder: Path) -> subprocess.CompletedProcess:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    # --multi_gpu starts the processes, whether there are GPUs or not; with
-    # --cpu accelerate starts one alone
-    arguments = [
-        "--multi_gpu",
-        "--num_processes",
-        "2",
-        "--num_machines",
-        "1",
-        "--mixed_precision",
-        "no",
-        "--dynamo_backend",
-        "no",
-    ]
-    command = [
-        sys.executable,
-        "-m",
-        "accelerate.commands.launch",
-        *arguments,
-        "--main_process_port",
-        str(port),
-    ]
-    return subprocess.run(
-        [*command, folder / "script.py", folder],
-        check=False,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env=TOLD,
-    )
-
-
 def test_what_a_killed_process_began_a_launch_of_several_ends_as_one_process_would(tmp_path):
     (tmp_path / "script.py").write_text(LAUNCHED)
     number = {"RANK": "1", "WORLD_SIZE": "2"}
@@ -115,7 +76,7 @@ def test_what_a_killed_process_began_a_launch_of_several_ends_as_one_process_wou
         [sys.executable, tmp_path / "script.py", tmp_path, "killed"],
         check=False,
         timeout=300,
-        env=TOLD | number,
+        env=os.environ | WITHOUT_GPUS | number,
     )
     assert killed.returncode == -signal.SIGKILL
     store = Store(tmp_path / "store")
@@ -123,7 +84,7 @@ def test_what_a_killed_process_began_a_launch_of_several_ends_as_one_process_wou
     # a process beside it would not have waited for ever
     with pytest.raises(RunError, match=r"missing are 2 shards: 3, 5"):
         await_others(store, 6, 0, 2, wait=5)
-    again = launch(tmp_path)
+    again = launch(tmp_path / "script.py", tmp_path)
     assert again.returncode == 0, again.stderr
     texts = {rank: (tmp_path / f"{rank}-of-2").read_text() for rank in (0, 1)}
     rows = sum(len(states) for states in store.iterate())

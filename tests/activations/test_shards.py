@@ -224,7 +224,7 @@ def test_a_disk_that_is_really_full_loses_nothing(tmp_path):
         not shutil.which("unshare")
         or subprocess.run(trial, check=False, capture_output=True).returncode
     ):
-        pytest.skip("this system lets no process mount a small disk of its own")
+        pytest.skip("runs where a process may mount a small disk of its own: `unshare` on Linux")
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     filling = [*spaces, sys.executable, "-c", FILLING, tmp_path]
     done = subprocess.run(filling, env=environment, check=False, capture_output=True, text=True)
@@ -232,7 +232,7 @@ def test_a_disk_that_is_really_full_loses_nothing(tmp_path):
 
 
 def test_a_limit_on_the_size_of_files_is_told_as_it_is(tmp_path):
-    resource = pytest.importorskip("resource")
+    resource = pytest.importorskip("resource", reason="runs on Linux and macOS, which limit files")
     store, before = Store(tmp_path, PROVENANCE), resource.getrlimit(resource.RLIMIT_FSIZE)
     store.write(0, states_of(range(3)))
     handled = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

@@ -6,10 +6,6 @@ What does not match is named.
 import json
 import multiprocessing
 import random
-import socket
-import subprocess
-import sys
-from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pandas as pd
@@ -18,6 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.support.launching import launch
 from tests.support.made_states import DTYPES, PROVENANCE, assert_same, states_of
 from xlvlms_tutorial.activations import shards as shards_module
 from xlvlms_tutorial.activations.activations import States
@@ -30,7 +27,6 @@ from xlvlms_tutorial.errors import (
     StoreMismatchError,
 )
 
-ROOT = Path(__file__).parents[2]
 FORK = multiprocessing.get_context("fork")
 
 
@@ -377,26 +373,9 @@ for number in store.missing(len(plan), rank, world):
 """
 
 
-def test_accelerate_launch_deals_the_shards_to_its_processes(tmp_path, monkeypatch):
+def test_accelerate_launch_deals_the_shards_to_its_processes(tmp_path):
     (tmp_path / "fake_capture.py").write_text(CAPTURE)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    arguments = [
-        "--multi_gpu",
-        "--num_processes",
-        "2",
-        "--num_machines",
-        "1",
-        "--mixed_precision",
-        "no",
-        "--dynamo_backend",
-        "no",
-    ]
-    command = [sys.executable, "-m", "accelerate.commands.launch", *arguments]
-    command += ["--main_process_port", str(port), tmp_path / "fake_capture.py", tmp_path / "s"]
-    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=300)
+    done = launch(tmp_path / "fake_capture.py", tmp_path / "s")
     assert done.returncode == 0, done.stderr
     assert sorted(path.name for path in tmp_path.glob("process-*")) == [
         "process-0-of-2",

@@ -78,7 +78,8 @@ def test_more_than_there_are_is_refused_at_once(tmp_path):
 
 
 @pytest.mark.skipif(
-    not hasattr(os, "getuid"), reason="Windows has a temporary folder for each user"
+    not hasattr(os, "getuid"),
+    reason="runs on Linux and macOS, where users share one such folder",
 )
 @pytest.mark.parametrize("kind", ["folder", "link", "file"])
 def test_a_folder_of_locks_that_is_not_ours_is_refused_with_what_to_do(tmp_path, monkeypatch, kind):

@@ -45,7 +45,7 @@ def ran(tmp_path_factory):
 
 
 @pytest.fixture
-def stub(monkeypatch, tmp_path):
+def engine(monkeypatch, tmp_path):
     """A grid whose engine only keeps its command."""
     toy_chapter(tmp_path / "chapters")
     (tmp_path / "grid.yaml").write_text(GRID)
@@ -235,8 +235,8 @@ def test_outdated_results_are_named_and_moved_only_when_it_is_meant(ran, monkeyp
         assert (folder / "out" / "runs" / name / "results.json").exists()
 
 
-def test_snakemake_is_started_on_the_plan(stub):
-    folder, calls = stub
+def test_snakemake_is_started_on_the_plan(engine):
+    folder, calls = engine
     gathered = reproduce(
         folder / "grid.yaml", folder / "out", Options(cores=2, gpus=1, chapters=folder / "chapters")
     )
@@ -254,8 +254,10 @@ def test_snakemake_is_started_on_the_plan(stub):
     assert set(gathered.states.values()) == {"missing"}
 
 
-def test_a_second_batch_in_the_same_folder_is_refused_until_engine_and_command_have_ended(stub):
-    folder, calls = stub
+def test_a_second_batch_in_the_same_folder_is_refused_until_engine_and_command_have_ended(
+    engine,
+):
+    folder, calls = engine
     options = Options(gpus=1, chapters=folder / "chapters")
     with batch._only(folder / "out") as lock:
         heir = subprocess.Popen(
@@ -276,8 +278,8 @@ def test_a_second_batch_in_the_same_folder_is_refused_until_engine_and_command_h
     assert len(calls) == 1
 
 
-def test_wrong_input_starts_nothing(stub):
-    folder, calls = stub
+def test_wrong_input_starts_nothing(engine):
+    folder, calls = engine
     grid, out, chapters = folder / "grid.yaml", folder / "out", folder / "chapters"
     for options, message in [
         (Options(chapters=chapters), "a run wants 1 GPUs of 0; give --gpus N"),

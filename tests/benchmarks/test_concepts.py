@@ -11,11 +11,6 @@ from benchmarks import concepts
 from benchmarks.harness import Options, Report
 
 
-@pytest.fixture
-def report():
-    return Report("trial", Options(repeats=2, quick=True))
-
-
 def test_activations_have_a_common_offset_and_sparse_parts():
     A = concepts.activations(300, 40, directions=5)
     assert (A.shape, A.dtype) == ((300, 40), np.float32)

@@ -63,11 +63,6 @@ def subject(request):
     return SUBJECTS[request.param]()
 
 
-@pytest.fixture
-def report():
-    return Report("trial", Options(repeats=2, quick=True))
-
-
 def names(report):
     return [finding.label for finding in report.findings if finding.goal is not None]
 

@@ -16,7 +16,7 @@ LOCAL = ("file:", "data:", "blob:", "about:")
 
 
 def absent(reason: str) -> None:
-    """Skip for want of ``what``, or fail where it is required."""
+    """Skip for this reason, or fail where the book is required."""
     (pytest.fail if os.environ.get("BOOK_REQUIRED") else pytest.skip)(reason)
 
 

@@ -32,7 +32,7 @@ def test_page_is_rendered_without_complaints(visit, name):
 
 def test_page_asks_for_nothing_outside(visit, name):
     if not (VENDOR / "pins.json").exists():
-        pytest.skip("npm was not there, so MathJax and widgets come from their servers")
+        pytest.skip("runs once npm has fetched the scripts: `make book` on a machine with npm")
     assert visit(name).outside == []
 
 
@@ -89,5 +89,5 @@ def test_chapters_offer_colab(visit, name):
 def test_maths_is_typeset(visit, name):
     page = visit(name).page
     if not page.locator("article .math").count():
-        pytest.skip("no maths on this page")
+        pytest.skip("runs on pages with maths; this one has none")
     assert page.locator("article mjx-container").count() >= page.locator("article .math").count()

@@ -35,7 +35,7 @@ def test_each_control_moves_its_stack(visit, name):
     page = visit(name).page
     controls = page.locator("article .widget-slider, article .widget-dropdown")
     if not controls.count():
-        pytest.skip("no widgets on this page")
+        pytest.skip("runs on pages with widgets; this one has none")
     for number in range(controls.count()):
         before = page.evaluate(SHOWN, number)
         assert len(before) == 1, "exactly one frame is shown"
@@ -50,7 +50,7 @@ def test_widgets_are_drawn_once(visit, name):
     page = visit(name).page
     placed = page.locator('article script[type="application/vnd.jupyter.widget-view+json"]').count()
     if not placed:
-        pytest.skip("no widgets on this page")
+        pytest.skip("runs on pages with widgets; this one has none")
     assert (
         page.locator("article .widget-subarea, article .jupyter-widgets.widget-vbox").count()
         >= placed

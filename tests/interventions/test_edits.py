@@ -11,7 +11,7 @@ from PIL import Image
 from torch import nn
 
 from tests.contract.reference import case, generated, traces
-from tests.support.tiny import tiny_llava
+from tests.support.tiny import redrawn, tiny_llava
 from tests.zoo import SUPPRESS, build, padded
 from xlvlms_tutorial.activations.hooks import read
 from xlvlms_tutorial.errors import FoldError, InterventionError, LayerError, SpanError
@@ -28,17 +28,8 @@ L = 3
 
 @pytest.fixture(scope="module")
 def vlm():
-    """A tiny LLaVA whose layers matter: drawn anew, wider than the default of 0.02."""
-    built = tiny_llava()
-    random = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in built.model.parameters():
-            if parameter.ndim >= 2:
-                parameter.copy_(
-                    torch.randn(parameter.shape, generator=random)
-                    * (1.5 / parameter.shape[-1] ** 0.5)
-                )
-    return built
+    """A tiny LLaVA whose layers matter."""
+    return redrawn(tiny_llava(), seed=1)
 
 
 @pytest.fixture
@@ -701,7 +692,8 @@ def test_a_finished_row_goes_on_and_disturbs_no_other(vlm):
     ("name", "adapted"), [("llava", ["down_proj", "q_proj"]), ("blip2", ["fc2", "q_proj"])]
 )
 def test_interventions_work_under_lora(name, adapted):
-    peft = pytest.importorskip("peft")
+    import peft
+
     model, inputs = build(name)
     settings = peft.LoraConfig(target_modules=adapted, r=2, init_lora_weights=False)
     vlm = VLM(peft.get_peft_model(model, settings).eval(), None, name)

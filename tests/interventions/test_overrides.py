@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import nn
 from transformers import DynamicCache, LlamaConfig, StaticCache
 
-from tests.contract.reference import SUPPRESS, case, traces
+from tests.contract.reference import SUPPRESS, traces
 from xlvlms_tutorial.activations.clock import Clock
 from xlvlms_tutorial.activations.hooks import reading
 from xlvlms_tutorial.errors import InterventionError, LayerError, SelectionError
@@ -24,12 +24,6 @@ from xlvlms_tutorial.interventions.overrides import (
 )
 from xlvlms_tutorial.interventions.skipping import parallel, parallel_pairs, skip
 from xlvlms_tutorial.models import anatomy
-
-
-@pytest.fixture(scope="module")
-def example():
-    return case("llava")
-
 
 # Layers
 

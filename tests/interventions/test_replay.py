@@ -21,11 +21,6 @@ from xlvlms_tutorial.models.watching import on_input
 LAYERS = range(4)
 
 
-@pytest.fixture(scope="module")
-def example():
-    return case("llava")
-
-
 def counted(vlm, call):
     """How often the tower and each block run in a call."""
     counts = dict.fromkeys(["tower", *range(1, vlm.n_layers + 1)], 0)

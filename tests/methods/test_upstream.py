@@ -47,10 +47,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from tests import zoo
-from tests.support.tiny import tiny_llava
+from tests.support.tiny import PICTURE, tiny_llava
 from xlvlms_tutorial.activations.capture import capture, residual_stream
 from xlvlms_tutorial.methods.alignment.drift import consecutive_profile, norms
 from xlvlms_tutorial.methods.alignment.scores import alignment_profile, cones
@@ -68,7 +67,6 @@ from xlvlms_tutorial.models import anatomy
 from xlvlms_tutorial.models.vlm import VLM
 
 CAPTIONS = ["a woman on the grass", "red", "a red key", "there is a blue key on the grass"]
-PICTURE = Image.new("RGB", (32, 32), (10, 90, 200))
 QUESTIONS = ["What colour ?", "Is there a red key in the picture ?", "Describe the picture ."]
 
 

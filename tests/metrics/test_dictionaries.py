@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.support.geometry import cosine
 from xlvlms_tutorial.errors import ActivationsError, ComparisonError, EstimateError, SelectionError
 from xlvlms_tutorial.metrics import dictionaries
 from xlvlms_tutorial.metrics.dictionaries import (
@@ -16,10 +17,6 @@ from xlvlms_tutorial.metrics.dictionaries import (
     sparsity,
     stability,
 )
-
-
-def cosine(a, b):
-    return a @ b / np.sqrt((a @ a) * (b @ b))
 
 
 @given(st.integers(0, 1000), st.booleans())

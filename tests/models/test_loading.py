@@ -139,7 +139,7 @@ def test_devices_that_are_not_there_are_refused_with_those_that_are(saved, devic
         load(saved, device=device)
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="runs on a machine without a CUDA GPU")
 @pytest.mark.parametrize("device", ["cuda", "cuda:0", "balanced"])
 def test_a_gpu_where_there_is_none_is_refused(saved, device):
     with pytest.raises(
@@ -149,7 +149,7 @@ def test_a_gpu_where_there_is_none_is_refused(saved, device):
     assert load(saved).device.type == "cpu"
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="runs on a machine with a CUDA GPU")
 @pytest.mark.parametrize("device", ["auto", "cuda", "balanced"])
 def test_on_a_gpu_the_answers_are_those_of_the_cpu(saved, device, vlm):
     placed = load(saved, device=device, dtype="float32")
@@ -286,7 +286,7 @@ def test_attention_that_is_not_known_is_refused(saved, attention):
         load(saved, device="cpu", attn_implementation=attention)
 
 
-@pytest.mark.skipif(is_flash_attn_2_available(), reason="needs a machine without flash-attn")
+@pytest.mark.skipif(is_flash_attn_2_available(), reason="runs without flash-attn")
 def test_attention_that_needs_a_package_is_refused_with_its_name(saved):
     with pytest.raises(
         LoadError,

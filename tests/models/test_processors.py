@@ -409,7 +409,10 @@ def test_a_missing_package_is_named_with_the_next_step(saved, monkeypatch):
         load_processor(saved("smolvlm"))
 
 
-@pytest.mark.skipif(hf.utils.is_torchvision_available(), reason="torchvision is installed")
+@pytest.mark.skipif(
+    hf.utils.is_torchvision_available(),
+    reason="runs without torchvision",
+)
 def test_a_processor_that_needs_torchvision_for_pictures_is_refused(tmp_path):
     tokenizer({}).save_pretrained(tmp_path)
     (tmp_path / "preprocessor_config.json").write_text(

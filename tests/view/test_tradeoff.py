@@ -7,10 +7,10 @@ import re
 import ipywidgets
 import pandas as pd
 import pytest
-from bs4 import BeautifulSoup
 from ipywidgets.widgets.widget_link import Link
 from PIL import Image
 
+from tests.support.frames import frames, widgets
 from xlvlms_tutorial.errors import FramesError
 from xlvlms_tutorial.view.tradeoff import tradeoff
 
@@ -24,22 +24,6 @@ COSTS = pd.DataFrame(
     {"time": [1, 0.625, 0.3], "flops": [1, 0.5, 0.0], "score": [1, 1.1, 0.25]}, index=[0, 2, 4]
 )
 LAYERS = {0: [], 2: (4, 2), 4: range(1, 5)}
-
-
-def widgets(top):
-    yield top
-    for child in getattr(top, "children", ()):
-        yield from widgets(child)
-
-
-def frames(top):
-    """The frames as parsed HTML, in order."""
-    contents = [
-        widget.value
-        for widget in widgets(top)
-        if isinstance(widget, ipywidgets.HTML) and 'class="tradeoff"' in widget.value
-    ]
-    return [BeautifulSoup(value, "html.parser") for value in contents]
 
 
 def bars(frame):

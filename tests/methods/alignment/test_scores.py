@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.support.geometry import cosine
 from xlvlms_tutorial.activations.activations import States
 from xlvlms_tutorial.errors import (
     ActivationsError,
@@ -51,10 +52,6 @@ def captured(
         table,
         {"model": ids},
     )
-
-
-def cosine(u, v):
-    return float(u @ v / (np.linalg.norm(u) * np.linalg.norm(v)))
 
 
 def tokens_at(states, layer, sample):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.support.tiny import lively, tiny_llava
+from tests.support.tiny import PICTURE, lively, tiny_llava
 from tests.zoo.processors import save
 from xlvlms_tutorial import interventions
 from xlvlms_tutorial.activations.capture import capture, residual_stream
@@ -35,7 +35,6 @@ ANSWERS = [
     "a red key on the grass",
 ]
 WORDS = ("woman", "red", "grass")
-PICTURE = Image.new("RGB", (32, 32), (10, 90, 200))
 FIRST = [1, 0, 1, 3, 1]  # the first of these words in each answer
 
 

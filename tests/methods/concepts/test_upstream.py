@@ -35,8 +35,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.support import tiny
-from tests.support.tiny import tiny_llava
+from tests.support.tiny import spelling, tiny_llava
 from tests.support.tokenizers import bytes_tokenizer, ids_of, pieces_tokenizer, tokens_of
 from xlvlms_tutorial.activations.capture import capture, residual_stream
 from xlvlms_tutorial.errors import TokenOfInterestError
@@ -71,14 +70,7 @@ def samples(n: int) -> list[Sample]:
 @pytest.fixture
 def speller(monkeypatch):
     """A model whose tokenizer cuts words as LLaMA's does."""
-
-    def tokenizer():
-        built = pieces_tokenizer("always")
-        built.add_special_tokens({"additional_special_tokens": tiny.SPECIAL[2:]})
-        built.padding_side = "left"
-        return built
-
-    monkeypatch.setattr(tiny, "tiny_tokenizer", tokenizer)
+    spelling(monkeypatch)
     return tiny_llava()
 
 

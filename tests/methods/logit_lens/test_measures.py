@@ -17,7 +17,7 @@ from benchmarks import vocabulary as benchmark
 from benchmarks.harness import Options, Report
 from benchmarks.memory import peak_bytes
 from benchmarks.subjects import Subject, llava_shape
-from tests.support.tiny import tiny_llava
+from tests.support.tiny import redrawn, tiny_llava
 from tests.zoo import MODELS, build
 from xlvlms_tutorial.activations.activations import States
 from xlvlms_tutorial.data import Sample
@@ -54,13 +54,7 @@ COUNTS_P, COUNTS_T = (3, 2, 4, 1), (2, 3, 1, 2)  # tokens of four samples
 
 @pytest.fixture(scope="module")
 def vlm():
-    built, random = tiny_llava(), torch.Generator().manual_seed(4)
-    for parameter in built.model.parameters():
-        if parameter.ndim >= 2:
-            parameter.copy_(
-                torch.randn(parameter.shape, generator=random) * (1.5 / parameter.shape[-1] ** 0.5)
-            )
-    return built
+    return redrawn(tiny_llava(), seed=4)
 
 
 @pytest.fixture(params=["one chunk", "many chunks"])

@@ -7,13 +7,12 @@ import re
 
 import pytest
 import torch
-from PIL import Image
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from tests import zoo
 from tests.support.text_models import gpt2, text_batch
-from tests.support.tiny import tiny_llava
+from tests.support.tiny import PICTURE, tiny_llava
 from xlvlms_tutorial.errors import (
     ActivationsError,
     ComparisonError,
@@ -29,13 +28,7 @@ from xlvlms_tutorial.methods.pruning.calibration import (
 )
 from xlvlms_tutorial.models.vlm import VLM
 
-PICTURE = Image.new("RGB", (32, 32), (10, 90, 200))
 QUESTIONS = ["What colour ?", "Is there a red key in the picture ?", "Describe the picture ."]
-
-
-@pytest.fixture(scope="module")
-def vlm():
-    return tiny_llava()
 
 
 def kept_inputs(vlm, batch):

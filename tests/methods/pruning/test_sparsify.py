@@ -10,12 +10,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
 from torch import nn
 
 from tests import zoo
 from tests.support.text_models import gpt2, text_batch
-from tests.support.tiny import tiny_llava
+from tests.support.tiny import PICTURE, tiny_llava
 from xlvlms_tutorial.errors import (
     ActivationsError,
     ComparisonError,
@@ -45,20 +44,6 @@ from xlvlms_tutorial.methods.pruning.sparsify import (
 )
 from xlvlms_tutorial.models.loading import load
 from xlvlms_tutorial.models.vlm import VLM
-
-PICTURE = Image.new("RGB", (32, 32), (10, 90, 200))
-
-
-@pytest.fixture(scope="module")
-def vlm():
-    return tiny_llava()
-
-
-@pytest.fixture(scope="module")
-def calibration(vlm):
-    return calibrate_on(
-        vlm, [vlm.batch([PICTURE] * 2, ["What colour ?", "Is there a red key in the picture ?"])]
-    )
 
 
 @pytest.fixture(scope="module")

@@ -11,14 +11,13 @@ import torch
 import transformers as hf
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from tests import zoo
 from tests.contract.reference import Case, apart, case, generated
 from tests.support.text_models import gpt2, text_batch
-from tests.support.tiny import tiny_llava
+from tests.support.tiny import PICTURE, tiny_llava
 from tests.zoo.models import TEXT
 from xlvlms_tutorial.errors import (
     ActivationsError,
@@ -38,7 +37,6 @@ from xlvlms_tutorial.models import anatomy
 from xlvlms_tutorial.models.loading import load
 from xlvlms_tutorial.models.vlm import VLM
 
-PICTURE = Image.new("RGB", (32, 32), (10, 90, 200))
 # their MLPs are of two widths, or of another one than the configuration says
 UNEVEN = ("gemma4_small", "lfm2_vl")
 CUTTABLE = tuple(

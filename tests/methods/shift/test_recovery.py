@@ -13,7 +13,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.support.shift import cosine, moved
+from tests.support.geometry import cosine
+from tests.support.shift import moved
 from xlvlms_tutorial.errors import (
     ActivationsError,
     ComparisonError,

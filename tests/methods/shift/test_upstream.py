@@ -47,7 +47,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from tests.support.shift import MADE, cosine, moved
+from tests.support.geometry import cosine
+from tests.support.shift import MADE, moved
 from tests.support.tiny import tiny_llava
 from xlvlms_tutorial.activations.activations import States
 from xlvlms_tutorial.activations.capture import capture

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from scipy.stats import trim_mean
 from sklearn.metrics.pairwise import cosine_similarity
 
-from tests.support.shift import MADE, cosine, moved
+from tests.support.geometry import cosine
+from tests.support.shift import MADE, moved
 from xlvlms_tutorial.activations.activations import States
 from xlvlms_tutorial.errors import (
     ActivationsError,

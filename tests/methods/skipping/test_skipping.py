@@ -17,7 +17,7 @@ from PIL import Image
 from torch import nn
 
 from tests.contract.reference import GENERATION, apart, case, generated, traces
-from tests.support.tiny import tiny_llava
+from tests.support.tiny import redrawn, tiny_llava
 from tests.zoo import build, padded
 from xlvlms_tutorial.activations.hooks import read
 from xlvlms_tutorial.errors import (
@@ -58,16 +58,8 @@ L = 4
 
 @pytest.fixture(scope="module")
 def vlm():
-    """A tiny LLaVA of four layers that matter: drawn anew, wider than the default of 0.02."""
-    built, random = tiny_llava(layers=L), torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in built.model.parameters():
-            if parameter.ndim >= 2:
-                parameter.copy_(
-                    torch.randn(parameter.shape, generator=random)
-                    * (1.5 / parameter.shape[-1] ** 0.5)
-                )
-    return built
+    """A tiny LLaVA of four layers that matter."""
+    return redrawn(tiny_llava(layers=L), seed=1)
 
 
 @pytest.fixture(scope="module")
