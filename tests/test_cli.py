@@ -238,17 +238,12 @@ def test_run_takes_the_spellings_that_chapters_use(monkeypatch, tmp_path, chapte
     pairs = [f"{name}={value}" for name, value in plain.items()] + ["learning_rate=1e-3"] * (
         "learning_rate" in defaults
     )
-    result = xlvlms(
-        "run",
-        chapter,
-        *(
-            part
-            for pair in dict(p.split("=", 1) for p in pairs).items()
-            for part in ("-p", "=".join(pair))
-        ),
-        "--out",
-        str(tmp_path),
-    )
+    # of a parameter given twice, the last value counts
+    parameters = dict(pair.split("=", 1) for pair in pairs)
+    options = []
+    for name, value in parameters.items():
+        options += ["-p", f"{name}={value}"]
+    result = xlvlms("run", chapter, *options, "--out", str(tmp_path))
     assert result.exit_code == 0, result.stderr
     expected = plain | ({"learning_rate": 0.001} if "learning_rate" in defaults else {})
     assert calls[0].spelled == expected

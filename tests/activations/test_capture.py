@@ -560,6 +560,7 @@ def test_words_never_generated_are_told_with_those_that_were(vlm, six, tmp_path)
 
 
 def same(first, second):
+    """The same rows and states, whatever the shards they were written in."""
     pd.testing.assert_frame_equal(first.table, second.table)
     assert first.tensors.keys() == second.tensors.keys()
     for key, states in first.tensors.items():

@@ -113,12 +113,11 @@ def test_opt_puts_its_mlp_in_one_row_and_is_read_by_position():
 
 
 def loops(states, mask, reduce):
+    """Mean or last of the states where the mask is true, a sample at a time."""
     rows = []
     for sample, sample_mask in zip(states.double(), mask, strict=True):
-        selected_rows = [sample[k] for k in range(len(sample_mask)) if sample_mask[k]]
-        rows.append(
-            sum(selected_rows) / len(selected_rows) if reduce == "mean" else selected_rows[-1]
-        )
+        selected = [sample[k] for k in range(len(sample_mask)) if sample_mask[k]]
+        rows.append(sum(selected) / len(selected) if reduce == "mean" else selected[-1])
     return torch.stack(rows)
 
 

@@ -153,6 +153,7 @@ def positions(case: Case) -> dict[object, Callable[[int], Tensor]]:
 
 @each_attention
 def adding(case: Case) -> None:
+    """``add`` is the sum in the residual stream, at each kind of positions and with a gate."""
     vector = _noise(case, case.vlm.width) * 2
     clean = generated(case)[1]
     for layer in (0, *LAYERS):
@@ -184,6 +185,7 @@ def adding(case: Case) -> None:
 
 @each_attention
 def replacing(case: Case) -> None:
+    """``replace`` is another state in the place of the one that was computed."""
     vlm, n = case.vlm, case.length
     rows, prompt = _noise(case, 2, vlm.width), _noise(case, 2, n, vlm.width)
     for layer in (0, *LAYERS):
@@ -204,6 +206,7 @@ def replacing(case: Case) -> None:
 
 @each_attention
 def projecting_out(case: Case) -> None:
+    """``project_out`` takes away the part in the span of the directions (by QR)."""
     directions = _noise(case, 2, case.vlm.width)
     q = torch.linalg.qr(directions.double().T).Q
     for layer in (0, *LAYERS):
@@ -218,6 +221,7 @@ def projecting_out(case: Case) -> None:
 
 @each_attention
 def parallel(case: Case) -> str | None:
+    """``parallel`` gives the MLP the input of the attention, through either norm."""
     if any(map(experts_beside, case.vlm.blocks)):
         for norm in ("first", "second"):
             with (
@@ -255,6 +259,7 @@ def _parallel(block: nn.Module, norm: str) -> AbstractContextManager:
 
 @each_attention
 def parallel_pairs(case: Case) -> None:
+    """``parallel_pairs`` gives two blocks one input, and combines what they add."""
     clean = generated(case)[1]
     for combine in ("mean", "sum"):
         for layer in (1, 2):

@@ -21,6 +21,7 @@ from xlvlms_tutorial.models.spans import Batch
 
 
 def parts(case: Case) -> None:
+    """Every part of the anatomy is a module of the model, of the size its configuration names."""
     vlm, config = case.vlm, case.vlm.model.config.get_text_config(decoder=True)
     assert vlm.n_layers == len(vlm.blocks) == config.num_hidden_layers == 3
     assert vlm.width == config.hidden_size == 32
@@ -108,6 +109,7 @@ def _steered(case: Case) -> None:
 
 
 def states_forward(case: Case) -> None:
+    """``read`` gives the hidden states that transformers gives, to the bit."""
     vlm = case.vlm
     output = vlm.forward(case.batch, output_hidden_states=True)
     recorded = getattr(output, "language_model_outputs", output).hidden_states
@@ -121,6 +123,7 @@ def states_forward(case: Case) -> None:
 
 
 def states_generate(case: Case) -> None:
+    """``reading`` gives those of each generated token too."""
     vlm = case.vlm
     with reading(vlm, "all") as ours:
         vlm.generate_ids(case.batch, **GENERATION)

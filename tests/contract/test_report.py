@@ -32,10 +32,10 @@ def test_a_report_says_when_with_what_and_how_far(few, tmp_path, capsys):
         r"tokenizers [\w.]+: 2 models of 2 archi"
     )
     assert re.match(pattern, text) and "2 architectures, 5 checks each, 0 fail" in text
-    rows = {
-        cells[1].strip(): [cell.strip() for cell in cells[2:-1]]
-        for cells in (line.split("|") for line in text.splitlines()[2:])
-    }
+    rows = {}
+    for line in text.splitlines()[2:]:
+        name, *cells = [cell.strip() for cell in line.split("|")[1:-1]]
+        rows[name] = cells
     assert rows["architecture"] == [check.replace("_", " ") for check in few]
     assert list(rows)[2:] == ["LLaVA-1.5", "Gemma 3"]
     gemma = dict(zip(few, rows["Gemma 3"], strict=True))

@@ -331,6 +331,7 @@ def test_no_edit_acts_inside_unedited_and_all_do_after(example):
 
 
 def filled(*lengths):
+    """A cache of so many tokens in each layer."""
     cache = DynamicCache()
     for index, length in enumerate(lengths):
         if length:

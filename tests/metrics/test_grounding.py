@@ -195,10 +195,10 @@ def test_texts_that_do_not_go_together_are_refused():
 @given(st.lists(st.lists(st.sampled_from("abcdef"), min_size=1), min_size=2, max_size=6))
 def test_overlap_agrees_with_its_definition(lists):
     sets = [set(words) for words in lists]
-    expected = [
-        np.mean([len(a & b) / len(a) for j, b in enumerate(sets) if j != i])
-        for i, a in enumerate(sets)
-    ]
+    expected = []
+    for i, a in enumerate(sets):
+        shares = [len(a & b) / len(a) for j, b in enumerate(sets) if j != i]
+        expected.append(np.mean(shares))
     overlaps = overlap(dict(enumerate(lists)))
     assert np.allclose(overlaps, expected)
     table = pd.DataFrame(

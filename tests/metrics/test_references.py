@@ -31,13 +31,15 @@ def grams(text, n):
 
 
 def slow_cider(candidates, references):
+    """CIDEr-D as its paper has it: cosines of clipped tf-idf, times a penalty on the length."""
     n_images, scores = len(candidates), []
     for candidate, captions_of_image in zip(candidates, references, strict=True):
         total = 0.0
         for n in (1, 2, 3, 4):
-            frequency = Counter(
-                g for texts in references for g in {g for text in texts for g in grams(text, n)}
-            )
+            # in the references of how many images each n-gram occurs
+            frequency = Counter()
+            for texts in references:
+                frequency.update(set().union(*(grams(text, n) for text in texts)))
             weight = lambda text, n=n, df=frequency: {
                 g: c * (log(n_images) - log(max(1, df[g]))) for g, c in grams(text, n).items()
             }

@@ -239,6 +239,7 @@ def test_the_peak_is_what_a_call_adds_on_a_gpu_and_unknown_on_a_cpu(monkeypatch)
 
 
 def meter(folder, zone, name, used=0, maximum=1_000_000):
+    """The files of an energy meter as Linux shows them; the path of its count."""
     directory = folder / zone
     directory.mkdir(parents=True)
     for file, content in (("name", name), ("energy_uj", used), ("max_energy_range_uj", maximum)):

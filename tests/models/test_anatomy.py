@@ -210,9 +210,9 @@ def test_parts_by_the_work_they_do(models, name):
         if hasattr(block, "per_layer_projection")
         for module in block.children()
     }
-    named = {
-        module for part in ("attention", "mlp") for top in parts[part] for module in top.modules()
-    }
+    named = set()
+    for top in parts["attention"] + parts["mlp"]:
+        named |= set(top.modules())
     assert maps <= named  # all products of the blocks have a part
     assert parts["unembedding"] == [models[name].get_output_embeddings()]
 

@@ -32,6 +32,7 @@ def vlm():
 
 
 def blocks_that_run(vlm):
+    """The layers whose MLP is called in a forward."""
     ran = []
     hooks = [
         block.mlp.register_forward_hook(lambda *_, layer=layer: ran.append(layer))

@@ -88,15 +88,17 @@ def test_a_list_is_true_where_each_of_its_words_is(scenes, seed):
             broad[0] == factor and value in broad[1]
         )
 
-    assert mask.tolist() == [
-        all(fits(w, f, scene) for w, f in zip(words, sentence, strict=True)) for scene in scenes
-    ]
+    expected = []
+    for scene in scenes:
+        expected.append(all(fits(w, f, scene) for w, f in zip(words, sentence, strict=True)))
+    assert mask.tolist() == expected
 
 
 def test_every_value_has_words_and_no_word_stands_for_two_values_or_is_foreign():
-    words = [
-        word for values in scorer_texts.SAID.values() for names in values.values() for word in names
-    ]
+    words = []
+    for values in scorer_texts.SAID.values():
+        for names in values.values():
+            words += names
     everything = [*words, *scorer_texts.BROAD, *scorer_texts.FOREIGN]
     assert len(everything) == len(set(everything))
     for factor, values in scorer_texts.SAID.items():
@@ -114,22 +116,17 @@ def test_sentences_are_those_of_the_papers_metric():
 
 
 def by_loops(pictures, texts, scale, true) -> float:
+    """Cross-entropy over rows and over columns, with the mean over all true pairs of a row."""
     cosines = (pictures @ texts.T).double().numpy() * scale
     ways = []
     for scores, targets in ((cosines, true), (cosines.T, true.T)):
         rows = []
         for row, positive in zip(scores, targets, strict=True):
-            if positive.any():
-                total = math.log(sum(math.exp(score) for score in row))
-                rows.append(
-                    -np.mean(
-                        [
-                            score - total
-                            for score, is_true in zip(row, positive, strict=True)
-                            if is_true
-                        ]
-                    )
-                )
+            if not positive.any():
+                continue
+            total = math.log(sum(math.exp(score) for score in row))
+            losses = [total - score for score, hit in zip(row, positive, strict=True) if hit]
+            rows.append(np.mean(losses))
         ways.append(np.mean(rows))
     return sum(ways) / 2
 

@@ -62,10 +62,9 @@ def tokens(states, layer):
 def test_consecutive_similarity_is_of_the_same_token_of_the_same_example():
     states = captured(shift=0.4)
     x, y = tokens(states, 1), tokens(states, 2)
-    expected = [
-        np.mean([cosine(u, v) for u, v in zip(a, b, strict=True)])
-        for a, b in zip(x, y, strict=True)
-    ]
+    expected = []
+    for a, b in zip(x, y, strict=True):
+        expected.append(np.mean([cosine(u, v) for u, v in zip(a, b, strict=True)]))
     np.testing.assert_allclose(
         consecutive(examples(states, 1), examples(states, 2)), expected, atol=1e-6
     )
@@ -82,10 +81,13 @@ def test_consecutive_similarity_is_of_the_same_token_of_the_same_example():
 def rivals(x, y):
     """For each example the mean cosine of its tokens with all tokens but themselves, by loop."""
     flat = [(i, k, v) for i, part in enumerate(y) for k, v in enumerate(part)]
-    return [
-        np.mean([cosine(u, v) for k, u in enumerate(part) for j, m, v in flat if (j, m) != (i, k)])
-        for i, part in enumerate(x)
-    ]
+    means = []
+    for i, part in enumerate(x):
+        cosines = []
+        for k, u in enumerate(part):
+            cosines += [cosine(u, v) for j, m, v in flat if (j, m) != (i, k)]
+        means.append(np.mean(cosines))
+    return means
 
 
 @given(st.lists(st.integers(1, 4), min_size=2, max_size=5), st.integers(0, 99))

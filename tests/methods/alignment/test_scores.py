@@ -60,15 +60,12 @@ def tokens_at(states, layer, sample):
 
 def pooled(p, t, layer_p, layer_t, n=5):
     """Cosine of mean tokens for all pairs of samples, by loop."""
-    return np.array(
-        [
-            [
-                cosine(tokens_at(p, layer_p, i).mean(0), tokens_at(t, layer_t, j).mean(0))
-                for j in range(n)
-            ]
-            for i in range(n)
-        ]
-    )
+    cosines = np.empty((n, n))
+    for i in range(n):
+        for j in range(n):
+            mean_p = tokens_at(p, layer_p, i).mean(0)
+            cosines[i, j] = cosine(mean_p, tokens_at(t, layer_t, j).mean(0))
+    return cosines
 
 
 P, T = captured(seed=1, shift=0.5), captured(tokens=[2, 4, 1, 4, 2], seed=2, shift=0.3)

@@ -246,18 +246,15 @@ def test_consecutive_means_layer_l_against_l_plus_step(vlm, step):
         (layer, layer + step) for layer in range(4 - step)
     ]
     ps = [distributions(vlm, states[layer]) for layer in range(4)]
-    expected = [
-        np.mean([kl(a, b) for a, b in zip(ps[layer], ps[layer + step], strict=True)])
-        for layer in range(4 - step)
-    ]
+    expected = []
+    for layer in range(4 - step):
+        pairs = zip(ps[layer], ps[layer + step], strict=True)
+        expected.append(np.mean([kl(a, b) for a, b in pairs]))
     np.testing.assert_allclose(table["value"], expected, rtol=1e-4)
-    cosines = [
-        [
-            np.dot(a, b) / np.linalg.norm(a) / np.linalg.norm(b)
-            for a, b in zip(ps[layer], ps[layer + step], strict=True)
-        ]
-        for layer in range(4 - step)
-    ]
+    cosines = []
+    for layer in range(4 - step):
+        pairs = zip(ps[layer], ps[layer + step], strict=True)
+        cosines.append([np.dot(a, b) / np.linalg.norm(a) / np.linalg.norm(b) for a, b in pairs])
     as_cosines = consecutive_divergence(vlm, states, step, measure="cosine")
     np.testing.assert_allclose(as_cosines["value"], np.mean(cosines, axis=1), rtol=1e-4)
     assert (table["n"] == 10).all()

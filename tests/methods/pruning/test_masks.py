@@ -32,6 +32,7 @@ SHAPES = {
 
 
 def booleans(seed, share=0.5, shapes=SHAPES):
+    """Masks of which about this share is true."""
     random = torch.Generator().manual_seed(seed)
     masks = {key: torch.rand(shape, generator=random) < share for key, shape in shapes.items()}
     for mask in masks.values():

@@ -147,12 +147,8 @@ def test_groups_that_do_not_divide_the_inputs_are_refused(vlm, calibration):
 def test_the_alpha_subnetwork_is_what_all_keep(three):
     merged = alpha_subnet(three)
     for key in merged:
-        expected = [
-            all(bits)
-            for bits in zip(
-                *(masks.unpack(*key).flatten().tolist() for masks in three), strict=True
-            )
-        ]
+        flat = [masks.unpack(*key).flatten().tolist() for masks in three]
+        expected = [all(bits) for bits in zip(*flat, strict=True)]
         assert merged.unpack(*key).flatten().tolist() == expected
     assert merged == three[0] & three[1] & three[2]
     assert merged.sparsity >= max(masks.sparsity for masks in three)

@@ -128,10 +128,10 @@ def test_a_neurons_score_is_the_size_of_what_it_adds():
     scores = neuron_scores(example.vlm, calibration)
     assert list(scores) == [1, 2, 3]
     for j in range(0, 64, 9):  # all that neuron j adds, token by token
-        added = [
-            float(sum((x[t, j] * w) ** 2 for w in linear.weight[:, j].double()))
-            for t in range(len(x))
-        ]
+        # what the neuron adds to the output at each token, squared
+        added = []
+        for t in range(len(x)):
+            added.append(float(sum((x[t, j] * w) ** 2 for w in linear.weight[:, j].double())))
         assert float(scores[2][j]) == pytest.approx(math.sqrt(sum(added) / len(x)), rel=1e-5)
     squares = wanda_scores(example.vlm, calibration, 2, "mlp.down_proj").double().square()
     torch.testing.assert_close(scores[2].double(), squares.sum(dim=0).sqrt(), rtol=1e-5, atol=0)

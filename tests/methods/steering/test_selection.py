@@ -99,13 +99,10 @@ def test_fisher_is_that_of_held_out_rows_along_the_others_direction():
         for row in states[1]
     ]
     for number in range(4):
-        others = {
-            side: np.mean(
-                [r for k, (r, label) in enumerate(rows) if label == side and fold[k] != number],
-                axis=0,
-            )
-            for side in (False, True)
-        }
+        others = {}
+        for side in (False, True):
+            fitted = [r for k, (r, label) in enumerate(rows) if label == side and fold[k] != number]
+            others[side] = np.mean(fitted, axis=0)
         w = (others[True] - others[False]) / np.linalg.norm(others[True] - others[False])
         for k, (row, side) in enumerate(rows):
             if fold[k] == number:
@@ -153,15 +150,10 @@ def test_all_rows_of_a_sample_are_held_out_together():
     assert separability(a, b)["accuracy"][0] < 0.85  # any probe that has seen a picture knows it
     fold = deal_folds(np.arange(48) // 4, np.arange(48) >= 24, 5, 0)[np.arange(48) // 4]
     assert all(len(set(fold[k : k + 4])) == 1 for k in range(0, 48, 4))
-    sizes = np.array(
-        [
-            [
-                len(set(np.flatnonzero(fold == f) // 4) & set(side))
-                for side in (range(6), range(6, 12))
-            ]
-            for f in range(5)
-        ]
-    )
+    sizes = np.empty((5, 2), dtype=int)
+    for number in range(5):
+        groups = set(np.flatnonzero(fold == number) // 4)
+        sizes[number] = len(groups & set(range(6))), len(groups & set(range(6, 12)))
     assert sizes.min() >= 1 and sizes.max() <= 2
 
 

@@ -84,10 +84,11 @@ def test_a_coarse_vector_is_the_difference_of_means_in_float64():
     a, b = by_hand(7, offset=100.0), by_hand(5, seed=1, offset=103.0)
     vectors = coarse(a, b)
     for layer in (1, 3):
-        expected = [
-            sum(float(row[k]) for row in b[layer]) / 5 - sum(float(row[k]) for row in a[layer]) / 7
-            for k in range(a[layer].shape[1])
-        ]
+        expected = []
+        for k in range(a[layer].shape[1]):
+            mean_a = sum(float(row[k]) for row in a[layer]) / 7
+            mean_b = sum(float(row[k]) for row in b[layer]) / 5
+            expected.append(mean_b - mean_a)
         np.testing.assert_allclose(vectors[layer].numpy(), expected, rtol=1e-6)
         assert vectors.norms[layer] == pytest.approx(np.linalg.norm(expected), rel=1e-5)
     assert vectors.layers == [1, 3] and len(vectors) == 2 and vectors[1].dtype == torch.float32
