@@ -95,7 +95,7 @@ def samples() -> Callable[[int], list[Sample]]:
     """A function that makes n samples; the red channel of each picture is the sample's number."""
 
     def make(n: int) -> list[Sample]:
-        columns = (
+        questions = (
             Question("colour", "What colour is the key?", "red", "key"),
             Question("presence", "Is there a robot?", "yes", "robot", "random"),
             Question("presence", "Is there a bush?", "no", "bush", "popular"),
@@ -108,7 +108,7 @@ def samples() -> Callable[[int], list[Sample]]:
             "place": "snow",
         }
         plain = truth | {"subject": "frog", "action": None, "item": "rock", "colour": None}
-        kinds = ((columns[1:], plain), (columns, truth))
+        kinds = ((questions[1:], plain), (questions, truth))
         return [
             Sample(f"s{i}", Image.new("RGB", (8, 8), (i % 256, 0, 0)), (), *kinds[i % 2])
             for i in range(n)

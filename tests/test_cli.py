@@ -246,7 +246,7 @@ def test_run_takes_the_spellings_that_chapters_use(monkeypatch, tmp_path, chapte
     result = xlvlms("run", chapter, *options, "--out", str(tmp_path))
     assert result.exit_code == 0, result.stderr
     expected = plain | ({"learning_rate": 0.001} if "learning_rate" in defaults else {})
-    assert calls[0].spelled == expected
+    assert calls[0].given == expected
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ from xlvlms_tutorial.samples import (
     mentioning,
 )
 
-DRAWN = {"scenes": "images", "composition": "images", "clips": "videos", "sounds": "audio"}
+MEDIA = {"scenes": "images", "composition": "images", "clips": "videos", "sounds": "audio"}
 
 
 def test_sources_may_be_pictures_files_or_functions(tmp_path):
@@ -501,7 +501,7 @@ def test_drawing_again_gives_the_same_and_another_seed_or_split_another(dataset)
     assert len({s.id for s in again}) == 4
 
 
-@pytest.mark.parametrize(("dataset", "name"), DRAWN.items())
+@pytest.mark.parametrize(("dataset", "name"), MEDIA.items())
 def test_media_are_named_as_processors_take_them(dataset, name):
     samples = load_samples(dataset, n=2)
     (entry,) = media(samples).items()

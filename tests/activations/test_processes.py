@@ -30,7 +30,7 @@ from xlvlms_tutorial.samples import Sample
 
 # the package offers a function of this name
 capture_module = import_module("xlvlms_tutorial.activations.capture")
-ASKED = {
+SETTINGS = {
     "layers": "all",
     "span": "image",
     "reduce": None,
@@ -50,7 +50,7 @@ def pictures(n: int = 11) -> list[Sample]:
 LAUNCHED = """
 import os, signal, sys
 from pathlib import Path
-from tests.activations.test_processes import ASKED, pictures
+from tests.activations.test_processes import SETTINGS, pictures
 from tests.support.tiny import tiny_llava
 from xlvlms_tutorial.activations.capture import capture
 from xlvlms_tutorial.activations.store import Store, dealt
@@ -64,7 +64,7 @@ def noted(store, number, states):
         os.kill(os.getpid(), signal.SIGKILL)
 
 Store.write = noted
-found = capture(tiny_llava(), pictures(), store=folder / "store", **ASKED)
+found = capture(tiny_llava(), pictures(), store=folder / "store", **SETTINGS)
 (folder / f"{rank}-of-{world}").write_text(f"{wrote} {len(found)}")
 """
 
@@ -91,7 +91,7 @@ def test_what_a_killed_process_began_a_launch_of_several_ends_as_one_process_wou
     assert texts == {0: f"[0, 2, 4] {rows}", 1: f"[3, 5] {rows}"}
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    capture(tiny_llava(), pictures(), store=tmp_path / "alone", **ASKED)
+    capture(tiny_llava(), pictures(), store=tmp_path / "alone", **SETTINGS)
     torch.set_num_threads(threads)
     files = [
         {
@@ -236,18 +236,18 @@ def test_a_new_shard_prolongs_the_wait(store):
 
 def test_one_process_leaves_no_note_and_waits_for_nobody(tmp_path, monkeypatch):
     monkeypatch.setattr(capture_module, "dealt", lambda: (0, 1))
-    capture(tiny_llava(), pictures(3), store=tmp_path, wait=0.01, **ASKED)
+    capture(tiny_llava(), pictures(3), store=tmp_path, wait=0.01, **SETTINGS)
     assert {path.name for path in tmp_path.iterdir()} == {"provenance.json", "shards", "index"}
 
 
 def test_a_capture_gives_up_where_its_shards_do_not_come_and_keeps_its_own(tmp_path, monkeypatch):
     monkeypatch.setattr(capture_module, "dealt", lambda: (0, 2))
     with pytest.raises(RunError, match=r"process 0 of 2 waited 0\.1 s .* missing are 1 shards: 1"):
-        capture(tiny_llava(), pictures(3), store=tmp_path, wait=0.1, **ASKED)
+        capture(tiny_llava(), pictures(3), store=tmp_path, wait=0.1, **SETTINGS)
     assert Store(tmp_path).done == [0]
 
 
 @pytest.mark.parametrize("wait", [-1, float("nan")])
 def test_a_wait_that_is_no_time_is_refused(wait):
     with pytest.raises(SelectionError, match=re.escape(f"wait={wait!r}")):
-        capture(tiny_llava(), pictures(1), wait=wait, **ASKED)
+        capture(tiny_llava(), pictures(1), wait=wait, **SETTINGS)

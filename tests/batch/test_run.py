@@ -17,7 +17,7 @@ from xlvlms_tutorial.batch.run import FAILURE, FIELDS, NOTEBOOK, RESULTS, read_r
 from xlvlms_tutorial.errors import OutputError, RecordError, RunError, SelectionError
 from xlvlms_tutorial.io import peak_memory, read_sealed, write_sealed
 
-GIVEN = {"seed": 3, "layers": [4, 5], "model": "a/b"}
+PARAMETERS = {"seed": 3, "layers": [4, 5], "model": "a/b"}
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +25,7 @@ def finished_run(tmp_path_factory):
     """The folder of a run that went well."""
     folder = tmp_path_factory.mktemp("made")
     toy_chapter(folder / "chapters")
-    run_chapter("toy", folder / "out", GIVEN, folder=folder / "chapters")
+    run_chapter("toy", folder / "out", PARAMETERS, folder=folder / "chapters")
     return folder
 
 
@@ -44,7 +44,7 @@ def files(folder):
 def test_results_hold_what_was_measured_and_how(finished_run):
     content = read_results(finished_run / "out" / RESULTS)
     assert set(FIELDS) <= set(content)
-    assert (content["chapter"], content["given"]) == ("toy", GIVEN)
+    assert (content["chapter"], content["given"]) == ("toy", PARAMETERS)
     assert content["parameters"] == {
         "model": "a/b",
         "dataset": "scenes",
@@ -121,16 +121,18 @@ def test_what_runs_is_what_is_recorded_also_in_a_folder_with_braces(tmp_path):
 
 def test_whole_results_of_the_same_run_are_kept_and_of_another_are_not(finished_run, never):
     before = (finished_run / "out" / RESULTS).read_bytes()
-    run_chapter("toy", finished_run / "out", GIVEN, folder=finished_run / "chapters", resume=True)
+    run_chapter(
+        "toy", finished_run / "out", PARAMETERS, folder=finished_run / "chapters", resume=True
+    )
     assert (finished_run / "out" / RESULTS).read_bytes() == before
-    for parameters in (GIVEN | {"seed": 4}, {}):
+    for parameters in (PARAMETERS | {"seed": 4}, {}):
         assert not run.same_run(
             finished_run / "out" / RESULTS,
             run.prepare("toy", parameters, finished_run / "chapters"),
         )
     toy_chapter(finished_run / "changed", body=BODY.replace("100", "10"))
     assert not run.same_run(
-        finished_run / "out" / RESULTS, run.prepare("toy", GIVEN, finished_run / "changed")
+        finished_run / "out" / RESULTS, run.prepare("toy", PARAMETERS, finished_run / "changed")
     )
 
 
@@ -186,8 +188,8 @@ def test_a_second_run_in_the_same_folder_is_refused(finished_run, never):
         FileLock(finished_run / "out" / ".lock"),
         pytest.raises(RunError, match="another process is running a chapter in"),
     ):
-        run_chapter("toy", finished_run / "out", GIVEN, folder=finished_run / "chapters")
-    assert read_results(finished_run / "out" / RESULTS)["given"] == GIVEN
+        run_chapter("toy", finished_run / "out", PARAMETERS, folder=finished_run / "chapters")
+    assert read_results(finished_run / "out" / RESULTS)["given"] == PARAMETERS
 
 
 @pytest.mark.parametrize("stage", ["notebook", "results"])
@@ -209,12 +211,12 @@ def test_a_full_disk_is_said_and_leaves_no_results(finished_run, tmp_path, monke
 
     monkeypatch.setattr(os, "replace", full)
     with pytest.raises(OutputError, match="No space left on device.*free space there"):
-        run_chapter("toy", tmp_path / "out", GIVEN, folder=finished_run / "chapters")
+        run_chapter("toy", tmp_path / "out", PARAMETERS, folder=finished_run / "chapters")
     assert RESULTS not in files(tmp_path / "out")
     assert not [name for name in files(tmp_path / "out") if name.startswith(".work")]
     monkeypatch.setattr(os, "replace", real)
     assert run_chapter(
-        "toy", tmp_path / "out", GIVEN, folder=finished_run / "chapters", resume=True
+        "toy", tmp_path / "out", PARAMETERS, folder=finished_run / "chapters", resume=True
     ).exists()
 
 
@@ -234,7 +236,7 @@ def test_damaged_results_are_named(finished_run, tmp_path, damage):
     file.write_text(damage((finished_run / "out" / RESULTS).read_text()))
     with pytest.raises(RecordError, match=re.escape(str(file))):
         read_results(file)
-    assert not run.same_run(file, run.prepare("toy", GIVEN, finished_run / "chapters"))
+    assert not run.same_run(file, run.prepare("toy", PARAMETERS, finished_run / "chapters"))
 
 
 def test_results_without_a_field_are_damaged(finished_run, tmp_path):

@@ -14,7 +14,7 @@ from xlvlms_tutorial.claims.ledger import REACH, counts, distances, ledger, over
 from xlvlms_tutorial.errors import SelectionError
 from xlvlms_tutorial.metrics.intervals import Estimate
 
-OF = {"model": "pocket-llava", "dataset": "scenes", "seeds": 0, "chapter": "inside"}
+KEY = {"model": "pocket-llava", "dataset": "scenes", "seeds": 0, "chapter": "inside"}
 
 
 def entries_of(folder, **measured):
@@ -24,7 +24,7 @@ def entries_of(folder, **measured):
             Estimate(value, low, high, 20),
             folder=folder,
             variant="<b>deep</b>",
-            **OF,
+            **KEY,
         )
     return merge(folder)
 
@@ -37,7 +37,7 @@ def test_the_side_of_zero_is_the_verdict(tmp_path_factory, name, value, width, p
         name,
         Estimate(value, value - width * part, value + width * (1 - part) + 1e-6, 20),
         folder=folder,
-        **OF,
+        **KEY,
     )
     [row] = distances(merge(folder)).to_dict("records")
     side = "confirmed" if row["low"] > 0 else "refuted" if row["high"] <= 0 else "undecided"

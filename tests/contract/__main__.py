@@ -15,7 +15,7 @@ import torch
 import transformers
 
 from tests.contract.checks import CHECKS
-from tests.contract.reference import FOUND, ROUNDING, case, generated, traces
+from tests.contract.reference import DIFFERENCES, ROUNDING, case, generated, traces
 from tests.zoo import MODELS
 from xlvlms_tutorial.models.architectures import ARCHITECTURES
 
@@ -29,7 +29,7 @@ def outcome(name: str, check: str) -> str:
     """
     checked_case = case(name)
     before = generated(checked_case)[1]
-    FOUND.clear()
+    DIFFERENCES.clear()
     try:
         detail = CHECKS[check](checked_case)
         assert traces(checked_case.vlm) == [], "the model is not as it was"
@@ -37,7 +37,7 @@ def outcome(name: str, check: str) -> str:
     except Exception as error:  # the table shows what failed, and goes on
         first = next(iter(str(error).splitlines()), "")
         return f"{FAILS}: {type(error).__name__} {first[:80]}"
-    largest = max(FOUND, default=0.0)
+    largest = max(DIFFERENCES, default=0.0)
     parts = [f"{largest:.0e}".replace("e-0", "e-")] if largest > 0 else []
     return "; ".join([*parts, *([detail] if detail else [])]) or "0"
 

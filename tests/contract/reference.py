@@ -98,12 +98,12 @@ def apart(a: Tensor, b: Tensor) -> float:
     return ((a - b).abs().max() / b.abs().max()).item()
 
 
-FOUND: list[float] = []  # every difference that was measured, for the table of the report
+DIFFERENCES: list[float] = []  # every difference that was measured, for the table of the report
 
 
 def agree(a: Tensor, b: Tensor, description: object) -> None:
     difference = apart(a, b)
-    FOUND.append(difference)
+    DIFFERENCES.append(difference)
     assert difference <= ROUNDING, f"{description}: differ by {difference:.1e}"  # NaN differs too
 
 
@@ -118,7 +118,7 @@ def changed(module: nn.Module, change: Change, rows: int = 2) -> Iterator[None]:
     def hook(
         module: nn.Module, args: tuple, kwargs: dict, output: Tensor | tuple
     ) -> Tensor | tuple:
-        inputs, outputs = _given(args, kwargs), anatomy.states_of(output)
+        inputs, outputs = _inputs(args, kwargs), anatomy.states_of(output)
         y = outputs.reshape(
             rows, -1, outputs.shape[-1]
         )  # OPT's last linear map gets all rows in one
@@ -166,7 +166,7 @@ def copied_caches(case: Case, layers: Sequence[int]) -> Iterator[None]:
         def run(
             module: nn.Module, args: tuple, kwargs: dict, output: Tensor | tuple
         ) -> Tensor | tuple:
-            inputs = _given(args, kwargs)
+            inputs = _inputs(args, kwargs)
             if inputs.shape[1] == 1:
                 return output
             cache = kwargs["past_key_values"].layers
@@ -255,5 +255,5 @@ def _of_transformers(hook: Callable) -> bool:
     return (getattr(hook, "__module__", None) or "").startswith("transformers")
 
 
-def _given(args: tuple, kwargs: dict) -> Tensor:
+def _inputs(args: tuple, kwargs: dict) -> Tensor:
     return args[0] if args else kwargs["hidden_states"]

@@ -129,7 +129,7 @@ def test_a_prompt_of_one_token_is_a_prefill(example):
 STEPS = {"max_new_tokens": 4, "min_new_tokens": 4, "suppress_tokens": SUPPRESS}
 MASK = torch.rand(2, 10, generator=torch.Generator().manual_seed(0)) < 0.5
 VECTOR = 3 * torch.randn(32, generator=torch.Generator().manual_seed(1))
-AT = {
+POSITIONS = {
     "last": "last",
     "question": "question",
     "generated": "generated",
@@ -139,7 +139,7 @@ AT = {
 BY_POSITION = {
     **{
         name: lambda vlm, positions=positions: add(vlm, VECTOR, 2, positions=positions)
-        for name, positions in AT.items()
+        for name, positions in POSITIONS.items()
     },
     "one state": lambda vlm: replace(vlm, VECTOR, 2, positions="last"),
 }

@@ -70,7 +70,7 @@ def test_yes_or_no(prediction, read):
     assert yes_or_no(prediction) == read
 
 
-ASKED = [
+QUESTIONS = [
     Question("colour", "Which?", "red", "key"),
     Question("colour", "Which?", "blue", "gem"),
     Question("presence", "Any?", "no", "bee", "random"),
@@ -78,7 +78,7 @@ ASKED = [
 
 
 def test_answer_table_has_one_row_a_question():
-    table = answer_table(["Red", "red", "no"], ASKED)
+    table = answer_table(["Red", "red", "no"], QUESTIONS)
     assert table["correct"].tolist() == [True, False, True]
     assert table["stratum"].isna().tolist() == [True, True, False]
     assert table.loc[2, ["type", "answer", "prediction", "target", "question"]].tolist() == [
@@ -89,11 +89,11 @@ def test_answer_table_has_one_row_a_question():
         "Any?",
     ]
     with pytest.raises(LengthError, match="predictions: 1, questions: 3"):
-        answer_table(["red"], ASKED)
+        answer_table(["red"], QUESTIONS)
 
 
 def test_accuracy_is_overall_and_by_type_with_wilson_intervals():
-    table = pd.concat([answer_table(["Red", "red", "no"], ASKED)] * 5, ignore_index=True)
+    table = pd.concat([answer_table(["Red", "red", "no"], QUESTIONS)] * 5, ignore_index=True)
     result = accuracy_by_type(table)
     assert result.index.tolist() == ["overall", "colour", "presence"]
     assert result["value"].tolist() == pytest.approx([2 / 3, 1 / 2, 1])
@@ -105,7 +105,7 @@ def test_accuracy_is_overall_and_by_type_with_wilson_intervals():
 
 
 def test_groups_make_the_interval_a_cluster_bootstrap_also_on_a_filtered_table():
-    table = pd.concat([answer_table(["Red", "red", "no"], ASKED)] * 8, ignore_index=True)
+    table = pd.concat([answer_table(["Red", "red", "no"], QUESTIONS)] * 8, ignore_index=True)
     table["correct"] = np.random.default_rng(0).random(len(table)) < 0.6
     part = table[table.index % 3 != 2]
     scene = np.repeat(np.arange(8), 2)
@@ -123,7 +123,7 @@ def test_no_answers_give_no_accuracy():
 
 @pytest.mark.parametrize("lacking", ["type", "correct"])
 def test_tables_without_a_column_are_refused_with_those_they_have(lacking):
-    table = answer_table(["Red", "red", "no"], ASKED).drop(columns=lacking)
+    table = answer_table(["Red", "red", "no"], QUESTIONS).drop(columns=lacking)
     with pytest.raises(
         EstimateError, match=f"no column '{lacking}' among .*prediction.*answer_table"
     ):

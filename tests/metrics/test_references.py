@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 from xlvlms_tutorial.errors import EstimateError, LengthError
 from xlvlms_tutorial.metrics.references import bleu, cider
 
-TOLD = [
+CANDIDATES = [
     "A cat sits on the mat.",
     "two dogs run in the snow",
     "a bird",
     "a red key near the red key near a robot",
 ]
-KNOWN = [
+REFERENCES = [
     ["A cat sits on the mat", "the cat is on a mat"],
     ["Two dogs, running in snow!"],
     ["a small bird flies", "bird", "a bird"],
@@ -59,8 +59,8 @@ def slow_cider(candidates, references):
 
 
 def test_cider_is_its_definition():
-    scores, corpus = cider(TOLD, KNOWN)
-    assert scores == pytest.approx(slow_cider(TOLD, KNOWN), rel=1e-12)
+    scores, corpus = cider(CANDIDATES, REFERENCES)
+    assert scores == pytest.approx(slow_cider(CANDIDATES, REFERENCES), rel=1e-12)
     assert corpus == pytest.approx(scores.mean())
     assert scores.dtype == np.float64
 
@@ -103,28 +103,30 @@ def test_what_all_images_share_has_no_weight_in_cider():
 
 
 def test_the_order_of_captions_and_of_references_does_not_matter():
-    turned = [texts[::-1] for texts in KNOWN[::-1]]
-    assert cider(TOLD[::-1], turned)[0][::-1] == pytest.approx(cider(TOLD, KNOWN)[0])
-    assert bleu(TOLD[::-1], turned) == pytest.approx(bleu(TOLD, KNOWN))
+    turned = [texts[::-1] for texts in REFERENCES[::-1]]
+    assert cider(CANDIDATES[::-1], turned)[0][::-1] == pytest.approx(
+        cider(CANDIDATES, REFERENCES)[0]
+    )
+    assert bleu(CANDIDATES[::-1], turned) == pytest.approx(bleu(CANDIDATES, REFERENCES))
 
 
 def test_bleu_is_its_definition():
     clipped, possible = np.zeros(4), np.zeros(4)
-    for candidate, references in zip(TOLD, KNOWN, strict=True):
+    for candidate, references in zip(CANDIDATES, REFERENCES, strict=True):
         for n in (1, 2, 3, 4):
             maximum = Counter()
             for text in references:
                 maximum |= grams(text, n)
             clipped[n - 1] += (grams(candidate, n) & maximum).total()
             possible[n - 1] += grams(candidate, n).total()
-    lengths = [[grams(text, 1).total() for text in texts] for texts in KNOWN]
-    mine = [grams(text, 1).total() for text in TOLD]
+    lengths = [[grams(text, 1).total() for text in texts] for texts in REFERENCES]
+    mine = [grams(text, 1).total() for text in CANDIDATES]
     closest = sum(
         min(ls, key=lambda length, m=m: (abs(length - m), length))
         for m, ls in zip(mine, lengths, strict=True)
     )
     penalty = min(1, exp(1 - closest / sum(mine)))
-    assert bleu(TOLD, KNOWN) == pytest.approx(
+    assert bleu(CANDIDATES, REFERENCES) == pytest.approx(
         penalty * np.exp(np.log(clipped / possible).mean()), rel=1e-9
     )
 

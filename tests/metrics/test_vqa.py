@@ -199,15 +199,15 @@ def test_targeted_change_refuses():
         targeted_change(["yes"], [], "yes", "no")
 
 
-ASKED = [Question("presence", f"Any {k}?", "yes" if k % 2 else "no", "key") for k in range(12)]
-ASKED += [Question("colour", f"Which {k}?", "red", "key") for k in range(4)]
-BEFORE = [question.answer for question in ASKED]
+QUESTIONS = [Question("presence", f"Any {k}?", "yes" if k % 2 else "no", "key") for k in range(12)]
+QUESTIONS += [Question("colour", f"Which {k}?", "red", "key") for k in range(4)]
+BEFORE = [question.answer for question in QUESTIONS]
 AFTER = ["no"] * 12 + ["red", "red", "blue", "no"]
 
 
 @pytest.fixture
 def tables():
-    return answer_table(BEFORE, ASKED), answer_table(AFTER, ASKED)
+    return answer_table(BEFORE, QUESTIONS), answer_table(AFTER, QUESTIONS)
 
 
 def test_side_effects_by_type(tables):
@@ -226,8 +226,8 @@ def test_side_effects_by_type(tables):
 
 def test_overall_is_the_mean_over_questions_not_over_types():
     """The released code gives each type the same weight however many questions it has."""
-    before = answer_table(BEFORE, ASKED)
-    table = side_effects(before, answer_table(BEFORE[:12] + ["blue"] * 4, ASKED))
+    before = answer_table(BEFORE, QUESTIONS)
+    table = side_effects(before, answer_table(BEFORE[:12] + ["blue"] * 4, QUESTIONS))
     assert (
         table.loc["overall", "after"]
         == 12 / 16

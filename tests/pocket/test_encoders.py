@@ -14,7 +14,7 @@ from xlvlms_tutorial.pocket.processor import seen
 from xlvlms_tutorial.pocket.tower import Tower
 from xlvlms_tutorial.training.connector_runs import pixels
 
-EACH = pytest.mark.parametrize("name", ENCODERS)
+EVERY_ENCODER = pytest.mark.parametrize("name", ENCODERS)
 WIDTHS = {"lite0": 1440, "lite2": 1600, "random": 1440, "patches": 768}
 
 
@@ -33,7 +33,7 @@ def tower(name: str, state: dict[str, torch.Tensor] | None = None) -> Tower:
     return encoder
 
 
-@EACH
+@EVERY_ENCODER
 def test_a_picture_gives_sixteen_tokens_of_the_encoders_width(name, pictures):
     encoder = tower(name)
     tokens = encoder(pictures[:1]).last_hidden_state
@@ -43,7 +43,7 @@ def test_a_picture_gives_sixteen_tokens_of_the_encoders_width(name, pictures):
     assert tokens.isfinite().all() and (tokens.std(dim=1) > 0).float().mean() > 0.9
 
 
-@EACH
+@EVERY_ENCODER
 def test_shipped_statistics_standardise_each_channel_over_training_scenes(name, pictures):
     assert statistics_file(name).is_file()
     tokens = tower(name, tower_state(name))(pictures).last_hidden_state.flatten(0, 1)

@@ -16,7 +16,7 @@ from xlvlms_tutorial.training.compressed import COMPRESSED
 from xlvlms_tutorial.training.connector_runs import RUNS
 from xlvlms_tutorial.training.main import MEASURED_ON
 
-EACH = pytest.mark.parametrize("name", VARIANTS)
+EVERY_VARIANT = pytest.mark.parametrize("name", VARIANTS)
 TARGETS = {"clips": ("action", 0.85), "sounds": ("sound", 0.80)}
 
 
@@ -37,7 +37,7 @@ def test_every_encoder_has_a_model_and_every_modality_is_read():
     assert {kind for variant in VARIANTS.values() for kind in variant.reads} == set(PROMPTS)
 
 
-@EACH
+@EVERY_VARIANT
 def test_the_shipped_connector_is_that_of_its_whole_run(name):
     run = VARIANTS[name].run
     assert build.revisions(run)[-1] == f"step-{RUNS[run].recipe.steps:04d}"
@@ -48,7 +48,7 @@ def test_the_shipped_connector_is_that_of_its_whole_run(name):
     assert all(weight.isfinite().all() for weight in state.values())
 
 
-@EACH
+@EVERY_VARIANT
 def test_the_record_says_what_the_connector_was_trained_on_and_how_well_it_does(name):
     variant = VARIANTS[name]
     record = build.training_record(variant.run)

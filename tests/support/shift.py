@@ -2,7 +2,7 @@
 
 import numpy as np
 
-MADE = {"ids_sha256": "3fa9", "n_samples": 9, "selection": {"words": ["dog"]}, "reduce": None}
+PROVENANCE = {"ids_sha256": "3fa9", "n_samples": 9, "selection": {"words": ["dog"]}, "reduce": None}
 
 
 def moved(n=60, d=8, k=4, seed=0):

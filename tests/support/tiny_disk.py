@@ -38,7 +38,7 @@ NAMED = {
 }
 KINDS = ("llava", "qwen2-vl")
 EMBEDDINGS = ("embed_tokens.weight", "lm_head.weight", "position_embedding.weight")
-SAID = {"llava": " ", "qwen2-vl": ""}  # what stands between the opened turn and the answer
+BEFORE_ANSWER = {"llava": " ", "qwen2-vl": ""}  # what stands between the opened turn and the answer
 SPECIAL = {
     "llava": ("<unk>", "<s>", "</s>", "<pad>", "<image>"),
     "qwen2-vl": (
@@ -346,11 +346,11 @@ def fit(
         lambda module, inputs, output: outputs.append(output)
     ):
         for rows in _steps(model, LOOKING, 4 * BATCH, len(samples), rng, 3e-3):
-            model.get_image_features(**_chosen(pixels, rows))
+            model.get_image_features(**_rows_of(pixels, rows))
             naming(outputs.pop(), rows).backward()
         for rows in _steps(model, STEPS, BATCH, len(samples), rng, 4e-3):
             inputs, labels = _inputs(processor, kind, [_lesson(samples[row], rng) for row in rows])
-            logits = model(**inputs, **_chosen(pixels, rows)).logits[:, :-1]
+            logits = model(**inputs, **_rows_of(pixels, rows)).logits[:, :-1]
             loss = nn.functional.cross_entropy(
                 logits.flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100
             )
@@ -418,7 +418,7 @@ def _pixels(processor: hf.ProcessorMixin, samples: Sequence[Sample]) -> dict[str
     }
 
 
-def _chosen(pixels: dict[str, Tensor], rows: np.ndarray) -> dict[str, Tensor]:
+def _rows_of(pixels: dict[str, Tensor], rows: np.ndarray) -> dict[str, Tensor]:
     return {name: value[torch.from_numpy(rows)].flatten(0, 1) for name, value in pixels.items()}
 
 
@@ -445,7 +445,7 @@ def _inputs(
         prompt_ids = words(
             prompt.replace(placeholder, placeholder * GRID**2), add_special_tokens=False
         ).input_ids
-        answer_ids = words(SAID[kind] + answer, add_special_tokens=False).input_ids + [
+        answer_ids = words(BEFORE_ANSWER[kind] + answer, add_special_tokens=False).input_ids + [
             words.eos_token_id
         ]
         rows.append(torch.tensor(prompt_ids + answer_ids))

@@ -88,7 +88,7 @@ def test_a_record_that_another_page_forgets_at_the_same_moment_is_no_failure(roo
 
 
 def test_what_is_missing_is_filled_in_and_the_ledger_comes_last(root, monkeypatch, capsys):
-    class Here:
+    class InProcess:
         """Runs jobs in this process, so that the patched folders hold."""
 
         def __init__(self, workers, mp_context):
@@ -110,7 +110,7 @@ def test_what_is_missing_is_filled_in_and_the_ledger_comes_last(root, monkeypatc
                 future.set_exception(error)
             return future
 
-    monkeypatch.setattr(execute, "ProcessPoolExecutor", Here)
+    monkeypatch.setattr(execute, "ProcessPoolExecutor", InProcess)
     ledger, valid, bad = (
         page(root, "claims", "1"),
         page(root, "known", "2"),

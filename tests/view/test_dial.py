@@ -13,7 +13,7 @@ from xlvlms_tutorial.text import STYLE_WORDS
 from xlvlms_tutorial.view.dial import dial
 
 PICTURES = [Image.new("RGB", (40, 30), colour) for colour in ("red", "blue")]
-TOLD = {
+CAPTIONS = {
     0: ["a red key", "two <b>keys</b>"],
     0.5: ["red & blue", "quiet snow"],
     1: ["", "KEYS! keyboards"],
@@ -29,8 +29,8 @@ def marked(frame):
 
 
 def test_each_setting_shows_every_text_beneath_its_picture():
-    views = frames(dial(PICTURES, TOLD))
-    assert [texts(frame) for frame in views] == list(TOLD.values())
+    views = frames(dial(PICTURES, CAPTIONS))
+    assert [texts(frame) for frame in views] == list(CAPTIONS.values())
     for frame in views:
         cards = frame.select(".dial > div")
         assert [len(card.select(".thumb")) for card in cards] == [1, 1]
@@ -44,7 +44,7 @@ def test_each_setting_shows_every_text_beneath_its_picture():
 def test_pictures_are_embedded_once():
     html = "".join(
         widget.value
-        for widget in widgets(dial(PICTURES, TOLD, size=32))
+        for widget in widgets(dial(PICTURES, CAPTIONS, size=32))
         if isinstance(widget, ipywidgets.HTML)
     )
     assert html.count("data:image/webp") == 2
@@ -52,7 +52,7 @@ def test_pictures_are_embedded_once():
 
 
 def test_two_dials_of_a_page_keep_each_its_own_size():
-    small, large = (frames(dial(PICTURES, TOLD, size=size)) for size in (32, 64))
+    small, large = (frames(dial(PICTURES, CAPTIONS, size=size)) for size in (32, 64))
     assert {frame.select_one(".dial")["style"] for frame in small} == {"--size:32px"}
     assert {frame.select_one(".dial")["style"] for frame in large} == {"--size:64px"}
 
@@ -62,7 +62,7 @@ def test_slider_and_frames_are_linked_in_the_browser(monkeypatch):
     monkeypatch.setattr(
         Link, "__init__", lambda self, *a, **k: (links.append(self), real(self, *a, **k))[1]
     )
-    top = dial(PICTURES, TOLD, start=0.5)
+    top = dial(PICTURES, CAPTIONS, start=0.5)
     (slider,) = (
         widget for widget in widgets(top) if isinstance(widget, ipywidgets.SelectionSlider)
     )
@@ -86,14 +86,14 @@ def test_settings_of_two_parts_have_a_dropdown_and_a_slider():
 
 
 def test_words_are_marked_whole_in_their_forms_and_kinds():
-    views = frames(dial(PICTURES, TOLD, ["key", "red"]))
+    views = frames(dial(PICTURES, CAPTIONS, ["key", "red"]))
     assert [marked(frame) for frame in views] == [
         [("kind-0", "red"), ("kind-0", "key"), ("kind-0", "keys")],
         [("kind-0", "red")],
         [("kind-0", "KEYS")],
     ]
-    assert [texts(frame) for frame in views] == list(TOLD.values())
-    styled = frames(dial(PICTURES, TOLD, STYLE_WORDS))[1]
+    assert [texts(frame) for frame in views] == list(CAPTIONS.values())
+    styled = frames(dial(PICTURES, CAPTIONS, STYLE_WORDS))[1]
     assert marked(styled) == [
         ("kind-1", "red"),
         ("kind-1", "blue"),
@@ -124,7 +124,7 @@ def test_marks_do_not_break_what_is_escaped():
 
 
 def test_one_word_is_a_word_not_its_letters():
-    assert [marked(frame) for frame in frames(dial(PICTURES, TOLD, "blue"))] == [
+    assert [marked(frame) for frame in frames(dial(PICTURES, CAPTIONS, "blue"))] == [
         [],
         [("kind-0", "blue")],
         [],
@@ -132,7 +132,9 @@ def test_one_word_is_a_word_not_its_letters():
 
 
 def test_questions_stand_above_and_alternative_texts_are_taken():
-    frame = frames(dial(PICTURES, TOLD, asked=["Where <is> it?", "Who?"], alt=["a key", "b"]))[2]
+    frame = frames(dial(PICTURES, CAPTIONS, asked=["Where <is> it?", "Who?"], alt=["a key", "b"]))[
+        2
+    ]
     assert [line.get_text() for line in frame.select(".asked")] == ["Where <is> it?", "Who?"]
     assert [tag["aria-label"] for tag in frame.select(".thumb")] == ["a key", "b"]
 
@@ -144,11 +146,11 @@ def test_questions_stand_above_and_alternative_texts_are_taken():
         ({}, {}, "a dial needs 2 or more"),
         ({0: ["a", "b"], 1: ["a"]}, {}, r"setting 1 has 1 text\(s\) for 2 picture"),
         ({0: ["a", "b"], 1: "ab"}, {}, "setting 1 has one text"),
-        (TOLD, {"asked": ["a"]}, "asked has 1"),
-        (TOLD, {"start": 2}, "start"),
-        (TOLD, {"names": ("layer", "strength")}, "names"),
-        (TOLD, {"alt": ["a"]}, "alternative texts"),
-        (TOLD, {"highlight": dict.fromkeys("abcd", ())}, "4 kinds"),
+        (CAPTIONS, {"asked": ["a"]}, "asked has 1"),
+        (CAPTIONS, {"start": 2}, "start"),
+        (CAPTIONS, {"names": ("layer", "strength")}, "names"),
+        (CAPTIONS, {"alt": ["a"]}, "alternative texts"),
+        (CAPTIONS, {"highlight": dict.fromkeys("abcd", ())}, "4 kinds"),
     ],
 )
 def test_what_does_not_go_together_is_refused(captions, options, problem):

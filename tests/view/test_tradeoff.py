@@ -15,7 +15,7 @@ from xlvlms_tutorial.errors import FramesError
 from xlvlms_tutorial.view.tradeoff import tradeoff
 
 PICTURES = [Image.new("RGB", (40, 30), colour) for colour in ("red", "blue")]
-TOLD = {
+CAPTIONS = {
     0: ["a red key", "two <b>balls</b>"],
     2: ["a red dog", "a dog & a ball"],
     4: ["dogs", "dogs"],
@@ -38,7 +38,7 @@ def bars(frame):
 
 
 def test_bars_are_as_wide_as_the_shares_and_at_most_full():
-    views = [bars(frame) for frame in frames(tradeoff(PICTURES, TOLD, COSTS))]
+    views = [bars(frame) for frame in frames(tradeoff(PICTURES, CAPTIONS, COSTS))]
     assert views[1] == {
         "time": [0.625, "62 %", "cost"],
         "flops": [0.5, "50 %", "cost"],
@@ -48,12 +48,12 @@ def test_bars_are_as_wide_as_the_shares_and_at_most_full():
 
 
 def test_rows_of_costs_are_found_by_setting_whatever_their_order():
-    views = frames(tradeoff(PICTURES, TOLD, COSTS.iloc[::-1]))
+    views = frames(tradeoff(PICTURES, CAPTIONS, COSTS.iloc[::-1]))
     assert [bars(frame)["time"][0] for frame in views] == [1, 0.625, 0.3]
 
 
 def test_blocks_that_run_are_filled_and_those_left_out_hollow():
-    views = frames(tradeoff(PICTURES, TOLD, COSTS, LAYERS, 4))
+    views = frames(tradeoff(PICTURES, CAPTIONS, COSTS, LAYERS, 4))
     classes = [[tag["class"][0] for tag in frame.select(".plan i")] for frame in views]
     assert classes == [["on"] * 4, ["on", "off", "on", "off"], ["off"] * 4]
     words = [
@@ -63,15 +63,17 @@ def test_blocks_that_run_are_filled_and_those_left_out_hollow():
     ]
     assert [frame.select_one(".plan")["aria-label"] for frame in views] == words
     assert [frame.select_one(".legend").get_text() for frame in views] == words
-    assert not frames(tradeoff(PICTURES, TOLD, COSTS))[0].select(".plan, .legend")
+    assert not frames(tradeoff(PICTURES, CAPTIONS, COSTS))[0].select(".plan, .legend")
 
 
 def test_texts_stand_beneath_their_pictures_escaped_and_marked_by_what_is_true_of_each():
     views = frames(
-        tradeoff(PICTURES, TOLD, COSTS, right=[["key", "red"], ["ball"]], wrong=[["ball"], ["dog"]])
+        tradeoff(
+            PICTURES, CAPTIONS, COSTS, right=[["key", "red"], ["ball"]], wrong=[["ball"], ["dog"]]
+        )
     )
     assert [[tag.get_text() for tag in frame.select(".told")] for frame in views] == list(
-        TOLD.values()
+        CAPTIONS.values()
     )
     marks = [[(tag["class"][0], tag.get_text()) for tag in frame.select("mark")] for frame in views]
     assert marks == [
@@ -80,7 +82,7 @@ def test_texts_stand_beneath_their_pictures_escaped_and_marked_by_what_is_true_o
         [("wrong", "dogs")],
     ]
     assert not views[0].select("b + b, .told b")
-    assert not frames(tradeoff(PICTURES, TOLD, COSTS))[0].select("mark")
+    assert not frames(tradeoff(PICTURES, CAPTIONS, COSTS))[0].select("mark")
 
 
 def test_frames_with_the_same_content_differ_and_pictures_are_embedded_once():
@@ -98,7 +100,7 @@ def test_slider_and_frames_are_linked_in_the_browser(monkeypatch):
     monkeypatch.setattr(
         Link, "__init__", lambda self, *a, **k: (links.append(self), real(self, *a, **k))[1]
     )
-    top = tradeoff(PICTURES, TOLD, COSTS, names=["blocks"], start=2)
+    top = tradeoff(PICTURES, CAPTIONS, COSTS, names=["blocks"], start=2)
     (slider,) = (
         widget for widget in widgets(top) if isinstance(widget, ipywidgets.SelectionSlider)
     )
@@ -134,8 +136,8 @@ def test_settings_of_two_parts_have_a_dropdown_and_a_slider():
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
-        ({"told": {0: TOLD[0]}}, "2 or more"),
-        ({"told": TOLD | {2: ["a"]}}, r"setting 2 has 1 text"),
+        ({"told": {0: CAPTIONS[0]}}, "2 or more"),
+        ({"told": CAPTIONS | {2: ["a"]}}, r"setting 2 has 1 text"),
         ({"costs": COSTS[:2]}, "no costs of setting 4"),
         ({"costs": COSTS[[]]}, "no costs of setting 0"),
         ({"costs": COSTS.replace(0.3, -0.3)}, "time of setting 4 is -0.3"),
@@ -153,4 +155,4 @@ def test_settings_of_two_parts_have_a_dropdown_and_a_slider():
 )
 def test_what_does_not_go_together_is_refused(change, problem):
     with pytest.raises(FramesError, match=problem):
-        tradeoff(PICTURES, **{"told": TOLD, "costs": COSTS} | change)
+        tradeoff(PICTURES, **{"told": CAPTIONS, "costs": COSTS} | change)

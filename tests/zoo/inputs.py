@@ -14,7 +14,7 @@ IMAGE, VIDEO, AUDIO, VISION_START, VISION_END = 190, 191, 192, 193, 194
 # An untrained model may emit a placeholder, and no picture then fills it; or stop at once.
 SUPPRESS = [PAD, BOS, EOS, *range(IMAGE, VOCABULARY)]
 WORDS_BEFORE = (31, 32, 33)
-MORE: dict[str, Callable[[], dict[str, Tensor]]] = {}  # inputs that stand beside their models
+INPUTS: dict[str, Callable[[], dict[str, Tensor]]] = {}  # inputs that stand beside their models
 
 
 def ids(*tokens: int) -> dict[str, Tensor]:
@@ -178,7 +178,7 @@ def single(name: str) -> dict[str, Tensor]:
         "mllama": mllama,
         "llama4": lambda: four(1, 3, 56, 56),
         "qwen2_audio": qwen2_audio,
-        **MORE,
+        **INPUTS,
     }
     return builders[name]()
 

@@ -6,7 +6,18 @@ Those whose decoder is a plain language model, and Idefics.
 import transformers as hf
 from torch import Tensor
 
-from tests.zoo.inputs import AUDIO, BOS, IMAGE, MORE, VIDEO, VOCABULARY, ids, noise, prompt, qwen_vl
+from tests.zoo.inputs import (
+    AUDIO,
+    BOS,
+    IMAGE,
+    INPUTS,
+    VIDEO,
+    VOCABULARY,
+    ids,
+    noise,
+    prompt,
+    qwen_vl,
+)
 from tests.zoo.models import (
     LAYERS,
     MROPE,
@@ -202,7 +213,7 @@ def idefics_picture() -> dict[str, Tensor]:
     return text | {"pixel_values": noise(1, 1, 3, 28, 28), "image_attention_mask": visible}
 
 
-MORE |= {
+INPUTS |= {
     "vipllava": lambda: pictures(4, 1, 3, 28, 28),
     "video_llava": clip_of_two_frames,
     "janus": lambda: pictures(4, 1, 3, 28, 28),

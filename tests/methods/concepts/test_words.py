@@ -297,7 +297,7 @@ def test_bad_directions_give_no_words(vlm):
     good = torch.ones(2, 32)
     broken, empty = good.clone(), good.clone()
     broken[1, 3], empty[1] = math.nan, 0
-    for given_, error, message in (
+    for directions, error, message in (
         (torch.ones(2, 31), ComparisonError, "widths"),
         (broken, ActivationsError, "NaN"),
         (good * math.inf, ActivationsError, "NaN or infinite"),
@@ -305,7 +305,7 @@ def test_bad_directions_give_no_words(vlm):
         (good[:0], ActivationsError, "at least one"),
     ):
         with pytest.raises(error, match=message):
-            words(vlm, given_)
+            words(vlm, directions)
     for mean, error in ((torch.ones(31), ComparisonError), (broken[1], ActivationsError)):
         with pytest.raises(error, match="mean"):
             words(vlm, 2 * good, mean=mean)

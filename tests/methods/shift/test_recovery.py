@@ -135,7 +135,7 @@ def test_what_does_not_belong_together_is_refused():
     _, _, _, _, tuned, original = fitted()
     lists = spoken(original)
     empty = lists | {2: []}
-    for given_, error, message in (
+    for inputs, error, message in (
         ((original[:3], tuned, original), LengthError, "candidates: 3, original: 4"),
         ((original, tuned[:3], original), ComparisonError, "numbers of concepts differ: 4 and 3"),
         ((original[:, :3], tuned, original), ComparisonError, "widths differ: 3 and 8"),
@@ -163,7 +163,7 @@ def test_what_does_not_belong_together_is_refused():
         ),
     ):
         with pytest.raises(error, match=message):
-            recovery(*given_)
+            recovery(*inputs)
 
 
 def test_each_rival_is_what_its_name_says():
@@ -191,9 +191,9 @@ def test_each_rival_is_what_its_name_says():
 
 
 def test_rivals_depend_on_the_seed_and_on_nothing_else():
-    given_ = fitted()
-    first, same, second = (null_shifts(*given_[:3], *given_[4:], seed=seed) for seed in (1, 1, 2))
-    tensors = [torch.from_numpy(x) for x in (*given_[:3], *given_[4:])]
+    inputs = fitted()
+    first, same, second = (null_shifts(*inputs[:3], *inputs[4:], seed=seed) for seed in (1, 1, 2))
+    tensors = [torch.from_numpy(x) for x in (*inputs[:3], *inputs[4:])]
     of_tensors = null_shifts(*tensors, seed=1)
     for name in NULLS:
         np.testing.assert_array_equal(first[name], same[name])
@@ -299,12 +299,12 @@ def test_the_curve_begins_at_the_original_and_passes_the_mean_of_b():
 
 def test_curves_of_nothing_are_refused():
     _, _, _, vectors, tuned, original = fitted()
-    for given_, message in (
+    for inputs, message in (
         (({}, tuned, original), "0 shifts and 1 alphas"),
         (({"x": vectors}, tuned, original, []), "1 shifts and 0 alphas"),
     ):
         with pytest.raises(SelectionError, match=message):
-            curve(*given_)
+            curve(*inputs)
     with pytest.raises(SelectionError, match="alpha is nan"):
         curve({"x": vectors}, tuned, original, [np.nan])
     with pytest.raises(SelectionError, match="there are no tables"):

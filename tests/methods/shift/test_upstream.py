@@ -48,7 +48,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tests.support.geometry import cosine
-from tests.support.shift import MADE, moved
+from tests.support.shift import PROVENANCE, moved
 from tests.support.tiny import tiny_llava
 from xlvlms_tutorial.activations.activations import States
 from xlvlms_tutorial.activations.capture import capture
@@ -156,7 +156,9 @@ def test_states_are_paired_by_sample_and_not_by_place():
 
     def states_at(rows, values):
         table = {"sample": rows, "id": [ids[row] for row in rows]}
-        return States({(1, "block"): torch.from_numpy(values[rows])}, pd.DataFrame(table), MADE)
+        return States(
+            {(1, "block"): torch.from_numpy(values[rows])}, pd.DataFrame(table), PROVENANCE
+        )
 
     first, second = states_at([0, 2, 3, 5, 8, 9], a), states_at([0, 1, 2, 3, 5, 9], b)
     result = shift.shift_vectors(
@@ -165,7 +167,7 @@ def test_states_are_paired_by_sample_and_not_by_place():
     np.testing.assert_allclose(result[0], (b - a)[[0, 2, 3, 5, 9]].mean(axis=0), atol=1e-12)
     by_place = shift.shift_vectors(first[1], second[1], np.zeros(6, dtype=int), 1)
     assert np.abs(by_place - result).max() > 0.1
-    another = States(second.tensors, second.table, MADE | {"ids_sha256": "other samples"})
+    another = States(second.tensors, second.table, PROVENANCE | {"ids_sha256": "other samples"})
     with pytest.raises(ComparisonError, match="sample sets differ"):
         shift.matched(first, another)
 

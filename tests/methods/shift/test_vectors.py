@@ -15,7 +15,7 @@ from scipy.stats import trim_mean
 from sklearn.metrics.pairwise import cosine_similarity
 
 from tests.support.geometry import cosine
-from tests.support.shift import MADE, moved
+from tests.support.shift import PROVENANCE, moved
 from xlvlms_tutorial.activations.activations import States
 from xlvlms_tutorial.errors import (
     ActivationsError,
@@ -37,7 +37,7 @@ def states(ids, seed=0, **provenance):
     table = pd.DataFrame(
         {"sample": range(len(ids)), "id": ids, "word": [f"{name} in {seed}" for name in ids]}
     )
-    return States({(3, "block"): rows, (5, "mlp"): 2 * rows}, table, MADE | provenance)
+    return States({(3, "block"): rows, (5, "mlp"): 2 * rows}, table, PROVENANCE | provenance)
 
 
 def test_samples_that_both_have_are_matched_by_id_in_the_order_of_the_first():
@@ -99,12 +99,12 @@ def test_states_that_do_not_belong_together_are_refused(ids, second_ids, provena
 @pytest.mark.parametrize("kind", [np.float32, np.float64, torch.float32, torch.bfloat16])
 def test_cosines_are_those_of_scikit_learn_whatever_the_number_format(kind):
     first, second = np.random.default_rng(0).standard_normal((2, 6, 5))
-    given_ = [
+    inputs = [
         torch.from_numpy(x).to(kind) if isinstance(kind, torch.dtype) else x.astype(kind)
         for x in (first, second[:4])
     ]
-    exact = [x.double().numpy() if isinstance(x, torch.Tensor) else x.astype(float) for x in given_]
-    cosines = shift.similarity(*given_)
+    exact = [x.double().numpy() if isinstance(x, torch.Tensor) else x.astype(float) for x in inputs]
+    cosines = shift.similarity(*inputs)
     assert cosines.dtype == np.float64 and cosines.shape == (6, 4)
     np.testing.assert_allclose(cosines, cosine_similarity(*exact), atol=1e-12)
     assert shift.similarity(first, first).max() <= 1
@@ -174,8 +174,8 @@ def test_what_has_no_cosine_is_refused(find):
 
 def test_a_sample_belongs_to_the_concept_of_its_largest_code_in_size():
     codes = np.array([[0.1, -3.0, 2.0], [0.5, 0.5, 0.0], [0.0, 0.0, -1.0]])
-    for given_ in (codes, torch.from_numpy(codes), torch.from_numpy(codes).half()):
-        assert shift.associations(given_).tolist() == [1, 0, 2]
+    for inputs in (codes, torch.from_numpy(codes), torch.from_numpy(codes).half()):
+        assert shift.associations(inputs).tolist() == [1, 0, 2]
     with pytest.raises(ActivationsError, match="no concept is active in 1 of 2 samples"):
         shift.associations(np.array([[0.0, 0.0], [1.0, 0.0]]))
     with pytest.raises(ActivationsError, match="codes hold NaN"):
@@ -292,9 +292,9 @@ def test_agreement_of_samples_is_that_of_loops(block, monkeypatch):
     for group in groups:
         pairs.append(np.mean([cosine(first, second) for first, second in combinations(group, 2)]))
     for convert in (lambda x: x, torch.from_numpy):
-        given_ = [convert(x) for x in (a, b, labels)]
-        np.testing.assert_allclose(shift.consistency(*given_, 4), formula, atol=1e-12)
-        np.testing.assert_allclose(shift.pairwise_consistency(*given_, 4), pairs, atol=1e-12)
+        inputs = [convert(x) for x in (a, b, labels)]
+        np.testing.assert_allclose(shift.consistency(*inputs, 4), formula, atol=1e-12)
+        np.testing.assert_allclose(shift.pairwise_consistency(*inputs, 4), pairs, atol=1e-12)
 
 
 @settings(max_examples=25, deadline=None)
@@ -343,7 +343,7 @@ def test_magnitude_is_the_length():
 )
 def test_states_and_labels_belong_together(measure):
     a, b, labels = moved()
-    for given_, error, message in (
+    for inputs, error, message in (
         ((a, b[:-1], labels, 4), LengthError, r"\(a: 60, b: 59, labels: 60\)"),
         ((a, b, labels[:-1], 4), LengthError, r"\(a: 60, b: 60, labels: 59\)"),
         ((a, b[:, :-1], labels, 4), ComparisonError, "widths differ: 8 and 7"),
@@ -360,7 +360,7 @@ def test_states_and_labels_belong_together(measure):
         ((a[:0], b[:0], labels[:0], 4), ActivationsError, r"states of a of shape \(0, 8\)"),
     ):
         with pytest.raises(error, match=message):
-            measure(*given_)
+            measure(*inputs)
 
 
 def test_other_ways_to_average_are_refused():

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from sklearn.linear_model import Ridge
 
 from tests.contract.reference import case, traces
-from tests.support.steering import HOW, by_hand, noise
+from tests.support.steering import PROVENANCE, by_hand, noise
 from tests.support.tiny import PROMPTS, lively, tiny_llava
 from xlvlms_tutorial.activations.activations import States
 from xlvlms_tutorial.errors import (
@@ -143,7 +143,7 @@ def test_all_rows_of_a_sample_are_held_out_together():
         States(
             {(1, "block"): rows[k]},
             pd.DataFrame({"sample": range(24), "id": [f"{k}{i // 4}" for i in range(24)]}),
-            HOW,
+            PROVENANCE,
         )
         for k in (False, True)
     )
@@ -173,11 +173,11 @@ def test_sets_that_cannot_be_told_apart_for_lack_of_samples_are_refused():
 @pytest.mark.parametrize("positions", ["all", "last", ("question", "last")])
 def test_a_pass_from_a_layer_on_gives_the_logits_of_a_whole_one(name, positions):
     tiny = case(name)
-    given_ = vectors(tiny.vlm.width, model=name)
+    of_layers = vectors(tiny.vlm.width, model=name)
     assert fast_layers(tiny.vlm, tiny.batch, set(ALL)) == set(ALL)
     replay = Replay(tiny.vlm, tiny.batch, set(ALL))
     for layer in ALL:
-        steering = Run("v", given_, layer, 2.0).steering
+        steering = Run("v", of_layers, layer, 2.0).steering
         with steering(tiny.vlm, positions):
             expected = tiny.vlm.forward(tiny.batch).logits[:, -1]
         torch.testing.assert_close(
@@ -323,10 +323,10 @@ def test_whole_answers_are_those_of_plain_generation_while_steered(vlm, six):
 
 
 def test_layers_without_a_vector_are_left_out_unless_asked_for(vlm, six):
-    given_ = SteeringVectors({0: torch.zeros(32), 2: noise(32)}, {"model": "tiny-llava"})
-    assert sweep(vlm, given_, six, prompts(6))["layer"].tolist() == [2]
+    steering = SteeringVectors({0: torch.zeros(32), 2: noise(32)}, {"model": "tiny-llava"})
+    assert sweep(vlm, steering, six, prompts(6))["layer"].tolist() == [2]
     with pytest.raises(ActivationsError, match="vector of layer 0 is zero"):
-        sweep(vlm, given_, six, prompts(6), layers=[0, 2])
+        sweep(vlm, steering, six, prompts(6), layers=[0, 2])
 
 
 def test_sweeps_that_make_no_sense_are_refused(vlm, six):
@@ -372,13 +372,13 @@ def table(**columns):
 
 
 def test_the_best_row_within_the_limit_is_chosen():
-    given_ = table(elsewhere=[0.0, 0.05, 0.05, 0.4])
-    assert choose(given_, "hit") == (2, 4.0)
-    assert choose(given_, "hit", ("elsewhere", 0.05)) == (3, 0.5)  # as good at a smaller strength
-    assert choose(given_, "hit", ("elsewhere", 0.01)) == (1, 2.0)
+    rows = table(elsewhere=[0.0, 0.05, 0.05, 0.4])
+    assert choose(rows, "hit") == (2, 4.0)
+    assert choose(rows, "hit", ("elsewhere", 0.05)) == (3, 0.5)  # as good at a smaller strength
+    assert choose(rows, "hit", ("elsewhere", 0.01)) == (1, 2.0)
     tied = pd.DataFrame({"layer": [5, 4], "strength": [1.0, -1.0], "hit": [1.0, 1.0]})
     assert choose(tied, "hit") == (5, 1.0)
-    assert choose(given_.assign(hit=[np.nan, 0.1, 0.0, np.nan]), "hit") == (2, 1.0)
+    assert choose(rows.assign(hit=[np.nan, 0.1, 0.0, np.nan]), "hit") == (2, 1.0)
 
 
 def test_nothing_is_chosen_where_nothing_fits():

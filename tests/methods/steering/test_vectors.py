@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from tokenizers import models
 
 from tests.contract.reference import traces
-from tests.support.steering import HOW, PICTURES, TEXTS, by_hand, noise, one_vector
+from tests.support.steering import PICTURES, PROVENANCE, TEXTS, by_hand, noise, one_vector
 from tests.support.tiny import lively, tiny_llava
 from tests.support.tokenizers import bytes_tokenizer, pieces_tokenizer
 from xlvlms_tutorial.activations.activations import States
@@ -45,7 +45,7 @@ from xlvlms_tutorial.methods.steering.logit_bias import first_pieces
 from xlvlms_tutorial.models import anatomy
 
 L = 3
-HOW |= {"selection": {"positions": [-1]}}
+PROVENANCE |= {"selection": {"positions": [-1]}}
 
 
 @pytest.fixture(scope="module")
@@ -480,8 +480,8 @@ def test_concepts_of_tokens_that_do_not_fit_are_refused(vlm):
         ((centres, shifts, 1), {"strength": float("inf")}, SelectionError),
         ((centres, shifts, 4), {}, LayerError),
     ]
-    for given_, options, error in wrong:
-        with pytest.raises(error), by_concept(vlm, *given_, **options):
+    for arguments, options, error in wrong:
+        with pytest.raises(error), by_concept(vlm, *arguments, **options):
             raise AssertionError
 
 
