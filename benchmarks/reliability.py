@@ -140,7 +140,8 @@ def killed(report: Report, grid: Grid, truth: dict, took: float, kills: int, alo
 
     A grid that is done is followed by a new one.
     """
-    rng, out, grids, previous = random.Random(int(alone)), f"killed-{alone}-0", 0, {}
+    rng, out = random.Random(int(alone)), f"killed-{alone}-0"
+    grids, previous = 0, {}
     counts = dict.fromkeys(("lost or made again", "half-written", "not as undisturbed"), 0)
     for _ in tqdm(range(kills), desc="kills", leave=False):
         _kill(grid.start(out), rng.uniform(0.05, 0.6) * took, alone)

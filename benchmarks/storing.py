@@ -78,7 +78,8 @@ def killed(folder: Path, kills: int, seed: int = 0) -> Toll:
 
     Each time, look at what is there, and go on.
     """
-    rng, toll, present, n_shards = random.Random(seed), Toll(), set(), 0
+    rng, toll = random.Random(seed), Toll()
+    present, n_shards = set(), 0
     longest = _seconds_unharmed(folder.with_name("unharmed"))
     with tqdm(total=kills, desc="kills", leave=False) as bar:
         while toll.kills < kills:

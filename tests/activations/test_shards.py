@@ -61,7 +61,8 @@ def drafts(folder: Path) -> list[str]:
 
 
 def test_kills_at_random_moments_lose_nothing(tmp_path):
-    folder, rng, struck, n_shards = tmp_path / "s", random.Random(0), 0, 0
+    folder, rng = tmp_path / "s", random.Random(0)
+    struck = n_shards = 0
     while struck < KILLS:
         n_shards += SHARDS_PER_KILL
         process = FORK.Process(target=capture, args=(folder, n_shards))

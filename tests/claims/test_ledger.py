@@ -40,7 +40,11 @@ def test_the_side_of_zero_is_the_verdict(tmp_path_factory, name, value, width, p
         **KEY,
     )
     [row] = distances(merge(folder)).to_dict("records")
-    side = "confirmed" if row["low"] > 0 else "refuted" if row["high"] <= 0 else "undecided"
+    side = "undecided"
+    if row["low"] > 0:
+        side = "confirmed"
+    elif row["high"] <= 0:
+        side = "refuted"
     assert side == row["verdict"]
     assert row["low"] <= row["value"] <= row["high"]
 

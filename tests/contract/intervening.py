@@ -92,13 +92,11 @@ def _skipped(case: Case, layer: int, part: str, scope: str) -> AbstractContextMa
             block.post_feedforward_layernorm,
             lambda y: change(y, y, torch.arange(y.shape[1])[None, :, None]),
         )
-    module = (
-        block
-        if part == "block"
-        else anatomy.attention(block)
-        if part == "attention"
-        else anatomy.mlp(block)
-    )
+    module = block
+    if part == "attention":
+        module = anatomy.attention(block)
+    elif part == "mlp":
+        module = anatomy.mlp(block)
     return changed(module, change)
 
 

@@ -35,13 +35,11 @@ def parts(case: Case) -> None:
             anatomy.second_norm,
         ]
         # the parts of a mixture of experts that do not exist are refused, never half of them given
-        absent = (
-            [anatomy.mlp, anatomy.mlp_exit]
-            if experts_beside(block)
-            else [anatomy.mlp_exit]
-            if experts_inside(block)
-            else []
-        )
+        absent = []
+        if experts_beside(block):
+            absent = [anatomy.mlp, anatomy.mlp_exit]
+        elif experts_inside(block):
+            absent = [anatomy.mlp_exit]
         for find in finders:
             if find in absent:
                 with pytest.raises(AnatomyError, match="no single MLP|last linear map of the MLP"):

@@ -73,13 +73,11 @@ def box(*values, **fields):
 def test_wrong_values_are_refused_although_the_folder_has_good_ones(tmp_path, content, expected):
     write(pictures(tmp_path, "a.png"), "captions.json", FIRST)
     write(write(tmp_path, "questions.json", question(1, 1)), "answers.json", answer(1, "red"))
-    name = (
-        "questions.json"
-        if "questions" in content
-        else "answers.json"
-        if list(content) == ["annotations"]
-        else "wrong.json"
-    )
+    name = "wrong.json"
+    if "questions" in content:
+        name = "questions.json"
+    elif list(content) == ["annotations"]:
+        name = "answers.json"
     write(tmp_path, name, content)
     if expected == "of no form":
         with pytest.warns(UserWarning, match="wrong.json .is of no form that is known"):

@@ -173,13 +173,11 @@ def test_every_block_has_every_place(models, name):
     assert len(blocks) == 3
     for block in blocks:
         inside = set(block.modules())
-        absent = (
-            ["mlp_input", "mlp_hidden"]
-            if experts_beside(block)
-            else ["mlp_hidden"]
-            if experts_inside(block)
-            else []
-        )
+        absent = []
+        if experts_beside(block):
+            absent = ["mlp_input", "mlp_hidden"]
+        elif experts_inside(block):
+            absent = ["mlp_hidden"]
         for place in anatomy.PLACES:
             if place in absent:
                 with pytest.raises(AnatomyError, match="[Ee]xpert"):

@@ -106,7 +106,8 @@ def test_what_is_not_given_stays_and_what_is_done_at_a_step_comes_before_the_nex
 
 
 def test_a_killed_run_goes_on_from_what_was_kept_and_ends_the_same(tmp_path):
-    whole, killed, resumed, steps = start(), start(), start(), []
+    whole, killed, resumed = start(), start(), start()
+    steps = []
     expected = run(whole)
 
     def kill(done):

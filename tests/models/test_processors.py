@@ -244,13 +244,11 @@ def test_qwen2_5_forward_without_token_types_silently_gives_other_logits_where_i
 
 @pytest.mark.parametrize("name", PROCESSORS)
 def test_what_a_processor_reads_is_what_it_has_a_part_for(saved, name):
-    expected = (
-        ("audio",)
-        if name == "qwen2_audio"
-        else ("image", "video")
-        if name in WITH_VIDEO
-        else ("image",)
-    )
+    expected = ("image",)
+    if name == "qwen2_audio":
+        expected = ("audio",)
+    elif name in WITH_VIDEO:
+        expected = ("image", "video")
     expected += ("audio",) * (name in WITH_SOUND)
     assert reads(load_processor(saved(name))) == expected
 

@@ -149,13 +149,12 @@ def holding(tokenizer, ids, start, end):
     sizes = []
     for token in tokenizer.convert_ids_to_tokens(ids):
         one_byte = token.startswith("<0x") and len(token) == 6
-        sizes.append(
-            1
-            if one_byte
-            else len(token.replace("▁", " ").encode())
-            if "▁" in tokenizer.get_vocab()
-            else len(token)
-        )
+        if one_byte:
+            sizes.append(1)
+        elif "▁" in tokenizer.get_vocab():
+            sizes.append(len(token.replace("▁", " ").encode()))
+        else:
+            sizes.append(len(token))
     if "▁" in tokenizer.get_vocab():
         sizes[0] = 0  # the blank that is put before every text is taken away again
     ends = list(itertools.accumulate(sizes))

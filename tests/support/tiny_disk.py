@@ -436,7 +436,8 @@ def _inputs(
 
     -100 elsewhere.
     """
-    words, placeholder, rows, labels = processor.tokenizer, PICTURE[kind], [], []
+    words, placeholder = processor.tokenizer, PICTURE[kind]
+    rows, labels = [], []
     for question, answer in lessons:
         parts = [{"type": "image"}, {"type": "text", "text": question}]
         prompt = processor.apply_chat_template(

@@ -397,13 +397,11 @@ def shown_by_pages(widget):
     plain, html = [], []
     for state in embed_data([widget], drop_defaults=False)["manager_state"]["state"].values():
         for name, value in state["state"].items():
-            texts = (
-                [value]
-                if isinstance(value, str)
-                else [text for text in value if isinstance(text, str)]
-                if isinstance(value, list)
-                else []
-            )
+            texts = []
+            if isinstance(value, str):
+                texts = [value]
+            elif isinstance(value, list):
+                texts = [text for text in value if isinstance(text, str)]
             (
                 html if state["state"]["_model_name"] == "HTMLModel" and name == "value" else plain
             ).extend(texts)
