@@ -77,17 +77,19 @@ def about(report: Report, sizes: Sizes) -> None:
         )
     every = sizes.layers * sizes.examples**2
     for mode in POOLED + BY_PAIR:
-        seconds[f"loop {mode}"] = [every / sizes.pairs * one for one in seconds[f"loop {mode}"]]
-        what = (
+        seconds[f"loop {mode}"] = [
+            every / sizes.pairs * duration for duration in seconds[f"loop {mode}"]
+        ]
+        description = (
             f"loop over pairs, {mode}, extrapolated from {sizes.pairs} of "
             f"{every:,} pairs, over ours"
         )
-        report.promise(what, ratio(seconds, f"loop {mode}", mode), Goal(">=", 100.0))
-    told = (
+        report.promise(description, ratio(seconds, f"loop {mode}", mode), Goal(">=", 100.0))
+    message = (
         "loop over pairs, median, over the bare matrix products: the most that any way of "
         "forming all cosines could gain"
     )
-    report.tell(told, ratio(seconds, "loop median", "products"))
+    report.tell(message, ratio(seconds, "loop median", "products"))
     for name in ("products", *POOLED, *BY_PAIR, "loop median"):
         report.tell(f"seconds for {every:,} pairs: {name}", median(seconds[name]))
 
@@ -110,8 +112,8 @@ def looped(
     p: np.ndarray, t: np.ndarray, mode: str, pairs: int, seed: int = 0
 ) -> Callable[[], list[float]]:
     """Similarity of so many random pairs, one after the other."""
-    chosen = np.random.default_rng(seed).integers(len(p), size=(pairs, 2)).tolist()
-    return lambda: [one_pair(p[i], t[j], mode) for i, j in chosen]
+    index_pairs = np.random.default_rng(seed).integers(len(p), size=(pairs, 2)).tolist()
+    return lambda: [one_pair(p[i], t[j], mode) for i, j in index_pairs]
 
 
 def one_pair(x: np.ndarray, y: np.ndarray, mode: str) -> float:

@@ -76,14 +76,17 @@ def against_today(report: Report, subject: Subject, n: int, size: int) -> None:
         "bare": always(lambda: bare_batches(subject, n, size)),
     }
     ways |= {
-        f"layer {at}": always(lambda at=at: ours(subject, at, n, size)) for at in (middle, last)
+        f"layer {layer}": always(lambda layer=layer: ours(subject, layer, n, size))
+        for layer in (middle, last)
     }
     seconds = timed(ways, report.options.rounds(LONG_ROUNDS), subject.device, label="all samples")
-    told = f"{n} samples, everything kept one by one, over one pooled layer in batches of {size}"
-    report.promise(
-        f"{told}: layer {middle}", ratio(seconds, "today", f"layer {middle}"), Goal(">=", 4)
+    description = (
+        f"{n} samples, everything kept one by one, over one pooled layer in batches of {size}"
     )
-    report.tell(f"{told}: layer {last}", ratio(seconds, "today", f"layer {last}"))
+    report.promise(
+        f"{description}: layer {middle}", ratio(seconds, "today", f"layer {middle}"), Goal(">=", 4)
+    )
+    report.tell(f"{description}: layer {last}", ratio(seconds, "today", f"layer {last}"))
     whole = (
         f"{n} samples from pictures to a table, one pooled layer ({last}), "
         "over the bare batched forwards"
@@ -97,9 +100,9 @@ def ours(subject: Subject, layer: int, n: int, size: int) -> list[torch.Tensor]:
         return [
             capture(subject.vlm, subject.samples[:n], layer, span="image", batch_size=size)[layer]
         ]
-    batch, kept = subject.batch(size), []
+    batch, recorded = subject.batch(size), []
     for _ in range(0, n, size):
-        kept.append(
+        recorded.append(
             _pooled(
                 subject,
                 layer,
@@ -107,34 +110,34 @@ def ours(subject: Subject, layer: int, n: int, size: int) -> list[torch.Tensor]:
                 stop=True,
             )
         )
-    return kept
+    return recorded
 
 
 @torch.no_grad()
 def today(subject: Subject, n: int) -> list[list[torch.Tensor]]:
     """Every layer (1, t, d) of n samples, as most published code reads them."""
-    vlm, kept = subject.vlm, []
-    made = subject.batch(1) if subject.samples is None else None
+    vlm, recorded = subject.vlm, []
+    prepared = subject.batch(1) if subject.samples is None else None
     for k in range(n):
-        if made is None:
+        if prepared is None:
             sample = subject.samples[k]
             inputs = vlm.processor(
                 text=[vlm.prompt(PROMPTS["image"])], images=[sample.image], return_tensors="pt"
             ).to(vlm.device, vlm.dtype)
         else:
-            inputs = made
+            inputs = prepared
         states = vlm.model(**inputs, output_hidden_states=True).hidden_states
-        kept.append([layer.cpu() for layer in states])
-    return kept
+        recorded.append([layer.cpu() for layer in states])
+    return recorded
 
 
 def bare_batches(subject: Subject, n: int, size: int) -> None:
     """The forwards of n samples in batches, inputs prepared, nothing kept."""
-    made = subject.batch(size) if subject.samples is None else None
+    prepared = subject.batch(size) if subject.samples is None else None
     for first in range(0, n, size):
         batch = (
-            made
-            if made is not None
+            prepared
+            if prepared is not None
             else batch_of(subject.vlm, subject.samples[first : min(first + size, n)])
         )
         subject.vlm.forward(batch, logits=False, use_cache=False)
@@ -154,19 +157,21 @@ def stopping_early(report: Report, subject: Subject, size: int) -> None:
         ),
     }
     layers = sorted({subject.layer(depth) for depth in DEPTHS})
-    for told, forward in forwards.items():
+    for name, forward in forwards.items():
         ways: dict[str, Way] = {"bare": always(forward)}
         ways |= {
-            str(at): always(lambda at=at, forward=forward: _pooled(subject, at, forward, stop=True))
-            for at in layers
+            str(layer): always(
+                lambda layer=layer, forward=forward: _pooled(subject, layer, forward, stop=True)
+            )
+            for layer in layers
         }
-        seconds = timed(ways, report.options.rounds(ROUNDS), subject.device, label=told)
-        for at in layers:
-            what = f"stopping at layer {at} of {n_layers}, over {told}"
+        seconds = timed(ways, report.options.rounds(ROUNDS), subject.device, label=name)
+        for example in layers:
+            description = f"stopping at layer {example} of {n_layers}, over {name}"
             report.promise(
-                what,
-                ratio(seconds, str(at), "bare"),
-                Goal("<=", round((at + 1) / n_layers + 0.1, 3)),
+                description,
+                ratio(seconds, str(example), "bare"),
+                Goal("<=", round((example + 1) / n_layers + 0.1, 3)),
             )
 
 
@@ -180,21 +185,21 @@ def memory_of_one_layer(report: Report, subject: Subject, size: int) -> None:
     inputs, decoder = decoder_inputs(subject.vlm, batch), anatomy.decoder(subject.vlm.model)
     forward = lambda: _decoded(subject, batch, decoder, inputs)
     bare = peak_bytes(forward, subject.device)
-    for told, options in (
+    for name, options in (
         ("one pooled layer", {"positions": "image", "reduce": "mean"}),
         ("all positions of one layer", {}),
     ):
-        found = []
+        recorded = []
 
-        def reads(found: list = found, options: dict = options) -> None:
-            with reading(subject.vlm, 1, **options) as kept:
+        def reads(recorded: list = recorded, options: dict = options) -> None:
+            with reading(subject.vlm, 1, **options) as steps:
                 forward()
-            found.append(kept[1, "block"][0])
+            recorded.append(steps[1, "block"][0])
 
         extra = peak_bytes(reads, subject.device) - bare
         report.promise(
-            f"peak extra memory over what is kept: {told}",
-            count(extra / found[0].nbytes),
+            f"peak extra memory over what is kept: {name}",
+            count(extra / recorded[0].nbytes),
             Goal("<=", 1.1),
         )
 
@@ -206,28 +211,30 @@ def memory_of_everything(report: Report, subject: Subject, n: int, size: int = 2
     kept has to outweigh a forward: the memory of that is free again when batches are put together.
     """
     bare = peak_bytes(lambda: bare_batches(subject, n, size), subject.device)
-    found = []
+    n_bytes = []
 
     def captures() -> None:
         states = capture(
             subject.vlm, subject.samples[:n], "all", positions="all", reduce=None, batch_size=size
         )
-        found.append(sum(tensor.nbytes for tensor in states.tensors.values()))
+        n_bytes.append(sum(tensor.nbytes for tensor in states.tensors.values()))
 
     extra = peak_bytes(captures, subject.device) - bare
-    sizes = f"{found[0] / 1e6:,.0f} MB; a bare forward takes {bare / 1e6:,.0f} MB"
-    told = f"all positions of all layers of {n} samples in batches of {size} ({sizes})"
+    sizes = f"{n_bytes[0] / 1e6:,.0f} MB; a bare forward takes {bare / 1e6:,.0f} MB"
+    description = f"all positions of all layers of {n} samples in batches of {size} ({sizes})"
     report.promise(
-        f"peak extra memory over what is kept: {told}", count(extra / found[0]), Goal("<=", 1.1)
+        f"peak extra memory over what is kept: {description}",
+        count(extra / n_bytes[0]),
+        Goal("<=", 1.1),
     )
 
 
 def _pooled(
     subject: Subject, layer: int, forward: Callable[[], object], stop: bool = False
 ) -> torch.Tensor:
-    with reading(subject.vlm, layer, positions="image", reduce="mean", stop=stop) as kept:
+    with reading(subject.vlm, layer, positions="image", reduce="mean", stop=stop) as steps:
         forward()
-    return kept[layer, "block"][0]
+    return steps[layer, "block"][0]
 
 
 @torch.no_grad()

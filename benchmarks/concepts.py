@@ -80,8 +80,12 @@ def against_scikit_learn(report: Report, A: Floats, steps: int) -> None:
         count(lower),
         Goal("<=", 1.0),
     )
-    told = "time of scikit-learn's DictionaryLearning (the authors' way, run once), over ours"
-    report.promise(told, median([today / one for one in seconds]), Goal(">=", 50.0))
+    description = (
+        "time of scikit-learn's DictionaryLearning (the authors' way, run once), over ours"
+    )
+    report.promise(
+        description, median([today / duration for duration in seconds]), Goal(">=", 50.0)
+    )
     report.tell("seconds of scikit-learn's DictionaryLearning", count(today))
     report.tell("seconds of our fit", median(seconds))
     report.tell("steps: scikit-learn", count(theirs.n_iter_))
@@ -91,7 +95,7 @@ def against_scikit_learn(report: Report, A: Floats, steps: int) -> None:
     )["codes"]
     report.tell(
         f"milliseconds of exact codes of {len(A):,} samples",
-        median([1000 * one for one in seconds]),
+        median([1000 * duration for duration in seconds]),
     )
 
 
@@ -139,8 +143,8 @@ def against_overcomplete(report: Report, A: Floats) -> None:
         median(list(ratios)),
         Goal(">=", 2.0),
     )
-    told = "squared error of ours without a penalty, over the lowest of overcomplete's"
-    report.promise(told, count(ours[-1].objective_[-1] / min(theirs)), Goal("<=", 1.0))
+    description = "squared error of ours without a penalty, over the lowest of overcomplete's"
+    report.promise(description, count(ours[-1].objective_[-1] / min(theirs)), Goal("<=", 1.0))
     report.tell("seconds of overcomplete's SemiNMF", median(seconds["overcomplete"]))
     report.tell("seconds of our fit without a penalty", median(seconds["ours"]))
 
@@ -176,8 +180,10 @@ def growth(report: Report, n: int, d: int, k: int) -> None:
         # called at once
         way = {"fit": always(lambda: fitted.append(SemiNMF(concepts).fit(A)))}  # noqa: B023
         seconds = timed(way, min(3, report.options.rounds(ROUNDS)), label="growth")["fit"]
-        told = f"{samples:,} samples, {width:,} dimensions, {concepts} concepts"
-        report.tell(f"seconds of a fit: {told} ({fitted[-1].n_iter_} steps)", median(seconds))
+        description = f"{samples:,} samples, {width:,} dimensions, {concepts} concepts"
+        report.tell(
+            f"seconds of a fit: {description} ({fitted[-1].n_iter_} steps)", median(seconds)
+        )
 
 
 def objective(A: Floats, Z: Floats, D: Floats) -> float:

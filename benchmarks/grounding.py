@@ -60,31 +60,31 @@ def about(report: Report, vlm: VLM, directions: Tensor) -> None:
     }
     seconds = timed(ways, report.options.rounds(ROUNDS), vlm.device, label="words")
     k, size = len(directions), len(vlm.tokenizer)
-    told = f"the words of {k} concepts over {size:,} tokens"
-    report.promise(f"seconds: {told}", median(seconds["ours"]), Goal("<=", 1))
+    description = f"the words of {k} concepts over {size:,} tokens"
+    report.promise(f"seconds: {description}", median(seconds["ours"]), Goal("<=", 1))
     report.promise(
-        f"seconds: {told}, the filter used for the first time",
+        f"seconds: {description}, the filter used for the first time",
         median(seconds["first"]),
         Goal("<=", 2),
     )
     report.promise(
-        f"{told}, sorted and looked up in a list (today's way), over ours",
+        f"{description}, sorted and looked up in a list (today's way), over ours",
         ratio(seconds, "today", "ours"),
         Goal(">=", 5),
     )
     report.promise(
-        f"{told}, sorted and looked up in a set, over ours",
+        f"{description}, sorted and looked up in a set, over ours",
         ratio(seconds, "sorted", "ours"),
         Goal(">=", 1),
     )
-    report.tell(f"{told}, over the bare logits", ratio(seconds, "ours", "unembedding"))
+    report.tell(f"{description}, over the bare logits", ratio(seconds, "ours", "unembedding"))
     short = sum(
-        len(found) < N_WORDS for found in as_lists(words(vlm, directions, N_WORDS)).values()
+        len(row_words) < N_WORDS for row_words in as_lists(words(vlm, directions, N_WORDS)).values()
     )
     report.promise(
         f"concepts of {k} with fewer than {N_WORDS} words", count(short, k), Goal("==", 0)
     )
-    short = sum(len(found) < N_WORDS for found in words_listed(vlm, directions, listed))
+    short = sum(len(row_words) < N_WORDS for row_words in words_listed(vlm, directions, listed))
     report.tell(f"concepts of {k} with fewer than {N_WORDS} words, today's way", count(short, k))
 
 
@@ -93,7 +93,7 @@ def words_listed(vlm: VLM, directions: Tensor, listed: list[str] | set[str]) -> 
 
     These are here those of all directions at once.
     """
-    found = []
+    rows = []
     for logits in vlm.unembed(directions, norm=False):
         order = logits.argsort(descending=True)
         texts = [
@@ -105,8 +105,8 @@ def words_listed(vlm: VLM, directions: Tensor, listed: list[str] | set[str]) -> 
             for text in texts
             if text in listed and len(text) > 2 and text not in ENGLISH_STOP_WORDS
         ]
-        found.append(names[:N_WORDS])
-    return found
+        rows.append(names[:N_WORDS])
+    return rows
 
 
 def fresh_filters() -> Iterator[WordFilter]:
@@ -122,9 +122,13 @@ def model(size: int, width: int, device: torch.device) -> VLM:
 
     Two thirds begin a word, the others are pieces that go on with one.
     """
-    known = list(wordfreq.get_frequency_dict("en", "large"))
+    vocabulary = list(wordfreq.get_frequency_dict("en", "large"))
     pieces = dict.fromkeys(
-        ["<pad>", *(f"Ġ{word}" for word in known[: 2 * size // 3]), *(word[1:] for word in known)]
+        [
+            "<pad>",
+            *(f"Ġ{word}" for word in vocabulary[: 2 * size // 3]),
+            *(word[1:] for word in vocabulary),
+        ]
     )
     tokens = [piece for piece in pieces if piece.removeprefix("Ġ")][:size]
     raw = Tokenizer(models.BPE({piece: number for number, piece in enumerate(tokens)}, []))
@@ -161,8 +165,8 @@ def devices(options: Options) -> list[torch.device]:
         raise typer.BadParameter(
             "PyTorch finds no GPU here; use cpu or auto.", param_hint="--device"
         )
-    found = [CPU] if options.device in ("auto", "cpu") else []
-    return found + [torch.device("cuda")] * (
+    result = [CPU] if options.device in ("auto", "cpu") else []
+    return result + [torch.device("cuda")] * (
         options.device in ("auto", "cuda") and torch.cuda.is_available()
     )
 

@@ -78,27 +78,30 @@ class Goal:
             f"interval covers {bound}" if self.relation == "covers" else f"{self.relation} {bound}"
         )
 
-    def holds(self, found: Estimate) -> bool:
+    def holds(self, estimate: Estimate) -> bool:
         """Whether the number, or its interval, is as wanted."""
         if self.relation == "covers":
-            return bool(found.low <= self.bound <= found.high)
-        return bool(_RELATIONS[self.relation](found.value, round(self.bound, 3)))
+            return bool(estimate.low <= self.bound <= estimate.high)
+        return bool(_RELATIONS[self.relation](estimate.value, round(self.bound, 3)))
 
 
 @dataclass(frozen=True)
 class Finding:
     """A measured number, and the goal it was promised to meet; without a goal it is information."""
 
-    what: str
-    found: Estimate
+    label: str
+    estimate: Estimate
     goal: Goal | None = None
 
     @property
     def rounded(self) -> Estimate:
         """The number as it stands in the file."""
         return Estimate(
-            *(round(float(x), DIGITS) for x in (self.found.value, self.found.low, self.found.high)),
-            self.found.n,
+            *(
+                round(float(x), DIGITS)
+                for x in (self.estimate.value, self.estimate.low, self.estimate.high)
+            ),
+            self.estimate.n,
         )
 
     @property
@@ -108,12 +111,14 @@ class Finding:
 
     def asdict(self) -> dict[str, object]:
         """The row of the file."""
-        told = {
-            "what": self.what,
+        record = {
+            "what": self.label,
             "measured": self.rounded.value,
             "spread": [self.rounded.low, self.rounded.high],
         }
-        return told if self.goal is None else told | {"goal": str(self.goal), "holds": self.holds}
+        return (
+            record if self.goal is None else record | {"goal": str(self.goal), "holds": self.holds}
+        )
 
 
 @dataclass
@@ -130,16 +135,16 @@ class Report:
         """What follows is measured on this model."""
         self.models.append(model)
 
-    def promise(self, what: str, found: Estimate, goal: Goal) -> None:
+    def promise(self, label: str, estimate: Estimate, goal: Goal) -> None:
         """Add a number that was promised to meet a goal."""
-        self.findings.append(Finding(self._named(what), found, goal))
+        self.findings.append(Finding(self._named(label), estimate, goal))
 
-    def tell(self, what: str, found: Estimate) -> None:
+    def tell(self, label: str, estimate: Estimate) -> None:
         """Add a number about which nothing is promised."""
-        self.findings.append(Finding(self._named(what), found))
+        self.findings.append(Finding(self._named(label), estimate))
 
-    def _named(self, what: str) -> str:
-        return f"{self.models[-1]}: {what}" if self.models else what
+    def _named(self, label: str) -> str:
+        return f"{self.models[-1]}: {label}" if self.models else label
 
     @property
     def promises(self) -> list[Finding]:
@@ -148,14 +153,15 @@ class Report:
 
     def asdict(self) -> dict[str, object]:
         """The content of the file."""
-        known = versions()
-        told = {
-            name: known[name] for name in ("python", "torch", "transformers", "xlvlms_tutorial")
+        all_versions = versions()
+        reported = {
+            name: all_versions[name]
+            for name in ("python", "torch", "transformers", "xlvlms_tutorial")
         }
         return {
             "name": self.name,
             "created": date.today().isoformat(),
-            "versions": told,
+            "versions": reported,
             "hardware": hardware(),
             "model": self.models,
             "setting": self.setting | {"quick": self.options.quick},
@@ -185,7 +191,10 @@ class Report:
                 else (str(finding.goal), "yes" if finding.holds else "NO")
             )
             table.add_row(
-                finding.what, f"{number.value:.4g}", f"{number.low:.4g} to {number.high:.4g}", *goal
+                finding.label,
+                f"{number.value:.4g}",
+                f"{number.low:.4g} to {number.high:.4g}",
+                *goal,
             )
         return table
 

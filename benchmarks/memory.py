@@ -19,15 +19,15 @@ def peak_bytes(call: Callable[[], object], device: torch.device) -> int:
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
-        kept = call()
+        result = call()
         torch.cuda.synchronize(device)
-        del kept
+        del result
         return torch.cuda.max_memory_allocated(device) - before
     # the CPU's allocator keeps no peak, but tells the profiler of each
     # allocation (+) and release (-)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        kept = call()
-    del kept
+        result = call()
+    del result
     with TemporaryDirectory() as folder:
         trace = Path(folder) / "trace.json"
         profiler.export_chrome_trace(str(trace))

@@ -75,13 +75,13 @@ def smaller(report: Report, subject: Subject, size: int) -> None:
         for name, vlm in {"dense": dense, "cut": cut}.items()
     }
     seconds = timed(ways, report.options.rounds(ROUNDS), subject.device, label="cut")
-    told = f"forward without {SHARE:.0%} of the MLPs' neurons, over dense"
+    description = f"forward without {SHARE:.0%} of the MLPs' neurons, over dense"
     report.promise(
-        f"{told} (counted: {counted:.3f})",
+        f"{description} (counted: {counted:.3f})",
         ratio(seconds, "cut", "dense"),
         Goal("<=", round(1.15 * counted, 3)),
     )
-    report.tell(f"counted work of the {told}", count(counted))
+    report.tell(f"counted work of the {description}", count(counted))
     report.tell(
         "bytes of the parameters without them, over dense",
         count(nbytes(cut.model) / nbytes(dense.model)),
@@ -114,15 +114,15 @@ def merged(report: Report, subject: Subject) -> None:
             random_masks(subject.vlm, 0.1, seed).save(Path(folder) / f"{seed}.masks")
             for seed in range(N_MASKS)
         ]
-        told = (
+        description = (
             f"megabytes beyond the model while {N_MASKS} masks of all linear maps "
             "are merged from their files"
         )
         if subject.samples is None:
-            report.tell(told, count(peak(lambda: alpha_subnet(paths)) / 1e6))
+            report.tell(description, count(peak(lambda: alpha_subnet(paths)) / 1e6))
             return
         ours, today = (peak(lambda way=way: way(paths)) for way in (alpha_subnet, all_at_once))
-        report.promise(told, count(ours / 1e6), Goal("<=", MOST_MEGABYTES))
+        report.promise(description, count(ours / 1e6), Goal("<=", MOST_MEGABYTES))
         report.tell(
             "megabytes beyond the model while booleans of all masks are merged (today's way)",
             count(today / 1e6),
@@ -164,9 +164,9 @@ def two_of_four(report: Report, subject: Subject, size: int) -> None:
             )
     for shape, weight in dense.items():
         sparse = torch.sparse.to_sparse_semi_structured(weight)
-        given = torch.randn(tokens, shape[1], device=subject.device, dtype=weight.dtype)
+        inputs = torch.randn(tokens, shape[1], device=subject.device, dtype=weight.dtype)
         ways = {
-            name: always(lambda w=w, x=given: repeated(w, x))
+            name: always(lambda w=w, x=inputs: repeated(w, x))
             for name, w in (("dense", weight), ("sparse", sparse))
         }
         seconds = timed(ways, report.options.rounds(ROUNDS), subject.device, label="2:4")
@@ -177,10 +177,10 @@ def two_of_four(report: Report, subject: Subject, size: int) -> None:
 
 
 @torch.no_grad()
-def repeated(weight: Tensor, given: Tensor) -> None:
+def repeated(weight: Tensor, inputs: Tensor) -> None:
     """Ten products, so that what starting a kernel takes is small beside them."""
     for _ in range(10):
-        nn.functional.linear(given, weight)
+        nn.functional.linear(inputs, weight)
 
 
 def all_at_once(paths: Sequence[Path]) -> dict[tuple[int, str], Tensor]:
@@ -190,8 +190,8 @@ def all_at_once(paths: Sequence[Path]) -> dict[tuple[int, str], Tensor]:
         masks = Masks.load(path)
         opened.append({key: masks.unpack(*key) for key in masks})
     first, *others = opened
-    for other in others:
-        for key, keep in other.items():
+    for entry in others:
+        for key, keep in entry.items():
             first[key] &= keep
     return first
 

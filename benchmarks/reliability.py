@@ -57,8 +57,8 @@ def measure(report: Report) -> None:
         "kills of Snakemake alone": parents,
         "cores of a grid": 2,
     }
-    with tempfile.TemporaryDirectory(prefix="xlvlms-reliability-") as made:
-        grid = Grid(Path(made))
+    with tempfile.TemporaryDirectory(prefix="xlvlms-reliability-") as temporary:
+        grid = Grid(Path(temporary))
         begun = time.perf_counter()
         assert grid.run("undisturbed").returncode == 0
         took = time.perf_counter() - begun
@@ -92,7 +92,7 @@ class Grid:
             f"experiments: [{{chapters: toy, seeds: {list(range(RUNS))}}}]\n"
         )
 
-    def command(self, out: str | Path, *more: str, file: Path | None = None) -> list[str]:
+    def command(self, out: str | Path, *extra: str, file: Path | None = None) -> list[str]:
         """The command as an argument list."""
         base = [
             sys.executable,
@@ -109,7 +109,7 @@ class Grid:
             str(self.folder / "chapters"),
             "--out",
             str(self.folder / out),
-            *more,
+            *extra,
         ]
 
     def start(self, out: str | Path) -> subprocess.Popen:
@@ -140,23 +140,28 @@ def killed(report: Report, grid: Grid, truth: dict, took: float, kills: int, alo
 
     A grid that is done is followed by a new one.
     """
-    rng, out, grids, seen = random.Random(int(alone)), f"killed-{alone}-0", 0, {}
+    rng, out = random.Random(int(alone)), f"killed-{alone}-0"
+    grids, previous = 0, {}
     counts = dict.fromkeys(("lost or made again", "half-written", "not as undisturbed"), 0)
     for _ in tqdm(range(kills), desc="kills", leave=False):
         _kill(grid.start(out), rng.uniform(0.05, 0.6) * took, alone)
-        seen = _compare(grid, out, truth, seen, counts)
-        if len(seen) == RUNS:
-            grids, seen = grids + 1, {}
+        previous = _compare(grid, out, truth, previous, counts)
+        if len(previous) == RUNS:
+            grids, previous = grids + 1, {}
             out = f"killed-{alone}-{grids}"
     assert grid.run(out).returncode == 0
-    found = _compare(grid, out, truth, seen, counts)
-    what = f"{kills} kills of {'Snakemake alone' if alone else 'all processes'} at random moments"
-    for name, number in counts.items():
-        report.promise(f"results {name} after {what}", count(number, kills), Goal("==", 0))
-    report.promise(
-        f"results of the last grid after {what}", count(len(found), RUNS), Goal("==", RUNS)
+    compared = _compare(grid, out, truth, previous, counts)
+    description = (
+        f"{kills} kills of {'Snakemake alone' if alone else 'all processes'} at random moments"
     )
-    report.tell(f"grids that took {what}", count(grids + 1, kills))
+    for name, number in counts.items():
+        report.promise(f"results {name} after {description}", count(number, kills), Goal("==", 0))
+    report.promise(
+        f"results of the last grid after {description}",
+        count(len(compared), RUNS),
+        Goal("==", RUNS),
+    )
+    report.tell(f"grids that took {description}", count(grids + 1, kills))
 
 
 def _kill(process: subprocess.Popen, moment: float, alone: bool) -> None:
@@ -175,14 +180,14 @@ def _kill(process: subprocess.Popen, moment: float, alone: bool) -> None:
 
 
 def _compare(
-    grid: Grid, out: str, truth: dict, seen: dict[Path, bytes], counts: dict[str, int]
+    grid: Grid, out: str, truth: dict, previous: dict[Path, bytes], counts: dict[str, int]
 ) -> dict[Path, bytes]:
     """Count results that are lost, changed or half-written, and return all.
 
     Lost or changed: not what they were when last seen, or not those of the undisturbed grid.
     """
     counts["lost or made again"] += sum(
-        not file.exists() or file.read_bytes() != before for file, before in seen.items()
+        not file.exists() or file.read_bytes() != before for file, before in previous.items()
     )
     for file in grid.files(out):
         try:
@@ -206,12 +211,12 @@ def twice(report: Report, grid: Grid, truth: dict) -> None:
     first.kill()
     first.wait()
     third = grid.run("twice")
-    told = [
+    refusals = [
         run.returncode == 2 and "is running a batch in" in run.stderr for run in (second, third)
     ]
     _until(lambda: "is running a batch" not in grid.run("twice").stderr)
     report.promise(
-        "second grids on one folder that were refused, of 2", count(sum(told), 2), Goal("==", 2)
+        "second grids on one folder that were refused, of 2", count(sum(refusals), 2), Goal("==", 2)
     )
     report.promise(
         "their results that are those of the undisturbed grid",
@@ -229,11 +234,11 @@ def failing(report: Report, grid: Grid) -> None:
         "parameters: {fail: true}}]\n"
     )
     run = grid.run("failing", file)
-    told = (grid.folder / "failing" / "report.md").read_text()
+    text = (grid.folder / "failing" / "report.md").read_text()
     named = (
         run.returncode == 1
-        and "AssertionError (cell [3]): asked to fail" in told
-        and "3 done, 1 failed" in told
+        and "AssertionError (cell [3]): asked to fail" in text
+        and "3 done, 1 failed" in text
     )
     report.promise(
         "results beside one chapter that fails, of 3",
@@ -279,13 +284,15 @@ def full(report: Report, grid: Grid, truth: dict) -> None:
         filler = disk / "filler"
         filler.write_bytes(bytes((DISK - 120) * 1024))
         run = grid.run("full")
-        said = "No space left on device" in run.stdout + run.stderr
+        disk_full = "No space left on device" in run.stdout + run.stderr
         written = len(grid.files("full"))
         whole = _same(grid, "full", truth)
         filler.unlink()
         again = grid.run("full")
         report.promise(
-            "full disks that are reported", count(int(said and run.returncode != 0)), Goal("==", 1)
+            "full disks that are reported",
+            count(int(disk_full and run.returncode != 0)),
+            Goal("==", 1),
         )
         report.tell("runs done before the disk was full", count(written, RUNS))
         report.promise(
@@ -313,7 +320,7 @@ def overhead(report: Report, grid: Grid, took: float) -> None:
 
     Beside those of plain papermill on the same notebook.
     """
-    chapter, found = (
+    chapter, overheads = (
         str(grid.folder / "chapters" / "toy.ipynb"),
         {"xlvlms run": [], "papermill": []},
     )
@@ -336,14 +343,16 @@ def overhead(report: Report, grid: Grid, took: float) -> None:
             ],
             place,
         )
-        found["xlvlms run"].append(ours - float(read_results(place / RESULTS)["seconds"]["cells"]))
-        found["papermill"].append(theirs - _cells(plain))
+        overheads["xlvlms run"].append(
+            ours - float(read_results(place / RESULTS)["seconds"]["cells"])
+        )
+        overheads["papermill"].append(theirs - _cells(plain))
     report.setting["overhead"] = (
         "seconds of the whole process, start of Python included, minus those of the cells"
     )
-    for name, seconds in found.items():
+    for name, seconds in overheads.items():
         report.tell(f"seconds of {name} beyond the cells", median(seconds))
-    report.tell("seconds of xlvlms run minus papermill's", median(np.subtract(*found.values())))
+    report.tell("seconds of xlvlms run minus papermill's", median(np.subtract(*overheads.values())))
     cells = sum(read_results(file)["seconds"]["cells"] for file in grid.files("undisturbed"))
     report.tell(
         "seconds of two cores a run of the grid takes beyond its cells",
@@ -367,8 +376,8 @@ def _cells(notebook: Path) -> float:
 
 def _same(grid: Grid, out: str, truth: dict) -> int:
     """How many results are those of the undisturbed grid."""
-    found = grid.results(out)
-    return sum(found.get(name) == content for name, content in truth.items())
+    results = grid.results(out)
+    return sum(results.get(name) == content for name, content in truth.items())
 
 
 def _until(holds: Callable[[], bool], seconds: float = 300.0) -> None:

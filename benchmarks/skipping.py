@@ -25,7 +25,7 @@ from xlvlms_tutorial.models.vlm import VLM
 ROUNDS = 9
 SHARES = (1 / 6, 1 / 3, 1 / 2)  # 5, 10 and 15 of pocket LLaVA's 30 blocks
 IMAGE_TOKENS = 576  # of LLaVA-1.5, where the promise about their MLPs is made
-SHOWN = 0.85
+PROMISED = 0.85
 # LLaVA-1.5-7B's picture and proportions at a quarter of its width,
 # for a CPU; the tower is not timed
 NARROW_TEXT = {
@@ -96,11 +96,11 @@ def about(report: Report, subject: Subject, size: int, steps: int) -> None:
                 ratio(seconds, str(k), "dense"),
                 goal,
             )
-        told = (
+        description = (
             f"{phase} with {middle} of {n_layers} blocks bypassed by a "
             "hook (today's way), over dense"
         )
-        report.tell(told, ratio(seconds, "today", "dense"))
+        report.tell(description, ratio(seconds, "today", "dense"))
     whole = {
         name: within(contexts[name], lambda: vlm.forward(batch, logits=False))
         for name in ("dense", *map(str, counts))
@@ -136,19 +136,20 @@ def image_mlps(report: Report, subject: Subject, size: int) -> None:
     seconds = timed(ways, report.options.rounds(ROUNDS), subject.device, label="image tokens' MLPs")
     for name in list(contexts)[1:]:
         saved = 1 - flops[name] / flops["dense"]
-        shown = median(
+        measured = median(
             [
                 (1 - less / all_) / saved
                 for less, all_ in zip(seconds[name], seconds["dense"], strict=True)
             ]
         )
-        told = (
+        description = (
             f"saving in time over counted saving, without the MLPs of {name} of {n} "
             "image tokens in the prefill"
         )
-        report.promise(told, shown, Goal(">=", SHOWN)) if name == "100%" else report.tell(
-            told, shown
-        )
+        if name == "100%":
+            report.promise(description, measured, Goal(">=", PROMISED))
+        else:
+            report.tell(description, measured)
         report.tell(
             f"counted share of the FLOPs saved without the MLPs of {name} of {n} image tokens",
             count(saved),

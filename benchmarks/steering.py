@@ -96,8 +96,8 @@ def sweeps(report: Report, subject: Subject, size: int) -> None:
     ways: dict[str, Way] = {"together": always(lambda: mean_differences(vlm, batch, layers))}
     ways["one by one"] = always(lambda: [mean_differences(vlm, batch, [layer]) for layer in layers])
     seconds = timed(ways, report.options.rounds(SWEEP_ROUNDS), subject.device, label="vectors")
-    told = f"vectors of {len(layers)} layers from one pass, over a pass for each layer"
-    report.promise(told, ratio(seconds, "together", "one by one"), Goal("<=", 0.15))
+    description = f"vectors of {len(layers)} layers from one pass, over a pass for each layer"
+    report.promise(description, ratio(seconds, "together", "one by one"), Goal("<=", 0.15))
     runs = runs_of(vlm, sorted({subject.layer(depth) for depth in DEPTHS}))
     fast = fast_layers(vlm, batch, {run.layer for run in runs})
     ways = {
@@ -105,11 +105,11 @@ def sweeps(report: Report, subject: Subject, size: int) -> None:
         "whole": always(lambda: list(first_ids(vlm, batch, runs))),
     }
     seconds = timed(ways, report.options.rounds(SWEEP_ROUNDS), subject.device, label="first tokens")
-    told = (
+    description = (
         f"first tokens steered in {len(runs)} ways, from the states of "
         f"{len(fast)} layers, over whole forwards"
     )
-    report.tell(told, ratio(seconds, "fast", "whole"))
+    report.tell(description, ratio(seconds, "fast", "whole"))
 
 
 def mean_differences(vlm: VLM, batch: Batch, layers: list[int]) -> dict[int, Tensor]:
@@ -117,20 +117,21 @@ def mean_differences(vlm: VLM, batch: Batch, layers: list[int]) -> dict[int, Ten
 
     The first half's minus the second's, at the prompts' last positions, from one pass.
     """
-    with reading(vlm, layers, positions="last", dtype=torch.float32) as found:
+    with reading(vlm, layers, positions="last", dtype=torch.float32) as recorded:
         vlm.forward(batch, logits=False, use_cache=False)
     half = len(batch["input_ids"]) // 2
     return {
         layer: (states[:half].mean(dim=0) - states[half:].mean(dim=0))[0]
-        for (layer, _), (states,) in found.items()
+        for (layer, _), (states,) in recorded.items()
     }
 
 
 def runs_of(vlm: VLM, layers: list[int]) -> list[Run]:
     """Random vectors at these layers, each at two strengths."""
-    drawn = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
     vectors = SteeringVectors(
-        {layer: torch.randn(vlm.width, generator=drawn) for layer in layers}, {"model": vlm.name}
+        {layer: torch.randn(vlm.width, generator=generator) for layer in layers},
+        {"model": vlm.name},
     )
     return [Run(None, vectors, layer, strength) for layer in layers for strength in STRENGTHS]
 

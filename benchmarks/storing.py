@@ -78,7 +78,8 @@ def killed(folder: Path, kills: int, seed: int = 0) -> Toll:
 
     Each time, look at what is there, and go on.
     """
-    rng, toll, there, n_shards = random.Random(seed), Toll(), set(), 0
+    rng, toll = random.Random(seed), Toll()
+    present, n_shards = set(), 0
     longest = _seconds_unharmed(folder.with_name("unharmed"))
     with tqdm(total=kills, desc="kills", leave=False) as bar:
         while toll.kills < kills:
@@ -94,7 +95,7 @@ def killed(folder: Path, kills: int, seed: int = 0) -> Toll:
             toll.in_a_draft += any(
                 draft.name.endswith(f".{process.pid}") for draft in folder.glob(".*")
             )
-            there = inspect(folder, there, toll)
+            present = inspect(folder, present, toll)
             bar.update()
     write_missing(folder, n_shards)
     inspect(folder, set(range(n_shards * SAMPLES_PER_SHARD)), toll)
@@ -139,8 +140,8 @@ def inspect(folder: Path, expected: set[int], toll: Toll) -> set[int]:
         return set()
     states = store.states()
     rows = states.table["sample"].value_counts()
-    right = (states[1] == _values(states.table)).all(dim=1).numpy()
-    whole = set(rows.index[rows >= ROWS_PER_SAMPLE]) - set(states.table.loc[~right, "sample"])
+    correct = (states[1] == _values(states.table)).all(dim=1).numpy()
+    whole = set(rows.index[rows >= ROWS_PER_SAMPLE]) - set(states.table.loc[~correct, "sample"])
     toll.lost |= expected - whole
     toll.doubled |= set(rows.index[rows > ROWS_PER_SAMPLE])
     return {int(sample) for sample in rows.index}
@@ -163,14 +164,14 @@ def overhead(report: Report, subject: Subject, n: int, size: int) -> None:
     @contextmanager
     def stored() -> Iterator[Callable[[], States]]:
         with TemporaryDirectory() as folder:
-            at = Path(folder) / "store"
+            path = Path(folder) / "store"
             yield lambda: capture(
                 subject.vlm,
                 subject.samples[:n],
                 subject.vlm.n_layers,
                 span="image",
                 batch_size=size,
-                store=at,
+                store=path,
             )
 
     seconds = timed(

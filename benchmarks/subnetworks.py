@@ -43,22 +43,22 @@ def from_samples_to_masks(report: Report, subject: Subject, n: int, size: int) -
 
     Promised for the embedded model on a CPU.
     """
-    made: list[Masks] = []
+    results: list[Masks] = []
     calibration = calibrated(subject, n, size)
     ways = {
         "all": always(
-            lambda: made.append(wanda(subject.vlm, calibrated(subject, n, size), SPARSITY))
+            lambda: results.append(wanda(subject.vlm, calibrated(subject, n, size), SPARSITY))
         ),
         "masks": always(lambda: wanda(subject.vlm, calibration, SPARSITY)),
     }
     seconds = timed(ways, report.options.rounds(LONG_ROUNDS), subject.device, label="wanda")
-    told = f"seconds from {n} samples to Wanda's masks of all linear maps"
+    description = f"seconds from {n} samples to Wanda's masks of all linear maps"
     if subject.samples is not None:
-        report.promise(told, median(seconds["all"]), Goal("<=", MOST_SECONDS))
+        report.promise(description, median(seconds["all"]), Goal("<=", MOST_SECONDS))
     else:
-        report.tell(told, median(seconds["all"]))
+        report.tell(description, median(seconds["all"]))
     report.tell("seconds of Wanda's scores and masks alone", median(seconds["masks"]))
-    return made[-1]
+    return results[-1]
 
 
 def calibrated(subject: Subject, n: int, size: int) -> Calibration:
@@ -79,24 +79,24 @@ def cost_of_calibrating(report: Report, subject: Subject, size: int) -> None:
     )
 
 
-def overlap_of_masks(report: Report, one: Masks, other: Masks) -> None:
+def overlap_of_masks(report: Report, first: Masks, second: Masks) -> None:
     """Memory and overlap of packed masks, against booleans that are in memory already."""
-    plain = [[masks.unpack(*key) for key in masks] for masks in (one, other)]
+    plain = [[masks.unpack(*key) for key in masks] for masks in (first, second)]
     report.promise(
         "bytes of packed masks, over booleans",
-        count(one.nbytes / sum(mask.nbytes for mask in plain[0])),
+        count(first.nbytes / sum(mask.nbytes for mask in plain[0])),
         Goal("==", 0.125),
     )
     ways = {
-        "packed": always(lambda: one.iou(other)),
+        "packed": always(lambda: first.iou(second)),
         "booleans": always(
             lambda: [int((a & b).sum()) / int((a | b).sum()) for a, b in zip(*plain, strict=True)]
         ),
         "unpacking": always(
             lambda: [
-                int((one.unpack(*k) & other.unpack(*k)).sum())
-                / int((one.unpack(*k) | other.unpack(*k)).sum())
-                for k in one
+                int((first.unpack(*k) & second.unpack(*k)).sum())
+                / int((first.unpack(*k) | second.unpack(*k)).sum())
+                for k in first
             ]
         ),
     }

@@ -49,27 +49,31 @@ def about(report: Report, subject: Subject, n: int, part: int, pairs: int) -> No
 
 def tokens(subject: Subject, n: int) -> Tensor:
     """So many states (n, d) of all layers of real inputs, in random order."""
-    one = subject.batch(1)
+    subject_batch = subject.batch(1)
     # one more, for what is padding
-    size = -(-n // (one["input_ids"].shape[1] * (subject.vlm.n_layers + 1))) + 1
+    size = -(-n // (subject_batch["input_ids"].shape[1] * (subject.vlm.n_layers + 1))) + 1
     batch = subject.batch(size)
-    kept = torch.cat(
+    recorded = torch.cat(
         list(
             read(
                 subject.vlm, batch, "all", positions=batch.spans != SPANS.index("padding")
             ).values()
         )
     )
-    return kept[torch.randperm(len(kept), generator=torch.Generator().manual_seed(0))[:n]]
+    return recorded[torch.randperm(len(recorded), generator=torch.Generator().manual_seed(0))[:n]]
 
 
 def memory(report: Report, subject: Subject, states: Tensor, part: int) -> None:
     """What is needed beyond the states, for all tokens; of today's way for a part of them."""
     vlm, n, device = subject.vlm, len(states), subject.device
-    other, eighths, sides = states.roll(1, 0), states.split(n // 8)[:2], as_sides(states, n // 16)
+    shuffled, eighths, sides = (
+        states.roll(1, 0),
+        states.split(n // 8)[:2],
+        as_sides(states, n // 16),
+    )
     calls = {
         f"the entropies of {n:,} tokens": lambda: entropy(vlm, states),
-        f"the divergences of {n:,} tokens from others": lambda: divergence(vlm, states, other),
+        f"the divergences of {n:,} tokens from others": lambda: divergence(vlm, states, shuffled),
         f"the divergences of all pairs of {n // 8:,} and {n // 8:,} tokens": lambda: divergence(
             vlm, *eighths, pairs="all"
         ),
@@ -78,34 +82,36 @@ def memory(report: Report, subject: Subject, states: Tensor, part: int) -> None:
             vlm, *sides, 0, n_tokens=None
         ),
     }
-    for told, call in calls.items():
+    for name, call in calls.items():
         report.promise(
-            f"peak extra memory, in GB: {told}", count(peak_bytes(call, device) / GB), Goal("<=", 1)
+            f"peak extra memory, in GB: {name}", count(peak_bytes(call, device) / GB), Goal("<=", 1)
         )
-    held = peak_bytes(lambda: entropy_held(subject, states[:part]), device)
+    peak = peak_bytes(lambda: entropy_held(subject, states[:part]), device)
     report.tell(
         f"peak extra memory, in GB: the entropies of {part:,} tokens, all held (today's way)",
-        count(held / GB),
+        count(peak / GB),
     )
 
 
 def against_today(report: Report, subject: Subject, states: Tensor) -> None:
     """Entropies and matched divergences of as many tokens as today's way can hold."""
-    other = states.roll(1, 0)
+    shuffled = states.roll(1, 0)
     ways = {
         "entropy": always(lambda: entropy(subject.vlm, states)),
         "entropy held": always(lambda: entropy_held(subject, states)),
-        "divergence": always(lambda: divergence(subject.vlm, states, other)),
-        "divergence held": always(lambda: divergence_held(subject, states, other)),
+        "divergence": always(lambda: divergence(subject.vlm, states, shuffled)),
+        "divergence held": always(lambda: divergence_held(subject, states, shuffled)),
         "unembedding": always(lambda: logits_alone(subject, states)),
     }
     seconds = timed(ways, report.options.rounds(ROUNDS), subject.device, label="tokens")
-    told = f"of {len(states):,} tokens, all held in memory (today's way), over ours"
+    description = f"of {len(states):,} tokens, all held in memory (today's way), over ours"
     report.promise(
-        f"the entropies {told}", ratio(seconds, "entropy held", "entropy"), Goal(">=", 1)
+        f"the entropies {description}", ratio(seconds, "entropy held", "entropy"), Goal(">=", 1)
     )
     report.promise(
-        f"the divergences {told}", ratio(seconds, "divergence held", "divergence"), Goal(">=", 1)
+        f"the divergences {description}",
+        ratio(seconds, "divergence held", "divergence"),
+        Goal(">=", 1),
     )
     report.tell(
         "the entropies over the bare logits, in the same chunks",
@@ -124,10 +130,12 @@ def all_pairs(report: Report, subject: Subject, states: Tensor, pairs: int) -> N
         "loop": always(lambda: divergence_looped(subject, p, q)),
     }
     seconds = timed(ways, report.options.rounds(ROUNDS), subject.device, label="pairs")
-    told = f"all pairs of {pairs} and {pairs} tokens, one token after the other (today's way), over"
-    report.promise(f"{told} ours", ratio(seconds, "loop", "ours"), Goal(">=", 4))
+    description = (
+        f"all pairs of {pairs} and {pairs} tokens, one token after the other (today's way), over"
+    )
+    report.promise(f"{description} ours", ratio(seconds, "loop", "ours"), Goal(">=", 4))
     report.promise(
-        f"{told} the mean by layer with its null and intervals",
+        f"{description} the mean by layer with its null and intervals",
         ratio(seconds, "loop", "mean"),
         Goal(">=", 4),
     )
@@ -149,15 +157,15 @@ def entropy_held(subject: Subject, states: Tensor) -> Tensor:
     return -(p * p.log()).nan_to_num(0, 0, 0).sum(dim=-1)
 
 
-def divergence_held(subject: Subject, states: Tensor, other: Tensor) -> Tensor:
+def divergence_held(subject: Subject, states: Tensor, others: Tensor) -> Tensor:
     """Divergences from the probabilities of all tokens at once."""
-    p, q = (subject.vlm.unembed(side).softmax(dim=-1) for side in (states, other))
+    p, q = (subject.vlm.unembed(side).softmax(dim=-1) for side in (states, others))
     return (p * (p / q).log()).nan_to_num(0, 0, 0).sum(dim=-1)
 
 
-def divergence_looped(subject: Subject, states: Tensor, other: Tensor) -> Tensor:
+def divergence_looped(subject: Subject, states: Tensor, others: Tensor) -> Tensor:
     """Divergences of each token from all tokens of the other side."""
-    p, q = (subject.vlm.unembed(side).softmax(dim=-1) for side in (states, other))
+    p, q = (subject.vlm.unembed(side).softmax(dim=-1) for side in (states, others))
     return torch.stack([(row * (row / q).log()).nan_to_num(0, 0, 0).sum(dim=-1) for row in p])
 
 

@@ -76,12 +76,12 @@ class FakeVLM:
         self.say = say
         self.calls: list[tuple[int, int]] = []
 
-    def generate(self, images, texts, max_new_tokens=32, batch_size=16, progress=False, **shown):
+    def generate(self, images, texts, max_new_tokens=32, batch_size=16, progress=False, **media):
         # pictures, clips or sounds
-        (given,) = [kind for kind in (images, *shown.values()) if kind is not None]
-        assert len(given) == len(texts) > 0
+        (inputs,) = [kind for kind in (images, *media.values()) if kind is not None]
+        assert len(inputs) == len(texts) > 0
         self.calls.append((len(texts), max_new_tokens))
-        return [f" {self.say(one, text)}" for one, text in zip(given, texts, strict=True)]
+        return [f" {self.say(item, text)}" for item, text in zip(inputs, texts, strict=True)]
 
 
 @pytest.fixture
@@ -95,7 +95,7 @@ def samples() -> Callable[[int], list[Sample]]:
     """A function that makes n samples; the red channel of each picture is the sample's number."""
 
     def make(n: int) -> list[Sample]:
-        asked = (
+        questions = (
             Question("colour", "What colour is the key?", "red", "key"),
             Question("presence", "Is there a robot?", "yes", "robot", "random"),
             Question("presence", "Is there a bush?", "no", "bush", "popular"),
@@ -108,7 +108,7 @@ def samples() -> Callable[[int], list[Sample]]:
             "place": "snow",
         }
         plain = truth | {"subject": "frog", "action": None, "item": "rock", "colour": None}
-        kinds = ((asked[1:], plain), (asked, truth))
+        kinds = ((questions[1:], plain), (questions, truth))
         return [
             Sample(f"s{i}", Image.new("RGB", (8, 8), (i % 256, 0, 0)), (), *kinds[i % 2])
             for i in range(n)

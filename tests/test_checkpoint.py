@@ -21,10 +21,13 @@ def test_a_run_goes_on_from_what_was_kept(tmp_path, trained):
     parameters, optimiser = trained
     checkpoint.keep(tmp_path / "new", parameters, optimiser, [{"loss": 5.0}, {"loss": 4.5}])
     fresh = {"weight": nn.Parameter(torch.zeros(2))}
-    other = torch.optim.AdamW(fresh.values(), lr=0.1)
-    assert checkpoint.resumed(tmp_path / "new", fresh, other) == [{"loss": 5.0}, {"loss": 4.5}]
+    second_optimizer = torch.optim.AdamW(fresh.values(), lr=0.1)
+    assert checkpoint.resumed(tmp_path / "new", fresh, second_optimizer) == [
+        {"loss": 5.0},
+        {"loss": 4.5},
+    ]
     assert torch.equal(fresh["weight"], parameters["weight"])
-    was, now = optimiser.state[parameters["weight"]], other.state[fresh["weight"]]
+    was, now = optimiser.state[parameters["weight"]], second_optimizer.state[fresh["weight"]]
     assert was.keys() == now.keys() and all(torch.equal(was[key], now[key]) for key in was)
 
 

@@ -82,7 +82,7 @@ def test_evaluate_writes_json(fake_model, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("asked", "expected"),
+    ("arguments", "expected"),
     [
         ((), "pocket-llava"),
         (("--dataset", "composition"), "pocket-llava"),
@@ -91,8 +91,10 @@ def test_evaluate_writes_json(fake_model, tmp_path):
         (("--dataset", "clips", "--model", "pocket-llava-joint"), "pocket-llava-joint"),
     ],
 )
-def test_evaluate_takes_the_embedded_model_of_the_dataset_unless_told(fake_model, asked, expected):
-    result = xlvlms("evaluate", "--n", "2", *asked)
+def test_evaluate_takes_the_embedded_model_of_the_dataset_unless_told(
+    fake_model, arguments, expected
+):
+    result = xlvlms("evaluate", "--n", "2", *arguments)
     assert result.exit_code == 0, result.output
     assert fake_model == [expected] and f"{expected} on 2 of" in result.output
 
@@ -121,23 +123,26 @@ def test_claims_as_json_to_a_file_and_to_standard_output(tmp_path):
 
 
 def test_claims_take_the_results_of_a_batch_or_a_run(monkeypatch):
-    asked = []
-    here = record(
+    requests = []
+    first = record(
         "IMA-5", Estimate(-0.2, -0.3, -0.1, 50), model="pocket-llava", dataset="scenes", seeds=0
     )
-    there = here | {"model": "a/b", "value": 0.2, "low": 0.1, "high": 0.3}
+    second = first | {"model": "a/b", "value": 0.2, "low": 0.1, "high": 0.3}
     monkeypatch.setattr(
         "xlvlms_tutorial.batch.results.measurements",
-        lambda path: asked.append(path) or [here, there],
+        lambda path: requests.append(path) or [first, second],
     )
     result = xlvlms("claims", "--from", "one", "--from", "two", "--json", "-")
     assert result.exit_code == 0, result.output
-    found = [
+    rows = [
         (entry["model"], entry["verdict"])
         for entry in json.loads(result.stdout)
         if entry["id"] == "IMA-5"
     ]
-    assert asked == ["one", "two"] and found == [("pocket-llava", "refuted"), ("a/b", "confirmed")]
+    assert requests == ["one", "two"] and rows == [
+        ("pocket-llava", "refuted"),
+        ("a/b", "confirmed"),
+    ]
 
 
 def test_claims_from_what_is_no_result_is_code_2(tmp_path):
@@ -148,15 +153,15 @@ def test_claims_from_what_is_no_result_is_code_2(tmp_path):
 @pytest.fixture
 def fake_run(monkeypatch, tmp_path):
     """Keeps what a chapter would be run with."""
-    kept = []
+    calls = []
     monkeypatch.chdir(tmp_path)
 
     def run_chapter(chapter, out, parameters, **options):
-        kept.append((chapter, str(out), parameters, options))
+        calls.append((chapter, str(out), parameters, options))
         return tmp_path / "results.json"
 
     monkeypatch.setattr("xlvlms_tutorial.batch.run.run_chapter", run_chapter)
-    return kept
+    return calls
 
 
 def test_data_says_what_each_file_gives_and_what_is_left_alone(tmp_path):
@@ -180,7 +185,7 @@ def test_data_says_what_each_file_gives_and_what_is_left_alone(tmp_path):
 
 
 def test_run_takes_values_as_they_are_spelled(fake_run, tmp_path):
-    given = [
+    spelled = [
         "n_samples=20",
         "model=llava-hf/llava-1.5-7b-hf",
         "share=0.5",
@@ -193,7 +198,7 @@ def test_run_takes_values_as_they_are_spelled(fake_run, tmp_path):
     result = xlvlms(
         "run",
         "outside",
-        *(part for pair in given for part in ("-p", pair)),
+        *(part for pair in spelled for part in ("-p", pair)),
         "--out",
         "there",
         "--chapters",
@@ -224,27 +229,24 @@ def test_run_takes_the_spellings_that_chapters_use(monkeypatch, tmp_path, chapte
     """
     from xlvlms_tutorial.batch import run
 
-    kept = []
-    monkeypatch.setattr(run, "_run", lambda prepared, out, progress: kept.append(prepared) or out)
-    known = run.opened(chapter).defaults
-    plain = {name: value for name, value in known.items() if type(value) in (str, int, float, bool)}
+    calls = []
+    monkeypatch.setattr(run, "_run", lambda prepared, out, progress: calls.append(prepared) or out)
+    defaults = run.opened(chapter).defaults
+    plain = {
+        name: value for name, value in defaults.items() if type(value) in (str, int, float, bool)
+    }
     pairs = [f"{name}={value}" for name, value in plain.items()] + ["learning_rate=1e-3"] * (
-        "learning_rate" in known
+        "learning_rate" in defaults
     )
-    result = xlvlms(
-        "run",
-        chapter,
-        *(
-            part
-            for pair in dict(p.split("=", 1) for p in pairs).items()
-            for part in ("-p", "=".join(pair))
-        ),
-        "--out",
-        str(tmp_path),
-    )
+    # of a parameter given twice, the last value counts
+    parameters = dict(pair.split("=", 1) for pair in pairs)
+    options = []
+    for name, value in parameters.items():
+        options += ["-p", f"{name}={value}"]
+    result = xlvlms("run", chapter, *options, "--out", str(tmp_path))
     assert result.exit_code == 0, result.stderr
-    expected = plain | ({"learning_rate": 0.001} if "learning_rate" in known else {})
-    assert kept[0].given == expected
+    expected = plain | ({"learning_rate": 0.001} if "learning_rate" in defaults else {})
+    assert calls[0].given == expected
 
 
 @pytest.mark.parametrize(
@@ -273,7 +275,11 @@ def test_run_has_a_folder_of_its_own_by_default(fake_run, tmp_path):
 
 @pytest.mark.parametrize("pair", ["n_samples", "=3", "n_samples=[1", "a=1 -p a=2"])
 def test_run_refuses_what_is_no_parameter(fake_run, pair):
-    result = xlvlms("run", "outside", *(part for one in pair.split(" -p ") for part in ("-p", one)))
+    result = xlvlms(
+        "run",
+        "outside",
+        *(part for assignment in pair.split(" -p ") for part in ("-p", assignment)),
+    )
     assert result.exit_code == 2 and result.stderr.startswith("xlvlms: -p ") and not fake_run
 
 
@@ -296,13 +302,14 @@ def test_run_tells_failure_from_wrong_input(monkeypatch, tmp_path):
     ("states", "code"), [({"a": "done"}, 0), ({"a": "done", "b": "failed"}, 1)]
 )
 def test_reproduce_says_what_is_done_and_what_is_not(monkeypatch, tmp_path, states, code):
-    asked = []
-    found = Gathered(
+    calls = []
+    gathered = Gathered(
         states,
         problems={name: "ValueError: why" for name, state in states.items() if state != "done"},
     )
     monkeypatch.setattr(
-        "xlvlms_tutorial.batch.batch.reproduce", lambda *given, **_: asked.append(given) or found
+        "xlvlms_tutorial.batch.batch.reproduce",
+        lambda *arguments, **_: calls.append(arguments) or gathered,
     )
     arguments = [
         "grid.yaml",
@@ -319,7 +326,7 @@ def test_reproduce_says_what_is_done_and_what_is_not(monkeypatch, tmp_path, stat
     ]
     result = xlvlms("reproduce", *arguments)
     assert result.exit_code == code
-    ((experiments, out, options, embedded),) = asked
+    ((experiments, out, options, embedded),) = calls
     assert (experiments, out, options) == (
         "grid.yaml",
         tmp_path,
@@ -344,14 +351,14 @@ def test_a_missing_package_is_named_with_how_to_install_it(monkeypatch):
 
 
 def test_reproduce_runs_the_grid_of_the_repository_by_default(monkeypatch, tmp_path):
-    asked = []
+    calls = []
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(
         "xlvlms_tutorial.batch.batch.reproduce",
-        lambda *given, **_: asked.append(given) or Gathered(),
+        lambda *arguments, **_: calls.append(arguments) or Gathered(),
     )
     assert xlvlms("reproduce").exit_code == 0
-    assert asked[0][:2] == (EXPERIMENTS, tmp_path / "_build" / "reproduce") and EXPERIMENTS.exists()
+    assert calls[0][:2] == (EXPERIMENTS, tmp_path / "_build" / "reproduce") and EXPERIMENTS.exists()
 
 
 @pytest.mark.parametrize(
@@ -442,7 +449,7 @@ def test_fetch_says_what_it_makes_and_where(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("error", "code", "told"),
+    ("error", "code", "pattern"),
     [
         (
             MissingWheelError("arcade 3.3.3", "no network", fetching.GO_ON),
@@ -457,7 +464,7 @@ def test_fetch_says_what_it_makes_and_where(monkeypatch, tmp_path):
         (KeyboardInterrupt(), 130, "interrupted; start it again, and it goes on"),
     ],
 )
-def test_fetch_says_why_it_stopped_and_how_it_goes_on(monkeypatch, error, code, told):
+def test_fetch_says_why_it_stopped_and_how_it_goes_on(monkeypatch, error, code, pattern):
     def fail():
         raise error
 
@@ -466,7 +473,7 @@ def test_fetch_says_why_it_stopped_and_how_it_goes_on(monkeypatch, error, code, 
     result = xlvlms("fetch")
     assert result.exit_code == code
     assert result.stderr.startswith("Missing: arcade 3.3.3.")
-    assert re.search(told, result.stderr)
+    assert re.search(pattern, result.stderr)
 
 
 def test_fetch_needs_the_packages(monkeypatch):
@@ -518,14 +525,14 @@ def leave(command, folder=None, **options):
     return done.returncode, done.stderr
 
 
-@pytest.mark.skipif(os.name == "nt", reason="Windows keeps a folder in which a process is")
+@pytest.mark.skipif(os.name == "nt", reason="runs on Linux and macOS: a folder in use goes")
 @pytest.mark.parametrize(
     "command", ["claims", "claims --json -", "doctor", "run outside", "reproduce"]
 )
 def test_a_working_directory_that_is_gone_is_said(tmp_path, command):
     (tmp_path / "gone").mkdir()
-    code, said = leave(command, tmp_path / "gone")
-    assert (code, said) == (
+    code, message = leave(command, tmp_path / "gone")
+    assert (code, message) == (
         2,
         (
             "xlvlms: the working directory was removed; change to a folder "
@@ -535,13 +542,17 @@ def test_a_working_directory_that_is_gone_is_said(tmp_path, command):
 
 
 @pytest.mark.skipif(
-    not Path("/dev/full").exists(), reason="this system has no disk that is always full"
+    not Path("/dev/full").exists(),
+    reason="runs on Linux, which has a disk that is always full",
 )
 @pytest.mark.parametrize("command", ["claims", "claims --json -"])
 def test_an_output_that_is_full_is_said_in_one_line(command):
     with open("/dev/full", "w", encoding="utf-8") as full:
-        code, said = leave(command, stdout=full)
-    assert (code, said) == (2, "xlvlms: cannot write or read: [Errno 28] No space left on device\n")
+        code, message = leave(command, stdout=full)
+    assert (code, message) == (
+        2,
+        "xlvlms: cannot write or read: [Errno 28] No space left on device\n",
+    )
 
 
 def test_a_folder_of_records_that_is_a_file_is_no_empty_one(tmp_path, monkeypatch):

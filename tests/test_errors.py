@@ -126,11 +126,11 @@ EXAMPLES = {
 
 
 def example(name: str) -> Exception:
-    given = EXAMPLES[name]
-    return CLASSES[name](**given) if isinstance(given, dict) else CLASSES[name](*given)
+    arguments = EXAMPLES[name]
+    return CLASSES[name](**arguments) if isinstance(arguments, dict) else CLASSES[name](*arguments)
 
 
-def shown(name: str) -> str:
+def example_message(name: str) -> str:
     """The example of an entry, as Python prints it, in lines that fit a page."""
     return textwrap.fill(
         f"{name}: {example(name)}", 70, break_long_words=False, break_on_hyphens=False
@@ -149,7 +149,7 @@ def test_the_page_names_no_error_that_does_not_exist():
 @pytest.mark.parametrize("name", CLASSES)
 def test_an_entry_says_what_happened_shows_the_message_and_says_what_to_do(name):
     happened, message, advice = re.fullmatch(ENTRY, ENTRIES[name], re.S).groups()
-    assert message == shown(name)
+    assert message == example_message(name)
     assert len(happened.split()) >= 8
     assert len(advice.split()) >= 6
 

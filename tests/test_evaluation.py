@@ -29,12 +29,12 @@ def truthful(image, text):
 def test_every_metric_has_its_value_and_interval(fake_vlm, samples):
     report = evaluate(fake_vlm(truthful), samples(40), progress=False, dataset="scenes")
     table = report.summary().set_index("metric")
-    right = [i % 3 != 0 for i in range(40)]
+    correct = [i % 3 != 0 for i in range(40)]
     assert (
         table.loc["caption/place", ["value", "low", "high"]].tolist()
-        == list(proportion(right).asdict().values())[:3]
+        == list(proportion(correct).asdict().values())[:3]
     )
-    assert table.loc["caption/all", "value"] == np.mean(right)
+    assert table.loc["caption/all", "value"] == np.mean(correct)
     assert table.loc["caption/subject", "value"] == 1
     assert table.loc[["caption/subject", "caption/colour", "caption/action"], "n"].tolist() == [
         40,
@@ -57,8 +57,8 @@ def test_the_scores_of_each_sample_average_to_what_it_named_and_answered(fake_vl
     assert scores.index.tolist() == report.captions["sample"].tolist()
     named = report.captions.set_index("sample").drop(columns="caption")
     for sample, row in named.iterrows():
-        told = [bool(value) for value in row if not pd.isna(value)]
-        assert scores.loc[sample, "caption"] == pytest.approx(np.mean(told))
+        values = [bool(value) for value in row if not pd.isna(value)]
+        assert scores.loc[sample, "caption"] == pytest.approx(np.mean(values))
         answers = report.answers[report.answers["sample"] == sample]
         assert scores.loc[sample, "answer"] == pytest.approx(answers["correct"].mean())
 
@@ -102,12 +102,12 @@ def test_pictures_without_questions_or_truth_are_only_captioned(fake_vlm, sample
     assert len(report.captions) == 3
     assert report.answers.empty
     assert report.summary().empty
-    asked = evaluate(
+    result = evaluate(
         fake_vlm(truthful),
         [Sample(s.id, s.source, (), s.questions) for s in samples(3)],
         progress=False,
     )
-    assert asked.summary()["metric"].str.startswith("caption").sum() == 0
+    assert result.summary()["metric"].str.startswith("caption").sum() == 0
 
 
 def test_presence_is_scored_by_stratum_and_has_no_row_where_nobody_asked(fake_vlm, samples):
@@ -122,7 +122,7 @@ def test_presence_is_scored_by_stratum_and_has_no_row_where_nobody_asked(fake_vl
     assert set(mute.columns) <= set(report.presence().columns)
 
 
-def known(sample):
+def content_of(sample):
     """The bytes of what a sample shows, by which a fake model can tell it."""
     content = sample.content
     return (
@@ -141,11 +141,11 @@ def known(sample):
 )
 def test_clips_and_sounds_are_captioned_and_asked_like_scenes(fake_vlm, dataset, kind, factors):
     """A model that knows every other sample and says nothing about the rest."""
-    drawn = load_samples(dataset, n=4)
-    by_content = {known(sample): (k, sample) for k, sample in enumerate(drawn)}
+    samples = load_samples(dataset, n=4)
+    by_content = {content_of(sample): (k, sample) for k, sample in enumerate(samples)}
 
     def say(content, text):
-        k, sample = by_content[known(Sample("x", lambda: content, modality=kind))]
+        k, sample = by_content[content_of(Sample("x", lambda: content, modality=kind))]
         if k % 2:
             return "nothing"
         return (
@@ -154,17 +154,17 @@ def test_clips_and_sounds_are_captioned_and_asked_like_scenes(fake_vlm, dataset,
             else next(q.answer for q in sample.questions if q.text == text)
         )
 
-    report = evaluate(fake_vlm(say), drawn, progress=False, dataset=dataset)
+    report = evaluate(fake_vlm(say), samples, progress=False, dataset=dataset)
     assert report.captions.columns.tolist() == ["sample", "caption", *factors]
-    assert report.captions["sample"].tolist() == [sample.id for sample in drawn]
+    assert report.captions["sample"].tolist() == [sample.id for sample in samples]
     for factor in factors:
-        has = [sample.truth[factor] is not None for sample in drawn]
-        named = [bool(k % 2 == 0) if told else None for k, told in enumerate(has)]
+        has = [sample.truth[factor] is not None for sample in samples]
+        named = [bool(k % 2 == 0) if mentioned else None for k, mentioned in enumerate(has)]
         assert [
             None if pd.isna(value) else bool(value) for value in report.captions[factor]
         ] == named
-    assert len(report.answers) == sum(len(sample.questions) for sample in drawn)
-    even = report.answers["sample"].isin([sample.id for sample in drawn[::2]])
+    assert len(report.answers) == sum(len(sample.questions) for sample in samples)
+    even = report.answers["sample"].isin([sample.id for sample in samples[::2]])
     assert (report.answers["correct"].astype(bool) == even).all()
     metrics = report.summary().set_index("metric")["value"]
     pairs = {"clips": ("caption/action", "qa/action"), "sounds": ("caption/sound", "qa/sound")}

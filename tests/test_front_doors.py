@@ -58,8 +58,8 @@ def test_the_package_itself_imports_nothing_that_is_dear():
 
 
 def test_samples_and_intervals_need_no_torch():
-    wanted = (
+    imports = (
         "from xlvlms_tutorial import load_samples; from xlvlms_tutorial.metrics import bootstrap"
     )
-    code = f"{wanted}; import sys; sys.exit('torch' in sys.modules)"
+    code = f"{imports}; import sys; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0

@@ -19,7 +19,10 @@ from tools.chapters import FIRST_CELL, RUNTIME, notebooks, read
 IMAGES = pytest.mark.parametrize("image", ["2026-04", "2026-08", "2026-09"])
 LEFT_ALONE = {"torch", "torchvision", "numpy", "pandas"}
 REPLACED = {"transformers", "tokenizers", "huggingface-hub"}
-CONSTRAINTS = {canonicalize_name(one.name): one for one, _ in pins("requirements-hosted.txt")}
+CONSTRAINTS = {
+    canonicalize_name(requirement.name): requirement
+    for requirement, _ in pins("requirements-hosted.txt")
+}
 # What the hub of the constraints asks for: the one that is installed here is another
 OF_THE_HUB = """
     click<9.0.0,>=8.4.2 filelock>=3.10.0 fsspec>=2023.5.0 hf-xet<2.0.0,>=1.6.0 httpx<1,>=0.23.0
@@ -40,8 +43,8 @@ def recorded(image):
         for month in ("2026-09", image)
         for line in (ROOT / f"tests/hosted/{month}.txt").read_text().splitlines()
     ]
-    held = dict(line.split("==") for line in lines if not line.startswith("#"))
-    return {canonicalize_name(name): version for name, version in held.items()}
+    versions = dict(line.split("==") for line in lines if not line.startswith("#"))
+    return {canonicalize_name(name): version for name, version in versions.items()}
 
 
 def needs(name):
@@ -51,39 +54,45 @@ def needs(name):
     )
 
 
-def taken(name):
+def installed_version(name):
     """The version of a package that pip takes under the constraints, where
     an image has none that will do.
     """
-    (one, *more) = CONSTRAINTS[name].specifier
-    return one.version if one.operator == "==" and not more else importlib.metadata.version(name)
+    (specifier, *further) = CONSTRAINTS[name].specifier
+    return (
+        specifier.version
+        if specifier.operator == "==" and not further
+        else importlib.metadata.version(name)
+    )
 
 
 def installed(image):
     """The versions that pip installs into an image, all else staying as it is."""
-    held = recorded(image)
-    there = environment(".".join(held["python"].split(".")[:2]), "Linux")
-    asked = [
-        Requirement(one)
-        for one in tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    versions = recorded(image)
+    marker_environment = environment(".".join(versions["python"].split(".")[:2]), "Linux")
+    requirements = [
+        Requirement(line)
+        for line in tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
     ]
     new = {}
-    for one in asked:  # grows: what is installed asks for more
-        name = canonicalize_name(one.name)
-        if one.marker is not None and not one.marker.evaluate(there):
+    for requirement in requirements:  # grows: what is installed asks for more
+        name = canonicalize_name(requirement.name)
+        if requirement.marker is not None and not requirement.marker.evaluate(marker_environment):
             continue
         allowed = CONSTRAINTS.get(name, Requirement(name)).specifier
         if name not in new and not (
-            name in held and one.specifier.contains(held[name]) and allowed.contains(held[name])
+            name in versions
+            and requirement.specifier.contains(versions[name])
+            and allowed.contains(versions[name])
         ):
             assert name in CONSTRAINTS, (
-                f"{image} has {name} {held.get(name)}, {one} is asked for, and "
+                f"{image} has {name} {versions.get(name)}, {requirement} is asked for, and "
                 "requirements-hosted.txt does not say which"
             )
-            new[name] = taken(name)
-            asked += map(Requirement, needs(name))
-        assert one.specifier.contains(new.get(name, held.get(name))), (
-            f"{one}, but {name} {new.get(name)} is taken"
+            new[name] = installed_version(name)
+            requirements += map(Requirement, needs(name))
+        assert requirement.specifier.contains(new.get(name, versions.get(name))), (
+            f"{requirement}, but {name} {new.get(name)} is taken"
         )
     return new
 
@@ -93,16 +102,16 @@ def test_first_cell_finds_a_set_that_goes_together_and_leaves_torch_numpy_and_pa
     new = installed(image)
     assert set(new) >= REPLACED
     assert not LEFT_ALONE & set(new)
-    for who, asked in ASKED_BACK.items():
-        wanted = Requirement(asked)
-        assert wanted.specifier.contains(new[canonicalize_name(wanted.name)]), who
+    for who, line in ASKED_BACK.items():
+        requirement = Requirement(line)
+        assert requirement.specifier.contains(new[canonicalize_name(requirement.name)]), who
 
 
 def test_what_is_replaced_in_the_current_image_is_what_the_cell_says():
     replaced = {name for name in installed("2026-08") if name in recorded("2026-08")}
     assert replaced == REPLACED
-    said = re.search(r'print\("Takes some seconds\. (.*) are replaced', FIRST_CELL)[1]
-    assert {canonicalize_name(name) for name in re.split(", | and ", said)} == replaced
+    names = re.search(r'print\("Takes some seconds\. (.*) are replaced', FIRST_CELL)[1]
+    assert {canonicalize_name(name) for name in re.split(", | and ", names)} == replaced
     comment = (ROOT / "pyproject.toml").read_text()
     assert all(
         f"{name}" in comment.partition("dependencies = [")[0]
@@ -112,15 +121,18 @@ def test_what_is_replaced_in_the_current_image_is_what_the_cell_says():
 
 def test_constraints_are_of_what_is_tested_and_within_what_the_package_asks_for():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    asked = {
-        canonicalize_name(one.name): one.specifier
-        for one in map(Requirement, project["dependencies"])
+    specifiers = {
+        canonicalize_name(requirement.name): requirement.specifier
+        for requirement in map(Requirement, project["dependencies"])
     }
-    tested = {canonicalize_name(one.name): next(iter(one.specifier)).version for one, _ in pins()}
+    tested = {
+        canonicalize_name(requirement.name): next(iter(requirement.specifier)).version
+        for requirement, _ in pins()
+    }
     assert not LEFT_ALONE & set(CONSTRAINTS)
-    for name, one in CONSTRAINTS.items():
-        assert name not in asked or asked[name].contains(taken(name))
-        assert one.specifier.contains(tested[name]) == (name != "huggingface-hub"), one
+    for name, pin in CONSTRAINTS.items():
+        assert name not in specifiers or specifiers[name].contains(installed_version(name))
+        assert pin.specifier.contains(tested[name]) == (name != "huggingface-hub"), pin
 
 
 def test_every_python_that_is_declared_is_one_that_colab_has_or_that_is_tested():
@@ -138,17 +150,18 @@ def test_every_python_that_is_declared_is_one_that_colab_has_or_that_is_tested()
 
 
 @pytest.mark.parametrize(
-    "held", [{"torch": "2.11.0+cu128", "numpy": "2.1.3", "pandas": "2.2.3"}, {"numpy": "2.1.3"}, {}]
+    "versions",
+    [{"torch": "2.11.0+cu128", "numpy": "2.1.3", "pandas": "2.2.3"}, {"numpy": "2.1.3"}, {}],
 )
-def test_first_cell_asks_for_torch_numpy_and_pandas_as_they_are(monkeypatch, capsys, held):
+def test_first_cell_asks_for_torch_numpy_and_pandas_as_they_are(monkeypatch, capsys, versions):
     ran = []
-    monkeypatch.setattr("importlib.util.find_spec", held.get)
-    monkeypatch.setattr("importlib.metadata.version", held.__getitem__)
+    monkeypatch.setattr("importlib.util.find_spec", versions.get)
+    monkeypatch.setattr("importlib.metadata.version", versions.__getitem__)
     monkeypatch.setattr(subprocess, "run", lambda command, check: ran.append(command))
     exec(FIRST_CELL, {})
-    kept = [f"{name}=={version}" for name, version in held.items()]
+    pinned = [f"{name}=={version}" for name, version in versions.items()]
     constraints = ["-c", "xlvlms-tutorial/requirements-hosted.txt", "./xlvlms-tutorial"]
-    assert ran[1] == [sys.executable, "-m", "pip", "install", "-q", *kept, *constraints]
+    assert ran[1] == [sys.executable, "-m", "pip", "install", "-q", *pinned, *constraints]
     assert "need not restart" in capsys.readouterr().out
 
 

@@ -17,9 +17,9 @@ from xlvlms_tutorial.errors import OutputError, RecordError
 
 
 def test_versions_name_what_the_numbers_depend_on():
-    found = io.versions()
-    assert {"python", "xlvlms_tutorial", "torch", "transformers", "numpy"} <= set(found)
-    assert found["torch"][0].isdigit()
+    versions = io.versions()
+    assert {"python", "xlvlms_tutorial", "torch", "transformers", "numpy"} <= set(versions)
+    assert versions["torch"][0].isdigit()
 
 
 def test_a_file_is_whole_and_its_folder_is_made(tmp_path):
@@ -65,7 +65,7 @@ def test_a_block_that_fails_leaves_the_old_file_and_nothing_else(tmp_path):
     assert path.read_text() == "old"
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGKILL")
+@pytest.mark.skipif(sys.platform == "win32", reason="runs on Linux and macOS, which have SIGKILL")
 def test_a_writer_that_is_killed_leaves_the_old_file_and_a_hidden_draft(tmp_path):
     path = io.write_utf8(tmp_path / "a", "old")
     code = (
@@ -95,7 +95,7 @@ def test_writers_of_one_file_do_not_take_each_other_s_drafts(tmp_path):
     assert (tmp_path / "a").read_text() in texts
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="permissions are others there")
+@pytest.mark.skipif(sys.platform == "win32", reason="runs on Linux and macOS, which have umask")
 def test_what_is_written_may_be_read_by_everybody(tmp_path):
     before = os.umask(0o077)
     try:
@@ -202,12 +202,12 @@ def test_tensors_come_back_as_they_were(tmp_path):
         "none": torch.ones(0, 3),
         "bits": grid > 2,
     }
-    found, metadata = io.load_tensors(
+    loaded, metadata = io.load_tensors(
         io.save_tensors(tmp_path / "new" / "a", tensors, {"kind": "grün 1"})
     )
-    assert metadata == {"kind": "grün 1"} and found.keys() == tensors.keys()
+    assert metadata == {"kind": "grün 1"} and loaded.keys() == tensors.keys()
     for name, tensor in tensors.items():
-        assert found[name].dtype == tensor.dtype and torch.equal(found[name], tensor)
+        assert loaded[name].dtype == tensor.dtype and torch.equal(loaded[name], tensor)
     assert [file.name for file in (tmp_path / "new").iterdir()] == ["a"]
 
 
@@ -220,11 +220,11 @@ def test_arrays_come_back_as_they_were_in_either_framework(tmp_path):
         "none": np.ones((0, 3), dtype=np.uint8),
     }
     path = io.save_tensors(tmp_path / "a", arrays)
-    found, metadata = io.load_tensors(path, "np")
-    assert metadata == {} and found.keys() == arrays.keys()
+    loaded, metadata = io.load_tensors(path, "np")
+    assert metadata == {} and loaded.keys() == arrays.keys()
     for name, array in arrays.items():
-        assert found[name].dtype == array.dtype
-        np.testing.assert_array_equal(found[name], array, strict=True)
+        assert loaded[name].dtype == array.dtype
+        np.testing.assert_array_equal(loaded[name], array, strict=True)
         np.testing.assert_array_equal(io.load_tensors(path)[0][name].numpy(), array, strict=True)
 
 

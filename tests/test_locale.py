@@ -26,14 +26,14 @@ BINARY = {"Image", "os", "av", "tarfile", "zipfile"}  # modules whose open reads
 
 def silent_on_encoding(source: str) -> list[int]:
     """The lines of calls that read or write text in the encoding of the locale."""
-    found = []
+    lines = []
     for call in (node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)):
-        given = {word.arg: word.value for word in call.keywords}
+        keywords = {word.arg: word.value for word in call.keywords}
         name = getattr(call.func, "attr", None) or getattr(call.func, "id", "")
         owner = getattr(getattr(call.func, "value", None), "id", "")
         modes = [
             part.value
-            for part in (*call.args, *given.values())
+            for part in (*call.args, *keywords.values())
             if isinstance(part, ast.Constant) and isinstance(part.value, str)
         ]
         text = (
@@ -41,14 +41,14 @@ def silent_on_encoding(source: str) -> list[int]:
             and owner not in BINARY
             and not any("b" in mode for mode in modes if len(mode) <= 3)
         )
-        text |= any(word in given for word in ("text", "universal_newlines")) and name in (
+        text |= any(word in keywords for word in ("text", "universal_newlines")) and name in (
             "run",
             "Popen",
             "check_output",
         )
-        if text and "encoding" not in given:
-            found.append(call.lineno)
-    return found
+        if text and "encoding" not in keywords:
+            lines.append(call.lineno)
+    return lines
 
 
 def test_a_call_without_an_encoding_is_found():
@@ -101,12 +101,12 @@ record("VLM-1", Estimate(0.5, 0.4, 0.6, 10), **names, seeds=0, folder=here / "cl
 def test_records_are_written_and_read_in_any_locale(tmp_path):
     run("-c", WRITING, str(tmp_path))
     assert json.loads((tmp_path / "a.json").read_text(encoding="utf-8"))["said"] == "naïve ± 猫"
-    told = json.loads(
+    entries = json.loads(
         run(
             "-m", "xlvlms_tutorial", "claims", "--json", "-", XLVLMS_CLAIMS=str(tmp_path / "claims")
         )
     )
-    assert any(entry["model"] == "modèle" for entry in told)
+    assert any(entry["model"] == "modèle" for entry in entries)
     assert "mod\\xe8le" in run(
         "-m", "xlvlms_tutorial", "claims", XLVLMS_CLAIMS=str(tmp_path / "claims")
     )

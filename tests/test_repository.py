@@ -200,7 +200,7 @@ def test_a_release_has_an_owner_and_one_version():
 
 
 @pytest.mark.parametrize(
-    "tag, repository, version, cited, said",
+    "tag, repository, version, cited, pattern",
     [
         (
             "v1.2",
@@ -215,9 +215,9 @@ def test_a_release_has_an_owner_and_one_version():
         ("v1.2", OWNED, "1.2", "1.1", "1.1 in CITATION.cff"),
     ],
 )
-def test_what_is_no_release_is_said(tag, repository, version, cited, said):
+def test_what_is_no_release_is_said(tag, repository, version, cited, pattern):
     (problem,) = release.obstacles(tag, repository, version, cited)
-    assert re.search(said, problem)
+    assert re.search(pattern, problem)
 
 
 def test_a_state_with_a_tag_is_a_release_and_one_with_an_address_installs_no_moving_branch():
@@ -287,25 +287,27 @@ LOCKED = [
 
 
 def test_requirements_are_pinned_once_and_torch_comes_first():
-    wanted = [one for one, _ in pins()]
-    assert str(wanted[0]) == "torch==2.13.0"
+    requirements = [requirement for requirement, _ in pins()]
+    assert str(requirements[0]) == "torch==2.13.0"
     assert [
-        str(one)
-        for one in wanted
-        if not re.fullmatch(r"==[\w.]+", str(one.specifier)) or one.url or one.extras
+        str(requirement)
+        for requirement in requirements
+        if not re.fullmatch(r"==[\w.]+", str(requirement.specifier))
+        or requirement.url
+        or requirement.extras
     ] == []
-    names = [canonicalize_name(one.name) for one in wanted]
+    names = [canonicalize_name(requirement.name) for requirement in requirements]
     assert len(names) == len(set(names))
 
 
 @pytest.mark.parametrize("name", LOCKED)
 def test_every_line_that_pip_installs_from_has_hashes(name):
     assert pins(name)
-    for wanted, hashes in pins(name):
-        assert re.fullmatch(r"==[\w.]+", str(wanted.specifier)), wanted
-        assert hashes, f"{wanted} has no hash; run `make lock`"
-        assert all(re.fullmatch(r"sha256:[0-9a-f]{64}", one) for one in hashes), wanted
-        assert len(hashes) == len(set(hashes)), wanted
+    for requirement, hashes in pins(name):
+        assert re.fullmatch(r"==[\w.]+", str(requirement.specifier)), requirement
+        assert hashes, f"{requirement} has no hash; run `make lock`"
+        assert all(re.fullmatch(r"sha256:[0-9a-f]{64}", digest) for digest in hashes), requirement
+        assert len(hashes) == len(set(hashes)), requirement
 
 
 def test_the_lock_has_what_is_pinned_but_torch_everywhere():
@@ -313,51 +315,56 @@ def test_the_lock_has_what_is_pinned_but_torch_everywhere():
 
     The lock writes them in other words.
     """
-    locked = {canonicalize_name(one.name): one for one, _ in pins("requirements.lock")}
-    wanted = {canonicalize_name(one.name): one for one, _ in pins()}
-    del wanted["torch"]
-    assert locked.keys() == wanted.keys(), "run `make lock`"
-    for name, one in wanted.items():
-        assert locked[name].specifier == one.specifier, f"{name}: run `make lock`"
-        for there in ENVIRONMENTS:
+    locked = {
+        canonicalize_name(requirement.name): requirement
+        for requirement, _ in pins("requirements.lock")
+    }
+    required = {canonicalize_name(requirement.name): requirement for requirement, _ in pins()}
+    del required["torch"]
+    assert locked.keys() == required.keys(), "run `make lock`"
+    for name, pin in required.items():
+        assert locked[name].specifier == pin.specifier, f"{name}: run `make lock`"
+        for machine in ENVIRONMENTS:
             applies = [
-                marker is None or marker.evaluate(there)
-                for marker in (one.marker, locked[name].marker)
+                marker is None or marker.evaluate(machine)
+                for marker in (pin.marker, locked[name].marker)
             ]
-            assert applies[0] == applies[1], (name, there)
+            assert applies[0] == applies[1], (name, machine)
 
 
 @pytest.mark.parametrize(
-    "there", ENVIRONMENTS, ids=lambda there: f"{there['python_version']}-{there['platform_system']}"
+    "machine",
+    ENVIRONMENTS,
+    ids=lambda machine: f"{machine['python_version']}-{machine['platform_system']}",
 )
-def test_the_pins_lack_nothing_that_they_ask_for(there):
+def test_the_pins_lack_nothing_that_they_ask_for(machine):
     """Nothing beside them is installed.
 
     What torch brings is its own, and what is not installed here has no say.
     """
-    here = {
-        canonicalize_name(one.name): one
-        for one, _ in pins()
-        if one.marker is None or one.marker.evaluate(there)
+    required = {
+        canonicalize_name(requirement.name): requirement
+        for requirement, _ in pins()
+        if requirement.marker is None or requirement.marker.evaluate(machine)
     }
-    extras = {("torch", "")} | {(name, "") for name in here}
-    seen = set()
-    while extras - seen:
-        name, extra = (extras - seen).pop()
-        seen.add((name, extra))
+    extras = {("torch", "")} | {(name, "") for name in required}
+    visited = set()
+    while extras - visited:
+        name, extra = (extras - visited).pop()
+        visited.add((name, extra))
         try:
             needs = [] if name == "torch" else importlib.metadata.requires(name) or []
         except importlib.metadata.PackageNotFoundError:
-            assert here[name].marker is not None, (
+            assert required[name].marker is not None, (
                 f"{name} is pinned for every system but not installed; run `make install`"
             )
             continue
-        for one in map(Requirement, needs):
-            if one.marker is None or one.marker.evaluate(there | {"extra": extra}):
-                assert canonicalize_name(one.name) in here, (
-                    f"{name} asks for {one}, which is not pinned"
+        for need in map(Requirement, needs):
+            if need.marker is None or need.marker.evaluate(machine | {"extra": extra}):
+                assert canonicalize_name(need.name) in required, (
+                    f"{name} asks for {need}, which is not pinned"
                 )
-                extras |= {(canonicalize_name(one.name), more) for more in one.extras}
+                extras |= {(canonicalize_name(need.name), inner) for inner in need.extras}
 
 
 def test_install_takes_nothing_without_a_hash_but_torch():
@@ -387,13 +394,18 @@ def test_weight_wheels_carry_hashes():
 
 def test_the_package_asks_for_lower_bounds_and_one_upper_bound_and_every_pin_is_within():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    pinned = {one.name.lower(): next(iter(one.specifier)).version for one, _ in pins()}
-    for wanted in map(Requirement, project["dependencies"]):
-        upper = wanted.name == "transformers"  # its next version asks for a peft that is not there
-        assert sorted(one.operator for one in wanted.specifier) == (
+    pinned = {
+        requirement.name.lower(): next(iter(requirement.specifier)).version
+        for requirement, _ in pins()
+    }
+    for requirement in map(Requirement, project["dependencies"]):
+        upper = (
+            requirement.name == "transformers"
+        )  # its next version asks for a peft that is not there
+        assert sorted(specifier.operator for specifier in requirement.specifier) == (
             ["<", ">="] if upper else [">="]
         )
-        assert wanted.specifier.contains(pinned[wanted.name])
+        assert requirement.specifier.contains(pinned[requirement.name])
     assert "urls" not in project
 
 
@@ -425,7 +437,9 @@ def test_the_page_on_sources_names_every_script_as_it_is_pinned(pin):
 
 
 def test_the_page_on_sources_has_the_pinned_versions_of_what_is_in_the_pages():
-    pinned = {one.name: next(iter(one.specifier)).version for one, _ in pins()}
+    pinned = {
+        requirement.name: next(iter(requirement.specifier)).version for requirement, _ in pins()
+    }
     named = {
         row[0].split("`")[1]: row[1]
         for row in rows()
@@ -445,7 +459,7 @@ def test_the_page_on_sources_has_the_pinned_versions_of_what_is_in_the_pages():
 def test_the_page_on_sources_says_of_every_package_the_licence_that_it_states():
     page = THIRD_PARTY.read_text(encoding="utf-8")
     direct = (ROOT / "requirements.txt").read_text(encoding="utf-8").partition("# Brought along")[0]
-    wanted = {line.split("==")[0] for line in direct.splitlines() if "==" in line}
+    expected = {line.split("==")[0] for line in direct.splitlines() if "==" in line}
     named = set()
     for licence, packages in re.findall(r"^- \*\*([^*]+)\*\*: (.*(?:\n  .*)*)", page, re.M):
         for package in re.sub(r"\([^)]*\)", "", packages.replace("\n", " ")).split(","):
@@ -457,7 +471,7 @@ def test_the_page_on_sources_says_of_every_package_the_licence_that_it_states():
             ]
             assert licence.removesuffix("-2.0") in " ".join(stated), package
             named.add(package.strip())
-    assert named == wanted
+    assert named == expected
 
 
 SERVED = config()["sphinx"]["config"]
@@ -537,14 +551,14 @@ def imports_of_the_package(page):
     ids=lambda page: page.stem,
 )
 def test_pages_import_what_front_doors_offer_and_from_six_of_them_at_most(page):
-    asked = list(imports_of_the_package(page))
-    for module, name, line in asked:
+    imports = list(imports_of_the_package(page))
+    for module, name, line in imports:
         assert module in DOORS, f"{page.name}: {line}: {module} is no front door"
         assert name is None or name in import_module(module).__all__, (
             f"{page.name}: {line}: {module} does not offer {name}"
         )
         assert name is None or not name.startswith("_"), f"{page.name}: {line}"
-    doors = {module for module, _, _ in asked}
+    doors = {module for module, _, _ in imports}
     assert len(doors) <= 6, (
         f"{page.name} imports from {len(doors)} front doors: {', '.join(sorted(doors))}"
     )

@@ -30,7 +30,7 @@ from xlvlms_tutorial.samples import (
     mentioning,
 )
 
-DRAWN = {"scenes": "images", "composition": "images", "clips": "videos", "sounds": "audio"}
+MEDIA = {"scenes": "images", "composition": "images", "clips": "videos", "sounds": "audio"}
 
 
 def test_sources_may_be_pictures_files_or_functions(tmp_path):
@@ -64,12 +64,12 @@ def test_a_picture_stands_as_its_exif_says(orientation, ending, tmp_path):
     exif = Image.Exif()
     exif[0x0112] = orientation
     Image.fromarray(noise(6, 10, 3)).save(tmp_path / f"phone.{ending}", exif=exif)
-    found = as_image(tmp_path / f"phone.{ending}")
-    assert found.size == ((6, 10) if orientation > 4 else (10, 6))
-    assert found.tobytes() == load_image(str(tmp_path / f"phone.{ending}")).tobytes()
+    image = as_image(tmp_path / f"phone.{ending}")
+    assert image.size == ((6, 10) if orientation > 4 else (10, 6))
+    assert image.tobytes() == load_image(str(tmp_path / f"phone.{ending}")).tobytes()
     with Image.open(tmp_path / f"phone.{ending}") as opened:
-        assert as_image(opened).tobytes() == found.tobytes()
-    assert as_image(found).tobytes() == found.tobytes()  # it is turned once
+        assert as_image(opened).tobytes() == image.tobytes()
+    assert as_image(image).tobytes() == image.tobytes()  # it is turned once
 
 
 def test_a_damaged_exif_leaves_the_picture_as_it_is(tmp_path):
@@ -105,9 +105,9 @@ def test_grey_levels_of_any_depth_become_those_of_eight_bits(mode, white):
     levels = (RAMP * white).round(0 if white > 1 else 9).astype(dtype)
     picture = Image.fromarray(levels)
     assert picture.mode == mode
-    found = np.asarray(as_image(picture)).astype(float)
-    assert np.abs(found - 255 * RAMP[..., None]).max() <= 1
-    assert found.mean() == pytest.approx(127.5, abs=1)
+    image = np.asarray(as_image(picture)).astype(float)
+    assert np.abs(image - 255 * RAMP[..., None]).max() <= 1
+    assert image.mean() == pytest.approx(127.5, abs=1)
 
 
 def test_a_dark_picture_of_16_bits_is_dark(tmp_path):
@@ -137,9 +137,9 @@ def transparent(mode: str) -> Image.Image:
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "RGB", "L"])
 def test_what_is_transparent_is_laid_on_white_as_transformers_lays_it(mode):
     picture = transparent(mode)
-    found = np.asarray(as_image(picture))
-    assert np.array_equal(found, convert_to_rgb(picture, return_numpy=True))
-    assert not np.array_equal(found, np.asarray(picture.convert("RGB")))
+    image = np.asarray(as_image(picture))
+    assert np.array_equal(image, convert_to_rgb(picture, return_numpy=True))
+    assert not np.array_equal(image, np.asarray(picture.convert("RGB")))
     flat = Image.new("RGBA", (2, 2), (9, 9, 9, 0)).convert("RGBa")
     assert (
         np.asarray(as_image(flat)).min()
@@ -173,10 +173,10 @@ ARRAYS = {
 
 @pytest.mark.parametrize("name", ARRAYS)
 def test_arrays_are_pictures(name):
-    given, expected = ARRAYS[name]
-    found = as_image(given)
-    assert found.mode == "RGB" and np.array_equal(np.asarray(found), expected)
-    assert Sample("a", given).image.tobytes() == found.tobytes()
+    array, expected = ARRAYS[name]
+    image = as_image(array)
+    assert image.mode == "RGB" and np.array_equal(np.asarray(image), expected)
+    assert Sample("a", array).image.tobytes() == image.tobytes()
 
 
 WRONG_ARRAYS = {
@@ -228,12 +228,12 @@ def test_bytes_open_files_and_addresses_are_read_as_the_file(ending, tmp_path):
     file = tmp_path / f"a b%20ü.{ending}"
     Image.fromarray(PIXELS[..., :3]).save(file)
     expected = as_image(file).tobytes()
-    held = file.read_bytes()
+    content = file.read_bytes()
     for source in (
-        held,
-        bytearray(held),
-        memoryview(held),
-        BytesIO(held),
+        content,
+        bytearray(content),
+        memoryview(content),
+        BytesIO(content),
         str(file),
         file.as_uri(),
         file.as_uri().replace("///", "//localhost/"),
@@ -242,7 +242,7 @@ def test_bytes_open_files_and_addresses_are_read_as_the_file(ending, tmp_path):
     with file.open("rb") as opened:
         assert as_image(opened).tobytes() == expected
     assert (
-        Sample("a", held).image.tobytes()
+        Sample("a", content).image.tobytes()
         == Sample("a", file.as_uri()).content.tobytes()
         == expected
     )
@@ -287,9 +287,9 @@ def test_bytes_and_texts_that_are_no_picture_are_refused_in_few_words(wrong):
     with pytest.raises(
         ImageError,
         match="is not a picture that can be read; give a PIL image, an array, or the path or bytes",
-    ) as told:
+    ) as raised:
         as_image(wrong)
-    assert len(str(told.value)) < 500
+    assert len(str(raised.value)) < 500
 
 
 @pytest.mark.parametrize("size", [(0, 5), (5, 0), (0, 0)])
@@ -302,11 +302,11 @@ def chunk(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
-def png(width: int, height: int, *more: bytes, bits: int = 1) -> bytes:
+def png(width: int, height: int, *chunks: bytes, bits: int = 1) -> bytes:
     rows = zlib.compress((b"\0" + b"\xff" * ((width * bits + 7) // 8)) * height, 1)
     header = struct.pack(">IIBBBBB", width, height, bits, 0, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + b"".join(
-        [chunk(b"IHDR", header), *more, chunk(b"IDAT", rows), chunk(b"IEND", b"")]
+        [chunk(b"IHDR", header), *chunks, chunk(b"IDAT", rows), chunk(b"IEND", b"")]
     )
 
 
@@ -390,10 +390,10 @@ WAVE = (0.9 * np.sin(np.arange(400) / 7)).astype(np.float32)
     ],
 )
 def test_sounds_are_floats_however_a_file_has_them(written, step):
-    found = as_sound(written)
-    assert found.dtype.kind == "f" and np.abs(found - WAVE).max() <= step
-    assert np.array_equal(Sample("a", lambda: written, modality="audio").content, found)
-    assert np.array_equal(as_sound(found), found)
+    wave = as_sound(written)
+    assert wave.dtype.kind == "f" and np.abs(wave - WAVE).max() <= step
+    assert np.array_equal(Sample("a", lambda: written, modality="audio").content, wave)
+    assert np.array_equal(as_sound(wave), wave)
 
 
 @pytest.mark.parametrize(
@@ -438,20 +438,20 @@ def test_composition_holds_only_combinations_kept_out_of_training():
 
 
 def test_clips_carry_frames_references_questions_and_truth():
-    samples, drawn = load_samples("clips", n=6, seed=3), clips.clips(6, "test", 3)
-    for sample, clip in zip(samples, drawn, strict=True):
+    samples, sampled = load_samples("clips", n=6, seed=3), clips.clips(6, "test", 3)
+    for sample, clip in zip(samples, sampled, strict=True):
         assert sample.modality == "video"
         assert set(sample.truth) == {*world.FACTORS, "direction", "speed"}
-        told = (clip.scene.subject, clip.scene.action, clip.direction, clip.speed)
+        factors = (clip.scene.subject, clip.scene.action, clip.direction, clip.speed)
         assert (
             tuple(sample.truth[factor] for factor in ("subject", "action", "direction", "speed"))
-            == told
+            == factors
         )
         assert sample.captions == tuple(clips.clip_captions(clip))
         assert sample.questions == tuple(clips.clip_questions(clip))
-        asked = {q.type: q.answer for q in sample.questions}
-        assert asked["action"] == clip.scene.action and asked.get("speed") == clip.speed
-    content, expected = samples[1].content, clips.render_clip(drawn[1])
+        answers = {q.type: q.answer for q in sample.questions}
+        assert answers["action"] == clip.scene.action and answers.get("speed") == clip.speed
+    content, expected = samples[1].content, clips.render_clip(sampled[1])
     assert len(content) == clips.FRAMES and all(frame.mode == "RGB" for frame in content)
     assert all(
         np.array_equal(np.asarray(a), np.asarray(b)) for a, b in zip(content, expected, strict=True)
@@ -461,11 +461,11 @@ def test_clips_carry_frames_references_questions_and_truth():
 
 
 def test_sounds_carry_samples_references_questions_and_truth():
-    samples, drawn = (
+    samples, sampled = (
         load_samples("sounds", n=6, split="recordings", seed=3),
         sounds.sounds(6, "recordings", 3),
     )
-    for sample, sound in zip(samples, drawn, strict=True):
+    for sample, sound in zip(samples, sampled, strict=True):
         assert sample.modality == "audio"
         assert sample.truth == {
             "sound": sound.name,
@@ -477,7 +477,9 @@ def test_sounds_carry_samples_references_questions_and_truth():
         assert sample.questions == tuple(sounds.sound_questions(sound))
     assert {sample.truth["recording"] for sample in samples} <= set(sounds.HELD_OUT)
     content = samples[2].content
-    assert content.shape == (sounds.SAMPLES,) and np.array_equal(content, sounds.waveform(drawn[2]))
+    assert content.shape == (sounds.SAMPLES,) and np.array_equal(
+        content, sounds.waveform(sampled[2])
+    )
     with pytest.raises(ImageError):
         _ = samples[2].image
 
@@ -485,24 +487,24 @@ def test_sounds_carry_samples_references_questions_and_truth():
 @pytest.mark.parametrize("dataset", ["clips", "sounds"])
 def test_drawing_again_gives_the_same_and_another_seed_or_split_another(dataset):
     first, again = load_samples(dataset, n=4), load_samples(dataset, n=6)[:4]
-    told = lambda samples: [(s.id, dict(s.truth), s.captions, s.questions) for s in samples]
-    assert told(first) == told(again)
+    content_of = lambda samples: [(s.id, dict(s.truth), s.captions, s.questions) for s in samples]
+    assert content_of(first) == content_of(again)
     assert np.array_equal(np.asarray(first[3].content), np.asarray(again[3].content))
-    for other in (
+    for variation in (
         load_samples(dataset, n=4, seed=1),
         load_samples(dataset, n=4, split="validation"),
     ):
-        assert [s.captions for s in other] != [s.captions for s in first]
-        assert not {s.id for s in other} & {s.id for s in first}
+        assert [s.captions for s in variation] != [s.captions for s in first]
+        assert not {s.id for s in variation} & {s.id for s in first}
     assert len({s.id for s in again}) == 4
 
 
-@pytest.mark.parametrize(("dataset", "name"), DRAWN.items())
+@pytest.mark.parametrize(("dataset", "name"), MEDIA.items())
 def test_media_are_named_as_processors_take_them(dataset, name):
     samples = load_samples(dataset, n=2)
-    (found,) = media(samples).items()
-    assert found[0] == name and len(found[1]) == 2
-    assert np.array_equal(np.asarray(found[1][1]), np.asarray(samples[1].content))
+    (entry,) = media(samples).items()
+    assert entry[0] == name and len(entry[1]) == 2
+    assert np.array_equal(np.asarray(entry[1][1]), np.asarray(samples[1].content))
     assert samples[0].modality in PROMPTS
 
 
@@ -546,12 +548,12 @@ def test_unknown_datasets_and_splits_list_what_there_is():
         load_samples("scenes", n=0)
 
 
-def told(*captions):
+def captioned(*captions):
     return [Sample(str(k), Image.new("RGB", (4, 4)), lines) for k, lines in enumerate(captions)]
 
 
 def test_samples_that_mention_a_word_have_it_whole_in_some_caption():
-    samples = told(
+    samples = captioned(
         ("Cattle rest.", "A cat sleeps."),
         ("Cattle rest.",),
         ("The CAT!", "A dog."),
@@ -572,7 +574,7 @@ def test_words_in_no_caption_are_told_with_those_that_are():
         TokenOfInterestError,
         match=r"'c.t': in 0 of 2 samples; said instead: 'a' \(2\), 'cat' \(1\), 'dog' \(1\)",
     ):
-        mentioning(told(("A cat.",), ("A dog.",)), "c.t")
+        mentioning(captioned(("A cat.",), ("A dog.",)), "c.t")
 
 
 @pytest.mark.parametrize(
@@ -580,7 +582,7 @@ def test_words_in_no_caption_are_told_with_those_that_are():
 )
 def test_no_words_and_no_samples_cannot_be_asked_for(words, n):
     with pytest.raises(SelectionError, match="give words or phrases|give 1 or more"):
-        mentioning(told(("A cat.",)), words, n)
+        mentioning(captioned(("A cat.",)), words, n)
 
 
 @pytest.mark.parametrize("style", ["place", "colour", "mood"])
@@ -588,8 +590,8 @@ def test_styled_scenes_are_the_same_pictures_with_one_caption(style):
     plain, styled = load_samples("scenes", n=5), load_samples(f"scenes-{style}", n=5)
     assert [sample.id for sample in styled] == [sample.id for sample in plain]
     assert all(
-        one.truth == other.truth and one.questions == other.questions
-        for one, other in zip(plain, styled, strict=True)
+        first.truth == second.truth and first.questions == second.questions
+        for first, second in zip(plain, styled, strict=True)
     )
     assert plain[0].image.tobytes() == styled[0].image.tobytes()
     assert all(len(sample.captions) == 1 for sample in styled)

@@ -26,8 +26,8 @@ from xlvlms_tutorial.text import (
 
 def test_there_is_a_list_for_each_style_of_the_world_and_no_word_is_in_two():
     assert set(STYLE_WORDS) == set(STYLES)
-    for one, other in combinations(STYLE_WORDS.values(), 2):
-        assert not {f for w in one for f in forms(w)} & {f for w in other for f in forms(w)}
+    for first, second in combinations(STYLE_WORDS.values(), 2):
+        assert not {f for w in first for f in forms(w)} & {f for w in second for f in forms(w)}
     assert all(
         word == word.lower() and word.isalpha()
         for listed in STYLE_WORDS.values()
@@ -36,25 +36,25 @@ def test_there_is_a_list_for_each_style_of_the_world_and_no_word_is_in_two():
 
 
 def test_the_rate_is_the_share_of_words():
-    told = ["A RED key, two blue gems.", "a robot", "", "reddish? No: bored.", "The sea's colours"]
-    assert style_rate(told, "colour").tolist() == [2 / 6, 0, 0, 1 / 3, 1 / 3]
-    assert style_share(told, "colour").tolist() == [True, False, False, True, True]
-    assert style_rate(told, "place").tolist() == [0, 0, 0, 0, 1 / 3]
-    assert style_rate(told, "mood").tolist() == [0, 0, 0, 1 / 3, 0]
+    texts = ["A RED key, two blue gems.", "a robot", "", "reddish? No: bored.", "The sea's colours"]
+    assert style_rate(texts, "colour").tolist() == [2 / 6, 0, 0, 1 / 3, 1 / 3]
+    assert style_share(texts, "colour").tolist() == [True, False, False, True, True]
+    assert style_rate(texts, "place").tolist() == [0, 0, 0, 0, 1 / 3]
+    assert style_rate(texts, "mood").tolist() == [0, 0, 0, 1 / 3, 0]
 
 
 def test_own_words_count_in_their_forms():
-    told = ["he walks the dogs", "walking", "a catwalk"]
-    assert style_rate(told, ["walking", "Dog"]).tolist() == [0.5, 1, 0]
-    assert style_rate(told, iter(["walking"])).tolist() == [0.25, 1, 0]
+    texts = ["he walks the dogs", "walking", "a catwalk"]
+    assert style_rate(texts, ["walking", "Dog"]).tolist() == [0.5, 1, 0]
+    assert style_rate(texts, iter(["walking"])).tolist() == [0.25, 1, 0]
 
 
 @pytest.mark.parametrize("style", STYLES)
 def test_each_style_raises_its_own_rate_most_on_the_world(style):
-    made = scenes(100, seed=2)
+    sampled = scenes(100, seed=2)
     plain, styled = (
-        [captions(scene)[0] for scene in made],
-        [styled_caption(scene, style) for scene in made],
+        [captions(scene)[0] for scene in sampled],
+        [styled_caption(scene, style) for scene in sampled],
     )
     gains = {
         name: (style_rate(styled, name) - style_rate(plain, name)).mean() for name in STYLE_WORDS
@@ -91,7 +91,7 @@ def test_forms_and_words():
 
 
 @pytest.mark.parametrize(
-    ("one", "several"),
+    ("single", "several"),
     [
         ("goose", "geese"),
         ("policeman", "policemen"),
@@ -113,8 +113,8 @@ def test_forms_and_words():
         ("cactus", "cactuses"),
     ],
 )
-def test_plurals_of_nouns_and_of_those_that_end_like_them(one, several):
-    assert forms(one) == [one.lower(), several]
+def test_plurals_of_nouns_and_of_those_that_end_like_them(single, several):
+    assert forms(single) == [single.lower(), several]
 
 
 def test_words_of_any_script():
@@ -138,7 +138,7 @@ def test_forms_of_a_very_long_word_take_no_time():
 
 
 @pytest.mark.parametrize(
-    ("phrases", "text", "found"),
+    ("phrases", "text", "matches"),
     [
         (["car"], "A car, cars, scar, a-car, CAR_", ["car", "car"]),
         (["CAR"], "car Car", ["car", "Car"]),
@@ -155,15 +155,17 @@ def test_forms_of_a_very_long_word_take_no_time():
         ([], "a, b", []),
     ],
 )
-def test_whole_words(phrases, text, found):
-    assert whole_words(phrases).findall(text) == found
-    assert whole_words(iter(phrases)).findall(text) == found
+def test_whole_words(phrases, text, matches):
+    assert whole_words(phrases).findall(text) == matches
+    assert whole_words(iter(phrases)).findall(text) == matches
 
 
 def test_whole_words_may_differ_by_case_and_be_told_apart_by_their_lists():
     assert whole_words(["car"], any_case=False).findall("Car, car") == ["car"]
     pattern = whole_words(["dog", "hot dog"], [], ["cat", "dog"])
-    assert [(one[0], one.lastindex) for one in pattern.finditer("a cat, a dog, a hot dog")] == [
+    assert [
+        (match[0], match.lastindex) for match in pattern.finditer("a cat, a dog, a hot dog")
+    ] == [
         ("cat", 3),
         ("dog", 1),
         ("hot dog", 1),
@@ -178,10 +180,10 @@ def test_whole_words_are_there_if_one_of_them_stands_between_other_than_letters(
     # the white space of a text counts once, as that of a phrase
     plain = re.sub(r"\s+", " ", text).lower()
     ends = [
-        (at, at + len(phrase))
+        (start, start + len(phrase))
         for phrase in spaced
-        for at in range(len(plain))
-        if plain.startswith(phrase, at)
+        for start in range(len(plain))
+        if plain.startswith(phrase, start)
     ]
     whole = [
         (a, b) for a, b in ends if not plain[:a][-1:].isalpha() and not plain[b:][:1].isalpha()

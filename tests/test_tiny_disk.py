@@ -79,39 +79,44 @@ def test_words_of_the_world_are_one_token_in_a_sentence_and_at_its_start(kind):
 
 
 def test_captions_are_text_with_the_words_of_the_world(captions):
-    said = Counter(
+    counts = Counter(
         word for caption in captions for word in set(re.findall(r"\w+", caption.lower()))
     )
     assert all(re.fullmatch(r"[A-Z][a-z ,]+\.", caption) for caption in captions), captions
     assert len(set(captions)) >= 12
-    for words, least in (
+    for words, minimum in (
         (world.SUBJECTS, 4),
         (world.PLACES, 4),
         (("key", "keys", "gem", "gems", "flag", "flags", "rocks", "rock"), 2),
     ):
-        assert len(said.keys() & set(words)) >= least, said
-    assert said.keys() & {"woman", "man"}
+        assert len(counts.keys() & set(words)) >= minimum, counts
+    assert counts.keys() & {"woman", "man"}
 
 
 def test_places_are_seen(captions):
-    right = [
+    correct = [
         sample.truth["place"] in caption.split() or f"{sample.truth['place']}." in caption.split()
         for sample, caption in zip(small_samples(N), captions, strict=True)
     ]
-    assert sum(right) > N / 2
+    assert sum(correct) > N / 2
 
 
 def test_answers_are_words_and_not_all_the_same(vlm):
-    asked = [
+    asked_questions = [
         (sample.image, question) for sample in small_samples(16) for question in sample.questions
     ]
-    told = vlm.generate(
-        [image for image, _ in asked], [question.text for _, question in asked], max_new_tokens=4
+    texts = vlm.generate(
+        [image for image, _ in asked_questions],
+        [question.text for _, question in asked_questions],
+        max_new_tokens=4,
     )
-    assert len(set(told)) >= 5
+    assert len(set(texts)) >= 5
     assert (
-        sum(answer == question.answer for answer, (_, question) in zip(told, asked, strict=True))
-        > len(asked) / 5
+        sum(
+            answer == question.answer
+            for answer, (_, question) in zip(texts, asked_questions, strict=True)
+        )
+        > len(asked_questions) / 5
     )
 
 
@@ -131,11 +136,11 @@ def test_pictures_of_any_square_size_give_one_grid(vlm):
 def test_a_given_answer_is_read_as_the_one_that_is_generated(vlm):
     sample = small_samples(1)
     ids = vlm.generate_ids(vlm.batch([sample[0].image], ["Describe the picture."]), 24)[0].tolist()
-    said = ids[: ids.index(vlm.tokenizer.eos_token_id)]
+    answer_ids = ids[: ids.index(vlm.tokenizer.eos_token_id)]
     batch = vlm.batch(
-        [sample[0].image], ["Describe the picture."], [vlm.tokenizer.decode(said).strip()]
+        [sample[0].image], ["Describe the picture."], [vlm.tokenizer.decode(answer_ids).strip()]
     )
-    assert batch["input_ids"][batch.mask("answer")].tolist() == said
+    assert batch["input_ids"][batch.mask("answer")].tolist() == answer_ids
 
 
 def test_states_are_captured_at_words_and_pictures(vlm, captions):

@@ -54,6 +54,6 @@ def test_generating_with_a_cache_equals_forwards_over_the_whole_sequence(name):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_one_seed_gives_one_model(name):
-    one, other = (build(name)[0].state_dict() for _ in range(2))
-    assert all(torch.equal(one[key], other[key]) for key in one)
+    first, second = (build(name)[0].state_dict() for _ in range(2))
+    assert all(torch.equal(first[key], second[key]) for key in first)
     assert not any(parameter.requires_grad for parameter in build(name, seed=1)[0].parameters())

@@ -35,7 +35,7 @@ def test_a_layer_with_one_other_place_gives_it():
 
 
 @pytest.mark.parametrize(
-    ("key", "error", "told"),
+    ("key", "error", "message"),
     [
         (7, LayerError, "layer 7 is not one of 0 to 3"),
         (-1, LayerError, "layer -1"),
@@ -44,8 +44,8 @@ def test_a_layer_with_one_other_place_gives_it():
         ((0, "mlp"), SelectionError, "'mlp' at layer 0; there are: block"),
     ],
 )
-def test_an_unknown_key_is_answered_by_what_is_there(key, error, told):
-    with pytest.raises(error, match=told):
+def test_an_unknown_key_is_answered_by_what_is_there(key, error, message):
+    with pytest.raises(error, match=message):
         states_of(range(2))[key]
 
 
@@ -69,7 +69,7 @@ def test_tensors_and_table_must_have_the_same_rows():
 
 
 @pytest.mark.parametrize(
-    ("tensors", "columns", "provenance", "told"),
+    ("tensors", "columns", "provenance", "message"),
     [
         ({}, {"sample": [0], "id": ["a"]}, {}, "no tensors"),
         ({(0, "block"): torch.tensor(1.0)}, {"sample": [0], "id": ["a"]}, {}, "no rows"),
@@ -100,8 +100,8 @@ def test_tensors_and_table_must_have_the_same_rows():
         ),
     ],
 )
-def test_what_cannot_be_states_is_refused(tensors, columns, provenance, told):
-    with pytest.raises(SelectionError, match=told):
+def test_what_cannot_be_states_is_refused(tensors, columns, provenance, message):
+    with pytest.raises(SelectionError, match=message):
         States(tensors, pd.DataFrame(columns), provenance)
 
 
@@ -263,14 +263,14 @@ def test_concat_refuses_nothing_and_what_does_not_go_together():
 
 
 def test_differences_are_found_in_depth_and_versions_do_not_count():
-    one = {
+    first = {
         "a": 1,
         "selection": {"span": "image", "n": 2},
         "versions": {"torch": "2.4"},
         "seconds": 3,
     }
-    other = {"b": 1, "selection": {"span": "text", "n": 2}, "versions": {"torch": "2.5"}}
-    assert differences(one, other) == [
+    second = {"b": 1, "selection": {"span": "text", "n": 2}, "versions": {"torch": "2.5"}}
+    assert differences(first, second) == [
         ("a", 1, "absent"),
         ("selection.span", "image", "text"),
         ("b", "absent", 1),

@@ -16,9 +16,9 @@ import torch
 from PIL import Image
 
 from tests.support import tiny
-from tests.support.tiny import PROMPTS, lively, tiny_llava
+from tests.support.tiny import PICTURE, PROMPTS, lively, spelling, tiny_llava
 from tests.support.tiny_pocket import tiny_reader
-from tests.support.tokenizers import fallback_tokenizer, pieces_tokenizer
+from tests.support.tokenizers import fallback_tokenizer
 from xlvlms_tutorial.activations.capture import capture, residual_stream
 from xlvlms_tutorial.activations.rows import Selection
 from xlvlms_tutorial.data import load_samples
@@ -39,7 +39,6 @@ from xlvlms_tutorial.models.spans import SPANS, find_words
 
 # the package offers a function of this name
 module = import_module("xlvlms_tutorial.activations.capture")
-PICTURE = Image.new("RGB", (32, 32), (10, 90, 200))
 
 
 @pytest.fixture
@@ -119,69 +118,71 @@ def test_nan_is_named_by_its_first_layer(vlm):
 @pytest.mark.parametrize("batch_size", [1, 4, 16])
 @pytest.mark.parametrize("reduce", ["mean", "last"])
 def test_a_span_is_reduced_for_each_sample_as_if_alone(vlm, six, reduce, batch_size):
-    found = capture(
+    states = capture(
         vlm, six, (0, 2), span="question", reduce=reduce, prompt=ask, batch_size=batch_size
     )
-    assert list(found.tensors) == [(0, "block"), (2, "block")]
-    assert found.table.to_dict("list") == {
+    assert list(states.tensors) == [(0, "block"), (2, "block")]
+    assert states.table.to_dict("list") == {
         "sample": list(range(6)),
         "id": [f"s{i}" for i in range(6)],
     }
     for i, sample in enumerate(six):
         batch, stream = alone(vlm, sample)
         for layer in (0, 2):
-            at = [
+            stream_rows = [
                 stream[layer, k].double()
                 for k, name in enumerate(named(batch))
                 if name == "question"
             ]
-            expected = sum(at) / len(at) if reduce == "mean" else at[-1]
-            assert torch.allclose(found[layer][i].double(), expected, atol=1e-5)
+            expected = sum(stream_rows) / len(stream_rows) if reduce == "mean" else stream_rows[-1]
+            assert torch.allclose(states[layer][i].double(), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("batch_size", [1, 5])
 def test_without_reduction_each_position_is_a_row(vlm, six, batch_size):
-    found = capture(
+    states = capture(
         vlm, six, 2, span=("image", "question"), reduce=None, prompt=ask, batch_size=batch_size
     )
     start = 0
     for i, sample in enumerate(six):
         batch, stream = alone(vlm, sample)
         kinds = named(batch)
-        at = [k for k, name in enumerate(kinds) if name in ("image", "question")]
-        rows = found.table.iloc[start : start + len(at)]
+        indices = [k for k, name in enumerate(kinds) if name in ("image", "question")]
+        rows = states.table.iloc[start : start + len(indices)]
         assert (rows["sample"] == i).all()
-        assert rows["position"].tolist() == at
-        assert rows["span"].tolist() == [kinds[k] for k in at]
+        assert rows["position"].tolist() == indices
+        assert rows["span"].tolist() == [kinds[k] for k in indices]
         assert rows["token"].tolist() == [
-            vlm.tokenizer.decode([batch["input_ids"][0, k]]) for k in at
+            vlm.tokenizer.decode([batch["input_ids"][0, k]]) for k in indices
         ]
-        assert torch.allclose(found[2][start : start + len(at)], stream[2, at], atol=1e-5)
-        start += len(at)
-    assert start == len(found)
+        assert torch.allclose(
+            states[2][start : start + len(indices)], stream[2, indices], atol=1e-5
+        )
+        start += len(indices)
+    assert start == len(states)
 
 
 def test_positions_are_counted_without_the_padding(vlm, six):
-    found = capture(vlm, six, 1, positions=(0, 3, -1), reduce=None, prompt=ask, batch_size=6)
-    assert len(found) == 18
+    states = capture(vlm, six, 1, positions=(0, 3, -1), reduce=None, prompt=ask, batch_size=6)
+    assert len(states) == 18
     for i, sample in enumerate(six):
         stream = alone(vlm, sample)[1]
-        assert found.table["position"][3 * i : 3 * i + 3].tolist() == [0, 3, stream.shape[1] - 1]
-        assert torch.allclose(found[1][3 * i : 3 * i + 3], stream[1, [0, 3, -1]], atol=1e-5)
-    one = capture(vlm, six, 1, positions=-1, prompt=ask)
+        assert states.table["position"][3 * i : 3 * i + 3].tolist() == [0, 3, stream.shape[1] - 1]
+        assert torch.allclose(states[1][3 * i : 3 * i + 3], stream[1, [0, 3, -1]], atol=1e-5)
+    single = capture(vlm, six, 1, positions=-1, prompt=ask)
     for same_one in (np.int64(-1), [np.int32(-1)]):
         again = capture(vlm, six, 1, positions=same_one, prompt=ask)
-        assert torch.equal(again[1], one[1])
-        assert again.provenance == one.provenance
+        assert torch.equal(again[1], single[1])
+        assert again.provenance == single.provenance
         assert json.dumps(again.provenance)
-    assert torch.allclose(one[1], found[1][2::3], atol=1e-5)
+    assert torch.allclose(single[1], states[1][2::3], atol=1e-5)
 
 
 def test_all_positions_are_all_but_the_padding(vlm, six):
-    found = capture(vlm, six, 1, positions="all", reduce=None, prompt=ask, batch_size=3)
+    states = capture(vlm, six, 1, positions="all", reduce=None, prompt=ask, batch_size=3)
     streams = [alone(vlm, sample)[1][1] for sample in six]
-    assert torch.allclose(found[1], torch.cat(streams), atol=1e-5)
-    assert "padding" not in set(found.table["span"])
+    assert torch.allclose(states[1], torch.cat(streams), atol=1e-5)
+    assert "padding" not in set(states.table["span"])
     means = capture(vlm, six, 1, positions="all", prompt=ask)
     assert torch.allclose(means[1], torch.stack([stream.mean(0) for stream in streams]), atol=1e-5)
 
@@ -195,29 +196,31 @@ def test_a_position_outside_a_sample_says_which_there_are(vlm, six, number):
 
 
 def test_places_inside_a_block(vlm, six):
-    found = capture(vlm, six, (1, 2), places=("middle", "mlp", "block", "mlp_hidden"), span="image")
-    assert found[2, "mlp_hidden"].shape == (6, 64)
-    assert torch.allclose(found[2, "middle"] + found[2, "mlp"], found[2, "block"], atol=1e-5)
+    states = capture(
+        vlm, six, (1, 2), places=("middle", "mlp", "block", "mlp_hidden"), span="image"
+    )
+    assert states[2, "mlp_hidden"].shape == (6, 64)
+    assert torch.allclose(states[2, "middle"] + states[2, "mlp"], states[2, "block"], atol=1e-5)
 
 
 def test_given_answers_are_read_in_one_forward(vlm, six):
     answers = ["a red key", "yes", "no", "blue", "a woman on the grass", "red"]
-    found = capture(vlm, six, 3, span="answer", prompt=ask, answers=answers, batch_size=4)
+    states = capture(vlm, six, 3, span="answer", prompt=ask, answers=answers, batch_size=4)
     again = capture(
         vlm, six, 3, span="answer", prompt=ask, answers=lambda sample: answers[int(sample.id[1:])]
     )
-    assert torch.allclose(found[3], again[3], atol=1e-5)
-    assert found.table["text"].tolist() == answers
+    assert torch.allclose(states[3], again[3], atol=1e-5)
+    assert states.table["text"].tolist() == answers
     for i, (sample, answer) in enumerate(zip(six, answers, strict=True)):
         batch, stream = alone(vlm, sample, answer)
-        at = [k for k, name in enumerate(named(batch)) if name == "answer"]
-        assert len(at) == len(answer.split())
-        assert torch.allclose(found[3][i], stream[3, at].mean(0), atol=1e-5)
+        indices = [k for k, name in enumerate(named(batch)) if name == "answer"]
+        assert len(indices) == len(answer.split())
+        assert torch.allclose(states[3][i], stream[3, indices].mean(0), atol=1e-5)
 
 
 @pytest.mark.parametrize("batch_size", [1, 6])
 def test_generated_answers_are_read_where_their_tokens_were_fed_back(vlm, six, batch_size):
-    found = capture(
+    result = capture(
         vlm,
         six,
         (0, 2),
@@ -235,17 +238,17 @@ def test_generated_answers_are_read_where_their_tokens_were_fed_back(vlm, six, b
             if vlm.tokenizer.eos_token_id in ids
             else ids[:-1]
         )
-        rows = found.table.iloc[start : start + len(ids)]
+        rows = result.table.iloc[start : start + len(ids)]
         assert (rows["sample"] == i).all()
         assert rows["token"].tolist() == [vlm.tokenizer.decode([token]) for token in ids]
         assert rows["position"].tolist() == [states[0][0].shape[1] + k for k in range(len(ids))]
         for layer in (0, 2):
             expected = torch.cat([states[k + 1][layer][0] for k in range(len(ids))])
-            assert torch.allclose(found[layer][start : start + len(ids)], expected, atol=1e-5)
+            assert torch.allclose(result[layer][start : start + len(ids)], expected, atol=1e-5)
         start += len(ids)
-    assert start == len(found) > 12
+    assert start == len(result) > 12
     means = capture(vlm, six, 2, span="answer", prompt=ask, max_new_tokens=6, batch_size=batch_size)
-    assert torch.allclose(means[2][3], found.select("sample == 3")[2].mean(0), atol=1e-5)
+    assert torch.allclose(means[2][3], result.select("sample == 3")[2].mean(0), atol=1e-5)
 
 
 def test_prompt_and_generated_positions_together(vlm, six):
@@ -265,7 +268,7 @@ def test_prompt_and_generated_positions_together(vlm, six):
     for name, part in (("question", question), ("answer", answer)):
         assert torch.allclose(both.select(f"span == '{name}'")[2], part[2], atol=1e-5)
     for reduce in ("mean", "last"):
-        one = capture(
+        single = capture(
             vlm,
             six,
             2,
@@ -278,20 +281,20 @@ def test_prompt_and_generated_positions_together(vlm, six):
         for i in range(6):
             rows = both.select(f"sample == {i}")[2].double()
             assert torch.allclose(
-                one[2][i].double(), rows.mean(0) if reduce == "mean" else rows[-1], atol=1e-5
+                single[2][i].double(), rows.mean(0) if reduce == "mean" else rows[-1], atol=1e-5
             )
 
 
 def test_the_prompt_is_the_same_whether_an_answer_is_generated_or_not(vlm, six):
     read = capture(vlm, six, (1, 3), span="image", prompt=ask)
-    told = capture(vlm, six, (1, 3), span="image", prompt=ask, max_new_tokens=4)
-    assert torch.allclose(read[1], told[1], atol=1e-5)
-    assert torch.allclose(read[3], told[3], atol=1e-5)
-    assert told.table["text"].tolist() == vlm.generate(
+    captured = capture(vlm, six, (1, 3), span="image", prompt=ask, max_new_tokens=4)
+    assert torch.allclose(read[1], captured[1], atol=1e-5)
+    assert torch.allclose(read[3], captured[3], atol=1e-5)
+    assert captured.table["text"].tolist() == vlm.generate(
         [sample.image for sample in six], [ask(sample) for sample in six], 4
     )
     every = capture(vlm, six, 1, positions=-1, reduce=None, prompt=ask, max_new_tokens=4)
-    assert every.table["text"].tolist() == told.table["text"].tolist()
+    assert every.table["text"].tolist() == captured.table["text"].tolist()
 
 
 @pytest.mark.parametrize(
@@ -334,16 +337,16 @@ def byte_speller(monkeypatch):
     """A model whose tokenizer cuts what is no letter into bytes."""
 
     def tokenizer():
-        made = fallback_tokenizer()
-        made.add_special_tokens(
+        built = fallback_tokenizer()
+        built.add_special_tokens(
             {
                 "pad_token": "<pad>",
                 "eos_token": "<|im_end|>",
                 "additional_special_tokens": tiny.SPECIAL[2:],
             }
         )
-        made.padding_side = "left"
-        return made
+        built.padding_side = "left"
+        return built
 
     monkeypatch.setattr(tiny, "tiny_tokenizer", tokenizer)
     return lively(tiny_llava(), seed=2)
@@ -355,22 +358,22 @@ def byte_speller(monkeypatch):
 def test_a_character_of_several_tokens_is_captured_to_its_last(
     byte_speller, samples, answer, word, n
 ):
-    one, asked = samples(1), {"prompt": "What is it ?", "answers": [answer]}
-    rows = capture(byte_speller, one, 2, span="answer", reduce=None, **asked)
-    batch = byte_speller.batch([one[0].image], ["What is it ?"], [answer])
+    sample, options = samples(1), {"prompt": "What is it ?", "answers": [answer]}
+    rows = capture(byte_speller, sample, 2, span="answer", reduce=None, **options)
+    batch = byte_speller.batch([sample[0].image], ["What is it ?"], [answer])
     stream = residual_stream(byte_speller, batch)[2, 0]
     # without the blank that is put before a text
-    own = len(byte_speller.tokenizer(answer).input_ids) - 1
-    assert len(rows) == own and torch.allclose(rows[2], stream[-own:], atol=1e-5)
+    n_tokens = len(byte_speller.tokenizer(answer).input_ids) - 1
+    assert len(rows) == n_tokens and torch.allclose(rows[2], stream[-n_tokens:], atol=1e-5)
     assert torch.allclose(
-        capture(byte_speller, one, 2, span="answer", reduce="last", **asked)[2][0],
+        capture(byte_speller, sample, 2, span="answer", reduce="last", **options)[2][0],
         stream[-1],
         atol=1e-5,
     )
-    found = capture(byte_speller, one, 2, words=[word], **asked)
+    states = capture(byte_speller, sample, 2, words=[word], **options)
     # the position before the first byte
-    assert torch.allclose(found[2][0], stream[-n - 1], atol=1e-5)
-    last = capture(byte_speller, one, 2, words=[word], at="token", **asked)
+    assert torch.allclose(states[2][0], stream[-n - 1], atol=1e-5)
+    last = capture(byte_speller, sample, 2, words=[word], at="token", **options)
     assert torch.allclose(last[2][0], stream[-1], atol=1e-5)
 
 
@@ -378,8 +381,8 @@ def test_an_answer_ends_at_the_end_mark_though_its_row_goes_on(vlm, six):
     ids, _ = generated(vlm, six[0], 6)
     vlm.model.generation_config.eos_token_id = [ids[1], 9999]
     before = ids[: ids.index(ids[1])]
-    found = capture(vlm, six, 1, span="answer", reduce=None, prompt=ask, max_new_tokens=6)
-    assert found.table.query("sample == 0")["token"].tolist() == [
+    states = capture(vlm, six, 1, span="answer", reduce=None, prompt=ask, max_new_tokens=6)
+    assert states.table.query("sample == 0")["token"].tolist() == [
         vlm.tokenizer.decode([token]) for token in before
     ]
 
@@ -390,8 +393,8 @@ def test_samples_whose_answer_is_empty_have_no_row_and_are_told_of(vlm, six):
     ended = firsts.count(firsts[0])
     assert 0 < ended < 6
     with pytest.warns(UserWarning, match=f"{ended} of 6 samples have no such position"):
-        found = capture(vlm, six, 1, span="answer", prompt=ask, max_new_tokens=4)
-    assert found.table["sample"].tolist() == [i for i in range(6) if firsts[i] != firsts[0]]
+        states = capture(vlm, six, 1, span="answer", prompt=ask, max_new_tokens=4)
+    assert states.table["sample"].tolist() == [i for i in range(6) if firsts[i] != firsts[0]]
 
 
 def test_one_new_token_is_never_fed_back(vlm, six):
@@ -401,18 +404,8 @@ def test_one_new_token_is_never_fed_back(vlm, six):
 
 @pytest.fixture
 def speller(monkeypatch):
-    """A model whose tokenizer cuts words as LLaMA's does.
-
-    The marks of the chat are among its specials.
-    """
-
-    def tokenizer():
-        made = pieces_tokenizer("always")
-        made.add_special_tokens({"additional_special_tokens": tiny.SPECIAL[2:]})
-        made.padding_side = "left"
-        return made
-
-    monkeypatch.setattr(tiny, "tiny_tokenizer", tokenizer)
+    """A model whose tokenizer cuts words as LLaMA's does."""
+    spelling(monkeypatch)
     return lively(tiny_llava(), seed=2)
 
 
@@ -433,18 +426,18 @@ def test_a_generated_word_is_captured_where_it_is_predicted(speller, six):
     words = sorted({word for text in texts for word in re.findall(r"\w+", text)})
     starts = Counter()
     for word in words:
-        found = interest(speller, six, word, max_new_tokens=8, batch_size=4)
-        assert found.provenance["samples_with_word"] == len(found) > 0
-        logits = speller.unembed(found[3])
+        states = interest(speller, six, word, max_new_tokens=8, batch_size=4)
+        assert states.provenance["samples_with_word"] == len(states) > 0
+        logits = speller.unembed(states[3])
         logits[:, speller.model.generation_config.suppress_tokens] = -torch.inf  # as in generation
-        said = logits.argmax(dim=-1)
+        predicted = logits.argmax(dim=-1)
         for row, token, best in zip(
-            found.table.itertuples(), found.table["token_index"], said.tolist(), strict=True
+            states.table.itertuples(), states.table["token_index"], predicted.tolist(), strict=True
         ):
             batch = speller.batch([six[row.sample].image], [f"a 1 dog {row.id} ?"])
             ids = speller.generate_ids(batch, 8)[0].tolist()
-            at, same = find_words(speller.tokenizer, ids, [word])
-            assert (token, word) == (at.start, same)
+            part, same = find_words(speller.tokenizer, ids, [word])
+            assert (token, word) == (part.start, same)
             assert best == ids[token]
             starts[min(token, 1)] += 1
     assert starts[0] and starts[1]  # first tokens, which the prompt predicts, and later ones
@@ -470,22 +463,22 @@ def test_a_given_word_is_captured_where_it_is_predicted(
         if "zebra" not in words and "Zebra" not in words
         else ["a 3", answer, "cattle"]
     )
-    found = interest(speller, samples(3), words, answers=answers)
-    assert found.table.to_dict("records") == [
+    states = interest(speller, samples(3), words, answers=answers)
+    assert states.table.to_dict("records") == [
         {"sample": 1, "id": "s1", "text": answer, "word": word, "token_index": len(pieces) - 1}
     ]
     batch = speller.batch([samples(3)[1].image], ["a 1 dog s1 ?"], [answer])
-    at = batch.mask("answer")[0].nonzero().flatten()[len(pieces) - 1]
+    end = batch.mask("answer")[0].nonzero().flatten()[len(pieces) - 1]
     assert (
         speller.tokenizer.convert_ids_to_tokens(
-            batch["input_ids"][0, at - len(pieces) + 1 : at + 1]
+            batch["input_ids"][0, end - len(pieces) + 1 : end + 1]
         )
         == pieces
     )
     stream = residual_stream(speller, batch)
     for layer in range(4):
-        assert torch.allclose(found[layer][0], stream[layer, 0, at - 1], atol=1e-5)
-    assert found.provenance["samples_with_word"] == 1
+        assert torch.allclose(states[layer][0], stream[layer, 0, end - 1], atol=1e-5)
+    assert states.provenance["samples_with_word"] == 1
 
 
 @pytest.mark.parametrize(
@@ -493,15 +486,16 @@ def test_a_given_word_is_captured_where_it_is_predicted(
     [("a 3 dog 1", "1", 5), ("a hot Dog", "hot dog", 2), ("cattle", "cattle", 1)],
 )
 def test_a_given_word_is_captured_at_its_last_piece(speller, samples, answer, word, last):
-    found = interest(speller, samples(3), word, answers=["a zebra", answer, "zebra"], at="token")
-    assert found.table[["sample", "word", "token_index"]].to_numpy().tolist() == [[1, word, last]]
+    states = interest(speller, samples(3), word, answers=["a zebra", answer, "zebra"], at="token")
+    assert states.table[["sample", "word", "token_index"]].to_numpy().tolist() == [[1, word, last]]
     batch = speller.batch([samples(3)[1].image], ["a 1 dog s1 ?"], [answer])
-    at = batch.mask("answer")[0].nonzero().flatten()[last]
+    position = batch.mask("answer")[0].nonzero().flatten()[last]
     stream = residual_stream(speller, batch)
     assert all(
-        torch.allclose(found[layer][0], stream[layer, 0, at], atol=1e-5) for layer in range(4)
+        torch.allclose(states[layer][0], stream[layer, 0, position], atol=1e-5)
+        for layer in range(4)
     )
-    assert found.provenance["selection"] == {"words": [word], "at": "token"}
+    assert states.provenance["selection"] == {"words": [word], "at": "token"}
 
 
 def test_a_generated_word_is_captured_at_its_last_piece_unless_it_was_never_fed(speller, six):
@@ -509,20 +503,20 @@ def test_a_generated_word_is_captured_at_its_last_piece_unless_it_was_never_fed(
 
     A word that ends the answer was not fed back and has no row.
     """
-    told = {"max_new_tokens": 8, "batch_size": 4}
+    options = {"max_new_tokens": 8, "batch_size": 4}
     texts = speller.generate(
         [sample.image for sample in six], [f"a 1 dog {sample.id} ?" for sample in six], 8
     )
     embedding, left_out = speller.model.get_input_embeddings().weight, 0
     for word in sorted({word for text in texts for word in re.findall(r"\w+", text)}):
-        predicting = interest(speller, six, word, **told)
+        predicting = interest(speller, six, word, **options)
         try:
-            found = interest(speller, six, word, at="token", **told)
+            states = interest(speller, six, word, at="token", **options)
         except TokenOfInterestError:
             left_out += len(predicting)
             continue
-        left_out += len(predicting) - len(found)
-        for row, state in zip(found.table.itertuples(), found[0], strict=True):
+        left_out += len(predicting) - len(states)
+        for row, state in zip(states.table.itertuples(), states[0], strict=True):
             batch = speller.batch([six[row.sample].image], [f"a 1 dog {row.id} ?"])
             ids = speller.generate_ids(batch, 8)[0].tolist()
             assert row.token_index == find_words(speller.tokenizer, ids, [word])[0].stop - 1 < 7
@@ -554,7 +548,7 @@ def test_words_never_generated_are_told_with_those_that_were(vlm, six, tmp_path)
     common = Counter(
         word for text in texts for word in re.findall(r"\w+", text.lower())
     ).most_common(5)
-    told = re.escape(", ".join(f"{word!r} ({count})" for word, count in common))
+    pattern = re.escape(", ".join(f"{word!r} ({count})" for word, count in common))
     options = {"words": ["unicorn", "centaur"], "prompt": ask, "max_new_tokens": 4, "batch_size": 4}
     # in the second run all is in the store, and it looks again at the first batch
     for store in (None, tmp_path, tmp_path):
@@ -562,16 +556,18 @@ def test_words_never_generated_are_told_with_those_that_were(vlm, six, tmp_path)
             TokenOfInterestError, match="'unicorn', 'centaur': in 0 of 6 samples; said instead: '"
         ) as caught:
             capture(vlm, six, 1, store=store, shard_size=2, **options)
-        assert store is not None or re.search(told, str(caught.value))
+        assert store is not None or re.search(pattern, str(caught.value))
 
 
-def same(one, other):
-    pd.testing.assert_frame_equal(one.table, other.table)
-    assert one.tensors.keys() == other.tensors.keys()
-    for key, states in one.tensors.items():
-        assert torch.allclose(states, other.tensors[key], atol=1e-4)
+def same(first, second):
+    """The same rows and states, whatever the shards they were written in."""
+    pd.testing.assert_frame_equal(first.table, second.table)
+    assert first.tensors.keys() == second.tensors.keys()
+    for key, states in first.tensors.items():
+        assert torch.allclose(states, second.tensors[key], atol=1e-4)
     ours, theirs = (
-        {k: v for k, v in states.provenance.items() if k != "shard_size"} for states in (one, other)
+        {k: v for k, v in states.provenance.items() if k != "shard_size"}
+        for states in (first, second)
     )
     assert ours == theirs
 
@@ -595,24 +591,24 @@ KINDS = pytest.mark.parametrize(
 def test_an_interrupted_capture_goes_on_where_it_was(vlm, samples, tmp_path, monkeypatch, options):
     seven, options = samples(7), {"prompt": ask, "batch_size": 2, **options}
     whole = capture(vlm, seven, (1, 3), **options)
-    made, plain = [], vlm.batch
+    n_images, plain = [], vlm.batch
 
     def batch(images, texts, answers, names):
-        made.append(len(images))
-        if len(made) == 4:
+        n_images.append(len(images))
+        if len(n_images) == 4:
             raise KeyboardInterrupt
         return plain(images, texts, answers, names=names)
 
     monkeypatch.setattr(vlm, "batch", batch)
     with pytest.raises(KeyboardInterrupt):
         capture(vlm, seven, (1, 3), store=tmp_path, shard_size=3, **options)
-    made[:] = [0, 0, 0, 0]
-    found = capture(vlm, seven, (1, 3), store=tmp_path, shard_size=3, **options)
-    assert sum(made) == 4  # the first shard is not made again
-    same(found, whole)
-    made[:] = [0, 0, 0, 0]
+    n_images[:] = [0, 0, 0, 0]
+    states = capture(vlm, seven, (1, 3), store=tmp_path, shard_size=3, **options)
+    assert sum(n_images) == 4  # the first shard is not made again
+    same(states, whole)
+    n_images[:] = [0, 0, 0, 0]
     same(capture(vlm, seven, (1, 3), store=tmp_path, shard_size=3, **options), whole)
-    assert sum(made) == 0
+    assert sum(n_images) == 0
 
 
 def test_a_damaged_shard_is_named_and_made_anew(vlm, samples, tmp_path):
@@ -625,7 +621,7 @@ def test_a_damaged_shard_is_named_and_made_anew(vlm, samples, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("changed", "told"),
+    ("changed", "field"),
     [
         ({"layers": 1}, "layers"),
         ({"prompt": "What colour ?"}, "prompt"),
@@ -639,7 +635,7 @@ def test_a_damaged_shard_is_named_and_made_anew(vlm, samples, tmp_path):
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )
-def test_a_store_of_other_settings_is_refused(vlm, samples, tmp_path, changed, told):
+def test_a_store_of_other_settings_is_refused(vlm, samples, tmp_path, changed, field):
     options = {
         "layers": 2,
         "span": "image",
@@ -649,7 +645,7 @@ def test_a_store_of_other_settings_is_refused(vlm, samples, tmp_path, changed, t
         "seed": 7,
     }
     capture(vlm, samples(4), **options)
-    with pytest.raises(StoreMismatchError, match=re.escape(f"{told} is")):
+    with pytest.raises(StoreMismatchError, match=re.escape(f"{field} is")):
         capture(vlm, samples(4), **{**options, **changed})
 
 
@@ -672,15 +668,15 @@ def test_processes_share_the_work_and_who_does_not_wait_gets_what_is_there(
     options = {"span": "image"} if words is None else {"words": words, "answers": answers}
     options |= {"prompt": ask, "batch_size": 2}
     whole = capture(vlm, samples(7), 2, **options)
-    for rank, own in ((0, [0, 1, 4, 5]), (1, [2, 3, 6])):
+    for rank, own_samples in ((0, [0, 1, 4, 5]), (1, [2, 3, 6])):
         monkeypatch.setattr(module, "dealt", lambda rank=rank: (rank, 2))
-        found = capture(vlm, samples(7), 2, store=tmp_path, shard_size=2, wait=0, **options)
+        states = capture(vlm, samples(7), 2, store=tmp_path, shard_size=2, wait=0, **options)
         if rank == 0:
-            expected = whole.select(whole.table["sample"].isin(own))
-            assert found.table["sample"].tolist() == expected.table["sample"].tolist()
-            assert torch.allclose(found[2], expected[2], atol=1e-6)
-            assert found[2].shape[1] == 32
-    same(found, whole)
+            expected = whole.select(whole.table["sample"].isin(own_samples))
+            assert states.table["sample"].tolist() == expected.table["sample"].tolist()
+            assert torch.allclose(states[2], expected[2], atol=1e-6)
+            assert states[2].shape[1] == 32
+    same(states, whole)
 
 
 def test_a_process_without_a_row_of_its_own_returns_none(vlm, samples, tmp_path, monkeypatch):
@@ -693,9 +689,9 @@ def test_a_process_without_a_row_of_its_own_returns_none(vlm, samples, tmp_path,
             "shard_size": 1,
             "wait": 0,
         }
-        found = capture(vlm, samples(3), 2, **options)
-        assert found.table["sample"].tolist() == rows
-        assert found[2].shape == (len(rows), 32)
+        states = capture(vlm, samples(3), 2, **options)
+        assert states.table["sample"].tolist() == rows
+        assert states[2].shape == (len(rows), 32)
 
 
 def spoiled(vlm, monkeypatch, layer, red):
@@ -788,14 +784,14 @@ def test_states_are_kept_in_the_format_asked_for(vlm, six):
     )
     assert half.dtype == torch.bfloat16
     assert torch.equal(half, wide.to(torch.bfloat16))
-    told = capture(vlm, six, 2, span="answer", max_new_tokens=4, dtype=torch.bfloat16)[2]
+    low_precision = capture(vlm, six, 2, span="answer", max_new_tokens=4, dtype=torch.bfloat16)[2]
     assert torch.equal(
-        told, capture(vlm, six, 2, span="answer", max_new_tokens=4)[2].to(torch.bfloat16)
+        low_precision, capture(vlm, six, 2, span="answer", max_new_tokens=4)[2].to(torch.bfloat16)
     )
 
 
 def test_provenance_says_how_all_was_made(vlm, six):
-    found = capture(
+    captured = capture(
         vlm,
         iter(six),
         range(1, 3),
@@ -821,12 +817,12 @@ def test_provenance_says_how_all_was_made(vlm, six):
         "seed": 11,
         "n_samples": 6,
     }
-    assert {name: found[name] for name in expected} == expected
-    assert set(found["versions"]) == {"torch", "transformers", "xlvlms_tutorial"}
+    assert {name: captured[name] for name in expected} == expected
+    assert set(captured["versions"]) == {"torch", "transformers", "xlvlms_tutorial"}
     assert all(
-        re.fullmatch("[0-9a-f]{64}", found[name]) for name in ("ids_sha256", "prompts_sha256")
+        re.fullmatch("[0-9a-f]{64}", captured[name]) for name in ("ids_sha256", "prompts_sha256")
     )
-    assert json.loads(json.dumps(found)) == found
+    assert json.loads(json.dumps(captured)) == captured
 
 
 @pytest.mark.parametrize(
@@ -839,22 +835,22 @@ def test_provenance_says_how_all_was_made(vlm, six):
 )
 def test_clips_and_sounds_are_captured_and_asked_for_as_what_they_are(dataset, kind, prompt):
     vlm, samples = lively(tiny_reader()), load_samples(dataset, n=3)
-    found = capture(vlm, samples, (0, 2), span=kind, batch_size=2)
-    assert found.provenance["prompt"] == prompt
-    assert found.provenance["selection"] == {"span": [kind]}
+    states = capture(vlm, samples, (0, 2), span=kind, batch_size=2)
+    assert states.provenance["prompt"] == prompt
+    assert states.provenance["selection"] == {"span": [kind]}
     for i, sample in enumerate(samples):
         batch = vlm.batch_of([sample], [prompt])
         stream = residual_stream(vlm, batch)[:, 0]
         for layer in (0, 2):
             assert torch.allclose(
-                found[layer][i], stream[layer][batch.mask(kind)[0]].mean(0), atol=1e-5
+                states[layer][i], stream[layer][batch.mask(kind)[0]].mean(0), atol=1e-5
             )
-    assert not torch.allclose(found[2][0], found[2][1], atol=1e-3)
+    assert not torch.allclose(states[2][0], states[2][1], atol=1e-3)
     rows = capture(vlm, samples, 2, span=kind, reduce=None)
     assert len(rows) == 3 * (16 if kind == "video" else 4) and set(rows.table["span"]) == {kind}
-    told = capture(vlm, samples, 2, span=kind, max_new_tokens=3, prompt="What is this ?")
-    assert told.provenance["prompt"] == "What is this ?"
-    assert told.provenance["prompts_sha256"] != found.provenance["prompts_sha256"]
+    answered = capture(vlm, samples, 2, span=kind, max_new_tokens=3, prompt="What is this ?")
+    assert answered.provenance["prompt"] == "What is this ?"
+    assert answered.provenance["prompts_sha256"] != states.provenance["prompts_sha256"]
 
 
 def test_spans_that_these_samples_do_not_have_are_refused():
@@ -881,7 +877,7 @@ def test_progress_is_counted_in_samples(vlm, six, capsys, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         ({}, "no positions given; give exactly one of span, positions, words"),
         ({"span": "image", "positions": 0}, "span and positions given"),
@@ -914,8 +910,8 @@ def test_progress_is_counted_in_samples(vlm, six, capsys, tmp_path):
         ({"span": "image", "store": "here", "shard_size": 0}, "at least 1 in a shard"),
     ],
 )
-def test_what_is_not_said_in_one_clear_way_is_refused(vlm, six, options, told):
-    with pytest.raises(SelectionError, match=re.escape(told)):
+def test_what_is_not_said_in_one_clear_way_is_refused(vlm, six, options, message):
+    with pytest.raises(SelectionError, match=re.escape(message)):
         capture(vlm, **{"samples": six, "layers": 1, **options})
 
 
@@ -927,7 +923,7 @@ def test_one_sample_is_no_list_of_samples(vlm, six):
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         (
             {
@@ -950,10 +946,10 @@ def test_one_sample_is_no_list_of_samples(vlm, six):
     ids=["mark", "mark in an answer", "empty", "number"],
 )
 def test_a_text_that_is_no_prompt_is_refused_before_anything_runs(
-    vlm, six, options, told, monkeypatch
+    vlm, six, options, message, monkeypatch
 ):
     monkeypatch.setattr(vlm, "batch", lambda *_, **__: pytest.fail("a batch was made"))
-    with pytest.raises(PromptError, match=re.escape(told)):
+    with pytest.raises(PromptError, match=re.escape(message)):
         capture(vlm, six, 1, positions=-1, **options)
 
 

@@ -57,11 +57,11 @@ def hidden_states(vlm, batch):
 
 
 def test_layers_are_those_of_transformers_and_the_last_is_before_the_final_norm(vlm, batch):
-    found, theirs = read(vlm, batch, "all"), hidden_states(vlm, batch)
-    assert list(found) == [(layer, "block") for layer in range(4)]
+    recorded, theirs = read(vlm, batch, "all"), hidden_states(vlm, batch)
+    assert list(recorded) == [(layer, "block") for layer in range(4)]
     for layer in range(3):
-        assert torch.equal(found[layer, "block"], theirs[layer])
-    assert torch.equal(anatomy.final_norm(vlm.model)(found[3, "block"]), theirs[3])
+        assert torch.equal(recorded[layer, "block"], theirs[layer])
+    assert torch.equal(anatomy.final_norm(vlm.model)(recorded[3, "block"]), theirs[3])
 
 
 def test_a_padded_batch_gives_what_each_sample_gives_alone(vlm, batch):
@@ -73,32 +73,34 @@ def test_a_padded_batch_gives_what_each_sample_gives_alone(vlm, batch):
 
 
 def test_the_places_of_a_block_add_up_as_its_formula_says(vlm, batch):
-    found = read(vlm, batch, "all", anatomy.PLACES)
+    recorded = read(vlm, batch, "all", anatomy.PLACES)
     for layer in (1, 2, 3):
-        x, block = found[layer - 1, "block"], vlm.blocks[layer - 1]
-        at = {place: found[layer, place] for place in anatomy.PLACES}
-        assert torch.allclose(at["attention_input"], block.input_layernorm(x), atol=1e-6)
-        assert torch.allclose(at["middle"], x + at["attention"], atol=1e-6)
+        x, block = recorded[layer - 1, "block"], vlm.blocks[layer - 1]
+        outputs = {place: recorded[layer, place] for place in anatomy.PLACES}
+        assert torch.allclose(outputs["attention_input"], block.input_layernorm(x), atol=1e-6)
+        assert torch.allclose(outputs["middle"], x + outputs["attention"], atol=1e-6)
         assert torch.allclose(
-            at["mlp_input"], block.post_attention_layernorm(at["middle"]), atol=1e-6
+            outputs["mlp_input"], block.post_attention_layernorm(outputs["middle"]), atol=1e-6
         )
-        hidden = torch.nn.functional.silu(block.mlp.gate_proj(at["mlp_input"])) * block.mlp.up_proj(
-            at["mlp_input"]
+        hidden = torch.nn.functional.silu(
+            block.mlp.gate_proj(outputs["mlp_input"])
+        ) * block.mlp.up_proj(outputs["mlp_input"])
+        assert torch.allclose(outputs["mlp_hidden"], hidden, atol=1e-6)
+        assert torch.allclose(outputs["mlp"], block.mlp.down_proj(hidden), atol=1e-6)
+        assert torch.allclose(
+            outputs["block"], x + outputs["attention"] + outputs["mlp"], atol=1e-6
         )
-        assert torch.allclose(at["mlp_hidden"], hidden, atol=1e-6)
-        assert torch.allclose(at["mlp"], block.mlp.down_proj(hidden), atol=1e-6)
-        assert torch.allclose(at["block"], x + at["attention"] + at["mlp"], atol=1e-6)
 
 
 def test_opt_puts_its_mlp_in_one_row_and_is_read_by_position():
     model, inputs = build("blip2")
     vlm = VLM(model, None, "blip2")
     batch = vlm.prepare(padded("blip2", inputs))
-    found = read(vlm, batch, "all", anatomy.PLACES)
-    middle, out = found[2, "middle"], found[2, "block"]
-    assert middle.shape == out.shape == found[2, "mlp"].shape == (2, 12, 32)
-    assert found[2, "mlp_hidden"].shape == (2, 12, 64)
-    assert torch.allclose(middle + found[2, "mlp"], out, atol=1e-6)
+    recorded = read(vlm, batch, "all", anatomy.PLACES)
+    middle, out = recorded[2, "middle"], recorded[2, "block"]
+    assert middle.shape == out.shape == recorded[2, "mlp"].shape == (2, 12, 32)
+    assert recorded[2, "mlp_hidden"].shape == (2, 12, 64)
+    assert torch.allclose(middle + recorded[2, "mlp"], out, atol=1e-6)
     with reading(vlm, 2, ("mlp", "mlp_hidden")) as beams:
         vlm.generate_ids(batch, 3, num_beams=2, suppress_tokens=SUPPRESS)
     assert [states.shape for states in beams[2, "mlp_hidden"]] == [
@@ -107,14 +109,15 @@ def test_opt_puts_its_mlp_in_one_row_and_is_read_by_position():
         (4, 1, 64),
     ]
     words = batch["attention_mask"].bool()  # what stands at padding depends on the kernel
-    assert torch.allclose(beams[2, "mlp"][0][::2][words], found[2, "mlp"][words], atol=1e-4)
+    assert torch.allclose(beams[2, "mlp"][0][::2][words], recorded[2, "mlp"][words], atol=1e-4)
 
 
 def loops(states, mask, reduce):
+    """Mean or last of the states where the mask is true, a sample at a time."""
     rows = []
-    for sample, kept in zip(states.double(), mask, strict=True):
-        at = [sample[k] for k in range(len(kept)) if kept[k]]
-        rows.append(sum(at) / len(at) if reduce == "mean" else at[-1])
+    for sample, sample_mask in zip(states.double(), mask, strict=True):
+        selected = [sample[k] for k in range(len(sample_mask)) if sample_mask[k]]
+        rows.append(sum(selected) / len(selected) if reduce == "mean" else selected[-1])
     return torch.stack(rows)
 
 
@@ -130,11 +133,11 @@ def test_reductions_are_double_loops_over_the_positions(vlm, batch, span, reduce
         mask[:, -1] = True
     elif span != "all":
         mask = batch.mask(*([span] if isinstance(span, str) else span))
-    found, theirs = (
+    recorded, theirs = (
         read(vlm, batch, (0, 2), positions=span, reduce=reduce),
         read(vlm, batch, (0, 2)),
     )
-    for key, states in found.items():
+    for key, states in recorded.items():
         assert states.shape == (3, 32)
         assert torch.allclose(states.double(), loops(theirs[key], mask, reduce), atol=1e-6)
 
@@ -147,8 +150,8 @@ def test_a_mask_with_gaps_is_read_row_by_row(vlm, batch):
     assert torch.equal(read(vlm, batch, 2, positions=mask)[2, "block"], whole[mask])
     mask[1, [0, 5]] = True
     for reduce in ("mean", "last"):
-        found = read(vlm, batch, 2, positions=mask, reduce=reduce)[2, "block"]
-        assert torch.allclose(found.double(), loops(whole, mask, reduce), atol=1e-6)
+        reduced = read(vlm, batch, 2, positions=mask, reduce=reduce)[2, "block"]
+        assert torch.allclose(reduced.double(), loops(whole, mask, reduce), atol=1e-6)
 
 
 def test_last_is_the_last_column(vlm, batch):
@@ -167,11 +170,11 @@ def test_nan_outside_the_positions_does_not_reach_a_mean(vlm, batch):
 
     hook = vlm.blocks[1].register_forward_hook(spoil, prepend=True)
     try:
-        found = read(vlm, batch, 2, positions="image", reduce="mean")[2, "block"]
+        reduced = read(vlm, batch, 2, positions="image", reduce="mean")[2, "block"]
     finally:
         hook.remove()
     assert batch.mask("image").tolist() == (batch.spans == 1).tolist()
-    assert torch.equal(found, clean)
+    assert torch.equal(reduced, clean)
 
 
 def test_a_mean_of_low_precision_states_is_taken_in_float32(batch):
@@ -179,16 +182,18 @@ def test_a_mean_of_low_precision_states_is_taken_in_float32(batch):
     low.model.to(torch.bfloat16)
     inputs = low.batch(PICTURES, TEXTS)
     whole = read(low, inputs, 2)[2, "block"]
-    found = read(low, inputs, 2, positions="image", reduce="mean", dtype=torch.float32)[2, "block"]
+    reduced = read(low, inputs, 2, positions="image", reduce="mean", dtype=torch.float32)[
+        2, "block"
+    ]
     assert whole.dtype == torch.bfloat16
-    assert torch.allclose(found.double(), loops(whole, inputs.mask("image"), "mean"), atol=1e-6)
+    assert torch.allclose(reduced.double(), loops(whole, inputs.mask("image"), "mean"), atol=1e-6)
     assert (
         read(low, inputs, 2, positions="image", reduce="mean")[2, "block"].dtype == torch.bfloat16
     )
 
 
 def test_a_generation_is_read_step_by_step_as_transformers_does(vlm, batch):
-    with reading(vlm, "all") as found:
+    with reading(vlm, "all") as recorded:
         ids = vlm.generate_ids(batch, 5, eos_token_id=None)
     options = {
         "output_hidden_states": True,
@@ -199,57 +204,59 @@ def test_a_generation_is_read_step_by_step_as_transformers_does(vlm, batch):
     theirs = vlm.model.generate(**batch, max_new_tokens=5, **options).hidden_states
     assert ids.shape[1] == len(theirs) == 5
     for layer in range(3):
-        steps = found[layer, "block"]
+        steps = recorded[layer, "block"]
         assert len(steps) == 5
         for step in range(5):
             assert torch.equal(steps[step], theirs[step][layer])
-    final = torch.cat(found[3, "block"][1:], dim=1)
+    final = torch.cat(recorded[3, "block"][1:], dim=1)
     assert torch.equal(
         anatomy.final_norm(vlm.model)(final), torch.cat([step[3] for step in theirs[1:]], dim=1)
     )
 
 
 def test_without_a_cache_the_steps_are_the_same(vlm, batch):
-    with reading(vlm, 2) as found:
+    with reading(vlm, 2) as recorded:
         ids = vlm.generate_ids(batch, 4, eos_token_id=None)
     with reading(vlm, 2) as slow:
         again = vlm.generate_ids(batch, 4, eos_token_id=None, use_cache=False)
     assert torch.equal(ids, again)
-    assert [step.shape for step in slow[2, "block"]] == [step.shape for step in found[2, "block"]]
-    for one, other in zip(found[2, "block"], slow[2, "block"], strict=True):
-        assert torch.allclose(one, other, atol=1e-5)
+    assert [step.shape for step in slow[2, "block"]] == [
+        step.shape for step in recorded[2, "block"]
+    ]
+    for first, second in zip(recorded[2, "block"], slow[2, "block"], strict=True):
+        assert torch.allclose(first, second, atol=1e-5)
 
 
 def test_beams_repeat_the_mask_of_each_row(vlm, batch):
-    with reading(vlm, 2, positions="question", reduce="mean") as found:
+    with reading(vlm, 2, positions="question", reduce="mean") as recorded:
         vlm.generate_ids(batch, 3, num_beams=2)
-    prompt, *steps = found[2, "block"]
+    prompt, *steps = recorded[2, "block"]
     alone = read(vlm, batch, 2, positions="question", reduce="mean")[2, "block"]
     assert torch.allclose(prompt, alone.repeat_interleave(2, dim=0), atol=1e-5)
     assert all(step.shape == (6, 1, 32) for step in steps)
 
 
 def test_steps_can_be_left_out(vlm, batch):
-    with reading(vlm, 2, positions="last", steps=False) as found:
+    with reading(vlm, 2, positions="last", steps=False) as recorded:
         vlm.generate_ids(batch, 4)
-    assert len(found[2, "block"]) == 1
+    assert len(recorded[2, "block"]) == 1
 
 
 def test_each_forward_inside_one_reading_is_a_prompt(vlm, batch):
-    other = vlm.batch(PICTURES[:1], TEXTS[2:])
-    with reading(vlm, 2) as found:
+    second_batch = vlm.batch(PICTURES[:1], TEXTS[2:])
+    with reading(vlm, 2) as recorded:
         vlm.forward(batch)
         vlm.forward(batch)
-        vlm.forward(other)
-    first, again, last = found[2, "block"]
+        vlm.forward(second_batch)
+    first, again, last = recorded[2, "block"]
     assert torch.equal(first, again)
-    assert torch.equal(last, read(vlm, other, 2)[2, "block"])
+    assert torch.equal(last, read(vlm, second_batch, 2)[2, "block"])
 
 
 def test_a_reading_of_the_bare_model_needs_no_batch(vlm, batch):
-    with reading(vlm, 2) as found, torch.no_grad():
+    with reading(vlm, 2) as recorded, torch.no_grad():
         vlm.model(**batch)
-    assert torch.equal(found[2, "block"][0], read(vlm, batch, 2)[2, "block"])
+    assert torch.equal(recorded[2, "block"][0], read(vlm, batch, 2)[2, "block"])
     with (
         pytest.raises(SelectionError, match="vlm.forward"),
         reading(vlm, 2, positions="image"),
@@ -273,12 +280,12 @@ def test_a_forward_stops_after_the_last_wanted_layer(vlm, batch, layer):
     try:
         stopped = read(vlm, batch, layer)[layer, "block"]
         assert ran == list(range(1, max(layer, 1) + 1))
-        with reading(vlm, layer) as found:
+        with reading(vlm, layer) as recorded:
             vlm.forward(batch)
     finally:
         for counter in counters:
             counter.remove()
-    assert torch.equal(found[layer, "block"][0], stopped)
+    assert torch.equal(recorded[layer, "block"][0], stopped)
     assert not hooks_left(vlm)
     assert torch.equal(hidden_states(vlm, batch)[layer], stopped)  # and the model is as it was
 
@@ -314,10 +321,10 @@ def test_a_stop_ends_the_block_of_the_reading_that_asked_for_it(vlm, batch):
 
 def test_a_prompt_after_another_is_no_step_of_it_also_where_no_batch_is_named(vlm):
     prompts = [vlm.batch([PICTURES[0]], [TEXTS[k]]) for k in (0, 2, 0)]
-    with torch.no_grad(), reading(vlm, 1) as found:
+    with torch.no_grad(), reading(vlm, 1) as recorded:
         for prompt in prompts:
             vlm.model(**prompt)
-    assert [len(states[0]) for states in found[1, "block"]] == [
+    assert [len(states[0]) for states in recorded[1, "block"]] == [
         prompt.spans.shape[1] for prompt in prompts
     ]
 
@@ -341,33 +348,33 @@ def test_what_is_kept_is_a_copy_of_its_own_size(vlm, batch, positions, dtype):
 
 
 def test_kept_states_do_not_change_when_the_model_writes_into_its_own(vlm, batch):
-    seen = []
+    outputs = []
 
     def spoil(module, args, output):
-        seen.append(output)
+        outputs.append(output)
 
     hook = vlm.blocks[0].register_forward_hook(spoil)
     try:
-        with reading(vlm, 1) as found:
+        with reading(vlm, 1) as recorded:
             vlm.forward(batch)
     finally:
         hook.remove()
-    before = found[1, "block"][0].clone()
+    before = recorded[1, "block"][0].clone()
     with torch.no_grad():
-        seen[0].zero_()
-    assert torch.equal(found[1, "block"][0], before)
+        outputs[0].zero_()
+    assert torch.equal(recorded[1, "block"][0], before)
 
 
 def test_a_reading_sees_what_hooks_in_front_of_it_did(vlm, batch):
     plain = read(vlm, batch, (0, 1))
-    with reading(vlm, (0, 1)) as found:
+    with reading(vlm, (0, 1)) as recorded:
         hooks = [vlm.blocks[0].register_forward_hook(lambda m, a, output: output + 1, prepend=True)]
         try:
             vlm.forward(batch)
         finally:
             hooks[0].remove()
-    assert torch.equal(found[1, "block"][0], plain[1, "block"] + 1)
-    assert torch.equal(found[0, "block"][0], plain[0, "block"])
+    assert torch.equal(recorded[1, "block"][0], plain[1, "block"] + 1)
+    assert torch.equal(recorded[0, "block"][0], plain[0, "block"])
 
 
 def test_hooks_are_gone_after_an_error_in_the_model(vlm, batch, monkeypatch):

@@ -13,12 +13,12 @@ import sys
 import threading
 import time
 from importlib import import_module
-from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 
+from tests.support.launching import WITHOUT_GPUS, launch
 from tests.support.made_states import PROVENANCE, assert_same, states_of
 from tests.support.tiny import tiny_llava
 from xlvlms_tutorial.activations import processes
@@ -30,8 +30,7 @@ from xlvlms_tutorial.samples import Sample
 
 # the package offers a function of this name
 capture_module = import_module("xlvlms_tutorial.activations.capture")
-ROOT = Path(__file__).parents[2]
-ASKED = {
+SETTINGS = {
     "layers": "all",
     "span": "image",
     "reduce": None,
@@ -51,7 +50,7 @@ def pictures(n: int = 11) -> list[Sample]:
 LAUNCHED = """
 import os, signal, sys
 from pathlib import Path
-from tests.activations.test_processes import ASKED, pictures
+from tests.activations.test_processes import SETTINGS, pictures
 from tests.support.tiny import tiny_llava
 from xlvlms_tutorial.activations.capture import capture
 from xlvlms_tutorial.activations.store import Store, dealt
@@ -65,47 +64,9 @@ def noted(store, number, states):
         os.kill(os.getpid(), signal.SIGKILL)
 
 Store.write = noted
-found = capture(tiny_llava(), pictures(), store=folder / "store", **ASKED)
+found = capture(tiny_llava(), pictures(), store=folder / "store", **SETTINGS)
 (folder / f"{rank}-of-{world}").write_text(f"{wrote} {len(found)}")
 """
-
-
-TOLD = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-
-
-def launch(folder: Path) -> subprocess.CompletedProcess:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    # --multi_gpu starts the processes, whether there are GPUs or not; with
-    # --cpu accelerate starts one alone
-    asked = [
-        "--multi_gpu",
-        "--num_processes",
-        "2",
-        "--num_machines",
-        "1",
-        "--mixed_precision",
-        "no",
-        "--dynamo_backend",
-        "no",
-    ]
-    command = [
-        sys.executable,
-        "-m",
-        "accelerate.commands.launch",
-        *asked,
-        "--main_process_port",
-        str(port),
-    ]
-    return subprocess.run(
-        [*command, folder / "script.py", folder],
-        check=False,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env=TOLD,
-    )
 
 
 def test_what_a_killed_process_began_a_launch_of_several_ends_as_one_process_would(tmp_path):
@@ -115,7 +76,7 @@ def test_what_a_killed_process_began_a_launch_of_several_ends_as_one_process_wou
         [sys.executable, tmp_path / "script.py", tmp_path, "killed"],
         check=False,
         timeout=300,
-        env=TOLD | number,
+        env=os.environ | WITHOUT_GPUS | number,
     )
     assert killed.returncode == -signal.SIGKILL
     store = Store(tmp_path / "store")
@@ -123,14 +84,14 @@ def test_what_a_killed_process_began_a_launch_of_several_ends_as_one_process_wou
     # a process beside it would not have waited for ever
     with pytest.raises(RunError, match=r"missing are 2 shards: 3, 5"):
         await_others(store, 6, 0, 2, wait=5)
-    again = launch(tmp_path)
+    again = launch(tmp_path / "script.py", tmp_path)
     assert again.returncode == 0, again.stderr
-    made = {rank: (tmp_path / f"{rank}-of-2").read_text() for rank in (0, 1)}
+    texts = {rank: (tmp_path / f"{rank}-of-2").read_text() for rank in (0, 1)}
     rows = sum(len(states) for states in store.iterate())
-    assert made == {0: f"[0, 2, 4] {rows}", 1: f"[3, 5] {rows}"}
+    assert texts == {0: f"[0, 2, 4] {rows}", 1: f"[3, 5] {rows}"}
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    capture(tiny_llava(), pictures(), store=tmp_path / "alone", **ASKED)
+    capture(tiny_llava(), pictures(), store=tmp_path / "alone", **SETTINGS)
     torch.set_num_threads(threads)
     files = [
         {
@@ -148,15 +109,15 @@ def test_what_a_killed_process_began_a_launch_of_several_ends_as_one_process_wou
 def store(tmp_path, monkeypatch) -> Store:
     """Of process 0, which has made its shards 0, 2, 4; looked at often."""
     monkeypatch.setattr(processes, "_LOOK_EVERY", 0.01)
-    made = Store(tmp_path / "store", PROVENANCE)
+    built = Store(tmp_path / "store", PROVENANCE)
     for number in range(0, 6, 2):
-        made.write(number, states_of(PLAN[number]))
-    return made
+        built.write(number, states_of(PLAN[number]))
+    return built
 
 
-def note(store: Store, **told: object) -> None:
+def note(store: Store, **fields: object) -> None:
     now = time.time()
-    whole = {"host": socket.gethostname(), "process": os.getpid(), "began": now, "at": now} | told
+    whole = {"host": socket.gethostname(), "process": os.getpid(), "began": now, "at": now} | fields
     (store.folder / ".process-1-of-2.json").write_text(json.dumps(whole))
 
 
@@ -174,7 +135,7 @@ def gone() -> int:
 def test_a_process_waits_for_the_shards_of_the_others(store):
     came = []
 
-    def other():
+    def run_second():
         mine = Store(store.folder)
         with making_shards(mine, 1, 2):
             for number in (1, 3, 5):
@@ -182,7 +143,7 @@ def test_a_process_waits_for_the_shards_of_the_others(store):
                 came.append(number)
                 mine.write(number, states_of(PLAN[number]))
 
-    thread = threading.Thread(target=other)
+    thread = threading.Thread(target=run_second)
     thread.start()
     await_others(store, 6, 0, 2)
     assert came == [1, 3, 5]
@@ -242,8 +203,8 @@ def test_what_an_earlier_launch_left_is_no_news(store):
     # On this machine it counts when the process began, by the clock of the processes' table: it
     # runs up to a second apart from the other.
     before = processes._launched() - 1
-    for told in ({"began": before, "at": time.time()}, {"host": "elsewhere", "at": before}):
-        note(store, **({"process": gone(), "failed": "KeyboardInterrupt: "} | told))
+    for fields in ({"began": before, "at": time.time()}, {"host": "elsewhere", "at": before}):
+        note(store, **({"process": gone(), "failed": "KeyboardInterrupt: "} | fields))
         with pytest.raises(RunError, match=r"waited 0\.05 s"):
             await_others(store, 6, 0, 2, wait=0.05)
 
@@ -260,12 +221,12 @@ def test_a_process_of_this_launch_that_ended_is_no_old_news_whatever_the_clocks_
 
 
 def test_a_new_shard_prolongs_the_wait(store):
-    def other():
+    def run_second():
         for number in (1, 3, 5):
             time.sleep(0.25)
             Store(store.folder).write(number, states_of(PLAN[number]))
 
-    thread = threading.Thread(target=other)
+    thread = threading.Thread(target=run_second)
     thread.start()
     began = time.monotonic()
     await_others(store, 6, 0, 2, wait=0.6)
@@ -275,18 +236,18 @@ def test_a_new_shard_prolongs_the_wait(store):
 
 def test_one_process_leaves_no_note_and_waits_for_nobody(tmp_path, monkeypatch):
     monkeypatch.setattr(capture_module, "dealt", lambda: (0, 1))
-    capture(tiny_llava(), pictures(3), store=tmp_path, wait=0.01, **ASKED)
+    capture(tiny_llava(), pictures(3), store=tmp_path, wait=0.01, **SETTINGS)
     assert {path.name for path in tmp_path.iterdir()} == {"provenance.json", "shards", "index"}
 
 
 def test_a_capture_gives_up_where_its_shards_do_not_come_and_keeps_its_own(tmp_path, monkeypatch):
     monkeypatch.setattr(capture_module, "dealt", lambda: (0, 2))
     with pytest.raises(RunError, match=r"process 0 of 2 waited 0\.1 s .* missing are 1 shards: 1"):
-        capture(tiny_llava(), pictures(3), store=tmp_path, wait=0.1, **ASKED)
+        capture(tiny_llava(), pictures(3), store=tmp_path, wait=0.1, **SETTINGS)
     assert Store(tmp_path).done == [0]
 
 
 @pytest.mark.parametrize("wait", [-1, float("nan")])
 def test_a_wait_that_is_no_time_is_refused(wait):
     with pytest.raises(SelectionError, match=re.escape(f"wait={wait!r}")):
-        capture(tiny_llava(), pictures(1), wait=wait, **ASKED)
+        capture(tiny_llava(), pictures(1), wait=wait, **SETTINGS)

@@ -61,7 +61,8 @@ def drafts(folder: Path) -> list[str]:
 
 
 def test_kills_at_random_moments_lose_nothing(tmp_path):
-    folder, rng, struck, n_shards = tmp_path / "s", random.Random(0), 0, 0
+    folder, rng = tmp_path / "s", random.Random(0)
+    struck = n_shards = 0
     while struck < KILLS:
         n_shards += SHARDS_PER_KILL
         process = FORK.Process(target=capture, args=(folder, n_shards))
@@ -93,18 +94,18 @@ def at_step(monkeypatch, k: int, act) -> list[int]:
 
     Gives the list of steps taken.
     """
-    taken: list[int] = []
+    calls: list[int] = []
 
     def watched(step):
         def run(*args, **kwargs):
-            taken.append(len(taken))
-            return act() if taken[-1] == k else step(*args, **kwargs)
+            calls.append(len(calls))
+            return act() if calls[-1] == k else step(*args, **kwargs)
 
         return run
 
     for owner, name in STEPS:
         monkeypatch.setattr(owner, name, watched(getattr(owner, name)))
-    return taken
+    return calls
 
 
 def _killed_at(k: int, write) -> None:
@@ -126,7 +127,7 @@ def test_a_kill_before_any_step_leaves_a_store_that_continues(tmp_path, case):
         if case == "rewritten":
             capture(folder, 1)
             Store(folder).write(1, states_of(samples_of(1), rows=2, shift=1))
-        process = FORK.Process(target=_killed_at, args=(kills, lambda at=folder: write(at)))
+        process = FORK.Process(target=_killed_at, args=(kills, lambda target=folder: write(target)))
         process.start()
         process.join()
         if (folder / "provenance.json").exists():
@@ -155,18 +156,18 @@ def test_a_failure_of_any_step_loses_nothing_and_says_so(tmp_path, monkeypatch, 
     error = StoreError if number == errno.EIO else StoreSpaceError
     while True:
         with monkeypatch.context() as patch:
-            taken = at_step(patch, k, fail)
+            calls = at_step(patch, k, fail)
             try:
                 store.write(2, states_of(samples_of(2)))
             except (StoreError, StoreSpaceError) as raised:
                 assert type(raised) is error
-                told = (
+                message = (
                     f"no space for shard 2, and the {len(store.done)} "
                     "shards written so far are safe"
                 )
-                assert (os.strerror(number) if error is StoreError else told) in str(raised)
+                assert (os.strerror(number) if error is StoreError else message) in str(raised)
                 failures += 1
-        if len(taken) <= k:
+        if len(calls) <= k:
             break
         assert store.verify() == []
         assert_same(store.states(samples=samples_of(4)), states_of(samples_of(4)))
@@ -224,7 +225,7 @@ def test_a_disk_that_is_really_full_loses_nothing(tmp_path):
         not shutil.which("unshare")
         or subprocess.run(trial, check=False, capture_output=True).returncode
     ):
-        pytest.skip("this system lets no process mount a small disk of its own")
+        pytest.skip("runs where a process may mount a small disk of its own: `unshare` on Linux")
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     filling = [*spaces, sys.executable, "-c", FILLING, tmp_path]
     done = subprocess.run(filling, env=environment, check=False, capture_output=True, text=True)
@@ -232,7 +233,7 @@ def test_a_disk_that_is_really_full_loses_nothing(tmp_path):
 
 
 def test_a_limit_on_the_size_of_files_is_told_as_it_is(tmp_path):
-    resource = pytest.importorskip("resource")
+    resource = pytest.importorskip("resource", reason="runs on Linux and macOS, which limit files")
     store, before = Store(tmp_path, PROVENANCE), resource.getrlimit(resource.RLIMIT_FSIZE)
     store.write(0, states_of(range(3)))
     handled = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -247,9 +248,9 @@ def test_a_limit_on_the_size_of_files_is_told_as_it_is(tmp_path):
     assert drafts(tmp_path) == []
 
 
-def _flip(path: Path, at: int) -> None:
+def _flip(path: Path, offset: int) -> None:
     content = bytearray(path.read_bytes())
-    content[at] ^= 1
+    content[offset] ^= 1
     path.write_bytes(content)
 
 
@@ -274,13 +275,13 @@ def store(tmp_path) -> Store:
     return Store(tmp_path / "s")
 
 
-@pytest.mark.parametrize("how", [*DAMAGE, "deleted"])
+@pytest.mark.parametrize("damage", [*DAMAGE, "deleted"])
 @pytest.mark.parametrize("fresh", [True, False], ids=["fresh", "read before"])
-def test_damaged_tensors_are_named_refused_and_made_anew(store, how, fresh):
+def test_damaged_tensors_are_named_refused_and_made_anew(store, damage, fresh):
     if not fresh:
         store.states()
     path = store.folder / "shards" / "00001.safetensors"
-    (DAMAGE | {"deleted": Path.unlink})[how](path)
+    (DAMAGE | {"deleted": Path.unlink})[damage](path)
     assert store.verify() == ["shards/00001.safetensors"]
     with pytest.raises(DamagedShardError, match=r"shards/00001\.safetensors"):
         store.states()
@@ -296,10 +297,10 @@ def test_damaged_tensors_are_named_refused_and_made_anew(store, how, fresh):
 
 
 @pytest.mark.parametrize(
-    "how", ["flipped at the start", "flipped at the end", "truncated", "emptied", "longer"]
+    "damage", ["flipped at the start", "flipped at the end", "truncated", "emptied", "longer"]
 )
-def test_a_damaged_part_of_the_index_is_named_discarded_and_made_anew(store, how):
-    DAMAGE[how](store.folder / "index" / "00001.parquet")
+def test_a_damaged_part_of_the_index_is_named_discarded_and_made_anew(store, damage):
+    DAMAGE[damage](store.folder / "index" / "00001.parquet")
     assert store.verify() == ["index/00001.parquet"]
     with pytest.raises(DamagedShardError, match=r"index/00001\.parquet"):
         store.states()
@@ -314,13 +315,13 @@ def test_a_damaged_part_of_the_index_is_named_discarded_and_made_anew(store, how
 
 def test_no_changed_byte_of_an_index_is_taken_for_other_rows(store):
     path = store.folder / "index" / "00001.parquet"
-    content, right, unseen = path.read_bytes(), store.states().table, 0
-    for at in range(0, len(content), 7):
-        _flip(path, at)
+    content, expected, unseen = path.read_bytes(), store.states().table, 0
+    for offset in range(0, len(content), 7):
+        _flip(path, offset)
         fresh = Store(store.folder)
         if fresh.verify() == []:
             unseen += 1  # statistics, names of the writer: nothing that is read
-            assert fresh.states().table.equals(right), at
+            assert fresh.states().table.equals(expected), offset
         path.write_bytes(content)
     assert unseen < len(content) / 7 / 2
     assert store.verify() == []
@@ -370,19 +371,19 @@ def test_files_can_be_read_by_others(store):
 
 
 def test_a_rewritten_shard_is_never_seen_beside_another_index(store, monkeypatch):
-    seen, replace = [], os.replace
+    observed, replace = [], os.replace
 
     def watched(*paths):
         fresh = Store(store.folder)
-        seen.append((fresh.done, fresh.verify()))
+        observed.append((fresh.done, fresh.verify()))
         replace(*paths)
 
     monkeypatch.setattr(os, "replace", watched)
     store.write(1, states_of(samples_of(1), rows=2))
-    assert seen == [([0, 1, 2], [])] * 2
-    seen.clear()
+    assert observed == [([0, 1, 2], [])] * 2
+    observed.clear()
     store.write(1, states_of(samples_of(1), rows=2, shift=1))
-    assert seen == [([0, 2], [])] * 2
+    assert observed == [([0, 2], [])] * 2
     assert re.fullmatch(r"Store\(.*, 3 shards\)", repr(store))
 
 
@@ -447,12 +448,12 @@ def test_a_shard_of_an_earlier_version_is_read_and_merged_with_one_of_this(tmp_p
         store.write(3, states_of(range(3)))
     part = tmp_path / "old" / "index" / "00003.parquet"
     table = pq.read_table(part)
-    told = {
+    metadata = {
         name: table.schema.metadata[name.encode()].decode()
         for name in ("sha256", "bytes", "tensors", "columns")
     }
     pq.write_table(
-        table.replace_schema_metadata(told | {"check": digest(told)}),
+        table.replace_schema_metadata(metadata | {"check": digest(metadata)}),
         part,
         write_page_checksum=True,
     )

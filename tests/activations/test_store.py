@@ -6,10 +6,6 @@ What does not match is named.
 import json
 import multiprocessing
 import random
-import socket
-import subprocess
-import sys
-from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pandas as pd
@@ -18,6 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.support.launching import launch
 from tests.support.made_states import DTYPES, PROVENANCE, assert_same, states_of
 from xlvlms_tutorial.activations import shards as shards_module
 from xlvlms_tutorial.activations.activations import States
@@ -30,17 +27,16 @@ from xlvlms_tutorial.errors import (
     StoreMismatchError,
 )
 
-ROOT = Path(__file__).parents[2]
 FORK = multiprocessing.get_context("fork")
 
 
 @pytest.fixture
 def store(tmp_path) -> Store:
     """Samples 0 to 9, two rows each, in three shards."""
-    made = Store(tmp_path / "store", PROVENANCE)
+    built = Store(tmp_path / "store", PROVENANCE)
     for number, samples in enumerate(shard_plan(10, 4)):
-        made.write(number, states_of(samples, rows=2))
-    return made
+        built.write(number, states_of(samples, rows=2))
+    return built
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -135,9 +131,9 @@ def test_reading_takes_the_chosen_layer_place_and_samples(store):
     whole = states_of(range(10), rows=2)
     assert list(store.states(3).tensors) == [(3, "block"), (3, "mlp")]
     assert list(store.states(place="mlp").tensors) == [(3, "mlp")]
-    some = store.states(3, "mlp", samples=[8, 1, 99])
-    assert torch.equal(some[3], whole[3, "mlp"][[2, 3, 16, 17]])
-    assert some.table["sample"].tolist() == [1, 1, 8, 8]
+    subset = store.states(3, "mlp", samples=[8, 1, 99])
+    assert torch.equal(subset[3], whole[3, "mlp"][[2, 3, 16, 17]])
+    assert subset.table["sample"].tolist() == [1, 1, 8, 8]
     assert [len(part) for part in store.iterate(0)] == [8, 8, 4]
 
 
@@ -204,12 +200,10 @@ def test_missing_deals_shards_out(store):
 @given(st.integers(0, 60), st.integers(1, 9), st.integers(1, 5))
 def test_every_sample_is_in_one_shard_of_one_process(n_samples, shard_size, world):
     plan = shard_plan(n_samples, shard_size)
-    mine = [
-        sample
-        for rank in range(world)
-        for number in range(rank, len(plan), world)
-        for sample in plan[number]
-    ]
+    mine = []
+    for rank in range(world):
+        for number in range(rank, len(plan), world):
+            mine += plan[number]
     assert sorted(mine) == list(range(n_samples))
     assert all(len(samples) == shard_size for samples in plan[:-1])
 
@@ -220,7 +214,7 @@ def test_a_plan_without_samples_in_a_shard_is_refused():
 
 
 @pytest.mark.parametrize(
-    ("changed", "told"),
+    ("changed", "message"),
     [
         ({"model": "other"}, "model is 'fake' in the store and 'other' here"),
         ({"revision": "2"}, "revision is '1' in the store and '2' here"),
@@ -232,10 +226,10 @@ def test_a_plan_without_samples_in_a_shard_is_refused():
         ({"selection": {"span": "text"}}, "selection.span is 'image' in the store and 'text' here"),
     ],
 )
-def test_a_store_of_another_capture_names_what_differs(store, changed, told):
-    with pytest.raises(StoreMismatchError, match=told):
+def test_a_store_of_another_capture_names_what_differs(store, changed, message):
+    with pytest.raises(StoreMismatchError, match=message):
         Store(store.folder, PROVENANCE | changed)
-    with pytest.raises(StoreMismatchError, match=told):
+    with pytest.raises(StoreMismatchError, match=message):
         store.write(3, states_of([10], provenance=PROVENANCE | changed))
     assert store.done == [0, 1, 2]
 
@@ -292,15 +286,15 @@ def test_merge_repairs_a_damaged_shard_from_another_store(store, tmp_path):
 
 
 def test_merge_refuses_what_does_not_match_and_copies_nothing(store, tmp_path):
-    other = Store(tmp_path / "other", PROVENANCE)
-    other.write(3, states_of([10], rows=2))
-    other.write(1, states_of(range(4, 8), rows=2, shift=1))
+    second_store = Store(tmp_path / "other", PROVENANCE)
+    second_store.write(3, states_of([10], rows=2))
+    second_store.write(1, states_of(range(4, 8), rows=2, shift=1))
     with pytest.raises(StoreError, match="shard 1 has other content"):
-        store.merge(other.folder)
-    other.discard(1)
-    (other.folder / "shards" / "00003.safetensors").unlink()
+        store.merge(second_store.folder)
+    second_store.discard(1)
+    (second_store.folder / "shards" / "00003.safetensors").unlink()
     with pytest.raises(DamagedShardError, match=r"shards/00003\.safetensors"):
-        store.merge(other.folder)
+        store.merge(second_store.folder)
     seeded = Store(tmp_path / "seeded", PROVENANCE | {"seed": 1})
     with pytest.raises(StoreMismatchError, match="seed is 0 in the store and 1 here"):
         store.merge(seeded.folder)
@@ -377,26 +371,9 @@ for number in store.missing(len(plan), rank, world):
 """
 
 
-def test_accelerate_launch_deals_the_shards_to_its_processes(tmp_path, monkeypatch):
+def test_accelerate_launch_deals_the_shards_to_its_processes(tmp_path):
     (tmp_path / "fake_capture.py").write_text(CAPTURE)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    asked = [
-        "--multi_gpu",
-        "--num_processes",
-        "2",
-        "--num_machines",
-        "1",
-        "--mixed_precision",
-        "no",
-        "--dynamo_backend",
-        "no",
-    ]
-    command = [sys.executable, "-m", "accelerate.commands.launch", *asked]
-    command += ["--main_process_port", str(port), tmp_path / "fake_capture.py", tmp_path / "s"]
-    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=300)
+    done = launch(tmp_path / "fake_capture.py", tmp_path / "s")
     assert done.returncode == 0, done.stderr
     assert sorted(path.name for path in tmp_path.glob("process-*")) == [
         "process-0-of-2",

@@ -33,32 +33,42 @@ BOOK = sorted(
 
 
 @pytest.fixture
-def known(tmp_path):
+def toy_defaults(tmp_path):
     return defaults(read_chapter(toy_chapter(tmp_path)))
 
 
-def test_the_defaults_are_those_of_the_cell(known):
+def test_the_defaults_are_those_of_the_cell(toy_defaults):
     ran: dict = {}
     exec(PARAMETERS, ran)
-    assert known == {name: ran[name] for name in known} | {"wide": [2, 4, 6], "computed": "2 * 3"}
-    assert list(known)[:4] == ["model", "dataset", "n_samples", "seed"] and len(known) == 11
-    assert isinstance(known["computed"], Expression)
+    assert toy_defaults == {name: ran[name] for name in toy_defaults} | {
+        "wide": [2, 4, 6],
+        "computed": "2 * 3",
+    }
+    assert (
+        list(toy_defaults)[:4] == ["model", "dataset", "n_samples", "seed"]
+        and len(toy_defaults) == 11
+    )
+    assert isinstance(toy_defaults["computed"], Expression)
 
 
 @pytest.mark.parametrize("name", BOOK)
 def test_every_chapter_of_the_book_has_readable_parameters(name):
-    found = defaults(read_chapter(find_chapter(name)))
-    assert list(found)[:4] == ["model", "dataset", "n_samples", "seed"]
-    given = {"model": "a/b", "dataset": "coco", "n_samples": 3, "seed": 1}
-    assert checked(name, found, given)["n_samples"] == 3
-    plain = {key: value for key, value in found.items() if not isinstance(value, Expression)}
-    assert checked(name, found, plain).keys() == plain.keys()  # every default fits itself
+    chapter_defaults = defaults(read_chapter(find_chapter(name)))
+    assert list(chapter_defaults)[:4] == ["model", "dataset", "n_samples", "seed"]
+    parameters = {"model": "a/b", "dataset": "coco", "n_samples": 3, "seed": 1}
+    assert checked(name, chapter_defaults, parameters)["n_samples"] == 3
+    plain = {
+        key: value for key, value in chapter_defaults.items() if not isinstance(value, Expression)
+    }
+    assert (
+        checked(name, chapter_defaults, plain).keys() == plain.keys()
+    )  # every default fits itself
     with pytest.raises(SelectionError, match="did you mean 'n_samples'"):
-        checked(name, found, {"n_sample": 3})
+        checked(name, chapter_defaults, {"n_sample": 3})
 
 
 @pytest.mark.parametrize(
-    ("parameter", "right", "wrong"),
+    ("parameter", "accepted", "wrong"),
     [
         ("model", ["a/b"], [3, None, True, ["a"]]),
         ("n_samples", [8, 0], [0.5, "8", True, None, [8]]),
@@ -68,29 +78,31 @@ def test_every_chapter_of_the_book_has_readable_parameters(name):
         ("computed", [1, "a", None, [1]], [math.nan, datetime.date(2026, 1, 1)]),
     ],
 )
-def test_values_are_held_to_the_type_of_the_default(known, parameter, right, wrong):
-    for value in right:
-        assert checked("toy", known, {parameter: value}) == {parameter: value}
+def test_values_are_held_to_the_type_of_the_default(toy_defaults, parameter, accepted, wrong):
+    for value in accepted:
+        assert checked("toy", toy_defaults, {parameter: value}) == {parameter: value}
     for value in wrong:
         with pytest.raises(SelectionError, match=f"{parameter}=.*wrong type; give "):
-            checked("toy", known, {parameter: value})
+            checked("toy", toy_defaults, {parameter: value})
 
 
-def test_folders_become_absolute_and_names_stay(known, tmp_path, monkeypatch):
+def test_folders_become_absolute_and_names_stay(toy_defaults, tmp_path, monkeypatch):
     (tmp_path / "data" / "coco").mkdir(parents=True)
     (tmp_path / "scenes").mkdir()
     monkeypatch.chdir(tmp_path)
-    given = {"dataset": "./data/coco", "model": "data/coco"}
-    assert set(checked("toy", known, given).values()) == {str(tmp_path / "data" / "coco")}
-    assert checked("toy", known, {"dataset": "data/coco-place"})["dataset"] == str(
+    parameters = {"dataset": "./data/coco", "model": "data/coco"}
+    assert set(checked("toy", toy_defaults, parameters).values()) == {
+        str(tmp_path / "data" / "coco")
+    }
+    assert checked("toy", toy_defaults, {"dataset": "data/coco-place"})["dataset"] == str(
         tmp_path / "data" / "coco-place"
     )
-    for kept in (
+    for recorded in (
         {"dataset": "scenes"},
         {"model": "llava-hf/llava-1.5-7b-hf"},
         {"end": "data/coco"},
     ):
-        assert checked("toy", known, kept) == kept
+        assert checked("toy", toy_defaults, recorded) == recorded
 
 
 def test_a_chapter_is_found_by_name_or_path(tmp_path, monkeypatch):
@@ -138,45 +150,48 @@ def test_the_digest_follows_the_code_and_not_the_prose(tmp_path):
 def test_what_runs_is_what_is_recorded(value):
     """Papermill writes the very value into the chapter that the results file will hold."""
     try:
-        taken = checked("toy", {"computed": Expression("2 * 3")}, {"computed": value})
+        checked_parameters = checked("toy", {"computed": Expression("2 * 3")}, {"computed": value})
     except SelectionError:  # half of a surrogate pair, which no file can hold
         assert re.search("\\\\ud[89a-f]", json.dumps(value))
         return
     ran: dict = {}
-    exec(PythonTranslator.codify(taken), ran)
-    assert ran["computed"] == json.loads(json.dumps(value)) == taken["computed"]
+    exec(PythonTranslator.codify(checked_parameters), ran)
+    assert ran["computed"] == json.loads(json.dumps(value)) == checked_parameters["computed"]
 
 
 @pytest.mark.parametrize(
     "value", [{1: "a"}, {"a": {None: "b"}}, [{True: 1}], {(1, 2): 3}, {1.5: "a"}]
 )
-def test_keys_that_are_no_text_are_refused(known, value):
+def test_keys_that_are_no_text_are_refused(toy_defaults, value):
     with pytest.raises(SelectionError, match="no text; put it into quotes|wrong type"):
-        checked("toy", known, {"computed": value})
+        checked("toy", toy_defaults, {"computed": value})
     with pytest.raises(SelectionError, match="no text; put it into quotes"):
-        checked("toy", known, {"names": read_yaml("{1: a}", "-p")[0]})
+        checked("toy", toy_defaults, {"names": read_yaml("{1: a}", "-p")[0]})
 
 
-def test_values_without_end_or_form_are_refused(known):
+def test_values_without_end_or_form_are_refused(toy_defaults):
     endless, deep = [], []
     endless.append(endless)
     for _ in range(5000):
         deep = [deep]
     for value in (endless, deep, {1, 2}, b"x", "\ud800", 10**5000, [math.nan]):
         with pytest.raises(SelectionError, match="wrong type"):
-            checked("toy", known, {"computed": value})
+            checked("toy", toy_defaults, {"computed": value})
 
 
 def test_magics_and_defaults_that_json_does_not_know_are_read(tmp_path):
     strange = 'raw = b"x"\nmany = {1, 2}\nlong = range(10**12)\nby = {1: "a"}\nwide = 1e999'
     cell = f"seed = 1\n%matplotlib inline\n!ls\n{strange}\npair = (1, (2, 3))"
-    found = defaults(read_chapter(chapter_with(tmp_path, cell)))
+    chapter_defaults = defaults(read_chapter(chapter_with(tmp_path, cell)))
     plain = {"seed": 1, "pair": (1, (2, 3))}
     assert {
-        name: value for name, value in found.items() if not isinstance(value, Expression)
+        name: value for name, value in chapter_defaults.items() if not isinstance(value, Expression)
     } == plain
-    assert set(found) == {*plain, "raw", "many", "long", "by", "wide"} and found["raw"] == "b'x'"
-    assert json.loads(json.dumps(found))["raw"] == "b'x'"
+    assert (
+        set(chapter_defaults) == {*plain, "raw", "many", "long", "by", "wide"}
+        and chapter_defaults["raw"] == "b'x'"
+    )
+    assert json.loads(json.dumps(chapter_defaults))["raw"] == "b'x'"
 
 
 @pytest.mark.parametrize(
@@ -206,8 +221,8 @@ def chapter_with(folder, cell):
         "~/nowhere-to-be-found",
     ],
 )
-def test_a_path_that_leads_nowhere_stays_as_it_is(known, name):
-    assert checked("toy", known, {"model": name, "dataset": name}) == {
+def test_a_path_that_leads_nowhere_stays_as_it_is(toy_defaults, name):
+    assert checked("toy", toy_defaults, {"model": name, "dataset": name}) == {
         "model": name,
         "dataset": name,
     }
@@ -215,10 +230,10 @@ def test_a_path_that_leads_nowhere_stays_as_it_is(known, name):
         find_chapter(f"{name}.md")
 
 
-def test_a_folder_in_the_home_is_found(known, tmp_path, monkeypatch):
+def test_a_folder_in_the_home_is_found(toy_defaults, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "llava").mkdir()
-    assert checked("toy", known, {"model": "~/llava"})["model"] == str(tmp_path / "llava")
+    assert checked("toy", toy_defaults, {"model": "~/llava"})["model"] == str(tmp_path / "llava")
 
 
 @pytest.mark.parametrize(
@@ -246,10 +261,10 @@ def test_a_folder_in_the_home_is_found(known, tmp_path, monkeypatch):
         ("words", "[yes, no, key, 1]", ["yes", "no", "key", "1"]),
     ],
 )
-def test_words_of_yaml_are_what_the_default_says(known, parameter, written, meant):
-    known |= {"truth": False, "words": ("lamp",)}
-    found = checked("toy", known, {parameter: read_yaml(written, "-p")[0]})[parameter]
-    assert found == meant and type(found) is type(meant)
+def test_words_of_yaml_are_what_the_default_says(toy_defaults, parameter, written, meant):
+    toy_defaults |= {"truth": False, "words": ("lamp",)}
+    parsed = checked("toy", toy_defaults, {parameter: read_yaml(written, "-p")[0]})[parameter]
+    assert parsed == meant and type(parsed) is type(meant)
 
 
 @pytest.mark.parametrize(
@@ -269,6 +284,6 @@ def test_words_of_yaml_are_what_the_default_says(known, parameter, written, mean
         ("n_samples", "yes"),
     ],
 )
-def test_words_that_cannot_be_what_the_default_says_are_refused(known, parameter, written):
+def test_words_that_cannot_be_what_the_default_says_are_refused(toy_defaults, parameter, written):
     with pytest.raises(SelectionError, match="wrong type; give "):
-        checked("toy", known | {"truth": False}, {parameter: read_yaml(written, "-p")[0]})
+        checked("toy", toy_defaults | {"truth": False}, {parameter: read_yaml(written, "-p")[0]})

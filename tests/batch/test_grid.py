@@ -84,7 +84,7 @@ def test_a_name_never_reaches_the_shell_as_it_was_given(grid, tmp_path, monkeypa
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "said"),
+    ("old", "new", "message"),
     [
         ("gpus: 1", "gpu: 1", "line 9: unknown key 'gpu' .did you mean 'gpus'"),
         ("gpus: 1", "gpus: -1", "line 9, experiment 2: gpus=-1; give a whole number of 0 or more"),
@@ -121,14 +121,14 @@ def test_a_name_never_reaches_the_shell_as_it_was_given(grid, tmp_path, monkeypa
         ("experiments:", "experiment:", "unknown key 'experiment' .did you mean 'experiments'"),
     ],
 )
-def test_what_is_wrong_is_named_with_its_line(grid, old, new, said):
+def test_what_is_wrong_is_named_with_its_line(grid, old, new, message):
     assert old in GOOD
-    with pytest.raises(SelectionError, match=said):
+    with pytest.raises(SelectionError, match=message):
         grid(GOOD.replace(old, new))
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("", "None is no mapping"),
         ("[]", "no mapping"),
@@ -141,8 +141,8 @@ def test_what_is_wrong_is_named_with_its_line(grid, old, new, said):
         ),
     ],
 )
-def test_a_file_without_runs_is_refused(grid, text, said):
-    with pytest.raises(SelectionError, match=said):
+def test_a_file_without_runs_is_refused(grid, text, message):
+    with pytest.raises(SelectionError, match=message):
         grid(text)
 
 
@@ -196,7 +196,7 @@ def test_names_that_no_file_can_have_are_unknown(grid, key, name):
     with pytest.raises(SelectionError, match="unknown dataset|unknown model|no chapter"):
         grid(
             "experiments: [{"
-            + ", ".join(f'{one}: "{value}"' for one, value in entry.items())
+            + ", ".join(f'{key}: "{value}"' for key, value in entry.items())
             + "}]"
         )
 

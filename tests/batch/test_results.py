@@ -47,12 +47,12 @@ def claim(low, high, seed=0, model="a", name="IMA-1", verdict="confirmed", varia
 
 def write(batch, name, *claims, seed=0):
     parameters = {"model": "a", "dataset": "d", "seed": seed, "n_samples": 4}
-    made = {"chapter": "toy", "parameters": parameters, "given": {}, "claims": list(claims)}
+    content = {"chapter": "toy", "parameters": parameters, "given": {}, "claims": list(claims)}
     took = {
         "seconds": {"total": 5.0, "kernel_start": 1.0, "cells": 3.0},
         "memory": {"peak_bytes": 2 * 10**9, "peak_gpu_bytes": None},
     }
-    write_sealed(batch / "runs" / name / RESULTS, EMPTY | made | took)
+    write_sealed(batch / "runs" / name / RESULTS, EMPTY | content | took)
 
 
 @pytest.fixture
@@ -75,19 +75,19 @@ def batch(tmp_path):
 
 
 def test_every_run_has_a_state_and_every_gap_a_reason(batch):
-    found = gather(batch)
-    assert found.states == {
+    gathered = gather(batch)
+    assert gathered.states == {
         "one": "done",
         "two": "done",
         "bad": "failed",
         "torn": "damaged",
         "late": "missing",
     }
-    assert found.problems["bad"] == "ValueError (cell [3]): of two lines"
-    assert "runs/torn/results.json" in found.problems["torn"]
-    assert found.problems["late"] == "No space left on device"
-    assert set(found.problems) == {"bad", "torn", "late"}
-    assert [found.count(state) for state in results.STATES] == [2, 1, 1, 1]
+    assert gathered.problems["bad"] == "ValueError (cell [3]): of two lines"
+    assert "runs/torn/results.json" in gathered.problems["torn"]
+    assert gathered.problems["late"] == "No space left on device"
+    assert set(gathered.problems) == {"bad", "torn", "late"}
+    assert [gathered.count(state) for state in results.STATES] == [2, 1, 1, 1]
 
 
 def test_four_files_are_written_whole(batch):
@@ -101,20 +101,20 @@ def test_four_files_are_written_whole(batch):
     assert json.loads(runs["parameters"][0])["n_samples"] == 4
     assert measured["run"].tolist() == ["one", "one", "two"]
     assert measured["verdict"].tolist() == ["confirmed", "refuted", "refuted"]
-    told = (batch / "report.md").read_text()
-    assert told.startswith("# 5 runs: 2 done, 1 failed, 1 missing, 1 damaged\n")
-    assert "`bad` failed: ValueError (cell [3]): of two lines" in told
-    assert "| IMA-1 | a | d |  | undecided | 2 |" in told
+    page = (batch / "report.md").read_text()
+    assert page.startswith("# 5 runs: 2 done, 1 failed, 1 missing, 1 damaged\n")
+    assert "`bad` failed: ValueError (cell [3]): of two lines" in page
+    assert "| IMA-1 | a | d |  | undecided | 2 |" in page
 
 
 def test_a_batch_of_nothing_is_gathered_too(tmp_path):
     write_json(tmp_path / "plan.json", {"runs": [{"id": "late"}]})
-    found = gather(tmp_path)
-    assert found.problems == {"late": "not run yet"} and run_table(found).empty
+    gathered = gather(tmp_path)
+    assert gathered.problems == {"late": "not run yet"} and run_table(gathered).empty
     assert {entry["verdict"] for entry in json.loads((tmp_path / "claims.json").read_text())} == {
         "not measured"
     }
-    assert report(found).startswith("# 1 runs: 1 missing")
+    assert report(gathered).startswith("# 1 runs: 1 missing")
 
 
 BAD = {
@@ -150,11 +150,11 @@ def test_a_record_that_cannot_be_judged_leaves_the_report_of_the_others(batch, w
             | {"sha256": hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()}
         )
     )
-    found = gather(batch)
-    assert found.states["two"] == "damaged"
-    assert found.states["one"] == "done"
-    assert found.problems["two"]
-    assert {row["run"] for row in found.measurements} == {"one"}  # nothing of a bad run is taken
+    gathered = gather(batch)
+    assert gathered.states["two"] == "damaged"
+    assert gathered.states["one"] == "done"
+    assert gathered.problems["two"]
+    assert {row["run"] for row in gathered.measurements} == {"one"}  # nothing of a bad run is taken
     runs, measured = (
         pd.read_parquet(batch / name) for name in ("runs.parquet", "measurements.parquet")
     )
@@ -184,8 +184,8 @@ def test_results_that_are_none_leave_the_report_of_the_others(batch, wrong):
     content = json.loads((batch / "runs" / "two" / RESULTS).read_text()) | wrong
     content.pop("sha256")
     write_sealed(batch / "runs" / "two" / RESULTS, content)
-    found = gather(batch)
-    assert found.states["two"] == "damaged" and found.results.keys() == {"one"}
+    gathered = gather(batch)
+    assert gathered.states["two"] == "damaged" and gathered.results.keys() == {"one"}
     assert pd.read_parquet(batch / "runs.parquet")["run"].tolist() == ["one"]
 
 
@@ -214,8 +214,8 @@ def test_what_a_report_names_is_one_line_of_its_table(tmp_path):
         {"error": "E", "cell": None, "message": "\ud800 and\n| more"},
     )
     gather(tmp_path)
-    told = (tmp_path / "report.md").read_text()
-    assert "| IMA-1 | a/b c | d |" in told and "`b` failed: E: \\ud800 and | more" in told
+    page = (tmp_path / "report.md").read_text()
+    assert "| IMA-1 | a/b c | d |" in page and "`b` failed: E: \\ud800 and | more" in page
 
 
 @pytest.mark.parametrize(
@@ -240,7 +240,7 @@ def test_without_a_plan_there_is_no_batch(tmp_path):
 
 def test_a_planted_wrong_direction_flips_the_verdict_whatever_the_file_says(tmp_path):
     write_json(tmp_path / "plan.json", {"runs": [{"id": "one"}]})
-    for (low, high), said in {
+    for (low, high), expected in {
         (0.1, 0.3): "confirmed",
         (-0.3, -0.1): "refuted",
         (-0.1, 0.1): "undecided",
@@ -256,13 +256,13 @@ def test_a_planted_wrong_direction_flips_the_verdict_whatever_the_file_says(tmp_
             entry["verdict"]
             == entry["by_model"]["a"]
             == entry["measurements"][0]["verdict"]
-            == said
+            == expected
         )
-        assert pd.read_parquet(tmp_path / "measurements.parquet")["verdict"].tolist() == [said]
+        assert pd.read_parquet(tmp_path / "measurements.parquet")["verdict"].tolist() == [expected]
 
 
 @pytest.mark.parametrize(
-    ("said", "together"),
+    ("verdicts", "together"),
     [
         ([], "not measured"),
         (["confirmed"] * 3, "confirmed"),
@@ -272,8 +272,8 @@ def test_a_planted_wrong_direction_flips_the_verdict_whatever_the_file_says(tmp_
         (["undecided"], "undecided"),
     ],
 )
-def test_several_verdicts_are_one_only_where_they_agree(said, together):
-    assert pooled(said) == together == pooled(reversed(said))
+def test_several_verdicts_are_one_only_where_they_agree(verdicts, together):
+    assert pooled(verdicts) == together == pooled(reversed(verdicts))
 
 
 def test_the_summary_pools_seeds_and_nothing_else():
@@ -284,8 +284,10 @@ def test_the_summary_pools_seeds_and_nothing_else():
         claim(-0.1, 0.1, variant="layer 3"),
     ]
     judged = [
-        row | {"verdict": said}
-        for row, said in zip(rows, ("confirmed", "confirmed", "refuted", "undecided"), strict=True)
+        row | {"verdict": verdict}
+        for row, verdict in zip(
+            rows, ("confirmed", "confirmed", "refuted", "undecided"), strict=True
+        )
     ]
     table = summary(judged)
     assert table[["model", "variant", "verdict", "n"]].values.tolist() == [
@@ -307,20 +309,20 @@ def test_the_ledger_for_machines_holds_every_claim_and_every_measurement():
     assert entry["source"]["paper"] == CLAIMS["IMA-1"].paper
     assert (entry["null"], entry["test"]) == (0.0, "> 0")
     assert entry["by_model"] == {"a": "confirmed", "b": "confirmed"}
-    assert [one["run"] for one in entry["measurements"]] == ["one", "two"]
+    assert [measurement["run"] for measurement in entry["measurements"]] == ["one", "two"]
     assert entries["IMA-2"]["verdict"] == "not measured" and entries["IMA-2"]["measurements"] == []
 
 
 def test_measurements_come_from_a_batch_a_run_or_a_file(batch):
     with pytest.warns(UserWarning, match="left out of .*damaged: torn"):
-        found = measurements(batch)
-    assert [(one["id"], one["verdict"]) for one in found] == [
+        rows = measurements(batch)
+    assert [(row["id"], row["verdict"]) for row in rows] == [
         ("IMA-1", "confirmed"),
         ("IMA-2", "refuted"),
         ("IMA-1", "refuted"),
     ]
     for path in (batch / "runs" / "two", batch / "runs" / "two" / RESULTS):
-        assert [one["verdict"] for one in measurements(path)] == ["refuted"]
+        assert [row["verdict"] for row in measurements(path)] == ["refuted"]
     for path in (batch / "runs" / "torn", batch / "absent"):
         with pytest.raises(RecordError):
             measurements(path)
@@ -344,13 +346,13 @@ def test_a_full_disk_leaves_the_files_of_before(batch, monkeypatch):
 
 def test_the_command_of_the_engine_says_whether_all_is_done(batch, monkeypatch):
     monkeypatch.setattr(results.sys, "argv", ["results", str(batch)])
-    with pytest.raises(SystemExit) as left:
+    with pytest.raises(SystemExit) as error:
         results.main()
-    assert left.value.code == 1
+    assert error.value.code == 1
     write_json(batch / "plan.json", {"runs": [{"id": "one"}]})
-    with pytest.raises(SystemExit) as left:
+    with pytest.raises(SystemExit) as error:
         results.main()
-    assert left.value.code == 0
+    assert error.value.code == 0
     (batch / "plan.json").unlink()
     with pytest.raises(SystemExit, match="RecordError: .*no plan of a batch"):
         results.main()

@@ -36,61 +36,61 @@ def ran(tmp_path_factory):
     """A batch of two runs that go well on two GPUs, which nothing here needs to exist, and one
     that fails; and what was said.
     """
-    folder, said = tmp_path_factory.mktemp("grid"), []
+    folder, messages = tmp_path_factory.mktemp("grid"), []
     toy_chapter(folder / "chapters")
     (folder / "grid.yaml").write_text(GRID)
     options = Options(cores=3, gpus=2, chapters=folder / "chapters")
-    found = reproduce(folder / "grid.yaml", folder / "out", options, say=said.append)
-    return folder, found, said
+    gathered = reproduce(folder / "grid.yaml", folder / "out", options, say=messages.append)
+    return folder, gathered, messages
 
 
 @pytest.fixture
-def stub(monkeypatch, tmp_path):
+def engine(monkeypatch, tmp_path):
     """A grid whose engine only keeps its command."""
     toy_chapter(tmp_path / "chapters")
     (tmp_path / "grid.yaml").write_text(GRID)
-    kept = []
+    calls = []
 
     monkeypatch.setattr(
-        batch, "_engine", lambda command, out, lock: kept.append((command, out)) or 0
+        batch, "_engine", lambda command, out, lock: calls.append((command, out)) or 0
     )
-    return tmp_path, kept
+    return tmp_path, calls
 
 
-def run_of(found, end):
-    return next(name for name in found.states if f"-s{end}-" in name)
+def run_of(gathered, end):
+    return next(name for name in gathered.states if f"-s{end}-" in name)
 
 
 def test_a_run_that_fails_leaves_the_others_and_a_report(ran):
-    folder, found, said = ran
-    assert sorted(found.states.values()) == ["done", "done", "failed"]
-    (problem,) = found.problems.values()
+    folder, gathered, messages = ran
+    assert sorted(gathered.states.values()) == ["done", "done", "failed"]
+    (problem,) = gathered.problems.values()
     assert problem == "ValueError (cell [3]): asked to fail"
-    told = (folder / "out" / "report.md").read_text()
-    assert told.startswith("# 3 runs: 2 done, 1 failed") and problem in told
-    (failed,) = found.problems
+    report = (folder / "out" / "report.md").read_text()
+    assert report.startswith("# 3 runs: 2 done, 1 failed") and problem in report
+    (failed,) = gathered.problems
     log = (folder / "out" / "logs" / f"{failed}.log").read_text()
     assert "raise ValueError" in log and "\x1b[31m" not in log
-    assert said == ["Snakemake ended with code 1"]
+    assert messages == ["Snakemake ended with code 1"]
 
 
 def test_results_claims_and_tables_lie_where_they_should(ran):
-    folder, found, _ = ran
+    folder, gathered, _ = ran
     entries = json.loads((folder / "out" / "claims.json").read_text())
     measured = {entry["id"]: entry["measurements"] for entry in entries if entry["measurements"]}
     assert list(measured) == ["IMA-1"] and [row["seeds"] for row in measured["IMA-1"]] == [[0], [1]]
-    assert {row["run"] for row in measured["IMA-1"]} == set(found.results)
+    assert {row["run"] for row in measured["IMA-1"]} == set(gathered.results)
     assert {"runs.parquet", "measurements.parquet", "report.md", "plan.json"} <= {
         path.name for path in (folder / "out").iterdir()
     }
 
 
 def test_jobs_at_the_same_time_see_one_gpu_each(ran):
-    folder, found, _ = ran
-    seen = []
-    for name in found.results:
+    folder, gathered, _ = ran
+    environments = []
+    for name in gathered.results:
         notebook = nbformat.read(folder / "out" / "runs" / name / NOTEBOOK, as_version=4)
-        seen.append(
+        environments.append(
             "".join(
                 output.text
                 for output in notebook.cells[-1].outputs
@@ -98,7 +98,8 @@ def test_jobs_at_the_same_time_see_one_gpu_each(ran):
             ).split()
         )
     assert all(
-        gpu in ("0", "1") and threads == "1" and where == "chapters" for gpu, threads, where in seen
+        gpu in ("0", "1") and threads == "1" and directory == "chapters"
+        for gpu, threads, directory in environments
     )
 
 
@@ -108,37 +109,37 @@ def test_it_goes_on_with_what_is_missing_damaged_or_of_other_code(ran):
     A damaged run is made again and named, a whole one is left alone, the
     chapter that failed now works.
     """
-    folder, found, _ = ran
-    whole, torn = sorted(found.results)
-    (failed,) = found.problems
+    folder, gathered, _ = ran
+    whole, torn = sorted(gathered.results)
+    (failed,) = gathered.problems
     results = {
         name: folder / "out" / "runs" / name / "results.json" for name in (whole, torn, failed)
     }
     before, good = results[whole].stat().st_mtime_ns, read_results(results[torn])["claims"]
     results[torn].write_text(results[torn].read_text()[:60])
-    said = []
+    messages = []
     options = Options(cores=2, gpus=1, chapters=folder / "chapters")
-    again = reproduce(folder / "grid.yaml", folder / "out", options, say=said.append)
+    again = reproduce(folder / "grid.yaml", folder / "out", options, say=messages.append)
     assert again.states == {whole: "done", torn: "done", failed: "failed"}
     assert results[whole].stat().st_mtime_ns == before
     assert read_results(results[torn])["claims"] == good
     assert (results[torn].parent / "results.json.damaged").exists()
-    assert [line for line in said if "damaged" in line and str(results[torn]) in line]
+    assert [line for line in messages if "damaged" in line and str(results[torn]) in line]
 
 
 def test_results_whose_measurements_cannot_be_judged_are_made_again(ran, monkeypatch):
-    folder, found, _ = ran
-    name = sorted(found.results)[0]
+    folder, gathered, _ = ran
+    name = sorted(gathered.results)[0]
     file = folder / "out" / "runs" / name / "results.json"
     whole, content = file.read_bytes(), read_results(file)
     content["claims"][0]["id"] = "IMA-99"  # as by a later version, whose register holds it
     write_sealed(file, content)
     monkeypatch.setattr(batch, "_engine", lambda *_: 0)
-    said = []
+    messages = []
     options = Options(cores=1, gpus=1, chapters=folder / "chapters")
-    again = reproduce(folder / "grid.yaml", folder / "out", options, say=said.append)
+    again = reproduce(folder / "grid.yaml", folder / "out", options, say=messages.append)
     assert again.states[name] == "missing"
-    assert any("damaged, to be made again" in line and "IMA-99" in line for line in said)
+    assert any("damaged, to be made again" in line and "IMA-99" in line for line in messages)
     file.write_bytes(whole)
 
 
@@ -154,10 +155,10 @@ def test_parameters_longer_than_a_command_line_reach_the_chapter(tmp_path):
         "mem_mb": 100,
     }
     (tmp_path / "grid.yaml").write_text(json.dumps({"experiments": [entry]}))
-    found = reproduce(
+    gathered = reproduce(
         tmp_path / "grid.yaml", tmp_path / "out", Options(cores=1, chapters=tmp_path / "chapters")
     )
-    (measured,) = found.measurements
+    (measured,) = gathered.measurements
     assert measured["value"] == 150_002 + 210_000
 
 
@@ -198,12 +199,12 @@ def test_a_batch_that_is_asked_to_end_leaves_no_process_behind_and_goes_on(tmp_p
     running = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL)
     signal.signal(number, before)
     family = []
-    while not any("ipykernel" in words(one) for one in family):
+    while not any("ipykernel" in words(process) for process in family):
         assert running.poll() is None
         time.sleep(0.2)
         family = psutil.Process(running.pid).children(recursive=True)
     engine = next(
-        one for one in psutil.Process(running.pid).children() if "snakemake" in words(one)
+        child for child in psutil.Process(running.pid).children() if "snakemake" in words(child)
     )
     assert f"process {engine.pid} on " in (tmp_path / "out" / batch.LOCK).read_text()
     running.send_signal(number)
@@ -221,23 +222,25 @@ def test_a_batch_that_is_asked_to_end_leaves_no_process_behind_and_goes_on(tmp_p
 
 
 def test_outdated_results_are_named_and_moved_only_when_it_is_meant(ran, monkeypatch):
-    folder, found, _ = ran
+    folder, gathered, _ = ran
     toy_chapter(folder / "changed", body=BODY + "print('more')")
     monkeypatch.setattr(batch, "_engine", lambda *_: 0)
-    said = []
+    messages = []
     options = Options(cores=1, gpus=1, chapters=folder / "changed", dry_run=True)
-    reproduce(folder / "grid.yaml", folder / "out", options, say=said.append)
-    assert len(said) == 2 and all(line.startswith("outdated, to be made again") for line in said)
-    for name in found.results:
+    reproduce(folder / "grid.yaml", folder / "out", options, say=messages.append)
+    assert len(messages) == 2 and all(
+        line.startswith("outdated, to be made again") for line in messages
+    )
+    for name in gathered.results:
         assert (folder / "out" / "runs" / name / "results.json").exists()
 
 
-def test_snakemake_is_started_on_the_plan(stub):
-    folder, kept = stub
-    found = reproduce(
+def test_snakemake_is_started_on_the_plan(engine):
+    folder, calls = engine
+    gathered = reproduce(
         folder / "grid.yaml", folder / "out", Options(cores=2, gpus=1, chapters=folder / "chapters")
     )
-    ((command, out),) = kept
+    ((command, out),) = calls
     assert command[:4] == [sys.executable, "-m", "snakemake", "all"] and out == folder / "out"
     assert command[command.index("--cores") + 1] == "2"
     gpu, memory = command[command.index("--resources") + 1 :][:2]
@@ -248,11 +251,13 @@ def test_snakemake_is_started_on_the_plan(stub):
     assert plan["gpus"] == 1
     assert plan["chapters"] == str(folder / "chapters")
     assert len(plan["runs"]) == 3
-    assert set(found.states.values()) == {"missing"}
+    assert set(gathered.states.values()) == {"missing"}
 
 
-def test_a_second_batch_in_the_same_folder_is_refused_until_engine_and_command_have_ended(stub):
-    folder, kept = stub
+def test_a_second_batch_in_the_same_folder_is_refused_until_engine_and_command_have_ended(
+    engine,
+):
+    folder, calls = engine
     options = Options(gpus=1, chapters=folder / "chapters")
     with batch._only(folder / "out") as lock:
         heir = subprocess.Popen(
@@ -268,15 +273,15 @@ def test_a_second_batch_in_the_same_folder_is_refused_until_engine_and_command_h
     heir.kill()
     heir.wait()
     heir.stdin.close()
-    assert not kept
+    assert not calls
     reproduce(folder / "grid.yaml", folder / "out", options)
-    assert len(kept) == 1
+    assert len(calls) == 1
 
 
-def test_wrong_input_starts_nothing(stub):
-    folder, kept = stub
+def test_wrong_input_starts_nothing(engine):
+    folder, calls = engine
     grid, out, chapters = folder / "grid.yaml", folder / "out", folder / "chapters"
-    for options, said in [
+    for options, message in [
         (Options(chapters=chapters), "a run wants 1 GPUs of 0; give --gpus N"),
         (
             Options("lokal", gpus=1, chapters=chapters),
@@ -284,9 +289,9 @@ def test_wrong_input_starts_nothing(stub):
         ),
         (Options(gpus=1, chapters=folder), "no chapter 'toy'"),
     ]:
-        with pytest.raises(SelectionError, match=said):
+        with pytest.raises(SelectionError, match=message):
             reproduce(grid, out, options)
-    assert not kept and not out.exists()
+    assert not calls and not out.exists()
     (folder / "file").touch()
     with pytest.raises(OutputError, match="cannot be written"):
         reproduce(grid, folder / "file" / "out", Options(gpus=1, chapters=chapters))
@@ -303,10 +308,10 @@ def test_a_profile_whose_plugin_is_missing_says_what_to_install(monkeypatch):
         match="needs snakemake-executor-plugin-kubernetes and snakemake-storage-plugin-fs",
     ):
         batch._profile("kubernetes")
-    asked = []
-    monkeypatch.setattr(batch, "find_spec", lambda name: asked.append(name) or True)
+    looked_up = []
+    monkeypatch.setattr(batch, "find_spec", lambda name: looked_up.append(name) or True)
     assert (batch._profile("slurm").local, batch._profile("kubernetes").storage) == (False, True)
-    assert asked[0] == "snakemake_executor_plugin_slurm"
+    assert looked_up[0] == "snakemake_executor_plugin_slurm"
 
 
 @pytest.mark.parametrize("name", PROFILES)
@@ -318,8 +323,8 @@ def test_profiles_hold_only_options_that_snakemake_knows(name):
     from snakemake.cli import get_argument_parser
 
     content = yaml.safe_load((FOLDER / "profiles" / name / "config.yaml").read_text())
-    known = {
+    flags = {
         option for action in get_argument_parser()._actions for option in action.option_strings
     }
-    assert {f"--{key}" for key in content if not key.startswith(f"{name}-")} <= known
+    assert {f"--{key}" for key in content if not key.startswith(f"{name}-")} <= flags
     assert content["keep-going"] is True and content.get("executor", name) == name

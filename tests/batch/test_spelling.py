@@ -10,13 +10,13 @@ from xlvlms_tutorial.batch.spelling import Word, plain, read_yaml
 from xlvlms_tutorial.errors import SelectionError
 
 LAUGHS = "a: &a [1,1,1,1,1,1,1,1,1]\n" + "".join(
-    f"{two}: &{two} [{','.join([f'*{one}'] * 9)}]\n"
-    for one, two in zip("abcdefg", "bcdefgh", strict=True)
+    f"{two}: &{two} [{','.join([f'*{anchor}'] * 9)}]\n"
+    for anchor, two in zip("abcdefg", "bcdefgh", strict=True)
 )
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("&a [*a]", "one that holds itself"),
         ("a: &a {b: *a}", "one that holds itself"),
@@ -35,8 +35,8 @@ LAUGHS = "a: &a [1,1,1,1,1,1,1,1,1]\n" + "".join(
         ("a: b: c", "mapping values are not allowed"),
     ],
 )
-def test_what_is_damaged_or_without_end_is_refused(text, said):
-    with pytest.raises(SelectionError, match=f"here.*{said}"):
+def test_what_is_damaged_or_without_end_is_refused(text, message):
+    with pytest.raises(SelectionError, match=f"here.*{message}"):
         read_yaml(text, "here")
 
 
@@ -72,8 +72,8 @@ def test_what_is_damaged_or_without_end_is_refused(text, said):
     ],
 )
 def test_a_word_by_itself_is_what_yaml_1_2_says(text, expected):
-    found = plain(read_yaml(text, "here")[0])
-    assert found == expected and type(found) is type(expected)
+    value = plain(read_yaml(text, "here")[0])
+    assert value == expected and type(value) is type(expected)
 
 
 @settings(max_examples=300, deadline=None)

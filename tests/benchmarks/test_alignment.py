@@ -24,7 +24,8 @@ def test_todays_loop_gives_the_same_similarities(mode):
 def test_every_mode_is_measured_against_the_products_and_the_loop():
     report = Report("trial", Options(repeats=2, quick=True))
     alignment.about(report, SIZES)
-    promised = [finding.what for finding in report.promises]
+    promised = [finding.label for finding in report.promises]
     assert len(promised) == 2 * len(POOLED + BY_PAIR)
-    assert all(sum(f", {mode}," in what for what in promised) == 2 for mode in POOLED + BY_PAIR)
-    assert all(finding.found.value > 0 for finding in report.findings)
+    for mode in POOLED + BY_PAIR:
+        assert sum(f", {mode}," in label for label in promised) == 2
+    assert all(finding.estimate.value > 0 for finding in report.findings)

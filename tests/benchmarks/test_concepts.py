@@ -11,11 +11,6 @@ from benchmarks import concepts
 from benchmarks.harness import Options, Report
 
 
-@pytest.fixture
-def report():
-    return Report("trial", Options(repeats=2, quick=True))
-
-
 def test_activations_have_a_common_offset_and_sparse_parts():
     A = concepts.activations(300, 40, directions=5)
     assert (A.shape, A.dtype) == ((300, 40), np.float32)
@@ -43,24 +38,24 @@ def test_the_authors_way_is_measured(report):
     concepts.against_scikit_learn(report, concepts.activations(60, 24), steps=2)
     objective, speed = report.promises
     assert objective.holds
-    assert speed.found.value > 0
+    assert speed.estimate.value > 0
     assert len(report.findings) == 7
 
 
 def test_overcomplete_is_measured_or_a_row_says_that_it_is_not_there(report, monkeypatch):
     if concepts.overcomplete_semi_nmf() is not None:
         concepts.against_overcomplete(report, concepts.activations(60, 24))
-        assert [promise.found.value > 0 for promise in report.promises] == [True, True]
+        assert [promise.estimate.value > 0 for promise in report.promises] == [True, True]
     monkeypatch.setattr(concepts, "find_spec", lambda name: None)
     absent = Report("trial", Options(repeats=2, quick=True))
     concepts.against_overcomplete(absent, concepts.activations(60, 24))
-    assert "not installed" in absent.findings[0].what
+    assert "not installed" in absent.findings[0].label
     assert absent.promises == []
 
 
 def test_growth_is_a_row_for_each_size(report):
     concepts.growth(report, 30, 12, 2)
-    assert [finding.what.partition("fit: ")[2].partition(" (")[0] for finding in report.findings][
+    assert [finding.label.partition("fit: ")[2].partition(" (")[0] for finding in report.findings][
         -1
     ] == "30 samples, 12 dimensions, 8 concepts"
     assert len(report.findings) == 7

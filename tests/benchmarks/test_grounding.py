@@ -25,8 +25,8 @@ def test_todays_way_finds_the_first_of_our_words(vlm):
     }
     theirs = grounding.words_listed(vlm, directions, common)
     ours = as_lists(words(vlm, directions, 200, norm=False))
-    for k, found in enumerate(theirs):
-        begins = [word for word in found if f"Ġ{word}" in vlm.tokenizer.get_vocab()]
+    for k, row_words in enumerate(theirs):
+        begins = [word for word in row_words if f"Ġ{word}" in vlm.tokenizer.get_vocab()]
         assert begins
         assert [word for word in ours[k] if word in begins] == list(dict.fromkeys(begins))
 
@@ -39,16 +39,16 @@ def test_the_vocabulary_has_words_and_pieces(vlm):
 
 def test_a_fresh_filter_passes_the_same_words_and_is_never_known(vlm):
     directions, fresh = torch.randn(3, 32), grounding.fresh_filters()
-    one, other = next(fresh), next(fresh)
-    assert one != other
-    assert words(vlm, directions, words=one).equals(words(vlm, directions))
+    first, second = next(fresh), next(fresh)
+    assert first != second
+    assert words(vlm, directions, words=first).equals(words(vlm, directions))
 
 
 def test_everything_is_measured():
     report = Report("trial", Options(device="cpu", repeats=2, quick=True))
     grounding.measure(report)
     assert len(report.promises) == 5
-    assert sum("seconds" in finding.what for finding in report.promises) == 2
+    assert sum("seconds" in finding.label for finding in report.promises) == 2
     assert all(
-        finding.found.value > 0 for finding in report.findings if "fewer" not in finding.what
+        finding.estimate.value > 0 for finding in report.findings if "fewer" not in finding.label
     )

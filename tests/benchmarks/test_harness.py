@@ -68,8 +68,8 @@ def test_no_difference_is_an_interval_that_covers_one(low, high, holds):
 
 
 def test_the_number_is_judged_as_it_is_written():
-    found = Finding("x", Estimate(1.05004, 1.0, 1.2, 5), Goal("<=", 1.05))
-    assert found.asdict() == {
+    finding = Finding("x", Estimate(1.05004, 1.0, 1.2, 5), Goal("<=", 1.05))
+    assert finding.asdict() == {
         "what": "x",
         "measured": 1.05,
         "spread": [1.0, 1.2],
@@ -136,18 +136,18 @@ def test_preparing_and_tidying_up_are_not_timed_and_surround_each_call():
 
 
 def test_garbage_is_collected_between_the_calls_and_never_during_one():
-    seen = []
-    timed({"a": always(lambda: seen.append(gc.isenabled()))}, 2)
-    assert seen == [False] * 3
+    gc_states = []
+    timed({"a": always(lambda: gc_states.append(gc.isenabled()))}, 2)
+    assert gc_states == [False] * 3
     assert gc.isenabled()
     assert gc.get_freeze_count() == 0
 
 
 def test_the_ratio_is_the_median_of_paired_ratios_not_a_ratio_of_medians():
     seconds = {"ours": [2.0, 30.0, 4.0], "theirs": [1.0, 10.0, 4.0]}
-    found = ratio(seconds, "ours", "theirs")
-    assert (found.value, found.n) == (2.0, 3)
-    assert 1.0 <= found.low <= 2.0 <= found.high <= 3.0
+    estimate = ratio(seconds, "ours", "theirs")
+    assert (estimate.value, estimate.n) == (2.0, 3)
+    assert 1.0 <= estimate.low <= 2.0 <= estimate.high <= 3.0
 
 
 @settings(max_examples=20, deadline=None)
@@ -155,9 +155,9 @@ def test_the_ratio_is_the_median_of_paired_ratios_not_a_ratio_of_medians():
 def test_a_machine_that_slows_both_sides_alike_changes_no_ratio(rounds):
     theirs = [speed for speed, _ in rounds]
     ours = [speed * factor for speed, factor in rounds]
-    found = ratio({"ours": ours, "theirs": theirs}, "ours", "theirs")
-    assert found.value == pytest.approx(np.median([factor for _, factor in rounds]))
-    assert median([factor for _, factor in rounds]).low == pytest.approx(found.low)
+    estimate = ratio({"ours": ours, "theirs": theirs}, "ours", "theirs")
+    assert estimate.value == pytest.approx(np.median([factor for _, factor in rounds]))
+    assert median([factor for _, factor in rounds]).low == pytest.approx(estimate.low)
 
 
 def test_peak_memory_is_counted_to_the_byte():
@@ -257,12 +257,12 @@ def test_an_unknown_benchmark_is_refused_with_the_names_there_are(arguments, tmp
         env={"COLUMNS": "200", "TERM": "dumb"},
     )
     assert ran.exit_code == 2
-    told = " ".join(ran.output.replace("│", " ").split())
-    known = (
+    text = " ".join(ran.output.replace("│", " ").split())
+    names = (
         "capture, steering, skipping, storing, alignment, vocabulary, subnetworks, concepts, "
         "grounding, pruning, reliability"
     )
-    assert f"there are: {known}." in told
+    assert f"there are: {names}." in text
     assert list(tmp_path.iterdir()) == []
 
 

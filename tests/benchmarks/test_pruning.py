@@ -28,11 +28,11 @@ def test_everything_is_measured_and_the_dense_model_stays(subject):
     attention = subject.vlm.model.config._attn_implementation
     pruning.about(report, subject, 2)
     assert len(report.promises) == 2
-    found = {finding.what: finding.found.value for finding in report.findings}
-    assert all(value > 0 for value in found.values())
-    counted = next(value for what, value in found.items() if what.startswith("counted work"))
+    values = {finding.label: finding.estimate.value for finding in report.findings}
+    assert all(value > 0 for value in values.values())
+    counted = next(value for label, value in values.items() if label.startswith("counted work"))
     assert counted < 0.9
-    assert next(value for what, value in found.items() if "set to zero, over dense" in what) == 1
+    assert next(value for label, value in values.items() if "set to zero, over dense" in label) == 1
     assert "needs a GPU" in report.setting["2:4"]
     after = subject.vlm.model.state_dict()
     assert all(torch.equal(value, after[name]) for name, value in before.items())

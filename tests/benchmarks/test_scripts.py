@@ -63,19 +63,14 @@ def subject(request):
     return SUBJECTS[request.param]()
 
 
-@pytest.fixture
-def report():
-    return Report("trial", Options(repeats=2, quick=True))
-
-
 def names(report):
-    return [finding.what for finding in report.findings if finding.goal is not None]
+    return [finding.label for finding in report.findings if finding.goal is not None]
 
 
 def test_shapes_have_pictures_where_the_features_go(subject):
     batch = subject.batch(2)
-    at = (batch.spans == SPANS.index("image")).sum(dim=1)
-    assert at.tolist() == [4, 4]
+    counts = (batch.spans == SPANS.index("image")).sum(dim=1)
+    assert counts.tolist() == [4, 4]
     embedded = decoder_inputs(subject.vlm, batch)["inputs_embeds"]
     words = subject.vlm.model.get_input_embeddings()(batch["input_ids"])
     assert torch.equal((embedded != words).any(dim=-1), batch.mask("image"))
@@ -104,15 +99,15 @@ def test_capture_is_measured(subject, report):
     capture.about(report, subject, 4, 2)
     # a tenth and a third of four blocks are one block
     assert len(names(report)) == 3 + 2 * 2 + 2 + (subject.samples is not None)
-    memory = {finding.what: finding for finding in report.findings if "memory" in finding.what}
+    memory = {finding.label: finding for finding in report.findings if "memory" in finding.label}
     assert len(memory) == 2 + (subject.samples is not None)
     assert all(finding.holds for finding in memory.values()), memory
 
 
 def test_what_is_compared_reads_the_same_states(subject):
     ours, today = torch.cat(capture.ours(subject, 2, 3, 3)), capture.today(subject, 3)
-    at = subject.batch(1).mask("image")[0]
-    expected = torch.stack([layers[2][0, at].mean(0) for layers in today])
+    mask = subject.batch(1).mask("image")[0]
+    expected = torch.stack([layers[2][0, mask].mean(0) for layers in today])
     assert {len(layers) for layers in today} == {subject.vlm.n_layers + 1}
     # inputs made by hand: today's way reads their first row again and again
     same = 3 if subject.samples else 1
@@ -177,18 +172,18 @@ def test_skipped_blocks_are_spread_and_distinct(n_layers):
 
 
 def test_timed_decode_steps_follow_a_prefill_and_lengthen_its_cache(subject, monkeypatch):
-    made = []
+    caches = []
     monkeypatch.setattr(
         skipping,
         "DynamicCache",
-        lambda config: made.append(DynamicCache(config=config)) or made[-1],
+        lambda config: caches.append(DynamicCache(config=config)) or caches[-1],
     )
     inputs = decoder_inputs(subject.vlm, subject.batch(2))
     length = inputs["inputs_embeds"].shape[1]
     with skipping.decoding(subject.vlm, inputs, lambda: skip(subject.vlm, [2]), steps=3)() as call:
-        assert made[0].get_seq_length() == length
+        assert caches[0].get_seq_length() == length
         call()
-    assert made[0].get_seq_length() == length + 3
+    assert caches[0].get_seq_length() == length + 3
 
 
 def test_kills_lose_nothing(tmp_path):
@@ -209,9 +204,9 @@ def test_losses_and_doubles_would_be_counted(tmp_path):
     store.write(1, storing.known_states(range(0, 3)))
     storing.inspect(folder, set(), toll)
     assert toll.doubled == {0, 1, 2}
-    right = storing.known_states(range(6, 9))
+    states = storing.known_states(range(6, 9))
     store.discard(1)
-    store.write(2, States({(1, "block"): right[1] + 1}, right.table, storing.PROVENANCE))
+    store.write(2, States({(1, "block"): states[1] + 1}, states.table, storing.PROVENANCE))
     storing.inspect(folder, {0, 6}, toll)
     assert toll.lost == {3, 4, 5, 6}
 
@@ -227,7 +222,7 @@ def test_a_damaged_store_counts_as_lost(tmp_path):
 
 def test_the_cost_of_storing_is_measured(report):
     storing.overhead(report, with_samples(), 4, 2)
-    assert "store" in report.findings[0].what
+    assert "store" in report.findings[0].label
     assert report.findings[0].goal is None
 
 

@@ -15,9 +15,9 @@ HTML = ROOT / "_build" / "html"
 LOCAL = ("file:", "data:", "blob:", "about:")
 
 
-def absent(what: str) -> None:
-    """Skip for want of ``what``, or fail where it is required."""
-    (pytest.fail if os.environ.get("BOOK_REQUIRED") else pytest.skip)(what)
+def absent(reason: str) -> None:
+    """Skip for this reason, or fail where the book is required."""
+    (pytest.fail if os.environ.get("BOOK_REQUIRED") else pytest.skip)(reason)
 
 
 @pytest.fixture(scope="session")
@@ -70,23 +70,27 @@ def visit(browser, html) -> Iterator:
         return opened[name, width, scheme]
 
     yield open_page
-    for seen in opened.values():
-        seen.page.context.close()
+    for opened_visit in opened.values():
+        opened_visit.page.context.close()
 
 
 def _open(browser, file: Path, width: int, scheme: str) -> Visit:
     page = browser.new_context(
         viewport={"width": width, "height": 900}, color_scheme=scheme
     ).new_page()
-    seen = Visit(page)
+    opened_visit = Visit(page)
     page.on(
         "request",
-        lambda request: None if request.url.startswith(LOCAL) else seen.outside.append(request.url),
+        lambda request: (
+            None if request.url.startswith(LOCAL) else opened_visit.outside.append(request.url)
+        ),
     )
-    page.on("pageerror", lambda error: seen.complaints.append(str(error)))
+    page.on("pageerror", lambda error: opened_visit.complaints.append(str(error)))
     page.on(
         "console",
-        lambda message: seen.complaints.append(message.text) if message.type == "error" else None,
+        lambda message: (
+            opened_visit.complaints.append(message.text) if message.type == "error" else None
+        ),
     )
     page.goto(file.as_uri(), wait_until="load")
     if page.locator('script[type="application/vnd.jupyter.widget-view+json"]').count():
@@ -95,7 +99,7 @@ def _open(browser, file: Path, width: int, scheme: str) -> Visit:
         "!window.MathJax?.startup?.promise || window.MathJax.startup.promise.then(() => true)",
         timeout=60_000,
     )
-    return seen
+    return opened_visit
 
 
 def pytest_generate_tests(metafunc):

@@ -95,7 +95,7 @@ def test_scripts_without_a_hash_are_found(tmp_path):
 
 def test_the_hashes_are_those_of_the_files_beside_the_pages(html):
     if not (VENDOR / "pins.json").exists():
-        pytest.skip("npm was not there, so there is nothing to compare with")
+        pytest.skip("runs once npm has fetched the scripts: `make book` on a machine with npm")
     served, beside = config()["sphinx"]["config"], OFFLINE
     files = {
         Path(name).name: ROOT / "assets" / name

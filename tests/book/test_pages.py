@@ -25,14 +25,14 @@ WIDE = """(width) => [...document.querySelectorAll('article *')].filter(e => {
 
 
 def test_page_is_rendered_without_complaints(visit, name):
-    seen = visit(name)
-    assert seen.page.locator("article h1").first.inner_text().strip()
-    assert seen.complaints == []
+    page_visit = visit(name)
+    assert page_visit.page.locator("article h1").first.inner_text().strip()
+    assert page_visit.complaints == []
 
 
 def test_page_asks_for_nothing_outside(visit, name):
     if not (VENDOR / "pins.json").exists():
-        pytest.skip("npm was not there, so MathJax and widgets come from their servers")
+        pytest.skip("runs once npm has fetched the scripts: `make book` on a machine with npm")
     assert visit(name).outside == []
 
 
@@ -46,7 +46,7 @@ def test_images_have_words_and_are_drawn(visit, name):
         )
     )
     assert [source for alt, source, _ in images if not alt.strip()] == []
-    assert [source for _, source, drawn in images if not drawn] == []
+    assert [source for _, source, loaded in images if not loaded] == []
 
 
 def test_outputs_hold_no_errors_and_no_bare_widgets(visit, name):
@@ -89,5 +89,5 @@ def test_chapters_offer_colab(visit, name):
 def test_maths_is_typeset(visit, name):
     page = visit(name).page
     if not page.locator("article .math").count():
-        pytest.skip("no maths on this page")
+        pytest.skip("runs on pages with maths; this one has none")
     assert page.locator("article mjx-container").count() >= page.locator("article .math").count()

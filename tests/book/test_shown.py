@@ -69,12 +69,12 @@ def misplaced(html: str, folders: list[str]) -> list[str]:
         if folders
         else {}
     )
-    found = [(kind, page, sign) for kind, sign in (ANYWHERE | named).items()]
-    found += [(kind, outputs, sign) for kind, sign in IN_OUTPUTS.items()]
-    found += [("a bar", state, r"\w+ProgressModel|HTMLModel.{0,400}?\d%\|") for state in states]
+    passages = [(kind, page, sign) for kind, sign in (ANYWHERE | named).items()]
+    passages += [(kind, outputs, sign) for kind, sign in IN_OUTPUTS.items()]
+    passages += [("a bar", state, r"\w+ProgressModel|HTMLModel.{0,400}?\d%\|") for state in states]
     return [
         f"{kind}: {_around(text, hit)}"
-        for kind, text, sign in found
+        for kind, text, sign in passages
         for hit in re.finditer(sign, text)
     ]
 

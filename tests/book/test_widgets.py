@@ -8,7 +8,7 @@ from tools.chapters import chapters
 pytestmark = pytest.mark.browser
 # The frame shown by the stack that shares a box with control number n. A stack keeps
 # only the shown frame in the page.
-SHOWN = """n => {
+VISIBLE_FRAMES = """n => {
   const control = document.querySelectorAll('article .widget-slider, article .widget-dropdown')[n];
   let box = control;
   while (box && !box.querySelector('.frame')) box = box.parentElement;
@@ -35,22 +35,22 @@ def test_each_control_moves_its_stack(visit, name):
     page = visit(name).page
     controls = page.locator("article .widget-slider, article .widget-dropdown")
     if not controls.count():
-        pytest.skip("no widgets on this page")
+        pytest.skip("runs on pages with widgets; this one has none")
     for number in range(controls.count()):
-        before = page.evaluate(SHOWN, number)
+        before = page.evaluate(VISIBLE_FRAMES, number)
         assert len(before) == 1, "exactly one frame is shown"
         move(controls.nth(number))
         page.wait_for_function(
-            f"before => ({SHOWN})({number})[0] !== before", arg=before[0], timeout=5_000
+            f"before => ({VISIBLE_FRAMES})({number})[0] !== before", arg=before[0], timeout=5_000
         )
-        assert len(page.evaluate(SHOWN, number)) == 1
+        assert len(page.evaluate(VISIBLE_FRAMES, number)) == 1
 
 
 def test_widgets_are_drawn_once(visit, name):
     page = visit(name).page
     placed = page.locator('article script[type="application/vnd.jupyter.widget-view+json"]').count()
     if not placed:
-        pytest.skip("no widgets on this page")
+        pytest.skip("runs on pages with widgets; this one has none")
     assert (
         page.locator("article .widget-subarea, article .jupyter-widgets.widget-vbox").count()
         >= placed

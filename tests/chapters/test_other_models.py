@@ -43,9 +43,9 @@ SHORT = {
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("chapter", [page.stem for page in chapters()])
 def test_a_chapter_runs_on_another_model_and_a_folder(chapter, kind, tmp_path):
-    given = {"model": str(at_hand(kind)), "dataset": str(at_hand("coco"))}
-    found = read_results(
-        run_chapter(chapter, tmp_path, given | SHORT.get(chapter, {"n_samples": 8}))
+    parameters = {"model": str(at_hand(kind)), "dataset": str(at_hand("coco"))}
+    results = read_results(
+        run_chapter(chapter, tmp_path, parameters | SHORT.get(chapter, {"n_samples": 8}))
     )
-    assert found["parameters"]["model"] == given["model"]
-    assert {record["model"] for record in found["claims"]} <= {given["model"], *EMBEDDED}
+    assert results["parameters"]["model"] == parameters["model"]
+    assert {record["model"] for record in results["claims"]} <= {parameters["model"], *EMBEDDED}

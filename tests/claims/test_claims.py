@@ -47,10 +47,18 @@ any_claim = st.sampled_from([*CLAIMS.values()])
 def test_the_register_holds_every_claim_once():
     assert claims.read_register() == CLAIMS
     assert set(CLAIMS) == {f"{prefix}-{k}" for prefix, n in COUNTS.items() for k in range(1, n + 1)}
-    for known in CLAIMS.values():
-        assert all((known.part, known.paper, known.where, known.metric, known.rival)), known.id
-        assert known.statement.endswith("."), known.id
-        assert re.match(r"arXiv \d{4}\.\d{5}, \w", known.paper), known.id
+    for known_claim in CLAIMS.values():
+        assert all(
+            (
+                known_claim.part,
+                known_claim.paper,
+                known_claim.where,
+                known_claim.metric,
+                known_claim.rival,
+            )
+        ), known_claim.id
+        assert known_claim.statement.endswith("."), known_claim.id
+        assert re.match(r"arXiv \d{4}\.\d{5}, \w", known_claim.paper), known_claim.id
 
 
 SMALL = """
@@ -130,24 +138,26 @@ def test_a_register_that_is_not_there_is_refused(tmp_path):
 
 
 def test_every_claim_can_be_confirmed_and_refuted():
-    for known in CLAIMS.values():
-        found = {verdict(known, interval(at, at + 0.001)) for at in np.linspace(-2, 2, 401)}
-        assert {"confirmed", "refuted"} <= found, known.id
+    for known_claim in CLAIMS.values():
+        verdicts = {
+            verdict(known_claim, interval(low, low + 0.001)) for low in np.linspace(-2, 2, 401)
+        }
+        assert {"confirmed", "refuted"} <= verdicts, known_claim.id
 
 
 def test_a_wrong_direction_flips_the_verdict():
-    right = claim("IMA-1")
-    wrong = replace(right, direction="less")
-    assert verdict(right, interval(0.2, 0.4)) == "confirmed"
+    valid = claim("IMA-1")
+    wrong = replace(valid, direction="less")
+    assert verdict(valid, interval(0.2, 0.4)) == "confirmed"
     assert verdict(wrong, interval(0.2, 0.4)) == "refuted"
-    assert verdict(right, interval(-0.4, -0.2)) == "refuted"
+    assert verdict(valid, interval(-0.4, -0.2)) == "refuted"
     assert verdict(wrong, interval(-0.4, -0.2)) == "confirmed"
-    assert verdict(right, interval(-0.1, 0.2)) == verdict(wrong, interval(-0.1, 0.2)) == "undecided"
-    assert verdict(right, None) == "not measured"
+    assert verdict(valid, interval(-0.1, 0.2)) == verdict(wrong, interval(-0.1, 0.2)) == "undecided"
+    assert verdict(valid, None) == "not measured"
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "said"),
+    ("low", "high", "expected"),
     [
         (0.96, 0.99, "confirmed"),
         (0.951, 1.02, "confirmed"),
@@ -156,13 +166,13 @@ def test_a_wrong_direction_flips_the_verdict():
         (0.8, 0.95, "refuted"),
     ],
 )
-def test_a_margin_says_what_about_means(low, high, said):
-    assert verdict(claim("SKIP-3"), interval(low, high)) == said
+def test_a_margin_says_what_about_means(low, high, expected):
+    assert verdict(claim("SKIP-3"), interval(low, high)) == expected
     assert claim("SKIP-3").test == "> 0.95"
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "said"),
+    ("low", "high", "expected"),
     [
         (-0.04, 0.04, "confirmed"),
         (-0.06, 0.04, "undecided"),
@@ -171,8 +181,8 @@ def test_a_margin_says_what_about_means(low, high, said):
         (-0.2, -0.06, "refuted"),
     ],
 )
-def test_equality_needs_the_whole_interval_inside_the_margin(low, high, said):
-    assert verdict(claim("STEER-2"), interval(low, high)) == said
+def test_equality_needs_the_whole_interval_inside_the_margin(low, high, expected):
+    assert verdict(claim("STEER-2"), interval(low, high)) == expected
 
 
 def test_an_effect_on_the_null_does_not_confirm():
@@ -181,27 +191,29 @@ def test_an_effect_on_the_null_does_not_confirm():
 
 
 @given(any_claim, estimates())
-def test_a_narrower_interval_never_overturns_a_verdict(known, estimate):
+def test_a_narrower_interval_never_overturns_a_verdict(known_claim, estimate):
     point = Estimate(estimate.value, estimate.value, estimate.value, estimate.n)
-    said = verdict(known, estimate)
-    if said != "undecided":
-        assert verdict(known, point) == said
+    result = verdict(known_claim, estimate)
+    if result != "undecided":
+        assert verdict(known_claim, point) == result
 
 
 @given(any_claim, estimates())
-def test_the_mirrored_claim_gets_the_mirrored_verdict(known, e):
+def test_the_mirrored_claim_gets_the_mirrored_verdict(known_claim, e):
     mirrored = replace(
-        known,
-        direction={"greater": "less", "less": "greater"}.get(known.direction, "equal"),
-        null=-known.null,
+        known_claim,
+        direction={"greater": "less", "less": "greater"}.get(known_claim.direction, "equal"),
+        null=-known_claim.null,
     )
-    assert verdict(known, e) == verdict(mirrored, Estimate(-e.value, -e.high, -e.low, e.n))
+    assert verdict(known_claim, e) == verdict(mirrored, Estimate(-e.value, -e.high, -e.low, e.n))
 
 
 @given(estimates())
 def test_opposite_claims_are_never_both_confirmed(e):
-    known = claim("IMA-1")
-    assert [verdict(known, e), verdict(replace(known, direction="less"), e)].count("confirmed") <= 1
+    known_claim = claim("IMA-1")
+    assert [verdict(known_claim, e), verdict(replace(known_claim, direction="less"), e)].count(
+        "confirmed"
+    ) <= 1
 
 
 @pytest.mark.parametrize(
@@ -298,8 +310,8 @@ def test_merge_lists_every_claim_measured_or_not(folder, tmp_path):
 
 
 def test_records_from_elsewhere_are_judged_and_merged_once(folder):
-    here = record("IMA-1", interval(0.1, 0.3), **RUN)
-    there = here | {
+    first = record("IMA-1", interval(0.1, 0.3), **RUN)
+    second = first | {
         "model": "llava-hf/llava-1.5-7b-hf",
         "seeds": [1],
         "low": -0.3,
@@ -307,7 +319,7 @@ def test_records_from_elsewhere_are_judged_and_merged_once(folder):
         "high": -0.1,
         "verdict": "confirmed",
     }
-    entries = [entry for entry in merge(more=[here, there, there]) if entry["id"] == "IMA-1"]
+    entries = [entry for entry in merge(more=[first, second, second]) if entry["id"] == "IMA-1"]
     assert [(entry["model"], entry["seeds"], entry["verdict"]) for entry in entries] == [
         ("pocket-llava", [0], "confirmed"),
         ("llava-hf/llava-1.5-7b-hf", [1], "refuted"),
@@ -315,7 +327,7 @@ def test_records_from_elsewhere_are_judged_and_merged_once(folder):
     assert [entry["model"] for entry in measured()] == ["pocket-llava"]
     for damage, error in (({"low": 0.5}, RecordError), ({"id": "IMA-99"}, ClaimError)):
         with pytest.raises(error):
-            merge(more=[there | damage])
+            merge(more=[second | damage])
     with pytest.raises(RecordError, match="elsewhere: not a record"):
         judged({"id": "IMA-1"}, "elsewhere")
 
@@ -369,28 +381,28 @@ def test_a_verdict_that_another_processor_would_change_is_undecided_between_mach
         "chapter": "alignment",
         "variant": "layer 1",
     }
-    here, there = Estimate(0.2, 0.05, 0.3, 40), Estimate(0.2, -0.01, 0.29, 40)
-    alone = record("IMA-1", here, folder=folder, **key)
+    first, second = Estimate(0.2, 0.05, 0.3, 40), Estimate(0.2, -0.01, 0.29, 40)
+    alone = record("IMA-1", first, folder=folder, **key)
     assert alone["verdict"] == "confirmed" and not alone["between_machines"]
     file = tmp_path / "spread.json"
     file.write_text(
-        json.dumps({spread.name_of({"id": "IMA-1", **key}): [here.asdict(), there.asdict()]})
+        json.dumps({spread.name_of({"id": "IMA-1", **key}): [first.asdict(), second.asdict()]})
     )
     monkeypatch.setattr(spread, "FILE", file)
-    for one in (here, there):  # the same words whichever processor this is
-        joined = record("IMA-1", one, folder=folder, **key)
+    for estimate in (first, second):  # the same words whichever processor this is
+        joined = record("IMA-1", estimate, folder=folder, **key)
         assert (joined["verdict"], joined["low"], joined["high"]) == ("undecided", -0.01, 0.3)
-        assert joined["alone"] == [one.low, one.high]
+        assert joined["alone"] == [estimate.low, estimate.high]
         assert sentence(joined).startswith("IMA-1 undecided between machines: 0.2 [-0.01, 0.3]")
     [row] = measured(folder)
     assert row["verdict"] == "undecided" and row["between_machines"]
-    more = record("IMA-1", Estimate(0.2, 0.05, 0.3, 80), folder=folder, **key)
+    larger = record("IMA-1", Estimate(0.2, 0.05, 0.3, 80), folder=folder, **key)
     # measured on other samples: what moved then says nothing on these
-    assert more["verdict"] == "confirmed"
+    assert larger["verdict"] == "confirmed"
 
 
 def test_what_moves_by_rounding_only_is_not_a_spread():
-    one = Estimate(0.2, 0.1, 0.3, 40)
-    assert not spread.moved([one, Estimate(0.2001, 0.1001, 0.3, 40)])
-    assert spread.moved([one, Estimate(0.2, 0.09, 0.3, 40)])
-    assert spread.joined(one, []) == one
+    estimate = Estimate(0.2, 0.1, 0.3, 40)
+    assert not spread.moved([estimate, Estimate(0.2001, 0.1001, 0.3, 40)])
+    assert spread.moved([estimate, Estimate(0.2, 0.09, 0.3, 40)])
+    assert spread.joined(estimate, []) == estimate

@@ -14,7 +14,7 @@ from xlvlms_tutorial.claims.ledger import REACH, counts, distances, ledger, over
 from xlvlms_tutorial.errors import SelectionError
 from xlvlms_tutorial.metrics.intervals import Estimate
 
-OF = {"model": "pocket-llava", "dataset": "scenes", "seeds": 0, "chapter": "inside"}
+KEY = {"model": "pocket-llava", "dataset": "scenes", "seeds": 0, "chapter": "inside"}
 
 
 def entries_of(folder, **measured):
@@ -24,7 +24,7 @@ def entries_of(folder, **measured):
             Estimate(value, low, high, 20),
             folder=folder,
             variant="<b>deep</b>",
-            **OF,
+            **KEY,
         )
     return merge(folder)
 
@@ -37,20 +37,24 @@ def test_the_side_of_zero_is_the_verdict(tmp_path_factory, name, value, width, p
         name,
         Estimate(value, value - width * part, value + width * (1 - part) + 1e-6, 20),
         folder=folder,
-        **OF,
+        **KEY,
     )
     [row] = distances(merge(folder)).to_dict("records")
-    side = "confirmed" if row["low"] > 0 else "refuted" if row["high"] <= 0 else "undecided"
+    side = "undecided"
+    if row["low"] > 0:
+        side = "confirmed"
+    elif row["high"] <= 0:
+        side = "refuted"
     assert side == row["verdict"]
     assert row["low"] <= row["value"] <= row["high"]
 
 
 def test_an_interval_of_no_width_lies_beyond_every_axis(tmp_path):
-    found = distances(entries_of(tmp_path, IMA_1=(0.2, 0.2, 0.2), IMA_9=(0.2, 0.2, 0.2))).set_index(
+    table = distances(entries_of(tmp_path, IMA_1=(0.2, 0.2, 0.2), IMA_9=(0.2, 0.2, 0.2))).set_index(
         "id"
     )
-    assert found.loc["IMA-1", "value"] == np.inf
-    assert found.loc["IMA-9", "value"] == -np.inf  # claimed to be negative
+    assert table.loc["IMA-1", "value"] == np.inf
+    assert table.loc["IMA-9", "value"] == -np.inf  # claimed to be negative
 
 
 def test_the_figure_has_a_row_for_each_claim_and_a_mark_for_each_measurement(tmp_path):
@@ -81,13 +85,13 @@ def test_the_entries_name_every_claim_link_to_its_chapter_and_escape_what_was_wr
         str(ledger(entries_of(tmp_path, IMA_1=(0.3, 0.2, 0.4)), link="../{}.html")), "html.parser"
     )
     assert [entry["id"] for entry in page.find_all("details")] == list(CLAIMS)
-    measured, other = page.find(id="IMA-1"), page.find(id="IMA-2")
+    measured, unmeasured = page.find(id="IMA-1"), page.find(id="IMA-2")
     assert measured.find("a")["href"] == "../inside.html"
     assert "0.3 [0.2, 0.4]" in measured.get_text()
     assert "<b>deep</b>" in measured.get_text()
     assert measured.find(class_="sign").get_text() == "✓ confirmed"
-    assert other.find(class_="not-measured").get_text() == "– not measured"
-    assert other.find("table") is None
+    assert unmeasured.find(class_="not-measured").get_text() == "– not measured"
+    assert unmeasured.find("table") is None
 
 
 def test_counts_add_up_to_the_entries(tmp_path):

@@ -15,7 +15,7 @@ import torch
 import transformers
 
 from tests.contract.checks import CHECKS
-from tests.contract.reference import FOUND, ROUNDING, case, generated, traces
+from tests.contract.reference import DIFFERENCES, ROUNDING, case, generated, traces
 from tests.zoo import MODELS
 from xlvlms_tutorial.models.architectures import ARCHITECTURES
 
@@ -27,26 +27,26 @@ def outcome(name: str, check: str) -> str:
     """A cell: the largest difference as a share of the largest value (0 where none is allowed),
     what holds instead, or what fails.
     """
-    at = case(name)
-    before = generated(at)[1]
-    FOUND.clear()
+    checked_case = case(name)
+    before = generated(checked_case)[1]
+    DIFFERENCES.clear()
     try:
-        told = CHECKS[check](at)
-        assert traces(at.vlm) == [], "the model is not as it was"
-        assert torch.equal(generated(at)[1], before), "the model is not as it was"
+        detail = CHECKS[check](checked_case)
+        assert traces(checked_case.vlm) == [], "the model is not as it was"
+        assert torch.equal(generated(checked_case)[1], before), "the model is not as it was"
     except Exception as error:  # the table shows what failed, and goes on
         first = next(iter(str(error).splitlines()), "")
         return f"{FAILS}: {type(error).__name__} {first[:80]}"
-    largest = max(FOUND, default=0.0)
+    largest = max(DIFFERENCES, default=0.0)
     parts = [f"{largest:.0e}".replace("e-0", "e-")] if largest > 0 else []
-    return "; ".join([*parts, *([told] if told else [])]) or "0"
+    return "; ".join([*parts, *([detail] if detail else [])]) or "0"
 
 
 def label(name: str, names: tuple[str, ...]) -> str:
     """What users call an architecture, and which model of it this is
     where several of these names are.
     """
-    kinds = [case(other).vlm.model.config.model_type for other in names]
+    kinds = [case(architecture).vlm.model.config.model_type for architecture in names]
     kind = case(name).vlm.model.config.model_type
     return ARCHITECTURES[kind].name + f" (`{name}`)" * (kinds.count(kind) > 1)
 
@@ -72,11 +72,12 @@ def head(names: tuple[str, ...], failed: int) -> str:
         **{part.__name__: part.__version__ for part in (torch, transformers, tokenizers)},
     }
     kinds = len({case(name).vlm.model.config.model_type for name in names})
-    told = ", ".join(f"{part} {version}" for part, version in versions.items())
+    installed = ", ".join(f"{part} {version}" for part, version in versions.items())
     return (
-        f"Verified on {datetime.now(UTC):%Y-%m-%d} with {told}: {len(names)} models of {kinds} "
-        f"architectures, {len(CHECKS)} checks each, {failed} fail. A cell holds the largest "
-        f"difference from a reference, as a share of the largest value ({ROUNDING:.0e} is allowed; "
+        f"Verified on {datetime.now(UTC):%Y-%m-%d} with {installed}: {len(names)} models of "
+        f"{kinds} architectures, {len(CHECKS)} checks each, {failed} fail. A cell holds the "
+        "largest difference from a reference, as a share of the largest value "
+        f"({ROUNDING:.0e} is allowed; "
         "0: equal to the bit, or nothing to measure). Batches are left-padded, with eager "
         "attention and sdpa; batch sizes are 1, 2, 4 and 8."
     )

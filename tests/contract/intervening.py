@@ -42,16 +42,16 @@ def each_attention(check: Callable[[Case], str | None]) -> Callable[[Case], str 
         try:
             for kind in ("eager", "sdpa"):
                 case.vlm.model.set_attn_implementation(kind)
-                told = check(case)
+                detail = check(case)
         finally:
             case.vlm.model.set_attn_implementation("sdpa")
-        return told
+        return detail
 
     return with_each
 
 
 def same(
-    case: Case, ours: AbstractContextManager, reference: AbstractContextManager, what: object
+    case: Case, ours: AbstractContextManager, reference: AbstractContextManager, description: object
 ) -> None:
     """The logits of every step of a cached generation under ``ours`` are those of
     one forward under ``reference``.
@@ -59,7 +59,7 @@ def same(
     with ours:
         new, logits = generated(case)
     with reference:
-        agree(logits, whole(case, new), what)
+        agree(logits, whole(case, new), description)
 
 
 def skipping(part: str) -> Callable[[Case], str | None]:
@@ -84,21 +84,19 @@ def _skipped(case: Case, layer: int, part: str, scope: str) -> AbstractContextMa
     block = case.vlm.blocks[layer - 1]
 
     def change(x: Tensor, y: Tensor, p: Tensor) -> Tensor:
-        there = {"prefill": p < case.length, "decode": p >= case.length, "both": p >= 0}[scope]
-        return torch.where(there, x if part == "block" else torch.zeros_like(y), y)
+        mask = {"prefill": p < case.length, "decode": p >= case.length, "both": p >= 0}[scope]
+        return torch.where(mask, x if part == "block" else torch.zeros_like(y), y)
 
     if part == "mlp" and experts_beside(block):  # what both make is added up before this norm
         return fed(
             block.post_feedforward_layernorm,
             lambda y: change(y, y, torch.arange(y.shape[1])[None, :, None]),
         )
-    module = (
-        block
-        if part == "block"
-        else anatomy.attention(block)
-        if part == "attention"
-        else anatomy.mlp(block)
-    )
+    module = block
+    if part == "attention":
+        module = anatomy.attention(block)
+    elif part == "mlp":
+        module = anatomy.mlp(block)
     return changed(module, change)
 
 
@@ -115,9 +113,9 @@ def skip_previous(case: Case) -> str | None:
         assert torch.equal(new, expected), f"tokens, {layers}"
         agree(logits, theirs, layers)
         with interventions.skip(case.vlm, layers, scope="prefill"):
-            own = generated(case)[1]
+            plain = generated(case)[1]
         if any(copyable(case, layer) for layer in layers):
-            differ(logits[:, 1:], own[:, 1:], ("previous instead of own", layers))
+            differ(logits[:, 1:], plain[:, 1:], ("previous instead of own", layers))
     copied = [layer for layer in LAYERS if copyable(case, layer)]
     return (
         None
@@ -130,33 +128,34 @@ def positions(case: Case) -> dict[object, Callable[[int], Tensor]]:
     """Ways to say where, and where that is in a sequence of a given length."""
     batch, length = case.batch, case.length
 
-    def of(*kinds: str) -> Callable[[int], Tensor]:
+    def mask_of(*kinds: str) -> Callable[[int], Tensor]:
         mask = torch.isin(batch.spans, torch.tensor([SPANS.index(kind) for kind in kinds]))
         return lambda n: nn.functional.pad(mask, (0, n - length))
 
     last = lambda n: (torch.arange(n) >= length - 1).expand(2, -1)
-    drawn = torch.rand(batch.spans.shape, generator=torch.Generator().manual_seed(1)) < 0.5
+    random_mask = torch.rand(batch.spans.shape, generator=torch.Generator().manual_seed(1)) < 0.5
     ways = {
         "all": lambda n: torch.ones(2, n, dtype=torch.bool),
-        "question": of("question"),
+        "question": mask_of("question"),
         "last": last,
         "generated": lambda n: (torch.arange(n) >= length).expand(2, -1),
-        drawn: lambda n: nn.functional.pad(drawn, (0, n - length)),
+        random_mask: lambda n: nn.functional.pad(random_mask, (0, n - length)),
     }
     if case.modality is None:
         return ways
     return ways | {
-        case.modality: of(case.modality),
-        (case.modality, "last"): lambda n: of(case.modality)(n) | last(n),
+        case.modality: mask_of(case.modality),
+        (case.modality, "last"): lambda n: mask_of(case.modality)(n) | last(n),
     }
 
 
 @each_attention
 def adding(case: Case) -> None:
+    """``add`` is the sum in the residual stream, at each kind of positions and with a gate."""
     vector = _noise(case, case.vlm.width) * 2
     clean = generated(case)[1]
     for layer in (0, *LAYERS):
-        for where, mask in positions(case).items():
+        for selection, mask in positions(case).items():
             reference = residual(
                 case,
                 layer,
@@ -164,9 +163,9 @@ def adding(case: Case) -> None:
             )
             same(
                 case,
-                interventions.add(case.vlm, vector, layer, positions=where),
+                interventions.add(case.vlm, vector, layer, positions=selection),
                 reference,
-                ("add", layer, where),
+                ("add", layer, selection),
             )
         with interventions.add(case.vlm, vector, layer):
             differ(generated(case)[1], clean, ("add", layer))
@@ -184,6 +183,7 @@ def adding(case: Case) -> None:
 
 @each_attention
 def replacing(case: Case) -> None:
+    """``replace`` is another state in the place of the one that was computed."""
     vlm, n = case.vlm, case.length
     rows, prompt = _noise(case, 2, vlm.width), _noise(case, 2, n, vlm.width)
     for layer in (0, *LAYERS):
@@ -197,13 +197,14 @@ def replacing(case: Case) -> None:
         )
         patched = residual(case, layer, lambda h: torch.cat([prompt, h[:, n:]], 1))
         same(case, interventions.replace(vlm, prompt, layer), patched, ("replace", layer, "prompt"))
-    other = read(vlm, case.batch, 2)[2, "block"].flip(0)
-    swapped = residual(case, 2, lambda h: torch.cat([other, h[:, n:]], 1))
-    same(case, interventions.replace(vlm, other, 2), swapped, "the other sample's states")
+    swapped_states = read(vlm, case.batch, 2)[2, "block"].flip(0)
+    swapped = residual(case, 2, lambda h: torch.cat([swapped_states, h[:, n:]], 1))
+    same(case, interventions.replace(vlm, swapped_states, 2), swapped, "the other sample's states")
 
 
 @each_attention
 def projecting_out(case: Case) -> None:
+    """``project_out`` takes away the part in the span of the directions (by QR)."""
     directions = _noise(case, 2, case.vlm.width)
     q = torch.linalg.qr(directions.double().T).Q
     for layer in (0, *LAYERS):
@@ -218,6 +219,7 @@ def projecting_out(case: Case) -> None:
 
 @each_attention
 def parallel(case: Case) -> str | None:
+    """``parallel`` gives the MLP the input of the attention, through either norm."""
     if any(map(experts_beside, case.vlm.blocks)):
         for norm in ("first", "second"):
             with (
@@ -242,19 +244,20 @@ def parallel(case: Case) -> str | None:
 
 
 def _parallel(block: nn.Module, norm: str) -> AbstractContextManager:
-    kept = {}
+    recorded = {}
 
     def keep(x: Tensor, y: Tensor, p: Tensor) -> Tensor:
-        kept["given"], kept["normed"] = x, y
+        recorded["given"], recorded["normed"] = x, y
         return y
 
-    take = lambda x: (kept["normed"] if norm == "first" else kept["given"]).reshape(x.shape)
+    take = lambda x: (recorded["normed"] if norm == "first" else recorded["given"]).reshape(x.shape)
     entry = anatomy.mlp_entry(block) if norm == "first" else anatomy.second_norm(block)
     return _all([changed(anatomy.first_norm(block), keep), fed(entry, take)])
 
 
 @each_attention
 def parallel_pairs(case: Case) -> None:
+    """``parallel_pairs`` gives two blocks one input, and combines what they add."""
     clean = generated(case)[1]
     for combine in ("mean", "sum"):
         for layer in (1, 2):
@@ -265,19 +268,23 @@ def parallel_pairs(case: Case) -> None:
 
 
 def _pair(case: Case, layer: int, combine: str) -> AbstractContextManager:
-    kept = {}
+    recorded = {}
     first, second = case.vlm.blocks[layer - 1], case.vlm.blocks[layer]
 
     def start(x: Tensor) -> Tensor:
-        kept["start"] = x
+        recorded["start"] = x
         return x
 
     def restart(x: Tensor) -> Tensor:
-        kept["first"] = x
-        return kept["start"]
+        recorded["first"] = x
+        return recorded["start"]
 
     def joined(x: Tensor, y: Tensor, p: Tensor) -> Tensor:
-        return (kept["first"] + y) / 2 if combine == "mean" else kept["first"] + y - kept["start"]
+        return (
+            (recorded["first"] + y) / 2
+            if combine == "mean"
+            else recorded["first"] + y - recorded["start"]
+        )
 
     return _all([fed(first, start), fed(second, restart), changed(second, joined)])
 

@@ -21,6 +21,7 @@ from xlvlms_tutorial.models.spans import Batch
 
 
 def parts(case: Case) -> None:
+    """Every part of the anatomy is a module of the model, of the size its configuration names."""
     vlm, config = case.vlm, case.vlm.model.config.get_text_config(decoder=True)
     assert vlm.n_layers == len(vlm.blocks) == config.num_hidden_layers == 3
     assert vlm.width == config.hidden_size == 32
@@ -34,13 +35,11 @@ def parts(case: Case) -> None:
             anatomy.second_norm,
         ]
         # the parts of a mixture of experts that do not exist are refused, never half of them given
-        absent = (
-            [anatomy.mlp, anatomy.mlp_exit]
-            if experts_beside(block)
-            else [anatomy.mlp_exit]
-            if experts_inside(block)
-            else []
-        )
+        absent = []
+        if experts_beside(block):
+            absent = [anatomy.mlp, anatomy.mlp_exit]
+        elif experts_inside(block):
+            absent = [anatomy.mlp_exit]
         for find in finders:
             if find in absent:
                 with pytest.raises(AnatomyError, match="no single MLP|last linear map of the MLP"):
@@ -66,10 +65,10 @@ def parts(case: Case) -> None:
 def spans(case: Case) -> str | None:
     if case.modality is None:
         return _no_positions(case)
-    given: list[Tensor] = []
+    embeddings: list[Tensor] = []
 
     def keep(module: torch.nn.Module, args: tuple, kwargs: dict) -> None:
-        given.append(kwargs["inputs_embeds"])
+        embeddings.append(kwargs["inputs_embeds"])
 
     hook = anatomy.decoder(case.vlm.model).register_forward_pre_hook(keep, with_kwargs=True)
     try:
@@ -80,7 +79,7 @@ def spans(case: Case) -> str | None:
     # Molmo2 holds its 200 words and 8 special tokens in two tables
     rows = getattr(table, "num_embeddings", 208)
     with torch.no_grad():
-        measured = (given[0] != table(case.batch["input_ids"].clamp(max=rows - 1))).any(-1)
+        measured = (embeddings[0] != table(case.batch["input_ids"].clamp(max=rows - 1))).any(-1)
     assert measured.any() and torch.equal(measured, case.batch.mask(case.modality))
     return None
 
@@ -108,6 +107,7 @@ def _steered(case: Case) -> None:
 
 
 def states_forward(case: Case) -> None:
+    """``read`` gives the hidden states that transformers gives, to the bit."""
     vlm = case.vlm
     output = vlm.forward(case.batch, output_hidden_states=True)
     recorded = getattr(output, "language_model_outputs", output).hidden_states
@@ -121,17 +121,18 @@ def states_forward(case: Case) -> None:
 
 
 def states_generate(case: Case) -> None:
+    """``reading`` gives those of each generated token too."""
     vlm = case.vlm
     with reading(vlm, "all") as ours:
         vlm.generate_ids(case.batch, **GENERATION)
     with vlm.run(case.batch), torch.no_grad():
-        told = {
+        options = {
             "output_hidden_states": True,
             "return_dict_in_generate": True,
             "do_sample": False,
             "disable_compile": True,
         }
-        recorded = vlm.model.generate(**case.batch, **GENERATION, **told).hidden_states
+        recorded = vlm.model.generate(**case.batch, **GENERATION, **options).hidden_states
     assert len(recorded) == len(ours[1, "block"]) == GENERATION["max_new_tokens"]
     for step, layers in enumerate(recorded):
         for layer in range(vlm.n_layers):
@@ -162,8 +163,12 @@ def batch_sizes(case: Case) -> None:
     for size in (2, 4, 8):
         states, scores = _read(case, vlm.prepare(repeated(dict(case.batch), size // 2)))
         for row in range(size):
-            own, score = alone[row % 2]
-            agree(states[:, row, -own.shape[2] :], own[:, 0], f"states of row {row} of {size}")
+            own_states, score = alone[row % 2]
+            agree(
+                states[:, row, -own_states.shape[2] :],
+                own_states[:, 0],
+                f"states of row {row} of {size}",
+            )
             agree(scores[row], score[0], f"score of row {row} of {size}")
 
 

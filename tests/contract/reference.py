@@ -39,8 +39,8 @@ class Case(NamedTuple):
         """What kind of positions the picture (clip, sound) has in the
         sequence, or None for cross-attention.
         """
-        found = [SPANS[k] for k in self.batch.spans.unique().tolist()]
-        return next((kind for kind in anatomy.MODALITIES if kind in found), None)
+        kinds = [SPANS[k] for k in self.batch.spans.unique().tolist()]
+        return next((kind for kind in anatomy.MODALITIES if kind in kinds), None)
 
 
 def case(name: str) -> Case:
@@ -54,9 +54,9 @@ def repeated(batch: Mapping[str, Tensor], times: int) -> dict[str, Tensor]:
     """The rows of a batch several times over, one copy after the other."""
     longer = {key: torch.cat([value] * times) for key, value in batch.items()}
     # Molmo2 numbers the patches through all pictures of a batch
-    if (at := batch.get("image_token_pooling")) is not None:
+    if (pooling := batch.get("image_token_pooling")) is not None:
         longer["image_token_pooling"] = torch.cat(
-            [at + copy * (int(at.max()) + 1) for copy in range(times)]
+            [pooling + copy * (int(pooling.max()) + 1) for copy in range(times)]
         )
     return longer
 
@@ -80,16 +80,16 @@ def whole(case: Case, new: Tensor) -> Tensor:
     """The logits (b, steps, v) at the same places from one forward over
     prompt and new ids, without a cache.
     """
-    kept = []
+    recorded = []
     hook = anatomy.unembedding(case.vlm.model).register_forward_hook(
-        lambda module, args, output: kept.append(output.clone())
+        lambda module, args, output: recorded.append(output.clone())
     )
     try:
         with torch.no_grad():
             case.vlm.model(**extended(case.name, dict(case.batch), new[:, :-1]), use_cache=False)
     finally:
         hook.remove()
-    return kept[0][:, case.length - 1 :]
+    return recorded[0][:, case.length - 1 :]
 
 
 def apart(a: Tensor, b: Tensor) -> float:
@@ -98,17 +98,17 @@ def apart(a: Tensor, b: Tensor) -> float:
     return ((a - b).abs().max() / b.abs().max()).item()
 
 
-FOUND: list[float] = []  # every difference that was measured, for the table of the report
+DIFFERENCES: list[float] = []  # every difference that was measured, for the table of the report
 
 
-def agree(a: Tensor, b: Tensor, what: object) -> None:
-    found = apart(a, b)
-    FOUND.append(found)
-    assert found <= ROUNDING, f"{what}: differ by {found:.1e}"  # NaN differs too
+def agree(a: Tensor, b: Tensor, description: object) -> None:
+    difference = apart(a, b)
+    DIFFERENCES.append(difference)
+    assert difference <= ROUNDING, f"{description}: differ by {difference:.1e}"  # NaN differs too
 
 
-def differ(a: Tensor, b: Tensor, what: object) -> None:
-    assert apart(a, b) > 100 * ROUNDING, f"{what}: changes nothing"
+def differ(a: Tensor, b: Tensor, description: object) -> None:
+    assert apart(a, b) > 100 * ROUNDING, f"{description}: changes nothing"
 
 
 @contextmanager
@@ -118,10 +118,12 @@ def changed(module: nn.Module, change: Change, rows: int = 2) -> Iterator[None]:
     def hook(
         module: nn.Module, args: tuple, kwargs: dict, output: Tensor | tuple
     ) -> Tensor | tuple:
-        given, made = _given(args, kwargs), anatomy.states_of(output)
-        y = made.reshape(rows, -1, made.shape[-1])  # OPT's last linear map gets all rows in one
-        new = change(given, y, torch.arange(y.shape[1])[None, :, None])
-        return anatomy.with_states(output, new.reshape(made.shape))
+        inputs, outputs = _inputs(args, kwargs), anatomy.states_of(output)
+        y = outputs.reshape(
+            rows, -1, outputs.shape[-1]
+        )  # OPT's last linear map gets all rows in one
+        new = change(inputs, y, torch.arange(y.shape[1])[None, :, None])
+        return anatomy.with_states(output, new.reshape(outputs.shape))
 
     handle = module.register_forward_hook(hook, with_kwargs=True)
     try:
@@ -164,18 +166,18 @@ def copied_caches(case: Case, layers: Sequence[int]) -> Iterator[None]:
         def run(
             module: nn.Module, args: tuple, kwargs: dict, output: Tensor | tuple
         ) -> Tensor | tuple:
-            given = _given(args, kwargs)
-            if given.shape[1] == 1:
+            inputs = _inputs(args, kwargs)
+            if inputs.shape[1] == 1:
                 return output
             cache = kwargs["past_key_values"].layers
             if copyable(case, layer):
-                own, previous = cache[layer - 1], cache[layer - 2]
-                held = own.keys.shape[-2]  # a sliding window holds less than the prompt
-                own.keys, own.values = (
-                    previous.keys[..., -held:, :].clone(),
-                    previous.values[..., -held:, :].clone(),
+                own_cache, previous = cache[layer - 1], cache[layer - 2]
+                n_held = own_cache.keys.shape[-2]  # a sliding window holds less than the prompt
+                own_cache.keys, own_cache.values = (
+                    previous.keys[..., -n_held:, :].clone(),
+                    previous.values[..., -n_held:, :].clone(),
                 )
-            return anatomy.with_states(output, given)
+            return anatomy.with_states(output, inputs)
 
         return run
 
@@ -209,11 +211,15 @@ def copyable(case: Case, layer: int) -> bool:
         or kinds[layer - 1] in ("linear_attention", "conv")
     ):
         return False
-    previous, own = (anatomy.attention(case.vlm.blocks[k]) for k in (layer - 2, layer - 1))
-    shared = getattr(own, "is_kv_shared_layer", False) or getattr(
-        own, "store_full_length_kv", False
+    previous, layer_attention = (
+        anatomy.attention(case.vlm.blocks[k]) for k in (layer - 2, layer - 1)
     )
-    return not shared and getattr(previous, "head_dim", None) == getattr(own, "head_dim", None)
+    shared = getattr(layer_attention, "is_kv_shared_layer", False) or getattr(
+        layer_attention, "store_full_length_kv", False
+    )
+    return not shared and getattr(previous, "head_dim", None) == getattr(
+        layer_attention, "head_dim", None
+    )
 
 
 def experts_beside(block: nn.Module) -> bool:
@@ -233,21 +239,21 @@ def traces(vlm: VLM) -> list[str]:
 
     Hooks, replaced forwards, books that are not empty.
     """
-    found = []
+    leftovers = []
     for name, module in vlm.model.named_modules():
         hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
-        found += [f"hook of {name}" for hook in hooks if not _of_transformers(hook)]
-        found += [f"forward of {name}"] if "forward" in module.__dict__ else []
-    found += [f"edits of layer {layer}" for layer, queue in vlm.edits.items() if queue]
-    found += [f"fold in layer {layer}" for layer in vlm.folded if vlm.folded[layer]]
-    found += [f"bypass of layer {layer}" for layer in vlm.bypassed if vlm.bypassed[layer]]
-    found += [f"active: {told}" for told in vlm.active]
-    return found + (["running batch"] if vlm.running is not None else [])
+        leftovers += [f"hook of {name}" for hook in hooks if not _of_transformers(hook)]
+        leftovers += [f"forward of {name}"] if "forward" in module.__dict__ else []
+    leftovers += [f"edits of layer {layer}" for layer, queue in vlm.edits.items() if queue]
+    leftovers += [f"fold in layer {layer}" for layer in vlm.folded if vlm.folded[layer]]
+    leftovers += [f"bypass of layer {layer}" for layer in vlm.bypassed if vlm.bypassed[layer]]
+    leftovers += [f"active: {name}" for name in vlm.active]
+    return leftovers + (["running batch"] if vlm.running is not None else [])
 
 
 def _of_transformers(hook: Callable) -> bool:
     return (getattr(hook, "__module__", None) or "").startswith("transformers")
 
 
-def _given(args: tuple, kwargs: dict) -> Tensor:
+def _inputs(args: tuple, kwargs: dict) -> Tensor:
     return args[0] if args else kwargs["hidden_states"]

@@ -12,7 +12,7 @@ from tests.contract.reference import Case, case, generated, traces
 from tests.zoo import MODELS
 from xlvlms_tutorial.models.architectures import ARCHITECTURES
 
-made = cache(case)
+case_of = cache(case)
 
 
 @cache
@@ -23,12 +23,12 @@ def clean(name: str) -> torch.Tensor:
 @pytest.mark.parametrize("check", CHECKS)
 @pytest.mark.parametrize("name", MODELS)
 def test_contract(name, check):
-    at: Case = made(name)
+    checked_case: Case = case_of(name)
     before = clean(name)
-    CHECKS[check](at)
-    assert traces(at.vlm) == []
-    assert torch.equal(generated(at)[1], before)
+    CHECKS[check](checked_case)
+    assert traces(checked_case.vlm) == []
+    assert torch.equal(generated(checked_case)[1], before)
 
 
 def test_the_architectures_that_we_name_are_those_under_contract():
-    assert {made(name).vlm.model.config.model_type for name in MODELS} == set(ARCHITECTURES)
+    assert {case_of(name).vlm.model.config.model_type for name in MODELS} == set(ARCHITECTURES)

@@ -28,8 +28,8 @@ PICTURE = Image.new("RGB", (4, 4))
 BUS, BENCHES = ("bus", 10, 10, 80, 60), (("bench", 70, 80, 10, 10), ("bench", 60, 80, 12, 10))
 
 
-def one(names=(), **told):
-    record = Record("a", PICTURE, **told)
+def sample_of(names=(), **fields):
+    record = Record("a", PICTURE, **fields)
     (sample,) = samples_of([record], [record], names)
     return sample
 
@@ -40,11 +40,11 @@ def test_factors_and_strata_are_those_of_the_world():
     assert set(world.TIMES) <= annotations._LISTS["time"]
     assert set(world.PLACES) <= annotations._LISTS["place"]
     assert set(world.COLOURS) <= annotations._HUES
-    assert tuple(one(captions=CAPTIONS).truth) == world.FACTORS
+    assert tuple(sample_of(captions=CAPTIONS).truth) == world.FACTORS
 
 
 def test_boxes_and_captions_give_the_truth():
-    truth = one(captions=CAPTIONS, boxes=[BENCHES[0], BUS, BENCHES[1]], width=100).truth
+    truth = sample_of(captions=CAPTIONS, boxes=[BENCHES[0], BUS, BENCHES[1]], width=100).truth
     expected = {
         "subject": "bus",
         "action": "riding",
@@ -58,34 +58,34 @@ def test_boxes_and_captions_give_the_truth():
 
 def test_the_subject_is_the_kind_with_the_largest_area_in_all():
     small = [("cat", 0, 0, 10, 10)] * 3 + [("dog", 0, 0, 20, 10)]  # 300 and 200
-    truth = one(boxes=small, width=100).truth
+    truth = sample_of(boxes=small, width=100).truth
     assert (truth["subject"], truth["item"], truth["count"], truth["side"]) == (
         "cat",
         "dog",
         1,
         "left",
     )
-    assert one(boxes=small, width=20).truth["side"] is None  # in the middle
-    assert one(boxes=[("cat", 0, 0, 9, 9)], width=20).truth["item"] is None
-    assert one(boxes=small, width=20, crowds={"dog"}).truth["count"] is None
+    assert sample_of(boxes=small, width=20).truth["side"] is None  # in the middle
+    assert sample_of(boxes=[("cat", 0, 0, 9, 9)], width=20).truth["item"] is None
+    assert sample_of(boxes=small, width=20, crowds={"dog"}).truth["count"] is None
 
 
 def test_without_boxes_objects_are_those_that_captions_name():
-    sample = one(captions=["Two men sit on a bench.", "A hot dog"])
+    sample = sample_of(captions=["Two men sit on a bench.", "A hot dog"])
     assert {f: v for f, v in sample.truth.items() if v is not None} == {
         "subject": "person",
         "item": "bench",
     }
     assert {q.type for q in sample.questions} == {"presence"}
-    silent = one(captions=["A castle."])
+    silent = sample_of(captions=["A castle."])
     assert set(silent.truth.values()) == {None} and silent.questions == ()
 
 
 def test_a_colour_counts_only_right_before_its_noun():
-    assert one(captions=["a cat by a red bus"]).truth["colour"] == "red"
-    assert one(captions=["a red cat by a bus"]).truth["colour"] is None
-    assert one(captions=["a cat by blue traffic lights"]).truth["colour"] == "blue"
-    assert one(captions=["a black dog"]).truth["colour"] == "black"  # nothing else is there
+    assert sample_of(captions=["a cat by a red bus"]).truth["colour"] == "red"
+    assert sample_of(captions=["a red cat by a bus"]).truth["colour"] is None
+    assert sample_of(captions=["a cat by blue traffic lights"]).truth["colour"] == "blue"
+    assert sample_of(captions=["a black dog"]).truth["colour"] == "black"  # nothing else is there
 
 
 def test_names_are_found_whole_and_in_the_plural():
@@ -107,16 +107,16 @@ def test_names_are_found_whole_and_in_the_plural():
 
 
 def test_made_questions_ask_for_the_truth():
-    sample = one(captions=CAPTIONS, boxes=[BUS, *BENCHES], width=100)
-    asked = {q.type: q for q in sample.questions if q.type != "presence"}
-    assert {kind: (q.text, q.answer, q.target) for kind, q in asked.items()} == {
+    sample = sample_of(captions=CAPTIONS, boxes=[BUS, *BENCHES], width=100)
+    questions = {q.type: q for q in sample.questions if q.type != "presence"}
+    assert {kind: (q.text, q.answer, q.target) for kind, q in questions.items()} == {
         "colour": ("What colour are the benches?", "blue", "bench"),
         "place": ("Where is the bus?", "street", "bus"),
         "action": ("What is the bus doing?", "riding", "bus"),
         "count": ("How many benches are there?", "two", "bench"),
         "side": ("On which side of the picture are the benches?", "right", "bench"),
     }
-    alone = {q.type: q for q in one(boxes=[BUS] * 11).questions}
+    alone = {q.type: q for q in sample_of(boxes=[BUS] * 11).questions}
     assert (alone["count"].text, alone["count"].answer) == ("How many buses are there?", "11")
 
 
@@ -127,12 +127,12 @@ def many(n=400, seed=0):
     """
     rng, records = np.random.default_rng(seed), []
     for k in range(n):
-        there = ["dog"] + (["cat"] + ["couch"] * (rng.random() < 0.9) if k % 2 else ["kite"])
+        labels = ["dog"] + (["cat"] + ["couch"] * (rng.random() < 0.9) if k % 2 else ["kite"])
         records.append(
             Record(
                 str(k),
                 PICTURE,
-                boxes=[(name, 0, 0, 9 - i, 9) for i, name in enumerate(there)],
+                boxes=[(name, 0, 0, 9 - i, 9) for i, name in enumerate(labels)],
                 width=100,
             )
         )
@@ -143,12 +143,14 @@ def test_presence_questions_are_true_and_half_of_them_yes():
     records = many()
     samples = samples_of(records, records)
     for record, sample in zip(records, samples, strict=True):
-        there, asked = (
+        labels, questions = (
             {box[0] for box in record.boxes},
             [q for q in sample.questions if q.type == "presence"],
         )
-        assert [q.stratum for q in asked] == list(annotations.STRATA)
-        assert all((q.answer == "yes") == (q.target in there) and q.target in q.text for q in asked)
+        assert [q.stratum for q in questions] == list(annotations.STRATA)
+        assert all(
+            (q.answer == "yes") == (q.target in labels) and q.target in q.text for q in questions
+        )
     yes = [q.answer == "yes" for s in samples for q in s.questions if q.type == "presence"]
     assert abs(np.mean(yes) - 0.5) < 4 * math.sqrt(0.25 / len(yes))
 
@@ -172,8 +174,8 @@ def test_strata_are_any_the_most_frequent_and_the_most_co_occurring(monkeypatch)
 
 
 def test_pictures_without_any_object_are_asked_about_only_where_someone_looked():
-    assert {q.answer for q in one(boxes=[]).questions} == {"no"}
-    assert one(captions=["A castle."], boxes=[]).truth["subject"] is None
+    assert {q.answer for q in sample_of(boxes=[]).questions} == {"no"}
+    assert sample_of(captions=["A castle."], boxes=[]).truth["subject"] is None
 
 
 def test_made_questions_fill_what_is_not_asked_already():
@@ -181,7 +183,7 @@ def test_made_questions_fill_what_is_not_asked_already():
         Question("colour", "What colour?", "pink"),
         Question("presence", "Is there a cat?", "no", "cat", "random"),
     )
-    sample = one(captions=CAPTIONS, boxes=[BUS, *BENCHES], width=100, questions=list(mine))
+    sample = sample_of(captions=CAPTIONS, boxes=[BUS, *BENCHES], width=100, questions=list(mine))
     assert sample.questions[:2] == mine
     assert Counter(q.type for q in sample.questions) == {
         "presence": 3,
@@ -195,10 +197,10 @@ def test_made_questions_fill_what_is_not_asked_already():
 
 def test_a_seed_gives_the_same_questions_and_another_seed_others():
     records = many(30)
-    told = lambda seed: [s.questions for s in samples_of(records, records, seed=seed)]
-    assert told(1) == told(1) and told(1) != told(2)
+    questions_of = lambda seed: [s.questions for s in samples_of(records, records, seed=seed)]
+    assert questions_of(1) == questions_of(1) and questions_of(1) != questions_of(2)
     # the set decides, not what is drawn
-    assert samples_of(records, records[:3], seed=1)[2].questions == told(1)[2]
+    assert samples_of(records, records[:3], seed=1)[2].questions == questions_of(1)[2]
 
 
 @pytest.mark.parametrize(
@@ -222,13 +224,15 @@ def test_of_many_kinds_the_likely_absent_ones_are_the_first_of_the_most_frequent
         Record(str(k), PICTURE, boxes=[(name, 0, 0, 1, 1) for name in names[k % 2 :: 2]])
         for k in range(10)
     ]
-    asked = [
+    questions = [
         q
         for s in samples_of(records, records, names)
         for q in s.questions
         if q.answer == "no" and q.stratum in ("popular", "adversarial")
     ]
-    assert asked and {int(q.target.split()[1]) for q in asked} <= {*range(2 * annotations.NEAREST)}
+    assert questions and {int(q.target.split()[1]) for q in questions} <= {
+        *range(2 * annotations.NEAREST)
+    }
 
 
 def test_a_picture_of_very_many_kinds_costs_no_pair_of_them():
@@ -250,14 +254,12 @@ def test_company_is_counted_by_pictures_and_kinds():
         sorted(rng.choice(list(names), rng.integers(0, 6), replace=False)) for _ in range(40)
     ]
     place = {name: k for k, name in enumerate(names)}
-    shown = annotations._table(pictures, place)
-    for here in pictures:
-        told = (annotations._table([here], place) @ shown.T @ shown).toarray()[0]
-        assert all(
-            told[place[o]] == sum(o in p and n in p for p in pictures for n in here)
-            for o in names
-            if o not in here
-        )
+    table = annotations._table(pictures, place)
+    for picture in pictures:
+        cooccurrence = (annotations._table([picture], place) @ table.T @ table).toarray()[0]
+        for name in set(names) - set(picture):
+            together = sum(name in p and n in p for p in pictures for n in picture)
+            assert cooccurrence[place[name]] == together
 
 
 def test_ids_that_cannot_be_written_have_questions_too():
@@ -319,11 +321,13 @@ def test_questions_get_a_type_from_their_wording(text, answer, kind):
 
 
 def test_the_worlds_own_questions_get_their_own_types():
-    asked = {
+    questions = {
         (q.text, q.answer, q.type) for scene in world.scenes(60) for q in language.questions(scene)
     }
-    wrong = {(text, kind) for text, answer, kind in asked if question_type(text, answer) != kind}
-    assert len(asked) > 100 and not wrong
+    wrong = {
+        (text, kind) for text, answer, kind in questions if question_type(text, answer) != kind
+    }
+    assert len(questions) > 100 and not wrong
 
 
 def test_the_type_of_a_very_long_question_takes_no_time():

@@ -10,12 +10,12 @@ from xlvlms_tutorial.data import load_samples
 from xlvlms_tutorial.errors import AnnotationError
 
 BOX = (1, 0, 0, 0, 9, 9)
-ONE = captions("a.png", "A dog.")
+FIRST = captions("a.png", "A dog.")
 
 
-def box(*values, **more):
+def box(*values, **fields):
     content = boxes("a.png", (1, 0, *values))
-    content["annotations"][0] |= more
+    content["annotations"][0] |= fields
     return content
 
 
@@ -46,7 +46,7 @@ def box(*values, **more):
         (captions("a.png", ["x"]), r"'caption' of 'annotations' is \['x'\]"),
         (captions("", "x"), "'file_name' of 'images' is ''"),
         *(
-            ({"images": [ONE["images"][0] | {"split": split}], "annotations": []}, "'split' is ")
+            ({"images": [FIRST["images"][0] | {"split": split}], "annotations": []}, "'split' is ")
             for split in ([], ["train"], {"a": 1}, 5, "odd")
         ),
         *(
@@ -71,15 +71,13 @@ def box(*values, **more):
     ],
 )
 def test_wrong_values_are_refused_although_the_folder_has_good_ones(tmp_path, content, expected):
-    write(pictures(tmp_path, "a.png"), "captions.json", ONE)
+    write(pictures(tmp_path, "a.png"), "captions.json", FIRST)
     write(write(tmp_path, "questions.json", question(1, 1)), "answers.json", answer(1, "red"))
-    name = (
-        "questions.json"
-        if "questions" in content
-        else "answers.json"
-        if list(content) == ["annotations"]
-        else "wrong.json"
-    )
+    name = "wrong.json"
+    if "questions" in content:
+        name = "questions.json"
+    elif list(content) == ["annotations"]:
+        name = "answers.json"
     write(tmp_path, name, content)
     if expected == "of no form":
         with pytest.warns(UserWarning, match="wrong.json .is of no form that is known"):
@@ -118,9 +116,9 @@ def test_answers_are_texts_numbers_or_the_most_frequent_of_several(tmp_path, ent
 
 
 def test_one_wrong_entry_among_good_ones_is_refused_and_a_file_of_none_is_left_alone(tmp_path):
-    write(pictures(tmp_path, "a.png"), "captions.json", ONE)
+    write(pictures(tmp_path, "a.png"), "captions.json", FIRST)
     # COCO's panoptic form
-    stray = ONE | {"categories": [], "annotations": [{"image_id": 1, "segments_info": []}]}
+    stray = FIRST | {"categories": [], "annotations": [{"image_id": 1, "segments_info": []}]}
     with pytest.warns(
         UserWarning,
         match=(
@@ -137,7 +135,7 @@ def test_one_wrong_entry_among_good_ones_is_refused_and_a_file_of_none_is_left_a
             write(
                 tmp_path,
                 "captions.json",
-                ONE | {"annotations": [*ONE["annotations"], {"image_id": 1}]},
+                FIRST | {"annotations": [*FIRST["annotations"], {"image_id": 1}]},
             )
         )
 

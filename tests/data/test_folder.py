@@ -48,15 +48,15 @@ def coco(folder, **instances):
     return write(folder, "annotations/instances_val2017.json", INSTANCES | instances)
 
 
-def by_id(folder, n=10, **how):
-    return {sample.id: sample for sample in load_samples(folder, n, **how)}
+def by_id(folder, n=10, **options):
+    return {sample.id: sample for sample in load_samples(folder, n, **options)}
 
 
 def test_coco_format_captions_boxes_and_pictures_in_subfolders(tmp_path):
-    found = by_id(coco(tmp_path), split="validation")
-    assert set(found) == {"7", "9"} == set(by_id(tmp_path, split="val"))
-    assert found["7"].captions == ("A dog by a red cup.", "On the beach.")
-    assert found["9"].captions == ()
+    samples = by_id(coco(tmp_path), split="validation")
+    assert set(samples) == {"7", "9"} == set(by_id(tmp_path, split="val"))
+    assert samples["7"].captions == ("A dog by a red cup.", "On the beach.")
+    assert samples["9"].captions == ()
     truth = {
         "subject": "dog",
         "item": "cup",
@@ -67,19 +67,19 @@ def test_coco_format_captions_boxes_and_pictures_in_subfolders(tmp_path):
         "action": None,
         "time": None,
     }
-    assert dict(found["7"].truth) == truth
+    assert dict(samples["7"].truth) == truth
     assert [s.id for s in load_samples(tmp_path, 2, "val")] == [
         s.id for s in load_samples(tmp_path, 2, "validation")
     ]
-    assert found["7"].source == tmp_path / "val2017" / "a.png"
-    assert found["9"].source == tmp_path / "images" / "b.png"
-    assert found["9"].image.size == (40, 20)
-    assert "count" not in {q.type for q in found["9"].questions}  # a crowd cannot be counted
-    asked = {
-        (q.target, q.answer) for s in found.values() for q in s.questions if q.type == "presence"
+    assert samples["7"].source == tmp_path / "val2017" / "a.png"
+    assert samples["9"].source == tmp_path / "images" / "b.png"
+    assert samples["9"].image.size == (40, 20)
+    assert "count" not in {q.type for q in samples["9"].questions}  # a crowd cannot be counted
+    questions = {
+        (q.target, q.answer) for s in samples.values() for q in s.questions if q.type == "presence"
     }
     # the categories, not COCO's 80
-    assert asked and asked <= {("dog", "yes"), ("cup", "yes"), ("cat", "no"), ("cup", "no")}
+    assert questions and questions <= {("dog", "yes"), ("cup", "yes"), ("cat", "no"), ("cup", "no")}
 
 
 def test_keypoints_do_not_count_twice(tmp_path):
@@ -138,23 +138,23 @@ def test_karpathys_splits(tmp_path):
 
 
 def vqa(folder):
-    asked = [
+    requests = [
         ("What color is it?", "red"),
         ("Is there a dog in the photo?", "no"),
         ("Is he happy?", "yes"),
     ]
     questions = [
         {"image_id": 7, "question": text, "question_id": 7000 + k}
-        for k, (text, _) in enumerate(asked)
+        for k, (text, _) in enumerate(requests)
     ]
-    told = [
+    answers = [
         {
             "question_id": 7000 + k,
             "image_id": 7,
             "multiple_choice_answer": answer,
             "answers": [{"answer": answer}],
         }
-        for k, (_, answer) in enumerate(asked)
+        for k, (_, answer) in enumerate(requests)
     ]
     write(
         folder,
@@ -164,7 +164,7 @@ def vqa(folder):
     return write(
         folder,
         "v2_mscoco_val2014_annotations.json",
-        {"annotations": told, "data_subtype": "val2014"},
+        {"annotations": answers, "data_subtype": "val2014"},
     )
 
 
@@ -189,8 +189,8 @@ def test_vqa_and_coco_in_one_folder_have_both_the_files_questions_first(tmp_path
     coco(vqa(tmp_path))
     questions = by_id(tmp_path, split="val")["7"].questions
     assert [(q.type, q.text, q.answer, q.target) for q in questions[:3]] == VQA
-    made = {"presence": 4, "colour": 1, "yes/no": 1, "place": 1, "side": 1, "count": 1}
-    assert Counter(q.type for q in questions) == made  # no second question about the colour
+    expected = {"presence": 4, "colour": 1, "yes/no": 1, "place": 1, "side": 1, "count": 1}
+    assert Counter(q.type for q in questions) == expected  # no second question about the colour
     assert [q.stratum for q in questions if q.type == "presence"] == [
         None,
         "random",
@@ -212,30 +212,33 @@ def test_csv_rows_of_one_picture_belong_together(tmp_path):
         ("count", "1"),
         ("presence", "no"),
     ]
-    told = {factor: sample.truth[factor] for factor in ("subject", "item", "weight", "note")}
-    assert told == {"subject": "dog", "item": "bone", "weight": 12, "note": None}
-    (other,) = load_samples(tmp_path, 5, "train")
-    assert other.source == tmp_path / "more" / "b.png" and other.truth["note"] == "x"
+    factors = {factor: sample.truth[factor] for factor in ("subject", "item", "weight", "note")}
+    assert factors == {"subject": "dog", "item": "bone", "weight": 12, "note": None}
+    (second,) = load_samples(tmp_path, 5, "train")
+    assert second.source == tmp_path / "more" / "b.png" and second.truth["note"] == "x"
 
 
 def test_csv_adds_to_the_pictures_of_json(tmp_path):
     write(coco(tmp_path), "labels.csv", "image,mood\na.png,calm\n")
-    found = by_id(tmp_path, split="val")
-    assert set(found) == {"7", "9"}
-    assert found["7"].truth["mood"] == "calm"
-    assert found["7"].truth["subject"] == "dog"
+    samples = by_id(tmp_path, split="val")
+    assert set(samples) == {"7", "9"}
+    assert samples["7"].truth["mood"] == "calm"
+    assert samples["7"].truth["subject"] == "dog"
 
 
 def test_visual_genomes_regions_are_captions_and_styles_choose_among_them(tmp_path):
     pictures(tmp_path, "VG_100K/2.jpg", "VG_100K_2/3.jpg")
     phrases = {2: ["a tall tree", "green grass by a green river"], 3: ["a wall", "two cups"]}
     regions = [
-        {"id": k, "regions": [{"phrase": p, "x": 0, "y": 0, "width": 9, "height": 9} for p in told]}
-        for k, told in phrases.items()
+        {
+            "id": k,
+            "regions": [{"phrase": p, "x": 0, "y": 0, "width": 9, "height": 9} for p in texts],
+        }
+        for k, texts in phrases.items()
     ]
     write(tmp_path, "region_descriptions.json", regions)
     assert {k: s.captions for k, s in by_id(tmp_path).items()} == {
-        str(k): tuple(told) for k, told in phrases.items()
+        str(k): tuple(texts) for k, texts in phrases.items()
     }
     assert by_id(f"{tmp_path}-colour")["2"].captions == ("green grass by a green river",)
     assert by_id(f"{tmp_path}-place")["3"].captions == ("a wall",)
@@ -252,7 +255,7 @@ def numbered(folder, n=30):
 
 
 def test_the_seed_draws_a_subset_and_more_begins_with_fewer(tmp_path):
-    ids = lambda n, **how: [s.id for s in load_samples(numbered(tmp_path), n, **how)]
+    ids = lambda n, **options: [s.id for s in load_samples(numbered(tmp_path), n, **options)]
     assert ids(5, seed=1) == ids(12, seed=1)[:5] and len(set(ids(12, seed=1))) == 12
     assert ids(5, seed=1) != ids(5, seed=2)
     assert len(ids(100)) == 30  # all there are
@@ -270,15 +273,15 @@ def test_pictures_are_opened_when_asked_for(tmp_path):
 def test_what_is_written_comes_back(tmp_path, n):
     samples = load_samples("scenes", n, seed=5)
     folder = write_coco(samples, tmp_path / "made")
-    found = by_id(folder, n, split="train")
-    assert len(found) == n
+    loaded = by_id(folder, n, split="train")
+    assert len(loaded) == n
     for k, sample in enumerate(samples, 1):
-        back = found[str(k)]
+        back = loaded[str(k)]
         assert back.captions == sample.captions and dict(back.truth) == dict(sample.truth)
         assert back.questions[: len(sample.questions)] == sample.questions
         assert {q.type for q in back.questions} == {q.type for q in sample.questions}
         assert np.array_equal(np.asarray(back.image), np.asarray(sample.image))
-    again = write_coco(list(found.values()), tmp_path / "again")
+    again = write_coco(list(loaded.values()), tmp_path / "again")
     assert sorted((again / "captions.json").read_text()) == sorted(
         (folder / "captions.json").read_text()
     )
@@ -310,13 +313,17 @@ def test_samples_of_which_little_is_known_can_be_written(tmp_path):
         Sample(f"x/{k}", picture, ("A dog.",), (Question("other", "Why?", "no reason"),), truth)
         for k, truth in enumerate(truths)
     ]
-    found = by_id(write_coco(samples, tmp_path / "c"))
-    told = {
+    loaded = by_id(write_coco(samples, tmp_path / "c"))
+    factors = {
         key: tuple(sample.truth[f] for f in ("subject", "item", "count", "side"))
-        for key, sample in found.items()
+        for key, sample in loaded.items()
     }
-    assert told == {"1": (None,) * 4, "2": ("dog", None, None, None), "3": ("dog", "cup", 1, None)}
-    assert all(sample.questions[0] == samples[0].questions[0] for sample in found.values())
+    assert factors == {
+        "1": (None,) * 4,
+        "2": ("dog", None, None, None),
+        "3": ("dog", "cup", 1, None),
+    }
+    assert all(sample.questions[0] == samples[0].questions[0] for sample in loaded.values())
 
 
 def test_writing_refuses_folders_in_use_and_other_media(tmp_path):
@@ -431,15 +438,15 @@ WRONG = {
 
 @pytest.mark.parametrize("case", WRONG)
 def test_wrong_json_is_told_with_file_and_key(tmp_path, case):
-    content, told = WRONG[case]
+    content, message = WRONG[case]
     text = content if isinstance(content, str) else json.dumps(content)
     (tmp_path / "c.json").write_bytes(text.encode("utf-8", "surrogateescape"))
-    with pytest.raises(AnnotationError, match=told):
+    with pytest.raises(AnnotationError, match=message):
         load_samples(tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("table", "told"),
+    ("table", "message"),
     [
         ("picture,caption\na.png,x\n", "no column file or image; there are: picture, caption"),
         ("", "there are: none"),
@@ -450,8 +457,8 @@ def test_wrong_json_is_told_with_file_and_key(tmp_path, case):
         ("file,caption\na.png,x\n", "the picture a.png of image a.png is missing"),
     ],
 )
-def test_wrong_csv_is_told_with_file_and_column(tmp_path, table, told):
-    with pytest.raises(AnnotationError, match=told):
+def test_wrong_csv_is_told_with_file_and_column(tmp_path, table, message):
+    with pytest.raises(AnnotationError, match=message):
         load_samples(write(tmp_path, "t.csv", table))
 
 
@@ -523,8 +530,8 @@ def test_what_systems_and_editors_leave_is_no_data(tmp_path, name, recwarn):
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_bytes(b"\x00\x05\x16\x07\x00\x02\x00\x00Mac OS X\xb0\xff")
     assert load_samples(tmp_path, 9, "val") == before and not recwarn.list
-    left = folder_report(tmp_path).set_index("file")["left alone"]
-    assert left[name if name in left else name.split("/")[0]].startswith("hidden")
+    reasons = folder_report(tmp_path).set_index("file")["left alone"]
+    assert reasons[name if name in reasons else name.split("/")[0]].startswith("hidden")
 
 
 def test_a_link_to_nothing_and_what_is_no_file_are_left_alone(tmp_path):
@@ -588,12 +595,12 @@ def test_the_report_counts_what_is_in_no_split_or_missing(tmp_path):
         "file,caption,split,mood\na.png,x,train,calm\nb.png,y,,\nc.png,z,test,\na.png,,train,sad\n"
     )
     row = folder_report(write(pictures(tmp_path, "a.png", "b.png"), "t.csv", table)).iloc[0]
-    told = [
+    reasons = [
         "empty captions: 1",
         "facts that a later row says otherwise: 1",
         "pictures in no split, while others are in one: 1",
     ]
-    assert row["left alone"] == ", ".join([*told, "pictures that are missing: 1"])
+    assert row["left alone"] == ", ".join([*reasons, "pictures that are missing: 1"])
     with (
         pytest.warns(UserWarning, match="1 pictures in no split"),
         pytest.raises(AnnotationError, match="the picture c.png .* is missing"),
@@ -619,9 +626,9 @@ def test_pictures_and_files_that_come_later_are_seen(tmp_path):
 
 @pytest.mark.parametrize("name", ["q" * 300, "q" * 5000, "q\0", "q/" * 3000])
 def test_names_that_no_folder_can_have_are_unknown_data(name):
-    for asked in (name, f"{name}-place"):
+    for dataset in (name, f"{name}-place"):
         with pytest.raises(DatasetError, match="or a folder"):
-            load_samples(asked)
+            load_samples(dataset)
 
 
 @pytest.mark.parametrize("dataset", ["folder", "scenes", "sounds", "coco"])

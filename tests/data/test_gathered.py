@@ -15,12 +15,12 @@ SPLITS = ("train", "validation", "test")
 RED, BLUE = (255, 0, 0), (0, 0, 255)
 
 
-def split_up(where, value=lambda sample: sample.id):
+def split_up(source, value=lambda sample: sample.id):
     """A value of every sample, for each split that there is."""
     gathered = {}
     for split in SPLITS:
         try:
-            gathered[split] = sorted(value(sample) for sample in load_samples(where, 99, split))
+            gathered[split] = sorted(value(sample) for sample in load_samples(source, 99, split))
         except SelectionError:
             continue
     return gathered
@@ -99,16 +99,16 @@ def test_pictures_without_a_split_are_in_none_where_others_have_one(tmp_path, st
 
 
 @pytest.mark.parametrize(
-    "other",
+    "second_file",
     [
         captions("a.png", "A cat."),
         captions("a.png", "A dog.", key=9),
         boxes("a.png", (1, 0, 1, 1, 2, 2)),
     ],
 )
-def test_a_picture_in_two_splits_is_refused(tmp_path, other):
+def test_a_picture_in_two_splits_is_refused(tmp_path, second_file):
     write(pictures(tmp_path, "a.png"), "captions_train.json", captions("a.png", "A dog."))
-    write(tmp_path, "captions_val.json", other)
+    write(tmp_path, "captions_val.json", second_file)
     with pytest.raises(
         AnnotationError,
         match=(
@@ -160,20 +160,20 @@ def test_questions_whose_numbers_start_anew_have_their_own_answers(
     assert values == {"train": [(["red"], RED)], "validation": [(["blue"], BLUE)]}
 
 
-@pytest.mark.parametrize("where", ["a.json b.json", "train_a.json train_b.json"])
-def test_two_answers_to_one_question_are_refused(tmp_path, where):
+@pytest.mark.parametrize("files", ["a.json b.json", "train_a.json train_b.json"])
+def test_two_answers_to_one_question_are_refused(tmp_path, files):
     write(
         write(pictures(tmp_path, "1.png"), "train_questions.json", question(0, 1)),
-        where.split()[0],
+        files.split()[0],
         answer(0, "red"),
     )
     assert (
-        load_samples(write(tmp_path, where.split()[1], answer(0, "red")), 1, "train")[0]
+        load_samples(write(tmp_path, files.split()[1], answer(0, "red")), 1, "train")[0]
         .questions[0]
         .answer
         == "red"
     )
-    write(tmp_path, where.split()[1], answer(0, "blue"))
+    write(tmp_path, files.split()[1], answer(0, "blue"))
     with pytest.raises(
         AnnotationError,
         match=r"question 0 has two answers: 'red' \(.*\) and 'blue' \(.*\); leave one",
@@ -181,7 +181,7 @@ def test_two_answers_to_one_question_are_refused(tmp_path, where):
         load_samples(tmp_path, 1, "train")
     write(
         tmp_path,
-        where.split()[1],
+        files.split()[1],
         {"annotations": answer(0, "red")["annotations"] + answer(0, "green")["annotations"]},
     )
     with pytest.raises(AnnotationError, match="two answers: 'red' .* and 'green'"):
@@ -203,13 +203,13 @@ def test_answers_of_another_split_are_none(tmp_path):
     "form", ["annotations/captions_{name}.json", "{name}/_annotations.coco.json"]
 )
 def test_pictures_whose_ids_start_anew_are_several(tmp_path, name, form):
-    for split, colour, said in (
+    for split, colour, sentence in (
         ("train", RED, "A red bus."),
         ("valid", BLUE, "A blue cat."),
         ("test", (0, 9, 0), "A tree."),
     ):
         picture(tmp_path, f"{split}/{name.format(name=split)}", colour)
-        write(tmp_path, form.format(name=split), captions(name.format(name=split), said, key=0))
+        write(tmp_path, form.format(name=split), captions(name.format(name=split), sentence, key=0))
     gathered = split_up(
         tmp_path, lambda sample: (sample.captions[0], sample.image.getpixel((0, 0)))
     )
@@ -240,15 +240,15 @@ def test_a_picture_that_is_missing_is_not_that_of_another_split(tmp_path):
 
 @pytest.mark.parametrize("names", [("train/1.png", "val/1.png"), ("train/a.png", "val/b.png")])
 @pytest.mark.parametrize("keys", [(1, 1), (1, 2)])
-@pytest.mark.parametrize("other", [RED, BLUE])
-def test_copies_of_a_picture_in_two_splits_are_told(tmp_path, names, keys, other, recwarn):
-    for name, key, colour in zip(names, keys, (RED, other), strict=True):
+@pytest.mark.parametrize("second_colour", [RED, BLUE])
+def test_copies_of_a_picture_in_two_splits_are_told(tmp_path, names, keys, second_colour, recwarn):
+    for name, key, colour in zip(names, keys, (RED, second_colour), strict=True):
         write(
             picture(tmp_path, name, colour),
             f"{name.split('/')[0]}/c.json",
             captions(name.split("/")[1], "A dog.", key=key),
         )
-    alike = other == RED and (keys[0] == keys[1] or names[0][-5:] == names[1][-5:])
+    alike = second_colour == RED and (keys[0] == keys[1] or names[0][-5:] == names[1][-5:])
     assert all(map(len, split_up(tmp_path).values())) and len(split_up(tmp_path)) == 2
     values = (
         "1 pictures are in two splits as copies, the first as "
@@ -316,7 +316,7 @@ DOG, CAR = (1, 0, 0, 0, 20, 10), (1, 0, 30, 10, 5, 5)
 
 
 @pytest.mark.parametrize(
-    ("one", "other", "counts"),
+    ("first", "second", "counts"),
     [
         # ids start anew in each file
         (boxes("1.png", DOG), boxes("1.png", CAR, kinds=("car",)), {"dog": 1, "car": 1}),
@@ -336,10 +336,10 @@ DOG, CAR = (1, 0, 0, 0, 20, 10), (1, 0, 30, 10, 5, 5)
         (boxes("1.png", DOG, CAR), boxes("1.png", DOG, kinds=("car",)), {"dog": 2, "car": 1}),
     ],
 )
-def test_boxes_are_one_by_kind_and_place(tmp_path, one, other, counts):
-    write(write(pictures(tmp_path, "1.png"), "animals.json", one), "vehicles.json", other)
-    (shown,) = folder._gathered(tmp_path).pictures
-    assert Counter(kind for kind, *_ in shown.boxes) == counts
+def test_boxes_are_one_by_kind_and_place(tmp_path, first, second, counts):
+    write(write(pictures(tmp_path, "1.png"), "animals.json", first), "vehicles.json", second)
+    (merged,) = folder._gathered(tmp_path).pictures
+    assert Counter(kind for kind, *_ in merged.boxes) == counts
     (sample,) = load_samples(tmp_path, 1)
     assert all(
         q.answer == "yes" for q in sample.questions if q.type == "presence" and q.target in counts
@@ -360,12 +360,14 @@ class Sealed(list):
 
 def test_what_is_told_of_one_picture_costs_the_same_however_much_is_told_already(tmp_path):
     gathered, part = Gathered(Tree(tmp_path, ())), Part("a.json", "a.json")
-    shown = Picture("1", "1.png", captions=Sealed(), boxes=Sealed(), questions=Sealed())
+    sealed = Picture("1", "1.png", captions=Sealed(), boxes=Sealed(), questions=Sealed())
     for k in range(40):
-        gathered.caption(part, shown, f"A dog {k // 2}.")
-        gathered.box(part, shown, ("dog", k // 2, 0, 1, 1), None, False)
-        gathered.question(part, shown, Question("other", f"Why {k // 2}?", "so"), "1")
-    assert [list.__len__(kept) for kept in (shown.captions, shown.boxes, shown.questions)] == [
+        gathered.caption(part, sealed, f"A dog {k // 2}.")
+        gathered.box(part, sealed, ("dog", k // 2, 0, 1, 1), None, False)
+        gathered.question(part, sealed, Question("other", f"Why {k // 2}?", "so"), "1")
+    assert [
+        list.__len__(records) for records in (sealed.captions, sealed.boxes, sealed.questions)
+    ] == [
         20,
         20,
         20,

@@ -27,9 +27,9 @@ IMAGES = {"image": datasets.Image()}
 
 
 def png(shade):
-    made = io.BytesIO()
-    Image.new("RGB", (8, 6), (shade, 0, 0)).save(made, "png")
-    return {"bytes": made.getvalue(), "path": None}
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 6), (shade, 0, 0)).save(buffer, "png")
+    return {"bytes": buffer.getvalue(), "path": None}
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def repo(tmp_path, monkeypatch):
     monkeypatch.setattr(hub, "HUB", dict(hub.HUB))
 
     def make(name, media=None, **parts):
-        folder, told = tmp_path / "repo", {}
+        folder, splits = tmp_path / "repo", {}
         for part, rows in parts.items():
             config, _, split = part.rpartition("__")
             table = datasets.Dataset.from_list(rows)
@@ -53,8 +53,8 @@ def repo(tmp_path, monkeypatch):
             file = f"{config or 'data'}/{split}-00000-of-00001.parquet"
             (folder / file).parent.mkdir(parents=True, exist_ok=True)
             table.to_parquet(str(folder / file))
-            told.setdefault(config or "default", []).append({"split": split, "path": file})
-        configs = [{"config_name": config, "data_files": files} for config, files in told.items()]
+            splits.setdefault(config or "default", []).append({"split": split, "path": file})
+        configs = [{"config_name": config, "data_files": files} for config, files in splits.items()]
         (folder / "README.md").write_text(f"---\nconfigs: {json.dumps(configs)}\n---\n")
         hub.HUB[name] = replace(hub.HUB[name], repo=str(folder))
 
@@ -139,21 +139,21 @@ def test_vqav2_has_a_question_a_sample_and_divides_validation_by_picture(repo):
     ]
     repo("vqav2", IMAGES, validation=rows)
     parts = {split: load_samples("vqav2", 60, split) for split in ("validation", "test")}
-    shown = {split: {s.id.partition("-")[0] for s in part} for split, part in parts.items()}
-    assert not shown["validation"] & shown["test"]
+    pictures = {split: {s.id.partition("-")[0] for s in part} for split, part in parts.items()}
+    assert not pictures["validation"] & pictures["test"]
     assert sum(map(len, parts.values())) == 60
-    assert len(shown["test"]) > 3
+    assert len(pictures["test"]) > 3
     for sample in parts["test"]:
         k = int(sample.id.partition("-")[2])
-        (asked,) = sample.questions
-        assert (asked.type, asked.answer, asked.target) == (
+        (question,) = sample.questions
+        assert (question.type, question.answer, question.target) == (
             ("colour", "red", "dog") if k % 3 else ("yes/no", "yes", "")
         )
         assert sample.image.getpixel((0, 0)) == (k, 0, 0)
 
 
 @pytest.mark.parametrize(
-    ("told", "answer"),
+    ("fields", "answer"),
     [
         ({"multiple_choice_answer": 2}, "2"),
         ({"answers": [{"answer": a} for a in "abbab"]}, "b"),
@@ -163,12 +163,12 @@ def test_vqav2_has_a_question_a_sample_and_divides_validation_by_picture(repo):
         ({"multiple_choice_answer": ["x", None]}, "x"),
     ],
 )
-def test_answers_are_texts_numbers_or_the_most_frequent_of_several(repo, told, answer):
+def test_answers_are_texts_numbers_or_the_most_frequent_of_several(repo, fields, answer):
     repo(
         "vqav2",
         IMAGES,
         validation=[
-            {"question": "How many?", "image_id": k, "question_id": k, "image": png(k)} | told
+            {"question": "How many?", "image_id": k, "question_id": k, "image": png(k)} | fields
             for k in range(9)
         ],
     )
@@ -186,17 +186,17 @@ def test_rows_with_values_of_another_type_are_told(repo):
 
 
 def test_gqas_pictures_are_found_in_their_own_table(repo):
-    asked = [
+    questions = [
         {"id": f"q{k}", "imageId": f"n{k % 3}", "question": "Where is the cat?", "answer": "sofa"}
         for k in range(9)
     ]
     # two that nobody asks for come first
-    shown = [{"id": f"n{k}", "image": png(k)} for k in (4, 3, 2, 1, 0)]
+    images = [{"id": f"n{k}", "image": png(k)} for k in (4, 3, 2, 1, 0)]
     repo(
         "gqa",
         IMAGES,
-        testdev_balanced_instructions__testdev=asked,
-        testdev_balanced_images__testdev=shown,
+        testdev_balanced_instructions__testdev=questions,
+        testdev_balanced_images__testdev=images,
     )
     for sample in load_samples("gqa", 7):
         assert sample.image.getpixel((0, 0)) == (int(sample.id[1:]) % 3, 0, 0)
@@ -206,8 +206,8 @@ def test_gqas_pictures_are_found_in_their_own_table(repo):
     repo(
         "gqa",
         IMAGES,
-        testdev_balanced_instructions__testdev=asked,
-        testdev_balanced_images__testdev=shown[:2] + shown[3:],
+        testdev_balanced_instructions__testdev=questions,
+        testdev_balanced_images__testdev=images[:2] + images[3:],
     )
     with pytest.raises(LoadError, match="has no picture n2"):
         load_samples("gqa", 9)
@@ -228,12 +228,13 @@ def test_pope_has_its_three_strata(repo):
     ]
     repo("pope", IMAGES, test=rows)
     samples = load_samples("pope", 100)
-    asked = [q for s in samples for q in s.questions]
-    assert len({s.id for s in samples}) == 12 and {q.type for q in asked} == {"presence"}
+    questions = [q for s in samples for q in s.questions]
+    assert len({s.id for s in samples}) == 12 and {q.type for q in questions} == {"presence"}
     assert (
-        sorted(q.stratum for q in asked) == ["adversarial"] * 4 + ["popular"] * 4 + ["random"] * 4
+        sorted(q.stratum for q in questions)
+        == ["adversarial"] * 4 + ["popular"] * 4 + ["random"] * 4
     )
-    assert {(q.target, q.answer) for q in asked} == {("dog", "yes"), ("hot dog", "no")}
+    assert {(q.target, q.answer) for q in questions} == {("dog", "yes"), ("hot dog", "no")}
     with pytest.raises(SelectionError, match="pope has no split 'train'; there are: test"):
         load_samples("pope", 1, "train")
 
@@ -249,7 +250,7 @@ def test_visual_genome_keeps_pictures_with_words_of_the_style(repo):
         }
         for k in range(60)
     ]
-    for style, kept in {
+    for style, expected in {
         "place": {0: "green grass", 2: "a happy man on grass"},
         "colour": {0: "green grass"},
         "mood": {2: None},
@@ -259,23 +260,25 @@ def test_visual_genome_keeps_pictures_with_words_of_the_style(repo):
             load_samples(f"visual-genome-{style}", 60, split)
             for split in ("train", "validation", "test")
         ]
-        found = [sample for part in parts for sample in part]
+        loaded = [sample for part in parts for sample in part]
         # disjoint, and all there are
         assert all(parts)
-        assert sorted(int(s.id) for s in found) == [k for k in range(60) if k % 3 in kept]
-        assert all(s.captions == (kept[int(s.id) % 3] or "a happy man on grass",) for s in found)
+        assert sorted(int(s.id) for s in loaded) == [k for k in range(60) if k % 3 in expected]
+        assert all(
+            s.captions == (expected[int(s.id) % 3] or "a happy man on grass",) for s in loaded
+        )
 
 
 def test_sounds_are_mono_at_16_khz(repo):
-    made = io.BytesIO()
+    buffer = io.BytesIO()
     wave = np.sin(2 * np.pi * 1000 * np.arange(32_000) / 32_000)
-    soundfile.write(made, np.stack([wave, wave], 1), 32_000, format="wav")
+    soundfile.write(buffer, np.stack([wave, wave], 1), 32_000, format="wav")
     row = {
         "audiocap_id": 5,
         "youtube_id": "x",
         "start_time": 0,
         "caption": "A beep.",
-        "audio": {"bytes": made.getvalue(), "path": None},
+        "audio": {"bytes": buffer.getvalue(), "path": None},
     }
     repo("audiocaps", {"audio": datasets.Audio(decode=False)}, test=[row])
     (sample,) = load_samples("audiocaps")

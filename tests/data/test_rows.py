@@ -51,12 +51,12 @@ def test_columns_of_pictures_and_captions_have_many_names(tmp_path, file, captio
     assert caption not in sample.truth and caption.strip() not in sample.truth
 
 
-@pytest.mark.parametrize("said", ["A dog.", ["A dog.", "It sleeps."], []])
+@pytest.mark.parametrize("caption", ["A dog.", ["A dog.", "It sleeps."], []])
 @pytest.mark.parametrize("name", ["metadata.jsonl", "metadata.json"])
-def test_json_lines_are_rows(tmp_path, said, name):
+def test_json_lines_are_rows(tmp_path, caption, name):
     row = {
         "file_name": "a.png",
-        "text" if isinstance(said, str) else "captions": said,
+        "text" if isinstance(caption, str) else "captions": caption,
         "weight": 3,
         "tags": ["x"],
         "note": None,
@@ -69,7 +69,7 @@ def test_json_lines_are_rows(tmp_path, said, name):
             json.dumps(row) + "\n\n" + json.dumps({"file_name": "a.png", "caption": "B."}),
         )
     )
-    assert sample.captions == (*([said] if isinstance(said, str) else said), "B.")
+    assert sample.captions == (*([caption] if isinstance(caption, str) else caption), "B.")
     assert sample.truth["weight"] == 3
     assert "tags" not in sample.truth
     assert sample.truth["size"] is None

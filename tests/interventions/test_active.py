@@ -29,17 +29,17 @@ def test_interventions_are_told_while_they_last(vlm):
 
 
 def test_vectors_are_told_apart_and_equal_ones_are_the_same(vlm):
-    told = []
+    descriptions = []
     for value in (1.0, 2.0, 1.0):
         with interventions.add(vlm, torch.full((32,), value), 1):
-            told += vlm.active
-    assert told[0] == told[2] != told[1]
+            descriptions += vlm.active
+    assert descriptions[0] == descriptions[2] != descriptions[1]
 
 
 def test_functions_and_masks_have_names(vlm):
     name = "model.language_model.layers.0.mlp.down_proj"
-    kept = torch.ones(32, 64, dtype=torch.bool)
-    with interventions.edit(vlm, doubled, 1), interventions.mask_weights(vlm, {name: kept}):
+    mask = torch.ones(32, 64, dtype=torch.bool)
+    with interventions.edit(vlm, doubled, 1), interventions.mask_weights(vlm, {name: mask}):
         edited, masked = vlm.active
     assert "change=doubled" in edited
     assert f"{{{name}: torch.bool [32, 64] " in masked

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import nn
 
 from tests.contract.reference import case, generated, traces
-from tests.support.tiny import tiny_llava
+from tests.support.tiny import redrawn, tiny_llava
 from tests.zoo import SUPPRESS, build, padded
 from xlvlms_tutorial.activations.hooks import read
 from xlvlms_tutorial.errors import FoldError, InterventionError, LayerError, SpanError
@@ -28,17 +28,8 @@ L = 3
 
 @pytest.fixture(scope="module")
 def vlm():
-    """A tiny LLaVA whose layers matter: drawn anew, wider than the default of 0.02."""
-    made = tiny_llava()
-    random = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in made.model.parameters():
-            if parameter.ndim >= 2:
-                parameter.copy_(
-                    torch.randn(parameter.shape, generator=random)
-                    * (1.5 / parameter.shape[-1] ** 0.5)
-                )
-    return made
+    """A tiny LLaVA whose layers matter."""
+    return redrawn(tiny_llava(), seed=1)
 
 
 @pytest.fixture
@@ -85,17 +76,17 @@ def test_a_vector_at_the_last_layer_moves_logits_as_the_unembedding_says(vlm, ba
 )
 def test_a_vector_moves_its_positions_and_no_others(vlm, layer, positions):
     batch = vlm.batch(PICTURES, TEXTS, ANSWERS)
-    drawn = torch.rand(batch.spans.shape, generator=torch.Generator().manual_seed(2)) < 0.5
-    there = {
-        "all": torch.ones_like(drawn),
+    random_mask = torch.rand(batch.spans.shape, generator=torch.Generator().manual_seed(2)) < 0.5
+    masks = {
+        "all": torch.ones_like(random_mask),
         "last": batch.predicting,
         "generated": batch.mask("answer"),
-        "mask": drawn,
+        "mask": random_mask,
     }
     names = (positions,) if isinstance(positions, str) else positions
-    expected = there[positions] if positions in there else batch.mask(*names)
+    expected = masks[positions] if positions in masks else batch.mask(*names)
     before, vector = states(vlm, batch, layer), noise(vlm)
-    with add(vlm, vector, layer, -3.0, positions=drawn if positions == "mask" else positions):
+    with add(vlm, vector, layer, -3.0, positions=random_mask if positions == "mask" else positions):
         moved = states(vlm, batch, layer) - before
     torch.testing.assert_close(moved, expected[..., None] * (-3.0 * vector), atol=1e-5, rtol=1e-5)
 
@@ -118,10 +109,10 @@ def test_answers_that_are_given_and_answers_that_are_generated_are_steered_alike
     finally:
         hook.remove()
     answers = vlm.tokenizer.batch_decode(new)
-    told = vlm.batch(PICTURES, TEXTS, answers)
-    assert torch.equal(told["input_ids"][:, -4:], new)
+    answered = vlm.batch(PICTURES, TEXTS, answers)
+    assert torch.equal(answered["input_ids"][:, -4:], new)
     with add(vlm, noise(vlm) * 2, layer, positions=positions):
-        logits = vlm.forward(told).logits[:, -5:-1]
+        logits = vlm.forward(answered).logits[:, -5:-1]
     torch.testing.assert_close(logits, torch.stack(steps, 1), atol=1e-4, rtol=1e-4)
 
 
@@ -134,10 +125,10 @@ def test_one_vector_a_sample_and_a_gate_on_samples(vlm, batch):
 
 
 def test_a_gate_is_decided_at_the_prefill_and_kept(vlm, batch):
-    asked = []
+    shapes = []
 
     def gate(states):
-        asked.append(states.shape)
+        shapes.append(states.shape)
         return torch.tensor([True, False])
 
     clean = vlm.generate_ids(batch, 5, min_new_tokens=5)
@@ -145,40 +136,40 @@ def test_a_gate_is_decided_at_the_prefill_and_kept(vlm, batch):
         steered = vlm.generate_ids(batch, 5, min_new_tokens=5)
     with add(vlm, noise(vlm) * 4, 2, gate=gate):
         gated = vlm.generate_ids(batch, 5, min_new_tokens=5)
-        assert asked == [(2, batch["input_ids"].shape[1], vlm.width)]
+        assert shapes == [(2, batch["input_ids"].shape[1], vlm.width)]
         vlm.forward(batch)
-        assert len(asked) == 2  # the next prompt is decided anew
+        assert len(shapes) == 2  # the next prompt is decided anew
     assert not torch.equal(clean[0], steered[0])
     assert torch.equal(gated, torch.stack([steered[0], clean[1]]))
 
 
 def test_without_a_cache_a_gate_is_decided_on_the_prompt_all_the_same(vlm, batch):
-    seen = []
+    norms = []
     suppress = [*vlm.tokenizer.all_special_ids, vlm.image_token_id]
     options = {"max_new_tokens": 4, "min_new_tokens": 4, "suppress_tokens": suppress}
 
     def gate(states):
-        seen.append(states[:, -1].norm(dim=-1))
-        return seen[-1] > seen[0].mean()
+        norms.append(states[:, -1].norm(dim=-1))
+        return norms[-1] > norms[0].mean()
 
     with add(vlm, noise(vlm) * 4, 1, gate=gate):
         cached = vlm.generate_ids(batch, **options)
         uncached = vlm.generate_ids(batch, **options, use_cache=False)
-    assert len(seen) == 1 + 4 and torch.equal(cached, uncached)
-    for later in seen:
-        torch.testing.assert_close(later, seen[0])
+    assert len(norms) == 1 + 4 and torch.equal(cached, uncached)
+    for later in norms:
+        torch.testing.assert_close(later, norms[0])
 
 
 def test_a_gate_that_reads_the_states_is_asked_at_each_layer(vlm, batch):
-    seen = []
+    norms = []
     with edit(
         vlm,
         lambda states: states * 0,
         [1, 3],
-        gate=lambda states: seen.append(states) or torch.tensor([True, True]),
+        gate=lambda states: norms.append(states) or torch.tensor([True, True]),
     ):
         vlm.forward(batch)
-    assert len(seen) == 2 and not torch.equal(seen[0], seen[1])
+    assert len(norms) == 2 and not torch.equal(norms[0], norms[1])
 
 
 def test_a_gate_of_two_samples_serves_a_batch_of_two_only(vlm):
@@ -230,11 +221,11 @@ def test_an_edit_of_a_skipped_block_changes_what_it_hands_on(vlm, batch):
 @pytest.mark.parametrize("layer", range(L + 1))
 def test_patching_in_another_samples_states_gives_its_logits(vlm, layer):
     batch = vlm.batch(PICTURES, [TEXTS[0]] * 2)
-    clean, other = last_logits(vlm, batch), states(vlm, batch, layer).flip(0)
+    clean, flipped = last_logits(vlm, batch), states(vlm, batch, layer).flip(0)
     assert not torch.allclose(clean[0], clean[1], atol=1e-2)
-    with replace(vlm, other, layer):
+    with replace(vlm, flipped, layer):
         torch.testing.assert_close(last_logits(vlm, batch), clean.flip(0), atol=1e-5, rtol=1e-5)
-    with replace(vlm, other, layer, gate=torch.tensor([True, False])):
+    with replace(vlm, flipped, layer, gate=torch.tensor([True, False])):
         torch.testing.assert_close(last_logits(vlm, batch), clean[[1, 1]], atol=1e-5, rtol=1e-5)
 
 
@@ -397,21 +388,24 @@ def test_what_leaves_the_mlp_alone_goes_with_folding(vlm, batch, name, folded_fi
 
 
 def test_a_block_that_norms_its_mlps_output_refuses_the_fold():
-    at = case("gemma3")
+    example = case("gemma3")
     with (
         pytest.raises(FoldError, match="layer 2: its block does not simply add"),
-        fold(at.vlm, torch.ones(at.vlm.width), [2]),
+        fold(example.vlm, torch.ones(example.vlm.width), [2]),
     ):
         pass
-    assert traces(at.vlm) == []
-    assert all(anatomy.mlp_exit(block).bias is None for block in at.vlm.blocks)
+    assert traces(example.vlm) == []
+    assert all(anatomy.mlp_exit(block).bias is None for block in example.vlm.blocks)
 
 
 def test_layers_folded_before_a_refusal_are_unfolded():
-    at = case("mllama")
-    with pytest.raises(FoldError, match="layer 2"), fold(at.vlm, torch.ones(at.vlm.width), [1, 2]):
+    example = case("mllama")
+    with (
+        pytest.raises(FoldError, match="layer 2"),
+        fold(example.vlm, torch.ones(example.vlm.width), [1, 2]),
+    ):
         pass
-    assert traces(at.vlm) == [] and anatomy.mlp_exit(at.vlm.blocks[0]).bias is None
+    assert traces(example.vlm) == [] and anatomy.mlp_exit(example.vlm.blocks[0]).bias is None
 
 
 # Mask weights
@@ -474,14 +468,14 @@ def test_masks_that_do_not_fit_are_refused_and_none_is_applied(vlm):
 
 
 def test_quantised_weights_are_refused():
-    at = case("llava")
-    linear = anatomy.mlp_exit(at.vlm.blocks[0])
-    name = next(n for n, m in at.vlm.model.named_modules() if m is linear)
+    example = case("llava")
+    linear = anatomy.mlp_exit(example.vlm.blocks[0])
+    name = next(n for n, m in example.vlm.model.named_modules() if m is linear)
     packed = torch.zeros(linear.weight.shape, dtype=torch.uint8)
     linear.weight = nn.Parameter(packed, requires_grad=False)
     with (
         pytest.raises(InterventionError, match="quantised"),
-        mask_weights(at.vlm, {name: torch.ones(packed.shape, dtype=torch.bool)}),
+        mask_weights(example.vlm, {name: torch.ones(packed.shape, dtype=torch.bool)}),
     ):
         pass
 
@@ -668,20 +662,20 @@ def test_without_a_picture_mllama_skips_and_pairs_its_other_blocks():
 
 
 def test_generation_is_never_compiled(vlm, batch, monkeypatch):
-    told = {}
+    message = {}
 
     def spy(**options):
-        told.update(options)
+        message.update(options)
         return options["input_ids"]
 
     monkeypatch.setattr(vlm.model, "generate", spy)
     vlm.generate_ids(batch)
-    assert told["disable_compile"] is True and told["do_sample"] is False
+    assert message["disable_compile"] is True and message["do_sample"] is False
 
 
 def test_a_finished_row_goes_on_and_disturbs_no_other(vlm):
-    at = case("llava")
-    new = generated(at)[0]
+    example = case("llava")
+    new = generated(example)[0]
     stop = int(new[0, 0])  # the first row ends at once
     options = {
         "max_new_tokens": 4,
@@ -689,8 +683,8 @@ def test_a_finished_row_goes_on_and_disturbs_no_other(vlm):
         "eos_token_id": stop,
         "pad_token_id": 0,
     }
-    with add(at.vlm, torch.zeros(at.vlm.width), 1, positions="last"):
-        ended = at.vlm.generate_ids(at.batch, **options)
+    with add(example.vlm, torch.zeros(example.vlm.width), 1, positions="last"):
+        ended = example.vlm.generate_ids(example.batch, **options)
     assert ended[0].tolist() == [stop, 0, 0, 0] and torch.equal(ended[1], new[1])
 
 
@@ -698,7 +692,8 @@ def test_a_finished_row_goes_on_and_disturbs_no_other(vlm):
     ("name", "adapted"), [("llava", ["down_proj", "q_proj"]), ("blip2", ["fc2", "q_proj"])]
 )
 def test_interventions_work_under_lora(name, adapted):
-    peft = pytest.importorskip("peft")
+    import peft
+
     model, inputs = build(name)
     settings = peft.LoraConfig(target_modules=adapted, r=2, init_lora_weights=False)
     vlm = VLM(peft.get_peft_model(model, settings).eval(), None, name)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import nn
 from transformers import DynamicCache, LlamaConfig, StaticCache
 
-from tests.contract.reference import SUPPRESS, case, traces
+from tests.contract.reference import SUPPRESS, traces
 from xlvlms_tutorial.activations.clock import Clock
 from xlvlms_tutorial.activations.hooks import reading
 from xlvlms_tutorial.errors import InterventionError, LayerError, SelectionError
@@ -25,27 +25,21 @@ from xlvlms_tutorial.interventions.overrides import (
 from xlvlms_tutorial.interventions.skipping import parallel, parallel_pairs, skip
 from xlvlms_tutorial.models import anatomy
 
-
-@pytest.fixture(scope="module")
-def at():
-    return case("llava")
-
-
 # Layers
 
 
-def test_one_layer_or_several(at):
-    assert checked_layers(at.vlm, 3) == [3]
-    assert checked_layers(at.vlm, [3, 1]) == [3, 1]
-    assert checked_layers(at.vlm, range(4), first=0) == [0, 1, 2, 3]
-    found = checked_layers(at.vlm, [int(layer) for layer in np.arange(1, 3)])
-    assert found == [1, 2] and all(type(layer) is int for layer in found)
+def test_one_layer_or_several(example):
+    assert checked_layers(example.vlm, 3) == [3]
+    assert checked_layers(example.vlm, [3, 1]) == [3, 1]
+    assert checked_layers(example.vlm, range(4), first=0) == [0, 1, 2, 3]
+    layers = checked_layers(example.vlm, [int(layer) for layer in np.arange(1, 3)])
+    assert layers == [1, 2] and all(type(layer) is int for layer in layers)
 
 
 @pytest.mark.parametrize("layer", [0, -1, 4, True])
-def test_layers_that_are_none(at, layer):
+def test_layers_that_are_none(example, layer):
     with pytest.raises(LayerError, match="one of 1 to 3"):
-        checked_layers(at.vlm, [1, layer])
+        checked_layers(example.vlm, [1, layer])
 
 
 # Rows
@@ -65,56 +59,69 @@ def test_rows_that_belong_to_another_batch(rows, batch):
         fit(torch.zeros(rows), batch, "gate")
 
 
-def test_a_length_is_checked_against_what_runs_now(at):
-    check_length(at.vlm, torch.zeros(2, 3), "mask")  # nothing runs, nothing is known
-    with at.vlm.run(at.batch):
-        check_length(at.vlm, torch.zeros(2, at.length), "mask")
+def test_a_length_is_checked_against_what_runs_now(example):
+    check_length(example.vlm, torch.zeros(2, 3), "mask")  # nothing runs, nothing is known
+    with example.vlm.run(example.batch):
+        check_length(example.vlm, torch.zeros(2, example.length), "mask")
         with pytest.raises(
-            InterventionError, match=f"mask for rows of 3 tokens in a batch of {at.length}"
+            InterventionError, match=f"mask for rows of 3 tokens in a batch of {example.length}"
         ):
-            check_length(at.vlm, torch.zeros(2, 3), "mask")
+            check_length(example.vlm, torch.zeros(2, 3), "mask")
 
 
 # Clocks
 
 
-def times(at, run):
+def times(example, run):
     """Whether the clock says decoding, each time the decoder is called."""
-    clock, found = Clock(at.vlm), []
+    clock, phases = Clock(example.vlm), []
     with clock.ticking():
-        hook = anatomy.decoder(at.vlm.model).register_forward_hook(
-            lambda module, args, output: found.append(clock.decoding)
+        hook = anatomy.decoder(example.vlm.model).register_forward_hook(
+            lambda module, args, output: phases.append(clock.decoding)
         )
         try:
             run()
         finally:
             hook.remove()
-    assert traces(at.vlm) == []
-    return found
+    assert traces(example.vlm) == []
+    return phases
 
 
-def test_a_clock_tells_the_prefill_from_decode_steps(at):
+def test_a_clock_tells_the_prefill_from_decode_steps(example):
     options = {"max_new_tokens": 4, "min_new_tokens": 4, "suppress_tokens": SUPPRESS}
-    assert times(at, lambda: at.vlm.generate_ids(at.batch, **options)) == [False, True, True, True]
-    assert times(at, lambda: at.vlm.generate_ids(at.batch, **options, num_beams=2))[:2] == [
+    assert times(example, lambda: example.vlm.generate_ids(example.batch, **options)) == [
+        False,
+        True,
+        True,
+        True,
+    ]
+    assert times(example, lambda: example.vlm.generate_ids(example.batch, **options, num_beams=2))[
+        :2
+    ] == [
         False,
         True,
     ]
     assert times(
-        at, lambda: at.vlm.generate_ids(at.batch, **options, cache_implementation="static")
+        example,
+        lambda: example.vlm.generate_ids(example.batch, **options, cache_implementation="static"),
     ) == [False, True, True, True]
     assert (
-        times(at, lambda: at.vlm.generate_ids(at.batch, **options, use_cache=False)) == [False] * 4
+        times(example, lambda: example.vlm.generate_ids(example.batch, **options, use_cache=False))
+        == [False] * 4
     )
-    assert times(at, lambda: at.vlm.forward(at.batch)) == [False]
+    assert times(example, lambda: example.vlm.forward(example.batch)) == [False]
 
 
-def test_a_prompt_of_one_token_is_a_prefill(at):
-    one = at.vlm.prepare(
+def test_a_prompt_of_one_token_is_a_prefill(example):
+    prompt_batch = example.vlm.prepare(
         {"input_ids": torch.tensor([[5]]), "attention_mask": torch.ones(1, 1, dtype=torch.long)}
     )
     options = {"max_new_tokens": 3, "min_new_tokens": 3, "suppress_tokens": SUPPRESS}
-    assert times(at, lambda: at.vlm.generate_ids(one, **options)) == [False, True, True]
+    assert times(example, lambda: example.vlm.generate_ids(prompt_batch, **options)) == [
+        False,
+        True,
+        True,
+    ]
 
 
 # Prompts in parts, steps of several tokens, steps without a cache
@@ -122,7 +129,7 @@ def test_a_prompt_of_one_token_is_a_prefill(at):
 STEPS = {"max_new_tokens": 4, "min_new_tokens": 4, "suppress_tokens": SUPPRESS}
 MASK = torch.rand(2, 10, generator=torch.Generator().manual_seed(0)) < 0.5
 VECTOR = 3 * torch.randn(32, generator=torch.Generator().manual_seed(1))
-AT = {
+POSITIONS = {
     "last": "last",
     "question": "question",
     "generated": "generated",
@@ -131,8 +138,8 @@ AT = {
 }
 BY_POSITION = {
     **{
-        name: lambda vlm, where=where: add(vlm, VECTOR, 2, positions=where)
-        for name, where in AT.items()
+        name: lambda vlm, positions=positions: add(vlm, VECTOR, 2, positions=positions)
+        for name, positions in POSITIONS.items()
     },
     "one state": lambda vlm: replace(vlm, VECTOR, 2, positions="last"),
 }
@@ -154,113 +161,115 @@ ALL_AT_ONCE = {
 
 
 @pytest.fixture(scope="module")
-def text(at):
+def text(example):
     """Two prompts of ten tokens without a picture, the second padded on the left by three."""
     ids = torch.arange(20, 40).reshape(2, 10)
     mask = torch.ones_like(ids)
     mask[1, :3] = 0
-    return at.vlm.prepare({"input_ids": ids, "attention_mask": mask})
+    return example.vlm.prepare({"input_ids": ids, "attention_mask": mask})
 
 
-def logits_of(at, batch, enter, **options):
+def logits_of(example, batch, enter, **options):
     """The new tokens and the logits that each was chosen by."""
-    kept = []
-    hook = anatomy.unembedding(at.vlm.model).register_forward_hook(
-        lambda module, args, output: kept.append(output[:, -1])
+    recorded = []
+    hook = anatomy.unembedding(example.vlm.model).register_forward_hook(
+        lambda module, args, output: recorded.append(output[:, -1])
     )
     try:
-        with enter(at.vlm):
-            new = at.vlm.generate_ids(batch, **STEPS | options)
+        with enter(example.vlm):
+            new = example.vlm.generate_ids(batch, **STEPS | options)
     finally:
         hook.remove()
-    return new, torch.stack(kept[-4:], 1)
+    return new, torch.stack(recorded[-4:], 1)
 
 
 @pytest.mark.parametrize("chunk", [9, 4])
 @pytest.mark.parametrize("name", [*BY_POSITION, *BY_SCOPE])
-def test_a_prefill_in_chunks_is_changed_as_a_whole_one(at, text, name, chunk):
+def test_a_prefill_in_chunks_is_changed_as_a_whole_one(example, text, name, chunk):
     enter = (BY_POSITION | BY_SCOPE)[name]
-    new, logits = logits_of(at, text, enter)
-    others, theirs = logits_of(at, text, enter, prefill_chunk_size=chunk)
+    new, logits = logits_of(example, text, enter)
+    others, theirs = logits_of(example, text, enter, prefill_chunk_size=chunk)
     torch.testing.assert_close(theirs, logits, atol=1e-4, rtol=1e-4)
-    assert torch.equal(new, others) and traces(at.vlm) == []
+    assert torch.equal(new, others) and traces(example.vlm) == []
 
 
 @pytest.mark.parametrize("name", [*BY_POSITION, *BY_SCOPE, *ALL_AT_ONCE])
-def test_a_static_cache_is_changed_as_a_growing_one(at, text, name):
+def test_a_static_cache_is_changed_as_a_growing_one(example, text, name):
     enter = (BY_POSITION | BY_SCOPE | ALL_AT_ONCE)[name]
-    new, logits = logits_of(at, text, enter)
-    others, theirs = logits_of(at, text, enter, cache_implementation="static")
+    new, logits = logits_of(example, text, enter)
+    others, theirs = logits_of(example, text, enter, cache_implementation="static")
     torch.testing.assert_close(theirs, logits, atol=1e-4, rtol=1e-4)
     assert torch.equal(new, others)
 
 
 @pytest.mark.parametrize("name", [*BY_POSITION, *BY_SCOPE])
-def test_a_prompt_that_goes_on_from_a_cache_is_changed_as_a_whole_one(at, text, name):
+def test_a_prompt_that_goes_on_from_a_cache_is_changed_as_a_whole_one(example, text, name):
     enter = (BY_POSITION | BY_SCOPE)[name]
-    prompt = at.vlm.prepare(
+    prompt = example.vlm.prepare(
         {"input_ids": text["input_ids"], "attention_mask": torch.ones(2, 10, dtype=torch.long)}
     )
-    new, logits = logits_of(at, prompt, enter)
-    with enter(at.vlm), at.vlm.run(prompt), torch.no_grad():
-        cache = at.vlm.model(input_ids=prompt["input_ids"][:, :6], use_cache=True).past_key_values
-    others, theirs = logits_of(at, prompt, enter, past_key_values=cache)
+    new, logits = logits_of(example, prompt, enter)
+    with enter(example.vlm), example.vlm.run(prompt), torch.no_grad():
+        cache = example.vlm.model(
+            input_ids=prompt["input_ids"][:, :6], use_cache=True
+        ).past_key_values
+    others, theirs = logits_of(example, prompt, enter, past_key_values=cache)
     torch.testing.assert_close(theirs, logits, atol=1e-4, rtol=1e-4)
     assert torch.equal(new, others)
 
 
 @pytest.mark.parametrize("options", [{"prefill_chunk_size": 4}, {"prefill_chunk_size": 9}])
 @pytest.mark.parametrize("name", ALL_AT_ONCE)
-def test_what_needs_the_whole_prompt_refuses_a_part_of_it(at, text, name, options):
+def test_what_needs_the_whole_prompt_refuses_a_part_of_it(example, text, name, options):
     with pytest.raises(
         InterventionError, match="of a prompt that has 10, .*run the whole prompt at once"
     ):
-        logits_of(at, text, ALL_AT_ONCE[name], **options)
+        logits_of(example, text, ALL_AT_ONCE[name], **options)
     with pytest.raises(
         SelectionError, match="of a prompt that has 10, .*run the whole prompt at once"
     ):
-        logits_of(at, text, lambda vlm: reading(vlm, 1), **options)
-    assert traces(at.vlm) == [] and at.vlm.running is None
+        logits_of(example, text, lambda vlm: reading(vlm, 1), **options)
+    assert traces(example.vlm) == [] and example.vlm.running is None
 
 
 @pytest.mark.parametrize("name", [*BY_POSITION, *BY_SCOPE])
-def test_guessed_tokens_that_are_verified_together_are_tokens_of_the_answer(at, name):
+def test_guessed_tokens_that_are_verified_together_are_tokens_of_the_answer(example, name):
     ids = torch.tensor([[20, 21, 22, 20, 21, 22, 20, 21, 22, 20]])
-    batch = at.vlm.prepare({"input_ids": ids, "attention_mask": torch.ones_like(ids)})
+    batch = example.vlm.prepare({"input_ids": ids, "attention_mask": torch.ones_like(ids)})
     enter = (
         (BY_POSITION | BY_SCOPE)[name]
         if name != "a mask"
         else lambda vlm: add(vlm, VECTOR, 2, positions=MASK[:1])
     )
     options = {"max_new_tokens": 8, "min_new_tokens": 8}
-    with enter(at.vlm):
-        expected = at.vlm.generate_ids(batch, **STEPS | options)
+    with enter(example.vlm):
+        expected = example.vlm.generate_ids(batch, **STEPS | options)
         try:
-            found = at.vlm.generate_ids(batch, **STEPS | options, prompt_lookup_num_tokens=3)
+            new_ids = example.vlm.generate_ids(batch, **STEPS | options, prompt_lookup_num_tokens=3)
         except InterventionError as error:  # guesses that came with the prompt
             assert name in BY_SCOPE and "runs the prompt and the answer together" in str(error)
         else:
-            assert torch.equal(found, expected)
+            assert torch.equal(new_ids, expected)
 
 
 @pytest.mark.parametrize("name", BY_SCOPE)
-def test_without_a_cache_a_scope_is_refused_rather_than_stretched(at, text, name):
+def test_without_a_cache_a_scope_is_refused_rather_than_stretched(example, text, name):
     with pytest.raises(
         InterventionError,
         match="scope '.*' without a cache.*leave use_cache=False out, or use scope='both'",
     ):
-        logits_of(at, text, BY_SCOPE[name], use_cache=False)
-    with pytest.raises(InterventionError, match="without a cache"), BY_SCOPE[name](at.vlm):
-        at.vlm.model.generate(**text, **STEPS, use_cache=False, do_sample=False)
-    with BY_SCOPE[name](at.vlm):  # one forward is all prompt
-        assert at.vlm.forward(text, use_cache=False).logits.isfinite().all()
-    assert traces(at.vlm) == []
+        logits_of(example, text, BY_SCOPE[name], use_cache=False)
+    with pytest.raises(InterventionError, match="without a cache"), BY_SCOPE[name](example.vlm):
+        example.vlm.model.generate(**text, **STEPS, use_cache=False, do_sample=False)
+    with BY_SCOPE[name](example.vlm):  # one forward is all prompt
+        assert example.vlm.forward(text, use_cache=False).logits.isfinite().all()
+    assert traces(example.vlm) == []
 
 
 @pytest.mark.parametrize("name", BY_POSITION)
-def test_without_a_cache_positions_are_those_of_the_prompt(at, text, name):
-    new, logits = logits_of(at, text, BY_POSITION[name])
-    others, theirs = logits_of(at, text, BY_POSITION[name], use_cache=False)
+def test_without_a_cache_positions_are_those_of_the_prompt(example, text, name):
+    new, logits = logits_of(example, text, BY_POSITION[name])
+    others, theirs = logits_of(example, text, BY_POSITION[name], use_cache=False)
     torch.testing.assert_close(theirs, logits, atol=1e-4, rtol=1e-4)
     assert torch.equal(new, others)
 
@@ -290,36 +299,39 @@ def test_a_forward_is_replaced_and_comes_back():
 
 def test_another_override_is_found_again():
     module = Doubling()
-    own = module.forward = lambda x: 100 * x
+    forward = module.forward = lambda x: 100 * x
     with pytest.raises(ZeroDivisionError), overridden({module: plus_one}):
         assert module(1) == 101
         raise ZeroDivisionError
-    assert module.forward is own
+    assert module.forward is forward
 
 
 # Edits
 
 
-def test_no_edit_acts_inside_unedited_and_all_do_after(at):
-    vector = torch.ones(at.vlm.width)
-    clean = at.vlm.forward(at.batch).logits
-    with add(at.vlm, vector, [1, 2]), add(at.vlm, vector, 1, positions="image"):
+def test_no_edit_acts_inside_unedited_and_all_do_after(example):
+    vector = torch.ones(example.vlm.width)
+    clean = example.vlm.forward(example.batch).logits
+    with add(example.vlm, vector, [1, 2]), add(example.vlm, vector, 1, positions="image"):
         steered, queues = (
-            at.vlm.forward(at.batch).logits,
-            {layer: list(queue) for layer, queue in at.vlm.edits.items()},
+            example.vlm.forward(example.batch).logits,
+            {layer: list(queue) for layer, queue in example.vlm.edits.items()},
         )
         assert not torch.equal(steered, clean)
-        with pytest.raises(ZeroDivisionError), unedited(at.vlm):
-            assert torch.equal(at.vlm.forward(at.batch).logits, clean)
+        with pytest.raises(ZeroDivisionError), unedited(example.vlm):
+            assert torch.equal(example.vlm.forward(example.batch).logits, clean)
             raise ZeroDivisionError
-        assert at.vlm.edits == queues and torch.equal(at.vlm.forward(at.batch).logits, steered)
-    assert traces(at.vlm) == []
+        assert example.vlm.edits == queues and torch.equal(
+            example.vlm.forward(example.batch).logits, steered
+        )
+    assert traces(example.vlm) == []
 
 
 # Caches
 
 
 def filled(*lengths):
+    """A cache of so many tokens in each layer."""
     cache = DynamicCache()
     for index, length in enumerate(lengths):
         if length:

@@ -25,9 +25,9 @@ L = 3
 
 
 def eager(name):
-    at = case(name)
-    at.vlm.model.set_attn_implementation("eager")  # whose products are counted
-    return at
+    example = case(name)
+    example.vlm.model.set_attn_implementation("eager")  # whose products are counted
+    return example
 
 
 @pytest.fixture(scope="module")
@@ -66,18 +66,18 @@ def inside(vlm, layer):
     return {name: module for name, module in block.named_modules() if isinstance(module, nn.Linear)}
 
 
-def flops(at, new_tokens):
+def flops(example, new_tokens):
     with FlopCounterMode(display=False) as counter:
-        at.vlm.generate_ids(
-            at.batch, new_tokens, min_new_tokens=new_tokens, suppress_tokens=SUPPRESS
+        example.vlm.generate_ids(
+            example.batch, new_tokens, min_new_tokens=new_tokens, suppress_tokens=SUPPRESS
         )
     return counter.get_total_flops()
 
 
-def phases(at):
+def phases(example):
     """FLOPs of the prefill, and of three decode steps."""
-    prefill = flops(at, 1)
-    return prefill, flops(at, 4) - prefill
+    prefill = flops(example, 1)
+    return prefill, flops(example, 4) - prefill
 
 
 # What is skipped is not computed
@@ -89,9 +89,9 @@ def test_skipping_k_of_l_blocks_leaves_their_share_of_the_blocks_flops(llava, la
     with skip(llava.vlm, [1, 2, 3]):
         none = phases(llava)
     with skip(llava.vlm, layers):
-        some = phases(llava)
-    for dense, empty, left in zip(full, none, some, strict=True):
-        assert 0 < empty < dense and (left - empty) * L == (dense - empty) * (L - len(layers))
+        partial = phases(llava)
+    for dense, empty, remaining in zip(full, none, partial, strict=True):
+        assert 0 < empty < dense and (remaining - empty) * L == (dense - empty) * (L - len(layers))
 
 
 def test_without_blocks_only_tower_connector_and_unembedding_are_left(llava):
@@ -136,21 +136,21 @@ def test_a_skipped_block_runs_none_of_its_maps(llava, scope, cache, prefill, dec
 @pytest.mark.parametrize("name", ["llava", "blip2"])
 @pytest.mark.parametrize("part", ["mlp", "attention"])
 def test_a_skipped_part_saves_all_its_products(request, name, part):
-    at = request.getfixturevalue("llava" if name == "llava" else "opt")
-    block = at.vlm.blocks[0]
-    held = {id(module) for module in anatomy.attention(block).modules()}
+    example = request.getfixturevalue("llava" if name == "llava" else "opt")
+    block = example.vlm.blocks[0]
+    attention_modules = {id(module) for module in anatomy.attention(block).modules()}
     maps = [
         linear
-        for linear in inside(at.vlm, 1).values()
-        if (id(linear) in held) == (part == "attention")
+        for linear in inside(example.vlm, 1).values()
+        if (id(linear) in attention_modules) == (part == "attention")
     ]
-    full = phases(at)
-    with skip(at.vlm, 1, part):
-        less = phases(at)
-    for dense, left, tokens in zip(full, less, (2 * at.length, 2 * 3), strict=True):
+    full = phases(example)
+    with skip(example.vlm, 1, part):
+        less = phases(example)
+    for dense, remaining, tokens in zip(full, less, (2 * example.length, 2 * 3), strict=True):
         gone = sum(2 * tokens * linear.in_features * linear.out_features for linear in maps)
         # with the products of queries, keys and values
-        assert dense - left == gone if part == "mlp" else dense - left > gone
+        assert dense - remaining == gone if part == "mlp" else dense - remaining > gone
 
 
 def made_of(block):
@@ -159,55 +159,58 @@ def made_of(block):
     Neither attention nor a choice of experts.
     """
     attention = set(anatomy.attention(block).modules())
-    held = [
+    modules = [
         (name, module)
         for name, module in block.named_modules()
         if any(weight.ndim > 1 for weight in module._parameters.values())
     ]
     return [
         module
-        for name, module in held
+        for name, module in modules
         if module not in attention and not {"router", "gate"} & set(name.split("."))
     ]
 
 
 @pytest.mark.parametrize("name", MIXTURES)
 def test_a_skipped_mixture_runs_no_expert_and_nothing_beside_them(name):
-    at = case(name)
+    example = case(name)
     modules = {
         f"{k} {n}": module
-        for k, block in enumerate(at.vlm.blocks)
+        for k, block in enumerate(example.vlm.blocks)
         for n, module in enumerate(made_of(block))
     }
     assert any("Experts" in type(module).__name__ for module in modules.values())
     with counted(modules) as plain:
-        generated(at)
+        generated(example)
     assert all(plain.values())
-    with skip(at.vlm, [1, 2, 3], "mlp"):
-        generated(at)  # a mixture is asked once, by one position, what it returns
+    with skip(example.vlm, [1, 2, 3], "mlp"):
+        generated(example)  # a mixture is asked once, by one position, what it returns
         # the others do not do their work
         inner = {name: module for name, module in modules.items() if "forward" not in vars(module)}
         with counted(inner) as calls:
-            generated(at)
+            generated(example)
     assert not any(calls.values())
 
 
 def test_a_block_that_lends_its_keys_still_makes_them_and_nothing_else():
-    at = case("gemma4_small")
-    block = at.vlm.blocks[1]
+    example = case("gemma4_small")
+    block = example.vlm.blocks[1]
     modules = {
         "keys": block.self_attn.k_proj,
         "mlp": block.mlp.up_proj,
-        "borrower": at.vlm.blocks[2].self_attn.q_proj,
+        "borrower": example.vlm.blocks[2].self_attn.q_proj,
     }
     for scope in ("both", "prefill", "decode"):
-        with counted(modules) as calls, skip(at.vlm, 2, scope=scope):
-            generated(at)
+        with counted(modules) as calls, skip(example.vlm, 2, scope=scope):
+            generated(example)
         steps = {"both": 0, "prefill": 3, "decode": 1}[scope]
         assert calls == {"keys": 4, "mlp": steps, "borrower": 4}
-    with skip(at.vlm, 2):  # without a cache too
+    with skip(example.vlm, 2):  # without a cache too
         assert (
-            apart(at.vlm.forward(at.batch, use_cache=False).logits, at.vlm.forward(at.batch).logits)
+            apart(
+                example.vlm.forward(example.batch, use_cache=False).logits,
+                example.vlm.forward(example.batch).logits,
+            )
             < 1e-5
         )
 
@@ -251,9 +254,9 @@ def test_skipping_in_the_prefill_and_in_decode_steps_is_skipping_in_both(llava):
 
 def test_block_1_has_no_previous_one_and_keeps_its_own(llava):
     with skip(llava.vlm, 1, scope="prefill"):
-        own = generated(llava)[1]
+        plain = generated(llava)[1]
     with skip(llava.vlm, 1, scope="prefill", cache="previous"):
-        assert torch.equal(generated(llava)[1], own)
+        assert torch.equal(generated(llava)[1], plain)
 
 
 def test_caches_have_one_length_over_all_blocks(llava):
@@ -265,10 +268,10 @@ def test_caches_have_one_length_over_all_blocks(llava):
     )
     for way in ways:
         with skip(vlm, *way), vlm.run(llava.batch), torch.no_grad():
-            made = vlm.model.generate(
+            output = vlm.model.generate(
                 **llava.batch, **GENERATION, return_dict_in_generate=True, do_sample=False
             )
-        lengths = {layer.keys.shape[-2] for layer in made.past_key_values.layers}
+        lengths = {layer.keys.shape[-2] for layer in output.past_key_values.layers}
         assert lengths == {llava.length + 3}
 
 
@@ -312,10 +315,10 @@ def test_both_parts_skipped_are_the_block_skipped(llava):
 
 def block_inputs(vlm, batch, layer):
     """What a block gets: its states, and all else."""
-    kept = []
+    recorded = []
 
     def keep(module, args, kwargs):
-        kept.append(
+        recorded.append(
             (
                 args[0] if args else kwargs["hidden_states"],
                 {k: v for k, v in kwargs.items() if k != "hidden_states"},
@@ -327,15 +330,15 @@ def block_inputs(vlm, batch, layer):
         vlm.forward(batch, use_cache=False)
     finally:
         hook.remove()
-    return kept[0]
+    return recorded[0]
 
 
 @torch.no_grad()
 def test_parallel_in_a_llama_block(llava):
     vlm, block = llava.vlm, llava.vlm.blocks[1]
-    x, more = block_inputs(vlm, llava.batch, 2)
+    x, options = block_inputs(vlm, llava.batch, 2)
     normed = block.input_layernorm(x)
-    attention = block.self_attn(hidden_states=normed, **more)[0]
+    attention = block.self_attn(hidden_states=normed, **options)[0]
     mlp = lambda states: block.mlp.down_proj(
         nn.functional.silu(block.mlp.gate_proj(states)) * block.mlp.up_proj(states)
     )
@@ -348,9 +351,9 @@ def test_parallel_in_a_llama_block(llava):
 @torch.no_grad()
 def test_parallel_in_an_opt_block(opt):
     vlm, block = opt.vlm, opt.vlm.blocks[1]
-    x, more = block_inputs(vlm, opt.batch, 2)
+    x, options = block_inputs(vlm, opt.batch, 2)
     normed = block.self_attn_layer_norm(x)
-    attention = block.self_attn(hidden_states=normed, **more)[0]
+    attention = block.self_attn(hidden_states=normed, **options)[0]
     mlp = lambda states: block.fc2(torch.relu(block.fc1(states)))
     second = block.final_layer_norm(x)
     for norm, states in (("first", normed), ("second", second)):
@@ -362,12 +365,12 @@ def test_parallel_in_an_opt_block(opt):
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["llava", "opt"])
 def test_pairs_of_blocks(request, name):
-    at = request.getfixturevalue(name)
-    vlm, (x, more) = at.vlm, block_inputs(at.vlm, at.batch, 2)
-    first, second = (anatomy.states_of(vlm.blocks[k](x, **more)) for k in (1, 2))
+    example = request.getfixturevalue(name)
+    vlm, (x, options) = example.vlm, block_inputs(example.vlm, example.batch, 2)
+    first, second = (anatomy.states_of(vlm.blocks[k](x, **options)) for k in (1, 2))
     for combine, by_hand in (("mean", (first + second) / 2), ("sum", first + second - x)):
         with parallel_pairs(vlm, 2, combine):
-            torch.testing.assert_close(read(vlm, at.batch, 3)[3, "block"], by_hand)
+            torch.testing.assert_close(read(vlm, example.batch, 3)[3, "block"], by_hand)
 
 
 def test_parallel_leaves_no_work_out_and_keeps_no_states(llava):

@@ -43,88 +43,93 @@ def nothing_is_left_behind(llava, opt):
     assert traces(llava.vlm) == traces(opt.vlm) == []
 
 
-def where(at, *names):
-    return torch.isin(at.batch.spans, torch.tensor([SPANS.index(name) for name in names]))
+def positions_of(example, *names):
+    return torch.isin(example.batch.spans, torch.tensor([SPANS.index(name) for name in names]))
 
 
-def zeroed(at, layer, mask):
+def zeroed(example, layer, mask):
     """The MLP's output set to zero at these positions of the prompt."""
     change = lambda x, y, p: torch.where(
         nn.functional.pad(mask, (0, y.shape[1] - mask.shape[1]))[..., None], 0, y
     )
-    return changed(anatomy.mlp(at.vlm.blocks[layer - 1]), change)
+    return changed(anatomy.mlp(example.vlm.blocks[layer - 1]), change)
 
 
-def drawn(at, **how):
+def drawn_mask(example, **options):
     """Where a context skips, seen by what comes out of the MLP of layer 2 (a first linear map
     without bias gives 0 for no state).
     """
-    seen = []
-    hook = anatomy.mlp(at.vlm.blocks[1]).register_forward_hook(
-        lambda module, args, output: seen.append(output.clone())
+    outputs = []
+    hook = anatomy.mlp(example.vlm.blocks[1]).register_forward_hook(
+        lambda module, args, output: outputs.append(output.clone())
     )
     try:
-        with skip_mlp_tokens(at.vlm, 2, **how):
-            at.vlm.forward(at.batch)
+        with skip_mlp_tokens(example.vlm, 2, **options):
+            example.vlm.forward(example.batch)
     finally:
         hook.remove()
-    return (seen[0] == 0).all(dim=-1)
+    return (outputs[0] == 0).all(dim=-1)
 
 
-def mlp_flops(at, **how):
-    at.vlm.model.set_attn_implementation("eager")
-    with FlopCounterMode(display=False) as counter, skip_mlp_tokens(at.vlm, [1, 2], **how):
-        at.vlm.forward(at.batch)
+def mlp_flops(example, **options):
+    example.vlm.model.set_attn_implementation("eager")
+    with FlopCounterMode(display=False) as counter, skip_mlp_tokens(example.vlm, [1, 2], **options):
+        example.vlm.forward(example.batch)
     return counter.get_total_flops()
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_all_of_a_span_is_zeroing_the_mlps_there_by_hand(name):
-    at = case(name)
-    span = at.modality or "question"
-    if any(map(experts_beside, at.vlm.blocks)):  # no single module gets all of the positions
+    example = case(name)
+    span = example.modality or "question"
+    if any(map(experts_beside, example.vlm.blocks)):  # no single module gets all of the positions
         with (
             pytest.raises(AnatomyError, match="single MLP"),
-            skip_mlp_tokens(at.vlm, [1, 3], span=span),
+            skip_mlp_tokens(example.vlm, [1, 3], span=span),
         ):
             pass
         return
-    with skip_mlp_tokens(at.vlm, [1, 3], span=span):
-        new, logits = generated(at)
-    with zeroed(at, 1, where(at, span)), zeroed(at, 3, where(at, span)):
-        assert apart(logits, whole(at, new)) < 1e-4
-    assert apart(logits, generated(at)[1]) > 1e-3 and traces(at.vlm) == []
+    with skip_mlp_tokens(example.vlm, [1, 3], span=span):
+        new, logits = generated(example)
+    with (
+        zeroed(example, 1, positions_of(example, span)),
+        zeroed(example, 3, positions_of(example, span)),
+    ):
+        assert apart(logits, whole(example, new)) < 1e-4
+    assert apart(logits, generated(example)[1]) > 1e-3 and traces(example.vlm) == []
 
 
 @pytest.mark.parametrize("name", ["llava", "opt"])
 def test_all_positions_are_the_mlp_skipped_in_the_prefill(request, name):
-    at = request.getfixturevalue(name)
-    with skip_mlp_tokens(at.vlm, [1, 2], span=torch.ones_like(at.batch.spans, dtype=torch.bool)):
-        new, logits = generated(at)
-    with skip(at.vlm, [1, 2], "mlp", "prefill"):
-        same, others = generated(at)
+    example = request.getfixturevalue(name)
+    with skip_mlp_tokens(
+        example.vlm, [1, 2], span=torch.ones_like(example.batch.spans, dtype=torch.bool)
+    ):
+        new, logits = generated(example)
+    with skip(example.vlm, [1, 2], "mlp", "prefill"):
+        same, others = generated(example)
     assert torch.equal(new, same) and torch.equal(logits, others)
 
 
 @pytest.mark.parametrize("name", ["llava", "opt"])
-@pytest.mark.parametrize("how", [{"share": 0.0}, {"n_tokens": 0}, {"share": 0.1}])
-def test_no_position_is_no_change_to_the_bit(request, name, how):
-    at = request.getfixturevalue(name)
-    dense = generated(at)[1]
-    with skip_mlp_tokens(at.vlm, [1, 2, 3], **how):  # a tenth of four positions is none
-        assert torch.equal(generated(at)[1], dense)
+@pytest.mark.parametrize("options", [{"share": 0.0}, {"n_tokens": 0}, {"share": 0.1}])
+def test_no_position_is_no_change_to_the_bit(request, name, options):
+    example = request.getfixturevalue(name)
+    dense = generated(example)[1]
+    with skip_mlp_tokens(example.vlm, [1, 2, 3], **options):  # a tenth of four positions is none
+        assert torch.equal(generated(example)[1], dense)
 
 
 @pytest.mark.parametrize("name", ["llava", "opt"])
 def test_only_the_other_positions_are_computed(request, name):
-    at = request.getfixturevalue(name)
-    maps = [module for layer in (1, 2) for module in _mlp_maps(at.vlm.blocks[layer - 1])]
-    each = sum(2 * linear.in_features * linear.out_features for linear in maps)
-    n = int(where(at, "image").sum())
-    full = mlp_flops(at, share=0.0)
-    assert full - mlp_flops(at) == each * n
-    assert full - mlp_flops(at, share=0.5) == each * (n // 2)
-    assert full - mlp_flops(at, n_tokens=1) == each * 2  # one in each of two rows
+    example = request.getfixturevalue(name)
+    maps = [module for layer in (1, 2) for module in _mlp_maps(example.vlm.blocks[layer - 1])]
+    per_token = sum(2 * linear.in_features * linear.out_features for linear in maps)
+    n = int(positions_of(example, "image").sum())
+    full = mlp_flops(example, share=0.0)
+    assert full - mlp_flops(example) == per_token * n
+    assert full - mlp_flops(example, share=0.5) == per_token * (n // 2)
+    assert full - mlp_flops(example, n_tokens=1) == per_token * 2  # one in each of two rows
 
 
 def _mlp_maps(block):
@@ -143,7 +148,7 @@ def test_generated_tokens_have_their_mlps(llava):
             llava.vlm.generate_ids(llava.batch, 3, min_new_tokens=3, suppress_tokens=SUPPRESS)
     finally:
         hook.remove()
-    assert calls == [int((~where(llava, "image")).sum()), 1, 1]
+    assert calls == [int((~positions_of(llava, "image")).sum()), 1, 1]
 
 
 def test_without_a_cache_and_with_beams_the_same_is_skipped(llava):
@@ -159,17 +164,17 @@ def test_without_a_cache_and_with_beams_the_same_is_skipped(llava):
 @given(share=st.floats(0, 1), seed=st.integers(0, 5))
 @settings(max_examples=15, deadline=None)
 def test_a_share_of_each_sample_is_drawn_and_a_smaller_one_within_it(llava, share, seed):
-    image = where(llava, "image")
-    found = drawn(llava, share=share, seed=seed)
-    assert not (found & ~image).any()
-    assert found.sum(dim=1).tolist() == [int(share * n + 0.5) for n in image.sum(dim=1).tolist()]
-    assert not (drawn(llava, share=share / 2, seed=seed) & ~found).any()
-    assert torch.equal(found, drawn(llava, share=share, seed=seed))
+    image = positions_of(llava, "image")
+    mask = drawn_mask(llava, share=share, seed=seed)
+    assert not (mask & ~image).any()
+    assert mask.sum(dim=1).tolist() == [int(share * n + 0.5) for n in image.sum(dim=1).tolist()]
+    assert not (drawn_mask(llava, share=share / 2, seed=seed) & ~mask).any()
+    assert torch.equal(mask, drawn_mask(llava, share=share, seed=seed))
 
 
 def test_seeds_and_rows_draw_differently_and_layers_the_same(llava):
     both = {"span": ("image", "question"), "n_tokens": 3}
-    draws = {tuple(drawn(llava, seed=seed, **both).flatten().tolist()) for seed in range(6)}
+    draws = {tuple(drawn_mask(llava, seed=seed, **both).flatten().tolist()) for seed in range(6)}
     assert len(draws) > 3
     with skip_mlp_tokens(llava.vlm, [1, 2], seed=3, **both):
         together = llava.vlm.forward(llava.batch).logits
@@ -182,46 +187,50 @@ def test_seeds_and_rows_draw_differently_and_layers_the_same(llava):
 
 @pytest.mark.parametrize("name", ["llava", "opt"])
 def test_nested_ones_skip_what_any_of_them_does(request, name):
-    at = request.getfixturevalue(name)
-    with skip_mlp_tokens(at.vlm, [1, 2], span=("image", "question")):
-        expected = at.vlm.forward(at.batch).logits
+    example = request.getfixturevalue(name)
+    with skip_mlp_tokens(example.vlm, [1, 2], span=("image", "question")):
+        expected = example.vlm.forward(example.batch).logits
     with (
-        skip_mlp_tokens(at.vlm, 1, span="question"),
-        skip_mlp_tokens(at.vlm, 2, span=("image", "question")),
+        skip_mlp_tokens(example.vlm, 1, span="question"),
+        skip_mlp_tokens(example.vlm, 2, span=("image", "question")),
     ):
-        with skip_mlp_tokens(at.vlm, 1):
-            assert torch.equal(at.vlm.forward(at.batch).logits, expected)
-        assert apart(at.vlm.forward(at.batch).logits, expected) > 1e-3
+        with skip_mlp_tokens(example.vlm, 1):
+            assert torch.equal(example.vlm.forward(example.batch).logits, expected)
+        assert apart(example.vlm.forward(example.batch).logits, expected) > 1e-3
 
 
 @pytest.mark.parametrize("name", ["llava", "opt"])
 @pytest.mark.parametrize("norm", ["first", "second"])
 def test_it_nests_with_parallel_and_skip_in_any_order(request, name, norm):
-    at = request.getfixturevalue(name)
-    with parallel(at.vlm, 2, norm), zeroed(at, 2, where(at, "image")):
-        by_hand = at.vlm.forward(at.batch).logits
-    with parallel(at.vlm, 2, norm), skip_mlp_tokens(at.vlm, 2):
-        one = at.vlm.forward(at.batch).logits
-    with skip_mlp_tokens(at.vlm, 2), parallel(at.vlm, 2, norm):
-        other = at.vlm.forward(at.batch).logits
-    assert torch.equal(one, other) and apart(one, by_hand) < 1e-5
+    example = request.getfixturevalue(name)
+    with parallel(example.vlm, 2, norm), zeroed(example, 2, positions_of(example, "image")):
+        by_hand = example.vlm.forward(example.batch).logits
+    with parallel(example.vlm, 2, norm), skip_mlp_tokens(example.vlm, 2):
+        first = example.vlm.forward(example.batch).logits
+    with skip_mlp_tokens(example.vlm, 2), parallel(example.vlm, 2, norm):
+        second = example.vlm.forward(example.batch).logits
+    assert torch.equal(first, second) and apart(first, by_hand) < 1e-5
     for part in ("mlp", "block"):
-        with skip(at.vlm, 2, part):
-            expected = at.vlm.forward(at.batch).logits
-        with skip(at.vlm, 2, part), skip_mlp_tokens(at.vlm, 2), skip(at.vlm, 2, part):
-            assert torch.equal(at.vlm.forward(at.batch).logits, expected)
+        with skip(example.vlm, 2, part):
+            expected = example.vlm.forward(example.batch).logits
+        with (
+            skip(example.vlm, 2, part),
+            skip_mlp_tokens(example.vlm, 2),
+            skip(example.vlm, 2, part),
+        ):
+            assert torch.equal(example.vlm.forward(example.batch).logits, expected)
 
 
 def test_each_batch_has_its_own_draw(llava):
     vlm, batch = llava.vlm, llava.batch
-    other = vlm.prepare(
+    second_batch = vlm.prepare(
         {name: value[1:] if name != "pixel_values" else value[:1] for name, value in batch.items()}
     )
     with skip_mlp_tokens(vlm, 1):
         vlm.forward(batch)
-        found = vlm.forward(other).logits
+        logits = vlm.forward(second_batch).logits
     with skip_mlp_tokens(vlm, 1):
-        assert torch.equal(vlm.forward(other).logits, found)
+        assert torch.equal(vlm.forward(second_batch).logits, logits)
 
 
 def test_gradients_pass_through_the_others(llava):
@@ -231,7 +240,7 @@ def test_gradients_pass_through_the_others(llava):
     try:
         with skip_mlp_tokens(vlm, 2), vlm.run(llava.batch):
             ours = torch.autograd.grad(vlm.model(**llava.batch).logits.square().sum(), weight)[0]
-        with zeroed(llava, 2, where(llava, "image")):
+        with zeroed(llava, 2, positions_of(llava, "image")):
             by_hand = torch.autograd.grad(vlm.model(**llava.batch).logits.square().sum(), weight)[0]
     finally:
         weight.requires_grad_(False)
@@ -249,7 +258,7 @@ def test_it_is_recorded(llava):
 
 
 @pytest.mark.parametrize(
-    ("how", "error", "message"),
+    ("options", "error", "message"),
     [
         ({"share": -0.1}, SelectionError, "share -0.1 of the positions.*0 to 1"),
         ({"share": 1.5}, SelectionError, "share 1.5"),
@@ -262,13 +271,13 @@ def test_it_is_recorded(llava):
         ({"layers": 0}, LayerError, "layer 0"),
     ],
 )
-def test_wrong_arguments_are_told_on_entry(llava, how, error, message):
-    with pytest.raises(error, match=message), skip_mlp_tokens(llava.vlm, **{"layers": 1} | how):
+def test_wrong_arguments_are_told_on_entry(llava, options, error, message):
+    with pytest.raises(error, match=message), skip_mlp_tokens(llava.vlm, **{"layers": 1} | options):
         pass
 
 
 @pytest.mark.parametrize(
-    ("how", "error", "message"),
+    ("options", "error", "message"),
     [
         ({"span": "audio"}, SpanError, "this model takes none"),
         ({"span": "answer"}, SpanError, "2 of 2 samples have none"),
@@ -277,17 +286,17 @@ def test_wrong_arguments_are_told_on_entry(llava, how, error, message):
         ({"span": torch.ones(3, 13, dtype=torch.bool)}, InterventionError, "span for"),
     ],
 )
-def test_what_the_batch_does_not_have_is_told_when_it_runs(llava, how, error, message):
-    if isinstance(how.get("span"), torch.Tensor) and len(how["span"]) == 3:
-        how = {"span": torch.ones(3, llava.length, dtype=torch.bool)}
-    with pytest.raises(error, match=message), skip_mlp_tokens(llava.vlm, 1, **how):
+def test_what_the_batch_does_not_have_is_told_when_it_runs(llava, options, error, message):
+    if isinstance(options.get("span"), torch.Tensor) and len(options["span"]) == 3:
+        options = {"span": torch.ones(3, llava.length, dtype=torch.bool)}
+    with pytest.raises(error, match=message), skip_mlp_tokens(llava.vlm, 1, **options):
         llava.vlm.forward(llava.batch)
 
 
 def test_a_picture_by_cross_attention_has_no_positions():
-    at = case("mllama")
-    with pytest.raises(SpanError, match="cross-attention"), skip_mlp_tokens(at.vlm, 1):
-        at.vlm.forward(at.batch)
+    example = case("mllama")
+    with pytest.raises(SpanError, match="cross-attention"), skip_mlp_tokens(example.vlm, 1):
+        example.vlm.forward(example.batch)
 
 
 def test_inputs_whose_spans_are_not_known(llava):

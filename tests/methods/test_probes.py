@@ -44,8 +44,8 @@ def test_the_seed_decides_and_names_of_labels_do_not():
 def test_samples_of_three_labels_are_spread():
     labels = np.repeat(["picture", "sound", "text"], [10, 5, 15])
     fold = deal_folds(np.arange(30), labels)
-    for name, each in (("picture", 2), ("sound", 1), ("text", 3)):
-        assert np.bincount(fold[labels == name]).tolist() == [each] * 5
+    for name, count in (("picture", 2), ("sound", 1), ("text", 3)):
+        assert np.bincount(fold[labels == name]).tolist() == [count] * 5
 
 
 def test_a_label_with_fewer_samples_than_folds_is_refused():
@@ -82,11 +82,11 @@ def test_each_row_is_judged_by_the_ridge_regression_of_the_other_folds(d, penalt
     )
     expected = np.empty(36)
     for number in range(4):
-        held = fold == number
-        expected[held] = by_hand(rows[~held], y[~held], rows[held], penalty)
-    found = held_out_labels(rows, y, fold, balanced_probe(penalty))
-    np.testing.assert_array_equal(found, np.where(expected > 0, 1, -1))
-    assert 0 < np.mean(found == y) < 1
+        held_out = fold == number
+        expected[held_out] = by_hand(rows[~held_out], y[~held_out], rows[held_out], penalty)
+    result = held_out_labels(rows, y, fold, balanced_probe(penalty))
+    np.testing.assert_array_equal(result, np.where(expected > 0, 1, -1))
+    assert 0 < np.mean(result == y) < 1
 
 
 def test_arrays_and_tensors_of_any_format_are_read():

@@ -47,10 +47,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from tests import zoo
-from tests.support.tiny import tiny_llava
+from tests.support.tiny import PICTURE, tiny_llava
 from xlvlms_tutorial.activations.capture import capture, residual_stream
 from xlvlms_tutorial.methods.alignment.drift import consecutive_profile, norms
 from xlvlms_tutorial.methods.alignment.scores import alignment_profile, cones
@@ -68,7 +67,6 @@ from xlvlms_tutorial.models import anatomy
 from xlvlms_tutorial.models.vlm import VLM
 
 CAPTIONS = ["a woman on the grass", "red", "a red key", "there is a blue key on the grass"]
-PICTURE = Image.new("RGB", (32, 32), (10, 90, 200))
 QUESTIONS = ["What colour ?", "Is there a red key in the picture ?", "Describe the picture ."]
 
 
@@ -100,16 +98,16 @@ def test_words_too_rare_for_half_precision_are_not_lost():
     words = anatomy.unembedding(vlm.model).weight[:6]
     # a logit of 60 for a word of its own each
     rows = 60 * words / words.square().sum(dim=1, keepdim=True)
-    other = rows.flip(0)
-    p, q = (half.unembed(side, norm=False).half().softmax(dim=-1) for side in (rows, other))
+    shuffled = rows.flip(0)
+    p, q = (half.unembed(side, norm=False).half().softmax(dim=-1) for side in (rows, shuffled))
     terms = p * (p / q).log()
     assert (-(p * p.log()).sum(dim=-1)).isnan().any()  # the released formula
     dropped = terms.masked_fill((p == 0) | (q == 0), 0).sum(dim=-1)
-    exact = divergence(vlm, rows, other, norm=False)
+    exact = divergence(vlm, rows, shuffled, norm=False)
     # the released guard takes the words that differ most out of the sum
     assert (dropped < exact - 1).all()
     torch.testing.assert_close(
-        divergence(half, rows, other, norm=False), exact, rtol=0.01, atol=0.05
+        divergence(half, rows, shuffled, norm=False), exact, rtol=0.01, atol=0.05
     )
     torch.testing.assert_close(
         entropy(half, rows, norm=False), entropy(vlm, rows, norm=False), rtol=0.05, atol=1e-3
@@ -166,14 +164,14 @@ def test_padding_changes_no_mask():
 
 @pytest.mark.parametrize("name", ["blip2", "llava"])
 def test_masks_of_every_decoder_are_intersected(name):
-    model, inputs = zoo.build(next(known for known in zoo.MODELS if known.startswith(name)))
+    model, inputs = zoo.build(next(key for key in zoo.MODELS if key.startswith(name)))
     vlm = VLM(model, None, name)
-    seen = calibrate_on(vlm, [vlm.prepare(inputs)])
-    one, other = wanda(vlm, seen, 0.5), wanda(vlm, seen, 0.3)
-    assert list(one & other) == list(linear_maps(vlm))
-    assert (one & other) == one  # of one order of scores, the sparser is inside the denser
-    assert (one | other) == other
-    assert (one - other).n_kept == 0
+    calibration = calibrate_on(vlm, [vlm.prepare(inputs)])
+    first, second = wanda(vlm, calibration, 0.5), wanda(vlm, calibration, 0.3)
+    assert list(first & second) == list(linear_maps(vlm))
+    assert (first & second) == first  # of one order of scores, the sparser is inside the denser
+    assert (first | second) == second
+    assert (first - second).n_kept == 0
 
 
 @pytest.mark.parametrize("depth", [2, 5])
@@ -181,12 +179,12 @@ def test_profiles_reach_the_last_layer_of_any_depth(samples, depth):
     vlm = tiny_llava(layers=depth)
     p, t = captured(vlm, samples)
     every = list(range(depth + 1))
-    for found in (
+    for table in (
         alignment_profile(p, t, n_resamples=100),
         norms(p, n_resamples=100),
         entropy_profile(vlm, p),
     ):
-        assert found["layer"].tolist() == every
+        assert table["layer"].tolist() == every
     assert divergence_profile(vlm, p, t)["layer"].unique().tolist() == every
     steps = consecutive_profile(p, n_resamples=100).set_index("layer")
     assert steps["to"].tolist() == every[1:]

@@ -70,7 +70,7 @@ def test_yes_or_no(prediction, read):
     assert yes_or_no(prediction) == read
 
 
-ASKED = [
+QUESTIONS = [
     Question("colour", "Which?", "red", "key"),
     Question("colour", "Which?", "blue", "gem"),
     Question("presence", "Any?", "no", "bee", "random"),
@@ -78,7 +78,7 @@ ASKED = [
 
 
 def test_answer_table_has_one_row_a_question():
-    table = answer_table(["Red", "red", "no"], ASKED)
+    table = answer_table(["Red", "red", "no"], QUESTIONS)
     assert table["correct"].tolist() == [True, False, True]
     assert table["stratum"].isna().tolist() == [True, True, False]
     assert table.loc[2, ["type", "answer", "prediction", "target", "question"]].tolist() == [
@@ -89,29 +89,29 @@ def test_answer_table_has_one_row_a_question():
         "Any?",
     ]
     with pytest.raises(LengthError, match="predictions: 1, questions: 3"):
-        answer_table(["red"], ASKED)
+        answer_table(["red"], QUESTIONS)
 
 
 def test_accuracy_is_overall_and_by_type_with_wilson_intervals():
-    table = pd.concat([answer_table(["Red", "red", "no"], ASKED)] * 5, ignore_index=True)
-    found = accuracy_by_type(table)
-    assert found.index.tolist() == ["overall", "colour", "presence"]
-    assert found["value"].tolist() == pytest.approx([2 / 3, 1 / 2, 1])
-    assert found["n"].tolist() == [15, 10, 5]
+    table = pd.concat([answer_table(["Red", "red", "no"], QUESTIONS)] * 5, ignore_index=True)
+    result = accuracy_by_type(table)
+    assert result.index.tolist() == ["overall", "colour", "presence"]
+    assert result["value"].tolist() == pytest.approx([2 / 3, 1 / 2, 1])
+    assert result["n"].tolist() == [15, 10, 5]
     expected = proportion([True, False] * 5)
-    assert found.loc["colour", ["low", "high"]].tolist() == pytest.approx(
+    assert result.loc["colour", ["low", "high"]].tolist() == pytest.approx(
         [expected.low, expected.high]
     )
 
 
 def test_groups_make_the_interval_a_cluster_bootstrap_also_on_a_filtered_table():
-    table = pd.concat([answer_table(["Red", "red", "no"], ASKED)] * 8, ignore_index=True)
+    table = pd.concat([answer_table(["Red", "red", "no"], QUESTIONS)] * 8, ignore_index=True)
     table["correct"] = np.random.default_rng(0).random(len(table)) < 0.6
     part = table[table.index % 3 != 2]
     scene = np.repeat(np.arange(8), 2)
     expected = bootstrap(part["correct"], scene, seed=2)
-    found = accuracy_by_type(part, scene, seed=2).loc["overall"]
-    assert (found["low"], found["high"]) == (expected.low, expected.high)
+    row = accuracy_by_type(part, scene, seed=2).loc["overall"]
+    assert (row["low"], row["high"]) == (expected.low, expected.high)
     with pytest.raises(LengthError):
         accuracy_by_type(part, scene[:-1])
 
@@ -123,16 +123,16 @@ def test_no_answers_give_no_accuracy():
 
 @pytest.mark.parametrize("lacking", ["type", "correct"])
 def test_tables_without_a_column_are_refused_with_those_they_have(lacking):
-    table = answer_table(["Red", "red", "no"], ASKED).drop(columns=lacking)
+    table = answer_table(["Red", "red", "no"], QUESTIONS).drop(columns=lacking)
     with pytest.raises(
         EstimateError, match=f"no column '{lacking}' among .*prediction.*answer_table"
     ):
         accuracy_by_type(table)
 
 
-@pytest.mark.parametrize("given", [None, [], {"type": []}, "table"])
-def test_what_is_no_table_is_refused(given, monkeypatch):
+@pytest.mark.parametrize("groups", [None, [], {"type": []}, "table"])
+def test_what_is_no_table_is_refused(groups, monkeypatch):
     # its checks refuse these already
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
-    with pytest.raises(EstimateError, match=f"found a {type(given).__name__}"):
-        with_columns(given, ("type",))
+    with pytest.raises(EstimateError, match=f"found a {type(groups).__name__}"):
+        with_columns(groups, ("type",))

@@ -90,7 +90,7 @@ def test_each_factor_has_its_column():
 
 
 @pytest.mark.parametrize(
-    ("caption", "right"),
+    ("caption", "correct"),
     [
         ("a red key", True),
         ("Red  keys", True),
@@ -100,8 +100,8 @@ def test_each_factor_has_its_column():
         ("red keyboards", False),
     ],
 )
-def test_a_colour_counts_only_right_before_its_item(caption, right):
-    assert caption_attributes([caption], [TRUTH], ["colour"])["colour"].tolist() == [right]
+def test_a_colour_counts_only_right_before_its_item(caption, correct):
+    assert caption_attributes([caption], [TRUTH], ["colour"])["colour"].tolist() == [correct]
 
 
 def test_a_colour_without_an_item_counts_anywhere():
@@ -123,20 +123,20 @@ def test_a_factor_without_truth_is_missing_not_wrong(nothing):
 
 def test_the_worlds_own_captions_name_every_factor():
     for scene in scenes(200, seed=4):
-        told = captions(scene)
-        assert caption_attributes(told, [asdict(scene)] * len(told)).fillna(True).all(axis=None), (
-            told
-        )
+        texts = captions(scene)
+        assert (
+            caption_attributes(texts, [asdict(scene)] * len(texts)).fillna(True).all(axis=None)
+        ), texts
 
 
 def test_a_changed_factor_is_no_longer_named():
     for scene in scenes(60, seed=5):
         for factor in ("subject", "action", "item", "colour", "place"):
             if getattr(scene, factor) is not None and (factor != "item" or scene.colour is None):
-                told = captions(counterfactuals(scene, factor)[0])
-                assert not caption_attributes(told, [asdict(scene)] * len(told))[factor].any(), (
+                texts = captions(counterfactuals(scene, factor)[0])
+                assert not caption_attributes(texts, [asdict(scene)] * len(texts))[factor].any(), (
                     factor,
-                    told,
+                    texts,
                 )
 
 

@@ -14,11 +14,11 @@ from xlvlms_tutorial.samples import Sample
 
 def binned(column):
     """The rule of the module, in words: zero, then thirds of the other codes by rank."""
-    found, others = np.zeros(len(column), dtype=int), np.flatnonzero(column)
+    bins, others = np.zeros(len(column), dtype=int), np.flatnonzero(column)
     for i in others:
         rank = (column[others] < column[i]).sum() + ((column[others] == column[i]).sum() - 1) / 2
-        found[i] = 1 + int(3 * (rank + 0.5) / len(others))
-    return found
+        bins[i] = 1 + int(3 * (rank + 0.5) / len(others))
+    return bins
 
 
 @pytest.fixture(scope="module")
@@ -33,11 +33,11 @@ def world():
 
 
 def test_information_agrees_with_scikit_learn_on_the_bins(world):
-    codes, frame, found = world
-    assert len(found) == 8
-    for row in found.itertuples():
-        wanted = mutual_info_score(binned(codes[:, row.concept]), frame[row.factor])
-        assert row.information == pytest.approx(wanted, abs=1e-6)
+    codes, frame, table = world
+    assert len(table) == 8
+    for row in table.itertuples():
+        expected = mutual_info_score(binned(codes[:, row.concept]), frame[row.factor])
+        assert row.information == pytest.approx(expected, abs=1e-6)
         assert row.excess == pytest.approx(row.information - row.null)
         share = row.excess / entropy(frame[row.factor].value_counts())
         assert row.share == pytest.approx(share)
@@ -52,21 +52,21 @@ def test_bins_are_zero_and_thirds_by_rank(column):
 
 
 def test_null_and_p_agree_with_a_plain_loop(world):
-    codes, frame, found = world
+    codes, frame, table = world
     rng = np.random.default_rng(5)
     for concept in (0, 2):
         bins = binned(codes[:, concept])
         null = np.array(
             [mutual_info_score(bins, rng.permutation(frame["action"])) for _ in range(400)]
         )
-        row = found.query("concept == @concept and factor == 'action'").iloc[0]
+        row = table.query("concept == @concept and factor == 'action'").iloc[0]
         assert row["null"] == pytest.approx(null.mean(), rel=0.15)
         assert row["p"] == pytest.approx((1 + (null >= row["information"]).sum()) / 401, abs=0.08)
 
 
 def test_a_concept_that_is_one_value_is_found_and_noise_is_not(world):
-    _, _, found = world
-    rows = found.set_index(["concept", "factor"])
+    _, _, table = world
+    rows = table.set_index(["concept", "factor"])
     first = rows.loc[(0, "action")]
     assert (first["value"], first["purity"]) == ("fall", 1)
     assert first["p"] == first["p_purity"] == 1 / 401
@@ -75,8 +75,8 @@ def test_a_concept_that_is_one_value_is_found_and_noise_is_not(world):
 
 
 def test_a_concept_that_is_zero_everywhere_says_nothing(world):
-    _, _, found = world
-    dead = found.query("concept == 1")
+    _, _, table = world
+    dead = table.query("concept == 1")
     assert (dead["information"].abs() < 1e-9).all()
     assert (dead[["p", "p_purity"]] == 1).all(axis=None)
     assert dead[["value", "purity", "base_rate", "null_purity"]].isna().all(axis=None)
@@ -92,14 +92,14 @@ def test_one_concept_for_each_value_has_the_factors_entropy():
 
 def test_p_is_about_uniform_where_nothing_is_linked():
     rng = np.random.default_rng(1)
-    found = track(
+    table = track(
         rng.normal(size=(90, 200)), {"factor": rng.integers(4, size=90)}, n_permutations=200
     )
-    assert 0.4 < found["p"].mean() < 0.6
-    assert (found["p"] < 0.1).mean() == pytest.approx(0.1, abs=0.06)
-    assert abs(found["excess"].mean()) < 0.01
+    assert 0.4 < table["p"].mean() < 0.6
+    assert (table["p"] < 0.1).mean() == pytest.approx(0.1, abs=0.06)
+    assert abs(table["excess"].mean()) < 0.01
     # shares of ten rows tie often, which makes it conservative
-    assert 0.4 < found["p_purity"].mean() < 0.7
+    assert 0.4 < table["p_purity"].mean() < 0.7
 
 
 def test_purity_counts_the_top_rows_and_shares_tied_places():
@@ -121,25 +121,25 @@ def test_rows_without_a_value_and_constant_factors_are_left_out():
     action[::3] = None
     action[1] = np.nan
     with_gaps = track(codes, {"action": action, "same": ["one"] * 60})
-    known = pd.notna(action)
-    alone = track(codes[known], {"action": action[known]}, top=10)
+    labelled = pd.notna(action)
+    alone = track(codes[labelled], {"action": action[labelled]}, top=10)
     pd.testing.assert_frame_equal(with_gaps, alone)
     assert (with_gaps["n"] == 39).all()
 
 
 def test_factors_do_not_disturb_each_other_and_the_seed_repeats(world):
-    codes, frame, found = world
+    codes, frame, table = world
     alone = track(codes, frame[["place"]], n_permutations=400).drop(columns="p_adjusted")
-    together = found.query("factor == 'place'").drop(columns="p_adjusted").reset_index(drop=True)
+    together = table.query("factor == 'place'").drop(columns="p_adjusted").reset_index(drop=True)
     pd.testing.assert_frame_equal(alone, together)
-    other = track(codes, frame, n_permutations=400, seed=1)
-    assert not np.allclose(other["null"], found["null"], rtol=1e-12)
+    second_run = track(codes, frame, n_permutations=400, seed=1)
+    assert not np.allclose(second_run["null"], table["null"], rtol=1e-12)
 
 
 def test_blocks_of_permutations_do_not_change_the_result(world, monkeypatch):
-    codes, frame, found = world
+    codes, frame, table = world
     monkeypatch.setattr(concept_factors, "_BLOCK", 50_000)
-    pd.testing.assert_frame_equal(track(codes, frame, n_permutations=400), found)
+    pd.testing.assert_frame_equal(track(codes, frame, n_permutations=400), table)
 
 
 @pytest.mark.parametrize(
@@ -168,19 +168,19 @@ def test_agreement_is_the_adjusted_mutual_information_of_the_largest_codes():
     codes, factor = rng.normal(size=(200, 5)), rng.integers(3, size=200)
     codes[np.arange(200), factor] += 2
     labels = np.abs(codes).argmax(axis=1)
-    found = agreement(codes, factor)
-    assert found.value == pytest.approx(adjusted_mutual_info_score(factor, labels))
-    assert found == agreement(labels, factor)
-    assert found.low > 0.1
-    assert found.n == 200
+    estimate = agreement(codes, factor)
+    assert estimate.value == pytest.approx(adjusted_mutual_info_score(factor, labels))
+    assert estimate == agreement(labels, factor)
+    assert estimate.low > 0.1
+    assert estimate.n == 200
 
 
 def test_agreement_of_equals_is_1_and_of_strangers_near_0():
     rng = np.random.default_rng(4)
-    labels, other = rng.choice(list("abc"), size=300), rng.integers(6, size=300)
+    labels, random_labels = rng.choice(list("abc"), size=300), rng.integers(6, size=300)
     same = agreement(labels, labels)
     assert (same.value, same.low, same.high) == pytest.approx((1, 1, 1))
-    strangers = agreement(labels, other)
+    strangers = agreement(labels, random_labels)
     assert strangers.low <= 0 <= strangers.high
     assert strangers.high - strangers.low < 0.1
 
@@ -193,8 +193,8 @@ def test_agreements_interval_covers_what_the_value_is_on_average():
         return np.where(rng.random(150) < 0.5, factor, rng.integers(4, size=150)), factor
 
     mean = np.mean([adjusted_mutual_info_score(*draw()) for _ in range(200)])
-    found = [agreement(*draw(), n_resamples=200) for _ in range(100)]
-    assert 0.83 <= np.mean([one.low <= mean <= one.high for one in found]) <= 1
+    estimates = [agreement(*draw(), n_resamples=200) for _ in range(100)]
+    assert 0.83 <= np.mean([estimate.low <= mean <= estimate.high for estimate in estimates]) <= 1
 
 
 def test_agreement_counts_rows_of_zeros_as_a_concept_and_leaves_out_rows_without_a_value():
@@ -228,11 +228,11 @@ def test_informative_factors_are_those_that_can_be_asked_about():
             "side": ["left", "right", None, None, None, None],
         }
     )
-    kept = concept_factors.informative(table)
-    assert list(kept) == ["action", "side"] and kept["action"].equals(table["action"])
+    varying = concept_factors.informative(table)
+    assert list(varying) == ["action", "side"] and varying["action"].equals(table["action"])
     assert list(concept_factors.informative({"a": [1, 1, 2], "b": [1, 1, 1]})) == ["a"]
     codes = np.random.default_rng(0).uniform(size=(6, 2))
-    assert set(track(codes, kept, n_permutations=100)["factor"]) == {"action", "side"}
+    assert set(track(codes, varying, n_permutations=100)["factor"]) == {"action", "side"}
     for names in (["colour"], ["place", "time"], []):
         with pytest.raises(
             EstimateError, match="a factor with at least 2 different values that repeat"
@@ -240,8 +240,8 @@ def test_informative_factors_are_those_that_can_be_asked_about():
             concept_factors.informative(table[names])
 
 
-def captioned(text, **known):
-    return Sample(text, [], (text, "zebra"), truth=known)
+def captioned(text, **factors):
+    return Sample(text, [], (text, "zebra"), truth=factors)
 
 
 def test_words_that_are_not_said_often_give_way_to_what_samples_show():

@@ -113,8 +113,8 @@ def test_a_convolution(groups):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("grad", [False, True])
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
-@pytest.mark.parametrize("how", ["plain", "causal", "masked"])
-def test_attention_is_counted_on_a_cpu_too(dtype, grad, kv_heads, how):
+@pytest.mark.parametrize("mask_kind", ["plain", "causal", "masked"])
+def test_attention_is_counted_on_a_cpu_too(dtype, grad, kv_heads, mask_kind):
     q, k, v = (
         torch.randn(2, heads, t, 8, dtype=dtype)
         for heads, t in ((4, 5), (kv_heads, 7), (kv_heads, 7))
@@ -123,7 +123,7 @@ def test_attention_is_counted_on_a_cpu_too(dtype, grad, kv_heads, how):
         "plain": {},
         "causal": {"is_causal": True},
         "masked": {"attn_mask": torch.zeros(2, 1, 5, 7, dtype=dtype)},
-    }[how]
+    }[mask_kind]
     with torch.set_grad_enabled(grad):
         assert total(
             lambda: F.scaled_dot_product_attention(q, k, v, enable_gqa=True, **options)
@@ -176,25 +176,25 @@ def test_work_goes_to_the_innermost_part_that_runs():
 
 
 def test_generation_of_tiny_llava_equals_the_closed_form(llava, batch, dense):
-    found, prompt = dense, batch["input_ids"].shape[1]
+    counts, prompt = dense, batch["input_ids"].shape[1]
     prefill = decoder_flops(prompt, **shapes(llava, batch))
     steps = [decoder_flops(1, cached=prompt + k, **shapes(llava, batch)) for k in range(STEPS - 1)]
     decode = {part: sum(step[part] for step in steps) for part in prefill}
     for phase, due in (("prefill", prefill), ("decode", decode)):
-        assert found[phase, "attention"] == due["attention_projections"] + due["attention_scores"]
-        assert (found[phase, "mlp"], found[phase, "unembedding"]) == (
+        assert counts[phase, "attention"] == due["attention_projections"] + due["attention_scores"]
+        assert (counts[phase, "mlp"], counts[phase, "unembedding"]) == (
             due["mlp"],
             due["unembedding"],
         )
-        assert found[phase, "rest"] == 0
-    assert found["decode", "total"] == decode["total"]
-    assert found["decode", "tower"] == found["decode", "connector"] == 0
+        assert counts[phase, "rest"] == 0
+    assert counts["decode", "total"] == decode["total"]
+    assert counts["decode", "tower"] == counts["decode", "connector"] == 0
     assert (
-        found["prefill", "total"]
-        == prefill["total"] + found["prefill", "tower"] + found["prefill", "connector"]
+        counts["prefill", "total"]
+        == prefill["total"] + counts["prefill", "tower"] + counts["prefill", "connector"]
     )
     vision = llava.model.config.vision_config
-    assert found["prefill", "connector"] == 2 * 2 * 4 * (
+    assert counts["prefill", "connector"] == 2 * 2 * 4 * (
         vision.hidden_size * llava.width + llava.width**2
     )
 
@@ -213,12 +213,12 @@ def test_eager_attention_and_torchs_own_counter_agree(llava, batch, dense):
 
 @pytest.mark.parametrize("name", ["llava", "blip2", "mllama"])
 def test_the_phases_of_a_generation_are_those_of_one_and_of_more_steps(name):
-    at = case(name)
-    parts, decoder = anatomy.parts(at.vlm.model), anatomy.decoder(at.vlm.model)
+    example = case(name)
+    parts, decoder = anatomy.parts(example.vlm.model), anatomy.decoder(example.vlm.model)
 
     def run(steps):
-        at.vlm.generate_ids(
-            at.batch, **GENERATION | {"max_new_tokens": steps, "min_new_tokens": steps}
+        example.vlm.generate_ids(
+            example.batch, **GENERATION | {"max_new_tokens": steps, "min_new_tokens": steps}
         )
 
     first = count_flops(lambda: run(1), parts).set_index("part")["flops"]
@@ -257,8 +257,8 @@ def test_a_model_that_a_capture_stops_leaves_the_parts_in_order(llava, batch):
 
     broken = nn.Linear(5, 5)
     broken.register_forward_hook(lambda *_: 1 // 0)
-    found = count_flops(stopped, {"broken": broken}).set_index("part")["flops"].to_dict()
-    assert found == {"broken": 50, "rest": 60, "total": 110}
+    counts = count_flops(stopped, {"broken": broken}).set_index("part")["flops"].to_dict()
+    assert counts == {"broken": 50, "rest": 60, "total": 110}
     assert len(broken._forward_hooks) == 1
     assert not broken._forward_pre_hooks
 
@@ -278,13 +278,13 @@ def test_half_of_the_blocks_count_half(llava, batch, dense, phase):
 
 def test_skipping_mlps_or_one_phase_takes_only_that(llava, batch, dense):
     with skip(llava, [1, 3], "mlp"):
-        found = counted(llava, batch)
-    assert found["prefill", "mlp"] * 2 == dense["prefill", "mlp"]
-    assert found["prefill", "attention"] == dense["prefill", "attention"]
+        counts = counted(llava, batch)
+    assert counts["prefill", "mlp"] * 2 == dense["prefill", "mlp"]
+    assert counts["prefill", "attention"] == dense["prefill", "attention"]
     with skip(llava, [1, 2], scope="decode"):
-        found = counted(llava, batch)
-    assert found["prefill", "total"] == dense["prefill", "total"]
-    assert found["decode", "mlp"] * 2 == dense["decode", "mlp"]
+        counts = counted(llava, batch)
+    assert counts["prefill", "total"] == dense["prefill", "total"]
+    assert counts["decode", "mlp"] * 2 == dense["decode", "mlp"]
 
 
 def test_masks_take_nothing_off(llava, batch, dense):
@@ -301,10 +301,10 @@ def test_closed_form_of_llama_of_seven_billions():
 
     6.6 of the 6.7 billion parameters, without scores.
     """
-    found = decoder_flops(1, layers=32, width=4096, hidden=11008, heads=32, vocabulary=32000)
+    counts = decoder_flops(1, layers=32, width=4096, hidden=11008, heads=32, vocabulary=32000)
     weights = 32 * (4 * 4096**2 + 3 * 4096 * 11008) + 4096 * 32000
-    assert found["total"] - found["attention_scores"] == 2 * weights == 2 * 6_607_077_376
-    assert found["attention_scores"] == 32 * 4 * 4096
+    assert counts["total"] - counts["attention_scores"] == 2 * weights == 2 * 6_607_077_376
+    assert counts["attention_scores"] == 32 * 4 * 4096
 
 
 @settings(max_examples=15, deadline=None)
@@ -321,26 +321,26 @@ def test_closed_form_is_additive(tokens, cached, batch, layers, gated):
     }
     whole = decoder_flops(tokens + 1, cached=cached, layers=layers, batch=batch, **same)
     assert sum(whole.values()) == 2 * whole["total"]
-    one = decoder_flops(tokens + 1, cached=cached, layers=1, **same)
-    assert whole == {part: batch * layers * flops for part, flops in one.items()}
+    single = decoder_flops(tokens + 1, cached=cached, layers=1, **same)
+    assert whole == {part: batch * layers * flops for part, flops in single.items()}
     # prefill in two pieces: the first piece does not look at the second
     parts = [
         decoder_flops(n, cached=c, layers=1, **same)
         for n, c in ((tokens, cached), (1, cached + tokens))
     ]
-    gone = {part: one[part] - sum(piece[part] for piece in parts) for part in one}
+    gone = {part: single[part] - sum(piece[part] for piece in parts) for part in single}
     assert gone["attention_scores"] == 4 * tokens * 1 * 8 == gone["total"]
 
 
 def test_head_size_may_differ_from_width_over_heads():
-    found = decoder_flops(3, layers=1, width=10, hidden=4, heads=3, head_size=8, gated=False)
+    counts = decoder_flops(3, layers=1, width=10, hidden=4, heads=3, head_size=8, gated=False)
     due = {
         "attention_projections": 3 * 2 * 10 * 8 * 12,
         "attention_scores": 2 * 2 * 3 * 3 * 24,
         "mlp": 3 * 2 * 2 * 40,
         "unembedding": 0,
     }
-    assert found == due | {"total": sum(due.values())}
+    assert counts == due | {"total": sum(due.values())}
 
 
 # Bad input
@@ -366,13 +366,13 @@ def test_sizes_that_are_none_are_refused(size, problem):
 
 def test_what_cannot_be_counted_is_refused(llava, batch):
     linear = nn.Linear(2, 2)
-    one, states = {"a": linear}, torch.ones(1, 2)
+    parts, states = {"a": linear}, torch.ones(1, 2)
     with pytest.raises(EstimateError, match="found 0"):
         count_flops(lambda: states + 1)
     with pytest.raises(EstimateError, match="calls of the decoder"):
-        count_flops(lambda: linear(states), one, decoder=anatomy.decoder(llava.model))
+        count_flops(lambda: linear(states), parts, decoder=anatomy.decoder(llava.model))
     with pytest.raises(SelectionError, match="'a' and in 'b'"):
-        count_flops(lambda: linear(states), one | {"b": [linear]})
+        count_flops(lambda: linear(states), parts | {"b": [linear]})
     for part, modules in (("rest", linear), ("total", linear), ("none", [])):
         with pytest.raises(SelectionError, match=part):
             count_flops(lambda: linear(states), {part: modules})

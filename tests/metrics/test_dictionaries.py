@@ -6,6 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.support.geometry import cosine
 from xlvlms_tutorial.errors import ActivationsError, ComparisonError, EstimateError, SelectionError
 from xlvlms_tutorial.metrics import dictionaries
 from xlvlms_tutorial.metrics.dictionaries import (
@@ -14,10 +15,6 @@ from xlvlms_tutorial.metrics.dictionaries import (
     sparsity,
     stability,
 )
-
-
-def cosine(a, b):
-    return a @ b / np.sqrt((a @ a) * (b @ b))
 
 
 @given(st.integers(0, 1000), st.booleans())
@@ -29,19 +26,19 @@ def test_matched_is_the_best_of_all_assignments(seed, absolute):
         sum(sign(cosine(a[i], b[j])) for i, j in enumerate(order))
         for order in permutations(range(4))
     )
-    found = match_concepts(a, b, absolute=absolute)
-    assert found["cosine"].sum() == pytest.approx(best)
-    assert sorted(found["b"]) == list(found["a"]) == [0, 1, 2, 3]
-    for row in found.itertuples():
+    matches = match_concepts(a, b, absolute=absolute)
+    assert matches["cosine"].sum() == pytest.approx(best)
+    assert sorted(matches["b"]) == list(matches["a"]) == [0, 1, 2, 3]
+    for row in matches.itertuples():
         assert row.cosine == pytest.approx(sign(cosine(a[row.a], b[row.b])))
 
 
 def test_matched_finds_a_shuffled_and_scaled_copy_and_a_smaller_set():
     a = np.random.default_rng(0).normal(size=(5, 8))
     order = [3, 0, 4, 1, 2]
-    found = match_concepts(torch.from_numpy(a[order] * 7).float(), a)
-    assert list(found["b"]) == order
-    np.testing.assert_allclose(found["cosine"], 1, atol=1e-6)
+    matches = match_concepts(torch.from_numpy(a[order] * 7).float(), a)
+    assert list(matches["b"]) == order
+    np.testing.assert_allclose(matches["cosine"], 1, atol=1e-6)
     assert list(match_concepts(a[[4, 1]], a)["b"]) == [4, 1]
     flipped = match_concepts(-a[order], a, absolute=True)
     assert list(flipped["b"]) == order
@@ -63,10 +60,12 @@ def test_matched_refuses_what_has_no_direction_or_another_width():
 def test_argmax_takes_the_nearest_of_all_whoever_else_does(seed, absolute):
     a, b = np.random.default_rng(seed).normal(size=(2, 5, 6))
     sign = abs if absolute else float
-    found = match_concepts(a, b[:3], "argmax", absolute)
-    assert list(found["a"]) == [0, 1, 2, 3, 4]  # five go with three: some share one
-    for row in found.itertuples():
-        assert row.cosine == pytest.approx(max(sign(cosine(a[row.a], other)) for other in b[:3]))
+    table = match_concepts(a, b[:3], "argmax", absolute)
+    assert list(table["a"]) == [0, 1, 2, 3, 4]  # five go with three: some share one
+    for row in table.itertuples():
+        assert row.cosine == pytest.approx(
+            max(sign(cosine(a[row.a], candidate)) for candidate in b[:3])
+        )
         assert row.cosine == pytest.approx(sign(cosine(a[row.a], b[row.b])))
 
 
@@ -84,13 +83,13 @@ def test_of_equal_concepts_the_first_is_the_nearest():
 
 def test_stability_is_the_mean_over_all_pairs_of_runs():
     runs = np.random.default_rng(1).normal(size=(4, 5, 9))
-    wanted = np.mean(
+    expected = np.mean(
         [match_concepts(runs[i], runs[j])["cosine"].mean() for i in range(4) for j in range(i)]
     )
-    found = stability(list(runs))
-    assert found.value == pytest.approx(wanted)
-    assert found.n == 6 * 5
-    assert found.low < found.value < found.high
+    estimate = stability(list(runs))
+    assert estimate.value == pytest.approx(expected)
+    assert estimate.n == 6 * 5
+    assert estimate.low < estimate.value < estimate.high
 
 
 def test_stability_of_shuffled_copies_is_1_and_an_unstable_concept_widens_the_interval():
@@ -100,15 +99,15 @@ def test_stability_of_shuffled_copies_is_1_and_an_unstable_concept_widens_the_in
     same = stability(copies)
     assert (same.value, same.low, same.high) == pytest.approx((1, 1, 1))
     partly = []
-    for _ in range(3):  # five concepts found by every run, the sixth never twice
+    for _ in range(3):  # five concepts matches by every run, the sixth never twice
         run = base.copy()
         run[5] = rng.normal(size=40)
         partly.append(run[rng.permutation(6)])
-    found = stability(partly)
-    assert found.value == pytest.approx(5 / 6, abs=0.06)
-    assert found.low < 0.7
+    estimate = stability(partly)
+    assert estimate.value == pytest.approx(5 / 6, abs=0.06)
+    assert estimate.low < 0.7
     # resamples without the sixth: it is drawn with all its counterparts or not at all
-    assert found.high == pytest.approx(1)
+    assert estimate.high == pytest.approx(1)
 
 
 def test_stability_refuses_a_single_run_and_runs_that_do_not_fit():
@@ -129,10 +128,10 @@ def test_reconstruction_error_agrees_with_a_plain_loop(monkeypatch):
         error += sum((a - b) ** 2)
         energy += sum(a**2)
         variance += sum((a - A.mean(axis=0)) ** 2)
-    wanted = pytest.approx((error / energy, error / variance, 1 - error / variance), rel=1e-10)
-    assert reconstruction_error(A, A_hat) == wanted
+    expected = pytest.approx((error / energy, error / variance, 1 - error / variance), rel=1e-10)
+    assert reconstruction_error(A, A_hat) == expected
     monkeypatch.setattr(dictionaries, "_BLOCK", 10)
-    assert reconstruction_error(torch.from_numpy(A), A_hat) == wanted
+    assert reconstruction_error(torch.from_numpy(A), A_hat) == expected
 
 
 def test_reconstruction_error_of_the_mean_and_of_everything():

@@ -61,9 +61,9 @@ def test_clip_score_is_w_times_the_positive_part_of_the_cosine():
 @given(st.integers(0, 99), st.floats(0.01, 100), st.floats(0.5, 5))
 def test_clip_score_ignores_lengths_and_lies_between_0_and_w(seed, factor, w):
     images, words = normals(4, 3, seed=seed), normals(5, 3, seed=seed + 100)
-    found = clip_score(factor * images, words, w)
-    assert np.allclose(found, clip_score(images, words / factor, w))
-    assert found.min() >= 0 and found.max() <= w
+    scores = clip_score(factor * images, words, w)
+    assert np.allclose(scores, clip_score(images, words / factor, w))
+    assert scores.min() >= 0 and scores.max() <= w
     assert np.allclose(np.diag(clip_score(images, images, w)), w)
 
 
@@ -159,22 +159,26 @@ def test_texts_that_do_not_go_together_are_refused():
 @given(st.lists(st.lists(st.sampled_from("abcdef"), min_size=1), min_size=2, max_size=6))
 def test_overlap_agrees_with_its_definition(lists):
     sets = [set(words) for words in lists]
-    expected = [
-        np.mean([len(a & b) / len(a) for j, b in enumerate(sets) if j != i])
-        for i, a in enumerate(sets)
-    ]
-    found = overlap(dict(enumerate(lists)))
-    assert np.allclose(found, expected)
+    expected = []
+    for i, a in enumerate(sets):
+        shares = [len(a & b) / len(a) for j, b in enumerate(sets) if j != i]
+        expected.append(np.mean(shares))
+    overlaps = overlap(dict(enumerate(lists)))
+    assert np.allclose(overlaps, expected)
     table = pd.DataFrame(
         [(k, word) for k, words in enumerate(lists) for word in words], columns=["concept", "word"]
     )
-    assert overlap(table).equals(found)
+    assert overlap(table).equals(overlaps)
 
 
 def test_overlap_keeps_the_order_of_concepts_and_counts_duplicates_once():
-    found = overlap({7: ["dog", "dog", "cat"], 2: ["dog"], 5: ["bus"]})
-    assert found.to_dict() == {7: 0.25, 2: 0.5, 5: 0.0}
-    assert (list(found.index), found.index.name, found.name) == ([7, 2, 5], "concept", "overlap")
+    overlaps = overlap({7: ["dog", "dog", "cat"], 2: ["dog"], 5: ["bus"]})
+    assert overlaps.to_dict() == {7: 0.25, 2: 0.5, 5: 0.0}
+    assert (list(overlaps.index), overlaps.index.name, overlaps.name) == (
+        [7, 2, 5],
+        "concept",
+        "overlap",
+    )
 
 
 @pytest.mark.parametrize(
@@ -226,24 +230,24 @@ def test_overlap_needs_two_concepts():
 def test_top_scores_agree_with_a_loop():
     codes, scores = normals(12, 9), normals(12, 9, seed=1)
     for row, code, score in zip(top_scores(codes, scores).itertuples(), codes, scores, strict=True):
-        chosen = sorted(range(9), key=lambda k: -abs(code[k]))[:5]
-        assert (row.top_1, row.active) == (score[chosen[0]], 5)
-        assert row.top_3 == pytest.approx(np.mean([score[k] for k in chosen[:3]]))
+        strongest = sorted(range(9), key=lambda k: -abs(code[k]))[:5]
+        assert (row.top_1, row.active) == (score[strongest[0]], 5)
+        assert row.top_3 == pytest.approx(np.mean([score[k] for k in strongest[:3]]))
 
 
 def test_top_scores_are_those_of_the_released_protocol():
     codes, scores = np.abs(normals(40, 12)), normals(40, 12, seed=1)
     # ascending, and the last ones are taken
     released = np.take_along_axis(scores, codes.argsort(axis=1)[:, -5:], axis=1)
-    found = top_scores(codes, scores)
-    np.testing.assert_allclose(found["top_1"], released[:, -1:].mean(axis=1))
-    np.testing.assert_allclose(found["top_3"], released[:, -3:].mean(axis=1))
+    table = top_scores(codes, scores)
+    np.testing.assert_allclose(table["top_1"], released[:, -1:].mean(axis=1))
+    np.testing.assert_allclose(table["top_3"], released[:, -3:].mean(axis=1))
 
 
 def test_random_scores_gain_nothing_by_the_choice_of_concepts():
-    found = top_scores(normals(4000, 20), normals(4000, 20, seed=1)).mean()
-    assert abs(found["top_1"]) < 0.06
-    assert abs(found["top_3"]) < 0.04
+    table = top_scores(normals(4000, 20), normals(4000, 20, seed=1)).mean()
+    assert abs(table["top_1"]) < 0.06
+    assert abs(table["top_3"]) < 0.04
 
 
 @settings(max_examples=20, deadline=None)
@@ -257,10 +261,10 @@ def test_how_many_concepts_are_listed_changes_no_score(seed, n_concepts):
 
 
 def test_top_scores_say_how_many_concepts_are_active():
-    found = top_scores(
+    table = top_scores(
         np.array([[0, 2.0, 0, -3.0]]), np.array([[0.1, 0.2, 0.3, 0.4]]), n_concepts=3
     )
-    assert found.loc[0].to_dict() == pytest.approx({"top_1": 0.4, "top_3": 0.7 / 3, "active": 2})
+    assert table.loc[0].to_dict() == pytest.approx({"top_1": 0.4, "top_3": 0.7 / 3, "active": 2})
 
 
 def test_top_scores_refuse_what_has_no_answer():

@@ -13,25 +13,25 @@ STRATA = ("random", "popular", "adversarial")
 
 
 def presence(answers, predictions, strata=("random",)):
-    asked = [
+    questions = [
         Question("presence", "Is there a bee?", a, "bee", strata[i % len(strata)])
         for i, a in enumerate(answers)
     ]
-    return answer_table(predictions, asked)
+    return answer_table(predictions, questions)
 
 
 def test_pope_agrees_with_scikit_learn_in_every_stratum():
     rng = np.random.default_rng(0)
-    answers, told = (
+    answers, labels = (
         rng.choice(["yes", "no"], 90),
         rng.choice(["Yes.", "No, there is not."], 90, p=[0.7, 0.3]),
     )
-    found = pope(presence(answers.tolist(), told.tolist(), STRATA))
-    assert found.index.tolist() == [*STRATA, "overall"]
-    for k, name in enumerate(found.index):
+    table = pope(presence(answers.tolist(), labels.tolist(), STRATA))
+    assert table.index.tolist() == [*STRATA, "overall"]
+    for k, name in enumerate(table.index):
         part = slice(None) if name == "overall" else slice(k, None, 3)
-        truth, yes = answers[part] == "yes", np.char.startswith(told[part], "Yes")
-        row = found.loc[name]
+        truth, yes = answers[part] == "yes", np.char.startswith(labels[part], "Yes")
+        row = table.loc[name]
         scores = row[["accuracy", "precision", "recall", "f1", "yes_ratio"]]
         assert scores.tolist() == pytest.approx(
             [
@@ -75,10 +75,10 @@ def test_pope_looks_at_presence_questions_only_and_groups_by_scene():
         * 6,
     )
     scenes = np.repeat(np.arange(6), 4)
-    found = pope(table, scenes)
-    assert found["n"].tolist() == [6, 12, 18]
+    result = pope(table, scenes)
+    assert result["n"].tolist() == [6, 12, 18]
     expected = bootstrap([True, False, True] * 6, np.repeat(np.arange(6), 3))
-    assert found.loc["overall", ["accuracy_low", "accuracy_high"]].tolist() == [
+    assert result.loc["overall", ["accuracy_low", "accuracy_high"]].tolist() == [
         expected.low,
         expected.high,
     ]
@@ -92,19 +92,19 @@ WORDS = ("robot", "key", "box", "bee")
 
 
 def test_chair_counts_absent_objects_and_captions_that_name_one():
-    told = [
+    captions = [
         "A robot beside two keys and a box.",
         "A bee.",
         "Nothing at all.",
         "Robots and a robot.",
     ]
-    there = [{"robot", "key"}, {"bee"}, {"box"}, {"key"}]
-    found = chair(told, there, WORDS)
+    objects = [{"robot", "key"}, {"bee"}, {"box"}, {"key"}]
+    table = chair(captions, objects, WORDS)
     # box of 3 named, none of 1, robot of 1 (once a caption)
-    assert found["value"].tolist() == pytest.approx([2 / 5, 2 / 4])
-    assert found["n"].tolist() == [5, 4]
-    assert (found["low"] <= found["value"]).all()
-    assert (found["value"] <= found["high"]).all()
+    assert table["value"].tolist() == pytest.approx([2 / 5, 2 / 4])
+    assert table["n"].tolist() == [5, 4]
+    assert (table["low"] <= table["value"]).all()
+    assert (table["value"] <= table["high"]).all()
 
 
 def test_chair_takes_synonyms():
@@ -114,10 +114,10 @@ def test_chair_takes_synonyms():
 
 
 def test_chair_without_a_named_object_is_undefined():
-    found = chair(["Hm.", "Well."], [{"bee"}, {"box"}], WORDS)
-    assert np.isnan(found.loc["CHAIR_i", "value"])
-    assert found.loc["CHAIR_i", "n"] == 0
-    assert found.loc["CHAIR_s", "value"] == 0
+    table = chair(["Hm.", "Well."], [{"bee"}, {"box"}], WORDS)
+    assert np.isnan(table.loc["CHAIR_i", "value"])
+    assert table.loc["CHAIR_i", "n"] == 0
+    assert table.loc["CHAIR_s", "value"] == 0
 
 
 def test_chair_refuses_what_does_not_fit():
@@ -129,12 +129,14 @@ def test_chair_refuses_what_does_not_fit():
         chair(["a bee"], [{"zebra"}], WORDS)
 
 
-@pytest.mark.parametrize("said", [("Yes", "No"), ("YES.", " no "), ("Yes.", "NO")])
-def test_correct_answers_count_in_any_case(said):
-    told = ["Yes", "No", "no", "yes"] * 2
-    plain, written = (pope(presence(list(answers) * 4, told)) for answers in (("yes", "no"), said))
+@pytest.mark.parametrize("spellings", [("Yes", "No"), ("YES.", " no "), ("Yes.", "NO")])
+def test_correct_answers_count_in_any_case(spellings):
+    labels = ["Yes", "No", "no", "yes"] * 2
+    plain, written = (
+        pope(presence(list(answers) * 4, labels)) for answers in (("yes", "no"), spellings)
+    )
     assert written.loc["overall"].to_dict() == plain.loc["overall"].to_dict()
-    perfect = pope(presence(list(said) * 4, ["Yes", "No"] * 4)).loc["overall"]
+    perfect = pope(presence(list(spellings) * 4, ["Yes", "No"] * 4)).loc["overall"]
     assert perfect[["accuracy", "precision", "recall", "f1", "yes_ratio"]].tolist() == [
         1,
         1,
@@ -211,10 +213,10 @@ COCO = {
     ],
 )
 def test_the_longest_name_wins(caption, objects):
-    found = chair([caption], [objects], COCO)["value"]
-    assert found["CHAIR_s"] == 0
-    for other in COCO.keys() - objects:  # none besides is named
-        assert chair([caption], [set(COCO) - {other}], COCO).loc["CHAIR_s", "value"] == 0
+    rates = chair([caption], [objects], COCO)["value"]
+    assert rates["CHAIR_s"] == 0
+    for name in COCO.keys() - objects:  # none besides is named
+        assert chair([caption], [set(COCO) - {name}], COCO).loc["CHAIR_s", "value"] == 0
     if objects:
         assert chair([caption], [set()], COCO)["value"].tolist() == [1, 1]
         assert chair([caption], [set()], COCO).loc["CHAIR_i", "n"] == len(objects)

@@ -75,10 +75,10 @@ def test_groups_that_agree_within_widen_the_interval():
 
 def test_bootstrap_covers_the_true_mean_about_as_often_as_it_says():
     rng = np.random.default_rng(0)
-    hits = [
-        e.low <= 1 <= e.high
-        for e in (bootstrap(rng.exponential(size=60), n_resamples=300, seed=i) for i in range(200))
-    ]
+    hits = []
+    for seed in range(200):
+        estimate = bootstrap(rng.exponential(size=60), n_resamples=300, seed=seed)
+        hits.append(estimate.low <= 1 <= estimate.high)
     assert 0.87 <= np.mean(hits) <= 0.99
 
 
@@ -116,12 +116,12 @@ def test_difference_agrees_with_a_plain_loop_over_shared_groups():
         rng.integers(8, size=30),
         rng.integers(8, size=25),
     )
-    found = []
+    differences = []
     for draw in np.random.default_rng(4).integers(8, size=(400, 8)):
         first, second = (np.concatenate([v[g == k] for k in draw]) for v, g in ((a, ga), (b, gb)))
-        found.append(first.mean() - second.mean())
+        differences.append(first.mean() - second.mean())
     ours = difference(a, b, ga, gb, n_resamples=400, seed=4)
-    assert (ours.low, ours.high) == pytest.approx(tuple(np.quantile(found, [0.025, 0.975])))
+    assert (ours.low, ours.high) == pytest.approx(tuple(np.quantile(differences, [0.025, 0.975])))
     assert ours.n == 55
 
 
@@ -219,11 +219,11 @@ def test_correlation_agrees_with_scipy_and_a_plain_bootstrap(kind):
     y[3] = y[7]  # ranks with ties
     ours = correlation(x, y, kind, n_resamples=300, seed=2)
     assert ours.value == pytest.approx(THEIRS[kind](x, y).statistic)
-    drawn = [
+    draws = [
         THEIRS[kind](x[draw], y[draw]).statistic
         for draw in np.random.default_rng(2).integers(15, size=(300, 15))
     ]
-    assert (ours.low, ours.high) == pytest.approx(tuple(np.quantile(drawn, [0.025, 0.975])))
+    assert (ours.low, ours.high) == pytest.approx(tuple(np.quantile(draws, [0.025, 0.975])))
     assert ours.n == 15
 
 
@@ -244,8 +244,8 @@ def test_correlation_is_symmetric_keeps_under_scaling_and_turns_with_the_sign(
 
 @kinds
 def test_points_on_a_line_correlate_perfectly(kind):
-    found = correlation(np.arange(8), 3 - 2.5 * np.arange(8), kind)
-    assert (found.value, found.low, found.high) == pytest.approx((-1, -1, -1))
+    estimate = correlation(np.arange(8), 3 - 2.5 * np.arange(8), kind)
+    assert (estimate.value, estimate.low, estimate.high) == pytest.approx((-1, -1, -1))
 
 
 def test_ranks_see_what_a_line_does_not():
@@ -255,8 +255,8 @@ def test_ranks_see_what_a_line_does_not():
 
 
 def test_resamples_without_spread_are_left_out():
-    found = correlation([0, 0, 0, 0, 1, 1], [0, 1, 0, 1, 0, 1], n_resamples=500)
-    assert -1 <= found.low < found.value < found.high <= 1
+    estimate = correlation([0, 0, 0, 0, 1, 1], [0, 1, 0, 1, 0, 1], n_resamples=500)
+    assert -1 <= estimate.low < estimate.value < estimate.high <= 1
     with pytest.raises(EstimateError, match="undefined on"):
         # more than half of the resamples are without one of the ones
         correlation([0, 0, 0, 1], [0, 1, 0, 0], n_resamples=500)
@@ -266,9 +266,9 @@ def test_resamples_without_spread_are_left_out():
 @pytest.mark.parametrize("n", [4, 6])
 def test_permutations_of_few_points_are_all_tried(kind, n):
     x, y = points(n, seed=5)
-    found = abs(THEIRS[kind](x, y).statistic)
+    statistic = abs(THEIRS[kind](x, y).statistic)
     every = [abs(THEIRS[kind](x, np.array(order)).statistic) for order in permutations(y)]
-    assert permutation_p(x, y, kind) == pytest.approx(np.mean(np.array(every) >= found - 1e-9))
+    assert permutation_p(x, y, kind) == pytest.approx(np.mean(np.array(every) >= statistic - 1e-9))
 
 
 @kinds
@@ -281,14 +281,14 @@ def test_permutations_of_more_points_are_drawn_and_agree_with_theory(kind):
 
 
 def test_p_values_without_correlation_are_spread_evenly():
-    found = [permutation_p(*points(6, seed, slope=0)) for seed in range(200)]
-    assert 0.4 < np.mean(found) < 0.6
-    assert 0.01 < np.mean(np.array(found) < 0.1) < 0.2
+    p_values = [permutation_p(*points(6, seed, slope=0)) for seed in range(200)]
+    assert 0.4 < np.mean(p_values) < 0.6
+    assert 0.01 < np.mean(np.array(p_values) < 0.1) < 0.2
 
 
 @pytest.mark.parametrize("function", [correlation, permutation_p])
 @pytest.mark.parametrize(
-    ("x", "y", "told"),
+    ("x", "y", "message"),
     [
         ([1, 2, 3], [1, 2, 4], "found 3, x and y varying by 2.0, 3.0"),
         ([1, 2, 3, 4], [5, 5, 5, 5], "varying by 3.0, 0.0"),
@@ -297,8 +297,8 @@ def test_p_values_without_correlation_are_spread_evenly():
         ([[1, 2], [3, 4]], [1, 2], "shape"),
     ],
 )
-def test_what_cannot_be_correlated_raises(function, x, y, told):
-    with pytest.raises(EstimateError, match=told):
+def test_what_cannot_be_correlated_raises(function, x, y, message):
+    with pytest.raises(EstimateError, match=message):
         function(x, y)
 
 

@@ -63,10 +63,14 @@ def test_what_is_no_real_number_is_refused(kind, use):
 @pytest.mark.parametrize("use", [name for name in USES if name != "inverse_transform"])
 def test_tensors_with_a_gradient_count_as_their_values(use):
     call, _ = USES[use]
-    one, other = call(torch.from_numpy(GOOD).requires_grad_()), call(GOOD)
-    one, other = (found.components_ if isinstance(found, PCA) else found for found in (one, other))
+    first, second = call(torch.from_numpy(GOOD).requires_grad_()), call(GOOD)
+    first, second = (
+        value.components_ if isinstance(value, PCA) else value for value in (first, second)
+    )
     assert (
-        pd.DataFrame(one).equals(pd.DataFrame(other)) if not hasattr(one, "low") else one == other
+        pd.DataFrame(first).equals(pd.DataFrame(second))
+        if not hasattr(first, "low")
+        else first == second
     )
 
 

@@ -68,9 +68,9 @@ def test_what_prepares_and_tidies_up_is_not_timed():
 
 
 def test_no_garbage_is_collected_while_the_clock_runs_and_then_again():
-    seen = []
-    measure_time({"a": lambda: seen.append(gc.isenabled())}, rounds=2, warm_up=0)
-    assert seen == [False, False] and gc.isenabled()
+    gc_states = []
+    measure_time({"a": lambda: gc_states.append(gc.isenabled())}, rounds=2, warm_up=0)
+    assert gc_states == [False, False] and gc.isenabled()
     with pytest.raises(ZeroDivisionError):
         measure_time({"a": lambda: 1 / 0})
     assert gc.isenabled()
@@ -84,16 +84,16 @@ def test_no_garbage_is_collected_while_the_clock_runs_and_then_again():
 
 def test_a_cuda_device_is_waited_for_on_both_sides_of_the_clock(monkeypatch):
     clock = Clock()
-    told = []
+    devices = []
     monkeypatch.setattr(
         torch.cuda,
         "synchronize",
-        lambda device: (told.append(str(device)), clock.way("wait", 1.0)()),
+        lambda device: (devices.append(str(device)), clock.way("wait", 1.0)()),
     )
     times = measure_time(
         {"a": clock.way("a", 2.0)}, rounds=2, warm_up=0, device="cuda:1", clock=clock
     )
-    assert clock.ran == ["wait", "a", "wait"] * 2 and set(told) == {"cuda:1"}
+    assert clock.ran == ["wait", "a", "wait"] * 2 and set(devices) == {"cuda:1"}
     assert times["seconds"].tolist() == [3.0, 3.0]
 
 
@@ -106,13 +106,13 @@ def series(**seconds):
 
 def test_ratios_are_medians_of_pairs_whatever_slows_a_round():
     slow = np.array([1.0, 7.0, 2.0, 100.0, 3.0])
-    found = time_ratios(series(dense=slow, half=slow / 2, third=slow / [3, 3, 4, 3, 2]), to="dense")
-    assert found.index.tolist() == ["dense", "half", "third"]
-    assert found.columns.tolist() == ["value", "low", "high", "n"]
-    assert found.loc["half"].tolist() == [0.5, 0.5, 0.5, 5]
-    assert found.loc["dense"].tolist() == [1, 1, 1, 5]
-    assert found.loc["third", "value"] == pytest.approx(1 / 3)
-    assert found.loc["third", "low"] < 1 / 3 < found.loc["third", "high"]
+    table = time_ratios(series(dense=slow, half=slow / 2, third=slow / [3, 3, 4, 3, 2]), to="dense")
+    assert table.index.tolist() == ["dense", "half", "third"]
+    assert table.columns.tolist() == ["value", "low", "high", "n"]
+    assert table.loc["half"].tolist() == [0.5, 0.5, 0.5, 5]
+    assert table.loc["dense"].tolist() == [1, 1, 1, 5]
+    assert table.loc["third", "value"] == pytest.approx(1 / 3)
+    assert table.loc["third", "low"] < 1 / 3 < table.loc["third", "high"]
 
 
 @settings(max_examples=5, deadline=None)

@@ -57,9 +57,11 @@ def test_normalising_twice_changes_nothing(text):
 
 
 def slow_accuracy(prediction, references):
-    told, given = vqa_normalise(prediction), list(map(vqa_normalise, references))
-    subsets = list(combinations(given, len(given) - 1))
-    return np.mean([min(1, sum(one == told for one in subset) / 3) for subset in subsets])
+    answer, answers = vqa_normalise(prediction), list(map(vqa_normalise, references))
+    subsets = list(combinations(answers, len(answers) - 1))
+    return np.mean(
+        [min(1, sum(reference == answer for reference in subset) / 3) for subset in subsets]
+    )
 
 
 ANSWER = st.sampled_from(["yes", "no", "Yes.", "2", "two"])
@@ -69,14 +71,16 @@ ANSWER = st.sampled_from(["yes", "no", "Yes.", "2", "two"])
     st.lists(st.tuples(ANSWER, st.lists(ANSWER, min_size=2, max_size=10)), min_size=1, max_size=5)
 )
 @settings(deadline=None, max_examples=100)
-def test_accuracy_is_the_mean_over_the_subsets_that_leave_one_out(asked):
-    told, known = map(list, zip(*asked, strict=True))
-    assert vqa_accuracy(told, known) == pytest.approx([slow_accuracy(*one) for one in asked])
+def test_accuracy_is_the_mean_over_the_subsets_that_leave_one_out(cases):
+    predictions, references = map(list, zip(*cases, strict=True))
+    assert vqa_accuracy(predictions, references) == pytest.approx(
+        [slow_accuracy(*entry) for entry in cases]
+    )
 
 
 def test_accuracy_of_ten_answers():
-    known = [["yes"] * k + ["no"] * (10 - k) for k in range(11)]
-    assert vqa_accuracy(["yes"] * 11, known) == pytest.approx([0, 0.3, 0.6, 0.9] + [1] * 7)
+    references = [["yes"] * k + ["no"] * (10 - k) for k in range(11)]
+    assert vqa_accuracy(["yes"] * 11, references) == pytest.approx([0, 0.3, 0.6, 0.9] + [1] * 7)
 
 
 def test_three_of_ten_are_not_yet_right():
@@ -96,7 +100,7 @@ def test_a_single_reference_is_matched_exactly():
 
 
 @pytest.mark.parametrize(
-    ("told", "known", "error"),
+    ("predictions", "references", "error"),
     [
         ([], [], EstimateError),
         (["a"], [[]], EstimateError),
@@ -104,9 +108,9 @@ def test_a_single_reference_is_matched_exactly():
         (["a"], [["a"], ["b"]], LengthError),
     ],
 )
-def test_accuracy_refuses_what_has_no_answers(told, known, error):
+def test_accuracy_refuses_what_has_no_answers(predictions, references, error):
     with pytest.raises(error):
-        vqa_accuracy(told, known)
+        vqa_accuracy(predictions, references)
 
 
 def as_the_script_does(prediction, references):
@@ -128,10 +132,10 @@ def as_the_script_does(prediction, references):
         for mark in ';/[]"{}()=+\\_-><@`,?!':
             beside = mark + " " in text or " " + mark in text
             out = out.replace(mark, "" if beside or re.search(r"\d,\d", text) else " ")
-        out, left = "", list(reversed(out))
-        while left:
-            letter = left.pop()
-            out += "" if letter == "." and not (left and left[-1].isdigit()) else letter
+        out, remaining = "", list(reversed(out))
+        while remaining:
+            letter = remaining.pop()
+            out += "" if letter == "." and not (remaining and remaining[-1].isdigit()) else letter
         words = [
             {"none": "0", "two": "2", "ten": "10"}.get(word, word) for word in out.lower().split()
         ]
@@ -139,14 +143,18 @@ def as_the_script_does(prediction, references):
             contractions.get(word, word) for word in words if word not in ("a", "an", "the")
         )
 
-    prediction, references = prediction.strip(), [one.strip() for one in references]
+    prediction, references = prediction.strip(), [reference.strip() for reference in references]
     if len(set(references)) > 1:
-        prediction, references = normalised(prediction), [normalised(one) for one in references]
-    kept = [
-        sum(other == prediction for k, other in enumerate(references) if k != out)
-        for out in range(len(references))
-    ]
-    return np.mean([min(1, count / 3) for count in kept])
+        prediction, references = (
+            normalised(prediction),
+            [normalised(reference) for reference in references],
+        )
+    # the official average leaves each person out in turn
+    matches = []
+    for out in range(len(references)):
+        others = references[:out] + references[out + 1 :]
+        matches.append(others.count(prediction))
+    return np.mean([min(1, count / 3) for count in matches])
 
 
 PARTS = [
@@ -187,7 +195,7 @@ def test_official_is_what_the_script_gives(prediction, references):
 
 
 @pytest.mark.parametrize(
-    ("told", "known", "official", "ours"),
+    ("prediction", "references", "official", "ours"),
     [
         ("Yes", ["yes"] * 10, 0, 1),
         ("yes", ["yes"] * 10, 1, 1),
@@ -200,23 +208,23 @@ def test_official_is_what_the_script_gives(prediction, references):
         ("yes", ["yes"], 0, 1),
     ],
 )
-def test_official_and_ours_differ_as_is_told(told, known, official, ours):
-    assert vqa_accuracy([told], [known], official=True)[0] == official
-    assert vqa_accuracy([told], [known])[0] == ours
+def test_official_and_ours_differ_as_is_told(prediction, references, official, ours):
+    assert vqa_accuracy([prediction], [references], official=True)[0] == official
+    assert vqa_accuracy([prediction], [references])[0] == ours
 
 
 @pytest.mark.parametrize("official", [False, True])
 @pytest.mark.parametrize(
-    ("told", "known"), [("2", 2), (2, "2"), (2, np.int64(2)), (2.5, 2.5), ("3.5", 3.5)]
+    ("prediction", "reference"), [("2", 2), (2, "2"), (2, np.int64(2)), (2.5, 2.5), ("3.5", 3.5)]
 )
-def test_numbers_count_as_their_digits(told, known, official):
-    assert vqa_accuracy([told], [[known] * 10], official)[0] == 1
+def test_numbers_count_as_their_digits(prediction, reference, official):
+    assert vqa_accuracy([prediction], [[reference] * 10], official)[0] == 1
 
 
 @pytest.mark.parametrize("bad", [None, True, float("nan"), ["2"], b"2", {"answer": "2"}])
 def test_answers_that_are_no_texts_are_refused(bad, monkeypatch):
     # its checks refuse some of these already
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
-    for told, known in (([bad], [["2"] * 3]), (["2"], [["2", bad, "2"]])):
+    for predictions, references in (([bad], [["2"] * 3]), (["2"], [["2", bad, "2"]])):
         with pytest.raises(EstimateError, match="texts and finite numbers"):
-            vqa_accuracy(told, known)
+            vqa_accuracy(predictions, references)

@@ -173,13 +173,11 @@ def test_every_block_has_every_place(models, name):
     assert len(blocks) == 3
     for block in blocks:
         inside = set(block.modules())
-        absent = (
-            ["mlp_input", "mlp_hidden"]
-            if experts_beside(block)
-            else ["mlp_hidden"]
-            if experts_inside(block)
-            else []
-        )
+        absent = []
+        if experts_beside(block):
+            absent = ["mlp_input", "mlp_hidden"]
+        elif experts_inside(block):
+            absent = ["mlp_hidden"]
         for place in anatomy.PLACES:
             if place in absent:
                 with pytest.raises(AnatomyError, match="[Ee]xpert"):
@@ -210,9 +208,9 @@ def test_parts_by_the_work_they_do(models, name):
         if hasattr(block, "per_layer_projection")
         for module in block.children()
     }
-    named = {
-        module for part in ("attention", "mlp") for top in parts[part] for module in top.modules()
-    }
+    named = set()
+    for top in parts["attention"] + parts["mlp"]:
+        named |= set(top.modules())
     assert maps <= named  # all products of the blocks have a part
     assert parts["unembedding"] == [models[name].get_output_embeddings()]
 
@@ -418,7 +416,7 @@ def test_blocks_that_lend_and_borrow_keys(models):
     }
     # the first two are the last of their kinds that make their own
     assert sharing.pop("gemma4_small") == ["lends", "lends", "borrows"]
-    assert all(found == [None] * 3 for found in sharing.values())
+    assert all(sources == [None] * 3 for sources in sharing.values())
 
 
 def test_an_unknown_place_lists_the_known(models):
@@ -430,7 +428,7 @@ def test_an_unknown_place_lists_the_known(models):
 
 
 def test_states_are_taken_from_and_put_back_into_what_modules_return():
-    states, other, weights = torch.zeros(1, 2, 3), torch.ones(1, 2, 3), torch.eye(2)
+    states, new_states, weights = torch.zeros(1, 2, 3), torch.ones(1, 2, 3), torch.eye(2)
     assert anatomy.states_of(states) is states and anatomy.states_of((states, weights)) is states
-    assert anatomy.with_states(states, other) is other
-    assert anatomy.with_states((states, weights), other) == (other, weights)
+    assert anatomy.with_states(states, new_states) is new_states
+    assert anatomy.with_states((states, weights), new_states) == (new_states, weights)

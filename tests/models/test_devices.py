@@ -20,14 +20,14 @@ class FakeCuda:
         )
 
 
-@pytest.mark.parametrize(("bf16", "wanted"), [(True, torch.bfloat16), (False, torch.float16)])
-def test_automatic_choices_follow_the_gpu(monkeypatch, bf16, wanted):
+@pytest.mark.parametrize(("bf16", "expected"), [(True, torch.bfloat16), (False, torch.float16)])
+def test_automatic_choices_follow_the_gpu(monkeypatch, bf16, expected):
     FakeCuda(monkeypatch, 2, bf16)
     assert devices.place("auto") == torch.device("cuda", 0)
     assert devices.place("balanced") == "balanced"
     assert {
         devices.number_format("auto", placed) for placed in (torch.device("cuda", 0), "balanced")
-    } == {wanted}
+    } == {expected}
     assert devices.number_format("auto", torch.device("cpu")) == torch.float32
 
 
@@ -56,15 +56,15 @@ def test_the_devices_of_the_machine_are_listed(monkeypatch):
 
 def test_processes_that_are_launched_together_take_a_gpu_each(monkeypatch):
     FakeCuda(monkeypatch, 2)
-    taken = []
+    indices = []
     for rank in ("0", "1", "2"):
         monkeypatch.setenv("LOCAL_RANK", rank)
-        taken.append(devices.place("auto").index)
-    assert taken == [0, 1, 0]
+        indices.append(devices.place("auto").index)
+    assert indices == [0, 1, 0]
 
 
 @pytest.mark.parametrize(
-    ("flags", "told", "advice"),
+    ("flags", "text", "advice"),
     [
         ("sse4_2", "no known vector units", "no units for bfloat16"),
         ("sse4_2 avx2", "AVX2", "no units for bfloat16"),
@@ -79,11 +79,11 @@ def test_processes_that_are_launched_together_take_a_gpu_each(monkeypatch):
         ("fp asimd sve bf16", "NEON, SVE, BF16", "bfloat16 is fast"),
     ],
 )
-def test_a_processor_is_told_with_the_number_format_that_suits_it(monkeypatch, flags, told, advice):
+def test_a_processor_is_told_with_the_number_format_that_suits_it(monkeypatch, flags, text, advice):
     for name in devices.LIMITS:
         monkeypatch.delenv(name, raising=False)
     units, format = devices.processor(flags.split(), "AVX2")
-    assert units == f"{told}; torch uses AVX2"
+    assert units == f"{text}; torch uses AVX2"
     assert advice in format and "float32" in format and "\n" not in format
 
 

@@ -51,17 +51,20 @@ def tuned(vlm, **options):
 
 def test_the_loss_is_the_mean_cross_entropy_of_the_answers_tokens_and_their_ends():
     vlm, answers = tiny_llava(), ["a red key", "yes"]
-    shown = [SAMPLES[0], SAMPLES[1]]
-    found = loss_of(vlm, shown, PROMPT, answers)
+    samples = [SAMPLES[0], SAMPLES[1]]
+    loss = loss_of(vlm, samples, PROMPT, answers)
     nats = []
     # one by one, without padding, position by position
-    for sample, answer in zip(shown, answers, strict=True):
+    for sample, answer in zip(samples, answers, strict=True):
         batch = vlm.batch([sample.image], [PROMPT], [f"{answer}<|im_end|>"])
-        ids, told = batch["input_ids"][0], vlm.forward(batch).logits[0].double().log_softmax(-1)
+        ids, log_probs = (
+            batch["input_ids"][0],
+            vlm.forward(batch).logits[0].double().log_softmax(-1),
+        )
         last = len(vlm.tokenizer(answer, add_special_tokens=False).input_ids) + 1
-        nats += [-told[t - 1, ids[t]].item() for t in range(len(ids) - last, len(ids))]
+        nats += [-log_probs[t - 1, ids[t]].item() for t in range(len(ids) - last, len(ids))]
     assert len(nats) == 3 + 1 + 1 + 1
-    assert found.item() == pytest.approx(np.mean(nats), abs=1e-5)
+    assert loss.item() == pytest.approx(np.mean(nats), abs=1e-5)
 
 
 def test_training_lowers_the_loss_and_moves_the_adapter_alone():
@@ -94,11 +97,11 @@ def test_without_the_adapter_the_model_is_as_it_was():
 
 
 def test_the_same_seed_gives_the_same_adapter_and_another_seed_another():
-    one, again, other = tiny_llava(), tiny_llava(), tiny_llava()
-    tuned(one), tuned(again), tuned(other, seed=1)
-    assert torch.equal(logits(one), logits(again))
-    assert not torch.allclose(logits(one), logits(other), atol=1e-4)
-    assert one.name == "tiny-llava + LoRA of 12 steps, seed 0" != other.name
+    first, again, second = tiny_llava(), tiny_llava(), tiny_llava()
+    tuned(first), tuned(again), tuned(second, seed=1)
+    assert torch.equal(logits(first), logits(again))
+    assert not torch.allclose(logits(first), logits(second), atol=1e-4)
+    assert first.name == "tiny-llava + LoRA of 12 steps, seed 0" != second.name
 
 
 def test_steps_on_the_way_are_kept_and_load_again(tmp_path):
@@ -140,19 +143,23 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path, monkeypatch):
 def test_the_configuration_names_the_base_and_says_only_the_blocks(tmp_path):
     vlm = tiny_llava()
     tuned(vlm, steps=1, rank=2, targets=("o_proj",))
-    told = json.loads((save_adapter(vlm, tmp_path) / "adapter_config.json").read_text())
-    assert (told["base_model_name_or_path"], told["r"], told["lora_alpha"]) == ("tiny-llava", 2, 4)
-    assert "language_model" in told["target_modules"] and "o_proj" in told["target_modules"]
+    config = json.loads((save_adapter(vlm, tmp_path) / "adapter_config.json").read_text())
+    assert (config["base_model_name_or_path"], config["r"], config["lora_alpha"]) == (
+        "tiny-llava",
+        2,
+        4,
+    )
+    assert "language_model" in config["target_modules"] and "o_proj" in config["target_modules"]
 
 
 def test_answers_may_be_given_one_by_one_or_by_a_function():
-    told = [f"a {COLOURS[2]}"] * len(SAMPLES)
-    one, other = tiny_llava(), tiny_llava()
-    fine_tune(one, SAMPLES, told, prompt=PROMPT, steps=2, batch_size=2)
+    answers = [f"a {COLOURS[2]}"] * len(SAMPLES)
+    first, second = tiny_llava(), tiny_llava()
+    fine_tune(first, SAMPLES, answers, prompt=PROMPT, steps=2, batch_size=2)
     fine_tune(
-        other, SAMPLES, lambda sample: f"a {COLOURS[2]}", prompt=PROMPT, steps=2, batch_size=2
+        second, SAMPLES, lambda sample: f"a {COLOURS[2]}", prompt=PROMPT, steps=2, batch_size=2
     )
-    assert torch.equal(logits(one), logits(other))
+    assert torch.equal(logits(first), logits(second))
 
 
 def test_the_connector_is_trained_through_what_is_left_out_and_loads_again(tmp_path):
@@ -160,7 +167,7 @@ def test_the_connector_is_trained_through_what_is_left_out_and_loads_again(tmp_p
     before = logits(vlm)
     with skip(vlm, [1]):
         history = tuned(vlm, targets="connector", rank=8, folder=tmp_path)
-        told = logits(vlm)
+        expected = logits(vlm)
     assert history["loss"].iloc[-3:].mean() < history["loss"].iloc[:3].mean()
     moved = [
         name
@@ -173,7 +180,7 @@ def test_the_connector_is_trained_through_what_is_left_out_and_loads_again(tmp_p
     assert torch.equal(logits(again), before)
     add_adapter(again.model, tmp_path / "step-0012")
     with skip(again, [1]):
-        assert torch.allclose(logits(again), told, atol=0.02)  # kept in half precision
+        assert torch.allclose(logits(again), expected, atol=0.02)  # kept in half precision
 
 
 def test_a_model_without_linear_maps_before_its_blocks_has_no_connector_to_train():

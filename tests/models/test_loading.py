@@ -120,9 +120,11 @@ def test_of_a_model_that_also_speaks_the_part_that_reads_is_loaded(tmp_path):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "float64", torch.bfloat16])
 def test_number_formats_by_name_or_as_torch_says_them(saved, dtype):
-    wanted = getattr(torch, dtype) if isinstance(dtype, str) else dtype
+    expected = getattr(torch, dtype) if isinstance(dtype, str) else dtype
     vlm = load(saved, "cpu", dtype)
-    assert vlm.dtype == wanted and {weight.dtype for weight in vlm.model.parameters()} == {wanted}
+    assert vlm.dtype == expected and {weight.dtype for weight in vlm.model.parameters()} == {
+        expected
+    }
 
 
 @pytest.mark.parametrize("dtype", ["int8", "half", "float8_e4m3fn", "nn", torch.int32])
@@ -137,7 +139,7 @@ def test_devices_that_are_not_there_are_refused_with_those_that_are(saved, devic
         load(saved, device=device)
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="runs on a machine without a CUDA GPU")
 @pytest.mark.parametrize("device", ["cuda", "cuda:0", "balanced"])
 def test_a_gpu_where_there_is_none_is_refused(saved, device):
     with pytest.raises(
@@ -147,12 +149,12 @@ def test_a_gpu_where_there_is_none_is_refused(saved, device):
     assert load(saved).device.type == "cpu"
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="runs on a machine with a CUDA GPU")
 @pytest.mark.parametrize("device", ["auto", "cuda", "balanced"])
 def test_on_a_gpu_the_answers_are_those_of_the_cpu(saved, device, vlm):
-    there = load(saved, device=device, dtype="float32")
-    assert there.device.type == "cuda"
-    torch.testing.assert_close(logits(there).cpu(), logits(vlm), atol=1e-3, rtol=1e-3)
+    placed = load(saved, device=device, dtype="float32")
+    assert placed.device.type == "cuda"
+    torch.testing.assert_close(logits(placed).cpu(), logits(vlm), atol=1e-3, rtol=1e-3)
     assert load(saved, device=device).dtype in (torch.bfloat16, torch.float16)
 
 
@@ -264,27 +266,27 @@ def test_an_untested_architecture_loads_with_less_where_a_place_fails(monkeypatc
 # Attention
 
 
-@pytest.mark.parametrize("how", ["eager", "sdpa"])
-def test_attention_is_computed_as_asked(saved, vlm, how):
-    again = load(saved, device="cpu", attn_implementation=how)
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_attention_is_computed_as_asked(saved, vlm, attention):
+    again = load(saved, device="cpu", attn_implementation=attention)
     assert {
         again.model.config._attn_implementation,
         again.model.config.text_config._attn_implementation,
-    } == {how}
+    } == {attention}
     torch.testing.assert_close(
         logits(again, TEXTS[:1]), logits(vlm, TEXTS[:1]), atol=1e-4, rtol=1e-4
     )
     weights = again.forward(again.batch([PICTURE], TEXTS[:1]), output_attentions=True).attentions
-    assert bool(weights) == (how == "eager")  # which alone has any to give
+    assert bool(weights) == (attention == "eager")  # which alone has any to give
 
 
-@pytest.mark.parametrize("how", ["flash", "", "kernels-community/flash-attn", "paged|eager"])
-def test_attention_that_is_not_known_is_refused(saved, how):
+@pytest.mark.parametrize("attention", ["flash", "", "kernels-community/flash-attn", "paged|eager"])
+def test_attention_that_is_not_known_is_refused(saved, attention):
     with pytest.raises(LoadError, match=r"attn_implementation='.*'; allowed: eager, .*sdpa"):
-        load(saved, device="cpu", attn_implementation=how)
+        load(saved, device="cpu", attn_implementation=attention)
 
 
-@pytest.mark.skipif(is_flash_attn_2_available(), reason="needs a machine without flash-attn")
+@pytest.mark.skipif(is_flash_attn_2_available(), reason="runs without flash-attn")
 def test_attention_that_needs_a_package_is_refused_with_its_name(saved):
     with pytest.raises(
         LoadError,
@@ -333,14 +335,14 @@ def test_offline_takes_what_the_cache_has_and_names_the_commit(saved, tmp_path):
         (model / "snapshots" / commit).mkdir(parents=True)
         for file in files:
             (model / "snapshots" / commit / file.name).write_bytes(file.read_bytes())
-    own = {"HF_HOME": str(tmp_path), "PYTHONPATH": ".", "OMP_NUM_THREADS": "1"}
+    environment = {"HF_HOME": str(tmp_path), "PYTHONPATH": ".", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [sys.executable, "-c", CACHED], env=own, capture_output=True, text=True, check=False
+        [sys.executable, "-c", CACHED], env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    told = done.stdout.splitlines()
-    assert told[:2] == [commit, "3"] and told[-1] == "False"
-    assert [line.split()[0] for line in told[2:-1]] == [
+    lines = done.stdout.splitlines()
+    assert lines[:2] == [commit, "3"] and lines[-1] == "False"
+    assert [line.split()[0] for line in lines[2:-1]] == [
         "'owner/llava'",
         "'owner/other'",
         "'owner/half'",
@@ -558,7 +560,7 @@ NO_SAFETENSORS = (
 
 
 @pytest.mark.parametrize(
-    ("said", "offline", "error"),
+    ("message", "offline", "error"),
     [
         (NO_SAFETENSORS, False, LoadError),
         (NO_SAFETENSORS, True, HubError),
@@ -566,12 +568,12 @@ NO_SAFETENSORS = (
     ],
 )
 def test_a_hub_model_of_pickles_is_told_from_one_that_is_not_to_be_had(
-    monkeypatch, said, offline, error
+    monkeypatch, message, offline, error
 ):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
     source = loading.Source("owner/model", None, offline, False)
     with pytest.raises(error, match="'owner/model'"), source.reading("weights"):
-        raise OSError(said)
+        raise OSError(message)
 
 
 # Quantised weights
@@ -688,9 +690,9 @@ def test_an_adapter_gives_what_peft_gives_and_can_be_turned_off(saved, adapter, 
 
 @pytest.mark.parametrize("rank_stabilised", [False, True])
 def test_a_dora_gives_what_peft_gives(saved, tmp_path, vlm, rank_stabilised):
-    other = tiny_llava()
-    batch = other.batch([PICTURE] * 2, TEXTS)
-    with_dora = trained(other.model, tmp_path, use_dora=True, use_rslora=rank_stabilised)
+    second_vlm = tiny_llava()
+    batch = second_vlm.batch([PICTURE] * 2, TEXTS)
+    with_dora = trained(second_vlm.model, tmp_path, use_dora=True, use_rslora=rank_stabilised)
     for name, weight in with_dora.named_parameters():
         if "magnitude" in name:
             weight.data.mul_(1 + 0.3 * torch.rand_like(weight))
@@ -769,15 +771,15 @@ def test_without_peft_an_adapter_is_refused(monkeypatch, saved, adapter):
 @pytest.fixture
 def pocket(monkeypatch, vlm):
     """Stands where pocket LLaVA is built; keeps what was asked."""
-    asked = []
+    requests = []
 
     def build(name, revision, dtype):
-        asked.append((name, revision, dtype))
-        made = tiny_llava()
-        return made.model.to(dtype), made.processor
+        requests.append((name, revision, dtype))
+        vlm = tiny_llava()
+        return vlm.model.to(dtype), vlm.processor
 
     monkeypatch.setattr("xlvlms_tutorial.pocket.build.build", build)
-    return asked
+    return requests
 
 
 def test_pocket_llava_is_built_at_a_step_in_a_format_and_takes_an_adapter(pocket, adapter):

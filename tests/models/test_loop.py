@@ -91,22 +91,23 @@ def test_the_steps_are_those_of_the_algorithm(decay):
 
 
 def test_what_is_not_given_stays_and_what_is_done_at_a_step_comes_before_the_next():
-    parameters, seen = start(), []
+    parameters, steps = start(), []
     trained = {"weight": parameters["weight"]}
 
     def at_step(done):
-        seen.append(done)
+        steps.append(done)
         parameters["weight"].detach().clamp_(max=1.05)
 
     run_on = lambda step: (parameters["weight"] + parameters["bias"]).sum().neg()
     optimise(trained, run_on, 5, lambda step: 0.1, at_step=at_step, disable=True)
-    assert seen == [0, 1, 2, 3, 4, 5]
+    assert steps == [0, 1, 2, 3, 4, 5]
     assert parameters["bias"].item() == 0.5
     assert parameters["weight"].tolist() == pytest.approx([1.05] * 3)
 
 
 def test_a_killed_run_goes_on_from_what_was_kept_and_ends_the_same(tmp_path):
-    whole, killed, resumed, seen = start(), start(), start(), []
+    whole, killed, resumed = start(), start(), start()
+    steps = []
     expected = run(whole)
 
     def kill(done):
@@ -115,8 +116,8 @@ def test_a_killed_run_goes_on_from_what_was_kept_and_ends_the_same(tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         run(killed, folder=tmp_path, keep_at=range(2, 9, 3), at_step=kill)
-    rows = run(resumed, folder=tmp_path, keep_at=(), at_step=seen.append)
-    assert seen == [5, 6, 7, 8]
+    rows = run(resumed, folder=tmp_path, keep_at=(), at_step=steps.append)
+    assert steps == [5, 6, 7, 8]
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
     assert [(row["step"], row["loss"]) for row in rows] == [
         (row["step"], row["loss"]) for row in expected
@@ -124,10 +125,10 @@ def test_a_killed_run_goes_on_from_what_was_kept_and_ends_the_same(tmp_path):
 
 
 def test_a_run_that_is_done_is_read_and_not_trained_again(tmp_path):
-    first, again, seen = start(), start(), []
+    first, again, steps = start(), start(), []
     rows = run(first, folder=tmp_path, keep_at={8})
-    assert run(again, folder=tmp_path, at_step=seen.append) == rows
-    assert seen == [8] and torch.equal(first["weight"], again["weight"])
+    assert run(again, folder=tmp_path, at_step=steps.append) == rows
+    assert steps == [8] and torch.equal(first["weight"], again["weight"])
 
 
 def test_nothing_is_kept_without_a_folder_or_before_it_is_time(tmp_path, monkeypatch):

@@ -104,12 +104,12 @@ def test_a_scope_that_is_taken_for_the_other_is_found(checked, monkeypatch):
 
 def test_a_bias_that_is_not_what_was_asked_for_is_found(checked, monkeypatch):
     """The measurement on entry would see it; here it is blind."""
-    own = edits._vector
+    original = edits._vector
     calls = []
 
-    def doubled(vlm, vector, what, most=2):
-        calls.append(what)
-        return own(vlm, vector * (2 if most == 1 else 1), what, most)
+    def doubled(vlm, vector, description, max_dims=2):
+        calls.append(description)
+        return original(vlm, vector * (2 if max_dims == 1 else 1), description, max_dims)
 
     monkeypatch.setattr(edits, "_vector", doubled)
     assert failed(checked()) == {"fold"} and calls
@@ -119,9 +119,9 @@ def test_a_middle_that_is_only_the_input_is_found(checked):
     vlm, inputs = around("plain")
     # as in GPT-NeoX, whose MLP has a norm of its own and reads the block's input all the same
     for block in vlm.blocks:
-        keep, own = {}, block.post_attention_layernorm
+        keep, norm = {}, block.post_attention_layernorm
         block.register_forward_pre_hook(lambda _, args, keep=keep: keep.update(start=args[0]))
-        own.register_forward_pre_hook(lambda _, args, keep=keep: (keep["start"],))
+        norm.register_forward_pre_hook(lambda _, args, keep=keep: (keep["start"],))
     table = self_check(vlm, vlm.prepare(inputs)).set_index("check")
     assert table.loc["between attention and MLP", "detail"] == (
         "layer 1: it is the block's input, as where attention and MLP run side by side"
@@ -148,9 +148,9 @@ def test_layers_are_one_of_each_kind_and_the_first_two():
 
 
 def test_generations_are_compared_up_to_where_they_part():
-    new, other = torch.tensor([[1, 2, 3]]), torch.tensor([[1, 9, 3]])
+    new, second_ids = torch.tensor([[1, 2, 3]]), torch.tensor([[1, 9, 3]])
     logits, others = torch.ones(1, 3, 4), torch.ones(1, 3, 4)
     others[0, 2] = 7
-    assert place_checks._steps_apart((new, logits), (other, others)) == 0
+    assert place_checks._steps_apart((new, logits), (second_ids, others)) == 0
     others[0, 1, 2] = 2
-    assert place_checks._steps_apart((new, logits), (other, others)) == 0.5
+    assert place_checks._steps_apart((new, logits), (second_ids, others)) == 0.5

@@ -77,7 +77,7 @@ def inputs(processor, name: str, rows=(0, 1)) -> hf.BatchFeature:
     kind = "audio" if name == "qwen2_audio" else "image"
     texts = ["<image>" * (name == "paligemma") + QUESTIONS[row] for row in rows]
     if processor.chat_template is not None:
-        said = [
+        chats = [
             [
                 {
                     "role": "user",
@@ -86,7 +86,9 @@ def inputs(processor, name: str, rows=(0, 1)) -> hf.BatchFeature:
             ]
             for row in rows
         ]
-        texts = [processor.apply_chat_template(turns, add_generation_prompt=True) for turns in said]
+        texts = [
+            processor.apply_chat_template(turns, add_generation_prompt=True) for turns in chats
+        ]
     if kind == "audio":
         clips = [np.random.default_rng(row).standard_normal(16000 - 4000 * row) for row in rows]
         return processor(
@@ -123,11 +125,11 @@ def features(model, batch) -> int:
     )
     with torch.no_grad():
         inner = model if hasattr(model, "get_image_features") else model.model
-        made = inner.get_image_features(
+        built = inner.get_image_features(
             **{key: batch[key] for key in takes if key in batch}
         ).pooler_output
-    made = made if isinstance(made, (list, tuple)) else [made]
-    return sum(part.flatten(0, -2).shape[0] for part in made)
+    built = built if isinstance(built, (list, tuple)) else [built]
+    return sum(part.flatten(0, -2).shape[0] for part in built)
 
 
 def test_all_models_but_some_have_a_processor_here():
@@ -161,9 +163,9 @@ def test_mllama_has_one_placeholder_for_each_picture_and_a_mask_for_the_cross_at
     model, _ = build("mllama")
     batch = inputs(load_processor(saved("mllama")), "mllama")
     assert (batch["input_ids"] == model.config.image_token_id).sum(1).tolist() == [1, 1]
-    seen = batch["cross_attention_mask"][:, :, 0, 0].bool()
+    visible = batch["cross_attention_mask"][:, :, 0, 0].bool()
     after = (batch["input_ids"] == model.config.image_token_id).cumsum(1).bool()
-    assert torch.equal(seen, after)
+    assert torch.equal(visible, after)
 
 
 @pytest.mark.parametrize("name", PROCESSORS)
@@ -221,9 +223,9 @@ def test_qwen_inputs_tell_pictures_from_text(saved, name):
 def test_generation_without_token_types_silently_gives_other_logits(saved, name):
     model, _ = build(name)
     batch = inputs(load_processor(saved(name)), name)
-    right = first_logits(model, batch)
+    expected = first_logits(model, batch)
     del batch["mm_token_type_ids"]
-    assert (first_logits(model, batch) - right).abs().max() > 0.01
+    assert (first_logits(model, batch) - expected).abs().max() > 0.01
 
 
 def test_qwen2_5_forward_without_token_types_silently_gives_other_logits_where_its_kin_raise(saved):
@@ -231,10 +233,10 @@ def test_qwen2_5_forward_without_token_types_silently_gives_other_logits_where_i
         model, _ = build(name)
         batch = inputs(load_processor(saved(name)), name)
         with torch.no_grad():
-            right = model(**batch).logits
+            expected = model(**batch).logits
             del batch["mm_token_type_ids"]
             if name == "qwen2_5_vl":
-                assert (model(**batch).logits - right)[:, -1].abs().max() > 0.01
+                assert (model(**batch).logits - expected)[:, -1].abs().max() > 0.01
             else:
                 with pytest.raises(ValueError, match="mm_token_type_ids"):
                     model(**batch)
@@ -242,13 +244,11 @@ def test_qwen2_5_forward_without_token_types_silently_gives_other_logits_where_i
 
 @pytest.mark.parametrize("name", PROCESSORS)
 def test_what_a_processor_reads_is_what_it_has_a_part_for(saved, name):
-    expected = (
-        ("audio",)
-        if name == "qwen2_audio"
-        else ("image", "video")
-        if name in WITH_VIDEO
-        else ("image",)
-    )
+    expected = ("image",)
+    if name == "qwen2_audio":
+        expected = ("audio",)
+    elif name in WITH_VIDEO:
+        expected = ("image", "video")
     expected += ("audio",) * (name in WITH_SOUND)
     assert reads(load_processor(saved(name))) == expected
 
@@ -276,8 +276,8 @@ def test_pictures_go_flat_to_processors_that_take_them_so(saved, name):
     for row in range(2):
         alone = vlm.forward(vlm.batch(pictures[row : row + 1], QUESTIONS[row : row + 1])).logits
         torch.testing.assert_close(together[row, -1], alone[0, -1], atol=1e-3, rtol=1e-3)
-    other = vlm.forward(vlm.batch(pictures[::-1], QUESTIONS)).logits
-    assert ((other - together)[:, -1].abs().amax(-1) > 1e-2).all()
+    reversed_logits = vlm.forward(vlm.batch(pictures[::-1], QUESTIONS)).logits
+    assert ((reversed_logits - together)[:, -1].abs().amax(-1) > 1e-2).all()
     assert self_check(vlm, batch)["passed"].all()
 
 
@@ -353,11 +353,11 @@ def test_a_chat_with_a_picture_is_tokenised_in_one_step_as_in_two(saved, name):
         "return_dict": True,
         "return_tensors": "pt",
     }
-    one = processor.apply_chat_template(chat, **settings)
+    single = processor.apply_chat_template(chat, **settings)
     two = inputs(processor, name, (0,))
-    assert one["input_ids"].tolist() == two["input_ids"].tolist()
+    assert single["input_ids"].tolist() == two["input_ids"].tolist()
     pixels = [key for key in two if "pixel_values" in key]
-    assert pixels and all(torch.equal(one[key], two[key]) for key in pixels)
+    assert pixels and all(torch.equal(single[key], two[key]) for key in pixels)
 
 
 def test_where_torchvision_is_installed_the_auto_class_decides(saved, monkeypatch):
@@ -371,26 +371,26 @@ def test_saving_and_loading_again_changes_nothing(saved, name, tmp_path):
     build(name)[0].config.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
     again = load_processor(tmp_path)
-    one, other = inputs(processor, name), inputs(again, name)
-    assert one.keys() == other.keys()
-    assert all(torch.equal(one[key], other[key]) for key in one)
+    first, second = inputs(processor, name), inputs(again, name)
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[key], second[key]) for key in first)
 
 
 def test_the_video_settings_of_the_model_survive(tmp_path):
-    told = {
+    config = {
         "video_processor_type": "Qwen2VLVideoProcessor",
         "merge_size": 2,
         "temporal_patch_size": 2,
         "fps": 2,
     }
     save_processor("qwen2_vl", tmp_path)
-    (tmp_path / "video_preprocessor_config.json").write_text(json.dumps(told))
+    (tmp_path / "video_preprocessor_config.json").write_text(json.dumps(config))
     processor = load_processor(tmp_path)
     assert (processor.video_processor.merge_size, processor.video_processor.fps) == (2, 2)
     processor.save_pretrained(tmp_path / "again")
     assert (
         json.loads((tmp_path / "again" / "processor_config.json").read_text())["video_processor"]
-        == told
+        == config
     )
 
 
@@ -407,7 +407,10 @@ def test_a_missing_package_is_named_with_the_next_step(saved, monkeypatch):
         load_processor(saved("smolvlm"))
 
 
-@pytest.mark.skipif(hf.utils.is_torchvision_available(), reason="torchvision is installed")
+@pytest.mark.skipif(
+    hf.utils.is_torchvision_available(),
+    reason="runs without torchvision",
+)
 def test_a_processor_that_needs_torchvision_for_pictures_is_refused(tmp_path):
     tokenizer({}).save_pretrained(tmp_path)
     (tmp_path / "preprocessor_config.json").write_text(
@@ -441,10 +444,10 @@ def test_offline_an_absent_model_is_not_looked_for():
 
 
 def test_the_revision_and_the_permission_reach_transformers(monkeypatch):
-    asked = []
-    monkeypatch.setattr(processors, "_load", lambda name, options: asked.append((name, options)))
+    requests = []
+    monkeypatch.setattr(processors, "_load", lambda name, options: requests.append((name, options)))
     with pytest.raises(LoadError):
         load_processor("a/b", revision="v2", trust_remote_code=True)
-    assert asked == [
+    assert requests == [
         ("a/b", {"local_files_only": False, "trust_remote_code": True, "revision": "v2"})
     ]

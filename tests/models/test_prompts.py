@@ -22,9 +22,9 @@ from xlvlms_tutorial.samples import Sample
 
 
 def png(picture: Image.Image) -> bytes:
-    held = BytesIO()
-    picture.save(held, "PNG")
-    return held.getvalue()
+    buffer = BytesIO()
+    picture.save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 PICTURE = Image.new("RGB", (40, 30), (200, 30, 30))
@@ -111,9 +111,9 @@ def test_the_first_tokens_state_does_not_change_with_the_template(loaded):
 def test_a_text_with_the_mark_of_a_picture_is_refused_with_its_sample(loaded, name):
     vlm = loaded(name)
     read = [token for kind, token in vlm.placeholders.items() if kind in reads(vlm.processor)]
-    taken = {*vlm.tokenizer.convert_ids_to_tokens(read), *prompts.marks(vlm.processor)}
-    assert taken
-    for mark in taken:
+    placeholders = {*vlm.tokenizer.convert_ids_to_tokens(read), *prompts.marks(vlm.processor)}
+    assert placeholders
+    for mark in placeholders:
         texts = [TEXTS[0], f"What does {mark} mean ?"]
         for images in ([PICTURE] * 2, None):
             with pytest.raises(
@@ -153,7 +153,7 @@ def test_a_chat_template_that_leaves_the_picture_out_is_told():
 
 
 @pytest.mark.parametrize(
-    ("template", "said"),
+    ("template", "message"),
     [
         ("{% for x in %}", "TemplateSyntaxError"),
         ("{{ 1 / 0 }}", "ZeroDivisionError"),
@@ -164,12 +164,12 @@ def test_a_chat_template_that_leaves_the_picture_out_is_told():
         ("{% for x in range(10 ** 9) %}{% endfor %}", "OverflowError"),
     ],
 )
-def test_a_chat_template_that_fails_is_told_with_its_model(template, said):
+def test_a_chat_template_that_fails_is_told_with_its_model(template, message):
     vlm = tiny_llava()
     vlm.processor.chat_template = template
     with pytest.raises(
         LoadError,
-        match=f"chat template of 'tiny-llava' fails .*{said}.*; correct it and load again",
+        match=f"chat template of 'tiny-llava' fails .*{message}.*; correct it and load again",
     ):
         vlm.generate([PICTURE], TEXTS[:1], 2)
 
@@ -220,7 +220,7 @@ def test_what_a_processor_raises_at_texts_is_told_in_this_packages_words(monkeyp
         if any("key" in prompt for prompt in text):
             raise IndexError("list index out of range")
 
-    monkeypatch.setattr(type(vlm.processor), "__call__", lambda self, **given: odd(**given))
+    monkeypatch.setattr(type(vlm.processor), "__call__", lambda self, **options: odd(**options))
     with pytest.raises(PromptError, match=r"\(sample 1\): IndexError: list index out of range"):
         vlm.batch(None, TEXTS)
 
@@ -309,12 +309,12 @@ def test_a_token_that_the_model_does_not_embed_is_named():
 
 
 @pytest.mark.parametrize(
-    "given",
+    "inputs",
     [{"image": PICTURE}, {"texts": "What ?"}, {"answers": "red"}, {"image": "a.png"}, {"image": 7}],
 )
-def test_one_thing_where_a_list_belongs_is_refused(given):
+def test_one_thing_where_a_list_belongs_is_refused(inputs):
     with pytest.raises(PromptError, match="give a list, with one for each sample"):
-        prompts.counted(**{"texts": ["What ?"]} | given)
+        prompts.counted(**{"texts": ["What ?"]} | inputs)
 
 
 @pytest.mark.parametrize("wrong", [2, None, b"red", ["red"]])

@@ -173,12 +173,12 @@ def test_pictures_may_be_files(towers, tmp_path):
 
 def test_what_cannot_be_scored_is_refused(towers):
     scorer = load_scorer(towers[2], device="cpu")
-    for texts, told in (
+    for texts, message in (
         ([], "no list of texts"),
         ("a red key", "no list"),
         (["a", " "], "text 1 is ' '"),
     ):
-        with pytest.raises(SelectionError, match=told):
+        with pytest.raises(SelectionError, match=message):
             scorer.texts(texts)
     for pictures in ([], "picture.png"):
         with pytest.raises(SelectionError, match="no list of pictures"):
@@ -200,29 +200,31 @@ def test_number_formats_change_the_weights_and_not_what_comes_out(towers):
         load_scorer(towers[2], device="cpu", dtype="bfloat16"),
     )
     assert rough.towers.model.dtype == torch.bfloat16
-    for one, other in (
+    for first, second in (
         (exact.images(PICTURES), rough.images(PICTURES)),
         (exact.texts(TEXTS), rough.texts(TEXTS)),
     ):
-        assert other.dtype == torch.float32 and 0 < (one - other).abs().max() < 0.05
-        torch.testing.assert_close(other.norm(dim=1), torch.ones(len(other)))
+        assert second.dtype == torch.float32 and 0 < (first - second).abs().max() < 0.05
+        torch.testing.assert_close(second.norm(dim=1), torch.ones(len(second)))
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="runs on a machine with a CUDA GPU")
 def test_on_a_gpu_the_embeddings_are_those_of_the_cpu(towers):
-    here, there = (
+    first, second = (
         load_scorer(towers[2], device=device, dtype="float32") for device in ("cpu", "cuda")
     )
-    torch.testing.assert_close(there.images(PICTURES), here.images(PICTURES), atol=1e-3, rtol=1e-3)
-    torch.testing.assert_close(there.texts(TEXTS), here.texts(TEXTS), atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(
+        second.images(PICTURES), first.images(PICTURES), atol=1e-3, rtol=1e-3
+    )
+    torch.testing.assert_close(second.texts(TEXTS), first.texts(TEXTS), atol=1e-3, rtol=1e-3)
 
 
 @pytest.mark.parametrize(
-    ("load", "known"), [(load_scorer, "pocket-scorer"), (load_text_encoder, "minilm")]
+    ("load", "names"), [(load_scorer, "pocket-scorer"), (load_text_encoder, "minilm")]
 )
-def test_unknown_names_list_the_known(load, known):
+def test_unknown_names_list_the_known(load, names):
     for name in ("clip", "", "a/b/c"):
-        with pytest.raises(UnknownModelError, match=known):
+        with pytest.raises(UnknownModelError, match=names):
             load(name)
 
 
@@ -304,16 +306,16 @@ def test_remote_code_is_not_run(spoilt):
 def test_states_are_those_of_each_text_alone_without_special_tokens(tmp_path):
     model, words = bert(tmp_path), tokenizer()
     for layer in (None, 0, 1, 2):
-        found = load_text_encoder(tmp_path, device="cpu", layer=layer).tokens(TEXTS, batch_size=2)
-        assert len(found) == 4 and torch.equal(found[0], found[3])
-        for text, states in zip(TEXTS, found, strict=True):
+        tokens = load_text_encoder(tmp_path, device="cpu", layer=layer).tokens(TEXTS, batch_size=2)
+        assert len(tokens) == 4 and torch.equal(tokens[0], tokens[3])
+        for text, states in zip(TEXTS, tokens, strict=True):
             with torch.no_grad():
                 alone = model(**words(text, return_tensors="pt"), output_hidden_states=True)
-            wanted = alone.hidden_states[-1 if layer is None else layer][0, 1:-1]
+            expected = alone.hidden_states[-1 if layer is None else layer][0, 1:-1]
             torch.testing.assert_close(
-                states, wanted / wanted.norm(dim=1, keepdim=True), atol=1e-5, rtol=1e-4
+                states, expected / expected.norm(dim=1, keepdim=True), atol=1e-5, rtol=1e-4
             )
-    assert [len(states) for states in found] == [3, 2, 9, 3]
+    assert [len(states) for states in tokens] == [3, 2, 9, 3]
 
 
 def test_a_text_encoder_refuses_bad_layers_and_texts(tmp_path):
@@ -336,11 +338,11 @@ def test_a_checkpoint_without_a_pooler_gives_the_same_states(tmp_path):
     weights = load_file(tmp_path / "bare" / "model.safetensors")
     bare = {name: weight for name, weight in weights.items() if not name.startswith("pooler")}
     save_file(bare, tmp_path / "bare" / "model.safetensors", {"format": "pt"})
-    one, other = (
+    first, second = (
         load_text_encoder(tmp_path / name, device="cpu").tokens(TEXTS) for name in ("whole", "bare")
     )
     assert len(bare) < len(weights)
-    assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
 # The embedded ones
@@ -371,7 +373,9 @@ def test_the_pocket_scorer_is_the_default_and_gives_the_same_each_time():
 def test_the_pocket_scorer_is_built_where_it_is_sent(monkeypatch):
     sent = []
     towers = SimpleNamespace(
-        image_features=len, text_features=len, to=lambda *where: sent.append(where) or towers
+        image_features=len,
+        text_features=len,
+        to=lambda *arguments: sent.append(arguments) or towers,
     )
     monkeypatch.setattr("xlvlms_tutorial.pocket.scorer.build_scorer", lambda: towers)
     assert load_scorer(device="cpu", dtype="bfloat16").towers is towers

@@ -84,9 +84,9 @@ def test_the_positions_of_cross_attention_are_skipped_with_a_note(checked):
 
 
 def test_the_model_is_left_as_it_was(checked):
-    kept = []
-    assert failed(checked(kept.append)) == []
-    (vlm,) = kept
+    recorded = []
+    assert failed(checked(recorded.append)) == []
+    (vlm,) = recorded
     modules = list(vlm.model.modules())
     # transformers keeps its own recorders of hidden states
     hooks = [
@@ -229,9 +229,9 @@ def test_ids_that_are_replaced_beside_the_configs_are_named(checked):
 
     def overwrite(vlm):
         def replace(_, args, named):
-            given = named["inputs_embeds"].clone()
-            given[torch.isin(vlm.running["input_ids"], torch.tensor([11, 23]))] += 1
-            return args, named | {"inputs_embeds": given}
+            embeddings = named["inputs_embeds"].clone()
+            embeddings[torch.isin(vlm.running["input_ids"], torch.tensor([11, 23]))] += 1
+            return args, named | {"inputs_embeds": embeddings}
 
         anatomy.decoder(vlm.model).register_forward_pre_hook(replace, with_kwargs=True)
 
@@ -307,7 +307,7 @@ def test_two_tokens_within_rounding_count_as_the_same(checked, gap, passes):
 
     The one when a single token enters the blocks, and the other when the whole sequence does.
     """
-    chosen = []
+    selected = []
 
     def tie(vlm):
         single = {}
@@ -322,28 +322,28 @@ def test_two_tokens_within_rounding_count_as_the_same(checked, gap, passes):
 
         vlm.model.lm_head.register_forward_hook(nearly_even)
         batch = vlm.prepare(build("llava")[1])
-        chosen.extend(
+        selected.extend(
             vlm.generate_ids(batch, 3, use_cache=use_cache)[0].tolist()
             for use_cache in (True, False)
         )
 
     table = checked(tie)
-    assert chosen == [[50, 51, 51], [50, 50, 50]]
+    assert selected == [[50, 51, 51], [50, 50, 50]]
     assert table.loc["generation", "passed"] == passes
 
 
 def test_a_block_whose_output_nothing_reads_fails(checked):
     def shadow(vlm):
         """The block's output is put back after whatever a hook made of it."""
-        kept = {}
+        recorded = {}
         inner = vlm.blocks[1].forward
 
         def remember(*args, **named):
-            kept["output"] = inner(*args, **named)
-            return kept["output"]
+            recorded["output"] = inner(*args, **named)
+            return recorded["output"]
 
         vlm.blocks[1].forward = remember
-        vlm.blocks[1].register_forward_hook(lambda *_: kept["output"])
+        vlm.blocks[1].register_forward_hook(lambda *_: recorded["output"])
 
     table = checked(shadow)
     assert [name for name in failed(table) if name in REQUIRED] == ["block bypass"]

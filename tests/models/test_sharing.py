@@ -176,17 +176,17 @@ def noisy(n: int) -> list[Image.Image]:
 def by_argmax(vlm, picture, text, n):
     """The most probable token at each step, from whole forwards without a cache."""
     batch = dict(vlm.batch([picture], [text]))
-    said = []
+    ids = []
     for _ in range(n):
         with torch.no_grad():
             logits = vlm.model(**batch).logits[0, -1]
         logits[vlm.model.generation_config.suppress_tokens] = -torch.inf
-        said.append(int(logits.argmax()))
-        if said[-1] == vlm.model.generation_config.eos_token_id:
+        ids.append(int(logits.argmax()))
+        if ids[-1] == vlm.model.generation_config.eos_token_id:
             break
-        batch["input_ids"] = torch.cat([batch["input_ids"], torch.tensor([said[-1:]])], dim=1)
+        batch["input_ids"] = torch.cat([batch["input_ids"], torch.tensor([ids[-1:]])], dim=1)
         batch["attention_mask"] = torch.ones_like(batch["input_ids"])
-    return vlm.tokenizer.decode(said, skip_special_tokens=True).strip()
+    return vlm.tokenizer.decode(ids, skip_special_tokens=True).strip()
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
@@ -212,12 +212,12 @@ def test_what_a_call_asks_for_is_done():
 
 def test_the_models_settings_are_back_even_after_an_error():
     vlm = lively()
-    own = vlm.model.generation_config
+    config = vlm.model.generation_config
     with pytest.raises(RuntimeError, match="planted"), greedy(vlm.model):
-        assert vlm.model.generation_config is not own
-        assert vlm.model.generation_config.suppress_tokens == own.suppress_tokens
+        assert vlm.model.generation_config is not config
+        assert vlm.model.generation_config.suppress_tokens == config.suppress_tokens
         raise RuntimeError("planted")
-    assert vlm.model.generation_config is own
+    assert vlm.model.generation_config is config
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -228,14 +228,14 @@ def test_the_models_settings_are_back_even_after_an_error():
 def test_logits_that_are_no_numbers_are_told(part, value):
     vlm, image = lively(), noisy(1)
     first = vlm.generate_ids(vlm.batch(image, TEXTS[:1]), 1)[0, 0]
-    weight, at = {
+    weight, index = {
         "one weight of the head": (vlm.model.lm_head.weight, (5, 3)),
         "the head": (vlm.model.lm_head.weight, slice(None)),
         "a query": (vlm.blocks[2].self_attn.q_proj.weight, (0, 0)),
         "the tower": (vlm.model.model.vision_tower.encoder.layers[0].mlp.fc1.weight, slice(None)),
         "an embedding that is said": (vlm.model.get_input_embeddings().weight, first),
     }[part]
-    weight.data[at] = value
+    weight.data[index] = value
     with pytest.raises(
         ActivationsError, match="logits of the next token are NaN or infinite.*check its weights"
     ):

@@ -58,8 +58,8 @@ def test_the_tokenizer_of_these_tests_cuts_as_llama_does(pieces):
     ],
 )
 def test_words_are_found_whole_at_their_first_piece(pieces, text, words, expected):
-    found = find_words(pieces, ids_of(pieces, text), words)
-    assert (found and (found[0].start, found[1])) == expected
+    match = find_words(pieces, ids_of(pieces, text), words)
+    assert (match and (match[0].start, match[1])) == expected
 
 
 def test_the_index_is_that_of_the_first_piece(pieces):
@@ -67,10 +67,10 @@ def test_the_index_is_that_of_the_first_piece(pieces):
     for word in ("3", "or", "1", "zebra"):
         part, _ = find_words(pieces, ids, [word])
         assert decode(pieces, ids[part]).strip() == word
-        at = part.start
-        rest = decode(pieces, ids[at:]).strip()
+        start = part.start
+        rest = decode(pieces, ids[start:]).strip()
         assert rest.startswith(word)
-        assert not decode(pieces, ids[at + 1 :]).strip().startswith(word)
+        assert not decode(pieces, ids[start + 1 :]).strip().startswith(word)
 
 
 def test_nothing_is_found_in_no_ids(pieces):
@@ -91,11 +91,11 @@ def test_any_word_is_found_at_its_own_tokens(words):
         # the oracle: the tokens of all that stands before the first occurrence
         before = words[: words.index(word)]
         expected = len(ids_of(tokenizer, " ".join(before))) if before else 0
-        part, found = find_words(tokenizer, ids, [word])
-        assert (found, decode(tokenizer, ids[part]).strip()) == (word, word)
-        at = part.start
+        part, matched_word = find_words(tokenizer, ids, [word])
+        assert (matched_word, decode(tokenizer, ids[part]).strip()) == (word, word)
+        start = part.start
         # a bare space may count to the word before or to the word
-        assert at == expected or tokenizer.convert_ids_to_tokens(ids)[expected:at] == ["▁"]
+        assert start == expected or tokenizer.convert_ids_to_tokens(ids)[expected:start] == ["▁"]
 
 
 @given(st.data())
@@ -149,20 +149,19 @@ def holding(tokenizer, ids, start, end):
     sizes = []
     for token in tokenizer.convert_ids_to_tokens(ids):
         one_byte = token.startswith("<0x") and len(token) == 6
-        sizes.append(
-            1
-            if one_byte
-            else len(token.replace("▁", " ").encode())
-            if "▁" in tokenizer.get_vocab()
-            else len(token)
-        )
+        if one_byte:
+            sizes.append(1)
+        elif "▁" in tokenizer.get_vocab():
+            sizes.append(len(token.replace("▁", " ").encode()))
+        else:
+            sizes.append(len(token))
     if "▁" in tokenizer.get_vocab():
         sizes[0] = 0  # the blank that is put before every text is taken away again
     ends = list(itertools.accumulate(sizes))
     return [
         k
-        for k, (size, at) in enumerate(zip(sizes, ends, strict=True))
-        if size and at > first and at - size < last
+        for k, (size, end) in enumerate(zip(sizes, ends, strict=True))
+        if size and end > first and end - size < last
     ]
 
 
@@ -198,11 +197,11 @@ def test_all_tokens_of_an_answer_are_labelled(kind, answer):
             ["What is it?"],
             [answer],
         )
-        at = spans[0] == SPANS.index("answer")
-        assert decode(tokenizer, ids[0][at].tolist()).strip() == answer
+        mask = spans[0] == SPANS.index("answer")
+        assert decode(tokenizer, ids[0][mask].tolist()).strip() == answer
         whole = decode(tokenizer, ids[0].tolist())
         start = whole.rindex(answer)
-        assert at.nonzero().flatten().tolist() == holding(
+        assert mask.nonzero().flatten().tolist() == holding(
             tokenizer, ids[0].tolist(), start, start + len(answer)
         )
         assert (
@@ -225,19 +224,23 @@ def test_all_tokens_of_an_answer_are_labelled(kind, answer):
 def test_words_of_such_characters_are_found_with_all_their_tokens(kind, text, word):
     tokenizer = BYTEWISE[kind]
     ids = ids_of(tokenizer, text)
-    part, found = find_words(tokenizer, ids, [word])
-    assert found == word and decode(tokenizer, ids[part]).strip() == word
+    part, matched_word = find_words(tokenizer, ids, [word])
+    assert matched_word == word and decode(tokenizer, ids[part]).strip() == word
     assert decode(tokenizer, ids[: part.stop]).endswith(word)  # no mark of replacement at its end
 
 
 def test_an_answer_that_was_cut_off_in_a_character_is_labelled_whole():
     tokenizer = BYTEWISE["bytes"]
     ids = ids_of(tokenizer, "bot: a 🐈")[:-2]
-    said = decode(tokenizer, ids)[len("bot: ") :]
-    assert said == "a \ufffd"
-    made = torch.tensor([ids])
+    text = decode(tokenizer, ids)[len("bot: ") :]
+    assert text == "a \ufffd"
+    input_ids = torch.tensor([ids])
     spans = label(
-        {"input_ids": made, "attention_mask": torch.ones_like(made)}, {}, tokenizer, [""], [said]
+        {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids)},
+        {},
+        tokenizer,
+        [""],
+        [text],
     )
     assert (spans[0] == SPANS.index("answer")).tolist() == [False] * 5 + [True] * 4
 
@@ -263,8 +266,8 @@ def test_an_accent_that_the_tokenizer_takes_away_is_found_as_the_text_has_it(pie
 
 def prompt(*rows):
     tokenizer = tiny_tokenizer()
-    made = tokenizer(list(rows), padding=True, return_tensors="pt")
-    return tokenizer, dict(made)
+    encoded = tokenizer(list(rows), padding=True, return_tensors="pt")
+    return tokenizer, dict(encoded)
 
 
 def named(spans):

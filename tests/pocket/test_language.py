@@ -49,9 +49,9 @@ def many(noun: str) -> str:
 @settings(max_examples=200, deadline=None)
 @given(any_scene())
 def test_five_different_captions_name_every_factor(scene):
-    told = captions(scene)
-    assert len(set(told)) == 5
-    for text in told:
+    texts = captions(scene)
+    assert len(set(texts)) == 5
+    for text in texts:
         assert text[0].isupper() and text.endswith(".") and "None" not in text and "  " not in text
         assert says(text, scene.subject) and says(text, scene.place)
         noun = scene.item if scene.count == 1 else many(scene.item)
@@ -59,12 +59,12 @@ def test_five_different_captions_name_every_factor(scene):
         assert says(text, f"{number} {scene.colour} {noun}" if scene.colour else f"{number} {noun}")
         if scene.action:
             assert says(text, rf"{VERB[scene.action]}(s|ing)")
-        for other in set(OBJECTS) - set(scene.objects):
-            assert not says(text, f"({other}|{many(other)})")
+        for missing in set(OBJECTS) - set(scene.objects):
+            assert not says(text, f"({missing}|{many(missing)})")
         for wrong in set(world.PLACES) - {scene.place} | set(world.COLOURS) - {scene.colour}:
             assert not says(text, wrong)
-    assert any(says(text, scene.side) for text in told)
-    assert any(says(text, scene.time) for text in told)
+    assert any(says(text, scene.side) for text in texts)
+    assert any(says(text, scene.time) for text in texts)
 
 
 @settings(max_examples=100, deadline=None)
@@ -76,34 +76,38 @@ def test_an_article_fits_its_noun(scene):
 
 def truthful(scene, question) -> bool:
     """Whether the answer follows from the record, and the question speaks of what is there."""
-    text, wanted = question.text, question.answer
+    text, answer = question.text, question.answer
     if question.type == "presence":
         assert says(text, question.target)
-        return wanted == ("yes" if question.target in (scene.subject, scene.item) else "no")
+        return answer == ("yes" if question.target in (scene.subject, scene.item) else "no")
     noun = scene.item if scene.count == 1 else many(scene.item)
     if question.type in ("colour", "side"):
         assert says(text, noun)
         assert not says(text, "is the " + many(scene.item))
         assert question.target == scene.item
-        return wanted == getattr(scene, question.type)
+        return answer == getattr(scene, question.type)
     if question.type == "count":
         assert says(text, many(scene.item)) and question.target == scene.item
-        return wanted == NUMBER[scene.count]
+        return answer == NUMBER[scene.count]
     assert question.target == scene.subject
-    return wanted == getattr(scene, question.type)
+    return answer == getattr(scene, question.type)
 
 
 @settings(max_examples=300, deadline=None)
 @given(any_scene(), st.integers(0, 1000))
 def test_questions_are_truthful_and_complete(scene, seed):
-    asked = questions(scene, seed)
-    assert all(truthful(scene, question) for question in asked)
-    assert all(q.text[0].isupper() and "{" not in q.text and "None" not in q.text for q in asked)
+    asked_questions = questions(scene, seed)
+    assert all(truthful(scene, question) for question in asked_questions)
+    assert all(
+        q.text[0].isupper() and "{" not in q.text and "None" not in q.text for q in asked_questions
+    )
     expected = Counter({"presence": 3, "place": 1, "side": 1, "count": 1})
     expected.update({"action": scene.action is not None, "colour": scene.colour is not None})
-    assert Counter(q.type for q in asked) == +expected and set(expected) == set(QUESTION_TYPES)
-    assert [q.stratum for q in asked if q.type == "presence"] == list(STRATA)
-    assert questions(scene, seed) == asked
+    assert Counter(q.type for q in asked_questions) == +expected and set(expected) == set(
+        QUESTION_TYPES
+    )
+    assert [q.stratum for q in asked_questions if q.type == "presence"] == list(STRATA)
+    assert questions(scene, seed) == asked_questions
 
 
 @settings(max_examples=200, deadline=None)
@@ -129,15 +133,15 @@ def test_yes_is_as_frequent_as_no_in_each_stratum(split):
         for question in questions(scene):
             if question.stratum:
                 answers[question.stratum].append(question.answer == "yes")
-    for said in answers.values():
-        assert abs(np.mean(said) - 0.5) < 4 * 0.5 / np.sqrt(len(said))
+    for replies in answers.values():
+        assert abs(np.mean(replies) - 0.5) < 4 * 0.5 / np.sqrt(len(replies))
 
 
 def test_popularity_is_the_share_of_scenes_before_anything_is_held_out():
     rng, share = np.random.default_rng(11), popularity()
-    drawn = Counter(o for _ in range(20_000) for o in world._draw_factors(rng).objects)
+    counts = Counter(o for _ in range(20_000) for o in world._draw_factors(rng).objects)
     for thing in OBJECTS:
-        assert drawn[thing] / 20_000 == pytest.approx(share[thing], abs=0.012), thing
+        assert counts[thing] / 20_000 == pytest.approx(share[thing], abs=0.012), thing
     assert (
         sum(share[s] for s in world.SUBJECTS)
         == pytest.approx(1)
@@ -146,20 +150,20 @@ def test_popularity_is_the_share_of_scenes_before_anything_is_held_out():
 
 
 def test_popular_objects_are_the_frequent_ones_in_training_too():
-    drawn = Counter(o for scene in world.scenes(20_000) for o in scene.objects)
+    counts = Counter(o for scene in world.scenes(20_000) for o in scene.objects)
     top = sorted(OBJECTS, key=popularity().get, reverse=True)[:8]
-    assert set(top) == {o for o, _ in drawn.most_common(8)}
+    assert set(top) == {o for o, _ in counts.most_common(8)}
 
 
 @settings(max_examples=60, deadline=None)
 @given(any_scene())
 def test_a_style_dwells_on_its_aspect(scene):
-    told = {style: styled_caption(scene, style) for style in STYLES}
-    assert len(set(told.values())) == 3
-    for text in told.values():
+    texts = {style: styled_caption(scene, style) for style in STYLES}
+    assert len(set(texts.values())) == 3
+    for text in texts.values():
         assert says(text, scene.subject) and "None" not in text and text.endswith(".")
-    assert len(re.findall(rf"\b{scene.place}\b", told["place"])) >= 2
-    assert not any(says(told["mood"], colour) for colour in set(world.COLOURS) - {scene.colour})
+    assert len(re.findall(rf"\b{scene.place}\b", texts["place"])) >= 2
+    assert not any(says(texts["mood"], colour) for colour in set(world.COLOURS) - {scene.colour})
     with pytest.raises(SceneError, match="place, colour, mood"):
         styled_caption(scene, "rhyme")
 

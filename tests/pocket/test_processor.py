@@ -27,7 +27,7 @@ def processor():
     return build.pocket_processor(language_model_folder(), reads=EVERYTHING)
 
 
-def asked(kind: str) -> str:
+def prompt_for(kind: str) -> str:
     chat = [{"role": "user", "content": [{"type": kind}, {"type": "text", "text": PROMPTS[kind]}]}]
     return tiny_processor().apply_chat_template(chat, add_generation_prompt=True)
 
@@ -46,18 +46,18 @@ def test_a_clip_without_frames_or_with_something_else_is_refused(wrong):
     with pytest.raises(ImageError, match="not a picture"):
         seen(wrong)
     with pytest.raises(ImageError):
-        tiny_processor()(videos=[wrong], text=[asked("video")], return_tensors="pt")
+        tiny_processor()(videos=[wrong], text=[prompt_for("video")], return_tensors="pt")
 
 
 def test_processor_and_training_see_the_same_pixels_and_tokens_of_clips(processor):
-    drawn = [clips.render_clip(clip) for clip in clips.clips(2, "test")]
+    moving = [clips.render_clip(clip) for clip in clips.clips(2, "test")]
     chat = [
         {"role": "user", "content": [{"type": "video"}, {"type": "text", "text": PROMPTS["video"]}]}
     ]
     prompt = processor.apply_chat_template(chat, add_generation_prompt=True) + "A frog.<|im_end|>"
-    inputs = processor(videos=drawn, text=[prompt] * 2, return_tensors="pt")
+    inputs = processor(videos=moving, text=[prompt] * 2, return_tensors="pt")
     assert inputs["pixel_values"].shape == (2, 4, 3, 256, 256)
-    expected = torch.stack([pixels([frames[k] for k in (0, 2, 5, 7)]) for frames in drawn])
+    expected = torch.stack([pixels([frames[k] for k in (0, 2, 5, 7)]) for frames in moving])
     assert torch.allclose(inputs["pixel_values"], expected, atol=1e-5)
     image = processor.tokenizer.convert_tokens_to_ids(build.PLACEHOLDER)
     packed = pack([[(PROMPTS["video"], "A frog.")]], processor.tokenizer, image, 64)
@@ -80,24 +80,26 @@ def test_processor_and_training_see_the_same_pixels_and_tokens_of_sounds(process
 
 
 def test_texts_about_several_kinds_of_things_are_refused():
-    given = {"images": [[CLIP[0]]], "videos": [CLIP], "audio": [WAVE]}
-    for one, other in (("images", "audio"), ("images", "videos"), ("videos", "audio")):
+    media = {"images": [[CLIP[0]]], "videos": [CLIP], "audio": [WAVE]}
+    for first, second in (("images", "audio"), ("images", "videos"), ("videos", "audio")):
         with pytest.raises(
             PromptError,
             match=(
-                f"{'pictures' if one == 'images' else one} and "
-                f"{'sounds' if other == 'audio' else other}"
+                f"{'pictures' if first == 'images' else first} and "
+                f"{'sounds' if second == 'audio' else second}"
             ),
         ):
             tiny_processor()(
-                **{one: given[one], other: given[other]}, text=[asked("image")], return_tensors="pt"
+                **{first: media[first], second: media[second]},
+                text=[prompt_for("image")],
+                return_tensors="pt",
             )
 
 
 @pytest.mark.parametrize("wrong", [WAVE[:-1], np.full(sounds.SAMPLES, np.nan)])
 def test_a_sound_of_another_length_or_that_is_not_finite_is_refused(wrong):
     with pytest.raises(SceneError, match="32000 finite samples"):
-        tiny_processor()(audio=[wrong], text=[asked("audio")], return_tensors="pt")
+        tiny_processor()(audio=[wrong], text=[prompt_for("audio")], return_tensors="pt")
 
 
 def test_texts_without_anything_to_see_or_hear_are_taken():

@@ -49,12 +49,14 @@ def test_a_shorter_list_is_the_start_of_a_longer_one(split):
 
 
 def test_recordings_are_held_out_and_splits_share_no_sound():
-    drawn = {split: sounds(1500, split) for split in SPLITS}
-    for split, found in drawn.items():
-        assert all((s.recording in HELD_OUT) == (split == "recordings") for s in found)
-        assert not any(set(found) & set(others) for name, others in drawn.items() if name != split)
-    assert {s.name for s in drawn["train"]} == set(NAMES)
-    assert {s.name for s in drawn["recordings"]} == {
+    by_split = {split: sounds(1500, split) for split in SPLITS}
+    for split, sampled in by_split.items():
+        assert all((s.recording in HELD_OUT) == (split == "recordings") for s in sampled)
+        assert not any(
+            set(sampled) & set(others) for name, others in by_split.items() if name != split
+        )
+    assert {s.name for s in by_split["train"]} == set(NAMES)
+    assert {s.name for s in by_split["recordings"]} == {
         name for name, files in FILES.items() if len(files) >= 4
     }
 
@@ -114,38 +116,38 @@ def test_filters_cover_every_pitch():
 
 def test_captions_and_questions_follow_from_the_record():
     for sound in sounds(200, "test"):
-        told = sound_captions(sound)
-        assert len(set(told)) == 5
-        for text in told:
+        texts = sound_captions(sound)
+        assert len(set(texts)) == 5
+        for text in texts:
             assert sound.name in text.lower()
             assert sound.loudness in text
             assert sound.background in text
             assert not any(f"a {kind}" in text for kind in BACKGROUNDS if kind != sound.background)
-        asked = {q.type: q for q in sound_questions(sound)}
-        assert asked["sound"].answer == sound.name
-        assert asked["loudness"].answer == sound.loudness
-        assert asked["background"].answer == sound.background
-        presence = asked["presence"]
+        asked_questions = {q.type: q for q in sound_questions(sound)}
+        assert asked_questions["sound"].answer == sound.name
+        assert asked_questions["loudness"].answer == sound.loudness
+        assert asked_questions["background"].answer == sound.background
+        presence = asked_questions["presence"]
         assert presence.answer == ("yes" if presence.target == sound.name else "no")
         assert noun(presence.target) in presence.text
 
 
 def test_yes_is_as_frequent_as_no():
-    said = [
+    replies = [
         q.answer == "yes"
         for s in sounds(1500, "train")
         for q in sound_questions(s)
         if q.type == "presence"
     ]
-    assert abs(np.mean(said) - 0.5) < 4 * 0.5 / np.sqrt(len(said))
+    assert abs(np.mean(replies) - 0.5) < 4 * 0.5 / np.sqrt(len(replies))
 
 
 def test_truth_is_the_records():
-    drawn = sounds(50)
-    frame = truth(drawn)
+    sampled = sounds(50)
+    frame = truth(sampled)
     assert list(frame.columns) == ["name", "recording", "loudness", "background", "start"]
     assert [tuple(row) for row in frame.itertuples(index=False)] == [
-        (s.name, s.recording, s.loudness, s.background, s.start) for s in drawn
+        (s.name, s.recording, s.loudness, s.background, s.start) for s in sampled
     ]
 
 

@@ -16,7 +16,7 @@ from xlvlms_tutorial.training.compressed import COMPRESSED
 from xlvlms_tutorial.training.connector_runs import RUNS
 from xlvlms_tutorial.training.main import MEASURED_ON
 
-EACH = pytest.mark.parametrize("name", VARIANTS)
+EVERY_VARIANT = pytest.mark.parametrize("name", VARIANTS)
 TARGETS = {"clips": ("action", 0.85), "sounds": ("sound", 0.80)}
 
 
@@ -37,7 +37,7 @@ def test_every_encoder_has_a_model_and_every_modality_is_read():
     assert {kind for variant in VARIANTS.values() for kind in variant.reads} == set(PROMPTS)
 
 
-@EACH
+@EVERY_VARIANT
 def test_the_shipped_connector_is_that_of_its_whole_run(name):
     run = VARIANTS[name].run
     assert build.revisions(run)[-1] == f"step-{RUNS[run].recipe.steps:04d}"
@@ -48,7 +48,7 @@ def test_the_shipped_connector_is_that_of_its_whole_run(name):
     assert all(weight.isfinite().all() for weight in state.values())
 
 
-@EACH
+@EVERY_VARIANT
 def test_the_record_says_what_the_connector_was_trained_on_and_how_well_it_does(name):
     variant = VARIANTS[name]
     record = build.training_record(variant.run)
@@ -81,12 +81,12 @@ def test_runs_through_a_compressed_language_model_leave_their_records(run):
     ("name", "dataset"), [("pocket-llava-video", "clips"), ("pocket-llava-audio", "sounds")]
 )
 def test_the_recorded_metrics_meet_their_targets(name, dataset):
-    what, target = TARGETS[dataset]
+    question_type, target = TARGETS[dataset]
     recorded = {
         row["metric"]: row["value"]
         for row in build.training_record(VARIANTS[name].run)["metrics"][dataset]
     }
-    assert max(recorded[f"caption/{what}"], recorded[f"qa/{what}"]) >= target
+    assert max(recorded[f"caption/{question_type}"], recorded[f"qa/{question_type}"]) >= target
 
 
 @pytest.mark.parametrize(
@@ -94,16 +94,18 @@ def test_the_recorded_metrics_meet_their_targets(name, dataset):
     [("pocket-llava-video", "clips", 16), ("pocket-llava-audio", "sounds", 24)],
 )
 def test_clips_and_sounds_are_described(name, dataset, n):
-    vlm, what = load(name, device="cpu", dtype="bfloat16"), TARGETS[dataset][0]
+    vlm, question_type = load(name, device="cpu", dtype="bfloat16"), TARGETS[dataset][0]
     samples = load_samples(dataset, n=n, seed=7)
-    shown = {"images": None} | media(samples)
+    media_inputs = {"images": None} | media(samples)
     captions = vlm.generate(
-        **shown, texts=[PROMPTS[samples[0].modality]] * n, max_new_tokens=32, batch_size=8
+        **media_inputs, texts=[PROMPTS[samples[0].modality]] * n, max_new_tokens=32, batch_size=8
     )
-    questions = [next(q for q in sample.questions if q.type == what) for sample in samples]
+    questions = [next(q for q in sample.questions if q.type == question_type) for sample in samples]
     answers = vlm.generate(
-        **shown, texts=[q.text for q in questions], max_new_tokens=5, batch_size=8
+        **media_inputs, texts=[q.text for q in questions], max_new_tokens=5, batch_size=8
     )
-    told = [names(caption, q.answer) for caption, q in zip(captions, questions, strict=True)]
-    right = [answer == q.answer for answer, q in zip(answers, questions, strict=True)]
-    assert max(np.mean(told), np.mean(right)) >= 0.75
+    caption_hits = [
+        names(caption, q.answer) for caption, q in zip(captions, questions, strict=True)
+    ]
+    answer_hits = [answer == q.answer for answer, q in zip(answers, questions, strict=True)]
+    assert max(np.mean(caption_hits), np.mean(answer_hits)) >= 0.75

@@ -44,15 +44,15 @@ def fingerprint(records) -> str:
 
 
 def test_a_picture_is_the_same_to_the_pixel_again_and_in_another_process():
-    here = fingerprint(scenes(20, "test", 3))
-    assert fingerprint(scenes(20, "test", 3)) == here
-    there = subprocess.run(
+    expected = fingerprint(scenes(20, "test", 3))
+    assert fingerprint(scenes(20, "test", 3)) == expected
+    result = subprocess.run(
         [sys.executable, "-c", PRINT], capture_output=True, text=True, check=True, cwd=ROOT
     )
-    assert there.stdout.strip() == here
+    assert result.stdout.strip() == expected
 
 
-@pytest.mark.skipif(PIL.__version__ != PILLOW, reason=f"the digest was taken with Pillow {PILLOW}")
+@pytest.mark.skipif(PIL.__version__ != PILLOW, reason=f"runs with Pillow {PILLOW}")
 def test_pictures_are_those_of_the_release():
     assert fingerprint(scenes(20, "test", 3)) == PINNED
 
@@ -66,8 +66,8 @@ def test_every_allowed_scene_can_be_drawn(scene):
 
 
 def test_a_thousand_scenes_differ():
-    drawn = {render(scene).tobytes() for scene in scenes(1000, "train", 0)}
-    assert len(drawn) == 1000
+    images = {render(scene).tobytes() for scene in scenes(1000, "train", 0)}
+    assert len(images) == 1000
 
 
 @pytest.mark.parametrize("split", SPLITS)
@@ -77,32 +77,32 @@ def test_a_shorter_list_is_the_start_of_a_longer_one(split):
 
 
 def test_splits_share_no_scene_and_only_composition_holds_the_held_out():
-    drawn = {split: scenes(2000, split) for split in SPLITS}
+    by_split = {split: scenes(2000, split) for split in SPLITS}
     for a in SPLITS:
-        assert all(scene.held_out == (a == "composition") for scene in drawn[a])
-        assert not any(set(drawn[a]) & set(drawn[b]) for b in SPLITS if b != a)
-    shown = {(s.subject, s.place) for s in drawn["composition"]} | {
-        (s.item, s.colour) for s in drawn["composition"]
+        assert all(scene.held_out == (a == "composition") for scene in by_split[a])
+        assert not any(set(by_split[a]) & set(by_split[b]) for b in SPLITS if b != a)
+    combinations = {(s.subject, s.place) for s in by_split["composition"]} | {
+        (s.item, s.colour) for s in by_split["composition"]
     }
-    assert shown >= HELD_OUT_SUBJECT_PLACE | HELD_OUT_ITEM_COLOUR
+    assert combinations >= HELD_OUT_SUBJECT_PLACE | HELD_OUT_ITEM_COLOUR
 
 
 def test_training_shows_each_part_of_a_held_out_combination():
-    drawn = scenes(2000)
+    sampled = scenes(2000)
     for subject, place in HELD_OUT_SUBJECT_PLACE:
-        assert any(s.subject == subject for s in drawn) and any(s.place == place for s in drawn)
+        assert any(s.subject == subject for s in sampled) and any(s.place == place for s in sampled)
     for item, colour in HELD_OUT_ITEM_COLOUR:
-        assert any(s.item == item for s in drawn)
-        assert any(s.colour == colour and s.item != item for s in drawn)
+        assert any(s.item == item for s in sampled)
+        assert any(s.colour == colour and s.item != item for s in sampled)
 
 
 def test_truth_is_the_records():
-    drawn = scenes(300, "validation", 2)
-    frame = truth(drawn)
+    sampled = scenes(300, "validation", 2)
+    frame = truth(sampled)
     assert list(frame.columns) == list(FACTORS) and len(frame) == 300
-    for row, scene in zip(frame.to_dict("records"), drawn, strict=True):
-        kept = {k: (v if isinstance(v, (str, int)) else None) for k, v in row.items()}
-        assert kept == {k: v for k, v in asdict(scene).items() if k != "layout"}
+    for row, scene in zip(frame.to_dict("records"), sampled, strict=True):
+        fields = {k: (v if isinstance(v, (str, int)) else None) for k, v in row.items()}
+        assert fields == {k: v for k, v in asdict(scene).items() if k != "layout"}
 
 
 @pytest.mark.parametrize(
@@ -125,9 +125,9 @@ def test_truth_is_the_records():
     ],
 )
 def test_impossible_attributes_are_refused_with_the_allowed_ones(change, named):
-    with pytest.raises(SceneError, match=r"allowed: ") as told:
+    with pytest.raises(SceneError, match=r"allowed: ") as error:
         replace(SCENE, **change)
-    assert named in str(told.value).split("allowed: ")[1]
+    assert named in str(error.value).split("allowed: ")[1]
 
 
 @pytest.mark.parametrize(
@@ -153,8 +153,8 @@ def test_counterfactuals_change_one_factor_only_and_the_picture_with_it(scene):
             continue
         others = list(counterfactuals(scene, factor))
         assert len(others) == len({getattr(o, factor) for o in others}) > 0
-        for other in others:
-            changed = [k for k, v in asdict(scene).items() if asdict(other)[k] != v]
+        for variant in others:
+            changed = [k for k, v in asdict(scene).items() if asdict(variant)[k] != v]
             assert changed == [factor]
 
 
@@ -165,8 +165,8 @@ def test_a_counterfactual_leaves_the_rest_of_the_picture_alone():
         ("action", np.s_[190:, :100]),
         ("subject", np.s_[205:]),
     ):
-        for other in counterfactuals(SCENE, factor):
-            after = np.asarray(render(other)).astype(int)
+        for variant in counterfactuals(SCENE, factor):
+            after = np.asarray(render(variant)).astype(int)
             assert (after != before).any(), factor
             assert (after[region] == before[region]).all(), factor
 
@@ -175,8 +175,8 @@ def test_things_are_on_the_side_that_the_record_says():
     for scene in scenes(60, "test", 9):
         if scene.item == "rock":
             continue
-        other = np.asarray(render(replace(scene, item="rock", colour=None))).astype(int)
-        columns = np.abs(np.asarray(render(scene)).astype(int) - other).sum((0, 2)).nonzero()[0]
+        plain = np.asarray(render(replace(scene, item="rock", colour=None))).astype(int)
+        columns = np.abs(np.asarray(render(scene)).astype(int) - plain).sum((0, 2)).nonzero()[0]
         assert abs(columns.mean() - (64 if scene.side == "left" else 192)) < 64
 
 

@@ -36,20 +36,20 @@ def captions(name, *texts, key=1):
 def boxes(name, *boxes, kinds=("dog",), key=1):
     """COCO's boxes of one picture, each as (id, kind's number, x, y, width, height)."""
     listed = [{"id": k, "name": kind} for k, kind in enumerate(kinds)]
-    drawn = [
+    annotations = [
         {"id": number, "image_id": key, "category_id": kind, "bbox": list(box)}
         for number, kind, *box in boxes
     ]
     return {
         "images": [{"id": key, "file_name": name, "width": 40}],
         "categories": listed,
-        "annotations": drawn,
+        "annotations": annotations,
     }
 
 
-def question(number, image, text="What color is the bus?", **more):
-    return {"questions": [{"question_id": number, "image_id": image, "question": text} | more]}
+def question(number, image, text="What color is the bus?", **fields):
+    return {"questions": [{"question_id": number, "image_id": image, "question": text} | fields]}
 
 
-def answer(number, text, **more):
-    return {"annotations": [{"question_id": number, "multiple_choice_answer": text} | more]}
+def answer(number, text, **fields):
+    return {"annotations": [{"question_id": number, "multiple_choice_answer": text} | fields]}

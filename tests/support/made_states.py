@@ -37,14 +37,14 @@ def states_of(samples, dtype=torch.float32, rows=1, provenance=PROVENANCE, shift
     return States(tensors, pd.DataFrame(columns), provenance)
 
 
-def assert_same(one: States, other: States) -> None:
+def assert_same(first: States, second: States) -> None:
     """Same tensors bit by bit, same table, same provenance."""
-    assert list(one.tensors) == list(other.tensors)
-    for key, tensor in one.tensors.items():
-        assert tensor.dtype == other.tensors[key].dtype
-        assert torch.equal(tensor, other.tensors[key])
-    left, right = (
-        states.table.astype(object).where(states.table.notna(), None) for states in (one, other)
+    assert list(first.tensors) == list(second.tensors)
+    for key, tensor in first.tensors.items():
+        assert tensor.dtype == second.tensors[key].dtype
+        assert torch.equal(tensor, second.tensors[key])
+    first_table, second_table = (
+        states.table.astype(object).where(states.table.notna(), None) for states in (first, second)
     )
-    pd.testing.assert_frame_equal(left, right)
-    assert one.provenance == other.provenance
+    pd.testing.assert_frame_equal(first_table, second_table)
+    assert first.provenance == second.provenance

@@ -14,8 +14,8 @@ def pins(name="requirements.txt"):
     )
     requirements = []
     for line in filter(None, map(str.strip, text.splitlines())):
-        wanted, *hashes = re.split(r"\s+--hash=", line)
-        requirements.append((Requirement(wanted), hashes))
+        requirement, *hashes = re.split(r"\s+--hash=", line)
+        requirements.append((Requirement(requirement), hashes))
     return requirements
 
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-MADE = {"ids_sha256": "3fa9", "n_samples": 9, "selection": {"words": ["dog"]}, "reduce": None}
+PROVENANCE = {"ids_sha256": "3fa9", "n_samples": 9, "selection": {"words": ["dog"]}, "reduce": None}
 
 
 def moved(n=60, d=8, k=4, seed=0):
@@ -20,7 +20,3 @@ def moved(n=60, d=8, k=4, seed=0):
         a + random.standard_normal((k, d))[labels] + 0.5 * random.standard_normal((n, d)),
         labels,
     )
-
-
-def cosine(x, y):
-    return float(x @ y / (np.sqrt(x @ x) * np.sqrt(y @ y)))

@@ -9,7 +9,7 @@ from xlvlms_tutorial.methods.steering import SteeringVectors
 
 PICTURES = [Image.new("RGB", (40, 30), colour) for colour in ("red", "blue")]
 TEXTS = ["What colour is the key ?", "Describe the picture ."]
-HOW = {
+PROVENANCE = {
     "model": "tiny-llava",
     "revision": None,
     "dtype": "torch.float32",
@@ -26,16 +26,16 @@ def by_hand(
     seed: int = 0,
     offset: float = 0.0,
     place: str = "block",
-    **more,
+    **extra,
 ) -> States:
     """Random states with the provenance of a capture."""
-    drawn = torch.Generator().manual_seed(seed)
-    tensors = {(layer, place): torch.randn(n, d, generator=drawn) + offset for layer in layers}
+    generator = torch.Generator().manual_seed(seed)
+    tensors = {(layer, place): torch.randn(n, d, generator=generator) + offset for layer in layers}
     table = pd.DataFrame({"sample": range(n), "id": [f"{seed}-{k}" for k in range(n)]})
-    return States(tensors, table, HOW | more)
+    return States(tensors, table, PROVENANCE | extra)
 
 
-def one(vector: torch.Tensor, layer: int, model: str = "tiny-llava") -> SteeringVectors:
+def one_vector(vector: torch.Tensor, layer: int, model: str = "tiny-llava") -> SteeringVectors:
     return SteeringVectors({layer: vector}, {"model": model, "how": "by hand"})
 
 

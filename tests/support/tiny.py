@@ -3,7 +3,10 @@
 Stands in for hub models.
 """
 
+import sys
+
 import torch
+from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     CLIPImageProcessorPil,
@@ -15,6 +18,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from tests.support.tokenizers import pieces_tokenizer
 from xlvlms_tutorial.models.vlm import VLM
 
 WORDS = [
@@ -34,6 +38,7 @@ WORDS = [
     "blue",
 ]
 WORDS += ["yes", "no", "woman", "on", "grass", "Is", "there", "in"]
+PICTURE = Image.new("RGB", (32, 32), (10, 90, 200))
 PROMPTS = [
     "What colour ?",
     "Describe the picture .",
@@ -109,15 +114,33 @@ def tiny_llava(seed: int = 0, layers: int = 3) -> VLM:
     return VLM(model.requires_grad_(False), processor, "tiny-llava")
 
 
-def lively(vlm, seed=4):
-    """Matrices drawn wide enough that pictures and questions change the answer,
-    which is text to its last token.
+def spelling(monkeypatch):
+    """Give the tiny LLaVA a tokenizer that cuts words as LLaMA's does.
+
+    The marks of the chat are among its specials.
     """
+
+    def tokenizer():
+        pieces = pieces_tokenizer("always")
+        pieces.add_special_tokens({"additional_special_tokens": SPECIAL[2:]})
+        pieces.padding_side = "left"
+        return pieces
+
+    monkeypatch.setattr(sys.modules[__name__], "tiny_tokenizer", tokenizer)
+
+
+def redrawn(vlm, seed):
+    """Matrices drawn anew, so wide (the default is 0.02) that every layer matters."""
     random = torch.Generator().manual_seed(seed)
     for parameter in vlm.model.parameters():
         if parameter.ndim >= 2:
-            parameter.copy_(
-                torch.randn(parameter.shape, generator=random) * (1.5 / parameter.shape[-1] ** 0.5)
-            )
+            scale = 1.5 / parameter.shape[-1] ** 0.5
+            parameter.copy_(torch.randn(parameter.shape, generator=random) * scale)
+    return vlm
+
+
+def lively(vlm, seed=4):
+    """Pictures and questions change the answer, which is text to its last token."""
+    redrawn(vlm, seed)
     vlm.model.generation_config.suppress_tokens = sorted(vlm.tokenizer.all_special_ids)
     return vlm

@@ -38,7 +38,7 @@ NAMED = {
 }
 KINDS = ("llava", "qwen2-vl")
 EMBEDDINGS = ("embed_tokens.weight", "lm_head.weight", "position_embedding.weight")
-SAID = {"llava": " ", "qwen2-vl": ""}  # what stands between the opened turn and the answer
+BEFORE_ANSWER = {"llava": " ", "qwen2-vl": ""}  # what stands between the opened turn and the answer
 SPECIAL = {
     "llava": ("<unk>", "<s>", "</s>", "<pad>", "<image>"),
     "qwen2-vl": (
@@ -97,8 +97,8 @@ def small_samples(n: int, split: str = "test", seed: int = 0) -> list[Sample]:
         sum((sample.captions for sample in same), ()) for same in zip(plain, *styled, strict=True)
     ]
     return [
-        replace(sample, source=_smaller(sample), captions=told)
-        for sample, told in zip(plain, captions, strict=True)
+        replace(sample, source=_smaller(sample), captions=sample_captions)
+        for sample, sample_captions in zip(plain, captions, strict=True)
     ]
 
 
@@ -167,13 +167,17 @@ def texts() -> list[str]:
 
     Captions, captions in a style, questions and answers.
     """
-    said = list(PROMPTS.values())
+    message = list(PROMPTS.values())
     for scene in world.scenes(400) + world.scenes(400, "composition"):
-        said += language.captions(scene) + [
+        message += language.captions(scene) + [
             language.styled_caption(scene, style) for style in language.STYLES
         ]
-        said += [part for asked in language.questions(scene) for part in (asked.text, asked.answer)]
-    return said
+        message += [
+            part
+            for question in language.questions(scene)
+            for part in (question.text, question.answer)
+        ]
+    return message
 
 
 def words() -> list[str]:
@@ -181,12 +185,12 @@ def words() -> list[str]:
     case and with a capital; numerals.
     """
     splitting = pre_tokenizers.Whitespace()
-    found = sorted(
+    nouns = sorted(
         {word for text in texts() for word, _ in splitting.pre_tokenize_str(text.lower())}
         | {*map(str, range(10))}
     )
-    found += [noun for noun in map(language.plural, language.OBJECTS) if noun not in found]
-    forms = [form for word in found for form in (word, word.capitalize())]
+    nouns += [noun for noun in map(language.plural, language.OBJECTS) if noun not in nouns]
+    forms = [form for word in nouns for form in (word, word.capitalize())]
     return (
         forms
         + [f" {form}" for form in forms]
@@ -222,23 +226,23 @@ def save_processor(kind: str, folder: Path) -> None:
         pictures = hf.CLIPImageProcessorPil(
             size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE}
         )
-        told = {
+        config = {
             "processor_class": "LlavaProcessor",
             "patch_size": SIDE // GRID,
             "num_additional_image_tokens": 1,
         }
-        told |= {"vision_feature_select_strategy": "default", "image_token": "<image>"}
+        config |= {"vision_feature_select_strategy": "default", "image_token": "<image>"}
     else:
         limits = {"shortest_edge": SIDE**2, "longest_edge": SIDE**2}
         pictures = hf.Qwen2VLImageProcessorPil(
             size=limits, patch_size=SIDE // GRID // 2, merge_size=2, temporal_patch_size=2
         )
-        told = {"processor_class": "Qwen2VLProcessor"}
+        config = {"processor_class": "Qwen2VLProcessor"}
     senses = pictures.to_dict()
     # the hub names no library
     senses["image_processor_type"] = senses["image_processor_type"].removesuffix("Pil")
     (folder / "preprocessor_config.json").write_text(json.dumps(senses))
-    (folder / "processor_config.json").write_text(json.dumps(told))
+    (folder / "processor_config.json").write_text(json.dumps(config))
     (folder / "chat_template.jinja").write_text(TEMPLATES[kind])
 
 
@@ -333,24 +337,24 @@ def fit(
     would be the same for all pictures.
     """
     samples, rng, losses = small_samples(LESSONS, "train", seed), np.random.default_rng(seed), []
-    pixels, seen, naming = (
+    pixels, outputs, naming = (
         _pixels(processor, samples),
         [],
         _Naming(model, processor.tokenizer, samples),
     )
     with anatomy.connector(model).register_forward_hook(
-        lambda module, given, made: seen.append(made)
+        lambda module, inputs, output: outputs.append(output)
     ):
         for rows in _steps(model, LOOKING, 4 * BATCH, len(samples), rng, 3e-3):
-            model.get_image_features(**_chosen(pixels, rows))
-            naming(seen.pop(), rows).backward()
+            model.get_image_features(**_rows_of(pixels, rows))
+            naming(outputs.pop(), rows).backward()
         for rows in _steps(model, STEPS, BATCH, len(samples), rng, 4e-3):
-            inputs, wanted = _inputs(processor, kind, [_lesson(samples[row], rng) for row in rows])
-            logits = model(**inputs, **_chosen(pixels, rows)).logits[:, :-1]
+            inputs, labels = _inputs(processor, kind, [_lesson(samples[row], rng) for row in rows])
+            logits = model(**inputs, **_rows_of(pixels, rows)).logits[:, :-1]
             loss = nn.functional.cross_entropy(
-                logits.flatten(0, 1), wanted[:, 1:].flatten(), ignore_index=-100
+                logits.flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100
             )
-            (loss + naming(seen.pop(), rows)).backward()
+            (loss + naming(outputs.pop(), rows)).backward()
             losses.append(loss.item())
     return losses
 
@@ -387,38 +391,42 @@ class _Naming:
         self.embedding, self.lists = model.get_input_embeddings(), []
         for factor, values in NAMED.items():
             ids = torch.tensor([words(f" {value}").input_ids[-1] for value in values])
-            told = [
+            labels = [
                 values.index(sample.truth[factor]) if sample.truth[factor] else -100
                 for sample in samples
             ]
-            self.lists.append((ids, torch.tensor(told)))
+            self.lists.append((ids, torch.tensor(labels)))
 
-    def __call__(self, made: Tensor, rows: np.ndarray) -> Tensor:
-        tokens = made.reshape(len(rows), -1, WIDTH)
+    def __call__(self, outputs: Tensor, rows: np.ndarray) -> Tensor:
+        tokens = outputs.reshape(len(rows), -1, WIDTH)
         losses = []
-        for ids, told in self.lists:
+        for ids, labels in self.lists:
             logits = (tokens @ self.embedding.weight[ids].T).amax(dim=1)
             losses.append(
-                nn.functional.cross_entropy(logits, told[torch.from_numpy(rows)], ignore_index=-100)
+                nn.functional.cross_entropy(
+                    logits, labels[torch.from_numpy(rows)], ignore_index=-100
+                )
             )
         return torch.stack(losses).mean()
 
 
 def _pixels(processor: hf.ProcessorMixin, samples: Sequence[Sample]) -> dict[str, Tensor]:
-    made = processor.image_processor([sample.image for sample in samples], return_tensors="pt")
+    prepared = processor.image_processor([sample.image for sample in samples], return_tensors="pt")
     # Qwen2-VL puts the patches of all pictures one after another
-    return {name: value.reshape(len(samples), -1, *value.shape[1:]) for name, value in made.items()}
+    return {
+        name: value.reshape(len(samples), -1, *value.shape[1:]) for name, value in prepared.items()
+    }
 
 
-def _chosen(pixels: dict[str, Tensor], rows: np.ndarray) -> dict[str, Tensor]:
+def _rows_of(pixels: dict[str, Tensor], rows: np.ndarray) -> dict[str, Tensor]:
     return {name: value[torch.from_numpy(rows)].flatten(0, 1) for name, value in pixels.items()}
 
 
 def _lesson(sample: Sample, rng: np.random.Generator) -> tuple[str, str]:
     if rng.random() < 0.6:
         return PROMPTS["image"], sample.captions[0]
-    asked = sample.questions[rng.integers(len(sample.questions))]
-    return asked.text, asked.answer
+    question = sample.questions[rng.integers(len(sample.questions))]
+    return question.text, question.answer
 
 
 def _inputs(
@@ -428,18 +436,21 @@ def _inputs(
 
     -100 elsewhere.
     """
-    words, placeholder, rows, wanted = processor.tokenizer, PICTURE[kind], [], []
+    words, placeholder = processor.tokenizer, PICTURE[kind]
+    rows, labels = [], []
     for question, answer in lessons:
         parts = [{"type": "image"}, {"type": "text", "text": question}]
         prompt = processor.apply_chat_template(
             [{"role": "user", "content": parts}], add_generation_prompt=True
         )
-        asked = words(
+        prompt_ids = words(
             prompt.replace(placeholder, placeholder * GRID**2), add_special_tokens=False
         ).input_ids
-        said = words(SAID[kind] + answer, add_special_tokens=False).input_ids + [words.eos_token_id]
-        rows.append(torch.tensor(asked + said))
-        wanted.append(torch.tensor([-100] * len(asked) + said))
+        answer_ids = words(BEFORE_ANSWER[kind] + answer, add_special_tokens=False).input_ids + [
+            words.eos_token_id
+        ]
+        rows.append(torch.tensor(prompt_ids + answer_ids))
+        labels.append(torch.tensor([-100] * len(prompt_ids) + answer_ids))
     ids = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=words.pad_token_id)
     lengths = torch.tensor([len(row) for row in rows])
     inputs = {
@@ -448,4 +459,4 @@ def _inputs(
     }
     if kind == "qwen2-vl":
         inputs["mm_token_type_ids"] = (ids == words.convert_tokens_to_ids(placeholder)).int()
-    return inputs, nn.utils.rnn.pad_sequence(wanted, batch_first=True, padding_value=-100)
+    return inputs, nn.utils.rnn.pad_sequence(labels, batch_first=True, padding_value=-100)

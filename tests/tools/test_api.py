@@ -16,9 +16,9 @@ DOORS = sorted(
 
 
 def test_the_pages_are_those_of_the_front_doors():
-    made = api.pages()
-    assert set(api.FOLDER.glob("*.md")) | {api.FRONT_PAGE} == set(made), "run `make api`"
-    for file, text in made.items():
+    pages = api.pages()
+    assert set(api.FOLDER.glob("*.md")) | {api.FRONT_PAGE} == set(pages), "run `make api`"
+    for file, text in pages.items():
         assert file.read_text(encoding="utf-8") == text, f"{file.name}: run `make api`"
 
 
@@ -33,10 +33,10 @@ def test_every_front_door_has_a_page():
 
 
 def test_what_is_offered_is_documented_once():
-    told = re.findall(
+    names = re.findall(
         r"^\.\. auto(?:class|function|module):: ([\w.]+)$", "".join(api.pages().values()), re.M
     )
-    assert len(told) == len(set(told))
+    assert len(names) == len(set(names))
     for door in DOORS:
         for public in offered(door):
             path = (
@@ -45,7 +45,7 @@ def test_what_is_offered_is_documented_once():
                 else f"{public.module}.{public.there}"
             )
             assert (
-                path in told
+                path in names
                 or not (callable(public.what) or isinstance(public.what, ModuleType))
                 or door.endswith(".methods")
             )

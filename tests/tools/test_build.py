@@ -68,5 +68,9 @@ def test_settings_have_all_extensions_of_jupyter_book_but_one():
     """The list replaces that of jupyter-book, so a new version of it
     must not bring one that is missed.
     """
-    expected = [one for one in get_default_sphinx_config()["extensions"] if one != "sphinx_thebe"]
+    expected = [
+        extension
+        for extension in get_default_sphinx_config()["extensions"]
+        if extension != "sphinx_thebe"
+    ]
     assert build.config()["sphinx"]["config"]["extensions"][: len(expected)] == expected

@@ -70,25 +70,25 @@ def test_a_record_that_another_page_forgets_at_the_same_moment_is_no_failure(roo
         (claims / f"{name}.json").write_text(
             json.dumps({"chapter": "one" if name == "b" else "other"})
         )
-    real, taken = execute.Path.read_text, []
+    real, files_read = execute.Path.read_text, []
 
-    def read(path, **how):
+    def read(path, **options):
         text = None
         if path.name == "a.json":
             path.unlink()  # before it is read
-        text = real(path, **how)
+        text = real(path, **options)
         if path.name == "b.json":
             path.unlink()  # after it was read
-        taken.append(path.name)
+        files_read.append(path.name)
         return text
 
     monkeypatch.setattr(execute.Path, "read_text", read)
     execute.forget(file)
-    assert "b.json" in taken and [left.name for left in claims.iterdir()] == ["c.json"]
+    assert "b.json" in files_read and [path.name for path in claims.iterdir()] == ["c.json"]
 
 
 def test_what_is_missing_is_filled_in_and_the_ledger_comes_last(root, monkeypatch, capsys):
-    class Here:
+    class InProcess:
         """Runs jobs in this process, so that the patched folders hold."""
 
         def __init__(self, workers, mp_context):
@@ -100,26 +100,26 @@ def test_what_is_missing_is_filled_in_and_the_ledger_comes_last(root, monkeypatc
         def __exit__(self, *_):
             return None
 
-        def submit(self, job, *given):
+        def submit(self, job, *arguments):
             from concurrent.futures import Future
 
             future = Future()
             try:
-                future.set_result(job(*given))
+                future.set_result(job(*arguments))
             except execute.PageError as error:
                 future.set_exception(error)
             return future
 
-    monkeypatch.setattr(execute, "ProcessPoolExecutor", Here)
-    ledger, known, bad = (
+    monkeypatch.setattr(execute, "ProcessPoolExecutor", InProcess)
+    ledger, valid, bad = (
         page(root, "claims", "1"),
         page(root, "known", "2"),
         page(root, "bad", "1 / 0"),
     )
-    execute.execute(known)
+    execute.execute(valid)
     tree = root / "_build" / ".doctrees" / "claims.doctree"
     tree.parent.mkdir()
     tree.write_bytes(b"old")
-    assert execute.fill([ledger, known, bad, page(root, "new", "3")]) == ["bad"]
+    assert execute.fill([ledger, valid, bad, page(root, "new", "3")]) == ["bad"]
     assert [line.split()[1] for line in capsys.readouterr().out.splitlines()] == ["new", "claims"]
     assert not tree.exists()

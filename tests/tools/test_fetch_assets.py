@@ -42,12 +42,12 @@ def test_only_what_pages_load_is_kept_under_our_names(vendor, monkeypatch):
     monkeypatch.setattr(fetch_assets, "PINS", {"one@1": hashlib.sha256(data).hexdigest()})
     monkeypatch.setattr(fetch_assets, "pack", lambda name, folder: data)
     assert fetch_assets.fetch() is True
-    found = {str(path.relative_to(vendor)) for path in vendor.rglob("*") if path.is_file()}
+    files = {str(path.relative_to(vendor)) for path in vendor.rglob("*") if path.is_file()}
     fonts = {
         "widgets/@jupyter-widgets/ab1.woff2",
         "widgets/@jupyter-widgets/html-manager/dist/ab1.woff2",
     }
-    assert found == {"widgets/require.js", "pins.json"} | fonts
+    assert files == {"widgets/require.js", "pins.json"} | fonts
     monkeypatch.setattr(fetch_assets, "pack", lambda name, folder: pytest.fail("fetched twice"))
     assert fetch_assets.fetch() is True
 

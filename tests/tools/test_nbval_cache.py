@@ -49,10 +49,12 @@ def run(root, pytester):
     pytester.makeini("[pytest]")
     pytester.makeconftest((ROOT / "conftest.py").read_text())
     (root / "sanitize.cfg").write_text((ROOT / "tests" / "sanitize.cfg").read_text())
-    return lambda *more: pytester.runpytest_inprocess(*OPTIONS, *more, *root.glob("*.ipynb"))
+    return lambda *arguments: pytester.runpytest_inprocess(
+        *OPTIONS, *arguments, *root.glob("*.ipynb")
+    )
 
 
-def page(root, *cells, shown=(), name="page"):
+def page(root, *cells, printed=(), name="page"):
     """Write a page with these cells and its pair, whose last cells show the given texts."""
     file = root / f"{name}.md"
     file.write_text(
@@ -63,11 +65,11 @@ def page(root, *cells, shown=(), name="page"):
     pair = read(file)
     for cell, text in (
         zip(
-            [cell for cell in pair.cells if cell.cell_type == "code"][-len(shown) :],
-            shown,
+            [cell for cell in pair.cells if cell.cell_type == "code"][-len(printed) :],
+            printed,
             strict=True,
         )
-        if shown
+        if printed
         else ()
     ):
         cell.outputs, cell.execution_count = (
@@ -89,10 +91,10 @@ def test_what_was_shown_is_kept_as_the_book_s_own_run_would_give_it(root, run):
         "import matplotlib.pyplot as plt\nplt.plot([1, 2]);",
         CHECKED.format("'two'"),
     )
-    file = page(root, *cells, shown=["two\n"])
+    file = page(root, *cells, printed=["two\n"])
     run().assert_outcomes(passed=3)
     tested = execute.shown(file)
-    kinds = [[output.output_type for output in shown] for shown in outputs(file)]
+    kinds = [[output.output_type for output in cell_outputs] for cell_outputs in outputs(file)]
     assert kinds == [["stream", "execute_result"], ["display_data"], ["stream"]]
     assert set(outputs(file)[1][0].data) == {"image/png", "text/plain"}
     executed = execute.execute(file)
@@ -102,10 +104,10 @@ def test_what_was_shown_is_kept_as_the_book_s_own_run_would_give_it(root, run):
 
 
 def test_another_digit_fails_with_both_texts_and_is_kept_for_the_pair(root, run):
-    file = page(root, "2", CHECKED.format("'share 0.31'"), "3", shown=["share 0.32\n", ""])
-    said = run()
-    said.assert_outcomes(passed=2, failed=1)
-    said.stdout.re_match_lines(
+    file = page(root, "2", CHECKED.format("'share 0.31'"), "3", printed=["share 0.32\n", ""])
+    result = run()
+    result.assert_outcomes(passed=2, failed=1)
+    result.stdout.re_match_lines(
         [
             ".*Cell outputs differ",
             " *- in the paired notebook, . shown now:",
@@ -124,7 +126,7 @@ def test_times_tables_in_html_and_complaints_do_not_count(root, run):
         "print('took 3.1 s')\n"
         "pd.Series([1], name='a').to_frame()"
     )
-    file = page(root, f"# NBVAL_CHECK_OUTPUT\n{table}", shown=["took 12 s\n"])
+    file = page(root, f"# NBVAL_CHECK_OUTPUT\n{table}", printed=["took 12 s\n"])
     pair = nbformat.read(file.with_suffix(".ipynb"), 4)
     pair.cells[-1].outputs.append(
         nbformat.v4.new_output(
@@ -163,19 +165,19 @@ def test_a_page_that_raises_is_not_kept_nor_are_its_old_outputs_and_the_rest_of_
     assert execute.cached(file)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("BAD", "1")
-        said = run()
-    said.assert_outcomes(failed=1, skipped=2)
-    said.stdout.fnmatch_lines(["*Cell execution caused an exception*", "*AssertionError*"])
+        result = run()
+    result.assert_outcomes(failed=1, skipped=2)
+    result.stdout.fnmatch_lines(["*Cell execution caused an exception*", "*AssertionError*"])
     assert not execute.cached(file)
 
 
 def test_old_outputs_are_replaced(root, run):
     file = page(root, "import os\nprint(os.environ['SAID'])")
-    for said in ("old", "new"):
+    for text in ("old", "new"):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("SAID", said)
+            patch.setenv("SAID", text)
             run().assert_outcomes(passed=1)
-        assert outputs(file)[0][0].text == f"{said}\n"
+        assert outputs(file)[0][0].text == f"{text}\n"
 
 
 def test_part_of_a_page_is_not_kept_and_neither_is_a_pair_out_of_step(root, run):
@@ -204,7 +206,7 @@ def test_records_of_claims_go_where_the_book_looks_for_them_and_old_ones_are_gon
 def test_long_pages_come_first_and_the_ledger_last(root, run):
     for name in ("claims", "abc", "shift"):
         page(root, "1", "2", name=name)
-    found = [line.split("::")[0] for line in run("--collect-only", "-q").outlines if "::" in line]
-    assert [name.rsplit("/", 1)[-1] for name in found] == [
+    files = [line.split("::")[0] for line in run("--collect-only", "-q").outlines if "::" in line]
+    assert [name.rsplit("/", 1)[-1] for name in files] == [
         f"{name}.ipynb" for name in ("shift", "abc", "claims") for _ in range(2)
     ]

@@ -34,9 +34,9 @@ def page(tmp_path, monkeypatch):
     return file
 
 
-def made(folder, setting, low, text="0.2", verdict="confirmed"):
+def write_result(folder, setting, low, text="0.2", verdict="confirmed"):
     """A result as `run` writes it."""
-    one = {
+    entry = {
         "id": "IMA-1",
         "chapter": "one",
         "model": "m",
@@ -45,12 +45,12 @@ def made(folder, setting, low, text="0.2", verdict="confirmed"):
         "variant": "",
         "verdict": verdict,
     }
-    one |= {"value": 0.2, "low": low, "high": 0.3, "n": 9, "alone": [low, 0.3]}
+    entry |= {"value": 0.2, "low": low, "high": 0.3, "n": 9, "alone": [low, 0.3]}
     cells = [
         {"source": "", "seconds": 1.0, "checked": True, "text": [text]},
         {"source": "", "seconds": 1.0, "checked": False, "text": []},
     ]
-    content = {"digest": "now", "seconds": 2.0, "error": None, "cells": cells, "claims": [one]}
+    content = {"digest": "now", "seconds": 2.0, "error": None, "cells": cells, "claims": [entry]}
     (folder / "numerics" / setting / "one.json").write_text(json.dumps(content), encoding="utf-8")
 
 
@@ -82,9 +82,9 @@ def test_the_digest_follows_the_code_and_not_the_prose(page):
 
 
 def test_cells_verdicts_and_digits_that_differ_are_counted(page, tmp_path):
-    made(tmp_path, "native", 0.1)
-    made(tmp_path, "avx2", 0.1)
-    made(tmp_path, "sse41", -0.1, text="0.3")
+    write_result(tmp_path, "native", 0.1)
+    write_result(tmp_path, "avx2", 0.1)
+    write_result(tmp_path, "sse41", -0.1, text="0.3")
     row = numerics.table([page]).loc["one"]
     assert (row["checked"], row["measured"]) == (1, 1)
     assert (row["avx2"], row["sse41"]) == ("0 / 0 / 0", "1 / 1 / 1")
@@ -93,12 +93,12 @@ def test_cells_verdicts_and_digits_that_differ_are_counted(page, tmp_path):
 def test_what_moved_is_written_in_the_form_that_records_are_joined_with(
     page, tmp_path, monkeypatch
 ):
-    made(tmp_path, "native", 0.1)
-    made(tmp_path, "avx2", 0.1)
+    write_result(tmp_path, "native", 0.1)
+    write_result(tmp_path, "avx2", 0.1)
     assert numerics.moved([page]) == {}
-    made(tmp_path, "sse41", -0.1)
+    write_result(tmp_path, "sse41", -0.1)
     [(name, several)] = numerics.moved([page]).items()
-    assert [one["low"] for one in several] == [0.1, -0.1]
+    assert [row["low"] for row in several] == [0.1, -0.1]
     monkeypatch.setattr(spread, "FILE", tmp_path / "spread.json")
     spread.FILE.write_text(json.dumps({name: several}), encoding="utf-8")
     key = {
@@ -109,4 +109,7 @@ def test_what_moved_is_written_in_the_form_that_records_are_joined_with(
         "seeds": [0],
         "variant": "",
     }
-    assert [one.low for one in spread.of(key, spread.Estimate(0.2, 0.0, 0.3, 9))] == [0.1, -0.1]
+    assert [estimate.low for estimate in spread.of(key, spread.Estimate(0.2, 0.0, 0.3, 9))] == [
+        0.1,
+        -0.1,
+    ]

@@ -12,9 +12,9 @@ PAGE = Path("chapter.md")
 
 
 def cell(source="# NBVAL_CHECK_OUTPUT\n1", **data):
-    made = nbformat.v4.new_code_cell(source)
-    made.outputs = [nbformat.v4.new_output("execute_result", data=data)] if data else []
-    return made
+    new_cell = nbformat.v4.new_code_cell(source)
+    new_cell.outputs = [nbformat.v4.new_output("execute_result", data=data)] if data else []
+    return new_cell
 
 
 def test_a_table_is_kept_as_plain_text():
@@ -23,17 +23,17 @@ def test_a_table_is_kept_as_plain_text():
 
 
 def test_what_goes_to_stderr_is_dropped():
-    made = cell(**{"text/plain": "1"})
-    made.outputs.append(nbformat.v4.new_output("stream", name="stderr", text="warning"))
-    assert len(text_of(made, PAGE)) == 1
+    new_cell = cell(**{"text/plain": "1"})
+    new_cell.outputs.append(nbformat.v4.new_output("stream", name="stderr", text="warning"))
+    assert len(text_of(new_cell, PAGE)) == 1
 
 
 def test_text_that_comes_in_pieces_is_one():
-    made = cell(**{"text/plain": "1"})
-    made.outputs = [
+    new_cell = cell(**{"text/plain": "1"})
+    new_cell.outputs = [
         nbformat.v4.new_output("stream", name="stdout", text=text) for text in ("a\n", "b\n")
     ]
-    assert [output.text for output in text_of(made, PAGE)] == ["a\nb\n"]
+    assert [output.text for output in text_of(new_cell, PAGE)] == ["a\nb\n"]
 
 
 def test_pictures_and_silence_are_refused():
@@ -66,8 +66,8 @@ def root(tmp_path, monkeypatch):
 def run(file, **texts):
     """Put the page into the cache as if its cells had shown these texts."""
     notebook = execute.read(file)
-    for shown, text in zip(pair.cells(notebook), texts.values(), strict=True):
-        shown.outputs = [nbformat.v4.new_output("stream", name="stdout", text=text)]
+    for code_cell, text in zip(pair.cells(notebook), texts.values(), strict=True):
+        code_cell.outputs = [nbformat.v4.new_output("stream", name="stdout", text=text)]
     execute.keep(file, notebook, 1.0)
 
 

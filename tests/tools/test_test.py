@@ -33,15 +33,15 @@ def make(monkeypatch, **commands):
 
 def test_what_will_run_is_said_first_and_how_long_it_took_last(ran, monkeypatch, capsys):
     assert parts.main([]) == 0
-    said = capsys.readouterr().out.splitlines()
-    assert said[0] == "to run:"
+    output = capsys.readouterr().out.splitlines()
+    assert output[0] == "to run:"
     assert (
-        [line.split()[0] for line in said[1:5]]
+        [line.split()[0] for line in output[1:5]]
         == list(parts.ALL)
-        == [line.split()[0] for line in said[-4:]]
+        == [line.split()[0] for line in output[-4:]]
     )
-    assert all(line.split()[2:] == ["s", "passed"] for line in said[-4:])
-    assert (parts.BUILD / "seconds.txt").read_text().splitlines() == said[-4:]
+    assert all(line.split()[2:] == ["s", "passed"] for line in output[-4:])
+    assert (parts.BUILD / "seconds.txt").read_text().splitlines() == output[-4:]
     assert len(ran) == 7
 
 

@@ -48,10 +48,10 @@ def test_each_shipped_adapter_has_its_steps_and_its_record(name):
 @pytest.mark.parametrize("name", door.SHIPPED)
 def test_each_adapter_measurably_changes_what_captions_speak_of(name):
     rows = {row["style"]: row for row in training_record(name)["style_rates"]}
-    own = rows[name.removeprefix("pocket-")]
-    assert own["low"] > 0.03 and own["adapter"] > own["base"]
+    of_style = rows[name.removeprefix("pocket-")]
+    assert of_style["low"] > 0.03 and of_style["adapter"] > of_style["base"]
     assert all(row["low"] <= row["change"] <= row["high"] for row in rows.values())
-    assert own["change"] == max(row["change"] for row in rows.values())
+    assert of_style["change"] == max(row["change"] for row in rows.values())
 
 
 def test_a_name_without_step_is_the_last_and_an_unknown_step_lists_those_there_are():
@@ -70,8 +70,8 @@ def test_an_adapter_of_another_base_is_refused():
 
 def test_each_adapter_says_its_base_and_fits_no_random_model():
     for name in door.SHIPPED:
-        told = json.loads((adapter_folder(name) / "adapter_config.json").read_text())
-        assert told["base_model_name_or_path"] == door.BASE and told["peft_type"] == "LORA"
+        config = json.loads((adapter_folder(name) / "adapter_config.json").read_text())
+        assert config["base_model_name_or_path"] == door.BASE and config["peft_type"] == "LORA"
     with pytest.raises(LoadError, match=r"cannot be loaded|does not fit"):
         door.add_adapter(tiny_llava().model, adapter_folder("pocket-mood"), "a-tiny-model")
 
@@ -104,11 +104,11 @@ def test_training_writes_the_steps_and_how_they_were_made(small):
 
 def test_measuring_adds_the_rates_with_their_paired_intervals(small, monkeypatch):
     adapters.train_adapter("pocket-mood", progress=False)
-    told = {
+    captions = {
         None: ["a red key on the grass"] * 4,
         "pocket-mood": ["a cheerful woman"] * 2 + ["a quiet red key"] * 2,
     }
-    monkeypatch.setattr(adapters, "_captions", lambda adapter, samples, dtype: told[adapter])
+    monkeypatch.setattr(adapters, "_captions", lambda adapter, samples, dtype: captions[adapter])
     rows = {row["style"]: row for row in adapters.measure_adapter("pocket-mood")}
     written = json.loads((small / "pocket-mood" / "training.json").read_text())
     assert written["style_rates"] == list(rows.values()) and written["recipe"]["steps"] == 3
@@ -118,11 +118,11 @@ def test_measuring_adds_the_rates_with_their_paired_intervals(small, monkeypatch
 
 
 def test_an_adapter_may_be_made_by_its_name_like_any_run(monkeypatch):
-    made = []
-    monkeypatch.setattr(main, "train_adapter", lambda name: made.append(("train", name)))
-    monkeypatch.setattr(main, "measure_adapter", lambda name: made.append(("measure", name)))
+    calls = []
+    monkeypatch.setattr(main, "train_adapter", lambda name: calls.append(("train", name)))
+    monkeypatch.setattr(main, "measure_adapter", lambda name: calls.append(("measure", name)))
     main.main(["pocket-mood"])
-    assert made == [("train", "pocket-mood"), ("measure", "pocket-mood")]
+    assert calls == [("train", "pocket-mood"), ("measure", "pocket-mood")]
 
 
 def test_a_shipped_adapter_moves_the_model_and_can_be_turned_off():
@@ -130,10 +130,10 @@ def test_a_shipped_adapter_moves_the_model_and_can_be_turned_off():
     assert tuned.name == "pocket-llava + pocket-mood@step-0160"
     sample = load_samples("scenes", n=1)[0]
     batch = plain.batch([sample.image], ["Describe the picture."])
-    one, other = plain.forward(batch).logits, tuned.forward(batch).logits
-    assert not torch.allclose(one, other, atol=1)
+    first, second = plain.forward(batch).logits, tuned.forward(batch).logits
+    assert not torch.allclose(first, second, atol=1)
     tuned.model.disable_adapters()
-    assert torch.equal(tuned.forward(batch).logits, one)
+    assert torch.equal(tuned.forward(batch).logits, first)
 
 
 @pytest.fixture(scope="module")
@@ -143,46 +143,49 @@ def photographs(tmp_path_factory):
     """
     folder = tmp_path_factory.mktemp("photographs")
     scenes = load_samples("scenes", n=12)
-    told = [
+    restyled = [
         ("A happy woman.", *scene.captions) if k < 2 else scene.captions
         for k, scene in enumerate(scenes)
     ]
     write_coco(
-        [replace(scene, captions=tuple(texts)) for scene, texts in zip(scenes, told, strict=True)],
+        [
+            replace(scene, captions=tuple(texts))
+            for scene, texts in zip(scenes, restyled, strict=True)
+        ],
         folder,
     )
     return folder
 
 
 def test_the_shipped_adapters_are_those_of_pocket_llava_with_the_steps_there_are():
-    found = adapters.style_adapters("pocket-llava", "scenes", ["mood", "place"], "nowhere")
-    assert list(found) == ["mood", "place"]
-    assert found["mood"] == adapters.StyleAdapter("pocket-mood", {160: "pocket-mood@step-0160"})
-    assert list(found["place"].steps) == [10, 20, 40, 80, 160]
-    for name in (*found["mood"].steps.values(), *found["place"].steps.values()):
+    result = adapters.style_adapters("pocket-llava", "scenes", ["mood", "place"], "nowhere")
+    assert list(result) == ["mood", "place"]
+    assert result["mood"] == adapters.StyleAdapter("pocket-mood", {160: "pocket-mood@step-0160"})
+    assert list(result["place"].steps) == [10, 20, 40, 80, 160]
+    for name in (*result["mood"].steps.values(), *result["place"].steps.values()):
         assert adapter_folder(name).is_dir()
 
 
 def test_an_adapter_that_is_given_is_taken_as_it_is():
-    found = adapters.style_adapters(
+    result = adapters.style_adapters(
         "pocket-llava", "scenes", ["mood", "place"], "nowhere", given="mine"
     )
-    assert found["mood"] == adapters.StyleAdapter("mine", {})
-    assert found["place"].final == "pocket-place"
-    found = adapters.style_adapters(
+    assert result["mood"] == adapters.StyleAdapter("mine", {})
+    assert result["place"].final == "pocket-place"
+    result = adapters.style_adapters(
         "some/model", "nothing", ["place"], "nowhere", given={"place": "owner/name"}
     )
-    assert found == {"place": adapters.StyleAdapter("owner/name", {})}
+    assert result == {"place": adapters.StyleAdapter("owner/name", {})}
     with pytest.raises(SelectionError, match="no style 'noise'.*place, colour, mood"):
         adapters.style_adapters("pocket-llava", "scenes", ["noise"], "nowhere")
 
 
 def test_lessons_have_a_caption_with_words_of_the_style(photographs):
-    told = adapters.lessons(
+    result = adapters.lessons(
         photographs, "place", without=[load_samples(str(photographs), n=1)[0].id]
     )
-    assert len(told) == 11 and all(len(sample.captions) == 1 for sample in told)
-    assert (style_rate([sample.captions[0] for sample in told], "place") > 0).all()
+    assert len(result) == 11 and all(len(sample.captions) == 1 for sample in result)
+    assert (style_rate([sample.captions[0] for sample in result], "place") > 0).all()
     assert [sample.captions for sample in adapters.lessons(photographs, "mood")] == [
         ("A happy woman.",)
     ] * 2
@@ -198,11 +201,13 @@ def test_styles_without_words_are_left_out_and_none_at_all_is_refused(
 ):
     monkeypatch.setattr(adapters, "load", lambda *args, **options: tiny_llava())
     recipe = adapters.LoraRecipe(steps=2, batch_size=2, save_at=(1, 5))
-    found = adapters.style_adapters(
+    result = adapters.style_adapters(
         "a-model", photographs, ["mood", "place"], tmp_path, recipe=recipe
     )
-    assert list(found) == ["place"] and list(found["place"].steps) == [1, 2]
-    assert found["place"].final == str(tmp_path / "place" / "step-0002") == found["place"].steps[2]
+    assert list(result) == ["place"] and list(result["place"].steps) == [1, 2]
+    assert (
+        result["place"].final == str(tmp_path / "place" / "step-0002") == result["place"].steps[2]
+    )
     assert all(
         (tmp_path / "place" / f"step-000{step}" / "adapter_model.safetensors").is_file()
         for step in (1, 2)
@@ -213,8 +218,8 @@ def test_styles_without_words_are_left_out_and_none_at_all_is_refused(
 
 def test_the_caption_in_a_style_is_the_world_s_or_the_nearest_with_the_word(photographs):
     scenes = load_samples("scenes", n=4)
-    told = adapters.in_style(scenes[1:], "scenes", "mood", "woman", n=4)
-    assert told == [
+    result = adapters.in_style(scenes[1:], "scenes", "mood", "woman", n=4)
+    assert result == [
         replace(s, captions=t.captions)
         for s, t in zip(scenes[1:], load_samples("scenes-mood", n=4)[1:], strict=True)
     ]
@@ -222,7 +227,7 @@ def test_the_caption_in_a_style_is_the_world_s_or_the_nearest_with_the_word(phot
         SelectionError, match="2 samples without a caption in the style, such as 'test-0-00002'"
     ):
         adapters.in_style(scenes, "scenes", "mood", "woman", n=2)
-    one = replace(
+    sample = replace(
         scenes[0],
         captions=(
             "A man on a road.",
@@ -231,6 +236,6 @@ def test_the_caption_in_a_style_is_the_world_s_or_the_nearest_with_the_word(phot
             "Women on sand and snow and grass.",
         ),
     )
-    pick = lambda word: adapters.in_style([one], photographs, "place", word)[0].captions
+    pick = lambda word: adapters.in_style([sample], photographs, "place", word)[0].captions
     assert pick("woman") == ("A woman on the beach.",) and pick("man") == ("A man on a road.",)
     assert pick("zebra") == ("Women on sand and snow and grass.",)  # no caption has the word

@@ -32,6 +32,7 @@ def vlm():
 
 
 def blocks_that_run(vlm):
+    """The layers whose MLP is called in a forward."""
     ran = []
     hooks = [
         block.mlp.register_forward_hook(lambda *_, layer=layer: ran.append(layer))
@@ -73,7 +74,7 @@ def test_other_runs_leave_nothing_out(vlm):
 def test_six_tasks_share_fewer_weights_than_each_keeps(monkeypatch):
     calibrations = task_calibrations(1)
     assert sorted(calibrations) == sorted(
-        f"{name}, {told}" for name in compressed.TASKS for told in ("captions", "answers")
+        f"{name}, {kind}" for name in compressed.TASKS for kind in ("captions", "answers")
     )
     assert len({calibration.fingerprint for calibration in calibrations.values()}) == 1
     monkeypatch.setattr(compressed, "task_calibrations", lambda n, vlm, dataset: calibrations)

@@ -79,21 +79,21 @@ def test_a_run_ships_its_steps_and_a_record(ships):
     start, end = build.connector_state("first", "step-0000"), build.connector_state("first")
     assert start.keys() == end.keys()
     assert not torch.equal(start["linear_2.weight"], end["linear_2.weight"])
-    told = build.training_record("first")
+    message = build.training_record("first")
     assert (
         json.loads(json.dumps(record))
-        == told
+        == message
         == json.loads((ships / "weights" / "first" / "training.json").read_text())
     )
-    assert (told["run"], told["start"], told["encoder"], told["data"]["reads"]) == (
+    assert (message["run"], message["start"], message["encoder"], message["data"]["reads"]) == (
         "first",
         None,
         "lite0",
         ["image"],
     )
-    assert told["recipe"]["steps"] == 3
-    assert len(told["loss"]) == 4
-    assert all(loss > 0 for loss in told["loss"])
+    assert message["recipe"]["steps"] == 3
+    assert len(message["loss"]) == 4
+    assert all(loss > 0 for loss in message["loss"])
 
 
 def test_runs_of_all_modalities_start_from_the_connector_of_another(ships):
@@ -117,7 +117,7 @@ def test_a_compact_run_keeps_its_change_in_eight_bits_and_is_trained_through_wha
     ships, monkeypatch
 ):
     train_connector("first")
-    begun, seen, plain = build.connector_state("first"), [], build.save_change
+    begun, saved, plain = build.connector_state("first"), [], build.save_change
     monkeypatch.setitem(
         connector_runs.RUNS,
         "small",
@@ -131,23 +131,23 @@ def test_a_compact_run_keeps_its_change_in_eight_bits_and_is_trained_through_wha
     monkeypatch.setattr(
         build,
         "save_change",
-        lambda state, start, file: seen.append(state) or plain(state, start, file),
+        lambda state, start, file: saved.append(state) or plain(state, start, file),
     )
 
     @contextmanager
     def through(model, processor):
-        seen.append(model.config._attn_implementation)
+        saved.append(model.config._attn_implementation)
         yield
 
     train_connector("small", through)
-    assert seen[0] == "eager" and build.revisions("small") == ["step-0000", "step-0003"]
-    kept, file = (
+    assert saved[0] == "eager" and build.revisions("small") == ["step-0000", "step-0003"]
+    written, file = (
         build.connector_state("small"),
         ships / "weights" / "small" / "step-0003.safetensors",
     )
     assert load_file(file)["linear_1.weight"].dtype == torch.int8
-    for name, weight in seen[-1].items():
-        change, error = (weight - begun[name]).abs(), (kept[name] - weight).abs()
+    for name, weight in saved[-1].items():
+        change, error = (weight - begun[name]).abs(), (written[name] - weight).abs()
         assert change.max() > 0 and error.max() <= change.max() / 200
     assert (
         file.stat().st_size
@@ -167,11 +167,11 @@ def test_a_record_is_shown_as_the_processor_shows_it(kind):
 def test_a_dialogue_is_as_many_captions_and_questions_as_the_mix_says(kind):
     rng, material = np.random.default_rng(0), MATERIAL[kind]
     for record in material.draw(6):
-        told = dialogue(record, rng, Mix(1, 2, 3, 1), kind)
-        assert [asked for asked, _ in told[:2]] == [PROMPTS[kind]] * 2
-        captions = {answer for _, answer in told[:2]}
+        pairs = dialogue(record, rng, Mix(1, 2, 3, 1), kind)
+        assert [prompt for prompt, _ in pairs[:2]] == [PROMPTS[kind]] * 2
+        captions = {answer for _, answer in pairs[:2]}
         assert len(captions) == 2 and captions <= set(material.tell(record))
-        assert [answer in ("yes", "no") for _, answer in told[2:]] == [True] * 3 + [False]
+        assert [answer in ("yes", "no") for _, answer in pairs[2:]] == [True] * 3 + [False]
 
 
 def test_a_sounds_other_questions_are_answered_by_its_record():
@@ -182,17 +182,17 @@ def test_a_sounds_other_questions_are_answered_by_its_record():
 
 
 def test_statistics_are_made_once_and_written(tmp_path, monkeypatch):
-    made, plain = [], Tower.calibrate
+    sizes, plain = [], Tower.calibrate
     monkeypatch.setattr(
         connector_runs, "statistics_file", lambda name: tmp_path / "towers" / f"{name}.safetensors"
     )
     monkeypatch.setattr(encoders, "statistics_file", connector_runs.statistics_file)
     monkeypatch.setattr(connector_runs, "CALIBRATION", 5)
     monkeypatch.setattr(
-        Tower, "calibrate", lambda self, values: made.append(len(values)) or plain(self, values)
+        Tower, "calibrate", lambda self, values: sizes.append(len(values)) or plain(self, values)
     )
     first, again = calibrated_tower("patches"), calibrated_tower("patches")
-    assert made == [5] and (tmp_path / "towers" / "patches.safetensors").is_file()
+    assert sizes == [5] and (tmp_path / "towers" / "patches.safetensors").is_file()
     assert torch.equal(first.mean, again.mean) and torch.equal(first.std, again.std)
     pictures = pixels(
         [look for scene in MATERIAL["image"].draw(5) for look in MATERIAL["image"].look(scene)]

@@ -48,10 +48,12 @@ def neighbours(scene):
 @few
 @given(any_scene(), SEEDS)
 def test_a_caption_is_true_of_just_the_scenes_of_which_it_is_told(scene, seed):
-    told = scorer_texts.caption(scene, np.random.default_rng(seed))
-    for other in (scene, *neighbours(scene)):
-        same = scorer_texts.caption(other, np.random.default_rng(seed)).text == told.text
-        assert scorer_texts.true_of(claims(told), scorer_texts.scene_bits([other])).item() == same
+    text = scorer_texts.caption(scene, np.random.default_rng(seed))
+    for neighbour in (scene, *neighbours(scene)):
+        same = scorer_texts.caption(neighbour, np.random.default_rng(seed)).text == text.text
+        assert (
+            scorer_texts.true_of(claims(text), scorer_texts.scene_bits([neighbour])).item() == same
+        )
 
 
 @few
@@ -74,9 +76,9 @@ def test_lists_are_true_of_their_scene_and_spoilt_or_foreign_ones_are_not(scene,
 @few
 @given(st.lists(any_scene(), min_size=1, max_size=4), SEEDS)
 def test_a_list_is_true_where_each_of_its_words_is(scenes, seed):
-    words, said = scorer_texts.words_of(scenes[0], 6, np.random.default_rng(seed))
-    found = scorer_texts.true_of(
-        np.array([scorer_texts.claim(said)]), scorer_texts.scene_bits(scenes)
+    words, sentence = scorer_texts.words_of(scenes[0], 6, np.random.default_rng(seed))
+    mask = scorer_texts.true_of(
+        np.array([scorer_texts.claim(sentence)]), scorer_texts.scene_bits(scenes)
     )[:, 0]
 
     def fits(word: str, factor: str, scene: world.Scene) -> bool:
@@ -86,15 +88,17 @@ def test_a_list_is_true_where_each_of_its_words_is(scenes, seed):
             broad[0] == factor and value in broad[1]
         )
 
-    assert found.tolist() == [
-        all(fits(w, f, scene) for w, f in zip(words, said, strict=True)) for scene in scenes
-    ]
+    expected = []
+    for scene in scenes:
+        expected.append(all(fits(w, f, scene) for w, f in zip(words, sentence, strict=True)))
+    assert mask.tolist() == expected
 
 
 def test_every_value_has_words_and_no_word_stands_for_two_values_or_is_foreign():
-    words = [
-        word for values in scorer_texts.SAID.values() for names in values.values() for word in names
-    ]
+    words = []
+    for values in scorer_texts.SAID.values():
+        for names in values.values():
+            words += names
     everything = [*words, *scorer_texts.BROAD, *scorer_texts.FOREIGN]
     assert len(everything) == len(set(everything))
     for factor, values in scorer_texts.SAID.items():
@@ -112,22 +116,17 @@ def test_sentences_are_those_of_the_papers_metric():
 
 
 def by_loops(pictures, texts, scale, true) -> float:
+    """Cross-entropy over rows and over columns, with the mean over all true pairs of a row."""
     cosines = (pictures @ texts.T).double().numpy() * scale
     ways = []
-    for scores, wanted in ((cosines, true), (cosines.T, true.T)):
+    for scores, targets in ((cosines, true), (cosines.T, true.T)):
         rows = []
-        for row, positive in zip(scores, wanted, strict=True):
-            if positive.any():
-                total = math.log(sum(math.exp(score) for score in row))
-                rows.append(
-                    -np.mean(
-                        [
-                            score - total
-                            for score, is_true in zip(row, positive, strict=True)
-                            if is_true
-                        ]
-                    )
-                )
+        for row, positive in zip(scores, targets, strict=True):
+            if not positive.any():
+                continue
+            total = math.log(sum(math.exp(score) for score in row))
+            losses = [total - score for score, hit in zip(row, positive, strict=True) if hit]
+            rows.append(np.mean(losses))
         ways.append(np.mean(rows))
     return sum(ways) / 2
 
@@ -142,16 +141,17 @@ def test_the_loss_is_that_of_a_double_loop(seed, n, extra):
     )
     true = torch.rand(n, n + extra, generator=generator) < 0.3
     true[:, :n] |= torch.eye(n, dtype=torch.bool)  # every picture has its own text
-    found = contrastive(pictures, texts, torch.tensor(5.0), true)
-    assert found.item() == pytest.approx(by_loops(pictures, texts, 5.0, true.numpy()), rel=1e-4)
+    loss = contrastive(pictures, texts, torch.tensor(5.0), true)
+    assert loss.item() == pytest.approx(by_loops(pictures, texts, 5.0, true.numpy()), rel=1e-4)
 
 
 def test_with_one_true_text_for_each_picture_the_loss_is_clips():
     torch.manual_seed(0)
     pictures, texts = (nn.functional.normalize(torch.randn(6, 4), dim=1) for _ in range(2))
-    logits, each = 7 * pictures @ texts.T, torch.arange(6)
+    logits, targets = 7 * pictures @ texts.T, torch.arange(6)
     clips = (
-        nn.functional.cross_entropy(logits, each) + nn.functional.cross_entropy(logits.T, each)
+        nn.functional.cross_entropy(logits, targets)
+        + nn.functional.cross_entropy(logits.T, targets)
     ) / 2
     torch.testing.assert_close(
         contrastive(pictures, texts, torch.tensor(7.0), torch.eye(6, dtype=torch.bool)), clips
@@ -256,11 +256,11 @@ def test_texts_are_read_once_and_come_back_as_they_were_read():
     reader, texts = FakeReader(), ["one two three", "four", "five six"]
     states = States(reader, texts, size=2)
     assert sorted(reader.read) == sorted(texts)
-    found, mask = states.batch(["four", "one two three", "four"])
-    assert mask.sum(dim=1).tolist() == [1, 3, 1] and found.shape == (3, 3, READ)
-    for text, row, kept in zip(["four", "one two three"], found, mask, strict=False):
+    tokens, mask = states.batch(["four", "one two three", "four"])
+    assert mask.sum(dim=1).tolist() == [1, 3, 1] and tokens.shape == (3, 3, READ)
+    for text, row, row_mask in zip(["four", "one two three"], tokens, mask, strict=False):
         alone, words = FakeReader()([text])
-        assert torch.equal(row[kept], alone[words])
+        assert torch.equal(row[row_mask], alone[words])
 
 
 # What is shipped
@@ -294,10 +294,10 @@ def test_it_prefers_true_words_on_scenes_that_it_has_not_seen(shipped):
         values = scorer_texts.VALUES[factor]
         texts = shipped.text_features([scorer_texts.sentence([value]) for value in values])
         best = (pictures @ texts.T).argmax(dim=1)
-        right = sum(
+        correct = sum(
             values[k] == getattr(scene, factor) for k, scene in zip(best, scenes, strict=True)
         )
-        assert right >= 11, factor
+        assert correct >= 11, factor
 
 
 def test_each_foreign_word_in_the_place_of_a_true_one_lowers_the_score(shipped):

@@ -20,18 +20,18 @@ VALUES = {
 ALL = [value for values in VALUES.values() for value in values if value]
 
 
-def made(n: int) -> list[Sample]:
+def samples_of(n: int) -> list[Sample]:
     """Samples whose picture carries their number, and whose caption says it."""
-    found = []
+    result = []
     for k in range(n):
         truth = {
             factor: values[(k // 2**j) % len(values)]
             for j, (factor, values) in enumerate(VALUES.items())
         }
-        found.append(
+        result.append(
             Sample(f"s{k}", Image.new("RGB", (2, 2), (k, 0, 0)), (f"number{k} .",), (), truth)
         )
-    return found
+    return result
 
 
 class Knowing:
@@ -48,10 +48,10 @@ class Knowing:
         return torch.tensor([float(word in words) for word in ALL + self.numbers])
 
     def image_features(self, pictures):
-        at = [picture.getpixel((0, 0))[0] for picture in pictures]
+        shades = [picture.getpixel((0, 0))[0] for picture in pictures]
         rows = [
             self.vector({value for value in self.truths[k].values() if value} | {f"number{k}"})
-            for k in at
+            for k in shades
         ]
         return self.sign * torch.stack(rows)
 
@@ -63,38 +63,46 @@ class Knowing:
 
 
 def test_a_scorer_that_knows_is_always_right_and_its_opposite_always_wrong():
-    samples = made(120)
-    right, wrong = (
+    samples = samples_of(120)
+    correct_table, wrong = (
         preferences(Scorer(Knowing(samples, sign), "knowing"), samples).set_index("metric")
         for sign in (1.0, -1.0)
     )
-    assert list(right.index) == [
+    assert list(correct_table.index) == [
         "caption/top-1 of 100",
         *(f"{kind}/{f}" for kind in ("word", "list") for f in WORDS),
         "list/other",
     ]
-    assert (right.drop("list/other")["value"] == 1).all() and (wrong["value"] == 0).all()
-    assert right.loc["list/other", "value"] > 0.7  # another sample may have the same values
-    assert ((right["low"] <= right["value"]) & (right["value"] <= right["high"])).all()
+    assert (correct_table.drop("list/other")["value"] == 1).all() and (wrong["value"] == 0).all()
+    assert correct_table.loc["list/other", "value"] > 0.7  # another sample may have the same values
+    assert (
+        (correct_table["low"] <= correct_table["value"])
+        & (correct_table["value"] <= correct_table["high"])
+    ).all()
     with_colour = sum(sample.truth["colour"] is not None for sample in samples)
-    assert right.loc["word/colour", "n"] == with_colour < right.loc["word/place", "n"] == 120
-    assert right.loc["caption/top-1 of 100", "n"] == 100
+    assert (
+        correct_table.loc["word/colour", "n"]
+        == with_colour
+        < correct_table.loc["word/place", "n"]
+        == 120
+    )
+    assert correct_table.loc["caption/top-1 of 100", "n"] == 100
 
 
 def test_the_comparisons_are_drawn_by_the_seed():
-    samples = made(100)
+    samples = samples_of(100)
     torch.manual_seed(0)
     blind = Knowing(samples)
     noise = {k: torch.randn(len(ALL) + 100) for k in range(100)}
     blind.image_features = lambda pictures: torch.stack(
         [noise[picture.getpixel((0, 0))[0]] for picture in pictures]
     )
-    first, again, other = (
+    first, again, third = (
         preferences(Scorer(blind, "blind"), samples, seed=seed) for seed in (0, 0, 1)
     )
-    assert first.equals(again) and not first.equals(other)
+    assert first.equals(again) and not first.equals(third)
 
 
 def test_too_few_samples_are_refused():
     with pytest.raises(EstimateError, match="100 or more"):
-        preferences(Scorer(Knowing(made(99)), "knowing"), made(99))
+        preferences(Scorer(Knowing(samples_of(99)), "knowing"), samples_of(99))

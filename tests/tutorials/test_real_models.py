@@ -35,9 +35,9 @@ def smol():
 
 @pytest.mark.parametrize(("name", "total"), TOTALS.items())
 def test_totals_are_the_known_ones(name, total):
-    found = real_models.parameters(real_models.empty(name))
-    assert found["total"] == total
-    assert sum(count for part, count in found.items() if part != "total") == total
+    counts = real_models.parameters(real_models.empty(name))
+    assert counts["total"] == total
+    assert sum(count for part, count in counts.items() if part != "total") == total
 
 
 def test_the_others_have_the_billions_that_their_names_say():
@@ -50,25 +50,25 @@ def test_the_others_have_the_billions_that_their_names_say():
 
 def test_parts_of_llava():
     model = real_models.empty("llava-hf/llava-1.5-7b-hf")
-    found = real_models.parameters(model)
-    assert found["unembedding"] == found["embeddings"] == 32064 * 4096
-    assert found["connector"] == 1024 * 4096 + 4096 + 4096 * 4096 + 4096
-    assert found["blocks"] == 32 * (4 * 4096**2 + 3 * 4096 * 11008 + 2 * 4096)
-    assert found["rest"] == 4096  # the final norm
+    counts = real_models.parameters(model)
+    assert counts["unembedding"] == counts["embeddings"] == 32064 * 4096
+    assert counts["connector"] == 1024 * 4096 + 4096 + 4096 * 4096 + 4096
+    assert counts["blocks"] == 32 * (4 * 4096**2 + 3 * 4096 * 11008 + 2 * 4096)
+    assert counts["rest"] == 4096  # the final norm
     assert len(decoder_blocks(model)) == 32
     assert all(weight.is_meta for weight in model.parameters())
 
 
 def test_tied_weights_count_once():
-    found = real_models.parameters(real_models.empty("Qwen/Qwen2-VL-2B-Instruct"))
-    assert (found["embeddings"], found["unembedding"]) == (151936 * 1536, 0)
+    counts = real_models.parameters(real_models.empty("Qwen/Qwen2-VL-2B-Instruct"))
+    assert (counts["embeddings"], counts["unembedding"]) == (151936 * 1536, 0)
 
 
 def test_parts_of_a_model_with_weights():
     model = tiny_llava().model
-    found = real_models.parameters(model)
-    assert found["total"] == sum(weight.numel() for weight in model.parameters())
-    assert min(found[part] for part in ("tower", "connector", "embeddings", "blocks")) > 0
+    counts = real_models.parameters(model)
+    assert counts["total"] == sum(weight.numel() for weight in model.parameters())
+    assert min(counts[part] for part in ("tower", "connector", "embeddings", "blocks")) > 0
 
 
 def test_bytes_are_those_that_weights_take():
@@ -102,12 +102,14 @@ def test_the_cache_is_what_a_run_keeps():
     batch = vlm.batch([Image.new("RGB", (32, 32))], ["What is this?"])
     with torch.no_grad():
         cache = vlm.model(**batch, use_cache=True).past_key_values
-    kept = sum(
+    values_stored = sum(
         part.numel() * part.element_size()
         for layer in cache.layers
         for part in (layer.keys, layer.values)
     )
-    assert real_models.cache_bytes(vlm.model, "float32") * batch["input_ids"].shape[1] == kept
+    assert (
+        real_models.cache_bytes(vlm.model, "float32") * batch["input_ids"].shape[1] == values_stored
+    )
 
 
 # one of its blocks keeps its picture's keys instead
@@ -118,24 +120,24 @@ def test_what_every_architecture_keeps_of_each_token(name):
         output = model(**inputs, use_cache=True)
     layers = getattr(output, "language_model_outputs", output).past_key_values.layers
     # a window holds fewer tokens, of the same size
-    kept = [
+    sizes = [
         part.shape[1] * part.shape[3]
         for layer in layers
         for part in (getattr(layer, "keys", None), getattr(layer, "values", None))
         if part is not None
     ]
-    assert real_models.cache_bytes(model, "float32") == 4 * sum(kept) > 0
+    assert real_models.cache_bytes(model, "float32") == 4 * sum(sizes) > 0
 
 
 @pytest.mark.parametrize(("width", "height"), PICTURES)
 def test_tokens_are_those_of_the_genuine_processors(width, height):
     picture = Image.new("RGB", (width, height))
-    for name, side, each in ((SMOL, 384, 81), ("HuggingFaceTB/SmolVLM-256M-Instruct", 512, 64)):
+    for name, side, per_tile in ((SMOL, 384, 81), ("HuggingFaceTB/SmolVLM-256M-Instruct", 512, 64)):
         tiles = Idefics3ImageProcessorPil(
             size={"longest_edge": 4 * side}, max_image_size={"longest_edge": side}
         )
-        shown = tiles(picture, return_tensors="pt")["pixel_values"]
-        assert real_models.image_tokens(name, width, height) == each * shown.shape[1]
+        pixels = tiles(picture, return_tensors="pt")["pixel_values"]
+        assert real_models.image_tokens(name, width, height) == per_tile * pixels.shape[1]
     if max(width, height) < 1000:  # a large picture becomes as large an array
         qwen = Qwen2VLImageProcessorPil(size={"shortest_edge": 56 * 56, "longest_edge": 12845056})
         grid = qwen(picture, return_tensors="pt")["image_grid_thw"][0]

@@ -19,7 +19,9 @@ def test_a_piece_has_rules_for_itself_alone(piece):
     selectors = re.findall(r"([^{}]+)\{[^{}]*\}", rules)
     assert selectors
     assert all(
-        one.strip().startswith(f".{piece}") for listed in selectors for one in listed.split(",")
+        selector.strip().startswith(f".{piece}")
+        for listed in selectors
+        for selector in listed.split(",")
     )
     assert re.sub(r"[^{}]+\{[^{}]*\}", "", rules).strip() == ""  # nothing but whole rules
 

@@ -99,11 +99,11 @@ def test_lens_writes_the_words_with_layer_0_at_the_bottom():
 
 
 @pytest.mark.parametrize(
-    ("word", "shown"),
+    ("word", "expected"),
     [(" the ", "the"), ("\n", "\\n"), ("\u4e2d\u6587", "\u00b7\u00b7"), ("caf\u00e9", "caf\u00e9")],
 )
-def test_printable_keeps_what_the_font_can_draw(word, shown):
-    assert plots.printable(word) == shown
+def test_printable_keeps_what_the_font_can_draw(word, expected):
+    assert plots.printable(word) == expected
 
 
 def test_png_gives_the_same_bytes_twice_and_closes_the_figure(table):
@@ -125,7 +125,7 @@ PRICES = [
 ]
 
 
-def drawn(figure_or_axes):
+def texts_of(figure_or_axes):
     """Draw, so that every text is parsed; the texts as they are shown."""
     figure = getattr(figure_or_axes, "figure", figure_or_axes)
     png = plots.png(figure)
@@ -157,20 +157,20 @@ def test_a_text_is_drawn_as_it_is_written(price, table):
         "lens": plots.lens([[0.1], [0.9]], [[price], ["a"]], [price], [price, "x"]),
     }
     for name, figure in everywhere.items():
-        shown = drawn(figure)
-        assert price in shown, name  # lens cuts its words, and has the price at an axis too
+        texts = texts_of(figure)
+        assert price in texts, name  # lens cuts its words, and has the price at an axis too
         for place in ("x", "y", "i", "c"):
-            assert f"{place} {price}" in shown or not any(
-                text.startswith(f"{place} ") for text in shown
+            assert f"{place} {price}" in texts or not any(
+                text.startswith(f"{place} ") for text in texts
             ), name
 
 
 def test_axes_made_before_draw_texts_as_they_are_written_too(table):
     _, ax = plt.subplots()
-    shown = drawn(
+    texts = texts_of(
         plots.intervals(table.rename(index={"colour": PRICES[0]}), xlabel=PRICES[1], ax=ax)
     )
-    assert {PRICES[0], PRICES[1]} <= set(shown)
+    assert {PRICES[0], PRICES[1]} <= set(texts)
 
 
 def test_labels_that_are_numbers_stay_numbers():
@@ -181,8 +181,8 @@ def test_labels_that_are_numbers_stay_numbers():
 
 def test_labels_of_several_levels_are_drawn_as_they_are_written():
     rows = pd.MultiIndex.from_product([["$5 $6_", "a"], [1, 2]], names=["$x_$", "n"])
-    shown = drawn(plots.matrix(pd.DataFrame({"c": range(4)}, index=rows)))
-    assert "$5 $6_-1" in shown and "a-2" in shown
+    texts = texts_of(plots.matrix(pd.DataFrame({"c": range(4)}, index=rows)))
+    assert "$5 $6_-1" in texts and "a-2" in texts
 
 
 def test_a_word_is_cut_between_signs_not_within_an_escaped_one():
@@ -261,11 +261,11 @@ def pixels(ax):
 def test_heat_tints_cells_by_sign_and_magnitude_where_they_are():
     values = np.array([[0.0, 2.0], [-2.0, 1.0]])
     _, ax = plt.subplots(figsize=(2, 2))
-    shown = pixels(plots.heat(Image.new("RGB", (10, 10), (120, 200, 40)), values, ax))
-    side = len(shown) // 2
+    image = pixels(plots.heat(Image.new("RGB", (10, 10), (120, 200, 40)), values, ax))
+    side = len(image) // 2
     cells = np.array(
         [
-            [shown[r : r + side, c : c + side].mean(axis=(0, 1)) for c in (0, side)]
+            [image[r : r + side, c : c + side].mean(axis=(0, 1)) for c in (0, side)]
             for r in (0, side)
         ]
     )

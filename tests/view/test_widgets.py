@@ -32,29 +32,29 @@ HTML = ["<b>one</b>", "<b>two</b>", "<b>three</b>"]
 
 @pytest.fixture
 def links(monkeypatch):
-    made = []
+    created = []
     real = Link.__init__
     monkeypatch.setattr(
-        Link, "__init__", lambda self, *a, **k: (made.append(self), real(self, *a, **k))[1]
+        Link, "__init__", lambda self, *a, **k: (created.append(self), real(self, *a, **k))[1]
     )
-    return made
+    return created
 
 
 def test_slider_and_stack_are_linked_in_the_browser(links):
-    slider, shown = stack(HTML, [0, 10, 20], "layer").children
-    assert isinstance(shown, ipywidgets.Stack)
-    assert [part.value for part in shown.children] == [
+    slider, pane = stack(HTML, [0, 10, 20], "layer").children
+    assert isinstance(pane, ipywidgets.Stack)
+    assert [part.value for part in pane.children] == [
         f'<div class="frame">{text}</div>' for text in HTML
     ]
     (link,) = links
-    assert (link.source, link.target) == ((slider, "index"), (shown, "selected_index"))
+    assert (link.source, link.target) == ((slider, "index"), (pane, "selected_index"))
     assert [label for label, _ in slider.options] == ["0", "10", "20"]
 
 
 def test_dropdown_is_linked_too(links):
-    chooser, shown = stack(HTML, "abc", "word", control="dropdown").children
+    chooser, pane = stack(HTML, "abc", "word", control="dropdown").children
     assert isinstance(chooser, ipywidgets.Dropdown)
-    assert links[0].target == (shown, "selected_index")
+    assert links[0].target == (pane, "selected_index")
 
 
 def test_play_moves_the_slider_over_all_frames(links):
@@ -72,9 +72,9 @@ def test_two_frames_may_carry_one_label():
 
 
 def test_labels_count_the_frames_by_default_and_start_is_shown_first():
-    slider, shown = stack(HTML, description="layer", start=2).children
+    slider, pane = stack(HTML, description="layer", start=2).children
     assert [label for label, _ in slider.options] == ["0", "1", "2"]
-    assert (slider.index, shown.selected_index) == (2, 2)
+    assert (slider.index, pane.selected_index) == (2, 2)
 
 
 def decoded(part: ipywidgets.HTML) -> Image.Image:
@@ -84,11 +84,11 @@ def decoded(part: ipywidgets.HTML) -> Image.Image:
 
 def test_pictures_become_images_with_alternative_text():
     images = [Image.new("RGB", (4, 3), colour) for colour in ("red", "blue")]
-    _, shown = stack(
+    _, pane = stack(
         images, ["red", "blue"], "colour", alt=['a "red" field', "a blue field"]
     ).children
-    assert 'alt="a &quot;red&quot; field"' in shown.children[0].value
-    assert [decoded(part).convert("RGB").getpixel((0, 0)) for part in shown.children] == [
+    assert 'alt="a &quot;red&quot; field"' in pane.children[0].value
+    assert [decoded(part).convert("RGB").getpixel((0, 0)) for part in pane.children] == [
         (255, 0, 0),
         (0, 0, 255),
     ]
@@ -96,22 +96,22 @@ def test_pictures_become_images_with_alternative_text():
 
 def test_alternative_text_is_description_and_label_by_default():
     images = [Image.new("RGB", (2, 2))] * 2
-    _, shown = stack(images, [1, 2], "layer").children
-    assert 'alt="layer: 2"' in shown.children[1].value
+    _, pane = stack(images, [1, 2], "layer").children
+    assert 'alt="layer: 2"' in pane.children[1].value
 
 
 def test_figures_are_drawn_and_closed():
     figures = [plt.figure(figsize=(1, 1)) for _ in range(2)]
-    _, shown = stack(figures, [0, 1], "layer").children
-    assert decoded(shown.children[0]).format == "PNG"
+    _, pane = stack(figures, [0, 1], "layer").children
+    assert decoded(pane.children[0]).format == "PNG"
     assert not plt.get_fignums()
 
 
 def test_without_stack_the_kernel_changes_the_frame(monkeypatch):
     monkeypatch.delattr(ipywidgets, "Stack")
-    slider, shown = stack(HTML, "abc", "frame").children
+    slider, pane = stack(HTML, "abc", "frame").children
     slider.index = 2
-    assert ["three" in part.value for part in shown.children] == [True]
+    assert ["three" in part.value for part in pane.children] == [True]
 
 
 @pytest.mark.parametrize(
@@ -130,10 +130,10 @@ def test_bad_input_is_refused_with_what_is_allowed(frames, labels, options, word
 
 
 def test_picture_html_is_shown_by_a_notebook_and_keeps_its_pixels():
-    shown = picture_html(Image.new("RGB", (2, 2), "red"), "a red field", width=64)
-    assert shown._repr_html_() == shown
-    assert "width:64px" in shown
-    assert decoded(ipywidgets.HTML(shown)).convert("RGB").getpixel((1, 1)) == (255, 0, 0)
+    html = picture_html(Image.new("RGB", (2, 2), "red"), "a red field", width=64)
+    assert html._repr_html_() == html
+    assert "width:64px" in html
+    assert decoded(ipywidgets.HTML(html)).convert("RGB").getpixel((1, 1)) == (255, 0, 0)
 
 
 def test_picture_card_marks_wrong_answers_and_escapes_what_a_model_says():
@@ -182,7 +182,7 @@ KEYS = [
 TREE = {key: f"<b>{key}</b>" for key in KEYS}
 
 
-def shown(widget):
+def displayed(widget):
     """The path of labels that a reader sees, and the frame at its end,
     following stacks as the browser does.
     """
@@ -197,25 +197,27 @@ def shown(widget):
 
 def controls(widget):
     """The controls that a reader sees, from the top."""
-    found = []
+    values = []
     while isinstance(widget, ipywidgets.VBox):
         head, widget = widget.children
-        found += [head] if hasattr(head, "options") else []
+        values += [head] if hasattr(head, "options") else []
         widget = (
             widget.children[widget.selected_index]
             if isinstance(widget, ipywidgets.Stack)
             else widget
         )
-    return found
+    return values
 
 
 def follow(links):
     """Do in the kernel what the links do in a browser."""
     for link in links:
-        (control, one), (target, other) = link.source, link.target
+        (control, source_trait), (target, target_trait) = link.source, link.target
         control.observe(
-            lambda change, target=target, other=other: setattr(target, other, change["new"]),
-            names=one,
+            lambda change, target=target, target_trait=target_trait: setattr(
+                target, target_trait, change["new"]
+            ),
+            names=source_trait,
         )
 
 
@@ -226,7 +228,7 @@ def test_explorer_reaches_every_frame_through_its_own_branch(links):
         for level, label in enumerate(map(str, key)):
             for control in controls(tree)[level : level + 1]:
                 control.index = [text for text, _ in control.options].index(label)
-        path, frame = shown(tree)
+        path, frame = displayed(tree)
         assert frame == f'<div class="frame"><b>{key}</b></div>'
         assert [text.split(": ")[-1] for text in path] == list(map(str, key))
 
@@ -237,7 +239,7 @@ def test_explorer_has_dropdowns_above_a_slider_and_no_control_without_a_choice(l
         ipywidgets.Dropdown,
         ipywidgets.Dropdown,
     ]
-    assert shown(tree) == (
+    assert displayed(tree) == (
         ["dog", "9", "concept: 0"],
         "<div class=\"frame\"><b>('dog', 9, 0)</b></div>",
     )
@@ -255,12 +257,12 @@ def test_branches_that_offer_the_same_share_a_control(links):
     token, layer, _ = controls(tree)
     token.index = 1
     assert controls(tree)[1] is layer
-    assert shown(tree)[0] == ["dog", "9", "concept: 0"]
+    assert displayed(tree)[0] == ["dog", "9", "concept: 0"]
 
 
 def test_explorer_starts_where_it_is_told_and_at_the_first_key_by_default():
-    assert shown(explorer(TREE, NAMES))[0] == ["cat", "5", "0"]
-    assert shown(explorer(TREE, NAMES, start=("cat", 9, 2)))[0] == ["cat", "9", "2"]
+    assert displayed(explorer(TREE, NAMES))[0] == ["cat", "5", "0"]
+    assert displayed(explorer(TREE, NAMES, start=("cat", 9, 2)))[0] == ["cat", "9", "2"]
 
 
 def test_explorer_of_one_level_is_a_slider_and_pictures_have_words():
@@ -271,13 +273,13 @@ def test_explorer_of_one_level_is_a_slider_and_pictures_have_words():
     )
     (slider,) = controls(tree)
     assert isinstance(slider, ipywidgets.SelectionSlider)
-    assert 'alt="colour: blue"' in shown(tree)[1]
+    assert 'alt="colour: blue"' in displayed(tree)[1]
 
 
 def test_explorer_puts_the_style_into_the_same_output_once():
     style, tree = explorer(TREE, NAMES, style="<style>.x{}</style>").children
     assert (style.value, style.layout.display) == ("<style>.x{}</style>", "none")
-    assert shown(tree)[0] == ["cat", "5", "0"]
+    assert displayed(tree)[0] == ["cat", "5", "0"]
 
 
 def test_frames_share_layout_and_style():
@@ -323,8 +325,10 @@ def test_thumbnails_are_embedded_once_however_often_they_are_shown():
 
 
 def test_equal_pictures_share_their_bytes_and_names_follow_from_content():
-    picture, other = scenes(2).values()
-    style, tags = thumbnails([picture, other, picture.copy()], alt=["one", 'a "second"', "third"])
+    picture, second_picture = scenes(2).values()
+    style, tags = thumbnails(
+        [picture, second_picture, picture.copy()], alt=["one", 'a "second"', "third"]
+    )
     assert style.count("base64,") == 2
     assert re.sub("one", "third", tags[0]) == tags[2]
     assert 'aria-label="a &quot;second&quot;"' in tags[1]
@@ -335,9 +339,9 @@ def test_equal_pictures_share_their_bytes_and_names_follow_from_content():
 def test_thumbnails_keep_the_picture():
     style, _ = thumbnails([Image.new("RGBA", (40, 40), (250, 20, 30, 255))], size=16)
     data = base64.b64decode(re.search(r"base64,([^)]*)", style).group(1))
-    shown = Image.open(io.BytesIO(data))
-    assert (shown.format, shown.size) == ("WEBP", (16, 16))
-    assert shown.getpixel((8, 8)) == pytest.approx((250, 20, 30), abs=8)
+    image = Image.open(io.BytesIO(data))
+    assert (image.format, image.size) == ("WEBP", (16, 16))
+    assert image.getpixel((8, 8)) == pytest.approx((250, 20, 30), abs=8)
 
 
 def test_thumbnails_refuse_what_is_no_picture():
@@ -392,13 +396,11 @@ def shown_by_pages(widget):
     plain, html = [], []
     for state in embed_data([widget], drop_defaults=False)["manager_state"]["state"].values():
         for name, value in state["state"].items():
-            texts = (
-                [value]
-                if isinstance(value, str)
-                else [text for text in value if isinstance(text, str)]
-                if isinstance(value, list)
-                else []
-            )
+            texts = []
+            if isinstance(value, str):
+                texts = [value]
+            elif isinstance(value, list):
+                texts = [text for text in value if isinstance(text, str)]
             (
                 html if state["state"]["_model_name"] == "HTMLModel" and name == "value" else plain
             ).extend(texts)
@@ -411,7 +413,7 @@ def test_no_label_reaches_the_page_as_a_tag(text):
         Image.new("RGB", (4, 4)),
         pd.DataFrame({"time": [1, 0.5], text: [1, 0.5]}, index=[text, "b"]),
     )
-    made = [
+    created = [
         stack(["<b>a</b>", "<b>b</b>"], labels=[text, "b"], description=text, control="dropdown"),
         stack([picture, picture], labels=[text, "b"], description=text, play=True),
         explorer(
@@ -437,11 +439,11 @@ def test_no_label_reaches_the_page_as_a_tag(text):
             alt=[text],
         ),
     ]
-    for widget in made:
+    for widget in created:
         plain, html = shown_by_pages(widget)
-        assert not [one for one in plain if "<" in one]
-        assert any(text.replace("<", "\u2039").replace(">", "\u203a") in one for one in plain)
-        assert not [one for one in html if text in one]
+        assert not [value for value in plain if "<" in value]
+        assert any(text.replace("<", "\u2039").replace(">", "\u203a") in value for value in plain)
+        assert not [value for value in html if text in value]
 
 
 @pytest.mark.parametrize("text", HOSTILE)

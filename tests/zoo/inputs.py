@@ -14,7 +14,7 @@ IMAGE, VIDEO, AUDIO, VISION_START, VISION_END = 190, 191, 192, 193, 194
 # An untrained model may emit a placeholder, and no picture then fills it; or stop at once.
 SUPPRESS = [PAD, BOS, EOS, *range(IMAGE, VOCABULARY)]
 WORDS_BEFORE = (31, 32, 33)
-MORE: dict[str, Callable[[], dict[str, Tensor]]] = {}  # inputs that stand beside their models
+INPUTS: dict[str, Callable[[], dict[str, Tensor]]] = {}  # inputs that stand beside their models
 
 
 def ids(*tokens: int) -> dict[str, Tensor]:
@@ -64,8 +64,8 @@ def gemma3() -> dict[str, Tensor]:
 def gemma4() -> dict[str, Tensor]:
     text = marked_prompt(4)
     # x and y of 4 x 4 patches, pooled two by two
-    at = torch.cartesian_prod(torch.arange(4), torch.arange(4)).flip(-1)[None]
-    picture = {"pixel_values": noise(1, 16, 3 * 14 * 14), "image_position_ids": at}
+    positions = torch.cartesian_prod(torch.arange(4), torch.arange(4)).flip(-1)[None]
+    picture = {"pixel_values": noise(1, 16, 3 * 14 * 14), "image_position_ids": positions}
     return text | picture | {"mm_token_type_ids": (text["input_ids"] == IMAGE).long()}
 
 
@@ -108,8 +108,11 @@ def blip2() -> dict[str, Tensor]:
 
 
 def instructblip() -> dict[str, Tensor]:
-    asked = torch.tensor([[5, 6, 7]])
-    return blip2() | {"qformer_input_ids": asked, "qformer_attention_mask": torch.ones_like(asked)}
+    question_ids = torch.tensor([[5, 6, 7]])
+    return blip2() | {
+        "qformer_input_ids": question_ids,
+        "qformer_attention_mask": torch.ones_like(question_ids),
+    }
 
 
 def mllama() -> dict[str, Tensor]:
@@ -119,8 +122,12 @@ def mllama() -> dict[str, Tensor]:
         "aspect_ratio_mask": torch.ones(1, 1, 1, dtype=torch.long),
     }
     # row, token, picture, tile
-    seen = torch.ones(1, text["input_ids"].shape[1], 1, 1, dtype=torch.long)
-    return text | {"pixel_values": noise(1, 1, 1, 3, 28, 28), "cross_attention_mask": seen} | tiles
+    cross_mask = torch.ones(1, text["input_ids"].shape[1], 1, 1, dtype=torch.long)
+    return (
+        text
+        | {"pixel_values": noise(1, 1, 1, 3, 28, 28), "cross_attention_mask": cross_mask}
+        | tiles
+    )
 
 
 def qwen2_audio() -> dict[str, Tensor]:
@@ -134,7 +141,7 @@ def four(*shape: int) -> dict[str, Tensor]:
 
 def single(name: str) -> dict[str, Tensor]:
     """Inputs of one row with one picture (clip, sound) for the tiny model of that name."""
-    made = {
+    builders = {
         "llava": lambda: four(1, 3, 28, 28),
         "llava_next": anyres,
         "llava_onevision": anyres,
@@ -171,9 +178,9 @@ def single(name: str) -> dict[str, Tensor]:
         "mllama": mllama,
         "llama4": lambda: four(1, 3, 56, 56),
         "qwen2_audio": qwen2_audio,
-        **MORE,
+        **INPUTS,
     }
-    return made[name]()
+    return builders[name]()
 
 
 def _lengthened(
@@ -183,14 +190,14 @@ def _lengthened(
     sequence brought to the same length.
     """
     n, longer = tokens.shape[1], dict(inputs)
-    at = (n, 0) if front else (0, n)
+    padding = (n, 0) if front else (0, n)
     longer["input_ids"] = torch.cat(
         [tokens, inputs["input_ids"]] if front else [inputs["input_ids"], tokens], 1
     )
-    longer["attention_mask"] = pad(inputs["attention_mask"], at, value=1)
+    longer["attention_mask"] = pad(inputs["attention_mask"], padding, value=1)
     for name in ("token_type_ids", "mm_token_type_ids"):
         if name in inputs:
-            longer[name] = pad(inputs[name], at, value=kind)
+            longer[name] = pad(inputs[name], padding, value=kind)
     # Idefics: words before the picture do not see it, those behind go on to
     if "image_attention_mask" in inputs:
         ends = (
@@ -202,7 +209,7 @@ def _lengthened(
         longer["image_attention_mask"] = torch.cat(pieces if front else pieces[::-1], 1)
     if "cross_attention_mask" in inputs:
         longer["cross_attention_mask"] = pad(
-            inputs["cross_attention_mask"], (0, 0, 0, 0, *at), value=1
+            inputs["cross_attention_mask"], (0, 0, 0, 0, *padding), value=1
         )
     return longer
 

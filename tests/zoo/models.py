@@ -74,8 +74,8 @@ def clip() -> hf.CLIPVisionConfig:
     return hf.CLIPVisionConfig(**VISION, projection_dim=32)
 
 
-def siglip(**more: object) -> hf.SiglipVisionConfig:
-    return hf.SiglipVisionConfig(**VISION, **more)
+def siglip(**extra: object) -> hf.SiglipVisionConfig:
+    return hf.SiglipVisionConfig(**VISION, **extra)
 
 
 @zoo
@@ -182,7 +182,7 @@ def qwen3_vl_moe() -> hf.PreTrainedModel:
     )
 
 
-def hybrid(**more: object) -> dict[str, dict[str, object]]:
+def hybrid(**extra: object) -> dict[str, dict[str, object]]:
     """Configs of Qwen3.5: one block of full attention between two of linear attention."""
     vision = {
         **QWEN_VISION,
@@ -200,7 +200,7 @@ def hybrid(**more: object) -> dict[str, dict[str, object]]:
     }
     kinds = {"layer_types": ["linear_attention", "full_attention", "linear_attention"]}
     return {
-        "text_config": {**TEXT, **heads, **kinds, **more, "head_dim": 8, "rope_parameters": rope},
+        "text_config": {**TEXT, **heads, **kinds, **extra, "head_dim": 8, "rope_parameters": rope},
         "vision_config": vision,
     }
 
@@ -421,7 +421,7 @@ def gemma3() -> hf.PreTrainedModel:
     return hf.Gemma3ForConditionalGeneration(config)
 
 
-def gemma4_text(**more: object) -> hf.Gemma4TextConfig:
+def gemma4_text(**extra: object) -> hf.Gemma4TextConfig:
     # a window of 6 is shorter than the prompt; the blocks of full attention have wider heads
     kinds = {
         "sliding_window": 6,
@@ -433,7 +433,7 @@ def gemma4_text(**more: object) -> hf.Gemma4TextConfig:
         "hidden_size_per_layer_input": 0,
         "vocab_size_per_layer_input": VOCABULARY,
     }
-    return hf.Gemma4TextConfig(**{**TEXT, **sizes, **kinds, **more})
+    return hf.Gemma4TextConfig(**{**TEXT, **sizes, **kinds, **extra})
 
 
 def gemma4_of(text: hf.Gemma4TextConfig) -> hf.PreTrainedModel:

@@ -6,7 +6,18 @@ Those whose decoder is a plain language model, and Idefics.
 import transformers as hf
 from torch import Tensor
 
-from tests.zoo.inputs import AUDIO, BOS, IMAGE, MORE, VIDEO, VOCABULARY, ids, noise, prompt, qwen_vl
+from tests.zoo.inputs import (
+    AUDIO,
+    BOS,
+    IMAGE,
+    INPUTS,
+    VIDEO,
+    VOCABULARY,
+    ids,
+    noise,
+    prompt,
+    qwen_vl,
+)
 from tests.zoo.models import (
     LAYERS,
     MROPE,
@@ -180,8 +191,8 @@ def idefics() -> hf.PreTrainedModel:
     return hf.IdeficsForVisionText2Text(config)
 
 
-def pictures(n: int, *shape: int, **more: Tensor) -> dict[str, Tensor]:
-    return prompt(n) | {"pixel_values": noise(*shape), **more}
+def pictures(n: int, *shape: int, **extra: Tensor) -> dict[str, Tensor]:
+    return prompt(n) | {"pixel_values": noise(*shape), **extra}
 
 
 def clip_of_two_frames() -> dict[str, Tensor]:
@@ -198,11 +209,11 @@ def idefics_picture() -> dict[str, Tensor]:
     fake, picture = VOCABULARY, VOCABULARY + 1
     text = ids(BOS, fake, picture, fake, 21, 22, 23, 24)
     # row, token, picture: from the picture on
-    seen = (text["input_ids"] == picture).long().cumsum(1)[..., None]
-    return text | {"pixel_values": noise(1, 1, 3, 28, 28), "image_attention_mask": seen}
+    visible = (text["input_ids"] == picture).long().cumsum(1)[..., None]
+    return text | {"pixel_values": noise(1, 1, 3, 28, 28), "image_attention_mask": visible}
 
 
-MORE |= {
+INPUTS |= {
     "vipllava": lambda: pictures(4, 1, 3, 28, 28),
     "video_llava": clip_of_two_frames,
     "janus": lambda: pictures(4, 1, 3, 28, 28),

@@ -527,13 +527,13 @@ def tokenizer(
         "eos_token": special[EOS],
         "unk_token": "<unk>",
     }
-    made = hf.PreTrainedTokenizerFast(
+    built = hf.PreTrainedTokenizerFast(
         tokenizer_object=raw, padding_side=side, extra_special_tokens=names or {}, **roles
     )
-    made.add_special_tokens(
+    built.add_special_tokens(
         {"additional_special_tokens": list(tokens.values())}, replace_extra_special_tokens=False
     )
-    return made
+    return built
 
 
 def save_processor(name: str, folder: Path) -> None:

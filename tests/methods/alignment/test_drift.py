@@ -13,6 +13,7 @@ from sklearn.linear_model import RidgeClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from tests.support.geometry import cosine
 from tests.support.tiny import tiny_llava
 from xlvlms_tutorial.activations.activations import States
 from xlvlms_tutorial.activations.capture import capture
@@ -53,10 +54,6 @@ def captured(
     )
 
 
-def cosine(u, v):
-    return float(u @ v / (np.linalg.norm(u) * np.linalg.norm(v)))
-
-
 def tokens(states, layer):
     return [part.double().numpy() for part in examples(states, layer)]
 
@@ -64,10 +61,9 @@ def tokens(states, layer):
 def test_consecutive_similarity_is_of_the_same_token_of_the_same_example():
     states = captured(shift=0.4)
     x, y = tokens(states, 1), tokens(states, 2)
-    expected = [
-        np.mean([cosine(u, v) for u, v in zip(a, b, strict=True)])
-        for a, b in zip(x, y, strict=True)
-    ]
+    expected = []
+    for a, b in zip(x, y, strict=True):
+        expected.append(np.mean([cosine(u, v) for u, v in zip(a, b, strict=True)]))
     np.testing.assert_allclose(
         similarity(examples(states, 1), examples(states, 2), "token_mean", "matched"),
         expected,
@@ -86,10 +82,13 @@ def test_consecutive_similarity_is_of_the_same_token_of_the_same_example():
 def rivals(x, y):
     """For each example the mean cosine of its tokens with all tokens but themselves, by loop."""
     flat = [(i, k, v) for i, part in enumerate(y) for k, v in enumerate(part)]
-    return [
-        np.mean([cosine(u, v) for k, u in enumerate(part) for j, m, v in flat if (j, m) != (i, k)])
-        for i, part in enumerate(x)
-    ]
+    means = []
+    for i, part in enumerate(x):
+        cosines = []
+        for k, u in enumerate(part):
+            cosines += [cosine(u, v) for j, m, v in flat if (j, m) != (i, k)]
+        means.append(np.mean(cosines))
+    return means
 
 
 @given(st.lists(st.integers(1, 4), min_size=2, max_size=5), st.integers(0, 99))
@@ -119,9 +118,9 @@ def test_tokens_that_do_not_change_have_cosine_1_at_any_length():
     rows = torch.randn(8, 4, generator=torch.Generator().manual_seed(0))
     table = pd.DataFrame({"sample": np.repeat(range(4), 2), "id": np.repeat(list("abcd"), 2)})
     states = States({(1, "mlp"): rows, (2, "mlp"): 3 * rows}, table, {})
-    found = consecutive_profile(states, place="mlp").iloc[0]
-    assert found[["value", "low", "high"]].tolist() == pytest.approx([1, 1, 1])
-    assert persistence(states, place="mlp").value == pytest.approx(1 - found["rival"])
+    row = consecutive_profile(states, place="mlp").iloc[0]
+    assert row[["value", "low", "high"]].tolist() == pytest.approx([1, 1, 1])
+    assert persistence(states, place="mlp").value == pytest.approx(1 - row["rival"])
 
 
 @pytest.mark.parametrize("statistic", STATISTICS)
@@ -183,14 +182,14 @@ def by_sklearn(a, b, layer, folds, seed=0):
     """The same folds, with scikit-learn's scaler and ridge classifier."""
     samples, kinds = drift._clusters(a, b)
     parts = dealt(samples, kinds, folds, seed)
-    x, right = torch.cat([a[layer], b[layer]]).double().numpy(), np.zeros(len(kinds), dtype=bool)
+    x, correct = torch.cat([a[layer], b[layer]]).double().numpy(), np.zeros(len(kinds), dtype=bool)
     for part in range(folds):
         test = parts == part
         probe = make_pipeline(StandardScaler(), RidgeClassifier(1.0, class_weight="balanced")).fit(
             x[~test], kinds[~test]
         )
-        right[test] = probe.predict(x[test]) == kinds[test]
-    return right, samples, kinds
+        correct[test] = probe.predict(x[test]) == kinds[test]
+    return correct, samples, kinds
 
 
 @pytest.mark.parametrize("d", [4, 60])  # fewer columns than rows, and more
@@ -198,13 +197,13 @@ def by_sklearn(a, b, layer, folds, seed=0):
 def test_the_probe_agrees_with_scikit_learn(d, shift):
     a, b = captured([3] * 8, d=d, shift=shift), captured([2] * 9, d=d, seed=1)
     for layer in (0, 5):
-        right, samples, kinds = by_sklearn(a, b, layer, 4)
-        found = linear_probe(a, b, [layer], folds=4, **FAST).iloc[0]
-        assert found["value"] == pytest.approx(
-            (right[kinds == 1].mean() + right[kinds == 0].mean()) / 2
+        correct, samples, kinds = by_sklearn(a, b, layer, 4)
+        row = linear_probe(a, b, [layer], folds=4, **FAST).iloc[0]
+        assert row["value"] == pytest.approx(
+            (correct[kinds == 1].mean() + correct[kinds == 0].mean()) / 2
         )
-        assert found["n"] == len(right) == 42
-        assert found["low"] < found["value"] < found["high"]
+        assert row["n"] == len(correct) == 42
+        assert row["low"] < row["value"] < row["high"]
 
 
 def test_the_probe_finds_what_a_plane_tells_apart_and_nothing_else():
@@ -212,9 +211,9 @@ def test_the_probe_finds_what_a_plane_tells_apart_and_nothing_else():
         captured([2] * 30, layers=(0, 1), shift=2.0),
         captured([2] * 30, layers=(0, 1), seed=1, shift=-2.0),
     )
-    found = linear_probe(a, b)
-    assert found["value"].tolist() == [1, 1]
-    assert found["low"].tolist() == [proportion([True] * 30).low] * 2
+    table = linear_probe(a, b)
+    assert table["value"].tolist() == [1, 1]
+    assert table["low"].tolist() == [proportion([True] * 30).low] * 2
     chance = linear_probe(
         captured([2] * 60, layers=(1,), d=3), captured([2] * 60, layers=(1,), d=3, seed=1)
     ).iloc[0]
@@ -291,15 +290,15 @@ def test_a_model_is_measured_at_every_place_inside_its_blocks(samples):
     # of 6 and of 4 tokens
     prompts = ["What colour is the key ?", "Describe the picture ."]
     question = lambda sample: prompts[int(sample.id[1:]) % 2]
-    kept = {"places": PLACES, "reduce": None, "prompt": question, "layers": "all"}
-    p, t = (capture(vlm, samples(6), span=span, **kept) for span in ("image", "question"))
+    options = {"places": PLACES, "reduce": None, "prompt": question, "layers": "all"}
+    p, t = (capture(vlm, samples(6), span=span, **options) for span in ("image", "question"))
     for place in PLACES:
         layers = list(range(place != "block", vlm.n_layers + 1))
         assert alignment_profile(p, t, place=place, **FAST)["layer"].tolist() == layers
         for kind in (p, t):
-            found = consecutive_profile(kind, place=place, **FAST)
-            assert found["layer"].tolist() == layers[:-1]
-            assert found[["value", "rival"]].abs().max().max() <= 1 + 1e-6
+            table = consecutive_profile(kind, place=place, **FAST)
+            assert table["layer"].tolist() == layers[:-1]
+            assert table[["value", "rival"]].abs().max().max() <= 1 + 1e-6
             rows = kind[1, place].double().norm(dim=1)
             medians = [
                 np.median(part)

@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.support.geometry import cosine
 from xlvlms_tutorial.activations.activations import States
 from xlvlms_tutorial.errors import (
     ActivationsError,
@@ -51,22 +52,18 @@ def captured(
     )
 
 
-def cosine(u, v):
-    return float(u @ v / (np.linalg.norm(u) * np.linalg.norm(v)))
-
-
-def at(states, layer, sample):
+def tokens_at(states, layer, sample):
     return states[layer, "block"].double().numpy()[(states.table["sample"] == sample).to_numpy()]
 
 
 def pooled(p, t, layer_p, layer_t, n=5):
     """Cosine of mean tokens for all pairs of samples, by loop."""
-    return np.array(
-        [
-            [cosine(at(p, layer_p, i).mean(0), at(t, layer_t, j).mean(0)) for j in range(n)]
-            for i in range(n)
-        ]
-    )
+    cosines = np.empty((n, n))
+    for i in range(n):
+        for j in range(n):
+            mean_p = tokens_at(p, layer_p, i).mean(0)
+            cosines[i, j] = cosine(mean_p, tokens_at(t, layer_t, j).mean(0))
+    return cosines
 
 
 P, T = captured(seed=1, shift=0.5), captured(tokens=[2, 4, 1, 4, 2], seed=2, shift=0.3)
@@ -86,11 +83,11 @@ def test_the_layer_of_the_perceptual_tokens_follows_upstream_stuck_at_the_first(
 @pytest.mark.parametrize("mode", POOLED + BY_PAIR)
 @pytest.mark.parametrize("pairs", ["all", "matched"])
 def test_at_layer_0_the_score_is_the_similarity_at_layer_0_in_both_readings(mode, pairs):
-    one, other = (
+    first, second = (
         alignment_profile(P, T, mode=mode, pairs=pairs, reading=reading, **FAST)
         for reading in ("layer", "input")
     )
-    pd.testing.assert_series_equal(one.iloc[0], other.iloc[0], rtol=1e-6)
+    pd.testing.assert_series_equal(first.iloc[0], second.iloc[0], rtol=1e-6)
 
 
 def test_all_pairs_are_used_for_all_and_the_diagonal_alone_for_matched():
@@ -105,15 +102,15 @@ def test_all_pairs_are_used_for_all_and_the_diagonal_alone_for_matched():
 
 
 def test_score_and_slope_are_of_the_profile_with_one_bootstrap_for_all_layers():
-    found = alignment(P, T, **FAST)
-    values = found.profile["value"].to_numpy()
-    assert found.score.value == pytest.approx(values.mean())
-    assert found.slope.value == pytest.approx(np.polyfit(np.array(LAYERS) / 4, values, 1)[0])
-    slopes = np.polyfit(np.array(LAYERS) / 4, found.drawn.T, 1)[0]
-    assert (found.slope.low, found.slope.high) == pytest.approx(
+    result = alignment(P, T, **FAST)
+    values = result.profile["value"].to_numpy()
+    assert result.score.value == pytest.approx(values.mean())
+    assert result.slope.value == pytest.approx(np.polyfit(np.array(LAYERS) / 4, values, 1)[0])
+    slopes = np.polyfit(np.array(LAYERS) / 4, result.drawn.T, 1)[0]
+    assert (result.slope.low, result.slope.high) == pytest.approx(
         tuple(np.nanquantile(slopes, [0.025, 0.975]))
     )
-    assert found.n == found.score.n == 5
+    assert result.n == result.score.n == 5
 
 
 def plain(n, n_resamples=200, seed=0):
@@ -121,35 +118,35 @@ def plain(n, n_resamples=200, seed=0):
 
 
 def test_independent_samples_are_resampled_on_their_own():
-    other = captured(n=4, seed=3, ids="t")
-    found = alignment(P, other, **FAST)
+    strangers = captured(n=4, seed=3, ids="t")
+    result = alignment(P, strangers, **FAST)
     s = similarity(
-        [torch.from_numpy(at(P, 1, i)) for i in range(5)],
-        [torch.from_numpy(at(other, 1, j)) for j in range(4)],
+        [torch.from_numpy(tokens_at(P, 1, i)) for i in range(5)],
+        [torch.from_numpy(tokens_at(strangers, 1, j)) for j in range(4)],
     ).numpy()
     expected = [
-        s[np.ix_(left, right)].mean()
-        for left, right in zip(plain(5), plain(4, seed=1), strict=True)
+        s[np.ix_(rows, columns)].mean()
+        for rows, columns in zip(plain(5), plain(4, seed=1), strict=True)
     ]
-    np.testing.assert_allclose(found.drawn[:, 1], expected, atol=1e-6)
-    assert found.n == 9
-    assert found.values[1] == pytest.approx(s.mean(), abs=1e-6)
+    np.testing.assert_allclose(result.drawn[:, 1], expected, atol=1e-6)
+    assert result.n == 9
+    assert result.values[1] == pytest.approx(s.mean(), abs=1e-6)
 
 
 def test_the_same_samples_are_resampled_together_and_matched_pairs_keep_their_share():
-    found, s = alignment(P, T, **FAST), pooled(P, T, 1, 1)
+    result, s = alignment(P, T, **FAST), pooled(P, T, 1, 1)
     expected = []
     for draw in plain(5):
         others = [s[i, j] for i in draw for j in draw if i != j]
         expected.append(
             s.diagonal()[draw].mean() / 5 + np.mean(others) * 4 / 5 if others else np.nan
         )
-    np.testing.assert_allclose(found.drawn[:, 1], expected, atol=1e-6)
+    np.testing.assert_allclose(result.drawn[:, 1], expected, atol=1e-6)
 
 
 def test_matched_pairs_are_resampled_as_pairs():
-    found, s = alignment(P, T, pairs="matched", **FAST), pooled(P, T, 4, 4).diagonal()
-    np.testing.assert_allclose(found.drawn[:, 3], s[plain(5)].mean(axis=1), atol=1e-6)
+    result, s = alignment(P, T, pairs="matched", **FAST), pooled(P, T, 4, 4).diagonal()
+    np.testing.assert_allclose(result.drawn[:, 3], s[plain(5)].mean(axis=1), atol=1e-6)
 
 
 @given(st.floats(0.01, 100), st.integers(0, 50))
@@ -157,16 +154,16 @@ def test_matched_pairs_are_resampled_as_pairs():
 def test_scale_does_not_matter_and_swapping_sides_does_not_either(scale, seed):
     p, t = captured(seed=seed), captured(seed=seed + 1)
     scaled = States({key: scale * rows for key, rows in p.tensors.items()}, p.table, p.provenance)
-    one, other, swapped = (
+    first, second, swapped = (
         alignment(p, t, **FAST).score,
         alignment(scaled, t, **FAST).score,
         alignment(t, p, **FAST).score,
     )
-    assert (other.value, other.low, other.high) == pytest.approx(
-        (one.value, one.low, one.high), abs=1e-5
+    assert (second.value, second.low, second.high) == pytest.approx(
+        (first.value, first.low, first.high), abs=1e-5
     )
     assert (swapped.value, swapped.low, swapped.high) == pytest.approx(
-        (one.value, one.low, one.high), abs=1e-6
+        (first.value, first.low, first.high), abs=1e-6
     )
 
 
@@ -189,7 +186,7 @@ def test_a_known_slope_is_found():
 
 def test_other_places_inside_a_block():
     p, t = (captured(seed=seed, layers=(1, 2), places=("mlp", "block")) for seed in (1, 2))
-    found = alignment_profile(p, t, place="mlp", **FAST)
+    table = alignment_profile(p, t, place="mlp", **FAST)
     expected = [
         cosine(x.double().numpy().mean(0), y.double().numpy().mean(0))
         for x, y in [(p[2, "mlp"][:3], t[2, "mlp"][:3])]
@@ -197,7 +194,7 @@ def test_other_places_inside_a_block():
     assert similarity([p[2, "mlp"][:3]], [t[2, "mlp"][:3]]).item() == pytest.approx(
         expected[0], abs=1e-6
     )
-    assert found["value"].tolist() != pytest.approx(
+    assert table["value"].tolist() != pytest.approx(
         alignment_profile(p, t, **FAST)["value"].tolist()
     )
     with pytest.raises(SelectionError, match="attention"):
@@ -251,22 +248,22 @@ def three_cones(n=6, spread=0.1, seed=0):
 
 def test_cones_agree_with_loops_over_pairs():
     groups = three_cones()
-    found = cones(groups, **FAST).set_index(["a", "b"])
+    table = cones(groups, **FAST).set_index(["a", "b"])
     means = {
         name: [tokens.double().numpy().mean(0) for tokens in group]
         for name, group in groups.items()
     }
     for name, group in means.items():
         others = [cosine(u, v) for i, u in enumerate(group) for j, v in enumerate(group) if i != j]
-        assert found.loc[(name, name), "value"] == pytest.approx(np.mean(others), abs=1e-6)
-        assert tuple(found.loc[(name, name), ["kind", "n"]]) == ("intra", 6)
+        assert table.loc[(name, name), "value"] == pytest.approx(np.mean(others), abs=1e-6)
+        assert tuple(table.loc[(name, name), ["kind", "n"]]) == ("intra", 6)
     for pair in (("I", "V"), ("I", "T"), ("V", "T")):
         every = [cosine(u, v) for u in means[pair[0]] for v in means[pair[1]]]
-        assert found.loc[pair, "value"] == pytest.approx(np.mean(every), abs=1e-6)
-        assert tuple(found.loc[pair, ["kind", "n"]]) == ("inter", 12)
-    assert len(found) == 6
-    assert (found["low"] <= found["value"]).all()
-    assert (found["value"] <= found["high"]).all()
+        assert table.loc[pair, "value"] == pytest.approx(np.mean(every), abs=1e-6)
+        assert tuple(table.loc[pair, ["kind", "n"]]) == ("inter", 12)
+    assert len(table) == 6
+    assert (table["low"] <= table["value"]).all()
+    assert (table["value"] <= table["high"]).all()
 
 
 def test_an_example_is_never_compared_with_itself():
@@ -282,21 +279,21 @@ def test_intervals_are_over_examples_and_wider_than_those_over_pairs():
     s = similarity(groups["a"], groups["a"]).double().numpy()
     draws = np.random.default_rng(0).integers(12, size=(400, 12))
     expected = [np.mean([s[i, j] for i in draw for j in draw if i != j]) for draw in draws]
-    found = cones(groups, n_resamples=400).iloc[0]
-    assert (found["low"], found["high"]) == pytest.approx(
+    row = cones(groups, n_resamples=400).iloc[0]
+    assert (row["low"], row["high"]) == pytest.approx(
         tuple(np.quantile(expected, [0.025, 0.975])), abs=1e-6
     )
     over_pairs = 2 * 1.96 * s[~np.eye(12, dtype=bool)].std() / np.sqrt(12 * 11)
-    assert found["high"] - found["low"] > 1.5 * over_pairs
+    assert row["high"] - row["low"] > 1.5 * over_pairs
 
 
 def test_narrowness_is_large_with_cones_and_none_when_labels_are_shuffled():
     groups = three_cones(n=20)
-    found = narrowness(groups)
+    result = narrowness(groups)
     table = cones(groups).groupby("kind")["value"].mean()
-    assert found.value == pytest.approx(table["intra"] - table["inter"])
-    assert found.low > 0.7
-    assert found.n == 60
+    assert result.value == pytest.approx(table["intra"] - table["inter"])
+    assert result.low > 0.7
+    assert result.n == 60
     null = [narrowness(shuffled(groups, seed), n_resamples=100).value for seed in range(30)]
     assert abs(np.mean(null)) < 0.02
     assert max(null) < 0.2

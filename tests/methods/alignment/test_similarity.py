@@ -36,7 +36,7 @@ few = settings(max_examples=25, deadline=None)
 counts = st.lists(st.integers(1, 6), min_size=1, max_size=5)
 
 
-def made(sizes, d=7, seed=0, dtype=torch.float32):
+def random_tokens(sizes, d=7, seed=0, dtype=torch.float32):
     random = torch.Generator().manual_seed(seed)
     return [(torch.randn(t, d, generator=random) + 0.3).to(dtype) for t in sizes]
 
@@ -61,10 +61,10 @@ def loop(x, y, mode):
 @given(counts, counts, st.integers(0, 99))
 @few
 def test_all_pairs_agree_with_a_double_loop(mode, of_x, of_y, seed):
-    x, y = made(of_x, seed=seed), made(of_y, seed=seed + 100)
-    found = similarity(x, y, mode)
-    assert found.dtype == torch.float32
-    np.testing.assert_allclose(found, loop(x, y, mode), atol=1e-6)
+    x, y = random_tokens(of_x, seed=seed), random_tokens(of_y, seed=seed + 100)
+    result = similarity(x, y, mode)
+    assert result.dtype == torch.float32
+    np.testing.assert_allclose(result, loop(x, y, mode), atol=1e-6)
 
 
 @pytest.mark.parametrize("mode", ALL_PAIRS)
@@ -74,17 +74,20 @@ def test_all_pairs_agree_with_a_double_loop(mode, of_x, of_y, seed):
 )
 @few
 def test_matched_pairs_are_the_diagonal_of_all_pairs(mode, sizes, seed):
-    x, y = made([a for a, _ in sizes], seed=seed), made([b for _, b in sizes], seed=seed + 100)
-    found = similarity(x, y, mode, "matched")
-    assert found.shape == (len(sizes),)
-    np.testing.assert_allclose(found, np.diag(loop(x, y, mode)), atol=1e-6)
+    x, y = (
+        random_tokens([a for a, _ in sizes], seed=seed),
+        random_tokens([b for _, b in sizes], seed=seed + 100),
+    )
+    result = similarity(x, y, mode, "matched")
+    assert result.shape == (len(sizes),)
+    np.testing.assert_allclose(result, np.diag(loop(x, y, mode)), atol=1e-6)
 
 
 @pytest.mark.parametrize("mode", BY_TOKEN)
 @given(counts, st.integers(0, 99))
 @few
 def test_token_by_token_agrees_with_the_diagonal_of_each_pair(mode, sizes, seed):
-    x, y = made(sizes, seed=seed), made(sizes, seed=seed + 100)
+    x, y = random_tokens(sizes, seed=seed), random_tokens(sizes, seed=seed + 100)
     np.testing.assert_allclose(
         similarity(x, y, mode, "matched"),
         [one_pair(*pair, mode) for pair in zip(x, y, strict=True)],
@@ -95,7 +98,7 @@ def test_token_by_token_agrees_with_the_diagonal_of_each_pair(mode, sizes, seed)
 @pytest.mark.parametrize("mode", ALL_PAIRS)
 @pytest.mark.parametrize("pairs", ["all", "matched"])
 def test_blocks_do_not_change_the_result(monkeypatch, mode, pairs):
-    x, y = made([3, 5, 3, 1, 5, 3]), made([2, 2, 4, 2, 4, 1], seed=1)
+    x, y = random_tokens([3, 5, 3, 1, 5, 3]), random_tokens([2, 2, 4, 2, 4, 1], seed=1)
     whole = similarity(x, y, mode, pairs)
     monkeypatch.setattr(module, "_TOKENS_AT_ONCE", 1)
     monkeypatch.setattr(Tokens.alike, "__defaults__", (1,))
@@ -104,7 +107,7 @@ def test_blocks_do_not_change_the_result(monkeypatch, mode, pairs):
 
 @pytest.mark.parametrize("mode", ALL_PAIRS)
 def test_one_tensor_is_the_same_as_a_list(mode):
-    x, y = made([4] * 5), made([3] * 6, seed=1)
+    x, y = random_tokens([4] * 5), random_tokens([3] * 6, seed=1)
     torch.testing.assert_close(
         similarity(torch.stack(x), torch.stack(y), mode), similarity(x, y, mode), rtol=0, atol=0
     )
@@ -116,39 +119,39 @@ def test_one_tensor_is_the_same_as_a_list(mode):
 )
 @pytest.mark.parametrize("mode", ALL_PAIRS)
 def test_number_formats(mode, dtype, computed):
-    x, y = made([3, 2], dtype=dtype), made([2, 4], seed=1, dtype=dtype)
-    found = similarity(x, y, mode)
-    assert found.dtype == computed
+    x, y = random_tokens([3, 2], dtype=dtype), random_tokens([2, 4], seed=1, dtype=dtype)
+    result = similarity(x, y, mode)
+    assert result.dtype == computed
     np.testing.assert_allclose(
-        found, loop(x, y, mode), atol=1e-6 if computed == torch.float32 else 1e-14
+        result, loop(x, y, mode), atol=1e-6 if computed == torch.float32 else 1e-14
     )
-    assert similarity(x, made([2, 4]), mode).dtype == computed
+    assert similarity(x, random_tokens([2, 4]), mode).dtype == computed
 
 
 @given(counts, st.integers(0, 99))
 @few
 def test_invariants(sizes, seed):
-    x, y = made(sizes, seed=seed), made(sizes[::-1], seed=seed + 100)
-    found = {mode: similarity(x, y, mode) for mode in ALL_PAIRS}
+    x, y = random_tokens(sizes, seed=seed), random_tokens(sizes[::-1], seed=seed + 100)
+    scores = {mode: similarity(x, y, mode) for mode in ALL_PAIRS}
     slack = 1e-6
-    assert (found["max"] + slack >= found["median"]).all()
-    assert (found["median"] + slack >= found["min"]).all()
-    assert (found["max"] + slack >= found["max_mean"]).all()
-    assert (found["max_mean"] + slack >= found["mean"]).all()
+    assert (scores["max"] + slack >= scores["median"]).all()
+    assert (scores["median"] + slack >= scores["min"]).all()
+    assert (scores["max"] + slack >= scores["max_mean"]).all()
+    assert (scores["max_mean"] + slack >= scores["mean"]).all()
     for mode in ALL_PAIRS:
         torch.testing.assert_close(
             similarity([1000 * t for t in x], [t / 64 for t in y], mode),
-            found[mode],
+            scores[mode],
             rtol=0,
             atol=2e-6,
         )
         if mode != "max_mean":
-            torch.testing.assert_close(similarity(y, x, mode), found[mode].T, rtol=0, atol=1e-6)
+            torch.testing.assert_close(similarity(y, x, mode), scores[mode].T, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("mode", ALL_PAIRS)
 def test_of_one_token_each_every_mode_is_the_cosine(mode):
-    x, y = made([1] * 4), made([1] * 3, seed=1)
+    x, y = random_tokens([1] * 4), random_tokens([1] * 3, seed=1)
     expected = torch.nn.functional.cosine_similarity(
         torch.cat(x)[:, None], torch.cat(y)[None], dim=-1
     )
@@ -156,7 +159,7 @@ def test_of_one_token_each_every_mode_is_the_cosine(mode):
 
 
 def test_an_example_is_like_itself_and_never_more():
-    x = made([5, 3, 4])
+    x = random_tokens([5, 3, 4])
     assert similarity(x, x, "avg").diagonal().tolist() == pytest.approx([1, 1, 1])
     assert similarity(x, x, "max").max() <= 1
     assert similarity(x, [-t for t in x], "min").min() >= -1
@@ -173,8 +176,8 @@ def test_inputs_are_left_as_they_are():
 
 def test_examples_are_split_by_sample_in_order():
     states = states_of([2, 0, 1, 2, 0], rows=1)
-    found = examples(states, 0)
-    assert [tokens[:, 0].tolist() for tokens in found] == [[0, 0], [1], [2, 2]]
+    groups = examples(states, 0)
+    assert [tokens[:, 0].tolist() for tokens in groups] == [[0, 0], [1], [2, 2]]
     twice = examples(states_of([0, 1], rows=2), 3)
     assert [tokens[:, 0].tolist() for tokens in twice] == [[0, 0.25], [2, 2.25]]
 
@@ -194,18 +197,18 @@ def test_examples_must_be_there():
 @pytest.mark.parametrize("mode", [*ALL_PAIRS, *BY_TOKEN])
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_tokens_must_be_finite(mode, bad):
-    x = made([3, 3])
+    x = random_tokens([3, 3])
     x[1][2, 4] = bad
     with pytest.raises(ActivationsError, match="1 of 6 tokens"):
-        similarity(made([3, 3], seed=1), x, mode, "matched")
+        similarity(random_tokens([3, 3], seed=1), x, mode, "matched")
 
 
 @pytest.mark.parametrize("mode", [*ALL_PAIRS, *BY_TOKEN])
 def test_tokens_must_have_a_direction(mode):
-    x = made([3, 3])
+    x = random_tokens([3, 3])
     x[0][1] = 0
     with pytest.raises(ActivationsError, match="1 of 6 tokens"):
-        similarity(x, made([3, 3], seed=1), mode, "matched")
+        similarity(x, random_tokens([3, 3], seed=1), mode, "matched")
 
 
 def test_a_mean_of_opposite_tokens_has_no_direction():
@@ -220,22 +223,22 @@ def test_a_mean_of_opposite_tokens_has_no_direction():
 )
 def test_there_must_be_tokens(none):
     with pytest.raises(ActivationsError, match="none"):
-        similarity(none, made([2]))
+        similarity(none, random_tokens([2]))
 
 
 def test_what_does_not_belong_together_raises():
     with pytest.raises(ComparisonError, match="7 and 8"):
-        similarity(made([2]), made([2], d=8))
+        similarity(random_tokens([2]), random_tokens([2], d=8))
     with pytest.raises(ComparisonError, match="widths of examples"):
-        similarity([*made([2]), *made([2], d=8)], made([2]))
+        similarity([*random_tokens([2]), *random_tokens([2], d=8)], random_tokens([2]))
     with pytest.raises(LengthError, match="x: 2, y: 3"):
-        similarity(made([2, 2]), made([2, 2, 2]), pairs="matched")
+        similarity(random_tokens([2, 2]), random_tokens([2, 2, 2]), pairs="matched")
     with pytest.raises(ComparisonError, match="example 1 differ: 2 and 3"):
-        similarity(made([2, 2]), made([2, 3]), "token_mean", "matched")
+        similarity(random_tokens([2, 2]), random_tokens([2, 3]), "token_mean", "matched")
 
 
 def test_unknown_choices_name_the_allowed_ones():
-    x = made([2])
+    x = random_tokens([2])
     with pytest.raises(SelectionError, match="max_mean"):
         similarity(x, x, "normal")
     with pytest.raises(SelectionError, match="matched"):

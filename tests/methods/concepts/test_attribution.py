@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.support.tiny import lively, tiny_llava
+from tests.support.tiny import PICTURE, lively, tiny_llava
 from tests.zoo.processors import save
 from xlvlms_tutorial import interventions
 from xlvlms_tutorial.activations.capture import capture, residual_stream
@@ -35,7 +35,6 @@ ANSWERS = [
     "a red key on the grass",
 ]
 WORDS = ("woman", "red", "grass")
-PICTURE = Image.new("RGB", (32, 32), (10, 90, 200))
 FIRST = [1, 0, 1, 3, 1]  # the first of these words in each answer
 
 
@@ -74,19 +73,22 @@ def one_by_one(vlm, samples, answers, dictionary, layer, after):
     ]
     places = [batch.mask("image")[0].nonzero().flatten() for batch in batches]
     means = torch.stack(
-        [residual_stream(vlm, batch)[0, 0, at] for batch, at in zip(batches, places, strict=True)]
+        [
+            residual_stream(vlm, batch)[0, 0, position]
+            for batch, position in zip(batches, places, strict=True)
+        ]
     ).mean(dim=0)
     rows = []
-    for batch, at, first in zip(batches, places, FIRST, strict=False):
+    for batch, positions, first in zip(batches, places, FIRST, strict=False):
         place = batch.mask("answer")[0].nonzero()[first, 0] - 1 + after
 
         def code(place=place, batch=batch):
             return dictionary.transform(residual_stream(vlm, batch)[layer, :, place])[0]
 
-        def hooked(j, at=at, code=code):
+        def hooked(j, positions=positions, code=code):
             def change(module, args, kwargs):
                 states = (args[0] if args else kwargs["hidden_states"]).clone()
-                states[:, at[j]] = means[j]
+                states[:, positions[j]] = means[j]
                 return (
                     ((states, *args[1:]), kwargs)
                     if args
@@ -99,17 +101,17 @@ def one_by_one(vlm, samples, answers, dictionary, layer, after):
             finally:
                 handle.remove()
 
-        rows.append(np.stack([code() - hooked(j) for j in range(len(at))], axis=1))
+        rows.append(np.stack([code() - hooked(j) for j in range(len(positions))], axis=1))
     return torch.tensor(np.stack(rows))
 
 
 @pytest.mark.parametrize(
-    ("layer", "at", "batch_size"),
+    ("layer", "position", "batch_size"),
     [(1, "token", 16), (2, "predicting", 2), (3, "token", 1), (3, "predicting", 3)],
 )
-def test_an_occlusion_is_the_code_without_the_token(vlm, layer, at, batch_size):
+def test_an_occlusion_is_the_code_without_the_token(vlm, layer, position, batch_size):
     dictionary, samples = Projections(), pictures(5)
-    found = heat(
+    heatmap = heat(
         vlm,
         samples,
         dictionary,
@@ -117,14 +119,14 @@ def test_an_occlusion_is_the_code_without_the_token(vlm, layer, at, batch_size):
         layer,
         WORDS,
         ANSWERS,
-        at=at,
+        at=position,
         prompt=PROMPT,
         batch_size=batch_size,
     )
-    expected = one_by_one(vlm, samples, ANSWERS, dictionary, layer, int(at == "token"))
-    assert found.shape == (5, 2, 4)
-    torch.testing.assert_close(found, expected[:, [2, 0]], atol=1e-5, rtol=1e-4)
-    assert found.abs().amax(dim=(1, 2)).min() > 1e-3
+    expected = one_by_one(vlm, samples, ANSWERS, dictionary, layer, int(position == "token"))
+    assert heatmap.shape == (5, 2, 4)
+    torch.testing.assert_close(heatmap, expected[:, [2, 0]], atol=1e-5, rtol=1e-4)
+    assert heatmap.abs().amax(dim=(1, 2)).min() > 1e-3
 
 
 @pytest.mark.parametrize("name", ["qwen2_vl", "gemma3", "paligemma", "idefics3"])
@@ -132,12 +134,12 @@ def test_an_occlusion_in_other_architectures(name, tmp_path):
     vlm = load(save(name, tmp_path), device="cpu")
     samples, dictionary = pictures(3, (56, 56)), Projections(width=vlm.width)
     answers = ["a woman on the grass", "red", "the grass"]
-    found = heat(
+    heatmap = heat(
         vlm, samples, dictionary, range(3), vlm.n_layers, WORDS, answers, at="token", prompt=PROMPT
     )
     expected = one_by_one(vlm, samples, answers, dictionary, vlm.n_layers, 1)
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-3)
-    assert found.abs().max() > 0
+    torch.testing.assert_close(heatmap, expected, atol=1e-5, rtol=1e-3)
+    assert heatmap.abs().max() > 0
 
 
 def test_codes_are_those_of_the_states_that_capture_gives(vlm):
@@ -145,25 +147,29 @@ def test_codes_are_those_of_the_states_that_capture_gives(vlm):
     the state is that of the word.
     """
     samples, dictionary = pictures(1) * 3, Projections()
-    found = heat(
+    heatmap = heat(
         vlm, samples, dictionary, [0], 3, "woman", ["a woman in the grass"] * 3, prompt=PROMPT
     )
-    assert found.abs().max() < 1e-5
-    other = pictures(4)
-    kept = capture(vlm, other, 3, words="woman", answers=["a woman"] * 4, prompt=PROMPT)
+    assert heatmap.abs().max() < 1e-5
+    second_samples = pictures(4)
+    visible = capture(vlm, second_samples, 3, words="woman", answers=["a woman"] * 4, prompt=PROMPT)
     with interventions.replace(vlm, torch.zeros(vlm.width), 0, "image"):
-        blind = capture(vlm, other, 3, words="woman", answers=["a woman"] * 4, prompt=PROMPT)
-        told = heat(vlm, other, dictionary, [0], 3, "woman", ["a woman"] * 4, prompt=PROMPT)
-    assert (kept[3] - blind[3]).abs().max() > 1e-3
+        blind = capture(
+            vlm, second_samples, 3, words="woman", answers=["a woman"] * 4, prompt=PROMPT
+        )
+        message = heat(
+            vlm, second_samples, dictionary, [0], 3, "woman", ["a woman"] * 4, prompt=PROMPT
+        )
+    assert (visible[3] - blind[3]).abs().max() > 1e-3
     # what intervenes from outside holds inside: all pictures are the same then
-    assert told.abs().max() < 1e-5
+    assert message.abs().max() < 1e-5
 
 
 def test_the_tower_runs_twice_a_batch_and_nothing_is_left_behind(vlm):
     # a first run leaves transformers' own hooks
     residual_stream(vlm, vlm.batch([PICTURE], [PROMPT]))
     runs = []
-    hook = anatomy.tower(vlm.model).register_forward_hook(lambda *given: runs.append(1))
+    hook = anatomy.tower(vlm.model).register_forward_hook(lambda *arguments: runs.append(1))
     before = sum(
         len(module._forward_hooks) + len(module._forward_pre_hooks)
         for module in vlm.model.modules()
@@ -181,14 +187,18 @@ def test_the_tower_runs_twice_a_batch_and_nothing_is_left_behind(vlm):
 
 
 def test_where_nothing_of_the_picture_has_arrived_there_is_no_heat(vlm):
-    found = heat(vlm, pictures(3), Projections(), [0, 1], 0, WORDS, ["a woman"] * 3, prompt=PROMPT)
-    assert found.abs().max() == 0
+    heatmap = heat(
+        vlm, pictures(3), Projections(), [0, 1], 0, WORDS, ["a woman"] * 3, prompt=PROMPT
+    )
+    assert heatmap.abs().max() == 0
 
 
 def test_an_activation_is_the_cosine_with_the_state_less_its_mean(vlm):
     dictionary, samples = Projections(), pictures(4)
-    found = heat(vlm, samples, dictionary, [1, 2], 2, how="activation", prompt=PROMPT, batch_size=3)
-    kept = (
+    heatmap = heat(
+        vlm, samples, dictionary, [1, 2], 2, how="activation", prompt=PROMPT, batch_size=3
+    )
+    cosines = (
         capture(vlm, samples, 2, span="image", reduce=None, prompt=PROMPT)[2]
         .double()
         .numpy()
@@ -198,11 +208,11 @@ def test_an_activation_is_the_cosine_with_the_state_less_its_mean(vlm):
         for c, concept in enumerate([1, 2]):
             for t in range(4):
                 state, direction = (
-                    kept[n, t] - kept[:, t].mean(axis=0),
+                    cosines[n, t] - cosines[:, t].mean(axis=0),
                     dictionary.components_[concept],
                 )
                 cosine = state @ direction / np.linalg.norm(state) / np.linalg.norm(direction)
-                assert found[n, c, t].item() == pytest.approx(cosine, abs=1e-5)
+                assert heatmap[n, c, t].item() == pytest.approx(cosine, abs=1e-5)
 
 
 def test_a_grid_has_the_rows_of_the_picture():
@@ -230,7 +240,7 @@ def test_a_grid_of_what_is_not_finite_is_refused(bad):
 
 
 @pytest.mark.parametrize(
-    ("changed", "error", "told"),
+    ("changed", "error", "message"),
     [
         ({"how": "gradient"}, SelectionError, "'occlusion', 'activation'"),
         ({"at": "after"}, SelectionError, "'predicting', 'token'"),
@@ -247,8 +257,8 @@ def test_a_grid_of_what_is_not_finite_is_refused(bad):
         ({"dictionary": Projections(width=31)}, ComparisonError, "widths"),
     ],
 )
-def test_what_cannot_be_looked_at_is_refused(vlm, changed, error, told):
-    asked = {
+def test_what_cannot_be_looked_at_is_refused(vlm, changed, error, message):
+    options = {
         "samples": pictures(3),
         "dictionary": Projections(),
         "concepts": [0],
@@ -256,14 +266,14 @@ def test_what_cannot_be_looked_at_is_refused(vlm, changed, error, told):
         "words": WORDS,
         "answers": ["a woman"] * 3,
     }
-    with pytest.raises(error, match=told):
-        heat(vlm, **(asked | {"prompt": PROMPT} | changed))
+    with pytest.raises(error, match=message):
+        heat(vlm, **(options | {"prompt": PROMPT} | changed))
 
 
 def test_a_single_sample_and_equal_pictures_differ_from_no_mean(vlm):
-    for how in ("occlusion", "activation"):
+    for method in ("occlusion", "activation"):
         with pytest.raises(ActivationsError, match="one sample"):
-            heat(vlm, pictures(1), Projections(), [0], 2, "woman", ["a woman"], how=how)
+            heat(vlm, pictures(1), Projections(), [0], 2, "woman", ["a woman"], how=method)
     with pytest.raises(ActivationsError, match="pictures that differ"):
         heat(vlm, pictures(1) * 3, Projections(), [0], 2, how="activation", prompt=PROMPT)
     dead = Projections()
@@ -273,8 +283,8 @@ def test_a_single_sample_and_equal_pictures_differ_from_no_mean(vlm):
 
 
 @pytest.mark.parametrize("batch_size", [1, 4])
-@pytest.mark.parametrize("how", ["occlusion", "activation"])
-def test_pictures_of_several_sizes_are_refused(tmp_path, how, batch_size):
+@pytest.mark.parametrize("method", ["occlusion", "activation"])
+def test_pictures_of_several_sizes_are_refused(tmp_path, method, batch_size):
     vlm = load(save("qwen2_vl", tmp_path), device="cpu")
     mixed = [*pictures(2, (56, 56)), *pictures(2, (112, 56))]
     with pytest.raises(ComparisonError, match="numbers of image tokens differ: 4 and 8"):
@@ -286,14 +296,14 @@ def test_pictures_of_several_sizes_are_refused(tmp_path, how, batch_size):
             1,
             "woman",
             ["a woman"] * 4,
-            how=how,
+            how=method,
             prompt=PROMPT,
             batch_size=batch_size,
         )
 
 
-@pytest.mark.parametrize("how", ["occlusion", "activation"])
-def test_models_whose_pictures_have_no_positions_say_so(tmp_path, how):
+@pytest.mark.parametrize("method", ["occlusion", "activation"])
+def test_models_whose_pictures_have_no_positions_say_so(tmp_path, method):
     vlm = load(save("mllama", tmp_path), device="cpu")
     with pytest.raises(SpanError, match="cross-attention"):
         heat(
@@ -304,6 +314,6 @@ def test_models_whose_pictures_have_no_positions_say_so(tmp_path, how):
             1,
             "woman",
             ["a woman"] * 2,
-            how=how,
+            how=method,
             prompt=PROMPT,
         )

@@ -85,10 +85,10 @@ def test_tensors_are_as_good_as_arrays_and_halves_are_widened(dictionary, dtype)
 
 def test_the_activations_are_not_changed_and_may_be_read_only(dictionary):
     A = activations()
-    kept = A.copy()
+    original = A.copy()
     A.flags.writeable = False
     dictionary.fit(A).reconstruct(A)
-    np.testing.assert_array_equal(A, kept)
+    np.testing.assert_array_equal(A, original)
 
 
 def test_fits_in_a_pipeline_and_on_a_table(dictionary):
@@ -220,17 +220,17 @@ def test_other_files_are_refused(tmp_path):
     save_file({"components_": np.ones((2, 3))}, path)
     with pytest.raises(LoadError, match="no dictionary of format"):
         load_dictionary(path)
-    told = {"class": "Forest", "parameters": {}, "fitted": {}, "provenance": {}}
-    said = {"format": "xlvlms dictionary 1"} | {
-        name: json.dumps(value) for name, value in told.items()
+    metadata = {"class": "Forest", "parameters": {}, "fitted": {}, "provenance": {}}
+    message = {"format": "xlvlms dictionary 1"} | {
+        name: json.dumps(value) for name, value in metadata.items()
     }
-    save_file({"components_": np.ones((2, 3))}, path, said)
+    save_file({"components_": np.ones((2, 3))}, path, message)
     with pytest.raises(LoadError, match="class 'Forest'; known: .*SemiNMF"):
         load_dictionary(path)
     for part, value in (("parameters", "{"), ("parameters", '{"colour": 1}'), ("class", None)):
         broken = {
             name: text
-            for name, text in (said | {"class": '"PCA"', part: value}).items()
+            for name, text in (message | {"class": '"PCA"', part: value}).items()
             if text is not None
         }
         save_file({"components_": np.ones((2, 3))}, path, broken)
@@ -241,25 +241,25 @@ def test_other_files_are_refused(tmp_path):
 @pytest.mark.parametrize(
     "damage",
     [
-        lambda arrays, told: arrays.pop("components_"),
-        lambda arrays, told: arrays.update(components_=np.ones((2, 5))),
-        lambda arrays, told: arrays.update(components_=np.ones(12)),
-        lambda arrays, told: arrays["components_"].fill(np.nan),
-        lambda arrays, told: arrays["mean_"].__setitem__(3, np.inf),
-        lambda arrays, told: arrays.update(mean_=np.ones(5)),
-        lambda arrays, told: arrays.pop("mean_"),
-        lambda arrays, told: arrays.update(_checked=np.ones(2)),
-        lambda arrays, told: told["fitted"].pop("n_features_in_"),
-        lambda arrays, told: told["fitted"].update(n_features_in_=11),
-        lambda arrays, told: told["fitted"].update(transform="x"),
-        lambda arrays, told: told["fitted"].update(n_components=2),
-        lambda arrays, told: told["fitted"].update(components_=[[1, 2]]),
-        lambda arrays, told: told.update(fitted=[]),
-        lambda arrays, told: told.update(fitted=None),
-        lambda arrays, told: told.update(parameters=[1]),
-        lambda arrays, told: told.update(parameters={"n_components": "3"}),
-        lambda arrays, told: told.update(provenance=3),
-        lambda arrays, told: told.update({"class": {}}),
+        lambda arrays, metadata: arrays.pop("components_"),
+        lambda arrays, metadata: arrays.update(components_=np.ones((2, 5))),
+        lambda arrays, metadata: arrays.update(components_=np.ones(12)),
+        lambda arrays, metadata: arrays["components_"].fill(np.nan),
+        lambda arrays, metadata: arrays["mean_"].__setitem__(3, np.inf),
+        lambda arrays, metadata: arrays.update(mean_=np.ones(5)),
+        lambda arrays, metadata: arrays.pop("mean_"),
+        lambda arrays, metadata: arrays.update(_checked=np.ones(2)),
+        lambda arrays, metadata: metadata["fitted"].pop("n_features_in_"),
+        lambda arrays, metadata: metadata["fitted"].update(n_features_in_=11),
+        lambda arrays, metadata: metadata["fitted"].update(transform="x"),
+        lambda arrays, metadata: metadata["fitted"].update(n_components=2),
+        lambda arrays, metadata: metadata["fitted"].update(components_=[[1, 2]]),
+        lambda arrays, metadata: metadata.update(fitted=[]),
+        lambda arrays, metadata: metadata.update(fitted=None),
+        lambda arrays, metadata: metadata.update(parameters=[1]),
+        lambda arrays, metadata: metadata.update(parameters={"n_components": "3"}),
+        lambda arrays, metadata: metadata.update(provenance=3),
+        lambda arrays, metadata: metadata.update({"class": {}}),
     ],
 )
 def test_a_file_whose_parts_do_not_go_together_is_refused(damage, tmp_path):
@@ -267,15 +267,15 @@ def test_a_file_whose_parts_do_not_go_together_is_refused(damage, tmp_path):
     with safe_open(path, "np") as file:
         # the file is no mapping
         arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        told = {
+        metadata = {
             name: json.loads(text) for name, text in file.metadata().items() if name != "format"
         }
-    damage(arrays, told)
+    damage(arrays, metadata)
     save_file(
         arrays,
         path,
         {"format": "xlvlms dictionary 1"}
-        | {name: json.dumps(value) for name, value in told.items()},
+        | {name: json.dumps(value) for name, value in metadata.items()},
     )
     with pytest.raises(LoadError, match="damaged|class"):
         load_dictionary(path)
@@ -286,9 +286,9 @@ def test_descriptions_of_any_depth_or_kind_are_refused(text, tmp_path):
     path = PCA(3).fit(activations()).save(tmp_path / "d", {})
     with safe_open(path, "np") as file:
         arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        told = file.metadata()
+        metadata = file.metadata()
     for part in ("class", "parameters", "fitted", "provenance"):
-        save_file(arrays, path, told | {part: text})
+        save_file(arrays, path, metadata | {part: text})
         with pytest.raises(LoadError, match="damaged|class"):
             load_dictionary(path)
 

@@ -42,7 +42,7 @@ def test_no_code_that_is_left_out_is_larger(m, k, seed, data):
     assert table["activation"].dtype == np.float32
     assert (
         table.groupby("concept")["activation"].apply(
-            lambda found: np.diff(found.abs()).max(initial=-1)
+            lambda values: np.diff(values.abs()).max(initial=-1)
         )
         <= 0
     ).all()

@@ -50,7 +50,7 @@ def test_a_sweep_over_the_codes_is_the_double_loop():
     sweep(ours, products, gram, 0.3)
     for i in range(7):
         for j in range(4):
-            rest = A[i] - sum(Z[i, other] * D[other] for other in range(4) if other != j)
+            rest = A[i] - sum(Z[i, k] * D[k] for k in range(4) if k != j)
             Z[i, j] = max(0.0, (rest @ D[j] - 0.3) / (D[j] @ D[j])) if j != 2 else 0.0
     np.testing.assert_allclose(ours.numpy().T, Z, atol=1e-12)
 
@@ -67,7 +67,7 @@ def test_a_sweep_over_the_atoms_is_the_loop():
     ours, products, gram = tensors(D, Z.T @ A, Z.T @ Z)
     descent._dictionary_sweep(ours, products, gram)
     for j in (0, 2, 3):
-        rest = A - sum(np.outer(Z[:, other], D[other]) for other in range(4) if other != j)
+        rest = A - sum(np.outer(Z[:, k], D[k]) for k in range(4) if k != j)
         best = Z[:, j] @ rest / (Z[:, j] @ Z[:, j])
         D[j] = best / max(1.0, np.linalg.norm(best))
     np.testing.assert_allclose(ours.numpy(), D, atol=1e-12)
@@ -109,10 +109,10 @@ def test_codes_are_those_of_scikit_learns_lasso_with_half_the_penalty():
     theirs = sparse_encode(A, D, algorithm="lasso_cd", alpha=1.0, positive=True, max_iter=10_000)
     np.testing.assert_allclose(ours, theirs, atol=5e-3 * ours.max())
     assert objective(A, ours, D, 2.0) <= objective(A, theirs, D, 2.0) * (1 + 1e-12)
-    one = Lasso(
+    lasso = Lasso(
         alpha=1.0 / len(D[0]), positive=True, fit_intercept=False, tol=1e-12, max_iter=100_000
     ).fit(D.T, A[3])
-    np.testing.assert_allclose(ours[3], one.coef_, atol=1e-6)
+    np.testing.assert_allclose(ours[3], lasso.coef_, atol=1e-6)
 
 
 def test_almost_equal_atoms_get_exact_codes_without_a_warning():
@@ -228,10 +228,10 @@ def test_atoms_that_would_not_be_used_either_are_left():
 
 def test_the_same_seed_gives_the_same_dictionary_on_any_number_of_threads():
     A = activations()
-    one, two, other = (SemiNMF(6, seed=seed).fit(A) for seed in (3, 3, 4))
-    np.testing.assert_array_equal(one.components_, two.components_)
-    assert one.objective_ == two.objective_
-    assert not np.array_equal(one.components_, other.components_)
+    first, second, third = (SemiNMF(6, seed=seed).fit(A) for seed in (3, 3, 4))
+    np.testing.assert_array_equal(first.components_, second.components_)
+    assert first.objective_ == second.objective_
+    assert not np.array_equal(first.components_, third.components_)
 
 
 def test_threads_are_as_before():

@@ -28,8 +28,8 @@ def planted(n=400, d=48, offset=2.0, noise=0.1, seed=0):
     ) / np.sqrt(d), directions
 
 
-def likeness(found, directions):
-    cosines = found @ directions.T
+def likeness(estimated, directions):
+    cosines = estimated @ directions.T
     return cosines[linear_sum_assignment(cosines, maximize=True)].mean()
 
 
@@ -73,36 +73,36 @@ def test_codes_and_reconstructions_agree_with_a_plain_loop(data, fitted):
     A = data[0][:5]
     codes, given_back = fitted.transform(A), fitted.reconstruct(A)
     for i, a in enumerate(A):
-        wanted = np.maximum((a - fitted.bias_) @ fitted.encoder_ + fitted.encoder_bias_, 0)
-        wanted[np.argsort(wanted)[:-ACTIVE]] = 0
-        np.testing.assert_allclose(codes[i], wanted, rtol=1e-10)
+        expected = np.maximum((a - fitted.bias_) @ fitted.encoder_ + fitted.encoder_bias_, 0)
+        expected[np.argsort(expected)[:-ACTIVE]] = 0
+        np.testing.assert_allclose(codes[i], expected, rtol=1e-10)
         np.testing.assert_allclose(
-            given_back[i], wanted @ fitted.components_ + fitted.bias_, rtol=1e-10
+            given_back[i], expected @ fitted.components_ + fitted.bias_, rtol=1e-10
         )
 
 
 def test_the_seed_decides_everything_and_the_number_format_nothing(data):
     A = data[0]
-    one, again, other = (
+    first, again, second = (
         TopKSAE(K, ACTIVE, max_iter=60, batch_size=100, seed=seed).fit(A) for seed in (3, 3, 4)
     )
-    np.testing.assert_array_equal(one.components_, again.components_)
-    np.testing.assert_array_equal(one.transform(A), again.transform(A))
-    assert not np.allclose(one.components_, other.components_)
+    np.testing.assert_array_equal(first.components_, again.components_)
+    np.testing.assert_array_equal(first.transform(A), again.transform(A))
+    assert not np.allclose(first.components_, second.components_)
     single = TopKSAE(K, ACTIVE, max_iter=60, batch_size=100, seed=3).fit(A.astype(np.float32))
     assert single.transform(A.astype(np.float32)).dtype == single.components_.dtype == np.float32
-    assert likeness(single.components_, one.components_) > 0.95
+    assert likeness(single.components_, first.components_) > 0.95
 
 
 def test_the_units_of_the_activations_do_not_matter(data):
     A = data[0]
-    one, other = (
+    first, second = (
         TopKSAE(K, ACTIVE, max_iter=30).fit(A),
         TopKSAE(K, ACTIVE, max_iter=30).fit(A * 1024),
     )
-    np.testing.assert_allclose(other.components_, one.components_, atol=1e-4)
+    np.testing.assert_allclose(second.components_, first.components_, atol=1e-4)
     np.testing.assert_allclose(
-        other.transform(A * 1024), 1024 * one.transform(A), rtol=1e-3, atol=0.1
+        second.transform(A * 1024), 1024 * first.transform(A), rtol=1e-3, atol=0.1
     )
 
 
@@ -133,8 +133,8 @@ def test_encoder_and_decoder_are_learnt_apart(n_components, d):
 def test_batches_see_every_sample_once_a_round():
     A = torch.arange(20.0)[:, None] * torch.ones(3)
     training = sparse_autoencoder._Training(TopKSAE(2, 1, max_iter=4, batch_size=5), A)
-    seen = torch.cat([batch[:, 0] for batch in training._batches()])
-    assert sorted(seen.tolist()) == list(range(20))
+    order = torch.cat([batch[:, 0] for batch in training._batches()])
+    assert sorted(order.tolist()) == list(range(20))
 
 
 def test_saved_and_loaded_it_gives_the_same_codes(data, fitted, tmp_path):

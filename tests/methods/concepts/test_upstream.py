@@ -35,8 +35,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.support import tiny
-from tests.support.tiny import tiny_llava
+from tests.support.tiny import spelling, tiny_llava
 from tests.support.tokenizers import bytes_tokenizer, ids_of, pieces_tokenizer, tokens_of
 from xlvlms_tutorial.activations.capture import capture, residual_stream
 from xlvlms_tutorial.errors import TokenOfInterestError
@@ -59,7 +58,7 @@ def ranked(tokens: list[str]) -> tuple[VLM, torch.Tensor]:
     return vlm, torch.eye(1, vlm.width)
 
 
-def said(tokens: list[str], n: int = 10, **options) -> list[str]:
+def words_in(tokens: list[str], n: int = 10, **options) -> list[str]:
     vlm, direction = ranked(tokens)
     return words(vlm, direction, n, norm=False, **options)["word"].tolist()
 
@@ -71,14 +70,7 @@ def samples(n: int) -> list[Sample]:
 @pytest.fixture
 def speller(monkeypatch):
     """A model whose tokenizer cuts words as LLaMA's does."""
-
-    def tokenizer():
-        made = pieces_tokenizer("always")
-        made.add_special_tokens({"additional_special_tokens": tiny.SPECIAL[2:]})
-        made.padding_side = "left"
-        return made
-
-    monkeypatch.setattr(tiny, "tiny_tokenizer", tokenizer)
+    spelling(monkeypatch)
     return tiny_llava()
 
 
@@ -91,16 +83,16 @@ def test_the_table_above_names_tests_that_exist():
 
 
 @pytest.mark.parametrize(
-    ("word", "other"),
+    ("word", "second_word"),
     [("teal", "team"), ("violet", "van"), ("castle", "water"), ("bus", "busy"), ("1", "3")],
 )
-def test_a_word_is_not_every_word_that_begins_like_it(word, other):
+def test_a_word_is_not_every_word_that_begins_like_it(word, second_word):
     """Lists of colours and places collapse to their first pieces, which other words have too."""
     tokenizer = pieces_tokenizer()
     # the fault's cause is there
-    assert tokens_of(tokenizer, f"a {word}")[1] == tokens_of(tokenizer, f"a {other}")[1]
-    assert find_words(tokenizer, ids_of(tokenizer, f"a {other}"), [word]) is None
-    part, _ = find_words(tokenizer, ids := ids_of(tokenizer, f"a {other} {word}"), [word])
+    assert tokens_of(tokenizer, f"a {word}")[1] == tokens_of(tokenizer, f"a {second_word}")[1]
+    assert find_words(tokenizer, ids_of(tokenizer, f"a {second_word}"), [word]) is None
+    part, _ = find_words(tokenizer, ids := ids_of(tokenizer, f"a {second_word} {word}"), [word])
     assert tokenizer.decode(ids[part]).strip() == word
 
 
@@ -119,13 +111,15 @@ def test_a_word_is_found_with_and_without_its_space():
 def test_the_word_of_a_given_answer_is_captured_not_that_of_the_question(speller):
     """With given answers there is no response, and tokens are looked for in the prompt as well."""
     question, answer = "a dog ?", "a 1 dog"
-    found = capture(speller, samples(2), 2, words="dog", answers=[answer, "a cat"], prompt=question)
-    assert found.table["id"].tolist() == ["s0"]
+    states = capture(
+        speller, samples(2), 2, words="dog", answers=[answer, "a cat"], prompt=question
+    )
+    assert states.table["id"].tolist() == ["s0"]
     batch = speller.batch([samples(1)[0].image], [question], [answer])
     assert tokens_of(speller.tokenizer, answer) == ["▁a", "▁", "1", "▁dog"]
     dog = batch.mask("answer")[0].nonzero()[-1, 0]
     torch.testing.assert_close(
-        found[2][0], residual_stream(speller, batch)[2, 0, dog - 1], atol=1e-5, rtol=1e-5
+        states[2][0], residual_stream(speller, batch)[2, 0, dog - 1], atol=1e-5, rtol=1e-5
     )
 
 
@@ -135,34 +129,34 @@ def test_words_that_a_parser_takes_for_numbers_are_none():
     """
     tokens = ["Ġnan", "Ġinf", "ĠInfinity", "Ġ1e5", "Ġ1_0", "Ġ12", "7", "Ġdog"]
     listed = WordFilter(words={"dog"}, numbers=True)
-    assert said(tokens, words=listed) == ["12", "7", "dog"]
-    assert said(tokens, words=WordFilter(words={"dog"})) == ["dog"]
+    assert words_in(tokens, words=listed) == ["12", "7", "dog"]
+    assert words_in(tokens, words=WordFilter(words={"dog"})) == ["dog"]
 
 
 def test_words_are_unique_and_keep_their_rank():
     """A list repeats "dog", " dog" and "Dog"; made a set, it has any order."""
     tokens = ["Ġdog", "ĠDog", "Ġzebra", "ĠDOG", "Ġapple", "ĠZebra", "Ġmonkey", "Ġbird"]
-    assert said(tokens) == ["dog", "zebra", "apple", "monkey", "bird"]
-    assert said(tokens[::-1]) == ["bird", "monkey", "zebra", "apple", "dog"]
+    assert words_in(tokens) == ["dog", "zebra", "apple", "monkey", "bird"]
+    assert words_in(tokens[::-1]) == ["bird", "monkey", "zebra", "apple", "dog"]
 
 
 def test_words_behind_hundreds_of_other_tokens_are_found():
     """Of the first 50 tokens few or none may be words, and the list is then short or empty."""
     tokens = [f"Ġ#{k}" for k in range(300)] + ["Ġdog", "Ġcat", "Ġbird"]
-    assert said(tokens, 2) == ["dog", "cat"]
-    assert said(tokens, 9) == ["dog", "cat", "bird"]  # fewer only if there are no more
+    assert words_in(tokens, 2) == ["dog", "cat"]
+    assert words_in(tokens, 9) == ["dog", "cat", "bird"]  # fewer only if there are no more
 
 
 def test_fragments_are_no_words():
     """A piece that begins or goes on with a word is decoded and stripped like a word."""
-    assert said(["Ġbicy", "cle", "dog", "Ġtransl", "ation", "Ġdog", "red"]) == ["dog"]
+    assert words_in(["Ġbicy", "cle", "dog", "Ġtransl", "ation", "Ġdog", "red"]) == ["dog"]
 
 
 def test_cattle_is_no_cat(speller):
     """The filter by answers asks whether the word is in the text."""
     answers = ["cattle", "a cat", "a hot dog", "a Cat"]
-    found = capture(speller, samples(4), 1, words="cat", answers=answers, prompt="a ?")
-    assert found.table["id"].tolist() == ["s1", "s3"]
+    states = capture(speller, samples(4), 1, words="cat", answers=answers, prompt="a ?")
+    assert states.table["id"].tolist() == ["s1", "s3"]
     with pytest.raises(TokenOfInterestError, match="0 of 1"):
         capture(speller, samples(1), 1, words="cat", answers=["cattle"], prompt="a ?")
 

@@ -36,12 +36,12 @@ COLUMNS = ["concept", "rank", "word", "token_id", "score"]
 
 
 def found_in(
-    tokenizer: PreTrainedTokenizerFast, chosen: WordFilter = ENGLISH, size: int | None = None
+    tokenizer: PreTrainedTokenizerFast, word_filter: WordFilter = ENGLISH, size: int | None = None
 ) -> dict[str, list[str]]:
-    found = admissible(tokenizer, len(tokenizer) if size is None else size, chosen)
+    admitted = admissible(tokenizer, len(tokenizer) if size is None else size, word_filter)
     return {
         word: sorted(set(tokenizer.convert_ids_to_tokens(row)))
-        for word, row in zip(found.words, found.forms.tolist(), strict=True)
+        for word, row in zip(admitted.words, admitted.forms.tolist(), strict=True)
     }
 
 
@@ -98,10 +98,10 @@ def test_and_in_wordpiece_vocabularies():
 
 
 def test_and_where_every_token_is_a_word():
-    found = found_in(tiny_tokenizer())
-    assert {"woman", "grass", "key", "blue", "red"} < set(found)
-    assert not {"a", "the", "is", "on", ".", "?", "<image>", "user\n"} & set(found)
-    assert not {token for row in found.values() for token in row} & set(
+    admitted = found_in(tiny_tokenizer())
+    assert {"woman", "grass", "key", "blue", "red"} < set(admitted)
+    assert not {"a", "the", "is", "on", ".", "?", "<image>", "user\n"} & set(admitted)
+    assert not {token for row in admitted.values() for token in row} & set(
         tiny_tokenizer().all_special_tokens
     )
 
@@ -113,7 +113,7 @@ def test_a_vocabulary_and_an_unembedding_of_other_sizes():
 
 
 @pytest.mark.parametrize(
-    ("chosen", "expected"),
+    ("word_filter", "expected"),
     [
         (WordFilter(words={"Cat", "the"}), {"cat"}),  # a stop word stays one
         # a list needs no frequency
@@ -126,7 +126,7 @@ def test_a_vocabulary_and_an_unembedding_of_other_sizes():
         (WordFilter(language="de", stop=(), min_frequency=5, min_length=2), {"the", "of"}),
     ],
 )
-def test_filters_are_data(chosen, expected):
+def test_filters_are_data(word_filter, expected):
     tokens = [
         "Ġdog",
         "Ġcat",
@@ -142,16 +142,16 @@ def test_filters_are_data(chosen, expected):
         "Ġb2",
         "1a",
     ]
-    assert set(found_in(bytes_tokenizer(tokens), chosen)) == expected
-    assert all(chosen.admits(word) for word in expected)
+    assert set(found_in(bytes_tokenizer(tokens), word_filter)) == expected
+    assert all(word_filter.admits(word) for word in expected)
 
 
 def test_the_least_frequency_is_that_of_the_package():
     assert wordfreq.zipf_frequency("grass", "en") == (
-        at := wordfreq.zipf_frequency(" GRASS".strip(), "en")
+        frequency := wordfreq.zipf_frequency(" GRASS".strip(), "en")
     )
-    assert WordFilter(min_frequency=at).admits(" Grass")
-    assert not WordFilter(min_frequency=at + 0.01).admits("grass")
+    assert WordFilter(min_frequency=frequency).admits(" Grass")
+    assert not WordFilter(min_frequency=frequency + 0.01).admits("grass")
 
 
 def test_a_text_is_no_list_of_words():
@@ -176,12 +176,14 @@ def test_a_vocabulary_without_words_says_what_to_change(vlm):
 def test_a_vocabulary_is_read_once_for_each_filter_and_forgotten_with_its_tokenizer(monkeypatch):
     tokenizer, read = bytes_tokenizer(["Ġdog", "Ġcat"]), []
     plain = wordlists._texts
-    monkeypatch.setattr(wordlists, "_texts", lambda *given: read.append(given[1]) or plain(*given))
-    for chosen in (ENGLISH, WordFilter(), WordFilter(min_length=2), ENGLISH):
-        admissible(tokenizer, 4, chosen)
+    monkeypatch.setattr(
+        wordlists, "_texts", lambda *arguments: read.append(arguments[1]) or plain(*arguments)
+    )
+    for word_filter in (ENGLISH, WordFilter(), WordFilter(min_length=2), ENGLISH):
+        admissible(tokenizer, 4, word_filter)
     assert len(read) == 2  # equal filters are one
-    for least in range(wordlists.KEPT):
-        admissible(tokenizer, 4, WordFilter(min_frequency=least / 10))
+    for tenths in range(wordlists.KEPT):
+        admissible(tokenizer, 4, WordFilter(min_frequency=tenths / 10))
     assert len(wordlists._known[tokenizer]) == wordlists.KEPT
     tokenizer.add_tokens(["Ġbird"])
     assert "bird" not in admissible(tokenizer, 4).words  # read anew, but beyond the size
@@ -191,7 +193,7 @@ def test_a_vocabulary_is_read_once_for_each_filter_and_forgotten_with_its_tokeni
     assert alive() is None
 
 
-def sorted_words(vlm, directions, n, norm, chosen):
+def sorted_words(vlm, directions, n, norm, word_filter):
     """The slow way in float64.
 
     The logits of all tokens in full order, and the words that pass, each once.
@@ -201,14 +203,14 @@ def sorted_words(vlm, directions, n, norm, chosen):
     for k, direction in enumerate(directions.double().numpy()):
         # the tiny model's norm has weights of 1
         state = direction / np.sqrt((direction**2).mean()) if norm else direction
-        logits, seen = head @ state, []
+        logits, listed = head @ state, []
         for token in np.argsort(-logits, kind="stable"):
             word = vlm.tokenizer.convert_ids_to_tokens(int(token)).lower()
             plain = word not in map(str.lower, vlm.tokenizer.all_special_tokens)
-            if plain and word.isalpha() and word not in seen and chosen.admits(word):
-                seen.append(word)
-                rows.append((k, len(seen), word, int(token), logits[token]))
-            if len(seen) == n:
+            if plain and word.isalpha() and word not in listed and word_filter.admits(word):
+                listed.append(word)
+                rows.append((k, len(listed), word, int(token), logits[token]))
+            if len(listed) == n:
                 break
     return pd.DataFrame(rows, columns=COLUMNS)
 
@@ -221,13 +223,13 @@ def sorted_words(vlm, directions, n, norm, chosen):
     st.booleans(),
     st.sampled_from([ENGLISH, ANY]),
 )
-def test_words_are_those_of_a_full_sort(seed, k, n, norm, chosen):
+def test_words_are_those_of_a_full_sort(seed, k, n, norm, word_filter):
     vlm = tiny_llava(seed % 3)
     directions = torch.randn(k, 32, generator=torch.Generator().manual_seed(seed))
-    found = words(vlm, directions, n, norm=norm, words=chosen)
-    expected = sorted_words(vlm, directions, n, norm, chosen)
-    pd.testing.assert_frame_equal(found, expected, check_dtype=False, atol=1e-5)
-    assert list(found.columns) == COLUMNS
+    table = words(vlm, directions, n, norm=norm, words=word_filter)
+    expected = sorted_words(vlm, directions, n, norm, word_filter)
+    pd.testing.assert_frame_equal(table, expected, check_dtype=False, atol=1e-5)
+    assert list(table.columns) == COLUMNS
 
 
 def test_tokens_of_one_word_are_one_with_the_best_of_their_logits(vlm):
@@ -235,16 +237,18 @@ def test_tokens_of_one_word_are_one_with_the_best_of_their_logits(vlm):
     weights(vlm).zero_()
     weights(vlm)[2:8, 0] = torch.tensor([1.0, 3.0, 2.0, 9.0, -1.0, 0.5])
     direction = torch.eye(1, 32)
-    found = words(vlm, direction, 5, norm=False)
-    assert found.to_dict("list") == {
+    table = words(vlm, direction, 5, norm=False)
+    assert table.to_dict("list") == {
         "concept": [0] * 3,
         "rank": [1, 2, 3],
         "word": ["dog", "cat", "bird"],
         "token_id": [3, 4, 7],
         "score": [3.0, 2.0, 0.5],
     }
-    other = words(vlm, -direction, 5, norm=False)  # of a negated direction another form is the best
-    assert other[["word", "token_id", "score"]].values.tolist() == [
+    opposite = words(
+        vlm, -direction, 5, norm=False
+    )  # of a negated direction another form is the best
+    assert opposite[["word", "token_id", "score"]].values.tolist() == [
         ["dog", 6, 1.0],
         ["bird", 7, -0.5],
         ["cat", 4, -2.0],
@@ -254,11 +258,11 @@ def test_tokens_of_one_word_are_one_with_the_best_of_their_logits(vlm):
 @pytest.mark.parametrize("length", [1e-25, 1e-3, 1e25])
 def test_through_the_norm_a_direction_has_no_length(vlm, length):
     directions = torch.randn(3, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    found, scaled = words(vlm, directions), words(vlm, directions * length)
-    pd.testing.assert_frame_equal(found, scaled, atol=1e-5)
+    table, scaled = words(vlm, directions), words(vlm, directions * length)
+    pd.testing.assert_frame_equal(table, scaled, atol=1e-5)
     unit = directions / directions.square().mean(dim=1, keepdim=True).sqrt()
-    best = vlm.unembed(unit.float())[range(3), found.query("rank == 1")["token_id"].tolist()]
-    np.testing.assert_allclose(found.query("rank == 1")["score"], best, atol=1e-5)
+    best = vlm.unembed(unit.float())[range(3), table.query("rank == 1")["token_id"].tolist()]
+    np.testing.assert_allclose(table.query("rank == 1")["score"], best, atol=1e-5)
 
 
 def test_the_mean_is_taken_off_first(vlm):
@@ -293,15 +297,15 @@ def test_bad_directions_give_no_words(vlm):
     good = torch.ones(2, 32)
     broken, empty = good.clone(), good.clone()
     broken[1, 3], empty[1] = math.nan, 0
-    for given_, error, told in (
+    for directions, error, message in (
         (torch.ones(2, 31), ComparisonError, "widths"),
         (broken, ActivationsError, "NaN"),
         (good * math.inf, ActivationsError, "NaN or infinite"),
         (empty, ActivationsError, "directions 1 are zero"),
         (good[:0], ActivationsError, "at least one"),
     ):
-        with pytest.raises(error, match=told):
-            words(vlm, given_)
+        with pytest.raises(error, match=message):
+            words(vlm, directions)
     for mean, error in ((torch.ones(31), ComparisonError), (broken[1], ActivationsError)):
         with pytest.raises(error, match="mean"):
             words(vlm, 2 * good, mean=mean)
@@ -329,30 +333,30 @@ def test_bad_numbers_and_models_without_words(vlm):
 
 
 def test_random_directions_are_those_of_the_unit_cube(vlm):
-    drawn = torch.rand(3, 32, generator=torch.Generator().manual_seed(7))
-    pd.testing.assert_frame_equal(random_words(vlm, 3, 4, seed=7), words(vlm, drawn, 4))
+    directions = torch.rand(3, 32, generator=torch.Generator().manual_seed(7))
+    pd.testing.assert_frame_equal(random_words(vlm, 3, 4, seed=7), words(vlm, directions, 4))
     pd.testing.assert_frame_equal(
         random_words(vlm, 3, 4, seed=7, norm=False, words=ANY),
-        words(vlm, drawn, 4, norm=False, words=ANY),
+        words(vlm, directions, 4, norm=False, words=ANY),
     )
     assert not random_words(vlm, 3, 4, seed=8).equals(random_words(vlm, 3, 4, seed=7))
 
 
 def test_random_words_of_the_vocabulary_are_all_as_likely(vlm):
-    known = admissible(vlm.tokenizer, 28).words
-    drawn = random_words(vlm, 2000, 3, seed=1, how="vocabulary")
-    assert list(drawn.columns) == COLUMNS
-    assert drawn["score"].isna().all()
-    assert not drawn.duplicated(["concept", "word"]).any()
-    assert (drawn["rank"] == np.tile([1, 2, 3], 2000)).all()
-    shares = drawn["word"].value_counts(normalize=True)
-    assert set(shares.index) == set(known)
+    vocabulary = admissible(vlm.tokenizer, 28).words
+    table = random_words(vlm, 2000, 3, seed=1, how="vocabulary")
+    assert list(table.columns) == COLUMNS
+    assert table["score"].isna().all()
+    assert not table.duplicated(["concept", "word"]).any()
+    assert (table["rank"] == np.tile([1, 2, 3], 2000)).all()
+    shares = table["word"].value_counts(normalize=True)
+    assert set(shares.index) == set(vocabulary)
     assert shares.max() - shares.min() < 0.05
     assert (
-        drawn["token_id"].map(vlm.tokenizer.convert_ids_to_tokens).str.lower().equals(drawn["word"])
+        table["token_id"].map(vlm.tokenizer.convert_ids_to_tokens).str.lower().equals(table["word"])
     )
-    pd.testing.assert_frame_equal(drawn, random_words(vlm, 2000, 3, seed=1, how="vocabulary"))
-    assert len(random_words(vlm, 2, 99, how="vocabulary")) == 2 * len(known)
+    pd.testing.assert_frame_equal(table, random_words(vlm, 2000, 3, seed=1, how="vocabulary"))
+    assert len(random_words(vlm, 2, 99, how="vocabulary")) == 2 * len(vocabulary)
 
 
 def test_lists_and_sentences():
@@ -376,8 +380,8 @@ def test_counts_that_are_no_whole_numbers_are_refused(bad, vlm, monkeypatch):
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     with pytest.raises(SelectionError, match="n is"):
         words(vlm, torch.eye(2, vlm.width), bad)
-    for how in ("directions", "vocabulary"):
+    for method in ("directions", "vocabulary"):
         with pytest.raises(SelectionError, match="n is"):
-            random_words(vlm, 2, bad, how=how)
+            random_words(vlm, 2, bad, how=method)
         with pytest.raises(SelectionError, match="k is"):
-            random_words(vlm, bad, how=how)
+            random_words(vlm, bad, how=method)

@@ -17,7 +17,7 @@ from benchmarks import vocabulary as benchmark
 from benchmarks.harness import Options, Report
 from benchmarks.memory import peak_bytes
 from benchmarks.subjects import Subject, llava_shape
-from tests.support.tiny import tiny_llava
+from tests.support.tiny import redrawn, tiny_llava
 from tests.zoo import MODELS, build
 from xlvlms_tutorial.activations.activations import States
 from xlvlms_tutorial.data import Sample
@@ -54,13 +54,7 @@ COUNTS_P, COUNTS_T = (3, 2, 4, 1), (2, 3, 1, 2)  # tokens of four samples
 
 @pytest.fixture(scope="module")
 def vlm():
-    made, random = tiny_llava(), torch.Generator().manual_seed(4)
-    for parameter in made.model.parameters():
-        if parameter.ndim >= 2:
-            parameter.copy_(
-                torch.randn(parameter.shape, generator=random) * (1.5 / parameter.shape[-1] ** 0.5)
-            )
-    return made
+    return redrawn(tiny_llava(), seed=4)
 
 
 @pytest.fixture(params=["one chunk", "many chunks"])
@@ -75,7 +69,7 @@ def noise(n, seed=0, width=32):
     return torch.randn(n, width, generator=torch.Generator().manual_seed(seed))
 
 
-def made(counts, layers=(0, 1, 2, 3), seed=0, model="tiny-llava"):
+def states_of(counts, layers=(0, 1, 2, 3), seed=0, model="tiny-llava"):
     """Random states, of each sample so many, other ones at each layer."""
     samples = [sample for sample, count in enumerate(counts) for _ in range(count)]
     table = pd.DataFrame({"sample": samples, "id": [f"s{sample}" for sample in samples]})
@@ -88,21 +82,21 @@ def made(counts, layers=(0, 1, 2, 3), seed=0, model="tiny-llava"):
 
 def distributions(vlm, states, norm=True):
     """Probabilities in float64, one state at a time."""
-    found = []
+    probabilities = []
     for state in states:
         logits = vlm.unembed(state[None], norm)[0].double().tolist()
         total = sum(math.exp(logit - max(logits)) for logit in logits)
-        found.append([math.exp(logit - max(logits)) / total for logit in logits])
-    return found
+        probabilities.append([math.exp(logit - max(logits)) / total for logit in logits])
+    return probabilities
 
 
 def kl(p, q):
     return sum(a * math.log(a / b) for a, b in zip(p, q, strict=True) if a > 0)
 
 
-def close(found, expected, atol=1e-5):
+def close(actual, expected, atol=1e-5):
     torch.testing.assert_close(
-        found, torch.tensor(expected, dtype=torch.float32), rtol=1e-4, atol=atol
+        actual, torch.tensor(expected, dtype=torch.float32), rtol=1e-4, atol=atol
     )
 
 
@@ -111,7 +105,9 @@ def close(found, expected, atol=1e-5):
 def test_numbers_of_each_state_and_pair_are_those_of_float64_loops(vlm, norm):
     p, q = noise(11, 1), noise(9, 2)
     ps, qs = (distributions(vlm, side, norm) for side in (p, q))
-    close(entropy(vlm, p, norm), [-sum(a * math.log(a) for a in one) for one in ps])
+    close(
+        entropy(vlm, p, norm), [-sum(a * math.log(a) for a in distribution) for distribution in ps]
+    )
     close(divergence(vlm, p, q, norm, pairs="all"), [[kl(a, b) for b in qs] for a in ps], atol=1e-4)
     close(divergence(vlm, p[:9], q, norm), [kl(a, b) for a, b in zip(ps, qs, strict=False)])
     close(mean_distribution(vlm, p, norm), np.mean(ps, axis=0).tolist(), atol=1e-7)
@@ -128,8 +124,11 @@ def test_every_architecture_is_read_by_its_own_unembedding(name):
     vlm = VLM(build(name)[0], None, name)
     p, q = noise(3, 1, vlm.width), noise(3, 2, vlm.width)
     ps, qs = (distributions(vlm, side) for side in (p, q))
-    assert {len(one) for one in ps} == {module.size(vlm)}
-    close(entropy(vlm, p), [-sum(a * math.log(a) for a in one if a > 0) for one in ps])
+    assert {len(distribution) for distribution in ps} == {module.size(vlm)}
+    close(
+        entropy(vlm, p),
+        [-sum(a * math.log(a) for a in distribution if a > 0) for distribution in ps],
+    )
     close(divergence(vlm, p, q), [kl(a, b) for a, b in zip(ps, qs, strict=True)])
     close(divergence(vlm, p, q, pairs="all"), [[kl(a, b) for b in qs] for a in ps], atol=1e-4)
 
@@ -139,8 +138,8 @@ def test_every_architecture_is_read_by_its_own_unembedding(name):
 def test_bounds_hold_for_any_states(seed, scale, n):
     vlm = tiny_llava(layers=1)
     p, q = scale * noise(n, seed), scale * noise(n, seed + 1)
-    found = entropy(vlm, p, norm=False)
-    assert ((found >= 0) & (found <= math.log(module.size(vlm)) + 1e-5)).all()
+    result = entropy(vlm, p, norm=False)
+    assert ((result >= 0) & (result <= math.log(module.size(vlm)) + 1e-5)).all()
     assert (divergence(vlm, p, q, norm=False) >= 0).all()
     assert (divergence(vlm, p, q, norm=False, pairs="all") >= 0).all()
     assert torch.equal(divergence(vlm, p, p, norm=False), torch.zeros(n))
@@ -168,8 +167,8 @@ def test_close_distributions_keep_their_digits(vlm):
 def test_states_in_half_precision_and_with_gradients_are_read(vlm):
     p = noise(5).bfloat16()
     torch.testing.assert_close(entropy(vlm, p), entropy(vlm, p.float()))
-    found = divergence(vlm, noise(5).requires_grad_(), noise(5, 1))
-    assert not found.requires_grad
+    result = divergence(vlm, noise(5).requires_grad_(), noise(5, 1))
+    assert not result.requires_grad
 
 
 def test_relative_entropy_of_vectors():
@@ -193,16 +192,16 @@ def test_mean_distributions_are_compared_as_vectors(vlm):
 @CHUNKED
 def test_top_words_are_the_most_probable_ones_in_order(vlm):
     states = noise(7, 5)
-    found, expected = top_words(vlm, states, k=3), np.array(distributions(vlm, states))
-    assert found.columns.tolist() == ["row", "rank", "token_id", "word", "probability"]
-    assert found["row"].tolist() == [row for row in range(7) for _ in range(3)]
-    assert found["rank"].tolist() == [1, 2, 3] * 7
+    table, expected = top_words(vlm, states, k=3), np.array(distributions(vlm, states))
+    assert table.columns.tolist() == ["row", "rank", "token_id", "word", "probability"]
+    assert table["row"].tolist() == [row for row in range(7) for _ in range(3)]
+    assert table["rank"].tolist() == [1, 2, 3] * 7
     order = np.argsort(-expected, axis=1)[:, :3]
-    assert found["token_id"].tolist() == order.flatten().tolist()
+    assert table["token_id"].tolist() == order.flatten().tolist()
     np.testing.assert_allclose(
-        found["probability"], np.take_along_axis(expected, order, 1).flatten(), rtol=1e-4
+        table["probability"], np.take_along_axis(expected, order, 1).flatten(), rtol=1e-4
     )
-    assert found["word"].tolist() == [vlm.tokenizer.decode([token]) for token in found["token_id"]]
+    assert table["word"].tolist() == [vlm.tokenizer.decode([token]) for token in table["token_id"]]
     every = top_words(vlm, states, k=module.size(vlm))
     np.testing.assert_allclose(every.groupby("row")["probability"].sum(), 1, rtol=1e-5)
 
@@ -211,61 +210,58 @@ def test_top_words_are_the_most_probable_ones_in_order(vlm):
 def test_the_histogram_counts_all_k_words_of_each_state(vlm):
     states = noise(40, 6)
     top = top_words(vlm, states, k=5)
-    found = histogram(vlm, states, k=5)
-    assert found["count"].sum() == 40 * 5
+    table = histogram(vlm, states, k=5)
+    assert table["count"].sum() == 40 * 5
     first = histogram(vlm, states)
     assert first["count"].sum() == 40
-    assert len(first) < len(found)  # words that are never first are counted too
-    assert dict(found[["token_id", "count"]].to_numpy()) == top["token_id"].value_counts().to_dict()
-    assert found["count"].is_monotonic_decreasing
-    np.testing.assert_allclose(found["share"], found["count"] / 40)
-    assert found["word"].tolist() == [vlm.tokenizer.decode([token]) for token in found["token_id"]]
+    assert len(first) < len(table)  # words that are never first are counted too
+    assert dict(table[["token_id", "count"]].to_numpy()) == top["token_id"].value_counts().to_dict()
+    assert table["count"].is_monotonic_decreasing
+    np.testing.assert_allclose(table["share"], table["count"] / 40)
+    assert table["word"].tolist() == [vlm.tokenizer.decode([token]) for token in table["token_id"]]
 
 
 @CHUNKED
 def test_the_entropy_profile_follows_the_layer(vlm):
-    states = made(COUNTS_P)
-    found = entropy_profile(vlm, states)
+    states = states_of(COUNTS_P)
+    table = entropy_profile(vlm, states)
     means = [entropy(vlm, states[layer]).mean().item() for layer in range(4)]
     # upstream reads P at its first layer for ever
     assert len({round(mean, 4) for mean in means}) == 4
-    np.testing.assert_allclose(found["value"], means, rtol=1e-5)
-    assert found["layer"].tolist() == [0, 1, 2, 3]
-    assert (found["n"] == 10).all()
-    assert ((found["low"] < found["value"]) & (found["value"] < found["high"])).all()
+    np.testing.assert_allclose(table["value"], means, rtol=1e-5)
+    assert table["layer"].tolist() == [0, 1, 2, 3]
+    assert (table["n"] == 10).all()
+    assert ((table["low"] < table["value"]) & (table["value"] < table["high"])).all()
     pd.testing.assert_frame_equal(
-        entropy_profile(vlm, states, [2]), found[2:3].reset_index(drop=True)
+        entropy_profile(vlm, states, [2]), table[2:3].reset_index(drop=True)
     )
 
 
 @CHUNKED
 @pytest.mark.parametrize("step", [1, 2, 3])
 def test_consecutive_means_layer_l_against_l_plus_step(vlm, step):
-    states = made(COUNTS_P)
-    found = consecutive_divergence(vlm, states, step)
-    assert list(zip(found["layer"], found["to"], strict=True)) == [
+    states = states_of(COUNTS_P)
+    table = consecutive_divergence(vlm, states, step)
+    assert list(zip(table["layer"], table["to"], strict=True)) == [
         (layer, layer + step) for layer in range(4 - step)
     ]
     ps = [distributions(vlm, states[layer]) for layer in range(4)]
-    expected = [
-        np.mean([kl(a, b) for a, b in zip(ps[at], ps[at + step], strict=True)])
-        for at in range(4 - step)
-    ]
-    np.testing.assert_allclose(found["value"], expected, rtol=1e-4)
-    cosines = [
-        [
-            np.dot(a, b) / np.linalg.norm(a) / np.linalg.norm(b)
-            for a, b in zip(ps[at], ps[at + step], strict=True)
-        ]
-        for at in range(4 - step)
-    ]
+    expected = []
+    for layer in range(4 - step):
+        pairs = zip(ps[layer], ps[layer + step], strict=True)
+        expected.append(np.mean([kl(a, b) for a, b in pairs]))
+    np.testing.assert_allclose(table["value"], expected, rtol=1e-4)
+    cosines = []
+    for layer in range(4 - step):
+        pairs = zip(ps[layer], ps[layer + step], strict=True)
+        cosines.append([np.dot(a, b) / np.linalg.norm(a) / np.linalg.norm(b) for a, b in pairs])
     as_cosines = consecutive_divergence(vlm, states, step, measure="cosine")
     np.testing.assert_allclose(as_cosines["value"], np.mean(cosines, axis=1), rtol=1e-4)
-    assert (found["n"] == 10).all()
+    assert (table["n"] == 10).all()
 
 
 def test_consecutive_layers_are_read_once_each_and_gaps_are_left_out(vlm, monkeypatch):
-    states, read = made(COUNTS_P, layers=(0, 1, 3, 4, 6, 9)), []
+    states, read = states_of(COUNTS_P, layers=(0, 1, 3, 4, 6, 9)), []
     monkeypatch.setattr(
         vlm,
         "unembed",
@@ -284,10 +280,10 @@ def of_pairs(vlm, p, t, layer):
     """
     of_t, qs = t.table["sample"].tolist(), distributions(vlm, t[layer])
     for side in (p, t):
-        ps, of = distributions(vlm, side[layer]), side.table["sample"].tolist()
+        ps, samples_of_rows = distributions(vlm, side[layer]), side.table["sample"].tolist()
         yield [
             (i, j, kl(a, b))
-            for i, a in zip(of, ps, strict=True)
+            for i, a in zip(samples_of_rows, ps, strict=True)
             for j, b in zip(of_t, qs, strict=True)
             if i != j
         ]
@@ -295,37 +291,37 @@ def of_pairs(vlm, p, t, layer):
 
 @CHUNKED
 def test_the_contrast_is_the_mean_over_all_pairs_of_tokens_of_different_samples(vlm):
-    p, t = made(COUNTS_P), made(COUNTS_T, seed=1)
+    p, t = states_of(COUNTS_P), states_of(COUNTS_T, seed=1)
     shares = resampled_shares(4, seed=7)
     for layer in (0, 2):
-        found, drawn, values = contrast(vlm, p, t, layer, n_tokens=None, seed=7), [], []
+        result, draws, values = contrast(vlm, p, t, layer, n_tokens=None, seed=7), [], []
         for pairs in of_pairs(vlm, p, t, layer):
-            i, j, each = (np.array(column) for column in zip(*pairs, strict=True))
+            i, j, pair_values = (np.array(column) for column in zip(*pairs, strict=True))
             weights = shares[:, i.astype(int)] * shares[:, j.astype(int)]
             with np.errstate(invalid="ignore"):
-                drawn.append((weights * each).sum(axis=1) / weights.sum(axis=1))
-            values.append(each.mean())
-        values, drawn = (*values, values[0] - values[1]), (*drawn, drawn[0] - drawn[1])
-        for kind, value, resampled, n in zip(KINDS, values, drawn, (10, 8, 18), strict=True):
+                draws.append((weights * pair_values).sum(axis=1) / weights.sum(axis=1))
+            values.append(pair_values.mean())
+        values, draws = (*values, values[0] - values[1]), (*draws, draws[0] - draws[1])
+        for kind, value, resampled, n in zip(KINDS, values, draws, (10, 8, 18), strict=True):
             low, high = np.nanquantile(resampled, [0.025, 0.975])
             np.testing.assert_allclose(
-                list(found[kind].asdict().values()), [value, low, high, n], rtol=1e-4, atol=1e-5
+                list(result[kind].asdict().values()), [value, low, high, n], rtol=1e-4, atol=1e-5
             )
 
 
 def test_no_arbitrary_pairing_decides_the_contrast(vlm):
-    p, t = made(COUNTS_P), made(COUNTS_T, seed=1)
+    p, t = states_of(COUNTS_P), states_of(COUNTS_T, seed=1)
     order = torch.randperm(8, generator=torch.Generator().manual_seed(2))
     shuffled = States(
         {key: tensor[order] for key, tensor in t.tensors.items()},
         t.table.iloc[order.numpy()],
         t.provenance,
     )
-    one, other = (contrast(vlm, p, text, 1, n_tokens=None) for text in (t, shuffled))
+    first, second = (contrast(vlm, p, text, 1, n_tokens=None) for text in (t, shuffled))
     for kind in KINDS:
         np.testing.assert_allclose(
-            list(one[kind].asdict().values()),
-            list(other[kind].asdict().values()),
+            list(first[kind].asdict().values()),
+            list(second[kind].asdict().values()),
             rtol=1e-5,
             atol=1e-6,
         )
@@ -333,30 +329,30 @@ def test_no_arbitrary_pairing_decides_the_contrast(vlm):
 
 @CHUNKED
 def test_the_divergence_profile_has_three_rows_a_layer_and_follows_it(vlm):
-    p, t = made(COUNTS_P), made(COUNTS_T, seed=1)
-    found = divergence_profile(vlm, p, t, n_tokens=None)
-    assert found["layer"].tolist() == [layer for layer in range(4) for _ in KINDS]
-    assert found["kind"].tolist() == list(KINDS) * 4
-    for layer, rows in found.groupby("layer"):
+    p, t = states_of(COUNTS_P), states_of(COUNTS_T, seed=1)
+    table = divergence_profile(vlm, p, t, n_tokens=None)
+    assert table["layer"].tolist() == [layer for layer in range(4) for _ in KINDS]
+    assert table["kind"].tolist() == list(KINDS) * 4
+    for layer, rows in table.groupby("layer"):
         value = dict(zip(rows["kind"], rows["value"], strict=True))
         # P at this layer, not at the first
-        expected = np.mean([each for _, _, each in next(of_pairs(vlm, p, t, layer))])
+        expected = np.mean([value for _, _, value in next(of_pairs(vlm, p, t, layer))])
         assert value["P against T"] == pytest.approx(expected, rel=1e-4)
         assert value["difference"] == pytest.approx(
             value["P against T"] - value["T against other T"], abs=1e-5
         )
-    one = divergence_profile(vlm, p, t, [3], n_tokens=None)
-    np.testing.assert_allclose(one["value"], found["value"][9:])
+    single = divergence_profile(vlm, p, t, [3], n_tokens=None)
+    np.testing.assert_allclose(single["value"], table["value"][9:])
 
 
 def test_a_sample_of_tokens_is_drawn_by_seed_from_every_sample(vlm):
-    p, t = made((9, 8, 7, 3)), made((6, 6, 6, 6), seed=1)
-    drawn = [
+    p, t = states_of((9, 8, 7, 3)), states_of((6, 6, 6, 6), seed=1)
+    draws = [
         contrast(vlm, p, t, 1, n_tokens=2, seed=seed)["P against T"].value for seed in (0, 0, 1)
     ]
-    assert drawn[0] == drawn[1] != drawn[2]
-    found = contrast(vlm, p, t, 1, n_tokens=4)
-    assert [found[kind].n for kind in KINDS] == [4 + 4 + 4 + 3, 16, 31]
+    assert draws[0] == draws[1] != draws[2]
+    result = contrast(vlm, p, t, 1, n_tokens=4)
+    assert [result[kind].n for kind in KINDS] == [4 + 4 + 4 + 3, 16, 31]
     # text that says the same whatever the sample: which tokens are drawn, and from
     # which sample, makes no difference
     same = States({(1, "block"): noise(1).expand(24, 32)}, t.table, t.provenance)
@@ -391,9 +387,9 @@ def test_memory_does_not_grow_with_tokens(monkeypatch):
         "all": lambda: divergence(vlm, p[:100], q[:100], pairs="all"),
         "mean": lambda: mean_distribution(vlm, p),
     }
-    found = {name: peak_bytes(call, CPU) for name, call in calls.items()}
+    peaks = {name: peak_bytes(call, CPU) for name, call in calls.items()}
     assert peak_bytes(lambda: vlm.unembed(p).softmax(dim=-1), CPU) > everything
-    assert max(found.values()) < 6 * 2**23 < everything, found
+    assert max(peaks.values()) < 6 * 2**23 < everything, peaks
 
 
 BAD = {
@@ -410,7 +406,7 @@ BAD = {
 
 @pytest.mark.parametrize("bad", BAD)
 def test_states_without_a_distribution_give_no_number(vlm, bad):
-    states, error, told = BAD[bad]
+    states, error, message = BAD[bad]
     calls = [
         lambda: divergence(vlm, noise(3), states),
         lambda: divergence(vlm, states, noise(3), pairs="all"),
@@ -420,7 +416,7 @@ def test_states_without_a_distribution_give_no_number(vlm, bad):
         for call in (entropy, mean_distribution, top_words, histogram)
     ]
     for call in calls:
-        with pytest.raises(error, match=told):
+        with pytest.raises(error, match=message):
             call()
 
 
@@ -431,25 +427,25 @@ def test_logits_that_overflow_give_no_number(vlm):
 
 
 def test_profiles_of_states_without_a_distribution_give_no_number(vlm):
-    plain, empty = made(COUNTS_P), made(())
-    spoiled = made(COUNTS_P)
+    plain, empty = states_of(COUNTS_P), states_of(())
+    spoiled = states_of(COUNTS_P)
     spoiled.tensors[1, "block"][4] = math.nan
-    for states, told in ((empty, "no states"), (spoiled, "NaN or infinite")):
+    for states, message in ((empty, "no states"), (spoiled, "NaN or infinite")):
         for call in (
             entropy_profile,
             consecutive_divergence,
             lambda vlm, states: divergence_profile(vlm, states, states),
         ):
-            with pytest.raises(ActivationsError, match=told):
+            with pytest.raises(ActivationsError, match=message):
                 call(vlm, states)
     with pytest.raises(EstimateError, match="2 or more"):
-        entropy_profile(vlm, made((5,)))
+        entropy_profile(vlm, states_of((5,)))
     with pytest.raises(EstimateError, match="found 2 samples"):
-        contrast(vlm, made((5, 5)), made((5, 5)), 1)
+        contrast(vlm, states_of((5, 5)), states_of((5, 5)), 1)
     with pytest.raises(LayerError, match="layer 4"):
         divergence_profile(vlm, plain, plain, [4])
     with pytest.raises(SelectionError, match="layer 1 was not captured"):
-        divergence_profile(vlm, plain, made(COUNTS_P, layers=(0, 3)))
+        divergence_profile(vlm, plain, states_of(COUNTS_P, layers=(0, 3)))
 
 
 def test_what_is_asked_for_must_exist(vlm):
@@ -467,20 +463,20 @@ def test_what_is_asked_for_must_exist(vlm):
             call(VLM(vlm.model, None, "bare"), noise(3))
     for step in (0, -1, 4):
         with pytest.raises(SelectionError, match=f"a step of {step} apart"):
-            consecutive_divergence(vlm, made(COUNTS_P), step)
+            consecutive_divergence(vlm, states_of(COUNTS_P), step)
     with pytest.raises(SelectionError, match="unknown measure"):
-        consecutive_divergence(vlm, made(COUNTS_P), measure="euclid")
+        consecutive_divergence(vlm, states_of(COUNTS_P), measure="euclid")
     with pytest.raises(SelectionError, match="n_tokens is 0"):
-        contrast(vlm, made(COUNTS_P), made(COUNTS_T), 1, n_tokens=0)
+        contrast(vlm, states_of(COUNTS_P), states_of(COUNTS_T), 1, n_tokens=0)
 
 
 def test_both_sides_are_of_the_same_model_and_samples(vlm):
     with pytest.raises(ComparisonError, match="models differ: tiny-llava and other"):
-        contrast(vlm, made(COUNTS_P), made(COUNTS_T, model="other"), 1)
+        contrast(vlm, states_of(COUNTS_P), states_of(COUNTS_T, model="other"), 1)
     with pytest.raises(
         ComparisonError, match="samples differ: 4 with perceptual tokens and 3 with textual ones"
     ):
-        contrast(vlm, made(COUNTS_P), made((2, 2, 2)), 1)
+        contrast(vlm, states_of(COUNTS_P), states_of((2, 2, 2)), 1)
 
 
 def test_the_benchmark_measures_what_gives_the_same_numbers():

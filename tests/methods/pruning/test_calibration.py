@@ -7,13 +7,12 @@ import re
 
 import pytest
 import torch
-from PIL import Image
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from tests import zoo
 from tests.support.text_models import gpt2, text_batch
-from tests.support.tiny import tiny_llava
+from tests.support.tiny import PICTURE, tiny_llava
 from xlvlms_tutorial.errors import (
     ActivationsError,
     ComparisonError,
@@ -29,35 +28,29 @@ from xlvlms_tutorial.methods.pruning.calibration import (
 )
 from xlvlms_tutorial.models.vlm import VLM
 
-PICTURE = Image.new("RGB", (32, 32), (10, 90, 200))
 QUESTIONS = ["What colour ?", "Is there a red key in the picture ?", "Describe the picture ."]
-
-
-@pytest.fixture(scope="module")
-def vlm():
-    return tiny_llava()
 
 
 def kept_inputs(vlm, batch):
     """Every input of every linear map of one forward, flattened to rows, each
     map read by a hook of its own.
     """
-    seen, hooks = {}, []
+    recorded, hooks = {}, []
     for key, module in linear_maps(vlm).items():
-        keep = lambda module, args, key=key: seen.update(
+        keep = lambda module, args, key=key: recorded.update(
             {key: args[0].detach().reshape(-1, args[0].shape[-1]).double()}
         )
         hooks.append(module.register_forward_pre_hook(keep))
     vlm.forward(batch)
     for hook in hooks:
         hook.remove()
-    return seen
+    return recorded
 
 
-def near(one, other):
-    assert one.tokens == other.tokens
-    for key, sums in one.squares.items():
-        torch.testing.assert_close(sums, other.squares[key], rtol=1e-5, atol=1e-9)
+def near(first, second):
+    assert first.tokens == second.tokens
+    for key, sums in first.squares.items():
+        torch.testing.assert_close(sums, second.squares[key], rtol=1e-5, atol=1e-9)
 
 
 def loop(rows):
@@ -71,15 +64,15 @@ def loop(rows):
 def test_sums_are_those_of_a_double_loop_over_the_positions_that_count(vlm, span):
     batch = vlm.batch([PICTURE] * 3, QUESTIONS, ["red", "yes", "a woman on the grass"])
     names = (span,) if isinstance(span, str) else span
-    at = (batch["attention_mask"].bool() if span is None else batch.mask(*names)).flatten()
-    found = calibrate_on(vlm, [batch], span)
+    mask = (batch["attention_mask"].bool() if span is None else batch.mask(*names)).flatten()
+    result = calibrate_on(vlm, [batch], span)
     for key, rows in kept_inputs(vlm, batch).items():
-        assert found.tokens[key] == int(at.sum())
-        torch.testing.assert_close(found.squares[key], loop(rows[at]), rtol=1e-6, atol=0)
+        assert result.tokens[key] == int(mask.sum())
+        torch.testing.assert_close(result.squares[key], loop(rows[mask]), rtol=1e-6, atol=0)
         torch.testing.assert_close(
-            found.norms(*key), (loop(rows[at]) / int(at.sum())).sqrt(), rtol=1e-6, atol=0
+            result.norms(*key), (loop(rows[mask]) / int(mask.sum())).sqrt(), rtol=1e-6, atol=0
         )
-    assert found.squares[1, "mlp.down_proj"].dtype == torch.float64
+    assert result.squares[1, "mlp.down_proj"].dtype == torch.float64
 
 
 @pytest.mark.parametrize("span", [None, "question"])
@@ -106,10 +99,12 @@ def test_texts_without_a_picture_and_sequences_beyond_128(vlm):
     long = " ".join(["Is there a red key in the picture ?"] * 20)
     batch = vlm.batch(None, [long, "What colour ?"])
     assert batch["input_ids"].shape[1] > 150
-    found = calibrate_on(vlm, [batch])
-    at = batch["attention_mask"].flatten().bool()
+    result = calibrate_on(vlm, [batch])
+    mask = batch["attention_mask"].flatten().bool()
     for key, rows in kept_inputs(vlm, batch).items():
-        torch.testing.assert_close(found.squares[key], rows[at].square().sum(0), rtol=1e-5, atol=0)
+        torch.testing.assert_close(
+            result.squares[key], rows[mask].square().sum(0), rtol=1e-5, atol=0
+        )
     with pytest.raises(SpanError, match="image"):
         calibrate_on(vlm, [batch], "image")
 
@@ -140,19 +135,19 @@ def test_samples_are_taken_in_batches_of_any_size(vlm, samples):
 def test_parts_add_up_to_the_whole(vlm, samples):
     six = samples(6)
     near(calibrate(vlm, six[:2]) + calibrate(vlm, six[2:]), calibrate(vlm, six))
-    other = tiny_llava(layers=2)
+    shallow = tiny_llava(layers=2)
     with pytest.raises(
         ComparisonError,
         match="weights behind two calibrations differ.*add calibrations of one language model",
     ):
-        calibrate(vlm, six) + calibrate(other, six)
+        calibrate(vlm, six) + calibrate(shallow, six)
 
 
 def test_calibrations_of_one_language_model_add_up_whatever_its_name(vlm, samples):
-    here = calibrate(vlm, samples(2))
-    there = calibrate(VLM(vlm.model, vlm.processor, "other"), samples(2))
-    near(here + there, here + here)
-    assert (here.model, (here + there).model) == (vlm.name, f"{vlm.name} + other")
+    first = calibrate(vlm, samples(2))
+    second = calibrate(VLM(vlm.model, vlm.processor, "other"), samples(2))
+    near(first + second, first + first)
+    assert (first.model, (first + second).model) == (vlm.name, f"{vlm.name} + other")
 
 
 def test_one_changed_weight_changes_the_fingerprint_and_nothing_outside_the_blocks_does():
@@ -206,11 +201,11 @@ def test_every_architecture_alone_and_padded(name):
     assert {key[0] for key in linear_maps(case)} == {1, 2, 3}
     rows = [case.prepare(zoo.prefixed(name, inputs)), case.prepare(inputs)]
     alone = [calibrate_on(case, [row]) for row in rows]
-    for row, found in zip(rows, alone, strict=True):
-        for key, seen in kept_inputs(case, row).items():
-            assert found.tokens[key] == len(seen) > 0
+    for row, result in zip(rows, alone, strict=True):
+        for key, kept_rows in kept_inputs(case, row).items():
+            assert result.tokens[key] == len(kept_rows) > 0
             torch.testing.assert_close(
-                found.squares[key], seen.square().sum(0), rtol=1e-5, atol=1e-9
+                result.squares[key], kept_rows.square().sum(0), rtol=1e-5, atol=1e-9
             )
     together, apart = (
         calibrate_on(case, [case.prepare(zoo.padded(name, inputs))]),
@@ -234,32 +229,32 @@ def test_conv1d_is_a_linear_map():
     ]
     assert all(isinstance(module, Conv1D) for module in maps.values())
     batch = text_batch(case)
-    found = calibrate_on(case, [batch])
-    assert {key: len(sums) for key, sums in found.squares.items() if key[0] == 1} == {
+    result = calibrate_on(case, [batch])
+    assert {key: len(sums) for key, sums in result.squares.items() if key[0] == 1} == {
         (1, "attn.c_attn"): 32,
         (1, "attn.c_proj"): 32,
         (1, "mlp.c_fc"): 32,
         (1, "mlp.c_proj"): 128,
     }
     for key, rows in kept_inputs(case, batch).items():
-        torch.testing.assert_close(found.squares[key], rows.square().sum(0), rtol=1e-5, atol=0)
+        torch.testing.assert_close(result.squares[key], rows.square().sum(0), rtol=1e-5, atol=0)
 
 
 def test_cross_attention_counts_the_tiles_that_a_text_looks_at():
     model, inputs = zoo.build("mllama")
     case = VLM(model, None, "mllama")
-    one = calibrate_on(case, [case.prepare(inputs)])
-    more = dict(inputs)
+    plain = calibrate_on(case, [case.prepare(inputs)])
+    longer = dict(inputs)
     for name in ("pixel_values", "aspect_ratio_ids", "aspect_ratio_mask"):
-        more[name] = torch.cat([inputs[name], inputs[name]], dim=1)
-    seen = inputs["cross_attention_mask"]
-    more["cross_attention_mask"] = torch.cat([seen, torch.zeros_like(seen)], dim=2)
-    with_padding = calibrate_on(case, [case.prepare(more)])
-    assert with_padding.tokens == one.tokens
+        longer[name] = torch.cat([inputs[name], inputs[name]], dim=1)
+    cross_mask = inputs["cross_attention_mask"]
+    longer["cross_attention_mask"] = torch.cat([cross_mask, torch.zeros_like(cross_mask)], dim=2)
+    with_padding = calibrate_on(case, [case.prepare(longer)])
+    assert with_padding.tokens == plain.tokens
     key = (2, "cross_attn.k_proj")
-    torch.testing.assert_close(with_padding.squares[key], one.squares[key], rtol=1e-4, atol=1e-6)
-    del more["cross_attention_mask"]
-    assert calibrate_on(case, [case.prepare(more)]).tokens[key] == 2 * one.tokens[key]
+    torch.testing.assert_close(with_padding.squares[key], plain.squares[key], rtol=1e-4, atol=1e-6)
+    del longer["cross_attention_mask"]
+    assert calibrate_on(case, [case.prepare(longer)]).tokens[key] == 2 * plain.tokens[key]
 
 
 def test_without_a_picture_cross_attention_sees_no_token():
@@ -314,7 +309,7 @@ def test_a_map_that_sees_some_of_the_positions_only_is_refused():
 
 
 @pytest.mark.parametrize(
-    ("options", "error", "told"),
+    ("options", "error", "message"),
     [
         ({"samples": []}, SelectionError, "0 samples"),
         ({"batch_size": 0}, SelectionError, "batches of 0"),
@@ -325,8 +320,8 @@ def test_a_map_that_sees_some_of_the_positions_only_is_refused():
         ({"span": "audio"}, SpanError, "this model takes none"),
     ],
 )
-def test_what_cannot_be_calibrated_on_is_refused(vlm, samples, options, error, told):
-    with pytest.raises(error, match=re.escape(told)):
+def test_what_cannot_be_calibrated_on_is_refused(vlm, samples, options, error, message):
+    with pytest.raises(error, match=re.escape(message)):
         calibrate(vlm, **{"samples": samples(2), **options})
 
 

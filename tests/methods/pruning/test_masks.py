@@ -32,14 +32,15 @@ SHAPES = {
 
 
 def booleans(seed, share=0.5, shapes=SHAPES):
+    """Masks of which about this share is true."""
     random = torch.Generator().manual_seed(seed)
-    found = {key: torch.rand(shape, generator=random) < share for key, shape in shapes.items()}
-    for mask in found.values():
+    masks = {key: torch.rand(shape, generator=random) < share for key, shape in shapes.items()}
+    for mask in masks.values():
         mask[0, 0] = True  # no union is empty
-    return found
+    return masks
 
 
-def made(seed, share=0.5, model="m", fingerprint="f"):
+def random_masks(seed, share=0.5, model="m", fingerprint="f"):
     return Masks.pack(booleans(seed, share), model, fingerprint)
 
 
@@ -51,19 +52,26 @@ def test_bits_unpack_to_what_was_packed_and_overlap_is_that_of_the_booleans(
     rows, columns, seed, share
 ):
     shapes = {(1, "w"): (rows, columns)}
-    one, two = booleans(seed, share, shapes)[1, "w"], booleans(seed + 1, share, shapes)[1, "w"]
-    a, b = (Masks.pack({(1, "w"): mask}, "m", "f") for mask in (one, two))
-    assert torch.equal(a.unpack(1, "w"), one)
+    first, second = booleans(seed, share, shapes)[1, "w"], booleans(seed + 1, share, shapes)[1, "w"]
+    a, b = (Masks.pack({(1, "w"): mask}, "m", "f") for mask in (first, second))
+    assert torch.equal(a.unpack(1, "w"), first)
     assert a.unpack(1, "w").dtype == torch.bool
     assert (a.n_kept, a.n_weights, a.nbytes) == (
-        int(one.sum()),
+        int(first.sum()),
         rows * columns,
         -(-rows * columns // 8),
     )
     row = a.iou(b).iloc[0]
-    assert (row["n_both"], row["n_either"]) == (int((one & two).sum()), int((one | two).sum()))
-    assert row["iou"] == int((one & two).sum()) / int((one | two).sum())
-    for masks, expected in ((a & b, one & two), (a | b, one | two), (a - b, one & ~two)):
+    assert (row["n_both"], row["n_either"]) == (
+        int((first & second).sum()),
+        int((first | second).sum()),
+    )
+    assert row["iou"] == int((first & second).sum()) / int((first | second).sum())
+    for masks, expected in (
+        (a & b, first & second),
+        (a | b, first | second),
+        (a - b, first & ~second),
+    ):
         assert torch.equal(masks.unpack(1, "w"), expected)
         assert masks.n_kept == int(expected.sum())
 
@@ -79,14 +87,14 @@ def test_bits_are_counted_with_any_numpy(numpy_1, monkeypatch):
 
 
 def test_a_mask_overlaps_itself_wholly():
-    table = made(0).iou(made(0))
+    table = random_masks(0).iou(random_masks(0))
     assert table["iou"].tolist() == [1.0] * 4
     assert list(table.columns) == ["layer", "linear", "iou", "n_both", "n_either"]
     assert list(zip(table["layer"], table["linear"], strict=True)) == list(SHAPES)
 
 
 def test_what_all_tasks_keep_is_at_least_as_sparse_as_each():
-    tasks = [made(seed, share) for seed, share in ((0, 0.5), (1, 0.7), (2, 0.9))]
+    tasks = [random_masks(seed, share) for seed, share in ((0, 0.5), (1, 0.7), (2, 0.9))]
     shared = tasks[0] & tasks[1] & tasks[2]
     assert shared.sparsity >= max(task.sparsity for task in tasks)
     assert shared.density == shared.n_kept / sum(
@@ -103,15 +111,15 @@ def test_what_all_tasks_keep_is_at_least_as_sparse_as_each():
 
 
 def test_masks_are_equal_by_weights_shapes_and_bits_and_not_by_name():
-    assert made(0) == made(0)
-    assert made(0) != made(1)
-    assert made(0) == made(0, model="other")
-    assert made(0) != made(0, fingerprint="other")
-    assert made(0) != "masks"
+    assert random_masks(0) == random_masks(0)
+    assert random_masks(0) != random_masks(1)
+    assert random_masks(0) == random_masks(0, model="other")
+    assert random_masks(0) != random_masks(0, fingerprint="other")
+    assert random_masks(0) != "masks"
     turned = {key: mask.T.contiguous() for key, mask in booleans(0).items()}
-    assert made(0) != Masks.pack(turned, "m", "f")
+    assert random_masks(0) != Masks.pack(turned, "m", "f")
     with pytest.raises(TypeError):
-        hash(made(0))
+        hash(random_masks(0))
 
 
 def test_overlap_is_the_mean_over_maps_and_then_over_layers():
@@ -122,19 +130,21 @@ def test_overlap_is_the_mean_over_maps_and_then_over_layers():
     }
     table = overlap(masks)
     assert list(table.index) == list(table.columns) == ["image", "text", "all"]
-    for one in masks:
-        assert table.loc[one, one] == 1.0
-        for other in masks:
-            assert table.loc[one, other] == table.loc[other, one]
+    for first in masks:
+        assert table.loc[first, first] == 1.0
+        for second in masks:
+            assert table.loc[first, second] == table.loc[second, first]
     ious = masks["image"].iou(masks["text"])["iou"].tolist()
     assert table.loc["image", "text"] == pytest.approx(((ious[0] + ious[1]) / 2 + ious[2]) / 2)
 
 
-@pytest.mark.parametrize("kept", [0.7, 0.5, 0.3])
-def test_masks_by_chance_overlap_as_told(kept):
+@pytest.mark.parametrize("density", [0.7, 0.5, 0.3])
+def test_masks_by_chance_overlap_as_told(density):
     shapes = {(1, "a"): (400, 500)}
-    a, b = (Masks.pack(booleans(seed, kept, shapes), "m", "f") for seed in (0, 1))
-    assert overlap({"a": a, "b": b}).loc["a", "b"] == pytest.approx(independent_iou(kept), abs=0.01)
+    a, b = (Masks.pack(booleans(seed, density, shapes), "m", "f") for seed in (0, 1))
+    assert overlap({"a": a, "b": b}).loc["a", "b"] == pytest.approx(
+        independent_iou(density), abs=0.01
+    )
 
 
 def test_expected_overlaps_of_the_specification():
@@ -150,23 +160,23 @@ def test_expected_overlaps_of_the_specification():
 
 
 def test_a_file_gives_back_the_same_masks(tmp_path):
-    masks = made(3, 0.3, "pocket", "0123abcd")
+    masks = random_masks(3, 0.3, "pocket", "0123abcd")
     path = masks.save(tmp_path / "new" / "a.masks")
-    found = Masks.load(path)
-    assert found == masks
-    assert (found.model, found.fingerprint, found.shapes, found.sparsity) == (
+    result = Masks.load(path)
+    assert result == masks
+    assert (result.model, result.fingerprint, result.shapes, result.sparsity) == (
         "pocket",
         "0123abcd",
         SHAPES,
         masks.sparsity,
     )
     assert list(path.parent.iterdir()) == [path]
-    made(4).save(path)
-    assert Masks.load(path) == made(4)
+    random_masks(4).save(path)
+    assert Masks.load(path) == random_masks(4)
 
 
 def test_files_that_are_no_masks_are_refused(tmp_path):
-    path = made(0).save(tmp_path / "masks")
+    path = random_masks(0).save(tmp_path / "masks")
     content, bits = path.read_bytes(), load_file(path)
     damaged = {"cut": content[:-3], "text": b"no masks", "empty": b""}
     for name, written in damaged.items():
@@ -181,7 +191,7 @@ def test_files_that_are_no_masks_are_refused(tmp_path):
             Masks.load(nothing)
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(OutputError, match="cannot be written"):
-        made(0).save(tmp_path / "file" / "masks")
+        random_masks(0).save(tmp_path / "file" / "masks")
 
 
 @pytest.mark.parametrize(
@@ -209,29 +219,31 @@ def test_files_whose_shapes_are_none_are_refused(shapes, tmp_path):
         {(1, "q_proj"): np.full(5, 255, dtype=np.uint8)}, {(1, "q_proj"): (2, 20)}, "pocket", "0123"
     ).save(tmp_path / "masks")
     with safe_open(path, "np") as file:
-        told = file.metadata()
-    save_file(load_file(path), path, told | {"shapes": shapes})
+        metadata = file.metadata()
+    save_file(load_file(path), path, metadata | {"shapes": shapes})
     with pytest.raises(RecordError, match="no file of masks, or damaged"):
         Masks.load(path)
 
 
 @pytest.mark.parametrize("lacking", ["model", "fingerprint", "shapes"])
 def test_files_without_a_part_of_their_description_are_refused(lacking, tmp_path):
-    path = made(0).save(tmp_path / "masks")
+    path = random_masks(0).save(tmp_path / "masks")
     with safe_open(path, "np") as file:
-        told = file.metadata()
-    save_file(load_file(path), path, {name: text for name, text in told.items() if name != lacking})
+        metadata = file.metadata()
+    save_file(
+        load_file(path), path, {name: text for name, text in metadata.items() if name != lacking}
+    )
     with pytest.raises(RecordError, match=lacking):
         Masks.load(path)
 
 
 def test_bits_and_shapes_that_do_not_fit_are_refused():
-    for bits, told in (
+    for bits, message in (
         (np.zeros(3, np.uint8), "give 2 bytes"),
         (np.array([255, 255], np.uint8), "last 1 bits 0"),
         (np.zeros(2), "float64"),
     ):
-        with pytest.raises(SelectionError, match=told):
+        with pytest.raises(SelectionError, match=message):
             Masks({(1, "w"): bits}, {(1, "w"): (3, 5)}, "m", "f")
     assert (
         Masks({(1, "w"): np.array([255, 254], np.uint8)}, {(1, "w"): (3, 5)}, "m", "f").n_kept == 15
@@ -243,30 +255,30 @@ def test_bits_and_shapes_that_do_not_fit_are_refused():
         SelectionError,
         match="no mask of layer 3 'mlp.up'; there are layers 1 to 2, with mlp.up, mlp.down",
     ):
-        made(0).unpack(3, "mlp.up")
+        random_masks(0).unpack(3, "mlp.up")
 
 
 @pytest.mark.parametrize(
     "combine", [lambda a, b: a & b, lambda a, b: a | b, lambda a, b: a - b, lambda a, b: a.iou(b)]
 )
 def test_masks_of_other_weights_maps_or_shapes_are_not_compared(combine):
-    masks = made(0)
+    masks = random_masks(0)
     fewer = Masks.pack({key: mask for key, mask in booleans(0).items() if key[0] == 1}, "m", "f")
     turned = Masks.pack({key: mask.T.contiguous() for key, mask in booleans(0).items()}, "m", "f")
-    for other, told in (
-        (made(0, fingerprint="g"), "weights behind two masks differ"),
+    for second_masks, message in (
+        (random_masks(0, fingerprint="g"), "weights behind two masks differ"),
         (fewer, "layer 2 mlp.up differ"),
         (turned, "layer 1 mlp.up differ"),
     ):
-        with pytest.raises(ComparisonError, match=told):
-            combine(masks, other)
+        with pytest.raises(ComparisonError, match=message):
+            combine(masks, second_masks)
         with pytest.raises(ComparisonError):
-            combine(other, masks)
+            combine(second_masks, masks)
 
 
 def test_models_that_share_their_weights_may_differ_in_name():
-    image, video = made(0, model="image"), made(1, model="video")
-    assert image.iou(video).equals(made(0).iou(made(1)))
+    image, video = random_masks(0, model="image"), random_masks(1, model="video")
+    assert image.iou(video).equals(random_masks(0).iou(random_masks(1)))
     both = image & video
     assert (both.model, (both | image).model, both.fingerprint) == (
         "image + video",
@@ -276,12 +288,12 @@ def test_models_that_share_their_weights_may_differ_in_name():
 
 
 def test_no_overlap_of_masks_that_keep_nothing_or_of_one():
-    nothing = made(0) - made(0)
+    nothing = random_masks(0) - random_masks(0)
     with pytest.raises(ActivationsError, match="neither mask keeps a weight of layer 1 mlp.up"):
         overlap({"a": nothing, "b": nothing})
-    assert made(0).iou(nothing)["iou"].tolist() == [0.0] * 4
+    assert random_masks(0).iou(nothing)["iou"].tolist() == [0.0] * 4
     with pytest.raises(SelectionError, match="give two or more"):
-        overlap({"a": made(0)})
+        overlap({"a": random_masks(0)})
 
 
 def test_masks_go_into_mask_weights_by_module_name():

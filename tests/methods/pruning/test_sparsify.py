@@ -10,12 +10,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
 from torch import nn
 
 from tests import zoo
 from tests.support.text_models import gpt2, text_batch
-from tests.support.tiny import tiny_llava
+from tests.support.tiny import PICTURE, tiny_llava
 from xlvlms_tutorial.errors import (
     ActivationsError,
     ComparisonError,
@@ -44,24 +43,10 @@ from xlvlms_tutorial.methods.pruning.sparsify import (
 from xlvlms_tutorial.models.loading import load
 from xlvlms_tutorial.models.vlm import VLM
 
-PICTURE = Image.new("RGB", (32, 32), (10, 90, 200))
-
 
 @pytest.fixture(scope="module")
-def vlm():
-    return tiny_llava()
-
-
-@pytest.fixture(scope="module")
-def seen(vlm):
-    return calibrate_on(
-        vlm, [vlm.batch([PICTURE] * 2, ["What colour ?", "Is there a red key in the picture ?"])]
-    )
-
-
-@pytest.fixture(scope="module")
-def three(vlm, seen):
-    return [wanda(vlm, seen, 0.3), magnitude(vlm, 0.5, "matrix"), random_masks(vlm, 0.4, 7)]
+def three(vlm, calibration):
+    return [wanda(vlm, calibration, 0.3), magnitude(vlm, 0.5, "matrix"), random_masks(vlm, 0.4, 7)]
 
 
 # n:m
@@ -78,40 +63,43 @@ def groups_by_loop(rows, n, m):
 
 
 @pytest.mark.parametrize(("n", "m"), [(2, 4), (1, 2), (4, 8), (5, 16), (1, 32)])
-def test_nm_is_the_double_loop(vlm, seen, n, m):
-    for by in (seen, "magnitude"):
+def test_nm_is_the_double_loop(vlm, calibration, n, m):
+    for by in (calibration, "magnitude"):
         masks = nm(vlm, by, n, m)
         assert masks.sparsity == 1 - n / m
         for key, linear in linear_maps(vlm).items():
-            found = scores(vlm, seen, *key) if by is seen else linear.weight.abs()
-            assert torch.equal(masks.unpack(*key), groups_by_loop(found.tolist(), n, m)), key
+            importance = (
+                scores(vlm, calibration, *key) if by is calibration else linear.weight.abs()
+            )
+            assert torch.equal(masks.unpack(*key), groups_by_loop(importance.tolist(), n, m)), key
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(1, 5), st.integers(1, 5), st.integers(2, 12), st.integers(1, 4), st.data())
 def test_each_group_keeps_exactly_n_also_of_equal_scores(rows, groups, m, values, data):
     n, seed = data.draw(st.integers(1, m - 1)), data.draw(st.integers(0, 999))
-    found = torch.randint(
+    numbers = torch.randint(
         0, values, (rows, groups * m), generator=torch.Generator().manual_seed(seed)
     ).float()
-    keep = module._best_of_groups(found, n, m)
+    keep = module._best_of_groups(numbers, n, m)
     assert (keep.reshape(rows, groups, m).sum(dim=2) == n).all()
-    assert torch.equal(keep, groups_by_loop(found.tolist(), n, m))
+    assert torch.equal(keep, groups_by_loop(numbers.tolist(), n, m))
 
 
 def test_nm_of_some_layers_and_by_chance(vlm):
-    some, every = nm(vlm, "magnitude", layers=[1, 3]), nm(vlm, "magnitude")
-    assert {layer for layer, _ in some} == {1, 3}
-    assert all(torch.equal(some.unpack(*key), every.unpack(*key)) for key in some)
+    subset, every = nm(vlm, "magnitude", layers=[1, 3]), nm(vlm, "magnitude")
+    assert {layer for layer, _ in subset} == {1, 3}
+    assert all(torch.equal(subset.unpack(*key), every.unpack(*key)) for key in subset)
     assert nm(vlm, "random", seed=1) == nm(vlm, "random", seed=1) != nm(vlm, "random", seed=2)
     assert nm(vlm, "random").sparsity == 0.5
 
 
-def test_activations_of_one_size_make_wandas_groups_those_of_magnitude(vlm, seen):
+def test_activations_of_one_size_make_wandas_groups_those_of_magnitude(vlm, calibration):
     flat = replace(
-        seen, squares={key: torch.full_like(sums, 3.0) for key, sums in seen.squares.items()}
+        calibration,
+        squares={key: torch.full_like(sums, 3.0) for key, sums in calibration.squares.items()},
     )
-    assert nm(vlm, flat) == nm(vlm, "magnitude") != nm(vlm, seen)
+    assert nm(vlm, flat) == nm(vlm, "magnitude") != nm(vlm, calibration)
 
 
 def test_groups_of_conv1d_are_of_its_inputs():
@@ -129,7 +117,7 @@ def test_patterns_that_mean_nothing_are_refused(vlm, n, m):
         nm(vlm, "magnitude", n, m)
 
 
-def test_groups_that_do_not_divide_the_inputs_are_refused(vlm, seen):
+def test_groups_that_do_not_divide_the_inputs_are_refused(vlm, calibration):
     with pytest.raises(
         SelectionError,
         match=(
@@ -138,7 +126,7 @@ def test_groups_that_do_not_divide_the_inputs_are_refused(vlm, seen):
     ):
         nm(vlm, "magnitude", 2, 3)
     with pytest.raises(SelectionError, match="2:64 in layer 1"):
-        nm(vlm, seen, 2, 64)
+        nm(vlm, calibration, 2, 64)
     with pytest.raises(
         SelectionError, match="scores by 'taylor'; allowed: a Calibration, 'magnitude', 'random'"
     ):
@@ -148,38 +136,34 @@ def test_groups_that_do_not_divide_the_inputs_are_refused(vlm, seen):
     with pytest.raises(SelectionError, match="no layers"):
         nm(vlm, "magnitude", layers=[])
     with pytest.raises(ComparisonError, match="calibrate on the weights that are scored"):
-        nm(tiny_llava(layers=2), seen)
+        nm(tiny_llava(layers=2), calibration)
 
 
 # Intersections
 
 
 def test_the_alpha_subnetwork_is_what_all_keep(three):
-    found = alpha_subnet(three)
-    for key in found:
-        expected = [
-            all(bits)
-            for bits in zip(
-                *(masks.unpack(*key).flatten().tolist() for masks in three), strict=True
-            )
-        ]
-        assert found.unpack(*key).flatten().tolist() == expected
-    assert found == three[0] & three[1] & three[2]
-    assert found.sparsity >= max(masks.sparsity for masks in three)
-    assert (found.model, found.fingerprint) == (three[0].model, three[0].fingerprint)
+    merged = alpha_subnet(three)
+    for key in merged:
+        flat = [masks.unpack(*key).flatten().tolist() for masks in three]
+        expected = [all(bits) for bits in zip(*flat, strict=True)]
+        assert merged.unpack(*key).flatten().tolist() == expected
+    assert merged == three[0] & three[1] & three[2]
+    assert merged.sparsity >= max(masks.sparsity for masks in three)
+    assert (merged.model, merged.fingerprint) == (three[0].model, three[0].fingerprint)
 
 
 @settings(max_examples=30, deadline=None)
 @given(st.lists(st.tuples(st.floats(0, 1), st.integers(0, 99)), min_size=1, max_size=6))
-def test_no_mask_is_sparser_than_the_intersection(drawn):
+def test_no_mask_is_sparser_than_the_intersection(draws):
     masks = []
-    for share, seed in drawn:
+    for share, seed in draws:
         keep = torch.rand(5, 7, generator=torch.Generator().manual_seed(seed)) >= share
         masks.append(Masks.pack({(1, "map"): keep}, "m", "f"))
-    found = alpha_subnet(masks)
-    assert found.sparsity >= max(one.sparsity for one in masks)
-    assert all((found - one).n_kept == 0 for one in masks)
-    assert alpha_subnet([found, *masks]) == found
+    merged = alpha_subnet(masks)
+    assert merged.sparsity >= max(mask.sparsity for mask in masks)
+    assert all((merged - mask).n_kept == 0 for mask in masks)
+    assert alpha_subnet([merged, *masks]) == merged
 
 
 def test_masks_come_from_files_one_at_a_time_and_stay_as_they_are(three, tmp_path, monkeypatch):
@@ -201,9 +185,9 @@ def test_masks_come_from_files_one_at_a_time_and_stay_as_they_are(three, tmp_pat
 
     def loading(path):
         assert not any(ref() for ref in read), "the file before is still in memory"
-        found = load(path)
-        read.append(weakref.ref(found))
-        return found
+        loaded = load(path)
+        read.append(weakref.ref(loaded))
+        return loaded
 
     monkeypatch.setattr(module.Masks, "load", staticmethod(loading))
     alpha_subnet(path for path in paths)
@@ -211,13 +195,13 @@ def test_masks_come_from_files_one_at_a_time_and_stay_as_they_are(three, tmp_pat
 
 
 def test_masks_that_do_not_belong_together_are_refused_with_their_names(vlm, three, tmp_path):
-    other = tiny_llava(seed=1)
-    other.name = "another-llava"
+    second_vlm = tiny_llava(seed=1)
+    second_vlm.name = "another-llava"
     with pytest.raises(
         ComparisonError,
         match="Masks of tiny-llava.*Masks of another-llava.*merge masks of the same weights",
     ):
-        alpha_subnet([three[0], magnitude(other, 0.5)])
+        alpha_subnet([three[0], magnitude(second_vlm, 0.5)])
     with pytest.raises(ComparisonError, match="linear maps"):
         alpha_subnet([three[0], magnitude(vlm, 0.5, layers=1)])
     with pytest.raises(SelectionError, match="no masks"):
@@ -234,27 +218,31 @@ def test_masks_that_do_not_belong_together_are_refused_with_their_names(vlm, thr
 @pytest.mark.parametrize("name", ["llava", "gpt2"])
 def test_matched_masks_keep_as_many_in_every_row(name):
     case = gpt2() if name == "gpt2" else VLM(zoo.build(name)[0], None, name)
-    found = calibrate_on(case, [text_batch(case)])
+    sums = calibrate_on(case, [text_batch(case)])
     merged = alpha_subnet(
-        [wanda(case, found, 0.5), magnitude(case, 0.5, "matrix"), random_masks(case, 0.3, 0)]
+        [wanda(case, sums, 0.5), magnitude(case, 0.5, "matrix"), random_masks(case, 0.3, 0)]
     )
-    for by in (found, "magnitude", "random"):
-        other = matched(case, merged, by)
-        assert other.n_kept == merged.n_kept and list(other) == list(merged) and other != merged
+    for by in (sums, "magnitude", "random"):
+        matched_masks = matched(case, merged, by)
+        assert (
+            matched_masks.n_kept == merged.n_kept
+            and list(matched_masks) == list(merged)
+            and matched_masks != merged
+        )
         for key, linear in linear_maps(case).items():
             inputs = 0 if name == "gpt2" else 1
             assert torch.equal(
-                other.unpack(*key).sum(dim=inputs), merged.unpack(*key).sum(dim=inputs)
+                matched_masks.unpack(*key).sum(dim=inputs), merged.unpack(*key).sum(dim=inputs)
             ), (by, key)
             if by == "magnitude":
-                size, keep = linear.weight.abs(), other.unpack(*key)
+                size, keep = linear.weight.abs(), matched_masks.unpack(*key)
                 lowest = size.masked_fill(~keep, math.inf).amin(dim=inputs)
                 highest = size.masked_fill(keep, -math.inf).amax(dim=inputs)
                 assert (lowest >= highest).all()
 
 
-def test_masks_matched_to_their_own_kind_are_themselves(vlm, seen):
-    assert matched(vlm, wanda(vlm, seen, 0.5), seen) == wanda(vlm, seen, 0.5)
+def test_masks_matched_to_their_own_kind_are_themselves(vlm, calibration):
+    assert matched(vlm, wanda(vlm, calibration, 0.5), calibration) == wanda(vlm, calibration, 0.5)
     assert matched(vlm, magnitude(vlm, 0.37), "magnitude") == magnitude(vlm, 0.37)
     assert matched(vlm, random_masks(vlm, 0.5, 3), "random", seed=3) == random_masks(vlm, 0.5, 3)
 
@@ -263,19 +251,19 @@ def test_masks_matched_to_their_own_kind_are_themselves(vlm, seen):
 @given(st.integers(1, 6), st.integers(1, 12), st.integers(1, 4), st.integers(0, 999))
 def test_rows_that_drop_different_numbers_drop_their_lowest(rows, columns, values, seed):
     random = torch.Generator().manual_seed(seed)
-    found = torch.randint(0, values, (rows, columns), generator=random).float()
+    numbers = torch.randint(0, values, (rows, columns), generator=random).float()
     dropped = torch.randint(0, columns + 1, (rows,), generator=random)
-    keep = without_lowest(found, dropped)
-    for i, row in enumerate(found.tolist()):
+    keep = without_lowest(numbers, dropped)
+    for i, row in enumerate(numbers.tolist()):
         order = sorted(range(columns), key=lambda j: (row[j], j))
         assert keep[i].nonzero().flatten().tolist() == sorted(order[int(dropped[i]) :])
 
 
-def test_masks_of_another_model_cannot_be_matched(vlm, seen):
-    other = magnitude(tiny_llava(seed=1), 0.5)
+def test_masks_of_another_model_cannot_be_matched(vlm, calibration):
+    second_masks = magnitude(tiny_llava(seed=1), 0.5)
     for use in (
-        lambda: matched(vlm, other, "magnitude"),
-        lambda: apply_masks(vlm, other),
+        lambda: matched(vlm, second_masks, "magnitude"),
+        lambda: apply_masks(vlm, second_masks),
     ):
         with pytest.raises(ComparisonError, match="use masks that were made for these weights"):
             use()
@@ -291,8 +279,8 @@ def test_masks_of_another_model_cannot_be_matched(vlm, seen):
 # Zeros for good
 
 
-def test_zeros_are_written_for_good_and_saved(vlm, seen, tmp_path):
-    case, masks = tiny_llava(), wanda(vlm, seen, 0.5)
+def test_zeros_are_written_for_good_and_saved(vlm, calibration, tmp_path):
+    case, masks = tiny_llava(), wanda(vlm, calibration, 0.5)
     batch = case.batch([PICTURE], ["What colour ?"])
     with mask_weights(case, masks.tensors(case)):
         expected = case.forward(batch).logits
@@ -338,13 +326,13 @@ def test_weights_that_cannot_be_zeroed_for_good_stay_as_they_are(three):
     assert case.name == "tiny-llava"
 
 
-def test_damaged_weights_and_empty_calibrations_give_no_masks(vlm, seen):
+def test_damaged_weights_and_empty_calibrations_give_no_masks(vlm, calibration):
     case = tiny_llava()
     case.blocks[1].mlp.up_proj.weight.data[0, 0] = float("nan")
     with pytest.raises(ActivationsError, match=r"scores in layer 2 mlp\.up_proj"):
         nm(case, "magnitude")
     with pytest.raises(SelectionError, match="no batches"):
         calibrate_on(vlm, [])
-    empty = replace(seen, tokens=dict.fromkeys(seen.tokens, 0))
+    empty = replace(calibration, tokens=dict.fromkeys(calibration.tokens, 0))
     with pytest.raises(ActivationsError, match="saw no token"):
         nm(vlm, empty)

@@ -11,14 +11,13 @@ import torch
 import transformers as hf
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from tests import zoo
 from tests.contract.reference import Case, apart, case, generated
 from tests.support.text_models import gpt2, text_batch
-from tests.support.tiny import tiny_llava
+from tests.support.tiny import PICTURE, tiny_llava
 from tests.zoo.models import TEXT
 from xlvlms_tutorial.errors import (
     ActivationsError,
@@ -38,7 +37,6 @@ from xlvlms_tutorial.models import anatomy
 from xlvlms_tutorial.models.loading import load
 from xlvlms_tutorial.models.vlm import VLM
 
-PICTURE = Image.new("RGB", (32, 32), (10, 90, 200))
 # their MLPs are of two widths, or of another one than the configuration says
 UNEVEN = ("gemma4_small", "lfm2_vl")
 CUTTABLE = tuple(
@@ -79,16 +77,16 @@ def phi() -> Case:
 
 
 def gpt() -> Case:
-    at = gpt2()
-    return Case("gpt2", at, text_batch(at), 12)
+    example = gpt2()
+    return Case("gpt2", example, text_batch(example), 12)
 
 
 def tiny() -> Case:
-    at = tiny_llava()
+    example = tiny_llava()
     return Case(
         "tiny",
-        at,
-        at.batch([PICTURE] * 2, ["What colour ?", "Is there a red key in the picture ?"]),
+        example,
+        example.batch([PICTURE] * 2, ["What colour ?", "Is there a red key in the picture ?"]),
         0,
     )
 
@@ -96,22 +94,22 @@ def tiny() -> Case:
 OTHERS = {"phi3": phi3, "phi": phi, "gpt2": gpt}
 
 
-def made(name: str) -> Case:
+def build_case(name: str) -> Case:
     return OTHERS[name]() if name in OTHERS else case(name)
 
 
-def logits(at: Case) -> torch.Tensor:
-    return at.vlm.forward(at.batch).logits
+def logits(example: Case) -> torch.Tensor:
+    return example.vlm.forward(example.batch).logits
 
 
-def zeroed(at: Case, scores: dict, dropped: int) -> dict:
+def zeroed(example: Case, scores: dict, dropped: int) -> dict:
     """Masks that zero the columns of the neurons with the lowest scores, by a sort of Python."""
-    names, masks = {m: name for name, m in at.vlm.model.named_modules()}, {}
-    for layer, found in scores.items():
-        linear = anatomy.mlp_exit(at.vlm.blocks[layer - 1])
-        gone = sorted(range(len(found)), key=lambda j: (float(found[j]), j))[:dropped]
+    names, masks = {m: name for name, m in example.vlm.model.named_modules()}, {}
+    for layer, layer_scores in scores.items():
+        linear = anatomy.mlp_exit(example.vlm.blocks[layer - 1])
+        gone = sorted(range(len(layer_scores)), key=lambda j: (float(layer_scores[j]), j))[:dropped]
         keep = torch.ones_like(linear.weight, dtype=torch.bool)
-        keep[(gone, slice(None)) if at.name == "gpt2" else (slice(None), gone)] = False
+        keep[(gone, slice(None)) if example.name == "gpt2" else (slice(None), gone)] = False
         masks[names[linear]] = keep
     return masks
 
@@ -120,50 +118,51 @@ def zeroed(at: Case, scores: dict, dropped: int) -> dict:
 
 
 def test_a_neurons_score_is_the_size_of_what_it_adds():
-    at = tiny()
-    seen, inputs = calibrate_on(at.vlm, [at.batch]), {}
-    linear = at.vlm.blocks[1].mlp.down_proj
+    example = tiny()
+    calibration, inputs = calibrate_on(example.vlm, [example.batch]), {}
+    linear = example.vlm.blocks[1].mlp.down_proj
     hook = linear.register_forward_pre_hook(lambda module, args: inputs.update(x=args[0].double()))
-    logits(at)
+    logits(example)
     hook.remove()
-    x = inputs["x"][at.batch["attention_mask"].bool()]
-    found = neuron_scores(at.vlm, seen)
-    assert list(found) == [1, 2, 3]
+    x = inputs["x"][example.batch["attention_mask"].bool()]
+    scores = neuron_scores(example.vlm, calibration)
+    assert list(scores) == [1, 2, 3]
     for j in range(0, 64, 9):  # all that neuron j adds, token by token
-        added = [
-            float(sum((x[t, j] * w) ** 2 for w in linear.weight[:, j].double()))
-            for t in range(len(x))
-        ]
-        assert float(found[2][j]) == pytest.approx(math.sqrt(sum(added) / len(x)), rel=1e-5)
-    squares = wanda_scores(at.vlm, seen, 2, "mlp.down_proj").double().square()
-    torch.testing.assert_close(found[2].double(), squares.sum(dim=0).sqrt(), rtol=1e-5, atol=0)
+        # what the neuron adds to the output at each token, squared
+        added = []
+        for t in range(len(x)):
+            added.append(float(sum((x[t, j] * w) ** 2 for w in linear.weight[:, j].double())))
+        assert float(scores[2][j]) == pytest.approx(math.sqrt(sum(added) / len(x)), rel=1e-5)
+    squares = wanda_scores(example.vlm, calibration, 2, "mlp.down_proj").double().square()
+    torch.testing.assert_close(scores[2].double(), squares.sum(dim=0).sqrt(), rtol=1e-5, atol=0)
 
 
 def test_activations_of_one_size_leave_the_columns_alone():
-    at = tiny()
-    seen = calibrate_on(at.vlm, [at.batch])
+    example = tiny()
+    calibration = calibrate_on(example.vlm, [example.batch])
     flat = replace(
-        seen,
+        calibration,
         squares={
-            key: torch.full_like(s, 1.0) * seen.tokens[key] for key, s in seen.squares.items()
+            key: torch.full_like(s, 1.0) * calibration.tokens[key]
+            for key, s in calibration.squares.items()
         },
     )
-    plain = neuron_scores(at.vlm)
-    for layer, found in neuron_scores(at.vlm, flat).items():
-        torch.testing.assert_close(found, plain[layer])
+    plain = neuron_scores(example.vlm)
+    for layer, layer_scores in neuron_scores(example.vlm, flat).items():
+        torch.testing.assert_close(layer_scores, plain[layer])
         torch.testing.assert_close(
-            plain[layer], at.vlm.blocks[layer - 1].mlp.down_proj.weight.norm(dim=0)
+            plain[layer], example.vlm.blocks[layer - 1].mlp.down_proj.weight.norm(dim=0)
         )
 
 
 def test_scores_by_chance_follow_their_seed():
     vlm = tiny_llava()
-    one, same, other = (neuron_scores(vlm, "random", seed) for seed in (1, 1, 2))
+    first, same, second = (neuron_scores(vlm, "random", seed) for seed in (1, 1, 2))
     assert all(
-        torch.equal(one[layer], same[layer]) and not torch.equal(one[layer], other[layer])
-        for layer in one
+        torch.equal(first[layer], same[layer]) and not torch.equal(first[layer], second[layer])
+        for layer in first
     )
-    assert not torch.equal(one[1], one[2])
+    assert not torch.equal(first[1], first[2])
 
 
 # Neurons
@@ -171,25 +170,25 @@ def test_scores_by_chance_follow_their_seed():
 
 @pytest.mark.parametrize("name", [*CUTTABLE, *OTHERS])
 def test_a_model_without_neurons_computes_what_it_does_with_their_columns_zeroed(name):
-    at = made(name)
-    scores = neuron_scores(at.vlm, calibrate_on(at.vlm, [at.batch]))
+    example = build_case(name)
+    scores = neuron_scores(example.vlm, calibrate_on(example.vlm, [example.batch]))
     width = len(scores[1])
-    dense, before = logits(at), at.vlm.model.num_parameters()
-    with mask_weights(at.vlm, zeroed(at, scores, width // 2)):
-        expected = logits(at)
-    left = cut_neurons(at.vlm, scores, 0.5)
-    torch.testing.assert_close(logits(at), expected, rtol=1e-4, atol=1e-5)
+    dense, before = logits(example), example.vlm.model.num_parameters()
+    with mask_weights(example.vlm, zeroed(example, scores, width // 2)):
+        expected = logits(example)
+    remaining = cut_neurons(example.vlm, scores, 0.5)
+    torch.testing.assert_close(logits(example), expected, rtol=1e-4, atol=1e-5)
     assert not torch.allclose(expected, dense, atol=1e-3)
-    assert {len(rows) for rows in left.values()} == {width // 2}
-    assert all((rows.diff() > 0).all() for rows in left.values())
-    blocks = at.vlm.blocks
+    assert {len(rows) for rows in remaining.values()} == {width // 2}
+    assert all((rows.diff() > 0).all() for rows in remaining.values())
+    blocks = example.vlm.blocks
     # two maps and a bias, or three maps
     per_neuron = 65 if name in ("phi", "gpt2", "blip2") else 96
-    assert before - at.vlm.model.num_parameters() == len(blocks) * (width // 2) * per_neuron
-    assert not any(weight.requires_grad for weight in at.vlm.model.parameters())
+    assert before - example.vlm.model.num_parameters() == len(blocks) * (width // 2) * per_neuron
+    assert not any(weight.requires_grad for weight in example.vlm.model.parameters())
     assert (
-        at.vlm.name
-        == f"{at.name} + {width // 2} of {width} neurons cut ({fingerprint(at.vlm)[:8]})"
+        example.vlm.name
+        == f"{example.name} + {width // 2} of {width} neurons cut ({fingerprint(example.vlm)[:8]})"
     )
     for block in blocks:
         linear = anatomy.mlp_exit(block)
@@ -200,56 +199,58 @@ def test_a_model_without_neurons_computes_what_it_does_with_their_columns_zeroed
 
 @pytest.mark.parametrize("name", OTHERS)
 def test_language_models_that_are_cut_load_again(name, tmp_path):
-    at = OTHERS[name]()
-    cut_neurons(at.vlm, neuron_scores(at.vlm), 0.3)
-    at.vlm.model.save_pretrained(tmp_path)
+    example = OTHERS[name]()
+    cut_neurons(example.vlm, neuron_scores(example.vlm), 0.3)
+    example.vlm.model.save_pretrained(tmp_path)
     again = hf.AutoModelForCausalLM.from_pretrained(tmp_path)
-    assert apart(again(**at.batch).logits, logits(at)) < 1e-5
+    assert apart(again(**example.batch).logits, logits(example)) < 1e-5
 
 
 @pytest.mark.parametrize(
     "name", ["llava", "qwen2_vl", "gemma3", "blip2", "mllama", "molmo2", "qwen3_vl"]
 )
 def test_models_that_are_cut_load_again(name, tmp_path):
-    at = case(name)
-    cut_neurons(at.vlm, neuron_scores(at.vlm, "random"), 0.3, multiple_of=8)
+    example = case(name)
+    cut_neurons(example.vlm, neuron_scores(example.vlm, "random"), 0.3, multiple_of=8)
     if name != "mllama":
-        remove_blocks(at.vlm, 3)
-    at.vlm.model.save_pretrained(tmp_path)
-    again = type(at.vlm.model).from_pretrained(tmp_path).eval()
-    other = at._replace(vlm=VLM(again, None, name))
-    new, expected = generated(at)
-    same, found = generated(other)
-    assert torch.equal(new, same) and apart(found, expected) < 1e-5
+        remove_blocks(example.vlm, 3)
+    example.vlm.model.save_pretrained(tmp_path)
+    again = type(example.vlm.model).from_pretrained(tmp_path).eval()
+    reloaded = example._replace(vlm=VLM(again, None, name))
+    new, expected = generated(example)
+    same, result = generated(reloaded)
+    assert torch.equal(new, same) and apart(result, expected) < 1e-5
     text = again.config.get_text_config(decoder=True)
     assert (getattr(text, "intermediate_size", None) or text.ffn_dim) == 48
-    assert text.num_hidden_layers == other.vlm.n_layers == 3 - (name != "mllama")
+    assert text.num_hidden_layers == reloaded.vlm.n_layers == 3 - (name != "mllama")
 
 
 def test_a_smaller_llava_is_loaded_through_the_door(tmp_path):
-    at = tiny()
-    cut_neurons(at.vlm, neuron_scores(at.vlm, calibrate_on(at.vlm, [at.batch])), 0.5)
-    remove_blocks(at.vlm, [2])
-    at.vlm.model.save_pretrained(tmp_path)
-    at.vlm.processor.save_pretrained(tmp_path)
+    example = tiny()
+    cut_neurons(
+        example.vlm, neuron_scores(example.vlm, calibrate_on(example.vlm, [example.batch])), 0.5
+    )
+    remove_blocks(example.vlm, [2])
+    example.vlm.model.save_pretrained(tmp_path)
+    example.vlm.processor.save_pretrained(tmp_path)
     again = load(tmp_path, device="cpu", dtype="float32")
-    assert fingerprint(again) == fingerprint(at.vlm) and again.n_layers == 2
-    assert apart(again.forward(at.batch).logits, logits(at)) < 1e-5
-    assert again.generate([PICTURE], ["What colour ?"], 4) == at.vlm.generate(
+    assert fingerprint(again) == fingerprint(example.vlm) and again.n_layers == 2
+    assert apart(again.forward(example.batch).logits, logits(example)) < 1e-5
+    assert again.generate([PICTURE], ["What colour ?"], 4) == example.vlm.generate(
         [PICTURE], ["What colour ?"], 4
     )
 
 
 def test_the_work_of_the_neurons_goes():
-    at = tiny()
+    example = tiny()
 
     def flops():
         with FlopCounterMode(display=False) as counter:
-            logits(at)
+            logits(example)
         return counter.get_total_flops()
 
-    dense, tokens = flops(), at.batch["input_ids"].numel()
-    cut_neurons(at.vlm, neuron_scores(at.vlm), 0.5)
+    dense, tokens = flops(), example.batch["input_ids"].numel()
+    cut_neurons(example.vlm, neuron_scores(example.vlm), 0.5)
     # three blocks, three maps from or to 32 neurons
     assert dense - flops() == 3 * (2 * tokens * 32 * 32 * 3)
 
@@ -259,34 +260,34 @@ def test_the_work_of_the_neurons_goes():
 def test_as_many_neurons_go_as_asked_or_fewer_for_a_round_number(width, share, data):
     multiple = data.draw(st.integers(1, width))
     dropped = module._number_to_drop(share, width, multiple)
-    asked = math.floor(share * width + 1e-9)
-    assert 0 <= dropped <= asked < width
+    requested = math.floor(share * width + 1e-9)
+    assert 0 <= dropped <= requested < width
     assert (width - dropped) % multiple == 0 or dropped == 0
-    assert asked - dropped < multiple or dropped == 0
-    assert module._number_to_drop(share, width, 1) == asked
+    assert requested - dropped < multiple or dropped == 0
+    assert module._number_to_drop(share, width, 1) == requested
 
 
 def test_no_share_changes_nothing():
-    at = tiny()
-    expected = logits(at)
-    left = cut_neurons(at.vlm, neuron_scores(at.vlm), 0)
-    assert torch.equal(logits(at), expected) and at.vlm.name == "tiny-llava"
-    assert all(torch.equal(rows, torch.arange(64)) for rows in left.values())
+    example = tiny()
+    expected = logits(example)
+    remaining = cut_neurons(example.vlm, neuron_scores(example.vlm), 0)
+    assert torch.equal(logits(example), expected) and example.vlm.name == "tiny-llava"
+    assert all(torch.equal(rows, torch.arange(64)) for rows in remaining.values())
 
 
 def test_of_equal_scores_the_first_neurons_go():
-    at = tiny()
-    left = cut_neurons(at.vlm, {layer: torch.ones(64) for layer in (1, 2, 3)}, 0.25)
-    assert all(rows.tolist() == list(range(16, 64)) for rows in left.values())
+    example = tiny()
+    remaining = cut_neurons(example.vlm, {layer: torch.ones(64) for layer in (1, 2, 3)}, 0.25)
+    assert all(rows.tolist() == list(range(16, 64)) for rows in remaining.values())
 
 
 @pytest.mark.parametrize("name", [*zoo.MIXTURES, *UNEVEN])
 def test_mlps_that_are_no_single_hidden_layer_or_not_alike_are_not_cut(name):
-    at = made(name)
-    before = logits(at)
+    example = build_case(name)
+    before = logits(example)
     with pytest.raises((AnatomyError, SelectionError)):
-        cut_neurons(at.vlm, {layer: torch.ones(64) for layer in (1, 2, 3)}, 0.5)
-    assert torch.equal(logits(at), before)
+        cut_neurons(example.vlm, {layer: torch.ones(64) for layer in (1, 2, 3)}, 0.5)
+    assert torch.equal(logits(example), before)
 
 
 # Blocks
@@ -294,11 +295,11 @@ def test_mlps_that_are_no_single_hidden_layer_or_not_alike_are_not_cut(name):
 
 @pytest.mark.parametrize("name", NUMBERED)
 def test_blocks_that_a_configuration_counts_are_not_removed(name):
-    at = made(name)
-    before = logits(at)
+    example = build_case(name)
+    before = logits(example)
     with pytest.raises(SelectionError):
-        remove_blocks(at.vlm, [1])
-    assert torch.equal(logits(at), before) and at.vlm.n_layers == 3
+        remove_blocks(example.vlm, [1])
+    assert torch.equal(logits(example), before) and example.vlm.n_layers == 3
 
 
 @pytest.mark.parametrize(
@@ -310,40 +311,44 @@ def test_blocks_that_a_configuration_counts_are_not_removed(name):
     ],
 )
 def test_a_model_without_blocks_computes_what_it_does_when_they_are_skipped(name, layers):
-    at = made(name)
-    left = [block for k, block in enumerate(at.vlm.blocks, 1) if k not in layers]
-    with skip(at.vlm, layers):
-        new, expected = generated(at)
-        whole = logits(at)
-    remove_blocks(at.vlm, layers)
-    assert torch.equal(logits(at), whole)
-    same, found = generated(at)
-    assert torch.equal(new, same) and torch.equal(found, expected)
-    assert list(at.vlm.blocks) == left == list(anatomy.decoder_blocks(at.vlm.model))
+    example = build_case(name)
+    remaining = [block for k, block in enumerate(example.vlm.blocks, 1) if k not in layers]
+    with skip(example.vlm, layers):
+        new, expected = generated(example)
+        whole = logits(example)
+    remove_blocks(example.vlm, layers)
+    assert torch.equal(logits(example), whole)
+    same, result = generated(example)
+    assert torch.equal(new, same) and torch.equal(result, expected)
+    assert list(example.vlm.blocks) == remaining == list(anatomy.decoder_blocks(example.vlm.model))
     assert (
-        at.vlm.n_layers
-        == len(left)
-        == at.vlm.model.config.get_text_config(decoder=True).num_hidden_layers
+        example.vlm.n_layers
+        == len(remaining)
+        == example.vlm.model.config.get_text_config(decoder=True).num_hidden_layers
     )
-    assert at.vlm.name == f"{at.name} + without blocks {', '.join(map(str, layers))}"
+    assert example.vlm.name == f"{example.name} + without blocks {', '.join(map(str, layers))}"
     places = [
-        {m.layer_idx for m in block.modules() if hasattr(m, "layer_idx")} for block in at.vlm.blocks
+        {m.layer_idx for m in block.modules() if hasattr(m, "layer_idx")}
+        for block in example.vlm.blocks
     ]
-    assert places == [{k} for k in range(len(left))]
+    assert places == [{k} for k in range(len(remaining))]
 
 
 def test_lists_of_the_configuration_follow_their_blocks():
-    at = case("gemma3")
-    remove_blocks(at.vlm, 1)
-    assert at.vlm.model.config.get_text_config(decoder=True).layer_types == [
+    example = case("gemma3")
+    remove_blocks(example.vlm, 1)
+    assert example.vlm.model.config.get_text_config(decoder=True).layer_types == [
         "full_attention",
         "sliding_attention",
     ]
-    at = case("molmo2")
-    text = at.vlm.model.config.get_text_config(decoder=True)
+    example = case("molmo2")
+    text = example.vlm.model.config.get_text_config(decoder=True)
     text.rope_scaling_layers = [0, 2]
-    remove_blocks(at.vlm, 2)
-    assert text.rope_scaling_layers == [0, 1] and len(anatomy.decoder(at.vlm.model).rope_types) == 2
+    remove_blocks(example.vlm, 2)
+    assert (
+        text.rope_scaling_layers == [0, 1]
+        and len(anatomy.decoder(example.vlm.model).rope_types) == 2
+    )
 
 
 # What cannot be cut
@@ -394,25 +399,23 @@ def test_scores_of_other_models_or_none_are_refused():
         )
     with pytest.raises(SelectionError, match="allowed: a Calibration, 'magnitude', 'random'"):
         neuron_scores(vlm, "taylor")
-    other = tiny_llava(seed=1)
-    seen = calibrate_on(other, [other.batch([PICTURE], ["What colour ?"])])
+    second_vlm = tiny_llava(seed=1)
+    calibration = calibrate_on(second_vlm, [second_vlm.batch([PICTURE], ["What colour ?"])])
     with pytest.raises(ComparisonError):
-        neuron_scores(vlm, seen)
+        neuron_scores(vlm, calibration)
     vlm.blocks[1].mlp.down_proj.weight.data[0, 0] = float("inf")
     with pytest.raises(ActivationsError, match="neurons of layer 2"):
         neuron_scores(vlm)
 
 
-@pytest.mark.parametrize(
-    "name, other", [("idefics2", "connector"), ("idefics", "gated_cross_attn")]
-)
-def test_a_width_that_another_part_has_too_cannot_be_cut(name, other):
+@pytest.mark.parametrize("name, part", [("idefics2", "connector"), ("idefics", "gated_cross_attn")])
+def test_a_width_that_another_part_has_too_cannot_be_cut(name, part):
     vlm = case(name).vlm  # which has another MLP as wide as the decoder's
     unchanged(
         vlm,
         lambda: cut_neurons(vlm, neuron_scores(vlm), 0.5),
         SelectionError,
-        f"described wrongly by its configuration, first .*{other}",
+        f"described wrongly by its configuration, first .*{part}",
     )
 
 
@@ -496,9 +499,9 @@ def test_blocks_that_cannot_go_are_refused():
 
 
 def test_calibrations_and_masks_of_the_whole_model_do_not_fit_the_smaller_one():
-    at = tiny()
-    seen = calibrate_on(at.vlm, [at.batch])
-    remove_blocks(at.vlm, 2)
-    assert max(layer for layer, _ in linear_maps(at.vlm)) == 2
+    example = tiny()
+    calibration = calibrate_on(example.vlm, [example.batch])
+    remove_blocks(example.vlm, 2)
+    assert max(layer for layer, _ in linear_maps(example.vlm)) == 2
     with pytest.raises(ComparisonError, match="calibrate on the weights that are scored"):
-        neuron_scores(at.vlm, seen)
+        neuron_scores(example.vlm, calibration)

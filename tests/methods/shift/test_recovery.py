@@ -13,7 +13,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.support.shift import cosine, moved
+from tests.support.geometry import cosine
+from tests.support.shift import moved
 from xlvlms_tutorial.errors import (
     ActivationsError,
     ComparisonError,
@@ -71,12 +72,14 @@ def test_recovery_is_that_of_loops(k, d, seed):
         elif before < -1e-9:
             assert np.isnan(row["improvement"])
         if d > 2:
-            said, of_tuned, of_original = (
+            candidate_words, of_tuned, of_original = (
                 set(spoken(concepts)[j])
                 for concepts, j in ((candidates, i), (tuned, partner[i]), (original, i))
             )
             assert row["t_overlap_before"] == pytest.approx(100 * len(of_original & of_tuned) / 3)
-            assert row["t_overlap_after"] == pytest.approx(100 * len(said & of_tuned) / 3)
+            assert row["t_overlap_after"] == pytest.approx(
+                100 * len(candidate_words & of_tuned) / 3
+            )
 
 
 def test_what_did_not_move_has_not_come_nearer_and_the_match_itself_is_found():
@@ -84,10 +87,10 @@ def test_what_did_not_move_has_not_come_nearer_and_the_match_itself_is_found():
     still = recovery(original, tuned, original, spoken)
     assert still["improvement"].tolist() == [0.0] * 4
     assert (still["t_overlap_before"] == still["t_overlap_after"]).all()
-    there = recovery(tuned[still["match"]], tuned, original, spoken)
-    np.testing.assert_allclose(there["cosine_after"], 1, atol=1e-12)
-    assert (there["t_overlap_after"] == 100).all()
-    assert (there["cosine_before"] == still["cosine_before"]).all()
+    recovered = recovery(tuned[still["match"]], tuned, original, spoken)
+    np.testing.assert_allclose(recovered["cosine_after"], 1, atol=1e-12)
+    assert (recovered["t_overlap_after"] == 100).all()
+    assert (recovered["cosine_before"] == still["cosine_before"]).all()
 
 
 @settings(max_examples=15, deadline=None)
@@ -95,35 +98,45 @@ def test_what_did_not_move_has_not_come_nearer_and_the_match_itself_is_found():
 def test_recovery_follows_the_order_of_concepts(seed):
     random = np.random.default_rng(seed)
     candidates, tuned, original = random.standard_normal((3, 4, 5))
-    here, there = random.permutation(4), random.permutation(4)
-    found = recovery(candidates, tuned, original, spoken)
-    again = recovery(candidates[here], tuned[there], original[here], spoken)
-    assert there[again["match"]].tolist() == found["match"][here].tolist()
-    kept = [name for name in found if name not in ("concept", "match")]
-    np.testing.assert_allclose(again[kept], found[kept].iloc[here], atol=1e-9)
+    candidate_order, tuned_order = random.permutation(4), random.permutation(4)
+    table = recovery(candidates, tuned, original, spoken)
+    again = recovery(
+        candidates[candidate_order], tuned[tuned_order], original[candidate_order], spoken
+    )
+    assert tuned_order[again["match"]].tolist() == table["match"][candidate_order].tolist()
+    columns = [name for name in table if name not in ("concept", "match")]
+    np.testing.assert_allclose(again[columns], table[columns].iloc[candidate_order], atol=1e-9)
 
 
 def test_concepts_in_any_format_and_lists_instead_of_a_callable_give_the_same():
     _, _, _, vectors, tuned, original = fitted()
-    there = shift.shifted(original, vectors)
-    found = recovery(there, tuned, original, spoken)
-    tensors = [torch.from_numpy(x) for x in (there, tuned, original)]
-    pd.testing.assert_frame_equal(recovery(*tensors, spoken), found)
-    lists = tuple(spoken(x) for x in (there, tuned, original))
-    pd.testing.assert_frame_equal(recovery(there, tuned, original, lists), found)
-    in_another_order = tuple(dict(reversed(one.items())) for one in lists)
-    pd.testing.assert_frame_equal(recovery(there, tuned, original, in_another_order), found)
+    shifted_concepts = shift.shifted(original, vectors)
+    table = recovery(shifted_concepts, tuned, original, spoken)
+    tensors = [torch.from_numpy(x) for x in (shifted_concepts, tuned, original)]
+    pd.testing.assert_frame_equal(recovery(*tensors, spoken), table)
+    lists = tuple(spoken(x) for x in (shifted_concepts, tuned, original))
+    pd.testing.assert_frame_equal(recovery(shifted_concepts, tuned, original, lists), table)
+    in_another_order = tuple(dict(reversed(word_list.items())) for word_list in lists)
     pd.testing.assert_frame_equal(
-        recovery(there, tuned, original, tuple(list(one.values()) for one in lists)), found
+        recovery(shifted_concepts, tuned, original, in_another_order), table
     )
-    pd.testing.assert_frame_equal(recovery(there, tuned, original), found.iloc[:, :5])
+    pd.testing.assert_frame_equal(
+        recovery(
+            shifted_concepts,
+            tuned,
+            original,
+            tuple(list(word_list.values()) for word_list in lists),
+        ),
+        table,
+    )
+    pd.testing.assert_frame_equal(recovery(shifted_concepts, tuned, original), table.iloc[:, :5])
 
 
 def test_what_does_not_belong_together_is_refused():
     _, _, _, _, tuned, original = fitted()
     lists = spoken(original)
     empty = lists | {2: []}
-    for given_, error, message in (
+    for inputs, error, message in (
         ((original[:3], tuned, original), LengthError, "candidates: 3, original: 4"),
         ((original, tuned[:3], original), ComparisonError, "numbers of concepts differ: 4 and 3"),
         ((original[:, :3], tuned, original), ComparisonError, "widths differ: 3 and 8"),
@@ -155,7 +168,7 @@ def test_what_does_not_belong_together_is_refused():
         ),
     ):
         with pytest.raises(error, match=message):
-            recovery(*given_)
+            recovery(*inputs)
 
 
 def test_each_rival_is_what_its_name_says():
@@ -183,15 +196,15 @@ def test_each_rival_is_what_its_name_says():
 
 
 def test_rivals_depend_on_the_seed_and_on_nothing_else():
-    given_ = fitted()
-    one, same, other = (null_shifts(*given_[:3], *given_[4:], seed=seed) for seed in (1, 1, 2))
-    tensors = [torch.from_numpy(x) for x in (*given_[:3], *given_[4:])]
+    inputs = fitted()
+    first, same, second = (null_shifts(*inputs[:3], *inputs[4:], seed=seed) for seed in (1, 1, 2))
+    tensors = [torch.from_numpy(x) for x in (*inputs[:3], *inputs[4:])]
     of_tensors = null_shifts(*tensors, seed=1)
     for name in NULLS:
-        np.testing.assert_array_equal(one[name], same[name])
-        np.testing.assert_allclose(of_tensors[name], one[name], atol=1e-10)
-    assert all((one[name] != other[name]).any() for name in ("shuffled", "random"))
-    assert all((one[name] == other[name]).all() for name in ("original", "global"))
+        np.testing.assert_array_equal(first[name], same[name])
+        np.testing.assert_allclose(of_tensors[name], first[name], atol=1e-10)
+    assert all((first[name] != second[name]).any() for name in ("shuffled", "random"))
+    assert all((first[name] == second[name]).all() for name in ("original", "global"))
 
 
 def test_on_average_shuffled_shifts_are_the_global_one(monkeypatch):
@@ -205,11 +218,11 @@ def test_on_average_shuffled_shifts_are_the_global_one(monkeypatch):
             return self
 
     monkeypatch.setattr(module, "KMeans", Fixed)
-    drawn = np.stack(
+    draws = np.stack(
         [null_shifts(a, b, labels, tuned, original, seed=seed)["shuffled"] for seed in range(300)]
     )
-    error = drawn.std(axis=0) / np.sqrt(len(drawn))
-    assert (np.abs(drawn.mean(axis=0) - (b - a).mean(axis=0)) < 5 * error).all()
+    error = draws.std(axis=0) / np.sqrt(len(draws))
+    assert (np.abs(draws.mean(axis=0) - (b - a).mean(axis=0)) < 5 * error).all()
 
 
 def test_shifts_beat_rivals_where_each_concept_moves_its_own_way():
@@ -221,10 +234,10 @@ def test_shifts_beat_rivals_where_each_concept_moves_its_own_way():
     of_a, of_b = KMeans(5).fit(a), KMeans(5).fit(b)
     vectors = shift.shift_vectors(a, b, of_a.labels_, 5)
     nulls = null_shifts(a, b, of_a.labels_, of_b.components_, of_a.components_)
-    found = curve({"shifted": vectors} | nulls, of_b.components_, of_a.components_).query(
+    table = curve({"shifted": vectors} | nulls, of_b.components_, of_a.components_).query(
         "measure == 'cosine_after'"
     )
-    after = found.set_index("shift")["value"]
+    after = table.set_index("shift")["value"]
     assert after["shifted"] > 0.999 and after["seed"] > 0.999
     assert (after[["original", "global", "shuffled", "random"]] < 0.97).all()
 
@@ -235,15 +248,15 @@ def test_means_are_those_of_tables_with_the_intervals_of_the_bootstrap():
         layer: recovery(shift.shifted(original, scale * vectors), tuned, original, spoken)
         for layer, scale in ((3, 1.0), (5, 2.0))
     }
-    found = means(tables, "layer", seed=4)
-    assert list(found.columns) == ["layer", "measure", "value", "low", "high", "n"]
-    assert found["layer"].tolist() == [3] * 6 + [5] * 6
-    assert found["measure"].tolist() == 2 * [
+    result = means(tables, "layer", seed=4)
+    assert list(result.columns) == ["layer", "measure", "value", "low", "high", "n"]
+    assert result["layer"].tolist() == [3] * 6 + [5] * 6
+    assert result["measure"].tolist() == 2 * [
         *MEASURES,
         *(name.replace("cosine", "t_overlap") for name in MEASURES),
     ]
     for layer, table in tables.items():
-        rows = found[found["layer"] == layer].set_index("measure")
+        rows = result[result["layer"] == layer].set_index("measure")
         assert (
             rows.loc["cosine_after"].drop("layer").to_dict()
             == bootstrap(table["cosine_after"], seed=4).asdict()
@@ -261,16 +274,16 @@ def test_means_are_those_of_tables_with_the_intervals_of_the_bootstrap():
 
 def test_the_curve_begins_at_the_original_and_passes_the_mean_of_b():
     a, b, labels, vectors, tuned, original = fitted()
-    asked = []
+    calls = []
 
     def words(concepts):
-        asked.append(concepts)
+        calls.append(concepts)
         return spoken(concepts)
 
-    found = curve({"shifted": vectors, "none": 0 * vectors}, tuned, original, (0, 0.5, 1), words)
-    assert list(found.columns) == ["shift", "alpha", "measure", "value", "low", "high", "n"]
-    assert len(found) == 2 * 3 * 6 and len(asked) == 2 + 2 * 3  # words of tuned and original once
-    by = found.set_index(["shift", "alpha", "measure"])["value"]
+    table = curve({"shifted": vectors, "none": 0 * vectors}, tuned, original, (0, 0.5, 1), words)
+    assert list(table.columns) == ["shift", "alpha", "measure", "value", "low", "high", "n"]
+    assert len(table) == 2 * 3 * 6 and len(calls) == 2 + 2 * 3  # words of tuned and original once
+    by = table.set_index(["shift", "alpha", "measure"])["value"]
     for kind in ("cosine", "t_overlap"):
         assert by["shifted", 0.0, f"{kind}_gain"] == 0.0
         for alpha in (0.0, 0.5, 1.0):
@@ -279,8 +292,8 @@ def test_the_curve_begins_at_the_original_and_passes_the_mean_of_b():
                 == by["shifted", alpha, f"{kind}_before"]
                 == by["shifted", 0.0, f"{kind}_after"]
             )
-    there = np.stack([b[labels == concept].mean(axis=0) for concept in range(4)])
-    expected = recovery(there, tuned, original, spoken)
+    centres = np.stack([b[labels == concept].mean(axis=0) for concept in range(4)])
+    expected = recovery(centres, tuned, original, spoken)
     assert by["shifted", 1.0, "cosine_after"] == pytest.approx(
         expected["cosine_after"].mean(), abs=1e-12
     )
@@ -291,12 +304,12 @@ def test_the_curve_begins_at_the_original_and_passes_the_mean_of_b():
 
 def test_curves_of_nothing_are_refused():
     _, _, _, vectors, tuned, original = fitted()
-    for given_, message in (
+    for inputs, message in (
         (({}, tuned, original), "0 shifts and 1 alphas"),
         (({"x": vectors}, tuned, original, []), "1 shifts and 0 alphas"),
     ):
         with pytest.raises(SelectionError, match=message):
-            curve(*given_)
+            curve(*inputs)
     with pytest.raises(SelectionError, match="alpha is nan"):
         curve({"x": vectors}, tuned, original, [np.nan])
     with pytest.raises(SelectionError, match="there are no tables"):

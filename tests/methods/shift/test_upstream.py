@@ -48,7 +48,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from sklearn.metrics.pairwise import cosine_similarity
 
-from tests.support.shift import MADE, cosine, moved
+from tests.support.geometry import cosine
+from tests.support.shift import PROVENANCE, moved
 from tests.support.tiny import tiny_llava
 from xlvlms_tutorial.activations.activations import States
 from xlvlms_tutorial.activations.capture import capture
@@ -90,9 +91,9 @@ def test_a_concept_of_one_sample_gives_no_nan():
     ):
         shift.pairwise_consistency(a, b, labels, 5)
     assert shift.consistency(a, b, labels, 5)[4] == pytest.approx(1)
-    for how in shift.CENTRES:
+    for centre in shift.CENTRES:
         np.testing.assert_allclose(
-            shift.shift_vectors(a, b, labels, 5, how)[4], b[0] - a[0], atol=1e-12
+            shift.shift_vectors(a, b, labels, 5, centre)[4], b[0] - a[0], atol=1e-12
         )
 
 
@@ -138,9 +139,9 @@ def test_the_two_kinds_of_consistency_are_not_one_number(n, seed):
     formula, pairs = (
         find(a, a + far, labels, 1)[0] for find in (shift.consistency, shift.pairwise_consistency)
     )
-    assert formula == pytest.approx(np.mean([cosine(one, far.mean(axis=0)) for one in far]))
+    assert formula == pytest.approx(np.mean([cosine(vector, far.mean(axis=0)) for vector in far]))
     assert pairs == pytest.approx(
-        np.mean([cosine(one, other) for one, other in combinations(far, 2)])
+        np.mean([cosine(first, second) for first, second in combinations(far, 2)])
     )
     assert formula != pytest.approx(pairs, abs=1e-6)
     equal = delta / np.linalg.norm(delta, axis=1, keepdims=True)
@@ -154,20 +155,22 @@ def test_states_are_paired_by_sample_and_not_by_place():
     a, b, _ = moved(n=12)
     ids = [f"s{k}" for k in range(12)]
 
-    def made(rows, values):
+    def states_at(rows, values):
         table = {"sample": rows, "id": [ids[row] for row in rows]}
-        return States({(1, "block"): torch.from_numpy(values[rows])}, pd.DataFrame(table), MADE)
+        return States(
+            {(1, "block"): torch.from_numpy(values[rows])}, pd.DataFrame(table), PROVENANCE
+        )
 
-    one, other = made([0, 2, 3, 5, 8, 9], a), made([0, 1, 2, 3, 5, 9], b)
-    found = shift.shift_vectors(
-        *(states[1] for states in shift.matched(one, other)), np.zeros(5, dtype=int), 1
+    first, second = states_at([0, 2, 3, 5, 8, 9], a), states_at([0, 1, 2, 3, 5, 9], b)
+    result = shift.shift_vectors(
+        *(states[1] for states in shift.matched(first, second)), np.zeros(5, dtype=int), 1
     )
-    np.testing.assert_allclose(found[0], (b - a)[[0, 2, 3, 5, 9]].mean(axis=0), atol=1e-12)
-    by_place = shift.shift_vectors(one[1], other[1], np.zeros(6, dtype=int), 1)
-    assert np.abs(by_place - found).max() > 0.1
-    another = States(other.tensors, other.table, MADE | {"ids_sha256": "other samples"})
+    np.testing.assert_allclose(result[0], (b - a)[[0, 2, 3, 5, 9]].mean(axis=0), atol=1e-12)
+    by_place = shift.shift_vectors(first[1], second[1], np.zeros(6, dtype=int), 1)
+    assert np.abs(by_place - result).max() > 0.1
+    another = States(second.tensors, second.table, PROVENANCE | {"ids_sha256": "other samples"})
     with pytest.raises(ComparisonError, match="sample sets differ"):
-        shift.matched(one, another)
+        shift.matched(first, another)
 
 
 def test_states_of_samples_without_the_word_are_not_there(tmp_path):
@@ -186,15 +189,15 @@ def test_states_of_samples_without_the_word_are_not_there(tmp_path):
     b = capture(
         vlm, samples, [0, 2], answers=["a key", "a", "a key", "the key"], batch_size=2, **options
     )
-    one, other = shift.matched(a, b)
-    assert one.table["id"].tolist() == other.table["id"].tolist() == ["s0", "s3"]
-    torch.testing.assert_close(other[0], 1.5 * one[0], atol=1e-5, rtol=1e-5)
+    first, second = shift.matched(a, b)
+    assert first.table["id"].tolist() == second.table["id"].tolist() == ["s0", "s3"]
+    torch.testing.assert_close(second[0], 1.5 * first[0], atol=1e-5, rtol=1e-5)
     stored = [
         load_activations(save_activations(states, tmp_path / name))
         for name, states in (("a", a), ("b", b))
     ]
-    for found, expected in zip(shift.matched(*stored), (one, other), strict=True):
-        assert torch.equal(found[2], expected[2])
+    for actual, expected in zip(shift.matched(*stored), (first, second), strict=True):
+        assert torch.equal(actual[2], expected[2])
     at_word = capture(vlm, samples, [0, 2], answers=["a key"] * 4, at="token", **options)
     with pytest.raises(ComparisonError, match="captured positions differ"):
         shift.matched(a, at_word)
@@ -221,9 +224,9 @@ def test_every_dictionary_can_be_shifted(name):
     a, b, _ = moved()
     of_a, of_b = (DICTIONARIES[name](4).fit(side) for side in (a, b))
     codes = of_a.transform(a)
-    some = np.abs(codes).max(axis=1) > 0
-    used, labels = np.unique(shift.associations(codes[some]), return_inverse=True)
-    vectors = shift.shift_vectors(a[some], b[some], labels, len(used))
+    active = np.abs(codes).max(axis=1) > 0
+    used, labels = np.unique(shift.associations(codes[active]), return_inverse=True)
+    vectors = shift.shift_vectors(a[active], b[active], labels, len(used))
     original, tuned = of_a.components_[used], of_b.components_[: len(used)]
     table = recovery(shift.shifted(original, vectors), tuned, original)
     assert len(table) == len(used) >= 2

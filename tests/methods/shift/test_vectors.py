@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from scipy.stats import trim_mean
 from sklearn.metrics.pairwise import cosine_similarity
 
-from tests.support.shift import MADE, cosine, moved
+from tests.support.geometry import cosine
+from tests.support.shift import PROVENANCE, moved
 from xlvlms_tutorial.activations.activations import States
 from xlvlms_tutorial.errors import (
     ActivationsError,
@@ -34,26 +35,27 @@ def states(ids, seed=0, **provenance):
     table = pd.DataFrame(
         {"sample": range(len(ids)), "id": ids, "word": [f"{name} in {seed}" for name in ids]}
     )
-    return States({(3, "block"): rows, (5, "mlp"): 2 * rows}, table, MADE | provenance)
+    return States({(3, "block"): rows, (5, "mlp"): 2 * rows}, table, PROVENANCE | provenance)
 
 
 def test_samples_that_both_have_are_matched_by_id_in_the_order_of_the_first():
     a, b = states(["s4", "s1", "s7", "s2"]), states(["s7", "s9", "s2", "s4"], seed=1)
-    one, other = shift.matched(a, b)
-    assert one.table["id"].tolist() == other.table["id"].tolist() == ["s4", "s7", "s2"]
-    assert other.table["word"].tolist() == ["s4 in 1", "s7 in 1", "s2 in 1"]
+    first, second = shift.matched(a, b)
+    assert first.table["id"].tolist() == second.table["id"].tolist() == ["s4", "s7", "s2"]
+    assert second.table["word"].tolist() == ["s4 in 1", "s7 in 1", "s2 in 1"]
     for key, factor in (((3, "block"), 1), ((5, "mlp"), 2)):
-        torch.testing.assert_close(one[key], factor * a[3][[0, 2, 3]])
-        torch.testing.assert_close(other[key], factor * b[3][[3, 0, 2]])
-    assert one.provenance == a.provenance
-    again = shift.matched(one, other)
+        torch.testing.assert_close(first[key], factor * a[3][[0, 2, 3]])
+        torch.testing.assert_close(second[key], factor * b[3][[3, 0, 2]])
+    assert first.provenance == a.provenance
+    again = shift.matched(first, second)
     assert all(
-        torch.equal(found[3], given[3]) for found, given in zip(again, (one, other), strict=True)
+        torch.equal(actual[3], original[3])
+        for actual, original in zip(again, (first, second), strict=True)
     )
 
 
 @pytest.mark.parametrize(
-    ("ids", "other", "provenance", "message"),
+    ("ids", "second_ids", "provenance", "message"),
     [
         (
             ["s1"],
@@ -87,9 +89,9 @@ def test_samples_that_both_have_are_matched_by_id_in_the_order_of_the_first():
         (["s1"], ["s1", "s1"], {}, "numbers of rows and of samples differ: 2 and 1"),
     ],
 )
-def test_states_that_do_not_belong_together_are_refused(ids, other, provenance, message):
+def test_states_that_do_not_belong_together_are_refused(ids, second_ids, provenance, message):
     with pytest.raises(ComparisonError, match=message):
-        shift.matched(states(ids), states(other, **provenance))
+        shift.matched(states(ids), states(second_ids, **provenance))
 
 
 @pytest.mark.parametrize("kind", [np.float32, np.float64, torch.float32, torch.bfloat16])
@@ -121,8 +123,8 @@ def test_what_has_no_cosine_is_refused():
 
 def test_a_sample_belongs_to_the_concept_of_its_largest_code_in_size():
     codes = np.array([[0.1, -3.0, 2.0], [0.5, 0.5, 0.0], [0.0, 0.0, -1.0]])
-    for given_ in (codes, torch.from_numpy(codes), torch.from_numpy(codes).half()):
-        assert shift.associations(given_).tolist() == [1, 0, 2]
+    for inputs in (codes, torch.from_numpy(codes), torch.from_numpy(codes).half()):
+        assert shift.associations(inputs).tolist() == [1, 0, 2]
     with pytest.raises(ActivationsError, match="no concept is active in 1 of 2 samples"):
         shift.associations(np.array([[0.0, 0.0], [1.0, 0.0]]))
     with pytest.raises(ActivationsError, match="codes hold NaN"):
@@ -135,9 +137,9 @@ def test_samples_of_k_means_belong_to_their_cluster():
     np.testing.assert_array_equal(shift.associations(model.transform(a)), model.labels_)
 
 
-@pytest.mark.parametrize("how", shift.CENTRES)
+@pytest.mark.parametrize("centre", shift.CENTRES)
 @pytest.mark.parametrize("block", [1, 2**20])
-def test_shift_vectors_are_those_of_loops(how, block, monkeypatch):
+def test_shift_vectors_are_those_of_loops(centre, block, monkeypatch):
     monkeypatch.setattr(module, "_BLOCK", block)
     a, b, labels = moved()
     expected = np.zeros((4, 8))
@@ -146,29 +148,30 @@ def test_shift_vectors_are_those_of_loops(how, block, monkeypatch):
             values = [b[m, column] - a[m, column] for m in range(len(a)) if labels[m] == concept]
             ordered, n, cut = sorted(values), len(values), int(len(values) * 0.1)
             middle = (ordered[(n - 1) // 2] + ordered[n // 2]) / 2
-            kept = ordered[cut : n - cut]
+            inner = ordered[cut : n - cut]
             expected[concept, column] = {
                 "mean": sum(values) / n,
                 "median": middle,
-                "trimmed": sum(kept) / len(kept),
-            }[how]
-    found = shift.shift_vectors(a, b, labels, 4, how)
-    np.testing.assert_allclose(found, expected, atol=1e-12)
+                "trimmed": sum(inner) / len(inner),
+            }[centre]
+    result = shift.shift_vectors(a, b, labels, 4, centre)
+    np.testing.assert_allclose(result, expected, atol=1e-12)
     tensors = [torch.from_numpy(x) for x in (a, b, labels)]
-    np.testing.assert_allclose(shift.shift_vectors(*tensors, 4, how), expected, atol=1e-12)
-    if how == "trimmed":
-        np.testing.assert_allclose(found[0], trim_mean((b - a)[labels == 0], 0.1), atol=1e-12)
+    np.testing.assert_allclose(shift.shift_vectors(*tensors, 4, centre), expected, atol=1e-12)
+    if centre == "trimmed":
+        np.testing.assert_allclose(result[0], trim_mean((b - a)[labels == 0], 0.1), atol=1e-12)
 
 
 def test_a_far_sample_moves_the_mean_and_not_the_others():
     a, b, labels = moved()
     far = b.copy()
     far[0] += 1e6
-    for how, most in (("mean", np.inf), ("median", 1.0), ("trimmed", 1.0)):
+    for centre, limit in (("mean", np.inf), ("median", 1.0), ("trimmed", 1.0)):
         change = np.abs(
-            shift.shift_vectors(a, far, labels, 4, how) - shift.shift_vectors(a, b, labels, 4, how)
+            shift.shift_vectors(a, far, labels, 4, centre)
+            - shift.shift_vectors(a, b, labels, 4, centre)
         )
-        assert (change[0] > 1e3).all() == (how == "mean") and change[0].max() < most
+        assert (change[0] > 1e3).all() == (centre == "mean") and change[0].max() < limit
         assert change[1:].max() == 0
 
 
@@ -179,11 +182,14 @@ def test_the_order_of_samples_and_the_names_of_concepts_do_not_matter(k, seed):
     random = np.random.default_rng(seed)
     rows, name = random.permutation(len(a)), random.permutation(k)
     for measure in (
-        *(lambda *given, how=how: shift.shift_vectors(*given, how) for how in shift.CENTRES),
+        *(
+            lambda *arguments, centre=centre: shift.shift_vectors(*arguments, centre)
+            for centre in shift.CENTRES
+        ),
         shift.consistency,
     ):
-        found, again = measure(a, b, labels, k), measure(a[rows], b[rows], name[labels[rows]], k)
-        np.testing.assert_allclose(again[name], found, atol=1e-12)
+        result, again = measure(a, b, labels, k), measure(a[rows], b[rows], name[labels[rows]], k)
+        np.testing.assert_allclose(again[name], result, atol=1e-12)
 
 
 @settings(max_examples=15, deadline=None)
@@ -192,9 +198,9 @@ def test_with_k_means_a_shifted_concept_is_the_mean_of_b_over_its_samples(k, see
     a, b, _ = moved(n=40, seed=seed)
     model = KMeans(k).fit(a)
     labels = shift.associations(model.transform(a))
-    there = shift.shifted(model.components_, shift.shift_vectors(a, b, labels, k))
+    shifted_concepts = shift.shifted(model.components_, shift.shift_vectors(a, b, labels, k))
     np.testing.assert_allclose(
-        there, [b[labels == concept].mean(axis=0) for concept in range(k)], atol=1e-10
+        shifted_concepts, [b[labels == concept].mean(axis=0) for concept in range(k)], atol=1e-10
     )
 
 
@@ -228,14 +234,16 @@ def test_agreement_of_samples_is_that_of_loops(block, monkeypatch):
     monkeypatch.setattr(module, "_BLOCK", block)
     a, b, labels = moved()
     groups = [(b - a)[labels == concept] for concept in range(4)]
-    formula = [np.mean([cosine(one, group.mean(axis=0)) for one in group]) for group in groups]
-    pairs = [
-        np.mean([cosine(one, other) for one, other in combinations(group, 2)]) for group in groups
+    formula = [
+        np.mean([cosine(vector, group.mean(axis=0)) for vector in group]) for group in groups
     ]
-    for made in (lambda x: x, torch.from_numpy):
-        given_ = [made(x) for x in (a, b, labels)]
-        np.testing.assert_allclose(shift.consistency(*given_, 4), formula, atol=1e-12)
-        np.testing.assert_allclose(shift.pairwise_consistency(*given_, 4), pairs, atol=1e-12)
+    pairs = []
+    for group in groups:
+        pairs.append(np.mean([cosine(first, second) for first, second in combinations(group, 2)]))
+    for convert in (lambda x: x, torch.from_numpy):
+        inputs = [convert(x) for x in (a, b, labels)]
+        np.testing.assert_allclose(shift.consistency(*inputs, 4), formula, atol=1e-12)
+        np.testing.assert_allclose(shift.pairwise_consistency(*inputs, 4), pairs, atol=1e-12)
 
 
 @settings(max_examples=25, deadline=None)
@@ -245,9 +253,9 @@ def test_agreement_depends_on_directions_and_is_one_where_they_are_equal(k, seed
     labels = np.concatenate([labels, np.arange(k)])  # no concept alone
     a, b = np.concatenate([a, a[:k] + 1]), np.concatenate([b, b[:k]])
     for measure in (shift.consistency, shift.pairwise_consistency):
-        found = measure(a, b, labels, k)
-        assert (np.abs(found) <= 1).all()
-        np.testing.assert_allclose(measure(10**log * a, 10**log * b, labels, k), found, atol=1e-9)
+        result = measure(a, b, labels, k)
+        assert (np.abs(result) <= 1).all()
+        np.testing.assert_allclose(measure(10**log * a, 10**log * b, labels, k), result, atol=1e-9)
         same = a + np.random.default_rng(seed).standard_normal((k, 8))[labels]
         np.testing.assert_allclose(measure(a, same, labels, k), 1, atol=1e-12)
 
@@ -284,7 +292,7 @@ def test_magnitude_is_the_length():
 )
 def test_states_and_labels_belong_together(measure):
     a, b, labels = moved()
-    for given_, error, message in (
+    for inputs, error, message in (
         ((a, b[:-1], labels, 4), LengthError, r"\(a: 60, b: 59, labels: 60\)"),
         ((a, b, labels[:-1], 4), LengthError, r"\(a: 60, b: 60, labels: 59\)"),
         ((a, b[:, :-1], labels, 4), ComparisonError, "widths differ: 8 and 7"),
@@ -301,7 +309,7 @@ def test_states_and_labels_belong_together(measure):
         ((a[:0], b[:0], labels[:0], 4), ActivationsError, r"states of a of shape \(0, 8\)"),
     ):
         with pytest.raises(error, match=message):
-            measure(*given_)
+            measure(*inputs)
 
 
 def test_other_ways_to_average_are_refused():
@@ -352,13 +360,16 @@ def test_what_is_missing_counts_as_no_word(missing, monkeypatch):
 @given(st.lists(st.lists(st.sampled_from("abcdefgh"), min_size=1), min_size=1), st.data())
 def test_overlap_is_that_of_loops_and_forgets_order_and_repetition(words, data):
     others = [data.draw(st.lists(st.sampled_from("abcdefgh"), min_size=1)) for _ in words]
-    found = shift.t_overlap(words, others)
+    overlaps = shift.t_overlap(words, others)
     for concept, (mine, theirs) in enumerate(zip(words, others, strict=True)):
         different = [word for number, word in enumerate(mine) if word not in mine[:number]]
-        assert found[concept] == pytest.approx(
+        assert overlaps[concept] == pytest.approx(
             100 * sum(word in theirs for word in different) / len(different)
         )
-    assert shift.t_overlap([one[::-1] * 2 for one in words], others).tolist() == found.tolist()
+    assert (
+        shift.t_overlap([word_list[::-1] * 2 for word_list in words], others).tolist()
+        == overlaps.tolist()
+    )
     assert (shift.t_overlap(words, words) == 100).all()
 
 

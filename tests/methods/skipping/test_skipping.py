@@ -17,7 +17,7 @@ from PIL import Image
 from torch import nn
 
 from tests.contract.reference import GENERATION, apart, case, generated, traces
-from tests.support.tiny import tiny_llava
+from tests.support.tiny import redrawn, tiny_llava
 from tests.zoo import build, padded
 from xlvlms_tutorial.activations.hooks import read
 from xlvlms_tutorial.errors import (
@@ -57,16 +57,8 @@ L = 4
 
 @pytest.fixture(scope="module")
 def vlm():
-    """A tiny LLaVA of four layers that matter: drawn anew, wider than the default of 0.02."""
-    made, random = tiny_llava(layers=L), torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in made.model.parameters():
-            if parameter.ndim >= 2:
-                parameter.copy_(
-                    torch.randn(parameter.shape, generator=random)
-                    * (1.5 / parameter.shape[-1] ** 0.5)
-                )
-    return made
+    """A tiny LLaVA of four layers that matter."""
+    return redrawn(tiny_llava(layers=L), seed=1)
 
 
 @pytest.fixture(scope="module")
@@ -159,32 +151,32 @@ def contexts(vlm):
 
 
 def test_plans_are_what_they_name():
-    at = case("llava")
-    for plan, context in contexts(at.vlm):
-        with plan.apply(at.vlm):
-            found = generated(at)[1]
+    example = case("llava")
+    for plan, context in contexts(example.vlm):
+        with plan.apply(example.vlm):
+            plain = generated(example)[1]
         with context:
-            assert torch.equal(generated(at)[1], found), plan
-    assert traces(at.vlm) == []
+            assert torch.equal(generated(example)[1], plain), plan
+    assert traces(example.vlm) == []
 
 
 def test_plans_by_scope_hold_in_that_phase_alone():
-    at = case("llava")
-    dense_ids, dense = generated(at)
+    example = case("llava")
+    dense_ids, dense = generated(example)
     for part in ("block", "mlp", "attention", "parallel", "pairs"):
-        with Plan((2,), part, "decode").apply(at.vlm):
-            ids, logits = generated(at)
+        with Plan((2,), part, "decode").apply(example.vlm):
+            ids, logits = generated(example)
         assert torch.equal(logits[:, 0], dense[:, 0]), part
         assert not torch.equal(logits[:, 1], dense[:, 1]), part
-        with Plan((2,), part, "prefill").apply(at.vlm):
-            first = generated(at)[1][:, 0]
-        with Plan((2,), part).apply(at.vlm):
-            both = generated(at)[1][:, 0]
+        with Plan((2,), part, "prefill").apply(example.vlm):
+            first = generated(example)[1][:, 0]
+        with Plan((2,), part).apply(example.vlm):
+            both = generated(example)[1][:, 0]
         assert torch.equal(first, both) and apart(first, dense[:, 0]) > 1e-3, part
 
 
 def test_plans_tell_what_they_are():
-    told = {
+    texts = {
         Plan((3, 5, 7, 9, 11)): "no block in layers 3, 5, ..., 11, in prefill and decode steps",
         Plan(
             (2, 3), "mlp", span=("image", "question"), share=0.25
@@ -197,7 +189,7 @@ def test_plans_tell_what_they_are():
         ): "no block in layers 2, in the prefill, cache of the previous block",
         Plan((), "mlp"): "nothing left out",
     }
-    assert {plan: str(plan) for plan in told} == told
+    assert {plan: str(plan) for plan in texts} == texts
 
 
 @pytest.mark.parametrize(
@@ -269,27 +261,27 @@ def without(name, gone):
 
 @pytest.mark.parametrize("name", ["llava", "blip2", "idefics3", "paligemma", "internvl"])
 def test_skipped_blocks_are_blocks_that_are_not_there_in_prefill_and_decode_steps(name):
-    at = case(name)
+    example = case(name)
     for gone in ([1], [1, 3]):
-        with Plan(tuple(gone)).apply(at.vlm):
-            ids, logits = generated(at)
+        with Plan(tuple(gone)).apply(example.vlm):
+            ids, logits = generated(example)
         expected, theirs = generated(without(name, gone))
         assert torch.equal(ids, expected) and apart(logits, theirs) < 1e-5, gone
 
 
 @pytest.mark.parametrize("name", ["llava", "blip2"])
 def test_a_skipped_mlp_is_one_whose_last_weights_are_zero(name):
-    at, other = case(name), case(name)
+    example, without_weights = case(name), case(name)
     with torch.no_grad():
-        for weight in anatomy.mlp_exit(other.vlm.blocks[1]).parameters():
+        for weight in anatomy.mlp_exit(without_weights.vlm.blocks[1]).parameters():
             weight.zero_()
-    with Plan((2,), "mlp").apply(at.vlm):
-        assert torch.equal(generated(at)[1], generated(other)[1])
+    with Plan((2,), "mlp").apply(example.vlm):
+        assert torch.equal(generated(example)[1], generated(without_weights)[1])
 
 
 def test_an_interval_beyond_the_model_is_the_dense_model_to_the_bit():
-    at = case("llava")
-    dense = generated(at)[1]
+    example = case("llava")
+    dense = generated(example)[1]
     for mode in (
         "context_skip_block",
         "skip_ffn",
@@ -297,8 +289,8 @@ def test_an_interval_beyond_the_model_is_the_dense_model_to_the_bit():
         "context_parrallel_attn",
         "skip_ffn_prompt",
     ):
-        with from_upstream(mode, at.vlm.n_layers).apply(at.vlm):
-            assert torch.equal(generated(at)[1], dense), mode
+        with from_upstream(mode, example.vlm.n_layers).apply(example.vlm):
+            assert torch.equal(generated(example)[1], dense), mode
 
 
 @torch.no_grad()
@@ -308,9 +300,9 @@ def test_without_attention_the_residual_stream_stays_and_the_mlp_reads_the_first
 
     In their LLaMA the MLP reads the first norm.
     """
-    at = case(name)
-    block = at.vlm.blocks[1]
-    x = read(at.vlm, at.batch, 1)[1, "block"]
+    example = case(name)
+    block = example.vlm.blocks[1]
+    x = read(example.vlm, example.batch, 1)[1, "block"]
     norm, second = anatomy.first_norm(block), anatomy.second_norm(block)
     mlp = (
         block.mlp
@@ -323,22 +315,23 @@ def test_without_attention_the_residual_stream_stays_and_the_mlp_reads_the_first
     ):
         assert plan.layers == (2,)
         expected = x + mlp(states)
-        with plan.apply(at.vlm):
-            torch.testing.assert_close(read(at.vlm, at.batch, 2)[2, "block"], expected)
+        with plan.apply(example.vlm):
+            torch.testing.assert_close(read(example.vlm, example.batch, 2)[2, "block"], expected)
 
 
 def test_image_tokens_are_not_doubled_when_their_mlp_goes():
     """In the authors' OPT they leave the block as 2 h, in their LLaMA as h + LN(h)."""
-    at = case("llava")
-    image = at.batch.mask("image")
-    with from_upstream("skip_ffn_prompt", 3, 1).apply(at.vlm):
+    example = case("llava")
+    image = example.batch.mask("image")
+    with from_upstream("skip_ffn_prompt", 3, 1).apply(example.vlm):
         middle, after = (
-            read(at.vlm, at.batch, 2, place, image)[2, place] for place in ("middle", "block")
+            read(example.vlm, example.batch, 2, place, image)[2, place]
+            for place in ("middle", "block")
         )
-        later = generated(at)[1]
+        later = generated(example)[1]
     torch.testing.assert_close(after, middle)
-    with skip(at.vlm, 2, "mlp", "decode"):  # generated tokens keep their MLPs
-        assert apart(later[:, 1:], generated(at)[1][:, 1:]) > 1e-3
+    with skip(example.vlm, 2, "mlp", "decode"):  # generated tokens keep their MLPs
+        assert apart(later[:, 1:], generated(example)[1][:, 1:]) > 1e-3
 
 
 # Layers at random
@@ -352,19 +345,19 @@ def test_random_layers_are_k_others_than_the_protected(n, k, seed, data):
         with pytest.raises(SelectionError, match=f"give 0 to {n - len(protect)}"):
             random_layers(n, k, seed, protect)
         return
-    found = random_layers(n, k, seed, protect)
-    assert len(found) == k
-    assert all(a < b for a, b in pairwise(found))
-    assert not set(found) & protect
-    assert set(found) <= set(range(1, n + 1))
-    assert found == random_layers(n, k, seed, protect)
+    layers = random_layers(n, k, seed, protect)
+    assert len(layers) == k
+    assert all(a < b for a, b in pairwise(layers))
+    assert not set(layers) & protect
+    assert set(layers) <= set(range(1, n + 1))
+    assert layers == random_layers(n, k, seed, protect)
 
 
 def test_all_layers_are_as_likely():
-    drawn = np.bincount(
+    counts = np.bincount(
         np.concatenate([random_layers(6, 2, seed) for seed in range(600)]), minlength=7
     )[1:]
-    assert drawn.sum() == 1200 and abs(drawn - 200).max() < 60  # five standard deviations
+    assert counts.sum() == 1200 and abs(counts - 200).max() < 60  # five standard deviations
 
 
 def test_protected_layers_that_are_none():
@@ -384,10 +377,10 @@ def test_similarity_of_blocks_is_the_double_loop(vlm, samples):
     batch = vlm.batch_of(samples, [PROMPT] * 4, answers)
     stream = [states.double() for states in read(vlm, batch, "all").values()]
     for row in table.itertuples():
-        at = batch.mask(row.span).nonzero().tolist()
-        pairs = [(stream[row.layer - 1][i, j], stream[row.layer][i, j]) for i, j in at]
+        places = batch.mask(row.span).nonzero().tolist()
+        pairs = [(stream[row.layer - 1][i, j], stream[row.layer][i, j]) for i, j in places]
         by_hand = sum(float(x @ y / (x.norm() * y.norm())) for x, y in pairs) / len(pairs)
-        assert abs(row.similarity - by_hand) < 1e-5 and row.n == len(at)
+        assert abs(row.similarity - by_hand) < 1e-5 and row.n == len(places)
 
 
 def test_a_block_that_is_skipped_is_most_like_its_input(vlm, samples):
@@ -450,11 +443,11 @@ def test_effects_are_the_losses_without_each_layer(vlm, samples, part):
 
 
 def test_passes_that_start_at_a_layer_are_those_from_the_beginning(vlm, samples, monkeypatch):
-    fast = [effects(vlm, some, prompt=PROMPT, batch_size=3) for some in (samples, TEXTS)]
+    fast = [effects(vlm, inputs, prompt=PROMPT, batch_size=3) for inputs in (samples, TEXTS)]
     monkeypatch.setattr(module, "_resumable", lambda vlm, batch: False)
-    for table, some in zip(fast, (samples, TEXTS), strict=True):
+    for table, inputs in zip(fast, (samples, TEXTS), strict=True):
         assert np.allclose(
-            table["loss"], effects(vlm, some, prompt=PROMPT, batch_size=3)["loss"], atol=1e-6
+            table["loss"], effects(vlm, inputs, prompt=PROMPT, batch_size=3)["loss"], atol=1e-6
         )
 
 
@@ -499,34 +492,38 @@ def test_effects_of_plain_texts_are_transformers_own_losses(vlm):
 
 def test_effects_of_questions_with_a_prompt_for_each_sample(vlm, samples):
     ask = lambda sample: "What colour is the key ?" if sample.id == "0" else PROMPT
-    each = effects(vlm, samples[:2], ["red", "blue key"], [2], prompt=ask)
+    per_sample = effects(vlm, samples[:2], ["red", "blue key"], [2], prompt=ask)
     alone = [
         effects(vlm, [sample], [answer], [2], prompt=ask)
         for sample, answer in zip(samples[:2], ["red", "blue key"], strict=True)
     ]
-    assert abs(each["loss"][0] - (2 * alone[0]["loss"][0] + 3 * alone[1]["loss"][0]) / 5) < 1e-5
+    assert (
+        abs(per_sample["loss"][0] - (2 * alone[0]["loss"][0] + 3 * alone[1]["loss"][0]) / 5) < 1e-5
+    )
 
 
 def test_effects_within_other_changes(vlm, samples):
     with add(vlm, torch.ones(vlm.width), 1):
-        found = effects(vlm, samples, layers=[2], prompt=PROMPT)
-        assert abs(found["loss"][0] - by_hand(vlm, samples, [2])) < 1e-4
+        table = effects(vlm, samples, layers=[2], prompt=PROMPT)
+        assert abs(table["loss"][0] - by_hand(vlm, samples, [2])) < 1e-4
 
 
 def test_greedy_takes_the_least_loss_each_time(vlm, samples):
     for part in ("block", "mlp"):
         gone = []
         for _ in range(3):
-            left = [layer for layer in range(1, L + 1) if layer not in gone]
-            gone.append(min(left, key=lambda layer: by_hand(vlm, samples, [*gone, layer], part)))
+            remaining = [layer for layer in range(1, L + 1) if layer not in gone]
+            gone.append(
+                min(remaining, key=lambda layer: by_hand(vlm, samples, [*gone, layer], part))
+            )
         assert greedy(vlm, samples, 3, part=part, prompt=PROMPT, batch_size=3) == gone
     assert greedy(vlm, samples, 2, prompt=PROMPT) == greedy(vlm, samples, 3, prompt=PROMPT)[:2]
     assert set(greedy(vlm, TEXTS, 2, candidates=[4, 2])) == {2, 4}
 
 
 def test_effects_where_blocks_share_more_than_the_stream():
-    at = case("mllama")  # its blocks of cross-attention are left out without a picture
-    assert not module._resumable(at.vlm, at.batch)
+    example = case("mllama")  # its blocks of cross-attention are left out without a picture
+    assert not module._resumable(example.vlm, example.batch)
 
 
 @pytest.mark.parametrize("progress", [True, False])
@@ -536,7 +533,8 @@ def test_a_bar_only_if_asked_for(vlm, samples, progress, capsys):
 
 
 @pytest.mark.parametrize(
-    "run", [effects, lambda *given, **more: greedy(*given[:2], 1, *given[2:], **more)]
+    "run",
+    [effects, lambda *arguments, **options: greedy(*arguments[:2], 1, *arguments[2:], **options)],
 )
 @pytest.mark.parametrize(
     ("change", "error", "message"),
@@ -555,9 +553,9 @@ def test_a_bar_only_if_asked_for(vlm, samples, progress, capsys):
     ],
 )
 def test_bad_input_for_effects_and_greedy(vlm, samples, run, change, error, message):
-    more = {"answers": None, "prompt": PROMPT} | change
+    options = {"answers": None, "prompt": PROMPT} | change
     with pytest.raises(error, match=message):
-        run(vlm, more.pop("samples", samples), **more)
+        run(vlm, options.pop("samples", samples), **options)
 
 
 def test_samples_without_a_caption_and_layers_that_are_none(vlm, samples):
@@ -567,8 +565,8 @@ def test_samples_without_a_caption_and_layers_that_are_none(vlm, samples):
         effects(vlm, samples, layers=[5], prompt=PROMPT)
     with pytest.raises(SelectionError, match="no layers"):
         effects(vlm, samples, layers=[], prompt=PROMPT)
-    for k, most in ((0, 3), (4, 3)):
-        with pytest.raises(SelectionError, match=f"give 1 to {most}"):
+    for k, maximum in ((0, 3), (4, 3)):
+        with pytest.raises(SelectionError, match=f"give 1 to {maximum}"):
             greedy(vlm, samples, k, prompt=PROMPT)
     with pytest.raises(SelectionError, match="3 of 2 candidates; give 1 to 2"):
         greedy(vlm, samples, 3, candidates=[1, 2], prompt=PROMPT)

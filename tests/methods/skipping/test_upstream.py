@@ -51,13 +51,13 @@ def test_later_steps_look_at_the_blocks_own_prompt():
     batch = vlm.batch(None, ["Describe the picture ."])
     dense = vlm.forward(batch, use_cache=True).past_key_values
     with skip(vlm, [2], scope="prefill"):
-        own = vlm.forward(batch, use_cache=True).past_key_values
+        own_cache = vlm.forward(batch, use_cache=True).past_key_values
     with skip(vlm, [2], scope="prefill", cache="previous"):
         previous = vlm.forward(batch, use_cache=True).past_key_values
     # its input is that of the dense model
-    torch.testing.assert_close(own.layers[1].keys, dense.layers[1].keys)
+    torch.testing.assert_close(own_cache.layers[1].keys, dense.layers[1].keys)
     assert torch.equal(previous.layers[1].keys, previous.layers[0].keys)
-    assert not torch.allclose(own.layers[1].keys, own.layers[0].keys)
+    assert not torch.allclose(own_cache.layers[1].keys, own_cache.layers[0].keys)
 
 
 def test_the_rule_ends_with_the_model():
@@ -119,8 +119,11 @@ def upstream_segments(n_layers, intervals):
     ],
 )
 def test_segments_are_in_proportion_where_theirs_are_cut_off(n_layers, intervals, theirs, ours):
-    there, here = set(upstream_segments(n_layers, intervals)), set(every(n_layers, intervals))
-    assert (there - here, here - there) == (theirs, ours)
+    upstream_layers, every_layers = (
+        set(upstream_segments(n_layers, intervals)),
+        set(every(n_layers, intervals)),
+    )
+    assert (upstream_layers - every_layers, every_layers - upstream_layers) == (theirs, ours)
 
 
 @pytest.mark.parametrize("sparsity", [0.29, 0.3, 0.5, 0.57])
@@ -129,7 +132,7 @@ def test_as_many_weights_go_as_were_asked_for(sparsity):
     scores = torch.rand(3, 100, generator=torch.Generator().manual_seed(0)).round(decimals=2)
     assert (~kept(scores, sparsity)).sum(dim=1).tolist() == [round(100 * sparsity)] * 3
     vlm = tiny_llava()
-    found = magnitude(vlm, sparsity, "matrix")
-    for layer, name in found:
-        mask = found.unpack(layer, name)
+    masks = magnitude(vlm, sparsity, "matrix")
+    for layer, name in masks:
+        mask = masks.unpack(layer, name)
         assert int((~mask).sum()) == int(sparsity * mask.numel() + 1e-9)

@@ -12,7 +12,7 @@ import torch
 from sklearn.linear_model import Ridge
 
 from tests.contract.reference import case, traces
-from tests.support.steering import HOW, by_hand, noise
+from tests.support.steering import PROVENANCE, by_hand, noise
 from tests.support.tiny import PROMPTS, lively, tiny_llava
 from xlvlms_tutorial.activations.activations import States
 from xlvlms_tutorial.errors import (
@@ -59,7 +59,7 @@ def vectors(width=32, layers=ALL, model="tiny-llava", size=3.0):
     )
 
 
-def asked(n):
+def prompts(n):
     return [PROMPTS[k % len(PROMPTS)] for k in range(n)]
 
 
@@ -75,9 +75,11 @@ def test_a_probe_is_the_ridge_regression_of_the_other_folds(d):
     scaled = ((rows - rows.mean(0)) / rows.std(0, correction=0) / d**0.5).numpy()
     expected = np.empty(55)
     for number in range(5):
-        held = fold == number
-        expected[held] = (
-            Ridge(alpha=selection._RIDGE).fit(scaled[~held], y.numpy()[~held]).predict(scaled[held])
+        held_out = fold == number
+        expected[held_out] = (
+            Ridge(alpha=selection._RIDGE)
+            .fit(scaled[~held_out], y.numpy()[~held_out])
+            .predict(scaled[held_out])
         )
     table = separability(a, b).set_index("layer")
     assert table.loc[3, "accuracy"] == pytest.approx(np.mean((expected >= 0) == (y.numpy() > 0)))
@@ -95,12 +97,10 @@ def test_fisher_is_that_of_held_out_rows_along_the_others_direction():
         for row in states[1]
     ]
     for number in range(4):
-        others = {
-            side: np.mean(
-                [r for k, (r, own) in enumerate(rows) if own == side and fold[k] != number], axis=0
-            )
-            for side in (False, True)
-        }
+        others = {}
+        for side in (False, True):
+            fitted = [r for k, (r, label) in enumerate(rows) if label == side and fold[k] != number]
+            others[side] = np.mean(fitted, axis=0)
         w = (others[True] - others[False]) / np.linalg.norm(others[True] - others[False])
         for k, (row, side) in enumerate(rows):
             if fold[k] == number:
@@ -129,8 +129,8 @@ def test_a_layer_that_never_varies_is_at_chance():
     a, b = by_hand(9), by_hand(6, seed=1)
     for states in (a, b):
         states.tensors[1, "block"] = torch.linspace(100, 3, 32).expand(len(states), -1)
-    found = separability(a, b, folds=3).set_index("layer").loc[1]
-    assert found["accuracy"] == found["chance"] == pytest.approx(0.6) and found["fisher"] == 0
+    row = separability(a, b, folds=3).set_index("layer").loc[1]
+    assert row["accuracy"] == row["chance"] == pytest.approx(0.6) and row["fisher"] == 0
 
 
 def test_all_rows_of_a_sample_are_held_out_together():
@@ -141,22 +141,17 @@ def test_all_rows_of_a_sample_are_held_out_together():
         States(
             {(1, "block"): rows[k]},
             pd.DataFrame({"sample": range(24), "id": [f"{k}{i // 4}" for i in range(24)]}),
-            HOW,
+            PROVENANCE,
         )
         for k in (False, True)
     )
     assert separability(a, b)["accuracy"][0] < 0.85  # any probe that has seen a picture knows it
     fold = deal_folds(np.arange(48) // 4, np.arange(48) >= 24, 5, 0)[np.arange(48) // 4]
     assert all(len(set(fold[k : k + 4])) == 1 for k in range(0, 48, 4))
-    sizes = np.array(
-        [
-            [
-                len(set(np.flatnonzero(fold == f) // 4) & set(side))
-                for side in (range(6), range(6, 12))
-            ]
-            for f in range(5)
-        ]
-    )
+    sizes = np.empty((5, 2), dtype=int)
+    for number in range(5):
+        groups = set(np.flatnonzero(fold == number) // 4)
+        sizes[number] = len(groups & set(range(6))), len(groups & set(range(6, 12)))
     assert sizes.min() >= 1 and sizes.max() <= 2
 
 
@@ -176,11 +171,11 @@ def test_sets_that_cannot_be_told_apart_for_lack_of_samples_are_refused():
 @pytest.mark.parametrize("positions", ["all", "last", ("question", "last")])
 def test_a_pass_from_a_layer_on_gives_the_logits_of_a_whole_one(name, positions):
     tiny = case(name)
-    given_ = vectors(tiny.vlm.width, model=name)
+    of_layers = vectors(tiny.vlm.width, model=name)
     assert fast_layers(tiny.vlm, tiny.batch, set(ALL)) == set(ALL)
     replay = Replay(tiny.vlm, tiny.batch, set(ALL))
     for layer in ALL:
-        steering = Run("v", given_, layer, 2.0).steering
+        steering = Run("v", of_layers, layer, 2.0).steering
         with steering(tiny.vlm, positions):
             expected = tiny.vlm.forward(tiny.batch).logits[:, -1]
         torch.testing.assert_close(
@@ -210,8 +205,8 @@ def test_no_pass_is_shortened_while_something_else_changes_the_model(vlm, six):
     batch = vlm.batch_of(six[:2], PROMPTS[:2])
     with add(vlm, noise(32), 1):
         assert fast_layers(vlm, batch, {1, 2}) == set()
-        steered = sweep(vlm, vectors(), six, asked(6), layers=[2], answers=True)
-    plain = sweep(vlm, vectors(), six, asked(6), layers=[2], answers=True)
+        steered = sweep(vlm, vectors(), six, prompts(6), layers=[2], answers=True)
+    plain = sweep(vlm, vectors(), six, prompts(6), layers=[2], answers=True)
     assert list(steered.columns) == list(plain.columns) and len(steered["answers"][0]) == 6
 
 
@@ -228,27 +223,28 @@ def test_a_sweep_is_what_steering_each_sample_alone_gives(
         "batch_size": batch_size,
         "answers": True,
     }
-    found = sweep(vlm, vectors(), six, asked(6), **options)
+    swept = sweep(vlm, vectors(), six, prompts(6), **options)
     monkeypatch.setattr(sweep_module, "_fast_layers", lambda *_: set())
-    pd.testing.assert_frame_equal(found, sweep(vlm, vectors(), six, asked(6), **options))
-    assert found[["layer", "strength"]].to_numpy().tolist() == [
+    pd.testing.assert_frame_equal(swept, sweep(vlm, vectors(), six, prompts(6), **options))
+    assert swept[["layer", "strength"]].to_numpy().tolist() == [
         [layer, s] for layer in (0, 2, 3) for s in (0.0, -4.0)
     ]
-    base = found["answers"][0]
-    for row in found.itertuples():
+    base = swept["answers"][0]
+    for row in swept.itertuples():
         with vectors().steer(vlm, row.layer, row.strength, positions):
             logits = [
                 vlm.forward(vlm.batch_of([sample], [text])).logits[0, -1]
-                for sample, text in zip(six, asked(6), strict=True)
+                for sample, text in zip(six, prompts(6), strict=True)
             ]
         expected = [
-            vlm.tokenizer.decode(one.argmax(), skip_special_tokens=True).strip() for one in logits
+            vlm.tokenizer.decode(logit_row.argmax(), skip_special_tokens=True).strip()
+            for logit_row in logits
         ]
         assert row.answers == expected and row.n == 6
         assert row.changed == pytest.approx(
             np.mean([a != b for a, b in zip(expected, base, strict=True)])
         )
-    assert found["changed"].max() > 0 and (found.loc[found["strength"] == 0, "changed"] == 0).all()
+    assert swept["changed"].max() > 0 and (swept.loc[swept["strength"] == 0, "changed"] == 0).all()
 
 
 def test_only_the_blocks_above_are_computed_and_the_tower_once(vlm, six):
@@ -275,17 +271,17 @@ def test_only_the_blocks_above_are_computed_and_the_tower_once(vlm, six):
 
 
 def test_scores_get_all_answers_in_order_and_several_vectors_are_named(vlm, six):
-    seen = []
+    recorded = []
 
     def score(answers):
-        seen.append(answers)
+        recorded.append(answers)
         return {"length": float(np.mean(list(map(len, answers))))}
 
     several = {"a": vectors(layers=(1, 2)), "b": vectors(layers=(2,), size=9.0)}
-    found = sweep(vlm, several, six, asked(6), score=score, answers=True)
-    assert found[["vector", "layer"]].to_numpy().tolist() == [["a", 1], ["a", 2], ["b", 2]]
-    assert seen == found["answers"].tolist()
-    assert list(found.columns) == [
+    swept = sweep(vlm, several, six, prompts(6), score=score, answers=True)
+    assert swept[["vector", "layer"]].to_numpy().tolist() == [["a", 1], ["a", 2], ["b", 2]]
+    assert recorded == swept["answers"].tolist()
+    assert list(swept.columns) == [
         "vector",
         "layer",
         "strength",
@@ -294,11 +290,11 @@ def test_scores_get_all_answers_in_order_and_several_vectors_are_named(vlm, six)
         "length",
         "answers",
     ]
-    assert found["length"].tolist() == [np.mean(list(map(len, told))) for told in seen]
+    assert swept["length"].tolist() == [np.mean(list(map(len, answers))) for answers in recorded]
 
 
 def test_whole_answers_are_those_of_plain_generation_while_steered(vlm, six):
-    found = sweep(
+    swept = sweep(
         vlm,
         vectors(layers=(2,)),
         six,
@@ -309,7 +305,7 @@ def test_whole_answers_are_those_of_plain_generation_while_steered(vlm, six):
         answers=True,
     )
     images = [sample.image for sample in six]
-    for row in found.itertuples():
+    for row in swept.itertuples():
         with vectors().steer(vlm, 2, row.strength) if row.strength else nullcontext():
             assert row.answers == vlm.generate(images, [PROMPTS[0]] * 6, 3)
     late = sweep(
@@ -325,16 +321,16 @@ def test_whole_answers_are_those_of_plain_generation_while_steered(vlm, six):
 
 
 def test_layers_without_a_vector_are_left_out_unless_asked_for(vlm, six):
-    given_ = SteeringVectors({0: torch.zeros(32), 2: noise(32)}, {"model": "tiny-llava"})
-    assert sweep(vlm, given_, six, asked(6))["layer"].tolist() == [2]
+    steering = SteeringVectors({0: torch.zeros(32), 2: noise(32)}, {"model": "tiny-llava"})
+    assert sweep(vlm, steering, six, prompts(6))["layer"].tolist() == [2]
     with pytest.raises(ActivationsError, match="vector of layer 0 is zero"):
-        sweep(vlm, given_, six, asked(6), layers=[0, 2])
+        sweep(vlm, steering, six, prompts(6), layers=[0, 2])
 
 
 def test_sweeps_that_make_no_sense_are_refused(vlm, six):
     wrong = [
         ({"samples": []}, SelectionError),
-        ({"prompts": asked(5)}, LengthError),
+        ({"prompts": prompts(5)}, LengthError),
         ({"layers": [4]}, LayerError),
         ({"layers": [-1]}, LayerError),
         ({"layers": []}, SelectionError),
@@ -350,10 +346,13 @@ def test_sweeps_that_make_no_sense_are_refused(vlm, six):
     for change, error in wrong:
         with pytest.raises(error):
             sweep(
-                **({"vlm": vlm, "vectors": vectors(), "samples": six, "prompts": asked(6)} | change)
+                **(
+                    {"vlm": vlm, "vectors": vectors(), "samples": six, "prompts": prompts(6)}
+                    | change
+                )
             )
     with pytest.raises(SelectionError, match="no vector for layer 2"):
-        sweep(vlm, vectors(layers=(1, 3)), six, asked(6), layers=[2])
+        sweep(vlm, vectors(layers=(1, 3)), six, prompts(6), layers=[2])
 
 
 # Choices
@@ -371,13 +370,13 @@ def table(**columns):
 
 
 def test_the_best_row_within_the_limit_is_chosen():
-    given_ = table(elsewhere=[0.0, 0.05, 0.05, 0.4])
-    assert choose(given_, "hit") == (2, 4.0)
-    assert choose(given_, "hit", ("elsewhere", 0.05)) == (3, 0.5)  # as good at a smaller strength
-    assert choose(given_, "hit", ("elsewhere", 0.01)) == (1, 2.0)
+    rows = table(elsewhere=[0.0, 0.05, 0.05, 0.4])
+    assert choose(rows, "hit") == (2, 4.0)
+    assert choose(rows, "hit", ("elsewhere", 0.05)) == (3, 0.5)  # as good at a smaller strength
+    assert choose(rows, "hit", ("elsewhere", 0.01)) == (1, 2.0)
     tied = pd.DataFrame({"layer": [5, 4], "strength": [1.0, -1.0], "hit": [1.0, 1.0]})
     assert choose(tied, "hit") == (5, 1.0)
-    assert choose(given_.assign(hit=[np.nan, 0.1, 0.0, np.nan]), "hit") == (2, 1.0)
+    assert choose(rows.assign(hit=[np.nan, 0.1, 0.0, np.nan]), "hit") == (2, 1.0)
 
 
 def test_nothing_is_chosen_where_nothing_fits():

@@ -32,7 +32,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.support.steering import PICTURES, TEXTS, by_hand, noise, one
+from tests.support.steering import PICTURES, TEXTS, by_hand, noise, one_vector
 from tests.support.tiny import PROMPTS, lively, tiny_llava
 from tests.support.tokenizers import ids_of, pieces_tokenizer
 from xlvlms_tutorial.activations.capture import capture
@@ -82,7 +82,7 @@ def test_the_last_layer_is_read_where_it_is_steered(vlm, samples):
     torch.testing.assert_close(vectors[2], middle, rtol=1e-4, atol=1e-5)
     effects = []
     for vector in (vectors[L], behind):
-        with one(vector, L).steer(vlm, L):
+        with one_vector(vector, L).steer(vlm, L):
             effects.append((vlm.forward(batch).logits[:, -1] - before).norm())
     assert effects[0] > 3 * effects[1]
     with vectors.steer(vlm, L):
@@ -110,15 +110,15 @@ def test_digits_are_told_apart():
 
 
 def test_hooks_of_others_stay(vlm, samples):
-    seen = []
-    hook = vlm.blocks[1].register_forward_hook(lambda *_: seen.append(1))
-    head = anatomy.unembedding(vlm.model).register_forward_hook(lambda *_: seen.append(2))
+    calls = []
+    hook = vlm.blocks[1].register_forward_hook(lambda *_: calls.append(1))
+    head = anatomy.unembedding(vlm.model).register_forward_hook(lambda *_: calls.append(2))
     batch = vlm.batch(PICTURES, TEXTS)
-    with one(noise(32), 2).steer(vlm, 2), logit_bias(vlm, {"yes": 1.0}):
+    with one_vector(noise(32), 2).steer(vlm, 2), logit_bias(vlm, {"yes": 1.0}):
         vlm.forward(batch)
-    assert seen == [1, 2]
+    assert calls == [1, 2]
     vlm.forward(batch)
-    assert seen == [1, 2, 1, 2]
+    assert calls == [1, 2, 1, 2]
     hook.remove()
     head.remove()
 
@@ -141,10 +141,10 @@ def test_vectors_need_no_model():
 
 
 def test_pairs_of_concepts_are_not_stored():
-    found = fine(by_hand(80, d=6), 3, 20)
-    kept = [value for value in vars(found).values() if hasattr(value, "numel")]
-    assert sum(value.numel() for value in kept) == 20 * 6
-    assert len(found.pairs) == 20 * 19
+    result = fine(by_hand(80, d=6), 3, 20)
+    tensors = [value for value in vars(result).values() if hasattr(value, "numel")]
+    assert sum(value.numel() for value in tensors) == 20 * 6
+    assert len(result.pairs) == 20 * 19
 
 
 def test_files_run_no_code(tmp_path):
@@ -163,19 +163,19 @@ def test_files_run_no_code(tmp_path):
 
 def test_concepts_are_the_same_each_time():
     states = by_hand(80, d=6)
-    first, again, other = (fine(states, 3, 8, seed).concepts for seed in (0, 0, 5))
+    first, again, third = (fine(states, 3, 8, seed).concepts for seed in (0, 0, 5))
     assert torch.equal(first, again)
-    assert not np.allclose(first, other)
+    assert not np.allclose(first, third)
 
 
 def test_layer_one_is_not_ten_to_nineteen():
     deep = lively(tiny_llava(layers=12))
     batch, vector = deep.batch(PICTURES, TEXTS), noise(32)
     before = [read(deep, batch, layer)[layer, "block"] for layer in (1, 10)]
-    with one(vector, 1).steer(deep, 1):
+    with one_vector(vector, 1).steer(deep, 1):
         first = read(deep, batch, 1)[1, "block"]
     torch.testing.assert_close(first, before[0] + vector, rtol=1e-4, atol=1e-4)
-    with one(vector, 10).steer(deep, 10):
+    with one_vector(vector, 10).steer(deep, 10):
         torch.testing.assert_close(read(deep, batch, 1)[1, "block"], before[0])
         torch.testing.assert_close(
             read(deep, batch, 10)[10, "block"], before[1] + vector, rtol=1e-4, atol=1e-4

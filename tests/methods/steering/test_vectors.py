@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from tokenizers import models
 
 from tests.contract.reference import traces
-from tests.support.steering import HOW, PICTURES, TEXTS, by_hand, noise, one
+from tests.support.steering import PICTURES, PROVENANCE, TEXTS, by_hand, noise, one_vector
 from tests.support.tiny import lively, tiny_llava
 from tests.support.tokenizers import bytes_tokenizer, pieces_tokenizer
 from xlvlms_tutorial.activations.activations import States
@@ -45,7 +45,7 @@ from xlvlms_tutorial.methods.steering.logit_bias import first_pieces
 from xlvlms_tutorial.models import anatomy
 
 L = 3
-HOW |= {"selection": {"positions": [-1]}}
+PROVENANCE |= {"selection": {"positions": [-1]}}
 
 
 @pytest.fixture(scope="module")
@@ -82,15 +82,16 @@ def stepped(vlm, batch, n=3):
 
 def test_a_coarse_vector_is_the_difference_of_means_in_float64():
     a, b = by_hand(7, offset=100.0), by_hand(5, seed=1, offset=103.0)
-    found = coarse(a, b)
+    vectors = coarse(a, b)
     for layer in (1, 3):
-        expected = [
-            sum(float(row[k]) for row in b[layer]) / 5 - sum(float(row[k]) for row in a[layer]) / 7
-            for k in range(a[layer].shape[1])
-        ]
-        np.testing.assert_allclose(found[layer].numpy(), expected, rtol=1e-6)
-        assert found.norms[layer] == pytest.approx(np.linalg.norm(expected), rel=1e-5)
-    assert found.layers == [1, 3] and len(found) == 2 and found[1].dtype == torch.float32
+        expected = []
+        for k in range(a[layer].shape[1]):
+            mean_a = sum(float(row[k]) for row in a[layer]) / 7
+            mean_b = sum(float(row[k]) for row in b[layer]) / 5
+            expected.append(mean_b - mean_a)
+        np.testing.assert_allclose(vectors[layer].numpy(), expected, rtol=1e-6)
+        assert vectors.norms[layer] == pytest.approx(np.linalg.norm(expected), rel=1e-5)
+    assert vectors.layers == [1, 3] and len(vectors) == 2 and vectors[1].dtype == torch.float32
 
 
 def test_many_rows_are_summed_in_blocks(monkeypatch):
@@ -104,15 +105,15 @@ def test_many_rows_are_summed_in_blocks(monkeypatch):
 @given(n=st.integers(1, 9), m=st.integers(1, 9), seed=st.integers(0, 99))
 def test_the_way_back_is_the_negative(n, m, seed):
     a, b = by_hand(n, d=4, seed=2 * seed), by_hand(m, d=4, seed=2 * seed + 1)
-    there, back = coarse(a, b), coarse(b, a)
-    assert all(torch.equal(there[layer], -back[layer]) for layer in there.layers)
+    vectors, back = coarse(a, b), coarse(b, a)
+    assert all(torch.equal(vectors[layer], -back[layer]) for layer in vectors.layers)
 
 
 def test_shuffled_vectors_are_those_of_a_permutation_and_zero_on_average():
     a, b = by_hand(6, d=3), by_hand(4, d=3, seed=1, offset=5.0)
-    drawn = torch.stack([shuffled(a, b, seed)[3] for seed in range(400)])
-    truth, spread = coarse(a, b)[3], drawn.std(dim=0) / 400**0.5
-    assert (drawn.mean(dim=0).abs() < 4 * spread).all() and (truth.abs() > 20 * spread).all()
+    draws = torch.stack([shuffled(a, b, seed)[3] for seed in range(400)])
+    truth, spread = coarse(a, b)[3], draws.std(dim=0) / 400**0.5
+    assert (draws.mean(dim=0).abs() < 4 * spread).all() and (truth.abs() > 20 * spread).all()
     rows, order = (
         torch.cat([a[3], b[3]]).double(),
         torch.randperm(10, generator=torch.Generator().manual_seed(7)),
@@ -124,39 +125,42 @@ def test_shuffled_vectors_are_those_of_a_permutation_and_zero_on_average():
 
 def test_random_vectors_are_as_long_and_reproducible():
     vectors = coarse(by_hand(6), by_hand(4, seed=1))
-    found = random_like(vectors, 3)
-    np.testing.assert_allclose(found.norms, vectors.norms, rtol=1e-5)
-    assert torch.equal(found[3], random_like(vectors, 3)[3])
-    assert not torch.equal(found[3], random_like(vectors, 4)[3])
+    result = random_like(vectors, 3)
+    np.testing.assert_allclose(result.norms, vectors.norms, rtol=1e-5)
+    assert torch.equal(result[3], random_like(vectors, 3)[3])
+    assert not torch.equal(result[3], random_like(vectors, 4)[3])
     cosines = [
         torch.cosine_similarity(random_like(vectors, seed)[3], vectors[3], dim=0)
         for seed in range(200)
     ]
     assert abs(float(torch.stack(cosines).mean())) < 4 / (32 * 200) ** 0.5
-    assert "random" in found.provenance["how"] and found.provenance["model"] == "tiny-llava"
+    assert "random" in result.provenance["how"] and result.provenance["model"] == "tiny-llava"
 
 
 def test_a_vector_knows_how_it_was_made(vlm, samples):
     states = capture(vlm, samples(6), "all", positions=-1, prompt="What colour ?")
     first = states.table["sample"] < 4
-    found = coarse(states.select(first), states.select(~first))
-    told = found.provenance
-    assert (told["model"], told["how"], told["layers"]) == (
+    vectors = coarse(states.select(first), states.select(~first))
+    provenance = vectors.provenance
+    assert (provenance["model"], provenance["how"], provenance["layers"]) == (
         "tiny-llava",
         "mean difference",
         [0, 1, 2, 3],
     )
-    assert (told["source"]["n"], told["target"]["n"]) == (4, 2)
-    assert told["source"]["ids_sha256"] != told["target"]["ids_sha256"]
-    assert told["source"]["selection"] == {"positions": [-1]}
-    assert told["source"]["prompts_sha256"] == states.provenance["prompts_sha256"]
-    assert json.loads(json.dumps(told)) == told and torch.__version__ == told["versions"]["torch"]
-    assert not found[0].any() and found[3].any()  # the same token enters all
-    assert "4 source" in repr(found)
+    assert (provenance["source"]["n"], provenance["target"]["n"]) == (4, 2)
+    assert provenance["source"]["ids_sha256"] != provenance["target"]["ids_sha256"]
+    assert provenance["source"]["selection"] == {"positions": [-1]}
+    assert provenance["source"]["prompts_sha256"] == states.provenance["prompts_sha256"]
+    assert (
+        json.loads(json.dumps(provenance)) == provenance
+        and torch.__version__ == provenance["versions"]["torch"]
+    )
+    assert not vectors[0].any() and vectors[3].any()  # the same token enters all
+    assert "4 source" in repr(vectors)
 
 
 @pytest.mark.parametrize(
-    ("source", "target", "said"),
+    ("source", "target", "message"),
     [
         (by_hand(3), by_hand(3, seed=1, layers=(1, 2)), "layers and places differ"),
         (by_hand(3, place="mlp"), by_hand(3, seed=1), "layers and places differ"),
@@ -172,8 +176,8 @@ def test_a_vector_knows_how_it_was_made(vlm, samples):
     ],
 )
 @pytest.mark.parametrize("make", [coarse, shuffled])
-def test_sets_that_do_not_belong_together_are_refused(make, source, target, said):
-    with pytest.raises(ComparisonError, match=said):
+def test_sets_that_do_not_belong_together_are_refused(make, source, target, message):
+    with pytest.raises(ComparisonError, match=message):
         make(source, target)
 
 
@@ -208,9 +212,9 @@ def test_sets_from_which_there_is_no_vector_are_refused():
 
 def test_vectors_come_back_from_their_file(tmp_path):
     vectors = coarse(by_hand(6), by_hand(4, seed=1))
-    found = load_vectors(vectors.save(tmp_path / "new" / "v.safetensors"))
-    assert found.provenance == vectors.provenance and found.layers == vectors.layers
-    assert all(torch.equal(found[layer], vectors[layer]) for layer in vectors.layers)
+    loaded = load_vectors(vectors.save(tmp_path / "new" / "v.safetensors"))
+    assert loaded.provenance == vectors.provenance and loaded.layers == vectors.layers
+    assert all(torch.equal(loaded[layer], vectors[layer]) for layer in vectors.layers)
     assert [file.name for file in (tmp_path / "new").iterdir()] == ["v.safetensors"]
 
 
@@ -224,8 +228,8 @@ def test_other_files_are_refused(tmp_path):
     save_file({"1": torch.ones(3)}, file)
     with pytest.raises(LoadError, match="no file of format"):
         load_vectors(file)
-    told = {"format": "xlvlms steering vectors 1", "provenance": "{}"}
-    for tensors, more in (
+    metadata = {"format": "xlvlms steering vectors 1", "provenance": "{}"}
+    for tensors, extra in (
         ({"one": torch.ones(3)}, {}),
         ({"1": torch.ones(3)}, {"provenance": "[1"}),
         ({"1": torch.tensor([torch.nan])}, {}),
@@ -240,11 +244,11 @@ def test_other_files_are_refused(tmp_path):
         ({"1": torch.ones(3)}, {"provenance": "null"}),
         ({"1": torch.ones(3)}, {"provenance": "[" * 100_000}),
     ):
-        save_file(tensors, file, told | more)
+        save_file(tensors, file, metadata | extra)
         with pytest.raises(LoadError, match="damaged"):
             load_vectors(file)
     with pytest.raises(OutputError, match="cannot be written"):
-        one(torch.ones(3), 1).save(file / "inside")
+        one_vector(torch.ones(3), 1).save(file / "inside")
 
 
 def test_only_layers_that_there_are():
@@ -276,14 +280,14 @@ def test_at_the_last_layer_the_first_token_is_that_of_the_closed_form(vlm, batch
         / (shifted.square().mean(dim=-1, keepdim=True) + norm.variance_epsilon).sqrt()
         * norm.weight
     )
-    with one(vector, L).steer(vlm, L, 2.5, positions):
-        found = vlm.forward(batch).logits[:, -1]
-    torch.testing.assert_close(found, rms @ head.weight.T, rtol=1e-4, atol=1e-4)
-    assert not torch.allclose(found, vlm.forward(batch).logits[:, -1])
+    with one_vector(vector, L).steer(vlm, L, 2.5, positions):
+        logits = vlm.forward(batch).logits[:, -1]
+    torch.testing.assert_close(logits, rms @ head.weight.T, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(logits, vlm.forward(batch).logits[:, -1])
 
 
 def test_at_the_last_layer_positions_that_predict_are_enough_for_a_whole_answer(vlm, batch):
-    vectors = one(2 * noise(32), L)
+    vectors = one_vector(2 * noise(32), L)
     with vectors.steer(vlm, L):
         ids, steps = stepped(vlm, batch)
     with vectors.steer(vlm, L, positions="last"):
@@ -293,24 +297,24 @@ def test_at_the_last_layer_positions_that_predict_are_enough_for_a_whole_answer(
 
 def test_generated_positions_leave_the_first_token_as_it_is(vlm, batch):
     _, plain = stepped(vlm, batch)
-    with one(5 * noise(32), 2).steer(vlm, 2, positions="generated"):
+    with one_vector(5 * noise(32), 2).steer(vlm, 2, positions="generated"):
         _, steered = stepped(vlm, batch)
     assert torch.equal(plain[:, 0], steered[:, 0])
     assert not torch.allclose(plain[:, 1], steered[:, 1])
 
 
 def test_strength_zero_changes_nothing(vlm, batch):
-    with one(noise(32), 2).steer(vlm, 2, 0):
+    with one_vector(noise(32), 2).steer(vlm, 2, 0):
         steered = vlm.forward(batch).logits
     torch.testing.assert_close(steered, vlm.forward(batch).logits)
 
 
 def test_steering_by_what_does_not_fit_is_refused(vlm):
-    good = one(noise(32), 2)
+    good = one_vector(noise(32), 2)
     wrong = [
-        (one(noise(32), 2, "another"), 2, 1.0, ComparisonError, "another and tiny-llava"),
+        (one_vector(noise(32), 2, "another"), 2, 1.0, ComparisonError, "another and tiny-llava"),
         (
-            one(noise(16), 2),
+            one_vector(noise(16), 2),
             2,
             1.0,
             ComparisonError,
@@ -319,11 +323,11 @@ def test_steering_by_what_does_not_fit_is_refused(vlm):
         (good, 1, 1.0, LayerError, "layer 1"),
         (good, 2, float("nan"), SelectionError, "finite"),
         (good, 2, float("inf"), SelectionError, "finite"),
-        (one(torch.zeros(32), 2), 2, 1.0, ActivationsError, "vector of layer 2 is zero"),
-        (one(noise(32), 9), 9, 1.0, LayerError, "0 to 3"),
+        (one_vector(torch.zeros(32), 2), 2, 1.0, ActivationsError, "vector of layer 2 is zero"),
+        (one_vector(noise(32), 9), 9, 1.0, LayerError, "0 to 3"),
     ]
-    for vectors, layer, strength, error, said in wrong:
-        with pytest.raises(error, match=said), vectors.steer(vlm, layer, strength):
+    for vectors, layer, strength, error, message in wrong:
+        with pytest.raises(error, match=message), vectors.steer(vlm, layer, strength):
             raise AssertionError
     with (
         pytest.raises(InterventionError, match="unknown positions"),
@@ -337,16 +341,16 @@ def test_steering_by_what_does_not_fit_is_refused(vlm):
 
 def test_vectors_lie_between_all_pairs_of_concepts():
     states = by_hand(40, d=5)
-    found = fine(states, 3, 4, seed=2)
+    result = fine(states, 3, 4, seed=2)
     centres = KMeans(4, seed=2).fit(states[3]).components_
-    assert len(found) == 4 and found.layer == 3
-    table = found.pairs
+    assert len(result) == 4 and result.layer == 3
+    table = result.pairs
     assert {tuple(pair) for pair in table[["source", "target"]].to_numpy()} == {
         (i, j) for i in range(4) for j in range(4) if i != j
     }
     for row in table.itertuples():
         expected = centres[row.target] - centres[row.source]
-        between = found.between(row.source, row.target)
+        between = result.between(row.source, row.target)
         np.testing.assert_allclose(between[3], expected, rtol=1e-5, atol=1e-6)
         assert row.norm == pytest.approx(np.linalg.norm(expected), rel=1e-4)
         sizes = np.linalg.norm(centres[row.source]) * np.linalg.norm(centres[row.target])
@@ -354,14 +358,14 @@ def test_vectors_lie_between_all_pairs_of_concepts():
             centres[row.source] @ centres[row.target] / sizes, abs=1e-5
         )
     assert table["norm"].is_monotonic_increasing
-    assert found.between(1, 2).provenance["how"] == "concept 1 to concept 2 of 4"
-    assert found.between(1, 2).provenance["source"]["n"] == 40
+    assert result.between(1, 2).provenance["how"] == "concept 1 to concept 2 of 4"
+    assert result.between(1, 2).provenance["source"]["n"] == 40
 
 
 def test_any_dictionary_gives_concepts_and_stays_as_it_was():
     states, plain = by_hand(40, d=5), PCA(3)
-    found = fine(states, 1, plain)
-    assert not hasattr(plain, "components_") and isinstance(found.dictionary, PCA)
+    result = fine(states, 1, plain)
+    assert not hasattr(plain, "components_") and isinstance(result.dictionary, PCA)
     fitted = PCA(2).fit(states[3])
     assert fine(states, 1, fitted).dictionary is fitted
     with pytest.raises(ComparisonError, match="widths of dictionary and states differ: 5 and 7"):
@@ -370,14 +374,14 @@ def test_any_dictionary_gives_concepts_and_stays_as_it_was():
 
 def test_concepts_that_there_are_not_are_refused():
     states = by_hand(20, d=5)
-    found = fine(states, 1, 3)
+    result = fine(states, 1, 3)
     for pair in ((0, 3), (-1, 0), (True, 0)):
         with pytest.raises(SelectionError, match="give one of 0 to 2"):
-            found.between(*pair)
+            result.between(*pair)
     with pytest.raises(SelectionError, match="two different concepts"):
-        found.between(1, 1)
+        result.between(1, 1)
     with pytest.raises(SelectionError, match="give one of 0 to 2"):
-        found.gate(3)
+        result.gate(3)
     for wrong in (1, 0, True):
         with pytest.raises(SelectionError, match="2 or more"):
             fine(states, 1, wrong)
@@ -390,56 +394,56 @@ def test_concepts_that_there_are_not_are_refused():
 @pytest.mark.parametrize("dictionary", [4, PCA(3)])
 def test_a_gate_lets_in_the_samples_that_show_the_concept(dictionary):
     states = by_hand(60, d=5)
-    found = fine(states, 3, dictionary)
+    result = fine(states, 3, dictionary)
     prompts = torch.cat([noise(60, 2, 5, seed=3), states[3][:, None]], dim=1)
-    codes = np.abs(found.dictionary.transform(states[3]))
-    gates = torch.stack([found.gate(i)(prompts) for i in range(len(found))])
+    codes = np.abs(result.dictionary.transform(states[3]))
+    gates = torch.stack([result.gate(i)(prompts) for i in range(len(result))])
     assert (gates.sum(dim=0) == 1).all()
     assert gates.int().argmax(dim=0).tolist() == codes.argmax(axis=1).tolist()
     if isinstance(dictionary, int):
-        nearest = torch.cdist(states[3], found.concepts).argmin(dim=1)
+        nearest = torch.cdist(states[3], result.concepts).argmin(dim=1)
         assert gates.int().argmax(dim=0).tolist() == nearest.tolist()
-    assert found.gate(0)(prompts.bfloat16()).shape == (60,)
+    assert result.gate(0)(prompts.bfloat16()).shape == (60,)
 
 
 def test_a_gated_vector_steers_only_where_its_concept_is(vlm, samples):
     few = samples(8)
     states = capture(vlm, few, 2, positions=-1, prompt=TEXTS[1])
-    found = fine(states, 2, 2)
+    result = fine(states, 2, 2)
     batch = vlm.batch([sample.image for sample in few], [TEXTS[1]] * 8)
     before = read(vlm, batch, 2)[2, "block"]
-    with found.between(0, 1).steer(vlm, 2, 3.0, gate=found.gate(0)):
+    with result.between(0, 1).steer(vlm, 2, 3.0, gate=result.gate(0)):
         moved = (read(vlm, batch, 2)[2, "block"] - before).abs().amax(dim=(1, 2)) > 1e-4
-    assert moved.tolist() == (found.dictionary.labels_ == 0).tolist() and 0 < int(moved.sum()) < 8
+    assert moved.tolist() == (result.dictionary.labels_ == 0).tolist() and 0 < int(moved.sum()) < 8
 
 
 # Steering by the concept of each token
 
 
-def looped(states, centres, shifts, strength, least):
+def looped(states, centres, shifts, strength, min_cosine):
     """The same token by token, in float64."""
-    found = states.double().clone()
-    for row in found.reshape(-1, states.shape[-1]):
+    steered = states.double().clone()
+    for row in steered.reshape(-1, states.shape[-1]):
         cosines = [float(row @ c / (row.norm() * c.norm())) for c in centres.double()]
         best = max(range(len(cosines)), key=cosines.__getitem__)
-        if least is None or cosines[best] >= least:
+        if min_cosine is None or cosines[best] >= min_cosine:
             row.add_(strength * shifts[best].double())
-    return found
+    return steered
 
 
-@pytest.mark.parametrize("least", [None, 0.2, -1.0, 0.99])
-def test_every_token_is_steered_by_its_own_concept(vlm, batch, least):
+@pytest.mark.parametrize("min_cosine", [None, 0.2, -1.0, 0.99])
+def test_every_token_is_steered_by_its_own_concept(vlm, batch, min_cosine):
     before = read(vlm, batch, 2)[2, "block"]
     centres = torch.cat([before[0, [1, 5]] * 3, noise(2, 32)])
     shifts = noise(4, 32, seed=1)
     shifts[1] = 0
-    with by_concept(vlm, centres, shifts, 2, 2.0, least=least):
-        found = read(vlm, batch, 2)[2, "block"]
-        assert [told.split("(")[0] for told in vlm.active] == ["by_concept", "edit"]
+    with by_concept(vlm, centres, shifts, 2, 2.0, least=min_cosine):
+        result = read(vlm, batch, 2)[2, "block"]
+        assert [text.split("(")[0] for text in vlm.active] == ["by_concept", "edit"]
     torch.testing.assert_close(
-        found, looped(before, centres, shifts, 2.0, least).float(), rtol=1e-4, atol=1e-4
+        result, looped(before, centres, shifts, 2.0, min_cosine).float(), rtol=1e-4, atol=1e-4
     )
-    moved = (found - before).abs().amax(dim=-1) > 1e-4
+    moved = (result - before).abs().amax(dim=-1) > 1e-4
     assert not moved[0, 5] and moved.any()
 
 
@@ -447,9 +451,11 @@ def test_tokens_are_steered_in_decode_steps_as_in_a_prompt(vlm, batch):
     centres, shifts = noise(3, 32), 2 * noise(3, 32, seed=1)
     with by_concept(vlm, centres, shifts, 1, positions="last"):
         ids, steps = stepped(vlm, batch)
-        told = vlm.batch(PICTURES, TEXTS, vlm.tokenizer.batch_decode(ids))
-        assert torch.equal(told["input_ids"][:, -3:], ids)
-        torch.testing.assert_close(vlm.forward(told).logits[:, -4:-1], steps, rtol=1e-4, atol=1e-4)
+        answered = vlm.batch(PICTURES, TEXTS, vlm.tokenizer.batch_decode(ids))
+        assert torch.equal(answered["input_ids"][:, -3:], ids)
+        torch.testing.assert_close(
+            vlm.forward(answered).logits[:, -4:-1], steps, rtol=1e-4, atol=1e-4
+        )
 
 
 def test_half_precision_stays_half(vlm, batch):
@@ -474,8 +480,8 @@ def test_concepts_of_tokens_that_do_not_fit_are_refused(vlm):
         ((centres, shifts, 1), {"strength": float("inf")}, SelectionError),
         ((centres, shifts, 4), {}, LayerError),
     ]
-    for given_, options, error in wrong:
-        with pytest.raises(error), by_concept(vlm, *given_, **options):
+    for arguments, options, error in wrong:
+        with pytest.raises(error), by_concept(vlm, *arguments, **options):
             raise AssertionError
 
 
@@ -507,24 +513,26 @@ def test_a_vector_of_biases_holds_in_every_step_and_is_undone_by_errors(vlm, bat
 
 def whole_words(tokens):
     """Like GPT-2's tokenizer, where these are tokens as they stand."""
-    made = bytes_tokenizer(tokens)
+    tokenizer = bytes_tokenizer(tokens)
     vocabulary = {token: k for k, token in enumerate(["<pad>", "<unk>", *tokens])}
-    made.backend_tokenizer.model = models.BPE(vocabulary, [], unk_token="<unk>", ignore_merges=True)
-    return made
+    tokenizer.backend_tokenizer.model = models.BPE(
+        vocabulary, [], unk_token="<unk>", ignore_merges=True
+    )
+    return tokenizer
 
 
 def test_words_are_known_by_all_their_first_pieces(vlm):
     tokens = ["Ġyes", "yes", "Yes", "ĠYes", "no", "Ġ"]
-    other = tiny_llava()
-    other.tokenizer = whole_words(tokens)
-    ids = other.tokenizer.convert_tokens_to_ids
-    assert set(first_pieces(other, "yes")) == {ids(token) for token in tokens[:4]}
-    assert set(first_pieces(other, " yes ")) == set(first_pieces(other, "yes"))
-    other.tokenizer = pieces_tokenizer()
-    space = other.tokenizer.convert_tokens_to_ids("▁")
-    assert space in other.tokenizer(" 1", add_special_tokens=False).input_ids
-    assert space not in first_pieces(other, "1")
-    assert not set(first_pieces(other, "1")) & set(first_pieces(other, "3"))
+    second_vlm = tiny_llava()
+    second_vlm.tokenizer = whole_words(tokens)
+    ids = second_vlm.tokenizer.convert_tokens_to_ids
+    assert set(first_pieces(second_vlm, "yes")) == {ids(token) for token in tokens[:4]}
+    assert set(first_pieces(second_vlm, " yes ")) == set(first_pieces(second_vlm, "yes"))
+    second_vlm.tokenizer = pieces_tokenizer()
+    space = second_vlm.tokenizer.convert_tokens_to_ids("▁")
+    assert space in second_vlm.tokenizer(" 1", add_special_tokens=False).input_ids
+    assert space not in first_pieces(second_vlm, "1")
+    assert not set(first_pieces(second_vlm, "1")) & set(first_pieces(second_vlm, "3"))
 
 
 def test_words_without_a_token_or_alike_are_refused(vlm):
