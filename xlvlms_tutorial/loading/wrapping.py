@@ -18,12 +18,12 @@ from xlvlms_tutorial.errors import (
     SelfCheckError,
     XlvlmsError,
 )
+from xlvlms_tutorial.loading.place_checks import HANGS_ON
+from xlvlms_tutorial.loading.self_check import REQUIRED, self_check
 from xlvlms_tutorial.models import anatomy, support
 from xlvlms_tutorial.models.architectures import ARCHITECTURES
 from xlvlms_tutorial.models.failures import FAILURES, reason
-from xlvlms_tutorial.models.place_checks import HANGS_ON
 from xlvlms_tutorial.models.processors import aligned, require_own
-from xlvlms_tutorial.models.self_check import REQUIRED, self_check
 from xlvlms_tutorial.models.spans import Batch
 from xlvlms_tutorial.models.vlm import VLM
 
@@ -71,10 +71,8 @@ def require_architecture(name: str, config: PreTrainedConfig, allow_untested: bo
 def _encoding(config: PreTrainedConfig) -> bool:
     # BLIP-2 around T5 has its pictures in an encoder of the language
     # model, and Florence-2 in its own
-    return any(
-        getattr(part, "is_encoder_decoder", False)
-        for part in (config, config.get_text_config(decoder=True))
-    )
+    parts = (config, config.get_text_config(decoder=True))
+    return any(getattr(part, "is_encoder_decoder", False) for part in parts)
 
 
 def require_finite(name: str, model: nn.Module) -> None:
@@ -125,7 +123,8 @@ def check(vlm: VLM) -> None:
             index=False, name=None
         )
     )
-    if fatal := [(name, detail) for name, detail in failed.items() if name in REQUIRED]:
+    fatal = [(name, detail) for name, detail in failed.items() if name in REQUIRED]
+    if fatal:
         raise SelfCheckError(kind, fatal)
     for name, detail in failed.items():
         for place in HANGS_ON[name]:
@@ -176,9 +175,10 @@ def wrapped(
         )
     model = support.base_of(model)
     require_architecture(name, model.config, allow_untested)
-    mapped = any(
-        type(model.config) in auto._model_mapping
-        for auto in (AutoModelForImageTextToText, AutoModelForMultimodalLM)
+    kind = type(model.config)
+    mapped = (
+        kind in AutoModelForImageTextToText._model_mapping
+        or kind in AutoModelForMultimodalLM._model_mapping
     )
     if not mapped and not getattr(model.config, "auto_map", None):  # remote code names its own
         message = (
@@ -214,9 +214,6 @@ def wrapped(
     else:
         check(vlm)
     return vlm
-
-
-VLM._taken_in = staticmethod(wrapped)
 
 
 def _try(vlm: VLM) -> None:

@@ -24,9 +24,9 @@ from transformers import (
 )
 
 from xlvlms_tutorial.errors import LayerError, LoadError, SelectionError, UnknownModelError
+from xlvlms_tutorial.loading.loading import Source, no_network
 from xlvlms_tutorial.models.anatomy import embedded
 from xlvlms_tutorial.models.devices import number_format, place
-from xlvlms_tutorial.models.loading import Source, no_network
 from xlvlms_tutorial.models.processors import require_padding
 from xlvlms_tutorial.samples import as_image
 
