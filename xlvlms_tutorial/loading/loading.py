@@ -37,7 +37,7 @@ from xlvlms_tutorial.loading.adapters import add_adapter
 from xlvlms_tutorial.loading.wrapping import check, require_architecture, require_finite, tested
 from xlvlms_tutorial.models.architectures import ARCHITECTURES
 from xlvlms_tutorial.models.devices import number_format, place, set_attention
-from xlvlms_tutorial.models.failures import FAILURES, require_installed, unreadable
+from xlvlms_tutorial.models.failures import FAILURES, require, require_installed, unreadable
 from xlvlms_tutorial.models.processors import load_processor, require_own
 from xlvlms_tutorial.models.vlm import VLM
 
@@ -148,10 +148,11 @@ def load(
     name = os.path.expanduser(name)
     placed = place(device)
     number = number_format(dtype, placed)
-    if quantise not in (None, *QUANTISED):
-        raise LoadError(
-            f"quantise={quantise!r}", f"allowed: None, {', '.join(map(repr, QUANTISED))}"
-        )
+    require(
+        quantise is None or quantise in QUANTISED,
+        f"quantise={quantise!r}",
+        f"allowed: None, {', '.join(map(repr, QUANTISED))}",
+    )
     reliable = name in EMBEDDED
     with no_network(offline):
         if reliable:
@@ -427,10 +428,11 @@ def _options(
     options = {"dtype": number, "device_map": placed if placed == "balanced" else {"": placed}}
     if quantise is None:
         return options
-    if getattr(config, "quantization_config", None) is not None:
-        raise LoadError(
-            f"quantise={quantise!r} of weights that are quantised already", "leave quantise out"
-        )
+    require(
+        getattr(config, "quantization_config", None) is None,
+        f"quantise={quantise!r} of weights that are quantised already",
+        "leave quantise out",
+    )
     require_installed(
         "bitsandbytes", is_bitsandbytes_available(), f"quantise={quantise!r}", "load again"
     )
@@ -451,8 +453,8 @@ def _embedded(
     revision: str | None,
     quantise: str | None,
 ) -> VLM:
-    if quantise is not None or placed == "balanced":
-        raise LoadError(f"{name} is small already", "load it without quantise, on one device")
+    plain = quantise is None and placed != "balanced"
+    require(plain, f"{name} is small already", "load it without quantise, on one device")
     from xlvlms_tutorial.pocket.build import build  # the wheels behind it are asked for only here
 
     model, processor = build(name, revision, number)

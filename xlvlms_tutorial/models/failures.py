@@ -21,6 +21,20 @@ FAILURES = (
 )
 
 
+def require(condition: bool, problem: str, advice: str) -> None:
+    """Refuse to load something unless a ``condition`` holds.
+
+    ``problem`` says what is wrong otherwise, ``advice`` what to do.
+
+    Raises
+    ------
+    LoadError
+        With both.
+    """
+    if not condition:
+        raise LoadError(problem, advice)
+
+
 def require_installed(package: str, available: bool, purpose: str, then: str) -> None:
     """Refuse a ``purpose`` that needs a package which is not ``available``.
 
@@ -31,11 +45,8 @@ def require_installed(package: str, available: bool, purpose: str, then: str) ->
     LoadError
         With the package.
     """
-    if not available:
-        raise LoadError(
-            f"{purpose} needs {package}, which is not installed",
-            f"pip install {package} and {then}",
-        )
+    message = f"{purpose} needs {package}, which is not installed"
+    require(available, message, f"pip install {package} and {then}")
 
 
 def unreadable(name: str, cause: Exception) -> LoadError:
