@@ -22,8 +22,8 @@ from transformers import (
 
 from benchmarks.harness import CPU, Report
 from xlvlms_tutorial.data import PROMPTS, Sample, load_samples
+from xlvlms_tutorial.loading import load
 from xlvlms_tutorial.models import anatomy
-from xlvlms_tutorial.models.loading import load
 from xlvlms_tutorial.models.spans import Batch
 from xlvlms_tutorial.models.vlm import VLM
 from xlvlms_tutorial.models.watching import record_calls

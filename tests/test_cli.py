@@ -36,7 +36,7 @@ def fake_model(monkeypatch, fake_vlm, samples):
     """Puts a model that says yes, and samples of its own, in the place of the real ones."""
     loaded = []
     monkeypatch.setattr(
-        "xlvlms_tutorial.models.loading.load",
+        "xlvlms_tutorial.loading.load",
         lambda name: loaded.append(name) or fake_vlm(lambda image, text: "yes"),
     )
     monkeypatch.setattr("xlvlms_tutorial.data.load_samples", lambda dataset, n, seed: samples(n))

@@ -2,10 +2,12 @@
 import is imported when it is asked for.
 """
 
+import ast
 import pickle
 import subprocess
 import sys
 from importlib import import_module
+from inspect import getsource
 
 import pytest
 
@@ -32,7 +34,9 @@ def test_what_a_package_offers_is_there_and_listed_once(door):
 def test_a_lazy_name_is_that_of_a_module_only_where_it_is_that_module(door):
     package = import_module(door)
     modules = {path.stem for path in (ROOT / door.replace(".", "/")).iterdir()}
-    for name in modules.intersection(package.__all__):
+    block = next(node for node in ast.parse(getsource(package)).body if isinstance(node, ast.If))
+    lazy = {alias.name for statement in block.body for alias in statement.names}
+    for name in modules & lazy:
         assert getattr(package, name) is import_module(f"{door}.{name}")
     with pytest.raises(AttributeError, match=f"module '{door}' has no attribute 'nothing'"):
         package.nothing  # noqa: B018
@@ -62,4 +66,12 @@ def test_samples_and_intervals_need_no_torch():
         "from xlvlms_tutorial import load_samples; from xlvlms_tutorial.metrics import bootstrap"
     )
     code = f"{imports}; import sys; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+def test_models_need_no_loading_and_offer_what_it_holds():
+    code = (
+        "from xlvlms_tutorial import models; import sys; assert 'xlvlms_tutorial.loading' not in "
+        "sys.modules; from xlvlms_tutorial import loading; assert models.load is loading.load"
+    )
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0

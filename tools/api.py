@@ -24,6 +24,7 @@ FOLDER = ROOT / "book" / "reference" / "api"
 # Each subject's door and title, in the order of the pages
 SUBJECTS = {
     "data": "Data",
+    "loading": "Loading models",
     "models": "Models",
     "activations": "Activations",
     "interventions": "Interventions",

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         skip,
         skip_mlp_tokens,
     )
+    from xlvlms_tutorial.loading import load
     from xlvlms_tutorial.methods import logit_lens
     from xlvlms_tutorial.methods.alignment import alignment_profile, cones, linear_probe
     from xlvlms_tutorial.methods.concepts import PCA, KMeans, SemiNMF, TopKSAE, heat, words
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from xlvlms_tutorial.methods.skipping import Plan, effects
     from xlvlms_tutorial.methods.steering import SteeringVectors, coarse
     from xlvlms_tutorial.metrics import Estimate, bootstrap, proportion
-    from xlvlms_tutorial.models import VLM, load
+    from xlvlms_tutorial.models import VLM
     from xlvlms_tutorial.view import dial, plots, tradeoff, widgets
 
 __version__ = "0.1.0"

@@ -164,7 +164,7 @@ def evaluate(
     """Caption attributes, answers by type and presence questions, as values with 95 % intervals."""
     from xlvlms_tutorial.data import load_samples
     from xlvlms_tutorial.evaluation import evaluate as run
-    from xlvlms_tutorial.models.loading import load
+    from xlvlms_tutorial.loading import load
 
     samples = load_samples(dataset, n=n, seed=seed)
     embedded = {"clips": "pocket-llava-video", "sounds": "pocket-llava-audio"}

@@ -42,7 +42,7 @@ class Generator(Protocol):
         max_new_tokens: int = 32,
         batch_size: int = 16,
         progress: bool = False,
-        **shown: Sequence[object],
+        **contents: Sequence[object],
     ) -> list[str]:
         """Generate one text for each pair of a picture, clip or sound and a text.
 
@@ -58,7 +58,7 @@ class Generator(Protocol):
             Pairs that go through the model together.
         progress : bool, default False
             Whether to show a progress bar.
-        **shown
+        **contents
             ``videos`` or ``audio`` in the place of pictures.
 
         Returns

@@ -3,7 +3,7 @@
 import transformers as hf
 
 from tests.zoo import MODELS, build
-from xlvlms_tutorial.models import loading
+from xlvlms_tutorial.loading import loading
 from xlvlms_tutorial.models.architectures import ARCHITECTURES, architectures
 
 

@@ -14,8 +14,8 @@ from transformers import AutoModelForImageTextToText
 from tests.support.tiny import tiny_llava
 from xlvlms_tutorial.errors import LoadError, SelectionError
 from xlvlms_tutorial.interventions.skipping import skip
+from xlvlms_tutorial.loading.adapters import add_adapter
 from xlvlms_tutorial.models import finetune
-from xlvlms_tutorial.models.adapters import add_adapter
 from xlvlms_tutorial.models.finetune import fine_tune, loss_of, save_adapter
 from xlvlms_tutorial.samples import Question, Sample
 

@@ -17,9 +17,9 @@ from tests.support.tiny_pocket import tiny_processor
 from tests.zoo import MODELS, SUPPRESS, build
 from tests.zoo.processors import APART, PROCESSORS, save, save_processor, tokenizer
 from xlvlms_tutorial.errors import LoadError, ModalityError
+from xlvlms_tutorial.loading.self_check import self_check
 from xlvlms_tutorial.models import anatomy, processors
 from xlvlms_tutorial.models.processors import NoVideoProcessor, load_processor, padding_first, reads
-from xlvlms_tutorial.models.self_check import self_check
 from xlvlms_tutorial.models.vlm import VLM
 
 GLM = ("glm4v", "glm4v_moe", "glm46v", "glm_ocr")

@@ -15,8 +15,8 @@ from PIL import Image
 from tests.support.tiny import tiny_llava, tiny_tokenizer
 from tests.zoo.processors import PROCESSORS, RECIPES, save
 from xlvlms_tutorial.errors import ImageError, InputsError, LoadError, PromptError, SelectionError
+from xlvlms_tutorial.loading import load
 from xlvlms_tutorial.models import anatomy, prompts
-from xlvlms_tutorial.models.loading import load
 from xlvlms_tutorial.models.processors import reads, require_embedded, require_padding
 from xlvlms_tutorial.samples import Sample
 

@@ -25,8 +25,8 @@ from xlvlms_tutorial.errors import (
     SelectionError,
     SpanError,
 )
+from xlvlms_tutorial.loading import load
 from xlvlms_tutorial.models import anatomy
-from xlvlms_tutorial.models.loading import load
 from xlvlms_tutorial.models.spans import SPANS, Batch, label
 from xlvlms_tutorial.models.vlm import VLM
 

@@ -7,8 +7,8 @@ import pytest
 
 from xlvlms_tutorial import load
 from xlvlms_tutorial.data import PROMPTS, load_samples, media
+from xlvlms_tutorial.loading import EMBEDDED
 from xlvlms_tutorial.metrics.captions import names
-from xlvlms_tutorial.models.loading import EMBEDDED
 from xlvlms_tutorial.pocket import build
 from xlvlms_tutorial.pocket.encoders import ENCODERS
 from xlvlms_tutorial.pocket.variants import VARIANTS

@@ -75,7 +75,7 @@ def test_the_first_sentence(text, first):
 
 
 def test_a_name_that_is_handed_on_leads_to_its_own_module():
-    assert home("xlvlms_tutorial", "load") == ("xlvlms_tutorial.models.loading", "load")
+    assert home("xlvlms_tutorial", "load") == ("xlvlms_tutorial.loading.loading", "load")
     assert home("xlvlms_tutorial", "plots") == ("xlvlms_tutorial.view.plots", "")
     assert home("xlvlms_tutorial.data", "load_samples") == ("xlvlms_tutorial.data", "load_samples")
 

@@ -16,8 +16,8 @@ import torch
 from tests.support.tiny import tiny_llava
 from xlvlms_tutorial.data import load_samples, write_coco
 from xlvlms_tutorial.errors import LoadError, RevisionError, SelectionError
-from xlvlms_tutorial.models import adapters as door
-from xlvlms_tutorial.models.loading import load
+from xlvlms_tutorial.loading import adapters as door
+from xlvlms_tutorial.loading import load
 from xlvlms_tutorial.pocket.build import adapter_folder, training_record
 from xlvlms_tutorial.pocket.encoders import WEIGHTS
 from xlvlms_tutorial.text import style_rate

@@ -5,7 +5,7 @@ import torch
 from PIL import Image
 
 from xlvlms_tutorial.errors import EstimateError
-from xlvlms_tutorial.models.scorers import Scorer
+from xlvlms_tutorial.loading.scorers import Scorer
 from xlvlms_tutorial.samples import Sample
 from xlvlms_tutorial.training.scorer_metrics import WORDS, preferences
 

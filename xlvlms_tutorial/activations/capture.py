@@ -32,7 +32,7 @@ from xlvlms_tutorial.errors import (
     TokenOfInterestError,
 )
 from xlvlms_tutorial.io import digest
-from xlvlms_tutorial.models.batching import answers_of, prompts_of
+from xlvlms_tutorial.models.batching import answers_of, prompts_of, require_samples
 from xlvlms_tutorial.models.prompts import require_texts
 from xlvlms_tutorial.models.spans import Batch
 from xlvlms_tutorial.models.vlm import VLM
@@ -245,8 +245,7 @@ class _Job:
         max_new_tokens: int | None,
         batch_size: int,
     ) -> None:
-        if not samples:
-            raise SelectionError("no samples", "give at least one")
+        require_samples(samples)
         if answers is not None and max_new_tokens is not None:
             raise SelectionError(
                 "answers and max_new_tokens given", "give answers, or let the model generate them"

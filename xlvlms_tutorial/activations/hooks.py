@@ -314,7 +314,8 @@ class _Reader:
         self._stop = stop
         require_hookable(vlm.model)
         for layer, place in keys:
-            require(vlm, "read", place, [layer] if place in anatomy.PLACES and layer else [])
+            in_block = place in anatomy.PLACES and layer
+            require([vlm.blocks[layer - 1]] if in_block else [], vlm.refused, "read", place)
         self._sites = [(key, anatomy.site(vlm.blocks[max(key[0], 1) - 1], key[1])) for key in keys]
         self.collected: dict[Key, list[Tensor]] = {key: [] for key in keys}
         self._pending = set(keys)

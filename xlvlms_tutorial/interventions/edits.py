@@ -293,11 +293,12 @@ def project_out(
     """
     matrix = torch.atleast_2d(_vector(vlm, directions, "directions").cpu().double())
     _, singular, basis = torch.linalg.svd(matrix, full_matrices=False)
-    if len(matrix) > vlm.width or singular[-1] <= 1e-5 * singular[0] or singular[0] == 0:
-        raise InterventionError(
-            "directions that are zero or depend on each other",
-            "give independent directions, none of them zero",
-        )
+    independent = len(matrix) <= vlm.width and bool(singular[-1] > 1e-5 * singular[0])
+    _require(
+        independent,
+        "directions that are zero or depend on each other",
+        "give independent directions, none of them zero",
+    )
 
     def change(states: Tensor) -> Tensor:
         # in half precision much of the direction would stay
@@ -448,7 +449,7 @@ def _folded(vlm: VLM, shift: Tensor, layer: int) -> Iterator[None]:
             "a change of its states was entered before, and would now act after, on the vector too",
         )
     try:
-        require(vlm, "fold", "mlp", [layer])
+        require([block], vlm.refused, "fold", "mlp")
     except AnatomyError as cause:
         raise FoldError(layer, "its MLP has no single last linear map") from cause
     except InterventionError as cause:
@@ -521,12 +522,13 @@ def _entered(contexts: Iterator) -> Iterator[None]:
 
 
 def _vector(vlm: VLM, vector: Tensor, name: str, max_ndim: int = 2) -> Tensor:
-    if not 1 <= vector.ndim <= max_ndim or vector.shape[-1] != vlm.width:
-        raise InterventionError(
-            f"{name} of shape {tuple(vector.shape)}", f"the residual stream has width {vlm.width}"
-        )
-    if not torch.isfinite(vector).all():
-        raise InterventionError(f"{name} with NaN or infinite values", "give finite values")
+    _require(
+        1 <= vector.ndim <= max_ndim and vector.shape[-1] == vlm.width,
+        f"{name} of shape {tuple(vector.shape)}",
+        f"the residual stream has width {vlm.width}",
+    )
+    finite = bool(torch.isfinite(vector).all())
+    _require(finite, f"{name} with NaN or infinite values", "give finite values")
     return vector.detach()
 
 
@@ -538,27 +540,34 @@ def _broadcast(vectors: Tensor, states: Tensor) -> Tensor:
 
 def _maskable(vlm: VLM, modules: dict[str, nn.Module], name: str, mask: Tensor) -> Tensor:
     weight = getattr(modules.get(name), "weight", None)
-    if weight is None or weight.ndim != 2:
-        raise InterventionError(
-            f"{name!r} is no linear map of the model", "give names as in vlm.model.named_modules()"
-        )
-    if weight.is_meta:
-        raise InterventionError(
-            f"{name!r} is offloaded, its weights cannot be masked in place",
-            "load the whole model onto one device",
-        )
-    if not weight.is_floating_point() or type(weight) is not nn.Parameter:
-        raise InterventionError(
-            f"{name!r} is quantised, its weights cannot be masked in place",
-            "load the model without quantise",
-        )
-    if weight.data_ptr() == vlm.model.get_input_embeddings().weight.data_ptr():
-        raise InterventionError(
-            f"{name!r} shares its weights with the embeddings", "mask the decoder's own linear maps"
-        )
-    if mask.dtype != torch.bool or mask.shape != weight.shape:
-        raise InterventionError(
-            f"mask of {name!r} is {mask.dtype} {tuple(mask.shape)}",
-            f"give booleans of shape {tuple(weight.shape)}",
-        )
+    _require(
+        weight is not None and weight.ndim == 2,
+        f"{name!r} is no linear map of the model",
+        "give names as in vlm.model.named_modules()",
+    )
+    _require(
+        not weight.is_meta,
+        f"{name!r} is offloaded, its weights cannot be masked in place",
+        "load the whole model onto one device",
+    )
+    _require(
+        weight.is_floating_point() and type(weight) is nn.Parameter,
+        f"{name!r} is quantised, its weights cannot be masked in place",
+        "load the model without quantise",
+    )
+    _require(
+        weight.data_ptr() != vlm.model.get_input_embeddings().weight.data_ptr(),
+        f"{name!r} shares its weights with the embeddings",
+        "mask the decoder's own linear maps",
+    )
+    _require(
+        mask.dtype == torch.bool and mask.shape == weight.shape,
+        f"mask of {name!r} is {mask.dtype} {tuple(mask.shape)}",
+        f"give booleans of shape {tuple(weight.shape)}",
+    )
     return weight
+
+
+def _require(condition: bool, problem: str, advice: str) -> None:
+    if not condition:
+        raise InterventionError(problem, advice)

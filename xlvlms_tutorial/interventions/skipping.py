@@ -99,7 +99,7 @@ def skip(
     _require_allowed(part=(part, PARTS), scope=(scope, SCOPES), cache=(cache, CACHES))
     selected = checked_layers(vlm, layers)
     clock = Clock(vlm)
-    require(vlm, "skip", part, selected)
+    require([vlm.blocks[layer - 1] for layer in selected], vlm.refused, "skip", part)
     if part != "attention":
         refuse_folded(vlm, selected, "skipping")
     make = {"block": _no_block, "mlp": _no_mlp, "attention": _no_attention}[part]
@@ -167,7 +167,7 @@ def parallel(vlm: VLM, layers: Layers, norm: str = "first", scope: str = "both")
     _require_allowed(norm=(norm, NORMS), scope=(scope, SCOPES))
     selected = checked_layers(vlm, layers)
     clock = Clock(vlm)
-    require(vlm, "parallel", norm, selected)
+    require([vlm.blocks[layer - 1] for layer in selected], vlm.refused, "parallel", norm)
     forwards: dict[nn.Module, Callable] = {}
     with clock.ticking(), ExitStack() as stack:
         for layer in selected:

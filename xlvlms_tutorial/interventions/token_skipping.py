@@ -107,7 +107,7 @@ def skip_mlp_tokens(
     (64, 32)
     """
     selected = checked_layers(vlm, layers)
-    require(vlm, "skip", "mlp", selected)
+    require([vlm.blocks[layer - 1] for layer in selected], vlm.refused, "skip", "mlp")
     refuse_folded(vlm, selected, "skipping")
     draw = _Draw(vlm, span, share, n_tokens, seed)
     with draw.clock.ticking(), bypassing(vlm, selected), ExitStack() as stack:

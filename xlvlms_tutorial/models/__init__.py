@@ -1,19 +1,31 @@
-"""Vision-language models: loaded by name, with their parts, positions and checks.
+"""Vision-language models: their parts, positions, prompts and batches, and fine-tuning.
 
-Adapters, and models that judge captions.
+They are loaded and checked one floor up, in ``loading``, whose names are offered here too.
 """
 
+from typing import TYPE_CHECKING
+
+from xlvlms_tutorial._lazy import lazy_attributes
 from xlvlms_tutorial.models import anatomy
 from xlvlms_tutorial.models.anatomy import PLACES, decoder, final_norm
 from xlvlms_tutorial.models.architectures import ARCHITECTURES, Architecture, architectures
 from xlvlms_tutorial.models.batching import batches
 from xlvlms_tutorial.models.finetune import fine_tune, loss_of, save_adapter
-from xlvlms_tutorial.models.loading import EMBEDDED, load
-from xlvlms_tutorial.models.scorers import Scorer, TextEncoder, load_scorer, load_text_encoder
-from xlvlms_tutorial.models.self_check import CHECKS, self_check
 from xlvlms_tutorial.models.spans import SPANS, Batch, decode, find_words, label, positions
 from xlvlms_tutorial.models.vlm import VLM
 from xlvlms_tutorial.models.watching import on_input, on_output, record_calls
+
+if TYPE_CHECKING:
+    from xlvlms_tutorial.loading import (
+        CHECKS,
+        EMBEDDED,
+        Scorer,
+        TextEncoder,
+        load,
+        load_scorer,
+        load_text_encoder,
+        self_check,
+    )
 
 __all__ = [
     "ARCHITECTURES",
@@ -46,3 +58,5 @@ __all__ = [
     "save_adapter",
     "self_check",
 ]
+
+__getattr__, __dir__ = lazy_attributes(__name__)

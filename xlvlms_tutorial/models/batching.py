@@ -98,8 +98,8 @@ def batches(
     return (batch_of(slice(start, start + batch_size)) for start in bar)
 
 
-def prompts_of(samples: Sequence[Sample], prompts: Prompts) -> list[str]:
-    """Return a prompt for each sample.
+def prompts_of(samples: Sequence[Sample], prompts: Prompts) -> list:
+    """Return a prompt for each sample; :func:`batches` checks that it is a text.
 
     Parameters
     ----------
@@ -125,8 +125,8 @@ def prompts_of(samples: Sequence[Sample], prompts: Prompts) -> list[str]:
     return prompts
 
 
-def answers_of(samples: Samples, answers: Answers) -> list[str] | None:
-    """Return an answer for each sample, or None where there are none.
+def answers_of(samples: Samples, answers: Answers) -> list | None:
+    """Return an answer for each sample, or None; :func:`batches` checks that it is a text.
 
     Parameters
     ----------
@@ -147,6 +147,18 @@ def answers_of(samples: Samples, answers: Answers) -> list[str] | None:
     answers = list(answers)
     require_same_length(samples=samples, answers=answers)
     return answers
+
+
+def require_samples(samples: Sequence[Sample]) -> None:
+    """Refuse an empty list of samples.
+
+    Raises
+    ------
+    SelectionError
+        If there is no sample.
+    """
+    if not samples:
+        raise SelectionError("no samples", "give at least one")
 
 
 def first_captions(samples: Sequence[Sample], advice: str) -> list[str]:

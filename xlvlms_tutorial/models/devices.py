@@ -95,23 +95,23 @@ def number_format(dtype: str | torch.dtype, placed: torch.device | str) -> torch
     return getattr(torch, name)
 
 
-def set_attention(model: PreTrainedModel, how: str) -> None:
+def set_attention(model: PreTrainedModel, implementation: str) -> None:
     """Let a model compute its attention in one of the ways that transformers knows.
 
     Raises
     ------
     LoadError
-        If ``how`` is none of them, needs a package that is not installed, or the model does not
-        have it.
+        If ``implementation`` is none of them, needs a package that is not installed, or the model
+        does not have it.
     """
     allowed = ["eager", *(name for name in ALL_ATTENTION_FUNCTIONS.valid_keys() if "|" not in name)]
-    if how not in allowed:  # a hub id would be code to run
-        raise LoadError(f"attn_implementation={how!r}", f"allowed: {', '.join(allowed)}")
+    if implementation not in allowed:  # a hub id would be code to run
+        raise LoadError(f"attn_implementation={implementation!r}", f"allowed: {', '.join(allowed)}")
     try:
-        model.set_attn_implementation(how)
+        model.set_attn_implementation(implementation)
     except FAILURES as cause:
         raise LoadError(
-            f"attn_implementation={how!r} cannot be had here ({reason(cause)})",
+            f"attn_implementation={implementation!r} cannot be had here ({reason(cause)})",
             "give 'sdpa' or 'eager'",
         ) from cause
 
@@ -183,13 +183,13 @@ def flags_of_linux(cpuinfo: str) -> set[str]:
     return set()
 
 
-def flags_of_macos(told: str) -> set[str]:
+def flags_of_macos(output: str) -> set[str]:
     """Return the flags in the output of ``sysctl``.
 
     It has lists of names on Intel, a switch for each on Apple's own CPUs.
     """
     flags: set[str] = set()
-    for line in told.splitlines():
+    for line in output.splitlines():
         name, _, value = line.partition(":")
         switch = name.rpartition(".")[2].strip().lower()
         if switch in ("features", "leaf7_features"):

@@ -3,6 +3,8 @@
 Hu et al., 2021, arXiv 2106.09685; the steps on the way are kept.
 """
 
+import importlib
+import logging
 import re
 from collections.abc import Callable, Iterable, Sequence
 from copy import copy
@@ -18,8 +20,8 @@ from transformers.utils import is_peft_available
 from xlvlms_tutorial.errors import LoadError, SelectionError
 from xlvlms_tutorial.io import save_tensors
 from xlvlms_tutorial.models import anatomy
-from xlvlms_tutorial.models.adapters import import_peft
-from xlvlms_tutorial.models.batching import first_captions, with_eos
+from xlvlms_tutorial.models.batching import first_captions, require_samples, with_eos
+from xlvlms_tutorial.models.failures import require_installed
 from xlvlms_tutorial.models.loop import optimise, warmup_cosine
 from xlvlms_tutorial.models.vlm import VLM
 from xlvlms_tutorial.samples import PROMPTS, Sample
@@ -246,11 +248,24 @@ def save_adapter(vlm: VLM, folder: str | Path) -> Path:
     return folder
 
 
+def import_peft() -> None:
+    """Import peft without the warning of bitsandbytes.
+
+    Where bitsandbytes is installed peft imports it, and it warns of a kernel for 4-bit weights.
+    """
+    logger = logging.getLogger("bitsandbytes.backends.cpu.ops")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        importlib.import_module("peft")
+    finally:
+        logger.setLevel(level)
+
+
 def _answers(
     samples: list[Sample], answers: Sequence[str] | Callable[[Sample], str] | None
 ) -> list[str]:
-    if not samples:
-        raise SelectionError("no samples", "give at least one")
+    require_samples(samples)
     if answers is None:
         return first_captions(samples, "give the answers to train on")
     texts = [answers(sample) for sample in samples] if callable(answers) else list(answers)
@@ -265,10 +280,7 @@ def _answers(
 
 
 def _add(vlm: VLM, rank: int, targets: Sequence[str], seed: int) -> dict[str, nn.Parameter]:
-    if not is_peft_available():
-        raise LoadError(
-            "fine-tuning needs peft, which is not installed", "pip install peft and try again"
-        )
+    require_installed("peft", is_peft_available(), "fine-tuning", "try again")
     if getattr(vlm.model, "peft_config", None):
         raise LoadError(f"{vlm.name!r} has an adapter already", "load the model again without one")
     import_peft()

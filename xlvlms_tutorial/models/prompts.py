@@ -49,8 +49,8 @@ def _reserved(processor: object) -> set[str]:
 def counted(
     texts: Sequence[str] | object,
     answers: Sequence[str] | object | None = None,
-    least: int = 1,
-    **shown: Sequence[object] | object | None,
+    minimum: int = 1,
+    **contents: Sequence[object] | object | None,
 ) -> dict[str, Sequence[object]]:
     """Return what is shown by its kind, if there is one of it for each text.
 
@@ -60,9 +60,9 @@ def counted(
         The questions or instructions.
     answers : sequence of str, optional
         One for each text; none by default.
-    least : int
+    minimum : int
         The smallest number of texts, 1 by default.
-    **shown : sequence or None
+    **contents : sequence or None
         Pictures, videos or sounds by their kind, None for a kind that is not given.
 
     Returns
@@ -75,16 +75,20 @@ def counted(
     PromptError
         If one of the lists is none, or they are not equally many.
     """
-    lists = {"text": texts, "answer": answers, **shown}
-    for name, many in lists.items():
-        if many is not None and (isinstance(many, (str, bytes)) or not hasattr(many, "__len__")):
+    lists = {"text": texts, "answer": answers, **contents}
+    for name, values in lists.items():
+        if values is not None and (
+            isinstance(values, (str, bytes)) or not hasattr(values, "__len__")
+        ):
             raise PromptError(
-                f"{type(many).__name__} as {name}", "give a list, with one for each sample"
+                f"{type(values).__name__} as {name}", "give a list, with one for each sample"
             )
-    media = {name: many for name, many in shown.items() if many is not None}
-    sizes = {len(many) for many in (*media.values(), answers) if many is not None}
-    if sizes - {len(texts)} or len(texts) < least:
-        counts = ", ".join(f"{len(many)} {name}s" for name, many in media.items()) or "no pictures"
+    media = {name: values for name, values in contents.items() if values is not None}
+    sizes = {len(values) for values in (*media.values(), answers) if values is not None}
+    if sizes - {len(texts)} or len(texts) < minimum:
+        counts = (
+            ", ".join(f"{len(values)} {name}s" for name, values in media.items()) or "no pictures"
+        )
         n_answers = 0 if answers is None else len(answers)
         raise PromptError(f"{len(texts)} texts, {n_answers} answers, {counts}")
     return media
@@ -200,16 +204,16 @@ def prompt_of(
     return chat + space + (answer or "")
 
 
-def placeholders_of(known: dict[str, int], shown: tuple[str, ...]) -> dict[str, int]:
+def placeholders_of(placeholders: dict[str, int], kinds: tuple[str, ...]) -> dict[str, int]:
     """Return a model's placeholders under the name of what is shown.
 
     A model that takes clips or sounds in the place of a picture has a picture's placeholder only:
-    it gets the name of what is ``shown``, and the other marks are left out. ``known`` are the
-    model's own.
+    it gets the name of what is shown (``kinds``), and the other marks are left out.
+    ``placeholders`` are the model's own.
     """
-    if len(shown) == 1 and "image" in known and shown[0] not in known:
-        return {shown[0]: known["image"]}
-    return known
+    if len(kinds) == 1 and "image" in placeholders and kinds[0] not in placeholders:
+        return {kinds[0]: placeholders["image"]}
+    return placeholders
 
 
 def chat_of(processor: object, model: str, parts: Sequence[Mapping[str, str]]) -> str:
@@ -243,7 +247,7 @@ def chat_of(processor: object, model: str, parts: Sequence[Mapping[str, str]]) -
 def inputs_of(
     processor: object,
     prompts: Sequence[str],
-    given: Mapping[str, Sequence[object]],
+    contents: Mapping[str, Sequence[object]],
     names: Sequence[object],
 ) -> BatchFeature:
     """Return model inputs for prompts and what is given with them, padded.
@@ -254,7 +258,7 @@ def inputs_of(
         The model's processor.
     prompts : sequence of str
         Chat-formatted prompts.
-    given : Mapping of str to sequence
+    contents : Mapping of str to sequence
         Pictures, videos or sounds, one for each prompt, by the processor's names for them.
     names : sequence
         What errors call the samples.
@@ -270,35 +274,35 @@ def inputs_of(
         # transformers' own apply_chat_template: the tokenizer would add a second one
         options["add_special_tokens"] = False
     try:
-        return _called(processor, list(prompts), given, options)
+        return _called(processor, list(prompts), contents, options)
     except XlvlmsError:
         raise
     except (OSError, LookupError, *FAILURES) as cause:
-        raise _unfit(processor, prompts, given, names, options, cause) from cause
+        raise _unfit(processor, prompts, contents, names, options, cause) from cause
 
 
 def _called(
     processor: object,
     prompts: list[str],
-    given: Mapping[str, Sequence[object]],
+    contents: Mapping[str, Sequence[object]],
     options: Mapping[str, object],
 ) -> object:
     """Return what a processor makes of prompts and what is shown with them."""
     if any(kind.__name__ in _FLAT for kind in type(processor).__mro__):
-        flat = dict(given)
+        flat = dict(contents)
         if "images" in flat:
             flat["images"] = [picture for (picture,) in flat["images"]]
         # Idefics takes a list of texts without pictures for the pieces of one
         return processor(
             text=prompts if flat else [[prompt] for prompt in prompts], **flat, **options
         )
-    return processor(text=prompts, **given, **options)
+    return processor(text=prompts, **contents, **options)
 
 
 def _unfit(
     processor: object,
     prompts: Sequence[str],
-    given: Mapping[str, Sequence[object]],
+    contents: Mapping[str, Sequence[object]],
     names: Sequence[object],
     options: Mapping[str, object],
     cause: Exception,
@@ -310,16 +314,16 @@ def _unfit(
             _called(
                 processor,
                 [prompt],
-                {name: [values[row]] for name, values in given.items()},
+                {name: [values[row]] for name, values in contents.items()},
                 options,
             )
         except (OSError, LookupError, *FAILURES) as own_cause:
             cause = own_cause
             break
-    if given and marks(processor) and not any(mark in prompts[row] for mark in marks(processor)):
+    if contents and marks(processor) and not any(mark in prompts[row] for mark in marks(processor)):
         return _placeless(processor, _named(prompts[row], names, row))
-    if "images" in given:
-        width, height = given["images"][row][0].size
+    if "images" in contents:
+        width, height = contents["images"][row][0].size
         problem = (
             f"of {width} x {height} pixels is not taken by the model's processor ({reason(cause)})"
         )

@@ -41,11 +41,10 @@ def greedy(model: nn.Module) -> Iterator[None]:
     Tokens that the model suppresses are never taken. transformers would search as the
     ``generation_config.json`` of the model's folder says, also with ``do_sample=False``.
     """
-    configs = [
-        (part, part.generation_config)
-        for part in model.modules()
-        if getattr(part, "generation_config", None) is not None
-    ]
+    configs = []
+    for part in model.modules():
+        if getattr(part, "generation_config", None) is not None:
+            configs.append((part, part.generation_config))
     for part, config in configs:
         tokens = {name: getattr(config, name, None) for name in _OF_TOKENS}
         part.generation_config = GenerationConfig(**tokens)
@@ -117,17 +116,16 @@ def shareable(vlm: "VLM") -> bool:
         return all(name.partition("(")[0] in _ALIKE for name in vlm.active)
     # a user's hooks may count calls or positions; transformers' own, by
     # which it collects outputs, do not
-    hooks = (
-        hook
-        for module in vlm.model.modules()
-        for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
-    )
-    return all(getattr(hook, "__module__", "").startswith("transformers.") for hook in hooks)
+    for module in vlm.model.modules():
+        for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values()):
+            if not getattr(hook, "__module__", "").startswith("transformers."):
+                return False
+    return True
 
 
 def answers_to(
     vlm: "VLM",
-    shown: Mapping[str, Sequence[object] | None],
+    contents: Mapping[str, Sequence[object] | None],
     texts: Sequence[str],
     max_new_tokens: int,
     batch_size: int,
@@ -139,7 +137,7 @@ def answers_to(
     ----------
     vlm : VLM
         The model.
-    shown : Mapping of str to sequence or None
+    contents : Mapping of str to sequence or None
         What the texts are about, by the names images, videos and audio.
     texts : sequence of str
         The questions or instructions.
@@ -148,15 +146,15 @@ def answers_to(
     batch_size : int
         Texts that run through the model together.
     progress : bool
-        Whether a progress bar is shown.
+        Whether a progress bar is contents.
     """
-    images = shown["images"]
+    images = contents["images"]
     pictures = images if images is not None and shareable(vlm) else [None] * len(texts)
     parts = list(by_picture(pictures, batch_size))
     answers: dict[int, str] = {}
     for rows in tqdm(parts, desc="generate", unit="batch", leave=False) if progress else parts:
         media = {}
-        for kind, many in shown.items():
+        for kind, many in contents.items():
             media[kind] = None if many is None else [many[row] for row in rows]
         batch = vlm.batch(**media, texts=[texts[row] for row in rows], names=rows)
         ids = generate_shared(vlm, batch, [pictures[row] for row in rows], max_new_tokens)
@@ -249,9 +247,9 @@ def _common(batch: Batch) -> int:
     """
     prompts = [_without_padding(batch, row).tolist() for row in range(len(batch["input_ids"]))]
     shortest = min(map(len, prompts)) - 1
-    common = next(
-        (k for k in range(shortest) if len({prompt[k] for prompt in prompts}) > 1), shortest
-    )
+    common = 0
+    while common < shortest and len({prompt[common] for prompt in prompts}) == 1:
+        common += 1
     kinds = batch.spans[0][batch["attention_mask"][0] == 1].tolist()
     pictures = [k for k, kind in enumerate(kinds) if kind == SPANS.index("image")]
     return common if pictures and common > pictures[-1] else 0

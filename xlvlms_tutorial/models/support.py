@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from inspect import signature
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -25,10 +24,6 @@ from xlvlms_tutorial.errors import (
     XlvlmsError,
 )
 from xlvlms_tutorial.models import anatomy
-
-if TYPE_CHECKING:
-    from xlvlms_tutorial.models.vlm import VLM
-
 
 # a second norm without a first one comes after the attention
 _BOTH_NORMS = (anatomy.first_norm, anatomy.second_norm)
@@ -78,24 +73,24 @@ _AFTER = r"post_(feedforward|mlp|ffn)\w*norm"
 _TYPE_IDS = ("mm_token_type_ids", "token_type_ids", "moe_mm_token_type_ids")
 
 
-def check_known(what: str, place: str) -> None:
+def check_known(action: str, place: str) -> None:
     """Refuse a question about something that no model has.
 
     Raises
     ------
     SelectionError
-        If ``what``, or the ``place`` for it, is unknown.
+        If ``action``, or the ``place`` for it, is unknown.
     """
-    if (what, place) not in _NEEDS:
+    if (action, place) not in _NEEDS:
         kinds = list(dict.fromkeys(kind for kind, _ in _NEEDS))
-        places = [name for kind, name in _NEEDS if kind == what]
+        places = [name for kind, name in _NEEDS if kind == action]
         raise SelectionError(
-            f"unknown support {what!r}, {place!r}", f"allowed: {', '.join(places or kinds)}"
+            f"unknown support {action!r}, {place!r}", f"allowed: {', '.join(places or kinds)}"
         )
 
 
 def allowed(
-    blocks: Iterable[nn.Module], refused: Mapping[tuple[str, str], str], what: str, place: str
+    blocks: Iterable[nn.Module], refused: Mapping[tuple[str, str], str], action: str, place: str
 ) -> bool:
     """Tell whether all blocks allow something at a place, and no self-check has refused it.
 
@@ -105,7 +100,7 @@ def allowed(
         The decoder blocks that are asked about.
     refused : Mapping
         What the self-checks found wrong, as ``vlm.refused``.
-    what : str
+    action : str
         "read", "skip", "parallel" or "fold".
     place : str
         Where: for "read" one of ``anatomy.PLACES``; for "skip" "block", "mlp" or "attention"; for
@@ -114,28 +109,30 @@ def allowed(
     Raises
     ------
     SelectionError
-        If ``what``, or the place for it, is unknown.
+        If ``action``, or the place for it, is unknown.
     """
-    check_known(what, place)
-    return (what, place) not in refused and all(
-        refusal(block, what, place) is None for block in blocks
+    check_known(action, place)
+    return (action, place) not in refused and all(
+        refusal(block, action, place) is None for block in blocks
     )
 
 
-def require(vlm: "VLM", what: str, place: str, layers: Iterable[int]) -> None:
-    """Refuse what ``vlm.supports`` says is not possible in these layers.
+def require(
+    blocks: Iterable[nn.Module], refused: Mapping[tuple[str, str], str], action: str, place: str
+) -> None:
+    """Refuse what ``vlm.supports`` says is not possible in these blocks.
 
     Parameters
     ----------
-    vlm : VLM
-        The model.
-    what : str
+    blocks : iterable of nn.Module
+        The decoder blocks that are asked about.
+    refused : Mapping
+        What the self-checks found wrong, as ``vlm.refused``.
+    action : str
         "read", "skip", "parallel" or "fold".
     place : str
         Where: for "read" one of ``anatomy.PLACES``; for "skip" "block", "mlp" or "attention"; for
         "parallel" "first" or "second"; for "fold" "mlp".
-    layers : iterable of int
-        The layers (from 1) whose blocks are asked about.
 
     Raises
     ------
@@ -144,41 +141,43 @@ def require(vlm: "VLM", what: str, place: str, layers: Iterable[int]) -> None:
     InterventionError
         If a part is not all that does its work, or the self-checks found that it does not work.
     """
-    for layer in layers:
-        if (error := refusal(vlm.blocks[layer - 1], what, place)) is not None:
+    for block in blocks:
+        error = refusal(block, action, place)
+        if error is not None:
             raise error
-    if (reason := vlm.refused.get((what, place))) is not None:
+    reason = refused.get((action, place))
+    if reason is not None:
         raise InterventionError(
-            f"{what} {place}, which fails this model's self-check ({reason})",
+            f"{action} {place}, which fails this model's self-check ({reason})",
             "choose another place; see vlm.checks",
         )
 
 
-def refusal(block: nn.Module, what: str, place: str) -> XlvlmsError | None:
+def refusal(block: nn.Module, action: str, place: str) -> XlvlmsError | None:
     """Return the error that says why something cannot be done at a place of a block, or None.
 
     Parameters
     ----------
     block : nn.Module
         A decoder block.
-    what : str
+    action : str
         "read", "skip", "parallel" or "fold".
     place : str
         Where: for "read" one of ``anatomy.PLACES``; for "skip" "block", "mlp" or "attention"; for
         "parallel" "first" or "second"; for "fold" "mlp".
     """
     try:
-        for part in _NEEDS[what, place]:
+        for part in _NEEDS[action, place]:
             part(block)
     except AnatomyError as error:
         return error
     # OPT says it there
-    if (what, place) in _BEFORE and not getattr(block, "do_layer_norm_before", True):
+    if (action, place) in _BEFORE and not getattr(block, "do_layer_norm_before", True):
         return InterventionError(
-            f"{what} {place}: the norms of {type(block).__name__} come after its parts",
+            f"{action} {place}: the norms of {type(block).__name__} come after its parts",
             "choose another place",
         )
-    if what == "fold" and (
+    if action == "fold" and (
         norms := [name for name, _ in block.named_children() if re.fullmatch(_AFTER, name)]
     ):
         return InterventionError(
@@ -186,9 +185,9 @@ def refusal(block: nn.Module, what: str, place: str) -> XlvlmsError | None:
             f"({norms[0]} comes after it)"
         )
     for part, places in _WHOLE.items():
-        if (what, place) in places and (names := beside(block, part)):
+        if (action, place) in places and (names := beside(block, part)):
             message = (
-                f"{what} {place}: {type(block).__name__} has {' and '.join(names)} beside its "
+                f"{action} {place}: {type(block).__name__} has {' and '.join(names)} beside its "
                 f"{part}, which would go on working"
             )
             return InterventionError(message, "choose the whole block, or another part")

@@ -5,10 +5,10 @@ Prompts, batches, spans, forward, generation, unembedding.
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
-from typing import ClassVar
+from importlib import import_module
 
 import pandas as pd
 import torch
@@ -116,10 +116,6 @@ class VLM:
         # how many interventions replace the work of each block
         self.bypassed: Counter[int] = Counter()
 
-    # What a loaded model goes through: set by the module ``wrapping``, whose checks
-    # are made of models of this class
-    _taken_in: ClassVar[Callable[..., "VLM"]]
-
     @classmethod
     def from_model(
         cls,
@@ -173,7 +169,9 @@ class VLM:
         >>> wrapped.name, wrapped.n_layers
         ('my-llava, step 500', 30)
         """
-        return VLM._taken_in(model, processor, name, revision, allow_untested)
+        # when it is called: its checks are made of interventions, and these of this class
+        wrapping = import_module("xlvlms_tutorial.loading.wrapping")
+        return wrapping.wrapped(model, processor, name, revision, allow_untested)
 
     @property
     def device(self) -> torch.device:
@@ -645,7 +643,7 @@ class VLM:
         >>> len(answers), isinstance(answers[0], str)
         (1, True)
         """
-        prompts.counted(texts, least=0, image=images, video=videos, audio=audio)
+        prompts.counted(texts, minimum=0, image=images, video=videos, audio=audio)
         # before a long run rather than in it
         prompts.require_texts(self.processor, texts, None, range(len(texts)))
         require_counts(max_new_tokens=max_new_tokens, batch_size=batch_size)

@@ -11,10 +11,10 @@ from torch.utils.hooks import RemovableHandle
 
 from xlvlms_tutorial.models import anatomy
 
-Seen = Callable[[Tensor], None]
+Callback = Callable[[Tensor], None]
 
 
-def on_input(module: nn.Module, seen: Seen) -> RemovableHandle:
+def on_input(module: nn.Module, callback: Callback) -> RemovableHandle:
     """Call a function with the states that enter a module, each time it runs.
 
     Use it to read activations in front of a module that ``capture`` has no place for.
@@ -23,7 +23,7 @@ def on_input(module: nn.Module, seen: Seen) -> RemovableHandle:
     ----------
     module : nn.Module
         A block, or a part of one: its states are its first argument, or ``hidden_states``.
-    seen : callable
+    callback : callable
         Called with the states, which it leaves as they are; it returns nothing.
 
     Returns
@@ -42,11 +42,11 @@ def on_input(module: nn.Module, seen: Seen) -> RemovableHandle:
     [6.0]
     """
     return module.register_forward_pre_hook(
-        lambda _, args, kwargs: seen(anatomy.states_in(args, kwargs)), with_kwargs=True
+        lambda _, args, kwargs: callback(anatomy.states_in(args, kwargs)), with_kwargs=True
     )
 
 
-def on_output(module: nn.Module, seen: Seen, prepend: bool = False) -> RemovableHandle:
+def on_output(module: nn.Module, callback: Callback, prepend: bool = False) -> RemovableHandle:
     """Call a function with the states that leave a module, each time it runs.
 
     Use it to read activations behind a module that ``capture`` has no place for.
@@ -55,7 +55,7 @@ def on_output(module: nn.Module, seen: Seen, prepend: bool = False) -> Removable
     ----------
     module : nn.Module
         A block, or a part of one.
-    seen : callable
+    callback : callable
         Called with the states, which it leaves as they are; it returns nothing.
     prepend : bool
         Whether it is called before all hooks that are registered already, with what none of them
@@ -77,7 +77,7 @@ def on_output(module: nn.Module, seen: Seen, prepend: bool = False) -> Removable
     [(3, 1)]
     """
     return module.register_forward_hook(
-        lambda _, args, output: seen(anatomy.states_of(output)), prepend=prepend
+        lambda _, args, output: callback(anatomy.states_of(output)), prepend=prepend
     )
 
 

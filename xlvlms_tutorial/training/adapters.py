@@ -18,10 +18,10 @@ from xlvlms_tutorial.checkpoint import FILE
 from xlvlms_tutorial.data import DATASETS, PROMPTS, Sample, load_samples
 from xlvlms_tutorial.errors import AnnotationError, SelectionError
 from xlvlms_tutorial.io import read_json, write_json
+from xlvlms_tutorial.loading import load
+from xlvlms_tutorial.loading.adapters import BASE, SHIPPED
 from xlvlms_tutorial.metrics.intervals import difference
-from xlvlms_tutorial.models.adapters import BASE, SHIPPED
 from xlvlms_tutorial.models.finetune import fine_tune
-from xlvlms_tutorial.models.loading import load
 from xlvlms_tutorial.pocket.build import adapter_folder
 from xlvlms_tutorial.pocket.encoders import WEIGHTS
 from xlvlms_tutorial.text import STYLE_WORDS, style_rate, style_share, whole_words

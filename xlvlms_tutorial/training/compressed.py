@@ -9,11 +9,11 @@ from xlvlms_tutorial.data import load_samples
 from xlvlms_tutorial.errors import SelectionError
 from xlvlms_tutorial.interventions.edits import mask_weights
 from xlvlms_tutorial.interventions.skipping import skip
+from xlvlms_tutorial.loading import load
 from xlvlms_tutorial.methods.pruning.calibration import Calibration, calibrate
 from xlvlms_tutorial.methods.pruning.masks import Masks
 from xlvlms_tutorial.methods.pruning.scores import wanda
 from xlvlms_tutorial.methods.pruning.sparsify import alpha_subnet
-from xlvlms_tutorial.models.loading import load
 from xlvlms_tutorial.models.vlm import VLM
 
 # Half of the 30 blocks: those whose absence, one at a time, costs the language model least on

@@ -15,8 +15,7 @@ from xlvlms_tutorial.data import load_samples
 from xlvlms_tutorial.errors import RevisionError
 from xlvlms_tutorial.evaluation import evaluate
 from xlvlms_tutorial.io import read_json, write_json
-from xlvlms_tutorial.models.loading import load
-from xlvlms_tutorial.models.scorers import load_scorer
+from xlvlms_tutorial.loading import load, load_scorer
 from xlvlms_tutorial.models.vlm import VLM
 from xlvlms_tutorial.pocket.build import connector_state
 from xlvlms_tutorial.pocket.encoders import WEIGHTS

@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 
 from xlvlms_tutorial.errors import EstimateError
+from xlvlms_tutorial.loading import Scorer
 from xlvlms_tutorial.metrics.intervals import proportion
-from xlvlms_tutorial.models.scorers import Scorer
 from xlvlms_tutorial.samples import Sample
 from xlvlms_tutorial.text import sentence
 

@@ -20,10 +20,10 @@ from xlvlms_tutorial.errors import (
     SelectionError,
     SpanError,
 )
+from xlvlms_tutorial.loading import load
 from xlvlms_tutorial.methods.concepts.attribution import grid, heat
 from xlvlms_tutorial.methods.concepts.base import Dictionary
 from xlvlms_tutorial.models import anatomy
-from xlvlms_tutorial.models.loading import load
 from xlvlms_tutorial.samples import Sample
 
 PROMPT = "Describe the picture ."

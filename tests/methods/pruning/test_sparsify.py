@@ -24,6 +24,7 @@ from xlvlms_tutorial.errors import (
     SelectionError,
 )
 from xlvlms_tutorial.interventions.edits import add, mask_weights
+from xlvlms_tutorial.loading import load
 from xlvlms_tutorial.methods.pruning import sparsify as module
 from xlvlms_tutorial.methods.pruning.calibration import calibrate_on, fingerprint, linear_maps
 from xlvlms_tutorial.methods.pruning.masks import Masks
@@ -40,7 +41,6 @@ from xlvlms_tutorial.methods.pruning.sparsify import (
     matched,
     nm,
 )
-from xlvlms_tutorial.models.loading import load
 from xlvlms_tutorial.models.vlm import VLM
 
 

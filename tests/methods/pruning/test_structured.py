@@ -29,12 +29,12 @@ from xlvlms_tutorial.errors import (
 )
 from xlvlms_tutorial.interventions.edits import add, mask_weights
 from xlvlms_tutorial.interventions.skipping import skip
+from xlvlms_tutorial.loading import load
 from xlvlms_tutorial.methods.pruning import structured as module
 from xlvlms_tutorial.methods.pruning.calibration import calibrate_on, fingerprint, linear_maps
 from xlvlms_tutorial.methods.pruning.scores import scores as wanda_scores
 from xlvlms_tutorial.methods.pruning.structured import cut_neurons, neuron_scores, remove_blocks
 from xlvlms_tutorial.models import anatomy
-from xlvlms_tutorial.models.loading import load
 from xlvlms_tutorial.models.vlm import VLM
 
 # their MLPs are of two widths, or of another one than the configuration says

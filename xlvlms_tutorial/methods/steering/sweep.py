@@ -16,7 +16,7 @@ from xlvlms_tutorial.activations.hooks import computed, reading
 from xlvlms_tutorial.interventions.overrides import Positions, checked_layers
 from xlvlms_tutorial.interventions.replay import Resumable, same_up_to_rounding
 from xlvlms_tutorial.methods.steering.vectors import SteeringVectors
-from xlvlms_tutorial.models.batching import batches, prompts_of
+from xlvlms_tutorial.models.batching import batches, prompts_of, require_samples
 from xlvlms_tutorial.models.spans import Batch
 from xlvlms_tutorial.models.vlm import VLM
 from xlvlms_tutorial.samples import Sample
@@ -333,7 +333,7 @@ def _check(
     max_new_tokens: int | None,
     batch_size: int,
 ) -> None:
-    require(samples, "no samples", "give at least one")
+    require_samples(samples)
     require(
         batch_size >= 1 and (max_new_tokens is None or max_new_tokens >= 1),
         f"batch_size {batch_size}, max_new_tokens {max_new_tokens}",

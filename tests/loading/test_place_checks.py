@@ -14,9 +14,9 @@ from tests.zoo.inputs import IMAGE
 from tests.zoo.models import clip
 from xlvlms_tutorial.activations import clock
 from xlvlms_tutorial.interventions import edits, skipping
-from xlvlms_tutorial.models import place_checks
-from xlvlms_tutorial.models.place_checks import HANGS_ON, PLACED
-from xlvlms_tutorial.models.self_check import CHECKS, self_check
+from xlvlms_tutorial.loading import place_checks
+from xlvlms_tutorial.loading.place_checks import HANGS_ON, PLACED
+from xlvlms_tutorial.loading.self_check import CHECKS, self_check
 from xlvlms_tutorial.models.vlm import VLM
 
 FAILING = {

@@ -14,8 +14,7 @@ from torch import Tensor, nn
 from transformers.utils import ModelOutput
 
 from xlvlms_tutorial.errors import AnatomyError
-from xlvlms_tutorial.models import anatomy
-from xlvlms_tutorial.models.measured import (
+from xlvlms_tutorial.loading.measured import (
     NEW_TOKENS,
     Outcome,
     apart,
@@ -23,7 +22,8 @@ from xlvlms_tutorial.models.measured import (
     rounding,
     words_of,
 )
-from xlvlms_tutorial.models.place_checks import PLACED
+from xlvlms_tutorial.loading.place_checks import PLACED
+from xlvlms_tutorial.models import anatomy
 from xlvlms_tutorial.models.spans import SPANS, Batch
 from xlvlms_tutorial.models.vlm import VLM
 from xlvlms_tutorial.models.watching import on_input, on_output, record_calls
@@ -85,24 +85,22 @@ def parts_found(vlm: VLM, batch: Batch) -> Outcome:
     for block in vlm.blocks:
         for part in (anatomy.attention, anatomy.mlp_parts):
             part(block)
+    detail = f"attention, MLP and the norms before them in each of {vlm.n_layers} blocks"
     missing = [place for place in anatomy.PLACES if not vlm.supports("read", place)]
     if missing:
-        return (
-            True,
-            (
-                f"attention and MLP in each of {vlm.n_layers} blocks, not all of "
-                f"which have {', '.join(missing)}"
-            ),
+        detail = (
+            f"attention and MLP in each of {vlm.n_layers} blocks, not all of which have "
+            f"{', '.join(missing)}"
         )
-    return True, f"attention, MLP and the norms before them in each of {vlm.n_layers} blocks"
+    return True, detail
 
 
 def ends_found(vlm: VLM, batch: Batch) -> Outcome:
     """There is an unembedding, and the final norm has a known name or there is none."""
-    norm, head = anatomy.final_norm(vlm.model), anatomy.unembedding(vlm.model)
-    return head is not None, " and ".join(
-        "none" if part is None else type(part).__name__ for part in (norm, head)
-    )
+    norm = anatomy.final_norm(vlm.model)
+    head = anatomy.unembedding(vlm.model)
+    names = ["none" if part is None else type(part).__name__ for part in (norm, head)]
+    return head is not None, " and ".join(names)
 
 
 def spans_measured(vlm: VLM, batch: Batch) -> Outcome:
@@ -117,13 +115,11 @@ def spans_measured(vlm: VLM, batch: Batch) -> Outcome:
     )
     with record_calls(anatomy.decoder(vlm.model)) as calls:
         vlm.forward(batch, logits=False)
-    if (embeddings := calls[0][1].get("inputs_embeds")) is None:
-        return (
-            False,
-            (
-                "the decoder gets ids and no embeddings: pictures are words of its vocabulary, and "
-                "their positions cannot be measured"
-            ),
+    embeddings = calls[0][1].get("inputs_embeds")
+    if embeddings is None:
+        return False, (
+            "the decoder gets ids and no embeddings: pictures are words of its vocabulary, and "
+            "their positions cannot be measured"
         )
     table = vlm.model.get_input_embeddings()
     rows = getattr(table, "num_embeddings", None)
@@ -134,16 +130,14 @@ def spans_measured(vlm: VLM, batch: Batch) -> Outcome:
     n_wrong = (measured != labelled).sum().item()
     counts = f"{labelled.sum()} positions labelled, {measured.sum()} measured, {n_wrong} differ"
     if not vlm.placeholders:
-        return (
-            False,
-            (
-                f"{counts}: no id marks a picture's positions (the config names no "
-                "image_token_id), as where a mask does"
-            ),
+        return False, (
+            f"{counts}: no id marks a picture's positions (the config names no "
+            "image_token_id), as where a mask does"
         )
     replaced = set(batch["input_ids"].cpu()[measured & ~labelled].tolist())
+    unknown = sorted(replaced - set(vlm.placeholders.values()))
     detail = counts
-    if unknown := sorted(replaced - set(vlm.placeholders.values())):
+    if unknown:
         detail += f": more ids than the config's are replaced ({', '.join(map(str, unknown))})"
     return n_wrong == 0 and bool(measured.any()), detail
 
@@ -192,12 +186,9 @@ def cache_equal(vlm: VLM, batch: Batch) -> Outcome:
             largest = scores[scores.isfinite()].abs().max()
             gap = (scores[plain[row, step]] - scores[cached[row, step]]).abs() / largest
             if gap > rounding(vlm):
-                return (
-                    False,
-                    (
-                        f"sample {row}: tokens differ from new token {step + 1} on, "
-                        f"{cached[row].tolist()} and {plain[row].tolist()}"
-                    ),
+                return False, (
+                    f"sample {row}: tokens differ from new token {step + 1} on, "
+                    f"{cached[row].tolist()} and {plain[row].tolist()}"
                 )
     return True, f"{NEW_TOKENS} tokens"
 

@@ -3,8 +3,6 @@
 The shipped ones by name, others from a folder or the hub.
 """
 
-import importlib
-import logging as messages
 import os
 
 from safetensors import safe_open
@@ -13,7 +11,8 @@ from transformers import PreTrainedModel
 from transformers.utils import cached_file, is_peft_available, logging
 
 from xlvlms_tutorial.errors import LoadError
-from xlvlms_tutorial.models.failures import FAILURES, unreadable
+from xlvlms_tutorial.models.failures import FAILURES, require_installed, unreadable
+from xlvlms_tutorial.models.finetune import import_peft
 from xlvlms_tutorial.text import STYLES
 
 SHIPPED = tuple(f"pocket-{style}" for style in STYLES)
@@ -49,11 +48,7 @@ def add_adapter(
         If a shipped adapter has no such step.
     """
     adapter = os.path.expanduser(adapter)
-    if not is_peft_available():
-        raise LoadError(
-            f"adapter {adapter!r} needs peft, which is not installed",
-            "pip install peft and load again",
-        )
+    require_installed("peft", is_peft_available(), f"adapter {adapter!r}", "load again")
     if adapter.partition("@")[0] in SHIPPED:
         if name != BASE:
             raise LoadError(
@@ -111,17 +106,3 @@ def _with_magnitudes(file: str) -> dict[str, Tensor] | None:
             suffix = ".weight" if name.endswith(_MAGNITUDE) else ""
             state[name + suffix] = weights.get_tensor(name)
         return state
-
-
-def import_peft() -> None:
-    """Import peft without the warning of bitsandbytes.
-
-    Where bitsandbytes is installed peft imports it, and it warns of a kernel for 4-bit weights.
-    """
-    logger = messages.getLogger("bitsandbytes.backends.cpu.ops")
-    level = logger.level
-    logger.setLevel(messages.ERROR)
-    try:
-        importlib.import_module("peft")
-    finally:
-        logger.setLevel(level)

@@ -30,10 +30,10 @@ from xlvlms_tutorial.errors import (
     UnknownModelError,
 )
 from xlvlms_tutorial.interventions.skipping import skip
-from xlvlms_tutorial.models import adapters, loading
+from xlvlms_tutorial.loading import adapters, loading
+from xlvlms_tutorial.loading.loading import load
+from xlvlms_tutorial.loading.self_check import CHECKS
 from xlvlms_tutorial.models.architectures import ARCHITECTURES
-from xlvlms_tutorial.models.loading import load
-from xlvlms_tutorial.models.self_check import CHECKS
 
 PICTURE = Image.new("RGB", (40, 30), (200, 30, 30))
 QUESTION = "What colour is the key ?"
@@ -240,7 +240,7 @@ def test_a_tested_architecture_is_not_checked_again(monkeypatch, saved):
 
 
 def test_an_untested_architecture_loads_with_less_where_a_place_fails(monkeypatch, saved):
-    from xlvlms_tutorial.models import place_checks
+    from xlvlms_tutorial.loading import place_checks
 
     def differs(vlm, batch):
         raise RuntimeError("The size of tensor a (5) must match")

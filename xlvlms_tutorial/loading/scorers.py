@@ -24,9 +24,10 @@ from transformers import (
 )
 
 from xlvlms_tutorial.errors import LayerError, LoadError, SelectionError, UnknownModelError
+from xlvlms_tutorial.loading.loading import Source, no_network
 from xlvlms_tutorial.models.anatomy import embedded
 from xlvlms_tutorial.models.devices import number_format, place
-from xlvlms_tutorial.models.loading import Source, no_network
+from xlvlms_tutorial.models.failures import require
 from xlvlms_tutorial.models.processors import require_padding
 from xlvlms_tutorial.samples import as_image
 
@@ -435,17 +436,17 @@ def load_text_encoder(
 
 
 def _one_device(device: str | torch.device) -> torch.device:
-    if (placed := place(device)) == "balanced":
-        raise LoadError(
-            "device 'balanced' for a scorer or a text encoder",
-            "give auto, cpu or one GPU such as cuda:0",
-        )
+    placed = place(device)
+    require(
+        placed != "balanced",
+        "device 'balanced' for a scorer or a text encoder",
+        "give auto, cpu or one GPU such as cuda:0",
+    )
     return placed
 
 
 def _no_revision(name: str, revision: str | None) -> None:
-    if revision is not None:
-        raise LoadError(f"revision {revision!r} of {name!r}", "it has one only: leave it out")
+    require(revision is None, f"revision {revision!r} of {name!r}", "it has one only: leave it out")
 
 
 def _source(name: str, revision: str | None, offline: bool, allowed: tuple[str, ...]) -> Source:
@@ -459,10 +460,8 @@ def _config(
 ) -> PreTrainedConfig:
     with source.reading("configuration"):
         config = AutoConfig.from_pretrained(source.name, **source.options)
-    if not fits(config):
-        raise LoadError(
-            f"{source.name!r} is of type {config.model_type!r}, which {problem}", advice
-        )
+    message = f"{source.name!r} is of type {config.model_type!r}, which {problem}"
+    require(fits(config), message, advice)
     return config
 
 

@@ -33,13 +33,13 @@ from xlvlms_tutorial.errors import (
     XlvlmsError,
 )
 from xlvlms_tutorial.io import read_json
-from xlvlms_tutorial.models.adapters import add_adapter
+from xlvlms_tutorial.loading.adapters import add_adapter
+from xlvlms_tutorial.loading.wrapping import check, require_architecture, require_finite, tested
 from xlvlms_tutorial.models.architectures import ARCHITECTURES
 from xlvlms_tutorial.models.devices import number_format, place, set_attention
-from xlvlms_tutorial.models.failures import FAILURES, unreadable
+from xlvlms_tutorial.models.failures import FAILURES, require, require_installed, unreadable
 from xlvlms_tutorial.models.processors import load_processor, require_own
 from xlvlms_tutorial.models.vlm import VLM
-from xlvlms_tutorial.models.wrapping import check, require_architecture, require_finite, tested
 
 # The models that come with the package, by name
 EMBEDDED = (
@@ -148,10 +148,11 @@ def load(
     name = os.path.expanduser(name)
     placed = place(device)
     number = number_format(dtype, placed)
-    if quantise not in (None, *QUANTISED):
-        raise LoadError(
-            f"quantise={quantise!r}", f"allowed: None, {', '.join(map(repr, QUANTISED))}"
-        )
+    require(
+        quantise is None or quantise in QUANTISED,
+        f"quantise={quantise!r}",
+        f"allowed: None, {', '.join(map(repr, QUANTISED))}",
+    )
     reliable = name in EMBEDDED
     with no_network(offline):
         if reliable:
@@ -184,18 +185,18 @@ def load(
 
 
 @contextmanager
-def no_network(wanted: bool) -> Iterator[None]:
-    """Ask nothing of the hub inside this block, if that is wanted.
+def no_network(offline: bool) -> Iterator[None]:
+    """Ask nothing of the hub inside this block, if it is to stay offline.
 
     Parameters
     ----------
-    wanted : bool
+    offline : bool
         False leaves everything as it is.
     """
     # local_files_only is not enough: transformers asks the hub for adapters, and the
     # hub's library for a list of its own
     previous = constants.HF_HUB_OFFLINE
-    constants.HF_HUB_OFFLINE = previous or wanted
+    constants.HF_HUB_OFFLINE = previous or offline
     try:
         yield
     finally:
@@ -427,15 +428,14 @@ def _options(
     options = {"dtype": number, "device_map": placed if placed == "balanced" else {"": placed}}
     if quantise is None:
         return options
-    if getattr(config, "quantization_config", None) is not None:
-        raise LoadError(
-            f"quantise={quantise!r} of weights that are quantised already", "leave quantise out"
-        )
-    if not is_bitsandbytes_available():
-        raise LoadError(
-            f"quantise={quantise!r} needs bitsandbytes, which is not installed",
-            "pip install bitsandbytes and load again",
-        )
+    require(
+        getattr(config, "quantization_config", None) is None,
+        f"quantise={quantise!r} of weights that are quantised already",
+        "leave quantise out",
+    )
+    require_installed(
+        "bitsandbytes", is_bitsandbytes_available(), f"quantise={quantise!r}", "load again"
+    )
     if quantise == "8bit":
         return options | {"quantization_config": BitsAndBytesConfig(load_in_8bit=True)}
     nf4 = {
@@ -453,8 +453,8 @@ def _embedded(
     revision: str | None,
     quantise: str | None,
 ) -> VLM:
-    if quantise is not None or placed == "balanced":
-        raise LoadError(f"{name} is small already", "load it without quantise, on one device")
+    plain = quantise is None and placed != "balanced"
+    require(plain, f"{name} is small already", "load it without quantise, on one device")
     from xlvlms_tutorial.pocket.build import build  # the wheels behind it are asked for only here
 
     model, processor = build(name, revision, number)

@@ -6,13 +6,15 @@ What fails is refused there, and the model loads with less.
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from itertools import cycle
 
 import torch
 from torch import Tensor, nn
 
 from xlvlms_tutorial.errors import FoldError
+from xlvlms_tutorial.interventions import add, fold, skip  # what is checked is what users call
+from xlvlms_tutorial.loading.measured import Outcome, apart, greedy_logits, rounding, words_of
 from xlvlms_tutorial.models import anatomy, support
-from xlvlms_tutorial.models.measured import Outcome, apart, greedy_logits, rounding, words_of
 from xlvlms_tutorial.models.spans import Batch
 from xlvlms_tutorial.models.vlm import VLM
 from xlvlms_tutorial.models.watching import on_input
@@ -25,46 +27,37 @@ def middle_between(vlm: VLM, batch: Batch) -> Outcome:
 
     Without the attention, the input alone.
     """
-    if not (layers := _kinds(vlm, "read", "middle")):
+    layers = _kinds(vlm, "read", "middle")
+    if not layers:
         return False, "no block has a norm before its MLP"
     for layer in layers:
         start, middle = _between(vlm, batch, layer, attention=True)
         start_without, middle_without = _between(vlm, batch, layer, attention=False)
         words = words_of(batch)
         if not apart(middle[words], start[words]) > 0:
-            return (
-                False,
-                (
-                    f"layer {layer}: it is the block's input, as where attention "
-                    "and MLP run side by side"
-                ),
+            return False, (
+                f"layer {layer}: it is the block's input, as where attention "
+                "and MLP run side by side"
             )
         share = apart(middle_without[words], start_without[words])
         if not share <= rounding(vlm):
-            return (
-                False,
-                (
-                    f"layer {layer}: without the attention it differs from the "
-                    f"block's input by {share:.1e}"
-                ),
+            return False, (
+                f"layer {layer}: without the attention it differs from the "
+                f"block's input by {share:.1e}"
             )
     return True, f"in layers {', '.join(map(str, layers))}"
 
 
 def _skipped(part: str) -> Callable[[VLM, Batch], Outcome]:
     def check(vlm: VLM, batch: Batch) -> Outcome:
-        from xlvlms_tutorial.interventions import skip  # what is checked is what users call
-
-        if not (layers := _kinds(vlm, "skip", part)):
+        layers = _kinds(vlm, "skip", part)
+        if not layers:
             return False, str(support.refusal(vlm.blocks[0], "skip", part))
         worst = 0.0
         # each layer once in the prefill and once in decode steps, beside
         # another one that does the opposite
-        for turn in (0, 1):
-            scopes = {
-                layer: ("prefill", "decode")[(number + turn) % 2]
-                for number, layer in enumerate(layers)
-            }
+        for pattern in (("prefill", "decode"), ("decode", "prefill")):
+            scopes = dict(zip(layers, cycle(pattern), strict=False))
             with ExitStack() as stack:
                 for layer, scope in scopes.items():
                     stack.enter_context(skip(vlm, layer, part, scope))
@@ -87,8 +80,6 @@ def _skipped(part: str) -> Callable[[VLM, Batch], Outcome]:
 
 def fold_adds(vlm: VLM, batch: Batch) -> Outcome:
     """A vector folded into the bias of an MLP is added to its output, or folding is refused."""
-    from xlvlms_tutorial.interventions import add, fold
-
     layer = min(2, vlm.n_layers)
     vector = torch.linspace(-1, 1, vlm.width)
     try:
@@ -125,14 +116,14 @@ HANGS_ON: dict[str, tuple[tuple[str, str], ...]] = {
 }
 
 
-def _kinds(vlm: VLM, what: str, place: str) -> list[int]:
+def _kinds(vlm: VLM, action: str, place: str) -> list[int]:
     """Return a layer of each kind of block that allows something at a place.
 
     The first two such layers are always among them: masks are read off the first.
     """
     config = vlm.model.config.get_text_config(decoder=True)
     kinds = getattr(config, "layer_types", None) or [None] * vlm.n_layers
-    allowed = [layer for layer in range(1, vlm.n_layers + 1) if vlm.supports(what, place, layer)]
+    allowed = [layer for layer in range(1, vlm.n_layers + 1) if vlm.supports(action, place, layer)]
     first: dict[object, int] = {}
     for layer in allowed:
         block = vlm.blocks[layer - 1]

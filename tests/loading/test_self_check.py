@@ -11,8 +11,8 @@ from torch import nn
 from tests.support.tiny import tiny_llava
 from tests.zoo import build, padded
 from xlvlms_tutorial.errors import DeviceMemoryError
+from xlvlms_tutorial.loading.self_check import CHECKS, REQUIRED, self_check
 from xlvlms_tutorial.models import anatomy
-from xlvlms_tutorial.models.self_check import CHECKS, REQUIRED, self_check
 from xlvlms_tutorial.models.spans import SPANS
 from xlvlms_tutorial.models.vlm import VLM
 

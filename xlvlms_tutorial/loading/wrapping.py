@@ -18,12 +18,12 @@ from xlvlms_tutorial.errors import (
     SelfCheckError,
     XlvlmsError,
 )
+from xlvlms_tutorial.loading.place_checks import HANGS_ON
+from xlvlms_tutorial.loading.self_check import REQUIRED, self_check
 from xlvlms_tutorial.models import anatomy, support
 from xlvlms_tutorial.models.architectures import ARCHITECTURES
-from xlvlms_tutorial.models.failures import FAILURES, reason
-from xlvlms_tutorial.models.place_checks import HANGS_ON
+from xlvlms_tutorial.models.failures import FAILURES, reason, require
 from xlvlms_tutorial.models.processors import aligned, require_own
-from xlvlms_tutorial.models.self_check import REQUIRED, self_check
 from xlvlms_tutorial.models.spans import Batch
 from xlvlms_tutorial.models.vlm import VLM
 
@@ -71,10 +71,8 @@ def require_architecture(name: str, config: PreTrainedConfig, allow_untested: bo
 def _encoding(config: PreTrainedConfig) -> bool:
     # BLIP-2 around T5 has its pictures in an encoder of the language
     # model, and Florence-2 in its own
-    return any(
-        getattr(part, "is_encoder_decoder", False)
-        for part in (config, config.get_text_config(decoder=True))
-    )
+    parts = (config, config.get_text_config(decoder=True))
+    return any(getattr(part, "is_encoder_decoder", False) for part in parts)
 
 
 def require_finite(name: str, model: nn.Module) -> None:
@@ -96,11 +94,11 @@ def require_finite(name: str, model: nn.Module) -> None:
         ):
             continue
         ends = torch.stack(torch.aminmax(weight.detach()))  # no copy of the weights
-        if not ends.isfinite().all():
-            raise LoadError(
-                f"{name!r} has weights that are NaN or infinite, first in {parameter}",
-                "download or train it again",
-            )
+        require(
+            bool(ends.isfinite().all()),
+            f"{name!r} has weights that are NaN or infinite, first in {parameter}",
+            "download or train it again",
+        )
 
 
 def check(vlm: VLM) -> None:
@@ -125,7 +123,8 @@ def check(vlm: VLM) -> None:
             index=False, name=None
         )
     )
-    if fatal := [(name, detail) for name, detail in failed.items() if name in REQUIRED]:
+    fatal = [(name, detail) for name, detail in failed.items() if name in REQUIRED]
+    if fatal:
         raise SelfCheckError(kind, fatal)
     for name, detail in failed.items():
         for place in HANGS_ON[name]:
@@ -156,29 +155,30 @@ def wrapped(
     allow_untested : bool
         Whether an architecture outside the table of tested ones is allowed. False by default.
     """
-    if not isinstance(name, str) or not name.strip():
-        raise LoadError(
-            f"name {name!r}", "give a text by which records tell these weights from others"
-        )
-    if not isinstance(model, nn.Module) or not hasattr(
-        getattr(model, "config", None), "get_text_config"
-    ):
-        raise LoadError(
-            f"{name!r} is a {type(model).__name__}, which is no model of transformers",
-            "give what from_pretrained returns",
-        )
+    require(
+        isinstance(name, str) and name.strip() != "",
+        f"name {name!r}",
+        "give a text by which records tell these weights from others",
+    )
+    of_transformers = hasattr(getattr(model, "config", None), "get_text_config")
+    require(
+        isinstance(model, nn.Module) and of_transformers,
+        f"{name!r} is a {type(model).__name__}, which is no model of transformers",
+        "give what from_pretrained returns",
+    )
     support.require_hookable(model)
     adapters = (getattr(model, "peft_config", None) or {}).values()
-    if any(getattr(adapter, "is_prompt_learning", False) for adapter in adapters):
-        raise LoadError(
-            f"{name!r} has a learned prompt of peft around it",
-            "give a model without adapter, or with a LoRA",
-        )
+    require(
+        not any(getattr(adapter, "is_prompt_learning", False) for adapter in adapters),
+        f"{name!r} has a learned prompt of peft around it",
+        "give a model without adapter, or with a LoRA",
+    )
     model = support.base_of(model)
     require_architecture(name, model.config, allow_untested)
-    mapped = any(
-        type(model.config) in auto._model_mapping
-        for auto in (AutoModelForImageTextToText, AutoModelForMultimodalLM)
+    kind = type(model.config)
+    mapped = (
+        kind in AutoModelForImageTextToText._model_mapping
+        or kind in AutoModelForMultimodalLM._model_mapping
     )
     if not mapped and not getattr(model.config, "auto_map", None):  # remote code names its own
         message = (
@@ -186,20 +186,20 @@ def wrapped(
         )
         raise LoadError(message, "give a vision-language model")
     anatomy.unembedding(model)
-    if any(weight.is_meta for weight in model.parameters()) and not any(
-        hasattr(part, "_hf_hook") for part in model.modules()
-    ):
-        raise LoadError(
-            f"{name!r} holds no weights (they are on the device 'meta')",
-            "load them, or dispatch the model with accelerate",
-        )
+    empty = any(weight.is_meta for weight in model.parameters())
+    offloaded = any(hasattr(part, "_hf_hook") for part in model.modules())
+    require(
+        offloaded or not empty,
+        f"{name!r} holds no weights (they are on the device 'meta')",
+        "load them, or dispatch the model with accelerate",
+    )
     require_finite(name, model)
     if processor is not None:
-        if not hasattr(processor, "tokenizer"):
-            raise LoadError(
-                f"the processor of {name!r} is a {type(processor).__name__}",
-                "give what AutoProcessor.from_pretrained returns",
-            )
+        require(
+            hasattr(processor, "tokenizer"),
+            f"the processor of {name!r} is a {type(processor).__name__}",
+            "give what AutoProcessor.from_pretrained returns",
+        )
         processor = aligned(deepcopy(processor))  # the caller's own may pad on the other side
     vlm = VLM(model, processor, name, revision)
     if processor is not None:
@@ -214,9 +214,6 @@ def wrapped(
     else:
         check(vlm)
     return vlm
-
-
-VLM._taken_in = staticmethod(wrapped)
 
 
 def _try(vlm: VLM) -> None:
@@ -238,11 +235,11 @@ def _try(vlm: VLM) -> None:
         logits = vlm.forward(batch, logits=False).logits
     except (OSError, LookupError, *FAILURES) as cause:
         raise _unfit(vlm.name, cause) from cause
-    if not torch.isfinite(logits).all():
-        raise LoadError(
-            f"{vlm.name!r} gives logits that are NaN or infinite",
-            "load it in float32 or bfloat16, and check its weights",
-        )
+    require(
+        bool(torch.isfinite(logits).all()),
+        f"{vlm.name!r} gives logits that are NaN or infinite",
+        "load it in float32 or bfloat16, and check its weights",
+    )
 
 
 def _trial(vlm: VLM, texts: tuple[str, ...]) -> Batch:

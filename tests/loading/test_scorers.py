@@ -23,8 +23,8 @@ from xlvlms_tutorial.errors import (
     SelectionError,
     UnknownModelError,
 )
-from xlvlms_tutorial.models import scorers
-from xlvlms_tutorial.models.scorers import load_scorer, load_text_encoder
+from xlvlms_tutorial.loading import scorers
+from xlvlms_tutorial.loading.scorers import load_scorer, load_text_encoder
 
 WORDS = ["a", "photo", "is", "described", "by", "the", "words", "red", "key", "woman", ",", "."]
 SPECIAL = ["<pad>", "<unk>", "<s>", "</s>"]

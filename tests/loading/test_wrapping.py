@@ -23,11 +23,11 @@ from xlvlms_tutorial.errors import (
 )
 from xlvlms_tutorial.interventions.edits import add
 from xlvlms_tutorial.interventions.skipping import skip
+from xlvlms_tutorial.loading.loading import load
+from xlvlms_tutorial.loading.wrapping import require_architecture, require_finite, wrapped
 from xlvlms_tutorial.models import anatomy
 from xlvlms_tutorial.models.architectures import ARCHITECTURES
-from xlvlms_tutorial.models.loading import load
 from xlvlms_tutorial.models.vlm import VLM
-from xlvlms_tutorial.models.wrapping import require_architecture, require_finite, wrapped
 
 PICTURE = Image.new("RGB", (40, 30), (200, 30, 30))
 TEXTS = ["What colour is the key ?", "Describe the picture ."]

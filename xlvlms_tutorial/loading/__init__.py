@@ -1,0 +1,19 @@
+"""Load models by name, and check what they are and can do.
+
+Adapters, and models that judge captions.
+"""
+
+from xlvlms_tutorial.loading.loading import EMBEDDED, load
+from xlvlms_tutorial.loading.scorers import Scorer, TextEncoder, load_scorer, load_text_encoder
+from xlvlms_tutorial.loading.self_check import CHECKS, self_check
+
+__all__ = [
+    "CHECKS",
+    "EMBEDDED",
+    "Scorer",
+    "TextEncoder",
+    "load",
+    "load_scorer",
+    "load_text_encoder",
+    "self_check",
+]
