@@ -76,7 +76,11 @@ def _as_coco(samples: Sequence[Sample], images: Path) -> dict[str, dict]:
     for sample in samples:
         nouns |= {str(noun) for noun in map(sample.truth.get, ("subject", "item")) if noun}
     kinds = sorted(nouns)
-    pictures, captions, boxes, questions, answers = [], [], [], [], []
+    pictures = []
+    captions = []
+    boxes = []
+    questions = []
+    answers = []
     for key, sample in enumerate(samples, 1):
         picture = sample.image
         name = f"{key:06d}.png"

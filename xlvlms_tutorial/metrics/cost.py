@@ -287,12 +287,12 @@ def _formulas() -> dict[object, Callable[..., int]]:
             2 * q[0] * q[1] * q[2] * k[2] * (3 * q[3] + 2 * v[3])
         ),
     }
-    spaces = {space: getattr(torch.ops, space) for space, _ in formulas}
-    return {
-        getattr(spaces[space], name): formula
-        for (space, name), formula in formulas.items()
-        if hasattr(spaces[space], name)
-    }
+    available = {}
+    for (space, name), formula in formulas.items():
+        operators = getattr(torch.ops, space)
+        if hasattr(operators, name):
+            available[getattr(operators, name)] = formula
+    return available
 
 
 def _attention(

@@ -109,7 +109,9 @@ def _scores(rows: pd.DataFrame, labels: pd.Series, seed: int) -> dict[str, float
     answers = rows["prediction"].map(yes_or_no)
     yes = (answers == "yes").to_numpy()
     present = (rows["answer"] == "yes").to_numpy()
-    n_hits, n_yes, n_present = (int(mask.sum()) for mask in (yes & present, yes, present))
+    n_hits = int((yes & present).sum())
+    n_yes = int(yes.sum())
+    n_present = int(present.sum())
     accuracy = proportion(rows["correct"].to_numpy(), labels, seed=seed)
     ratio = proportion(yes, labels, seed=seed)
     return {

@@ -617,7 +617,14 @@ def _points(x: ArrayLike, y: ArrayLike, kind: str) -> tuple[np.ndarray, np.ndarr
 def _correlated(x: np.ndarray, y: np.ndarray, kind: str) -> np.ndarray:
     """Correlate each row of x (r, n) with the same row of y; NaN where one has no spread."""
     flat = (np.ptp(x, axis=1) == 0) | (np.ptp(y, axis=1) == 0)
-    x, y = (rankdata(side, axis=1) for side in (x, y)) if kind == "spearman" else (x, y)
-    x, y = (side - side.mean(axis=1, keepdims=True) for side in (x, y))
-    x, y = (side / np.where(flat, 1, np.linalg.norm(side, axis=1))[:, None] for side in (x, y))
-    return np.where(flat, np.nan, np.clip((x * y).sum(axis=1), -1, 1))
+    if kind == "spearman":
+        x = rankdata(x, axis=1)
+        y = rankdata(y, axis=1)
+    products = _unit_rows(x, flat) * _unit_rows(y, flat)
+    return np.where(flat, np.nan, np.clip(products.sum(axis=1), -1, 1))
+
+
+def _unit_rows(rows: np.ndarray, flat: np.ndarray) -> np.ndarray:
+    """Centre each row and scale it to length 1, but for those without spread."""
+    centred = rows - rows.mean(axis=1, keepdims=True)
+    return centred / np.where(flat, 1, np.linalg.norm(centred, axis=1))[:, None]

@@ -171,10 +171,16 @@ def _split(
 def _ngrams(texts: list[list[str]]) -> tuple[csr_array, np.ndarray]:
     """Count the n-grams of each text ``(texts, grams)``, and give the order n of each column."""
     numbers: dict[tuple[str, ...], int] = {}
-    grams = [[numbers.setdefault(gram, len(numbers)) for gram in _grams(text)] for text in texts]
-    ends = np.cumsum([0, *map(len, grams)])
-    columns = np.fromiter(chain.from_iterable(grams), dtype=np.int64, count=ends[-1])
-    counts = csr_array((np.ones(len(columns)), columns, ends), shape=(len(texts), len(numbers)))
+    columns = []
+    ends = [0]
+    for text in texts:
+        for gram in _grams(text):
+            columns.append(numbers.setdefault(gram, len(numbers)))
+        ends.append(len(columns))
+    ones = np.ones(len(columns))
+    counts = csr_array(
+        (ones, np.array(columns, dtype=np.int64), ends), shape=(len(texts), len(numbers))
+    )
     counts.sum_duplicates()
     return counts, np.array(list(map(len, numbers)), dtype=np.int64)
 

@@ -23,10 +23,18 @@ _CONTRACTED = """
     why're why's won't would've wouldn't wouldn|t've wouldn't|ve y'all y|all'll y'all|ll y|all'd've
     y'all|d've y'all'd|ve you'd you|d've you'd|ve you'll you're you've
 """
-_MENDED = {
-    word.replace("|", "") if "|" in word else word.replace("'", ""): word.replace("|", "'")
-    for word in _CONTRACTED.split()
-} | {"somebody'd": "somebodyd"}
+
+
+def _spellings() -> dict[str, str]:
+    """Map each word that is mended to its spelling."""
+    spellings = {}
+    for word in _CONTRACTED.split():
+        bare = word.replace("|", "") if "|" in word else word.replace("'", "")
+        spellings[bare] = word.replace("|", "'")
+    return spellings | {"somebody'd": "somebodyd"}
+
+
+_MENDED = _spellings()
 _MARKS = ';/[]"{}()=+\\_-><@`,?!'
 _COMMA = re.compile(r"\d,\d")
 _PERIOD = re.compile(r"\.(?!\d)")
