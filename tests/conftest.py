@@ -28,7 +28,7 @@ SLOW = (
         "tests/methods/steering/test_selection.py::"
         "test_a_pass_from_a_layer_on_gives_the_logits_of_a_whole_one"
     ),
-    "tests/models/test_loading.py::test_offline_takes_what_the_cache_has_and_names_the_commit",
+    "tests/loading/test_loading.py::test_offline_takes_what_the_cache_has_and_names_the_commit",
     (
         "tests/pocket/test_build.py::"
         "test_a_saved_pocket_model_loads_again_in_a_process_that_knows_nothing_of_it"
