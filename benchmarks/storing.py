@@ -78,7 +78,7 @@ def killed(folder: Path, kills: int, seed: int = 0) -> Toll:
 
     Each time, look at what is there, and go on.
     """
-    rng, toll, there, n_shards = random.Random(seed), Toll(), set(), 0
+    rng, toll, there, drafts, n_shards = random.Random(seed), Toll(), set(), set(), 0
     longest = _seconds_unharmed(folder.with_name("unharmed"))
     with tqdm(total=kills, desc="kills", leave=False) as bar:
         while toll.kills < kills:
@@ -91,9 +91,9 @@ def killed(folder: Path, kills: int, seed: int = 0) -> Toll:
             if process.exitcode != -signal.SIGKILL:
                 continue  # it had ended already
             toll.kills += 1
-            toll.in_a_draft += any(
-                draft.name.endswith(f".{process.pid}") for draft in folder.glob(".*")
-            )
+            now = set(folder.rglob(".*"))
+            toll.in_a_draft += bool(now - drafts)
+            drafts = now
             there = inspect(folder, there, toll)
             bar.update()
     write_missing(folder, n_shards)

@@ -15,7 +15,6 @@ from xlvlms_tutorial import load_samples
 from xlvlms_tutorial.errors import (
     DatasetError,
     ImageError,
-    LengthError,
     PromptError,
     SceneError,
     SelectionError,
@@ -27,7 +26,6 @@ from xlvlms_tutorial.samples import (
     Sample,
     as_image,
     as_sound,
-    both_mention,
     media,
     mentioning,
 )
@@ -583,28 +581,6 @@ def test_words_in_no_caption_are_told_with_those_that_are():
 def test_no_words_and_no_samples_cannot_be_asked_for(words, n):
     with pytest.raises(SelectionError, match="give words or phrases|give 1 or more"):
         mentioning(told(("A cat.",)), words, n)
-
-
-def test_the_papers_filter_takes_the_word_in_prediction_and_any_reference():
-    samples = told(
-        ("Cattle rest.", "A cat sleeps."),
-        ("Cattle rest.",),
-        ("The CAT!",),
-        ("A dog.",),
-        ("A hot  dog.",),
-    )
-    predictions = ["a cat", "a cat", "cattle and a catfish", "a cat", "One hot dog."]
-    assert both_mention(samples, predictions, "cat") == [0]
-    assert both_mention(samples, predictions, ["cat", "hot dog"]) == [0, 4]
-    with pytest.raises(
-        TokenOfInterestError,
-        match=r"'dog': in 0 of 1 samples; said instead: 'a' \(1\), 'cat' \(1\)",
-    ):
-        both_mention(samples[3:4], ["a cat"], "dog")
-    with pytest.raises(LengthError, match="samples: 5, predictions: 1"):
-        both_mention(samples, ["a cat"], "cat")
-    with pytest.raises(SelectionError, match="give words"):
-        both_mention(samples, predictions, [""])
 
 
 @pytest.mark.parametrize("style", ["place", "colour", "mood"])

@@ -22,7 +22,6 @@ from PIL import Image, ImageOps
 
 from xlvlms_tutorial.errors import (
     ImageError,
-    LengthError,
     PromptError,
     SelectionError,
     TokenOfInterestError,
@@ -257,12 +256,7 @@ def _from_array(source: object) -> Image.Image:
             "give numbers of shape (height, width) or (height, width, 3 or 4), "
             "one picture at a time",
         )
-    if min(levels.shape[:2]) < 1:
-        raise ImageError(
-            source,
-            f"has {levels.shape[1]} x {levels.shape[0]} pixels",
-            "give a picture of at least one pixel",
-        )
+    _require_pixels(levels.shape[1], levels.shape[0], source)
     if levels.dtype == np.uint8:
         return Image.fromarray(levels)
     if levels.dtype.kind in "fb":
@@ -274,13 +268,15 @@ def _from_array(source: object) -> Image.Image:
     return Image.fromarray(_scaled(levels, scales, source))
 
 
-def _upright(picture: Image.Image, source: object) -> Image.Image:
-    if min(picture.size) < 1:
+def _require_pixels(width: int, height: int, source: object) -> None:
+    if min(width, height) < 1:
         raise ImageError(
-            source,
-            f"has {picture.width} x {picture.height} pixels",
-            "give a picture of at least one pixel",
+            source, f"has {width} x {height} pixels", "give a picture of at least one pixel"
         )
+
+
+def _upright(picture: Image.Image, source: object) -> Image.Image:
+    _require_pixels(picture.width, picture.height, source)
     picture = ImageOps.exif_transpose(picture)
     if picture.mode.startswith("I") or picture.mode == "F":
         return _grey(picture, source)
@@ -437,56 +433,6 @@ def mentioning(
     if not selected:
         raise _not_mentioned(words, [sample.captions for sample in samples])
     return selected[:n]
-
-
-def both_mention(
-    samples: Sequence[Sample], predictions: Sequence[str], words: str | Sequence[str]
-) -> list[int]:
-    """Find the samples that have one of these words in the prediction and in a reference caption.
-
-    Use it as the papers' filter: the activations of a word are read where the model says it and a
-    person does too. Words count whole, in any case.
-
-    Parameters
-    ----------
-    samples : sequence of Sample
-        The samples.
-    predictions : sequence of str
-        The model's caption of each sample.
-    words : str or sequence of str
-        The word or phrase, or several of them.
-
-    Returns
-    -------
-    list of int
-        The numbers of the samples, from 0.
-
-    Raises
-    ------
-    LengthError
-        If there are not as many predictions as samples.
-    SelectionError
-        If there are no words, or one is empty.
-    TokenOfInterestError
-        If no sample has a word in both; the message has the words that predictions have most often.
-
-    Examples
-    --------
-    >>> from xlvlms_tutorial.data import Sample, both_mention
-    >>> scenes = [Sample("a", None, ("A red key.",)), Sample("b", None, ("A blue key.",))]
-    >>> both_mention(scenes, ["Keys and a key.", "A dog."], "key")
-    [0]
-    """
-    if len(samples) != len(predictions):
-        raise LengthError(samples=len(samples), predictions=len(predictions))
-    pattern = _pattern(words)
-    numbers = []
-    for number, (sample, prediction) in enumerate(zip(samples, predictions, strict=True)):
-        if pattern.search(prediction) and any(map(pattern.search, sample.captions)):
-            numbers.append(number)
-    if not numbers:
-        raise _not_mentioned(words, [[prediction] for prediction in predictions])
-    return numbers
 
 
 def _pattern(words: str | Sequence[str]) -> re.Pattern[str]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from xlvlms_tutorial._lazy import lazy_attributes
 from xlvlms_tutorial.data.export import write_coco
 from xlvlms_tutorial.errors import DatasetError, SelectionError
-from xlvlms_tutorial.samples import PROMPTS, Question, Sample, both_mention, media, mentioning
+from xlvlms_tutorial.samples import PROMPTS, Question, Sample, media, mentioning
 from xlvlms_tutorial.text import STYLES
 
 if TYPE_CHECKING:
@@ -24,7 +24,6 @@ __all__ = [
     "PROMPTS",
     "Question",
     "Sample",
-    "both_mention",
     "folder_report",
     "load_samples",
     "media",
