@@ -79,7 +79,7 @@ def killed(folder: Path, kills: int, seed: int = 0) -> Toll:
     Each time, look at what is there, and go on.
     """
     rng, toll = random.Random(seed), Toll()
-    present, n_shards = set(), 0
+    present, drafts, n_shards = set(), set(), 0
     longest = _seconds_unharmed(folder.with_name("unharmed"))
     with tqdm(total=kills, desc="kills", leave=False) as bar:
         while toll.kills < kills:
@@ -92,9 +92,9 @@ def killed(folder: Path, kills: int, seed: int = 0) -> Toll:
             if process.exitcode != -signal.SIGKILL:
                 continue  # it had ended already
             toll.kills += 1
-            toll.in_a_draft += any(
-                draft.name.endswith(f".{process.pid}") for draft in folder.glob(".*")
-            )
+            now = set(folder.rglob(".*"))
+            toll.in_a_draft += bool(now - drafts)
+            drafts = now
             present = inspect(folder, present, toll)
             bar.update()
     write_missing(folder, n_shards)

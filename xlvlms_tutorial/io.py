@@ -291,12 +291,12 @@ def read_json(path: str | Path) -> Any:
 
 
 @contextmanager
-def reading(where: object, problem: str) -> Iterator[None]:
+def reading(source: object, problem: str) -> Iterator[None]:
     """Report whatever fails in a block that reads a file's content as damage of the file.
 
     Parameters
     ----------
-    where : object
+    source : object
         The file, for the message.
     problem : str
         What the file is not, such as "no plan of a batch".
@@ -318,7 +318,7 @@ def reading(where: object, problem: str) -> Iterator[None]:
     except RecordError:
         raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as cause:
-        raise RecordError(where, f"{problem} ({type(cause).__name__}: {cause})") from cause
+        raise RecordError(source, f"{problem} ({type(cause).__name__}: {cause})") from cause
 
 
 def write_sealed(path: str | Path, content: dict[str, object]) -> Path:

@@ -256,12 +256,7 @@ def _from_array(source: object) -> Image.Image:
             "give numbers of shape (height, width) or (height, width, 3 or 4), "
             "one picture at a time",
         )
-    if min(levels.shape[:2]) < 1:
-        raise ImageError(
-            source,
-            f"has {levels.shape[1]} x {levels.shape[0]} pixels",
-            "give a picture of at least one pixel",
-        )
+    _require_pixels(levels.shape[1], levels.shape[0], source)
     if levels.dtype == np.uint8:
         return Image.fromarray(levels)
     if levels.dtype.kind in "fb":
@@ -273,13 +268,15 @@ def _from_array(source: object) -> Image.Image:
     return Image.fromarray(_scaled(levels, scales, source))
 
 
-def _upright(picture: Image.Image, source: object) -> Image.Image:
-    if min(picture.size) < 1:
+def _require_pixels(width: int, height: int, source: object) -> None:
+    if min(width, height) < 1:
         raise ImageError(
-            source,
-            f"has {picture.width} x {picture.height} pixels",
-            "give a picture of at least one pixel",
+            source, f"has {width} x {height} pixels", "give a picture of at least one pixel"
         )
+
+
+def _upright(picture: Image.Image, source: object) -> Image.Image:
+    _require_pixels(picture.width, picture.height, source)
     picture = ImageOps.exif_transpose(picture)
     if picture.mode.startswith("I") or picture.mode == "F":
         return _grey(picture, source)

@@ -11,7 +11,6 @@ import random
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -27,7 +26,6 @@ from tests.support.made_states import PROVENANCE, assert_same, states_of
 from xlvlms_tutorial.activations import shards as shards_module
 from xlvlms_tutorial.activations.store import Store
 from xlvlms_tutorial.errors import DamagedShardError, StoreError, StoreSpaceError
-from xlvlms_tutorial.io import digest
 
 ROOT = Path(__file__).parents[2]
 # a forked process has torch already, so that a kill strikes while it writes
@@ -57,7 +55,7 @@ def capture(folder: Path, n_shards: int) -> None:
 
 
 def drafts(folder: Path) -> list[str]:
-    return [path.name for path in folder.iterdir() if path.name.startswith(".")]
+    return [path.name for path in folder.rglob(".*")]
 
 
 def test_kills_at_random_moments_lose_nothing(tmp_path):
@@ -86,7 +84,7 @@ def test_kills_at_random_moments_lose_nothing(tmp_path):
     ]
     assert_same(whole, states_of(range(n_shards * PER_SHARD), rows=2))
     assert Store(folder).verify() == []
-    assert len(drafts(folder)) <= struck
+    assert len(drafts(folder)) <= 2 * struck  # of the tensors and of the index
 
 
 def at_step(monkeypatch, k: int, act) -> list[int]:
@@ -142,7 +140,7 @@ def test_a_kill_before_any_step_leaves_a_store_that_continues(tmp_path, case):
             break
         assert process.exitcode == 9
         kills += 1
-    assert kills > 15
+    assert kills > 10
     assert drafts(folder) == []
 
 
@@ -313,17 +311,13 @@ def test_a_damaged_part_of_the_index_is_named_discarded_and_made_anew(store, dam
     assert_same(store.states(), states_of(range(12), rows=2))
 
 
-def test_no_changed_byte_of_an_index_is_taken_for_other_rows(store):
+def test_every_changed_byte_of_an_index_is_found(store):
     path = store.folder / "index" / "00001.parquet"
-    content, expected, unseen = path.read_bytes(), store.states().table, 0
+    content = path.read_bytes()
     for offset in range(0, len(content), 7):
         _flip(path, offset)
-        fresh = Store(store.folder)
-        if fresh.verify() == []:
-            unseen += 1  # statistics, names of the writer: nothing that is read
-            assert fresh.states().table.equals(expected), offset
+        assert Store(store.folder).verify() == ["index/00001.parquet"], offset
         path.write_bytes(content)
-    assert unseen < len(content) / 7 / 2
     assert store.verify() == []
 
 
@@ -345,25 +339,23 @@ def test_a_shard_without_the_recorded_tensors_is_damaged(store, monkeypatch):
     assert store.verify() == ["shards/00001.safetensors"]
 
 
-def test_drafts_of_gone_processes_are_removed_and_those_of_others_are_not(tmp_path):
-    store, host = Store(tmp_path, PROVENANCE), socket.gethostname()
-    gone = FORK.Process(target=time.time)
-    gone.start()
-    gone.join()
+def test_drafts_of_killed_processes_are_removed_and_those_at_work_are_not(tmp_path):
+    Store(tmp_path, PROVENANCE).write(1, states_of([0]))
     names = [
-        f".00001.{host}.{gone.pid}",
-        f".00002.{host}.{gone.pid}",
-        f".00001.{host}.{os.getppid()}",
-        f".00001.elsewhere.{gone.pid}",
+        ".provenance.json.abc",
+        "shards/.00002.safetensors.abc",
+        "index/.00002.parquet.abc",
+        "index/.another",
     ]
-    for name in [*names, ".00003.elsewhere.1", ".a.b.c"]:
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "shard").write_bytes(b"half of it")
-    two_days_ago = time.time() - 2 * 86_400
-    for name in (".00003.elsewhere.1", ".a.b.c"):
-        os.utime(tmp_path / name, (two_days_ago, two_days_ago))
-    store.write(1, states_of([0]))
-    assert sorted(drafts(tmp_path)) == sorted([*names[1:], ".a.b.c"])
+    two_hours_ago = time.time() - 2 * 3600
+    for name in names:
+        (tmp_path / name).write_bytes(b"half of it")
+        os.utime(tmp_path / name, (two_hours_ago, two_hours_ago))
+    (tmp_path / "shards" / ".00003.safetensors.abc").write_bytes(b"half of it")
+    before = Store(tmp_path).states()
+    assert len(drafts(tmp_path)) == 5  # who only reads removes nothing
+    assert_same(Store(tmp_path, PROVENANCE).states(), before)
+    assert sorted(drafts(tmp_path)) == [".00003.safetensors.abc", ".another"]
 
 
 def test_files_can_be_read_by_others(store):
@@ -442,30 +434,6 @@ def test_a_stray_part_of_the_index_does_not_count(tmp_path, name):
     assert Store(tmp_path).done == [0, 1] and Store(tmp_path).table.equals(before)
 
 
-def test_a_shard_of_an_earlier_version_is_read_and_merged_with_one_of_this(tmp_path):
-    old, new = Store(tmp_path / "old", PROVENANCE), Store(tmp_path / "new", PROVENANCE)
-    for store in (old, new):
-        store.write(3, states_of(range(3)))
-    part = tmp_path / "old" / "index" / "00003.parquet"
-    table = pq.read_table(part)
-    metadata = {
-        name: table.schema.metadata[name.encode()].decode()
-        for name in ("sha256", "bytes", "tensors", "columns")
-    }
-    pq.write_table(
-        table.replace_schema_metadata(metadata | {"check": digest(metadata)}),
-        part,
-        write_page_checksum=True,
-    )
-    assert Store(tmp_path / "old").verify() == [] and new.merge(tmp_path / "old") == []
-    assert_same(Store(tmp_path / "old").states(), new.states())
-    for old_file, copy in zip(
-        shard_files(tmp_path / "old", 3), shard_files(tmp_path / "old", 4), strict=True
-    ):
-        shutil.copyfile(old_file, copy)
-    assert Store(tmp_path / "old").verify() == ["index/00004.parquet"]
-
-
 def test_threads_that_write_one_shard_do_not_take_each_other_s_drafts(tmp_path):
     store, expected = Store(tmp_path, PROVENANCE), states_of(range(6))
     with ThreadPoolExecutor(4) as pool:
@@ -475,19 +443,3 @@ def test_threads_that_write_one_shard_do_not_take_each_other_s_drafts(tmp_path):
             job.result()
     assert store.verify() == [] and drafts(tmp_path) == []
     assert_same(store.states(), expected)
-
-
-def test_a_clock_that_jumps_leaves_the_draft_of_a_living_process(tmp_path, monkeypatch):
-    store = Store(tmp_path, PROVENANCE)
-    mine = tmp_path / f".00003.{socket.gethostname()}.{os.getppid()}-7"
-    for draft in (
-        mine,
-        tmp_path / f".00003.elsewhere.{os.getppid()}-7",
-        tmp_path / f".00004.{socket.gethostname()}.99999999",
-    ):
-        draft.mkdir()
-    monkeypatch.setattr(
-        shards_module.time, "time", lambda: time.monotonic() + 10 * 365 * 86_400 + 2e9
-    )
-    store.write(3, states_of(range(3)))
-    assert drafts(tmp_path) == [mine.name]

@@ -256,6 +256,13 @@ def test_a_damaged_provenance_is_named(store):
         Store(store.folder)
 
 
+def test_what_another_capture_has_made_of_the_store_meanwhile_is_seen(store):
+    (store.folder / "provenance.json").write_text(json.dumps(PROVENANCE | {"seed": 1}))
+    with pytest.raises(StoreMismatchError, match="seed is 1 in the store and 0 here"):
+        store.write(3, states_of([10]))
+    assert store.done == [0, 1, 2]
+
+
 def test_merge_copies_what_is_absent_and_keeps_what_is_equal(store, tmp_path):
     parts = [
         Store(tmp_path / name, PROVENANCE | {"versions": {"torch": name}})

@@ -17,11 +17,11 @@ from torch import Tensor
 
 from xlvlms_tutorial.errors import (
     LayerError,
-    LengthError,
     SelectionError,
     StateError,
     StoreMismatchError,
 )
+from xlvlms_tutorial.validation import require_same_length
 
 Key = tuple[int, str]  # a layer, and a place at that layer: "block", "attention", "mlp" ...
 WHOLE_BLOCK = "block"
@@ -94,8 +94,7 @@ class States:
             f"layer {layer} {place}": _row_count(tensor)
             for (layer, place), tensor in tensors.items()
         }
-        if set(lengths.values()) != {len(table)}:
-            raise LengthError(table=len(table), **lengths)
+        require_same_length(table=table, **lengths)
         self.tensors: dict[Key, Tensor] = {
             key: tensor.detach().cpu() for key, tensor in tensors.items()
         }
@@ -203,8 +202,7 @@ class States:
         [[1.0]]
         """
         mask = torch.from_numpy(_mask(self._where(rows) if isinstance(rows, str) else rows))
-        if len(mask) != len(self):
-            raise LengthError(mask=len(mask), table=len(self))
+        require_same_length(mask=mask, table=self.table)
         return States(
             {key: tensor[mask] for key, tensor in self.tensors.items()},
             self.table[mask.numpy()],
@@ -265,10 +263,7 @@ class States:
         >>> states.to(torch.float16)[1].dtype
         torch.float16
         """
-        if dtype not in FORMATS:
-            raise SelectionError(
-                f"states cannot be kept as {dtype}", f"allowed: {', '.join(map(str, FORMATS))}"
-            )
+        require_format(dtype)
         converted = {key: tensor.to(dtype) for key, tensor in self.tensors.items()}
         for (layer, _), tensor in sorted(converted.items()):
             if not tensor.numel():
@@ -324,6 +319,14 @@ class States:
         tensors = {key: torch.cat([part.tensors[key] for part in parts]) for key in first.tensors}
         return States(
             tensors, pd.concat([part.table for part in parts], ignore_index=True), first.provenance
+        )
+
+
+def require_format(dtype: torch.dtype) -> None:
+    """Refuse a dtype that states are not stored in, by ``SelectionError``."""
+    if dtype not in FORMATS:
+        raise SelectionError(
+            f"states cannot be kept as {dtype}", f"allowed: {', '.join(map(str, FORMATS))}"
         )
 
 

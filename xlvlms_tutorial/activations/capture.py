@@ -4,6 +4,7 @@ Layers, places and positions are selected; batches are collected in memory or in
 """
 
 import re
+import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -22,10 +23,10 @@ from transformers import BatchFeature
 import xlvlms_tutorial
 from xlvlms_tutorial.activations.activations import WHOLE_BLOCK, Key, States
 from xlvlms_tutorial.activations.hooks import Layers, Places, read, wanted
-from xlvlms_tutorial.activations.processes import WAIT, await_others, checked_wait, making_shards
 from xlvlms_tutorial.activations.rows import Positions, Rows, Selection, of_forward, of_generation
 from xlvlms_tutorial.activations.store import Store, dealt, shard_plan
 from xlvlms_tutorial.errors import (
+    RunError,
     SelectionError,
     SpanError,
     StateError,
@@ -39,6 +40,8 @@ from xlvlms_tutorial.models.vlm import VLM
 from xlvlms_tutorial.samples import PROMPTS, Sample
 from xlvlms_tutorial.validation import require_counts
 
+WAIT = 1800.0  # seconds, as long as torch's own processes wait for each other
+_LOOK_EVERY = 0.5  # seconds
 _NUMBERS = ("sample", "position", "token_index")  # columns of integers; the others are text
 
 
@@ -118,9 +121,9 @@ def capture(
     shard_size : int
         How many samples go into one file of the store.
     wait : float
-        Seconds without a new shard after which waiting for other processes is given up; it is given
-        up too when one of them has failed. With 0 nothing is waited for: the result is what is
-        there, or the states of this process's samples.
+        Seconds without a new shard after which waiting for other processes is given up. With 0
+        nothing is waited for: the result is everything if all shards are there, or else the states
+        of this process's samples.
     seed : int, optional
         The seed that the samples were drawn with. It is only recorded in the provenance.
     progress : bool
@@ -173,7 +176,10 @@ def capture(
     >>> states.table["word"].tolist()
     ['mushroom', 'rock']
     """
-    wait = checked_wait(wait)
+    if not wait >= 0:  # NaN neither
+        raise SelectionError(
+            f"wait={wait!r}", "give seconds, or 0 to take only what this process made"
+        )
     selection = Selection.of(layers, places, span, positions, words, reduce, dtype, at)
     if isinstance(samples, Sample):
         raise SelectionError("one sample", "give a list of samples")
@@ -390,11 +396,11 @@ def _stored(job: _Job, store: Store, plan: list[range], wait: float, progress: b
     own_shards = plan[rank::world]
     total = sum(map(len, own_shards))
     done = total - sum(len(plan[number]) for number in missing)
-    with making_shards(store, rank, world), _bar(progress, total, done) as bar:
+    with _bar(progress, total, done) as bar:
         for number in missing:
             store.write(number, job.states(plan[number], store.provenance, bar))
     if wait:
-        await_others(store, len(plan), rank, world, wait)
+        _await_shards(store, len(plan), rank, world, wait)
     if len(store.done) == len(plan):
         return job.concluded(store.states())
     own_samples = set(chain.from_iterable(own_shards))
@@ -402,6 +408,28 @@ def _stored(job: _Job, store: Store, plan: list[range], wait: float, progress: b
     # where this process has no row, the states of all give columns and shapes
     states = store.states(samples=stored) if stored else store.states()
     return states.select(states.table["sample"].isin(own_samples))
+
+
+def _await_shards(store: Store, n_shards: int, rank: int, world: int, wait: float) -> None:
+    """Return once the shards of the other processes exist and are intact.
+
+    ``RunError`` names those that are missing when none has come for ``wait`` seconds.
+    """
+    missing = [number for number in range(n_shards) if number % world != rank]
+    deadline = time.monotonic() + wait
+    while pending := [number for number in missing if not store.whole(number)]:
+        if len(pending) < len(missing):
+            deadline = time.monotonic() + wait
+        missing = pending
+        if time.monotonic() > deadline:
+            listed = ", ".join(map(str, missing[:10])) + (", ..." if len(missing) > 10 else "")
+            raise RunError(
+                f"process {rank} of {world} waited {wait:g} s in which no shard came; "
+                f"missing are {len(missing)} shards: {listed}",
+                "look whether the others still run, and raise wait if they are slow; "
+                "run the same again, it continues",
+            )
+        time.sleep(_LOOK_EVERY)
 
 
 def _joined(parts: list[dict[Key, Tensor]]) -> dict[Key, Tensor]:

@@ -20,6 +20,7 @@ from xlvlms_tutorial.models import anatomy
 from xlvlms_tutorial.models.spans import SPANS, Batch
 from xlvlms_tutorial.models.support import require, require_hookable
 from xlvlms_tutorial.models.vlm import VLM
+from xlvlms_tutorial.validation import require_one_of
 
 Layers = int | str | Iterable[int]
 Places = str | Sequence[str]
@@ -302,10 +303,7 @@ class _Reader:
         steps: bool,
         stop: bool,
     ) -> None:
-        if reduce not in REDUCTIONS:
-            raise SelectionError(
-                f"unknown reduction {reduce!r}", f"allowed: {', '.join(map(repr, REDUCTIONS))}"
-            )
+        require_one_of(reduce, REDUCTIONS, "reduction")
         self._vlm = vlm
         self._positions = positions
         self._reduce = reduce

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from xlvlms_tutorial.activations.activations import FORMATS, Key
+from xlvlms_tutorial.activations.activations import Key, require_format
 from xlvlms_tutorial.activations.hooks import (
     REDUCTIONS,
     Layers,
@@ -26,6 +26,7 @@ from xlvlms_tutorial.activations.hooks import (
 from xlvlms_tutorial.errors import SelectionError
 from xlvlms_tutorial.models.spans import SPANS, Batch, decode, find_words
 from xlvlms_tutorial.models.vlm import VLM
+from xlvlms_tutorial.validation import require_one_of
 
 # integers, of numpy too, or "all"
 Positions = SupportsIndex | str | Sequence[SupportsIndex] | None
@@ -91,14 +92,8 @@ class Selection:
                 f"{' and '.join(named) or 'no positions'} given",
                 f"give exactly one of {', '.join(arguments)}",
             )
-        if reduce not in REDUCTIONS:
-            raise SelectionError(
-                f"unknown reduction {reduce!r}", f"allowed: {', '.join(map(repr, REDUCTIONS))}"
-            )
-        if dtype not in FORMATS:
-            raise SelectionError(
-                f"states cannot be kept as {dtype}", f"allowed: {', '.join(map(str, FORMATS))}"
-            )
+        require_one_of(reduce, REDUCTIONS, "reduction")
+        require_format(dtype)
         if isinstance(positions, str) and positions != "all":
             raise SelectionError(
                 f"unknown positions {positions!r}",

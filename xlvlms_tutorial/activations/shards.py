@@ -1,15 +1,14 @@
-"""One shard of a store: its tensors and its part of the index.
+"""One shard of a store: a file of tensors, and its part of the index.
 
-Both are written as drafts, and each is moved to its place by one atomic step.
+Each is written beside its place and moved there by one atomic step, the part of the index last.
 """
 
 import errno
+import hashlib
 import json
 import os
 import re
 import shutil
-import socket
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -17,7 +16,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
@@ -34,20 +32,18 @@ from xlvlms_tutorial.errors import (
     StoreSpaceError,
     XlvlmsError,
 )
-from xlvlms_tutorial.io import digest, file_digest
+from xlvlms_tutorial.io import file_digest, replacing
 
 # the columns that the index has beyond those of States.table: where a row lies
 ADDED = ("shard", "row")
-_DRAFT = re.compile(r"\.(\d+)\.(.+)\.(\d+)(?:-(\d+))?")  # .shard.host.process-thread
-# seconds: no write takes so long, so an older draft was left by a killed process, on whichever
-# machine
-_STALE_AFTER = 86_400
 _PART = re.compile(r"[0-9]{5}|[1-9][0-9]{5,}")
 _FULL = {errno.ENOSPC, errno.EDQUOT}
-# the entries in the metadata of a part of the index
-_ENTRIES = ("sha256", "bytes", "tensors", "columns")
-# in the metadata too: in a shard without rows nothing else says which shard it is
-_NUMBER = "number"
+# what io.replacing makes beside the files of a store
+_DRAFTS = (".provenance.json.*", "shards/.*.safetensors.*", "index/.*.parquet.*")
+# seconds: no shard takes so long to write, so an older draft was left by a killed process
+_STALE_AFTER = 3600
+# stands for the digest of a part of the index until that is known
+_NO_DIGEST = b"0" * 64
 # columns whose type is known even in a shard that has no value for them
 _INTEGER_COLUMNS = {"sample", "position"}
 
@@ -55,22 +51,23 @@ _INTEGER_COLUMNS = {"sample", "position"}
 class Record(NamedTuple):
     """What a part of the index records of its shard's file.
 
-    It holds the sha256, the size in bytes, and the dtype and row shape of each tensor.
+    It holds the sha256, the dtype and row shape of each tensor, and the number of rows.
     """
 
     sha256: str
-    size: int
     tensors: dict[str, list]
+    n_rows: int
 
 
 class Shard:
     """The two files of a shard, ``shards/00012.safetensors`` and ``index/00012.parquet``.
 
-    The shard exists if the second file does.
+    The shard exists if the second file does, which holds the sha256 of both.
     """
 
     def __init__(self, folder: Path, number: int) -> None:
-        self.folder, self.number = folder, number
+        self.folder = folder
+        self.number = number
         self.names = f"shards/{number:05d}.safetensors", f"index/{number:05d}.parquet"
         self.file, self.part = (folder / name for name in self.names)
         # the files when they were last found intact, so that they are hashed once
@@ -78,38 +75,32 @@ class Shard:
 
     def index(self) -> pa.Table:
         """Read the shard's part of the index; ``DamagedShardError`` if it cannot be read."""
-        with self._reading(), pq.ParquetFile(self.part, page_checksum_verification=True) as file:
-            table = file.read(use_threads=False)
-            if _columns(table.schema, len(table)) != self._metadata(table.schema)["columns"]:
-                raise ValueError("its columns are not those that were written")
-            if set(table.column("shard").unique().to_pylist()) - {self.number}:
-                raise ValueError("it is a copy of another shard's")
-            return table
+        with self._opened() as file:
+            return file.read(use_threads=False)
 
     def record(self) -> Record:
         """Read what the index records of the tensors' file; ``DamagedShardError`` if it cannot."""
-        with self._reading():
-            metadata = self._metadata(pq.read_schema(self.part))
-            return Record(
-                metadata["sha256"], int(metadata["bytes"]), json.loads(metadata["tensors"])
-            )
+        with self._opened() as file:
+            metadata = file.metadata.metadata
+            tensors = json.loads(metadata[b"tensors"])
+            return Record(metadata[b"sha256"].decode(), tensors, file.metadata.num_rows)
 
-    def _metadata(self, schema: pa.Schema) -> dict[str, str]:
-        """The metadata of the index, which must be of this shard.
-
-        Earlier versions did not record the shard's number.
-        """
-        metadata = _metadata_entries(schema)
-        if metadata.get(_NUMBER, str(self.number)) != str(self.number):
-            raise ValueError("it is a copy of another shard's")
-        return metadata
+    def holds(self, index: pa.Table, record: Record) -> bool:
+        """Whether the shard has the rows of this table and the tensors of this record."""
+        return self.index().equals(index) and self.record() == record
 
     @contextmanager
-    def _reading(self) -> Iterator[None]:
+    def _opened(self) -> Iterator[pq.ParquetFile]:
+        """Open the part of the index, once its own digest and number are found right."""
         try:
-            yield
-        except DamagedShardError:
-            raise
+            content = self.part.read_bytes()
+            with pq.ParquetFile(pa.BufferReader(content)) as file:
+                metadata = file.metadata.metadata
+                if _with_digest(content, metadata[b"index_sha256"]) != content:
+                    raise ValueError("its content is not what was written")
+                if int(metadata[b"shard"]) != self.number:
+                    raise ValueError("it is a copy of another shard's")
+                yield file
         except PermissionError as cause:
             raise StoreError(self.folder, cause) from cause
         except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as cause:
@@ -122,28 +113,28 @@ class Shard:
         """
         try:
             record = self.record()
+        except DamagedShardError:
+            return self.names[1]
+        try:
             status = self.file.stat()
             stamp = (record, status.st_size, status.st_mtime_ns, status.st_ino)
-            if stamp != self._intact_stamp and not self._as_recorded(record, self.index()):
+            if stamp != self._intact_stamp and not self._as_recorded(record):
                 return self.names[0]
-        except (DamagedShardError, FileNotFoundError, SafetensorError) as cause:
-            return self.names[1] if isinstance(cause, DamagedShardError) else self.names[0]
+        except (FileNotFoundError, SafetensorError):
+            return self.names[0]
         self._intact_stamp = stamp
         return None
 
-    def _as_recorded(self, record: Record, index: pa.Table) -> bool:
-        rows = index.column("row").to_numpy()
-        if (
-            not np.array_equal(rows, np.arange(len(rows)))
-            or self.file.stat().st_size != record.size
-            or file_digest(self.file) != record.sha256
-        ):
+    def _as_recorded(self, record: Record) -> bool:
+        if file_digest(self.file) != record.sha256:
             return False
         with safe_open(self.file, "pt") as file:
             # the file is not a dictionary
             names = file.keys()
             shapes = {name: list(file.get_slice(name).get_shape()) for name in names}
-        return shapes == {name: [len(rows), *shape] for name, (_, *shape) in record.tensors.items()}
+        return shapes == {
+            name: [record.n_rows, *shape] for name, (_, *shape) in record.tensors.items()
+        }
 
     def read(self, keys: list[Key], rows: Int[Tensor, " m"]) -> dict[Key, Shaped[Tensor, "m ..."]]:
         """Read these rows of these tensors; the others stay on the disk.
@@ -159,49 +150,48 @@ class Shard:
 
     def write(self, states: States, keep: bool) -> None:
         """Write both files; with ``keep``, an existing shard must hold the same."""
-        with drafting(self.folder, self.number) as draft:
-            save_file(_without_sharing(states.tensors), draft / "shard")
-            record = Record(
-                file_digest(draft / "shard"), (draft / "shard").stat().st_size, described(states)
-            )
+        with self._drafts() as (file, part):
+            save_file(_without_sharing(states.tensors), file)
+            record = Record(file_digest(file), described(states), len(states))
             index = self._indexed(states, record)
-            if keep and self.part.exists() and not same(index, self.index()):
+            if keep and self.part.exists() and not self.holds(index, record):
                 raise StoreError(self.folder, "it already holds other states")
-            pq.write_table(index, draft / "part", write_page_checksum=True)
-            self._put(draft, record.sha256)
+            pq.write_table(index, part)
+            part.write_bytes(_with_digest(part.read_bytes(), _NO_DIGEST))
 
     def copy(self, source: "Shard") -> None:
         """Copy both files from another store."""
-        with drafting(self.folder, self.number) as draft:
-            shutil.copyfile(source.file, draft / "shard")
-            shutil.copyfile(source.part, draft / "part")
-            if (copied := file_digest(draft / "shard")) != source.record().sha256:
+        with self._drafts() as (file, part):
+            shutil.copyfile(source.file, file)
+            shutil.copyfile(source.part, part)
+            if file_digest(file) != source.record().sha256:
                 raise DamagedShardError([self.names[0]], source.folder)
-            self._put(draft, copied)
 
     def remove(self) -> None:
         """Remove both files, the part of the index first."""
-        with telling(self.folder, self.number):
+        with write_errors(self.folder, self.number):
             self.part.unlink(missing_ok=True)
             self.file.unlink(missing_ok=True)
 
-    def _put(self, draft: Path, digest: str) -> None:
-        """Move a draft to its place, the part of the index last.
+    @contextmanager
+    def _drafts(self) -> Iterator[tuple[Path, Path]]:
+        """Provide two empty files, which become the shard when the block ends.
 
-        Until then the shard does not exist.
+        The part of the index takes its place last: until then the shard does not exist.
         """
-        for path in (draft / "shard", draft / "part"):
-            os.chmod(path, 0o644)  # safetensors makes private files; results need not be
-            sync(path)
-        # an index must never stand beside other tensors than its own
-        if self.part.exists() and self._recorded_digest() != digest:
-            self.part.unlink(missing_ok=True)
+        with write_errors(self.folder, self.number):
+            with replacing(self.part) as part:
+                with replacing(self.file) as file:
+                    yield file, part
+                    sync(file)
+                    sync(part)
+                    # an index must never stand beside other tensors than its own
+                    if self.part.exists() and self._recorded_digest() != file_digest(file):
+                        self.part.unlink(missing_ok=True)
+                        sync(self.part.parent)
+                sync(self.file.parent)
             sync(self.part.parent)
-        for source, target in ((draft / "shard", self.file), (draft / "part", self.part)):
-            target.parent.mkdir(exist_ok=True)
-            os.replace(source, target)
-            sync(target.parent)
-        sync(self.folder)
+            sync(self.folder)
 
     def _recorded_digest(self) -> str:
         try:
@@ -218,15 +208,13 @@ class Shard:
         table = states.table.assign(shard=self.number, row=np.arange(len(states)))
         index = pa.Table.from_pandas(table, preserve_index=False)
         fields = [field.with_type(_stored_type(field, len(states))) for field in index.schema]
-        schema = pa.schema(fields)
         metadata = {
+            "shard": str(self.number),
             "sha256": record.sha256,
-            "bytes": str(record.size),
             "tensors": json.dumps(record.tensors),
-            _NUMBER: str(self.number),
-            "columns": _columns(schema, len(states)),
+            "index_sha256": _NO_DIGEST,
         }
-        return index.cast(schema.with_metadata(metadata | {"check": digest(metadata)}))
+        return index.cast(pa.schema(fields, metadata))
 
 
 def numbers(folder: Path) -> list[int]:
@@ -236,14 +224,6 @@ def numbers(folder: Path) -> list[int]:
         for part in (folder / "index").glob("*.parquet")
         if _PART.fullmatch(part.stem)
     )
-
-
-def same(first: pa.Table, second: pa.Table) -> bool:
-    """Whether two parts of an index hold the same rows and record the same tensors."""
-    first_metadata = _metadata_entries(first.schema)
-    second_metadata = _metadata_entries(second.schema)
-    recorded_alike = all(first_metadata[name] == second_metadata[name] for name in _ENTRIES)
-    return first.equals(second) and recorded_alike
 
 
 def sync(path: Path) -> None:
@@ -258,7 +238,7 @@ def sync(path: Path) -> None:
 
 
 @contextmanager
-def telling(folder: Path, number: int) -> Iterator[None]:
+def write_errors(folder: Path, number: int) -> Iterator[None]:
     """Turn the error of a failed write into one of a store.
 
     It is ``StoreSpaceError`` for a full disk or quota, and ``StoreError`` otherwise.
@@ -273,42 +253,13 @@ def telling(folder: Path, number: int) -> Iterator[None]:
         raise StoreError(folder, f"shard {number} cannot be written ({cause})") from cause
 
 
-@contextmanager
-def drafting(folder: Path, number: int) -> Iterator[Path]:
-    """Provide an empty hidden folder inside ``folder`` for the files of a draft.
-
-    It is removed at the end, with whatever is still in it.
-    """
-    draft = folder / f".{number:05d}.{socket.gethostname()}.{os.getpid()}-{threading.get_ident()}"
-    with telling(folder, number):
-        try:
-            _remove_stale_drafts(folder, number)
-            draft.mkdir(parents=True)
-            yield draft
-        finally:
-            # if that fails the next write of this shard removes it
-            shutil.rmtree(draft, ignore_errors=True)
-
-
-def _remove_stale_drafts(folder: Path, number: int) -> None:
-    """Remove drafts that killed processes left.
-
-    These are drafts of this shard whose process is gone, and any of other machines that are older
-    than a day. Clocks may jump: a draft of this machine stays as long as its process lives.
-    """
-    for draft in folder.glob(".*.*.*"):
-        name = _DRAFT.fullmatch(draft.name)
-        if name is None:
-            continue
-        with suppress(FileNotFoundError):  # its process has just finished
-            process = int(name[3])
-            same_host = name[2] == socket.gethostname()
-            same_thread = process == os.getpid() and name[4] in (None, str(threading.get_ident()))
-            if same_host and not same_thread and psutil.pid_exists(process):
-                continue
-            of_this_shard = same_host and int(name[1]) == number
-            if of_this_shard or time.time() - draft.stat().st_mtime > _STALE_AFTER:
-                shutil.rmtree(draft)
+def remove_stale_drafts(folder: Path) -> None:
+    """Remove the drafts that killed processes left in a folder, an hour after they wrote."""
+    for pattern in _DRAFTS:
+        for draft in folder.glob(pattern):
+            with suppress(OSError):  # another process has just removed it, or it is not ours
+                if time.time() - draft.stat().st_mtime > _STALE_AFTER:
+                    draft.unlink()
 
 
 def _error_number(cause: Exception) -> int | None:
@@ -336,22 +287,14 @@ def _without_sharing(tensors: dict[Key, Tensor]) -> dict[str, Tensor]:
     return separate
 
 
-def _metadata_entries(schema: pa.Schema) -> dict[str, str]:
-    """The entries in the metadata of a part of the index, once their checksum is verified.
+def _with_digest(content: bytes, placeholder: bytes) -> bytes:
+    """Put the sha256 of a part of the index in the place of a text that it holds.
 
-    Parquet has checksums for values only, so the metadata has one of its own.
+    The digest is of all bytes but its own, so that it changes nothing where it stands already.
     """
-    metadata = schema.metadata or {}
-    entries = {name: metadata[name.encode()].decode() for name in _ENTRIES}
-    if _NUMBER.encode() in metadata:
-        entries[_NUMBER] = metadata[_NUMBER.encode()].decode()
-    if metadata[b"check"].decode() != digest(entries):
-        raise ValueError("the metadata was changed")
-    return entries
-
-
-def _columns(schema: pa.Schema, rows: int) -> str:
-    return json.dumps([rows, *([field.name, str(field.type)] for field in schema)])
+    before, _, after = content.rpartition(placeholder)
+    computed = hashlib.sha256(before + after).hexdigest()
+    return before + computed.encode() + after
 
 
 def _stored_type(field: pa.Field, rows: int) -> pa.DataType:

@@ -3,7 +3,6 @@
 A killed run continues, and several processes write.
 """
 
-import os
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -26,14 +25,14 @@ from xlvlms_tutorial.activations.shards import (
     ADDED,
     Record,
     Shard,
-    drafting,
     numbers,
-    same,
+    remove_stale_drafts,
     sync,
     torch_dtype,
+    write_errors,
 )
 from xlvlms_tutorial.errors import DamagedShardError, SelectionError, StoreError, StoreMismatchError
-from xlvlms_tutorial.io import as_json, read_json
+from xlvlms_tutorial.io import as_json, read_json, replacing
 
 _PROVENANCE = "provenance.json"
 
@@ -47,8 +46,9 @@ class Store:
     A folder holds ``provenance.json`` and, for each shard, ``shards/00012.safetensors`` and
     ``index/00012.parquet``. A shard exists if and only if its part of the index does, and that is
     moved to its place last: a kill at any moment leaves complete shards, and drafts that do not
-    count. Several processes may write at once: different shards, or the same shard with the same
-    content. ``pandas.read_parquet(folder / "index")`` reads the whole index.
+    count, which a later writer removes. Several processes may write at once: different shards, or
+    the same shard with the same content. ``pandas.read_parquet(folder / "index")`` reads the whole
+    index.
 
     Parameters
     ----------
@@ -265,8 +265,8 @@ class Store:
     def verify(self) -> list[str]:
         """List the names of damaged files, at most one for each shard.
 
-        A file is damaged if it is absent or unreadable, or does not have the size, sha256 and rows
-        that the index records.
+        A file is damaged if it is absent or unreadable, or does not have the sha256 and rows that
+        the index records.
 
         Returns
         -------
@@ -418,8 +418,9 @@ class Store:
             if damaged := store.verify():
                 raise DamagedShardError(damaged, store.folder)
             for number in store.done:
-                shard = sources.setdefault(number, store._shard(number))
-                if not same(shard.index(), store._shard(number).index()):
+                candidate = store._shard(number)
+                shard = sources.setdefault(number, candidate)
+                if not shard.holds(candidate.index(), candidate.record()):
                     raise StoreError(
                         store.folder, f"shard {number} has other content than in {shard.folder!s}"
                     )
@@ -431,7 +432,8 @@ class Store:
     def _write(self, number: int, states: States, keep: bool) -> None:
         if number < 0:
             raise SelectionError(f"there is no shard {number}", "shards are numbered from 0")
-        _require_same(self.provenance, states.provenance)
+        # read anew: another capture may have made the store in the same moment
+        _require_same(self._stored_provenance(), states.provenance)
         if record := self._any_record(but=number):
             _require_same(record.tensors, described(states))
         self._shard(number).write(states, keep)
@@ -475,19 +477,20 @@ class Store:
 
     def _create(self, provenance: dict) -> None:
         path = self.folder / _PROVENANCE
+        remove_stale_drafts(self.folder)
         if path.exists():
             return
-        with drafting(self.folder, 0) as draft:
+        with write_errors(self.folder, 0):
+            self.folder.mkdir(parents=True, exist_ok=True)
             foreign = [
                 entry.name for entry in self.folder.iterdir() if not entry.name.startswith(".")
             ]
             # checked again: another process may have made the store meanwhile
             if foreign and not path.exists():
                 raise StoreError(self.folder, f"it holds other files ({min(foreign)!r})")
-            drafted = draft / _PROVENANCE
-            drafted.write_text(as_json(provenance), encoding="utf-8")
-            sync(drafted)
-            _publish(drafted, path)
+            with replacing(path) as draft:
+                draft.write_text(as_json(provenance), encoding="utf-8")
+                sync(draft)
             sync(self.folder)
 
     def _stored_provenance(self) -> dict:
@@ -636,15 +639,6 @@ def dealt() -> tuple[int, int]:
     # reads only the environment, which is the same for processes that use GPUs
     information = get_cpu_distributed_information()
     return information.rank, information.world_size
-
-
-def _publish(draft: Path, path: Path) -> None:
-    try:
-        os.link(draft, path)  # unlike os.replace it leaves what another process has put there
-    except FileExistsError:
-        return  # and that is compared next
-    except OSError:
-        os.replace(draft, path)  # a file system without hard links
 
 
 def _require_same(stored: dict, requested: dict) -> None:
