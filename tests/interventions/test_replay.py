@@ -3,15 +3,12 @@
 Against whole forwards, what is not computed again, and what is left behind.
 """
 
-import doctest
-
 import pytest
 import torch
 
 from tests.contract.reference import case, traces
 from xlvlms_tutorial.activations.hooks import read
 from xlvlms_tutorial.errors import SelectionError
-from xlvlms_tutorial.interventions import replay
 from xlvlms_tutorial.interventions.edits import add
 from xlvlms_tutorial.interventions.replay import Resumable, same_up_to_rounding
 from xlvlms_tutorial.interventions.skipping import skip
@@ -138,10 +135,3 @@ def test_two_roundings_of_the_largest_value_are_the_same(dtype, share):
         moved[1, 0] += factor * share * 64
         assert same_up_to_rounding(moved, expected, dtype) == same
     assert not same_up_to_rounding(expected * torch.nan, expected, dtype)
-
-
-def test_examples_run(example):
-    failed, attempted = doctest.testmod(
-        replay, extraglobs={"vlm": example.vlm, "batch": example.batch}
-    )
-    assert failed == 0 and attempted == 10
