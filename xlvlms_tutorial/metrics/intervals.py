@@ -472,10 +472,11 @@ def interval(value: float, drawn: np.ndarray, n: int, level: float = 0.95) -> Es
     """
     require_level(level)
     defined = drawn[np.isfinite(drawn)]
+    undefined = len(drawn) - len(defined)
     require_estimate(
         isfinite(value) and 2 * len(defined) >= len(drawn),
         "the statistic",
-        f"{value} on the data, undefined on {len(drawn) - len(defined)} of {len(drawn)} resamples",
+        f"{value} on the data, undefined on {undefined} of {len(drawn)} resamples",
         "a statistic defined on the data and on most resamples",
     )
     low, high = np.quantile(defined, [(1 - level) / 2, (1 + level) / 2])
