@@ -194,7 +194,7 @@ def memory_of_one_layer(report: Report, subject: Subject, size: int) -> None:
         def reads(recorded: list = recorded, options: dict = options) -> None:
             with reading(subject.vlm, 1, **options) as steps:
                 forward()
-            recorded.append(steps[1, "block"][0])
+            recorded.append(steps[1, "resid_post"][0])
 
         extra = peak_bytes(reads, subject.device) - bare
         report.promise(
@@ -234,7 +234,7 @@ def _pooled(
 ) -> torch.Tensor:
     with reading(subject.vlm, layer, positions="image", reduce="mean", stop=stop) as steps:
         forward()
-    return steps[layer, "block"][0]
+    return steps[layer, "resid_post"][0]
 
 
 @torch.no_grad()

@@ -17,7 +17,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from benchmarks.command import start
 from benchmarks.harness import CPU, Goal, Options, Report, always, count, median, ratio, timed
-from xlvlms_tutorial.methods.concepts.words import as_lists, words
+from xlvlms_tutorial.methods.concepts.words import as_lists, concept_words
 from xlvlms_tutorial.methods.logit_lens.wordlists import ENGLISH, WordFilter
 from xlvlms_tutorial.models.spans import decode
 from xlvlms_tutorial.models.vlm import VLM
@@ -52,8 +52,8 @@ def about(report: Report, vlm: VLM, directions: Tensor) -> None:
     listed = sorted(wordfreq.get_frequency_dict("en", "large"))[: report.options.pick(LISTED, 1000)]
     fresh, looked_up = fresh_filters(), set(listed)
     ways = {
-        "ours": always(lambda: words(vlm, directions, N_WORDS)),
-        "first": always(lambda: words(vlm, directions, N_WORDS, words=next(fresh))),
+        "ours": always(lambda: concept_words(vlm, directions, N_WORDS)),
+        "first": always(lambda: concept_words(vlm, directions, N_WORDS, words=next(fresh))),
         "today": always(lambda: words_listed(vlm, directions, listed)),
         "sorted": always(lambda: words_listed(vlm, directions, looked_up)),
         "unembedding": always(lambda: vlm.unembed(directions)),
@@ -79,7 +79,8 @@ def about(report: Report, vlm: VLM, directions: Tensor) -> None:
     )
     report.tell(f"{description}, over the bare logits", ratio(seconds, "ours", "unembedding"))
     short = sum(
-        len(row_words) < N_WORDS for row_words in as_lists(words(vlm, directions, N_WORDS)).values()
+        len(row_words) < N_WORDS
+        for row_words in as_lists(concept_words(vlm, directions, N_WORDS)).values()
     )
     report.promise(
         f"concepts of {k} with fewer than {N_WORDS} words", count(short, k), Goal("==", 0)

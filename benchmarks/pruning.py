@@ -23,9 +23,9 @@ from benchmarks.harness import Goal, Report, always, count, median, ratio, timed
 from benchmarks.subjects import Subject, subjects
 from xlvlms_tutorial.methods.pruning.calibration import linear_maps
 from xlvlms_tutorial.methods.pruning.masks import Masks
-from xlvlms_tutorial.methods.pruning.scores import magnitude, random_masks
-from xlvlms_tutorial.methods.pruning.sparsify import alpha_subnet, apply_masks, nm
-from xlvlms_tutorial.methods.pruning.structured import cut_neurons, neuron_scores
+from xlvlms_tutorial.methods.pruning.scores import magnitude_masks, random_masks
+from xlvlms_tutorial.methods.pruning.sparsify import alpha_subnet, apply_masks, n_m_masks
+from xlvlms_tutorial.methods.pruning.structured import neuron_scores, prune_neurons
 from xlvlms_tutorial.models.spans import Batch
 from xlvlms_tutorial.models.vlm import VLM
 
@@ -68,7 +68,7 @@ def smaller(report: Report, subject: Subject, size: int) -> None:
     """
     batch, dense = subject.batch(size), subject.vlm
     cut = copied(dense)
-    cut_neurons(cut, neuron_scores(cut), SHARE)
+    prune_neurons(cut, neuron_scores(cut), SHARE)
     counted = flops(cut, batch) / flops(dense, batch)
     ways = {
         name: always(lambda vlm=vlm: vlm.forward(batch, logits=False))
@@ -88,7 +88,7 @@ def smaller(report: Report, subject: Subject, size: int) -> None:
     )
     del cut, ways["cut"]
     masked = copied(dense)
-    apply_masks(masked, magnitude(masked, SHARE))
+    apply_masks(masked, magnitude_masks(masked, SHARE))
     seconds = timed(
         ways | {"masked": always(lambda: masked.forward(batch, logits=False))},
         report.options.rounds(ROUNDS),
@@ -155,7 +155,7 @@ def two_of_four(report: Report, subject: Subject, size: int) -> None:
         return
     tokens, layer = subject.batch(size)["input_ids"].numel() // 64 * 64, subject.layer(0.5)
     report.setting["2:4"] = f"layer {layer}, {tokens} tokens"
-    masks = nm(subject.vlm, "magnitude", 2, 4, layers=layer)
+    masks = n_m_masks(subject.vlm, "magnitude", 2, 4, layers=layer)
     dense: dict[tuple[int, int], Tensor] = {}
     for key, linear in linear_maps(subject.vlm).items():
         if key in masks.shapes:

@@ -25,7 +25,7 @@ from tqdm.auto import tqdm
 from benchmarks.command import start
 from benchmarks.harness import Goal, Report, count, median
 from xlvlms_tutorial.batch.run import RESULTS, read_results
-from xlvlms_tutorial.errors import RecordError
+from xlvlms_tutorial.errors import FileError
 from xlvlms_tutorial.io import FOLDER_VARIABLE
 
 RUNS = 12  # of the grid
@@ -192,7 +192,7 @@ def _compare(
     for file in grid.files(out):
         try:
             content = read_results(file)
-        except RecordError:
+        except FileError:
             counts["half-written"] += 1
         else:
             same = {key: content[key] for key in SAME}

@@ -17,7 +17,7 @@ from benchmarks.command import start
 from benchmarks.harness import CPU, Goal, Report, Way, count, median, ratio, timed, within
 from benchmarks.subjects import LLAVA, Subject, decoder_inputs, llava_shape, subjects
 from xlvlms_tutorial.interventions.skipping import skip
-from xlvlms_tutorial.interventions.token_skipping import skip_mlp_tokens
+from xlvlms_tutorial.interventions.token_skipping import skip_tokens
 from xlvlms_tutorial.models import anatomy
 from xlvlms_tutorial.models.spans import Batch
 from xlvlms_tutorial.models.vlm import VLM
@@ -123,8 +123,7 @@ def image_mlps(report: Report, subject: Subject, size: int) -> None:
     layers = list(range(1, vlm.n_layers + 1))
     contexts: dict[str, Context] = {"dense": nullcontext}
     contexts |= {
-        f"{share:.0%}": lambda share=share: skip_mlp_tokens(vlm, layers, share)
-        for share in (0.5, 1.0)
+        f"{share:.0%}": lambda share=share: skip_tokens(vlm, layers, share) for share in (0.5, 1.0)
     }
     ways = {
         name: within(

@@ -22,9 +22,9 @@ from tqdm.auto import tqdm
 from benchmarks.command import start
 from benchmarks.harness import Goal, Report, always, count, ratio, timed
 from benchmarks.subjects import Subject, subjects
-from xlvlms_tutorial.activations.activations import States
+from xlvlms_tutorial.activations.activations import Activations
 from xlvlms_tutorial.activations.capture import capture
-from xlvlms_tutorial.activations.store import Store
+from xlvlms_tutorial.activations.store import ActivationStore
 
 ROUNDS = 7
 SAMPLES_PER_SHARD, ROWS_PER_SAMPLE, SHARDS_PER_KILL, WIDTH = 3, 2, 25, 64
@@ -105,7 +105,7 @@ def killed(folder: Path, kills: int, seed: int = 0) -> Toll:
 def write_missing(folder: Path, n_shards: int) -> None:
     """What a capture into a store does, with states that cost nothing."""
     torch.set_num_threads(1)  # a forked process has none of its parent's threads
-    store = Store(folder, PROVENANCE)
+    store = ActivationStore(folder, PROVENANCE)
     for number in store.missing(n_shards):
         store.write(
             number,
@@ -113,7 +113,7 @@ def write_missing(folder: Path, n_shards: int) -> None:
         )
 
 
-def known_states(samples: range) -> States:
+def known_states(samples: range) -> Activations:
     """States whose every value tells its sample and row."""
     pairs = [(sample, row) for sample in samples for row in range(ROWS_PER_SAMPLE)]
     table = pd.DataFrame(
@@ -123,7 +123,7 @@ def known_states(samples: range) -> States:
             "position": [r for _, r in pairs],
         }
     )
-    return States({(1, "block"): _values(table)}, table, PROVENANCE)
+    return Activations({(1, "resid_post"): _values(table)}, table, PROVENANCE)
 
 
 def inspect(folder: Path, expected: set[int], toll: Toll) -> set[int]:
@@ -131,10 +131,10 @@ def inspect(folder: Path, expected: set[int], toll: Toll) -> set[int]:
 
     Those of ``expected`` that are gone or changed are lost, those with too many rows doubled.
     """
-    if not (folder / "provenance.json").exists() or not Store(folder).done:
+    if not (folder / "provenance.json").exists() or not ActivationStore(folder).done:
         toll.lost |= expected
         return set()
-    store = Store(folder)
+    store = ActivationStore(folder)
     if store.verify():
         toll.lost |= expected  # nothing can be read of a store with a damaged shard
         return set()
@@ -162,7 +162,7 @@ def overhead(report: Report, subject: Subject, n: int, size: int) -> None:
     }
 
     @contextmanager
-    def stored() -> Iterator[Callable[[], States]]:
+    def stored() -> Iterator[Callable[[], Activations]]:
         with TemporaryDirectory() as folder:
             path = Path(folder) / "store"
             yield lambda: capture(

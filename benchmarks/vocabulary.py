@@ -12,13 +12,13 @@ from benchmarks.command import start
 from benchmarks.harness import Goal, Report, always, count, ratio, timed
 from benchmarks.memory import peak_bytes
 from benchmarks.subjects import Subject, subjects
-from xlvlms_tutorial.activations.activations import States
+from xlvlms_tutorial.activations.activations import Activations
 from xlvlms_tutorial.activations.hooks import read
 from xlvlms_tutorial.methods.logit_lens.measures import (
-    contrast,
-    divergence,
     entropy,
+    kl_divergence,
     mean_distribution,
+    modality_divergence,
 )
 from xlvlms_tutorial.models.spans import SPANS
 
@@ -73,13 +73,15 @@ def memory(report: Report, subject: Subject, states: Tensor, part: int) -> None:
     )
     calls = {
         f"the entropies of {n:,} tokens": lambda: entropy(vlm, states),
-        f"the divergences of {n:,} tokens from others": lambda: divergence(vlm, states, shuffled),
-        f"the divergences of all pairs of {n // 8:,} and {n // 8:,} tokens": lambda: divergence(
+        f"the divergences of {n:,} tokens from others": lambda: kl_divergence(
+            vlm, states, shuffled
+        ),
+        f"the divergences of all pairs of {n // 8:,} and {n // 8:,} tokens": lambda: kl_divergence(
             vlm, *eighths, pairs="all"
         ),
         f"the mean distribution of {n:,} tokens": lambda: mean_distribution(vlm, states),
-        f"the mean divergence over all pairs of {n // 2:,} and {n // 2:,} tokens": lambda: contrast(
-            vlm, *sides, 0, n_tokens=None
+        f"the mean divergence over all pairs of {n // 2:,} and {n // 2:,} tokens": lambda: (
+            modality_divergence(vlm, *sides, 0, n_tokens=None)
         ),
     }
     for name, call in calls.items():
@@ -99,7 +101,7 @@ def against_today(report: Report, subject: Subject, states: Tensor) -> None:
     ways = {
         "entropy": always(lambda: entropy(subject.vlm, states)),
         "entropy held": always(lambda: entropy_held(subject, states)),
-        "divergence": always(lambda: divergence(subject.vlm, states, shuffled)),
+        "divergence": always(lambda: kl_divergence(subject.vlm, states, shuffled)),
         "divergence held": always(lambda: divergence_held(subject, states, shuffled)),
         "unembedding": always(lambda: logits_alone(subject, states)),
     }
@@ -123,9 +125,11 @@ def all_pairs(report: Report, subject: Subject, states: Tensor, pairs: int) -> N
     """Every token of one side against every token of the other."""
     p, q = states[:pairs], states[pairs : 2 * pairs]
     ways = {
-        "ours": always(lambda: divergence(subject.vlm, p, q, pairs="all")),
+        "ours": always(lambda: kl_divergence(subject.vlm, p, q, pairs="all")),
         "mean": always(
-            lambda: contrast(subject.vlm, *as_sides(states[: 2 * pairs], 4), 0, n_tokens=None)
+            lambda: modality_divergence(
+                subject.vlm, *as_sides(states[: 2 * pairs], 4), 0, n_tokens=None
+            )
         ),
         "loop": always(lambda: divergence_looped(subject, p, q)),
     }
@@ -141,13 +145,14 @@ def all_pairs(report: Report, subject: Subject, states: Tensor, pairs: int) -> N
     )
 
 
-def as_sides(states: Tensor, samples: int) -> tuple[States, States]:
+def as_sides(states: Tensor, samples: int) -> tuple[Activations, Activations]:
     """The two halves of the states as perceptual and textual tokens of so many samples."""
     half = len(states) // 2
     number = torch.arange(half).remainder(samples).tolist()
     table = pd.DataFrame({"sample": number, "id": [f"s{k}" for k in number]})
     return tuple(
-        States({(0, "block"): part}, table, {}) for part in (states[:half], states[half : 2 * half])
+        Activations({(0, "resid_post"): part}, table, {})
+        for part in (states[:half], states[half : 2 * half])
     )
 
 

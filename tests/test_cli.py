@@ -15,7 +15,7 @@ from xlvlms_tutorial.batch.batch import EXPERIMENTS, Options
 from xlvlms_tutorial.batch.results import Gathered
 from xlvlms_tutorial.batch.spelling import Word
 from xlvlms_tutorial.claims.claims import CLAIMS, record
-from xlvlms_tutorial.errors import CacheSpaceError, MissingWheelError, RunError, SceneError
+from xlvlms_tutorial.errors import RunError, full_cache, missing_wheel, not_in_world
 from xlvlms_tutorial.io import FOLDER_VARIABLE
 from xlvlms_tutorial.metrics.intervals import Estimate
 from xlvlms_tutorial.pocket import assets
@@ -371,7 +371,7 @@ def test_reproduce_refuses_wrong_input_with_code_2(wrong, tmp_path):
 
 def test_an_error_of_the_package_is_one_line_and_code_2(monkeypatch, tmp_path):
     def fail(*_, **__):
-        raise SceneError("split", "tset", ("train", "test"))
+        raise not_in_world("split", "tset", ("train", "test"))
 
     monkeypatch.setattr("xlvlms_tutorial.data.load_samples", fail)
     result = xlvlms("evaluate", "--n", "3")
@@ -452,12 +452,12 @@ def test_fetch_says_what_it_makes_and_where(monkeypatch, tmp_path):
     ("error", "code", "pattern"),
     [
         (
-            MissingWheelError("arcade 3.3.3", "no network", fetching.GO_ON),
+            missing_wheel("arcade 3.3.3", "no network", fetching.GO_ON),
             1,
             "arcade 3.3.3 .*no network.* -m xlvlms_tutorial fetch\n$",
         ),
         (
-            CacheSpaceError("there", 10**9, 10**6, "XLVLMS_CACHE"),
+            full_cache("there", 10**9, 10**6, "XLVLMS_CACHE"),
             1,
             "1,000 MB are needed.*XLVLMS_CACHE",
         ),

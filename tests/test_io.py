@@ -13,7 +13,7 @@ import torch
 
 from tools import ROOT
 from xlvlms_tutorial import io
-from xlvlms_tutorial.errors import OutputError, RecordError
+from xlvlms_tutorial.errors import FileError, damaged_record
 
 
 def test_versions_name_what_the_numbers_depend_on():
@@ -35,7 +35,7 @@ def test_a_killed_writer_leaves_the_old_file(tmp_path, monkeypatch):
         raise OSError("No space left on device")
 
     monkeypatch.setattr(os, "replace", fail)
-    with pytest.raises(OutputError, match="No space left"):
+    with pytest.raises(FileError, match="No space left"):
         io.write_json(path, 2)
     assert json.loads(path.read_text()) == 1
     assert len(list(tmp_path.iterdir())) == 1
@@ -49,7 +49,7 @@ def test_nan_is_never_written(tmp_path):
 
 def test_a_path_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(OutputError, match="another path"):
+    with pytest.raises(FileError, match="another path"):
         io.write_json(tmp_path / "file" / "a.json", 1)
 
 
@@ -123,7 +123,7 @@ def test_half_of_a_surrogate_pair_comes_back_from_json_and_is_a_number_in_text(t
 )
 def test_every_writer_names_a_path_that_cannot_be_written(tmp_path, function, content):
     (tmp_path / "file").write_text("")
-    with pytest.raises(OutputError, match="inside cannot be written"):
+    with pytest.raises(FileError, match="inside cannot be written"):
         function(tmp_path / "file" / "inside", content)
 
 
@@ -135,7 +135,7 @@ def test_what_is_no_json_is_told(tmp_path, content):
     (tmp_path / "a").write_bytes(content)
     with pytest.raises((ValueError, RecursionError)):
         io.read_json(tmp_path / "a")
-    with pytest.raises(RecordError, match="a: no list"), io.reading(tmp_path / "a", "no list"):
+    with pytest.raises(FileError, match="a: no list"), io.reading(tmp_path / "a", "no list"):
         io.read_json(tmp_path / "a")
 
 
@@ -151,14 +151,14 @@ def test_what_is_no_json_is_told(tmp_path, content):
     ],
 )
 def test_what_a_damaged_file_raises_becomes_a_record_error(cause):
-    with pytest.raises(RecordError) as raised, io.reading("a.json", "no plan"):
+    with pytest.raises(FileError) as raised, io.reading("a.json", "no plan"):
         raise cause
     assert str(raised.value).startswith(f"a.json: no plan ({type(cause).__name__}: {cause}); ")
     assert raised.value.__cause__ is cause
 
 
 @pytest.mark.parametrize(
-    "cause", [RecordError("b.json", "damaged"), ZeroDivisionError("a mistake of ours")]
+    "cause", [damaged_record("b.json", "damaged"), ZeroDivisionError("a mistake of ours")]
 )
 def test_what_says_enough_or_is_no_damage_goes_through(cause):
     with pytest.raises(type(cause)) as raised, io.reading("a.json", "no plan"):
@@ -249,7 +249,7 @@ def test_what_safetensors_says_of_a_failed_write_is_told(tmp_path, monkeypatch):
         raise io.SafetensorError("No space left on device (os error 28)")
 
     monkeypatch.setattr("safetensors.torch.save_file", full)
-    with pytest.raises(OutputError, match="No space left on device"):
+    with pytest.raises(FileError, match="No space left on device"):
         io.save_tensors(tmp_path / "a", {"x": torch.ones(2)})
     assert not list(tmp_path.iterdir())
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from xlvlms_tutorial.errors import SelectionError, WordListError
+from xlvlms_tutorial.errors import InputError
 from xlvlms_tutorial.pocket.language import STYLES, captions, styled_caption
 from xlvlms_tutorial.pocket.world import scenes
 from xlvlms_tutorial.text import (
@@ -75,11 +75,11 @@ def test_rates_are_shares_whatever_the_text(texts):
 
 def test_unknown_styles_and_useless_lists_are_refused():
     with pytest.raises(
-        SelectionError, match="no style 'colours'; allowed: place, colour, mood, or a list of words"
+        InputError, match="no style 'colours'; allowed: place, colour, mood, or a list of words"
     ):
         style_rate(["a"], "colours")
     for wrong in ([], ["red", "traffic light"], [""]):
-        with pytest.raises(WordListError):
+        with pytest.raises(InputError):
             style_rate(["a"], wrong)
 
 
@@ -129,7 +129,7 @@ def test_words_of_any_script():
         == style_rate(["un caf\u00e9"], ["cafe\u0301"])
         == 0.5
     )
-    with pytest.raises(WordListError, match="is not one word"):
+    with pytest.raises(InputError, match="is not one word"):
         style_rate(["\u4e00\u53ea\u732b"], ["\u7ea2\u8272"])
 
 

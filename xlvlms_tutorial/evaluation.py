@@ -12,7 +12,7 @@ import pandas as pd
 from PIL import Image
 from tqdm.auto import tqdm
 
-from xlvlms_tutorial.errors import EstimateError, LengthError
+from xlvlms_tutorial.errors import no_estimate, unequal_lengths
 from xlvlms_tutorial.io import as_json, versions, write_json
 from xlvlms_tutorial.metrics.answers import COLUMNS, accuracy_by_type, answer_table
 from xlvlms_tutorial.metrics.captions import CAPTION_FACTORS, SOUND_FACTORS, caption_attributes
@@ -219,7 +219,7 @@ class Report:
 
         Raises
         ------
-        OutputError
+        FileError
             If the file cannot be written.
         """
         return write_json(path, self.content())
@@ -266,14 +266,9 @@ def evaluate(
 
     Raises
     ------
-    EstimateError
-        If there are no samples, or two samples share an id.
-    LengthError
-        If the model returns another number of texts than asked.
-    SelectionError
-        If samples of several modalities are mixed.
-    ImageError
-        If a picture cannot be read.
+    InputError
+        If there are no samples, or two samples share an id. If the model returns another number of
+        texts than asked. If samples of several modalities are mixed. If a picture cannot be read.
 
     Examples
     --------
@@ -284,7 +279,7 @@ def evaluate(
     """
     ids = [sample.id for sample in samples]
     if not ids or len(set(ids)) < len(ids):
-        raise EstimateError(
+        raise no_estimate(
             "samples",
             f"{len(ids)} samples with {len(set(ids))} ids",
             "one sample or more, each with its own id",
@@ -355,5 +350,5 @@ def _generate(
         **inputs, texts=texts, max_new_tokens=tokens, batch_size=batch_size, progress=False
     )
     if len(generated) != len(texts):
-        raise LengthError(asked=len(texts), generated=len(generated))
+        raise unequal_lengths(asked=len(texts), generated=len(generated))
     return [text.strip() for text in generated]

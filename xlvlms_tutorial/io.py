@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
 
-from xlvlms_tutorial.errors import OutputError, RecordError
+from xlvlms_tutorial.errors import FileError, damaged_record, not_written
 
 if TYPE_CHECKING:
     import numpy as np
@@ -110,7 +110,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
     ------
     OSError
         If the file cannot be written, as the system says it; the functions that write whole files
-        make ``OutputError`` of it.
+        make ``FileError`` of it.
 
     Examples
     --------
@@ -151,7 +151,7 @@ def write_atomically(path: str | Path, write: Callable[[Path], object]) -> Path:
 
     Raises
     ------
-    OutputError
+    FileError
         If the file cannot be written.
 
     Examples
@@ -166,7 +166,7 @@ def write_atomically(path: str | Path, write: Callable[[Path], object]) -> Path:
         with replacing(path) as draft:
             write(draft)
     except OSError as cause:
-        raise OutputError(path, cause.strerror or cause) from cause
+        raise not_written(path, cause.strerror or cause) from cause
     return path
 
 
@@ -188,7 +188,7 @@ def write_utf8(path: str | Path, text: str) -> Path:
 
     Raises
     ------
-    OutputError
+    FileError
         If the file cannot be written.
 
     Examples
@@ -249,7 +249,7 @@ def write_json(path: str | Path, content: object, indent: int = 2) -> Path:
 
     Raises
     ------
-    OutputError
+    FileError
         If the file cannot be written.
 
     Examples
@@ -303,7 +303,7 @@ def reading(source: object, problem: str) -> Iterator[None]:
 
     Raises
     ------
-    RecordError
+    FileError
         If the file is missing, or its content is not of the form that the block expects.
 
     Examples
@@ -311,14 +311,14 @@ def reading(source: object, problem: str) -> Iterator[None]:
     >>> with reading("a.json", "no list"):
     ...     words = {}["words"]  # doctest: +ELLIPSIS
     Traceback (most recent call last):
-    xlvlms_tutorial.errors.RecordError: a.json: no list (KeyError: 'words'); correct it, or ...
+    xlvlms_tutorial.errors.FileError: a.json: no list (KeyError: 'words'); correct it, or ...
     """
     try:
         yield
-    except RecordError:
+    except FileError:
         raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as cause:
-        raise RecordError(source, f"{problem} ({type(cause).__name__}: {cause})") from cause
+        raise damaged_record(source, f"{problem} ({type(cause).__name__}: {cause})") from cause
 
 
 def write_sealed(path: str | Path, content: dict[str, object]) -> Path:
@@ -338,7 +338,7 @@ def write_sealed(path: str | Path, content: dict[str, object]) -> Path:
 
     Raises
     ------
-    OutputError
+    FileError
         If the file cannot be written.
 
     Examples
@@ -365,7 +365,7 @@ def read_sealed(path: str | Path) -> dict[str, object]:
 
     Raises
     ------
-    RecordError
+    FileError
         If the file is missing, cut off, or not what was written.
 
     Examples
@@ -379,7 +379,7 @@ def read_sealed(path: str | Path) -> dict[str, object]:
         stated = content.pop("sha256")
         computed = digest(content)  # of what is left
     if stated != computed:
-        raise RecordError(path, "its content is not what was written (its digest differs)")
+        raise damaged_record(path, "its content is not what was written (its digest differs)")
     return content
 
 
@@ -467,7 +467,7 @@ def save_tensors(
 
     Raises
     ------
-    OutputError
+    FileError
         If the file cannot be written.
 
     Examples

@@ -21,11 +21,11 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from xlvlms_tutorial.errors import (
-    ImageError,
-    PromptError,
-    SelectionError,
+    InputError,
     TokenOfInterestError,
     XlvlmsError,
+    not_a_picture,
+    unusable_prompt,
 )
 from xlvlms_tutorial.text import whole_words
 
@@ -134,7 +134,7 @@ class Sample:
 
         Raises
         ------
-        ImageError
+        InputError
             If a picture or a frame cannot be read.
         """
         content = self._opened()
@@ -150,7 +150,7 @@ class Sample:
 
         Raises
         ------
-        ImageError
+        InputError
             If the source cannot be read as a picture, as that of a clip or a sound.
         """
         return as_image(self._opened())
@@ -166,7 +166,7 @@ class Sample:
             reason = (
                 f"what the source of sample {self.id!r} makes ({type(cause).__name__}: {cause})"
             )
-            raise ImageError(reason) from cause
+            raise not_a_picture(reason) from cause
 
 
 def as_image(source: object) -> Image.Image:
@@ -190,7 +190,7 @@ def as_image(source: object) -> Image.Image:
 
     Raises
     ------
-    ImageError
+    InputError
         If the source cannot be read as a picture, has no pixel or too many, has levels that are
         negative or not finite, or is an address on the network.
 
@@ -208,18 +208,18 @@ def as_image(source: object) -> Image.Image:
             return _upright(_from_array(source), source)
         with Image.open(_file(source), formats=FORMATS) as picture:
             return _upright(picture, source)
-    except ImageError:
+    except InputError:
         raise
     except Image.DecompressionBombError as cause:
         problem = (
             f"has more than the {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels at which a picture "
             "may be made to fill the memory"
         )
-        raise ImageError(
+        raise not_a_picture(
             source, problem, "make it smaller, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust it"
         ) from cause
     except _BROKEN as cause:
-        raise ImageError(source) from cause
+        raise not_a_picture(source) from cause
 
 
 def _file(source: object) -> object:
@@ -229,7 +229,7 @@ def _file(source: object) -> object:
     if isinstance(source, str) and (address := re.match(r"(\w[\w+.-]+)://", source)):
         place = urlsplit(source)
         if address[1].lower() != "file" or place.netloc not in ("", "localhost"):
-            raise ImageError(
+            raise not_a_picture(
                 source,
                 "is an address on the network, from which nothing is fetched here",
                 "download it, and give its path",
@@ -237,7 +237,7 @@ def _file(source: object) -> object:
         return url2pathname(place.path)
     if isinstance(source, (str, PathLike)) or hasattr(source, "read"):
         return source
-    raise ImageError(source)
+    raise not_a_picture(source)
 
 
 def _from_array(source: object) -> Image.Image:
@@ -250,7 +250,7 @@ def _from_array(source: object) -> Image.Image:
         levels = levels[..., 0]
     drawable = levels.ndim == 2 or (levels.ndim == 3 and levels.shape[2] in (3, 4))
     if levels.dtype.kind not in "buif" or not drawable:
-        raise ImageError(
+        raise not_a_picture(
             source,
             f"of {levels.dtype} and shape {levels.shape} is not a picture",
             "give numbers of shape (height, width) or (height, width, 3 or 4), "
@@ -270,7 +270,7 @@ def _from_array(source: object) -> Image.Image:
 
 def _require_pixels(width: int, height: int, source: object) -> None:
     if min(width, height) < 1:
-        raise ImageError(
+        raise not_a_picture(
             source, f"has {width} x {height} pixels", "give a picture of at least one pixel"
         )
 
@@ -307,7 +307,7 @@ def _scaled(values: np.ndarray, scales: Sequence[float], source: object) -> np.n
             return np.rint(levels * (255 / scale)).astype(np.uint8)
     # NaN comes here too
     problem = f"has {'grey ' * (levels.ndim == 2)}levels from {low:g} to {high:g}"
-    raise ImageError(source, problem, "scale them to 0 to 1, or to 0 to 255")
+    raise not_a_picture(source, problem, "scale them to 0 to 1, or to 0 to 255")
 
 
 def as_sound(source: object) -> np.ndarray:
@@ -325,7 +325,7 @@ def as_sound(source: object) -> np.ndarray:
 
     Raises
     ------
-    PromptError
+    InputError
         If they are neither, not finite, or floats far beyond -1 to 1.
 
     Examples
@@ -344,7 +344,7 @@ def as_sound(source: object) -> np.ndarray:
         return wave
     numeric = wave.size and wave.dtype.kind in "fiu"
     span = f" from {wave.min():g} to {wave.max():g}" if numeric else ""
-    raise PromptError(
+    raise unusable_prompt(
         f"a sound of {wave.dtype}{span}",
         "give floats from -1 to 1, or int16, int32 or uint8 as a wav file has them",
     )
@@ -367,7 +367,7 @@ def media(samples: Sequence[Sample]) -> dict[str, list]:
 
     Raises
     ------
-    SelectionError
+    InputError
         If the samples are of different modalities, or of one that is not known.
 
     Examples
@@ -382,7 +382,7 @@ def media(samples: Sequence[Sample]) -> dict[str, list]:
     kinds = list(dict.fromkeys(sample.modality for sample in samples))
     names = {"image": "images", "video": "videos", "audio": "audio"}
     if len(kinds) != 1 or kinds[0] not in names:
-        raise SelectionError(
+        raise InputError(
             f"samples of modality {', '.join(kinds) or 'none'}",
             f"give samples of one of {', '.join(names)} at a time",
         )
@@ -413,7 +413,7 @@ def mentioning(
 
     Raises
     ------
-    SelectionError
+    InputError
         If there are no words, one is empty, or n is below 1.
     TokenOfInterestError
         If no caption has one of the words; the message has the words that captions have most often.
@@ -427,7 +427,7 @@ def mentioning(
     """
     samples = list(samples)
     if n is not None and index(n) < 1:
-        raise SelectionError(f"n={n!r}", "give 1 or more")
+        raise InputError(f"n={n!r}", "give 1 or more")
     pattern = _pattern(words)
     selected = [sample for sample in samples if any(map(pattern.search, sample.captions))]
     if not selected:
@@ -439,7 +439,7 @@ def _pattern(words: str | Sequence[str]) -> re.Pattern[str]:
     """Return what finds any of some words or phrases, whole, in any case."""
     words = [words] if isinstance(words, str) else list(words)
     if not words or not all(isinstance(word, str) and word.strip() for word in words):
-        raise SelectionError(f"words {words!r}", "give words or phrases, none of them empty")
+        raise InputError(f"words {words!r}", "give words or phrases, none of them empty")
     return whole_words(words)
 
 

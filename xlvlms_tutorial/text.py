@@ -11,7 +11,7 @@ from itertools import combinations
 import numpy as np
 from jaxtyping import Bool, Float64
 
-from xlvlms_tutorial.errors import SelectionError, WordListError
+from xlvlms_tutorial.errors import InputError
 
 _PLACES = """
     place ground grass sand snow stone dirt floor land landscape outdoors indoors outside inside
@@ -162,10 +162,8 @@ def style_rate(captions: Sequence[str], style: str | Iterable[str]) -> Float64[n
 
     Raises
     ------
-    SelectionError
-        If there is no such style.
-    WordListError
-        If a list of words is empty, or one of them is not a single word.
+    InputError
+        If there is no such style. If a list of words is empty, or one of them is not a single word.
 
     Examples
     --------
@@ -196,10 +194,8 @@ def style_share(captions: Sequence[str], style: str | Iterable[str]) -> Bool[np.
 
     Raises
     ------
-    SelectionError
-        If there is no such style.
-    WordListError
-        If a list of words is empty, or one of them is not a single word.
+    InputError
+        If there is no such style. If a list of words is empty, or one of them is not a single word.
 
     Examples
     --------
@@ -429,14 +425,14 @@ def _counts(captions: Sequence[str], style: str | Iterable[str]) -> tuple[np.nda
 
 def _style_words(style: str | Iterable[str]) -> frozenset[str]:
     if isinstance(style, str) and style not in STYLE_WORDS:
-        raise SelectionError(
+        raise InputError(
             f"no style {style!r}", f"allowed: {', '.join(STYLE_WORDS)}, or a list of words"
         )
     listed = list(STYLE_WORDS[style] if isinstance(style, str) else style)
     advice = "give a list of one single word or more"
     if not listed:
-        raise WordListError("no words of the style", advice)
+        raise InputError("no words of the style", advice)
     for word in listed:
         if not isinstance(word, str) or words(word) != [composed(word)]:
-            raise WordListError(f"{word!r} is not one word", advice)
+            raise InputError(f"{word!r} is not one word", advice)
     return frozenset(form for word in listed for form in forms(word))

@@ -7,12 +7,7 @@ wrong and what is allowed.
 from collections.abc import Iterable, Sized
 from numbers import Integral
 
-from xlvlms_tutorial.errors import (
-    ActivationsError,
-    ComparisonError,
-    LengthError,
-    SelectionError,
-)
+from xlvlms_tutorial.errors import InputError, incomparable, unequal_lengths
 
 
 def require(condition: object, problem: str, advice: str) -> None:
@@ -29,7 +24,7 @@ def require(condition: object, problem: str, advice: str) -> None:
 
     Raises
     ------
-    SelectionError
+    InputError
         With the problem and the advice.
 
     Examples
@@ -38,10 +33,10 @@ def require(condition: object, problem: str, advice: str) -> None:
     >>> sparsity = 1.5
     >>> require(0 <= sparsity < 1, f"sparsity is {sparsity}", "give 0 or more, below 1")
     Traceback (most recent call last):
-    xlvlms_tutorial.errors.SelectionError: sparsity is 1.5; give 0 or more, below 1.
+    xlvlms_tutorial.errors.InputError: sparsity is 1.5; give 0 or more, below 1.
     """
     if not condition:
-        raise SelectionError(problem, advice)
+        raise InputError(problem, advice)
 
 
 def require_activations(condition: object, problem: str, advice: str) -> None:
@@ -58,7 +53,7 @@ def require_activations(condition: object, problem: str, advice: str) -> None:
 
     Raises
     ------
-    ActivationsError
+    InputError
         With the problem and the advice.
 
     Examples
@@ -68,10 +63,10 @@ def require_activations(condition: object, problem: str, advice: str) -> None:
     >>> states = np.array([1.0, np.nan])
     >>> require_activations(np.isfinite(states).all(), "states are NaN", "leave them out")
     Traceback (most recent call last):
-    xlvlms_tutorial.errors.ActivationsError: states are NaN; leave them out.
+    xlvlms_tutorial.errors.InputError: states are NaN; leave them out.
     """
     if not condition:
-        raise ActivationsError(problem, advice)
+        raise InputError(problem, advice)
 
 
 def require_equal(what: str, first: object, second: object, advice: str) -> None:
@@ -88,7 +83,7 @@ def require_equal(what: str, first: object, second: object, advice: str) -> None
 
     Raises
     ------
-    ComparisonError
+    InputError
         With both values and the advice.
 
     Examples
@@ -97,10 +92,10 @@ def require_equal(what: str, first: object, second: object, advice: str) -> None
     >>> require_equal("widths", 576, 576, "give states of one model")
     >>> require_equal("widths", 576, 960, "give states of one model")
     Traceback (most recent call last):
-    xlvlms_tutorial.errors.ComparisonError: widths differ: 576 and 960; give states of one model.
+    xlvlms_tutorial.errors.InputError: widths differ: 576 and 960; give states of one model.
     """
     if first != second:
-        raise ComparisonError(what, first, second, advice)
+        raise incomparable(what, first, second, advice)
 
 
 def require_one_of(value: object, allowed: Iterable[object], name: str) -> None:
@@ -117,7 +112,7 @@ def require_one_of(value: object, allowed: Iterable[object], name: str) -> None:
 
     Raises
     ------
-    SelectionError
+    InputError
         With the value and all that is allowed.
 
     Examples
@@ -126,12 +121,12 @@ def require_one_of(value: object, allowed: Iterable[object], name: str) -> None:
     >>> require_one_of("mean", ("mean", "max"), "reduction")
     >>> require_one_of("median", ("mean", "max"), "reduction")
     Traceback (most recent call last):
-    xlvlms_tutorial.errors.SelectionError: unknown reduction 'median'; allowed: 'mean', 'max'.
+    xlvlms_tutorial.errors.InputError: unknown reduction 'median'; allowed: 'mean', 'max'.
     """
     allowed = list(allowed)
     if value not in allowed:
         options = ", ".join(map(repr, allowed))
-        raise SelectionError(f"unknown {name} {value!r}", f"allowed: {options}")
+        raise InputError(f"unknown {name} {value!r}", f"allowed: {options}")
 
 
 def require_counts(**numbers: object) -> None:
@@ -144,7 +139,7 @@ def require_counts(**numbers: object) -> None:
 
     Raises
     ------
-    SelectionError
+    InputError
         With the name and the number.
 
     Examples
@@ -153,11 +148,11 @@ def require_counts(**numbers: object) -> None:
     >>> require_counts(batch_size=8, max_new_tokens=None)
     >>> require_counts(batch_size=0)
     Traceback (most recent call last):
-    xlvlms_tutorial.errors.SelectionError: batch_size is 0; give at least 1.
+    xlvlms_tutorial.errors.InputError: batch_size is 0; give at least 1.
     """
     for name, number in numbers.items():
         if number is not None and not (isinstance(number, Integral) and number >= 1):
-            raise SelectionError(f"{name} is {number}", "give at least 1")
+            raise InputError(f"{name} is {number}", "give at least 1")
 
 
 def require_same_length(**values: Sized | Integral | None) -> None:
@@ -170,7 +165,7 @@ def require_same_length(**values: Sized | Integral | None) -> None:
 
     Raises
     ------
-    LengthError
+    InputError
         With all names and lengths.
 
     Examples
@@ -180,11 +175,11 @@ def require_same_length(**values: Sized | Integral | None) -> None:
     >>> require_same_length(samples=["a", "b"], answers=None)
     >>> require_same_length(samples=["a", "b"], answers=["yes"])  # doctest: +ELLIPSIS
     Traceback (most recent call last):
-    xlvlms_tutorial.errors.LengthError: lists that belong ... (samples: 2, answers: 1); ...
+    xlvlms_tutorial.errors.InputError: lists that belong ... (samples: 2, answers: 1); ...
     """
     lengths = {}
     for name, value in values.items():
         if value is not None:
             lengths[name] = value if isinstance(value, Integral) else len(value)
     if len(set(lengths.values())) > 1:
-        raise LengthError(**lengths)
+        raise unequal_lengths(**lengths)

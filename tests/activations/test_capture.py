@@ -23,15 +23,11 @@ from xlvlms_tutorial.activations.capture import capture, residual_stream
 from xlvlms_tutorial.activations.rows import Selection
 from xlvlms_tutorial.data import load_samples
 from xlvlms_tutorial.errors import (
-    ActivationsError,
     DeviceMemoryError,
+    InputError,
     LayerError,
-    LengthError,
-    PromptError,
-    SelectionError,
     SpanError,
-    StateError,
-    StoreMismatchError,
+    StoreError,
     TokenOfInterestError,
 )
 from xlvlms_tutorial.models import anatomy
@@ -111,7 +107,7 @@ def test_hooks_are_gone_afterwards_even_after_an_error(vlm):
 
 def test_nan_is_named_by_its_first_layer(vlm):
     vlm.blocks[1].mlp.down_proj.weight.data.fill_(float("nan"))
-    with pytest.raises(StateError, match="first at layer 2"):
+    with pytest.raises(InputError, match="first at layer 2"):
         residual_stream(vlm, vlm.batch([PICTURE], ["What colour ?"]))
 
 
@@ -121,7 +117,7 @@ def test_a_span_is_reduced_for_each_sample_as_if_alone(vlm, six, reduce, batch_s
     states = capture(
         vlm, six, (0, 2), span="question", reduce=reduce, prompt=ask, batch_size=batch_size
     )
-    assert list(states.tensors) == [(0, "block"), (2, "block")]
+    assert list(states.tensors) == [(0, "resid_post"), (2, "resid_post")]
     assert states.table.to_dict("list") == {
         "sample": list(range(6)),
         "id": [f"s{i}" for i in range(6)],
@@ -189,18 +185,18 @@ def test_all_positions_are_all_but_the_padding(vlm, six):
 
 @pytest.mark.parametrize("number", [40, -40])
 def test_a_position_outside_a_sample_says_which_there_are(vlm, six, number):
-    with pytest.raises(
-        SelectionError, match=f"position {number} in a sample of 15; give -15 to 14"
-    ):
+    with pytest.raises(InputError, match=f"position {number} in a sample of 15; give -15 to 14"):
         capture(vlm, six, 1, positions=number, prompt=ask)
 
 
 def test_places_inside_a_block(vlm, six):
     states = capture(
-        vlm, six, (1, 2), places=("middle", "mlp", "block", "mlp_hidden"), span="image"
+        vlm, six, (1, 2), sites=("resid_mid", "mlp_out", "resid_post", "mlp_hidden"), span="image"
     )
     assert states[2, "mlp_hidden"].shape == (6, 64)
-    assert torch.allclose(states[2, "middle"] + states[2, "mlp"], states[2, "block"], atol=1e-5)
+    assert torch.allclose(
+        states[2, "resid_mid"] + states[2, "mlp_out"], states[2, "resid_post"], atol=1e-5
+    )
 
 
 def test_given_answers_are_read_in_one_forward(vlm, six):
@@ -328,7 +324,7 @@ def test_weights_that_are_no_numbers_give_no_answers(vlm, six, part):
     weight = vlm.model.lm_head.weight if part == "head" else vlm.blocks[1].self_attn.q_proj.weight
     weight.data[8, 0] = float("nan")
     for options in ({"span": "image"}, {"span": "answer"}, {"words": "red"}):
-        with pytest.raises(ActivationsError, match="logits of the next token are NaN"):
+        with pytest.raises(InputError, match="logits of the next token are NaN"):
             capture(vlm, six, 1, prompt=ask, max_new_tokens=4, **options)
 
 
@@ -373,7 +369,7 @@ def test_a_character_of_several_tokens_is_captured_to_its_last(
     states = capture(byte_speller, sample, 2, words=[word], **options)
     # the position before the first byte
     assert torch.allclose(states[2][0], stream[-n - 1], atol=1e-5)
-    last = capture(byte_speller, sample, 2, words=[word], at="token", **options)
+    last = capture(byte_speller, sample, 2, words=[word], side="token", **options)
     assert torch.allclose(last[2][0], stream[-1], atol=1e-5)
 
 
@@ -486,7 +482,7 @@ def test_a_given_word_is_captured_where_it_is_predicted(
     [("a 3 dog 1", "1", 5), ("a hot Dog", "hot dog", 2), ("cattle", "cattle", 1)],
 )
 def test_a_given_word_is_captured_at_its_last_piece(speller, samples, answer, word, last):
-    states = interest(speller, samples(3), word, answers=["a zebra", answer, "zebra"], at="token")
+    states = interest(speller, samples(3), word, answers=["a zebra", answer, "zebra"], side="token")
     assert states.table[["sample", "word", "token_index"]].to_numpy().tolist() == [[1, word, last]]
     batch = speller.batch([samples(3)[1].image], ["a 1 dog s1 ?"], [answer])
     position = batch.mask("answer")[0].nonzero().flatten()[last]
@@ -495,7 +491,7 @@ def test_a_given_word_is_captured_at_its_last_piece(speller, samples, answer, wo
         torch.allclose(states[layer][0], stream[layer, 0, position], atol=1e-5)
         for layer in range(4)
     )
-    assert states.provenance["selection"] == {"words": [word], "at": "token"}
+    assert states.provenance["selection"] == {"words": [word], "side": "token"}
 
 
 def test_a_generated_word_is_captured_at_its_last_piece_unless_it_was_never_fed(speller, six):
@@ -511,7 +507,7 @@ def test_a_generated_word_is_captured_at_its_last_piece_unless_it_was_never_fed(
     for word in sorted({word for text in texts for word in re.findall(r"\w+", text)}):
         predicting = interest(speller, six, word, **options)
         try:
-            states = interest(speller, six, word, at="token", **options)
+            states = interest(speller, six, word, side="token", **options)
         except TokenOfInterestError:
             left_out += len(predicting)
             continue
@@ -645,18 +641,16 @@ def test_a_store_of_other_settings_is_refused(vlm, samples, tmp_path, changed, f
         "seed": 7,
     }
     capture(vlm, samples(4), **options)
-    with pytest.raises(StoreMismatchError, match=re.escape(f"{field} is")):
+    with pytest.raises(StoreError, match=re.escape(f"{field} is")):
         capture(vlm, samples(4), **{**options, **changed})
 
 
 def test_other_samples_or_another_model_are_refused(vlm, samples, tmp_path):
     capture(vlm, samples(4), 2, span="image", store=tmp_path)
-    with pytest.raises(StoreMismatchError, match="ids_sha256"):
+    with pytest.raises(StoreError, match="ids_sha256"):
         capture(vlm, list(reversed(samples(4))), 2, span="image", store=tmp_path)
     vlm.name = "another"
-    with pytest.raises(
-        StoreMismatchError, match="model is 'tiny-llava' in the store and 'another' here"
-    ):
+    with pytest.raises(StoreError, match="model is 'tiny-llava' in the store and 'another' here"):
         capture(vlm, samples(4), 2, span="image", store=tmp_path)
 
 
@@ -713,11 +707,11 @@ def spoiled(vlm, monkeypatch, layer, red):
 
 def test_nan_names_the_first_layer_and_the_sample(vlm, six, monkeypatch):
     spoiled(vlm, monkeypatch, 2, red=5)
-    with pytest.raises(StateError, match="first at layer 2, sample 5, position 14"):
+    with pytest.raises(InputError, match="first at layer 2, sample 5, position 14"):
         capture(vlm, six, "all", positions="all", reduce=None, prompt=ask, batch_size=4)
-    with pytest.raises(StateError, match="first at layer 2, sample 5;"):
+    with pytest.raises(InputError, match="first at layer 2, sample 5;"):
         capture(vlm, six, "all", positions="all", prompt=ask, batch_size=4)
-    with pytest.raises(StateError, match="first at layer 3, sample 5;"):
+    with pytest.raises(InputError, match="first at layer 3, sample 5;"):
         capture(vlm, six, (1, 3), positions=-1, prompt=ask)
     clean = capture(vlm, six, (1, 2), positions=-1, prompt=ask)  # what is not kept may be anything
     assert torch.isfinite(clean[2]).all()
@@ -726,14 +720,14 @@ def test_nan_names_the_first_layer_and_the_sample(vlm, six, monkeypatch):
 def test_a_number_too_large_for_the_format_is_not_kept(vlm, six):
     vlm.blocks[1].mlp.down_proj.weight.data.mul_(1e5)
     assert torch.isfinite(capture(vlm, six, (1, 2), span="image")[2]).all()
-    with pytest.raises(StateError, match="first at layer 2, sample 0"):
+    with pytest.raises(InputError, match="first at layer 2, sample 0"):
         capture(vlm, six, (1, 2), span="image", dtype=torch.float16)
 
 
 def test_shards_before_an_error_are_safe(vlm, six, monkeypatch, tmp_path):
     with monkeypatch.context() as patch:
         spoiled(vlm, patch, 2, red=5)
-        with pytest.raises(StateError):
+        with pytest.raises(InputError):
             capture(vlm, six, 2, positions="all", store=tmp_path, shard_size=2)
     assert len(list((tmp_path / "index").iterdir())) == 2
     same(
@@ -795,7 +789,7 @@ def test_provenance_says_how_all_was_made(vlm, six):
         vlm,
         iter(six),
         range(1, 3),
-        places="mlp",
+        sites="mlp_out",
         span="image",
         prompt=ask,
         max_new_tokens=3,
@@ -809,7 +803,7 @@ def test_provenance_says_how_all_was_made(vlm, six):
         "interventions": [],
         "prompt": "ask",
         "layers": [1, 2],
-        "places": ["mlp"],
+        "sites": ["mlp_out"],
         "selection": {"span": ["image"]},
         "reduce": "mean",
         "max_new_tokens": 3,
@@ -863,7 +857,7 @@ def test_spans_that_these_samples_do_not_have_are_refused():
 
 def test_samples_of_several_modalities_are_not_captured_together():
     mixed = [load_samples(dataset, n=1)[0] for dataset in ("clips", "sounds")]
-    with pytest.raises(SelectionError, match="samples of modality video, audio"):
+    with pytest.raises(InputError, match="samples of modality video, audio"):
         capture(tiny_reader(), mixed, 1, positions=-1)
 
 
@@ -889,12 +883,12 @@ def test_progress_is_counted_in_samples(vlm, six, capsys, tmp_path):
         ({"words": ["red", " "], "max_new_tokens": 3}, "none of them empty"),
         ({"words": "red"}, "words without answers"),
         (
-            {"words": "red", "max_new_tokens": 3, "at": "end"},
-            "at='end'; allowed: 'predicting', 'token', with words",
+            {"words": "red", "max_new_tokens": 3, "side": "end"},
+            "side='end'; allowed: 'predicting', 'token', with words",
         ),
         (
-            {"span": "image", "at": "token"},
-            "at='token' without words; allowed: 'predicting', 'token', with words",
+            {"span": "image", "side": "token"},
+            "side='token' without words; allowed: 'predicting', 'token', with words",
         ),
         (
             {"span": "image", "answers": ["no"] * 6, "max_new_tokens": 3},
@@ -905,20 +899,20 @@ def test_progress_is_counted_in_samples(vlm, six, capsys, tmp_path):
         ({"span": "image", "batch_size": 0}, "batch_size is 0"),
         ({"span": "answer", "max_new_tokens": 0}, "max_new_tokens is 0"),
         ({"span": "image", "layers": []}, "no layers"),
-        ({"span": "image", "places": "lunch"}, "unknown place 'lunch'"),
+        ({"span": "image", "sites": "lunch"}, "unknown site 'lunch'"),
         ({"span": "image", "samples": []}, "no samples"),
         ({"span": "image", "store": "here", "shard_size": 0}, "at least 1 in a shard"),
     ],
 )
 def test_what_is_not_said_in_one_clear_way_is_refused(vlm, six, options, message):
-    with pytest.raises(SelectionError, match=re.escape(message)):
+    with pytest.raises(InputError, match=re.escape(message)):
         capture(vlm, **{"samples": six, "layers": 1, **options})
 
 
 def test_one_sample_is_no_list_of_samples(vlm, six):
-    with pytest.raises(SelectionError, match="one sample; give a list of samples"):
+    with pytest.raises(InputError, match="one sample; give a list of samples"):
         unwrap(capture)(vlm, six[0], 1, span="image")
-    with pytest.raises(SelectionError, match=r"positions \[1.5\]; give whole numbers"):
+    with pytest.raises(InputError, match=r"positions \[1.5\]; give whole numbers"):
         unwrap(Selection.of)(1, ("block",), None, [1.5], None, None, torch.float32)
 
 
@@ -949,12 +943,12 @@ def test_a_text_that_is_no_prompt_is_refused_before_anything_runs(
     vlm, six, options, message, monkeypatch
 ):
     monkeypatch.setattr(vlm, "batch", lambda *_, **__: pytest.fail("a batch was made"))
-    with pytest.raises(PromptError, match=re.escape(message)):
+    with pytest.raises(InputError, match=re.escape(message)):
         capture(vlm, six, 1, positions=-1, **options)
 
 
 def test_lists_of_other_lengths_layers_and_spans_that_are_not_there(vlm, six):
-    with pytest.raises(LengthError, match="samples: 6, answers: 2"):
+    with pytest.raises(InputError, match="samples: 6, answers: 2"):
         capture(vlm, six, 1, span="image", answers=["no", "no"])
     with pytest.raises(LayerError, match="layer 4 is not one of 0 to 3"):
         capture(vlm, six, (1, 4), span="image")
@@ -972,6 +966,6 @@ def test_a_changed_model_does_not_add_to_the_store_of_the_plain_one(vlm, samples
     capture(vlm, samples(2), 1, span="image", store=tmp_path / "store")
     with (
         interventions.skip(vlm, 1),
-        pytest.raises(StoreMismatchError, match=r"interventions.*skip\(layers=1, part='block'"),
+        pytest.raises(StoreError, match=r"interventions.*skip\(layers=1, part='block'"),
     ):
         capture(vlm, samples(2), 1, span="image", store=tmp_path / "store")

@@ -21,8 +21,8 @@ from PIL import Image
 from tests.support.made_states import PROVENANCE, assert_same, states_of
 from tests.support.tiny import tiny_llava
 from xlvlms_tutorial.activations.capture import capture
-from xlvlms_tutorial.activations.store import Store, shard_plan
-from xlvlms_tutorial.errors import RunError, SelectionError
+from xlvlms_tutorial.activations.store import ActivationStore, shard_plan
+from xlvlms_tutorial.errors import InputError, RunError
 from xlvlms_tutorial.samples import Sample
 
 # the package offers a function of this name
@@ -51,9 +51,9 @@ from pathlib import Path
 from tests.activations.test_processes import ASKED, pictures
 from tests.support.tiny import tiny_llava
 from xlvlms_tutorial.activations.capture import capture
-from xlvlms_tutorial.activations.store import Store, dealt
+from xlvlms_tutorial.activations.store import ActivationStore, dealt
 
-folder, (rank, world), write, wrote = Path(sys.argv[1]), dealt(), Store.write, []
+folder, (rank, world), write, wrote = Path(sys.argv[1]), dealt(), ActivationStore.write, []
 
 def noted(store, number, states):
     write(store, number, states)
@@ -61,7 +61,7 @@ def noted(store, number, states):
     if sys.argv[2:] == ["killed"]:
         os.kill(os.getpid(), signal.SIGKILL)
 
-Store.write = noted
+ActivationStore.write = noted
 found = capture(tiny_llava(), pictures(), store=folder / "store", **ASKED)
 (folder / f"{rank}-of-{world}").write_text(f"{wrote} {len(found)}")
 """
@@ -115,7 +115,7 @@ def test_what_a_killed_process_began_a_launch_of_several_ends_as_one_process_wou
         env=TOLD | number,
     )
     assert killed.returncode == -signal.SIGKILL
-    store = Store(tmp_path / "store")
+    store = ActivationStore(tmp_path / "store")
     assert store.done == [1]
     # a process beside it would not have waited for ever
     with pytest.raises(RunError, match=r"missing are 2 shards: 3, 5"):
@@ -142,16 +142,16 @@ def test_what_a_killed_process_began_a_launch_of_several_ends_as_one_process_wou
 
 
 @pytest.fixture
-def store(tmp_path, monkeypatch) -> Store:
+def store(tmp_path, monkeypatch) -> ActivationStore:
     """Of process 0, which has made its shards 0, 2, 4; looked at often."""
     monkeypatch.setattr(capture_module, "_LOOK_EVERY", 0.01)
-    made = Store(tmp_path / "store", PROVENANCE)
+    made = ActivationStore(tmp_path / "store", PROVENANCE)
     for number in range(0, 6, 2):
         made.write(number, states_of(PLAN[number]))
     return made
 
 
-def await_others(store: Store, wait: float = 60) -> None:
+def await_others(store: ActivationStore, wait: float = 60) -> None:
     """Wait as process 0 of 2 for the 6 shards of the plan."""
     capture_module._await_shards(store, 6, 0, 2, wait)
 
@@ -163,7 +163,7 @@ def test_a_process_waits_for_the_shards_of_the_others(store):
         for number in (1, 3, 5):
             time.sleep(0.05)
             came.append(number)
-            Store(store.folder).write(number, states_of(PLAN[number]))
+            ActivationStore(store.folder).write(number, states_of(PLAN[number]))
 
     thread = threading.Thread(target=other)
     thread.start()
@@ -182,7 +182,9 @@ def test_a_damaged_shard_of_another_process_is_waited_for_until_it_is_made_anew(
     file.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     with pytest.raises(RunError, match=r"no shard came; missing are 1 shards: 3"):
         await_others(store, wait=0.05)
-    repair = threading.Timer(0.1, lambda: Store(store.folder).write(3, states_of(PLAN[3])))
+    repair = threading.Timer(
+        0.1, lambda: ActivationStore(store.folder).write(3, states_of(PLAN[3]))
+    )
     repair.start()
     await_others(store)
     assert store.verify() == []
@@ -193,7 +195,7 @@ def test_a_new_shard_prolongs_the_wait(store):
     def other():
         for number in (1, 3, 5):
             time.sleep(0.5)
-            Store(store.folder).write(number, states_of(PLAN[number]))
+            ActivationStore(store.folder).write(number, states_of(PLAN[number]))
 
     thread = threading.Thread(target=other)
     thread.start()
@@ -213,10 +215,10 @@ def test_a_capture_gives_up_where_its_shards_do_not_come_and_keeps_its_own(tmp_p
     monkeypatch.setattr(capture_module, "dealt", lambda: (0, 2))
     with pytest.raises(RunError, match=r"process 0 of 2 waited 0\.1 s .* missing are 1 shards: 1"):
         capture(tiny_llava(), pictures(3), store=tmp_path, wait=0.1, **ASKED)
-    assert Store(tmp_path).done == [0]
+    assert ActivationStore(tmp_path).done == [0]
 
 
 @pytest.mark.parametrize("wait", [-1, float("nan")])
 def test_a_wait_that_is_no_time_is_refused(wait):
-    with pytest.raises(SelectionError, match=re.escape(f"wait={wait!r}")):
+    with pytest.raises(InputError, match=re.escape(f"wait={wait!r}")):
         capture(tiny_llava(), pictures(1), wait=wait, **ASKED)

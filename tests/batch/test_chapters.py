@@ -23,7 +23,7 @@ from xlvlms_tutorial.batch.chapters import (
     read_chapter,
 )
 from xlvlms_tutorial.batch.spelling import read_yaml
-from xlvlms_tutorial.errors import SelectionError
+from xlvlms_tutorial.errors import InputError
 
 BOOK = sorted(
     page.stem
@@ -63,7 +63,7 @@ def test_every_chapter_of_the_book_has_readable_parameters(name):
     assert (
         checked(name, chapter_defaults, plain).keys() == plain.keys()
     )  # every default fits itself
-    with pytest.raises(SelectionError, match="did you mean 'n_samples'"):
+    with pytest.raises(InputError, match="did you mean 'n_samples'"):
         checked(name, chapter_defaults, {"n_sample": 3})
 
 
@@ -82,7 +82,7 @@ def test_values_are_held_to_the_type_of_the_default(toy_defaults, parameter, acc
     for value in accepted:
         assert checked("toy", toy_defaults, {parameter: value}) == {parameter: value}
     for value in wrong:
-        with pytest.raises(SelectionError, match=f"{parameter}=.*wrong type; give "):
+        with pytest.raises(InputError, match=f"{parameter}=.*wrong type; give "):
             checked("toy", toy_defaults, {parameter: value})
 
 
@@ -111,18 +111,18 @@ def test_a_chapter_is_found_by_name_or_path(tmp_path, monkeypatch):
     assert find_chapter("toy", tmp_path) == find_chapter("toy.md") == find_chapter(file) == file
     assert find_chapter("outside").parent == book_folder()
     for wrong in ("tooy", "../toy", "toy.txt", ""):
-        with pytest.raises(SelectionError, match="no chapter .*there are: toy"):
+        with pytest.raises(InputError, match="no chapter .*there are: toy"):
             find_chapter(wrong, tmp_path)
-    with pytest.raises(SelectionError, match="did you mean 'toy'"):
+    with pytest.raises(InputError, match="did you mean 'toy'"):
         find_chapter("tooy", tmp_path)
 
 
 def test_what_is_no_chapter_is_refused(tmp_path):
     (tmp_path / "a.ipynb").write_text("{")
-    with pytest.raises(SelectionError, match="cannot be read as a notebook"):
+    with pytest.raises(InputError, match="cannot be read as a notebook"):
         read_chapter(tmp_path / "a.ipynb")
     (tmp_path / "b.md").write_text("# Only words\n")
-    with pytest.raises(SelectionError, match="0 cells tagged"):
+    with pytest.raises(InputError, match="0 cells tagged"):
         defaults(read_chapter(tmp_path / "b.md"))
 
 
@@ -151,7 +151,7 @@ def test_what_runs_is_what_is_recorded(value):
     """Papermill writes the very value into the chapter that the results file will hold."""
     try:
         checked_parameters = checked("toy", {"computed": Expression("2 * 3")}, {"computed": value})
-    except SelectionError:  # half of a surrogate pair, which no file can hold
+    except InputError:  # half of a surrogate pair, which no file can hold
         assert re.search("\\\\ud[89a-f]", json.dumps(value))
         return
     ran: dict = {}
@@ -163,9 +163,9 @@ def test_what_runs_is_what_is_recorded(value):
     "value", [{1: "a"}, {"a": {None: "b"}}, [{True: 1}], {(1, 2): 3}, {1.5: "a"}]
 )
 def test_keys_that_are_no_text_are_refused(toy_defaults, value):
-    with pytest.raises(SelectionError, match="no text; put it into quotes|wrong type"):
+    with pytest.raises(InputError, match="no text; put it into quotes|wrong type"):
         checked("toy", toy_defaults, {"computed": value})
-    with pytest.raises(SelectionError, match="no text; put it into quotes"):
+    with pytest.raises(InputError, match="no text; put it into quotes"):
         checked("toy", toy_defaults, {"names": read_yaml("{1: a}", "-p")[0]})
 
 
@@ -175,7 +175,7 @@ def test_values_without_end_or_form_are_refused(toy_defaults):
     for _ in range(5000):
         deep = [deep]
     for value in (endless, deep, {1, 2}, b"x", "\ud800", 10**5000, [math.nan]):
-        with pytest.raises(SelectionError, match="wrong type"):
+        with pytest.raises(InputError, match="wrong type"):
             checked("toy", toy_defaults, {"computed": value})
 
 
@@ -199,7 +199,7 @@ def test_magics_and_defaults_that_json_does_not_know_are_read(tmp_path):
     ["seed = ", "seed = 010", "seed = (1", "f(", "seed = 1 2", "seed = " + "[" * 500 + "]" * 500],
 )
 def test_a_cell_that_is_no_python_is_refused(tmp_path, cell):
-    with pytest.raises(SelectionError, match="cell tagged 'parameters' cannot be read"):
+    with pytest.raises(InputError, match="cell tagged 'parameters' cannot be read"):
         defaults(read_chapter(chapter_with(tmp_path, cell)))
 
 
@@ -226,7 +226,7 @@ def test_a_path_that_leads_nowhere_stays_as_it_is(toy_defaults, name):
         "model": name,
         "dataset": name,
     }
-    with pytest.raises(SelectionError, match="no chapter"):
+    with pytest.raises(InputError, match="no chapter"):
         find_chapter(f"{name}.md")
 
 
@@ -285,5 +285,5 @@ def test_words_of_yaml_are_what_the_default_says(toy_defaults, parameter, writte
     ],
 )
 def test_words_that_cannot_be_what_the_default_says_are_refused(toy_defaults, parameter, written):
-    with pytest.raises(SelectionError, match="wrong type; give "):
+    with pytest.raises(InputError, match="wrong type; give "):
         checked("toy", toy_defaults | {"truth": False}, {parameter: read_yaml(written, "-p")[0]})

@@ -8,7 +8,7 @@ from tests.support.toy_chapter import toy_chapter
 from xlvlms_tutorial.batch import run as run_module
 from xlvlms_tutorial.batch.batch import EXPERIMENTS
 from xlvlms_tutorial.batch.grid import read_grid
-from xlvlms_tutorial.errors import SelectionError
+from xlvlms_tutorial.errors import InputError
 
 GOOD = """\
 defaults:
@@ -123,7 +123,7 @@ def test_a_name_never_reaches_the_shell_as_it_was_given(grid, tmp_path, monkeypa
 )
 def test_what_is_wrong_is_named_with_its_line(grid, old, new, message):
     assert old in GOOD
-    with pytest.raises(SelectionError, match=message):
+    with pytest.raises(InputError, match=message):
         grid(GOOD.replace(old, new))
 
 
@@ -142,12 +142,12 @@ def test_what_is_wrong_is_named_with_its_line(grid, old, new, message):
     ],
 )
 def test_a_file_without_runs_is_refused(grid, text, message):
-    with pytest.raises(SelectionError, match=message):
+    with pytest.raises(InputError, match=message):
         grid(text)
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(SelectionError, match="absent.yaml cannot be read"):
+    with pytest.raises(InputError, match="absent.yaml cannot be read"):
         read_grid(tmp_path / "absent.yaml")
 
 
@@ -165,11 +165,11 @@ def test_the_grids_of_the_repository_fit_the_chapters(name):
 @pytest.mark.parametrize("wrong", ["[a]", "abc", "3", "[{effect: 1}]", "true"])
 def test_what_should_be_a_mapping_and_is_none_is_refused(grid, key, wrong):
     with pytest.raises(
-        SelectionError,
+        InputError,
         match=f"line 1, experiment 1: {key} is .*, no mapping; give {key} as NAME: VALUE",
     ):
         grid(f"experiments: [{{chapters: toy, {key}: {wrong}}}]")
-    with pytest.raises(SelectionError, match="no mapping"):
+    with pytest.raises(InputError, match="no mapping"):
         grid(f"defaults: {{parameters: {wrong}}}\nexperiments: [{{chapters: toy}}]")
 
 
@@ -183,7 +183,7 @@ def test_what_should_be_a_mapping_and_is_none_is_refused(grid, key, wrong):
     ],
 )
 def test_a_file_without_end_is_refused(grid, text):
-    with pytest.raises(SelectionError, match=r"grid\.yaml.*(holds itself|nested too deep)"):
+    with pytest.raises(InputError, match=r"grid\.yaml.*(holds itself|nested too deep)"):
         grid(text)
 
 
@@ -193,7 +193,7 @@ def test_names_that_no_file_can_have_are_unknown(grid, key, name):
     entry = {"chapters": "toy", "models": "pocket-llava", "datasets": "scenes"} | {key: name}
     if key == "models" and "/" in name:
         return  # the hub may have it
-    with pytest.raises(SelectionError, match="unknown dataset|unknown model|no chapter"):
+    with pytest.raises(InputError, match="unknown dataset|unknown model|no chapter"):
         grid(
             "experiments: [{"
             + ", ".join(f'{key}: "{value}"' for key, value in entry.items())

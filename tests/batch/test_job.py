@@ -13,7 +13,7 @@ from filelock import FileLock
 
 from xlvlms_tutorial.batch import job
 from xlvlms_tutorial.batch.job import VARIABLE, devices, gpus
-from xlvlms_tutorial.errors import RunError, SelectionError
+from xlvlms_tutorial.errors import InputError, RunError
 
 pytestmark = pytest.mark.skipif(
     not hasattr(os, "getuid"), reason="Snakemake, which starts jobs, does not run on Windows"
@@ -85,7 +85,7 @@ def test_the_gpus_are_those_that_this_process_may_see(monkeypatch):
     with gpus(0, 3) as visible:
         assert visible == os.environ[VARIABLE] == ""  # a job that asked for none sees none
     assert os.environ[VARIABLE] == "4, GPU-7f,6"
-    with pytest.raises(SelectionError, match="4 GPUs asked for, but CUDA_VISIBLE_DEVICES="):
+    with pytest.raises(InputError, match="4 GPUs asked for, but CUDA_VISIBLE_DEVICES="):
         devices(4)
 
 
@@ -97,7 +97,7 @@ def test_the_lock_ends_with_a_job_that_fails():
 
 
 def test_more_than_there_are_is_refused_at_once():
-    with pytest.raises(SelectionError, match="2 GPUs wanted of 1"), gpus(2, 1):
+    with pytest.raises(InputError, match="2 GPUs wanted of 1"), gpus(2, 1):
         pass
 
 

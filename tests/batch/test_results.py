@@ -19,7 +19,7 @@ from xlvlms_tutorial.batch.results import (
 )
 from xlvlms_tutorial.batch.run import FAILURE, RESULTS
 from xlvlms_tutorial.claims.claims import CLAIMS
-from xlvlms_tutorial.errors import OutputError, RecordError
+from xlvlms_tutorial.errors import FileError
 from xlvlms_tutorial.io import write_json, write_sealed
 
 EMPTY = {
@@ -223,7 +223,7 @@ def test_what_a_report_names_is_one_line_of_its_table(tmp_path):
 )
 def test_a_plan_that_is_none_is_named(tmp_path, text):
     (tmp_path / "plan.json").write_text(text)
-    with pytest.raises(RecordError, match="no plan of a batch"):
+    with pytest.raises(FileError, match="no plan of a batch"):
         gather(tmp_path)
 
 
@@ -234,7 +234,7 @@ def test_a_failure_report_that_cannot_be_read_leaves_the_log(batch):
 
 
 def test_without_a_plan_there_is_no_batch(tmp_path):
-    with pytest.raises(RecordError, match="plan.json: no plan of a batch"):
+    with pytest.raises(FileError, match="plan.json: no plan of a batch"):
         gather(tmp_path)
 
 
@@ -324,7 +324,7 @@ def test_measurements_come_from_a_batch_a_run_or_a_file(batch):
     for path in (batch / "runs" / "two", batch / "runs" / "two" / RESULTS):
         assert [row["verdict"] for row in measurements(path)] == ["refuted"]
     for path in (batch / "runs" / "torn", batch / "absent"):
-        with pytest.raises(RecordError):
+        with pytest.raises(FileError):
             measurements(path)
 
 
@@ -337,7 +337,7 @@ def test_a_full_disk_leaves_the_files_of_before(batch, monkeypatch):
 
     write(batch, "late", claim(0.1, 0.2))
     monkeypatch.setattr(pd.DataFrame, "to_parquet", full)
-    with pytest.raises(OutputError, match="runs.parquet cannot be written .No space left"):
+    with pytest.raises(FileError, match="runs.parquet cannot be written .No space left"):
         gather(batch)
     assert before == {name: (batch / name).read_bytes() for name in FILES}
     monkeypatch.undo()
@@ -354,5 +354,5 @@ def test_the_command_of_the_engine_says_whether_all_is_done(batch, monkeypatch):
         results.main()
     assert error.value.code == 0
     (batch / "plan.json").unlink()
-    with pytest.raises(SystemExit, match="RecordError: .*no plan of a batch"):
+    with pytest.raises(SystemExit, match="FileError: .*no plan of a batch"):
         results.main()

@@ -14,7 +14,7 @@ from nbclient.exceptions import DeadKernelError
 from tests.support.toy_chapter import BODY, toy_chapter
 from xlvlms_tutorial.batch import run
 from xlvlms_tutorial.batch.run import FAILURE, FIELDS, NOTEBOOK, RESULTS, read_results, run_chapter
-from xlvlms_tutorial.errors import OutputError, RecordError, RunError, SelectionError
+from xlvlms_tutorial.errors import FileError, InputError, RunError
 from xlvlms_tutorial.io import peak_memory, read_sealed, write_sealed
 
 PARAMETERS = {"seed": 3, "layers": [4, 5], "model": "a/b"}
@@ -89,11 +89,11 @@ RECORD = '(folder / "toy.json").write_text('
     [
         (
             "json.dumps(key | measured | {'id': 'IMA-99'})",
-            "ClaimError: claim 'IMA-99' is not in the register",
+            "InputError: claim 'IMA-99' is not in the register",
         ),
-        ("json.dumps(key | measured | {'model': [model]})", "RecordError: toy.json: not a record"),
-        ("'{'", "RecordError: .*toy.json: not a record"),
-        ("'[' * 5000", "RecordError: .*toy.json: not a record"),
+        ("json.dumps(key | measured | {'model': [model]})", "FileError: toy.json: not a record"),
+        ("'{'", "FileError: .*toy.json: not a record"),
+        ("'[' * 5000", "FileError: .*toy.json: not a record"),
     ],
 )
 def test_a_record_that_could_not_be_judged_fails_the_run_that_made_it(tmp_path, written, message):
@@ -178,7 +178,7 @@ def test_a_kernel_that_dies_is_reported_like_a_failure(tmp_path):
 def test_wrong_parameters_are_refused_before_anything_is_made(tmp_path, never):
     toy_chapter(tmp_path / "chapters")
     for wrong in ({"sed": 1}, {"seed": "1"}):
-        with pytest.raises(SelectionError, match="seed"):
+        with pytest.raises(InputError, match="seed"):
             run_chapter("toy", tmp_path / "out", wrong, folder=tmp_path / "chapters")
     assert not (tmp_path / "out").exists()
 
@@ -210,7 +210,7 @@ def test_a_full_disk_is_said_and_leaves_no_results(finished_run, tmp_path, monke
         return real(source, target)
 
     monkeypatch.setattr(os, "replace", full)
-    with pytest.raises(OutputError, match="No space left on device.*free space there"):
+    with pytest.raises(FileError, match="No space left on device.*free space there"):
         run_chapter("toy", tmp_path / "out", PARAMETERS, folder=finished_run / "chapters")
     assert RESULTS not in files(tmp_path / "out")
     assert not [name for name in files(tmp_path / "out") if name.startswith(".work")]
@@ -234,7 +234,7 @@ def test_a_full_disk_is_said_and_leaves_no_results(finished_run, tmp_path, monke
 def test_damaged_results_are_named(finished_run, tmp_path, damage):
     file = tmp_path / RESULTS
     file.write_text(damage((finished_run / "out" / RESULTS).read_text()))
-    with pytest.raises(RecordError, match=re.escape(str(file))):
+    with pytest.raises(FileError, match=re.escape(str(file))):
         read_results(file)
     assert not run.same_run(file, run.prepare("toy", PARAMETERS, finished_run / "chapters"))
 
@@ -244,7 +244,7 @@ def test_results_without_a_field_are_damaged(finished_run, tmp_path):
     write_sealed(
         tmp_path / RESULTS, {name: value for name, value in content.items() if name != "claims"}
     )
-    with pytest.raises(RecordError, match="claims missing"):
+    with pytest.raises(FileError, match="claims missing"):
         read_results(tmp_path / RESULTS)
 
 

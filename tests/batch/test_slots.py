@@ -13,7 +13,7 @@ from filelock import FileLock
 from xlvlms_tutorial.batch.slots import VARIABLE, devices, gpus
 
 from xlvlms_tutorial.batch import slots
-from xlvlms_tutorial.errors import RunError, SelectionError
+from xlvlms_tutorial.errors import InputError, RunError
 
 JOB = """
 import sys, time
@@ -61,7 +61,7 @@ def test_the_gpus_are_those_that_this_process_may_see(tmp_path, monkeypatch):
     with gpus(0, 3, tmp_path) as visible:
         assert visible == os.environ[VARIABLE] == ""  # a job that asked for none sees none
     assert os.environ[VARIABLE] == "4, GPU-7f,6"
-    with pytest.raises(SelectionError, match="4 GPUs asked for, but CUDA_VISIBLE_DEVICES="):
+    with pytest.raises(InputError, match="4 GPUs asked for, but CUDA_VISIBLE_DEVICES="):
         devices(4)
 
 
@@ -73,7 +73,7 @@ def test_the_lock_ends_with_a_job_that_fails(tmp_path):
 
 
 def test_more_than_there_are_is_refused_at_once(tmp_path):
-    with pytest.raises(SelectionError, match="2 GPUs wanted of 1"), gpus(2, 1, tmp_path):
+    with pytest.raises(InputError, match="2 GPUs wanted of 1"), gpus(2, 1, tmp_path):
         pass
 
 

@@ -20,7 +20,7 @@ from tools import ROOT
 from xlvlms_tutorial.batch import batch
 from xlvlms_tutorial.batch.batch import FOLDER, PROFILES, Options, reproduce
 from xlvlms_tutorial.batch.run import NOTEBOOK, read_results
-from xlvlms_tutorial.errors import OutputError, RunError, SelectionError
+from xlvlms_tutorial.errors import FileError, InputError, RunError
 from xlvlms_tutorial.io import write_sealed
 
 GRID = """\
@@ -289,22 +289,20 @@ def test_wrong_input_starts_nothing(engine):
         ),
         (Options(gpus=1, chapters=folder), "no chapter 'toy'"),
     ]:
-        with pytest.raises(SelectionError, match=message):
+        with pytest.raises(InputError, match=message):
             reproduce(grid, out, options)
     assert not calls and not out.exists()
     (folder / "file").touch()
-    with pytest.raises(OutputError, match="cannot be written"):
+    with pytest.raises(FileError, match="cannot be written"):
         reproduce(grid, folder / "file" / "out", Options(gpus=1, chapters=chapters))
 
 
 def test_a_profile_whose_plugin_is_missing_says_what_to_install(monkeypatch):
     monkeypatch.setattr(batch, "find_spec", lambda name: None)
-    with pytest.raises(
-        SelectionError, match="needs snakemake-executor-plugin-slurm; run pip install"
-    ):
+    with pytest.raises(InputError, match="needs snakemake-executor-plugin-slurm; run pip install"):
         batch._profile("slurm")
     with pytest.raises(
-        SelectionError,
+        InputError,
         match="needs snakemake-executor-plugin-kubernetes and snakemake-storage-plugin-fs",
     ):
         batch._profile("kubernetes")

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from xlvlms_tutorial.batch.spelling import Word, plain, read_yaml
-from xlvlms_tutorial.errors import SelectionError
+from xlvlms_tutorial.errors import InputError
 
 LAUGHS = "a: &a [1,1,1,1,1,1,1,1,1]\n" + "".join(
     f"{two}: &{two} [{','.join([f'*{anchor}'] * 9)}]\n"
@@ -36,7 +36,7 @@ LAUGHS = "a: &a [1,1,1,1,1,1,1,1,1]\n" + "".join(
     ],
 )
 def test_what_is_damaged_or_without_end_is_refused(text, message):
-    with pytest.raises(SelectionError, match=f"here.*{message}"):
+    with pytest.raises(InputError, match=f"here.*{message}"):
         read_yaml(text, "here")
 
 
@@ -82,7 +82,7 @@ def test_any_text_is_read_or_refused(text):
     try:
         content = read_yaml(text, "here")[0]
         plain(content)
-    except SelectionError:
+    except InputError:
         return
     if isinstance(content, Word):  # and is never another text than was written
         assert content in text
@@ -90,6 +90,6 @@ def test_any_text_is_read_or_refused(text):
 
 def test_keys_are_text():
     for text in ("{1: a}", "{true: a}", "{a: {~: b}}", "[{1.5: a}]"):
-        with pytest.raises(SelectionError, match=re.escape("is no text; put it into quotes")):
+        with pytest.raises(InputError, match=re.escape("is no text; put it into quotes")):
             plain(read_yaml(text, "here")[0])
     assert plain(read_yaml("{no: 1, '1': 2}", "here")[0]) == {"no": 1, "1": 2}

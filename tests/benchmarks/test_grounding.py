@@ -8,7 +8,7 @@ import wordfreq
 
 from benchmarks import grounding
 from benchmarks.harness import CPU, Options, Report
-from xlvlms_tutorial.methods.concepts.words import as_lists, words
+from xlvlms_tutorial.methods.concepts.words import as_lists, concept_words
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +24,7 @@ def test_todays_way_finds_the_first_of_our_words(vlm):
         if share >= 10 ** (2.5 - 9) and word.isalpha()
     }
     theirs = grounding.words_listed(vlm, directions, common)
-    ours = as_lists(words(vlm, directions, 200, norm=False))
+    ours = as_lists(concept_words(vlm, directions, 200, norm=False))
     for k, row_words in enumerate(theirs):
         begins = [word for word in row_words if f"Ġ{word}" in vlm.tokenizer.get_vocab()]
         assert begins
@@ -41,7 +41,7 @@ def test_a_fresh_filter_passes_the_same_words_and_is_never_known(vlm):
     directions, fresh = torch.randn(3, 32), grounding.fresh_filters()
     first, second = next(fresh), next(fresh)
     assert first != second
-    assert words(vlm, directions, words=first).equals(words(vlm, directions))
+    assert concept_words(vlm, directions, words=first).equals(concept_words(vlm, directions))
 
 
 def test_everything_is_measured():

@@ -12,8 +12,8 @@ from benchmarks import capture, skipping, steering, storing
 from benchmarks.harness import CPU, Options, Report
 from benchmarks.subjects import Subject, decoder_inputs, llava_shape, qwen2_vl_shape, subjects
 from tests.support.tiny import tiny_llava
-from xlvlms_tutorial.activations.activations import States
-from xlvlms_tutorial.activations.store import Store
+from xlvlms_tutorial.activations.activations import Activations
+from xlvlms_tutorial.activations.store import ActivationStore
 from xlvlms_tutorial.data import Sample
 from xlvlms_tutorial.interventions.edits import add
 from xlvlms_tutorial.interventions.skipping import skip
@@ -189,7 +189,7 @@ def test_timed_decode_steps_follow_a_prefill_and_lengthen_its_cache(subject, mon
 def test_kills_lose_nothing(tmp_path):
     toll = storing.killed(tmp_path / "store", kills=3)
     assert (toll.kills, toll.lost, toll.doubled) == (3, set(), set())
-    assert Store(tmp_path / "store").verify() == []
+    assert ActivationStore(tmp_path / "store").verify() == []
 
 
 def test_losses_and_doubles_would_be_counted(tmp_path):
@@ -197,16 +197,18 @@ def test_losses_and_doubles_would_be_counted(tmp_path):
     storing.write_missing(folder, 3)
     assert storing.inspect(folder, set(range(9)), toll) == set(range(9))
     assert (toll.lost, toll.doubled) == (set(), set())
-    Store(folder).discard(1)
+    ActivationStore(folder).discard(1)
     storing.inspect(folder, set(range(9)), toll)
     assert toll.lost == {3, 4, 5}
-    store = Store(folder)
+    store = ActivationStore(folder)
     store.write(1, storing.known_states(range(0, 3)))
     storing.inspect(folder, set(), toll)
     assert toll.doubled == {0, 1, 2}
     states = storing.known_states(range(6, 9))
     store.discard(1)
-    store.write(2, States({(1, "block"): states[1] + 1}, states.table, storing.PROVENANCE))
+    store.write(
+        2, Activations({(1, "resid_post"): states[1] + 1}, states.table, storing.PROVENANCE)
+    )
     storing.inspect(folder, {0, 6}, toll)
     assert toll.lost == {3, 4, 5, 6}
 

@@ -18,7 +18,7 @@ from xlvlms_tutorial.claims.claims import (
     sentence,
     verdict,
 )
-from xlvlms_tutorial.errors import ClaimError, EstimateError, RecordError
+from xlvlms_tutorial.errors import FileError, InputError
 from xlvlms_tutorial.metrics.intervals import Estimate
 
 COUNTS = {"IMA": 12, "SKIP": 6, "COX": 7, "SHIFT": 4, "STEER": 7, "VLM": 1}
@@ -128,12 +128,12 @@ def test_a_register_is_read_with_what_is_left_out(tmp_path):
 def test_a_register_with_a_wrong_field_is_refused(tmp_path, old, new, named):
     file = tmp_path / "register.yaml"
     file.write_text(SMALL.replace(old, new, 1))
-    with pytest.raises(RecordError, match=f"(?s)register.yaml.*{named}"):
+    with pytest.raises(FileError, match=f"(?s)register.yaml.*{named}"):
         read_register(file)
 
 
 def test_a_register_that_is_not_there_is_refused(tmp_path):
-    with pytest.raises(RecordError, match="nowhere.yaml.*FileNotFoundError"):
+    with pytest.raises(FileError, match="nowhere.yaml.*FileNotFoundError"):
         read_register(tmp_path / "nowhere.yaml")
 
 
@@ -226,7 +226,7 @@ def test_opposite_claims_are_never_both_confirmed(e):
     ],
 )
 def test_a_claim_that_cannot_be_judged_is_refused(change):
-    with pytest.raises(EstimateError):
+    with pytest.raises(InputError):
         replace(claim("IMA-1"), **change)
 
 
@@ -325,10 +325,10 @@ def test_records_from_elsewhere_are_judged_and_merged_once(folder):
         ("llava-hf/llava-1.5-7b-hf", [1], "refuted"),
     ]
     assert [entry["model"] for entry in measured()] == ["pocket-llava"]
-    for damage, error in (({"low": 0.5}, RecordError), ({"id": "IMA-99"}, ClaimError)):
+    for damage, error in (({"low": 0.5}, FileError), ({"id": "IMA-99"}, InputError)):
         with pytest.raises(error):
             merge(more=[second | damage])
-    with pytest.raises(RecordError, match="elsewhere: not a record"):
+    with pytest.raises(FileError, match="elsewhere: not a record"):
         judged({"id": "IMA-1"}, "elsewhere")
 
 
@@ -348,14 +348,14 @@ def test_the_default_folder_is_that_of_the_book_around(tmp_path, monkeypatch):
 
 
 def test_bad_input_raises_and_writes_nothing(folder):
-    with pytest.raises(ClaimError, match="IMA-99.*known: VLM-1"):
+    with pytest.raises(InputError, match="IMA-99.*known: VLM-1"):
         record("IMA-99", interval(0, 1), **RUN)
-    with pytest.raises(EstimateError):
+    with pytest.raises(InputError):
         record("IMA-1", Estimate(float("nan"), 0, 1, 3), **RUN)
-    with pytest.raises(EstimateError):
+    with pytest.raises(InputError):
         record("IMA-1", Estimate(2.0, 0, 1, 3), **RUN)
     for wrong in ({"model": ""}, {"dataset": ""}, {"seeds": []}):
-        with pytest.raises(RecordError):
+        with pytest.raises(FileError):
             record("IMA-1", interval(0, 1), **RUN | wrong)
     assert not folder.exists()
 
@@ -367,7 +367,7 @@ def test_a_damaged_record_is_named(folder, damage):
     file.write_text(
         damage if damage is not None else file.read_text().replace('"low": 0.1', '"low": 0.9')
     )
-    with pytest.raises(RecordError, match=re.escape(file.name)):
+    with pytest.raises(FileError, match=re.escape(file.name)):
         merge()
 
 

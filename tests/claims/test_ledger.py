@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from xlvlms_tutorial.claims.claims import CLAIMS, merge, record
 from xlvlms_tutorial.claims.ledger import REACH, counts, distances, ledger, overview
-from xlvlms_tutorial.errors import SelectionError
+from xlvlms_tutorial.errors import InputError
 from xlvlms_tutorial.metrics.intervals import Estimate
 
 KEY = {"model": "pocket-llava", "dataset": "scenes", "seeds": 0, "chapter": "inside"}
@@ -76,7 +76,7 @@ def test_without_a_measurement_the_figure_says_so_and_without_claims_there_is_no
     ax = overview(merge(tmp_path))
     assert len(ax.texts) == len(CLAIMS)
     plt.close("all")
-    with pytest.raises(SelectionError, match="without entries"):
+    with pytest.raises(InputError, match="without entries"):
         overview([])
 
 

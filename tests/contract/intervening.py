@@ -29,7 +29,7 @@ from tests.contract.reference import (
 from tests.zoo import SUPPRESS
 from xlvlms_tutorial import interventions
 from xlvlms_tutorial.activations.hooks import read
-from xlvlms_tutorial.errors import AnatomyError, FoldError
+from xlvlms_tutorial.errors import AnatomyError, InterventionError
 from xlvlms_tutorial.models import anatomy
 from xlvlms_tutorial.models.spans import SPANS
 from xlvlms_tutorial.models.vlm import VLM
@@ -192,14 +192,12 @@ def replacing(case: Case) -> None:
             layer,
             lambda h: torch.cat([h[:, : n - 1], rows[:, None].expand_as(h[:, n - 1 :])], 1),
         )
-        same(
-            case, interventions.replace(vlm, rows, layer, "last"), late, ("replace", layer, "last")
-        )
+        same(case, interventions.patch(vlm, rows, layer, "last"), late, ("replace", layer, "last"))
         patched = residual(case, layer, lambda h: torch.cat([prompt, h[:, n:]], 1))
-        same(case, interventions.replace(vlm, prompt, layer), patched, ("replace", layer, "prompt"))
-    swapped_states = read(vlm, case.batch, 2)[2, "block"].flip(0)
+        same(case, interventions.patch(vlm, prompt, layer), patched, ("replace", layer, "prompt"))
+    swapped_states = read(vlm, case.batch, 2)[2, "resid_post"].flip(0)
     swapped = residual(case, 2, lambda h: torch.cat([swapped_states, h[:, n:]], 1))
-    same(case, interventions.replace(vlm, swapped_states, 2), swapped, "the other sample's states")
+    same(case, interventions.patch(vlm, swapped_states, 2), swapped, "the other sample's states")
 
 
 @each_attention
@@ -211,7 +209,7 @@ def projecting_out(case: Case) -> None:
         without = residual(case, layer, lambda h: (h.double() - h.double() @ q @ q.T).float())
         same(
             case,
-            interventions.project_out(case.vlm, directions, layer),
+            interventions.ablate(case.vlm, directions, layer),
             without,
             ("project out", layer),
         )
@@ -300,7 +298,7 @@ def folding(case: Case) -> str | None:
         try:
             with interventions.fold(case.vlm, vector, layer, 0.5):
                 new, logits = generated(case)
-        except FoldError:
+        except InterventionError:
             refused.append(layer)
             continue
         with interventions.add(case.vlm, vector, layer, 0.5):

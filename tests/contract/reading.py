@@ -14,7 +14,7 @@ from tests.contract.reference import (
 )
 from tests.zoo.inputs import prefixed, single
 from xlvlms_tutorial.activations.hooks import read, reading
-from xlvlms_tutorial.errors import AnatomyError, InputsError, SpanError
+from xlvlms_tutorial.errors import AnatomyError, InputError, SpanError
 from xlvlms_tutorial.interventions.edits import add
 from xlvlms_tutorial.models import anatomy
 from xlvlms_tutorial.models.spans import Batch
@@ -114,9 +114,9 @@ def states_forward(case: Case) -> None:
     ours = read(vlm, case.batch, "all")
     assert len(recorded) == vlm.n_layers + 1 == len(ours)
     for layer in range(vlm.n_layers):
-        assert torch.equal(ours[layer, "block"], recorded[layer]), f"layer {layer}"
+        assert torch.equal(ours[layer, "resid_post"], recorded[layer]), f"layer {layer}"
     with torch.no_grad():
-        last = anatomy.final_norm(vlm.model)(ours[vlm.n_layers, "block"])
+        last = anatomy.final_norm(vlm.model)(ours[vlm.n_layers, "resid_post"])
     assert torch.equal(last, recorded[-1]), "final norm of the last layer"
 
 
@@ -133,14 +133,14 @@ def states_generate(case: Case) -> None:
             "disable_compile": True,
         }
         recorded = vlm.model.generate(**case.batch, **GENERATION, **options).hidden_states
-    assert len(recorded) == len(ours[1, "block"]) == GENERATION["max_new_tokens"]
+    assert len(recorded) == len(ours[1, "resid_post"]) == GENERATION["max_new_tokens"]
     for step, layers in enumerate(recorded):
         for layer in range(vlm.n_layers):
-            assert torch.equal(ours[layer, "block"][step], layers[layer]), (
+            assert torch.equal(ours[layer, "resid_post"][step], layers[layer]), (
                 f"layer {layer}, step {step}"
             )
         with torch.no_grad():
-            last = anatomy.final_norm(vlm.model)(ours[vlm.n_layers, "block"][step])
+            last = anatomy.final_norm(vlm.model)(ours[vlm.n_layers, "resid_post"][step])
         assert torch.equal(last, layers[-1]), f"final norm of the last layer, step {step}"
 
 
@@ -148,7 +148,7 @@ def unembedding(case: Case) -> None:
     vlm = case.vlm
     logits = vlm.forward(case.batch).logits
     agree(
-        vlm.unembed(read(vlm, case.batch, vlm.n_layers)[vlm.n_layers, "block"]),
+        vlm.unembed(read(vlm, case.batch, vlm.n_layers)[vlm.n_layers, "resid_post"]),
         logits,
         "unembedding of the last layer",
     )
@@ -189,7 +189,7 @@ def type_ids(case: Case) -> str | None:
     for run in (case.vlm.forward, case.vlm.generate_ids):
         try:
             run(lacking)
-        except InputsError as error:
+        except InputError as error:
             assert all(name in str(error) for name in needed)
         else:
             raise AssertionError(f"runs without {needed}")
@@ -214,6 +214,6 @@ def recorder_order(case: Case) -> None:
         after = recorded()[-1]
     with torch.no_grad():
         expected = anatomy.final_norm(vlm.model)(
-            read(vlm, case.batch, vlm.n_layers)[vlm.n_layers, "block"] + vector
+            read(vlm, case.batch, vlm.n_layers)[vlm.n_layers, "resid_post"] + vector
         )
     agree(after, expected, "recorded last layer")

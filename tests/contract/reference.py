@@ -77,7 +77,7 @@ def generated(case: Case, **options: object) -> tuple[Tensor, Tensor]:
 
 
 def whole(case: Case, new: Tensor) -> Tensor:
-    """The logits (b, steps, v) at the same places from one forward over
+    """The logits (b, steps, v) at the same sites from one forward over
     prompt and new ids, without a cache.
     """
     recorded = []

@@ -8,7 +8,7 @@ from tests.support.folders import answer, boxes, captions, picture, pictures, qu
 from xlvlms_tutorial.data import folder, load_samples
 from xlvlms_tutorial.data.gathered import Gathered, Part, Picture
 from xlvlms_tutorial.data.tree import Tree
-from xlvlms_tutorial.errors import AnnotationError, SelectionError
+from xlvlms_tutorial.errors import AnnotationError, InputError
 from xlvlms_tutorial.samples import Question
 
 SPLITS = ("train", "validation", "test")
@@ -21,7 +21,7 @@ def split_up(source, value=lambda sample: sample.id):
     for split in SPLITS:
         try:
             gathered[split] = sorted(value(sample) for sample in load_samples(source, 99, split))
-        except SelectionError:
+        except InputError:
             continue
     return gathered
 

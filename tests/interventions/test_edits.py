@@ -14,8 +14,8 @@ from tests.contract.reference import case, generated, traces
 from tests.support.tiny import redrawn, tiny_llava
 from tests.zoo import SUPPRESS, build, padded
 from xlvlms_tutorial.activations.hooks import read
-from xlvlms_tutorial.errors import FoldError, InterventionError, LayerError, SpanError
-from xlvlms_tutorial.interventions.edits import add, edit, fold, mask_weights, project_out, replace
+from xlvlms_tutorial.errors import InterventionError, LayerError, SpanError
+from xlvlms_tutorial.interventions.edits import ablate, add, edit, fold, mask_weights, patch
 from xlvlms_tutorial.interventions.skipping import parallel, parallel_pairs, skip
 from xlvlms_tutorial.models import anatomy
 from xlvlms_tutorial.models.vlm import VLM
@@ -52,7 +52,7 @@ def noise(vlm, *shape, seed=0):
 
 
 def states(vlm, batch, layer):
-    return read(vlm, batch, layer)[layer, "block"]
+    return read(vlm, batch, layer)[layer, "resid_post"]
 
 
 def last_logits(vlm, batch):
@@ -193,9 +193,9 @@ def test_edits_of_a_layer_act_in_the_order_of_entry(vlm, batch):
     h, vector, direction = states(vlm, batch, 2), noise(vlm), noise(vlm, seed=5)
     unit = direction / direction.norm()
     without = lambda x: x - (x @ unit)[..., None] * unit
-    with add(vlm, vector, 2), project_out(vlm, direction, 2):
+    with add(vlm, vector, 2), ablate(vlm, direction, 2):
         torch.testing.assert_close(states(vlm, batch, 2), without(h + vector), atol=1e-5, rtol=1e-5)
-    with project_out(vlm, direction, 2), add(vlm, vector, 2):
+    with ablate(vlm, direction, 2), add(vlm, vector, 2):
         torch.testing.assert_close(states(vlm, batch, 2), without(h) + vector, atol=1e-5, rtol=1e-5)
     assert not torch.allclose(without(h + vector), without(h) + vector)
 
@@ -203,7 +203,7 @@ def test_edits_of_a_layer_act_in_the_order_of_entry(vlm, batch):
 def test_the_outer_edit_outlives_the_inner_one(vlm, batch):
     with add(vlm, noise(vlm), 2):
         outer = last_logits(vlm, batch)
-        with replace(vlm, noise(vlm, seed=3), 2):
+        with patch(vlm, noise(vlm, seed=3), 2):
             assert not torch.equal(last_logits(vlm, batch), outer)
         assert torch.equal(last_logits(vlm, batch), outer)
 
@@ -223,23 +223,23 @@ def test_patching_in_another_samples_states_gives_its_logits(vlm, layer):
     batch = vlm.batch(PICTURES, [TEXTS[0]] * 2)
     clean, flipped = last_logits(vlm, batch), states(vlm, batch, layer).flip(0)
     assert not torch.allclose(clean[0], clean[1], atol=1e-2)
-    with replace(vlm, flipped, layer):
+    with patch(vlm, flipped, layer):
         torch.testing.assert_close(last_logits(vlm, batch), clean.flip(0), atol=1e-5, rtol=1e-5)
-    with replace(vlm, flipped, layer, gate=torch.tensor([True, False])):
+    with patch(vlm, flipped, layer, gate=torch.tensor([True, False])):
         torch.testing.assert_close(last_logits(vlm, batch), clean[[1, 1]], atol=1e-5, rtol=1e-5)
 
 
 def test_patching_the_picture_at_the_first_layer_shows_the_other_picture(vlm):
     batch = vlm.batch(PICTURES, [TEXTS[0]] * 2)
     clean = vlm.generate_ids(batch, 4, min_new_tokens=4)
-    with replace(vlm, states(vlm, batch, 0).flip(0), 0, positions="image"):
+    with patch(vlm, states(vlm, batch, 0).flip(0), 0, positions="image"):
         assert torch.equal(vlm.generate_ids(batch, 4, min_new_tokens=4), clean.flip(0))
 
 
 def test_states_of_other_inputs_are_not_patched_in(vlm, batch):
     for length in (batch.spans.shape[1] - 1, batch.spans.shape[1] + 1):
         with (
-            replace(vlm, noise(vlm, 2, length), 1),
+            patch(vlm, noise(vlm, 2, length), 1),
             pytest.raises(InterventionError, match=f"rows of {length} tokens"),
         ):
             vlm.forward(batch)
@@ -261,9 +261,9 @@ def test_no_component_is_left_and_twice_is_once(vlm, seed, k, scale):
     batch = vlm.batch(PICTURES, TEXTS)
     h = states(vlm, batch, 2).double()
     q = torch.linalg.qr(directions.double().T).Q
-    with project_out(vlm, directions * scale, 2):
+    with ablate(vlm, directions * scale, 2):
         once = states(vlm, batch, 2)
-        with project_out(vlm, directions, 2):
+        with ablate(vlm, directions, 2):
             twice = states(vlm, batch, 2)
     torch.testing.assert_close(once, (h - h @ q @ q.T).float(), atol=1e-4, rtol=1e-4)
     assert (once.double() @ directions.double().T).abs().max() < 1e-4
@@ -273,7 +273,7 @@ def test_no_component_is_left_and_twice_is_once(vlm, seed, k, scale):
 def test_half_the_strength_leaves_half_the_component(vlm, batch):
     direction = noise(vlm)
     before = states(vlm, batch, 1) @ direction
-    with project_out(vlm, direction, 1, strength=0.5):
+    with ablate(vlm, direction, 1, strength=0.5):
         torch.testing.assert_close(
             states(vlm, batch, 1) @ direction, before / 2, atol=1e-3, rtol=1e-3
         )
@@ -284,14 +284,14 @@ def test_a_model_in_double_precision_stays_exact():
     double = VLM(model.double(), None, "llava")
     batch = double.prepare(padded("llava", inputs))
     direction = noise(double).double()
-    with project_out(double, direction, 2):
+    with ablate(double, direction, 2):
         assert (states(double, batch, 2) @ direction).abs().max() < 1e-10
 
 
 def test_dependent_directions_are_refused(vlm):
     v = noise(vlm)
     for directions in (torch.zeros(vlm.width), torch.stack([v, 2 * v]), noise(vlm, vlm.width + 1)):
-        with pytest.raises(InterventionError, match="independent"), project_out(vlm, directions, 1):
+        with pytest.raises(InterventionError, match="independent"), ablate(vlm, directions, 1):
             pass
 
 
@@ -335,8 +335,8 @@ def test_folding_goes_with_edits_of_other_layers_made_for_other_inputs(vlm, batc
 
 UNDOING = {
     "edit": lambda vlm, layer: edit(vlm, lambda states: states * 2, layer),
-    "replace": lambda vlm, layer: replace(vlm, torch.ones(vlm.width), layer),
-    "project_out": lambda vlm, layer: project_out(vlm, torch.ones(vlm.width), layer),
+    "replace": lambda vlm, layer: patch(vlm, torch.ones(vlm.width), layer),
+    "project_out": lambda vlm, layer: ablate(vlm, torch.ones(vlm.width), layer),
     "skip block": skip,
     "skip mlp": lambda vlm, layer: skip(vlm, layer, "mlp", "decode"),
     "first of a pair": parallel_pairs,
@@ -349,7 +349,7 @@ def test_what_would_undo_a_folded_vector_is_refused(vlm, batch, name):
     with fold(vlm, noise(vlm), 2):
         before = last_logits(vlm, batch)
         with (
-            pytest.raises(FoldError, match=r"layer 2: .*interventions\.add"),
+            pytest.raises(InterventionError, match=r"layer 2: .*interventions\.add"),
             UNDOING[name](vlm, 2),
         ):
             pass
@@ -361,7 +361,7 @@ def test_a_vector_is_not_folded_into_what_is_already_changed(vlm, batch, name):
     with UNDOING[name](vlm, 2):
         before = last_logits(vlm, batch)
         with (
-            pytest.raises(FoldError, match=r"layer 2: .*interventions\.add"),
+            pytest.raises(InterventionError, match=r"layer 2: .*interventions\.add"),
             fold(vlm, noise(vlm), 2),
         ):
             pass
@@ -372,7 +372,7 @@ HARMLESS = {
     "skip attention": lambda vlm: skip(vlm, 2, "attention"),
     "parallel": lambda vlm: parallel(vlm, 2),
     "skip before": lambda vlm: skip(vlm, 1),
-    "replace after": lambda vlm: replace(vlm, torch.ones(vlm.width), 3, "image"),
+    "replace after": lambda vlm: patch(vlm, torch.ones(vlm.width), 3, "image"),
 }
 
 
@@ -390,7 +390,7 @@ def test_what_leaves_the_mlp_alone_goes_with_folding(vlm, batch, name, folded_fi
 def test_a_block_that_norms_its_mlps_output_refuses_the_fold():
     example = case("gemma3")
     with (
-        pytest.raises(FoldError, match="layer 2: its block does not simply add"),
+        pytest.raises(InterventionError, match="layer 2: its block does not simply add"),
         fold(example.vlm, torch.ones(example.vlm.width), [2]),
     ):
         pass
@@ -401,7 +401,7 @@ def test_a_block_that_norms_its_mlps_output_refuses_the_fold():
 def test_layers_folded_before_a_refusal_are_unfolded():
     example = case("mllama")
     with (
-        pytest.raises(FoldError, match="layer 2"),
+        pytest.raises(InterventionError, match="layer 2"),
         fold(example.vlm, torch.ones(example.vlm.width), [1, 2]),
     ):
         pass
@@ -528,7 +528,7 @@ def test_an_error_on_entry_leaves_nothing(vlm):
 @pytest.mark.parametrize("layer", [-1, 4, 99])
 def test_layers_out_of_range(vlm, layer):
     vector = torch.ones(vlm.width)
-    for enter in (add, replace, project_out):
+    for enter in (add, patch, ablate):
         with (
             pytest.raises(LayerError, match=f"layer {layer} is not one of 0 to 3"),
             enter(vlm, vector, layer),
@@ -558,7 +558,7 @@ def test_layer_0_has_no_block(vlm):
 def test_values_that_are_not_finite(vlm, value):
     vector = torch.ones(vlm.width)
     vector[3] = value
-    for enter in (add, replace, project_out, fold):
+    for enter in (add, patch, ablate, fold):
         with pytest.raises(InterventionError, match="NaN or infinite"), enter(vlm, vector, 1):
             pass
     for enter in (add, fold):
@@ -570,7 +570,7 @@ def test_values_that_are_not_finite(vlm, value):
 
 
 def test_vectors_of_another_width_or_for_another_batch(vlm, batch):
-    for enter in (add, replace, project_out, fold):
+    for enter in (add, patch, ablate, fold):
         with (
             pytest.raises(InterventionError, match=r"shape \(31,\).*width 32"),
             enter(vlm, torch.ones(31), 1),
@@ -581,7 +581,7 @@ def test_vectors_of_another_width_or_for_another_batch(vlm, batch):
         pytest.raises(InterventionError, match="vectors for 3 samples in a batch of 2"),
     ):
         vlm.forward(batch)
-    patched = replace(vlm, noise(vlm, 3, batch.spans.shape[1]), 1)
+    patched = patch(vlm, noise(vlm, 3, batch.spans.shape[1]), 1)
     with patched, pytest.raises(InterventionError, match="states for 3 samples in a batch of 2"):
         vlm.forward(batch)
 

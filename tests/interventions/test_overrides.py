@@ -11,8 +11,8 @@ from transformers import DynamicCache, LlamaConfig, StaticCache
 from tests.contract.reference import SUPPRESS, traces
 from xlvlms_tutorial.activations.clock import Clock
 from xlvlms_tutorial.activations.hooks import reading
-from xlvlms_tutorial.errors import InterventionError, LayerError, SelectionError
-from xlvlms_tutorial.interventions.edits import add, replace
+from xlvlms_tutorial.errors import InputError, InterventionError, LayerError
+from xlvlms_tutorial.interventions.edits import add, patch
 from xlvlms_tutorial.interventions.overrides import (
     check_length,
     checked_layers,
@@ -141,7 +141,7 @@ BY_POSITION = {
         name: lambda vlm, positions=positions: add(vlm, VECTOR, 2, positions=positions)
         for name, positions in POSITIONS.items()
     },
-    "one state": lambda vlm: replace(vlm, VECTOR, 2, positions="last"),
+    "one state": lambda vlm: patch(vlm, VECTOR, 2, positions="last"),
 }
 BY_SCOPE = {
     f"{part} {scope}": lambda vlm, part=part, scope=scope: skip(vlm, 2, part, scope)
@@ -153,7 +153,7 @@ BY_SCOPE = {
     "pairs": lambda vlm: parallel_pairs(vlm, 1, scope="decode"),
 }
 ALL_AT_ONCE = {
-    "states of a prompt": lambda vlm: replace(vlm, VECTOR.expand(2, 10, 32), 2),
+    "states of a prompt": lambda vlm: patch(vlm, VECTOR.expand(2, 10, 32), 2),
     "a gate that looks": lambda vlm: add(
         vlm, VECTOR, 2, gate=lambda states: states.sum(dim=(1, 2)) > 0
     ),
@@ -225,9 +225,7 @@ def test_what_needs_the_whole_prompt_refuses_a_part_of_it(example, text, name, o
         InterventionError, match="of a prompt that has 10, .*run the whole prompt at once"
     ):
         logits_of(example, text, ALL_AT_ONCE[name], **options)
-    with pytest.raises(
-        SelectionError, match="of a prompt that has 10, .*run the whole prompt at once"
-    ):
+    with pytest.raises(InputError, match="of a prompt that has 10, .*run the whole prompt at once"):
         logits_of(example, text, lambda vlm: reading(vlm, 1), **options)
     assert traces(example.vlm) == [] and example.vlm.running is None
 

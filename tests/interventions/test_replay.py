@@ -8,7 +8,7 @@ import torch
 
 from tests.contract.reference import case, traces
 from xlvlms_tutorial.activations.hooks import read
-from xlvlms_tutorial.errors import SelectionError
+from xlvlms_tutorial.errors import InputError
 from xlvlms_tutorial.interventions.edits import add
 from xlvlms_tutorial.interventions.replay import Resumable, same_up_to_rounding
 from xlvlms_tutorial.interventions.skipping import skip
@@ -43,10 +43,10 @@ def test_a_pass_from_a_layer_gives_the_states_of_a_whole_one(name, start):
     tiny = case(name)
     whole, run = read(tiny.vlm, tiny.batch, LAYERS), Resumable(tiny.vlm, tiny.batch)
     first = run.read(start)
-    assert torch.equal(first, whole[start, "block"]) and len(run.calls) == 1
+    assert torch.equal(first, whole[start, "resid_post"]) and len(run.calls) == 1
     for layer in range(start, tiny.vlm.n_layers + 1):
         result = run.read(layer, start=start, states=first if start else None)
-        torch.testing.assert_close(result, whole[layer, "block"], rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(result, whole[layer, "resid_post"], rtol=1e-5, atol=1e-5)
     assert traces(tiny.vlm) == []
 
 
@@ -59,7 +59,7 @@ def test_a_change_acts_on_the_states_at_the_start_and_above(example):
         lambda: add(example.vlm, vector, 2, positions="last"),
     ):
         with change():
-            expected = read(example.vlm, example.batch, 3)[3, "block"]
+            expected = read(example.vlm, example.batch, 3)[3, "resid_post"]
         result = run.read(3, start=1, states=states, change=change())
         torch.testing.assert_close(result, expected, rtol=1e-5, atol=1e-5)
         assert not torch.allclose(result, run.read(3), atol=1e-3)
@@ -120,7 +120,7 @@ def test_a_layer_that_is_never_computed_cannot_be_read():
     mllama = case("mllama")  # without a picture its blocks of cross-attention are left out
     words = {name: mllama.batch[name] for name in ("input_ids", "attention_mask")}
     layer = min(anatomy.cross_attention_layers(mllama.vlm.model))
-    with pytest.raises(SelectionError, match=f"layer {layer} was never computed"):
+    with pytest.raises(InputError, match=f"layer {layer} was never computed"):
         Resumable(mllama.vlm, mllama.vlm.prepare(words)).read(layer)
 
 

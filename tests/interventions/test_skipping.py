@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from tests.contract.reference import GENERATION, apart, case, generated, traces
 from tests.zoo import MIXTURES, SUPPRESS, build, padded
 from xlvlms_tutorial.activations.hooks import read
-from xlvlms_tutorial.errors import FoldError, InterventionError, LayerError
+from xlvlms_tutorial.errors import InterventionError, LayerError
 from xlvlms_tutorial.interventions.edits import add, fold, mask_weights
 from xlvlms_tutorial.interventions.skipping import PARTS, parallel, parallel_pairs, skip
 from xlvlms_tutorial.models import anatomy
@@ -345,7 +345,7 @@ def test_parallel_in_a_llama_block(llava):
     for norm, states in (("first", normed), ("second", block.post_attention_layernorm(x))):
         by_hand = x + attention + mlp(states)
         with parallel(vlm, 2, norm):
-            torch.testing.assert_close(read(vlm, llava.batch, 2)[2, "block"], by_hand)
+            torch.testing.assert_close(read(vlm, llava.batch, 2)[2, "resid_post"], by_hand)
 
 
 @torch.no_grad()
@@ -359,7 +359,7 @@ def test_parallel_in_an_opt_block(opt):
     for norm, states in (("first", normed), ("second", second)):
         by_hand = x + attention + mlp(states)
         with parallel(vlm, 2, norm):
-            torch.testing.assert_close(read(vlm, opt.batch, 2)[2, "block"], by_hand)
+            torch.testing.assert_close(read(vlm, opt.batch, 2)[2, "resid_post"], by_hand)
 
 
 @torch.no_grad()
@@ -370,7 +370,7 @@ def test_pairs_of_blocks(request, name):
     first, second = (anatomy.states_of(vlm.blocks[k](x, **options)) for k in (1, 2))
     for combine, by_hand in (("mean", (first + second) / 2), ("sum", first + second - x)):
         with parallel_pairs(vlm, 2, combine):
-            torch.testing.assert_close(read(vlm, example.batch, 3)[3, "block"], by_hand)
+            torch.testing.assert_close(read(vlm, example.batch, 3)[3, "resid_post"], by_hand)
 
 
 def test_parallel_leaves_no_work_out_and_keeps_no_states(llava):
@@ -459,7 +459,7 @@ def test_an_offloaded_model_is_skipped_steered_and_read_as_the_plain_one(llava):
         name for name, module in model.named_modules() if "forward" in module.__dict__
     } == before
     assert apart(generated(away)[1], generated(llava)[1]) < 1e-5
-    with pytest.raises(FoldError, match="offloaded"), fold(vlm, torch.ones(vlm.width), 1):
+    with pytest.raises(InterventionError, match="offloaded"), fold(vlm, torch.ones(vlm.width), 1):
         pass
     masks = {"model.language_model.layers.0.mlp.down_proj": torch.ones(32, 64, dtype=torch.bool)}
     with pytest.raises(InterventionError, match="offloaded"), mask_weights(vlm, masks):

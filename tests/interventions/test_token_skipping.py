@@ -14,15 +14,14 @@ from tests.contract.reference import apart, case, changed, experts_beside, gener
 from tests.zoo import MODELS, SUPPRESS
 from xlvlms_tutorial.errors import (
     AnatomyError,
-    FoldError,
+    InputError,
     InterventionError,
     LayerError,
-    SelectionError,
     SpanError,
 )
 from xlvlms_tutorial.interventions.edits import fold
 from xlvlms_tutorial.interventions.skipping import parallel, skip
-from xlvlms_tutorial.interventions.token_skipping import skip_mlp_tokens
+from xlvlms_tutorial.interventions.token_skipping import skip_tokens
 from xlvlms_tutorial.models import anatomy
 from xlvlms_tutorial.models.spans import SPANS
 
@@ -64,7 +63,7 @@ def drawn_mask(example, **options):
         lambda module, args, output: outputs.append(output.clone())
     )
     try:
-        with skip_mlp_tokens(example.vlm, 2, **options):
+        with skip_tokens(example.vlm, 2, **options):
             example.vlm.forward(example.batch)
     finally:
         hook.remove()
@@ -73,7 +72,7 @@ def drawn_mask(example, **options):
 
 def mlp_flops(example, **options):
     example.vlm.model.set_attn_implementation("eager")
-    with FlopCounterMode(display=False) as counter, skip_mlp_tokens(example.vlm, [1, 2], **options):
+    with FlopCounterMode(display=False) as counter, skip_tokens(example.vlm, [1, 2], **options):
         example.vlm.forward(example.batch)
     return counter.get_total_flops()
 
@@ -85,11 +84,11 @@ def test_all_of_a_span_is_zeroing_the_mlps_there_by_hand(name):
     if any(map(experts_beside, example.vlm.blocks)):  # no single module gets all of the positions
         with (
             pytest.raises(AnatomyError, match="single MLP"),
-            skip_mlp_tokens(example.vlm, [1, 3], span=span),
+            skip_tokens(example.vlm, [1, 3], span=span),
         ):
             pass
         return
-    with skip_mlp_tokens(example.vlm, [1, 3], span=span):
+    with skip_tokens(example.vlm, [1, 3], span=span):
         new, logits = generated(example)
     with (
         zeroed(example, 1, positions_of(example, span)),
@@ -102,7 +101,7 @@ def test_all_of_a_span_is_zeroing_the_mlps_there_by_hand(name):
 @pytest.mark.parametrize("name", ["llava", "opt"])
 def test_all_positions_are_the_mlp_skipped_in_the_prefill(request, name):
     example = request.getfixturevalue(name)
-    with skip_mlp_tokens(
+    with skip_tokens(
         example.vlm, [1, 2], span=torch.ones_like(example.batch.spans, dtype=torch.bool)
     ):
         new, logits = generated(example)
@@ -116,7 +115,7 @@ def test_all_positions_are_the_mlp_skipped_in_the_prefill(request, name):
 def test_no_position_is_no_change_to_the_bit(request, name, options):
     example = request.getfixturevalue(name)
     dense = generated(example)[1]
-    with skip_mlp_tokens(example.vlm, [1, 2, 3], **options):  # a tenth of four positions is none
+    with skip_tokens(example.vlm, [1, 2, 3], **options):  # a tenth of four positions is none
         assert torch.equal(generated(example)[1], dense)
 
 
@@ -144,7 +143,7 @@ def test_generated_tokens_have_their_mlps(llava):
         lambda module, args: calls.append(args[0].shape[1])
     )
     try:
-        with skip_mlp_tokens(llava.vlm, 1):
+        with skip_tokens(llava.vlm, 1):
             llava.vlm.generate_ids(llava.batch, 3, min_new_tokens=3, suppress_tokens=SUPPRESS)
     finally:
         hook.remove()
@@ -152,7 +151,7 @@ def test_generated_tokens_have_their_mlps(llava):
 
 
 def test_without_a_cache_and_with_beams_the_same_is_skipped(llava):
-    with skip_mlp_tokens(llava.vlm, [1, 3], 0.5):
+    with skip_tokens(llava.vlm, [1, 3], 0.5):
         cached, logits = generated(llava)
         anew, others = generated(llava, use_cache=False)
         beams = generated(llava, num_beams=2, num_return_sequences=1)[0]
@@ -176,11 +175,11 @@ def test_seeds_and_rows_draw_differently_and_layers_the_same(llava):
     both = {"span": ("image", "question"), "n_tokens": 3}
     draws = {tuple(drawn_mask(llava, seed=seed, **both).flatten().tolist()) for seed in range(6)}
     assert len(draws) > 3
-    with skip_mlp_tokens(llava.vlm, [1, 2], seed=3, **both):
+    with skip_tokens(llava.vlm, [1, 2], seed=3, **both):
         together = llava.vlm.forward(llava.batch).logits
     with (
-        skip_mlp_tokens(llava.vlm, 1, seed=3, **both),
-        skip_mlp_tokens(llava.vlm, 2, seed=3, **both),
+        skip_tokens(llava.vlm, 1, seed=3, **both),
+        skip_tokens(llava.vlm, 2, seed=3, **both),
     ):
         assert torch.equal(llava.vlm.forward(llava.batch).logits, together)
 
@@ -188,13 +187,13 @@ def test_seeds_and_rows_draw_differently_and_layers_the_same(llava):
 @pytest.mark.parametrize("name", ["llava", "opt"])
 def test_nested_ones_skip_what_any_of_them_does(request, name):
     example = request.getfixturevalue(name)
-    with skip_mlp_tokens(example.vlm, [1, 2], span=("image", "question")):
+    with skip_tokens(example.vlm, [1, 2], span=("image", "question")):
         expected = example.vlm.forward(example.batch).logits
     with (
-        skip_mlp_tokens(example.vlm, 1, span="question"),
-        skip_mlp_tokens(example.vlm, 2, span=("image", "question")),
+        skip_tokens(example.vlm, 1, span="question"),
+        skip_tokens(example.vlm, 2, span=("image", "question")),
     ):
-        with skip_mlp_tokens(example.vlm, 1):
+        with skip_tokens(example.vlm, 1):
             assert torch.equal(example.vlm.forward(example.batch).logits, expected)
         assert apart(example.vlm.forward(example.batch).logits, expected) > 1e-3
 
@@ -205,9 +204,9 @@ def test_it_nests_with_parallel_and_skip_in_any_order(request, name, norm):
     example = request.getfixturevalue(name)
     with parallel(example.vlm, 2, norm), zeroed(example, 2, positions_of(example, "image")):
         by_hand = example.vlm.forward(example.batch).logits
-    with parallel(example.vlm, 2, norm), skip_mlp_tokens(example.vlm, 2):
+    with parallel(example.vlm, 2, norm), skip_tokens(example.vlm, 2):
         first = example.vlm.forward(example.batch).logits
-    with skip_mlp_tokens(example.vlm, 2), parallel(example.vlm, 2, norm):
+    with skip_tokens(example.vlm, 2), parallel(example.vlm, 2, norm):
         second = example.vlm.forward(example.batch).logits
     assert torch.equal(first, second) and apart(first, by_hand) < 1e-5
     for part in ("mlp", "block"):
@@ -215,7 +214,7 @@ def test_it_nests_with_parallel_and_skip_in_any_order(request, name, norm):
             expected = example.vlm.forward(example.batch).logits
         with (
             skip(example.vlm, 2, part),
-            skip_mlp_tokens(example.vlm, 2),
+            skip_tokens(example.vlm, 2),
             skip(example.vlm, 2, part),
         ):
             assert torch.equal(example.vlm.forward(example.batch).logits, expected)
@@ -226,10 +225,10 @@ def test_each_batch_has_its_own_draw(llava):
     second_batch = vlm.prepare(
         {name: value[1:] if name != "pixel_values" else value[:1] for name, value in batch.items()}
     )
-    with skip_mlp_tokens(vlm, 1):
+    with skip_tokens(vlm, 1):
         vlm.forward(batch)
         logits = vlm.forward(second_batch).logits
-    with skip_mlp_tokens(vlm, 1):
+    with skip_tokens(vlm, 1):
         assert torch.equal(vlm.forward(second_batch).logits, logits)
 
 
@@ -238,7 +237,7 @@ def test_gradients_pass_through_the_others(llava):
     weight = vlm.blocks[1].mlp.down_proj.weight
     weight.requires_grad_(True)
     try:
-        with skip_mlp_tokens(vlm, 2), vlm.run(llava.batch):
+        with skip_tokens(vlm, 2), vlm.run(llava.batch):
             ours = torch.autograd.grad(vlm.model(**llava.batch).logits.square().sum(), weight)[0]
         with zeroed(llava, 2, positions_of(llava, "image")):
             by_hand = torch.autograd.grad(vlm.model(**llava.batch).logits.square().sum(), weight)[0]
@@ -248,7 +247,7 @@ def test_gradients_pass_through_the_others(llava):
 
 
 def test_it_is_recorded(llava):
-    with skip_mlp_tokens(llava.vlm, [1, 2], 0.5, seed=7):
+    with skip_tokens(llava.vlm, [1, 2], 0.5, seed=7):
         assert llava.vlm.active == [
             "skip_mlp_tokens(layers=[1, 2], share=0.5, span='image', seed=7, n_tokens=None)"
         ]
@@ -260,11 +259,11 @@ def test_it_is_recorded(llava):
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"share": -0.1}, SelectionError, "share -0.1 of the positions.*0 to 1"),
-        ({"share": 1.5}, SelectionError, "share 1.5"),
-        ({"share": float("nan")}, SelectionError, "share nan"),
-        ({"n_tokens": -1}, SelectionError, "n_tokens -1"),
-        ({"n_tokens": 2, "share": 0.5}, SelectionError, "n_tokens 2 with share 0.5"),
+        ({"share": -0.1}, InputError, "share -0.1 of the positions.*0 to 1"),
+        ({"share": 1.5}, InputError, "share 1.5"),
+        ({"share": float("nan")}, InputError, "share nan"),
+        ({"n_tokens": -1}, InputError, "n_tokens -1"),
+        ({"n_tokens": 2, "share": 0.5}, InputError, "n_tokens 2 with share 0.5"),
         ({"span": "picture"}, SpanError, "picture.*image"),
         ({"span": ()}, SpanError, "no kind named"),
         ({"layers": 4}, LayerError, "layer 4 is not one of 1 to 3"),
@@ -272,7 +271,7 @@ def test_it_is_recorded(llava):
     ],
 )
 def test_wrong_arguments_are_told_on_entry(llava, options, error, message):
-    with pytest.raises(error, match=message), skip_mlp_tokens(llava.vlm, **{"layers": 1} | options):
+    with pytest.raises(error, match=message), skip_tokens(llava.vlm, **{"layers": 1} | options):
         pass
 
 
@@ -281,7 +280,7 @@ def test_wrong_arguments_are_told_on_entry(llava, options, error, message):
     [
         ({"span": "audio"}, SpanError, "this model takes none"),
         ({"span": "answer"}, SpanError, "2 of 2 samples have none"),
-        ({"n_tokens": 99}, SelectionError, "99 positions of row 0.*which has"),
+        ({"n_tokens": 99}, InputError, "99 positions of row 0.*which has"),
         ({"span": torch.ones(2, 3, dtype=torch.bool)}, InterventionError, "rows of 3 tokens"),
         ({"span": torch.ones(3, 13, dtype=torch.bool)}, InterventionError, "span for"),
     ],
@@ -289,20 +288,20 @@ def test_wrong_arguments_are_told_on_entry(llava, options, error, message):
 def test_what_the_batch_does_not_have_is_told_when_it_runs(llava, options, error, message):
     if isinstance(options.get("span"), torch.Tensor) and len(options["span"]) == 3:
         options = {"span": torch.ones(3, llava.length, dtype=torch.bool)}
-    with pytest.raises(error, match=message), skip_mlp_tokens(llava.vlm, 1, **options):
+    with pytest.raises(error, match=message), skip_tokens(llava.vlm, 1, **options):
         llava.vlm.forward(llava.batch)
 
 
 def test_a_picture_by_cross_attention_has_no_positions():
     example = case("mllama")
-    with pytest.raises(SpanError, match="cross-attention"), skip_mlp_tokens(example.vlm, 1):
+    with pytest.raises(SpanError, match="cross-attention"), skip_tokens(example.vlm, 1):
         example.vlm.forward(example.batch)
 
 
 def test_inputs_whose_spans_are_not_known(llava):
     with (
         pytest.raises(InterventionError, match="unknown inputs.*vlm.forward"),
-        skip_mlp_tokens(llava.vlm, 1),
+        skip_tokens(llava.vlm, 1),
     ):
         llava.vlm.model(**llava.batch)
 
@@ -310,7 +309,7 @@ def test_inputs_whose_spans_are_not_known(llava):
 def test_a_prompt_in_chunks_is_refused(llava):
     with (
         pytest.raises(InterventionError, match="whole prompt at once"),
-        skip_mlp_tokens(llava.vlm, 1),
+        skip_tokens(llava.vlm, 1),
         llava.vlm.run(llava.batch),
     ):
         anatomy.decoder(llava.vlm.model)(inputs_embeds=torch.zeros(2, 3, llava.vlm.width))
@@ -320,9 +319,9 @@ def test_a_folded_layer_is_refused_and_none_is_folded_meanwhile(llava):
     vector = torch.ones(llava.vlm.width)
     with (
         fold(llava.vlm, vector, 1),
-        pytest.raises(FoldError, match="folded"),
-        skip_mlp_tokens(llava.vlm, 1),
+        pytest.raises(InterventionError, match="folded"),
+        skip_tokens(llava.vlm, 1),
     ):
         pass
-    with skip_mlp_tokens(llava.vlm, 1), pytest.raises(FoldError), fold(llava.vlm, vector, 1):
+    with skip_tokens(llava.vlm, 1), pytest.raises(InterventionError), fold(llava.vlm, vector, 1):
         pass

@@ -20,15 +20,7 @@ from transformers.utils import is_flash_attn_2_available
 from tests.support.tiny import tiny_llava
 from tests.zoo import build
 from tests.zoo.processors import save, save_processor
-from xlvlms_tutorial.errors import (
-    ArchitectureError,
-    HubError,
-    InterventionError,
-    LoadError,
-    RevisionError,
-    SelfCheckError,
-    UnknownModelError,
-)
+from xlvlms_tutorial.errors import InterventionError, LoadError
 from xlvlms_tutorial.interventions.skipping import skip
 from xlvlms_tutorial.loading import adapters, loading
 from xlvlms_tutorial.loading.loading import load
@@ -165,7 +157,7 @@ def test_balanced_leaves_the_placing_to_accelerate():
 
 def test_unknown_names_list_the_known():
     for name in ("pocket-lava", "", "a/b/c"):
-        with pytest.raises(UnknownModelError, match="pocket-llava"):
+        with pytest.raises(LoadError, match="pocket-llava"):
             load(name)
 
 
@@ -173,14 +165,14 @@ def test_an_untested_architecture_is_refused_with_how_to_add_it(tmp_path):
     for kind in ("florence2", "no_such_thing"):
         (tmp_path / "config.json").write_text(json.dumps({"model_type": kind}))
         with pytest.raises(
-            ArchitectureError, match=f"{kind}.*tested: llava,.*Add your model.*allow_untested"
+            LoadError, match=f"{kind}.*tested: llava,.*Add your model.*allow_untested"
         ):
             load(tmp_path)
 
 
 def test_an_encoder_in_the_language_model_is_another_architecture(tmp_path):
     hf.Blip2Config(text_config=hf.T5Config()).save_pretrained(tmp_path)
-    with pytest.raises(ArchitectureError, match="blip-2 with t5"):
+    with pytest.raises(LoadError, match="blip-2 with t5"):
         load(tmp_path)
 
 
@@ -198,7 +190,7 @@ def test_an_architecture_that_transformers_does_not_know_is_refused(tmp_path):
 
 def test_an_untested_architecture_comes_with_its_checks(monkeypatch, saved, vlm):
     monkeypatch.delitem(ARCHITECTURES, "llava")
-    with pytest.raises(ArchitectureError, match="'llava'"):
+    with pytest.raises(LoadError, match="'llava'"):
         load(saved)
     again = load(saved, device="cpu", allow_untested=True)
     assert again.checks["passed"].all()
@@ -217,7 +209,7 @@ def test_an_untested_architecture_without_pictures_is_checked_by_a_sound(monkeyp
 def test_an_untested_architecture_that_fails_is_refused_with_what_failed(monkeypatch, folder):
     monkeypatch.delitem(ARCHITECTURES, "llava")
     monkeypatch.setattr("xlvlms_tutorial.models.anatomy.final_norm", lambda model: None)
-    with pytest.raises(SelfCheckError, match="'llava' failed .*states: layer 3 differs"):
+    with pytest.raises(LoadError, match="'llava' failed .*states: layer 3 differs"):
         load(folder, device="cpu", allow_untested=True)
 
 
@@ -228,7 +220,7 @@ def test_an_untested_architecture_whose_processor_makes_no_inputs_is_refused(mon
     monkeypatch.delitem(ARCHITECTURES, "llava")
     monkeypatch.setattr(hf.LlavaProcessor, "__call__", confused)
     with pytest.raises(
-        SelfCheckError,
+        LoadError,
         match="'llava' failed inputs from its processor: .*IndexError: list index out of range",
     ):
         load(saved, device="cpu", allow_untested=True)
@@ -240,7 +232,7 @@ def test_a_tested_architecture_is_not_checked_again(monkeypatch, saved):
 
 
 def test_an_untested_architecture_loads_with_less_where_a_place_fails(monkeypatch, saved):
-    from xlvlms_tutorial.loading import place_checks
+    from xlvlms_tutorial.loading import site_checks
 
     def differs(vlm, batch):
         raise RuntimeError("The size of tensor a (5) must match")
@@ -253,7 +245,7 @@ def test_an_untested_architecture_loads_with_less_where_a_place_fails(monkeypatc
     }
     assert not again.supports("skip", "mlp")
     assert again.supports("skip", "block")
-    assert set(place_checks.PLACED) == set(place_checks.HANGS_ON)
+    assert set(site_checks.PLACED) == set(site_checks.HANGS_ON)
     with pytest.raises(
         InterventionError,
         match=r"skip mlp, which fails this model's self-check \(RuntimeError: The size of tensor a",
@@ -299,7 +291,7 @@ def test_attention_that_needs_a_package_is_refused_with_its_name(saved):
 
 def test_an_unreachable_hub_names_the_offline_choice(monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(HubError, match="'nobody/has-this-model'.*pocket-llava"):
+    with pytest.raises(LoadError, match="'nobody/has-this-model'.*pocket-llava"):
         load("nobody/has-this-model")
 
 
@@ -308,7 +300,7 @@ CACHED = """
 import socket
 from huggingface_hub import constants
 from xlvlms_tutorial import load
-from xlvlms_tutorial.errors import HubError
+from xlvlms_tutorial.errors import LoadError
 
 def refuse(*_, **__):
     print("asked the network")
@@ -320,7 +312,7 @@ print(load("owner/llava", device="cpu", offline=True, revision="main").n_layers)
 for name, revision in (("owner/llava", "v9"), ("owner/other", None), ("owner/half", None)):
     try:
         load(name, device="cpu", revision=revision, offline=True)
-    except HubError as error:
+    except LoadError as error:
         print(error)
 print(constants.HF_HUB_OFFLINE)
 """
@@ -466,7 +458,7 @@ def test_a_home_folder_may_be_written_short(saved, monkeypatch, adapter, vlm):
         f"~/{saved.name}", device="cpu", adapter=f"~/../{adapter[0].parent.name}/{adapter[0].name}"
     )
     torch.testing.assert_close(logits(adapted), adapter[1])
-    with pytest.raises(UnknownModelError, match=str(saved.parent / "absent")):
+    with pytest.raises(LoadError, match=str(saved.parent / "absent")):
         load("~/absent")
 
 
@@ -560,19 +552,22 @@ NO_SAFETENSORS = (
 
 
 @pytest.mark.parametrize(
-    ("message", "offline", "error"),
+    ("message", "offline", "problem"),
     [
-        (NO_SAFETENSORS, False, LoadError),
-        (NO_SAFETENSORS, True, HubError),
-        ("no connection", False, HubError),
+        (NO_SAFETENSORS, False, "has no weights in safetensors"),
+        (NO_SAFETENSORS, True, "is neither in the cache nor to be had"),
+        ("no connection", False, "is neither in the cache nor to be had"),
     ],
 )
 def test_a_hub_model_of_pickles_is_told_from_one_that_is_not_to_be_had(
-    monkeypatch, message, offline, error
+    monkeypatch, message, offline, problem
 ):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
     source = loading.Source("owner/model", None, offline, False)
-    with pytest.raises(error, match="'owner/model'"), source.reading("weights"):
+    with (
+        pytest.raises(LoadError, match=f"'owner/model' {problem}"),
+        source.reading("weights"),
+    ):
         raise OSError(message)
 
 
@@ -800,12 +795,12 @@ def test_each_embedded_model_is_built_by_its_name(pocket, name):
 
 def test_an_unknown_name_lists_the_embedded_models():
     with pytest.raises(
-        UnknownModelError,
+        LoadError,
         match="pocket-llava or pocket-llava-video or .*pocket-llava-short, a folder",
     ):
         load("pocket-llava-smell")
 
 
 def test_pocket_llava_has_only_the_steps_that_are_shipped():
-    with pytest.raises(RevisionError, match="step-0450"):
+    with pytest.raises(LoadError, match="step-0450"):
         load(revision="step-9999")

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.linear_model import RidgeClassifier
 
-from xlvlms_tutorial.errors import EstimateError
+from xlvlms_tutorial.errors import InputError
 from xlvlms_tutorial.methods.probes import balanced_probe, deal_folds, held_out_labels
 
 
@@ -51,7 +51,7 @@ def test_samples_of_three_labels_are_spread():
 def test_a_label_with_fewer_samples_than_folds_is_refused():
     samples, labels = np.array([0, 0, 0, 1, 2, 3]), np.repeat(["few", "many"], 3)
     with pytest.raises(
-        EstimateError,
+        InputError,
         match="samples for 2 folds: found 1 few and 3 many; allowed: as many as folds in each set",
     ):
         deal_folds(samples, labels, 2)

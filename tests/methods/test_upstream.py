@@ -55,13 +55,13 @@ from xlvlms_tutorial.methods.alignment.drift import consecutive_profile, norms
 from xlvlms_tutorial.methods.alignment.scores import alignment_profile, cones
 from xlvlms_tutorial.methods.alignment.similarity import examples
 from xlvlms_tutorial.methods.logit_lens.measures import (
-    divergence,
     divergence_profile,
     entropy,
     entropy_profile,
+    kl_divergence,
 )
 from xlvlms_tutorial.methods.pruning.calibration import Calibration, calibrate_on, linear_maps
-from xlvlms_tutorial.methods.pruning.masks import overlap
+from xlvlms_tutorial.methods.pruning.masks import mask_overlap
 from xlvlms_tutorial.methods.pruning.scores import wanda
 from xlvlms_tutorial.models import anatomy
 from xlvlms_tutorial.models.vlm import VLM
@@ -103,11 +103,11 @@ def test_words_too_rare_for_half_precision_are_not_lost():
     terms = p * (p / q).log()
     assert (-(p * p.log()).sum(dim=-1)).isnan().any()  # the released formula
     dropped = terms.masked_fill((p == 0) | (q == 0), 0).sum(dim=-1)
-    exact = divergence(vlm, rows, shuffled, norm=False)
+    exact = kl_divergence(vlm, rows, shuffled, norm=False)
     # the released guard takes the words that differ most out of the sum
     assert (dropped < exact - 1).all()
     torch.testing.assert_close(
-        divergence(half, rows, shuffled, norm=False), exact, rtol=0.01, atol=0.05
+        kl_divergence(half, rows, shuffled, norm=False), exact, rtol=0.01, atol=0.05
     )
     torch.testing.assert_close(
         entropy(half, rows, norm=False), entropy(vlm, rows, norm=False), rtol=0.05, atol=1e-3
@@ -151,7 +151,7 @@ def test_padding_changes_no_mask():
     alone = [calibrate_on(vlm, [vlm.batch([PICTURE], [question])]) for question in QUESTIONS]
     ours = wanda(vlm, calibrate_on(vlm, [batch]), 0.5)
     theirs = wanda(vlm, padded_with_zeros(vlm, batch), 0.5)
-    same = overlap(
+    same = mask_overlap(
         {
             "together": ours,
             "alone": wanda(vlm, alone[0] + alone[1] + alone[2], 0.5),

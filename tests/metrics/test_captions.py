@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xlvlms_tutorial.errors import LengthError
+from xlvlms_tutorial.errors import InputError
 from xlvlms_tutorial.metrics.captions import caption_attributes, names
 from xlvlms_tutorial.pocket.language import captions
 from xlvlms_tutorial.pocket.world import counterfactuals, scenes
@@ -141,5 +141,5 @@ def test_a_changed_factor_is_no_longer_named():
 
 
 def test_captions_and_truths_must_be_equally_many():
-    with pytest.raises(LengthError, match="captions: 1, truths: 2"):
+    with pytest.raises(InputError, match="captions: 1, truths: 2"):
         caption_attributes(["a"], [{}, {}])

@@ -10,19 +10,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from xlvlms_tutorial.errors import (
-    ActivationsError,
-    ComparisonError,
-    EstimateError,
-    SelectionError,
-    WordListError,
-)
+from xlvlms_tutorial.errors import InputError
 from xlvlms_tutorial.metrics import grounding
 from xlvlms_tutorial.metrics.grounding import (
     bert_scores,
     clip_score,
-    overlap,
     top_scores,
+    word_overlap,
 )
 
 
@@ -79,28 +73,28 @@ def test_clip_score_takes_tensors_and_keeps_their_precision():
     "bad", [np.zeros((1, 4)), np.full((1, 4), np.nan), np.full((1, 4), np.inf), np.empty((0, 4))]
 )
 def test_embeddings_without_a_direction_are_refused(bad):
-    with pytest.raises(ActivationsError, match="image embeddings"):
+    with pytest.raises(InputError, match="image embeddings"):
         clip_score(bad, normals(2, 4))
-    with pytest.raises(ActivationsError, match="text embeddings"):
+    with pytest.raises(InputError, match="text embeddings"):
         clip_score(normals(2, 4), bad)
     with pytest.raises(
-        ActivationsError, match="tokens of candidates|token embeddings of candidates|candidate 0"
+        InputError, match="tokens of candidates|token embeddings of candidates|candidate 0"
     ):
         bert_scores([bad], [normals(2, 4)])
 
 
 def test_spaces_of_different_widths_are_refused():
-    with pytest.raises(ComparisonError, match="4 and 5"):
+    with pytest.raises(InputError, match="4 and 5"):
         clip_score(normals(2, 4), normals(2, 5))
-    with pytest.raises(ComparisonError, match="4 and 5"):
+    with pytest.raises(InputError, match="4 and 5"):
         bert_scores([normals(2, 4)], [normals(2, 5)])
-    with pytest.raises(ComparisonError, match="widths of candidates"):
+    with pytest.raises(InputError, match="widths of candidates"):
         bert_scores([normals(2, 4), normals(2, 5)], [normals(2, 4)])
 
 
 @pytest.mark.parametrize("w", [0, -1.0, np.inf, np.nan])
 def test_clip_score_refuses_a_weight_that_is_not_positive(w):
-    with pytest.raises(SelectionError, match="2.5"):
+    with pytest.raises(InputError, match="2.5"):
         clip_score(normals(2, 4), normals(2, 4), w)
 
 
@@ -144,14 +138,14 @@ def test_baseline_maps_itself_to_0_and_keeps_1():
 
 @pytest.mark.parametrize("baseline", [1, np.nan, -2.0])
 def test_unknown_options_of_bert_score_are_refused(baseline):
-    with pytest.raises(SelectionError, match="allowed"):
+    with pytest.raises(InputError, match="allowed"):
         bert_scores(texts(2, 0), texts(2, 1), baseline=baseline)
 
 
 def test_texts_that_do_not_go_together_are_refused():
-    with pytest.raises(ActivationsError, match="no candidates"):
+    with pytest.raises(InputError, match="no candidates"):
         bert_scores([], texts(1, 1))
-    with pytest.raises(ActivationsError, match=r"reference 1 has shape \(5,\)"):
+    with pytest.raises(InputError, match=r"reference 1 has shape \(5,\)"):
         bert_scores(texts(1, 0), [np.ones((1, 5)), np.ones(5)])
 
 
@@ -163,16 +157,16 @@ def test_overlap_agrees_with_its_definition(lists):
     for i, a in enumerate(sets):
         shares = [len(a & b) / len(a) for j, b in enumerate(sets) if j != i]
         expected.append(np.mean(shares))
-    overlaps = overlap(dict(enumerate(lists)))
+    overlaps = word_overlap(dict(enumerate(lists)))
     assert np.allclose(overlaps, expected)
     table = pd.DataFrame(
         [(k, word) for k, words in enumerate(lists) for word in words], columns=["concept", "word"]
     )
-    assert overlap(table).equals(overlaps)
+    assert word_overlap(table).equals(overlaps)
 
 
 def test_overlap_keeps_the_order_of_concepts_and_counts_duplicates_once():
-    overlaps = overlap({7: ["dog", "dog", "cat"], 2: ["dog"], 5: ["bus"]})
+    overlaps = word_overlap({7: ["dog", "dog", "cat"], 2: ["dog"], 5: ["bus"]})
     assert overlaps.to_dict() == {7: 0.25, 2: 0.5, 5: 0.0}
     assert (list(overlaps.index), overlaps.index.name, overlaps.name) == (
         [7, 2, 5],
@@ -185,14 +179,14 @@ def test_overlap_keeps_the_order_of_concepts_and_counts_duplicates_once():
     "words", [{0: ["a"], 1: []}, {0: ["a"], 1: "dog"}, {0: ["a"], 1: [""]}, {0: ["a"], 1: [None]}]
 )
 def test_overlap_refuses_concepts_without_words(words):
-    with pytest.raises(WordListError, match="word"):
-        overlap(words)
+    with pytest.raises(InputError, match="word"):
+        word_overlap(words)
 
 
 @pytest.mark.parametrize("w", [0, -1, np.nan, np.inf, 1e308, 1e31, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_weights_with_which_scores_are_no_numbers_are_refused(w, dtype):
-    with pytest.raises(SelectionError, match="w="):
+    with pytest.raises(InputError, match="w="):
         clip_score(torch.ones(2, 3, dtype=dtype), torch.ones(1, 3, dtype=dtype), w)
     assert np.isfinite(
         clip_score(torch.ones(2, 3, dtype=dtype), torch.ones(1, 3, dtype=dtype), 1e30)
@@ -204,8 +198,8 @@ def test_tables_without_a_column_are_refused(lacking):
     table = pd.DataFrame({"concept": [0, 1], "word": ["a", "b"], "rank": [1, 1]}).drop(
         columns=lacking
     )
-    with pytest.raises(EstimateError, match=f"no column '{lacking}' among"):
-        overlap(table)
+    with pytest.raises(InputError, match=f"no column '{lacking}' among"):
+        word_overlap(table)
 
 
 @pytest.mark.parametrize("shape", [(), (3,), (0, 3), (2, 1, 3)])
@@ -216,15 +210,13 @@ def test_what_is_no_row_of_embeddings_is_refused(shape, monkeypatch):
         (torch.ones(shape), torch.ones(2, 3)),
         (torch.ones(2, 3), torch.ones(shape)),
     ):
-        with pytest.raises(
-            ActivationsError, match="no (image|text) embeddings: torch.float32 of shape"
-        ):
+        with pytest.raises(InputError, match="no (image|text) embeddings: torch.float32 of shape"):
             clip_score(images, words)
 
 
 def test_overlap_needs_two_concepts():
-    with pytest.raises(SelectionError, match="2 concepts"):
-        overlap({0: ["a"]})
+    with pytest.raises(InputError, match="2 concepts"):
+        word_overlap({0: ["a"]})
 
 
 def test_top_scores_agree_with_a_loop():
@@ -269,15 +261,15 @@ def test_top_scores_say_how_many_concepts_are_active():
 
 def test_top_scores_refuse_what_has_no_answer():
     good = np.ones((2, 4))
-    with pytest.raises(ComparisonError, match=r"\(2, 4\) and \(2, 3\)"):
+    with pytest.raises(InputError, match=r"\(2, 4\) and \(2, 3\)"):
         top_scores(good, good[:, :3], 3)
-    with pytest.raises(SelectionError, match="3 to 4"):
+    with pytest.raises(InputError, match="3 to 4"):
         top_scores(good, good)
-    with pytest.raises(SelectionError, match="n_concepts=2"):
+    with pytest.raises(InputError, match="n_concepts=2"):
         top_scores(good, good, 2)
-    with pytest.raises(ActivationsError, match="1 of 2 samples"):
+    with pytest.raises(InputError, match="1 of 2 samples"):
         top_scores(good * [[1], [0]], good, 3)
-    with pytest.raises(ActivationsError, match="scores: 8 of 8"):
+    with pytest.raises(InputError, match="scores: 8 of 8"):
         top_scores(good, good * np.nan, 3)
-    with pytest.raises(ActivationsError, match="codes of shape"):
+    with pytest.raises(InputError, match="codes of shape"):
         top_scores(np.empty((0, 4)), good, 3)

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import accuracy_score, f1_score, precision_score, recall_score
 
-from xlvlms_tutorial.errors import EstimateError, LengthError, WordListError
+from xlvlms_tutorial.errors import InputError
 from xlvlms_tutorial.metrics.answers import answer_table
 from xlvlms_tutorial.metrics.hallucination import chair, pope
 from xlvlms_tutorial.metrics.intervals import bootstrap, proportion
@@ -82,9 +82,9 @@ def test_pope_looks_at_presence_questions_only_and_groups_by_scene():
         expected.low,
         expected.high,
     ]
-    with pytest.raises(EstimateError, match="presence"):
+    with pytest.raises(InputError, match="presence"):
         pope(table[table["type"] == "colour"])
-    with pytest.raises(LengthError):
+    with pytest.raises(InputError):
         pope(table, scenes[1:])
 
 
@@ -121,11 +121,11 @@ def test_chair_without_a_named_object_is_undefined():
 
 
 def test_chair_refuses_what_does_not_fit():
-    with pytest.raises(LengthError):
+    with pytest.raises(InputError):
         chair(["a bee"], [], WORDS)
-    with pytest.raises(EstimateError):
+    with pytest.raises(InputError):
         chair([], [], WORDS)
-    with pytest.raises(EstimateError, match="zebra"):
+    with pytest.raises(InputError, match="zebra"):
         chair(["a bee"], [{"zebra"}], WORDS)
 
 
@@ -148,13 +148,13 @@ def test_correct_answers_count_in_any_case(spellings):
 
 @pytest.mark.parametrize("answer", ["maybe", "", "true", "1", "dog", "No, there is not."])
 def test_presence_questions_of_other_answers_are_refused(answer):
-    with pytest.raises(EstimateError, match="yes and no"):
+    with pytest.raises(InputError, match="yes and no"):
         pope(presence(["yes", answer], ["yes", "no"]))
 
 
 @pytest.mark.parametrize("lacking", ["type", "stratum", "answer", "prediction", "correct"])
 def test_pope_names_the_column_that_a_table_lacks(lacking):
-    with pytest.raises(EstimateError, match=f"no column '{lacking}'"):
+    with pytest.raises(InputError, match=f"no column '{lacking}'"):
         pope(presence(["yes", "no"], ["yes", "no"]).drop(columns=lacking))
 
 
@@ -234,12 +234,12 @@ def test_names_may_be_shared_and_written_with_blanks():
 def test_a_vocabulary_that_is_none_is_refused(words, monkeypatch):
     # its checks refuse some of these already
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
-    with pytest.raises(WordListError, match="vocabulary"):
+    with pytest.raises(InputError, match="vocabulary"):
         chair(["A dog."], [set()], words)
 
 
 def test_captions_without_spaces_are_refused_and_segmented_ones_read():
-    with pytest.raises(WordListError, match="no spaces; put spaces"):
+    with pytest.raises(InputError, match="no spaces; put spaces"):
         chair(["\u4e00\u53ea\u732b\u5728\u96ea\u5730\u91cc"], [set()], ["\u732b"])
     spaced = chair(["\u4e00 \u53ea \u732b \u5728 \u96ea\u5730 \u91cc"], [set()], ["\u732b"])
     assert spaced.loc["CHAIR_i", "n"] == 1

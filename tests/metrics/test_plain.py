@@ -8,9 +8,9 @@ import pandas as pd
 import pytest
 import torch
 
-from xlvlms_tutorial.errors import ActivationsError, EstimateError
+from xlvlms_tutorial.errors import InputError
 from xlvlms_tutorial.methods.concepts import PCA, most_activating, top_concepts
-from xlvlms_tutorial.metrics.concept_factors import track
+from xlvlms_tutorial.metrics.concept_factors import factor_information
 from xlvlms_tutorial.metrics.grounding import bert_scores, clip_score, top_scores
 from xlvlms_tutorial.metrics.intervals import bootstrap, correlation, difference, proportion
 from xlvlms_tutorial.metrics.plain import plain
@@ -27,19 +27,19 @@ STRANGE = {
 }
 FACTOR = {"colour": ["red", "blue"] * 20}
 USES = {
-    "bootstrap": (lambda codes: bootstrap(codes[:, 0]), EstimateError),
-    "difference": (lambda codes: difference(codes[:, 0], GOOD[:, 0]), EstimateError),
-    "correlation": (lambda codes: correlation(GOOD[:, 1], codes[:, 0]), EstimateError),
-    "track": (lambda codes: track(codes, FACTOR, 100), ActivationsError),
-    "top_scores": (lambda codes: top_scores(codes, GOOD, 3), ActivationsError),
-    "clip_score": (lambda codes: clip_score(codes, GOOD), ActivationsError),
-    "bert_scores": (lambda codes: bert_scores([GOOD], [codes]), ActivationsError),
-    "most_activating": (most_activating, ActivationsError),
-    "top_concepts": (top_concepts, ActivationsError),
-    "fit": (lambda codes: PCA(2).fit(codes), ActivationsError),
+    "bootstrap": (lambda codes: bootstrap(codes[:, 0]), InputError),
+    "difference": (lambda codes: difference(codes[:, 0], GOOD[:, 0]), InputError),
+    "correlation": (lambda codes: correlation(GOOD[:, 1], codes[:, 0]), InputError),
+    "track": (lambda codes: factor_information(codes, FACTOR, 100), InputError),
+    "top_scores": (lambda codes: top_scores(codes, GOOD, 3), InputError),
+    "clip_score": (lambda codes: clip_score(codes, GOOD), InputError),
+    "bert_scores": (lambda codes: bert_scores([GOOD], [codes]), InputError),
+    "most_activating": (most_activating, InputError),
+    "top_concepts": (top_concepts, InputError),
+    "fit": (lambda codes: PCA(2).fit(codes), InputError),
     "inverse_transform": (
         lambda codes: PCA(4).fit(GOOD).inverse_transform(codes),
-        ActivationsError,
+        InputError,
     ),
 }
 
@@ -82,5 +82,5 @@ def test_halves_are_widened(dtype):
 
 def test_a_mask_that_hides_nothing_is_no_harm():
     assert proportion(np.ma.array([True, False], mask=[False, False])) == proportion([True, False])
-    with pytest.raises(EstimateError):
+    with pytest.raises(InputError):
         proportion(np.ma.array([True, False], mask=[False, True]))

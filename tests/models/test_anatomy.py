@@ -7,7 +7,7 @@ from torch import nn
 
 from tests.contract.reference import experts_beside, experts_inside
 from tests.zoo import MODELS, build
-from xlvlms_tutorial.errors import AnatomyError, SelectionError
+from xlvlms_tutorial.errors import AnatomyError, InputError
 from xlvlms_tutorial.models import anatomy, support
 
 # decoder, its list of blocks, final norm, tower, connector, as paths from the model
@@ -175,16 +175,16 @@ def test_every_block_has_every_place(models, name):
         inside = set(block.modules())
         absent = []
         if experts_beside(block):
-            absent = ["mlp_input", "mlp_hidden"]
+            absent = ["mlp_in", "mlp_hidden"]
         elif experts_inside(block):
             absent = ["mlp_hidden"]
-        for place in anatomy.PLACES:
-            if place in absent:
+        for site in anatomy.SITES:
+            if site in absent:
                 with pytest.raises(AnatomyError, match="[Ee]xpert"):
-                    anatomy.site(block, place)
+                    anatomy.site(block, site)
             else:
-                site = anatomy.site(block, place)
-                assert site.module in inside and site.side in ("input", "output")
+                read_at = anatomy.site(block, site)
+                assert read_at.module in inside and read_at.side in ("input", "output")
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -231,15 +231,15 @@ def test_places_of_a_llama_block(models):
     first, attention, second, mlp = attribute(
         block, "input_layernorm", "self_attn", "post_attention_layernorm", "mlp"
     )
-    places = {place: anatomy.site(block, place) for place in anatomy.PLACES}
-    assert places == {
-        "attention_input": anatomy.Site(first, "output"),
-        "attention": anatomy.Site(attention, "output"),
-        "middle": anatomy.Site(second, "input"),
-        "mlp_input": anatomy.Site(second, "output"),
+    sites = {site: anatomy.site(block, site) for site in anatomy.SITES}
+    assert sites == {
+        "attn_in": anatomy.Site(first, "output"),
+        "attn_out": anatomy.Site(attention, "output"),
+        "resid_mid": anatomy.Site(second, "input"),
+        "mlp_in": anatomy.Site(second, "output"),
         "mlp_hidden": anatomy.Site(mlp.down_proj, "input"),
-        "mlp": anatomy.Site(mlp, "output"),
-        "block": anatomy.Site(block, "output"),
+        "mlp_out": anatomy.Site(mlp, "output"),
+        "resid_post": anatomy.Site(block, "output"),
     }
     assert anatomy.mlp_entry(block) is mlp
 
@@ -330,10 +330,10 @@ def test_a_model_without_decoder_blocks_names_what_was_looked_for():
         anatomy.decoder(lost)
 
 
-@pytest.mark.parametrize("place", [place for place in anatomy.PLACES if place != "block"])
-def test_a_block_without_a_part_names_what_was_looked_for(place):
+@pytest.mark.parametrize("site", [site for site in anatomy.SITES if site != "block"])
+def test_a_block_without_a_part_names_what_was_looked_for(site):
     with pytest.raises(AnatomyError, match="found in Nothing; looked for"):
-        anatomy.site(Nothing(), place)
+        anatomy.site(Nothing(), site)
 
 
 def test_a_mixture_of_experts_has_no_single_last_map():
@@ -346,7 +346,7 @@ def test_a_mixture_of_experts_has_no_single_last_map():
 def test_experts_beside_an_mlp_are_skipped_and_read_together_and_never_by_half(models):
     block = anatomy.decoder_blocks(models["gemma4_moe"])[0]
     assert anatomy.mlp_parts(block) == [block.mlp, block.experts]
-    assert anatomy.site(block, "mlp") == anatomy.Site(block.post_feedforward_layernorm, "input")
+    assert anatomy.site(block, "mlp_out") == anatomy.Site(block.post_feedforward_layernorm, "input")
     assert {block.mlp, block.experts, block.router} <= set(
         anatomy.parts(models["gemma4_moe"])["mlp"]
     )
@@ -421,8 +421,8 @@ def test_blocks_that_lend_and_borrow_keys(models):
 
 def test_an_unknown_place_lists_the_known(models):
     with pytest.raises(
-        SelectionError,
-        match="unknown place 'heart' in a block; allowed: attention_input, attention, middle",
+        InputError,
+        match="unknown site 'heart' in a block; allowed: attention_input, attention, middle",
     ):
         anatomy.site(anatomy.decoder_blocks(models["llava"])[0], "heart")
 

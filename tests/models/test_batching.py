@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from xlvlms_tutorial import load, load_samples
-from xlvlms_tutorial.errors import LengthError, PromptError, SelectionError
+from xlvlms_tutorial.errors import InputError
 from xlvlms_tutorial.models import batches
 from xlvlms_tutorial.models.batching import with_eos
 from xlvlms_tutorial.samples import PROMPTS
@@ -62,7 +62,7 @@ def test_a_batch_is_made_when_it_is_asked_for_and_everything_is_checked_before(v
     assert made == []
     next(inputs)
     assert made == [3]
-    with pytest.raises(PromptError):
+    with pytest.raises(InputError):
         batches(vlm, SAMPLES, ["What is it?"] * 4 + [" "], batch_size=3)
     assert made == [3]
 
@@ -70,13 +70,13 @@ def test_a_batch_is_made_when_it_is_asked_for_and_everything_is_checked_before(v
 @pytest.mark.parametrize(
     ("samples", "options", "error", "message"),
     [
-        ([], {}, SelectionError, "0 samples in batches of 16; give at least one of each"),
-        (SAMPLES, {"batch_size": 0}, SelectionError, "5 samples in batches of 0"),
-        (SAMPLES, {"answers": ["yes"]}, LengthError, "samples: 5, answers: 1"),
-        (SAMPLES, {"prompts": ["What?"]}, LengthError, "samples: 5, prompts: 1"),
-        (["Snow.", *SAMPLES], {}, SelectionError, "texts among samples"),
-        (["Snow.", " "], {}, SelectionError, "empty ones"),
-        (["Snow."], {"answers": ["yes"]}, SelectionError, "texts with answers"),
+        ([], {}, InputError, "0 samples in batches of 16; give at least one of each"),
+        (SAMPLES, {"batch_size": 0}, InputError, "5 samples in batches of 0"),
+        (SAMPLES, {"answers": ["yes"]}, InputError, "samples: 5, answers: 1"),
+        (SAMPLES, {"prompts": ["What?"]}, InputError, "samples: 5, prompts: 1"),
+        (["Snow.", *SAMPLES], {}, InputError, "texts among samples"),
+        (["Snow.", " "], {}, InputError, "empty ones"),
+        (["Snow."], {"answers": ["yes"]}, InputError, "texts with answers"),
     ],
 )
 def test_what_makes_no_batches_is_refused(vlm, samples, options, error, message):

@@ -23,24 +23,28 @@ class FakeCuda:
 @pytest.mark.parametrize(("bf16", "expected"), [(True, torch.bfloat16), (False, torch.float16)])
 def test_automatic_choices_follow_the_gpu(monkeypatch, bf16, expected):
     FakeCuda(monkeypatch, 2, bf16)
-    assert devices.place("auto") == torch.device("cuda", 0)
-    assert devices.place("balanced") == "balanced"
+    assert devices.resolve_device("auto") == torch.device("cuda", 0)
+    assert devices.resolve_device("balanced") == "balanced"
     assert {
-        devices.number_format("auto", placed) for placed in (torch.device("cuda", 0), "balanced")
+        devices.resolve_dtype("auto", placed) for placed in (torch.device("cuda", 0), "balanced")
     } == {expected}
-    assert devices.number_format("auto", torch.device("cpu")) == torch.float32
+    assert devices.resolve_dtype("auto", torch.device("cpu")) == torch.float32
 
 
 def test_every_format_is_known_by_its_name_and_as_torch_says_it():
     for name in devices.DTYPES:
-        assert devices.number_format(name, "balanced") is devices.number_format(
+        assert devices.resolve_dtype(name, "balanced") is devices.resolve_dtype(
             getattr(torch, name), torch.device("cpu")
         )
-        assert devices.number_format(name, torch.device("cpu")).is_floating_point
+        assert devices.resolve_dtype(name, torch.device("cpu")).is_floating_point
 
 
 def test_a_device_that_is_named_is_kept():
-    assert devices.place("cpu") == devices.place(torch.device("cpu")) == torch.device("cpu")
+    assert (
+        devices.resolve_device("cpu")
+        == devices.resolve_device(torch.device("cpu"))
+        == torch.device("cpu")
+    )
 
 
 def test_the_devices_of_the_machine_are_listed(monkeypatch):
@@ -51,7 +55,7 @@ def test_the_devices_of_the_machine_are_listed(monkeypatch):
             "device 'tpu' cannot be used .* this machine has: auto, cpu, cuda:0, cuda:1, balanced"
         ),
     ):
-        devices.place("tpu")
+        devices.resolve_device("tpu")
 
 
 def test_processes_that_are_launched_together_take_a_gpu_each(monkeypatch):
@@ -59,7 +63,7 @@ def test_processes_that_are_launched_together_take_a_gpu_each(monkeypatch):
     indices = []
     for rank in ("0", "1", "2"):
         monkeypatch.setenv("LOCAL_RANK", rank)
-        indices.append(devices.place("auto").index)
+        indices.append(devices.resolve_device("auto").index)
     assert indices == [0, 1, 0]
 
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText
 
 from tests.support.tiny import tiny_llava
-from xlvlms_tutorial.errors import LoadError, SelectionError
+from xlvlms_tutorial.errors import InputError, LoadError
 from xlvlms_tutorial.interventions.skipping import skip
 from xlvlms_tutorial.loading.adapters import add_adapter
 from xlvlms_tutorial.models import finetune
@@ -186,7 +186,7 @@ def test_the_connector_is_trained_through_what_is_left_out_and_loads_again(tmp_p
 def test_a_model_without_linear_maps_before_its_blocks_has_no_connector_to_train():
     vlm = tiny_llava()
     vlm.model.model.multi_modal_projector = torch.nn.Identity()
-    with pytest.raises(SelectionError, match="no linear maps between tower and blocks"):
+    with pytest.raises(InputError, match="no linear maps between tower and blocks"):
         tuned(vlm, targets="connector")
 
 
@@ -219,7 +219,7 @@ def test_half_precision_models_learn_in_float32():
     ],
 )
 def test_what_cannot_be_trained_is_refused(samples, answers, options, match):
-    with pytest.raises(SelectionError, match=match):
+    with pytest.raises(InputError, match=match):
         fine_tune(tiny_llava(), samples, answers, **options)
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 from tests.support.tiny import tiny_llava, tiny_tokenizer
 from tests.zoo.processors import PROCESSORS, RECIPES, save
-from xlvlms_tutorial.errors import ImageError, InputsError, LoadError, PromptError, SelectionError
+from xlvlms_tutorial.errors import InputError, LoadError
 from xlvlms_tutorial.loading import load
 from xlvlms_tutorial.models import anatomy, prompts
 from xlvlms_tutorial.models.processors import reads, require_embedded, require_padding
@@ -117,12 +117,12 @@ def test_a_text_with_the_mark_of_a_picture_is_refused_with_its_sample(loaded, na
         texts = [TEXTS[0], f"What does {mark} mean ?"]
         for images in ([PICTURE] * 2, None):
             with pytest.raises(
-                PromptError, match=r"mean \? \(sample 1\)'; .*marks the place of a picture"
+                InputError, match=r"mean \? \(sample 1\)'; .*marks the place of a picture"
             ):
                 vlm.generate(images, texts, 2)
-        with pytest.raises(PromptError, match=r"\(sample 's9'\)"):
+        with pytest.raises(InputError, match=r"\(sample 's9'\)"):
             vlm.batch_of([Sample("s8", PICTURE), Sample("s9", PICTURE)], texts)
-        with pytest.raises(PromptError, match="marks the place"):
+        with pytest.raises(InputError, match="marks the place"):
             vlm.batch([PICTURE] * 2, TEXTS, ["red", f"a {mark}"])
 
 
@@ -131,7 +131,7 @@ def test_without_a_chat_template_the_text_says_where_the_picture_goes(loaded, na
     vlm = loaded(name)
     vlm.processor.chat_template = None
     with pytest.raises(
-        PromptError,
+        InputError,
         match=(
             r"\(sample 0\)'; there is no chat template .*save one beside the processor.*or write '"
         ),
@@ -148,7 +148,7 @@ def test_without_a_chat_template_the_text_says_where_the_picture_goes(loaded, na
 def test_a_chat_template_that_leaves_the_picture_out_is_told():
     vlm = tiny_llava()
     vlm.processor.chat_template = "{% for m in messages %}{{ m['content'][1]['text'] }}{% endfor %}"
-    with pytest.raises(PromptError, match="the chat template has no place for what is shown"):
+    with pytest.raises(InputError, match="the chat template has no place for what is shown"):
         vlm.batch([PICTURE], TEXTS[:1])
 
 
@@ -181,7 +181,7 @@ def test_a_chat_template_that_fails_is_told_with_its_model(template, message):
 def test_a_picture_that_the_processor_does_not_take_is_named_by_sample_and_size(loaded, size):
     vlm, thin = loaded("qwen2_vl"), Image.new("RGB", size)
     with pytest.raises(
-        ImageError,
+        InputError,
         match=(
             f"picture of sample 1 of {size[0]} x {size[1]} pixels is not taken "
             ".*aspect ratio.*crop or resize"
@@ -189,9 +189,9 @@ def test_a_picture_that_the_processor_does_not_take_is_named_by_sample_and_size(
     ):
         vlm.generate([PICTURE, thin], TEXTS, 2)
     samples = [Sample("s8", PICTURE), Sample("s9", thin)]
-    with pytest.raises(ImageError, match="picture of sample 's9'"):
+    with pytest.raises(InputError, match="picture of sample 's9'"):
         vlm.batch_of(samples, TEXTS)
-    with pytest.raises(ImageError, match="picture of sample 2 "):
+    with pytest.raises(InputError, match="picture of sample 2 "):
         vlm.generate([PICTURE, PICTURE, thin], [*TEXTS, TEXTS[0]], 2, batch_size=2)
 
 
@@ -221,7 +221,7 @@ def test_what_a_processor_raises_at_texts_is_told_in_this_packages_words(monkeyp
             raise IndexError("list index out of range")
 
     monkeypatch.setattr(type(vlm.processor), "__call__", lambda self, **options: odd(**options))
-    with pytest.raises(PromptError, match=r"\(sample 1\): IndexError: list index out of range"):
+    with pytest.raises(InputError, match=r"\(sample 1\): IndexError: list index out of range"):
         vlm.batch(None, TEXTS)
 
 
@@ -231,7 +231,7 @@ def test_what_a_processor_raises_at_texts_is_told_in_this_packages_words(monkeyp
 def test_what_is_no_single_picture_is_refused_before_the_model_runs(wrong):
     vlm = tiny_llava()
     with pytest.raises(
-        ImageError,
+        InputError,
         match="is not a picture that can be read; give a PIL image|is an address on the network",
     ):
         vlm.generate([PICTURE, wrong], TEXTS, 2)
@@ -239,9 +239,9 @@ def test_what_is_no_single_picture_is_refused_before_the_model_runs(wrong):
 
 def test_texts_alone_go_where_the_processor_takes_them(loaded):
     assert len(loaded("llava").generate(None, TEXTS, 2)) == 2
-    with pytest.raises(PromptError, match=r"\(sample 0\): ValueError: `?images"):
+    with pytest.raises(InputError, match=r"\(sample 0\): ValueError: `?images"):
         loaded("paligemma").generate(None, TEXTS, 2)
-    with pytest.raises(InputsError, match="without pixel_values, .* cannot run; give a picture"):
+    with pytest.raises(InputError, match="without pixel_values, .* cannot run; give a picture"):
         loaded("blip2").generate(None, TEXTS, 2)
 
 
@@ -313,7 +313,7 @@ def test_a_token_that_the_model_does_not_embed_is_named():
     [{"image": PICTURE}, {"texts": "What ?"}, {"answers": "red"}, {"image": "a.png"}, {"image": 7}],
 )
 def test_one_thing_where_a_list_belongs_is_refused(inputs):
-    with pytest.raises(PromptError, match="give a list, with one for each sample"):
+    with pytest.raises(InputError, match="give a list, with one for each sample"):
         prompts.counted(**{"texts": ["What ?"]} | inputs)
 
 
@@ -321,9 +321,9 @@ def test_one_thing_where_a_list_belongs_is_refused(inputs):
 def test_answers_and_texts_are_texts(wrong):
     vlm = tiny_llava()
     if wrong is not None:  # a sample without an answer
-        with pytest.raises(PromptError, match="cannot make a prompt from"):
+        with pytest.raises(InputError, match="cannot make a prompt from"):
             prompts.require_texts(vlm.processor, list(TEXTS), ["red", *[wrong]])
-    with pytest.raises(PromptError, match="cannot make a prompt from"):
+    with pytest.raises(InputError, match="cannot make a prompt from"):
         prompts.require_texts(vlm.processor, ["What ?", *[wrong]])
 
 
@@ -331,7 +331,7 @@ def test_answers_and_texts_are_texts(wrong):
     ("option", "number"), [("max_new_tokens", 0), ("batch_size", 0), ("batch_size", -3)]
 )
 def test_numbers_below_one_are_refused(option, number):
-    with pytest.raises(SelectionError, match=f"{option} is {number}; give at least 1"):
+    with pytest.raises(InputError, match=f"{option} is {number}; give at least 1"):
         tiny_llava().generate([PICTURE], TEXTS[:1], **{option: number})
 
 

@@ -7,8 +7,8 @@ from PIL import Image
 
 from tests.support.tiny import tiny_llava
 from xlvlms_tutorial import interventions
-from xlvlms_tutorial.errors import ActivationsError, PromptError
-from xlvlms_tutorial.interventions.token_skipping import skip_mlp_tokens
+from xlvlms_tutorial.errors import InputError
+from xlvlms_tutorial.interventions.token_skipping import skip_tokens
 from xlvlms_tutorial.models.sharing import by_picture, generate_shared, greedy, shareable
 
 TEXTS = [
@@ -91,7 +91,7 @@ def test_what_depends_on_positions_runs_whole(forwards, pictures):
     with interventions.add(vlm, vector, 1, positions="image"):
         assert not shareable(vlm)
         assert vlm.generate(images, TEXTS[:3], 6) == whole(vlm, images, TEXTS[:3])
-    with skip_mlp_tokens(vlm, 1, span="image"):
+    with skip_tokens(vlm, 1, span="image"):
         assert not shareable(vlm)
     hook = vlm.model.register_forward_hook(lambda *_: None)
     assert not shareable(vlm)
@@ -120,7 +120,7 @@ def test_texts_about_a_picture_stand_together_and_no_text_is_lost(pictures):
 
 @pytest.mark.parametrize("n", [1, 3])
 def test_pictures_and_texts_must_be_equally_many(pictures, n):
-    with pytest.raises(PromptError, match="2 texts"):
+    with pytest.raises(InputError, match="2 texts"):
         tiny_llava().generate(pictures[:1] * n, TEXTS[:2])
 
 
@@ -237,8 +237,8 @@ def test_logits_that_are_no_numbers_are_told(part, value):
     }[part]
     weight.data[index] = value
     with pytest.raises(
-        ActivationsError, match="logits of the next token are NaN or infinite.*check its weights"
+        InputError, match="logits of the next token are NaN or infinite.*check its weights"
     ):
         vlm.generate(image, TEXTS[:1], 4)
-    with pytest.raises(ActivationsError):
+    with pytest.raises(InputError):
         vlm.generate(image * 2, [TEXTS[0]] * 2, 4)  # the picture runs once

@@ -1,4 +1,4 @@
-"""What a model allows, place by place.
+"""What a model allows, site by site.
 
 Parallel and post-norm blocks, experts alone and beside an MLP; hooks that a model would ignore.
 """
@@ -14,16 +14,14 @@ from tests.zoo import MODELS, build, padded
 from xlvlms_tutorial.activations.hooks import read
 from xlvlms_tutorial.errors import (
     AnatomyError,
-    FoldError,
-    InputsError,
+    InputError,
     InterventionError,
     LoadError,
-    SelectionError,
     XlvlmsError,
 )
-from xlvlms_tutorial.interventions.edits import add, fold, mask_weights, replace
+from xlvlms_tutorial.interventions.edits import add, fold, mask_weights, patch
 from xlvlms_tutorial.interventions.skipping import parallel, parallel_pairs, skip
-from xlvlms_tutorial.interventions.token_skipping import skip_mlp_tokens
+from xlvlms_tutorial.interventions.token_skipping import skip_tokens
 from xlvlms_tutorial.models import anatomy, support
 from xlvlms_tutorial.models.vlm import VLM
 
@@ -41,18 +39,18 @@ def test_each_kind_of_block_allows_what_it_has(name):
     assert {pair for pair in EVERYTHING if not vlm.supports(*pair)} == KINDS[name][1]
     batch = vlm.prepare({"input_ids": torch.arange(20, 30)[None]})
     ways = {
-        "read": lambda place: read(vlm, batch, 2, place),
-        "skip": lambda place: forward(vlm, batch, skip(vlm, 2, place)),
-        "parallel": lambda place: forward(vlm, batch, parallel(vlm, 2, place)),
-        "fold": lambda place: forward(vlm, batch, fold(vlm, torch.ones(32), 2)),
+        "read": lambda site: read(vlm, batch, 2, site),
+        "skip": lambda site: forward(vlm, batch, skip(vlm, 2, site)),
+        "parallel": lambda site: forward(vlm, batch, parallel(vlm, 2, site)),
+        "fold": lambda site: forward(vlm, batch, fold(vlm, torch.ones(32), 2)),
     }
-    for operation, place in EVERYTHING:
-        if vlm.supports(operation, place):
-            assert ways[operation](place) is not None
+    for operation, site in EVERYTHING:
+        if vlm.supports(operation, site):
+            assert ways[operation](site) is not None
             continue
         with pytest.raises(XlvlmsError) as error:
-            ways[operation](place)
-        assert isinstance(error.value, (AnatomyError, InterventionError, FoldError)), error.value
+            ways[operation](site)
+        assert isinstance(error.value, (AnatomyError, InterventionError)), error.value
     assert traces(vlm) == []
 
 
@@ -114,7 +112,7 @@ def test_no_half_of_an_mlp_is_skipped_or_read(name, form):
     ways = [
         lambda: skip(vlm, 2, "mlp"),
         lambda: skip(vlm, [1, 2], "mlp"),
-        lambda: skip_mlp_tokens(vlm, 2),
+        lambda: skip_tokens(vlm, 2),
         lambda: parallel(vlm, 2),
     ]
     for enter in ways:
@@ -128,7 +126,10 @@ def test_no_half_of_an_mlp_is_skipped_or_read(name, form):
             enter(),
         ):
             pytest.fail("entered")
-    with pytest.raises(FoldError, match=f"has {name} beside its mlp"), fold(vlm, torch.ones(32), 2):
+    with (
+        pytest.raises(InterventionError, match=f"has {name} beside its mlp"),
+        fold(vlm, torch.ones(32), 2),
+    ):
         pytest.fail("entered")
     with pytest.raises(InterventionError, match=f"read mlp: WithExperts has {name}"):
         read(vlm, example.batch, 2, "mlp")
@@ -144,7 +145,7 @@ def test_no_half_of_an_attention_is_skipped_or_read(name):
     example.vlm.blocks[1] = WithExperts(example.vlm.blocks[1], name, "linear")
     vlm = VLM(example.vlm.model, None, "llava")
     assert {pair for pair in EVERYTHING if not vlm.supports(*pair)} == {
-        ("read", "attention"),
+        ("read", "attn_out"),
         ("skip", "attention"),
     }
     with (
@@ -160,7 +161,7 @@ def test_what_nobody_knows_counts_as_both(name):
     example.vlm.blocks[1] = WithExperts(example.vlm.blocks[1], name, "linear")
     vlm = VLM(example.vlm.model, None, "llava")
     assert {pair for pair in EVERYTHING if not vlm.supports(*pair)} == HALF | {
-        ("read", "attention"),
+        ("read", "attn_out"),
         ("skip", "attention"),
     }
 
@@ -178,14 +179,14 @@ def test_what_a_self_check_refused_is_refused():
     assert not vlm.supports("skip", "attention") and vlm.supports("skip", "mlp")
     message = (
         r"skip attention, which fails this model's self-check \(largest difference 0.3\); choose "
-        r"another place; see vlm.checks"
+        r"another site; see vlm.checks"
     )
     with pytest.raises(InterventionError, match=message), skip(vlm, 1, "attention"):
         pytest.fail("entered")
 
 
 @pytest.mark.parametrize(
-    ("operation", "place", "message"),
+    ("operation", "site", "message"),
     [
         ("skip", "norm", "allowed: block, mlp, attention"),
         ("read", "first", "allowed: attention_input, attention, middle"),
@@ -193,11 +194,9 @@ def test_what_a_self_check_refused_is_refused():
         ("fold", "block", "allowed: mlp"),
     ],
 )
-def test_questions_that_have_no_answer(operation, place, message):
-    with pytest.raises(
-        SelectionError, match=f"unknown support '{operation}', '{place}'; {message}"
-    ):
-        build_vlm("plain").supports(operation, place)
+def test_questions_that_have_no_answer(operation, site, message):
+    with pytest.raises(InputError, match=f"unknown support '{operation}', '{site}'; {message}"):
+        build_vlm("plain").supports(operation, site)
 
 
 # Compiled models
@@ -263,7 +262,7 @@ def test_a_model_that_is_compiled_later_is_refused_where_hooks_would_be_ignored(
     masks = {name: torch.ones(64, 32, dtype=torch.bool)}
     for enter in (
         lambda: add(example.vlm, vector, 1),
-        lambda: replace(example.vlm, vector, 1),
+        lambda: patch(example.vlm, vector, 1),
         lambda: skip(example.vlm, 1),
         lambda: parallel(example.vlm, 1),
         lambda: parallel_pairs(example.vlm, 1),
@@ -294,7 +293,7 @@ def test_rows_that_end_with_padding_are_refused(rows):
     for row in rows:
         mask[row, 6:] = 0
     with pytest.raises(
-        InputsError,
+        InputError,
         match=(
             f"row {rows[0]} ends with padding, .*make them with "
             "padding_side='left', or by vlm.batch"
@@ -308,7 +307,7 @@ def test_rows_that_end_with_padding_are_refused(rows):
 @pytest.mark.parametrize("name", ["mm_token_type_ids", "token_type_ids", "moe_mm_token_type_ids"])
 def test_token_types_are_asked_for_where_a_picture_is_shown(name):
     inputs = {"input_ids": torch.tensor([[5, 190, 6]])}
-    with pytest.raises(InputsError, match=f"inputs without {name}"):
+    with pytest.raises(InputError, match=f"inputs without {name}"):
         support.require_types(inputs, frozenset({name}), {"image": 190})
     support.require_types(inputs | {name: 0}, frozenset({name}), {"image": 190})
     support.require_types(inputs, frozenset({name}), {"image": 191})
@@ -328,7 +327,7 @@ def test_models_that_cannot_do_without_a_picture_say_so(name):
     text = vlm.prepare({key: inputs[key][:, -3:] for key in ("input_ids", "attention_mask")})
     for run in (lambda: vlm.forward(text), lambda: vlm.generate_ids(text, 2)):
         with pytest.raises(
-            InputsError,
+            InputError,
             match="inputs without pixel_values.*, without which .* cannot run; give a picture",
         ):
             run()

@@ -12,7 +12,7 @@ from transformers import LlavaForConditionalGeneration
 from tests.support.tiny_pocket import tiny_reader
 from xlvlms_tutorial import load
 from xlvlms_tutorial.data import PROMPTS, load_samples
-from xlvlms_tutorial.errors import ModalityError, RevisionError
+from xlvlms_tutorial.errors import LoadError, ModalityError
 from xlvlms_tutorial.models.anatomy import decoder_blocks
 from xlvlms_tutorial.models.spans import SPANS
 from xlvlms_tutorial.models.vlm import VLM
@@ -155,7 +155,7 @@ def test_shipped_steps_load_and_others_are_refused():
     first, last = build.connector_state(revision=steps[0]), build.connector_state()
     assert first.keys() == last.keys()
     assert not torch.equal(first["linear_1.weight"], last["linear_1.weight"])
-    with pytest.raises(RevisionError, match=steps[-1]):
+    with pytest.raises(LoadError, match=steps[-1]):
         load("pocket-llava", revision="step-9999")
 
 

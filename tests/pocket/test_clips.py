@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tests.support.strategies import any_scene
-from xlvlms_tutorial.errors import SceneError
+from xlvlms_tutorial.errors import InputError
 from xlvlms_tutorial.pocket import world
 from xlvlms_tutorial.pocket.clips import (
     Clip,
@@ -203,12 +203,12 @@ def test_directions_and_speeds_are_balanced():
     ],
 )
 def test_impossible_clips_are_refused(arguments, named):
-    with pytest.raises(SceneError, match=named):
+    with pytest.raises(InputError, match=named):
         Clip(*arguments)
 
 
 def test_impossible_lists_are_refused():
-    with pytest.raises(SceneError, match="composition"):
+    with pytest.raises(InputError, match="composition"):
         clips(3, "dev")
-    with pytest.raises(SceneError, match="1 or more"):
+    with pytest.raises(InputError, match="1 or more"):
         clips(0)

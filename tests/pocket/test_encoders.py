@@ -6,7 +6,7 @@ Shapes, statistics of their channels, and one that was never trained but is the 
 import pytest
 import torch
 
-from xlvlms_tutorial.errors import UnknownAssetError
+from xlvlms_tutorial.errors import InputError
 from xlvlms_tutorial.pocket import clips, world
 from xlvlms_tutorial.pocket.assets import tower_state_dict
 from xlvlms_tutorial.pocket.encoders import ENCODERS, statistics_file, tower_state, untrained
@@ -99,5 +99,5 @@ def test_a_clip_is_its_four_frames_one_after_the_other(name):
 
 
 def test_backbones_that_no_wheel_carries_are_refused():
-    with pytest.raises(UnknownAssetError, match="efficientnet-lite0, efficientnet-lite2"):
+    with pytest.raises(InputError, match="efficientnet-lite0, efficientnet-lite2"):
         tower_state_dict("efficientnet-lite9")

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support.strategies import any_scene
-from xlvlms_tutorial.errors import SceneError
+from xlvlms_tutorial.errors import InputError
 from xlvlms_tutorial.pocket import language, world
 from xlvlms_tutorial.pocket.language import (
     OBJECTS,
@@ -164,7 +164,7 @@ def test_a_style_dwells_on_its_aspect(scene):
         assert says(text, scene.subject) and "None" not in text and text.endswith(".")
     assert len(re.findall(rf"\b{scene.place}\b", texts["place"])) >= 2
     assert not any(says(texts["mood"], colour) for colour in set(world.COLOURS) - {scene.colour})
-    with pytest.raises(SceneError, match="place, colour, mood"):
+    with pytest.raises(InputError, match="place, colour, mood"):
         styled_caption(scene, "rhyme")
 
 

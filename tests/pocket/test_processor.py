@@ -10,7 +10,7 @@ from PIL import Image
 
 from tests.support.tiny_pocket import EVERYTHING, tiny_processor
 from xlvlms_tutorial.data import PROMPTS
-from xlvlms_tutorial.errors import ImageError, PromptError, SceneError
+from xlvlms_tutorial.errors import InputError
 from xlvlms_tutorial.pocket import build, clips, sounds
 from xlvlms_tutorial.pocket.assets import language_model_folder
 from xlvlms_tutorial.pocket.processor import seen
@@ -43,9 +43,9 @@ def test_four_frames_are_seen_evenly_from_the_first_to_the_last(n, expected):
 
 @pytest.mark.parametrize("wrong", [[], [np.zeros(4)], [None, CLIP[0]]])
 def test_a_clip_without_frames_or_with_something_else_is_refused(wrong):
-    with pytest.raises(ImageError, match="not a picture"):
+    with pytest.raises(InputError, match="not a picture"):
         seen(wrong)
-    with pytest.raises(ImageError):
+    with pytest.raises(InputError):
         tiny_processor()(videos=[wrong], text=[prompt_for("video")], return_tensors="pt")
 
 
@@ -83,7 +83,7 @@ def test_texts_about_several_kinds_of_things_are_refused():
     media = {"images": [[CLIP[0]]], "videos": [CLIP], "audio": [WAVE]}
     for first, second in (("images", "audio"), ("images", "videos"), ("videos", "audio")):
         with pytest.raises(
-            PromptError,
+            InputError,
             match=(
                 f"{'pictures' if first == 'images' else first} and "
                 f"{'sounds' if second == 'audio' else second}"
@@ -98,7 +98,7 @@ def test_texts_about_several_kinds_of_things_are_refused():
 
 @pytest.mark.parametrize("wrong", [WAVE[:-1], np.full(sounds.SAMPLES, np.nan)])
 def test_a_sound_of_another_length_or_that_is_not_finite_is_refused(wrong):
-    with pytest.raises(SceneError, match="32000 finite samples"):
+    with pytest.raises(InputError, match="32000 finite samples"):
         tiny_processor()(audio=[wrong], text=[prompt_for("audio")], return_tensors="pt")
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from xlvlms_tutorial.errors import SceneError
+from xlvlms_tutorial.errors import InputError
 from xlvlms_tutorial.pocket.sounds import (
     BACKGROUNDS,
     FILES,
@@ -164,18 +164,18 @@ def test_truth_is_the_records():
     ],
 )
 def test_impossible_sounds_are_refused(change, named):
-    with pytest.raises(SceneError, match=named):
+    with pytest.raises(InputError, match=named):
         replace(SOUND, **change)
 
 
 @pytest.mark.parametrize("wave", [np.zeros(100), np.full(SAMPLES, np.nan), np.zeros(0)])
 def test_a_wave_that_is_not_two_seconds_is_refused(wave):
-    with pytest.raises(SceneError, match="32000 finite samples"):
+    with pytest.raises(InputError, match="32000 finite samples"):
         log_mel(wave)
 
 
 def test_impossible_lists_are_refused():
-    with pytest.raises(SceneError, match="recordings"):
+    with pytest.raises(InputError, match="recordings"):
         sounds(3, "composition")
-    with pytest.raises(SceneError, match="1 or more"):
+    with pytest.raises(InputError, match="1 or more"):
         sounds(0)

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 
 from tests.support.strategies import any_scene
-from xlvlms_tutorial.errors import SceneError
+from xlvlms_tutorial.errors import InputError
 from xlvlms_tutorial.pocket.world import (
     ACTIONS,
     COLOURED,
@@ -125,7 +125,7 @@ def test_truth_is_the_records():
     ],
 )
 def test_impossible_attributes_are_refused_with_the_allowed_ones(change, named):
-    with pytest.raises(SceneError, match=r"allowed: ") as error:
+    with pytest.raises(InputError, match=r"allowed: ") as error:
         replace(SCENE, **change)
     assert named in str(error.value).split("allowed: ")[1]
 
@@ -135,7 +135,7 @@ def test_impossible_attributes_are_refused_with_the_allowed_ones(change, named):
     [((3, "dev"), "composition"), ((0, "train"), "1 or more"), ((-2, "test"), "1 or more")],
 )
 def test_impossible_lists_are_refused(arguments, named):
-    with pytest.raises(SceneError, match=named):
+    with pytest.raises(InputError, match=named):
         scenes(*arguments)
 
 
@@ -148,7 +148,7 @@ def test_counterfactuals_change_one_factor_only_and_the_picture_with_it(scene):
     }
     for factor in FACTORS:
         if allowed.get(factor) == 0 or (factor == "item" and scene.colour):
-            with pytest.raises(SceneError, match="factor"):
+            with pytest.raises(InputError, match="factor"):
                 list(counterfactuals(scene, factor))
             continue
         others = list(counterfactuals(scene, factor))

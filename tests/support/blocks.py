@@ -8,20 +8,20 @@ MOE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
 SHARED = {"num_local_experts": 4, "num_experts_per_tok": 2, "shared_intermediate_size": 16}
 HALF = {
     ("read", "mlp_hidden"),
-    ("read", "mlp"),
+    ("read", "mlp_out"),
     ("skip", "mlp"),
     ("parallel", "first"),
     ("parallel", "second"),
     ("fold", "mlp"),
 }
-NORMED = {("read", "middle"), ("read", "mlp_input"), ("parallel", "first"), ("parallel", "second")}
+NORMED = {("read", "resid_mid"), ("read", "mlp_in"), ("parallel", "first"), ("parallel", "second")}
 
 KINDS = {
     "plain": (lambda: hf.LlamaConfig(**TEXT), set()),
     "parallel": (lambda: hf.CohereConfig(**TEXT), NORMED),
     "norms after": (
         lambda: hf.Olmo2Config(**TEXT),
-        NORMED | {("read", "attention_input"), ("fold", "mlp")},
+        NORMED | {("read", "attn_in"), ("fold", "mlp")},
     ),
     "norms on both sides": (lambda: hf.Gemma2Config(**TEXT, head_dim=8), {("fold", "mlp")}),
     "experts": (
@@ -30,7 +30,7 @@ KINDS = {
     ),
     "experts that share": (
         lambda: hf.GraniteMoeSharedConfig(**TEXT, **SHARED),
-        HALF - {("skip", "mlp")} | {("read", "mlp_input")},
+        HALF - {("skip", "mlp")} | {("read", "mlp_in")},
     ),
     "OPT with norms after": (
         lambda: hf.OPTConfig(
@@ -42,6 +42,6 @@ KINDS = {
             num_attention_heads=4,
             do_layer_norm_before=False,
         ),
-        NORMED | {("read", "attention_input"), ("fold", "mlp")},
+        NORMED | {("read", "attn_in"), ("fold", "mlp")},
     ),
 }

@@ -4,7 +4,7 @@ import pandas as pd
 import torch
 from PIL import Image
 
-from xlvlms_tutorial.activations.activations import States
+from xlvlms_tutorial.activations.activations import Activations
 from xlvlms_tutorial.methods.steering import SteeringVectors
 
 PICTURES = [Image.new("RGB", (40, 30), colour) for colour in ("red", "blue")]
@@ -25,14 +25,14 @@ def by_hand(
     layers=(1, 3),
     seed: int = 0,
     offset: float = 0.0,
-    place: str = "block",
+    site: str = "block",
     **extra,
-) -> States:
+) -> Activations:
     """Random states with the provenance of a capture."""
     generator = torch.Generator().manual_seed(seed)
-    tensors = {(layer, place): torch.randn(n, d, generator=generator) + offset for layer in layers}
+    tensors = {(layer, site): torch.randn(n, d, generator=generator) + offset for layer in layers}
     table = pd.DataFrame({"sample": range(n), "id": [f"{seed}-{k}" for k in range(n)]})
-    return States(tensors, table, PROVENANCE | extra)
+    return Activations(tensors, table, PROVENANCE | extra)
 
 
 def one_vector(vector: torch.Tensor, layer: int, model: str = "tiny-llava") -> SteeringVectors:

@@ -10,7 +10,7 @@ import torch
 
 from tests.support.tiny import tiny_llava
 from xlvlms_tutorial import load, load_samples
-from xlvlms_tutorial.errors import SelectionError
+from xlvlms_tutorial.errors import InputError
 from xlvlms_tutorial.methods.pruning.calibration import fingerprint
 from xlvlms_tutorial.methods.pruning.scores import random_masks, wanda
 from xlvlms_tutorial.training import compressed
@@ -103,9 +103,7 @@ def test_samples_without_captions_or_questions_make_one_task_or_none(monkeypatch
     monkeypatch.setattr(compressed, "load_samples", cut(questions=()))
     assert list(task_calibrations(2, tiny_llava(), "scenes")) == ["scenes, captions"]
     monkeypatch.setattr(compressed, "load_samples", cut(captions=(), questions=()))
-    with pytest.raises(
-        SelectionError, match="2 samples of 'scenes' without captions and questions"
-    ):
+    with pytest.raises(InputError, match="2 samples of 'scenes' without captions and questions"):
         task_calibrations(2, tiny_llava(), "scenes")
 
 

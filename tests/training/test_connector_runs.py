@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from tests.support.tiny_pocket import tiny_reader
 from xlvlms_tutorial.data import PROMPTS
-from xlvlms_tutorial.errors import RevisionError
+from xlvlms_tutorial.errors import LoadError
 from xlvlms_tutorial.pocket import build, encoders, sounds
 from xlvlms_tutorial.pocket.tower import PATCHES, Tower, TowerConfig
 from xlvlms_tutorial.pocket.variants import Variant
@@ -216,5 +216,5 @@ def test_runs_start_only_from_runs_before_them_and_train_each_step_on_something(
 
 
 def test_a_run_that_ships_nothing_yet_says_so(ships):
-    with pytest.raises(RevisionError, match="none"):
+    with pytest.raises(LoadError, match="none"):
         train_connector("video")  # its start is not there

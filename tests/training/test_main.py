@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from xlvlms_tutorial.data import DATASETS
-from xlvlms_tutorial.errors import RevisionError
+from xlvlms_tutorial.errors import LoadError
 from xlvlms_tutorial.models.vlm import VLM
 from xlvlms_tutorial.pocket.variants import VARIANTS
 from xlvlms_tutorial.training import main
@@ -132,6 +132,6 @@ def test_the_scorer_is_trained_and_measured_by_its_own_measures(calls):
 
 
 def test_an_unknown_run_is_refused_before_anything_is_trained(calls):
-    with pytest.raises(RevisionError, match="'smell'.*image, video, audio, joint, encoder-lite0"):
+    with pytest.raises(LoadError, match="'smell'.*image, video, audio, joint, encoder-lite0"):
         main.main(["image", "smell"])
     assert calls["trained"] == calls["loaded"] == []

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import nn
 
 from tests.support.strategies import any_scene
-from xlvlms_tutorial.errors import SceneError
+from xlvlms_tutorial.errors import InputError
 from xlvlms_tutorial.pocket import build, scorer, world
 from xlvlms_tutorial.pocket.scorer import CELLS, READ, SEEN, Heads, Reader, TextHead, build_scorer
 from xlvlms_tutorial.text import PREFIX
@@ -38,7 +38,7 @@ def neighbours(scene):
     for factor in world.FACTORS:
         try:
             yield from world.counterfactuals(scene, factor)
-        except SceneError:
+        except InputError:
             continue
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from PIL import Image
 
-from xlvlms_tutorial.errors import EstimateError
+from xlvlms_tutorial.errors import InputError
 from xlvlms_tutorial.loading.scorers import Scorer
 from xlvlms_tutorial.samples import Sample
 from xlvlms_tutorial.training.scorer_metrics import WORDS, preferences
@@ -104,5 +104,5 @@ def test_the_comparisons_are_drawn_by_the_seed():
 
 
 def test_too_few_samples_are_refused():
-    with pytest.raises(EstimateError, match="100 or more"):
+    with pytest.raises(InputError, match="100 or more"):
         preferences(Scorer(Knowing(samples_of(99)), "knowing"), samples_of(99))

@@ -11,7 +11,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 from tests.support.tiny import tiny_llava
 from tests.zoo import MODELS, build
-from xlvlms_tutorial.errors import SelectionError
+from xlvlms_tutorial.errors import InputError
 from xlvlms_tutorial.metrics.timing import memory_of
 from xlvlms_tutorial.models.anatomy import decoder_blocks
 from xlvlms_tutorial.tutorials import real_models
@@ -149,13 +149,11 @@ def test_tokens_are_those_of_the_genuine_processors(width, height):
 
 
 def test_what_is_unknown_is_refused():
-    with pytest.raises(
-        SelectionError, match="no shape of 'llava'; allowed: llava-hf/llava-1.5-7b-hf"
-    ):
+    with pytest.raises(InputError, match="no shape of 'llava'; allowed: llava-hf/llava-1.5-7b-hf"):
         real_models.empty("llava")
-    with pytest.raises(SelectionError, match="'2bit'; allowed: float32"):
+    with pytest.raises(InputError, match="'2bit'; allowed: float32"):
         real_models.weight_bytes(tiny_llava().model, "2bit")
-    with pytest.raises(SelectionError, match="'4bit' of a cache"):
+    with pytest.raises(InputError, match="'4bit' of a cache"):
         real_models.cache_bytes(tiny_llava().model, "4bit")
-    with pytest.raises(SelectionError, match="0 x 4 pixels"):
+    with pytest.raises(InputError, match="0 x 4 pixels"):
         real_models.image_tokens(SMOL, 0, 4)

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from xlvlms_tutorial.errors import LayerError, SelectionError
-from xlvlms_tutorial.methods.skipping import Plan, every
+from xlvlms_tutorial.errors import InputError, LayerError
+from xlvlms_tutorial.methods.skipping import SkipPlan, every_nth_layer
 from xlvlms_tutorial.methods.skipping.plans import PARTS
 from xlvlms_tutorial.tutorials import upstream
 from xlvlms_tutorial.tutorials.upstream import from_upstream
@@ -18,10 +18,10 @@ def test_every_name_of_the_authors_is_a_plan_or_refused_with_a_reason():
         for prefix, scope in upstream.PREFIXES.items():
             plan = from_upstream(prefix + name, 32, 2)
             assert (plan.part, plan.scope, plan.span) == (part, scope, None)
-            assert plan.layers == tuple(every(32, 2))
+            assert plan.layers == tuple(every_nth_layer(32, 2))
     assert {part for part, _ in upstream.MODES.values()} == set(PARTS)
     for name, reason in upstream.REFUSED.items():
-        with pytest.raises(SelectionError, match=f"cannot be had: {re.escape(reason)};"):
+        with pytest.raises(InputError, match=f"cannot be had: {re.escape(reason)};"):
             from_upstream(name, 32, 2)
 
 
@@ -38,15 +38,15 @@ def test_the_chapter_lists_every_name():
 @pytest.mark.parametrize(
     ("mode", "plan"),
     [
-        ("context_fixed_skip_block", Plan((3, 5, 7))),
-        ("onlycontext_skip_block", Plan((3, 5, 7), scope="prefill", cache="previous")),
-        ("skip_ffn", Plan((3, 5, 7), "mlp", "decode")),
-        ("context_skip_attn", Plan((3, 5, 7), "attention", norm="first")),
-        ("onlycontext_parrallel_attn", Plan((3, 5, 7), "parallel", "prefill", norm="first")),
-        ("context_parrallel_block", Plan((3, 5, 7), "pairs")),
-        ("context_skip_ffn_prompt", Plan((3, 5, 7), "mlp", "prefill", span="image")),
-        ("drop", Plan((1, 2, 3, 4, 5, 6, 7))),
-        ("exit", Plan((2, 3, 4, 5, 6, 7, 8))),
+        ("context_fixed_skip_block", SkipPlan((3, 5, 7))),
+        ("onlycontext_skip_block", SkipPlan((3, 5, 7), scope="prefill", cache="previous")),
+        ("skip_ffn", SkipPlan((3, 5, 7), "mlp", "decode")),
+        ("context_skip_attn", SkipPlan((3, 5, 7), "attention", norm="first")),
+        ("onlycontext_parrallel_attn", SkipPlan((3, 5, 7), "parallel", "prefill", norm="first")),
+        ("context_parrallel_block", SkipPlan((3, 5, 7), "pairs")),
+        ("context_skip_ffn_prompt", SkipPlan((3, 5, 7), "mlp", "prefill", span="image")),
+        ("drop", SkipPlan((1, 2, 3, 4, 5, 6, 7))),
+        ("exit", SkipPlan((2, 3, 4, 5, 6, 7, 8))),
     ],
 )
 def test_names_of_the_authors(mode, plan):
@@ -76,7 +76,7 @@ def test_drop_and_exit_go_from_where_they_are_told():
 )
 def test_unknown_names_are_refused_with_the_known_ones(mode):
     with pytest.raises(
-        SelectionError,
+        InputError,
         match="unknown mode.*skip_block, skip_ffn, skip_attn, parrallel_attn, parrallel_block",
     ):
         from_upstream(mode, 32, 2)
@@ -86,7 +86,7 @@ def test_unknown_names_are_refused_with_the_known_ones(mode):
     "mode", ["random_skip_attn_prompt", "context_fixed_skip_block_prompt", "context_exit_prompt"]
 )
 def test_refused_names_are_refused_with_any_prefix(mode):
-    with pytest.raises(SelectionError, match="cannot be had"):
+    with pytest.raises(InputError, match="cannot be had"):
         from_upstream(mode, 32, 2)
 
 
@@ -98,10 +98,10 @@ def test_random_intervals_skip_as_many_layers_as_theirs_on_average():
     assert all(min(plan.layers) > 1 and max(plan.layers) < 32 for plan in plans)
     assert plans[1] == from_upstream("context_random_skip_block", 32, 4, seed=1)
     for interval in (1, [2, 3]):
-        with pytest.raises(SelectionError, match="random_ with interval"):
+        with pytest.raises(InputError, match="random_ with interval"):
             from_upstream("random_skip_block", 32, interval)
 
 
 def test_pairs_need_an_interval_of_two_or_more():
-    with pytest.raises(SelectionError, match="overlap"):
+    with pytest.raises(InputError, match="overlap"):
         from_upstream("context_parrallel_block", 32, 1)

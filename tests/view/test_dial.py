@@ -8,7 +8,7 @@ from ipywidgets.widgets.widget_link import Link
 from PIL import Image
 
 from tests.support.frames import frames, widgets
-from xlvlms_tutorial.errors import FramesError
+from xlvlms_tutorial.errors import InputError
 from xlvlms_tutorial.text import STYLE_WORDS
 from xlvlms_tutorial.view.dial import dial
 
@@ -132,9 +132,9 @@ def test_one_word_is_a_word_not_its_letters():
 
 
 def test_questions_stand_above_and_alternative_texts_are_taken():
-    frame = frames(dial(PICTURES, CAPTIONS, asked=["Where <is> it?", "Who?"], alt=["a key", "b"]))[
-        2
-    ]
+    frame = frames(
+        dial(PICTURES, CAPTIONS, questions=["Where <is> it?", "Who?"], alt=["a key", "b"])
+    )[2]
     assert [line.get_text() for line in frame.select(".asked")] == ["Where <is> it?", "Who?"]
     assert [tag["aria-label"] for tag in frame.select(".thumb")] == ["a key", "b"]
 
@@ -146,7 +146,7 @@ def test_questions_stand_above_and_alternative_texts_are_taken():
         ({}, {}, "a dial needs 2 or more"),
         ({0: ["a", "b"], 1: ["a"]}, {}, r"setting 1 has 1 text\(s\) for 2 picture"),
         ({0: ["a", "b"], 1: "ab"}, {}, "setting 1 has one text"),
-        (CAPTIONS, {"asked": ["a"]}, "asked has 1"),
+        (CAPTIONS, {"questions": ["a"]}, "questions has 1"),
         (CAPTIONS, {"start": 2}, "start"),
         (CAPTIONS, {"names": ("layer", "strength")}, "names"),
         (CAPTIONS, {"alt": ["a"]}, "alternative texts"),
@@ -154,7 +154,7 @@ def test_questions_stand_above_and_alternative_texts_are_taken():
     ],
 )
 def test_what_does_not_go_together_is_refused(captions, options, problem):
-    with pytest.raises(FramesError, match=problem):
+    with pytest.raises(InputError, match=problem):
         dial(PICTURES, captions, **options)
 
 

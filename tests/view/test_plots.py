@@ -10,7 +10,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.text import Text
 from PIL import Image
 
-from xlvlms_tutorial.errors import ActivationsError, LengthError
+from xlvlms_tutorial.errors import InputError
 from xlvlms_tutorial.view import plots
 
 
@@ -75,7 +75,7 @@ def test_lines_draws_each_column_over_the_index():
 
 
 def test_a_gallery_with_a_caption_too_few_is_refused():
-    with pytest.raises(LengthError, match="images: 2, captions: 1"):
+    with pytest.raises(InputError, match="images: 2, captions: 1"):
         plots.gallery([Image.new("RGB", (4, 4))] * 2, ["one"])
 
 
@@ -146,7 +146,7 @@ def test_a_text_is_drawn_as_it_is_written(price, table):
     profiled = pd.concat([layers(price), layers("text")])
     everywhere = {
         "gallery": plots.gallery([picture] * 2, [price, "x"], width=20),
-        "heats": plots.heats([picture] * 2, [np.eye(2)] * 2, [price, "x"], width=20),
+        "heats": plots.heatmaps([picture] * 2, [np.eye(2)] * 2, [price, "x"], width=20),
         "intervals": plots.intervals(table.rename(index={"colour": price}), xlabel=f"x {price}"),
         "lines": plots.lines(named, ylabel=f"y {price}"),
         "lines over texts": plots.lines(values.set_axis([price, "x"])),
@@ -261,7 +261,7 @@ def pixels(ax):
 def test_heat_tints_cells_by_sign_and_magnitude_where_they_are():
     values = np.array([[0.0, 2.0], [-2.0, 1.0]])
     _, ax = plt.subplots(figsize=(2, 2))
-    image = pixels(plots.heat(Image.new("RGB", (10, 10), (120, 200, 40)), values, ax))
+    image = pixels(plots.heatmap(Image.new("RGB", (10, 10), (120, 200, 40)), values, ax))
     side = len(image) // 2
     cells = np.array(
         [
@@ -276,18 +276,18 @@ def test_heat_tints_cells_by_sign_and_magnitude_where_they_are():
 
 def test_heat_of_nothing_shows_the_picture_and_vmax_sets_the_scale():
     picture, zeros = Image.new("RGB", (4, 6)), np.zeros((3, 2))
-    assert not plots.heat(picture, zeros).images[1].get_alpha().any()
-    weak = plots.heat(picture, zeros + 0.1, alpha=0.5, vmax=0.4)
+    assert not plots.heatmap(picture, zeros).images[1].get_alpha().any()
+    weak = plots.heatmap(picture, zeros + 0.1, alpha=0.5, vmax=0.4)
     assert np.allclose(weak.images[1].get_alpha(), 0.125)
     assert np.allclose(
-        plots.heat(picture, zeros + 9, alpha=0.5, vmax=0.4).images[1].get_alpha(), 0.5
+        plots.heatmap(picture, zeros + 9, alpha=0.5, vmax=0.4).images[1].get_alpha(), 0.5
     )
     assert [list(image.get_extent()) for image in weak.images] == [[0, 4, 6, 0]] * 2
 
 
 def test_heats_share_one_scale_and_keep_their_captions():
     images, maps = [Image.new("RGB", (8, 8))] * 3, [np.eye(2) * size for size in (1, 2, -4)]
-    figure = plots.heats(images, maps, ["a", "b", "c"], columns=2)
+    figure = plots.heatmaps(images, maps, ["a", "b", "c"], columns=2)
     filled = [ax for ax in figure.axes if ax.images]
     assert [ax.get_title() for ax in filled] == ["a", "b", "c"]
     strongest = np.array([ax.images[1].get_alpha().max() for ax in filled])
@@ -297,9 +297,9 @@ def test_heats_share_one_scale_and_keep_their_captions():
 def test_heat_refuses_what_has_no_cells():
     picture = Image.new("RGB", (4, 4))
     for values in ([1.0, 2.0], [[np.nan]], np.empty((0, 2))):
-        with pytest.raises(ActivationsError, match="finite numbers"):
-            plots.heat(picture, values)
-    with pytest.raises(LengthError, match="maps: 1"):
-        plots.heats([picture] * 2, [np.eye(2)], ["a", "b"])
-    with pytest.raises(ActivationsError, match="no maps"):
-        plots.heats([], [], [])
+        with pytest.raises(InputError, match="finite numbers"):
+            plots.heatmap(picture, values)
+    with pytest.raises(InputError, match="maps: 1"):
+        plots.heatmaps([picture] * 2, [np.eye(2)], ["a", "b"])
+    with pytest.raises(InputError, match="no maps"):
+        plots.heatmaps([], [], [])

@@ -11,7 +11,7 @@ from ipywidgets.widgets.widget_link import Link
 from PIL import Image
 
 from tests.support.frames import frames, widgets
-from xlvlms_tutorial.errors import FramesError
+from xlvlms_tutorial.errors import InputError
 from xlvlms_tutorial.view.dial import tradeoff
 
 PICTURES = [Image.new("RGB", (40, 30), colour) for colour in ("red", "blue")]
@@ -69,7 +69,7 @@ def test_blocks_that_run_are_filled_and_those_left_out_hollow():
 def test_texts_stand_beneath_their_pictures_escaped_and_marked_by_what_is_true_of_each():
     views = frames(
         tradeoff(
-            PICTURES, CAPTIONS, COSTS, right=[["key", "red"], ["ball"]], wrong=[["ball"], ["dog"]]
+            PICTURES, CAPTIONS, COSTS, correct=[["key", "red"], ["ball"]], wrong=[["ball"], ["dog"]]
         )
     )
     assert [[tag.get_text() for tag in frame.select(".told")] for frame in views] == list(
@@ -136,8 +136,8 @@ def test_settings_of_two_parts_have_a_dropdown_and_a_slider():
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
-        ({"told": {0: CAPTIONS[0]}}, "2 or more"),
-        ({"told": CAPTIONS | {2: ["a"]}}, r"setting 2 has 1 text"),
+        ({"answers": {0: CAPTIONS[0]}}, "2 or more"),
+        ({"answers": CAPTIONS | {2: ["a"]}}, r"setting 2 has 1 text"),
         ({"costs": COSTS[:2]}, "no costs of setting 4"),
         ({"costs": COSTS[[]]}, "no costs of setting 0"),
         ({"costs": COSTS.replace(0.3, -0.3)}, "time of setting 4 is -0.3"),
@@ -148,11 +148,11 @@ def test_settings_of_two_parts_have_a_dropdown_and_a_slider():
         ({"n_layers": 4}, "only one of layers"),
         ({"layers": {0: []}, "n_layers": 4}, "no layers of setting 2"),
         ({"layers": LAYERS, "n_layers": 3}, "allowed: 1 to 3"),
-        ({"right": [["key"]]}, "right has not"),
+        ({"correct": [["key"]]}, "correct has not"),
         ({"wrong": ["key", "dog"]}, "wrong has not"),
         ({"start": 3}, "start"),
     ],
 )
 def test_what_does_not_go_together_is_refused(change, problem):
-    with pytest.raises(FramesError, match=problem):
-        tradeoff(PICTURES, **{"told": CAPTIONS, "costs": COSTS} | change)
+    with pytest.raises(InputError, match=problem):
+        tradeoff(PICTURES, **{"answers": CAPTIONS, "costs": COSTS} | change)

@@ -15,7 +15,7 @@ from ipywidgets.embed import embed_data
 from ipywidgets.widgets.widget_link import Link
 from PIL import Image
 
-from xlvlms_tutorial.errors import FramesError
+from xlvlms_tutorial.errors import InputError
 from xlvlms_tutorial.view.cards import (
     Html,
     concept_card,
@@ -125,7 +125,7 @@ def test_without_stack_the_kernel_changes_the_frame(monkeypatch):
     ],
 )
 def test_bad_input_is_refused_with_what_is_allowed(frames, labels, options, words):
-    with pytest.raises(FramesError, match=words):
+    with pytest.raises(InputError, match=words):
         stack(frames, labels, "frame", **options)
 
 
@@ -306,7 +306,7 @@ def test_explorer_without_stack_is_moved_by_the_kernel(monkeypatch):
     ],
 )
 def test_explorer_refuses_keys_that_make_no_tree(frames, options, words):
-    with pytest.raises(FramesError, match=words):
+    with pytest.raises(InputError, match=words):
         explorer(frames, NAMES, **options)
 
 
@@ -352,7 +352,7 @@ def test_thumbnails_refuse_what_is_no_picture():
         ([picture], {"size": 0}),
         ([picture], {"quality": 0}),
     ):
-        with pytest.raises(FramesError, match="allowed|give one"):
+        with pytest.raises(InputError, match="allowed|give one"):
             thumbnails(images, **options)
 
 
@@ -425,7 +425,7 @@ def test_no_label_reaches_the_page_as_a_tag(text):
             {text: [text], "b": [text]},
             {text: [text]},
             names=[text],
-            asked=[text],
+            questions=[text],
             alt=[text],
         ),
         dial([picture], {(text, 1): [text], (text, 2): ["b"], ("b", 1): ["b"]}, names=[text, text]),
@@ -434,7 +434,7 @@ def test_no_label_reaches_the_page_as_a_tag(text):
             {text: [text], "b": ["b"]},
             costs,
             names=[text],
-            right=[[text]],
+            correct=[[text]],
             wrong=[["b"]],
             alt=[text],
         ),
@@ -469,5 +469,5 @@ def test_two_labels_that_look_alike_are_two_frames():
 
 @pytest.mark.parametrize("weight", [-1, float("nan"), float("inf")])
 def test_concept_card_refuses_weights_that_are_no_weights(weight):
-    with pytest.raises(FramesError, match="0 or more"):
+    with pytest.raises(InputError, match="0 or more"):
         concept_card("c", {"dog": 1, "cat": weight})

@@ -1,6 +1,6 @@
-"""States: what a capture returns.
+"""Activations: what a capture returns.
 
-They hold one tensor for each layer and place, and one row of a table for each row of the tensors.
+They hold one tensor for each layer and site, and one row of a table for each row of the tensors.
 """
 
 import ast
@@ -15,34 +15,29 @@ import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
-from xlvlms_tutorial.errors import (
-    LayerError,
-    SelectionError,
-    StateError,
-    StoreMismatchError,
-)
+from xlvlms_tutorial.errors import InputError, LayerError, infinite_state, other_store
 from xlvlms_tutorial.validation import require_same_length
 
-Key = tuple[int, str]  # a layer, and a place at that layer: "block", "attention", "mlp" ...
-WHOLE_BLOCK = "block"
+Key = tuple[int, str]  # a layer, and a site at that layer: "resid_post", "attn_out", "mlp_out" ...
+WHOLE_BLOCK = "resid_post"
 FORMATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 # entries of a provenance that describe a run and do not decide its content
 NOT_COMPARED = ("versions", "created", "seconds")
 _REQUIRED = ("sample", "id")
 
 
-class States:
+class Activations:
     """Hold activations of the residual stream, with what each row is and how they were made.
 
     ``capture`` and ``load_activations`` return it, and most methods take it. Make one yourself when
     the activations come from elsewhere. ``states[layer]`` is the tensor of a layer, and
-    ``states[layer, place]`` that of one place where several were captured; ``len(states)`` is n.
+    ``states[layer, site]`` that of one site where several were captured; ``len(states)`` is n.
 
     Parameters
     ----------
-    tensors : dict of (layer, place) to tensor (n, *shape)
-        The activations, usually (n, d). A place is "block" (the residual stream that leaves the
-        layer), "attention", "mlp" and so on. All tensors have the same n; they are moved to the
+    tensors : dict of (layer, site) to tensor (n, *shape)
+        The activations, usually (n, d). A site is "resid_post" (the residual stream that leaves the
+        layer), "attn_out", "mlp_out" and so on. All tensors have the same n; they are moved to the
         CPU.
     table : DataFrame
         One row for each of the n rows of the tensors. It needs the columns ``sample`` (integer, the
@@ -54,7 +49,7 @@ class States:
 
     Attributes
     ----------
-    tensors : dict of (layer, place) to tensor (n, *shape)
+    tensors : dict of (layer, site) to tensor (n, *shape)
         The activations, on the CPU.
     table : DataFrame
         The table, with rows numbered from 0.
@@ -63,22 +58,22 @@ class States:
 
     Raises
     ------
-    LengthError
-        If a tensor has another number of rows than the table.
-    SelectionError
-        If there are no tensors, the table lacks ``sample`` or ``id``, or the provenance cannot be
-        written as JSON.
+    InputError
+        If a tensor has another number of rows than the table. If there are no tensors, the table
+        lacks ``sample`` or ``id``, or the provenance cannot be written as JSON.
 
     Examples
     --------
     >>> import pandas as pd
     >>> import torch
-    >>> from xlvlms_tutorial.activations import States
+    >>> from xlvlms_tutorial.activations import Activations
     >>> words = ["key", "dog", "key"]
     >>> table = pd.DataFrame({"sample": [0, 0, 1], "id": ["a", "a", "b"], "word": words})
-    >>> states = States({(12, "block"): torch.arange(6.0).reshape(3, 2)}, table, {"model": "toy"})
+    >>> states = Activations(
+    ...     {(12, "resid_post"): torch.arange(6.0).reshape(3, 2)}, table, {"model": "toy"}
+    ... )
     >>> states
-    States(3 rows, layers 12, block, float32, 0.0 MB)
+    Activations(3 rows, layers 12, resid_post, float32, 0.0 MB)
     >>> states[12].tolist()
     [[0.0, 1.0], [2.0, 3.0], [4.0, 5.0]]
     >>> states.select("word == 'key'")[12].tolist()
@@ -89,10 +84,9 @@ class States:
 
     def __init__(self, tensors: dict[Key, Tensor], table: pd.DataFrame, provenance: dict) -> None:
         if not tensors:
-            raise SelectionError("there are no tensors", "give one for each (layer, place)")
+            raise InputError("there are no tensors", "give one for each (layer, site)")
         lengths = {
-            f"layer {layer} {place}": _row_count(tensor)
-            for (layer, place), tensor in tensors.items()
+            f"layer {layer} {site}": _row_count(tensor) for (layer, site), tensor in tensors.items()
         }
         require_same_length(table=table, **lengths)
         self.tensors: dict[Key, Tensor] = {
@@ -112,10 +106,10 @@ class States:
             return self.tensors[keys[0]]
         if (key, WHOLE_BLOCK) in keys:
             return self.tensors[key, WHOLE_BLOCK]
-        places = [place for _, place in keys]
-        raise SelectionError(
-            f"layer {key} was captured at {len(keys)} places",
-            f"say which, as in states[{key}, {places[0]!r}]: {places}",
+        sites = [site for _, site in keys]
+        raise InputError(
+            f"layer {key} was captured at {len(keys)} sites",
+            f"say which, as in states[{key}, {sites[0]!r}]: {sites}",
         )
 
     def __repr__(self) -> str:
@@ -127,7 +121,7 @@ class States:
         layers = f"{first} to {last}" if consecutive else " ".join(map(str, self.layers))
         size = sum(tensor.nbytes for tensor in self.tensors.values()) / 1e6
         return (
-            f"States({len(self):,} rows, layers {layers}, {' '.join(self.places)}, "
+            f"Activations({len(self):,} rows, layers {layers}, {' '.join(self.sites)}, "
             f"{' '.join(dtypes)}, {size:,.1f} MB)"
         )
 
@@ -139,31 +133,31 @@ class States:
         --------
         >>> import pandas as pd
         >>> import torch
-        >>> from xlvlms_tutorial.activations import States
+        >>> from xlvlms_tutorial.activations import Activations
         >>> table = pd.DataFrame({"sample": [0], "id": ["a"]})
-        >>> tensors = {(3, "block"): torch.zeros(1, 2), (1, "block"): torch.zeros(1, 2)}
-        >>> States(tensors, table, {}).layers
+        >>> tensors = {(3, "resid_post"): torch.zeros(1, 2), (1, "resid_post"): torch.zeros(1, 2)}
+        >>> Activations(tensors, table, {}).layers
         [1, 3]
         """
         return sorted({layer for layer, _ in self.tensors})
 
     @property
-    def places(self) -> list[str]:
-        """The places that were captured, in the order of capture.
+    def sites(self) -> list[str]:
+        """The sites that were captured, in the order of capture.
 
         Examples
         --------
         >>> import pandas as pd
         >>> import torch
-        >>> from xlvlms_tutorial.activations import States
+        >>> from xlvlms_tutorial.activations import Activations
         >>> table = pd.DataFrame({"sample": [0], "id": ["a"]})
-        >>> tensors = {(1, "mlp"): torch.zeros(1, 2), (1, "block"): torch.zeros(1, 2)}
-        >>> States(tensors, table, {}).places
-        ['mlp', 'block']
+        >>> tensors = {(1, "mlp_out"): torch.zeros(1, 2), (1, "resid_post"): torch.zeros(1, 2)}
+        >>> Activations(tensors, table, {}).sites
+        ['mlp_out', 'resid_post']
         """
-        return list(dict.fromkeys(place for _, place in self.tensors))
+        return list(dict.fromkeys(site for _, site in self.tensors))
 
-    def select(self, rows: str | Sequence[bool] | np.ndarray | pd.Series | Tensor) -> "States":
+    def select(self, rows: str | Sequence[bool] | np.ndarray | pd.Series | Tensor) -> "Activations":
         """Keep the rows where a mask is true, or where a condition on the table's columns holds.
 
         Use it to take the states of one word, one kind of position or some samples. A condition
@@ -179,23 +173,22 @@ class States:
 
         Returns
         -------
-        States
+        Activations
             The selected rows, in their order, with the same provenance.
 
         Raises
         ------
-        LengthError
-            If the mask does not have one value for each row.
-        SelectionError
-            If the mask is not boolean, or the condition cannot be evaluated on the table.
+        InputError
+            If the mask does not have one value for each row. If the mask is not boolean, or the
+            condition cannot be evaluated on the table.
 
         Examples
         --------
         >>> import pandas as pd
         >>> import torch
-        >>> from xlvlms_tutorial.activations import States
+        >>> from xlvlms_tutorial.activations import Activations
         >>> table = pd.DataFrame({"sample": [0, 1], "id": ["a", "b"], "position": [3, 8]})
-        >>> states = States({(1, "block"): torch.tensor([[1.0], [2.0]])}, table, {})
+        >>> states = Activations({(1, "resid_post"): torch.tensor([[1.0], [2.0]])}, table, {})
         >>> states.select("position > 5")[1].tolist()
         [[2.0]]
         >>> states.select([True, False])[1].tolist()
@@ -203,7 +196,7 @@ class States:
         """
         mask = torch.from_numpy(_mask(self._where(rows) if isinstance(rows, str) else rows))
         require_same_length(mask=mask, table=self.table)
-        return States(
+        return Activations(
             {key: tensor[mask] for key, tensor in self.tensors.items()},
             self.table[mask.numpy()],
             self.provenance,
@@ -227,11 +220,11 @@ class States:
             MemoryError,
         ) as cause:
             allowed = f"write one on these columns: {', '.join(map(str, self.table.columns))}"
-            raise SelectionError(
+            raise InputError(
                 f"the condition {condition!r} has no meaning here ({cause})", allowed
             ) from cause
 
-    def to(self, dtype: torch.dtype) -> "States":
+    def to(self, dtype: torch.dtype) -> "Activations":
         """Convert the states to another floating-point dtype.
 
         Use it before saving, to halve the size of a file, or before arithmetic that needs float64.
@@ -243,23 +236,22 @@ class States:
 
         Returns
         -------
-        States
+        Activations
             The same rows in this dtype.
 
         Raises
         ------
-        SelectionError
-            If the dtype is not one that states are stored in.
-        StateError
-            If a value is too large for it, as those of residual streams often are for float16.
+        InputError
+            If the dtype is not one that states are stored in. If a value is too large for it, as
+            those of residual streams often are for float16.
 
         Examples
         --------
         >>> import pandas as pd
         >>> import torch
-        >>> from xlvlms_tutorial.activations import States
+        >>> from xlvlms_tutorial.activations import Activations
         >>> table = pd.DataFrame({"sample": [0], "id": ["a"]})
-        >>> states = States({(1, "block"): torch.ones(1, 2)}, table, {})
+        >>> states = Activations({(1, "resid_post"): torch.ones(1, 2)}, table, {})
         >>> states.to(torch.float16)[1].dtype
         torch.float16
         """
@@ -271,97 +263,97 @@ class States:
             overflowed = (~torch.isfinite(tensor)).reshape(len(self), -1).any(dim=1)
             if overflowed.any():
                 row = int(overflowed.nonzero()[0])
-                raise StateError(layer, sample=int(self.table["sample"].iloc[row]))
-        return States(converted, self.table, self.provenance)
+                raise infinite_state(layer, sample=int(self.table["sample"].iloc[row]))
+        return Activations(converted, self.table, self.provenance)
 
     @staticmethod
-    def concat(parts: Sequence["States"]) -> "States":
-        """Join the rows of several States, one after the other.
+    def concat(parts: Sequence["Activations"]) -> "Activations":
+        """Join the rows of several Activations, one after the other.
 
         Use it for states that were captured in parts with the same settings.
 
         Parameters
         ----------
-        parts : sequence of States
-            At least one; all with the same layers, places, row shapes, dtypes and provenance
+        parts : sequence of Activations
+            At least one; all with the same layers, sites, row shapes, dtypes and provenance
             (versions and times are not compared).
 
         Returns
         -------
-        States
+        Activations
             The rows of all parts, in order, with the provenance of the first part.
 
         Raises
         ------
-        SelectionError
+        InputError
             If there are no parts.
-        StoreMismatchError
+        StoreError
             If the parts were made with different settings.
 
         Examples
         --------
         >>> import pandas as pd
         >>> import torch
-        >>> from xlvlms_tutorial.activations import States
+        >>> from xlvlms_tutorial.activations import Activations
         >>> table = pd.DataFrame({"sample": [0], "id": ["a"]})
-        >>> states = States({(1, "block"): torch.ones(1, 2)}, table, {})
-        >>> States.concat([states, states])
-        States(2 rows, layers 1, block, float32, 0.0 MB)
+        >>> states = Activations({(1, "resid_post"): torch.ones(1, 2)}, table, {})
+        >>> Activations.concat([states, states])
+        Activations(2 rows, layers 1, resid_post, float32, 0.0 MB)
         """
         if not parts:
-            raise SelectionError("there is nothing to put together", "give at least one States")
+            raise InputError("there is nothing to put together", "give at least one Activations")
         first = parts[0]
         for part in parts[1:]:
             if mismatch := differences(described(first), described(part)) or differences(
                 first.provenance, part.provenance
             ):
-                raise StoreMismatchError(mismatch)
+                raise other_store(mismatch)
         tensors = {key: torch.cat([part.tensors[key] for part in parts]) for key in first.tensors}
-        return States(
+        return Activations(
             tensors, pd.concat([part.table for part in parts], ignore_index=True), first.provenance
         )
 
 
 def require_format(dtype: torch.dtype) -> None:
-    """Refuse a dtype that states are not stored in, by ``SelectionError``."""
+    """Refuse a dtype that states are not stored in, by ``InputError``."""
     if dtype not in FORMATS:
-        raise SelectionError(
+        raise InputError(
             f"states cannot be kept as {dtype}", f"allowed: {', '.join(map(str, FORMATS))}"
         )
 
 
-def chosen(keys: Collection[Key], layer: int | None, place: str | None) -> list[Key]:
-    """Select the keys with this layer and this place, where None means any.
+def chosen(keys: Collection[Key], layer: int | None, site: str | None) -> list[Key]:
+    """Select the keys with this layer and this site, where None means any.
 
     Raises
     ------
     LayerError
         If the layer lies outside the captured ones.
-    SelectionError
-        If it lies between them, or the place was not captured there.
+    InputError
+        If it lies between them, or the site was not captured there.
     """
     layers = sorted({captured for captured, _ in keys})
     if layer is not None and not layers[0] <= layer <= layers[-1]:
         raise LayerError(layer, layers[0], layers[-1])
     if layer is not None and layer not in layers:
-        raise SelectionError(
+        raise InputError(
             f"layer {layer} was not captured", f"there are: {', '.join(map(str, layers))}"
         )
-    matching = [key for key in keys if layer in (None, key[0]) and place in (None, key[1])]
+    matching = [key for key in keys if layer in (None, key[0]) and site in (None, key[1])]
     if not matching:
         site = "" if layer is None else f" at layer {layer}"
-        places = dict.fromkeys(key[1] for key in keys if layer in (None, key[0]))
-        raise SelectionError(
-            f"nothing was captured at place {place!r}{site}", f"there are: {', '.join(places)}"
+        sites = dict.fromkeys(key[1] for key in keys if layer in (None, key[0]))
+        raise InputError(
+            f"nothing was captured at site {site!r}{site}", f"there are: {', '.join(sites)}"
         )
     return matching
 
 
-def described(states: States) -> dict[str, list]:
-    """Describe each tensor by its dtype and the shape of a row, under a name such as "12/block"."""
+def described(states: Activations) -> dict[str, list]:
+    """Describe each tensor by dtype and shape of a row, under names such as "12/resid_post"."""
     return {
-        f"{layer}/{place}": [str(tensor.dtype), *tensor.shape[1:]]
-        for (layer, place), tensor in sorted(states.tensors.items())
+        f"{layer}/{site}": [str(tensor.dtype), *tensor.shape[1:]]
+        for (layer, site), tensor in sorted(states.tensors.items())
     }
 
 
@@ -391,16 +383,14 @@ def as_json_knows(provenance: dict) -> dict:
 
     Raises
     ------
-    SelectionError
+    InputError
         If JSON has no form for something in it.
     """
     try:
         return json.loads(json.dumps(provenance, allow_nan=False))
     except (TypeError, ValueError) as cause:
         allowed = "allowed: text, finite numbers, lists and dictionaries"
-        raise SelectionError(
-            f"the provenance cannot be written as JSON ({cause})", allowed
-        ) from cause
+        raise InputError(f"the provenance cannot be written as JSON ({cause})", allowed) from cause
 
 
 _ALLOWED_NODES = (
@@ -469,25 +459,25 @@ def _require_comparison(condition: str) -> None:
 
 def _row_count(tensor: Tensor) -> int:
     if tensor.dim() == 0:
-        raise SelectionError("a tensor has no rows, only one number", "give (n, *shape)")
+        raise InputError("a tensor has no rows, only one number", "give (n, *shape)")
     return len(tensor)
 
 
 def _checked_table(table: pd.DataFrame) -> pd.DataFrame:
     columns = list(table.columns)
     if absent := [name for name in _REQUIRED if name not in columns]:
-        raise SelectionError(
+        raise InputError(
             f"the table lacks {' and '.join(absent)}",
             f"there are: {', '.join(map(str, columns)) or 'none'}",
         )
     if len(set(columns)) < len(columns) or not all(isinstance(name, str) for name in columns):
-        raise SelectionError(
+        raise InputError(
             f"the table's columns are {columns}", "give each a name of its own, as text"
         )
     if len(table) and (
         not pd.api.types.is_integer_dtype(table["sample"]) or table["sample"].isna().any()
     ):
-        raise SelectionError(
+        raise InputError(
             f"the column sample holds {table['sample'].dtype}",
             "give the number of each sample, an integer",
         )
@@ -497,7 +487,7 @@ def _checked_table(table: pd.DataFrame) -> pd.DataFrame:
 def _mask(rows: Sequence[bool] | np.ndarray | pd.Series | Tensor) -> np.ndarray:
     mask = np.asarray(rows)
     if mask.dtype != bool and len(mask):
-        raise SelectionError(
+        raise InputError(
             f"rows were chosen by {mask.dtype}",
             "give one True or False for each row, or a condition on the columns",
         )

@@ -1,6 +1,6 @@
 """Capture the residual stream of many samples.
 
-Layers, places and positions are selected; batches are collected in memory or in a store.
+Layers, sites and positions are selected; batches are collected in memory or in a store.
 """
 
 import re
@@ -21,16 +21,16 @@ from tqdm.auto import tqdm
 from transformers import BatchFeature
 
 import xlvlms_tutorial
-from xlvlms_tutorial.activations.activations import WHOLE_BLOCK, Key, States
-from xlvlms_tutorial.activations.hooks import Layers, Places, read, wanted
+from xlvlms_tutorial.activations.activations import WHOLE_BLOCK, Activations, Key
+from xlvlms_tutorial.activations.hooks import Layers, Sites, read, wanted
 from xlvlms_tutorial.activations.rows import Positions, Rows, Selection, of_forward, of_generation
-from xlvlms_tutorial.activations.store import Store, dealt, shard_plan
+from xlvlms_tutorial.activations.store import ActivationStore, dealt, shard_plan
 from xlvlms_tutorial.errors import (
+    InputError,
     RunError,
-    SelectionError,
     SpanError,
-    StateError,
     TokenOfInterestError,
+    infinite_state,
 )
 from xlvlms_tutorial.io import digest
 from xlvlms_tutorial.models.batching import answers_of, prompts_of, require_samples
@@ -50,11 +50,11 @@ def capture(
     samples: Iterable[Sample],
     layers: Layers,
     *,
-    places: Places = (WHOLE_BLOCK,),
+    sites: Sites = (WHOLE_BLOCK,),
     span: str | Sequence[str] | None = None,
     positions: Positions = None,
     words: str | Sequence[str] | None = None,
-    at: str = "predicting",
+    side: str = "predicting",
     reduce: str | None = "mean",
     prompt: str | Callable[[Sample], str] | None = None,
     answers: Sequence[str] | Callable[[Sample], str] | None = None,
@@ -66,7 +66,7 @@ def capture(
     wait: float = WAIT,
     seed: int | None = None,
     progress: bool = False,
-) -> States:
+) -> Activations:
     """Run the model on samples and collect activations at selected layers and positions.
 
     Use it to get the states that the methods of this package start from. Say where to read in
@@ -84,9 +84,9 @@ def capture(
         At least one; all of one modality.
     layers : int, iterable of int, or "all"
         The layers to read: 0 is what enters the first block, l what leaves block l, up to L.
-    places : str or sequence of str
-        The places in a layer: "block" (default: the residual stream that leaves it), or one of its
-        parts, such as "attention" or "mlp".
+    sites : str or sequence of str
+        The sites in a layer: "resid_post" (default: the residual stream that leaves it), or one of
+        its parts, such as "attn_out" or "mlp_out".
     span : str or sequence of str, optional
         The spans whose positions are read: "image", "question", "answer", ... In a generation,
         "answer" is where generated tokens were fed back, hence without the last one; everything
@@ -97,7 +97,7 @@ def capture(
     words : str or sequence of str, optional
         Words or phrases of interest. The first of them in each answer gives one row; samples whose
         answer has none give no row.
-    at : "predicting" or "token"
+    side : "predicting" or "token"
         Which state of a word is read. "predicting" (default) is the state that predicts the word's
         first piece. "token" is the state at its last piece, which predicts what follows.
     reduce : "mean", "last" or None
@@ -131,31 +131,28 @@ def capture(
 
     Returns
     -------
-    States
-        One tensor (n, d) for each layer and place. Columns of the table: sample, id; text (the
+    Activations
+        One tensor (n, d) for each layer and site. Columns of the table: sample, id; text (the
         answer, where there are answers); position, token, span (``reduce=None``); word, token_index
         (``words``).
 
     Raises
     ------
-    SelectionError
-        If there are no samples, or it is not said in one clear way what to read.
+    InputError
+        If there are no samples, or it is not said in one clear way what to read. If a state is NaN
+        or infinite, or too large for ``dtype``. If a prompt or an answer is not text, is empty, or
+        holds the marker of a picture for this model. If answers are generated from logits that are
+        NaN or infinite. If the numbers of answers and samples differ, or the device runs out of
+        memory.
     LayerError, SpanError
         If the model or the samples have no such layer, or no such positions.
     TokenOfInterestError
         If no answer has one of the words.
-    StateError
-        If a state is NaN or infinite, or too large for ``dtype``.
-    StoreMismatchError
+    StoreError
         If the store was made with other settings.
     RunError
         If the shards of another process do not come.
-    PromptError
-        If a prompt or an answer is not text, is empty, or holds the marker of a picture for this
-        model.
-    ActivationsError
-        If answers are generated from logits that are NaN or infinite.
-    LengthError, DeviceMemoryError
+    DeviceMemoryError
         If the numbers of answers and samples differ, or the device runs out of memory.
 
     Examples
@@ -165,7 +162,7 @@ def capture(
     >>> from xlvlms_tutorial.activations import capture
     >>> states = capture(vlm, samples, [12, 24], span="image")
     >>> states
-    States(4 rows, layers 12 24, block, float32, 0.0 MB)
+    Activations(4 rows, layers 12 24, resid_post, float32, 0.0 MB)
     >>> states[24].shape
     torch.Size([4, 576])
 
@@ -177,12 +174,10 @@ def capture(
     ['mushroom', 'rock']
     """
     if not wait >= 0:  # NaN neither
-        raise SelectionError(
-            f"wait={wait!r}", "give seconds, or 0 to take only what this process made"
-        )
-    selection = Selection.of(layers, places, span, positions, words, reduce, dtype, at)
+        raise InputError(f"wait={wait!r}", "give seconds, or 0 to take only what this process made")
+    selection = Selection.of(layers, sites, span, positions, words, reduce, dtype, side)
     if isinstance(samples, Sample):
-        raise SelectionError("one sample", "give a list of samples")
+        raise InputError("one sample", "give a list of samples")
     samples = list(samples)
     if prompt is None:  # samples of several modalities are refused when they are batched
         prompt = PROMPTS.get(samples[0].modality, PROMPTS["image"]) if samples else ""
@@ -191,7 +186,11 @@ def capture(
     if store is not None:
         plan = shard_plan(len(job.samples), shard_size)
         return _stored(
-            job, Store(store, provenance | {"shard_size": shard_size}), plan, wait, progress
+            job,
+            ActivationStore(store, provenance | {"shard_size": shard_size}),
+            plan,
+            wait,
+            progress,
         )
     with _bar(progress, len(job.samples)) as bar:
         return job.concluded(job.states(range(len(job.samples)), provenance, bar))
@@ -220,7 +219,7 @@ def residual_stream(vlm: VLM, inputs: BatchFeature) -> Float[Tensor, "layers b t
 
     Raises
     ------
-    StateError
+    InputError
         If a layer holds NaN or infinite values; it names the first such layer.
 
     Examples
@@ -234,7 +233,7 @@ def residual_stream(vlm: VLM, inputs: BatchFeature) -> Float[Tensor, "layers b t
     stream = read(vlm, batch, "all")
     for (layer, _), states in stream.items():
         if not torch.isfinite(states).all():
-            raise StateError(layer)
+            raise infinite_state(layer)
     return torch.stack(list(stream.values()))
 
 
@@ -253,11 +252,11 @@ class _Job:
     ) -> None:
         require_samples(samples)
         if answers is not None and max_new_tokens is not None:
-            raise SelectionError(
+            raise InputError(
                 "answers and max_new_tokens given", "give answers, or let the model generate them"
             )
         if selection.words is not None and answers is None and max_new_tokens is None:
-            raise SelectionError(
+            raise InputError(
                 "words without answers", "give answers, or max_new_tokens to generate them"
             )
         require_counts(max_new_tokens=max_new_tokens, batch_size=batch_size)
@@ -266,7 +265,7 @@ class _Job:
         self.selection = selection
         self.batch_size = batch_size
         self.max_new_tokens = max_new_tokens
-        self.keys = wanted(vlm, selection.layers, selection.places)
+        self.keys = wanted(vlm, selection.layers, selection.sites)
         self.prompts = prompts_of(samples, prompt)
         self.answers = answers_of(samples, answers)
         # checked before a long run rather than in it
@@ -299,7 +298,7 @@ class _Job:
             "interventions": list(vlm.active),
             "prompt": prompt,
             "layers": sorted({layer for layer, _ in self.keys}),
-            "places": list(dict.fromkeys(place for _, place in self.keys)),
+            "sites": list(dict.fromkeys(site for _, site in self.keys)),
             "selection": selection.described,
             "reduce": selection.reduce,
             "max_new_tokens": max_new_tokens,
@@ -315,7 +314,7 @@ class _Job:
             },
         }
 
-    def states(self, numbers: range, provenance: dict, bar: tqdm) -> States:
+    def states(self, numbers: range, provenance: dict, bar: tqdm) -> Activations:
         """Capture some of the samples.
 
         ``numbers`` are their numbers, ``provenance`` goes with the result, and ``bar`` shows
@@ -330,9 +329,9 @@ class _Job:
             _require_finite(rows.tensors, tables[-1])
             parts.append(rows.tensors)
             bar.update(len(part))
-        return States(_joined(parts), pd.concat(tables, ignore_index=True), provenance)
+        return Activations(_joined(parts), pd.concat(tables, ignore_index=True), provenance)
 
-    def concluded(self, states: States) -> States:
+    def concluded(self, states: Activations) -> Activations:
         """Return the states of all samples, with the number of those that have a word of interest.
 
         It raises ``TokenOfInterestError`` if none has.
@@ -358,7 +357,9 @@ class _Job:
             raise TokenOfInterestError(
                 self.selection.words, len(self.samples), self.generated.most_common(5)
             )
-        return States(states.tensors, states.table, states.provenance | {"samples_with_word": n})
+        return Activations(
+            states.tensors, states.table, states.provenance | {"samples_with_word": n}
+        )
 
     def _rows(self, part: range) -> Rows:
         cut = slice(part.start, part.stop)
@@ -386,7 +387,9 @@ class _Job:
         return pd.DataFrame(series)
 
 
-def _stored(job: _Job, store: Store, plan: list[range], wait: float, progress: bool) -> States:
+def _stored(
+    job: _Job, store: ActivationStore, plan: list[range], wait: float, progress: bool
+) -> Activations:
     """Make the shards of this process that are missing or damaged, and read back the result.
 
     The result is everything once the other processes have made theirs.
@@ -410,7 +413,9 @@ def _stored(job: _Job, store: Store, plan: list[range], wait: float, progress: b
     return states.select(states.table["sample"].isin(own_samples))
 
 
-def _await_shards(store: Store, n_shards: int, rank: int, world: int, wait: float) -> None:
+def _await_shards(
+    store: ActivationStore, n_shards: int, rank: int, world: int, wait: float
+) -> None:
     """Return once the shards of the other processes exist and are intact.
 
     ``RunError`` names those that are missing when none has come for ``wait`` seconds.
@@ -459,7 +464,7 @@ def _require_finite(tensors: dict[Key, Tensor], table: pd.DataFrame) -> None:
         not_finite = ~torch.isfinite(states).all(dim=1)
         if not_finite.any():
             first = table.iloc[int(not_finite.nonzero()[0])]
-            raise StateError(layer, first["sample"], first.get("position"))
+            raise infinite_state(layer, first["sample"], first.get("position"))
 
 
 def _bar(progress: bool, total: int, done: int = 0) -> tqdm:

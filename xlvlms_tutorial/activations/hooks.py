@@ -1,6 +1,6 @@
 """Read activations while the model runs.
 
-Hooks keep only the layers, places and positions that were requested, and move them to the CPU.
+Hooks keep only the layers, sites and positions that were requested, and move them to the CPU.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,15 +15,15 @@ from transformers import GenerationMixin
 
 from xlvlms_tutorial.activations.activations import WHOLE_BLOCK, Key
 from xlvlms_tutorial.activations.clock import Clock
-from xlvlms_tutorial.errors import LayerError, SelectionError, SpanError
+from xlvlms_tutorial.errors import InputError, LayerError, SpanError
 from xlvlms_tutorial.models import anatomy
 from xlvlms_tutorial.models.spans import SPANS, Batch
-from xlvlms_tutorial.models.support import require, require_hookable
+from xlvlms_tutorial.models.support import require_hookable, require_support
 from xlvlms_tutorial.models.vlm import VLM
 from xlvlms_tutorial.validation import require_one_of
 
 Layers = int | str | Iterable[int]
-Places = str | Sequence[str]
+Sites = str | Sequence[str]
 Positions = str | tuple[str, ...] | Bool[Tensor, "b t"]
 REDUCTIONS = ("mean", "last", None)
 
@@ -32,7 +32,7 @@ REDUCTIONS = ("mean", "last", None)
 def reading(
     vlm: VLM,
     layers: Layers,
-    places: Places = (WHOLE_BLOCK,),
+    sites: Sites = (WHOLE_BLOCK,),
     positions: Positions = "all",
     reduce: str | None = None,
     dtype: torch.dtype | None = None,
@@ -51,10 +51,10 @@ def reading(
         The model.
     layers : int, iterable of int, or "all"
         The layers to read: 0 is what enters the first block, l what leaves block l, up to L. "all"
-        means every layer where the place exists. Parts of a block have no layer 0.
-    places : str or sequence of str
-        The places in a layer: "block" (default: the residual stream that leaves it), or one of its
-        parts, such as "attention" or "mlp".
+        means every layer where the site exists. Parts of a block have no layer 0.
+    sites : str or sequence of str
+        The sites in a layer: "resid_post" (default: the residual stream that leaves it), or one of
+        its parts, such as "attn_out" or "mlp_out".
     positions : str, tuple of str, or mask (b, t)
         The positions of the prompt: "all" (default), "last", a span such as "image" or "question",
         several spans in a tuple, or a boolean mask.
@@ -72,7 +72,7 @@ def reading(
     Returns
     -------
     context manager of a dict
-        For each ``(layer, place)`` a list of tensors, filled while the model runs: first the
+        For each ``(layer, site)`` a list of tensors, filled while the model runs: first the
         prompt's, then one for each decode step. The prompt's is (b, t, d) for "all", (b, 1, d) for
         "last", (n, d) row by row for spans and masks, and (b, d) with ``reduce``. A decode step's
         is (b, 1, d), the state of the token that was fed.
@@ -81,13 +81,13 @@ def reading(
     ------
     LayerError
         If a layer is out of range: 0 to L, and 1 to L for the parts of a block.
-    SelectionError
-        If there are no layers, a place is unknown, positions do not fit, or ``stop`` is used while
+    InputError
+        If there are no layers, a site is unknown, positions do not fit, or ``stop`` is used while
         generating.
     SpanError
         If this model, or some sample, has no positions of these kinds.
     AnatomyError
-        If a block has no such part; ``vlm.supports("read", place)`` tells before.
+        If a block has no such part; ``vlm.supports("read", site)`` tells before.
     InterventionError
         If a part is not the only one of its kind in the block, as an MLP with experts beside it.
 
@@ -96,17 +96,17 @@ def reading(
     >>> from xlvlms_tutorial.activations import reading
     >>> with reading(vlm, [12, 24], positions="last") as activations:
     ...     _ = vlm.forward(batch)
-    >>> activations[12, "block"][0].shape
+    >>> activations[12, "resid_post"][0].shape
     torch.Size([4, 1, 576])
 
     While generating, the list holds the prompt, then every token that was fed:
 
     >>> with reading(vlm, 12, positions="last") as activations:
     ...     _ = vlm.generate_ids(batch, max_new_tokens=2)
-    >>> [tuple(states.shape) for states in activations[12, "block"]]
+    >>> [tuple(states.shape) for states in activations[12, "resid_post"]]
     [(4, 1, 576), (4, 1, 576)]
     """
-    reader = _Reader(vlm, wanted(vlm, layers, places), positions, reduce, dtype, steps, stop)
+    reader = _Reader(vlm, wanted(vlm, layers, sites), positions, reduce, dtype, steps, stop)
     with ExitStack() as hooks:
         for hook in reader.hooks():
             hooks.callback(hook.remove)
@@ -121,7 +121,7 @@ def read(
     vlm: VLM,
     batch: Batch,
     layers: Layers,
-    places: Places = (WHOLE_BLOCK,),
+    sites: Sites = (WHOLE_BLOCK,),
     positions: Positions = "all",
     reduce: str | None = None,
     dtype: torch.dtype | None = None,
@@ -138,10 +138,10 @@ def read(
     batch : Batch
         The inputs, as ``vlm.batch`` makes them.
     layers : int, iterable of int, or "all"
-        The layers to read, 0 to L; "all" means every layer where the place exists.
-    places : str or sequence of str
-        The places in a layer: "block" (default: the residual stream that leaves it), or one of its
-        parts, such as "attention" or "mlp".
+        The layers to read, 0 to L; "all" means every layer where the site exists.
+    sites : str or sequence of str
+        The sites in a layer: "resid_post" (default: the residual stream that leaves it), or one of
+        its parts, such as "attn_out" or "mlp_out".
     positions : str, tuple of str, or mask (b, t)
         "all" (default), "last", a span such as "image" or "question", several spans in a tuple, or
         a boolean mask.
@@ -153,7 +153,7 @@ def read(
 
     Returns
     -------
-    dict of (layer, place) to tensor
+    dict of (layer, site) to tensor
         On the CPU: (b, t, d) for "all", (b, 1, d) for "last", (n, d) row by row for spans and
         masks, and (b, d) with ``reduce``.
 
@@ -161,18 +161,18 @@ def read(
     ------
     LayerError, SpanError
         If the model has no such layer, or the model or some sample has no such positions.
-    SelectionError
-        If a place is unknown, positions do not fit, or a part was never computed because its block
+    InputError
+        If a site is unknown, positions do not fit, or a part was never computed because its block
         is skipped.
 
     Examples
     --------
     >>> from xlvlms_tutorial.activations import read
     >>> activations = read(vlm, batch, [12, 24], positions="image", reduce="mean")
-    >>> activations[24, "block"].shape
+    >>> activations[24, "resid_post"].shape
     torch.Size([4, 576])
     """
-    with reading(vlm, layers, places, positions, reduce, dtype, stop=True) as collected:
+    with reading(vlm, layers, sites, positions, reduce, dtype, stop=True) as collected:
         vlm.forward(batch, logits=False, use_cache=False)
     return {key: parts[0] for key, parts in computed(collected).items()}
 
@@ -182,44 +182,44 @@ def computed(collected: dict[Key, list[Tensor]]) -> dict[Key, list[Tensor]]:
 
     Raises
     ------
-    SelectionError
+    InputError
         If a part was never computed, because its block is skipped.
     """
-    for (layer, place), parts in collected.items():
+    for (layer, site), parts in collected.items():
         if not parts:
             allowed = "read it without the intervention that skips it"
-            raise SelectionError(f"the {place} of layer {layer} was never computed", allowed)
+            raise InputError(f"the {site} of layer {layer} was never computed", allowed)
     return collected
 
 
-def wanted(vlm: VLM, layers: Layers, places: Places = (WHOLE_BLOCK,)) -> list[Key]:
-    """List the ``(layer, place)`` pairs to read, ordered by layer.
+def wanted(vlm: VLM, layers: Layers, sites: Sites = (WHOLE_BLOCK,)) -> list[Key]:
+    """List the ``(layer, site)`` pairs to read, ordered by layer.
 
-    ``layers`` is one number, several, or "all" (every layer where the place exists); ``places`` one
-    place or several. ``vlm`` says how many layers there are.
+    ``layers`` is one number, several, or "all" (every layer where the site exists); ``sites`` one
+    site or several. ``vlm`` says how many layers there are.
 
     Raises
     ------
     LayerError
         If a layer is out of range.
-    SelectionError
-        If there are no layers or no places.
+    InputError
+        If there are no layers or no sites.
     """
-    places = list(dict.fromkeys([places] if isinstance(places, str) else places))
+    sites = list(dict.fromkeys([sites] if isinstance(sites, str) else sites))
     if isinstance(layers, str) and layers != "all":
-        raise SelectionError(f"layers {layers!r}", 'give numbers, or "all"')
+        raise InputError(f"layers {layers!r}", 'give numbers, or "all"')
     if isinstance(layers, str):
         keys = []
         for layer in range(vlm.n_layers + 1):
-            keys += [(layer, place) for place in places if layer or place == WHOLE_BLOCK]
+            keys += [(layer, site) for site in sites if layer or site == WHOLE_BLOCK]
         return keys
     numbers = [layers] if isinstance(layers, int) else list(layers)
-    if not numbers or not places:
-        raise SelectionError(
-            "no layers or no places are asked for",
-            f"give at least one layer of 0 to {vlm.n_layers}, and one place",
+    if not numbers or not sites:
+        raise InputError(
+            "no layers or no sites are asked for",
+            f"give at least one layer of 0 to {vlm.n_layers}, and one site",
         )
-    first = 0 if places == [WHOLE_BLOCK] else 1
+    first = 0 if sites == [WHOLE_BLOCK] else 1
     for layer in numbers:
         if (
             isinstance(layer, bool)
@@ -227,7 +227,7 @@ def wanted(vlm: VLM, layers: Layers, places: Places = (WHOLE_BLOCK,)) -> list[Ke
             or not first <= layer <= vlm.n_layers
         ):
             raise LayerError(layer, first, vlm.n_layers)
-    return [(layer, place) for layer in sorted(set(map(int, numbers))) for place in places]
+    return [(layer, site) for layer in sorted(set(map(int, numbers))) for site in sites]
 
 
 def span_mask(vlm: VLM, batch: Batch, spans: tuple[str, ...]) -> Bool[Tensor, "b t"]:
@@ -311,9 +311,9 @@ class _Reader:
         self._steps = steps
         self._stop = stop
         require_hookable(vlm.model)
-        for layer, place in keys:
-            in_block = place in anatomy.PLACES and layer
-            require([vlm.blocks[layer - 1]] if in_block else [], vlm.refused, "read", place)
+        for layer, site in keys:
+            in_block = site in anatomy.SITES and layer
+            require_support([vlm.blocks[layer - 1]] if in_block else [], vlm.refused, "read", site)
         self._sites = [(key, anatomy.site(vlm.blocks[max(key[0], 1) - 1], key[1])) for key in keys]
         self.collected: dict[Key, list[Tensor]] = {key: [] for key in keys}
         self._pending = set(keys)
@@ -366,7 +366,7 @@ class _Reader:
                     f"{length} positions of a prompt that has {prompt_length}, or of "
                     "several new tokens at once"
                 )
-                raise SelectionError(
+                raise InputError(
                     problem,
                     (
                         "run the whole prompt at once: no prefill in chunks, no cache "
@@ -422,7 +422,7 @@ class _Reader:
                 return slice(-1, None)
         mask = self._mask().cpu()
         if mask.shape[1] != self._length or self._rows % len(mask):
-            raise SelectionError(
+            raise InputError(
                 f"a mask {tuple(mask.shape)} for {self._rows} rows of {self._length}",
                 "give one value a position",
             )
@@ -431,7 +431,7 @@ class _Reader:
         for number, row in enumerate(mask):
             positions = row.nonzero().flatten()
             if self._reduce is not None and not len(positions):
-                raise SelectionError(
+                raise InputError(
                     f"row {number} of the mask is empty",
                     f"give at least one position a row for reduce={self._reduce!r}",
                 )
@@ -451,7 +451,7 @@ class _Reader:
             return torch.ones(self._rows, self._length, dtype=torch.bool)
         if batch is None:
             allowed = "run the model by vlm.forward or vlm.generate_ids"
-            raise SelectionError(f"where {positions!r} is, is known only of a batch", allowed)
+            raise InputError(f"where {positions!r} is, is known only of a batch", allowed)
         if positions == "all":
             return batch["attention_mask"].bool()
         spans = (positions,) if isinstance(positions, str) else positions
@@ -473,7 +473,7 @@ def _count(positions: slice | Tensor) -> int:
 def _refuse_generation(module: nn.Module, args: tuple, kwargs: dict) -> None:
     # a cache, which generate() makes and passes to every forward
     if kwargs.get("past_key_values") is not None:
-        raise SelectionError(
+        raise InputError(
             "stop=True while generating",
             "use stop=False, or a forward: a generation has no last wanted layer",
         )

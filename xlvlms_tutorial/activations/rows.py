@@ -17,13 +17,13 @@ from xlvlms_tutorial.activations.activations import Key, require_format
 from xlvlms_tutorial.activations.hooks import (
     REDUCTIONS,
     Layers,
-    Places,
+    Sites,
     computed,
     read,
     reading,
     span_mask,
 )
-from xlvlms_tutorial.errors import SelectionError
+from xlvlms_tutorial.errors import InputError
 from xlvlms_tutorial.models.spans import SPANS, Batch, decode, find_words
 from xlvlms_tutorial.models.vlm import VLM
 from xlvlms_tutorial.validation import require_one_of
@@ -36,7 +36,7 @@ ANSWER, PADDING = SPANS.index("answer"), SPANS.index("padding")
 
 
 class Rows(NamedTuple):
-    """States (n, d) for each layer and place, and columns of n values.
+    """States (n, d) for each layer and site, and columns of n values.
 
     The column ``row`` is the number of the sample within the batch.
     """
@@ -50,84 +50,84 @@ class Rows(NamedTuple):
 class Selection:
     """What a capture reads.
 
-    It holds layers, places, positions in one of three forms, the reduction (one row a sample, or
+    It holds layers, sites, positions in one of three forms, the reduction (one row a sample, or
     one a position) and the dtype.
     """
 
     layers: Layers
-    places: Places
+    sites: Sites
     spans: tuple[str, ...] | None
     positions: tuple[int, ...] | str | None
     words: tuple[str, ...] | None
     reduce: str | None
     dtype: torch.dtype
-    at: str = "predicting"
+    side: str = "predicting"
 
     @staticmethod
     def of(
         layers: Layers,
-        places: Places,
+        sites: Sites,
         span: str | Sequence[str] | None,
         positions: Positions,
         words: str | Sequence[str] | None,
         reduce: str | None,
         dtype: torch.dtype,
-        at: str = "predicting",
+        side: str = "predicting",
     ) -> "Selection":
         """Check the arguments of a capture and bring them to one form.
 
-        The parameters are those of ``capture``: ``layers``, ``places``, exactly one of ``span``,
-        ``positions`` and ``words``, then ``reduce``, ``dtype`` and ``at``.
+        The parameters are those of ``capture``: ``layers``, ``sites``, exactly one of ``span``,
+        ``positions`` and ``words``, then ``reduce``, ``dtype`` and ``side``.
 
         Raises
         ------
-        SelectionError
+        InputError
             If not exactly one of span, positions and words is given, or it is empty, or reduction,
-            dtype or ``at`` is unknown.
+            dtype or ``side`` is unknown.
         """
         arguments = {"span": span, "positions": positions, "words": words}
         named = [name for name, value in arguments.items() if value is not None]
         if len(named) != 1:
-            raise SelectionError(
+            raise InputError(
                 f"{' and '.join(named) or 'no positions'} given",
                 f"give exactly one of {', '.join(arguments)}",
             )
         require_one_of(reduce, REDUCTIONS, "reduction")
         require_format(dtype)
         if isinstance(positions, str) and positions != "all":
-            raise SelectionError(
+            raise InputError(
                 f"unknown positions {positions!r}",
                 'give numbers, or "all"; kinds of positions go into span',
             )
-        if at not in SIDES or (at != SIDES[0] and words is None):
-            suffix = " without words" if at in SIDES else ""
-            raise SelectionError(
-                f"at={at!r}{suffix}", f"allowed: {', '.join(map(repr, SIDES))}, with words"
+        if side not in SIDES or (side != SIDES[0] and words is None):
+            suffix = " without words" if side in SIDES else ""
+            raise InputError(
+                f"side={side!r}{suffix}", f"allowed: {', '.join(map(repr, SIDES))}, with words"
             )
         numbers = positions if isinstance(positions, str) else _tuple(positions)
         if numbers is not None and not isinstance(numbers, str):
             if not all(isinstance(number, Integral) for number in numbers):
-                raise SelectionError(f"positions {positions!r}", 'give whole numbers, or "all"')
+                raise InputError(f"positions {positions!r}", 'give whole numbers, or "all"')
             numbers = tuple(map(int, numbers))  # JSON has no form for integers of numpy
         if not isinstance(layers, str):
             layers = tuple(layers) if isinstance(layers, Iterable) else (layers,)
         if words is not None:
             reduce = None
         selection = Selection(
-            layers, _tuple(places), _tuple(span), numbers, _tuple(words), reduce, dtype, at
+            layers, _tuple(sites), _tuple(span), numbers, _tuple(words), reduce, dtype, side
         )
         for value in (selection.spans, selection.positions, selection.words):
             if value is not None and not len(value):
-                raise SelectionError(f"{named[0]} is empty", "name at least one")
+                raise InputError(f"{named[0]} is empty", "name at least one")
         if not all(isinstance(word, str) and word.strip() for word in selection.words or ()):
-            raise SelectionError(f"words {words!r}", "give words or phrases, none of them empty")
+            raise InputError(f"words {words!r}", "give words or phrases, none of them empty")
         return selection
 
     @property
     def described(self) -> dict[str, object]:
         """What was selected, as it goes into the provenance."""
         fields = {"span": self.spans, "positions": self.positions, "words": self.words}
-        fields["at"] = None if self.at == SIDES[0] else self.at
+        fields["side"] = None if self.side == SIDES[0] else self.side
         return {name: value for name, value in fields.items() if value is not None}
 
     def mask(self, vlm: VLM, batch: Batch) -> Bool[Tensor, "b t"]:
@@ -139,7 +139,7 @@ class Selection:
         ------
         SpanError
             If this model, or some sample, has no position of the span.
-        SelectionError
+        InputError
             If a sample is shorter than a number requires.
         """
         if self.spans is not None:
@@ -155,7 +155,7 @@ class Selection:
             columns = origin + number
             if (columns < first).any() or (columns >= length).any():
                 shortest = length - int(first.max())
-                raise SelectionError(
+                raise InputError(
                     f"position {number} in a sample of {shortest}",
                     f"give {-shortest} to {shortest - 1}",
                 )
@@ -171,13 +171,13 @@ def of_forward(vlm: VLM, batch: Batch, answers: list[str] | None, selection: Sel
 
     Raises
     ------
-    SpanError, SelectionError
+    SpanError, InputError
         If the positions are absent, or an answer is not found in its prompt.
     """
     if selection.words is None:
         mask = selection.mask(vlm, batch)
         tensors = read(
-            vlm, batch, selection.layers, selection.places, mask, selection.reduce, selection.dtype
+            vlm, batch, selection.layers, selection.sites, mask, selection.reduce, selection.dtype
         )
         columns = (
             {"row": list(range(len(mask)))}
@@ -191,10 +191,10 @@ def of_forward(vlm: VLM, batch: Batch, answers: list[str] | None, selection: Sel
         ids.append(row[positions].tolist())
     columns = _word_positions(vlm.tokenizer, ids, selection, batch.spans.shape[1])
     mask = torch.zeros_like(batch.spans, dtype=torch.bool)
-    offset = int(selection.at == SIDES[0])  # the position before a token predicts it
+    offset = int(selection.side == SIDES[0])  # the position before a token predicts it
     for row, token in zip(columns["row"], columns["token_index"], strict=True):
         mask[row, answer_positions[row][token] - offset] = True
-    tensors = read(vlm, batch, selection.layers, selection.places, mask, dtype=selection.dtype)
+    tensors = read(vlm, batch, selection.layers, selection.sites, mask, dtype=selection.dtype)
     return Rows(columns, tensors, answers)
 
 
@@ -206,7 +206,7 @@ def of_generation(vlm: VLM, batch: Batch, max_new_tokens: int, selection: Select
 
     Raises
     ------
-    SpanError, SelectionError
+    SpanError, InputError
         If the positions are absent.
     """
     if selection.words is not None:
@@ -217,7 +217,7 @@ def of_generation(vlm: VLM, batch: Batch, max_new_tokens: int, selection: Select
     with reading(
         vlm,
         selection.layers,
-        selection.places,
+        selection.sites,
         mask,
         selection.reduce,
         selection.dtype,
@@ -232,10 +232,10 @@ def of_generation(vlm: VLM, batch: Batch, max_new_tokens: int, selection: Select
 
 def _word_rows(vlm: VLM, batch: Batch, max_new_tokens: int, selection: Selection) -> Rows:
     with reading(
-        vlm, selection.layers, selection.places, "last", dtype=selection.dtype
+        vlm, selection.layers, selection.sites, "last", dtype=selection.dtype
     ) as collected:
         ids, longest = _generate(vlm, batch, max_new_tokens)
-    offset = int(selection.at == SIDES[1])
+    offset = int(selection.side == SIDES[1])
     # the prompt's last position predicts token 0, the step that is fed token k - 1 predicts token
     # k, and the last one is never fed
     columns = _word_positions(vlm.tokenizer, ids, selection, longest - offset)
@@ -254,7 +254,7 @@ def _answer_rows(vlm: VLM, batch: Batch, max_new_tokens: int, selection: Selecti
     mask = torch.zeros_like(batch.spans, dtype=torch.bool)
     if prompt_spans:
         mask = span_mask(vlm, batch, prompt_spans)
-    with reading(vlm, selection.layers, selection.places, mask) as collected:
+    with reading(vlm, selection.layers, selection.sites, mask) as collected:
         ids, longest = _generate(vlm, batch, max_new_tokens)
     fed = []
     for row, tokens in enumerate(ids):
@@ -329,7 +329,7 @@ def _word_positions(
         if hit is None:
             continue
         pieces, word = hit
-        token = pieces.start if selection.at == SIDES[0] else pieces.stop - 1
+        token = pieces.start if selection.side == SIDES[0] else pieces.stop - 1
         if token >= end:
             continue  # its state was never computed
         columns["row"].append(row)

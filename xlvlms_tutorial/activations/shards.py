@@ -24,13 +24,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from xlvlms_tutorial.activations.activations import Key, States, described
+from xlvlms_tutorial.activations.activations import Activations, Key, described
 from xlvlms_tutorial.errors import (
-    DamagedShardError,
-    SelectionError,
+    InputError,
     StoreError,
-    StoreSpaceError,
     XlvlmsError,
+    damaged_shards,
+    full_disk,
+    unusable_store,
 )
 from xlvlms_tutorial.io import file_digest, replacing
 
@@ -74,12 +75,12 @@ class Shard:
         self._intact_stamp: tuple | None = None
 
     def index(self) -> pa.Table:
-        """Read the shard's part of the index; ``DamagedShardError`` if it cannot be read."""
+        """Read the shard's part of the index; ``StoreError`` if it cannot be read."""
         with self._opened() as file:
             return file.read(use_threads=False)
 
     def record(self) -> Record:
-        """Read what the index records of the tensors' file; ``DamagedShardError`` if it cannot."""
+        """Read what the index records of the tensors' file; ``StoreError`` if it cannot."""
         with self._opened() as file:
             metadata = file.metadata.metadata
             tensors = json.loads(metadata[b"tensors"])
@@ -102,9 +103,9 @@ class Shard:
                     raise ValueError("it is a copy of another shard's")
                 yield file
         except PermissionError as cause:
-            raise StoreError(self.folder, cause) from cause
+            raise unusable_store(self.folder, cause) from cause
         except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as cause:
-            raise DamagedShardError([self.names[1]], self.folder) from cause
+            raise damaged_shards([self.names[1]], self.folder) from cause
 
     def damage(self) -> str | None:
         """Return the name of the damaged file, or None where both are intact.
@@ -113,7 +114,9 @@ class Shard:
         """
         try:
             record = self.record()
-        except DamagedShardError:
+        except StoreError as error:
+            if not error.damaged:
+                raise
             return self.names[1]
         try:
             status = self.file.stat()
@@ -139,23 +142,21 @@ class Shard:
     def read(self, keys: list[Key], rows: Int[Tensor, " m"]) -> dict[Key, Shaped[Tensor, "m ..."]]:
         """Read these rows of these tensors; the others stay on the disk.
 
-        It raises ``DamagedShardError`` if the shard is not intact.
+        It raises ``StoreError`` if the shard is not intact.
         """
         if damaged := self.damage():
-            raise DamagedShardError([damaged], self.folder)
+            raise damaged_shards([damaged], self.folder)
         with safe_open(self.file, "pt") as file:
-            return {
-                (layer, place): file.get_tensor(f"{layer}/{place}")[rows] for layer, place in keys
-            }
+            return {(layer, site): file.get_tensor(f"{layer}/{site}")[rows] for layer, site in keys}
 
-    def write(self, states: States, keep: bool) -> None:
+    def write(self, states: Activations, keep: bool) -> None:
         """Write both files; with ``keep``, an existing shard must hold the same."""
         with self._drafts() as (file, part):
             save_file(_without_sharing(states.tensors), file)
             record = Record(file_digest(file), described(states), len(states))
             index = self._indexed(states, record)
             if keep and self.part.exists() and not self.holds(index, record):
-                raise StoreError(self.folder, "it already holds other states")
+                raise unusable_store(self.folder, "it already holds other states")
             pq.write_table(index, part)
             part.write_bytes(_with_digest(part.read_bytes(), _NO_DIGEST))
 
@@ -165,7 +166,7 @@ class Shard:
             shutil.copyfile(source.file, file)
             shutil.copyfile(source.part, part)
             if file_digest(file) != source.record().sha256:
-                raise DamagedShardError([self.names[0]], source.folder)
+                raise damaged_shards([self.names[0]], source.folder)
 
     def remove(self) -> None:
         """Remove both files, the part of the index first."""
@@ -196,12 +197,14 @@ class Shard:
     def _recorded_digest(self) -> str:
         try:
             return self.record().sha256
-        except DamagedShardError:
+        except StoreError as error:
+            if not error.damaged:
+                raise
             return "damaged"  # the draft is going to replace it
 
-    def _indexed(self, states: States, record: Record) -> pa.Table:
+    def _indexed(self, states: Activations, record: Record) -> pa.Table:
         if reserved := set(ADDED) & set(states.table.columns):
-            raise SelectionError(
+            raise InputError(
                 f"the table has a column {min(reserved)!r}",
                 "rename it: the index keeps there where a row lies",
             )
@@ -241,7 +244,7 @@ def sync(path: Path) -> None:
 def write_errors(folder: Path, number: int) -> Iterator[None]:
     """Turn the error of a failed write into one of a store.
 
-    It is ``StoreSpaceError`` for a full disk or quota, and ``StoreError`` otherwise.
+    It tells a full disk or quota from whatever else may be.
     """
     try:
         yield
@@ -249,8 +252,8 @@ def write_errors(folder: Path, number: int) -> Iterator[None]:
         raise
     except (OSError, SafetensorError, pa.ArrowException) as cause:
         if _error_number(cause) in _FULL:
-            raise StoreSpaceError(folder, number, len(numbers(folder))) from cause
-        raise StoreError(folder, f"shard {number} cannot be written ({cause})") from cause
+            raise full_disk(folder, number, len(numbers(folder))) from cause
+        raise unusable_store(folder, f"shard {number} cannot be written ({cause})") from cause
 
 
 def remove_stale_drafts(folder: Path) -> None:
@@ -277,12 +280,12 @@ def _without_sharing(tensors: dict[Key, Tensor]) -> dict[str, Tensor]:
     """
     separate: dict[str, Tensor] = {}
     occupied: list[tuple[int, int]] = []
-    for (layer, place), tensor in tensors.items():
+    for (layer, site), tensor in tensors.items():
         flat = tensor.contiguous()
         start, end = flat.data_ptr(), flat.data_ptr() + flat.nbytes
         if any(start < last and first < end for first, last in occupied):
             flat = flat.clone()
-        separate[f"{layer}/{place}"] = flat
+        separate[f"{layer}/{site}"] = flat
         occupied.append((start, end))
     return separate
 

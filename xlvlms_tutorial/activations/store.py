@@ -1,11 +1,10 @@
-"""States on disk: append-only safetensors shards with a parquet index.
+"""Activations on disk: append-only safetensors shards with a parquet index.
 
 A killed run continues, and several processes write.
 """
 
 import warnings
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 from pathlib import Path
 
 import pandas as pd
@@ -14,8 +13,8 @@ import torch
 from torch import Tensor
 
 from xlvlms_tutorial.activations.activations import (
+    Activations,
     Key,
-    States,
     as_json_knows,
     chosen,
     described,
@@ -31,14 +30,20 @@ from xlvlms_tutorial.activations.shards import (
     torch_dtype,
     write_errors,
 )
-from xlvlms_tutorial.errors import DamagedShardError, SelectionError, StoreError, StoreMismatchError
+from xlvlms_tutorial.errors import (
+    InputError,
+    StoreError,
+    damaged_shards,
+    other_store,
+    unusable_store,
+)
 from xlvlms_tutorial.io import as_json, read_json, replacing
 
 _PROVENANCE = "provenance.json"
 
 
-class Store:
-    """Keep States in a folder of shards, which survives kills and several writers.
+class ActivationStore:
+    """Keep activations in a folder of shards, which survives kills and several writers.
 
     ``capture(..., store=folder)`` writes such a folder. Use this class to read parts of it, to
     check and repair it, to merge folders, or to write shards of your own.
@@ -70,20 +75,18 @@ class Store:
     ------
     StoreError
         If ``provenance`` is None and there is no store, or the folder holds other files, or cannot
-        be read or written.
-    StoreMismatchError
-        If the store was made with another provenance.
+        be read or written. If the store was made with another provenance.
 
     Examples
     --------
     >>> from tempfile import TemporaryDirectory
     >>> import pandas as pd
     >>> import torch
-    >>> from xlvlms_tutorial.activations import States, Store
+    >>> from xlvlms_tutorial.activations import Activations, ActivationStore
     >>> table = pd.DataFrame({"sample": [0, 1], "id": ["a", "b"]})
-    >>> states = States({(12, "block"): torch.eye(2)}, table, {"model": "toy"})
+    >>> states = Activations({(12, "resid_post"): torch.eye(2)}, table, {"model": "toy"})
     >>> folder = TemporaryDirectory()
-    >>> store = Store(folder.name, states.provenance)
+    >>> store = ActivationStore(folder.name, states.provenance)
     >>> store.missing(2)
     [0, 1]
     >>> store.write(0, states.select("sample == 0"))
@@ -120,7 +123,7 @@ class Store:
             _require_same(self.provenance, requested)
 
     def __repr__(self) -> str:
-        return f"Store({str(self.folder)!r}, {len(self.done)} shards)"
+        return f"ActivationStore({str(self.folder)!r}, {len(self.done)} shards)"
 
     @property
     def done(self) -> list[int]:
@@ -131,28 +134,27 @@ class Store:
     def table(self) -> pd.DataFrame:
         """The whole index as a DataFrame, ordered by sample.
 
-        It has the columns of ``States.table``, then ``shard`` and ``row``, which say where each row
-        lies.
+        It has the columns of ``Activations.table``, then ``shard`` and ``row``, which say where
+        each row lies.
 
         Raises
         ------
         StoreError
-            If no shard exists yet, or the columns of shards do not go together.
-        DamagedShardError
-            If a part of the index is damaged; it names the file.
+            If no shard exists yet, or the columns of shards do not go together. If a part of the
+            index is damaged; it names the file.
         """
         parts = [self._shard(number).index() for number in self.done]
         if not parts:
-            raise StoreError(self.folder, "no shard is there yet")
+            raise unusable_store(self.folder, "no shard is there yet")
         try:
             table = _join_parts(parts).to_pandas()
         except pa.ArrowException as cause:
-            raise StoreError(
+            raise unusable_store(
                 self.folder, f"shards with columns that do not go together ({cause})"
             ) from cause
         return table.sort_values(["sample", *ADDED], ignore_index=True)
 
-    def write(self, number: int, states: States) -> None:
+    def write(self, number: int, states: Activations) -> None:
         """Write a shard, or replace it.
 
         Afterwards the shard is complete, or the store is as it was before.
@@ -161,56 +163,50 @@ class Store:
         ----------
         number : int
             The number of the shard, from 0.
-        states : States
+        states : Activations
             Its content, with the provenance of the store.
 
         Raises
         ------
-        StoreMismatchError
-            If the states were made with another provenance, or have other tensors, than the store.
-        StoreSpaceError
-            If the disk is full.
         StoreError
-            If the shard cannot be written for another reason.
+            If the states were made with another provenance, or have other tensors, than the store.
+            If the disk is full. If the shard cannot be written for another reason.
         """
         self._write(number, states, keep=False)
 
-    def hold(self, states: States) -> None:
+    def hold(self, states: Activations) -> None:
         """Make these states the only content of the store.
 
         ``save_activations`` uses it. Saving the same states again changes nothing.
 
         Parameters
         ----------
-        states : States
+        states : Activations
             The content, with the provenance of the store.
 
         Raises
         ------
-        StoreMismatchError
-            If the states were made with another provenance than the store.
-        StoreSpaceError
-            If the disk is full.
         StoreError
-            If the store has other content, or cannot be written.
+            If the states were made with another provenance than the store. If the disk is full. If
+            the store has other content, or cannot be written.
 
         Examples
         --------
         >>> from tempfile import TemporaryDirectory
         >>> import pandas as pd
         >>> import torch
-        >>> from xlvlms_tutorial.activations import States, Store
+        >>> from xlvlms_tutorial.activations import Activations, ActivationStore
         >>> table = pd.DataFrame({"sample": [0, 1], "id": ["a", "b"]})
-        >>> states = States({(12, "block"): torch.eye(2)}, table, {"model": "toy"})
+        >>> states = Activations({(12, "resid_post"): torch.eye(2)}, table, {"model": "toy"})
         >>> folder = TemporaryDirectory()
-        >>> store = Store(folder.name, states.provenance)
+        >>> store = ActivationStore(folder.name, states.provenance)
         >>> store.hold(states)
         >>> len(store.states())
         2
         >>> folder.cleanup()
         """
         if foreign := set(self.done) - {0}:
-            raise StoreError(
+            raise unusable_store(
                 self.folder, f"it already holds {len(foreign)} shards of other content"
             )
         self._write(0, states, keep=True)
@@ -238,11 +234,11 @@ class Store:
 
         Raises
         ------
-        SelectionError
+        InputError
             If there is no such process.
         """
         if n_shards < 0 or not 0 <= rank < world:
-            raise SelectionError(
+            raise InputError(
                 f"{n_shards} shards for process {rank} of {world}",
                 "give 0 or more shards, and 0 <= rank < world",
             )
@@ -301,9 +297,9 @@ class Store:
     def states(
         self,
         layer: int | None = None,
-        place: str | None = None,
+        site: str | None = None,
         samples: Iterable[int] | None = None,
-    ) -> States:
+    ) -> Activations:
         """Read the stored states, ordered by sample.
 
         Only the tensors and shards that are needed are read. A sample of which no position was
@@ -313,37 +309,36 @@ class Store:
         ----------
         layer : int, optional
             Read this layer only; by default all layers.
-        place : str, optional
-            Read this place only; by default all places.
+        site : str, optional
+            Read this site only; by default all sites.
         samples : iterable of int, optional
             Read the rows of these samples only, by their numbers in the capture; by default of all.
 
         Returns
         -------
-        States
+        Activations
             The states, with the provenance of the store.
 
         Raises
         ------
-        LayerError, SelectionError
-            If the layer or place is not stored, or none of the samples is.
-        DamagedShardError
-            If a shard that is needed is damaged; it names the file.
-        StoreError, StoreMismatchError
-            If no shard exists yet, or shards hold different tensors.
+        LayerError, InputError
+            If the layer or site is not stored, or none of the samples is.
+        StoreError
+            If a shard that is needed is damaged; it names the file. If no shard exists yet, or
+            shards hold different tensors.
         """
         table = self.table
         if samples is not None:
             requested = list(samples)
             table = table[table["sample"].isin(requested)].reset_index(drop=True)
             if table.empty:
-                raise SelectionError(
+                raise InputError(
                     f"none of the samples {str(requested)[:80]} is stored",
-                    "the column sample of Store.table has all",
+                    "the column sample of ActivationStore.table has all",
                 )
-        return self._read(table, layer, place, alike=self.done[0])
+        return self._read(table, layer, site, alike=self.done[0])
 
-    def iterate(self, layer: int | None = None, place: str | None = None) -> Iterator[States]:
+    def iterate(self, layer: int | None = None, site: str | None = None) -> Iterator[Activations]:
         """Read the stored states shard by shard, in the order of their numbers.
 
         Use it where all states together do not fit in memory.
@@ -352,23 +347,23 @@ class Store:
         ----------
         layer : int, optional
             Read this layer only; by default all layers.
-        place : str, optional
-            Read this place only; by default all places.
+        site : str, optional
+            Read this site only; by default all sites.
 
         Yields
         ------
-        States
+        Activations
             The states of one shard.
 
         Raises
         ------
-        LayerError, SelectionError
-            If the layer or place is not stored.
-        DamagedShardError
+        LayerError, InputError
+            If the layer or site is not stored.
+        StoreError
             If a shard is damaged; it names the file.
         """
         for number in self.done:
-            yield self._read(self._shard(number).index().to_pandas(), layer, place, alike=number)
+            yield self._read(self._shard(number).index().to_pandas(), layer, site, alike=number)
 
     def merge(self, *folders: str | Path) -> list[int]:
         """Copy the shards of stores that were made elsewhere into this one.
@@ -387,41 +382,37 @@ class Store:
 
         Raises
         ------
-        StoreMismatchError
-            If a store was made with another provenance.
-        DamagedShardError
-            If a shard of another store is damaged; it names the file.
         StoreError
-            If two stores have the same shard with different content, or a shard cannot be written.
-        StoreSpaceError
-            If the disk is full.
+            If a store was made with another provenance. If a shard of another store is damaged; it
+            names the file. If two stores have the same shard with different content, or a shard
+            cannot be written. If the disk is full.
 
         Examples
         --------
         >>> from tempfile import TemporaryDirectory
         >>> import pandas as pd
         >>> import torch
-        >>> from xlvlms_tutorial.activations import States, Store
+        >>> from xlvlms_tutorial.activations import Activations, ActivationStore
         >>> table = pd.DataFrame({"sample": [0, 1], "id": ["a", "b"]})
-        >>> states = States({(12, "block"): torch.eye(2)}, table, {"model": "toy"})
+        >>> states = Activations({(12, "resid_post"): torch.eye(2)}, table, {"model": "toy"})
         >>> first, second = TemporaryDirectory(), TemporaryDirectory()
-        >>> Store(second.name, states.provenance).write(1, states)
-        >>> Store(first.name, states.provenance).merge(second.name)
+        >>> ActivationStore(second.name, states.provenance).write(1, states)
+        >>> ActivationStore(first.name, states.provenance).merge(second.name)
         [1]
         >>> first.cleanup()
         >>> second.cleanup()
         """
         sources = {number: self._shard(number) for number in self.done if self.whole(number)}
         existing = set(sources)
-        for store in map(Store, folders):
+        for store in map(ActivationStore, folders):
             _require_same(self.provenance, store.provenance)
             if damaged := store.verify():
-                raise DamagedShardError(damaged, store.folder)
+                raise damaged_shards(damaged, store.folder)
             for number in store.done:
                 candidate = store._shard(number)
                 shard = sources.setdefault(number, candidate)
                 if not shard.holds(candidate.index(), candidate.record()):
-                    raise StoreError(
+                    raise unusable_store(
                         store.folder, f"shard {number} has other content than in {shard.folder!s}"
                     )
         added = sorted(sources.keys() - existing)
@@ -429,9 +420,9 @@ class Store:
             self._shard(number).copy(sources[number])
         return added
 
-    def _write(self, number: int, states: States, keep: bool) -> None:
+    def _write(self, number: int, states: Activations, keep: bool) -> None:
         if number < 0:
-            raise SelectionError(f"there is no shard {number}", "shards are numbered from 0")
+            raise InputError(f"there is no shard {number}", "shards are numbered from 0")
         # read anew: another capture may have made the store in the same moment
         _require_same(self._stored_provenance(), states.provenance)
         if record := self._any_record(but=number):
@@ -439,8 +430,8 @@ class Store:
         self._shard(number).write(states, keep)
 
     def _read(
-        self, table: pd.DataFrame, layer: int | None, place: str | None, alike: int
-    ) -> States:
+        self, table: pd.DataFrame, layer: int | None, site: str | None, alike: int
+    ) -> Activations:
         """Read the rows that a table of the index names.
 
         ``alike`` is the number of a shard whose tensors give dtypes and shapes where there are no
@@ -455,14 +446,14 @@ class Store:
             _require_same(formats, self._shard(number).record().tensors)
         names = {_key(name): name for name in formats}
         tensors: dict[Key, Tensor] = {}
-        for key in chosen(names, layer, place):
+        for key in chosen(names, layer, site):
             dtype, *shape = formats[names[key]]
             tensors[key] = torch.empty((len(table), *shape), dtype=torch_dtype(dtype))
         rows = torch.from_numpy(table["row"].to_numpy(copy=True))
         for number, targets in needed.items():
             for key, values in self._shard(number).read(list(tensors), rows[targets]).items():
                 tensors[key][targets] = values
-        return States(tensors, table.drop(columns=list(ADDED)), self.provenance)
+        return Activations(tensors, table.drop(columns=list(ADDED)), self.provenance)
 
     def _shard(self, number: int) -> Shard:
         return self._shards.setdefault(number, Shard(self.folder, number))
@@ -470,9 +461,12 @@ class Store:
     def _any_record(self, but: int) -> Record | None:
         for number in self.done:
             # verify() and missing() name a damaged shard; any other one serves here
-            with suppress(DamagedShardError):
+            try:
                 if number != but:
                     return self._shard(number).record()
+            except StoreError as error:
+                if not error.damaged:
+                    raise
         return None
 
     def _create(self, provenance: dict) -> None:
@@ -487,7 +481,7 @@ class Store:
             ]
             # checked again: another process may have made the store meanwhile
             if foreign and not path.exists():
-                raise StoreError(self.folder, f"it holds other files ({min(foreign)!r})")
+                raise unusable_store(self.folder, f"it holds other files ({min(foreign)!r})")
             with replacing(path) as draft:
                 draft.write_text(as_json(provenance), encoding="utf-8")
                 sync(draft)
@@ -497,20 +491,20 @@ class Store:
         try:
             return read_json(self.folder / _PROVENANCE)
         except (FileNotFoundError, NotADirectoryError) as cause:
-            raise StoreError(self.folder, "there is no store here") from cause
+            raise unusable_store(self.folder, "there is no store here") from cause
         except (OSError, ValueError, RecursionError) as cause:
-            raise StoreError(self.folder, f"{_PROVENANCE} cannot be read ({cause})") from cause
+            raise unusable_store(self.folder, f"{_PROVENANCE} cannot be read ({cause})") from cause
 
 
-def save_activations(states: States, folder: str | Path) -> Path:
+def save_activations(states: Activations, folder: str | Path) -> Path:
     """Write states to a folder, as a store of one shard.
 
-    Use it for states that you have in memory; ``load_activations`` and ``Store`` read the folder.
-    Saving the same states again changes nothing.
+    Use it for states that you have in memory; ``load_activations`` and ``ActivationStore`` read the
+    folder. Saving the same states again changes nothing.
 
     Parameters
     ----------
-    states : States
+    states : Activations
         What to save.
     folder : path
         A new or empty folder, or the one that holds the same states already.
@@ -522,37 +516,34 @@ def save_activations(states: States, folder: str | Path) -> Path:
 
     Raises
     ------
-    StoreMismatchError
-        If the folder holds a store with another provenance.
     StoreError
-        If it holds a store with other content, or other files, or cannot be written.
-    StoreSpaceError
-        If the disk is full.
+        If the folder holds a store with another provenance. If it holds a store with other content,
+        or other files, or cannot be written. If the disk is full.
 
     Examples
     --------
     >>> from tempfile import TemporaryDirectory
     >>> import pandas as pd
     >>> import torch
-    >>> from xlvlms_tutorial.activations import States, load_activations, save_activations
+    >>> from xlvlms_tutorial.activations import Activations, load_activations, save_activations
     >>> table = pd.DataFrame({"sample": [0, 1], "id": ["a", "b"]})
-    >>> states = States({(12, "block"): torch.eye(2)}, table, {"model": "toy"})
+    >>> states = Activations({(12, "resid_post"): torch.eye(2)}, table, {"model": "toy"})
     >>> folder = TemporaryDirectory()
     >>> path = save_activations(states, folder.name)
     >>> load_activations(path)
-    States(2 rows, layers 12, block, float32, 0.0 MB)
+    Activations(2 rows, layers 12, resid_post, float32, 0.0 MB)
     >>> folder.cleanup()
     """
-    store = Store(folder, states.provenance)
+    store = ActivationStore(folder, states.provenance)
     store.hold(states)
     return store.folder
 
 
-def load_activations(folder: str | Path) -> States:
+def load_activations(folder: str | Path) -> Activations:
     """Read all states of a store, of one shard or many, ordered by sample.
 
     Use it to continue with states that ``save_activations`` or ``capture(..., store=folder)``
-    wrote; a ``Store`` reads parts of a folder.
+    wrote; a ``ActivationStore`` reads parts of a folder.
 
     Parameters
     ----------
@@ -561,37 +552,35 @@ def load_activations(folder: str | Path) -> States:
 
     Returns
     -------
-    States
+    Activations
         The states with their table and provenance.
 
     Raises
     ------
     StoreError
-        If there is no store, or nothing in it.
-    DamagedShardError
-        If a shard is damaged; it names the file.
+        If there is no store, or nothing in it. If a shard is damaged; it names the file.
 
     Examples
     --------
     >>> from tempfile import TemporaryDirectory
     >>> import pandas as pd
     >>> import torch
-    >>> from xlvlms_tutorial.activations import States, load_activations, save_activations
+    >>> from xlvlms_tutorial.activations import Activations, load_activations, save_activations
     >>> table = pd.DataFrame({"sample": [0, 1], "id": ["a", "b"]})
-    >>> states = States({(12, "block"): torch.eye(2)}, table, {"model": "toy"})
+    >>> states = Activations({(12, "resid_post"): torch.eye(2)}, table, {"model": "toy"})
     >>> folder = TemporaryDirectory()
     >>> path = save_activations(states, folder.name)
     >>> load_activations(path)
-    States(2 rows, layers 12, block, float32, 0.0 MB)
+    Activations(2 rows, layers 12, resid_post, float32, 0.0 MB)
     >>> folder.cleanup()
     """
-    return Store(folder).states()
+    return ActivationStore(folder).states()
 
 
 def shard_plan(n_samples: int, shard_size: int) -> list[range]:
     """Divide the numbers of the samples into shards.
 
-    Use it to make the shards of a ``Store`` yourself; ``capture`` uses it too.
+    Use it to make the shards of a ``ActivationStore`` yourself; ``capture`` uses it too.
 
     Parameters
     ----------
@@ -607,7 +596,7 @@ def shard_plan(n_samples: int, shard_size: int) -> list[range]:
 
     Raises
     ------
-    SelectionError
+    InputError
         If there are fewer than 0 samples, or a shard would have none.
 
     Examples
@@ -617,7 +606,7 @@ def shard_plan(n_samples: int, shard_size: int) -> list[range]:
     [range(0, 2), range(2, 4), range(4, 5)]
     """
     if n_samples < 0 or shard_size < 1:
-        raise SelectionError(
+        raise InputError(
             f"{n_samples} samples in shards of {shard_size}",
             "give 0 or more samples, and at least 1 in a shard",
         )
@@ -643,12 +632,12 @@ def dealt() -> tuple[int, int]:
 
 def _require_same(stored: dict, requested: dict) -> None:
     if mismatch := differences(stored, requested):
-        raise StoreMismatchError(mismatch)
+        raise other_store(mismatch)
 
 
 def _key(name: str) -> Key:
-    layer, _, place = name.partition("/")
-    return int(layer), place
+    layer, _, site = name.partition("/")
+    return int(layer), site
 
 
 def _join_parts(parts: list[pa.Table]) -> pa.Table:

@@ -23,7 +23,7 @@ from xlvlms_tutorial.batch.job import PLAN, RUNS
 from xlvlms_tutorial.batch.results import Gathered, gather
 from xlvlms_tutorial.batch.run import RESULTS, Chapter, opened, read_results, same_run
 from xlvlms_tutorial.batch.spelling import plain, read_yaml
-from xlvlms_tutorial.errors import ClaimError, OutputError, RecordError, RunError, SelectionError
+from xlvlms_tutorial.errors import FileError, InputError, RunError, not_written
 from xlvlms_tutorial.io import write_json
 
 # The folder of the Snakefile, the experiments and the profiles.
@@ -105,11 +105,11 @@ def reproduce(
 
     Raises
     ------
-    SelectionError
+    InputError
         If the grid, the profile or the number of GPUs is wrong; nothing has been started then.
     RunError
         If another batch is at work in ``out``.
-    OutputError
+    FileError
         If a file cannot be written.
 
     Examples
@@ -123,7 +123,7 @@ def reproduce(
     cells = read_grid(experiments, options.chapters, embedded)
     profile = _profile(options.profile)
     if profile.local and (max_gpus := max(cell.gpus for cell in cells)) > options.gpus:
-        raise SelectionError(
+        raise InputError(
             f"a run wants {max_gpus} GPUs of {options.gpus}",
             "give --gpus N, the number that this machine lends to the batch",
         )
@@ -169,7 +169,7 @@ def _profile(name: str) -> _Profile:
             f"there are: {', '.join(PROFILES)}, or a folder with config.yaml "
             "(in a clone of the repository)"
         )
-        raise SelectionError(
+        raise InputError(
             f"profile {name!r} cannot be read ({' '.join(str(cause).split())})", allowed
         ) from cause
     executor = content.get("executor", "local")
@@ -184,7 +184,7 @@ def _profile(name: str) -> _Profile:
         if find_spec(f"snakemake_{plugin.replace('-', '_')}") is None:
             packages.append(f"snakemake-{plugin}")
     if packages:
-        raise SelectionError(
+        raise InputError(
             f"profile {name!r} needs {' and '.join(packages)}",
             f"run pip install {' '.join(packages)}, and start again",
         )
@@ -196,7 +196,7 @@ def _copy(file: Path, target: Path) -> None:
     try:
         shutil.copyfile(file, target)
     except OSError as cause:
-        raise OutputError(target, cause.strerror or cause) from cause
+        raise not_written(target, cause.strerror or cause) from cause
 
 
 def _move_aside(cell: Cell, out: Path, chapter: Chapter, dry_run: bool) -> str:
@@ -210,7 +210,7 @@ def _move_aside(cell: Cell, out: Path, chapter: Chapter, dry_run: bool) -> str:
     try:
         # measurements that cannot be judged are damaged too
         Gathered().add(cell.id, read_results(file))
-    except (RecordError, ClaimError) as error:
+    except (FileError, InputError) as error:
         kind, problem = "damaged", str(error)
     else:
         if same_run(file, chapter.run(cell.parameters)):
@@ -321,7 +321,7 @@ def _only(out: Path) -> Iterator[int]:
         out.mkdir(parents=True, exist_ok=True)
         lock = os.open(out / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as cause:
-        raise OutputError(out, cause.strerror or cause) from cause
+        raise not_written(out, cause.strerror or cause) from cause
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

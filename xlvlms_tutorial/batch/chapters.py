@@ -17,7 +17,7 @@ from IPython.core.inputtransformer2 import TransformerManager
 from nbformat import NotebookNode
 
 from xlvlms_tutorial.batch.spelling import meant
-from xlvlms_tutorial.errors import SelectionError
+from xlvlms_tutorial.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[2]
 SUFFIXES = (".md", ".ipynb")
@@ -60,12 +60,12 @@ def book_folder() -> Path:
 
     Raises
     ------
-    SelectionError
+    InputError
         If there is none: the package was installed without its book.
     """
     folder = checkout()
     if folder is None:
-        raise SelectionError(
+        raise InputError(
             "no chapters found beside the package",
             "run inside a clone of the repository, or give the path of a chapter",
         )
@@ -89,7 +89,7 @@ def find_chapter(chapter: str | Path, folder: str | Path | None = None) -> Path:
 
     Raises
     ------
-    SelectionError
+    InputError
         If there is no such chapter.
     """
     path = Path(chapter)
@@ -104,7 +104,7 @@ def find_chapter(chapter: str | Path, folder: str | Path | None = None) -> Path:
         if f"[{TAG}]" in page.read_text(encoding="utf-8"):
             names.append(page.stem)
     message = f"no chapter {str(chapter)!r} in {folder}{closest(str(chapter), names)}"
-    raise SelectionError(message, f"there are: {', '.join(names) or 'none'}")
+    raise InputError(message, f"there are: {', '.join(names) or 'none'}")
 
 
 def read_chapter(file: Path) -> NotebookNode:
@@ -112,13 +112,13 @@ def read_chapter(file: Path) -> NotebookNode:
 
     Raises
     ------
-    SelectionError
+    InputError
         If the file is not a notebook.
     """
     try:
         notebook = jupytext.read(file)
     except (OSError, ValueError, KeyError) as cause:
-        raise SelectionError(
+        raise InputError(
             f"{file} cannot be read as a notebook ({cause})",
             "give a chapter as .md (MyST) or .ipynb",
         ) from cause
@@ -142,7 +142,7 @@ def defaults(notebook: NotebookNode) -> dict[str, object]:
 
     Raises
     ------
-    SelectionError
+    InputError
         If there is not exactly one such cell, or it is no Python.
     """
     cells = []
@@ -150,14 +150,12 @@ def defaults(notebook: NotebookNode) -> dict[str, object]:
         if cell.cell_type == "code" and TAG in cell.metadata.get("tags", []):
             cells.append(cell.source)
     if len(cells) != 1:
-        raise SelectionError(
-            f"{len(cells)} cells tagged {TAG!r}", "give a chapter with exactly one"
-        )
+        raise InputError(f"{len(cells)} cells tagged {TAG!r}", "give a chapter with exactly one")
     try:
         # which makes plain calls of magics
         body = ast.parse(TransformerManager().transform_cell(cells[0])).body
     except (SyntaxError, ValueError, RecursionError, MemoryError) as cause:
-        raise SelectionError(
+        raise InputError(
             f"the cell tagged {TAG!r} cannot be read ({cause})", "write NAME = VALUE, one in a line"
         ) from cause
     parameters: dict[str, object] = {}
@@ -233,7 +231,7 @@ def checked(
 
     Raises
     ------
-    SelectionError
+    InputError
         If the chapter has no such parameter, a value is of another type than the default, or a key
         is no text.
     """
@@ -241,7 +239,7 @@ def checked(
     for parameter, written in values.items():
         if parameter not in defaults:
             guess = closest(str(parameter), defaults)
-            raise SelectionError(
+            raise InputError(
                 f"chapter {name!r} has no parameter {parameter!r}{guess}",
                 f"there are: {', '.join(defaults)}",
             )
@@ -249,7 +247,7 @@ def checked(
         value = meant(default, written) if _json(written) else written
         if not _json(value) or not _fits(default, value):
             kind = _WORDS.get(type(default), type(default).__name__)
-            raise SelectionError(
+            raise InputError(
                 f"parameter {parameter}={_short_repr(written)} of chapter {name!r} is of the "
                 "wrong type",
                 f"give {kind}, such as the default {default!r}",

@@ -18,7 +18,7 @@ from xlvlms_tutorial.batch.run import Chapter, opened
 from xlvlms_tutorial.batch.spelling import meant, plain, read_yaml
 from xlvlms_tutorial.data import DATASETS
 from xlvlms_tutorial.data.hub import HUB
-from xlvlms_tutorial.errors import SelectionError
+from xlvlms_tutorial.errors import InputError
 from xlvlms_tutorial.io import digest
 from xlvlms_tutorial.text import STYLES
 
@@ -78,7 +78,7 @@ def read_grid(
 
     Raises
     ------
-    SelectionError
+    InputError
         If the file cannot be read, or a key, chapter, parameter, model or dataset is unknown, a
         value is of the wrong type, or two entries ask for the same run; the message names the line.
 
@@ -102,7 +102,7 @@ def read_grid(
         with _located(f"{path.name}, line {line}, experiment {number}"):
             for cell in _cells(common, entry, embedded, read):
                 if cell.id in cells:
-                    raise SelectionError(
+                    raise InputError(
                         f"the run {cell.id} is asked for twice", "give each combination once"
                     )
                 cells[cell.id] = cell
@@ -114,7 +114,7 @@ def _read(path: Path) -> tuple[dict[str, object], list[dict], list[int]]:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, ValueError) as cause:
-        raise SelectionError(
+        raise InputError(
             f"{path} cannot be read: {' '.join(str(cause).split())}",
             "give a YAML file of experiments",
         ) from cause
@@ -125,7 +125,7 @@ def _read(path: Path) -> tuple[dict[str, object], list[dict], list[int]]:
     entries = content.get("experiments")
     common = content.get("defaults") or {}
     if not isinstance(entries, list) or not entries:
-        raise SelectionError(f"{name}: no list of experiments", form)
+        raise InputError(f"{name}: no list of experiments", form)
     _require_keys(f"{name}, defaults", common, _COMMON, form)
     (experiments,) = [value for key, value in tree.value if key.value == "experiments"]
     lines = [node.start_mark.line + 1 for node in experiments.value]
@@ -136,10 +136,10 @@ def _read(path: Path) -> tuple[dict[str, object], list[dict], list[int]]:
 
 def _require_keys(location: str, content: object, allowed: Sequence[str], form: str) -> None:
     if not isinstance(content, dict):
-        raise SelectionError(f"{location}: {content!r} is no mapping", form)
+        raise InputError(f"{location}: {content!r} is no mapping", form)
     for key in content:
         if key not in allowed:
-            raise SelectionError(
+            raise InputError(
                 f"{location}: unknown key {key!r}{closest(str(key), allowed)}",
                 f"there are: {', '.join(allowed)}",
             )
@@ -167,7 +167,7 @@ def _cells(
     vary = _mapping("vary", entry.get("vary"))
     for name in (*fixed, *vary):
         if name in axes or (name in fixed and name in vary):
-            raise SelectionError(
+            raise InputError(
                 f"parameter {name!r} is given in two places, or in the wrong one",
                 f"set {', '.join(axes)} by {', '.join(AXES)}, and any other "
                 "in one of parameters and vary",
@@ -189,13 +189,13 @@ def _located(location: str) -> Iterator[None]:
     """Say where in the file stands what is wrong."""
     try:
         yield
-    except SelectionError as error:
-        raise SelectionError(f"{location}: {error}") from None
+    except InputError as error:
+        raise InputError(f"{location}: {error}") from None
 
 
 def _mapping(key: str, value: object) -> dict[str, object]:
     if value and not isinstance(value, dict):
-        raise SelectionError(
+        raise InputError(
             f"{key} is {value!r}, no mapping", f"give {key} as NAME: VALUE, one in a line"
         )
     return value or {}
@@ -204,18 +204,16 @@ def _mapping(key: str, value: object) -> dict[str, object]:
 def _as_list(key: str, value: object) -> list[object]:
     values = value if isinstance(value, list) else [value]
     if not values or None in map(plain, values):
-        raise SelectionError(f"{key} has no value", "give one value, or a list of one or more")
+        raise InputError(f"{key} has no value", "give one value, or a list of one or more")
     if len({json.dumps(element, sort_keys=True, default=str) for element in values}) < len(values):
-        raise SelectionError(f"{key} has a value twice", "give each value once")
+        raise InputError(f"{key} has a value twice", "give each value once")
     return values
 
 
 def _need(name: str, value: object) -> int:
     value = plain(value)
     if not isinstance(value, int) or isinstance(value, bool) or value < _MINIMUM[name]:
-        raise SelectionError(
-            f"{name}={value!r}", f"give a whole number of {_MINIMUM[name]} or more"
-        )
+        raise InputError(f"{name}={value!r}", f"give a whole number of {_MINIMUM[name]} or more")
     return value
 
 
@@ -227,7 +225,7 @@ def _require_dataset(dataset: str) -> None:
     names = (*DATASETS, *HUB)
     if dataset in names or base in HUB or os.path.isdir(base) or os.path.isdir(dataset):
         return
-    raise SelectionError(
+    raise InputError(
         f"unknown dataset {dataset!r}{closest(dataset, names)}",
         f"there are: {', '.join(names)}, and folders",
     )
@@ -237,7 +235,7 @@ def _require_model(model: str, embedded: Collection[str]) -> None:
     """Refuse a model that is neither embedded nor a folder, and no id of the hub."""
     if not embedded or model in embedded or "/" in model or os.path.isdir(model):
         return
-    raise SelectionError(
+    raise InputError(
         f"unknown model {model!r}{closest(model, embedded)}",
         f"there are: {', '.join(embedded)}, folders, and hub ids (owner/name)",
     )

@@ -15,7 +15,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from xlvlms_tutorial.batch.run import environment, run_chapter
-from xlvlms_tutorial.errors import RunError, SelectionError, XlvlmsError
+from xlvlms_tutorial.errors import InputError, RunError, XlvlmsError
 from xlvlms_tutorial.io import read_json, reading
 
 PLAN, RUNS = "plan.json", "runs"
@@ -30,7 +30,7 @@ def read_plan(file: Path) -> dict[str, Any]:
 
     Raises
     ------
-    RecordError
+    FileError
         If the file is no plan of a batch.
     """
     with reading(file, "no plan of a batch"):
@@ -61,14 +61,14 @@ def gpus(count: int, among: int) -> Iterator[str]:
 
     Raises
     ------
-    SelectionError
+    InputError
         If there are fewer.
     RunError
         If the locks cannot be held: another user has made their folder, or it cannot be written.
     """
     names = devices(among)
     if count > among:
-        raise SelectionError(
+        raise InputError(
             f"{count} GPUs wanted of {among}", "give a number of GPUs that this machine has"
         )
     folder = Path(tempfile.gettempdir()) / f"xlvlms-gpus-{os.getuid()}"
@@ -92,7 +92,7 @@ def devices(number: int) -> list[str]:
 
     Raises
     ------
-    SelectionError
+    InputError
         If it lists fewer.
     """
     visible = os.environ.get(VARIABLE)
@@ -100,7 +100,7 @@ def devices(number: int) -> list[str]:
         return [str(index) for index in range(number)]
     names = [name.strip() for name in visible.split(",") if name.strip()]
     if len(names) < number:
-        raise SelectionError(
+        raise InputError(
             f"{number} GPUs asked for, but {VARIABLE}={visible!r}",
             f"give {len(names)} or fewer, or set it to more",
         )

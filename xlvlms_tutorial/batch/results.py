@@ -19,7 +19,7 @@ import pyarrow as pa
 from xlvlms_tutorial.batch.job import PLAN, RUNS, read_plan
 from xlvlms_tutorial.batch.run import FAILURE, RESULTS, read_results
 from xlvlms_tutorial.claims.claims import CLAIMS, Claim, judged
-from xlvlms_tutorial.errors import ClaimError, RecordError, XlvlmsError
+from xlvlms_tutorial.errors import FileError, InputError, XlvlmsError, damaged_record
 from xlvlms_tutorial.io import read_json, write_atomically, write_json, write_utf8
 
 FILES = ("runs.parquet", "measurements.parquet", "claims.json", "report.md")
@@ -76,7 +76,7 @@ class Gathered:
 
         Raises
         ------
-        RecordError, ClaimError
+        FileError, InputError
             If a measurement cannot be judged, or what is said of the run is not what a run says.
         """
         try:
@@ -85,7 +85,7 @@ class Gathered:
         except (KeyError, TypeError, ValueError, AttributeError) as cause:
             if isinstance(cause, XlvlmsError):
                 raise
-            raise RecordError(
+            raise damaged_record(
                 name, f"no results of a run ({type(cause).__name__}: {cause})"
             ) from cause
         self.rows.append(row)
@@ -129,10 +129,8 @@ def gather(batch: str | Path, write: bool = True) -> Gathered:
 
     Raises
     ------
-    RecordError
-        If the folder holds no plan of a batch.
-    OutputError
-        If a file cannot be written.
+    FileError
+        If the folder holds no plan of a batch. If a file cannot be written.
 
     Examples
     --------
@@ -151,7 +149,7 @@ def gather(batch: str | Path, write: bool = True) -> Gathered:
         folder = batch / RUNS / name
         try:
             gathered.add(name, read_results(folder / RESULTS))
-        except (RecordError, ClaimError) as error:
+        except (FileError, InputError) as error:
             if (folder / RESULTS).exists():
                 gathered.states[name] = "damaged"
                 gathered.problems[name] = str(error)
@@ -182,7 +180,7 @@ def measurements(path: str | Path) -> list[dict[str, object]]:
 
     Raises
     ------
-    RecordError
+    FileError
         If there are no results, or they are damaged.
 
     Examples

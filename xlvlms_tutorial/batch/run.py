@@ -25,7 +25,14 @@ from papermill.exceptions import PapermillExecutionError, strip_color
 
 from xlvlms_tutorial.batch.chapters import checked, code_of, defaults, find_chapter, read_chapter
 from xlvlms_tutorial.claims.claims import judged, read_record
-from xlvlms_tutorial.errors import ClaimError, OutputError, RecordError, RunError, XlvlmsError
+from xlvlms_tutorial.errors import (
+    FileError,
+    InputError,
+    RunError,
+    XlvlmsError,
+    damaged_record,
+    not_written,
+)
 from xlvlms_tutorial.io import (
     FOLDER_VARIABLE,
     read_sealed,
@@ -96,7 +103,7 @@ def opened(chapter: str | Path, folder: str | Path | None = None) -> Chapter:
 
     Raises
     ------
-    SelectionError
+    InputError
         If there is no such chapter, or its parameters cannot be read.
     """
     file = find_chapter(chapter, folder)
@@ -129,7 +136,7 @@ def prepare(
 
     Raises
     ------
-    SelectionError
+    InputError
         If there is no such chapter or parameter, or a value is of the wrong type.
 
     Examples
@@ -180,11 +187,11 @@ def run_chapter(
 
     Raises
     ------
-    SelectionError
+    InputError
         If there is no such chapter or parameter, or a value is of the wrong type.
     RunError
         If the chapter fails, or another process is running it in the same folder.
-    OutputError
+    FileError
         If a file cannot be written.
 
     Examples
@@ -217,7 +224,7 @@ def read_results(path: str | Path) -> dict[str, object]:
 
     Raises
     ------
-    RecordError
+    FileError
         If the file is damaged: cut off, changed by hand, or without one of its fields.
 
     Examples
@@ -227,9 +234,9 @@ def read_results(path: str | Path) -> dict[str, object]:
     """
     content = read_sealed(path)
     if missing := [name for name in FIELDS if name not in content]:
-        raise RecordError(path, f"no results of a run ({', '.join(missing)} missing)")
+        raise damaged_record(path, f"no results of a run ({', '.join(missing)} missing)")
     if not isinstance(content["claims"], list):
-        raise RecordError(path, "no results of a run (claims are no list)")
+        raise damaged_record(path, "no results of a run (claims are no list)")
     return content
 
 
@@ -240,7 +247,7 @@ def same_run(path: Path, run: Run) -> bool:
     """
     try:
         content = read_results(path)
-    except RecordError:
+    except FileError:
         return False  # none, or damaged: to be made again
     return {name: content[name] for name in run.origin} == run.origin
 
@@ -256,10 +263,10 @@ def _locked(out: Path, wait: bool) -> Iterator[None]:
         raise RunError(
             f"another process is running a chapter in {out}", "give another folder, or wait for it"
         ) from None
-    except OutputError:
+    except FileError:
         raise
     except OSError as cause:
-        raise OutputError(out, cause.strerror or cause) from cause
+        raise not_written(out, cause.strerror or cause) from cause
 
 
 def _run(run: Run, out: Path, progress: bool) -> Path:
@@ -274,7 +281,7 @@ def _run(run: Run, out: Path, progress: bool) -> Path:
         seconds = _seconds(executed, started)
         memory = _memory(executed.cells.pop())
         claims = [_claim(file) for file in sorted((work / "claims").glob("*.json"))]
-    except (PapermillExecutionError, DeadKernelError, RecordError, ClaimError) as failure:
+    except (PapermillExecutionError, DeadKernelError, FileError, InputError) as failure:
         _report(run, out, work, started, failure)
     finally:
         # a kernel that is dying may still hold a file there

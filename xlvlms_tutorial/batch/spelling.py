@@ -9,7 +9,7 @@ from math import inf, nan
 
 import yaml
 
-from xlvlms_tutorial.errors import SelectionError
+from xlvlms_tutorial.errors import InputError
 
 QUOTES = "put text with special signs into quotes"
 _WORD = "!word"  # the tag of what has none
@@ -66,25 +66,25 @@ def read_yaml(text: str, where: str, advice: str = QUOTES) -> tuple[object, yaml
 
     Raises
     ------
-    SelectionError
+    InputError
         If it is no YAML, is nested too deep, repeats too much by aliases, holds itself, or gives a
         key twice.
     """
     try:
         tree = yaml.compose(text, _Loader)
         if tree is not None and _size(tree, {}) > _MAX_VALUES:
-            raise SelectionError(
+            raise InputError(
                 f"{where}: more than {_MAX_VALUES:,} values, or one that holds itself",
                 "write it without aliases (*name)",
             )
         _refuse_duplicates(where, tree)
         return yaml.load(text, _Loader), tree
     except RecursionError as cause:
-        raise SelectionError(f"{where} cannot be read: nested too deep", advice) from cause
-    except SelectionError:
+        raise InputError(f"{where} cannot be read: nested too deep", advice) from cause
+    except InputError:
         raise
     except (yaml.YAMLError, ValueError, TypeError) as cause:
-        raise SelectionError(
+        raise InputError(
             f"{where} cannot be read: {' '.join(str(cause).split())}", advice
         ) from cause
 
@@ -120,7 +120,7 @@ def _refuse_duplicates(location: str, node: yaml.Node | None) -> None:
         if not isinstance(key, yaml.ScalarNode):
             continue
         if key.value in keys:
-            raise SelectionError(
+            raise InputError(
                 f"{location}, line {key.start_mark.line + 1}: {key.value!r} stands twice",
                 "give each key once",
             )
@@ -132,7 +132,7 @@ def plain(value: object) -> object:
 
     Raises
     ------
-    SelectionError
+    InputError
         If a key is no text.
     """
     return meant((), value)
@@ -147,7 +147,7 @@ def meant(default: object, value: object) -> object:
 
     Raises
     ------
-    SelectionError
+    InputError
         If a key is no text.
     """
     if isinstance(value, dict):
@@ -162,7 +162,7 @@ def meant(default: object, value: object) -> object:
 def _key(key: object) -> str:
     name = _plain_value(key) if isinstance(key, Word) else key
     if not isinstance(name, str):
-        raise SelectionError(
+        raise InputError(
             f"the key {name!r} is no text", f"put it into quotes, as in {{'{key}': ...}}"
         )
     return str(name)

@@ -16,7 +16,7 @@ import numpy as np
 import yaml
 
 from xlvlms_tutorial.claims import spread
-from xlvlms_tutorial.errors import ClaimError, EstimateError, RecordError
+from xlvlms_tutorial.errors import damaged_record, no_estimate, unknown_claim
 from xlvlms_tutorial.io import FOLDER_VARIABLE as FOLDER_VARIABLE
 from xlvlms_tutorial.io import default_folder, digest, read_json, reading, versions, write_json
 from xlvlms_tutorial.metrics.intervals import Estimate
@@ -94,7 +94,7 @@ class Claim:
 
     Raises
     ------
-    EstimateError
+    InputError
         If a field is empty or of another kind, the direction is unknown, or null and margin give no
         test.
 
@@ -120,17 +120,17 @@ class Claim:
         for name, value in asdict(self).items():
             kind = (int, float) if name in ("null", "margin") else str
             if not _is_kind(kind, value) or value == "":
-                raise EstimateError(
+                raise no_estimate(
                     f"{name} of claim {self.id}",
                     repr(value),
                     "text, or for null and margin a number",
                 )
         if self.direction not in DIRECTIONS:
-            raise EstimateError(f"direction of {self.id}", self.direction, ", ".join(DIRECTIONS))
+            raise no_estimate(f"direction of {self.id}", self.direction, ", ".join(DIRECTIONS))
         finite = math.isfinite(self.null) and math.isfinite(self.margin)
         if not finite or self.margin < 0 or (self.direction == "equal" and self.margin == 0):
             values = f"null {self.null}, margin {self.margin}"
-            raise EstimateError(
+            raise no_estimate(
                 f"claim {self.id}",
                 values,
                 'finite numbers, a margin of 0 or more, above 0 where the direction is "equal"',
@@ -175,7 +175,7 @@ def read_register(file: str | Path | None = None) -> dict[str, Claim]:
 
     Raises
     ------
-    RecordError
+    FileError
         If the file is no such register: a field is missing, unknown or of another kind, a key
         stands there twice, or a claim cannot be judged.
 
@@ -195,7 +195,7 @@ def read_register(file: str | Path | None = None) -> dict[str, Claim]:
         for name, entry in content["claims"].items():
             register[name] = Claim(id=name, **content["sources"][name.partition("-")[0]], **entry)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as cause:
-        raise RecordError(
+        raise damaged_record(
             f"{file}, {name}", f"not a register of claims ({type(cause).__name__}: {cause})"
         ) from cause
     return register
@@ -220,7 +220,7 @@ def claim(claim_id: str) -> Claim:
 
     Raises
     ------
-    ClaimError
+    InputError
         If the register does not hold the id; the message lists those it has.
 
     Examples
@@ -230,7 +230,7 @@ def claim(claim_id: str) -> Claim:
     'Tokens of each modality live in their own narrow cone.'
     """
     if claim_id not in CLAIMS:
-        raise ClaimError(claim_id, CLAIMS)
+        raise unknown_claim(claim_id, CLAIMS)
     return CLAIMS[claim_id]
 
 
@@ -322,12 +322,11 @@ def record(
 
     Raises
     ------
-    ClaimError
+    InputError
         If the register does not hold the id.
-    RecordError
-        If the estimate is not an Estimate, or model, dataset or seeds are missing.
-    OutputError
-        If the record cannot be written.
+    FileError
+        If the estimate is not an Estimate, or model, dataset or seeds are missing. If the record
+        cannot be written.
 
     Examples
     --------
@@ -345,11 +344,11 @@ def record(
     claimed = claim(claim_id)
     numbers = [int(seed) for seed in np.atleast_1d(seeds)]
     if not isinstance(estimate, Estimate):
-        raise RecordError(
+        raise damaged_record(
             f"record of {claim_id}", f"{estimate!r} is not an Estimate with value, low, high and n"
         )
     if not model or not dataset or not numbers:
-        raise RecordError(
+        raise damaged_record(
             f"record of {claim_id}",
             f"model={model!r}, dataset={dataset!r}, seeds={numbers} must all be given",
         )
@@ -437,12 +436,10 @@ def merge(
 
     Raises
     ------
-    RecordError
-        If a record is damaged or incomplete.
-    ClaimError
+    FileError
+        If a record is damaged or incomplete. If ``path`` cannot be written.
+    InputError
         If a record names a claim that the register does not hold.
-    OutputError
-        If ``path`` cannot be written.
 
     Examples
     --------
@@ -475,7 +472,7 @@ def _rows(folder: str | Path | None) -> list[dict[str, object]]:
     except FileNotFoundError:
         return []  # nothing is measured yet
     except OSError as cause:
-        raise RecordError(folder, f"no folder of records ({cause.strerror})") from cause
+        raise damaged_record(folder, f"no folder of records ({cause.strerror})") from cause
     rows = []
     for file in files:
         if file.suffix == ".json" and not file.name.startswith("."):
@@ -488,7 +485,7 @@ def read_record(file: Path) -> object:
 
     Raises
     ------
-    RecordError
+    FileError
         If it is no JSON.
     """
     with reading(file, "not a record of a measurement"):
@@ -512,9 +509,9 @@ def judged(record: Any, where: object) -> dict[str, object]:
 
     Raises
     ------
-    RecordError
+    FileError
         If the record is incomplete, or its numbers are no estimate.
-    ClaimError
+    InputError
         If it names a claim that the register does not hold.
     """
     with reading(where, "not a record of a measurement"):

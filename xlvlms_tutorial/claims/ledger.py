@@ -14,7 +14,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from xlvlms_tutorial.claims.claims import VERDICTS, Claim, claim
-from xlvlms_tutorial.errors import SelectionError
+from xlvlms_tutorial.errors import InputError
 from xlvlms_tutorial.view import plots
 from xlvlms_tutorial.view.cards import Html, style_of
 
@@ -62,7 +62,7 @@ def overview(entries: Sequence[Entry], ax: Axes | None = None) -> Axes:
 
     Raises
     ------
-    SelectionError
+    InputError
         If there are no entries.
 
     Examples
@@ -77,7 +77,7 @@ def overview(entries: Sequence[Entry], ax: Axes | None = None) -> Axes:
     b'PNG'
     """
     if not entries:
-        raise SelectionError("a ledger without entries", "give the entries of claims.merge")
+        raise InputError("a ledger without entries", "give the entries of claims.merge")
     table = distances(entries)
     names = list(dict.fromkeys(str(entry["id"]) for entry in entries))
     ax = plots._axes(ax, height=0.9 + 0.24 * len(names))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from xlvlms_tutorial._lazy import lazy_attributes
 from xlvlms_tutorial.data.export import write_coco
-from xlvlms_tutorial.errors import DatasetError
+from xlvlms_tutorial.errors import unknown_dataset
 from xlvlms_tutorial.samples import PROMPTS, Question, Sample, media, mentioning
 from xlvlms_tutorial.text import STYLES
 from xlvlms_tutorial.validation import require
@@ -67,12 +67,11 @@ def load_samples(
     ------
     AnnotationError
         If the files of a folder are wrong, or it has no caption in the style.
-    DatasetError
-        If no dataset has this name and no folder this path.
-    HubError, LoadError
+    InputError
+        If no dataset has this name and no folder this path. If the split is unknown, ``n`` is below
+        1, or the seed is no whole number of 0 or more.
+    LoadError
         If a dataset of the hub cannot be reached, or read.
-    SceneError, SelectionError
-        If the split is unknown, ``n`` is below 1, or the seed is no whole number of 0 or more.
 
     Examples
     --------
@@ -109,4 +108,4 @@ def load_samples(
             return load(name, n, split, seed)
         if style in STYLES and exists(base):
             return folder.in_style(load(base, n, split, seed), style, base)
-    raise DatasetError(name, (*DATASETS, *hub.HUB, "or a folder"))
+    raise unknown_dataset(name, (*DATASETS, *hub.HUB, "or a folder"))

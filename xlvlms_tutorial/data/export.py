@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from xlvlms_tutorial.errors import OutputError, XlvlmsError
+from xlvlms_tutorial.errors import XlvlmsError, not_written
 from xlvlms_tutorial.samples import Sample
 from xlvlms_tutorial.validation import require
 
@@ -33,9 +33,9 @@ def write_coco(samples: Sequence[Sample], folder: str | Path) -> Path:
 
     Raises
     ------
-    OutputError
+    FileError
         If the folder holds files already, or cannot be written.
-    SelectionError
+    InputError
         If there are no samples, or one is no picture.
 
     Examples
@@ -55,7 +55,7 @@ def write_coco(samples: Sequence[Sample], folder: str | Path) -> Path:
     )
     # unlike Path's, these take any name
     if os.path.isfile(folder) or os.path.isdir(folder) and os.listdir(folder):
-        raise OutputError(folder, "it holds files already")
+        raise not_written(folder, "it holds files already")
     part = folder.with_name(f".{folder.name}.part")
     try:
         (part / "images").mkdir(parents=True)
@@ -65,7 +65,7 @@ def write_coco(samples: Sequence[Sample], folder: str | Path) -> Path:
     except XlvlmsError:
         raise
     except (OSError, ValueError) as cause:  # a name with a null is a ValueError
-        raise OutputError(folder, cause) from cause
+        raise not_written(folder, cause) from cause
     finally:
         shutil.rmtree(part, ignore_errors=True)
     return folder

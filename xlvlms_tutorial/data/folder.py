@@ -21,7 +21,7 @@ from xlvlms_tutorial.data.entries import KNOWN, Stray
 from xlvlms_tutorial.data.formats import read
 from xlvlms_tutorial.data.gathered import Gathered, Part, missing
 from xlvlms_tutorial.data.tree import DATA, SPLITS, Tree, folder_split, hidden, listing, named_split
-from xlvlms_tutorial.errors import AnnotationError, DatasetError
+from xlvlms_tutorial.errors import AnnotationError, unknown_dataset
 from xlvlms_tutorial.samples import Sample
 from xlvlms_tutorial.text import style_rate
 from xlvlms_tutorial.validation import require
@@ -63,7 +63,7 @@ def folder_samples(folder: str | Path, n: int, split: str = "test", seed: int = 
     AnnotationError
         If no file can be used, one is malformed or lacks a key, a picture is missing or outside of
         the folder, or is in two splits.
-    SelectionError
+    InputError
         If ``n`` is below 1, or the folder has no such split.
     """
     require(isinstance(n, Integral) and n >= 1, f"n={n!r}", "give 1 or more")
@@ -125,7 +125,7 @@ def folder_report(folder: str | Path) -> pd.DataFrame:
     ------
     AnnotationError
         If no file can be used, or one is malformed.
-    DatasetError
+    InputError
         If there is no such folder.
 
     Examples
@@ -139,7 +139,7 @@ def folder_report(folder: str | Path) -> pd.DataFrame:
     """
     folder = Path(folder)
     if not os.path.isdir(folder):
-        raise DatasetError(str(folder), ("folders that exist",))
+        raise unknown_dataset(str(folder), ("folders that exist",))
     gathered = _gathered(folder)
     rows = []
     for part in gathered.parts:

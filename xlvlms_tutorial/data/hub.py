@@ -22,7 +22,7 @@ from xlvlms_tutorial.data.annotations import (
     question_type,
     samples_of,
 )
-from xlvlms_tutorial.errors import HubError, LoadError, XlvlmsError
+from xlvlms_tutorial.errors import LoadError, XlvlmsError, not_on_hub
 from xlvlms_tutorial.samples import Question, Sample
 from xlvlms_tutorial.text import STYLES, style_share
 from xlvlms_tutorial.validation import require
@@ -92,12 +92,10 @@ def hub_samples(name: str, n: int, split: str = "test", seed: int = 0) -> list[S
 
     Raises
     ------
-    HubError
-        If the repository cannot be reached and is not in the cache.
     LoadError
-        If the package datasets is missing, or the repository lacks a
-        column or needs a loading script.
-    SelectionError
+        If the repository cannot be reached and is not in the cache. If the package datasets is
+        missing, or the repository lacks a column or needs a loading script.
+    InputError
         If ``n`` is below 1, or the dataset has no such split.
     """
     source = HUB[name]
@@ -133,7 +131,7 @@ def _translated(name: str, source: HubSet) -> Iterator[None]:
             f"pip install {cause.name}",
         ) from cause
     except (HTTPError, OSError) as cause:
-        raise HubError(source.repo) from cause
+        raise not_on_hub(source.repo) from cause
     except KeyError as cause:
         problem = f"a row of {source.repo!r} ({name}) has no column {cause.args[0]!r}"
         raise LoadError(
@@ -223,7 +221,7 @@ def _fetch(url: str) -> io.BytesIO:
         with urlopen(url, timeout=60) as answer:  # http or https: checked before
             return io.BytesIO(answer.read())
     except OSError as cause:
-        raise HubError(url) from cause
+        raise not_on_hub(url) from cause
 
 
 def _sound(cell: Mapping[str, object]) -> np.ndarray:

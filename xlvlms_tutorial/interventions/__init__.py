@@ -4,7 +4,7 @@ Interventions edit the residual stream, skip blocks or the MLPs of some tokens, 
 parallel, or mask weights.
 """
 
-from xlvlms_tutorial.interventions.edits import add, edit, fold, mask_weights, project_out, replace
+from xlvlms_tutorial.interventions.edits import ablate, add, edit, fold, mask_weights, patch
 from xlvlms_tutorial.interventions.overrides import POSITIONS
 from xlvlms_tutorial.interventions.replay import Resumable, same_up_to_rounding
 from xlvlms_tutorial.interventions.skipping import (
@@ -17,7 +17,7 @@ from xlvlms_tutorial.interventions.skipping import (
     parallel_pairs,
     skip,
 )
-from xlvlms_tutorial.interventions.token_skipping import skip_mlp_tokens
+from xlvlms_tutorial.interventions.token_skipping import skip_tokens
 
 __all__ = [
     "CACHES",
@@ -27,15 +27,15 @@ __all__ = [
     "POSITIONS",
     "SCOPES",
     "Resumable",
+    "ablate",
     "add",
     "edit",
     "fold",
     "mask_weights",
     "parallel",
     "parallel_pairs",
-    "project_out",
-    "replace",
+    "patch",
     "same_up_to_rounding",
     "skip",
-    "skip_mlp_tokens",
+    "skip_tokens",
 ]

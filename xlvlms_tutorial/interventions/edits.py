@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from xlvlms_tutorial.errors import AnatomyError, FoldError, InterventionError
+from xlvlms_tutorial.errors import AnatomyError, InterventionError, cannot_fold
 from xlvlms_tutorial.interventions.active import recorded
 from xlvlms_tutorial.interventions.overrides import (
     Change,
@@ -30,7 +30,7 @@ from xlvlms_tutorial.interventions.overrides import (
 )
 from xlvlms_tutorial.models import anatomy
 from xlvlms_tutorial.models.failures import reason
-from xlvlms_tutorial.models.support import require
+from xlvlms_tutorial.models.support import require_support
 from xlvlms_tutorial.models.vlm import VLM
 from xlvlms_tutorial.models.watching import on_output
 
@@ -42,7 +42,7 @@ def edit(
 ) -> Iterator[None]:
     """Pass the residual stream of some layers through any function of your own.
 
-    Use it for a change that ``add``, ``replace`` and ``project_out`` do not offer.
+    Use it for a change that ``add``, ``patch`` and ``ablate`` do not offer.
 
     Parameters
     ----------
@@ -70,18 +70,17 @@ def edit(
     LayerError
         If a layer is out of range.
     InterventionError
-        If the positions are unknown, or the gate is for another number of samples.
-    FoldError
-        If a vector is folded into one of these layers.
+        If the positions are unknown, or the gate is for another number of samples. If a vector is
+        folded into one of these layers.
 
     Examples
     --------
     >>> import torch
     >>> from xlvlms_tutorial.activations import read
     >>> from xlvlms_tutorial.interventions import edit
-    >>> plain = read(vlm, batch, 12)[12, "block"]
+    >>> plain = read(vlm, batch, 12)[12, "resid_post"]
     >>> with edit(vlm, lambda states: 2 * states, 12):
-    ...     doubled = read(vlm, batch, 12)[12, "block"]
+    ...     doubled = read(vlm, batch, 12)[12, "resid_post"]
     >>> torch.allclose(doubled, 2 * plain)
     True
     """
@@ -139,9 +138,9 @@ def add(
     >>> import torch
     >>> from xlvlms_tutorial.activations import read
     >>> from xlvlms_tutorial.interventions import add
-    >>> plain = read(vlm, batch, 12, positions="last")[12, "block"]
+    >>> plain = read(vlm, batch, 12, positions="last")[12, "resid_post"]
     >>> with add(vlm, torch.ones(vlm.width), 12, strength=2.0):
-    ...     steered = read(vlm, batch, 12, positions="last")[12, "block"]
+    ...     steered = read(vlm, batch, 12, positions="last")[12, "resid_post"]
     >>> torch.allclose(steered, plain + 2, atol=1e-3)
     True
     """
@@ -160,7 +159,7 @@ def add(
 
 @recorded
 @contextmanager
-def replace(
+def patch(
     vlm: VLM,
     states: Float[Tensor, "d"] | Float[Tensor, "b d"] | Float[Tensor, "b t d"],
     layers: Layers,
@@ -199,9 +198,8 @@ def replace(
     LayerError
         If a layer is out of range.
     InterventionError
-        If states, positions or gate do not fit the model or the batch.
-    FoldError
-        If a vector is folded into one of these layers.
+        If states, positions or gate do not fit the model or the batch. If a vector is folded into
+        one of these layers.
 
     Examples
     --------
@@ -209,10 +207,10 @@ def replace(
 
     >>> import torch
     >>> from xlvlms_tutorial.activations import read
-    >>> from xlvlms_tutorial.interventions import replace
-    >>> patches = read(vlm, batch, 12)[12, "block"].roll(1, dims=0)
-    >>> with replace(vlm, patches, 12):
-    ...     states = read(vlm, batch, 12)[12, "block"]
+    >>> from xlvlms_tutorial.interventions import patch
+    >>> patches = read(vlm, batch, 12)[12, "resid_post"].roll(1, dims=0)
+    >>> with patch(vlm, patches, 12):
+    ...     states = read(vlm, batch, 12)[12, "resid_post"]
     >>> torch.equal(states, patches)
     True
     """
@@ -235,7 +233,7 @@ def replace(
 
 @recorded
 @contextmanager
-def project_out(
+def ablate(
     vlm: VLM,
     directions: Float[Tensor, "d"] | Float[Tensor, "k d"],
     layers: Layers,
@@ -275,19 +273,18 @@ def project_out(
     LayerError
         If a layer is out of range.
     InterventionError
-        If the directions are dependent, or do not fit the model.
-    FoldError
-        If a vector is folded into one of these layers.
+        If the directions are dependent, or do not fit the model. If a vector is folded into one of
+        these layers.
 
     Examples
     --------
     >>> import torch
     >>> from xlvlms_tutorial.activations import read
-    >>> from xlvlms_tutorial.interventions import project_out
+    >>> from xlvlms_tutorial.interventions import ablate
     >>> direction = torch.zeros(vlm.width)
     >>> direction[0] = 1.0
-    >>> with project_out(vlm, direction, 12):
-    ...     states = read(vlm, batch, 12)[12, "block"]
+    >>> with ablate(vlm, direction, 12):
+    ...     states = read(vlm, batch, 12)[12, "resid_post"]
     >>> float(states[..., 0].abs().max()) < 1e-3
     True
     """
@@ -342,10 +339,9 @@ def fold(
     LayerError
         If a layer is out of range.
     InterventionError
-        If the vector does not fit the model.
-    FoldError
-        If the block does more to its MLP's output than add it (a norm after it, a gate, experts),
-        or is bypassed. ``vlm.supports("fold", "mlp")`` tells before.
+        If the vector does not fit the model. If the block does more to its MLP's output than add it
+        (a norm after it, a gate, experts), or is bypassed. ``vlm.supports("fold", "mlp")`` tells
+        before.
 
     Examples
     --------
@@ -354,9 +350,9 @@ def fold(
     >>> from xlvlms_tutorial.interventions import add, fold
     >>> vector = torch.ones(vlm.width)
     >>> with fold(vlm, vector, 12):
-    ...     folded = read(vlm, batch, 12, positions="last")[12, "block"]
+    ...     folded = read(vlm, batch, 12, positions="last")[12, "resid_post"]
     >>> with add(vlm, vector, 12):
-    ...     added = read(vlm, batch, 12, positions="last")[12, "block"]
+    ...     added = read(vlm, batch, 12, positions="last")[12, "resid_post"]
     >>> torch.allclose(folded, added, atol=1e-3)
     True
     """
@@ -439,32 +435,32 @@ def _edited(
 def _folded(vlm: VLM, shift: Tensor, layer: int) -> Iterator[None]:
     block = vlm.blocks[layer - 1]
     if vlm.bypassed[layer]:
-        raise FoldError(
+        raise cannot_fold(
             layer,
             "its block or MLP is skipped or run in parallel here, so a bias of it may do nothing",
         )
     if not all(edit.additive for edit in vlm.edits.get(layer, ())):
-        raise FoldError(
+        raise cannot_fold(
             layer,
             "a change of its states was entered before, and would now act after, on the vector too",
         )
     try:
-        require([block], vlm.refused, "fold", "mlp")
+        require_support([block], vlm.refused, "fold", "mlp")
     except AnatomyError as cause:
-        raise FoldError(layer, "its MLP has no single last linear map") from cause
+        raise cannot_fold(layer, "its MLP has no single last linear map") from cause
     except InterventionError as cause:
-        raise FoldError(layer, str(cause).rstrip(".")) from cause
+        raise cannot_fold(layer, str(cause).rstrip(".")) from cause
     linear = anatomy.mlp_exit(block)
     # under LoRA the bias belongs to the layer that is adapted
     linear = getattr(linear, "base_layer", linear)
     if linear.weight.is_meta:
-        raise FoldError(layer, "its weights are offloaded and fetched anew for each step")
+        raise cannot_fold(layer, "its weights are offloaded and fetched anew for each step")
     own_bias = linear.bias
     try:
         baseline = _probe(vlm, block)
     except (ValueError, TypeError, AttributeError, LookupError, RuntimeError) as cause:
         # Idefics needs its picture, Gemma 4 needs ids
-        raise FoldError(
+        raise cannot_fold(
             layer, f"what it does cannot be measured by embeddings alone ({reason(cause)})"
         ) from cause
     bias = shift.to(linear.weight.device, vlm.dtype)
@@ -480,7 +476,7 @@ def _folded(vlm: VLM, shift: Tensor, layer: int) -> Iterator[None]:
             rtol=0,
             atol=_tolerance(vlm, baseline, bias),
         ):
-            raise FoldError(
+            raise cannot_fold(
                 layer, "its block does not simply add its MLP's output to the residual stream"
             )
         yield

@@ -14,7 +14,7 @@ from transformers import Cache
 from transformers.cache_utils import CacheLayerMixin
 
 from xlvlms_tutorial.activations.clock import Clock as Clock
-from xlvlms_tutorial.errors import FoldError, InterventionError, LayerError
+from xlvlms_tutorial.errors import InterventionError, LayerError, cannot_fold
 from xlvlms_tutorial.models import anatomy
 from xlvlms_tutorial.models.spans import SPANS
 from xlvlms_tutorial.models.vlm import VLM
@@ -54,12 +54,12 @@ def refuse_folded(vlm: VLM, layers: Sequence[int], action: str) -> None:
 
     Raises
     ------
-    FoldError
+    InterventionError
         If a vector is folded into one of these layers.
     """
     for layer in layers:
         if vlm.folded[layer]:
-            raise FoldError(
+            raise cannot_fold(
                 layer,
                 f"a vector is folded into its bias, which {action} would silently undo or change",
             )

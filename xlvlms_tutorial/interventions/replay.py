@@ -11,7 +11,7 @@ from torch import Tensor
 
 from xlvlms_tutorial.activations.activations import WHOLE_BLOCK
 from xlvlms_tutorial.activations.hooks import computed, reading
-from xlvlms_tutorial.interventions.edits import replace
+from xlvlms_tutorial.interventions.edits import patch
 from xlvlms_tutorial.interventions.skipping import skip
 from xlvlms_tutorial.models import anatomy
 from xlvlms_tutorial.models.spans import Batch
@@ -132,7 +132,7 @@ class Resumable:
         with ExitStack() as stack:
             if start:
                 stack.enter_context(skip(vlm, range(1, start + 1)))
-                stack.enter_context(replace(vlm, states, start))
+                stack.enter_context(patch(vlm, states, start))
             stack.enter_context(change or nullcontext())
             collected = stack.enter_context(
                 reading(vlm, layer, positions=positions, dtype=dtype, stop=True)

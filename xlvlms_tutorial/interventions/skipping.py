@@ -23,7 +23,7 @@ from xlvlms_tutorial.interventions.overrides import (
     refuse_folded,
 )
 from xlvlms_tutorial.models import anatomy
-from xlvlms_tutorial.models.support import require
+from xlvlms_tutorial.models.support import require_support
 from xlvlms_tutorial.models.vlm import VLM
 from xlvlms_tutorial.models.watching import on_input, on_output
 
@@ -78,11 +78,9 @@ def skip(
     InterventionError
         If part, scope or cache has another value than those named, a model has more that does the
         part's work (experts beside an MLP), or a scope is requested in a generation without a
-        cache.
+        cache. If a vector is folded into a block or MLP that would be skipped.
     AnatomyError
         If a block has no such part; ``vlm.supports("skip", part)`` tells before.
-    FoldError
-        If a vector is folded into a block or MLP that would be skipped.
 
     Examples
     --------
@@ -93,13 +91,13 @@ def skip(
     >>> from xlvlms_tutorial.interventions import skip
     >>> with skip(vlm, 12):
     ...     states = read(vlm, batch, [11, 12], positions="last")
-    >>> torch.equal(states[11, "block"], states[12, "block"])
+    >>> torch.equal(states[11, "resid_post"], states[12, "resid_post"])
     True
     """
     _require_allowed(part=(part, PARTS), scope=(scope, SCOPES), cache=(cache, CACHES))
     selected = checked_layers(vlm, layers)
     clock = Clock(vlm)
-    require([vlm.blocks[layer - 1] for layer in selected], vlm.refused, "skip", part)
+    require_support([vlm.blocks[layer - 1] for layer in selected], vlm.refused, "skip", part)
     if part != "attention":
         refuse_folded(vlm, selected, "skipping")
     make = {"block": _no_block, "mlp": _no_mlp, "attention": _no_attention}[part]
@@ -158,16 +156,16 @@ def parallel(vlm: VLM, layers: Layers, norm: str = "first", scope: str = "both")
     >>> import torch
     >>> from xlvlms_tutorial.activations import read
     >>> from xlvlms_tutorial.interventions import parallel
-    >>> usual = read(vlm, batch, 12, positions="last")[12, "block"]
+    >>> usual = read(vlm, batch, 12, positions="last")[12, "resid_post"]
     >>> with parallel(vlm, 12):
-    ...     states = read(vlm, batch, 12, positions="last")[12, "block"]
+    ...     states = read(vlm, batch, 12, positions="last")[12, "resid_post"]
     >>> states.shape, torch.equal(states, usual)
     (torch.Size([4, 1, 576]), False)
     """
     _require_allowed(norm=(norm, NORMS), scope=(scope, SCOPES))
     selected = checked_layers(vlm, layers)
     clock = Clock(vlm)
-    require([vlm.blocks[layer - 1] for layer in selected], vlm.refused, "parallel", norm)
+    require_support([vlm.blocks[layer - 1] for layer in selected], vlm.refused, "parallel", norm)
     forwards: dict[nn.Module, Callable] = {}
     with clock.ticking(), ExitStack() as stack:
         for layer in selected:
@@ -223,9 +221,7 @@ def parallel_pairs(
         If a pair is out of range.
     InterventionError
         If pairs overlap, ``combine`` or ``scope`` has another value than those named, or a scope is
-        requested in a generation without a cache.
-    FoldError
-        If a vector is folded into a block of a pair.
+        requested in a generation without a cache. If a vector is folded into a block of a pair.
 
     Examples
     --------
@@ -237,9 +233,9 @@ def parallel_pairs(
     >>> with parallel_pairs(vlm, 12, combine="sum"):
     ...     states = read(vlm, batch, [11, 12, 13], positions="last")
     >>> with skip(vlm, 12):
-    ...     second = read(vlm, batch, 13, positions="last")[13, "block"]
-    >>> expected = states[12, "block"] + second - states[11, "block"]
-    >>> torch.allclose(states[13, "block"], expected, atol=1e-3)
+    ...     second = read(vlm, batch, 13, positions="last")[13, "resid_post"]
+    >>> expected = states[12, "resid_post"] + second - states[11, "resid_post"]
+    >>> torch.allclose(states[13, "resid_post"], expected, atol=1e-3)
     True
     """
     _require_allowed(combine=(combine, COMBINES), scope=(scope, SCOPES))

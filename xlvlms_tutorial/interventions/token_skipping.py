@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from xlvlms_tutorial.activations.clock import Clock
 from xlvlms_tutorial.activations.hooks import span_mask
-from xlvlms_tutorial.errors import InterventionError, SelectionError, SpanError
+from xlvlms_tutorial.errors import InputError, InterventionError, SpanError
 from xlvlms_tutorial.interventions.active import recorded
 from xlvlms_tutorial.interventions.overrides import (
     Layers,
@@ -27,7 +27,7 @@ from xlvlms_tutorial.interventions.overrides import (
 from xlvlms_tutorial.interventions.skipping import bypassing, nothing
 from xlvlms_tutorial.models import anatomy
 from xlvlms_tutorial.models.spans import SPANS
-from xlvlms_tutorial.models.support import require
+from xlvlms_tutorial.models.support import require_support
 from xlvlms_tutorial.models.vlm import VLM
 
 Span = str | tuple[str, ...] | Bool[Tensor, "b t"]
@@ -35,7 +35,7 @@ Span = str | tuple[str, ...] | Bool[Tensor, "b t"]
 
 @recorded
 @contextmanager
-def skip_mlp_tokens(
+def skip_tokens(
     vlm: VLM,
     layers: Layers,
     share: float = 1.0,
@@ -83,31 +83,30 @@ def skip_mlp_tokens(
     ------
     LayerError
         If a layer is out of range.
-    SelectionError
+    InputError
         If the share is not in [0, 1], ``n_tokens`` is negative or given with a share, or a sample
         has fewer positions.
     SpanError
         If the span is unknown, or the model or some sample has no such positions.
     InterventionError
-        If it is not known where the span is, or the mask is for another batch.
+        If it is not known where the span is, or the mask is for another batch. If a vector is
+        folded into an MLP that would be skipped.
     AnatomyError
         If a block has no single MLP, as one with experts beside a dense MLP.
-    FoldError
-        If a vector is folded into an MLP that would be skipped.
 
     Examples
     --------
     Half of the 16 image positions of each of four samples get nothing from the MLP:
 
     >>> from xlvlms_tutorial.activations import read
-    >>> from xlvlms_tutorial.interventions import skip_mlp_tokens
-    >>> with skip_mlp_tokens(vlm, 12, share=0.5):
-    ...     mlp = read(vlm, batch, 12, places="mlp", positions="image")[12, "mlp"]
+    >>> from xlvlms_tutorial.interventions import skip_tokens
+    >>> with skip_tokens(vlm, 12, share=0.5):
+    ...     mlp = read(vlm, batch, 12, sites="mlp_out", positions="image")[12, "mlp_out"]
     >>> len(mlp), int((mlp == 0).all(dim=1).sum())
     (64, 32)
     """
     selected = checked_layers(vlm, layers)
-    require([vlm.blocks[layer - 1] for layer in selected], vlm.refused, "skip", "mlp")
+    require_support([vlm.blocks[layer - 1] for layer in selected], vlm.refused, "skip", "mlp")
     refuse_folded(vlm, selected, "skipping")
     draw = _Draw(vlm, span, share, n_tokens, seed)
     with draw.clock.ticking(), bypassing(vlm, selected), ExitStack() as stack:
@@ -121,15 +120,15 @@ def check_share(share: float, n_tokens: int | None = None) -> None:
 
     Raises
     ------
-    SelectionError
+    InputError
         If the share is not in [0, 1], or ``n_tokens`` is negative or given together with a share.
     """
     if not 0 <= share <= 1:
-        raise SelectionError(f"share {share!r} of the positions", "give 0 to 1")
+        raise InputError(f"share {share!r} of the positions", "give 0 to 1")
     if n_tokens is not None and (
         isinstance(n_tokens, bool) or not isinstance(n_tokens, int) or n_tokens < 0 or share != 1
     ):
-        raise SelectionError(
+        raise InputError(
             f"n_tokens {n_tokens!r} with share {share!r}",
             "give a whole number from 0 on and no share, or a share alone",
         )
@@ -217,7 +216,7 @@ class _Draw:
             count = len(positions)
             n = int(self.share * count + 0.5) if self.n_tokens is None else self.n_tokens
             if n > count:
-                raise SelectionError(
+                raise InputError(
                     f"{n} positions of row {row} of the batch, which has {count} of them",
                     "give fewer n_tokens",
                 )

@@ -42,10 +42,8 @@ def add_adapter(
     Raises
     ------
     LoadError
-        If peft is not installed, the adapter's files are not to be had, or
-        it was trained on another model.
-    RevisionError
-        If a shipped adapter has no such step.
+        If peft is not installed, the adapter's files are not to be had, or it was trained on
+        another model. If a shipped adapter has no such step.
     """
     adapter = os.path.expanduser(adapter)
     require_installed("peft", is_peft_available(), f"adapter {adapter!r}", "load again")

@@ -26,17 +26,17 @@ from transformers import (
 from transformers.utils import cached_file, is_bitsandbytes_available
 
 from xlvlms_tutorial.errors import (
-    ArchitectureError,
-    HubError,
     LoadError,
-    UnknownModelError,
     XlvlmsError,
+    not_on_hub,
+    unknown_model,
+    untested_architecture,
 )
 from xlvlms_tutorial.io import read_json
 from xlvlms_tutorial.loading.adapters import add_adapter
 from xlvlms_tutorial.loading.wrapping import check, require_architecture, require_finite, tested
 from xlvlms_tutorial.models.architectures import ARCHITECTURES
-from xlvlms_tutorial.models.devices import number_format, place, set_attention
+from xlvlms_tutorial.models.devices import resolve_device, resolve_dtype, set_attention
 from xlvlms_tutorial.models.failures import FAILURES, require, require_installed, unreadable
 from xlvlms_tutorial.models.processors import load_processor, require_own
 from xlvlms_tutorial.models.vlm import VLM
@@ -124,19 +124,13 @@ def load(
 
     Raises
     ------
-    UnknownModelError
-        If the name is none of the three.
-    ArchitectureError
-        If the architecture has not passed the contract tests, and ``allow_untested`` is not given.
-    SelfCheckError
-        If an architecture outside the table fails its self-checks.
-    HubError
-        If the hub cannot be reached and the model is not in its cache.
-    RevisionError
-        If pocket LLaVA, or an adapter of it, has no such training step.
     LoadError
-        If device, dtype, quantisation, attention, adapter or weights are not to be had in this way,
-        weights are NaN, or the processor is another model's.
+        If the name is none of the three. If the architecture has not passed the contract tests, and
+        ``allow_untested`` is not given. If an architecture outside the table fails its self-checks.
+        If the hub cannot be reached and the model is not in its cache. If pocket LLaVA, or an
+        adapter of it, has no such training step. If device, dtype, quantisation, attention, adapter
+        or weights are not to be had in this way, weights are NaN, or the processor is another
+        model's.
 
     Examples
     --------
@@ -146,8 +140,8 @@ def load(
     ('pocket-llava', 30, 'torch.float32')
     """
     name = os.path.expanduser(name)
-    placed = place(device)
-    number = number_format(dtype, placed)
+    placed = resolve_device(device)
+    number = resolve_dtype(dtype, placed)
     require(
         quantise is None or quantise in QUANTISED,
         f"quantise={quantise!r}",
@@ -164,7 +158,7 @@ def load(
             model = source.model(config, _options(config, placed, number, quantise))
             vlm = VLM(model, source.processor(), name, source.revision)
         else:
-            raise UnknownModelError(name, EMBEDDED)
+            raise unknown_model(name, EMBEDDED)
         if adapter is not None:
             add_adapter(vlm.model, adapter, name, offline)
     # the name goes into what is captured: states of other weights must not
@@ -275,7 +269,7 @@ class Source:
                 # a saved pocket model: registers its parts
                 importlib.import_module("xlvlms_tutorial.pocket.processor")
             if kind not in ARCHITECTURES and not allow_untested:
-                raise ArchitectureError(kind, tuple(ARCHITECTURES))
+                raise untested_architecture(kind, tuple(ARCHITECTURES))
             if kind not in CONFIG_MAPPING and not self.trust_remote_code:
                 advice = (
                     "upgrade transformers, or read the code that the model may bring and "
@@ -380,7 +374,7 @@ class Source:
             raise (
                 unreadable(f"the {part} of {self.name!r}", cause)
                 if self.folder
-                else HubError(self.name)
+                else not_on_hub(self.name)
             ) from cause
         except FAILURES as cause:
             raise unreadable(f"the {part} of {self.name!r}", cause) from cause

@@ -23,10 +23,10 @@ from transformers import (
     ProcessorMixin,
 )
 
-from xlvlms_tutorial.errors import LayerError, LoadError, SelectionError, UnknownModelError
+from xlvlms_tutorial.errors import InputError, LayerError, LoadError, unknown_model
 from xlvlms_tutorial.loading.loading import Source, no_network
 from xlvlms_tutorial.models.anatomy import embedded
-from xlvlms_tutorial.models.devices import number_format, place
+from xlvlms_tutorial.models.devices import resolve_device, resolve_dtype
 from xlvlms_tutorial.models.failures import require
 from xlvlms_tutorial.models.processors import require_padding
 from xlvlms_tutorial.samples import as_image
@@ -103,13 +103,12 @@ class Scorer:
 
         Raises
         ------
-        ImageError
-            If something given is no picture.
-        SelectionError
-            If there are no pictures, or the batch size is below 1.
+        InputError
+            If something given is no picture. If there are no pictures, or the batch size is below
+            1.
         """
         if isinstance(pictures, (str, os.PathLike, Image.Image)) or not len(pictures):
-            raise SelectionError("no list of pictures", "give a list with one picture or more")
+            raise InputError("no list of pictures", "give a list with one picture or more")
         starts = range(0, len(pictures), _positive(batch_size))
         parts = (
             [as_image(picture) for picture in pictures[start : start + batch_size]]
@@ -137,7 +136,7 @@ class Scorer:
 
         Raises
         ------
-        SelectionError
+        InputError
             If there are no texts, one is empty, or the batch size is below 1.
         """
         texts = _texts(texts)
@@ -219,7 +218,7 @@ class TextEncoder:
 
         Raises
         ------
-        SelectionError
+        InputError
             If there are no texts, one is empty, or the batch size is below 1.
         """
         texts = _texts(texts)
@@ -316,13 +315,10 @@ def load_scorer(
 
     Raises
     ------
-    UnknownModelError
-        If the name is none of the three.
-    HubError
-        If the hub cannot be reached and the model is not in its cache.
     LoadError
-        If the model does not have two towers, or device, dtype or weights
-        are not to be had in this way.
+        If the name is none of the three. If the hub cannot be reached and the model is not in its
+        cache. If the model does not have two towers, or device, dtype or weights are not to be had
+        in this way.
 
     Examples
     --------
@@ -332,7 +328,7 @@ def load_scorer(
     """
     name = os.path.expanduser(name)
     placed = _one_device(device)
-    number = number_format(dtype, placed)
+    number = resolve_dtype(dtype, placed)
     if name == POCKET:
         _no_revision(name, revision)
         # the wheels behind it are asked for only here
@@ -390,15 +386,12 @@ def load_text_encoder(
 
     Raises
     ------
-    UnknownModelError
-        If the name is none of the three.
-    HubError
-        If the hub cannot be reached and the model is not in its cache.
+    LoadError
+        If the name is none of the three. If the hub cannot be reached and the model is not in its
+        cache. If the model is not an encoder of text alone, or device, dtype or weights are not to
+        be had in this way.
     LayerError
         If the model has no such layer.
-    LoadError
-        If the model is not an encoder of text alone, or device, dtype or weights
-        are not to be had in this way.
 
     Examples
     --------
@@ -409,7 +402,7 @@ def load_text_encoder(
     """
     name = os.path.expanduser(name)
     placed = _one_device(device)
-    number = number_format(dtype, placed)
+    number = resolve_dtype(dtype, placed)
     home = name
     bars = nullcontext()
     if name == MINILM:
@@ -436,7 +429,7 @@ def load_text_encoder(
 
 
 def _one_device(device: str | torch.device) -> torch.device:
-    placed = place(device)
+    placed = resolve_device(device)
     require(
         placed != "balanced",
         "device 'balanced' for a scorer or a text encoder",
@@ -451,7 +444,7 @@ def _no_revision(name: str, revision: str | None) -> None:
 
 def _source(name: str, revision: str | None, offline: bool, allowed: tuple[str, ...]) -> Source:
     if not os.path.isdir(name) and name.count("/") != 1:
-        raise UnknownModelError(name, allowed)
+        raise unknown_model(name, allowed)
     return Source(name, revision, offline, trust_remote_code=False).pinned()
 
 
@@ -524,14 +517,14 @@ def _unit(rows: Tensor) -> Tensor:
 
 def _positive(batch_size: int) -> int:
     if batch_size < 1:
-        raise SelectionError(f"batch_size={batch_size!r}", "give 1 or more")
+        raise InputError(f"batch_size={batch_size!r}", "give 1 or more")
     return batch_size
 
 
 def _texts(texts: Sequence[str]) -> list[str]:
     if isinstance(texts, str) or not len(texts):
-        raise SelectionError("no list of texts", "give a list with one text or more")
+        raise InputError("no list of texts", "give a list with one text or more")
     for k, text in enumerate(texts):
         if not isinstance(text, str) or not text.strip():
-            raise SelectionError(f"text {k} is {text!r}", "give texts with at least one word")
+            raise InputError(f"text {k} is {text!r}", "give texts with at least one word")
     return list(texts)

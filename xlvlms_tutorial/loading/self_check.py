@@ -22,7 +22,7 @@ from xlvlms_tutorial.loading.measured import (
     rounding,
     words_of,
 )
-from xlvlms_tutorial.loading.place_checks import PLACED
+from xlvlms_tutorial.loading.site_checks import PLACED
 from xlvlms_tutorial.models import anatomy
 from xlvlms_tutorial.models.spans import SPANS, Batch
 from xlvlms_tutorial.models.vlm import VLM
@@ -80,13 +80,13 @@ def blocks_counted(vlm: VLM, batch: Batch) -> Outcome:
 def parts_found(vlm: VLM, batch: Batch) -> Outcome:
     """Each block has an attention and an MLP.
 
-    A place that it has not is named, and refused where it is asked for.
+    A site that it has not is named, and refused where it is asked for.
     """
     for block in vlm.blocks:
         for part in (anatomy.attention, anatomy.mlp_parts):
             part(block)
     detail = f"attention, MLP and the norms before them in each of {vlm.n_layers} blocks"
-    missing = [place for place in anatomy.PLACES if not vlm.supports("read", place)]
+    missing = [site for site in anatomy.SITES if not vlm.supports("read", site)]
     if missing:
         detail = (
             f"attention and MLP in each of {vlm.n_layers} blocks, not all of which have "
@@ -219,7 +219,7 @@ REQUIRED: dict[str, Callable[[VLM, Batch], Outcome]] = {
     "generation": cache_equal,
     "block bypass": block_in_path,
 }
-# All self-checks by name, those of single places included
+# All self-checks by name, those of single sites included
 CHECKS = REQUIRED | PLACED
 
 

@@ -11,19 +11,14 @@ from PIL import Image
 from torch import nn
 from transformers import AutoModelForImageTextToText, AutoModelForMultimodalLM, PreTrainedConfig
 
-from xlvlms_tutorial.errors import (
-    ArchitectureError,
-    LoadError,
-    PromptError,
-    SelfCheckError,
-    XlvlmsError,
-)
-from xlvlms_tutorial.loading.place_checks import HANGS_ON
+from xlvlms_tutorial.errors import LoadError, XlvlmsError, failed_self_check, untested_architecture
 from xlvlms_tutorial.loading.self_check import REQUIRED, self_check
+from xlvlms_tutorial.loading.site_checks import HANGS_ON
 from xlvlms_tutorial.models import anatomy, support
 from xlvlms_tutorial.models.architectures import ARCHITECTURES
 from xlvlms_tutorial.models.failures import FAILURES, reason, require
 from xlvlms_tutorial.models.processors import aligned, require_own
+from xlvlms_tutorial.models.prompts import Unpromptable
 from xlvlms_tutorial.models.spans import Batch
 from xlvlms_tutorial.models.vlm import VLM
 
@@ -50,15 +45,14 @@ def require_architecture(name: str, config: PreTrainedConfig, allow_untested: bo
 
     Raises
     ------
-    ArchitectureError
-        If it has not passed the contract tests, and ``allow_untested`` is not given.
     LoadError
-        If its language model has an encoder, where no test or check can reach its pictures.
+        If it has not passed the contract tests, and ``allow_untested`` is not given. If its
+        language model has an encoder, where no test or check can reach its pictures.
     """
     kind = config.model_type
     if not tested(config) and not allow_untested:
         text_kind = config.get_text_config(decoder=True).model_type
-        raise ArchitectureError(
+        raise untested_architecture(
             f"{kind} with {text_kind}" if kind in ARCHITECTURES else kind, tuple(ARCHITECTURES)
         )
     if _encoding(config):
@@ -109,14 +103,14 @@ def check(vlm: VLM) -> None:
 
     Raises
     ------
-    SelfCheckError
+    LoadError
         If one fails without which nothing can be done.
     """
     kind = vlm.model.config.model_type
     try:
         batch = _trial(vlm, _TEXTS)
     except (OSError, LookupError, *FAILURES) as cause:
-        raise SelfCheckError(kind, [("inputs from its processor", cause)]) from cause
+        raise failed_self_check(kind, [("inputs from its processor", cause)]) from cause
     vlm.checks = self_check(vlm, batch)
     failed = dict(
         vlm.checks.loc[~vlm.checks["passed"], ["check", "detail"]].itertuples(
@@ -125,7 +119,7 @@ def check(vlm: VLM) -> None:
     )
     fatal = [(name, detail) for name, detail in failed.items() if name in REQUIRED]
     if fatal:
-        raise SelfCheckError(kind, fatal)
+        raise failed_self_check(kind, fatal)
     for name, detail in failed.items():
         for place in HANGS_ON[name]:
             vlm.refused[place] = detail
@@ -225,7 +219,7 @@ def _try(vlm: VLM) -> None:
         return
     try:
         batch = _trial(vlm, _TEXTS[:1])
-    except PromptError:
+    except Unpromptable:
         return  # without a chat template it is the caller's texts that say where the picture goes
     except XlvlmsError:
         raise

@@ -14,7 +14,7 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
-from xlvlms_tutorial.errors import EstimateError
+from xlvlms_tutorial.errors import no_estimate
 
 
 def deal_folds(
@@ -49,7 +49,7 @@ def deal_folds(
 
     Raises
     ------
-    EstimateError
+    InputError
         If a label has fewer samples than there are folds.
 
     Examples
@@ -65,7 +65,7 @@ def deal_folds(
     counts = [len(np.unique(samples[codes == code])) for code in range(len(names))]
     if min(counts) < folds:
         sizes = " and ".join(f"{count} {name}" for count, name in zip(counts, names, strict=True))
-        raise EstimateError(f"samples for {folds} folds", sizes, "as many as folds in each set")
+        raise no_estimate(f"samples for {folds} folds", sizes, "as many as folds in each set")
     means = np.bincount(samples, codes) / np.bincount(samples)
     order = np.random.default_rng(seed).permutation(len(means))
     order = order[np.argsort(means[order], kind="stable")]

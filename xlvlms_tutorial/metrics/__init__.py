@@ -18,7 +18,12 @@ if TYPE_CHECKING:
         caption_attributes,
         names,
     )
-    from xlvlms_tutorial.metrics.concept_factors import agreement, informative, spoken, track
+    from xlvlms_tutorial.metrics.concept_factors import (
+        adjusted_mutual_information,
+        factor_information,
+        frequent_words,
+        varying_factors,
+    )
     from xlvlms_tutorial.metrics.cost import count_flops, decoder_flops
     from xlvlms_tutorial.metrics.dictionaries import (
         ReconstructionError,
@@ -31,8 +36,8 @@ if TYPE_CHECKING:
     from xlvlms_tutorial.metrics.grounding import (
         bert_scores,
         clip_score,
-        overlap,
         top_scores,
+        word_overlap,
     )
     from xlvlms_tutorial.metrics.hallucination import chair, pope
     from xlvlms_tutorial.metrics.intervals import (
@@ -40,7 +45,7 @@ if TYPE_CHECKING:
         bootstrap,
         correlation,
         difference,
-        interval,
+        percentile_interval,
         permutation_p,
         proportion,
         resampled_shares,
@@ -59,7 +64,7 @@ __all__ = [
     "ReconstructionError",
     "Sparsity",
     "accuracy_by_type",
-    "agreement",
+    "adjusted_mutual_information",
     "answer_kl",
     "answer_table",
     "bert_scores",
@@ -74,31 +79,31 @@ __all__ = [
     "decoder_flops",
     "difference",
     "exact_match",
+    "factor_information",
     "forms",
-    "informative",
-    "interval",
+    "frequent_words",
     "match_concepts",
     "measure_time",
     "memory_of",
     "names",
     "normalise",
-    "overlap",
+    "percentile_interval",
     "permutation_p",
     "pope",
     "proportion",
     "reconstruction_error",
     "resampled_shares",
     "sparsity",
-    "spoken",
     "stability",
     "steering_table",
     "style_rate",
     "style_share",
     "time_ratios",
     "top_scores",
-    "track",
+    "varying_factors",
     "vqa_accuracy",
     "vqa_normalise",
+    "word_overlap",
     "yes_or_no",
 ]
 

@@ -90,7 +90,7 @@ def answer_table(predictions: Sequence[str], questions: Sequence[Question]) -> p
 
     Raises
     ------
-    LengthError
+    InputError
         If there are not as many predictions as questions.
 
     Examples
@@ -142,10 +142,8 @@ def accuracy_by_type(
 
     Raises
     ------
-    EstimateError
-        If the table is empty, or has no such columns.
-    LengthError
-        If ``groups`` has another length.
+    InputError
+        If the table is empty, or has no such columns. If ``groups`` has another length.
 
     Examples
     --------
@@ -185,7 +183,7 @@ def with_columns(
 
     Raises
     ------
-    EstimateError
+    InputError
         If it is no table, or lacks a column; the message names those that it has.
     """
     is_table = isinstance(table, pd.DataFrame)
@@ -204,7 +202,7 @@ def group_labels(table: pd.DataFrame, groups: ArrayLike | None) -> pd.Series:
 
     Raises
     ------
-    LengthError
+    InputError
         If there are not as many labels as rows.
     """
     labels = pd.Series(range(len(table)) if groups is None else groups).reset_index(drop=True)

@@ -6,7 +6,7 @@ from functools import lru_cache
 
 import pandas as pd
 
-from xlvlms_tutorial.errors import WordListError
+from xlvlms_tutorial.errors import InputError
 from xlvlms_tutorial.text import composed, forms, unspaced, whole_words
 from xlvlms_tutorial.validation import require_same_length
 
@@ -33,7 +33,7 @@ def names(caption: str, word: str) -> bool:
 
     Raises
     ------
-    WordListError
+    InputError
         If the word is part of a caption without spaces, in Chinese for one,
         where words cannot be told apart.
 
@@ -72,10 +72,8 @@ def caption_attributes(
 
     Raises
     ------
-    LengthError
-        If there are not as many truths as captions.
-    WordListError
-        If a value is part of a caption without spaces.
+    InputError
+        If there are not as many truths as captions. If a value is part of a caption without spaces.
 
     Examples
     --------
@@ -113,14 +111,14 @@ def separate(caption: str, words: Iterable[str]) -> None:
 
     Raises
     ------
-    WordListError
+    InputError
         If the words of the caption cannot be told apart.
     """
     if not unspaced(caption):
         return
     for word in words:
         if composed(word) in caption and composed(word) != caption.strip():
-            raise WordListError(
+            raise InputError(
                 f"{word!r} is part of the caption {caption!r}, which has no spaces",
                 "put spaces between the words of captions, with a word segmenter of the language",
             )

@@ -21,8 +21,8 @@ from scipy.special import xlogy
 from scipy.stats import false_discovery_control, rankdata
 from sklearn.metrics import adjusted_mutual_info_score
 
-from xlvlms_tutorial.errors import ActivationsError, LengthError, SelectionError
-from xlvlms_tutorial.metrics.intervals import Estimate, interval, resampled_shares
+from xlvlms_tutorial.errors import InputError, unequal_lengths
+from xlvlms_tutorial.metrics.intervals import Estimate, percentile_interval, resampled_shares
 from xlvlms_tutorial.metrics.plain import plain, require_estimate
 from xlvlms_tutorial.samples import Sample
 from xlvlms_tutorial.text import whole_words
@@ -56,7 +56,7 @@ class _Counts(NamedTuple):
     top: np.ndarray
 
 
-def track(
+def factor_information(
     codes: ArrayLike,
     truth: pd.DataFrame | Mapping,
     n_permutations: int = 1000,
@@ -97,21 +97,16 @@ def track(
 
     Raises
     ------
-    ActivationsError
-        If there are no codes, or one is NaN or infinite.
-    LengthError
-        If codes and factors differ in length.
-    EstimateError
-        If no factor has two values, or fewer than 100 permutations are asked for.
-    SelectionError
-        If ``top`` is below 1, or the values of a factor hardly repeat, as those
-        of a caption or a measurement.
+    InputError
+        If there are no codes, or one is NaN or infinite. If codes and factors differ in length. If
+        no factor has two values, or fewer than 100 permutations are asked for. If ``top`` is below
+        1, or the values of a factor hardly repeat, as those of a caption or a measurement.
 
     Examples
     --------
-    >>> from xlvlms_tutorial.metrics import track
+    >>> from xlvlms_tutorial.metrics import factor_information
     >>> codes = [[1.0, 0.0], [0.0, 1.0]] * 10
-    >>> table = track(codes, {"colour": ["red", "blue"] * 10}, n_permutations=100)
+    >>> table = factor_information(codes, {"colour": ["red", "blue"] * 10}, n_permutations=100)
     >>> table["value"].tolist(), table["purity"].round(2).tolist()
     (['red', 'blue'], [1.0, 1.0])
     """
@@ -129,17 +124,17 @@ def track(
     return table.sort_values("concept", kind="stable", ignore_index=True)
 
 
-def agreement(
+def adjusted_mutual_information(
     codes: ArrayLike, factor: ArrayLike, level: float = 0.95, n_resamples: int = 2000, seed: int = 0
 ) -> Estimate:
     r"""Estimate how well an assignment of samples to concepts agrees with a factor.
 
     The measure is adjusted mutual information: 0 at chance, 1 where each gives the other. Use it
-    for a whole dictionary and one factor, where :func:`track` looks at each concept. With entropies
-    H, and E the mean of the information I over all permutations of the factor (Vinh et al., JMLR
-    2010), it is :math:`\frac{I - E}{(H_{concept} + H_{factor}) / 2 - E}`. The interval resamples
-    rows. Rows drawn twice raise any mutual information, so each resample takes E from permutations
-    made before it was drawn, which are raised alike.
+    for a whole dictionary and one factor, where :func:`factor_information` looks at each concept.
+    With entropies H, and E the mean of the information I over all permutations of the factor (Vinh
+    et al., JMLR 2010), it is :math:`\frac{I - E}{(H_{concept} + H_{factor}) / 2 - E}`. The interval
+    resamples rows. Rows drawn twice raise any mutual information, so each resample takes E from
+    permutations made before it was drawn, which are raised alike.
 
     Parameters
     ----------
@@ -162,19 +157,14 @@ def agreement(
 
     Raises
     ------
-    ActivationsError
-        If there are no codes, or one is NaN or infinite.
-    LengthError
-        If codes and factor differ in length.
-    EstimateError
-        If the factor has one value only.
-    SelectionError
-        If the values of the factor hardly repeat.
+    InputError
+        If there are no codes, or one is NaN or infinite. If codes and factor differ in length. If
+        the factor has one value only. If the values of the factor hardly repeat.
 
     Examples
     --------
-    >>> from xlvlms_tutorial.metrics import agreement
-    >>> print(agreement([0, 1] * 20, ["red", "blue"] * 20, n_resamples=100))
+    >>> from xlvlms_tutorial.metrics import adjusted_mutual_information
+    >>> print(adjusted_mutual_information([0, 1] * 20, ["red", "blue"] * 20, n_resamples=100))
     1.00 [1.00, 1.00]
     """
     values = np.asarray(codes)
@@ -185,11 +175,13 @@ def agreement(
     resamples = []
     for number, size in enumerate(_blocks(len(labels), n_resamples)):
         resamples.append(_resampled(labels, repeated.numbers, size, seed + number))
-    return interval(value, np.concatenate(resamples), len(labels), level)
+    return percentile_interval(value, np.concatenate(resamples), len(labels), level)
 
 
-def informative(truth: pd.DataFrame | Mapping) -> pd.DataFrame:
-    """Select the factors that :func:`track` and :func:`agreement` can ask about.
+def varying_factors(truth: pd.DataFrame | Mapping) -> pd.DataFrame:
+    """Select the factors that can be asked about.
+
+    Use it before :func:`factor_information` and :func:`adjusted_mutual_information`.
 
     Those have two values or more, which repeat. What annotators say of photographs has gaps: a
     factor may be missing, the same everywhere, or different in every row.
@@ -206,14 +198,14 @@ def informative(truth: pd.DataFrame | Mapping) -> pd.DataFrame:
 
     Raises
     ------
-    EstimateError
+    InputError
         If there is none; the message says how many values each factor has.
 
     Examples
     --------
-    >>> from xlvlms_tutorial.metrics import informative
+    >>> from xlvlms_tutorial.metrics import varying_factors
     >>> truth = {"colour": ["red", "blue"] * 2, "count": [1] * 4, "caption": list("abcd")}
-    >>> informative(truth).columns.tolist()
+    >>> varying_factors(truth).columns.tolist()
     ['colour']
     """
     table = pd.DataFrame(dict(truth.items()))
@@ -232,7 +224,9 @@ def informative(truth: pd.DataFrame | Mapping) -> pd.DataFrame:
     return table[selected]
 
 
-def spoken(samples: Iterable[Sample], wanted: Sequence[str], least: int = 8) -> list[str]:
+def frequent_words(
+    samples: Iterable[Sample], words: Sequence[str], min_count: int = 8
+) -> list[str]:
     """List words that occur in the first captions of enough samples.
 
     Use it to choose words whose concepts can be studied in a dataset. Requested words that are too
@@ -243,9 +237,9 @@ def spoken(samples: Iterable[Sample], wanted: Sequence[str], least: int = 8) -> 
     ----------
     samples : iterable of Sample
         The samples; those without captions are left out.
-    wanted : sequence of str
+    words : sequence of str
         The requested words, which also say how many words are returned.
-    least : int, default 8
+    min_count : int, default 8
         In how many first captions a word must occur.
 
     Returns
@@ -255,15 +249,15 @@ def spoken(samples: Iterable[Sample], wanted: Sequence[str], least: int = 8) -> 
 
     Raises
     ------
-    SelectionError
+    InputError
         If no word occurs often enough; the message has the words that captions have most often.
 
     Examples
     --------
     >>> from xlvlms_tutorial.data import Sample
-    >>> from xlvlms_tutorial.metrics import spoken
+    >>> from xlvlms_tutorial.metrics import frequent_words
     >>> scene = Sample("scene", None, ("A woman holds a key.",), truth={"item": "key"})
-    >>> spoken([scene] * 8, ["woman", "dog"])
+    >>> frequent_words([scene] * 8, ["woman", "dog"])
     ['woman', 'key']
     """
     captions, objects = [], Counter()
@@ -273,10 +267,10 @@ def spoken(samples: Iterable[Sample], wanted: Sequence[str], least: int = 8) -> 
             nouns = map(sample.truth.get, ("subject", "item"))
             objects.update(noun for noun in nouns if isinstance(noun, str))
     words = []
-    for word in dict.fromkeys([*wanted, *(noun for noun, _ in objects.most_common())]):
+    for word in dict.fromkeys([*words, *(noun for noun, _ in objects.most_common())]):
         pattern = whole_words([word])
         n_captions = sum(pattern.search(caption) is not None for caption in captions)
-        if n_captions >= least and len(words) < len(wanted):
+        if n_captions >= min_count and len(words) < len(words):
             words.append(word)
     if words:
         return words
@@ -284,8 +278,8 @@ def spoken(samples: Iterable[Sample], wanted: Sequence[str], least: int = 8) -> 
     for caption in captions:
         counts.update(set(re.findall(r"\w+", caption.lower())))
     frequent = ", ".join(f"{word!r} ({count})" for word, count in counts.most_common(10))
-    raise SelectionError(
-        f"fewer than {least} of {len(captions)} samples say {', '.join(map(repr, wanted))}",
+    raise InputError(
+        f"fewer than {min_count} of {len(captions)} samples say {', '.join(map(repr, words))}",
         f"they say {frequent or 'nothing'}",
     )
 
@@ -299,7 +293,7 @@ def _codes(codes: ArrayLike) -> Float[np.ndarray, "n k"]:
     try:
         values = np.asarray(plain(codes), dtype=float)
     except (TypeError, ValueError) as cause:
-        raise ActivationsError(
+        raise InputError(
             f"codes are not numbers ({cause})", "give one row of codes for each sample"
         ) from cause
     require_activations(
@@ -318,7 +312,7 @@ def _factors(truth: pd.DataFrame | Mapping, n: int) -> list[_Factor]:
     columns = dict(truth.items())
     for name, values in columns.items():
         if len(values) != n:
-            raise LengthError(codes=n, **{str(name): len(values)})
+            raise unequal_lengths(codes=n, **{str(name): len(values)})
     factors, counts = [], []
     for name, values in columns.items():
         factor = _factor(name, pd.Series(list(values), dtype=object))
@@ -338,7 +332,7 @@ def _factor(name: object, column: pd.Series) -> _Factor:
     try:
         numbers, values = pd.factorize(column)
     except TypeError as cause:
-        raise SelectionError(
+        raise InputError(
             f"the values of factor {name!r} cannot be told apart ({cause})", "give words or numbers"
         ) from cause
     rows = numbers >= 0

@@ -55,12 +55,10 @@ def count_flops(
 
     Raises
     ------
-    SelectionError
-        If a part has no modules, a module belongs to two parts, or a part
-        is called ``rest`` or ``total``.
-    EstimateError
-        If the call executes nothing that is counted, an operator without a
-        formula, or never the decoder.
+    InputError
+        If a part has no modules, a module belongs to two parts, or a part is called ``rest`` or
+        ``total``. If the call executes nothing that is counted, an operator without a formula, or
+        never the decoder.
 
     Examples
     --------
@@ -152,7 +150,7 @@ def decoder_flops(
 
     Raises
     ------
-    SelectionError
+    InputError
         If a size is not a whole number of 1 or more (``cached``, ``vocabulary``, ``logits``: 0 or
         more), or heads do not divide.
 

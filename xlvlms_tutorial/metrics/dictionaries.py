@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from xlvlms_tutorial.errors import ActivationsError
+from xlvlms_tutorial.errors import InputError
 from xlvlms_tutorial.metrics.intervals import Estimate, bootstrap
 from xlvlms_tutorial.metrics.plain import require_estimate
 from xlvlms_tutorial.validation import (
@@ -85,7 +85,7 @@ class Sparsity(NamedTuple):
 
 
 def match_concepts(
-    a: ArrayLike | Tensor, b: ArrayLike | Tensor, how: str = "one-to-one", absolute: bool = False
+    a: ArrayLike | Tensor, b: ArrayLike | Tensor, method: str = "one-to-one", absolute: bool = False
 ) -> pd.DataFrame:
     r"""Match the concepts of one dictionary with those of another by their cosines.
 
@@ -96,7 +96,7 @@ def match_concepts(
     ----------
     a, b : array-like or Tensor (k, d) and (l, d)
         Concepts, a row each.
-    how : {"one-to-one", "argmax"}, default "one-to-one"
+    method : {"one-to-one", "argmax"}, default "one-to-one"
         "one-to-one" is the :math:`\gamma \in \{0, 1\}` that minimises
         :math:`\sum \gamma_{ij} (1 - S_{ij})`, each row and column used once; where the two differ
         in number the smaller set is assigned (arXiv 2501.03012). "argmax" takes :math:`\arg\max_j
@@ -111,12 +111,9 @@ def match_concepts(
 
     Raises
     ------
-    SelectionError
-        If ``how`` is unknown.
-    ActivationsError
-        If concepts are missing, not finite, or zero, which has no direction.
-    ComparisonError
-        If the two are not equally wide.
+    InputError
+        If ``method`` is unknown. If concepts are missing, not finite, or zero, which has no
+        direction. If the two are not equally wide.
 
     Examples
     --------
@@ -126,7 +123,7 @@ def match_concepts(
     0  0  1     1.0
     1  1  0     0.8
     """
-    require_one_of(how, MATCHES, "matching")
+    require_one_of(method, MATCHES, "matching")
     directions_a, directions_b = _directions(a, "a"), _directions(b, "b")
     require_equal(
         "widths of the components",
@@ -137,7 +134,7 @@ def match_concepts(
     cosines = (directions_a @ directions_b.T).clip(-1, 1)
     if absolute:
         cosines = np.abs(cosines)
-    if how == "argmax":
+    if method == "argmax":
         rows = np.arange(len(directions_a))
         columns = cosines.argmax(axis=1)
     else:
@@ -179,12 +176,9 @@ def stability(
 
     Raises
     ------
-    ActivationsError
-        If components are missing, not finite, or zero, which has no direction.
-    ComparisonError
-        If runs differ in their number of components or in width.
-    EstimateError
-        If there are fewer than 2 runs or 2 components.
+    InputError
+        If components are missing, not finite, or zero, which has no direction. If runs differ in
+        their number of components or in width. If there are fewer than 2 runs or 2 components.
 
     Examples
     --------
@@ -231,10 +225,8 @@ def reconstruction_error(A: ArrayLike | Tensor, A_hat: ArrayLike | Tensor) -> Re
 
     Raises
     ------
-    ActivationsError
-        If either is no matrix of finite numbers, or all activations are the same.
-    ComparisonError
-        If shapes differ.
+    InputError
+        If either is no matrix of finite numbers, or all activations are the same. If shapes differ.
 
     Examples
     --------
@@ -286,10 +278,8 @@ def sparsity(codes: ArrayLike | Tensor, threshold: float = 0.0) -> Sparsity:
 
     Raises
     ------
-    ActivationsError
-        If the codes are no matrix of finite numbers.
-    SelectionError
-        If the threshold is negative.
+    InputError
+        If the codes are no matrix of finite numbers. If the threshold is negative.
 
     Examples
     --------
@@ -311,7 +301,7 @@ def _matrix(values: ArrayLike | Tensor, name: str) -> Float[Tensor, "n d"]:
         else:
             matrix = torch.from_numpy(np.require(values, requirements="W"))
     except (TypeError, ValueError) as cause:
-        raise ActivationsError(
+        raise InputError(
             f"{name} are not numbers ({cause})", "give an array or a tensor of numbers"
         ) from cause
     if not matrix.is_floating_point():

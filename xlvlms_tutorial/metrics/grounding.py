@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from xlvlms_tutorial.errors import WordListError
+from xlvlms_tutorial.errors import InputError
 from xlvlms_tutorial.metrics.answers import with_columns
 from xlvlms_tutorial.metrics.plain import plain
 from xlvlms_tutorial.validation import require, require_activations, require_equal
@@ -52,12 +52,9 @@ def clip_score(
 
     Raises
     ------
-    ActivationsError
-        If a side is empty, or an embedding is NaN, infinite or zero.
-    ComparisonError
-        If pictures and texts are embedded in spaces of different widths.
-    SelectionError
-        If w is not a positive number.
+    InputError
+        If a side is empty, or an embedding is NaN, infinite or zero. If pictures and texts are
+        embedded in spaces of different widths. If w is not a positive number.
 
     Examples
     --------
@@ -113,13 +110,9 @@ def bert_scores(
 
     Raises
     ------
-    ActivationsError
-        If there are no texts, a text has no tokens, or a token's
-        embedding is NaN, infinite or zero.
-    ComparisonError
-        If embeddings differ in width.
-    SelectionError
-        If the baseline is not below 1.
+    InputError
+        If there are no texts, a text has no tokens, or a token's embedding is NaN, infinite or
+        zero. If embeddings differ in width. If the baseline is not below 1.
 
     Examples
     --------
@@ -149,7 +142,7 @@ def bert_scores(
     return scores.cpu().numpy()
 
 
-def overlap(words: Mapping[int, Sequence[str]] | pd.DataFrame) -> pd.Series:
+def word_overlap(words: Mapping[int, Sequence[str]] | pd.DataFrame) -> pd.Series:
     r"""Compute the share of each concept's words that each other concept has too, on average.
 
     Use it to see whether concepts are distinct: 0 for words of its own, 1 for shared ones. With the
@@ -169,15 +162,14 @@ def overlap(words: Mapping[int, Sequence[str]] | pd.DataFrame) -> pd.Series:
 
     Raises
     ------
-    WordListError
-        If a concept has no words, or something that is not a word.
-    SelectionError
-        If there are fewer than 2 concepts.
+    InputError
+        If a concept has no words, or something that is not a word. If there are fewer than 2
+        concepts.
 
     Examples
     --------
-    >>> from xlvlms_tutorial.metrics import overlap
-    >>> overlap({0: ["key", "dog"], 1: ["key", "cat"]}).to_dict()
+    >>> from xlvlms_tutorial.metrics import word_overlap
+    >>> word_overlap({0: ["key", "dog"], 1: ["key", "cat"]}).to_dict()
     {0: 0.5, 1: 0.5}
     """
     pairs = _pairs_of_words(words)
@@ -218,13 +210,9 @@ def top_scores(codes: np.ndarray, scores: np.ndarray, n_concepts: int = 5) -> pd
 
     Raises
     ------
-    ComparisonError
-        If codes and scores differ in shape.
-    ActivationsError
-        If there are no samples, a number is NaN or infinite, or no
-        concept is active in some sample.
-    SelectionError
-        If ``n_concepts`` is not between 3 and K.
+    InputError
+        If codes and scores differ in shape. If there are no samples, a number is NaN or infinite,
+        or no concept is active in some sample. If ``n_concepts`` is not between 3 and K.
 
     Examples
     --------
@@ -398,12 +386,12 @@ def _pairs_of_words(words: Mapping[int, Sequence[str]] | pd.DataFrame) -> pd.Dat
             else:
                 rows += [(concept, word) for word in listed]
         if empty:
-            raise WordListError(
+            raise InputError(
                 f"no list of words for concept(s) {', '.join(map(str, empty))}",
                 "give each concept one word or more",
             )
         pairs = pd.DataFrame(rows, columns=["concept", "word"])
     for word in pairs["word"]:
         if not isinstance(word, str) or not word:
-            raise WordListError(f"{word!r} is not a word", "give non-empty strings")
+            raise InputError(f"{word!r} is not a word", "give non-empty strings")
     return pairs.drop_duplicates()

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
-from xlvlms_tutorial.errors import WordListError
+from xlvlms_tutorial.errors import InputError
 from xlvlms_tutorial.metrics.answers import group_labels, normalise, with_columns, yes_or_no
 from xlvlms_tutorial.metrics.captions import separate
 from xlvlms_tutorial.metrics.intervals import proportion
@@ -63,11 +63,9 @@ def pope(table: pd.DataFrame, groups: ArrayLike | None = None, seed: int = 0) ->
 
     Raises
     ------
-    EstimateError
-        If the table has no presence question, lacks a column, or the correct
-        answer of one is neither yes nor no.
-    LengthError
-        If ``groups`` has another length than the table.
+    InputError
+        If the table has no presence question, lacks a column, or the correct answer of one is
+        neither yes nor no. If ``groups`` has another length than the table.
 
     Examples
     --------
@@ -165,13 +163,10 @@ def chair(
 
     Raises
     ------
-    EstimateError
-        If there are no captions, or an object present is not in the vocabulary.
-    LengthError
-        If there are not as many sets of objects as captions.
-    WordListError
-        If the vocabulary has something that is no word, or an object's name is in a caption
-        without spaces (in Chinese, for one).
+    InputError
+        If there are no captions, or an object present is not in the vocabulary. If there are not as
+        many sets of objects as captions. If the vocabulary has something that is no word, or an
+        object's name is in a caption without spaces (in Chinese, for one).
 
     Examples
     --------
@@ -203,7 +198,7 @@ def chair(
 
 def _vocabulary(vocabulary: Sequence[str] | Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
     """Return each object with all its names."""
-    problem = WordListError(
+    problem = InputError(
         "no objects in the vocabulary, or a name that is no word",
         "give a list of names, or lists of synonyms by name",
     )

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.stats import permutation_test, rankdata
 
-from xlvlms_tutorial.errors import EstimateError
+from xlvlms_tutorial.errors import no_estimate
 from xlvlms_tutorial.metrics.plain import plain, require_estimate, require_level
 from xlvlms_tutorial.validation import require_same_length
 
@@ -37,7 +37,7 @@ class Estimate:
 
     Raises
     ------
-    EstimateError
+    InputError
         If a number is not finite, the interval does not contain the value, or n is below 1.
 
     Examples
@@ -124,10 +124,9 @@ def proportion(
 
     Raises
     ------
-    EstimateError
-        If there are no trials, a value is neither 0 nor 1, or the level is not between 0 and 1.
-    LengthError
-        If ``groups`` has another length.
+    InputError
+        If there are no trials, a value is neither 0 nor 1, or the level is not between 0 and 1. If
+        ``groups`` has another length.
 
     Examples
     --------
@@ -139,7 +138,7 @@ def proportion(
     """
     trials = _checked(successes, flat=True)
     if not _binary(trials):
-        raise EstimateError(
+        raise no_estimate(
             "successes",
             f"values such as {trials[~np.isin(trials, (0, 1))][0]}",
             "True and False (or 1 and 0)",
@@ -187,11 +186,9 @@ def bootstrap(
 
     Raises
     ------
-    EstimateError
+    InputError
         If there are fewer than two rows or groups, a value is not finite, or the statistic is
-        undefined on the data or on most resamples.
-    LengthError
-        If ``groups`` has another length.
+        undefined on the data or on most resamples. If ``groups`` has another length.
 
     Examples
     --------
@@ -202,7 +199,7 @@ def bootstrap(
     rows = _checked(values)
     labels = _labels(groups, len(rows))
     resamples = _resamples(rows, labels, statistic, n_resamples, seed)
-    return interval(float(statistic(rows)), resamples, len(rows), level)
+    return percentile_interval(float(statistic(rows)), resamples, len(rows), level)
 
 
 def difference(
@@ -246,11 +243,9 @@ def difference(
 
     Raises
     ------
-    EstimateError
+    InputError
         If a side is empty or not finite, has fewer than two cases or groups, or only one side has
-        groups.
-    LengthError
-        If paired sides, or a side and its groups, differ in length.
+        groups. If paired sides, or a side and its groups, differ in length.
 
     Examples
     --------
@@ -285,7 +280,7 @@ def difference(
         resamples = resamples_a - resamples_b
     else:
         resamples = _joint(first, second, labels_a, labels_b, n_resamples, seed)
-    return interval(value, resamples, n, level)
+    return percentile_interval(value, resamples, n, level)
 
 
 def correlation(
@@ -322,11 +317,9 @@ def correlation(
 
     Raises
     ------
-    EstimateError
+    InputError
         If there are fewer than 4 points, a value is not finite, one side is constant, or the kind
-        is unknown.
-    LengthError
-        If the two sides differ in length.
+        is unknown. If the two sides differ in length.
 
     Examples
     --------
@@ -339,7 +332,7 @@ def correlation(
     # the data themselves are the first draw
     correlations = [_correlated(first[draw], second[draw], kind) for draw in draws]
     value, *resamples = np.concatenate(correlations)
-    return interval(float(value), np.array(resamples), len(first), level)
+    return percentile_interval(float(value), np.array(resamples), len(first), level)
 
 
 def permutation_p(
@@ -369,11 +362,9 @@ def permutation_p(
 
     Raises
     ------
-    EstimateError
+    InputError
         If there are fewer than 4 points, a value is not finite, one side is constant, the kind is
-        unknown, or fewer than 1,000 permutations are asked for.
-    LengthError
-        If the two sides differ in length.
+        unknown, or fewer than 1,000 permutations are asked for. If the two sides differ in length.
 
     Examples
     --------
@@ -419,7 +410,7 @@ def resampled_shares(n: int, n_resamples: int = 2000, seed: int = 0) -> np.ndarr
 
     Raises
     ------
-    EstimateError
+    InputError
         If there are fewer than 2 cases or 100 resamples.
 
     Examples
@@ -435,7 +426,9 @@ def resampled_shares(n: int, n_resamples: int = 2000, seed: int = 0) -> np.ndarr
     return counts.reshape(draw.shape) / n
 
 
-def interval(value: float, drawn: np.ndarray, n: int, level: float = 0.95) -> Estimate:
+def percentile_interval(
+    value: float, resampled: np.ndarray, n: int, level: float = 0.95
+) -> Estimate:
     """Make an estimate from a statistic and its values on resamples, by percentiles.
 
     Use it where resamples come from elsewhere, such as from :func:`resampled_shares`; else
@@ -445,7 +438,7 @@ def interval(value: float, drawn: np.ndarray, n: int, level: float = 0.95) -> Es
     ----------
     value : float
         The statistic of the data.
-    drawn : ndarray (r,)
+    resampled : ndarray (r,)
         The statistic of each resample; NaN where it is undefined.
     n : int
         The number of observations.
@@ -459,24 +452,24 @@ def interval(value: float, drawn: np.ndarray, n: int, level: float = 0.95) -> Es
 
     Raises
     ------
-    EstimateError
+    InputError
         If the value is not finite, more than half of the resamples are NaN, or the level is not
         between 0 and 1.
 
     Examples
     --------
     >>> import numpy as np
-    >>> from xlvlms_tutorial.metrics import interval
-    >>> print(interval(2.0, np.arange(5.0), n=10))
+    >>> from xlvlms_tutorial.metrics import percentile_interval
+    >>> print(percentile_interval(2.0, np.arange(5.0), n=10))
     2.00 [0.10, 3.90]
     """
     require_level(level)
-    defined = drawn[np.isfinite(drawn)]
-    undefined = len(drawn) - len(defined)
+    defined = resampled[np.isfinite(resampled)]
+    undefined = len(resampled) - len(defined)
     require_estimate(
-        isfinite(value) and 2 * len(defined) >= len(drawn),
+        isfinite(value) and 2 * len(defined) >= len(resampled),
         "the statistic",
-        f"{value} on the data, undefined on {undefined} of {len(drawn)} resamples",
+        f"{value} on the data, undefined on {undefined} of {len(resampled)} resamples",
         "a statistic defined on the data and on most resamples",
     )
     low, high = np.quantile(defined, [(1 - level) / 2, (1 + level) / 2])
@@ -487,7 +480,7 @@ def _checked(values: ArrayLike, flat: bool = False) -> np.ndarray:
     try:
         rows = np.asarray(plain(values), dtype=float)
     except (TypeError, ValueError) as cause:
-        raise EstimateError("values", cause, "numbers without gaps") from cause
+        raise no_estimate("values", cause, "numbers without gaps") from cause
     require_estimate(
         rows.ndim > 0 and rows.size > 0,
         "values",

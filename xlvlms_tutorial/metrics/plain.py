@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from xlvlms_tutorial.errors import EstimateError
+from xlvlms_tutorial.errors import no_estimate
 from xlvlms_tutorial.validation import require_activations
 
 
@@ -13,7 +13,7 @@ def plain(values: object) -> np.ndarray:
 
     Raises
     ------
-    ActivationsError
+    InputError
         If they are complex, dates, text or records, of which an array of floats keeps only a
         part, or some of them are masked.
     """
@@ -49,11 +49,11 @@ def require_estimate(condition: object, subject: str, problem: object, allowed: 
 
     Raises
     ------
-    EstimateError
+    InputError
         With the problem, and what is allowed.
     """
     if not condition:
-        raise EstimateError(subject, problem, allowed)
+        raise no_estimate(subject, problem, allowed)
 
 
 def require_level(level: float) -> None:
@@ -61,7 +61,7 @@ def require_level(level: float) -> None:
 
     Raises
     ------
-    EstimateError
+    InputError
         With the level.
     """
     require_estimate(0 < level < 1, "level", level, "a number between 0 and 1, such as 0.95")
@@ -81,7 +81,7 @@ def require_lists(references: Iterable[object], subject: str, allowed: str) -> N
 
     Raises
     ------
-    EstimateError
+    InputError
         With the references that are no list.
     """
     for group in references:

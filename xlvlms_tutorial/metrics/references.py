@@ -58,11 +58,10 @@ def cider(
 
     Raises
     ------
-    EstimateError
+    InputError
         If there are fewer than two candidates (no n-gram would have a weight), no references of
-        one, or a reference has no words.
-    LengthError
-        If there are not as many lists of references as candidates.
+        one, or a reference has no words. If there are not as many lists of references as
+        candidates.
 
     Examples
     --------
@@ -121,10 +120,9 @@ def bleu(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> floa
 
     Raises
     ------
-    EstimateError
-        If there are no candidates, no references of one, or a reference has no words.
-    LengthError
-        If there are not as many lists of references as candidates.
+    InputError
+        If there are no candidates, no references of one, or a reference has no words. If there are
+        not as many lists of references as candidates.
 
     Examples
     --------

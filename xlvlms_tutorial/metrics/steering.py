@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from xlvlms_tutorial.errors import ComparisonError
+from xlvlms_tutorial.errors import incomparable
 from xlvlms_tutorial.metrics.answers import with_columns
 from xlvlms_tutorial.metrics.plain import require_estimate
 from xlvlms_tutorial.text import vqa_normalise
@@ -50,12 +50,10 @@ def steering_table(
 
     Raises
     ------
-    ComparisonError
-        If the tables do not hold the same questions in the same order.
-    EstimateError
-        If no answer, or every answer, was ``source`` before.
-    SelectionError
-        If there is not a change for every table but the first, or a source is its target.
+    InputError
+        If the tables do not hold the same questions in the same order. If no answer, or every
+        answer, was ``source`` before. If there is not a change for every table but the first, or a
+        source is its target.
 
     Examples
     --------
@@ -122,10 +120,8 @@ def answer_kl(
 
     Raises
     ------
-    ActivationsError
-        If a logit is not finite, or there are none.
-    ComparisonError
-        If the shapes differ.
+    InputError
+        If a logit is not finite, or there are none. If the shapes differ.
 
     Examples
     --------
@@ -193,7 +189,7 @@ def _same_questions(before: pd.DataFrame, after: pd.DataFrame) -> None:
     differing = np.flatnonzero((questions_before != questions_after).any(axis=1)).tolist()
     if differing:
         row = differing[0]
-        raise ComparisonError(
+        raise incomparable(
             f"the questions of row {row}",
             tuple(questions_before.loc[row]),
             tuple(questions_after.loc[row]),

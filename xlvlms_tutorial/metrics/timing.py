@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from xlvlms_tutorial.errors import EstimateError
+from xlvlms_tutorial.errors import no_estimate
 from xlvlms_tutorial.metrics.intervals import bootstrap
 from xlvlms_tutorial.metrics.plain import require_estimate
 from xlvlms_tutorial.validation import require
@@ -63,7 +63,7 @@ def measure_time(
 
     Raises
     ------
-    SelectionError
+    InputError
         If there are no ways, ``rounds`` is below 1 or ``warm_up`` below 0.
 
     Examples
@@ -125,10 +125,9 @@ def time_ratios(times: pd.DataFrame, to: str, seed: int = 0) -> pd.DataFrame:
 
     Raises
     ------
-    SelectionError
-        If no way is called ``to``.
-    EstimateError
-        If there are fewer than two rounds, a way was not timed in each, or ``to`` took no time.
+    InputError
+        If no way is called ``to``. If there are fewer than two rounds, a way was not timed in each,
+        or ``to`` took no time.
 
     Examples
     --------
@@ -174,7 +173,7 @@ def memory_of(model: nn.Module) -> int:
 
     Raises
     ------
-    EstimateError
+    InputError
         If a tensor is on the meta device (offloaded weights) or its
         layout has no storage of its own.
 
@@ -189,7 +188,7 @@ def memory_of(model: nn.Module) -> int:
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         for inner in _inner(tensor):
             if inner.is_meta or inner.layout != torch.strided:
-                raise EstimateError(
+                raise no_estimate(
                     f"memory of {name}",
                     f"{inner.layout} on {inner.device}",
                     "strided tensors that are loaded on a device",

@@ -12,7 +12,7 @@ from numbers import Real
 import numpy as np
 from jaxtyping import Float64
 
-from xlvlms_tutorial.errors import EstimateError
+from xlvlms_tutorial.errors import no_estimate
 from xlvlms_tutorial.metrics.plain import require_estimate, require_lists
 from xlvlms_tutorial.metrics.vqa_official import as_compared
 from xlvlms_tutorial.text import vqa_normalise
@@ -52,11 +52,10 @@ def vqa_accuracy(
 
     Raises
     ------
-    EstimateError
+    InputError
         If there are no predictions, a question has no references, or text in place of a list of
-        them, or an answer is no text or number.
-    LengthError
-        If there are not as many lists of references as predictions.
+        them, or an answer is no text or number. If there are not as many lists of references as
+        predictions.
 
     Examples
     --------
@@ -86,5 +85,5 @@ def _text(answer: object) -> str:
     if isinstance(answer, str):
         return answer
     if isinstance(answer, bool) or not isinstance(answer, Real) or not isfinite(answer):
-        raise EstimateError("VQA accuracy", f"the answer {answer!r}", "texts and finite numbers")
+        raise no_estimate("VQA accuracy", f"the answer {answer!r}", "texts and finite numbers")
     return str(answer)

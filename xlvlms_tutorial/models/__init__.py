@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from xlvlms_tutorial._lazy import lazy_attributes
 from xlvlms_tutorial.models import anatomy
-from xlvlms_tutorial.models.anatomy import PLACES, decoder, final_norm
+from xlvlms_tutorial.models.anatomy import SITES, decoder, final_norm
 from xlvlms_tutorial.models.architectures import ARCHITECTURES, Architecture, architectures
 from xlvlms_tutorial.models.batching import batches
 from xlvlms_tutorial.models.finetune import fine_tune, loss_of, save_adapter
@@ -31,7 +31,7 @@ __all__ = [
     "ARCHITECTURES",
     "CHECKS",
     "EMBEDDED",
-    "PLACES",
+    "SITES",
     "SPANS",
     "VLM",
     "Architecture",

@@ -8,7 +8,7 @@ from inspect import unwrap
 
 from torch import Tensor, nn
 
-from xlvlms_tutorial.errors import AnatomyError, SelectionError
+from xlvlms_tutorial.errors import AnatomyError, InputError
 
 _BLOCK_LISTS = ("layers", "block", "h", "blocks")
 _FINAL_NORMS = (
@@ -54,7 +54,7 @@ _CONNECTORS += ("projector", "perceiver_resampler")
 _CROSS = ("gated_cross_attn_layers",)  # Idefics
 _TOWERS = ("vision_tower", "visual", "vision_model", "audio_tower")
 
-PLACES = ("attention_input", "attention", "middle", "mlp_input", "mlp_hidden", "mlp", "block")
+SITES = ("attn_in", "attn_out", "resid_mid", "mlp_in", "mlp_hidden", "mlp_out", "resid_post")
 MODALITIES = ("image", "video", "audio")
 
 
@@ -263,7 +263,7 @@ def mlp(block: nn.Module) -> nn.Module:
     if (beside := child(block, _BESIDE)) is not None:
         advice = (
             f"Its MLP has {type(beside).__name__} beside it: skip both (part 'mlp') or "
-            "read their sum (place 'mlp')"
+            "read their sum (site 'mlp_out')"
         )
         raise AnatomyError("single MLP", type(block).__name__, _MLP, advice)
     return _need(child(block, _MLP), "MLP", block, _MLP)
@@ -387,7 +387,7 @@ def mlp_exit(block: nn.Module) -> nn.Module:
     if mixed(module):
         advice = (
             "Its MLP is a mixture of experts, with one such map each: skip or read the "
-            "whole MLP (part or place 'mlp')"
+            "whole MLP (part 'mlp' or site 'mlp_out')"
         )
         raise AnatomyError(
             "last linear map of the MLP", type(block).__name__, _LAST_LINEARS, advice
@@ -713,7 +713,7 @@ def placeholders(model: nn.Module) -> dict[str, int]:
 
 @dataclass(frozen=True)
 class Site:
-    """A place to read a state from: a module, and whether the state is its input or its output.
+    """A site to read a state from: a module, and whether the state is its input or its output.
 
     Parameters
     ----------
@@ -725,7 +725,7 @@ class Site:
     Examples
     --------
     >>> from xlvlms_tutorial.models import anatomy
-    >>> anatomy.site(vlm.blocks[0], "block").side
+    >>> anatomy.site(vlm.blocks[0], "resid_post").side
     'output'
     """
 
@@ -733,21 +733,22 @@ class Site:
     side: str
 
 
-def site(block: nn.Module, place: str = "block") -> Site:
-    r"""Return where the states of a place inside a block are read.
+def site(block: nn.Module, site: str = "resid_post") -> Site:
+    r"""Return where the states of a site inside a block are read.
 
     With :math:`a = \mathrm{attention}(\mathrm{LN}_1 x)`,
-    :math:`m = W_2\,\phi(\mathrm{LN}_2(x + a))`: ``attention_input`` is :math:`\mathrm{LN}_1 x`,
-    ``attention`` :math:`a`, ``middle`` :math:`x + a`, ``mlp_input`` :math:`\mathrm{LN}_2(x + a)`,
-    ``mlp_hidden`` :math:`\phi(\cdot)`, ``mlp`` :math:`m` and ``block`` :math:`x + a + m` (Shukor
-    and Cord, 2024, name these LN1, SA, X+SA, LN2, FC1, FC2, X+FC2).
+    :math:`m = W_2\,\phi(\mathrm{LN}_2(x + a))`: ``attn_in`` is :math:`\mathrm{LN}_1 x`,
+    ``attn_out`` :math:`a`, ``resid_mid`` :math:`x + a`, ``mlp_in`` :math:`\mathrm{LN}_2(x + a)`,
+    ``mlp_hidden`` :math:`\phi(\cdot)`, ``mlp_out`` :math:`m` and ``resid_post`` :math:`x + a + m`
+    (Shukor and Cord, 2024, name these LN1, SA, X+SA, LN2, FC1, FC2, X+FC2).
 
     Parameters
     ----------
     block : nn.Module
         A decoder block, such as ``vlm.blocks[0]``.
-    place : str
-        One of ``anatomy.PLACES``; by default "block", the residual stream that the block writes.
+    site : str
+        One of ``anatomy.SITES``; by default "resid_post", the residual stream that the block
+        writes.
 
     Returns
     -------
@@ -756,8 +757,8 @@ def site(block: nn.Module, place: str = "block") -> Site:
 
     Raises
     ------
-    SelectionError
-        If the place is unknown.
+    InputError
+        If the site is unknown.
     AnatomyError
         If the block has no such part.
 
@@ -770,25 +771,25 @@ def site(block: nn.Module, place: str = "block") -> Site:
     """
     beside, mlp_output = child(block, _BESIDE) is not None, lambda: Site(mlp(block), "output")
     sites = {
-        "attention_input": lambda: Site(first_norm(block), "output"),
-        "attention": lambda: Site(attention(block), "output"),
-        "middle": lambda: Site(second_norm(block), "input"),
+        "attn_in": lambda: Site(first_norm(block), "output"),
+        "attn_out": lambda: Site(attention(block), "output"),
+        "resid_mid": lambda: Site(second_norm(block), "input"),
         # experts beside an MLP have an input of their own
-        "mlp_input": lambda: Site(mlp(block) and second_norm(block), "output"),
+        "mlp_in": lambda: Site(mlp(block) and second_norm(block), "output"),
         "mlp_hidden": lambda: Site(mlp_exit(block), "input"),
         # what stands beside an MLP is added to it before a last norm
-        "mlp": lambda: (
+        "mlp_out": lambda: (
             Site(
                 _need(child(block, _LAST_NORMS), "norm after the MLP", block, _LAST_NORMS), "input"
             )
             if beside
             else mlp_output()
         ),
-        "block": lambda: Site(block, "output"),
+        "resid_post": lambda: Site(block, "output"),
     }
-    if place not in sites:
-        raise SelectionError(f"unknown place {place!r} in a block", f"allowed: {', '.join(PLACES)}")
-    return sites[place]()
+    if site not in sites:
+        raise InputError(f"unknown site {site!r} in a block", f"allowed: {', '.join(SITES)}")
+    return sites[site]()
 
 
 def states_in(args: tuple, kwargs: dict) -> Tensor:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from tqdm.auto import tqdm
 
-from xlvlms_tutorial.errors import SelectionError
+from xlvlms_tutorial.errors import InputError
 from xlvlms_tutorial.models.prompts import require_texts
 from xlvlms_tutorial.models.spans import Batch
 from xlvlms_tutorial.models.vlm import VLM
@@ -56,13 +56,10 @@ def batches(
 
     Raises
     ------
-    SelectionError
+    InputError
         If there are no samples, the batch size is below 1, or plain texts are empty, among samples
-        or have answers.
-    LengthError
-        If the numbers of samples, prompts and answers differ.
-    PromptError
-        If a prompt or an answer is empty or holds what marks a picture for this model.
+        or have answers. If the numbers of samples, prompts and answers differ. If a prompt or an
+        answer is empty or holds what marks a picture for this model.
 
     Examples
     --------
@@ -74,7 +71,7 @@ def batches(
     """
     samples = list(samples)
     if not samples or batch_size < 1:
-        raise SelectionError(
+        raise InputError(
             f"{len(samples)} samples in batches of {batch_size}", "give at least one of each"
         )
     answers = answers_of(samples, answers)
@@ -110,7 +107,7 @@ def prompts_of(samples: Sequence[Sample], prompts: Prompts) -> list:
 
     Raises
     ------
-    LengthError
+    InputError
         If there are not as many prompts as samples.
     """
     if prompts is None:
@@ -137,7 +134,7 @@ def answers_of(samples: Samples, answers: Answers) -> list | None:
 
     Raises
     ------
-    LengthError
+    InputError
         If there are not as many answers as samples.
     """
     if answers is None:
@@ -154,11 +151,11 @@ def require_samples(samples: Sequence[Sample]) -> None:
 
     Raises
     ------
-    SelectionError
+    InputError
         If there is no sample.
     """
     if not samples:
-        raise SelectionError("no samples", "give at least one")
+        raise InputError("no samples", "give at least one")
 
 
 def first_captions(samples: Sequence[Sample], advice: str) -> list[str]:
@@ -173,12 +170,12 @@ def first_captions(samples: Sequence[Sample], advice: str) -> list[str]:
 
     Raises
     ------
-    SelectionError
+    InputError
         If a sample has no caption, with the first such sample.
     """
     bare = [sample.id for sample in samples if not sample.captions]
     if bare:
-        raise SelectionError(f"{len(bare)} samples without a caption, such as {bare[0]!r}", advice)
+        raise InputError(f"{len(bare)} samples without a caption, such as {bare[0]!r}", advice)
     return [sample.captions[0] for sample in samples]
 
 
@@ -196,7 +193,7 @@ def with_eos(vlm: VLM, answers: Sequence[str]) -> list[str]:
 def _require_plain(samples: Samples, answers: Sequence[str] | None) -> None:
     texts = all(isinstance(sample, str) and sample.strip() for sample in samples)
     if answers is not None or not texts:
-        raise SelectionError(
+        raise InputError(
             "texts with answers, empty ones, or texts among samples",
             "give plain texts alone, or samples alone",
         )

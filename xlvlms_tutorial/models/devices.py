@@ -30,7 +30,7 @@ LIMITS = ("ONEDNN_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY")
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 
-def place(device: str | torch.device) -> torch.device | str:
+def resolve_device(device: str | torch.device) -> torch.device | str:
     """Return the device for "auto", and any other as torch names it; "balanced" stays.
 
     Raises
@@ -72,7 +72,7 @@ def home(model: torch.nn.Module) -> torch.device:
     return torch.device(model.get_input_embeddings()._hf_hook.execution_device)
 
 
-def number_format(dtype: str | torch.dtype, placed: torch.device | str) -> torch.dtype:
+def resolve_dtype(dtype: str | torch.dtype, placed: torch.device | str) -> torch.dtype:
     """Return the dtype of the weights for "auto" on a device, or the one that is named.
 
     Raises

@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers.utils import is_peft_available
 
-from xlvlms_tutorial.errors import LoadError, SelectionError
+from xlvlms_tutorial.errors import InputError, LoadError
 from xlvlms_tutorial.io import save_tensors
 from xlvlms_tutorial.models import anatomy
 from xlvlms_tutorial.models.batching import first_captions, require_samples, with_eos
@@ -98,7 +98,7 @@ def fine_tune(
     ------
     LoadError
         If peft is not installed, or the model has an adapter already.
-    SelectionError
+    InputError
         If there are no samples, the answers are not as many as the samples, a number is below 1, or
         no linear layer has such a name.
 
@@ -116,7 +116,7 @@ def fine_tune(
     texts = _answers(samples, answers)
     require_counts(steps=steps, batch_size=batch_size, rank=rank)
     if seed < 0:
-        raise SelectionError(f"seed is {seed}", "give 0 or more")
+        raise InputError(f"seed is {seed}", "give 0 or more")
     parameters = _add(vlm, rank, targets, seed)
     folder = None if folder is None else Path(folder)
     prompt = prompt or PROMPTS.get(samples[0].modality, PROMPTS["image"])
@@ -219,7 +219,7 @@ def save_adapter(vlm: VLM, folder: str | Path) -> Path:
     ------
     LoadError
         If the model has no adapter.
-    OutputError
+    FileError
         If the weights cannot be written.
 
     Examples
@@ -272,7 +272,7 @@ def _answers(
     if len(texts) != len(samples) or not all(
         isinstance(text, str) and text.strip() for text in texts
     ):
-        raise SelectionError(
+        raise InputError(
             f"{len(texts)} answers for {len(samples)} samples",
             "give one text for each, none of them empty",
         )
@@ -306,7 +306,7 @@ def _blocks_pattern(vlm: VLM, targets: Sequence[str]) -> str:
             if isinstance(module, nn.Linear):
                 endings.add(name.split(".")[-1])
     if not any(ending in targets for ending in endings):
-        raise SelectionError(
+        raise InputError(
             f"targets {targets!r}",
             f"'connector', or some of the blocks' linear maps {', '.join(sorted(endings))}",
         )
@@ -321,7 +321,7 @@ def _connector_pattern(vlm: VLM) -> str:
         linears = {id(module) for module in connector.modules() if isinstance(module, nn.Linear)}
         names = [name for name, module in vlm.model.named_modules() if id(module) in linears]
     if not names:
-        raise SelectionError(
+        raise InputError(
             (
                 f"targets 'connector' of {vlm.name!r}, which has no linear "
                 "maps between tower and blocks"

@@ -8,7 +8,13 @@ from collections.abc import Collection, Mapping, Sequence
 from torch import Tensor
 from transformers import BatchFeature
 
-from xlvlms_tutorial.errors import ImageError, LoadError, PromptError, XlvlmsError
+from xlvlms_tutorial.errors import (
+    InputError,
+    LoadError,
+    XlvlmsError,
+    not_a_picture,
+    unusable_prompt,
+)
 from xlvlms_tutorial.models.failures import FAILURES, reason
 from xlvlms_tutorial.samples import as_image, as_sound
 
@@ -17,6 +23,13 @@ _MARKS = ("image_token", "video_token", "audio_token", "boi_token")
 
 # take one picture a text as a list of pictures; all others take a list for each text
 _FLAT = ("GotOcr2Processor", "IdeficsProcessor")
+
+
+class Unpromptable(InputError):
+    """A prompt that the processor does not take, or that has no place for what is shown."""
+
+    def __init__(self, prompt: str, advice: str) -> None:
+        super().__init__(f"cannot make a prompt from {prompt!r}", advice)
 
 
 def marks(processor: object) -> tuple[str, ...]:
@@ -72,7 +85,7 @@ def counted(
 
     Raises
     ------
-    PromptError
+    InputError
         If one of the lists is none, or they are not equally many.
     """
     lists = {"text": texts, "answer": answers, **contents}
@@ -80,7 +93,7 @@ def counted(
         if values is not None and (
             isinstance(values, (str, bytes)) or not hasattr(values, "__len__")
         ):
-            raise PromptError(
+            raise unusable_prompt(
                 f"{type(values).__name__} as {name}", "give a list, with one for each sample"
             )
     media = {name: values for name, values in contents.items() if values is not None}
@@ -90,7 +103,7 @@ def counted(
             ", ".join(f"{len(values)} {name}s" for name, values in media.items()) or "no pictures"
         )
         n_answers = 0 if answers is None else len(answers)
-        raise PromptError(f"{len(texts)} texts, {n_answers} answers, {counts}")
+        raise unusable_prompt(f"{len(texts)} texts, {n_answers} answers, {counts}")
     return media
 
 
@@ -104,7 +117,7 @@ def media_of(
 
     Raises
     ------
-    ImageError, PromptError
+    InputError
         If a picture or a sound is none.
     """
     media = {}
@@ -138,7 +151,7 @@ def require_texts(
 
     Raises
     ------
-    PromptError
+    InputError
         If one is no text, a text is empty, or one holds a mark by which
         the processor finds a picture.
     """
@@ -151,9 +164,9 @@ def require_texts(
     for row, text in enumerate(texts):
         answer = None if answers is None else answers[row]
         if not isinstance(text, str) or not text.strip():
-            raise PromptError(text)
+            raise unusable_prompt(text)
         if not isinstance(answer, str | None):
-            raise PromptError(answer)
+            raise unusable_prompt(answer)
         for part in (text, answer or ""):
             if places_itself and part is text:
                 continue
@@ -162,7 +175,7 @@ def require_texts(
                     f"{clashes[0]!r} marks the place of a picture, video or sound for this "
                     "model: write it in another way"
                 )
-                raise PromptError(_named(part, names, row), advice)
+                raise unusable_prompt(_named(part, names, row), advice)
 
 
 def prompt_of(
@@ -187,7 +200,7 @@ def prompt_of(
 
     Raises
     ------
-    PromptError
+    InputError
         If the text is empty, or text or answer hold what marks a picture for this model.
     LoadError
         If the chat template fails.
@@ -265,7 +278,7 @@ def inputs_of(
 
     Raises
     ------
-    ImageError, PromptError
+    InputError
         If the processor takes one of the pictures, or of the prompts, not.
     """
     options = {"return_tensors": "pt", "padding": True}
@@ -327,12 +340,12 @@ def _unfit(
         problem = (
             f"of {width} x {height} pixels is not taken by the model's processor ({reason(cause)})"
         )
-        return ImageError(
+        return not_a_picture(
             f"the picture of sample {names[row]!r}",
             problem,
             "crop or resize it, or leave the sample out",
         )
-    return PromptError(
+    return Unpromptable(
         f"{_named(prompts[row], names, row)}: {reason(cause)}",
         "change what the sample shows or says, or leave it out",
     )
@@ -364,7 +377,7 @@ def require_places(
 
     Raises
     ------
-    PromptError
+    InputError
         If there is one, with what is missing.
     """
     for token in placeholders:
@@ -374,18 +387,18 @@ def require_places(
             raise _placeless(processor, _named(texts[row], names, row))
 
 
-def _placeless(processor: object, prompt: str) -> PromptError:
+def _placeless(processor: object, prompt: str) -> Unpromptable:
     advice = "save one beside the processor (or set vlm.processor.chat_template)"
     if getattr(processor, "chat_template", None) is None:
         choices = " or ".join(map(repr, marks(processor)))
-        return PromptError(
+        return Unpromptable(
             prompt,
             (
                 "there is no chat template to say where the picture goes: "
                 f"{advice}, or write {choices} there"
             ),
         )
-    return PromptError(
+    return Unpromptable(
         prompt, f"the chat template has no place for what is shown: {advice} that has"
     )
 

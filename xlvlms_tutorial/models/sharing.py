@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import GenerationConfig, LogitsProcessor
 
-from xlvlms_tutorial.errors import ActivationsError
+from xlvlms_tutorial.errors import InputError
 from xlvlms_tutorial.models.spans import SPANS, Batch
 
 if TYPE_CHECKING:
@@ -77,14 +77,14 @@ class Finite(LogitsProcessor):
 
         Raises
         ------
-        ActivationsError
+        InputError
             If they were NaN or infinite.
         """
         if not self.all:
             advice = (
                 "load the model in float32 or bfloat16, and check its weights: they may be damaged"
             )
-            raise ActivationsError(
+            raise InputError(
                 (
                     "the logits of the next token are NaN or infinite, so that no "
                     "token is the most probable"

@@ -1,4 +1,4 @@
-"""What a model allows, place by place.
+"""What a model allows, site by site.
 
 Which states can be read, and which parts can be left out, moved or folded into. Blocks differ in
 kind: mixtures of experts have no single hidden layer, parallel blocks no state between attention
@@ -17,19 +17,19 @@ from torch import Tensor, nn
 
 from xlvlms_tutorial.errors import (
     AnatomyError,
-    InputsError,
+    InputError,
     InterventionError,
     LoadError,
-    SelectionError,
     XlvlmsError,
+    lacking_inputs,
 )
 from xlvlms_tutorial.models import anatomy
 
 # a second norm without a first one comes after the attention
 _BOTH_NORMS = (anatomy.first_norm, anatomy.second_norm)
-# What each place needs of a block; what can be done, and where
+# What each site needs of a block; what can be done, and where
 _NEEDS: dict[tuple[str, str], tuple[Callable[[nn.Module], object], ...]] = {
-    **{("read", place): (partial(anatomy.site, place=place),) for place in anatomy.PLACES},
+    **{("read", site): (partial(anatomy.site, site=site),) for site in anatomy.SITES},
     ("skip", "block"): (anatomy.mlp_parts,),
     ("skip", "mlp"): (anatomy.mlp_parts,),
     ("skip", "attention"): (anatomy.attention,),
@@ -37,13 +37,13 @@ _NEEDS: dict[tuple[str, str], tuple[Callable[[nn.Module], object], ...]] = {
     ("parallel", "second"): (*_BOTH_NORMS, anatomy.mlp),
     ("fold", "mlp"): (anatomy.mlp_exit,),
 }
-_NEEDS["read", "middle"] += _BOTH_NORMS
-_NEEDS["read", "mlp_input"] += _BOTH_NORMS
+_NEEDS["read", "resid_mid"] += _BOTH_NORMS
+_NEEDS["read", "mlp_in"] += _BOTH_NORMS
 # What hangs on norms that come before attention and MLP
 _BEFORE = {
-    ("read", "attention_input"),
-    ("read", "middle"),
-    ("read", "mlp_input"),
+    ("read", "attn_in"),
+    ("read", "resid_mid"),
+    ("read", "mlp_in"),
     ("parallel", "first"),
     ("parallel", "second"),
     ("fold", "mlp"),
@@ -52,13 +52,13 @@ _BEFORE = {
 _WHOLE = {
     "mlp": {
         ("read", "mlp_hidden"),
-        ("read", "mlp"),
+        ("read", "mlp_out"),
         ("skip", "mlp"),
         ("parallel", "first"),
         ("parallel", "second"),
         ("fold", "mlp"),
     },
-    "attention": {("read", "attention"), ("skip", "attention")},
+    "attention": {("read", "attn_out"), ("skip", "attention")},
 }
 _LIKE = {
     "mlp": r"mlp|moe|expert|router|ffn|feed_?forward|gate|dense|fc\d",
@@ -73,26 +73,26 @@ _AFTER = r"post_(feedforward|mlp|ffn)\w*norm"
 _TYPE_IDS = ("mm_token_type_ids", "token_type_ids", "moe_mm_token_type_ids")
 
 
-def check_known(action: str, place: str) -> None:
+def check_known(action: str, site: str) -> None:
     """Refuse a question about something that no model has.
 
     Raises
     ------
-    SelectionError
-        If ``action``, or the ``place`` for it, is unknown.
+    InputError
+        If ``action``, or the ``site`` for it, is unknown.
     """
-    if (action, place) not in _NEEDS:
+    if (action, site) not in _NEEDS:
         kinds = list(dict.fromkeys(kind for kind, _ in _NEEDS))
-        places = [name for kind, name in _NEEDS if kind == action]
-        raise SelectionError(
-            f"unknown support {action!r}, {place!r}", f"allowed: {', '.join(places or kinds)}"
+        sites = [name for kind, name in _NEEDS if kind == action]
+        raise InputError(
+            f"unknown support {action!r}, {site!r}", f"allowed: {', '.join(sites or kinds)}"
         )
 
 
 def allowed(
-    blocks: Iterable[nn.Module], refused: Mapping[tuple[str, str], str], action: str, place: str
+    blocks: Iterable[nn.Module], refused: Mapping[tuple[str, str], str], action: str, site: str
 ) -> bool:
-    """Tell whether all blocks allow something at a place, and no self-check has refused it.
+    """Tell whether all blocks allow something at a site, and no self-check has refused it.
 
     Parameters
     ----------
@@ -102,23 +102,23 @@ def allowed(
         What the self-checks found wrong, as ``vlm.refused``.
     action : str
         "read", "skip", "parallel" or "fold".
-    place : str
-        Where: for "read" one of ``anatomy.PLACES``; for "skip" "block", "mlp" or "attention"; for
+    site : str
+        Where: for "read" one of ``anatomy.SITES``; for "skip" "block", "mlp" or "attention"; for
         "parallel" "first" or "second"; for "fold" "mlp".
 
     Raises
     ------
-    SelectionError
-        If ``action``, or the place for it, is unknown.
+    InputError
+        If ``action``, or the site for it, is unknown.
     """
-    check_known(action, place)
-    return (action, place) not in refused and all(
-        refusal(block, action, place) is None for block in blocks
+    check_known(action, site)
+    return (action, site) not in refused and all(
+        refusal(block, action, site) is None for block in blocks
     )
 
 
-def require(
-    blocks: Iterable[nn.Module], refused: Mapping[tuple[str, str], str], action: str, place: str
+def require_support(
+    blocks: Iterable[nn.Module], refused: Mapping[tuple[str, str], str], action: str, site: str
 ) -> None:
     """Refuse what ``vlm.supports`` says is not possible in these blocks.
 
@@ -130,8 +130,8 @@ def require(
         What the self-checks found wrong, as ``vlm.refused``.
     action : str
         "read", "skip", "parallel" or "fold".
-    place : str
-        Where: for "read" one of ``anatomy.PLACES``; for "skip" "block", "mlp" or "attention"; for
+    site : str
+        Where: for "read" one of ``anatomy.SITES``; for "skip" "block", "mlp" or "attention"; for
         "parallel" "first" or "second"; for "fold" "mlp".
 
     Raises
@@ -142,19 +142,19 @@ def require(
         If a part is not all that does its work, or the self-checks found that it does not work.
     """
     for block in blocks:
-        error = refusal(block, action, place)
+        error = refusal(block, action, site)
         if error is not None:
             raise error
-    reason = refused.get((action, place))
+    reason = refused.get((action, site))
     if reason is not None:
         raise InterventionError(
-            f"{action} {place}, which fails this model's self-check ({reason})",
-            "choose another place; see vlm.checks",
+            f"{action} {site}, which fails this model's self-check ({reason})",
+            "choose another site; see vlm.checks",
         )
 
 
-def refusal(block: nn.Module, action: str, place: str) -> XlvlmsError | None:
-    """Return the error that says why something cannot be done at a place of a block, or None.
+def refusal(block: nn.Module, action: str, site: str) -> XlvlmsError | None:
+    """Return the error that says why something cannot be done at a site of a block, or None.
 
     Parameters
     ----------
@@ -162,20 +162,20 @@ def refusal(block: nn.Module, action: str, place: str) -> XlvlmsError | None:
         A decoder block.
     action : str
         "read", "skip", "parallel" or "fold".
-    place : str
-        Where: for "read" one of ``anatomy.PLACES``; for "skip" "block", "mlp" or "attention"; for
+    site : str
+        Where: for "read" one of ``anatomy.SITES``; for "skip" "block", "mlp" or "attention"; for
         "parallel" "first" or "second"; for "fold" "mlp".
     """
     try:
-        for part in _NEEDS[action, place]:
+        for part in _NEEDS[action, site]:
             part(block)
     except AnatomyError as error:
         return error
     # OPT says it there
-    if (action, place) in _BEFORE and not getattr(block, "do_layer_norm_before", True):
+    if (action, site) in _BEFORE and not getattr(block, "do_layer_norm_before", True):
         return InterventionError(
-            f"{action} {place}: the norms of {type(block).__name__} come after its parts",
-            "choose another place",
+            f"{action} {site}: the norms of {type(block).__name__} come after its parts",
+            "choose another site",
         )
     if action == "fold" and (
         norms := [name for name, _ in block.named_children() if re.fullmatch(_AFTER, name)]
@@ -184,10 +184,10 @@ def refusal(block: nn.Module, action: str, place: str) -> XlvlmsError | None:
             "its block does not simply add its MLP's output to the residual stream "
             f"({norms[0]} comes after it)"
         )
-    for part, places in _WHOLE.items():
-        if (action, place) in places and (names := beside(block, part)):
+    for part, sites in _WHOLE.items():
+        if (action, site) in sites and (names := beside(block, part)):
             message = (
-                f"{action} {place}: {type(block).__name__} has {' and '.join(names)} beside its "
+                f"{action} {site}: {type(block).__name__} has {' and '.join(names)} beside its "
                 f"{part}, which would go on working"
             )
             return InterventionError(message, "choose the whole block, or another part")
@@ -296,7 +296,7 @@ def require_arguments(model: nn.Module, inputs: Mapping[str, object]) -> None:
 
     Raises
     ------
-    InputsError
+    InputError
         If something is not there.
     """
     kind = type(base_of(model))
@@ -307,7 +307,7 @@ def require_arguments(model: nn.Module, inputs: Mapping[str, object]) -> None:
             missing.append(name)
     if missing:
         message = f"inputs without {', '.join(missing)}, without which {kind.__name__} cannot run"
-        raise InputsError(message, "give a picture (a clip, a sound) with each text")
+        raise lacking_inputs(message, "give a picture (a clip, a sound) with each text")
 
 
 def require_types(
@@ -326,12 +326,12 @@ def require_types(
 
     Raises
     ------
-    InputsError
+    InputError
         If there are none.
     """
     missing = [name for name in _TYPE_IDS if name in accepts and name not in inputs]
     if missing and any((inputs["input_ids"] == token).any() for token in placeholders.values()):
-        raise InputsError(missing)
+        raise lacking_inputs(missing)
 
 
 def require_left_padding(mask: Tensor | None) -> None:
@@ -341,13 +341,13 @@ def require_left_padding(mask: Tensor | None) -> None:
 
     Raises
     ------
-    InputsError
+    InputError
         If there is one.
     """
     if mask is None or mask.ndim != 2:
         return
     if padded := (mask[:, -1] == 0).nonzero().flatten().tolist():
         advice = "make them with padding_side='left', or by vlm.batch"
-        raise InputsError(
+        raise lacking_inputs(
             f"inputs whose row {padded[0]} ends with padding, where its last word should be", advice
         )

@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers.utils import ModelOutput
 
-from xlvlms_tutorial.errors import DeviceMemoryError, ModalityError, SelectionError
+from xlvlms_tutorial.errors import DeviceMemoryError, InputError, ModalityError
 from xlvlms_tutorial.models import anatomy, prompts, support
 from xlvlms_tutorial.models.devices import home
 from xlvlms_tutorial.models.processors import (
@@ -69,7 +69,7 @@ class VLM:
     checks : DataFrame or None
         The self-checks of an architecture outside the table of tested ones.
     refused : dict
-        What the self-checks found wrong, by what is done and at which place.
+        What the self-checks found wrong, by what is done and at which site.
     active : list of str
         The interventions that hold now, with their arguments.
 
@@ -104,7 +104,7 @@ class VLM:
         self.blocks = anatomy.decoder_blocks(model)
         # of an architecture outside the table: its self-checks
         self.checks: pd.DataFrame | None = None
-        # what the self-checks found wrong, by what is done and at which place
+        # what the self-checks found wrong, by what is done and at which site
         self.refused: dict[tuple[str, str], str] = {}
         # what goes through the model now: interventions and captures ask where its spans are
         self.running: Batch | None = None
@@ -155,12 +155,13 @@ class VLM:
 
         Raises
         ------
-        ArchitectureError, SelfCheckError, AnatomyError
+        LoadError
+            If the architecture has not passed the contract tests, fails its self-checks, or has no
+            decoder or unembedding. If the model is compiled, has no weights or some that are NaN,
+            reads no pictures, or the processor is another model's.
+        AnatomyError
             If the architecture has not passed the contract tests, fails its self-checks, or
             has no decoder or unembedding.
-        LoadError
-            If the model is compiled, has no weights or some that are NaN, reads no pictures, or the
-            processor is another model's.
 
         Examples
         --------
@@ -208,7 +209,7 @@ class VLM:
 
         Raises
         ------
-        SelectionError
+        InputError
             If the share does not lie in 0 to 1.
 
         Examples
@@ -217,9 +218,7 @@ class VLM:
         24
         """
         if not 0 <= share <= 1:
-            raise SelectionError(
-                f"depth {share!r}", "a share from 0 (embeddings) to 1 (last layer)"
-            )
+            raise InputError(f"depth {share!r}", "a share from 0 (embeddings) to 1 (last layer)")
         return math.floor(share * self.n_layers + 0.5)
 
     @property
@@ -249,18 +248,18 @@ class VLM:
         """The arguments that the model's ``forward`` takes by name."""
         return support.accepted(self.model)
 
-    def supports(self, what: str, place: str, layer: int | None = None) -> bool:
-        """Tell whether this model allows something at a place of its blocks.
+    def supports(self, what: str, site: str, layer: int | None = None) -> bool:
+        """Tell whether this model allows something at a site of its blocks.
 
-        Ask it before you choose a place for any model. Changing the residual stream works at all
+        Ask it before you choose a site for any model. Changing the residual stream works at all
         layers of all models. What is not allowed is refused where it is asked for, with the reason.
 
         Parameters
         ----------
         what : str
             "read", "skip", "parallel" or "fold".
-        place : str
-            For "read" one of ``anatomy.PLACES``; for "skip" "block", "mlp" or "attention"; for
+        site : str
+            For "read" one of ``anatomy.SITES``; for "skip" "block", "mlp" or "attention"; for
             "parallel" whose norm is used, "first" or "second"; for "fold" "mlp".
         layer : int, optional
             The layer (from 1) whose block is asked about; by default all blocks.
@@ -272,8 +271,8 @@ class VLM:
 
         Raises
         ------
-        SelectionError
-            If ``what``, or the place for it, is unknown.
+        InputError
+            If ``what``, or the site for it, is unknown.
 
         Examples
         --------
@@ -281,7 +280,7 @@ class VLM:
         (True, True)
         """
         blocks = self.blocks if layer is None else [self.blocks[layer - 1]]
-        return support.allowed(blocks, self.refused, what, place)
+        return support.allowed(blocks, self.refused, what, site)
 
     def prompt(
         self, text: str, answer: str | None = None, media: Sequence[str] = ("image",)
@@ -307,7 +306,7 @@ class VLM:
 
         Raises
         ------
-        PromptError
+        InputError
             If the text is empty, or text or answer hold what marks a picture for this model.
         LoadError
             If the chat template fails.
@@ -354,13 +353,12 @@ class VLM:
 
         Raises
         ------
-        PromptError
+        InputError
             If a text is empty or holds what marks a picture for this model, a sound is none, or
-            pictures, texts and answers are not equally many.
+            pictures, texts and answers are not equally many. If something given as a picture is
+            none, or is not taken by the model's processor.
         ModalityError
             If the model does not read pictures, videos or sounds, whichever is given.
-        ImageError
-            If something given as a picture is none, or is not taken by the model's processor.
         LoadError
             If chat template or tokenizer do not go with the model.
 
@@ -424,7 +422,7 @@ class VLM:
 
         Raises
         ------
-        SelectionError
+        InputError
             If the samples are of different modalities.
 
         Examples
@@ -463,7 +461,7 @@ class VLM:
 
         Raises
         ------
-        InputsError
+        InputError
             If a row ends with padding.
 
         Examples
@@ -496,7 +494,7 @@ class VLM:
 
         Raises
         ------
-        InputsError
+        InputError
             If the batch lacks a picture that the model cannot do without, or token type ids without
             which it would silently use wrong positions or masks.
         DeviceMemoryError
@@ -574,7 +572,7 @@ class VLM:
 
         Raises
         ------
-        ActivationsError
+        InputError
             If the logits are NaN or infinite, as those of damaged weights.
 
         Examples

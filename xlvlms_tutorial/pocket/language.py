@@ -5,7 +5,7 @@ All follow from the record.
 
 import numpy as np
 
-from xlvlms_tutorial.errors import SceneError
+from xlvlms_tutorial.errors import not_in_world
 from xlvlms_tutorial.pocket.world import (
     ANIMALS,
     COLOURED,
@@ -126,7 +126,7 @@ def styled_caption(scene: Scene, style: str) -> str:
 
     Raises
     ------
-    SceneError
+    InputError
         If the style is unknown.
     """
     subject = scene.subject
@@ -148,7 +148,7 @@ def styled_caption(scene: Scene, style: str) -> str:
         ),
     }
     if style not in styled:
-        raise SceneError("style", style, STYLES)
+        raise not_in_world("style", style, STYLES)
     return styled[style]
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 from transformers import AutoProcessor, BatchFeature, LlavaProcessor
 
-from xlvlms_tutorial.errors import PromptError
+from xlvlms_tutorial.errors import unusable_prompt
 from xlvlms_tutorial.pocket.sounds import log_mel
 from xlvlms_tutorial.pocket.tower import TowerConfig
 from xlvlms_tutorial.samples import as_image
@@ -68,10 +68,9 @@ class PocketProcessor(LlavaProcessor):
 
         Raises
         ------
-        PromptError
-            If texts are about more than one kind of thing.
-        ImageError, SceneError
-            If a frame is no picture, or a sound is not two seconds of finite samples.
+        InputError
+            If texts are about more than one kind of thing. If a frame is no picture, or a sound is
+            not two seconds of finite samples.
         """
         kinds = [
             kind
@@ -79,7 +78,7 @@ class PocketProcessor(LlavaProcessor):
             if value is not None
         ]
         if len(kinds) > 1:
-            raise PromptError(" and ".join(kinds))
+            raise unusable_prompt(" and ".join(kinds))
         if videos is not None:
             return self._clips(videos, text, **kwargs)
         if audio is not None:
@@ -109,7 +108,7 @@ def seen(frames: Sequence[object]) -> list[Image.Image]:
 
     Raises
     ------
-    ImageError
+    InputError
         If there are no frames, or one is no picture.
     """
     indices = (

@@ -193,7 +193,7 @@ def build_scorer() -> PocketScorer:
 
     Raises
     ------
-    RevisionError
+    LoadError
         If no weights are shipped.
     """
     heads = Heads()

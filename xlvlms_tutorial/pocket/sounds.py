@@ -14,7 +14,7 @@ from jaxtyping import Float
 from PIL import Image
 from scipy.signal import resample_poly
 
-from xlvlms_tutorial.errors import SceneError
+from xlvlms_tutorial.errors import not_in_world
 from xlvlms_tutorial.pocket.assets import asset_path
 from xlvlms_tutorial.samples import Question
 
@@ -80,7 +80,7 @@ class Sound:
 
     Raises
     ------
-    SceneError
+    InputError
         If a factor has a value that the world cannot sound, with the allowed values.
     """
 
@@ -100,10 +100,10 @@ class Sound:
         }
         for factor, values in allowed.items():
             if getattr(self, factor) not in values:
-                raise SceneError(factor, getattr(self, factor), values)
+                raise not_in_world(factor, getattr(self, factor), values)
         latest = _latest(self.recording)
         if not 0 <= self.start <= latest:
-            raise SceneError("start", self.start, f"0 to {latest:.3f} seconds")
+            raise not_in_world("start", self.start, f"0 to {latest:.3f} seconds")
 
 
 def sounds(n: int, split: str = "train", seed: int = 0) -> list[Sound]:
@@ -128,13 +128,13 @@ def sounds(n: int, split: str = "train", seed: int = 0) -> list[Sound]:
 
     Raises
     ------
-    SceneError
+    InputError
         If the split is unknown or ``n`` is below 1.
     """
     if split not in SPLITS:
-        raise SceneError("split", split, SPLITS)
+        raise not_in_world("split", split, SPLITS)
     if n < 1:
-        raise SceneError("n", n, "1 or more")
+        raise not_in_world("n", n, "1 or more")
     recordings = {}
     for name, files in FILES.items():
         allowed = tuple(file for file in files if (file in HELD_OUT) == (split == "recordings"))
@@ -242,11 +242,11 @@ def log_mel(wave: Float[np.ndarray, "samples"], floor: float = -80.0) -> Image.I
 
     Raises
     ------
-    SceneError
+    InputError
         If the wave is not 32,000 finite samples.
     """
     if np.shape(wave) != (SAMPLES,) or not np.isfinite(wave).all():
-        raise SceneError(
+        raise not_in_world(
             "wave",
             f"array of shape {np.shape(wave)}",
             f"{SAMPLES} finite samples ({RATE} a second)",

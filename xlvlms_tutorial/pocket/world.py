@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image, ImageChops, ImageDraw
 
-from xlvlms_tutorial.errors import SceneError
+from xlvlms_tutorial.errors import not_in_world
 from xlvlms_tutorial.pocket.assets import open_sprite
 
 SIZE = 256  # pixels a side: 8 x 8 cells of the vision tower's stride of 32
@@ -114,7 +114,7 @@ class Scene:
 
     Raises
     ------
-    SceneError
+    InputError
         If a factor has a value that the world cannot draw, with the allowed values.
 
     Examples
@@ -150,9 +150,9 @@ class Scene:
         for factor, values in allowed.items():
             value = getattr(self, factor)
             if value not in values or type(value) is not type(values[0]):  # 2.0 is no count
-                raise SceneError(factor, value, values)
+                raise not_in_world(factor, value, values)
         if not isinstance(self.layout, int) or self.layout < 0:
-            raise SceneError("layout", self.layout, "a whole number of 0 or more")
+            raise not_in_world("layout", self.layout, "a whole number of 0 or more")
 
     @property
     def held_out(self) -> bool:
@@ -211,7 +211,7 @@ def scenes(n: int, split: str = "train", seed: int = 0) -> list[Scene]:
 
     Raises
     ------
-    SceneError
+    InputError
         If the split is unknown or ``n`` is below 1.
 
     Examples
@@ -221,9 +221,9 @@ def scenes(n: int, split: str = "train", seed: int = 0) -> list[Scene]:
     (True, True)
     """
     if split not in SPLITS:
-        raise SceneError("split", split, SPLITS)
+        raise not_in_world("split", split, SPLITS)
     if n < 1:
-        raise SceneError("n", n, "1 or more")
+        raise not_in_world("n", n, "1 or more")
     rng = np.random.default_rng([seed, SPLITS.index(split)])
     accepted: list[Scene] = []
     while len(accepted) < n:
@@ -357,7 +357,7 @@ def counterfactuals(scene: Scene, factor: str) -> list[Scene]:
 
     Raises
     ------
-    SceneError
+    InputError
         If the factor is unknown or has no meaning in this scene.
 
     Examples
@@ -378,7 +378,7 @@ def counterfactuals(scene: Scene, factor: str) -> list[Scene]:
         "time": TIMES,
     }
     if not values.get(factor):
-        raise SceneError("factor", factor, tuple(f for f, v in values.items() if v))
+        raise not_in_world("factor", factor, tuple(f for f, v in values.items() if v))
     return [
         replace(scene, **{factor: value})
         for value in values[factor]

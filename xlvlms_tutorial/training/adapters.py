@@ -16,7 +16,7 @@ import transformers
 
 from xlvlms_tutorial.checkpoint import FILE
 from xlvlms_tutorial.data import DATASETS, PROMPTS, Sample, load_samples
-from xlvlms_tutorial.errors import AnnotationError, SelectionError
+from xlvlms_tutorial.errors import AnnotationError, InputError
 from xlvlms_tutorial.io import read_json, write_json
 from xlvlms_tutorial.loading import load
 from xlvlms_tutorial.loading.adapters import BASE, SHIPPED
@@ -143,7 +143,7 @@ def style_adapters(
 
     Raises
     ------
-    SelectionError
+    InputError
         If a style is unknown, or no style is left.
     LoadError
         If the model cannot be loaded, or peft is not installed.
@@ -157,7 +157,7 @@ def style_adapters(
     """
     given = {styles[0]: given} if isinstance(given, (str, os.PathLike)) else given or {}
     if unknown := [style for style in (*styles, *given) if style not in STYLE_WORDS]:
-        raise SelectionError(f"no style {unknown[0]!r}", f"allowed: {', '.join(STYLE_WORDS)}")
+        raise InputError(f"no style {unknown[0]!r}", f"allowed: {', '.join(STYLE_WORDS)}")
     adapters = {}
     for style in styles:
         if style in given:
@@ -170,7 +170,7 @@ def style_adapters(
             )
     if not adapters:
         advice = f"give adapters, or a dataset with {FEWEST} such captions or more"
-        raise SelectionError(
+        raise InputError(
             f"hardly any caption of {dataset} has words of {', '.join(styles)}", advice
         )
     return adapters
@@ -256,7 +256,7 @@ def in_style(
 
     Raises
     ------
-    SelectionError
+    InputError
         If a sample has no caption, or is none of the first ``n``.
 
     Examples
@@ -276,7 +276,7 @@ def in_style(
             with_word = [text for text in sample.captions if pattern.search(text)]
             captions[sample.id] = with_word or sample.captions
     if missing := [sample.id for sample in samples if not captions.get(sample.id)]:
-        raise SelectionError(
+        raise InputError(
             f"{len(missing)} samples without a caption in the style, such as {missing[0]!r}",
             "leave them out, or raise n",
         )

@@ -6,7 +6,7 @@ They are trained through what is left, and measured with it.
 from contextlib import AbstractContextManager, nullcontext
 
 from xlvlms_tutorial.data import load_samples
-from xlvlms_tutorial.errors import SelectionError
+from xlvlms_tutorial.errors import InputError
 from xlvlms_tutorial.interventions.edits import mask_weights
 from xlvlms_tutorial.interventions.skipping import skip
 from xlvlms_tutorial.loading import load
@@ -53,7 +53,7 @@ def task_calibrations(
 
     Raises
     ------
-    SelectionError
+    InputError
         If no sample has a caption or a question.
 
     Examples
@@ -98,7 +98,7 @@ def shared_mask(
 
     Raises
     ------
-    SelectionError
+    InputError
         If no sample of the dataset has a caption or a question.
 
     Examples
@@ -153,7 +153,7 @@ def _calibrations_of(vlm: VLM, dataset: str, n: int) -> dict[str, Calibration]:
     captioned = [sample for sample in samples if sample.captions]
     questioned = [sample for sample in samples if sample.questions]
     if not captioned and not questioned:
-        raise SelectionError(
+        raise InputError(
             f"{len(samples)} samples of {dataset!r} without captions and questions",
             "give a dataset that has either",
         )

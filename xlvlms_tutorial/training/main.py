@@ -12,7 +12,7 @@ import pandas as pd
 from torch import nn
 
 from xlvlms_tutorial.data import load_samples
-from xlvlms_tutorial.errors import RevisionError
+from xlvlms_tutorial.errors import unknown_revision
 from xlvlms_tutorial.evaluation import evaluate
 from xlvlms_tutorial.io import read_json, write_json
 from xlvlms_tutorial.loading import load, load_scorer
@@ -95,13 +95,13 @@ def main(asked: Sequence[str]) -> None:
 
     Raises
     ------
-    RevisionError
+    LoadError
         If there is no such run.
     """
     runs = [*RUNS, SCORER, *RECIPES]
     for run in asked:
         if run not in runs:
-            raise RevisionError(run, runs)
+            raise unknown_revision(run, runs)
     for run in asked or runs:
         if run in RECIPES:
             train_adapter(run)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from xlvlms_tutorial.errors import EstimateError
+from xlvlms_tutorial.errors import no_estimate
 from xlvlms_tutorial.loading import Scorer
 from xlvlms_tutorial.metrics.intervals import proportion
 from xlvlms_tutorial.samples import Sample
@@ -43,11 +43,11 @@ def preferences(scorer: Scorer, samples: Sequence[Sample], seed: int = 0) -> pd.
 
     Raises
     ------
-    EstimateError
+    InputError
         If there are fewer than 100 samples.
     """
     if len(samples) < AMONG:
-        raise EstimateError("samples", len(samples), f"{AMONG} or more")
+        raise no_estimate("samples", len(samples), f"{AMONG} or more")
     rng = np.random.default_rng(seed)
     images = scorer.images([sample.image for sample in samples]).numpy()
     full = len(samples) // AMONG * AMONG  # every caption has the same number of rivals

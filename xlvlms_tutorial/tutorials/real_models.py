@@ -17,7 +17,7 @@ from transformers import (
 from transformers.initialization import no_init_weights
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
-from xlvlms_tutorial.errors import SelectionError
+from xlvlms_tutorial.errors import InputError
 from xlvlms_tutorial.models import anatomy
 
 BYTES = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0, "8bit": 1.0, "4bit": 0.5}
@@ -230,7 +230,7 @@ def empty(name: str) -> PreTrainedModel:
 
     Raises
     ------
-    SelectionError
+    InputError
         If the model is not in ``SHAPES``.
 
     Examples
@@ -269,7 +269,7 @@ def image_tokens(name: str, width: int, height: int) -> int:
 
     Raises
     ------
-    SelectionError
+    InputError
         If the model is not in ``SHAPES``, or a side is below 1.
 
     Examples
@@ -279,9 +279,7 @@ def image_tokens(name: str, width: int, height: int) -> int:
     391
     """
     if min(width, height) < 1:
-        raise SelectionError(
-            f"a picture of {width} x {height} pixels", "give sides of 1 pixel or more"
-        )
+        raise InputError(f"a picture of {width} x {height} pixels", "give sides of 1 pixel or more")
     return _shape_of(name).tokens(width, height)
 
 
@@ -363,7 +361,7 @@ def weight_bytes(model: nn.Module, number: str = "bfloat16") -> int:
 
     Raises
     ------
-    SelectionError
+    InputError
         If the dtype is unknown.
 
     Examples
@@ -374,7 +372,7 @@ def weight_bytes(model: nn.Module, number: str = "bfloat16") -> int:
     True
     """
     if number not in BYTES:
-        raise SelectionError(f"number format {number!r}", f"allowed: {', '.join(BYTES)}")
+        raise InputError(f"number format {number!r}", f"allowed: {', '.join(BYTES)}")
     total = sum(weight.numel() for weight in model.parameters())
     if number not in ("8bit", "4bit"):
         return int(total * BYTES[number])
@@ -410,7 +408,7 @@ def cache_bytes(model: nn.Module, number: str = "bfloat16") -> int:
 
     Raises
     ------
-    SelectionError
+    InputError
         If the dtype is none of float32, bfloat16, float16.
 
     Examples
@@ -421,7 +419,7 @@ def cache_bytes(model: nn.Module, number: str = "bfloat16") -> int:
     23040
     """
     if number not in ("float32", "bfloat16", "float16"):
-        raise SelectionError(
+        raise InputError(
             f"number format {number!r} of a cache", "allowed: float32, bfloat16, float16"
         )
     text = model.config.get_text_config(decoder=True)
@@ -447,7 +445,7 @@ def _cached_numbers(block: nn.Module, text: PreTrainedConfig) -> int:
 
 def _shape_of(name: str) -> Shape:
     if name not in SHAPES:
-        raise SelectionError(f"no shape of {name!r}", f"allowed: {', '.join(SHAPES)}")
+        raise InputError(f"no shape of {name!r}", f"allowed: {', '.join(SHAPES)}")
     return SHAPES[name]
 
 

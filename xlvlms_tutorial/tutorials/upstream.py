@@ -7,9 +7,9 @@ of the chapter on skipping.
 import re
 from collections.abc import Sequence
 
-from xlvlms_tutorial.errors import SelectionError
+from xlvlms_tutorial.errors import InputError
 from xlvlms_tutorial.methods.skipping.importance import random_layers
-from xlvlms_tutorial.methods.skipping.plans import Plan, every
+from xlvlms_tutorial.methods.skipping.plans import SkipPlan, every_nth_layer
 from xlvlms_tutorial.validation import require
 
 # when a mode acts
@@ -51,7 +51,7 @@ def from_upstream(
     start: int = 0,
     end: int | None = None,
     seed: int = 0,
-) -> Plan:
+) -> SkipPlan:
     """Translate a mode of the authors' code, with its interval, into a plan.
 
     Use it to repeat a run of the authors' code (Shukor and Cord, 2024, arXiv 2410.09454). The plan
@@ -71,9 +71,9 @@ def from_upstream(
         The number L of layers.
     interval : int or sequence of int
         The distance of the layers that are changed. Several intervals share the layers in
-        proportion, as in :func:`~xlvlms_tutorial.methods.skipping.every`. By default 60, which is
-        beyond most models and changes nothing. For "random_", the largest interval. Without a
-        meaning for "drop" and "exit".
+        proportion, as in :func:`~xlvlms_tutorial.methods.skipping.every_nth_layer`. By default 60,
+        which is beyond most models and changes nothing. For "random_", the largest interval.
+        Without a meaning for "drop" and "exit".
     start : int
         The authors' number of a block, counted from 0, behind which layers are changed.
     end : int, optional
@@ -88,7 +88,7 @@ def from_upstream(
 
     Raises
     ------
-    SelectionError
+    InputError
         If the mode is unknown (upstream then runs the dense model), or cannot be had, with the
         reason, or the interval does not fit.
     LayerError
@@ -103,39 +103,39 @@ def from_upstream(
     no MLP in layers 9, 17, 25, in decode steps
     """
     if mode in ("drop", "exit"):
-        every(n_layers, 1, start, end)  # raises at bounds that the model does not have
+        every_nth_layer(n_layers, 1, start, end)  # raises at bounds that the model does not have
     if mode == "exit":
-        return Plan(tuple(range(start + 2, n_layers + 1)))
+        return SkipPlan(tuple(range(start + 2, n_layers + 1)))
     if mode == "drop":
         last = n_layers - 1 if end is None else end
-        return Plan(tuple(range(start + 1, last + 1)))
+        return SkipPlan(tuple(range(start + 1, last + 1)))
     match = _NAME.fullmatch(mode)
     if match is None:
         name = mode.removeprefix("onlycontext_").removeprefix("context_")
     else:
         name = match[3] + (match[4] or "")
     if name in REFUSED:
-        raise SelectionError(
+        raise InputError(
             f"mode {mode!r} cannot be had: {REFUSED[name]}",
             "the chapter on skipping lists them all",
         )
     if match is None:
         names = ", ".join((*MODES, "skip_ffn_prompt", "drop", "exit"))
-        raise SelectionError(
+        raise InputError(
             f"unknown mode {mode!r}",
             f"allowed: {names}, with context_ or onlycontext_ before, then fixed_ or random_",
         )
     if "random_" in match[2]:
         layers = _random_layers(n_layers, interval, start, end, seed)
     else:
-        layers = every(n_layers, interval, start, end)
+        layers = every_nth_layer(n_layers, interval, start, end)
     if name == "skip_ffn_prompt":
-        return Plan(tuple(layers), "mlp", "prefill", span="image")
+        return SkipPlan(tuple(layers), "mlp", "prefill", span="image")
     part, options = MODES[name]
     scope = PREFIXES[match[1] or ""]
     if part == "block" and scope != "prefill":
         options = {}  # a block that is skipped in decode steps too keeps a whole cache
-    return Plan(tuple(layers), part, scope, **options)
+    return SkipPlan(tuple(layers), part, scope, **options)
 
 
 def _random_layers(
@@ -147,6 +147,6 @@ def _random_layers(
         f"random_ with interval {interval!r}",
         "give one whole number from 2 on: intervals are drawn up to it",
     )
-    total = sum(len(every(n_layers, step, start, end)) for step in range(2, interval + 1))
-    protected = set(range(1, n_layers + 1)) - set(every(n_layers, 1, start, end))
+    total = sum(len(every_nth_layer(n_layers, step, start, end)) for step in range(2, interval + 1))
+    protected = set(range(1, n_layers + 1)) - set(every_nth_layer(n_layers, 1, start, end))
     return random_layers(n_layers, round(total / (interval - 1)), seed, protected)

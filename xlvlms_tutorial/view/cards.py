@@ -15,7 +15,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from xlvlms_tutorial.errors import FramesError
+from xlvlms_tutorial.errors import InputError
 
 
 class Html(str):
@@ -252,7 +252,7 @@ def thumbnails(
 
     Raises
     ------
-    FramesError
+    InputError
         If there are no pictures, alternative texts too many or too few, or size or quality make no
         picture.
 
@@ -268,12 +268,12 @@ def thumbnails(
     pictures = dict(images) if isinstance(images, Mapping) else dict(enumerate(images))
     texts = list(map(str, pictures)) if alt is None else list(alt)
     if not pictures or len(texts) != len(pictures):
-        raise FramesError(
+        raise InputError(
             f"{len(texts)} alternative texts for {len(pictures)} pictures",
             "give one picture or more, and one text for each",
         )
     if size < 1 or not 1 <= quality <= 100:
-        raise FramesError(f"size={size}, quality={quality}", "allowed: 1 pixel or more, 1 to 100")
+        raise InputError(f"size={size}, quality={quality}", "allowed: 1 pixel or more, 1 to 100")
     classes = [_style_class(image, size, quality) for image in pictures.values()]
     rules = "".join(dict(classes).values())  # one rule for each content: equal pictures share it
     tags = {}
@@ -316,7 +316,7 @@ def concept_card(
 
     Raises
     ------
-    FramesError
+    InputError
         If a weight is negative, NaN or infinite.
 
     Examples
@@ -330,7 +330,7 @@ def concept_card(
     if isinstance(words, Mapping):
         weights = {str(word): float(weight) for word, weight in words.items()}
     if not all(0 <= weight < inf for weight in weights.values()):
-        raise FramesError(
+        raise InputError(
             f"weights {list(weights.values())} of words", "allowed: finite numbers of 0 or more"
         )
     largest = max(weights.values(), default=0) or 1

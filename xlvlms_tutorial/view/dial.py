@@ -14,7 +14,7 @@ import pandas as pd
 from ipywidgets import Widget
 from PIL import Image
 
-from xlvlms_tutorial.errors import FramesError
+from xlvlms_tutorial.errors import InputError
 from xlvlms_tutorial.text import forms, whole_words
 from xlvlms_tutorial.view.cards import Html, style_of, thumbnails
 from xlvlms_tutorial.view.widgets import explorer
@@ -29,11 +29,11 @@ Words = Sequence[Iterable[str]]
 
 def dial(
     images: Sequence[Image.Image],
-    told: Mapping[Hashable, Sequence[str]],
+    answers: Mapping[Hashable, Sequence[str]],
     highlight: Mapping[str, Iterable[str]] | Iterable[str] = (),
     names: Sequence[str] = ("strength",),
     start: Hashable | None = None,
-    asked: Sequence[str] | None = None,
+    questions: Sequence[str] | None = None,
     alt: Sequence[str] | None = None,
     size: int = 160,
 ) -> Widget:
@@ -46,7 +46,7 @@ def dial(
     ----------
     images : sequence of PIL.Image.Image
         The pictures.
-    told : mapping of setting to sequence of str
+    answers : mapping of setting to sequence of str
         The captions or answers of all ``images``, by setting, in the order of the slider. A setting
         is a label, or a tuple with a part for each of ``names``: ("layer", "strength") gives a
         dropdown of layers above the slider.
@@ -57,7 +57,7 @@ def dial(
         The names of the parts of a setting.
     start : hashable, optional
         The setting shown first; by default the first one.
-    asked : sequence of str, optional
+    questions : sequence of str, optional
         A question (or the truth) above each text; by default none.
     alt : sequence of str, optional
         What each picture shows; by default "picture 1", "picture 2" and so on.
@@ -71,7 +71,7 @@ def dial(
 
     Raises
     ------
-    FramesError
+    InputError
         If there are fewer than two settings, not one text for each picture, more than three kinds
         of words, a setting has not as many parts as there are names, or ``start`` is no setting.
 
@@ -83,33 +83,33 @@ def dial(
     >>> type(widget).__name__
     'VBox'
     """
-    _require_texts(len(images), told, asked)
+    _require_texts(len(images), answers, questions)
     if isinstance(highlight, str):
         highlight = [highlight]
     kinds = highlight if isinstance(highlight, Mapping) else {"": highlight}
     if len(kinds) > 3:
-        raise FramesError(f"{len(kinds)} kinds of words to highlight", "allowed: 3 or fewer")
+        raise InputError(f"{len(kinds)} kinds of words to highlight", "allowed: 3 or fewer")
     style, pictures = _pictures(images, size, alt)
     pattern = _word_pattern(kinds.values())
     marks = []
     for number, kind in enumerate(kinds):
         marks.append(f'<mark class="kind-{number}" title="{escape(kind)}">')
-    if asked is not None:
-        for number, question in enumerate(asked):
+    if questions is not None:
+        for number, question in enumerate(questions):
             pictures[number] += f'<p class="asked">{escape(question)}</p>'
     frames = {}
-    for setting, texts in told.items():
+    for setting, texts in answers.items():
         frames[setting] = _cards(pictures, [_marked(text, pattern, marks) for text in texts])
     return _explorer("dial", frames, names, start, size, style)
 
 
 def tradeoff(
     images: Sequence[Image.Image],
-    told: Mapping[Hashable, Sequence[str]],
+    answers: Mapping[Hashable, Sequence[str]],
     costs: pd.DataFrame,
     layers: Mapping[Hashable, Iterable[int]] | None = None,
     n_layers: int | None = None,
-    right: Words | None = None,
+    correct: Words | None = None,
     wrong: Words | None = None,
     names: Sequence[str] = ("skipped",),
     start: Hashable | None = None,
@@ -126,7 +126,7 @@ def tradeoff(
     ----------
     images : sequence of PIL.Image.Image
         The pictures.
-    told : mapping of setting to sequence of str
+    answers : mapping of setting to sequence of str
         The captions or answers of all ``images``, by setting, in the order of the slider.
     costs : pandas.DataFrame
         A row for each setting and columns such as time, flops and score: shares of the whole
@@ -137,7 +137,7 @@ def tradeoff(
         no blocks are drawn.
     n_layers : int, optional
         Number of layers of the model; given together with ``layers``.
-    right : sequence of iterable of str, optional
+    correct : sequence of iterable of str, optional
         Words that are true of each picture, a list for each; they are marked in the forms of
         :func:`text.forms`. By default none.
     wrong : sequence of iterable of str, optional
@@ -159,7 +159,7 @@ def tradeoff(
 
     Raises
     ------
-    FramesError
+    InputError
         If there are fewer than two settings, a setting has not one text for each picture, no row of
         costs or no layers, a cost is negative or not finite, a layer is none of the model's, or
         words are not listed for each picture.
@@ -175,13 +175,13 @@ def tradeoff(
     >>> type(widget).__name__
     'VBox'
     """
-    _require_texts(len(images), told)
-    bars = _bars(told, costs)
-    plans = _plans(told, layers, n_layers)
-    patterns = _patterns(len(images), right, wrong)
+    _require_texts(len(images), answers)
+    bars = _bars(answers, costs)
+    plans = _plans(answers, layers, n_layers)
+    patterns = _patterns(len(images), correct, wrong)
     style, pictures = _pictures(images, size, alt)
     frames = {}
-    for setting, texts in told.items():
+    for setting, texts in answers.items():
         captions = []
         for text, pattern in zip(texts, patterns, strict=True):
             captions.append(_marked(text, pattern, _MARKS))
@@ -197,14 +197,14 @@ def _require_texts(
 ) -> None:
     """Refuse texts that do not go with the pictures."""
     if len(texts) < 2:
-        raise FramesError(f"{len(texts)} setting(s) of the dial", "a dial needs 2 or more")
+        raise InputError(f"{len(texts)} setting(s) of the dial", "a dial needs 2 or more")
     lists = {f"setting {setting!r}": captions for setting, captions in texts.items()}
     if questions is not None:
-        lists["asked"] = questions
+        lists["questions"] = questions
     for name, captions in lists.items():
         if isinstance(captions, str) or len(captions) != images:
             count = "one text" if isinstance(captions, str) else f"{len(captions)} text(s)"
-            raise FramesError(
+            raise InputError(
                 f"{name} has {count} for {images} picture(s)",
                 "give a list with one text for each picture",
             )
@@ -282,7 +282,7 @@ def _marked(text: str, pattern: re.Pattern[str], tags: Sequence[str]) -> str:
 def _bars(settings: Iterable[Hashable], costs: pd.DataFrame) -> dict[Hashable, str]:
     """The costs of each setting as bars."""
     if not costs.index.is_unique:
-        raise FramesError(
+        raise InputError(
             f"two rows of costs for setting {costs.index[costs.index.duplicated()][0]}",
             "give one for each setting",
         )
@@ -290,14 +290,14 @@ def _bars(settings: Iterable[Hashable], costs: pd.DataFrame) -> dict[Hashable, s
     bars = {}
     for setting in settings:
         if setting not in rows or not rows[setting]:
-            raise FramesError(
+            raise InputError(
                 f"no costs of setting {setting!r}",
                 "give a table with one row for each setting, and 1 column or more",
             )
         cells = []
         for name, value in rows[setting].items():
             if not (isinstance(value, Real) and isfinite(value) and value >= 0):
-                raise FramesError(
+                raise InputError(
                     f"{name} of setting {setting!r} is {value!r}",
                     "allowed: shares of the whole model's, finite, 0 or more",
                 )
@@ -315,13 +315,13 @@ def _plans(
 ) -> dict[Hashable, str]:
     """The blocks that run at each setting; empty where no layers are given."""
     if (layers is None) != (n_layers is None):
-        raise FramesError("only one of layers and n_layers was given", "give both, or none")
+        raise InputError("only one of layers and n_layers was given", "give both, or none")
     if layers is None:
         return dict.fromkeys(settings, "")
     plans = {}
     for setting in settings:
         if setting not in layers:
-            raise FramesError(
+            raise InputError(
                 f"no layers of setting {setting!r}",
                 "give the skipped layers of each setting, an empty list for none",
             )
@@ -333,7 +333,7 @@ def _plan(skipped: list[int], n_layers: int) -> str:
     """A row of blocks from the first to the last, those left out hollow."""
     for layer in skipped:
         if layer not in range(1, n_layers + 1):
-            raise FramesError(f"layer {layer!r} is skipped", f"allowed: 1 to {n_layers}")
+            raise InputError(f"layer {layer!r} is skipped", f"allowed: 1 to {n_layers}")
     blocks = ""
     for layer in range(1, n_layers + 1):
         if layer in skipped:
@@ -351,9 +351,9 @@ def _plan(skipped: list[int], n_layers: int) -> str:
 
 def _patterns(images: int, true: Words | None, false: Words | None) -> list[re.Pattern[str]]:
     """What finds the words that are true of each picture, and those that are not."""
-    for name, words in (("right", true), ("wrong", false)):
+    for name, words in (("correct", true), ("wrong", false)):
         if words is not None and not _is_list_for_each(words, images):
-            raise FramesError(
+            raise InputError(
                 f"{name} has not a list of words for each of {images} picture(s)",
                 "give one list for each, empty for none",
             )

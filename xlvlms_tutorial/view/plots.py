@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 from PIL import Image
 
-from xlvlms_tutorial.errors import ActivationsError
+from xlvlms_tutorial.errors import InputError
 from xlvlms_tutorial.validation import require_same_length
 
 GROUND = "#fbfaf7"  # opaque, so that black text stays readable on a dark page
@@ -400,7 +400,7 @@ def gallery(
 
     Raises
     ------
-    LengthError
+    InputError
         If there are not as many captions as pictures.
 
     Examples
@@ -420,7 +420,7 @@ def gallery(
     return figure
 
 
-def heat(
+def heatmap(
     image: Image.Image,
     values: ArrayLike,
     ax: Axes | None = None,
@@ -454,14 +454,14 @@ def heat(
 
     Raises
     ------
-    ActivationsError
+    InputError
         If values are not a table of finite numbers.
 
     Examples
     --------
     >>> import numpy as np
     >>> from xlvlms_tutorial.view import plots
-    >>> ax = plots.heat(samples[0].image, np.eye(4))
+    >>> ax = plots.heatmap(samples[0].image, np.eye(4))
     >>> len(ax.images)  # the picture and its tints
     2
     >>> plots.png(ax.figure)[1:4]  # also closes the figure
@@ -487,7 +487,7 @@ def heat(
     return ax
 
 
-def heats(
+def heatmaps(
     images: Sequence[Image.Image],
     maps: Sequence[ArrayLike],
     captions: Sequence[str],
@@ -498,7 +498,7 @@ def heats(
     """Draw a heat map over each picture, in rows and all on one scale.
 
     Use it to compare pictures: a tint means the same value in each. Each map is drawn as by
-    :func:`heat`, the rows are those of :func:`gallery`.
+    :func:`heatmap`, the rows are those of :func:`gallery`.
 
     Parameters
     ----------
@@ -522,17 +522,16 @@ def heats(
 
     Raises
     ------
-    LengthError
-        If there are not as many maps and captions as pictures.
-    ActivationsError
-        If there are no maps, or one is not a table of finite numbers.
+    InputError
+        If there are not as many maps and captions as pictures. If there are no maps, or one is not
+        a table of finite numbers.
 
     Examples
     --------
     >>> import numpy as np
     >>> from xlvlms_tutorial.view import plots
     >>> images = [sample.image for sample in samples[:2]]
-    >>> figure = plots.heats(images, [np.eye(4), -np.eye(4)], captions=["a key", "a gem"])
+    >>> figure = plots.heatmaps(images, [np.eye(4), -np.eye(4)], captions=["a key", "a gem"])
     >>> len(figure.axes)
     2
     >>> plots.png(figure)[1:4]  # also closes the figure
@@ -540,11 +539,11 @@ def heats(
     """
     require_same_length(images=images, maps=maps, captions=captions)
     if not len(maps):
-        raise ActivationsError("no maps", "give one or more, each with its picture and caption")
+        raise InputError("no maps", "give one or more, each with its picture and caption")
     top = vmax or max(float(np.abs(_cells(values)).max()) for values in maps)
     figure, places = _places(captions, columns, width)
     for ax, image, values in zip(places, images, maps, strict=True):
-        heat(image, values, ax, vmax=top)
+        heatmap(image, values, ax, vmax=top)
     return figure
 
 
@@ -768,7 +767,7 @@ def _places(captions: Sequence[str], columns: int, width: float) -> tuple[Figure
 def _cells(values: ArrayLike) -> np.ndarray:
     cells = np.asarray(values, float)
     if cells.ndim != 2 or not cells.size or not np.isfinite(cells).all():
-        raise ActivationsError(
+        raise InputError(
             f"values of shape {cells.shape} for a picture", "give (rows, columns) of finite numbers"
         )
     return cells

@@ -11,7 +11,7 @@ from ipywidgets import Widget
 from matplotlib.figure import Figure
 from PIL import Image
 
-from xlvlms_tutorial.errors import FramesError
+from xlvlms_tutorial.errors import InputError
 from xlvlms_tutorial.view.cards import (
     Html,
     concept_card,
@@ -77,7 +77,7 @@ def stack(
 
     Raises
     ------
-    FramesError
+    InputError
         If there are fewer than two frames, a label or an alternative text too many or too few, no
         such first frame, or an unknown control.
 
@@ -128,7 +128,7 @@ def explorer(
 
     Raises
     ------
-    FramesError
+    InputError
         If there are fewer than two frames, a key has not as many parts as there are names, or
         ``start`` is no key.
 
@@ -160,30 +160,30 @@ def explorer(
 
 def _check(frames: int, labels: int, texts: int, start: int, control: str) -> None:
     if frames < 2:
-        raise FramesError(f"{frames} frame(s) were given", "a widget needs 2 or more")
+        raise InputError(f"{frames} frame(s) were given", "a widget needs 2 or more")
     if labels != frames:
-        raise FramesError(
+        raise InputError(
             f"{labels} labels for {frames} frames", "give one label for each frame, or none"
         )
     if texts != frames:
-        raise FramesError(
+        raise InputError(
             f"{texts} alternative texts for {frames} frames", "give one for each frame, or none"
         )
     if not 0 <= start < frames:
-        raise FramesError(f"start={start}", f"allowed: 0 to {frames - 1}")
+        raise InputError(f"start={start}", f"allowed: 0 to {frames - 1}")
     if control not in CONTROLS:
-        raise FramesError(f"control={control!r}", f"allowed: {', '.join(CONTROLS)}")
+        raise InputError(f"control={control!r}", f"allowed: {', '.join(CONTROLS)}")
 
 
 def _check_keys(keys: list[tuple], levels: int, start: tuple | None) -> None:
     if len(keys) < 2:
-        raise FramesError(f"{len(keys)} frame(s) were given", "a widget needs 2 or more")
+        raise InputError(f"{len(keys)} frame(s) were given", "a widget needs 2 or more")
     if invalid := [key for key in keys if len(key) != levels]:
-        raise FramesError(
+        raise InputError(
             f"key {invalid[0]!r} for {levels} names", "give tuples with one part for each name"
         )
     if start is not None and start not in keys:
-        raise FramesError(
+        raise InputError(
             f"start={start!r} is not a key", f"allowed: {', '.join(map(repr, keys[:3]))}, ..."
         )
 

@@ -15,15 +15,9 @@ from sklearn.preprocessing import StandardScaler
 
 from tests.support.geometry import cosine
 from tests.support.tiny import tiny_llava
-from xlvlms_tutorial.activations.activations import States
+from xlvlms_tutorial.activations.activations import Activations
 from xlvlms_tutorial.activations.capture import capture
-from xlvlms_tutorial.errors import (
-    ActivationsError,
-    ComparisonError,
-    LayerError,
-    LengthError,
-    SelectionError,
-)
+from xlvlms_tutorial.errors import InputError, LayerError
 from xlvlms_tutorial.methods.alignment import drift
 from xlvlms_tutorial.methods.alignment.drift import (
     consecutive_profile,
@@ -35,20 +29,20 @@ from xlvlms_tutorial.methods.alignment.scores import alignment_profile
 from xlvlms_tutorial.methods.alignment.similarity import STATISTICS, examples, similarity
 from xlvlms_tutorial.methods.probes import deal_folds
 from xlvlms_tutorial.metrics.intervals import bootstrap, proportion
-from xlvlms_tutorial.models.anatomy import PLACES
+from xlvlms_tutorial.models.anatomy import SITES
 
 SIZES = [3, 1, 4, 3, 2]
 FAST = {"n_resamples": 200}
 
 
 def captured(
-    sizes=SIZES, layers=(0, 1, 2, 5), d=6, seed=0, shift=0.0, ids="s", place="block"
-) -> States:
+    sizes=SIZES, layers=(0, 1, 2, 5), d=6, seed=0, shift=0.0, ids="s", site="resid_post"
+) -> Activations:
     random = torch.Generator().manual_seed(seed)
     sample = np.repeat(np.arange(len(sizes)), sizes)
     table = pd.DataFrame({"sample": sample, "id": [f"{ids}{k}" for k in sample]})
-    return States(
-        {(layer, place): torch.randn(sum(sizes), d, generator=random) + shift for layer in layers},
+    return Activations(
+        {(layer, site): torch.randn(sum(sizes), d, generator=random) + shift for layer in layers},
         table,
         {},
     )
@@ -110,17 +104,17 @@ def test_steps_are_in_layers_not_in_captured_ones():
     assert consecutive_profile(states, step=4, **FAST)[["layer", "to"]].values.tolist() == [[1, 5]]
     assert consecutive_profile(states, step=3, **FAST)["layer"].tolist() == [2]
     for step in (7, 0, -1):
-        with pytest.raises(SelectionError, match="captured at place 'block': 0, 1, 2, 5"):
+        with pytest.raises(InputError, match="captured at site 'block': 0, 1, 2, 5"):
             consecutive_profile(states, step=step)
 
 
 def test_tokens_that_do_not_change_have_cosine_1_at_any_length():
     rows = torch.randn(8, 4, generator=torch.Generator().manual_seed(0))
     table = pd.DataFrame({"sample": np.repeat(range(4), 2), "id": np.repeat(list("abcd"), 2)})
-    states = States({(1, "mlp"): rows, (2, "mlp"): 3 * rows}, table, {})
-    row = consecutive_profile(states, place="mlp").iloc[0]
+    states = Activations({(1, "mlp_out"): rows, (2, "mlp_out"): 3 * rows}, table, {})
+    row = consecutive_profile(states, site="mlp_out").iloc[0]
     assert row[["value", "low", "high"]].tolist() == pytest.approx([1, 1, 1])
-    assert persistence(states, place="mlp").value == pytest.approx(1 - row["rival"])
+    assert persistence(states, site="mlp_out").value == pytest.approx(1 - row["rival"])
 
 
 @pytest.mark.parametrize("statistic", STATISTICS)
@@ -138,34 +132,34 @@ def test_norms_are_of_tokens_upstreams_mean_was_the_norm_of_the_matrix(statistic
 @pytest.mark.parametrize("statistic", STATISTICS)
 def test_norms_scale_and_may_be_zero(statistic):
     states = captured()
-    scaled = States({key: 4 * rows for key, rows in states.tensors.items()}, states.table, {})
+    scaled = Activations({key: 4 * rows for key, rows in states.tensors.items()}, states.table, {})
     np.testing.assert_allclose(
         norms(scaled, statistic)["value"], 4 * norms(states, statistic)["value"], rtol=1e-6
     )
-    zero = States({(0, "block"): torch.zeros(14, 3)}, captured([7, 7]).table, {})
+    zero = Activations({(0, "resid_post"): torch.zeros(14, 3)}, captured([7, 7]).table, {})
     assert norms(zero, statistic)["value"].tolist() == [0]
 
 
 def test_bad_states_raise():
     states = captured()
-    with pytest.raises(SelectionError, match="median, mean, max, min"):
+    with pytest.raises(InputError, match="median, mean, max, min"):
         norms(states, "frobenius")
-    with pytest.raises(SelectionError, match="mlp"):
-        norms(states, place="mlp")
+    with pytest.raises(InputError, match="mlp"):
+        norms(states, site="mlp_out")
     for call in (norms, consecutive_profile, persistence):
-        with pytest.raises(ActivationsError, match="one sample"):
+        with pytest.raises(InputError, match="one sample"):
             call(captured([5]))
         broken = captured()
-        broken.tensors[1, "block"][3, 2] = float("nan")
-        with pytest.raises(ActivationsError, match="1 of 13"):
+        broken.tensors[1, "resid_post"][3, 2] = float("nan")
+        with pytest.raises(InputError, match="1 of 13"):
             call(broken)
     zero = captured()
-    zero.tensors[1, "block"][3] = 0
-    with pytest.raises(ActivationsError, match="no direction"):
+    zero.tensors[1, "resid_post"][3] = 0
+    with pytest.raises(InputError, match="no direction"):
         consecutive_profile(zero)
-    with pytest.raises(LengthError):
+    with pytest.raises(InputError):
         similarity(examples(states, 1), examples(states, 2)[:-1], "token_mean", "matched")
-    with pytest.raises(ComparisonError, match="token counts"):
+    with pytest.raises(InputError, match="token counts"):
         similarity(
             examples(states, 1), examples(captured([3, 1, 4, 3, 1]), 1), "token_mean", "matched"
         )
@@ -223,7 +217,7 @@ def test_the_probe_finds_what_a_plane_tells_apart_and_nothing_else():
 def test_scale_and_shift_of_columns_do_not_matter():
     a, b = captured([3] * 8, shift=0.5), captured([2] * 8, seed=1)
     moved = [
-        States(
+        Activations(
             {key: rows.double() * 1000 + 7 for key, rows in side.tensors.items()}, side.table, {}
         )
         for side in (a, b)
@@ -234,8 +228,10 @@ def test_scale_and_shift_of_columns_do_not_matter():
 def test_constant_columns_are_no_harm():
     a, b = captured([2] * 8, layers=(1,), shift=0.5), captured([2] * 8, layers=(1,), seed=1)
     wider = [
-        States(
-            {(1, "block"): torch.cat([side[1], torch.full((16, 2), 0.1)], dim=1)}, side.table, {}
+        Activations(
+            {(1, "resid_post"): torch.cat([side[1], torch.full((16, 2), 0.1)], dim=1)},
+            side.table,
+            {},
         )
         for side in (a, b)
     ]
@@ -260,28 +256,28 @@ def test_no_sample_is_in_two_folds_and_every_fold_has_both_kinds(n, m, folds, se
 def test_folds_that_are_no_whole_number_are_refused(folds, monkeypatch):
     # its checks refuse some of these already
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
-    with pytest.raises(SelectionError, match="folds is .*; give a whole number of 2 or more"):
+    with pytest.raises(InputError, match="folds is .*; give a whole number of 2 or more"):
         linear_probe(captured(), captured(seed=1), folds=folds)
 
 
 def test_what_cannot_be_probed_raises():
     a, b = captured(), captured(seed=1)
-    same = States({key: torch.ones_like(rows) for key, rows in a.tensors.items()}, a.table, {})
-    with pytest.raises(ActivationsError, match="all equal"):
+    same = Activations({key: torch.ones_like(rows) for key, rows in a.tensors.items()}, a.table, {})
+    with pytest.raises(InputError, match="all equal"):
         linear_probe(same, same)
     broken = captured()
-    broken.tensors[1, "block"][0, 0] = float("inf")
-    with pytest.raises(ActivationsError, match="layer 1"):
+    broken.tensors[1, "resid_post"][0, 0] = float("inf")
+    with pytest.raises(InputError, match="layer 1"):
         linear_probe(broken, b)
-    with pytest.raises(ActivationsError, match="5 samples on one side for 6 folds"):
+    with pytest.raises(InputError, match="5 samples on one side for 6 folds"):
         linear_probe(a, b, folds=6)
-    with pytest.raises(SelectionError, match="at least one layer"):
+    with pytest.raises(InputError, match="at least one layer"):
         linear_probe(a, b, layers=[])
     with pytest.raises(LayerError, match="layer 3"):
         linear_probe(a, b, layers=[3])
-    with pytest.raises(ComparisonError, match="layers"):
+    with pytest.raises(InputError, match="layers"):
         linear_probe(a, captured(layers=(0, 1)))
-    with pytest.raises(ComparisonError, match="widths"):
+    with pytest.raises(InputError, match="widths"):
         linear_probe(a, captured(d=5))
 
 
@@ -290,21 +286,21 @@ def test_a_model_is_measured_at_every_place_inside_its_blocks(samples):
     # of 6 and of 4 tokens
     prompts = ["What colour is the key ?", "Describe the picture ."]
     question = lambda sample: prompts[int(sample.id[1:]) % 2]
-    options = {"places": PLACES, "reduce": None, "prompt": question, "layers": "all"}
+    options = {"sites": SITES, "reduce": None, "prompt": question, "layers": "all"}
     p, t = (capture(vlm, samples(6), span=span, **options) for span in ("image", "question"))
-    for place in PLACES:
-        layers = list(range(place != "block", vlm.n_layers + 1))
-        assert alignment_profile(p, t, place=place, **FAST)["layer"].tolist() == layers
+    for site in SITES:
+        layers = list(range(site != "block", vlm.n_layers + 1))
+        assert alignment_profile(p, t, site=site, **FAST)["layer"].tolist() == layers
         for kind in (p, t):
-            table = consecutive_profile(kind, place=place, **FAST)
+            table = consecutive_profile(kind, site=site, **FAST)
             assert table["layer"].tolist() == layers[:-1]
             assert table[["value", "rival"]].abs().max().max() <= 1 + 1e-6
-            rows = kind[1, place].double().norm(dim=1)
+            rows = kind[1, site].double().norm(dim=1)
             medians = [
                 np.median(part)
                 for part in np.split(rows, np.flatnonzero(np.diff(kind.table["sample"])) + 1)
             ]
-            assert norms(kind, place=place, **FAST).set_index("layer")["value"][1] == pytest.approx(
+            assert norms(kind, site=site, **FAST).set_index("layer")["value"][1] == pytest.approx(
                 np.mean(medians), rel=1e-5
             )
-        assert linear_probe(p, t, place=place, folds=3, **FAST)["value"].between(0, 1).all()
+        assert linear_probe(p, t, site=site, folds=3, **FAST)["value"].between(0, 1).all()

@@ -12,14 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support.geometry import cosine
-from xlvlms_tutorial.activations.activations import States
-from xlvlms_tutorial.errors import (
-    ActivationsError,
-    ComparisonError,
-    LayerError,
-    LengthError,
-    SelectionError,
-)
+from xlvlms_tutorial.activations.activations import Activations
+from xlvlms_tutorial.errors import InputError, LayerError
 from xlvlms_tutorial.methods.alignment.scores import (
     alignment,
     alignment_profile,
@@ -27,7 +21,7 @@ from xlvlms_tutorial.methods.alignment.scores import (
     layers_at,
     narrowness,
     shared_layers,
-    shuffled,
+    shuffle_labels,
 )
 from xlvlms_tutorial.methods.alignment.similarity import BY_PAIR, POOLED, similarity
 from xlvlms_tutorial.metrics.intervals import Estimate
@@ -37,15 +31,15 @@ FAST = {"n_resamples": 200}
 
 
 def captured(
-    n=5, tokens=3, seed=0, layers=LAYERS, d=D, places=("block",), ids="s", shift=0.0
-) -> States:
+    n=5, tokens=3, seed=0, layers=LAYERS, d=D, sites=("resid_post",), ids="s", shift=0.0
+) -> Activations:
     """Random states with ``tokens`` rows a sample, or a number of rows for each."""
     random = torch.Generator().manual_seed(seed)
     sizes = [tokens] * n if isinstance(tokens, int) else tokens
     sample = np.repeat(np.arange(n), sizes)
     table = pd.DataFrame({"sample": sample, "id": [f"{ids}{k}" for k in sample]})
-    keys = product(layers, places)
-    return States(
+    keys = product(layers, sites)
+    return Activations(
         {key: torch.randn(sum(sizes), d, generator=random) + shift for key in keys},
         table,
         {"model": ids},
@@ -53,7 +47,9 @@ def captured(
 
 
 def tokens_at(states, layer, sample):
-    return states[layer, "block"].double().numpy()[(states.table["sample"] == sample).to_numpy()]
+    return (
+        states[layer, "resid_post"].double().numpy()[(states.table["sample"] == sample).to_numpy()]
+    )
 
 
 def pooled(p, t, layer_p, layer_t, n=5):
@@ -106,7 +102,7 @@ def test_score_and_slope_are_of_the_profile_with_one_bootstrap_for_all_layers():
     values = result.profile["value"].to_numpy()
     assert result.score.value == pytest.approx(values.mean())
     assert result.slope.value == pytest.approx(np.polyfit(np.array(LAYERS) / 4, values, 1)[0])
-    slopes = np.polyfit(np.array(LAYERS) / 4, result.drawn.T, 1)[0]
+    slopes = np.polyfit(np.array(LAYERS) / 4, result.resampled.T, 1)[0]
     assert (result.slope.low, result.slope.high) == pytest.approx(
         tuple(np.nanquantile(slopes, [0.025, 0.975]))
     )
@@ -128,7 +124,7 @@ def test_independent_samples_are_resampled_on_their_own():
         s[np.ix_(rows, columns)].mean()
         for rows, columns in zip(plain(5), plain(4, seed=1), strict=True)
     ]
-    np.testing.assert_allclose(result.drawn[:, 1], expected, atol=1e-6)
+    np.testing.assert_allclose(result.resampled[:, 1], expected, atol=1e-6)
     assert result.n == 9
     assert result.values[1] == pytest.approx(s.mean(), abs=1e-6)
 
@@ -141,19 +137,21 @@ def test_the_same_samples_are_resampled_together_and_matched_pairs_keep_their_sh
         expected.append(
             s.diagonal()[draw].mean() / 5 + np.mean(others) * 4 / 5 if others else np.nan
         )
-    np.testing.assert_allclose(result.drawn[:, 1], expected, atol=1e-6)
+    np.testing.assert_allclose(result.resampled[:, 1], expected, atol=1e-6)
 
 
 def test_matched_pairs_are_resampled_as_pairs():
     result, s = alignment(P, T, pairs="matched", **FAST), pooled(P, T, 4, 4).diagonal()
-    np.testing.assert_allclose(result.drawn[:, 3], s[plain(5)].mean(axis=1), atol=1e-6)
+    np.testing.assert_allclose(result.resampled[:, 3], s[plain(5)].mean(axis=1), atol=1e-6)
 
 
 @given(st.floats(0.01, 100), st.integers(0, 50))
 @settings(max_examples=10, deadline=None)
 def test_scale_does_not_matter_and_swapping_sides_does_not_either(scale, seed):
     p, t = captured(seed=seed), captured(seed=seed + 1)
-    scaled = States({key: scale * rows for key, rows in p.tensors.items()}, p.table, p.provenance)
+    scaled = Activations(
+        {key: scale * rows for key, rows in p.tensors.items()}, p.table, p.provenance
+    )
     first, second, swapped = (
         alignment(p, t, **FAST).score,
         alignment(scaled, t, **FAST).score,
@@ -170,10 +168,12 @@ def test_scale_does_not_matter_and_swapping_sides_does_not_either(scale, seed):
 def test_a_known_slope_is_found():
     angle = [0.9, 0.6, 0.3]  # cosine falls with the angle: the slope is positive
     table = pd.DataFrame({"sample": range(4), "id": [f"s{k}" for k in range(4)]})
-    p = States({(layer, "block"): torch.tensor([[1.0, 0.0]] * 4) for layer in range(3)}, table, {})
-    t = States(
+    p = Activations(
+        {(layer, "resid_post"): torch.tensor([[1.0, 0.0]] * 4) for layer in range(3)}, table, {}
+    )
+    t = Activations(
         {
-            (layer, "block"): torch.tensor([[np.cos(a), np.sin(a)]] * 4).float()
+            (layer, "resid_post"): torch.tensor([[np.cos(a), np.sin(a)]] * 4).float()
             for layer, a in enumerate(angle)
         },
         table,
@@ -185,20 +185,20 @@ def test_a_known_slope_is_found():
 
 
 def test_other_places_inside_a_block():
-    p, t = (captured(seed=seed, layers=(1, 2), places=("mlp", "block")) for seed in (1, 2))
-    table = alignment_profile(p, t, place="mlp", **FAST)
+    p, t = (captured(seed=seed, layers=(1, 2), sites=("mlp_out", "resid_post")) for seed in (1, 2))
+    table = alignment_profile(p, t, site="mlp_out", **FAST)
     expected = [
         cosine(x.double().numpy().mean(0), y.double().numpy().mean(0))
-        for x, y in [(p[2, "mlp"][:3], t[2, "mlp"][:3])]
+        for x, y in [(p[2, "mlp_out"][:3], t[2, "mlp_out"][:3])]
     ]
-    assert similarity([p[2, "mlp"][:3]], [t[2, "mlp"][:3]]).item() == pytest.approx(
+    assert similarity([p[2, "mlp_out"][:3]], [t[2, "mlp_out"][:3]]).item() == pytest.approx(
         expected[0], abs=1e-6
     )
     assert table["value"].tolist() != pytest.approx(
         alignment_profile(p, t, **FAST)["value"].tolist()
     )
-    with pytest.raises(SelectionError, match="attention"):
-        alignment(p, t, place="attention")
+    with pytest.raises(InputError, match="attention"):
+        alignment(p, t, site="attn_out")
     with pytest.raises(LayerError, match="layer 0"):
         alignment(p, t, reading="input")
 
@@ -210,22 +210,20 @@ def test_for_the_input_the_perceptual_tokens_are_needed_at_layer_0_alone():
 
 
 def test_states_that_do_not_belong_together_raise():
-    with pytest.raises(ComparisonError, match="layers at place 'block' differ"):
+    with pytest.raises(InputError, match="layers at site 'block' differ"):
         alignment(P, captured(layers=(0, 1)))
-    with pytest.raises(ComparisonError, match="6 and 7"):
+    with pytest.raises(InputError, match="6 and 7"):
         alignment(P, captured(d=7))
-    with pytest.raises(
-        ComparisonError, match="samples differ: 5 from s0 to s4 and 5 from t0 to t4"
-    ):
+    with pytest.raises(InputError, match="samples differ: 5 from s0 to s4 and 5 from t0 to t4"):
         alignment(P, captured(ids="t"), pairs="matched")
-    with pytest.raises(LengthError):
+    with pytest.raises(InputError):
         alignment(P, captured(n=4), pairs="matched")
-    with pytest.raises(SelectionError, match="allowed: layer, input"):
+    with pytest.raises(InputError, match="allowed: layer, input"):
         alignment(P, T, reading="imagelayer0")
-    with pytest.raises(SelectionError, match="max_mean"):
+    with pytest.raises(InputError, match="max_mean"):
         alignment(P, T, mode="sum")
     single = alignment(captured(layers=(2,)), captured(layers=(2,)))
-    with pytest.raises(SelectionError, match="a slope over layer 2 alone"):
+    with pytest.raises(InputError, match="a slope over layer 2 alone"):
         _ = single.slope
     assert (layers_at(P), shared_layers(P, T)) == ([*LAYERS], [*LAYERS])
 
@@ -233,7 +231,7 @@ def test_states_that_do_not_belong_together_raise():
 @pytest.mark.parametrize("n", [1, 2])
 @pytest.mark.parametrize("pairs", ["all", "matched"])
 def test_too_few_examples_raise(n, pairs):
-    with pytest.raises(ActivationsError, match=f"{n} example"):
+    with pytest.raises(InputError, match=f"{n} example"):
         alignment(captured(n=n), captured(n=n, seed=1), pairs=pairs)
 
 
@@ -294,7 +292,7 @@ def test_narrowness_is_large_with_cones_and_none_when_labels_are_shuffled():
     assert result.value == pytest.approx(table["intra"] - table["inter"])
     assert result.low > 0.7
     assert result.n == 60
-    null = [narrowness(shuffled(groups, seed), n_resamples=100).value for seed in range(30)]
+    null = [narrowness(shuffle_labels(groups, seed), n_resamples=100).value for seed in range(30)]
     assert abs(np.mean(null)) < 0.02
     assert max(null) < 0.2
 
@@ -304,7 +302,7 @@ def test_shuffling_keeps_the_examples_and_the_sizes():
         "a": list(torch.arange(6.0).reshape(3, 2, 1)),
         "b": list(torch.arange(10.0, 14).reshape(2, 2, 1)),
     }
-    dealt = shuffled(groups, 1)
+    dealt = shuffle_labels(groups, 1)
     assert {name: len(group) for name, group in dealt.items()} == {"a": 3, "b": 2}
     assert sorted(tokens[0].item() for group in dealt.values() for tokens in group) == [
         0,
@@ -313,8 +311,12 @@ def test_shuffling_keeps_the_examples_and_the_sizes():
         10,
         12,
     ]
-    assert [t[0].item() for t in shuffled(groups, 1)["a"]] == [t[0].item() for t in dealt["a"]]
-    assert any([t[0].item() for t in shuffled(groups, seed)["a"]] != [0, 2, 4] for seed in range(5))
+    assert [t[0].item() for t in shuffle_labels(groups, 1)["a"]] == [
+        t[0].item() for t in dealt["a"]
+    ]
+    assert any(
+        [t[0].item() for t in shuffle_labels(groups, seed)["a"]] != [0, 2, 4] for seed in range(5)
+    )
 
 
 def test_paired_groups_are_resampled_together():
@@ -328,19 +330,19 @@ def test_paired_groups_are_resampled_together():
 
 
 def test_cones_need_groups_of_examples():
-    with pytest.raises(SelectionError, match="no groups"):
+    with pytest.raises(InputError, match="no groups"):
         cones({})
-    with pytest.raises(SelectionError, match="no groups"):
-        shuffled({})
-    with pytest.raises(SelectionError, match="1 group"):
+    with pytest.raises(InputError, match="no groups"):
+        shuffle_labels({})
+    with pytest.raises(InputError, match="1 group"):
         narrowness({"a": torch.ones(3, 1, 2)})
-    with pytest.raises(ActivationsError, match="1 example;"):
+    with pytest.raises(InputError, match="1 example;"):
         cones({"a": torch.ones(1, 1, 2)})
-    with pytest.raises(LengthError, match="a: 3, b: 4"):
+    with pytest.raises(InputError, match="a: 3, b: 4"):
         cones({"a": torch.ones(3, 1, 2), "b": torch.ones(4, 1, 2)}, paired=True)
-    with pytest.raises(SelectionError, match="allowed for all pairs"):
+    with pytest.raises(InputError, match="allowed for all pairs"):
         cones({"a": torch.ones(3, 1, 2)}, mode="token_mean")
-    with pytest.raises(ComparisonError, match="widths"):
+    with pytest.raises(InputError, match="widths"):
         cones({"a": torch.ones(3, 1, 2), "b": torch.ones(4, 1, 3)})
 
 

@@ -12,16 +12,9 @@ from tests.support.tiny import PICTURE, lively, tiny_llava
 from tests.zoo.processors import save
 from xlvlms_tutorial import interventions
 from xlvlms_tutorial.activations.capture import capture, residual_stream
-from xlvlms_tutorial.errors import (
-    ActivationsError,
-    ComparisonError,
-    LayerError,
-    LengthError,
-    SelectionError,
-    SpanError,
-)
+from xlvlms_tutorial.errors import InputError, LayerError, SpanError
 from xlvlms_tutorial.loading import load
-from xlvlms_tutorial.methods.concepts.attribution import grid, heat
+from xlvlms_tutorial.methods.concepts.attribution import concept_heatmap, to_grid
 from xlvlms_tutorial.methods.concepts.base import Dictionary
 from xlvlms_tutorial.models import anatomy
 from xlvlms_tutorial.samples import Sample
@@ -111,7 +104,7 @@ def one_by_one(vlm, samples, answers, dictionary, layer, after):
 )
 def test_an_occlusion_is_the_code_without_the_token(vlm, layer, position, batch_size):
     dictionary, samples = Projections(), pictures(5)
-    heatmap = heat(
+    heatmap = concept_heatmap(
         vlm,
         samples,
         dictionary,
@@ -119,7 +112,7 @@ def test_an_occlusion_is_the_code_without_the_token(vlm, layer, position, batch_
         layer,
         WORDS,
         ANSWERS,
-        at=position,
+        side=position,
         prompt=PROMPT,
         batch_size=batch_size,
     )
@@ -134,8 +127,16 @@ def test_an_occlusion_in_other_architectures(name, tmp_path):
     vlm = load(save(name, tmp_path), device="cpu")
     samples, dictionary = pictures(3, (56, 56)), Projections(width=vlm.width)
     answers = ["a woman on the grass", "red", "the grass"]
-    heatmap = heat(
-        vlm, samples, dictionary, range(3), vlm.n_layers, WORDS, answers, at="token", prompt=PROMPT
+    heatmap = concept_heatmap(
+        vlm,
+        samples,
+        dictionary,
+        range(3),
+        vlm.n_layers,
+        WORDS,
+        answers,
+        side="token",
+        prompt=PROMPT,
     )
     expected = one_by_one(vlm, samples, answers, dictionary, vlm.n_layers, 1)
     torch.testing.assert_close(heatmap, expected, atol=1e-5, rtol=1e-3)
@@ -147,17 +148,17 @@ def test_codes_are_those_of_the_states_that_capture_gives(vlm):
     the state is that of the word.
     """
     samples, dictionary = pictures(1) * 3, Projections()
-    heatmap = heat(
+    heatmap = concept_heatmap(
         vlm, samples, dictionary, [0], 3, "woman", ["a woman in the grass"] * 3, prompt=PROMPT
     )
     assert heatmap.abs().max() < 1e-5
     second_samples = pictures(4)
     visible = capture(vlm, second_samples, 3, words="woman", answers=["a woman"] * 4, prompt=PROMPT)
-    with interventions.replace(vlm, torch.zeros(vlm.width), 0, "image"):
+    with interventions.patch(vlm, torch.zeros(vlm.width), 0, "image"):
         blind = capture(
             vlm, second_samples, 3, words="woman", answers=["a woman"] * 4, prompt=PROMPT
         )
-        message = heat(
+        message = concept_heatmap(
             vlm, second_samples, dictionary, [0], 3, "woman", ["a woman"] * 4, prompt=PROMPT
         )
     assert (visible[3] - blind[3]).abs().max() > 1e-3
@@ -174,7 +175,7 @@ def test_the_tower_runs_twice_a_batch_and_nothing_is_left_behind(vlm):
         len(module._forward_hooks) + len(module._forward_pre_hooks)
         for module in vlm.model.modules()
     )
-    heat(
+    concept_heatmap(
         vlm, pictures(4), Projections(), [0], 3, WORDS, ["a woman"] * 4, prompt=PROMPT, batch_size=2
     )
     after = sum(
@@ -187,7 +188,7 @@ def test_the_tower_runs_twice_a_batch_and_nothing_is_left_behind(vlm):
 
 
 def test_where_nothing_of_the_picture_has_arrived_there_is_no_heat(vlm):
-    heatmap = heat(
+    heatmap = concept_heatmap(
         vlm, pictures(3), Projections(), [0, 1], 0, WORDS, ["a woman"] * 3, prompt=PROMPT
     )
     assert heatmap.abs().max() == 0
@@ -195,8 +196,8 @@ def test_where_nothing_of_the_picture_has_arrived_there_is_no_heat(vlm):
 
 def test_an_activation_is_the_cosine_with_the_state_less_its_mean(vlm):
     dictionary, samples = Projections(), pictures(4)
-    heatmap = heat(
-        vlm, samples, dictionary, [1, 2], 2, how="activation", prompt=PROMPT, batch_size=3
+    heatmap = concept_heatmap(
+        vlm, samples, dictionary, [1, 2], 2, method="activation", prompt=PROMPT, batch_size=3
     )
     cosines = (
         capture(vlm, samples, 2, span="image", reduce=None, prompt=PROMPT)[2]
@@ -217,44 +218,44 @@ def test_an_activation_is_the_cosine_with_the_state_less_its_mean(vlm):
 
 def test_a_grid_has_the_rows_of_the_picture():
     flat = torch.arange(24.0).reshape(2, 3, 4)
-    assert grid(flat).shape == (2, 3, 2, 2)
-    assert grid(flat)[1, 2].tolist() == [[20, 21], [22, 23]]
-    with pytest.raises(SelectionError, match="6 image tokens"):
-        grid(torch.zeros(2, 6))
+    assert to_grid(flat).shape == (2, 3, 2, 2)
+    assert to_grid(flat)[1, 2].tolist() == [[20, 21], [22, 23]]
+    with pytest.raises(InputError, match="6 image tokens"):
+        to_grid(torch.zeros(2, 6))
 
 
 @pytest.mark.parametrize("shape", [(), (0,), (3, 0)])
 def test_no_image_tokens_are_no_square(shape, monkeypatch):
     # its checks refuse some of these already
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
-    with pytest.raises(SelectionError, match="0 image tokens are no square"):
-        grid(torch.zeros(shape))
+    with pytest.raises(InputError, match="0 image tokens are no square"):
+        to_grid(torch.zeros(shape))
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
 def test_a_grid_of_what_is_not_finite_is_refused(bad):
     flat = torch.zeros(2, 4)
     flat[1, 2] = bad
-    with pytest.raises(ActivationsError, match="1 of 8 values are NaN or infinite"):
-        grid(flat)
+    with pytest.raises(InputError, match="1 of 8 values are NaN or infinite"):
+        to_grid(flat)
 
 
 @pytest.mark.parametrize(
     ("changed", "error", "message"),
     [
-        ({"how": "gradient"}, SelectionError, "'occlusion', 'activation'"),
-        ({"at": "after"}, SelectionError, "'predicting', 'token'"),
-        ({"words": None}, SelectionError, "without words"),
-        ({"answers": None}, SelectionError, "without words or answers"),
-        ({"answers": ["a woman"]}, LengthError, "answers: 1"),
-        ({"answers": ["a woman", "grass", "a key"]}, SelectionError, "a key"),
-        ({"concepts": [3]}, SelectionError, "0 to 2"),
-        ({"concepts": [-1]}, SelectionError, "0 to 2"),
-        ({"concepts": []}, SelectionError, "at least"),
-        ({"samples": []}, SelectionError, "at least"),
+        ({"method": "gradient"}, InputError, "'occlusion', 'activation'"),
+        ({"side": "after"}, InputError, "'predicting', 'token'"),
+        ({"words": None}, InputError, "without words"),
+        ({"answers": None}, InputError, "without words or answers"),
+        ({"answers": ["a woman"]}, InputError, "answers: 1"),
+        ({"answers": ["a woman", "grass", "a key"]}, InputError, "a key"),
+        ({"concepts": [3]}, InputError, "0 to 2"),
+        ({"concepts": [-1]}, InputError, "0 to 2"),
+        ({"concepts": []}, InputError, "at least"),
+        ({"samples": []}, InputError, "at least"),
         ({"layer": 4}, LayerError, "0 to 3"),
-        ({"batch_size": 0}, SelectionError, "at least 1"),
-        ({"dictionary": Projections(width=31)}, ComparisonError, "widths"),
+        ({"batch_size": 0}, InputError, "at least 1"),
+        ({"dictionary": Projections(width=31)}, InputError, "widths"),
     ],
 )
 def test_what_cannot_be_looked_at_is_refused(vlm, changed, error, message):
@@ -267,19 +268,23 @@ def test_what_cannot_be_looked_at_is_refused(vlm, changed, error, message):
         "answers": ["a woman"] * 3,
     }
     with pytest.raises(error, match=message):
-        heat(vlm, **(options | {"prompt": PROMPT} | changed))
+        concept_heatmap(vlm, **(options | {"prompt": PROMPT} | changed))
 
 
 def test_a_single_sample_and_equal_pictures_differ_from_no_mean(vlm):
     for method in ("occlusion", "activation"):
-        with pytest.raises(ActivationsError, match="one sample"):
-            heat(vlm, pictures(1), Projections(), [0], 2, "woman", ["a woman"], how=method)
-    with pytest.raises(ActivationsError, match="pictures that differ"):
-        heat(vlm, pictures(1) * 3, Projections(), [0], 2, how="activation", prompt=PROMPT)
+        with pytest.raises(InputError, match="one sample"):
+            concept_heatmap(
+                vlm, pictures(1), Projections(), [0], 2, "woman", ["a woman"], method=method
+            )
+    with pytest.raises(InputError, match="pictures that differ"):
+        concept_heatmap(
+            vlm, pictures(1) * 3, Projections(), [0], 2, method="activation", prompt=PROMPT
+        )
     dead = Projections()
     dead.components_[1] = 0
-    with pytest.raises(ActivationsError, match="never used"):
-        heat(vlm, pictures(3), dead, [1], 2, how="activation", prompt=PROMPT)
+    with pytest.raises(InputError, match="never used"):
+        concept_heatmap(vlm, pictures(3), dead, [1], 2, method="activation", prompt=PROMPT)
 
 
 @pytest.mark.parametrize("batch_size", [1, 4])
@@ -287,8 +292,8 @@ def test_a_single_sample_and_equal_pictures_differ_from_no_mean(vlm):
 def test_pictures_of_several_sizes_are_refused(tmp_path, method, batch_size):
     vlm = load(save("qwen2_vl", tmp_path), device="cpu")
     mixed = [*pictures(2, (56, 56)), *pictures(2, (112, 56))]
-    with pytest.raises(ComparisonError, match="numbers of image tokens differ: 4 and 8"):
-        heat(
+    with pytest.raises(InputError, match="numbers of image tokens differ: 4 and 8"):
+        concept_heatmap(
             vlm,
             mixed,
             Projections(width=vlm.width),
@@ -296,7 +301,7 @@ def test_pictures_of_several_sizes_are_refused(tmp_path, method, batch_size):
             1,
             "woman",
             ["a woman"] * 4,
-            how=method,
+            method=method,
             prompt=PROMPT,
             batch_size=batch_size,
         )
@@ -306,7 +311,7 @@ def test_pictures_of_several_sizes_are_refused(tmp_path, method, batch_size):
 def test_models_whose_pictures_have_no_positions_say_so(tmp_path, method):
     vlm = load(save("mllama", tmp_path), device="cpu")
     with pytest.raises(SpanError, match="cross-attention"):
-        heat(
+        concept_heatmap(
             vlm,
             pictures(2, (28, 28)),
             Projections(width=vlm.width),
@@ -314,6 +319,6 @@ def test_models_whose_pictures_have_no_positions_say_so(tmp_path, method):
             1,
             "woman",
             ["a woman"] * 2,
-            how=method,
+            method=method,
             prompt=PROMPT,
         )

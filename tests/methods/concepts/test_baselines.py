@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.exceptions import ConvergenceWarning
 
-from xlvlms_tutorial.errors import SelectionError
+from xlvlms_tutorial.errors import InputError
 from xlvlms_tutorial.methods.concepts import baselines
 from xlvlms_tutorial.methods.concepts.baselines import PCA, KMeans, Simple
 
@@ -75,7 +75,7 @@ def test_codes_of_components_have_both_signs_and_mean_zero():
 
 def test_more_components_than_dimensions_are_refused():
     with pytest.raises(
-        SelectionError, match="n_components is 16; activations of width 15 have at most 15"
+        InputError, match="n_components is 16; activations of width 15 have at most 15"
     ):
         PCA(16).fit(activations())
 
@@ -188,7 +188,7 @@ def test_too_few_steps_are_reported():
 
 @pytest.mark.parametrize(("name", "value"), [("n_init", 0), ("max_iter", 0), ("seed", -1)])
 def test_parameters_that_make_no_sense_are_refused(name, value):
-    with pytest.raises(SelectionError, match=f"{name} is"):
+    with pytest.raises(InputError, match=f"{name} is"):
         KMeans(3, **{name: value}).fit(activations())
 
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from xlvlms_tutorial.errors import ActivationsError, SelectionError
+from xlvlms_tutorial.errors import InputError
 from xlvlms_tutorial.methods import concepts
 from xlvlms_tutorial.methods.concepts import DICTIONARIES, Dictionary, most_activating, top_concepts
 
@@ -51,10 +51,10 @@ def test_no_code_that_is_left_out_is_larger(m, k, seed, data):
 @pytest.mark.parametrize("use", [top_concepts, most_activating])
 def test_what_is_no_matrix_of_codes_is_refused(use):
     for codes in (np.ones(3), np.ones((0, 3)), np.array([[1.0, np.nan]])):
-        with pytest.raises(ActivationsError, match="codes of shape"):
+        with pytest.raises(InputError, match="codes of shape"):
             use(codes, 1)
     for n in (0, 5):
-        with pytest.raises(SelectionError, match=f"n is {n}; there are"):
+        with pytest.raises(InputError, match=f"n is {n}; there are"):
             use(CODES, n)
 
 

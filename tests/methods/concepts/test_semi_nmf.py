@@ -14,7 +14,7 @@ from sklearn.decomposition import DictionaryLearning, sparse_encode
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import Lasso
 
-from xlvlms_tutorial.errors import ActivationsError, SelectionError
+from xlvlms_tutorial.errors import InputError
 from xlvlms_tutorial.methods.concepts import descent
 from xlvlms_tutorial.methods.concepts.descent import exact_codes, sweep
 from xlvlms_tutorial.methods.concepts.semi_nmf import SemiNMF
@@ -254,7 +254,7 @@ def test_a_larger_penalty_gives_sparser_codes_and_one_beyond_all_activations_is_
     assert shares == sorted(shares, reverse=True)
     assert shares[0] > shares[-1]
     largest = np.linalg.norm(A, axis=1).max()
-    with pytest.raises(SelectionError, match="every code is 0"):
+    with pytest.raises(InputError, match="every code is 0"):
         SemiNMF(6, penalty=2 * largest).fit(A)
 
 
@@ -270,7 +270,7 @@ def test_a_larger_penalty_gives_sparser_codes_and_one_beyond_all_activations_is_
     ],
 )
 def test_parameters_that_make_no_sense_are_refused(name, value):
-    with pytest.raises(SelectionError, match=f"{name} is"):
+    with pytest.raises(InputError, match=f"{name} is"):
         SemiNMF(3, **{name: value}).fit(activations())
 
 
@@ -280,12 +280,12 @@ def test_codes_of_what_is_not_finite_are_refused_and_end(bad, side):
     D, A = (torch.from_numpy(activations(n, 6, 3)) for n in (4, 9))
     {"dictionary": D, "activations": A}[side][2, 1] = bad
     D, A = (D, A * 1e200) if bad == 1e200 else (D, A)
-    with pytest.raises(ActivationsError, match="NaN or infinite"):
+    with pytest.raises(InputError, match="NaN or infinite"):
         exact_codes(D, A, 0.5)
 
 
 def test_samples_of_zero_have_zero_codes_and_all_zero_activations_are_refused():
     model = SemiNMF(3).fit(activations())
     assert not model.transform(np.zeros((2, 30))).any()
-    with pytest.raises(ActivationsError, match="all 10 samples are the same"):
+    with pytest.raises(InputError, match="all 10 samples are the same"):
         SemiNMF(3).fit(np.zeros((10, 4)))

@@ -39,7 +39,7 @@ from tests.support.tiny import spelling, tiny_llava
 from tests.support.tokenizers import bytes_tokenizer, ids_of, pieces_tokenizer, tokens_of
 from xlvlms_tutorial.activations.capture import capture, residual_stream
 from xlvlms_tutorial.errors import TokenOfInterestError
-from xlvlms_tutorial.methods.concepts.words import words
+from xlvlms_tutorial.methods.concepts.words import concept_words
 from xlvlms_tutorial.methods.logit_lens.wordlists import WordFilter
 from xlvlms_tutorial.models import anatomy
 from xlvlms_tutorial.models.spans import find_words
@@ -60,7 +60,7 @@ def ranked(tokens: list[str]) -> tuple[VLM, torch.Tensor]:
 
 def words_in(tokens: list[str], n: int = 10, **options) -> list[str]:
     vlm, direction = ranked(tokens)
-    return words(vlm, direction, n, norm=False, **options)["word"].tolist()
+    return concept_words(vlm, direction, n, norm=False, **options)["word"].tolist()
 
 
 def samples(n: int) -> list[Sample]:
@@ -169,6 +169,6 @@ def test_the_model_is_left_as_it_is():
     head = anatomy.unembedding(vlm.model).weight
     before = head.clone()
     for norm in (True, False):
-        words(vlm, torch.randn(2, 32), norm=norm)
+        concept_words(vlm, torch.randn(2, 32), norm=norm)
     assert anatomy.unembedding(vlm.model).weight is head
     assert head.dtype == torch.bfloat16 and torch.equal(head, before)

@@ -18,14 +18,8 @@ from transformers import PreTrainedTokenizerFast
 
 from tests.support.tiny import tiny_llava, tiny_tokenizer
 from tests.support.tokenizers import bert_tokenizer, bytes_tokenizer, pieces_tokenizer
-from xlvlms_tutorial.errors import (
-    ActivationsError,
-    ComparisonError,
-    EstimateError,
-    SelectionError,
-    WordListError,
-)
-from xlvlms_tutorial.methods.concepts.words import as_lists, random_words, words
+from xlvlms_tutorial.errors import InputError
+from xlvlms_tutorial.methods.concepts.words import as_lists, concept_words, random_words
 from xlvlms_tutorial.methods.logit_lens import wordlists
 from xlvlms_tutorial.methods.logit_lens.wordlists import ENGLISH, WordFilter, admissible
 from xlvlms_tutorial.models import anatomy
@@ -155,22 +149,22 @@ def test_the_least_frequency_is_that_of_the_package():
 
 
 def test_a_text_is_no_list_of_words():
-    with pytest.raises(SelectionError, match="'dog'"):
+    with pytest.raises(InputError, match="'dog'"):
         WordFilter(words="dog")
 
 
 def test_a_vocabulary_without_words_says_what_to_change(vlm):
     rare = WordFilter(words={"zebra"})
     for call in (
-        lambda: words(vlm, torch.ones(1, 32), words=rare),
-        lambda: random_words(vlm, 2, words=rare, how="vocabulary"),
+        lambda: concept_words(vlm, torch.ones(1, 32), words=rare),
+        lambda: random_words(vlm, 2, words=rare, method="vocabulary"),
     ):
-        with pytest.raises(WordListError, match="min_frequency"):
+        with pytest.raises(InputError, match="min_frequency"):
             call()
-    with pytest.raises(WordListError, match="no word"):
+    with pytest.raises(InputError, match="no word"):
         admissible(bytes_tokenizer(["Ġ1", "..."]), 4)
-    with pytest.raises(WordListError, match="no word frequencies of language 'tlh'"):
-        words(vlm, torch.ones(1, 32), words=WordFilter(language="tlh"))
+    with pytest.raises(InputError, match="no word frequencies of language 'tlh'"):
+        concept_words(vlm, torch.ones(1, 32), words=WordFilter(language="tlh"))
 
 
 def test_a_vocabulary_is_read_once_for_each_filter_and_forgotten_with_its_tokenizer(monkeypatch):
@@ -226,7 +220,7 @@ def sorted_words(vlm, directions, n, norm, word_filter):
 def test_words_are_those_of_a_full_sort(seed, k, n, norm, word_filter):
     vlm = tiny_llava(seed % 3)
     directions = torch.randn(k, 32, generator=torch.Generator().manual_seed(seed))
-    table = words(vlm, directions, n, norm=norm, words=word_filter)
+    table = concept_words(vlm, directions, n, norm=norm, words=word_filter)
     expected = sorted_words(vlm, directions, n, norm, word_filter)
     pd.testing.assert_frame_equal(table, expected, check_dtype=False, atol=1e-5)
     assert list(table.columns) == COLUMNS
@@ -237,7 +231,7 @@ def test_tokens_of_one_word_are_one_with_the_best_of_their_logits(vlm):
     weights(vlm).zero_()
     weights(vlm)[2:8, 0] = torch.tensor([1.0, 3.0, 2.0, 9.0, -1.0, 0.5])
     direction = torch.eye(1, 32)
-    table = words(vlm, direction, 5, norm=False)
+    table = concept_words(vlm, direction, 5, norm=False)
     assert table.to_dict("list") == {
         "concept": [0] * 3,
         "rank": [1, 2, 3],
@@ -245,7 +239,7 @@ def test_tokens_of_one_word_are_one_with_the_best_of_their_logits(vlm):
         "token_id": [3, 4, 7],
         "score": [3.0, 2.0, 0.5],
     }
-    opposite = words(
+    opposite = concept_words(
         vlm, -direction, 5, norm=False
     )  # of a negated direction another form is the best
     assert opposite[["word", "token_id", "score"]].values.tolist() == [
@@ -258,7 +252,7 @@ def test_tokens_of_one_word_are_one_with_the_best_of_their_logits(vlm):
 @pytest.mark.parametrize("length", [1e-25, 1e-3, 1e25])
 def test_through_the_norm_a_direction_has_no_length(vlm, length):
     directions = torch.randn(3, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    table, scaled = words(vlm, directions), words(vlm, directions * length)
+    table, scaled = concept_words(vlm, directions), concept_words(vlm, directions * length)
     pd.testing.assert_frame_equal(table, scaled, atol=1e-5)
     unit = directions / directions.square().mean(dim=1, keepdim=True).sqrt()
     best = vlm.unembed(unit.float())[range(3), table.query("rank == 1")["token_id"].tolist()]
@@ -269,28 +263,29 @@ def test_the_mean_is_taken_off_first(vlm):
     directions, mean = torch.randn(3, 32), torch.randn(32)
     for norm in (True, False):
         pd.testing.assert_frame_equal(
-            words(vlm, directions, norm=norm, mean=mean), words(vlm, directions - mean, norm=norm)
+            concept_words(vlm, directions, norm=norm, mean=mean),
+            concept_words(vlm, directions - mean, norm=norm),
         )
-    assert not words(vlm, directions, mean=5 * mean).equals(words(vlm, directions))
+    assert not concept_words(vlm, directions, mean=5 * mean).equals(concept_words(vlm, directions))
 
 
 def test_arrays_and_halves_are_directions_too(vlm):
     directions = torch.randn(2, 32)
-    expected = words(vlm, directions)
-    pd.testing.assert_frame_equal(words(vlm, directions.numpy()), expected)
+    expected = concept_words(vlm, directions)
+    pd.testing.assert_frame_equal(concept_words(vlm, directions.numpy()), expected)
     pd.testing.assert_frame_equal(
-        words(vlm, directions.double().numpy(), mean=np.zeros(32)), expected
+        concept_words(vlm, directions.double().numpy(), mean=np.zeros(32)), expected
     )
-    assert as_lists(words(vlm, directions.bfloat16(), 1)) == as_lists(
-        words(vlm, directions.bfloat16().float(), 1)
+    assert as_lists(concept_words(vlm, directions.bfloat16(), 1)) == as_lists(
+        concept_words(vlm, directions.bfloat16().float(), 1)
     )
 
 
 def test_many_directions_go_through_in_chunks(vlm, monkeypatch):
     directions = torch.randn(50, 32)
-    expected = words(vlm, directions)
+    expected = concept_words(vlm, directions)
     monkeypatch.setattr("xlvlms_tutorial.methods.logit_lens.distributions.CHUNK", 4 * 28 * 7)
-    pd.testing.assert_frame_equal(words(vlm, directions), expected, atol=1e-5)
+    pd.testing.assert_frame_equal(concept_words(vlm, directions), expected, atol=1e-5)
 
 
 def test_bad_directions_give_no_words(vlm):
@@ -298,53 +293,55 @@ def test_bad_directions_give_no_words(vlm):
     broken, empty = good.clone(), good.clone()
     broken[1, 3], empty[1] = math.nan, 0
     for directions, error, message in (
-        (torch.ones(2, 31), ComparisonError, "widths"),
-        (broken, ActivationsError, "NaN"),
-        (good * math.inf, ActivationsError, "NaN or infinite"),
-        (empty, ActivationsError, "directions 1 are zero"),
-        (good[:0], ActivationsError, "at least one"),
+        (torch.ones(2, 31), InputError, "widths"),
+        (broken, InputError, "NaN"),
+        (good * math.inf, InputError, "NaN or infinite"),
+        (empty, InputError, "directions 1 are zero"),
+        (good[:0], InputError, "at least one"),
     ):
         with pytest.raises(error, match=message):
-            words(vlm, directions)
-    for mean, error in ((torch.ones(31), ComparisonError), (broken[1], ActivationsError)):
+            concept_words(vlm, directions)
+    for mean, error in ((torch.ones(31), InputError), (broken[1], InputError)):
         with pytest.raises(error, match="mean"):
-            words(vlm, 2 * good, mean=mean)
-    with pytest.raises(ActivationsError, match="zero"):
-        words(vlm, good, mean=good[0])
+            concept_words(vlm, 2 * good, mean=mean)
+    with pytest.raises(InputError, match="zero"):
+        concept_words(vlm, good, mean=good[0])
     weights(vlm)[:] = math.inf
-    with pytest.raises(ActivationsError, match="logits"):
-        words(vlm, good)
+    with pytest.raises(InputError, match="logits"):
+        concept_words(vlm, good)
 
 
 def test_bad_numbers_and_models_without_words(vlm):
     for n in (0, -1):
         for call in (
-            lambda n=n: words(vlm, torch.ones(1, 32), n),
+            lambda n=n: concept_words(vlm, torch.ones(1, 32), n),
             lambda n=n: random_words(vlm, 2, n),
             lambda n=n: random_words(vlm, n),
         ):
-            with pytest.raises(SelectionError, match="give a whole number of 1 or more"):
+            with pytest.raises(InputError, match="give a whole number of 1 or more"):
                 call()
-    with pytest.raises(SelectionError, match="'directions', 'vocabulary'"):
-        random_words(vlm, 2, how="noise")
+    with pytest.raises(InputError, match="'directions', 'vocabulary'"):
+        random_words(vlm, 2, method="noise")
     vlm.tokenizer = None
-    with pytest.raises(SelectionError, match="tokenizer"):
-        words(vlm, torch.ones(1, 32))
+    with pytest.raises(InputError, match="tokenizer"):
+        concept_words(vlm, torch.ones(1, 32))
 
 
 def test_random_directions_are_those_of_the_unit_cube(vlm):
     directions = torch.rand(3, 32, generator=torch.Generator().manual_seed(7))
-    pd.testing.assert_frame_equal(random_words(vlm, 3, 4, seed=7), words(vlm, directions, 4))
+    pd.testing.assert_frame_equal(
+        random_words(vlm, 3, 4, seed=7), concept_words(vlm, directions, 4)
+    )
     pd.testing.assert_frame_equal(
         random_words(vlm, 3, 4, seed=7, norm=False, words=ANY),
-        words(vlm, directions, 4, norm=False, words=ANY),
+        concept_words(vlm, directions, 4, norm=False, words=ANY),
     )
     assert not random_words(vlm, 3, 4, seed=8).equals(random_words(vlm, 3, 4, seed=7))
 
 
 def test_random_words_of_the_vocabulary_are_all_as_likely(vlm):
     vocabulary = admissible(vlm.tokenizer, 28).words
-    table = random_words(vlm, 2000, 3, seed=1, how="vocabulary")
+    table = random_words(vlm, 2000, 3, seed=1, method="vocabulary")
     assert list(table.columns) == COLUMNS
     assert table["score"].isna().all()
     assert not table.duplicated(["concept", "word"]).any()
@@ -355,8 +352,8 @@ def test_random_words_of_the_vocabulary_are_all_as_likely(vlm):
     assert (
         table["token_id"].map(vlm.tokenizer.convert_ids_to_tokens).str.lower().equals(table["word"])
     )
-    pd.testing.assert_frame_equal(table, random_words(vlm, 2000, 3, seed=1, how="vocabulary"))
-    assert len(random_words(vlm, 2, 99, how="vocabulary")) == 2 * len(vocabulary)
+    pd.testing.assert_frame_equal(table, random_words(vlm, 2000, 3, seed=1, method="vocabulary"))
+    assert len(random_words(vlm, 2, 99, method="vocabulary")) == 2 * len(vocabulary)
 
 
 def test_lists_and_sentences():
@@ -370,7 +367,7 @@ def test_lists_and_sentences():
         == "A photo is described by the words woman, lady."
     )
     for lacking in ("concept", "rank", "word"):
-        with pytest.raises(EstimateError, match=f"no column '{lacking}' among"):
+        with pytest.raises(InputError, match=f"no column '{lacking}' among"):
             as_lists(table.drop(columns=lacking))
 
 
@@ -378,10 +375,10 @@ def test_lists_and_sentences():
 def test_counts_that_are_no_whole_numbers_are_refused(bad, vlm, monkeypatch):
     # its checks refuse some of these already
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
-    with pytest.raises(SelectionError, match="n is"):
-        words(vlm, torch.eye(2, vlm.width), bad)
+    with pytest.raises(InputError, match="n is"):
+        concept_words(vlm, torch.eye(2, vlm.width), bad)
     for method in ("directions", "vocabulary"):
-        with pytest.raises(SelectionError, match="n is"):
-            random_words(vlm, 2, bad, how=method)
-        with pytest.raises(SelectionError, match="k is"):
-            random_words(vlm, bad, how=method)
+        with pytest.raises(InputError, match="n is"):
+            random_words(vlm, 2, bad, method=method)
+        with pytest.raises(InputError, match="k is"):
+            random_words(vlm, bad, method=method)

@@ -19,29 +19,22 @@ from benchmarks.memory import peak_bytes
 from benchmarks.subjects import Subject, llava_shape
 from tests.support.tiny import redrawn, tiny_llava
 from tests.zoo import MODELS, build
-from xlvlms_tutorial.activations.activations import States
+from xlvlms_tutorial.activations.activations import Activations
 from xlvlms_tutorial.data import Sample
-from xlvlms_tutorial.errors import (
-    ActivationsError,
-    ComparisonError,
-    EstimateError,
-    LayerError,
-    LengthError,
-    SelectionError,
-)
+from xlvlms_tutorial.errors import InputError, LayerError
 from xlvlms_tutorial.methods.logit_lens import distributions as module
 from xlvlms_tutorial.methods.logit_lens.measures import (
     KINDS,
     consecutive_divergence,
-    contrast,
-    divergence,
     divergence_profile,
     entropy,
     entropy_profile,
     histogram,
+    kl_divergence,
     mean_distribution,
+    modality_divergence,
     relative_entropy,
-    top_words,
+    top_tokens,
 )
 from xlvlms_tutorial.metrics.intervals import resampled_shares
 from xlvlms_tutorial.models import anatomy
@@ -73,8 +66,8 @@ def states_of(counts, layers=(0, 1, 2, 3), seed=0, model="tiny-llava"):
     """Random states, of each sample so many, other ones at each layer."""
     samples = [sample for sample, count in enumerate(counts) for _ in range(count)]
     table = pd.DataFrame({"sample": samples, "id": [f"s{sample}" for sample in samples]})
-    return States(
-        {(layer, "block"): noise(len(samples), 10 * seed + layer) for layer in layers},
+    return Activations(
+        {(layer, "resid_post"): noise(len(samples), 10 * seed + layer) for layer in layers},
         table,
         {"model": model},
     )
@@ -108,8 +101,10 @@ def test_numbers_of_each_state_and_pair_are_those_of_float64_loops(vlm, norm):
     close(
         entropy(vlm, p, norm), [-sum(a * math.log(a) for a in distribution) for distribution in ps]
     )
-    close(divergence(vlm, p, q, norm, pairs="all"), [[kl(a, b) for b in qs] for a in ps], atol=1e-4)
-    close(divergence(vlm, p[:9], q, norm), [kl(a, b) for a, b in zip(ps, qs, strict=False)])
+    close(
+        kl_divergence(vlm, p, q, norm, pairs="all"), [[kl(a, b) for b in qs] for a in ps], atol=1e-4
+    )
+    close(kl_divergence(vlm, p[:9], q, norm), [kl(a, b) for a, b in zip(ps, qs, strict=False)])
     close(mean_distribution(vlm, p, norm), np.mean(ps, axis=0).tolist(), atol=1e-7)
     labels = list("bacabcabbab")
     by_label = [
@@ -129,8 +124,8 @@ def test_every_architecture_is_read_by_its_own_unembedding(name):
         entropy(vlm, p),
         [-sum(a * math.log(a) for a in distribution if a > 0) for distribution in ps],
     )
-    close(divergence(vlm, p, q), [kl(a, b) for a, b in zip(ps, qs, strict=True)])
-    close(divergence(vlm, p, q, pairs="all"), [[kl(a, b) for b in qs] for a in ps], atol=1e-4)
+    close(kl_divergence(vlm, p, q), [kl(a, b) for a, b in zip(ps, qs, strict=True)])
+    close(kl_divergence(vlm, p, q, pairs="all"), [[kl(a, b) for b in qs] for a in ps], atol=1e-4)
 
 
 @settings(max_examples=25, deadline=None)
@@ -140,9 +135,9 @@ def test_bounds_hold_for_any_states(seed, scale, n):
     p, q = scale * noise(n, seed), scale * noise(n, seed + 1)
     result = entropy(vlm, p, norm=False)
     assert ((result >= 0) & (result <= math.log(module.size(vlm)) + 1e-5)).all()
-    assert (divergence(vlm, p, q, norm=False) >= 0).all()
-    assert (divergence(vlm, p, q, norm=False, pairs="all") >= 0).all()
-    assert torch.equal(divergence(vlm, p, p, norm=False), torch.zeros(n))
+    assert (kl_divergence(vlm, p, q, norm=False) >= 0).all()
+    assert (kl_divergence(vlm, p, q, norm=False, pairs="all") >= 0).all()
+    assert torch.equal(kl_divergence(vlm, p, p, norm=False), torch.zeros(n))
     torch.testing.assert_close(mean_distribution(vlm, p, norm=False).sum(), torch.tensor(1.0))
 
 
@@ -152,8 +147,8 @@ def test_a_uniform_distribution_has_the_entropy_log_v_and_a_sure_one_0_and_not_n
     probabilities = vlm.unembed(sure, norm=False).softmax(dim=-1)
     assert (probabilities * probabilities.log()).sum(dim=-1).isnan().all()  # upstream's formula
     assert torch.equal(entropy(vlm, sure, norm=False), torch.zeros(3))
-    assert torch.isfinite(divergence(vlm, sure, noise(3), norm=False)).all()
-    assert torch.isfinite(divergence(vlm, sure, sure, norm=False, pairs="all")).all()
+    assert torch.isfinite(kl_divergence(vlm, sure, noise(3), norm=False)).all()
+    assert torch.isfinite(kl_divergence(vlm, sure, sure, norm=False, pairs="all")).all()
 
 
 def test_close_distributions_keep_their_digits(vlm):
@@ -161,13 +156,13 @@ def test_close_distributions_keep_their_digits(vlm):
     q = p + 1e-3 * noise(4, 4)
     expected = [kl(a, b) for a, b in zip(distributions(vlm, p), distributions(vlm, q), strict=True)]
     assert max(expected) < 1e-5
-    np.testing.assert_allclose(divergence(vlm, p, q), expected, rtol=0.05, atol=2e-7)
+    np.testing.assert_allclose(kl_divergence(vlm, p, q), expected, rtol=0.05, atol=2e-7)
 
 
 def test_states_in_half_precision_and_with_gradients_are_read(vlm):
     p = noise(5).bfloat16()
     torch.testing.assert_close(entropy(vlm, p), entropy(vlm, p.float()))
-    result = divergence(vlm, noise(5).requires_grad_(), noise(5, 1))
+    result = kl_divergence(vlm, noise(5).requires_grad_(), noise(5, 1))
     assert not result.requires_grad
 
 
@@ -176,10 +171,10 @@ def test_relative_entropy_of_vectors():
     close(relative_entropy(p, q), [math.log(2), kl(p[1].tolist(), q.tolist())])
     assert relative_entropy(q, p[0]).item() == math.inf
     assert relative_entropy(p[0], p[0]).item() == 0
-    with pytest.raises(ComparisonError, match="vocabularies differ: 3 and 2"):
+    with pytest.raises(InputError, match="vocabularies differ: 3 and 2"):
         relative_entropy(p, torch.tensor([0.5, 0.5]))
     for bad in ([0.5, 0.6, 0.0], [1.2, -0.2, 0.0], [math.nan, 0.5, 0.5]):
-        with pytest.raises(ActivationsError, match="q holds vectors that are not distributions"):
+        with pytest.raises(InputError, match="q holds vectors that are not distributions"):
             relative_entropy(p, torch.tensor(bad))
 
 
@@ -192,7 +187,7 @@ def test_mean_distributions_are_compared_as_vectors(vlm):
 @CHUNKED
 def test_top_words_are_the_most_probable_ones_in_order(vlm):
     states = noise(7, 5)
-    table, expected = top_words(vlm, states, k=3), np.array(distributions(vlm, states))
+    table, expected = top_tokens(vlm, states, k=3), np.array(distributions(vlm, states))
     assert table.columns.tolist() == ["row", "rank", "token_id", "word", "probability"]
     assert table["row"].tolist() == [row for row in range(7) for _ in range(3)]
     assert table["rank"].tolist() == [1, 2, 3] * 7
@@ -202,14 +197,14 @@ def test_top_words_are_the_most_probable_ones_in_order(vlm):
         table["probability"], np.take_along_axis(expected, order, 1).flatten(), rtol=1e-4
     )
     assert table["word"].tolist() == [vlm.tokenizer.decode([token]) for token in table["token_id"]]
-    every = top_words(vlm, states, k=module.size(vlm))
+    every = top_tokens(vlm, states, k=module.size(vlm))
     np.testing.assert_allclose(every.groupby("row")["probability"].sum(), 1, rtol=1e-5)
 
 
 @CHUNKED
 def test_the_histogram_counts_all_k_words_of_each_state(vlm):
     states = noise(40, 6)
-    top = top_words(vlm, states, k=5)
+    top = top_tokens(vlm, states, k=5)
     table = histogram(vlm, states, k=5)
     assert table["count"].sum() == 40 * 5
     first = histogram(vlm, states)
@@ -294,7 +289,7 @@ def test_the_contrast_is_the_mean_over_all_pairs_of_tokens_of_different_samples(
     p, t = states_of(COUNTS_P), states_of(COUNTS_T, seed=1)
     shares = resampled_shares(4, seed=7)
     for layer in (0, 2):
-        result, draws, values = contrast(vlm, p, t, layer, n_tokens=None, seed=7), [], []
+        result, draws, values = modality_divergence(vlm, p, t, layer, n_tokens=None, seed=7), [], []
         for pairs in of_pairs(vlm, p, t, layer):
             i, j, pair_values = (np.array(column) for column in zip(*pairs, strict=True))
             weights = shares[:, i.astype(int)] * shares[:, j.astype(int)]
@@ -312,12 +307,12 @@ def test_the_contrast_is_the_mean_over_all_pairs_of_tokens_of_different_samples(
 def test_no_arbitrary_pairing_decides_the_contrast(vlm):
     p, t = states_of(COUNTS_P), states_of(COUNTS_T, seed=1)
     order = torch.randperm(8, generator=torch.Generator().manual_seed(2))
-    shuffled = States(
+    shuffled = Activations(
         {key: tensor[order] for key, tensor in t.tensors.items()},
         t.table.iloc[order.numpy()],
         t.provenance,
     )
-    first, second = (contrast(vlm, p, text, 1, n_tokens=None) for text in (t, shuffled))
+    first, second = (modality_divergence(vlm, p, text, 1, n_tokens=None) for text in (t, shuffled))
     for kind in KINDS:
         np.testing.assert_allclose(
             list(first[kind].asdict().values()),
@@ -348,21 +343,22 @@ def test_the_divergence_profile_has_three_rows_a_layer_and_follows_it(vlm):
 def test_a_sample_of_tokens_is_drawn_by_seed_from_every_sample(vlm):
     p, t = states_of((9, 8, 7, 3)), states_of((6, 6, 6, 6), seed=1)
     draws = [
-        contrast(vlm, p, t, 1, n_tokens=2, seed=seed)["P against T"].value for seed in (0, 0, 1)
+        modality_divergence(vlm, p, t, 1, n_tokens=2, seed=seed)["P against T"].value
+        for seed in (0, 0, 1)
     ]
     assert draws[0] == draws[1] != draws[2]
-    result = contrast(vlm, p, t, 1, n_tokens=4)
+    result = modality_divergence(vlm, p, t, 1, n_tokens=4)
     assert [result[kind].n for kind in KINDS] == [4 + 4 + 4 + 3, 16, 31]
     # text that says the same whatever the sample: which tokens are drawn, and from
     # which sample, makes no difference
-    same = States({(1, "block"): noise(1).expand(24, 32)}, t.table, t.provenance)
-    alone = divergence(vlm, p[1], noise(1), pairs="all").mean().item()
-    assert contrast(vlm, p, same, 1, n_tokens=None)["T against other T"].value == pytest.approx(
-        0, abs=1e-5
-    )
-    assert contrast(vlm, p, same, 1, n_tokens=None)["P against T"].value == pytest.approx(
-        alone, rel=1e-4
-    )
+    same = Activations({(1, "resid_post"): noise(1).expand(24, 32)}, t.table, t.provenance)
+    alone = kl_divergence(vlm, p[1], noise(1), pairs="all").mean().item()
+    assert modality_divergence(vlm, p, same, 1, n_tokens=None)[
+        "T against other T"
+    ].value == pytest.approx(0, abs=1e-5)
+    assert modality_divergence(vlm, p, same, 1, n_tokens=None)[
+        "P against T"
+    ].value == pytest.approx(alone, rel=1e-4)
 
 
 def test_memory_does_not_grow_with_tokens(monkeypatch):
@@ -383,8 +379,8 @@ def test_memory_does_not_grow_with_tokens(monkeypatch):
     p, q, everything = noise(600, 1, 16), noise(600, 2, 16), 4 * 600 * 49_152
     calls = {
         "entropy": lambda: entropy(vlm, p),
-        "matched": lambda: divergence(vlm, p, q),
-        "all": lambda: divergence(vlm, p[:100], q[:100], pairs="all"),
+        "matched": lambda: kl_divergence(vlm, p, q),
+        "all": lambda: kl_divergence(vlm, p[:100], q[:100], pairs="all"),
         "mean": lambda: mean_distribution(vlm, p),
     }
     peaks = {name: peak_bytes(call, CPU) for name, call in calls.items()}
@@ -393,12 +389,12 @@ def test_memory_does_not_grow_with_tokens(monkeypatch):
 
 
 BAD = {
-    "empty": (noise(0), ActivationsError, "no states"),
-    "nan": (torch.full((3, 32), math.nan), ActivationsError, "NaN or infinite"),
-    "infinite": (torch.full((3, 32), math.inf), ActivationsError, "NaN or infinite"),
+    "empty": (noise(0), InputError, "no states"),
+    "nan": (torch.full((3, 32), math.nan), InputError, "NaN or infinite"),
+    "infinite": (torch.full((3, 32), math.inf), InputError, "NaN or infinite"),
     "wide": (
         noise(3, width=33),
-        ComparisonError,
+        InputError,
         "widths differ: states of 33 and 32 of tiny-llava",
     ),
 }
@@ -408,12 +404,12 @@ BAD = {
 def test_states_without_a_distribution_give_no_number(vlm, bad):
     states, error, message = BAD[bad]
     calls = [
-        lambda: divergence(vlm, noise(3), states),
-        lambda: divergence(vlm, states, noise(3), pairs="all"),
+        lambda: kl_divergence(vlm, noise(3), states),
+        lambda: kl_divergence(vlm, states, noise(3), pairs="all"),
     ]
     calls += [
         lambda call=call: call(vlm, states)
-        for call in (entropy, mean_distribution, top_words, histogram)
+        for call in (entropy, mean_distribution, top_tokens, histogram)
     ]
     for call in calls:
         with pytest.raises(error, match=message):
@@ -421,62 +417,62 @@ def test_states_without_a_distribution_give_no_number(vlm, bad):
 
 
 def test_logits_that_overflow_give_no_number(vlm):
-    for call in (entropy, mean_distribution, top_words, histogram):
-        with pytest.raises(ActivationsError, match="logits"):
+    for call in (entropy, mean_distribution, top_tokens, histogram):
+        with pytest.raises(InputError, match="logits"):
             call(vlm, torch.full((2, 32), 3e38), norm=False)
 
 
 def test_profiles_of_states_without_a_distribution_give_no_number(vlm):
     plain, empty = states_of(COUNTS_P), states_of(())
     spoiled = states_of(COUNTS_P)
-    spoiled.tensors[1, "block"][4] = math.nan
+    spoiled.tensors[1, "resid_post"][4] = math.nan
     for states, message in ((empty, "no states"), (spoiled, "NaN or infinite")):
         for call in (
             entropy_profile,
             consecutive_divergence,
             lambda vlm, states: divergence_profile(vlm, states, states),
         ):
-            with pytest.raises(ActivationsError, match=message):
+            with pytest.raises(InputError, match=message):
                 call(vlm, states)
-    with pytest.raises(EstimateError, match="2 or more"):
+    with pytest.raises(InputError, match="2 or more"):
         entropy_profile(vlm, states_of((5,)))
-    with pytest.raises(EstimateError, match="found 2 samples"):
-        contrast(vlm, states_of((5, 5)), states_of((5, 5)), 1)
+    with pytest.raises(InputError, match="found 2 samples"):
+        modality_divergence(vlm, states_of((5, 5)), states_of((5, 5)), 1)
     with pytest.raises(LayerError, match="layer 4"):
         divergence_profile(vlm, plain, plain, [4])
-    with pytest.raises(SelectionError, match="layer 1 was not captured"):
+    with pytest.raises(InputError, match="layer 1 was not captured"):
         divergence_profile(vlm, plain, states_of(COUNTS_P, layers=(0, 3)))
 
 
 def test_what_is_asked_for_must_exist(vlm):
-    with pytest.raises(SelectionError, match="unknown pairs 'zipped'"):
-        divergence(vlm, noise(3), noise(3), pairs="zipped")
-    with pytest.raises(LengthError, match="p: 3, q: 4"):
-        divergence(vlm, noise(3), noise(4))
-    with pytest.raises(LengthError, match="states: 3, groups: 2"):
+    with pytest.raises(InputError, match="unknown pairs 'zipped'"):
+        kl_divergence(vlm, noise(3), noise(3), pairs="zipped")
+    with pytest.raises(InputError, match="p: 3, q: 4"):
+        kl_divergence(vlm, noise(3), noise(4))
+    with pytest.raises(InputError, match="states: 3, groups: 2"):
         mean_distribution(vlm, noise(3), groups=[0, 1])
-    for call in (top_words, histogram):
+    for call in (top_tokens, histogram):
         for k in (0, module.size(vlm) + 1):
-            with pytest.raises(SelectionError, match=f"k is {k}"):
+            with pytest.raises(InputError, match=f"k is {k}"):
                 call(vlm, noise(3), k=k)
-        with pytest.raises(SelectionError, match="without a tokenizer"):
+        with pytest.raises(InputError, match="without a tokenizer"):
             call(VLM(vlm.model, None, "bare"), noise(3))
     for step in (0, -1, 4):
-        with pytest.raises(SelectionError, match=f"a step of {step} apart"):
+        with pytest.raises(InputError, match=f"a step of {step} apart"):
             consecutive_divergence(vlm, states_of(COUNTS_P), step)
-    with pytest.raises(SelectionError, match="unknown measure"):
+    with pytest.raises(InputError, match="unknown measure"):
         consecutive_divergence(vlm, states_of(COUNTS_P), measure="euclid")
-    with pytest.raises(SelectionError, match="n_tokens is 0"):
-        contrast(vlm, states_of(COUNTS_P), states_of(COUNTS_T), 1, n_tokens=0)
+    with pytest.raises(InputError, match="n_tokens is 0"):
+        modality_divergence(vlm, states_of(COUNTS_P), states_of(COUNTS_T), 1, n_tokens=0)
 
 
 def test_both_sides_are_of_the_same_model_and_samples(vlm):
-    with pytest.raises(ComparisonError, match="models differ: tiny-llava and other"):
-        contrast(vlm, states_of(COUNTS_P), states_of(COUNTS_T, model="other"), 1)
+    with pytest.raises(InputError, match="models differ: tiny-llava and other"):
+        modality_divergence(vlm, states_of(COUNTS_P), states_of(COUNTS_T, model="other"), 1)
     with pytest.raises(
-        ComparisonError, match="samples differ: 4 with perceptual tokens and 3 with textual ones"
+        InputError, match="samples differ: 4 with perceptual tokens and 3 with textual ones"
     ):
-        contrast(vlm, states_of(COUNTS_P), states_of((2, 2, 2)), 1)
+        modality_divergence(vlm, states_of(COUNTS_P), states_of((2, 2, 2)), 1)
 
 
 def test_the_benchmark_measures_what_gives_the_same_numbers():
@@ -493,14 +489,14 @@ def test_the_benchmark_measures_what_gives_the_same_numbers():
     )
     p, q = states[:6], states[6:12]
     torch.testing.assert_close(
-        divergence(subject.vlm, p, q),
+        kl_divergence(subject.vlm, p, q),
         benchmark.divergence_held(subject, p, q),
         rtol=1e-3,
         atol=1e-6,
     )
     looped = benchmark.divergence_looped(subject, p, q)
     torch.testing.assert_close(
-        divergence(subject.vlm, p, q, pairs="all"), looped, rtol=1e-3, atol=1e-5
+        kl_divergence(subject.vlm, p, q, pairs="all"), looped, rtol=1e-3, atol=1e-5
     )
     report = Report("trial", Options(repeats=2, quick=True))
     benchmark.about(report, subject, 80, 20, 8)

@@ -12,15 +12,9 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from tests.support.tiny import tiny_llava
-from xlvlms_tutorial.errors import (
-    ActivationsError,
-    ComparisonError,
-    OutputError,
-    RecordError,
-    SelectionError,
-)
+from xlvlms_tutorial.errors import FileError, InputError
 from xlvlms_tutorial.interventions.edits import mask_weights
-from xlvlms_tutorial.methods.pruning.masks import Masks, independent_iou, overlap
+from xlvlms_tutorial.methods.pruning.masks import Masks, independent_iou, mask_overlap
 
 # 15, 77, 192 and 1 weights
 SHAPES = {
@@ -128,7 +122,7 @@ def test_overlap_is_the_mean_over_maps_and_then_over_layers():
         name: Masks.pack(booleans(seed, 0.5, shapes), "m", "f")
         for seed, name in enumerate(("image", "text", "all"))
     }
-    table = overlap(masks)
+    table = mask_overlap(masks)
     assert list(table.index) == list(table.columns) == ["image", "text", "all"]
     for first in masks:
         assert table.loc[first, first] == 1.0
@@ -142,7 +136,7 @@ def test_overlap_is_the_mean_over_maps_and_then_over_layers():
 def test_masks_by_chance_overlap_as_told(density):
     shapes = {(1, "a"): (400, 500)}
     a, b = (Masks.pack(booleans(seed, density, shapes), "m", "f") for seed in (0, 1))
-    assert overlap({"a": a, "b": b}).loc["a", "b"] == pytest.approx(
+    assert mask_overlap({"a": a, "b": b}).loc["a", "b"] == pytest.approx(
         independent_iou(density), abs=0.01
     )
 
@@ -155,7 +149,7 @@ def test_expected_overlaps_of_the_specification():
     ]
     assert independent_iou(1) == 1
     for share in (0, -0.1, 1.1, float("nan")):
-        with pytest.raises(SelectionError, match="share kept"):
+        with pytest.raises(InputError, match="share kept"):
             independent_iou(share)
 
 
@@ -181,16 +175,16 @@ def test_files_that_are_no_masks_are_refused(tmp_path):
     damaged = {"cut": content[:-3], "text": b"no masks", "empty": b""}
     for name, written in damaged.items():
         (tmp_path / name).write_bytes(written)
-        with pytest.raises(RecordError, match="damaged"):
+        with pytest.raises(FileError, match="damaged"):
             Masks.load(tmp_path / name)
     save_file(bits, tmp_path / "plain")
-    with pytest.raises(RecordError, match="no file of masks"):
+    with pytest.raises(FileError, match="no file of masks"):
         Masks.load(tmp_path / "plain")
     for nothing in (tmp_path / "absent", tmp_path, tmp_path / "plain" / "below"):
-        with pytest.raises(RecordError, match="no file of masks"):
+        with pytest.raises(FileError, match="no file of masks"):
             Masks.load(nothing)
     (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(OutputError, match="cannot be written"):
+    with pytest.raises(FileError, match="cannot be written"):
         random_masks(0).save(tmp_path / "file" / "masks")
 
 
@@ -221,7 +215,7 @@ def test_files_whose_shapes_are_none_are_refused(shapes, tmp_path):
     with safe_open(path, "np") as file:
         metadata = file.metadata()
     save_file(load_file(path), path, metadata | {"shapes": shapes})
-    with pytest.raises(RecordError, match="no file of masks, or damaged"):
+    with pytest.raises(FileError, match="no file of masks, or damaged"):
         Masks.load(path)
 
 
@@ -233,7 +227,7 @@ def test_files_without_a_part_of_their_description_are_refused(lacking, tmp_path
     save_file(
         load_file(path), path, {name: text for name, text in metadata.items() if name != lacking}
     )
-    with pytest.raises(RecordError, match=lacking):
+    with pytest.raises(FileError, match=lacking):
         Masks.load(path)
 
 
@@ -243,16 +237,16 @@ def test_bits_and_shapes_that_do_not_fit_are_refused():
         (np.array([255, 255], np.uint8), "last 1 bits 0"),
         (np.zeros(2), "float64"),
     ):
-        with pytest.raises(SelectionError, match=message):
+        with pytest.raises(InputError, match=message):
             Masks({(1, "w"): bits}, {(1, "w"): (3, 5)}, "m", "f")
     assert (
         Masks({(1, "w"): np.array([255, 254], np.uint8)}, {(1, "w"): (3, 5)}, "m", "f").n_kept == 15
     )
     for packed, shapes in (({}, {}), ({(1, "w"): np.zeros(2, np.uint8)}, {})):
-        with pytest.raises(SelectionError, match="one shape for each mask"):
+        with pytest.raises(InputError, match="one shape for each mask"):
             Masks(packed, shapes, "m", "f")
     with pytest.raises(
-        SelectionError,
+        InputError,
         match="no mask of layer 3 'mlp.up'; there are layers 1 to 2, with mlp.up, mlp.down",
     ):
         random_masks(0).unpack(3, "mlp.up")
@@ -270,9 +264,9 @@ def test_masks_of_other_weights_maps_or_shapes_are_not_compared(combine):
         (fewer, "layer 2 mlp.up differ"),
         (turned, "layer 1 mlp.up differ"),
     ):
-        with pytest.raises(ComparisonError, match=message):
+        with pytest.raises(InputError, match=message):
             combine(masks, second_masks)
-        with pytest.raises(ComparisonError):
+        with pytest.raises(InputError):
             combine(second_masks, masks)
 
 
@@ -289,11 +283,11 @@ def test_models_that_share_their_weights_may_differ_in_name():
 
 def test_no_overlap_of_masks_that_keep_nothing_or_of_one():
     nothing = random_masks(0) - random_masks(0)
-    with pytest.raises(ActivationsError, match="neither mask keeps a weight of layer 1 mlp.up"):
-        overlap({"a": nothing, "b": nothing})
+    with pytest.raises(InputError, match="neither mask keeps a weight of layer 1 mlp.up"):
+        mask_overlap({"a": nothing, "b": nothing})
     assert random_masks(0).iou(nothing)["iou"].tolist() == [0.0] * 4
-    with pytest.raises(SelectionError, match="give two or more"):
-        overlap({"a": random_masks(0)})
+    with pytest.raises(InputError, match="give two or more"):
+        mask_overlap({"a": random_masks(0)})
 
 
 def test_masks_go_into_mask_weights_by_module_name():
@@ -315,5 +309,5 @@ def test_masks_go_into_mask_weights_by_module_name():
         {(1, "mlp.up"): (64, 32)},
         {(1, "mlp.up_proj"): (32, 64)},
     ):
-        with pytest.raises(ComparisonError, match="shapes of layer"):
+        with pytest.raises(InputError, match="shapes of layer"):
             Masks.pack(booleans(0, 0.5, wrong), vlm.name, "f").tensors(vlm)

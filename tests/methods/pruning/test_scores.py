@@ -15,14 +15,14 @@ from torch import nn
 from tests import zoo
 from tests.support.text_models import gpt2, text_batch
 from tests.support.tiny import PICTURE, tiny_llava
-from xlvlms_tutorial.errors import ActivationsError, ComparisonError, LayerError, SelectionError
+from xlvlms_tutorial.errors import InputError, LayerError
 from xlvlms_tutorial.interventions.edits import mask_weights
 from xlvlms_tutorial.methods.pruning.calibration import calibrate_on, fingerprint, linear_maps
-from xlvlms_tutorial.methods.pruning.masks import independent_iou, overlap
+from xlvlms_tutorial.methods.pruning.masks import independent_iou, mask_overlap
 from xlvlms_tutorial.methods.pruning.scores import (
     _smallest,
     kept,
-    magnitude,
+    magnitude_masks,
     random_masks,
     scores,
     wanda,
@@ -73,7 +73,7 @@ def test_some_layers_have_the_masks_that_all_have(vlm, calibration, layers):
     expected_layers = [layers] if isinstance(layers, int) else layers
     for make in (
         lambda **options: wanda(vlm, calibration, 0.5, **options),
-        lambda **options: magnitude(vlm, 0.5, **options),
+        lambda **options: magnitude_masks(vlm, 0.5, **options),
     ):
         subset, every = make(layers=layers), make()
         assert list(subset) == [key for key in linear_maps(vlm) if key[0] in expected_layers]
@@ -84,7 +84,7 @@ def test_some_layers_have_the_masks_that_all_have(vlm, calibration, layers):
 def test_each_row_keeps_exactly_as_many(vlm, calibration, sparsity):
     for masks in (
         wanda(vlm, calibration, sparsity),
-        magnitude(vlm, sparsity),
+        magnitude_masks(vlm, sparsity),
         random_masks(vlm, sparsity, 0),
     ):
         for layer, name in masks:
@@ -125,8 +125,8 @@ def test_activations_of_one_size_make_wanda_magnitude(vlm, calibration):
         calibration,
         squares={key: torch.full_like(sums, 3.0) for key, sums in calibration.squares.items()},
     )
-    assert wanda(vlm, flat, 0.5) == magnitude(vlm, 0.5)
-    assert wanda(vlm, calibration, 0.5) != magnitude(vlm, 0.5)
+    assert wanda(vlm, flat, 0.5) == magnitude_masks(vlm, 0.5)
+    assert wanda(vlm, calibration, 0.5) != magnitude_masks(vlm, 0.5)
 
 
 def test_twice_the_same_inputs_change_no_mask(vlm, calibration):
@@ -134,7 +134,7 @@ def test_twice_the_same_inputs_change_no_mask(vlm, calibration):
 
 
 def test_magnitude_over_a_whole_matrix(vlm):
-    masks = magnitude(vlm, 0.37, per="matrix")
+    masks = magnitude_masks(vlm, 0.37, per="matrix")
     for key, linear in linear_maps(vlm).items():
         keep, size = masks.unpack(*key), linear.weight.abs()
         assert int((~keep).sum()) == math.floor(0.37 * keep.numel())
@@ -146,7 +146,9 @@ def test_random_masks_follow_their_seed_and_overlap_by_chance(vlm):
     for sparsity in (0.3, 0.5, 0.7):
         masks = {str(seed): random_masks(vlm, sparsity, seed) for seed in (1, 2)}
         density = masks["1"].density
-        assert overlap(masks).loc["1", "2"] == pytest.approx(independent_iou(density), abs=0.02)
+        assert mask_overlap(masks).loc["1", "2"] == pytest.approx(
+            independent_iou(density), abs=0.02
+        )
 
 
 @pytest.mark.parametrize("name", zoo.MODELS)
@@ -193,8 +195,8 @@ def test_weights_stay_as_they_are(vlm, calibration):
     before = {name: value.clone() for name, value in vlm.model.state_dict().items()}
     (
         wanda(vlm, calibration, 0.5),
-        magnitude(vlm, 0.5),
-        magnitude(vlm, 0.5, "matrix"),
+        magnitude_masks(vlm, 0.5),
+        magnitude_masks(vlm, 0.5, "matrix"),
         scores(vlm, calibration, 1, "mlp.up_proj"),
     )
     assert all(torch.equal(value, before[name]) for name, value in vlm.model.state_dict().items())
@@ -204,43 +206,43 @@ def test_weights_stay_as_they_are(vlm, calibration):
 def test_a_share_that_leaves_nothing_is_refused(vlm, calibration, sparsity):
     for make in (
         lambda: wanda(vlm, calibration, sparsity),
-        lambda: magnitude(vlm, sparsity),
+        lambda: magnitude_masks(vlm, sparsity),
         lambda: random_masks(vlm, sparsity, 0),
     ):
-        with pytest.raises(SelectionError, match="share of weights to drop"):
+        with pytest.raises(InputError, match="share of weights to drop"):
             make()
 
 
 def test_what_does_not_belong_together_is_refused(vlm, calibration):
-    with pytest.raises(SelectionError, match="allowed: 'row', 'matrix'"):
-        magnitude(vlm, 0.5, per="layer")
+    with pytest.raises(InputError, match="allowed: 'row', 'matrix'"):
+        magnitude_masks(vlm, 0.5, per="layer")
     smaller = tiny_llava(layers=2)
     for make in (
         lambda: wanda(smaller, calibration, 0.5),
         lambda: scores(smaller, calibration, 1, "mlp.up_proj"),
     ):
-        with pytest.raises(ComparisonError, match="calibrate on the weights that are scored"):
+        with pytest.raises(InputError, match="calibrate on the weights that are scored"):
             make()
-    with pytest.raises(SelectionError, match="no layers"):
+    with pytest.raises(InputError, match="no layers"):
         wanda(vlm, calibration, 0.5, layers=[])
     with pytest.raises(LayerError, match="4"):
-        magnitude(vlm, 0.5, layers=4)
-    with pytest.raises(SelectionError, match="no linear map 'up' in layer 1"):
+        magnitude_masks(vlm, 0.5, layers=4)
+    with pytest.raises(InputError, match="no linear map 'up' in layer 1"):
         scores(vlm, calibration, 1, "up")
 
 
 def test_maps_that_saw_no_token_and_damaged_weights_give_no_mask(calibration):
     case = VLM(zoo.build("mllama")[0], None, "mllama")
-    with pytest.raises(ActivationsError, match=r"layer 2 cross_attn\.q_proj saw no token"):
+    with pytest.raises(InputError, match=r"layer 2 cross_attn\.q_proj saw no token"):
         wanda(case, calibrate_on(case, [text_batch(case)]), 0.5)
     case = tiny_llava()
     case.blocks[1].mlp.up_proj.weight.data[0, 0] = float("nan")
     damaged = replace(calibration, fingerprint=fingerprint(case))
-    for make in (lambda: wanda(case, damaged, 0.5), lambda: magnitude(case, 0.5)):
-        with pytest.raises(ActivationsError, match=r"scores in layer 2 mlp\.up_proj"):
+    for make in (lambda: wanda(case, damaged, 0.5), lambda: magnitude_masks(case, 0.5)):
+        with pytest.raises(InputError, match=r"scores in layer 2 mlp\.up_proj"):
             make()
     case.blocks[1].mlp.up_proj.weight = nn.Parameter(
         torch.zeros(64, 32, dtype=torch.uint8), requires_grad=False
     )
-    with pytest.raises(SelectionError, match="is quantised"):
+    with pytest.raises(InputError, match="is quantised"):
         random_masks(case, 0.5, 0)

@@ -15,21 +15,14 @@ from torch import nn
 from tests import zoo
 from tests.support.text_models import gpt2, text_batch
 from tests.support.tiny import PICTURE, tiny_llava
-from xlvlms_tutorial.errors import (
-    ActivationsError,
-    ComparisonError,
-    InterventionError,
-    LayerError,
-    RecordError,
-    SelectionError,
-)
+from xlvlms_tutorial.errors import FileError, InputError, InterventionError, LayerError
 from xlvlms_tutorial.interventions.edits import add, mask_weights
 from xlvlms_tutorial.loading import load
 from xlvlms_tutorial.methods.pruning import sparsify as module
 from xlvlms_tutorial.methods.pruning.calibration import calibrate_on, fingerprint, linear_maps
 from xlvlms_tutorial.methods.pruning.masks import Masks
 from xlvlms_tutorial.methods.pruning.scores import (
-    magnitude,
+    magnitude_masks,
     random_masks,
     scores,
     wanda,
@@ -38,15 +31,19 @@ from xlvlms_tutorial.methods.pruning.scores import (
 from xlvlms_tutorial.methods.pruning.sparsify import (
     alpha_subnet,
     apply_masks,
-    matched,
-    nm,
+    match_sparsity,
+    n_m_masks,
 )
 from xlvlms_tutorial.models.vlm import VLM
 
 
 @pytest.fixture(scope="module")
 def three(vlm, calibration):
-    return [wanda(vlm, calibration, 0.3), magnitude(vlm, 0.5, "matrix"), random_masks(vlm, 0.4, 7)]
+    return [
+        wanda(vlm, calibration, 0.3),
+        magnitude_masks(vlm, 0.5, "matrix"),
+        random_masks(vlm, 0.4, 7),
+    ]
 
 
 # n:m
@@ -65,7 +62,7 @@ def groups_by_loop(rows, n, m):
 @pytest.mark.parametrize(("n", "m"), [(2, 4), (1, 2), (4, 8), (5, 16), (1, 32)])
 def test_nm_is_the_double_loop(vlm, calibration, n, m):
     for by in (calibration, "magnitude"):
-        masks = nm(vlm, by, n, m)
+        masks = n_m_masks(vlm, by, n, m)
         assert masks.sparsity == 1 - n / m
         for key, linear in linear_maps(vlm).items():
             importance = (
@@ -87,11 +84,15 @@ def test_each_group_keeps_exactly_n_also_of_equal_scores(rows, groups, m, values
 
 
 def test_nm_of_some_layers_and_by_chance(vlm):
-    subset, every = nm(vlm, "magnitude", layers=[1, 3]), nm(vlm, "magnitude")
+    subset, every = n_m_masks(vlm, "magnitude", layers=[1, 3]), n_m_masks(vlm, "magnitude")
     assert {layer for layer, _ in subset} == {1, 3}
     assert all(torch.equal(subset.unpack(*key), every.unpack(*key)) for key in subset)
-    assert nm(vlm, "random", seed=1) == nm(vlm, "random", seed=1) != nm(vlm, "random", seed=2)
-    assert nm(vlm, "random").sparsity == 0.5
+    assert (
+        n_m_masks(vlm, "random", seed=1)
+        == n_m_masks(vlm, "random", seed=1)
+        != n_m_masks(vlm, "random", seed=2)
+    )
+    assert n_m_masks(vlm, "random").sparsity == 0.5
 
 
 def test_activations_of_one_size_make_wandas_groups_those_of_magnitude(vlm, calibration):
@@ -99,12 +100,12 @@ def test_activations_of_one_size_make_wandas_groups_those_of_magnitude(vlm, cali
         calibration,
         squares={key: torch.full_like(sums, 3.0) for key, sums in calibration.squares.items()},
     )
-    assert nm(vlm, flat) == nm(vlm, "magnitude") != nm(vlm, calibration)
+    assert n_m_masks(vlm, flat) == n_m_masks(vlm, "magnitude") != n_m_masks(vlm, calibration)
 
 
 def test_groups_of_conv1d_are_of_its_inputs():
     case = gpt2()
-    masks = nm(case, calibrate_on(case, [text_batch(case)]), 2, 4)
+    masks = n_m_masks(case, calibrate_on(case, [text_batch(case)]), 2, 4)
     for key, linear in linear_maps(case).items():
         keep = masks.unpack(*key)
         assert keep.shape == linear.weight.shape
@@ -113,30 +114,30 @@ def test_groups_of_conv1d_are_of_its_inputs():
 
 @pytest.mark.parametrize(("n", "m"), [(0, 4), (4, 4), (5, 4), (1, 1), (-1, 2)])
 def test_patterns_that_mean_nothing_are_refused(vlm, n, m):
-    with pytest.raises(SelectionError, match=r"n from 1 to m - 1"):
-        nm(vlm, "magnitude", n, m)
+    with pytest.raises(InputError, match=r"n from 1 to m - 1"):
+        n_m_masks(vlm, "magnitude", n, m)
 
 
 def test_groups_that_do_not_divide_the_inputs_are_refused(vlm, calibration):
     with pytest.raises(
-        SelectionError,
+        InputError,
         match=(
             r"2:3 in layer 1 self_attn\.q_proj, which has 32 inputs; choose an m that divides them"
         ),
     ):
-        nm(vlm, "magnitude", 2, 3)
-    with pytest.raises(SelectionError, match="2:64 in layer 1"):
-        nm(vlm, calibration, 2, 64)
+        n_m_masks(vlm, "magnitude", 2, 3)
+    with pytest.raises(InputError, match="2:64 in layer 1"):
+        n_m_masks(vlm, calibration, 2, 64)
     with pytest.raises(
-        SelectionError, match="scores by 'taylor'; allowed: a Calibration, 'magnitude', 'random'"
+        InputError, match="scores by 'taylor'; allowed: a Calibration, 'magnitude', 'random'"
     ):
-        nm(vlm, "taylor")
+        n_m_masks(vlm, "taylor")
     with pytest.raises(LayerError):
-        nm(vlm, "magnitude", layers=[4])
-    with pytest.raises(SelectionError, match="no layers"):
-        nm(vlm, "magnitude", layers=[])
-    with pytest.raises(ComparisonError, match="calibrate on the weights that are scored"):
-        nm(tiny_llava(layers=2), calibration)
+        n_m_masks(vlm, "magnitude", layers=[4])
+    with pytest.raises(InputError, match="no layers"):
+        n_m_masks(vlm, "magnitude", layers=[])
+    with pytest.raises(InputError, match="calibrate on the weights that are scored"):
+        n_m_masks(tiny_llava(layers=2), calibration)
 
 
 # Intersections
@@ -198,17 +199,17 @@ def test_masks_that_do_not_belong_together_are_refused_with_their_names(vlm, thr
     second_vlm = tiny_llava(seed=1)
     second_vlm.name = "another-llava"
     with pytest.raises(
-        ComparisonError,
+        InputError,
         match="Masks of tiny-llava.*Masks of another-llava.*merge masks of the same weights",
     ):
-        alpha_subnet([three[0], magnitude(second_vlm, 0.5)])
-    with pytest.raises(ComparisonError, match="linear maps"):
-        alpha_subnet([three[0], magnitude(vlm, 0.5, layers=1)])
-    with pytest.raises(SelectionError, match="no masks"):
+        alpha_subnet([three[0], magnitude_masks(second_vlm, 0.5)])
+    with pytest.raises(InputError, match="linear maps"):
+        alpha_subnet([three[0], magnitude_masks(vlm, 0.5, layers=1)])
+    with pytest.raises(InputError, match="no masks"):
         alpha_subnet([])
     (tmp_path / "no.masks").write_bytes(b"damaged")
     for nothing in ("no.masks", "absent", "."):
-        with pytest.raises(RecordError):
+        with pytest.raises(FileError):
             alpha_subnet([tmp_path / nothing])
 
 
@@ -220,10 +221,10 @@ def test_matched_masks_keep_as_many_in_every_row(name):
     case = gpt2() if name == "gpt2" else VLM(zoo.build(name)[0], None, name)
     sums = calibrate_on(case, [text_batch(case)])
     merged = alpha_subnet(
-        [wanda(case, sums, 0.5), magnitude(case, 0.5, "matrix"), random_masks(case, 0.3, 0)]
+        [wanda(case, sums, 0.5), magnitude_masks(case, 0.5, "matrix"), random_masks(case, 0.3, 0)]
     )
     for by in (sums, "magnitude", "random"):
-        matched_masks = matched(case, merged, by)
+        matched_masks = match_sparsity(case, merged, by)
         assert (
             matched_masks.n_kept == merged.n_kept
             and list(matched_masks) == list(merged)
@@ -242,9 +243,15 @@ def test_matched_masks_keep_as_many_in_every_row(name):
 
 
 def test_masks_matched_to_their_own_kind_are_themselves(vlm, calibration):
-    assert matched(vlm, wanda(vlm, calibration, 0.5), calibration) == wanda(vlm, calibration, 0.5)
-    assert matched(vlm, magnitude(vlm, 0.37), "magnitude") == magnitude(vlm, 0.37)
-    assert matched(vlm, random_masks(vlm, 0.5, 3), "random", seed=3) == random_masks(vlm, 0.5, 3)
+    assert match_sparsity(vlm, wanda(vlm, calibration, 0.5), calibration) == wanda(
+        vlm, calibration, 0.5
+    )
+    assert match_sparsity(vlm, magnitude_masks(vlm, 0.37), "magnitude") == magnitude_masks(
+        vlm, 0.37
+    )
+    assert match_sparsity(vlm, random_masks(vlm, 0.5, 3), "random", seed=3) == random_masks(
+        vlm, 0.5, 3
+    )
 
 
 @settings(max_examples=60, deadline=None)
@@ -260,19 +267,19 @@ def test_rows_that_drop_different_numbers_drop_their_lowest(rows, columns, value
 
 
 def test_masks_of_another_model_cannot_be_matched(vlm, calibration):
-    second_masks = magnitude(tiny_llava(seed=1), 0.5)
+    second_masks = magnitude_masks(tiny_llava(seed=1), 0.5)
     for use in (
-        lambda: matched(vlm, second_masks, "magnitude"),
+        lambda: match_sparsity(vlm, second_masks, "magnitude"),
         lambda: apply_masks(vlm, second_masks),
     ):
-        with pytest.raises(ComparisonError, match="use masks that were made for these weights"):
+        with pytest.raises(InputError, match="use masks that were made for these weights"):
             use()
-    with pytest.raises(SelectionError, match="scores by 'wanda'"):
-        matched(vlm, magnitude(vlm, 0.5), "wanda")
+    with pytest.raises(InputError, match="scores by 'wanda'"):
+        match_sparsity(vlm, magnitude_masks(vlm, 0.5), "wanda")
     foreign = Masks.pack(
         {(9, "mlp.up_proj"): torch.ones(2, 2, dtype=torch.bool)}, "tiny-llava", fingerprint(vlm)
     )
-    with pytest.raises(ComparisonError):
+    with pytest.raises(InputError):
         apply_masks(vlm, foreign)
 
 
@@ -302,7 +309,7 @@ def test_zeros_are_written_for_good_and_saved(vlm, calibration, tmp_path):
     assert fingerprint(again) == fingerprint(case)
     torch.testing.assert_close(again.forward(batch).logits, expected)
     # the weights are not those that the masks were made for any more
-    with pytest.raises(ComparisonError):
+    with pytest.raises(InputError):
         apply_masks(case, masks)
 
 
@@ -316,12 +323,12 @@ def test_weights_that_cannot_be_zeroed_for_good_stay_as_they_are(three):
         apply_masks(case, three[0])
     assert all(torch.equal(value, before[name]) for name, value in case.model.state_dict().items())
     case.blocks[1].mlp.up_proj.weight = case.blocks[0].mlp.up_proj.weight
-    with pytest.raises(SelectionError, match=r"layer 1 mlp\.up_proj are shared"):
-        apply_masks(case, magnitude(case, 0.5))
+    with pytest.raises(InputError, match=r"layer 1 mlp\.up_proj are shared"):
+        apply_masks(case, magnitude_masks(case, 0.5))
     case.blocks[1].mlp.up_proj.weight = nn.Parameter(
         torch.zeros(64, 32, dtype=torch.uint8), requires_grad=False
     )
-    with pytest.raises(SelectionError, match="is quantised"):
+    with pytest.raises(InputError, match="is quantised"):
         apply_masks(case, three[0])
     assert case.name == "tiny-llava"
 
@@ -329,10 +336,10 @@ def test_weights_that_cannot_be_zeroed_for_good_stay_as_they_are(three):
 def test_damaged_weights_and_empty_calibrations_give_no_masks(vlm, calibration):
     case = tiny_llava()
     case.blocks[1].mlp.up_proj.weight.data[0, 0] = float("nan")
-    with pytest.raises(ActivationsError, match=r"scores in layer 2 mlp\.up_proj"):
-        nm(case, "magnitude")
-    with pytest.raises(SelectionError, match="no batches"):
+    with pytest.raises(InputError, match=r"scores in layer 2 mlp\.up_proj"):
+        n_m_masks(case, "magnitude")
+    with pytest.raises(InputError, match="no batches"):
         calibrate_on(vlm, [])
     empty = replace(calibration, tokens=dict.fromkeys(calibration.tokens, 0))
-    with pytest.raises(ActivationsError, match="saw no token"):
-        nm(vlm, empty)
+    with pytest.raises(InputError, match="saw no token"):
+        n_m_masks(vlm, empty)

@@ -19,21 +19,14 @@ from tests.contract.reference import Case, apart, case, generated
 from tests.support.text_models import gpt2, text_batch
 from tests.support.tiny import PICTURE, tiny_llava
 from tests.zoo.models import TEXT
-from xlvlms_tutorial.errors import (
-    ActivationsError,
-    AnatomyError,
-    ComparisonError,
-    InterventionError,
-    LayerError,
-    SelectionError,
-)
+from xlvlms_tutorial.errors import AnatomyError, InputError, InterventionError, LayerError
 from xlvlms_tutorial.interventions.edits import add, mask_weights
 from xlvlms_tutorial.interventions.skipping import skip
 from xlvlms_tutorial.loading import load
 from xlvlms_tutorial.methods.pruning import structured as module
 from xlvlms_tutorial.methods.pruning.calibration import calibrate_on, fingerprint, linear_maps
 from xlvlms_tutorial.methods.pruning.scores import scores as wanda_scores
-from xlvlms_tutorial.methods.pruning.structured import cut_neurons, neuron_scores, remove_blocks
+from xlvlms_tutorial.methods.pruning.structured import neuron_scores, prune_blocks, prune_neurons
 from xlvlms_tutorial.models import anatomy
 from xlvlms_tutorial.models.vlm import VLM
 
@@ -176,7 +169,7 @@ def test_a_model_without_neurons_computes_what_it_does_with_their_columns_zeroed
     dense, before = logits(example), example.vlm.model.num_parameters()
     with mask_weights(example.vlm, zeroed(example, scores, width // 2)):
         expected = logits(example)
-    remaining = cut_neurons(example.vlm, scores, 0.5)
+    remaining = prune_neurons(example.vlm, scores, 0.5)
     torch.testing.assert_close(logits(example), expected, rtol=1e-4, atol=1e-5)
     assert not torch.allclose(expected, dense, atol=1e-3)
     assert {len(rows) for rows in remaining.values()} == {width // 2}
@@ -200,7 +193,7 @@ def test_a_model_without_neurons_computes_what_it_does_with_their_columns_zeroed
 @pytest.mark.parametrize("name", OTHERS)
 def test_language_models_that_are_cut_load_again(name, tmp_path):
     example = OTHERS[name]()
-    cut_neurons(example.vlm, neuron_scores(example.vlm), 0.3)
+    prune_neurons(example.vlm, neuron_scores(example.vlm), 0.3)
     example.vlm.model.save_pretrained(tmp_path)
     again = hf.AutoModelForCausalLM.from_pretrained(tmp_path)
     assert apart(again(**example.batch).logits, logits(example)) < 1e-5
@@ -211,9 +204,9 @@ def test_language_models_that_are_cut_load_again(name, tmp_path):
 )
 def test_models_that_are_cut_load_again(name, tmp_path):
     example = case(name)
-    cut_neurons(example.vlm, neuron_scores(example.vlm, "random"), 0.3, multiple_of=8)
+    prune_neurons(example.vlm, neuron_scores(example.vlm, "random"), 0.3, multiple_of=8)
     if name != "mllama":
-        remove_blocks(example.vlm, 3)
+        prune_blocks(example.vlm, 3)
     example.vlm.model.save_pretrained(tmp_path)
     again = type(example.vlm.model).from_pretrained(tmp_path).eval()
     reloaded = example._replace(vlm=VLM(again, None, name))
@@ -227,10 +220,10 @@ def test_models_that_are_cut_load_again(name, tmp_path):
 
 def test_a_smaller_llava_is_loaded_through_the_door(tmp_path):
     example = tiny()
-    cut_neurons(
+    prune_neurons(
         example.vlm, neuron_scores(example.vlm, calibrate_on(example.vlm, [example.batch])), 0.5
     )
-    remove_blocks(example.vlm, [2])
+    prune_blocks(example.vlm, [2])
     example.vlm.model.save_pretrained(tmp_path)
     example.vlm.processor.save_pretrained(tmp_path)
     again = load(tmp_path, device="cpu", dtype="float32")
@@ -250,7 +243,7 @@ def test_the_work_of_the_neurons_goes():
         return counter.get_total_flops()
 
     dense, tokens = flops(), example.batch["input_ids"].numel()
-    cut_neurons(example.vlm, neuron_scores(example.vlm), 0.5)
+    prune_neurons(example.vlm, neuron_scores(example.vlm), 0.5)
     # three blocks, three maps from or to 32 neurons
     assert dense - flops() == 3 * (2 * tokens * 32 * 32 * 3)
 
@@ -270,14 +263,14 @@ def test_as_many_neurons_go_as_asked_or_fewer_for_a_round_number(width, share, d
 def test_no_share_changes_nothing():
     example = tiny()
     expected = logits(example)
-    remaining = cut_neurons(example.vlm, neuron_scores(example.vlm), 0)
+    remaining = prune_neurons(example.vlm, neuron_scores(example.vlm), 0)
     assert torch.equal(logits(example), expected) and example.vlm.name == "tiny-llava"
     assert all(torch.equal(rows, torch.arange(64)) for rows in remaining.values())
 
 
 def test_of_equal_scores_the_first_neurons_go():
     example = tiny()
-    remaining = cut_neurons(example.vlm, {layer: torch.ones(64) for layer in (1, 2, 3)}, 0.25)
+    remaining = prune_neurons(example.vlm, {layer: torch.ones(64) for layer in (1, 2, 3)}, 0.25)
     assert all(rows.tolist() == list(range(16, 64)) for rows in remaining.values())
 
 
@@ -285,8 +278,8 @@ def test_of_equal_scores_the_first_neurons_go():
 def test_mlps_that_are_no_single_hidden_layer_or_not_alike_are_not_cut(name):
     example = build_case(name)
     before = logits(example)
-    with pytest.raises((AnatomyError, SelectionError)):
-        cut_neurons(example.vlm, {layer: torch.ones(64) for layer in (1, 2, 3)}, 0.5)
+    with pytest.raises((AnatomyError, InputError)):
+        prune_neurons(example.vlm, {layer: torch.ones(64) for layer in (1, 2, 3)}, 0.5)
     assert torch.equal(logits(example), before)
 
 
@@ -297,8 +290,8 @@ def test_mlps_that_are_no_single_hidden_layer_or_not_alike_are_not_cut(name):
 def test_blocks_that_a_configuration_counts_are_not_removed(name):
     example = build_case(name)
     before = logits(example)
-    with pytest.raises(SelectionError):
-        remove_blocks(example.vlm, [1])
+    with pytest.raises(InputError):
+        prune_blocks(example.vlm, [1])
     assert torch.equal(logits(example), before) and example.vlm.n_layers == 3
 
 
@@ -316,7 +309,7 @@ def test_a_model_without_blocks_computes_what_it_does_when_they_are_skipped(name
     with skip(example.vlm, layers):
         new, expected = generated(example)
         whole = logits(example)
-    remove_blocks(example.vlm, layers)
+    prune_blocks(example.vlm, layers)
     assert torch.equal(logits(example), whole)
     same, result = generated(example)
     assert torch.equal(new, same) and torch.equal(result, expected)
@@ -336,7 +329,7 @@ def test_a_model_without_blocks_computes_what_it_does_when_they_are_skipped(name
 
 def test_lists_of_the_configuration_follow_their_blocks():
     example = case("gemma3")
-    remove_blocks(example.vlm, 1)
+    prune_blocks(example.vlm, 1)
     assert example.vlm.model.config.get_text_config(decoder=True).layer_types == [
         "full_attention",
         "sliding_attention",
@@ -344,7 +337,7 @@ def test_lists_of_the_configuration_follow_their_blocks():
     example = case("molmo2")
     text = example.vlm.model.config.get_text_config(decoder=True)
     text.rope_scaling_layers = [0, 2]
-    remove_blocks(example.vlm, 2)
+    prune_blocks(example.vlm, 2)
     assert (
         text.rope_scaling_layers == [0, 1]
         and len(anatomy.decoder(example.vlm.model).rope_types) == 2
@@ -374,8 +367,8 @@ def test_shares_that_leave_nothing_are_refused(share):
     vlm = tiny_llava()
     unchanged(
         vlm,
-        lambda: cut_neurons(vlm, neuron_scores(vlm), share),
-        SelectionError,
+        lambda: prune_neurons(vlm, neuron_scores(vlm), share),
+        InputError,
         "share of neurons .* below 1",
     )
 
@@ -390,21 +383,24 @@ def test_scores_of_other_models_or_none_are_refused():
         ),
         ({**scores, 2: scores[2][:5]}, r"scores of layer 2 are \(5,\)"),
     ):
-        unchanged(vlm, lambda wrong=wrong: cut_neurons(vlm, wrong, 0.5), SelectionError, message)
+        unchanged(vlm, lambda wrong=wrong: prune_neurons(vlm, wrong, 0.5), InputError, message)
     damaged = {**scores, 2: scores[2].clone().index_fill(0, torch.tensor([3]), float("nan"))}
-    unchanged(vlm, lambda: cut_neurons(vlm, damaged, 0.5), ActivationsError, "neurons of layer 2")
+    unchanged(vlm, lambda: prune_neurons(vlm, damaged, 0.5), InputError, "neurons of layer 2")
     for multiple in (0, 65):
         unchanged(
-            vlm, lambda m=multiple: cut_neurons(vlm, scores, 0.5, m), SelectionError, "give 1 to 64"
+            vlm,
+            lambda m=multiple: prune_neurons(vlm, scores, 0.5, m),
+            InputError,
+            "give 1 to 64",
         )
-    with pytest.raises(SelectionError, match="allowed: a Calibration, 'magnitude', 'random'"):
+    with pytest.raises(InputError, match="allowed: a Calibration, 'magnitude', 'random'"):
         neuron_scores(vlm, "taylor")
     second_vlm = tiny_llava(seed=1)
     calibration = calibrate_on(second_vlm, [second_vlm.batch([PICTURE], ["What colour ?"])])
-    with pytest.raises(ComparisonError):
+    with pytest.raises(InputError):
         neuron_scores(vlm, calibration)
     vlm.blocks[1].mlp.down_proj.weight.data[0, 0] = float("inf")
-    with pytest.raises(ActivationsError, match="neurons of layer 2"):
+    with pytest.raises(InputError, match="neurons of layer 2"):
         neuron_scores(vlm)
 
 
@@ -413,8 +409,8 @@ def test_a_width_that_another_part_has_too_cannot_be_cut(name, part):
     vlm = case(name).vlm  # which has another MLP as wide as the decoder's
     unchanged(
         vlm,
-        lambda: cut_neurons(vlm, neuron_scores(vlm), 0.5),
-        SelectionError,
+        lambda: prune_neurons(vlm, neuron_scores(vlm), 0.5),
+        InputError,
         f"described wrongly by its configuration, first .*{part}",
     )
 
@@ -423,23 +419,23 @@ def test_shared_adapted_and_quantised_parts_are_refused():
     vlm = tiny_llava()
     scores = neuron_scores(vlm)
     vlm.blocks[1].mlp.down_proj.weight = vlm.blocks[0].mlp.down_proj.weight
-    for call in (lambda: cut_neurons(vlm, scores, 0.5), lambda: remove_blocks(vlm, 3)):
-        unchanged(vlm, call, SelectionError, r"layer 1 mlp\.down_proj are shared")
+    for call in (lambda: prune_neurons(vlm, scores, 0.5), lambda: prune_blocks(vlm, 3)):
+        unchanged(vlm, call, InputError, r"layer 1 mlp\.down_proj are shared")
     vlm = tiny_llava()
     vlm.blocks[1].mlp.up_proj.weight = nn.Parameter(
         torch.zeros(64, 32, dtype=torch.uint8), requires_grad=False
     )
     for call in (
-        lambda: cut_neurons(vlm, scores, 0.5),
-        lambda: remove_blocks(vlm, 3),
+        lambda: prune_neurons(vlm, scores, 0.5),
+        lambda: prune_blocks(vlm, 3),
         lambda: neuron_scores(vlm),
     ):
-        unchanged(vlm, call, SelectionError, "is quantised")
+        unchanged(vlm, call, InputError, "is quantised")
     vlm = tiny_llava()
     vlm.blocks[1].mlp.up_proj.base_layer = nn.Linear(2, 2)
-    unchanged(vlm, lambda: cut_neurons(vlm, scores, 0.5), SelectionError, "has an adapter")
+    unchanged(vlm, lambda: prune_neurons(vlm, scores, 0.5), InputError, "has an adapter")
     vlm = tiny_llava()
-    for call in (lambda: cut_neurons(vlm, scores, 0.5), lambda: remove_blocks(vlm, 3)):
+    for call in (lambda: prune_neurons(vlm, scores, 0.5), lambda: prune_blocks(vlm, 3)):
         with add(vlm, torch.ones(vlm.width), 1):
             unchanged(vlm, call, InterventionError, "leave the intervention first")
 
@@ -456,7 +452,7 @@ def test_mlps_of_other_kinds_are_refused():
         neuron_scores(vlm)
     vlm = tiny_llava()
     vlm.blocks[1].mlp.down_proj = nn.Linear(32, 32).requires_grad_(False)
-    unchanged(vlm, lambda: neuron_scores(vlm), SelectionError, "layer 2 has an MLP of 32 neurons")
+    unchanged(vlm, lambda: neuron_scores(vlm), InputError, "layer 2 has an MLP of 32 neurons")
 
 
 def test_blocks_that_cannot_go_are_refused():
@@ -464,44 +460,44 @@ def test_blocks_that_cannot_go_are_refused():
     for layers in ([1, 2, 3], []):
         unchanged(
             vlm,
-            lambda layers=layers: remove_blocks(vlm, layers),
-            SelectionError,
+            lambda layers=layers: prune_blocks(vlm, layers),
+            InputError,
             "at least one and leave at least one",
         )
-    unchanged(vlm, lambda: remove_blocks(vlm, 4), LayerError, "layer 4 is not one of 1 to 3")
-    unchanged(vlm, lambda: remove_blocks(vlm, [0]), LayerError, "layer 0")
+    unchanged(vlm, lambda: prune_blocks(vlm, 4), LayerError, "layer 4 is not one of 1 to 3")
+    unchanged(vlm, lambda: prune_blocks(vlm, [0]), LayerError, "layer 0")
     for name in ("mllama", "idefics"):
         crossing = case(name).vlm
         unchanged(
             crossing,
-            lambda vlm=crossing: remove_blocks(vlm, 3),
-            SelectionError,
+            lambda vlm=crossing: prune_blocks(vlm, 3),
+            InputError,
             "cross-attention; skip its blocks instead",
         )
     deep = case("qwen3_vl").vlm
     for layer in (1, 2):
         unchanged(
             deep,
-            lambda layer=layer: remove_blocks(deep, [layer, 3]),
-            SelectionError,
+            lambda layer=layer: prune_blocks(deep, [layer, 3]),
+            InputError,
             "gets visual features; remove blocks behind layer 2",
         )
     vlm.model.config.text_config.layers_of_some_kind = [0, 2]
     unchanged(
         vlm,
-        lambda: remove_blocks(vlm, 3),
-        SelectionError,
+        lambda: prune_blocks(vlm, 3),
+        InputError,
         r"the configuration lists layers_of_some_kind=\[0, 2\]",
     )
     del vlm.model.config.text_config.layers_of_some_kind
     vlm.model.config.text_config.num_kv_shared_layers = 1
-    unchanged(vlm, lambda: remove_blocks(vlm, 3), SelectionError, "share keys and values")
+    unchanged(vlm, lambda: prune_blocks(vlm, 3), InputError, "share keys and values")
 
 
 def test_calibrations_and_masks_of_the_whole_model_do_not_fit_the_smaller_one():
     example = tiny()
     calibration = calibrate_on(example.vlm, [example.batch])
-    remove_blocks(example.vlm, 2)
+    prune_blocks(example.vlm, 2)
     assert max(layer for layer, _ in linear_maps(example.vlm)) == 2
-    with pytest.raises(ComparisonError, match="calibrate on the weights that are scored"):
+    with pytest.raises(InputError, match="calibrate on the weights that are scored"):
         neuron_scores(example.vlm, calibration)

@@ -15,17 +15,16 @@ from hypothesis import strategies as st
 
 from tests.support.geometry import cosine
 from tests.support.shift import moved
-from xlvlms_tutorial.errors import (
-    ActivationsError,
-    ComparisonError,
-    EstimateError,
-    LengthError,
-    SelectionError,
-    WordListError,
-)
+from xlvlms_tutorial.errors import InputError
 from xlvlms_tutorial.methods import shift
 from xlvlms_tutorial.methods.concepts.baselines import KMeans
-from xlvlms_tutorial.methods.shift.recovery import NULLS, curve, means, null_shifts, recovery
+from xlvlms_tutorial.methods.shift.recovery import (
+    NULLS,
+    mean_recovery,
+    null_shifts,
+    recovery,
+    recovery_curve,
+)
 from xlvlms_tutorial.metrics.dictionaries import match_concepts
 from xlvlms_tutorial.metrics.intervals import bootstrap
 
@@ -38,7 +37,7 @@ def fitted(n=80, d=8, k=4, seed=0):
     """States of both models, labels, the shift vectors, and concepts of both."""
     a, b, _ = moved(n, d, k, seed)
     of_a, of_b = KMeans(k).fit(a), KMeans(k).fit(b)
-    labels = shift.associations(of_a.transform(a))
+    labels = shift.assign_concepts(of_a.transform(a))
     return a, b, labels, shift.shift_vectors(a, b, labels, k), of_b.components_, of_a.components_
 
 
@@ -137,33 +136,33 @@ def test_what_does_not_belong_together_is_refused():
     lists = spoken(original)
     empty = lists | {2: []}
     for inputs, error, message in (
-        ((original[:3], tuned, original), LengthError, "candidates: 3, original: 4"),
-        ((original, tuned[:3], original), ComparisonError, "numbers of concepts differ: 4 and 3"),
-        ((original[:, :3], tuned, original), ComparisonError, "widths differ: 3 and 8"),
+        ((original[:3], tuned, original), InputError, "candidates: 3, original: 4"),
+        ((original, tuned[:3], original), InputError, "numbers of concepts differ: 4 and 3"),
+        ((original[:, :3], tuned, original), InputError, "widths differ: 3 and 8"),
         (
             (original, tuned * np.nan, original),
-            ActivationsError,
+            InputError,
             "components of b: 32 of 32 numbers are NaN",
         ),
-        ((original * 0, tuned, original), ActivationsError, "concepts 0, 1, 2, 3 are zero"),
+        ((original * 0, tuned, original), InputError, "concepts 0, 1, 2, 3 are zero"),
         (
             (original, tuned, original, (lists, lists, empty)),
-            WordListError,
+            InputError,
             "no list of words for 2",
         ),
         (
             (original, tuned, original, (empty, lists, lists)),
-            WordListError,
+            InputError,
             "no list of words for 2",
         ),
         (
             (original, tuned, original, ({0: ["a"]}, lists, lists)),
-            LengthError,
+            InputError,
             "words: 1, concepts: 4",
         ),
         (
             (original, tuned, original, (lists, {k + 1: ["a"] for k in range(4)}, lists)),
-            ComparisonError,
+            InputError,
             r"concepts differ: \[4\] and 0 to 3",
         ),
     ):
@@ -178,7 +177,7 @@ def test_each_rival_is_what_its_name_says():
     assert not nulls["original"].any()
     np.testing.assert_allclose(nulls["global"], np.tile((b - a).mean(axis=0), (4, 1)), atol=1e-12)
     np.testing.assert_allclose(
-        shift.magnitude(nulls["random"]), shift.magnitude(vectors), rtol=1e-12
+        shift.shift_magnitude(nulls["random"]), shift.shift_magnitude(vectors), rtol=1e-12
     )
     assert np.abs(match_concepts(nulls["random"], vectors)["cosine"]).max() < 0.99
     counts = np.bincount(labels)
@@ -234,7 +233,7 @@ def test_shifts_beat_rivals_where_each_concept_moves_its_own_way():
     of_a, of_b = KMeans(5).fit(a), KMeans(5).fit(b)
     vectors = shift.shift_vectors(a, b, of_a.labels_, 5)
     nulls = null_shifts(a, b, of_a.labels_, of_b.components_, of_a.components_)
-    table = curve({"shifted": vectors} | nulls, of_b.components_, of_a.components_).query(
+    table = recovery_curve({"shifted": vectors} | nulls, of_b.components_, of_a.components_).query(
         "measure == 'cosine_after'"
     )
     after = table.set_index("shift")["value"]
@@ -248,7 +247,7 @@ def test_means_are_those_of_tables_with_the_intervals_of_the_bootstrap():
         layer: recovery(shift.shifted(original, scale * vectors), tuned, original, spoken)
         for layer, scale in ((3, 1.0), (5, 2.0))
     }
-    result = means(tables, "layer", seed=4)
+    result = mean_recovery(tables, "layer", seed=4)
     assert list(result.columns) == ["layer", "measure", "value", "low", "high", "n"]
     assert result["layer"].tolist() == [3] * 6 + [5] * 6
     assert result["measure"].tolist() == 2 * [
@@ -269,7 +268,7 @@ def test_means_are_those_of_tables_with_the_intervals_of_the_bootstrap():
             rows.loc["cosine_after", "value"] - rows.loc["cosine_before", "value"]
         )
     table = tables[3].drop(columns=["t_overlap_before", "t_overlap_after"])
-    assert means({"x": table})["measure"].tolist() == MEASURES
+    assert mean_recovery({"x": table})["measure"].tolist() == MEASURES
 
 
 def test_the_curve_begins_at_the_original_and_passes_the_mean_of_b():
@@ -280,7 +279,9 @@ def test_the_curve_begins_at_the_original_and_passes_the_mean_of_b():
         calls.append(concepts)
         return spoken(concepts)
 
-    table = curve({"shifted": vectors, "none": 0 * vectors}, tuned, original, (0, 0.5, 1), words)
+    table = recovery_curve(
+        {"shifted": vectors, "none": 0 * vectors}, tuned, original, (0, 0.5, 1), words
+    )
     assert list(table.columns) == ["shift", "alpha", "measure", "value", "low", "high", "n"]
     assert len(table) == 2 * 3 * 6 and len(calls) == 2 + 2 * 3  # words of tuned and original once
     by = table.set_index(["shift", "alpha", "measure"])["value"]
@@ -308,13 +309,13 @@ def test_curves_of_nothing_are_refused():
         (({}, tuned, original), "0 shifts and 1 alphas"),
         (({"x": vectors}, tuned, original, []), "1 shifts and 0 alphas"),
     ):
-        with pytest.raises(SelectionError, match=message):
-            curve(*inputs)
-    with pytest.raises(SelectionError, match="alpha is nan"):
-        curve({"x": vectors}, tuned, original, [np.nan])
-    with pytest.raises(SelectionError, match="there are no tables"):
-        means({})
-    with pytest.raises(EstimateError, match="1 case or group"):
-        means({1: recovery(original[:1], tuned[:1], original[:1])})
-    with pytest.raises(ComparisonError, match="widths differ"):
-        curve({"x": vectors[:, :3]}, tuned, original)
+        with pytest.raises(InputError, match=message):
+            recovery_curve(*inputs)
+    with pytest.raises(InputError, match="alpha is nan"):
+        recovery_curve({"x": vectors}, tuned, original, [np.nan])
+    with pytest.raises(InputError, match="there are no tables"):
+        mean_recovery({})
+    with pytest.raises(InputError, match="1 case or group"):
+        mean_recovery({1: recovery(original[:1], tuned[:1], original[:1])})
+    with pytest.raises(InputError, match="widths differ"):
+        recovery_curve({"x": vectors[:, :3]}, tuned, original)

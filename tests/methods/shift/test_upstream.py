@@ -51,14 +51,14 @@ from sklearn.metrics.pairwise import cosine_similarity
 from tests.support.geometry import cosine
 from tests.support.shift import PROVENANCE, moved
 from tests.support.tiny import tiny_llava
-from xlvlms_tutorial.activations.activations import States
+from xlvlms_tutorial.activations.activations import Activations
 from xlvlms_tutorial.activations.capture import capture
 from xlvlms_tutorial.activations.store import load_activations, save_activations
-from xlvlms_tutorial.errors import ActivationsError, ComparisonError
+from xlvlms_tutorial.errors import InputError
 from xlvlms_tutorial.methods import shift
 from xlvlms_tutorial.methods.concepts import DICTIONARIES
 from xlvlms_tutorial.methods.concepts.baselines import KMeans
-from xlvlms_tutorial.methods.shift.recovery import curve, null_shifts, recovery
+from xlvlms_tutorial.methods.shift.recovery import null_shifts, recovery, recovery_curve
 from xlvlms_tutorial.samples import Sample
 
 
@@ -73,7 +73,7 @@ def test_the_table_above_names_tests_that_exist():
 def test_a_concept_without_samples_is_named():
     a, b, labels = moved()
     with pytest.raises(
-        ActivationsError,
+        InputError,
         match=r"no sample belongs to concept\(s\) 2; fit fewer, or leave these out",
     ):
         shift.shift_vectors(a, b, np.where(labels == 2, 1, labels), 4)
@@ -87,11 +87,11 @@ def test_a_concept_of_one_sample_gives_no_nan():
     a, b, labels = moved()
     labels, a, b = np.concatenate([labels, [4]]), np.vstack([a, a[:1]]), np.vstack([b, b[:1]])
     with pytest.raises(
-        ActivationsError, match=r"concept\(s\) 4 have one sample and no pair; fit fewer concepts"
+        InputError, match=r"concept\(s\) 4 have one sample and no pair; fit fewer concepts"
     ):
         shift.pairwise_consistency(a, b, labels, 5)
     assert shift.consistency(a, b, labels, 5)[4] == pytest.approx(1)
-    for centre in shift.CENTRES:
+    for centre in shift.AVERAGES:
         np.testing.assert_allclose(
             shift.shift_vectors(a, b, labels, 5, centre)[4], b[0] - a[0], atol=1e-12
         )
@@ -112,7 +112,9 @@ def test_the_length_of_one_shift_does_not_change_what_is_said_of_another():
             measure(a, longer, labels, 4), measure(a, b, labels, 4), atol=1e-9
         )
     rival = null_shifts(a, longer, labels, vectors, vectors)["random"]
-    np.testing.assert_allclose(shift.magnitude(rival), shift.magnitude(others), rtol=1e-12)
+    np.testing.assert_allclose(
+        shift.shift_magnitude(rival), shift.shift_magnitude(others), rtol=1e-12
+    )
 
 
 def test_the_best_words_count():
@@ -127,7 +129,7 @@ def test_the_best_words_count():
 def test_a_strong_negative_code_counts():
     codes = np.array([[0.1, -5.0], [0.2, 0.1], [-4.0, 3.0], [0.1, -6.0]])
     assert codes.argmax(axis=1).tolist() == [0, 0, 1, 0]
-    assert shift.associations(codes).tolist() == [1, 0, 0, 1]
+    assert shift.assign_concepts(codes).tolist() == [1, 0, 0, 1]
 
 
 @settings(max_examples=25, deadline=None)
@@ -157,20 +159,22 @@ def test_states_are_paired_by_sample_and_not_by_place():
 
     def states_at(rows, values):
         table = {"sample": rows, "id": [ids[row] for row in rows]}
-        return States(
-            {(1, "block"): torch.from_numpy(values[rows])}, pd.DataFrame(table), PROVENANCE
+        return Activations(
+            {(1, "resid_post"): torch.from_numpy(values[rows])}, pd.DataFrame(table), PROVENANCE
         )
 
     first, second = states_at([0, 2, 3, 5, 8, 9], a), states_at([0, 1, 2, 3, 5, 9], b)
     result = shift.shift_vectors(
-        *(states[1] for states in shift.matched(first, second)), np.zeros(5, dtype=int), 1
+        *(states[1] for states in shift.common_samples(first, second)), np.zeros(5, dtype=int), 1
     )
     np.testing.assert_allclose(result[0], (b - a)[[0, 2, 3, 5, 9]].mean(axis=0), atol=1e-12)
     by_place = shift.shift_vectors(first[1], second[1], np.zeros(6, dtype=int), 1)
     assert np.abs(by_place - result).max() > 0.1
-    another = States(second.tensors, second.table, PROVENANCE | {"ids_sha256": "other samples"})
-    with pytest.raises(ComparisonError, match="sample sets differ"):
-        shift.matched(first, another)
+    another = Activations(
+        second.tensors, second.table, PROVENANCE | {"ids_sha256": "other samples"}
+    )
+    with pytest.raises(InputError, match="sample sets differ"):
+        shift.common_samples(first, another)
 
 
 def test_states_of_samples_without_the_word_are_not_there(tmp_path):
@@ -189,20 +193,20 @@ def test_states_of_samples_without_the_word_are_not_there(tmp_path):
     b = capture(
         vlm, samples, [0, 2], answers=["a key", "a", "a key", "the key"], batch_size=2, **options
     )
-    first, second = shift.matched(a, b)
+    first, second = shift.common_samples(a, b)
     assert first.table["id"].tolist() == second.table["id"].tolist() == ["s0", "s3"]
     torch.testing.assert_close(second[0], 1.5 * first[0], atol=1e-5, rtol=1e-5)
     stored = [
         load_activations(save_activations(states, tmp_path / name))
         for name, states in (("a", a), ("b", b))
     ]
-    for actual, expected in zip(shift.matched(*stored), (first, second), strict=True):
+    for actual, expected in zip(shift.common_samples(*stored), (first, second), strict=True):
         assert torch.equal(actual[2], expected[2])
-    at_word = capture(vlm, samples, [0, 2], answers=["a key"] * 4, at="token", **options)
-    with pytest.raises(ComparisonError, match="captured positions differ"):
-        shift.matched(a, at_word)
-    with pytest.raises(ComparisonError, match="numbers of samples differ: 4 and 3"):
-        shift.matched(a, capture(vlm, samples[:3], [0, 2], answers=["a key"] * 3, **options))
+    at_word = capture(vlm, samples, [0, 2], answers=["a key"] * 4, side="token", **options)
+    with pytest.raises(InputError, match="captured positions differ"):
+        shift.common_samples(a, at_word)
+    with pytest.raises(InputError, match="numbers of samples differ: 4 and 3"):
+        shift.common_samples(a, capture(vlm, samples[:3], [0, 2], answers=["a key"] * 3, **options))
 
 
 def test_two_runs_agree():
@@ -210,10 +214,10 @@ def test_two_runs_agree():
 
     def run():
         of_a, of_b = KMeans(4).fit(a), KMeans(4).fit(b)
-        labels = shift.associations(of_a.transform(a))
+        labels = shift.assign_concepts(of_a.transform(a))
         shifts = {"shifted": shift.shift_vectors(a, b, labels, 4)}
         shifts |= null_shifts(a, b, labels, of_b.components_, of_a.components_)
-        return curve(shifts, of_b.components_, of_a.components_)
+        return recovery_curve(shifts, of_b.components_, of_a.components_)
 
     assert run().equals(run())
 
@@ -225,7 +229,7 @@ def test_every_dictionary_can_be_shifted(name):
     of_a, of_b = (DICTIONARIES[name](4).fit(side) for side in (a, b))
     codes = of_a.transform(a)
     active = np.abs(codes).max(axis=1) > 0
-    used, labels = np.unique(shift.associations(codes[active]), return_inverse=True)
+    used, labels = np.unique(shift.assign_concepts(codes[active]), return_inverse=True)
     vectors = shift.shift_vectors(a[active], b[active], labels, len(used))
     original, tuned = of_a.components_[used], of_b.components_[: len(used)]
     table = recovery(shift.shifted(original, vectors), tuned, original)

@@ -14,14 +14,8 @@ from sklearn.metrics.pairwise import cosine_similarity
 
 from tests.support.geometry import cosine
 from tests.support.shift import PROVENANCE, moved
-from xlvlms_tutorial.activations.activations import States
-from xlvlms_tutorial.errors import (
-    ActivationsError,
-    ComparisonError,
-    LengthError,
-    SelectionError,
-    WordListError,
-)
+from xlvlms_tutorial.activations.activations import Activations
+from xlvlms_tutorial.errors import InputError
 from xlvlms_tutorial.methods import shift
 from xlvlms_tutorial.methods.concepts.baselines import PCA, KMeans
 from xlvlms_tutorial.methods.concepts.words import as_lists
@@ -35,19 +29,21 @@ def states(ids, seed=0, **provenance):
     table = pd.DataFrame(
         {"sample": range(len(ids)), "id": ids, "word": [f"{name} in {seed}" for name in ids]}
     )
-    return States({(3, "block"): rows, (5, "mlp"): 2 * rows}, table, PROVENANCE | provenance)
+    return Activations(
+        {(3, "resid_post"): rows, (5, "mlp_out"): 2 * rows}, table, PROVENANCE | provenance
+    )
 
 
 def test_samples_that_both_have_are_matched_by_id_in_the_order_of_the_first():
     a, b = states(["s4", "s1", "s7", "s2"]), states(["s7", "s9", "s2", "s4"], seed=1)
-    first, second = shift.matched(a, b)
+    first, second = shift.common_samples(a, b)
     assert first.table["id"].tolist() == second.table["id"].tolist() == ["s4", "s7", "s2"]
     assert second.table["word"].tolist() == ["s4 in 1", "s7 in 1", "s2 in 1"]
-    for key, factor in (((3, "block"), 1), ((5, "mlp"), 2)):
+    for key, factor in (((3, "resid_post"), 1), ((5, "mlp_out"), 2)):
         torch.testing.assert_close(first[key], factor * a[3][[0, 2, 3]])
         torch.testing.assert_close(second[key], factor * b[3][[3, 0, 2]])
     assert first.provenance == a.provenance
-    again = shift.matched(first, second)
+    again = shift.common_samples(first, second)
     assert all(
         torch.equal(actual[3], original[3])
         for actual, original in zip(again, (first, second), strict=True)
@@ -67,7 +63,7 @@ def test_samples_that_both_have_are_matched_by_id_in_the_order_of_the_first():
         (
             ["s1"],
             ["s1"],
-            {"selection": {"words": ["dog"], "at": "token"}},
+            {"selection": {"words": ["dog"], "side": "token"}},
             "captured positions differ: .*'at': 'token'",
         ),
         (["s1"], ["s1"], {"reduce": "last"}, "reductions differ: None and last"),
@@ -90,8 +86,8 @@ def test_samples_that_both_have_are_matched_by_id_in_the_order_of_the_first():
     ],
 )
 def test_states_that_do_not_belong_together_are_refused(ids, second_ids, provenance, message):
-    with pytest.raises(ComparisonError, match=message):
-        shift.matched(states(ids), states(second_ids, **provenance))
+    with pytest.raises(InputError, match=message):
+        shift.common_samples(states(ids), states(second_ids, **provenance))
 
 
 @pytest.mark.parametrize("kind", [np.float32, np.float64, torch.float32, torch.bfloat16])
@@ -115,29 +111,29 @@ def test_what_has_no_cosine_is_refused():
         (np.ones((0, 3)), r"concepts of shape \(0, 3\)"),
     ):
         for pair in ((bad, good), (good, bad)):
-            with pytest.raises(ActivationsError, match=message):
+            with pytest.raises(InputError, match=message):
                 module.row_cosines(*pair)
-    with pytest.raises(ComparisonError, match="widths differ: 3 and 4"):
+    with pytest.raises(InputError, match="widths differ: 3 and 4"):
         module.row_cosines(good, np.ones((2, 4)))
 
 
 def test_a_sample_belongs_to_the_concept_of_its_largest_code_in_size():
     codes = np.array([[0.1, -3.0, 2.0], [0.5, 0.5, 0.0], [0.0, 0.0, -1.0]])
     for inputs in (codes, torch.from_numpy(codes), torch.from_numpy(codes).half()):
-        assert shift.associations(inputs).tolist() == [1, 0, 2]
-    with pytest.raises(ActivationsError, match="no concept is active in 1 of 2 samples"):
-        shift.associations(np.array([[0.0, 0.0], [1.0, 0.0]]))
-    with pytest.raises(ActivationsError, match="codes hold NaN"):
-        shift.associations(np.array([[np.inf, 0.0]]))
+        assert shift.assign_concepts(inputs).tolist() == [1, 0, 2]
+    with pytest.raises(InputError, match="no concept is active in 1 of 2 samples"):
+        shift.assign_concepts(np.array([[0.0, 0.0], [1.0, 0.0]]))
+    with pytest.raises(InputError, match="codes hold NaN"):
+        shift.assign_concepts(np.array([[np.inf, 0.0]]))
 
 
 def test_samples_of_k_means_belong_to_their_cluster():
     a, _, _ = moved()
     model = KMeans(4).fit(a)
-    np.testing.assert_array_equal(shift.associations(model.transform(a)), model.labels_)
+    np.testing.assert_array_equal(shift.assign_concepts(model.transform(a)), model.labels_)
 
 
-@pytest.mark.parametrize("centre", shift.CENTRES)
+@pytest.mark.parametrize("centre", shift.AVERAGES)
 @pytest.mark.parametrize("block", [1, 2**20])
 def test_shift_vectors_are_those_of_loops(centre, block, monkeypatch):
     monkeypatch.setattr(module, "_BLOCK", block)
@@ -184,7 +180,7 @@ def test_the_order_of_samples_and_the_names_of_concepts_do_not_matter(k, seed):
     for measure in (
         *(
             lambda *arguments, centre=centre: shift.shift_vectors(*arguments, centre)
-            for centre in shift.CENTRES
+            for centre in shift.AVERAGES
         ),
         shift.consistency,
     ):
@@ -197,7 +193,7 @@ def test_the_order_of_samples_and_the_names_of_concepts_do_not_matter(k, seed):
 def test_with_k_means_a_shifted_concept_is_the_mean_of_b_over_its_samples(k, seed):
     a, b, _ = moved(n=40, seed=seed)
     model = KMeans(k).fit(a)
-    labels = shift.associations(model.transform(a))
+    labels = shift.assign_concepts(model.transform(a))
     shifted_concepts = shift.shifted(model.components_, shift.shift_vectors(a, b, labels, k))
     np.testing.assert_allclose(
         shifted_concepts, [b[labels == concept].mean(axis=0) for concept in range(k)], atol=1e-10
@@ -221,11 +217,11 @@ def test_alpha_goes_from_the_original_through_the_shift():
         shift.shifted(torch.from_numpy(concepts).float(), shifts), concepts + shifts, atol=1e-6
     )
     for alpha in (np.nan, np.inf, -1e308 * 10, 1.7e308):
-        with pytest.raises(SelectionError, match="alpha is"):
+        with pytest.raises(InputError, match="alpha is"):
             shift.shifted(concepts, shifts, alpha)
-    with pytest.raises(ComparisonError, match="numbers of concepts and shifts differ: 3 and 2"):
+    with pytest.raises(InputError, match="numbers of concepts and shifts differ: 3 and 2"):
         shift.shifted(concepts, shifts[:2])
-    with pytest.raises(ComparisonError, match="widths differ: 5 and 4"):
+    with pytest.raises(InputError, match="widths differ: 5 and 4"):
         shift.shifted(concepts, shifts[:, :4])
 
 
@@ -264,15 +260,13 @@ def test_where_there_is_no_direction_there_is_no_agreement():
     a, labels = np.zeros((4, 2)), np.array([0, 0, 1, 1])
     still = np.array([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, 2.0]])
     for measure in (shift.consistency, shift.pairwise_consistency):
-        with pytest.raises(
-            ActivationsError, match="1 of 4 samples have the same state in both models"
-        ):
+        with pytest.raises(InputError, match="1 of 4 samples have the same state in both models"):
             measure(a, still, labels, 2)
     against = np.array([[0.1, 0.2], [-0.1, -0.2], [0.0, 1.0], [0.0, 2.0]])
-    with pytest.raises(ActivationsError, match=r"concept\(s\) 0 move by zero on average"):
+    with pytest.raises(InputError, match=r"concept\(s\) 0 move by zero on average"):
         shift.consistency(a, against, labels, 2)
     # but for rounding
-    with pytest.raises(ActivationsError, match=r"concept\(s\) 0 move by zero on average"):
+    with pytest.raises(InputError, match=r"concept\(s\) 0 move by zero on average"):
         shift.consistency(a, against + np.array([[1e-18, 0]]), labels, 2)
     np.testing.assert_allclose(
         shift.pairwise_consistency(a, against, labels, 2), [-1, 1], atol=1e-12
@@ -281,10 +275,10 @@ def test_where_there_is_no_direction_there_is_no_agreement():
 
 def test_magnitude_is_the_length():
     shifts = np.array([[3.0, 4.0], [0.0, 0.0]])
-    assert shift.magnitude(shifts).tolist() == [5.0, 0.0]
-    assert shift.magnitude(torch.from_numpy(shifts).half()).tolist() == [5.0, 0.0]
-    with pytest.raises(ActivationsError, match="shifts hold NaN"):
-        shift.magnitude(shifts * np.nan)
+    assert shift.shift_magnitude(shifts).tolist() == [5.0, 0.0]
+    assert shift.shift_magnitude(torch.from_numpy(shifts).half()).tolist() == [5.0, 0.0]
+    with pytest.raises(InputError, match="shifts hold NaN"):
+        shift.shift_magnitude(shifts * np.nan)
 
 
 @pytest.mark.parametrize(
@@ -293,20 +287,20 @@ def test_magnitude_is_the_length():
 def test_states_and_labels_belong_together(measure):
     a, b, labels = moved()
     for inputs, error, message in (
-        ((a, b[:-1], labels, 4), LengthError, r"\(a: 60, b: 59, labels: 60\)"),
-        ((a, b, labels[:-1], 4), LengthError, r"\(a: 60, b: 60, labels: 59\)"),
-        ((a, b[:, :-1], labels, 4), ComparisonError, "widths differ: 8 and 7"),
+        ((a, b[:-1], labels, 4), InputError, r"\(a: 60, b: 59, labels: 60\)"),
+        ((a, b, labels[:-1], 4), InputError, r"\(a: 60, b: 60, labels: 59\)"),
+        ((a, b[:, :-1], labels, 4), InputError, "widths differ: 8 and 7"),
         (
             (a, b, labels, 3),
-            SelectionError,
+            InputError,
             "labels of 3 concepts are int64 of shape .*, from 0 to 3; .* 0 to 2",
         ),
-        ((a, b, labels - 1, 4), SelectionError, "from -1 to 2"),
-        ((a, b, labels, 0), SelectionError, "k is 0"),
-        ((a, b, labels, 6), ActivationsError, r"no sample belongs to concept\(s\) 4, 5; fit fewer"),
-        ((a * np.nan, b, labels, 4), ActivationsError, "states of a hold NaN"),
-        ((a, b * np.inf, labels, 4), ActivationsError, "states of b hold NaN or infinite"),
-        ((a[:0], b[:0], labels[:0], 4), ActivationsError, r"states of a of shape \(0, 8\)"),
+        ((a, b, labels - 1, 4), InputError, "from -1 to 2"),
+        ((a, b, labels, 0), InputError, "k is 0"),
+        ((a, b, labels, 6), InputError, r"no sample belongs to concept\(s\) 4, 5; fit fewer"),
+        ((a * np.nan, b, labels, 4), InputError, "states of a hold NaN"),
+        ((a, b * np.inf, labels, 4), InputError, "states of b hold NaN or infinite"),
+        ((a[:0], b[:0], labels[:0], 4), InputError, r"states of a of shape \(0, 8\)"),
     ):
         with pytest.raises(error, match=message):
             measure(*inputs)
@@ -314,7 +308,7 @@ def test_states_and_labels_belong_together(measure):
 
 def test_other_ways_to_average_are_refused():
     with pytest.raises(
-        SelectionError, match="unknown way to average 'mode'; allowed: 'mean', 'median', 'trimmed'"
+        InputError, match="unknown way to average 'mode'; allowed: 'mean', 'median', 'trimmed'"
     ):
         shift.shift_vectors(*moved(), 4, "mode")
 
@@ -350,7 +344,7 @@ def test_what_is_missing_counts_as_no_word(missing, monkeypatch):
         ([["dog"], ["cat"]], [["dog"], [missing]]),
     ):
         with pytest.raises(
-            WordListError,
+            InputError,
             match="no list of words for 1; give each concept one word or more, none missing",
         ):
             shift.t_overlap(words, others)
@@ -384,14 +378,14 @@ def test_lists_of_a_table_of_words_are_read():
         (
             [["a"], []],
             [["a"], ["b"]],
-            WordListError,
+            InputError,
             "no list of words for 1; give each concept one word or more",
         ),
-        ([["a"]], [[]], WordListError, "no list of words for 0"),
-        ([], [], WordListError, "no list of words for any concept"),
-        (["word"], [["word"]], WordListError, "no list of words for 0"),
-        ([["a"]], [["a"], ["b"]], LengthError, "words: 1, others: 2"),
-        ({0: ["a"]}, {1: ["a"]}, ComparisonError, r"concepts differ: \[0\] and \[1\]"),
+        ([["a"]], [[]], InputError, "no list of words for 0"),
+        ([], [], InputError, "no list of words for any concept"),
+        (["word"], [["word"]], InputError, "no list of words for 0"),
+        ([["a"]], [["a"], ["b"]], InputError, "words: 1, others: 2"),
+        ({0: ["a"]}, {1: ["a"]}, InputError, r"concepts differ: \[0\] and \[1\]"),
     ],
 )
 def test_concepts_without_words_are_refused(words, others, error, message):
@@ -402,5 +396,5 @@ def test_concepts_without_words_are_refused(words, others, error, message):
 def test_k_means_and_signed_components_are_associated_by_size():
     a, _, _ = moved()
     codes = PCA(3).fit_transform(a)
-    assert (shift.associations(codes) == np.abs(codes).argmax(axis=1)).all()
-    assert (shift.associations(codes) != codes.argmax(axis=1)).any()
+    assert (shift.assign_concepts(codes) == np.abs(codes).argmax(axis=1)).all()
+    assert (shift.assign_concepts(codes) != codes.argmax(axis=1)).any()

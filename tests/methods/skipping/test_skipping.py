@@ -20,25 +20,18 @@ from tests.contract.reference import GENERATION, apart, case, generated, traces
 from tests.support.tiny import redrawn, tiny_llava
 from tests.zoo import build, padded
 from xlvlms_tutorial.activations.hooks import read
-from xlvlms_tutorial.errors import (
-    ActivationsError,
-    InterventionError,
-    LayerError,
-    LengthError,
-    SelectionError,
-    SpanError,
-)
+from xlvlms_tutorial.errors import InputError, InterventionError, LayerError, SpanError
 from xlvlms_tutorial.interventions.edits import add
 from xlvlms_tutorial.interventions.skipping import parallel, skip
-from xlvlms_tutorial.interventions.token_skipping import skip_mlp_tokens
+from xlvlms_tutorial.interventions.token_skipping import skip_tokens
 from xlvlms_tutorial.methods.skipping import (
-    Plan,
+    SkipPlan,
     block_similarity,
-    effects,
-    every,
-    greedy,
+    every_nth_layer,
+    greedy_layer_order,
+    layer_importance,
     random_layers,
-    similarity_order,
+    rank_by_similarity,
 )
 from xlvlms_tutorial.models import anatomy
 from xlvlms_tutorial.models.finetune import loss_of
@@ -47,7 +40,7 @@ from xlvlms_tutorial.samples import Sample
 from xlvlms_tutorial.tutorials.upstream import from_upstream
 
 # the package offers a function of this name
-module = import_module("xlvlms_tutorial.methods.skipping.effects")
+module = import_module("xlvlms_tutorial.methods.skipping.layer_importance")
 
 PROMPT = "Describe the picture ."
 CAPTIONS = ("red key on the grass", "a woman", "blue key in the grass", "a red picture")
@@ -86,13 +79,15 @@ def nothing_is_left_behind(vlm):
     [(1, 0, 30), (2, 0, 15), (3, 0, 10), (4, 0, 7), (2, 4, 13), (2, 8, 11), (4, 4, 6), (60, 0, 0)],
 )
 def test_the_papers_counts_of_32_layers(interval, start, n):
-    assert len(every(32, interval, start)) == n
+    assert len(every_nth_layer(32, interval, start)) == n
 
 
 def test_every_second_of_32_in_our_numbers():
-    assert every(32, 2) == list(range(3, 32, 2))
-    assert every(32, [2, 60]) == list(range(3, 17, 2))  # idx 2 to 14 of the first half, 0 to 15
-    assert every(32, 1, 3, 6) == [5, 6]
+    assert every_nth_layer(32, 2) == list(range(3, 32, 2))
+    assert every_nth_layer(32, [2, 60]) == list(
+        range(3, 17, 2)
+    )  # idx 2 to 14 of the first half, 0 to 15
+    assert every_nth_layer(32, 1, 3, 6) == [5, 6]
 
 
 @given(
@@ -105,23 +100,23 @@ def test_every_second_of_32_in_our_numbers():
 def test_every_is_the_rule_read_off_word_by_word(n, interval, start, end):
     if max(start, end or 0) > n:
         with pytest.raises(LayerError):
-            every(n, interval, start, end)
+            every_nth_layer(n, interval, start, end)
         return
     stop = n - 1 if end is None else end
-    assert every(n, interval, start, end) == [
+    assert every_nth_layer(n, interval, start, end) == [
         k + 1 for k in range(n) if start < k < stop and k >= 1 and k % interval == 0
     ]
 
 
 @pytest.mark.parametrize("interval", [0, -2, [], [2, 0], [1] * 5])
 def test_intervals_that_are_none(interval):
-    with pytest.raises(SelectionError, match="interval"):
-        every(4, interval)
+    with pytest.raises(InputError, match="interval"):
+        every_nth_layer(4, interval)
 
 
 def test_a_model_without_layers():
-    with pytest.raises(SelectionError, match="0 layers"):
-        every(0, 2)
+    with pytest.raises(InputError, match="0 layers"):
+        every_nth_layer(0, 2)
 
 
 # Plans
@@ -130,23 +125,23 @@ def test_a_model_without_layers():
 def contexts(vlm):
     """Plans with what they must be the same as."""
     return [
-        (Plan((2,)), skip(vlm, 2)),
-        (Plan((1, 3), "mlp", "decode"), skip(vlm, [1, 3], "mlp", "decode")),
-        (Plan((2,), "attention", "prefill"), skip(vlm, 2, "attention", "prefill")),
+        (SkipPlan((2,)), skip(vlm, 2)),
+        (SkipPlan((1, 3), "mlp", "decode"), skip(vlm, [1, 3], "mlp", "decode")),
+        (SkipPlan((2,), "attention", "prefill"), skip(vlm, 2, "attention", "prefill")),
         (
-            Plan((2,), scope="prefill", cache="previous"),
+            SkipPlan((2,), scope="prefill", cache="previous"),
             skip(vlm, 2, scope="prefill", cache="previous"),
         ),
-        (Plan((2,), "parallel", norm="second"), parallel(vlm, 2, "second")),
+        (SkipPlan((2,), "parallel", norm="second"), parallel(vlm, 2, "second")),
         (
-            Plan((1, 2), "mlp", span="image", share=0.5, seed=3),
-            skip_mlp_tokens(vlm, [1, 2], 0.5, seed=3),
+            SkipPlan((1, 2), "mlp", span="image", share=0.5, seed=3),
+            skip_tokens(vlm, [1, 2], 0.5, seed=3),
         ),
         (
-            Plan((1,), "mlp", span="question", n_tokens=2),
-            skip_mlp_tokens(vlm, 1, span="question", n_tokens=2),
+            SkipPlan((1,), "mlp", span="question", n_tokens=2),
+            skip_tokens(vlm, 1, span="question", n_tokens=2),
         ),
-        (Plan(()), nullcontext()),
+        (SkipPlan(()), nullcontext()),
     ]
 
 
@@ -164,30 +159,30 @@ def test_plans_by_scope_hold_in_that_phase_alone():
     example = case("llava")
     dense_ids, dense = generated(example)
     for part in ("block", "mlp", "attention", "parallel", "pairs"):
-        with Plan((2,), part, "decode").apply(example.vlm):
+        with SkipPlan((2,), part, "decode").apply(example.vlm):
             ids, logits = generated(example)
         assert torch.equal(logits[:, 0], dense[:, 0]), part
         assert not torch.equal(logits[:, 1], dense[:, 1]), part
-        with Plan((2,), part, "prefill").apply(example.vlm):
+        with SkipPlan((2,), part, "prefill").apply(example.vlm):
             first = generated(example)[1][:, 0]
-        with Plan((2,), part).apply(example.vlm):
+        with SkipPlan((2,), part).apply(example.vlm):
             both = generated(example)[1][:, 0]
         assert torch.equal(first, both) and apart(first, dense[:, 0]) > 1e-3, part
 
 
 def test_plans_tell_what_they_are():
     texts = {
-        Plan((3, 5, 7, 9, 11)): "no block in layers 3, 5, ..., 11, in prefill and decode steps",
-        Plan(
+        SkipPlan((3, 5, 7, 9, 11)): "no block in layers 3, 5, ..., 11, in prefill and decode steps",
+        SkipPlan(
             (2, 3), "mlp", span=("image", "question"), share=0.25
         ): "no MLP at 25% of image and question in layers 2, 3, in the prefill",
-        Plan(
+        SkipPlan(
             (2,), "attention", "decode", norm="first"
         ): "no attention in layers 2, in decode steps, MLP through the first norm",
-        Plan(
+        SkipPlan(
             (2,), scope="prefill", cache="previous"
         ): "no block in layers 2, in the prefill, cache of the previous block",
-        Plan((), "mlp"): "nothing left out",
+        SkipPlan((), "mlp"): "nothing left out",
     }
     assert {plan: str(plan) for plan in texts} == texts
 
@@ -197,36 +192,36 @@ def test_plans_tell_what_they_are():
     [
         (
             {"part": "blocks"},
-            SelectionError,
+            InputError,
             "unknown part 'blocks'; allowed: block, mlp, attention, parallel, pairs",
         ),
-        ({"scope": "prompt"}, SelectionError, "unknown scope 'prompt'"),
-        ({"cache": "prev"}, SelectionError, "unknown cache"),
-        ({"norm": "third"}, SelectionError, "unknown norm"),
-        ({"norm": "first"}, SelectionError, "norm 'first' for part 'block'"),
-        ({"part": "mlp", "cache": "previous"}, SelectionError, "cache 'previous' for part 'mlp'"),
-        ({"layers": (0,)}, SelectionError, "layer 0 of a plan"),
-        ({"layers": (True,)}, SelectionError, "layer True"),
-        ({"layers": (2, 2)}, SelectionError, "repeat"),
-        ({"layers": (1, 2), "part": "pairs"}, SelectionError, "overlap"),
-        ({"span": "image"}, SelectionError, "only MLPs"),
-        ({"part": "mlp", "span": "image", "scope": "decode"}, SelectionError, "only MLPs"),
+        ({"scope": "prompt"}, InputError, "unknown scope 'prompt'"),
+        ({"cache": "prev"}, InputError, "unknown cache"),
+        ({"norm": "third"}, InputError, "unknown norm"),
+        ({"norm": "first"}, InputError, "norm 'first' for part 'block'"),
+        ({"part": "mlp", "cache": "previous"}, InputError, "cache 'previous' for part 'mlp'"),
+        ({"layers": (0,)}, InputError, "layer 0 of a plan"),
+        ({"layers": (True,)}, InputError, "layer True"),
+        ({"layers": (2, 2)}, InputError, "repeat"),
+        ({"layers": (1, 2), "part": "pairs"}, InputError, "overlap"),
+        ({"span": "image"}, InputError, "only MLPs"),
+        ({"part": "mlp", "span": "image", "scope": "decode"}, InputError, "only MLPs"),
         ({"part": "mlp", "span": "picture"}, SpanError, "picture"),
-        ({"part": "mlp", "span": "image", "share": 2}, SelectionError, "share 2"),
-        ({"share": 0.5}, SelectionError, "share of no span"),
+        ({"part": "mlp", "span": "image", "share": 2}, InputError, "share 2"),
+        ({"share": 0.5}, InputError, "share of no span"),
     ],
 )
 def test_plans_that_make_no_sense(values, error, message):
     with pytest.raises(error, match=message):
-        Plan(**{"layers": (1,)} | values)
+        SkipPlan(**{"layers": (1,)} | values)
 
 
 @pytest.mark.parametrize(
     ("plan", "error", "message"),
     [
-        (Plan(tuple(range(1, L + 1))), SelectionError, "all 4 blocks skipped leaves no model"),
-        (Plan((5,)), LayerError, "layer 5 is not one of 1 to 4"),
-        (Plan((4,), "pairs"), LayerError, "layer 5"),
+        (SkipPlan(tuple(range(1, L + 1))), InputError, "all 4 blocks skipped leaves no model"),
+        (SkipPlan((5,)), LayerError, "layer 5 is not one of 1 to 4"),
+        (SkipPlan((4,), "pairs"), LayerError, "layer 5"),
     ],
 )
 def test_plans_for_another_model(vlm, plan, error, message):
@@ -236,7 +231,7 @@ def test_plans_for_another_model(vlm, plan, error, message):
 
 
 def test_all_mlps_may_go(vlm):
-    Plan(tuple(range(1, L + 1)), "mlp").check(vlm)
+    SkipPlan(tuple(range(1, L + 1)), "mlp").check(vlm)
 
 
 # What a skipped block is
@@ -263,7 +258,7 @@ def without(name, gone):
 def test_skipped_blocks_are_blocks_that_are_not_there_in_prefill_and_decode_steps(name):
     example = case(name)
     for gone in ([1], [1, 3]):
-        with Plan(tuple(gone)).apply(example.vlm):
+        with SkipPlan(tuple(gone)).apply(example.vlm):
             ids, logits = generated(example)
         expected, theirs = generated(without(name, gone))
         assert torch.equal(ids, expected) and apart(logits, theirs) < 1e-5, gone
@@ -275,7 +270,7 @@ def test_a_skipped_mlp_is_one_whose_last_weights_are_zero(name):
     with torch.no_grad():
         for weight in anatomy.mlp_exit(without_weights.vlm.blocks[1]).parameters():
             weight.zero_()
-    with Plan((2,), "mlp").apply(example.vlm):
+    with SkipPlan((2,), "mlp").apply(example.vlm):
         assert torch.equal(generated(example)[1], generated(without_weights)[1])
 
 
@@ -302,7 +297,7 @@ def test_without_attention_the_residual_stream_stays_and_the_mlp_reads_the_first
     """
     example = case(name)
     block = example.vlm.blocks[1]
-    x = read(example.vlm, example.batch, 1)[1, "block"]
+    x = read(example.vlm, example.batch, 1)[1, "resid_post"]
     norm, second = anatomy.first_norm(block), anatomy.second_norm(block)
     mlp = (
         block.mlp
@@ -311,12 +306,14 @@ def test_without_attention_the_residual_stream_stays_and_the_mlp_reads_the_first
     )
     for plan, states in (
         (from_upstream("context_skip_attn", 3, 1), norm(x)),
-        (Plan((2,), "attention"), second(x)),
+        (SkipPlan((2,), "attention"), second(x)),
     ):
         assert plan.layers == (2,)
         expected = x + mlp(states)
         with plan.apply(example.vlm):
-            torch.testing.assert_close(read(example.vlm, example.batch, 2)[2, "block"], expected)
+            torch.testing.assert_close(
+                read(example.vlm, example.batch, 2)[2, "resid_post"], expected
+            )
 
 
 def test_image_tokens_are_not_doubled_when_their_mlp_goes():
@@ -325,8 +322,8 @@ def test_image_tokens_are_not_doubled_when_their_mlp_goes():
     image = example.batch.mask("image")
     with from_upstream("skip_ffn_prompt", 3, 1).apply(example.vlm):
         middle, after = (
-            read(example.vlm, example.batch, 2, place, image)[2, place]
-            for place in ("middle", "block")
+            read(example.vlm, example.batch, 2, site, image)[2, site]
+            for site in ("resid_mid", "resid_post")
         )
         later = generated(example)[1]
     torch.testing.assert_close(after, middle)
@@ -342,7 +339,7 @@ def test_image_tokens_are_not_doubled_when_their_mlp_goes():
 def test_random_layers_are_k_others_than_the_protected(n, k, seed, data):
     protect = data.draw(st.sets(st.integers(1, n)))
     if k > n - len(protect):
-        with pytest.raises(SelectionError, match=f"give 0 to {n - len(protect)}"):
+        with pytest.raises(InputError, match=f"give 0 to {n - len(protect)}"):
             random_layers(n, k, seed, protect)
         return
     layers = random_layers(n, k, seed, protect)
@@ -377,17 +374,17 @@ def test_similarity_of_blocks_is_the_double_loop(vlm, samples):
     batch = vlm.batch_of(samples, [PROMPT] * 4, answers)
     stream = [states.double() for states in read(vlm, batch, "all").values()]
     for row in table.itertuples():
-        places = batch.mask(row.span).nonzero().tolist()
-        pairs = [(stream[row.layer - 1][i, j], stream[row.layer][i, j]) for i, j in places]
+        sites = batch.mask(row.span).nonzero().tolist()
+        pairs = [(stream[row.layer - 1][i, j], stream[row.layer][i, j]) for i, j in sites]
         by_hand = sum(float(x @ y / (x.norm() * y.norm())) for x, y in pairs) / len(pairs)
-        assert abs(row.similarity - by_hand) < 1e-5 and row.n == len(places)
+        assert abs(row.similarity - by_hand) < 1e-5 and row.n == len(sites)
 
 
 def test_a_block_that_is_skipped_is_most_like_its_input(vlm, samples):
     with skip(vlm, 3):
         table = block_similarity(vlm, samples, prompt=PROMPT)
     assert np.allclose(table.loc[table["layer"] == 3, "similarity"], 1)
-    assert similarity_order(table, 1) == [3]
+    assert rank_by_similarity(table, 1) == [3]
 
 
 def test_similarity_of_plain_texts(vlm):
@@ -399,15 +396,15 @@ def test_order_by_similarity():
     table = pd.DataFrame(
         {"layer": [1, 2, 3, 1, 2, 3], "similarity": [0.5, 0.9, 0.7, 0.7, 0.1, 0.5]}
     )
-    assert similarity_order(table) == [1, 3, 2]  # means 0.6, 0.5, 0.6: ties by number
-    assert similarity_order(table, 1) == [1] and similarity_order(table, 0) == []
+    assert rank_by_similarity(table) == [1, 3, 2]  # means 0.6, 0.5, 0.6: ties by number
+    assert rank_by_similarity(table, 1) == [1] and rank_by_similarity(table, 0) == []
     for k in (4, -1):
-        with pytest.raises(SelectionError, match="of 3 layers"):
-            similarity_order(table, k)
-    with pytest.raises(SelectionError, match="without similarity"):
-        similarity_order(table[["layer"]])
-    with pytest.raises(SelectionError, match="NaN"):
-        similarity_order(table.assign(similarity=float("nan")))
+        with pytest.raises(InputError, match="of 3 layers"):
+            rank_by_similarity(table, k)
+    with pytest.raises(InputError, match="without similarity"):
+        rank_by_similarity(table[["layer"]])
+    with pytest.raises(InputError, match="NaN"):
+        rank_by_similarity(table.assign(similarity=float("nan")))
 
 
 def test_similarity_where_there_is_none(vlm, samples):
@@ -417,7 +414,7 @@ def test_similarity_where_there_is_none(vlm, samples):
         block_similarity(vlm, samples, "picture", prompt=PROMPT)
     with (
         add(vlm, torch.full((vlm.width,), float("1e38")), 2),
-        pytest.raises(ActivationsError, match="block"),
+        pytest.raises(InputError, match="block"),
     ):
         block_similarity(vlm, samples, prompt=PROMPT)
 
@@ -434,7 +431,7 @@ def by_hand(vlm, samples, gone, part="block"):
 
 @pytest.mark.parametrize("part", ["block", "mlp", "attention"])
 def test_effects_are_the_losses_without_each_layer(vlm, samples, part):
-    table = effects(vlm, samples, part=part, prompt=PROMPT, batch_size=3)
+    table = layer_importance(vlm, samples, part=part, prompt=PROMPT, batch_size=3)
     assert table["layer"].tolist() == list(range(1, L + 1))
     assert abs(table.attrs["dense"] - by_hand(vlm, samples, [])) < 1e-4
     expected = [by_hand(vlm, samples, [layer], part) for layer in range(1, L + 1)]
@@ -443,11 +440,15 @@ def test_effects_are_the_losses_without_each_layer(vlm, samples, part):
 
 
 def test_passes_that_start_at_a_layer_are_those_from_the_beginning(vlm, samples, monkeypatch):
-    fast = [effects(vlm, inputs, prompt=PROMPT, batch_size=3) for inputs in (samples, TEXTS)]
+    fast = [
+        layer_importance(vlm, inputs, prompt=PROMPT, batch_size=3) for inputs in (samples, TEXTS)
+    ]
     monkeypatch.setattr(module, "_resumable", lambda vlm, batch: False)
     for table, inputs in zip(fast, (samples, TEXTS), strict=True):
         assert np.allclose(
-            table["loss"], effects(vlm, inputs, prompt=PROMPT, batch_size=3)["loss"], atol=1e-6
+            table["loss"],
+            layer_importance(vlm, inputs, prompt=PROMPT, batch_size=3)["loss"],
+            atol=1e-6,
         )
 
 
@@ -461,10 +462,10 @@ def test_blocks_below_a_layer_run_once_for_each_batch(vlm, samples):
     tower = []
     hooks.append(anatomy.tower(vlm.model).register_forward_pre_hook(lambda m, a: tower.append(1)))
     try:
-        effects(vlm, samples, prompt=PROMPT, batch_size=4)
+        layer_importance(vlm, samples, prompt=PROMPT, batch_size=4)
         all_layers, pictures = list(calls), len(tower)
         calls[:] = [0] * L
-        effects(vlm, samples, layers=[L], prompt=PROMPT, batch_size=4)
+        layer_importance(vlm, samples, layers=[L], prompt=PROMPT, batch_size=4)
     finally:
         for hook in hooks:
             hook.remove()
@@ -486,15 +487,15 @@ def test_effects_of_plain_texts_are_transformers_own_losses(vlm):
         for layer in range(1, L + 1):
             with skip(vlm, layer):
                 expected.append(float(vlm.model(**tokens, labels=labels).loss))
-    table = effects(vlm, TEXTS, batch_size=3)
+    table = layer_importance(vlm, TEXTS, batch_size=3)
     assert np.allclose([table.attrs["dense"], *table["loss"]], expected, atol=1e-5)
 
 
 def test_effects_of_questions_with_a_prompt_for_each_sample(vlm, samples):
     ask = lambda sample: "What colour is the key ?" if sample.id == "0" else PROMPT
-    per_sample = effects(vlm, samples[:2], ["red", "blue key"], [2], prompt=ask)
+    per_sample = layer_importance(vlm, samples[:2], ["red", "blue key"], [2], prompt=ask)
     alone = [
-        effects(vlm, [sample], [answer], [2], prompt=ask)
+        layer_importance(vlm, [sample], [answer], [2], prompt=ask)
         for sample, answer in zip(samples[:2], ["red", "blue key"], strict=True)
     ]
     assert (
@@ -504,7 +505,7 @@ def test_effects_of_questions_with_a_prompt_for_each_sample(vlm, samples):
 
 def test_effects_within_other_changes(vlm, samples):
     with add(vlm, torch.ones(vlm.width), 1):
-        table = effects(vlm, samples, layers=[2], prompt=PROMPT)
+        table = layer_importance(vlm, samples, layers=[2], prompt=PROMPT)
         assert abs(table["loss"][0] - by_hand(vlm, samples, [2])) < 1e-4
 
 
@@ -516,9 +517,12 @@ def test_greedy_takes_the_least_loss_each_time(vlm, samples):
             gone.append(
                 min(remaining, key=lambda layer: by_hand(vlm, samples, [*gone, layer], part))
             )
-        assert greedy(vlm, samples, 3, part=part, prompt=PROMPT, batch_size=3) == gone
-    assert greedy(vlm, samples, 2, prompt=PROMPT) == greedy(vlm, samples, 3, prompt=PROMPT)[:2]
-    assert set(greedy(vlm, TEXTS, 2, candidates=[4, 2])) == {2, 4}
+        assert greedy_layer_order(vlm, samples, 3, part=part, prompt=PROMPT, batch_size=3) == gone
+    assert (
+        greedy_layer_order(vlm, samples, 2, prompt=PROMPT)
+        == greedy_layer_order(vlm, samples, 3, prompt=PROMPT)[:2]
+    )
+    assert set(greedy_layer_order(vlm, TEXTS, 2, candidates=[4, 2])) == {2, 4}
 
 
 def test_effects_where_blocks_share_more_than_the_stream():
@@ -528,23 +532,28 @@ def test_effects_where_blocks_share_more_than_the_stream():
 
 @pytest.mark.parametrize("progress", [True, False])
 def test_a_bar_only_if_asked_for(vlm, samples, progress, capsys):
-    greedy(vlm, samples, 1, prompt=PROMPT, progress=progress)
+    greedy_layer_order(vlm, samples, 1, prompt=PROMPT, progress=progress)
     assert ("greedy" in capsys.readouterr().err) == progress
 
 
 @pytest.mark.parametrize(
     "run",
-    [effects, lambda *arguments, **options: greedy(*arguments[:2], 1, *arguments[2:], **options)],
+    [
+        layer_importance,
+        lambda *arguments, **options: greedy_layer_order(
+            *arguments[:2], 1, *arguments[2:], **options
+        ),
+    ],
 )
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"samples": []}, SelectionError, "0 samples"),
-        ({"batch_size": 0}, SelectionError, "batches of 0"),
-        ({"answers": ["one"]}, LengthError, "4"),
-        ({"answers": ["", "a", "a", "a"]}, SelectionError, "empty"),
-        ({"samples": ["a text", " "]}, SelectionError, "texts"),
-        ({"samples": ["a text"], "answers": ["a"]}, SelectionError, "texts"),
+        ({"samples": []}, InputError, "0 samples"),
+        ({"batch_size": 0}, InputError, "batches of 0"),
+        ({"answers": ["one"]}, InputError, "4"),
+        ({"answers": ["", "a", "a", "a"]}, InputError, "empty"),
+        ({"samples": ["a text", " "]}, InputError, "texts"),
+        ({"samples": ["a text"], "answers": ["a"]}, InputError, "texts"),
         (
             {"part": "blocks"},
             InterventionError,
@@ -559,17 +568,17 @@ def test_bad_input_for_effects_and_greedy(vlm, samples, run, change, error, mess
 
 
 def test_samples_without_a_caption_and_layers_that_are_none(vlm, samples):
-    with pytest.raises(SelectionError, match="without a caption, such as 'bare'"):
-        effects(vlm, [Sample("bare", samples[0].source)], prompt=PROMPT)
+    with pytest.raises(InputError, match="without a caption, such as 'bare'"):
+        layer_importance(vlm, [Sample("bare", samples[0].source)], prompt=PROMPT)
     with pytest.raises(LayerError, match="layer 5"):
-        effects(vlm, samples, layers=[5], prompt=PROMPT)
-    with pytest.raises(SelectionError, match="no layers"):
-        effects(vlm, samples, layers=[], prompt=PROMPT)
+        layer_importance(vlm, samples, layers=[5], prompt=PROMPT)
+    with pytest.raises(InputError, match="no layers"):
+        layer_importance(vlm, samples, layers=[], prompt=PROMPT)
     for k, maximum in ((0, 3), (4, 3)):
-        with pytest.raises(SelectionError, match=f"give 1 to {maximum}"):
-            greedy(vlm, samples, k, prompt=PROMPT)
-    with pytest.raises(SelectionError, match="3 of 2 candidates; give 1 to 2"):
-        greedy(vlm, samples, 3, candidates=[1, 2], prompt=PROMPT)
+        with pytest.raises(InputError, match=f"give 1 to {maximum}"):
+            greedy_layer_order(vlm, samples, k, prompt=PROMPT)
+    with pytest.raises(InputError, match="3 of 2 candidates; give 1 to 2"):
+        greedy_layer_order(vlm, samples, 3, candidates=[1, 2], prompt=PROMPT)
 
 
 def test_a_loss_that_is_no_number(vlm, samples):
@@ -578,8 +587,8 @@ def test_a_loss_that_is_no_number(vlm, samples):
     try:
         with torch.no_grad():
             weight[0, 0] = float("nan")
-        with pytest.raises(ActivationsError, match="loss is NaN"):
-            effects(vlm, samples, layers=[1], prompt=PROMPT)
+        with pytest.raises(InputError, match="loss is NaN"):
+            layer_importance(vlm, samples, layers=[1], prompt=PROMPT)
     finally:
         with torch.no_grad():
             weight[0, 0] = before

@@ -37,8 +37,8 @@ import torch
 from tests.support.tiny import tiny_llava
 from xlvlms_tutorial.interventions.edits import mask_weights
 from xlvlms_tutorial.interventions.skipping import skip
-from xlvlms_tutorial.methods.pruning.scores import kept, magnitude, random_masks
-from xlvlms_tutorial.methods.skipping import every
+from xlvlms_tutorial.methods.pruning.scores import kept, magnitude_masks, random_masks
+from xlvlms_tutorial.methods.skipping import every_nth_layer
 from xlvlms_tutorial.metrics.answers import answer_table
 from xlvlms_tutorial.metrics.cost import count_flops
 from xlvlms_tutorial.metrics.timing import memory_of
@@ -121,7 +121,7 @@ def upstream_segments(n_layers, intervals):
 def test_segments_are_in_proportion_where_theirs_are_cut_off(n_layers, intervals, theirs, ours):
     upstream_layers, every_layers = (
         set(upstream_segments(n_layers, intervals)),
-        set(every(n_layers, intervals)),
+        set(every_nth_layer(n_layers, intervals)),
     )
     assert (upstream_layers - every_layers, every_layers - upstream_layers) == (theirs, ours)
 
@@ -132,7 +132,7 @@ def test_as_many_weights_go_as_were_asked_for(sparsity):
     scores = torch.rand(3, 100, generator=torch.Generator().manual_seed(0)).round(decimals=2)
     assert (~kept(scores, sparsity)).sum(dim=1).tolist() == [round(100 * sparsity)] * 3
     vlm = tiny_llava()
-    masks = magnitude(vlm, sparsity, "matrix")
+    masks = magnitude_masks(vlm, sparsity, "matrix")
     for layer, name in masks:
         mask = masks.unpack(layer, name)
         assert int((~mask).sum()) == int(sparsity * mask.numel() + 1e-9)

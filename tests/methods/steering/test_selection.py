@@ -14,19 +14,12 @@ from sklearn.linear_model import Ridge
 from tests.contract.reference import case, traces
 from tests.support.steering import PROVENANCE, by_hand, noise
 from tests.support.tiny import PROMPTS, lively, tiny_llava
-from xlvlms_tutorial.activations.activations import States
-from xlvlms_tutorial.errors import (
-    ActivationsError,
-    ComparisonError,
-    EstimateError,
-    LayerError,
-    LengthError,
-    SelectionError,
-)
+from xlvlms_tutorial.activations.activations import Activations
+from xlvlms_tutorial.errors import InputError, LayerError
 from xlvlms_tutorial.interventions.edits import add
 from xlvlms_tutorial.methods.probes import deal_folds
 from xlvlms_tutorial.methods.steering import SteeringVectors, selection
-from xlvlms_tutorial.methods.steering.selection import choose, separability
+from xlvlms_tutorial.methods.steering.selection import best_setting, separability
 from xlvlms_tutorial.methods.steering.sweep import Replay, Run, fast_layers, first_ids, sweep
 from xlvlms_tutorial.models import anatomy
 
@@ -128,7 +121,7 @@ def test_sets_far_apart_are_separable_and_equal_ones_are_not():
 def test_a_layer_that_never_varies_is_at_chance():
     a, b = by_hand(9), by_hand(6, seed=1)
     for states in (a, b):
-        states.tensors[1, "block"] = torch.linspace(100, 3, 32).expand(len(states), -1)
+        states.tensors[1, "resid_post"] = torch.linspace(100, 3, 32).expand(len(states), -1)
     row = separability(a, b, folds=3).set_index("layer").loc[1]
     assert row["accuracy"] == row["chance"] == pytest.approx(0.6) and row["fisher"] == 0
 
@@ -138,8 +131,8 @@ def test_all_rows_of_a_sample_are_held_out_together():
     pictures = noise(12, 64).repeat_interleave(4, dim=0) * 5
     rows = {False: pictures[:24], True: pictures[24:]}
     a, b = (
-        States(
-            {(1, "block"): rows[k]},
+        Activations(
+            {(1, "resid_post"): rows[k]},
             pd.DataFrame({"sample": range(24), "id": [f"{k}{i // 4}" for i in range(24)]}),
             PROVENANCE,
         )
@@ -156,11 +149,11 @@ def test_all_rows_of_a_sample_are_held_out_together():
 
 
 def test_sets_that_cannot_be_told_apart_for_lack_of_samples_are_refused():
-    with pytest.raises(EstimateError, match="4 source and 9 target"):
+    with pytest.raises(InputError, match="4 source and 9 target"):
         separability(by_hand(4), by_hand(9, seed=1))
-    with pytest.raises(SelectionError, match="folds is 1"):
+    with pytest.raises(InputError, match="folds is 1"):
         separability(by_hand(9), by_hand(9, seed=1), folds=1)
-    with pytest.raises(ComparisonError, match="layers and places"):
+    with pytest.raises(InputError, match="layers and sites"):
         separability(by_hand(9), by_hand(9, seed=1, layers=(1,)))
 
 
@@ -197,7 +190,7 @@ def test_a_layer_where_a_pass_cannot_start_is_found_and_goes_the_whole_way(vlm, 
     monkeypatch.setattr(Replay, "logits", None)
     runs = [Run(None, vectors(), layer, 1.0) for layer in ALL]
     whole = [ids.tolist() for ids in first_ids(vlm, batch, runs)]
-    with vectors().steer(vlm, 1):
+    with vectors().apply(vlm, 1):
         assert whole[2] == vlm.forward(batch).logits[:, -1].argmax(-1).tolist()
 
 
@@ -231,7 +224,7 @@ def test_a_sweep_is_what_steering_each_sample_alone_gives(
     ]
     base = swept["answers"][0]
     for row in swept.itertuples():
-        with vectors().steer(vlm, row.layer, row.strength, positions):
+        with vectors().apply(vlm, row.layer, row.strength, positions):
             logits = [
                 vlm.forward(vlm.batch_of([sample], [text])).logits[0, -1]
                 for sample, text in zip(six, prompts(6), strict=True)
@@ -306,7 +299,7 @@ def test_whole_answers_are_those_of_plain_generation_while_steered(vlm, six):
     )
     images = [sample.image for sample in six]
     for row in swept.itertuples():
-        with vectors().steer(vlm, 2, row.strength) if row.strength else nullcontext():
+        with vectors().apply(vlm, 2, row.strength) if row.strength else nullcontext():
             assert row.answers == vlm.generate(images, [PROMPTS[0]] * 6, 3)
     late = sweep(
         vlm,
@@ -323,25 +316,25 @@ def test_whole_answers_are_those_of_plain_generation_while_steered(vlm, six):
 def test_layers_without_a_vector_are_left_out_unless_asked_for(vlm, six):
     steering = SteeringVectors({0: torch.zeros(32), 2: noise(32)}, {"model": "tiny-llava"})
     assert sweep(vlm, steering, six, prompts(6))["layer"].tolist() == [2]
-    with pytest.raises(ActivationsError, match="vector of layer 0 is zero"):
+    with pytest.raises(InputError, match="vector of layer 0 is zero"):
         sweep(vlm, steering, six, prompts(6), layers=[0, 2])
 
 
 def test_sweeps_that_make_no_sense_are_refused(vlm, six):
     wrong = [
-        ({"samples": []}, SelectionError),
-        ({"prompts": prompts(5)}, LengthError),
+        ({"samples": []}, InputError),
+        ({"prompts": prompts(5)}, InputError),
         ({"layers": [4]}, LayerError),
         ({"layers": [-1]}, LayerError),
-        ({"layers": []}, SelectionError),
-        ({"strengths": []}, SelectionError),
-        ({"strengths": [float("nan")]}, SelectionError),
-        ({"batch_size": 0}, SelectionError),
-        ({"max_new_tokens": 0}, SelectionError),
-        ({"positions": "generated"}, SelectionError),
-        ({"vectors": vectors(model="another")}, ComparisonError),
-        ({"vectors": {}}, SelectionError),
-        ({"score": lambda answers: {"layer": 1.0}}, SelectionError),
+        ({"layers": []}, InputError),
+        ({"strengths": []}, InputError),
+        ({"strengths": [float("nan")]}, InputError),
+        ({"batch_size": 0}, InputError),
+        ({"max_new_tokens": 0}, InputError),
+        ({"positions": "generated"}, InputError),
+        ({"vectors": vectors(model="another")}, InputError),
+        ({"vectors": {}}, InputError),
+        ({"score": lambda answers: {"layer": 1.0}}, InputError),
     ]
     for change, error in wrong:
         with pytest.raises(error):
@@ -351,7 +344,7 @@ def test_sweeps_that_make_no_sense_are_refused(vlm, six):
                     | change
                 )
             )
-    with pytest.raises(SelectionError, match="no vector for layer 2"):
+    with pytest.raises(InputError, match="no vector for layer 2"):
         sweep(vlm, vectors(layers=(1, 3)), six, prompts(6), layers=[2])
 
 
@@ -371,20 +364,23 @@ def table(**columns):
 
 def test_the_best_row_within_the_limit_is_chosen():
     rows = table(elsewhere=[0.0, 0.05, 0.05, 0.4])
-    assert choose(rows, "hit") == (2, 4.0)
-    assert choose(rows, "hit", ("elsewhere", 0.05)) == (3, 0.5)  # as good at a smaller strength
-    assert choose(rows, "hit", ("elsewhere", 0.01)) == (1, 2.0)
+    assert best_setting(rows, "hit") == (2, 4.0)
+    assert best_setting(rows, "hit", ("elsewhere", 0.05)) == (
+        3,
+        0.5,
+    )  # as good at a smaller strength
+    assert best_setting(rows, "hit", ("elsewhere", 0.01)) == (1, 2.0)
     tied = pd.DataFrame({"layer": [5, 4], "strength": [1.0, -1.0], "hit": [1.0, 1.0]})
-    assert choose(tied, "hit") == (5, 1.0)
-    assert choose(rows.assign(hit=[np.nan, 0.1, 0.0, np.nan]), "hit") == (2, 1.0)
+    assert best_setting(tied, "hit") == (5, 1.0)
+    assert best_setting(rows.assign(hit=[np.nan, 0.1, 0.0, np.nan]), "hit") == (2, 1.0)
 
 
 def test_nothing_is_chosen_where_nothing_fits():
-    with pytest.raises(SelectionError, match="closest is layer 1, strength 2 with 0.1"):
-        choose(table(elsewhere=[0.1, 0.2, 0.3, 0.4]), "hit", ("elsewhere", 0.05))
-    with pytest.raises(SelectionError, match="lacks 'miss'"):
-        choose(table(), "miss")
-    with pytest.raises(SelectionError, match="lacks 'elsewhere'"):
-        choose(table(), "hit", ("elsewhere", 1.0))
-    with pytest.raises(SelectionError, match="no row has numbers"):
-        choose(table(hit=[np.nan] * 4), "hit")
+    with pytest.raises(InputError, match="closest is layer 1, strength 2 with 0.1"):
+        best_setting(table(elsewhere=[0.1, 0.2, 0.3, 0.4]), "hit", ("elsewhere", 0.05))
+    with pytest.raises(InputError, match="lacks 'miss'"):
+        best_setting(table(), "miss")
+    with pytest.raises(InputError, match="lacks 'elsewhere'"):
+        best_setting(table(), "hit", ("elsewhere", 1.0))
+    with pytest.raises(InputError, match="no row has numbers"):
+        best_setting(table(hit=[np.nan] * 4), "hit")

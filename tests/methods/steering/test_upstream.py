@@ -38,7 +38,12 @@ from tests.support.tokenizers import ids_of, pieces_tokenizer
 from xlvlms_tutorial.activations.capture import capture
 from xlvlms_tutorial.activations.hooks import read
 from xlvlms_tutorial.errors import LoadError
-from xlvlms_tutorial.methods.steering import coarse, fine, load_vectors, logit_bias
+from xlvlms_tutorial.methods.steering import (
+    concept_vectors,
+    load_vectors,
+    logit_bias,
+    mean_difference,
+)
 from xlvlms_tutorial.methods.steering.logit_bias import first_pieces
 from xlvlms_tutorial.metrics.answers import exact_match
 from xlvlms_tutorial.models import anatomy
@@ -76,17 +81,17 @@ def test_the_last_layer_is_read_where_it_is_steered(vlm, samples):
     batch = vlm.batch([sample.image for sample in samples(6)], [PROMPTS[0]] * 6)
     theirs = vlm.model(**batch, output_hidden_states=True).hidden_states
     behind = theirs[-1][3:, -1].mean(dim=0) - theirs[-1][:3, -1].mean(dim=0)
-    vectors, before = coarse(a, b), vlm.forward(batch).logits[:, -1]
+    vectors, before = mean_difference(a, b), vlm.forward(batch).logits[:, -1]
     assert vectors[L].norm() > 5 * behind.norm()
     middle = theirs[2][3:, -1].mean(dim=0) - theirs[2][:3, -1].mean(dim=0)
     torch.testing.assert_close(vectors[2], middle, rtol=1e-4, atol=1e-5)
     effects = []
     for vector in (vectors[L], behind):
-        with one_vector(vector, L).steer(vlm, L):
+        with one_vector(vector, L).apply(vlm, L):
             effects.append((vlm.forward(batch).logits[:, -1] - before).norm())
     assert effects[0] > 3 * effects[1]
-    with vectors.steer(vlm, L):
-        moved = read(vlm, batch, L, positions="last")[L, "block"][:3, 0].mean(dim=0)
+    with vectors.apply(vlm, L):
+        moved = read(vlm, batch, L, positions="last")[L, "resid_post"][:3, 0].mean(dim=0)
     # the source's mean becomes the target's
     torch.testing.assert_close(moved, b[L].mean(dim=0), rtol=1e-4, atol=1e-4)
 
@@ -114,7 +119,7 @@ def test_hooks_of_others_stay(vlm, samples):
     hook = vlm.blocks[1].register_forward_hook(lambda *_: calls.append(1))
     head = anatomy.unembedding(vlm.model).register_forward_hook(lambda *_: calls.append(2))
     batch = vlm.batch(PICTURES, TEXTS)
-    with one_vector(noise(32), 2).steer(vlm, 2), logit_bias(vlm, {"yes": 1.0}):
+    with one_vector(noise(32), 2).apply(vlm, 2), logit_bias(vlm, {"yes": 1.0}):
         vlm.forward(batch)
     assert calls == [1, 2]
     vlm.forward(batch)
@@ -128,20 +133,20 @@ def test_one_pass_gives_the_vectors_of_all_layers(vlm, samples):
     hook = anatomy.decoder(vlm.model).register_forward_pre_hook(
         lambda *_: passes.update(["decoder"])
     )
-    vectors = coarse(*sides(vlm, samples))
+    vectors = mean_difference(*sides(vlm, samples))
     hook.remove()
     assert vectors.layers == [0, 1, 2, 3] and passes["decoder"] == 1  # six samples are one batch
-    single = coarse(*sides(vlm, samples, 2))
+    single = mean_difference(*sides(vlm, samples, 2))
     torch.testing.assert_close(vectors[2], single[2])
 
 
 def test_vectors_need_no_model():
-    vectors = coarse(by_hand(4), by_hand(3, seed=1))
+    vectors = mean_difference(by_hand(4), by_hand(3, seed=1))
     assert vectors.layers == [1, 3] and vectors[3].norm() > 0
 
 
 def test_pairs_of_concepts_are_not_stored():
-    result = fine(by_hand(80, d=6), 3, 20)
+    result = concept_vectors(by_hand(80, d=6), 3, 20)
     tensors = [value for value in vars(result).values() if hasattr(value, "numel")]
     assert sum(value.numel() for value in tensors) == 20 * 6
     assert len(result.pairs) == 20 * 19
@@ -163,7 +168,7 @@ def test_files_run_no_code(tmp_path):
 
 def test_concepts_are_the_same_each_time():
     states = by_hand(80, d=6)
-    first, again, third = (fine(states, 3, 8, seed).concepts for seed in (0, 0, 5))
+    first, again, third = (concept_vectors(states, 3, 8, seed).concepts for seed in (0, 0, 5))
     assert torch.equal(first, again)
     assert not np.allclose(first, third)
 
@@ -171,12 +176,12 @@ def test_concepts_are_the_same_each_time():
 def test_layer_one_is_not_ten_to_nineteen():
     deep = lively(tiny_llava(layers=12))
     batch, vector = deep.batch(PICTURES, TEXTS), noise(32)
-    before = [read(deep, batch, layer)[layer, "block"] for layer in (1, 10)]
-    with one_vector(vector, 1).steer(deep, 1):
-        first = read(deep, batch, 1)[1, "block"]
+    before = [read(deep, batch, layer)[layer, "resid_post"] for layer in (1, 10)]
+    with one_vector(vector, 1).apply(deep, 1):
+        first = read(deep, batch, 1)[1, "resid_post"]
     torch.testing.assert_close(first, before[0] + vector, rtol=1e-4, atol=1e-4)
-    with one_vector(vector, 10).steer(deep, 10):
-        torch.testing.assert_close(read(deep, batch, 1)[1, "block"], before[0])
+    with one_vector(vector, 10).apply(deep, 10):
+        torch.testing.assert_close(read(deep, batch, 1)[1, "resid_post"], before[0])
         torch.testing.assert_close(
-            read(deep, batch, 10)[10, "block"], before[1] + vector, rtol=1e-4, atol=1e-4
+            read(deep, batch, 10)[10, "resid_post"], before[1] + vector, rtol=1e-4, atol=1e-4
         )

@@ -18,7 +18,7 @@ from xlvlms_tutorial.methods.alignment.scores import (
     alignment_profile,
     cones,
     narrowness,
-    shuffled,
+    shuffle_labels,
 )
 from xlvlms_tutorial.methods.alignment.similarity import (
     BY_PAIR,
@@ -49,6 +49,6 @@ __all__ = [
     "narrowness",
     "norms",
     "persistence",
-    "shuffled",
+    "shuffle_labels",
     "similarity",
 ]

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from xlvlms_tutorial.activations.activations import WHOLE_BLOCK, States
+from xlvlms_tutorial.activations.activations import WHOLE_BLOCK, Activations
 from xlvlms_tutorial.errors import LayerError
 from xlvlms_tutorial.methods.alignment.scores import layers_at, shared_layers
 from xlvlms_tutorial.methods.alignment.similarity import Tokens, examples
@@ -22,7 +22,7 @@ from xlvlms_tutorial.methods.probes import deal_folds, held_out_labels
 from xlvlms_tutorial.metrics.intervals import (
     Estimate,
     bootstrap,
-    interval,
+    percentile_interval,
     proportion,
     resampled_shares,
 )
@@ -30,7 +30,11 @@ from xlvlms_tutorial.validation import require, require_activations
 
 
 def consecutive_profile(
-    states: States, step: int = 1, place: str = WHOLE_BLOCK, n_resamples: int = 2000, seed: int = 0
+    states: Activations,
+    step: int = 1,
+    site: str = WHOLE_BLOCK,
+    n_resamples: int = 2000,
+    seed: int = 0,
 ) -> pd.DataFrame:
     """Compute the cosine of tokens with themselves ``step`` layers later, at each layer.
 
@@ -40,12 +44,12 @@ def consecutive_profile(
 
     Parameters
     ----------
-    states : States
+    states : Activations
         Captured activations with one row for each token, of two samples or more.
     step : int, default 1
         Distance of the two layers.
-    place : str, default "block"
-        Where in the layers they were captured; "block" is the residual stream after the block.
+    site : str, default "resid_post"
+        Where in the layers they were captured; "resid_post" is the residual stream after the block.
     n_resamples : int, default 2000
         Number of resamples of the bootstrap.
     seed : int, default 0
@@ -60,24 +64,25 @@ def consecutive_profile(
 
     Raises
     ------
-    SelectionError
-        If no two captured layers are ``step`` apart, or the place was not captured.
-    ActivationsError
-        If there are fewer than two samples, or tokens are NaN, infinite or zero.
+    InputError
+        If no two captured layers are ``step`` apart, or the site was not captured. If there are
+        fewer than two samples, or tokens are NaN, infinite or zero.
 
     Examples
     --------
     >>> import pandas as pd
     >>> import torch
-    >>> from xlvlms_tutorial.activations import States
+    >>> from xlvlms_tutorial.activations import Activations
     >>> from xlvlms_tutorial.methods.alignment import consecutive_profile
     >>> table = pd.DataFrame({"sample": [0, 1, 2, 3], "id": list("abcd")})
-    >>> states = States({(0, "block"): torch.eye(4), (1, "block"): torch.eye(4)}, table, {})
+    >>> states = Activations(
+    ...     {(0, "resid_post"): torch.eye(4), (1, "resid_post"): torch.eye(4)}, table, {}
+    ... )
     >>> consecutive_profile(states)[["layer", "to", "value", "rival"]].to_dict("records")
     [{'layer': 0, 'to': 1, 'value': 1.0, 'rival': 0.0}]
     """
     rows = []
-    for layer, same, different in _steps(states, step, place):
+    for layer, same, different in _steps(states, step, site):
         estimate = bootstrap(same, n_resamples=n_resamples, seed=seed)
         row = {"layer": layer, "to": layer + step, **estimate.asdict()}
         rows.append(row | {"rival": float(different.mean())})
@@ -85,7 +90,11 @@ def consecutive_profile(
 
 
 def persistence(
-    states: States, step: int = 1, place: str = WHOLE_BLOCK, n_resamples: int = 2000, seed: int = 0
+    states: Activations,
+    step: int = 1,
+    site: str = WHOLE_BLOCK,
+    n_resamples: int = 2000,
+    seed: int = 0,
 ) -> Estimate:
     """Estimate how much more similar tokens are to themselves than to others ``step`` layers later.
 
@@ -94,12 +103,12 @@ def persistence(
 
     Parameters
     ----------
-    states : States
+    states : Activations
         Captured activations with one row for each token, of two samples or more.
     step : int, default 1
         Distance of the two layers.
-    place : str, default "block"
-        Where in the layers they were captured; "block" is the residual stream after the block.
+    site : str, default "resid_post"
+        Where in the layers they were captured; "resid_post" is the residual stream after the block.
     n_resamples : int, default 2000
         Number of resamples of the bootstrap.
     seed : int, default 0
@@ -112,31 +121,32 @@ def persistence(
 
     Raises
     ------
-    SelectionError
-        If no two captured layers are ``step`` apart, or the place was not captured.
-    ActivationsError
-        If there are fewer than two samples, or tokens are NaN, infinite or zero.
+    InputError
+        If no two captured layers are ``step`` apart, or the site was not captured. If there are
+        fewer than two samples, or tokens are NaN, infinite or zero.
 
     Examples
     --------
     >>> import pandas as pd
     >>> import torch
-    >>> from xlvlms_tutorial.activations import States
+    >>> from xlvlms_tutorial.activations import Activations
     >>> from xlvlms_tutorial.methods.alignment import persistence
     >>> table = pd.DataFrame({"sample": [0, 1, 2, 3], "id": list("abcd")})
-    >>> states = States({(0, "block"): torch.eye(4), (1, "block"): torch.eye(4)}, table, {})
+    >>> states = Activations(
+    ...     {(0, "resid_post"): torch.eye(4), (1, "resid_post"): torch.eye(4)}, table, {}
+    ... )
     >>> persistence(states).value
     1.0
     """
-    steps = _steps(states, step, place)
+    steps = _steps(states, step, site)
     excess = np.stack([same - different for _, same, different in steps])
     return bootstrap(excess.mean(axis=0), n_resamples=n_resamples, seed=seed)
 
 
 def norms(
-    states: States,
+    states: Activations,
     statistic: str = "median",
-    place: str = WHOLE_BLOCK,
+    site: str = WHOLE_BLOCK,
     n_resamples: int = 2000,
     seed: int = 0,
 ) -> pd.DataFrame:
@@ -147,13 +157,13 @@ def norms(
 
     Parameters
     ----------
-    states : States
+    states : Activations
         Captured activations with one row for each token, of two samples or more.
     statistic : {"median", "mean", "max", "min"}, default "median"
         Statistic over the tokens of a sample; the median is that of Shukor and Cord (2024,
         arXiv 2405.16700).
-    place : str, default "block"
-        Where in the layers they were captured; "block" is the residual stream after the block.
+    site : str, default "resid_post"
+        Where in the layers they were captured; "resid_post" is the residual stream after the block.
     n_resamples : int, default 2000
         Number of resamples of the bootstrap.
     seed : int, default 0
@@ -167,26 +177,25 @@ def norms(
 
     Raises
     ------
-    SelectionError
-        If the statistic is unknown, or the place was not captured.
-    ActivationsError
-        If there are fewer than two samples, or tokens are NaN or infinite.
+    InputError
+        If the statistic is unknown, or the site was not captured. If there are fewer than two
+        samples, or tokens are NaN or infinite.
 
     Examples
     --------
     >>> import pandas as pd
     >>> import torch
-    >>> from xlvlms_tutorial.activations import States
+    >>> from xlvlms_tutorial.activations import Activations
     >>> from xlvlms_tutorial.methods.alignment import norms
     >>> table = pd.DataFrame({"sample": [0, 1], "id": ["a", "b"]})
     >>> tokens = torch.tensor([[3.0, 4.0], [6.0, 8.0]])
-    >>> states = States({(15, "block"): tokens}, table, {})
+    >>> states = Activations({(15, "resid_post"): tokens}, table, {})
     >>> norms(states)[["layer", "value", "n"]].to_dict("records")
     [{'layer': 15, 'value': 7.5, 'n': 2}]
     """
     rows = []
-    for layer in layers_at(states, place):
-        tokens = Tokens.of(_two_or_more(examples(states, layer, place)))
+    for layer in layers_at(states, site):
+        tokens = Tokens.of(_two_or_more(examples(states, layer, site)))
         token_norms = torch.linalg.vector_norm(tokens.rows, dim=1, keepdim=True)
         by_sample = Tokens(token_norms, tokens.counts).reduced(statistic)[:, 0].numpy()
         estimate = bootstrap(by_sample, n_resamples=n_resamples, seed=seed)
@@ -195,11 +204,11 @@ def norms(
 
 
 def linear_probe(
-    a: States,
-    b: States,
+    a: Activations,
+    b: Activations,
     layers: Iterable[int] | None = None,
     folds: int = 5,
-    place: str = WHOLE_BLOCK,
+    site: str = WHOLE_BLOCK,
     n_resamples: int = 2000,
     seed: int = 0,
 ) -> pd.DataFrame:
@@ -215,16 +224,16 @@ def linear_probe(
 
     Parameters
     ----------
-    a : States
+    a : Activations
         Captured activations of the first class.
-    b : States
+    b : Activations
         Captured activations of the second class, at the same layers and of the same width.
     layers : iterable of int, optional
         Layers among the captured ones. None means all of them.
     folds : int, default 5
         Number of folds of the cross-validation, two or more.
-    place : str, default "block"
-        Where in the layers they were captured; "block" is the residual stream after the block.
+    site : str, default "resid_post"
+        Where in the layers they were captured; "resid_post" is the residual stream after the block.
     n_resamples : int, default 2000
         Number of resamples of the bootstrap.
     seed : int, default 0
@@ -239,28 +248,28 @@ def linear_probe(
 
     Raises
     ------
-    ComparisonError
-        If a and b hold other layers or widths.
-    LayerError, SelectionError
+    InputError
+        If a and b hold other layers or widths. If a layer was not captured, or there are fewer than
+        two folds. If a side has fewer samples than there are folds, or states are NaN, infinite or
+        all equal.
+    LayerError
         If a layer was not captured, or there are fewer than two folds.
-    ActivationsError
-        If a side has fewer samples than there are folds, or states are NaN, infinite or all equal.
 
     Examples
     --------
     >>> import pandas as pd
     >>> import torch
-    >>> from xlvlms_tutorial.activations import States
+    >>> from xlvlms_tutorial.activations import Activations
     >>> from xlvlms_tutorial.methods.alignment import linear_probe
     >>> random = torch.Generator().manual_seed(0)
     >>> tokens = torch.randn(10, 4, generator=random)
     >>> table = pd.DataFrame({"sample": range(10), "id": list("abcdefghij")})
-    >>> image = States({(15, "block"): tokens + 5}, table, {})
-    >>> text = States({(15, "block"): tokens - 5}, table, {})
+    >>> image = Activations({(15, "resid_post"): tokens + 5}, table, {})
+    >>> text = Activations({(15, "resid_post"): tokens - 5}, table, {})
     >>> linear_probe(image, text)[["layer", "value", "n"]].to_dict("records")
     [{'layer': 15, 'value': 1.0, 'n': 20}]
     """
-    captured = shared_layers(a, b, place)
+    captured = shared_layers(a, b, site)
     layers = captured if layers is None else list(layers)
     for layer in layers:
         if layer not in captured:
@@ -279,7 +288,7 @@ def linear_probe(
     shares = resampled_shares(int(samples.max()) + 1, n_resamples, seed)
     rows = []
     for layer in layers:
-        tokens = torch.cat([a.tensors[layer, place], b.tensors[layer, place]])
+        tokens = torch.cat([a.tensors[layer, site], b.tensors[layer, site]])
         correct = held_out_labels(_finite(tokens, layer), kinds, row_folds) == kinds
         rows.append({"layer": layer, **_balanced(correct, samples, kinds, shares).asdict()})
     return pd.DataFrame(rows)
@@ -294,24 +303,26 @@ def _two_or_more(tokens: list[Tensor]) -> list[Tensor]:
     return tokens
 
 
-def _steps(states: States, step: int, place: str) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+def _steps(
+    states: Activations, step: int, site: str
+) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
     """Mean cosines of each sample's tokens, for each pair of layers that are ``step`` apart.
 
     Yields the first layer, the cosines of tokens with themselves, and those with all other tokens.
     """
-    layers = layers_at(states, place)
+    layers = layers_at(states, site)
     starts = [layer for layer in layers if step > 0 and layer + step in layers]
     require(
         starts,
         f"no two layers are {step!r} apart",
-        f"captured at place {place!r}: {', '.join(map(str, layers))}",
+        f"captured at site {site!r}: {', '.join(map(str, layers))}",
     )
     after = None
     after_layer = None
     for layer in starts:
-        before = after if after_layer == layer else _unit_tokens(states, layer, place)
+        before = after if after_layer == layer else _unit_tokens(states, layer, site)
         after_layer = layer + step
-        after = _unit_tokens(states, after_layer, place)
+        after = _unit_tokens(states, after_layer, site)
         same = (before.rows * after.rows).sum(dim=1)
         # the sum of a token's cosines with all tokens is its product with the sum of their
         # unit vectors: no pair is visited
@@ -320,8 +331,8 @@ def _steps(states: States, step: int, place: str) -> Iterator[tuple[int, np.ndar
         yield layer, _sample_means(same, before), _sample_means(different, before)
 
 
-def _unit_tokens(states: States, layer: int, place: str) -> Tokens:
-    return Tokens.of(_two_or_more(examples(states, layer, place))).unit()
+def _unit_tokens(states: Activations, layer: int, site: str) -> Tokens:
+    return Tokens.of(_two_or_more(examples(states, layer, site))).unit()
 
 
 def _sample_means(values: Float[Tensor, " tokens"], tokens: Tokens) -> Float[np.ndarray, " n"]:
@@ -329,7 +340,9 @@ def _sample_means(values: Float[Tensor, " tokens"], tokens: Tokens) -> Float[np.
     return Tokens(values[:, None], tokens.counts).reduced("mean")[:, 0].double().numpy()
 
 
-def _clusters(a: States, b: States) -> tuple[Int[np.ndarray, " rows"], Int[np.ndarray, " rows"]]:
+def _clusters(
+    a: Activations, b: Activations
+) -> tuple[Int[np.ndarray, " rows"], Int[np.ndarray, " rows"]]:
     """For each row of a, then of b, the number of its sample, and 1 for a and 0 for b.
 
     A sample has the same number in both.
@@ -366,4 +379,4 @@ def _balanced(
         return Estimate(value, wilson.low, wilson.high, len(correct))
     with np.errstate(invalid="ignore"):  # a resample may have no row of a class
         resampled = np.mean([(shares @ hits) / (shares @ rows) for hits, rows in counts], axis=0)
-    return interval(value, resampled, len(correct))
+    return percentile_interval(value, resampled, len(correct))

@@ -14,8 +14,8 @@ import pandas as pd
 from jaxtyping import Float
 from torch import Tensor
 
-from xlvlms_tutorial.activations.activations import WHOLE_BLOCK, States, chosen
-from xlvlms_tutorial.errors import ComparisonError
+from xlvlms_tutorial.activations.activations import WHOLE_BLOCK, Activations, chosen
+from xlvlms_tutorial.errors import incomparable
 from xlvlms_tutorial.methods.alignment.similarity import (
     Examples,
     compared,
@@ -23,7 +23,7 @@ from xlvlms_tutorial.methods.alignment.similarity import (
     examples,
     require_mode,
 )
-from xlvlms_tutorial.metrics.intervals import Estimate, interval, resampled_shares
+from xlvlms_tutorial.metrics.intervals import Estimate, percentile_interval, resampled_shares
 from xlvlms_tutorial.validation import (
     require,
     require_activations,
@@ -47,7 +47,7 @@ class Alignment:
         The layers that were compared.
     values : array (layers,)
         The mean similarity at each layer.
-    drawn : array (r, layers)
+    resampled : array (r, layers)
         The same in each of r resamples of the examples.
     n : int
         Number of examples.
@@ -66,7 +66,7 @@ class Alignment:
 
     layers: tuple[int, ...]
     values: Float[np.ndarray, " layers"]
-    drawn: Float[np.ndarray, "r layers"]
+    resampled: Float[np.ndarray, "r layers"]
     n: int
 
     @property
@@ -77,14 +77,14 @@ class Alignment:
         """
         rows = []
         for k, layer in enumerate(self.layers):
-            estimate = interval(float(self.values[k]), self.drawn[:, k], self.n)
+            estimate = percentile_interval(float(self.values[k]), self.resampled[:, k], self.n)
             rows.append({"layer": layer, **estimate.asdict()})
         return pd.DataFrame(rows)
 
     @property
     def score(self) -> Estimate:
         """The alignment score: the mean over layers, with its interval."""
-        return interval(float(self.values.mean()), self.drawn.mean(axis=1), self.n)
+        return percentile_interval(float(self.values.mean()), self.resampled.mean(axis=1), self.n)
 
     @property
     def slope(self) -> Estimate:
@@ -92,7 +92,7 @@ class Alignment:
 
         Raises
         ------
-        SelectionError
+        InputError
             If there is a single layer.
         """
         require(
@@ -102,16 +102,16 @@ class Alignment:
         )
         depth = np.array(self.layers) / max(self.layers)
         weights = (depth - depth.mean()) / ((depth - depth.mean()) ** 2).sum()
-        return interval(float(self.values @ weights), self.drawn @ weights, self.n)
+        return percentile_interval(float(self.values @ weights), self.resampled @ weights, self.n)
 
 
 def alignment(
-    perceptual: States,
-    textual: States,
+    perceptual: Activations,
+    textual: Activations,
     mode: str = "avg",
     reading: str = "layer",
     pairs: str = "all",
-    place: str = WHOLE_BLOCK,
+    site: str = WHOLE_BLOCK,
     n_resamples: int = 2000,
     seed: int = 0,
 ) -> Alignment:
@@ -131,9 +131,9 @@ def alignment(
 
     Parameters
     ----------
-    perceptual : States
+    perceptual : Activations
         Captured activations P of image, video or audio tokens, of three samples or more.
-    textual : States
+    textual : Activations
         Captured activations T of text tokens, of three samples or more.
     mode : str, default "avg"
         The similarity s of two examples; the modes of :func:`similarity`.
@@ -142,8 +142,8 @@ def alignment(
         the model (layer 0) with the text at each layer, as the authors' score does.
     pairs : {"all", "matched"}, default "all"
         "all" is the sum above, "matched" takes i = j alone.
-    place : str, default "block"
-        Where in the layers they were captured; "block" is the residual stream after the block.
+    site : str, default "resid_post"
+        Where in the layers they were captured; "resid_post" is the residual stream after the block.
     n_resamples : int, default 2000
         Number of resamples of the bootstrap.
     seed : int, default 0
@@ -156,24 +156,24 @@ def alignment(
 
     Raises
     ------
-    SelectionError
-        If a mode, reading or kind of pairs is unknown, or a place, or layer 0
-        for "input", was not captured.
-    ComparisonError
-        If the two have other layers (for "layer") or widths, or matched pairs are of other samples.
-    ActivationsError
-        If there are too few examples to resample, or tokens are NaN, infinite or zero.
+    InputError
+        If a mode, reading or kind of pairs is unknown, or a site, or layer 0 for "input", was not
+        captured. If the two have other layers (for "layer") or widths, or matched pairs are of
+        other samples. If there are too few examples to resample, or tokens are NaN, infinite or
+        zero.
 
     Examples
     --------
     >>> import pandas as pd
     >>> import torch
-    >>> from xlvlms_tutorial.activations import States
+    >>> from xlvlms_tutorial.activations import Activations
     >>> from xlvlms_tutorial.methods.alignment import alignment
     >>> table = pd.DataFrame({"sample": [0, 1, 2, 3], "id": list("abcd")})
     >>> tokens = torch.eye(4)
-    >>> text = States({(0, "block"): tokens, (1, "block"): tokens}, table, {})
-    >>> image = States({(0, "block"): tokens.roll(1, 0), (1, "block"): tokens}, table, {})
+    >>> text = Activations({(0, "resid_post"): tokens, (1, "resid_post"): tokens}, table, {})
+    >>> image = Activations(
+    ...     {(0, "resid_post"): tokens.roll(1, 0), (1, "resid_post"): tokens}, table, {}
+    ... )
     >>> alignment(image, text, pairs="matched").profile["value"].tolist()
     [0.0, 1.0]
     >>> alignment(image, text).profile["value"].tolist()
@@ -182,13 +182,13 @@ def alignment(
     require(reading in READINGS, f"unknown reading {reading!r}", f"allowed: {', '.join(READINGS)}")
     require_mode(mode, pairs)
     if reading == "layer":
-        layers = shared_layers(perceptual, textual, place)
+        layers = shared_layers(perceptual, textual, site)
     else:
-        layers = layers_at(textual, place)
+        layers = layers_at(textual, site)
     p_samples, t_samples = _samples(perceptual), _samples(textual)
     same = p_samples == t_samples
     if pairs == "matched" and not same and len(p_samples) == len(t_samples):
-        raise ComparisonError(
+        raise incomparable(
             "samples",
             _described(p_samples),
             _described(t_samples),
@@ -201,8 +201,8 @@ def alignment(
     resamples = []
     for layer in layers:
         if reading == "layer":
-            p = directions(examples(perceptual, layer, place), mode)
-        t = directions(examples(textual, layer, place), mode)
+            p = directions(examples(perceptual, layer, site), mode)
+        t = directions(examples(textual, layer, site), mode)
         s = compared(p, t, mode, pairs).double().numpy()
         if not shares:  # the same for all layers
             for k, n in enumerate(s.shape):
@@ -217,19 +217,21 @@ def alignment(
     return Alignment(tuple(layers), np.array(values), np.stack(resamples, axis=1), n)
 
 
-def alignment_profile(perceptual: States, textual: States, **options: str | int) -> pd.DataFrame:
+def alignment_profile(
+    perceptual: Activations, textual: Activations, **options: str | int
+) -> pd.DataFrame:
     """Tabulate the similarity of perceptual with textual tokens at each layer.
 
     Use it to plot alignment over depth; it is ``alignment(...).profile``.
 
     Parameters
     ----------
-    perceptual : States
+    perceptual : Activations
         Captured activations of image, video or audio tokens.
-    textual : States
+    textual : Activations
         Captured activations of text tokens.
     **options
-        The options of :func:`alignment`: ``mode``, ``reading``, ``pairs``, ``place``,
+        The options of :func:`alignment`: ``mode``, ``reading``, ``pairs``, ``site``,
         ``n_resamples`` and ``seed``, with the same defaults.
 
     Returns
@@ -240,23 +242,23 @@ def alignment_profile(perceptual: States, textual: States, **options: str | int)
 
     Raises
     ------
-    SelectionError
-        If a mode, reading or kind of pairs is unknown, or a place or layer was not captured.
-    ComparisonError
-        If the two have other layers or widths, or matched pairs are of other samples.
-    ActivationsError
-        If there are too few examples to resample, or tokens are NaN, infinite or zero.
+    InputError
+        If a mode, reading or kind of pairs is unknown, or a site or layer was not captured. If the
+        two have other layers or widths, or matched pairs are of other samples. If there are too few
+        examples to resample, or tokens are NaN, infinite or zero.
 
     Examples
     --------
     >>> import pandas as pd
     >>> import torch
-    >>> from xlvlms_tutorial.activations import States
+    >>> from xlvlms_tutorial.activations import Activations
     >>> from xlvlms_tutorial.methods.alignment import alignment_profile
     >>> table = pd.DataFrame({"sample": [0, 1, 2, 3], "id": list("abcd")})
     >>> tokens = torch.eye(4)
-    >>> text = States({(0, "block"): tokens, (1, "block"): tokens}, table, {})
-    >>> image = States({(0, "block"): tokens.roll(1, 0), (1, "block"): tokens}, table, {})
+    >>> text = Activations({(0, "resid_post"): tokens, (1, "resid_post"): tokens}, table, {})
+    >>> image = Activations(
+    ...     {(0, "resid_post"): tokens.roll(1, 0), (1, "resid_post"): tokens}, table, {}
+    ... )
     >>> profile = alignment_profile(image, text, pairs="matched")
     >>> profile[["layer", "value", "n"]].to_dict("records")
     [{'layer': 0, 'value': 0.0, 'n': 4}, {'layer': 1, 'value': 1.0, 'n': 4}]
@@ -299,14 +301,10 @@ def cones(
 
     Raises
     ------
-    SelectionError
-        If the mode is unknown, or there is no group.
-    ComparisonError
-        If widths differ.
-    ActivationsError
-        If a group has too few examples to resample, or tokens are missing, NaN, infinite or zero.
-    LengthError
-        If the numbers of examples of paired groups differ.
+    InputError
+        If the mode is unknown, or there is no group. If widths differ. If a group has too few
+        examples to resample, or tokens are missing, NaN, infinite or zero. If the numbers of
+        examples of paired groups differ.
 
     Examples
     --------
@@ -323,7 +321,7 @@ def cones(
     rows = []
     for (a, b), (value, resampled, n) in _cones(groups, mode, paired, n_resamples, seed).items():
         row = {"a": a, "b": b, "kind": "intra" if a == b else "inter"}
-        rows.append(row | interval(value, resampled, n).asdict())
+        rows.append(row | percentile_interval(value, resampled, n).asdict())
     return pd.DataFrame(rows)
 
 
@@ -360,14 +358,10 @@ def narrowness(
 
     Raises
     ------
-    SelectionError
-        If the mode is unknown, or there are fewer than two groups.
-    ComparisonError
-        If widths differ.
-    ActivationsError
-        If a group has too few examples to resample, or tokens are missing, NaN, infinite or zero.
-    LengthError
-        If the numbers of examples of paired groups differ.
+    InputError
+        If the mode is unknown, or there are fewer than two groups. If widths differ. If a group has
+        too few examples to resample, or tokens are missing, NaN, infinite or zero. If the numbers
+        of examples of paired groups differ.
 
     Examples
     --------
@@ -395,14 +389,14 @@ def narrowness(
     intra_value, intra_resampled = _averaged(intra)
     inter_value, inter_resampled = _averaged(inter)
     sizes = [n for _, _, n in intra]
-    return interval(
+    return percentile_interval(
         intra_value - inter_value,
         intra_resampled - inter_resampled,
         sizes[0] if paired else sum(sizes),
     )
 
 
-def shuffled(groups: Mapping[str, Examples], seed: int = 0) -> dict[str, list[Tensor]]:
+def shuffle_labels(groups: Mapping[str, Examples], seed: int = 0) -> dict[str, list[Tensor]]:
     """Assign the examples to the groups at random, with the same number in each group as before.
 
     Use it as a control: it shows the value of :func:`narrowness` without cones.
@@ -421,15 +415,15 @@ def shuffled(groups: Mapping[str, Examples], seed: int = 0) -> dict[str, list[Te
 
     Raises
     ------
-    SelectionError
+    InputError
         If there is no group.
 
     Examples
     --------
     >>> import torch
-    >>> from xlvlms_tutorial.methods.alignment import shuffled
+    >>> from xlvlms_tutorial.methods.alignment import shuffle_labels
     >>> groups = {"image": torch.zeros(3, 2, 4), "text": torch.ones(2, 5, 4)}
-    >>> {name: len(group) for name, group in shuffled(groups).items()}
+    >>> {name: len(group) for name, group in shuffle_labels(groups).items()}
     {'image': 3, 'text': 2}
     """
     require(groups, "no groups", "give a name and examples for each")
@@ -444,47 +438,43 @@ def shuffled(groups: Mapping[str, Examples], seed: int = 0) -> dict[str, list[Te
     return result
 
 
-def layers_at(states: States, place: str = WHOLE_BLOCK) -> list[int]:
-    """List the layers that were captured at a place, in order.
+def layers_at(states: Activations, site: str = WHOLE_BLOCK) -> list[int]:
+    """List the layers that were captured at a site, in order.
 
     Raises
     ------
-    SelectionError
+    InputError
         If there are none.
     """
-    return sorted(layer for layer, _ in chosen(states.tensors, None, place))
+    return sorted(layer for layer, _ in chosen(states.tensors, None, site))
 
 
-def shared_layers(a: States, b: States, place: str = WHOLE_BLOCK) -> list[int]:
+def shared_layers(a: Activations, b: Activations, site: str = WHOLE_BLOCK) -> list[int]:
     """List the layers that were captured in both of two states.
 
     Parameters
     ----------
     a, b
         Captured activations.
-    place
+    site
         Where in the layers they were captured.
 
     Raises
     ------
-    SelectionError
-        If one was not captured there.
-    ComparisonError
-        If layers or widths differ.
+    InputError
+        If one was not captured there. If layers or widths differ.
     """
-    a_layers, b_layers = layers_at(a, place), layers_at(b, place)
+    a_layers, b_layers = layers_at(a, site), layers_at(b, site)
+    require_equal(f"layers at site {site!r}", a_layers, b_layers, "capture the same layers of both")
+    a_width = a.tensors[a_layers[0], site].shape[-1]
+    b_width = b.tensors[a_layers[0], site].shape[-1]
     require_equal(
-        f"layers at place {place!r}", a_layers, b_layers, "capture the same layers of both"
-    )
-    a_width = a.tensors[a_layers[0], place].shape[-1]
-    b_width = b.tensors[a_layers[0], place].shape[-1]
-    require_equal(
-        f"widths at place {place!r}", a_width, b_width, "compare tokens of the same language model"
+        f"widths at site {site!r}", a_width, b_width, "compare tokens of the same language model"
     )
     return a_layers
 
 
-def _samples(states: States) -> list[tuple[int, str]]:
+def _samples(states: Activations) -> list[tuple[int, str]]:
     return sorted(set(zip(states.table["sample"].tolist(), states.table["id"], strict=True)))
 
 

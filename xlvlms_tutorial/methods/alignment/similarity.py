@@ -13,8 +13,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from xlvlms_tutorial.activations.activations import WHOLE_BLOCK, States
-from xlvlms_tutorial.errors import ActivationsError, ComparisonError, SelectionError
+from xlvlms_tutorial.activations.activations import WHOLE_BLOCK, Activations
+from xlvlms_tutorial.errors import InputError, incomparable
 from xlvlms_tutorial.validation import (
     require,
     require_activations,
@@ -68,14 +68,10 @@ def similarity(
 
     Raises
     ------
-    SelectionError
-        If a mode or kind of pairs is unknown, or the mode needs matched pairs.
-    ActivationsError
-        If there are no examples or no tokens, or tokens are NaN, infinite or zero.
-    ComparisonError
-        If widths differ, or token counts where tokens are matched.
-    LengthError
-        If the numbers of matched examples differ.
+    InputError
+        If a mode or kind of pairs is unknown, or the mode needs matched pairs. If there are no
+        examples or no tokens, or tokens are NaN, infinite or zero. If widths differ, or token
+        counts where tokens are matched. If the numbers of matched examples differ.
 
     Examples
     --------
@@ -92,19 +88,21 @@ def similarity(
     return compared(directions(x, mode), directions(y, mode), mode, pairs)
 
 
-def examples(states: States, layer: int, place: str = WHOLE_BLOCK) -> list[Float[Tensor, "_ _"]]:
+def examples(
+    states: Activations, layer: int, site: str = WHOLE_BLOCK
+) -> list[Float[Tensor, "_ _"]]:
     """Split the states of a layer into one tensor of tokens for each sample.
 
     Use it to pass captured activations to :func:`similarity` or :func:`cones`.
 
     Parameters
     ----------
-    states : States
+    states : Activations
         Captured activations with one row for each token (``reduce=None``) or sample.
     layer : int
         A captured layer.
-    place : str, default "block"
-        Where in the layer they were captured; "block" is the residual stream after the block.
+    site : str, default "resid_post"
+        Where in the layer they were captured; "resid_post" is the residual stream after the block.
 
     Returns
     -------
@@ -113,23 +111,23 @@ def examples(states: States, layer: int, place: str = WHOLE_BLOCK) -> list[Float
 
     Raises
     ------
-    LayerError, SelectionError
-        If the layer or the place was not captured.
-    ActivationsError
-        If there are no rows, or a row is not one vector.
+    LayerError
+        If the layer or the site was not captured.
+    InputError
+        If the layer or the site was not captured. If there are no rows, or a row is not one vector.
 
     Examples
     --------
     >>> import pandas as pd
     >>> import torch
-    >>> from xlvlms_tutorial.activations import States
+    >>> from xlvlms_tutorial.activations import Activations
     >>> from xlvlms_tutorial.methods.alignment import examples
     >>> table = pd.DataFrame({"sample": [0, 0, 1], "id": ["a", "a", "b"]})
-    >>> states = States({(15, "block"): torch.ones(3, 8)}, table, {})
+    >>> states = Activations({(15, "resid_post"): torch.ones(3, 8)}, table, {})
     >>> [tuple(tokens.shape) for tokens in examples(states, layer=15)]
     [(2, 8), (1, 8)]
     """
-    rows = states[layer, place]
+    rows = states[layer, site]
     samples = states.table["sample"].to_numpy()
     require_activations(
         len(rows) and rows.dim() == 2,
@@ -153,34 +151,32 @@ class Tokens(NamedTuple):
 
         Raises
         ------
-        ActivationsError
-            If there are no examples, one has no tokens, or values are NaN, infinite
-            or no floating-point numbers.
-        ComparisonError
-            If examples differ in width.
+        InputError
+            If there are no examples, one has no tokens, or values are NaN, infinite or no
+            floating-point numbers. If examples differ in width.
         """
         parts = list(tensors)
         valid = [part.dim() == 2 and part.numel() and part.is_floating_point() for part in parts]
         if not parts or not all(valid):
             shapes = sorted({f"{tuple(part.shape)} {part.dtype}" for part in parts})
-            raise ActivationsError(
+            raise InputError(
                 f"examples are {', '.join(shapes) or 'none'}",
                 "allowed: one or more of shape (t, d), none of them empty",
             )
         widths = {part.shape[1] for part in parts}
         if len(widths) > 1:
-            raise ComparisonError(
+            raise incomparable(
                 "widths of examples",
                 min(widths),
                 max(widths),
-                "give examples of one model and place",
+                "give examples of one model and site",
             )
         rows = tensors.flatten(0, 1) if isinstance(tensors, Tensor) else torch.cat(parts)
         rows = rows.detach().cpu()
         rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
         bad = int((~torch.isfinite(rows)).any(dim=1).sum())
         if bad:
-            raise ActivationsError(
+            raise InputError(
                 f"{bad} of {len(rows)} tokens hold NaN or infinite values",
                 "allowed: finite numbers",
             )
@@ -204,11 +200,11 @@ class Tokens(NamedTuple):
 
         Raises
         ------
-        SelectionError
+        InputError
             If the statistic is unknown.
         """
         if statistic not in STATISTICS:
-            raise SelectionError(
+            raise InputError(
                 f"unknown statistic {statistic!r}", f"allowed: {', '.join(STATISTICS)}"
             )
         functions = {
@@ -227,13 +223,13 @@ class Tokens(NamedTuple):
 
         Raises
         ------
-        ActivationsError
+        InputError
             If a token is zero, or its norm too small or too large for its dtype.
         """
         norms = torch.linalg.vector_norm(self.rows, dim=1, keepdim=True)
         bad = int((~torch.isfinite(norms) | (norms <= torch.finfo(norms.dtype).tiny ** 0.5)).sum())
         if bad:
-            raise ActivationsError(
+            raise InputError(
                 f"{bad} of {len(norms)} tokens or means of tokens have no direction",
                 "allowed: norms above 0",
             )
@@ -245,10 +241,9 @@ def directions(tensors: Examples, mode: str) -> Tokens:
 
     Raises
     ------
-    ActivationsError
-        If there are no examples or no tokens, or tokens are NaN, infinite or zero.
-    ComparisonError
-        If widths differ.
+    InputError
+        If there are no examples or no tokens, or tokens are NaN, infinite or zero. If widths
+        differ.
     """
     tokens = Tokens.of(tensors)
     unit = tokens.unit()  # for "avg" too: a zero token is a mistake in every mode
@@ -278,15 +273,12 @@ def compared(
 
     Raises
     ------
-    SelectionError
-        If a mode or kind of pairs is unknown, or the mode needs matched pairs.
-    ComparisonError
-        If widths differ, or token counts where tokens are matched.
-    LengthError
-        If the numbers of matched examples differ.
+    InputError
+        If a mode or kind of pairs is unknown, or the mode needs matched pairs. If widths differ, or
+        token counts where tokens are matched. If the numbers of matched examples differ.
     """
     require_mode(mode, pairs)
-    require_equal("widths", x.rows.shape[1], y.rows.shape[1], "give states of one model and place")
+    require_equal("widths", x.rows.shape[1], y.rows.shape[1], "give states of one model and site")
     if pairs == "matched":
         require_same_length(x=x.counts, y=y.counts)
     dtype = torch.promote_types(x.rows.dtype, y.rows.dtype)
@@ -306,7 +298,7 @@ def require_mode(mode: str, pairs: str) -> None:
 
     Raises
     ------
-    SelectionError
+    InputError
         With those that are allowed.
     """
     require(pairs in PAIRS, f"unknown pairs {pairs!r}", f"allowed: {', '.join(PAIRS)}")
@@ -315,7 +307,7 @@ def require_mode(mode: str, pairs: str) -> None:
         problem = f"unknown mode {mode!r}"
         if mode in BY_TOKEN:
             problem = f"mode {mode!r} needs pairs='matched'"
-        raise SelectionError(problem, f"allowed for {pairs} pairs: {', '.join(allowed)}")
+        raise InputError(problem, f"allowed for {pairs} pairs: {', '.join(allowed)}")
 
 
 def _all(x: Tokens, y: Tokens, mode: str) -> Float[Tensor, "n m"]:
@@ -369,7 +361,7 @@ def _median(values: Float[Tensor, "*b k"]) -> Float[Tensor, "*b"]:
 def _token_by_token(x: Tokens, y: Tokens, mode: str) -> Float[Tensor, " n"]:
     if not torch.equal(x.counts, y.counts):
         example = int((x.counts != y.counts).nonzero()[0])
-        raise ComparisonError(
+        raise incomparable(
             f"token counts of example {example}",
             int(x.counts[example]),
             int(y.counts[example]),

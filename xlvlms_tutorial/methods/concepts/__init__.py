@@ -10,35 +10,40 @@ import pandas as pd
 from jaxtyping import Int
 from numpy.typing import ArrayLike
 
-from xlvlms_tutorial.errors import ActivationsError, SelectionError
-from xlvlms_tutorial.methods.concepts.attribution import WAYS, grid, heat
+from xlvlms_tutorial.errors import InputError
+from xlvlms_tutorial.methods.concepts.attribution import HEATMAP_METHODS, concept_heatmap, to_grid
 from xlvlms_tutorial.methods.concepts.base import Dictionary, load_dictionary
 from xlvlms_tutorial.methods.concepts.baselines import PCA, KMeans, Simple
 from xlvlms_tutorial.methods.concepts.semi_nmf import SemiNMF
 from xlvlms_tutorial.methods.concepts.sparse_autoencoder import TopKSAE
-from xlvlms_tutorial.methods.concepts.words import REFERENCES, as_lists, random_words, words
+from xlvlms_tutorial.methods.concepts.words import (
+    RANDOM_WORD_METHODS,
+    as_lists,
+    concept_words,
+    random_words,
+)
 from xlvlms_tutorial.metrics.plain import plain
 from xlvlms_tutorial.text import sentence
 
 __all__ = [
     "DICTIONARIES",
+    "HEATMAP_METHODS",
     "PCA",
-    "REFERENCES",
-    "WAYS",
+    "RANDOM_WORD_METHODS",
     "Dictionary",
     "KMeans",
     "SemiNMF",
     "Simple",
     "TopKSAE",
     "as_lists",
-    "grid",
-    "heat",
+    "concept_heatmap",
+    "concept_words",
     "load_dictionary",
     "most_activating",
     "random_words",
     "sentence",
+    "to_grid",
     "top_concepts",
-    "words",
 ]
 
 DICTIONARIES: dict[str, type[Dictionary]] = {
@@ -71,10 +76,8 @@ def top_concepts(codes: ArrayLike, n: int = 1) -> Int[np.ndarray, "m n"]:
 
     Raises
     ------
-    ActivationsError
-        If the codes are no matrix of finite numbers.
-    SelectionError
-        If n is not between 1 and k.
+    InputError
+        If the codes are no matrix of finite numbers. If n is not between 1 and k.
 
     Examples
     --------
@@ -109,10 +112,9 @@ def most_activating(codes: ArrayLike, n: int = 5) -> pd.DataFrame:
 
     Raises
     ------
-    ActivationsError
-        If the codes are no matrix of finite numbers.
-    SelectionError
-        If n is not between 1 and the number of samples.
+    InputError
+        If the codes are no matrix of finite numbers. If n is not between 1 and the number of
+        samples.
 
     Examples
     --------
@@ -143,7 +145,7 @@ def _sizes(codes: ArrayLike) -> np.ndarray:
     sizes = np.abs(np.asarray(plain(codes), dtype=float))
     if sizes.ndim != 2 or not sizes.size or not np.isfinite(sizes).all():
         bad = int((~np.isfinite(sizes)).sum())
-        raise ActivationsError(
+        raise InputError(
             f"codes of shape {sizes.shape}, {bad} of them NaN or infinite",
             "give one row for each sample and one column for each concept, all finite",
         )
@@ -152,4 +154,4 @@ def _sizes(codes: ArrayLike) -> np.ndarray:
 
 def _within(n: int, maximum: int, name: str) -> None:
     if not 1 <= n <= maximum:
-        raise SelectionError(f"n is {n}", f"there are {maximum} {name}, so give 1 to {maximum}")
+        raise InputError(f"n is {n}", f"there are {maximum} {name}, so give 1 to {maximum}")

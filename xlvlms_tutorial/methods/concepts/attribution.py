@@ -14,8 +14,8 @@ from torch import Tensor
 from xlvlms_tutorial.activations.capture import capture
 from xlvlms_tutorial.activations.hooks import read, span_mask, wanted
 from xlvlms_tutorial.activations.rows import SIDES
-from xlvlms_tutorial.errors import ActivationsError, ComparisonError, SelectionError
-from xlvlms_tutorial.interventions.edits import replace
+from xlvlms_tutorial.errors import InputError, incomparable
+from xlvlms_tutorial.interventions.edits import patch
 from xlvlms_tutorial.interventions.replay import Resumable
 from xlvlms_tutorial.methods.concepts.base import Dictionary
 from xlvlms_tutorial.models.batching import answers_of, batches
@@ -24,11 +24,14 @@ from xlvlms_tutorial.models.vlm import VLM
 from xlvlms_tutorial.samples import PROMPTS, Sample
 from xlvlms_tutorial.validation import require_counts, require_one_of
 
-WAYS = ("occlusion", "activation")  # of attribution, the argument ``how`` of heat
+HEATMAP_METHODS = (
+    "occlusion",
+    "activation",
+)  # of attribution, the argument ``method`` of concept_heatmap
 _ADVICE = "give pictures of one size, so that the same token is the same place in all of them"
 
 
-def heat(
+def concept_heatmap(
     vlm: VLM,
     samples: Sequence[Sample],
     dictionary: Dictionary,
@@ -36,15 +39,15 @@ def heat(
     layer: int,
     words: str | Sequence[str] | None = None,
     answers: Sequence[str] | Callable[[Sample], str] | None = None,
-    at: str = "predicting",
-    how: str = "occlusion",
+    side: str = "predicting",
+    method: str = "occlusion",
     batch_size: int = 16,
     prompt: str = PROMPTS["image"],
 ) -> Float[Tensor, "n c t"]:
     r"""Compute how much each image token contributes to each concept in each sample.
 
-    Use it to see where in a picture a concept comes from; :func:`grid` turns the values into a map
-    of rows and columns. "occlusion" measures what the token of interest loses without an image
+    Use it to see where in a picture a concept comes from; :func:`to_grid` turns the values into a
+    map of rows and columns. "occlusion" measures what the token of interest loses without an image
     token and costs a forward over the samples for each image token (the vision tower runs twice in
     all). "activation" compares directions in a single forward.
 
@@ -66,10 +69,10 @@ def heat(
     answers : sequence of str or function, optional
         One answer for each sample that has one of the words, or a function of the sample that
         returns it. Needed for "occlusion", not used by "activation".
-    at : {"predicting", "token"}, default "predicting"
+    side : {"predicting", "token"}, default "predicting"
         The position of the token of interest: the one that predicts the first piece of the word, or
         the word's last piece.
-    how : {"occlusion", "activation"}, default "occlusion"
+    method : {"occlusion", "activation"}, default "occlusion"
         "occlusion" is :math:`z_k(h) - z_k(h^{(j)})`: the code of the activation of the token of
         interest minus the same code with image token j replaced, where it enters the decoder, by
         the mean of that token over all samples. It is positive where the token adds to the concept.
@@ -87,58 +90,56 @@ def heat(
 
     Raises
     ------
-    SelectionError
-        If ``how``, ``at`` or a concept is unknown, there is no sample, or the words and answers of
-        an occlusion are missing or do not occur.
-    ComparisonError
-        If dictionary and model differ in width, or the samples in their number of image tokens.
-    ActivationsError
-        If there is a single sample, or an image token has the same activation in all samples, so
-        that nothing remains of it without the mean.
+    InputError
+        If ``method``, ``side`` or a concept is unknown, there is no sample, or the words and
+        answers of an occlusion are missing or do not occur. If dictionary and model differ in
+        width, or the samples in their number of image tokens. If there is a single sample, or an
+        image token has the same activation in all samples, so that nothing remains of it without
+        the mean. If the numbers of answers and samples differ.
     LayerError, SpanError
         If the model has no such layer, or the samples have no image tokens.
-    LengthError
-        If the numbers of answers and samples differ.
 
     Examples
     --------
     >>> from xlvlms_tutorial.activations import capture
-    >>> from xlvlms_tutorial.methods.concepts import PCA, grid, heat
+    >>> from xlvlms_tutorial.methods.concepts import PCA, to_grid, concept_heatmap
     >>> states = capture(vlm, samples, layers=15, span="image")
     >>> dictionary = PCA(n_components=2).fit(states[15])
-    >>> maps = heat(vlm, samples, dictionary, concepts=[0, 1], layer=15, how="activation")
+    >>> maps = concept_heatmap(
+    ...     vlm, samples, dictionary, concepts=[0, 1], layer=15, method="activation"
+    ... )
     >>> maps.shape
     torch.Size([4, 2, 16])
-    >>> grid(maps).shape
+    >>> to_grid(maps).shape
     torch.Size([4, 2, 4, 4])
     """
     samples, concepts = list(samples), list(concepts)
     _check(vlm, samples, dictionary, concepts, layer)
-    require_one_of(how, WAYS, "way")
-    if how == "activation":
+    require_one_of(method, HEATMAP_METHODS, "way")
+    if method == "activation":
         directions = torch.as_tensor(dictionary.components_)[concepts].float()
         return _projected(vlm, samples, directions, layer, prompt, batch_size)
     if words is None or answers is None:
-        raise SelectionError(
+        raise InputError(
             "an occlusion without words or answers",
             "give the words of interest and one answer a sample that has one",
         )
-    if at not in SIDES:
-        raise SelectionError(f"at={at!r}", f"allowed: {', '.join(map(repr, SIDES))}")
+    if side not in SIDES:
+        raise InputError(f"side={side!r}", f"allowed: {', '.join(map(repr, SIDES))}")
     answers = answers_of(samples, answers)
     require_counts(batch_size=batch_size)
     words = (words,) if isinstance(words, str) else tuple(words)
     means = _means(vlm, batches(vlm, samples, prompt, batch_size=batch_size))
     parts = []
     for batch in batches(vlm, samples, prompt, answers, batch_size=batch_size):
-        states = _occluded(vlm, *_up_to_words(vlm, batch, words, at), layer, means)
+        states = _occluded(vlm, *_up_to_words(vlm, batch, words, side), layer, means)
         codes = torch.as_tensor(dictionary.transform(states.flatten(0, 1)))[:, concepts].float()
         codes = codes.reshape(*states.shape[:2], -1)
         parts.append((codes[:1] - codes[1:]).permute(1, 2, 0))
     return torch.cat(parts)
 
 
-def grid(heat: Float[Tensor, "*n t"]) -> Float[Tensor, "*n side side"]:
+def to_grid(heat: Float[Tensor, "*n t"]) -> Float[Tensor, "*n side side"]:
     """Reshape values of image tokens into rows and columns of the picture.
 
     Use it to draw the result of :func:`heat` over a picture. It fits vision towers that cut a
@@ -156,28 +157,26 @@ def grid(heat: Float[Tensor, "*n t"]) -> Float[Tensor, "*n side side"]:
 
     Raises
     ------
-    SelectionError
-        If t is not a square number.
-    ActivationsError
-        If a value is NaN or infinite.
+    InputError
+        If t is not a square number. If a value is NaN or infinite.
 
     Examples
     --------
     >>> import torch
-    >>> from xlvlms_tutorial.methods.concepts import grid
-    >>> grid(torch.tensor([0.0, 1.0, 2.0, 3.0])).tolist()
+    >>> from xlvlms_tutorial.methods.concepts import to_grid
+    >>> to_grid(torch.tensor([0.0, 1.0, 2.0, 3.0])).tolist()
     [[0.0, 1.0], [2.0, 3.0]]
     """
     tokens = heat.shape[-1] if heat.ndim else 0
     side = round(tokens**0.5)
     if not tokens or side * side != tokens:
-        raise SelectionError(
+        raise InputError(
             f"{tokens} image tokens are no square",
             "reshape them as the model's tower lays them out",
         )
     if not heat.isfinite().all():
         bad = int((~heat.isfinite()).sum())
-        raise ActivationsError(
+        raise InputError(
             f"{bad} of {heat.numel()} values are NaN or infinite",
             "load the model in float32 or bfloat16, and check the dictionary",
         )
@@ -190,7 +189,7 @@ def _check(
     wanted(vlm, layer)
     n, width = dictionary.components_.shape
     if width != vlm.width:
-        raise ComparisonError(
+        raise incomparable(
             "widths",
             f"a dictionary of {width}",
             f"{vlm.width} of {vlm.name}",
@@ -198,13 +197,11 @@ def _check(
         )
     for concept in concepts:
         if isinstance(concept, bool) or not isinstance(concept, Integral) or not 0 <= concept < n:
-            raise SelectionError(f"concept {concept!r}", f"allowed: 0 to {n - 1}")
+            raise InputError(f"concept {concept!r}", f"allowed: 0 to {n - 1}")
     if not samples or not concepts:
-        raise SelectionError(
-            "no samples or no concepts", "give at least two samples and one concept"
-        )
+        raise InputError("no samples or no concepts", "give at least two samples and one concept")
     if len(samples) < 2:
-        raise ActivationsError(
+        raise InputError(
             "one sample is its own mean, and differs from it nowhere", "give at least two"
         )
 
@@ -223,7 +220,7 @@ def _image_mask(vlm: VLM, batch: Batch, expected: int | None = None) -> Bool[Ten
 def _require_same_count(counts: list[int], expected: int) -> None:
     for count in counts:
         if count != expected:
-            raise ComparisonError("numbers of image tokens", expected, count, _ADVICE)
+            raise incomparable("numbers of image tokens", expected, count, _ADVICE)
 
 
 def _means(vlm: VLM, inputs: Iterator[Batch]) -> Float[Tensor, "t d"]:
@@ -254,7 +251,7 @@ def _up_to_words(
         ids = batch["input_ids"][row, positions]
         match = find_words(vlm.tokenizer, ids.tolist(), words)
         if match is None:
-            raise SelectionError(
+            raise InputError(
                 f"none of {', '.join(map(repr, words))} in the answer "
                 f"{vlm.tokenizer.decode(ids)!r}",
                 "leave out samples without these words",
@@ -282,8 +279,8 @@ def _occluded(
     run = Resumable(vlm, batch)
     states = [run.read(layer, mask, dtype=torch.float32)]
     for j, mean in enumerate(means, 1):
-        patch = replace(vlm, mean, 0, image & (number == j))
-        states.append(run.read(layer, mask, change=patch, dtype=torch.float32))
+        hide = patch(vlm, mean, 0, image & (number == j))
+        states.append(run.read(layer, mask, change=hide, dtype=torch.float32))
     return torch.stack(states)
 
 
@@ -304,13 +301,11 @@ def _projected(
     centred = states - states.mean(dim=0)
     length = centred.norm(dim=-1, keepdim=True)
     if (length <= 1e-6 * states.norm(dim=-1, keepdim=True)).any():
-        raise ActivationsError(
+        raise InputError(
             "an image token's state is its mean over the samples, and has no direction",
             "give pictures that differ",
         )
     norms = directions.norm(dim=-1, keepdim=True)
     if not norms.all():
-        raise ActivationsError(
-            "a concept's direction is zero", "leave out concepts that are never used"
-        )
+        raise InputError("a concept's direction is zero", "leave out concepts that are never used")
     return torch.einsum("ntd,cd->nct", centred / length, directions / norms)

@@ -20,10 +20,10 @@ from sklearn.utils import Tags
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
-from xlvlms_tutorial.errors import ActivationsError, ComparisonError, LoadError, SelectionError
+from xlvlms_tutorial.errors import InputError, LoadError, incomparable
 from xlvlms_tutorial.io import load_tensors, save_tensors
 from xlvlms_tutorial.metrics.plain import plain
-from xlvlms_tutorial.models.devices import place
+from xlvlms_tutorial.models.devices import resolve_device
 
 _FORMAT = "xlvlms dictionary 1"
 _MATRIX = "give one row for each sample and one column for each dimension, all finite"
@@ -83,12 +83,11 @@ class Dictionary(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
 
         Raises
         ------
-        SelectionError
-            If a parameter has a value that is not allowed.
-        ActivationsError
-            If the activations are no matrix of finite numbers, are fewer than the concepts, or all
-            the same. (A dimension that has the same value in all samples, such as a dead neuron or
-            a massive one in bfloat16, does no harm.)
+        InputError
+            If a parameter has a value that is not allowed. If the activations are no matrix of
+            finite numbers, are fewer than the concepts, or all the same. (A dimension that has the
+            same value in all samples, such as a dead neuron or a massive one in bfloat16, does no
+            harm.)
         LoadError
             If this machine does not have the device.
         """
@@ -96,13 +95,9 @@ class Dictionary(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
         tensor = self._tensor(self._checked(A, fitting=True))
         if len(tensor) < self.n_components:
             advice = "give at least as many samples as concepts, or lower n_components"
-            raise ActivationsError(
-                f"{len(tensor)} samples for {self.n_components} concepts", advice
-            )
+            raise InputError(f"{len(tensor)} samples for {self.n_components} concepts", advice)
         if (tensor == tensor[0]).all():
-            raise ActivationsError(
-                f"all {len(tensor)} samples are the same", "give samples that differ"
-            )
+            raise InputError(f"all {len(tensor)} samples are the same", "give samples that differ")
         self._fit(tensor)
         return self
 
@@ -121,10 +116,9 @@ class Dictionary(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
 
         Raises
         ------
-        ActivationsError
-            If the activations are no matrix of finite numbers.
-        ComparisonError
-            If they are not as wide as those that the dictionary was fitted on.
+        InputError
+            If the activations are no matrix of finite numbers. If they are not as wide as those
+            that the dictionary was fitted on.
         NotFittedError
             If the dictionary was not fitted (scikit-learn's error, a ValueError).
         """
@@ -146,10 +140,9 @@ class Dictionary(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
 
         Raises
         ------
-        ActivationsError
-            If the codes are no matrix of finite numbers.
-        ComparisonError
-            If there is not one column for each concept.
+        InputError
+            If the codes are no matrix of finite numbers. If there is not one column for each
+            concept.
         NotFittedError
             If the dictionary was not fitted.
         """
@@ -157,7 +150,7 @@ class Dictionary(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
         codes = _finite(_array(Z))
         if codes.ndim != 2 or codes.shape[1] != len(self.components_):
             advice = "give codes (n, k) of this dictionary"
-            raise ComparisonError(
+            raise incomparable(
                 "shapes of the codes", ("n", len(self.components_)), codes.shape, advice
             )
         return self._decode(self._tensor(codes)).cpu().numpy()
@@ -177,10 +170,9 @@ class Dictionary(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
 
         Raises
         ------
-        ActivationsError
-            If the activations are no matrix of finite numbers.
-        ComparisonError
-            If they are not as wide as those that the dictionary was fitted on.
+        InputError
+            If the activations are no matrix of finite numbers. If they are not as wide as those
+            that the dictionary was fitted on.
         NotFittedError
             If the dictionary was not fitted.
         """
@@ -206,7 +198,7 @@ class Dictionary(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
         ------
         NotFittedError
             If the dictionary was not fitted.
-        OutputError
+        FileError
             If the file cannot be written.
         """
         check_is_fitted(self)
@@ -275,21 +267,21 @@ class Dictionary(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
         except ValueError as cause:
             shape = np.shape(A)
             if width is not None and len(shape) == 2 and shape[1] != width:
-                raise ComparisonError(
+                raise incomparable(
                     "widths of the activations", width, shape[1], str(cause).rstrip(".")
                 ) from cause
-            raise ActivationsError(
+            raise InputError(
                 f"these activations cannot be used: {str(cause).strip().rstrip('.')}", _MATRIX
             ) from cause
         return _finite(array)
 
     def _tensor(self, array: np.ndarray) -> Tensor:
         if self.device == "balanced":
-            raise SelectionError("device 'balanced' is for models", "give cpu, cuda or auto")
+            raise InputError("device 'balanced' is for models", "give cpu, cuda or auto")
         contiguous = np.ascontiguousarray(array)
         if not contiguous.flags.writeable:  # torch would warn of a tensor that may be written to
             contiguous = contiguous.copy()
-        return torch.from_numpy(contiguous).to(place(self.device))
+        return torch.from_numpy(contiguous).to(resolve_device(self.device))
 
     @property
     def _n_features_out(self) -> int:
@@ -408,7 +400,7 @@ def _finite(numbers: ArrayLike) -> np.ndarray:
         array = array.astype(np.float64)
     bad = array.size - int(np.isfinite(array).sum())
     if bad:
-        raise ActivationsError(
+        raise InputError(
             f"{bad} of {array.size} numbers are NaN or infinite",
             "leave the samples that hold them out, and check how they were captured",
         )
@@ -429,11 +421,11 @@ def whole(name: str, value: object, least: int = 1) -> None:
 
     Raises
     ------
-    SelectionError
+    InputError
         With the values that are allowed.
     """
     if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
-        raise SelectionError(f"{name} is {value!r}", f"give a whole number of {least} or more")
+        raise InputError(f"{name} is {value!r}", f"give a whole number of {least} or more")
 
 
 def _json(value: object) -> str:

@@ -15,7 +15,7 @@ from sklearn.exceptions import ConvergenceWarning
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
-from xlvlms_tutorial.errors import SelectionError
+from xlvlms_tutorial.errors import InputError
 from xlvlms_tutorial.methods.concepts.base import Dictionary, whole
 
 _NUMBERS = 1 << 24  # of distances, or of activations in float64, that exist at a time
@@ -70,7 +70,7 @@ class PCA(Dictionary):
 
     def _fit(self, A: Float[Tensor, "n d"]) -> None:
         if self.n_components > A.shape[1]:
-            raise SelectionError(
+            raise InputError(
                 f"n_components is {self.n_components}",
                 f"activations of width {A.shape[1]} have at most {A.shape[1]} components",
             )

@@ -20,7 +20,7 @@ from jaxtyping import Float
 from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 
-from xlvlms_tutorial.errors import ActivationsError
+from xlvlms_tutorial.errors import InputError
 
 # dtype of codes and of the subspace: they are small, and the objective is a difference of large
 # numbers
@@ -279,13 +279,13 @@ def exact_codes(
 
     Raises
     ------
-    ActivationsError
+    InputError
         If dictionary or activations are NaN or infinite, or so large that their
         products are: sweeps would never end.
     """
     P, G = (D @ A.T).to(PRECISE), D.to(PRECISE) @ D.to(PRECISE).T
     if not (P.isfinite().all() and G.isfinite().all()):
-        raise ActivationsError(
+        raise InputError(
             "dictionary or activations are NaN or infinite, or their products are",
             "give finite numbers, up to 1e18",
         )

@@ -17,7 +17,7 @@ from jaxtyping import Float
 from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 
-from xlvlms_tutorial.errors import SelectionError
+from xlvlms_tutorial.errors import InputError
 from xlvlms_tutorial.methods.concepts.base import Dictionary, whole
 from xlvlms_tutorial.methods.concepts.descent import PRECISE, Search, exact_codes
 
@@ -103,12 +103,12 @@ class SemiNMF(Dictionary):
             value = getattr(self, name)
             is_number = isinstance(value, Real) and not isinstance(value, bool)
             if not is_number or not isfinite(value) or value < 0:
-                raise SelectionError(f"{name} is {value!r}", "give a finite number of 0 or more")
+                raise InputError(f"{name} is {value!r}", "give a finite number of 0 or more")
 
     def _fit(self, A: Float[Tensor, "n d"]) -> None:
         largest = float(A.norm(dim=1).max())
         if self.penalty >= 2 * largest:
-            raise SelectionError(
+            raise InputError(
                 f"with penalty {self.penalty} every code is 0, as the largest "
                 f"activation has norm {largest:.4g}",
                 f"give a penalty well below {2 * largest:.4g}",

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from xlvlms_tutorial.errors import SelectionError
+from xlvlms_tutorial.errors import InputError
 from xlvlms_tutorial.methods.concepts.base import Dictionary, whole
 
 _REVIVE_EVERY = 25  # steps between two searches for concepts that hardly any sample uses
@@ -81,7 +81,7 @@ class TopKSAE(Dictionary):
 
     Raises
     ------
-    SelectionError
+    InputError
         When it is fitted, if ``k`` is not between 1 and ``n_components``, or another parameter has
         a value that is not allowed.
 
@@ -122,12 +122,12 @@ class TopKSAE(Dictionary):
             whole(name, getattr(self, name))
         whole("seed", self.seed, least=0)
         if self.k > self.n_components:
-            raise SelectionError(
+            raise InputError(
                 f"k={self.k} active concepts of {self.n_components}",
                 "give k of n_components or less",
             )
         if not isinstance(self.learning_rate, Real) or not 0 < self.learning_rate < inf:
-            raise SelectionError(
+            raise InputError(
                 f"learning_rate={self.learning_rate!r}", "give a number above 0, such as 0.2"
             )
 

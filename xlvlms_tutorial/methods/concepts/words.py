@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from xlvlms_tutorial.errors import ActivationsError, ComparisonError
+from xlvlms_tutorial.errors import InputError, incomparable
 from xlvlms_tutorial.methods.concepts.base import whole
 from xlvlms_tutorial.methods.logit_lens import distributions
 from xlvlms_tutorial.methods.logit_lens.wordlists import ENGLISH, Admissible, WordFilter, admissible
@@ -21,13 +21,13 @@ from xlvlms_tutorial.metrics.answers import with_columns
 from xlvlms_tutorial.models.vlm import VLM
 from xlvlms_tutorial.validation import require_one_of
 
-REFERENCES = ("directions", "vocabulary")  # the argument ``how`` of random_words
+RANDOM_WORD_METHODS = ("directions", "vocabulary")  # the argument ``method`` of random_words
 
 Directions = Float[Tensor, "k d"] | Float[np.ndarray, "k d"]
 Vector = Float[Tensor, "_"] | Float[np.ndarray, "_"]
 
 
-def words(
+def concept_words(
     vlm: VLM,
     directions: Directions,
     n: int = 10,
@@ -66,21 +66,16 @@ def words(
 
     Raises
     ------
-    ComparisonError
-        If directions or mean are not as wide as the model.
-    ActivationsError
-        If there are no directions, or one is NaN, infinite or zero (a concept
-        that is never used: leave it out).
-    SelectionError
-        If n is below 1, or the model has no tokenizer.
-    WordListError
-        If no word of the vocabulary passes the filter.
+    InputError
+        If directions or mean are not as wide as the model. If there are no directions, or one is
+        NaN, infinite or zero (a concept that is never used: leave it out). If n is below 1, or the
+        model has no tokenizer. If no word of the vocabulary passes the filter.
 
     Examples
     --------
     >>> import torch
-    >>> from xlvlms_tutorial.methods.concepts import words
-    >>> table = words(vlm, torch.eye(2, 576), n=3)
+    >>> from xlvlms_tutorial.methods.concepts import concept_words
+    >>> table = concept_words(vlm, torch.eye(2, 576), n=3)
     >>> table.columns.tolist()
     ['concept', 'rank', 'word', 'token_id', 'score']
     >>> table["concept"].tolist(), table["rank"].tolist()
@@ -96,7 +91,7 @@ def random_words(
     seed: int = 0,
     norm: bool = True,
     words: WordFilter = ENGLISH,
-    how: str = "directions",
+    method: str = "directions",
 ) -> pd.DataFrame:
     r"""Draw words for k concepts without meaning, as a baseline for the words of real concepts.
 
@@ -113,11 +108,11 @@ def random_words(
     seed : int, default 0
         Seed of the random directions or words.
     norm : bool, default True
-        Whether directions go through the model's final norm, as in :func:`words`; "vocabulary" does
-        not use it.
+        Whether directions go through the model's final norm, as in :func:`concept_words`;
+        "vocabulary" does not use it.
     words : WordFilter
         The words that compete; by default common English words.
-    how : {"directions", "vocabulary"}, default "directions"
+    method : {"directions", "vocabulary"}, default "directions"
         "directions" decodes random directions from :math:`U[0, 1)^d`, which share a mean, so many
         words recur (Rnd-Words of Parekh et al., 2024, arXiv 2406.08074). "vocabulary" draws n
         different words of those that pass the filter, with equal probability.
@@ -130,24 +125,23 @@ def random_words(
 
     Raises
     ------
-    SelectionError
-        If k or n is below 1, ``how`` is unknown, or the model has no tokenizer.
-    WordListError
-        If no word of the vocabulary passes the filter.
+    InputError
+        If k or n is below 1, ``method`` is unknown, or the model has no tokenizer. If no word of
+        the vocabulary passes the filter.
 
     Examples
     --------
     >>> from xlvlms_tutorial.methods.concepts import random_words
-    >>> table = random_words(vlm, k=2, n=3, how="vocabulary")
+    >>> table = random_words(vlm, k=2, n=3, method="vocabulary")
     >>> len(table), table["score"].isna().all().item()
     (6, True)
     >>> table.groupby("concept")["word"].nunique().tolist()
     [3, 3]
     """
-    require_one_of(how, REFERENCES, "reference")
+    require_one_of(method, RANDOM_WORD_METHODS, "reference")
     whole("k", k)
     random = torch.Generator().manual_seed(seed)
-    if how == "directions":
+    if method == "directions":
         directions = torch.rand(k, vlm.width, generator=random)
         return _decoded(vlm, _directions(vlm, directions, None, norm), n, norm, words)
     allowed = _admissible(vlm, n, words)
@@ -160,12 +154,13 @@ def random_words(
 def as_lists(table: pd.DataFrame) -> dict[int, list[str]]:
     """List the words of each concept in the order of their rank.
 
-    Use it to go from the table of :func:`words` to lists, as the metrics of grounding take them.
+    Use it to go from the table of :func:`concept_words` to lists, as the metrics of grounding take
+    them.
 
     Parameters
     ----------
     table : DataFrame
-        A table with columns ``concept``, ``rank`` and ``word``, from :func:`words` or
+        A table with columns ``concept``, ``rank`` and ``word``, from :func:`concept_words` or
         :func:`random_words`.
 
     Returns
@@ -175,7 +170,7 @@ def as_lists(table: pd.DataFrame) -> dict[int, list[str]]:
 
     Raises
     ------
-    EstimateError
+    InputError
         If the table lacks one of these columns.
 
     Examples
@@ -262,21 +257,21 @@ def _directions(
     if mean is not None:
         offset = torch.as_tensor(mean).detach().to(directions)
         if offset.shape != directions.shape[1:]:
-            raise ComparisonError(
+            raise incomparable(
                 "widths",
                 f"a mean of {tuple(offset.shape)}",
                 f"directions of {directions.shape[1]}",
                 "give their own mean",
             )
         if not torch.isfinite(offset).all():
-            raise ActivationsError(
+            raise InputError(
                 "the mean holds NaN or infinite values", "check the states that it is taken of"
             )
         directions = directions - offset
     length = directions.norm(dim=1, keepdim=True)
     zero = (length == 0).flatten().nonzero().flatten().tolist()
     if zero:
-        raise ActivationsError(
+        raise InputError(
             f"directions {', '.join(map(str, zero))} are zero and say nothing",
             "leave out concepts that are never used",
         )

@@ -6,15 +6,15 @@ Top words, entropy and divergence of these distributions, and the tokens that co
 from xlvlms_tutorial.methods.logit_lens.measures import (
     KINDS,
     consecutive_divergence,
-    contrast,
-    divergence,
     divergence_profile,
     entropy,
     entropy_profile,
     histogram,
+    kl_divergence,
     mean_distribution,
+    modality_divergence,
     relative_entropy,
-    top_words,
+    top_tokens,
 )
 from xlvlms_tutorial.methods.logit_lens.wordlists import ENGLISH, WordFilter
 
@@ -23,13 +23,13 @@ __all__ = [
     "KINDS",
     "WordFilter",
     "consecutive_divergence",
-    "contrast",
-    "divergence",
     "divergence_profile",
     "entropy",
     "entropy_profile",
     "histogram",
+    "kl_divergence",
     "mean_distribution",
+    "modality_divergence",
     "relative_entropy",
-    "top_words",
+    "top_tokens",
 ]

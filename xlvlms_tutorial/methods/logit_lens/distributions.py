@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.linalg import vecdot
 
-from xlvlms_tutorial.errors import ActivationsError, ComparisonError, SelectionError
+from xlvlms_tutorial.errors import InputError, incomparable
 from xlvlms_tutorial.models import anatomy
 from xlvlms_tutorial.models.vlm import VLM
 
@@ -28,22 +28,20 @@ def check(vlm: VLM, states: Float[Tensor, "n d"]) -> None:
 
     Raises
     ------
-    ActivationsError
-        If there are no states, or one is NaN or infinite.
-    ComparisonError
-        If they are not as wide as the model.
+    InputError
+        If there are no states, or one is NaN or infinite. If they are not as wide as the model.
     """
     if states.shape[-1] != vlm.width:
-        raise ComparisonError(
+        raise incomparable(
             "widths",
             f"states of {states.shape[-1]}",
             f"{vlm.width} of {vlm.name}",
             "read states with their own model",
         )
     if not len(states):
-        raise ActivationsError("there are no states", "give at least one")
+        raise InputError("there are no states", "give at least one")
     if not torch.isfinite(states).all():
-        raise ActivationsError(
+        raise InputError(
             "the states hold NaN or infinite values",
             "keep them in float32 or bfloat16, and check the inputs",
         )
@@ -52,7 +50,7 @@ def check(vlm: VLM, states: Float[Tensor, "n d"]) -> None:
 def check_logits(*numbers: Tensor) -> None:
     """Refuse logits, or numbers made of them, that are NaN or infinite."""
     if not all(torch.isfinite(part).all() for part in numbers):
-        raise ActivationsError(
+        raise InputError(
             "the logits hold NaN or infinite values", "load the model in float32 or bfloat16"
         )
 
@@ -60,7 +58,7 @@ def check_logits(*numbers: Tensor) -> None:
 def require_tokenizer(vlm: VLM) -> None:
     """Refuse a model whose tokens cannot be read as words."""
     if vlm.tokenizer is None:
-        raise SelectionError(
+        raise InputError(
             "this model came without a tokenizer, so its words have no names",
             "load it with its processor",
         )
@@ -134,7 +132,7 @@ def exponentials(z: Float[Tensor, "c v"]) -> tuple[Float[Tensor, "c v"], Float[T
 
     Raises
     ------
-    ActivationsError
+    InputError
         If a logit is NaN or infinite.
     """
     low, high = z.aminmax(dim=-1)
@@ -165,7 +163,7 @@ def cosines(z: Float[Tensor, "c v"], y: Float[Tensor, "c v"]) -> Float[Tensor, "
     return (vecdot(e, f) / (e.norm(dim=-1) * f.norm(dim=-1))).clamp_(max=1)
 
 
-def moves(
+def layer_divergence(
     vlm: VLM,
     states: dict[int, Float[Tensor, "n d"]],
     step: int,
@@ -258,7 +256,7 @@ def _probabilities(
     return probabilities, torch.cat(entropy)
 
 
-def means(
+def mean_distributions(
     vlm: VLM, states: Float[Tensor, "n d"], groups: Int[Tensor, "n"], norm: bool, logs: bool = False
 ) -> tuple[Float[Tensor, "g v"], Float[Tensor, "g v"] | None, Float[Tensor, "g"]]:
     """Compute means over groups of states, in one pass.

@@ -17,15 +17,15 @@ from jaxtyping import Float, Int
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from xlvlms_tutorial.activations.activations import States
-from xlvlms_tutorial.errors import (
-    ActivationsError,
-    ComparisonError,
-    EstimateError,
-    SelectionError,
-)
+from xlvlms_tutorial.activations.activations import Activations
+from xlvlms_tutorial.errors import InputError, incomparable, no_estimate
 from xlvlms_tutorial.methods.logit_lens import distributions
-from xlvlms_tutorial.metrics.intervals import Estimate, bootstrap, interval, resampled_shares
+from xlvlms_tutorial.metrics.intervals import (
+    Estimate,
+    bootstrap,
+    percentile_interval,
+    resampled_shares,
+)
 from xlvlms_tutorial.models.spans import decode
 from xlvlms_tutorial.models.vlm import VLM
 from xlvlms_tutorial.validation import require_one_of, require_same_length
@@ -57,10 +57,9 @@ def entropy(vlm: VLM, states: Float[Tensor, "n d"], norm: bool = True) -> Float[
 
     Raises
     ------
-    ActivationsError
-        If there are no states, or a state or a logit is NaN or infinite.
-    ComparisonError
-        If the states are not as wide as the model.
+    InputError
+        If there are no states, or a state or a logit is NaN or infinite. If the states are not as
+        wide as the model.
 
     Examples
     --------
@@ -75,7 +74,7 @@ def entropy(vlm: VLM, states: Float[Tensor, "n d"], norm: bool = True) -> Float[
     return distributions.by_rows(vlm, distributions.entropies, norm, states)
 
 
-def divergence(
+def kl_divergence(
     vlm: VLM,
     p: Float[Tensor, "n d"],
     q: Float[Tensor, "m _"],
@@ -108,23 +107,19 @@ def divergence(
 
     Raises
     ------
-    ActivationsError
-        If a side has no states, or a state or a logit is NaN or infinite.
-    ComparisonError
-        If the states are not as wide as the model.
-    LengthError
-        If matched sides differ in length.
-    SelectionError
-        If ``pairs`` is neither "matched" nor "all".
+    InputError
+        If a side has no states, or a state or a logit is NaN or infinite. If the states are not as
+        wide as the model. If matched sides differ in length. If ``pairs`` is neither "matched" nor
+        "all".
 
     Examples
     --------
     >>> import torch
-    >>> from xlvlms_tutorial.methods.logit_lens import divergence
+    >>> from xlvlms_tutorial.methods.logit_lens import kl_divergence
     >>> states = torch.eye(2, 576)
-    >>> divergence(vlm, states, states).round(decimals=2).tolist()
+    >>> kl_divergence(vlm, states, states).round(decimals=2).tolist()
     [0.0, 0.0]
-    >>> divergence(vlm, states, torch.eye(3, 576), pairs="all").shape
+    >>> kl_divergence(vlm, states, torch.eye(3, 576), pairs="all").shape
     torch.Size([2, 3])
     """
     distributions.check(vlm, p)
@@ -163,12 +158,9 @@ def mean_distribution(
 
     Raises
     ------
-    ActivationsError
-        If there are no states, or a state or a logit is NaN or infinite.
-    ComparisonError
-        If the states are not as wide as the model.
-    LengthError
-        If ``groups`` has another length than ``states``.
+    InputError
+        If there are no states, or a state or a logit is NaN or infinite. If the states are not as
+        wide as the model. If ``groups`` has another length than ``states``.
 
     Examples
     --------
@@ -181,7 +173,7 @@ def mean_distribution(
     distributions.check(vlm, states)
     labels = np.zeros(len(states), dtype=int) if groups is None else np.asarray(groups)
     require_same_length(states=states, groups=labels)
-    means, _, _ = distributions.means(vlm, states, _numbered(labels), norm)
+    means, _, _ = distributions.mean_distributions(vlm, states, _numbered(labels), norm)
     means = means.cpu()
     return means[0] if groups is None else means
 
@@ -189,7 +181,7 @@ def mean_distribution(
 def relative_entropy(p: Float[Tensor, "*n v"], q: Float[Tensor, "*m w"]) -> Float[Tensor, "*k"]:
     r"""Compute the Kullback-Leibler divergence of probability vectors, in nats.
 
-    Use it for means of :func:`mean_distribution`; :func:`divergence` takes states instead.
+    Use it for means of :func:`mean_distribution`; :func:`kl_divergence` takes states instead.
     :math:`\sum_v p_v \log (p_v / q_v)`. Nothing is smoothed: a token with p = 0 adds nothing, and a
     token with q = 0 and p > 0 makes the divergence infinite.
 
@@ -207,10 +199,8 @@ def relative_entropy(p: Float[Tensor, "*n v"], q: Float[Tensor, "*m w"]) -> Floa
 
     Raises
     ------
-    ComparisonError
-        If the vectors are over vocabularies of different sizes.
-    ActivationsError
-        If a vector is not a distribution.
+    InputError
+        If the vectors are over vocabularies of different sizes. If a vector is not a distribution.
 
     Examples
     --------
@@ -223,7 +213,7 @@ def relative_entropy(p: Float[Tensor, "*n v"], q: Float[Tensor, "*m w"]) -> Floa
     inf
     """
     if p.shape[-1] != q.shape[-1]:
-        raise ComparisonError(
+        raise incomparable(
             "vocabularies",
             p.shape[-1],
             q.shape[-1],
@@ -232,7 +222,7 @@ def relative_entropy(p: Float[Tensor, "*n v"], q: Float[Tensor, "*m w"]) -> Floa
     p64, q64 = p.double(), q.double()
     for name, side in (("p", p64), ("q", q64)):
         if not _are_distributions(side):
-            raise ActivationsError(
+            raise InputError(
                 f"{name} holds vectors that are not distributions",
                 "give numbers of 0 or more that sum to 1",
             )
@@ -247,7 +237,7 @@ def _are_distributions(p: Float[Tensor, "*n v"]) -> bool:
     return bool(torch.isclose(sums, p.new_ones(()), rtol=0, atol=1e-3).all())
 
 
-def top_words(
+def top_tokens(
     vlm: VLM, states: Float[Tensor, "n d"], k: int = 5, norm: bool = True
 ) -> pd.DataFrame:
     """List the k most probable tokens of each state.
@@ -274,18 +264,15 @@ def top_words(
 
     Raises
     ------
-    ActivationsError
-        If there are no states, or a state or a logit is NaN or infinite.
-    ComparisonError
-        If the states are not as wide as the model.
-    SelectionError
-        If k is not between 1 and V, or the model has no tokenizer.
+    InputError
+        If there are no states, or a state or a logit is NaN or infinite. If the states are not as
+        wide as the model. If k is not between 1 and V, or the model has no tokenizer.
 
     Examples
     --------
     >>> import torch
-    >>> from xlvlms_tutorial.methods.logit_lens import top_words
-    >>> table = top_words(vlm, torch.eye(2, 576), k=2)
+    >>> from xlvlms_tutorial.methods.logit_lens import top_tokens
+    >>> table = top_tokens(vlm, torch.eye(2, 576), k=2)
     >>> table.columns.tolist()
     ['row', 'rank', 'token_id', 'word', 'probability']
     >>> table[["row", "rank"]].to_numpy().tolist()
@@ -327,12 +314,9 @@ def histogram(
 
     Raises
     ------
-    ActivationsError
-        If there are no states, or a state or a logit is NaN or infinite.
-    ComparisonError
-        If the states are not as wide as the model.
-    SelectionError
-        If k is not between 1 and V, or the model has no tokenizer.
+    InputError
+        If there are no states, or a state or a logit is NaN or infinite. If the states are not as
+        wide as the model. If k is not between 1 and V, or the model has no tokenizer.
 
     Examples
     --------
@@ -351,7 +335,11 @@ def histogram(
 
 
 def entropy_profile(
-    vlm: VLM, states: States, layers: Iterable[int] | None = None, norm: bool = True, seed: int = 0
+    vlm: VLM,
+    states: Activations,
+    layers: Iterable[int] | None = None,
+    norm: bool = True,
+    seed: int = 0,
 ) -> pd.DataFrame:
     """Average the entropy of tokens at each layer, with intervals.
 
@@ -361,7 +349,7 @@ def entropy_profile(
     ----------
     vlm : VLM
         The model whose unembedding reads the states.
-    states : States
+    states : Activations
         Captured activations of two samples or more.
     layers : iterable of int, optional
         Layers among the captured ones. None means all of them.
@@ -378,14 +366,11 @@ def entropy_profile(
 
     Raises
     ------
-    ActivationsError
-        If there are no states, or a state or a logit is NaN or infinite.
-    ComparisonError
-        If the states are not as wide as the model.
-    LayerError, SelectionError
+    InputError
+        If there are no states, or a state or a logit is NaN or infinite. If the states are not as
+        wide as the model. If a layer was not captured. If the states are of fewer than two samples.
+    LayerError
         If a layer was not captured.
-    EstimateError
-        If the states are of fewer than two samples.
 
     Examples
     --------
@@ -403,7 +388,7 @@ def entropy_profile(
 
 def consecutive_divergence(
     vlm: VLM,
-    states: States,
+    states: Activations,
     step: int = 1,
     norm: bool = True,
     measure: str = "divergence",
@@ -417,7 +402,7 @@ def consecutive_divergence(
     ----------
     vlm : VLM
         The model whose unembedding reads the states.
-    states : States
+    states : Activations
         Captured activations of two samples or more, at layers that are ``step`` apart.
     step : int, default 1
         Distance of the two layers.
@@ -437,15 +422,10 @@ def consecutive_divergence(
 
     Raises
     ------
-    ActivationsError
-        If there are no states, or a state or a logit is NaN or infinite.
-    ComparisonError
-        If the states are not as wide as the model.
-    SelectionError
-        If the step is below 1, no two captured layers are that far
-        apart, or the measure is unknown.
-    EstimateError
-        If the states are of fewer than two samples.
+    InputError
+        If there are no states, or a state or a logit is NaN or infinite. If the states are not as
+        wide as the model. If the step is below 1, no two captured layers are that far apart, or the
+        measure is unknown. If the states are of fewer than two samples.
 
     Examples
     --------
@@ -463,23 +443,23 @@ def consecutive_divergence(
     captured = set(states.layers)
     layers = [layer for layer in states.layers if {layer - step, layer + step} & captured]
     if step < 1 or not layers:
-        raise SelectionError(
+        raise InputError(
             f"no two layers are a step of {step} apart",
             f"captured: {', '.join(map(str, states.layers))}",
         )
     for layer in layers:
         distributions.check(vlm, states[layer])
     by_layer = {layer: states[layer] for layer in layers}
-    values = distributions.moves(vlm, by_layer, step, norm, measures[measure])
+    values = distributions.layer_divergence(vlm, by_layer, step, norm, measures[measure])
     table = _by_layer(values, states, seed)
     table.insert(1, "to", table["layer"] + step)
     return table
 
 
-def contrast(
+def modality_divergence(
     vlm: VLM,
-    perceptual: States,
-    textual: States,
+    perceptual: Activations,
+    textual: Activations,
     layer: int,
     norm: bool = True,
     n_tokens: int | None = 16,
@@ -498,9 +478,9 @@ def contrast(
     ----------
     vlm : VLM
         The model whose unembedding reads the states.
-    perceptual : States
+    perceptual : Activations
         Captured activations of image, video or audio tokens.
-    textual : States
+    textual : Activations
         Captured activations of text tokens of the same samples, three or more.
     layer : int
         The layer to compare, captured in both.
@@ -520,22 +500,20 @@ def contrast(
 
     Raises
     ------
-    ActivationsError
-        If a state or a logit is NaN or infinite.
-    ComparisonError
-        If the two are not of the same model and samples, or not as wide as the model.
-    LayerError, SelectionError
+    InputError
+        If a state or a logit is NaN or infinite. If the two are not of the same model and samples,
+        or not as wide as the model. If the layer was not captured, or ``n_tokens`` is below 1. If
+        there are fewer than three samples.
+    LayerError
         If the layer was not captured, or ``n_tokens`` is below 1.
-    EstimateError
-        If there are fewer than three samples.
 
     Examples
     --------
     >>> from xlvlms_tutorial.activations import capture
-    >>> from xlvlms_tutorial.methods.logit_lens import contrast
+    >>> from xlvlms_tutorial.methods.logit_lens import modality_divergence
     >>> perceptual = capture(vlm, samples, layers=15, span="image", reduce=None)
     >>> textual = capture(vlm, samples, layers=15, span="question", reduce=None)
-    >>> estimates = contrast(vlm, perceptual, textual, layer=15, n_tokens=2)
+    >>> estimates = modality_divergence(vlm, perceptual, textual, layer=15, n_tokens=2)
     >>> {kind: estimate.n for kind, estimate in estimates.items()}
     {'P against T': 8, 'T against other T': 8, 'difference': 16}
     """
@@ -544,10 +522,10 @@ def contrast(
     t, t_samples = _random_tokens(textual, layer, n_tokens, seed)
     distributions.check(vlm, p)
     distributions.check(vlm, t)
-    mean, logs, entropies = distributions.means(vlm, t, t_samples, norm, logs=True)
+    mean, logs, entropies = distributions.mean_distributions(vlm, t, t_samples, norm, logs=True)
     from_t = -entropies[:, None] - mean @ logs.T
     del mean  # it is the largest array, and P needs another one of this size
-    mean, _, entropies = distributions.means(vlm, p, p_samples, norm)
+    mean, _, entropies = distributions.mean_distributions(vlm, p, p_samples, norm)
     from_p = -entropies[:, None] - mean @ logs.T
     return _estimates(
         from_p.clamp_(min=0).double().cpu().numpy(),
@@ -560,8 +538,8 @@ def contrast(
 
 def divergence_profile(
     vlm: VLM,
-    perceptual: States,
-    textual: States,
+    perceptual: Activations,
+    textual: Activations,
     layers: Iterable[int] | None = None,
     norm: bool = True,
     n_tokens: int | None = 16,
@@ -570,15 +548,15 @@ def divergence_profile(
     """Compare the divergence of perceptual from textual tokens with that among texts, by layer.
 
     Use it to see at which depth image (or video, audio) tokens come to predict what text tokens
-    predict. Each layer is an estimate of :func:`contrast`.
+    predict. Each layer is an estimate of :func:`modality_divergence`.
 
     Parameters
     ----------
     vlm : VLM
         The model whose unembedding reads the states.
-    perceptual : States
+    perceptual : Activations
         Captured activations of image, video or audio tokens.
-    textual : States
+    textual : Activations
         Captured activations of text tokens of the same samples, three or more.
     layers : iterable of int, optional
         Layers captured in both. None means all layers of ``perceptual``.
@@ -597,14 +575,12 @@ def divergence_profile(
 
     Raises
     ------
-    ActivationsError
-        If a state or a logit is NaN or infinite.
-    ComparisonError
-        If the two are not of the same model and samples, or not as wide as the model.
-    LayerError, SelectionError
+    InputError
+        If a state or a logit is NaN or infinite. If the two are not of the same model and samples,
+        or not as wide as the model. If a layer was not captured, or ``n_tokens`` is below 1. If
+        there are fewer than three samples.
+    LayerError
         If a layer was not captured, or ``n_tokens`` is below 1.
-    EstimateError
-        If there are fewer than three samples.
 
     Examples
     --------
@@ -618,13 +594,13 @@ def divergence_profile(
     """
     rows = []
     for layer in perceptual.layers if layers is None else layers:
-        estimates = contrast(vlm, perceptual, textual, layer, norm, n_tokens, seed)
+        estimates = modality_divergence(vlm, perceptual, textual, layer, norm, n_tokens, seed)
         for kind, estimate in estimates.items():
             rows.append({"layer": layer, "kind": kind, **estimate.asdict()})
     return pd.DataFrame(rows)
 
 
-def _by_layer(values: dict[int, Tensor], states: States, seed: int) -> pd.DataFrame:
+def _by_layer(values: dict[int, Tensor], states: Activations, seed: int) -> pd.DataFrame:
     """The mean of the values of each layer, with a bootstrap over samples."""
     samples = states.table["sample"]
     rows = []
@@ -634,24 +610,24 @@ def _by_layer(values: dict[int, Tensor], states: States, seed: int) -> pd.DataFr
     return pd.DataFrame(rows)
 
 
-def _check_sides(perceptual: States, textual: States) -> None:
+def _check_sides(perceptual: Activations, textual: Activations) -> None:
     for name in ("model", "revision"):
         p_value, t_value = perceptual.provenance.get(name), textual.provenance.get(name)
         if p_value != t_value:
-            raise ComparisonError(
+            raise incomparable(
                 f"{name}s", p_value, t_value, "capture both kinds of tokens from one model"
             )
     p_ids = dict(perceptual.table[["sample", "id"]].to_numpy())
     t_ids = dict(textual.table[["sample", "id"]].to_numpy())
     if p_ids != t_ids:
-        raise ComparisonError(
+        raise incomparable(
             "samples",
             f"{len(p_ids)} with perceptual tokens",
             f"{len(t_ids)} with textual ones",
             "capture both kinds of tokens of the same samples",
         )
     if 0 < len(p_ids) < 3:
-        raise EstimateError(
+        raise no_estimate(
             "the bootstrap over pairs of samples", f"{len(p_ids)} samples", "3 or more"
         )
 
@@ -659,7 +635,7 @@ def _check_sides(perceptual: States, textual: States) -> None:
 def _check_k(vlm: VLM, states: Tensor, k: int) -> None:
     distributions.check(vlm, states)
     if not 1 <= k <= distributions.size(vlm):
-        raise SelectionError(
+        raise InputError(
             f"k is {k}", f"allowed: 1 to {distributions.size(vlm)}, the size of the vocabulary"
         )
     distributions.require_tokenizer(vlm)
@@ -674,14 +650,14 @@ def _numbered(labels: np.ndarray) -> Int[Tensor, "n"]:
 
 
 def _random_tokens(
-    states: States, layer: int, n_tokens: int | None, seed: int
+    states: Activations, layer: int, n_tokens: int | None, seed: int
 ) -> tuple[Tensor, Int[Tensor, "n"]]:
     """States of ``n_tokens`` random tokens of each sample, or of all of them.
 
     The sample of each state comes with them, numbered from 0.
     """
     if n_tokens is not None and n_tokens < 1:
-        raise SelectionError(f"n_tokens is {n_tokens}", "allowed: 1 or more, or None for all")
+        raise InputError(f"n_tokens is {n_tokens}", "allowed: 1 or more, or None for all")
     samples = states.table["sample"]
     shuffled = samples.sample(frac=1, random_state=seed)
     rows = np.sort(shuffled.groupby(shuffled).head(n_tokens or len(samples)).index.to_numpy())
@@ -718,5 +694,5 @@ def _estimates(
     )
     estimates = {}
     for kind, (resampled, n_tokens) in zip(KINDS, results, strict=True):
-        estimates[kind] = interval(float(resampled[0]), resampled[1:], n_tokens)
+        estimates[kind] = percentile_interval(float(resampled[0]), resampled[1:], n_tokens)
     return estimates

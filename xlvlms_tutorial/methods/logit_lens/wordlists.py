@@ -18,7 +18,7 @@ from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from xlvlms_tutorial.errors import SelectionError, WordListError
+from xlvlms_tutorial.errors import InputError
 
 KEPT = 8  # number of filters that are cached for each tokenizer
 _DIGITS, _LETTERS = r"\d+(?:[.,]\d+)?", r"[^\W\d_]+(?:['’-][^\W\d_]+)*"
@@ -52,7 +52,7 @@ class WordFilter:
 
     Raises
     ------
-    SelectionError
+    InputError
         If ``words`` or ``stop`` is a single text, which would be read as a list of letters.
 
     Examples
@@ -74,7 +74,7 @@ class WordFilter:
         for name in ("words", "stop"):
             words = getattr(self, name)
             if isinstance(words, str):
-                raise SelectionError(f"{name} is the text {words!r}", "give a set of words")
+                raise InputError(f"{name} is the text {words!r}", "give a set of words")
             if words is not None:
                 object.__setattr__(self, name, frozenset(word.lower() for word in words))
 
@@ -148,7 +148,7 @@ def admissible(
 
     Raises
     ------
-    WordListError
+    InputError
         If no word passes, or ``wordfreq`` knows no words of the language.
     """
     cache = _known.setdefault(tokenizer, OrderedDict())
@@ -174,7 +174,7 @@ def _passing(
             passing.append(word)
             ids.append(token)
     if not ids:
-        raise WordListError(
+        raise InputError(
             "no word of this vocabulary passes the filter",
             "give more words, or lower min_frequency (0 admits every run of letters) or min_length",
         )
@@ -214,7 +214,7 @@ def _frequencies(words: WordFilter) -> dict[str, float]:
         return {}
     languages = wordfreq.available_languages("best")
     if words.language not in languages:  # the package would take the nearest language it knows
-        raise WordListError(
+        raise InputError(
             f"no word frequencies of language {words.language!r}",
             f"there are those of {', '.join(sorted(languages))}; or give words",
         )

@@ -10,15 +10,15 @@ from xlvlms_tutorial.methods.pruning.calibration import (
     fingerprint,
     linear_maps,
 )
-from xlvlms_tutorial.methods.pruning.masks import Masks, independent_iou, overlap
-from xlvlms_tutorial.methods.pruning.scores import magnitude, random_masks, scores, wanda
+from xlvlms_tutorial.methods.pruning.masks import Masks, independent_iou, mask_overlap
+from xlvlms_tutorial.methods.pruning.scores import magnitude_masks, random_masks, scores, wanda
 from xlvlms_tutorial.methods.pruning.sparsify import (
     alpha_subnet,
     apply_masks,
-    matched,
-    nm,
+    match_sparsity,
+    n_m_masks,
 )
-from xlvlms_tutorial.methods.pruning.structured import cut_neurons, neuron_scores, remove_blocks
+from xlvlms_tutorial.methods.pruning.structured import neuron_scores, prune_blocks, prune_neurons
 
 __all__ = [
     "Calibration",
@@ -27,17 +27,17 @@ __all__ = [
     "apply_masks",
     "calibrate",
     "calibrate_on",
-    "cut_neurons",
     "fingerprint",
     "independent_iou",
     "linear_maps",
-    "magnitude",
-    "matched",
+    "magnitude_masks",
+    "mask_overlap",
+    "match_sparsity",
+    "n_m_masks",
     "neuron_scores",
-    "nm",
-    "overlap",
+    "prune_blocks",
+    "prune_neurons",
     "random_masks",
-    "remove_blocks",
     "scores",
     "wanda",
 ]

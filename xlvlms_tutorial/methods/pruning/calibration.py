@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from xlvlms_tutorial.activations.hooks import span_mask
-from xlvlms_tutorial.errors import ActivationsError, ComparisonError, SelectionError
+from xlvlms_tutorial.errors import InputError, incomparable
 from xlvlms_tutorial.methods.pruning.masks import Key, joined
 from xlvlms_tutorial.models import anatomy
 from xlvlms_tutorial.models.batching import batches
@@ -73,7 +73,7 @@ class Calibration:
 
     def __add__(self, other: "Calibration") -> "Calibration":
         if self.fingerprint != other.fingerprint:
-            raise ComparisonError(
+            raise incomparable(
                 "weights behind two calibrations",
                 self,
                 other,
@@ -108,13 +108,11 @@ class Calibration:
 
         Raises
         ------
-        SelectionError
-            If there is no such map.
-        ActivationsError
-            If the map was never used.
+        InputError
+            If there is no such map. If the map was never used.
         """
         if (layer, name) not in self.squares:
-            raise SelectionError(
+            raise InputError(
                 f"no linear map {name!r} in layer {layer}",
                 f"there are: {', '.join(f'{k} {n}' for k, n in self.squares)}",
             )
@@ -166,15 +164,12 @@ def calibrate(
 
     Raises
     ------
-    SelectionError
-        If there are no samples, the batch size is below 1, or a linear map is quantised, adapted
-        or offloaded, or sees other positions than those of the sequence.
-    LengthError
-        If the numbers of samples and answers differ.
+    InputError
+        If there are no samples, the batch size is below 1, or a linear map is quantised, adapted or
+        offloaded, or sees other positions than those of the sequence. If the numbers of samples and
+        answers differ. If an activation that counts is NaN or infinite, with its layer and map.
     SpanError
         If this model, or some sample, has no positions of the span.
-    ActivationsError
-        If an activation that counts is NaN or infinite, with its layer and map.
 
     Examples
     --------
@@ -215,13 +210,12 @@ def calibrate_on(
 
     Raises
     ------
-    SelectionError
+    InputError
         If there are no batches, a linear map is quantised, adapted or offloaded, or sees other
-        positions than those of the sequence.
+        positions than those of the sequence. If an activation that counts is NaN or infinite, with
+        its layer and map.
     SpanError
         If this model, or some sample, has no positions of the span.
-    ActivationsError
-        If an activation that counts is NaN or infinite, with its layer and map.
 
     Examples
     --------
@@ -267,7 +261,7 @@ def linear_maps(vlm: VLM) -> dict[Key, nn.Module]:
 
     Raises
     ------
-    SelectionError
+    InputError
         If there are none, or one is quantised, adapted or offloaded, so that its weights are
         not what the model computes with.
 
@@ -315,7 +309,7 @@ def fingerprint(vlm: VLM) -> str:
 
     Raises
     ------
-    SelectionError
+    InputError
         If the model has no linear maps, or one is quantised, adapted or offloaded.
 
     Examples
@@ -324,8 +318,13 @@ def fingerprint(vlm: VLM) -> str:
     >>> from transformers import LlamaConfig, LlamaForCausalLM
     >>> from xlvlms_tutorial import VLM
     >>> from xlvlms_tutorial.methods.pruning import fingerprint
-    >>> config = LlamaConfig(vocab_size=8, hidden_size=8, intermediate_size=12,
-    ...                      num_hidden_layers=2, num_attention_heads=2)
+    >>> config = LlamaConfig(
+    ...     vocab_size=8,
+    ...     hidden_size=8,
+    ...     intermediate_size=12,
+    ...     num_hidden_layers=2,
+    ...     num_attention_heads=2,
+    ... )
     >>> small = VLM(LlamaForCausalLM(config), None, "small")
     >>> before = fingerprint(small)
     >>> with torch.no_grad():
@@ -393,9 +392,7 @@ class _Meter:
                     "look for a number format that is too narrow (load in bfloat16 or "
                     "float32), or for damaged weights"
                 )
-                raise ActivationsError(
-                    f"NaN or infinite activations enter layer {layer} {name}", advice
-                )
+                raise InputError(f"NaN or infinite activations enter layer {layer} {name}", advice)
             self.squares[layer, name] += wide
             self.tokens[layer, name] += n
 
@@ -414,7 +411,7 @@ class _Meter:
         elif len(rows) == len(self._mask):
             selected = self._positions
         else:
-            raise SelectionError(
+            raise InputError(
                 f"layer {key[0]} {key[1]} sees {len(rows)} rows for {len(self._mask)} positions",
                 "give a model whose linear maps see every position (no routing to experts)",
             )

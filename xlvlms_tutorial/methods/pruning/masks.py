@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from xlvlms_tutorial.errors import ComparisonError, RecordError, SelectionError
+from xlvlms_tutorial.errors import FileError, InputError, damaged_record, incomparable
 from xlvlms_tutorial.io import load_tensors, save_tensors
 from xlvlms_tutorial.models.vlm import VLM
 from xlvlms_tutorial.validation import require, require_activations, require_equal
@@ -55,7 +55,7 @@ class Masks:
 
     Raises
     ------
-    SelectionError
+    InputError
         If there are no masks, or bytes and shapes do not go together.
 
     Examples
@@ -155,13 +155,13 @@ class Masks:
 
         Raises
         ------
-        SelectionError
+        InputError
             If there is no mask of this map.
         """
         if (layer, name) not in self.packed:
             names = ", ".join(dict.fromkeys(map_name for _, map_name in self.packed))
             layers = f"layers {min(self.packed)[0]} to {max(self.packed)[0]}"
-            raise SelectionError(
+            raise InputError(
                 f"no mask of layer {layer} {name!r}", f"there are {layers}, with {names}"
             )
         shape = self.shapes[layer, name]
@@ -185,18 +185,23 @@ class Masks:
 
         Raises
         ------
-        ComparisonError
+        InputError
             If the model has no such linear map, or one of another shape.
 
         Examples
         --------
         >>> from transformers import LlamaConfig, LlamaForCausalLM
         >>> from xlvlms_tutorial import VLM
-        >>> from xlvlms_tutorial.methods.pruning import magnitude
-        >>> config = LlamaConfig(vocab_size=8, hidden_size=8, intermediate_size=12,
-        ...                      num_hidden_layers=2, num_attention_heads=2)
+        >>> from xlvlms_tutorial.methods.pruning import magnitude_masks
+        >>> config = LlamaConfig(
+        ...     vocab_size=8,
+        ...     hidden_size=8,
+        ...     intermediate_size=12,
+        ...     num_hidden_layers=2,
+        ...     num_attention_heads=2,
+        ... )
         >>> small = VLM(LlamaForCausalLM(config), None, "small")
-        >>> tensors = magnitude(small, sparsity=0.5, layers=1).tensors(small)
+        >>> tensors = magnitude_masks(small, sparsity=0.5, layers=1).tensors(small)
         >>> tuple(tensors["model.layers.0.mlp.up_proj"].shape)
         (12, 8)
         """
@@ -262,7 +267,7 @@ class Masks:
         r"""Measure the overlap of the kept weights of each linear map.
 
         Intersection over union, :math:`|K_1 \cap K_2| / |K_1 \cup K_2|`, counted in the packed
-        bits. Use :func:`overlap` for one number a pair of masks.
+        bits. Use :func:`mask_overlap` for one number a pair of masks.
 
         Parameters
         ----------
@@ -278,10 +283,9 @@ class Masks:
 
         Raises
         ------
-        ComparisonError
-            If the masks are of other weights, maps or shapes.
-        ActivationsError
-            If neither mask keeps a weight of some map: then the ratio has no value.
+        InputError
+            If the masks are of other weights, maps or shapes. If neither mask keeps a weight of
+            some map: then the ratio has no value.
         """
         self._require_same(other)
         rows = []
@@ -314,7 +318,7 @@ class Masks:
 
         Raises
         ------
-        OutputError
+        FileError
             If the file cannot be written.
         """
         shapes = [(*key, *shape) for key, shape in self.shapes.items()]
@@ -344,19 +348,19 @@ class Masks:
 
         Raises
         ------
-        RecordError
+        FileError
             If there is no such file, or it is no file of masks, or is damaged.
         """
         try:
             arrays, metadata = load_tensors(path, "np")
             if metadata.get("format") != _FORMAT:
-                raise RecordError(path, "no file of masks")
+                raise damaged_record(path, "no file of masks")
             shapes = {}
             for layer, name, rows, columns in json.loads(metadata["shapes"]):
                 shapes[int(layer), str(name)] = (int(rows), int(columns))
             packed = {key: arrays[_stored(key)] for key in shapes}
             return Masks(packed, shapes, metadata["model"], metadata["fingerprint"])
-        except RecordError:
+        except FileError:
             raise
         except (
             OSError,
@@ -366,7 +370,7 @@ class Masks:
             AttributeError,
             RecursionError,
         ) as cause:
-            raise RecordError(path, f"no file of masks, or damaged ({cause})") from cause
+            raise damaged_record(path, f"no file of masks, or damaged ({cause})") from cause
 
     def _with(
         self, second: "Masks", combine: Callable[[np.ndarray, np.ndarray], np.ndarray]
@@ -378,14 +382,14 @@ class Masks:
     def _require_same(self, second: "Masks") -> None:
         advice = "compare masks of the same weights, those of the same linear maps"
         if self.fingerprint != second.fingerprint:
-            raise ComparisonError("weights behind two masks", self, second, advice)
+            raise incomparable("weights behind two masks", self, second, advice)
         for key in {**self.shapes, **second.shapes}:
             shape = self.shapes.get(key, "absent")
             second_shape = second.shapes.get(key, "absent")
             require_equal(f"masks of layer {key[0]} {key[1]}", shape, second_shape, advice)
 
 
-def overlap(masks: Mapping[str, Masks]) -> pd.DataFrame:
+def mask_overlap(masks: Mapping[str, Masks]) -> pd.DataFrame:
     """Measure the overlap of every pair of masks by the intersection over union (IoU).
 
     Use it to compare which weights several inputs or tasks activate, as Shukor and Cord, 2024
@@ -405,21 +409,18 @@ def overlap(masks: Mapping[str, Masks]) -> pd.DataFrame:
 
     Raises
     ------
-    SelectionError
-        If there are fewer than two masks.
-    ComparisonError
-        If the masks are of other weights, maps or shapes.
-    ActivationsError
-        If neither mask of a pair keeps a weight of some map: then the ratio has no value.
+    InputError
+        If there are fewer than two masks. If the masks are of other weights, maps or shapes. If
+        neither mask of a pair keeps a weight of some map: then the ratio has no value.
 
     Examples
     --------
     >>> import torch
-    >>> from xlvlms_tutorial.methods.pruning import Masks, overlap
+    >>> from xlvlms_tutorial.methods.pruning import Masks, mask_overlap
     >>> key = (1, "mlp.up_proj")
     >>> captions = Masks.pack({key: torch.tensor([[True, True, False]])}, "small", "f")
     >>> answers = Masks.pack({key: torch.tensor([[True, False, True]])}, "small", "f")
-    >>> overlap({"captions": captions, "answers": answers}).round(2).values.tolist()
+    >>> mask_overlap({"captions": captions, "answers": answers}).round(2).values.tolist()
     [[1.0, 0.33], [0.33, 1.0]]
     """
     require(len(masks) >= 2, f"{len(masks)} masks", "give two or more, by name")
@@ -432,15 +433,15 @@ def overlap(masks: Mapping[str, Masks]) -> pd.DataFrame:
     return table
 
 
-def independent_iou(kept: float) -> float:
+def independent_iou(density: float) -> float:
     r"""Compute the expected overlap of two masks that are drawn by chance.
 
-    Use it as the baseline of :func:`overlap`. Of masks that keep a share k of the weights it is
-    :math:`k^2 / (2k - k^2) = k / (2 - k)`.
+    Use it as the baseline of :func:`mask_overlap`. Of masks that keep a share k of the weights it
+    is :math:`k^2 / (2k - k^2) = k / (2 - k)`.
 
     Parameters
     ----------
-    kept : float
+    density : float
         The share of the weights that each mask keeps, above 0 and at most 1.
 
     Returns
@@ -450,7 +451,7 @@ def independent_iou(kept: float) -> float:
 
     Raises
     ------
-    SelectionError
+    InputError
         If the share is not in (0, 1].
 
     Examples
@@ -459,8 +460,8 @@ def independent_iou(kept: float) -> float:
     >>> independent_iou(1.0), round(independent_iou(0.5), 2)
     (1.0, 0.33)
     """
-    require(0 < kept <= 1, f"a share kept of {kept}", "give a share above 0 and at most 1")
-    return kept / (2 - kept)
+    require(0 < density <= 1, f"a share kept of {density}", "give a share above 0 and at most 1")
+    return density / (2 - density)
 
 
 def joined(first: str, second: str) -> str:

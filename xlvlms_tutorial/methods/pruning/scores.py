@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from xlvlms_tutorial.errors import ComparisonError
+from xlvlms_tutorial.errors import incomparable
 from xlvlms_tutorial.interventions.overrides import Layers, checked_layers
 from xlvlms_tutorial.methods.pruning.calibration import (
     Calibration,
@@ -55,12 +55,9 @@ def scores(
 
     Raises
     ------
-    SelectionError
-        If there is no such map, or a linear map is quantised, adapted or offloaded.
-    ComparisonError
-        If the calibration is of other weights.
-    ActivationsError
-        If the linear map saw no token.
+    InputError
+        If there is no such map, or a linear map is quantised, adapted or offloaded. If the
+        calibration is of other weights. If the linear map saw no token.
 
     Examples
     --------
@@ -68,8 +65,13 @@ def scores(
     >>> from transformers import LlamaConfig, LlamaForCausalLM
     >>> from xlvlms_tutorial import VLM
     >>> from xlvlms_tutorial.methods.pruning import calibrate_on, scores
-    >>> config = LlamaConfig(vocab_size=8, hidden_size=8, intermediate_size=12,
-    ...                      num_hidden_layers=2, num_attention_heads=2)
+    >>> config = LlamaConfig(
+    ...     vocab_size=8,
+    ...     hidden_size=8,
+    ...     intermediate_size=12,
+    ...     num_hidden_layers=2,
+    ...     num_attention_heads=2,
+    ... )
     >>> small = VLM(LlamaForCausalLM(config), None, "small")
     >>> ids = torch.tensor([[3, 4, 5, 6]])
     >>> texts = small.prepare({"input_ids": ids, "attention_mask": torch.ones_like(ids)})
@@ -114,15 +116,12 @@ def wanda(
 
     Raises
     ------
-    SelectionError
-        If the sparsity is not in [0, 1), no layer is given, or a linear map is
-        quantised, adapted or offloaded.
+    InputError
+        If the sparsity is not in [0, 1), no layer is given, or a linear map is quantised, adapted
+        or offloaded. If the calibration is of other weights. If a linear map saw no token, or a
+        score is NaN or infinite.
     LayerError
         If the model has no such layer.
-    ComparisonError
-        If the calibration is of other weights.
-    ActivationsError
-        If a linear map saw no token, or a score is NaN or infinite.
 
     Examples
     --------
@@ -130,8 +129,13 @@ def wanda(
     >>> from transformers import LlamaConfig, LlamaForCausalLM
     >>> from xlvlms_tutorial import VLM
     >>> from xlvlms_tutorial.methods.pruning import calibrate_on, wanda
-    >>> config = LlamaConfig(vocab_size=8, hidden_size=8, intermediate_size=12,
-    ...                      num_hidden_layers=2, num_attention_heads=2)
+    >>> config = LlamaConfig(
+    ...     vocab_size=8,
+    ...     hidden_size=8,
+    ...     intermediate_size=12,
+    ...     num_hidden_layers=2,
+    ...     num_attention_heads=2,
+    ... )
     >>> small = VLM(LlamaForCausalLM(config), None, "small")
     >>> ids = torch.tensor([[3, 4, 5, 6]])
     >>> texts = small.prepare({"input_ids": ids, "attention_mask": torch.ones_like(ids)})
@@ -143,7 +147,9 @@ def wanda(
     return _masks(vlm, score, sparsity, mark, layers)
 
 
-def magnitude(vlm: VLM, sparsity: float, per: str = "row", layers: Layers | None = None) -> Masks:
+def magnitude_masks(
+    vlm: VLM, sparsity: float, per: str = "row", layers: Layers | None = None
+) -> Masks:
     r"""Mask the smallest weights :math:`|W_{ij}|`.
 
     Use it as the baseline of :func:`wanda` that looks at no inputs. Of equal weights the first are
@@ -168,7 +174,7 @@ def magnitude(vlm: VLM, sparsity: float, per: str = "row", layers: Layers | None
 
     Raises
     ------
-    SelectionError
+    InputError
         If the sparsity is not in [0, 1), ``per`` is unknown, no layer is given, or a linear map is
         quantised, adapted or offloaded.
     LayerError
@@ -178,11 +184,16 @@ def magnitude(vlm: VLM, sparsity: float, per: str = "row", layers: Layers | None
     --------
     >>> from transformers import LlamaConfig, LlamaForCausalLM
     >>> from xlvlms_tutorial import VLM
-    >>> from xlvlms_tutorial.methods.pruning import magnitude
-    >>> config = LlamaConfig(vocab_size=8, hidden_size=8, intermediate_size=12,
-    ...                      num_hidden_layers=2, num_attention_heads=2)
+    >>> from xlvlms_tutorial.methods.pruning import magnitude_masks
+    >>> config = LlamaConfig(
+    ...     vocab_size=8,
+    ...     hidden_size=8,
+    ...     intermediate_size=12,
+    ...     num_hidden_layers=2,
+    ...     num_attention_heads=2,
+    ... )
     >>> small = VLM(LlamaForCausalLM(config), None, "small")
-    >>> magnitude(small, sparsity=0.5, layers=1)
+    >>> magnitude_masks(small, sparsity=0.5, layers=1)
     Masks of small: 7 linear maps, 544 weights, 50.0% dropped
     """
     require(per in ("row", "matrix"), f"magnitude per {per!r}", "allowed: 'row', 'matrix'")
@@ -212,7 +223,7 @@ def random_masks(vlm: VLM, sparsity: float, seed: int) -> Masks:
 
     Raises
     ------
-    SelectionError
+    InputError
         If the sparsity is not in [0, 1), or a linear map is quantised, adapted or offloaded.
 
     Examples
@@ -220,8 +231,13 @@ def random_masks(vlm: VLM, sparsity: float, seed: int) -> Masks:
     >>> from transformers import LlamaConfig, LlamaForCausalLM
     >>> from xlvlms_tutorial import VLM
     >>> from xlvlms_tutorial.methods.pruning import random_masks
-    >>> config = LlamaConfig(vocab_size=8, hidden_size=8, intermediate_size=12,
-    ...                      num_hidden_layers=2, num_attention_heads=2)
+    >>> config = LlamaConfig(
+    ...     vocab_size=8,
+    ...     hidden_size=8,
+    ...     intermediate_size=12,
+    ...     num_hidden_layers=2,
+    ...     num_attention_heads=2,
+    ... )
     >>> small = VLM(LlamaForCausalLM(config), None, "small")
     >>> masks = random_masks(small, sparsity=0.5, seed=0)
     >>> masks == random_masks(small, sparsity=0.5, seed=0)
@@ -252,10 +268,9 @@ def scorer(vlm: VLM, by: Calibration | str, seed: int = 0) -> tuple[Score, str]:
 
     Raises
     ------
-    SelectionError
-        If ``by`` is something else, or a linear map is quantised, adapted or offloaded.
-    ComparisonError
-        If the calibration is of other weights.
+    InputError
+        If ``by`` is something else, or a linear map is quantised, adapted or offloaded. If the
+        calibration is of other weights.
     """
     if isinstance(by, Calibration):
         weights = _require_fitting(vlm, by)
@@ -280,7 +295,7 @@ def chosen_maps(vlm: VLM, layers: Layers | None) -> list[Key]:
 
     Raises
     ------
-    SelectionError
+    InputError
         If no layer is given, or a linear map is quantised, adapted or offloaded.
     LayerError
         If the model has no such layer.
@@ -315,7 +330,7 @@ def masks_of(
 
     Raises
     ------
-    ActivationsError
+    InputError
         If a score is NaN or infinite.
     """
     maps = linear_maps(vlm)
@@ -419,7 +434,7 @@ def _require_fitting(vlm: VLM, calibration: Calibration) -> str:
     """The fingerprint of the model's weights, where the calibration is of the same."""
     weights = fingerprint(vlm)
     if calibration.fingerprint != weights:
-        raise ComparisonError(
+        raise incomparable(
             "the weights of calibration and model",
             calibration,
             vlm.name,

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from xlvlms_tutorial.errors import ComparisonError, InterventionError
+from xlvlms_tutorial.errors import InterventionError, incomparable
 from xlvlms_tutorial.interventions.overrides import Layers
 from xlvlms_tutorial.methods.pruning.calibration import (
     Calibration,
@@ -33,7 +33,7 @@ from xlvlms_tutorial.models.vlm import VLM
 from xlvlms_tutorial.validation import require
 
 
-def nm(
+def n_m_masks(
     vlm: VLM,
     by: Calibration | str,
     n: int = 2,
@@ -70,25 +70,28 @@ def nm(
 
     Raises
     ------
-    SelectionError
+    InputError
         If n is not one of 1 to m - 1, m does not divide the inputs of a linear map, ``by`` is
-        unknown, no layer is given, or a linear map is quantised, adapted or offloaded.
+        unknown, no layer is given, or a linear map is quantised, adapted or offloaded. If the
+        calibration is of other weights. If a linear map saw no token, or a score is NaN or
+        infinite.
     LayerError
         If the model has no such layer.
-    ComparisonError
-        If the calibration is of other weights.
-    ActivationsError
-        If a linear map saw no token, or a score is NaN or infinite.
 
     Examples
     --------
     >>> from transformers import LlamaConfig, LlamaForCausalLM
     >>> from xlvlms_tutorial import VLM
-    >>> from xlvlms_tutorial.methods.pruning import nm
-    >>> config = LlamaConfig(vocab_size=8, hidden_size=8, intermediate_size=12,
-    ...                      num_hidden_layers=2, num_attention_heads=2)
+    >>> from xlvlms_tutorial.methods.pruning import n_m_masks
+    >>> config = LlamaConfig(
+    ...     vocab_size=8,
+    ...     hidden_size=8,
+    ...     intermediate_size=12,
+    ...     num_hidden_layers=2,
+    ...     num_attention_heads=2,
+    ... )
     >>> small = VLM(LlamaForCausalLM(config), None, "small")
-    >>> masks = nm(small, "magnitude", n=2, m=4)
+    >>> masks = n_m_masks(small, "magnitude", n=2, m=4)
     >>> mask = masks.unpack(1, "mlp.up_proj")
     >>> mask.reshape(-1, 4).sum(dim=1).unique().tolist()
     [2]
@@ -112,7 +115,7 @@ def alpha_subnet(masks: Iterable[Masks | str | PathLike]) -> Masks:
 
     Use it to find the subnetwork that all tasks and modalities activate, the alpha-SubNet of Shukor
     and Cord, 2024 (arXiv 2405.16700). :math:`K = \bigcap_i K_i`, whose sparsity is never below that
-    of any mask. Compare it with :func:`matched` masks.
+    of any mask. Compare it with :func:`match_sparsity` masks.
 
     Parameters
     ----------
@@ -127,11 +130,9 @@ def alpha_subnet(masks: Iterable[Masks | str | PathLike]) -> Masks:
 
     Raises
     ------
-    SelectionError
-        If there are no masks.
-    ComparisonError
-        If they are of other weights, or of other linear maps.
-    RecordError
+    InputError
+        If there are no masks. If they are of other weights, or of other linear maps.
+    FileError
         If a file is no file of masks, or is damaged.
 
     Examples
@@ -154,7 +155,7 @@ def alpha_subnet(masks: Iterable[Masks | str | PathLike]) -> Masks:
                 bits = {key: packed.copy() for key, packed in bits.items()}
             merged = Masks(bits, loaded.shapes, loaded.model, loaded.fingerprint)
         elif (loaded.fingerprint, loaded.shapes) != (merged.fingerprint, merged.shapes):
-            raise ComparisonError(
+            raise incomparable(
                 "weights, or linear maps, behind two masks",
                 merged,
                 loaded,
@@ -170,7 +171,7 @@ def alpha_subnet(masks: Iterable[Masks | str | PathLike]) -> Masks:
     return merged
 
 
-def matched(vlm: VLM, masks: Masks, by: Calibration | str, seed: int = 0) -> Masks:
+def match_sparsity(vlm: VLM, masks: Masks, by: Calibration | str, seed: int = 0) -> Masks:
     """Make masks that keep the same number of weights in every output row, by other scores.
 
     Use them to compare with an intersection of masks, whose rows differ in sparsity. Of equal
@@ -194,23 +195,26 @@ def matched(vlm: VLM, masks: Masks, by: Calibration | str, seed: int = 0) -> Mas
 
     Raises
     ------
-    ComparisonError
-        If the masks, or the calibration, are of other weights.
-    SelectionError
-        If ``by`` is unknown, or a linear map is quantised, adapted or offloaded.
-    ActivationsError
-        If a linear map saw no token, or a score is NaN or infinite.
+    InputError
+        If the masks, or the calibration, are of other weights. If ``by`` is unknown, or a linear
+        map is quantised, adapted or offloaded. If a linear map saw no token, or a score is NaN or
+        infinite.
 
     Examples
     --------
     >>> from transformers import LlamaConfig, LlamaForCausalLM
     >>> from xlvlms_tutorial import VLM
-    >>> from xlvlms_tutorial.methods.pruning import alpha_subnet, matched, random_masks
-    >>> config = LlamaConfig(vocab_size=8, hidden_size=8, intermediate_size=12,
-    ...                      num_hidden_layers=2, num_attention_heads=2)
+    >>> from xlvlms_tutorial.methods.pruning import alpha_subnet, match_sparsity, random_masks
+    >>> config = LlamaConfig(
+    ...     vocab_size=8,
+    ...     hidden_size=8,
+    ...     intermediate_size=12,
+    ...     num_hidden_layers=2,
+    ...     num_attention_heads=2,
+    ... )
     >>> small = VLM(LlamaForCausalLM(config), None, "small")
     >>> shared = alpha_subnet(random_masks(small, 0.5, seed) for seed in (0, 1))
-    >>> baseline = matched(small, shared, "magnitude")
+    >>> baseline = match_sparsity(small, shared, "magnitude")
     >>> baseline.n_kept == shared.n_kept, baseline == shared
     (True, False)
     """
@@ -242,11 +246,9 @@ def apply_masks(vlm: VLM, masks: Masks) -> None:
 
     Raises
     ------
-    ComparisonError
-        If the masks are of other weights.
-    SelectionError
-        If a linear map is quantised, adapted or offloaded, or shares its weights
-        with another part of the model.
+    InputError
+        If the masks are of other weights. If a linear map is quantised, adapted or offloaded, or
+        shares its weights with another part of the model.
     InterventionError
         If an intervention is active.
 
@@ -254,11 +256,16 @@ def apply_masks(vlm: VLM, masks: Masks) -> None:
     --------
     >>> from transformers import LlamaConfig, LlamaForCausalLM
     >>> from xlvlms_tutorial import VLM
-    >>> from xlvlms_tutorial.methods.pruning import apply_masks, magnitude
-    >>> config = LlamaConfig(vocab_size=8, hidden_size=8, intermediate_size=12,
-    ...                      num_hidden_layers=2, num_attention_heads=2)
+    >>> from xlvlms_tutorial.methods.pruning import apply_masks, magnitude_masks
+    >>> config = LlamaConfig(
+    ...     vocab_size=8,
+    ...     hidden_size=8,
+    ...     intermediate_size=12,
+    ...     num_hidden_layers=2,
+    ...     num_attention_heads=2,
+    ... )
     >>> small = VLM(LlamaForCausalLM(config), None, "small")
-    >>> apply_masks(small, magnitude(small, sparsity=0.5))
+    >>> apply_masks(small, magnitude_masks(small, sparsity=0.5))
     >>> int((small.blocks[0].mlp.up_proj.weight == 0).sum())
     48
     >>> small.name.startswith("small + masked 50.0%")
@@ -286,7 +293,7 @@ def require_own(vlm: VLM, modules: dict[str, nn.Module]) -> None:
     ------
     InterventionError
         If an intervention is active.
-    SelectionError
+    InputError
         If the weights of a module are another module's too.
     """
     if vlm.active:
@@ -310,7 +317,7 @@ def _maps_of(vlm: VLM, masks: Masks) -> dict[Key, nn.Module]:
     shapes = {key: tuple(module.weight.shape) for key, module in maps.items()}
     fit = masks.shapes.items() <= shapes.items()
     if masks.fingerprint != fingerprint(vlm) or not fit:
-        raise ComparisonError(
+        raise incomparable(
             "the weights of masks and model",
             masks,
             vlm.name,

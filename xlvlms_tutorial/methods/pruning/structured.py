@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig
 from transformers.pytorch_utils import Conv1D
 
-from xlvlms_tutorial.errors import AnatomyError, SelectionError
+from xlvlms_tutorial.errors import AnatomyError, InputError
 from xlvlms_tutorial.interventions.overrides import Layers, checked_layers
 from xlvlms_tutorial.methods.pruning.calibration import (
     Calibration,
@@ -43,12 +43,12 @@ def neuron_scores(
 ) -> dict[int, Float[Tensor, "neurons"]]:
     r"""Score each hidden neuron of each layer's MLP by the size of what it adds.
 
-    Use it to choose the neurons that :func:`cut_neurons` cuts. With the activations :math:`x_{tj}`
-    of neuron j and its outgoing column :math:`W_{\cdot j}` in the MLP's last linear map, the size
-    of what it adds to the residual stream is :math:`s_j = \sqrt{\frac{1}{T} \sum_t \lVert x_{tj}
-    W_{\cdot j} \rVert_2^2} = \lVert W_{\cdot j} \rVert_2 \sqrt{\frac{1}{T} \sum_t x_{tj}^2}`, which
-    is the square root of the sum of Wanda's squared scores over the column (Sun et al., 2023, arXiv
-    2306.11695).
+    Use it to choose the neurons that :func:`prune_neurons` cuts. With the activations
+    :math:`x_{tj}` of neuron j and its outgoing column :math:`W_{\cdot j}` in the MLP's last linear
+    map, the size of what it adds to the residual stream is :math:`s_j = \sqrt{\frac{1}{T} \sum_t
+    \lVert x_{tj} W_{\cdot j} \rVert_2^2} = \lVert W_{\cdot j} \rVert_2 \sqrt{\frac{1}{T} \sum_t
+    x_{tj}^2}`, which is the square root of the sum of Wanda's squared scores over the column (Sun
+    et al., 2023, arXiv 2306.11695).
 
     Parameters
     ----------
@@ -69,20 +69,22 @@ def neuron_scores(
     ------
     AnatomyError
         If a block has no MLP with one hidden layer, as mixtures of experts have not.
-    SelectionError
-        If ``by`` is unknown, or a linear map is quantised, adapted or offloaded.
-    ComparisonError
-        If the calibration is of other weights.
-    ActivationsError
-        If a linear map saw no token, or a score is NaN or infinite.
+    InputError
+        If ``by`` is unknown, or a linear map is quantised, adapted or offloaded. If the calibration
+        is of other weights. If a linear map saw no token, or a score is NaN or infinite.
 
     Examples
     --------
     >>> from transformers import LlamaConfig, LlamaForCausalLM
     >>> from xlvlms_tutorial import VLM
     >>> from xlvlms_tutorial.methods.pruning import neuron_scores
-    >>> config = LlamaConfig(vocab_size=8, hidden_size=8, intermediate_size=12,
-    ...                      num_hidden_layers=3, num_attention_heads=2)
+    >>> config = LlamaConfig(
+    ...     vocab_size=8,
+    ...     hidden_size=8,
+    ...     intermediate_size=12,
+    ...     num_hidden_layers=3,
+    ...     num_attention_heads=2,
+    ... )
     >>> small = VLM(LlamaForCausalLM(config), None, "small")
     >>> importance = neuron_scores(small)
     >>> list(importance), tuple(importance[1].shape)
@@ -106,7 +108,7 @@ def neuron_scores(
 
 
 @torch.no_grad()
-def cut_neurons(
+def prune_neurons(
     vlm: VLM, scores: Mapping[int, Float[Tensor, "neurons"]], share: float, multiple_of: int = 1
 ) -> dict[int, Int[Tensor, "kept"]]:
     r"""Cut the hidden neurons with the lowest scores out of every MLP, in place and for good.
@@ -137,14 +139,13 @@ def cut_neurons(
 
     Raises
     ------
-    SelectionError
+    InputError
         If the share is not in [0, 1), there are not scores for each neuron of each layer,
         ``multiple_of`` is not one of 1 to N, or the MLPs are quantised, adapted, offloaded, shared
-        with other parts, or of a kind that the configuration cannot describe when cut.
+        with other parts, or of a kind that the configuration cannot describe when cut. If a score
+        is NaN or infinite.
     AnatomyError
         If an MLP is of an unknown kind, as mixtures of experts are.
-    ActivationsError
-        If a score is NaN or infinite.
     InterventionError
         If an intervention is active.
 
@@ -152,11 +153,16 @@ def cut_neurons(
     --------
     >>> from transformers import LlamaConfig, LlamaForCausalLM
     >>> from xlvlms_tutorial import VLM
-    >>> from xlvlms_tutorial.methods.pruning import cut_neurons, neuron_scores
-    >>> config = LlamaConfig(vocab_size=8, hidden_size=8, intermediate_size=12,
-    ...                      num_hidden_layers=3, num_attention_heads=2)
+    >>> from xlvlms_tutorial.methods.pruning import prune_neurons, neuron_scores
+    >>> config = LlamaConfig(
+    ...     vocab_size=8,
+    ...     hidden_size=8,
+    ...     intermediate_size=12,
+    ...     num_hidden_layers=3,
+    ...     num_attention_heads=2,
+    ... )
     >>> small = VLM(LlamaForCausalLM(config), None, "small")
-    >>> remaining = cut_neurons(small, neuron_scores(small), share=0.5)
+    >>> remaining = prune_neurons(small, neuron_scores(small), share=0.5)
     >>> {layer: len(neurons) for layer, neurons in remaining.items()}
     {1: 6, 2: 6, 3: 6}
     >>> small.blocks[0].mlp.down_proj.in_features
@@ -190,7 +196,7 @@ def cut_neurons(
 
 
 @torch.no_grad()
-def remove_blocks(vlm: VLM, layers: Layers) -> None:
+def prune_blocks(vlm: VLM, layers: Layers) -> None:
     """Remove decoder blocks, in place and for good.
 
     Use it for a model that is really smaller, after ``interventions.skip`` has shown which blocks
@@ -209,7 +215,7 @@ def remove_blocks(vlm: VLM, layers: Layers) -> None:
     ------
     LayerError
         If a layer is none of the model's.
-    SelectionError
+    InputError
         If no layer or all layers are given, the model attends to its picture by cross-attention,
         adds visual features again after a block that would go or move, is quantised, adapted or
         offloaded, or has a configuration that cannot describe what is left.
@@ -220,11 +226,16 @@ def remove_blocks(vlm: VLM, layers: Layers) -> None:
     --------
     >>> from transformers import LlamaConfig, LlamaForCausalLM
     >>> from xlvlms_tutorial import VLM
-    >>> from xlvlms_tutorial.methods.pruning import remove_blocks
-    >>> config = LlamaConfig(vocab_size=8, hidden_size=8, intermediate_size=12,
-    ...                      num_hidden_layers=3, num_attention_heads=2)
+    >>> from xlvlms_tutorial.methods.pruning import prune_blocks
+    >>> config = LlamaConfig(
+    ...     vocab_size=8,
+    ...     hidden_size=8,
+    ...     intermediate_size=12,
+    ...     num_hidden_layers=3,
+    ...     num_attention_heads=2,
+    ... )
     >>> small = VLM(LlamaForCausalLM(config), None, "small")
-    >>> remove_blocks(small, layers=[2])
+    >>> prune_blocks(small, layers=[2])
     >>> small.n_layers, small.name
     (2, 'small + without blocks 2')
     """
@@ -421,7 +432,7 @@ def _set_layers(text: PreTrainedConfig, remaining: list[int]) -> None:
         elif name in _LAYER_NUMBERS:
             setattr(text, name, [remaining.index(index) for index in value if index in remaining])
         elif isinstance(value, list | tuple) and ("layer" in name or len(value) == before):
-            raise SelectionError(
+            raise InputError(
                 f"the configuration lists {name}={value}",
                 "it cannot be said how to cut it: skip the blocks instead",
             )
@@ -484,7 +495,7 @@ def _require_described(
     described = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     for name in sorted({**described, **planned}):
         if described.get(name) != planned.get(name):
-            raise SelectionError(
+            raise InputError(
                 f"{vlm.name!r} would be described wrongly by its configuration, first "
                 f"{name}: {described.get(name)}",
                 f"it would be {planned.get(name)}; give a model whose blocks "

@@ -3,33 +3,39 @@
 After "Analyzing Finetuning Representation Shift for Multimodal LLMs Steering" (arXiv 2501.03012).
 """
 
-from xlvlms_tutorial.methods.shift.recovery import NULLS, curve, means, null_shifts, recovery
+from xlvlms_tutorial.methods.shift.recovery import (
+    NULLS,
+    mean_recovery,
+    null_shifts,
+    recovery,
+    recovery_curve,
+)
 from xlvlms_tutorial.methods.shift.vectors import (
-    CENTRES,
+    AVERAGES,
     WordLists,
-    associations,
+    assign_concepts,
+    common_samples,
     consistency,
-    magnitude,
-    matched,
     pairwise_consistency,
+    shift_magnitude,
     shift_vectors,
     shifted,
     t_overlap,
 )
 
 __all__ = [
-    "CENTRES",
+    "AVERAGES",
     "NULLS",
     "WordLists",
-    "associations",
+    "assign_concepts",
+    "common_samples",
     "consistency",
-    "curve",
-    "magnitude",
-    "matched",
-    "means",
+    "mean_recovery",
     "null_shifts",
     "pairwise_consistency",
     "recovery",
+    "recovery_curve",
+    "shift_magnitude",
     "shift_vectors",
     "shifted",
     "t_overlap",

@@ -16,13 +16,13 @@ import pandas as pd
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from xlvlms_tutorial.errors import ComparisonError, SelectionError
+from xlvlms_tutorial.errors import InputError, incomparable
 from xlvlms_tutorial.methods.concepts.baselines import KMeans
 from xlvlms_tutorial.methods.shift.vectors import (
     WordLists,
-    magnitude,
     require_equal,
     row_cosines,
+    shift_magnitude,
     shift_vectors,
     shifted,
     t_overlap,
@@ -49,7 +49,8 @@ def null_shifts(
 ) -> dict[str, Float[np.ndarray, "k _"]]:
     r"""Make the baselines that shift vectors are compared with, under the names ``NULLS``.
 
-    Use it with :func:`curve`: recovery by shift vectors means something where these do worse.
+    Use it with :func:`recovery_curve`: recovery by shift vectors means something where these do
+    worse.
 
     Parameters
     ----------
@@ -78,13 +79,10 @@ def null_shifts(
 
     Raises
     ------
-    ActivationsError
-        If activations or concepts are missing, NaN or infinite, a concept is zero, or a concept
-        has no samples.
-    ComparisonError, LengthError
-        If widths or numbers of concepts differ, or a, b and labels are not equally many.
-    SelectionError
-        If labels are not among 0 to k - 1.
+    InputError
+        If activations or concepts are missing, NaN or infinite, a concept is zero, or a concept has
+        no samples. If widths or numbers of concepts differ, or a, b and labels are not equally
+        many. If labels are not among 0 to k - 1.
 
     Examples
     --------
@@ -117,7 +115,7 @@ def null_shifts(
         "seed": second[_partners(tuned, second)[to_tuned]] - start,
         "global": np.repeat(mean_shift, k, axis=0),
         "shuffled": shift_vectors(a, b, permuted, k),
-        "random": directions * (magnitude(shifts) / magnitude(directions))[:, None],
+        "random": directions * (shift_magnitude(shifts) / shift_magnitude(directions))[:, None],
     }
 
 
@@ -130,7 +128,7 @@ def recovery(
     r"""Measure how near each candidate comes to the fine-tuned concept its original one matches.
 
     Use it to see whether :func:`shifted` concepts :math:`u_k^s` predict those of the fine-tuned
-    model, :math:`u_{m(k)}^b`, concept by concept; :func:`means` averages its tables
+    model, :math:`u_{m(k)}^b`, concept by concept; :func:`mean_recovery` averages its tables
     (arXiv 2501.03012).
 
     Parameters
@@ -156,14 +154,10 @@ def recovery(
 
     Raises
     ------
-    ActivationsError
-        If concepts are missing, NaN, infinite or zero.
-    ComparisonError
-        If the three are not equally wide, or not equally many.
-    LengthError
-        If there are not as many candidates, or lists of words, as concepts.
-    WordListError
-        If a concept has no words.
+    InputError
+        If concepts are missing, NaN, infinite or zero. If the three are not equally wide, or not
+        equally many. If there are not as many candidates, or lists of words, as concepts. If a
+        concept has no words.
 
     Examples
     --------
@@ -205,7 +199,7 @@ def recovery(
     return pd.DataFrame(columns)
 
 
-def means(
+def mean_recovery(
     tables: Mapping[Hashable, pd.DataFrame],
     by: str = "candidate",
     level: float = 0.95,
@@ -236,17 +230,15 @@ def means(
 
     Raises
     ------
-    SelectionError
-        If there are no tables.
-    EstimateError
-        If a table has fewer than two concepts.
+    InputError
+        If there are no tables. If a table has fewer than two concepts.
 
     Examples
     --------
     >>> import pandas as pd
-    >>> from xlvlms_tutorial.methods.shift import means
+    >>> from xlvlms_tutorial.methods.shift import mean_recovery
     >>> table = pd.DataFrame({"cosine_before": [0.5, 0.7, 0.6], "cosine_after": [0.9, 0.8, 1.0]})
-    >>> averages = means({24: table}, by="layer")
+    >>> averages = mean_recovery({24: table}, by="layer")
     >>> list(averages)
     ['layer', 'measure', 'value', 'low', 'high', 'n']
     >>> averages["measure"].tolist()
@@ -255,7 +247,7 @@ def means(
     [0.6, 0.9, 0.3]
     """
     if not tables:
-        raise SelectionError("there are no tables", "give at least one of recovery")
+        raise InputError("there are no tables", "give at least one of recovery")
     rows = []
     for key, table in tables.items():
         for kind in ("cosine", "t_overlap"):
@@ -270,7 +262,7 @@ def means(
     return pd.DataFrame(rows)
 
 
-def curve(
+def recovery_curve(
     shifts: Mapping[str, Float[Array, "k d"]],
     tuned: Float[Array, "m _"],
     original: Float[Array, "j _"],
@@ -306,26 +298,22 @@ def curve(
     -------
     pd.DataFrame
         One row a shift, strength and measure. Columns shift, alpha, measure, value, low, high, n,
-        as in :func:`means`.
+        as in :func:`mean_recovery`.
 
     Raises
     ------
-    SelectionError
-        If there are no shifts or alphas, or an alpha is not a finite number.
-    ActivationsError, ComparisonError
-        If concepts or shifts are not finite, or differ in width or number.
-    WordListError
-        If a concept has no words.
-    EstimateError
-        If there are fewer than two concepts.
+    InputError
+        If there are no shifts or alphas, or an alpha is not a finite number. If concepts or shifts
+        are not finite, or differ in width or number. If a concept has no words. If there are fewer
+        than two concepts.
 
     Examples
     --------
     >>> import numpy as np
-    >>> from xlvlms_tutorial.methods.shift import curve
+    >>> from xlvlms_tutorial.methods.shift import recovery_curve
     >>> original = np.array([[1.0, 0.0], [0.0, 1.0]])
     >>> tuned = np.array([[1.0, 1.0], [0.0, 1.0]])
-    >>> table = curve({"shifted": tuned - original}, tuned, original, alphas=(0.0, 1.0))
+    >>> table = recovery_curve({"shifted": tuned - original}, tuned, original, alphas=(0.0, 1.0))
     >>> after = table[table["measure"] == "cosine_after"]
     >>> after["alpha"].tolist()
     [0.0, 1.0]
@@ -334,7 +322,7 @@ def curve(
     """
     strengths = list(alphas)
     if not shifts or not strengths:
-        raise SelectionError(
+        raise InputError(
             f"{len(shifts)} shifts and {len(strengths)} alphas", "give at least one of each"
         )
     of_tuned = None if words is None else words(_as_float64(tuned))
@@ -346,14 +334,14 @@ def curve(
             candidates = shifted(original, shift, alpha)
             lists = None if words is None else (words(candidates), of_tuned, of_original)
             tables[float(alpha)] = recovery(candidates, tuned, original, lists)
-        parts.append(means(tables, "alpha", level, seed).assign(shift=name))
+        parts.append(mean_recovery(tables, "alpha", level, seed).assign(shift=name))
     table = pd.concat(parts, ignore_index=True)
     return table[["shift", *table.columns.drop("shift")]]
 
 
 def _partners(concepts: Float[Array, "k d"], others: Float[Array, "m _"]) -> Int[np.ndarray, "_"]:
     """The row of others that goes with each concept, one to one."""
-    advice = "fit equally many, or match with how='argmax'"
+    advice = "fit equally many, or match with method='argmax'"
     require_equal("numbers of concepts", len(concepts), len(others), advice)
     return np.array(match_concepts(concepts, others)["b"])
 
@@ -362,7 +350,7 @@ def _words_in_order(words: WordLists, order: Int[np.ndarray, "k"]) -> list:
     """The lists of words of some concepts, by number."""
     require_same_length(words=words, concepts=order)
     if isinstance(words, Mapping) and (unknown := set(words) - set(range(len(order)))):
-        raise ComparisonError(
+        raise incomparable(
             "concepts",
             sorted(unknown, key=str),
             f"0 to {len(order) - 1}",

@@ -18,18 +18,13 @@ from jaxtyping import Float, Int
 from scipy.stats import trim_mean
 from torch import Tensor
 
-from xlvlms_tutorial.activations.activations import States
-from xlvlms_tutorial.errors import (
-    ActivationsError,
-    ComparisonError,
-    SelectionError,
-    WordListError,
-)
+from xlvlms_tutorial.activations.activations import Activations
+from xlvlms_tutorial.errors import InputError, incomparable
 from xlvlms_tutorial.methods.concepts.base import whole
 from xlvlms_tutorial.validation import require_one_of, require_same_length
 
-# How the shift of a concept can be averaged over its samples: ``how`` of ``shift_vectors``
-CENTRES = ("mean", "median", "trimmed")
+# How the shift of a concept can be averaged over its samples: ``average`` of ``shift_vectors``
+AVERAGES = ("mean", "median", "trimmed")
 
 Array = Tensor | np.ndarray
 # Words of concepts: a list for each concept in order, or a mapping from its number to its list
@@ -45,7 +40,7 @@ _MUST_AGREE = {
 }
 
 
-def matched(a: States, b: States) -> tuple[States, States]:
+def common_samples(a: Activations, b: Activations) -> tuple[Activations, Activations]:
     """Keep the rows of the samples that two captures share, in the order of the first.
 
     Use it before :func:`shift_vectors` where the two models need not have said the token of
@@ -54,9 +49,9 @@ def matched(a: States, b: States) -> tuple[States, States]:
 
     Parameters
     ----------
-    a : States
+    a : Activations
         Activations of the original model.
-    b : States
+    b : Activations
         Activations of the fine-tuned model.
 
     Returns
@@ -67,7 +62,7 @@ def matched(a: States, b: States) -> tuple[States, States]:
 
     Raises
     ------
-    ComparisonError
+    InputError
         If the two are of other samples or positions, a sample has several
         rows, or no sample is in both.
 
@@ -75,12 +70,12 @@ def matched(a: States, b: States) -> tuple[States, States]:
     --------
     >>> import pandas as pd
     >>> import torch
-    >>> from xlvlms_tutorial import States
-    >>> from xlvlms_tutorial.methods.shift import matched
+    >>> from xlvlms_tutorial import Activations
+    >>> from xlvlms_tutorial.methods.shift import common_samples
     >>> def activations(ids):
     ...     table = pd.DataFrame({"sample": range(len(ids)), "id": ids})
-    ...     return States({(3, "block"): torch.ones(len(ids), 2)}, table, {})
-    >>> a, b = matched(activations(["s4", "s1", "s7"]), activations(["s7", "s4"]))
+    ...     return Activations({(3, "resid_post"): torch.ones(len(ids), 2)}, table, {})
+    >>> a, b = common_samples(activations(["s4", "s1", "s7"]), activations(["s7", "s4"]))
     >>> a.table["id"].tolist()
     ['s4', 's7']
     >>> b.table["id"].tolist()
@@ -98,18 +93,18 @@ def matched(a: States, b: States) -> tuple[States, States]:
                 "capture one row a sample (words, or reduce='mean'), and give "
                 "each sample an id of its own"
             )
-            raise ComparisonError("numbers of rows and of samples", len(states), n_samples, advice)
+            raise incomparable("numbers of rows and of samples", len(states), n_samples, advice)
     ids_a = a.table["id"]
     ids_b = pd.Index(b.table["id"])
     rows_a = ids_a.isin(ids_b).to_numpy().nonzero()[0]
     if not len(rows_a):
         advice = "none is in both, so choose a word that both models say, or give more samples"
-        raise ComparisonError("samples", f"{len(a)} in a", f"{len(b)} in b", advice)
+        raise incomparable("samples", f"{len(a)} in a", f"{len(b)} in b", advice)
     rows_b = ids_b.get_indexer(ids_a.iloc[rows_a])
     return _rows_of(a, rows_a), _rows_of(b, rows_b)
 
 
-def associations(codes: Float[Array, "n k"]) -> Int[np.ndarray, "n"]:
+def assign_concepts(codes: Float[Array, "n k"]) -> Int[np.ndarray, "n"]:
     r"""Assign each sample to the concept of its largest code.
 
     Use it to label samples for :func:`shift_vectors` and :func:`consistency`. The samples of
@@ -127,20 +122,20 @@ def associations(codes: Float[Array, "n k"]) -> Int[np.ndarray, "n"]:
 
     Raises
     ------
-    ActivationsError
+    InputError
         If the codes are no matrix of finite numbers, or no concept is active in some sample.
 
     Examples
     --------
     >>> import numpy as np
-    >>> from xlvlms_tutorial.methods.shift import associations
-    >>> associations(np.array([[0.1, -3.0, 2.0], [0.5, 0.5, 0.0]])).tolist()
+    >>> from xlvlms_tutorial.methods.shift import assign_concepts
+    >>> assign_concepts(np.array([[0.1, -3.0, 2.0], [0.5, 0.5, 0.0]])).tolist()
     [1, 0]
     """
     sizes, labels = _matrix(codes, "codes").abs().max(dim=1)  # the first of equal ones
     inactive = int((sizes == 0).sum())
     if inactive:
-        raise ActivationsError(
+        raise InputError(
             f"no concept is active in {inactive} of {len(sizes)} samples",
             "leave them out, or lower the penalty",
         )
@@ -152,7 +147,7 @@ def shift_vectors(
     b: Float[Array, "m _"],
     labels: Int[Array, "l"],
     k: int,
-    how: str = "mean",
+    average: str = "mean",
 ) -> Float[np.ndarray, "k _"]:
     r"""Average how far fine-tuning moves the samples of each concept.
 
@@ -168,11 +163,11 @@ def shift_vectors(
     b : array or tensor (n, d)
         Activations of the fine-tuned model, of the same samples in the same order.
     labels : array or tensor of int (n,)
-        The concept of each sample, 0 to k - 1, as :func:`associations` gives it.
+        The concept of each sample, 0 to k - 1, as :func:`assign_concepts` gives it.
     k : int
         The number of concepts; each must have a sample.
-    how : str
-        How differences are averaged, one of ``CENTRES``: "mean" (the default, the paper's),
+    average : str
+        How differences are averaged, one of ``AVERAGES``: "mean" (the default, the paper's),
         "median" of each dimension, or "trimmed", the mean of each dimension without the smallest
         and largest 10 %.
 
@@ -183,12 +178,10 @@ def shift_vectors(
 
     Raises
     ------
-    ActivationsError
-        If activations are missing, NaN or infinite, or a concept has no samples.
-    ComparisonError, LengthError
-        If a and b are not equally wide, or a, b and labels not equally many.
-    SelectionError
-        If ``how`` is unknown, or labels are not among 0 to k - 1.
+    InputError
+        If activations are missing, NaN or infinite, or a concept has no samples. If a and b are not
+        equally wide, or a, b and labels not equally many. If ``average`` is unknown, or labels are
+        not among 0 to k - 1.
 
     Examples
     --------
@@ -199,18 +192,18 @@ def shift_vectors(
     >>> labels = np.array([0, 0, 0, 1])
     >>> shift_vectors(a, b, labels, k=2).tolist()
     [[4.0, 0.0], [0.0, 5.0]]
-    >>> shift_vectors(a, b, labels, k=2, how="median").tolist()
+    >>> shift_vectors(a, b, labels, k=2, average="median").tolist()
     [[3.0, 0.0], [0.0, 5.0]]
     """
-    require_one_of(how, CENTRES, "way to average")
+    require_one_of(average, AVERAGES, "way to average")
     pairs = _paired(a, b, labels, k)
-    if how == "mean":
+    if average == "mean":
         totals = sum(member.T @ delta for member, delta in pairs.blocks())
         return totals.cpu().numpy() / pairs.sizes[:, None]
     centres = []
     for concept in range(k):
         deltas = pairs.differences(pairs.labels == concept).cpu().numpy()
-        if how == "median":
+        if average == "median":
             centres.append(np.median(deltas, axis=0))
         else:
             centres.append(trim_mean(deltas, 0.1, axis=0))
@@ -242,12 +235,9 @@ def shifted(
 
     Raises
     ------
-    ActivationsError
-        If concepts or shifts are missing, NaN or infinite.
-    ComparisonError
-        If the two are not equally wide and equally many.
-    SelectionError
-        If alpha is not a finite number, or so large that concepts become infinite.
+    InputError
+        If concepts or shifts are missing, NaN or infinite. If the two are not equally wide and
+        equally many. If alpha is not a finite number, or so large that concepts become infinite.
 
     Examples
     --------
@@ -261,7 +251,7 @@ def shifted(
     require_equal("numbers of concepts and shifts", len(start), len(steps), advice)
     moved = start.double() + alpha * steps.double()
     if not moved.isfinite().all():
-        raise SelectionError(
+        raise InputError(
             f"alpha is {alpha}",
             "give a finite number with which concepts stay finite; 1 is the paper's",
         )
@@ -295,13 +285,10 @@ def consistency(
 
     Raises
     ------
-    ActivationsError
-        If a sample, or a concept on average, does not move, which has no direction; activations
-        are missing, NaN or infinite; or a concept has no samples.
-    ComparisonError, LengthError
-        If a and b are not equally wide, or a, b and labels not equally many.
-    SelectionError
-        If labels are not among 0 to k - 1.
+    InputError
+        If a sample, or a concept on average, does not move, which has no direction; activations are
+        missing, NaN or infinite; or a concept has no samples. If a and b are not equally wide, or
+        a, b and labels not equally many. If labels are not among 0 to k - 1.
 
     Examples
     --------
@@ -352,13 +339,10 @@ def pairwise_consistency(
 
     Raises
     ------
-    ActivationsError
+    InputError
         If a concept has no or only one sample, a sample does not move, or activations are missing,
-        NaN or infinite.
-    ComparisonError, LengthError
-        If a and b are not equally wide, or a, b and labels not equally many.
-    SelectionError
-        If labels are not among 0 to k - 1.
+        NaN or infinite. If a and b are not equally wide, or a, b and labels not equally many. If
+        labels are not among 0 to k - 1.
 
     Examples
     --------
@@ -380,7 +364,7 @@ def pairwise_consistency(
     return ((np.square(units).sum(axis=1) - n) / (n * (n - 1))).clip(-1, 1)
 
 
-def magnitude(shifts: Float[Array, "k d"]) -> Float[np.ndarray, "k"]:
+def shift_magnitude(shifts: Float[Array, "k d"]) -> Float[np.ndarray, "k"]:
     r"""Measure the length of each shift, :math:`\lVert \Delta_k \rVert`.
 
     Use it to see which concepts fine-tuning moves far, and to make baselines of equal length.
@@ -397,14 +381,14 @@ def magnitude(shifts: Float[Array, "k d"]) -> Float[np.ndarray, "k"]:
 
     Raises
     ------
-    ActivationsError
+    InputError
         If shifts are missing, NaN or infinite.
 
     Examples
     --------
     >>> import numpy as np
-    >>> from xlvlms_tutorial.methods.shift import magnitude
-    >>> magnitude(np.array([[3.0, 4.0], [0.0, 0.0]])).tolist()
+    >>> from xlvlms_tutorial.methods.shift import shift_magnitude
+    >>> shift_magnitude(np.array([[3.0, 4.0], [0.0, 0.0]])).tolist()
     [5.0, 0.0]
     """
     return _matrix(shifts, "shifts").double().norm(dim=1).cpu().numpy()
@@ -431,10 +415,9 @@ def t_overlap(words: WordLists, others: WordLists) -> Float[np.ndarray, "k"]:
 
     Raises
     ------
-    WordListError
-        If there are no concepts, or a concept has no list of words.
-    ComparisonError, LengthError
-        If two mappings have other keys, or the two are not equally many.
+    InputError
+        If there are no concepts, or a concept has no list of words. If two mappings have other
+        keys, or the two are not equally many.
 
     Examples
     --------
@@ -482,7 +465,7 @@ class _Pairs(NamedTuple):
     ) -> tuple[Float[np.ndarray, "k d"], Float[np.ndarray, "k d"], Float[np.ndarray, "k"]]:
         """Sums of shifts, of unit shifts and of lengths for each concept.
 
-        ``ActivationsError`` if a sample does not move.
+        ``InputError`` if a sample does not move.
         """
         totals = 0
         units = 0
@@ -495,7 +478,7 @@ class _Pairs(NamedTuple):
             units = units + (member / length).T @ delta
             lengths = lengths + (member * length).sum(dim=0)
         if unmoved:
-            raise ActivationsError(
+            raise InputError(
                 f"{unmoved} of {len(self.labels)} samples have the same state in both models",
                 (
                     "cosines need a direction; check that the two models differ, "
@@ -505,10 +488,10 @@ class _Pairs(NamedTuple):
         return totals.cpu().numpy(), units.cpu().numpy(), lengths.cpu().numpy()
 
 
-def _rows_of(states: States, rows: Int[np.ndarray, "_"]) -> States:
+def _rows_of(states: Activations, rows: Int[np.ndarray, "_"]) -> Activations:
     """Some rows of a capture, by number, in this order."""
     tensors = {key: tensor[rows] for key, tensor in states.tensors.items()}
-    return States(tensors, states.table.iloc[rows], states.provenance)
+    return Activations(tensors, states.table.iloc[rows], states.provenance)
 
 
 def row_cosines(
@@ -543,7 +526,7 @@ def _paired(a: Array, b: Array, labels: Array, k: int) -> _Pairs:
             f"labels of {k} concepts are {groups.dtype} of shape {groups.shape}, from "
             f"{groups.min()} to {groups.max()}"
         )
-        raise SelectionError(problem, f"give the number of each sample's concept, 0 to {k - 1}")
+        raise InputError(problem, f"give the number of each sample's concept, 0 to {k - 1}")
     sizes = np.bincount(groups, minlength=k)
     _refuse_concepts(
         sizes == 0,
@@ -571,11 +554,11 @@ def _matrix(values: Array, name: str) -> Float[Tensor, "n d"]:
     else:  # torch warns of arrays that cannot be written to, which are copied here
         matrix = torch.from_numpy(np.require(values, requirements="W"))
     if matrix.ndim != 2 or not matrix.numel():
-        raise ActivationsError(
+        raise InputError(
             f"{name} of shape {tuple(matrix.shape)}", "give one row and one column or more"
         )
     if not matrix.isfinite().all():
-        raise ActivationsError(
+        raise InputError(
             f"{name} hold NaN or infinite values", "leave out the samples or concepts that do"
         )
     return matrix
@@ -586,7 +569,7 @@ def _word_sets(words: WordLists) -> list[set[str]]:
     by_concept = dict(words) if isinstance(words, Mapping) else dict(enumerate(words))
     without = [str(concept) for concept, listed in by_concept.items() if not _is_word_list(listed)]
     if without or not by_concept:
-        raise WordListError(
+        raise InputError(
             f"no list of words for {', '.join(without) or 'any concept'}",
             "give each concept one word or more, none missing",
         )
@@ -602,10 +585,10 @@ def _is_word_list(words: object) -> bool:
 def _refuse_concepts(mask: np.ndarray, problem: str, advice: str) -> None:
     """Refuse the concepts where a mask is true; ``problem`` has a place for their numbers."""
     if mask.any():
-        raise ActivationsError(problem.format(", ".join(map(str, np.flatnonzero(mask)))), advice)
+        raise InputError(problem.format(", ".join(map(str, np.flatnonzero(mask)))), advice)
 
 
 def require_equal(description: str, a: object, b: object, advice: str) -> None:
     """Refuse sides ``a`` and ``b`` that differ in what ``description`` says, with ``advice``."""
     if a != b:
-        raise ComparisonError(description, a, b, advice)
+        raise incomparable(description, a, b, advice)

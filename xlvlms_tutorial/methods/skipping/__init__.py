@@ -6,20 +6,20 @@ LLMs" (arXiv 2410.09454) and, for MLPs of image tokens, "Implicit Multimodal Ali
 L - 1.
 """
 
-from xlvlms_tutorial.methods.skipping.effects import effects, greedy
+from xlvlms_tutorial.methods.skipping.effects import greedy_layer_order, layer_importance
 from xlvlms_tutorial.methods.skipping.importance import (
     block_similarity,
     random_layers,
-    similarity_order,
+    rank_by_similarity,
 )
-from xlvlms_tutorial.methods.skipping.plans import Plan, every
+from xlvlms_tutorial.methods.skipping.plans import SkipPlan, every_nth_layer
 
 __all__ = [
-    "Plan",
+    "SkipPlan",
     "block_similarity",
-    "effects",
-    "every",
-    "greedy",
+    "every_nth_layer",
+    "greedy_layer_order",
+    "layer_importance",
     "random_layers",
-    "similarity_order",
+    "rank_by_similarity",
 ]

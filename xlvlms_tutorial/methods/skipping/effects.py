@@ -38,7 +38,7 @@ _ROWS_AT_ONCE = 512
 _AGREE: WeakSet[VLM] = WeakSet()
 
 
-def effects(
+def layer_importance(
     vlm: VLM,
     samples: Samples,
     answers: Answers = None,
@@ -51,9 +51,9 @@ def effects(
 ) -> pd.DataFrame:
     """Measure how much the loss increases when each layer alone is left out.
 
-    Use it to see which blocks, MLPs or attentions the model can do without. The effect of one
-    layer does not say what several cost together: that is what :func:`greedy` is for. Each batch
-    goes through the blocks below a layer once: the pass without the layer starts there.
+    Use it to see which blocks, MLPs or attentions the model can do without. The effect of one layer
+    does not say what several cost together: that is what :func:`greedy_layer_order` is for. Each
+    batch goes through the blocks below a layer once: the pass without the layer starts there.
 
     Parameters
     ----------
@@ -85,24 +85,21 @@ def effects(
 
     Raises
     ------
-    SelectionError
-        If there are no samples or layers, the batch size is below 1, or a sample
-        has neither caption nor answer.
+    InputError
+        If there are no samples or layers, the batch size is below 1, or a sample has neither
+        caption nor answer. If the numbers of answers and samples differ. If a loss is NaN or
+        infinite.
     LayerError
         If the model has no such layer.
-    LengthError
-        If the numbers of answers and samples differ.
     InterventionError
         If the part is unknown.
-    ActivationsError
-        If a loss is NaN or infinite.
 
     Examples
     --------
     The model can do without a late block far better than without the first one:
 
-    >>> from xlvlms_tutorial.methods.skipping import effects
-    >>> table = effects(vlm, ["A red ball lies on the grass."], layers=[1, 25])
+    >>> from xlvlms_tutorial.methods.skipping import layer_importance
+    >>> table = layer_importance(vlm, ["A red ball lies on the grass."], layers=[1, 25])
     >>> table.columns.tolist()
     ['layer', 'loss', 'increase']
     >>> table["layer"].tolist()
@@ -122,7 +119,7 @@ def effects(
     return table
 
 
-def greedy(
+def greedy_layer_order(
     vlm: VLM,
     samples: Samples,
     k: int,
@@ -138,7 +135,7 @@ def greedy(
 
     Use it to choose several layers that are left out together. Each step takes the layer without
     which the loss is then smallest. The first m layers are the greedy choice of m, so that one run
-    serves every number of layers up to k. Losses are those of :func:`effects`.
+    serves every number of layers up to k. Losses are those of :func:`layer_importance`.
 
     Parameters
     ----------
@@ -172,22 +169,19 @@ def greedy(
 
     Raises
     ------
-    SelectionError
+    InputError
         If k is not between 1 and the number of candidates, or would leave no block, there are no
-        samples, the batch size is below 1, or a sample has neither caption nor answer.
+        samples, the batch size is below 1, or a sample has neither caption nor answer. If the
+        numbers of answers and samples differ. If a loss is NaN or infinite.
     LayerError
         If the model has no such layer.
-    LengthError
-        If the numbers of answers and samples differ.
     InterventionError
         If the part is unknown.
-    ActivationsError
-        If a loss is NaN or infinite.
 
     Examples
     --------
-    >>> from xlvlms_tutorial.methods.skipping import greedy
-    >>> greedy(vlm, ["A red ball lies on the grass."], k=1, candidates=[1, 25])
+    >>> from xlvlms_tutorial.methods.skipping import greedy_layer_order
+    >>> greedy_layer_order(vlm, ["A red ball lies on the grass."], k=1, candidates=[1, 25])
     [25]
     """
     remaining = _sorted_layers(vlm, candidates)

@@ -46,7 +46,7 @@ def random_layers(n_layers: int, k: int, seed: int, protect: Collection[int] = (
     ------
     LayerError
         If a protected layer is none of 1 to L.
-    SelectionError
+    InputError
         If k is negative, or there are fewer layers to draw from.
 
     Examples
@@ -83,7 +83,7 @@ def block_similarity(
     r"""Measure how similar the output of each block is to its input.
 
     Use it as a cheap guess of which blocks can be skipped: one forward for each batch, whatever the
-    number of layers. What a block's absence really costs is measured by :func:`effects`.
+    number of layers. What a block's absence really costs is measured by :func:`layer_importance`.
 
     .. math:: \mathrm{similarity}_l = \frac{1}{n} \sum_i \cos(h_i^{l-1}, h_i^l)
 
@@ -116,14 +116,11 @@ def block_similarity(
 
     Raises
     ------
-    SelectionError
-        If there are no samples, the batch size is below 1, or a block is never computed.
+    InputError
+        If there are no samples, the batch size is below 1, or a block is never computed. If the
+        numbers of answers and samples differ. If a state is zero, NaN or infinite.
     SpanError
         If a kind of position is unknown, or the model or some sample has none.
-    LengthError
-        If the numbers of answers and samples differ.
-    ActivationsError
-        If a state is zero, NaN or infinite.
 
     Examples
     --------
@@ -158,7 +155,7 @@ def block_similarity(
     return pd.DataFrame(rows, columns=["layer", "span", "similarity", "n"])
 
 
-def similarity_order(table: pd.DataFrame, k: int | None = None) -> list[int]:
+def rank_by_similarity(table: pd.DataFrame, k: int | None = None) -> list[int]:
     """Order layers by how similar their output is to their input, the most similar first.
 
     Use it to choose the blocks to skip from the table of :func:`block_similarity`.
@@ -178,15 +175,15 @@ def similarity_order(table: pd.DataFrame, k: int | None = None) -> list[int]:
 
     Raises
     ------
-    SelectionError
+    InputError
         If a column is missing, a similarity is NaN, or there are fewer than k layers.
 
     Examples
     --------
     >>> import pandas as pd
-    >>> from xlvlms_tutorial.methods.skipping import similarity_order
+    >>> from xlvlms_tutorial.methods.skipping import rank_by_similarity
     >>> table = pd.DataFrame({"layer": [1, 2, 3], "similarity": [0.4, 0.9, 0.8]})
-    >>> similarity_order(table, k=2)
+    >>> rank_by_similarity(table, k=2)
     [2, 3]
     """
     missing = {"layer", "similarity"} - set(table.columns)

@@ -20,7 +20,7 @@ from xlvlms_tutorial.interventions.skipping import (
     parallel_pairs,
     skip,
 )
-from xlvlms_tutorial.interventions.token_skipping import check_share, check_spans, skip_mlp_tokens
+from xlvlms_tutorial.interventions.token_skipping import check_share, check_spans, skip_tokens
 from xlvlms_tutorial.models.vlm import VLM
 from xlvlms_tutorial.validation import require
 
@@ -39,12 +39,12 @@ _SCOPE_TEXTS = {
 }
 
 
-def every(
+def every_nth_layer(
     n_layers: int, interval: int | Sequence[int], start: int = 0, end: int | None = None
 ) -> list[int]:
     r"""Choose every ``interval``-th layer, as the papers do.
 
-    Use it to name the layers of a :class:`Plan` that follows the rule of Shukor and Cord, 2024
+    Use it to name the layers of a :class:`SkipPlan` that follows the rule of Shukor and Cord, 2024
     (arXiv 2410.09454). Neither the first nor the last layer is chosen:
 
     .. math::
@@ -74,17 +74,17 @@ def every(
 
     Raises
     ------
-    SelectionError
+    InputError
         If there is no layer, an interval is below 1, or there are more of them than layers.
     LayerError
         If ``start`` or ``end`` is none of 0 to L.
 
     Examples
     --------
-    >>> from xlvlms_tutorial.methods.skipping import every
-    >>> every(8, 2)
+    >>> from xlvlms_tutorial.methods.skipping import every_nth_layer
+    >>> every_nth_layer(8, 2)
     [3, 5, 7]
-    >>> every(8, [1, 2])
+    >>> every_nth_layer(8, [1, 2])
     [2, 3, 4, 5, 7]
     """
     require(n_layers >= 1, f"{n_layers} layers", "give at least 1")
@@ -109,7 +109,7 @@ def every(
 
 
 @dataclass(frozen=True)
-class Plan:
+class SkipPlan:
     """A way to leave out work: which layers, which part, when, and what stands in its place.
 
     Use it where a choice of skipped work is kept, compared or shown: a plan can be printed, serves
@@ -141,7 +141,7 @@ class Plan:
         all positions. With a span the plan holds in the prefill alone.
     share : float
         The share of the span's positions, from 0 to 1, that are drawn. By default all, as
-        :func:`~xlvlms_tutorial.interventions.token_skipping.skip_mlp_tokens` says.
+        :func:`~xlvlms_tutorial.interventions.token_skipping.skip_tokens` says.
     n_tokens : int, optional
         How many of the span's positions are drawn, instead of a share.
     seed : int
@@ -149,7 +149,7 @@ class Plan:
 
     Raises
     ------
-    SelectionError
+    InputError
         If a value is unknown, a layer is below 1, layers repeat, pairs overlap, or norm, cache or
         span are for a part that has none.
     SpanError
@@ -157,8 +157,8 @@ class Plan:
 
     Examples
     --------
-    >>> from xlvlms_tutorial.methods.skipping import Plan
-    >>> plan = Plan((2, 4, 6, 8, 10), part="mlp")
+    >>> from xlvlms_tutorial.methods.skipping import SkipPlan
+    >>> plan = SkipPlan((2, 4, 6, 8, 10), part="mlp")
     >>> print(plan)
     no MLP in layers 2, 4, ..., 10, in prefill and decode steps
     >>> plan.check(vlm)
@@ -235,11 +235,11 @@ class Plan:
         ------
         LayerError
             If the model has no such layer, or none after the last one of the pairs' first.
-        SelectionError
+        InputError
             If all blocks would be skipped.
         SpanError
             When the model runs, if it, or some sample, has no positions of the span.
-        FoldError
+        InterventionError
             If a vector is folded into a block or MLP that would be skipped.
         """
         self.check(vlm)
@@ -247,7 +247,7 @@ class Plan:
         with ExitStack() as stack:
             if self.span is not None:
                 stack.enter_context(
-                    skip_mlp_tokens(vlm, layers, self.share, self.span, self.seed, self.n_tokens)
+                    skip_tokens(vlm, layers, self.share, self.span, self.seed, self.n_tokens)
                 )
             elif self.part == "pairs":
                 stack.enter_context(parallel_pairs(vlm, layers, scope=self.scope))
@@ -269,7 +269,7 @@ class Plan:
         ------
         LayerError
             If the model has no such layer, or no block after the last one of the pairs' first.
-        SelectionError
+        InputError
             If all blocks would be skipped.
         """
         checked_layers(vlm, self.layers)

@@ -18,8 +18,8 @@ from jaxtyping import Bool, Float
 from sklearn.base import clone
 from torch import Tensor
 
-from xlvlms_tutorial.activations.activations import WHOLE_BLOCK, States
-from xlvlms_tutorial.errors import ActivationsError, ComparisonError
+from xlvlms_tutorial.activations.activations import WHOLE_BLOCK, Activations
+from xlvlms_tutorial.errors import InputError, incomparable
 from xlvlms_tutorial.interventions.active import recorded
 from xlvlms_tutorial.interventions.edits import edit
 from xlvlms_tutorial.interventions.overrides import Positions
@@ -33,9 +33,9 @@ from xlvlms_tutorial.validation import require, require_equal
 class ConceptVectors:
     """Hold the concepts of one set of activations at one layer, and the vectors between them.
 
-    :func:`fine` makes it. Use it to steer from one concept to another, only where the first is
-    active. Vectors are made when asked for, between all ordered pairs; ``len(vectors)`` is the
-    number of concepts.
+    :func:`concept_vectors` makes it. Use it to steer from one concept to another, only where the
+    first is active. Vectors are made when asked for, between all ordered pairs; ``len(vectors)`` is
+    the number of concepts.
 
     Parameters
     ----------
@@ -55,11 +55,13 @@ class ConceptVectors:
     --------
     >>> import pandas as pd
     >>> import torch
-    >>> from xlvlms_tutorial import States
-    >>> from xlvlms_tutorial.methods.steering import fine
+    >>> from xlvlms_tutorial import Activations
+    >>> from xlvlms_tutorial.methods.steering import concept_vectors
     >>> rows = torch.tensor([[0.0, 1.0], [0.0, 3.0], [10.0, 1.0], [10.0, 3.0]])
     >>> table = pd.DataFrame({"sample": range(4), "id": list("abcd")})
-    >>> vectors = fine(States({(24, "block"): rows}, table, {}), layer=24, concepts=2)
+    >>> vectors = concept_vectors(
+    ...     Activations({(24, "resid_post"): rows}, table, {}), layer=24, concepts=2
+    ... )
     >>> vectors
     ConceptVectors(2 concepts, layer 24, KMeans)
     >>> vectors.pairs["norm"].round(2).tolist()
@@ -112,7 +114,7 @@ class ConceptVectors:
         """Make the vector from concept i to concept j, :math:`u_j - u_i`.
 
         Use it for the fine-grained steering of arXiv 2501.03012: add it where :meth:`gate` finds
-        concept i. To steer every token by its own concept there is :func:`by_concept`.
+        concept i. To steer every token by its own concept there is :func:`steer_by_concept`.
 
         Parameters
         ----------
@@ -128,7 +130,7 @@ class ConceptVectors:
 
         Raises
         ------
-        SelectionError
+        InputError
             If there is no such concept, or both are the same.
         """
         source = self._concept_number(i)
@@ -147,7 +149,7 @@ class ConceptVectors:
     def gate(self, i: int) -> Callable[[Float[Tensor, "b t d"]], Bool[Tensor, "b"]]:
         r"""Make a gate that lets in the samples in which concept i is the most active.
 
-        Use it as ``gate`` of :meth:`SteeringVectors.steer`, at the layer of the concepts. The most
+        Use it as ``gate`` of :meth:`SteeringVectors.apply`, at the layer of the concepts. The most
         active concept is that of the largest \|code\| at the last position of the prompt (of
         k-means and samples taken as they are: the nearest).
 
@@ -163,7 +165,7 @@ class ConceptVectors:
 
         Raises
         ------
-        SelectionError
+        InputError
             If there is no such concept.
         """
         concept = self._concept_number(i)
@@ -183,18 +185,18 @@ class ConceptVectors:
         return int(i)
 
 
-def fine(
-    states: States, layer: int, concepts: int | Dictionary = 20, seed: int = 0
+def concept_vectors(
+    states: Activations, layer: int, concepts: int | Dictionary = 20, seed: int = 0
 ) -> ConceptVectors:
     r"""Find concepts in one set of activations, between which to steer.
 
-    Use it to steer within one set, where :func:`coarse` steers between two. The vector from
-    concept i to concept j is :math:`s_{ij} = u_j - u_i`, applied only where concept i is active
-    (arXiv 2501.03012).
+    Use it to steer within one set, where :func:`mean_difference` steers between two. The vector
+    from concept i to concept j is :math:`s_{ij} = u_j - u_i`, applied only where concept i is
+    active (arXiv 2501.03012).
 
     Parameters
     ----------
-    states : States
+    states : Activations
         Activations (n, d) at the end of blocks, of samples that show several concepts.
     layer : int
         The layer whose activations are used, and where the vectors are added.
@@ -211,23 +213,23 @@ def fine(
 
     Raises
     ------
-    LayerError, SelectionError
+    LayerError
         If the layer was not captured, or the number of concepts is no whole number of 2 or more.
-    ActivationsError
-        If the activations are fewer than the concepts, not finite, or do not vary.
-    ComparisonError
-        If a fitted dictionary is not as wide as the activations.
+    InputError
+        If the layer was not captured, or the number of concepts is no whole number of 2 or more. If
+        the activations are fewer than the concepts, not finite, or do not vary. If a fitted
+        dictionary is not as wide as the activations.
 
     Examples
     --------
     >>> import pandas as pd
     >>> import torch
-    >>> from xlvlms_tutorial import PCA, States
-    >>> from xlvlms_tutorial.methods.steering import fine
+    >>> from xlvlms_tutorial import PCA, Activations
+    >>> from xlvlms_tutorial.methods.steering import concept_vectors
     >>> rows = torch.tensor([[0.0, 1.0], [0.0, 3.0], [10.0, 1.0], [10.0, 3.0]])
     >>> table = pd.DataFrame({"sample": range(4), "id": list("abcd")})
-    >>> states = States({(24, "block"): rows}, table, {"model": "pocket-llava"})
-    >>> fine(states, layer=24, concepts=PCA(2))
+    >>> states = Activations({(24, "resid_post"): rows}, table, {"model": "pocket-llava"})
+    >>> concept_vectors(states, layer=24, concepts=PCA(2))
     ConceptVectors(2 concepts, layer 24, PCA)
     """
     rows = states[layer, WHOLE_BLOCK]
@@ -257,14 +259,14 @@ def fine(
 
 @recorded
 @contextmanager
-def by_concept(
+def steer_by_concept(
     vlm: VLM,
     centres: Float[Tensor, "k d"],
     shifts: Float[Tensor, "m _"],
     layer: int,
     strength: float = 1.0,
     positions: Positions = "all",
-    least: float | None = None,
+    min_cosine: float | None = None,
 ) -> Iterator[None]:
     r"""Steer every token by the concept that it shows, inside a ``with`` block.
 
@@ -285,20 +287,17 @@ def by_concept(
     strength : float
         The factor :math:`\alpha` of the shifts; by default 1.
     positions : str, tuple of str, or mask (b, t)
-        Which tokens may be steered, as for :meth:`SteeringVectors.steer`: by default "all".
-    least : float, optional
+        Which tokens may be steered, as for :meth:`SteeringVectors.apply`: by default "all".
+    min_cosine : float, optional
         The smallest cosine, -1 to 1: tokens whose largest cosine is below it stay as they are.
         None (the default) steers all.
 
     Raises
     ------
-    ComparisonError
-        If centres and shifts are not of one shape, or not as wide as the model.
-    ActivationsError
-        If a number is not finite, a centre is zero, or all shifts are
-        zero, so that nothing would change.
-    SelectionError
-        If the strength is not finite, or ``least`` is no number from -1 to 1.
+    InputError
+        If centres and shifts are not of one shape, or not as wide as the model. If a number is not
+        finite, a centre is zero, or all shifts are zero, so that nothing would change. If the
+        strength is not finite, or ``min_cosine`` is no number from -1 to 1.
     LayerError, InterventionError
         If layer or positions do not fit the model.
 
@@ -308,15 +307,15 @@ def by_concept(
 
     >>> import torch
     >>> from xlvlms_tutorial.activations import read
-    >>> from xlvlms_tutorial.methods.steering import by_concept
+    >>> from xlvlms_tutorial.methods.steering import steer_by_concept
     >>> centres = torch.eye(2, vlm.width)
-    >>> before = read(vlm, batch, 24, positions="last")[24, "block"]
-    >>> with by_concept(vlm, centres, 10 * centres, layer=24, positions="last"):
-    ...     after = read(vlm, batch, 24, positions="last")[24, "block"]
+    >>> before = read(vlm, batch, 24, positions="last")[24, "resid_post"]
+    >>> with steer_by_concept(vlm, centres, 10 * centres, layer=24, positions="last"):
+    ...     after = read(vlm, batch, 24, positions="last")[24, "resid_post"]
     >>> (after - before).norm(dim=-1).flatten().round().tolist()
     [10.0, 10.0, 10.0, 10.0]
     """
-    _require_usable(vlm, centres, shifts, strength, least)
+    _require_usable(vlm, centres, shifts, strength, min_cosine)
     unit = torch.nn.functional.normalize(centres.detach().to(vlm.device, torch.float32), dim=1)
     moves = strength * shifts.detach().to(vlm.device, torch.float32)
 
@@ -324,8 +323,8 @@ def by_concept(
         wide = states.float()
         best, nearest = (wide @ unit.to(states.device).T).max(dim=-1)
         shift = moves.to(states.device)[nearest]
-        if least is not None:  # best is the cosine times the state's norm
-            shift = shift * (best >= least * wide.norm(dim=-1))[..., None]
+        if min_cosine is not None:  # best is the cosine times the state's norm
+            shift = shift * (best >= min_cosine * wide.norm(dim=-1))[..., None]
         return (wide + shift).to(states.dtype)
 
     with edit(vlm, change, layer, positions):
@@ -343,7 +342,7 @@ def _require_usable(
         "give one shift for each centre",
     )
     if centres.ndim != 2 or centres.shape[1] != vlm.width:
-        raise ComparisonError(
+        raise incomparable(
             "widths of centres and model",
             centres.shape[-1],
             vlm.width,
@@ -354,9 +353,9 @@ def _require_usable(
         advice = (
             "give finite numbers, centres with a direction, and at least one shift that is not zero"
         )
-        raise ActivationsError("centres or shifts from which nothing can be steered", advice)
+        raise InputError("centres or shifts from which nothing can be steered", advice)
     require(
         isfinite(strength) and (min_cosine is None or -1 <= min_cosine <= 1),
-        f"strength {strength}, least {min_cosine}",
+        f"strength {strength}, min_cosine {min_cosine}",
         "give a finite strength, and a cosine of -1 to 1 (or None)",
     )

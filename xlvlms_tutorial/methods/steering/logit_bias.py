@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from xlvlms_tutorial.activations.activations import WHOLE_BLOCK, States
-from xlvlms_tutorial.errors import SelectionError
+from xlvlms_tutorial.activations.activations import WHOLE_BLOCK, Activations
+from xlvlms_tutorial.errors import InputError
 from xlvlms_tutorial.interventions.active import recorded
 from xlvlms_tutorial.methods.steering.vectors import require_like
 from xlvlms_tutorial.models import anatomy
@@ -41,13 +41,10 @@ def logit_bias(vlm: VLM, bias: Mapping[str, float] | Float[Tensor, "v"]) -> Iter
 
     Raises
     ------
-    SelectionError
+    InputError
         If there are no words, a word gives no token, a bias is not finite, or two words are the
-        same or begin with the same piece.
-    ComparisonError
-        If a vector has not one number for each logit.
-    ActivationsError
-        If it holds NaN or infinite numbers.
+        same or begin with the same piece. If a vector has not one number for each logit. If it
+        holds NaN or infinite numbers.
 
     Examples
     --------
@@ -91,7 +88,7 @@ def first_pieces(vlm: VLM, word: str) -> list[int]:
 
     Raises
     ------
-    SelectionError
+    InputError
         If the model has no tokenizer, or the word gives no token that is known.
 
     Examples
@@ -105,9 +102,7 @@ def first_pieces(vlm: VLM, word: str) -> list[int]:
     """
     if vlm.tokenizer is None or not isinstance(word, str):
         preposition = "without" if vlm.tokenizer is None else "with"
-        raise SelectionError(
-            f"the word {word!r} for a model {preposition} a tokenizer", "give text"
-        )
+        raise InputError(f"the word {word!r} for a model {preposition} a tokenizer", "give text")
     pieces = {}  # in order, each once
     forms = _forms(word.strip())
     if forms:
@@ -123,20 +118,20 @@ def first_pieces(vlm: VLM, word: str) -> list[int]:
     return list(pieces)
 
 
-def mean_logits_bias(vlm: VLM, source: States, target: States) -> Float[Tensor, "v"]:
+def mean_logits_bias(vlm: VLM, source: Activations, target: Activations) -> Float[Tensor, "v"]:
     r"""Compute the logit bias that corresponds to a mean-difference vector.
 
-    Use it with :func:`logit_bias`, to see whether steering at the last layer by :func:`coarse` does
-    more than this. It is :math:`\bar z_{target} - \bar z_{source}`, the difference of the mean
-    logits, from activations of the last layer.
+    Use it with :func:`logit_bias`, to see whether steering at the last layer by
+    :func:`mean_difference` does more than this. It is :math:`\bar z_{target} - \bar z_{source}`,
+    the difference of the mean logits, from activations of the last layer.
 
     Parameters
     ----------
     vlm : VLM
         The model that the activations are of; its unembedding gives the logits.
-    source : States
+    source : Activations
         Activations (n, d) that hold the last layer, of samples that show what to steer away from.
-    target : States
+    target : Activations
         Activations (m, d) of samples that show what to steer to, captured in the same way.
 
     Returns
@@ -146,12 +141,11 @@ def mean_logits_bias(vlm: VLM, source: States, target: States) -> Float[Tensor, 
 
     Raises
     ------
-    LayerError, SelectionError
+    LayerError
         If the last layer was not captured.
-    ComparisonError
-        If the two sets were not captured alike, or are of another model.
-    ActivationsError
-        If a set is empty, not finite or not (n, d).
+    InputError
+        If the last layer was not captured. If the two sets were not captured alike, or are of
+        another model. If a set is empty, not finite or not (n, d).
 
     Examples
     --------
@@ -220,7 +214,7 @@ def _bias_of_tokens(vlm: VLM, bias: Mapping[str, float] | Tensor, size: int) -> 
         shared = set(pieces[word]) & set(pieces[second_word])
         if shared:
             piece = decode(vlm.tokenizer, [min(shared)])
-            raise SelectionError(
+            raise InputError(
                 f"the words {word!r} and {second_word!r} begin with the same piece {piece!r}",
                 "give words that begin differently",
             )

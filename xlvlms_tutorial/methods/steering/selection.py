@@ -12,8 +12,8 @@ from sklearn.linear_model import RidgeClassifier
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
-from xlvlms_tutorial.activations.activations import WHOLE_BLOCK, States
-from xlvlms_tutorial.errors import SelectionError
+from xlvlms_tutorial.activations.activations import WHOLE_BLOCK, Activations
+from xlvlms_tutorial.errors import InputError
 from xlvlms_tutorial.methods.concepts.base import whole
 from xlvlms_tutorial.methods.probes import deal_folds, held_out_labels
 from xlvlms_tutorial.methods.steering.vectors import require_like
@@ -24,7 +24,9 @@ _RIDGE = 0.1  # of the mean squared length of standardised activations
 _CONSTANT = 1e-9  # of its size: a dimension that varies by less is constant, but for rounding
 
 
-def separability(source: States, target: States, folds: int = 5, seed: int = 0) -> pd.DataFrame:
+def separability(
+    source: Activations, target: Activations, folds: int = 5, seed: int = 0
+) -> pd.DataFrame:
     r"""Measure how far two sets of activations lie apart at each layer.
 
     Use it to see from which layer on a difference can be read, and compare it with where steering
@@ -32,9 +34,9 @@ def separability(source: States, target: States, folds: int = 5, seed: int = 0) 
 
     Parameters
     ----------
-    source : States
+    source : Activations
         Activations (n, d) at the end of blocks, of one set of samples.
-    target : States
+    target : Activations
         Activations (m, d) of the other set, captured in the same way.
     folds : int
         The number of parts of the samples, each held out once from what the probe is fitted on;
@@ -54,25 +56,21 @@ def separability(source: States, target: States, folds: int = 5, seed: int = 0) 
 
     Raises
     ------
-    ComparisonError
-        If model, prompt, layers, places, widths or kinds of positions differ.
-    ActivationsError
-        If a set is empty, not finite or not (n, d).
-    SelectionError
-        If no layer was captured at the end of its block, or there are fewer than 2 folds.
-    EstimateError
-        If a set has fewer samples than folds.
+    InputError
+        If model, prompt, layers, sites, widths or kinds of positions differ. If a set is empty, not
+        finite or not (n, d). If no layer was captured at the end of its block, or there are fewer
+        than 2 folds. If a set has fewer samples than folds.
 
     Examples
     --------
     >>> import pandas as pd
     >>> import torch
-    >>> from xlvlms_tutorial import States
+    >>> from xlvlms_tutorial import Activations
     >>> from xlvlms_tutorial.methods.steering import separability
     >>> def activations(name, offset):
     ...     rows = torch.randn(10, 4, generator=torch.Generator().manual_seed(0)) + offset
     ...     table = pd.DataFrame({"sample": range(10), "id": [f"{name} {k}" for k in range(10)]})
-    ...     return States({(24, "block"): rows}, table, {"model": "pocket-llava"})
+    ...     return Activations({(24, "resid_post"): rows}, table, {"model": "pocket-llava"})
     >>> table = separability(activations("day", 0.0), activations("night", 100.0))
     >>> list(table)
     ['layer', 'accuracy', 'low', 'high', 'chance', 'fisher', 'n']
@@ -108,7 +106,7 @@ def separability(source: States, target: States, folds: int = 5, seed: int = 0) 
     return pd.DataFrame(rows)
 
 
-def choose(
+def best_setting(
     table: pd.DataFrame, by: str, limit: tuple[str, float] | None = None
 ) -> tuple[int, float]:
     """Choose layer and strength of the row of a :func:`sweep` that is best by a column.
@@ -133,20 +131,20 @@ def choose(
 
     Raises
     ------
-    SelectionError
+    InputError
         If the table lacks a column or has no rows with numbers there, or no row is
         within the limit (with the closest).
 
     Examples
     --------
     >>> import pandas as pd
-    >>> from xlvlms_tutorial.methods.steering import choose
+    >>> from xlvlms_tutorial.methods.steering import best_setting
     >>> table = pd.DataFrame({"layer": [12, 24, 24], "strength": [1.0, 1.0, 4.0]})
     >>> table["to target"] = [0.2, 0.7, 0.9]
     >>> table["elsewhere"] = [0.0, 0.05, 0.4]
-    >>> choose(table, "to target")
+    >>> best_setting(table, "to target")
     (24, 4.0)
-    >>> choose(table, "to target", limit=("elsewhere", 0.1))
+    >>> best_setting(table, "to target", limit=("elsewhere", 0.1))
     (24, 1.0)
     """
     required = ["layer", "strength", by]
@@ -180,7 +178,7 @@ def _within(table: pd.DataFrame, name: str, maximum: float) -> pd.DataFrame:
     setting = (
         f"layer {int(closest['layer'])}, strength {closest['strength']:g} with {closest[name]:.3g}"
     )
-    raise SelectionError(
+    raise InputError(
         f"no row has {name} of {maximum:g} or less",
         f"the closest is {setting}; raise the limit, or add strengths",
     )

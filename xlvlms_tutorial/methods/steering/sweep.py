@@ -68,14 +68,14 @@ class Run(NamedTuple):
         vlm : VLM
             The model that is steered.
         positions : str, tuple of str, or mask (b, t)
-            Where the vector is added, as for :meth:`SteeringVectors.steer`.
+            Where the vector is added, as for :meth:`SteeringVectors.apply`.
 
         Returns
         -------
         context manager
             Steers inside its ``with`` block.
         """
-        return self.vectors.steer(vlm, self.layer, self.strength, positions)
+        return self.vectors.apply(vlm, self.layer, self.strength, positions)
 
 
 def sweep(
@@ -95,11 +95,11 @@ def sweep(
 ) -> pd.DataFrame:
     """Measure what steering does to the answers, for each layer and strength.
 
-    Use it on validation samples to find where and how strongly to steer, and :func:`choose` to take
-    the best row. First-token answers are cheap: each batch goes once through the unsteered model,
-    and every steered pass resumes at its layer from the activations that were read there. Resuming
-    is verified on two samples for each layer; where its logits are not those of the whole forward,
-    the whole forward is run.
+    Use it on validation samples to find where and how strongly to steer, and :func:`best_setting`
+    to take the best row. First-token answers are cheap: each batch goes once through the unsteered
+    model, and every steered pass resumes at its layer from the activations that were read there.
+    Resuming is verified on two samples for each layer; where its logits are not those of the whole
+    forward, the whole forward is run.
 
     Parameters
     ----------
@@ -120,7 +120,7 @@ def sweep(
         A function of all answers, in the order of the samples and stripped, that returns numbers by
         name, one column each. None (the default) adds none.
     positions : str or tuple of str
-        Where vectors are added, as for :meth:`SteeringVectors.steer`: by default "all".
+        Where vectors are added, as for :meth:`SteeringVectors.apply`: by default "all".
     max_new_tokens : int, optional
         How many tokens of the answers are generated, greedily. None (the default) takes the
         likeliest first token of the whole vocabulary.
@@ -140,15 +140,12 @@ def sweep(
 
     Raises
     ------
-    SelectionError
+    InputError
         If there are no samples, layers or strengths, a strength is not finite, or the positions
-        leave the first token as it is.
+        leave the first token as it is. If samples and prompts are not equally many. If a vector is
+        zero, or of another model.
     LayerError
         If the model or the vectors have no such layer.
-    LengthError
-        If samples and prompts are not equally many.
-    ActivationsError, ComparisonError
-        If a vector is zero, or of another model.
 
     Examples
     --------

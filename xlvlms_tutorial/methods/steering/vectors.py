@@ -17,14 +17,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 import xlvlms_tutorial
-from xlvlms_tutorial.activations.activations import WHOLE_BLOCK, States, as_json_knows
-from xlvlms_tutorial.errors import (
-    ActivationsError,
-    ComparisonError,
-    LayerError,
-    LoadError,
-    SelectionError,
-)
+from xlvlms_tutorial.activations.activations import WHOLE_BLOCK, Activations, as_json_knows
+from xlvlms_tutorial.errors import InputError, LayerError, LoadError, incomparable
 from xlvlms_tutorial.interventions.edits import add
 from xlvlms_tutorial.interventions.overrides import Gate, Positions
 from xlvlms_tutorial.io import digest, load_tensors, save_tensors
@@ -49,7 +43,7 @@ _NEGLIGIBLE = 1e-9  # of the activations' norm: what is shorter is rounding of t
 class SteeringVectors:
     r"""Hold one steering vector for each layer, and the record of how they were made.
 
-    :func:`coarse` makes them from two sets of activations; make them by hand to steer by a
+    :func:`mean_difference` makes them from two sets of activations; make them by hand to steer by a
     direction of your own. ``vectors[layer]`` is the vector (d,) in float32 on the CPU, and
     ``len(vectors)`` the number of layers.
 
@@ -60,7 +54,7 @@ class SteeringVectors:
         all of one width.
     provenance : mapping
         How they were made, in what JSON can hold. ``model`` is the name of the model that they are
-        for, the only one that :meth:`steer` accepts; ``how`` says the method in words.
+        for, the only one that :meth:`apply` accepts; ``how`` says the method in words.
 
     Attributes
     ----------
@@ -69,13 +63,9 @@ class SteeringVectors:
 
     Raises
     ------
-    ActivationsError
-        If there are no vectors, or one is no vector, not of
-        floating-point numbers, NaN or infinite.
-    SelectionError
-        If a layer is not numbered from 0 on.
-    ComparisonError
-        If they differ in width.
+    InputError
+        If there are no vectors, or one is no vector, not of floating-point numbers, NaN or
+        infinite. If a layer is not numbered from 0 on. If they differ in width.
 
     Examples
     --------
@@ -91,9 +81,9 @@ class SteeringVectors:
     [5.0]
     >>> torch.equal(vectors.checked(vlm, 24), direction)
     True
-    >>> before = read(vlm, batch, 24, positions="last")[24, "block"]
-    >>> with vectors.steer(vlm, 24, strength=2.0):
-    ...     after = read(vlm, batch, 24, positions="last")[24, "block"]
+    >>> before = read(vlm, batch, 24, positions="last")[24, "resid_post"]
+    >>> with vectors.apply(vlm, 24, strength=2.0):
+    ...     after = read(vlm, batch, 24, positions="last")[24, "resid_post"]
     >>> (after - before)[..., 7].flatten().round().tolist()
     [10.0, 10.0, 10.0, 10.0]
     """
@@ -108,7 +98,7 @@ class SteeringVectors:
                 f"{len(tensors)} vectors, or one that is not finite or "
                 "not of floating-point numbers"
             )
-            raise ActivationsError(problem, "give one finite vector (d,) for each layer")
+            raise InputError(problem, "give one finite vector (d,) for each layer")
         for layer in tensors:
             require(
                 not isinstance(layer, bool) and isinstance(layer, Integral) and layer >= 0,
@@ -117,7 +107,7 @@ class SteeringVectors:
             )
         widths = sorted(set(map(len, tensors.values())))
         if len(widths) > 1:
-            raise ComparisonError(
+            raise incomparable(
                 "widths of the vectors", widths[0], widths[-1], "give the vectors of one model"
             )
         self._tensors = {layer: tensors[layer].detach().float().cpu() for layer in sorted(tensors)}
@@ -132,7 +122,7 @@ class SteeringVectors:
         first, last = self.layers[0], self.layers[-1]
         if not isinstance(layer, Real) or not first <= layer <= last:
             raise LayerError(layer, first, last)
-        raise SelectionError(
+        raise InputError(
             f"no vector for layer {layer}", f"there are: {', '.join(map(str, self.layers))}"
         )
 
@@ -189,12 +179,11 @@ class SteeringVectors:
 
         Raises
         ------
-        LayerError, SelectionError
+        LayerError
             If there is no vector for the layer, or the strength is not finite.
-        ComparisonError
-            If the vectors are of another model.
-        ActivationsError
-            If the vector is zero, so that nothing would change.
+        InputError
+            If there is no vector for the layer, or the strength is not finite. If the vectors are
+            of another model. If the vector is zero, so that nothing would change.
         InterventionError
             If positions or gate do not fit the model or the batch.
         """
@@ -205,7 +194,7 @@ class SteeringVectors:
     def checked(self, vlm: VLM, layer: int, strength: float = 1.0) -> Float[Tensor, "d"]:
         """Return the vector of a layer if this model can be steered by it at this strength.
 
-        Use it to find out before a long run what :meth:`steer` would refuse.
+        Use it to find out before a long run what :meth:`apply` would refuse.
 
         Parameters
         ----------
@@ -223,12 +212,11 @@ class SteeringVectors:
 
         Raises
         ------
-        LayerError, SelectionError
+        LayerError
             If there is no vector for the layer, or the strength is not finite.
-        ComparisonError
-            If the vectors are of another model.
-        ActivationsError
-            If the vector is zero, so that nothing would change.
+        InputError
+            If there is no vector for the layer, or the strength is not finite. If the vectors are
+            of another model. If the vector is zero, so that nothing would change.
         """
         vector = self[layer]
         model = self.provenance.get("model")
@@ -254,7 +242,7 @@ class SteeringVectors:
                 "choose a layer where the two sets differ (at layer 0 the "
                 "same token has the same state)"
             )
-            raise ActivationsError(f"the vector of layer {layer} is zero", advice)
+            raise InputError(f"the vector of layer {layer} is zero", advice)
         return vector
 
     def save(self, path: str | Path) -> Path:
@@ -274,7 +262,7 @@ class SteeringVectors:
 
         Raises
         ------
-        OutputError
+        FileError
             If the file cannot be written.
         """
         metadata = {"format": _FORMAT, "provenance": json.dumps(self.provenance)}
@@ -331,7 +319,9 @@ def load_vectors(path: str | Path) -> SteeringVectors:
         ) from cause
 
 
-def coarse(source: States, target: States, same_positions: bool = True) -> SteeringVectors:
+def mean_difference(
+    source: Activations, target: Activations, same_positions: bool = True
+) -> SteeringVectors:
     r"""Make mean-difference vectors that steer from one set of samples to another.
 
     Use it to steer answers or style without training. For every layer captured the vector is
@@ -340,9 +330,9 @@ def coarse(source: States, target: States, same_positions: bool = True) -> Steer
 
     Parameters
     ----------
-    source : States
+    source : Activations
         Activations (n, d) at the end of blocks, of samples that show what to steer away from.
-    target : States
+    target : Activations
         Activations (m, d) of samples that show what to steer to, captured with the same model and
         prompt at the same layers.
     same_positions : bool
@@ -357,24 +347,24 @@ def coarse(source: States, target: States, same_positions: bool = True) -> Steer
 
     Raises
     ------
-    ComparisonError
-        If model, prompt, layers, places, widths or kinds of positions differ.
-    ActivationsError
-        If a set is empty, not finite or not (n, d), or source and target are the same.
-    SelectionError
-        If no layer was captured at the end of its block.
+    InputError
+        If model, prompt, layers, sites, widths or kinds of positions differ. If a set is empty, not
+        finite or not (n, d), or source and target are the same. If no layer was captured at the end
+        of its block.
 
     Examples
     --------
     >>> import pandas as pd
     >>> import torch
-    >>> from xlvlms_tutorial import States, coarse
+    >>> from xlvlms_tutorial import Activations, mean_difference
     >>> def activations(rows):
     ...     table = pd.DataFrame({"sample": range(len(rows)), "id": list("abcdef")[: len(rows)]})
-    ...     return States({(24, "block"): torch.tensor(rows)}, table, {"model": "pocket-llava"})
+    ...     return Activations(
+    ...         {(24, "resid_post"): torch.tensor(rows)}, table, {"model": "pocket-llava"}
+    ...     )
     >>> day = activations([[0.0, 1.0], [2.0, 1.0]])
     >>> night = activations([[4.0, 1.0], [6.0, 3.0]])
-    >>> vectors = coarse(day, night)
+    >>> vectors = mean_difference(day, night)
     >>> vectors
     SteeringVectors(mean difference, layers 24, 2 source, 2 target)
     >>> vectors[24].tolist()
@@ -384,20 +374,20 @@ def coarse(source: States, target: States, same_positions: bool = True) -> Steer
     return _mean_difference(source, target, member, {"how": "mean difference"}, same_positions)
 
 
-def shuffled(
-    source: States, target: States, seed: int = 0, same_positions: bool = True
+def shuffled_control(
+    source: Activations, target: Activations, seed: int = 0, same_positions: bool = True
 ) -> SteeringVectors:
     """Make the mean difference of two sets after their rows are dealt out anew at random.
 
-    Use it as a control for :func:`coarse`: it is what a mean difference is when membership means
-    nothing. The sets keep their sizes.
+    Use it as a control for :func:`mean_difference`: it is what a mean difference is when membership
+    means nothing. The sets keep their sizes.
 
     Parameters
     ----------
-    source : States
-        Activations (n, d), as for :func:`coarse`.
-    target : States
-        Activations (m, d), as for :func:`coarse`.
+    source : Activations
+        Activations (n, d), as for :func:`mean_difference`.
+    target : Activations
+        Activations (m, d), as for :func:`mean_difference`.
     seed : int
         Of the random order of rows.
     same_positions : bool
@@ -410,23 +400,25 @@ def shuffled(
 
     Raises
     ------
-    ComparisonError
-        If model, prompt, layers, places, widths or kinds of positions differ.
-    ActivationsError
-        If a set is empty, not finite or not (n, d), or the means of the new sets are the same.
-    SelectionError
-        If no layer was captured at the end of its block.
+    InputError
+        If model, prompt, layers, sites, widths or kinds of positions differ. If a set is empty, not
+        finite or not (n, d), or the means of the new sets are the same. If no layer was captured at
+        the end of its block.
 
     Examples
     --------
     >>> import pandas as pd
     >>> import torch
-    >>> from xlvlms_tutorial import States
-    >>> from xlvlms_tutorial.methods.steering import shuffled
+    >>> from xlvlms_tutorial import Activations
+    >>> from xlvlms_tutorial.methods.steering import shuffled_control
     >>> def activations(rows):
     ...     table = pd.DataFrame({"sample": range(len(rows)), "id": list("abcdef")[: len(rows)]})
-    ...     return States({(24, "block"): torch.tensor(rows)}, table, {"model": "pocket-llava"})
-    >>> vectors = shuffled(activations([[0.0], [1.0]]), activations([[10.0], [100.0]]), seed=3)
+    ...     return Activations(
+    ...         {(24, "resid_post"): torch.tensor(rows)}, table, {"model": "pocket-llava"}
+    ...     )
+    >>> vectors = shuffled_control(
+    ...     activations([[0.0], [1.0]]), activations([[10.0], [100.0]]), seed=3
+    ... )
     >>> vectors
     SteeringVectors(shuffled mean difference, layers 24, 2 source, 2 target)
     >>> abs(vectors[24].item()) in (54.5, 45.5, 44.5)
@@ -438,7 +430,7 @@ def shuffled(
     return _mean_difference(source, target, member, record, same_positions)
 
 
-def random_like(vectors: SteeringVectors, seed: int = 0) -> SteeringVectors:
+def random_control(vectors: SteeringVectors, seed: int = 0) -> SteeringVectors:
     """Draw random vectors, uniform in direction, as long as the given ones at each layer.
 
     Use it as a control: what vectors of this length do, whatever their direction.
@@ -458,9 +450,9 @@ def random_like(vectors: SteeringVectors, seed: int = 0) -> SteeringVectors:
     Examples
     --------
     >>> import torch
-    >>> from xlvlms_tutorial.methods.steering import SteeringVectors, random_like
+    >>> from xlvlms_tutorial.methods.steering import SteeringVectors, random_control
     >>> vectors = SteeringVectors({24: torch.tensor([3.0, 4.0])}, {"how": "by hand"})
-    >>> control = random_like(vectors, seed=1)
+    >>> control = random_control(vectors, seed=1)
     >>> control
     SteeringVectors(random, as long as: by hand, layers 24)
     >>> control.norms.round(2).tolist()
@@ -475,12 +467,14 @@ def random_like(vectors: SteeringVectors, seed: int = 0) -> SteeringVectors:
     return SteeringVectors(tensors, vectors.provenance | record)
 
 
-def require_like(source: States, target: States, same_positions: bool = True) -> list[int]:
+def require_like(
+    source: Activations, target: Activations, same_positions: bool = True
+) -> list[int]:
     """Check that two sets were captured alike, so that their means can be compared.
 
     Parameters
     ----------
-    source, target : States
+    source, target : Activations
         The two sets of activations.
     same_positions : bool
         Whether the kinds of positions must be the same (the default).
@@ -492,17 +486,14 @@ def require_like(source: States, target: States, same_positions: bool = True) ->
 
     Raises
     ------
-    ComparisonError
-        If model, prompt, layers, places, widths or kinds of positions differ.
-    ActivationsError
-        If a set is empty, not finite or not (n, d).
-    SelectionError
-        If no layer was captured at the end of its block.
+    InputError
+        If model, prompt, layers, sites, widths or kinds of positions differ. If a set is empty, not
+        finite or not (n, d). If no layer was captured at the end of its block.
     """
     require_equal(
-        "layers and places",
-        f"{source.layers} {source.places}",
-        f"{target.layers} {target.places}",
+        "layers and sites",
+        f"{source.layers} {source.sites}",
+        f"{target.layers} {target.sites}",
         "capture both sets at the same",
     )
     of_source = source.provenance
@@ -523,25 +514,25 @@ def require_like(source: States, target: States, same_positions: bool = True) ->
             target_kind,
             "capture both alike, or give same_positions=False",
         )
-    layers = [layer for layer, place in source.tensors if place == WHOLE_BLOCK]
+    layers = [layer for layer, site in source.tensors if site == WHOLE_BLOCK]
     require(
         layers,
         "no residual stream was captured",
-        f"capture the place {WHOLE_BLOCK!r}; there are: {source.places}",
+        f"capture the site {WHOLE_BLOCK!r}; there are: {source.sites}",
     )
     for layer in layers:
         _require_rows(source[layer, WHOLE_BLOCK], target[layer, WHOLE_BLOCK], layer)
     return sorted(layers)
 
 
-def about(states: States) -> dict[str, object]:
+def about(states: Activations) -> dict[str, object]:
     """Describe which samples a capture is of and how they were read, by name or digest."""
     ids = digest(states.table["id"].tolist(), ensure_ascii=False)
     settings = {name: states.provenance.get(name) for name in _BY_SIDE}
     return {"n": len(states), "ids_sha256": ids} | settings
 
 
-def made_from(states: States) -> dict[str, object]:
+def made_from(states: Activations) -> dict[str, object]:
     """Return the part of a provenance that vectors share with the states they are made of."""
     versions = {module.__name__: module.__version__ for module in (torch, xlvlms_tutorial)}
     return {name: states.provenance.get(name) for name in _COMMON} | {"versions": versions}
@@ -581,7 +572,11 @@ def _require_rows(source: Tensor, target: Tensor, layer: int) -> None:
 
 
 def _mean_difference(
-    source: States, target: States, member: Bool[Tensor, "n"], record: dict, same_positions: bool
+    source: Activations,
+    target: Activations,
+    member: Bool[Tensor, "n"],
+    record: dict,
+    same_positions: bool,
 ) -> SteeringVectors:
     """The mean of the member rows of both sets minus that of the others, at every layer.
 

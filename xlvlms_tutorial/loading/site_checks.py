@@ -11,7 +11,7 @@ from itertools import cycle
 import torch
 from torch import Tensor, nn
 
-from xlvlms_tutorial.errors import FoldError
+from xlvlms_tutorial.errors import InterventionError
 from xlvlms_tutorial.interventions import add, fold, skip  # what is checked is what users call
 from xlvlms_tutorial.loading.measured import Outcome, apart, greedy_logits, rounding, words_of
 from xlvlms_tutorial.models import anatomy, support
@@ -27,7 +27,7 @@ def middle_between(vlm: VLM, batch: Batch) -> Outcome:
 
     Without the attention, the input alone.
     """
-    layers = _kinds(vlm, "read", "middle")
+    layers = _kinds(vlm, "read", "resid_mid")
     if not layers:
         return False, "no block has a norm before its MLP"
     for layer in layers:
@@ -85,7 +85,7 @@ def fold_adds(vlm: VLM, batch: Batch) -> Outcome:
     try:
         with fold(vlm, vector, layer):
             folded = vlm.forward(batch).logits
-    except FoldError as refused:
+    except InterventionError as refused:
         vlm.refused["fold", "mlp"] = str(refused)
         return True, f"refused: {refused}"
     with add(vlm, vector, layer):
@@ -101,11 +101,11 @@ PLACED: dict[str, Callable[[VLM, Batch], Outcome]] = {
     "attention skipped": _skipped("attention"),
     "fold": fold_adds,
 }
-# What is refused where one of these fails: what is done, and at which place
+# What is refused where one of these fails: what is done, and at which site
 HANGS_ON: dict[str, tuple[tuple[str, str], ...]] = {
     "between attention and MLP": (
-        ("read", "middle"),
-        ("read", "mlp_input"),
+        ("read", "resid_mid"),
+        ("read", "mlp_in"),
         ("parallel", "first"),
         ("parallel", "second"),
     ),
@@ -116,14 +116,14 @@ HANGS_ON: dict[str, tuple[tuple[str, str], ...]] = {
 }
 
 
-def _kinds(vlm: VLM, action: str, place: str) -> list[int]:
-    """Return a layer of each kind of block that allows something at a place.
+def _kinds(vlm: VLM, action: str, site: str) -> list[int]:
+    """Return a layer of each kind of block that allows something at a site.
 
     The first two such layers are always among them: masks are read off the first.
     """
     config = vlm.model.config.get_text_config(decoder=True)
     kinds = getattr(config, "layer_types", None) or [None] * vlm.n_layers
-    allowed = [layer for layer in range(1, vlm.n_layers + 1) if vlm.supports(action, place, layer)]
+    allowed = [layer for layer in range(1, vlm.n_layers + 1) if vlm.supports(action, site, layer)]
     first: dict[object, int] = {}
     for layer in allowed:
         block = vlm.blocks[layer - 1]

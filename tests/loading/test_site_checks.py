@@ -1,4 +1,4 @@
-"""Self-checks of single places.
+"""Self-checks of single sites.
 
 They pass on blocks of every kind that has them, and each fails on what is broken in its own way.
 """
@@ -14,9 +14,9 @@ from tests.zoo.inputs import IMAGE
 from tests.zoo.models import clip
 from xlvlms_tutorial.activations import clock
 from xlvlms_tutorial.interventions import edits, skipping
-from xlvlms_tutorial.loading import place_checks
-from xlvlms_tutorial.loading.place_checks import HANGS_ON, PLACED
+from xlvlms_tutorial.loading import site_checks
 from xlvlms_tutorial.loading.self_check import CHECKS, self_check
+from xlvlms_tutorial.loading.site_checks import HANGS_ON, PLACED
 from xlvlms_tutorial.models.vlm import VLM
 
 FAILING = {
@@ -50,15 +50,11 @@ def test_what_fails_is_what_the_blocks_do_not_have(kind):
     vlm, inputs = around(kind)
     table = self_check(vlm, vlm.prepare(inputs)).set_index("check")
     assert set(table.index[~table["passed"]]) == FAILING[kind], table["detail"].to_dict()
-    lost = {place for name in FAILING[kind] for place in HANGS_ON[name]}
+    lost = {site for name in FAILING[kind] for site in HANGS_ON[name]}
     assert (
         lost
         <= KINDS[kind][1]
-        == {
-            pair
-            for pair in {*NORMED, *HALF, ("read", "attention_input")}
-            if not vlm.supports(*pair)
-        }
+        == {pair for pair in {*NORMED, *HALF, ("read", "attn_in")} if not vlm.supports(*pair)}
     )
     assert traces(vlm) == []
 
@@ -135,22 +131,22 @@ def test_a_refused_fold_is_no_failure_and_is_refused_from_then_on(checked):
 
 def test_layers_are_one_of_each_kind_and_the_first_two():
     vlm, _ = around("plain")
-    assert place_checks._kinds(vlm, "skip", "mlp") == [1, 2]
+    assert site_checks._kinds(vlm, "skip", "mlp") == [1, 2]
     mixed = VLM(build("mllama")[0], None, "mllama")
-    assert place_checks._kinds(mixed, "skip", "block") == [1, 2]
+    assert site_checks._kinds(mixed, "skip", "block") == [1, 2]
     sliding = VLM(build("gemma3")[0], None, "gemma3")
     sliding.model.config.text_config.layer_types = [
         "full_attention",
         "full_attention",
         "sliding_attention",
     ]
-    assert place_checks._kinds(sliding, "skip", "block") == [1, 2, 3]
+    assert site_checks._kinds(sliding, "skip", "block") == [1, 2, 3]
 
 
 def test_generations_are_compared_up_to_where_they_part():
     new, second_ids = torch.tensor([[1, 2, 3]]), torch.tensor([[1, 9, 3]])
     logits, others = torch.ones(1, 3, 4), torch.ones(1, 3, 4)
     others[0, 2] = 7
-    assert place_checks._steps_apart((new, logits), (second_ids, others)) == 0
+    assert site_checks._steps_apart((new, logits), (second_ids, others)) == 0
     others[0, 1, 2] = 2
-    assert place_checks._steps_apart((new, logits), (second_ids, others)) == 0.5
+    assert site_checks._steps_apart((new, logits), (second_ids, others)) == 0.5
