@@ -39,36 +39,6 @@ def require(condition: object, problem: str, advice: str) -> None:
         raise InputError(problem, advice)
 
 
-def require_activations(condition: object, problem: str, advice: str) -> None:
-    """Refuse numbers of a model, or scores made of them, where a condition does not hold.
-
-    Parameters
-    ----------
-    condition : bool
-        What has to hold, such as that all numbers are finite.
-    problem : str
-        What is wrong where it does not.
-    advice : str
-        What is allowed, or what to do instead.
-
-    Raises
-    ------
-    InputError
-        With the problem and the advice.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from xlvlms_tutorial.validation import require_activations
-    >>> states = np.array([1.0, np.nan])
-    >>> require_activations(np.isfinite(states).all(), "states are NaN", "leave them out")
-    Traceback (most recent call last):
-    xlvlms_tutorial.errors.InputError: states are NaN; leave them out.
-    """
-    if not condition:
-        raise InputError(problem, advice)
-
-
 def require_equal(what: str, first: object, second: object, advice: str) -> None:
     """Refuse two things that do not belong together because they differ.
 

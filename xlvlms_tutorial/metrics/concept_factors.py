@@ -26,7 +26,7 @@ from xlvlms_tutorial.metrics.intervals import Estimate, percentile_interval, res
 from xlvlms_tutorial.metrics.plain import plain, require_estimate
 from xlvlms_tutorial.samples import Sample
 from xlvlms_tutorial.text import whole_words
-from xlvlms_tutorial.validation import require, require_activations
+from xlvlms_tutorial.validation import require
 
 N_BINS = 3  # for the codes that are not zero
 _BLOCK = 2**22  # numbers of one array at a time, to bound memory
@@ -296,15 +296,13 @@ def _codes(codes: ArrayLike) -> Float[np.ndarray, "n k"]:
         raise InputError(
             f"codes are not numbers ({cause})", "give one row of codes for each sample"
         ) from cause
-    require_activations(
+    require(
         values.ndim == 2 and values.size > 0,
         f"codes have the shape {values.shape}",
         "give (n, k): one row for each sample, one column for each concept",
     )
     n_bad = int((~np.isfinite(values)).sum())
-    require_activations(
-        n_bad == 0, f"{n_bad} of {values.size} codes are NaN or infinite", "give finite codes"
-    )
+    require(n_bad == 0, f"{n_bad} of {values.size} codes are NaN or infinite", "give finite codes")
     return values
 
 

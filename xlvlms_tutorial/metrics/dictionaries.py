@@ -22,7 +22,6 @@ from xlvlms_tutorial.metrics.intervals import Estimate, bootstrap
 from xlvlms_tutorial.metrics.plain import require_estimate
 from xlvlms_tutorial.validation import (
     require,
-    require_activations,
     require_equal,
     require_one_of,
 )
@@ -242,7 +241,7 @@ def reconstruction_error(A: ArrayLike | Tensor, A_hat: ArrayLike | Tensor) -> Re
         tuple(reconstructions.shape),
         "give the reconstructions of these activations",
     )
-    require_activations(
+    require(
         (activations != activations[0]).any(),
         "the activations are all the same",
         "give at least two samples that differ",
@@ -306,13 +305,13 @@ def _matrix(values: ArrayLike | Tensor, name: str) -> Float[Tensor, "n d"]:
         ) from cause
     if not matrix.is_floating_point():
         matrix = matrix.double()
-    require_activations(
+    require(
         matrix.ndim == 2 and matrix.numel() > 0,
         f"{name} have the shape {tuple(matrix.shape)}",
         "give one row for each of one or more",
     )
     n_bad = int((~matrix.isfinite()).sum())
-    require_activations(
+    require(
         n_bad == 0,
         f"{name}: {n_bad} of {matrix.numel()} numbers are NaN or infinite",
         "give finite numbers",
@@ -323,7 +322,7 @@ def _matrix(values: ArrayLike | Tensor, name: str) -> Float[Tensor, "n d"]:
 def _directions(components: ArrayLike | Tensor, name: str) -> Float[np.ndarray, "k d"]:
     matrix = _matrix(components, f"components of {name}").double().cpu().numpy()
     sizes = np.linalg.norm(matrix, axis=1, keepdims=True)
-    require_activations(
+    require(
         sizes.all(),
         f"components of {name}: {int((sizes == 0).sum())} are zero",
         "leave them out, they have no direction",

@@ -19,7 +19,7 @@ from torch import Tensor
 from xlvlms_tutorial.errors import InputError
 from xlvlms_tutorial.metrics.answers import with_columns
 from xlvlms_tutorial.metrics.plain import plain
-from xlvlms_tutorial.validation import require, require_activations, require_equal
+from xlvlms_tutorial.validation import require, require_equal
 
 _LARGEST = 1e30
 _BLOCK = 2**20  # cosines computed at once: bounds memory, and stays in the cache of a processor
@@ -235,7 +235,7 @@ def top_scores(codes: np.ndarray, scores: np.ndarray, n_concepts: int = 5) -> pd
         f"allowed: 3 to {strength.shape[1]}, the number of concepts",
     )
     silent = int((strength.max(axis=1) == 0).sum())
-    require_activations(
+    require(
         silent == 0,
         f"no concept is active in {silent} of {len(codes)} samples",
         "leave them out, or lower the penalty",
@@ -258,12 +258,10 @@ class _Texts(NamedTuple):
 
 
 def _packed(texts: Sequence[Vectors], kind: str) -> _Texts:
-    require_activations(
-        len(texts) > 0, f"no {kind}s", "give the token embeddings (t, e) of one text or more"
-    )
+    require(len(texts) > 0, f"no {kind}s", "give the token embeddings (t, e) of one text or more")
     parts = list(map(_tensor, texts))
     for number, part in enumerate(parts):
-        require_activations(
+        require(
             part.ndim == 2 and part.numel() > 0,
             f"{kind} {number} has shape {tuple(part.shape)}",
             "give (tokens, width), one token or more",
@@ -324,7 +322,7 @@ def _tensor(values: Vectors) -> Tensor:
 
 
 def _unit(vectors: Tensor, kind: str) -> Tensor:
-    require_activations(
+    require(
         vectors.ndim == 2 and vectors.numel() and not vectors.is_complex(),
         f"no {kind}: {vectors.dtype} of shape {tuple(vectors.shape)}",
         "give one row of real numbers or more",
@@ -332,7 +330,7 @@ def _unit(vectors: Tensor, kind: str) -> Tensor:
     vectors = vectors if vectors.dtype == torch.float64 else vectors.float()
     lengths = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
     n_bad = int(((lengths == 0) | ~lengths.isfinite()).sum())
-    require_activations(
+    require(
         n_bad == 0,
         f"{kind}: {n_bad} of {len(vectors)} are zero, NaN or infinite",
         "a cosine needs a direction; check the inputs",
@@ -359,13 +357,13 @@ def _comparable_texts(ours: _Texts, theirs: _Texts) -> tuple[_Texts, _Texts]:
 
 def _numbers(values: np.ndarray, name: str) -> np.ndarray:
     values = plain(values)
-    require_activations(
+    require(
         values.ndim == 2 and values.size > 0,
         f"{name} of shape {values.shape}",
         "give (samples, concepts), one of each or more",
     )
     n_bad = int((~np.isfinite(values)).sum())
-    require_activations(
+    require(
         n_bad == 0, f"{name}: {n_bad} of {values.size} are NaN or infinite", "give finite numbers"
     )
     return values

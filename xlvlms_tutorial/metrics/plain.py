@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from xlvlms_tutorial.errors import no_estimate
-from xlvlms_tutorial.validation import require_activations
+from xlvlms_tutorial.validation import require
 
 
 def plain(values: object) -> np.ndarray:
@@ -17,7 +17,7 @@ def plain(values: object) -> np.ndarray:
         If they are complex, dates, text or records, of which an array of floats keeps only a
         part, or some of them are masked.
     """
-    require_activations(
+    require(
         not np.ma.is_masked(values),
         "some values are masked",
         "leave out what is missing: plain arrays show what is behind the mask",
@@ -27,9 +27,7 @@ def plain(values: object) -> np.ndarray:
         if values.is_floating_point() and values.element_size() < 4:
             values = values.float()  # NumPy has no bfloat16
     array = np.asarray(values)
-    require_activations(
-        array.dtype.kind in "biufO", f"values of type {array.dtype}", "give real numbers"
-    )
+    require(array.dtype.kind in "biufO", f"values of type {array.dtype}", "give real numbers")
     return array
 
 

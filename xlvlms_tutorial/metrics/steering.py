@@ -15,7 +15,6 @@ from xlvlms_tutorial.metrics.plain import require_estimate
 from xlvlms_tutorial.text import vqa_normalise
 from xlvlms_tutorial.validation import (
     require,
-    require_activations,
     require_equal,
     require_same_length,
 )
@@ -137,7 +136,7 @@ def answer_kl(
         tuple(logits_after.shape),
         "give the same questions twice",
     )
-    require_activations(
+    require(
         logits_before.numel() and logits_before.isfinite().all() and logits_after.isfinite().all(),
         "logits are missing, NaN or infinite",
         "give one row or more of finite logits",

@@ -26,7 +26,7 @@ from xlvlms_tutorial.metrics.intervals import (
     proportion,
     resampled_shares,
 )
-from xlvlms_tutorial.validation import require, require_activations
+from xlvlms_tutorial.validation import require
 
 
 def consecutive_profile(
@@ -279,7 +279,7 @@ def linear_probe(
     samples, kinds = _clusters(a, b)
     members = np.unique([samples, kinds], axis=1)  # a sample counts once, not once for each token
     fewest = np.bincount(members[1], minlength=2).min()
-    require_activations(
+    require(
         fewest >= folds,
         f"{fewest} samples on one side for {folds} folds",
         "give at least as many samples as folds",
@@ -295,7 +295,7 @@ def linear_probe(
 
 
 def _two_or_more(tokens: list[Tensor]) -> list[Tensor]:
-    require_activations(
+    require(
         len(tokens) >= 2,
         "states of one sample",
         "give two samples or more: the interval resamples them",
@@ -354,7 +354,7 @@ def _clusters(
 
 def _finite(rows: Tensor, layer: int) -> Float[Tensor, "rows d"]:
     rows = rows.double()
-    require_activations(
+    require(
         torch.isfinite(rows).all() and (rows != rows[0]).any(),
         f"states at layer {layer} are NaN, infinite or all equal",
         "give states in which something can be told apart",

@@ -26,7 +26,6 @@ from xlvlms_tutorial.methods.alignment.similarity import (
 from xlvlms_tutorial.metrics.intervals import Estimate, percentile_interval, resampled_shares
 from xlvlms_tutorial.validation import (
     require,
-    require_activations,
     require_equal,
     require_same_length,
 )
@@ -483,7 +482,7 @@ def _described(samples: list[tuple[int, str]]) -> str:
 
 
 def _enough(n: int) -> int:
-    require_activations(
+    require(
         n >= 3,
         f"{n} example{'s' * (n > 1)}",
         "give 3 or more: pairs of examples are averaged, and examples resampled",

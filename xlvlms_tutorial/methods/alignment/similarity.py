@@ -17,7 +17,6 @@ from xlvlms_tutorial.activations.activations import WHOLE_BLOCK, Activations
 from xlvlms_tutorial.errors import InputError, incomparable
 from xlvlms_tutorial.validation import (
     require,
-    require_activations,
     require_equal,
     require_same_length,
 )
@@ -129,7 +128,7 @@ def examples(
     """
     rows = states[layer, site]
     samples = states.table["sample"].to_numpy()
-    require_activations(
+    require(
         len(rows) and rows.dim() == 2,
         f"states of shape {tuple(rows.shape)} at layer {layer}",
         "allowed: (n, d) with one row or more",

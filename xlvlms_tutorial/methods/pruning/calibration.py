@@ -23,7 +23,7 @@ from xlvlms_tutorial.models.batching import batches
 from xlvlms_tutorial.models.spans import SPANS, Batch
 from xlvlms_tutorial.models.vlm import VLM
 from xlvlms_tutorial.samples import Sample
-from xlvlms_tutorial.validation import require, require_activations
+from xlvlms_tutorial.validation import require
 
 _DENSE = "load the model without quantise, whole on its devices, and without an adapter"
 # integers as wide as a weight, by its bytes
@@ -116,7 +116,7 @@ class Calibration:
                 f"no linear map {name!r} in layer {layer}",
                 f"there are: {', '.join(f'{k} {n}' for k, n in self.squares)}",
             )
-        require_activations(
+        require(
             self.tokens[layer, name],
             f"layer {layer} {name} saw no token",
             "calibrate on inputs that reach it (cross-attention: pictures)",

@@ -19,7 +19,7 @@ from torch import Tensor
 from xlvlms_tutorial.errors import FileError, InputError, damaged_record, incomparable
 from xlvlms_tutorial.io import load_tensors, save_tensors
 from xlvlms_tutorial.models.vlm import VLM
-from xlvlms_tutorial.validation import require, require_activations, require_equal
+from xlvlms_tutorial.validation import require, require_equal
 
 # a layer (1 to L), and the name of a linear map within its block, such as "self_attn.q_proj"
 Key = tuple[int, str]
@@ -293,7 +293,7 @@ class Masks:
             other_bits = other.packed[layer, name]
             both = _ones(bits & other_bits)
             either = _ones(bits | other_bits)
-            require_activations(
+            require(
                 either,
                 f"neither mask keeps a weight of layer {layer} {name}",
                 "compare masks that keep some of each map",

@@ -24,7 +24,7 @@ from xlvlms_tutorial.methods.pruning.calibration import (
 )
 from xlvlms_tutorial.methods.pruning.masks import Key, Masks, packed
 from xlvlms_tutorial.models.vlm import VLM
-from xlvlms_tutorial.validation import require, require_activations
+from xlvlms_tutorial.validation import require
 
 Score = Callable[[Key, nn.Module], Tensor]
 
@@ -338,7 +338,7 @@ def masks_of(
     shapes = {}
     for key in keys:
         values = score(key, maps[key])
-        require_activations(
+        require(
             torch.isfinite(values).all(),
             f"NaN or infinite scores in layer {key[0]} {key[1]}",
             "look for damaged weights",

@@ -27,7 +27,7 @@ from xlvlms_tutorial.methods.pruning.scores import scorer, without_lowest
 from xlvlms_tutorial.methods.pruning.sparsify import require_own
 from xlvlms_tutorial.models import anatomy
 from xlvlms_tutorial.models.vlm import VLM
-from xlvlms_tutorial.validation import require, require_activations
+from xlvlms_tutorial.validation import require
 
 # gate_up_proj holds the rows of both, one after the other
 _ENTRIES = ("gate_proj", "up_proj", "gate_up_proj", "fc1", "c_fc")
@@ -98,7 +98,7 @@ def neuron_scores(
             importance = weights[0].clone()
         else:
             importance = torch.linalg.vector_norm(weights, dim=0)
-        require_activations(
+        require(
             torch.isfinite(importance).all(),
             f"NaN or infinite scores of the neurons of layer {part.layer}",
             "look for damaged weights",
@@ -389,7 +389,7 @@ def _highest(scores: Mapping[int, Tensor], part: _MLP, dropped: int) -> Int[Tens
         f"scores of layer {part.layer} are {shape}",
         f"give one for each of {part.width} neurons, as neuron_scores does",
     )
-    require_activations(
+    require(
         torch.isfinite(values).all(),
         f"NaN or infinite scores of the neurons of layer {part.layer}",
         "give finite scores",

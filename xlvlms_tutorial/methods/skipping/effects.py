@@ -29,7 +29,7 @@ from xlvlms_tutorial.models.batching import (
 )
 from xlvlms_tutorial.models.spans import SPANS, Batch
 from xlvlms_tutorial.models.vlm import VLM
-from xlvlms_tutorial.validation import require, require_activations
+from xlvlms_tutorial.validation import require
 
 # whose logits over the whole vocabulary are in memory together
 _ROWS_AT_ONCE = 512
@@ -288,7 +288,7 @@ class _Pass(Resumable):
             logits = self.vlm.unembed(states)
             loss = nn.functional.cross_entropy(logits, ids.to(logits.device), reduction="sum")
             total += float(loss)
-        require_activations(
+        require(
             isfinite(total),
             "the loss is NaN or infinite",
             "load the model in float32 or bfloat16, and look for damaged weights",

@@ -18,7 +18,7 @@ from xlvlms_tutorial.models.batching import Answers, Prompts, Samples, batches
 from xlvlms_tutorial.models.spans import SPANS
 from xlvlms_tutorial.models.vlm import VLM
 from xlvlms_tutorial.models.watching import on_input, on_output
-from xlvlms_tutorial.validation import require, require_activations
+from xlvlms_tutorial.validation import require
 
 
 def random_layers(n_layers: int, k: int, seed: int, protect: Collection[int] = ()) -> list[int]:
@@ -226,7 +226,7 @@ def _cosines(vlm: VLM, mask: Bool[Tensor, "b t"]) -> Iterator[dict[int, Float[Te
         norms = torch.linalg.vector_norm(x, dim=1) * torch.linalg.vector_norm(y, dim=1)
         # rounding takes the cosine of equal states beyond 1
         cosines = ((x * y).sum(dim=1) / norms).clamp(-1, 1)
-        require_activations(
+        require(
             torch.isfinite(cosines).all(),
             f"states before or after block {layer} are zero, NaN or infinite",
             "look for damaged weights",

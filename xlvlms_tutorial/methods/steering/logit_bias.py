@@ -16,7 +16,7 @@ from xlvlms_tutorial.methods.steering.vectors import require_like
 from xlvlms_tutorial.models import anatomy
 from xlvlms_tutorial.models.spans import decode
 from xlvlms_tutorial.models.vlm import VLM
-from xlvlms_tutorial.validation import require, require_activations, require_equal
+from xlvlms_tutorial.validation import require, require_equal
 
 _ROWS = 64  # activations whose logits exist at a time, to bound memory
 
@@ -198,7 +198,7 @@ def _bias_of_tokens(vlm: VLM, bias: Mapping[str, float] | Tensor, size: int) -> 
             (size,),
             "give one number for each logit",
         )
-        require_activations(
+        require(
             torch.isfinite(bias).all(),
             "the bias holds NaN or infinite numbers",
             "give finite numbers",

@@ -23,7 +23,7 @@ from xlvlms_tutorial.interventions.edits import add
 from xlvlms_tutorial.interventions.overrides import Gate, Positions
 from xlvlms_tutorial.io import digest, load_tensors, save_tensors
 from xlvlms_tutorial.models.vlm import VLM
-from xlvlms_tutorial.validation import require, require_activations, require_equal
+from xlvlms_tutorial.validation import require, require_equal
 
 _FORMAT = "xlvlms steering vectors 1"
 _COMMON = ("model", "revision", "dtype", "interventions")
@@ -555,13 +555,13 @@ def _position_kind(provenance: Mapping[str, object]) -> str:
 def _require_rows(source: Tensor, target: Tensor, layer: int) -> None:
     """Refuse activations of which a layer's means cannot be compared."""
     for rows in (source, target):
-        require_activations(
+        require(
             rows.ndim == 2 and rows.numel(),
             f"states of shape {tuple(rows.shape)} at layer {layer}",
             "give sets (n, d) of one row or more",
         )
         bad = int((~torch.isfinite(rows)).any(dim=1).sum())
-        require_activations(
+        require(
             not bad,
             f"{bad} of {len(rows)} states are NaN or infinite at layer {layer}",
             "leave these samples out",
@@ -592,7 +592,7 @@ def _mean_difference(
         vector = source_sum + target_sum
         is_more = vector.norm() > _NEGLIGIBLE * (source_sum.norm() + target_sum.norm())
         tensors[layer] = vector if is_more else torch.zeros_like(vector)
-    require_activations(
+    require(
         any(vector.any() for vector in tensors.values()),
         "source and target are the same",
         "give two sets of samples or of answers that differ",
