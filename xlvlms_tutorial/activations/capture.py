@@ -185,13 +185,8 @@ def capture(
     provenance = job.provenance(prompt, seed)
     if store is not None:
         plan = shard_plan(len(job.samples), shard_size)
-        return _stored(
-            job,
-            ActivationStore(store, provenance | {"shard_size": shard_size}),
-            plan,
-            wait,
-            progress,
-        )
+        shards = ActivationStore(store, provenance | {"shard_size": shard_size})
+        return _stored(job, shards, plan, wait, progress)
     with _bar(progress, len(job.samples)) as bar:
         return job.concluded(job.states(range(len(job.samples)), provenance, bar))
 
@@ -290,6 +285,9 @@ class _Job:
         if not isinstance(prompt, str):
             prompt = getattr(prompt, "__qualname__", type(prompt).__name__)
         sha256 = partial(digest, ensure_ascii=False)
+        versions = {}
+        for module in (torch, transformers, xlvlms_tutorial):
+            versions[module.__name__] = module.__version__
         return {
             "model": vlm.name,
             "revision": vlm.revision,
@@ -308,10 +306,7 @@ class _Job:
             "ids_sha256": sha256([sample.id for sample in self.samples]),
             "prompts_sha256": sha256(self.prompts),
             "answers_sha256": None if self.answers is None else sha256(self.answers),
-            "versions": {
-                module.__name__: module.__version__
-                for module in (torch, transformers, xlvlms_tutorial)
-            },
+            "versions": versions,
         }
 
     def states(self, numbers: range, provenance: dict, bar: tqdm) -> Activations:
@@ -398,8 +393,8 @@ def _stored(
     missing = store.missing(len(plan), rank, world)
     own_shards = plan[rank::world]
     total = sum(map(len, own_shards))
-    done = total - sum(len(plan[number]) for number in missing)
-    with _bar(progress, total, done) as bar:
+    remaining = sum(len(plan[number]) for number in missing)
+    with _bar(progress, total, total - remaining) as bar:
         for number in missing:
             store.write(number, job.states(plan[number], store.provenance, bar))
     if wait:
@@ -448,10 +443,8 @@ def _joined(parts: list[dict[Key, Tensor]]) -> dict[Key, Tensor]:
         if len(pieces) == 1:
             joined[key] = pieces[0]
             continue
-        joined[key] = torch.empty(
-            (sum(map(len, pieces)), *pieces[0].shape[1:]), dtype=pieces[0].dtype
-        )
-        end = len(joined[key])
+        end = sum(map(len, pieces))
+        joined[key] = torch.empty((end, *pieces[0].shape[1:]), dtype=pieces[0].dtype)
         while pieces:
             piece = pieces.pop()
             joined[key][end - len(piece) : end] = piece

@@ -6,6 +6,7 @@ Hooks keep only the layers, sites and positions that were requested, and move th
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from itertools import product
 from numbers import Integral
 
 import torch
@@ -210,8 +211,9 @@ def wanted(vlm: VLM, layers: Layers, sites: Sites = (WHOLE_BLOCK,)) -> list[Key]
         raise InputError(f"layers {layers!r}", 'give numbers, or "all"')
     if isinstance(layers, str):
         keys = []
-        for layer in range(vlm.n_layers + 1):
-            keys += [(layer, site) for site in sites if layer or site == WHOLE_BLOCK]
+        for layer, site in product(range(vlm.n_layers + 1), sites):
+            if layer or site == WHOLE_BLOCK:
+                keys.append((layer, site))
         return keys
     numbers = [layers] if isinstance(layers, int) else list(layers)
     if not numbers or not sites:
@@ -221,13 +223,11 @@ def wanted(vlm: VLM, layers: Layers, sites: Sites = (WHOLE_BLOCK,)) -> list[Key]
         )
     first = 0 if sites == [WHOLE_BLOCK] else 1
     for layer in numbers:
-        if (
-            isinstance(layer, bool)
-            or not isinstance(layer, Integral)
-            or not first <= layer <= vlm.n_layers
-        ):
+        whole = isinstance(layer, Integral) and not isinstance(layer, bool)
+        if not whole or not first <= layer <= vlm.n_layers:
             raise LayerError(layer, first, vlm.n_layers)
-    return [(layer, site) for layer in sorted(set(map(int, numbers))) for site in sites]
+    ordered = sorted(set(map(int, numbers)))
+    return list(product(ordered, sites))
 
 
 def span_mask(vlm: VLM, batch: Batch, spans: tuple[str, ...]) -> Bool[Tensor, "b t"]:
@@ -314,7 +314,10 @@ class _Reader:
         for layer, site in keys:
             in_block = site in anatomy.SITES and layer
             require_support([vlm.blocks[layer - 1]] if in_block else [], vlm.refused, "read", site)
-        self._sites = [(key, anatomy.site(vlm.blocks[max(key[0], 1) - 1], key[1])) for key in keys]
+        self._sites = []
+        for layer, site in keys:
+            block = vlm.blocks[max(layer, 1) - 1]
+            self._sites.append(((layer, site), anatomy.site(block, site)))
         self.collected: dict[Key, list[Tensor]] = {key: [] for key in keys}
         self._pending = set(keys)
         self._batch: Batch | None = None

@@ -119,8 +119,9 @@ class Selection:
         for value in (selection.spans, selection.positions, selection.words):
             if value is not None and not len(value):
                 raise InputError(f"{named[0]} is empty", "name at least one")
-        if not all(isinstance(word, str) and word.strip() for word in selection.words or ()):
-            raise InputError(f"words {words!r}", "give words or phrases, none of them empty")
+        for word in selection.words or ():
+            if not isinstance(word, str) or not word.strip():
+                raise InputError(f"words {words!r}", "give words or phrases, none of them empty")
         return selection
 
     @property
@@ -179,11 +180,7 @@ def of_forward(vlm: VLM, batch: Batch, answers: list[str] | None, selection: Sel
         tensors = read(
             vlm, batch, selection.layers, selection.sites, mask, selection.reduce, selection.dtype
         )
-        columns = (
-            {"row": list(range(len(mask)))}
-            if selection.reduce
-            else _position_columns(vlm, batch, mask)
-        )
+        columns = _prompt_columns(vlm, batch, mask, selection.reduce)
         return Rows(columns, tensors, answers or [])
     answer_positions = [row.nonzero().flatten() for row in batch.mask("answer")]
     ids = []
@@ -224,10 +221,9 @@ def of_generation(vlm: VLM, batch: Batch, max_new_tokens: int, selection: Select
         steps=False,
     ) as collected:
         texts = _texts(vlm, _generate(vlm, batch, max_new_tokens)[0])
-    columns = (
-        {"row": list(range(len(mask)))} if selection.reduce else _position_columns(vlm, batch, mask)
-    )
-    return Rows(columns, {key: parts[0] for key, parts in computed(collected).items()}, texts)
+    columns = _prompt_columns(vlm, batch, mask, selection.reduce)
+    tensors = {key: parts[0] for key, parts in computed(collected).items()}
+    return Rows(columns, tensors, texts)
 
 
 def _word_rows(vlm: VLM, batch: Batch, max_new_tokens: int, selection: Selection) -> Rows:
@@ -256,24 +252,29 @@ def _answer_rows(vlm: VLM, batch: Batch, max_new_tokens: int, selection: Selecti
         mask = span_mask(vlm, batch, prompt_spans)
     with reading(vlm, selection.layers, selection.sites, mask) as collected:
         ids, longest = _generate(vlm, batch, max_new_tokens)
-    fed = []
-    for row, tokens in enumerate(ids):
-        # the last token of the longest answer is never fed
-        fed += [(row, token) for token in range(min(len(tokens), longest - 1))]
     lengths = (batch.spans != PADDING).sum(dim=1).tolist()
     columns = _position_columns(vlm, batch, mask)
-    columns["row"] += [row for row, _ in fed]
-    columns["position"] += [lengths[row] + token for row, token in fed]
-    columns["token"] += _token_texts(vlm.tokenizer, [ids[row][token] for row, token in fed])
-    columns["span"] += ["answer"] * len(fed)
+    fed_rows: list[int] = []
+    fed_steps: list[int] = []
+    fed_ids: list[int] = []
+    for row, (tokens, length) in enumerate(zip(ids, lengths, strict=True)):
+        fed = tokens[: longest - 1]  # the last token of the longest answer is never fed
+        fed_rows += [row] * len(fed)
+        fed_steps += range(len(fed))
+        columns["position"] += range(length, length + len(fed))
+        fed_ids += fed
+    columns["row"] += fed_rows
+    columns["token"] += _token_texts(vlm.tokenizer, fed_ids)
+    columns["span"] += ["answer"] * len(fed_rows)
     # stable: by sample, then by position
-    order = sorted(range(len(columns["row"])), key=lambda k: columns["row"][k])
-    columns = {name: [values[k] for k in order] for name, values in columns.items()}
-    rows = torch.tensor([row for row, _ in fed], dtype=torch.long)
-    tokens = torch.tensor([token for _, token in fed], dtype=torch.long)
+    order = sorted(range(len(columns["row"])), key=columns["row"].__getitem__)
+    for name, values in columns.items():
+        columns[name] = [values[k] for k in order]
+    rows = torch.tensor(fed_rows, dtype=torch.long)
+    tokens = torch.tensor(fed_steps, dtype=torch.long)
     tensors = {}
     for key, (prompt, *steps) in computed(collected).items():
-        answer = torch.cat(steps, dim=1)[rows, tokens] if fed else prompt[:0]
+        answer = torch.cat(steps, dim=1)[rows, tokens] if fed_rows else prompt[:0]
         states = torch.cat([prompt, answer])[order]
         reduced = _reduced(states, columns["row"], selection.reduce)
         tensors[key] = reduced.to(selection.dtype)
@@ -313,7 +314,8 @@ def _generate(vlm: VLM, batch: Batch, max_new_tokens: int) -> tuple[list[list[in
 
 
 def _texts(vlm: VLM, ids: list[list[int]]) -> list[str]:
-    return [text.strip() for text in vlm.tokenizer.batch_decode(ids, skip_special_tokens=True)]
+    decoded = vlm.tokenizer.batch_decode(ids, skip_special_tokens=True)
+    return [text.strip() for text in decoded]
 
 
 def _word_positions(
@@ -336,6 +338,15 @@ def _word_positions(
         columns["word"].append(word)
         columns["token_index"].append(token)
     return columns
+
+
+def _prompt_columns(
+    vlm: VLM, batch: Batch, mask: Bool[Tensor, "b t"], reduce: str | None
+) -> dict[str, list]:
+    """Describe each row of a batch, or each position of the mask where nothing is reduced."""
+    if reduce:
+        return {"row": list(range(len(mask)))}
+    return _position_columns(vlm, batch, mask)
 
 
 def _position_columns(vlm: VLM, batch: Batch, mask: Bool[Tensor, "b t"]) -> dict[str, list]:

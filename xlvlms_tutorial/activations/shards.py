@@ -70,7 +70,8 @@ class Shard:
         self.folder = folder
         self.number = number
         self.names = f"shards/{number:05d}.safetensors", f"index/{number:05d}.parquet"
-        self.file, self.part = (folder / name for name in self.names)
+        self.file = folder / self.names[0]
+        self.part = folder / self.names[1]
         # the files when they were last found intact, so that they are hashed once
         self._intact_stamp: tuple | None = None
 
@@ -135,9 +136,10 @@ class Shard:
             # the file is not a dictionary
             names = file.keys()
             shapes = {name: list(file.get_slice(name).get_shape()) for name in names}
-        return shapes == {
-            name: [record.n_rows, *shape] for name, (_, *shape) in record.tensors.items()
-        }
+        recorded = {}
+        for name, (_, *shape) in record.tensors.items():
+            recorded[name] = [record.n_rows, *shape]
+        return shapes == recorded
 
     def read(self, keys: list[Key], rows: Int[Tensor, " m"]) -> dict[Key, Shaped[Tensor, "m ..."]]:
         """Read these rows of these tensors; the others stay on the disk.
@@ -222,11 +224,11 @@ class Shard:
 
 def numbers(folder: Path) -> list[int]:
     """List the numbers of the shards that exist in a folder, in ascending order."""
-    return sorted(
-        int(part.stem)
-        for part in (folder / "index").glob("*.parquet")
-        if _PART.fullmatch(part.stem)
-    )
+    existing = []
+    for part in (folder / "index").glob("*.parquet"):
+        if _PART.fullmatch(part.stem):
+            existing.append(int(part.stem))
+    return sorted(existing)
 
 
 def sync(path: Path) -> None:
@@ -283,7 +285,8 @@ def _without_sharing(tensors: dict[Key, Tensor]) -> dict[str, Tensor]:
     for (layer, site), tensor in tensors.items():
         flat = tensor.contiguous()
         start, end = flat.data_ptr(), flat.data_ptr() + flat.nbytes
-        if any(start < last and first < end for first, last in occupied):
+        shared = any(start < last and first < end for first, last in occupied)
+        if shared:
             flat = flat.clone()
         separate[f"{layer}/{site}"] = flat
         occupied.append((start, end))

@@ -437,10 +437,9 @@ class ActivationStore:
         ``alike`` is the number of a shard whose tensors give dtypes and shapes where there are no
         rows.
         """
-        needed = {
-            int(number): torch.from_numpy(positions)
-            for number, positions in table.groupby("shard").indices.items()
-        }
+        needed: dict[int, Tensor] = {}
+        for number, positions in table.groupby("shard").indices.items():
+            needed[int(number)] = torch.from_numpy(positions)
         formats = self._shard(next(iter(needed), alike)).record().tensors
         for number in needed:
             _require_same(formats, self._shard(number).record().tensors)
@@ -451,7 +450,8 @@ class ActivationStore:
             tensors[key] = torch.empty((len(table), *shape), dtype=torch_dtype(dtype))
         rows = torch.from_numpy(table["row"].to_numpy(copy=True))
         for number, targets in needed.items():
-            for key, values in self._shard(number).read(list(tensors), rows[targets]).items():
+            parts = self._shard(number).read(list(tensors), rows[targets])
+            for key, values in parts.items():
                 tensors[key][targets] = values
         return Activations(tensors, table.drop(columns=list(ADDED)), self.provenance)
 
@@ -610,10 +610,11 @@ def shard_plan(n_samples: int, shard_size: int) -> list[range]:
             f"{n_samples} samples in shards of {shard_size}",
             "give 0 or more samples, and at least 1 in a shard",
         )
-    return [
-        range(start, min(start + shard_size, n_samples))
-        for start in range(0, n_samples, shard_size)
-    ]
+    plan = []
+    for start in range(0, n_samples, shard_size):
+        stop = min(start + shard_size, n_samples)
+        plan.append(range(start, stop))
+    return plan
 
 
 def dealt() -> tuple[int, int]:

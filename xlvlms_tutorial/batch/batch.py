@@ -122,7 +122,8 @@ def reproduce(
     out = Path(out).resolve()
     cells = read_grid(experiments, options.chapters, embedded)
     profile = _profile(options.profile)
-    if profile.local and (max_gpus := max(cell.gpus for cell in cells)) > options.gpus:
+    max_gpus = max(cell.gpus for cell in cells)
+    if profile.local and max_gpus > options.gpus:
         raise InputError(
             f"a run wants {max_gpus} GPUs of {options.gpus}",
             "give --gpus N, the number that this machine lends to the batch",
@@ -140,7 +141,8 @@ def reproduce(
             notice = _move_aside(cell, out, read(cell.chapter), options.dry_run)
             if notice:
                 say(notice)
-        if code := _engine(_command(out, profile, options), out, lock):
+        code = _engine(_command(out, profile, options), out, lock)
+        if code:
             say(f"Snakemake ended with code {code}")
         return gather(out, write=not options.dry_run)
 
@@ -165,13 +167,12 @@ def _profile(name: str) -> _Profile:
         if not isinstance(content, dict):
             raise ValueError("config.yaml is no mapping")
     except (OSError, ValueError) as cause:
+        reason = " ".join(str(cause).split())
         allowed = (
             f"there are: {', '.join(PROFILES)}, or a folder with config.yaml "
             "(in a clone of the repository)"
         )
-        raise InputError(
-            f"profile {name!r} cannot be read ({' '.join(str(cause).split())})", allowed
-        ) from cause
+        raise InputError(f"profile {name!r} cannot be read ({reason})", allowed) from cause
     executor = content.get("executor", "local")
     storage = content.get("default-storage-provider")
     plugins = []

@@ -97,7 +97,8 @@ def find_chapter(chapter: str | Path, folder: str | Path | None = None) -> Path:
         return path.resolve()
     folder = Path(folder) if folder is not None else book_folder()
     for suffix in SUFFIXES:
-        if path.name == str(chapter) and os.path.isfile(file := folder / f"{chapter}{suffix}"):
+        file = folder / f"{chapter}{suffix}"
+        if path.name == str(chapter) and os.path.isfile(file):
             return file.resolve()
     names = []
     for page in sorted(folder.glob("*.md")):
@@ -271,8 +272,12 @@ def _json(value: object) -> bool:
 def _text_keys(value: object) -> bool:
     """Whether all keys are text: JSON would silently make text of a number."""
     if isinstance(value, dict):
-        return all(isinstance(key, str) and _text_keys(element) for key, element in value.items())
-    return not isinstance(value, (list, tuple)) or all(map(_text_keys, value))
+        if not all(isinstance(key, str) for key in value):
+            return False
+        return all(map(_text_keys, value.values()))
+    if isinstance(value, (list, tuple)):
+        return all(map(_text_keys, value))
+    return True
 
 
 def _short_repr(value: object) -> str:
@@ -305,7 +310,11 @@ def _all_fit(defaults: Collection[object], values: Iterable[object]) -> bool:
     """Whether each value fits one of the defaults; any does where there are none."""
     if not defaults:
         return True
-    return all(any(_fits(default, value) for default in defaults) for value in values)
+    return all(_fits_any(defaults, value) for value in values)
+
+
+def _fits_any(defaults: Iterable[object], value: object) -> bool:
+    return any(_fits(default, value) for default in defaults)
 
 
 def _absolute(parameter: str, value: object) -> object:

@@ -127,8 +127,11 @@ def _read(path: Path) -> tuple[dict[str, object], list[dict], list[int]]:
     if not isinstance(entries, list) or not entries:
         raise InputError(f"{name}: no list of experiments", form)
     _require_keys(f"{name}, defaults", common, _COMMON, form)
-    (experiments,) = [value for key, value in tree.value if key.value == "experiments"]
-    lines = [node.start_mark.line + 1 for node in experiments.value]
+    nodes = {key.value: value for key, value in tree.value}
+    # a list that comes in by a merge key ("<<") has no lines of its own here
+    lines = [tree.start_mark.line + 1] * len(entries)
+    if "experiments" in nodes:
+        lines = [node.start_mark.line + 1 for node in nodes["experiments"].value]
     for line, entry in zip(lines, entries, strict=True):
         _require_keys(f"{name}, line {line}", entry, ("chapters", "vary", *_COMMON), form)
     return common, entries, lines
@@ -205,7 +208,8 @@ def _as_list(key: str, value: object) -> list[object]:
     values = value if isinstance(value, list) else [value]
     if not values or None in map(plain, values):
         raise InputError(f"{key} has no value", "give one value, or a list of one or more")
-    if len({json.dumps(element, sort_keys=True, default=str) for element in values}) < len(values):
+    texts = {json.dumps(element, sort_keys=True, default=str) for element in values}
+    if len(texts) < len(values):
         raise InputError(f"{key} has a value twice", "give each value once")
     return values
 
@@ -250,9 +254,12 @@ def _name(chapter: str, parameters: Mapping[str, object]) -> str:
         Path(chapter).stem,
         str(parameters["model"]).rstrip("/").rpartition("/")[2],
         Path(str(parameters["dataset"])).name,
+        f"s{parameters['seed']}",
     )
-    slugs = [
-        re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:28]
-        for text in (*parts, f"s{parameters['seed']}")
-    ]
+    slugs = map(_slug, parts)
     return "-".join([*slugs, digest([chapter, parameters])[:_DIGITS]])
+
+
+def _slug(text: str) -> str:
+    """A text in small letters and digits, with dashes for all else, cut off where it is long."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:28]

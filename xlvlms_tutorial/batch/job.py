@@ -98,7 +98,8 @@ def devices(number: int) -> list[str]:
     visible = os.environ.get(VARIABLE)
     if visible is None:
         return [str(index) for index in range(number)]
-    names = [name.strip() for name in visible.split(",") if name.strip()]
+    parts = map(str.strip, visible.split(","))
+    names = [name for name in parts if name]
     if len(names) < number:
         raise InputError(
             f"{number} GPUs asked for, but {VARIABLE}={visible!r}",

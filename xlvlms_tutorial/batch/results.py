@@ -205,7 +205,8 @@ def measurements(path: str | Path) -> list[dict[str, object]]:
             warnings.warn(f"left out of {path}, damaged: {'; '.join(damaged)}", stacklevel=2)
         return batch.measurements
     file = path / RESULTS if path.is_dir() else path
-    return [judged(record, file) for record in read_results(file)["claims"]]
+    records = read_results(file)["claims"]
+    return [judged(record, file) for record in records]
 
 
 def _failure(file: Path, log: Path) -> str:
@@ -292,7 +293,10 @@ def ledger(measurements: Iterable[Mapping[str, object]]) -> list[dict[str, objec
     by_claim: dict[str, list[Mapping[str, object]]] = {}
     for measurement in measurements:
         by_claim.setdefault(str(measurement["id"]), []).append(measurement)
-    return [_entry(claimed, by_claim.get(claimed.id, [])) for claimed in CLAIMS.values()]
+    entries = []
+    for claimed in CLAIMS.values():
+        entries.append(_entry(claimed, by_claim.get(claimed.id, [])))
+    return entries
 
 
 def _entry(claimed: Claim, rows: list[Mapping[str, object]]) -> dict[str, object]:
@@ -309,17 +313,20 @@ def _entry(claimed: Claim, rows: list[Mapping[str, object]]) -> dict[str, object
         entry[name] = getattr(claimed, name)
     entry["verdict"] = pooled(str(row["verdict"]) for row in rows)
     entry["by_model"] = by_model
-    entry["measurements"] = [
-        {name: row.get(name) for name in (*_WHERE, *_MEASURED)} for row in rows
-    ]
+    entry["measurements"] = []
+    for row in rows:
+        measurement = {name: row.get(name) for name in (*_WHERE, *_MEASURED)}
+        entry["measurements"].append(measurement)
     return entry
 
 
 def _write(batch: Path, gathered: Gathered) -> None:
     measured = gathered.measurements
-    table = pd.DataFrame([row | {"versions": json.dumps(row["versions"])} for row in measured])
+    rows = []
+    for measurement in measured:
+        rows.append(measurement | {"versions": json.dumps(measurement["versions"])})
     _write_parquet(batch / "runs.parquet", run_table(gathered))
-    _write_parquet(batch / "measurements.parquet", table)
+    _write_parquet(batch / "measurements.parquet", pd.DataFrame(rows))
     write_json(batch / "claims.json", ledger(measured))
     write_utf8(batch / "report.md", report(gathered))
 
@@ -344,8 +351,11 @@ def report(gathered: Gathered) -> str:
     How many runs are done, what went wrong where, times, and verdicts by model.
     """
     counts = Counter(gathered.states.values())
-    listed = ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state])
-    parts = [f"# {len(gathered.states)} runs: {listed or 'none'}"]
+    listed = []
+    for state in STATES:
+        if counts[state]:
+            listed.append(f"{counts[state]} {state}")
+    parts = [f"# {len(gathered.states)} runs: {', '.join(listed) or 'none'}"]
     if gathered.problems:
         lines = []
         for name, problem in gathered.problems.items():
@@ -377,9 +387,14 @@ def _table(table: pd.DataFrame) -> str:
     lines += table.astype(str).to_numpy().tolist()
     rows = []
     for line in lines:
-        cells = [" ".join(cell.replace("|", "/").split()) for cell in line]
+        cells = map(_cell, line)
         rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows)
+
+
+def _cell(text: str) -> str:
+    """A text in one line, without the sign that parts cells."""
+    return " ".join(text.replace("|", "/").split())
 
 
 def main() -> None:

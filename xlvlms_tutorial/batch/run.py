@@ -233,7 +233,8 @@ def read_results(path: str | Path) -> dict[str, object]:
     >>> read_results("runs/outside/results.json")["seconds"]["total"]  # doctest: +SKIP
     """
     content = read_sealed(path)
-    if missing := [name for name in FIELDS if name not in content]:
+    missing = [name for name in FIELDS if name not in content]
+    if missing:
         raise damaged_record(path, f"no results of a run ({', '.join(missing)} missing)")
     if not isinstance(content["claims"], list):
         raise damaged_record(path, "no results of a run (claims are no list)")
@@ -249,7 +250,9 @@ def same_run(path: Path, run: Run) -> bool:
         content = read_results(path)
     except FileError:
         return False  # none, or damaged: to be made again
-    return {name: content[name] for name in run.origin} == run.origin
+    origin = run.origin
+    recorded = {name: content[name] for name in origin}
+    return recorded == origin
 
 
 @contextmanager
@@ -280,7 +283,8 @@ def _run(run: Run, out: Path, progress: bool) -> Path:
         executed = _execute(run, work, progress)
         seconds = _seconds(executed, started)
         memory = _memory(executed.cells.pop())
-        claims = [_claim(file) for file in sorted((work / "claims").glob("*.json"))]
+        files = sorted((work / "claims").glob("*.json"))
+        claims = [_claim(file) for file in files]
     except (PapermillExecutionError, DeadKernelError, FileError, InputError) as failure:
         _report(run, out, work, started, failure)
     finally:
@@ -350,7 +354,8 @@ def environment(variables: dict[str, str]) -> Iterator[None]:
 def _seconds(executed: NotebookNode, started: datetime) -> dict[str, float]:
     """Wall clock: all of it, until the kernel took the first cell, and the chapter's own cells."""
     timings = [cell.metadata.papermill for cell in executed.cells]
-    cells = sum(timing.duration for timing in timings[:-1] if timing.get("duration"))
+    durations = [timing.get("duration") or 0 for timing in timings[:-1]]
+    cells = sum(durations)
     total = (datetime.now(UTC) - started).total_seconds()
     first = datetime.fromisoformat(timings[0].start_time).replace(tzinfo=UTC)
     start = (first - started).total_seconds()
@@ -443,8 +448,18 @@ def _commit(file: Path) -> str | None:
 
 
 def _machine() -> dict[str, object]:
+    return {
+        "system": platform.platform(),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+    }
+
+
+def _processor() -> str:
+    """The name of the processor, by Linux where it says it."""
     file = Path("/proc/cpuinfo")
-    lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    processor = models[0] if models else platform.processor() or platform.machine()
-    return {"system": platform.platform(), "processor": processor, "cores": os.cpu_count()}
+    if file.exists():
+        for line in file.read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

@@ -111,7 +111,9 @@ def _size(node: yaml.Node, sizes: dict[int, float]) -> float:
 
 def _refuse_duplicates(location: str, node: yaml.Node | None) -> None:
     """Refuse a key that is given twice: YAML would silently take the last."""
-    for child in () if node is None else _children(node):
+    if node is None:
+        return
+    for child in _children(node):
         _refuse_duplicates(location, child)
     if not isinstance(node, yaml.MappingNode):
         return

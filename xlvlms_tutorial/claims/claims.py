@@ -57,7 +57,9 @@ def _is_kind(kind: type | tuple[type, ...], value: object) -> bool:
     A list stands for one of integers, and a truth value is no number.
     """
     if kind is list:
-        return isinstance(value, (list, tuple)) and all(_is_kind(int, number) for number in value)
+        if not isinstance(value, (list, tuple)):
+            return False
+        return all(_is_kind(int, number) for number in value)
     return isinstance(value, kind) and not isinstance(value, bool)
 
 
@@ -141,17 +143,16 @@ class Claim:
         """The claim as an inequality on its effect, such as "> 0"."""
         if self.direction == "equal":
             return f"within {self.null:g} ± {self.margin:g}"
-        return (
-            f"> {self.null - self.margin:g}"
-            if self.direction == "greater"
-            else f"< {self.null + self.margin:g}"
-        )
+        if self.direction == "greater":
+            return f"> {self.null - self.margin:g}"
+        return f"< {self.null + self.margin:g}"
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):  # of a key that stands twice YAML takes the last
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         counts = Counter(key.value for key, _ in node.value)
-        if duplicates := [key for key, count in counts.items() if count > 1]:
+        duplicates = [key for key, count in counts.items() if count > 1]
+        if duplicates:
             raise ValueError(
                 f"{', '.join(duplicates)} twice from line {node.start_mark.line + 1} on"
             )
@@ -193,7 +194,8 @@ def read_register(file: str | Path | None = None) -> dict[str, Claim]:
         if content.keys() != {"sources", "claims"}:
             raise ValueError(f"the keys are {', '.join(content)}")
         for name, entry in content["claims"].items():
-            register[name] = Claim(id=name, **content["sources"][name.partition("-")[0]], **entry)
+            source = content["sources"][name.partition("-")[0]]
+            register[name] = Claim(id=name, **source, **entry)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as cause:
         raise damaged_record(
             f"{file}, {name}", f"not a register of claims ({type(cause).__name__}: {cause})"
@@ -362,17 +364,19 @@ def record(
     }
     others = spread.of(key, estimate)
     combined = spread.joined(estimate, others)
-    verdicts = {verdict(claimed, interval) for interval in (estimate, *others)}
+    combined_verdict = verdict(claimed, combined)
+    separate_verdicts = {verdict(claimed, interval) for interval in (estimate, *others)}
     entry = {
         **key,
         **combined.asdict(),
-        "verdict": verdict(claimed, combined),
-        BETWEEN: verdicts != {verdict(claimed, combined)},
+        "verdict": combined_verdict,
+        BETWEEN: separate_verdicts != {combined_verdict},
         "alone": [float(estimate.low), float(estimate.high)],
         "versions": versions(),
     }
     slug = re.sub(r"[^A-Za-z0-9.]+", "-", f"{claim_id}-{model}-{dataset}")[:80]
-    write_json(Path(folder or default_folder()) / f"{slug}-{digest(key)[:12]}.json", entry)
+    file = Path(folder or default_folder()) / f"{slug}-{digest(key)[:12]}.json"
+    write_json(file, entry)
     return entry
 
 
@@ -398,10 +402,10 @@ def sentence(measured: dict[str, object]) -> str:
     >>> sentence({"id": "IMA-1", "verdict": "confirmed", **numbers})
     'IMA-1 confirmed: 0.31 [0.28, 0.34], claimed > 0'
     """
-    value, low, high = (f"{measured[name]:.3g}" for name in ("value", "low", "high"))
+    interval = f"[{measured['low']:.3g}, {measured['high']:.3g}]"
     between = " between machines" if measured.get(BETWEEN) else ""
     return (
-        f"{measured['id']} {measured['verdict']}{between}: {value} [{low}, {high}], "
+        f"{measured['id']} {measured['verdict']}{between}: {measured['value']:.3g} {interval}, "
         f"claimed {claim(measured['id']).test}"
     )
 
@@ -452,14 +456,15 @@ def merge(
     """
     unmeasured = dict.fromkeys(MEASURED) | {"verdict": "not measured", BETWEEN: False}
     measured: dict[str, list[dict[str, object]]] = {name: [] for name in CLAIMS}
-    rows = _rows(folder) + [judged(record, "a record") for record in more]
+    rows = _rows(folder)
+    rows += [judged(record, "a record") for record in more]
     for row in rows:
         if row not in measured[row["id"]]:
             measured[row["id"]].append(row)
     entries = []
     for registered in CLAIMS.values():
-        rows = measured[registered.id] or [unmeasured]
-        entries += [asdict(registered) | row for row in rows]
+        for row in measured[registered.id] or [unmeasured]:
+            entries.append(asdict(registered) | row)
     if path is not None:
         write_json(path, entries)
     return entries
@@ -516,9 +521,11 @@ def judged(record: Any, where: object) -> dict[str, object]:
     """
     with reading(where, "not a record of a measurement"):
         row = {name: record[name] for name in ("id", *MEASURED)}
-        if invalid := [name for name, kind in _KINDS.items() if not _is_kind(kind, row[name])]:
-            raise ValueError(f"{invalid[0]} is {row[invalid[0]]!r}")
-        estimate = Estimate(**{field.name: record[field.name] for field in fields(Estimate)})
+        for name, kind in _KINDS.items():
+            if not _is_kind(kind, row[name]):
+                raise ValueError(f"{name} is {row[name]!r}")
+        numbers = {field.name: record[field.name] for field in fields(Estimate)}
+        estimate = Estimate(**numbers)
         json.dumps(row, allow_nan=False, ensure_ascii=False).encode()
     # results of earlier versions do not say it
     between = {BETWEEN: bool(record.get(BETWEEN, False))}

@@ -79,7 +79,8 @@ def overview(entries: Sequence[Entry], ax: Axes | None = None) -> Axes:
     if not entries:
         raise InputError("a ledger without entries", "give the entries of claims.merge")
     table = distances(entries)
-    names = list(dict.fromkeys(str(entry["id"]) for entry in entries))
+    ids = [str(entry["id"]) for entry in entries]
+    names = list(dict.fromkeys(ids))
     ax = plots._axes(ax, height=0.9 + 0.24 * len(names))
     row = table["id"].map(names.index).astype(float)
     by_claim = table.groupby("id")["id"]
@@ -178,11 +179,13 @@ def _entry(claimed: Claim, rows: list[Entry], link: str) -> str:
         f"<b>Effect.</b> {escape(claimed.metric)}; claimed {escape(claimed.test)}. "
         f"<b>Rival.</b> {escape(claimed.rival)}."
     )
-    links = []
-    for name in dict.fromkeys(str(row["chapter"]) for row in rows if row["chapter"]):
-        links.append(f'<a href="{escape(link.format(name))}">{escape(name)}</a>')
+    links = {}  # one for each chapter
+    for row in rows:
+        if row["chapter"]:
+            name = str(row["chapter"])
+            links[name] = f'<a href="{escape(link.format(name))}">{escape(name)}</a>'
     if links:
-        facts += f" <b>Chapter.</b> {', '.join(links)}."
+        facts += f" <b>Chapter.</b> {', '.join(links.values())}."
     title = f"{signs} <b>{claimed.id}</b> {escape(claimed.statement)}"
     return (
         f'<details id="{claimed.id}"><summary>{title}</summary>'
@@ -192,7 +195,10 @@ def _entry(claimed: Claim, rows: list[Entry], link: str) -> str:
 
 def _table(rows: list[Entry]) -> str:
     """The measurements of a claim, one a row."""
-    body = "".join(_row(row) for row in rows if row["value"] is not None)
+    body = ""
+    for row in rows:
+        if row["value"] is not None:
+            body += _row(row)
     if not body:
         return "<p>No record of a measurement.</p>"
     head = "".join(f"<th>{name}</th>" for name in _HEAD)
@@ -200,17 +206,19 @@ def _table(rows: list[Entry]) -> str:
 
 
 def _row(entry: Entry) -> str:
+    interval = f"[{entry['low']:.3g}, {entry['high']:.3g}]"
     cells = (
         entry["model"],
         entry["dataset"],
         entry["variant"] or "",
-        f"{entry['value']:.3g} [{entry['low']:.3g}, {entry['high']:.3g}]",
+        f"{entry['value']:.3g} {interval}",
         entry["n"],
         ", ".join(map(str, entry["seeds"])),
     )
     row = "".join(f"<td>{escape(str(cell))}</td>" for cell in cells)
     between = " between machines" if entry.get("between_machines") else ""
-    return f"<tr>{row}<td>{_verdict_badge(str(entry['verdict']))}{between}</td></tr>"
+    badge = _verdict_badge(str(entry["verdict"]))
+    return f"<tr>{row}<td>{badge}{between}</td></tr>"
 
 
 def _verdict_badge(verdict: str, count: int = 1) -> str:
@@ -221,14 +229,19 @@ def _verdict_badge(verdict: str, count: int = 1) -> str:
 
 def _scaled(claimed: Claim, entry: Entry) -> dict[str, float]:
     """The value of a measurement and the ends of its interval as distances from the bar."""
-    value, low, high = (float(entry[name]) for name in ("value", "low", "high"))
+    value = float(entry["value"])
+    low = float(entry["low"])
+    high = float(entry["high"])
+    half = (high - low) / 2
     above = np.array([value, low, high]) - (claimed.null - claimed.margin)
     below = (claimed.null + claimed.margin) - np.array([value, high, low])
     # inside the margin is the claimed side: the nearer end counts
     signed = {"greater": above, "less": below, "equal": np.minimum(above, below)}
     names = ("value", "low", "high")
-    ends = zip(names, signed[claimed.direction].tolist(), strict=True)
-    return {name: _in_half_widths(end, (high - low) / 2) for name, end in ends}
+    scaled = {}
+    for name, distance in zip(names, signed[claimed.direction].tolist(), strict=True):
+        scaled[name] = _in_half_widths(distance, half)
+    return scaled
 
 
 def _in_half_widths(distance: float, half: float) -> float:

@@ -36,22 +36,16 @@ def of(key: Mapping[str, object], estimate: Estimate) -> list[Estimate]:
 
     Empty where it did not move, or was made with another number of observations.
     """
-    return [
-        Estimate(**row)
-        for row in _read_spread(FILE).get(name_of(key), [])
-        if row["n"] == estimate.n
-    ]
+    rows = _read_spread(FILE).get(name_of(key), [])
+    return [Estimate(**row) for row in rows if row["n"] == estimate.n]
 
 
 def joined(estimate: Estimate, others: Iterable[Estimate]) -> Estimate:
     """Return the estimate with the smallest interval that holds its own and those of the others."""
     intervals = [estimate, *others]
-    return Estimate(
-        estimate.value,
-        min(interval.low for interval in intervals),
-        max(interval.high for interval in intervals),
-        estimate.n,
-    )
+    low = min(interval.low for interval in intervals)
+    high = max(interval.high for interval in intervals)
+    return Estimate(estimate.value, low, high, estimate.n)
 
 
 def moved(estimates: Sequence[Estimate]) -> bool:
@@ -61,4 +55,5 @@ def moved(estimates: Sequence[Estimate]) -> bool:
     """
     numbers = np.array([(interval.value, interval.low, interval.high) for interval in estimates])
     width = (numbers[:, 2] - numbers[:, 1]).max()
-    return bool((np.ptp(numbers, axis=0) > MOVED * width).any())
+    changes = np.ptp(numbers, axis=0)
+    return bool((changes > MOVED * width).any())

@@ -127,11 +127,19 @@ def question_type(text: str, answer: str = "") -> str:
     One of the world's types, else "yes/no" by its answer, else "other".
     """
     plain = " ".join(words(text))
-    kind = next((kind for kind, pattern in _WORDING if re.search(pattern, plain)), "other")
+    kind = _worded_type(plain)
     closed = answer.strip().lower().rstrip(".") in ("yes", "no")
     if kind == "presence" and not closed and answer:
         return "other"
     return "yes/no" if closed and kind != "presence" else kind
+
+
+def _worded_type(plain: str) -> str:
+    """Return the first type whose wording fits a text, else "other"."""
+    for kind, pattern in _WORDING:
+        if re.search(pattern, plain):
+            return kind
+    return "other"
 
 
 def answer_text(answer: object) -> str | None:
@@ -245,8 +253,11 @@ def _finder(names: tuple[str, ...]) -> Callable[[str], list[str]]:
     pattern = whole_words(kinds, any_case=False)
 
     def find(text: str) -> list[str]:
-        mentions = pattern.findall(text.lower())
-        return list(dict.fromkeys(kinds[" ".join(mention.split())] for mention in mentions))
+        named = {}  # a dict keeps the order of first mentions
+        for mention in pattern.findall(text.lower()):
+            form = " ".join(mention.split())
+            named[kinds[form]] = None
+        return list(named)
 
     return find
 
@@ -272,18 +283,28 @@ def _truth(record: Record, objects: list[str]) -> dict[str, object]:
         "item": item,
         "colour": _colour(captions, item or subject),
         "count": _count(record, item),
-        "side": _side(record, [box for box in record.boxes or () if box[0] == item]),
+        "side": _side(record, _boxes_of(record, item)),
     }
     for factor, vocabulary in _LISTS.items():
-        mentions = (word for word in chain.from_iterable(captions) if word in vocabulary)
-        truth[factor] = next(mentions, None)
+        truth[factor] = _first_of(vocabulary, captions)
     return {factor: truth[factor] for factor in FACTORS}
+
+
+def _first_of(vocabulary: frozenset[str], captions: list[list[str]]) -> str | None:
+    for word in chain.from_iterable(captions):
+        if word in vocabulary:
+            return word
+    return None
+
+
+def _boxes_of(record: Record, noun: str | None) -> list[tuple]:
+    return [box for box in record.boxes or () if box[0] == noun]
 
 
 def _count(record: Record, noun: str | None) -> int | None:
     if noun in record.crowds:
         return None
-    return sum(box[0] == noun for box in record.boxes or ()) or None
+    return len(_boxes_of(record, noun)) or None
 
 
 def _colour(captions: list[list[str]], noun: str | None) -> str | None:
@@ -292,14 +313,18 @@ def _colour(captions: list[list[str]], noun: str | None) -> str | None:
         return None
     phrases = set()
     for name in (noun, *_SYNONYMS.get(noun, "").split()):
-        phrases |= {tuple(form.lower().split()) for form in (name, plural(name))}
+        for form in (name, plural(name)):
+            phrases.add(tuple(form.lower().split()))
     for caption in captions:
         for k, word in enumerate(caption, 1):
-            if word in _HUES and any(
-                tuple(caption[k : k + len(phrase)]) == phrase for phrase in phrases
-            ):
+            if word in _HUES and _begins(caption[k:], phrases):
                 return word
     return None
+
+
+def _begins(text: list[str], phrases: Iterable[tuple[str, ...]]) -> bool:
+    """Return whether a text begins with one of some phrases, all of them as words."""
+    return any(tuple(text[: len(phrase)]) == phrase for phrase in phrases)
 
 
 def _side(record: Record, boxes: list[tuple]) -> str | None:
@@ -307,7 +332,8 @@ def _side(record: Record, boxes: list[tuple]) -> str | None:
     if not boxes:
         return None
     width = record.width or _open(record).width
-    middle = float(np.mean([x + box_width / 2 for _, x, _, box_width, _ in boxes]))
+    middles = [x + box_width / 2 for _, x, _, box_width, _ in boxes]
+    middle = float(np.mean(middles))
     if abs(middle - width / 2) < 1e-6 * width:
         return None
     return "left" if middle < width / 2 else "right"
@@ -325,7 +351,9 @@ def _table(pictures: Iterable[list[str]], place: dict[str, int]) -> csr_matrix:
     columns = []
     ends = [0]
     for objects in pictures:
-        columns += [place[name] for name in objects if name in place]
+        for name in objects:
+            if name in place:
+                columns.append(place[name])
         ends.append(len(columns))
     ones = np.ones(len(columns), dtype=np.int64)
     return csr_matrix((ones, columns, ends), shape=(len(ends) - 1, len(place)))
@@ -395,4 +423,8 @@ def _facts(record: Record, truth: dict[str, object]) -> list[Question]:
         ("side", side, truth["side"], noun),
         ("count", f"How many {plural(noun)} are there?", number, noun),
     ]
-    return [Question(*fact) for fact in facts if fact[2]]
+    questions = []
+    for kind, text, answer, target in facts:
+        if answer:
+            questions.append(Question(kind, text, answer, target))
+    return questions

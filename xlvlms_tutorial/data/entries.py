@@ -183,6 +183,14 @@ def measured(value: object) -> bool:
     )
 
 
+def first_filled(entry: dict, keys: Iterable[str | None]) -> str | None:
+    """Return the first of some keys under which an entry holds something, None where none does."""
+    for key in keys:
+        if entry.get(key) not in (None, "", []):
+            return key
+    return None
+
+
 def answer_of(part: Part, section: str, entry: dict, keys: Iterable[str]) -> str:
     """Return the answer of an entry by the first of some keys.
 
@@ -203,7 +211,7 @@ def answer_of(part: Part, section: str, entry: dict, keys: Iterable[str]) -> str
     AnnotationError
         If there is none in what they hold; a :class:`Stray` if there is none of the keys.
     """
-    key = next((key for key in keys if entry.get(key) not in (None, "", [])), None)
+    key = first_filled(entry, keys)
     text = answer_text(entry[key]) if key else None
     if text is None or not plain(text):
         key = key or next(iter(keys))

@@ -48,8 +48,9 @@ def write_coco(samples: Sequence[Sample], folder: str | Path) -> Path:
     ['answers.json', 'captions.json', 'images', 'instances.json', 'questions.json']
     """
     folder = Path(folder).absolute()
+    modalities = {sample.modality for sample in samples}
     require(
-        samples and all(sample.modality == "image" for sample in samples),
+        modalities == {"image"},
         "no samples with pictures to write",
         "give one sample or more, all of modality image",
     )
@@ -74,7 +75,10 @@ def write_coco(samples: Sequence[Sample], folder: str | Path) -> Path:
 def _as_coco(samples: Sequence[Sample], images: Path) -> dict[str, dict]:
     nouns = set()
     for sample in samples:
-        nouns |= {str(noun) for noun in map(sample.truth.get, ("subject", "item")) if noun}
+        for factor in ("subject", "item"):
+            noun = sample.truth.get(factor)
+            if noun:
+                nouns.add(str(noun))
     kinds = sorted(nouns)
     pictures = []
     captions = []
@@ -120,14 +124,22 @@ def _as_coco(samples: Sequence[Sample], images: Path) -> dict[str, dict]:
                     "answers": [{"answer": question.answer, "answer_id": 1}],
                 }
             )
-    numbered = lambda entries: [{"id": number} | entry for number, entry in enumerate(entries, 1)]
-    categories = numbered([{"name": noun} for noun in kinds])
+    categories = _numbered([{"name": noun} for noun in kinds])
     return {
-        "captions": {"images": pictures, "annotations": numbered(captions)},
-        "instances": {"images": pictures, "annotations": numbered(boxes), "categories": categories},
+        "captions": {"images": pictures, "annotations": _numbered(captions)},
+        "instances": {
+            "images": pictures,
+            "annotations": _numbered(boxes),
+            "categories": categories,
+        },
         "questions": {"questions": questions},
         "answers": {"annotations": answers},
     }
+
+
+def _numbered(entries: list[dict]) -> list[dict]:
+    """Give every entry an id, from 1."""
+    return [{"id": number} | entry for number, entry in enumerate(entries, 1)]
 
 
 def _boxes(

@@ -6,7 +6,7 @@ COCO-format json (also Karpathy's), VQA-format json, csv and json lines, with pi
 import os
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import lru_cache
@@ -19,7 +19,7 @@ import pandas as pd
 from xlvlms_tutorial.data.annotations import samples_of
 from xlvlms_tutorial.data.entries import KNOWN, Stray
 from xlvlms_tutorial.data.formats import read
-from xlvlms_tutorial.data.gathered import Gathered, Part, missing
+from xlvlms_tutorial.data.gathered import Gathered, Part, Picture, missing
 from xlvlms_tutorial.data.tree import DATA, SPLITS, Tree, folder_split, hidden, listing, named_split
 from xlvlms_tutorial.errors import AnnotationError, unknown_dataset
 from xlvlms_tutorial.samples import Sample
@@ -70,8 +70,10 @@ def folder_samples(folder: str | Path, n: int, split: str = "test", seed: int = 
     require(split in SPLITS, f"no split {split!r}", f"allowed: {', '.join(_SEEDS)}")
     split = SPLITS[split]
     gathered = _gathered(Path(folder))
-    splits = sorted({p.split for p in gathered.pictures} - {None})
-    records = [p for p in gathered.pictures if not splits or p.split == split]
+    splits = sorted(gathered.splits())
+    records = list(gathered.pictures)
+    if splits:
+        records = [picture for picture in records if picture.split == split]
     unused = [f"{part.file} ({part.why})" for part in _unread(gathered)] + _unsplit(gathered)
     if unused:
         message = "; ".join(unused[:3]) + ("; ..." if len(unused) > 3 else "")
@@ -95,11 +97,15 @@ def folder_samples(folder: str | Path, n: int, split: str = "test", seed: int = 
         f"{folder}: no split {split!r}",
         f"there are: {', '.join(splits) or 'no annotated pictures'}",
     )
-    if absent := [p for p in records if not p.exists]:
+    absent = [picture for picture in records if not picture.exists]
+    if absent:
         raise missing(gathered.tree, absent)
     records.sort(key=lambda r: r.id)
     order = np.random.default_rng([seed, _SEEDS[split]]).permutation(len(records))
-    selected = [replace(records[k], source=Path(folder) / records[k].source) for k in order[:n]]
+    selected = []
+    for k in order[:n]:
+        source = Path(folder) / records[k].source
+        selected.append(replace(records[k], source=source))
     return samples_of(records, selected, tuple(gathered.names), seed)
 
 
@@ -152,7 +158,8 @@ def folder_report(folder: str | Path) -> pd.DataFrame:
         if n_pictures[name]:
             splits.append(f"{name or 'without a split'}: {n_pictures[name]}")
     unused = []
-    silent = len(gathered.tree.pictures - {p.source for p in gathered.pictures})
+    described = {picture.source for picture in gathered.pictures}
+    silent = len(gathered.tree.pictures - described)
     if silent:
         unused.append(f"{silent} of which no file says anything")
     if gathered.shared:
@@ -163,7 +170,11 @@ def folder_report(folder: str | Path) -> pd.DataFrame:
 
 
 def _counts(counter: Counter) -> str:
-    return ", ".join(f"{kind}: {number}" for kind, number in sorted(counter.items()) if number)
+    counts = []
+    for kind, number in sorted(counter.items()):
+        if number:
+            counts.append(f"{kind}: {number}")
+    return ", ".join(counts)
 
 
 def _gathered(folder: Path) -> Gathered:
@@ -206,14 +217,13 @@ def _read(folder: Path, listed: tuple, files: tuple[tuple[str, int, int, bool], 
             if not is_file:
                 raise Stray(f"{part} is no file, or a link to none", "leave files only")
             linked = not (folder / file).resolve().is_relative_to(root)
-            later += [(order, len(later), part, add) for order, add in read(gathered, part, linked)]
+            for order, add in read(gathered, part, linked):
+                later.append((order, len(later), part, add))
     for *_, part, add in sorted(later, key=lambda step: step[:2]):
         with _stray(part):
             add()
     gathered.finish()
-    gathered.pictures = [
-        p for p in gathered.pictures if p.captions or p.boxes is not None or p.questions or p.truth
-    ]
+    gathered.pictures = [picture for picture in gathered.pictures if _described(picture)]
     _count_alone(gathered)
     unread = _unread(gathered)
     if unread and not gathered.pictures:
@@ -222,6 +232,11 @@ def _read(folder: Path, listed: tuple, files: tuple[tuple[str, int, int, bool], 
     if all(part.quiet for part in gathered.parts):
         raise AnnotationError(f"{folder}: no json or csv file", KNOWN)
     return gathered
+
+
+def _described(picture: Picture) -> bool:
+    """Return whether any file says something of a picture, be it that it has no boxes."""
+    return bool(picture.captions or picture.boxes is not None or picture.questions or picture.truth)
 
 
 def _unread(gathered: Gathered) -> list[Part]:
@@ -243,21 +258,26 @@ def _stray(part: Part) -> Iterator[None]:
 
 def _count_alone(gathered: Gathered) -> None:
     """Note of each file what of it can be in no sample."""
-    divided = any(p.split for p in gathered.pictures)
+    divided = bool(gathered.splits())
     for part in gathered.parts:
         if part.form == "VQA answers" and not (part.used or part.unused or part.reason):
             part.reason = f"{part}: no question asks for its answers"
         if part.reason:
             continue
         pictures = part.pictures.values()
-        unsplit = sum(picture.split is None for picture in pictures)
-        part.unused["pictures in no split, while others are in one"] = divided * unsplit
+        if divided:
+            unsplit = _count_unsplit(pictures)
+            part.unused["pictures in no split, while others are in one"] = unsplit
         absent = sum(not picture.exists for picture in pictures)
         part.unused["pictures that are missing"] = absent
 
 
+def _count_unsplit(pictures: Iterable[Picture]) -> int:
+    return sum(picture.split is None for picture in pictures)
+
+
 def _unsplit(gathered: Gathered) -> list[str]:
-    count = sum(p.split is None for p in gathered.pictures)
+    count = _count_unsplit(gathered.pictures)
     if 0 < count < len(gathered.pictures):
         return [f"{count} pictures in no split, while others are in one"]
     return []

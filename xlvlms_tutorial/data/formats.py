@@ -78,7 +78,8 @@ def read(gathered: Gathered, part: Part, linked: bool) -> list[tuple[int, Later]
     later = [(2, _read_questions(gathered, part, content))] if has("questions") else []
     if has("images"):
         entries = content["images"]
-        if any(isinstance(entry, dict) and "sentences" in entry for entry in entries):
+        has_sentences = any(isinstance(entry, dict) and "sentences" in entry for entry in entries)
+        if has_sentences:
             _read_karpathy(gathered, part, content)
         else:
             _read_coco(gathered, part, content)
@@ -197,7 +198,8 @@ def _box(part: Part, names: dict[str, str], entry: dict) -> tuple[tuple, str | N
     """Return a box with its kind, its id and whether it holds more than one."""
     kind = str(value(part, "annotations", entry, "category_id"))
     box = value(part, "annotations", entry, "bbox", list)
-    if kind not in names or len(box) != 4 or not all(map(measured, box)) or min(box[2:]) < 0:
+    is_box = len(box) == 4 and all(map(measured, box)) and min(box[2:]) >= 0
+    if kind not in names or not is_box:
         message = (
             f"'category_id' {reprlib.repr(entry['category_id'])} and 'bbox' {reprlib.repr(box)}"
         )

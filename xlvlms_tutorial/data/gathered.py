@@ -153,7 +153,8 @@ class Gathered:
         if key.isdecimal() and len(key) <= 12:
             number = f"{int(key):012d}"
             stems.append(number)
-            stems += [f"COCO_{year}_{number}" for year in ("train2014", "val2014", "test2015")]
+            for year in ("train2014", "val2014", "test2015"):
+                stems.append(f"COCO_{year}_{number}")
         for stem in stems:
             for end in PICTURES:
                 path = self.tree.picture(part.file, inside(part, f"{stem}{end}"), split)
@@ -331,7 +332,8 @@ class Gathered:
         answers = [pair for pair in answers if posixpath.dirname(pair[0].file) == folder] or answers
         if not answers:
             return None
-        if len({text for _, text in answers}) > 1:
+        texts = {text for _, text in answers}
+        if len(texts) > 1:
             raise _two_answers(question, answers)
         (source, text), *repeated = answers
         source.used["answers"] += 1
@@ -352,20 +354,22 @@ class Gathered:
         for part in self.parts:
             part.boxes.clear()
             pictures = list(part.pictures.values())
-            if pictures and not any(picture.exists for picture in pictures):
+            all_missing = not any(picture.exists for picture in pictures)
+            if pictures and all_missing:
                 part.reason = str(missing(self.tree, pictures))
                 part.used.clear()
                 gone.update(part.pictures)
             if not part.reason:
                 needed.update(part.pictures)
-        self.pictures = [p for p in self.pictures if id(p) in needed or id(p) not in gone]
-        splits = {picture.split for picture in self.pictures} - {None}
+        gone -= needed
+        self.pictures = [picture for picture in self.pictures if id(picture) not in gone]
         by_folder = {}
         for picture in self.pictures:
             if picture.split is None and picture.exists:
                 by_folder[id(picture)] = folder_split(picture.source)
+        folder_splits = set(by_folder.values()) - {None}
         # pictures that are all in one folder of a name are not divided by it
-        if splits or len({*by_folder.values()} - {None}) > 1:
+        if self.splits() or len(folder_splits) > 1:
             for picture in self.pictures:
                 picture.split = picture.split or by_folder.get(id(picture))
         self.shared = self._shared()
@@ -373,6 +377,10 @@ class Gathered:
         for picture in self.pictures:
             if n_ids[picture.id] > 1:
                 picture.id = picture.source
+
+    def splits(self) -> set[str]:
+        """Return the splits that any picture is in."""
+        return {picture.split for picture in self.pictures} - {None}
 
     def _shared(self) -> list[tuple[str, str]]:
         """List pictures of two splits under one id or name that hold the same.
@@ -386,7 +394,8 @@ class Gathered:
                 groups["name", posixpath.basename(picture.source)].append(picture)
         pairs: dict[tuple[str, str], None] = {}
         for group in groups.values():
-            if len({picture.split for picture in group}) < 2:
+            splits = {picture.split for picture in group}
+            if len(splits) < 2:
                 continue
             sizes = [self.tree.size(picture.source) for picture in group]
             counts = Counter(sizes)

@@ -111,10 +111,19 @@ def hub_samples(name: str, n: int, split: str = "test", seed: int = 0) -> list[S
             _find_pictures(source, source.pictures[split], records)
     if source.modality == "image":
         return samples_of(records, records, seed=seed)
-    return [
-        Sample(r.id, r.source, tuple(r.captions), tuple(r.questions), r.truth, source.modality)
-        for r in records
-    ]
+    samples = []
+    for record in records:
+        samples.append(
+            Sample(
+                record.id,
+                record.source,
+                tuple(record.captions),
+                tuple(record.questions),
+                record.truth,
+                source.modality,
+            )
+        )
+    return samples
 
 
 @contextmanager
@@ -155,11 +164,13 @@ def _stream(
     """Stream the rows of some splits, shuffled where a seed is given, media as bytes."""
     from datasets import concatenate_datasets, load_dataset
 
-    datasets = [
-        load_dataset(source.repo, config, split=split, streaming=True, revision=source.revision)
-        for config, split in parts
-    ]
-    rows = concatenate_datasets([part.decode(False) for part in datasets])
+    undecoded = []
+    for config, split in parts:
+        dataset = load_dataset(
+            source.repo, config, split=split, streaming=True, revision=source.revision
+        )
+        undecoded.append(dataset.decode(False))
+    rows = concatenate_datasets(undecoded)
     return iter(rows if seed is None else rows.shuffle(seed=seed, buffer_size=BUFFER))
 
 
@@ -186,7 +197,8 @@ def _find_pictures(source: HubSet, part: tuple[str | None, str], records: list[R
             pictures[str(row["id"])] = _picture(row)
             if len(pictures) == len(ids):
                 break
-    if missing := sorted(ids - set(pictures)):
+    missing = sorted(ids - set(pictures))
+    if missing:
         raise LoadError(f"{source.repo!r} has no picture {missing[0]}", "use a complete copy")
     for record in records:
         record.source = pictures[str(record.source)]
@@ -243,7 +255,8 @@ def _frames(cell: Mapping[str, object]) -> list[Image.Image]:
         ) from cause
     with av.open(_file(cell)) as opened:
         frames = [frame.to_image() for frame in opened.decode(video=0)]
-    return [frames[k] for k in np.linspace(0, len(frames) - 1, FRAMES).round().astype(int)]
+    numbers = np.linspace(0, len(frames) - 1, FRAMES).round().astype(int)
+    return [frames[k] for k in numbers]
 
 
 def _texts(value: object) -> list[str]:
@@ -314,7 +327,7 @@ def _same(*names: str, config: str | None = None) -> dict[str, tuple[tuple[str |
 
 
 _KARPATHY = _same("validation", "test") | {"train": ((None, "train"), (None, "restval"))}
-_GQA = {"train": ("train", "train"), "validation": ("val", "val"), "test": ("testdev", "testdev")}
+_GQA = {"train": "train", "validation": "val", "test": "testdev"}
 _VG = "region_descriptions_v1.2.0"
 # Repositories in parquet form by their documentation. Visual Genome lies there with a loading
 # script only: give a copy in parquet form.
@@ -326,9 +339,9 @@ HUB: dict[str, HubSet] = {
     ),
     "gqa": HubSet(
         "lmms-lab/GQA",
-        {name: ((f"{part}_balanced_instructions", split),) for name, (part, split) in _GQA.items()},
+        {name: ((f"{part}_balanced_instructions", part),) for name, part in _GQA.items()},
         _read_gqa,
-        pictures={name: (f"{part}_balanced_images", split) for name, (part, split) in _GQA.items()},
+        pictures={name: (f"{part}_balanced_images", part) for name, part in _GQA.items()},
     ),
     "pope": HubSet("lmms-lab/POPE", _same("test"), _read_pope),
     "msr-vtt": HubSet("mteb/MSR-VTT", _same("test"), _read_clip, modality="video"),

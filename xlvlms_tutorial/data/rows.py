@@ -10,7 +10,15 @@ from functools import lru_cache, partial
 from pathlib import PurePosixPath
 
 from xlvlms_tutorial.data.annotations import STRATA, objects_in, question_type
-from xlvlms_tutorial.data.entries import Stray, answer_of, checked, each, plain, split_of
+from xlvlms_tutorial.data.entries import (
+    Stray,
+    answer_of,
+    checked,
+    each,
+    first_filled,
+    plain,
+    split_of,
+)
 from xlvlms_tutorial.data.gathered import Gathered, Part
 from xlvlms_tutorial.data.tree import inside
 from xlvlms_tutorial.errors import AnnotationError
@@ -66,15 +74,20 @@ def roles_of(row: dict) -> dict[str, object]:
         columns[column].append(name)
         if re.fullmatch(r"(caption|text|description|sentence)s?(_?\d+)?", column):
             captions.append(name)
-    first = lambda *labels: next((columns[label][0] for label in labels if label in columns), None)
+
+    def first(*labels: str) -> str | None:
+        for label in labels:
+            if label in columns:
+                return columns[label][0]
+        return None
+
     roles = {"file": first(*_FILE_COLUMNS), "question": first("question"), "split": first("split")}
     text = first("text")
-    is_question = text and (
-        first("question_id") or first(*_ANSWERS) and str(row[text]).strip().endswith("?")
-    )
-    if is_question and not roles["question"]:  # POPE's text and label
-        roles["question"] = text
-        captions.remove(text)
+    if text and not roles["question"]:
+        asks = str(row[text]).strip().endswith("?")
+        if first("question_id") or (asks and first(*_ANSWERS)):  # POPE's text and label
+            roles["question"] = text
+            captions.remove(text)
     roles["answers"] = []
     if roles["question"]:
         for label in _ANSWERS:
@@ -156,11 +169,11 @@ def _question(
 ) -> Question | None:
     """Return the question of a row with its answer, None where it asks nothing."""
     text = row.get(roles["question"])
-    if all(value in (None, "", []) for value in (text, *map(row.get, roles["answers"]))):
+    if first_filled(row, [roles["question"], *roles["answers"]]) is None:
         return None
     checked(part, place, roles["question"], text, str)
     keys = roles["answers"] or ["answer"]
-    if all(row.get(key) in (None, "", []) for key in keys):
+    if first_filled(row, keys) is None:
         raise Stray(
             f"{part}: {keys[0]!r} of {place!r} is {row.get(keys[0])!r}",
             "give every question an answer",

@@ -42,7 +42,10 @@ def named_split(name: str) -> str | None:
     A name with two splits tells none.
     """
     plain = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()
-    splits = {SPLITS[re.sub("[-_ ]", "", word)] for word in _NAMED.findall(plain)}
+    splits = set()
+    for word in _NAMED.findall(plain):
+        joined = re.sub("[-_ ]", "", word)
+        splits.add(SPLITS[joined])
     return splits.pop() if len(splits) == 1 else None
 
 
@@ -110,7 +113,8 @@ class Tree:
         self.pictures = set()
         for name, places in self.places.items():
             if name.lower().endswith(PICTURES):
-                self.pictures |= {f"{place}{name}" for place in places}
+                for place in places:
+                    self.pictures.add(f"{place}{name}")
 
     def picture(self, file: str, name: str, split: str | None) -> str | None:
         """Return the path of a picture that a file calls by a name, None where there is none.
@@ -132,15 +136,20 @@ class Tree:
         AnnotationError
             If several pictures that differ are left.
         """
-        paths = [f"{place}{name}" for place in self.places.get(name.partition("/")[0], ())]
-        # False too for names that no system takes
-        paths = [path for path in paths if os.path.isfile(self.folder / path)]
+        paths = []
+        for place in self.places.get(name.partition("/")[0], ()):
+            path = f"{place}{name}"
+            # False too for names that no system takes
+            if os.path.isfile(self.folder / path):
+                paths.append(path)
         beside = posixpath.join(posixpath.dirname(file), name)
         if beside in paths:
             return beside
         if len(paths) < 2:
             return paths[0] if paths else None
-        paths = [path for path in paths if split and folder_split(path) == split] or paths
+        if split:
+            of_split = [path for path in paths if folder_split(path) == split]
+            paths = of_split or paths
         if name in paths:
             return name
         first = paths[0]

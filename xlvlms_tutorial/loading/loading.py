@@ -163,9 +163,11 @@ def load(
             add_adapter(vlm.model, adapter, name, offline)
     # the name goes into what is captured: states of other weights must not
     # be taken for the plain model's
-    vlm.name = " + ".join(
-        [name, *(os.fspath(extra) for extra in (adapter, quantise) if extra is not None)]
-    )
+    names = [name]
+    for extra in (adapter, quantise):
+        if extra is not None:
+            names.append(os.fspath(extra))
+    vlm.name = " + ".join(names)
     vlm.model.eval().requires_grad_(False)
     if attn_implementation is not None:
         set_attention(vlm.model, attn_implementation)

@@ -109,12 +109,11 @@ class Scorer:
         """
         if isinstance(pictures, (str, os.PathLike, Image.Image)) or not len(pictures):
             raise InputError("no list of pictures", "give a list with one picture or more")
-        starts = range(0, len(pictures), _positive(batch_size))
-        parts = (
-            [as_image(picture) for picture in pictures[start : start + batch_size]]
-            for start in starts
-        )
-        return torch.cat([_unit(self.towers.image_features(part)) for part in parts])
+        embeddings = []
+        for start in range(0, len(pictures), _positive(batch_size)):
+            part = [as_image(picture) for picture in pictures[start : start + batch_size]]
+            embeddings.append(_unit(self.towers.image_features(part)))
+        return torch.cat(embeddings)
 
     @torch.no_grad()
     def texts(self, texts: Sequence[str], batch_size: int = 64) -> Float[Tensor, "n e"]:
@@ -141,15 +140,13 @@ class Scorer:
         """
         texts = _texts(texts)
         unique = sorted(set(texts), key=len)  # of like length together, so that little is padded
-        starts = range(0, len(unique), _positive(batch_size))
-        embeddings = torch.cat(
-            [
-                _unit(self.towers.text_features(unique[start : start + batch_size]))
-                for start in starts
-            ]
-        )
-        row = {text: k for k, text in enumerate(unique)}
-        return embeddings[[row[text] for text in texts]]
+        embeddings = []
+        for start in range(0, len(unique), _positive(batch_size)):
+            part = unique[start : start + batch_size]
+            embeddings.append(_unit(self.towers.text_features(part)))
+        row_of = {text: row for row, text in enumerate(unique)}
+        rows = [row_of[text] for text in texts]
+        return torch.cat(embeddings)[rows]
 
 
 class TextEncoder:
@@ -271,11 +268,8 @@ class _TwoTowers:
             "max_length": self.longest,
             "return_tensors": "pt",
         }
-        return _features(
-            self.model.get_text_features(
-                **self.processor.tokenizer(list(texts), **options).to(self.model.device)
-            )
-        )
+        inputs = self.processor.tokenizer(list(texts), **options).to(self.model.device)
+        return _features(self.model.get_text_features(**inputs))
 
 
 def load_scorer(
@@ -495,7 +489,8 @@ def _model(
     with source.reading("weights"):
         model, info = AutoModel.from_pretrained(source.name, **options, **source.options)
     # the pooler of BERT and its kin is not asked for states, and many checkpoints do not have it
-    if missing := sorted(key for key in info["missing_keys"] if not key.startswith("pooler.")):
+    missing = sorted(key for key in info["missing_keys"] if not key.startswith("pooler."))
+    if missing:
         # transformers fills them with random numbers and goes on
         message = f"{source.name!r} lacks {len(missing)} of its weights, such as {missing[0]}"
         raise LoadError(message, "download it again, or save the whole model")

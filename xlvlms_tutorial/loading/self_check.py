@@ -99,8 +99,11 @@ def ends_found(vlm: VLM, batch: Batch) -> Outcome:
     """There is an unembedding, and the final norm has a known name or there is none."""
     norm = anatomy.final_norm(vlm.model)
     head = anatomy.unembedding(vlm.model)
-    names = ["none" if part is None else type(part).__name__ for part in (norm, head)]
-    return head is not None, " and ".join(names)
+    return head is not None, f"{_class_name(norm)} and {_class_name(head)}"
+
+
+def _class_name(part: nn.Module | None) -> str:
+    return "none" if part is None else type(part).__name__
 
 
 def spans_measured(vlm: VLM, batch: Batch) -> Outcome:
@@ -110,9 +113,8 @@ def spans_measured(vlm: VLM, batch: Batch) -> Outcome:
     """
     if anatomy.crossing(vlm.model):
         return True, "skipped: pictures enter by cross-attention, not in the sequence"
-    labelled = torch.isin(
-        batch.spans.cpu(), torch.tensor([SPANS.index(name) for name in anatomy.MODALITIES])
-    )
+    modalities = torch.tensor([SPANS.index(name) for name in anatomy.MODALITIES])
+    labelled = torch.isin(batch.spans.cpu(), modalities)
     with record_calls(anatomy.decoder(vlm.model)) as calls:
         vlm.forward(batch, logits=False)
     embeddings = calls[0][1].get("inputs_embeds")
@@ -155,13 +157,12 @@ def states_recorded(vlm: VLM, batch: Batch) -> Outcome:
     if len(output.hidden_states) != len(expected):
         return False, f"{len(output.hidden_states)} hidden states for {vlm.n_layers} blocks"
     words = words_of(batch)
-    shares = [
-        apart(a[words], b[words]) for a, b in zip(expected, output.hidden_states, strict=True)
-    ]
-    # NaN is wrong too
-    wrong = [layer for layer, share in enumerate(shares) if not share <= rounding(vlm)]
-    if wrong:
-        return False, f"layer {wrong[0]} differs by {shares[wrong[0]]:.1e}"
+    shares = []
+    for layer, states in enumerate(expected):
+        share = apart(states[words], output.hidden_states[layer][words])
+        if not share <= rounding(vlm):  # NaN is wrong too
+            return False, f"layer {layer} differs by {share:.1e}"
+        shares.append(share)
     return True, f"largest difference {max(shares):.1e}"
 
 
@@ -181,15 +182,18 @@ def cache_equal(vlm: VLM, batch: Batch) -> Outcome:
     cached, _ = greedy_logits(vlm, batch, use_cache=True)
     plain, logits = greedy_logits(vlm, batch, use_cache=False)
     for row in range(len(plain)):
-        for step in (cached[row] != plain[row]).nonzero().flatten()[:1].tolist():
-            scores = logits[row, step]
-            largest = scores[scores.isfinite()].abs().max()
-            gap = (scores[plain[row, step]] - scores[cached[row, step]]).abs() / largest
-            if gap > rounding(vlm):
-                return False, (
-                    f"sample {row}: tokens differ from new token {step + 1} on, "
-                    f"{cached[row].tolist()} and {plain[row].tolist()}"
-                )
+        different = (cached[row] != plain[row]).nonzero().flatten().tolist()
+        if not different:
+            continue
+        step = different[0]
+        scores = logits[row, step]
+        largest = scores[scores.isfinite()].abs().max()
+        gap = (scores[plain[row, step]] - scores[cached[row, step]]).abs() / largest
+        if gap > rounding(vlm):
+            return False, (
+                f"sample {row}: tokens differ from new token {step + 1} on, "
+                f"{cached[row].tolist()} and {plain[row].tolist()}"
+            )
     return True, f"{NEW_TOKENS} tokens"
 
 

@@ -128,7 +128,8 @@ def _kinds(vlm: VLM, action: str, site: str) -> list[int]:
     for layer in allowed:
         block = vlm.blocks[layer - 1]
         parts = [anatomy.attention(block), *anatomy.mlp_parts(block)]
-        kind = (*map(type, parts), kinds[layer - 1] if layer <= len(kinds) else None)
+        layer_type = kinds[layer - 1] if layer <= len(kinds) else None
+        kind = (*map(type, parts), layer_type)
         first.setdefault(kind, layer)
     return sorted({*allowed[:2], *first.values()})
 
@@ -139,15 +140,13 @@ def _between(vlm: VLM, batch: Batch, layer: int, attention: bool) -> tuple[Tenso
     Without ``attention`` its attention adds nothing.
     """
     block = vlm.blocks[layer - 1]
+    modules = {"start": block, "middle": anatomy.second_norm(block)}
+    scopes = {} if attention else {layer: "both"}
     states = {}
     with ExitStack() as stack:
-        for name, module in {"start": block, "middle": anatomy.second_norm(block)}.items():
+        for name, module in modules.items():
             stack.enter_context(on_input(module, partial(states.__setitem__, name)))
-        stack.enter_context(
-            _without(
-                vlm, "attention", {} if attention else {layer: "both"}, batch["input_ids"].shape
-            )
-        )
+        stack.enter_context(_without(vlm, "attention", scopes, batch["input_ids"].shape))
         vlm.forward(batch, logits=False, use_cache=False)
     # OPT puts all rows in one
     return states["start"], states["middle"].reshape(states["start"].shape)

@@ -112,11 +112,8 @@ def check(vlm: VLM) -> None:
     except (OSError, LookupError, *FAILURES) as cause:
         raise failed_self_check(kind, [("inputs from its processor", cause)]) from cause
     vlm.checks = self_check(vlm, batch)
-    failed = dict(
-        vlm.checks.loc[~vlm.checks["passed"], ["check", "detail"]].itertuples(
-            index=False, name=None
-        )
-    )
+    failing = vlm.checks[~vlm.checks["passed"]]
+    failed = dict(zip(failing["check"], failing["detail"], strict=True))
     fatal = [(name, detail) for name, detail in failed.items() if name in REQUIRED]
     if fatal:
         raise failed_self_check(kind, fatal)
@@ -162,8 +159,9 @@ def wrapped(
     )
     support.require_hookable(model)
     adapters = (getattr(model, "peft_config", None) or {}).values()
+    learned_prompt = any(getattr(adapter, "is_prompt_learning", False) for adapter in adapters)
     require(
-        not any(getattr(adapter, "is_prompt_learning", False) for adapter in adapters),
+        not learned_prompt,
         f"{name!r} has a learned prompt of peft around it",
         "give a model without adapter, or with a LoRA",
     )

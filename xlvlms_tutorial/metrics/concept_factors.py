@@ -260,14 +260,19 @@ def frequent_words(
     >>> frequent_words([scene] * 8, ["woman", "dog"])
     ['woman', 'key']
     """
-    captions, objects = [], Counter()
+    captions = []
+    objects = Counter()
     for sample in samples:
-        if sample.captions:
-            captions.append(sample.captions[0])
-            nouns = map(sample.truth.get, ("subject", "item"))
-            objects.update(noun for noun in nouns if isinstance(noun, str))
+        if not sample.captions:
+            continue
+        captions.append(sample.captions[0])
+        for factor in ("subject", "item"):
+            noun = sample.truth.get(factor)
+            if isinstance(noun, str):
+                objects[noun] += 1
+    nouns = [noun for noun, _ in objects.most_common()]
     words = []
-    for word in dict.fromkeys([*words, *(noun for noun, _ in objects.most_common())]):
+    for word in dict.fromkeys([*words, *nouns]):
         pattern = whole_words([word])
         n_captions = sum(pattern.search(caption) is not None for caption in captions)
         if n_captions >= min_count and len(words) < len(words):
@@ -388,15 +393,14 @@ def _counter(
     """
     k = codes.shape[1]
     bins, weights = _bins(codes), _top_weights(codes, top)
-    indicators = [*(bins == b for b in range(1, N_BINS + 1)), weights]
-    indicators = np.concatenate(indicators, axis=1).astype(np.float32)
+    in_bins = [bins == b for b in range(1, N_BINS + 1)]
+    indicators = np.concatenate([*in_bins, weights], axis=1).astype(np.float32)
     places = np.maximum(weights.sum(axis=0), 1e-9)[:, None, None]
 
     def count(orders: Int[np.ndarray, "p m"]) -> _Counts:
         values = (orders.T[:, :, None] == np.arange(n_values)).astype(np.float32)
-        product = (indicators.T @ values.reshape(len(values), -1)).reshape(
-            N_BINS + 1, k, len(orders), n_values
-        )
+        product = indicators.T @ values.reshape(len(values), -1)
+        product = product.reshape(N_BINS + 1, k, len(orders), n_values)
         nonzero = product[:N_BINS]
         zero = np.bincount(orders[0], minlength=n_values) - nonzero.sum(axis=0, keepdims=True)
         return _Counts(np.concatenate([zero, nonzero]), product[N_BINS] / places)
@@ -485,13 +489,14 @@ def _resampled(
         tables.append((cells @ shares).reshape(n_labels, n_values, -1))
     concept_entropy = _margin_entropy(tables[0], 1)
     factor_entropy = _margin_entropy(tables[0], 0)
-    information, *nulls = [
-        concept_entropy + _margin_entropy(table, 0) + xlogy(table, table).sum(axis=(0, 1))
-        for table in tables
-    ]
+    information = []
+    for table in tables:
+        negative_joint_entropy = xlogy(table, table).sum(axis=(0, 1))
+        information.append(concept_entropy + _margin_entropy(table, 0) + negative_joint_entropy)
+    observed, *nulls = information
     expected = np.mean(nulls, axis=0)
     with np.errstate(invalid="ignore", divide="ignore"):
-        return (information - expected) / ((concept_entropy + factor_entropy) / 2 - expected)
+        return (observed - expected) / ((concept_entropy + factor_entropy) / 2 - expected)
 
 
 def _margin_entropy(table: np.ndarray, axis: int) -> np.ndarray:
@@ -501,6 +506,6 @@ def _margin_entropy(table: np.ndarray, axis: int) -> np.ndarray:
 
 
 def _indicator(cells: Int[np.ndarray, "n"], n_cells: int) -> csr_array:
-    return csr_array(
-        (np.ones(len(cells)), (cells, np.arange(len(cells)))), shape=(n_cells, len(cells))
-    )
+    n = len(cells)
+    places = (cells, np.arange(n))
+    return csr_array((np.ones(n), places), shape=(n_cells, n))

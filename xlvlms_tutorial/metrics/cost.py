@@ -303,7 +303,8 @@ def _attention(
 def _grouped(a: Sequence[int], b: Sequence[int], *_: object, **__: object) -> int:
     # the groups share out one dimension of the two-dimensional factors, so each row (or
     # column, or product) is computed once
-    return 2 * a[0] * a[1] * (a[2] if len(a) == 3 and len(b) == 3 else 1) * b[-1]
+    depth = a[2] if len(a) == 3 and len(b) == 3 else 1
+    return 2 * a[0] * a[1] * depth * b[-1]
 
 
 def _owners(parts: Parts) -> dict[nn.Module, str]:
@@ -378,7 +379,8 @@ def _table(
     for phase in phases:
         counts = {part: flops[phase, part] for part in (*parts, "rest")}
         counts["total"] = sum(counts.values())
-        rows += [(phase, part, count) for part, count in counts.items()]
+        for part, count in counts.items():
+            rows.append((phase, part, count))
     return pd.DataFrame(rows, columns=["phase", "part", "flops"])
 
 

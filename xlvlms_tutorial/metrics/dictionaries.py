@@ -196,10 +196,21 @@ def stability(
         matches[i, j] = match_concepts(directions[i], directions[j], absolute=absolute)
     # for each run and component, the concept of the first run that it stands for
     first = [np.arange(len(directions[0]))]
-    first += [np.argsort(matches[0, i]["b"].to_numpy()) for i in range(1, n_runs)]
-    cosines = np.concatenate([match["cosine"] for match in matches.values()])
-    groups = np.concatenate([first[i][match["a"]] for (i, _), match in matches.items()])
-    return bootstrap(cosines, groups, level=level, n_resamples=n_resamples, seed=seed)
+    for i in range(1, n_runs):
+        partners = matches[0, i]["b"].to_numpy()
+        first.append(np.argsort(partners))
+    cosines = []
+    groups = []
+    for (i, _), match in matches.items():
+        cosines.append(match["cosine"])
+        groups.append(first[i][match["a"]])
+    return bootstrap(
+        np.concatenate(cosines),
+        np.concatenate(groups),
+        level=level,
+        n_resamples=n_resamples,
+        seed=seed,
+    )
 
 
 def reconstruction_error(A: ArrayLike | Tensor, A_hat: ArrayLike | Tensor) -> ReconstructionError:
@@ -253,7 +264,8 @@ def reconstruction_error(A: ArrayLike | Tensor, A_hat: ArrayLike | Tensor) -> Re
     for rows, rows_hat in zip(activations.split(step), reconstructions.split(step), strict=True):
         exact = rows.double()
         differences = (exact - rows_hat, exact, exact - mean)
-        sums += torch.stack([difference.square().sum() for difference in differences])
+        squares = [difference.square().sum() for difference in differences]
+        sums += torch.stack(squares)
     error, energy, variance = sums.tolist()
     return ReconstructionError(error / energy, error / variance, 1 - error / variance)
 

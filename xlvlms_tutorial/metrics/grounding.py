@@ -305,7 +305,8 @@ def _all_matches(
     """
     x, weights_x = rows
     y, weights_y = columns
-    cosines = (x.flatten(0, 1) @ y.flatten(0, 1).T).view(*x.shape[:2], *y.shape[:2])
+    cosines = x.flatten(0, 1) @ y.flatten(0, 1).T
+    cosines = cosines.view(*x.shape[:2], *y.shape[:2])
     precision = torch.einsum("tbc,tb->bc", cosines.amax(dim=2), weights_x)
     return precision, torch.einsum("buc,uc->bc", cosines.amax(dim=0), weights_y)
 
@@ -382,7 +383,8 @@ def _pairs_of_words(words: Mapping[int, Sequence[str]] | pd.DataFrame) -> pd.Dat
             if isinstance(listed, str) or not len(listed):
                 empty.append(concept)
             else:
-                rows += [(concept, word) for word in listed]
+                for word in listed:
+                    rows.append((concept, word))
         if empty:
             raise InputError(
                 f"no list of words for concept(s) {', '.join(map(str, empty))}",

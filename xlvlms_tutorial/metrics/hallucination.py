@@ -86,7 +86,8 @@ def pope(table: pd.DataFrame, groups: ArrayLike | None = None, seed: int = 0) ->
     )
     labels = group_labels(table, groups)[presence]
     rows = table[presence]
-    rows = rows.assign(answer=[normalise(str(answer)) for answer in rows["answer"]])
+    answers = [normalise(str(answer)) for answer in rows["answer"]]
+    rows = rows.assign(answer=answers)
     unexpected = sorted(set(rows["answer"]) - {"yes", "no"})
     require_estimate(
         not unexpected,
@@ -189,9 +190,10 @@ def chair(
     for named_objects, present_objects in zip(named, present, strict=True):
         n_absent = len(named_objects - set(present_objects))
         counts.append((n_absent, len(named_objects)))
+    hallucinated = [n_absent > 0 for n_absent, _ in counts]
     rows = {
         "CHAIR_i": _chair_i(np.array(counts), seed),
-        "CHAIR_s": proportion([n_absent > 0 for n_absent, _ in counts]).asdict(),
+        "CHAIR_s": proportion(hallucinated).asdict(),
     }
     return pd.DataFrame(list(rows.values()), index=pd.Index(rows, name="metric"))
 
@@ -213,8 +215,9 @@ def _vocabulary(vocabulary: Sequence[str] | Mapping[str, Sequence[str]]) -> dict
         if isinstance(synonyms, str):
             raise problem
         objects[word] = [word, *synonyms]
-        if not all(isinstance(name, str) and name.strip() for name in objects[word]):
-            raise problem
+        for name in objects[word]:
+            if not isinstance(name, str) or not name.strip():
+                raise problem
     return objects
 
 
@@ -234,8 +237,11 @@ def _reader(words: Mapping[str, Sequence[str]]) -> Callable[[str], set[str]]:
     def named(caption: str) -> set[str]:
         caption = composed(caption)
         separate(caption, objects)
-        mentions = names.findall(kinds.sub("", caption))
-        return set().union(*(objects[" ".join(mention.split())] for mention in mentions))
+        result = set()
+        for mention in names.findall(kinds.sub("", caption)):
+            form = " ".join(mention.split())
+            result |= objects[form]
+        return result
 
     return named
 
@@ -243,10 +249,11 @@ def _reader(words: Mapping[str, Sequence[str]]) -> Callable[[str], set[str]]:
 def _chair_i(counts: np.ndarray, seed: int) -> dict[str, float]:
     if counts.size == 0 or counts[:, 1].sum() == 0:
         return {"value": np.nan, "low": np.nan, "high": np.nan, "n": 0}
-    mentions = np.concatenate(
-        [[True] * absent + [False] * (total - absent) for absent, total in counts]
-    )
-    return proportion(mentions, np.repeat(np.arange(len(counts)), counts[:, 1]), seed=seed).asdict()
+    mentions = []
+    for absent, total in counts:
+        mentions += [True] * absent + [False] * (total - absent)
+    caption_of_each = np.repeat(np.arange(len(counts)), counts[:, 1])
+    return proportion(mentions, caption_of_each, seed=seed).asdict()
 
 
 def _ratio(part: int, total: int) -> float:

@@ -521,8 +521,11 @@ def _wilson(p: float, trials: int, n: int, level: float) -> Estimate:
     require_level(level)
     z2 = NormalDist().inv_cdf((1 + level) / 2) ** 2
     centre = (p + z2 / (2 * trials)) / (1 + z2 / trials)
-    half = sqrt(z2 * (p * (1 - p) / trials + z2 / (4 * trials**2))) / (1 + z2 / trials)
-    return Estimate(p, max(0.0, min(p, centre - half)), min(1.0, max(p, centre + half)), n)
+    spread = p * (1 - p) / trials + z2 / (4 * trials**2)
+    half = sqrt(z2 * spread) / (1 + z2 / trials)
+    low = max(0.0, min(p, centre - half))
+    high = min(1.0, max(p, centre + half))
+    return Estimate(p, low, high, n)
 
 
 def _newcombe(
@@ -532,7 +535,8 @@ def _newcombe(
     q = _wilson(float(b.mean()), trials_b, len(b), level)
     value = p.value - q.value
     low = value - sqrt((p.value - p.low) ** 2 + (q.high - q.value) ** 2)
-    return Estimate(value, low, value + sqrt((p.high - p.value) ** 2 + (q.value - q.low) ** 2), n)
+    high = value + sqrt((p.high - p.value) ** 2 + (q.value - q.low) ** 2)
+    return Estimate(value, low, high, n)
 
 
 def _draws(clusters: int, n_resamples: int, seed: int) -> list[np.ndarray]:
@@ -560,9 +564,10 @@ def _resamples(
     # sums and sizes of groups are enough: no loop over resamples
     if statistic is np.mean and rows.ndim == 1:
         totals, sizes = np.bincount(index, rows), np.bincount(index)
-        return np.concatenate(
-            [totals[draw].sum(axis=1) / sizes[draw].sum(axis=1) for draw in draws]
-        )
+        means = []
+        for draw in draws:
+            means.append(totals[draw].sum(axis=1) / sizes[draw].sum(axis=1))
+        return np.concatenate(means)
     members = np.split(np.argsort(index, kind="stable"), np.cumsum(np.bincount(index))[:-1])
     values = []
     for draw in draws:

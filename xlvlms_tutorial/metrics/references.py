@@ -77,9 +77,8 @@ def cider(
     n = len(captions)
     lengths = np.array(list(map(len, texts)), dtype=np.float64)
     # (images, references)
-    grouped = csr_array(
-        (np.ones(len(owner)), (owner, np.arange(len(owner)))), shape=(n, len(owner))
-    )
+    places = (owner, np.arange(len(owner)))
+    grouped = csr_array((np.ones(len(owner)), places), shape=(n, len(owner)))
     frequency = ((grouped @ counts[n:]) > 0).sum(axis=0)
     weighted = (counts * (np.log(n) - np.log(np.maximum(frequency, 1)))).tocsc()
     total = np.zeros(len(owner))
@@ -88,12 +87,8 @@ def cider(
         norms = np.sqrt((part * part).sum(axis=1))
         mine, theirs = part[owner], part[n:]
         scale = norms[owner] * norms[n:]
-        total += np.divide(
-            (mine.minimum(theirs) * theirs).sum(axis=1),
-            scale,
-            out=np.zeros(len(owner)),
-            where=scale > 0,
-        )
+        products = (mine.minimum(theirs) * theirs).sum(axis=1)
+        total += np.divide(products, scale, out=np.zeros(len(owner)), where=scale > 0)
     total *= np.exp(-((lengths[owner] - lengths[n:]) ** 2) / (2 * _SIGMA**2))
     scores = _SCALE / len(ORDERS) * (grouped @ total) / grouped.sum(axis=1)
     return scores, float(scores.mean())

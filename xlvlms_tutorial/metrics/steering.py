@@ -79,10 +79,10 @@ def steering_table(
     base = tables[first]
     for table in tables.values():
         _same_questions(base, table)
-    rows = {
-        name: table.groupby("type", sort=False)["correct"].mean().to_dict()
-        for name, table in tables.items()
-    }
+    rows = {}
+    for name, table in tables.items():
+        by_type = table.groupby("type", sort=False)
+        rows[name] = by_type["correct"].mean().to_dict()
     for name in others:
         source, target = changes[name]
         predictions = list(base["prediction"]), list(tables[name]["prediction"])

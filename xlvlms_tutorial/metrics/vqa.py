@@ -67,16 +67,20 @@ def vqa_accuracy(
     require_same_length(predictions=predictions, references=references)
     require_estimate(len(predictions) > 0, "VQA accuracy", "no predictions", "one or more")
     require_lists(references, "VQA accuracy", "a list of one answer or more for each question")
-    matches, sizes = [], []
+    matches = []
+    sizes = []
     for prediction, answers in zip(predictions, references, strict=True):
-        text, texts = _text(prediction), list(map(_text, answers))
+        text = _text(prediction)
+        texts = list(map(_text, answers))
         if official:
             text, texts = as_compared(text, texts)
         else:
-            text, texts = vqa_normalise(text), list(map(vqa_normalise, texts))
+            text = vqa_normalise(text)
+            texts = list(map(vqa_normalise, texts))
         matches.append(texts.count(text))
         sizes.append(len(texts))
-    k, m = np.array(matches, dtype=np.float64), np.array(sizes, dtype=np.float64)
+    k = np.array(matches, dtype=np.float64)
+    m = np.array(sizes, dtype=np.float64)
     accuracy = (k * np.clip((k - 1) / 3, 0, 1) + (m - k) * np.minimum(k / 3, 1)) / m
     return accuracy if official else np.where(m == 1, k, accuracy)
 

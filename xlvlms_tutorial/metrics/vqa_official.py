@@ -46,10 +46,15 @@ def as_compared(answer: str, references: list[str]) -> tuple[str, list[str]]:
 
     They are normalised, but as they are where all references are the same.
     """
-    answer, *references = (re.sub(r"[\n\t]", " ", text).strip() for text in (answer, *references))
+    answer = _one_line(answer)
+    references = list(map(_one_line, references))
     if len(set(references)) == 1:
         return answer, references
     return _normalised(answer), list(map(_normalised, references))
+
+
+def _one_line(text: str) -> str:
+    return re.sub(r"[\n\t]", " ", text).strip()
 
 
 def _normalised(answer: str) -> str:
@@ -64,5 +69,9 @@ def _normalised(answer: str) -> str:
         dropped = joined or f"{mark} " in answer or f" {mark}" in answer
         marks[mark] = "" if dropped else " "
     text = _PERIOD.sub("", answer.translate(str.maketrans(marks)), count=_MAX_PERIODS)
-    words = [NUMBERS.get(word, word) for word in text.lower().split()]
-    return " ".join(_MENDED.get(word, word) for word in words if word not in ARTICLES)
+    words = []
+    for word in text.lower().split():
+        spelling = NUMBERS.get(word, word)
+        if spelling not in ARTICLES:
+            words.append(_MENDED.get(spelling, spelling))
+    return " ".join(words)

@@ -85,7 +85,11 @@ def child(module: nn.Module, names: tuple[str, ...]) -> nn.Module | None:
     >>> anatomy.child(block, ("attention",)) is None
     True
     """
-    return next((c for n in names if isinstance(c := getattr(module, n, None), nn.Module)), None)
+    for name in names:
+        part = getattr(module, name, None)
+        if isinstance(part, nn.Module):
+            return part
+    return None
 
 
 def decoder(model: nn.Module) -> nn.Module:

@@ -85,10 +85,10 @@ def batches(
 
     def batch_of(rows: slice) -> Batch:
         if plain:
-            return vlm.prepare(vlm.tokenizer(samples[rows], return_tensors="pt", padding=True))
-        return vlm.batch_of(
-            samples[rows], prompts[rows], None if answers is None else answers[rows]
-        )
+            inputs = vlm.tokenizer(samples[rows], return_tensors="pt", padding=True)
+            return vlm.prepare(inputs)
+        part = None if answers is None else answers[rows]
+        return vlm.batch_of(samples[rows], prompts[rows], part)
 
     starts = range(0, len(samples), batch_size)
     bar = tqdm(starts, desc=desc, unit="batch", leave=False, disable=not progress)
@@ -191,8 +191,8 @@ def with_eos(vlm: VLM, answers: Sequence[str]) -> list[str]:
 
 
 def _require_plain(samples: Samples, answers: Sequence[str] | None) -> None:
-    texts = all(isinstance(sample, str) and sample.strip() for sample in samples)
-    if answers is not None or not texts:
+    written = all(isinstance(sample, str) and sample.strip() for sample in samples)
+    if answers is not None or not written:
         raise InputError(
             "texts with answers, empty ones, or texts among samples",
             "give plain texts alone, or samples alone",

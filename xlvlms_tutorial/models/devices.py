@@ -49,7 +49,8 @@ def resolve_device(device: str | torch.device) -> torch.device | str:
         placed = torch.device(device)
         torch.zeros(1, device=placed)
     except (RuntimeError, AssertionError, NotImplementedError) as cause:
-        available = ["auto", "cpu", *(f"cuda:{k}" for k in range(gpus))]
+        available = ["auto", "cpu"]
+        available += [f"cuda:{k}" for k in range(gpus)]
         if gpus:
             available.append("balanced")
         if torch.backends.mps.is_available():
@@ -85,11 +86,9 @@ def resolve_dtype(dtype: str | torch.dtype, placed: torch.device | str) -> torch
             return torch.float32
         cuda = str(placed) == "balanced" or placed.type == "cuda"
         # a T4 only emulates bfloat16, slowly
-        return (
-            torch.bfloat16
-            if cuda and torch.cuda.is_bf16_supported(including_emulation=False)
-            else torch.float16
-        )
+        if cuda and torch.cuda.is_bf16_supported(including_emulation=False):
+            return torch.bfloat16
+        return torch.float16
     if (name := str(dtype).removeprefix("torch.")) not in DTYPES:
         raise LoadError(f"dtype {name!r}", f"allowed: auto, {', '.join(DTYPES)}")
     return getattr(torch, name)
@@ -104,7 +103,8 @@ def set_attention(model: PreTrainedModel, implementation: str) -> None:
         If ``implementation`` is none of them, needs a package that is not installed, or the model
         does not have it.
     """
-    allowed = ["eager", *(name for name in ALL_ATTENTION_FUNCTIONS.valid_keys() if "|" not in name)]
+    allowed = ["eager"]
+    allowed += [name for name in ALL_ATTENTION_FUNCTIONS.valid_keys() if "|" not in name]
     if implementation not in allowed:  # a hub id would be code to run
         raise LoadError(f"attn_implementation={implementation!r}", f"allowed: {', '.join(allowed)}")
     try:
@@ -123,14 +123,14 @@ def processor(
 
     ``flags`` and ``capability`` are those of this machine where they are left out.
     """
-    flags = processor_flags() if flags is None else {flag.lower() for flag in flags}
+    flags = processor_flags() if flags is None else set(map(str.lower, flags))
     capability = capability or torch.backends.cpu.get_cpu_capability()
-    units = [name for name, signs in UNITS.items() if signs & set(flags)]
-    limits = [f"{name}={value}" for name in LIMITS if (value := os.environ.get(name))]
+    units = [name for name, signs in UNITS.items() if signs & flags]
+    limits = [f"{name}={os.environ[name]}" for name in LIMITS if os.environ.get(name)]
     description = f"{', '.join(units) or 'no known vector units'}; torch uses {capability}"
     if limits:
         description += f" ({', '.join(limits)})"
-    if not any(name in HALF for name in units):
+    if not set(HALF) & set(units):
         return (
             description,
             (
@@ -168,7 +168,12 @@ def processor_flags() -> set[str]:
         "avx512f": "_is_avx512_supported",
         "avx512_bf16": "_is_avx512_bf16_supported",
     }
-    return {flag for flag, name in checks.items() if getattr(torch.cpu, name, bool)()}
+    flags = set()
+    for flag, name in checks.items():
+        supported = getattr(torch.cpu, name, bool)  # bool() is False
+        if supported():
+            flags.add(flag)
+    return flags
 
 
 def flags_of_linux(cpuinfo: str) -> set[str]:

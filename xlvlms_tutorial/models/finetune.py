@@ -122,10 +122,10 @@ def fine_tune(
     prompt = prompt or PROMPTS.get(samples[0].modality, PROMPTS["image"])
 
     def loss(step: int) -> Float[Tensor, ""]:
-        rows = np.random.default_rng([seed, step]).choice(
-            len(samples), min(batch_size, len(samples)), replace=False
-        )
-        return loss_of(vlm, [samples[row] for row in rows], prompt, [texts[row] for row in rows])
+        n_rows = min(batch_size, len(samples))
+        rows = np.random.default_rng([seed, step]).choice(len(samples), n_rows, replace=False)
+        examples = [samples[row] for row in rows]
+        return loss_of(vlm, examples, prompt, [texts[row] for row in rows])
 
     def save(done: int) -> None:
         if folder is not None and done and (done in save_at or done == steps):
@@ -236,10 +236,9 @@ def save_adapter(vlm: VLM, folder: str | Path) -> Path:
         raise LoadError(
             "a model without adapter", "call fine_tune first, or load it with adapter=..."
         )
-    state = {
-        _PREFIX + name: weight.detach().half().cpu()
-        for name, weight in vlm.model.get_adapter_state_dict().items()
-    }
+    state = {}
+    for name, weight in vlm.model.get_adapter_state_dict().items():
+        state[_PREFIX + name] = weight.detach().half().cpu()
     save_tensors(folder / "adapter_model.safetensors", state, {"format": "pt"})
     # in the model's own, peft would ask the hub for what the name stands for
     config = copy(vlm.model.peft_config["default"])
@@ -269,9 +268,8 @@ def _answers(
     if answers is None:
         return first_captions(samples, "give the answers to train on")
     texts = [answers(sample) for sample in samples] if callable(answers) else list(answers)
-    if len(texts) != len(samples) or not all(
-        isinstance(text, str) and text.strip() for text in texts
-    ):
+    written = all(isinstance(text, str) and text.strip() for text in texts)
+    if len(texts) != len(samples) or not written:
         raise InputError(
             f"{len(texts)} answers for {len(samples)} samples",
             "give one text for each, none of them empty",
@@ -290,16 +288,17 @@ def _add(vlm: VLM, rank: int, targets: Sequence[str], seed: int) -> dict[str, nn
     torch.manual_seed(seed)  # of the first of the two factors; the second starts at 0
     vlm.model.add_adapter(LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=pattern))
     # the factors learn in float32, whatever the dtype of the frozen weights
-    parameters = {name: weight for name, weight in vlm.model.named_parameters() if "lora_" in name}
-    for weight in parameters.values():
-        weight.data = weight.data.float()
-        weight.requires_grad_(True)
+    parameters = {}
+    for name, weight in vlm.model.named_parameters():
+        if "lora_" in name:
+            weight.data = weight.data.float()
+            weight.requires_grad_(True)
+            parameters[name] = weight
     vlm.model.eval()
     return parameters
 
 
 def _blocks_pattern(vlm: VLM, targets: Sequence[str]) -> str:
-    names = {id(module): name for name, module in vlm.model.named_modules()}
     endings = set()
     for block in vlm.blocks:
         for name, module in block.named_modules():
@@ -310,16 +309,18 @@ def _blocks_pattern(vlm: VLM, targets: Sequence[str]) -> str:
             f"targets {targets!r}",
             f"'connector', or some of the blocks' linear maps {', '.join(sorted(endings))}",
         )
+    names = {id(module): name for name, module in vlm.model.named_modules()}
     stack = names[id(vlm.blocks[0])].rpartition(".")[0]
     return rf"{re.escape(stack)}\.\d+\..*?({'|'.join(map(re.escape, targets))})"
 
 
 def _connector_pattern(vlm: VLM) -> str:
     connector = anatomy.connector(vlm.model)
+    parts = set() if connector is None else set(connector.modules())
     names = []
-    if connector is not None:
-        linears = {id(module) for module in connector.modules() if isinstance(module, nn.Linear)}
-        names = [name for name, module in vlm.model.named_modules() if id(module) in linears]
+    for name, module in vlm.model.named_modules():
+        if isinstance(module, nn.Linear) and module in parts:
+            names.append(name)
     if not names:
         raise InputError(
             (

@@ -37,11 +37,12 @@ def marks(processor: object) -> tuple[str, ...]:
 
     They stand for pictures, videos and sounds.
     """
-    return tuple(
-        dict.fromkeys(
-            str(mark) for name in _MARKS if (mark := getattr(processor, name, None)) is not None
-        )
-    )
+    texts = []
+    for name in _MARKS:
+        mark = getattr(processor, name, None)
+        if mark is not None:
+            texts.append(str(mark))
+    return tuple(dict.fromkeys(texts))
 
 
 def _reserved(processor: object) -> set[str]:
@@ -50,13 +51,20 @@ def _reserved(processor: object) -> set[str]:
     In a text, each is taken for a picture.
     """
     tokenizer = getattr(processor, "tokenizer", None)
-    ids = [
-        token for name in _MARKS if (token := getattr(processor, f"{name}_id", None)) is not None
-    ]
-    tokens = [getattr(tokenizer, name, None) for name in _MARKS]
+    ids = []
+    tokens = []
+    for name in _MARKS:
+        number = getattr(processor, f"{name}_id", None)
+        if number is not None:
+            ids.append(number)
+        tokens.append(getattr(tokenizer, name, None))
     if tokenizer is not None:
         tokens += tokenizer.convert_ids_to_tokens(ids)
-    return {*marks(processor), *(str(token) for token in tokens if token)}
+    reserved = set(marks(processor))
+    for token in tokens:
+        if token:
+            reserved.add(str(token))
+    return reserved
 
 
 def counted(
@@ -90,20 +98,19 @@ def counted(
     """
     lists = {"text": texts, "answer": answers, **contents}
     for name, values in lists.items():
-        if values is not None and (
-            isinstance(values, (str, bytes)) or not hasattr(values, "__len__")
-        ):
+        listed = hasattr(values, "__len__") and not isinstance(values, (str, bytes))
+        if values is not None and not listed:
             raise unusable_prompt(
                 f"{type(values).__name__} as {name}", "give a list, with one for each sample"
             )
     media = {name: values for name, values in contents.items() if values is not None}
-    sizes = {len(values) for values in (*media.values(), answers) if values is not None}
+    sizes = set(map(len, media.values()))
+    if answers is not None:
+        sizes.add(len(answers))
     if sizes - {len(texts)} or len(texts) < minimum:
-        counts = (
-            ", ".join(f"{len(values)} {name}s" for name, values in media.items()) or "no pictures"
-        )
+        counts = [f"{len(values)} {name}s" for name, values in media.items()] or ["no pictures"]
         n_answers = 0 if answers is None else len(answers)
-        raise unusable_prompt(f"{len(texts)} texts, {n_answers} answers, {counts}")
+        raise unusable_prompt(f"{len(texts)} texts, {n_answers} answers, {', '.join(counts)}")
     return media
 
 
@@ -170,12 +177,13 @@ def require_texts(
         for part in (text, answer or ""):
             if places_itself and part is text:
                 continue
-            if clashes := [mark for mark in reserved if mark in part]:
-                advice = (
-                    f"{clashes[0]!r} marks the place of a picture, video or sound for this "
-                    "model: write it in another way"
-                )
-                raise unusable_prompt(_named(part, names, row), advice)
+            for mark in reserved:
+                if mark in part:
+                    advice = (
+                        f"{mark!r} marks the place of a picture, video or sound for this "
+                        "model: write it in another way"
+                    )
+                    raise unusable_prompt(_named(part, names, row), advice)
 
 
 def prompt_of(
@@ -208,9 +216,9 @@ def prompt_of(
     require_texts(processor, [text], [answer])
     if getattr(processor, "chat_template", None) is None:
         return text + (f" {answer}" if answer else "")
-    chat = chat_of(
-        processor, model, [{"type": kind} for kind in media] + [{"type": "text", "text": text}]
-    )
+    parts = [{"type": kind} for kind in media]
+    parts.append({"type": "text", "text": text})
+    chat = chat_of(processor, model, parts)
     # LLaVA 1.5 opens an answer by "ASSISTANT:": the first word that it generates has its space
     # before it, another token than without
     space = " " if answer and not (chat[-1:].isspace() or answer[0].isspace()) else ""
@@ -301,15 +309,16 @@ def _called(
     options: Mapping[str, object],
 ) -> object:
     """Return what a processor makes of prompts and what is shown with them."""
-    if any(kind.__name__ in _FLAT for kind in type(processor).__mro__):
-        flat = dict(contents)
-        if "images" in flat:
-            flat["images"] = [picture for (picture,) in flat["images"]]
+    classes = {kind.__name__ for kind in type(processor).__mro__}
+    if classes.isdisjoint(_FLAT):
+        return processor(text=prompts, **contents, **options)
+    if not contents:
         # Idefics takes a list of texts without pictures for the pieces of one
-        return processor(
-            text=prompts if flat else [[prompt] for prompt in prompts], **flat, **options
-        )
-    return processor(text=prompts, **contents, **options)
+        return processor(text=[[prompt] for prompt in prompts], **options)
+    flat = dict(contents)
+    if "images" in flat:
+        flat["images"] = [picture for (picture,) in flat["images"]]
+    return processor(text=prompts, **flat, **options)
 
 
 def _unfit(
@@ -324,17 +333,15 @@ def _unfit(
     row = 0
     for row, prompt in enumerate(prompts):
         try:
-            _called(
-                processor,
-                [prompt],
-                {name: [values[row]] for name, values in contents.items()},
-                options,
-            )
+            content = {name: [values[row]] for name, values in contents.items()}
+            _called(processor, [prompt], content, options)
         except (OSError, LookupError, *FAILURES) as own_cause:
             cause = own_cause
             break
-    if contents and marks(processor) and not any(mark in prompts[row] for mark in marks(processor)):
-        return _placeless(processor, _named(prompts[row], names, row))
+    named = _named(prompts[row], names, row)
+    places = marks(processor)
+    if contents and places and not any(mark in prompts[row] for mark in places):
+        return _placeless(processor, named)
     if "images" in contents:
         width, height = contents["images"][row][0].size
         problem = (
@@ -346,8 +353,7 @@ def _unfit(
             "crop or resize it, or leave the sample out",
         )
     return Unpromptable(
-        f"{_named(prompts[row], names, row)}: {reason(cause)}",
-        "change what the sample shows or says, or leave it out",
+        f"{named}: {reason(cause)}", "change what the sample shows or says, or leave it out"
     )
 
 

@@ -151,16 +151,21 @@ def answers_to(
     images = contents["images"]
     pictures = images if images is not None and shareable(vlm) else [None] * len(texts)
     parts = list(by_picture(pictures, batch_size))
-    answers: dict[int, str] = {}
+    answers = [""] * len(texts)
     for rows in tqdm(parts, desc="generate", unit="batch", leave=False) if progress else parts:
         media = {}
         for kind, many in contents.items():
-            media[kind] = None if many is None else [many[row] for row in rows]
-        batch = vlm.batch(**media, texts=[texts[row] for row in rows], names=rows)
-        ids = generate_shared(vlm, batch, [pictures[row] for row in rows], max_new_tokens)
+            media[kind] = None if many is None else _take(many, rows)
+        batch = vlm.batch(**media, texts=_take(texts, rows), names=rows)
+        ids = generate_shared(vlm, batch, _take(pictures, rows), max_new_tokens)
         decoded = vlm.tokenizer.batch_decode(ids, skip_special_tokens=True)
-        answers |= {row: text.strip() for row, text in zip(rows, decoded, strict=True)}
-    return [answers[row] for row in range(len(texts))]
+        for row, text in zip(rows, decoded, strict=True):
+            answers[row] = text.strip()
+    return answers
+
+
+def _take(values: Sequence[object], rows: Sequence[int]) -> list:
+    return [values[row] for row in rows]
 
 
 def after_prompts(ids: Int[Tensor, "b t"], prompts: Int[Tensor, "p n"]) -> Int[Tensor, "b new"]:
@@ -250,8 +255,8 @@ def _common(batch: Batch) -> int:
     common = 0
     while common < shortest and len({prompt[common] for prompt in prompts}) == 1:
         common += 1
-    kinds = batch.spans[0][batch["attention_mask"][0] == 1].tolist()
-    pictures = [k for k, kind in enumerate(kinds) if kind == SPANS.index("image")]
+    kinds = batch.spans[0][batch["attention_mask"][0] == 1]
+    pictures = (kinds == SPANS.index("image")).nonzero().flatten().tolist()
     return common if pictures and common > pictures[-1] else 0
 
 

@@ -82,11 +82,11 @@ def check_known(action: str, site: str) -> None:
         If ``action``, or the ``site`` for it, is unknown.
     """
     if (action, site) not in _NEEDS:
-        kinds = list(dict.fromkeys(kind for kind, _ in _NEEDS))
-        sites = [name for kind, name in _NEEDS if kind == action]
-        raise InputError(
-            f"unknown support {action!r}, {site!r}", f"allowed: {', '.join(sites or kinds)}"
-        )
+        sites: dict[str, list[str]] = {}
+        for kind, name in _NEEDS:
+            sites.setdefault(kind, []).append(name)
+        allowed_names = ", ".join(sites.get(action, sites))
+        raise InputError(f"unknown support {action!r}, {site!r}", f"allowed: {allowed_names}")
 
 
 def allowed(
@@ -112,9 +112,9 @@ def allowed(
         If ``action``, or the site for it, is unknown.
     """
     check_known(action, site)
-    return (action, site) not in refused and all(
-        refusal(block, action, site) is None for block in blocks
-    )
+    if (action, site) in refused:
+        return False
+    return all(refusal(block, action, site) is None for block in blocks)
 
 
 def require_support(
@@ -177,15 +177,18 @@ def refusal(block: nn.Module, action: str, site: str) -> XlvlmsError | None:
             f"{action} {site}: the norms of {type(block).__name__} come after its parts",
             "choose another site",
         )
-    if action == "fold" and (
-        norms := [name for name, _ in block.named_children() if re.fullmatch(_AFTER, name)]
-    ):
-        return InterventionError(
-            "its block does not simply add its MLP's output to the residual stream "
-            f"({norms[0]} comes after it)"
-        )
+    if action == "fold":
+        for name, _ in block.named_children():
+            if re.fullmatch(_AFTER, name):
+                return InterventionError(
+                    "its block does not simply add its MLP's output to the residual stream "
+                    f"({name} comes after it)"
+                )
     for part, sites in _WHOLE.items():
-        if (action, site) in sites and (names := beside(block, part)):
+        if (action, site) not in sites:
+            continue
+        names = beside(block, part)
+        if names:
             message = (
                 f"{action} {site}: {type(block).__name__} has {' and '.join(names)} beside its "
                 f"{part}, which would go on working"
@@ -204,12 +207,12 @@ def beside(block: nn.Module, part: str) -> list[str]:
         *_modules(lambda block: [anatomy.attention(block)], block),
         *_modules(anatomy.mlp_parts, block),
     }
-    weights = {
-        name: list(module.parameters())
-        for name, module in block.named_children()
-        if module not in parts
-    }
-    weights |= {name: [weight] for name, weight in block.named_parameters(recurse=False)}
+    weights = {}
+    for name, module in block.named_children():
+        if module not in parts:
+            weights[name] = list(module.parameters())
+    for name, weight in block.named_parameters(recurse=False):
+        weights[name] = [weight]
     names = []
     for name, tensors in weights.items():
         if re.search(_HARMLESS, name) or not any(map(_matrix, tensors)):
@@ -242,13 +245,12 @@ def require_hookable(model: nn.Module) -> None:
     for name, module in model.named_modules():
         attributes = vars(module)
         compiled = (
-            "_orig_mod" in module._modules or attributes.get("_compiled_call_impl") is not None
-        )
-        if (
-            compiled
+            "_orig_mod" in module._modules
+            or attributes.get("_compiled_call_impl") is not None
             or hasattr(attributes.get("forward"), "_torchdynamo_orig_callable")
             or isinstance(module, torch.jit.ScriptModule)
-        ):
+        )
+        if compiled:
             message = (
                 f"{name or type(module).__name__!r} is compiled, and would ignore what is "
                 "changed or read from now on"
@@ -330,8 +332,11 @@ def require_types(
         If there are none.
     """
     missing = [name for name in _TYPE_IDS if name in accepts and name not in inputs]
-    if missing and any((inputs["input_ids"] == token).any() for token in placeholders.values()):
-        raise lacking_inputs(missing)
+    if not missing:
+        return
+    for token in placeholders.values():
+        if (inputs["input_ids"] == token).any():
+            raise lacking_inputs(missing)
 
 
 def require_left_padding(mask: Tensor | None) -> None:

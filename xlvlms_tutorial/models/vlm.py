@@ -384,9 +384,9 @@ class VLM:
             self.prompt(text, answer, tuple(content))
             for text, answer in zip(texts, endings, strict=True)
         ]
-        arguments = prompts.media_of(images, videos, audio) | (
-            {"suffix": list(answers)} if suffixed else {}
-        )
+        arguments = prompts.media_of(images, videos, audio)
+        if suffixed:
+            arguments["suffix"] = list(answers)
         inputs = prompts.inputs_of(self.processor, chats, arguments, names)
         inputs.pop("labels", None)
         batch = Batch(dict(padding_first(inputs))).to(self.device, self.dtype)

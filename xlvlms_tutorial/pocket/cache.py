@@ -68,11 +68,9 @@ def cache_dir() -> Path:
         usual = Path(platformdirs.user_cache_dir("xlvlms"))
     except RuntimeError:  # what newer versions say where older ones leave a ~
         usual = Path("~")
-    return (
-        usual
-        if _has_home(usual)
-        else _without_home(Path(tempfile.gettempdir()) / f"xlvlms-{_user()}")
-    )
+    if _has_home(usual):
+        return usual
+    return _without_home(Path(tempfile.gettempdir()) / f"xlvlms-{_user()}")
 
 
 def _has_home(folder: Path) -> bool:
@@ -274,11 +272,9 @@ def _read(notes: Path) -> dict[str, list]:
         content = read_json(notes)
     except (OSError, ValueError, RecursionError):
         return {}  # only a memory: without it the digest is computed again
-    return (
-        {name: note for name, note in content.items() if _is_note(note)}
-        if isinstance(content, dict)
-        else {}
-    )
+    if not isinstance(content, dict):
+        return {}
+    return {name: note for name, note in content.items() if _is_note(note)}
 
 
 def _is_note(note: object) -> bool:

@@ -3,11 +3,9 @@
 Which way it goes is told by the order of the frames alone, how fast by what changes between them.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import pandas as pd
 from PIL import Image
 
 from xlvlms_tutorial.errors import not_in_world
@@ -119,17 +117,6 @@ def _move(scene: Scene, seed: int) -> Clip:
     rng = np.random.default_rng([seed, scene.layout, 1])
     ways, paces = directions(scene.action), speeds(scene.action)
     return Clip(scene, ways[rng.integers(len(ways))], paces[rng.integers(len(paces))])
-
-
-def truth(records: Sequence[Clip]) -> pd.DataFrame:
-    """List the factors of each clip, one row a clip.
-
-    Those of its scene, then direction and speed, as categories.
-    """
-    frame = world.truth([clip.scene for clip in records])
-    for factor in ("direction", "speed"):
-        frame[factor] = pd.Categorical([getattr(clip, factor) for clip in records])
-    return frame
 
 
 def render_clip(clip: Clip) -> list[Image.Image]:

@@ -149,13 +149,11 @@ def _check(file: Path, shapes: dict[str, tuple[int, ...]], source: Path) -> None
             written[name] = (tuple(part.get_shape()), part.get_dtype())
     # tied weights are one parameter, stored once
     expected = {name: (shape, "F32") for name, shape in shapes.items()}
-    if mismatched := [
-        name for name in expected.keys() | written.keys() if expected.get(name) != written.get(name)
-    ]:
-        name = min(mismatched)
-        raise not_converted(
-            source, f"{name} was written as {written.get(name)} instead of {expected.get(name)}"
-        )
+    for name in sorted(expected.keys() | written.keys()):
+        if expected.get(name) != written.get(name):
+            raise not_converted(
+                source, f"{name} was written as {written.get(name)} instead of {expected.get(name)}"
+            )
 
 
 def _damage(folder: Path) -> str | None:

@@ -69,6 +69,6 @@ def tower_state(encoder: str = "lite0") -> dict[str, Tensor]:
 
     The backbone's and the statistics of its channels.
     """
-    return {
-        f"net.{name}": weight for name, weight in ENCODERS[encoder].weights().items()
-    } | load_tensors(statistics_file(encoder))[0]
+    backbone = {f"net.{name}": weight for name, weight in ENCODERS[encoder].weights().items()}
+    statistics, _ = load_tensors(statistics_file(encoder))
+    return backbone | statistics

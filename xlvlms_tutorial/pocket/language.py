@@ -19,8 +19,6 @@ from xlvlms_tutorial.pocket.world import (
 from xlvlms_tutorial.samples import Question
 from xlvlms_tutorial.text import NUMBER_WORDS, STYLES
 
-CAPTION_PROMPT = "Describe the picture."
-QUESTION_TYPES = ("presence", "colour", "place", "action", "side", "count")
 STRATA = ("random", "popular", "adversarial")
 OBJECTS = SUBJECTS + ITEMS
 

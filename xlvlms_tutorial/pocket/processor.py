@@ -72,11 +72,8 @@ class PocketProcessor(LlavaProcessor):
             If texts are about more than one kind of thing. If a frame is no picture, or a sound is
             not two seconds of finite samples.
         """
-        kinds = [
-            kind
-            for kind, value in (("pictures", images), ("videos", videos), ("sounds", audio))
-            if value is not None
-        ]
+        inputs = {"pictures": images, "videos": videos, "sounds": audio}
+        kinds = [kind for kind, value in inputs.items() if value is not None]
         if len(kinds) > 1:
             raise unusable_prompt(" and ".join(kinds))
         if videos is not None:
@@ -111,10 +108,10 @@ def seen(frames: Sequence[object]) -> list[Image.Image]:
     InputError
         If there are no frames, or one is no picture.
     """
-    indices = (
-        np.linspace(0, len(frames) - 1, FRAMES_SEEN).round().astype(int) if len(frames) else [0]
-    )
-    return [as_image(frames[k] if len(frames) else None) for k in indices]
+    if not len(frames):
+        return [as_image(None)]  # which is refused
+    indices = np.linspace(0, len(frames) - 1, FRAMES_SEEN).round().astype(int)
+    return [as_image(frames[k]) for k in indices]
 
 
 AutoProcessor.register(TowerConfig, PocketProcessor)

@@ -32,9 +32,9 @@ WIDTH, HEADS = 160, 8
 class Pool(nn.Module):
     """Attention pooling: each head takes its own weighted mean of its part of the values."""
 
-    def __init__(self, asked: int, width: int, heads: int = HEADS) -> None:
+    def __init__(self, keys_width: int, width: int, heads: int = HEADS) -> None:
         super().__init__()
-        self.look = nn.Linear(asked, heads)
+        self.look = nn.Linear(keys_width, heads)
         self.heads = heads
 
     def forward(

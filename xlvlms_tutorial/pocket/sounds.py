@@ -3,12 +3,10 @@
 And their picture for the vision tower.
 """
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-import pandas as pd
 import soundfile
 from jaxtyping import Float
 from PIL import Image
@@ -155,12 +153,6 @@ def _draw(rng: np.random.Generator, files: dict[str, tuple[str, ...]]) -> Sound:
     )
 
 
-def truth(records: Sequence[Sound]) -> pd.DataFrame:
-    """List the factors of each sound, one row a sound, as categories (``start`` in seconds)."""
-    frame = pd.DataFrame([asdict(sound) for sound in records]).drop(columns="layout")
-    return frame.astype(dict.fromkeys(("name", "recording", "loudness", "background"), "category"))
-
-
 @lru_cache(maxsize=64)
 def _recording(name: str) -> Float[np.ndarray, "samples"]:
     """A recording at 16 kHz, one channel, its peak at 1."""
@@ -225,7 +217,8 @@ def mel_filters(
     numpy.ndarray of shape (bands, bins)
         The filters.
     """
-    mel, hertz = lambda f: 2595 * np.log10(1 + f / 700), lambda m: 700 * (10 ** (m / 2595) - 1)
+    mel = lambda f: 2595 * np.log10(1 + f / 700)
+    hertz = lambda m: 700 * (10 ** (m / 2595) - 1)
     edges = hertz(np.linspace(mel(low), mel(high), bands + 2))
     lower, centre, upper = edges[:-2, None], edges[1:-1, None], edges[2:, None]
     bins = np.fft.rfftfreq(fft, 1 / RATE)
@@ -305,10 +298,7 @@ def sound_questions(sound: Sound, seed: int = 0) -> list[Question]:
             "random",
         )
     ]
-    for kind, answer in {
-        "sound": sound.name,
-        "loudness": sound.loudness,
-        "background": sound.background,
-    }.items():
+    answers = {"sound": sound.name, "loudness": sound.loudness, "background": sound.background}
+    for kind, answer in answers.items():
         questions.append(Question(kind, pick(_ASK[kind]), answer, sound.name))
     return questions

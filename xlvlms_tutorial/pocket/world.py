@@ -5,12 +5,10 @@ where, when). The record alone fixes the picture to the pixel, the captions and
 the questions (see :mod:`xlvlms_tutorial.pocket.language`).
 """
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
-import pandas as pd
 from PIL import Image, ImageChops, ImageDraw
 
 from xlvlms_tutorial.errors import not_in_world
@@ -231,12 +229,6 @@ def scenes(n: int, split: str = "train", seed: int = 0) -> list[Scene]:
         if scene.held_out == (split == "composition"):
             accepted.append(scene)
     return accepted
-
-
-def truth(records: Sequence[Scene]) -> pd.DataFrame:
-    """List the factors of each scene, one row a scene, as categories (``count`` as integers)."""
-    frame = pd.DataFrame([asdict(scene) for scene in records]).drop(columns="layout")
-    return frame.astype({factor: "category" for factor in FACTORS if factor != "count"})
 
 
 @lru_cache(maxsize=512)

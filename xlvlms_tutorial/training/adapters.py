@@ -22,6 +22,7 @@ from xlvlms_tutorial.loading import load
 from xlvlms_tutorial.loading.adapters import BASE, SHIPPED
 from xlvlms_tutorial.metrics.intervals import difference
 from xlvlms_tutorial.models.finetune import fine_tune
+from xlvlms_tutorial.models.vlm import VLM
 from xlvlms_tutorial.pocket.build import adapter_folder
 from xlvlms_tutorial.pocket.encoders import WEIGHTS
 from xlvlms_tutorial.text import STYLE_WORDS, style_rate, style_share, whole_words
@@ -280,18 +281,19 @@ def in_style(
             f"{len(missing)} samples without a caption in the style, such as {missing[0]!r}",
             "leave them out, or raise n",
         )
-    return [
-        replace(s, captions=(captions[s.id][int(style_rate(captions[s.id], style).argmax())],))
-        for s in samples
-    ]
+    styled = []
+    for sample in samples:
+        candidates = captions[sample.id]
+        best = candidates[int(style_rate(candidates, style).argmax())]
+        styled.append(replace(sample, captions=(best,)))
+    return styled
 
 
 def _shipped_adapter(style: str) -> StyleAdapter:
     name = f"pocket-{style}"
     recipe = RECIPES[name]
-    return StyleAdapter(
-        name, {step: f"{name}@step-{step:04d}" for step in (*recipe.save_at, recipe.steps)}
-    )
+    steps = (*recipe.save_at, recipe.steps)
+    return StyleAdapter(name, {step: f"{name}@step-{step:04d}" for step in steps})
 
 
 def _train_style(
@@ -304,7 +306,15 @@ def _train_style(
 ) -> StyleAdapter:
     vlm = load(model, dtype=dtype)
     checkpoints = sorted({step for step in recipe.save_at if step < recipe.steps})
-    fine_tune(
+    _fit(vlm, samples, replace(recipe, save_at=tuple(checkpoints)), folder)
+    steps = {step: str(folder / f"step-{step:04d}") for step in (*checkpoints, recipe.steps)}
+    return StyleAdapter(steps[recipe.steps], steps)
+
+
+def _fit(
+    vlm: VLM, samples: list[Sample], recipe: LoraRecipe, folder: Path, progress: bool = False
+) -> pd.DataFrame:
+    return fine_tune(
         vlm,
         samples,
         steps=recipe.steps,
@@ -313,10 +323,9 @@ def _train_style(
         rank=recipe.rank,
         seed=recipe.seed,
         folder=folder,
-        save_at=checkpoints,
+        save_at=recipe.save_at,
+        progress=progress,
     )
-    steps = {step: str(folder / f"step-{step:04d}") for step in (*checkpoints, recipe.steps)}
-    return StyleAdapter(steps[recipe.steps], steps)
 
 
 def train_adapter(name: str, progress: bool = True) -> dict:
@@ -328,18 +337,7 @@ def train_adapter(name: str, progress: bool = True) -> dict:
     style = name.removeprefix("pocket-")
     vlm = load(BASE, device="cpu", dtype="bfloat16")
     samples = load_samples(f"scenes-{style}", n=recipe.n_scenes, split="train")
-    history = fine_tune(
-        vlm,
-        samples,
-        steps=recipe.steps,
-        batch_size=recipe.batch_size,
-        learning_rate=recipe.learning_rate,
-        rank=recipe.rank,
-        seed=recipe.seed,
-        folder=WEIGHTS / name,
-        save_at=recipe.save_at,
-        progress=progress,
-    )
+    history = _fit(vlm, samples, recipe, WEIGHTS / name, progress)
     (WEIGHTS / name / FILE).unlink(missing_ok=True)
     import peft  # loaded by now, without its warnings: see import_peft
 

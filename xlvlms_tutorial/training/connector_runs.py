@@ -19,6 +19,7 @@ from xlvlms_tutorial.pocket.processor import seen
 from xlvlms_tutorial.pocket.tower import Tower
 from xlvlms_tutorial.pocket.variants import Variant
 from xlvlms_tutorial.samples import PROMPTS, Question
+from xlvlms_tutorial.training.compressed import COMPRESSED
 from xlvlms_tutorial.training.connector import (
     Mix,
     Packed,
@@ -79,70 +80,61 @@ def _short_recipe(steps: int, mixes: tuple[Mix, ...], **changes: object) -> Reci
     return Recipe(**({"steps": steps, "restart": steps, "mixes": mixes, "save_at": ()} | changes))
 
 
-# through a language model with half of the blocks or most of the weights left out: the first seed
-# is shipped, of others the record
-_COMPRESSED = ("skipped", "skipped-1", "skipped-2", "pruned", "pruned-1", "pruned-2", "short")
 _ENCODER = _short_recipe(160, (Mix(160, 1, 0, 1),), n_scenes=3000, warmup=20)
 # The training runs of connectors by name.
-RUNS = (
-    {
-        "image": Run(Recipe(), Variant("image")),
-        "video": Run(
-            _short_recipe(
-                300,
-                (Mix(300, 1, 1, 2),),
-                n_scenes=2000,
-                batch_size=8,
-                learning_rate=1e-3,
-                warmup=20,
-            ),
-            Variant("video", reads=("video",)),
-            start=("image", None),
+RUNS = {
+    "image": Run(Recipe(), Variant("image")),
+    "video": Run(
+        _short_recipe(
+            300,
+            (Mix(300, 1, 1, 2),),
+            n_scenes=2000,
+            batch_size=8,
+            learning_rate=1e-3,
+            warmup=20,
         ),
-        "audio": Run(
-            _short_recipe(
-                540,
-                (Mix(200, 1, 1, 2), Mix(420, 3, 1, 1), Mix(540, 1, 0, 3)),
-                restart=200,
-                again=(420,),
-                n_scenes=3000,
-                learning_rate=2e-3,
-                warmup=20,
-                save_at=(420,),
-            ),
-            Variant("audio", reads=("audio",)),
-            start=("image", None),
+        Variant("video", reads=("video",)),
+        start=("image", None),
+    ),
+    "audio": Run(
+        _short_recipe(
+            540,
+            (Mix(200, 1, 1, 2), Mix(420, 3, 1, 1), Mix(540, 1, 0, 3)),
+            restart=200,
+            again=(420,),
+            n_scenes=3000,
+            learning_rate=2e-3,
+            warmup=20,
+            save_at=(420,),
         ),
-        "joint": Run(
-            _short_recipe(
-                180,
-                (Mix(180, 1, 1, 2),),
-                n_scenes=2000,
-                batch_size=10,
-                learning_rate=1e-3,
-                warmup=20,
-            ),
-            Variant("joint", reads=("image", "video", "audio")),
-            start=("audio", "step-0420"),
+        Variant("audio", reads=("audio",)),
+        start=("image", None),
+    ),
+    "joint": Run(
+        _short_recipe(
+            180,
+            (Mix(180, 1, 1, 2),),
+            n_scenes=2000,
+            batch_size=10,
+            learning_rate=1e-3,
+            warmup=20,
         ),
-    }
-    | {f"encoder-{name}": Run(_ENCODER, Variant(f"encoder-{name}", name)) for name in ENCODERS}
-    | {
-        name: Run(
-            _short_recipe(
-                300,
-                (Mix(300, 2, 1, 1),),
-                n_scenes=3000,
-                warmup=20,
-                seed=int(name.partition("-")[2] or 0),
-            ),
-            Variant(name),
-            start=("image", None),
-            compact=True,
-        )
-        for name in _COMPRESSED
-    }
-)
+        Variant("joint", reads=("image", "video", "audio")),
+        start=("audio", "step-0420"),
+    ),
+}
+for _encoder in ENCODERS:
+    RUNS[f"encoder-{_encoder}"] = Run(_ENCODER, Variant(f"encoder-{_encoder}", _encoder))
+# through a language model with half of the blocks or most of the weights left out: the first seed
+# is shipped, of others the record
+for _name in COMPRESSED:
+    _seed = int(_name.partition("-")[2] or 0)
+    RUNS[_name] = Run(
+        _short_recipe(300, (Mix(300, 2, 1, 1),), n_scenes=3000, warmup=20, seed=_seed),
+        Variant(_name),
+        start=("image", None),
+        compact=True,
+    )
 
 
 def pixels(pictures: Sequence[Image.Image | np.ndarray]) -> Tensor:
@@ -196,15 +188,15 @@ def dialogue(
         presence += [
             q for q in material.ask(record, int(rng.integers(2**31))) if q.type == "presence"
         ]
-    selected = _random_subset(presence, mix.presence, rng) + _random_subset(
-        [q for q in questions if q.type != "presence"], mix.others, rng
-    )
+    others = [q for q in questions if q.type != "presence"]
+    selected = _random_subset(presence, mix.presence, rng)
+    selected += _random_subset(others, mix.others, rng)
     references = material.tell(record)
     first = int(rng.integers(5))
     captions = [references[(first + k) % 5] for k in range(mix.captions)]
-    return [(PROMPTS[kind], caption) for caption in captions] + [
-        (q.text, q.answer) for q in selected
-    ]
+    texts = [(PROMPTS[kind], caption) for caption in captions]
+    texts += [(question.text, question.answer) for question in selected]
+    return texts
 
 
 def _random_subset(values: list, n: int, rng: np.random.Generator) -> list:
@@ -244,9 +236,9 @@ def train_connector(
     folder = cache_dir() / "training" / name
     tower = calibrated_tower(run.variant.encoder).fuse()
     records = {kind: MATERIAL[kind].draw(recipe.n_scenes) for kind in kinds}
-    tokens = {
-        kind: visual_tokens(tower, run.variant.encoder, kind, records[kind]) for kind in kinds
-    }
+    tokens = {}
+    for kind in kinds:
+        tokens[kind] = visual_tokens(tower, run.variant.encoder, kind, records[kind])
     torch.manual_seed(recipe.seed)
     model, processor = build.build(dtype=torch.bfloat16, variant=run.variant)
     projector = model.model.multi_modal_projector.float().requires_grad_(True)
@@ -261,9 +253,8 @@ def train_connector(
         rows = np.sort(rng.choice(recipe.n_scenes, recipe.batch_size, replace=False))
         texts = [dialogue(records[kind][row], rng, mix, kind) for row in rows]
         visual = torch.from_numpy(np.array(tokens[kind][rows])).float()
-        return visual, pack(
-            texts, processor.tokenizer, model.config.image_token_id, visual.shape[1]
-        )
+        image_id = model.config.image_token_id
+        return visual, pack(texts, processor.tokenizer, image_id, visual.shape[1])
 
     if through is not None:
         # of short rows a quarter faster on CPUs, forwards and backwards
@@ -319,9 +310,13 @@ def _export(projector: nn.Module, run: str, revision: str) -> None:
     if RUNS[run].compact:
         build.save_change(projector.state_dict(), RUNS[run].start, file)
         return
-    save_tensors(
-        file, {name: weight.detach().half() for name, weight in projector.state_dict().items()}
-    )
+    weights = {name: weight.detach().half() for name, weight in projector.state_dict().items()}
+    save_tensors(file, weights)
+
+
+def thinned(losses: Sequence[float]) -> list[float]:
+    """Return one to two hundred of the losses of a long run, evenly spaced, and the last."""
+    return [*losses[:: max(1, len(losses) // 100)], losses[-1]]
 
 
 def _write_record(result: dict, name: str) -> dict:
@@ -340,8 +335,7 @@ def _write_record(result: dict, name: str) -> dict:
             "n_scenes": run.recipe.n_scenes,
             "calibration_scenes": CALIBRATION,
         },
-        "loss": [entry["loss"] for entry in history[:: max(1, len(history) // 100)]]
-        + [history[-1]["loss"]],
+        "loss": thinned([entry["loss"] for entry in history]),
         "seconds_per_step": round(float(np.median(seconds)), 2),
         "seconds_total": round(float(np.sum(seconds))),
         "versions": {

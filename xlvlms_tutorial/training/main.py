@@ -18,7 +18,7 @@ from xlvlms_tutorial.io import read_json, write_json
 from xlvlms_tutorial.loading import load, load_scorer
 from xlvlms_tutorial.models.vlm import VLM
 from xlvlms_tutorial.pocket.build import connector_state
-from xlvlms_tutorial.pocket.encoders import WEIGHTS
+from xlvlms_tutorial.pocket.encoders import ENCODERS, WEIGHTS
 from xlvlms_tutorial.pocket.scorer import RUN as SCORER
 from xlvlms_tutorial.pocket.variants import VARIANTS
 from xlvlms_tutorial.training.adapters import RECIPES, measure_adapter, train_adapter
@@ -27,17 +27,16 @@ from xlvlms_tutorial.training.connector_runs import RUNS, train_connector
 from xlvlms_tutorial.training.scorer import train_scorer
 from xlvlms_tutorial.training.scorer_metrics import preferences
 
-MEASURED_ON = (
-    {
-        "image": {"scenes": 500, "composition": 200},
-        "video": {"clips": 120},
-        "audio": {"sounds": 160},
-        "joint": {"scenes": 50, "clips": 50, "sounds": 50},
-    }
-    | {run: {"scenes": 50} for run in RUNS if run.startswith("encoder-")}
-    | {SCORER: {"scenes": 500, "composition": 200}}
-    | {run: {"scenes": 100} for run in COMPRESSED}
-)
+# How many samples of which datasets each run is measured on.
+MEASURED_ON = {
+    "image": {"scenes": 500, "composition": 200},
+    "video": {"clips": 120},
+    "audio": {"sounds": 160},
+    "joint": {"scenes": 50, "clips": 50, "sounds": 50},
+    SCORER: {"scenes": 500, "composition": 200},
+    **{f"encoder-{encoder}": {"scenes": 50} for encoder in ENCODERS},
+    **dict.fromkeys(COMPRESSED, {"scenes": 100}),
+}
 
 
 def measure(run: str = "image") -> dict:
@@ -70,9 +69,8 @@ def _through(run: str, model: nn.Module, processor: object) -> AbstractContextMa
 def _load_run(run: str) -> VLM:
     shipped = {variant.run: name for name, variant in VARIANTS.items()}
     # those trained through a bfloat16 language model with less work are measured through the same
-    vlm = load(
-        shipped.get(run, "pocket-llava"), dtype="bfloat16" if run in COMPRESSED else "float32"
-    )
+    dtype = "bfloat16" if run in COMPRESSED else "float32"
+    vlm = load(shipped.get(run, "pocket-llava"), dtype=dtype)
     if run not in shipped:  # other seeds, of which only the records are
         vlm.model.model.multi_modal_projector.load_state_dict(connector_state(run))
     return vlm
@@ -88,8 +86,8 @@ def _rows(table: pd.DataFrame) -> list[dict]:
     return rows
 
 
-def main(asked: Sequence[str]) -> None:
-    """Train and measure the runs asked for, or all of them in order.
+def main(names: Sequence[str]) -> None:
+    """Train and measure the runs of these names, or all of them in order where there are none.
 
     Some start from the image connector.
 
@@ -99,10 +97,10 @@ def main(asked: Sequence[str]) -> None:
         If there is no such run.
     """
     runs = [*RUNS, SCORER, *RECIPES]
-    for run in asked:
+    for run in names:
         if run not in runs:
             raise unknown_revision(run, runs)
-    for run in asked or runs:
+    for run in names or runs:
         if run in RECIPES:
             train_adapter(run)
             measure_adapter(run)

@@ -9,6 +9,7 @@ import math
 import platform
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain
 from time import perf_counter
 
 import numpy as np
@@ -77,13 +78,8 @@ class States:
     """
 
     def __init__(self, reader: Reader, texts: Sequence[str], size: int = 100) -> None:
-        lengths = np.array(
-            [
-                len(ids)
-                for ids in reader.tokenizer(list(texts), truncation=True, max_length=256).input_ids
-            ]
-        )
-        order = np.argsort(lengths, kind="stable")
+        ids = reader.tokenizer(list(texts), truncation=True, max_length=256).input_ids
+        order = np.argsort([len(row) for row in ids], kind="stable")
         stored = [torch.empty(0)] * len(texts)
         # of like length, so that little is padded
         for start in tqdm(range(0, len(texts), size), desc="read texts", unit="batch"):
@@ -98,9 +94,9 @@ class States:
         """Return states padded on the right, float32, and where they are words."""
         rows = [self.of[text] for text in texts]
         lengths = torch.tensor([len(row) for row in rows])
-        return nn.utils.rnn.pad_sequence(rows, batch_first=True).float(), torch.arange(
-            int(lengths.max())
-        ) < lengths[:, None]
+        states = nn.utils.rnn.pad_sequence(rows, batch_first=True).float()
+        words = torch.arange(int(lengths.max())) < lengths[:, None]
+        return states, words
 
 
 def contrastive(
@@ -142,12 +138,8 @@ def contrastive(
     def one_way(scores: Tensor, positive: Tensor) -> Tensor:
         has_positive = positive.any(dim=1)
         targets = positive[has_positive].float()
-        return (
-            -(scores[has_positive].log_softmax(dim=1) * targets)
-            .sum(dim=1)
-            .div(targets.sum(dim=1))
-            .mean()
-        )
+        losses = -(scores[has_positive].log_softmax(dim=1) * targets).sum(dim=1)
+        return losses.div(targets.sum(dim=1)).mean()
 
     return (one_way(logits, true) + one_way(logits.T, true.T)) / 2
 
@@ -175,17 +167,12 @@ def train_scorer(recipe: ScorerRecipe | None = None) -> dict:
     recipe = recipe or ScorerRecipe()
     start = perf_counter()
     scenes = world.scenes(recipe.n_scenes)
-    tokens = torch.from_numpy(
-        np.array(
-            connector_runs.visual_tokens(
-                connector_runs.calibrated_tower(ENCODER).fuse(), ENCODER, "image", scenes
-            )
-        )
-    )
+    tower = connector_runs.calibrated_tower(ENCODER).fuse()
+    tokens = connector_runs.visual_tokens(tower, ENCODER, "image", scenes)
+    tokens = torch.from_numpy(np.array(tokens))
     true_texts, false_texts = _texts(scenes, recipe.seed)
-    states = States(
-        Reader(), list(dict.fromkeys(text.text for text in [*sum(true_texts, ()), *false_texts]))
-    )
+    texts = [text.text for text in (*chain.from_iterable(true_texts), *false_texts)]
+    states = States(Reader(), list(dict.fromkeys(texts)))
     prepared = perf_counter()
     torch.manual_seed(recipe.seed)
     heads = Heads()
@@ -265,7 +252,7 @@ def _record(recipe: ScorerRecipe, losses: list[float], seconds: dict, measured: 
             "n_scenes": recipe.n_scenes,
             "texts": measured["texts"],
         },
-        "loss": [*losses[:: max(1, len(losses) // 100)], losses[-1]],
+        "loss": connector_runs.thinned(losses),
         "scale": measured["scale"],
         "seconds": seconds,
         "seconds_total": sum(seconds.values()),

@@ -51,9 +51,10 @@ def preferences(scorer: Scorer, samples: Sequence[Sample], seed: int = 0) -> pd.
     rng = np.random.default_rng(seed)
     images = scorer.images([sample.image for sample in samples]).numpy()
     full = len(samples) // AMONG * AMONG  # every caption has the same number of rivals
-    captions = scorer.texts(
-        [sample.captions[k % len(sample.captions)] for k, sample in enumerate(samples[:full])]
-    ).numpy()
+    texts = []
+    for k, sample in enumerate(samples[:full]):
+        texts.append(sample.captions[k % len(sample.captions)])
+    captions = scorer.texts(texts).numpy()
     cosines = np.einsum(
         "gie,gje->gij",
         images[:full].reshape(-1, AMONG, images.shape[1]),
@@ -72,7 +73,7 @@ def preferences(scorer: Scorer, samples: Sequence[Sample], seed: int = 0) -> pd.
 def _pairs(truths: list, rng: np.random.Generator) -> dict[str, list[tuple[int, str, str]]]:
     """Row, true sentence and false sentence of each comparison."""
     values = {factor: sorted({truth[factor] for truth in truths} - {None}) for factor in WORDS}
-    kinds = [*(f"word/{factor}" for factor in WORDS), *(f"list/{factor}" for factor in WORDS)]
+    kinds = [f"{kind}/{factor}" for kind in ("word", "list") for factor in WORDS]
     pairs: dict[str, list] = {name: [] for name in (*kinds, "list/other")}
     for row, truth in enumerate(truths):
         present = {factor: truth[factor] for factor in WORDS if truth[factor] is not None}

@@ -133,9 +133,9 @@ def scene_bits(scenes: Sequence[Scene]) -> Int[np.ndarray, "n factors"]:
     return np.array(rows)
 
 
-def claim(said: Mapping[str, int]) -> tuple[int, ...]:
+def claim(bits: Mapping[str, int]) -> tuple[int, ...]:
     """Make the claim that allows these bits of some factors, and everything of the others."""
-    return tuple(said.get(factor, ANY) for factor in FACTORS)
+    return tuple(bits.get(factor, ANY) for factor in FACTORS)
 
 
 def true_of(
@@ -147,22 +147,15 @@ def true_of(
 
 def caption(scene: Scene, rng: np.random.Generator) -> Text:
     """Draw one of the five references or of the three styles."""
-    candidates = [*zip(language.captions(scene), _OPEN_REFERENCE, strict=True)]
-    candidates += [
-        (language.styled_caption(scene, style), open_factors)
-        for style, open_factors in _OPEN_STYLE.items()
-    ]
+    candidates = list(zip(language.captions(scene), _OPEN_REFERENCE, strict=True))
+    for style, open_factors in _OPEN_STYLE.items():
+        candidates.append((language.styled_caption(scene, style), open_factors))
     text, open_factors = candidates[rng.integers(len(candidates))]
-    return Text(
-        text,
-        claim(
-            {
-                factor: bit(factor, getattr(scene, factor))
-                for factor in FACTORS
-                if factor not in open_factors
-            }
-        ),
-    )
+    bits = {}
+    for factor in FACTORS:
+        if factor not in open_factors:
+            bits[factor] = bit(factor, getattr(scene, factor))
+    return Text(text, claim(bits))
 
 
 def words_of(scene: Scene, n: int, rng: np.random.Generator) -> tuple[list[str], dict[str, int]]:
@@ -189,9 +182,10 @@ def words_of(scene: Scene, n: int, rng: np.random.Generator) -> tuple[list[str],
     words = []
     for factor in rng.permutation(factors)[:n]:
         value = getattr(scene, factor)
-        broad = [
-            word for word, (about, values) in BROAD.items() if about == factor and value in values
-        ]
+        broad = []
+        for word, (about, values) in BROAD.items():
+            if about == factor and value in values:
+                broad.append(word)
         if broad and rng.random() < 0.15:
             word = broad[rng.integers(len(broad))]
             bits[factor] = sum(bit(factor, allowed) for allowed in BROAD[word][1])

@@ -118,7 +118,8 @@ def _tiled(side: int, n_tiles: int, tile_tokens: int) -> Callable[[int, int], in
         scale = n_tiles * side / max(width, height)
         # the shorter side is rounded to whole pixels, made even, and then up to whole tiles
         short = int(min(width, height) * scale)
-        return tile_tokens * (n_tiles * -(-(short + short % 2) // side) + 1)
+        n_short = -(-(short + short % 2) // side)
+        return tile_tokens * (n_tiles * n_short + 1)
 
     return tokens
 
@@ -241,7 +242,8 @@ def empty(name: str) -> PreTrainedModel:
     ('Idefics3ForConditionalGeneration', 'meta')
     """
     shape = _shape_of(name)
-    config = CONFIG_MAPPING[shape.kind](**{"tie_word_embeddings": False} | shape.config)
+    options = {"tie_word_embeddings": False} | shape.config
+    config = CONFIG_MAPPING[shape.kind](**options)
     with no_init_weights(), torch.device("meta"):
         model = AutoModelForImageTextToText.from_config(config)
     model.tie_weights()
@@ -322,14 +324,8 @@ def parameters(model: nn.Module) -> dict[str, int]:
         "rest": [model],
     }
     counted: set[int] = set()
-    counts = {
-        "tower": 0,
-        "connector": 0,
-        "embeddings": 0,
-        "blocks": 0,
-        "unembedding": 0,
-        "rest": 0,
-    }
+    names = ("tower", "connector", "embeddings", "blocks", "unembedding", "rest")
+    counts = dict.fromkeys(names, 0)
     for part, modules in parts.items():
         for module in modules:
             if module is not None:
@@ -424,7 +420,8 @@ def cache_bytes(model: nn.Module, number: str = "bfloat16") -> int:
         )
     text = model.config.get_text_config(decoder=True)
     blocks = anatomy.decoder_blocks(model)
-    return int(sum(_cached_numbers(block, text) for block in blocks) * BYTES[number])
+    numbers = sum(_cached_numbers(block, text) for block in blocks)
+    return int(numbers * BYTES[number])
 
 
 def _cached_numbers(block: nn.Module, text: PreTrainedConfig) -> int:
@@ -451,9 +448,12 @@ def _shape_of(name: str) -> Shape:
 
 def _count(module: nn.Module, counted: set[int]) -> int:
     """Parameters of a module that were not counted before."""
-    new = [weight for weight in module.parameters() if id(weight) not in counted]
-    counted.update(map(id, new))
-    return sum(weight.numel() for weight in new)
+    total = 0
+    for weight in module.parameters():
+        if id(weight) not in counted:
+            counted.add(id(weight))
+            total += weight.numel()
+    return total
 
 
 def _scales(n: int) -> int:

@@ -147,6 +147,9 @@ def _random_layers(
         f"random_ with interval {interval!r}",
         "give one whole number from 2 on: intervals are drawn up to it",
     )
-    total = sum(len(every_nth_layer(n_layers, step, start, end)) for step in range(2, interval + 1))
+    total = 0
+    for step in range(2, interval + 1):
+        total += len(every_nth_layer(n_layers, step, start, end))
+    count = round(total / (interval - 1))
     protected = set(range(1, n_layers + 1)) - set(every_nth_layer(n_layers, 1, start, end))
-    return random_layers(n_layers, round(total / (interval - 1)), seed, protected)
+    return random_layers(n_layers, count, seed, protected)

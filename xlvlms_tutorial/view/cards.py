@@ -56,9 +56,12 @@ def style_of(piece: str) -> Html:
     >>> print(style_of("thumb").splitlines()[1][:34])
     .thumb{display:inline-block;margin
     """
-    # the first comment is for readers
-    parts = (Path(__file__).parent / "style.css").read_text(encoding="utf-8").split("/* ")[2:]
-    return Html(f"<style>{dict(part.split(' */') for part in parts)[piece]}</style>")
+    text = (Path(__file__).parent / "style.css").read_text(encoding="utf-8")
+    pieces = {}
+    for part in text.split("/* ")[2:]:  # the first comment is for readers
+        name, rules = part.split(" */")
+        pieces[name] = rules
+    return Html(f"<style>{pieces[piece]}</style>")
 
 
 def picture_html(image: Image.Image, alt: str, width: int = 256) -> Html:
@@ -210,8 +213,9 @@ def token_strip(
         for text, span in _merged_runs(tokens, list(spans)):
             chips.append(_chip(text, f"span-{escape(span)}", span))
     else:
-        weights = [0.0] * len(tokens) if weights is None else [float(w) for w in weights]
-        for text, weight in zip(tokens, weights, strict=True):
+        if weights is None:
+            weights = [0.0] * len(tokens)
+        for text, weight in zip(tokens, map(float, weights), strict=True):
             style = f' style="--weight:{weight:.3f}"'
             chips.append(_chip(text, "weighed", f"{weight:.2f}", style))
     header = ""
@@ -274,13 +278,14 @@ def thumbnails(
         )
     if size < 1 or not 1 <= quality <= 100:
         raise InputError(f"size={size}, quality={quality}", "allowed: 1 pixel or more, 1 to 100")
-    classes = [_style_class(image, size, quality) for image in pictures.values()]
-    rules = "".join(dict(classes).values())  # one rule for each content: equal pictures share it
+    rules = {}  # one for each content: equal pictures share it
     tags = {}
-    for key, (name, _), text in zip(pictures, classes, texts, strict=True):
+    for (key, image), text in zip(pictures.items(), texts, strict=True):
+        name, rule = _style_class(image, size, quality)
+        rules[name] = rule
         label = escape(text)
         tags[key] = Html(f'<span class="thumb {name}" role="img" aria-label="{label}"></span>')
-    return Html(f"{style_of('thumb')}<style>{rules}</style>"), tags
+    return Html(f"{style_of('thumb')}<style>{''.join(rules.values())}</style>"), tags
 
 
 def concept_card(
@@ -372,11 +377,12 @@ def _chip(text: str, kind: str, title: str, style: str = "") -> str:
 
 def _style_class(image: Image.Image, size: int, quality: int) -> tuple[str, str]:
     """A name that follows from the picture's content, and the rule of style that draws it."""
-    width, height = (max(1, round(side * size / max(image.size))) for side in image.size)
+    longer = max(image.size)
+    width = max(1, round(image.width * size / longer))
+    height = max(1, round(image.height * size / longer))
+    small = image.convert("RGB").resize((width, height), Image.Resampling.LANCZOS)
     with io.BytesIO() as buffer:
-        image.convert("RGB").resize((width, height), Image.Resampling.LANCZOS).save(
-            buffer, format="webp", quality=quality, method=6
-        )
+        small.save(buffer, format="webp", quality=quality, method=6)
         data = buffer.getvalue()
     name = f"t{hashlib.sha256(data).hexdigest()[:10]}"
     picture = f"url(data:image/webp;base64,{base64.b64encode(data).decode()})"
@@ -388,5 +394,6 @@ def _fact_row(name: str, value: object) -> str:
     if fractional and 0 <= value <= 1:
         cell = f'<td class="bar" style="--weight:{value:.3f}">{value:.2f}</td>'
     else:
-        cell = f"<td>{escape(f'{value:.3g}' if fractional else str(value))}</td>"
+        text = f"{value:.3g}" if fractional else str(value)
+        cell = f"<td>{escape(text)}</td>"
     return f"<tr><td>{escape(str(name))}</td>{cell}</tr>"

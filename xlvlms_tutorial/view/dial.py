@@ -99,7 +99,8 @@ def dial(
             pictures[number] += f'<p class="asked">{escape(question)}</p>'
     frames = {}
     for setting, texts in answers.items():
-        frames[setting] = _cards(pictures, [_marked(text, pattern, marks) for text in texts])
+        captions = [_marked(text, pattern, marks) for text in texts]
+        frames[setting] = _cards(pictures, captions)
     return _explorer("dial", frames, names, start, size, style)
 
 

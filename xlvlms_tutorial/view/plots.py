@@ -5,6 +5,7 @@ a price in a caption is no formula.
 """
 
 import io
+import re
 import textwrap
 from collections.abc import Sequence
 from typing import Any
@@ -26,6 +27,7 @@ GROUND = "#fbfaf7"  # opaque, so that black text stays readable on a dark page
 INK = "#22292d"
 ACCENT = "#17809a"
 MUTED = "#8a949b"
+_UNDRAWN = re.compile("[^ -\u024f]")  # control characters and foreign scripts
 HEAT = ListedColormap(["#0a5ad6", "#d62a0a"])  # below and above 0
 
 
@@ -108,23 +110,18 @@ def intervals(
     ax = _axes(ax, height=0.9 + 0.36 * len(table))
     rows = np.arange(len(table))
     value = table["value"].to_numpy(float)
-    reach = np.abs(
-        np.stack([value - table["low"].to_numpy(float), table["high"].to_numpy(float) - value])
-    )
+    low = table["low"].to_numpy(float)
+    high = table["high"].to_numpy(float)
+    reach = np.abs(np.stack([value - low, high - value]))
     ax.errorbar(
         value, rows, xerr=reach, fmt="o", color=ACCENT, ecolor=MUTED, elinewidth=2, capsize=0
     )
-    ax.set_yticks(rows, [literal(str(name)) for name in table.index])
+    names = [literal(str(name)) for name in table.index]
+    ax.set_yticks(rows, names)
     ax.set(ylim=(len(table) - 0.5, -0.5), xlabel=literal(xlabel), xlim=xlim)
     if isinstance(reference, pd.Series):
-        ax.plot(
-            reference.reindex(table.index).to_numpy(float),
-            rows,
-            "|",
-            color=INK,
-            markersize=14,
-            markeredgewidth=2,
-        )
+        levels = reference.reindex(table.index).to_numpy(float)
+        ax.plot(levels, rows, "|", color=INK, markersize=14, markeredgewidth=2)
     elif reference is not None:
         ax.axvline(reference, color=MUTED, linestyle="--", linewidth=1, zorder=0)
     return ax
@@ -226,9 +223,10 @@ def profile(
     b'PNG'
     """
     ax = _axes(ax)
-    parts = (
-        [("", table)] if group is None else list(table.groupby(group, sort=False, observed=True))
-    )
+    if group is None:
+        parts = [("", table)]
+    else:
+        parts = list(table.groupby(group, sort=False, observed=True))
     colours = sns.color_palette("colorblind", len(parts))
     for number, (name, part) in enumerate(parts):
         x_values = part[x].to_numpy(float)
@@ -540,7 +538,7 @@ def heatmaps(
     require_same_length(images=images, maps=maps, captions=captions)
     if not len(maps):
         raise InputError("no maps", "give one or more, each with its picture and caption")
-    top = vmax or max(float(np.abs(_cells(values)).max()) for values in maps)
+    top = vmax or max(map(_magnitude, maps))
     figure, places = _places(captions, columns, width)
     for ax, image, values in zip(places, images, maps, strict=True):
         heatmap(image, values, ax, vmax=top)
@@ -586,7 +584,7 @@ def lens(
     """
     theme()
     values = np.asarray(values, float)
-    names = range(len(values)) if rows is None else rows
+    rows = range(len(values)) if rows is None else rows
     figure, ax = plt.subplots(figsize=(1.0 + 0.6 * values.shape[1], 1.0 + 0.22 * len(values)))
     ax.imshow(
         values,
@@ -607,10 +605,10 @@ def lens(
             fontsize=7.5,
             color=colour,
         )
-    ax.set_xticks(
-        range(len(columns)), [printable(word) for word in columns], rotation=45, ha="right"
-    )
-    ax.set_yticks(range(len(values)), [literal(str(name)) for name in names], fontsize=8)
+    column_names = list(map(printable, columns))
+    row_names = [literal(str(name)) for name in rows]
+    ax.set_xticks(range(len(columns)), column_names, rotation=45, ha="right")
+    ax.set_yticks(range(len(values)), row_names, fontsize=8)
     ax.set_ylabel("layer")
     ax.tick_params(length=0)
     sns.despine(ax=ax, left=True, bottom=True)
@@ -721,7 +719,7 @@ def printable(word: str, letters: int | None = None) -> str:
     ('keys', 'mush')
     """
     visible = word.strip(" ").replace("\n", "\\n")[:letters]
-    return literal("".join(letter if " " <= letter < "\u0250" else "\u00b7" for letter in visible))
+    return literal(_UNDRAWN.sub("\u00b7", visible))
 
 
 def _literally(table: pd.DataFrame) -> pd.DataFrame:
@@ -741,12 +739,14 @@ def _places(captions: Sequence[str], columns: int, width: float) -> tuple[Figure
     letters = max(12, int(width / columns * 13))
     texts = [wrapped(caption, letters) for caption in captions]
     side = width / columns
-    caption_height = 0.18 + 0.16 * max(text.count("\n") + 1 for text in texts)
+    n_lines = max(text.count("\n") + 1 for text in texts)
+    caption_height = 0.18 + 0.16 * n_lines
+    row_height = side + caption_height
     rows = -(-len(captions) // columns)
     figure, axes = plt.subplots(
-        rows, columns, figsize=(width, rows * (side + caption_height)), squeeze=False, layout="none"
+        rows, columns, figsize=(width, rows * row_height), squeeze=False, layout="none"
     )
-    share = caption_height / (side + caption_height) / rows
+    share = caption_height / row_height / rows
     figure.subplots_adjust(
         left=0.01,
         right=0.99,
@@ -771,6 +771,11 @@ def _cells(values: ArrayLike) -> np.ndarray:
             f"values of shape {cells.shape} for a picture", "give (rows, columns) of finite numbers"
         )
     return cells
+
+
+def _magnitude(values: ArrayLike) -> float:
+    """The largest absolute value of a map."""
+    return float(np.abs(_cells(values)).max())
 
 
 def _axes(ax: Axes | None, height: float = 3.6) -> Axes:

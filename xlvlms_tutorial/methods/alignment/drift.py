@@ -347,8 +347,9 @@ def _clusters(
 
     A sample has the same number in both.
     """
-    tables = pd.concat([states.table[["sample", "id"]] for states in (a, b)], ignore_index=True)
-    samples = tables.groupby(["sample", "id"], sort=True).ngroup().to_numpy()
+    columns = ["sample", "id"]
+    tables = pd.concat([a.table[columns], b.table[columns]], ignore_index=True)
+    samples = tables.groupby(columns, sort=True).ngroup().to_numpy()
     return samples, np.repeat([1, 0], [len(a), len(b)])
 
 
@@ -372,11 +373,13 @@ def _balanced(
         hits = np.bincount(samples, (kinds == kind) & correct, minlength=n_samples)
         rows = np.bincount(samples, kinds == kind, minlength=n_samples)
         counts.append((hits, rows))
-    value = float(np.mean([hits.sum() / rows.sum() for hits, rows in counts]))
+    accuracies = [hits.sum() / rows.sum() for hits, rows in counts]
+    value = float(np.mean(accuracies))
     if value in (0.0, 1.0):
         # the bootstrap would claim certainty
         wilson = proportion(np.full(n_samples, value))
         return Estimate(value, wilson.low, wilson.high, len(correct))
     with np.errstate(invalid="ignore"):  # a resample may have no row of a class
-        resampled = np.mean([(shares @ hits) / (shares @ rows) for hits, rows in counts], axis=0)
+        resampled_accuracies = [(shares @ hits) / (shares @ rows) for hits, rows in counts]
+        resampled = np.mean(resampled_accuracies, axis=0)
     return percentile_interval(value, resampled, len(correct))

@@ -132,10 +132,12 @@ def concept_heatmap(
     means = _means(vlm, batches(vlm, samples, prompt, batch_size=batch_size))
     parts = []
     for batch in batches(vlm, samples, prompt, answers, batch_size=batch_size):
-        states = _occluded(vlm, *_up_to_words(vlm, batch, words, side), layer, means)
-        codes = torch.as_tensor(dictionary.transform(states.flatten(0, 1)))[:, concepts].float()
-        codes = codes.reshape(*states.shape[:2], -1)
-        parts.append((codes[:1] - codes[1:]).permute(1, 2, 0))
+        prefix, mask = _up_to_words(vlm, batch, words, side)
+        states = _occluded(vlm, prefix, mask, layer, means)
+        all_codes = torch.as_tensor(dictionary.transform(states.flatten(0, 1)))
+        codes = all_codes[:, concepts].float().reshape(*states.shape[:2], -1)
+        drops = codes[:1] - codes[1:]  # from the picture intact
+        parts.append(drops.permute(1, 2, 0))
     return torch.cat(parts)
 
 

@@ -340,7 +340,8 @@ def load_dictionary(path: str | Path) -> Dictionary:
         )
     try:
         parts = ("class", "parameters", "fitted", "provenance")
-        return _restored(path, arrays, {part: json.loads(metadata[part]) for part in parts})
+        description = {part: json.loads(metadata[part]) for part in parts}
+        return _restored(path, arrays, description)
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as cause:
         if isinstance(cause, LoadError):
             raise
@@ -380,8 +381,10 @@ def _subclasses(base: type) -> dict[str, type]:
     """
     classes = {}
     for child in base.__subclasses__():
-        classes |= {child.__name__: child} | _subclasses(child)
-    return {name: cls for name, cls in classes.items() if not name.startswith("_")}
+        if not child.__name__.startswith("_"):
+            classes[child.__name__] = child
+        classes |= _subclasses(child)
+    return classes
 
 
 def _array(A: Any) -> Any:

@@ -184,15 +184,19 @@ class Search:
     def _start(self, random: torch.Generator) -> Float[Tensor, "k r"]:
         rows = torch.randperm(len(self.A), generator=random)[:_SAMPLE].to(self.A.device)
         B = self.space.B[:, rows]
-        space = _Subspace(B, float(self.A[rows].to(PRECISE).square().sum()), self.penalty)
-        starts = _starts(B, self.k, _ROUNDS[0][0], random)
-        trials = [_Descent(space, _Point(B.new_zeros(self.k, len(rows)), D)) for D in starts]
+        total = float(self.A[rows].to(PRECISE).square().sum())
+        space = _Subspace(B, total, self.penalty)
+        trials = []
+        for D in _starts(B, self.k, _ROUNDS[0][0], random):
+            point = _Point(B.new_zeros(self.k, len(rows)), D)
+            trials.append(_Descent(space, point))
         for n_best, steps in _ROUNDS:
             trials = sorted(trials, key=lambda trial: trial.point.value)[:n_best]
             with _few_threads(B):
                 for trial in trials:
                     trial.run(steps, 0.0)
-        return min(trials, key=lambda trial: trial.point.value).point.D
+        best = min(trials, key=lambda trial: trial.point.value)
+        return best.point.D
 
     def _grow(self, Z: Float[Tensor, "k n"]) -> bool:
         """Add the directions in which a step on the activations would leave the subspace.
@@ -292,10 +296,9 @@ def exact_codes(
     Z = torch.zeros_like(P)
     close = 1e-8 if A.dtype == torch.float32 else 1e-12
     for start in range(0, P.shape[1], _BLOCK):
+        block = slice(start, start + _BLOCK)
         with _few_threads(P):
-            converged = _settled(
-                Z[:, start : start + _BLOCK], P[:, start : start + _BLOCK], G, penalty / 2, close
-            )
+            converged = _settled(Z[:, block], P[:, block], G, penalty / 2, close)
         if not converged:
             warnings.warn(
                 "codes are not exact: some atoms are almost the same",
@@ -362,14 +365,19 @@ def _starts(
     """
     rank = min(k, *B.shape)
     singular = torch.linalg.eigh(B @ B.T)[1].flip(1).T[:rank]
-    mixes = [
-        torch.linalg.qr(torch.randn(k, k, generator=random, dtype=PRECISE))[0][:, :rank]
-        for _ in range(count)
-    ]
+    mixes = [_rotation(k, random)[:, :rank] for _ in range(count)]
     if rank == k:
         mixes[0] = torch.eye(k, dtype=PRECISE)
-    starts = [torch.nn.functional.normalize(mix.to(B.device) @ singular) for mix in mixes]
-    return [D * _sign(D @ B) for D in starts]
+    starts = []
+    for mix in mixes:
+        D = torch.nn.functional.normalize(mix.to(B.device) @ singular)
+        starts.append(D * _sign(D @ B))
+    return starts
+
+
+def _rotation(k: int, random: torch.Generator) -> Float[Tensor, "k k"]:
+    """A random rotation of k dimensions."""
+    return torch.linalg.qr(torch.randn(k, k, generator=random, dtype=PRECISE))[0]
 
 
 def _sign(codes: Float[Tensor, "k n"]) -> Float[Tensor, "k 1"]:

@@ -142,9 +142,8 @@ class TopKSAE(Dictionary):
             training.run(min(_TRIAL, self.max_iter))
         training = min(starts, key=_Training.loss)
         training.run(self.max_iter)
-        decoder, encoder, encoder_bias, bias = (
-            parameter.detach().to(A) for parameter in training.parameters
-        )
+        parameters = [parameter.detach().to(A) for parameter in training.parameters]
+        decoder, encoder, encoder_bias, bias = parameters
         self.components_ = decoder.cpu().numpy()
         self.encoder_ = encoder.cpu().numpy()
         self.encoder_bias_ = (encoder_bias * scale).cpu().numpy()
@@ -153,9 +152,9 @@ class TopKSAE(Dictionary):
         self.n_iter_ = self.max_iter
 
     def _encode(self, A: Float[Tensor, "n d"]) -> Float[Tensor, "n k"]:
-        encoder, encoder_bias, bias = (
-            self._fitted(name, A) for name in ("encoder_", "encoder_bias_", "bias_")
-        )
+        encoder = self._fitted("encoder_", A)
+        encoder_bias = self._fitted("encoder_bias_", A)
+        bias = self._fitted("bias_", A)
         return _top((A - bias) @ encoder + encoder_bias, self.k)
 
     def _decode(self, Z: Float[Tensor, "n k"]) -> Float[Tensor, "n d"]:

@@ -183,10 +183,12 @@ def as_lists(table: pd.DataFrame) -> dict[int, list[str]]:
     >>> as_lists(table)
     {0: ['woman', 'lady'], 1: ['key']}
     """
-    ordered = with_columns(table, ("concept", "rank", "word"), "a table of words").sort_values(
-        ["concept", "rank"]
-    )
-    return {int(concept): part.tolist() for concept, part in ordered.groupby("concept")["word"]}
+    checked = with_columns(table, ("concept", "rank", "word"), "a table of words")
+    ordered = checked.sort_values(["concept", "rank"])
+    lists = {}
+    for concept, part in ordered.groupby("concept")["word"]:
+        lists[int(concept)] = part.tolist()
+    return lists
 
 
 def _decoded(

@@ -93,7 +93,8 @@ def chunks(vlm: VLM, states: Float[Tensor, "n d"], norm: bool) -> Iterator[Float
 def slices(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """Views of a few rows of the first tensor (c, V), and the same rows of all further ones."""
     n_rows = max(1, SLICE // (4 * tensors[0].shape[-1]))
-    return zip(*(tensor.split(n_rows) for tensor in tensors), strict=True)
+    pieces = [tensor.split(n_rows) for tensor in tensors]
+    return zip(*pieces, strict=True)
 
 
 def by_slices(measure: Callable[..., Tensor], *logits: Float[Tensor, "c v"]) -> Float[Tensor, "c"]:
@@ -118,8 +119,9 @@ def by_rows(
         Rows of the residual stream.
     """
     n_rows = rows(vlm, CHUNK)
+    pieces = [side.split(n_rows) for side in sides]
     values = []
-    for parts in zip(*(side.split(n_rows) for side in sides), strict=True):
+    for parts in zip(*pieces, strict=True):
         # the logits get no name, so that they are freed before the next ones are computed
         values.append(by_slices(measure, *(vlm.unembed(part, norm) for part in parts)))
     return torch.cat(values)
@@ -283,9 +285,8 @@ def mean_distributions(
     total = None
     log_total = None
     entropy = []
-    for logits, chunk in zip(
-        chunks(vlm, states, norm), groups.split(rows(vlm, CHUNK)), strict=True
-    ):
+    group_chunks = groups.split(rows(vlm, CHUNK))
+    for logits, chunk in zip(chunks(vlm, states, norm), group_chunks, strict=True):
         if total is None:
             sizes = sizes.to(logits.device)
             total = logits.new_zeros(len(sizes), logits.shape[-1])

@@ -441,15 +441,18 @@ def consecutive_divergence(
     measures = {"divergence": distributions.divergences, "cosine": distributions.cosines}
     require_one_of(measure, measures, "measure")
     captured = set(states.layers)
-    layers = [layer for layer in states.layers if {layer - step, layer + step} & captured]
+    layers = []
+    for layer in states.layers:
+        if layer - step in captured or layer + step in captured:
+            layers.append(layer)
     if step < 1 or not layers:
         raise InputError(
             f"no two layers are a step of {step} apart",
             f"captured: {', '.join(map(str, states.layers))}",
         )
-    for layer in layers:
-        distributions.check(vlm, states[layer])
     by_layer = {layer: states[layer] for layer in layers}
+    for rows in by_layer.values():
+        distributions.check(vlm, rows)
     values = distributions.layer_divergence(vlm, by_layer, step, norm, measures[measure])
     table = _by_layer(values, states, seed)
     table.insert(1, "to", table["layer"] + step)
@@ -527,13 +530,10 @@ def modality_divergence(
     del mean  # it is the largest array, and P needs another one of this size
     mean, _, entropies = distributions.mean_distributions(vlm, p, p_samples, norm)
     from_p = -entropies[:, None] - mean @ logs.T
-    return _estimates(
-        from_p.clamp_(min=0).double().cpu().numpy(),
-        from_t.clamp_(min=0).double().cpu().numpy(),
-        np.bincount(p_samples),
-        np.bincount(t_samples),
-        seed,
-    )
+    p_divergences = from_p.clamp_(min=0).double().cpu().numpy()
+    t_divergences = from_t.clamp_(min=0).double().cpu().numpy()
+    p_sizes, t_sizes = np.bincount(p_samples), np.bincount(t_samples)
+    return _estimates(p_divergences, t_divergences, p_sizes, t_sizes, seed)
 
 
 def divergence_profile(
@@ -642,7 +642,8 @@ def _check_k(vlm: VLM, states: Tensor, k: int) -> None:
 
 
 def _words(vlm: VLM, ids: pd.Series) -> pd.Series:
-    return ids.map({token: decode(vlm.tokenizer, [token]) for token in ids.unique().tolist()})
+    words = {token: decode(vlm.tokenizer, [token]) for token in ids.unique().tolist()}
+    return ids.map(words)
 
 
 def _numbered(labels: np.ndarray) -> Int[Tensor, "n"]:
@@ -660,7 +661,8 @@ def _random_tokens(
         raise InputError(f"n_tokens is {n_tokens}", "allowed: 1 or more, or None for all")
     samples = states.table["sample"]
     shuffled = samples.sample(frac=1, random_state=seed)
-    rows = np.sort(shuffled.groupby(shuffled).head(n_tokens or len(samples)).index.to_numpy())
+    sampled = shuffled.groupby(shuffled).head(n_tokens or len(samples))
+    rows = np.sort(sampled.index.to_numpy())
     return states[layer][rows], _numbered(samples.to_numpy()[rows])
 
 

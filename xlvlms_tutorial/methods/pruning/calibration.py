@@ -79,8 +79,11 @@ class Calibration:
                 other,
                 "add calibrations of one language model",
             )
-        squares = {key: sums + other.squares[key] for key, sums in self.squares.items()}
-        tokens = {key: n + other.tokens[key] for key, n in self.tokens.items()}
+        squares = {}
+        tokens = {}
+        for key in self.squares:
+            squares[key] = self.squares[key] + other.squares[key]
+            tokens[key] = self.tokens[key] + other.tokens[key]
         return Calibration(joined(self.model, other.model), self.fingerprint, squares, tokens)
 
     def __repr__(self) -> str:
@@ -112,10 +115,8 @@ class Calibration:
             If there is no such map. If the map was never used.
         """
         if (layer, name) not in self.squares:
-            raise InputError(
-                f"no linear map {name!r} in layer {layer}",
-                f"there are: {', '.join(f'{k} {n}' for k, n in self.squares)}",
-            )
+            maps = ", ".join(f"{number} {linear}" for number, linear in self.squares)
+            raise InputError(f"no linear map {name!r} in layer {layer}", f"there are: {maps}")
         require(
             self.tokens[layer, name],
             f"layer {layer} {name} saw no token",
@@ -356,18 +357,17 @@ class _Meter:
     def __init__(self, vlm: VLM) -> None:
         self._vlm = vlm
         self._maps = linear_maps(vlm)
-        widths = {key: turned(module, module.weight).shape[1] for key, module in self._maps.items()}
-        self.squares = {
-            key: torch.zeros(width, dtype=torch.float64) for key, width in widths.items()
-        }
-        self.tokens = dict.fromkeys(widths, 0)
-        crossing = anatomy.cross_attention_layers(vlm.model)
+        self.squares: dict[Key, Float[Tensor, "d_in"]] = {}
+        for key, module in self._maps.items():
+            width = turned(module, module.weight).shape[1]
+            self.squares[key] = torch.zeros(width, dtype=torch.float64)
+        self.tokens = dict.fromkeys(self._maps, 0)
         # their inputs are the picture's states
-        self._pictured = {
-            (layer, name)
-            for layer, name in widths
-            if layer in crossing and name.endswith((".k_proj", ".v_proj"))
-        }
+        self._pictured: set[Key] = set()
+        crossing = anatomy.cross_attention_layers(vlm.model)
+        for layer, name in self._maps:
+            if layer in crossing and name.endswith((".k_proj", ".v_proj")):
+                self._pictured.add((layer, name))
         self._batch: Batch | None = None
         self._last: tuple[Callable[[], Tensor | None], tuple[Tensor, int]] | None = None
         self._batch_sums: dict[Key, tuple[Tensor, int]] = {}

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Bool
-from torch import Tensor
+from torch import Tensor, nn
 
 from xlvlms_tutorial.errors import FileError, InputError, damaged_record, incomparable
 from xlvlms_tutorial.io import load_tensors, save_tensors
@@ -123,8 +123,12 @@ class Masks:
         Masks
             The same masks, one bit a weight.
         """
-        shapes = {key: tuple(mask.shape) for key, mask in masks.items()}
-        return Masks({key: packed(mask) for key, mask in masks.items()}, shapes, model, fingerprint)
+        bits = {}
+        shapes = {}
+        for key, mask in masks.items():
+            bits[key] = packed(mask)
+            shapes[key] = tuple(mask.shape)
+        return Masks(bits, shapes, model, fingerprint)
 
     def __len__(self) -> int:
         return len(self.packed)
@@ -159,10 +163,11 @@ class Masks:
             If there is no mask of this map.
         """
         if (layer, name) not in self.packed:
-            names = ", ".join(dict.fromkeys(map_name for _, map_name in self.packed))
+            map_names = dict.fromkeys(map_name for _, map_name in self.packed)
             layers = f"layers {min(self.packed)[0]} to {max(self.packed)[0]}"
             raise InputError(
-                f"no mask of layer {layer} {name!r}", f"there are {layers}, with {names}"
+                f"no mask of layer {layer} {name!r}",
+                f"there are {layers}, with {', '.join(map_names)}",
             )
         shape = self.shapes[layer, name]
         bits = np.unpackbits(self.packed[layer, name], count=shape[0] * shape[1])
@@ -205,13 +210,14 @@ class Masks:
         >>> tuple(tensors["model.layers.0.mlp.up_proj"].shape)
         (12, 8)
         """
-        names = {module: name for name, module in vlm.model.named_modules()}
+        names = module_names(vlm)
         tensors = {}
         for layer, name in self:
             module = None
             if layer <= vlm.n_layers:
                 module = dict(vlm.blocks[layer - 1].named_modules()).get(name)
-            shape = tuple(getattr(getattr(module, "weight", None), "shape", ()))
+            weight = getattr(module, "weight", None)
+            shape = tuple(getattr(weight, "shape", ()))
             require_equal(
                 f"shapes of layer {layer} {name}",
                 self.shapes[layer, name],
@@ -258,10 +264,9 @@ class Masks:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Masks):
             return NotImplemented
-        same = self.fingerprint == other.fingerprint and self.shapes == other.shapes
-        return same and all(
-            np.array_equal(bits, other.packed[key]) for key, bits in self.packed.items()
-        )
+        if self.fingerprint != other.fingerprint or self.shapes != other.shapes:
+            return False
+        return all(np.array_equal(bits, other.packed[key]) for key, bits in self.packed.items())
 
     def iou(self, other: "Masks") -> pd.DataFrame:
         r"""Measure the overlap of the kept weights of each linear map.
@@ -376,7 +381,9 @@ class Masks:
         self, second: "Masks", combine: Callable[[np.ndarray, np.ndarray], np.ndarray]
     ) -> "Masks":
         self._require_same(second)
-        packed = {key: combine(bits, second.packed[key]) for key, bits in self.packed.items()}
+        packed = {}
+        for key, bits in self.packed.items():
+            packed[key] = combine(bits, second.packed[key])
         return Masks(packed, self.shapes, joined(self.model, second.model), self.fingerprint)
 
     def _require_same(self, second: "Masks") -> None:
@@ -464,6 +471,11 @@ def independent_iou(density: float) -> float:
     return density / (2 - density)
 
 
+def module_names(vlm: VLM) -> dict[nn.Module, str]:
+    """Map each module of the model to its name in ``vlm.model``."""
+    return {module: name for name, module in vlm.model.named_modules()}
+
+
 def joined(first: str, second: str) -> str:
     """Join the names of the models behind what is made of two, each once."""
     return " + ".join(dict.fromkeys([*first.split(" + "), *second.split(" + ")]))
@@ -477,13 +489,16 @@ def packed(mask: Bool[Tensor, "rows columns"]) -> np.ndarray:
 def _require_packed(bits: np.ndarray, layer: int, name: str, shape: tuple[int, int]) -> None:
     rows, columns = shape
     size = rows * columns if min(layer, rows, columns) > 0 else 0
+    n_bytes = (size + 7) // 8
     spare = -size % 8
-    valid = size and bits.dtype == np.uint8 and bits.shape == ((size + 7) // 8,)
+    valid = size and bits.dtype == np.uint8 and bits.shape == (n_bytes,)
+    if valid and spare:
+        valid = bits[-1] & ((1 << spare) - 1) == 0
     require(
-        valid and not (spare and bits[-1] & ((1 << spare) - 1)),
+        valid,
         f"the packed mask of layer {layer} {name}, {rows} x {columns}, "
         f"is {bits.dtype} {bits.shape}",
-        f"give {(size + 7) // 8} bytes (uint8), their last {spare} bits 0, and layers from 1 on",
+        f"give {n_bytes} bytes (uint8), their last {spare} bits 0, and layers from 1 on",
     )
 
 

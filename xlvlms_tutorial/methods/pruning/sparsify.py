@@ -272,7 +272,10 @@ def apply_masks(vlm: VLM, masks: Masks) -> None:
     True
     """
     maps = _maps_of(vlm, masks)
-    require_own(vlm, {f"layer {layer} {name}": maps[layer, name] for layer, name in masks})
+    modules = {}
+    for layer, name in masks:
+        modules[f"layer {layer} {name}"] = maps[layer, name]
+    require_own(vlm, modules)
     for key in masks:
         weight = maps[key].weight
         weight.masked_fill_(~masks.unpack(*key).to(weight.device), 0)
@@ -300,9 +303,9 @@ def require_own(vlm: VLM, modules: dict[str, nn.Module]) -> None:
         raise InterventionError(
             f"weights changed for good inside {vlm.active[-1]}", "leave the intervention first"
         )
-    users = Counter(
-        parameter.data_ptr() for _, parameter in vlm.model.named_parameters(remove_duplicate=False)
-    )
+    users = Counter()
+    for _, parameter in vlm.model.named_parameters(remove_duplicate=False):
+        users[parameter.data_ptr()] += 1
     for name, module in modules.items():
         require(
             users[module.weight.data_ptr()] <= 1,

@@ -23,6 +23,7 @@ from xlvlms_tutorial.methods.pruning.calibration import (
     linear_maps,
     turned,
 )
+from xlvlms_tutorial.methods.pruning.masks import module_names
 from xlvlms_tutorial.methods.pruning.scores import scorer, without_lowest
 from xlvlms_tutorial.methods.pruning.sparsify import require_own
 from xlvlms_tutorial.models import anatomy
@@ -184,7 +185,7 @@ def prune_neurons(
     def change(text: PreTrainedConfig) -> None:
         _set_width(text, vlm.name, width, width - dropped)
 
-    shapes = {name: tuple(value.shape) for name, value in vlm.model.state_dict().items()}
+    shapes = _tensor_shapes(vlm.model)
     for part in parts:
         shapes |= part.shapes(vlm, width - dropped)
     _require_described(vlm, change, shapes)
@@ -247,18 +248,21 @@ def prune_blocks(vlm: VLM, layers: Layers) -> None:
         "remove at least one and leave at least one",
     )
     _require_removable(vlm, removed)
-    modules = {f"layer {layer} {name}": m for (layer, name), m in linear_maps(vlm).items()}
+    modules = {}
+    for (layer, name), module in linear_maps(vlm).items():
+        modules[f"layer {layer} {name}"] = module
     require_own(vlm, modules)
+    indices = [layer - 1 for layer in remaining]
 
     def change(text: PreTrainedConfig) -> None:
-        _set_layers(text, [layer - 1 for layer in remaining])
+        _set_layers(text, indices)
 
     _require_described(vlm, change, _renumbered(vlm, remaining))
     decoder = anatomy.decoder(vlm.model)
     for name, value in vars(decoder).items():
         # Molmo2 has the kind of positions of each block there
         if isinstance(value, list) and len(value) == vlm.n_layers:
-            setattr(decoder, name, [value[layer - 1] for layer in remaining])
+            setattr(decoder, name, [value[index] for index in indices])
     for layer in sorted(removed, reverse=True):
         del vlm.blocks[layer - 1]
     for index, block in enumerate(vlm.blocks):
@@ -286,7 +290,7 @@ class _MLP:
 
     def shapes(self, vlm: VLM, width: int) -> dict[str, tuple[int, ...]]:
         """The shapes of the parameters by their names in the model, for ``width`` neurons."""
-        names = {module: name for name, module in vlm.model.named_modules()}
+        names = module_names(vlm)
         shapes = {}
         for module in self.entries.values():
             rows = width * (_rows(module) // self.width)
@@ -346,7 +350,8 @@ def _mlp_of(layer: int, block: nn.Module, names: Mapping[nn.Module, str]) -> _ML
     beside = set()
     if inside is not block:
         beside = set(inside.modules()).difference(entries.values(), [exit_])
-    if not entries or exit_ not in names or any(m._parameters for m in beside):
+    has_others = any(module._parameters for module in beside)
+    if not entries or exit_ not in names or has_others:
         raise AnatomyError(
             "MLP of linear maps around one hidden layer", type(inside).__name__, _ENTRIES
         )
@@ -377,7 +382,8 @@ def _number_to_drop(share: float, width: int, multiple_of: int) -> int:
         f"the MLPs have {width} neurons: give 1 to {width}",
     )
     remaining = width - floor(share * width + 1e-9)
-    return width - min(width, -(-remaining // multiple_of) * multiple_of)
+    rounded_up = -(-remaining // multiple_of) * multiple_of
+    return width - min(width, rounded_up)
 
 
 def _highest(scores: Mapping[int, Tensor], part: _MLP, dropped: int) -> Int[Tensor, "kept"]:
@@ -430,7 +436,11 @@ def _set_layers(text: PreTrainedConfig, remaining: list[int]) -> None:
         if name in _BY_LAYER:
             setattr(text, name, [value[index] for index in remaining])
         elif name in _LAYER_NUMBERS:
-            setattr(text, name, [remaining.index(index) for index in value if index in remaining])
+            numbers = []
+            for index in value:
+                if index in remaining:
+                    numbers.append(remaining.index(index))
+            setattr(text, name, numbers)
         elif isinstance(value, list | tuple) and ("layer" in name or len(value) == before):
             raise InputError(
                 f"the configuration lists {name}={value}",
@@ -469,7 +479,7 @@ def _require_removable(vlm: VLM, removed: set[int]) -> None:
 
 def _renumbered(vlm: VLM, remaining: list[int]) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the model's tensors without the blocks that go."""
-    prefix = next(name for name, module in vlm.model.named_modules() if module is vlm.blocks) + "."
+    prefix = f"{module_names(vlm)[vlm.blocks]}."
     numbers = {str(layer - 1): str(k) for k, layer in enumerate(remaining)}
     shapes = {}
     for name, value in vlm.model.state_dict().items():
@@ -492,7 +502,7 @@ def _require_described(
     change(config.get_text_config(decoder=True))
     with torch.device("meta"):
         model = type(vlm.model)._from_config(config)
-    described = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    described = _tensor_shapes(model)
     for name in sorted({**described, **planned}):
         if described.get(name) != planned.get(name):
             raise InputError(
@@ -501,6 +511,10 @@ def _require_described(
                 f"it would be {planned.get(name)}; give a model whose blocks "
                 "are alike, without an adapter",
             )
+
+
+def _tensor_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(value.shape) for name, value in model.state_dict().items()}
 
 
 def _change_configs(vlm: VLM, change: Callable[[PreTrainedConfig], None]) -> None:

@@ -110,12 +110,14 @@ def null_shifts(
     mean_shift = shift_vectors(a, b, np.zeros(len(a), dtype=int), 1)
     permuted = labels[random.permutation(len(a))]
     directions = random.standard_normal(shifts.shape)
+    to_second = _partners(tuned, second)[to_tuned]
+    scale = shift_magnitude(shifts) / shift_magnitude(directions)
     return {
         "original": np.zeros_like(shifts),
-        "seed": second[_partners(tuned, second)[to_tuned]] - start,
+        "seed": second[to_second] - start,
         "global": np.repeat(mean_shift, k, axis=0),
         "shuffled": shift_vectors(a, b, permuted, k),
-        "random": directions * (shift_magnitude(shifts) / shift_magnitude(directions))[:, None],
+        "random": directions * scale[:, None],
     }
 
 
@@ -189,8 +191,11 @@ def recovery(
     }
     if words is not None:
         if callable(words):
-            words = tuple(words(_as_float64(D)) for D in (candidates, tuned, original))
-        of_candidates, of_tuned, of_original = words
+            of_candidates = words(_as_float64(candidates))
+            of_tuned = words(_as_float64(tuned))
+            of_original = words(_as_float64(original))
+        else:
+            of_candidates, of_tuned, of_original = words
         partner_words = _words_in_order(of_tuned, partner)
         original_words = _words_in_order(of_original, concept)
         columns["t_overlap_before"] = t_overlap(original_words, partner_words)
@@ -349,7 +354,10 @@ def _partners(concepts: Float[Array, "k d"], others: Float[Array, "m _"]) -> Int
 def _words_in_order(words: WordLists, order: Int[np.ndarray, "k"]) -> list:
     """The lists of words of some concepts, by number."""
     require_same_length(words=words, concepts=order)
-    if isinstance(words, Mapping) and (unknown := set(words) - set(range(len(order)))):
+    unknown = set()
+    if isinstance(words, Mapping):
+        unknown = set(words) - set(range(len(order)))
+    if unknown:
         raise incomparable(
             "concepts",
             sorted(unknown, key=str),

@@ -567,13 +567,19 @@ def _matrix(values: Array, name: str) -> Float[Tensor, "n d"]:
 def _word_sets(words: WordLists) -> list[set[str]]:
     """The words of each concept as a set; refuses a concept without words."""
     by_concept = dict(words) if isinstance(words, Mapping) else dict(enumerate(words))
-    without = [str(concept) for concept, listed in by_concept.items() if not _is_word_list(listed)]
+    word_sets = []
+    without = []
+    for concept, listed in by_concept.items():
+        if _is_word_list(listed):
+            word_sets.append(set(listed))
+        else:
+            without.append(str(concept))
     if without or not by_concept:
         raise InputError(
             f"no list of words for {', '.join(without) or 'any concept'}",
             "give each concept one word or more, none missing",
         )
-    return [set(listed) for listed in by_concept.values()]
+    return word_sets
 
 
 def _is_word_list(words: object) -> bool:
@@ -585,7 +591,8 @@ def _is_word_list(words: object) -> bool:
 def _refuse_concepts(mask: np.ndarray, problem: str, advice: str) -> None:
     """Refuse the concepts where a mask is true; ``problem`` has a place for their numbers."""
     if mask.any():
-        raise InputError(problem.format(", ".join(map(str, np.flatnonzero(mask)))), advice)
+        numbers = ", ".join(map(str, np.flatnonzero(mask)))
+        raise InputError(problem.format(numbers), advice)
 
 
 def require_equal(description: str, a: object, b: object, advice: str) -> None:

@@ -250,10 +250,8 @@ def concept_vectors(
         "give a dictionary of these states",
     )
     settings = {"class": type(concepts).__name__, **concepts.get_params()}
-    record = {
-        "dictionary": {name: str(value) for name, value in settings.items()},
-        "source": about(states),
-    }
+    dictionary = {name: str(value) for name, value in settings.items()}
+    record = {"dictionary": dictionary, "source": about(states)}
     return ConceptVectors(concepts, layer, made_from(states) | record)
 
 

@@ -185,7 +185,9 @@ def _first_visible(vlm: VLM, ids: Sequence[int]) -> int | None:
 
 
 def _mean_logits(vlm: VLM, rows: Float[Tensor, "n d"]) -> Float[Tensor, "v"]:
-    total = sum(vlm.unembed(part).sum(dim=0, dtype=torch.float64) for part in rows.split(_ROWS))
+    total = 0
+    for part in rows.split(_ROWS):
+        total += vlm.unembed(part).sum(dim=0, dtype=torch.float64)
     return total.cpu() / len(rows)
 
 

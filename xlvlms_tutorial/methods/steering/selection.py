@@ -88,7 +88,8 @@ def separability(
         size = states.abs().amax(dim=0)
         states -= states.mean(dim=0)
         states[:, states.abs().amax(dim=0) <= _CONSTANT * size] = 0
-        probe = RidgeClassifier(_RIDGE * max(1, int(states.any(dim=0).sum())))
+        n_varying = int(states.any(dim=0).sum())
+        probe = RidgeClassifier(_RIDGE * max(1, n_varying))
         standardised = StandardScaler().fit_transform(states.numpy())
         correct = held_out_labels(standardised, sides, fold, probe) == sides
         accuracy = proportion(correct, samples, seed=seed)

@@ -166,7 +166,8 @@ def sweep(
     settings = _settings(vlm, vectors, layers, strengths)
     resumable: set[int] = set()
     if max_new_tokens is None:
-        resumable = _fast_layers(vlm, samples, questions, {run.layer for run in settings})
+        steered = {run.layer for run in settings}
+        resumable = _fast_layers(vlm, samples, questions, steered)
     texts: list[list[str]] = [[] for _ in range(len(settings) + 1)]  # first those unsteered
     for batch in batches(
         vlm, samples, questions, batch_size=batch_size, progress=progress, desc="sweep"
@@ -205,7 +206,8 @@ def first_ids(
     tensor (b,)
         Token ids.
     """
-    replay = Replay(vlm, batch, set(fast) & {run.layer for run in runs if run.strength})
+    steered = {run.layer for run in runs if run.strength}
+    replay = Replay(vlm, batch, set(fast) & steered)
     base = replay.base.argmax(dim=-1)
     yield base
     for run in runs:
@@ -244,7 +246,9 @@ class Replay(Resumable):
         super().__init__(vlm, batch)
         with reading(vlm, layers) if layers else nullcontext({}) as parts:
             self.base = self.forward()
-        self.states = {layer: blocks[0] for (layer, _), blocks in computed(parts).items()}
+        self.states = {}
+        for (layer, _), blocks in computed(parts).items():
+            self.states[layer] = blocks[0]
 
     @torch.no_grad()
     def logits(self, layer: int, steering: AbstractContextManager) -> Float[Tensor, "b v"]:
@@ -297,7 +301,9 @@ def _fast_layers(
     shortest = lengths.index(min(lengths))
     longest = lengths.index(max(lengths))
     tried = sorted({shortest, longest})  # unlike lengths, so that padding is tried too
-    batch = vlm.batch_of([samples[k] for k in tried], [questions[k] for k in tried])
+    tried_samples = [samples[k] for k in tried]
+    tried_questions = [questions[k] for k in tried]
+    batch = vlm.batch_of(tried_samples, tried_questions)
     return fast_layers(vlm, batch, layers)
 
 

@@ -5,7 +5,7 @@ Finetuning Representation Shift for Multimodal LLMs Steering" (arXiv 2501.03012)
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from math import isfinite
 from numbers import Integral, Real
@@ -110,7 +110,9 @@ class SteeringVectors:
             raise incomparable(
                 "widths of the vectors", widths[0], widths[-1], "give the vectors of one model"
             )
-        self._tensors = {layer: tensors[layer].detach().float().cpu() for layer in sorted(tensors)}
+        self._tensors = {}
+        for layer in sorted(tensors):
+            self._tensors[layer] = tensors[layer].detach().float().cpu()
         self.provenance = as_json_knows({**provenance, "layers": self.layers})
 
     def __len__(self) -> int:
@@ -528,14 +530,18 @@ def require_like(
 def about(states: Activations) -> dict[str, object]:
     """Describe which samples a capture is of and how they were read, by name or digest."""
     ids = digest(states.table["id"].tolist(), ensure_ascii=False)
-    settings = {name: states.provenance.get(name) for name in _BY_SIDE}
-    return {"n": len(states), "ids_sha256": ids} | settings
+    return {"n": len(states), "ids_sha256": ids} | _provenance(states, _BY_SIDE)
 
 
 def made_from(states: Activations) -> dict[str, object]:
     """Return the part of a provenance that vectors share with the states they are made of."""
-    versions = {module.__name__: module.__version__ for module in (torch, xlvlms_tutorial)}
-    return {name: states.provenance.get(name) for name in _COMMON} | {"versions": versions}
+    versions = {"torch": torch.__version__, "xlvlms_tutorial": xlvlms_tutorial.__version__}
+    return _provenance(states, _COMMON) | {"versions": versions}
+
+
+def _provenance(states: Activations, names: Iterable[str]) -> dict[str, object]:
+    """Return some entries of a provenance, None where there is none."""
+    return {name: states.provenance.get(name) for name in names}
 
 
 def _is_finite_vector(vector: Tensor) -> bool:
@@ -592,8 +598,9 @@ def _mean_difference(
         vector = source_sum + target_sum
         is_more = vector.norm() > _NEGLIGIBLE * (source_sum.norm() + target_sum.norm())
         tensors[layer] = vector if is_more else torch.zeros_like(vector)
+    differ = any(vector.any() for vector in tensors.values())
     require(
-        any(vector.any() for vector in tensors.values()),
+        differ,
         "source and target are the same",
         "give two sets of samples or of answers that differ",
     )
