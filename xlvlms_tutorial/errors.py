@@ -431,8 +431,8 @@ def missing_wheel(wheel: str, reason: str, repair: str) -> AssetError:
 def damaged_file(name: object, expected: str, actual: str, repair: str) -> AssetError:
     """A file of a wheel, or a wheel just fetched, is not the one that was published.
 
-    ``name`` is the file, ``expected`` and ``actual`` are its digests, ``repair`` is the command that
-    fetches it anew.
+    ``name`` is the file, ``expected`` and ``actual`` are its digests, and ``repair`` is the
+    command that fetches it anew.
     """
     return AssetError(
         f"{name!s} is damaged: expected sha256 {expected}, found {actual}; "
@@ -443,8 +443,8 @@ def damaged_file(name: object, expected: str, actual: str, repair: str) -> Asset
 def full_cache(folder: object, needed: int, available: int, variable: str) -> AssetError:
     """The disk of the cache folder is too full for what has to be written.
 
-    ``folder`` is the cache, ``needed`` and ``available`` are bytes, and ``variable`` is the environment
-    variable that moves it.
+    ``folder`` is the cache, ``needed`` and ``available`` are bytes, and ``variable`` is the
+    environment variable that moves it.
     """
     amounts = f"{needed / 1e6:,.0f} MB are needed and {available / 1e6:,.0f} MB are free"
     return AssetError(

@@ -271,14 +271,14 @@ def frequent_words(
             if isinstance(noun, str):
                 objects[noun] += 1
     nouns = [noun for noun, _ in objects.most_common()]
-    words = []
+    result = []
     for word in dict.fromkeys([*words, *nouns]):
         pattern = whole_words([word])
         n_captions = sum(pattern.search(caption) is not None for caption in captions)
-        if n_captions >= min_count and len(words) < len(words):
-            words.append(word)
-    if words:
-        return words
+        if n_captions >= min_count and len(result) < len(words):
+            result.append(word)
+    if result:
+        return result
     counts = Counter()
     for caption in captions:
         counts.update(set(re.findall(r"\w+", caption.lower())))

@@ -147,7 +147,7 @@ class SteeringVectors:
         return pd.Series(lengths, index=pd.Index(self.layers, name="layer"), name="norm")
 
     @contextmanager
-    def steer(
+    def apply(
         self,
         vlm: VLM,
         layer: int,
