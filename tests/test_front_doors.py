@@ -69,9 +69,9 @@ def test_samples_and_intervals_need_no_torch():
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 
-def test_models_need_no_loading_and_offer_what_it_holds():
+def test_models_need_no_loading():
     code = (
-        "from xlvlms_tutorial import models; import sys; assert 'xlvlms_tutorial.loading' not in "
-        "sys.modules; from xlvlms_tutorial import loading; assert models.load is loading.load"
+        "from xlvlms_tutorial import models; import sys; "
+        "sys.exit('xlvlms_tutorial.loading' in sys.modules or hasattr(models, 'load'))"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0

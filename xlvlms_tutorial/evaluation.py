@@ -243,7 +243,7 @@ def evaluate(
     Parameters
     ----------
     vlm : Generator
-        The model, such as :func:`~xlvlms_tutorial.models.load` returns it.
+        The model, such as :func:`~xlvlms_tutorial.loading.load` returns it.
     samples : sequence of Sample
         Scenes, clips or sounds, one modality, each with its own id.
     seed : int, default 0

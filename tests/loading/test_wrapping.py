@@ -3,6 +3,7 @@
 from copy import deepcopy
 
 import accelerate
+import jaxtyping
 import pytest
 import torch
 import transformers as hf
@@ -18,7 +19,7 @@ from xlvlms_tutorial.errors import AnatomyError, InputError, LoadError
 from xlvlms_tutorial.interventions.edits import add
 from xlvlms_tutorial.interventions.skipping import skip
 from xlvlms_tutorial.loading.loading import load
-from xlvlms_tutorial.loading.wrapping import require_architecture, require_finite, wrapped
+from xlvlms_tutorial.loading.wrapping import from_model, require_architecture, require_finite
 from xlvlms_tutorial.models import anatomy
 from xlvlms_tutorial.models.architectures import ARCHITECTURES
 from xlvlms_tutorial.models.vlm import VLM
@@ -45,7 +46,7 @@ def test_a_loaded_model_answers_as_one_that_was_loaded_here_and_stays_as_it_is(o
     for block in anatomy.decoder_blocks(model):
         block.self_attn.attention_dropout = 0.9  # noise, if it ran in training mode
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
-    vlm = VLM.from_model(model, processor, name="mine", revision="v2")
+    vlm = from_model(model, processor, name="mine", revision="v2")
     assert answers(vlm) == answers(tiny_llava())
     with skip(vlm, 2), add(vlm, torch.ones(vlm.width), 1):
         vlm.forward(vlm.batch([PICTURE] * 2, TEXTS))
@@ -63,7 +64,7 @@ def test_parts_in_different_modes_go_back_each_to_its_own(own_model):
     model, processor = own_model
     model.model.vision_tower.eval()
     modes = [part.training for part in model.modules()]
-    vlm = VLM.from_model(model, processor, name="mine")
+    vlm = from_model(model, processor, name="mine")
     with pytest.raises(ZeroDivisionError), vlm.run(vlm.batch([PICTURE], TEXTS[:1])):
         assert not any(part.training for part in model.modules())
         raise ZeroDivisionError
@@ -73,14 +74,14 @@ def test_parts_in_different_modes_go_back_each_to_its_own(own_model):
 def test_a_callers_tokenizer_without_padding_is_given_none(own_model):
     model, processor = own_model
     processor.tokenizer.pad_token = None
-    vlm = VLM.from_model(model, processor, name="mine")
+    vlm = from_model(model, processor, name="mine")
     assert vlm.tokenizer.pad_token == processor.tokenizer.eos_token
     assert processor.tokenizer.pad_token is None
     assert len(answers(vlm)) == 2
 
 
 def test_a_model_without_a_processor_takes_inputs_made_elsewhere(own_model):
-    vlm = VLM.from_model(own_model[0], name="mine")
+    vlm = from_model(own_model[0], name="mine")
     assert (
         vlm.forward(vlm.prepare({"input_ids": torch.tensor([[7, 8, 9]])})).logits.isfinite().all()
     )
@@ -97,7 +98,7 @@ def test_a_lora_is_unwrapped_and_keeps_its_effect(own_model):
         target_modules=["q_proj", "down_proj"], r=4, init_lora_weights=False, lora_dropout=0.9
     )
     wrapped = get_peft_model(model, settings)
-    vlm = VLM.from_model(wrapped, processor, name="tuned")
+    vlm = from_model(wrapped, processor, name="tuned")
     batch = vlm.batch([PICTURE] * 2, TEXTS)
     with torch.no_grad():
         expected = deepcopy(wrapped).eval()(**batch).logits
@@ -119,7 +120,7 @@ def test_token_types_are_asked_for_whatever_is_around_the_model(wrap):
     model, inputs = build("qwen2_5_vl")
     for vlm in (
         VLM(wrap(model), None, "q"),
-        VLM.from_model(wrap(build("qwen2_5_vl")[0]), name="q"),
+        from_model(wrap(build("qwen2_5_vl")[0]), name="q"),
     ):
         vlm.model.forward = vlm.model.forward  # as accelerate puts one in its place
         batch = vlm.prepare(
@@ -137,7 +138,7 @@ def test_a_learned_prompt_is_refused(own_model):
     with pytest.raises(
         LoadError, match="'mine' has a learned prompt of peft around it; give a model without"
     ):
-        VLM.from_model(wrapped, own_model[1], name="mine")
+        from_model(wrapped, own_model[1], name="mine")
 
 
 @pytest.mark.parametrize("place", ["cpu_offload", "disk", "dispatched"])
@@ -160,7 +161,7 @@ def test_offloaded_and_dispatched_models_are_those_in_memory(own_model, place, t
         model = accelerate.dispatch_model(
             model, offloaded, main_device="cpu", offload_dir=str(tmp_path), force_hooks=True
         )
-    vlm = VLM.from_model(model, processor, name="mine")
+    vlm = from_model(model, processor, name="mine")
     batch, vector = vlm.batch([PICTURE] * 2, TEXTS), torch.ones(32)
     for enter in (
         lambda vlm: add(vlm, vector, 1),
@@ -180,7 +181,7 @@ def test_offloaded_and_dispatched_models_are_those_in_memory(own_model, place, t
 
 def test_a_model_without_weights_is_refused(own_model):
     with pytest.raises(LoadError, match="holds no weights.*'meta'"):
-        VLM.from_model(own_model[0].to("meta"), own_model[1], name="mine")
+        from_model(own_model[0].to("meta"), own_model[1], name="mine")
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
@@ -204,7 +205,7 @@ def test_weights_that_are_no_numbers_are_said_at_the_door(own_model, part, value
             f"{part}.{parameter}; download or train"
         ),
     ):
-        VLM.from_model(model, processor, name="mine")
+        from_model(model, processor, name="mine")
     model.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
     with pytest.raises(LoadError, match=f"NaN or infinite, first in {part}"):
@@ -223,11 +224,12 @@ def test_large_weights_are_numbers(dtype):
 
 
 @pytest.mark.parametrize("name", ["", "  ", None, 3])
-def test_a_model_has_a_name_by_which_records_know_it(own_model, name):
+def test_a_model_has_a_name_by_which_records_know_it(own_model, name, monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # it refuses some already
     with pytest.raises(
         LoadError, match="give a text by which records tell these weights from others"
     ):
-        wrapped(*own_model, name)
+        from_model(*own_model, name=name)
 
 
 TEXT = {
@@ -276,15 +278,16 @@ OTHERS = {
 
 
 @pytest.mark.parametrize("case", OTHERS)
-def test_what_is_no_vision_language_model_is_refused(case):
+def test_what_is_no_vision_language_model_is_refused(case, monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # it refuses some already
     make, error, message = OTHERS[case]
     with pytest.raises(error, match=message):
-        wrapped(make(), None, "mine")
+        from_model(make(), None, name="mine")
     if case in ("a language model", "an encoder"):  # of an architecture outside the table
         with pytest.raises(
             LoadError, match="answers no questions about pictures; give a vision-language model"
         ):
-            VLM.from_model(make(), None, name="mine", allow_untested=True)
+            from_model(make(), None, name="mine", allow_untested=True)
 
 
 ENCODING = [hf.Blip2Config(text_config=hf.T5Config()), hf.Florence2Config(), hf.BartConfig()]
@@ -309,16 +312,16 @@ def test_an_encoder_decoder_is_refused_before_its_weights_are_read(config, tmp_p
 def test_an_untested_architecture_is_refused_or_checked(own_model, monkeypatch):
     monkeypatch.delitem(ARCHITECTURES, "llava")
     with pytest.raises(LoadError, match="'llava'.*allow_untested"):
-        VLM.from_model(*own_model, name="mine")
+        from_model(*own_model, name="mine")
     with pytest.raises(
         LoadError, match="without a processor cannot be checked; give its processor"
     ):
-        VLM.from_model(own_model[0], name="mine", allow_untested=True)
-    vlm = VLM.from_model(*own_model, name="mine", allow_untested=True)
+        from_model(own_model[0], name="mine", allow_untested=True)
+    vlm = from_model(*own_model, name="mine", allow_untested=True)
     assert vlm.checks["passed"].all() and vlm.refused == {} and own_model[0].training
     monkeypatch.setattr("xlvlms_tutorial.models.anatomy.final_norm", lambda model: None)
     with pytest.raises(LoadError, match="'llava' failed .*states: layer 3 differs"):
-        VLM.from_model(*own_model, name="mine", allow_untested=True)
+        from_model(*own_model, name="mine", allow_untested=True)
 
 
 # A processor of another model
@@ -334,7 +337,7 @@ def test_a_processor_of_another_model_is_refused(name, second_name, tmp_path):
     """
     processor = load(save(second_name, tmp_path), device="cpu").processor
     with pytest.raises(LoadError, match="give the processor that was saved with the model"):
-        VLM.from_model(build(name)[0], processor, name="mine")
+        from_model(build(name)[0], processor, name="mine")
 
 
 def test_a_tokenizer_to_which_the_placeholder_is_a_word_is_refused(own_model, tmp_path):
@@ -347,7 +350,7 @@ def test_a_tokenizer_to_which_the_placeholder_is_a_word_is_refused(own_model, tm
             "tokenizer .*saved with the model"
         ),
     ):
-        VLM.from_model(model, processor, name="mine")
+        from_model(model, processor, name="mine")
     model.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
     with pytest.raises(LoadError, match="token 12, which stands for image"):
@@ -359,13 +362,13 @@ def test_what_is_no_processor_is_refused(own_model):
         LoadError,
         match="the processor of 'mine' is a CLIPImageProcessorPil; give what AutoProcessor",
     ):
-        VLM.from_model(own_model[0], own_model[1].image_processor, name="mine")
+        from_model(own_model[0], own_model[1].image_processor, name="mine")
 
 
 def test_without_a_chat_template_a_model_is_taken(own_model):
     model, processor = own_model
     processor.chat_template = None
-    vlm = VLM.from_model(model, processor, name="base")
+    vlm = from_model(model, processor, name="base")
     assert len(vlm.generate([PICTURE], ["<image> a picture"], 2)) == 1
 
 
@@ -373,7 +376,7 @@ def test_logits_that_are_no_numbers_are_said(own_model):
     model, processor = own_model
     model.lm_head.register_forward_hook(lambda module, args, output: output * torch.nan)
     with pytest.raises(LoadError, match="'mine' gives logits that are NaN or infinite"):
-        VLM.from_model(model, processor, name="mine")
+        from_model(model, processor, name="mine")
 
 
 @pytest.mark.parametrize(
@@ -383,7 +386,7 @@ def test_logits_that_are_no_numbers_are_said(own_model):
 def test_tested_architectures_are_taken_with_their_processors(name, tmp_path):
     reloaded = load(save(name, tmp_path), device="cpu")
     model, inputs = build(name)
-    vlm = VLM.from_model(model, reloaded.processor, name=name)
+    vlm = from_model(model, reloaded.processor, name=name)
     assert torch.equal(
         vlm.forward(vlm.prepare(padded(name, inputs))).logits,
         reloaded.forward(reloaded.prepare(padded(name, inputs))).logits,

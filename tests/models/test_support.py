@@ -22,6 +22,7 @@ from xlvlms_tutorial.errors import (
 from xlvlms_tutorial.interventions.edits import add, fold, mask_weights, patch
 from xlvlms_tutorial.interventions.skipping import parallel, parallel_pairs, skip
 from xlvlms_tutorial.interventions.token_skipping import skip_tokens
+from xlvlms_tutorial.loading import from_model
 from xlvlms_tutorial.models import anatomy, support
 from xlvlms_tutorial.models.vlm import VLM
 
@@ -239,7 +240,7 @@ WAYS = [
 @pytest.mark.parametrize("way", WAYS)
 def test_a_compiled_model_is_refused_and_not_silently_ignored(way):
     model = compiled(way, build("llava")[0])
-    for wrap in (lambda: VLM(model, None, "llava"), lambda: VLM.from_model(model, name="llava")):
+    for wrap in (lambda: VLM(model, None, "llava"), lambda: from_model(model, name="llava")):
         with pytest.raises(
             LoadError,
             match=(

@@ -80,7 +80,7 @@ def load(
     """Load a vision-language model by name.
 
     Use it for an embedded model, a folder, or an id of the Hugging Face hub ("owner/name"); for a
-    model that is in memory already there is :meth:`VLM.from_model`.
+    model that is in memory already there is :func:`~xlvlms_tutorial.loading.wrapping.from_model`.
 
     Parameters
     ----------
@@ -134,7 +134,7 @@ def load(
 
     Examples
     --------
-    >>> from xlvlms_tutorial.models import load
+    >>> from xlvlms_tutorial.loading import load
     >>> pocket = load("pocket-llava", device="cpu")
     >>> pocket.name, pocket.n_layers, str(pocket.dtype)
     ('pocket-llava', 30, 'torch.float32')

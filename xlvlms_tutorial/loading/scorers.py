@@ -73,7 +73,7 @@ class Scorer:
 
     Examples
     --------
-    >>> from xlvlms_tutorial.models import load_scorer
+    >>> from xlvlms_tutorial.loading import load_scorer
     >>> scorer = load_scorer("pocket-scorer")
     >>> pictures = scorer.images([sample.image for sample in samples])
     >>> texts = scorer.texts([sample.captions[0] for sample in samples])
@@ -180,7 +180,7 @@ class TextEncoder:
 
     Examples
     --------
-    >>> from xlvlms_tutorial.models import load_text_encoder
+    >>> from xlvlms_tutorial.loading import load_text_encoder
     >>> encoder = load_text_encoder("minilm")
     >>> [tuple(states.shape) for states in encoder.tokens(["a red key", "a key"])]
     [(3, 384), (2, 384)]
@@ -316,7 +316,7 @@ def load_scorer(
 
     Examples
     --------
-    >>> from xlvlms_tutorial.models import load_scorer
+    >>> from xlvlms_tutorial.loading import load_scorer
     >>> load_scorer("pocket-scorer", device="cpu").name
     'pocket-scorer'
     """
@@ -389,7 +389,7 @@ def load_text_encoder(
 
     Examples
     --------
-    >>> from xlvlms_tutorial.models import load_text_encoder
+    >>> from xlvlms_tutorial.loading import load_text_encoder
     >>> encoder = load_text_encoder("minilm", device="cpu", layer=3)
     >>> encoder.name, encoder.layer
     ('minilm', 3)

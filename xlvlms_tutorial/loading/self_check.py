@@ -53,7 +53,8 @@ def self_check(vlm: VLM, batch: Batch) -> pd.DataFrame:
     --------
     >>> import torch
     >>> from transformers import LlavaConfig, LlavaForConditionalGeneration
-    >>> from xlvlms_tutorial.models import VLM, self_check
+    >>> from xlvlms_tutorial.loading import self_check
+    >>> from xlvlms_tutorial.models import VLM
     >>> size = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4}
     >>> text = {"model_type": "llama", "num_hidden_layers": 3, "vocab_size": 100, **size}
     >>> vision = {"model_type": "clip_vision_model", "num_hidden_layers": 2, **size}

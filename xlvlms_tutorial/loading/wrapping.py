@@ -122,29 +122,56 @@ def check(vlm: VLM) -> None:
             vlm.refused[place] = detail
 
 
-def wrapped(
-    model: object,
-    processor: object | None,
-    name: object,
+def from_model(
+    model: nn.Module,
+    processor: object | None = None,
+    *,
+    name: str,
     revision: str | None = None,
     allow_untested: bool = False,
 ) -> VLM:
-    """Return a model that is loaded already as a VLM, checked as one that is loaded here.
+    """Wrap a model that is loaded already.
 
-    See :meth:`VLM.from_model`.
+    Use it for a model that is quantised, on several devices, with a LoRA of peft, or fine-tuned
+    a moment ago. It has to pass what ``load`` asks for, and answers once about a grey picture,
+    by which a processor of another model is found. Model and processor stay as they are: the
+    model runs in evaluation mode and goes back to its own, and ``vlm.processor`` is a copy,
+    which pads on the left.
 
     Parameters
     ----------
-    model : object
-        A model of transformers.
-    processor : object or None
-        Its processor.
-    name : object
-        What records call these weights.
+    model : torch.nn.Module
+        What ``from_pretrained`` of transformers returns, or peft's wrapper around it.
+    processor : object, optional
+        What ``AutoProcessor.from_pretrained`` returns. None for inputs that are made elsewhere.
+    name : str
+        What records call these weights: give other weights another name.
     revision : str, optional
-        Their revision; none by default.
+        Their revision, for records.
     allow_untested : bool
-        Whether an architecture outside the table of tested ones is allowed. False by default.
+        As for ``load``: take an architecture outside the table of tested ones too, if it passes
+        the self-checks. False by default.
+
+    Returns
+    -------
+    VLM
+        The model, checked.
+
+    Raises
+    ------
+    LoadError
+        If the architecture has not passed the contract tests, or fails its
+        self-checks. If the model is compiled, has no weights or some that are NaN,
+        reads no pictures, or the processor is another model's.
+    AnatomyError
+        If it has no decoder or unembedding under any name that is known.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.loading import from_model
+    >>> wrapped = from_model(vlm.model, vlm.processor, name="my-llava, step 500")
+    >>> wrapped.name, wrapped.n_layers
+    ('my-llava, step 500', 30)
     """
     require(
         isinstance(name, str) and name.strip() != "",

@@ -104,7 +104,8 @@ def fine_tune(
 
     Examples
     --------
-    >>> from xlvlms_tutorial.models import fine_tune, load
+    >>> from xlvlms_tutorial.loading import load
+    >>> from xlvlms_tutorial.models import fine_tune
     >>> pupil = load("pocket-llava")
     >>> history = fine_tune(pupil, samples, ["A scene."] * 4, steps=1, batch_size=1, rank=1)
     >>> history.columns.tolist(), history["step"].tolist()
@@ -225,7 +226,8 @@ def save_adapter(vlm: VLM, folder: str | Path) -> Path:
     Examples
     --------
     >>> from tempfile import TemporaryDirectory
-    >>> from xlvlms_tutorial.models import load, save_adapter
+    >>> from xlvlms_tutorial.loading import load
+    >>> from xlvlms_tutorial.models import save_adapter
     >>> styled = load("pocket-llava", adapter="pocket-place")
     >>> with TemporaryDirectory() as folder:
     ...     sorted(file.name for file in save_adapter(styled, folder).iterdir())

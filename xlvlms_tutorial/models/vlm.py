@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
-from importlib import import_module
 
 import pandas as pd
 import torch
@@ -37,8 +36,8 @@ class VLM:
     """A vision-language model with its processor.
 
     It makes prompts and batches, knows which positions are picture, question and answer, and runs,
-    generates and unembeds. Use ``load`` or :meth:`from_model` to make one: they check what they
-    take; ``VLM(...)`` itself takes what it is given.
+    generates and unembeds. Use ``load`` or ``from_model`` of ``loading`` to make one: they check
+    what they take; ``VLM(...)`` itself takes what it is given.
 
     Parameters
     ----------
@@ -115,64 +114,6 @@ class VLM:
         self.folded: Counter[int] = Counter()
         # how many interventions replace the work of each block
         self.bypassed: Counter[int] = Counter()
-
-    @classmethod
-    def from_model(
-        cls,
-        model: torch.nn.Module,
-        processor: object | None = None,
-        *,
-        name: str,
-        revision: str | None = None,
-        allow_untested: bool = False,
-    ) -> "VLM":
-        """Wrap a model that is loaded already.
-
-        Use it for a model that is quantised, on several devices, with a LoRA of peft, or fine-tuned
-        a moment ago. It has to pass what ``load`` asks for, and answers once about a grey picture,
-        by which a processor of another model is found. Model and processor stay as they are: the
-        model runs in evaluation mode and goes back to its own, and ``vlm.processor`` is a copy,
-        which pads on the left.
-
-        Parameters
-        ----------
-        model : torch.nn.Module
-            What ``from_pretrained`` of transformers returns, or peft's wrapper around it.
-        processor : object, optional
-            What ``AutoProcessor.from_pretrained`` returns. None for inputs that are made elsewhere.
-        name : str
-            What records call these weights: give other weights another name.
-        revision : str, optional
-            Their revision, for records.
-        allow_untested : bool
-            As for ``load``: take an architecture outside the table of tested ones too, if it passes
-            the self-checks. False by default.
-
-        Returns
-        -------
-        VLM
-            The model, checked.
-
-        Raises
-        ------
-        LoadError
-            If the architecture has not passed the contract tests, fails its self-checks, or has no
-            decoder or unembedding. If the model is compiled, has no weights or some that are NaN,
-            reads no pictures, or the processor is another model's.
-        AnatomyError
-            If the architecture has not passed the contract tests, fails its self-checks, or
-            has no decoder or unembedding.
-
-        Examples
-        --------
-        >>> from xlvlms_tutorial.models import VLM
-        >>> wrapped = VLM.from_model(vlm.model, vlm.processor, name="my-llava, step 500")
-        >>> wrapped.name, wrapped.n_layers
-        ('my-llava, step 500', 30)
-        """
-        # when it is called: its checks are made of interventions, and these of this class
-        wrapping = import_module("xlvlms_tutorial.loading.wrapping")
-        return wrapping.wrapped(model, processor, name, revision, allow_untested)
 
     @property
     def device(self) -> torch.device:
