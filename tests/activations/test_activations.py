@@ -16,7 +16,7 @@ def test_a_layer_gives_its_block_and_a_place_gives_itself():
     states = states_of(range(3))
     assert states[3] is states.tensors[3, "resid_post"]
     assert states[3, "mlp_out"] is states.tensors[3, "mlp_out"]
-    assert (states.layers, states.sites, len(states)) == ([0, 3], ["block", "mlp"], 3)
+    assert (states.layers, states.sites, len(states)) == ([0, 3], ["resid_post", "mlp_out"], 3)
 
 
 def test_a_layer_with_one_other_place_gives_it():
@@ -32,8 +32,8 @@ def test_a_layer_with_one_other_place_gives_it():
         (7, LayerError, "layer 7 is not one of 0 to 3"),
         (-1, LayerError, "layer -1"),
         (2, InputError, "layer 2 was not captured; there are: 0, 3"),
-        ((3, "attn_out"), InputError, "'attention' at layer 3; there are: block, mlp"),
-        ((0, "mlp_out"), InputError, "'mlp' at layer 0; there are: block"),
+        ((3, "attn_out"), InputError, "'attn_out' at layer 3; there are: resid_post, mlp_out"),
+        ((0, "mlp_out"), InputError, "'mlp_out' at layer 0; there are: resid_post"),
     ],
 )
 def test_an_unknown_key_is_answered_by_what_is_there(key, error, message):
@@ -44,7 +44,7 @@ def test_an_unknown_key_is_answered_by_what_is_there(key, error, message):
 def test_a_layer_with_several_places_and_no_block_asks_which():
     tensors = {(1, "mlp_out"): torch.ones(1, 2), (1, "attn_out"): torch.ones(1, 2)}
     with pytest.raises(
-        InputError, match=r"captured at 2 sites; say which, as in states\[1, 'mlp'\]"
+        InputError, match=r"captured at 2 sites; say which, as in states\[1, 'mlp_out'\]"
     ):
         Activations(tensors, pd.DataFrame({"sample": [0], "id": ["a"]}), {})[1]
 
@@ -56,7 +56,7 @@ def test_states_are_not_iterated_by_accident():
 
 def test_tensors_and_table_must_have_the_same_rows():
     table = pd.DataFrame({"sample": [0, 1], "id": ["a", "b"]})
-    with pytest.raises(InputError, match="table: 2, layer 0 block: 2, layer 1 block: 3"):
+    with pytest.raises(InputError, match="table: 2, layer 0 resid_post: 2, layer 1 resid_post: 3"):
         Activations(
             {(0, "resid_post"): torch.ones(2, 4), (1, "resid_post"): torch.ones(3, 4)}, table, {}
         )
@@ -255,7 +255,10 @@ def test_concat_refuses_nothing_and_what_does_not_go_together():
         )
     with pytest.raises(
         StoreError,
-        match=r"0/block is \['torch.float32', 4\] in the store and \['torch.float16', 4\] here",
+        match=(
+            r"0/resid_post is \['torch.float32', 4\] in the store and "
+            r"\['torch.float16', 4\] here"
+        ),
     ):
         Activations.concat([states_of([0]), states_of([1], dtype=torch.float16)])
 

@@ -913,7 +913,7 @@ def test_one_sample_is_no_list_of_samples(vlm, six):
     with pytest.raises(InputError, match="one sample; give a list of samples"):
         unwrap(capture)(vlm, six[0], 1, span="image")
     with pytest.raises(InputError, match=r"positions \[1.5\]; give whole numbers"):
-        unwrap(Selection.of)(1, ("block",), None, [1.5], None, None, torch.float32)
+        unwrap(Selection.of)(1, ("resid_post",), None, [1.5], None, None, torch.float32)
 
 
 @pytest.mark.parametrize(

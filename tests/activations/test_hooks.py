@@ -186,7 +186,7 @@ def test_a_mean_of_low_precision_states_is_taken_in_float32(batch):
     inputs = low.batch(PICTURES, TEXTS)
     whole = read(low, inputs, 2)[2, "resid_post"]
     reduced = read(low, inputs, 2, positions="image", reduce="mean", dtype=torch.float32)[
-        2, "block"
+        2, "resid_post"
     ]
     assert whole.dtype == torch.bfloat16
     assert torch.allclose(reduced.double(), loops(whole, inputs.mask("image"), "mean"), atol=1e-6)
@@ -309,7 +309,7 @@ def test_stopping_ends_the_inner_reading_only(vlm, batch):
         vlm.forward(batch)
     assert len(inner[1, "resid_post"]) == 1
     assert outer[3, "resid_post"] == []
-    with pytest.raises(InputError, match="block of layer 3 was never computed"):
+    with pytest.raises(InputError, match="resid_post of layer 3 was never computed"):
         computed(outer)
 
 
@@ -426,7 +426,7 @@ def test_layers_and_places_in_any_form(vlm):
     ]
     assert wanted(vlm, "all", ("resid_post", "mlp_out")) == [
         (0, "resid_post"),
-        *((k, p) for k in (1, 2, 3) for p in ("block", "mlp")),
+        *((k, p) for k in (1, 2, 3) for p in ("resid_post", "mlp_out")),
     ]
     assert wanted(vlm, range(4)) == [(k, "resid_post") for k in range(4)]
 
@@ -438,16 +438,16 @@ def test_layers_and_places_in_any_form(vlm):
         (-1, "resid_post"),
         ((0, 9), "resid_post"),
         (0, "mlp_out"),
-        ((0, 1), ("block", "mlp")),
+        ((0, 1), ("resid_post", "mlp_out")),
     ],
 )
 def test_a_layer_out_of_range_names_the_range(vlm, layers, sites):
-    first = 0 if sites == "block" else 1
+    first = 0 if sites == "resid_post" else 1
     with pytest.raises(LayerError, match=f"not one of {first} to 3"):
         wanted(vlm, layers, sites)
 
 
-@pytest.mark.parametrize(("layers", "sites"), [([], "block"), ("some", "block"), (1, [])])
+@pytest.mark.parametrize(("layers", "sites"), [([], "resid_post"), ("some", "resid_post"), (1, [])])
 def test_no_layers_or_places_are_refused(vlm, layers, sites):
     with pytest.raises(InputError, match=r"layers"):
         wanted(vlm, layers, sites)

@@ -330,7 +330,7 @@ def test_an_orphan_is_no_shard_and_is_overwritten(store):
 
 def test_a_shard_without_the_recorded_tensors_is_damaged(store, monkeypatch):
     def forget(tensors, path):
-        save_file({name: tensor for name, tensor in tensors.items() if name != "3/mlp"}, path)
+        save_file({name: tensor for name, tensor in tensors.items() if name != "3/mlp_out"}, path)
 
     monkeypatch.setattr(shards_module, "save_file", forget)
     store.write(1, states_of(samples_of(1), rows=2))

@@ -125,7 +125,7 @@ def test_reading_takes_the_chosen_layer_place_and_samples(store):
     whole = states_of(range(10), rows=2)
     assert list(store.states(3).tensors) == [(3, "resid_post"), (3, "mlp_out")]
     assert list(store.states(site="mlp_out").tensors) == [(3, "mlp_out")]
-    subset = store.states(3, "mlp", samples=[8, 1, 99])
+    subset = store.states(3, "mlp_out", samples=[8, 1, 99])
     assert torch.equal(subset[3], whole[3, "mlp_out"][[2, 3, 16, 17]])
     assert subset.table["sample"].tolist() == [1, 1, 8, 8]
     assert [len(part) for part in store.iterate(0)] == [8, 8, 4]
@@ -134,8 +134,8 @@ def test_reading_takes_the_chosen_layer_place_and_samples(store):
 def test_reading_what_is_not_stored_says_what_is(store, tmp_path):
     with pytest.raises(LayerError, match="layer 9 is not one of 0 to 3"):
         store.states(9)
-    with pytest.raises(InputError, match="there are: block, mlp"):
-        store.states(3, "attention")
+    with pytest.raises(InputError, match="there are: resid_post, mlp_out"):
+        store.states(3, "attn_out")
     with pytest.raises(InputError, match=r"none of the samples \[77\]"):
         store.states(samples=[77])
     with pytest.raises(StoreError, match="no shard is there yet"):
@@ -172,8 +172,8 @@ def test_only_what_is_needed_is_opened_and_each_shard_is_hashed_once(store, monk
     )
     monkeypatch.setattr(shards_module, "safe_open", Watched)
     fresh = ActivationStore(store.folder)
-    fresh.states(3, "mlp", samples=[5])
-    assert (hashed, opened) == (["00001"], [("00001", "3/mlp")])
+    fresh.states(3, "mlp_out", samples=[5])
+    assert (hashed, opened) == (["00001"], [("00001", "3/mlp_out")])
     fresh.states()
     fresh.states()
     assert fresh.missing(3) == []
@@ -239,7 +239,10 @@ def test_other_versions_continue_the_same_store(store):
 def test_other_tensors_are_refused(store):
     with pytest.raises(
         StoreError,
-        match=r"3/mlp is \['torch.float32', 2, 3\] in the store and \['torch.float16', 2, 3\] here",
+        match=(
+            r"3/mlp_out is \['torch.float32', 2, 3\] in the store and "
+            r"\['torch.float16', 2, 3\] here"
+        ),
     ):
         store.write(3, states_of([10], dtype=torch.float16))
     with pytest.raises(InputError, match="shard -1"):

@@ -249,7 +249,7 @@ def test_gradients_pass_through_the_others(llava):
 def test_it_is_recorded(llava):
     with skip_tokens(llava.vlm, [1, 2], 0.5, seed=7):
         assert llava.vlm.active == [
-            "skip_mlp_tokens(layers=[1, 2], share=0.5, span='image', seed=7, n_tokens=None)"
+            "skip_tokens(layers=[1, 2], share=0.5, span='image', seed=7, n_tokens=None)"
         ]
 
 

@@ -181,8 +181,8 @@ def test_generation_of_tiny_llava_equals_the_closed_form(llava, batch, dense):
     steps = [decoder_flops(1, cached=prompt + k, **shapes(llava, batch)) for k in range(STEPS - 1)]
     decode = {part: sum(step[part] for step in steps) for part in prefill}
     for phase, due in (("prefill", prefill), ("decode", decode)):
-        assert counts[phase, "attn_out"] == due["attention_projections"] + due["attention_scores"]
-        assert (counts[phase, "mlp_out"], counts[phase, "unembedding"]) == (
+        assert counts[phase, "attention"] == due["attention_projections"] + due["attention_scores"]
+        assert (counts[phase, "mlp"], counts[phase, "unembedding"]) == (
             due["mlp"],
             due["unembedding"],
         )

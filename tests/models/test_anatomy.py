@@ -330,7 +330,7 @@ def test_a_model_without_decoder_blocks_names_what_was_looked_for():
         anatomy.decoder(lost)
 
 
-@pytest.mark.parametrize("site", [site for site in anatomy.SITES if site != "block"])
+@pytest.mark.parametrize("site", [site for site in anatomy.SITES if site != "resid_post"])
 def test_a_block_without_a_part_names_what_was_looked_for(site):
     with pytest.raises(AnatomyError, match="found in Nothing; looked for"):
         anatomy.site(Nothing(), site)
@@ -422,7 +422,7 @@ def test_blocks_that_lend_and_borrow_keys(models):
 def test_an_unknown_place_lists_the_known(models):
     with pytest.raises(
         InputError,
-        match="unknown site 'heart' in a block; allowed: attention_input, attention, middle",
+        match="unknown site 'heart' in a block; allowed: attn_in, attn_out, resid_mid",
     ):
         anatomy.site(anatomy.decoder_blocks(models["llava"])[0], "heart")
 

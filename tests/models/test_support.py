@@ -132,8 +132,8 @@ def test_no_half_of_an_mlp_is_skipped_or_read(name, form):
         fold(vlm, torch.ones(32), 2),
     ):
         pytest.fail("entered")
-    with pytest.raises(InterventionError, match=f"read mlp: WithExperts has {name}"):
-        read(vlm, example.batch, 2, "mlp")
+    with pytest.raises(InterventionError, match=f"read mlp_out: WithExperts has {name}"):
+        read(vlm, example.batch, 2, "mlp_out")
     for part in ("block", "attention"):  # these are whole
         with skip(vlm, 2, part):
             assert vlm.forward(example.batch).logits.isfinite().all()
@@ -190,7 +190,7 @@ def test_what_a_self_check_refused_is_refused():
     ("operation", "site", "message"),
     [
         ("skip", "norm", "allowed: block, mlp, attention"),
-        ("read", "first", "allowed: attention_input, attention, middle"),
+        ("read", "first", "allowed: attn_in, attn_out, resid_mid"),
         ("write", "mlp", "allowed: read, skip, parallel, fold"),
         ("fold", "block", "allowed: mlp"),
     ],

@@ -25,7 +25,7 @@ def by_hand(
     layers=(1, 3),
     seed: int = 0,
     offset: float = 0.0,
-    site: str = "block",
+    site: str = "resid_post",
     **extra,
 ) -> Activations:
     """Random states with the provenance of a capture."""

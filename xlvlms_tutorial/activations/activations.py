@@ -336,19 +336,22 @@ def chosen(keys: Collection[Key], layer: int | None, site: str | None) -> list[K
         )
     matching = [key for key in keys if layer in (None, key[0]) and site in (None, key[1])]
     if not matching:
-        site = "" if layer is None else f" at layer {layer}"
+        at_layer = "" if layer is None else f" at layer {layer}"
         sites = dict.fromkeys(key[1] for key in keys if layer in (None, key[0]))
         raise InputError(
-            f"nothing was captured at site {site!r}{site}", f"there are: {', '.join(sites)}"
+            f"nothing was captured at site {site!r}{at_layer}", f"there are: {', '.join(sites)}"
         )
     return matching
 
 
 def described(states: Activations) -> dict[str, list]:
-    """Describe each tensor by dtype and shape of a row, under names such as "12/resid_post"."""
+    """Describe each tensor by dtype and shape of a row, under names such as "12/resid_post".
+
+    They stand in the order in which they were captured, which a store so gives back.
+    """
     return {
         f"{layer}/{site}": [str(tensor.dtype), *tensor.shape[1:]]
-        for (layer, site), tensor in sorted(states.tensors.items())
+        for (layer, site), tensor in states.tensors.items()
     }
 
 

@@ -104,7 +104,7 @@ def test_steps_are_in_layers_not_in_captured_ones():
     assert consecutive_profile(states, step=4, **FAST)[["layer", "to"]].values.tolist() == [[1, 5]]
     assert consecutive_profile(states, step=3, **FAST)["layer"].tolist() == [2]
     for step in (7, 0, -1):
-        with pytest.raises(InputError, match="captured at site 'block': 0, 1, 2, 5"):
+        with pytest.raises(InputError, match="captured at site 'resid_post': 0, 1, 2, 5"):
             consecutive_profile(states, step=step)
 
 
@@ -144,7 +144,7 @@ def test_bad_states_raise():
     states = captured()
     with pytest.raises(InputError, match="median, mean, max, min"):
         norms(states, "frobenius")
-    with pytest.raises(InputError, match="mlp"):
+    with pytest.raises(InputError, match="mlp_out"):
         norms(states, site="mlp_out")
     for call in (norms, consecutive_profile, persistence):
         with pytest.raises(InputError, match="one sample"):
@@ -289,7 +289,7 @@ def test_a_model_is_measured_at_every_place_inside_its_blocks(samples):
     options = {"sites": SITES, "reduce": None, "prompt": question, "layers": "all"}
     p, t = (capture(vlm, samples(6), span=span, **options) for span in ("image", "question"))
     for site in SITES:
-        layers = list(range(site != "block", vlm.n_layers + 1))
+        layers = list(range(site != "resid_post", vlm.n_layers + 1))
         assert alignment_profile(p, t, site=site, **FAST)["layer"].tolist() == layers
         for kind in (p, t):
             table = consecutive_profile(kind, site=site, **FAST)

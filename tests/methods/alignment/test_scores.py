@@ -197,7 +197,7 @@ def test_other_places_inside_a_block():
     assert table["value"].tolist() != pytest.approx(
         alignment_profile(p, t, **FAST)["value"].tolist()
     )
-    with pytest.raises(InputError, match="attention"):
+    with pytest.raises(InputError, match="attn_out"):
         alignment(p, t, site="attn_out")
     with pytest.raises(LayerError, match="layer 0"):
         alignment(p, t, reading="input")
@@ -210,7 +210,7 @@ def test_for_the_input_the_perceptual_tokens_are_needed_at_layer_0_alone():
 
 
 def test_states_that_do_not_belong_together_raise():
-    with pytest.raises(InputError, match="layers at site 'block' differ"):
+    with pytest.raises(InputError, match="layers at site 'resid_post' differ"):
         alignment(P, captured(layers=(0, 1)))
     with pytest.raises(InputError, match="6 and 7"):
         alignment(P, captured(d=7))

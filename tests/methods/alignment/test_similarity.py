@@ -179,10 +179,10 @@ def test_examples_are_split_by_sample_in_order():
 def test_examples_must_be_there():
     with pytest.raises(LayerError):
         examples(states_of([0, 1]), 4)
-    with pytest.raises(InputError, match="mlp"):
-        examples(states_of([0, 1]), 0, "mlp")
+    with pytest.raises(InputError, match="mlp_out"):
+        examples(states_of([0, 1]), 0, "mlp_out")
     with pytest.raises(InputError, match="one row"):
-        examples(states_of([0, 1]), 3, "mlp")
+        examples(states_of([0, 1]), 3, "mlp_out")
     empty = Activations(
         {(0, "resid_post"): torch.zeros(0, 4)}, pd.DataFrame({"sample": [], "id": []}), {}
     )

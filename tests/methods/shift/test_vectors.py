@@ -64,7 +64,7 @@ def test_samples_that_both_have_are_matched_by_id_in_the_order_of_the_first():
             ["s1"],
             ["s1"],
             {"selection": {"words": ["dog"], "side": "token"}},
-            "captured positions differ: .*'at': 'token'",
+            "captured positions differ: .*'side': 'token'",
         ),
         (["s1"], ["s1"], {"reduce": "last"}, "reductions differ: None and last"),
         (

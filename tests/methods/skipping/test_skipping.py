@@ -40,7 +40,7 @@ from xlvlms_tutorial.samples import Sample
 from xlvlms_tutorial.tutorials.upstream import from_upstream
 
 # the package offers a function of this name
-module = import_module("xlvlms_tutorial.methods.skipping.layer_importance")
+module = import_module("xlvlms_tutorial.methods.skipping.effects")
 
 PROMPT = "Describe the picture ."
 CAPTIONS = ("red key on the grass", "a woman", "blue key in the grass", "a red picture")

@@ -433,7 +433,7 @@ def test_every_token_is_steered_by_its_own_concept(vlm, batch, min_cosine):
     shifts[1] = 0
     with steer_by_concept(vlm, centres, shifts, 2, 2.0, min_cosine=min_cosine):
         result = read(vlm, batch, 2)[2, "resid_post"]
-        assert [text.split("(")[0] for text in vlm.active] == ["by_concept", "edit"]
+        assert [text.split("(")[0] for text in vlm.active] == ["steer_by_concept", "edit"]
     torch.testing.assert_close(
         result, looped(before, centres, shifts, 2.0, min_cosine).float(), rtol=1e-4, atol=1e-4
     )
