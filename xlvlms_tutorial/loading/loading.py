@@ -112,7 +112,7 @@ def load(
     allow_untested : bool
         Whether an architecture outside :func:`~xlvlms_tutorial.models.architectures.architectures`
         is loaded too, if it passes the self-checks; they are then in ``vlm.checks``. Where only a
-        place in its blocks fails, that place is refused, and ``vlm.supports`` says so. False by
+        site in its blocks fails, that site is refused, and ``vlm.supports`` says so. False by
         default.
     trust_remote_code : bool
         Whether code is run that the model's authors put beside its weights. False by default.

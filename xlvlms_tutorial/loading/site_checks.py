@@ -1,4 +1,4 @@
-"""Self-checks of what can be done at single places of a block.
+"""Self-checks of what can be done at single sites of a block.
 
 What fails is refused there, and the model loads with less.
 """

@@ -98,7 +98,7 @@ def require_finite(name: str, model: nn.Module) -> None:
 def check(vlm: VLM) -> None:
     """Run the self-checks on a model with its processor.
 
-    Places that fail theirs are recorded in ``vlm.refused``, the table of all checks in
+    Sites and parts that fail theirs are recorded in ``vlm.refused``, the table of all checks in
     ``vlm.checks``.
 
     Raises
@@ -118,8 +118,8 @@ def check(vlm: VLM) -> None:
     if fatal:
         raise failed_self_check(kind, fatal)
     for name, detail in failed.items():
-        for place in HANGS_ON[name]:
-            vlm.refused[place] = detail
+        for pair in HANGS_ON[name]:
+            vlm.refused[pair] = detail
 
 
 def from_model(

@@ -17,7 +17,7 @@ Callback = Callable[[Tensor], None]
 def on_input(module: nn.Module, callback: Callback) -> RemovableHandle:
     """Call a function with the states that enter a module, each time it runs.
 
-    Use it to read activations in front of a module that ``capture`` has no place for.
+    Use it to read activations in front of a module that ``capture`` has no site for.
 
     Parameters
     ----------
@@ -49,7 +49,7 @@ def on_input(module: nn.Module, callback: Callback) -> RemovableHandle:
 def on_output(module: nn.Module, callback: Callback, prepend: bool = False) -> RemovableHandle:
     """Call a function with the states that leave a module, each time it runs.
 
-    Use it to read activations behind a module that ``capture`` has no place for.
+    Use it to read activations behind a module that ``capture`` has no site for.
 
     Parameters
     ----------
