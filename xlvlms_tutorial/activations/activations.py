@@ -35,7 +35,7 @@ class Activations:
 
     Parameters
     ----------
-    tensors : dict of (layer, site) to tensor (n, *shape)
+    tensors : dict of (layer, site) to tensor (n, ...)
         The activations, usually (n, d). A site is "resid_post" (the residual stream that leaves the
         layer), "attn_out", "mlp_out" and so on. All tensors have the same n; they are moved to the
         CPU.
@@ -49,7 +49,7 @@ class Activations:
 
     Attributes
     ----------
-    tensors : dict of (layer, site) to tensor (n, *shape)
+    tensors : dict of (layer, site) to tensor (n, ...)
         The activations, on the CPU.
     table : DataFrame
         The table, with rows numbered from 0.

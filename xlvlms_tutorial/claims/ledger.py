@@ -147,7 +147,7 @@ def ledger(entries: Sequence[Entry], link: str = "../{}.html") -> Html:
 
     Returns
     -------
-    Html
+    :class:`~xlvlms_tutorial.view.cards.Html`
         The ledger with its style.
 
     Examples

@@ -63,23 +63,23 @@ def from_upstream(
     ----------
     mode : str
         The authors' name, "parrallel" spelt as there: "skip_block", "skip_ffn", "skip_attn",
-        "parrallel_attn" or "parrallel_block", with "context_" (prefill and decode steps) or
-        "onlycontext_" (prefill alone) before it, then "fixed_" or "random_"; "skip_ffn_prompt";
-        "drop", for the layers from ``start`` on and before ``end``; or "exit", for all behind
-        ``start``.
+        "parrallel_attn" or "parrallel_block", with ``context_`` (prefill and decode steps) or
+        ``onlycontext_`` (prefill alone) before it, then ``fixed_`` or ``random_``;
+        "skip_ffn_prompt"; "drop", for the layers from ``start`` on and before ``end``; or "exit",
+        for all behind ``start``.
     n_layers : int
         The number L of layers.
     interval : int or sequence of int
         The distance of the layers that are changed. Several intervals share the layers in
         proportion, as in :func:`~xlvlms_tutorial.methods.skipping.every_nth_layer`. By default 60,
-        which is beyond most models and changes nothing. For "random_", the largest interval.
+        which is beyond most models and changes nothing. For ``random_``, the largest interval.
         Without a meaning for "drop" and "exit".
     start : int
         The authors' number of a block, counted from 0, behind which layers are changed.
     end : int, optional
         The authors' number of the block before which this ends. By default the last block's.
     seed : int
-        The seed of the layers that modes with "random_" draw; the others draw nothing.
+        The seed of the layers that modes with ``random_`` draw; the others draw nothing.
 
     Returns
     -------
