@@ -9,13 +9,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import yaml
+from jsonschema import validate
 
-from tools import ROOT
-from tools.chapters import config, notebooks
+from tools import ROOT, ties
+from tools.chapters import config, notebooks, pages
 from tools.execute import BUILD, CLAIMS, QUIET, fill, locked
 from tools.fetch_assets import fetch
 from xlvlms_tutorial.batch.results import measurements
-from xlvlms_tutorial.claims.claims import merge
+from xlvlms_tutorial.claims import merge, write_claims
+from xlvlms_tutorial.claims.headlines import SCHEMA
+from xlvlms_tutorial.io import read_json
 
 OFFLINE = {
     "mathjax_path": "vendor/mathjax/tex-mml-chtml.js",
@@ -87,6 +90,10 @@ def main() -> int:
     if failed := fill(notebooks()):
         print(f"pages that failed: {', '.join(failed)}")
         return 1
+    files = [ROOT / f"{page}.md" for page in pages()]
+    if untrue := ties.problems(files, CLAIMS):
+        print("sentences that the run does not bear out:\n" + "\n".join(untrue))
+        return 1
     book = Path(sys.executable).with_name("jupyter-book")
     command = [
         str(book),
@@ -103,7 +110,9 @@ def main() -> int:
     ).returncode
     if built == 0:
         batch = BUILD / "reproduce"
-        merge(CLAIMS, BUILD / "claims.json", measurements(batch) if batch.exists() else ())
+        more = measurements(batch) if batch.exists() else ()
+        content = write_claims(merge(CLAIMS, more), BUILD / "claims.json")
+        validate(content, read_json(SCHEMA))
     return built
 
 

@@ -24,6 +24,7 @@ from nbformat import NotebookNode
 
 from tools import ROOT
 from tools.chapters import notebooks
+from xlvlms_tutorial.claims.claims import ONE_RECORD
 
 BUILD = ROOT / "_build"
 CACHE = BUILD / ".jupyter_cache"
@@ -35,6 +36,7 @@ LEDGER = "claims"  # the page that shows what all others recorded: it comes last
 QUIET = {
     "TQDM_DISABLE": "1",
     "XLVLMS_CLAIMS": str(CLAIMS),
+    ONE_RECORD: "1",
     "NUMBA_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
 }
 
@@ -84,7 +86,7 @@ def forget(page: Path) -> None:
     """
     with locked(), suppress(KeyError):
         get_cache(CACHE).remove_cache(get_cache(CACHE).match_cache_notebook(read(page)).pk)
-    for file in CLAIMS.glob("*.json"):
+    for file in CLAIMS.rglob("*.json"):  # those of its checks lie in a folder inside
         with suppress(FileNotFoundError):  # of another page, which forgets its own at this moment
             if json.loads(file.read_text(encoding="utf-8")).get("chapter") == page.stem:
                 file.unlink(missing_ok=True)

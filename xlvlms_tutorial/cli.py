@@ -320,15 +320,18 @@ def claims(
 ) -> None:
     """Every published claim with its verdict on each model that was measured."""
     from xlvlms_tutorial.claims.claims import CLAIMS, merge
+    from xlvlms_tutorial.claims.headlines import as_content, write_claims
     from xlvlms_tutorial.io import as_json
 
     if folder is not None and not os.path.exists(folder):
         raise damaged_record(folder, "no folder of records")
-    entries = merge(folder, None if json == "-" else json, _measurements(results or []))
+    entries = merge(folder, _measurements(results or []))
     if json == "-":
         # JSON is UTF-8, whatever the terminal writes
-        typer.echo(as_json(entries).encode(), nl=False)
+        typer.echo(as_json(as_content(entries)).encode(), nl=False)
         return
+    if json:
+        write_claims(entries, json)
     rows = []
     for entry in entries:
         name = entry["id"]
