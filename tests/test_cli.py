@@ -503,7 +503,7 @@ def test_the_module_runs_as_the_command():
         text=True,
         check=True,
     )
-    assert len(json.loads(result.stdout)) == len(CLAIMS)
+    assert len(json.loads(result.stdout)["headlines"]) == len(CLAIMS)
 
 
 def leave(command, folder=None, **options):
