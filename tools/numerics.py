@@ -208,8 +208,8 @@ def table(pages: list[Path]) -> pd.DataFrame:
     """For each page, cells, measurements, seconds of processors and what differs.
 
     Cells are the checked ones; what differs from the first setting is told as cells /
-    verdicts / checked statements / digits. The first column says whether all that is known was executed with the
-    page, package and pins as they are now.
+    verdicts / checked statements / digits. The first column says whether all that is known was
+    executed with the page, package and pins as they are now.
     """
     rows = {}
     for page in pages:
