@@ -318,6 +318,13 @@ def test_the_ledger_for_machines_holds_every_claim_and_every_measurement():
     assert (entry["null"], entry["test"]) == (0.0, "> 0")
     assert entry["by_model"] == {"a": "confirmed", "b": "confirmed"}
     assert [measurement["run"] for measurement in entry["measurements"]] == ["one", "two"]
+    claimed = CLAIMS["IMA-1"]
+    assert (entry["fidelity"], entry["reason"]) == (claimed.fidelity, claimed.reason)
+    assert (entry["about"], entry["effect"]) == (claimed.about, claimed.effect)
+    names = ("against", "interval_over", "choice", "scale")
+    for measurement in entry["measurements"]:
+        said = tuple(measurement[name] for name in names)
+        assert said == ("chance", "pictures", "fixed", "own")
     assert entries["IMA-2"]["verdict"] == "not measured" and entries["IMA-2"]["measurements"] == []
 
 

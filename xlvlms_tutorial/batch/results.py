@@ -25,7 +25,32 @@ from xlvlms_tutorial.io import read_json, write_atomically, write_json, write_ut
 FILES = ("runs.parquet", "measurements.parquet", "claims.json", "report.md")
 STATES = ("done", "failed", "missing", "damaged")
 _WHERE = ("model", "dataset", "variant")
-_MEASURED = ("chapter", "seeds", "value", "low", "high", "n", "verdict", "run")
+_MEASURED = (
+    "against",
+    "interval_over",
+    "choice",
+    "scale",
+    "chapter",
+    "seeds",
+    "value",
+    "low",
+    "high",
+    "n",
+    "verdict",
+    "run",
+)
+_CLAIMED = (
+    "metric",
+    "rival",
+    "direction",
+    "null",
+    "margin",
+    "test",
+    "fidelity",
+    "reason",
+    "about",
+    "effect",
+)
 
 
 @dataclass
@@ -288,7 +313,8 @@ def summary(measurements: Iterable[Mapping[str, object]]) -> pd.DataFrame:
 def ledger(measurements: Iterable[Mapping[str, object]]) -> list[dict[str, object]]:
     """List every claim of the register for machines.
 
-    What is claimed, the verdict by model over all measurements, and these.
+    What is claimed and how near the measurement comes to it, the verdict by model over all
+    measurements, and these, each with what it was measured against.
     """
     by_claim: dict[str, list[Mapping[str, object]]] = {}
     for measurement in measurements:
@@ -309,7 +335,7 @@ def _entry(claimed: Claim, rows: list[Mapping[str, object]]) -> dict[str, object
         "statement": claimed.statement,
         "source": {"paper": claimed.paper, "where": claimed.where},
     }
-    for name in ("metric", "rival", "direction", "null", "margin", "test"):
+    for name in _CLAIMED:
         entry[name] = getattr(claimed, name)
     entry["verdict"] = pooled(str(row["verdict"]) for row in rows)
     entry["by_model"] = by_model

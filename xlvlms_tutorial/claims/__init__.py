@@ -13,12 +13,19 @@ from xlvlms_tutorial.claims.claims import (
     sentence,
     verdict,
 )
-from xlvlms_tutorial.claims.headlines import headlines, holm, multiplicity, write_claims
+from xlvlms_tutorial.claims.headlines import (
+    SIZES,
+    headlines,
+    holm,
+    multiplicity,
+    write_claims,
+)
 from xlvlms_tutorial.claims.ledger import counts, headline_table, ledger, overview
 
 __all__ = [
     "CLAIMS",
     "OBSERVATIONS",
+    "SIZES",
     "VERDICTS",
     "Claim",
     "check",

@@ -13,7 +13,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from xlvlms_tutorial.claims.claims import VERDICTS, Claim, claim
-from xlvlms_tutorial.claims.headlines import headlines, in_half_widths
+from xlvlms_tutorial.claims.headlines import corrected, headlines, in_half_widths
 from xlvlms_tutorial.errors import InputError
 from xlvlms_tutorial.view import plots
 from xlvlms_tutorial.view.cards import Html, style_of
@@ -36,6 +36,7 @@ _HEAD = (
     "model",
     "data",
     "setting",
+    "setting picked",
     "measured against",
     "value [95 % interval]",
     "interval over",
@@ -241,7 +242,7 @@ def headline_table(entries: Sequence[Entry], link: str = "#{}") -> Html:
             str(line["seeds"] or ""),
         )
         body += "<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
-    table = f'<div class="scroll"><table><tr>{head}</tr>{body}</table></div>'
+    table = _scrolling(head, body, "Headlines of all claims", "headlines")
     return Html(f'{style_of("ledger")}<div class="ledger">{table}</div>')
 
 
@@ -290,22 +291,32 @@ def _entry(claimed: Claim, rows: list[Entry], link: str) -> str:
 
 def _table(rows: list[Entry]) -> str:
     """The measurements of a claim, one a row."""
-    body = ""
-    for row in rows:
-        if row["value"] is not None:
-            body += _row(row)
-    if not body:
+    measured = [row for row in rows if row["value"] is not None]
+    if not measured:
         return "<p>No record of a measurement.</p>"
+    body = ""
+    for row, after in zip(measured, corrected(measured), strict=True):
+        body += _row(row, after)
     head = "".join(f"<th>{name}</th>" for name in _HEAD)
-    return f'<div class="scroll"><table><tr>{head}</tr>{body}</table></div>'
+    return _scrolling(head, body, f"Measurements of {rows[0]['id']}", "measurements")
 
 
-def _row(entry: Entry) -> str:
+def _scrolling(head: str, body: str, title: str, kind: str) -> str:
+    """A table that scrolls inside its own box, by finger, wheel or arrow keys."""
+    return (
+        f'<div class="scroll {kind}" tabindex="0" role="region" aria-label="{escape(title)}">'
+        f"<table><tr>{head}</tr>{body}</table></div>"
+    )
+
+
+def _row(entry: Entry, after: str) -> str:
+    """A measurement; ``after`` is its verdict after the correction for their number."""
     interval = f"[{entry['low']:.3g}, {entry['high']:.3g}]"
     cells = (
         entry["model"],
         entry["dataset"],
         entry["variant"] or "",
+        entry["choice"],
         entry["against"],
         f"{entry['value']:.3g} {interval}",
         _over(entry),
@@ -315,6 +326,8 @@ def _row(entry: Entry) -> str:
     row = "".join(f"<td>{escape(str(cell))}</td>" for cell in cells)
     between = " between machines" if entry.get("between_machines") else ""
     badge = _badge(str(entry["verdict"]))
+    if after != entry["verdict"]:
+        between += f" <small>{after} after the correction</small>"
     return f"<tr>{row}<td>{badge}{between}</td></tr>"
 
 
