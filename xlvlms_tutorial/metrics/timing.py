@@ -160,7 +160,7 @@ def compare_times(
     ways: Mapping[str, Callable[[], object]],
     to: str,
     width: float = 0.1,
-    most: int = 12,
+    most: int = 8,
     seed: int = 0,
     **options: Any,
 ) -> pd.DataFrame:
@@ -179,7 +179,7 @@ def compare_times(
         The name of the reference way.
     width : float, default 0.1
         How wide an interval may be, as a share of the time of ``to``.
-    most : int, default 12
+    most : int, default 8
         How many rounds there are at most, 4 or more.
     seed : int, default 0
         Of the bootstrap.
