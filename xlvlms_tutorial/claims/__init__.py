@@ -13,6 +13,7 @@ from xlvlms_tutorial.claims.claims import (
     sentence,
     verdict,
 )
+from xlvlms_tutorial.claims.findings import findings, findings_table
 from xlvlms_tutorial.claims.headlines import headlines, holm, multiplicity, write_claims
 from xlvlms_tutorial.claims.ledger import counts, headline_table, ledger, overview
 
@@ -24,6 +25,8 @@ __all__ = [
     "check",
     "claim",
     "counts",
+    "findings",
+    "findings_table",
     "headline_table",
     "headlines",
     "holm",
