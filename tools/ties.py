@@ -37,9 +37,10 @@ HEADLINE = " headline"
 FINDINGS = "findings"  # the page whose sentences stand in claims/findings.yaml
 # What makes a paragraph one that states an outcome: a verdict, a decimal number or a percentage.
 OUTCOME = re.compile(r"\b(confirmed|refuted|undecided)\b|\b\d+\.\d+\b|\b\d+ ?%", re.IGNORECASE)
-# Text in which a number is no outcome.
+# Text in which a number is no outcome: code, formulas, addresses, versions and names of models.
 NEUTRAL = re.compile(
-    r"`[^`]*`|\{\w+\}`[^`]*`|\$[^$]*\$|\]\([^)]*\)|arXiv \d+\.\d+|\bv?\d+\.\d+\.\d+"
+    r"\$\$[^$]*\$\$|`[^`]*`|\{\w+\}`[^`]*`|\$[^$]*\$|\]\([^)]*\)|arXiv \d+\.\d+|\bv?\d+\.\d+\.\d+"
+    r"|\b[A-Z][A-Za-z]+[\d-]*\d\.\d"
 )
 
 
