@@ -40,6 +40,10 @@ def claim(low, high, seed=0, model="a", name="IMA-1", verdict="confirmed", varia
         "seeds": [seed],
         "variant": variant,
         "chapter": "toy",
+        "against": "chance",
+        "interval_over": "pictures",
+        "choice": "fixed",
+        "scale": "own",
         "versions": {"torch": "2"},
     }
     return key | {"value": middle, "low": low, "high": high, "n": 9, "verdict": verdict}
@@ -133,6 +137,10 @@ BAD = {
     "seeds that are text": {"seeds": "0"},
     "seeds of text": {"seeds": ["a"]},
     "versions that are text": {"versions": "2"},
+    "nothing to measure against": {"against": ""},
+    "an interval over what is not known": {"interval_over": "stars"},
+    "a list as choice": {"choice": ["fixed"]},
+    "no scale": {"scale": None},
     "half a character": {"model": "\ud800"},
 }
 

@@ -10,11 +10,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from xlvlms_tutorial.claims.claims import CLAIMS, merge, record
-from xlvlms_tutorial.claims.ledger import REACH, counts, distances, ledger, overview
+from xlvlms_tutorial.claims.ledger import (
+    REACH,
+    counts,
+    distances,
+    headline_table,
+    ledger,
+    overview,
+)
 from xlvlms_tutorial.errors import InputError
 from xlvlms_tutorial.metrics.intervals import Estimate
 
-KEY = {"model": "pocket-llava", "dataset": "scenes", "seeds": 0, "chapter": "inside"}
+KEY = {
+    "model": "pocket-llava",
+    "dataset": "scenes",
+    "seeds": 0,
+    "chapter": "inside",
+    "against": "<i>chance</i>",
+}
 
 
 def entries_of(folder, **measured):
@@ -89,7 +102,9 @@ def test_the_entries_name_every_claim_link_to_its_chapter_and_escape_what_was_wr
     assert measured.find("a")["href"] == "../inside.html"
     assert "0.3 [0.2, 0.4]" in measured.get_text()
     assert "<b>deep</b>" in measured.get_text()
-    assert measured.find(class_="sign").get_text() == "✓ confirmed"
+    assert measured.find(class_="sign").get_text() == "✓ holds"
+    assert "<i>chance</i>" in measured.get_text()
+    assert measured.find("table").find(class_="sign").get_text() == "✓ confirmed"
     assert unmeasured.find(class_="not-measured").get_text() == "– not measured"
     assert unmeasured.find("table") is None
 
@@ -100,3 +115,24 @@ def test_counts_add_up_to_the_entries(tmp_path):
     assert table.to_numpy().sum() == len(entries)
     assert table.loc["Start", "refuted"] == 1
     assert table.loc["I Alignment", "confirmed"] == 1
+
+
+def test_the_table_of_headlines_has_a_line_for_each_claim_and_says_what_it_rests_on(tmp_path):
+    entries = entries_of(tmp_path, IMA_1=(0.3, 0.2, 0.4), SKIP_1=(0.3, 0.2, 0.4))
+    page = BeautifulSoup(str(headline_table(entries, link="#{}")), "html.parser")
+    rows = {}
+    for row in page.find_all("tr")[1:]:
+        cells = [cell.get_text() for cell in row.find_all("td")]
+        rows[cells[0]] = cells
+    assert list(rows) == list(CLAIMS)
+    assert page.find("a", string="IMA-1")["href"] == "#IMA-1"
+    assert rows["IMA-1"][2:6] == [
+        "✓ holds",
+        "the paper's method",
+        "yes: <i>chance</i>",
+        "large, on the claimed side",
+    ]
+    # about models, and measured on pictures of one
+    assert rows["IMA-1"][-2:] == ["pictures of one model", "1"]
+    assert rows["SKIP-1"][2:4] == ["? cannot tell", "another question"]
+    assert rows["IMA-2"][2] == "– not measured" and rows["IMA-2"][4] == ""
