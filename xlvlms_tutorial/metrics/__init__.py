@@ -45,10 +45,12 @@ if TYPE_CHECKING:
         bootstrap,
         correlation,
         difference,
+        mean_interval,
         percentile_interval,
         permutation_p,
         proportion,
         resampled_shares,
+        subtract,
     )
     from xlvlms_tutorial.metrics.references import bleu, cider
     from xlvlms_tutorial.metrics.steering import answer_kl, steering_table
@@ -89,6 +91,7 @@ __all__ = [
     "forms",
     "frequent_words",
     "match_concepts",
+    "mean_interval",
     "measure_time",
     "memory_of",
     "names",
@@ -104,6 +107,7 @@ __all__ = [
     "steering_table",
     "style_rate",
     "style_share",
+    "subtract",
     "time_ratios",
     "top_scores",
     "varying_factors",
