@@ -1,9 +1,12 @@
-"""The embedded world as samples: scenes (unseen, or held-out combinations), clips and sounds."""
+"""The embedded worlds as samples.
+
+Scenes (unseen, or held-out combinations), clips and sounds of the first, postcards of the second.
+"""
 
 from collections.abc import Callable
 from dataclasses import asdict
 
-from xlvlms_tutorial.pocket import clips, language, sounds, world
+from xlvlms_tutorial.pocket import clips, language, postcard_texts, postcards, sounds, world
 from xlvlms_tutorial.samples import Sample
 
 
@@ -117,8 +120,41 @@ def sound_samples(n: int, split: str = "test", seed: int = 0) -> list[Sample]:
     return samples
 
 
-def _factors(scene: world.Scene) -> dict[str, object]:
-    return {factor: value for factor, value in asdict(scene).items() if factor in world.FACTORS}
+def postcard_samples(n: int, split: str = "test", seed: int = 0) -> list[Sample]:
+    """Draw ``n`` postcards of the second world as samples.
+
+    Parameters
+    ----------
+    n : int
+        How many postcards.
+    split : str, default "test"
+        "train", "validation" or "test".
+    seed : int, default 0
+        Which postcards are drawn.
+
+    Returns
+    -------
+    list of Sample
+        As of :func:`scene_samples`, with six captions; the factors have the same names.
+    """
+    samples = []
+    for k, card in enumerate(postcards.postcards(n, split, seed)):
+        samples.append(
+            Sample(
+                f"postcard-{split}-{seed}-{k:05d}",
+                _later(postcards.draw, card),
+                tuple(postcard_texts.captions(card)),
+                tuple(postcard_texts.questions(card)),
+                _factors(card),
+            )
+        )
+    return samples
+
+
+def _factors(record: world.Scene | postcards.Postcard) -> dict[str, object]:
+    factors = asdict(record)
+    del factors["layout"]
+    return factors
 
 
 def _later(draw: Callable, record: object) -> Callable[[], object]:
