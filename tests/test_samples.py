@@ -561,9 +561,8 @@ def test_unknown_datasets_and_splits_list_what_there_is():
             load_samples(dataset, split="dev")
         with pytest.raises(InputError, match="1 or more"):
             load_samples(dataset, n=0)
-        for seed in (-1, 0.5):
-            with pytest.raises(InputError, match="0 or more"):
-                load_samples(dataset, seed=seed)
+        with pytest.raises(InputError, match="0 or more"):
+            load_samples(dataset, seed=-1)
     with pytest.raises(InputError, match="train, validation, test"):
         load_samples("postcards", split="composition")
 

@@ -186,7 +186,8 @@ def _wordings(which: _World, example: object) -> set[tuple[str, str]]:
 def _vocabulary(which: _World) -> set[str]:
     """Every word of the texts about records that show each value of a factor, and each pair."""
     vocabulary: set[str] = set()
-    for record in _covering(which):
+    for layout, covering in enumerate(_covering(which)):
+        record = replace(covering, layout=layout)  # by which the wording of questions is drawn
         texts = [*which.captions(record), *which.styled(record)]
         for seed in range(3):
             for question in which.questions(record, seed):

@@ -107,7 +107,7 @@ def _captions(
 ) -> Iterator[pd.DataFrame]:
     """Trials of the captions, one a picture: measurement, sample, right, truth."""
     truths = [sample.truth for sample in samples]
-    named = caption_attributes(report.captions["caption"], truths, _FACTORS)
+    named = caption_attributes(report.captions["caption"].tolist(), truths, _FACTORS)
     for factor in _FACTORS:
         values = [truth[factor] for truth in truths]
         if factor == "colour":  # a caption is right about it only with its thing
