@@ -5,7 +5,7 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 
-from tests.pocket.test_postcards import masked
+from tests.support.words import masked
 from xlvlms_tutorial.pocket import describe_worlds, language, postcard_texts, postcards, world
 from xlvlms_tutorial.text import STYLES, words
 

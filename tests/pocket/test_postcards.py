@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.support.words import masked
 from xlvlms_tutorial.errors import InputError
 from xlvlms_tutorial.metrics import caption_attributes
 from xlvlms_tutorial.pocket import language, postcards, world
@@ -288,15 +289,6 @@ def test_yes_is_as_frequent_as_no_and_popularity_is_the_share_of_postcards():
     shown = Counter(kind for card in cards for kind in card.objects)
     for kind, share in popularity().items():
         assert shown[kind] / 3000 == pytest.approx(share, abs=0.03), kind
-
-
-def masked(text: str) -> str:
-    """A text about a walking woman beside two red flags, without its factors."""
-    slots = {"woman": "S", "walking|walks": "A", "flags?": "I", "red": "C", "two|three": "N"}
-    slots |= {"left|right": "D", "sand": "P", "day": "T"}
-    for word, slot in slots.items():
-        text = re.sub(rf"\b({word})\b", slot, text.lower())
-    return text
 
 
 def test_no_caption_and_no_question_has_a_template_of_the_first_world():

@@ -5,6 +5,7 @@ import math
 import pytest
 
 from xlvlms_tutorial import load_samples
+from xlvlms_tutorial.data.pocket import crossed_samples
 from xlvlms_tutorial.errors import InputError
 from xlvlms_tutorial.metrics import Estimate
 from xlvlms_tutorial.samples import PROMPTS
@@ -112,3 +113,70 @@ def test_too_few_pictures_are_refused(fake_vlm, n):
 def test_a_seed_that_is_none_is_refused(fake_vlm):
     with pytest.raises(InputError, match="seed=-1"):
         second_world.compare_worlds(fake_vlm(lambda picture, text: "yes"), seed=-1)
+
+
+@pytest.fixture(scope="module")
+def crossed() -> dict[tuple[str, str], list]:
+    """Samples by the world of their pictures and that of their words."""
+    worlds = second_world.WORLDS
+    return {(a, b): crossed_samples(12, a, b) for a in worlds for b in worlds}
+
+
+def test_crossed_samples_have_one_worlds_pictures_and_one_worlds_words(crossed):
+    for pictures in second_world.WORLDS:
+        first, second = crossed[pictures, "scenes"], crossed[pictures, "postcards"]
+        for one, other in zip(first, second, strict=True):
+            assert one.image.tobytes() == other.image.tobytes() and one.truth == other.truth
+            assert one.truth["subject"] in SHARED["subject"] and one.truth["item"] in SHARED["item"]
+            assert not set(one.captions) & set(other.captions)
+            answers = [
+                {q.type: q.answer for q in sample.questions if q.type != "presence"}
+                for sample in (one, other)
+            ]
+            assert answers[0] == answers[1] and len(answers[0]) >= 3
+            texts = [{question.text for question in sample.questions} for sample in (one, other)]
+            assert not texts[0] & texts[1]
+        own = load_samples(pictures, n=60)
+        written = {sample.captions: sample.questions for sample in own}
+        for sample in crossed[pictures, pictures]:
+            assert written[sample.captions] == sample.questions
+    ids = [sample.id for samples in crossed.values() for sample in samples]
+    assert len(set(ids)) == 4 * 12
+
+
+@pytest.mark.parametrize("arguments", [("clips", "scenes"), ("scenes", "clips")])
+def test_worlds_that_are_none_cannot_be_crossed(arguments):
+    with pytest.raises(InputError, match="'clips'; allowed: 'scenes', 'postcards'"):
+        crossed_samples(3, *arguments)
+    with pytest.raises(InputError, match="n is 0"):
+        crossed_samples(0, "scenes", "postcards")
+
+
+def test_a_model_that_knows_some_pictures_or_some_words_is_right_about_these(fake_vlm, crossed):
+    samples = [sample for part in crossed.values() for sample in part]
+    replies = {}
+    for sample in samples:
+        for question in sample.questions:
+            replies[sample.image.tobytes(), question.text] = question.answer
+    sizes = {"scenes": (256, 256), "postcards": (320, 240)}
+    of_scenes = lambda picture, text: (
+        replies.get((picture.tobytes(), text), "") if picture.size == sizes["scenes"] else "?"
+    )
+    table = second_world.swap_words(fake_vlm(of_scenes), n=12)
+    assert table.columns.names == ["pictures", "words"] and len(table) == 6
+    for pictures, right in (("scenes", 1.0), ("postcards", 0.0)):
+        assert {cell.value for cell in table[pictures].to_numpy().ravel()} == {right}
+    scene_texts = {q.text for s in crossed["scenes", "scenes"] for q in s.questions}
+    scene_texts |= {q.text for s in crossed["postcards", "scenes"] for q in s.questions}
+    in_words = lambda picture, text: (
+        replies.get((picture.tobytes(), text), "") if text in scene_texts else "?"
+    )
+    table = second_world.swap_words(fake_vlm(in_words), n=12)
+    for texts, right in (("scenes", 1.0), ("postcards", 0.0)):
+        cells = table.xs(texts, axis=1, level="words").to_numpy().ravel()
+        assert {cell.value for cell in cells} == {right}
+
+
+def test_words_of_one_picture_are_too_few(fake_vlm):
+    with pytest.raises(InputError, match="n is 1; give 2 pictures or more"):
+        second_world.swap_words(fake_vlm(lambda picture, text: "yes"), n=1)
