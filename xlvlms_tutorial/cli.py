@@ -155,7 +155,9 @@ def evaluate(
     ] = None,
     dataset: Annotated[
         str,
-        typer.Option(help="scenes, composition (combinations never trained on), clips, or sounds."),
+        typer.Option(
+            help="scenes, composition (combinations never trained on), postcards, clips, or sounds."
+        ),
     ] = "scenes",
     n: Annotated[int, typer.Option(min=1, help="Number of samples.")] = 100,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the samples and of the bootstrap.")] = 0,

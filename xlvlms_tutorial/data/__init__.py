@@ -17,7 +17,14 @@ if TYPE_CHECKING:
     from xlvlms_tutorial.data.hub import HUB
 
 # Embedded: they need neither network nor files
-DATASETS = ("scenes", "composition", "clips", "sounds", *(f"scenes-{style}" for style in STYLES))
+DATASETS = (
+    "scenes",
+    "composition",
+    "clips",
+    "sounds",
+    "postcards",
+    *(f"scenes-{style}" for style in STYLES),
+)
 
 __all__ = [
     "DATASETS",
@@ -95,6 +102,8 @@ def load_samples(
         return pocket.clip_samples(n, split, seed)
     if name == "sounds":
         return pocket.sound_samples(n, split, seed)
+    if name == "postcards":
+        return pocket.postcard_samples(n, split, seed)
     if name == "composition":
         return pocket.scene_samples(n, "composition", seed)
     if name in DATASETS:
