@@ -373,7 +373,8 @@ def media(samples: Sequence[Sample]) -> dict[str, list]:
     Examples
     --------
     >>> from PIL import Image
-    >>> from xlvlms_tutorial.data import Sample, media
+    >>> from xlvlms_tutorial.data import Sample
+    >>> from xlvlms_tutorial.samples import media
     >>> scene = Sample("wall", Image.new("L", (6, 4)))
     >>> contents = media([scene, scene])
     >>> list(contents), len(contents["images"])

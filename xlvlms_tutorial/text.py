@@ -285,7 +285,7 @@ def normalise(answer: str) -> str:
 
     Examples
     --------
-    >>> from xlvlms_tutorial.metrics import normalise
+    >>> from xlvlms_tutorial.text import normalise
     >>> normalise("The two."), normalise("left-hand side"), normalise("1,000"), normalise("3.5")
     ('2', 'left hand side', '1000', '3.5')
     """
@@ -316,7 +316,7 @@ def vqa_normalise(answer: str) -> str:
 
     Examples
     --------
-    >>> from xlvlms_tutorial.metrics import vqa_normalise
+    >>> from xlvlms_tutorial.text import vqa_normalise
     >>> vqa_normalise("The  two dogs."), vqa_normalise("dont"), vqa_normalise("10:30 a.m.")
     ('2 dogs', "don't", '10:30 am')
     """

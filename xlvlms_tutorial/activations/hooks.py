@@ -94,7 +94,7 @@ def reading(
 
     Examples
     --------
-    >>> from xlvlms_tutorial.activations import reading
+    >>> from xlvlms_tutorial.activations.hooks import reading
     >>> with reading(vlm, [12, 24], positions="last") as activations:
     ...     _ = vlm.forward(batch)
     >>> activations[12, "resid_post"][0].shape
@@ -258,7 +258,7 @@ def span_mask(vlm: VLM, batch: Batch, spans: tuple[str, ...]) -> Bool[Tensor, "b
     --------
     The pocket model turns each picture into 16 visual tokens:
 
-    >>> from xlvlms_tutorial.activations import span_mask
+    >>> from xlvlms_tutorial.activations.hooks import span_mask
     >>> span_mask(vlm, batch, ("image",)).sum(dim=1).tolist()
     [16, 16, 16, 16]
     """

@@ -601,7 +601,7 @@ def shard_plan(n_samples: int, shard_size: int) -> list[range]:
 
     Examples
     --------
-    >>> from xlvlms_tutorial.activations import shard_plan
+    >>> from xlvlms_tutorial.activations.store import shard_plan
     >>> shard_plan(5, 2)
     [range(0, 2), range(2, 4), range(4, 5)]
     """

@@ -19,7 +19,7 @@ from xlvlms_tutorial.models import anatomy
 from xlvlms_tutorial.models.spans import SPANS
 from xlvlms_tutorial.models.vlm import VLM
 
-POSITIONS = ("all", "last", "generated", *SPANS[1:-1])
+_POSITIONS = ("all", "last", "generated", *SPANS[1:-1])
 Positions = str | tuple[str, ...] | Bool[Tensor, "b t"]
 Layers = int | Sequence[int]
 Change = Callable[[Float[Tensor, "b t d"]], Float[Tensor, "b t d"]]
@@ -83,10 +83,10 @@ class Edit:
     ) -> None:
         if not isinstance(positions, Tensor):
             positions = (positions,) if isinstance(positions, str) else tuple(positions)
-            if not positions or set(positions) - set(POSITIONS):
+            if not positions or set(positions) - set(_POSITIONS):
                 raise InterventionError(
                     f"unknown positions {positions!r}",
-                    f"allowed: {', '.join(POSITIONS)}, or a mask (b, t)",
+                    f"allowed: {', '.join(_POSITIONS)}, or a mask (b, t)",
                 )
         self.vlm = vlm
         self.change = change

@@ -32,7 +32,7 @@ PARTS = ("block", "mlp", "attention")
 SCOPES = ("prefill", "decode", "both")
 CACHES = ("own", "previous")
 NORMS = ("first", "second")
-COMBINES = ("mean", "sum")
+_COMBINES = ("mean", "sum")
 
 
 @recorded
@@ -238,7 +238,7 @@ def parallel_pairs(
     >>> torch.allclose(states[13, "resid_post"], expected, atol=1e-3)
     True
     """
-    _require_allowed(combine=(combine, COMBINES), scope=(scope, SCOPES))
+    _require_allowed(combine=(combine, _COMBINES), scope=(scope, SCOPES))
     firsts = checked_layers(vlm, layers)
     clock = Clock(vlm)
     paired = []

@@ -58,7 +58,7 @@ def exact_match(prediction: str, answer: str) -> bool:
 
     Examples
     --------
-    >>> from xlvlms_tutorial.metrics import exact_match
+    >>> from xlvlms_tutorial.metrics.answers import exact_match
     >>> exact_match("Two.", "2"), exact_match("Yes, two.", "yes"), exact_match("a red car", "red")
     (True, True, False)
     """

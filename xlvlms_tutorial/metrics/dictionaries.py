@@ -47,7 +47,7 @@ class ReconstructionError(NamedTuple):
 
     Examples
     --------
-    >>> from xlvlms_tutorial.metrics import ReconstructionError
+    >>> from xlvlms_tutorial.metrics.dictionaries import ReconstructionError
     >>> ReconstructionError(of_energy=0.1, of_variance=0.25, explained_variance=0.75).of_variance
     0.25
     """
@@ -73,7 +73,7 @@ class Sparsity(NamedTuple):
 
     Examples
     --------
-    >>> from xlvlms_tutorial.metrics import Sparsity
+    >>> from xlvlms_tutorial.metrics.dictionaries import Sparsity
     >>> Sparsity(zeros=0.5, active=1.0, dead=0.0).active
     1.0
     """

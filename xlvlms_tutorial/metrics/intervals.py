@@ -415,7 +415,7 @@ def resampled_shares(n: int, n_resamples: int = 2000, seed: int = 0) -> np.ndarr
 
     Examples
     --------
-    >>> from xlvlms_tutorial.metrics import resampled_shares
+    >>> from xlvlms_tutorial.metrics.intervals import resampled_shares
     >>> shares = resampled_shares(4, n_resamples=100)
     >>> shares.shape, bool((shares.sum(axis=1) == 1).all())
     ((100, 4), True)

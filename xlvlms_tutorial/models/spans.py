@@ -188,7 +188,7 @@ def positions(batch: Batch, tokenizer: PreTrainedTokenizerBase) -> pd.DataFrame:
 
     Examples
     --------
-    >>> from xlvlms_tutorial.models import positions
+    >>> from xlvlms_tutorial.models.spans import positions
     >>> table = positions(batch, vlm.tokenizer)
     >>> table.columns.tolist()
     ['sample', 'position', 'token_id', 'token', 'span']
@@ -222,7 +222,7 @@ def decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
 
     Examples
     --------
-    >>> from xlvlms_tutorial.models import decode
+    >>> from xlvlms_tutorial.models.spans import decode
     >>> decode(vlm.tokenizer, vlm.tokenizer("A red key.").input_ids)
     'A red key.'
     """
@@ -255,7 +255,7 @@ def token_slice(
 
     Examples
     --------
-    >>> from xlvlms_tutorial.models import decode
+    >>> from xlvlms_tutorial.models.spans import decode
     >>> ids = vlm.tokenizer("A red key.").input_ids
     >>> decode(vlm.tokenizer, ids[token_slice(vlm.tokenizer, ids, 2, 5)])
     ' red'
@@ -317,7 +317,7 @@ def find_words(
 
     Examples
     --------
-    >>> from xlvlms_tutorial.models import decode, find_words
+    >>> from xlvlms_tutorial.models.spans import decode, find_words
     >>> ids = vlm.tokenizer("A frog eats a hot dog.").input_ids
     >>> tokens, word = find_words(vlm.tokenizer, ids, ["dog", "hot dog"])
     >>> word, decode(vlm.tokenizer, ids[tokens])

@@ -91,7 +91,7 @@ class StyleAdapter:
 
     Examples
     --------
-    >>> from xlvlms_tutorial.training import StyleAdapter
+    >>> from xlvlms_tutorial.training.adapters import StyleAdapter
     >>> StyleAdapter("pocket-mood", {160: "pocket-mood@step-0160"}).final
     'pocket-mood'
     """
@@ -140,7 +140,8 @@ def style_adapters(
     Returns
     -------
     dict of str to StyleAdapter
-        The adapters by style.
+        The adapters by style: ``final`` as ``load(..., adapter=...)`` takes it, and ``steps``, what
+        there is of its training by step (empty where it was given).
 
     Raises
     ------

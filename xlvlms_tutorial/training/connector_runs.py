@@ -225,7 +225,7 @@ def train_connector(
 
     Examples
     --------
-    >>> from xlvlms_tutorial.training import RUNS, train_connector
+    >>> from xlvlms_tutorial.training.connector_runs import RUNS, train_connector
     >>> RUNS["video"].recipe.steps, RUNS["video"].variant.reads
     (300, ('video',))
     >>> record = train_connector("video")  # doctest: +SKIP

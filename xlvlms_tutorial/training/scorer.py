@@ -55,7 +55,7 @@ class ScorerRecipe:
 
     Examples
     --------
-    >>> from xlvlms_tutorial.training import ScorerRecipe
+    >>> from xlvlms_tutorial.training.scorer import ScorerRecipe
     >>> ScorerRecipe(steps=100).steps, ScorerRecipe().batch_size
     (100, 256)
     """
@@ -161,7 +161,7 @@ def train_scorer(recipe: ScorerRecipe | None = None) -> dict:
 
     Examples
     --------
-    >>> from xlvlms_tutorial.training import ScorerRecipe, train_scorer
+    >>> from xlvlms_tutorial.training.scorer import ScorerRecipe, train_scorer
     >>> record = train_scorer(ScorerRecipe(steps=100))  # doctest: +SKIP
     """
     recipe = recipe or ScorerRecipe()

@@ -27,7 +27,7 @@ Examples = Float[Tensor, "_ _ _"] | Sequence[Float[Tensor, "_ _"]]
 POOLED = ("avg", "mean")
 BY_PAIR = ("max", "min", "median", "max_mean")
 BY_TOKEN = ("token_mean", "token_median", "token_max")
-PAIRS = ("all", "matched")
+_PAIRS = ("all", "matched")
 STATISTICS = ("median", "mean", "max", "min")
 
 # tokens of each side in a block of cosines: it has 16 MB in float32, unless a single example has
@@ -300,7 +300,7 @@ def require_mode(mode: str, pairs: str) -> None:
     InputError
         With those that are allowed.
     """
-    require(pairs in PAIRS, f"unknown pairs {pairs!r}", f"allowed: {', '.join(PAIRS)}")
+    require(pairs in _PAIRS, f"unknown pairs {pairs!r}", f"allowed: {', '.join(_PAIRS)}")
     allowed = POOLED + BY_PAIR + (BY_TOKEN if pairs == "matched" else ())
     if mode not in allowed:
         problem = f"unknown mode {mode!r}"

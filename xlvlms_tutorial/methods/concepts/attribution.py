@@ -24,10 +24,7 @@ from xlvlms_tutorial.models.vlm import VLM
 from xlvlms_tutorial.samples import PROMPTS, Sample
 from xlvlms_tutorial.validation import require_counts, require_one_of
 
-HEATMAP_METHODS = (
-    "occlusion",
-    "activation",
-)  # of attribution, the argument ``method`` of concept_heatmap
+_METHODS = ("occlusion", "activation")  # the argument ``method`` of concept_heatmap
 _ADVICE = "give pictures of one size, so that the same token is the same place in all of them"
 
 
@@ -115,7 +112,7 @@ def concept_heatmap(
     """
     samples, concepts = list(samples), list(concepts)
     _check(vlm, samples, dictionary, concepts, layer)
-    require_one_of(method, HEATMAP_METHODS, "way")
+    require_one_of(method, _METHODS, "way")
     if method == "activation":
         directions = torch.as_tensor(dictionary.components_)[concepts].float()
         return _projected(vlm, samples, directions, layer, prompt, batch_size)

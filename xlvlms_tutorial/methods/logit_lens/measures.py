@@ -497,9 +497,9 @@ def modality_divergence(
     Returns
     -------
     dict of str to Estimate
-        An estimate in nats for each of ``KINDS``. Intervals (95 %) are from one bootstrap over
-        samples, the same for all three; ``n`` counts the tokens on the left side, for the
-        difference those of both.
+        Estimates in nats: "P against T", "T against other T" and their "difference". Intervals
+        (95 %) are from one bootstrap over samples, the same for all three; ``n`` counts the tokens
+        on the left side, for the difference those of both.
 
     Raises
     ------
@@ -570,8 +570,9 @@ def divergence_profile(
     Returns
     -------
     DataFrame
-        One row for each layer and kind, with columns ``layer``, ``kind`` (one of ``KINDS``),
-        ``value`` (nats), ``low``, ``high`` (95 % interval over samples) and ``n`` (tokens).
+        One row for each layer and kind, with columns ``layer``, ``kind`` (those of
+        :func:`modality_divergence`), ``value`` (nats), ``low``, ``high`` (95 % interval over
+        samples) and ``n`` (tokens).
 
     Raises
     ------

@@ -318,7 +318,7 @@ def fingerprint(vlm: VLM) -> str:
     >>> import torch
     >>> from transformers import LlamaConfig, LlamaForCausalLM
     >>> from xlvlms_tutorial import VLM
-    >>> from xlvlms_tutorial.methods.pruning import fingerprint
+    >>> from xlvlms_tutorial.methods.pruning.calibration import fingerprint
     >>> config = LlamaConfig(
     ...     vocab_size=8,
     ...     hidden_size=8,

@@ -47,7 +47,7 @@ def null_shifts(
     *,
     seed: int = 1,
 ) -> dict[str, Float[np.ndarray, "k _"]]:
-    r"""Make the baselines that shift vectors are compared with, under the names ``NULLS``.
+    r"""Make the baselines that shift vectors are compared with, by name.
 
     Use it with :func:`recovery_curve`: recovery by shift vectors means something where these do
     worse.

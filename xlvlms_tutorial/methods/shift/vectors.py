@@ -167,7 +167,7 @@ def shift_vectors(
     k : int
         The number of concepts; each must have a sample.
     average : str
-        How differences are averaged, one of ``AVERAGES``: "mean" (the default, the paper's),
+        How differences are averaged: "mean" (the default, the paper's),
         "median" of each dimension, or "trimmed", the mean of each dimension without the smallest
         and largest 10 %.
 

@@ -47,7 +47,8 @@ class Run(NamedTuple):
     Examples
     --------
     >>> import torch
-    >>> from xlvlms_tutorial.methods.steering import Run, SteeringVectors
+    >>> from xlvlms_tutorial.methods.steering import SteeringVectors
+    >>> from xlvlms_tutorial.methods.steering.sweep import Run
     >>> vectors = SteeringVectors({24: torch.ones(vlm.width)}, {"model": vlm.name})
     >>> run = Run("ones", vectors, layer=24, strength=2.0)
     >>> with run.steering(vlm, "all"):
