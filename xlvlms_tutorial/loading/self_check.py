@@ -22,7 +22,7 @@ from xlvlms_tutorial.loading.measured import (
     rounding,
     words_of,
 )
-from xlvlms_tutorial.loading.site_checks import PLACED
+from xlvlms_tutorial.loading.site_checks import SITE_CHECKS
 from xlvlms_tutorial.models import anatomy
 from xlvlms_tutorial.models.spans import SPANS, Batch
 from xlvlms_tutorial.models.vlm import VLM
@@ -225,7 +225,7 @@ REQUIRED: dict[str, Callable[[VLM, Batch], Outcome]] = {
     "block bypass": block_in_path,
 }
 # All self-checks by name, those of single sites included
-CHECKS = REQUIRED | PLACED
+CHECKS = REQUIRED | SITE_CHECKS
 
 
 def _outcome(check: Callable[[VLM, Batch], Outcome], vlm: VLM, batch: Batch) -> Outcome:

@@ -94,7 +94,7 @@ def fold_adds(vlm: VLM, batch: Batch) -> Outcome:
     return share <= rounding(vlm), f"largest difference {share:.1e}"
 
 
-PLACED: dict[str, Callable[[VLM, Batch], Outcome]] = {
+SITE_CHECKS: dict[str, Callable[[VLM, Batch], Outcome]] = {
     "between attention and MLP": middle_between,
     "block skipped": _skipped("block"),
     "MLP skipped": _skipped("mlp"),
