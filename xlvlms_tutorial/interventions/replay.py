@@ -178,5 +178,6 @@ def same_up_to_rounding(
     >>> same_up_to_rounding(expected + 2e-3, expected, torch.float32)
     False
     """
-    tolerance = max(2 * torch.finfo(dtype).eps, 1e-5) * float(expected.abs().max())
+    largest = float(expected.abs().max())
+    tolerance = max(2 * torch.finfo(dtype).eps, 1e-5) * largest
     return torch.allclose(states, expected, rtol=0, atol=tolerance)
