@@ -345,9 +345,9 @@ def chosen(keys: Collection[Key], layer: int | None, site: str | None) -> list[K
     at_layer = [key for key in keys if layer in (None, key[0])]
     matching = [key for key in at_layer if site in (None, key[1])]
     if not matching:
-        where = "" if layer is None else f" at layer {layer}"
+        ending = "" if layer is None else f" at layer {layer}"
         sites = ", ".join(dict.fromkeys(key[1] for key in at_layer))
-        raise InputError(f"nothing was captured at site {site!r}{where}", f"there are: {sites}")
+        raise InputError(f"nothing was captured at site {site!r}{ending}", f"there are: {sites}")
     return matching
 
 

@@ -74,9 +74,12 @@ def folder_samples(folder: str | Path, n: int, split: str = "test", seed: int = 
     records = list(gathered.pictures)
     if splits:
         records = [picture for picture in records if picture.split == split]
-    unused = [f"{part.file} ({part.why})" for part in _unread(gathered)] + _unsplit(gathered)
+    unused = [f"{part.file} ({part.why})" for part in _unread(gathered)]
+    unused += _unsplit(gathered)
     if unused:
-        message = "; ".join(unused[:3]) + ("; ..." if len(unused) > 3 else "")
+        message = "; ".join(unused[:3])
+        if len(unused) > 3:
+            message += "; ..."
         warnings.warn(
             f"{folder}: left alone: {message}. Next: xlvlms data {folder} shows what "
             "was taken and what was not",
@@ -101,11 +104,12 @@ def folder_samples(folder: str | Path, n: int, split: str = "test", seed: int = 
     if absent:
         raise missing(gathered.tree, absent)
     records.sort(key=lambda r: r.id)
-    order = np.random.default_rng([seed, _SEEDS[split]]).permutation(len(records))
+    rng = np.random.default_rng([seed, _SEEDS[split]])
+    order = rng.permutation(len(records))
     selected = []
     for k in order[:n]:
-        source = Path(folder) / records[k].source
-        selected.append(replace(records[k], source=source))
+        record = records[k]
+        selected.append(replace(record, source=Path(folder) / record.source))
     return samples_of(records, selected, tuple(gathered.names), seed)
 
 

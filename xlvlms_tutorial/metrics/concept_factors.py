@@ -442,8 +442,8 @@ def _top_weights(codes: Float[np.ndarray, "m k"], top: int) -> Float[np.ndarray,
     last = np.partition(sizes, -top, axis=0)[-top]
     above = sizes > last
     tied = (sizes == last) & (sizes > 0)
-    left = top - above.sum(axis=0)  # what those that tie share
-    return above + tied * left / np.maximum(tied.sum(axis=0), 1)
+    n_shared = top - above.sum(axis=0)  # rows that those which tie share
+    return above + tied * n_shared / np.maximum(tied.sum(axis=0), 1)
 
 
 def _entropy(counts: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:
@@ -521,9 +521,9 @@ def _resampled(
         information.append(concept_entropy + _margin_entropy(table, 0) + negative_joint_entropy)
     observed, *nulls = information
     expected = np.mean(nulls, axis=0)
-    most = (concept_entropy + factor_entropy) / 2
+    upper = (concept_entropy + factor_entropy) / 2
     with np.errstate(invalid="ignore", divide="ignore"):
-        return (observed - expected) / (most - expected)
+        return (observed - expected) / (upper - expected)
 
 
 def _margin_entropy(table: np.ndarray, axis: int) -> np.ndarray:

@@ -130,27 +130,22 @@ def processor(
     description = f"{', '.join(units) or 'no known vector units'}; torch uses {capability}"
     if limits:
         description += f" ({', '.join(limits)})"
-    if not set(HALF) & set(units):
-        return (
-            description,
-            (
-                "float32, the default on a CPU: this one has no units for bfloat16, which "
-                "is several times slower here"
-            ),
-        )
     limit = os.environ.get("ONEDNN_MAX_CPU_ISA", "ALL").upper()
-    if not any(sign in limit for sign in ("ALL", "DEFAULT", "BF16", "FP16", "AMX")):
-        return (
-            description,
-            "float32, the default on a CPU: bfloat16 is slow with ONEDNN_MAX_CPU_ISA as it is set",
+    if not set(HALF) & set(units):
+        fast = (
+            "float32, the default on a CPU: this one has no units for bfloat16, which "
+            "is several times slower here"
         )
-    return (
-        description,
-        (
+    elif not any(sign in limit for sign in ("ALL", "DEFAULT", "BF16", "FP16", "AMX")):
+        fast = (
+            "float32, the default on a CPU: bfloat16 is slow with ONEDNN_MAX_CPU_ISA as it is set"
+        )
+    else:
+        fast = (
             "float32 is the default on a CPU; bfloat16 is fast here too, but its "
             "results differ between processors"
-        ),
-    )
+        )
+    return description, fast
 
 
 def processor_flags() -> set[str]:

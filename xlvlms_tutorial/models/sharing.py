@@ -5,6 +5,7 @@ What several texts about one picture have in common runs through the model once.
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain
 
 import torch
 from jaxtyping import Float, Int
@@ -134,10 +135,10 @@ def after_prompts(ids: Int[Tensor, "b t"], prompts: Int[Tensor, "p n"]) -> Int[T
 
 def by_picture(images: Sequence[object], batch_size: int) -> Iterator[list[int]]:
     """Yield the numbers of the texts in batches, those about one picture together."""
-    first: dict[int, int] = {}
+    rows_of: dict[int, list[int]] = {}
     for number, image in enumerate(images):
-        first.setdefault(id(image), number)
-    order = sorted(range(len(images)), key=lambda number: (first[id(images[number])], number))
+        rows_of.setdefault(id(image), []).append(number)
+    order = list(chain.from_iterable(rows_of.values()))
     for start in range(0, len(order), batch_size):
         yield order[start : start + batch_size]
 
@@ -163,12 +164,15 @@ def common_beginning(batch: Batch) -> Int[Tensor, "length"]:
 def beginnings(
     batch: Batch, start: Int[Tensor, "length"], rows: Sequence[int]
 ) -> dict[str, Tensor]:
-    """Return the model inputs of the common beginning, once for the picture of each of ``rows``."""
-    return {
-        "input_ids": start.expand(len(rows), -1),
-        "attention_mask": torch.ones(len(rows), len(start), dtype=torch.long),
-        "pixel_values": batch["pixel_values"][list(rows)],
-    }
+    """Return the model inputs of the common beginning, once for the picture of each of ``rows``.
+
+    ``batch`` holds the pictures, ``start`` the ids of the beginning.
+    """
+    n = len(rows)
+    inputs = {"input_ids": start.expand(n, -1)}
+    inputs["attention_mask"] = torch.ones(n, len(start), dtype=torch.long)
+    inputs["pixel_values"] = batch["pixel_values"][list(rows)]
+    return inputs
 
 
 def continued(batch: Batch, start: Int[Tensor, "length"]) -> dict[str, Tensor]:
@@ -177,14 +181,16 @@ def continued(batch: Batch, start: Int[Tensor, "length"]) -> dict[str, Tensor]:
     Their keys and values lie like this in the cache.
     """
     rows, columns = batch["input_ids"].shape
+    n = len(start)
     ids = torch.zeros(rows, columns, dtype=torch.long)
     mask = torch.zeros(rows, columns, dtype=torch.long)
-    ids[:, : len(start)] = start.cpu()
-    mask[:, : len(start)] = 1
+    ids[:, :n] = start.cpu()
+    mask[:, :n] = 1
     for row in range(rows):
-        rest = _without_padding(batch, row)[len(start) :]
-        ids[row, columns - len(rest) :] = rest.cpu()
-        mask[row, columns - len(rest) :] = 1
+        rest = _without_padding(batch, row)[n:]
+        first = columns - len(rest)
+        ids[row, first:] = rest.cpu()
+        mask[row, first:] = 1
     return {"input_ids": ids, "attention_mask": mask}
 
 

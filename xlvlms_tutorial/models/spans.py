@@ -66,14 +66,14 @@ class Batch(BatchFeature):
         for name in names:
             if name not in SPANS:
                 raise SpanError(name, "unknown kind", SPANS)
-        mask = torch.isin(
-            self.spans,
-            torch.tensor([SPANS.index(name) for name in names], device=self.spans.device),
-        )
+        numbers = torch.tensor(list(map(SPANS.index, names)), device=self.spans.device)
+        mask = torch.isin(self.spans, numbers)
         empty = (~mask.any(dim=1)).nonzero().flatten().tolist()
         if empty:
             present = [SPANS[k] for k in self.spans.unique().tolist()]
-            rows = ", ".join(map(str, empty[:5])) + (", ..." if len(empty) > 5 else "")
+            rows = ", ".join(map(str, empty[:5]))
+            if len(empty) > 5:
+                rows += ", ..."
             reason = f"{len(empty)} of {len(mask)} samples have none (in this batch: {rows})"
             raise SpanError(" or ".join(names), reason, present)
         return mask
@@ -132,7 +132,8 @@ def label(
     ['question', 'image', 'image', 'question']
     """
     ids = inputs["input_ids"]
-    spans = torch.full_like(ids, SPANS.index("template" if questions is not None else "question"))
+    text = "question" if questions is None else "template"
+    spans = torch.full_like(ids, SPANS.index(text))
     for name, token in reversed(placeholders.items()):
         spans[ids == token] = SPANS.index(name)
     mask = inputs.get("attention_mask")
@@ -140,8 +141,9 @@ def label(
         spans[mask == 0] = SPANS.index("padding")
     for row, question in enumerate(questions or ()):
         words = (spans[row] == SPANS.index("template")).nonzero().flatten()
-        answer = (answers or ())[row] if answers is not None else None
-        for name, part in _parts(tokenizer, ids[row, words].tolist(), question, answer).items():
+        answer = None if answers is None else answers[row]
+        parts = _parts(tokenizer, ids[row, words].tolist(), question, answer)
+        for name, part in parts.items():
             spans[row, words[part]] = SPANS.index(name)
     return spans
 
@@ -272,7 +274,8 @@ def token_slice(
 
     numbers = range(len(ids) + 1)
     first = bisect_left(numbers, True, key=lambda n: characters(n) > (start, False))
-    return slice(first - 1, bisect_left(numbers, True, key=lambda n: characters(n)[0] >= end))
+    stop = bisect_left(numbers, True, key=lambda n: characters(n)[0] >= end)
+    return slice(first - 1, stop)
 
 
 def _length(
@@ -331,4 +334,6 @@ def find_words(
     match = whole_words(*([word] for word in ordered)).search(text)
     if match is None:
         return None
-    return token_slice(tokenizer, ids, *match.span()), ordered[match.lastindex - 1]
+    start, end = match.span()
+    word = ordered[match.lastindex - 1]
+    return token_slice(tokenizer, ids, start, end), word

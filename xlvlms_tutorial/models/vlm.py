@@ -107,7 +107,10 @@ class VLM:
         revision: str | None = None,
     ) -> None:
         support.require_hookable(model)
-        self.model, self.processor, self.name, self.revision = model, processor, name, revision
+        self.model = model
+        self.processor = processor
+        self.name = name
+        self.revision = revision
         self.tokenizer = getattr(processor, "tokenizer", None)
         if self.tokenizer is not None:
             self.tokenizer.padding_side = "left"  # generation continues each row at its right end
@@ -324,31 +327,31 @@ class VLM:
         True
         """
         content = prompts.counted(texts, answers, image=images, video=videos, audio=audio)
+        kinds = tuple(content)
         names = range(len(texts)) if names is None else names
         # PaliGemma ends the prompt itself
         suffixed = answers is not None and "suffix" in prompts.text_options(self.processor)
         endings = [None] * len(texts) if answers is None or suffixed else answers
         modalities = reads(self.processor)
-        if unread := [kind for kind in content if kind not in modalities]:
+        if unread := [kind for kind in kinds if kind not in modalities]:
             raise ModalityError(unread[0], self.name, modalities, advice(self.processor))
         prompts.require_texts(self.processor, texts, answers, names)
-        require_padding(self.tokenizer, anatomy.embedded(self.model))
-        chats = [
-            self.prompt(text, answer, tuple(content))
-            for text, answer in zip(texts, endings, strict=True)
-        ]
+        embedded = anatomy.embedded(self.model)
+        require_padding(self.tokenizer, embedded)
+        chats = []
+        for text, answer in zip(texts, endings, strict=True):
+            chats.append(self.prompt(text, answer, kinds))
         arguments = prompts.media_of(images, videos, audio)
         if suffixed:
             arguments["suffix"] = list(answers)
         inputs = prompts.inputs_of(self.processor, chats, arguments, names)
         inputs.pop("labels", None)
         batch = Batch(dict(padding_first(inputs))).to(self.device, self.dtype)
-        placeholders = prompts.placeholders_of(self.placeholders, tuple(content))
-        places = [placeholders[kind] for kind in content if kind in placeholders]
-        prompts.require_places(self.processor, batch["input_ids"], places, texts, names)
-        require_embedded(
-            self.tokenizer, batch["input_ids"], anatomy.embedded(self.model), placeholders.values()
-        )
+        ids = batch["input_ids"]
+        placeholders = prompts.placeholders_of(self.placeholders, kinds)
+        places = [placeholders[kind] for kind in kinds if kind in placeholders]
+        prompts.require_places(self.processor, ids, places, texts, names)
+        require_embedded(self.tokenizer, ids, embedded, placeholders.values())
         batch.spans = label(batch, placeholders, self.tokenizer, texts, answers)
         return batch
 
@@ -384,12 +387,9 @@ class VLM:
         >>> inputs.mask("image").sum(dim=1).tolist()
         [16, 16]
         """
-        return self.batch(
-            **({"images": None} | media(samples)),
-            texts=texts,
-            answers=answers,
-            names=[sample.id for sample in samples],
-        )
+        content = {"images": None} | media(samples)
+        names = [sample.id for sample in samples]
+        return self.batch(**content, texts=texts, answers=answers, names=names)
 
     def prepare(
         self, inputs: Mapping[str, object], spans: Int[Tensor, "b t"] | None = None

@@ -159,15 +159,13 @@ def style_adapters(
     ('pocket-place', [10, 20, 40, 80, 160])
     """
     recipe = recipe or LoraRecipe()
-    if isinstance(given, (str, os.PathLike)):
-        given = {styles[0]: given}
-    given = given or {}
-    if unknown := [style for style in (*styles, *given) if style not in STYLE_WORDS]:
+    by_style = {styles[0]: given} if isinstance(given, (str, os.PathLike)) else given or {}
+    if unknown := [style for style in (*styles, *by_style) if style not in STYLE_WORDS]:
         raise InputError(f"no style {unknown[0]!r}", f"allowed: {', '.join(STYLE_WORDS)}")
     adapters = {}
     for style in styles:
-        if style in given:
-            adapters[style] = StyleAdapter(str(given[style]), {})
+        if style in by_style:
+            adapters[style] = StyleAdapter(str(by_style[style]), {})
             continue
         if str(model) == BASE:
             adapters[style] = _shipped_adapter(style)

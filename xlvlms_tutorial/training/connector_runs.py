@@ -186,8 +186,8 @@ def dialogue(
     questions = material.ask(record, int(rng.integers(2**31)))
     presence = [q for q in questions if q.type == "presence"]
     while len(presence) < mix.presence:
-        more = material.ask(record, int(rng.integers(2**31)))
-        presence += [q for q in more if q.type == "presence"]
+        again = material.ask(record, int(rng.integers(2**31)))
+        presence += [q for q in again if q.type == "presence"]
     others = [q for q in questions if q.type != "presence"]
     selected = _random_subset(presence, mix.presence, rng)
     selected += _random_subset(others, mix.others, rng)
@@ -255,8 +255,8 @@ def train_connector(
         kind = kinds[0]
         if len(kinds) > 1:
             kind = kinds[rng.integers(len(kinds))]
-        drawn = rng.choice(recipe.n_scenes, recipe.batch_size, replace=False)
-        rows = np.sort(drawn)
+        rows = rng.choice(recipe.n_scenes, recipe.batch_size, replace=False)
+        rows.sort()
         texts = [dialogue(records[kind][row], rng, mix, kind) for row in rows]
         visual = torch.from_numpy(np.array(tokens[kind][rows])).float()
         image_id = model.config.image_token_id

@@ -283,9 +283,9 @@ def _marked(text: str, pattern: re.Pattern[str], tags: Sequence[str]) -> str:
 def _bars(settings: Iterable[Hashable], costs: pd.DataFrame) -> dict[Hashable, str]:
     """The costs of each setting as bars."""
     if not costs.index.is_unique:
+        repeated = costs.index[costs.index.duplicated()]
         raise InputError(
-            f"two rows of costs for setting {costs.index[costs.index.duplicated()][0]}",
-            "give one for each setting",
+            f"two rows of costs for setting {repeated[0]}", "give one for each setting"
         )
     rows = dict(zip(costs.index, costs.to_dict("records"), strict=True))
     bars = {}
