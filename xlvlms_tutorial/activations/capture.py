@@ -38,6 +38,7 @@ from xlvlms_tutorial.models.prompts import require_texts
 from xlvlms_tutorial.models.spans import Batch
 from xlvlms_tutorial.models.vlm import VLM
 from xlvlms_tutorial.samples import PROMPTS, Sample
+from xlvlms_tutorial.text import first_few
 from xlvlms_tutorial.validation import require_counts
 
 WAIT = 1800.0  # seconds, as long as torch's own processes wait for each other
@@ -429,9 +430,7 @@ def _await_shards(
             deadline = time.monotonic() + wait
         missing = pending
         if time.monotonic() > deadline:
-            listed = ", ".join(map(str, missing[:10]))
-            if len(missing) > 10:
-                listed += ", ..."
+            listed = first_few(missing, 10)
             raise RunError(
                 f"process {rank} of {world} waited {wait:g} s in which no shard came; "
                 f"missing are {len(missing)} shards: {listed}",

@@ -7,7 +7,6 @@ import json
 import os
 import platform
 import shutil
-import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -35,6 +34,7 @@ from xlvlms_tutorial.errors import (
 )
 from xlvlms_tutorial.io import (
     FOLDER_VARIABLE,
+    output_of,
     read_sealed,
     replacing,
     versions,
@@ -430,20 +430,8 @@ def _commit(file: Path) -> str | None:
 
     None outside of one.
     """
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:
-        result = subprocess.run(
-            command,
-            cwd=file.parent,
-            check=False,
-            capture_output=True,
-            encoding="utf-8",
-            errors="replace",
-            timeout=30,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return result.stdout.strip() or None
+    command = ("git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
+    return output_of(*command, folder=file.parent, seconds=30).strip() or None
 
 
 def _machine() -> dict[str, object]:

@@ -23,7 +23,7 @@ from xlvlms_tutorial.data.gathered import Gathered, Part, Picture, missing
 from xlvlms_tutorial.data.tree import DATA, SPLITS, Tree, folder_split, hidden, listing, named_split
 from xlvlms_tutorial.errors import AnnotationError, unknown_dataset
 from xlvlms_tutorial.samples import Sample
-from xlvlms_tutorial.text import style_rate
+from xlvlms_tutorial.text import first_few, style_rate
 from xlvlms_tutorial.validation import require
 
 _SEEDS = {"train": 0, "validation": 2, "test": 4}  # each split is drawn in an order of its own
@@ -77,9 +77,7 @@ def folder_samples(folder: str | Path, n: int, split: str = "test", seed: int = 
     unused = [f"{part.file} ({part.why})" for part in _unread(gathered)]
     unused += _unsplit(gathered)
     if unused:
-        message = "; ".join(unused[:3])
-        if len(unused) > 3:
-            message += "; ..."
+        message = first_few(unused, 3, "; ")
         warnings.warn(
             f"{folder}: left alone: {message}. Next: xlvlms data {folder} shows what "
             "was taken and what was not",

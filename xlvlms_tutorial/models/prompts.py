@@ -98,8 +98,8 @@ def counted(
     """
     lists = {"text": texts, "answer": answers, **contents}
     for name, values in lists.items():
-        listed = hasattr(values, "__len__") and not isinstance(values, (str, bytes))
-        if values is not None and not listed:
+        is_list = hasattr(values, "__len__") and not isinstance(values, (str, bytes))
+        if values is not None and not is_list:
             raise unusable_prompt(
                 f"{type(values).__name__} as {name}", "give a list, with one for each sample"
             )
@@ -110,9 +110,9 @@ def counted(
     n = len(texts)
     if sizes - {n} or n < minimum:
         counts = [f"{len(values)} {name}s" for name, values in media.items()]
-        contents_count = ", ".join(counts) or "no pictures"
+        listed = ", ".join(counts) or "no pictures"
         n_answers = 0 if answers is None else len(answers)
-        raise unusable_prompt(f"{n} texts, {n_answers} answers, {contents_count}")
+        raise unusable_prompt(f"{n} texts, {n_answers} answers, {listed}")
     return media
 
 

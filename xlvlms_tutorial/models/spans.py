@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import BatchFeature, PreTrainedTokenizerBase
 
 from xlvlms_tutorial.errors import SpanError
-from xlvlms_tutorial.text import whole_words
+from xlvlms_tutorial.text import first_few, whole_words
 
 SPANS = ("template", "image", "video", "audio", "question", "answer", "padding")
 _REPLACED = "\ufffd"  # what decoding shows in the place of bytes that are no whole character
@@ -71,9 +71,7 @@ class Batch(BatchFeature):
         empty = (~mask.any(dim=1)).nonzero().flatten().tolist()
         if empty:
             present = [SPANS[k] for k in self.spans.unique().tolist()]
-            rows = ", ".join(map(str, empty[:5]))
-            if len(empty) > 5:
-                rows += ", ..."
+            rows = first_few(empty, 5)
             reason = f"{len(empty)} of {len(mask)} samples have none (in this batch: {rows})"
             raise SpanError(" or ".join(names), reason, present)
         return mask
