@@ -78,6 +78,10 @@ app = typer.Typer(
         "batches, print the ledger of claims."
     ),
 )
+ChaptersOption = Annotated[
+    str | None,
+    typer.Option(metavar="FOLDER", help="The folder of the chapters; by default that of the book."),
+]
 JsonOption = Annotated[
     str | None,
     typer.Option(
@@ -206,12 +210,7 @@ def run(
             metavar="FOLDER", help="Where results go; by default _build/runs/CHAPTER of the book."
         ),
     ] = None,
-    chapters: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FOLDER", help="The folder of the chapters; by default that of the book."
-        ),
-    ] = None,
+    chapters: ChaptersOption = None,
 ) -> None:
     """Run a chapter with other parameters: results.json, the executed notebook.
 
@@ -267,12 +266,7 @@ def reproduce(
             metavar="FOLDER", help="Where results go; by default _build/reproduce of the book."
         ),
     ] = None,
-    chapters: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FOLDER", help="The folder of the chapters; by default that of the book."
-        ),
-    ] = None,
+    chapters: ChaptersOption = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything and say what would run.")
     ] = False,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from xlvlms_tutorial._lazy import lazy_attributes
 from xlvlms_tutorial.data.export import write_coco
 from xlvlms_tutorial.errors import unknown_dataset
-from xlvlms_tutorial.samples import PROMPTS, Question, Sample, media, mentioning
+from xlvlms_tutorial.samples import PROMPTS, Question, Sample, mentioning
 from xlvlms_tutorial.text import STYLES
 from xlvlms_tutorial.validation import require
 
@@ -34,7 +34,6 @@ __all__ = [
     "Sample",
     "folder_report",
     "load_samples",
-    "media",
     "mentioning",
     "write_coco",
 ]

@@ -96,16 +96,11 @@ def clip_samples(n: int, split: str = "test", seed: int = 0) -> list[Sample]:
     samples = []
     for k, clip in enumerate(clips.clips(n, split, seed)):
         truth = _factors(clip.scene) | {"direction": clip.direction, "speed": clip.speed}
-        samples.append(
-            Sample(
-                f"clip-{split}-{seed}-{k:05d}",
-                _later(clips.render_clip, clip),
-                tuple(clips.clip_captions(clip)),
-                tuple(clips.clip_questions(clip)),
-                truth,
-                "video",
-            )
-        )
+        frames = _later(clips.render_clip, clip)
+        captions = tuple(clips.clip_captions(clip))
+        questions = tuple(clips.clip_questions(clip))
+        name = f"clip-{split}-{seed}-{k:05d}"
+        samples.append(Sample(name, frames, captions, questions, truth, "video"))
     return samples
 
 
@@ -134,16 +129,11 @@ def sound_samples(n: int, split: str = "test", seed: int = 0) -> list[Sample]:
             "background": sound.background,
             "recording": sound.recording,
         }
-        samples.append(
-            Sample(
-                f"sound-{split}-{seed}-{k:05d}",
-                _later(sounds.waveform, sound),
-                tuple(sounds.sound_captions(sound)),
-                tuple(sounds.sound_questions(sound)),
-                truth,
-                "audio",
-            )
-        )
+        wave = _later(sounds.waveform, sound)
+        captions = tuple(sounds.sound_captions(sound))
+        questions = tuple(sounds.sound_questions(sound))
+        name = f"sound-{split}-{seed}-{k:05d}"
+        samples.append(Sample(name, wave, captions, questions, truth, "audio"))
     return samples
 
 

@@ -295,7 +295,7 @@ def test_what_cannot_be_probed_raises():
         linear_probe(a, captured(d=5))
 
 
-def test_a_model_is_measured_at_every_place_inside_its_blocks(samples):
+def test_a_model_is_measured_at_every_site_inside_its_blocks(samples):
     vlm = tiny_llava()
     # of 6 and of 4 tokens
     prompts = ["What colour is the key ?", "Describe the picture ."]

@@ -299,8 +299,9 @@ def linear_probe(
     rows = []
     for layer in layers:
         tokens = torch.cat([a.tensors[layer, site], b.tensors[layer, site]])
-        correct = held_out_labels(_finite(tokens, layer), kinds, row_folds) == kinds
-        rows.append({"layer": layer, **_balanced(correct, samples, kinds, shares).asdict()})
+        predicted = held_out_labels(_finite(tokens, layer), kinds, row_folds)
+        accuracy = _balanced(predicted == kinds, samples, kinds, shares)
+        rows.append({"layer": layer, **accuracy.asdict()})
     return pd.DataFrame(rows)
 
 
@@ -340,7 +341,8 @@ def _steps(
         else:
             # the sum of a token's cosines with all tokens is its product with the sum of their
             # unit vectors: no pair is visited
-            total = before.rows @ after.rows.sum(dim=0, dtype=torch.float64).to(same.dtype)
+            all_tokens = after.rows.sum(dim=0, dtype=torch.float64).to(same.dtype)
+            total = before.rows @ all_tokens
             different = (total - same) / (len(same) - 1)
         yield layer, _sample_means(same, before), _sample_means(different, before)
 
@@ -377,7 +379,8 @@ def _clusters(
     columns = ["sample", "id"]
     tables = pd.concat([a.table[columns], b.table[columns]], ignore_index=True)
     samples = tables.groupby(columns, sort=True).ngroup().to_numpy()
-    return samples, np.repeat([1, 0], [len(a), len(b)])
+    kinds = np.repeat([1, 0], [len(a), len(b)])
+    return samples, kinds
 
 
 def _finite(rows: Tensor, layer: int) -> Float[Tensor, "rows d"]:
