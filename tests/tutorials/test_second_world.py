@@ -104,9 +104,17 @@ def test_the_same_seed_gives_the_same_table_and_cells_are_estimates(fake_vlm, kn
         assert isinstance(cell, Estimate) and cell.low <= cell.value <= cell.high
 
 
-@pytest.mark.parametrize("n", [0, 19])
+@pytest.mark.parametrize("seed", range(4))
+def test_few_pictures_give_wide_intervals_and_no_gap(fake_vlm, seed):
+    table = second_world.compare_worlds(fake_vlm(lambda picture, text: "two"), n=10, seed=seed)
+    assert table.loc["answer, count", "postcards"].n == 10
+    for cell in table["difference"]:
+        assert cell.high - cell.low > 0.1
+
+
+@pytest.mark.parametrize("n", [0, 9])
 def test_too_few_pictures_are_refused(fake_vlm, n):
-    with pytest.raises(InputError, match=f"n is {n}; give 20 pictures or more"):
+    with pytest.raises(InputError, match=f"n is {n}; give 10 pictures or more"):
         second_world.compare_worlds(fake_vlm(lambda picture, text: "yes"), n=n)
 
 

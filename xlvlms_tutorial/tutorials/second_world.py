@@ -32,16 +32,16 @@ def compare_worlds(
     Use it to see which results of the book depend on the generator that drew, described and judged
     the scenes. The two worlds ask for the same factors by the same names, so that one evaluation
     scores both; sprites, backgrounds, composition and wording differ, and so do some kinds of
-    objects. A large difference means that the model has learnt the pictures of its own world, not
-    the factors; :func:`swap_words` tells pictures from words. A score near ``constant`` means
-    that the model does no better than if it did not look.
+    objects. A large difference means that the score is one on the generator that the model was
+    trained on, and says little about other pictures or words; :func:`swap_words` tells these two
+    apart. A score near ``constant`` means that the model does no better than if it did not look.
 
     Parameters
     ----------
     vlm : Generator
         The model, as :func:`~xlvlms_tutorial.loading.load` returns it. It is not trained.
     n : int, default 60
-        How many pictures of each world, 20 or more. They are of the split "test".
+        How many pictures of each world, 10 or more. They are of the split "test".
     seed : int, default 0
         Of the pictures and of the bootstrap.
     progress : bool, default False
@@ -62,20 +62,20 @@ def compare_worlds(
     Raises
     ------
     InputError
-        If ``n`` is below 20, or the seed is no whole number of 0 or more. If the model returns
+        If ``n`` is below 10, or the seed is no whole number of 0 or more. If the model returns
         another number of texts than asked.
 
     Examples
     --------
     >>> from xlvlms_tutorial.tutorials import second_world
-    >>> table = second_world.compare_worlds(vlm, n=20)
+    >>> table = second_world.compare_worlds(vlm, n=10)
     >>> table.columns.tolist()
     ['scenes', 'postcards', 'difference', 'constant']
     >>> estimate = table.loc["answer, place", "postcards"]
     >>> bool(estimate.low <= estimate.value <= estimate.high), estimate.n
-    (True, 20)
+    (True, 10)
     """
-    require(n >= 20, f"n is {n}", "give 20 pictures or more, so that differences have an interval")
+    require(n >= 10, f"n is {n}", "give 10 pictures or more, so that differences have an interval")
     census = load_samples("scenes", n=_CENSUS, seed=seed)
     known = {sample.truth[factor] for sample in census for factor in ("subject", "item")}
     tables = {}
