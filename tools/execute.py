@@ -30,7 +30,8 @@ BUILD = ROOT / "_build"
 CACHE = BUILD / ".jupyter_cache"
 CLAIMS = BUILD / "claims"
 LIMIT = 900  # seconds a cell
-LEDGER = "claims"  # the page that shows what all others recorded: it comes last
+# The pages that show what all others recorded: they come last.
+LAST = ("findings", "claims")
 # No progress bars on pages; and numba, behind UMAP, would give torch as many threads as there are
 # processors for the rest of a page.
 QUIET = {
@@ -113,11 +114,11 @@ def execute(page: Path) -> NotebookNode:
 def fill(pages: list[Path], again: bool = False) -> list[str]:
     """Execute the pages that are not in the cache, or all.
 
-    Gives the pages that failed, with their tracebacks printed. The ledger is executed whenever it
-    is asked for, after all others: its code does not say what it shows.
+    Gives the pages that failed, with their tracebacks printed. The ledger and the findings are
+    executed whenever they are asked for, after all others: their code does not say what they show.
     """
-    first = [page for page in pages if page.stem != LEDGER and (again or not cached(page))]
-    last = [page for page in pages if page.stem == LEDGER]
+    first = [page for page in pages if page.stem not in LAST and (again or not cached(page))]
+    last = [page for page in pages if page.stem in LAST]
     workers = min(2, os.cpu_count() or 1)
     failed = []
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:

@@ -33,7 +33,7 @@ from nbformat import NotebookNode
 from tools import ROOT
 from tools.build import sources
 from tools.chapters import notebooks
-from tools.execute import BUILD, LEDGER, LIMIT, QUIET, read
+from tools.execute import BUILD, LAST, LIMIT, QUIET, read
 from tools.pair import checked, text_of
 from xlvlms_tutorial.claims import spread
 from xlvlms_tutorial.claims.checks import read_checks
@@ -267,7 +267,7 @@ def main() -> int:
     )
     parser.add_argument("--jobs", type=int, default=1, help="pages at a time")
     options = parser.parse_args()
-    known = {page.stem: page for page in notebooks() if page.stem != LEDGER}
+    known = {page.stem: page for page in notebooks() if page.stem not in LAST}
     if unknown := [name for name in options.pages if name not in known]:
         parser.error(f"no page {', '.join(unknown)}; there are: {', '.join(known)}")
     pages = [known[name] for name in options.pages or known]

@@ -27,18 +27,20 @@ from pathlib import Path
 from tools import ROOT
 from tools.chapters import pages
 from tools.execute import CLAIMS
-from xlvlms_tutorial.claims import VERDICTS, headlines, merge, read_checks
+from xlvlms_tutorial.claims import VERDICTS, findings, headlines, merge, read_checks
 from xlvlms_tutorial.claims.headlines import HEADLINES
 
 # What the book itself runs on. Records of other models and data are those of a reader.
 BOOK_MODELS = "pocket-"
 COMMENT = re.compile(r"<!--\s*(?P<kind>tied|checked|from):\s*(?P<text>.*?)\s*-->", re.DOTALL)
 HEADLINE = " headline"
+FINDINGS = "findings"  # the page whose sentences stand in claims/findings.yaml
 # What makes a paragraph one that states an outcome: a verdict, a decimal number or a percentage.
 OUTCOME = re.compile(r"\b(confirmed|refuted|undecided)\b|\b\d+\.\d+\b|\b\d+ ?%", re.IGNORECASE)
-# Text in which a number is no outcome.
+# Text in which a number is no outcome: code, formulas, addresses, versions and names of models.
 NEUTRAL = re.compile(
-    r"`[^`]*`|\{\w+\}`[^`]*`|\$[^$]*\$|\]\([^)]*\)|arXiv \d+\.\d+|\bv?\d+\.\d+\.\d+"
+    r"\$\$[^$]*\$\$|`[^`]*`|\{\w+\}`[^`]*`|\$[^$]*\$|\]\([^)]*\)|arXiv \d+\.\d+|\bv?\d+\.\d+\.\d+"
+    r"|\b[A-Z][A-Za-z]+[\d-]*\d\.\d"
 )
 
 
@@ -81,6 +83,17 @@ def problems(files: Iterable[Path], folder: Path = CLAIMS) -> list[str]:
             if problem := _problem(tie, entries, by_claim, checks):
                 lines.append(f"{tie}: {problem}")
         lines += _unmentioned(file, entries)
+        if file.stem == FINDINGS:
+            lines += _unfounded(entries, checks)
+    return lines
+
+
+def _unfounded(entries: Sequence[dict], checks: Sequence[dict]) -> list[str]:
+    """The sentences of the page of findings that do not hold, a line each."""
+    lines = []
+    for number, result in enumerate(findings(entries, checks), 1):
+        if not result["holds"]:
+            lines.append(f"{FINDINGS}, sentence {number}: {result['problem']}")
     return lines
 
 

@@ -66,7 +66,7 @@ def batch(tmp_path):
         tmp_path / "plan.json",
         {"runs": [{"id": name} for name in ("one", "two", "bad", "torn", "late")]},
     )
-    write(tmp_path, "one", claim(0.1, 0.3), claim(0.1, 0.2, name="IMA-2"))
+    write(tmp_path, "one", claim(0.1, 0.3), claim(-0.2, -0.1, name="IMA-2"))
     write(tmp_path, "two", claim(-0.3, -0.1, seed=1), seed=1)
     failure = {"error": "ValueError", "cell": 3, "message": "of two\nlines"}
     write_json(tmp_path / "runs" / "bad" / FAILURE, failure)

@@ -288,7 +288,7 @@ def test_a_rerun_replaces_its_own_record_and_no_other():
         {"variant": "b"},
     ):
         record("IMA-1", interval(0.1, 0.3), **RUN | change)
-    record("IMA-2", interval(0.1, 0.3), **RUN)
+    record("IMA-2", interval(-0.3, -0.1), **RUN)
     assert len(measured()) == 7
     record("IMA-1", interval(-0.3, -0.1), **RUN)
     verdicts = sorted(entry["verdict"] for entry in measured())

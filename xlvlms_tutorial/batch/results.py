@@ -256,21 +256,26 @@ def run_table(gathered: Gathered) -> pd.DataFrame:
 
 
 def _row(name: str, result: Mapping[str, Any]) -> dict[str, object]:
+    """Return the row of a run in the table of runs."""
     row: dict[str, object] = {"run": name, "chapter": result["chapter"]}
+    parameters = result["parameters"]
     for key in ("model", "dataset", "seed", "n_samples"):
-        if key in result["parameters"]:
-            row[key] = result["parameters"][key]
-    row["parameters"] = json.dumps(result["parameters"])
-    for key, value in result["seconds"].items():
+        if key in parameters:
+            row[key] = parameters[key]
+    row["parameters"] = json.dumps(parameters)
+    seconds = result["seconds"]
+    for key, value in seconds.items():
         row[f"seconds_{key}"] = value
-    row["seconds_overhead"] = round(result["seconds"]["total"] - result["seconds"]["cells"], 3)
+    row["seconds_overhead"] = round(seconds["total"] - seconds["cells"], 3)
     row = row | result["memory"]
     if row["peak_bytes"] is not None:
         row["peak_bytes"] = int(row["peak_bytes"])
     for key in ("started", "commit", "code"):
         row[key] = result[key]
     row = row | result["machine"]
-    return row | {"versions": json.dumps(result["versions"]), "claims": len(result["claims"])}
+    row["versions"] = json.dumps(result["versions"])
+    row["claims"] = len(result["claims"])
+    return row
 
 
 def pooled(verdicts: Iterable[str]) -> str:
@@ -326,6 +331,7 @@ def ledger(measurements: Iterable[Mapping[str, object]]) -> list[dict[str, objec
 
 
 def _entry(claimed: Claim, rows: list[Mapping[str, object]]) -> dict[str, object]:
+    """Return what a batch has measured of a claim, with verdicts pooled over its runs."""
     verdicts: dict[str, list[str]] = {}
     for row in rows:
         verdicts.setdefault(str(row["model"]), []).append(str(row["verdict"]))

@@ -13,6 +13,7 @@ from xlvlms_tutorial.claims.claims import (
     sentence,
     verdict,
 )
+from xlvlms_tutorial.claims.findings import findings, findings_table
 from xlvlms_tutorial.claims.headlines import (
     SIZES,
     headlines,
@@ -31,6 +32,8 @@ __all__ = [
     "check",
     "claim",
     "counts",
+    "findings",
+    "findings_table",
     "headline_table",
     "headlines",
     "holm",

@@ -150,7 +150,7 @@ class Claim:
     --------
     >>> from xlvlms_tutorial.claims import CLAIMS
     >>> CLAIMS["IMA-2"].test, CLAIMS["IMA-2"].rival
-    ('> 0.5', 'chance')
+    ('> 0', 'chance; two runs, same pictures')
     """
 
     id: str

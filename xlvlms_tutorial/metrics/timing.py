@@ -143,15 +143,16 @@ def time_ratios(times: pd.DataFrame, to: str, seed: int = 0) -> pd.DataFrame:
     seconds = _rounds(times)
     ways = ", ".join(map(repr, seconds))
     require(to in seconds, f"no way is called {to!r}", f"allowed: {ways}")
+    reference = seconds[to]
     require_estimate(
-        (seconds[to] > 0).all(),
+        (reference > 0).all(),
         f"seconds of {to!r}",
-        seconds[to].min(),
+        reference.min(),
         "more than 0; let each way do more",
     )
     rows = {}
     for way in seconds:
-        ratios = (seconds[way] / seconds[to]).to_numpy()
+        ratios = (seconds[way] / reference).to_numpy()
         rows[way] = bootstrap(ratios, statistic=np.median, seed=seed).asdict()
     return pd.DataFrame(list(rows.values()), index=pd.Index(rows, name="way"))
 
@@ -314,9 +315,11 @@ def _rounds(times: pd.DataFrame) -> pd.DataFrame:
         not missing, "table of times", f"no column {missing}", "the table of measure_time"
     )
     counts = times.groupby(["round", "way"]).size()
-    rounds, ways = times["round"].nunique(), times["way"].unique()
+    rounds = times["round"].nunique()
+    ways = times["way"].unique()
+    complete = len(counts) == rounds * len(ways) and (counts == 1).all()
     require_estimate(
-        rounds >= 2 and len(counts) == rounds * len(ways) and (counts == 1).all(),
+        rounds >= 2 and complete,
         "times",
         f"{len(times)} times of {len(ways)} way(s) in {rounds} round(s)",
         "2 rounds or more, with each way once in every round",
