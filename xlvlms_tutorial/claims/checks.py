@@ -97,6 +97,8 @@ def check(
 def read_checks(folder: str | Path | None = None) -> list[dict[str, object]]:
     """Read what :func:`check` has written.
 
+    Use it to list what a page states of its run, and whether it is so.
+
     Parameters
     ----------
     folder : path, optional
@@ -111,6 +113,12 @@ def read_checks(folder: str | Path | None = None) -> list[dict[str, object]]:
     ------
     FileError
         If a file is no check.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.claims import read_checks
+    >>> read_checks("no/such/folder")
+    []
     """
     checks = []
     for file in sorted((Path(folder or default_folder()) / CHECKS).glob("*.json")):
