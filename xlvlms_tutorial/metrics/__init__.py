@@ -52,7 +52,12 @@ if TYPE_CHECKING:
     )
     from xlvlms_tutorial.metrics.references import bleu, cider
     from xlvlms_tutorial.metrics.steering import answer_kl, steering_table
-    from xlvlms_tutorial.metrics.timing import measure_time, memory_of, time_ratios
+    from xlvlms_tutorial.metrics.timing import (
+        compare_times,
+        measure_time,
+        memory_of,
+        time_ratios,
+    )
     from xlvlms_tutorial.metrics.vqa import vqa_accuracy
     from xlvlms_tutorial.text import STYLE_WORDS, forms, style_rate, style_share, vqa_normalise
 
@@ -74,6 +79,7 @@ __all__ = [
     "chair",
     "cider",
     "clip_score",
+    "compare_times",
     "correlation",
     "count_flops",
     "decoder_flops",
