@@ -30,8 +30,8 @@ BUILD = ROOT / "_build"
 CACHE = BUILD / ".jupyter_cache"
 CLAIMS = BUILD / "claims"
 LIMIT = 900  # seconds a cell
-# The pages that show what all others recorded: they come last.
-LAST = ("findings", "claims")
+# The pages that show what all others recorded: they come last, in this order.
+LAST = ("claims", "findings")
 # No progress bars on pages; and numba, behind UMAP, would give torch as many threads as there are
 # processors for the rest of a page.
 QUIET = {
@@ -119,10 +119,11 @@ def fill(pages: list[Path], again: bool = False) -> list[str]:
     """
     first = [page for page in pages if page.stem not in LAST and (again or not cached(page))]
     last = [page for page in pages if page.stem in LAST]
+    last.sort(key=lambda page: LAST.index(page.stem))
     workers = min(2, os.cpu_count() or 1)
     failed = []
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        for group in (first, last):
+        for group in (first, *([page] for page in last)):
             for page, job in [(page, pool.submit(execute, page)) for page in group]:
                 if error := job.exception():
                     failed.append(page.stem)

@@ -152,7 +152,7 @@ def test_the_findings_of_the_book_are_twelve_and_rest_on_pages_of_the_book():
     assert len(set(sentences)) == len(sentences)
     stems = {page.name for page in ties.pages()}
     for finding in read:
-        assert finding.link in stems
+        assert finding.link.rpartition("/")[2] in stems
         for ground in finding.rests_on:
             assert ground["chapter"] in stems
 

@@ -125,5 +125,5 @@ def test_what_is_missing_is_filled_in_and_the_ledger_comes_last(root, monkeypatc
     pages = [findings, ledger, valid, bad, page(root, "new", "3")]
     assert execute.fill(pages) == ["bad"]
     executed = [line.split()[1] for line in capsys.readouterr().out.splitlines()]
-    assert executed == ["new", "findings", "claims"]
+    assert executed == ["new", "claims", "findings"]
     assert not tree.exists()

@@ -118,7 +118,7 @@ def findings(
     Returns
     -------
     list of dict
-        One a sentence: kind ("findings" or "surprises"), sentence, link (a chapter), holds, problem
+        One a sentence: kind ("findings" or "surprises"), sentence, link (a page), holds, problem
         (why it does not hold, else None), and measured: a dict for each record that it rests on,
         with id, verdict, value, low, high, interval_over, against, chapter, scale, headline and
         entry (that of ``entries``).
