@@ -99,6 +99,9 @@ def test_records_of_other_pages_and_of_a_readers_models_do_not_count(page):
 def test_a_claim_that_is_recorded_needs_a_sentence(page):
     record("IMA-2", CONFIRMED, folder=page.parent / "claims", against="chance", **RUN)
     assert problems(page) == ["page: IMA-2 is recorded, and no sentence is tied to it"]
+    (page.parent / "api").mkdir()
+    page = page.rename(page.parent / "api" / "page.md")  # of a package of the same name
+    assert ties.problems([page], page.parents[1] / "claims") == []
 
 
 UNTIED = """---
