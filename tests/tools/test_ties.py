@@ -138,3 +138,15 @@ def test_paragraphs_that_state_an_outcome_and_carry_no_tie_are_listed(tmp_path):
 @pytest.mark.parametrize("page", chapters.chapters(), ids=lambda page: page.stem)
 def test_every_paragraph_of_a_chapter_that_states_an_outcome_is_tied(page):
     assert ties.untied(page) == []
+
+
+def test_a_page_of_the_api_with_the_name_of_a_chapter_needs_no_ties(page, tmp_path):
+    api = tmp_path / "api"
+    api.mkdir()
+    (api / "page.md").write_text("# Functions\n", encoding="utf-8")
+    assert ties.problems([api / "page.md"], tmp_path / "claims") == []
+    bare = tmp_path / "other" / "page.md"
+    bare.parent.mkdir()
+    bare.write_text("# A page\n", encoding="utf-8")
+    [problem] = ties.problems([bare], tmp_path / "claims")
+    assert "IMA-1 is recorded" in problem
