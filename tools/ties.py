@@ -103,8 +103,7 @@ def _unmentioned(file: Path, entries: Sequence[dict]) -> list[str]:
         return []
     recorded = []
     for entry in entries:
-        # the API has pages of the same names
-        if entry["chapter"] == file.stem and file.parent.name != "api":
+        if entry["chapter"] == file.stem:
             recorded.append(entry["id"])
     tied = {tie.parts[0].removesuffix(HEADLINE) for tie in ties(file) if tie.kind == "tied"}
     names = [name for name in dict.fromkeys(recorded) if name not in tied]
