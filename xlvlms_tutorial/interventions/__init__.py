@@ -5,10 +5,12 @@ parallel, or mask weights.
 """
 
 from xlvlms_tutorial.interventions.edits import ablate, add, edit, fold, mask_weights, patch
+from xlvlms_tutorial.interventions.replay import Resumable
 from xlvlms_tutorial.interventions.skipping import parallel, parallel_pairs, skip
 from xlvlms_tutorial.interventions.token_skipping import skip_tokens
 
 __all__ = [
+    "Resumable",
     "ablate",
     "add",
     "edit",
