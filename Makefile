@@ -1,4 +1,4 @@
-.PHONY: help install lock book test check newest numerics bench lint pairs api release pocket reproduce clean
+.PHONY: help install lock book page test check newest numerics bench lint pairs api release pocket reproduce clean
 SHELL := /bin/bash
 # The first Python that runs: a version manager may put names on the path that answer nothing.
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do $$p -c '' 2>/dev/null && echo $$p && break; done)
@@ -15,6 +15,7 @@ export TRANSFORMERS_NO_ADVISORY_WARNINGS := 1
 
 help:
 	@echo "make book    build the book into _build/html"
+	@echo "make page NAME=inside    execute one chapter and open it; the others show their code until make book executes them"
 	@echo "make install the environment in .venv, the models converted; goes on where it was stopped"
 	@echo "make test    lint, unit tests, chapters on other models, then every page against its checked outputs; tells the time of each part"
 	@echo "make check   lint and the unit tests that are quick: some five minutes, for those who change code"
@@ -58,6 +59,10 @@ install: $(FETCHED)
 
 book: $(FETCHED)
 	TQDM_DISABLE=1 OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(PY) -m tools.build
+
+# NAME reaches the shell as a variable of the environment, which make sets.
+page: $(FETCHED)
+	@TQDM_DISABLE=1 OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(PY) -m tools.build --page "$${NAME:?say which page: make page NAME=inside}"
 
 # What the pages show is kept, and the book is built from it. PARTS="lint pages" runs some of the parts.
 test: $(FETCHED)

@@ -98,8 +98,11 @@ def test_evaluate_takes_the_embedded_model_of_the_dataset_unless_told(
     assert fake_model == [expected] and f"{expected} on 2 of" in result.output
 
 
+RUN = {"model": "pocket-llava", "dataset": "scenes", "seeds": 0, "against": "no slope"}
+
+
 def test_claims_prints_every_claim_with_its_verdict():
-    record("IMA-5", Estimate(-0.2, -0.3, -0.1, 50), model="pocket-llava", dataset="scenes", seeds=0)
+    record("IMA-5", Estimate(-0.2, -0.3, -0.1, 50), **RUN)
     result = xlvlms("claims")
     assert result.exit_code == 0
     rows = {
@@ -118,14 +121,13 @@ def test_claims_as_json_to_a_file_and_to_standard_output(tmp_path):
     assert xlvlms("claims", "--json", str(path)).exit_code == 0
     printed = json.loads(xlvlms("claims", "--json", "-").stdout)
     assert json.loads(path.read_text()) == printed
-    assert [entry["id"] for entry in printed] == list(CLAIMS)
+    assert [entry["id"] for entry in printed["measurements"]] == list(CLAIMS)
+    assert [line["headline"] for line in printed["headlines"]] == ["not measured"] * len(CLAIMS)
 
 
 def test_claims_take_the_results_of_a_batch_or_a_run(monkeypatch):
     requests = []
-    first = record(
-        "IMA-5", Estimate(-0.2, -0.3, -0.1, 50), model="pocket-llava", dataset="scenes", seeds=0
-    )
+    first = record("IMA-5", Estimate(-0.2, -0.3, -0.1, 50), **RUN)
     second = first | {"model": "a/b", "value": 0.2, "low": 0.1, "high": 0.3}
     monkeypatch.setattr(
         "xlvlms_tutorial.batch.results.measurements",
@@ -135,7 +137,7 @@ def test_claims_take_the_results_of_a_batch_or_a_run(monkeypatch):
     assert result.exit_code == 0, result.output
     rows = [
         (entry["model"], entry["verdict"])
-        for entry in json.loads(result.stdout)
+        for entry in json.loads(result.stdout)["measurements"]
         if entry["id"] == "IMA-5"
     ]
     assert requests == ["one", "two"] and rows == [
@@ -501,7 +503,7 @@ def test_the_module_runs_as_the_command():
         text=True,
         check=True,
     )
-    assert len(json.loads(result.stdout)) == len(CLAIMS)
+    assert len(json.loads(result.stdout)["headlines"]) == len(CLAIMS)
 
 
 def leave(command, folder=None, **options):

@@ -268,3 +268,10 @@ def test_a_dtype_that_numpy_does_not_have_is_told(tmp_path):
     path = io.save_tensors(tmp_path / "a", {"x": torch.ones(2, dtype=torch.bfloat16)})
     with pytest.raises(OSError, match="bfloat16"):
         io.load_tensors(path, "np")
+
+
+def test_what_a_command_writes_comes_back_and_what_does_not_run_gives_nothing(tmp_path):
+    program = "import os; print(os.getcwd())"
+    assert io.output_of(sys.executable, "-c", program, folder=tmp_path) == f"{tmp_path}\n"
+    assert io.output_of("a-program-that-is-not-there") == ""
+    assert io.output_of(sys.executable, "-c", "input()", seconds=0.01) == ""

@@ -93,7 +93,7 @@ from xlvlms_tutorial.claims.claims import record
 here = Path(sys.argv[1])
 said = {"said": "na\\u00efve \\u00b1 \\u732b"}
 assert read_sealed(write_sealed(here / "a.json", said)) == said
-names = {"model": "mod\\u00e8le", "dataset": "sc\\u00e8nes"}
+names = {"model": "mod\\u00e8le", "dataset": "sc\\u00e8nes", "against": "\\u00e9galit\\u00e9"}
 record("VLM-1", Estimate(0.5, 0.4, 0.6, 10), **names, seeds=0, folder=here / "claims")
 """
 
@@ -101,12 +101,12 @@ record("VLM-1", Estimate(0.5, 0.4, 0.6, 10), **names, seeds=0, folder=here / "cl
 def test_records_are_written_and_read_in_any_locale(tmp_path):
     run("-c", WRITING, str(tmp_path))
     assert json.loads((tmp_path / "a.json").read_text(encoding="utf-8"))["said"] == "naïve ± 猫"
-    entries = json.loads(
+    content = json.loads(
         run(
             "-m", "xlvlms_tutorial", "claims", "--json", "-", XLVLMS_CLAIMS=str(tmp_path / "claims")
         )
     )
-    assert any(entry["model"] == "modèle" for entry in entries)
+    assert any(entry["model"] == "modèle" for entry in content["measurements"])
     assert "mod\\xe8le" in run(
         "-m", "xlvlms_tutorial", "claims", XLVLMS_CLAIMS=str(tmp_path / "claims")
     )

@@ -13,7 +13,7 @@ from transformers.image_utils import load_image
 
 from xlvlms_tutorial import load_samples
 from xlvlms_tutorial.errors import InputError, TokenOfInterestError
-from xlvlms_tutorial.pocket import clips, sounds, world
+from xlvlms_tutorial.pocket import clips, postcard_texts, postcards, sounds, world
 from xlvlms_tutorial.samples import (
     PROMPTS,
     Sample,
@@ -23,7 +23,13 @@ from xlvlms_tutorial.samples import (
     mentioning,
 )
 
-MEDIA = {"scenes": "images", "composition": "images", "clips": "videos", "sounds": "audio"}
+MEDIA = {
+    "scenes": "images",
+    "composition": "images",
+    "postcards": "images",
+    "clips": "videos",
+    "sounds": "audio",
+}
 
 
 def test_sources_may_be_pictures_files_or_functions(tmp_path):
@@ -477,7 +483,22 @@ def test_sounds_carry_samples_references_questions_and_truth():
         _ = samples[2].image
 
 
-@pytest.mark.parametrize("dataset", ["clips", "sounds"])
+def test_postcards_carry_references_questions_and_truth_by_the_names_of_scenes():
+    samples = load_samples("postcards", n=5, seed=3)
+    cards = postcards.postcards(5, "test", 3)
+    for sample, card in zip(samples, cards, strict=True):
+        assert sample.truth == {factor: getattr(card, factor) for factor in world.FACTORS}
+        assert sample.captions == tuple(postcard_texts.captions(card))
+        assert sample.questions == tuple(postcard_texts.questions(card))
+        assert np.array_equal(np.asarray(sample.image), np.asarray(postcards.draw(card)))
+    scenes = load_samples("scenes", n=5, seed=3)
+    assert set(samples[0].truth) == set(scenes[0].truth)
+    assert not {sample.id for sample in samples} & {scene.id for scene in scenes}
+    types = {question.type for sample in samples for question in sample.questions}
+    assert types == {question.type for scene in scenes for question in scene.questions}
+
+
+@pytest.mark.parametrize("dataset", ["scenes", "postcards", "clips", "sounds"])
 def test_drawing_again_gives_the_same_and_another_seed_or_split_another(dataset):
     first, again = load_samples(dataset, n=4), load_samples(dataset, n=6)[:4]
     content_of = lambda samples: [(s.id, dict(s.truth), s.captions, s.questions) for s in samples]
@@ -529,16 +550,21 @@ def test_content_of_a_file_frames_and_samples(tmp_path):
 
 
 def test_unknown_datasets_and_splits_list_what_there_is():
-    for wrong in ("scene", "no/such/folder", "coc-mood"):
+    for wrong in ("scene", "no/such/folder", "coc-mood", "postcards-mood"):
         with pytest.raises(
             InputError,
             match="scenes, composition, clips, sounds.* coco, vqav2, gqa, pope, .*or a folder",
         ):
             load_samples(wrong)
-    with pytest.raises(InputError, match="validation"):
-        load_samples("scenes", split="dev")
-    with pytest.raises(InputError, match="1 or more"):
-        load_samples("scenes", n=0)
+    for dataset in ("scenes", "postcards"):
+        with pytest.raises(InputError, match="validation"):
+            load_samples(dataset, split="dev")
+        with pytest.raises(InputError, match="1 or more"):
+            load_samples(dataset, n=0)
+        with pytest.raises(InputError, match="0 or more"):
+            load_samples(dataset, seed=-1)
+    with pytest.raises(InputError, match="train, validation, test"):
+        load_samples("postcards", split="composition")
 
 
 def captioned(*captions):

@@ -14,6 +14,7 @@ from xlvlms_tutorial.text import (
     NUMBERS,
     PREFIX,
     STYLE_WORDS,
+    first_few,
     forms,
     normalise,
     sentence,
@@ -227,3 +228,11 @@ def test_answers_keep_their_numbers_and_lose_their_marks(raw, clean):
 @settings(deadline=None, max_examples=300)
 def test_normalising_twice_changes_nothing(answer):
     assert normalise(normalise(answer)) == normalise(answer)
+
+
+@pytest.mark.parametrize(
+    ("n", "separator", "listed"),
+    [(1, ", ", "3, ..."), (2, "; ", "3; 1; ..."), (3, ", ", "3, 1, 4"), (9, ", ", "3, 1, 4")],
+)
+def test_a_list_ends_in_an_ellipsis_only_where_it_is_cut(n, separator, listed):
+    assert first_few([3, 1, 4], n, separator) == listed

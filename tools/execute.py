@@ -24,17 +24,20 @@ from nbformat import NotebookNode
 
 from tools import ROOT
 from tools.chapters import notebooks
+from xlvlms_tutorial.claims.claims import ONE_RECORD
 
 BUILD = ROOT / "_build"
 CACHE = BUILD / ".jupyter_cache"
 CLAIMS = BUILD / "claims"
 LIMIT = 900  # seconds a cell
-LEDGER = "claims"  # the page that shows what all others recorded: it comes last
+# The pages that show what all others recorded: they come last, in this order.
+LAST = ("claims", "findings")
 # No progress bars on pages; and numba, behind UMAP, would give torch as many threads as there are
 # processors for the rest of a page.
 QUIET = {
     "TQDM_DISABLE": "1",
     "XLVLMS_CLAIMS": str(CLAIMS),
+    ONE_RECORD: "1",
     "NUMBA_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
 }
 
@@ -84,7 +87,7 @@ def forget(page: Path) -> None:
     """
     with locked(), suppress(KeyError):
         get_cache(CACHE).remove_cache(get_cache(CACHE).match_cache_notebook(read(page)).pk)
-    for file in CLAIMS.glob("*.json"):
+    for file in CLAIMS.rglob("*.json"):  # those of its checks lie in a folder inside
         with suppress(FileNotFoundError):  # of another page, which forgets its own at this moment
             if json.loads(file.read_text(encoding="utf-8")).get("chapter") == page.stem:
                 file.unlink(missing_ok=True)
@@ -111,15 +114,16 @@ def execute(page: Path) -> NotebookNode:
 def fill(pages: list[Path], again: bool = False) -> list[str]:
     """Execute the pages that are not in the cache, or all.
 
-    Gives the pages that failed, with their tracebacks printed. The ledger is executed whenever it
-    is asked for, after all others: its code does not say what it shows.
+    Gives the pages that failed, with their tracebacks printed. The ledger and the findings are
+    executed whenever they are asked for, after all others: their code does not say what they show.
     """
-    first = [page for page in pages if page.stem != LEDGER and (again or not cached(page))]
-    last = [page for page in pages if page.stem == LEDGER]
+    first = [page for page in pages if page.stem not in LAST and (again or not cached(page))]
+    last = [page for page in pages if page.stem in LAST]
+    last.sort(key=lambda page: LAST.index(page.stem))
     workers = min(2, os.cpu_count() or 1)
     failed = []
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        for group in (first, last):
+        for group in (first, *([page] for page in last)):
             for page, job in [(page, pool.submit(execute, page)) for page in group]:
                 if error := job.exception():
                     failed.append(page.stem)

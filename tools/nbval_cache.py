@@ -23,7 +23,7 @@ from nbval.plugin import IPyNbFile
 from tools import chapters, execute
 
 # The pages that take longest, in this order: two workers end at about the same time when these
-# come first. The ledger comes last.
+# come first. The findings and the ledger come last.
 LONG = (
     "skipping",
     "steering-answers",
@@ -145,8 +145,9 @@ def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> Iterator:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Long pages first, the ledger last, the rest by name: the same order in every process."""
-    order = {name: place for place, name in enumerate(LONG)} | {execute.LEDGER: len(LONG) + 1}
+    """Long pages first, those that show all others last, the rest by name, in every process."""
+    order = {name: place for place, name in enumerate(LONG)}
+    order |= {name: len(LONG) + 1 + place for place, name in enumerate(execute.LAST)}
     items.sort(key=lambda item: order.get(item.path.stem, len(LONG)))
     for item in items:
         item.output_timeout = PATIENCE

@@ -4,8 +4,8 @@
 in different orders. Four settings of the same libraries stand for four kinds of them. Each page
 is executed under each setting; what its cells print and what it records is kept in
 ``_build/numerics/SETTING/PAGE.json``, so a run that is stopped goes on, and a page whose code,
-package or pins have not changed is not executed again. The table says, for each page and
-setting, how many checked cells, verdicts and third digits differ from the first setting.
+package or pins have not changed is not executed again. The table says, for each page and setting,
+how many checked cells, verdicts, checked statements and third digits differ from the first one.
 ``--write`` keeps what moved in ``spread.json`` of the package, where
 :func:`xlvlms_tutorial.claims.claims.record` finds it.
 """
@@ -33,9 +33,10 @@ from nbformat import NotebookNode
 from tools import ROOT
 from tools.build import sources
 from tools.chapters import notebooks
-from tools.execute import BUILD, LEDGER, LIMIT, QUIET, read
+from tools.execute import BUILD, LAST, LIMIT, QUIET, read
 from tools.pair import checked, text_of
 from xlvlms_tutorial.claims import spread
+from xlvlms_tutorial.claims.checks import read_checks
 from xlvlms_tutorial.claims.claims import claim, verdict
 from xlvlms_tutorial.io import write_json
 from xlvlms_tutorial.metrics.intervals import Estimate
@@ -141,6 +142,7 @@ def run(page: Path, setting: str, now: str) -> str:
         "claims": [
             json.loads(file.read_text(encoding="utf-8")) for file in sorted(records.glob("*.json"))
         ],
+        "checks": {check["statement"]: check["holds"] for check in read_checks(records)},
     }
     # to be looked at, where something differs
     nbformat.write(notebook, result_file(page, setting).with_suffix(".ipynb"))
@@ -166,7 +168,7 @@ def verdicts(estimates: dict[str, Estimate]) -> dict[str, str]:
 
 
 def differences(one: dict, other: dict) -> dict[str, int]:
-    """How many checked cells, verdicts and third digits of two results differ.
+    """How many checked cells, verdicts, checked statements and third digits of two results differ.
 
     Verdicts are of each run alone.
     """
@@ -184,7 +186,11 @@ def differences(one: dict, other: dict) -> dict[str, int]:
         for k in both
         for n in ("value", "low", "high")
     )
-    return {"cells": cells, "verdicts": apart, "digits": digits}
+    said, other_said = one.get("checks", {}), other.get("checks", {})
+    statements = 0
+    for statement in said.keys() | other_said.keys():
+        statements += said.get(statement) != other_said.get(statement)
+    return {"cells": cells, "verdicts": apart, "statements": statements, "digits": digits}
 
 
 def results(page: Path) -> dict[str, dict]:
@@ -202,8 +208,8 @@ def table(pages: list[Path]) -> pd.DataFrame:
     """For each page, cells, measurements, seconds of processors and what differs.
 
     Cells are the checked ones; what differs from the first setting is told as cells /
-    verdicts / digits. The first column says whether all that is known was executed with the
-    page, package and pins as they are now.
+    verdicts / checked statements / digits. The first column says whether all that is known was
+    executed with the page, package and pins as they are now.
     """
     rows = {}
     for page in pages:
@@ -261,7 +267,7 @@ def main() -> int:
     )
     parser.add_argument("--jobs", type=int, default=1, help="pages at a time")
     options = parser.parse_args()
-    known = {page.stem: page for page in notebooks() if page.stem != LEDGER}
+    known = {page.stem: page for page in notebooks() if page.stem not in LAST}
     if unknown := [name for name in options.pages if name not in known]:
         parser.error(f"no page {', '.join(unknown)}; there are: {', '.join(known)}")
     pages = [known[name] for name in options.pages or known]

@@ -23,20 +23,18 @@ def lazy_attributes(package: str) -> tuple[Callable[[str], object], Callable[[],
 
         source = Path(import_module(package).__file__).read_text(encoding="utf-8")
         block = next(node for node in ast.parse(source).body if isinstance(node, ast.If))
-        return {
-            alias.asname or alias.name: (statement.module, alias.name)
-            for statement in block.body
-            for alias in statement.names
-        }
+        by_name = {}
+        for statement in block.body:
+            for alias in statement.names:
+                by_name[alias.asname or alias.name] = (statement.module, alias.name)
+        return by_name
 
     def get(name: str) -> object:
         if name.startswith("__") or name not in homes():
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         module, there = homes()[name]
-        return (
-            import_module(f"{package}.{there}")
-            if module == package
-            else getattr(import_module(module), there)
-        )
+        if module == package:
+            return import_module(f"{package}.{there}")
+        return getattr(import_module(module), there)
 
     return get, lambda: sorted({*vars(import_module(package)), *homes()})

@@ -53,7 +53,8 @@ def keep(
     """
     state = {name: p.detach().clone() for name, p in parameters.items()}
     for name, p in parameters.items():
-        state |= {f"{name}/{key}": value.clone() for key, value in optimiser.state[p].items()}
+        for key, value in optimiser.state[p].items():
+            state[f"{name}/{key}"] = value.clone()
     # the draft of a run that was killed while it wrote: large, and of no use
     for draft in folder.glob(f".{FILE}.*"):
         draft.unlink()

@@ -78,6 +78,10 @@ app = typer.Typer(
         "batches, print the ledger of claims."
     ),
 )
+ChaptersOption = Annotated[
+    str | None,
+    typer.Option(metavar="FOLDER", help="The folder of the chapters; by default that of the book."),
+]
 JsonOption = Annotated[
     str | None,
     typer.Option(
@@ -155,7 +159,9 @@ def evaluate(
     ] = None,
     dataset: Annotated[
         str,
-        typer.Option(help="scenes, composition (combinations never trained on), clips, or sounds."),
+        typer.Option(
+            help="scenes, composition (combinations never trained on), postcards, clips, or sounds."
+        ),
     ] = "scenes",
     n: Annotated[int, typer.Option(min=1, help="Number of samples.")] = 100,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the samples and of the bootstrap.")] = 0,
@@ -204,12 +210,7 @@ def run(
             metavar="FOLDER", help="Where results go; by default _build/runs/CHAPTER of the book."
         ),
     ] = None,
-    chapters: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FOLDER", help="The folder of the chapters; by default that of the book."
-        ),
-    ] = None,
+    chapters: ChaptersOption = None,
 ) -> None:
     """Run a chapter with other parameters: results.json, the executed notebook.
 
@@ -265,12 +266,7 @@ def reproduce(
             metavar="FOLDER", help="Where results go; by default _build/reproduce of the book."
         ),
     ] = None,
-    chapters: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FOLDER", help="The folder of the chapters; by default that of the book."
-        ),
-    ] = None,
+    chapters: ChaptersOption = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything and say what would run.")
     ] = False,
@@ -320,15 +316,18 @@ def claims(
 ) -> None:
     """Every published claim with its verdict on each model that was measured."""
     from xlvlms_tutorial.claims.claims import CLAIMS, merge
+    from xlvlms_tutorial.claims.headlines import as_content, write_claims
     from xlvlms_tutorial.io import as_json
 
     if folder is not None and not os.path.exists(folder):
         raise damaged_record(folder, "no folder of records")
-    entries = merge(folder, None if json == "-" else json, _measurements(results or []))
+    entries = merge(folder, _measurements(results or []))
     if json == "-":
         # JSON is UTF-8, whatever the terminal writes
-        typer.echo(as_json(entries).encode(), nl=False)
+        typer.echo(as_json(as_content(entries)).encode(), nl=False)
         return
+    if json:
+        write_claims(entries, json)
     rows = []
     for entry in entries:
         name = entry["id"]

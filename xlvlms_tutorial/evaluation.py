@@ -171,13 +171,11 @@ class Report:
     def _presence_rows(self) -> Iterator[dict[str, object]]:
         for stratum, row in self.presence().to_dict("index").items():
             for name in _PRESENCE:
-                interval = {"low": row.get(f"{name}_low"), "high": row.get(f"{name}_high")}
-                yield {
-                    "metric": f"presence/{stratum}/{name}",
-                    "value": row[name],
-                    **interval,
-                    "n": int(row["n"]),
-                }
+                entry = {"metric": f"presence/{stratum}/{name}", "value": row[name]}
+                entry["low"] = row.get(f"{name}_low")
+                entry["high"] = row.get(f"{name}_high")
+                entry["n"] = int(row["n"])
+                yield entry
 
     def content(self) -> dict[str, object]:
         """Return the whole report in plain types.
@@ -278,10 +276,11 @@ def evaluate(
     (1, True)
     """
     ids = [sample.id for sample in samples]
-    if not ids or len(set(ids)) < len(ids):
+    n_ids = len(set(ids))
+    if not ids or n_ids < len(ids):
         raise no_estimate(
             "samples",
-            f"{len(ids)} samples with {len(set(ids))} ids",
+            f"{len(ids)} samples with {n_ids} ids",
             "one sample or more, each with its own id",
         )
     captions: list[str] = []
@@ -325,8 +324,9 @@ def _ask(
     repeated: list[object] = []
     questions: list[Question] = []
     for sample, content in zip(samples, contents, strict=True):
-        ids += [sample.id] * len(sample.questions)
-        repeated += [content] * len(sample.questions)
+        n = len(sample.questions)
+        ids += [sample.id] * n
+        repeated += [content] * n
         questions += sample.questions
     prompts = [question.text for question in questions]
     answers = _generate(vlm, name, repeated, prompts, answer_tokens, batch_size)

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import platform
+import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -538,6 +539,43 @@ def load_tensors(path: str | Path, framework: str = "pt") -> tuple[dict[str, Any
             return file.get_tensors(), file.metadata() or {}
     except (SafetensorError, TypeError) as cause:  # TypeError: NumPy has no bfloat16
         raise OSError(str(cause)) from cause
+
+
+def output_of(*command: str, folder: str | Path | None = None, seconds: float = 10) -> str:
+    """Return what a command writes, nothing where it cannot be run.
+
+    Parameters
+    ----------
+    *command : str
+        The program and its arguments.
+    folder : str or Path, optional
+        Where it is run; by default in the working directory.
+    seconds : float, default 10
+        After which it is given up.
+
+    Returns
+    -------
+    str
+        Its standard output.
+
+    Examples
+    --------
+    >>> output_of("a-program-that-is-not-there")
+    ''
+    """
+    try:
+        result = subprocess.run(
+            command,
+            cwd=folder,
+            check=False,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=seconds,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return result.stdout
 
 
 def peak_memory() -> dict[str, object]:

@@ -243,25 +243,27 @@ def _file(source: object) -> object:
 def _from_array(source: object) -> Image.Image:
     """Return the picture in an array."""
     # one of torch may be on a GPU, or be trained
-    levels = np.asarray(source.detach().cpu() if hasattr(source, "detach") else source)
+    values = source.detach().cpu() if hasattr(source, "detach") else source
+    levels = np.asarray(values)
     if levels.ndim == 3 and levels.shape[2] not in (1, 3, 4) and levels.shape[0] in (1, 3, 4):
         levels = np.moveaxis(levels, 0, 2)
     if levels.ndim == 3 and levels.shape[2] == 1:
         levels = levels[..., 0]
-    drawable = levels.ndim == 2 or (levels.ndim == 3 and levels.shape[2] in (3, 4))
-    if levels.dtype.kind not in "buif" or not drawable:
+    shape, dtype = levels.shape, levels.dtype
+    drawable = len(shape) == 2 or (len(shape) == 3 and shape[2] in (3, 4))
+    if dtype.kind not in "buif" or not drawable:
         raise not_a_picture(
             source,
-            f"of {levels.dtype} and shape {levels.shape} is not a picture",
+            f"of {dtype} and shape {shape} is not a picture",
             "give numbers of shape (height, width) or (height, width, 3 or 4), "
             "one picture at a time",
         )
-    _require_pixels(levels.shape[1], levels.shape[0], source)
-    if levels.dtype == np.uint8:
+    _require_pixels(shape[1], shape[0], source)
+    if dtype == np.uint8:
         return Image.fromarray(levels)
-    if levels.dtype.kind in "fb":
+    if dtype.kind in "fb":
         scales = _FULL_SCALES
-    elif levels.dtype.kind == "u" and levels.dtype.itemsize == 2:
+    elif dtype.kind == "u" and dtype.itemsize == 2:
         scales = _FULL_SCALES[2:3]
     else:
         scales = _FULL_SCALES[1:]
@@ -289,13 +291,13 @@ def _upright(picture: Image.Image, source: object) -> Image.Image:
 
 
 def _grey(picture: Image.Image, source: object) -> Image.Image:
+    """Return a picture of deep grey levels in eight bits a colour."""
     # 16 bits say what white is; in whole numbers of 32 bits and floats, files keep every scale
-    scales = (
-        _FULL_SCALES[2:3]
-        if picture.mode.startswith("I;16")
-        else _FULL_SCALES[picture.mode == "I" :]
-    )
-    return Image.fromarray(_scaled(np.asarray(picture), scales, source)).convert("RGB")
+    scales = _FULL_SCALES[picture.mode == "I" :]
+    if picture.mode.startswith("I;16"):
+        scales = _FULL_SCALES[2:3]
+    levels = _scaled(np.asarray(picture), scales, source)
+    return Image.fromarray(levels).convert("RGB")
 
 
 def _scaled(values: np.ndarray, scales: Sequence[float], source: object) -> np.ndarray:
@@ -373,7 +375,8 @@ def media(samples: Sequence[Sample]) -> dict[str, list]:
     Examples
     --------
     >>> from PIL import Image
-    >>> from xlvlms_tutorial.data import Sample, media
+    >>> from xlvlms_tutorial.data import Sample
+    >>> from xlvlms_tutorial.samples import media
     >>> scene = Sample("wall", Image.new("L", (6, 4)))
     >>> contents = media([scene, scene])
     >>> list(contents), len(contents["images"])

@@ -265,6 +265,36 @@ def sentence(words: Iterable[str]) -> str:
     return f"{PREFIX}{', '.join(words)}."
 
 
+def first_few(values: Iterable[object], n: int, separator: str = ", ") -> str:
+    """Return the first n values as text, with an ellipsis where there are others.
+
+    Parameters
+    ----------
+    values : iterable
+        What is listed.
+    n : int
+        How many are listed at the most.
+    separator : str, default ", "
+        What stands between them.
+
+    Returns
+    -------
+    str
+        The list.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.text import first_few
+    >>> first_few([3, 1, 4, 1], 2)
+    '3, 1, ...'
+    """
+    texts = list(map(str, values))
+    parts = texts[:n]
+    if len(texts) > n:
+        parts.append("...")
+    return separator.join(parts)
+
+
 def normalise(answer: str) -> str:
     """Normalise an answer as accuracy compares it: the words alone, in lower case.
 
@@ -285,7 +315,7 @@ def normalise(answer: str) -> str:
 
     Examples
     --------
-    >>> from xlvlms_tutorial.metrics import normalise
+    >>> from xlvlms_tutorial.text import normalise
     >>> normalise("The two."), normalise("left-hand side"), normalise("1,000"), normalise("3.5")
     ('2', 'left hand side', '1000', '3.5')
     """
@@ -316,7 +346,7 @@ def vqa_normalise(answer: str) -> str:
 
     Examples
     --------
-    >>> from xlvlms_tutorial.metrics import vqa_normalise
+    >>> from xlvlms_tutorial.text import vqa_normalise
     >>> vqa_normalise("The  two dogs."), vqa_normalise("dont"), vqa_normalise("10:30 a.m.")
     ('2 dogs', "don't", '10:30 am')
     """

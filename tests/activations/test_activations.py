@@ -12,14 +12,14 @@ from xlvlms_tutorial.activations.store import ActivationStore, load_activations,
 from xlvlms_tutorial.errors import InputError, LayerError, StoreError
 
 
-def test_a_layer_gives_its_block_and_a_place_gives_itself():
+def test_a_layer_gives_its_block_and_a_site_gives_itself():
     states = states_of(range(3))
     assert states[3] is states.tensors[3, "resid_post"]
     assert states[3, "mlp_out"] is states.tensors[3, "mlp_out"]
     assert (states.layers, states.sites, len(states)) == ([0, 3], ["resid_post", "mlp_out"], 3)
 
 
-def test_a_layer_with_one_other_place_gives_it():
+def test_a_layer_with_one_other_site_gives_it():
     states = Activations(
         {(2, "attn_out"): torch.ones(1, 4)}, pd.DataFrame({"sample": [0], "id": ["a"]}), {}
     )
@@ -41,7 +41,7 @@ def test_an_unknown_key_is_answered_by_what_is_there(key, error, message):
         states_of(range(2))[key]
 
 
-def test_a_layer_with_several_places_and_no_block_asks_which():
+def test_a_layer_with_several_sites_and_no_block_asks_which():
     tensors = {(1, "mlp_out"): torch.ones(1, 2), (1, "attn_out"): torch.ones(1, 2)}
     with pytest.raises(
         InputError, match=r"captured at 2 sites; say which, as in states\[1, 'mlp_out'\]"

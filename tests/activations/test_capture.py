@@ -189,7 +189,7 @@ def test_a_position_outside_a_sample_says_which_there_are(vlm, six, number):
         capture(vlm, six, 1, positions=number, prompt=ask)
 
 
-def test_places_inside_a_block(vlm, six):
+def test_sites_inside_a_block(vlm, six):
     states = capture(
         vlm, six, (1, 2), sites=("resid_mid", "mlp_out", "resid_post", "mlp_hidden"), span="image"
     )

@@ -47,7 +47,7 @@ def hooks_left(vlm):
 
 def test_hooks_of_a_reading_are_there_inside_it_only(vlm):
     with reading(vlm, "all", anatomy.SITES, stop=True):
-        # the decoder, the model, layer 0, each place of each block
+        # the decoder, the model, layer 0, each site of each block
         assert len(hooks_left(vlm)) == 1 + 1 + 1 + 3 * 7
     assert not hooks_left(vlm)
 
@@ -72,7 +72,7 @@ def test_a_padded_batch_gives_what_each_sample_gives_alone(vlm, batch):
             assert torch.allclose(together[key][row, -states.shape[1] :], states[0], atol=1e-5)
 
 
-def test_the_places_of_a_block_add_up_as_its_formula_says(vlm, batch):
+def test_the_sites_of_a_block_add_up_as_its_formula_says(vlm, batch):
     recorded = read(vlm, batch, "all", anatomy.SITES)
     for layer in (1, 2, 3):
         x, block = recorded[layer - 1, "resid_post"], vlm.blocks[layer - 1]
@@ -393,7 +393,7 @@ def test_hooks_are_gone_after_an_error_in_the_model(vlm, batch, monkeypatch):
     assert not hooks_left(vlm)
 
 
-def test_hooks_are_gone_after_an_unknown_place(vlm, batch):
+def test_hooks_are_gone_after_an_unknown_site(vlm, batch):
     with pytest.raises(InputError, match="unknown site 'lunch'"):
         read(vlm, batch, 1, ("resid_post", "lunch"))
     assert not hooks_left(vlm)
@@ -416,7 +416,7 @@ def test_a_full_device_says_what_to_lower(vlm, batch, monkeypatch):
         read(vlm, batch, "all")
 
 
-def test_layers_and_places_in_any_form(vlm):
+def test_layers_and_sites_in_any_form(vlm):
     assert wanted(vlm, 2) == wanted(vlm, [2, 2]) == wanted(vlm, iter((2,))) == [(2, "resid_post")]
     assert wanted(vlm, (3, 1), ("mlp_out", "resid_post")) == [
         (1, "mlp_out"),
@@ -448,7 +448,7 @@ def test_a_layer_out_of_range_names_the_range(vlm, layers, sites):
 
 
 @pytest.mark.parametrize(("layers", "sites"), [([], "resid_post"), ("some", "resid_post"), (1, [])])
-def test_no_layers_or_places_are_refused(vlm, layers, sites):
+def test_no_layers_or_sites_are_refused(vlm, layers, sites):
     with pytest.raises(InputError, match=r"layers"):
         wanted(vlm, layers, sites)
 

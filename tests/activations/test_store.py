@@ -121,7 +121,7 @@ def test_the_index_keeps_its_own_columns(tmp_path, column):
     assert store.done == []
 
 
-def test_reading_takes_the_chosen_layer_place_and_samples(store):
+def test_reading_takes_the_chosen_layer_site_and_samples(store):
     whole = states_of(range(10), rows=2)
     assert list(store.states(3).tensors) == [(3, "resid_post"), (3, "mlp_out")]
     assert list(store.states(site="mlp_out").tensors) == [(3, "mlp_out")]

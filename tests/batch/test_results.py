@@ -40,6 +40,10 @@ def claim(low, high, seed=0, model="a", name="IMA-1", verdict="confirmed", varia
         "seeds": [seed],
         "variant": variant,
         "chapter": "toy",
+        "against": "chance",
+        "interval_over": "pictures",
+        "choice": "fixed",
+        "scale": "own",
         "versions": {"torch": "2"},
     }
     return key | {"value": middle, "low": low, "high": high, "n": 9, "verdict": verdict}
@@ -62,7 +66,7 @@ def batch(tmp_path):
         tmp_path / "plan.json",
         {"runs": [{"id": name} for name in ("one", "two", "bad", "torn", "late")]},
     )
-    write(tmp_path, "one", claim(0.1, 0.3), claim(0.1, 0.2, name="IMA-2"))
+    write(tmp_path, "one", claim(0.1, 0.3), claim(-0.2, -0.1, name="IMA-2"))
     write(tmp_path, "two", claim(-0.3, -0.1, seed=1), seed=1)
     failure = {"error": "ValueError", "cell": 3, "message": "of two\nlines"}
     write_json(tmp_path / "runs" / "bad" / FAILURE, failure)
@@ -133,6 +137,10 @@ BAD = {
     "seeds that are text": {"seeds": "0"},
     "seeds of text": {"seeds": ["a"]},
     "versions that are text": {"versions": "2"},
+    "nothing to measure against": {"against": ""},
+    "an interval over what is not known": {"interval_over": "stars"},
+    "a list as choice": {"choice": ["fixed"]},
+    "no scale": {"scale": None},
     "half a character": {"model": "\ud800"},
 }
 
@@ -310,6 +318,13 @@ def test_the_ledger_for_machines_holds_every_claim_and_every_measurement():
     assert (entry["null"], entry["test"]) == (0.0, "> 0")
     assert entry["by_model"] == {"a": "confirmed", "b": "confirmed"}
     assert [measurement["run"] for measurement in entry["measurements"]] == ["one", "two"]
+    claimed = CLAIMS["IMA-1"]
+    assert (entry["fidelity"], entry["reason"]) == (claimed.fidelity, claimed.reason)
+    assert (entry["about"], entry["effect"]) == (claimed.about, claimed.effect)
+    names = ("against", "interval_over", "choice", "scale")
+    for measurement in entry["measurements"]:
+        said = tuple(measurement[name] for name in names)
+        assert said == ("chance", "pictures", "fixed", "own")
     assert entries["IMA-2"]["verdict"] == "not measured" and entries["IMA-2"]["measurements"] == []
 
 

@@ -10,7 +10,7 @@ import pytest
 from tests.support.tiny_disk import KINDS, at_hand
 from tools.chapters import chapters
 from xlvlms_tutorial.batch.run import read_results, run_chapter
-from xlvlms_tutorial.loading import EMBEDDED
+from xlvlms_tutorial.loading.loading import EMBEDDED
 
 # What makes a chapter short here; all else is as it stands in the book
 SHORT = {

@@ -22,7 +22,7 @@ from xlvlms_tutorial.errors import FileError, InputError
 from xlvlms_tutorial.metrics.intervals import Estimate
 
 COUNTS = {"IMA": 12, "SKIP": 6, "COX": 7, "SHIFT": 4, "STEER": 7, "VLM": 1}
-RUN = {"model": "pocket-llava", "dataset": "scenes", "seeds": 0}
+RUN = {"model": "pocket-llava", "dataset": "scenes", "seeds": 0, "against": "chance"}
 
 
 @pytest.fixture(autouse=True)
@@ -65,10 +65,13 @@ SMALL = """
 sources:
   IMA: {part: I Alignment, paper: "arXiv 2405.16700, a paper"}
 claims:
-  IMA-1: {where: Fig. 2, statement: It is so., metric: this minus that, rival: that}
+  IMA-1:
+    {where: Fig. 2, statement: It is so., metric: this minus that, rival: that,
+     fidelity: method, reason: As there., about: models}
   IMA-2:
     {where: Fig. 3, statement: It is about half., metric: share, rival: none, direction: equal,
-     "null": 0.5, margin: 0.1}
+     "null": 0.5, margin: 0.1, fidelity: proxy, reason: Not as there., about: pictures,
+     effect: ratio}
 """
 
 
@@ -87,7 +90,12 @@ def test_a_register_is_read_with_what_is_left_out(tmp_path):
         null=0.0,
         rival="that",
         margin=0.0,
+        fidelity="method",
+        reason="As there.",
+        about="models",
+        effect="share",
     )
+    assert (second.fidelity, second.about, second.effect) == ("proxy", "pictures", "ratio")
     assert (second.direction, second.null, second.margin, second.part) == (
         "equal",
         0.5,
@@ -106,6 +114,12 @@ def test_a_register_is_read_with_what_is_left_out(tmp_path):
         ("where: Fig. 2", "where: 2", "IMA-1.*where"),
         ("rival: that", "rival: that, rival: other", "rival twice"),
         ("IMA-2:", "IMA-1:", "IMA-1 twice from line 5"),
+        (", reason: As there.", "", "IMA-1.*reason"),
+        ("reason: As there.", 'reason: ""', "reason of claim IMA-1"),
+        ("fidelity: method, ", "", "IMA-1.*fidelity"),
+        ("fidelity: method", "fidelity: exact", "fidelity of IMA-1.*exact"),
+        ("about: models", "about: stars", "about of IMA-1.*stars"),
+        ("effect: ratio", "effect: metres", "effect of IMA-2.*metres"),
         ("rival: that", "rival: that, part: II", "IMA-1.*part"),
         ("IMA-2", "COX-2", "COX-2.*COX"),
         ("IMA-2", "7", "7: "),
@@ -237,6 +251,10 @@ def test_a_record_keeps_numbers_and_their_origin(folder):
         "seeds": [0, 1],
         "chapter": "outside",
         "variant": "layer 3",
+        "against": "random negatives",
+        "interval_over": "questions",
+        "choice": "validation",
+        "scale": "published",
     }
     written = record("VLM-1", Estimate(0.1, 0.05, 0.2, 300), **origin)
     (file,) = folder.iterdir()
@@ -270,7 +288,7 @@ def test_a_rerun_replaces_its_own_record_and_no_other():
         {"variant": "b"},
     ):
         record("IMA-1", interval(0.1, 0.3), **RUN | change)
-    record("IMA-2", interval(0.1, 0.3), **RUN)
+    record("IMA-2", interval(-0.3, -0.1), **RUN)
     assert len(measured()) == 7
     record("IMA-1", interval(-0.3, -0.1), **RUN)
     verdicts = sorted(entry["verdict"] for entry in measured())
@@ -295,8 +313,7 @@ def test_a_verdict_in_a_file_is_not_believed(folder):
 def test_merge_lists_every_claim_measured_or_not(folder, tmp_path):
     record("IMA-1", interval(0.1, 0.3), **RUN)
     record("IMA-1", interval(-0.1, 0.3), **RUN | {"model": "b"})
-    entries = merge(path=tmp_path / "claims.json")
-    assert json.loads((tmp_path / "claims.json").read_text()) == entries
+    entries = merge()
     assert [e["id"] for e in entries if e["id"] != "IMA-1"] == [
         name for name in CLAIMS if name != "IMA-1"
     ]
@@ -357,6 +374,11 @@ def test_bad_input_raises_and_writes_nothing(folder):
     for wrong in ({"model": ""}, {"dataset": ""}, {"seeds": []}):
         with pytest.raises(FileError):
             record("IMA-1", interval(0, 1), **RUN | wrong)
+    with pytest.raises(FileError, match=r"IMA-1 \(layer 3\).*against="):
+        record("IMA-1", interval(0, 1), **RUN | {"against": "", "variant": "layer 3"})
+    for wrong in ({"interval_over": "stars"}, {"choice": "best"}, {"scale": "large"}):
+        with pytest.raises(InputError, match=f"{next(iter(wrong))} of IMA-1"):
+            record("IMA-1", interval(0, 1), **RUN | wrong)
     assert not folder.exists()
 
 
@@ -380,6 +402,7 @@ def test_a_verdict_that_another_processor_would_change_is_undecided_between_mach
         "seeds": [0],
         "chapter": "alignment",
         "variant": "layer 1",
+        "against": "chance",
     }
     first, second = Estimate(0.2, 0.05, 0.3, 40), Estimate(0.2, -0.01, 0.29, 40)
     alone = record("IMA-1", first, folder=folder, **key)
@@ -406,3 +429,59 @@ def test_what_moves_by_rounding_only_is_not_a_spread():
     assert not spread.moved([estimate, Estimate(0.2001, 0.1001, 0.3, 40)])
     assert spread.moved([estimate, Estimate(0.2, 0.09, 0.3, 40)])
     assert spread.joined(estimate, []) == estimate
+
+
+@pytest.mark.parametrize(
+    ("model", "scale"),
+    [
+        ("pocket-llava", "pocket"),
+        ("pocket-llava-seed1", "pocket"),
+        ("llava-hf/llava-1.5-7b-hf", "published"),
+        ("/models/llava", "own"),
+        ("./llava", "own"),
+        ("tiny", "own"),
+    ],
+)
+def test_the_scale_follows_from_the_name_of_the_model(model, scale):
+    assert record("IMA-1", interval(0.1, 0.3), **RUN | {"model": model})["scale"] == scale
+
+
+def test_a_folder_that_is_named_as_on_the_hub_is_a_model_of_ones_own(tmp_path, monkeypatch):
+    (tmp_path / "models" / "mine").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert claims.scale_of("models/mine") == "own"
+    assert claims.scale_of("models/theirs") == "published"
+
+
+def test_a_page_that_is_built_records_a_name_once(folder, monkeypatch):
+    record("IMA-1", interval(0.1, 0.3), **RUN)
+    record("IMA-1", interval(0.2, 0.3), **RUN)  # a cell that a reader runs again
+    monkeypatch.setenv(claims.ONE_RECORD, "1")
+    record("IMA-1", interval(0.2, 0.3), **RUN)
+    with pytest.raises(FileError, match="IMA-1 .*recorded twice with other numbers"):
+        record("IMA-1", interval(0.1, 0.3), **RUN)
+    assert [entry["low"] for entry in measured()] == [0.2]
+
+
+def test_two_files_with_a_record_of_one_name_are_refused(folder):
+    record("IMA-1", interval(0.1, 0.3), **RUN)
+    (file,) = folder.iterdir()
+    (folder / "zz-copy.json").write_text(file.read_text())
+    with pytest.raises(FileError, match=f"zz-copy.json: a second record of .*{file.name}"):
+        merge()
+
+
+@pytest.mark.parametrize("name", ["against", "interval_over", "choice", "scale"])
+def test_a_record_of_an_earlier_version_is_named(folder, name):
+    record("IMA-1", interval(0.1, 0.3), **RUN)
+    (file,) = folder.iterdir()
+    content = json.loads(file.read_text())
+    del content[name]
+    file.write_text(json.dumps(content))
+    with pytest.raises(FileError, match=f"{re.escape(file.name)}.*{name}"):
+        merge()
+
+
+def test_a_range_of_random_orders_is_not_shown_as_an_interval():
+    written = record("IMA-10", interval(0.6, 1.0), **RUN | {"interval_over": "random orders"})
+    assert sentence(written) == "IMA-10 confirmed: 0.8 (random orders: 0.6 to 1), claimed > 0"

@@ -17,7 +17,7 @@ from xlvlms_tutorial.data.annotations import (
     question_type,
     samples_of,
 )
-from xlvlms_tutorial.pocket import language, world
+from xlvlms_tutorial.pocket import language, postcard_texts, postcards, world
 from xlvlms_tutorial.samples import Question
 
 CAPTIONS = [
@@ -321,13 +321,13 @@ def test_questions_get_a_type_from_their_wording(text, answer, kind):
 
 
 def test_the_worlds_own_questions_get_their_own_types():
-    questions = {
-        (q.text, q.answer, q.type) for scene in world.scenes(60) for q in language.questions(scene)
-    }
+    written = [q for scene in world.scenes(60) for q in language.questions(scene)]
+    written += [q for card in postcards.postcards(60) for q in postcard_texts.questions(card)]
+    questions = {(q.text, q.answer, q.type) for q in written}
     wrong = {
         (text, kind) for text, answer, kind in questions if question_type(text, answer) != kind
     }
-    assert len(questions) > 100 and not wrong
+    assert len(questions) > 200 and not wrong
 
 
 def test_the_type_of_a_very_long_question_takes_no_time():

@@ -263,9 +263,9 @@ def test_pictures_are_opened_when_asked_for(tmp_path):
         _ = sample.image
 
 
-@pytest.mark.parametrize("n", [3, 40])
-def test_what_is_written_comes_back(tmp_path, n):
-    samples = load_samples("scenes", n, seed=5)
+@pytest.mark.parametrize(("dataset", "n"), [("scenes", 3), ("scenes", 40), ("postcards", 20)])
+def test_what_is_written_comes_back(tmp_path, dataset, n):
+    samples = load_samples(dataset, n, seed=5)
     folder = write_coco(samples, tmp_path / "made")
     loaded = by_id(folder, n, split="train")
     assert len(loaded) == n
@@ -625,7 +625,7 @@ def test_names_that_no_folder_can_have_are_unknown_data(name):
             load_samples(dataset)
 
 
-@pytest.mark.parametrize("dataset", ["folder", "scenes", "sounds", "coco"])
+@pytest.mark.parametrize("dataset", ["folder", "scenes", "postcards", "sounds", "coco"])
 def test_seeds_are_whole_numbers_of_0_or_more(tmp_path, dataset):
     with pytest.raises(InputError, match="give a whole number of 0 or more"):
         load_samples(coco(tmp_path) if dataset == "folder" else dataset, 1, "test", -1)

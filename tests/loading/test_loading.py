@@ -231,7 +231,7 @@ def test_a_tested_architecture_is_not_checked_again(monkeypatch, saved):
     assert load(saved, device="cpu", allow_untested=True).checks is None
 
 
-def test_an_untested_architecture_loads_with_less_where_a_place_fails(monkeypatch, saved):
+def test_an_untested_architecture_loads_with_less_where_a_site_fails(monkeypatch, saved):
     from xlvlms_tutorial.loading import site_checks
 
     def differs(vlm, batch):
@@ -245,7 +245,7 @@ def test_an_untested_architecture_loads_with_less_where_a_place_fails(monkeypatc
     }
     assert not again.supports("skip", "mlp")
     assert again.supports("skip", "block")
-    assert set(site_checks.PLACED) == set(site_checks.HANGS_ON)
+    assert set(site_checks.SITE_CHECKS) == set(site_checks.HANGS_ON)
     with pytest.raises(
         InterventionError,
         match=r"skip mlp, which fails this model's self-check \(RuntimeError: The size of tensor a",

@@ -16,7 +16,7 @@ from xlvlms_tutorial.activations import clock
 from xlvlms_tutorial.interventions import edits, skipping
 from xlvlms_tutorial.loading import site_checks
 from xlvlms_tutorial.loading.self_check import CHECKS, self_check
-from xlvlms_tutorial.loading.site_checks import HANGS_ON, PLACED
+from xlvlms_tutorial.loading.site_checks import HANGS_ON, SITE_CHECKS
 from xlvlms_tutorial.models.vlm import VLM
 
 FAILING = {
@@ -59,8 +59,8 @@ def test_what_fails_is_what_the_blocks_do_not_have(kind):
     assert traces(vlm) == []
 
 
-def test_every_check_of_a_place_says_what_hangs_on_it():
-    assert set(PLACED) == set(HANGS_ON) < set(CHECKS)
+def test_every_check_of_a_site_says_what_hangs_on_it():
+    assert set(SITE_CHECKS) == set(HANGS_ON) < set(CHECKS)
 
 
 @pytest.fixture

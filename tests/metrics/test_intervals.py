@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import binomtest, pearsonr, spearmanr
+from scipy.stats import binomtest, pearsonr, spearmanr, ttest_1samp
 
 from xlvlms_tutorial.errors import InputError
 from xlvlms_tutorial.metrics.intervals import (
@@ -12,10 +12,12 @@ from xlvlms_tutorial.metrics.intervals import (
     bootstrap,
     correlation,
     difference,
+    mean_interval,
     percentile_interval,
     permutation_p,
     proportion,
     resampled_shares,
+    subtract,
 )
 
 trials = st.lists(st.booleans(), min_size=1, max_size=60)
@@ -329,3 +331,39 @@ def test_shares_of_resamples_give_the_bootstrap_of_a_mean():
         resampled_shares(1)
     with pytest.raises(InputError, match="100 or more"):
         resampled_shares(5, 10)
+
+
+@given(st.lists(st.floats(-100, 100), min_size=2, max_size=9), st.sampled_from([0.8, 0.95]))
+def test_the_interval_of_a_mean_is_that_of_scipys_t_test(values, level):
+    ours = mean_interval(values, level)
+    assert (ours.value, ours.n) == (pytest.approx(np.mean(values)), len(values))
+    if np.ptp(values) > 1e-6:
+        theirs = ttest_1samp(values, 0).confidence_interval(level)
+        assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high), abs=1e-9)
+    else:
+        assert ours.high - ours.low < 1e-3
+
+
+def test_a_mean_of_one_value_has_no_interval():
+    for values in ([0.5], [], [0.5, float("nan")]):
+        with pytest.raises(InputError):
+            mean_interval(values)
+
+
+def test_a_difference_of_independent_normal_means_adds_variances():
+    rng = np.random.default_rng(0)
+    half = 1.959964
+    covered = 0
+    for _ in range(400):
+        x, y = rng.normal(1.0, 1.0), rng.normal(0.2, 3.0)
+        a, b = Estimate(x, x - half, x + half, 9), Estimate(y, y - 3 * half, y + 3 * half, 4)
+        gap = subtract(a, b)
+        assert gap.high - gap.low == pytest.approx(2 * half * np.sqrt(10))
+        assert (gap.value, gap.n) == (pytest.approx(x - y), 4)
+        covered += gap.low <= 0.8 <= gap.high
+    assert 0.92 < covered / 400 < 0.98
+
+
+def test_a_difference_uses_the_halves_that_face_each_other():
+    gap = subtract(Estimate(0.9, 0.6, 0.9, 5), Estimate(0.5, 0.5, 0.9, 5))
+    assert (gap.low, gap.high) == (pytest.approx(0.4 - 0.5), pytest.approx(0.4))

@@ -13,7 +13,7 @@ from torch import nn
 
 from xlvlms_tutorial.errors import InputError
 from xlvlms_tutorial.metrics.intervals import bootstrap
-from xlvlms_tutorial.metrics.timing import measure_time, memory_of, time_ratios
+from xlvlms_tutorial.metrics.timing import compare_times, measure_time, memory_of, time_ratios
 
 
 class Clock:
@@ -141,6 +141,45 @@ def test_times_that_cannot_be_compared_are_refused():
             time_ratios(bad, "a")
     with pytest.raises(InputError, match="no column seconds"):
         time_ratios(good.drop(columns="seconds"), "a")
+
+
+def test_a_steady_clock_needs_no_further_rounds():
+    clock = Clock()
+    ways = {"dense": clock.way("dense", 2.0), "half": clock.way("half", 1.0)}
+    table = compare_times(ways, "dense", clock=clock)
+    assert table.index.tolist() == ["dense", "half", "dense, again"]
+    assert table["n"].tolist() == [4, 4, 4]
+    assert table.loc["half", ["value", "low", "high"]].tolist() == [0.5, 0.5, 0.5]
+    assert table.loc["dense, again", "value"] == 1 and table["resolved"].all()
+    assert clock.ran.count("half") == 1 + 4 and clock.ran.count("dense") == 2 * (1 + 4)
+
+
+def test_rounds_are_added_until_the_intervals_are_narrow_or_the_last_is_reached():
+    calm = Clock()  # noisy in its first rounds only
+    noise = [1.0, 1.0, 9.0, 3.0, 5.0]
+    ways = {
+        "dense": calm.way("dense", 1.0),
+        "other": calm.way("other", lambda n: noise[n - 1] if n <= len(noise) else 2.0),
+    }
+    table = compare_times(ways, "dense", width=0.5, most=40, clock=calm)
+    assert 4 < table.loc["other", "n"] < 40 and table["resolved"].all()
+    assert table.loc["other", "value"] == 2
+    wild = Clock()
+    ways = {
+        "dense": wild.way("dense", 1.0),
+        "other": wild.way("other", lambda n: 1.0 + 9.0 * (n % 2)),
+    }
+    table = compare_times(ways, "dense", most=11, clock=wild)
+    assert table["n"].tolist() == [8, 8, 8]  # four more would be too many
+    assert table["resolved"].to_dict() == {"dense": True, "other": False, "dense, again": True}
+
+
+def test_a_comparison_of_times_that_cannot_be_made_is_refused():
+    with pytest.raises(InputError, match="allowed: 'a'"):
+        compare_times({"a": lambda: None}, "b")
+    for options in ({"width": 0.0}, {"most": 3}):
+        with pytest.raises(InputError, match="width above 0 and 4 rounds"):
+            compare_times({"a": lambda: None}, "a", **options)
 
 
 # Memory

@@ -168,7 +168,7 @@ def test_the_tower_of_a_model_that_hears(models):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_every_block_has_every_place(models, name):
+def test_every_block_has_every_site(models, name):
     blocks = anatomy.decoder_blocks(models[name])
     assert len(blocks) == 3
     for block in blocks:
@@ -226,7 +226,7 @@ def attribute(block: nn.Module, *names: str) -> list[nn.Module]:
     return [getattr(block, name) for name in names]
 
 
-def test_places_of_a_llama_block(models):
+def test_sites_of_a_llama_block(models):
     block = anatomy.decoder_blocks(models["llava"])[0]
     first, attention, second, mlp = attribute(
         block, "input_layernorm", "self_attn", "post_attention_layernorm", "mlp"
@@ -419,7 +419,7 @@ def test_blocks_that_lend_and_borrow_keys(models):
     assert all(sources == [None] * 3 for sources in sharing.values())
 
 
-def test_an_unknown_place_lists_the_known(models):
+def test_an_unknown_site_lists_the_known(models):
     with pytest.raises(
         InputError,
         match="unknown site 'heart' in a block; allowed: attn_in, attn_out, resid_mid",

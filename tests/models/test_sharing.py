@@ -9,7 +9,7 @@ from tests.support.tiny import tiny_llava
 from xlvlms_tutorial import interventions
 from xlvlms_tutorial.errors import InputError
 from xlvlms_tutorial.interventions.token_skipping import skip_tokens
-from xlvlms_tutorial.models.sharing import by_picture, generate_shared, greedy, shareable
+from xlvlms_tutorial.models.sharing import by_picture, greedy, shareable
 
 TEXTS = [
     "What colour is the key ?",
@@ -67,7 +67,7 @@ def test_logits_agree_with_those_of_whole_prompts(pictures):
         lambda module, args, logits: calls.append(logits[:, -1])
     )
     vlm.generate_ids(batch, 1)
-    generate_shared(vlm, batch, images, 1)
+    vlm._generate_shared(batch, images, 1)
     head.remove()
     whole_prompts, _, shared = calls  # the second is that of the pictures
     assert torch.allclose(whole_prompts, shared, atol=1e-5)
@@ -89,21 +89,21 @@ def test_what_depends_on_positions_runs_whole(forwards, pictures):
     images = [pictures[0]] * 3
     vector = torch.full((vlm.width,), 3.0)
     with interventions.add(vlm, vector, 1, positions="image"):
-        assert not shareable(vlm)
+        assert not shareable(vlm.model, vlm.active)
         assert vlm.generate(images, TEXTS[:3], 6) == whole(vlm, images, TEXTS[:3])
     with skip_tokens(vlm, 1, span="image"):
-        assert not shareable(vlm)
+        assert not shareable(vlm.model, vlm.active)
     hook = vlm.model.register_forward_hook(lambda *_: None)
-    assert not shareable(vlm)
+    assert not shareable(vlm.model, vlm.active)
     hook.remove()
-    assert shareable(vlm)
+    assert shareable(vlm.model, vlm.active)
     assert rows == [3, 3]
 
 
 def test_other_architectures_run_whole(forwards):
     vlm, _ = forwards
     vlm.model.config.model_type = "llava_next"
-    assert not shareable(vlm)
+    assert not shareable(vlm.model, vlm.active)
 
 
 def test_prompts_of_one_length_and_equal_prompts_are_kept_apart(forwards, pictures):

@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 
 from xlvlms_tutorial import load
-from xlvlms_tutorial.data import PROMPTS, load_samples, media
-from xlvlms_tutorial.loading import EMBEDDED
+from xlvlms_tutorial.data import PROMPTS, load_samples
+from xlvlms_tutorial.loading.loading import EMBEDDED
 from xlvlms_tutorial.metrics.captions import names
 from xlvlms_tutorial.pocket import build
 from xlvlms_tutorial.pocket.encoders import ENCODERS
 from xlvlms_tutorial.pocket.variants import VARIANTS
+from xlvlms_tutorial.samples import media
 from xlvlms_tutorial.training.compressed import COMPRESSED
 from xlvlms_tutorial.training.connector_runs import RUNS
 from xlvlms_tutorial.training.main import MEASURED_ON

@@ -42,6 +42,7 @@ key = {"id": "IMA-1", "chapter": "toy", "model": model, "dataset": dataset, "see
 value = effect + seed / 100
 measured = {"value": value, "low": value - 0.1, "high": value + 0.1, "n": n_samples}
 measured |= {"variant": "", "verdict": "confirmed", "versions": {}}
+measured |= {"against": "chance", "interval_over": "pictures", "choice": "fixed", "scale": "pocket"}
 folder = Path(os.environ["XLVLMS_CLAIMS"])
 folder.mkdir(parents=True)
 (folder / "toy.json").write_text(json.dumps(key | measured))

@@ -83,5 +83,5 @@ def test_a_name_that_is_handed_on_leads_to_its_own_module():
 def test_a_constant_is_told_by_its_comment_or_its_value():
     datasets = Public("DATASETS", (), "xlvlms_tutorial.data", "DATASETS")
     assert about(datasets) == "Embedded: they need neither network nor files"
-    reductions = Public("REDUCTIONS", (), *home("xlvlms_tutorial.activations", "REDUCTIONS"))
-    assert about(reductions) == "``('mean', 'last', None)``"
+    readings = Public("READINGS", (), *home("xlvlms_tutorial.methods.alignment", "READINGS"))
+    assert about(readings) == "``('layer', 'input')``"

@@ -4,7 +4,7 @@ import pytest
 import yaml
 from jupyter_book.config import get_default_sphinx_config
 
-from tools import build
+from tools import build, not_executed
 
 
 @pytest.fixture
@@ -62,6 +62,57 @@ def test_settings_point_to_fetched_libraries_only_where_there_are_any(root, offl
         [False] * 4 if offline else [True] * 3
     )
     assert settings["nb_execution_raise_on_error"] is True
+
+
+def test_pages_without_outputs_are_not_executed_and_say_so(root):
+    (root / "book").mkdir()
+    pages = [root / "book" / "inside.md"]
+    settings = yaml.safe_load(build.write_config(False, pages).read_text(encoding="utf-8"))
+    assert settings["execute"]["exclude_patterns"] == ["book/inside.md"]
+    assert settings["sphinx"]["config"]["not_executed"] == ["book/inside"]
+    assert settings["sphinx"]["config"]["extensions"][-1] == "tools.not_executed"
+    assert (
+        "exclude_patterns" not in yaml.safe_load(build.write_config(False).read_text())["execute"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("---\na: 1\n---\n\n# Title\n\ntext", "---\na: 1\n---\n\n# Title\nNOTE\n\ntext"),
+        ("```{code-cell}\n# a comment\n```\n# Title\n", None),
+        ("no title", "NOTE\nno title"),
+    ],
+)
+def test_the_note_stands_under_the_title(text, expected):
+    changed = not_executed.with_note(text, "inside")
+    note = not_executed.NOTE.format(name="inside")
+    assert "make page NAME=inside" in note
+    expected = expected or text.replace("# Title\n", "# Title\nNOTE\n")
+    assert changed == expected.replace("NOTE", note)
+
+
+def test_one_page_is_executed_built_and_shown(root, monkeypatch, capsys):
+    pages = [root / "book" / f"{name}.md" for name in ("inside", "outside", "claims")]
+    executed, built = [], []
+    monkeypatch.setattr(build, "notebooks", lambda: pages)
+    monkeypatch.setattr(build, "fetch", lambda: True)
+    monkeypatch.setattr(build, "fill", lambda wanted: executed.extend(wanted) or [])
+    monkeypatch.setattr(build, "cached", lambda page: page.stem != "claims")
+    monkeypatch.setattr(build, "build_pages", lambda *arguments: built.append(arguments) or 0)
+    monkeypatch.delenv("DISPLAY", raising=False)
+    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
+    assert build.main(["--page", "inside"]) == 0
+    assert executed == pages[:1] and len(built) == 1
+    settings = yaml.safe_load((root / "_build" / "config.yml").read_text(encoding="utf-8"))
+    assert settings["sphinx"]["config"]["not_executed"] == ["book/claims"]
+    assert f"open {root / '_build' / 'html' / 'book' / 'inside.html'}" in capsys.readouterr().out
+
+
+def test_a_page_that_there_is_not_is_refused_with_those_that_there_are(capsys):
+    with pytest.raises(SystemExit):
+        build.main(["--page", "insidr"])
+    assert "no page 'insidr'; there are: welcome, outside, inside" in capsys.readouterr().err
 
 
 def test_settings_have_all_extensions_of_jupyter_book_but_one():

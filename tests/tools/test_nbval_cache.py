@@ -203,10 +203,10 @@ def test_records_of_claims_go_where_the_book_looks_for_them_and_old_ones_are_gon
     assert outputs(root / "page.md")[0][0].text == f"{root / '_build' / 'claims'} []\n"
 
 
-def test_long_pages_come_first_and_the_ledger_last(root, run):
-    for name in ("claims", "abc", "shift"):
+def test_long_pages_come_first_ledger_and_findings_last(root, run):
+    for name in ("claims", "findings", "abc", "shift"):
         page(root, "1", "2", name=name)
     files = [line.split("::")[0] for line in run("--collect-only", "-q").outlines if "::" in line]
     assert [name.rsplit("/", 1)[-1] for name in files] == [
-        f"{name}.ipynb" for name in ("shift", "abc", "claims") for _ in range(2)
+        f"{name}.ipynb" for name in ("shift", "abc", "claims", "findings") for _ in range(2)
     ]

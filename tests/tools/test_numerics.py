@@ -15,10 +15,12 @@ CODE = """
 # NBVAL_CHECK_OUTPUT
 import os
 from xlvlms_tutorial.metrics.intervals import Estimate
-from xlvlms_tutorial.claims import claims
+from xlvlms_tutorial import claims
 old = os.environ.get("ATEN_CPU_CAPABILITY") == "default"
 low = -0.1 if old else 0.1
-claims.record("IMA-1", Estimate(0.2, low, 0.3, 9), model="m", dataset="d", seeds=0, chapter="one")
+names = {"model": "m", "dataset": "d", "chapter": "one", "against": "chance"}
+claims.record("IMA-1", Estimate(0.2, low, 0.3, 9), seeds=0, **names)
+claims.check("it is above 0", low > 0, model="m", dataset="d", seeds=0, chapter="one")
 print("took 1.2 s" if old else "took 3.4 s", low)
 """
 
@@ -51,6 +53,7 @@ def write_result(folder, setting, low, text="0.2", verdict="confirmed"):
         {"source": "", "seconds": 1.0, "checked": False, "text": []},
     ]
     content = {"digest": "now", "seconds": 2.0, "error": None, "cells": cells, "claims": [entry]}
+    content["checks"] = {"it is above 0": low > 0, "it is a number": True}
     (folder / "numerics" / setting / "one.json").write_text(json.dumps(content), encoding="utf-8")
 
 
@@ -59,6 +62,7 @@ def test_a_page_is_executed_with_the_setting_in_its_environment(page, monkeypatc
     assert numerics.run(page, "sse41", "now").startswith("sse41 one:")
     [result] = numerics.results(page).values()
     assert result["claims"][0]["alone"] == [-0.1, 0.3]
+    assert result["checks"] == {"it is above 0": False}
     assert result["cells"][0]["checked"] and result["cells"][0]["text"] == ["took TIME -0.1\n"]
     assert numerics.done(page, "sse41", "now")
     assert not numerics.done(page, "sse41", "other code")
@@ -87,7 +91,7 @@ def test_cells_verdicts_and_digits_that_differ_are_counted(page, tmp_path):
     write_result(tmp_path, "sse41", -0.1, text="0.3")
     row = numerics.table([page]).loc["one"]
     assert (row["checked"], row["measured"]) == (1, 1)
-    assert (row["avx2"], row["sse41"]) == ("0 / 0 / 0", "1 / 1 / 1")
+    assert (row["avx2"], row["sse41"]) == ("0 / 0 / 0 / 0", "1 / 1 / 1 / 1")
 
 
 def test_what_moved_is_written_in_the_form_that_records_are_joined_with(

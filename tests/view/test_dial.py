@@ -21,7 +21,7 @@ CAPTIONS = {
 
 
 def texts(frame):
-    return [tag.get_text() for tag in frame.select(".told")]
+    return [tag.get_text() for tag in frame.select(".card-caption")]
 
 
 def marked(frame):
@@ -38,7 +38,7 @@ def test_each_setting_shows_every_text_beneath_its_picture():
             "picture 1",
             "picture 2",
         ]
-    assert not views[0].select("b, mark, .asked")
+    assert not views[0].select("b, mark, .card-question")
 
 
 def test_pictures_are_embedded_once():
@@ -135,7 +135,10 @@ def test_questions_stand_above_and_alternative_texts_are_taken():
     frame = frames(
         dial(PICTURES, CAPTIONS, questions=["Where <is> it?", "Who?"], alt=["a key", "b"])
     )[2]
-    assert [line.get_text() for line in frame.select(".asked")] == ["Where <is> it?", "Who?"]
+    assert [line.get_text() for line in frame.select(".card-question")] == [
+        "Where <is> it?",
+        "Who?",
+    ]
     assert [tag["aria-label"] for tag in frame.select(".thumb")] == ["a key", "b"]
 
 

@@ -72,7 +72,7 @@ def test_texts_stand_beneath_their_pictures_escaped_and_marked_by_what_is_true_o
             PICTURES, CAPTIONS, COSTS, correct=[["key", "red"], ["ball"]], wrong=[["ball"], ["dog"]]
         )
     )
-    assert [[tag.get_text() for tag in frame.select(".told")] for frame in views] == list(
+    assert [[tag.get_text() for tag in frame.select(".card-caption")] for frame in views] == list(
         CAPTIONS.values()
     )
     marks = [[(tag["class"][0], tag.get_text()) for tag in frame.select("mark")] for frame in views]
@@ -81,7 +81,7 @@ def test_texts_stand_beneath_their_pictures_escaped_and_marked_by_what_is_true_o
         [("right", "red"), ("wrong", "dog"), ("right", "ball")],
         [("wrong", "dogs")],
     ]
-    assert not views[0].select("b + b, .told b")
+    assert not views[0].select("b + b, .card-caption b")
     assert not frames(tradeoff(PICTURES, CAPTIONS, COSTS))[0].select("mark")
 
 
@@ -128,7 +128,7 @@ def test_settings_of_two_parts_have_a_dropdown_and_a_slider():
     (dropdown,) = (widget for widget in widgets(top) if isinstance(widget, ipywidgets.Dropdown))
     assert (dropdown.description, dropdown.index) == ("scope", 1)
     assert [bars(frame)["time"][0] for frame in frames(top)] == costs["time"].tolist()
-    assert [frame.select_one(".told").get_text() for frame in frames(top)] == [
+    assert [frame.select_one(".card-caption").get_text() for frame in frames(top)] == [
         text for (text,) in captions.values()
     ]
 

@@ -99,6 +99,7 @@ class Activations:
         return len(self.table)
 
     def __getitem__(self, key: int | Key) -> Shaped[Tensor, "n *shape"]:
+        """Return the states of a layer, or of a layer and a site."""
         if isinstance(key, tuple):
             return self.tensors[chosen(self.tensors, *key)[0]]
         keys = chosen(self.tensors, operator.index(key), None)
@@ -113,15 +114,19 @@ class Activations:
         )
 
     def __repr__(self) -> str:
-        dtypes = {str(tensor.dtype).removeprefix("torch.") for tensor in self.tensors.values()}
+        layers = " ".join(map(str, self.layers))
         first, last = self.layers[0], self.layers[-1]
-        consecutive = len(self.layers) > 2 and self.layers == list(range(first, last + 1))
-        layers = f"{first} to {last}" if consecutive else " ".join(map(str, self.layers))
-        size = sum(tensor.nbytes for tensor in self.tensors.values()) / 1e6
-        return (
-            f"Activations({len(self):,} rows, layers {layers}, {' '.join(self.sites)}, "
-            f"{' '.join(sorted(dtypes))}, {size:,.1f} MB)"
-        )
+        if len(self.layers) > 2 and self.layers == list(range(first, last + 1)):
+            layers = f"{first} to {last}"
+        dtypes = set()
+        n_bytes = 0
+        for tensor in self.tensors.values():
+            dtypes.add(str(tensor.dtype).removeprefix("torch."))
+            n_bytes += tensor.nbytes
+        sites = " ".join(self.sites)
+        dtype = " ".join(sorted(dtypes))
+        size = f"{n_bytes / 1e6:,.1f} MB"
+        return f"Activations({len(self):,} rows, layers {layers}, {sites}, {dtype}, {size})"
 
     @property
     def layers(self) -> list[int]:
@@ -192,13 +197,16 @@ class Activations:
         >>> states.select([True, False])[1].tolist()
         [[1.0]]
         """
-        mask = _mask(self._where(rows) if isinstance(rows, str) else rows)
+        if isinstance(rows, str):
+            rows = self._where(rows)
+        mask = _mask(rows)
         require_same_length(mask=mask, table=self.table)
         torch_mask = torch.from_numpy(mask)
         tensors = {key: tensor[torch_mask] for key, tensor in self.tensors.items()}
         return Activations(tensors, self.table[mask], self.provenance)
 
     def _where(self, condition: str) -> np.ndarray | pd.Series:
+        """Return where a condition on the table's columns holds."""
         try:
             _require_comparison(condition)
             # no names but those of the columns
@@ -215,9 +223,10 @@ class Activations:
             RecursionError,
             MemoryError,
         ) as cause:
-            allowed = f"write one on these columns: {', '.join(map(str, self.table.columns))}"
+            columns = ", ".join(map(str, self.table.columns))
             raise InputError(
-                f"the condition {condition!r} has no meaning here ({cause})", allowed
+                f"the condition {condition!r} has no meaning here ({cause})",
+                f"write one on these columns: {columns}",
             ) from cause
 
     def to(self, dtype: torch.dtype) -> "Activations":
@@ -331,16 +340,14 @@ def chosen(keys: Collection[Key], layer: int | None, site: str | None) -> list[K
     if layer is not None and not layers[0] <= layer <= layers[-1]:
         raise LayerError(layer, layers[0], layers[-1])
     if layer is not None and layer not in layers:
-        raise InputError(
-            f"layer {layer} was not captured", f"there are: {', '.join(map(str, layers))}"
-        )
-    matching = [key for key in keys if layer in (None, key[0]) and site in (None, key[1])]
+        captured = ", ".join(map(str, layers))
+        raise InputError(f"layer {layer} was not captured", f"there are: {captured}")
+    at_layer = [key for key in keys if layer in (None, key[0])]
+    matching = [key for key in at_layer if site in (None, key[1])]
     if not matching:
-        at_layer = "" if layer is None else f" at layer {layer}"
-        sites = dict.fromkeys(key[1] for key in keys if layer in (None, key[0]))
-        raise InputError(
-            f"nothing was captured at site {site!r}{at_layer}", f"there are: {', '.join(sites)}"
-        )
+        ending = "" if layer is None else f" at layer {layer}"
+        sites = ", ".join(dict.fromkeys(key[1] for key in at_layer))
+        raise InputError(f"nothing was captured at site {site!r}{ending}", f"there are: {sites}")
     return matching
 
 
@@ -349,10 +356,10 @@ def described(states: Activations) -> dict[str, list]:
 
     They stand in the order in which they were captured, which a store so gives back.
     """
-    return {
-        f"{layer}/{site}": [str(tensor.dtype), *tensor.shape[1:]]
-        for (layer, site), tensor in states.tensors.items()
-    }
+    formats = {}
+    for (layer, site), tensor in states.tensors.items():
+        formats[f"{layer}/{site}"] = [str(tensor.dtype), *tensor.shape[1:]]
+    return formats
 
 
 def differences(
@@ -439,11 +446,13 @@ def _require_comparison(condition: str) -> None:
     for node in ast.walk(ast.parse(expression, mode="eval")):
         if not isinstance(node, _ALLOWED_NODES):
             raise SyntaxError(f"{type(node).__name__} is not among comparisons")
-        if isinstance(node, ast.BinOp) and isinstance(node.op, _GROWING_OPERATORS):
+        if not isinstance(node, ast.BinOp):
+            continue
+        if isinstance(node.op, _GROWING_OPERATORS):
             parts = [*ast.walk(node.left), *ast.walk(node.right)]
             if any(map(_text_or_list, parts)):
                 raise SyntaxError("texts and lists are compared, not multiplied")
-        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Pow):
+        if isinstance(node.op, ast.Pow):
             small = isinstance(node.right, ast.Constant) and abs(node.right.value) <= _MAX_POWER
             nested = any(isinstance(part, ast.Pow) for part in ast.walk(node.left))
             if nested or not small:
@@ -464,23 +473,22 @@ def _row_count(tensor: Tensor) -> int:
 
 
 def _checked_table(table: pd.DataFrame) -> pd.DataFrame:
+    """Return a table with a number and an id of each row's sample, or refuse it."""
     columns = list(table.columns)
     absent = [name for name in _REQUIRED if name not in columns]
     if absent:
-        raise InputError(
-            f"the table lacks {' and '.join(absent)}",
-            f"there are: {', '.join(map(str, columns)) or 'none'}",
-        )
+        present = ", ".join(map(str, columns)) or "none"
+        raise InputError(f"the table lacks {' and '.join(absent)}", f"there are: {present}")
     unique = len(set(columns)) == len(columns)
     if not unique or not all(isinstance(name, str) for name in columns):
         raise InputError(
             f"the table's columns are {columns}", "give each a name of its own, as text"
         )
-    if len(table) and (
-        not pd.api.types.is_integer_dtype(table["sample"]) or table["sample"].isna().any()
-    ):
+    samples = table["sample"]
+    numbered = pd.api.types.is_integer_dtype(samples) and not samples.isna().any()
+    if len(table) and not numbered:
         raise InputError(
-            f"the column sample holds {table['sample'].dtype}",
+            f"the column sample holds {samples.dtype}",
             "give the number of each sample, an integer",
         )
     return table.reset_index(drop=True).astype({"sample": "int64", "id": str})

@@ -38,6 +38,7 @@ from xlvlms_tutorial.models.prompts import require_texts
 from xlvlms_tutorial.models.spans import Batch
 from xlvlms_tutorial.models.vlm import VLM
 from xlvlms_tutorial.samples import PROMPTS, Sample
+from xlvlms_tutorial.text import first_few
 from xlvlms_tutorial.validation import require_counts
 
 WAIT = 1800.0  # seconds, as long as torch's own processes wait for each other
@@ -183,12 +184,15 @@ def capture(
         prompt = PROMPTS.get(samples[0].modality, PROMPTS["image"]) if samples else ""
     job = _Job(vlm, samples, selection, prompt, answers, max_new_tokens, batch_size)
     provenance = job.provenance(prompt, seed)
+    n_samples = len(job.samples)
     if store is not None:
-        plan = shard_plan(len(job.samples), shard_size)
-        shards = ActivationStore(store, provenance | {"shard_size": shard_size})
+        plan = shard_plan(n_samples, shard_size)
+        provenance["shard_size"] = shard_size
+        shards = ActivationStore(store, provenance)
         return _stored(job, shards, plan, wait, progress)
-    with _bar(progress, len(job.samples)) as bar:
-        return job.concluded(job.states(range(len(job.samples)), provenance, bar))
+    with _bar(progress, n_samples) as bar:
+        states = job.states(range(n_samples), provenance, bar)
+        return job.concluded(states)
 
 
 @torch.no_grad()
@@ -263,8 +267,9 @@ class _Job:
         self.keys = wanted(vlm, selection.layers, selection.sites)
         self.prompts = prompts_of(samples, prompt)
         self.answers = answers_of(samples, answers)
+        ids = [sample.id for sample in samples]
         # checked before a long run rather than in it
-        require_texts(vlm.processor, self.prompts, self.answers, [sample.id for sample in samples])
+        require_texts(vlm.processor, self.prompts, self.answers, ids)
         # words of the answers so far, for the message if no answer has a word of interest
         self.generated: Counter[str] = Counter()
 
@@ -285,6 +290,9 @@ class _Job:
         if not isinstance(prompt, str):
             prompt = getattr(prompt, "__qualname__", type(prompt).__name__)
         sha256 = partial(digest, ensure_ascii=False)
+        ids = [sample.id for sample in self.samples]
+        layers = {layer for layer, _ in self.keys}
+        sites = dict.fromkeys(site for _, site in self.keys)
         versions = {}
         for module in (torch, transformers, xlvlms_tutorial):
             versions[module.__name__] = module.__version__
@@ -295,15 +303,15 @@ class _Job:
             "kept_dtype": str(selection.dtype),
             "interventions": list(vlm.active),
             "prompt": prompt,
-            "layers": sorted({layer for layer, _ in self.keys}),
-            "sites": list(dict.fromkeys(site for _, site in self.keys)),
+            "layers": sorted(layers),
+            "sites": list(sites),
             "selection": selection.described,
             "reduce": selection.reduce,
             "max_new_tokens": max_new_tokens,
             "answers": answer_source,
             "seed": seed,
-            "n_samples": len(self.samples),
-            "ids_sha256": sha256([sample.id for sample in self.samples]),
+            "n_samples": len(ids),
+            "ids_sha256": sha256(ids),
             "prompts_sha256": sha256(self.prompts),
             "answers_sha256": None if self.answers is None else sha256(self.answers),
             "versions": versions,
@@ -422,7 +430,7 @@ def _await_shards(
             deadline = time.monotonic() + wait
         missing = pending
         if time.monotonic() > deadline:
-            listed = ", ".join(map(str, missing[:10])) + (", ..." if len(missing) > 10 else "")
+            listed = first_few(missing, 10)
             raise RunError(
                 f"process {rank} of {world} waited {wait:g} s in which no shard came; "
                 f"missing are {len(missing)} shards: {listed}",

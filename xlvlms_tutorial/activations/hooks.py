@@ -3,7 +3,7 @@
 Hooks keep only the layers, sites and positions that were requested, and move them to the CPU.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from itertools import product
@@ -94,7 +94,7 @@ def reading(
 
     Examples
     --------
-    >>> from xlvlms_tutorial.activations import reading
+    >>> from xlvlms_tutorial.activations.hooks import reading
     >>> with reading(vlm, [12, 24], positions="last") as activations:
     ...     _ = vlm.forward(batch)
     >>> activations[12, "resid_post"][0].shape
@@ -175,6 +175,11 @@ def read(
     """
     with reading(vlm, layers, sites, positions, reduce, dtype, stop=True) as collected:
         vlm.forward(batch, logits=False, use_cache=False)
+    return first_of_each(collected)
+
+
+def first_of_each(collected: Mapping[Key, list[Tensor]]) -> dict[Key, Tensor]:
+    """Return the states that the first forward gave, by layer and site."""
     return {key: parts[0] for key, parts in computed(collected).items()}
 
 
@@ -258,7 +263,7 @@ def span_mask(vlm: VLM, batch: Batch, spans: tuple[str, ...]) -> Bool[Tensor, "b
     --------
     The pocket model turns each picture into 16 visual tokens:
 
-    >>> from xlvlms_tutorial.activations import span_mask
+    >>> from xlvlms_tutorial.activations.hooks import span_mask
     >>> span_mask(vlm, batch, ("image",)).sum(dim=1).tolist()
     [16, 16, 16, 16]
     """
@@ -266,13 +271,11 @@ def span_mask(vlm: VLM, batch: Batch, spans: tuple[str, ...]) -> Bool[Tensor, "b
     for name in spans:
         # a model may take clips or sounds in the place of pictures, and only the batch knows that
         if name in absent and not (batch.spans == SPANS.index(name)).any():
-            crossing = name == "image" and anatomy.crossing(vlm.model)
-            reason = (
-                "pictures enter this model by cross-attention and have no positions"
-                if crossing
-                else "this model takes none"
-            )
-            raise SpanError(name, reason, [kind for kind in SPANS if kind not in absent])
+            reason = "this model takes none"
+            if name == "image" and anatomy.crossing(vlm.model):
+                reason = "pictures enter this model by cross-attention and have no positions"
+            allowed = [kind for kind in SPANS if kind not in absent]
+            raise SpanError(name, reason, allowed)
     return batch.mask(*spans)
 
 
@@ -408,11 +411,10 @@ class _Reader:
             for row, positions in zip(states, self._selected, strict=True):
                 means.append(row[positions].mean(0, dtype=wide))
             return torch.stack(means).to("cpu", dtype)
-        counts = [_count(positions) for positions in self._selected]
+        counts = list(map(_count, self._selected))
         result = torch.empty((sum(counts), states.shape[-1]), dtype=dtype)
-        for row, positions, target in zip(
-            states, self._selected, result.split(counts), strict=True
-        ):
+        targets = result.split(counts)
+        for row, positions, target in zip(states, self._selected, targets, strict=True):
             target.copy_(row[positions])
         return result
 

@@ -19,6 +19,7 @@ from xlvlms_tutorial.activations.hooks import (
     Layers,
     Sites,
     computed,
+    first_of_each,
     read,
     reading,
     span_mask,
@@ -88,10 +89,8 @@ class Selection:
         arguments = {"span": span, "positions": positions, "words": words}
         named = [name for name, value in arguments.items() if value is not None]
         if len(named) != 1:
-            raise InputError(
-                f"{' and '.join(named) or 'no positions'} given",
-                f"give exactly one of {', '.join(arguments)}",
-            )
+            listed = " and ".join(named) or "no positions"
+            raise InputError(f"{listed} given", f"give exactly one of {', '.join(arguments)}")
         require_one_of(reduce, REDUCTIONS, "reduction")
         require_format(dtype)
         if isinstance(positions, str) and positions != "all":
@@ -101,9 +100,8 @@ class Selection:
             )
         if side not in SIDES or (side != SIDES[0] and words is None):
             suffix = " without words" if side in SIDES else ""
-            raise InputError(
-                f"side={side!r}{suffix}", f"allowed: {', '.join(map(repr, SIDES))}, with words"
-            )
+            sides = ", ".join(map(repr, SIDES))
+            raise InputError(f"side={side!r}{suffix}", f"allowed: {sides}, with words")
         numbers = positions if isinstance(positions, str) else _tuple(positions)
         if numbers is not None and not isinstance(numbers, str):
             if not all(isinstance(number, Integral) for number in numbers):
@@ -113,16 +111,15 @@ class Selection:
             layers = tuple(layers) if isinstance(layers, Iterable) else (layers,)
         if words is not None:
             reduce = None
-        selection = Selection(
-            layers, _tuple(sites), _tuple(span), numbers, _tuple(words), reduce, dtype, side
-        )
-        for value in (selection.spans, selection.positions, selection.words):
+        spans = _tuple(span)
+        phrases = _tuple(words)
+        for value in (spans, numbers, phrases):
             if value is not None and not len(value):
                 raise InputError(f"{named[0]} is empty", "name at least one")
-        for word in selection.words or ():
+        for word in phrases or ():
             if not isinstance(word, str) or not word.strip():
                 raise InputError(f"words {words!r}", "give words or phrases, none of them empty")
-        return selection
+        return Selection(layers, _tuple(sites), spans, numbers, phrases, reduce, dtype, side)
 
     @property
     def described(self) -> dict[str, object]:
@@ -175,23 +172,24 @@ def of_forward(vlm: VLM, batch: Batch, answers: list[str] | None, selection: Sel
     SpanError, InputError
         If the positions are absent, or an answer is not found in its prompt.
     """
+    layers, sites, dtype = selection.layers, selection.sites, selection.dtype
     if selection.words is None:
         mask = selection.mask(vlm, batch)
-        tensors = read(
-            vlm, batch, selection.layers, selection.sites, mask, selection.reduce, selection.dtype
-        )
+        tensors = read(vlm, batch, layers, sites, mask, selection.reduce, dtype)
         columns = _prompt_columns(vlm, batch, mask, selection.reduce)
         return Rows(columns, tensors, answers or [])
-    answer_positions = [row.nonzero().flatten() for row in batch.mask("answer")]
+    answer_positions = []
     ids = []
-    for row, positions in zip(batch["input_ids"], answer_positions, strict=True):
-        ids.append(row[positions].tolist())
+    for row, in_answer in zip(batch["input_ids"], batch.mask("answer"), strict=True):
+        answer_positions.append(in_answer.nonzero().flatten())
+        ids.append(row[in_answer].tolist())
     columns = _word_positions(vlm.tokenizer, ids, selection, batch.spans.shape[1])
     mask = torch.zeros_like(batch.spans, dtype=torch.bool)
     offset = int(selection.side == SIDES[0])  # the position before a token predicts it
     for row, token in zip(columns["row"], columns["token_index"], strict=True):
-        mask[row, answer_positions[row][token] - offset] = True
-    tensors = read(vlm, batch, selection.layers, selection.sites, mask, dtype=selection.dtype)
+        position = answer_positions[row][token]
+        mask[row, position - offset] = True
+    tensors = read(vlm, batch, layers, sites, mask, dtype=dtype)
     return Rows(columns, tensors, answers)
 
 
@@ -220,13 +218,13 @@ def of_generation(vlm: VLM, batch: Batch, max_new_tokens: int, selection: Select
         selection.dtype,
         steps=False,
     ) as collected:
-        texts = _texts(vlm, _generate(vlm, batch, max_new_tokens)[0])
+        ids, _ = _generate(vlm, batch, max_new_tokens)
     columns = _prompt_columns(vlm, batch, mask, selection.reduce)
-    tensors = {key: parts[0] for key, parts in computed(collected).items()}
-    return Rows(columns, tensors, texts)
+    return Rows(columns, first_of_each(collected), _texts(vlm, ids))
 
 
 def _word_rows(vlm: VLM, batch: Batch, max_new_tokens: int, selection: Selection) -> Rows:
+    """Collect the rows at words of interest of generated answers."""
     with reading(
         vlm, selection.layers, selection.sites, "last", dtype=selection.dtype
     ) as collected:
@@ -257,11 +255,12 @@ def _answer_rows(vlm: VLM, batch: Batch, max_new_tokens: int, selection: Selecti
     fed_rows: list[int] = []
     fed_steps: list[int] = []
     fed_ids: list[int] = []
-    for row, (tokens, length) in enumerate(zip(ids, lengths, strict=True)):
-        fed = tokens[: longest - 1]  # the last token of the longest answer is never fed
-        fed_rows += [row] * len(fed)
-        fed_steps += range(len(fed))
-        columns["position"] += range(length, length + len(fed))
+    for row, length in enumerate(lengths):
+        fed = ids[row][: longest - 1]  # the last token of the longest answer is never fed
+        n_fed = len(fed)
+        fed_rows += [row] * n_fed
+        fed_steps += range(n_fed)
+        columns["position"] += range(length, length + n_fed)
         fed_ids += fed
     columns["row"] += fed_rows
     columns["token"] += _token_texts(vlm.tokenizer, fed_ids)
@@ -307,7 +306,8 @@ def _generate(vlm: VLM, batch: Batch, max_new_tokens: int) -> tuple[list[list[in
     if not isinstance(ends, list):
         ends = [] if ends is None else [ends]
     # a row that has ended continues with padding
-    ended = torch.isin(ids, torch.tensor(ends, device=ids.device)).cumsum(dim=1) > 0
+    is_end = torch.isin(ids, torch.tensor(ends, device=ids.device))
+    ended = is_end.cumsum(dim=1) > 0
     lengths = (~ended).sum(dim=1).tolist()
     answers = [row[:length] for row, length in zip(ids.tolist(), lengths, strict=True)]
     return answers, ids.shape[1]
@@ -356,14 +356,11 @@ def _position_columns(vlm: VLM, batch: Batch, mask: Bool[Tensor, "b t"]) -> dict
     """
     rows, positions = mask.nonzero(as_tuple=True)
     first: Int[Tensor, "b"] = (batch.spans != PADDING).int().argmax(dim=1)
-    names = _token_texts(vlm.tokenizer, batch["input_ids"][mask].tolist())
-    kinds = [SPANS[k] for k in batch.spans[mask].tolist()]
-    return {
-        "row": rows.tolist(),
-        "position": (positions - first[rows]).tolist(),
-        "token": names,
-        "span": kinds,
-    }
+    columns = {"row": rows.tolist()}
+    columns["position"] = (positions - first[rows]).tolist()
+    columns["token"] = _token_texts(vlm.tokenizer, batch["input_ids"][mask].tolist())
+    columns["span"] = [SPANS[k] for k in batch.spans[mask].tolist()]
+    return columns
 
 
 def _token_texts(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[str]:

@@ -148,8 +148,11 @@ class Shard:
         """
         if damaged := self.damage():
             raise damaged_shards([damaged], self.folder)
+        states = {}
         with safe_open(self.file, "pt") as file:
-            return {(layer, site): file.get_tensor(f"{layer}/{site}")[rows] for layer, site in keys}
+            for layer, site in keys:
+                states[layer, site] = file.get_tensor(f"{layer}/{site}")[rows]
+        return states
 
     def write(self, states: Activations, keep: bool) -> None:
         """Write both files; with ``keep``, an existing shard must hold the same."""
@@ -205,14 +208,18 @@ class Shard:
             return "damaged"  # the draft is going to replace it
 
     def _indexed(self, states: Activations, record: Record) -> pa.Table:
+        """Return a shard's part of the index, with the digests of its files."""
         if reserved := set(ADDED) & set(states.table.columns):
             raise InputError(
                 f"the table has a column {min(reserved)!r}",
                 "rename it: the index keeps there where a row lies",
             )
-        table = states.table.assign(shard=self.number, row=np.arange(len(states)))
+        n_rows = len(states)
+        table = states.table.assign(shard=self.number, row=np.arange(n_rows))
         index = pa.Table.from_pandas(table, preserve_index=False)
-        fields = [field.with_type(_stored_type(field, len(states))) for field in index.schema]
+        fields = []
+        for field in index.schema:
+            fields.append(field.with_type(_stored_type(field, n_rows)))
         metadata = {
             "shard": str(self.number),
             "sha256": record.sha256,

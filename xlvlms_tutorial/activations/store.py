@@ -440,9 +440,11 @@ class ActivationStore:
         needed: dict[int, Tensor] = {}
         for number, positions in table.groupby("shard").indices.items():
             needed[int(number)] = torch.from_numpy(positions)
-        formats = self._shard(next(iter(needed), alike)).record().tensors
+        first = next(iter(needed), alike)
+        formats = self._shard(first).record().tensors
         for number in needed:
-            _require_same(formats, self._shard(number).record().tensors)
+            others = self._shard(number).record().tensors
+            _require_same(formats, others)
         names = {_key(name): name for name in formats}
         tensors: dict[Key, Tensor] = {}
         for key in chosen(names, layer, site):
@@ -453,7 +455,8 @@ class ActivationStore:
             parts = self._shard(number).read(list(tensors), rows[targets])
             for key, values in parts.items():
                 tensors[key][targets] = values
-        return Activations(tensors, table.drop(columns=list(ADDED)), self.provenance)
+        table = table.drop(columns=list(ADDED))
+        return Activations(tensors, table, self.provenance)
 
     def _shard(self, number: int) -> Shard:
         return self._shards.setdefault(number, Shard(self.folder, number))
@@ -601,7 +604,7 @@ def shard_plan(n_samples: int, shard_size: int) -> list[range]:
 
     Examples
     --------
-    >>> from xlvlms_tutorial.activations import shard_plan
+    >>> from xlvlms_tutorial.activations.store import shard_plan
     >>> shard_plan(5, 2)
     [range(0, 2), range(2, 4), range(4, 5)]
     """

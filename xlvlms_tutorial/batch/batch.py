@@ -129,11 +129,9 @@ def reproduce(
             "give --gpus N, the number that this machine lends to the batch",
         )
     with _only(out) as lock:
-        plan = {
-            "runs": [asdict(cell) for cell in cells],
-            "gpus": options.gpus if profile.local else 0,
-            "chapters": options.chapters and str(Path(options.chapters).resolve()),
-        }
+        plan = {"runs": list(map(asdict, cells))}
+        plan["gpus"] = options.gpus if profile.local else 0
+        plan["chapters"] = options.chapters and str(Path(options.chapters).resolve())
         write_json(out / PLAN, plan)
         _copy(FOLDER / SNAKEFILE, out / SNAKEFILE)
         read = cache(partial(opened, folder=options.chapters))  # each chapter once

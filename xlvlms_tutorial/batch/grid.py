@@ -250,14 +250,11 @@ def _name(chapter: str, parameters: Mapping[str, object]) -> str:
 
     Chapter, model, dataset, seed, and a digest of all parameters.
     """
-    parts = (
-        Path(chapter).stem,
-        str(parameters["model"]).rstrip("/").rpartition("/")[2],
-        Path(str(parameters["dataset"])).name,
-        f"s{parameters['seed']}",
-    )
-    slugs = map(_slug, parts)
-    return "-".join([*slugs, digest([chapter, parameters])[:_DIGITS]])
+    _, _, model = str(parameters["model"]).rstrip("/").rpartition("/")
+    dataset = Path(str(parameters["dataset"])).name
+    parts = (Path(chapter).stem, model, dataset, f"s{parameters['seed']}")
+    mark = digest([chapter, parameters])[:_DIGITS]
+    return "-".join([*map(_slug, parts), mark])
 
 
 def _slug(text: str) -> str:

@@ -25,7 +25,32 @@ from xlvlms_tutorial.io import read_json, write_atomically, write_json, write_ut
 FILES = ("runs.parquet", "measurements.parquet", "claims.json", "report.md")
 STATES = ("done", "failed", "missing", "damaged")
 _WHERE = ("model", "dataset", "variant")
-_MEASURED = ("chapter", "seeds", "value", "low", "high", "n", "verdict", "run")
+_MEASURED = (
+    "against",
+    "interval_over",
+    "choice",
+    "scale",
+    "chapter",
+    "seeds",
+    "value",
+    "low",
+    "high",
+    "n",
+    "verdict",
+    "run",
+)
+_CLAIMED = (
+    "metric",
+    "rival",
+    "direction",
+    "null",
+    "margin",
+    "test",
+    "fidelity",
+    "reason",
+    "about",
+    "effect",
+)
 
 
 @dataclass
@@ -231,21 +256,26 @@ def run_table(gathered: Gathered) -> pd.DataFrame:
 
 
 def _row(name: str, result: Mapping[str, Any]) -> dict[str, object]:
+    """Return the row of a run in the table of runs."""
     row: dict[str, object] = {"run": name, "chapter": result["chapter"]}
+    parameters = result["parameters"]
     for key in ("model", "dataset", "seed", "n_samples"):
-        if key in result["parameters"]:
-            row[key] = result["parameters"][key]
-    row["parameters"] = json.dumps(result["parameters"])
-    for key, value in result["seconds"].items():
+        if key in parameters:
+            row[key] = parameters[key]
+    row["parameters"] = json.dumps(parameters)
+    seconds = result["seconds"]
+    for key, value in seconds.items():
         row[f"seconds_{key}"] = value
-    row["seconds_overhead"] = round(result["seconds"]["total"] - result["seconds"]["cells"], 3)
+    row["seconds_overhead"] = round(seconds["total"] - seconds["cells"], 3)
     row = row | result["memory"]
     if row["peak_bytes"] is not None:
         row["peak_bytes"] = int(row["peak_bytes"])
     for key in ("started", "commit", "code"):
         row[key] = result[key]
     row = row | result["machine"]
-    return row | {"versions": json.dumps(result["versions"]), "claims": len(result["claims"])}
+    row["versions"] = json.dumps(result["versions"])
+    row["claims"] = len(result["claims"])
+    return row
 
 
 def pooled(verdicts: Iterable[str]) -> str:
@@ -288,7 +318,8 @@ def summary(measurements: Iterable[Mapping[str, object]]) -> pd.DataFrame:
 def ledger(measurements: Iterable[Mapping[str, object]]) -> list[dict[str, object]]:
     """List every claim of the register for machines.
 
-    What is claimed, the verdict by model over all measurements, and these.
+    What is claimed and how near the measurement comes to it, the verdict by model over all
+    measurements, and these, each with what it was measured against.
     """
     by_claim: dict[str, list[Mapping[str, object]]] = {}
     for measurement in measurements:
@@ -300,6 +331,7 @@ def ledger(measurements: Iterable[Mapping[str, object]]) -> list[dict[str, objec
 
 
 def _entry(claimed: Claim, rows: list[Mapping[str, object]]) -> dict[str, object]:
+    """Return what a batch has measured of a claim, with verdicts pooled over its runs."""
     verdicts: dict[str, list[str]] = {}
     for row in rows:
         verdicts.setdefault(str(row["model"]), []).append(str(row["verdict"]))
@@ -309,7 +341,7 @@ def _entry(claimed: Claim, rows: list[Mapping[str, object]]) -> dict[str, object
         "statement": claimed.statement,
         "source": {"paper": claimed.paper, "where": claimed.where},
     }
-    for name in ("metric", "rival", "direction", "null", "margin", "test"):
+    for name in _CLAIMED:
         entry[name] = getattr(claimed, name)
     entry["verdict"] = pooled(str(row["verdict"]) for row in rows)
     entry["by_model"] = by_model

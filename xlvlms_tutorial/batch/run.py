@@ -7,7 +7,6 @@ import json
 import os
 import platform
 import shutil
-import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -35,6 +34,7 @@ from xlvlms_tutorial.errors import (
 )
 from xlvlms_tutorial.io import (
     FOLDER_VARIABLE,
+    output_of,
     read_sealed,
     replacing,
     versions,
@@ -273,6 +273,7 @@ def _locked(out: Path, wait: bool) -> Iterator[None]:
 
 
 def _run(run: Run, out: Path, progress: bool) -> Path:
+    """Execute a run in a folder of its own, and write its results or what failed."""
     for name in (RESULTS, FAILURE, NOTEBOOK):
         (out / name).unlink(missing_ok=True)
     for stale in out.glob(f"{_WORK}*"):  # by a process that was killed
@@ -292,16 +293,13 @@ def _run(run: Run, out: Path, progress: bool) -> Path:
         shutil.rmtree(work, ignore_errors=True)
     _save_notebook(executed, out)
     machine = _machine() | {"gpu": memory.pop("gpu")}
-    provenance = {
-        "claims": claims,
-        "versions": versions(),
-        "commit": _commit(run.file),
-        "started": started.isoformat(timespec="seconds"),
-    }
-    return write_sealed(
-        out / RESULTS,
-        run.origin | provenance | {"seconds": seconds, "memory": memory, "machine": machine},
-    )
+    results = dict(run.origin)
+    results["claims"] = claims
+    results["versions"] = versions()
+    results["commit"] = _commit(run.file)
+    results["started"] = started.isoformat(timespec="seconds")
+    results |= {"seconds": seconds, "memory": memory, "machine": machine}
+    return write_sealed(out / RESULTS, results)
 
 
 def _claim(file: Path) -> dict[str, object]:
@@ -315,14 +313,15 @@ def _claim(file: Path) -> dict[str, object]:
 
 
 def _execute(run: Run, work: Path, progress: bool) -> NotebookNode:
+    """Execute a chapter's notebook with its parameters, and a last cell that measures memory."""
     notebook = nbformat.from_dict(run.notebook)
     notebook.cells = [*notebook.cells, nbformat.v4.new_code_cell(_MEASURE)]
     nbformat.write(notebook, work / "chapter.ipynb")
-    with environment({FOLDER_VARIABLE: str(work / "claims"), "TQDM_DISABLE": "1"}):
-        chapter, executed = map(_unformatted, (work / "chapter.ipynb", work / NOTEBOOK))
+    variables = {FOLDER_VARIABLE: str(work / "claims"), "TQDM_DISABLE": "1"}
+    with environment(variables):
         return papermill.execute_notebook(
-            chapter,
-            executed,
+            _unformatted(work / "chapter.ipynb"),
+            _unformatted(work / NOTEBOOK),
             dict(run.given),
             kernel_name="python3",
             start_timeout=300,
@@ -431,20 +430,8 @@ def _commit(file: Path) -> str | None:
 
     None outside of one.
     """
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:
-        result = subprocess.run(
-            command,
-            cwd=file.parent,
-            check=False,
-            capture_output=True,
-            encoding="utf-8",
-            errors="replace",
-            timeout=30,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return result.stdout.strip() or None
+    command = ("git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
+    return output_of(*command, folder=file.parent, seconds=30).strip() or None
 
 
 def _machine() -> dict[str, object]:

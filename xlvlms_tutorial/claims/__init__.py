@@ -1,7 +1,9 @@
 """Published claims: their register, what chapters measure of them, verdicts, and the ledger."""
 
+from xlvlms_tutorial.claims.checks import check, read_checks
 from xlvlms_tutorial.claims.claims import (
     CLAIMS,
+    OBSERVATIONS,
     VERDICTS,
     Claim,
     claim,
@@ -11,19 +13,38 @@ from xlvlms_tutorial.claims.claims import (
     sentence,
     verdict,
 )
-from xlvlms_tutorial.claims.ledger import counts, ledger, overview
+from xlvlms_tutorial.claims.findings import findings, findings_table
+from xlvlms_tutorial.claims.headlines import (
+    SIZES,
+    headlines,
+    holm,
+    multiplicity,
+    write_claims,
+)
+from xlvlms_tutorial.claims.ledger import counts, headline_table, ledger, overview
 
 __all__ = [
     "CLAIMS",
+    "OBSERVATIONS",
+    "SIZES",
     "VERDICTS",
     "Claim",
+    "check",
     "claim",
     "counts",
+    "findings",
+    "findings_table",
+    "headline_table",
+    "headlines",
+    "holm",
     "ledger",
     "merge",
+    "multiplicity",
     "overview",
+    "read_checks",
     "read_register",
     "record",
     "sentence",
     "verdict",
+    "write_claims",
 ]

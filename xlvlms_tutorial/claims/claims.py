@@ -5,6 +5,7 @@ Chapters measure, and the verdict follows from the numbers alone.
 
 import json
 import math
+import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,8 +21,34 @@ from xlvlms_tutorial.errors import damaged_record, no_estimate, unknown_claim
 from xlvlms_tutorial.io import FOLDER_VARIABLE as FOLDER_VARIABLE
 from xlvlms_tutorial.io import default_folder, digest, read_json, reading, versions, write_json
 from xlvlms_tutorial.metrics.intervals import Estimate
+from xlvlms_tutorial.validation import require_one_of
 
 DIRECTIONS = ("greater", "less", "equal")
+# How near the measurement comes to what the paper did. A claim of this book is its own method.
+FIDELITIES = ("method", "proxy", "other question")
+# What kind of number an effect is: it decides from where on it is called large.
+EFFECTS = ("share", "correlation", "cosine", "score", "nats", "ratio")
+# What the observations of an interval are. "random orders" is no interval of the value, but the
+# range that chance alone would reach around it.
+OBSERVATIONS = (
+    "pictures",
+    "questions",
+    "tokens",
+    "concepts",
+    "words",
+    "layers",
+    "blocks",
+    "connectors",
+    "encoders",
+    "checkpoints",
+    "seeds",
+    "random orders",
+)
+# How a layer or a setting was picked.
+CHOICES = ("fixed", "validation", "least favourable")
+# On what a claim was measured: this book's small model, its second one, a published model, or a
+# model that is none of these, such as one of a test.
+SCALES = ("pocket", "second", "published", "own")
 # What a measurement can say of a claim.
 VERDICTS = ("confirmed", "refuted", "undecided", "not measured")
 MEASURED = (
@@ -35,18 +62,27 @@ MEASURED = (
     "dataset",
     "chapter",
     "variant",
+    "against",
+    "interval_over",
+    "choice",
+    "scale",
     "versions",
 )
 # whether processors of other kinds, each by itself, would give another verdict
 BETWEEN = "between_machines"
 
 _KINDS = {
-    **dict.fromkeys(("id", "model", "dataset", "chapter", "variant"), str),
+    **dict.fromkeys(("id", "model", "dataset", "chapter", "variant", "against"), str),
     **dict.fromkeys(("value", "low", "high"), (int, float)),
     "n": int,
     "seeds": list,
     "versions": dict,
 }
+
+# Set where pages are executed for the book: a name is then recorded once.
+ONE_RECORD = "XLVLMS_ONE_RECORD"
+
+_ALLOWED = {"interval_over": OBSERVATIONS, "choice": CHOICES, "scale": SCALES}
 
 REGISTER = Path(__file__).with_name("register.yaml")
 
@@ -93,6 +129,16 @@ class Claim:
         What the claim is measured against, such as "shuffled modality labels".
     margin : float, default 0.0
         What "about" or "little" is taken to mean. A margin is ours, not the paper's.
+    fidelity : str
+        "method": measured as in the paper; "proxy": with something in place of what the paper
+        used; "other question": what is measured is not quite what is claimed.
+    reason : str
+        Why the fidelity is what it is.
+    about : str
+        What the claim speaks of: "models", where it says what models or trainings do, or
+        "pictures", where it says what one model does to its inputs.
+    effect : str, default "share"
+        The kind of number: "share", "correlation", "cosine", "score", "nats" or "ratio".
 
     Raises
     ------
@@ -104,7 +150,7 @@ class Claim:
     --------
     >>> from xlvlms_tutorial.claims import CLAIMS
     >>> CLAIMS["IMA-2"].test, CLAIMS["IMA-2"].rival
-    ('> 0.5', 'chance')
+    ('> 0', 'chance; two runs, same pictures')
     """
 
     id: str
@@ -117,6 +163,10 @@ class Claim:
     null: float = 0.0
     rival: str = field(kw_only=True)
     margin: float = 0.0
+    fidelity: str = field(kw_only=True)
+    reason: str = field(kw_only=True)
+    about: str = field(kw_only=True)
+    effect: str = "share"
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
@@ -127,8 +177,14 @@ class Claim:
                     repr(value),
                     "text, or for null and margin a number",
                 )
-        if self.direction not in DIRECTIONS:
-            raise no_estimate(f"direction of {self.id}", self.direction, ", ".join(DIRECTIONS))
+        choices = {
+            "direction": DIRECTIONS,
+            "fidelity": FIDELITIES,
+            "about": ("models", "pictures"),
+            "effect": EFFECTS,
+        }
+        for name, allowed in choices.items():
+            require_one_of(getattr(self, name), allowed, f"{name} of {self.id}")
         finite = math.isfinite(self.null) and math.isfinite(self.margin)
         if not finite or self.margin < 0 or (self.direction == "equal" and self.margin == 0):
             values = f"null {self.null}, margin {self.margin}"
@@ -285,6 +341,10 @@ def record(
     model: str,
     dataset: str,
     seeds: int | Sequence[int | np.integer],
+    against: str,
+    interval_over: str = "pictures",
+    choice: str = "fixed",
+    scale: str | None = None,
     chapter: str = "",
     variant: str = "",
     folder: str | Path | None = None,
@@ -309,6 +369,16 @@ def record(
         The name of the dataset.
     seeds : int or sequence of int
         The seeds behind the measurement, one or more.
+    against : str
+        What the effect was measured against, such as "random words". Measurements against harder
+        baselines belong to the same claim: its headline says whether the strongest was beaten.
+    interval_over : str, default "pictures"
+        What was drawn again for the interval: one of :data:`OBSERVATIONS`.
+    choice : str, default "fixed"
+        How a layer or a setting was picked: "fixed" before anything was measured, on "validation"
+        data, or as the "least favourable" one for the claim.
+    scale : str, optional
+        "pocket", "second", "published" or "own"; by default told from the name of the model.
     chapter : str, default ""
         The chapter that measured.
     variant : str, default ""
@@ -325,10 +395,12 @@ def record(
     Raises
     ------
     InputError
-        If the register does not hold the id.
+        If the register does not hold the id, or ``interval_over``, ``choice`` or ``scale`` is not
+        one of those allowed.
     FileError
-        If the estimate is not an Estimate, or model, dataset or seeds are missing. If the record
-        cannot be written.
+        If the estimate is not an Estimate, or model, dataset, seeds or ``against`` are missing. If
+        the record cannot be written. If a page that is built for the book records two different
+        measurements under one name.
 
     Examples
     --------
@@ -338,7 +410,13 @@ def record(
     >>> effect = Estimate(0.31, 0.28, 0.34, 200)
     >>> with TemporaryDirectory() as folder:
     ...     entry = record(
-    ...         "IMA-1", effect, model="pocket-llava", dataset="scenes", seeds=0, folder=folder
+    ...         "IMA-1",
+    ...         effect,
+    ...         model="pocket-llava",
+    ...         dataset="scenes",
+    ...         seeds=0,
+    ...         against="shuffled modality labels",
+    ...         folder=folder,
     ...     )
     >>> entry["verdict"], entry["seeds"]
     ('confirmed', [0])
@@ -354,6 +432,15 @@ def record(
             f"record of {claim_id}",
             f"model={model!r}, dataset={dataset!r}, seeds={numbers} must all be given",
         )
+    if not against:
+        raise damaged_record(
+            f"record of {claim_id} ({variant or chapter})",
+            "nothing to measure against; say in against= what the effect was compared with",
+        )
+    scale = scale_of(model) if scale is None else scale
+    require_one_of(interval_over, OBSERVATIONS, f"interval_over of {claim_id}")
+    require_one_of(choice, CHOICES, f"choice of {claim_id}")
+    require_one_of(scale, SCALES, f"scale of {claim_id}")
     key = {
         "id": claim_id,
         "chapter": chapter,
@@ -368,6 +455,10 @@ def record(
     separate_verdicts = {verdict(claimed, interval) for interval in (estimate, *others)}
     entry = {
         **key,
+        "against": against,
+        "interval_over": interval_over,
+        "choice": choice,
+        "scale": scale,
         **combined.asdict(),
         "verdict": combined_verdict,
         BETWEEN: separate_verdicts != {combined_verdict},
@@ -376,8 +467,56 @@ def record(
     }
     slug = re.sub(r"[^A-Za-z0-9.]+", "-", f"{claim_id}-{model}-{dataset}")[:80]
     file = Path(folder or default_folder()) / f"{slug}-{digest(key)[:12]}.json"
+    _refuse_second(file, entry)
     write_json(file, entry)
     return entry
+
+
+def scale_of(model: str) -> str:
+    """Tell from a model's name on what scale a measurement is.
+
+    Use it where records are made by hand; :func:`record` does it by itself.
+
+    Parameters
+    ----------
+    model : str
+        The name, as :func:`~xlvlms_tutorial.load` takes it.
+
+    Returns
+    -------
+    str
+        "pocket" for the models of this package, "published" for a name of the hub, "own" for a
+        folder and all else.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.claims.claims import scale_of
+    >>> scale_of("pocket-llava"), scale_of("llava-hf/llava-1.5-7b-hf"), scale_of("./mine")
+    ('pocket', 'published', 'own')
+    """
+    if model.startswith("pocket-"):
+        return "pocket"
+    on_hub = re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", model) and not Path(model).exists()
+    return "published" if on_hub else "own"
+
+
+# What this process has recorded, by file.
+_WRITTEN: dict[Path, list[object]] = {}
+
+
+def _refuse_second(file: Path, entry: Mapping[str, object]) -> None:
+    """Refuse another measurement under a name that this process has used.
+
+    Only where a page is built: whoever works in a notebook runs a cell again with other settings.
+    """
+    numbers = [entry[name] for name in ("value", "low", "high", "n")]
+    earlier = _WRITTEN.setdefault(file, numbers)
+    if earlier != numbers and os.environ.get(ONE_RECORD):
+        name = spread.name_of(entry)
+        raise damaged_record(
+            f"record {name}", "recorded twice with other numbers; give each its own variant"
+        )
+    _WRITTEN[file] = numbers
 
 
 def sentence(measured: dict[str, object]) -> str:
@@ -403,6 +542,8 @@ def sentence(measured: dict[str, object]) -> str:
     'IMA-1 confirmed: 0.31 [0.28, 0.34], claimed > 0'
     """
     interval = f"[{measured['low']:.3g}, {measured['high']:.3g}]"
+    if measured.get("interval_over") == "random orders":
+        interval = f"(random orders: {interval[1:-1].replace(', ', ' to ')})"
     between = " between machines" if measured.get(BETWEEN) else ""
     return (
         f"{measured['id']} {measured['verdict']}{between}: {measured['value']:.3g} {interval}, "
@@ -412,7 +553,6 @@ def sentence(measured: dict[str, object]) -> str:
 
 def merge(
     folder: str | Path | None = None,
-    path: str | Path | None = None,
     more: Iterable[Mapping[str, object]] = (),
 ) -> list[dict[str, object]]:
     """List every claim with every measurement of it, in the register's order.
@@ -424,8 +564,6 @@ def merge(
     folder : path, optional
         Where records lie; by default ``$XLVLMS_CLAIMS``, else ``_build/claims`` of the book. A
         folder that is not there holds none.
-    path : path, optional
-        A file to write the entries to, as JSON; by default none.
     more : iterable of mapping, default ()
         Records from elsewhere, such as the measurements of a batch; one that a record of the folder
         repeats is not listed twice.
@@ -434,14 +572,14 @@ def merge(
     -------
     list of dict
         One entry a claim and measurement: the fields of :class:`Claim`, and verdict, value, low,
-        high, n, seeds, model, dataset, chapter, variant, versions and between_machines of the
-        measurement. The verdicts are computed again from the numbers. A claim without a
-        measurement has the verdict "not measured" and None elsewhere.
+        high, n, seeds, model, dataset, chapter, variant, against, interval_over, choice, scale,
+        versions and between_machines of the measurement. The verdicts are computed again from the
+        numbers. A claim without a measurement has the verdict "not measured" and None elsewhere.
 
     Raises
     ------
     FileError
-        If a record is damaged or incomplete. If ``path`` cannot be written.
+        If a record is damaged or incomplete, or two files hold a record of one name.
     InputError
         If a record names a claim that the register does not hold.
 
@@ -465,8 +603,6 @@ def merge(
     for registered in CLAIMS.values():
         for row in measured[registered.id] or [unmeasured]:
             entries.append(asdict(registered) | row)
-    if path is not None:
-        write_json(path, entries)
     return entries
 
 
@@ -479,9 +615,14 @@ def _rows(folder: str | Path | None) -> list[dict[str, object]]:
     except OSError as cause:
         raise damaged_record(folder, f"no folder of records ({cause.strerror})") from cause
     rows = []
+    names: dict[str, Path] = {}
     for file in files:
         if file.suffix == ".json" and not file.name.startswith("."):
-            rows.append(judged(read_record(file), file))
+            row = judged(read_record(file), file)
+            first = names.setdefault(spread.name_of(row), file)
+            if first != file:
+                raise damaged_record(file, f"a second record of the name of {first.name}")
+            rows.append(row)
     return rows
 
 
@@ -524,6 +665,11 @@ def judged(record: Any, where: object) -> dict[str, object]:
         for name, kind in _KINDS.items():
             if not _is_kind(kind, row[name]):
                 raise ValueError(f"{name} is {row[name]!r}")
+        for name, allowed in _ALLOWED.items():
+            if row[name] not in allowed:
+                raise ValueError(f"{name} is {row[name]!r}; allowed: {', '.join(allowed)}")
+        if not row["against"]:
+            raise ValueError("against is empty: a record needs what it was measured against")
         numbers = {field.name: record[field.name] for field in fields(Estimate)}
         estimate = Estimate(**numbers)
         json.dumps(row, allow_nan=False, ensure_ascii=False).encode()

@@ -7,13 +7,13 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from html import escape
 from itertools import groupby
-from math import copysign, inf
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
 from xlvlms_tutorial.claims.claims import VERDICTS, Claim, claim
+from xlvlms_tutorial.claims.headlines import corrected, headlines, in_half_widths
 from xlvlms_tutorial.errors import InputError
 from xlvlms_tutorial.view import plots
 from xlvlms_tutorial.view.cards import Html, style_of
@@ -22,8 +22,34 @@ Entry = Mapping[str, object]
 COLOURS = {"confirmed": plots.ACCENT, "undecided": plots.MUTED, "refuted": "#c4500c"}
 MARKERS = {"confirmed": "o", "undecided": "s", "refuted": "X"}
 REACH = 12.0  # half intervals from the bar; what lies further out is drawn here
-_SIGNS = {"confirmed": "✓", "refuted": "✗", "undecided": "?", "not measured": "–"}
-_HEAD = ("model", "data", "setting", "value [95 % interval]", "n", "seeds", "verdict")
+_SIGNS = {
+    "confirmed": "✓",
+    "refuted": "✗",
+    "undecided": "?",
+    "not measured": "–",
+    "holds": "✓",
+    "holds in part": "◐",
+    "does not hold": "✗",
+    "cannot tell": "?",
+}
+_HEAD = (
+    "model",
+    "data",
+    "setting",
+    "setting picked",
+    "measured against",
+    "value [95 % interval]",
+    "interval over",
+    "n",
+    "seeds",
+    "verdict",
+)
+# How a headline's fidelity reads in a table.
+FIDELITY = {
+    "method": "the paper's method",
+    "proxy": "a proxy",
+    "other question": "another question",
+}
 
 
 def distances(entries: Sequence[Entry]) -> pd.DataFrame:
@@ -167,14 +193,84 @@ def ledger(entries: Sequence[Entry], link: str = "../{}.html") -> Html:
     return Html(f'{style_of("ledger")}<div class="ledger">{"".join(parts)}</div>')
 
 
+def headline_table(entries: Sequence[Entry], link: str = "#{}") -> Html:
+    """Show one line a claim: its headline, and what it rests on.
+
+    Use it as the first table of a ledger; :func:`ledger` has the measurements below it.
+
+    Parameters
+    ----------
+    entries : sequence of mapping
+        The entries of :func:`merge`.
+    link : str, default "#{}"
+        The address of a claim's measurements, with its id in place of the braces.
+
+    Returns
+    -------
+    :class:`~xlvlms_tutorial.view.cards.Html`
+        The table with its style.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.claims import headline_table, merge
+    >>> str(headline_table(merge("no/such/folder"))).count("not measured") > 0
+    True
+    """
+    head = "".join(f"<th>{name}</th>" for name in _HEADLINE_HEAD)
+    body = ""
+    for line in headlines(entries):
+        name = escape(str(line["id"]))
+        if line["survived"] is None:
+            rival = ""
+        else:
+            outcome = "yes" if line["survived"] else "no"
+            rival = f"{outcome}: {escape(str(line['strongest_rival']))}"
+        over = ", ".join(map(str, line["interval_over"]))
+        if line["about"] == "models" and line["measurements"] and not line["connectors_varied"]:
+            over += " of one model"
+        counted = f"{line['confirmed']} / {line['undecided']} / {line['refuted']}"
+        cells = (
+            f'<a href="{escape(link.format(name))}">{name}</a>',
+            escape(str(line["statement"])),
+            _badge(str(line["headline"])),
+            escape(FIDELITY[str(line["fidelity"])]),
+            rival,
+            escape(str(line["effect"] or "")),
+            escape(", ".join(map(str, line["scales"]))),
+            counted if line["measurements"] else "",
+            escape(over),
+            str(line["seeds"] or ""),
+        )
+        body += "<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
+    table = _scrolling(head, body, "Headlines of all claims", "headlines")
+    return Html(f'{style_of("ledger")}<div class="ledger">{table}</div>')
+
+
+_HEADLINE_HEAD = (
+    "claim",
+    "what is claimed",
+    "headline",
+    "measured by",
+    "beats its strongest rival",
+    "effect",
+    "scale",
+    "confirmed / undecided / refuted",
+    "intervals over",
+    "seeds",
+)
+
+
 def _entry(claimed: Claim, rows: list[Entry], link: str) -> str:
     """A claim and its measurements, as an element that opens."""
-    verdicts = Counter(str(row["verdict"]) for row in rows)
-    signs = ""
+    measured = [row for row in rows if row["value"] is not None]
+    line = headlines(rows)[0]
+    signs = _badge(str(line["headline"]))
+    verdicts = Counter(str(row["verdict"]) for row in measured)
     for verdict in VERDICTS:
         if verdict in verdicts:
-            signs += _verdict_badge(verdict, verdicts[verdict])
+            signs += f" <small>{verdicts[verdict]} {verdict}</small>"
     facts = (
+        f"<b>Measured by</b> {escape(FIDELITY[claimed.fidelity])}: {escape(claimed.reason)} "
         f"<b>Source.</b> {escape(claimed.paper)} ({escape(claimed.where)}). "
         f"<b>Effect.</b> {escape(claimed.metric)}; claimed {escape(claimed.test)}. "
         f"<b>Rival.</b> {escape(claimed.rival)}."
@@ -195,36 +291,55 @@ def _entry(claimed: Claim, rows: list[Entry], link: str) -> str:
 
 def _table(rows: list[Entry]) -> str:
     """The measurements of a claim, one a row."""
-    body = ""
-    for row in rows:
-        if row["value"] is not None:
-            body += _row(row)
-    if not body:
+    measured = [row for row in rows if row["value"] is not None]
+    if not measured:
         return "<p>No record of a measurement.</p>"
+    body = ""
+    for row, after in zip(measured, corrected(measured), strict=True):
+        body += _row(row, after)
     head = "".join(f"<th>{name}</th>" for name in _HEAD)
-    return f'<div class="scroll"><table><tr>{head}</tr>{body}</table></div>'
+    return _scrolling(head, body, f"Measurements of {rows[0]['id']}", "measurements")
 
 
-def _row(entry: Entry) -> str:
+def _scrolling(head: str, body: str, title: str, kind: str) -> str:
+    """A table that scrolls inside its own box, by finger, wheel or arrow keys."""
+    return (
+        f'<div class="scroll {kind}" tabindex="0" role="region" aria-label="{escape(title)}">'
+        f"<table><tr>{head}</tr>{body}</table></div>"
+    )
+
+
+def _row(entry: Entry, after: str) -> str:
+    """A measurement; ``after`` is its verdict after the correction for their number."""
     interval = f"[{entry['low']:.3g}, {entry['high']:.3g}]"
     cells = (
         entry["model"],
         entry["dataset"],
         entry["variant"] or "",
+        entry["choice"],
+        entry["against"],
         f"{entry['value']:.3g} {interval}",
+        _over(entry),
         entry["n"],
         ", ".join(map(str, entry["seeds"])),
     )
     row = "".join(f"<td>{escape(str(cell))}</td>" for cell in cells)
     between = " between machines" if entry.get("between_machines") else ""
-    badge = _verdict_badge(str(entry["verdict"]))
+    badge = _badge(str(entry["verdict"]))
+    if after != entry["verdict"]:
+        between += f" <small>{after} after the correction</small>"
     return f"<tr>{row}<td>{badge}{between}</td></tr>"
 
 
-def _verdict_badge(verdict: str, count: int = 1) -> str:
-    times = f" {count}" if count > 1 else ""
-    kind = verdict.replace(" ", "-")
-    return f'<span class="sign {kind}">{_SIGNS[verdict]} {verdict}{times}</span>'
+def _over(entry: Entry) -> str:
+    """What the interval is over; the range of random orders is called what it is."""
+    over = str(entry["interval_over"])
+    return "none: range of random orders" if over == "random orders" else over
+
+
+def _badge(word: str) -> str:
+    kind = word.replace(" ", "-")
+    return f'<span class="sign {kind}">{_SIGNS[word]} {word}</span>'
 
 
 def _scaled(claimed: Claim, entry: Entry) -> dict[str, float]:
@@ -240,12 +355,5 @@ def _scaled(claimed: Claim, entry: Entry) -> dict[str, float]:
     names = ("value", "low", "high")
     scaled = {}
     for name, distance in zip(names, signed[claimed.direction].tolist(), strict=True):
-        scaled[name] = _in_half_widths(distance, half)
+        scaled[name] = in_half_widths(distance, half)
     return scaled
-
-
-def _in_half_widths(distance: float, half: float) -> float:
-    """A distance in half intervals; an interval of no width decides by the sign alone."""
-    if half:
-        return distance / half
-    return copysign(inf, distance) if distance else 0.0

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from xlvlms_tutorial._lazy import lazy_attributes
 from xlvlms_tutorial.data.export import write_coco
 from xlvlms_tutorial.errors import unknown_dataset
-from xlvlms_tutorial.samples import PROMPTS, Question, Sample, media, mentioning
+from xlvlms_tutorial.samples import PROMPTS, Question, Sample, mentioning
 from xlvlms_tutorial.text import STYLES
 from xlvlms_tutorial.validation import require
 
@@ -17,7 +17,14 @@ if TYPE_CHECKING:
     from xlvlms_tutorial.data.hub import HUB
 
 # Embedded: they need neither network nor files
-DATASETS = ("scenes", "composition", "clips", "sounds", *(f"scenes-{style}" for style in STYLES))
+DATASETS = (
+    "scenes",
+    "composition",
+    "clips",
+    "sounds",
+    "postcards",
+    *(f"scenes-{style}" for style in STYLES),
+)
 
 __all__ = [
     "DATASETS",
@@ -27,7 +34,6 @@ __all__ = [
     "Sample",
     "folder_report",
     "load_samples",
-    "media",
     "mentioning",
     "write_coco",
 ]
@@ -95,6 +101,8 @@ def load_samples(
         return pocket.clip_samples(n, split, seed)
     if name == "sounds":
         return pocket.sound_samples(n, split, seed)
+    if name == "postcards":
+        return pocket.postcard_samples(n, split, seed)
     if name == "composition":
         return pocket.scene_samples(n, "composition", seed)
     if name in DATASETS:

@@ -212,15 +212,9 @@ def samples_of(
         for question in proposed:
             if (question.type, question.stratum) not in types:
                 questions.append(question)
-        samples.append(
-            Sample(
-                record.id,
-                record.source,
-                tuple(record.captions),
-                tuple(questions),
-                truth | record.truth,
-            )
-        )
+        captions = tuple(record.captions)
+        truth = truth | record.truth
+        samples.append(Sample(record.id, record.source, captions, tuple(questions), truth))
     return samples
 
 
@@ -276,6 +270,7 @@ def _objects(record: Record, find: Callable[[str], list[str]]) -> list[str]:
 
 
 def _truth(record: Record, objects: list[str]) -> dict[str, object]:
+    """Return the factors of the world that the captions and boxes of a record tell of."""
     subject, item = (*objects, None, None)[:2]
     captions = [words(caption) for caption in record.captions]
     truth = {
@@ -381,15 +376,9 @@ def _presence(record, objects, place, counts, company, rng) -> list[Question]:
         yes = bool(rng.integers(2)) and bool(objects)
         choice = objects if yes else pool
         target = choice[rng.integers(len(choice))]
-        questions.append(
-            Question(
-                "presence",
-                f"{_is_there(target)} in the picture?",
-                "yes" if yes else "no",
-                target,
-                stratum,
-            )
-        )
+        text = f"{_is_there(target)} in the picture?"
+        answer = "yes" if yes else "no"
+        questions.append(Question("presence", text, answer, target, stratum))
     return questions
 
 
@@ -407,11 +396,13 @@ def _facts(record: Record, truth: dict[str, object]) -> list[Question]:
     noun = truth["item"] or truth["subject"]
     if noun is None:
         return []
-    subject, count = truth["subject"], _count(record, noun)
-    if count in (1, None) and plural(noun) != noun:
+    subject = truth["subject"]
+    count = _count(record, noun)
+    several = plural(noun)
+    if count in (1, None) and several != noun:
         be, things = "is", noun
     else:
-        be, things = "are", plural(noun)
+        be, things = "are", several
     number = None
     if count is not None:
         number = NUMBER_WORDS[count] if count < len(NUMBER_WORDS) else str(count)
@@ -421,7 +412,7 @@ def _facts(record: Record, truth: dict[str, object]) -> list[Question]:
         ("place", f"Where is the {subject}?", truth["place"], subject),
         ("action", f"What is the {subject} doing?", truth["action"], subject),
         ("side", side, truth["side"], noun),
-        ("count", f"How many {plural(noun)} are there?", number, noun),
+        ("count", f"How many {several} are there?", number, noun),
     ]
     questions = []
     for kind, text, answer, target in facts:

@@ -73,6 +73,7 @@ def write_coco(samples: Sequence[Sample], folder: str | Path) -> Path:
 
 
 def _as_coco(samples: Sequence[Sample], images: Path) -> dict[str, dict]:
+    """Return what the files of a folder hold in COCO's form; pictures are written."""
     nouns = set()
     for sample in samples:
         for factor in ("subject", "item"):
@@ -89,21 +90,14 @@ def _as_coco(samples: Sequence[Sample], images: Path) -> dict[str, dict]:
         picture = sample.image
         name = f"{key:06d}.png"
         picture.save(images / name)
-        pictures.append(
-            {"id": key, "file_name": name, "width": picture.width, "height": picture.height}
-        )
+        width, height = picture.size
+        pictures.append({"id": key, "file_name": name, "width": width, "height": height})
         captions += [{"image_id": key, "caption": caption} for caption in sample.captions]
-        for noun, box in _boxes(sample.truth, *picture.size):
-            area = box[2] * box[3]
-            boxes.append(
-                {
-                    "image_id": key,
-                    "category_id": kinds.index(noun) + 1,
-                    "bbox": box,
-                    "area": area,
-                    "iscrowd": 0,
-                }
-            )
+        for noun, box in _boxes(sample.truth, width, height):
+            entry = {"image_id": key, "category_id": kinds.index(noun) + 1, "bbox": box}
+            entry["area"] = box[2] * box[3]
+            entry["iscrowd"] = 0
+            boxes.append(entry)
         for question in sample.questions:
             number = len(questions) + 1
             questions.append(
@@ -125,13 +119,10 @@ def _as_coco(samples: Sequence[Sample], images: Path) -> dict[str, dict]:
                 }
             )
     categories = _numbered([{"name": noun} for noun in kinds])
+    instances = {"images": pictures, "annotations": _numbered(boxes), "categories": categories}
     return {
         "captions": {"images": pictures, "annotations": _numbered(captions)},
-        "instances": {
-            "images": pictures,
-            "annotations": _numbered(boxes),
-            "categories": categories,
-        },
+        "instances": instances,
         "questions": {"questions": questions},
         "answers": {"annotations": answers},
     }

@@ -23,7 +23,7 @@ from xlvlms_tutorial.data.gathered import Gathered, Part, Picture, missing
 from xlvlms_tutorial.data.tree import DATA, SPLITS, Tree, folder_split, hidden, listing, named_split
 from xlvlms_tutorial.errors import AnnotationError, unknown_dataset
 from xlvlms_tutorial.samples import Sample
-from xlvlms_tutorial.text import style_rate
+from xlvlms_tutorial.text import first_few, style_rate
 from xlvlms_tutorial.validation import require
 
 _SEEDS = {"train": 0, "validation": 2, "test": 4}  # each split is drawn in an order of its own
@@ -74,9 +74,10 @@ def folder_samples(folder: str | Path, n: int, split: str = "test", seed: int = 
     records = list(gathered.pictures)
     if splits:
         records = [picture for picture in records if picture.split == split]
-    unused = [f"{part.file} ({part.why})" for part in _unread(gathered)] + _unsplit(gathered)
+    unused = [f"{part.file} ({part.why})" for part in _unread(gathered)]
+    unused += _unsplit(gathered)
     if unused:
-        message = "; ".join(unused[:3]) + ("; ..." if len(unused) > 3 else "")
+        message = first_few(unused, 3, "; ")
         warnings.warn(
             f"{folder}: left alone: {message}. Next: xlvlms data {folder} shows what "
             "was taken and what was not",
@@ -101,11 +102,12 @@ def folder_samples(folder: str | Path, n: int, split: str = "test", seed: int = 
     if absent:
         raise missing(gathered.tree, absent)
     records.sort(key=lambda r: r.id)
-    order = np.random.default_rng([seed, _SEEDS[split]]).permutation(len(records))
+    rng = np.random.default_rng([seed, _SEEDS[split]])
+    order = rng.permutation(len(records))
     selected = []
     for k in order[:n]:
-        source = Path(folder) / records[k].source
-        selected.append(replace(records[k], source=source))
+        record = records[k]
+        selected.append(replace(record, source=Path(folder) / record.source))
     return samples_of(records, selected, tuple(gathered.names), seed)
 
 

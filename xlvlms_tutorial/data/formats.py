@@ -55,25 +55,23 @@ def read(gathered: Gathered, part: Part, linked: bool) -> list[tuple[int, Later]
         If something of the file fits a form that is known and something does not; a
         :class:`Stray` if nothing does.
     """
-    if part.path.lower().endswith(".csv"):
-        return [(0, partial(add_rows, gathered, part, read_csv(part, linked), "csv"))]
+    path = part.path.lower()
+    if path.endswith(".csv"):
+        rows = read_csv(part, linked)
+        return [(0, partial(add_rows, gathered, part, rows, "csv"))]
     content = _json(part)
-    if (
-        isinstance(content, dict)
-        and roles_of(content)["file"]
-        and not {"questions", "images", "annotations"} & set(content)
-    ):
+    sections = ("questions", "images", "annotations")
+    if isinstance(content, dict) and not set(sections) & set(content) and roles_of(content)["file"]:
         content = [content]  # one line of json lines
-    first = content[0] if isinstance(content, list) and content else content
+    is_list = isinstance(content, list)
+    first = content[0] if is_list and content else content
     has = lambda key: isinstance(first, dict) and isinstance(first.get(key), list)
-    if isinstance(content, list) and has("regions"):
+    if is_list and has("regions"):
         return [(1, _read_regions(gathered, part, content))]
-    roles = roles_of(first) if isinstance(content, list) and isinstance(first, dict) else {}
-    if roles.get("file") and (
-        roles["question"] or roles["captions"] or part.path.lower().endswith(".jsonl")
-    ):
+    roles = roles_of(first) if is_list and isinstance(first, dict) else {}
+    if roles.get("file") and (roles["question"] or roles["captions"] or path.endswith(".jsonl")):
         return [(0, partial(add_rows, gathered, part, content, "json lines"))]
-    if not isinstance(content, dict) or not any(map(has, ("questions", "images", "annotations"))):
+    if not isinstance(content, dict) or not any(map(has, sections)):
         raise Stray(f"{part} is of no form that is known", KNOWN)
     later = [(2, _read_questions(gathered, part, content))] if has("questions") else []
     if has("images"):
@@ -200,15 +198,16 @@ def _box(part: Part, names: dict[str, str], entry: dict) -> tuple[tuple, str | N
     box = value(part, "annotations", entry, "bbox", list)
     is_box = len(box) == 4 and all(map(measured, box)) and min(box[2:]) >= 0
     if kind not in names or not is_box:
-        message = (
-            f"'category_id' {reprlib.repr(entry['category_id'])} and 'bbox' {reprlib.repr(box)}"
-        )
+        category = reprlib.repr(entry["category_id"])
         raise AnnotationError(
-            f"{part}: {message} of an annotation",
+            f"{part}: 'category_id' {category} and 'bbox' {reprlib.repr(box)} of an annotation",
             "give a category that is listed, and x, y, width, height in pixels",
         )
-    number = None if entry.get("id") is None else str(value(part, "annotations", entry, "id"))
-    return (names[kind], *map(float, box)), number, bool(entry.get("iscrowd"))
+    number = None
+    if entry.get("id") is not None:
+        number = str(value(part, "annotations", entry, "id"))
+    several = bool(entry.get("iscrowd"))
+    return (names[kind], *map(float, box)), number, several
 
 
 def _read_regions(gathered: Gathered, part: Part, content: list) -> Later:
@@ -259,8 +258,9 @@ def _read_questions(gathered: Gathered, part: Part, content: dict) -> Later:
     def question(entry: object) -> tuple:
         text = value(part, "questions", entry, "question", str)
         key = str(value(part, "questions", entry, "image_id"))
+        number = str(value(part, "questions", entry, "question_id"))
         extra = [optional(part, "questions", entry, name) for name in ("type", "target", "stratum")]
-        return str(value(part, "questions", entry, "question_id")), key, text, extra
+        return number, key, text, extra
 
     entries = each(content["questions"], question)
 
@@ -276,8 +276,11 @@ def _read_questions(gathered: Gathered, part: Part, content: dict) -> Later:
 
     def add() -> None:
         for number, key, text, answer, (kind, named, stratum) in each(entries, with_answer):
-            target = named or next(iter(objects_in(text, tuple(gathered.names))), "")
-            question = Question(kind or question_type(text, answer), text, answer, target, stratum)
-            gathered.question(part, gathered.numbered(part, key, part.split), question, number)
+            objects = objects_in(text, tuple(gathered.names))
+            target = named or next(iter(objects), "")
+            type_of_question = kind or question_type(text, answer)
+            question = Question(type_of_question, text, answer, target, stratum)
+            picture = gathered.numbered(part, key, part.split)
+            gathered.question(part, picture, question, number)
 
     return add

@@ -100,8 +100,10 @@ class Gathered:
         picture = self.by_place.get(mark) or self._copy(key, path, split)
         if picture is None:
             picture = self._new(key, path, name)
-        self.by_place[mark] = self.by_id[key][id(picture)] = picture
-        return self._placed(part, picture, split, BY_ENTRY if entry_split else BY_FILE)
+        self.by_place[mark] = picture
+        self.by_id[key][id(picture)] = picture
+        reason = BY_ENTRY if entry_split else BY_FILE
+        return self._placed(part, picture, split, reason)
 
     def numbered(self, part: Part, key: str, split: str | None, by_name: bool = False) -> Picture:
         """Return the picture of an entry that gives an id alone.
@@ -128,13 +130,16 @@ class Gathered:
         return self._placed(part, self.resolved[mark], split, BY_ID)
 
     def _resolve(self, part: Part, key: str, split: str | None, by_name: bool) -> Picture:
+        """Return the picture that an id stands for, in this split."""
         fitting = list(self.by_id[key].values())
         if split is not None:
             fitting = [picture for picture in fitting if picture.split in (None, split)]
         path = self._named_by(part, key, split) if by_name or not fitting else None
         if path or not fitting:
             picture = self.by_place.get(path) or self._new(key, path, f"{key}{PICTURES[0]}")
-            self.by_place[path or (picture.source, split)] = self.by_id[key][id(picture)] = picture
+            mark = path or (picture.source, split)
+            self.by_place[mark] = picture
+            self.by_id[key][id(picture)] = picture
             return picture
         if len(fitting) == 1:
             return fitting[0]

@@ -284,11 +284,13 @@ def _read_coco(row: Mapping[str, object]) -> Record:
 
 
 def _read_vqa(row: Mapping[str, object]) -> Record:
+    """Read a row of VQAv2."""
     answer = (
         row.get("multiple_choice_answer") if "answers" in row else row["multiple_choice_answer"]
     )
     question = _question(row["question"], row["answers"] if answer is None else answer)
-    return Record(f"{row['image_id']}-{row['question_id']}", _picture(row), questions=[question])
+    name = f"{row['image_id']}-{row['question_id']}"
+    return Record(name, _picture(row), questions=[question])
 
 
 def _read_gqa(row: Mapping[str, object]) -> Record:
@@ -302,12 +304,10 @@ def _read_regions(row: Mapping[str, object]) -> Record:
 
 
 def _read_pope(row: Mapping[str, object]) -> Record:
+    """Read a row of POPE."""
     question = _question(row["question"], row["answer"], row["category"])
-    return Record(
-        f"{row['image_source']}-{row['category']}-{row['question_id']}",
-        _picture(row),
-        questions=[question],
-    )
+    name = f"{row['image_source']}-{row['category']}-{row['question_id']}"
+    return Record(name, _picture(row), questions=[question])
 
 
 def _read_clip(row: Mapping[str, object]) -> Record:
@@ -323,6 +323,7 @@ def _read_sound(row: Mapping[str, object]) -> Record:
 
 
 def _same(*names: str, config: str | None = None) -> dict[str, tuple[tuple[str | None, str], ...]]:
+    """Return splits that are called here as there."""
     return {name: ((config, name),) for name in names}
 
 

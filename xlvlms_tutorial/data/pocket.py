@@ -1,10 +1,40 @@
-"""The embedded world as samples: scenes (unseen, or held-out combinations), clips and sounds."""
+"""The embedded worlds as samples.
+
+Scenes (unseen, or held-out combinations), clips and sounds of the first, postcards of the second.
+"""
 
 from collections.abc import Callable
 from dataclasses import asdict
+from typing import NamedTuple
 
-from xlvlms_tutorial.pocket import clips, language, sounds, world
+from xlvlms_tutorial.errors import InputError
+from xlvlms_tutorial.pocket import clips, language, postcard_texts, postcards, sounds, world
 from xlvlms_tutorial.samples import Sample
+from xlvlms_tutorial.validation import require_counts, require_one_of
+
+
+class _World(NamedTuple):
+    """How a world makes records, and pictures and texts of a record."""
+
+    records: Callable
+    record: Callable
+    picture: Callable
+    captions: Callable
+    questions: Callable
+
+
+_WORLDS = {
+    "scenes": _World(
+        world.scenes, world.Scene, world.render, language.captions, language.questions
+    ),
+    "postcards": _World(
+        postcards.postcards,
+        postcards.Postcard,
+        postcards.draw,
+        postcard_texts.captions,
+        postcard_texts.questions,
+    ),
+}
 
 
 def scene_samples(
@@ -66,16 +96,11 @@ def clip_samples(n: int, split: str = "test", seed: int = 0) -> list[Sample]:
     samples = []
     for k, clip in enumerate(clips.clips(n, split, seed)):
         truth = _factors(clip.scene) | {"direction": clip.direction, "speed": clip.speed}
-        samples.append(
-            Sample(
-                f"clip-{split}-{seed}-{k:05d}",
-                _later(clips.render_clip, clip),
-                tuple(clips.clip_captions(clip)),
-                tuple(clips.clip_questions(clip)),
-                truth,
-                "video",
-            )
-        )
+        frames = _later(clips.render_clip, clip)
+        captions = tuple(clips.clip_captions(clip))
+        questions = tuple(clips.clip_questions(clip))
+        name = f"clip-{split}-{seed}-{k:05d}"
+        samples.append(Sample(name, frames, captions, questions, truth, "video"))
     return samples
 
 
@@ -104,21 +129,114 @@ def sound_samples(n: int, split: str = "test", seed: int = 0) -> list[Sample]:
             "background": sound.background,
             "recording": sound.recording,
         }
+        wave = _later(sounds.waveform, sound)
+        captions = tuple(sounds.sound_captions(sound))
+        questions = tuple(sounds.sound_questions(sound))
+        name = f"sound-{split}-{seed}-{k:05d}"
+        samples.append(Sample(name, wave, captions, questions, truth, "audio"))
+    return samples
+
+
+def postcard_samples(n: int, split: str = "test", seed: int = 0) -> list[Sample]:
+    """Draw ``n`` postcards of the second world as samples.
+
+    Parameters
+    ----------
+    n : int
+        How many postcards.
+    split : str, default "test"
+        "train", "validation" or "test".
+    seed : int, default 0
+        Which postcards are drawn.
+
+    Returns
+    -------
+    list of Sample
+        As of :func:`scene_samples`, with six captions; the factors have the same names.
+    """
+    samples = []
+    for k, card in enumerate(postcards.postcards(n, split, seed)):
         samples.append(
             Sample(
-                f"sound-{split}-{seed}-{k:05d}",
-                _later(sounds.waveform, sound),
-                tuple(sounds.sound_captions(sound)),
-                tuple(sounds.sound_questions(sound)),
-                truth,
-                "audio",
+                f"postcard-{split}-{seed}-{k:05d}",
+                _later(postcards.draw, card),
+                tuple(postcard_texts.captions(card)),
+                tuple(postcard_texts.questions(card)),
+                _factors(card),
             )
         )
     return samples
 
 
-def _factors(scene: world.Scene) -> dict[str, object]:
-    return {factor: value for factor, value in asdict(scene).items() if factor in world.FACTORS}
+def crossed_samples(
+    n: int, pictures: str, texts: str, split: str = "test", seed: int = 0
+) -> list[Sample]:
+    """Draw ``n`` pictures of one world with captions and questions in the words of one.
+
+    Only records whose factors both worlds have are taken, whatever the worlds, so that samples with
+    the same pictures differ in their words alone.
+
+    Parameters
+    ----------
+    n : int
+        How many samples.
+    pictures : {"scenes", "postcards"}
+        The world that the pictures are of.
+    texts : {"scenes", "postcards"}
+        The world whose words captions and questions are in.
+    split : str, default "test"
+        "train", "validation" or "test".
+    seed : int, default 0
+        Which records are drawn.
+
+    Returns
+    -------
+    list of Sample
+        The samples; their ids name pictures and words.
+
+    Raises
+    ------
+    InputError
+        If there is no such world or split, or ``n`` is below 1.
+    """
+    for name, value in (("pictures", pictures), ("texts", texts)):
+        require_one_of(value, _WORLDS, name)
+    require_counts(n=n)
+    drawn = _WORLDS[pictures]
+    shared: list[tuple[object, object]] = []
+    n_records = n
+    while len(shared) < n:
+        n_records *= 2
+        shared = []
+        for record in drawn.records(n_records, split, seed):
+            if all(_can_show(which, record) for which in _WORLDS.values()):
+                shared.append((record, _WORLDS[texts].record(**asdict(record))))
+    samples = []
+    for k, (record, described) in enumerate(shared[:n]):
+        samples.append(
+            Sample(
+                f"{pictures}-as-{texts}-{split}-{seed}-{k:05d}",
+                _later(drawn.picture, record),
+                tuple(_WORLDS[texts].captions(described)),
+                tuple(_WORLDS[texts].questions(described)),
+                _factors(record),
+            )
+        )
+    return samples
+
+
+def _can_show(which: _World, record: object) -> bool:
+    try:
+        which.record(**asdict(record))
+    except InputError:
+        return False
+    return True
+
+
+def _factors(record: world.Scene | postcards.Postcard) -> dict[str, object]:
+    factors = asdict(record)
+    del factors["layout"]
+    return factors
 
 
 def _later(draw: Callable, record: object) -> Callable[[], object]:

@@ -135,6 +135,7 @@ def add_rows(gathered: Gathered, part: Part, rows: list, form: str) -> None:
 
 
 def _row(gathered: Gathered, part: Part, row: object) -> tuple:
+    """Read a row of a table: its picture's file and split, captions, question and facts."""
     roles = roles_of(row if isinstance(row, dict) else {})
     column = roles["file"] or _FILE_COLUMNS[0]
     name = row.get(column) if isinstance(row, dict) and None not in row else None
@@ -168,10 +169,11 @@ def _question(
     gathered: Gathered, part: Part, place: str, row: dict, roles: dict[str, object]
 ) -> Question | None:
     """Return the question of a row with its answer, None where it asks nothing."""
-    text = row.get(roles["question"])
-    if first_filled(row, [roles["question"], *roles["answers"]]) is None:
+    column = roles["question"]
+    text = row.get(column)
+    if first_filled(row, [column, *roles["answers"]]) is None:
         return None
-    checked(part, place, roles["question"], text, str)
+    checked(part, place, column, text, str)
     keys = roles["answers"] or ["answer"]
     if first_filled(row, keys) is None:
         raise Stray(
@@ -181,7 +183,8 @@ def _question(
     answer = answer_of(part, place, row, keys)
     kind = question_type(text, answer)
     stratum = _stratum(part, row) if kind == "presence" else None
-    target = next(iter(objects_in(text, tuple(gathered.names))), "")
+    objects = objects_in(text, tuple(gathered.names))
+    target = next(iter(objects), "")
     return Question(kind, text, answer, target, stratum)
 
 

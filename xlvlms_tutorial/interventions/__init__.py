@@ -5,27 +5,11 @@ parallel, or mask weights.
 """
 
 from xlvlms_tutorial.interventions.edits import ablate, add, edit, fold, mask_weights, patch
-from xlvlms_tutorial.interventions.overrides import POSITIONS
-from xlvlms_tutorial.interventions.replay import Resumable, same_up_to_rounding
-from xlvlms_tutorial.interventions.skipping import (
-    CACHES,
-    COMBINES,
-    NORMS,
-    PARTS,
-    SCOPES,
-    parallel,
-    parallel_pairs,
-    skip,
-)
+from xlvlms_tutorial.interventions.replay import Resumable
+from xlvlms_tutorial.interventions.skipping import parallel, parallel_pairs, skip
 from xlvlms_tutorial.interventions.token_skipping import skip_tokens
 
 __all__ = [
-    "CACHES",
-    "COMBINES",
-    "NORMS",
-    "PARTS",
-    "POSITIONS",
-    "SCOPES",
     "Resumable",
     "ablate",
     "add",
@@ -35,7 +19,6 @@ __all__ = [
     "parallel",
     "parallel_pairs",
     "patch",
-    "same_up_to_rounding",
     "skip",
     "skip_tokens",
 ]

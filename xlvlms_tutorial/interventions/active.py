@@ -43,10 +43,13 @@ def recorded(
 
 
 def _describe(value: object) -> str:
+    """Return a short text of a value: of a tensor its dtype, shape and digest."""
     if isinstance(value, Tensor):
         values = value.detach().to("cpu").contiguous()
-        digest = hashlib.sha256(values.view(-1).view(torch.uint8).numpy().tobytes()).hexdigest()
+        content = values.view(-1).view(torch.uint8).numpy().tobytes()
+        digest = hashlib.sha256(content).hexdigest()
         return f"{value.dtype} {list(value.shape)} {digest[:12]}"
     if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{name}: {_describe(part)}" for name, part in value.items()) + "}"
+        parts = [f"{name}: {_describe(part)}" for name, part in value.items()]
+        return "{" + ", ".join(parts) + "}"
     return getattr(value, "__qualname__", None) or repr(value)

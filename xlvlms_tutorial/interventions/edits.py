@@ -146,14 +146,11 @@ def add(
     """
     shift = _vector(vlm, strength * vector, "vector")
     selected = checked_layers(vlm, layers, first=0)
-    with edited(
-        vlm,
-        selected,
-        lambda states: states + _broadcast(shift, states),
-        positions,
-        gate,
-        additive=True,
-    ):
+
+    def change(states: Tensor) -> Tensor:
+        return states + _broadcast(shift, states)
+
+    with edited(vlm, selected, change, positions, gate, additive=True):
         yield
 
 
@@ -225,9 +222,8 @@ def patch(
             return current  # a decode step: the replacement is for the prompt
         return torch.cat([rows, current[:, rows.shape[1] :]], dim=1)
 
-    with _edited(
-        vlm, change, layers, positions, gate, "replacing states", whole_prompt=replacement.ndim == 3
-    ):
+    whole = replacement.ndim == 3
+    with _edited(vlm, change, layers, positions, gate, "replacing states", whole_prompt=whole):
         yield
 
 
@@ -288,11 +284,12 @@ def ablate(
     >>> float(states[..., 0].abs().max()) < 1e-3
     True
     """
-    matrix = torch.atleast_2d(_vector(vlm, directions, "directions").cpu().double())
+    vectors = _vector(vlm, directions, "directions").cpu().double()
+    matrix = torch.atleast_2d(vectors)
     _, singular, basis = torch.linalg.svd(matrix, full_matrices=False)
-    independent = len(matrix) <= vlm.width and bool(singular[-1] > 1e-5 * singular[0])
+    independent = bool(singular[-1] > 1e-5 * singular[0])
     _require(
-        independent,
+        len(matrix) <= vlm.width and independent,
         "directions that are zero or depend on each other",
         "give independent directions, none of them zero",
     )
@@ -301,7 +298,8 @@ def ablate(
         # in half precision much of the direction would stay
         wide = states.to(torch.promote_types(states.dtype, torch.float32))
         q = basis.to(wide)
-        return (wide - strength * (wide @ q.T) @ q).to(states.dtype)
+        removed = strength * (wide @ q.T) @ q
+        return (wide - removed).to(states.dtype)
 
     with _edited(vlm, change, layers, positions, gate, "projecting out"):
         yield
@@ -492,14 +490,14 @@ def _probe(vlm: VLM, block: nn.Module) -> Tensor | None:
     It leaves out cross-attention blocks without a picture.
     """
     outputs: list[Tensor] = []
-    embeddings = torch.linspace(-1, 1, 2 * vlm.width, device=vlm.device, dtype=vlm.dtype).reshape(
-        1, 2, -1
-    )
+    numbers = torch.linspace(-1, 1, 2 * vlm.width, device=vlm.device, dtype=vlm.dtype)
+    embeddings = numbers.reshape(1, 2, -1)
+
+    def keep(states: Tensor) -> None:
+        outputs.append(states.float())
+
     # without edits, which may be for other inputs than these two embeddings
-    with (
-        on_output(block, lambda states: outputs.append(states.float()), prepend=True),
-        unedited(vlm),
-    ):
+    with on_output(block, keep, prepend=True), unedited(vlm):
         anatomy.decoder(vlm.model)(inputs_embeds=embeddings, use_cache=False)
     return outputs[0] if outputs else None
 
@@ -518,6 +516,7 @@ def _entered(contexts: Iterator) -> Iterator[None]:
 
 
 def _vector(vlm: VLM, vector: Tensor, name: str, max_ndim: int = 2) -> Tensor:
+    """Return finite vectors of the width of the residual stream, or refuse them."""
     _require(
         1 <= vector.ndim <= max_ndim and vector.shape[-1] == vlm.width,
         f"{name} of shape {tuple(vector.shape)}",
@@ -535,6 +534,7 @@ def _broadcast(vectors: Tensor, states: Tensor) -> Tensor:
 
 
 def _maskable(vlm: VLM, modules: dict[str, nn.Module], name: str, mask: Tensor) -> Tensor:
+    """Return the weights of a linear map that a mask can be for, or refuse it."""
     weight = getattr(modules.get(name), "weight", None)
     _require(
         weight is not None and weight.ndim == 2,
@@ -551,15 +551,17 @@ def _maskable(vlm: VLM, modules: dict[str, nn.Module], name: str, mask: Tensor) 
         f"{name!r} is quantised, its weights cannot be masked in place",
         "load the model without quantise",
     )
+    embeddings = vlm.model.get_input_embeddings().weight
     _require(
-        weight.data_ptr() != vlm.model.get_input_embeddings().weight.data_ptr(),
+        weight.data_ptr() != embeddings.data_ptr(),
         f"{name!r} shares its weights with the embeddings",
         "mask the decoder's own linear maps",
     )
+    shape = tuple(weight.shape)
     _require(
-        mask.dtype == torch.bool and mask.shape == weight.shape,
+        mask.dtype == torch.bool and tuple(mask.shape) == shape,
         f"mask of {name!r} is {mask.dtype} {tuple(mask.shape)}",
-        f"give booleans of shape {tuple(weight.shape)}",
+        f"give booleans of shape {shape}",
     )
     return weight
 

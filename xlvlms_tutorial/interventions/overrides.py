@@ -19,7 +19,7 @@ from xlvlms_tutorial.models import anatomy
 from xlvlms_tutorial.models.spans import SPANS
 from xlvlms_tutorial.models.vlm import VLM
 
-POSITIONS = ("all", "last", "generated", *SPANS[1:-1])
+_POSITIONS = ("all", "last", "generated", *SPANS[1:-1])
 Positions = str | tuple[str, ...] | Bool[Tensor, "b t"]
 Layers = int | Sequence[int]
 Change = Callable[[Float[Tensor, "b t d"]], Float[Tensor, "b t d"]]
@@ -83,10 +83,10 @@ class Edit:
     ) -> None:
         if not isinstance(positions, Tensor):
             positions = (positions,) if isinstance(positions, str) else tuple(positions)
-            if not positions or set(positions) - set(POSITIONS):
+            if not positions or set(positions) - set(_POSITIONS):
                 raise InterventionError(
                     f"unknown positions {positions!r}",
-                    f"allowed: {', '.join(POSITIONS)}, or a mask (b, t)",
+                    f"allowed: {', '.join(_POSITIONS)}, or a mask (b, t)",
                 )
         self.vlm = vlm
         self.change = change
@@ -125,6 +125,7 @@ class Edit:
         return torch.where(mask[..., None], self.change(states), states)
 
     def _mask(self, states: Tensor) -> Tensor | None:
+        """Return where the states that are here now are edited; None stands for everywhere."""
         if self._everywhere or self.clock.decoding:
             return None
         mask = fit(self._prompt_mask(states), len(states), "positions")
@@ -133,7 +134,8 @@ class Edit:
         start = 0 if self.vlm.running is None else self.clock.start
         end = start + states.shape[1]
         missing = max(0, end - mask.shape[1])
-        return nn.functional.pad(mask, (0, missing), value=self._on_generated)[:, start:end]
+        padded = nn.functional.pad(mask, (0, missing), value=self._on_generated)
+        return padded[:, start:end]
 
     def _prompt_mask(self, states: Tensor) -> Bool[Tensor, "b t"]:
         if isinstance(self.positions, Tensor):
@@ -161,12 +163,14 @@ class Edit:
         return mask
 
     def _gate_mask(self, states: Tensor) -> Bool[Tensor, "b"]:
+        """Return the samples that are edited, as the gate decides at the prompt."""
         if self._decided is None or not self.clock.decoding:
             # without a cache a step sees its own tokens too; the gate is decided on the prompt
             batch = self.vlm.running
             prompt = states if batch is None else states[:, : batch["input_ids"].shape[1]]
             self._decided = self.gate(prompt) if callable(self.gate) else self.gate
-        return fit(self._decided.to(states.device, torch.bool), len(states), "gate")
+        decided = self._decided.to(states.device, torch.bool)
+        return fit(decided, len(states), "gate")
 
 
 @contextmanager
@@ -292,11 +296,9 @@ def pad_cache(cache: Cache | None, index: int, states: Tensor) -> None:
     keys = values = states.new_empty(1, 1, 1, 1)
     if layer is not None and layer.is_initialized:
         keys, values = layer.keys, layer.values  # values may be narrower than keys
-    cache.update(
-        states.new_zeros(batch, keys.shape[1], length, keys.shape[-1]),
-        states.new_zeros(batch, values.shape[1], length, values.shape[-1]),
-        index,
-    )
+    no_keys = states.new_zeros(batch, keys.shape[1], length, keys.shape[-1])
+    no_values = states.new_zeros(batch, values.shape[1], length, values.shape[-1])
+    cache.update(no_keys, no_values, index)
 
 
 def copy_cache(cache: Cache | None, index: int, length: int) -> bool:

@@ -48,7 +48,8 @@ class Resumable:
     The first tokens of the answers without block 2, at the cost of the blocks above it:
 
     >>> import torch
-    >>> from xlvlms_tutorial.interventions import Resumable, skip
+    >>> from xlvlms_tutorial.interventions import skip
+    >>> from xlvlms_tutorial.interventions.replay import Resumable
     >>> run = Resumable(vlm, batch)
     >>> states = run.read(1)
     >>> last = run.read(vlm.n_layers, "last", start=1, states=states, change=skip(vlm, 2))
@@ -77,7 +78,7 @@ class Resumable:
 
         Examples
         --------
-        >>> from xlvlms_tutorial.interventions import Resumable
+        >>> from xlvlms_tutorial.interventions.replay import Resumable
         >>> logits = Resumable(vlm, batch).forward()
         >>> len(logits)
         4
@@ -105,7 +106,7 @@ class Resumable:
             The layer that is read, 0 to L.
         positions : str or mask (b, t)
             Which positions are read: "all" (default), "last", or as in
-            :func:`~xlvlms_tutorial.activations.reading`.
+            :func:`~xlvlms_tutorial.activations.hooks.reading`.
         start : int
             The layer at which the pass starts, with ``states`` in place of what the blocks up to it
             would compute. 0 (default) starts at the embeddings.
@@ -124,7 +125,7 @@ class Resumable:
 
         Examples
         --------
-        >>> from xlvlms_tutorial.interventions import Resumable
+        >>> from xlvlms_tutorial.interventions.replay import Resumable
         >>> Resumable(vlm, batch).read(12, "last").shape
         torch.Size([4, 1, 576])
         """
@@ -170,12 +171,13 @@ def same_up_to_rounding(
     Examples
     --------
     >>> import torch
-    >>> from xlvlms_tutorial.interventions import same_up_to_rounding
+    >>> from xlvlms_tutorial.interventions.replay import same_up_to_rounding
     >>> expected = torch.tensor([-100.0, 1.0])
     >>> same_up_to_rounding(expected + 9e-4, expected, torch.float32)
     True
     >>> same_up_to_rounding(expected + 2e-3, expected, torch.float32)
     False
     """
-    tolerance = max(2 * torch.finfo(dtype).eps, 1e-5) * float(expected.abs().max())
+    largest = float(expected.abs().max())
+    tolerance = max(2 * torch.finfo(dtype).eps, 1e-5) * largest
     return torch.allclose(states, expected, rtol=0, atol=tolerance)

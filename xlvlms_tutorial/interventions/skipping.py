@@ -32,7 +32,7 @@ PARTS = ("block", "mlp", "attention")
 SCOPES = ("prefill", "decode", "both")
 CACHES = ("own", "previous")
 NORMS = ("first", "second")
-COMBINES = ("mean", "sum")
+_COMBINES = ("mean", "sum")
 
 
 @recorded
@@ -97,16 +97,19 @@ def skip(
     _require_allowed(part=(part, PARTS), scope=(scope, SCOPES), cache=(cache, CACHES))
     selected = checked_layers(vlm, layers)
     clock = Clock(vlm)
-    require_support([vlm.blocks[layer - 1] for layer in selected], vlm.refused, "skip", part)
+    blocks = [vlm.blocks[layer - 1] for layer in selected]
+    require_support(blocks, vlm.refused, "skip", part)
+    bypassed = []
     if part != "attention":
         refuse_folded(vlm, selected, "skipping")
+        bypassed = selected
     make = {"block": _no_block, "mlp": _no_mlp, "attention": _no_attention}[part]
+    previous = cache == "previous" and part == "block"
     forwards: dict[nn.Module, Callable] = {}
     for layer in selected:
-        keeper = _CacheKeeper(vlm, layer, scope, cache == "previous" and part == "block", clock)
+        keeper = _CacheKeeper(vlm, layer, scope, previous, clock)
         for module, function in make(vlm, layer, keeper).items():
             forwards[module] = _scoped(scope, clock, function)
-    bypassed = selected if part != "attention" else []
     with clock.ticking(), overridden(forwards), bypassing(vlm, bypassed):
         yield
 
@@ -238,7 +241,7 @@ def parallel_pairs(
     >>> torch.allclose(states[13, "resid_post"], expected, atol=1e-3)
     True
     """
-    _require_allowed(combine=(combine, COMBINES), scope=(scope, SCOPES))
+    _require_allowed(combine=(combine, _COMBINES), scope=(scope, SCOPES))
     firsts = checked_layers(vlm, layers)
     clock = Clock(vlm)
     paired = []
@@ -293,12 +296,10 @@ class _CacheKeeper:
         self.clock = clock
         self.cross = layer in cross
         self.sharing = anatomy.key_sharing(vlm.blocks[layer - 1])
-        self.previous = (
-            previous
-            and layer > 1
-            and not {layer, layer - 1} & cross
-            and _same_shapes(*vlm.blocks[layer - 2 : layer])
-        )
+        self.previous = False
+        if previous and layer > 1 and not {layer, layer - 1} & cross:
+            before, block = vlm.blocks[layer - 2 : layer]
+            self.previous = _same_shapes(before, block)
 
     def must_run(self, states: Tensor, kwargs: dict) -> bool:
         """Bring the cache in order; True if the attention itself has to run for that."""
@@ -332,6 +333,8 @@ def _no_block(vlm: VLM, layer: int, keeper: _CacheKeeper) -> dict[nn.Module, Cal
 
 
 def _no_mlp(vlm: VLM, layer: int, keeper: _CacheKeeper) -> dict[nn.Module, Callable]:
+    """Return forwards in which the MLP of a block adds nothing."""
+
     def silent(part: nn.Module) -> Callable:
         return lambda original, states, *arguments: nothing(part, states, *arguments)
 
@@ -349,7 +352,8 @@ def nothing(part: nn.Module, states: Tensor, *arguments: object) -> Tensor | tup
     mixtures of experts return their router's scores too: each runs once, for one position, to see
     whether it does.
     """
-    zeros = states.new_zeros(*states.shape[:-1], getattr(part, "out_features", states.shape[-1]))
+    width = getattr(part, "out_features", states.shape[-1])
+    zeros = states.new_zeros(*states.shape[:-1], width)
     if anatomy.mixed(part) and part not in _EXTRA_OUTPUTS:
         one_position = []
         for argument in (states, *arguments):

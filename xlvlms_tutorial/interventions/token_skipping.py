@@ -106,7 +106,8 @@ def skip_tokens(
     (64, 32)
     """
     selected = checked_layers(vlm, layers)
-    require_support([vlm.blocks[layer - 1] for layer in selected], vlm.refused, "skip", "mlp")
+    blocks = [vlm.blocks[layer - 1] for layer in selected]
+    require_support(blocks, vlm.refused, "skip", "mlp")
     refuse_folded(vlm, selected, "skipping")
     draw = _Draw(vlm, span, share, n_tokens, seed)
     with draw.clock.ticking(), bypassing(vlm, selected), ExitStack() as stack:
@@ -210,6 +211,7 @@ class _Draw:
         return span_mask(self.vlm, self.vlm.running, self.span)
 
     def _draw(self, mask: Bool[Tensor, "b t"]) -> Bool[Tensor, "b t"]:
+        """Draw positions of a mask, in each row by a seed of its own."""
         result = torch.zeros_like(mask)
         for row, row_mask in enumerate(mask):
             positions = row_mask.nonzero().flatten()
@@ -293,6 +295,7 @@ def _numbers(mask: Bool[Tensor, "b t"]) -> Int[Tensor, "n"]:
 def _gathered(
     states: Tensor, rest: Int[Tensor, "n"]
 ) -> Float[Tensor, "1 n d"] | Float[Tensor, "n d"]:
+    """Return the states at some positions of all rows, in the form that the MLP takes."""
     rows = states.reshape(-1, states.shape[-1]).index_select(0, rest)
     return rows if states.ndim == 2 else rows[None]  # OPT's MLP gets all positions in one row
 
@@ -300,8 +303,9 @@ def _gathered(
 def _scattered(
     output: Tensor, rest: Int[Tensor, "n"], shape: tuple[int, int]
 ) -> Float[Tensor, "b t d"] | Float[Tensor, "positions d"]:
+    """Put what the MLP gave back to its positions, with zeros at all others."""
+    n_rows, length = shape
     width = output.shape[-1]
-    rows = output.new_zeros(shape[0] * shape[1], width).index_copy_(
-        0, rest, output.reshape(-1, width)
-    )
-    return rows if output.ndim == 2 else rows.view(*shape, width)
+    rows = output.new_zeros(n_rows * length, width)
+    rows.index_copy_(0, rest, output.reshape(-1, width))
+    return rows if output.ndim == 2 else rows.view(n_rows, length, width)

@@ -3,14 +3,13 @@
 Adapters, and models that judge captions.
 """
 
-from xlvlms_tutorial.loading.loading import EMBEDDED, load
+from xlvlms_tutorial.loading.loading import load
 from xlvlms_tutorial.loading.scorers import Scorer, TextEncoder, load_scorer, load_text_encoder
 from xlvlms_tutorial.loading.self_check import CHECKS, self_check
 from xlvlms_tutorial.loading.wrapping import from_model
 
 __all__ = [
     "CHECKS",
-    "EMBEDDED",
     "Scorer",
     "TextEncoder",
     "from_model",

@@ -313,32 +313,25 @@ class Source:
         adapter beside the weights name.
         """
         weights = getattr(config, "transformers_weights", None)
+        files = {weights} if weights else set()
         with self.reading("weights"):
-            index = self._file(
-                weights if str(weights).endswith(".index.json") else "model.safetensors.index.json"
-            )
-            shards = set(read_json(index)["weight_map"].values()) if index else set()
-            adapter = self._file("adapter_config.json") and not self._file(
-                "adapter_model.safetensors"
-            )
-        for file in sorted(
-            shards
-            | ({weights} if weights else set())
-            | ({"adapter_model.bin"} if adapter else set()),
-            key=str,
-        ):
+            index_name = "model.safetensors.index.json"
+            if str(weights).endswith(".index.json"):
+                index_name = weights
+            index = self._file(index_name)
+            if index:
+                files |= set(read_json(index)["weight_map"].values())
+            adapter = self._file("adapter_config.json")
+            if adapter and not self._file("adapter_model.safetensors"):
+                files.add("adapter_model.bin")
+        for file in sorted(files, key=str):
             beside = isinstance(file, str) and not {"/", "\\", ":"} & set(file)
             if not beside or not file.endswith((".safetensors", ".safetensors.index.json")):
-                advice = (
-                    "save the model again where you trust its files; "
-                    "save_pretrained writes safetensors"
-                )
                 raise LoadError(
-                    (
-                        f"{self.name!r} names {file!r} as weights, which is no "
-                        "safetensors file beside its config"
-                    ),
-                    advice,
+                    f"{self.name!r} names {file!r} as weights, which is no safetensors file beside "
+                    "its config",
+                    "save the model again where you trust its files; save_pretrained writes "
+                    "safetensors",
                 )
 
     def _file(self, name: str) -> Path | None:

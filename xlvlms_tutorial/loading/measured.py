@@ -48,12 +48,9 @@ def greedy_logits(
     tuple of Tensor and Tensor
         Integers (b, new), and logits (b, new, vocabulary) in float32.
     """
+    options = {"max_new_tokens": steps, "min_new_tokens": steps}
     # no picture would fill a placeholder that the model writes itself
-    options = {
-        "max_new_tokens": steps,
-        "min_new_tokens": steps,
-        "suppress_tokens": sorted(vlm.placeholders.values()) or None,
-    }
+    options["suppress_tokens"] = sorted(vlm.placeholders.values()) or None
     options |= {
         "do_sample": False,
         "disable_compile": True,
@@ -62,7 +59,9 @@ def greedy_logits(
     }
     with vlm.run(batch), greedy(vlm.model), torch.no_grad():
         output = vlm.model.generate(**batch, use_cache=use_cache, **options)
-    return output.sequences[:, -steps:], torch.stack(output.logits, dim=1).float()
+    tokens = output.sequences[:, -steps:]
+    logits = torch.stack(output.logits, dim=1)
+    return tokens, logits.float()
 
 
 def words_of(batch: Batch) -> Bool[Tensor, "b t"]:

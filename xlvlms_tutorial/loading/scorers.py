@@ -227,6 +227,7 @@ class TextEncoder:
         return [states[text] for text in texts]
 
     def _states(self, texts: list[str]) -> list[Tensor]:
+        """Return the states of the words of each text, each of length 1."""
         longest = _longest(self.tokenizer, self.model.config)
         inputs = self.tokenizer(
             texts,
@@ -242,7 +243,8 @@ class TextEncoder:
             states = output.last_hidden_state
         else:
             states = output.hidden_states[self.layer]
-        return list(_unit(states[words]).split(words.sum(dim=1).tolist()))
+        counts = words.sum(dim=1).tolist()
+        return list(_unit(states[words]).split(counts))
 
 
 class _TwoTowers:

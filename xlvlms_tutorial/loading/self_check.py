@@ -22,7 +22,7 @@ from xlvlms_tutorial.loading.measured import (
     rounding,
     words_of,
 )
-from xlvlms_tutorial.loading.site_checks import PLACED
+from xlvlms_tutorial.loading.site_checks import SITE_CHECKS
 from xlvlms_tutorial.models import anatomy
 from xlvlms_tutorial.models.spans import SPANS, Batch
 from xlvlms_tutorial.models.vlm import VLM
@@ -189,7 +189,9 @@ def cache_equal(vlm: VLM, batch: Batch) -> Outcome:
         step = different[0]
         scores = logits[row, step]
         largest = scores[scores.isfinite()].abs().max()
-        gap = (scores[plain[row, step]] - scores[cached[row, step]]).abs() / largest
+        with_cache = scores[cached[row, step]]
+        without = scores[plain[row, step]]
+        gap = (without - with_cache).abs() / largest
         if gap > rounding(vlm):
             return False, (
                 f"sample {row}: tokens differ from new token {step + 1} on, "
@@ -209,7 +211,8 @@ def block_in_path(vlm: VLM, batch: Batch) -> Outcome:
     # first of all hooks: the model's own must see what the bypass leaves
     with vlm.blocks[number - 1].register_forward_hook(_bypass, with_kwargs=True, prepend=True):
         bypassed = vlm.forward(batch).logits
-    share = apart(bypassed[words_of(batch)], plain[words_of(batch)])
+    words = words_of(batch)
+    share = apart(bypassed[words], plain[words])
     return share > 0, f"without block {number} logits differ by {share:.1e}"
 
 
@@ -225,7 +228,7 @@ REQUIRED: dict[str, Callable[[VLM, Batch], Outcome]] = {
     "block bypass": block_in_path,
 }
 # All self-checks by name, those of single sites included
-CHECKS = REQUIRED | PLACED
+CHECKS = REQUIRED | SITE_CHECKS
 
 
 def _outcome(check: Callable[[VLM, Batch], Outcome], vlm: VLM, batch: Batch) -> Outcome:
@@ -243,16 +246,18 @@ def _states(
 
     One forward gives both.
     """
+    layers = range(vlm.n_layers + 1)
     states: dict[int, Tensor] = {}
     with ExitStack() as stack:
         stack.enter_context(on_input(vlm.blocks[0], partial(states.__setitem__, 0)))
         for layer, block in enumerate(vlm.blocks, 1):
             stack.enter_context(on_output(block, partial(states.__setitem__, layer)))
         output = vlm.forward(batch, **options)
-    if missing := sorted(set(range(vlm.n_layers + 1)) - set(states)):
+    if missing := sorted(set(layers) - set(states)):
         raise AnatomyError(
             f"state of layer {missing[0]} in a forward",
             type(vlm.model).__name__,
             ("blocks that the model runs",),
         )
-    return [states[layer] for layer in range(vlm.n_layers + 1)], output
+    in_order = [states[layer] for layer in layers]
+    return in_order, output

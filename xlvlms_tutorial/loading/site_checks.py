@@ -94,7 +94,7 @@ def fold_adds(vlm: VLM, batch: Batch) -> Outcome:
     return share <= rounding(vlm), f"largest difference {share:.1e}"
 
 
-PLACED: dict[str, Callable[[VLM, Batch], Outcome]] = {
+SITE_CHECKS: dict[str, Callable[[VLM, Batch], Outcome]] = {
     "between attention and MLP": middle_between,
     "block skipped": _skipped("block"),
     "MLP skipped": _skipped("mlp"),
@@ -123,7 +123,8 @@ def _kinds(vlm: VLM, action: str, site: str) -> list[int]:
     """
     config = vlm.model.config.get_text_config(decoder=True)
     kinds = getattr(config, "layer_types", None) or [None] * vlm.n_layers
-    allowed = [layer for layer in range(1, vlm.n_layers + 1) if vlm.supports(action, site, layer)]
+    layers = range(1, vlm.n_layers + 1)
+    allowed = [layer for layer in layers if vlm.supports(action, site, layer)]
     first: dict[object, int] = {}
     for layer in allowed:
         block = vlm.blocks[layer - 1]
@@ -178,14 +179,16 @@ def _without(
                 replacement = anatomy.states_in(args, named).reshape(by_row.shape)
             else:
                 replacement = torch.zeros_like(by_row)
-            position = start[0] + torch.arange(by_row.shape[1], device=states.device)[None, :, None]
-            mask = {
-                "prefill": position < length,
-                "decode": position >= length,
-                "both": position >= 0,
-            }[scope]
-            changed = torch.where(mask, replacement, by_row).reshape(states.shape)
-            return anatomy.with_states(output, changed)
+            numbers = torch.arange(by_row.shape[1], device=states.device)
+            in_prompt = start[0] + numbers < length
+            if scope == "prefill":
+                mask = in_prompt
+            elif scope == "decode":
+                mask = ~in_prompt
+            else:
+                mask = torch.ones_like(in_prompt)
+            changed = torch.where(mask[None, :, None], replacement, by_row)
+            return anatomy.with_states(output, changed.reshape(states.shape))
 
         return _leave
 
@@ -194,15 +197,14 @@ def _without(
         "mlp": anatomy.mlp_parts,
         "attention": lambda block: [anatomy.attention(block)],
     }[part]
+    decoder = anatomy.decoder(vlm.model)
     with ExitStack() as stack:
-        stack.callback(
-            anatomy.decoder(vlm.model).register_forward_pre_hook(_enter, with_kwargs=True).remove
-        )
+        handle = decoder.register_forward_pre_hook(_enter, with_kwargs=True)
+        stack.callback(handle.remove)
         for layer, scope in scopes.items():
             for module in find(vlm.blocks[layer - 1]):
-                stack.callback(
-                    module.register_forward_hook(hook(scope), with_kwargs=True, prepend=True).remove
-                )
+                handle = module.register_forward_hook(hook(scope), with_kwargs=True, prepend=True)
+                stack.callback(handle.remove)
         yield
 
 
@@ -211,7 +213,9 @@ def _steps_apart(ours: tuple[Tensor, Tensor], theirs: tuple[Tensor, Tensor]) -> 
 
     Steps count up to the first token in which a row differs.
     """
-    (tokens, logits), (expected_tokens, expected) = ours, theirs
+    tokens, logits = ours
+    expected_tokens, expected = theirs
     agreed = (tokens == expected_tokens).long().cumprod(dim=1)
-    comparable = torch.cat([torch.ones_like(agreed[:, :1]), agreed[:, :-1]], dim=1).bool()
+    first = torch.ones_like(agreed[:, :1])  # its logits are those of the same prompt
+    comparable = torch.cat([first, agreed[:, :-1]], dim=1).bool()
     return apart(logits[comparable], expected[comparable])

@@ -62,9 +62,11 @@ def deal_folds(
     array([0, 0, 1, 1, 0, 0, 1, 1])
     """
     names, codes = np.unique(labels, return_inverse=True)
-    counts = [len(np.unique(samples[codes == code])) for code in range(len(names))]
-    if min(counts) < folds:
-        sizes = " and ".join(f"{count} {name}" for count, name in zip(counts, names, strict=True))
+    counts = {}
+    for code, name in enumerate(names):
+        counts[name] = len(np.unique(samples[codes == code]))
+    if min(counts.values()) < folds:
+        sizes = " and ".join(f"{count} {name}" for name, count in counts.items())
         raise no_estimate(f"samples for {folds} folds", sizes, "as many as folds in each set")
     means = np.bincount(samples, codes) / np.bincount(samples)
     order = np.random.default_rng(seed).permutation(len(means))
@@ -141,5 +143,7 @@ def held_out_labels(
     1.0
     """
     rows = rows.detach().double().cpu().numpy() if isinstance(rows, Tensor) else rows.astype(float)
-    probe = balanced_probe() if probe is None else probe
-    return cross_val_predict(probe, rows, labels, cv=PredefinedSplit(folds))
+    split = PredefinedSplit(folds)
+    if probe is None:
+        probe = balanced_probe()
+    return cross_val_predict(probe, rows, labels, cv=split)

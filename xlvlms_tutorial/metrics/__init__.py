@@ -5,19 +5,8 @@ from typing import TYPE_CHECKING
 from xlvlms_tutorial._lazy import lazy_attributes
 
 if TYPE_CHECKING:
-    from xlvlms_tutorial.metrics.answers import (
-        accuracy_by_type,
-        answer_table,
-        exact_match,
-        normalise,
-        yes_or_no,
-    )
-    from xlvlms_tutorial.metrics.captions import (
-        CAPTION_FACTORS,
-        SOUND_FACTORS,
-        caption_attributes,
-        names,
-    )
+    from xlvlms_tutorial.metrics.answers import accuracy_by_type, answer_table, yes_or_no
+    from xlvlms_tutorial.metrics.captions import CAPTION_FACTORS, caption_attributes, names
     from xlvlms_tutorial.metrics.concept_factors import (
         adjusted_mutual_information,
         factor_information,
@@ -26,8 +15,6 @@ if TYPE_CHECKING:
     )
     from xlvlms_tutorial.metrics.cost import count_flops, decoder_flops
     from xlvlms_tutorial.metrics.dictionaries import (
-        ReconstructionError,
-        Sparsity,
         match_concepts,
         reconstruction_error,
         sparsity,
@@ -45,24 +32,27 @@ if TYPE_CHECKING:
         bootstrap,
         correlation,
         difference,
+        mean_interval,
         percentile_interval,
         permutation_p,
         proportion,
-        resampled_shares,
+        subtract,
     )
     from xlvlms_tutorial.metrics.references import bleu, cider
     from xlvlms_tutorial.metrics.steering import answer_kl, steering_table
-    from xlvlms_tutorial.metrics.timing import measure_time, memory_of, time_ratios
+    from xlvlms_tutorial.metrics.timing import (
+        compare_times,
+        measure_time,
+        memory_of,
+        time_ratios,
+    )
     from xlvlms_tutorial.metrics.vqa import vqa_accuracy
-    from xlvlms_tutorial.text import STYLE_WORDS, forms, style_rate, style_share, vqa_normalise
+    from xlvlms_tutorial.text import STYLE_WORDS, forms, style_rate, style_share
 
 __all__ = [
     "CAPTION_FACTORS",
-    "SOUND_FACTORS",
     "STYLE_WORDS",
     "Estimate",
-    "ReconstructionError",
-    "Sparsity",
     "accuracy_by_type",
     "adjusted_mutual_information",
     "answer_kl",
@@ -74,35 +64,34 @@ __all__ = [
     "chair",
     "cider",
     "clip_score",
+    "compare_times",
     "correlation",
     "count_flops",
     "decoder_flops",
     "difference",
-    "exact_match",
     "factor_information",
     "forms",
     "frequent_words",
     "match_concepts",
+    "mean_interval",
     "measure_time",
     "memory_of",
     "names",
-    "normalise",
     "percentile_interval",
     "permutation_p",
     "pope",
     "proportion",
     "reconstruction_error",
-    "resampled_shares",
     "sparsity",
     "stability",
     "steering_table",
     "style_rate",
     "style_share",
+    "subtract",
     "time_ratios",
     "top_scores",
     "varying_factors",
     "vqa_accuracy",
-    "vqa_normalise",
     "word_overlap",
     "yes_or_no",
 ]

@@ -58,7 +58,7 @@ def exact_match(prediction: str, answer: str) -> bool:
 
     Examples
     --------
-    >>> from xlvlms_tutorial.metrics import exact_match
+    >>> from xlvlms_tutorial.metrics.answers import exact_match
     >>> exact_match("Two.", "2"), exact_match("Yes, two.", "yes"), exact_match("a red car", "red")
     (True, True, False)
     """
@@ -189,10 +189,8 @@ def with_columns(
     is_table = isinstance(table, pd.DataFrame)
     require_estimate(is_table, "a table", f"a {type(table).__name__}", allowed)
     missing = [name for name in names if name not in table]
-    problem = (
-        f"no column {', '.join(map(repr, missing))} among "
-        f"{', '.join(map(str, table.columns)) or 'none'}"
-    )
+    present = ", ".join(map(str, table.columns)) or "none"
+    problem = f"no column {', '.join(map(repr, missing))} among {present}"
     require_estimate(not missing, "a table", problem, allowed)
     return table[list(names)]
 

@@ -167,10 +167,11 @@ def adjusted_mutual_information(
     >>> print(adjusted_mutual_information([0, 1] * 20, ["red", "blue"] * 20, n_resamples=100))
     1.00 [1.00, 1.00]
     """
-    values = np.asarray(codes)
-    labels = values if values.ndim == 1 else _assigned(_codes(values))
+    labels = np.asarray(codes)
+    if labels.ndim != 1:
+        labels = _assigned(_codes(labels))
     (repeated,) = _factors({"factor": factor}, len(labels))
-    labels = pd.factorize(labels[repeated.rows], use_na_sentinel=False)[0]
+    labels, _ = pd.factorize(labels[repeated.rows], use_na_sentinel=False)
     value = float(adjusted_mutual_info_score(repeated.numbers, labels))
     resamples = []
     for number, size in enumerate(_blocks(len(labels), n_resamples)):
@@ -295,6 +296,7 @@ def _max_values(rows: int) -> float:
 
 
 def _codes(codes: ArrayLike) -> Float[np.ndarray, "n k"]:
+    """Return codes as a matrix of finite numbers, or refuse them."""
     try:
         values = np.asarray(plain(codes), dtype=float)
     except (TypeError, ValueError) as cause:
@@ -332,6 +334,7 @@ def _factors(truth: pd.DataFrame | Mapping, n: int) -> list[_Factor]:
 
 
 def _factor(name: object, column: pd.Series) -> _Factor:
+    """Number the values of a factor, without the rows that have none."""
     try:
         numbers, values = pd.factorize(column)
     except TypeError as cause:
@@ -339,9 +342,10 @@ def _factor(name: object, column: pd.Series) -> _Factor:
             f"the values of factor {name!r} cannot be told apart ({cause})", "give words or numbers"
         ) from cause
     rows = numbers >= 0
+    n_rows = int(rows.sum())
     require(
-        len(values) <= _max_values(int(rows.sum())),
-        f"factor {name!r} has {len(values)} values in {rows.sum()} rows",
+        len(values) <= _max_values(n_rows),
+        f"factor {name!r} has {len(values)} values in {n_rows} rows",
         "give factors whose values repeat, or put a measurement into bins first",
     )
     return _Factor(name, rows, numbers[rows], np.asarray(values, dtype=object))
@@ -350,38 +354,46 @@ def _factor(name: object, column: pd.Series) -> _Factor:
 def _tracked(
     codes: Float[np.ndarray, "n k"], factor: _Factor, n_permutations: int, top: int, seed: int
 ) -> pd.DataFrame:
+    """Measure how well each concept tracks a factor, against permutations of it."""
     codes = codes[factor.rows]
     n, k = codes.shape
     base = np.bincount(factor.numbers) / n
-    count = _counter(codes, min(top, n), len(base))
-    information, value, purity, above = _measured(count(factor.numbers[None]), base, n)
-    sums, hits = np.zeros((2, k)), np.zeros((2, k))
-    for orders in _orders(factor.numbers, n_permutations, len(base) * max(n, 4 * k), seed):
-        infos, _, purities, aboves = _measured(count(orders), base, n)
-        sums += infos.sum(axis=1), purities.sum(axis=1)
-        # orders that tie with that of the data differ from it by rounding
-        hits += (infos >= information - 1e-9).sum(axis=1), (aboves >= above - 1e-5).sum(axis=1)
-    null, p = sums / n_permutations, (1 + hits) / (1 + n_permutations)
+    n_values = len(base)
+    count = _counter(codes, min(top, n), n_values)
+    data = factor.numbers[None]  # the first order is that of the data
+    information, best, purity, above = _measured(count(data), base, n)
+    # orders that tie with that of the data differ from it by rounding
+    least_information = information - 1e-9
+    least_above = above - 1e-5
+    sums = np.zeros((2, k))
+    hits = np.zeros((2, k))
+    size = n_values * max(n, 4 * k)
+    for orders in _orders(factor.numbers, n_permutations, size, seed):
+        permuted, _, purities, permuted_above = _measured(count(orders), base, n)
+        sums[0] += permuted.sum(axis=1)
+        sums[1] += purities.sum(axis=1)
+        hits[0] += (permuted >= least_information).sum(axis=1)
+        hits[1] += (permuted_above >= least_above).sum(axis=1)
+    null_information, null_purity = sums / n_permutations
+    p_information, p_purity = (1 + hits) / (1 + n_permutations)
+    information = information[:, 0]
+    best = best[:, 0]
+    excess = information - null_information
+    table = pd.DataFrame({"concept": np.arange(k), "factor": factor.name})
+    table["information"] = information
+    table["null"] = null_information
+    table["excess"] = excess
+    table["share"] = excess / _entropy(n * base[None], (1,))
+    table["p"] = p_information
     alive = codes.any(axis=0)
-    excess = information[:, 0] - null[0]
-    return pd.DataFrame(
-        {
-            "concept": np.arange(k),
-            "factor": factor.name,
-            "information": information[:, 0],
-            "null": null[0],
-            "excess": excess,
-            "share": excess / _entropy(n * base[None], (1,)),
-            "p": p[0],
-            "value": np.where(alive, factor.values[value[:, 0]], None),
-            "purity": np.where(alive, purity[:, 0], np.nan),
-            "base_rate": np.where(alive, base[value[:, 0]], np.nan),
-            "null_purity": np.where(alive, null[1], np.nan),
-            "p_purity": p[1],
-            "n": n,
-            "n_values": len(base),
-        }
-    )
+    table["value"] = np.where(alive, factor.values[best], None)
+    table["purity"] = np.where(alive, purity[:, 0], np.nan)
+    table["base_rate"] = np.where(alive, base[best], np.nan)
+    table["null_purity"] = np.where(alive, null_purity, np.nan)
+    table["p_purity"] = p_purity
+    table["n"] = n
+    table["n_values"] = n_values
+    return table
 
 
 def _counter(
@@ -392,18 +404,21 @@ def _counter(
     One product of the bins' and top rows' indicators with the values'.
     """
     k = codes.shape[1]
-    bins, weights = _bins(codes), _top_weights(codes, top)
+    bins = _bins(codes)
+    weights = _top_weights(codes, top)
     in_bins = [bins == b for b in range(1, N_BINS + 1)]
     indicators = np.concatenate([*in_bins, weights], axis=1).astype(np.float32)
-    places = np.maximum(weights.sum(axis=0), 1e-9)[:, None, None]
+    n_top = np.maximum(weights.sum(axis=0), 1e-9)[:, None, None]
 
     def count(orders: Int[np.ndarray, "p m"]) -> _Counts:
-        values = (orders.T[:, :, None] == np.arange(n_values)).astype(np.float32)
-        product = indicators.T @ values.reshape(len(values), -1)
+        one_hot = (orders.T[:, :, None] == np.arange(n_values)).astype(np.float32)
+        product = indicators.T @ one_hot.reshape(len(one_hot), -1)
         product = product.reshape(N_BINS + 1, k, len(orders), n_values)
         nonzero = product[:N_BINS]
-        zero = np.bincount(orders[0], minlength=n_values) - nonzero.sum(axis=0, keepdims=True)
-        return _Counts(np.concatenate([zero, nonzero]), product[N_BINS] / places)
+        all_rows = np.bincount(orders[0], minlength=n_values)
+        zero = all_rows - nonzero.sum(axis=0, keepdims=True)
+        joint = np.concatenate([zero, nonzero])
+        return _Counts(joint, product[N_BINS] / n_top)
 
     return count
 
@@ -411,8 +426,10 @@ def _counter(
 def _bins(codes: Float[np.ndarray, "m k"]) -> Int[np.ndarray, "m k"]:
     """Give 0 for a zero, 1 to 3 for the thirds of a column's other codes, by their mean ranks."""
     nonzero = codes != 0
-    ranks = rankdata(np.where(nonzero, codes, np.inf), axis=0) - 0.5
-    thirds = (N_BINS * ranks / np.maximum(nonzero.sum(axis=0), 1)).astype(int)
+    n_nonzero = np.maximum(nonzero.sum(axis=0), 1)
+    zeros_last = np.where(nonzero, codes, np.inf)
+    ranks = rankdata(zeros_last, axis=0) - 0.5
+    thirds = (N_BINS * ranks / n_nonzero).astype(int)
     return np.where(nonzero, 1 + thirds.clip(max=N_BINS - 1), 0)
 
 
@@ -423,8 +440,10 @@ def _top_weights(codes: Float[np.ndarray, "m k"], top: int) -> Float[np.ndarray,
     """
     sizes = np.abs(codes)
     last = np.partition(sizes, -top, axis=0)[-top]
-    above, tied = sizes > last, (sizes == last) & (sizes > 0)
-    return above + tied * (top - above.sum(axis=0)) / np.maximum(tied.sum(axis=0), 1)
+    above = sizes > last
+    tied = (sizes == last) & (sizes > 0)
+    n_shared = top - above.sum(axis=0)  # rows that those which tie share
+    return above + tied * n_shared / np.maximum(tied.sum(axis=0), 1)
 
 
 def _entropy(counts: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:
@@ -434,7 +453,8 @@ def _entropy(counts: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:
     """
     integers = np.rint(counts).astype(np.int32)
     total = integers.sum(axis=axes, keepdims=True).ravel()[0]
-    table = xlogy(np.arange(total + 1.0), np.arange(total + 1.0))
+    sizes = np.arange(total + 1.0)
+    table = xlogy(sizes, sizes)
     return np.log(total) - table[integers].sum(axis=axes) / total
 
 
@@ -443,27 +463,31 @@ def _measured(counts: _Counts, base: Float[np.ndarray, "v"], n: int) -> tuple[np
 
     Then by how much its share there, the purity, exceeds its base rate; (k, p).
     """
-    information = (
-        _entropy(counts.joint.sum(axis=3), (0,))
-        + _entropy(n * base[None], (1,))
-        - _entropy(counts.joint, (0, 3))
-    )
+    code_entropy = _entropy(counts.joint.sum(axis=3), (0,))
+    factor_entropy = _entropy(n * base[None], (1,))
+    information = code_entropy + factor_entropy - _entropy(counts.joint, (0, 3))
     best = (counts.top - base).argmax(axis=2)
     purity = np.take_along_axis(counts.top, best[..., None], axis=2)[..., 0]
-    return information, best, purity, purity - base[best]
+    above = purity - base[best]
+    return information, best, purity, above
 
 
 def _orders(
     numbers: np.ndarray, n_permutations: int, size: int, seed: int
 ) -> Iterator[Int[np.ndarray, "p m"]]:
+    """Yield permutations of a factor, so many at a time that memory is bounded."""
     rng = np.random.default_rng(seed)
     step = max(1, _BLOCK // size)
     for start in range(0, n_permutations, step):
-        yield rng.permuted(np.tile(numbers, (min(step, n_permutations - start), 1)), axis=1)
+        n_orders = min(step, n_permutations - start)
+        copies = np.tile(numbers, (n_orders, 1))
+        yield rng.permuted(copies, axis=1)
 
 
 def _assigned(codes: Float[np.ndarray, "n k"]) -> Int[np.ndarray, "n"]:
-    return np.where(codes.any(axis=1), np.abs(codes).argmax(axis=1), -1)
+    """Return the concept with the largest code of each sample, -1 where all are zero."""
+    largest = np.abs(codes).argmax(axis=1)
+    return np.where(codes.any(axis=1), largest, -1)
 
 
 def _blocks(n: int, n_resamples: int) -> list[int]:
@@ -481,10 +505,12 @@ def _resampled(
     cell with the resamples' shares.
     """
     shares = resampled_shares(len(labels), n_resamples, seed).T
-    n_labels, n_values = int(labels.max()) + 1, int(values.max()) + 1
+    n_labels = int(labels.max()) + 1
+    n_values = int(values.max()) + 1
     rng = np.random.default_rng(seed)
+    permuted = rng.permuted(np.tile(values, (_NULLS, 1)), axis=1)
     tables = []
-    for order in [values, *rng.permuted(np.tile(values, (_NULLS, 1)), axis=1)]:
+    for order in [values, *permuted]:
         cells = _indicator(labels * n_values + order, n_labels * n_values)
         tables.append((cells @ shares).reshape(n_labels, n_values, -1))
     concept_entropy = _margin_entropy(tables[0], 1)
@@ -495,8 +521,9 @@ def _resampled(
         information.append(concept_entropy + _margin_entropy(table, 0) + negative_joint_entropy)
     observed, *nulls = information
     expected = np.mean(nulls, axis=0)
+    upper = (concept_entropy + factor_entropy) / 2
     with np.errstate(invalid="ignore", divide="ignore"):
-        return (observed - expected) / ((concept_entropy + factor_entropy) / 2 - expected)
+        return (observed - expected) / (upper - expected)
 
 
 def _margin_entropy(table: np.ndarray, axis: int) -> np.ndarray:

@@ -162,22 +162,23 @@ def decoder_flops(
     (64, 384, 704)
     """
     k = heads if kv_heads is None else kv_heads
-    sizes = {"tokens": tokens, "layers": layers, "width": width, "hidden": hidden}
-    _check_integers(sizes | {"heads": heads, "kv_heads": k, "batch": batch}, 1)
-    _check_integers({"vocabulary": vocabulary, "logits": logits, "cached": cached}, 0)
+    _check_integers(1, tokens=tokens, layers=layers, width=width, hidden=hidden)
+    _check_integers(1, heads=heads, kv_heads=k, batch=batch)
+    _check_integers(0, vocabulary=vocabulary, logits=logits, cached=cached)
     require(
         heads % k == 0 and (head_size is not None or width % heads == 0),
         f"{heads} heads, {k} kv_heads and width {width}",
         "allowed: kv_heads divides heads, heads divides width",
     )
     e = width // heads if head_size is None else head_size
-    _check_integers({"head_size": e}, 1)
-    flops = {
-        "attention_projections": layers * 4 * tokens * width * e * (heads + k),
-        "attention_scores": layers * 4 * tokens * (tokens + cached) * heads * e,
-        "mlp": layers * 2 * (3 if gated else 2) * tokens * width * hidden,
-        "unembedding": 2 * logits * width * vocabulary,
-    }
+    _check_integers(1, head_size=e)
+    n_maps = 3 if gated else 2
+    n_keys = tokens + cached
+    flops = {}
+    flops["attention_projections"] = layers * 4 * tokens * width * e * (heads + k)
+    flops["attention_scores"] = layers * 4 * tokens * n_keys * heads * e
+    flops["mlp"] = layers * 2 * n_maps * tokens * width * hidden
+    flops["unembedding"] = 2 * logits * width * vocabulary
     flops["total"] = sum(flops.values())
     return {part: batch * count for part, count in flops.items()}
 
@@ -268,28 +269,23 @@ def _formulas() -> dict[object, Callable[..., int]]:
 
     Those of this torch and of what is imported.
     """
-    formulas = {
-        ("aten", "mv"): lambda matrix, vector, **_: 2 * matrix[0] * matrix[1],
-        ("aten", "addmv"): lambda added, matrix, vector, **_: 2 * matrix[0] * matrix[1],
-        ("aten", "dot"): lambda first, second, **_: 2 * first[0],
-        ("aten", "_grouped_mm"): _grouped,
-        ("transformers", "grouped_mm_fallback"): _grouped,
-        ("aten", "_scaled_dot_product_flash_attention_for_cpu"): _attention,
-        ("aten", "_scaled_dot_product_attention_math_for_mps"): _attention,
-        ("aten", "_scaled_dot_product_fused_attention_overrideable"): _attention,
-        # scores again, then the gradients of values, weights, queries and keys
-        (
-            "aten",
-            "_scaled_dot_product_flash_attention_for_cpu_backward",
-        ): lambda gradient, q, k, v, *_, **__: (
-            2 * q[0] * q[1] * q[2] * k[2] * (3 * q[3] + 2 * v[3])
-        ),
+    aten = {
+        "mv": lambda matrix, vector, **_: 2 * matrix[0] * matrix[1],
+        "addmv": lambda added, matrix, vector, **_: 2 * matrix[0] * matrix[1],
+        "dot": lambda first, second, **_: 2 * first[0],
+        "_grouped_mm": _grouped,
+        "_scaled_dot_product_flash_attention_for_cpu": _attention,
+        "_scaled_dot_product_attention_math_for_mps": _attention,
+        "_scaled_dot_product_fused_attention_overrideable": _attention,
+        "_scaled_dot_product_flash_attention_for_cpu_backward": _attention_backward,
     }
     available = {}
-    for (space, name), formula in formulas.items():
-        operators = getattr(torch.ops, space)
-        if hasattr(operators, name):
-            available[getattr(operators, name)] = formula
+    for name, formula in aten.items():
+        if hasattr(torch.ops.aten, name):
+            available[getattr(torch.ops.aten, name)] = formula
+    fallback = getattr(torch.ops.transformers, "grouped_mm_fallback", None)
+    if fallback is not None:
+        available[fallback] = _grouped
     return available
 
 
@@ -297,10 +293,25 @@ def _attention(
     q: Sequence[int], k: Sequence[int], v: Sequence[int], *_: object, **__: object
 ) -> int:
     """Count scores and weighted values; grouped keys and values are used once a query head."""
-    return 2 * q[0] * q[1] * q[2] * k[2] * (q[3] + v[3])
+    batch, heads, n_queries, width = q
+    return 2 * batch * heads * n_queries * k[2] * (width + v[3])
+
+
+def _attention_backward(
+    gradient: Sequence[int],
+    q: Sequence[int],
+    k: Sequence[int],
+    v: Sequence[int],
+    *_: object,
+    **__: object,
+) -> int:
+    """Count scores again, then the gradients of values, weights, queries and keys."""
+    batch, heads, n_queries, width = q
+    return 2 * batch * heads * n_queries * k[2] * (3 * width + 2 * v[3])
 
 
 def _grouped(a: Sequence[int], b: Sequence[int], *_: object, **__: object) -> int:
+    """Count the products of matrices that belong to groups of rows, as experts have them."""
     # the groups share out one dimension of the two-dimensional factors, so each row (or
     # column, or product) is computed once
     depth = a[2] if len(a) == 3 and len(b) == 3 else 1
@@ -308,6 +319,7 @@ def _grouped(a: Sequence[int], b: Sequence[int], *_: object, **__: object) -> in
 
 
 def _owners(parts: Parts) -> dict[nn.Module, str]:
+    """Give the part of each module that is counted; no module is in two."""
     owners: dict[nn.Module, str] = {}
     for part, members in parts.items():
         modules = [members] if isinstance(members, nn.Module) else list(members)
@@ -375,6 +387,7 @@ def _check(tally: _Tally, missed: set[str], decoder: nn.Module | None) -> None:
 def _table(
     flops: Counter[tuple[str, str]], parts: list[str], phases: tuple[str, ...]
 ) -> pd.DataFrame:
+    """Arrange the counts of all phases, a row for each part and the total."""
     rows = []
     for phase in phases:
         counts = {part: flops[phase, part] for part in (*parts, "rest")}
@@ -384,7 +397,8 @@ def _table(
     return pd.DataFrame(rows, columns=["phase", "part", "flops"])
 
 
-def _check_integers(sizes: Mapping[str, object], minimum: int) -> None:
+def _check_integers(minimum: int, **sizes: object) -> None:
+    """Refuse sizes that are not integers of this minimum or more."""
     for name, size in sizes.items():
         valid = isinstance(size, Integral) and not isinstance(size, bool) and size >= minimum
         require(valid, f"{name}={size!r}", f"allowed: whole numbers of {minimum} or more")

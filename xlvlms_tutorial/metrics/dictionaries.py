@@ -47,7 +47,7 @@ class ReconstructionError(NamedTuple):
 
     Examples
     --------
-    >>> from xlvlms_tutorial.metrics import ReconstructionError
+    >>> from xlvlms_tutorial.metrics.dictionaries import ReconstructionError
     >>> ReconstructionError(of_energy=0.1, of_variance=0.25, explained_variance=0.75).of_variance
     0.25
     """
@@ -73,7 +73,7 @@ class Sparsity(NamedTuple):
 
     Examples
     --------
-    >>> from xlvlms_tutorial.metrics import Sparsity
+    >>> from xlvlms_tutorial.metrics.dictionaries import Sparsity
     >>> Sparsity(zeros=0.5, active=1.0, dead=0.0).active
     1.0
     """
@@ -261,7 +261,8 @@ def reconstruction_error(A: ArrayLike | Tensor, A_hat: ArrayLike | Tensor) -> Re
     mean = activations.mean(dim=0, dtype=torch.float64)
     step = max(1, _BLOCK // activations.shape[1])
     sums = torch.zeros(3, dtype=torch.float64, device=activations.device)
-    for rows, rows_hat in zip(activations.split(step), reconstructions.split(step), strict=True):
+    blocks = zip(activations.split(step), reconstructions.split(step), strict=True)
+    for rows, rows_hat in blocks:
         exact = rows.double()
         differences = (exact - rows_hat, exact, exact - mean)
         squares = [difference.square().sum() for difference in differences]
@@ -306,6 +307,7 @@ def sparsity(codes: ArrayLike | Tensor, threshold: float = 0.0) -> Sparsity:
 
 
 def _matrix(values: ArrayLike | Tensor, name: str) -> Float[Tensor, "n d"]:
+    """Return values as a matrix of finite floating-point numbers, or refuse them."""
     try:
         if isinstance(values, Tensor):
             matrix = values.detach()
@@ -332,6 +334,7 @@ def _matrix(values: ArrayLike | Tensor, name: str) -> Float[Tensor, "n d"]:
 
 
 def _directions(components: ArrayLike | Tensor, name: str) -> Float[np.ndarray, "k d"]:
+    """Return components of length 1, in float64; one of length 0 has no direction."""
     matrix = _matrix(components, f"components of {name}").double().cpu().numpy()
     sizes = np.linalg.norm(matrix, axis=1, keepdims=True)
     require(

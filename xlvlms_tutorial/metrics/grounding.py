@@ -126,17 +126,16 @@ def bert_scores(
         f"baseline={baseline}",
         "allowed: None, or a number from -1 to below 1",
     )
-    ours, theirs = _comparable_texts(
-        _packed(candidates, "candidate"), _packed(references, "reference")
-    )
-    scores = torch.empty(
-        len(ours.lengths), len(theirs.lengths), dtype=ours.tokens.dtype, device=ours.tokens.device
-    )
+    ours = _packed(candidates, "candidate")
+    theirs = _packed(references, "reference")
+    ours, theirs = _comparable_texts(ours, theirs)
+    scores = ours.tokens.new_empty((len(ours.lengths), len(theirs.lengths)))
     columns = [(block, _padded(theirs, block)) for block in _blocks(theirs.lengths)]
     for rows in _blocks(ours.lengths):
         padded_rows = _padded(ours, rows)
         for block, padded_block in columns:
-            scores[rows[:, None], block] = _f1(*_all_matches(padded_rows, padded_block))
+            precision, recall = _all_matches(padded_rows, padded_block)
+            scores[rows[:, None], block] = _f1(precision, recall)
     if baseline is not None:
         scores = (scores - baseline) / (1 - baseline)
     return scores.cpu().numpy()
@@ -177,7 +176,8 @@ def word_overlap(words: Mapping[int, Sequence[str]] | pd.DataFrame) -> pd.Series
     shared = pairs.groupby("word")["concept"].transform("size") - 1
     concepts = pairs["concept"].nunique()
     require(concepts >= 2, f"the overlap of {concepts} concept", "give 2 concepts or more")
-    return (shared.groupby(pairs["concept"], sort=False).mean() / (concepts - 1)).rename("overlap")
+    means = shared.groupby(pairs["concept"], sort=False).mean()
+    return (means / (concepts - 1)).rename("overlap")
 
 
 def top_scores(codes: np.ndarray, scores: np.ndarray, n_concepts: int = 5) -> pd.DataFrame:
@@ -222,7 +222,8 @@ def top_scores(codes: np.ndarray, scores: np.ndarray, n_concepts: int = 5) -> pd
     >>> top_scores(codes, scores, n_concepts=3).round(2).to_numpy().tolist()
     [[0.9, 0.6, 2.0]]
     """
-    strength, scores = np.abs(_numbers(codes, "codes")), _numbers(scores, "scores")
+    strength = np.abs(_numbers(codes, "codes"))
+    scores = _numbers(scores, "scores")
     require_equal(
         "codes and scores",
         strength.shape,
@@ -242,8 +243,11 @@ def top_scores(codes: np.ndarray, scores: np.ndarray, n_concepts: int = 5) -> pd
     )
     concepts = np.argsort(-strength, axis=1, kind="stable")[:, :n_concepts]
     top = np.take_along_axis(scores, concepts[:, :3], axis=1)
-    active = (np.take_along_axis(strength, concepts, axis=1) > 0).sum(axis=1)
-    return pd.DataFrame({"top_1": top[:, 0], "top_3": top.mean(axis=1), "active": active})
+    top_strength = np.take_along_axis(strength, concepts, axis=1)
+    table = pd.DataFrame({"top_1": top[:, 0]})
+    table["top_3"] = top.mean(axis=1)
+    table["active"] = (top_strength > 0).sum(axis=1)
+    return table
 
 
 class _Texts(NamedTuple):
@@ -258,6 +262,7 @@ class _Texts(NamedTuple):
 
 
 def _packed(texts: Sequence[Vectors], kind: str) -> _Texts:
+    """Join the token embeddings of texts, each of length 1, and say where each text starts."""
     require(len(texts) > 0, f"no {kind}s", "give the token embeddings (t, e) of one text or more")
     parts = list(map(_tensor, texts))
     for number, part in enumerate(parts):
@@ -273,8 +278,9 @@ def _packed(texts: Sequence[Vectors], kind: str) -> _Texts:
             "embed all texts with one model",
         )
     tokens = _unit(torch.cat(parts), f"token embeddings of {kind}s")
-    lengths = torch.tensor([len(part) for part in parts], device=tokens.device)
-    return _Texts(tokens, lengths.cumsum(0) - lengths, lengths)
+    lengths = torch.tensor(list(map(len, parts)), device=tokens.device)
+    starts = lengths.cumsum(0) - lengths
+    return _Texts(tokens, starts, lengths)
 
 
 def _padded(
@@ -287,7 +293,8 @@ def _padded(
     lengths = texts.lengths[rows]
     place = torch.arange(int(lengths.max()), device=rows.device)[:, None]
     weights = (place < lengths).to(texts.tokens.dtype) / lengths
-    return texts.tokens[texts.starts[rows] + torch.minimum(place, lengths - 1)], weights
+    within = torch.minimum(place, lengths - 1)
+    return texts.tokens[texts.starts[rows] + within], weights
 
 
 def _blocks(lengths: Int[Tensor, "n"]) -> tuple[Int[Tensor, "_"], ...]:
@@ -308,7 +315,8 @@ def _all_matches(
     cosines = x.flatten(0, 1) @ y.flatten(0, 1).T
     cosines = cosines.view(*x.shape[:2], *y.shape[:2])
     precision = torch.einsum("tbc,tb->bc", cosines.amax(dim=2), weights_x)
-    return precision, torch.einsum("buc,uc->bc", cosines.amax(dim=0), weights_y)
+    recall = torch.einsum("buc,uc->bc", cosines.amax(dim=0), weights_y)
+    return precision, recall
 
 
 def _f1(precision: Tensor, recall: Tensor) -> Tensor:
@@ -323,14 +331,17 @@ def _tensor(values: Vectors) -> Tensor:
 
 
 def _unit(vectors: Tensor, kind: str) -> Tensor:
+    """Return vectors of length 1, in float32 or float64, or refuse them."""
     require(
         vectors.ndim == 2 and vectors.numel() and not vectors.is_complex(),
         f"no {kind}: {vectors.dtype} of shape {tuple(vectors.shape)}",
         "give one row of real numbers or more",
     )
-    vectors = vectors if vectors.dtype == torch.float64 else vectors.float()
+    if vectors.dtype != torch.float64:
+        vectors = vectors.float()
     lengths = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
-    n_bad = int(((lengths == 0) | ~lengths.isfinite()).sum())
+    bad = (lengths == 0) | ~lengths.isfinite()
+    n_bad = int(bad.sum())
     require(
         n_bad == 0,
         f"{kind}: {n_bad} of {len(vectors)} are zero, NaN or infinite",
@@ -340,6 +351,7 @@ def _unit(vectors: Tensor, kind: str) -> Tensor:
 
 
 def _comparable(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    """Bring embeddings of one width to one dtype and device."""
     require_equal(
         "widths of embeddings",
         first.shape[1],
@@ -351,12 +363,15 @@ def _comparable(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _comparable_texts(ours: _Texts, theirs: _Texts) -> tuple[_Texts, _Texts]:
+    """Bring the tokens of two sets of texts to one dtype and device."""
     tokens, their_tokens = _comparable(ours.tokens, theirs.tokens)
-    starts, lengths = theirs.starts.to(tokens.device), theirs.lengths.to(tokens.device)
+    starts = theirs.starts.to(tokens.device)
+    lengths = theirs.lengths.to(tokens.device)
     return ours._replace(tokens=tokens), _Texts(their_tokens, starts, lengths)
 
 
 def _numbers(values: np.ndarray, name: str) -> np.ndarray:
+    """Return values as a matrix of finite numbers, or refuse them."""
     values = plain(values)
     require(
         values.ndim == 2 and values.size > 0,

@@ -105,27 +105,29 @@ def pope(table: pd.DataFrame, groups: ArrayLike | None = None, seed: int = 0) ->
 
 
 def _scores(rows: pd.DataFrame, labels: pd.Series, seed: int) -> dict[str, float]:
+    """Score the answers to one stratum of presence questions."""
     answers = rows["prediction"].map(yes_or_no)
     yes = (answers == "yes").to_numpy()
     present = (rows["answer"] == "yes").to_numpy()
     n_hits = int((yes & present).sum())
     n_yes = int(yes.sum())
     n_present = int(present.sum())
-    accuracy = proportion(rows["correct"].to_numpy(), labels, seed=seed)
-    ratio = proportion(yes, labels, seed=seed)
-    return {
-        "accuracy": accuracy.value,
-        "accuracy_low": accuracy.low,
-        "accuracy_high": accuracy.high,
-        "precision": _ratio(n_hits, n_yes),
-        "recall": _ratio(n_hits, n_present),
-        "f1": _ratio(2 * n_hits, n_yes + n_present),
-        "yes_ratio": ratio.value,
-        "yes_ratio_low": ratio.low,
-        "yes_ratio_high": ratio.high,
-        "unclear": float(answers.isna().mean()),
-        "n": len(rows),
-    }
+    scores = _with_interval("accuracy", rows["correct"].to_numpy(), labels, seed)
+    scores["precision"] = _ratio(n_hits, n_yes)
+    scores["recall"] = _ratio(n_hits, n_present)
+    scores["f1"] = _ratio(2 * n_hits, n_yes + n_present)
+    scores |= _with_interval("yes_ratio", yes, labels, seed)
+    scores["unclear"] = float(answers.isna().mean())
+    scores["n"] = len(rows)
+    return scores
+
+
+def _with_interval(
+    name: str, successes: np.ndarray, labels: pd.Series, seed: int
+) -> dict[str, float]:
+    """Return a share and the ends of its interval, under names."""
+    share = proportion(successes, labels, seed=seed)
+    return {name: share.value, f"{name}_low": share.low, f"{name}_high": share.high}
 
 
 def chair(
@@ -191,11 +193,10 @@ def chair(
         n_absent = len(named_objects - set(present_objects))
         counts.append((n_absent, len(named_objects)))
     hallucinated = [n_absent > 0 for n_absent, _ in counts]
-    rows = {
-        "CHAIR_i": _chair_i(np.array(counts), seed),
-        "CHAIR_s": proportion(hallucinated).asdict(),
-    }
-    return pd.DataFrame(list(rows.values()), index=pd.Index(rows, name="metric"))
+    by_object = _chair_i(np.array(counts), seed)
+    by_caption = proportion(hallucinated).asdict()
+    names = pd.Index(["CHAIR_i", "CHAIR_s"], name="metric")
+    return pd.DataFrame([by_object, by_caption], index=names)
 
 
 def _vocabulary(vocabulary: Sequence[str] | Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
@@ -247,6 +248,7 @@ def _reader(words: Mapping[str, Sequence[str]]) -> Callable[[str], set[str]]:
 
 
 def _chair_i(counts: np.ndarray, seed: int) -> dict[str, float]:
+    """Estimate the share of objects named that are not there, by captions."""
     if counts.size == 0 or counts[:, 1].sum() == 0:
         return {"value": np.nan, "low": np.nan, "high": np.nan, "n": 0}
     mentions = []

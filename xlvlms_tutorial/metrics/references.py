@@ -75,21 +75,25 @@ def cider(
     texts = captions + reference_words
     counts, order = _ngrams(texts)
     n = len(captions)
+    n_references = len(owner)
     lengths = np.array(list(map(len, texts)), dtype=np.float64)
     # (images, references)
-    places = (owner, np.arange(len(owner)))
-    grouped = csr_array((np.ones(len(owner)), places), shape=(n, len(owner)))
+    places = (owner, np.arange(n_references))
+    grouped = csr_array((np.ones(n_references), places), shape=(n, n_references))
     frequency = ((grouped @ counts[n:]) > 0).sum(axis=0)
-    weighted = (counts * (np.log(n) - np.log(np.maximum(frequency, 1)))).tocsc()
-    total = np.zeros(len(owner))
+    rarity = np.log(n) - np.log(np.maximum(frequency, 1))
+    weighted = (counts * rarity).tocsc()
+    total = np.zeros(n_references)
     for size in ORDERS:
         part = weighted[:, order == size].tocsr()
         norms = np.sqrt((part * part).sum(axis=1))
-        mine, theirs = part[owner], part[n:]
         scale = norms[owner] * norms[n:]
-        products = (mine.minimum(theirs) * theirs).sum(axis=1)
-        total += np.divide(products, scale, out=np.zeros(len(owner)), where=scale > 0)
-    total *= np.exp(-((lengths[owner] - lengths[n:]) ** 2) / (2 * _SIGMA**2))
+        theirs = part[n:]
+        clipped = part[owner].minimum(theirs)
+        products = (clipped * theirs).sum(axis=1)
+        total += np.divide(products, scale, out=np.zeros(n_references), where=scale > 0)
+    longer = lengths[owner] - lengths[n:]
+    total *= np.exp(-(longer**2) / (2 * _SIGMA**2))
     scores = _SCALE / len(ORDERS) * (grouped @ total) / grouped.sum(axis=1)
     return scores, float(scores.mean())
 
@@ -136,7 +140,8 @@ def bleu(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> floa
         caption = owner[number]
         columns[number - starts[caption]][caption] = text
     metric = BLEU(tokenize="none", smooth_method="none")
-    score = metric.corpus_score(list(map(" ".join, captions)), columns).score
+    texts = list(map(" ".join, captions))
+    score = metric.corpus_score(texts, columns).score
     return min(score / 100, 1.0)  # rounding can exceed 1
 
 
@@ -153,12 +158,14 @@ def _split(
         f"{min_candidates} or more",
     )
     require_lists(references, score, "a list of one caption or more for each candidate")
+    candidate_words = list(map(words, candidates))
     reference_words = list(map(words, chain.from_iterable(references)))
     require_estimate(
         all(reference_words), score, "a reference without words", "captions of one word or more"
     )
-    owner = np.repeat(np.arange(len(candidates)), list(map(len, references)))
-    return list(map(words, candidates)), reference_words, owner
+    n_references = list(map(len, references))
+    owner = np.repeat(np.arange(len(candidates)), n_references)
+    return candidate_words, reference_words, owner
 
 
 def _ngrams(texts: list[list[str]]) -> tuple[csr_array, np.ndarray]:

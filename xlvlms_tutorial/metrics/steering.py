@@ -85,12 +85,14 @@ def steering_table(
         rows[name] = by_type["correct"].mean().to_dict()
     for name in others:
         source, target = changes[name]
-        predictions = list(base["prediction"]), list(tables[name]["prediction"])
-        was_source, is_target, changed = _changes(*predictions, source, target)
+        before = list(base["prediction"])
+        after = list(tables[name]["prediction"])
+        was_source, is_target, changed = _changes(before, after, source, target)
+        n_source = was_source.sum()
         require_estimate(
-            was_source.any() and not was_source.all(),
+            0 < n_source < len(was_source),
             f"the change {name!r}",
-            f"{was_source.sum()} of {len(was_source)} answers {source!r} before",
+            f"{n_source} of {len(was_source)} answers {source!r} before",
             "some, not all",
         )
         rows[name]["to target"] = is_target[was_source].mean()
@@ -143,12 +145,16 @@ def answer_kl(
     )
     n_rows = max(1, _BLOCK // logits_before.shape[1])  # bounds the memory in float64
     divergences = []
-    for p, q in zip(logits_before.split(n_rows), logits_after.split(n_rows), strict=True):
-        divergences.append(_kl(p.double().log_softmax(-1), q.double().log_softmax(-1)))
+    blocks = zip(logits_before.split(n_rows), logits_after.split(n_rows), strict=True)
+    for before, after in blocks:
+        p = before.double().log_softmax(-1)
+        q = after.double().log_softmax(-1)
+        divergences.append(_kl(p, q))
     return torch.cat(divergences)
 
 
 def _kl(p: Float64[Tensor, "n v"], q: Float64[Tensor, "n v"]) -> Float64[Tensor, "n"]:
+    """Return KL(p || q) of each row, from log probabilities."""
     return (p.exp() * (p - q)).sum(-1).clamp_min(0)  # rounding can leave -1e-17
 
 
@@ -163,17 +169,20 @@ def _changes(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return which answers were the source, which are the target now, and which changed."""
     require_same_length(before=before, after=after)
+    source_answer = _read(source)
+    target_answer = _read(target)
     require(
-        _read(source) != _read(target),
+        source_answer != target_answer,
         f"source {source!r} and target {target!r} are the same answer",
         "give two that differ",
     )
     was = np.array(list(map(_read, before)), dtype=object)
     now = np.array(list(map(_read, after)), dtype=object)
-    return was == _read(source), now == _read(target), was != now
+    return was == source_answer, now == target_answer, was != now
 
 
 def _same_questions(before: pd.DataFrame, after: pd.DataFrame) -> None:
+    """Refuse two tables of answers that are not to the same questions, row by row."""
     columns = ["type", "question", "target", "answer"]
     for table in (before, after):
         with_columns(table, (*columns, "correct", "prediction"))

@@ -4,6 +4,7 @@ import gc
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,6 +18,7 @@ from xlvlms_tutorial.metrics.plain import require_estimate
 from xlvlms_tutorial.validation import require
 
 Device = str | torch.device | None
+ADDED = 4  # rounds at a time; an even number, so that each way is as often early as late
 
 
 def measure_time(
@@ -141,17 +143,85 @@ def time_ratios(times: pd.DataFrame, to: str, seed: int = 0) -> pd.DataFrame:
     seconds = _rounds(times)
     ways = ", ".join(map(repr, seconds))
     require(to in seconds, f"no way is called {to!r}", f"allowed: {ways}")
+    reference = seconds[to]
     require_estimate(
-        (seconds[to] > 0).all(),
+        (reference > 0).all(),
         f"seconds of {to!r}",
-        seconds[to].min(),
+        reference.min(),
         "more than 0; let each way do more",
     )
     rows = {}
     for way in seconds:
-        ratios = (seconds[way] / seconds[to]).to_numpy()
+        ratios = (seconds[way] / reference).to_numpy()
         rows[way] = bootstrap(ratios, statistic=np.median, seed=seed).asdict()
     return pd.DataFrame(list(rows.values()), index=pd.Index(rows, name="way"))
+
+
+def compare_times(
+    ways: Mapping[str, Callable[[], object]],
+    to: str,
+    width: float = 0.1,
+    most: int = 8,
+    seed: int = 0,
+    **options: Any,
+) -> pd.DataFrame:
+    """Measure times as shares of a reference way's, and what difference the clock can see.
+
+    Use it where a saving is to be stated. Rounds are added, four at a time, until no interval is
+    wider than ``width`` or there are ``most`` rounds. When it stops depends on the widths alone,
+    so stopping favours no way. The reference is timed a second time in every round, under the name
+    "TO, again": its interval holds what this machine makes of no difference at all.
+
+    Parameters
+    ----------
+    ways : mapping of str to callable
+        What is timed, by name.
+    to : str
+        The name of the reference way.
+    width : float, default 0.1
+        How wide an interval may be, as a share of the time of ``to``.
+    most : int, default 8
+        How many rounds there are at most, 4 or more.
+    seed : int, default 0
+        Of the bootstrap.
+    **options
+        Passed on to :func:`measure_time`: ``device``, ``warm_up``, ``clock``, ...
+
+    Returns
+    -------
+    pandas.DataFrame
+        The table of :func:`time_ratios`, and a column resolved: whether the interval is no wider
+        than ``width``.
+
+    Raises
+    ------
+    InputError
+        If no way is called ``to``, ``width`` is not above 0, or ``most`` is below 4.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.metrics import compare_times
+    >>> ways = {"list": lambda: list(range(1000)), "range": lambda: range(1000)}
+    >>> compare_times(ways, to="list", most=4).index.tolist()
+    ['list', 'range', 'list, again']
+    """
+    require(to in ways, f"no way is called {to!r}", f"allowed: {', '.join(map(repr, ways))}")
+    require(
+        width > 0 and most >= ADDED,
+        f"width={width}, most={most}",
+        f"give a width above 0 and {ADDED} rounds or more",
+    )
+    ways = {**ways, f"{to}, again": ways[to]}
+    times = measure_time(ways, rounds=ADDED, **options)
+    options["warm_up"] = 0
+    while True:
+        ratios = time_ratios(times, to, seed)
+        ratios["resolved"] = ratios["high"] - ratios["low"] <= width
+        done = times["round"].nunique()
+        if ratios["resolved"].all() or done + ADDED > most:
+            return ratios
+        further = measure_time(ways, rounds=ADDED, **options)
+        times = pd.concat([times, further.assign(round=further["round"] + done)])
 
 
 def memory_of(model: nn.Module) -> int:
@@ -245,9 +315,11 @@ def _rounds(times: pd.DataFrame) -> pd.DataFrame:
         not missing, "table of times", f"no column {missing}", "the table of measure_time"
     )
     counts = times.groupby(["round", "way"]).size()
-    rounds, ways = times["round"].nunique(), times["way"].unique()
+    rounds = times["round"].nunique()
+    ways = times["way"].unique()
+    complete = len(counts) == rounds * len(ways) and (counts == 1).all()
     require_estimate(
-        rounds >= 2 and len(counts) == rounds * len(ways) and (counts == 1).all(),
+        rounds >= 2 and complete,
         "times",
         f"{len(times)} times of {len(ways)} way(s) in {rounds} round(s)",
         "2 rounds or more, with each way once in every round",

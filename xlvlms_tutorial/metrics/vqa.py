@@ -81,7 +81,10 @@ def vqa_accuracy(
         sizes.append(len(texts))
     k = np.array(matches, dtype=np.float64)
     m = np.array(sizes, dtype=np.float64)
-    accuracy = (k * np.clip((k - 1) / 3, 0, 1) + (m - k) * np.minimum(k / 3, 1)) / m
+    # the mean over leaving out each person: k of the m gave this answer
+    among_k = k * np.clip((k - 1) / 3, 0, 1)
+    among_others = (m - k) * np.minimum(k / 3, 1)
+    accuracy = (among_k + among_others) / m
     return accuracy if official else np.where(m == 1, k, accuracy)
 
 

@@ -325,11 +325,10 @@ def mlp_parts(block: nn.Module) -> list[nn.Module]:
     True
     """
     beside = [part for name in _BESIDE if (part := child(block, (name,))) is not None]
-    modules = (
-        (_need(child(block, _MLP), "MLP", block, _MLP), *beside)
-        if beside
-        else (mlp_entry(block), mlp(block))
-    )
+    if beside:
+        modules = [_need(child(block, _MLP), "MLP", block, _MLP), *beside]
+    else:
+        modules = [mlp_entry(block), mlp(block)]
     return list(dict.fromkeys(modules))
 
 
@@ -623,20 +622,22 @@ def parts(model: nn.Module) -> dict[str, list[nn.Module]]:
     {'tower': 1, 'connector': 1, 'attention': 30, 'mlp': 30, 'unembedding': 1}
     """
     blocks = decoder_blocks(model)
+    in_mlps = []
+    for block in blocks:
+        in_mlps += [*mlp_parts(block), child(block, _BETWEEN[:1])]
     candidates = {
-        "tower": [tower(model, modality) for modality in ("image", "audio")],
+        "tower": [tower(model, "image"), tower(model, "audio")],
         "connector": [connector(model)],
-        "attention": [attention(block) for block in blocks],
-        "mlp": [
-            part for block in blocks for part in (*mlp_parts(block), child(block, _BETWEEN[:1]))
-        ],
+        "attention": list(map(attention, blocks)),
+        "mlp": in_mlps,
         "unembedding": [unembedding(model)],
     }
-    unique = {
-        name: list(dict.fromkeys(module for module in modules if module is not None))
-        for name, modules in candidates.items()
-    }
-    return {name: modules for name, modules in unique.items() if modules}
+    present = {}
+    for name, modules in candidates.items():
+        unique = dict.fromkeys(module for module in modules if module is not None)
+        if unique:
+            present[name] = list(unique)
+    return present
 
 
 def cross_attention_layers(model: nn.Module) -> frozenset[int]:
@@ -773,7 +774,6 @@ def site(block: nn.Module, site: str = "resid_post") -> Site:
     >>> hidden.module is vlm.blocks[0].mlp.down_proj, hidden.side
     (True, 'input')
     """
-    beside, mlp_output = child(block, _BESIDE) is not None, lambda: Site(mlp(block), "output")
     sites = {
         "attn_in": lambda: Site(first_norm(block), "output"),
         "attn_out": lambda: Site(attention(block), "output"),
@@ -781,19 +781,21 @@ def site(block: nn.Module, site: str = "resid_post") -> Site:
         # experts beside an MLP have an input of their own
         "mlp_in": lambda: Site(mlp(block) and second_norm(block), "output"),
         "mlp_hidden": lambda: Site(mlp_exit(block), "input"),
-        # what stands beside an MLP is added to it before a last norm
-        "mlp_out": lambda: (
-            Site(
-                _need(child(block, _LAST_NORMS), "norm after the MLP", block, _LAST_NORMS), "input"
-            )
-            if beside
-            else mlp_output()
-        ),
+        "mlp_out": lambda: _mlp_output(block),
         "resid_post": lambda: Site(block, "output"),
     }
     if site not in sites:
         raise InputError(f"unknown site {site!r} in a block", f"allowed: {', '.join(SITES)}")
     return sites[site]()
+
+
+def _mlp_output(block: nn.Module) -> Site:
+    """Return where what the MLP adds is read."""
+    if child(block, _BESIDE) is None:
+        return Site(mlp(block), "output")
+    # what stands beside an MLP is added to it before a last norm
+    last_norm = _need(child(block, _LAST_NORMS), "norm after the MLP", block, _LAST_NORMS)
+    return Site(last_norm, "input")
 
 
 def states_in(args: tuple, kwargs: dict) -> Tensor:
@@ -905,20 +907,19 @@ def logit_rules(model: nn.Module) -> dict[str, float]:
     >>> anatomy.logit_rules(vlm.model)
     {}
     """
-    head, text = unembedding(model), model.config.get_text_config(decoder=True)
+    head = unembedding(model)
+    text = model.config.get_text_config(decoder=True)
     owner = next(
         module for module in model.modules() if any(part is head for part in module.children())
     )
     code = unwrap(type(owner).forward).__code__
-    values = {
-        name: getattr(text, name, None)
-        for name in ("final_logit_softcapping", "logit_scale", "logits_scaling")
-    }
-    return {
-        name: value
-        for name, value in values.items()
-        if value is not None and name in (*code.co_names, *code.co_consts)
-    }
+    in_code = (*code.co_names, *code.co_consts)
+    rules = {}
+    for name in ("final_logit_softcapping", "logit_scale", "logits_scaling"):
+        value = getattr(text, name, None)
+        if value is not None and name in in_code:
+            rules[name] = value
+    return rules
 
 
 def embedded(model: nn.Module) -> int | None:

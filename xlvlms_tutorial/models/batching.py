@@ -80,8 +80,9 @@ def batches(
         _require_plain(samples, answers)
     else:
         prompts = prompts_of(samples, prompts)
+        ids = [sample.id for sample in samples]
         # before a long run rather than in it
-        require_texts(vlm.processor, prompts, answers, [sample.id for sample in samples])
+        require_texts(vlm.processor, prompts, answers, ids)
 
     def batch_of(rows: slice) -> Batch:
         if plain:

@@ -2,7 +2,6 @@
 
 import os
 import platform
-import subprocess
 from collections.abc import Collection
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from xlvlms_tutorial.errors import LoadError
+from xlvlms_tutorial.io import output_of
 from xlvlms_tutorial.models.failures import FAILURES, reason
 
 # what a processor may have that decides how fast products are: our name, and
@@ -130,27 +130,22 @@ def processor(
     description = f"{', '.join(units) or 'no known vector units'}; torch uses {capability}"
     if limits:
         description += f" ({', '.join(limits)})"
-    if not set(HALF) & set(units):
-        return (
-            description,
-            (
-                "float32, the default on a CPU: this one has no units for bfloat16, which "
-                "is several times slower here"
-            ),
-        )
     limit = os.environ.get("ONEDNN_MAX_CPU_ISA", "ALL").upper()
-    if not any(sign in limit for sign in ("ALL", "DEFAULT", "BF16", "FP16", "AMX")):
-        return (
-            description,
-            "float32, the default on a CPU: bfloat16 is slow with ONEDNN_MAX_CPU_ISA as it is set",
+    if not set(HALF) & set(units):
+        fast = (
+            "float32, the default on a CPU: this one has no units for bfloat16, which "
+            "is several times slower here"
         )
-    return (
-        description,
-        (
+    elif not any(sign in limit for sign in ("ALL", "DEFAULT", "BF16", "FP16", "AMX")):
+        fast = (
+            "float32, the default on a CPU: bfloat16 is slow with ONEDNN_MAX_CPU_ISA as it is set"
+        )
+    else:
+        fast = (
             "float32 is the default on a CPU; bfloat16 is fast here too, but its "
             "results differ between processors"
-        ),
-    )
+        )
+    return description, fast
 
 
 def processor_flags() -> set[str]:
@@ -162,7 +157,7 @@ def processor_flags() -> set[str]:
     if system == "Linux":
         return flags_of_linux(_read("/proc/cpuinfo"))
     if system == "Darwin":
-        return flags_of_macos(_ask("sysctl", "machdep.cpu", "hw.optional"))
+        return flags_of_macos(output_of("sysctl", "machdep.cpu", "hw.optional"))
     checks = {
         "avx2": "_is_avx2_supported",
         "avx512f": "_is_avx512_supported",
@@ -208,18 +203,4 @@ def _read(file: str) -> str:
     try:
         return Path(file).read_text(encoding="utf-8", errors="replace")
     except OSError:
-        return ""
-
-
-def _ask(*command: str) -> str:
-    try:
-        return subprocess.run(
-            command,
-            check=False,
-            capture_output=True,
-            encoding="utf-8",
-            errors="replace",
-            timeout=10,
-        ).stdout
-    except (OSError, subprocess.TimeoutExpired):
         return ""

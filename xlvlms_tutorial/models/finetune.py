@@ -124,9 +124,11 @@ def fine_tune(
 
     def loss(step: int) -> Float[Tensor, ""]:
         n_rows = min(batch_size, len(samples))
-        rows = np.random.default_rng([seed, step]).choice(len(samples), n_rows, replace=False)
+        rng = np.random.default_rng([seed, step])
+        rows = rng.choice(len(samples), n_rows, replace=False)
         examples = [samples[row] for row in rows]
-        return loss_of(vlm, examples, prompt, [texts[row] for row in rows])
+        example_answers = [texts[row] for row in rows]
+        return loss_of(vlm, examples, prompt, example_answers)
 
     def save(done: int) -> None:
         if folder is not None and done and (done in save_at or done == steps):
@@ -196,7 +198,9 @@ def loss_of(
         logits = vlm.model(**batch, **options).logits
     length = logits.shape[1] - 1
     mask = mask[:, -length:]
-    return nn.functional.cross_entropy(logits[:, :-1][mask].float(), ids[:, -length:][mask])
+    predictions = logits[:, :-1][mask].float()
+    targets = ids[:, -length:][mask]
+    return nn.functional.cross_entropy(predictions, targets)
 
 
 def save_adapter(vlm: VLM, folder: str | Path) -> Path:
@@ -266,6 +270,7 @@ def import_peft() -> None:
 def _answers(
     samples: list[Sample], answers: Sequence[str] | Callable[[Sample], str] | None
 ) -> list[str]:
+    """Return the texts to train on, one for each sample, or refuse them."""
     require_samples(samples)
     if answers is None:
         return first_captions(samples, "give the answers to train on")
@@ -301,19 +306,21 @@ def _add(vlm: VLM, rank: int, targets: Sequence[str], seed: int) -> dict[str, nn
 
 
 def _blocks_pattern(vlm: VLM, targets: Sequence[str]) -> str:
+    """Return the pattern of the names of the blocks' linear maps to train."""
     endings = set()
     for block in vlm.blocks:
         for name, module in block.named_modules():
             if isinstance(module, nn.Linear):
                 endings.add(name.split(".")[-1])
     if not any(ending in targets for ending in endings):
+        listed = ", ".join(sorted(endings))
         raise InputError(
-            f"targets {targets!r}",
-            f"'connector', or some of the blocks' linear maps {', '.join(sorted(endings))}",
+            f"targets {targets!r}", f"'connector', or some of the blocks' linear maps {listed}"
         )
     names = {id(module): name for name, module in vlm.model.named_modules()}
-    stack = names[id(vlm.blocks[0])].rpartition(".")[0]
-    return rf"{re.escape(stack)}\.\d+\..*?({'|'.join(map(re.escape, targets))})"
+    stack, _, _ = names[id(vlm.blocks[0])].rpartition(".")
+    options = "|".join(map(re.escape, targets))
+    return rf"{re.escape(stack)}\.\d+\..*?({options})"
 
 
 def _connector_pattern(vlm: VLM) -> str:

@@ -95,9 +95,8 @@ def optimise(
     """
     optimiser = torch.optim.AdamW(parameters.values(), weight_decay=weight_decay)
     history = [] if folder is None else resumed(folder, parameters, optimiser)
-    progress = tqdm(
-        range(len(history), steps), initial=len(history), total=steps, unit="step", **bar
-    )
+    done = len(history)
+    progress = tqdm(range(done, steps), initial=done, total=steps, unit="step", **bar)
     for step in progress:
         at_step(step)
         start = perf_counter()
@@ -107,8 +106,9 @@ def optimise(
         current.backward()
         nn.utils.clip_grad_norm_(parameters.values(), 1.0)
         optimiser.step()
-        history.append({"step": step, "loss": current.item(), "seconds": perf_counter() - start})
-        progress.set_postfix(loss=f"{history[-1]['loss']:.3f}", refresh=False)
+        value = current.item()
+        history.append({"step": step, "loss": value, "seconds": perf_counter() - start})
+        progress.set_postfix(loss=f"{value:.3f}", refresh=False)
         if folder is not None and step + 1 in keep_at:
             keep(folder, parameters, optimiser, history)
     at_step(steps)

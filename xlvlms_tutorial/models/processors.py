@@ -67,11 +67,10 @@ class NoVideoProcessor(PushToHubMixin):
     def __init__(self, settings: dict[str, object]) -> None:
         self.settings = settings
         # processors read these before they know whether there is a video
-        self.num_frames, self.fps = settings.get("num_frames") or 0, settings.get("fps") or 0
-        self.merge_size, self.temporal_patch_size = (
-            settings.get("merge_size") or 1,
-            settings.get("temporal_patch_size") or 1,
-        )
+        self.num_frames = settings.get("num_frames") or 0
+        self.fps = settings.get("fps") or 0
+        self.merge_size = settings.get("merge_size") or 1
+        self.temporal_patch_size = settings.get("temporal_patch_size") or 1
 
     def to_dict(self) -> dict[str, object]:
         """Return the settings as they were loaded."""
@@ -113,9 +112,10 @@ def _class_of(
     None if it is not transformers' own.
     """
     processor_class = getattr(transformers, str(files.get("processor_class")), None)
-    return processor_class or transformers.PROCESSOR_MAPPING.get(
-        type(AutoConfig.from_pretrained(name, **options)), None
-    )
+    if processor_class:
+        return processor_class
+    config = AutoConfig.from_pretrained(name, **options)
+    return transformers.PROCESSOR_MAPPING.get(type(config), None)
 
 
 def _video_settings(name: str | Path, options: dict[str, object]) -> dict[str, object]:
@@ -126,23 +126,21 @@ def _video_settings(name: str | Path, options: dict[str, object]) -> dict[str, o
 
 
 def _load(name: str | Path, options: dict[str, object]) -> object:
+    """Load a processor; where torchvision is missing, one without its part for videos."""
     if is_torchvision_available():
         return AutoProcessor.from_pretrained(name, **options)
     files, _ = ProcessorMixin.get_processor_dict(name, **options)
     genuine = _class_of(name, files, options)
     if genuine is None or "video_processor" not in genuine.get_attributes():
         return AutoProcessor.from_pretrained(name, **options)
-    reduced = type(
-        genuine.__name__,
-        (_WithoutVideo, genuine),
-        {"__module__": genuine.__module__, "__doc__": genuine.__doc__},
-    )
-    no_video = NoVideoProcessor(_video_settings(name, options))
-    attributes = genuine.get_attributes()  # in the order of the constructor
-    parts = [
-        no_video if part == "video_processor" else PARTS[part].from_pretrained(name, **options)
-        for part in attributes
-    ]
+    attributes = {"__module__": genuine.__module__, "__doc__": genuine.__doc__}
+    reduced = type(genuine.__name__, (_WithoutVideo, genuine), attributes)
+    parts = []
+    for part in genuine.get_attributes():  # in the order of the constructor
+        if part == "video_processor":
+            parts.append(NoVideoProcessor(_video_settings(name, options)))
+        else:
+            parts.append(PARTS[part].from_pretrained(name, **options))
     return reduced.from_args_and_dict(parts, files)
 
 
@@ -232,12 +230,10 @@ def padding_first(inputs: Mapping[str, Tensor]) -> BatchFeature:
     """
     order = (inputs["attention_mask"] != 0).int().argsort(dim=1, stable=True)
     rows = torch.arange(len(order), device=order.device)[:, None]
-    return BatchFeature(
-        {
-            name: value[rows, order] if name in ALONG_THE_SEQUENCE else value
-            for name, value in inputs.items()
-        }
-    )
+    sorted_inputs = {}
+    for name, value in inputs.items():
+        sorted_inputs[name] = value[rows, order] if name in ALONG_THE_SEQUENCE else value
+    return BatchFeature(sorted_inputs)
 
 
 def reads(processor: object) -> tuple[str, ...]:

@@ -98,8 +98,8 @@ def counted(
     """
     lists = {"text": texts, "answer": answers, **contents}
     for name, values in lists.items():
-        listed = hasattr(values, "__len__") and not isinstance(values, (str, bytes))
-        if values is not None and not listed:
+        is_list = hasattr(values, "__len__") and not isinstance(values, (str, bytes))
+        if values is not None and not is_list:
             raise unusable_prompt(
                 f"{type(values).__name__} as {name}", "give a list, with one for each sample"
             )
@@ -107,10 +107,12 @@ def counted(
     sizes = set(map(len, media.values()))
     if answers is not None:
         sizes.add(len(answers))
-    if sizes - {len(texts)} or len(texts) < minimum:
-        counts = [f"{len(values)} {name}s" for name, values in media.items()] or ["no pictures"]
+    n = len(texts)
+    if sizes - {n} or n < minimum:
+        counts = [f"{len(values)} {name}s" for name, values in media.items()]
+        listed = ", ".join(counts) or "no pictures"
         n_answers = 0 if answers is None else len(answers)
-        raise unusable_prompt(f"{len(texts)} texts, {n_answers} answers, {', '.join(counts)}")
+        raise unusable_prompt(f"{n} texts, {n_answers} answers, {listed}")
     return media
 
 
@@ -219,10 +221,12 @@ def prompt_of(
     parts = [{"type": kind} for kind in media]
     parts.append({"type": "text", "text": text})
     chat = chat_of(processor, model, parts)
+    if not answer:
+        return chat
     # LLaVA 1.5 opens an answer by "ASSISTANT:": the first word that it generates has its space
     # before it, another token than without
-    space = " " if answer and not (chat[-1:].isspace() or answer[0].isspace()) else ""
-    return chat + space + (answer or "")
+    spaced = chat[-1:].isspace() or answer[0].isspace()
+    return chat + answer if spaced else f"{chat} {answer}"
 
 
 def placeholders_of(placeholders: dict[str, int], kinds: tuple[str, ...]) -> dict[str, int]:

@@ -3,21 +3,17 @@
 What several texts about one picture have in common runs through the model once.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from itertools import chain
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 from transformers import GenerationConfig, LogitsProcessor
 
 from xlvlms_tutorial.errors import InputError
 from xlvlms_tutorial.models.spans import SPANS, Batch
-
-if TYPE_CHECKING:
-    from xlvlms_tutorial.models.vlm import VLM
 
 # Interventions that treat all positions alike, so that a prompt may run in two parts
 _ALIKE = ("skip", "parallel", "parallel_pairs", "mask_weights")
@@ -93,79 +89,40 @@ class Finite(LogitsProcessor):
             )
 
 
-def padding(vlm: "VLM") -> int | None:
+def padding(model: nn.Module, tokenizer: object | None) -> int | None:
     """Return the id that fills the rows which have ended."""
-    config = vlm.model.generation_config
+    config = model.generation_config
     if config.pad_token_id is not None:
         return config.pad_token_id
-    token = getattr(vlm.tokenizer, "pad_token_id", None)
+    token = getattr(tokenizer, "pad_token_id", None)
     if token is not None:
         return token
     end = config.eos_token_id
     return end[0] if isinstance(end, list) else end
 
 
-def shareable(vlm: "VLM") -> bool:
+def shareable(model: nn.Module, active: Sequence[str]) -> bool:
     """Tell whether prompts of this model may run in two parts now.
 
-    The model has to be a LLaVA, with nothing in force that depends on positions.
+    The model has to be a LLaVA, with nothing in force that depends on positions; ``active`` are the
+    interventions that hold.
     """
-    if vlm.model.config.model_type != "llava":
+    if model.config.model_type != "llava":
         return False
-    if vlm.active:
-        return all(name.partition("(")[0] in _ALIKE for name in vlm.active)
+    if active:
+        return all(name.partition("(")[0] in _ALIKE for name in active)
     # a user's hooks may count calls or positions; transformers' own, by
     # which it collects outputs, do not
-    for module in vlm.model.modules():
+    for module in model.modules():
         for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values()):
             if not getattr(hook, "__module__", "").startswith("transformers."):
                 return False
     return True
 
 
-def answers_to(
-    vlm: "VLM",
-    contents: Mapping[str, Sequence[object] | None],
-    texts: Sequence[str],
-    max_new_tokens: int,
-    batch_size: int,
-    progress: bool,
-) -> list[str]:
-    """Return greedy answers to texts, one for each, stripped of special tokens.
-
-    Parameters
-    ----------
-    vlm : VLM
-        The model.
-    contents : Mapping of str to sequence or None
-        What the texts are about, by the names images, videos and audio.
-    texts : sequence of str
-        The questions or instructions.
-    max_new_tokens : int
-        At most so many tokens an answer.
-    batch_size : int
-        Texts that run through the model together.
-    progress : bool
-        Whether a progress bar is contents.
-    """
-    images = contents["images"]
-    pictures = images if images is not None and shareable(vlm) else [None] * len(texts)
-    parts = list(by_picture(pictures, batch_size))
-    answers = [""] * len(texts)
-    for rows in tqdm(parts, desc="generate", unit="batch", leave=False) if progress else parts:
-        media = {}
-        for kind, many in contents.items():
-            media[kind] = None if many is None else _take(many, rows)
-        batch = vlm.batch(**media, texts=_take(texts, rows), names=rows)
-        ids = generate_shared(vlm, batch, _take(pictures, rows), max_new_tokens)
-        decoded = vlm.tokenizer.batch_decode(ids, skip_special_tokens=True)
-        for row, text in zip(rows, decoded, strict=True):
-            answers[row] = text.strip()
-    return answers
-
-
-def _take(values: Sequence[object], rows: Sequence[int]) -> list:
-    return [values[row] for row in rows]
+def taken(values: Sequence[object] | None, rows: Sequence[int]) -> list | None:
+    """Return the values of these rows; None where there are none."""
+    return None if values is None else [values[row] for row in rows]
 
 
 def after_prompts(ids: Int[Tensor, "b t"], prompts: Int[Tensor, "p n"]) -> Int[Tensor, "b new"]:
@@ -178,86 +135,63 @@ def after_prompts(ids: Int[Tensor, "b t"], prompts: Int[Tensor, "p n"]) -> Int[T
 
 def by_picture(images: Sequence[object], batch_size: int) -> Iterator[list[int]]:
     """Yield the numbers of the texts in batches, those about one picture together."""
-    first: dict[int, int] = {}
+    rows_of: dict[int, list[int]] = {}
     for number, image in enumerate(images):
-        first.setdefault(id(image), number)
-    order = sorted(range(len(images)), key=lambda number: (first[id(images[number])], number))
+        rows_of.setdefault(id(image), []).append(number)
+    order = list(chain.from_iterable(rows_of.values()))
     for start in range(0, len(order), batch_size):
         yield order[start : start + batch_size]
 
 
-def generate_shared(
-    vlm: "VLM", batch: Batch, images: Sequence[object], max_new_tokens: int
-) -> Int[Tensor, "b new"]:
-    """Return the ids that ``vlm.generate_ids`` gives for a batch, computed once for equal pictures.
+def common_beginning(batch: Batch) -> Int[Tensor, "length"]:
+    """Return the ids with which all prompts of a batch begin, without padding.
 
-    The prompts of a LLaVA begin alike up to the end of the picture. This beginning runs once a
-    picture, and its keys and values serve every text about it. The numbers agree with those of
-    whole prompts up to rounding.
-
-    Parameters
-    ----------
-    vlm : VLM
-        The model.
-    batch : Batch
-        The prompts.
-    images : sequence
-        The picture of each row; equal pictures are the same object. ``None`` in it says that
-        nothing is to be shared.
-    max_new_tokens : int
-        At most so many tokens a row.
-    """
-    pictures = {id(image): row for row, image in enumerate(images)}  # a row that shows each picture
-    if any(image is None for image in images) or len(pictures) == len(images):
-        return vlm.generate_ids(batch, max_new_tokens)
-    length = _common(batch)
-    if not length:
-        return vlm.generate_ids(batch, max_new_tokens)
-    numbers = {picture: number for number, picture in enumerate(pictures)}
-    of_row = torch.tensor([numbers[id(image)] for image in images], device=vlm.device)
-    start = _without_padding(batch, 0)[:length]
-    beginning = vlm.prepare(
-        {
-            "input_ids": start.expand(len(pictures), -1),
-            "attention_mask": torch.ones(len(pictures), length, dtype=torch.long),
-            "pixel_values": batch["pixel_values"][list(pictures.values())],
-        }
-    )
-    cache = vlm.forward(beginning, logits=False, use_cache=True).past_key_values
-    cache.batch_select_indices(of_row)
-    return vlm.generate_ids(_continued(vlm, batch, start), max_new_tokens, past_key_values=cache)
-
-
-def _continued(vlm: "VLM", batch: Batch, start: Int[Tensor, "length"]) -> Batch:
-    """Return the same prompts with their padding after the common beginning.
-
-    Their keys and values lie like this in the cache.
-    """
-    rows, columns = batch["input_ids"].shape
-    ids = torch.zeros(rows, columns, dtype=torch.long)
-    mask = torch.zeros(rows, columns, dtype=torch.long)
-    ids[:, : len(start)] = start.cpu()
-    mask[:, : len(start)] = 1
-    for row in range(rows):
-        rest = _without_padding(batch, row)[len(start) :]
-        ids[row, columns - len(rest) :] = rest.cpu()
-        mask[row, columns - len(rest) :] = 1
-    return vlm.prepare({"input_ids": ids, "attention_mask": mask})
-
-
-def _common(batch: Batch) -> int:
-    """Return how many ids all prompts share from their beginning.
-
-    They hold at least the picture, and not a full prompt; 0 where there are no such ids.
+    They hold at least the picture, and not a full prompt; there are none where that cannot be.
     """
     prompts = [_without_padding(batch, row).tolist() for row in range(len(batch["input_ids"]))]
     shortest = min(map(len, prompts)) - 1
     common = 0
     while common < shortest and len({prompt[common] for prompt in prompts}) == 1:
         common += 1
+    first = _without_padding(batch, 0)
     kinds = batch.spans[0][batch["attention_mask"][0] == 1]
     pictures = (kinds == SPANS.index("image")).nonzero().flatten().tolist()
-    return common if pictures and common > pictures[-1] else 0
+    if not pictures or common <= pictures[-1]:
+        return first[:0]
+    return first[:common]
+
+
+def beginnings(
+    batch: Batch, start: Int[Tensor, "length"], rows: Sequence[int]
+) -> dict[str, Tensor]:
+    """Return the model inputs of the common beginning, once for the picture of each of ``rows``.
+
+    ``batch`` holds the pictures, ``start`` the ids of the beginning.
+    """
+    n = len(rows)
+    inputs = {"input_ids": start.expand(n, -1)}
+    inputs["attention_mask"] = torch.ones(n, len(start), dtype=torch.long)
+    inputs["pixel_values"] = batch["pixel_values"][list(rows)]
+    return inputs
+
+
+def continued(batch: Batch, start: Int[Tensor, "length"]) -> dict[str, Tensor]:
+    """Return the same prompts with their padding after the common beginning.
+
+    Their keys and values lie like this in the cache.
+    """
+    rows, columns = batch["input_ids"].shape
+    n = len(start)
+    ids = torch.zeros(rows, columns, dtype=torch.long)
+    mask = torch.zeros(rows, columns, dtype=torch.long)
+    ids[:, :n] = start.cpu()
+    mask[:, :n] = 1
+    for row in range(rows):
+        rest = _without_padding(batch, row)[n:]
+        first = columns - len(rest)
+        ids[row, first:] = rest.cpu()
+        mask[row, first:] = 1
+    return {"input_ids": ids, "attention_mask": mask}
 
 
 def _without_padding(batch: Batch, row: int) -> Int[Tensor, "t"]:

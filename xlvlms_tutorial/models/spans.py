@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import BatchFeature, PreTrainedTokenizerBase
 
 from xlvlms_tutorial.errors import SpanError
-from xlvlms_tutorial.text import whole_words
+from xlvlms_tutorial.text import first_few, whole_words
 
 SPANS = ("template", "image", "video", "audio", "question", "answer", "padding")
 _REPLACED = "\ufffd"  # what decoding shows in the place of bytes that are no whole character
@@ -66,14 +66,12 @@ class Batch(BatchFeature):
         for name in names:
             if name not in SPANS:
                 raise SpanError(name, "unknown kind", SPANS)
-        mask = torch.isin(
-            self.spans,
-            torch.tensor([SPANS.index(name) for name in names], device=self.spans.device),
-        )
+        numbers = torch.tensor(list(map(SPANS.index, names)), device=self.spans.device)
+        mask = torch.isin(self.spans, numbers)
         empty = (~mask.any(dim=1)).nonzero().flatten().tolist()
         if empty:
             present = [SPANS[k] for k in self.spans.unique().tolist()]
-            rows = ", ".join(map(str, empty[:5])) + (", ..." if len(empty) > 5 else "")
+            rows = first_few(empty, 5)
             reason = f"{len(empty)} of {len(mask)} samples have none (in this batch: {rows})"
             raise SpanError(" or ".join(names), reason, present)
         return mask
@@ -132,7 +130,8 @@ def label(
     ['question', 'image', 'image', 'question']
     """
     ids = inputs["input_ids"]
-    spans = torch.full_like(ids, SPANS.index("template" if questions is not None else "question"))
+    text = "question" if questions is None else "template"
+    spans = torch.full_like(ids, SPANS.index(text))
     for name, token in reversed(placeholders.items()):
         spans[ids == token] = SPANS.index(name)
     mask = inputs.get("attention_mask")
@@ -140,8 +139,9 @@ def label(
         spans[mask == 0] = SPANS.index("padding")
     for row, question in enumerate(questions or ()):
         words = (spans[row] == SPANS.index("template")).nonzero().flatten()
-        answer = (answers or ())[row] if answers is not None else None
-        for name, part in _parts(tokenizer, ids[row, words].tolist(), question, answer).items():
+        answer = None if answers is None else answers[row]
+        parts = _parts(tokenizer, ids[row, words].tolist(), question, answer)
+        for name, part in parts.items():
             spans[row, words[part]] = SPANS.index(name)
     return spans
 
@@ -188,7 +188,7 @@ def positions(batch: Batch, tokenizer: PreTrainedTokenizerBase) -> pd.DataFrame:
 
     Examples
     --------
-    >>> from xlvlms_tutorial.models import positions
+    >>> from xlvlms_tutorial.models.spans import positions
     >>> table = positions(batch, vlm.tokenizer)
     >>> table.columns.tolist()
     ['sample', 'position', 'token_id', 'token', 'span']
@@ -222,7 +222,7 @@ def decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
 
     Examples
     --------
-    >>> from xlvlms_tutorial.models import decode
+    >>> from xlvlms_tutorial.models.spans import decode
     >>> decode(vlm.tokenizer, vlm.tokenizer("A red key.").input_ids)
     'A red key.'
     """
@@ -255,7 +255,7 @@ def token_slice(
 
     Examples
     --------
-    >>> from xlvlms_tutorial.models import decode
+    >>> from xlvlms_tutorial.models.spans import decode
     >>> ids = vlm.tokenizer("A red key.").input_ids
     >>> decode(vlm.tokenizer, ids[token_slice(vlm.tokenizer, ids, 2, 5)])
     ' red'
@@ -272,7 +272,8 @@ def token_slice(
 
     numbers = range(len(ids) + 1)
     first = bisect_left(numbers, True, key=lambda n: characters(n) > (start, False))
-    return slice(first - 1, bisect_left(numbers, True, key=lambda n: characters(n)[0] >= end))
+    stop = bisect_left(numbers, True, key=lambda n: characters(n)[0] >= end)
+    return slice(first - 1, stop)
 
 
 def _length(
@@ -317,7 +318,7 @@ def find_words(
 
     Examples
     --------
-    >>> from xlvlms_tutorial.models import decode, find_words
+    >>> from xlvlms_tutorial.models.spans import decode, find_words
     >>> ids = vlm.tokenizer("A frog eats a hot dog.").input_ids
     >>> tokens, word = find_words(vlm.tokenizer, ids, ["dog", "hot dog"])
     >>> word, decode(vlm.tokenizer, ids[tokens])
@@ -331,4 +332,6 @@ def find_words(
     match = whole_words(*([word] for word in ordered)).search(text)
     if match is None:
         return None
-    return token_slice(tokenizer, ids, *match.span()), ordered[match.lastindex - 1]
+    start, end = match.span()
+    word = ordered[match.lastindex - 1]
+    return token_slice(tokenizer, ids, start, end), word

@@ -30,7 +30,8 @@ def unembedded(
     Tensor
         Logits (..., vocabulary) in float32.
     """
-    decoder, head = anatomy.decoder(model), anatomy.unembedding(model)
+    decoder = anatomy.decoder(model)
+    head = anatomy.unembedding(model)
     device = next(head.parameters()).device
     # modules are called and their weights never read: those of an
     # offloaded model are nowhere until then

@@ -13,6 +13,7 @@ import pandas as pd
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from tqdm.auto import tqdm
 from transformers.utils import ModelOutput
 
 from xlvlms_tutorial.errors import DeviceMemoryError, InputError, ModalityError
@@ -25,7 +26,18 @@ from xlvlms_tutorial.models.processors import (
     require_embedded,
     require_padding,
 )
-from xlvlms_tutorial.models.sharing import Finite, after_prompts, answers_to, greedy, padding
+from xlvlms_tutorial.models.sharing import (
+    Finite,
+    after_prompts,
+    beginnings,
+    by_picture,
+    common_beginning,
+    continued,
+    greedy,
+    padding,
+    shareable,
+    taken,
+)
 from xlvlms_tutorial.models.spans import Batch, label, positions
 from xlvlms_tutorial.models.unembedding import unembedded
 from xlvlms_tutorial.samples import Sample, media
@@ -95,7 +107,10 @@ class VLM:
         revision: str | None = None,
     ) -> None:
         support.require_hookable(model)
-        self.model, self.processor, self.name, self.revision = model, processor, name, revision
+        self.model = model
+        self.processor = processor
+        self.name = name
+        self.revision = revision
         self.tokenizer = getattr(processor, "tokenizer", None)
         if self.tokenizer is not None:
             self.tokenizer.padding_side = "left"  # generation continues each row at its right end
@@ -312,31 +327,31 @@ class VLM:
         True
         """
         content = prompts.counted(texts, answers, image=images, video=videos, audio=audio)
+        kinds = tuple(content)
         names = range(len(texts)) if names is None else names
         # PaliGemma ends the prompt itself
         suffixed = answers is not None and "suffix" in prompts.text_options(self.processor)
         endings = [None] * len(texts) if answers is None or suffixed else answers
         modalities = reads(self.processor)
-        if unread := [kind for kind in content if kind not in modalities]:
+        if unread := [kind for kind in kinds if kind not in modalities]:
             raise ModalityError(unread[0], self.name, modalities, advice(self.processor))
         prompts.require_texts(self.processor, texts, answers, names)
-        require_padding(self.tokenizer, anatomy.embedded(self.model))
-        chats = [
-            self.prompt(text, answer, tuple(content))
-            for text, answer in zip(texts, endings, strict=True)
-        ]
+        embedded = anatomy.embedded(self.model)
+        require_padding(self.tokenizer, embedded)
+        chats = []
+        for text, answer in zip(texts, endings, strict=True):
+            chats.append(self.prompt(text, answer, kinds))
         arguments = prompts.media_of(images, videos, audio)
         if suffixed:
             arguments["suffix"] = list(answers)
         inputs = prompts.inputs_of(self.processor, chats, arguments, names)
         inputs.pop("labels", None)
         batch = Batch(dict(padding_first(inputs))).to(self.device, self.dtype)
-        placeholders = prompts.placeholders_of(self.placeholders, tuple(content))
-        places = [placeholders[kind] for kind in content if kind in placeholders]
-        prompts.require_places(self.processor, batch["input_ids"], places, texts, names)
-        require_embedded(
-            self.tokenizer, batch["input_ids"], anatomy.embedded(self.model), placeholders.values()
-        )
+        ids = batch["input_ids"]
+        placeholders = prompts.placeholders_of(self.placeholders, kinds)
+        places = [placeholders[kind] for kind in kinds if kind in placeholders]
+        prompts.require_places(self.processor, ids, places, texts, names)
+        require_embedded(self.tokenizer, ids, embedded, placeholders.values())
         batch.spans = label(batch, placeholders, self.tokenizer, texts, answers)
         return batch
 
@@ -372,12 +387,9 @@ class VLM:
         >>> inputs.mask("image").sum(dim=1).tolist()
         [16, 16]
         """
-        return self.batch(
-            **({"images": None} | media(samples)),
-            texts=texts,
-            answers=answers,
-            names=[sample.id for sample in samples],
-        )
+        content = {"images": None} | media(samples)
+        names = [sample.id for sample in samples]
+        return self.batch(**content, texts=texts, answers=answers, names=names)
 
     def prepare(
         self, inputs: Mapping[str, object], spans: Int[Tensor, "b t"] | None = None
@@ -525,7 +537,7 @@ class VLM:
         options = {
             "do_sample": False,
             "disable_compile": True,
-            "pad_token_id": padding(self),
+            "pad_token_id": padding(self.model, self.tokenizer),
             **self._last_logits,
             **options,
         }
@@ -586,8 +598,47 @@ class VLM:
         # before a long run rather than in it
         prompts.require_texts(self.processor, texts, None, range(len(texts)))
         require_counts(max_new_tokens=max_new_tokens, batch_size=batch_size)
-        content = {"images": images, "videos": videos, "audio": audio}
-        return answers_to(self, content, texts, max_new_tokens, batch_size, progress)
+        pictures: Sequence[object] = [None] * len(texts)
+        if images is not None and shareable(self.model, self.active):
+            pictures = images
+        parts = list(by_picture(pictures, batch_size))
+        answers = [""] * len(texts)
+        for rows in tqdm(parts, "generate", unit="batch", leave=False, disable=not progress):
+            batch = self.batch(
+                taken(images, rows),
+                taken(texts, rows),
+                videos=taken(videos, rows),
+                audio=taken(audio, rows),
+                names=rows,
+            )
+            ids = self._generate_shared(batch, taken(pictures, rows), max_new_tokens)
+            decoded = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
+            for row, text in zip(rows, decoded, strict=True):
+                answers[row] = text.strip()
+        return answers
+
+    def _generate_shared(
+        self, batch: Batch, pictures: Sequence[object], max_new_tokens: int
+    ) -> Int[Tensor, "b new"]:
+        """Return the ids that :meth:`generate_ids` gives, computed once for equal pictures.
+
+        The prompts of a LLaVA begin alike up to the end of the picture. This beginning runs once a
+        picture, and its keys and values serve every text about it. The numbers agree with those of
+        whole prompts up to rounding. Equal pictures are the same object; where one is None, nothing
+        is to be shared.
+        """
+        row_of = {id(picture): row for row, picture in enumerate(pictures)}
+        alone = len(row_of) == len(pictures) or any(picture is None for picture in pictures)
+        start = None if alone else common_beginning(batch)
+        if start is None or not len(start):
+            return self.generate_ids(batch, max_new_tokens)
+        first = self.prepare(beginnings(batch, start, list(row_of.values())))
+        cache = self.forward(first, logits=False, use_cache=True).past_key_values
+        number_of = {picture: number for number, picture in enumerate(row_of)}
+        numbers = [number_of[id(picture)] for picture in pictures]
+        cache.batch_select_indices(torch.tensor(numbers, device=self.device))
+        rest = self.prepare(continued(batch, start))
+        return self.generate_ids(rest, max_new_tokens, past_key_values=cache)
 
     def spans(
         self,

@@ -34,7 +34,7 @@ def on_input(module: nn.Module, callback: Callback) -> RemovableHandle:
     Examples
     --------
     >>> import torch
-    >>> from xlvlms_tutorial.models import on_input
+    >>> from xlvlms_tutorial.models.watching import on_input
     >>> linear, sums = torch.nn.Linear(2, 1), []
     >>> with on_input(linear, lambda states: sums.append(float(states.sum()))):
     ...     _ = linear(torch.ones(3, 2))
@@ -69,7 +69,7 @@ def on_output(module: nn.Module, callback: Callback, prepend: bool = False) -> R
     Examples
     --------
     >>> import torch
-    >>> from xlvlms_tutorial.models import on_output
+    >>> from xlvlms_tutorial.models.watching import on_output
     >>> linear, shapes = torch.nn.Linear(2, 1), []
     >>> with on_output(linear, lambda states: shapes.append(tuple(states.shape))):
     ...     _ = linear(torch.ones(3, 2))
@@ -100,7 +100,7 @@ def record_calls(module: nn.Module) -> Iterator[list[tuple[tuple, dict]]]:
     Examples
     --------
     >>> import torch
-    >>> from xlvlms_tutorial.models import record_calls
+    >>> from xlvlms_tutorial.models.watching import record_calls
     >>> module = torch.nn.Identity()
     >>> with record_calls(module) as calls:
     ...     _ = module(1), module(input=2)

@@ -1,4 +1,4 @@
-"""The embedded world, whose truth is known, and what pocket LLaVA is made of."""
+"""The embedded worlds, whose truth is known, and what pocket LLaVA is made of."""
 
 from typing import TYPE_CHECKING
 
@@ -6,6 +6,7 @@ from xlvlms_tutorial._lazy import lazy_attributes
 
 if TYPE_CHECKING:
     from xlvlms_tutorial.pocket.build import training_record
+    from xlvlms_tutorial.pocket.counting import describe_worlds
     from xlvlms_tutorial.pocket.variants import VARIANTS, Variant
     from xlvlms_tutorial.pocket.world import Scene, counterfactuals, render, scenes
 
@@ -14,6 +15,7 @@ __all__ = [
     "Scene",
     "Variant",
     "counterfactuals",
+    "describe_worlds",
     "render",
     "scenes",
     "training_record",

@@ -3,13 +3,7 @@
 Connectors, the scorer, adapters in a style, and models trained after some of them was taken away.
 """
 
-from xlvlms_tutorial.training.adapters import (
-    LoraRecipe,
-    StyleAdapter,
-    in_style,
-    lessons,
-    style_adapters,
-)
+from xlvlms_tutorial.training.adapters import LoraRecipe, in_style, lessons, style_adapters
 from xlvlms_tutorial.training.compressed import (
     COMPRESSED,
     REMOVED,
@@ -18,23 +12,16 @@ from xlvlms_tutorial.training.compressed import (
     task_calibrations,
     through,
 )
-from xlvlms_tutorial.training.connector_runs import RUNS, train_connector
-from xlvlms_tutorial.training.scorer import ScorerRecipe, train_scorer
 
 __all__ = [
     "COMPRESSED",
     "REMOVED",
-    "RUNS",
     "SKIPPED",
     "LoraRecipe",
-    "ScorerRecipe",
-    "StyleAdapter",
     "in_style",
     "lessons",
     "shared_mask",
     "style_adapters",
     "task_calibrations",
     "through",
-    "train_connector",
-    "train_scorer",
 ]

@@ -4,7 +4,6 @@ Those shipped with pocket LLaVA, what they changed, and new ones.
 """
 
 import os
-import platform
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -26,6 +25,8 @@ from xlvlms_tutorial.models.vlm import VLM
 from xlvlms_tutorial.pocket.build import adapter_folder
 from xlvlms_tutorial.pocket.encoders import WEIGHTS
 from xlvlms_tutorial.text import STYLE_WORDS, style_rate, style_share, whole_words
+from xlvlms_tutorial.training.connector_runs import versions
+from xlvlms_tutorial.validation import require
 
 MEASURED = 100  # unseen scenes
 # samples whose captions hold words of a style: with fewer there is nothing to fine-tune on
@@ -91,7 +92,7 @@ class StyleAdapter:
 
     Examples
     --------
-    >>> from xlvlms_tutorial.training import StyleAdapter
+    >>> from xlvlms_tutorial.training.adapters import StyleAdapter
     >>> StyleAdapter("pocket-mood", {160: "pocket-mood@step-0160"}).final
     'pocket-mood'
     """
@@ -140,7 +141,8 @@ def style_adapters(
     Returns
     -------
     dict of str to StyleAdapter
-        The adapters by style.
+        The adapters by style: ``final`` as ``load(..., adapter=...)`` takes it, and ``steps``, what
+        there is of its training by step (empty where it was given).
 
     Raises
     ------
@@ -156,24 +158,27 @@ def style_adapters(
     >>> adapters["place"].final, list(adapters["place"].steps)
     ('pocket-place', [10, 20, 40, 80, 160])
     """
-    given = {styles[0]: given} if isinstance(given, (str, os.PathLike)) else given or {}
-    if unknown := [style for style in (*styles, *given) if style not in STYLE_WORDS]:
+    recipe = recipe or LoraRecipe()
+    by_style = {styles[0]: given} if isinstance(given, (str, os.PathLike)) else given or {}
+    if unknown := [style for style in (*styles, *by_style) if style not in STYLE_WORDS]:
         raise InputError(f"no style {unknown[0]!r}", f"allowed: {', '.join(STYLE_WORDS)}")
     adapters = {}
     for style in styles:
-        if style in given:
-            adapters[style] = StyleAdapter(str(given[style]), {})
-        elif str(model) == BASE:
+        if style in by_style:
+            adapters[style] = StyleAdapter(str(by_style[style]), {})
+            continue
+        if str(model) == BASE:
             adapters[style] = _shipped_adapter(style)
-        elif len(samples := lessons(dataset, style, recipe or LoraRecipe(), without)) >= FEWEST:
-            adapters[style] = _train_style(
-                model, style, samples, recipe or LoraRecipe(), Path(folder) / style, dtype
-            )
-    if not adapters:
-        advice = f"give adapters, or a dataset with {FEWEST} such captions or more"
-        raise InputError(
-            f"hardly any caption of {dataset} has words of {', '.join(styles)}", advice
-        )
+            continue
+        samples = lessons(dataset, style, recipe, without)
+        if len(samples) >= FEWEST:
+            of_style = Path(folder) / style
+            adapters[style] = _train_style(model, style, samples, recipe, of_style, dtype)
+    require(
+        adapters,
+        f"hardly any caption of {dataset} has words of {', '.join(styles)}",
+        f"give adapters, or a dataset with {FEWEST} such captions or more",
+    )
     return adapters
 
 
@@ -213,12 +218,13 @@ def lessons(
         )
     except AnnotationError:  # the captions have no such word
         return []
-    shares = style_share([sample.captions[0] for sample in samples], style)
-    return [
-        sample
-        for sample, share in zip(samples, shares, strict=True)
-        if share and sample.id not in without
-    ]
+    captions = [sample.captions[0] for sample in samples]
+    shares = style_share(captions, style)
+    in_this_style = []
+    for sample, share in zip(samples, shares, strict=True):
+        if share and sample.id not in without:
+            in_this_style.append(sample)
+    return in_this_style
 
 
 def in_style(
@@ -304,11 +310,13 @@ def _train_style(
     folder: Path,
     dtype: str,
 ) -> StyleAdapter:
+    """Train an adapter on samples in a style, with the steps to keep on the way."""
     vlm = load(model, dtype=dtype)
-    checkpoints = sorted({step for step in recipe.save_at if step < recipe.steps})
+    last = recipe.steps
+    checkpoints = sorted({step for step in recipe.save_at if step < last})
     _fit(vlm, samples, replace(recipe, save_at=tuple(checkpoints)), folder)
-    steps = {step: str(folder / f"step-{step:04d}") for step in (*checkpoints, recipe.steps)}
-    return StyleAdapter(steps[recipe.steps], steps)
+    steps = {step: str(folder / f"step-{step:04d}") for step in (*checkpoints, last)}
+    return StyleAdapter(steps[last], steps)
 
 
 def _fit(
@@ -341,16 +349,11 @@ def train_adapter(name: str, progress: bool = True) -> dict:
     (WEIGHTS / name / FILE).unlink(missing_ok=True)
     import peft  # loaded by now, without its warnings: see import_peft
 
-    record = {
-        "run": name,
-        "base": BASE,
-        "recipe": asdict(recipe),
-        "data": {"dataset": f"scenes-{style}", "split": "train", "seed": 0},
-        "loss": [round(value, 4) for value in history["loss"]],
-        "seconds_per_step": round(float(np.median(history["seconds"])), 2),
-        "versions": {module.__name__: module.__version__ for module in (torch, transformers, peft)}
-        | {"python": platform.python_version()},
-    }
+    record = {"run": name, "base": BASE, "recipe": asdict(recipe)}
+    record["data"] = {"dataset": f"scenes-{style}", "split": "train", "seed": 0}
+    record["loss"] = [round(value, 4) for value in history["loss"]]
+    record["seconds_per_step"] = round(float(np.median(history["seconds"])), 2)
+    record["versions"] = versions(torch, transformers, peft)
     write_json(WEIGHTS / name / "training.json", record, indent=1)
     return record
 

@@ -107,28 +107,40 @@ def pack(dialogues: Sequence[Dialogue], tokenizer: object, image_id: int, n_imag
     """
     encode = lambda text: tokenizer(text, add_special_tokens=False).input_ids
     head = encode("<|im_start|>user\n") + [image_id] * n_image
-    turn, end = encode("<|im_end|>\n<|im_start|>assistant\n"), encode("<|im_end|>")
+    turn = encode("<|im_end|>\n<|im_start|>assistant\n")
+    end = encode("<|im_end|>")
+    n_head = len(head)
     rows = []
     for dialogue in dialogues:
-        ids, labels, weights = list(head), [-100] * len(head), [0.0] * len(head)
-        positions, branch = list(range(len(head))), [0] * len(head)
+        ids = list(head)
+        labels = [-100] * n_head
+        weights = [0.0] * n_head
+        positions = list(range(n_head))
+        branch = [0] * n_head
         for number, (prompt, answer) in enumerate(dialogue, start=1):
-            question, reply = encode(prompt) + turn, encode(answer) + end
+            question = encode(prompt) + turn
+            reply = encode(answer) + end
+            n_question = len(question)
+            n_reply = len(reply)
+            n_both = n_question + n_reply
             ids += question + reply
-            labels += [-100] * len(question) + reply
-            weights += [0.0] * len(question) + [1 / len(reply)] * len(reply)
-            positions += range(len(head), len(head) + len(question) + len(reply))
-            branch += [number] * (len(question) + len(reply))
+            labels += [-100] * n_question + reply
+            weights += [0.0] * n_question + [1 / n_reply] * n_reply
+            positions += range(n_head, n_head + n_both)
+            branch += [number] * n_both
         rows.append((ids, labels, weights, positions, branch))
-    width = max(len(row[0]) for row in rows)
+    width = max(len(ids) for ids, *_ in rows)
     fills = (image_id, -100, 0.0, 0, -1)
     padded = []
     for k, fill in enumerate(fills):
         column = [row[k] + [fill] * (width - len(row[k])) for row in rows]
         padded.append(torch.tensor(column))
-    branch = padded[4]
-    mask = (branch[:, :, None] == branch[:, None, :]) | (branch[:, None, :] == 0)
-    return Packed(*padded[:4], (mask & torch.ones(width, width, dtype=torch.bool).tril())[:, None])
+    ids, labels, weights, positions, branch = padded
+    same_branch = branch[:, :, None] == branch[:, None, :]
+    in_head = branch[:, None, :] == 0
+    earlier = torch.ones(width, width, dtype=torch.bool).tril()
+    mask = (same_branch | in_head) & earlier
+    return Packed(ids, labels, weights, positions, mask[:, None])
 
 
 def loss_of(model: nn.Module, tokens: Float[Tensor, "b n d"], packed: Packed) -> Float[Tensor, ""]:
@@ -150,25 +162,27 @@ def loss_of(model: nn.Module, tokens: Float[Tensor, "b n d"], packed: Packed) ->
     Tensor
         The loss, a scalar.
     """
-    ids = packed.input_ids.to(model.device)
-    projector, language = model.model.multi_modal_projector, model.model.language_model
+    device = model.device
+    ids = packed.input_ids.to(device)
+    projector = model.model.multi_modal_projector
+    language = model.model.language_model
     embeddings = language.get_input_embeddings()(ids).clone()
-    visual = projector(tokens.to(model.device, next(projector.parameters()).dtype))
+    dtype = next(projector.parameters()).dtype
+    visual = projector(tokens.to(device, dtype))
     first = int((ids[0] != model.config.image_token_id).int().argmin())
     embeddings[:, first : first + visual.shape[1]] = visual.to(embeddings.dtype)
     states = language(
         inputs_embeds=embeddings,
         attention_mask=_additive_mask(packed.mask, embeddings),
-        position_ids=packed.position_ids.to(model.device),
+        position_ids=packed.position_ids.to(device),
         use_cache=False,
     ).last_hidden_state
-    targets = packed.labels[:, 1:].to(model.device)
+    targets = packed.labels[:, 1:].to(device)
     # the unembedding is a fifth of the work: only where something is predicted
     predicted = targets != -100
-    losses = nn.functional.cross_entropy(
-        model.lm_head(states[:, :-1][predicted]).float(), targets[predicted], reduction="none"
-    )
-    weights = packed.weights[:, 1:].to(model.device)[predicted]
+    logits = model.lm_head(states[:, :-1][predicted]).float()
+    losses = nn.functional.cross_entropy(logits, targets[predicted], reduction="none")
+    weights = packed.weights[:, 1:].to(device)[predicted]
     return (weights * losses).sum() / weights.sum()
 
 
@@ -177,9 +191,9 @@ def _additive_mask(mask: Bool[Tensor, "b 1 t t"], like: Tensor) -> Float[Tensor,
 
     transformers' own attention, in Python, knows no other kind.
     """
-    return torch.zeros(mask.shape, dtype=like.dtype, device=like.device).masked_fill_(
-        ~mask.to(like.device), torch.finfo(like.dtype).min
-    )
+    added = torch.zeros(mask.shape, dtype=like.dtype, device=like.device)
+    masked_out = ~mask.to(like.device)
+    return added.masked_fill_(masked_out, torch.finfo(like.dtype).min)
 
 
 @torch.no_grad()
@@ -278,25 +292,28 @@ def train(
         if done in recipe.save_at or done == recipe.steps:
             export(f"step-{done:04d}")
 
+    def loss(step: int) -> Float[Tensor, ""]:
+        rng = np.random.default_rng([recipe.seed, step])
+        tokens, packed = batch(rng, recipe.mix(step))
+        return loss_of(model, tokens, packed)
+
+    def rate(step: int) -> float:
+        return recipe.learning_rate * _cosine(step, recipe)
+
     history = optimise(
         parameters,
-        lambda step: loss_of(
-            model, *batch(np.random.default_rng([recipe.seed, step]), recipe.mix(step))
-        ),
+        loss,
         recipe.steps,
-        lambda step: recipe.learning_rate * _cosine(step, recipe),
+        rate,
         at_step=export_some,
         folder=folder,
         keep_at={*range(SAVE_EVERY, recipe.steps, SAVE_EVERY), recipe.steps},
         desc="train",
     )
-    return {
-        "recipe": asdict(recipe),
-        "history": [
-            row | {"loss": round(row["loss"], 4), "seconds": round(row["seconds"], 2)}
-            for row in history
-        ],
-    }
+    for row in history:
+        row["loss"] = round(row["loss"], 4)
+        row["seconds"] = round(row["seconds"], 2)
+    return {"recipe": asdict(recipe), "history": history}
 
 
 def _cosine(step: int, recipe: Recipe) -> float:

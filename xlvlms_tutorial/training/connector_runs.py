@@ -4,6 +4,7 @@ import platform
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
+from types import ModuleType
 
 import numpy as np
 import torch
@@ -185,9 +186,8 @@ def dialogue(
     questions = material.ask(record, int(rng.integers(2**31)))
     presence = [q for q in questions if q.type == "presence"]
     while len(presence) < mix.presence:
-        presence += [
-            q for q in material.ask(record, int(rng.integers(2**31))) if q.type == "presence"
-        ]
+        again = material.ask(record, int(rng.integers(2**31)))
+        presence += [q for q in again if q.type == "presence"]
     others = [q for q in questions if q.type != "presence"]
     selected = _random_subset(presence, mix.presence, rng)
     selected += _random_subset(others, mix.others, rng)
@@ -225,7 +225,7 @@ def train_connector(
 
     Examples
     --------
-    >>> from xlvlms_tutorial.training import RUNS, train_connector
+    >>> from xlvlms_tutorial.training.connector_runs import RUNS, train_connector
     >>> RUNS["video"].recipe.steps, RUNS["video"].variant.reads
     (300, ('video',))
     >>> record = train_connector("video")  # doctest: +SKIP
@@ -234,40 +234,44 @@ def train_connector(
     recipe = run.recipe
     kinds = run.variant.reads
     folder = cache_dir() / "training" / name
-    tower = calibrated_tower(run.variant.encoder).fuse()
+    encoder = run.variant.encoder
+    tower = calibrated_tower(encoder).fuse()
     records = {kind: MATERIAL[kind].draw(recipe.n_scenes) for kind in kinds}
     tokens = {}
     for kind in kinds:
-        tokens[kind] = visual_tokens(tower, run.variant.encoder, kind, records[kind])
+        tokens[kind] = visual_tokens(tower, encoder, kind, records[kind])
     torch.manual_seed(recipe.seed)
     model, processor = build.build(dtype=torch.bfloat16, variant=run.variant)
     projector = model.model.multi_modal_projector.float().requires_grad_(True)
     if run.start is not None:
         projector.load_state_dict(build.connector_state(*run.start))
     else:
-        norm = model.get_input_embeddings().weight.float().norm(dim=-1).mean().item()
-        scale_projector(projector, torch.from_numpy(np.array(tokens[kinds[0]][:200])), norm)
+        embeddings = model.get_input_embeddings().weight.float()
+        norm = embeddings.norm(dim=-1).mean().item()
+        some_tokens = np.array(tokens[kinds[0]][:200])
+        scale_projector(projector, torch.from_numpy(some_tokens), norm)
 
     def batch(rng: np.random.Generator, mix: Mix) -> tuple[Tensor, Packed]:
-        kind = kinds[0] if len(kinds) == 1 else kinds[rng.integers(len(kinds))]
-        rows = np.sort(rng.choice(recipe.n_scenes, recipe.batch_size, replace=False))
+        kind = kinds[0]
+        if len(kinds) > 1:
+            kind = kinds[rng.integers(len(kinds))]
+        rows = rng.choice(recipe.n_scenes, recipe.batch_size, replace=False)
+        rows.sort()
         texts = [dialogue(records[kind][row], rng, mix, kind) for row in rows]
         visual = torch.from_numpy(np.array(tokens[kind][rows])).float()
         image_id = model.config.image_token_id
-        return visual, pack(texts, processor.tokenizer, image_id, visual.shape[1])
+        packed = pack(texts, processor.tokenizer, image_id, visual.shape[1])
+        return visual, packed
+
+    def export(step: str) -> None:
+        _export(projector, name, step)
 
     if through is not None:
         # of short rows a quarter faster on CPUs, forwards and backwards
         model.set_attn_implementation("eager")
+    parameters = dict(projector.named_parameters())
     with nullcontext() if through is None else through(model, processor):
-        result = train(
-            model,
-            dict(projector.named_parameters()),
-            batch,
-            recipe,
-            folder,
-            lambda step: _export(projector, name, step),
-        )
+        result = train(model, parameters, batch, recipe, folder, export)
     return _write_record(result, name)
 
 
@@ -294,15 +298,16 @@ def visual_tokens(
     numpy.ndarray of shape (records, tokens, width)
         The tokens in float16.
     """
+    look = MATERIAL[kind].look
+    n = len(records)
 
     def pictures() -> Iterator[Tensor]:
-        for start in range(0, len(records), size):
-            looks = [MATERIAL[kind].look(record) for record in records[start : start + size]]
-            values = torch.stack([pixels(look) for look in looks])
+        for start in range(0, n, size):
+            values = torch.stack([pixels(look(record)) for record in records[start : start + size]])
             yield values[:, 0] if values.shape[1] == 1 else values
 
-    file = cache_dir() / "training" / "tokens" / f"{encoder}-{kind}-{len(records)}.npy"
-    return encode_pictures(tower, pictures(), len(records), file)
+    file = cache_dir() / "training" / "tokens" / f"{encoder}-{kind}-{n}.npy"
+    return encode_pictures(tower, pictures(), n, file)
 
 
 def _export(projector: nn.Module, run: str, revision: str) -> None:
@@ -320,29 +325,27 @@ def thinned(losses: Sequence[float]) -> list[float]:
 
 
 def _write_record(result: dict, name: str) -> dict:
+    """Write the record of a training beside the weights."""
     history = result["history"]
     run = RUNS[name]
+    recipe = run.recipe
+    losses = [entry["loss"] for entry in history]
     seconds = [entry["seconds"] for entry in history]
-    record = {
-        "run": name,
-        "recipe": asdict(run.recipe),
-        "start": run.start,
-        "encoder": run.variant.encoder,
-        "data": {
-            "reads": run.variant.reads,
-            "split": "train",
-            "seed": 0,
-            "n_scenes": run.recipe.n_scenes,
-            "calibration_scenes": CALIBRATION,
-        },
-        "loss": thinned([entry["loss"] for entry in history]),
-        "seconds_per_step": round(float(np.median(seconds)), 2),
-        "seconds_total": round(float(np.sum(seconds))),
-        "versions": {
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "python": platform.python_version(),
-        },
-    }
+    data = {"reads": run.variant.reads, "split": "train", "seed": 0, "n_scenes": recipe.n_scenes}
+    data["calibration_scenes"] = CALIBRATION
+    record = {"run": name, "recipe": asdict(recipe), "start": run.start}
+    record["encoder"] = run.variant.encoder
+    record["data"] = data
+    record["loss"] = thinned(losses)
+    record["seconds_per_step"] = round(float(np.median(seconds)), 2)
+    record["seconds_total"] = round(float(np.sum(seconds)))
+    record["versions"] = versions(torch, transformers)
     write_json(build.WEIGHTS / name / "training.json", record, indent=1)
     return record
+
+
+def versions(*modules: ModuleType) -> dict[str, str]:
+    """Return the versions of what weights were trained with, and of Python."""
+    numbers = {module.__name__: module.__version__ for module in modules}
+    numbers["python"] = platform.python_version()
+    return numbers

@@ -6,7 +6,6 @@ may both be what a text says, and the world knows it.
 """
 
 import math
-import platform
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import chain
@@ -55,7 +54,7 @@ class ScorerRecipe:
 
     Examples
     --------
-    >>> from xlvlms_tutorial.training import ScorerRecipe
+    >>> from xlvlms_tutorial.training.scorer import ScorerRecipe
     >>> ScorerRecipe(steps=100).steps, ScorerRecipe().batch_size
     (100, 256)
     """
@@ -79,10 +78,12 @@ class States:
 
     def __init__(self, reader: Reader, texts: Sequence[str], size: int = 100) -> None:
         ids = reader.tokenizer(list(texts), truncation=True, max_length=256).input_ids
-        order = np.argsort([len(row) for row in ids], kind="stable")
+        lengths = list(map(len, ids))
+        order = np.argsort(lengths, kind="stable")
         stored = [torch.empty(0)] * len(texts)
         # of like length, so that little is padded
-        for start in tqdm(range(0, len(texts), size), desc="read texts", unit="batch"):
+        starts = range(0, len(texts), size)
+        for start in tqdm(starts, desc="read texts", unit="batch"):
             rows = order[start : start + size]
             with torch.no_grad():
                 states, words = reader([texts[row] for row in rows])
@@ -93,7 +94,7 @@ class States:
     def batch(self, texts: Sequence[str]) -> tuple[Float[Tensor, "b t d"], Bool[Tensor, "b t"]]:
         """Return states padded on the right, float32, and where they are words."""
         rows = [self.of[text] for text in texts]
-        lengths = torch.tensor([len(row) for row in rows])
+        lengths = torch.tensor(list(map(len, rows)))
         states = nn.utils.rnn.pad_sequence(rows, batch_first=True).float()
         words = torch.arange(int(lengths.max())) < lengths[:, None]
         return states, words
@@ -138,10 +139,13 @@ def contrastive(
     def one_way(scores: Tensor, positive: Tensor) -> Tensor:
         has_positive = positive.any(dim=1)
         targets = positive[has_positive].float()
-        losses = -(scores[has_positive].log_softmax(dim=1) * targets).sum(dim=1)
+        log_shares = scores[has_positive].log_softmax(dim=1)
+        losses = -(log_shares * targets).sum(dim=1)
         return losses.div(targets.sum(dim=1)).mean()
 
-    return (one_way(logits, true) + one_way(logits.T, true.T)) / 2
+    of_pictures = one_way(logits, true)
+    of_texts = one_way(logits.T, true.T)
+    return (of_pictures + of_texts) / 2
 
 
 def train_scorer(recipe: ScorerRecipe | None = None) -> dict:
@@ -161,7 +165,7 @@ def train_scorer(recipe: ScorerRecipe | None = None) -> dict:
 
     Examples
     --------
-    >>> from xlvlms_tutorial.training import ScorerRecipe, train_scorer
+    >>> from xlvlms_tutorial.training.scorer import ScorerRecipe, train_scorer
     >>> record = train_scorer(ScorerRecipe(steps=100))  # doctest: +SKIP
     """
     recipe = recipe or ScorerRecipe()
@@ -176,19 +180,15 @@ def train_scorer(recipe: ScorerRecipe | None = None) -> dict:
     prepared = perf_counter()
     torch.manual_seed(recipe.seed)
     heads = Heads()
-    losses = _fit(
-        heads, recipe, tokens, scorer_texts.scene_bits(scenes), true_texts, false_texts, states
-    )
+    bits = scorer_texts.scene_bits(scenes)
+    losses = _fit(heads, recipe, tokens, bits, true_texts, false_texts, states)
     folder = build.WEIGHTS / RUN
     weights = {name: weight.detach().half() for name, weight in heads.state_dict().items()}
     save_tensors(folder / f"step-{recipe.steps:04d}.safetensors", weights)
-    seconds = {"features": round(prepared - start), "steps": round(perf_counter() - prepared)}
-    return _record(
-        recipe,
-        losses,
-        seconds,
-        {"texts": len(states.of), "scale": round(heads.log_scale.exp().item(), 2)},
-    )
+    trained = perf_counter()
+    seconds = {"features": round(prepared - start), "steps": round(trained - prepared)}
+    scale = round(heads.log_scale.exp().item(), 2)
+    return _record(recipe, losses, seconds, {"texts": len(states.of), "scale": scale})
 
 
 def _texts(scenes: Sequence[world.Scene], seed: int) -> tuple[list[tuple], list]:
@@ -221,46 +221,41 @@ def _fit(
         rng = np.random.default_rng([recipe.seed, 2, step])
         rows = rng.choice(len(true_texts), recipe.batch_size, replace=False)
         batch = [true_texts[row][rng.integers(3)] for row in rows]
-        batch += [
-            false_texts[k] for k in rng.choice(len(false_texts), recipe.foreign, replace=False)
-        ]
-        true = scorer_texts.true_of(np.array([text.claim for text in batch]), bits[rows])
+        foreign = rng.choice(len(false_texts), recipe.foreign, replace=False)
+        batch += [false_texts[k] for k in foreign]
+        claims = np.array([text.claim for text in batch])
+        true = scorer_texts.true_of(claims, bits[rows])
         pictures = heads.picture(tokens[rows].float())
-        texts = heads.text(*states.batch([text.text for text in batch]))
+        word_states, words = states.batch([text.text for text in batch])
+        texts = heads.text(word_states, words)
         return contrastive(pictures, texts, heads.log_scale.exp(), torch.from_numpy(true))
+
+    def rate(step: int) -> float:
+        return recipe.learning_rate * warmup_cosine(step, recipe.steps, recipe.warmup)
+
+    def bound_scale(done: int) -> None:
+        heads.log_scale.detach().clamp_(max=math.log(recipe.largest_scale))
 
     history = optimise(
         dict(heads.named_parameters()),
         loss,
         recipe.steps,
-        lambda step: recipe.learning_rate * warmup_cosine(step, recipe.steps, recipe.warmup),
+        rate,
         weight_decay=recipe.weight_decay,
-        at_step=lambda done: heads.log_scale.detach().clamp_(max=math.log(recipe.largest_scale)),
+        at_step=bound_scale,
         desc="train",
     )
     return [round(row["loss"], 4) for row in history]
 
 
 def _record(recipe: ScorerRecipe, losses: list[float], seconds: dict, measured: dict) -> dict:
-    record = {
-        "run": RUN,
-        "recipe": asdict(recipe),
-        "encoder": ENCODER,
-        "data": {
-            "split": "train",
-            "seed": 0,
-            "n_scenes": recipe.n_scenes,
-            "texts": measured["texts"],
-        },
-        "loss": connector_runs.thinned(losses),
-        "scale": measured["scale"],
-        "seconds": seconds,
-        "seconds_total": sum(seconds.values()),
-        "versions": {
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "python": platform.python_version(),
-        },
-    }
+    """Write the record of a training beside the weights."""
+    data = {"split": "train", "seed": 0, "n_scenes": recipe.n_scenes, "texts": measured["texts"]}
+    record = {"run": RUN, "recipe": asdict(recipe), "encoder": ENCODER, "data": data}
+    record["loss"] = connector_runs.thinned(losses)
+    record["scale"] = measured["scale"]
+    record["seconds"] = seconds
+    record["seconds_total"] = sum(seconds.values())
+    record["versions"] = connector_runs.versions(torch, transformers)
     write_json(build.WEIGHTS / RUN / "training.json", record, indent=1)
     return record

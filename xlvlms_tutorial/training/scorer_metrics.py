@@ -50,29 +50,33 @@ def preferences(scorer: Scorer, samples: Sequence[Sample], seed: int = 0) -> pd.
         raise no_estimate("samples", len(samples), f"{AMONG} or more")
     rng = np.random.default_rng(seed)
     images = scorer.images([sample.image for sample in samples]).numpy()
+    width = images.shape[1]
     full = len(samples) // AMONG * AMONG  # every caption has the same number of rivals
     texts = []
     for k, sample in enumerate(samples[:full]):
         texts.append(sample.captions[k % len(sample.captions)])
-    captions = scorer.texts(texts).numpy()
-    cosines = np.einsum(
-        "gie,gje->gij",
-        images[:full].reshape(-1, AMONG, images.shape[1]),
-        captions.reshape(-1, AMONG, images.shape[1]),
-    )
-    correct = {f"caption/top-1 of {AMONG}": (cosines.argmax(axis=2) == np.arange(AMONG)).ravel()}
-    for name, rows in _pairs([sample.truth for sample in samples], rng).items():
+    captions = scorer.texts(texts).numpy().reshape(-1, AMONG, width)
+    pictures = images[:full].reshape(-1, AMONG, width)
+    cosines = np.einsum("gie,gje->gij", pictures, captions)
+    is_first = cosines.argmax(axis=2) == np.arange(AMONG)
+    correct = {f"caption/top-1 of {AMONG}": is_first.ravel()}
+    truths = [sample.truth for sample in samples]
+    for name, rows in _pairs(truths, rng).items():
         row, true, false = zip(*rows, strict=True)
-        true_features, false_features = scorer.texts(true).numpy(), scorer.texts(false).numpy()
-        correct[name] = ((images[list(row)] * (true_features - false_features)).sum(axis=1)) > 0
-    return pd.DataFrame(
-        [{"metric": name, **proportion(hits).asdict()} for name, hits in correct.items()]
-    )
+        difference = scorer.texts(true).numpy() - scorer.texts(false).numpy()
+        advantage = (images[list(row)] * difference).sum(axis=1)
+        correct[name] = advantage > 0
+    accuracies = []
+    for name, hits in correct.items():
+        accuracies.append({"metric": name, **proportion(hits).asdict()})
+    return pd.DataFrame(accuracies)
 
 
 def _pairs(truths: list, rng: np.random.Generator) -> dict[str, list[tuple[int, str, str]]]:
     """Row, true sentence and false sentence of each comparison."""
-    values = {factor: sorted({truth[factor] for truth in truths} - {None}) for factor in WORDS}
+    values = {}
+    for factor in WORDS:
+        values[factor] = sorted({truth[factor] for truth in truths} - {None})
     kinds = [f"{kind}/{factor}" for kind in ("word", "list") for factor in WORDS]
     pairs: dict[str, list] = {name: [] for name in (*kinds, "list/other")}
     for row, truth in enumerate(truths):
@@ -82,9 +86,11 @@ def _pairs(truths: list, rng: np.random.Generator) -> dict[str, list[tuple[int, 
             alternatives = [alternative for alternative in values[factor] if alternative != value]
             alternative = alternatives[rng.integers(len(alternatives))]
             pairs[f"word/{factor}"].append((row, sentence([value]), sentence([alternative])))
-            changed = present | {factor: alternative}
-            pairs[f"list/{factor}"].append((row, everything, sentence(changed.values())))
-        another = truths[(row + 1 + rng.integers(len(truths) - 1)) % len(truths)]
+            changed = sentence((present | {factor: alternative}).values())
+            pairs[f"list/{factor}"].append((row, everything, changed))
+        n = len(truths)
+        number = (row + 1 + rng.integers(n - 1)) % n  # of another sample
+        another = truths[number]
         values_there = [another[factor] for factor in WORDS if another[factor]]
         pairs["list/other"].append((row, everything, sentence(values_there)))
     return pairs

@@ -215,11 +215,14 @@ def spoilt_list(scene: Scene, rng: np.random.Generator) -> Text:
     words, bits = words_of(scene, int(rng.integers(1, 7)), rng)
     candidates = list(bits) or factors
     factor = candidates[rng.integers(len(candidates))]
-    others = [value for value in SAID[factor] if not bits[factor] & bit(factor, value)]
-    others = others or list(SAID[factor])
+    names = SAID[factor]
+    others = [value for value in names if not bits[factor] & bit(factor, value)]
+    others = others or list(names)
     value = others[rng.integers(len(others))]
-    words[list(bits).index(factor)] = SAID[factor][value][0]
-    return Text(sentence(words), claim(bits | {factor: bit(factor, value)}))
+    number = list(bits).index(factor)
+    words[number] = names[value][0]
+    bits[factor] = bit(factor, value)
+    return Text(sentence(words), claim(bits))
 
 
 def foreign_list(scene: Scene, rng: np.random.Generator) -> Text:

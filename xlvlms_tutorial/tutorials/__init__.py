@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING
 from xlvlms_tutorial._lazy import lazy_attributes
 
 if TYPE_CHECKING:
-    from xlvlms_tutorial.tutorials import real_models, upstream
+    from xlvlms_tutorial.tutorials import real_models, second_world, upstream
 
-__all__ = ["real_models", "upstream"]
+__all__ = ["real_models", "second_world", "upstream"]
 
 __getattr__, __dir__ = lazy_attributes(__name__)

@@ -166,7 +166,7 @@ def picture_card(
         rows.append(f"<tr{' class=wrong' if note else ''}>{cells}</tr>")
     picture = picture_html(image, alt or f"The picture that the model calls: {caption}", width=224)
     return Html(
-        f'<div class="card-row">{picture}<div><p class="told">{escape(caption)}</p>'
+        f'<div class="card-row">{picture}<div><p class="card-caption">{escape(caption)}</p>'
         f'<table class="answers">{"".join(rows)}</table></div></div>'
     )
 

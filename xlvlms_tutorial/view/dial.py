@@ -96,7 +96,7 @@ def dial(
         marks.append(f'<mark class="kind-{number}" title="{escape(kind)}">')
     if questions is not None:
         for number, question in enumerate(questions):
-            pictures[number] += f'<p class="asked">{escape(question)}</p>'
+            pictures[number] += f'<p class="card-question">{escape(question)}</p>'
     frames = {}
     for setting, texts in answers.items():
         captions = [_marked(text, pattern, marks) for text in texts]
@@ -225,7 +225,7 @@ def _cards(pictures: Sequence[str], captions: Sequence[str]) -> str:
     """The pictures, each above its caption."""
     cards = ""
     for picture, caption in zip(pictures, captions, strict=True):
-        cards += f'<div>{picture}<p class="told">{caption}</p></div>'
+        cards += f'<div>{picture}<p class="card-caption">{caption}</p></div>'
     return cards
 
 
@@ -283,9 +283,9 @@ def _marked(text: str, pattern: re.Pattern[str], tags: Sequence[str]) -> str:
 def _bars(settings: Iterable[Hashable], costs: pd.DataFrame) -> dict[Hashable, str]:
     """The costs of each setting as bars."""
     if not costs.index.is_unique:
+        repeated = costs.index[costs.index.duplicated()]
         raise InputError(
-            f"two rows of costs for setting {costs.index[costs.index.duplicated()][0]}",
-            "give one for each setting",
+            f"two rows of costs for setting {repeated[0]}", "give one for each setting"
         )
     rows = dict(zip(costs.index, costs.to_dict("records"), strict=True))
     bars = {}

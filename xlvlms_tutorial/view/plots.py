@@ -230,24 +230,21 @@ def profile(
     colours = sns.color_palette("colorblind", len(parts))
     for number, (name, part) in enumerate(parts):
         x_values = part[x].to_numpy(float)
+        low = part["low"].to_numpy(float)
+        high = part["high"].to_numpy(float)
         colour = colours[number]
-        ax.fill_between(
-            x_values,
-            part["low"].to_numpy(float),
-            part["high"].to_numpy(float),
-            color=colour,
-            alpha=0.2,
-            linewidth=0,
-        )
+        ax.fill_between(x_values, low, high, color=colour, alpha=0.2, linewidth=0)
         style = ("-", "--", "-.", ":")[number % 4]
+        marker = "osD^vP"[number % 6]
+        label = literal(str(name))
         ax.plot(
             x_values,
             part["value"],
             style,
             color=colour,
-            marker="osD^vP"[number % 6],
+            marker=marker,
             markersize=3,
-            label=literal(str(name)),
+            label=label,
         )
     if reference is not None:
         ax.axhline(reference, color=MUTED, linestyle="--", linewidth=1, zorder=0)
@@ -467,8 +464,9 @@ def heatmap(
     """
     values = _cells(values)
     ax = _axes(ax)
-    top = float(vmax or np.abs(values).max() or 1)
-    opacity = alpha * np.clip(np.abs(values) / top, 0, 1)
+    sizes = np.abs(values)
+    top = float(vmax or sizes.max() or 1)
+    opacity = alpha * np.clip(sizes / top, 0, 1)
     extent = (0, image.width, image.height, 0)
     # no darker than grey, on which tints show
     ax.imshow(image.convert("L"), cmap="gray", vmin=-128, vmax=255, extent=extent)
@@ -584,31 +582,19 @@ def lens(
     """
     theme()
     values = np.asarray(values, float)
-    rows = range(len(values)) if rows is None else rows
-    figure, ax = plt.subplots(figsize=(1.0 + 0.6 * values.shape[1], 1.0 + 0.22 * len(values)))
-    ax.imshow(
-        values,
-        cmap=sns.light_palette(ACCENT, as_cmap=True),
-        vmin=0,
-        vmax=1,
-        aspect="auto",
-        origin="lower",
-    )
+    n_rows, n_columns = values.shape
+    rows = range(n_rows) if rows is None else rows
+    figure, ax = plt.subplots(figsize=(1.0 + 0.6 * n_columns, 1.0 + 0.22 * n_rows))
+    colours = sns.light_palette(ACCENT, as_cmap=True)
+    ax.imshow(values, cmap=colours, vmin=0, vmax=1, aspect="auto", origin="lower")
     for (row, column), value in np.ndenumerate(values):
         colour = "white" if value > 0.6 else INK
-        ax.text(
-            column,
-            row,
-            printable(words[row][column], 9),
-            ha="center",
-            va="center",
-            fontsize=7.5,
-            color=colour,
-        )
+        word = printable(words[row][column], 9)
+        ax.text(column, row, word, ha="center", va="center", fontsize=7.5, color=colour)
     column_names = list(map(printable, columns))
     row_names = [literal(str(name)) for name in rows]
     ax.set_xticks(range(len(columns)), column_names, rotation=45, ha="right")
-    ax.set_yticks(range(len(values)), row_names, fontsize=8)
+    ax.set_yticks(range(n_rows), row_names, fontsize=8)
     ax.set_ylabel("layer")
     ax.tick_params(length=0)
     sns.despine(ax=ax, left=True, bottom=True)
@@ -747,14 +733,8 @@ def _places(captions: Sequence[str], columns: int, width: float) -> tuple[Figure
         rows, columns, figsize=(width, rows * row_height), squeeze=False, layout="none"
     )
     share = caption_height / row_height / rows
-    figure.subplots_adjust(
-        left=0.01,
-        right=0.99,
-        top=1 - 0.01 / rows,
-        bottom=share,
-        hspace=caption_height / side,
-        wspace=0.05,
-    )
+    figure.subplots_adjust(left=0.01, right=0.99, top=1 - 0.01 / rows, bottom=share)
+    figure.subplots_adjust(hspace=caption_height / side, wspace=0.05)
     for ax in axes.flat:
         ax.axis("off")
     for ax, text in zip(axes.flat, texts, strict=False):

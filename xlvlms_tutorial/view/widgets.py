@@ -88,12 +88,18 @@ def stack(
     >>> [label for label, _ in widget.children[0].options]
     ['1', '30']
     """
-    labels = [str(label) for label in (range(len(frames)) if labels is None else labels)]
-    alt = [f"{description}: {label}" for label in labels] if alt is None else list(alt)
+    if labels is None:
+        labels = range(len(frames))
+    labels = list(map(str, labels))
+    if alt is None:
+        alt = [f"{description}: {label}" for label in labels]
+    alt = list(alt)
     _check(len(frames), len(labels), len(alt), start, control)
     parts = _frame_widgets(frames, alt)
     chooser = _chooser(labels, description, start, control)
-    head = ipywidgets.HBox([chooser, _player(chooser, len(parts))]) if play else chooser
+    head = chooser
+    if play:
+        head = ipywidgets.HBox([chooser, _player(chooser, len(parts))])
     return ipywidgets.VBox([head, _linked(chooser, parts)])
 
 
@@ -149,13 +155,13 @@ def explorer(
     for key in keys:
         choices = zip(names, key, strict=True)
         alt.append(", ".join(f"{name}: {label}" for name, label in choices))
-    leaves = list(zip(keys, _frame_widgets(list(frames.values()), alt), strict=True))
+    parts = _frame_widgets(list(frames.values()), alt)
+    leaves = list(zip(keys, parts, strict=True))
     tree = _branch(leaves, list(names), start or keys[0], {})
-    return (
-        ipywidgets.VBox([ipywidgets.HTML(style, layout={"display": "none"}), tree])
-        if style
-        else tree
-    )
+    if not style:
+        return tree
+    hidden = ipywidgets.HTML(style, layout={"display": "none"})
+    return ipywidgets.VBox([hidden, tree])
 
 
 def _check(frames: int, labels: int, texts: int, start: int, control: str) -> None:
@@ -176,6 +182,7 @@ def _check(frames: int, labels: int, texts: int, start: int, control: str) -> No
 
 
 def _check_keys(keys: list[tuple], levels: int, start: tuple | None) -> None:
+    """Refuse keys that are not those of a tree of choices, or a start that is no key."""
     if len(keys) < 2:
         raise InputError(f"{len(keys)} frame(s) were given", "a widget needs 2 or more")
     if invalid := [key for key in keys if len(key) != levels]:
@@ -189,6 +196,7 @@ def _check_keys(keys: list[tuple], levels: int, start: tuple | None) -> None:
 
 
 def _frame_widgets(frames: Sequence[Frame], alt: Sequence[str]) -> list[Widget]:
+    """Make a widget of each frame."""
     parts = [ipywidgets.HTML(_frame(frames[0], alt[0]))]
     # two models for all frames instead of two for each
     shared = {"layout": parts[0].layout, "style": parts[0].style}
@@ -208,22 +216,23 @@ def _branch(
     ``choosers`` holds the controls made so far.
     """
     if not names:
-        return leaves[0][1]
+        _, widget = leaves[0]
+        return widget
+    name, *deeper = names
     groups: dict[Hashable, list[tuple[tuple, Widget]]] = {}
     for key, leaf in leaves:
         groups.setdefault(key[0], []).append((key[1:], leaf))
-    parts = [_branch(group, names[1:], start[1:], choosers) for group in groups.values()]
+    parts = [_branch(group, deeper, start[1:], choosers) for group in groups.values()]
     labels = tuple(map(str, groups))
     if len(parts) == 1:
-        return ipywidgets.VBox(
-            [ipywidgets.HTML(f"{escape(names[0])}: {escape(labels[0])}"), parts[0]]
-        )
-    first = list(groups).index(start[0]) if start[0] in groups else 0
-    if (len(names), labels) not in choosers:
-        choosers[len(names), labels] = _chooser(
-            list(labels), names[0], first, "dropdown" if len(names) > 1 else "slider"
-        )
-    chooser = choosers[len(names), labels]
+        heading = ipywidgets.HTML(f"{escape(name)}: {escape(labels[0])}")
+        return ipywidgets.VBox([heading, parts[0]])
+    level = (len(names), labels)
+    if level not in choosers:
+        first = list(groups).index(start[0]) if start[0] in groups else 0
+        control = "dropdown" if deeper else "slider"
+        choosers[level] = _chooser(list(labels), name, first, control)
+    chooser = choosers[level]
     return ipywidgets.VBox([chooser, _linked(chooser, parts)])
 
 

@@ -73,28 +73,42 @@ def test_consecutive_similarity_is_of_the_same_token_of_the_same_example():
     )
 
 
-def rivals(x, y):
-    """For each example the mean cosine of its tokens with all tokens but themselves, by loop."""
+def rivals(x, y, others):
+    """For each example the mean cosine of its tokens with other tokens, by loop."""
     flat = [(i, k, v) for i, part in enumerate(y) for k, v in enumerate(part)]
     means = []
     for i, part in enumerate(x):
         cosines = []
         for k, u in enumerate(part):
+            if others == "neighbour":
+                cosines.append(cosine(u, y[i][k - 1]))
+                continue
             cosines += [cosine(u, v) for j, m, v in flat if (j, m) != (i, k)]
         means.append(np.mean(cosines))
     return means
 
 
-@given(st.lists(st.integers(1, 4), min_size=2, max_size=5), st.integers(0, 99))
+@pytest.mark.parametrize("others", ["all", "neighbour"])
+@given(st.lists(st.integers(2, 4), min_size=2, max_size=5), st.integers(0, 99))
 @settings(max_examples=20, deadline=None)
-def test_the_rival_is_the_mean_over_all_other_tokens(sizes, seed):
+def test_the_rival_is_the_mean_over_all_other_tokens(others, sizes, seed):
     states = captured(sizes, layers=(0, 1), seed=seed, shift=0.4)
-    expected = rivals(tokens(states, 0), tokens(states, 1))
-    assert consecutive_profile(states, **FAST)["rival"][0] == pytest.approx(
-        np.mean(expected), abs=1e-6
-    )
+    expected = rivals(tokens(states, 0), tokens(states, 1), others)
+    profile = consecutive_profile(states, others=others, **FAST)
+    assert profile["rival"][0] == pytest.approx(np.mean(expected), abs=1e-6)
     own = similarity(examples(states, 0), examples(states, 1), "token_mean", "matched").numpy()
-    assert persistence(states, **FAST).value == pytest.approx(np.mean(own - expected), abs=1e-6)
+    effect = persistence(states, others=others, **FAST)
+    assert effect.value == pytest.approx(np.mean(own - expected), abs=1e-6)
+
+
+def test_a_sample_of_one_token_has_others_in_other_samples_alone():
+    states = captured([1, 3, 2], layers=(0, 1))
+    expected = rivals(tokens(states, 0), tokens(states, 1), "all")
+    assert consecutive_profile(states, **FAST)["rival"][0] == pytest.approx(np.mean(expected))
+    with pytest.raises(InputError, match="one token"):
+        consecutive_profile(states, others="neighbour")
+    with pytest.raises(InputError, match="'all', 'neighbour'"):
+        persistence(states, others="picture")
 
 
 def test_steps_are_in_layers_not_in_captured_ones():
@@ -281,7 +295,7 @@ def test_what_cannot_be_probed_raises():
         linear_probe(a, captured(d=5))
 
 
-def test_a_model_is_measured_at_every_place_inside_its_blocks(samples):
+def test_a_model_is_measured_at_every_site_inside_its_blocks(samples):
     vlm = tiny_llava()
     # of 6 and of 4 tokens
     prompts = ["What colour is the key ?", "Describe the picture ."]

@@ -184,7 +184,7 @@ def test_a_known_slope_is_found():
     assert (slope.low, slope.high) == pytest.approx((slope.value, slope.value), abs=1e-6)
 
 
-def test_other_places_inside_a_block():
+def test_other_sites_inside_a_block():
     p, t = (captured(seed=seed, layers=(1, 2), sites=("mlp_out", "resid_post")) for seed in (1, 2))
     table = alignment_profile(p, t, site="mlp_out", **FAST)
     expected = [

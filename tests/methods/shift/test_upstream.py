@@ -59,6 +59,7 @@ from xlvlms_tutorial.methods import shift
 from xlvlms_tutorial.methods.concepts import DICTIONARIES
 from xlvlms_tutorial.methods.concepts.baselines import KMeans
 from xlvlms_tutorial.methods.shift.recovery import null_shifts, recovery, recovery_curve
+from xlvlms_tutorial.methods.shift.vectors import AVERAGES
 from xlvlms_tutorial.samples import Sample
 
 
@@ -91,7 +92,7 @@ def test_a_concept_of_one_sample_gives_no_nan():
     ):
         shift.pairwise_consistency(a, b, labels, 5)
     assert shift.consistency(a, b, labels, 5)[4] == pytest.approx(1)
-    for centre in shift.AVERAGES:
+    for centre in AVERAGES:
         np.testing.assert_allclose(
             shift.shift_vectors(a, b, labels, 5, centre)[4], b[0] - a[0], atol=1e-12
         )

@@ -20,6 +20,7 @@ from xlvlms_tutorial.methods import shift
 from xlvlms_tutorial.methods.concepts.baselines import PCA, KMeans
 from xlvlms_tutorial.methods.concepts.words import as_lists
 from xlvlms_tutorial.methods.shift import vectors as module
+from xlvlms_tutorial.methods.shift.vectors import AVERAGES
 
 sizes = st.tuples(st.integers(1, 5), st.integers(2, 6), st.integers(0, 2**20))
 
@@ -133,7 +134,7 @@ def test_samples_of_k_means_belong_to_their_cluster():
     np.testing.assert_array_equal(shift.assign_concepts(model.transform(a)), model.labels_)
 
 
-@pytest.mark.parametrize("centre", shift.AVERAGES)
+@pytest.mark.parametrize("centre", AVERAGES)
 @pytest.mark.parametrize("block", [1, 2**20])
 def test_shift_vectors_are_those_of_loops(centre, block, monkeypatch):
     monkeypatch.setattr(module, "_BLOCK", block)
@@ -180,7 +181,7 @@ def test_the_order_of_samples_and_the_names_of_concepts_do_not_matter(k, seed):
     for measure in (
         *(
             lambda *arguments, centre=centre: shift.shift_vectors(*arguments, centre)
-            for centre in shift.AVERAGES
+            for centre in AVERAGES
         ),
         shift.consistency,
     ):

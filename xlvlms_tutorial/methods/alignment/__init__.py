@@ -20,26 +20,11 @@ from xlvlms_tutorial.methods.alignment.scores import (
     narrowness,
     shuffle_labels,
 )
-from xlvlms_tutorial.methods.alignment.similarity import (
-    BY_PAIR,
-    BY_TOKEN,
-    PAIRS,
-    POOLED,
-    STATISTICS,
-    Examples,
-    examples,
-    similarity,
-)
+from xlvlms_tutorial.methods.alignment.similarity import examples, similarity
 
 __all__ = [
-    "BY_PAIR",
-    "BY_TOKEN",
-    "PAIRS",
-    "POOLED",
     "READINGS",
-    "STATISTICS",
     "Alignment",
-    "Examples",
     "alignment",
     "alignment_profile",
     "cones",

@@ -26,21 +26,22 @@ from xlvlms_tutorial.metrics.intervals import (
     proportion,
     resampled_shares,
 )
-from xlvlms_tutorial.validation import require
+from xlvlms_tutorial.validation import require, require_one_of
 
 
 def consecutive_profile(
     states: Activations,
     step: int = 1,
     site: str = WHOLE_BLOCK,
+    others: str = "all",
     n_resamples: int = 2000,
     seed: int = 0,
 ) -> pd.DataFrame:
     """Compute the cosine of tokens with themselves ``step`` layers later, at each layer.
 
-    Use it to see where tokens change. The baseline is the cosine of each token with all other
-    tokens, of its own and of other samples, ``step`` layers later: tokens in a narrow cone are
-    similar to all others.
+    Use it to see where tokens change. The baseline is the cosine of each token with other tokens
+    ``step`` layers later: tokens in a narrow cone are similar to all others, and neighbours to each
+    other more than that.
 
     Parameters
     ----------
@@ -50,6 +51,9 @@ def consecutive_profile(
         Distance of the two layers.
     site : str, default "resid_post"
         Where in the layers they were captured; "resid_post" is the residual stream after the block.
+    others : {"all", "neighbour"}, default "all"
+        The other tokens of the baseline: all of all samples, or the one that stands before the
+        token in its sample (before the first, the last), which is the harder baseline.
     n_resamples : int, default 2000
         Number of resamples of the bootstrap.
     seed : int, default 0
@@ -66,7 +70,8 @@ def consecutive_profile(
     ------
     InputError
         If no two captured layers are ``step`` apart, or the site was not captured. If there are
-        fewer than two samples, or tokens are NaN, infinite or zero.
+        fewer than two samples, or tokens are NaN, infinite or zero. If ``others`` is unknown, or
+        "neighbour" with a sample of one token.
 
     Examples
     --------
@@ -82,7 +87,7 @@ def consecutive_profile(
     [{'layer': 0, 'to': 1, 'value': 1.0, 'rival': 0.0}]
     """
     rows = []
-    for layer, same, different in _steps(states, step, site):
+    for layer, same, different in _steps(states, step, site, others):
         estimate = bootstrap(same, n_resamples=n_resamples, seed=seed)
         row = {"layer": layer, "to": layer + step, **estimate.asdict()}
         rows.append(row | {"rival": float(different.mean())})
@@ -93,6 +98,7 @@ def persistence(
     states: Activations,
     step: int = 1,
     site: str = WHOLE_BLOCK,
+    others: str = "all",
     n_resamples: int = 2000,
     seed: int = 0,
 ) -> Estimate:
@@ -109,6 +115,9 @@ def persistence(
         Distance of the two layers.
     site : str, default "resid_post"
         Where in the layers they were captured; "resid_post" is the residual stream after the block.
+    others : {"all", "neighbour"}, default "all"
+        The other tokens of the baseline: all of all samples, or the one that stands before the
+        token in its sample (before the first, the last), which is the harder baseline.
     n_resamples : int, default 2000
         Number of resamples of the bootstrap.
     seed : int, default 0
@@ -123,7 +132,8 @@ def persistence(
     ------
     InputError
         If no two captured layers are ``step`` apart, or the site was not captured. If there are
-        fewer than two samples, or tokens are NaN, infinite or zero.
+        fewer than two samples, or tokens are NaN, infinite or zero. If ``others`` is unknown, or
+        "neighbour" with a sample of one token.
 
     Examples
     --------
@@ -138,7 +148,7 @@ def persistence(
     >>> persistence(states).value
     1.0
     """
-    steps = _steps(states, step, site)
+    steps = _steps(states, step, site, others)
     excess = np.stack([same - different for _, same, different in steps])
     return bootstrap(excess.mean(axis=0), n_resamples=n_resamples, seed=seed)
 
@@ -289,8 +299,9 @@ def linear_probe(
     rows = []
     for layer in layers:
         tokens = torch.cat([a.tensors[layer, site], b.tensors[layer, site]])
-        correct = held_out_labels(_finite(tokens, layer), kinds, row_folds) == kinds
-        rows.append({"layer": layer, **_balanced(correct, samples, kinds, shares).asdict()})
+        predicted = held_out_labels(_finite(tokens, layer), kinds, row_folds)
+        accuracy = _balanced(predicted == kinds, samples, kinds, shares)
+        rows.append({"layer": layer, **accuracy.asdict()})
     return pd.DataFrame(rows)
 
 
@@ -304,12 +315,13 @@ def _two_or_more(tokens: list[Tensor]) -> list[Tensor]:
 
 
 def _steps(
-    states: Activations, step: int, site: str
+    states: Activations, step: int, site: str, others: str
 ) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
     """Mean cosines of each sample's tokens, for each pair of layers that are ``step`` apart.
 
-    Yields the first layer, the cosines of tokens with themselves, and those with all other tokens.
+    Yields the first layer, the cosines of tokens with themselves, and those with other tokens.
     """
+    require_one_of(others, ("all", "neighbour"), "others")
     layers = layers_at(states, site)
     starts = [layer for layer in layers if step > 0 and layer + step in layers]
     require(
@@ -324,11 +336,28 @@ def _steps(
         after_layer = layer + step
         after = _unit_tokens(states, after_layer, site)
         same = (before.rows * after.rows).sum(dim=1)
-        # the sum of a token's cosines with all tokens is its product with the sum of their
-        # unit vectors: no pair is visited
-        total = before.rows @ after.rows.sum(dim=0, dtype=torch.float64).to(same.dtype)
-        different = (total - same) / (len(same) - 1)
+        if others == "neighbour":
+            different = (before.rows * after.rows[_one_before(after.counts)]).sum(dim=1)
+        else:
+            # the sum of a token's cosines with all tokens is its product with the sum of their
+            # unit vectors: no pair is visited
+            all_tokens = after.rows.sum(dim=0, dtype=torch.float64).to(same.dtype)
+            total = before.rows @ all_tokens
+            different = (total - same) / (len(same) - 1)
         yield layer, _sample_means(same, before), _sample_means(different, before)
+
+
+def _one_before(counts: Int[Tensor, " n"]) -> Int[Tensor, " tokens"]:
+    """For each token the row of the one before it in its sample, for the first that of the last."""
+    require(
+        counts.min() >= 2,
+        'a sample of one token with others="neighbour"',
+        'give two tokens or more in each sample, or others="all"',
+    )
+    rows = []
+    for sample in torch.arange(int(counts.sum())).split(counts.tolist()):
+        rows.append(sample.roll(1))
+    return torch.cat(rows)
 
 
 def _unit_tokens(states: Activations, layer: int, site: str) -> Tokens:
@@ -350,7 +379,8 @@ def _clusters(
     columns = ["sample", "id"]
     tables = pd.concat([a.table[columns], b.table[columns]], ignore_index=True)
     samples = tables.groupby(columns, sort=True).ngroup().to_numpy()
-    return samples, np.repeat([1, 0], [len(a), len(b)])
+    kinds = np.repeat([1, 0], [len(a), len(b)])
+    return samples, kinds
 
 
 def _finite(rows: Tensor, layer: int) -> Float[Tensor, "rows d"]:

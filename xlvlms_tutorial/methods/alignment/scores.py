@@ -100,8 +100,10 @@ class Alignment:
             "capture two layers or more",
         )
         depth = np.array(self.layers) / max(self.layers)
-        weights = (depth - depth.mean()) / ((depth - depth.mean()) ** 2).sum()
-        return percentile_interval(float(self.values @ weights), self.resampled @ weights, self.n)
+        centred = depth - depth.mean()
+        weights = centred / (centred**2).sum()
+        slope = float(self.values @ weights)
+        return percentile_interval(slope, self.resampled @ weights, self.n)
 
 
 def alignment(
@@ -184,7 +186,8 @@ def alignment(
         layers = shared_layers(perceptual, textual, site)
     else:
         layers = layers_at(textual, site)
-    p_samples, t_samples = _samples(perceptual), _samples(textual)
+    p_samples = _samples(perceptual)
+    t_samples = _samples(textual)
     same = p_samples == t_samples
     if pairs == "matched" and not same and len(p_samples) == len(t_samples):
         raise incomparable(
@@ -209,7 +212,8 @@ def alignment(
         if s.ndim == 1:
             value, resampled = _over_matched(s, shares[0])
         else:
-            value, resampled = _over_pairs(s, shares[0], shares[0 if same else 1], same)
+            t_shares = shares[0 if same else 1]
+            value, resampled = _over_pairs(s, shares[0], t_shares, same)
         values.append(value)
         resamples.append(resampled)
     n = s.shape[0] if same else sum(s.shape)
@@ -317,10 +321,12 @@ def cones(
     >>> table["kind"].tolist(), table["value"].tolist()
     (['intra', 'inter', 'intra'], [1.0, 0.0, 1.0])
     """
+    results = _cones(groups, mode, paired, n_resamples, seed)
     rows = []
-    for (a, b), (value, resampled, n) in _cones(groups, mode, paired, n_resamples, seed).items():
+    for (a, b), (value, resampled, n) in results.items():
         row = {"a": a, "b": b, "kind": "intra" if a == b else "inter"}
-        rows.append(row | percentile_interval(value, resampled, n).asdict())
+        estimate = percentile_interval(value, resampled, n)
+        rows.append(row | estimate.asdict())
     return pd.DataFrame(rows)
 
 
@@ -493,6 +499,7 @@ def _enough(n: int) -> int:
 def _over_matched(
     s: Float[np.ndarray, " n"], share: Float[np.ndarray, "r n"]
 ) -> tuple[float, np.ndarray]:
+    """Return the mean over matched pairs, and that of each resample."""
     return float(s.mean()), share @ s
 
 
@@ -506,12 +513,13 @@ def _over_pairs(
 
     Where both sides are the same samples, matched pairs stay 1/n of the pairs.
     """
+    n = len(s)
     mean = float(s.mean())
     if not same:
         return mean, ((p_share @ s) * t_share).sum(axis=1)
     matched = p_share @ s.diagonal()
     _, different = _over_different(s, p_share)
-    return mean, matched / len(s) + (1 - 1 / len(s)) * different
+    return mean, matched / n + (1 - 1 / n) * different
 
 
 def _over_different(
@@ -523,10 +531,13 @@ def _over_different(
     """
     n = len(s)
     diagonal = s.diagonal()
-    total = ((share @ s) * share).sum(axis=1) - share**2 @ diagonal
-    pairs = 1 - (share**2).sum(axis=1)
-    resampled = np.divide(total, pairs, out=np.full(len(share), np.nan), where=pairs > 0.5 / n)
-    return float((s.sum() - diagonal.sum()) / (n * (n - 1))), resampled
+    squared = share**2
+    total = ((share @ s) * share).sum(axis=1) - squared @ diagonal
+    pairs = 1 - squared.sum(axis=1)
+    undefined = np.full(len(share), np.nan)
+    resampled = np.divide(total, pairs, out=undefined, where=pairs > 0.5 / n)
+    mean = (s.sum() - diagonal.sum()) / (n * (n - 1))
+    return float(mean), resampled
 
 
 def _cones(
@@ -542,7 +553,8 @@ def _cones(
     shares = {}
     for k, (name, n) in enumerate(sizes.items()):
         # paired groups are resampled together: by the same seed
-        shares[name] = resampled_shares(_enough(n), n_resamples, seed if paired else seed + k)
+        group_seed = seed if paired else seed + k
+        shares[name] = resampled_shares(_enough(n), n_resamples, group_seed)
     results = {}
     for a, b in combinations_with_replacement(groups, 2):
         s = compared(tokens[a], tokens[b], mode, "all").double().numpy()

@@ -27,7 +27,7 @@ Examples = Float[Tensor, "_ _ _"] | Sequence[Float[Tensor, "_ _"]]
 POOLED = ("avg", "mean")
 BY_PAIR = ("max", "min", "median", "max_mean")
 BY_TOKEN = ("token_mean", "token_median", "token_max")
-PAIRS = ("all", "matched")
+_PAIRS = ("all", "matched")
 STATISTICS = ("median", "mean", "max", "min")
 
 # tokens of each side in a block of cosines: it has 16 MB in float32, unless a single example has
@@ -134,8 +134,10 @@ def examples(
         "allowed: (n, d) with one row or more",
     )
     if (np.diff(samples) < 0).any():
-        rows = rows[torch.from_numpy(np.argsort(samples, kind="stable"))]
-    return list(rows.split(np.unique(samples, return_counts=True)[1].tolist()))
+        order = np.argsort(samples, kind="stable")
+        rows = rows[torch.from_numpy(order)]
+    _, counts = np.unique(samples, return_counts=True)
+    return list(rows.split(counts.tolist()))
 
 
 class Tokens(NamedTuple):
@@ -179,7 +181,8 @@ class Tokens(NamedTuple):
                 f"{bad} of {len(rows)} tokens hold NaN or infinite values",
                 "allowed: finite numbers",
             )
-        return Tokens(rows, torch.tensor([len(part) for part in parts]))
+        counts = torch.tensor(list(map(len, parts)))
+        return Tokens(rows, counts)
 
     def alike(self, at_once: int = _TOKENS_AT_ONCE) -> Iterator[Int[Tensor, " g"]]:
         """Yield numbers of examples that have the same number of tokens.
@@ -192,7 +195,8 @@ class Tokens(NamedTuple):
     def at(self, numbers: Int[Tensor, " g"]) -> Float[Tensor, "g t d"]:
         """The tokens of some examples, which have the same number of tokens."""
         first = (self.counts.cumsum(0) - self.counts)[numbers]
-        return self.rows[first[:, None] + torch.arange(int(self.counts[numbers[0]]))]
+        within = torch.arange(int(self.counts[numbers[0]]))
+        return self.rows[first[:, None] + within]
 
     def reduced(self, statistic: str) -> Float[Tensor, "n d"]:
         """Compute a statistic of the tokens of each example, column by column.
@@ -300,7 +304,7 @@ def require_mode(mode: str, pairs: str) -> None:
     InputError
         With those that are allowed.
     """
-    require(pairs in PAIRS, f"unknown pairs {pairs!r}", f"allowed: {', '.join(PAIRS)}")
+    require(pairs in _PAIRS, f"unknown pairs {pairs!r}", f"allowed: {', '.join(_PAIRS)}")
     allowed = POOLED + BY_PAIR + (BY_TOKEN if pairs == "matched" else ())
     if mode not in allowed:
         problem = f"unknown mode {mode!r}"
@@ -310,6 +314,7 @@ def require_mode(mode: str, pairs: str) -> None:
 
 
 def _all(x: Tokens, y: Tokens, mode: str) -> Float[Tensor, "n m"]:
+    """Compute the similarity of every two examples, those with equally many tokens at once."""
     result = x.rows.new_empty(len(y.counts), len(x.counts))
     for y_numbers in y.alike():
         y_tokens = y.at(y_numbers)
@@ -322,11 +327,13 @@ def _all(x: Tokens, y: Tokens, mode: str) -> Float[Tensor, "n m"]:
 
 
 def _matched(x: Tokens, y: Tokens, mode: str) -> Float[Tensor, " n"]:
+    """Compute the similarity of each example with the one of the same number."""
     result = x.rows.new_empty(len(x.counts))
     # each pair of token counts gets a number of its own, by which examples are grouped
     both = Tokens(x.rows, x.counts * (int(y.counts.max()) + 1) + y.counts)
     for numbers in both.alike(_TOKENS_AT_ONCE**2):
-        result[numbers] = _reduced(torch.bmm(y.at(numbers), x.at(numbers).mT), mode)
+        cosines = torch.bmm(y.at(numbers), x.at(numbers).mT)
+        result[numbers] = _reduced(cosines, mode)
     return result
 
 
@@ -358,6 +365,7 @@ def _median(values: Float[Tensor, "*b k"]) -> Float[Tensor, "*b"]:
 
 
 def _token_by_token(x: Tokens, y: Tokens, mode: str) -> Float[Tensor, " n"]:
+    """Compute the similarity of matched examples from their matched tokens."""
     if not torch.equal(x.counts, y.counts):
         example = int((x.counts != y.counts).nonzero()[0])
         raise incomparable(
@@ -367,4 +375,5 @@ def _token_by_token(x: Tokens, y: Tokens, mode: str) -> Float[Tensor, " n"]:
             "token by token, give equally many of each",
         )
     cosines = (x.rows * y.rows).sum(dim=1, keepdim=True)
-    return Tokens(cosines, x.counts).reduced(mode.removeprefix("token_")).flatten()
+    statistic = mode.removeprefix("token_")
+    return Tokens(cosines, x.counts).reduced(statistic).flatten()

@@ -11,7 +11,7 @@ from jaxtyping import Int
 from numpy.typing import ArrayLike
 
 from xlvlms_tutorial.errors import InputError
-from xlvlms_tutorial.methods.concepts.attribution import HEATMAP_METHODS, concept_heatmap, to_grid
+from xlvlms_tutorial.methods.concepts.attribution import concept_heatmap, to_grid
 from xlvlms_tutorial.methods.concepts.base import Dictionary, load_dictionary
 from xlvlms_tutorial.methods.concepts.baselines import PCA, KMeans, Simple
 from xlvlms_tutorial.methods.concepts.semi_nmf import SemiNMF
@@ -27,7 +27,6 @@ from xlvlms_tutorial.text import sentence
 
 __all__ = [
     "DICTIONARIES",
-    "HEATMAP_METHODS",
     "PCA",
     "RANDOM_WORD_METHODS",
     "Dictionary",

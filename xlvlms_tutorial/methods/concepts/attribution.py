@@ -24,10 +24,7 @@ from xlvlms_tutorial.models.vlm import VLM
 from xlvlms_tutorial.samples import PROMPTS, Sample
 from xlvlms_tutorial.validation import require_counts, require_one_of
 
-HEATMAP_METHODS = (
-    "occlusion",
-    "activation",
-)  # of attribution, the argument ``method`` of concept_heatmap
+_METHODS = ("occlusion", "activation")  # the argument ``method`` of concept_heatmap
 _ADVICE = "give pictures of one size, so that the same token is the same place in all of them"
 
 
@@ -115,7 +112,7 @@ def concept_heatmap(
     """
     samples, concepts = list(samples), list(concepts)
     _check(vlm, samples, dictionary, concepts, layer)
-    require_one_of(method, HEATMAP_METHODS, "way")
+    require_one_of(method, _METHODS, "way")
     if method == "activation":
         directions = torch.as_tensor(dictionary.components_)[concepts].float()
         return _projected(vlm, samples, directions, layer, prompt, batch_size)
@@ -125,7 +122,8 @@ def concept_heatmap(
             "give the words of interest and one answer a sample that has one",
         )
     if side not in SIDES:
-        raise InputError(f"side={side!r}", f"allowed: {', '.join(map(repr, SIDES))}")
+        sides = ", ".join(map(repr, SIDES))
+        raise InputError(f"side={side!r}", f"allowed: {sides}")
     answers = answers_of(samples, answers)
     require_counts(batch_size=batch_size)
     words = (words,) if isinstance(words, str) else tuple(words)
@@ -134,8 +132,9 @@ def concept_heatmap(
     for batch in batches(vlm, samples, prompt, answers, batch_size=batch_size):
         prefix, mask = _up_to_words(vlm, batch, words, side)
         states = _occluded(vlm, prefix, mask, layer, means)
+        n_passes, n_rows = states.shape[:2]
         all_codes = torch.as_tensor(dictionary.transform(states.flatten(0, 1)))
-        codes = all_codes[:, concepts].float().reshape(*states.shape[:2], -1)
+        codes = all_codes[:, concepts].float().reshape(n_passes, n_rows, -1)
         drops = codes[:1] - codes[1:]  # from the picture intact
         parts.append(drops.permute(1, 2, 0))
     return torch.cat(parts)
@@ -253,14 +252,16 @@ def _up_to_words(
         ids = batch["input_ids"][row, positions]
         match = find_words(vlm.tokenizer, ids.tolist(), words)
         if match is None:
+            listed = ", ".join(map(repr, words))
             raise InputError(
-                f"none of {', '.join(map(repr, words))} in the answer "
-                f"{vlm.tokenizer.decode(ids)!r}",
+                f"none of {listed} in the answer {vlm.tokenizer.decode(ids)!r}",
                 "leave out samples without these words",
             )
-        pieces = match[0]
-        predicting, last = positions[pieces.start] - 1, positions[pieces.stop - 1]
-        mask[row, predicting if side == SIDES[0] else last] = True
+        pieces, _ = match
+        position = positions[pieces.stop - 1]
+        if side == SIDES[0]:
+            position = positions[pieces.start] - 1
+        mask[row, position] = True
     end = int(mask.any(dim=0).nonzero().max()) + 1
     inputs = {}
     for name, value in batch.items():
@@ -294,6 +295,7 @@ def _projected(
     prompt: str,
     batch_size: int,
 ) -> Tensor:
+    """Compute the cosine of each image token, centred over the samples, with each direction."""
     captured = capture(
         vlm, samples, layer, span="image", reduce=None, prompt=prompt, batch_size=batch_size
     )

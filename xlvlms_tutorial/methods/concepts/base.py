@@ -255,6 +255,7 @@ class Dictionary(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
         return torch.as_tensor(getattr(self, name)).to(like)
 
     def _checked(self, A: ArrayLike | Tensor, fitting: bool = False) -> np.ndarray:
+        """Return activations as a finite matrix of floating-point numbers, or refuse them."""
         width = None if fitting else self.n_features_in_
         try:
             array = validate_data(
@@ -270,9 +271,8 @@ class Dictionary(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
                 raise incomparable(
                     "widths of the activations", width, shape[1], str(cause).rstrip(".")
                 ) from cause
-            raise InputError(
-                f"these activations cannot be used: {str(cause).strip().rstrip('.')}", _MATRIX
-            ) from cause
+            reason = str(cause).strip().rstrip(".")
+            raise InputError(f"these activations cannot be used: {reason}", _MATRIX) from cause
         return _finite(array)
 
     def _tensor(self, array: np.ndarray) -> Tensor:
@@ -354,6 +354,7 @@ def load_dictionary(path: str | Path) -> Dictionary:
 def _restored(
     path: str | Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, Any]
 ) -> Dictionary:
+    """Make the dictionary that a file holds, and check that it is fitted."""
     # every class is there: importing this module imports the package, which imports all of them
     classes = _subclasses(Dictionary)
     name = metadata["class"]

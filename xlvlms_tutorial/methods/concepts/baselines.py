@@ -4,7 +4,6 @@ Principal components, k-means, and a few of the samples themselves.
 """
 
 import warnings
-from functools import partial
 
 import numpy as np
 import sklearn.cluster
@@ -69,10 +68,11 @@ class PCA(Dictionary):
         self.device = device
 
     def _fit(self, A: Float[Tensor, "n d"]) -> None:
-        if self.n_components > A.shape[1]:
+        width = A.shape[1]
+        if self.n_components > width:
             raise InputError(
                 f"n_components is {self.n_components}",
-                f"activations of width {A.shape[1]} have at most {A.shape[1]} components",
+                f"activations of width {width} have at most {width} components",
             )
         pca = sklearn.decomposition.PCA(self.n_components, svd_solver="full").fit(A.cpu().numpy())
         # in memory as a file gives it back: the last digits of products depend on it
@@ -97,13 +97,15 @@ class _Prototypes(Dictionary):
     def _encode(self, A: Float[Tensor, "n d"]) -> Float[Tensor, "n k"]:
         # From differences: where activations share a large part, products lose all digits, and
         # they depend on the number of rows
-        distances = partial(
-            torch.cdist,
-            x2=self._fitted("components_", A).double(),
-            compute_mode="donot_use_mm_for_euclid_dist",
-        )
-        blocks = A.split(max(1, _NUMBERS // max(self.n_components, A.shape[1])))
-        return torch.cat([1 / (1 + distances(rows.double())) for rows in blocks]).to(A.dtype)
+        centres = self._fitted("components_", A).double()
+        n_rows = max(1, _NUMBERS // max(self.n_components, A.shape[1]))
+        codes = []
+        for rows in A.split(n_rows):
+            distances = torch.cdist(
+                rows.double(), centres, compute_mode="donot_use_mm_for_euclid_dist"
+            )
+            codes.append(1 / (1 + distances))
+        return torch.cat(codes).to(A.dtype)
 
     def _decode(self, Z: Float[Tensor, "n k"]) -> Float[Tensor, "n d"]:
         return self._fitted("components_", Z)[Z.argmax(dim=1)]

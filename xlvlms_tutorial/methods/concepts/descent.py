@@ -65,10 +65,15 @@ class _Subspace:
         """
         swept = Z.clone()
         sweep(swept, D @ self.B, D @ D.T, self.penalty / 2)
-        Z = (swept + further * (swept - before)).clamp_(min=0) if further else swept
-        W, S = Z @ self.B.T, Z @ Z.T
+        Z = swept
+        if further:
+            Z = (swept + further * (swept - before)).clamp_(min=0)
+        W = Z @ self.B.T
+        S = Z @ Z.T
         D = _dictionary_sweep(D.clone(), W, S)
-        value = self.total - 2 * (W * D).sum() + (S * (D @ D.T)).sum() + self.penalty * Z.sum()
+        explained = (W * D).sum()
+        overlap = (S * (D @ D.T)).sum()
+        value = self.total - 2 * explained + overlap + self.penalty * Z.sum()
         return swept, _Point(Z, D, float(value))
 
     def revive(self, point: _Point) -> bool:
@@ -152,17 +157,22 @@ class Search:
     def __init__(
         self, A: Float[Tensor, "n d"], k: int, penalty: float, random: torch.Generator
     ) -> None:
-        self.A, self.k, self.penalty = A, k, penalty
-        self.V = _span(A, min(_WIDER * k + _SPARE, *A.shape), random)
+        self.A = A
+        self.k = k
+        self.penalty = penalty
+        size = min(_WIDER * k + _SPARE, *A.shape)
+        self.V = _span(A, size, random)
         total = float(torch.linalg.vector_norm(A, dtype=PRECISE).square())
-        self.space = _Subspace((self.V @ A.T).to(PRECISE), total, penalty)
+        projected = (self.V @ A.T).to(PRECISE)
+        self.space = _Subspace(projected, total, penalty)
         self.D = self._start(random)
         self.objective: list[float] = []
 
     def run(self, steps: int, tol: float) -> bool:
         """Take at most ``steps`` steps and return whether the search has converged."""
-        codes = self.space.B.new_zeros(self.k, len(self.A))
-        sweep(codes, self.D @ self.space.B, self.D @ self.D.T, self.penalty / 2)
+        B = self.space.B
+        codes = B.new_zeros(self.k, len(self.A))
+        sweep(codes, self.D @ B, self.D @ self.D.T, self.penalty / 2)
         descent = _Descent(self.space, _Point(codes, self.D), self.objective)
         while True:
             previous = descent.point.value
@@ -182,14 +192,17 @@ class Search:
         return D / D.norm(dim=1, keepdim=True).clamp_(min=1)
 
     def _start(self, random: torch.Generator) -> Float[Tensor, "k r"]:
-        rows = torch.randperm(len(self.A), generator=random)[:_SAMPLE].to(self.A.device)
+        """Return the best of several dictionaries after a few steps on some of the samples."""
+        order = torch.randperm(len(self.A), generator=random)
+        rows = order[:_SAMPLE].to(self.A.device)
         B = self.space.B[:, rows]
         total = float(self.A[rows].to(PRECISE).square().sum())
         space = _Subspace(B, total, self.penalty)
+        n_starts, _ = _ROUNDS[0]
         trials = []
-        for D in _starts(B, self.k, _ROUNDS[0][0], random):
-            point = _Point(B.new_zeros(self.k, len(rows)), D)
-            trials.append(_Descent(space, point))
+        for D in _starts(B, self.k, n_starts, random):
+            codes = B.new_zeros(self.k, len(rows))
+            trials.append(_Descent(space, _Point(codes, D)))
         for n_best, steps in _ROUNDS:
             trials = sorted(trials, key=lambda trial: trial.point.value)[:n_best]
             with _few_threads(B):
@@ -207,13 +220,17 @@ class Search:
         outside = step - (step @ self.V.T) @ self.V
         outside -= (outside @ self.V.T) @ self.V  # once more, for what rounding has left
         _, sizes, new = torch.linalg.svd(outside, full_matrices=False)
-        new = new[sizes > 1e2 * torch.finfo(step.dtype).eps * step.norm()]
-        new = new[: min(self.A.shape) - len(self.V)]
+        rounding = 1e2 * torch.finfo(step.dtype).eps * step.norm()
+        new = new[sizes > rounding]
+        n_free = min(self.A.shape) - len(self.V)
+        new = new[:n_free]
         if not len(new):
             return False
         self.V = torch.cat([self.V, new])
-        self.space.B = torch.cat([self.space.B, (new @ self.A.T).to(PRECISE)])
-        self.D = torch.cat([self.D, self.D.new_zeros(self.k, len(new))], dim=1)
+        projected = (new @ self.A.T).to(PRECISE)
+        self.space.B = torch.cat([self.space.B, projected])
+        unused = self.D.new_zeros(self.k, len(new))
+        self.D = torch.cat([self.D, unused], dim=1)
         return True
 
 
@@ -241,10 +258,13 @@ def sweep(
     weights = torch.where(used, -G / norms, 0.0)
     weights.fill_diagonal_(0)
     for start in range(0, Z.shape[1], _BLOCK):
-        codes = Z[:, start : start + _BLOCK]
-        targets = torch.where(used, (P[:, start : start + _BLOCK] - threshold) / norms, 0.0)
+        block = slice(start, start + _BLOCK)
+        codes = Z[:, block]
+        alone = (P[:, block] - threshold) / norms  # the best codes if no other concept were used
+        targets = torch.where(used, alone, 0.0)
         for code, target, weight in zip(codes, targets, weights, strict=True):
-            torch.clamp(torch.addmv(target, codes.T, weight), min=0, out=code)
+            best = torch.addmv(target, codes.T, weight)
+            torch.clamp(best, min=0, out=code)
 
 
 def _dictionary_sweep(D: Tensor, W: Tensor, S: Tensor) -> Tensor:
@@ -287,7 +307,9 @@ def exact_codes(
         If dictionary or activations are NaN or infinite, or so large that their
         products are: sweeps would never end.
     """
-    P, G = (D @ A.T).to(PRECISE), D.to(PRECISE) @ D.to(PRECISE).T
+    P = (D @ A.T).to(PRECISE)
+    precise = D.to(PRECISE)
+    G = precise @ precise.T
     if not (P.isfinite().all() and G.isfinite().all()):
         raise InputError(
             "dictionary or activations are NaN or infinite, or their products are",
@@ -333,10 +355,13 @@ def _leap(
     """
     used = Z > 0
     stay = 1e-9 * G.diagonal().amax()
-    system = torch.where(used[:, :, None] & used[:, None, :], G, 0.0)
-    system = system + torch.diag_embed(torch.where(used, stay, 1.0))
-    best = torch.linalg.solve(system, torch.where(used, P + stay * Z, 0.0))
-    share = torch.where(best < 0, Z / (Z - best), 1.0).amin(dim=1, keepdim=True)
+    both_used = used[:, :, None] & used[:, None, :]
+    diagonal = torch.where(used, stay, 1.0)
+    system = torch.where(both_used, G, 0.0) + torch.diag_embed(diagonal)
+    target = torch.where(used, P + stay * Z, 0.0)
+    best = torch.linalg.solve(system, target)
+    shares = torch.where(best < 0, Z / (Z - best), 1.0)
+    share = shares.amin(dim=1, keepdim=True)
     return (Z + share * (best - Z)).clamp_(min=0)
 
 
@@ -350,10 +375,18 @@ def _span(A: Float[Tensor, "n d"], size: int, random: torch.Generator) -> Float[
     if size == d:
         return torch.eye(d, dtype=A.dtype, device=A.device)
     if size == n:
-        return torch.linalg.qr(A.T)[0].T
-    sketch = A @ torch.randn(d, size, generator=random, dtype=A.dtype).to(A.device)
-    sketch = A @ torch.linalg.qr(A.T @ torch.linalg.qr(sketch)[0])[0]
-    return torch.linalg.qr(A.T @ torch.linalg.qr(sketch)[0])[0].T
+        return _orthonormal(A.T).T
+    directions = torch.randn(d, size, generator=random, dtype=A.dtype).to(A.device)
+    for _ in range(2):
+        sketch = A @ directions
+        directions = _orthonormal(A.T @ _orthonormal(sketch))
+    return directions.T
+
+
+def _orthonormal(columns: Float[Tensor, "n r"]) -> Float[Tensor, "n r"]:
+    """Return orthonormal columns that span the same space."""
+    Q, _ = torch.linalg.qr(columns)
+    return Q
 
 
 def _starts(
@@ -364,7 +397,8 @@ def _starts(
     Each atom has the sign that gives its positive codes more energy.
     """
     rank = min(k, *B.shape)
-    singular = torch.linalg.eigh(B @ B.T)[1].flip(1).T[:rank]
+    _, vectors = torch.linalg.eigh(B @ B.T)
+    singular = vectors.flip(1).T[:rank]
     mixes = [_rotation(k, random)[:, :rank] for _ in range(count)]
     if rank == k:
         mixes[0] = torch.eye(k, dtype=PRECISE)
@@ -381,9 +415,11 @@ def _rotation(k: int, random: torch.Generator) -> Float[Tensor, "k k"]:
 
 
 def _sign(codes: Float[Tensor, "k n"]) -> Float[Tensor, "k 1"]:
+    """Return the sign of each row's codes: that of the part with more energy."""
     positive = codes.clamp(min=0).square().sum(dim=1)
     negative = codes.clamp(max=0).square().sum(dim=1)
-    return torch.where(positive < negative, -1.0, 1.0).to(codes.dtype)[:, None]
+    sign = torch.where(positive < negative, -1.0, 1.0)
+    return sign.to(codes.dtype)[:, None]
 
 
 @contextmanager

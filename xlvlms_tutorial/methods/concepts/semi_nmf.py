@@ -106,15 +106,17 @@ class SemiNMF(Dictionary):
                 raise InputError(f"{name} is {value!r}", "give a finite number of 0 or more")
 
     def _fit(self, A: Float[Tensor, "n d"]) -> None:
+        """Find codes and dictionary by descent, then exact codes."""
+        penalty = float(self.penalty)
         largest = float(A.norm(dim=1).max())
-        if self.penalty >= 2 * largest:
+        if penalty >= 2 * largest:
             raise InputError(
                 f"with penalty {self.penalty} every code is 0, as the largest "
                 f"activation has norm {largest:.4g}",
                 f"give a penalty well below {2 * largest:.4g}",
             )
         random = torch.Generator().manual_seed(int(self.seed))
-        search = Search(A, self.n_components, float(self.penalty), random)
+        search = Search(A, self.n_components, penalty, random)
         self.converged_ = search.run(int(self.max_iter), float(self.tol))
         self.n_iter_ = len(search.objective)
         if not self.converged_:

@@ -132,6 +132,7 @@ class TopKSAE(Dictionary):
             )
 
     def _fit(self, A: Float[Tensor, "n d"]) -> None:
+        """Train from several starts for a while, and the best of them to the end."""
         mean = A.mean(dim=0)
         centred = A - mean
         scale = centred.square().sum(dim=1).mean().sqrt()
@@ -165,25 +166,32 @@ class _Training:
     """Training of one autoencoder by Adam."""
 
     def __init__(self, settings: TopKSAE, A: Float[Tensor, "n d"], start: int = 0) -> None:
+        """Start from activations of random samples as directions."""
         self.settings = settings
         self.A = A
         self.losses = []
         self.random = torch.Generator().manual_seed(int(settings.seed) * _STARTS + start)
         self.batches = self._batches()
-        first = torch.randperm(len(A), generator=self.random)[: settings.n_components]
-        decoder = _unit(A[first.to(A.device)])
-        biases = A.new_zeros(settings.n_components), A.new_zeros(A.shape[1])
+        k = settings.n_components
+        width = A.shape[1]
+        order = torch.randperm(len(A), generator=self.random)
+        first = order[:k].to(A.device)
+        decoder = _unit(A[first])
         # a copy: the transpose of a single row or column would share the memory of the decoder
         encoder = decoder.T.clone(memory_format=torch.contiguous_format)
-        self.parameters = [decoder, encoder, *biases]
+        encoder_bias = A.new_zeros(k)
+        bias = A.new_zeros(width)
+        self.parameters = [decoder, encoder, encoder_bias, bias]
         for parameter in self.parameters:
             parameter.requires_grad_()
-        rate = settings.learning_rate / A.shape[1] ** 0.5
+        rate = settings.learning_rate / width**0.5
         self.adam = torch.optim.Adam(self.parameters, rate, eps=1e-12)
-        self.schedule = torch.optim.lr_scheduler.LambdaLR(
-            self.adam, lambda step: min(1.0, (1 - step / settings.max_iter) / (1 - _DECAY_FROM))
-        )
-        self.used = torch.zeros(settings.n_components, dtype=torch.long, device=A.device)
+
+        def share_of_rate(step: int) -> float:
+            return min(1.0, (1 - step / settings.max_iter) / (1 - _DECAY_FROM))
+
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.adam, share_of_rate)
+        self.used = torch.zeros(k, dtype=torch.long, device=A.device)
 
     def run(self, until: int) -> None:
         """Train up to the step with this number."""
@@ -243,7 +251,8 @@ class _Training:
         The samples are drawn with a probability that is their squared error.
         """
         decoder, encoder, encoder_bias, _ = self.parameters
-        dead = (self.used <= _RARE * self.used.double().mean()).nonzero()[:, 0]
+        rare = self.used <= _RARE * self.used.double().mean()
+        dead = rare.nonzero()[:, 0]
         self.used = torch.zeros_like(self.used)
         _, residuals = self._pass(A)
         errors = residuals.square().sum(dim=1)
@@ -254,10 +263,11 @@ class _Training:
         decoder[dead] = _unit(residuals[rows])
         encoder[:, dead] = decoder[dead].T
         encoder_bias[dead] = 0.0
+        state = self.adam.state
         for name in ("exp_avg", "exp_avg_sq"):
-            self.adam.state[decoder][name][dead] = 0.0
-            self.adam.state[encoder][name][:, dead] = 0.0
-            self.adam.state[encoder_bias][name][dead] = 0.0
+            state[decoder][name][dead] = 0.0
+            state[encoder][name][:, dead] = 0.0
+            state[encoder_bias][name][dead] = 0.0
 
 
 def _top(codes: Float[Tensor, "n k"], k: int) -> Float[Tensor, "n k"]:

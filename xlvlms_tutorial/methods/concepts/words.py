@@ -148,7 +148,8 @@ def random_words(
     n_words = len(allowed.words)
     # the largest of random numbers: different words, each with the same probability
     index = torch.rand(k, n_words, generator=random).topk(min(n, n_words)).indices
-    return _table(allowed, index, allowed.forms[index, 0], torch.full(index.shape, torch.nan))
+    no_score = torch.full(index.shape, torch.nan)
+    return _table(allowed, index, allowed.forms[index, 0], no_score)
 
 
 def as_lists(table: pd.DataFrame) -> dict[int, list[str]]:
@@ -220,9 +221,9 @@ def _best(
         form_score = logits[:, forms[:, column]]
         form = torch.where(form_score > score, column, form)
         score = torch.maximum(score, form_score)
-    top = score.topk(min(n, len(forms)))
-    token = forms[top.indices, form.gather(1, top.indices)]
-    return top.values.cpu(), top.indices.cpu(), token.cpu()
+    values, indices = score.topk(min(n, len(forms)))
+    token = forms[indices, form.gather(1, indices)]
+    return values.cpu(), indices.cpu(), token.cpu()
 
 
 def _table(
@@ -231,16 +232,14 @@ def _table(
     token: Int[Tensor, "k n"],
     score: Float[Tensor, "k n"],
 ) -> pd.DataFrame:
+    """Arrange the words of each concept, the best first."""
     concept, rank = np.divmod(np.arange(index.numel()), index.shape[1])
-    return pd.DataFrame(
-        {
-            "concept": concept,
-            "rank": rank + 1,
-            "word": allowed.words[index.flatten().numpy()].astype(object),
-            "token_id": token.flatten().numpy(),
-            "score": score.flatten().numpy(),
-        }
-    )
+    words = allowed.words[index.flatten().numpy()]
+    table = pd.DataFrame({"concept": concept, "rank": rank + 1})
+    table["word"] = words.astype(object)
+    table["token_id"] = token.flatten().numpy()
+    table["score"] = score.flatten().numpy()
+    return table
 
 
 def _admissible(vlm: VLM, n: int, words: WordFilter) -> Admissible:

@@ -4,7 +4,6 @@ Top words, entropy and divergence of these distributions, and the tokens that co
 """
 
 from xlvlms_tutorial.methods.logit_lens.measures import (
-    KINDS,
     consecutive_divergence,
     divergence_profile,
     entropy,
@@ -20,7 +19,6 @@ from xlvlms_tutorial.methods.logit_lens.wordlists import ENGLISH, WordFilter
 
 __all__ = [
     "ENGLISH",
-    "KINDS",
     "WordFilter",
     "consecutive_divergence",
     "divergence_profile",

@@ -155,14 +155,16 @@ def divergences(z: Float[Tensor, "c v"], y: Float[Tensor, "c v"]) -> Float[Tenso
     _, y_total = exponentials(y)
     # differences of logits come first, so that equal distributions give 0
     # and close ones keep their digits
-    return (vecdot(e, z.sub_(y)) / total + y_total.log() - total.log()).clamp_(min=0)
+    expected = vecdot(e, z.sub_(y)) / total
+    return (expected + y_total.log() - total.log()).clamp_(min=0)
 
 
 def cosines(z: Float[Tensor, "c v"], y: Float[Tensor, "c v"]) -> Float[Tensor, "c"]:
     """Cosine of the probabilities of each row of logits z with those of the same row of y."""
     e, _ = exponentials(z)
     f, _ = exponentials(y)
-    return (vecdot(e, f) / (e.norm(dim=-1) * f.norm(dim=-1))).clamp_(max=1)
+    norms = e.norm(dim=-1) * f.norm(dim=-1)
+    return (vecdot(e, f) / norms).clamp_(max=1)
 
 
 def layer_divergence(
@@ -191,10 +193,12 @@ def layer_divergence(
     """
     # in this order only the logits of one previous layer are needed
     order = sorted(states, key=lambda layer: (layer % step, layer))
-    values: dict[int, list[Tensor]] = {
-        layer: [] for layer in sorted(states) if layer + step in states
-    }
-    for chunk in torch.arange(len(states[order[0]])).split(rows(vlm, CHUNK)):
+    values: dict[int, list[Tensor]] = {}
+    for layer in sorted(states):
+        if layer + step in states:
+            values[layer] = []
+    numbers = torch.arange(len(states[order[0]]))
+    for chunk in numbers.split(rows(vlm, CHUNK)):
         previous = None
         previous_logits = None
         for layer in order:
@@ -230,11 +234,11 @@ def all_divergences(
         q_start = 0
         for logits in chunks(vlm, q, norm):
             for (z,) in slices(logits):
-                z.sub_(exponentials(z)[1].log()[:, None])
+                _, total = exponentials(z)
+                z.sub_(total.log()[:, None])
             q_end = q_start + len(logits)
-            result[p_start:p_end, q_start:q_end] = (
-                (-entropy[:, None] - probabilities @ logits.T).clamp_(min=0).cpu()
-            )
+            divergence = (-entropy[:, None] - probabilities @ logits.T).clamp_(min=0)
+            result[p_start:p_end, q_start:q_end] = divergence.cpu()
             q_start = q_end
         p_start = p_end
     return result
@@ -293,18 +297,17 @@ def mean_distributions(
             log_total = torch.zeros_like(total) if logs else None
         for z, group in slices(logits, chunk.to(logits.device)):
             e, s = exponentials(z)
-            entropy.append(s.log() - vecdot(e, z) / s)
+            log_sum = s.log()
+            entropy.append(log_sum - vecdot(e, z) / s)
             total.index_add_(0, group, e.div_(s[:, None]))
             if logs:
-                log_total.index_add_(0, group, z.sub_(s.log()[:, None]))
-    summed = torch.zeros_like(total[:, 0]).index_add_(
-        0, groups.to(total.device), torch.cat(entropy)
-    )
-    return (
-        total.div_(sizes[:, None]),
-        log_total.div_(sizes[:, None]) if logs else None,
-        summed / sizes,
-    )
+                log_total.index_add_(0, group, z.sub_(log_sum[:, None]))
+    summed = torch.zeros_like(total[:, 0])
+    summed.index_add_(0, groups.to(total.device), torch.cat(entropy))
+    total.div_(sizes[:, None])
+    if logs:
+        log_total.div_(sizes[:, None])
+    return total, log_total, summed / sizes
 
 
 def most_probable(
@@ -327,7 +330,8 @@ def most_probable(
     for logits in chunks(vlm, states, norm):
         for (z,) in slices(logits):
             _, total = exponentials(z)  # shifts z to a maximum of 0, in place
-            top = z.topk(k)
-            ids.append(top.indices.cpu())
-            probabilities.append((top.values.exp() / total[:, None]).cpu())
+            values, indices = z.topk(k)
+            top = values.exp() / total[:, None]
+            ids.append(indices.cpu())
+            probabilities.append(top.cpu())
     return torch.cat(ids), torch.cat(probabilities)

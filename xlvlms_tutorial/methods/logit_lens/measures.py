@@ -219,14 +219,16 @@ def relative_entropy(p: Float[Tensor, "*n v"], q: Float[Tensor, "*m w"]) -> Floa
             q.shape[-1],
             "compare distributions over the words of one model",
         )
-    p64, q64 = p.double(), q.double()
+    p64 = p.double()
+    q64 = q.double()
     for name, side in (("p", p64), ("q", q64)):
         if not _are_distributions(side):
             raise InputError(
                 f"{name} holds vectors that are not distributions",
                 "give numbers of 0 or more that sum to 1",
             )
-    terms = torch.where(p64 > 0, p64 * (p64.log() - q64.log()), 0.0)
+    differences = p64.log() - q64.log()
+    terms = torch.where(p64 > 0, p64 * differences, 0.0)
     return terms.sum(dim=-1).clamp(min=0).to(p.dtype)
 
 
@@ -497,9 +499,9 @@ def modality_divergence(
     Returns
     -------
     dict of str to Estimate
-        An estimate in nats for each of ``KINDS``. Intervals (95 %) are from one bootstrap over
-        samples, the same for all three; ``n`` counts the tokens on the left side, for the
-        difference those of both.
+        Estimates in nats: "P against T", "T against other T" and their "difference". Intervals
+        (95 %) are from one bootstrap over samples, the same for all three; ``n`` counts the tokens
+        on the left side, for the difference those of both.
 
     Raises
     ------
@@ -532,7 +534,8 @@ def modality_divergence(
     from_p = -entropies[:, None] - mean @ logs.T
     p_divergences = from_p.clamp_(min=0).double().cpu().numpy()
     t_divergences = from_t.clamp_(min=0).double().cpu().numpy()
-    p_sizes, t_sizes = np.bincount(p_samples), np.bincount(t_samples)
+    p_sizes = np.bincount(p_samples)
+    t_sizes = np.bincount(t_samples)
     return _estimates(p_divergences, t_divergences, p_sizes, t_sizes, seed)
 
 
@@ -570,8 +573,9 @@ def divergence_profile(
     Returns
     -------
     DataFrame
-        One row for each layer and kind, with columns ``layer``, ``kind`` (one of ``KINDS``),
-        ``value`` (nats), ``low``, ``high`` (95 % interval over samples) and ``n`` (tokens).
+        One row for each layer and kind, with columns ``layer``, ``kind`` (those of
+        :func:`modality_divergence`), ``value`` (nats), ``low``, ``high`` (95 % interval over
+        samples) and ``n`` (tokens).
 
     Raises
     ------
@@ -663,7 +667,8 @@ def _random_tokens(
     shuffled = samples.sample(frac=1, random_state=seed)
     sampled = shuffled.groupby(shuffled).head(n_tokens or len(samples))
     rows = np.sort(sampled.index.to_numpy())
-    return states[layer][rows], _numbered(samples.to_numpy()[rows])
+    numbers = _numbered(samples.to_numpy()[rows])
+    return states[layer][rows], numbers
 
 
 def _estimates(
@@ -677,7 +682,8 @@ def _estimates(
     n = len(t_sizes)
     different = 1.0 - np.eye(n)
     # the data themselves come first, then the resamples
-    shares = np.vstack([np.full(n, 1 / n), resampled_shares(n, seed=seed)])
+    data = np.full(n, 1 / n)
+    shares = np.vstack([data, resampled_shares(n, seed=seed)])
 
     def means(values: np.ndarray, sizes: np.ndarray) -> np.ndarray:
         # number of pairs of tokens in each pair of samples
@@ -685,16 +691,17 @@ def _estimates(
         total = ((shares @ (weights * values)) * shares).sum(axis=1)
         pairs = ((shares @ weights) * shares).sum(axis=1)
         # one sample drawn n times has no pairs
-        return np.divide(total, pairs, out=np.full_like(total, np.nan), where=pairs > 0)
+        undefined = np.full_like(total, np.nan)
+        return np.divide(total, pairs, out=undefined, where=pairs > 0)
 
-    p_means, t_means = means(p, p_sizes), means(t, t_sizes)
-    p_tokens, t_tokens = int(p_sizes.sum()), int(t_sizes.sum())
-    results = (
-        (p_means, p_tokens),
-        (t_means, t_tokens),
-        (p_means - t_means, p_tokens + t_tokens),
-    )
+    p_means = means(p, p_sizes)
+    t_means = means(t, t_sizes)
+    p_tokens = int(p_sizes.sum())
+    t_tokens = int(t_sizes.sum())
+    resampled = (p_means, t_means, p_means - t_means)
+    n_tokens = (p_tokens, t_tokens, p_tokens + t_tokens)
     estimates = {}
-    for kind, (resampled, n_tokens) in zip(KINDS, results, strict=True):
-        estimates[kind] = percentile_interval(float(resampled[0]), resampled[1:], n_tokens)
+    for kind, means_of_kind, n in zip(KINDS, resampled, n_tokens, strict=True):
+        value = float(means_of_kind[0])
+        estimates[kind] = percentile_interval(value, means_of_kind[1:], n)
     return estimates

@@ -202,9 +202,11 @@ def _grouped(words: list[str], ids: list[int]) -> Admissible:
     """Each word once, with the ids of all its tokens."""
     unique, group, counts = np.unique(words, return_inverse=True, return_counts=True)
     order = np.argsort(group, kind="stable")
-    sorted_ids, first = np.asarray(ids)[order], np.cumsum(counts) - counts
+    sorted_ids = np.asarray(ids)[order]
+    first = np.cumsum(counts) - counts
     forms = np.repeat(sorted_ids[first][:, None], counts.max(), axis=1)
-    forms[group[order], np.arange(len(order)) - np.repeat(first, counts)] = sorted_ids
+    column = np.arange(len(order)) - np.repeat(first, counts)
+    forms[group[order], column] = sorted_ids
     return Admissible(unique, torch.from_numpy(forms))
 
 

@@ -7,7 +7,6 @@ from xlvlms_tutorial.methods.pruning.calibration import (
     Calibration,
     calibrate,
     calibrate_on,
-    fingerprint,
     linear_maps,
 )
 from xlvlms_tutorial.methods.pruning.masks import Masks, independent_iou, mask_overlap
@@ -27,7 +26,6 @@ __all__ = [
     "apply_masks",
     "calibrate",
     "calibrate_on",
-    "fingerprint",
     "independent_iou",
     "linear_maps",
     "magnitude_masks",

@@ -117,12 +117,13 @@ class Calibration:
         if (layer, name) not in self.squares:
             maps = ", ".join(f"{number} {linear}" for number, linear in self.squares)
             raise InputError(f"no linear map {name!r} in layer {layer}", f"there are: {maps}")
+        n_tokens = self.tokens[layer, name]
         require(
-            self.tokens[layer, name],
+            n_tokens,
             f"layer {layer} {name} saw no token",
             "calibrate on inputs that reach it (cross-attention: pictures)",
         )
-        return (self.squares[layer, name] / self.tokens[layer, name]).sqrt()
+        return (self.squares[layer, name] / n_tokens).sqrt()
 
 
 def calibrate(
@@ -318,7 +319,7 @@ def fingerprint(vlm: VLM) -> str:
     >>> import torch
     >>> from transformers import LlamaConfig, LlamaForCausalLM
     >>> from xlvlms_tutorial import VLM
-    >>> from xlvlms_tutorial.methods.pruning import fingerprint
+    >>> from xlvlms_tutorial.methods.pruning.calibration import fingerprint
     >>> config = LlamaConfig(
     ...     vocab_size=8,
     ...     hidden_size=8,
@@ -397,6 +398,7 @@ class _Meter:
             self.tokens[layer, name] += n
 
     def _enter(self, key: Key, module: nn.Module, args: tuple, kwargs: dict) -> None:
+        """Add what enters a linear map to the sums of this batch."""
         states = args[0] if args else kwargs["input"]
         # queries, keys and values share an input: it is summed once
         if self._last is None or self._last[0]() is not states:
@@ -404,6 +406,7 @@ class _Meter:
         self._batch_sums[key] = self._last[1]
 
     def _sums(self, key: Key, states: Tensor) -> tuple[Float[Tensor, "d_in"], int]:
+        """Return the sum of squares of each input feature, and the number of rows that count."""
         # OPT's MLP has all positions in one row
         rows = states.detach().reshape(-1, states.shape[-1])
         if key in self._pictured:
@@ -418,7 +421,8 @@ class _Meter:
         # rows are picked and not multiplied by 0: what stands in the padding may be NaN
         if selected is not None:
             rows = rows.index_select(0, selected.to(rows.device))
-        return rows.to(torch.promote_types(rows.dtype, torch.float32)).square().sum(0), len(rows)
+        wide = rows.to(torch.promote_types(rows.dtype, torch.float32))
+        return wide.square().sum(0), len(rows)
 
     def _tiles(self, n: int) -> Tensor | None:
         """The rows of the picture's states that belong to tiles which a text looks at.

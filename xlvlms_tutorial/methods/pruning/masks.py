@@ -163,15 +163,16 @@ class Masks:
             If there is no mask of this map.
         """
         if (layer, name) not in self.packed:
-            map_names = dict.fromkeys(map_name for _, map_name in self.packed)
-            layers = f"layers {min(self.packed)[0]} to {max(self.packed)[0]}"
+            map_names = ", ".join(dict.fromkeys(map_name for _, map_name in self.packed))
+            first, _ = min(self.packed)
+            last, _ = max(self.packed)
             raise InputError(
                 f"no mask of layer {layer} {name!r}",
-                f"there are {layers}, with {', '.join(map_names)}",
+                f"there are layers {first} to {last}, with {map_names}",
             )
-        shape = self.shapes[layer, name]
-        bits = np.unpackbits(self.packed[layer, name], count=shape[0] * shape[1])
-        return torch.from_numpy(bits.view(np.bool_)).reshape(shape)
+        rows, columns = self.shapes[layer, name]
+        bits = np.unpackbits(self.packed[layer, name], count=rows * columns)
+        return torch.from_numpy(bits.view(np.bool_)).reshape(rows, columns)
 
     def tensors(self, vlm: VLM) -> dict[str, Bool[Tensor, "rows columns"]]:
         """Give all masks as booleans, for ``interventions.mask_weights``.
@@ -487,6 +488,7 @@ def packed(mask: Bool[Tensor, "rows columns"]) -> np.ndarray:
 
 
 def _require_packed(bits: np.ndarray, layer: int, name: str, shape: tuple[int, int]) -> None:
+    """Refuse bits that are not the packed mask of a linear map of this shape."""
     rows, columns = shape
     size = rows * columns if min(layer, rows, columns) > 0 else 0
     n_bytes = (size + 7) // 8

@@ -337,14 +337,16 @@ def masks_of(
     bits = {}
     shapes = {}
     for key in keys:
-        values = score(key, maps[key])
+        module = maps[key]
+        values = score(key, module)
         require(
             torch.isfinite(values).all(),
             f"NaN or infinite scores in layer {key[0]} {key[1]}",
             "look for damaged weights",
         )
-        bits[key] = packed(turned(maps[key], choose(key, values)))
-        shapes[key] = tuple(maps[key].weight.shape)
+        mask = choose(key, values)
+        bits[key] = packed(turned(module, mask))
+        shapes[key] = tuple(module.weight.shape)
     return Masks(bits, shapes, vlm.name, mark)
 
 
@@ -415,8 +417,9 @@ def _smallest(
         ordered = torch.from_numpy(np.sort(values.numpy(), axis=1))
     else:
         ordered = values.sort(dim=1).values
-    limit = ordered.gather(1, (n - 1).clamp(min=0)[:, None])
-    return limit.masked_fill((n == 0)[:, None], -torch.inf)
+    position = (n - 1).clamp(min=0)[:, None]
+    none = (n == 0)[:, None]
+    return ordered.gather(1, position).masked_fill(none, -torch.inf)
 
 
 def _importance(module: nn.Module, norms: Float[Tensor, "d_in"]) -> Float[Tensor, "out d_in"]:

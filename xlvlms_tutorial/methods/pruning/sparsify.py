@@ -100,14 +100,19 @@ def n_m_masks(
     keys = chosen_maps(vlm, layers)
     maps = linear_maps(vlm)
     for layer, name in keys:
-        width = turned(maps[layer, name], maps[layer, name].weight).shape[1]
+        module = maps[layer, name]
+        width = turned(module, module.weight).shape[1]
         require(
             width % m == 0,
             f"{n}:{m} in layer {layer} {name}, which has {width} inputs",
             "choose an m that divides them",
         )
     score, mark = scorer(vlm, by, seed)
-    return masks_of(vlm, keys, score, lambda key, values: _best_of_groups(values, n, m), mark)
+
+    def choose(key: Key, values: Tensor) -> Tensor:
+        return _best_of_groups(values, n, m)
+
+    return masks_of(vlm, keys, score, choose, mark)
 
 
 def alpha_subnet(masks: Iterable[Masks | str | PathLike]) -> Masks:

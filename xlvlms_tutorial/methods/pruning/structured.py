@@ -371,6 +371,7 @@ def _rows(module: nn.Module) -> int:
 
 
 def _number_to_drop(share: float, width: int, multiple_of: int) -> int:
+    """Return how many neurons go so that the remaining ones come in multiples."""
     require(
         0 <= share < 1,
         f"a share of neurons of {share}",
@@ -400,16 +401,18 @@ def _highest(scores: Mapping[int, Tensor], part: _MLP, dropped: int) -> Int[Tens
         f"NaN or infinite scores of the neurons of layer {part.layer}",
         "give finite scores",
     )
-    return without_lowest(values[None].float(), dropped)[0].nonzero().flatten()
+    keep = without_lowest(values[None].float(), dropped)[0]
+    return keep.nonzero().flatten()
 
 
 def _replace(module: nn.Module, dim: int, index: Int[Tensor, "kept"]) -> None:
     """Keep some outputs (``dim`` 0) or inputs (1) of a linear map, in memory of their own."""
     transposed = isinstance(module, Conv1D)
-    weight = module.weight.index_select(1 - dim if transposed else dim, index)
-    module.weight = nn.Parameter(weight, requires_grad=module.weight.requires_grad)
-    if dim == 0 and module.bias is not None:
-        module.bias = nn.Parameter(module.bias[index], requires_grad=module.bias.requires_grad)
+    old, bias = module.weight, module.bias
+    weight = old.index_select(1 - dim if transposed else dim, index)
+    module.weight = nn.Parameter(weight, requires_grad=old.requires_grad)
+    if dim == 0 and bias is not None:
+        module.bias = nn.Parameter(bias[index], requires_grad=bias.requires_grad)
     # the attributes that hold the number of outputs, and that of inputs
     names = ("nf", "nx") if transposed else ("out_features", "in_features")
     setattr(module, names[dim], len(index))
@@ -470,9 +473,10 @@ def _require_removable(vlm: VLM, removed: set[int]) -> None:
     vision = getattr(vlm.model.config, "vision_config", None)
     # the blocks after which visual features are added again
     n_visual = len(getattr(vision, "deepstack_visual_indexes", None) or ())
+    first = min(removed)
     require(
-        min(removed) > n_visual,
-        f"layer {min(removed)} of {vlm.name!r} gets visual features",
+        first > n_visual,
+        f"layer {first} of {vlm.name!r} gets visual features",
         f"remove blocks behind layer {n_visual}, or skip it",
     )
 
@@ -504,13 +508,13 @@ def _require_described(
         model = type(vlm.model)._from_config(config)
     described = _tensor_shapes(model)
     for name in sorted({**described, **planned}):
-        if described.get(name) != planned.get(name):
-            raise InputError(
-                f"{vlm.name!r} would be described wrongly by its configuration, first "
-                f"{name}: {described.get(name)}",
-                f"it would be {planned.get(name)}; give a model whose blocks "
-                "are alike, without an adapter",
-            )
+        shape = described.get(name)
+        planned_shape = planned.get(name)
+        require(
+            shape == planned_shape,
+            f"{vlm.name!r} would be described wrongly by its configuration, first {name}: {shape}",
+            f"it would be {planned_shape}; give a model whose blocks are alike, without an adapter",
+        )
 
 
 def _tensor_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:

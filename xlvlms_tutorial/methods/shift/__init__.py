@@ -4,15 +4,12 @@ After "Analyzing Finetuning Representation Shift for Multimodal LLMs Steering" (
 """
 
 from xlvlms_tutorial.methods.shift.recovery import (
-    NULLS,
     mean_recovery,
     null_shifts,
     recovery,
     recovery_curve,
 )
 from xlvlms_tutorial.methods.shift.vectors import (
-    AVERAGES,
-    WordLists,
     assign_concepts,
     common_samples,
     consistency,
@@ -24,9 +21,6 @@ from xlvlms_tutorial.methods.shift.vectors import (
 )
 
 __all__ = [
-    "AVERAGES",
-    "NULLS",
-    "WordLists",
     "assign_concepts",
     "common_samples",
     "consistency",

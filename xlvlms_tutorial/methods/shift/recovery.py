@@ -47,7 +47,7 @@ def null_shifts(
     *,
     seed: int = 1,
 ) -> dict[str, Float[np.ndarray, "k _"]]:
-    r"""Make the baselines that shift vectors are compared with, under the names ``NULLS``.
+    r"""Make the baselines that shift vectors are compared with, by name.
 
     Use it with :func:`recovery_curve`: recovery by shift vectors means something where these do
     worse.
@@ -112,13 +112,12 @@ def null_shifts(
     directions = random.standard_normal(shifts.shape)
     to_second = _partners(tuned, second)[to_tuned]
     scale = shift_magnitude(shifts) / shift_magnitude(directions)
-    return {
-        "original": np.zeros_like(shifts),
-        "seed": second[to_second] - start,
-        "global": np.repeat(mean_shift, k, axis=0),
-        "shuffled": shift_vectors(a, b, permuted, k),
-        "random": directions * scale[:, None],
-    }
+    nulls = {"original": np.zeros_like(shifts)}
+    nulls["seed"] = second[to_second] - start
+    nulls["global"] = np.repeat(mean_shift, k, axis=0)
+    nulls["shuffled"] = shift_vectors(a, b, permuted, k)
+    nulls["random"] = directions * scale[:, None]
+    return nulls
 
 
 def recovery(
@@ -181,7 +180,8 @@ def recovery(
     partner = _partners(original, tuned)
     before = row_cosines(original, tuned[partner])
     after = row_cosines(candidates, tuned[partner])
-    ratio = np.divide(after - before, before, out=np.full(len(before), np.nan), where=before > 0)
+    undefined = np.full(len(before), np.nan)
+    ratio = np.divide(after - before, before, out=undefined, where=before > 0)
     columns = {
         "concept": concept,
         "match": partner,
@@ -330,16 +330,20 @@ def recovery_curve(
         raise InputError(
             f"{len(shifts)} shifts and {len(strengths)} alphas", "give at least one of each"
         )
-    of_tuned = None if words is None else words(_as_float64(tuned))
-    of_original = None if words is None else words(_as_float64(original))
+    if words is not None:
+        of_tuned = words(_as_float64(tuned))
+        of_original = words(_as_float64(original))
     parts = []
     for name, shift in shifts.items():
         tables = {}
         for alpha in strengths:
             candidates = shifted(original, shift, alpha)
-            lists = None if words is None else (words(candidates), of_tuned, of_original)
+            lists = None
+            if words is not None:
+                lists = (words(candidates), of_tuned, of_original)
             tables[float(alpha)] = recovery(candidates, tuned, original, lists)
-        parts.append(mean_recovery(tables, "alpha", level, seed).assign(shift=name))
+        means = mean_recovery(tables, "alpha", level, seed)
+        parts.append(means.assign(shift=name))
     table = pd.concat(parts, ignore_index=True)
     return table[["shift", *table.columns.drop("shift")]]
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from xlvlms_tutorial.activations.activations import Activations
 from xlvlms_tutorial.errors import InputError, incomparable
 from xlvlms_tutorial.methods.concepts.base import whole
-from xlvlms_tutorial.validation import require_one_of, require_same_length
+from xlvlms_tutorial.validation import require, require_one_of, require_same_length
 
 # How the shift of a concept can be averaged over its samples: ``average`` of ``shift_vectors``
 AVERAGES = ("mean", "median", "trimmed")
@@ -167,7 +167,7 @@ def shift_vectors(
     k : int
         The number of concepts; each must have a sample.
     average : str
-        How differences are averaged, one of ``AVERAGES``: "mean" (the default, the paper's),
+        How differences are averaged: "mean" (the default, the paper's),
         "median" of each dimension, or "trimmed", the mean of each dimension without the smallest
         and largest 10 %.
 
@@ -307,7 +307,8 @@ def consistency(
         "concept(s) {} move by zero on average",
         "use pairwise_consistency, or fit other concepts",
     )
-    return ((units * totals).sum(axis=1) / (norms * pairs.sizes)).clip(-1, 1)
+    along = (units * totals).sum(axis=1)
+    return (along / (norms * pairs.sizes)).clip(-1, 1)
 
 
 def pairwise_consistency(
@@ -361,7 +362,8 @@ def pairwise_consistency(
         "fit fewer concepts, or give more samples",
     )
     _, units, _ = pairs.moments()
-    return ((np.square(units).sum(axis=1) - n) / (n * (n - 1))).clip(-1, 1)
+    squares = np.square(units).sum(axis=1)
+    return ((squares - n) / (n * (n - 1))).clip(-1, 1)
 
 
 def shift_magnitude(shifts: Float[Array, "k d"]) -> Float[np.ndarray, "k"]:
@@ -457,8 +459,8 @@ class _Pairs(NamedTuple):
         step = max(1, _BLOCK // self.a.shape[1])
         for start in range(0, len(self.labels), step):
             rows = slice(start, start + step)
-            member = torch.nn.functional.one_hot(self.labels[rows], len(self.sizes)).double()
-            yield member, self.differences(rows)
+            member = torch.nn.functional.one_hot(self.labels[rows], len(self.sizes))
+            yield member.double(), self.differences(rows)
 
     def moments(
         self,
@@ -521,12 +523,13 @@ def _paired(a: Array, b: Array, labels: Array, k: int) -> _Pairs:
     whole("k", k)
     groups = labels.cpu().numpy() if isinstance(labels, Tensor) else np.asarray(labels)
     require_same_length(a=original, b=tuned, labels=groups.size)
-    if groups.ndim != 1 or groups.dtype.kind not in "iu" or groups.min() < 0 or groups.max() >= k:
-        problem = (
-            f"labels of {k} concepts are {groups.dtype} of shape {groups.shape}, from "
-            f"{groups.min()} to {groups.max()}"
-        )
-        raise InputError(problem, f"give the number of each sample's concept, 0 to {k - 1}")
+    lowest, highest = groups.min(), groups.max()
+    require(
+        groups.ndim == 1 and groups.dtype.kind in "iu" and lowest >= 0 and highest < k,
+        f"labels of {k} concepts are {groups.dtype} of shape {groups.shape}, from {lowest} to "
+        f"{highest}",
+        f"give the number of each sample's concept, 0 to {k - 1}",
+    )
     sizes = np.bincount(groups, minlength=k)
     _refuse_concepts(
         sizes == 0,

@@ -189,11 +189,13 @@ def greedy_layer_order(
     require(1 <= k <= maximum, f"{k} of {len(remaining)} candidates", f"give 1 to {maximum}")
     losses = _Losses(vlm, samples, answers, prompt, batch_size, part)
     order: list[int] = []
-    total = sum(len(remaining) - step for step in range(k)) * len(losses.passes)
+    n_trials = sum(len(remaining) - step for step in range(k))
+    total = n_trials * len(losses.passes)
     with tqdm(total=total, desc="greedy", unit="pass", leave=False, disable=not progress) as bar:
         for _ in range(k):
             values = losses.without(order, remaining, bar)
-            order.append(remaining.pop(int(np.argmin(values))))
+            cheapest = int(np.argmin(values))
+            order.append(remaining.pop(cheapest))
     return order
 
 

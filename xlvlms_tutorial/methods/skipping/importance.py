@@ -66,7 +66,8 @@ def random_layers(n_layers: int, k: int, seed: int, protect: Collection[int] = (
         f"{k} layers",
         f"give 0 to {len(candidates)}: those of {n_layers} that are not protected",
     )
-    return sorted(np.random.default_rng(seed).choice(candidates, k, replace=False).tolist())
+    layers = np.random.default_rng(seed).choice(candidates, k, replace=False)
+    return sorted(layers.tolist())
 
 
 @torch.no_grad()
@@ -133,16 +134,18 @@ def block_similarity(
     names = check_spans(span if isinstance(span, str) else tuple(span))
     sums = torch.zeros(vlm.n_layers, len(SPANS), dtype=torch.float64)
     counts = torch.zeros_like(sums)
-    for batch in batches(
+    inputs = batches(
         vlm, samples, prompt, answers, batch_size=batch_size, progress=progress, desc="similarity"
-    ):
+    )
+    for batch in inputs:
         masks = [span_mask(vlm, batch, (name,)) for name in names]
         kinds = batch.spans[torch.stack(masks).any(dim=0)]
         with _cosines(vlm, torch.isin(batch.spans, kinds)) as by_layer:
             vlm.forward(batch, logits=False, use_cache=False)
+        kinds = kinds.cpu()
         for layer, cosines in by_layer.items():
-            sums[layer - 1].index_add_(0, kinds.cpu(), cosines)
-            counts[layer - 1].index_add_(0, kinds.cpu(), torch.ones_like(cosines))
+            sums[layer - 1].index_add_(0, kinds, cosines)
+            counts[layer - 1].index_add_(0, kinds, torch.ones_like(cosines))
     rows = []
     for layer in range(1, vlm.n_layers + 1):
         for name in names:
@@ -151,7 +154,8 @@ def block_similarity(
             require(
                 n, f"layer {layer} was never computed", "show a picture, or leave out what skips it"
             )
-            rows.append((layer, name, float(sums[index] / counts[index]), n))
+            similarity = float(sums[index] / counts[index])
+            rows.append((layer, name, similarity, n))
     return pd.DataFrame(rows, columns=["layer", "span", "similarity", "n"])
 
 
@@ -224,8 +228,9 @@ def _cosines(vlm: VLM, mask: Bool[Tensor, "b t"]) -> Iterator[dict[int, Float[Te
         x = inputs.pop(layer)
         y = masked(states)
         norms = torch.linalg.vector_norm(x, dim=1) * torch.linalg.vector_norm(y, dim=1)
+        products = (x * y).sum(dim=1)
         # rounding takes the cosine of equal states beyond 1
-        cosines = ((x * y).sum(dim=1) / norms).clamp(-1, 1)
+        cosines = (products / norms).clamp(-1, 1)
         require(
             torch.isfinite(cosines).all(),
             f"states before or after block {layer} are zero, NaN or infinite",

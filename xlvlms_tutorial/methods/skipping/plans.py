@@ -25,6 +25,7 @@ from xlvlms_tutorial.models.vlm import VLM
 from xlvlms_tutorial.validation import require
 
 PARTS = ("block", "mlp", "attention", "parallel", "pairs")
+_ALLOWED = {"part": PARTS, "scope": SCOPES, "cache": CACHES, "norm": (None, *NORMS)}
 _PART_TEXTS = {
     "block": "no block",
     "mlp": "no MLP",
@@ -183,17 +184,10 @@ class SkipPlan:
     def __post_init__(self) -> None:
         layers = (self.layers,) if isinstance(self.layers, Integral) else tuple(self.layers)
         object.__setattr__(self, "layers", layers)
-        for name, value, allowed in (
-            ("part", self.part, PARTS),
-            ("scope", self.scope, SCOPES),
-            ("cache", self.cache, CACHES),
-            ("norm", self.norm, (None, *NORMS)),
-        ):
-            require(
-                value in allowed,
-                f"unknown {name} {value!r}",
-                f"allowed: {', '.join(map(str, allowed))}",
-            )
+        for name, allowed in _ALLOWED.items():
+            value = getattr(self, name)
+            options = ", ".join(map(str, allowed))
+            require(value in allowed, f"unknown {name} {value!r}", f"allowed: {options}")
         self._check_layers()
         require(
             self.norm is None or self.part in ("attention", "parallel"),
@@ -282,6 +276,7 @@ class SkipPlan:
         )
 
     def _check_layers(self) -> None:
+        """Refuse layers that are no numbers, repeat, or are pairs that overlap."""
         for layer in self.layers:
             require(
                 not isinstance(layer, bool) and isinstance(layer, Integral) and layer >= 1,

@@ -19,7 +19,7 @@ from sklearn.base import clone
 from torch import Tensor
 
 from xlvlms_tutorial.activations.activations import WHOLE_BLOCK, Activations
-from xlvlms_tutorial.errors import InputError, incomparable
+from xlvlms_tutorial.errors import incomparable
 from xlvlms_tutorial.interventions.active import recorded
 from xlvlms_tutorial.interventions.edits import edit
 from xlvlms_tutorial.interventions.overrides import Positions
@@ -98,16 +98,15 @@ class ConceptVectors:
         Columns source, target, norm, cosine (of the concepts).
         """
         wide = self.concepts.double()
-        unit = wide / wide.norm(dim=1, keepdim=True).clamp(min=torch.finfo(torch.float64).tiny)
-        source, target = (~torch.eye(len(self), dtype=torch.bool)).nonzero(as_tuple=True)
-        table = pd.DataFrame(
-            {
-                "source": source.numpy(),
-                "target": target.numpy(),
-                "norm": torch.cdist(wide, wide)[source, target].numpy(),
-                "cosine": (unit @ unit.T)[source, target].numpy(),
-            }
-        )
+        tiny = torch.finfo(torch.float64).tiny
+        unit = wide / wide.norm(dim=1, keepdim=True).clamp(min=tiny)
+        distances = torch.cdist(wide, wide)
+        cosines = unit @ unit.T
+        same = torch.eye(len(self), dtype=torch.bool)
+        source, target = (~same).nonzero(as_tuple=True)
+        table = pd.DataFrame({"source": source.numpy(), "target": target.numpy()})
+        table["norm"] = distances[source, target].numpy()
+        table["cosine"] = cosines[source, target].numpy()
         return table.sort_values("norm", kind="stable", ignore_index=True)
 
     def between(self, i: int, j: int) -> SteeringVectors:
@@ -172,7 +171,8 @@ class ConceptVectors:
 
         def active(states: Float[Tensor, "b t d"]) -> Bool[Tensor, "b"]:
             codes = np.abs(self.dictionary.transform(states[:, -1]))
-            return torch.from_numpy((codes.argmax(axis=1) == concept) & codes.any(axis=1))
+            most_active = codes.argmax(axis=1) == concept
+            return torch.from_numpy(most_active & codes.any(axis=1))
 
         return active
 
@@ -314,15 +314,18 @@ def steer_by_concept(
     [10.0, 10.0, 10.0, 10.0]
     """
     _require_usable(vlm, centres, shifts, strength, min_cosine)
-    unit = torch.nn.functional.normalize(centres.detach().to(vlm.device, torch.float32), dim=1)
+    centres = centres.detach().to(vlm.device, torch.float32)
+    unit = torch.nn.functional.normalize(centres, dim=1)
     moves = strength * shifts.detach().to(vlm.device, torch.float32)
 
     def change(states: Float[Tensor, "b t d"]) -> Float[Tensor, "b t d"]:
         wide = states.float()
-        best, nearest = (wide @ unit.to(states.device).T).max(dim=-1)
+        products = wide @ unit.to(states.device).T
+        best, nearest = products.max(dim=-1)
         shift = moves.to(states.device)[nearest]
         if min_cosine is not None:  # best is the cosine times the state's norm
-            shift = shift * (best >= min_cosine * wide.norm(dim=-1))[..., None]
+            near = best >= min_cosine * wide.norm(dim=-1)
+            shift = shift * near[..., None]
         return (wide + shift).to(states.dtype)
 
     with edit(vlm, change, layer, positions):
@@ -347,11 +350,12 @@ def _require_usable(
             "give centres of the model's own states",
         )
     finite = torch.isfinite(centres).all() and torch.isfinite(shifts).all()
-    if not (finite and centres.any(dim=1).all() and shifts.any()):
-        advice = (
-            "give finite numbers, centres with a direction, and at least one shift that is not zero"
-        )
-        raise InputError("centres or shifts from which nothing can be steered", advice)
+    usable = finite and centres.any(dim=1).all() and shifts.any()
+    require(
+        usable,
+        "centres or shifts from which nothing can be steered",
+        "give finite numbers, centres with a direction, and at least one shift that is not zero",
+    )
     require(
         isfinite(strength) and (min_cosine is None or -1 <= min_cosine <= 1),
         f"strength {strength}, min_cosine {min_cosine}",

@@ -79,31 +79,31 @@ def separability(
     """
     layers = require_like(source, target)
     whole("folds", folds, least=2)
-    sides = np.repeat(["source", "target"], [len(source), len(target)])
-    samples = pd.factorize(pd.concat([source.table["id"], target.table["id"]]))[0]
+    sizes = [len(source), len(target)]
+    sides = np.repeat(["source", "target"], sizes)
+    is_target = torch.from_numpy(sides == "target")
+    samples, _ = pd.factorize(pd.concat([source.table["id"], target.table["id"]]))
     fold = deal_folds(samples, sides, folds, seed)[samples]
     rows = []
     for layer in layers:
-        states = torch.cat([side[layer, WHOLE_BLOCK].double() for side in (source, target)])
+        states = torch.cat(
+            [source[layer, WHOLE_BLOCK].double(), target[layer, WHOLE_BLOCK].double()]
+        )
         size = states.abs().amax(dim=0)
         states -= states.mean(dim=0)
-        states[:, states.abs().amax(dim=0) <= _CONSTANT * size] = 0
+        constant = states.abs().amax(dim=0) <= _CONSTANT * size
+        states[:, constant] = 0
         n_varying = int(states.any(dim=0).sum())
         probe = RidgeClassifier(_RIDGE * max(1, n_varying))
         standardised = StandardScaler().fit_transform(states.numpy())
         correct = held_out_labels(standardised, sides, fold, probe) == sides
         accuracy = proportion(correct, samples, seed=seed)
-        rows.append(
-            {
-                "layer": layer,
-                "accuracy": accuracy.value,
-                "low": accuracy.low,
-                "high": accuracy.high,
-                "chance": max(len(source), len(target)) / len(sides),
-                "fisher": _fisher(states, torch.from_numpy(sides == "target"), fold),
-                "n": len(sides),
-            }
-        )
+        row = {"layer": layer, "accuracy": accuracy.value}
+        row |= {"low": accuracy.low, "high": accuracy.high}
+        row["chance"] = max(sizes) / len(sides)
+        row["fisher"] = _fisher(states, is_target, fold)
+        row["n"] = len(sides)
+        rows.append(row)
     return pd.DataFrame(rows)
 
 
@@ -166,7 +166,8 @@ def best_setting(
     if limit is not None:
         allowed = _within(allowed, *limit)
     best = allowed[allowed[by] == allowed[by].max()]
-    row = best.loc[best["strength"].abs().sort_values(kind="stable").index[0]]
+    by_size = best["strength"].abs().sort_values(kind="stable")
+    row = best.loc[by_size.index[0]]
     return int(row["layer"]), float(row["strength"])
 
 
@@ -202,7 +203,8 @@ def _fisher(
     source = along[~labels]
     target = along[labels]
     distance = max(0.0, float(target.mean() - source.mean()))
-    spread = float(source.var(correction=0) + target.var(correction=0))
+    variance = source.var(correction=0) + target.var(correction=0)
+    spread = float(variance)
     if spread:
         return distance**2 / spread
     return float("inf") if distance else 0.0

@@ -47,7 +47,8 @@ class Run(NamedTuple):
     Examples
     --------
     >>> import torch
-    >>> from xlvlms_tutorial.methods.steering import Run, SteeringVectors
+    >>> from xlvlms_tutorial.methods.steering import SteeringVectors
+    >>> from xlvlms_tutorial.methods.steering.sweep import Run
     >>> vectors = SteeringVectors({24: torch.ones(vlm.width)}, {"model": vlm.name})
     >>> run = Run("ones", vectors, layer=24, strength=2.0)
     >>> with run.steering(vlm, "all"):
@@ -169,14 +170,16 @@ def sweep(
         steered = {run.layer for run in settings}
         resumable = _fast_layers(vlm, samples, questions, steered)
     texts: list[list[str]] = [[] for _ in range(len(settings) + 1)]  # first those unsteered
-    for batch in batches(
+    inputs = batches(
         vlm, samples, questions, batch_size=batch_size, progress=progress, desc="sweep"
-    ):
+    )
+    for batch in inputs:
         answer_ids = _answer_ids(vlm, batch, settings, positions, resumable, max_new_tokens)
         for run_texts, ids in zip(texts, answer_ids, strict=True):
-            for text in vlm.tokenizer.batch_decode(ids, skip_special_tokens=True):
-                run_texts.append(text.strip())
-    return _table(settings, texts, score, answers, named=not isinstance(vectors, SteeringVectors))
+            decoded = vlm.tokenizer.batch_decode(ids, skip_special_tokens=True)
+            run_texts.extend(map(str.strip, decoded))
+    named = not isinstance(vectors, SteeringVectors)
+    return _table(settings, texts, score, answers, named)
 
 
 def first_ids(
@@ -336,6 +339,7 @@ def _check(
     max_new_tokens: int | None,
     batch_size: int,
 ) -> None:
+    """Refuse arguments of a sweep that would change or measure nothing."""
     require_samples(samples)
     require(
         batch_size >= 1 and (max_new_tokens is None or max_new_tokens >= 1),
@@ -387,13 +391,9 @@ def _table(
         n_changed = 0
         for text, unsteered in zip(run_texts, base, strict=True):
             n_changed += text != unsteered
-        row = {
-            "vector": run.name,
-            "layer": run.layer,
-            "strength": run.strength,
-            "n": len(base),
-            "changed": n_changed / len(base),
-        }
+        row = {"vector": run.name, "layer": run.layer, "strength": run.strength}
+        row["n"] = len(base)
+        row["changed"] = n_changed / len(base)
         scores = {} if score is None else dict(score(list(run_texts)))
         reserved = set(scores) & {*row, "answers"}
         require(

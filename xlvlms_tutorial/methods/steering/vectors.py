@@ -93,12 +93,12 @@ class SteeringVectors:
     def __init__(
         self, tensors: Mapping[int, Float[Tensor, "_"]], provenance: Mapping[str, object]
     ) -> None:
-        if not tensors or not all(map(_is_finite_vector, tensors.values())):
-            problem = (
-                f"{len(tensors)} vectors, or one that is not finite or "
-                "not of floating-point numbers"
-            )
-            raise InputError(problem, "give one finite vector (d,) for each layer")
+        finite = all(map(_is_finite_vector, tensors.values()))
+        require(
+            tensors and finite,
+            f"{len(tensors)} vectors, or one that is not finite or not of floating-point numbers",
+            "give one finite vector (d,) for each layer",
+        )
         for layer in tensors:
             require(
                 not isinstance(layer, bool) and isinstance(layer, Integral) and layer >= 0,
@@ -124,9 +124,8 @@ class SteeringVectors:
         first, last = self.layers[0], self.layers[-1]
         if not isinstance(layer, Real) or not first <= layer <= last:
             raise LayerError(layer, first, last)
-        raise InputError(
-            f"no vector for layer {layer}", f"there are: {', '.join(map(str, self.layers))}"
-        )
+        layers = ", ".join(map(str, self.layers))
+        raise InputError(f"no vector for layer {layer}", f"there are: {layers}")
 
     def __repr__(self) -> str:
         parts = [str(self.provenance.get("how")), f"layers {' '.join(map(str, self.layers))}"]
@@ -589,14 +588,17 @@ def _mean_difference(
     What is only rounding is zero.
     """
     layers = require_like(source, target, same_positions)
-    weights = torch.where(member, 1 / member.sum().double(), -1 / (~member).sum().double())
+    n_members = member.sum().double()
+    n_others = (~member).sum().double()
+    weights = torch.where(member, 1 / n_members, -1 / n_others)
     source_weights, target_weights = weights.split([len(source), len(target)])
     tensors = {}
     for layer in layers:
         source_sum = _weighted_sum(source[layer, WHOLE_BLOCK], source_weights)
         target_sum = _weighted_sum(target[layer, WHOLE_BLOCK], target_weights)
         vector = source_sum + target_sum
-        is_more = vector.norm() > _NEGLIGIBLE * (source_sum.norm() + target_sum.norm())
+        size = source_sum.norm() + target_sum.norm()
+        is_more = vector.norm() > _NEGLIGIBLE * size
         tensors[layer] = vector if is_more else torch.zeros_like(vector)
     differ = any(vector.any() for vector in tensors.values())
     require(
@@ -609,5 +611,6 @@ def _mean_difference(
 
 
 def _weighted_sum(rows: Float[Tensor, "n d"], weights: Float[Tensor, "n"]) -> Float[Tensor, "d"]:
+    """Return the weighted sum of rows, in float64."""
     blocks = zip(rows.split(_ROWS), weights.split(_ROWS), strict=True)
     return sum(part @ block.double() for block, part in blocks)
