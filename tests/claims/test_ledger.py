@@ -2,6 +2,8 @@
 that was not measured as a number.
 """
 
+from dataclasses import replace
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
@@ -117,7 +119,11 @@ def test_counts_add_up_to_the_entries(tmp_path):
     assert table.loc["I Alignment", "confirmed"] == 1
 
 
-def test_the_table_of_headlines_has_a_line_for_each_claim_and_says_what_it_rests_on(tmp_path):
+def test_the_table_of_headlines_has_a_line_for_each_claim_and_says_what_it_rests_on(
+    tmp_path, monkeypatch
+):
+    other = replace(CLAIMS["SKIP-1"], fidelity="other question")
+    monkeypatch.setitem(CLAIMS, "SKIP-1", other)
     entries = entries_of(tmp_path, IMA_1=(0.3, 0.2, 0.4), SKIP_1=(0.3, 0.2, 0.4))
     page = BeautifulSoup(str(headline_table(entries, link="#{}")), "html.parser")
     rows = {}
