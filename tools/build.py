@@ -110,7 +110,7 @@ def show(page: Path) -> None:
     file = (BUILD / "html" / page.relative_to(ROOT)).with_suffix(".html")
     print(f"open {file}")
     if sys.platform in ("darwin", "win32") or {"DISPLAY", "WAYLAND_DISPLAY"} & os.environ.keys():
-        webbrowser.open(file.as_uri())
+        webbrowser.open_new_tab(file.as_uri())
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
