@@ -24,7 +24,6 @@ from nbformat import NotebookNode
 
 from tools import ROOT
 from tools.chapters import notebooks
-from xlvlms_tutorial.claims.claims import ONE_RECORD
 
 BUILD = ROOT / "_build"
 CACHE = BUILD / ".jupyter_cache"
@@ -37,7 +36,7 @@ LAST = ("claims", "findings")
 QUIET = {
     "TQDM_DISABLE": "1",
     "XLVLMS_CLAIMS": str(CLAIMS),
-    ONE_RECORD: "1",
+    "XLVLMS_ONE_RECORD": "1",  # a name is recorded once
     "NUMBA_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
 }
 

@@ -8,6 +8,7 @@ import json
 import pytest
 
 from tools import execute
+from xlvlms_tutorial.claims import claims
 
 HEAD = "---\nkernelspec:\n  name: python3\n---\n\n# A page\n\n"
 CELL = "```{{code-cell}} ipython3\n{}\n```\n"
@@ -127,3 +128,8 @@ def test_what_is_missing_is_filled_in_and_the_ledger_comes_last(root, monkeypatc
     executed = [line.split()[1] for line in capsys.readouterr().out.splitlines()]
     assert executed == ["new", "claims", "findings"]
     assert not tree.exists()
+
+
+def test_pages_are_executed_with_records_of_one_name_each():
+    """The plugin of pytest that executes pages must not import the package before it is checked."""
+    assert execute.QUIET[claims.ONE_RECORD] == "1"
