@@ -65,9 +65,11 @@ def test_a_headline_follows_from_the_verdicts(verdicts, expected):
 def test_turning_every_verdict_round_never_leaves_a_claim_that_holds(verdicts):
     turned = {"confirmed": "refuted", "refuted": "confirmed", "undecided": "undecided"}
     opposite = summed_up([turned[verdict] for verdict in verdicts])
-    assert not {summed_up(verdicts), opposite} >= {"holds"} or opposite != summed_up(verdicts)
     if summed_up(verdicts) == "holds":
         assert opposite == "does not hold"
+    else:
+        # the opposite holds only where every verdict spoke against the claim
+        assert (opposite == "holds") == (set(verdicts) == {"refuted"})
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=8))
@@ -164,10 +166,7 @@ def test_what_an_interval_is_over_and_seeds_and_scales_are_listed(tmp_path):
         interval_over="connectors",
         model="a-lab/a-model",
     )
-    assert row["interval_over"] == ["pictures", "connectors"] or row["interval_over"] == [
-        "connectors",
-        "pictures",
-    ]
+    assert sorted(row["interval_over"]) == ["connectors", "pictures"]
     assert row["connectors_varied"] and row["seeds"] == 3
     assert set(row["scales"]) == {"pocket", "published"}
 
