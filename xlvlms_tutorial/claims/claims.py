@@ -204,8 +204,11 @@ class Claim:
         return f"< {self.null + self.margin:g}"
 
 
-class _UniqueKeyLoader(yaml.SafeLoader):  # of a key that stands twice YAML takes the last
+class UniqueKeyLoader(yaml.SafeLoader):
+    """Read YAML and refuse a key that stands twice, of which YAML takes the last."""
+
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        """Make a dict of a mapping, or raise ValueError with the keys that stand twice."""
         counts = Counter(key.value for key, _ in node.value)
         duplicates = [key for key, count in counts.items() if count > 1]
         if duplicates:
@@ -246,7 +249,7 @@ def read_register(file: str | Path | None = None) -> dict[str, Claim]:
     name = "sources and claims"
     file = REGISTER if file is None else Path(file)
     try:
-        content = yaml.load(file.read_text(encoding="utf-8"), _UniqueKeyLoader)
+        content = yaml.load(file.read_text(encoding="utf-8"), UniqueKeyLoader)
         if content.keys() != {"sources", "claims"}:
             raise ValueError(f"the keys are {', '.join(content)}")
         for name, entry in content["claims"].items():

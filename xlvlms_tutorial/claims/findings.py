@@ -12,9 +12,9 @@ from pathlib import Path
 
 import yaml
 
-from xlvlms_tutorial.claims.claims import CLAIMS, VERDICTS, _UniqueKeyLoader, scale_of
+from xlvlms_tutorial.claims.claims import CLAIMS, VERDICTS, UniqueKeyLoader, scale_of
 from xlvlms_tutorial.claims.headlines import headlines
-from xlvlms_tutorial.claims.ledger import _badge
+from xlvlms_tutorial.claims.ledger import badge
 from xlvlms_tutorial.errors import damaged_record
 from xlvlms_tutorial.view.cards import Html, style_of
 
@@ -64,7 +64,7 @@ def read_findings(file: str | Path | None = None) -> list[Finding]:
     read = []
     place = "its keys"
     try:
-        content = yaml.load(file.read_text(encoding="utf-8"), _UniqueKeyLoader)
+        content = yaml.load(file.read_text(encoding="utf-8"), UniqueKeyLoader)
         if content.keys() != set(_KINDS):
             raise ValueError(f"the keys are {', '.join(content)}")
         for kind in _KINDS:
@@ -269,6 +269,6 @@ def _measurement(one: Record, ledger: str) -> str:
     against = escape(str(one["against"]))
     name = escape(str(one["id"]))
     return (
-        f'{_badge(str(one["verdict"]))} <a href="{escape(ledger.format(one["id"]))}">{name}</a> '
+        f'{badge(str(one["verdict"]))} <a href="{escape(ledger.format(one["id"]))}">{name}</a> '
         f"<small>{interval} against {against}; headline: {one['headline']}</small>"
     )

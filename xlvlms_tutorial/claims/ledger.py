@@ -232,7 +232,7 @@ def headline_table(entries: Sequence[Entry], link: str = "#{}") -> Html:
         cells = (
             f'<a href="{escape(link.format(name))}">{name}</a>',
             escape(str(line["statement"])),
-            _badge(str(line["headline"])),
+            badge(str(line["headline"])),
             escape(FIDELITY[str(line["fidelity"])]),
             rival,
             escape(str(line["effect"] or "")),
@@ -264,7 +264,7 @@ def _entry(claimed: Claim, rows: list[Entry], link: str) -> str:
     """A claim and its measurements, as an element that opens."""
     measured = [row for row in rows if row["value"] is not None]
     line = headlines(rows)[0]
-    signs = _badge(str(line["headline"]))
+    signs = badge(str(line["headline"]))
     verdicts = Counter(str(row["verdict"]) for row in measured)
     for verdict in VERDICTS:
         if verdict in verdicts:
@@ -325,10 +325,10 @@ def _row(entry: Entry, after: str) -> str:
     )
     row = "".join(f"<td>{escape(str(cell))}</td>" for cell in cells)
     between = " between machines" if entry.get("between_machines") else ""
-    badge = _badge(str(entry["verdict"]))
+    mark = badge(str(entry["verdict"]))
     if after != entry["verdict"]:
         between += f" <small>{after} after the correction</small>"
-    return f"<tr>{row}<td>{badge}{between}</td></tr>"
+    return f"<tr>{row}<td>{mark}{between}</td></tr>"
 
 
 def _over(entry: Entry) -> str:
@@ -337,7 +337,8 @@ def _over(entry: Entry) -> str:
     return "none: range of random orders" if over == "random orders" else over
 
 
-def _badge(word: str) -> str:
+def badge(word: str) -> str:
+    """Return a verdict or a headline as a small coloured mark."""
     kind = word.replace(" ", "-")
     return f'<span class="sign {kind}">{_SIGNS[word]} {word}</span>'
 
