@@ -15,6 +15,8 @@ def root(tmp_path, monkeypatch):
     (tmp_path / "_build").mkdir()
     monkeypatch.setattr(build, "ROOT", tmp_path)
     monkeypatch.setattr(build, "BUILD", tmp_path / "_build")
+    # else a changed fingerprint would delete the records that the pages of this checkout made
+    monkeypatch.setattr(build, "CLAIMS", tmp_path / "_build" / "claims")
     return tmp_path
 
 
@@ -38,9 +40,13 @@ def test_cache_is_kept_while_nothing_changed(root):
 def test_cache_is_forgotten_when_source_weights_or_pins_change(root, name):
     build.refresh_cache()
     file = cached(root)
+    record = root / "_build" / "claims" / "record.json"
+    record.parent.mkdir()
+    record.write_text("{}")
     (root / name).write_text("changed")
     build.refresh_cache()
     assert not file.exists()
+    assert not record.exists()  # records live and die with the outputs of their pages
 
 
 def test_compiled_files_do_not_count(root):
