@@ -41,7 +41,7 @@ SUBJECTS = {
     "view": "Figures and widgets",
     "pocket": "The pocket world and its model",
     "training": "How the shipped weights were made",
-    "tutorials": "What single chapters need",
+    "tutorials": "What chapters need",
     "errors": "Errors",
 }
 INTRODUCTION = """\

@@ -8,7 +8,7 @@ import pytest
 from tools import ROOT
 from xlvlms_tutorial.view.cards import Html, style_of
 
-PIECES = ["thumb", "dial", "tradeoff", "ledger"]
+PIECES = ["thumb", "dial", "tradeoff", "ledger", "shown", "sign"]
 
 
 @pytest.mark.parametrize("piece", PIECES)

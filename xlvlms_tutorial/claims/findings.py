@@ -14,9 +14,9 @@ import yaml
 
 from xlvlms_tutorial.claims.claims import CLAIMS, VERDICTS, UniqueKeyLoader, scale_of
 from xlvlms_tutorial.claims.headlines import headlines
-from xlvlms_tutorial.claims.ledger import badge
 from xlvlms_tutorial.errors import damaged_record
 from xlvlms_tutorial.view.cards import Html, style_of
+from xlvlms_tutorial.view.tables import badge
 
 Record = Mapping[str, object]
 FINDINGS = Path(__file__).with_name("findings.yaml")
@@ -241,7 +241,7 @@ def findings_table(
             body += _table_row(number, result, link, ledger)
     head = "".join(f"<th>{name}</th>" for name in names)
     table = f'<div class="scroll"><table><tr>{head}</tr>{body}</table></div>'
-    return Html(f'{style_of("ledger")}<div class="ledger">{table}</div>')
+    return Html(f'{style_of("sign")}{style_of("ledger")}<div class="ledger">{table}</div>')
 
 
 def _table_row(number: int, result: Record, link: str, ledger: str) -> str:

@@ -17,21 +17,12 @@ from xlvlms_tutorial.claims.headlines import corrected, headlines, in_half_width
 from xlvlms_tutorial.errors import InputError
 from xlvlms_tutorial.view import plots
 from xlvlms_tutorial.view.cards import Html, style_of
+from xlvlms_tutorial.view.tables import badge
 
 Entry = Mapping[str, object]
 COLOURS = {"confirmed": plots.ACCENT, "undecided": plots.MUTED, "refuted": "#c4500c"}
 MARKERS = {"confirmed": "o", "undecided": "s", "refuted": "X"}
 REACH = 12.0  # half intervals from the bar; what lies further out is drawn here
-_SIGNS = {
-    "confirmed": "✓",
-    "refuted": "✗",
-    "undecided": "?",
-    "not measured": "–",
-    "holds": "✓",
-    "holds in part": "◐",
-    "does not hold": "✗",
-    "cannot tell": "?",
-}
 _HEAD = (
     "model",
     "data",
@@ -190,7 +181,7 @@ def ledger(entries: Sequence[Entry], link: str = "../{}.html") -> Html:
         parts.append(f"<h3>{escape(str(part))}</h3>")
         for name, rows in groupby(of_part, key=lambda entry: entry["id"]):
             parts.append(_entry(claim(str(name)), list(rows), link))
-    return Html(f'{style_of("ledger")}<div class="ledger">{"".join(parts)}</div>')
+    return Html(f'{style_of("sign")}{style_of("ledger")}<div class="ledger">{"".join(parts)}</div>')
 
 
 def headline_table(entries: Sequence[Entry], link: str = "#{}") -> Html:
@@ -243,7 +234,7 @@ def headline_table(entries: Sequence[Entry], link: str = "#{}") -> Html:
         )
         body += "<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
     table = _scrolling(head, body, "Headlines of all claims", "headlines")
-    return Html(f'{style_of("ledger")}<div class="ledger">{table}</div>')
+    return Html(f'{style_of("sign")}{style_of("ledger")}<div class="ledger">{table}</div>')
 
 
 _HEADLINE_HEAD = (
@@ -335,12 +326,6 @@ def _over(entry: Entry) -> str:
     """What the interval is over; the range of random orders is called what it is."""
     over = str(entry["interval_over"])
     return "none: range of random orders" if over == "random orders" else over
-
-
-def badge(word: str) -> str:
-    """Return a verdict or a headline as a small coloured mark."""
-    kind = word.replace(" ", "-")
-    return f'<span class="sign {kind}">{_SIGNS[word]} {word}</span>'
 
 
 def _scaled(claimed: Claim, entry: Entry) -> dict[str, float]:

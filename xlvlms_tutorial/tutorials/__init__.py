@@ -1,12 +1,31 @@
-"""What single chapters need beyond the package, a module a chapter."""
+"""What chapters need around their experiment, and a module for each that needs more."""
 
 from typing import TYPE_CHECKING
 
 from xlvlms_tutorial._lazy import lazy_attributes
 
 if TYPE_CHECKING:
-    from xlvlms_tutorial.tutorials import real_models, second_world, upstream
+    from xlvlms_tutorial.tutorials import experiments, real_models, second_world, upstream
+    from xlvlms_tutorial.tutorials.experiments import (
+        Experiment,
+        balanced_questions,
+        band_table,
+        glue,
+        substitute,
+        try_exercise,
+    )
 
-__all__ = ["real_models", "second_world", "upstream"]
+__all__ = [
+    "Experiment",
+    "balanced_questions",
+    "band_table",
+    "experiments",
+    "glue",
+    "real_models",
+    "second_world",
+    "substitute",
+    "try_exercise",
+    "upstream",
+]
 
 __getattr__, __dir__ = lazy_attributes(__name__)

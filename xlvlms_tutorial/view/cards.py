@@ -44,7 +44,7 @@ def style_of(piece: str) -> Html:
     Parameters
     ----------
     piece : str
-        "thumb", "dial", "tradeoff" or "ledger".
+        "thumb", "dial", "tradeoff", "ledger", "shown" or "sign".
 
     Returns
     -------

@@ -309,12 +309,100 @@ def points(
     return ax
 
 
+def panels(
+    n: int, columns: int = 2, width: float = 6.8, height: float = 2.3, same: bool = True
+) -> tuple[Figure, list[Axes]]:
+    """Make a figure of several panels side by side.
+
+    Use it for the same curves of several tasks, models or settings.
+
+    Parameters
+    ----------
+    n : int
+        How many panels.
+    columns : int, default 2
+        How many of them stand side by side.
+    width : float, default 6.8
+        The width of the figure in inches.
+    height : float, default 2.3
+        The height of a row of panels in inches.
+    same : bool, default True
+        Whether all panels have the same axes.
+
+    Returns
+    -------
+    tuple of matplotlib.figure.Figure and list of matplotlib.axes.Axes
+        The figure and its panels, row by row.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.view import plots
+    >>> figure, axes = plots.panels(3)
+    >>> len(axes)
+    3
+    >>> plots.png(figure)[1:4]  # also closes the figure
+    b'PNG'
+    """
+    theme()
+    columns = min(n, columns)
+    rows = -(-n // columns)
+    figure, axes = plt.subplots(
+        rows,
+        columns,
+        figsize=(width, rows * height),
+        sharex=same,
+        sharey=same,
+        squeeze=False,
+    )
+    for ax in axes.flat[n:]:
+        ax.remove()
+    return figure, list(axes.flat[:n])
+
+
+def legend_below(figure: Figure, columns: int = 3) -> None:
+    """Put one legend below all panels of a figure, in place of the legend of each.
+
+    Parameters
+    ----------
+    figure : matplotlib.figure.Figure
+        A figure whose panels show the same kinds of lines.
+    columns : int, default 3
+        How many entries stand side by side.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.view import plots
+    >>> figure, (left, right) = plots.panels(2)
+    >>> lines = left.plot([0, 1], label="image") + right.plot([1, 0], label="image")
+    >>> plots.legend_below(figure)
+    >>> [text.get_text() for text in figure.legends[0].get_texts()]
+    ['image']
+    >>> plots.png(figure)[1:4]  # also closes the figure
+    b'PNG'
+    """
+    entries = {}
+    for ax in figure.axes:
+        for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
+            entries.setdefault(label, handle)
+        if ax.get_legend():
+            ax.get_legend().remove()
+    figure.legend(
+        entries.values(),
+        entries.keys(),
+        loc="outside lower center",
+        ncols=columns,
+        frameon=False,
+        fontsize="small",
+    )
+
+
 def matrix(
     table: pd.DataFrame,
     decimals: int = 2,
     vmin: float | int | None = None,
     vmax: float | int | None = None,
     ax: Axes | None = None,
+    centre: float | int | None = None,
 ) -> Axes:
     """Draw a table of numbers as a map with each number written in its cell.
 
@@ -332,6 +420,9 @@ def matrix(
         The value of the darkest colour; by default the largest number.
     ax : matplotlib.axes.Axes, optional
         Where to draw; by default on a new figure.
+    centre : float, optional
+        The value that has no colour, such as 0 for numbers with a sign: those above and below it
+        then have colours of their own. By default one colour for all.
 
     Returns
     -------
@@ -351,7 +442,10 @@ def matrix(
     """
     ax = _axes(ax, height=1.2 + 0.42 * len(table))
     table = _literally(table)
-    colours = sns.light_palette(ACCENT, as_cmap=True)
+    if centre is None:
+        colours = sns.light_palette(ACCENT, as_cmap=True)
+    else:
+        colours = sns.diverging_palette(25, 220, s=75, l=55, as_cmap=True)
     sns.heatmap(
         table.astype(float),
         annot=True,
@@ -359,6 +453,7 @@ def matrix(
         cmap=colours,
         vmin=vmin,
         vmax=vmax,
+        center=centre,
         cbar=False,
         ax=ax,
         linewidths=1,

@@ -1,0 +1,420 @@
+"""Run the experiment of a chapter: records, verdicts, tables, samples, exercises.
+
+What stays in a chapter is the equation, the call that is the method, and the figure. Everything
+that several chapters need around it is here.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import asdict, replace
+from html import escape
+
+import pandas as pd
+from IPython.core.formatters import format_display_data
+from IPython.display import display
+
+from xlvlms_tutorial import claims
+from xlvlms_tutorial.data import Sample
+from xlvlms_tutorial.metrics import Estimate
+from xlvlms_tutorial.validation import require, require_one_of
+from xlvlms_tutorial.view.cards import Html, style_of
+from xlvlms_tutorial.view.tables import Table, badge, table
+
+# Marks an output that is not shown where it is made, but where the page pastes it.
+_PASTED = "application/papermill.record/"
+
+
+class Experiment:
+    """What one run of a chapter measures: its claims with their verdicts, and its checks.
+
+    Make one at the head of a chapter, so that model, data and seed are said once.
+
+    Parameters
+    ----------
+    chapter : str
+        The name of the page.
+    model, dataset : str
+        What the page runs on.
+    seeds : int or sequence of int, default 0
+        The seeds of the run.
+    interval_over : str, default "pictures"
+        What intervals of this chapter are over, unless :meth:`record` is given something else.
+
+    Attributes
+    ----------
+    records : list of dict
+        What was recorded, in order.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.metrics import Estimate
+    >>> from xlvlms_tutorial.tutorials.experiments import Experiment
+    >>> experiment = Experiment("inside", "pocket-llava", "scenes")
+    >>> effect = Estimate(0.31, 0.28, 0.34, 200)
+    >>> experiment.record("IMA-1", effect, "another run", "layer 8")
+    'confirmed'
+    >>> experiment.check("the effect is above a quarter", effect.value > 0.25)
+    True
+    >>> print(experiment.lines("IMA-1"))
+    layer 8: IMA-1 confirmed: 0.31 [0.28, 0.34], claimed > 0
+    """
+
+    def __init__(
+        self,
+        chapter: str,
+        model: str,
+        dataset: str,
+        seeds: int | Sequence[int] = 0,
+        interval_over: str = "pictures",
+    ) -> None:
+        self.run = {"chapter": chapter, "model": model, "dataset": dataset, "seeds": seeds}
+        self.interval_over = interval_over
+        self.records: list[dict[str, object]] = []
+
+    def record(
+        self,
+        claim_id: str,
+        estimate: Estimate,
+        against: str,
+        variant: str = "",
+        choice: str = "fixed",
+        interval_over: str | None = None,
+    ) -> str:
+        """Record one measurement of a claim, and return its verdict.
+
+        Parameters
+        ----------
+        claim_id : str
+            Such as "IMA-1".
+        estimate : Estimate
+            The measured effect with its interval.
+        against : str
+            What the effect was measured against, such as "random words".
+        variant : str, default ""
+            What tells measurements of one claim apart: a layer, a task.
+        choice : str, default "fixed"
+            How a setting was picked: "fixed", on "validation", or "least favourable".
+        interval_over : str, optional
+            What was drawn again for the interval; by default what the experiment says.
+
+        Returns
+        -------
+        str
+            "confirmed", "undecided" or "refuted".
+        """
+        measured = claims.record(
+            claim_id,
+            estimate,
+            against=against,
+            variant=variant,
+            choice=choice,
+            interval_over=interval_over or self.interval_over,
+            **self.run,
+        )
+        earlier = [one for one in self.records if _name(one) != _name(measured)]
+        self.records = [*earlier, measured]
+        return str(measured["verdict"])
+
+    def check(self, statement: str, holds: object) -> bool:
+        """Write down whether something that the text says holds in this run.
+
+        Parameters
+        ----------
+        statement : str
+            What the text says, in one short sentence.
+        holds : bool
+            Whether it does here; what numpy and pandas give for a truth value is taken too.
+
+        Returns
+        -------
+        bool
+            ``holds``.
+        """
+        return claims.check(statement, bool(holds), **self.run)
+
+    def verdict(self, claim_id: str, variant: str = "") -> str:
+        """Return the verdict of one measurement; "not measured" where there is none."""
+        for one in self.records:
+            if _name(one) == (claim_id, variant):
+                return str(one["verdict"])
+        return "not measured"
+
+    def results(self, *claim_ids: str) -> Table:
+        """Return the measurements of some claims as a table for people.
+
+        Parameters
+        ----------
+        *claim_ids : str
+            The claims; by default all that were recorded.
+
+        Returns
+        -------
+        Table
+            One row a measurement: the claim, what was measured, against what, the effect with its
+            interval, and the verdict as a mark.
+        """
+        rows = []
+        for one in self._of(claim_ids):
+            effect = f"{one['value']:.2f} [{one['low']:.2f}, {one['high']:.2f}]"
+            test = claims.claim(str(one["id"])).test
+            rows.append(
+                {
+                    "claim": one["id"],
+                    "measured": one["variant"],
+                    "against": one["against"],
+                    "effect": f"{effect}, claimed {test}",
+                    "verdict": one["verdict"],
+                }
+            )
+        return table(pd.DataFrame(rows).set_index("claim"))
+
+    def lines(self, *claim_ids: str) -> str:
+        """Return the measurements of some claims as text, one a line, for checked cells.
+
+        Parameters
+        ----------
+        *claim_ids : str
+            The claims; by default all that were recorded.
+
+        Returns
+        -------
+        str
+            The lines: what was measured, then the claim with verdict and interval.
+        """
+        lines = [f"{one['variant']}: {claims.sentence(one)}" for one in self._of(claim_ids)]
+        return "\n".join(lines)
+
+    def headlines(self) -> list[dict[str, object]]:
+        """Return one headline a claim of this page, in the register's order.
+
+        Only what this page measured counts; the ledger joins all pages.
+
+        Returns
+        -------
+        list of dict
+            As :func:`~xlvlms_tutorial.claims.headlines` gives them.
+        """
+        entries = []
+        for claim_id, claimed in claims.CLAIMS.items():
+            for one in self.records:
+                if one["id"] == claim_id:
+                    entries.append(asdict(claimed) | one)
+        return claims.headlines(entries)
+
+    def summary(self) -> Html:
+        """Return the claims of this page with their headlines, for the box at its top.
+
+        Returns
+        -------
+        Html
+            A paragraph a claim: its id, what it says, its headline and the size of its effect. A
+            page pastes it by ``{glue} in-short`` after :func:`glue` has named it.
+        """
+        paragraphs = ""
+        for line in self.headlines():
+            statement = escape(str(line["statement"]))
+            effect = escape(str(line["effect"]))
+            paragraphs += (
+                f"<p><b>{escape(str(line['id']))}</b> {statement} {badge(str(line['headline']))}"
+                f"<small>effect {effect}; {_counted(line)}</small></p>"
+            )
+        return Html(f"{style_of('sign')}{style_of('shown')}<div class='shown'>{paragraphs}</div>")
+
+    def _of(self, claim_ids: Sequence[str]) -> list[dict[str, object]]:
+        known = list(dict.fromkeys(str(one["id"]) for one in self.records))
+        for claim_id in claim_ids:
+            require_one_of(claim_id, known, "claim of this experiment")
+        return [one for one in self.records if not claim_ids or one["id"] in claim_ids]
+
+
+def _name(measured: Mapping[str, object]) -> tuple[object, object]:
+    return measured["id"], measured["variant"]
+
+
+def _counted(line: Mapping[str, object]) -> str:
+    n = line["measurements"]
+    number = "one measurement" if n == 1 else f"{n} measurements"
+    return f"{number}, {line['confirmed']} confirmed"
+
+
+def glue(name: str, shown: object) -> None:
+    """Name something that a cell made, so that the page can paste it elsewhere.
+
+    Use it for what stands in the box at the top of a chapter and is computed below: the page has
+    ``{glue} name`` there, or ``{glue:figure} name`` for a figure. Nothing is shown in the cell.
+
+    Parameters
+    ----------
+    name : str
+        The name on this page.
+    shown : object
+        A figure of matplotlib, a table, HTML: whatever a notebook can show.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.tutorials.experiments import glue
+    >>> glue("best layer", 24)
+    """
+    data, metadata = format_display_data(shown)
+    pasted = {_PASTED + kind: content for kind, content in data.items()}
+    mark = {"scrapbook": {"name": name, "mime_prefix": _PASTED}}
+    display(pasted, raw=True, metadata=metadata | mark)
+
+
+def band_table(estimates: Mapping[Hashable, Estimate], *names: str) -> pd.DataFrame:
+    """Lay estimates out as the figures with bands want them.
+
+    Use it before :func:`~xlvlms_tutorial.view.plots.profile` and
+    :func:`~xlvlms_tutorial.view.plots.intervals`.
+
+    Parameters
+    ----------
+    estimates : mapping
+        Estimates by what they belong to: a layer, or a tuple such as (method, layer).
+    *names : str
+        The columns of the key's parts, such as "method", "layer".
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row an estimate: the parts of its key, then value, low, high and n.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.metrics import Estimate
+    >>> from xlvlms_tutorial.tutorials.experiments import band_table
+    >>> estimates = {("image", 8): Estimate(0.31, 0.28, 0.34, 200)}
+    >>> band_table(estimates, "modality", "layer")
+      modality  layer  value   low  high    n
+    0    image      8   0.31  0.28  0.34  200
+    """
+    rows = []
+    for key, estimate in estimates.items():
+        parts = key if isinstance(key, tuple) else (key,)
+        require(
+            len(parts) == len(names),
+            f"key {key!r} with {len(names)} names",
+            "name each part of the keys",
+        )
+        rows.append(dict(zip(names, parts, strict=True)) | estimate.asdict())
+    return pd.DataFrame(rows, columns=[*names, "value", "low", "high", "n"])
+
+
+def balanced_questions(
+    samples: Iterable[Sample],
+    per_answer: int,
+    per_sample: int = 1,
+    more: Mapping[str, int] | None = None,
+) -> list[Sample]:
+    """Take about as many questions for each answer, so that rare answers are not lost.
+
+    Use it to make sets of questions by their answers. Where something is judged, one question a
+    picture keeps the questions independent.
+
+    Parameters
+    ----------
+    samples : iterable of Sample
+        Pictures with questions.
+    per_answer : int
+        How many questions for each answer at most.
+    per_sample : int, default 1
+        How many questions of one picture at most.
+    more : mapping of answer to int, optional
+        Another number for some answers.
+
+    Returns
+    -------
+    list of Sample
+        Copies that hold one question each, ordered by answer; their ids end in the number of the
+        question.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial import load_samples
+    >>> from xlvlms_tutorial.tutorials.experiments import balanced_questions
+    >>> samples = balanced_questions(load_samples("scenes", n=20), 2, more={"yes": 3})
+    >>> sum(sample.questions[0].answer == "yes" for sample in samples)
+    3
+    """
+    limits = dict(more or {})
+    chosen: dict[str, list[Sample]] = defaultdict(list)
+    for sample in samples:
+        left = per_sample
+        for number, question in enumerate(sample.questions):
+            same = chosen[question.answer]
+            if left and len(same) < limits.get(question.answer, per_answer):
+                same.append(replace(sample, id=f"{sample.id}/{number}", questions=(question,)))
+                left -= 1
+    return [sample for same in chosen.values() for sample in same]
+
+
+def substitute(wanted: Sequence[str], counts: Mapping[str, int], min_count: int = 1) -> list[str]:
+    """Replace words that a data set lacks by those that it has most often.
+
+    Use it so that a chapter runs on data without its words: "sand" on photographs of kitchens.
+
+    Parameters
+    ----------
+    wanted : sequence of str
+        The words that the chapter is written about.
+    counts : mapping of str to int
+        How often each word is there.
+    min_count : int, default 1
+        How often a word must be there to be kept, or to replace another.
+
+    Returns
+    -------
+    list of str
+        As many words as wanted, each once; fewer if there are not as many.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.tutorials.experiments import substitute
+    >>> substitute(["sand", "snow"], {"snow": 9, "table": 7, "chair": 3})
+    ['table', 'snow']
+    """
+    frequent = [word for word, n in counts.items() if n >= min_count]
+    frequent.sort(key=lambda word: -counts[word])
+    others = [word for word in frequent if word not in wanted]
+    words = []
+    for word in wanted:
+        if counts.get(word, 0) >= min_count:
+            words.append(word)
+        elif others:
+            words.append(others.pop(0))
+    return list(dict.fromkeys(words))
+
+
+def try_exercise(test: Callable[..., str], *work: object) -> None:
+    """Run the test of an exercise on a reader's work, and say whether it passes.
+
+    Use it below the stub of an exercise. The stub raises ``NotImplementedError``, which means that
+    the exercise waits for its reader; what a test finds wrong is raised.
+
+    Parameters
+    ----------
+    test : function
+        Takes the work, asserts what has to hold, returns what was learnt as a sentence.
+    *work : object
+        What the reader wrote, such as a function.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.tutorials.experiments import try_exercise
+    >>> def stub(x):
+    ...     raise NotImplementedError
+    >>> def exercise_1(double):
+    ...     assert double(2) == 4
+    ...     return "twice two is four"
+    >>> try_exercise(exercise_1, stub)
+    Exercise 1 waits for you: write it, then run this cell again.
+    >>> try_exercise(exercise_1, lambda x: 2 * x)
+    Exercise 1 passed: twice two is four
+    """
+    name = test.__name__.replace("_", " ").capitalize()
+    try:
+        learnt = test(*work)
+    except NotImplementedError:
+        print(f"{name} waits for you: write it, then run this cell again.")  # noqa: T201
+        return
+    print(f"{name} passed: {learnt}")  # noqa: T201
