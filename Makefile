@@ -1,4 +1,4 @@
-.PHONY: help install lock book page test check newest numerics bench lint pairs api release pocket reproduce clean
+.PHONY: help install lock book page pictures test check newest numerics bench lint pairs api release pocket reproduce clean
 SHELL := /bin/bash
 # The first Python that runs: a version manager may put names on the path that answer nothing.
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do $$p -c '' 2>/dev/null && echo $$p && break; done)
@@ -21,6 +21,7 @@ help:
 	@echo "make check   lint and the unit tests that are quick: some five minutes, for those who change code"
 	@echo "make newest  the quick tests in an environment of their own with the newest versions that pyproject.toml allows"
 	@echo "make bench   measure what is promised of speed and memory (ONLY=name: one of capture, steering, skipping, storing, alignment, vocabulary, subnetworks, concepts, grounding, pruning, reliability; QUICK=1: a trial)"
+	@echo "make pictures  draw the pictures of the README anew, from the model and the records of the last build"
 	@echo "make pairs   rewrite the notebooks paired with the chapters (ALL=1: also where only outputs have changed); what the tests ran is not run again"
 	@echo "make api     rewrite the API pages from what the front doors offer"
 	@echo "make numerics  execute all pages as on four kinds of processor into _build/numerics and print what differs (ONLY=page: one of them; WRITE=1: keep what moved in the package); goes on where it was stopped"
@@ -63,6 +64,9 @@ book: $(FETCHED)
 # NAME reaches the shell as a variable of the environment, which make sets.
 page: $(FETCHED)
 	@TQDM_DISABLE=1 OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(PY) -m tools.build --page "$${NAME:?say which page: make page NAME=inside}"
+
+pictures: $(FETCHED)
+	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(PY) -m tools.pictures
 
 # What the pages show is kept, and the book is built from it. PARTS="lint pages" runs some of the parts.
 test: $(FETCHED)

@@ -52,6 +52,7 @@ SLOW = (
     "tests/activations/test_shards.py::test_kills_at_random_moments_lose_nothing",
     "tests/activations/test_store.py::test_accelerate_launch_deals_the_shards_to_its_processes",
     "tests/test_cli.py::test_a_working_directory_that_is_gone_is_said",
+    "tests/test_readme.py::test_the_code_of_the_readme_prints_what_the_readme_says",
     "tests/tools/test_execute.py",
     "tests/tools/test_nbval_cache.py",
 )

@@ -139,7 +139,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return status
         show(wanted[0])
         return 0
-    files = [ROOT / f"{page}.md" for page in pages()]
+    files = [ROOT / "README.md", *(ROOT / f"{page}.md" for page in pages())]
     if untrue := ties.problems(files, CLAIMS):
         print("sentences that the run does not bear out:\n" + "\n".join(untrue))
         return 1

@@ -29,8 +29,8 @@ BUILD = ROOT / "_build"
 CACHE = BUILD / ".jupyter_cache"
 CLAIMS = BUILD / "claims"
 LIMIT = 900  # seconds a cell
-# The pages that show what all others recorded: they come last, in this order.
-LAST = ("claims", "findings")
+# The pages that show what all others recorded come last, in this order.
+LAST = ("claims", "findings", "welcome")
 # No progress bars on pages; and numba, behind UMAP, would give torch as many threads as there are
 # processors for the rest of a page.
 QUIET = {

@@ -212,7 +212,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("pages", nargs="*", help="pages, such as inside; all by default")
     parser.add_argument("--list", action="store_true", help="list paragraphs without a tie")
     options = parser.parse_args(arguments)
-    files = [ROOT / f"{page}.md" for page in pages()]
+    files = [ROOT / "README.md", *(ROOT / f"{page}.md" for page in pages())]
     files = [file for file in files if not options.pages or file.stem in options.pages]
     lines = []
     for file in files:
