@@ -36,6 +36,6 @@ def setup(app: Sphinx) -> dict[str, bool]:
     """Register the extension and its setting: a list of pages, named as in the contents."""
     app.add_config_value("not_executed", [], "env")
     app.connect("source-read", _add_note)
-    # what a page computes below and pastes at its top is not there
-    app.config.suppress_warnings.append("mystnb.glue")
+    # what such a page pastes at its top is not there, and neither are figures that others name
+    app.config.suppress_warnings.extend(["mystnb.glue", "ref.numref"])
     return {"parallel_read_safe": True, "parallel_write_safe": True}

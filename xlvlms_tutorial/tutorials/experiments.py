@@ -206,7 +206,7 @@ class Experiment:
 
         Returns
         -------
-        Html
+        :class:`~xlvlms_tutorial.view.cards.Html`
             A paragraph a claim: its id, what it says, its headline and the size of its effect. A
             page pastes it by ``{glue} in-short`` after :func:`glue` has named it.
         """
