@@ -33,6 +33,7 @@ LONG = (
     "skip-training",
     "alignment-score",
     "grounding",
+    "grounding-depth",
     "explain",
     "subnetworks",
     "concepts",

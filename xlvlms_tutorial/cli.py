@@ -35,6 +35,7 @@ CHAPTERS = (  # name, memory, time on two CPU cores with the embedded model
     ("subnetworks", "2.3 GB", "under 2 minutes"),
     ("concepts", "1.4 GB", "under 2 minutes"),
     ("grounding", "1.8 GB", "under 2 minutes"),
+    ("grounding-depth", "1.8 GB", "under 2 minutes"),
     ("explain", "1.8 GB", "under 2 minutes"),
     ("shift", "2.4 GB", "under 3 minutes"),
     ("steering-answers", "1.8 GB", "under 4 minutes"),

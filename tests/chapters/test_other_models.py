@@ -29,6 +29,11 @@ SHORT = {
         "K": 6,
         "n_noise": 8,
         "n_unseen": 6,
+    },
+    "grounding-depth": {
+        "n_samples": 16,
+        "n_pool": 240,
+        "K": 6,
         "depths": [0.33, 0.67, 1.0],
     },
     "shift": {"n_samples": 20, "n_pool": 240, "n_steps": 10, "n_concepts": 5, "styles": ["colour"]},

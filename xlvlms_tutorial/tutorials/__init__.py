@@ -5,7 +5,16 @@ from typing import TYPE_CHECKING
 from xlvlms_tutorial._lazy import lazy_attributes
 
 if TYPE_CHECKING:
-    from xlvlms_tutorial.tutorials import experiments, real_models, second_world, upstream
+    from xlvlms_tutorial.tutorials import (
+        experiments,
+        grounding,
+        grounding_checks,
+        grounding_depth,
+        outside,
+        real_models,
+        second_world,
+        upstream,
+    )
     from xlvlms_tutorial.tutorials.experiments import (
         Experiment,
         balanced_questions,
@@ -21,6 +30,10 @@ __all__ = [
     "band_table",
     "experiments",
     "glue",
+    "grounding",
+    "grounding_checks",
+    "grounding_depth",
+    "outside",
     "real_models",
     "second_world",
     "substitute",
