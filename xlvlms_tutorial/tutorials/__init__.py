@@ -5,7 +5,13 @@ from typing import TYPE_CHECKING
 from xlvlms_tutorial._lazy import lazy_attributes
 
 if TYPE_CHECKING:
-    from xlvlms_tutorial.tutorials import experiments, real_models, second_world, upstream
+    from xlvlms_tutorial.tutorials import (
+        experiments,
+        real_models,
+        second_world,
+        skipping,
+        upstream,
+    )
     from xlvlms_tutorial.tutorials.experiments import (
         Experiment,
         balanced_questions,
@@ -23,6 +29,7 @@ __all__ = [
     "glue",
     "real_models",
     "second_world",
+    "skipping",
     "substitute",
     "try_exercise",
     "upstream",
