@@ -1,4 +1,4 @@
-"""The names of the authors' code as plans, and the table of them in the chapter on skipping."""
+"""The names of the authors' code as plans, and the table of them on the page on released code."""
 
 import re
 from pathlib import Path
@@ -25,8 +25,8 @@ def test_every_name_of_the_authors_is_a_plan_or_refused_with_a_reason():
             from_upstream(name, 32, 2)
 
 
-def test_the_chapter_lists_every_name():
-    page = Path(__file__).parents[2] / "book/skipping.md"
+def test_the_page_lists_every_name():
+    page = Path(__file__).parents[2] / "book/reference/upstream.md"
     table = [line for line in page.read_text("utf-8").splitlines() if line.startswith("| `")]
     names = [*upstream.MODES, *upstream.REFUSED, "skip_ffn_prompt", "drop", "exit"]
     for name in (*names, "fixed_", "random_"):

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
         outside,
         real_models,
         second_world,
+        skipping,
         upstream,
     )
     from xlvlms_tutorial.tutorials.experiments import (
@@ -38,6 +39,7 @@ __all__ = [
     "outside",
     "real_models",
     "second_world",
+    "skipping",
     "substitute",
     "try_exercise",
     "upstream",

@@ -1,7 +1,7 @@
 """Translate the names under which the authors' code skips into plans.
 
 The code is that of Shukor and Cord, 2024 (arXiv 2410.09454). What it does otherwise is in the table
-of the chapter on skipping.
+of the page on released code.
 """
 
 import re
@@ -117,7 +117,7 @@ def from_upstream(
     if name in REFUSED:
         raise InputError(
             f"mode {mode!r} cannot be had: {REFUSED[name]}",
-            "the chapter on skipping lists them all",
+            "the page on released code lists them all",
         )
     if match is None:
         names = ", ".join((*MODES, "skip_ffn_prompt", "drop", "exit"))

@@ -1,0 +1,155 @@
+"""What the chapter on skipping needs around its plans: samples, scores, counts."""
+
+import pandas as pd
+import pytest
+import torch
+
+from tests.support.tiny import lively, tiny_llava
+from tests.support.tiny_disk import small_samples
+from xlvlms_tutorial.errors import InputError
+from xlvlms_tutorial.interventions import skip
+from xlvlms_tutorial.methods.skipping import SkipPlan
+from xlvlms_tutorial.metrics import Estimate
+from xlvlms_tutorial.tutorials import Experiment, skipping
+
+
+@pytest.fixture(scope="module")
+def vlm():
+    return lively(tiny_llava(layers=6))
+
+
+def judge_of(scores: dict[str, list[float]]) -> skipping.Judge:
+    """A judge whose whole model has the scores given; nothing is evaluated."""
+    judge = object.__new__(skipping.Judge)
+    judge.whole = table_of(scores)
+    judge.tasks, judge.seed = list(scores), 0
+    return judge
+
+
+def table_of(scores: dict[str, list[float]]) -> pd.DataFrame:
+    n = len(next(iter(scores.values())))
+    return pd.DataFrame(scores, index=pd.Index([f"s{k}" for k in range(n)], name="sample"))
+
+
+def test_each_sample_has_one_question_about_presence_and_two_others_in_turn():
+    samples = skipping.draw_samples("scenes", 6)
+    assert len({sample.id for sample in samples}) == 6
+    for sample in samples:
+        kinds = [question.type for question in sample.questions]
+        assert kinds[0] == "presence"
+        assert "presence" not in kinds[1:]
+        assert len(set(kinds)) == len(kinds) == 3
+    assert len({sample.questions[1].type for sample in samples}) > 2
+
+
+def test_questions_are_asked_one_by_one_with_their_own_answers():
+    samples = skipping.draw_samples("scenes", 2)
+    copies = skipping.one_question_each(samples)
+    assert [copy.id for copy in copies] == [f"{s.id}/{k}" for s in samples for k in (0, 1)]
+    assert [len(copy.questions) for copy in copies] == [1] * 4
+    assert skipping.question_of(copies[1]) == samples[0].questions[1].text
+    assert skipping.answer_of(copies[1]) == samples[0].questions[1].answer
+
+
+def test_what_is_retained_is_a_share_of_the_same_samples():
+    judge = judge_of({"caption": [1.0, 1.0, 0.5, 0.5]})
+    half = judge.retained(table_of({"caption": [0.5, 0.5, 0.25, 0.25]}), "caption")
+    assert half.value == pytest.approx(0.5)
+    first = judge.retained(table_of({"caption": [1.0, 0.0]}), "caption")
+    assert first.value == pytest.approx(0.5)
+    assert first.n == 2
+    above = judge.above(table_of({"caption": [1.0, 1.0, 0.5, 0.5]}), "caption", 0.9)
+    assert above.value == pytest.approx(0.1)
+    assert above.low == pytest.approx(0.1)
+
+
+def test_a_difference_is_taken_on_the_samples_of_both():
+    judge = judge_of({"answer": [1.0, 1.0, 1.0]})
+    one, other = table_of({"answer": [1.0, 1.0, 0.0]}), table_of({"answer": [0.5, 0.5]})
+    effect = judge.difference(one, other, "answer")
+    assert (effect.value, effect.n) == (0.5, 2)
+
+
+def test_thrown_away_and_skipped_blocks_give_the_same_states_at_another_cost(vlm):
+    call = skipping.prefill_of(vlm, 4)
+    ways = {
+        "dense": call,
+        "thrown away": skipping.discarding(vlm, [2, 4], call),
+        "skipped": skipping.applied(vlm, SkipPlan((2, 4)), call),
+    }
+    states = {name: way().last_hidden_state for name, way in ways.items()}
+    assert torch.equal(states["thrown away"], states["skipped"])
+    assert not torch.allclose(states["dense"], states["skipped"])
+    assert torch.equal(call().last_hidden_state, states["dense"])  # hooks and plans are gone
+    shares = skipping.operations(ways)
+    assert shares["thrown away"] == 1
+    assert shares["skipped"] == pytest.approx(4 / 6)
+
+
+def test_a_plan_is_judged_once_whatever_the_order_of_its_blocks(vlm, monkeypatch):
+    samples = small_samples(4)
+    calls = []
+    evaluate = skipping.evaluate
+    monkeypatch.setattr(
+        skipping, "evaluate", lambda *args, **options: calls.append(1) or evaluate(*args, **options)
+    )
+    judge = skipping.Judge(vlm, samples)
+    report = judge.report(SkipPlan((4, 2)))
+    assert judge.report(SkipPlan((2, 4))) is report
+    assert len(calls) == 2
+    rows = judge.scores(SkipPlan((2, 4)), samples[:2])
+    assert rows.index.tolist() == [sample.id for sample in samples[:2]]
+    assert len(calls) == 2
+    with skip(vlm, [2, 4]):
+        expected = evaluate(
+            vlm, samples, progress=False, batch_size=48, caption_tokens=20, answer_tokens=4
+        )
+    assert report.captions["caption"].tolist() == expected.captions["caption"].tolist()
+    with pytest.raises(InputError, match="samples to judge by"):
+        skipping.Judge(vlm, samples[:1])
+
+
+def test_pairs_do_not_overlap_and_intervals_take_some_block(vlm):
+    assert skipping.pair_starts(vlm, (0.1, 0.2, 0.5, 1.0)) == [1, 3, 5]
+    assert [skipping.widest_interval(depth) for depth in (4, 5, 6, 30)] == [2, 3, 4, 4]
+
+
+def test_words_of_other_pictures_are_wrong_and_those_of_the_picture_are_not():
+    samples = skipping.draw_samples("scenes", 12)
+    right, wrong = skipping.words_to_mark(samples[:3], samples)
+    for sample, good, bad in zip(samples, right, wrong, strict=False):
+        assert sample.truth["subject"] in good
+        assert not set(good) & set(bad)
+    assert set(wrong[0]) | set(right[0]) >= {sample.truth["place"] for sample in samples}
+
+
+class Notes(Experiment):
+    """An experiment whose checks are remembered and not written."""
+
+    def __init__(self) -> None:
+        super().__init__("skipping", "tiny", "made")
+        self.held: dict[str, bool] = {}
+
+    def check(self, statement: str, holds: object) -> bool:
+        self.held[statement] = bool(holds)
+        return bool(holds)
+
+
+def test_checks_fail_where_the_numbers_are_others():
+    blocks = range(1, 31)
+    flat = pd.DataFrame(dict.fromkeys(("captions", "answers", "plain text"), 1.5), blocks)
+    notes = Notes()
+    skipping.check_effects(notes, flat, {"captions": Estimate(0.9, 0.8, 1.0, 9)})
+    assert notes.held["without the first or the last block captions and answers break"]
+    assert sum(notes.held.values()) == 2  # and no late block costs answers more
+    rows = [("by captions", 1, "caption", 0.95), ("random", 1, "caption", 0.5)]
+    rows += [("by captions", 3, "caption", 0.4), ("random", 3, "caption", 0.1)]
+    rows += [("interval", 14, "caption", 0.0)]
+    kept = pd.DataFrame(rows, columns=["choice", "blocks", "task", "value"])
+    notes = Notes()
+    skipping.check_retained(notes, kept, 3, 14)
+    assert not notes.held.pop("similarity and the interval do little better than random")
+    assert all(notes.held.values())
+    kept.loc[0, "value"] = 0.6
+    skipping.check_retained(notes, kept, 3, 14)
+    assert not notes.held["one block chosen by its effect goes unnoticed in its task"]
