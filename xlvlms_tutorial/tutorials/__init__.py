@@ -5,7 +5,15 @@ from typing import TYPE_CHECKING
 from xlvlms_tutorial._lazy import lazy_attributes
 
 if TYPE_CHECKING:
-    from xlvlms_tutorial.tutorials import experiments, real_models, second_world, upstream
+    from xlvlms_tutorial.tutorials import (
+        experiments,
+        neutral_wording,
+        real_models,
+        second_world,
+        shift,
+        steering_style,
+        upstream,
+    )
     from xlvlms_tutorial.tutorials.experiments import (
         Experiment,
         balanced_questions,
@@ -21,8 +29,11 @@ __all__ = [
     "band_table",
     "experiments",
     "glue",
+    "neutral_wording",
     "real_models",
     "second_world",
+    "shift",
+    "steering_style",
     "substitute",
     "try_exercise",
     "upstream",
