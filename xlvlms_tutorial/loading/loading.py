@@ -51,6 +51,8 @@ EMBEDDED = (
     "pocket-llava-lite2",
     "pocket-llava-random",
     "pocket-llava-patches",
+    "pocket-llava-seed1",
+    "pocket-llava-seed2",
     "pocket-llava-skipped",
     "pocket-llava-pruned",
     "pocket-llava-short",

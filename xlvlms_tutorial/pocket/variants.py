@@ -44,6 +44,9 @@ VARIANTS = {
     "pocket-llava-lite2": Variant("encoder-lite2", "lite2"),
     "pocket-llava-random": Variant("encoder-random", "random"),
     "pocket-llava-patches": Variant("encoder-patches", "patches"),
+    # other seeds of the first 450 steps of pocket-llava's connector (its revision "step-0450")
+    "pocket-llava-seed1": Variant("image-1"),
+    "pocket-llava-seed2": Variant("image-2"),
     # connectors trained through a language model with less work: what has to be left out with
     # them is in methods, not in them
     "pocket-llava-skipped": Variant("skipped"),

@@ -124,6 +124,12 @@ RUNS = {
         start=("audio", "step-0420"),
     ),
 }
+# Other seeds of the image connector, up to a step whose weights the first seed ships too: for
+# intervals over connectors. All of it would take three times as long.
+for _seed in (1, 2):
+    RUNS[f"image-{_seed}"] = Run(
+        Recipe(steps=450, seed=_seed, save_at=()), Variant(f"image-{_seed}")
+    )
 for _encoder in ENCODERS:
     RUNS[f"encoder-{_encoder}"] = Run(_ENCODER, Variant(f"encoder-{_encoder}", _encoder))
 # through a language model with half of the blocks or most of the weights left out: the first seed
