@@ -5,7 +5,14 @@ from typing import TYPE_CHECKING
 from xlvlms_tutorial._lazy import lazy_attributes
 
 if TYPE_CHECKING:
-    from xlvlms_tutorial.tutorials import experiments, real_models, second_world, upstream
+    from xlvlms_tutorial.tutorials import (
+        alignment,
+        alignment_score,
+        experiments,
+        real_models,
+        second_world,
+        upstream,
+    )
     from xlvlms_tutorial.tutorials.experiments import (
         Experiment,
         balanced_questions,
@@ -17,6 +24,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Experiment",
+    "alignment",
+    "alignment_score",
     "balanced_questions",
     "band_table",
     "experiments",
