@@ -6,6 +6,8 @@ from xlvlms_tutorial._lazy import lazy_attributes
 
 if TYPE_CHECKING:
     from xlvlms_tutorial.tutorials import (
+        alignment,
+        alignment_score,
         experiments,
         grounding,
         grounding_checks,
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Experiment",
+    "alignment",
+    "alignment_score",
     "balanced_questions",
     "band_table",
     "experiments",
