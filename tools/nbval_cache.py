@@ -35,6 +35,7 @@ LONG = (
     "grounding",
     "explain",
     "subnetworks",
+    "concept-dictionaries",
     "concepts",
     "outside",
     "vocabulary",

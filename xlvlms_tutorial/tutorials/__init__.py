@@ -5,7 +5,14 @@ from typing import TYPE_CHECKING
 from xlvlms_tutorial._lazy import lazy_attributes
 
 if TYPE_CHECKING:
-    from xlvlms_tutorial.tutorials import experiments, real_models, second_world, upstream
+    from xlvlms_tutorial.tutorials import (
+        concept_dictionaries,
+        concept_pages,
+        experiments,
+        real_models,
+        second_world,
+        upstream,
+    )
     from xlvlms_tutorial.tutorials.experiments import (
         Experiment,
         balanced_questions,
@@ -19,6 +26,8 @@ __all__ = [
     "Experiment",
     "balanced_questions",
     "band_table",
+    "concept_dictionaries",
+    "concept_pages",
     "experiments",
     "glue",
     "real_models",
