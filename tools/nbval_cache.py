@@ -36,6 +36,7 @@ LONG = (
     "grounding-depth",
     "explain",
     "subnetworks",
+    "concept-dictionaries",
     "concepts",
     "outside",
     "vocabulary",

@@ -34,6 +34,7 @@ CHAPTERS = (  # name, memory, time on two CPU cores with the embedded model
     ("alignment-score", "2.8 GB", "under 2 minutes"),
     ("subnetworks", "2.3 GB", "under 2 minutes"),
     ("concepts", "1.4 GB", "under 2 minutes"),
+    ("concept-dictionaries", "1.4 GB", "under 2 minutes"),
     ("grounding", "1.8 GB", "under 2 minutes"),
     ("grounding-depth", "1.8 GB", "under 2 minutes"),
     ("explain", "1.8 GB", "under 2 minutes"),

@@ -23,6 +23,12 @@ SHORT = {
     },
     "vocabulary": {"n_samples": 8, "n_others": 4, "connectors": {}},
     "concepts": {"n_samples": 16, "n_pool": 240, "n_components": 5, "n_others": 12},
+    "concept-dictionaries": {
+        "n_samples": 16,
+        "n_pool": 240,
+        "n_components": 5,
+        "n_others": 12,
+    },
     "grounding": {
         "n_samples": 16,
         "n_pool": 240,

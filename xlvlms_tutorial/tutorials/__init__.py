@@ -6,6 +6,7 @@ from xlvlms_tutorial._lazy import lazy_attributes
 
 if TYPE_CHECKING:
     from xlvlms_tutorial.tutorials import (
+<<<<<<< HEAD
         alignment,
         alignment_score,
         experiments,
@@ -20,6 +21,13 @@ if TYPE_CHECKING:
         shift,
         skipping,
         steering_style,
+=======
+        concept_dictionaries,
+        concept_pages,
+        experiments,
+        real_models,
+        second_world,
+>>>>>>> k-concept
         upstream,
     )
     from xlvlms_tutorial.tutorials.experiments import (
@@ -37,6 +45,8 @@ __all__ = [
     "alignment_score",
     "balanced_questions",
     "band_table",
+    "concept_dictionaries",
+    "concept_pages",
     "experiments",
     "glue",
     "grounding",
