@@ -6,9 +6,10 @@ from xlvlms_tutorial._lazy import lazy_attributes
 
 if TYPE_CHECKING:
     from xlvlms_tutorial.tutorials import (
-<<<<<<< HEAD
         alignment,
         alignment_score,
+        concept_dictionaries,
+        concept_pages,
         experiments,
         grounding,
         grounding_checks,
@@ -21,13 +22,6 @@ if TYPE_CHECKING:
         shift,
         skipping,
         steering_style,
-=======
-        concept_dictionaries,
-        concept_pages,
-        experiments,
-        real_models,
-        second_world,
->>>>>>> k-concept
         upstream,
     )
     from xlvlms_tutorial.tutorials.experiments import (
