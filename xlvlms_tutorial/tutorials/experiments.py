@@ -133,7 +133,20 @@ class Experiment:
         return claims.check(statement, bool(holds), **self.run)
 
     def verdict(self, claim_id: str, variant: str = "") -> str:
-        """Return the verdict of one measurement; "not measured" where there is none."""
+        """Return the verdict of one measurement.
+
+        Parameters
+        ----------
+        claim_id : str
+            The claim.
+        variant : str, default ""
+            Which of its measurements, as it was recorded.
+
+        Returns
+        -------
+        str
+            The verdict; "not measured" where there is none.
+        """
         for one in self.records:
             if _name(one) == (claim_id, variant):
                 return str(one["verdict"])
