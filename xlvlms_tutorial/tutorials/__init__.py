@@ -5,7 +5,14 @@ from typing import TYPE_CHECKING
 from xlvlms_tutorial._lazy import lazy_attributes
 
 if TYPE_CHECKING:
-    from xlvlms_tutorial.tutorials import experiments, real_models, second_world, upstream
+    from xlvlms_tutorial.tutorials import (
+        experiments,
+        real_models,
+        second_world,
+        steering_answers,
+        steering_limits,
+        upstream,
+    )
     from xlvlms_tutorial.tutorials.experiments import (
         Experiment,
         balanced_questions,
@@ -23,6 +30,8 @@ __all__ = [
     "glue",
     "real_models",
     "second_world",
+    "steering_answers",
+    "steering_limits",
     "substitute",
     "try_exercise",
     "upstream",
