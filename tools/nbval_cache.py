@@ -27,6 +27,7 @@ from tools import chapters, execute
 LONG = (
     "skipping",
     "steering-answers",
+    "steering-limits",
     "steering-style",
     "pruning",
     "shift",

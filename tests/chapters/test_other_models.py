@@ -43,7 +43,7 @@ SHORT = {
         "depths": [0.33, 0.67, 1.0],
     },
     "shift": {"n_samples": 20, "n_pool": 240, "n_steps": 10, "n_concepts": 5, "styles": ["colour"]},
-    "steering-answers": {"n_samples": 8, "n_many": 20},
+    "steering-limits": {"n_samples": 8, "n_many": 20},
     "steering-style": {"n_samples": 12, "n_valid": 4, "n_test": 8, "adapters": [], "distil": []},
     "skip-training": {"n_samples": 8, "n_few": 2, "steps": 3},
     "pruning": {"n_samples": 6, "n_calibration": 2},

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
         second_world,
         shift,
         skipping,
+        steering_answers,
+        steering_limits,
         steering_style,
         upstream,
     )
@@ -53,6 +55,8 @@ __all__ = [
     "second_world",
     "shift",
     "skipping",
+    "steering_answers",
+    "steering_limits",
     "steering_style",
     "substitute",
     "try_exercise",
