@@ -7,8 +7,10 @@ from xlvlms_tutorial._lazy import lazy_attributes
 if TYPE_CHECKING:
     from xlvlms_tutorial.tutorials import (
         experiments,
+        explain,
         inside,
         real_models,
+        removal,
         second_world,
         upstream,
     )
@@ -26,9 +28,11 @@ __all__ = [
     "balanced_questions",
     "band_table",
     "experiments",
+    "explain",
     "glue",
     "inside",
     "real_models",
+    "removal",
     "second_world",
     "substitute",
     "try_exercise",
