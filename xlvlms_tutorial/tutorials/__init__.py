@@ -9,6 +9,7 @@ if TYPE_CHECKING:
         experiments,
         real_models,
         second_world,
+        skip_training,
         skipping,
         upstream,
     )
@@ -29,6 +30,7 @@ __all__ = [
     "glue",
     "real_models",
     "second_world",
+    "skip_training",
     "skipping",
     "substitute",
     "try_exercise",
