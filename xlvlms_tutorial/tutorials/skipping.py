@@ -396,7 +396,7 @@ def operations(runs: Mapping[str, Call]) -> pd.Series:
     Examples
     --------
     >>> from xlvlms_tutorial.tutorials import skipping
-    >>> calls = {n: skipping.prefill_of(vlm, n) for n in (8, 16)}
+    >>> calls = {f"{n} tokens": skipping.prefill_of(vlm, n) for n in (8, 16)}
     >>> skipping.operations(calls).round(1).tolist()
     [1.0, 2.0]
     """
@@ -435,7 +435,7 @@ class Judge:
     --------
     >>> from xlvlms_tutorial import SkipPlan
     >>> from xlvlms_tutorial.tutorials import skipping
-    >>> judge = skipping.Judge(vlm, skipping.draw_samples("scenes", 2))
+    >>> judge = skipping.Judge(vlm, skipping.draw_samples("scenes", 4))
     >>> judge.tasks
     ['caption', 'answer']
     >>> scores = judge.scores(SkipPlan((27,)))
