@@ -75,11 +75,11 @@ def draw_samples(dataset: str, n: int, split: str = "test", seed: int = 0) -> li
     >>> [question.type for question in first.questions]
     ['presence', 'place', 'action']
     """
-    drawn = []
+    samples = []
     for sample in load_samples(dataset, 4 * n, split, seed):
-        if sample.captions and sample.questions and len(drawn) < n:
-            drawn.append(_few_questions(sample, turn=len(drawn)))
-    return drawn
+        if sample.captions and sample.questions and len(samples) < n:
+            samples.append(_few_questions(sample, turn=len(samples)))
+    return samples
 
 
 def _few_questions(sample: Sample, turn: int, others: int = 2) -> Sample:
@@ -210,14 +210,14 @@ def choose_blocks(
     return {"captions": captions, "answers": answers}
 
 
-def widest_interval(n_layers: int, most: int = 4) -> int:
-    """Return the largest interval up to ``most`` by which some block of a model is skipped.
+def widest_interval(n_layers: int, limit: int = 4) -> int:
+    """Return the largest interval up to ``limit`` by which some block of a model is skipped.
 
     Parameters
     ----------
     n_layers : int
         The number of blocks.
-    most : int, default 4
+    limit : int, default 4
         The largest interval that is wanted.
 
     Returns
@@ -231,7 +231,7 @@ def widest_interval(n_layers: int, most: int = 4) -> int:
     >>> skipping.widest_interval(30), skipping.widest_interval(4)
     (4, 2)
     """
-    steps = [step for step in range(2, most + 1) if every_nth_layer(n_layers, step)]
+    steps = [step for step in range(2, limit + 1) if every_nth_layer(n_layers, step)]
     return max(steps, default=2)
 
 
@@ -396,7 +396,7 @@ def operations(runs: Mapping[str, Call]) -> pd.Series:
     Examples
     --------
     >>> from xlvlms_tutorial.tutorials import skipping
-    >>> calls = {n: skipping.prefill_of(vlm, n) for n in (8, 16)}
+    >>> calls = {f"{n} tokens": skipping.prefill_of(vlm, n) for n in (8, 16)}
     >>> skipping.operations(calls).round(1).tolist()
     [1.0, 2.0]
     """
@@ -435,7 +435,7 @@ class Judge:
     --------
     >>> from xlvlms_tutorial import SkipPlan
     >>> from xlvlms_tutorial.tutorials import skipping
-    >>> judge = skipping.Judge(vlm, skipping.draw_samples("scenes", 2))
+    >>> judge = skipping.Judge(vlm, skipping.draw_samples("scenes", 4))
     >>> judge.tasks
     ['caption', 'answer']
     >>> scores = judge.scores(SkipPlan((27,)))
@@ -450,11 +450,11 @@ class Judge:
         self.seed = seed
         self._reports: dict[tuple[SkipPlan, tuple[str, ...]], Report] = {}
         whole = self.report(NOTHING).scores().dropna()
-        known = [sample for sample in self.samples if sample.id in whole.index]
-        self.half = known[: len(self.samples) // 2]
+        scored = [sample for sample in self.samples if sample.id in whole.index]
+        self.half = scored[: len(self.samples) // 2]
         self.third = self.samples[: max(4, len(self.samples) // 3)]
-        seen = whole.loc[[sample.id for sample in self.half]]
-        self.whole = whole.loc[:, (seen > 0).sum() > 1]
+        first_half = whole.loc[[sample.id for sample in self.half]]
+        self.whole = whole.loc[:, (first_half > 0).sum() > 1]
         self.tasks = list(self.whole)
 
     def report(self, plan: SkipPlan, samples: Sequence[Sample] | None = None) -> Report:
@@ -546,8 +546,8 @@ class Judge:
         Estimate
             The share, with an interval over samples.
         """
-        seen = self.whole.index[self.whole.index.isin(scores.index)]
-        pair = np.c_[scores.loc[seen, task], self.whole.loc[seen, task]]
+        ids = self.whole.index[self.whole.index.isin(scores.index)]
+        pair = np.c_[scores.loc[ids, task], self.whole.loc[ids, task]]
         return bootstrap(pair, statistic=_share, seed=self.seed)
 
     def above(self, scores: pd.DataFrame, task: str, bar: float) -> Estimate:
@@ -570,12 +570,12 @@ class Judge:
         share = self.retained(scores, task)
         return Estimate(share.value - bar, share.low - bar, share.high - bar, share.n)
 
-    def difference(self, one: pd.DataFrame, other: pd.DataFrame, task: str) -> Estimate:
+    def difference(self, scores: pd.DataFrame, baseline: pd.DataFrame, task: str) -> Estimate:
         """Estimate the mean score of one choice minus that of another, on the samples of both.
 
         Parameters
         ----------
-        one, other : pandas.DataFrame
+        scores, baseline : pandas.DataFrame
             As :meth:`scores` gives them.
         task : str
             "caption" or "answer".
@@ -585,8 +585,10 @@ class Judge:
         Estimate
             The difference, with an interval over samples.
         """
-        seen = [name for name in self.whole.index if name in one.index and name in other.index]
-        return difference(one.loc[seen, task], other.loc[seen, task], paired=True, seed=self.seed)
+        both = scores.index.intersection(baseline.index)
+        ids = self.whole.index[self.whole.index.isin(both)]
+        pair = scores.loc[ids, task], baseline.loc[ids, task]
+        return difference(*pair, paired=True, seed=self.seed)
 
     def gap(self, answers: SkipPlan, captions: SkipPlan, presence: bool = True) -> Estimate:
         """Estimate the retained share of answers minus that of captions.
@@ -760,9 +762,9 @@ def open_scores(report: Report) -> pd.DataFrame:
     ['caption', 'answer']
     """
     answers = report.answers.query("type != 'presence'")
-    right = answers.groupby("sample")["correct"].mean()
+    shares = answers.groupby("sample")["correct"].mean()
     scores = report.scores()
-    return scores.assign(answer=right.reindex(scores.index).astype(float))
+    return scores.assign(answer=shares.reindex(scores.index).astype(float))
 
 
 def by_factor(report: Report) -> pd.Series:
@@ -787,8 +789,8 @@ def by_factor(report: Report) -> pd.Series:
     """
     named = report.captions.drop(columns=["sample", "caption"])
     named = named.astype("Float64").mean().astype(float)
-    right = report.answers.groupby("type")["correct"].mean()
-    return pd.concat({"caption": named, "answer": right})
+    correct = report.answers.groupby("type")["correct"].mean()
+    return pd.concat({"caption": named, "answer": correct})
 
 
 def words_to_mark(
@@ -824,13 +826,13 @@ def words_to_mark(
         for factor in CAPTION_FACTORS:
             if sample.truth.get(factor):
                 values[factor].add(sample.truth[factor])
-    right, wrong = [], []
+    true_words, other_words = [], []
     for sample in samples:
         factors = [factor for factor in CAPTION_FACTORS if sample.truth.get(factor)]
-        right.append([sample.truth[factor] for factor in factors])
-        others = [values[factor] - set(right[-1]) for factor in factors]
-        wrong.append(sorted(set().union(*others)))
-    return right, wrong
+        true_words.append([sample.truth[factor] for factor in factors])
+        rest = [values[factor] - set(true_words[-1]) for factor in factors]
+        other_words.append(sorted(set().union(*rest)))
+    return true_words, other_words
 
 
 def slider(
@@ -889,15 +891,15 @@ def slider(
         layers[key] = plan.layers
         score = report.scores()[task].mean() / judge.whole[task].mean()
         bars.append({"time": max(0.0, 1 - per_block * len(plan.layers)), "score": score})
-    right, wrong = words_to_mark(pictures, pool)
+    true_words, other_words = words_to_mark(pictures, pool)
     return tradeoff(
         [sample.image for sample in pictures],
         captions,
         pd.DataFrame(bars, index=pd.Index(list(settings), tupleize_cols=False)),
         layers,
         judge.vlm.n_layers,
-        right,
-        wrong,
+        true_words,
+        other_words,
         ("choice", "skipped"),
         start=start,
         alt=[sample.captions[0] for sample in pictures],
@@ -942,30 +944,30 @@ def check_effects(
         experiment.check(statement, holds)
 
 
-def check_retained(experiment: Experiment, kept: pd.DataFrame, most: int, half: int) -> None:
+def check_retained(experiment: Experiment, retained: pd.DataFrame, largest: int, half: int) -> None:
     """Check what the chapter says of the score that is left.
 
     Parameters
     ----------
     experiment : Experiment
         Where checks are written.
-    kept : pandas.DataFrame
+    retained : pandas.DataFrame
         The retained shares; columns choice, blocks, task and value.
-    most : int
+    largest : int
         The largest number of blocks that a plan by effect leaves out.
     half : int
         How many blocks every second one is.
     """
-    share = kept.pivot_table("value", ["choice", "blocks"], "task", sort=False)
-    own = [_of_choice(share, f"by {task}s", 1)[task] for task in share]
-    several = share[share.index.get_level_values("blocks") == most]
-    others = share[share.index.isin([("similar", most), ("interval", most)])]
-    better = others - _of_choice(share, "random", most)
+    share = retained.pivot_table("value", ["choice", "blocks"], "task", sort=False)
+    in_own_task = min((_of_choice(share, f"by {task}s", 1)[task] for task in share), default=0.0)
+    several = share[share.index.get_level_values("blocks") == largest]
+    by_rule = share[share.index.isin([("similar", largest), ("interval", largest)])]
+    better = by_rule - _of_choice(share, "random", largest)
     statements = {
-        "one block chosen by its effect goes unnoticed in its task": min(own, default=0) > 0.9,
+        "one block chosen by its effect goes unnoticed in its task": in_own_task > 0.9,
         "one random block costs much": _of_choice(share, "random", 1).min() < 0.8,
         "with three blocks gone every choice loses much of a task": (
-            most == 3 and several.min(axis=1).max() < 0.8
+            largest == 3 and several.min(axis=1).max() < 0.8
         ),
         "with every second block gone next to nothing is left": (
             _of_choice(share, "interval", half).max() < 0.3
@@ -1026,13 +1028,15 @@ def check_parts(experiment: Experiment, part: pd.DataFrame) -> None:
     part : pandas.DataFrame
         The retained shares of the tasks, a row a plan.
     """
-    own = part.loc["side by side, own norm"]
+    through_own = part.loc["side by side, own norm"]
     statements = {
         "through the first norm it is worse than without the MLP": (
             (part.loc["side by side"] < part.loc["no MLP"] - 0.05).all()
         ),
-        "through its own norm it is better than without the MLP": (own > part.loc["no MLP"]).all(),
-        "through its own norm on three blocks little is lost": own.min() > 0.85,
+        "through its own norm it is better than without the MLP": (
+            through_own > part.loc["no MLP"]
+        ).all(),
+        "through its own norm on three blocks little is lost": through_own.min() > 0.85,
         "on every second block most is lost": part.loc["own norm, interval 2"].max() < 0.5,
     }
     for statement, holds in statements.items():
