@@ -195,7 +195,7 @@ def read(
     Examples
     --------
     >>> from xlvlms_tutorial.tutorials import shift
-    >>> token, chosen, _ = shift.samples_with("scenes", 20, "woman")
+    >>> token, chosen, _ = shift.samples_with("scenes", 40, "woman")
     >>> predicting, at = shift.read(vlm, chosen[:2], [2], token)
     >>> len(predicting), at.table["token"].str.strip().tolist()
     (2, ['woman', 'woman'])
@@ -238,7 +238,7 @@ def read_where_said(
     Examples
     --------
     >>> from xlvlms_tutorial.tutorials import shift
-    >>> token, chosen, _ = shift.samples_with("scenes", 20, "woman")
+    >>> token, chosen, _ = shift.samples_with("scenes", 40, "woman")
     >>> predicting, at = shift.read_where_said(vlm, chosen[:2], [30], token)
     >>> len(predicting) == len(at)
     True
@@ -812,7 +812,7 @@ def truth_row(
     >>> rows = np.array([[0.0, 9.0], [0.1, 9.0], [9.0, 0.0], [9.0, 0.1]])
     >>> fitted = KMeans(2).fit(rows)
     >>> values = pd.Series(["walking", "walking", "falling", "falling"])
-    >>> of_first = fitted.labels_[0]
+    >>> of_first = int(fitted.labels_[0])
     >>> words = {of_first: ["walks"], 1 - of_first: ["lies"]}
     >>> row = shift.truth_row(fitted, values, words)
     >>> row["samples"], row["named in 3 words"]
