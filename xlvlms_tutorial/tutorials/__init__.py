@@ -11,6 +11,7 @@ if TYPE_CHECKING:
         experiments,
         real_models,
         second_world,
+        subnetworks,
         upstream,
     )
     from xlvlms_tutorial.tutorials.experiments import (
@@ -32,6 +33,7 @@ __all__ = [
     "glue",
     "real_models",
     "second_world",
+    "subnetworks",
     "substitute",
     "try_exercise",
     "upstream",
