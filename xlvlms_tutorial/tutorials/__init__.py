@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         steering_answers,
         steering_limits,
         steering_style,
+        subnetworks,
         upstream,
     )
     from xlvlms_tutorial.tutorials.experiments import (
@@ -64,6 +65,7 @@ __all__ = [
     "steering_answers",
     "steering_limits",
     "steering_style",
+    "subnetworks",
     "substitute",
     "try_exercise",
     "upstream",

@@ -1,0 +1,478 @@
+"""Calibrate on inputs with and without sense, and compare the masks that they give.
+
+The chapter on subnetworks uses it for its baselines and for what takes the weights' size out of an
+overlap; calibrations and masks are those of :mod:`xlvlms_tutorial.methods.pruning`.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float, Int
+from PIL import Image
+from scipy.stats import spearmanr
+from torch import Tensor
+
+from xlvlms_tutorial.data import Sample
+from xlvlms_tutorial.evaluation import Generator
+from xlvlms_tutorial.methods.pruning import Calibration, Masks, calibrate, wanda
+from xlvlms_tutorial.models import VLM
+from xlvlms_tutorial.samples import PROMPTS
+from xlvlms_tutorial.validation import require
+
+# Linear maps that read what a block has computed, by the last part of their name; all others read
+# the residual stream.
+_INNER = {
+    "o_proj": "attention output",
+    "out_proj": "attention output",
+    "down_proj": "MLP output",
+    "fc2": "MLP output",
+}
+STREAM = "maps of the stream"
+_WORDS = 12  # of a text without sense
+
+
+def question_types(samples: Sequence[Sample], wanted: Sequence[str], n: int = 3) -> list[str]:
+    """Choose types of question: those wanted that are asked, else the most frequent ones.
+
+    Parameters
+    ----------
+    samples : sequence of Sample
+        Samples with questions.
+    wanted : sequence of str
+        The types that the chapter is written about.
+    n : int, default 3
+        How many frequent ones take their place.
+
+    Returns
+    -------
+    list of str
+        The types.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.tutorials import subnetworks
+    >>> subnetworks.question_types(samples, ["colour", "taste"])
+    ['colour']
+    """
+    counts = Counter(q.type for sample in samples for q in sample.questions)
+    present = [kind for kind in wanted if kind in counts]
+    return present or [kind for kind, _ in counts.most_common(n)]
+
+
+def calibrate_questions(vlm: VLM, samples: Sequence[Sample], kind: str, n: int) -> Calibration:
+    """Calibrate on questions of one type, with their answers, about pictures.
+
+    Parameters
+    ----------
+    vlm : VLM
+        The model.
+    samples : sequence of Sample
+        Samples with questions; the first of this type is asked of each.
+    kind : str
+        The type of question.
+    n : int
+        How many samples at most.
+
+    Returns
+    -------
+    Calibration
+        Of the tokens of questions and answers.
+
+    Raises
+    ------
+    InputError
+        If no sample has such a question.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.tutorials import subnetworks
+    >>> calibration = subnetworks.calibrate_questions(vlm, samples, "colour", n=2)
+    >>> min(calibration.tokens.values()) > 0
+    True
+    """
+    chosen = []
+    for sample in samples:
+        questions = [q for q in sample.questions if q.type == kind]
+        if questions and len(chosen) < n:
+            chosen.append(replace(sample, questions=(questions[0],)))
+    require(chosen, f"no question of type {kind!r}", "choose a type that is asked")
+    answers = [sample.questions[0].answer for sample in chosen]
+    return calibrate(
+        vlm, chosen, span=("question", "answer"), prompt=_first_question, answers=answers
+    )
+
+
+def off_diagonal(overlaps: pd.DataFrame) -> pd.DataFrame:
+    """Leave out what every mask shares with itself, so that a map shows the differences.
+
+    Parameters
+    ----------
+    overlaps : pandas.DataFrame
+        A square table.
+
+    Returns
+    -------
+    pandas.DataFrame
+        The same with NaN on its diagonal.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> from xlvlms_tutorial.tutorials import subnetworks
+    >>> overlaps = pd.DataFrame([[1.0, 0.4], [0.4, 1.0]])
+    >>> subnetworks.off_diagonal(overlaps).min(axis=None).item()
+    0.4
+    """
+    return overlaps.mask(np.eye(len(overlaps), dtype=bool))
+
+
+def overlap_by_layer(one: Masks, other: Masks) -> pd.DataFrame:
+    """Average the overlap of two masks over the linear maps of each layer, by what the maps read.
+
+    Parameters
+    ----------
+    one, other : Masks
+        Masks of the same linear maps.
+
+    Returns
+    -------
+    pandas.DataFrame
+        A row a layer. "maps of the stream" read the residual stream; the maps at the end of
+        attention and of the MLP read what a block has computed.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial import calibrate, wanda
+    >>> from xlvlms_tutorial.tutorials import subnetworks
+    >>> masks = wanda(vlm, calibrate(vlm, samples, span="image"), 0.5, [8])
+    >>> subnetworks.overlap_by_layer(masks, masks).loc[8].tolist()
+    [1.0, 1.0, 1.0]
+    """
+    overlaps = one.iou(other)
+    last = overlaps["linear"].str.split(".").str[-1]
+    overlaps["linear"] = last.map(_INNER).fillna(STREAM)
+    return overlaps.pivot_table(index="layer", columns="linear", values="iou")
+
+
+def permuted(calibration: Calibration, rng: np.random.Generator) -> Calibration:
+    """Shuffle the features of each linear map: the spread of the norms stays, their order is lost.
+
+    Parameters
+    ----------
+    calibration : Calibration
+        What was measured.
+    rng : numpy.random.Generator
+        The source of the orders.
+
+    Returns
+    -------
+    Calibration
+        The shuffled one.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from xlvlms_tutorial import calibrate
+    >>> from xlvlms_tutorial.tutorials import subnetworks
+    >>> calibration = calibrate(vlm, samples, span="image")
+    >>> shuffled = subnetworks.permuted(calibration, np.random.default_rng(0))
+    >>> abs(subnetworks.norm_correlation(calibration, shuffled)) < 0.05
+    True
+    """
+    squares = {}
+    for key, sums in calibration.squares.items():
+        squares[key] = sums[rng.permutation(len(sums))]
+    return replace(calibration, squares=squares)
+
+
+def noise_pictures(samples: Sequence[Sample], rng: np.random.Generator) -> list[Sample]:
+    """Replace every pixel of each picture by one drawn at random.
+
+    Parameters
+    ----------
+    samples : sequence of Sample
+        Pictures.
+    rng : numpy.random.Generator
+        The source of the pixels.
+
+    Returns
+    -------
+    list of Sample
+        The samples with pictures of noise, of the same sizes.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from xlvlms_tutorial.tutorials import subnetworks
+    >>> noisy = subnetworks.noise_pictures(samples, np.random.default_rng(0))
+    >>> noisy[0].image.size == samples[0].image.size
+    True
+    """
+    noisy = []
+    for sample in samples:
+        pixels = rng.integers(0, 256, np.array(sample.image).shape, dtype=np.uint8)
+        noisy.append(replace(sample, source=Image.fromarray(pixels)))
+    return noisy
+
+
+def random_texts(vlm: VLM, n: int, rng: np.random.Generator) -> list[str]:
+    """Write texts of random tokens, without the first hundred and without marks.
+
+    Parameters
+    ----------
+    vlm : VLM
+        The model whose tokenizer has the tokens.
+    n : int
+        How many texts.
+    rng : numpy.random.Generator
+        The source of the tokens.
+
+    Returns
+    -------
+    list of str
+        Texts of twelve tokens without sense.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from xlvlms_tutorial.tutorials import subnetworks
+    >>> len(subnetworks.random_texts(vlm, 3, np.random.default_rng(0)))
+    3
+    """
+    size = len(vlm.tokenizer)
+    common = np.arange(min(100, size // 4), min(40_000, size))
+    marks = list(vlm.tokenizer.get_added_vocab().values())
+    common = np.setdiff1d(common, marks)  # such as the mark of a picture
+    tokens = common[rng.integers(len(common), size=(n, _WORDS))]
+    return list(vlm.tokenizer.batch_decode(tokens.tolist()))
+
+
+def without_large(one: Masks, other: Masks, large: Masks) -> dict[str, float]:
+    """Compare what two masks keep beyond the weights that are kept for their size alone.
+
+    Parameters
+    ----------
+    one, other : Masks
+        The masks.
+    large : Masks
+        The mask by magnitude, at the same sparsity.
+
+    Returns
+    -------
+    dict of str to float
+        "share kept", the share of all weights that ``one`` keeps beyond the large ones; "IoU", the
+        overlap of both without them; "by chance", that of independent choices of the same sizes.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial import calibrate, wanda
+    >>> from xlvlms_tutorial.methods.pruning import magnitude_masks
+    >>> from xlvlms_tutorial.tutorials import subnetworks
+    >>> masks = wanda(vlm, calibrate(vlm, samples, span="image"), 0.5, [8])
+    >>> large = magnitude_masks(vlm, 0.5, layers=[8])
+    >>> subnetworks.without_large(masks, masks, large)["IoU"]
+    1.0
+    """
+    first, second = one - large, other - large
+    chance = []
+    for key in first:
+        left = (~large.unpack(*key)).sum(dim=1)
+        p, q = (masks.unpack(*key).sum(dim=1) / left for masks in (first, second))
+        chance.append(_independent(left, p, q))
+    return {
+        "share kept": float(first.density),
+        "IoU": float(first.iou(second)["iou"].mean()),
+        "by chance": float(torch.stack(chance).mean()),
+    }
+
+
+def norm_correlation(one: Calibration, other: Calibration) -> float:
+    """Correlate the norms of input features by rank, averaged over the linear maps.
+
+    This leaves the weights out altogether.
+
+    Parameters
+    ----------
+    one, other : Calibration
+        Calibrations of the same linear maps.
+
+    Returns
+    -------
+    float
+        The mean rank correlation, from -1 to 1.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial import calibrate
+    >>> from xlvlms_tutorial.tutorials import subnetworks
+    >>> calibration = calibrate(vlm, samples, span="image")
+    >>> round(subnetworks.norm_correlation(calibration, calibration), 6)
+    1.0
+    """
+    values = []
+    for key in one.squares:
+        values.append(spearmanr(one.norms(*key), other.norms(*key)).statistic)
+    return float(np.mean(values))
+
+
+def overlaps(
+    vlm: VLM,
+    first: Sequence[Calibration],
+    second: Sequence[Calibration],
+    sparsity: float,
+    layers: Sequence[int] | None = None,
+) -> Float[np.ndarray, " parts"]:
+    """Compute the overlap of the masks of two kinds of input, in each part of the samples.
+
+    Parameters
+    ----------
+    vlm : VLM
+        The model.
+    first, second : sequence of Calibration
+        One calibration a part of each kind.
+    sparsity : float
+        The share of weights that the masks drop.
+    layers : sequence of int, optional
+        The layers; by default all.
+
+    Returns
+    -------
+    numpy.ndarray
+        The mean overlap over linear maps, one number a part.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial import calibrate
+    >>> from xlvlms_tutorial.tutorials import subnetworks
+    >>> calibration = calibrate(vlm, samples, span="image")
+    >>> subnetworks.overlaps(vlm, [calibration], [calibration], 0.5, [8]).tolist()
+    [1.0]
+    """
+    values = []
+    for one, other in zip(first, second, strict=True):
+        masks = wanda(vlm, one, sparsity, layers)
+        values.append(masks.iou(wanda(vlm, other, sparsity, layers))["iou"].mean())
+    return np.array(values)
+
+
+def disjoint_sets(
+    samples: Sequence[Sample], factor: str, wanted: Sequence[str], size: int = 8, n: int = 3
+) -> dict[str, list[Sample]]:
+    """Deal the samples of each value of a factor into two sets.
+
+    Parameters
+    ----------
+    samples : sequence of Sample
+        Samples whose factors are known.
+    factor : str
+        Such as "place".
+    wanted : sequence of str
+        The values; the most frequent ones where none of these is there twice.
+    size : int, default 8
+        Samples in a set at most.
+    n : int, default 3
+        How many frequent values take the place of those wanted.
+
+    Returns
+    -------
+    dict of str to list of Sample
+        Sets "sand a", "sand b" and so on.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial import load_samples
+    >>> from xlvlms_tutorial.tutorials import subnetworks
+    >>> sets = subnetworks.disjoint_sets(load_samples("scenes", n=40), "place", ["sand"], size=2)
+    >>> {name: len(part) for name, part in sets.items()}
+    {'sand a': 2, 'sand b': 2}
+    """
+    by_value: dict[str, list[Sample]] = {}
+    for sample in samples:
+        value = sample.truth.get(factor)
+        if value is not None:
+            by_value.setdefault(value, []).append(sample)
+    often = sorted((v for v in by_value if len(by_value[v]) > 1), key=lambda v: -len(by_value[v]))
+    present = [value for value in wanted if value in often]
+    sets = {}
+    for value in present or often[:n]:
+        half = min(size, len(by_value[value]) // 2)
+        sets[f"{value} a"] = by_value[value][:half]
+        sets[f"{value} b"] = by_value[value][half : 2 * half]
+    return sets
+
+
+def factors_named(
+    vlm: Generator, samples: Sequence[Sample], factors: Sequence[str]
+) -> dict[str, int]:
+    """Count the captions that name each factor of their picture.
+
+    Parameters
+    ----------
+    vlm : Generator
+        The model, with what is changed in it.
+    samples : sequence of Sample
+        Pictures whose factors are known.
+    factors : sequence of str
+        Such as "subject"; those that no picture has are left out.
+
+    Returns
+    -------
+    dict of str to int
+        How many captions name the factor.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.tutorials import subnetworks
+    >>> subnetworks.factors_named(vlm, samples, ["place", "taste"])
+    {'place': 4}
+    """
+    prompts = [PROMPTS["image"]] * len(samples)
+    captions = vlm.generate([sample.image for sample in samples], prompts, max_new_tokens=24)
+    counts = {}
+    for factor in factors:
+        values = [sample.truth.get(factor) for sample in samples]
+        if any(values):
+            pairs = zip(values, captions, strict=True)
+            counts[factor] = sum(bool(value) and str(value) in text for value, text in pairs)
+    return counts
+
+
+def shares_of(counts: Mapping[str, Mapping[str, int]], whole: str) -> pd.Series:
+    """Return how much of all that one row counts each row counts.
+
+    Parameters
+    ----------
+    counts : mapping of str to mapping
+        Counts by row.
+    whole : str
+        The row that is the whole.
+
+    Returns
+    -------
+    pandas.Series
+        A share a row.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.tutorials import subnetworks
+    >>> counts = {"no mask": {"place": 4, "item": 4}, "random": {"place": 1, "item": 1}}
+    >>> subnetworks.shares_of(counts, "no mask").to_dict()
+    {'no mask': 1.0, 'random': 0.25}
+    """
+    totals = pd.DataFrame(counts).sum()
+    return totals / totals[whole]
+
+
+def _first_question(sample: Sample) -> str:
+    return sample.questions[0].text
+
+
+def _independent(
+    left: Int[Tensor, " rows"], p: Float[Tensor, " rows"], q: Float[Tensor, " rows"]
+) -> Tensor:
+    # the overlap of independent choices of shares p and q of what is left in each row
+    return (left * p * q).sum() / (left * (p + q - p * q)).sum()
