@@ -5,7 +5,13 @@ from typing import TYPE_CHECKING
 from xlvlms_tutorial._lazy import lazy_attributes
 
 if TYPE_CHECKING:
-    from xlvlms_tutorial.tutorials import experiments, real_models, second_world, upstream
+    from xlvlms_tutorial.tutorials import (
+        experiments,
+        pruning,
+        real_models,
+        second_world,
+        upstream,
+    )
     from xlvlms_tutorial.tutorials.experiments import (
         Experiment,
         balanced_questions,
@@ -21,6 +27,7 @@ __all__ = [
     "band_table",
     "experiments",
     "glue",
+    "pruning",
     "real_models",
     "second_world",
     "substitute",
