@@ -10,9 +10,12 @@ from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3I
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from tests.support.tiny import tiny_llava
+from tests.support.tiny_disk import small_samples
 from tests.zoo import MODELS, build
 from xlvlms_tutorial.errors import InputError
+from xlvlms_tutorial.metrics import count_flops
 from xlvlms_tutorial.metrics.timing import memory_of
+from xlvlms_tutorial.models import anatomy
 from xlvlms_tutorial.models.anatomy import decoder_blocks
 from xlvlms_tutorial.tutorials import real_models
 
@@ -157,3 +160,78 @@ def test_what_is_unknown_is_refused():
         real_models.cache_bytes(tiny_llava().model, "4bit")
     with pytest.raises(InputError, match="0 x 4 pixels"):
         real_models.image_tokens(SMOL, 0, 4)
+
+
+def test_memory_is_weights_and_cache_and_the_rest(smol):
+    alone = real_models.memory(smol, 0, "4bit", rest=0)
+    assert alone == pytest.approx(real_models.weight_bytes(smol, "4bit") / 1e9)
+    more = real_models.memory(smol, 1000, "4bit", rest=2) - alone
+    assert more == pytest.approx(2 + 1000 * real_models.cache_bytes(smol) / 1e9)
+
+
+def test_the_best_format_is_the_first_that_fits(smol):
+    for number, smaller in zip(real_models.FORMATS, (*real_models.FORMATS[1:], "no"), strict=True):
+        room = real_models.memory(smol, 500, number)
+        assert real_models.best_format(smol, 500, room) == number
+        assert real_models.best_format(smol, 500, room - 1e-6) == smaller
+
+
+def test_operations_of_a_prompt_are_those_that_run():
+    vlm = tiny_llava()
+    batch = vlm.batch_of(small_samples(1), ["describe the picture"])
+    parts = {
+        "decoder": anatomy.decoder(vlm.model),
+        "unembedding": [anatomy.unembedding(vlm.model)],
+    }
+    table = count_flops(lambda: vlm.forward(batch), parts)
+    executed = table[table["part"].isin(parts)]["flops"].sum()
+    # a forward gives logits at every position, a prompt needs the last alone
+    width, words = vlm.width, vlm.model.get_output_embeddings().out_features
+    executed -= 2 * (batch["input_ids"].shape[1] - 1) * width * words
+    length = batch["input_ids"].shape[1]
+    assert executed == pytest.approx(real_models.prompt_flops(vlm.model, length), rel=0.02)
+
+
+def test_sizes_of_a_run_by_hand():
+    vlm = tiny_llava()
+    sizes = real_models.run_sizes(vlm, image=4, text=6, sequences=3, written=5)
+    assert sizes["cache of 3 sequences, MB"] * 1e6 == pytest.approx(
+        real_models.cache_bytes(vlm.model) * 3 * 15
+    )
+    states = sizes["states of 1000 pictures, all of them, GB"] * 1e9
+    assert states == pytest.approx(1000 * 4 * 10 * (vlm.n_layers + 1) * vlm.width)
+
+
+def test_minutes_follow_the_sheet(smol):
+    def minutes(card, **options):
+        return float(real_models.caption_minutes(SMOL, smol, card, **options).split()[0])
+
+    assert minutes("80 GB") < minutes("40 GB") < minutes("T4, 16 GB")
+    assert minutes("40 GB", captions=2000) == pytest.approx(2 * minutes("40 GB"), rel=0.1)
+    assert minutes("40 GB", reached=(0.2, 0.3)) == pytest.approx(2 * minutes("40 GB"), rel=0.1)
+    largest = real_models.empty("llava-hf/llava-1.5-13b-hf")
+    name = "llava-hf/llava-1.5-13b-hf"
+    assert real_models.caption_minutes(name, largest, "T4, 16 GB").endswith("(4bit)")
+    shown = real_models.caption_minutes(name, largest, "T4, 16 GB", batch_size=10_000)
+    assert shown == "does not fit"
+    assert real_models.loading(largest, 10**6, "80 GB") == "does not fit"
+    with pytest.raises(InputError, match="card"):
+        real_models.caption_minutes(SMOL, smol, "8 GB")
+
+
+def test_loading_asks_for_what_the_card_has(smol):
+    assert real_models.loading(smol, 100, "T4, 16 GB") == "dtype=float16"
+    assert real_models.loading(smol, 100, "80 GB") == "dtype=bfloat16"
+
+
+def test_prompts_hold_one_picture_and_the_question():
+    for shape in real_models.SHAPES.values():
+        prompt = real_models.prompt_of(shape.kind, "what is it?")
+        assert prompt.count("what is it?") == 1
+        assert prompt.count("<image>") + prompt.count("<|image_pad|>") == 1
+    with pytest.raises(InputError, match="kind of model"):
+        real_models.prompt_of("gpt", "what?")
+
+
+def test_cards_escape_what_they_show():
+    assert "<td>&lt;image&gt;</td>" in real_models.fact_card({"prompt": "<image>"})

@@ -3,8 +3,9 @@
 From their configurations, on torch's meta device.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from html import escape
 
 import torch
 from torch import nn
@@ -16,10 +17,23 @@ from transformers import (
 )
 from transformers.initialization import no_init_weights
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
+from transformers.utils.chat_template_utils import render_jinja_template
 
 from xlvlms_tutorial.errors import InputError
-from xlvlms_tutorial.models import anatomy
+from xlvlms_tutorial.metrics import decoder_flops
+from xlvlms_tutorial.models import VLM, anatomy
+from xlvlms_tutorial.validation import require_one_of
 
+FORMATS = ("float32", "bfloat16", "8bit", "4bit")  # from the largest to the smallest
+# gigabytes that a card has to give
+CARDS = {"T4, 16 GB": 15, "24 GB": 24, "40 GB": 40, "80 GB": 80}
+# of a T4, an L4, an A100 of 40 GB and an H100: operations a second in 16 bits, bytes a second
+SHEETS = {
+    "T4, 16 GB": (65e12, 320e9),
+    "24 GB": (121e12, 300e9),
+    "40 GB": (312e12, 1555e9),
+    "80 GB": (989e12, 3350e9),
+}
 BYTES = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0, "8bit": 1.0, "4bit": 0.5}
 _CLIP = {
     "model_type": "clip_vision_model",
@@ -210,6 +224,22 @@ SHAPES: dict[str, Shape] = {
         _tiled(512, 4, 64),
         16,
     ),
+}
+
+
+_EACH = (
+    "{% for part in messages[0]['content'] %}{% if part['type'] == 'image' %}IMAGE"
+    "{% else %}{{ part['text'] }}{% endif %}{% endfor %}"
+)
+_MARKED = _EACH.replace("IMAGE", "<image>")
+_END = "<end_of_utterance>\nAssistant:"
+_TEMPLATES = {
+    "llava": "USER: " + _EACH.replace("IMAGE", "<image>\n") + " ASSISTANT:",
+    "qwen2_vl": "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n"
+    + _EACH.replace("IMAGE", "<|vision_start|><|image_pad|><|vision_end|>")
+    + "<|im_end|>\n<|im_start|>assistant{{ '\n' }}",
+    "idefics2": "User:" + _MARKED + _END,
+    "idefics3": "<|im_start|>User:" + _MARKED + _END,
 }
 
 
@@ -422,6 +452,339 @@ def cache_bytes(model: nn.Module, number: str = "bfloat16") -> int:
     blocks = anatomy.decoder_blocks(model)
     numbers = sum(_cached_numbers(block, text) for block in blocks)
     return int(numbers * BYTES[number])
+
+
+def memory(model: nn.Module, tokens: int, number: str = "bfloat16", rest: float = 1.5) -> float:
+    """Compute the memory that a model takes with its cache, in gigabytes.
+
+    Use it to see whether a run fits a card.
+
+    Parameters
+    ----------
+    model : Module
+        A model with decoder blocks, with weights or without.
+    tokens : int
+        How many tokens are in the cache, of all sequences of a batch together.
+    number : str, default "bfloat16"
+        The number format of the weights, one of ``BYTES``. The cache has two bytes a number.
+    rest : float, default 1.5
+        What everything else takes, in gigabytes.
+
+    Returns
+    -------
+    float
+        The memory in gigabytes (billions of bytes).
+
+    Raises
+    ------
+    InputError
+        If the number format is unknown.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.tutorials import real_models
+    >>> model = real_models.empty("HuggingFaceTB/SmolVLM-256M-Instruct")
+    >>> round(real_models.memory(model, tokens=8000), 1)
+    2.2
+    """
+    return (weight_bytes(model, number) + cache_bytes(model) * tokens) / 1e9 + rest
+
+
+def best_format(model: nn.Module, tokens: int, room: float) -> str:
+    """Find the most exact number format in which a model fits a card.
+
+    Parameters
+    ----------
+    model : Module
+        A model with decoder blocks, with weights or without.
+    tokens : int
+        How many tokens are in the cache, of all sequences of a batch together.
+    room : float
+        What the card has to give, in gigabytes; ``CARDS`` has some.
+
+    Returns
+    -------
+    str
+        One of ``FORMATS``; "no" if it fits in none.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.tutorials import real_models
+    >>> model = real_models.empty("HuggingFaceTB/SmolVLM-256M-Instruct")
+    >>> [real_models.best_format(model, 8000, room) for room in (15, 2.5, 0.5)]
+    ['float32', 'bfloat16', 'no']
+    """
+    for number in FORMATS:
+        if memory(model, tokens, number) <= room:
+            return number
+    return "no"
+
+
+def prompt_flops(model: PreTrainedModel, tokens: int) -> int:
+    """Compute the operations of the decoder and the unembedding that read a prompt.
+
+    Use it where a model cannot be run and counted; the tower is not in it.
+
+    Parameters
+    ----------
+    model : PreTrainedModel
+        A model with decoder blocks, with weights or without.
+    tokens : int
+        The length of the prompt, with the tokens of the picture.
+
+    Returns
+    -------
+    int
+        Floating-point operations.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.tutorials import real_models
+    >>> model = real_models.empty("HuggingFaceTB/SmolVLM-256M-Instruct")
+    >>> real_models.prompt_flops(model, 800) > 2 * real_models.prompt_flops(model, 400)
+    True
+    """
+    text = model.config.get_text_config(decoder=True)
+    blocks = anatomy.decoder_blocks(model)
+    flops = decoder_flops(
+        tokens,
+        layers=len(blocks),
+        width=text.hidden_size,
+        hidden=anatomy.mlp_exit(blocks[0]).in_features,
+        heads=text.num_attention_heads,
+        vocabulary=text.vocab_size,
+        kv_heads=getattr(text, "num_key_value_heads", None),
+        head_size=getattr(text, "head_dim", None),
+    )
+    return int(flops["total"])
+
+
+def run_sizes(vlm: VLM, image: int, text: int, sequences: int, written: int) -> dict[str, float]:
+    """Compute what a run with a model takes of memory, disk and work.
+
+    Parameters
+    ----------
+    vlm : VLM
+        A model, with weights or without.
+    image, text : int
+        How many tokens of a prompt are the picture's, and how many are text.
+    sequences : int
+        How many sequences are in a batch.
+    written : int
+        How many tokens are written to each.
+
+    Returns
+    -------
+    dict of str to float
+        The sizes by name, each with its unit.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial import VLM
+    >>> from xlvlms_tutorial.tutorials import real_models
+    >>> name = "HuggingFaceTB/SmolVLM-256M-Instruct"
+    >>> vlm = VLM(real_models.empty(name), None, name)
+    >>> sizes = real_models.run_sizes(vlm, image=832, text=20, sequences=8, written=24)
+    >>> sizes["layers"], sizes["image tokens"]
+    (30, 832)
+    """
+    tokens = image + text
+    every_state = (vlm.n_layers + 1) * tokens * vlm.width * 4
+    cache = cache_bytes(vlm.model) * sequences * (tokens + written)
+    return {
+        "layers": vlm.n_layers,
+        "layer at 80 %": vlm.layer_at(0.8),
+        "width": vlm.width,
+        "image tokens": image,
+        "text tokens": text,
+        "weights in bfloat16, GB": weight_bytes(vlm.model) / 1e9,
+        f"cache of {sequences} sequences, MB": cache / 1e6,
+        "states of 1000 pictures, one layer, one token, MB": vlm.width * 4 / 1e3,
+        "states of 1000 pictures, all of them, GB": every_state / 1e6,
+        "TFLOPs of a prompt": prompt_flops(vlm.model, tokens) / 1e12,
+    }
+
+
+def tower_flops(name: str, model: nn.Module, width: int, height: int) -> int:
+    """Estimate the operations of a tower that reads a picture: two a parameter and patch.
+
+    Parameters
+    ----------
+    name : str
+        The model's name on the hub, one of ``SHAPES``.
+    model : Module
+        The model, as :func:`empty` gives it.
+    width, height : int
+        The picture's sides in pixels.
+
+    Returns
+    -------
+    int
+        Floating-point operations.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.tutorials import real_models
+    >>> name = "HuggingFaceTB/SmolVLM-256M-Instruct"
+    >>> real_models.tower_flops(name, real_models.empty(name), 640, 480) > 10**12
+    True
+    """
+    patches = image_tokens(name, width, height) * _shape_of(name).patches
+    return 2 * patches * parameters(model)["tower"]
+
+
+def caption_minutes(
+    name: str,
+    model: PreTrainedModel,
+    card: str,
+    picture: Sequence[int] = (640, 480),
+    captions: int = 1000,
+    batch_size: int = 8,
+    written: int = 24,
+    reached: Sequence[float] = (0.4, 0.6),
+) -> str:
+    """Estimate the minutes that captions take on a card, from its data sheet.
+
+    Use it before a run, and expect it to be wrong by a factor of two.
+
+    Parameters
+    ----------
+    name : str
+        The model's name on the hub, one of ``SHAPES``.
+    model : PreTrainedModel
+        The model, as :func:`empty` gives it.
+    card : str
+        One of ``CARDS``.
+    picture : (int, int), default (640, 480)
+        Width and height of a picture in pixels.
+    captions, batch_size, written : int
+        How many captions, how many at a time, and how many tokens each.
+    reached : (float, float), default (0.4, 0.6)
+        The shares of the sheet's operations and bytes a second that are reached; a guess.
+
+    Returns
+    -------
+    str
+        The minutes and the number format, such as "3.1 (16 bits)"; "does not fit" if so.
+
+    Raises
+    ------
+    InputError
+        If the card is none of ``CARDS``.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.tutorials import real_models
+    >>> name = "HuggingFaceTB/SmolVLM-256M-Instruct"
+    >>> real_models.caption_minutes(name, real_models.empty(name), "80 GB")[-9:]
+    '(16 bits)'
+    """
+    require_one_of(card, CARDS, "card")
+    tokens = image_tokens(name, *picture)
+    number = best_format(model, batch_size * (tokens + 100), CARDS[card])
+    if number == "no":
+        return "does not fit"
+    number = number if number in ("8bit", "4bit") else "bfloat16"
+    speed, bandwidth = SHEETS[card]
+    # forty tokens of text
+    flops = tower_flops(name, model, *picture) + prompt_flops(model, tokens + 40)
+    reading = captions * flops / (reached[0] * speed)
+    steps = captions / batch_size * written
+    writing = steps * weight_bytes(model, number) / (reached[1] * bandwidth)
+    kind = number.replace("bfloat16", "16 bits")
+    return f"{(reading + writing) / 60:.2g} ({kind})"
+
+
+def prompt_of(kind: str, question: str) -> str:
+    """Write a question about one picture as the chat template of a kind of model does.
+
+    Use it to see where the picture goes. The templates are those of the hub, cut to one picture
+    and one question.
+
+    Parameters
+    ----------
+    kind : {"llava", "qwen2_vl", "idefics2", "idefics3"}
+        The model type.
+    question : str
+        The question.
+
+    Returns
+    -------
+    str
+        The prompt.
+
+    Raises
+    ------
+    InputError
+        If the kind is another.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.tutorials import real_models
+    >>> real_models.prompt_of("llava", "What is it?").split()
+    ['USER:', '<image>', 'What', 'is', 'it?', 'ASSISTANT:']
+    """
+    require_one_of(kind, _TEMPLATES, "kind of model")
+    content = [{"type": "image"}, {"type": "text", "text": question}]
+    chat = [{"role": "user", "content": content}]
+    return render_jinja_template([chat], chat_template=_TEMPLATES[kind])[0][0]
+
+
+def loading(model: nn.Module, tokens: int, card: str) -> str:
+    """Say with which options ``load`` gets a model onto a card.
+
+    Parameters
+    ----------
+    model : Module
+        The model, as :func:`empty` gives it.
+    tokens : int
+        How many tokens are in the cache, of all sequences of a batch together.
+    card : str
+        One of ``CARDS``.
+
+    Returns
+    -------
+    str
+        The options; "does not fit" if none do.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.tutorials import real_models
+    >>> model = real_models.empty("llava-hf/llava-1.5-7b-hf")
+    >>> real_models.loading(model, 8000, "T4, 16 GB")
+    'dtype=float16, quantise=8bit'
+    """
+    require_one_of(card, CARDS, "card")
+    number = best_format(model, tokens, CARDS[card])
+    if number == "no":
+        return "does not fit"
+    half = "float16" if card.startswith("T4") else "bfloat16"
+    return f"dtype={half}" + (f", quantise={number}" if number in ("8bit", "4bit") else "")
+
+
+def fact_card(facts: dict[str, object]) -> str:
+    """Lay facts out as a small table in HTML, for a widget.
+
+    Parameters
+    ----------
+    facts : dict of str to object
+        What is said, by its name.
+
+    Returns
+    -------
+    str
+        The HTML, in which long words are broken.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.tutorials import real_models
+    >>> "<th>tokens</th><td>576</td>" in real_models.fact_card({"tokens": 576})
+    True
+    """
+    rows = ""
+    for name, value in facts.items():
+        rows += f"<tr><th>{escape(name)}</th><td>{escape(str(value))}</td></tr>"
+    return f"<table style='overflow-wrap:anywhere'>{rows}</table>"
 
 
 def _cached_numbers(block: nn.Module, text: PreTrainedConfig) -> int:
