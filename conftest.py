@@ -28,6 +28,20 @@ def example_objects():
     return {"vlm": vlm, "samples": samples, "batch": batch}
 
 
+@pytest.fixture(scope="session")
+def records_of_tests(tmp_path_factory):
+    """A folder for what examples and tests record, away from the records of the book."""
+    return tmp_path_factory.mktemp("records")
+
+
+@pytest.fixture(autouse=True)
+def recorded_elsewhere(request, monkeypatch):
+    """Keep the records of the book as its pages made them."""
+    # the plugin that executes pages says itself where their records go
+    if isinstance(request.node, (DoctestItem, pytest.Function)):
+        monkeypatch.setenv("XLVLMS_CLAIMS", str(request.getfixturevalue("records_of_tests")))
+
+
 @pytest.fixture(autouse=True)
 def examples(request):
     """Give an example what it uses, and load a model only for one that uses it."""

@@ -34,6 +34,7 @@ from xlvlms_tutorial.claims.headlines import HEADLINES
 BOOK_MODELS = "pocket-"
 COMMENT = re.compile(r"<!--\s*(?P<kind>tied|checked|from):\s*(?P<text>.*?)\s*-->", re.DOTALL)
 HEADLINE = " headline"
+README = "README"  # speaks of what any page recorded
 FINDINGS = "findings"  # the page whose sentences stand in claims/findings.yaml
 # What makes a paragraph one that states an outcome: a verdict, a decimal number or a percentage.
 OUTCOME = re.compile(r"\b(confirmed|refuted|undecided)\b|\b\d+\.\d+\b|\b\d+ ?%", re.IGNORECASE)
@@ -131,7 +132,7 @@ def _failed_check(tie: Tie, checks: Sequence[dict]) -> str | None:
     statement = " | ".join(tie.parts)
     results = []
     for check in checks:
-        if check["chapter"] == tie.page and check["statement"] == statement:
+        if tie.page in (README, check["chapter"]) and check["statement"] == statement:
             results.append(check["holds"])
     if not results:
         return "the page checked no such statement"
@@ -154,7 +155,9 @@ def _other_verdict(tie: Tie, entries: Sequence[dict]) -> str | None:
     name, variant, verdict = tie.parts
     current = set()
     for entry in entries:
-        if (entry["id"], entry["chapter"], entry["variant"]) == (name, tie.page, variant):
+        if (entry["id"], entry["variant"]) != (name, variant):
+            continue
+        if tie.page in (README, entry["chapter"]):
             current.add(entry["verdict"])
     if not current:
         return "the page recorded no such measurement"

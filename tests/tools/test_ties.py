@@ -29,6 +29,7 @@ def page(tmp_path):
     check("norms grow", True, folder=folder, **RUN)
     file = tmp_path / "page.md"
     file.write_text(TEXT, encoding="utf-8")
+    (tmp_path / "README.md").write_text("No outcome.\n", encoding="utf-8")
     return file
 
 
@@ -61,6 +62,17 @@ def test_a_flipped_verdict_stops_the_build_of_the_page(page, monkeypatch, capsys
     said = capsys.readouterr().out
     assert "page:4: tied: IMA-1 | layer 3 | confirmed: the verdict is: refuted" in said
     assert "page:10: tied: IMA-1 headline | holds: the headline is: does not hold" in said
+
+
+def test_the_readme_rests_on_what_any_page_recorded(page):
+    readme = page.parent / "README.md"
+    readme.write_text(
+        "It holds.\n<!-- tied: IMA-1 | layer 3 | confirmed -->\n<!-- checked: norms grow -->\n",
+        encoding="utf-8",
+    )
+    assert problems(readme) == []
+    check("norms grow", False, folder=page.parent / "claims", **RUN)
+    assert problems(readme) == ["README:3: checked: norms grow: does not hold in this run"]
 
 
 def test_a_relation_that_does_not_hold_is_named(page):
