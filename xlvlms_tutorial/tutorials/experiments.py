@@ -246,8 +246,11 @@ def _name(measured: Mapping[str, object]) -> tuple[object, object]:
 
 def _counted(line: Mapping[str, object]) -> str:
     n = line["measurements"]
-    number = "one measurement" if n == 1 else f"{n} measurements"
-    return f"{number}, {line['confirmed']} confirmed"
+    if n == 1:
+        return "one measurement"
+    number = f"{n} measurements"
+    # the headline corrects the verdicts for their number
+    return f"{number}, {line['confirmed']} confirmed after correction"
 
 
 def glue(name: str, shown: object) -> None:
