@@ -12,6 +12,7 @@ if TYPE_CHECKING:
         real_models,
         second_world,
         upstream,
+        vocabulary,
     )
     from xlvlms_tutorial.tutorials.experiments import (
         Experiment,
@@ -35,6 +36,7 @@ __all__ = [
     "substitute",
     "try_exercise",
     "upstream",
+    "vocabulary",
 ]
 
 __getattr__, __dir__ = lazy_attributes(__name__)
