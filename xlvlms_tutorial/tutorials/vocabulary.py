@@ -197,7 +197,7 @@ def histogram_figure(
     >>> from xlvlms_tutorial.tutorials import vocabulary
     >>> from xlvlms_tutorial.view import plots
     >>> figure = vocabulary.histogram_figure(vlm, {"equal": torch.ones(4, 576)}, k=2, n=2)
-    >>> [bar.get_width() for bar in figure.axes[0].patches]
+    >>> [float(bar.get_width()) for bar in figure.axes[0].patches]
     [1.0, 1.0]
     >>> plots.png(figure)[1:4]  # also closes the figure
     b'PNG'
