@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         steering_style,
         subnetworks,
         upstream,
+        vocabulary,
     )
     from xlvlms_tutorial.tutorials.experiments import (
         Experiment,
@@ -71,6 +72,7 @@ __all__ = [
     "substitute",
     "try_exercise",
     "upstream",
+    "vocabulary",
 ]
 
 __getattr__, __dir__ = lazy_attributes(__name__)
