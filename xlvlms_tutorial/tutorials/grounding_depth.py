@@ -17,11 +17,12 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from torch import Tensor
 
 from xlvlms_tutorial.data import Sample
 from xlvlms_tutorial.methods.concepts import as_lists, concept_words
 from xlvlms_tutorial.metrics import adjusted_mutual_information
-from xlvlms_tutorial.models import VLM
+from xlvlms_tutorial.models import VLM, final_norm
 from xlvlms_tutorial.tutorials.grounding import Concepts, Words, names_value
 from xlvlms_tutorial.view import widgets
 from xlvlms_tutorial.view.cards import Html
@@ -267,6 +268,30 @@ def three_readings(
         direction = directions[concept : concept + 1]
         words[name] = as_lists(concept_words(vlm, direction, n_words, norm=norm))[0]
     return words, int(loud[-1])
+
+
+def norm_weights(vlm: VLM) -> Float[Tensor, "d"]:
+    """Return the learnt weights of the final norm, one a dimension of the stream.
+
+    Use it to see which dimensions the unembedding reads turned round: those below 0.
+
+    Parameters
+    ----------
+    vlm : VLM
+        The model.
+
+    Returns
+    -------
+    Tensor (d,)
+        The weights, in float32.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.tutorials import grounding_depth
+    >>> grounding_depth.norm_weights(vlm).shape
+    torch.Size([576])
+    """
+    return final_norm(vlm.model).weight.detach().float()
 
 
 def follow_value(
