@@ -109,7 +109,8 @@ def test_a_vector_changes_questions_by_their_right_answer(study):
 def test_answers_are_true_of_the_picture_of_their_question(study):
     study.test = quiz(["yes", "yes", "red"], scenes=["a", "b", "a"])
     study.scenes = ask(["red", "blue"], ["a", "b"])
-    for scene in study.scenes:
+    scenes = study.scenes
+    for scene in scenes:
         object.__setattr__(scene, "id", scene.id.partition("/")[0])
     assert steering_limits.true_answers(study, "colour").tolist() == ["red", "blue", "red"]
     study.tasks = {"presence to colour": study.tasks["yes to no"]._replace(target=("red", "blue"))}
@@ -117,6 +118,11 @@ def test_answers_are_true_of_the_picture_of_their_question(study):
     rates = steering_limits.true_answer_rates(study, "presence to colour", says)
     assert rates["says the true one"].to_dict() == {"vector": 0.5, "prompt": 1.0}
     assert rates["chance"].tolist() == [0.5, 0.5]
+    study.scenes = []
+    assert (
+        steering_limits.true_answer_rates(study, "presence to colour", says).isna().all(axis=None)
+    )
+    study.scenes = scenes
     assert [scene.id for scene in steering_limits.scenes_with(study, ["blue"])] == ["b"]
 
 
