@@ -4,53 +4,23 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from PIL import Image
 
+from tests.support.quizzes import YES_TO_NO, ask, bare_study, quiz
 from tests.support.steering import by_hand
 from tests.support.tiny import tiny_llava
 from xlvlms_tutorial.methods.steering import SteeringVectors
-from xlvlms_tutorial.samples import Question, Sample
 from xlvlms_tutorial.tutorials import steering_answers
-from xlvlms_tutorial.tutorials.steering_answers import Quiz, Study, Task
+from xlvlms_tutorial.tutorials.steering_answers import Task
 
-PICTURE = Image.new("RGB", (32, 32), (10, 90, 200))
 LENGTHS = {1: 2.0, 2: 0.0, 3: 10.0}
 VECTORS = SteeringVectors(
     {layer: torch.tensor([length, 0.0]) for layer, length in LENGTHS.items()}, {"model": "by hand"}
 )
-YES_TO_NO = Task(("yes",), ("no",))
-KINDS = {"yes": "presence", "no": "presence", "red": "colour", "blue": "colour"}
-
-
-def ask(answers, scenes=None):
-    """One sample for each right answer, in a scene of its own where none is named."""
-    samples = []
-    for number, answer in enumerate(answers):
-        scene = scenes[number] if scenes else f"scene{number}"
-        question = Question(KINDS[answer], "Is there a key ?", answer)
-        samples.append(Sample(f"{scene}/{number}", PICTURE, (), (question,), {}))
-    return samples
-
-
-def quiz(answers, says=None, scenes=None):
-    """Questions with these right answers, and what the model says to them."""
-    says = np.array(says or answers, dtype=object)
-    return Quiz(ask(answers, scenes), torch.zeros(len(answers), 4), says)
 
 
 @pytest.fixture
 def study():
-    """A study that was put together by hand."""
-    made = Study.__new__(Study)
-    made.seed = 0
-    made.kinds = dict(KINDS)
-    made.of_type = {"presence": ["no", "yes"], "colour": ["blue", "red"]}
-    made.pairs = {"yes to no": YES_TO_NO, "red to blue": Task(("red",), ("blue",))}
-    made.types = {}
-    made.tasks = made.pairs
-    made.instruction = ""
-    made._words = {}
-    return made
+    return bare_study()
 
 
 def test_pairs_that_cannot_be_used_are_replaced_by_another_type():

@@ -5,9 +5,9 @@ import pandas as pd
 import pytest
 import torch
 
+from tests.support.quizzes import ask, bare_study, quiz
 from tests.support.steering import by_hand
 from tests.support.tiny import tiny_llava
-from tests.tutorials.test_steering_answers import ask, quiz, study  # noqa: F401
 from xlvlms_tutorial.methods.steering import first_pieces, mean_logits_bias
 from xlvlms_tutorial.tutorials import steering_limits
 from xlvlms_tutorial.tutorials.steering_answers import Quiz
@@ -17,7 +17,12 @@ WORDS = np.array(["yes", "no", "red", "blue"], dtype=object)
 
 
 @pytest.fixture
-def spoken(study, monkeypatch):  # noqa: F811
+def study():
+    return bare_study()
+
+
+@pytest.fixture
+def spoken(study, monkeypatch):
     """A study whose logits are those of four words, one state a word."""
     answers = ["yes"] * 4 + ["red"] * 4
     states = torch.eye(4)[[0] * 4 + [2] * 4]
@@ -48,7 +53,7 @@ def test_ways_are_tuned_on_validation_and_the_weakest_that_does_as_well_is_found
     assert best["no"].tolist() == spoken.test.answers.tolist()
 
 
-def test_ways_at_the_last_layer_are_vectors_and_constants(study):  # noqa: F811
+def test_ways_at_the_last_layer_are_vectors_and_constants(study):
     study.vlm = tiny_llava()
     source, target = by_hand(5, seed=1), by_hand(5, seed=2)
     ways = steering_limits.ways_at_last_layer(study, "yes to no", source, target)
@@ -68,7 +73,7 @@ def test_ways_at_the_last_layer_are_vectors_and_constants(study):  # noqa: F811
     assert torch.allclose(moved, study.vlm.unembed(states + shift), atol=1e-5)
 
 
-def test_what_is_the_same_for_all_questions_is_between_none_and_all(study, monkeypatch):  # noqa: F811
+def test_what_is_the_same_for_all_questions_is_between_none_and_all(study, monkeypatch):
     monkeypatch.setattr(study, "likely_token", {"yes": 0, "no": 1, "red": 2, "blue": 3}.get)
     row = torch.tensor([-2.0, 3.0, 0.0, 0.0])
     same, opposite = torch.stack([row, row]), torch.stack([row, -row])
@@ -93,7 +98,7 @@ def test_few_samples_do_on_average_what_all_do_and_more_of_them_more_alike():
     assert nothing == {}  # of no effect there is no share
 
 
-def test_a_vector_changes_questions_by_their_right_answer(study):  # noqa: F811
+def test_a_vector_changes_questions_by_their_right_answer(study):
     study.test = quiz(["yes", "yes", "no", "red"], ["yes", "yes", "no", "red"])
     rows = steering_limits.changes_by_right_answer(study, "yes to no", ["no", "yes", "no", "blue"])
     assert rows["questions"].tolist() == [2, 1, 1]  # no other answer of the type is asked for
@@ -101,10 +106,11 @@ def test_a_vector_changes_questions_by_their_right_answer(study):  # noqa: F811
     assert rows["other change"].tolist() == [0.0, 0.0, 1.0]
 
 
-def test_answers_are_true_of_the_picture_of_their_question(study):  # noqa: F811
+def test_answers_are_true_of_the_picture_of_their_question(study):
     study.test = quiz(["yes", "yes", "red"], scenes=["a", "b", "a"])
     study.scenes = ask(["red", "blue"], ["a", "b"])
-    for scene in study.scenes:
+    scenes = study.scenes
+    for scene in scenes:
         object.__setattr__(scene, "id", scene.id.partition("/")[0])
     assert steering_limits.true_answers(study, "colour").tolist() == ["red", "blue", "red"]
     study.tasks = {"presence to colour": study.tasks["yes to no"]._replace(target=("red", "blue"))}
@@ -112,6 +118,11 @@ def test_answers_are_true_of_the_picture_of_their_question(study):  # noqa: F811
     rates = steering_limits.true_answer_rates(study, "presence to colour", says)
     assert rates["says the true one"].to_dict() == {"vector": 0.5, "prompt": 1.0}
     assert rates["chance"].tolist() == [0.5, 0.5]
+    study.scenes = []
+    assert (
+        steering_limits.true_answer_rates(study, "presence to colour", says).isna().all(axis=None)
+    )
+    study.scenes = scenes
     assert [scene.id for scene in steering_limits.scenes_with(study, ["blue"])] == ["b"]
 
 

@@ -656,7 +656,8 @@ def true_answer_rates(study: Study, name: str, answers: Mapping[str, Answers]) -
     -------
     pandas.DataFrame
         A row for each: "says one", the share that is an answer of the target's type; "says the true
-        one" with its interval; "chance", that of two pictures drawn at random.
+        one" with its interval; "chance", that of two pictures drawn at random; NaN where there is
+        no such question.
 
     Examples
     --------
@@ -671,16 +672,16 @@ def true_answer_rates(study: Study, name: str, answers: Mapping[str, Answers]) -
     true = true_answers(study, study.kinds[target[0]])
     asks = np.isin(study.test.answers, source) & (true != "")
     chance = pd.Series(true[asks]).value_counts(normalize=True).pow(2).sum()
+    columns = ["says one", "says the true one", "low", "high", "chance", "questions"]
+    if not asks.any():
+        return pd.DataFrame(np.nan, list(answers), columns)
     rows = {}
     for way, words in answers.items():
         steered = np.asarray(words)[asks]
-        if not len(steered):
-            continue
         right = proportion(steered == true[asks])
-        rows[way] = {"says one": np.isin(steered, target).mean()}
-        rows[way] |= {"says the true one": right.value, "low": right.low, "high": right.high}
-        rows[way] |= {"chance": chance, "questions": right.n}
-    return pd.DataFrame(rows).T
+        share = float(np.isin(steered, target).mean())
+        rows[way] = [share, right.value, right.low, right.high, chance, right.n]
+    return pd.DataFrame.from_dict(rows, orient="index", columns=columns)
 
 
 def changes_by_right_answer(study: Study, name: str, answers: Answers) -> pd.DataFrame:
