@@ -351,7 +351,8 @@ def map_panels(
 
 
 def explanations(
-    pictures: WordPictures,
+    known: Sequence[Sample],
+    new: Sequence[Sample],
     captions: Sequence[str],
     new_codes: np.ndarray,
     codes: np.ndarray,
@@ -364,7 +365,7 @@ def explanations(
 
     Parameters
     ----------
-    pictures : WordPictures
+    known, new : sequence of Sample
         The pictures of the dictionary, and the new ones.
     captions : sequence of str
         What the model says of the new ones.
@@ -384,21 +385,18 @@ def explanations(
     Examples
     --------
     >>> import numpy as np
-    >>> from xlvlms_tutorial import capture
-    >>> from xlvlms_tutorial.tutorials.explain import WordPictures, explanations
-    >>> states = capture(vlm, samples, 30, span="question")
-    >>> pictures = WordPictures("key", samples, states, samples, [], [])
+    >>> from xlvlms_tutorial.tutorials.explain import explanations
     >>> words = {concept: ["word"] for concept in range(4)}
-    >>> frames, style = explanations(pictures, ["a key"] * 4, np.eye(4), np.eye(4), words)
+    >>> frames, style = explanations(samples, samples, ["a key"] * 4, np.eye(4), np.eye(4), words)
     >>> sorted(frames)
     [(1,), (2,), (3,), (4,)]
     """
     top = most_activating(codes, min(5, len(codes))).groupby("concept")["row"].agg(list)
-    style, tags = _small(pictures.known, top, size=64, quality=70)
-    repeats = known_facts(pictures.new)["action"].duplicated()
+    style, tags = _small(known, top, size=64, quality=70)
+    repeats = known_facts(new)["action"].duplicated()
     frames = {}
     for row in repeats.sort_values(kind="stable").index[:5]:
-        parts = [picture_card(pictures.new[row].image, captions[row], [])]
+        parts = [picture_card(new[row].image, captions[row], [])]
         for concept in top_concepts(new_codes, min(n, new_codes.shape[1]))[row]:
             part = round(float(new_codes[row, concept] / new_codes[row].sum()), 2)
             thumbs = [tags[example] for example in top[concept]]
@@ -736,7 +734,7 @@ def false_sentences(vlm: VLM, library: Mapping[str, WordConcepts], layer: int) -
                 "colour of the picture": (strongest == real).mean(),
                 "colour of the sentence": (strongest == sentences[kind]).mean(),
             }
-    return pd.DataFrame(shares)
+    return pd.DataFrame(shares, index=["colour of the picture", "colour of the sentence"])
 
 
 def first_piece(vlm: VLM, word: str) -> str:
@@ -819,11 +817,14 @@ def check_maps(experiment: Experiment, balance: Mapping[tuple[str, str], pd.Seri
     experiment : Experiment
         The chapter's.
     balance : mapping of (factor, way) to pandas.Series
-        Of :func:`side_balance`; nothing is written down without actions and objects.
+        Of :func:`side_balance`; nothing is written down unless two pictures
+        have both an action and an object.
     """
     of_action = balance.get(("action", "occlusion"))
     of_item = balance.get(("item", "occlusion"))
     if of_action is None or of_item is None:
+        return
+    if len(of_action.index.intersection(of_item.index)) < 2:
         return
     cheap = balance["item", "activation"]
     action = bootstrap(of_action)
