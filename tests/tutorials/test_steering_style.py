@@ -11,7 +11,7 @@ from xlvlms_tutorial.data import Sample
 from xlvlms_tutorial.errors import InputError
 from xlvlms_tutorial.methods.steering import SteeringVectors
 from xlvlms_tutorial.tutorials import steering_style
-from xlvlms_tutorial.tutorials.steering_style import Study
+from xlvlms_tutorial.tutorials.steering_style import StyleStudy
 
 TIMES = ["day", "dusk", "night"]
 TINY = tiny_llava()
@@ -21,8 +21,8 @@ def pictured(*captions: str) -> Sample:
     return Sample("a", None, captions, truth={"subject": "frog", "item": "key", "time": "day"})
 
 
-def study_of(samples: list[Sample], dataset: str = "photographs") -> Study:
-    return Study(TINY, dataset, [1], samples, samples, samples, seed=0)
+def study_of(samples: list[Sample], dataset: str = "photographs") -> StyleStudy:
+    return StyleStudy(TINY, dataset, [1], samples, samples, samples, seed=0)
 
 
 def test_captions_are_sorted_by_whether_they_have_a_word_of_the_style():

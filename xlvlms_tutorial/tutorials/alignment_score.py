@@ -838,7 +838,7 @@ def training_frames(
 
     Returns
     -------
-    list of Html
+    list of :class:`~xlvlms_tutorial.view.cards.Html`
         A frame a stage, for :func:`~xlvlms_tutorial.view.widgets.stack`.
 
     Examples

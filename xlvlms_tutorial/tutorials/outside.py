@@ -27,7 +27,7 @@ def answer_cards(samples: Sequence[Sample], report: Report) -> list[Html]:
 
     Returns
     -------
-    list of Html
+    list of :class:`~xlvlms_tutorial.view.cards.Html`
         A card a sample. Beside a wrong answer stands the right one.
 
     Examples

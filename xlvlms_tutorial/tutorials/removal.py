@@ -528,7 +528,7 @@ def caption_cards(
 
     Returns
     -------
-    list of Html
+    list of :class:`~xlvlms_tutorial.view.cards.Html`
         A card a picture.
 
     Examples

@@ -47,7 +47,7 @@ Name = tuple[str, str]  # recipe and style
 
 
 @dataclass(frozen=True)
-class Study:
+class StyleStudy:
     """Hold a model with its pictures in three parts: for vectors, choices and numbers.
 
     :func:`study` makes it.
@@ -67,8 +67,8 @@ class Study:
 
     Examples
     --------
-    >>> from xlvlms_tutorial.tutorials.steering_style import Study
-    >>> Study(vlm, "scenes", [20], samples, samples, samples, seed=0).layers
+    >>> from xlvlms_tutorial.tutorials.steering_style import StyleStudy
+    >>> StyleStudy(vlm, "scenes", [20], samples, samples, samples, seed=0).layers
     [20]
     """
 
@@ -93,7 +93,7 @@ class Study:
 
 def study(
     model: str, dataset: str, sizes: Sequence[int], depths: Iterable[float], seed: int = 0
-) -> Study:
+) -> StyleStudy:
     """Load a model and its pictures in three parts.
 
     Use it at the head of the chapter.
@@ -111,7 +111,7 @@ def study(
 
     Returns
     -------
-    Study
+    StyleStudy
         The model with its pictures.
 
     Examples
@@ -127,12 +127,12 @@ def study(
         samples = load_samples(dataset, n, split, seed)
         parts.append([sample for sample in samples if sample.captions])
     layers = sorted({max(1, vlm.layer_at(share)) for share in depths})
-    return Study(vlm, dataset, layers, *parts, seed)
+    return StyleStudy(vlm, dataset, layers, *parts, seed)
 
 
 def studies(
-    ours: Study, family: str, sizes: Sequence[int], depths: Iterable[float]
-) -> dict[str, Study]:
+    ours: StyleStudy, family: str, sizes: Sequence[int], depths: Iterable[float]
+) -> dict[str, StyleStudy]:
     """Name the model that each recipe is about.
 
     Adapters are those of one model and its scenes. What is made of them is about that model, which
@@ -140,7 +140,7 @@ def studies(
 
     Parameters
     ----------
-    ours : Study
+    ours : StyleStudy
         The model under study and its pictures.
     family : str
         The model that the adapters belong to.
@@ -151,13 +151,13 @@ def studies(
 
     Returns
     -------
-    dict of str to Study
+    dict of str to StyleStudy
         The model and its pictures for each recipe.
 
     Examples
     --------
     >>> from xlvlms_tutorial.tutorials import steering_style
-    >>> ours = steering_style.Study(vlm, "scenes", [15], samples, samples, samples, seed=0)
+    >>> ours = steering_style.StyleStudy(vlm, "scenes", [15], samples, samples, samples, seed=0)
     >>> of = steering_style.studies(ours, "pocket-llava", (4, 4, 4), [0.5])
     >>> of["adapter"] is of["paired"] is ours
     True
@@ -203,7 +203,7 @@ def describe(
     return vlm.generate(images, [prompt] * len(samples), max_new_tokens, batch_size=_BATCH)
 
 
-def caption_pairs(study: Study, split: str, style: str, words: Iterable[str]) -> list[Pair]:
+def caption_pairs(study: StyleStudy, split: str, style: str, words: Iterable[str]) -> list[Pair]:
     """Find for each picture a plain caption and one that has a style.
 
     Data sets with styled captions have one for each picture. Other captions are sorted: the first
@@ -211,7 +211,7 @@ def caption_pairs(study: Study, split: str, style: str, words: Iterable[str]) ->
 
     Parameters
     ----------
-    study : Study
+    study : StyleStudy
         The model and its pictures.
     split : {"train", "test"}
         Which of the pictures.
@@ -228,7 +228,7 @@ def caption_pairs(study: Study, split: str, style: str, words: Iterable[str]) ->
     Examples
     --------
     >>> from xlvlms_tutorial.tutorials import steering_style
-    >>> ours = steering_style.Study(vlm, "scenes", [15], samples, samples, samples, seed=0)
+    >>> ours = steering_style.StyleStudy(vlm, "scenes", [15], samples, samples, samples, seed=0)
     >>> pairs = steering_style.caption_pairs(ours, "train", "time", ["day", "dusk", "night"])
     >>> len(pairs), len(pairs[0])
     (4, 2)
@@ -252,7 +252,7 @@ def caption_pairs(study: Study, split: str, style: str, words: Iterable[str]) ->
 
 
 def with_both(
-    study: Study, style: str, words: Iterable[str]
+    study: StyleStudy, style: str, words: Iterable[str]
 ) -> tuple[list[Sample], list[str], list[str]]:
     """Take the training pictures that have a plain caption and one in a style.
 
@@ -260,7 +260,7 @@ def with_both(
 
     Parameters
     ----------
-    study : Study
+    study : StyleStudy
         The model and its pictures.
     style : str
         The name of the style.
@@ -275,7 +275,7 @@ def with_both(
     Examples
     --------
     >>> from xlvlms_tutorial.tutorials import steering_style
-    >>> ours = steering_style.Study(vlm, "scenes", [15], samples, samples, samples, seed=0)
+    >>> ours = steering_style.StyleStudy(vlm, "scenes", [15], samples, samples, samples, seed=0)
     >>> pictures, plain, styled = steering_style.with_both(ours, "time", ["day", "dusk", "night"])
     >>> len(pictures) == len(plain) == len(styled)
     True
@@ -325,12 +325,12 @@ def rate_table(
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
-def usable_styles(study: Study, words: Mapping[str, Iterable[str]]) -> dict[str, list[str]]:
+def usable_styles(study: StyleStudy, words: Mapping[str, Iterable[str]]) -> dict[str, list[str]]:
     """Find the styles of which there are enough captions to make vectors.
 
     Parameters
     ----------
-    study : Study
+    study : StyleStudy
         The model and its pictures.
     words : mapping of str to iterable of str
         The words of each style.
@@ -363,7 +363,7 @@ def usable_styles(study: Study, words: Mapping[str, Iterable[str]]) -> dict[str,
 
 
 def contrast(
-    study: Study, style: str, words: Iterable[str], recipe: str
+    study: StyleStudy, style: str, words: Iterable[str], recipe: str
 ) -> tuple[Activations, Activations]:
     """Read plain captions and captions that have a style, by one of two recipes.
 
@@ -371,7 +371,7 @@ def contrast(
 
     Parameters
     ----------
-    study : Study
+    study : StyleStudy
         The model and its pictures.
     style : str
         The name of the style.
@@ -414,14 +414,14 @@ def contrast(
     return plain_states, _read(study.vlm, study.layers, *sides[1], spelt)
 
 
-def distil(study: Study, tuned: VLM, style: str, words: Iterable[str]) -> SteeringVectors:
+def distil(study: StyleStudy, tuned: VLM, style: str, words: Iterable[str]) -> SteeringVectors:
     """Make one vector of what fine-tuning on a style did to the states of captions.
 
     Use it as a control: it is what a single vector can hold of the training.
 
     Parameters
     ----------
-    study : Study
+    study : StyleStudy
         The base model and its pictures.
     tuned : VLM
         The same model after fine-tuning.
@@ -440,7 +440,7 @@ def distil(study: Study, tuned: VLM, style: str, words: Iterable[str]) -> Steeri
     --------
     >>> from xlvlms_tutorial import load
     >>> from xlvlms_tutorial.tutorials import steering_style
-    >>> ours = steering_style.Study(vlm, "scenes", [2], samples, samples, samples, seed=0)
+    >>> ours = steering_style.StyleStudy(vlm, "scenes", [2], samples, samples, samples, seed=0)
     >>> tuned = load("pocket-llava", adapter="pocket-mood")
     >>> steering_style.distil(ours, tuned, "mood", ["cheerful"]).layers
     [2]
@@ -517,7 +517,7 @@ def steer(
 
 
 def sweep(
-    studies: Mapping[str, Study],
+    studies: Mapping[str, StyleStudy],
     vectors: Mapping[Name, SteeringVectors],
     words: Mapping[str, Iterable[str]],
 ) -> pd.DataFrame:
@@ -528,7 +528,7 @@ def sweep(
 
     Parameters
     ----------
-    studies : mapping of str to Study
+    studies : mapping of str to StyleStudy
         The model and its pictures for each recipe.
     vectors : mapping of (str, str) to SteeringVectors
         The vectors, by recipe and style.
@@ -547,7 +547,7 @@ def sweep(
     >>> import torch
     >>> from xlvlms_tutorial.methods.steering import SteeringVectors
     >>> from xlvlms_tutorial.tutorials import steering_style
-    >>> ours = steering_style.Study(vlm, "scenes", [15], samples, samples[:1], samples, seed=0)
+    >>> ours = steering_style.StyleStudy(vlm, "scenes", [15], samples, samples[:1], samples, seed=0)
     >>> vectors = SteeringVectors({15: torch.ones(vlm.width)}, {"model": "pocket-llava"})
     >>> table = steering_style.sweep(
     ...     {"paired": ours}, {("paired", "time"): vectors}, {"time": ["day"]}
@@ -666,7 +666,7 @@ def intact(captions: Sequence[str], samples: Sequence[Sample]) -> Bool[np.ndarra
 
 def score_table(
     answers: Mapping[Name, Sequence[str]],
-    studies: Mapping[str, Study],
+    studies: Mapping[str, StyleStudy],
     words: Mapping[str, Iterable[str]],
 ) -> pd.DataFrame:
     """Score captions against the facts, the plain references and those of a style.
@@ -675,7 +675,7 @@ def score_table(
     ----------
     answers : mapping of (str, str) to sequence of str
         Captions of the first test pictures, by recipe and style.
-    studies : mapping of str to Study
+    studies : mapping of str to StyleStudy
         The model and its pictures for each recipe.
     words : mapping of str to iterable of str
         The words of each style.
@@ -690,7 +690,7 @@ def score_table(
     Examples
     --------
     >>> from xlvlms_tutorial.tutorials import steering_style
-    >>> ours = steering_style.Study(vlm, "scenes", [15], samples, samples, samples, seed=0)
+    >>> ours = steering_style.StyleStudy(vlm, "scenes", [15], samples, samples, samples, seed=0)
     >>> captions = [sample.captions[0] for sample in samples]
     >>> table = steering_style.score_table(
     ...     {("prompt", "time"): captions}, {"prompt": ours}, {"time": ["day", "dusk", "night"]}
@@ -720,12 +720,12 @@ def score_table(
     return table.sort_index(level=0, sort_remaining=False, kind="stable")
 
 
-def gain(study: Study, captions: Sequence[str], words: Iterable[str]) -> Estimate:
+def gain(study: StyleStudy, captions: Sequence[str], words: Iterable[str]) -> Estimate:
     """Measure how much more of a style captions have than those without steering.
 
     Parameters
     ----------
-    study : Study
+    study : StyleStudy
         The model and its pictures.
     captions : sequence of str
         Captions of the first test pictures.
@@ -740,7 +740,7 @@ def gain(study: Study, captions: Sequence[str], words: Iterable[str]) -> Estimat
     Examples
     --------
     >>> from xlvlms_tutorial.tutorials import steering_style
-    >>> ours = steering_style.Study(vlm, "scenes", [15], samples, samples, samples[:2], seed=0)
+    >>> ours = steering_style.StyleStudy(vlm, "scenes", [15], samples, samples, samples[:2], seed=0)
     >>> steering_style.gain(ours, ours.usual, ["day"]).value
     0.0
     """

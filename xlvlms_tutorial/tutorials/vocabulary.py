@@ -127,7 +127,7 @@ def word_frame(picture: Image.Image, top: pd.DataFrame, most: int = 8) -> Html:
 
     Returns
     -------
-    Html
+    :class:`~xlvlms_tutorial.view.cards.Html`
         The picture with its words.
 
     Examples
