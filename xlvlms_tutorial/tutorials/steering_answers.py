@@ -5,7 +5,7 @@ one part of the pictures, layer and strength are chosen on a second, and numbers
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -207,7 +207,7 @@ class Study:
     def steer(
         self,
         samples: Sequence[Sample],
-        vectors: SteeringVectors | Mapping[str, SteeringVectors],
+        vectors: SteeringVectors | Mapping[Hashable, SteeringVectors],
         layers: Sequence[int] | None = None,
         strengths: Sequence[float] = (1.0,),
         **options: object,
@@ -553,7 +553,7 @@ def slope(changed: pd.DataFrame, seed: int = 0) -> Estimate:
     --------
     >>> import pandas as pd
     >>> from xlvlms_tutorial.tutorials.steering_answers import slope
-    >>> slope(pd.DataFrame({10: [0, 0, 0], 20: [1, 1, 1]})).value
+    >>> round(slope(pd.DataFrame({10: [0, 0, 0], 20: [1, 1, 1]})).value, 3)
     0.1
     """
     layers = np.array(changed.columns, float)

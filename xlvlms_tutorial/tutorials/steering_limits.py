@@ -709,7 +709,7 @@ def changes_by_right_answer(study: Study, name: str, answers: Answers) -> pd.Dat
     >>> from xlvlms_tutorial.tutorials.steering_limits import changes_by_right_answer
     >>> study = Study(vlm, "scenes", [["yes", "no"]], ["colour", "place"], n_scenes=12)
     >>> rows = changes_by_right_answer(study, "yes to no", study.test.answers)
-    >>> rows["other change"].max()
+    >>> float(rows["other change"].max())
     0.0
     """
     (source,), (target,) = study.tasks[name]
