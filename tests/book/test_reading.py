@@ -22,7 +22,7 @@ OVER = {
     ("grounding", "code"): 207,
     ("outside", "plumbing"): 0.32,
     ("pruning", "code"): 218,
-    ("shift", "code"): 345,
+    ("shift", "code"): 344,
     ("shift", "words"): 2060,
     ("skip-training", "code"): 215,
     ("skip-training", "plumbing"): 0.34,

@@ -68,10 +68,18 @@ def test_lines_and_results_show_the_claims_that_are_wanted(experiment):
     assert len(experiment.results().cells) == 2
 
 
-def test_results_of_a_claim_that_was_not_measured_name_those_that_were(experiment):
+def test_a_claim_that_could_not_be_measured_has_a_row_that_says_so(experiment):
+    experiment.record("IMA-1", LARGE, "another run")
+    shown = experiment.results("IMA-1", "IMA-2").cells
+    assert shown["verdict"].to_dict() == {"IMA-1": "confirmed", "IMA-2": "not measured"}
+    assert shown.loc["IMA-2", "effect"] == "–"
+    assert experiment.lines("IMA-2") == ""
+
+
+def test_a_claim_that_the_register_does_not_hold_is_refused(experiment):
     experiment.record("IMA-1", LARGE, "another run")
     with pytest.raises(InputError, match="IMA-1"):
-        experiment.results("IMA-2")
+        experiment.results("IMA-99")
 
 
 def test_headlines_are_of_this_page_alone_and_in_the_order_of_the_register(experiment):

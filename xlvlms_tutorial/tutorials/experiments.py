@@ -16,7 +16,7 @@ from IPython.display import display
 from xlvlms_tutorial import claims
 from xlvlms_tutorial.data import Sample
 from xlvlms_tutorial.metrics import Estimate
-from xlvlms_tutorial.validation import require, require_one_of
+from xlvlms_tutorial.validation import require
 from xlvlms_tutorial.view.cards import Html, style_of
 from xlvlms_tutorial.view.tables import Table, badge, table
 
@@ -164,7 +164,8 @@ class Experiment:
         -------
         Table
             One row a measurement: the claim, what was measured, against what, the effect with its
-            interval, and the verdict as a mark.
+            interval, and the verdict as a mark. A claim that this run could not measure has one row
+            that says so.
         """
         rows = []
         for one in self._of(claim_ids):
@@ -179,6 +180,10 @@ class Experiment:
                     "verdict": one["verdict"],
                 }
             )
+        measured = {row["claim"] for row in rows}
+        for claim_id in claim_ids:
+            if claim_id not in measured:
+                rows.append({"claim": claim_id, "verdict": "not measured"})
         return table(pd.DataFrame(rows).set_index("claim"))
 
     def lines(self, *claim_ids: str) -> str:
@@ -234,9 +239,8 @@ class Experiment:
         return Html(f"{style_of('sign')}{style_of('shown')}<div class='shown'>{paragraphs}</div>")
 
     def _of(self, claim_ids: Sequence[str]) -> list[dict[str, object]]:
-        known = list(dict.fromkeys(str(one["id"]) for one in self.records))
         for claim_id in claim_ids:
-            require_one_of(claim_id, known, "claim of this experiment")
+            claims.claim(claim_id)  # one that is not in the register is refused
         return [one for one in self.records if not claim_ids or one["id"] in claim_ids]
 
 
