@@ -111,7 +111,7 @@ class Experiment:
             interval_over=interval_over or self.interval_over,
             **self.run,
         )
-        earlier = [one for one in self.records if _name(one) != _name(measured)]
+        earlier = [record for record in self.records if _name(record) != _name(measured)]
         self.records = [*earlier, measured]
         return str(measured["verdict"])
 
@@ -147,9 +147,9 @@ class Experiment:
         str
             The verdict; "not measured" where there is none.
         """
-        for one in self.records:
-            if _name(one) == (claim_id, variant):
-                return str(one["verdict"])
+        for record in self.records:
+            if _name(record) == (claim_id, variant):
+                return str(record["verdict"])
         return "not measured"
 
     def results(self, *claim_ids: str) -> Table:
@@ -168,16 +168,16 @@ class Experiment:
             that says so.
         """
         rows = []
-        for one in self._of(claim_ids):
-            effect = f"{one['value']:.2f} [{one['low']:.2f}, {one['high']:.2f}]"
-            test = claims.claim(str(one["id"])).test
+        for record in self._of(claim_ids):
+            effect = f"{record['value']:.2f} [{record['low']:.2f}, {record['high']:.2f}]"
+            test = claims.claim(str(record["id"])).test
             rows.append(
                 {
-                    "claim": one["id"],
-                    "measured": one["variant"],
-                    "against": one["against"],
+                    "claim": record["id"],
+                    "measured": record["variant"],
+                    "against": record["against"],
                     "effect": f"{effect}, claimed {test}",
-                    "verdict": one["verdict"],
+                    "verdict": record["verdict"],
                 }
             )
         measured = {row["claim"] for row in rows}
@@ -199,7 +199,9 @@ class Experiment:
         str
             The lines: what was measured, then the claim with verdict and interval.
         """
-        lines = [f"{one['variant']}: {claims.sentence(one)}" for one in self._of(claim_ids)]
+        lines = [
+            f"{record['variant']}: {claims.sentence(record)}" for record in self._of(claim_ids)
+        ]
         return "\n".join(lines)
 
     def headlines(self) -> list[dict[str, object]]:
@@ -214,9 +216,9 @@ class Experiment:
         """
         entries = []
         for claim_id, claimed in claims.CLAIMS.items():
-            for one in self.records:
-                if one["id"] == claim_id:
-                    entries.append(asdict(claimed) | one)
+            for record in self.records:
+                if record["id"] == claim_id:
+                    entries.append(asdict(claimed) | record)
         return claims.headlines(entries)
 
     def summary(self) -> Html:
@@ -241,7 +243,7 @@ class Experiment:
     def _of(self, claim_ids: Sequence[str]) -> list[dict[str, object]]:
         for claim_id in claim_ids:
             claims.claim(claim_id)  # one that is not in the register is refused
-        return [one for one in self.records if not claim_ids or one["id"] in claim_ids]
+        return [record for record in self.records if not claim_ids or record["id"] in claim_ids]
 
 
 def _name(measured: Mapping[str, object]) -> tuple[object, object]:
@@ -257,7 +259,7 @@ def _counted(line: Mapping[str, object]) -> str:
     return f"{number}, {line['confirmed']} confirmed after correction"
 
 
-def glue(name: str, shown: object) -> None:
+def glue(name: str, output: object) -> None:
     """Name something that a cell made, so that the page can paste it elsewhere.
 
     Use it for what stands in the box at the top of a chapter and is computed below: the page has
@@ -267,7 +269,7 @@ def glue(name: str, shown: object) -> None:
     ----------
     name : str
         The name on this page.
-    shown : object
+    output : object
         A figure of matplotlib, a table, HTML: whatever a notebook can show.
 
     Examples
@@ -275,7 +277,7 @@ def glue(name: str, shown: object) -> None:
     >>> from xlvlms_tutorial.tutorials.experiments import glue
     >>> glue("best layer", 24)
     """
-    data, metadata = format_display_data(shown)
+    data, metadata = format_display_data(output)
     pasted = {_PASTED + kind: content for kind, content in data.items()}
     mark = {"scrapbook": {"name": name, "mime_prefix": _PASTED}}
     display(pasted, raw=True, metadata=metadata | mark)
@@ -357,15 +359,15 @@ def balanced_questions(
     3
     """
     limits = dict(more or {})
-    chosen: dict[str, list[Sample]] = defaultdict(list)
+    by_answer: dict[str, list[Sample]] = defaultdict(list)
     for sample in samples:
-        left = per_sample
+        remaining = per_sample
         for number, question in enumerate(sample.questions):
-            same = chosen[question.answer]
-            if left and len(same) < limits.get(question.answer, per_answer):
+            same = by_answer[question.answer]
+            if remaining and len(same) < limits.get(question.answer, per_answer):
                 same.append(replace(sample, id=f"{sample.id}/{number}", questions=(question,)))
-                left -= 1
-    return [sample for same in chosen.values() for sample in same]
+                remaining -= 1
+    return [sample for same in by_answer.values() for sample in same]
 
 
 def substitute(wanted: Sequence[str], counts: Mapping[str, int], min_count: int = 1) -> list[str]:
