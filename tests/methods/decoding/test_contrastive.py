@@ -70,8 +70,10 @@ def test_the_formula_on_made_up_logits_in_float64():
 def test_the_cut_leaves_what_is_plausible_without_the_second_branch():
     probabilities = torch.tensor([[0.5, 0.3, 0.15, 0.05]], dtype=torch.float64)
     disturbed = torch.tensor([[100.0, 50.0, 0.0, -200.0]], dtype=torch.float64)
-    kept = [contrast(probabilities.log(), disturbed, 1.0, beta).isfinite().sum().item()
-            for beta in (0.0, 0.09, 0.11, 0.29, 0.31, 0.59, 0.61, 1.0)]
+    kept = [
+        contrast(probabilities.log(), disturbed, 1.0, beta).isfinite().sum().item()
+        for beta in (0.0, 0.09, 0.11, 0.29, 0.31, 0.59, 0.61, 1.0)
+    ]
     assert kept == [4, 4, 3, 3, 2, 2, 1, 1]
     assert contrast(probabilities.log(), disturbed, 1.0, 0.2).argmax() == 2
 

@@ -358,8 +358,7 @@ class VCD:
 
 @dataclass(frozen=True)
 class ICD:
-    """Instruction contrastive decoding: tokens that a disturbing instruction makes likely count
-    less.
+    """Instruction contrastive decoding: what a disturbing instruction makes likely counts less.
 
     Give it to ``vlm.generate`` as ``decoding``. From "Mitigating Hallucinations in Large
     Vision-Language Models with Instruction Contrastive Decoding" (arXiv 2403.18715).
