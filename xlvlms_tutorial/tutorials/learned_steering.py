@@ -11,11 +11,15 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
+import torch
 from PIL import Image
 
 from xlvlms_tutorial.data import Sample, load_samples
+from xlvlms_tutorial.loading import load
 from xlvlms_tutorial.metrics import yes_or_no
 from xlvlms_tutorial.metrics.answers import exact_match
+from xlvlms_tutorial.models import anatomy
+from xlvlms_tutorial.models.vlm import VLM
 from xlvlms_tutorial.samples import Question
 from xlvlms_tutorial.text import normalise
 from xlvlms_tutorial.validation import require
@@ -169,6 +173,48 @@ def _by_turns(of_group: Mapping[str, list[Item]], n: int) -> list[Item]:
         "ask for fewer, so that every class has enough pictures",
     )
     return items[:n]
+
+
+def partly_trained(
+    model: str = "pocket-llava",
+    earlier: str | None = "step-0450",
+    later: str = "step-0800",
+    share: float = 0.4,
+) -> VLM:
+    """Load a model whose connector lies on the straight line between two steps of its training.
+
+    Of the recorded steps of pocket LLaVA none answers some of the questions about presence: at 450
+    it guesses, at 800 it makes no mistakes. On the way between them it answers three of four.
+
+    Parameters
+    ----------
+    model : str
+        As ``load`` takes it.
+    earlier, later : str
+        The two revisions; with None as the earlier one the model is loaded as it is.
+    share : float, default 0.4
+        How far along the line: 0 is the earlier step, 1 the later one.
+
+    Returns
+    -------
+    VLM
+        The model; its name says what was mixed.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.tutorials.learned_steering import partly_trained
+    >>> partly_trained(share=0.0).name
+    'pocket-llava, 0 of the way from step-0450 to step-0800'
+    """
+    if earlier is None:
+        return load(model)
+    early, vlm = load(model, revision=earlier), load(model, revision=later)
+    weights = anatomy.connector(early.model).state_dict()
+    with torch.no_grad():
+        for name, weight in anatomy.connector(vlm.model).state_dict().items():
+            weight.lerp_(weights[name], 1 - share)
+    vlm.name = f"{model}, {share:g} of the way from {earlier} to {later}"
+    return vlm
 
 
 def form_of(answer: str) -> str:
