@@ -289,7 +289,8 @@ class LearnedSteering:
         """Initialise the three parts, and train them on standardised states and scaled shifts."""
         generator = torch.Generator().manual_seed(self.seed)
         width = states.shape[1]
-        encoder = torch.randn(self.n_hidden, width, generator=generator) / width**0.5
+        # so small that tanh starts as a linear map, and no unit has to change its sign
+        encoder = 0.1 * torch.randn(self.n_hidden, width, generator=generator) / width**0.5
         parts = {
             "encoder": encoder,
             "bias": torch.zeros(self.n_hidden),
