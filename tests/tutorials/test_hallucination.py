@@ -22,7 +22,9 @@ def questions(answers):
 
 def made(answers, scenes=None):
     scenes = scenes or [f"s{k}" for k in range(len(answers))]
-    return hallucination.Quiz(scenes, [Image.new("RGB", (8, 8))] * len(answers), list(questions(answers)))
+    return hallucination.Quiz(
+        scenes, [Image.new("RGB", (8, 8))] * len(answers), list(questions(answers))
+    )
 
 
 def test_a_quiz_has_the_presence_questions_of_all_samples(samples):
@@ -47,7 +49,13 @@ def test_read_first_is_a_whole_forward_whatever_pictures_share(noise):
     if not noise:
         made_samples = [Sample(str(k), image) for k, image in enumerate(images)]
         prompt_of = {sample.id: text for sample, text in zip(made_samples, PROMPTS, strict=True)}
-        states = capture(vlm, made_samples, vlm.n_layers, positions=-1, prompt=lambda sample: prompt_of[sample.id])
+        states = capture(
+            vlm,
+            made_samples,
+            vlm.n_layers,
+            positions=-1,
+            prompt=lambda sample: prompt_of[sample.id],
+        )
         expected_states = states[vlm.n_layers]
         torch.testing.assert_close(reading.states, expected_states, rtol=1e-4, atol=1e-4)
 
@@ -137,3 +145,41 @@ def test_the_gap_is_that_of_the_likeliest_forms():
     logits = torch.zeros(2, len(vlm.tokenizer))
     logits[0, yes], logits[0, no], logits[1, no] = 2.5, 1.0, 4.0
     assert hallucination.yes_gap(vlm, logits).tolist() == [1.5, -4.0]
+
+
+def test_thresholds_try_every_number_of_yes():
+    gaps = np.array([0.3, -1.0, 2.0, 0.1])
+    answers = hallucination.thresholds(gaps)
+    assert [words.count("yes") for words in answers.values()] == [1, 2, 3, 4]
+    assert list(answers.values())[1] == ["yes", "no", "yes", "no"]
+
+
+def test_rates_are_those_of_pope():
+    rng = np.random.default_rng(2)
+    truth, said = rng.choice(["yes", "no"], (2, 25)).tolist()
+    row = hallucination.score(made(truth), said).loc["overall"]
+    for name, value in hallucination.rates(made(truth), said).items():
+        assert value == pytest.approx(row[name])
+    assert np.isnan(hallucination.rates(made(["no"]), ["no"])["recall"])
+
+
+def test_a_path_begins_with_greedy_answers_and_ends_where_the_contrast_leads():
+    vlm = tiny_llava()
+    yes, no = vlm.tokenizer.convert_tokens_to_ids(["yes", "no"])
+    logits = torch.full((2, len(vlm.tokenizer)), -50.0)
+    logits[:, yes], logits[:, no] = 0.0, 1.0
+    disturbed = logits.clone()
+    disturbed[:, no] = 3.0  # the second branch says no more loudly, so the contrast says yes
+    path = hallucination.paths(made(["yes", "no"]), logits, {"VCD": disturbed}, vlm, (0, 1), 0.1)
+    assert path["VCD"]["yes_ratio"].tolist() == [0.0, 1.0]
+    cut = hallucination.paths(made(["yes", "no"]), logits, {"VCD": disturbed}, vlm, (0, 1), 1.0)
+    assert cut["VCD"]["yes_ratio"].tolist() == [0.0, 0.0]
+
+
+def test_the_table_of_chair_has_a_row_for_each_set_of_captions():
+    scene = Sample("s", Image.new("RGB", (8, 8)), truth={"subject": "frog", "item": "key"})
+    scenes = [scene, Sample("t", scene.source, truth={"subject": "bee"})]
+    table = hallucination.chair_table(scenes, {"a": ["a frog", "a frog"], "b": ["a key", "a bee"]})
+    assert table["CHAIR_i"].to_dict() == {"a": 0.5, "b": 0.0}
+    assert table["CHAIR_s"].to_dict() == {"a": 0.5, "b": 0.0}
+    assert hallucination.chair_table([Sample("u", scene.source)], {"a": ["a frog"]}).empty

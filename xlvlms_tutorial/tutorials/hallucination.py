@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from xlvlms_tutorial.data import Sample
-from xlvlms_tutorial.methods.decoding import distorted
+from xlvlms_tutorial.methods.decoding import contrast, distorted
 from xlvlms_tutorial.methods.steering import first_pieces
 from xlvlms_tutorial.metrics import Estimate, answer_table, bootstrap, chair, pope
 from xlvlms_tutorial.models import anatomy
@@ -417,6 +417,136 @@ def best_on_validation(
     return best, pd.Series(list(scores.values()), index=list(scores), name="F1 of yes")
 
 
+def thresholds(gaps: np.ndarray) -> dict[float, list[str]]:
+    """Return the answers under every threshold between two gaps, by threshold.
+
+    Use it with :func:`best_on_validation`, for the best threshold.
+
+    Parameters
+    ----------
+    gaps : array of float
+        As :func:`yes_gap` gives them, (n,).
+
+    Returns
+    -------
+    dict of float to list of str
+        The thresholds from the highest, which says yes once, to the lowest, which always does.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from xlvlms_tutorial.tutorials.hallucination import thresholds
+    >>> thresholds(np.array([0.0, 2.0]))
+    {1.0: ['no', 'yes'], -1.0: ['yes', 'yes']}
+    """
+    result = {}
+    for n_yes in range(1, len(gaps) + 1):
+        threshold = matched_threshold(gaps, n_yes / len(gaps))
+        result[threshold] = by_threshold(gaps, threshold)
+    return result
+
+
+def yes_share(answers: Sequence[str]) -> float:
+    """Return the share of answers whose first word is yes.
+
+    Parameters
+    ----------
+    answers : sequence of str
+        What was said.
+
+    Returns
+    -------
+    float
+        From 0 to 1.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.tutorials.hallucination import yes_share
+    >>> yes_share(["Yes.", "no", "snow", "yes"])
+    0.5
+    """
+    return float(_said_yes(answers).mean())
+
+
+def rates(asked: Quiz, answers: Sequence[str]) -> dict[str, float]:
+    """Return the share of yes, and precision and recall of yes.
+
+    Parameters
+    ----------
+    asked : Quiz
+        The questions.
+    answers : sequence of str
+        What was said.
+
+    Returns
+    -------
+    dict of str to float
+        yes_ratio, precision and recall; NaN where undefined.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.tutorials.hallucination import quiz, rates
+    >>> asked = quiz(samples[:2])
+    >>> rates(asked, ["yes"] * len(asked))["recall"]
+    1.0
+    """
+    yes = _said_yes(answers)
+    hits = (yes & asked.present).sum()
+    return {
+        "yes_ratio": float(yes.mean()),
+        "precision": float(hits / yes.sum()) if yes.any() else np.nan,
+        "recall": float(hits / asked.present.sum()) if asked.present.any() else np.nan,
+    }
+
+
+def paths(
+    asked: Quiz,
+    logits: Float[Tensor, "n v"],
+    second: Mapping[str, Float[Tensor, "n v"]],
+    vlm: VLM,
+    strengths: Sequence[float],
+    beta: float,
+) -> dict[str, pd.DataFrame]:
+    """Score contrastive decodings at several strengths, for a figure.
+
+    Parameters
+    ----------
+    asked : Quiz
+        The questions.
+    logits : Tensor
+        Logits (n, v) of the model as it is.
+    second : mapping of str to Tensor
+        Logits (n, v) of the second branch, by decoding.
+    vlm : VLM
+        The model.
+    strengths : sequence of float
+        The strengths.
+    beta : float
+        The plausibility cut.
+
+    Returns
+    -------
+    dict of str to pandas.DataFrame
+        By decoding: the columns of :func:`rates`, one row a strength.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.tutorials.hallucination import paths, quiz, read_first
+    >>> asked = quiz(samples[:1])
+    >>> logits = read_first(vlm, asked.images, asked.texts).logits
+    >>> paths(asked, logits, {"VCD": logits}, vlm, [0.0, 1.0], 0.1)["VCD"].shape
+    (2, 3)
+    """
+    result = {}
+    for way, disturbed in second.items():
+        rows = []
+        for alpha in strengths:
+            words = first_words(vlm, contrast(logits, disturbed, alpha, beta))
+            rows.append(rates(asked, words))
+        result[way] = pd.DataFrame(rows)
+    return result
+
+
 def threshold_curve(asked: Quiz, gaps: np.ndarray) -> pd.DataFrame:
     """Score every threshold on the gaps: what moving the rate of yes alone can reach.
 
@@ -451,6 +581,44 @@ def threshold_curve(asked: Quiz, gaps: np.ndarray) -> pd.DataFrame:
         "recall": hits / max(1, asked.present.sum()),
     }
     return pd.DataFrame(table)
+
+
+def chair_table(
+    samples: Sequence[Sample], captions: Mapping[str, Sequence[str]], seed: int = 0
+) -> pd.DataFrame:
+    """Return CHAIR of several sets of captions, one row a set.
+
+    Parameters
+    ----------
+    samples : sequence of Sample
+        What the captions are of.
+    captions : mapping of str to sequence of str
+        The captions by way of decoding, one a sample.
+    seed : int, default 0
+        Of the bootstrap.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Columns CHAIR_i with low and high, n (objects named) and CHAIR_s; no rows where no object is
+        known.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.tutorials.hallucination import chair_table
+    >>> true = [sample.captions[0] for sample in samples]
+    >>> chair_table(samples, {"true": true}).loc["true", ["CHAIR_i", "CHAIR_s"]].tolist()
+    [0.0, 0.0]
+    """
+    present, objects = objects_of(samples)
+    rows = {}
+    for way, texts in captions.items():
+        if objects:
+            scores = chair(texts, present, objects, seed)
+            by_object = scores.loc["CHAIR_i"].rename({"value": "CHAIR_i"})
+            rows[way] = by_object.to_dict() | {"CHAIR_s": scores.loc["CHAIR_s", "value"]}
+    columns = ["CHAIR_i", "low", "high", "n", "CHAIR_s"]
+    return pd.DataFrame(list(rows.values()), index=list(rows), columns=columns)
 
 
 def captions_gain(
