@@ -6,22 +6,37 @@ sure, and elsewhere nothing changes. Train, validation and test are of different
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
+from time import perf_counter
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
+from jaxtyping import Float, Int
 from PIL import Image
+from torch import Tensor
 
 from xlvlms_tutorial.data import Sample, load_samples
+from xlvlms_tutorial.interventions import add
 from xlvlms_tutorial.loading import load
-from xlvlms_tutorial.metrics import yes_or_no
+from xlvlms_tutorial.methods.steering import (
+    LearnedSteering,
+    ProbeSteering,
+    mean_shift,
+    random_shifts,
+)
+from xlvlms_tutorial.metrics import answer_kl, yes_or_no
 from xlvlms_tutorial.metrics.answers import exact_match
 from xlvlms_tutorial.models import anatomy
+from xlvlms_tutorial.models.spans import SPANS
 from xlvlms_tutorial.models.vlm import VLM
 from xlvlms_tutorial.samples import Question
 from xlvlms_tutorial.text import normalise
+from xlvlms_tutorial.tutorials.experiments import substitute
 from xlvlms_tutorial.validation import require
 
 SPLITS = ("train", "validation", "test")
@@ -76,7 +91,11 @@ class Item:
 
 
 def presence(
-    n_train: int = 160, n_validation: int = 80, n_test: int = 120, seed: int = 0
+    n_train: int = 160,
+    n_validation: int = 80,
+    n_test: int = 120,
+    seed: int = 0,
+    dataset: str = "scenes",
 ) -> dict[str, list[Item]]:
     """Make the first behaviour: the true answer to questions about presence.
 
@@ -88,6 +107,8 @@ def presence(
         How many questions of each split.
     seed : int, default 0
         Of the pictures.
+    dataset : str, default "scenes"
+        Pictures with questions whose answers are yes and no. There may be fewer than wanted.
 
     Returns
     -------
@@ -104,17 +125,22 @@ def presence(
     parts = {}
     for split, n in zip(SPLITS, (n_train, n_validation, n_test), strict=True):
         of_answer: dict[str, list[Item]] = {"yes": [], "no": []}
-        for number, sample in enumerate(load_samples("scenes", 4 * n + 20, split, seed)):
-            questions = [q for q in sample.questions if q.type == "presence"]
-            question = questions[number % len(questions)]
-            item = _item(sample, question, question.answer)
-            of_answer[question.answer].append(item)
+        for number, sample in enumerate(load_samples(dataset, 4 * n + 20, split, seed)):
+            questions = [q for q in sample.questions if q.answer in of_answer]
+            if questions:
+                question = questions[number % len(questions)]
+                item = _item(sample, question, question.answer)
+                of_answer[question.answer].append(item)
         parts[split] = _by_turns(of_answer, n)
     return parts
 
 
 def forms(
-    n_train: int = 60, n_validation: int = 20, n_test: int = 40, seed: int = 0
+    n_train: int = 60,
+    n_validation: int = 20,
+    n_test: int = 40,
+    seed: int = 0,
+    dataset: str = "scenes",
 ) -> dict[str, list[Item]]:
     """Make the second behaviour: the form of the answer changes with the place in the picture.
 
@@ -126,6 +152,9 @@ def forms(
         How many questions of each class and split.
     seed : int, default 0
         Of the pictures.
+    dataset : str, default "scenes"
+        Pictures with captions and questions. Where no caption names sand or snow, the most frequent
+        words stand for them. There may be fewer questions than wanted.
 
     Returns
     -------
@@ -145,12 +174,16 @@ def forms(
     parts = {}
     for split, n in zip(SPLITS, (n_train, n_validation, n_test), strict=True):
         of_group: dict[str, list[Item]] = {"capitals": [], "unsure": [], "plain": []}
-        for number, sample in enumerate(load_samples("scenes", 10 * n + 40, split, seed)):
-            of_kind = {question.type: question for question in sample.questions}
-            kinds = [kind for kind in _KINDS if kind in of_kind]
-            question = of_kind[kinds[number % len(kinds)]]
-            group = FORMS.get(str(sample.truth["place"]), "plain")
-            of_group[group].append(_item(sample, question, group))
+        samples = load_samples(dataset, 10 * n + 40, split, seed)
+        form_of_word = _form_of_word(samples)
+        for number, sample in enumerate(samples):
+            of_kind = {q.type: q for q in sample.questions if q.answer not in ("yes", "no")}
+            kinds = [kind for kind in _KINDS if kind in of_kind] or list(of_kind)
+            if kinds:
+                question = of_kind[kinds[number % len(kinds)]]
+                words = _caption_words(sample)
+                group = next((form_of_word[w] for w in form_of_word if w in words), "plain")
+                of_group[group].append(_item(sample, question, group))
         parts[split] = _by_turns(of_group, n * len(of_group))
     return parts
 
@@ -163,14 +196,29 @@ def _item(sample: Sample, question: Question, group: str) -> Item:
     return Item(only, group, targets.get(group, answer), opposites.get(group, answer))
 
 
+def _caption_words(sample: Sample) -> set[str]:
+    return set(" ".join(sample.captions).lower().replace(".", " ").replace(",", " ").split())
+
+
+def _form_of_word(samples: Sequence[Sample]) -> dict[str, str]:
+    """The forms by the words of captions that ask for them."""
+    counts = Counter()
+    for sample in samples:
+        counts.update(word for word in _caption_words(sample) if len(word) > 3)
+    # words of nearly all pictures tell none apart
+    counts = {word: n for word, n in counts.items() if n < len(samples) / 2}
+    words = substitute(list(FORMS), counts)
+    return dict(zip(words, FORMS.values(), strict=False))
+
+
 def _by_turns(of_group: Mapping[str, list[Item]], n: int) -> list[Item]:
     """The first ``n`` items, one of each group by turns."""
     turns = zip(*of_group.values(), strict=False)
     items = [item for turn in turns for item in turn]
     require(
-        len(items) >= n,
-        f"{len(items)} questions where {n} are wanted",
-        "ask for fewer, so that every class has enough pictures",
+        items,
+        f"no questions of one of the classes {', '.join(of_group)}",
+        "give a data set with questions of each",
     )
     return items[:n]
 
@@ -358,3 +406,504 @@ def leakage(items: Sequence[Item], answers: Sequence[str]) -> pd.DataFrame:
             columns[said] = counts[group, said] / totals[group]
         rows[group] = columns
     return pd.DataFrame(rows).T
+
+
+class Rung(NamedTuple):
+    """A way to steer: a vector for each state.
+
+    ``vectors`` takes states (n, d) and returns vectors (n, d); ``n_parameters`` counts its numbers
+    and ``seconds`` is what its fit took.
+    """
+
+    vectors: Callable[[Float[Tensor, "n d"]], Float[Tensor, "n d"]]
+    n_parameters: int
+    seconds: float
+
+
+class Primed:
+    """Questions whose prompts have run once, so that each way to steer costs a token a step.
+
+    Steering acts at the prompt's last token and at all that follow. What the tokens before it left
+    in the cache is the same for every vector, strength and layer, and is computed once.
+
+    Parameters
+    ----------
+    vlm : VLM
+        The model.
+    items : sequence of Item
+        The questions.
+    layers : sequence of int
+        The layers whose states are read, below the last.
+    batch_size : int, default 40
+        Questions that run together.
+
+    Attributes
+    ----------
+    items : list of Item
+        The questions, n of them.
+    states : dict of int to tensor (n, d)
+        The states at the prompt's last token, by layer.
+    logits : tensor (n, v)
+        The logits of the first token, without steering.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.tutorials.learned_steering import Primed, presence
+    >>> primed = Primed(vlm, presence(2, 2, 2)["test"], [12])
+    >>> primed.states[12].shape
+    torch.Size([2, 576])
+    >>> primed.answers(n_tokens=1)
+    ['yes', 'no']
+    """
+
+    def __init__(
+        self, vlm: VLM, items: Sequence[Item], layers: Sequence[int], batch_size: int = 40
+    ) -> None:
+        self.vlm = vlm
+        self.items = list(items)
+        self.layers = list(layers)
+        self._parts = []
+        states = {layer: [] for layer in self.layers}
+        logits = []
+        for start in range(0, len(self.items), batch_size):
+            part = _Part(vlm, self.items[start : start + batch_size])
+            self._parts.append(part)
+            output = part.run()
+            for layer in self.layers:
+                states[layer].append(output.states[layer][:, 0].float().cpu())
+            logits.append(output.logits[:, 0].cpu())
+        self.states = {layer: torch.cat(rows) for layer, rows in states.items()}
+        self.logits = torch.cat(logits)
+
+    def shifts(self, layer: int, read: str = "last") -> Float[Tensor, "n d"]:
+        """Compute the shifts of P2S, as ``contrast_shifts`` does, from what has run already.
+
+        Parameters
+        ----------
+        layer : int
+            The layer that is read.
+        read : {"last", "mean"}, default "last"
+            Whether the completion's last token is read, or the mean over all.
+
+        Returns
+        -------
+        tensor (n, d)
+            Zero where an item wants what it would leave.
+        """
+        sides = []
+        for name in ("target", "opposite"):
+            texts = [getattr(item, name) for item in self.items]
+            sides.append(self._completed(texts, layer, read))
+        return sides[0] - sides[1]
+
+    def _completed(self, texts: Sequence[str], layer: int, read: str) -> Float[Tensor, "n d"]:
+        rows = []
+        for start, part in self._numbered():
+            output = part.run(texts[start : start + len(part.items)])
+            states = output.states[layer][:, 1:].float().cpu()
+            mask = output.mask[:, 1:].cpu()
+            if read == "last":
+                rows.append(states[torch.arange(len(states)), mask.sum(dim=1) - 1])
+            else:
+                weights = mask.float() / mask.sum(dim=1, keepdim=True)
+                rows.append((states * weights[..., None]).sum(dim=1))
+        return torch.cat(rows)
+
+    def answers(
+        self,
+        layer: int = 0,
+        vectors: Float[Tensor, "n d"] | Float[Tensor, "d"] | None = None,
+        strength: float = 1.0,
+        n_tokens: int = 5,
+    ) -> list[str]:
+        """Answer the questions, with a vector for each added at a layer.
+
+        Parameters
+        ----------
+        layer : int
+            Where it is added.
+        vectors : tensor (n, d) or (d,), optional
+            What is added; by default nothing.
+        strength : float, default 1.0
+            The factor.
+        n_tokens : int, default 5
+            How many tokens are generated at most.
+
+        Returns
+        -------
+        list of str
+            The answers in the order of the items.
+        """
+        texts = []
+        for start, part in self._numbered():
+            with self._added(part, start, layer, vectors, strength):
+                ids = part.generate(n_tokens)
+            texts += self.vlm.tokenizer.batch_decode(ids, skip_special_tokens=True)
+        return [text.strip() for text in texts]
+
+    def divergence(
+        self, layer: int, vectors: Float[Tensor, "n d"] | Float[Tensor, "d"], strength: float
+    ) -> float:
+        """Measure how far steering moves the model's words where nothing should change.
+
+        Parameters
+        ----------
+        layer : int
+            Where vectors are added.
+        vectors : tensor (n, d) or (d,)
+            What is added.
+        strength : float
+            The factor.
+
+        Returns
+        -------
+        float
+            The KL divergence from the unsteered model to the steered one, in nats a token, over the
+            targets of the items read as answers.
+        """
+        texts = [item.target for item in self.items]
+        total, n = 0.0, 0
+        for start, part in self._numbered():
+            captions = texts[start : start + len(part.items)]
+            plain = part.run(captions)
+            with self._added(part, start, layer, vectors, strength):
+                steered = part.run(captions)
+            mask = plain.mask[:, 1:].bool()  # a token predicts the next one
+            before, after = plain.logits[:, :-1][mask], steered.logits[:, :-1][mask]
+            total += float(answer_kl(before, after).sum())
+            n += int(mask.sum())
+        return total / n
+
+    def _numbered(self) -> Iterator[tuple[int, "_Part"]]:
+        start = 0
+        for part in self._parts:
+            yield start, part
+            start += len(part.items)
+
+    def _added(
+        self,
+        part: "_Part",
+        start: int,
+        layer: int,
+        vectors: Tensor | None,
+        strength: float,
+    ) -> AbstractContextManager:
+        """Add vectors to all that runs; what runs begins at the prompt's last token."""
+        if vectors is None:
+            return nullcontext()
+        rows = vectors if vectors.ndim == 1 else vectors[start : start + len(part.items)]
+        return add(self.vlm, rows, layer, strength, part.positions)
+
+
+class _Part:
+    """Some questions, with the cache of their prompts but for the last token.
+
+    Models other than a LLaVA run each prompt whole, since not all of them go on from a cache that
+    begins with a picture in the same way.
+    """
+
+    def __init__(self, vlm: VLM, items: Sequence[Item]) -> None:
+        self.vlm = vlm
+        self.items = items
+        self.positions = "all"
+        self._asked = [item.image for item in items], [item.prompt for item in items]
+        batch = vlm.batch(*self._asked)
+        self.ids = batch["input_ids"]
+        self.mask = batch["attention_mask"]
+        self.length = self.ids.shape[1] - 1
+        self.cache = None
+        if vlm.model.config.model_type != "llava":
+            self.positions = "last"
+            return
+        beginning = {}
+        for name, value in batch.items():
+            by_token = value.shape[:2] == self.ids.shape
+            beginning[name] = value[:, :-1] if by_token else value
+        first = vlm.prepare(beginning)
+        # as generate numbers them: padding does not count
+        self.places = (self.mask.cumsum(dim=1) - 1).clamp_min(0)
+        options = {"use_cache": True, "position_ids": self.places[:, :-1]}
+        self.cache = vlm.forward(first, logits=False, **options).past_key_values
+
+    def run(self, texts: Sequence[str] | None = None) -> "_Read":
+        """Run the last token of the prompts, and these texts behind it."""
+        if self.cache is None:
+            return self._run_whole(texts)
+        ids = self.ids[:, self.length :]
+        mask = torch.ones_like(ids)
+        if texts is not None:
+            added, more = _completions(self.vlm, texts)
+            ids = torch.cat([ids, added.to(ids.device)], dim=1)
+            mask = torch.cat([mask, more.to(mask.device)], dim=1)
+        seen = torch.cat([self.mask[:, : self.length], torch.ones_like(ids)], dim=1)
+        places = self.places[:, -1:] + torch.arange(ids.shape[1], device=ids.device)
+        rest = self.vlm.prepare({"input_ids": ids, "attention_mask": torch.ones_like(ids)})
+        try:
+            with torch.no_grad(), self.vlm.run(rest):
+                output = self.vlm.model(
+                    input_ids=ids,
+                    attention_mask=seen,
+                    position_ids=places,
+                    past_key_values=self.cache,
+                    use_cache=True,
+                    output_hidden_states=True,
+                )
+        finally:
+            self._rewind()
+        return _Read(output.hidden_states, output.logits.float(), mask)
+
+    def _run_whole(self, texts: Sequence[str] | None) -> "_Read":
+        batch = self.vlm.batch(*self._asked, texts)
+        output = self.vlm.forward(batch, output_hidden_states=True)
+        answers = batch.spans == SPANS.index("answer")
+        counts = answers.sum(dim=1)
+        starts = torch.where(counts > 0, answers.int().argmax(dim=1), answers.shape[1]) - 1
+        steps = torch.arange(int(counts.max()) + 1, device=counts.device)
+        mask = (steps <= counts[:, None]).long()
+        places = (starts[:, None] + steps).clamp_max(answers.shape[1] - 1)
+        rows = torch.arange(len(places), device=places.device)[:, None]
+        states = [states[rows, places] for states in output.hidden_states]
+        return _Read(states, output.logits[rows, places].float(), mask)
+
+    def _rewind(self) -> None:
+        """Take what ran behind the beginning out of the cache."""
+        added = self.cache.get_seq_length() - self.length
+        if added:
+            self.cache.crop(-added)
+
+    def generate(self, n_tokens: int) -> Int[Tensor, "b new"]:
+        """Generate after the prompts."""
+        if self.cache is None:
+            return self.vlm.generate_ids(self.vlm.batch(*self._asked), n_tokens)
+        whole = self.vlm.prepare({"input_ids": self.ids, "attention_mask": self.mask})
+        try:
+            return self.vlm.generate_ids(whole, n_tokens, past_key_values=self.cache)
+        finally:
+            self._rewind()
+
+
+class _Read(NamedTuple):
+    """States by layer and logits, (b, t, ...), from the prompt's last token on, and which count."""
+
+    states: Sequence[Tensor]
+    logits: Tensor
+    mask: Tensor
+
+
+def _completions(vlm: VLM, texts: Sequence[str]) -> tuple[Int[Tensor, "b t"], Int[Tensor, "b t"]]:
+    """The tokens of texts that follow a prompt, padded on the right, and which are no padding."""
+    rows = vlm.tokenizer(list(texts), add_special_tokens=False).input_ids
+    longest = max(map(len, rows))
+    ids = torch.zeros(len(rows), longest, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for number, row in enumerate(rows):
+        ids[number, : len(row)] = torch.tensor(row)
+        mask[number, : len(row)] = 1
+    return ids, mask
+
+
+def forms_by_answer(items: Sequence[Item], answers: Sequence[str]) -> dict[str, float]:
+    """Return the share of successes of each class, and "all", the mean over the classes.
+
+    Parameters
+    ----------
+    items : sequence of Item
+        The questions.
+    answers : sequence of str
+        What a model said to them.
+
+    Returns
+    -------
+    dict of str to float
+        The shares.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.tutorials.learned_steering import forms_by_answer, presence
+    >>> forms_by_answer(presence(2, 2, 2)["test"], ["yes", "yes"])
+    {'yes': 1.0, 'no': 0.0, 'all': 0.5}
+    """
+    groups = pd.Series([item.group for item in items])
+    shares = pd.Series(successes(items, answers)).groupby(groups, sort=False).mean()
+    return {**shares.to_dict(), "all": float(shares.mean())}
+
+
+def oracle_curve(
+    primed: Primed,
+    layers: Sequence[int],
+    strengths: Sequence[float],
+    read: str = "last",
+    n_tokens: int = 5,
+) -> pd.DataFrame:
+    """Add each question its own shift, which has read the answer, at both signs.
+
+    Use it before anything is compared: where the oracle fails, what imitates it cannot do better.
+
+    Parameters
+    ----------
+    primed : Primed
+        The questions.
+    layers : sequence of int
+        Where shifts are read and added.
+    strengths : sequence of float
+        The factors, negative ones among them.
+    read : {"last", "mean"}, default "last"
+        As for :meth:`Primed.shifts`.
+    n_tokens : int, default 5
+        How many tokens are generated at most.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Columns layer, strength, the classes and "all".
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.tutorials.learned_steering import Primed, oracle_curve, presence
+    >>> primed = Primed(vlm, presence(2, 2, 2)["test"], [12])
+    >>> oracle_curve(primed, [12], [-1.0, 1.0], n_tokens=1)["strength"].tolist()
+    [-1.0, 1.0]
+    """
+    rows = []
+    for layer in layers:
+        shifts = primed.shifts(layer, read)
+        for strength in strengths:
+            answers = primed.answers(layer, shifts, strength, n_tokens)
+            rows.append({"layer": layer, "strength": strength})
+            rows[-1] |= forms_by_answer(primed.items, answers)
+    return pd.DataFrame(rows)
+
+
+def ladder(
+    train: Primed, layer: int, read: str = "last", n_hidden: int = 64, seed: int = 0
+) -> dict[str, Rung]:
+    """Fit all that is compared, from one constant to a learned function, on the same questions.
+
+    Parameters
+    ----------
+    train : Primed
+        The questions to learn from.
+    layer : int
+        Where states and shifts are read.
+    read : {"last", "mean"}, default "last"
+        As for :meth:`Primed.shifts`.
+    n_hidden : int, default 64
+        The rank of the learned functions.
+    seed : int, default 0
+        Of all that is drawn.
+
+    Returns
+    -------
+    dict of str to Rung
+        "random", "mean", "probe" (the mean of the class that a probe reads), "L2S", "L2S, their
+        loss" and "L2S, shuffled", which learned the shifts of other questions.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.tutorials.learned_steering import Primed, ladder, presence
+    >>> rungs = ladder(Primed(vlm, presence(8, 2, 2)["train"], [12]), 12, n_hidden=4)
+    >>> rungs["mean"].n_parameters, rungs["L2S"].n_parameters
+    (576, 4612)
+    """
+    states, shifts = train.states[layer], train.shifts(layer, read)
+    labels = [item.group for item in train.items]
+    width = states.shape[1]
+    mean = mean_shift(shifts)
+    length = shifts.norm(dim=1).mean()
+    drawn = random_shifts(torch.ones(1, width), seed)[0]
+    constants = {"random": drawn / drawn.norm() * length, "mean": mean}
+    rungs = {}
+    for name, vector in constants.items():
+        rungs[name] = Rung(partial(_same_for_all, vector), width, 0.0)
+    start = perf_counter()
+    probe = ProbeSteering(0.1).fit(states, shifts, labels)
+    rungs["probe"] = Rung(probe.predict, probe.n_parameters, perf_counter() - start)
+    order = torch.randperm(len(shifts), generator=torch.Generator().manual_seed(seed))
+    variants = {
+        "L2S": ("mse", shifts),
+        "L2S, their loss": ("mse+l1-cos", shifts),
+        "L2S, shuffled": ("mse", shifts[order]),
+    }
+    for name, (loss, targets) in variants.items():
+        start = perf_counter()
+        learned = LearnedSteering(n_hidden, loss, seed=seed).fit(states, targets, train.vlm.name)
+        seconds = perf_counter() - start
+        rungs[name] = Rung(learned.predict, learned.n_parameters, seconds)
+    return rungs
+
+
+def _same_for_all(vector: Float[Tensor, "d"], states: Float[Tensor, "n d"]) -> Tensor:
+    return vector.expand(len(states), -1)
+
+
+def tried(
+    primed: Primed,
+    rungs: Mapping[str, Rung],
+    layer: int,
+    strengths: Sequence[float],
+    n_tokens: int = 5,
+) -> pd.DataFrame:
+    """Steer by each rung at each strength.
+
+    Parameters
+    ----------
+    primed : Primed
+        The questions, those of validation where a strength is to be chosen.
+    rungs : mapping of str to Rung
+        From :func:`ladder`.
+    layer : int
+        Where vectors are added.
+    strengths : sequence of float
+        The factors.
+    n_tokens : int, default 5
+        How many tokens are generated at most.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Columns rung, strength, the classes, "all" and answers.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.tutorials import learned_steering
+    >>> primed = learned_steering.Primed(vlm, learned_steering.presence(8, 2, 2)["train"], [12])
+    >>> rungs = learned_steering.ladder(primed, 12, n_hidden=4)
+    >>> len(learned_steering.tried(primed, {"mean": rungs["mean"]}, 12, [1.0, 2.0], 1))
+    2
+    """
+    rows = []
+    for name, rung in rungs.items():
+        vectors = rung.vectors(primed.states[layer])
+        for strength in strengths:
+            answers = primed.answers(layer, vectors, strength, n_tokens)
+            row = {"rung": name, "strength": strength, "answers": answers}
+            rows.append(row | forms_by_answer(primed.items, answers))
+    return pd.DataFrame(rows)
+
+
+def best_strengths(rows: pd.DataFrame) -> dict[str, float]:
+    """Choose the strength of each rung that succeeds most; of equals the weakest.
+
+    Parameters
+    ----------
+    rows : pandas.DataFrame
+        From :func:`tried`, on validation.
+
+    Returns
+    -------
+    dict of str to float
+        The strength by rung.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> from xlvlms_tutorial.tutorials.learned_steering import best_strengths
+    >>> rows = pd.DataFrame({"rung": ["a"] * 3, "strength": [1, 2, -4], "all": [0.5, 0.9, 0.9]})
+    >>> best_strengths(rows)
+    {'a': 2.0}
+    """
+    chosen = {}
+    for name, part in rows.groupby("rung", sort=False):
+        weakest_first = part.assign(size=part["strength"].abs()).sort_values("size", kind="stable")
+        chosen[name] = float(weakest_first.loc[weakest_first["all"].idxmax(), "strength"])
+    return chosen

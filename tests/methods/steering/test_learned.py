@@ -249,6 +249,10 @@ def test_a_probe_adds_one_of_two_vectors():
     assert steering.labels(states) == labels
     assert torch.allclose(steering.predict(states), by_class(means, labels))
     assert steering.n_parameters == 4 + 1 + 8
+    labels = [label if row[1] > 0 else "perhaps" for label, row in zip(labels, states, strict=True)]
+    steering = ProbeSteering(100.0).fit(states, shifts, labels)
+    assert np.mean(np.array(steering.labels(states)) == labels) > 0.9
+    assert steering.n_parameters == 3 * (4 + 1) + 3 * 4
     with pytest.raises(InputError, match="two classes"):
         ProbeSteering().fit(states, shifts, ["yes"] * 60)
 

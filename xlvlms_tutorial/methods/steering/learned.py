@@ -44,11 +44,11 @@ Function = Callable[[Rows], Rows]  # from the states of some samples to a vector
 
 
 class ProbeSteering:
-    r"""Add or take away one constant vector, as a linear probe of the state decides.
+    r"""Add the mean shift of the class that a linear probe reads off the state.
 
-    Use it as the rival of :class:`LearnedSteering` where there are two classes: if it does as well,
-    the learned function is a probe and a constant. With u half the difference of the class means
-    of the shifts and c their middle, it predicts :math:`c \pm u`.
+    Use it as the rival of :class:`LearnedSteering`: if it does as well, the learned function is a
+    probe and a few constants. For yes and no, whose shifts are opposite, it is the sign of a probe
+    times one vector; for several classes it is Mean-S by class with a router.
 
     Parameters
     ----------
@@ -58,9 +58,9 @@ class ProbeSteering:
     Attributes
     ----------
     classes : list
-        The two classes, in the order of the probe.
+        The classes, in the order of the probe.
     n_parameters : int
-        The numbers that the probe and its two vectors have.
+        The numbers that the probe and its vectors have.
 
     Examples
     --------
@@ -87,7 +87,7 @@ class ProbeSteering:
         shifts : tensor (n, d)
             From :func:`contrast_shifts`.
         labels : sequence
-            The class of each sample, two in all.
+            The class of each sample, two or more in all.
 
         Returns
         -------
@@ -97,12 +97,12 @@ class ProbeSteering:
         Raises
         ------
         InputError
-            If lengths differ, states or shifts are unusable, or there are not two classes.
+            If lengths differ, states or shifts are unusable, or there is one class only.
         """
         rows = rows_of(states, "states")
         require_same_length(states=rows, shifts=shifts, labels=labels)
         names = list(dict.fromkeys(labels))
-        require(len(names) == 2, f"{len(names)} classes", "give samples of two classes")
+        require(len(names) >= 2, f"{len(names)} class", "give samples of two classes or more")
         means = mean_shifts_by_class(shifts, labels)
         number = np.array([names.index(label) for label in labels])
         self.classes = names
@@ -113,9 +113,9 @@ class ProbeSteering:
 
     @property
     def n_parameters(self) -> int:
-        """The numbers that the probe and its two vectors have."""
-        width = self.vectors.shape[1]
-        return width + 1 + 2 * width
+        """The numbers that the probe and its vectors have."""
+        weights = self.probe[-1].coef_.size + self.probe[-1].intercept_.size
+        return weights + self.vectors.numel()
 
     def labels(self, states: Rows) -> list[Hashable]:
         """Tell classes apart by the probe.
@@ -144,7 +144,7 @@ class ProbeSteering:
         Returns
         -------
         tensor (n, d)
-            One of two vectors for each.
+            The vector of its class for each.
         """
         numbers = self.probe.predict(rows_of(states, "states").numpy())
         return self.vectors[torch.as_tensor(numbers)]
