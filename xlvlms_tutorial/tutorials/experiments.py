@@ -27,7 +27,7 @@ _PASTED = "application/papermill.record/"
 class Experiment:
     """What one run of a chapter measures: its claims with their verdicts, and its checks.
 
-    Make one at the head of a chapter, so that model, data and seed are said once.
+    Make one at the start of a chapter, so that model, data and seed are given once.
 
     Parameters
     ----------
@@ -284,7 +284,7 @@ def glue(name: str, output: object) -> None:
 
 
 def band_table(estimates: Mapping[Hashable, Estimate], *names: str) -> pd.DataFrame:
-    """Lay estimates out as the figures with bands want them.
+    """Arrange estimates in the table that figures with bands take.
 
     Use it before :func:`~xlvlms_tutorial.view.plots.profile` and
     :func:`~xlvlms_tutorial.view.plots.intervals`.
