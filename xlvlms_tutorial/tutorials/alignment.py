@@ -74,7 +74,7 @@ class Kind(NamedTuple):
 
 @runtime_checkable
 class Method(Protocol):
-    """Describe what places points in the plane, such as scikit-learn's t-SNE."""
+    """Describe a method that places points in the plane, such as scikit-learn's t-SNE."""
 
     def fit_transform(self, X: np.ndarray) -> np.ndarray:
         """Place the rows.
@@ -268,7 +268,7 @@ def groups(kinds: Mapping[str, Kind], layer: int) -> dict[str, list[Tensor]]:
 
 
 def modalities(kinds: Mapping[str, Kind], layer: int) -> dict[str, list[Tensor]]:
-    """Return P of each modality at a layer, and the captions of all as one modality more.
+    """Return P of each modality at a layer, and the captions of all as one more modality.
 
     Parameters
     ----------
@@ -602,7 +602,7 @@ def measures_by_site(p: Activations, t: Activations) -> dict[str, pd.DataFrame]:
 
 
 def behind_another(vlm: VLM, samples: Sequence[Sample], seed: int = 0) -> Activations:
-    """Capture each caption as it is read behind the picture of the next sample.
+    """Capture each caption as it is read after the picture of the next sample.
 
     Parameters
     ----------
@@ -616,7 +616,7 @@ def behind_another(vlm: VLM, samples: Sequence[Sample], seed: int = 0) -> Activa
     Returns
     -------
     Activations
-        The tokens of the captions; caption k stands behind picture k + 1.
+        The tokens of the captions; caption k stands after picture k + 1.
 
     Examples
     --------
@@ -639,9 +639,9 @@ def search_captions(
     Parameters
     ----------
     P, T : Activations
-        The tokens of pictures, and of the captions behind them.
+        The tokens of pictures, and of the captions after them.
     behind : Activations
-        The same captions, each behind the picture of the next sample.
+        The same captions, each after the picture of the next sample.
     layers : sequence of int
         The layers.
 
@@ -709,7 +709,7 @@ def factor_cones(
     """Measure the narrowness of pictures that share a value of a factor, after centring.
 
     A value makes a group where three pictures or more show it, and a factor takes part where it
-    makes two groups. Two halves of the pictures, dealt in turn, are the baseline.
+    makes two groups. The baseline is two halves of the pictures, taken in turn.
 
     Parameters
     ----------

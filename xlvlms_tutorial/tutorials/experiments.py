@@ -27,7 +27,7 @@ _PASTED = "application/papermill.record/"
 class Experiment:
     """What one run of a chapter measures: its claims with their verdicts, and its checks.
 
-    Make one at the head of a chapter, so that model, data and seed are said once.
+    Make one at the start of a chapter, so that model, data and seed are given once.
 
     Parameters
     ----------
@@ -163,9 +163,9 @@ class Experiment:
         Returns
         -------
         Table
-            One row a measurement: the claim, what was measured, against what, the effect with its
-            interval, and the verdict as a mark. A claim that this run could not measure has one row
-            that says so.
+            One row a measurement: the claim, the verdict as a mark, what was measured, against
+            which baseline, and the effect with its interval. A claim that this run could not
+            measure has one row that says so.
         """
         rows = []
         for record in self._of(claim_ids):
@@ -174,10 +174,10 @@ class Experiment:
             rows.append(
                 {
                     "claim": record["id"],
+                    "verdict": record["verdict"],  # near the left edge, in sight on a phone
                     "measured": record["variant"],
                     "against": record["against"],
                     "effect": f"{effect}, claimed {test}",
-                    "verdict": record["verdict"],
                 }
             )
         measured = {row["claim"] for row in rows}
@@ -284,7 +284,7 @@ def glue(name: str, output: object) -> None:
 
 
 def band_table(estimates: Mapping[Hashable, Estimate], *names: str) -> pd.DataFrame:
-    """Lay estimates out as the figures with bands want them.
+    """Arrange estimates in the table that figures with bands take.
 
     Use it before :func:`~xlvlms_tutorial.view.plots.profile` and
     :func:`~xlvlms_tutorial.view.plots.intervals`.

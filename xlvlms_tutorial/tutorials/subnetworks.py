@@ -1,4 +1,4 @@
-"""Calibrate on inputs with and without sense, and compare the masks that they give.
+"""Calibrate on inputs with and without meaning, and compare the masks that they give.
 
 The chapter on subnetworks uses it for its baselines and for what takes the weights' size out of an
 overlap; calibrations and masks are those of :mod:`xlvlms_tutorial.methods.pruning`.
@@ -36,7 +36,7 @@ _WORDS = 12  # of a text without sense
 
 
 def question_types(samples: Sequence[Sample], wanted: Sequence[str], n: int = 3) -> list[str]:
-    """Choose types of question: those wanted that are asked, else the most frequent ones.
+    """Choose the wanted types of question that samples have, or else the most frequent ones.
 
     Parameters
     ----------
@@ -45,7 +45,7 @@ def question_types(samples: Sequence[Sample], wanted: Sequence[str], n: int = 3)
     wanted : sequence of str
         The types that the chapter is written about.
     n : int, default 3
-        How many frequent ones take their place.
+        How many of the most frequent types are taken where samples have none of those wanted.
 
     Returns
     -------
@@ -107,7 +107,7 @@ def calibrate_questions(vlm: VLM, samples: Sequence[Sample], kind: str, n: int) 
 
 
 def off_diagonal(overlaps: pd.DataFrame) -> pd.DataFrame:
-    """Leave out what every mask shares with itself, so that a map shows the differences.
+    """Leave out the overlap of each mask with itself, so that a map shows the differences.
 
     Parameters
     ----------
@@ -159,7 +159,7 @@ def overlap_by_layer(one: Masks, other: Masks) -> pd.DataFrame:
 
 
 def permuted(calibration: Calibration, rng: np.random.Generator) -> Calibration:
-    """Shuffle the features of each linear map: the spread of the norms stays, their order is lost.
+    """Shuffle the features of each linear map: norms stay as uneven, which are large is lost.
 
     Parameters
     ----------
@@ -234,7 +234,7 @@ def random_texts(vlm: VLM, n: int, rng: np.random.Generator) -> list[str]:
     Returns
     -------
     list of str
-        Texts of twelve tokens without sense.
+        Texts of twelve tokens that mean nothing.
 
     Examples
     --------
@@ -293,7 +293,7 @@ def without_large(one: Masks, other: Masks, large: Masks) -> dict[str, float]:
 def norm_correlation(one: Calibration, other: Calibration) -> float:
     """Correlate the norms of input features by rank, averaged over the linear maps.
 
-    This leaves the weights out altogether.
+    Use it to compare inputs without the influence of the weights.
 
     Parameters
     ----------
@@ -413,7 +413,7 @@ def factors_named(
     Parameters
     ----------
     vlm : Generator
-        The model, with what is changed in it.
+        The model, perhaps with masked weights.
     samples : sequence of Sample
         Pictures whose factors are known.
     factors : sequence of str
@@ -442,7 +442,7 @@ def factors_named(
 
 
 def shares_of(counts: Mapping[str, Mapping[str, int]], whole: str) -> pd.Series:
-    """Return how much of all that one row counts each row counts.
+    """Divide the total of each row by the total of one row.
 
     Parameters
     ----------
