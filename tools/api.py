@@ -33,6 +33,7 @@ SUBJECTS = {
     "methods.concepts": "Methods: concepts",
     "methods.steering": "Methods: steering",
     "methods.shift": "Methods: fine-tuning shift",
+    "methods.merging": "Methods: merging",
     "methods.skipping": "Methods: skipping",
     "methods.pruning": "Methods: pruning",
     "metrics": "Metrics",
