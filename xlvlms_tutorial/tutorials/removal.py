@@ -82,15 +82,20 @@ def choose_target(word: str, samples: Sequence[Sample], captions: Sequence[str])
     candidates = []
     for factor in SAID_LATER:
         due = [_value_after(word, sample, factor) for sample in samples]
-        values = sorted({value for value in due if value is not None})
-        spoken: list[str | None] = []
-        for caption in captions:
-            hits = [value for value in values if names(caption, value)]
-            spoken.append(hits[0] if hits else None)
+        values = sorted(set(due) - {None})
+        spoken = [_first_named(caption, values) for caption in captions]
         candidates.append(Target(factor, values, due, spoken))
         if sum(value is not None for value in spoken) > 1:
             return candidates[-1]
     return max(candidates, key=lambda target: len(target.values))
+
+
+def _first_named(caption: str, values: Sequence[str]) -> str | None:
+    """The first of some values that a caption names; None where it names none."""
+    for value in values:
+        if names(caption, value):
+            return value
+    return None
 
 
 def concepts_of_values(
@@ -136,15 +141,15 @@ def concepts_of_values(
     of_factor = factors[factors["factor"] == target.factor]
     matched = of_factor.groupby("value").tail(1).set_index("value")["concept"]
     best = factors.groupby("concept").tail(1)
-    rest = best.loc[best["factor"] != target.factor, "concept"]
-    rest = rest[~rest.isin(matched)]
+    of_other_facts = best.loc[best["factor"] != target.factor, "concept"]
+    of_other_facts = of_other_facts[~of_other_facts.isin(matched)]
     means = pd.DataFrame(codes).groupby(pd.Series(target.due, dtype=object)).mean()
     strongest = (means / codes.mean(axis=0).clip(1e-9)).idxmax(axis=1)
     concepts = matched.reindex(target.values).fillna(strongest).astype(int)
     another = []
     for value in target.values:
-        free = [concept for concept in rest if concept != concepts[value]]
-        free = free or [concept for concept in means.columns if concept != concepts[value]]
+        free = set(of_other_facts) - {concepts[value]} or set(means.columns) - {concepts[value]}
+        free = [concept for concept in means.columns if concept in free]
         another.append(int(means.loc[value, free].idxmax()))
     directions = torch.as_tensor(dictionary.components_)
     return {"own": directions[concepts.tolist()], "another": directions[another]}
@@ -216,7 +221,8 @@ def few_of_each(target: Target, n: int) -> list[int]:
     """
     rows = []
     for value in target.values:
-        rows += [row for row, due in enumerate(target.due) if due == value][:n]
+        of_value = [row for row, due in enumerate(target.due) if due == value]
+        rows += of_value[:n]
     return rows
 
 
@@ -312,14 +318,14 @@ def unseen_pairs(
     >>> set(answers["picture"]) <= {"green key"}
     True
     """
-    chosen = []
+    unseen = []
     for sample in load_samples("composition", n=400, seed=seed):
         if (sample.truth["item"], sample.truth["colour"]) in held_out.items():
-            chosen.append(sample)
-    states = capture(vlm, chosen[:n], vlm.n_layers, words=colours, max_new_tokens=20)
+            unseen.append(sample)
+    states = capture(vlm, unseen[:n], vlm.n_layers, words=colours, max_new_tokens=20)
     pairs = []
     for row in states.table["sample"]:
-        pairs.append("{colour} {item}".format(**chosen[row].truth))
+        pairs.append("{colour} {item}".format(**unseen[row].truth))
     return states, pd.DataFrame({"picture": pairs, "caption": states.table["word"].tolist()})
 
 
@@ -353,8 +359,11 @@ def usual_pairs(
     >>> len(usual_pairs(vlm, {"key": "green"}, colours, n=4))
     4
     """
-    usual = load_samples("scenes", n=1000, seed=seed)
-    usual = [sample for sample in usual if sample.truth["item"] in held_out][:n]
+    usual = []
+    for sample in load_samples("scenes", n=1000, seed=seed):
+        if sample.truth["item"] in held_out:
+            usual.append(sample)
+    usual = usual[:n]
     answers = [caption_up_to(sample.truth["colour"])(sample) for sample in usual]
     return capture(vlm, usual, vlm.n_layers, words=colours, answers=answers)
 
@@ -388,7 +397,7 @@ def check_layers(experiment: Experiment, target: Target, lost: Mapping) -> None:
 
 def check_left(
     experiment: Experiment,
-    left: Mapping[str, float],
+    remaining: Mapping[str, float],
     directions: Mapping[int, Mapping[str, Tensor]],
     states: Activations,
 ) -> None:
@@ -398,7 +407,7 @@ def check_left(
     ----------
     experiment : Experiment
         The chapter's.
-    left : mapping of str to float
+    remaining : mapping of str to float
         The shares by the layers of the removal, as "layers 20 to 26".
     directions : mapping of layer to mapping
         Of :func:`concepts_of_values`, by layer.
@@ -406,8 +415,10 @@ def check_left(
         The states that the concepts were learnt from.
     """
     earliest = min(directions)
-    early = [share for name, share in left.items() if name.startswith(f"layers {earliest} ")]
-    late = [share for name, share in left.items() if not name.startswith(f"layers {earliest} ")]
+    early, late = [], []
+    for name, share in remaining.items():
+        from_earliest = name.startswith(f"layers {earliest} ")
+        (early if from_earliest else late).append(share)
     mean = normalize(states[earliest].mean(dim=0), dim=0)
     similar = normalize(directions[earliest]["own"], dim=-1) @ mean
     experiment.check("what is taken out early arrives at the top whole", min(early) > 0.85)
@@ -427,8 +438,8 @@ def check_captions(experiment: Experiment, target: Target, shares: pd.DataFrame)
     shares : pandas.DataFrame
         Shares of captions that name each fact, a row for what was taken out, the first "nothing".
     """
-    rest = shares.drop(columns=target.factor)
-    loss = rest.loc["nothing"] - rest
+    other_facts = shares.drop(columns=target.factor)
+    loss = other_facts.loc["nothing"] - other_facts
     experiment.check(
         "whole concepts of either kind take the rest of the caption along",
         loss.filter(like="whole", axis=0).mean(axis=1).min() > 0.15,
