@@ -21,6 +21,7 @@ from xlvlms_tutorial.errors import unknown_revision
 from xlvlms_tutorial.io import load_tensors, read_json, save_tensors
 from xlvlms_tutorial.pocket.assets import language_model_folder
 from xlvlms_tutorial.pocket.encoders import ENCODERS, WEIGHTS, tower_state
+from xlvlms_tutorial.pocket.linear import use_onednn
 from xlvlms_tutorial.pocket.processor import PocketProcessor
 from xlvlms_tutorial.pocket.tower import TowerConfig
 from xlvlms_tutorial.pocket.variants import VARIANTS, Variant
@@ -232,7 +233,8 @@ def build(
     model.generation_config.eos_token_id = model.generation_config.pad_token_id = (
         config.text_config.eos_token_id
     )
-    return model.eval().requires_grad_(False), pocket_processor(folder, tower, settings.reads)
+    model = use_onednn(model).eval().requires_grad_(False)
+    return model, pocket_processor(folder, tower, settings.reads)
 
 
 @contextmanager
