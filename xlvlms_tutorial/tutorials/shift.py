@@ -105,14 +105,14 @@ def samples_with(
     """
     everything = load_samples(dataset, n=n, seed=seed)
     token = frequent_words(everything, [token])[0]
-    chosen = []
+    with_token = []
     for sample in mentioning(everything, token):
         captions = sorted(
             sample.captions, key=lambda caption: not caption.startswith(begin(caption, token))
         )
         if captions[0].startswith(begin(captions[0], token)):
-            chosen.append(_with_captions(sample, captions))
-    return token, chosen, everything
+            with_token.append(replace(sample, captions=tuple(captions)))
+    return token, with_token, everything
 
 
 def forms_of(sample: Sample, factor: str) -> list[str]:
@@ -200,7 +200,7 @@ def read(
     >>> len(predicting), at.table["token"].str.strip().tolist()
     (2, ['woman', 'woman'])
     """
-    both = capture(
+    states = capture(
         vlm,
         samples,
         layers,
@@ -208,8 +208,8 @@ def read(
         reduce=None,
         answers=lambda sample: begin(sample.captions[0], token),
     )
-    here = (both.table["token"].str.strip() == token).to_numpy()
-    return both.select(~here), both.select(here)
+    is_token = (states.table["token"].str.strip() == token).to_numpy()
+    return states.select(~is_token), states.select(is_token)
 
 
 def read_where_said(
@@ -243,12 +243,12 @@ def read_where_said(
     >>> len(predicting) == len(at)
     True
     """
-    predicting, at = read(vlm, samples, layers, token)
+    predicting, at_token = read(vlm, samples, layers, token)
     top = logit_lens.top_tokens(vlm, predicting[layers[-1]], 1)["word"]
-    said = (top.str.strip() == token).to_numpy()
-    if said.sum() < _AT_LEAST:
-        return predicting, at
-    return predicting.select(said), at.select(said)
+    is_due = (top.str.strip() == token).to_numpy()
+    if is_due.sum() < _AT_LEAST:
+        return predicting, at_token
+    return predicting.select(is_due), at_token.select(is_due)
 
 
 def same_samples(states: Activations, others: Activations) -> Activations:
@@ -282,17 +282,20 @@ def same_samples(states: Activations, others: Activations) -> Activations:
 
 
 def overlap(
-    one: Float[np.ndarray, "k d"], other: Float[np.ndarray, "j d"], words: Words, how: str
+    concepts: Float[np.ndarray, "k d"],
+    candidates: Float[np.ndarray, "j d"],
+    words: Words,
+    matching: str,
 ) -> Float[np.ndarray, "k"]:
     """Compute the T-Overlap of each concept with the one of another set that it is matched to.
 
     Parameters
     ----------
-    one, other : ndarray (k, d) and ndarray (j, d)
+    concepts, candidates : ndarray (k, d) and ndarray (j, d)
         Two sets of concepts.
     words : callable
         Gives the words of concepts.
-    how : {"one-to-one", "argmax"}
+    matching : {"one-to-one", "argmax"}
         How concepts are matched, by cosine.
 
     Returns
@@ -309,10 +312,10 @@ def overlap(
     >>> shift.overlap(np.eye(2), np.array([[1.0, 1.0]]), words, "argmax").tolist()
     [100.0, 50.0]
     """
-    partners = match_concepts(one, other, how)["b"]
-    all_words = words(other)
+    partners = match_concepts(concepts, candidates, matching)["b"]
+    all_words = words(candidates)
     theirs = {number: all_words[partner] for number, partner in enumerate(partners)}
-    return t_overlap(words(one), theirs)
+    return t_overlap(words(concepts), theirs)
 
 
 def became(
@@ -353,7 +356,7 @@ def became(
     of_base = words(base.components_)
     sizes = np.bincount(base.labels_, minlength=len(base.components_))
     columns: dict[str, list[object]] = {"samples": sizes.tolist()}
-    columns["base"] = [", ".join(said[:n_words]) for said in of_base.values()]
+    columns["base"] = [", ".join(listed[:n_words]) for listed in of_base.values()]
     for name, fitted in tuned.items():
         theirs = words(fitted.components_)
         partners = match_concepts(base.components_, fitted.components_)["b"]
@@ -391,8 +394,10 @@ def first_words(fitted: KMeans, words: Words, verbs: Sequence[str], few: int = 3
     >>> shift.first_words(fitted, words, ["leaps"])
     0.5
     """
-    said = words(fitted.components_).values()
-    return float(np.mean([bool(set(verbs) & set(one[:few])) for one in said]))
+    hits = []
+    for listed in words(fitted.components_).values():
+        hits.append(bool(set(verbs) & set(listed[:few])))
+    return float(np.mean(hits))
 
 
 def text_share(
@@ -544,10 +549,10 @@ class Comparison:
         several = np.bincount(self.labels, minlength=self.k) > 1
         rows = torch.from_numpy(several[self.labels])
         number = (np.cumsum(several) - 1)[self.labels][rows.numpy()]
-        chosen = self.a[rows], self.b[rows], number, int(several.sum())
+        of_several = self.a[rows], self.b[rows], number, int(several.sum())
         for name, measure in (("consistency", consistency), ("pairwise", pairwise_consistency)):
             table[name] = np.nan
-            table.loc[several, name] = measure(*chosen)
+            table.loc[several, name] = measure(*of_several)
         before = table["cosine_before"]
         table["magnitude"] = shift_magnitude(self.shifts["shifted"])
         table["perfect"] = 1 / before.where(before > 0) - 1
@@ -729,10 +734,10 @@ def related(points: pd.DataFrame, x: str, y: str, seed: int = 0) -> Estimate | N
     >>> shift.related(points, "x", "y").value, shift.related(points[:3], "x", "y")
     (1.0, None)
     """
-    both = points[[x, y]].dropna()
-    if len(both) < 4 or both.nunique().min() < 2:
+    pairs = points[[x, y]].dropna()
+    if len(pairs) < 4 or pairs.nunique().min() < 2:
         return None
-    return correlation(both[x], both[y], seed=seed)
+    return correlation(pairs[x], pairs[y], seed=seed)
 
 
 def beyond_geometry(points: pd.DataFrame, x: str, seed: int = 0) -> Estimate | None:
@@ -819,12 +824,12 @@ def truth_row(
     (1.0, 0.5)
     """
     values = values.reset_index(drop=True)
-    known = values.notna().to_numpy()
-    by_concept = values[known].groupby(fitted.labels_[known])
+    has_value = values.notna().to_numpy()
+    by_concept = values[has_value].groupby(fitted.labels_[has_value])
     usual = by_concept.agg(lambda group: group.mode()[0])
     information = adjusted_mutual_information(fitted.labels_, values, seed=seed)
     row = {"samples": information.value}
-    for n in (few, max(len(said) for said in words.values())):
+    for n in (few, max(map(len, words.values()))):
         named = []
         for concept, value in usual.items():
             named.append(bool(set(words[concept][:n]) & set(forms(str(value)))))
@@ -884,8 +889,8 @@ def push(
     step = count()
 
     def change(states: Float[Tensor, "b t d"]) -> Float[Tensor, "b t d"]:
-        here = (when == next(step)).view(-1, 1, 1)
-        return states + (strength * here * vector).to(states)
+        is_due = (when == next(step)).view(-1, 1, 1)
+        return states + (strength * is_due * vector).to(states)
 
     images = [sample.image for sample in samples]
     prompts = [PROMPTS["image"]] * len(samples)
@@ -946,12 +951,11 @@ def follow(
     {'the action': 0.5, 'a word of the adapter': 0.5}
     """
     words = [word_after(caption, token) for caption in captions]
-    right = [word in known for word, known in zip(words, actions, strict=True) if known]
+    hits = []
+    for word, true_words in zip(words, actions, strict=True):
+        if true_words:
+            hits.append(word in true_words)
     return {
-        "the action": float(pd.Series(right, dtype=float).mean()),
+        "the action": float(pd.Series(hits, dtype=float).mean()),
         "a word of the adapter": float(np.mean([word in theirs for word in words])),
     }
-
-
-def _with_captions(sample: Sample, captions: Sequence[str]) -> Sample:
-    return replace(sample, captions=tuple(captions))
