@@ -22,8 +22,7 @@ OVER = {
     ("grounding", "code"): 207,
     ("outside", "plumbing"): 0.32,
     ("pruning", "code"): 218,
-    ("shift", "code"): 344,
-    ("shift", "words"): 2060,
+    ("shift", "code"): 248,
     ("skip-training", "code"): 215,
     ("skip-training", "plumbing"): 0.34,
     ("skip-training", "words"): 2050,
@@ -34,7 +33,7 @@ OVER = {
     ("subnetworks", "plumbing"): 0.37,
 }
 # Words for each visible line of code, at least.
-LEAST = {"shift": 6.3, "steering-style": 7.4}
+LEAST = {"steering-style": 7.4}
 WITHOUT_CLAIMS = {"reproduce"}  # shows how, and finds nothing
 
 

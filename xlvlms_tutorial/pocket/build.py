@@ -5,6 +5,7 @@ The genuine LLaVA class around a small frozen tower, a small frozen language mod
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -137,11 +138,10 @@ def save_change(state: dict[str, torch.Tensor], start: tuple[str, str | None], f
 def pocket_config(folder: Path, tower: TowerConfig | None = None) -> LlavaConfig:
     """Return LLaVA's configuration around the language model in ``folder`` and the tower."""
     tower = tower or TowerConfig()
-    placeholder = AutoTokenizer.from_pretrained(folder).convert_tokens_to_ids(PLACEHOLDER)
     return LlavaConfig(
         vision_config=tower,
         text_config=AutoConfig.from_pretrained(folder),
-        image_token_index=placeholder,
+        image_token_index=_placeholder(folder),
         image_seq_length=tower.grid**2,
         vision_feature_select_strategy="full",
         vision_feature_layer=-1,
@@ -257,3 +257,9 @@ def silence() -> Iterator[None]:
 
 def _weight_name(name: str) -> str:
     return name.replace("model.", "model.language_model.", 1) if name.startswith("model.") else name
+
+
+@cache
+def _placeholder(folder: Path) -> int:
+    # a tokenizer takes a good part of the time in which a model is loaded
+    return AutoTokenizer.from_pretrained(folder).convert_tokens_to_ids(PLACEHOLDER)
