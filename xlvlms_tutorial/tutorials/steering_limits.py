@@ -19,6 +19,7 @@ from xlvlms_tutorial.activations import Activations
 from xlvlms_tutorial.data import Sample
 from xlvlms_tutorial.interventions import Resumable, add
 from xlvlms_tutorial.methods.steering import (
+    Replay,
     SteeringVectors,
     logit_bias,
     mean_difference,
@@ -382,7 +383,7 @@ def prompted(study: Study, name: str) -> np.ndarray:
     return answers
 
 
-def read_captions(study: Study, n: int = 8) -> Resumable:
+def read_captions(study: Study, layers: Sequence[int] = (), n: int = 8) -> Replay:
     """Let the model read captions of test pictures, once.
 
     Use it to see what changes do to text that they should leave alone: :func:`caption_states` reads
@@ -393,12 +394,14 @@ def read_captions(study: Study, n: int = 8) -> Resumable:
     ----------
     study : Study
         The pictures.
+    layers : sequence of int
+        Where changes will be made: the states there are held. Others are read when needed.
     n : int, default 8
-        How many of them.
+        How many pictures.
 
     Returns
     -------
-    Resumable
+    Replay
         The captions as one batch.
 
     Examples
@@ -406,28 +409,28 @@ def read_captions(study: Study, n: int = 8) -> Resumable:
     >>> from xlvlms_tutorial.tutorials.steering_answers import Study
     >>> from xlvlms_tutorial.tutorials.steering_limits import read_captions
     >>> study = Study(vlm, "scenes", [["yes", "no"]], ["colour", "place"], n_scenes=12)
-    >>> bool(read_captions(study, 1).batch.mask("answer").any())
+    >>> bool(read_captions(study, n=1).batch.mask("answer").any())
     True
     """
     scenes = study.scenes[:n]
     prompts = [PROMPTS["image"]] * len(scenes)
     batch = study.vlm.batch_of(scenes, prompts, list(map(description, scenes)))
-    return Resumable(study.vlm, batch)
+    return Replay(study.vlm, batch, {*layers, study.vlm.n_layers})
 
 
 def caption_states(
-    captions: Resumable, layer: int = 0, change: AbstractContextManager | None = None
+    captions: Replay, layer: int = 0, change: AbstractContextManager | None = None
 ) -> Float[Tensor, "m d"]:
     """Read the last layer at the tokens of captions.
 
     Parameters
     ----------
-    captions : Resumable
+    captions : Replay
         From :func:`read_captions`.
     layer : int, default 0
         The layer at which something is changed: what is below is not computed again.
     change : context manager, optional
-        The change; by default there is none.
+        The change; by default there is none, and nothing is computed.
 
     Returns
     -------
@@ -439,12 +442,16 @@ def caption_states(
     >>> from xlvlms_tutorial.tutorials.steering_answers import Study
     >>> from xlvlms_tutorial.tutorials.steering_limits import caption_states, read_captions
     >>> study = Study(vlm, "scenes", [["yes", "no"]], ["colour", "place"], n_scenes=12)
-    >>> caption_states(read_captions(study, 1)).shape[1] == vlm.width
+    >>> caption_states(read_captions(study, n=1)).shape[1] == vlm.width
     True
     """
-    below = captions.read(layer) if layer else None
-    last, answers = captions.vlm.n_layers, captions.batch.mask("answer")
-    return captions.read(last, answers, start=layer, states=below, change=change)
+    last, answers = captions.vlm.n_layers, captions.batch.mask("answer").cpu()
+    if change is None:
+        return captions.states[last][answers].float()
+    captions.hold([layer])
+    return captions.read(
+        last, answers, start=layer, states=captions.states[layer], change=change
+    ).float()
 
 
 def weakest_as_good(
@@ -492,7 +499,7 @@ def weakest_as_good(
 
 def caption_shift(
     study: Study,
-    captions: Resumable,
+    captions: Replay,
     name: str,
     vectors: SteeringVectors,
     setting: tuple[int, float],
@@ -508,7 +515,7 @@ def caption_shift(
     ----------
     study : Study
         The questions.
-    captions : Resumable
+    captions : Replay
         From :func:`read_captions`.
     name : str
         A task.
@@ -534,7 +541,7 @@ def caption_shift(
     >>> study = Study(vlm, "scenes", [["yes", "no"]], ["colour", "place"], n_samples=2, n_scenes=12)
     >>> _, vectors = mean_differences(study, study.read(study.learning), 2)
     >>> setting, answers = (30, 1.0), study.test.answers
-    >>> captions, vector = read_captions(study, 1), vectors["yes to no"]
+    >>> captions, vector = read_captions(study, n=1), vectors["yes to no"]
     >>> list(caption_shift(study, captions, "yes to no", vector, setting, answers, {}))
     ['vector']
     """
