@@ -20,13 +20,13 @@ from xlvlms_tutorial.data import Sample, load_samples
 from xlvlms_tutorial.interventions import patch, skip
 from xlvlms_tutorial.methods.steering import (
     Recorded,
-    Replay,
     SteeringVectors,
     best_setting,
     first_pieces,
     mean_difference,
     sweep,
 )
+from xlvlms_tutorial.methods.steering.sweep import Replay
 from xlvlms_tutorial.metrics import Estimate, answer_table, bootstrap, difference
 from xlvlms_tutorial.models.pictures import remember_pictures
 from xlvlms_tutorial.models.vlm import VLM

@@ -19,7 +19,6 @@ from xlvlms_tutorial.activations import Activations
 from xlvlms_tutorial.data import Sample
 from xlvlms_tutorial.interventions import Resumable, add
 from xlvlms_tutorial.methods.steering import (
-    Replay,
     SteeringVectors,
     logit_bias,
     mean_difference,
@@ -27,6 +26,7 @@ from xlvlms_tutorial.methods.steering import (
     random_control,
     shuffled_control,
 )
+from xlvlms_tutorial.methods.steering.sweep import Replay
 from xlvlms_tutorial.metrics import Estimate, answer_kl, proportion
 from xlvlms_tutorial.models.anatomy import logit_rules
 from xlvlms_tutorial.models.vlm import VLM
