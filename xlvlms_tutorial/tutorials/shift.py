@@ -46,6 +46,7 @@ from xlvlms_tutorial.metrics import (
 from xlvlms_tutorial.models.vlm import VLM
 from xlvlms_tutorial.samples import PROMPTS
 from xlvlms_tutorial.tutorials.experiments import Experiment
+from xlvlms_tutorial.tutorials.experiments import describe as describe
 
 _AT_LEAST = 8  # where a model would say the token of fewer samples, all stay
 _SHORT = 20  # tokens of captions in which one word is pushed
@@ -144,34 +145,6 @@ def forms_of(sample: Sample, factor: str) -> list[str]:
     """
     value = sample.truth.get(factor)
     return [] if value is None else forms(str(value))
-
-
-def describe(vlm: VLM, samples: Sequence[Sample], max_new_tokens: int = 32) -> list[str]:
-    """Let a model describe pictures.
-
-    Parameters
-    ----------
-    vlm : VLM
-        The model.
-    samples : sequence of Sample
-        The pictures.
-    max_new_tokens : int, default 32
-        How many tokens it may write.
-
-    Returns
-    -------
-    list of str
-        A caption for each picture.
-
-    Examples
-    --------
-    >>> from xlvlms_tutorial.tutorials import shift
-    >>> len(shift.describe(vlm, samples[:2], 2))
-    2
-    """
-    images = [sample.image for sample in samples]
-    prompts = [PROMPTS["image"]] * len(samples)
-    return vlm.generate(images, prompts, max_new_tokens=max_new_tokens)
 
 
 def read(

@@ -33,7 +33,12 @@ from xlvlms_tutorial.metrics import (
     difference,
 )
 from xlvlms_tutorial.models import VLM, anatomy
-from xlvlms_tutorial.tutorials.experiments import Experiment, band_table
+from xlvlms_tutorial.tutorials.experiments import (
+    Experiment,
+    answer_of,
+    band_table,
+    question_of,
+)
 from xlvlms_tutorial.validation import require
 from xlvlms_tutorial.view import plots, tradeoff
 
@@ -123,50 +128,6 @@ def one_question_each(samples: Sequence[Sample], per_sample: int = 2) -> list[Sa
         for k, question in enumerate(sample.questions[:per_sample]):
             copies.append(replace(sample, id=f"{sample.id}/{k}", questions=(question,)))
     return copies
-
-
-def question_of(sample: Sample) -> str:
-    """Return the text of a sample's first question, which is what the model is asked.
-
-    Parameters
-    ----------
-    sample : Sample
-        A sample with a question.
-
-    Returns
-    -------
-    str
-        The question.
-
-    Examples
-    --------
-    >>> from xlvlms_tutorial.tutorials import skipping
-    >>> skipping.question_of(skipping.draw_samples("scenes", 1)[0])[-1]
-    '?'
-    """
-    return sample.questions[0].text
-
-
-def answer_of(sample: Sample) -> str:
-    """Return the right answer to a sample's first question.
-
-    Parameters
-    ----------
-    sample : Sample
-        A sample with a question.
-
-    Returns
-    -------
-    str
-        The answer.
-
-    Examples
-    --------
-    >>> from xlvlms_tutorial.tutorials import skipping
-    >>> skipping.answer_of(skipping.draw_samples("scenes", 1)[0]) in ("yes", "no")
-    True
-    """
-    return sample.questions[0].answer
 
 
 def choose_blocks(

@@ -21,6 +21,7 @@ from xlvlms_tutorial.evaluation import Generator
 from xlvlms_tutorial.methods.pruning import Calibration, Masks, calibrate, wanda
 from xlvlms_tutorial.models import VLM
 from xlvlms_tutorial.samples import PROMPTS
+from xlvlms_tutorial.tutorials.experiments import answer_of, question_of
 from xlvlms_tutorial.validation import require
 
 # Linear maps that read what a block has computed, by the last part of their name; all others read
@@ -100,9 +101,8 @@ def calibrate_questions(vlm: VLM, samples: Sequence[Sample], kind: str, n: int) 
         if questions and len(examples) < n:
             examples.append(replace(sample, questions=(questions[0],)))
     require(examples, f"no question of type {kind!r}", "choose a type that is asked")
-    answers = [sample.questions[0].answer for sample in examples]
     return calibrate(
-        vlm, examples, span=("question", "answer"), prompt=_first_question, answers=answers
+        vlm, examples, span=("question", "answer"), prompt=question_of, answers=answer_of
     )
 
 
@@ -467,10 +467,6 @@ def shares_of(counts: Mapping[str, Mapping[str, int]], whole: str) -> pd.Series:
     """
     totals = pd.DataFrame(counts).sum()
     return totals / totals[whole]
-
-
-def _first_question(sample: Sample) -> str:
-    return sample.questions[0].text
 
 
 def _independent(

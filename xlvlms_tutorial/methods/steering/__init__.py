@@ -15,7 +15,7 @@ from xlvlms_tutorial.methods.steering.concept_vectors import (
 )
 from xlvlms_tutorial.methods.steering.logit_bias import first_pieces, logit_bias, mean_logits_bias
 from xlvlms_tutorial.methods.steering.selection import best_setting, separability
-from xlvlms_tutorial.methods.steering.sweep import sweep
+from xlvlms_tutorial.methods.steering.sweep import Recorded, Run, sweep
 from xlvlms_tutorial.methods.steering.vectors import (
     SteeringVectors,
     load_vectors,
@@ -26,6 +26,8 @@ from xlvlms_tutorial.methods.steering.vectors import (
 
 __all__ = [
     "ConceptVectors",
+    "Recorded",
+    "Run",
     "SteeringVectors",
     "best_setting",
     "concept_vectors",
