@@ -18,7 +18,7 @@ import pandas as pd
 import torch
 from jaxtyping import Float, Int
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from xlvlms_tutorial.data import PROMPTS, Sample, load_samples
 from xlvlms_tutorial.interventions import add
@@ -39,7 +39,8 @@ from xlvlms_tutorial.models.vlm import VLM
 from xlvlms_tutorial.samples import Question
 from xlvlms_tutorial.text import normalise
 from xlvlms_tutorial.tutorials.experiments import substitute
-from xlvlms_tutorial.validation import require
+from xlvlms_tutorial.tutorials.steering_answers import description
+from xlvlms_tutorial.validation import require, require_one_of
 
 SPLITS = ("train", "validation", "test")
 UNSURE = "I am not sure"
@@ -199,7 +200,9 @@ def _item(sample: Sample, question: Question, group: str) -> Item:
 
 
 def _caption_words(sample: Sample) -> set[str]:
-    return set(" ".join(sample.captions).lower().replace(".", " ").replace(",", " ").split())
+    """The words of captions, or of the right answers where there are none."""
+    texts = sample.captions or [question.answer for question in sample.questions]
+    return set(" ".join(texts).lower().replace(".", " ").replace(",", " ").split())
 
 
 def _form_of_word(samples: Sequence[Sample]) -> dict[str, str]:
@@ -466,6 +469,7 @@ class Primed:
         self.items = list(items)
         self.layers = list(layers)
         self._parts = []
+        self._shifts: dict[str, dict[int, Tensor]] = {}
         states = {layer: [] for layer in self.layers}
         logits = []
         for start in range(0, len(self.items), batch_size):
@@ -484,7 +488,7 @@ class Primed:
         Parameters
         ----------
         layer : int
-            The layer that is read.
+            One of the layers that are read.
         read : {"last", "mean"}, default "last"
             Whether the completion's last token is read, or the mean over all.
 
@@ -493,24 +497,26 @@ class Primed:
         tensor (n, d)
             Zero where an item wants what it would leave.
         """
-        sides = []
-        for name in ("target", "opposite"):
-            texts = [getattr(item, name) for item in self.items]
-            sides.append(self._completed(texts, layer, read))
-        return sides[0] - sides[1]
+        require_one_of(layer, self.layers, "layer")
+        if read not in self._shifts:
+            wanted = self._completed([item.target for item in self.items], read)
+            unwanted = self._completed([item.opposite for item in self.items], read)
+            self._shifts[read] = {layer: wanted[layer] - unwanted[layer] for layer in wanted}
+        return self._shifts[read][layer]
 
-    def _completed(self, texts: Sequence[str], layer: int, read: str) -> Float[Tensor, "n d"]:
-        rows = []
+    def _completed(self, texts: Sequence[str], read: str) -> dict[int, Float[Tensor, "n d"]]:
+        """The states of each layer at the completions, all from one pass."""
+        rows: dict[int, list[Tensor]] = {layer: [] for layer in self.layers}
         for start, part in self._numbered():
             output = part.run(texts[start : start + len(part.items)])
-            states = output.states[layer][:, 1:].float().cpu()
             mask = output.mask[:, 1:].cpu()
+            weights = mask.float() / mask.sum(dim=1, keepdim=True)
             if read == "last":
-                rows.append(states[torch.arange(len(states)), mask.sum(dim=1) - 1])
-            else:
-                weights = mask.float() / mask.sum(dim=1, keepdim=True)
-                rows.append((states * weights[..., None]).sum(dim=1))
-        return torch.cat(rows)
+                weights = nn.functional.one_hot(mask.sum(dim=1) - 1, mask.shape[1]).float()
+            for layer, of_layer in rows.items():
+                states = output.states[layer][:, 1:].float().cpu()
+                of_layer.append((states * weights[..., None]).sum(dim=1))
+        return {layer: torch.cat(of_layer) for layer, of_layer in rows.items()}
 
     def answers(
         self,
@@ -1004,7 +1010,7 @@ def neutral_prompts(n: int = 8, seed: int = 0, dataset: str = "scenes") -> list[
     """
     items = []
     for sample in load_samples(dataset, n, "test", seed + 1):
-        caption = sample.captions[0]
+        caption = description(sample)
         question = Question("caption", PROMPTS["image"], caption)
         items.append(Item(replace(sample, questions=(question,)), "caption", caption, caption))
     return items
