@@ -16,7 +16,7 @@ from benchmarks.harness import Goal, Report, Way, always, median, ratio, timed, 
 from benchmarks.subjects import Subject, subjects
 from xlvlms_tutorial.activations.hooks import reading
 from xlvlms_tutorial.interventions.edits import add, fold
-from xlvlms_tutorial.methods.steering import SteeringVectors
+from xlvlms_tutorial.methods.steering import LearnedSteering, SteeringVectors
 from xlvlms_tutorial.methods.steering.sweep import Run, fast_layers, first_ids
 from xlvlms_tutorial.models import anatomy
 from xlvlms_tutorial.models.spans import Batch
@@ -41,6 +41,7 @@ def measure(report: Report) -> None:
     for subject in subjects(report):
         about(report, subject, size, tokens)
         sweeps(report, subject, size)
+        learned(report, subject, size, tokens)
 
 
 def about(report: Report, subject: Subject, size: int, tokens: int) -> None:
@@ -110,6 +111,31 @@ def sweeps(report: Report, subject: Subject, size: int) -> None:
         f"{len(fast)} layers, over whole forwards"
     )
     report.tell(description, ratio(seconds, "fast", "whole"))
+
+
+def learned(report: Report, subject: Subject, size: int, tokens: int) -> None:
+    """A learned function of the state: its fit, and generations that it steers."""
+    vlm, batch, layer = subject.vlm, subject.batch(size), subject.layer(0.5)
+    generator = torch.Generator().manual_seed(0)
+    states = torch.randn(report.options.pick(160, 20), vlm.width, generator=generator)
+    shifts = 0.01 * torch.randn(states.shape, generator=generator)
+    steering = LearnedSteering(min(64, vlm.width))
+    fit = {"fit": always(lambda: steering.fit(states, shifts, vlm.name))}
+    seconds = timed(fit, report.options.rounds(SWEEP_ROUNDS), subject.device, label="fits")
+    report.promise(
+        f"seconds to fit a learned function on {len(states)} states",
+        median(seconds["fit"]),
+        Goal("<=", 10.0),
+    )
+    generate = lambda: vlm.generate_ids(batch, tokens, min_new_tokens=tokens)
+    ways = {"plain": within(nullcontext, generate)}
+    ways["learned"] = within(lambda: steering.apply(vlm, layer), generate)
+    seconds = timed(ways, report.options.rounds(ROUNDS), subject.device, label="generations")
+    report.promise(
+        "generation steered by a learned function, over plain",
+        ratio(seconds, "learned", "plain"),
+        Goal("<=", 1.05),
+    )
 
 
 def mean_differences(vlm: VLM, batch: Batch, layers: list[int]) -> dict[int, Tensor]:

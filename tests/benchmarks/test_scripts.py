@@ -126,6 +126,12 @@ def test_sweeps_are_measured(subject, report):
     assert not any(block._forward_hooks for block in subject.vlm.blocks)
 
 
+def test_a_learned_function_is_measured(subject, report):
+    steering.learned(report, subject, 2, 3)
+    assert len(names(report)) == 2
+    assert not any(block._forward_hooks for block in subject.vlm.blocks)
+
+
 def test_vectors_of_several_layers_are_those_of_one_at_a_time(subject):
     vlm, batch = subject.vlm, subject.batch(4)
     together = steering.mean_differences(vlm, batch, [1, 2, 4])

@@ -13,8 +13,27 @@ from xlvlms_tutorial.methods.steering.concept_vectors import (
     concept_vectors,
     steer_by_concept,
 )
-from xlvlms_tutorial.methods.steering.logit_bias import first_pieces, logit_bias, mean_logits_bias
+from xlvlms_tutorial.methods.steering.learned import (
+    LearnedSteering,
+    ProbeSteering,
+    load_steering,
+    steer_by,
+)
+from xlvlms_tutorial.methods.steering.logit_bias import (
+    balanced_threshold,
+    first_pieces,
+    logit_bias,
+    mean_logits_bias,
+)
 from xlvlms_tutorial.methods.steering.selection import best_setting, separability
+from xlvlms_tutorial.methods.steering.shifts import (
+    by_class,
+    contrast_shifts,
+    mean_shift,
+    mean_shifts_by_class,
+    random_shifts,
+    remaining,
+)
 from xlvlms_tutorial.methods.steering.sweep import Recorded, Run, sweep
 from xlvlms_tutorial.methods.steering.vectors import (
     SteeringVectors,
@@ -26,19 +45,30 @@ from xlvlms_tutorial.methods.steering.vectors import (
 
 __all__ = [
     "ConceptVectors",
+    "LearnedSteering",
+    "ProbeSteering",
     "Recorded",
     "Run",
     "SteeringVectors",
+    "balanced_threshold",
     "best_setting",
+    "by_class",
     "concept_vectors",
+    "contrast_shifts",
     "first_pieces",
+    "load_steering",
     "load_vectors",
     "logit_bias",
     "mean_difference",
     "mean_logits_bias",
+    "mean_shift",
+    "mean_shifts_by_class",
     "random_control",
+    "random_shifts",
+    "remaining",
     "separability",
     "shuffled_control",
+    "steer_by",
     "steer_by_concept",
     "sweep",
 ]

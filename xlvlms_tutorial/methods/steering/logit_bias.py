@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from itertools import combinations
 from math import isfinite
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -16,7 +17,7 @@ from xlvlms_tutorial.methods.steering.vectors import require_like
 from xlvlms_tutorial.models import anatomy
 from xlvlms_tutorial.models.spans import decode
 from xlvlms_tutorial.models.vlm import VLM
-from xlvlms_tutorial.validation import require, require_equal
+from xlvlms_tutorial.validation import require, require_equal, require_same_length
 
 _ROWS = 64  # activations whose logits exist at a time, to bound memory
 
@@ -164,6 +165,50 @@ def mean_logits_bias(vlm: VLM, source: Activations, target: Activations) -> Floa
     source_logits = _mean_logits(vlm, source[vlm.n_layers, WHOLE_BLOCK])
     target_logits = _mean_logits(vlm, target[vlm.n_layers, WHOLE_BLOCK])
     return (target_logits - source_logits).float()
+
+
+def balanced_threshold(gaps: Float[Tensor, "n"], labels: Sequence[bool]) -> float:
+    """Choose the threshold of a yes/no logit gap that gives the most right answers.
+
+    Use it as the cheapest rival of steering yes/no answers: it moves the read-out alone. Say yes
+    where the gap of the logits, yes minus no, is above it.
+
+    Parameters
+    ----------
+    gaps : tensor (n,)
+        The logit of yes minus that of no.
+    labels : sequence of bool
+        Whether yes is right.
+
+    Returns
+    -------
+    float
+        The threshold; in the middle between two gaps, the first of equals.
+
+    Raises
+    ------
+    InputError
+        If lengths differ, there are none, or a gap is NaN or infinite.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from xlvlms_tutorial.methods.steering import balanced_threshold
+    >>> balanced_threshold(torch.tensor([1.0, 2.0, 4.0, 5.0]), [False, False, True, True])
+    3.0
+    """
+    require_same_length(gaps=gaps, labels=labels)
+    values = np.asarray(gaps, dtype=float)
+    require(
+        len(values) and np.isfinite(values).all(),
+        f"{len(values)} gaps, or one that is not finite",
+        "give finite numbers",
+    )
+    ordered = np.unique(values)
+    middles = (ordered[1:] + ordered[:-1]) / 2
+    tried = np.concatenate([[ordered[0] - 1], middles, [ordered[-1] + 1]])
+    right = (values[:, None] > tried) == np.asarray(labels, dtype=bool)[:, None]
+    return float(tried[right.mean(axis=0).argmax()])
 
 
 def _forms(word: str) -> list[str]:
