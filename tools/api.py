@@ -32,6 +32,7 @@ SUBJECTS = {
     "methods.logit_lens": "Methods: the logit lens",
     "methods.concepts": "Methods: concepts",
     "methods.steering": "Methods: steering",
+    "methods.decoding": "Methods: contrastive decoding",
     "methods.shift": "Methods: fine-tuning shift",
     "methods.merging": "Methods: merging",
     "methods.skipping": "Methods: skipping",

@@ -29,6 +29,7 @@ LONG = (
     "steering-answers",
     "steering-limits",
     "steering-style",
+    "hallucination",
     "pruning",
     "shift",
     "skip-training",

@@ -115,7 +115,7 @@ class Report:
             Columns metric, value, low, high, n. "caption/<factor>" is the share of captions that
             name the factor, with Wilson's interval; "caption/all" the share that name every factor
             of their scene; "qa/<type>" an accuracy, resampled by scene; "presence/<stratum>/<name>"
-            a number of :meth:`presence`, of which precision, recall and f1 have no interval.
+            a number of :meth:`presence`.
         """
         rows = [*self._caption_rows(), *self._answer_rows(), *self._presence_rows()]
         return pd.DataFrame(rows, columns=["metric", "value", "low", "high", "n"])

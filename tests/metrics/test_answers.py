@@ -64,7 +64,22 @@ def test_exact_match(prediction, answer, same):
 
 @pytest.mark.parametrize(
     ("prediction", "read"),
-    [("Yes.", "yes"), ("NO, it is not", "no"), ("There is", None), ("", None), ("yesterday", None)],
+    [
+        ("Yes.", "yes"),
+        ("NO, it is not", "no"),
+        ("no", "no"),
+        ("There is", None),
+        ("", None),
+        ("yesterday", None),
+        # letters that a search for "no" would take
+        ("snow", None),
+        ("Not that I can see", None),
+        ("now", None),
+        ("I know it is", None),
+        ("None", None),
+        ("It is not there, no", None),
+        ("Yes, now there is snow", "yes"),
+    ],
 )
 def test_yes_or_no(prediction, read):
     assert yes_or_no(prediction) == read

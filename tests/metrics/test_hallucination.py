@@ -50,6 +50,34 @@ def test_pope_agrees_with_scikit_learn_in_every_stratum():
         assert row["n"] == len(yes)
 
 
+def test_precision_recall_and_f1_have_the_intervals_of_resampled_scenes():
+    rng = np.random.default_rng(1)
+    answers = rng.choice(["yes", "no"], 60).tolist()
+    predictions = rng.choice(["yes", "no"], 60).tolist()
+    scenes = np.repeat(np.arange(20), 3)
+    row = pope(presence(answers, predictions), scenes, seed=3).loc["overall"]
+    truth, said = np.array(answers) == "yes", np.array(predictions) == "yes"
+    scores = {"precision": precision_score, "recall": recall_score, "f1": f1_score}
+    for name, score in scores.items():
+        expected = bootstrap(
+            np.stack([truth, said], axis=1).astype(float),
+            scenes,
+            lambda rows, score=score: score(rows[:, 0], rows[:, 1]),
+            n_resamples=400,
+        )
+        assert row[name] == pytest.approx(expected.value)
+        assert row[f"{name}_low"] == pytest.approx(expected.low, abs=0.04)
+        assert row[f"{name}_high"] == pytest.approx(expected.high, abs=0.04)
+
+
+def test_intervals_of_independent_answers_are_wilsons():
+    row = pope(presence(["yes"] * 6 + ["no"] * 4, ["yes"] * 8 + ["no"] * 2)).loc["overall"]
+    precision = proportion([True] * 6 + [False] * 2)
+    assert (row["precision_low"], row["precision_high"]) == (precision.low, precision.high)
+    recall = proportion([True] * 6)
+    assert (row["recall_low"], row["recall_high"]) == (recall.low, 1.0)
+
+
 def test_an_unclear_answer_is_neither_right_nor_a_yes():
     row = pope(
         presence(["no", "yes", "yes", "no"], ["A frog on the grass.", "It is there.", "yes", "no"])
@@ -59,7 +87,7 @@ def test_an_unclear_answer_is_neither_right_nor_a_yes():
 
 def test_undefined_precision_is_nan_and_not_zero():
     row = pope(presence(["yes", "no"], ["no", "no"])).loc["overall"]
-    assert np.isnan(row["precision"])
+    assert np.isnan(row[["precision", "precision_low", "precision_high"]].astype(float)).all()
     assert row["recall"] == row["f1"] == 0
 
 

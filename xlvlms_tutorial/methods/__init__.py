@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from xlvlms_tutorial.methods import (
         alignment,
         concepts,
+        decoding,
         logit_lens,
         pruning,
         shift,
@@ -15,6 +16,15 @@ if TYPE_CHECKING:
         steering,
     )
 
-__all__ = ["alignment", "concepts", "logit_lens", "pruning", "shift", "skipping", "steering"]
+__all__ = [
+    "alignment",
+    "concepts",
+    "decoding",
+    "logit_lens",
+    "pruning",
+    "shift",
+    "skipping",
+    "steering",
+]
 
 __getattr__, __dir__ = lazy_attributes(__name__)

@@ -41,7 +41,8 @@ def pope(table: pd.DataFrame, groups: ArrayLike | None = None, seed: int = 0) ->
     yes nor no is not a yes and is never correct, unlike in the authors' script, which reads every
     answer without "no" or "not" as yes. Correct answers count in any case ("Yes", "yes."). From
     "Evaluating Object Hallucination in Large Vision-Language Models" (Li et al. 2023, arXiv
-    2305.10355).
+    2305.10355). Precision, recall and F1 are those of the answer yes. Some code takes the F1 of
+    "the prediction matches" instead, which is 2a / (1 + a) of the accuracy a and says nothing more.
 
     Parameters
     ----------
@@ -57,8 +58,8 @@ def pope(table: pd.DataFrame, groups: ArrayLike | None = None, seed: int = 0) ->
     Returns
     -------
     pandas.DataFrame
-        Rows by stratum, the last "overall". Columns accuracy and yes_ratio, each with _low and
-        _high; precision, recall and f1 of "yes" (NaN where undefined); unclear, the share of
+        Rows by stratum, the last "overall". Columns accuracy and yes_ratio, and precision, recall
+        and f1 of "yes" (NaN where undefined), each with _low and _high; unclear, the share of
         answers that are neither yes nor no; n.
 
     Raises
@@ -109,13 +110,14 @@ def _scores(rows: pd.DataFrame, labels: pd.Series, seed: int) -> dict[str, float
     answers = rows["prediction"].map(yes_or_no)
     yes = (answers == "yes").to_numpy()
     present = (rows["answer"] == "yes").to_numpy()
-    n_hits = int((yes & present).sum())
-    n_yes = int(yes.sum())
-    n_present = int(present.sum())
+    hits = yes & present
+    labels = labels.to_numpy()
+    # 2 hits / (said yes + is yes): the share of hits among both, a row in both counting twice
+    twice = yes.astype(int) + present.astype(int)
     scores = _with_interval("accuracy", rows["correct"].to_numpy(), labels, seed)
-    scores["precision"] = _ratio(n_hits, n_yes)
-    scores["recall"] = _ratio(n_hits, n_present)
-    scores["f1"] = _ratio(2 * n_hits, n_yes + n_present)
+    scores |= _with_interval("precision", hits[yes], labels[yes], seed)
+    scores |= _with_interval("recall", hits[present], labels[present], seed)
+    scores |= _with_interval("f1", hits.repeat(twice), labels.repeat(twice), seed)
     scores |= _with_interval("yes_ratio", yes, labels, seed)
     scores["unclear"] = float(answers.isna().mean())
     scores["n"] = len(rows)
@@ -123,9 +125,11 @@ def _scores(rows: pd.DataFrame, labels: pd.Series, seed: int) -> dict[str, float
 
 
 def _with_interval(
-    name: str, successes: np.ndarray, labels: pd.Series, seed: int
+    name: str, successes: np.ndarray, labels: np.ndarray, seed: int
 ) -> dict[str, float]:
-    """Return a share and the ends of its interval, under names."""
+    """Return a share and the ends of its interval, under names; NaN where nothing is counted."""
+    if not len(successes):
+        return dict.fromkeys((name, f"{name}_low", f"{name}_high"), np.nan)
     share = proportion(successes, labels, seed=seed)
     return {name: share.value, f"{name}_low": share.low, f"{name}_high": share.high}
 
@@ -256,7 +260,3 @@ def _chair_i(counts: np.ndarray, seed: int) -> dict[str, float]:
         mentions += [True] * absent + [False] * (total - absent)
     caption_of_each = np.repeat(np.arange(len(counts)), counts[:, 1])
     return proportion(mentions, caption_of_each, seed=seed).asdict()
-
-
-def _ratio(part: int, total: int) -> float:
-    return float(part / total) if total else np.nan

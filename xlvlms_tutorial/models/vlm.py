@@ -5,7 +5,7 @@ Prompts, batches, spans, forward, generation, unembedding.
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 
@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
+from transformers import LogitsProcessor
 from transformers.utils import ModelOutput
 
 from xlvlms_tutorial.errors import DeviceMemoryError, InputError, ModalityError
@@ -557,6 +558,7 @@ class VLM:
         progress: bool = False,
         videos: Sequence[object] | None = None,
         audio: Sequence[object] | None = None,
+        decoding: Callable[..., LogitsProcessor] | None = None,
     ) -> list[str]:
         """Return greedy answers to texts about pictures (videos, sounds), one for each text.
 
@@ -582,6 +584,10 @@ class VLM:
             A clip for each text: a list of frames.
         audio : sequence, optional
             A sound for each text: a 1-d array of samples.
+        decoding : callable, optional
+            What changes the logits of each step, such as ``methods.decoding.VCD()``. For each batch
+            it is called with this model, the batch, its texts, and ``images``, ``videos`` and
+            ``audio``; it returns a processor of transformers. By default nothing changes them.
 
         Returns
         -------
@@ -604,21 +610,25 @@ class VLM:
         parts = list(by_picture(pictures, batch_size))
         answers = [""] * len(texts)
         for rows in tqdm(parts, "generate", unit="batch", leave=False, disable=not progress):
-            batch = self.batch(
-                taken(images, rows),
-                taken(texts, rows),
-                videos=taken(videos, rows),
-                audio=taken(audio, rows),
-                names=rows,
+            part = taken(texts, rows)
+            media = {"images": images, "videos": videos, "audio": audio}
+            media = {name: taken(values, rows) for name, values in media.items()}
+            batch = self.batch(texts=part, names=rows, **media)
+            processors = [] if decoding is None else [decoding(self, batch, part, **media)]
+            ids = self._generate_shared(
+                batch, taken(pictures, rows), max_new_tokens, logits_processor=processors
             )
-            ids = self._generate_shared(batch, taken(pictures, rows), max_new_tokens)
             decoded = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
             for row, text in zip(rows, decoded, strict=True):
                 answers[row] = text.strip()
         return answers
 
     def _generate_shared(
-        self, batch: Batch, pictures: Sequence[object], max_new_tokens: int
+        self,
+        batch: Batch,
+        pictures: Sequence[object],
+        max_new_tokens: int,
+        **options: object,
     ) -> Int[Tensor, "b new"]:
         """Return the ids that :meth:`generate_ids` gives, computed once for equal pictures.
 
@@ -631,14 +641,14 @@ class VLM:
         alone = len(row_of) == len(pictures) or any(picture is None for picture in pictures)
         start = None if alone else common_beginning(batch)
         if start is None or not len(start):
-            return self.generate_ids(batch, max_new_tokens)
+            return self.generate_ids(batch, max_new_tokens, **options)
         first = self.prepare(beginnings(batch, start, list(row_of.values())))
         cache = self.forward(first, logits=False, use_cache=True).past_key_values
         number_of = {picture: number for number, picture in enumerate(row_of)}
         numbers = [number_of[id(picture)] for picture in pictures]
         cache.batch_select_indices(torch.tensor(numbers, device=self.device))
         rest = self.prepare(continued(batch, start))
-        return self.generate_ids(rest, max_new_tokens, past_key_values=cache)
+        return self.generate_ids(rest, max_new_tokens, past_key_values=cache, **options)
 
     def spans(
         self,
