@@ -15,11 +15,10 @@ const path = require("path");
 const vm = require("vm");
 
 // the page's scripts share one scope, as they do in the worker
-const SCRIPTS = ["engine.js", "tower.js", "words.js", "scene.js"];
+const SCRIPTS = ["scene.js", "engine.js", "tower.js", "words.js"];
 const source = SCRIPTS.map((name) => fs.readFileSync(path.join(__dirname, name), "utf8")).join("\n");
 const names = "PocketLlava, shardBytes, see, Words, compose, WIDTH, SIDE";
-const scope = { console, TextEncoder, TextDecoder, WebAssembly };
-const page = vm.runInThisContext(`(() => { ${source}\n return { ${names} }; })()`, scope);
+const page = vm.runInThisContext(`(() => { ${source}\n return { ${names} }; })()`);
 
 const PIXELS = page.SIDE * page.SIDE * 4;
 const floats = (file) => new Float32Array(new Uint8Array(fs.readFileSync(file)).buffer);

@@ -8,7 +8,7 @@
  * strength * vector to a layer at all positions (interventions.add), and a block that is left out
  * is not computed (interventions.skip).
  *
- * A plain script: a page opened from disk may load no modules. Node takes it with require().
+ * A plain script: a page opened from disk may load no modules. live/check.js runs it in node.
  */
 "use strict";
 
@@ -288,8 +288,4 @@ function shardBytes(file) {
     bytes[n++] = byte;
   }
   return bytes.subarray(0, n);
-}
-
-if (typeof module !== "undefined") {
-  module.exports = { PocketLlava, shardBytes, BLOCKS, WIDTH, FLOAT, PICTURE_TOKENS, PICTURE_MARK };
 }

@@ -6,6 +6,7 @@
  */
 "use strict";
 
+const SIDE = 256; // pixels of a picture
 const GROUND = 64; // height of the strip of ground
 
 /* atlas: { width, pixels (rgba), sprites: { name: [x, y, width, height] }, tint: { time: rgb } }

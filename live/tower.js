@@ -6,7 +6,6 @@
  */
 "use strict";
 
-const SIDE = 256; // pixels of a picture
 const CELLS = 8; // a side of the pooled maps
 const TOKEN_WIDTH = 1440;
 

@@ -9,8 +9,10 @@ import numpy as np
 from PIL import Image
 
 from xlvlms_tutorial.pocket import world
+from xlvlms_tutorial.pocket.language import captions, questions
 from xlvlms_tutorial.pocket.world import ACTIONS, ANIMALS, COLOURED, PEOPLE, PLACES, PLAIN, TIMES
 from xlvlms_tutorial.text import forms
+from xlvlms_tutorial.text import words as words_of
 
 WIDTH = 1024  # pixels of half the atlas; the other half says how opaque they are
 LARGE, SMALL = 128, 104  # height of people and animals
@@ -160,6 +162,18 @@ def words() -> dict[str, dict[str, list[str]]]:
     return result
 
 
+def language(n: int = 400) -> list[str]:
+    """Every word of the world's captions and answers."""
+    found = set()
+    for scene in world.scenes(n, "train", 0):
+        texts = [*captions(scene), *(question.answer for question in questions(scene))]
+        found.update(word for text in texts for word in words_of(text))
+    # the language model's own plurals and forms of the world's words
+    for values in words().values():
+        found.update(form for forms_of in values.values() for form in forms_of)
+    return sorted(found)
+
+
 def stage(n_scenes: int = 60) -> dict[str, object]:
     """Everything that the page needs to compose scenes, the atlas as a data address."""
     picture, places = atlas()
@@ -177,5 +191,6 @@ def stage(n_scenes: int = 60) -> dict[str, object]:
         "places": PLACES,
         "times": TIMES,
         "forms": words(),
+        "language": language(),
         "scenes": scenes(n_scenes),
     }
