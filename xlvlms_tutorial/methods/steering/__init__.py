@@ -14,6 +14,10 @@ from xlvlms_tutorial.methods.steering.concept_vectors import (
     steer_by_concept,
 )
 from xlvlms_tutorial.methods.steering.logit_bias import first_pieces, logit_bias, mean_logits_bias
+from xlvlms_tutorial.methods.steering.representation_tuning import (
+    RepresentationTuning,
+    load_tuning,
+)
 from xlvlms_tutorial.methods.steering.selection import best_setting, separability
 from xlvlms_tutorial.methods.steering.sweep import sweep
 from xlvlms_tutorial.methods.steering.vectors import (
@@ -26,10 +30,12 @@ from xlvlms_tutorial.methods.steering.vectors import (
 
 __all__ = [
     "ConceptVectors",
+    "RepresentationTuning",
     "SteeringVectors",
     "best_setting",
     "concept_vectors",
     "first_pieces",
+    "load_tuning",
     "load_vectors",
     "logit_bias",
     "mean_difference",
