@@ -194,7 +194,8 @@ def loss_of(
     first = int(mask.any(dim=0).int().argmax())
     options = {}
     if "logits_to_keep" in vlm.accepts:
-        options["logits_to_keep"] = ids.shape[1] - first + 1
+        # as numbers: for a count, a view is cut, and a CPU then copies the unembedding for each row
+        options["logits_to_keep"] = torch.arange(first - 1 - ids.shape[1], 0)
     with vlm.run(batch):
         logits = vlm.model(**batch, **options).logits
     length = logits.shape[1] - 1

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         steering_limits,
         steering_style,
         subnetworks,
+        tuning_ladder,
         upstream,
         vocabulary,
     )
@@ -73,6 +74,7 @@ __all__ = [
     "subnetworks",
     "substitute",
     "try_exercise",
+    "tuning_ladder",
     "upstream",
     "vocabulary",
 ]
