@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         steering_limits,
         steering_style,
         subnetworks,
+        tuning_ladder,
         upstream,
         vocabulary,
     )
@@ -83,6 +84,7 @@ __all__ = [
     "subnetworks",
     "substitute",
     "try_exercise",
+    "tuning_ladder",
     "upstream",
     "vocabulary",
 ]

@@ -25,6 +25,10 @@ from xlvlms_tutorial.methods.steering.logit_bias import (
     logit_bias,
     mean_logits_bias,
 )
+from xlvlms_tutorial.methods.steering.representation_tuning import (
+    RepresentationTuning,
+    load_tuning,
+)
 from xlvlms_tutorial.methods.steering.selection import best_setting, separability
 from xlvlms_tutorial.methods.steering.shifts import (
     by_class,
@@ -49,6 +53,7 @@ __all__ = [
     "ProbeSteering",
     "Recorded",
     "Run",
+    "RepresentationTuning",
     "SteeringVectors",
     "balanced_threshold",
     "best_setting",
@@ -57,6 +62,7 @@ __all__ = [
     "contrast_shifts",
     "first_pieces",
     "load_steering",
+    "load_tuning",
     "load_vectors",
     "logit_bias",
     "mean_difference",
