@@ -38,7 +38,7 @@ def remember_pictures(vlm: VLM, max_pictures: int = 1000) -> None:
     >>> model = load("pocket-llava")
     >>> remember_pictures(model)
     >>> model.generate([samples[0].image], ["Is there a frog?"], 2)
-    ['yes']
+    ['no']
     """
     tower = anatomy.tower(vlm.model)
     if tower is None:
