@@ -29,6 +29,7 @@ LONG = (
     "steering-answers",
     "steering-limits",
     "steering-style",
+    "learned-steering",
     "pruning",
     "shift",
     "skip-training",
