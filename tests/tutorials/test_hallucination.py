@@ -11,7 +11,7 @@ from xlvlms_tutorial.activations.capture import capture
 from xlvlms_tutorial.methods.decoding import VCD, contrast, distorted
 from xlvlms_tutorial.metrics import chair
 from xlvlms_tutorial.samples import Question, Sample
-from xlvlms_tutorial.tutorials import hallucination
+from xlvlms_tutorial.tutorials import Experiment, hallucination
 
 
 def questions(answers):
@@ -183,3 +183,56 @@ def test_the_table_of_chair_has_a_row_for_each_set_of_captions():
     assert table["CHAIR_i"].to_dict() == {"a": 0.5, "b": 0.0}
     assert table["CHAIR_s"].to_dict() == {"a": 0.5, "b": 0.0}
     assert hallucination.chair_table([Sample("u", scene.source)], {"a": ["a frog"]}).empty
+
+
+def test_shares_are_disjoint_and_a_third_at_most(samples):
+    parts = hallucination.split(samples(9), 2, 50)
+    scenes = [list(dict.fromkeys(part.scenes)) for part in parts]
+    assert scenes == [["s0", "s1"], ["s2", "s3", "s4", "s5"], ["s6", "s7", "s8"]]
+
+
+def test_items_want_the_truth():
+    items = hallucination.items(made(["yes", "no"]))
+    assert [(item.target, item.opposite) for item in items] == [("yes", "no"), ("no", "yes")]
+    assert items[0].prompt == "Is there a bee?"
+
+
+def test_a_curve_is_at_no_distance_from_itself():
+    truth = ["yes", "no", "yes", "no", "no"]
+    curve = hallucination.threshold_curve(made(truth), np.array([3.0, 2.0, 1.0, 0.0, -1.0]))
+    assert hallucination.off_curve(curve, curve) == 0
+    better = curve.assign(precision=curve["precision"] + 0.2)
+    assert hallucination.off_curve(curve, better) == pytest.approx(0.2)
+
+
+def test_a_dial_shows_wrong_answers_and_the_share_of_yes():
+    vlm = tiny_llava()
+    yes, no = vlm.tokenizer.convert_tokens_to_ids(["yes", "no"])
+    logits = torch.full((2, len(vlm.tokenizer)), -50.0)
+    logits[:, yes], logits[:, no] = 0.0, 1.0
+    disturbed = logits.clone()
+    disturbed[:, no] = 3.0
+    asked = made(["yes", "no"])
+    shown = hallucination.at_strengths(asked, [1], logits, {"VCD": disturbed}, vlm, (0, 1), 0.1)
+    assert shown == {
+        ("VCD", "0 (yes to 0%)"): ["no"],
+        ("VCD", "1 (yes to 100%)"): ["yes (wrong: it is not there)"],
+    }
+
+
+def test_each_decoding_is_recorded_against_its_own_threshold():
+    truth = ["yes", "no"] * 6
+    ways = ["VCD", "ICD", "L2S", "greedy", "prompt"]
+    answers = dict.fromkeys([*ways, *(f"threshold as {way}" for way in ways[:3])], truth)
+    answers["threshold as ICD"] = ["yes", "yes"] * 6
+    experiment = Experiment("hallucination", "fake", "made")
+    hallucination.record_gains(experiment, made(truth), answers)
+    values = {(r["id"], r["variant"]): r["value"] for r in experiment.records}
+    assert len(values) == 9
+    against = "threshold with the same yes-rate"
+    assert values["HALL-1", f"ICD, against {against}"] == pytest.approx(1 / 3)
+    assert values["HALL-1", f"VCD, against {against}"] == 0
+    assert ("LEARN-2", "L2S, against prompt") in values
+    same = {way: ["a frog"] * 3 for way in ("greedy", "VCD", "ICD")}
+    scenes = [Sample(str(k), Image.new("RGB", (8, 8)), truth={"subject": "frog"}) for k in range(3)]
+    assert hallucination.record_captions(experiment, scenes, same) == []

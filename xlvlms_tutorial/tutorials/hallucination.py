@@ -22,7 +22,12 @@ from xlvlms_tutorial.models.vlm import VLM
 from xlvlms_tutorial.models.watching import on_input
 from xlvlms_tutorial.samples import Question
 from xlvlms_tutorial.text import normalise
+from xlvlms_tutorial.tutorials.experiments import Experiment
+from xlvlms_tutorial.tutorials.learned_steering import Item
 from xlvlms_tutorial.tutorials.outside import objects_of
+
+# of VCD, ICD, mean steering, the prompt and L2S in the figure
+COLOURS = ("#17809a", "#9a5d10", "#6b4fa0", "#b03060", "#3b7d3b")
 
 
 @dataclass(frozen=True)
@@ -93,6 +98,61 @@ def quiz(samples: Iterable[Sample]) -> Quiz:
             images.append(image)
             questions.append(question)
     return Quiz(scenes, images, questions)
+
+
+def split(samples: Sequence[Sample], n_validation: int, n_learning: int) -> tuple[Quiz, Quiz, Quiz]:
+    """Share samples out, and collect the presence questions of each share.
+
+    Parameters
+    ----------
+    samples : sequence of Sample
+        The samples.
+    n_validation, n_learning : int
+        How many are for the choice of settings, and how many to learn from; a third at most each.
+
+    Returns
+    -------
+    tuple of Quiz
+        For validation (the first samples), test, and learning (the last).
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.tutorials.hallucination import split
+    >>> [len(set(part.scenes)) for part in split(samples, 1, 1)]
+    [1, 2, 1]
+    """
+    third = len(samples) // 3
+    start = min(n_validation, third)
+    end = len(samples) - min(n_learning, third)
+    return quiz(samples[:start]), quiz(samples[start:end]), quiz(samples[end:])
+
+
+def items(asked: Quiz) -> list[Item]:
+    """Return the questions as learned steering takes them, one item each.
+
+    Parameters
+    ----------
+    asked : Quiz
+        The questions.
+
+    Returns
+    -------
+    list of Item
+        In their order; what is wanted is the right answer.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.tutorials.hallucination import items, quiz
+    >>> item = items(quiz(samples[:1]))[0]
+    >>> {item.target, item.opposite} == {"yes", "no"}
+    True
+    """
+    result = []
+    for row, question in enumerate(asked.questions):
+        sample = Sample(f"{asked.scenes[row]}/{row}", asked.images[row], questions=(question,))
+        target, opposite = ("yes", "no") if asked.present[row] else ("no", "yes")
+        result.append(Item(sample, target, target, opposite))
+    return result
 
 
 @dataclass(frozen=True)
@@ -166,6 +226,35 @@ def read_first(
     return Reading(
         torch.stack([logits[row] for row in order]), torch.stack([states[row] for row in order])
     )
+
+
+def read(vlm: VLM, asked: Quiz, noise: float = 0.0, prompt: str = "{}") -> Reading:
+    """Read the first words of all answers of a quiz, as :func:`read_first` does.
+
+    Parameters
+    ----------
+    vlm : VLM
+        The model.
+    asked : Quiz
+        The questions.
+    noise : float, default 0.0
+        As for :func:`~xlvlms_tutorial.methods.decoding.distorted`.
+    prompt : str, default "{}"
+        What is asked; the question stands in place of the braces.
+
+    Returns
+    -------
+    Reading
+        One row a question.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.tutorials.hallucination import quiz, read
+    >>> read(vlm, quiz(samples[:1]), prompt="{} Look carefully.").states.shape
+    torch.Size([3, 576])
+    """
+    texts = [prompt.format(text) for text in asked.texts]
+    return read_first(vlm, asked.images, texts, noise)
 
 
 def _last_logits(vlm: VLM, batch: Batch, pictures: Sequence[object]) -> Float[Tensor, "b v"]:
@@ -339,6 +428,36 @@ def score(asked: Quiz, answers: Sequence[str], seed: int = 0) -> pd.DataFrame:
     return result
 
 
+def score_all(asked: Quiz, answers: Mapping[str, Sequence[str]], seed: int = 0) -> pd.DataFrame:
+    """Score several ways to answer over all strata, as :func:`score` does, one row a way.
+
+    Parameters
+    ----------
+    asked : Quiz
+        The questions.
+    answers : mapping of str to sequence of str
+        What is said, by way.
+    seed : int, default 0
+        Of the bootstrap.
+
+    Returns
+    -------
+    pandas.DataFrame
+        The columns of :func:`score`.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.tutorials.hallucination import quiz, score_all
+    >>> asked = quiz(samples)
+    >>> score_all(asked, {"always": ["yes"] * len(asked)}).loc["always", "recall"]
+    1.0
+    """
+    rows = {}
+    for way, words in answers.items():
+        rows[way] = score(asked, words, seed).loc["overall"]
+    return pd.DataFrame(rows).T.astype(float)
+
+
 def yes_f1(rows: np.ndarray) -> float:
     """Return the F1 of yes from columns present and said yes, (n, 2); 0 where nobody says yes."""
     hits = (rows[:, 0] * rows[:, 1]).sum()
@@ -383,6 +502,70 @@ def _f1_difference(rows: np.ndarray) -> float:
 
 def _said_yes(answers: Sequence[str]) -> np.ndarray:
     return np.array([normalise(answer).partition(" ")[0] == "yes" for answer in answers])
+
+
+def record_gains(
+    experiment: Experiment, asked: Quiz, answers: Mapping[str, Sequence[str]], seed: int = 0
+) -> None:
+    """Record HALL-1 and LEARN-2 against greedy decoding, the prompt and the matched threshold.
+
+    Parameters
+    ----------
+    experiment : Experiment
+        What the records belong to.
+    asked : Quiz
+        The test questions.
+    answers : mapping of str to sequence of str
+        Answers of "VCD", "ICD", "L2S", "greedy", "prompt", and "threshold as" each of the first
+        three.
+    seed : int, default 0
+        Of the bootstrap.
+    """
+    for way, claim in {"VCD": "HALL-1", "ICD": "HALL-1", "L2S": "LEARN-2"}.items():
+        baselines = {
+            "greedy": "greedy",
+            "prompt": "prompt",
+            "threshold with the same yes-rate": f"threshold as {way}",
+        }
+        for against, name in baselines.items():
+            gain = f1_gain(asked, answers[way], answers[name], seed)
+            variant = f"{way}, against {against}"
+            experiment.record(claim, gain, against, variant, "validation")
+
+
+def record_captions(
+    experiment: Experiment,
+    samples: Sequence[Sample],
+    captions: Mapping[str, Sequence[str]],
+    seed: int = 0,
+) -> list[bool]:
+    """Record HALL-1 on captions, where a decoding changes which objects they name.
+
+    Parameters
+    ----------
+    experiment : Experiment
+        What the records belong to.
+    samples : sequence of Sample
+        What the captions are of.
+    captions : mapping of str to sequence of str
+        Captions of "greedy", "VCD" and "ICD".
+    seed : int, default 0
+        Of the bootstrap.
+
+    Returns
+    -------
+    list of bool
+        For each record, whether it is confirmed.
+    """
+    verdicts = []
+    for way in ("VCD", "ICD"):
+        gain = captions_gain(samples, captions[way], captions["greedy"], seed)
+        # where no count changes there is no spread to resample, and nothing to judge
+        if gain is None or gain.high == gain.low:
+            continue
+        verdict = experiment.record("HALL-1", gain, "greedy", f"captions, {way}", "fixed")
+        verdicts.append(verdict == "confirmed")
+    return verdicts
 
 
 def best_on_validation(
@@ -583,6 +766,38 @@ def threshold_curve(asked: Quiz, gaps: np.ndarray) -> pd.DataFrame:
     return pd.DataFrame(table)
 
 
+def off_curve(curve: pd.DataFrame, path: pd.DataFrame) -> float:
+    """Return how far a path leaves the curve of thresholds, at most, in precision or recall.
+
+    Parameters
+    ----------
+    curve : pandas.DataFrame
+        From :func:`threshold_curve`.
+    path : pandas.DataFrame
+        Rows of :func:`rates`; those that never say yes do not count.
+
+    Returns
+    -------
+    float
+        The largest distance from the curve at the same yes-ratio.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> from xlvlms_tutorial.tutorials.hallucination import off_curve
+    >>> columns = ["yes_ratio", "precision", "recall"]
+    >>> curve = pd.DataFrame([[0.5, 1.0, 1.0], [1.0, 0.5, 1.0]], columns=columns)
+    >>> off_curve(curve, pd.DataFrame([[0.75, 0.7, 1.0]], columns=columns))
+    0.05
+    """
+    path = path.dropna()
+    distances = [0.0]
+    for name in ("precision", "recall"):
+        expected = np.interp(path["yes_ratio"], curve["yes_ratio"], curve[name])
+        distances += np.abs(path[name] - expected).round(12).tolist()
+    return max(distances)
+
+
 def chair_table(
     samples: Sequence[Sample], captions: Mapping[str, Sequence[str]], seed: int = 0
 ) -> pd.DataFrame:
@@ -708,3 +923,97 @@ def marked_answers(asked: Quiz, rows: Sequence[int], answers: Sequence[str]) -> 
             note = " (wrong: it is there)"
         lines.append(answers[row] + note)
     return lines
+
+
+def at_strengths(
+    asked: Quiz,
+    rows: Sequence[int],
+    logits: Float[Tensor, "n v"],
+    second: Mapping[str, Float[Tensor, "n v"]],
+    vlm: VLM,
+    strengths: Sequence[float],
+    beta: float,
+) -> dict[tuple[str, str], list[str]]:
+    """Collect the answers that a dial shows, by decoding and strength.
+
+    Parameters
+    ----------
+    asked : Quiz
+        The questions.
+    rows : sequence of int
+        Which of them are shown.
+    logits : Tensor
+        Logits (n, v) of the model as it is.
+    second : mapping of str to Tensor
+        Logits (n, v) of the second branch, by decoding.
+    vlm : VLM
+        The model.
+    strengths : sequence of float
+        The strengths.
+    beta : float
+        The plausibility cut.
+
+    Returns
+    -------
+    dict of (str, str) to list of str
+        By decoding and a label of the strength with the share of yes over all questions: the lines
+        of :func:`marked_answers`.
+
+    Examples
+    --------
+    >>> from xlvlms_tutorial.tutorials.hallucination import at_strengths, quiz, read
+    >>> asked = quiz(samples[:1])
+    >>> logits = read(vlm, asked).logits
+    >>> shown = at_strengths(asked, [0], logits, {"VCD": logits}, vlm, [0.0, 1.0], 0.1)
+    >>> [decoding for decoding, _ in shown]
+    ['VCD', 'VCD']
+    """
+    result = {}
+    for way, disturbed in second.items():
+        for alpha in strengths:
+            words = first_words(vlm, contrast(logits, disturbed, alpha, beta))
+            label = f"{alpha:g} (yes to {yes_share(words):.0%})"
+            result[way, label] = marked_answers(asked, rows, words)
+    return result
+
+
+def check_rates(
+    shares: Mapping[str, float],
+    scored: pd.DataFrame,
+    curve: pd.DataFrame,
+    paths: Mapping[str, pd.DataFrame],
+) -> dict[str, bool]:
+    """Check what the chapter says about rates of yes.
+
+    Parameters
+    ----------
+    shares : mapping of str to float
+        The share of yes of each branch alone, with "VCD" and "ICD".
+    scored : pandas.DataFrame
+        As :func:`score_all` gives it.
+    curve : pandas.DataFrame
+        As :func:`threshold_curve` gives it.
+    paths : mapping of str to pandas.DataFrame
+        As the function of this name gives them.
+
+    Returns
+    -------
+    dict of str to bool
+        Statements, and whether they hold.
+    """
+    ratio = scored["yes_ratio"]
+    distances = [off_curve(curve, paths[way]) for way in ("VCD", "ICD")]
+    statements = {
+        "the disturbed copies say no to most questions": max(shares["VCD"], shares["ICD"]) < 0.3,
+        "both decodings say yes more often than greedy decoding": (
+            ratio[["VCD", "ICD"]].min() > ratio["greedy"]
+        ),
+        "contrastive decoding stays near the curve of a bare threshold": max(distances) < 0.05,
+        "mean steering says yes less often than greedy decoding": (
+            ratio["mean steering"] < ratio["greedy"]
+        ),
+        "the best threshold says yes less often than greedy decoding": (
+            ratio["threshold, best"] < ratio["greedy"]
+        ),
+    }
+    return {statement: bool(holds) for statement, holds in statements.items()}
