@@ -20,7 +20,6 @@ BARS = {"words": 2000, "code": 200, "plumbing": 0.3, "functions": 8, "doors": 6}
 OVER = {
     ("alignment", "code"): 244,
     ("grounding", "code"): 207,
-    ("outside", "plumbing"): 0.32,
     ("shift", "code"): 248,
     ("steering-style", "code"): 257,
     ("subnetworks", "code"): 208,
